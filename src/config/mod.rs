@@ -1,0 +1,1 @@
+//! Presets, overrides, the model file.

@@ -1,0 +1,1 @@
+//! Readers of other people's formats; the data set file; the loader.

@@ -1,0 +1,1 @@
+//! Schedules, predictions and losses, samplers, guidance.

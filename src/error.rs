@@ -1,0 +1,93 @@
+//! The one error type. Every message is one line and says the place (op, shapes, device or path) and the mend.
+
+use std::path::{Path, PathBuf};
+
+/// `Result` with the engine's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, in words for the person who must mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Shapes, dtypes or parameters that an op cannot take.
+    #[error("{op}: {message}")]
+    Shape { op: &'static str, message: String },
+
+    /// An op that a device lacks for this dtype or size.
+    #[error("{op} is not supported on {device}: {reason}")]
+    Unsupported { op: &'static str, device: String, reason: String },
+
+    /// A device that is missing or failed. `mend` says what to do.
+    #[error("{device}: {message}; {mend}")]
+    Device { device: String, message: String, mend: String },
+
+    /// More memory asked for than there is.
+    #[error("{device}: out of memory: {needed} bytes needed, {available} bytes available; {mend}")]
+    OutOfMemory { device: String, needed: u64, available: u64, mend: String },
+
+    /// Prebuilt PTX that no longer belongs to its source.
+    #[error(
+        "kernel module {module}: the prebuilt PTX is older than kernels/{module}.cu; \
+         run `cargo run -p prebuild-kernels` or build where nvcc is on the PATH"
+    )]
+    StaleKernel { module: String },
+
+    /// A kernel that could not be launched or failed while it ran.
+    #[error("kernel {kernel}: {message}")]
+    Kernel { kernel: String, message: String },
+
+    /// A file whose bytes are not what they should be: `message` names the offset or field.
+    #[error("{}: {message}; {mend}", path.display())]
+    File { path: PathBuf, message: String, mend: String },
+
+    /// The operating system refused.
+    #[error("{}: cannot {doing}: {source}{}", path.display(), io_mend(source))]
+    Io { path: PathBuf, doing: &'static str, source: std::io::Error },
+
+    /// A configuration key or value: `place` is `file: section.key` or the option's name.
+    #[error("{place}: {message}; {mend}")]
+    Config { place: String, message: String, mend: String },
+
+    /// The user asked to stop; what was saved and how to go on.
+    #[error("interrupted: {message}")]
+    Interrupted { message: String },
+}
+
+impl Error {
+    /// A shape error of `op`.
+    pub fn shape(op: &'static str, message: impl Into<String>) -> Self {
+        Self::Shape { op, message: message.into() }
+    }
+
+    /// A damaged or foreign file.
+    pub fn file(path: impl AsRef<Path>, message: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self::File { path: path.as_ref().to_path_buf(), message: message.into(), mend: mend.into() }
+    }
+
+    /// For `map_err` on an [`std::io::Result`]: `doing` completes "cannot …".
+    pub fn io(path: impl AsRef<Path>, doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { path, doing, source }
+    }
+
+    /// A bad configuration value or command-line option.
+    pub fn config(place: impl Into<String>, message: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self::Config { place: place.into(), message: message.into(), mend: mend.into() }
+    }
+
+    /// A device that is missing or failed.
+    pub fn device(device: impl Into<String>, message: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self::Device { device: device.into(), message: message.into(), mend: mend.into() }
+    }
+}
+
+/// What to do about the operating system's commoner refusals.
+fn io_mend(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match source.kind() {
+        ErrorKind::NotFound => "; check the path",
+        ErrorKind::PermissionDenied => "; check its permissions or name another place",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space or name another disk with --out",
+        _ => "",
+    }
+}

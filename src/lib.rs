@@ -1,0 +1,23 @@
+//! `engine`: a hand-written CUDA kernel engine that trains, samples and judges small diffusion models.
+//!
+//! Imports run downwards only:
+//! `cli → train → eval → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
+//! `data → tensor`; `picture → error`.
+
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod device;
+pub mod diffusion;
+pub mod error;
+pub mod eval;
+pub mod models;
+pub mod nn;
+pub mod ops;
+pub mod picture;
+pub mod rng;
+pub mod tape;
+pub mod tensor;
+pub mod train;
+
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! The `engine` binary: everything is in the library, `main` only calls `cli`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Records ops and replays them backwards.

@@ -1,0 +1,1 @@
+//! Dtypes, shapes, storage, tensors; programs and the arena.

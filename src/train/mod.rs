@@ -1,0 +1,1 @@
+//! The loop, optimizer, EMA, checkpoints, logs.

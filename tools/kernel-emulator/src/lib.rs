@@ -1,0 +1,1 @@
+//! Compiles `kernels/*.cu` for the host and checks them thread by thread.

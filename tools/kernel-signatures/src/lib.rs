@@ -1,0 +1,1 @@
+//! Reads kernel signatures from `kernels/*.cu` and writes the typed Rust launches.

