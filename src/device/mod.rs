@@ -1,1 +1,220 @@
-//! What runs kernels: the `Accelerator` seam, the CUDA driver, the emulator's adapter.
+//! What runs kernels.
+//!
+//! [`Accelerator`] is the one seam between the ops and whatever executes kernels: the CUDA driver ([`cuda`]) or the
+//! emulator ([`emulator`]). An op never sees which. Kernels are started through generated, typed launches
+//! ([`launches`]): a struct per kernel with named fields, so that two buffers of one type cannot be swapped unseen.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::error::Result;
+
+/// A kernel entry point, as `build.rs` found it in `kernels/*.cu`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// The `extern "C"` name, for example `layer_norm_fwd_f32`.
+    pub name: &'static str,
+    /// The source file's stem, for example `layer_norm`: one module per `.cu`, loaded on first need.
+    pub module: &'static str,
+    /// From `__launch_bounds__`: the most threads a block may have.
+    pub max_threads: u32,
+}
+
+/// Grid and block sizes, and dynamic shared memory in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchConfig {
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block in bytes.
+    pub shared_bytes: u32,
+}
+
+impl LaunchConfig {
+    /// A one-dimensional launch without dynamic shared memory.
+    pub fn linear(blocks: u32, threads: u32) -> Self {
+        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }
+    }
+
+    /// One thread per element, `threads` a block.
+    pub fn elements(count: usize, threads: u32) -> Self {
+        Self::linear(count.div_ceil(threads as usize).max(1) as u32, threads)
+    }
+
+    /// The same launch with `bytes` of dynamic shared memory.
+    pub fn with_shared(mut self, bytes: u32) -> Self {
+        self.shared_bytes = bytes;
+        self
+    }
+}
+
+/// A kernel argument with what a checker must know of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum KernelArgument {
+    /// A tensor: its exact extent, and whether the kernel may write to it (a pointer that is not to `const`).
+    Buffer {
+        /// Device address of the first byte.
+        address: u64,
+        /// Extent in bytes.
+        bytes: usize,
+        /// False for a pointer to `const`.
+        writable: bool,
+    },
+    /// `i32`
+    I32(i32),
+    /// `u32`
+    U32(u32),
+    /// `u64`
+    U64(u64),
+    /// `f32`
+    F32(f32),
+}
+
+/// A captured sequence of launches, owned by the accelerator that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphId(pub u64);
+
+/// A device that runs kernels: memory, copies, launches, capture and replay.
+///
+/// All work is ordered as it was submitted. Addresses are the device's own; arithmetic on them within an allocation is
+/// allowed.
+pub trait Accelerator: fmt::Debug + Send + Sync {
+    /// For people: `NVIDIA H100 (cuda:0)`, `emulator`.
+    fn name(&self) -> String;
+
+    /// Streaming multiprocessors (for launch configurations; never for the order of sums).
+    fn multiprocessors(&self) -> u32;
+
+    /// Free and total memory in bytes.
+    fn memory(&self) -> Result<(u64, u64)>;
+
+    /// Allocates `bytes`, aligned to 256 bytes. Contents are undefined.
+    fn allocate(&self, bytes: usize) -> Result<u64>;
+
+    /// Gives an allocation back.
+    ///
+    /// # Safety
+    /// `address` came from [`Accelerator::allocate`] of this accelerator and nothing uses it any more.
+    unsafe fn release(&self, address: u64);
+
+    /// Copies host bytes to the device and waits. Refused during capture.
+    ///
+    /// # Safety
+    /// `address .. address + source.len()` lies in one live allocation.
+    unsafe fn upload(&self, source: &[u8], address: u64) -> Result<()>;
+
+    /// Copies device bytes to the host and waits for all work before it. Refused during capture.
+    ///
+    /// # Safety
+    /// `address .. address + destination.len()` lies in one live allocation.
+    unsafe fn download(&self, address: u64, destination: &mut [u8]) -> Result<()>;
+
+    /// Copies within the device; may be captured.
+    ///
+    /// # Safety
+    /// Both ranges lie in live allocations and do not overlap.
+    unsafe fn copy(&self, source: u64, destination: u64, bytes: usize) -> Result<()>;
+
+    /// Sets bytes to zero; may be captured.
+    ///
+    /// # Safety
+    /// The range lies in one live allocation.
+    unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()>;
+
+    /// Submits a kernel. Called by the generated launches only.
+    ///
+    /// # Safety
+    /// The arguments match the kernel's signature and the buffers are live.
+    unsafe fn launch(&self, kernel: &'static Kernel, config: LaunchConfig, arguments: &[KernelArgument]) -> Result<()>;
+
+    /// Loads the module of every kernel in `modules`, so that a capture need not.
+    fn preload(&self, modules: &[&'static str]) -> Result<()>;
+
+    /// From here on launches, copies and zeroings are recorded, not executed.
+    fn begin_capture(&self) -> Result<()>;
+
+    /// Ends the recording. On error nothing stays captured.
+    fn end_capture(&self) -> Result<GraphId>;
+
+    /// Submits a recorded sequence.
+    ///
+    /// # Safety
+    /// Every buffer that the sequence uses is still live.
+    unsafe fn replay(&self, graph: GraphId) -> Result<()>;
+
+    /// Drops a recorded sequence.
+    fn forget(&self, graph: GraphId);
+
+    /// Waits for all submitted work; reports what failed in it.
+    fn synchronize(&self) -> Result<()>;
+}
+
+/// An element type that kernels take by pointer.
+pub trait KernelScalar: Copy + 'static {}
+impl KernelScalar for f32 {}
+impl KernelScalar for half::bf16 {}
+impl KernelScalar for u8 {}
+impl KernelScalar for u16 {}
+impl KernelScalar for i32 {}
+impl KernelScalar for u32 {}
+
+/// The storage types that kernels are compiled for: a family `name_f32`, `name_bf16` becomes one launch generic over
+/// this.
+pub trait KernelFloat: KernelScalar {
+    /// Picks this type's entry of a family.
+    fn pick(f32: &'static Kernel, bf16: &'static Kernel) -> &'static Kernel;
+}
+impl KernelFloat for f32 {
+    fn pick(f32: &'static Kernel, _bf16: &'static Kernel) -> &'static Kernel {
+        f32
+    }
+}
+impl KernelFloat for half::bf16 {
+    fn pick(_f32: &'static Kernel, bf16: &'static Kernel) -> &'static Kernel {
+        bf16
+    }
+}
+
+/// A device buffer that a kernel reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a, T> {
+    address: u64,
+    len: usize,
+    borrow: PhantomData<&'a T>,
+}
+
+/// A device buffer that a kernel writes (and may read).
+#[derive(Debug)]
+pub struct SliceMut<'a, T> {
+    address: u64,
+    len: usize,
+    borrow: PhantomData<&'a mut T>,
+}
+
+impl<T: KernelScalar> Slice<'_, T> {
+    /// # Safety
+    /// `address` is the device address of `len` live elements of type `T` for the lifetime of the slice.
+    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
+        Self { address, len, borrow: PhantomData }
+    }
+
+    /// As a kernel argument.
+    pub fn argument(&self) -> KernelArgument {
+        KernelArgument::Buffer { address: self.address, bytes: self.len * size_of::<T>(), writable: false }
+    }
+}
+
+impl<T: KernelScalar> SliceMut<'_, T> {
+    /// # Safety
+    /// `address` is the device address of `len` live elements of type `T` for the lifetime of the slice, and no other
+    /// slice is written through at the same time.
+    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
+        Self { address, len, borrow: PhantomData }
+    }
+
+    /// As a kernel argument.
+    pub fn argument(&self) -> KernelArgument {
+        KernelArgument::Buffer { address: self.address, bytes: self.len * size_of::<T>(), writable: true }
+    }
+}
