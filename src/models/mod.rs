@@ -1,1 +1,6 @@
 //! One file per model.
+
+mod config;
+pub mod dit;
+
+pub use config::ModelConfig;

@@ -1,0 +1,187 @@
+//! The sizes and options of a diffusion transformer.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How time and class reach the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Conditioning {
+    /// One more token before the patches, which they attend to.
+    Token,
+    /// Shift, scale and gate of every block computed from time and class, gates zero at the start (Peebles & Xie 2023,
+    /// "Scalable Diffusion Models with Transformers").
+    AdalnZero,
+}
+
+/// The `model` section of `kind: dit`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DitConfig {
+    /// Height and width of the images, in pixels.
+    pub image_size: usize,
+    /// Colour channels: 1 (grey) or 3 (RGB).
+    pub image_channels: usize,
+    /// Height and width of a patch, in pixels; divides `image_size`.
+    pub patch_size: usize,
+    /// Width of a token.
+    pub hidden_dim: usize,
+    /// Number of transformer blocks.
+    pub depth: usize,
+    /// Number of query heads; divides `hidden_dim`.
+    pub num_heads: usize,
+    /// Number of key and value heads, each shared by `num_heads / num_kv_heads` query heads (Ainslie et al. 2023,
+    /// "GQA"); divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Width of a block's MLP in multiples of `hidden_dim`.
+    pub mlp_ratio: usize,
+    /// How time and class reach the blocks.
+    pub conditioning: Conditioning,
+    /// Normalise queries and keys per head before their product.
+    pub qk_norm: bool,
+    /// Width of the sinusoidal time embedding; even.
+    pub time_embedding_dim: usize,
+    /// Hidden width of the two MLPs that bring time and class to `hidden_dim`.
+    pub condition_hidden_dim: usize,
+    /// Width of the class embedding.
+    pub class_embedding_dim: usize,
+    /// Number of classes, the null label not counted.
+    pub num_classes: usize,
+    /// One more label, `num_classes`, that stands for "no class": what classifier-free guidance needs.
+    pub null_label: bool,
+}
+
+impl Default for DitConfig {
+    fn default() -> Self {
+        Self {
+            image_size: 32,
+            image_channels: 3,
+            patch_size: 4,
+            hidden_dim: 384,
+            depth: 12,
+            num_heads: 8,
+            num_kv_heads: 2,
+            mlp_ratio: 4,
+            conditioning: Conditioning::Token,
+            qk_norm: false,
+            time_embedding_dim: 128,
+            condition_hidden_dim: 400,
+            class_embedding_dim: 128,
+            num_classes: 10,
+            null_label: true,
+        }
+    }
+}
+
+impl DitConfig {
+    /// Number of patches an image is cut into.
+    pub fn num_patches(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Sequence length: the patches and, under [`Conditioning::Token`], the conditioning token.
+    pub fn num_tokens(&self) -> usize {
+        self.num_patches() + usize::from(self.conditioning == Conditioning::Token)
+    }
+
+    /// Values in a patch: `patch_size` × `patch_size` × `image_channels`.
+    pub fn patch_dim(&self) -> usize {
+        self.patch_size * self.patch_size * self.image_channels
+    }
+
+    /// Width of one head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_dim / self.num_heads
+    }
+
+    /// Rows of the class embedding: the classes and, where there is one, the null label.
+    pub fn num_labels(&self) -> usize {
+        self.num_classes + usize::from(self.null_label)
+    }
+
+    /// Refuses sizes of which no network can be built. The methods above do not divide by zero after this.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key and the mend.
+    pub fn validate(&self) -> Result<()> {
+        let limits = [
+            ("image_size", self.image_size, 1024),
+            ("image_channels", self.image_channels, 4),
+            ("patch_size", self.patch_size, 1024),
+            ("hidden_dim", self.hidden_dim, 65_536),
+            ("depth", self.depth, 1024),
+            ("num_heads", self.num_heads, 1024),
+            ("num_kv_heads", self.num_kv_heads, 1024),
+            ("mlp_ratio", self.mlp_ratio, 64),
+            ("time_embedding_dim", self.time_embedding_dim, 65_536),
+            ("condition_hidden_dim", self.condition_hidden_dim, 65_536),
+            ("class_embedding_dim", self.class_embedding_dim, 65_536),
+            ("num_classes", self.num_classes, 65_535),
+        ];
+        for (key, value, most) in limits {
+            if !(1..=most).contains(&value) {
+                let message = format!("{value} is outside 1…{most}");
+                return Err(Error::config(format!("model.{key}"), message, "give a value in that range"));
+            }
+        }
+        if !matches!(self.image_channels, 1 | 3) {
+            let message = format!("{} colour channels", self.image_channels);
+            return Err(Error::config("model.image_channels", message, "give 1 for grey or 3 for RGB"));
+        }
+        divides("patch_size", self.patch_size, "image_size", self.image_size)?;
+        divides("num_heads", self.num_heads, "hidden_dim", self.hidden_dim)?;
+        divides("num_kv_heads", self.num_kv_heads, "num_heads", self.num_heads)?;
+        if !self.time_embedding_dim.is_multiple_of(2) {
+            let message = format!("{} is odd, but sines and cosines come in pairs", self.time_embedding_dim);
+            return Err(Error::config("model.time_embedding_dim", message, "give an even width"));
+        }
+        Ok(())
+    }
+}
+
+/// `divisor` must divide `whole`; the mend lists the divisors next to it.
+fn divides(key: &str, divisor: usize, whole_key: &str, whole: usize) -> Result<()> {
+    if whole.is_multiple_of(divisor) {
+        return Ok(());
+    }
+    let below = (1..divisor.min(whole)).rev().find(|d| whole.is_multiple_of(*d)).unwrap_or(1);
+    let above = (divisor + 1..=whole).find(|d| whole.is_multiple_of(*d));
+    let mend = match above {
+        Some(above) => format!("give {below} or {above}, or change model.{whole_key}"),
+        None => format!("give {below}, or change model.{whole_key}"),
+    };
+    Err(Error::config(format!("model.{key}"), format!("{divisor} does not divide model.{whole_key} = {whole}"), mend))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_is_the_cifar_transformer() {
+        let config = DitConfig::default();
+        config.validate().unwrap();
+        assert_eq!((config.num_patches(), config.num_tokens(), config.patch_dim()), (64, 65, 48));
+        assert_eq!((config.head_dim(), config.num_labels()), (48, 11));
+    }
+
+    #[test]
+    fn each_bad_size_names_its_key_and_a_mend() {
+        let base = DitConfig::default;
+        let cases: [(&str, &str, DitConfig); 8] = [
+            ("model.image_size", "1…1024", DitConfig { image_size: 0, ..base() }),
+            ("model.image_channels", "1 for grey", DitConfig { image_channels: 2, ..base() }),
+            ("model.patch_size", "give 4 or 8", DitConfig { patch_size: 5, ..base() }),
+            ("model.num_heads", "give 6 or 8", DitConfig { num_heads: 7, ..base() }),
+            ("model.num_kv_heads", "give 2 or 4", DitConfig { num_kv_heads: 3, ..base() }),
+            ("model.num_kv_heads", "give 4, or", DitConfig { num_kv_heads: 16, ..base() }),
+            ("model.time_embedding_dim", "even", DitConfig { time_embedding_dim: 127, ..base() }),
+            ("model.num_classes", "65535", DitConfig { num_classes: usize::MAX, ..base() }),
+        ];
+        for (key, mend, config) in cases {
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.starts_with(key) && message.contains(mend), "{message}");
+        }
+    }
+}
