@@ -1,0 +1,549 @@
+//! Samplers as plans: every decision is made beforehand, so that a device runs a stage without asking the host.
+//!
+//! A [`Plan`] is a list of [`Stage`]s. A stage is one evaluation of the network and one update of the state, elementwise
+//! and linear but for the clamp, with plain numbers for coefficients. With the state x, the network's output `pred`
+//! (under guidance `uncond + guidance·(cond - uncond)`), fresh standard normal noise z, and the buffers `saved_state` and
+//! `saved`, in this order:
+//!
+//! ```text
+//! raw   = x0_x·x + x0_pred·pred
+//! x0    = clamp(raw, -clip, clip)
+//! eps   = eps_x·x + eps_pred·pred + eps_clip·(x0 - raw)
+//! base  = BASE_IS_SAVED ? saved_state : x
+//! next  = next_base·base + next_x0·x0 + next_eps·eps + (USES_SAVED ? next_saved·saved : 0) + (NEEDS_NOISE ? next_noise·z : 0)
+//! SAVES_STATE ? saved_state = x
+//! SAVES       ? saved = save_x0·x0 + save_eps·eps
+//! x     = next
+//! ```
+//!
+//! `eps_clip` = -a/s keeps (x0, eps) a decomposition of x where the clamp acts, as in Ho et al. 2020 (and in diffusers
+//! with `use_clipped_model_output`). The state starts as standard normal noise.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::schedule::Inverse;
+use super::{Level, NoiseSchedule, Prediction, SamplerKind, SamplingConfig};
+use crate::{Error, Result};
+
+/// Pixels, and so x_0, lie in [-1, 1].
+const PIXEL_BOUND: f64 = 1.0;
+
+/// Heun corrects a step only where σ falls by at most this factor (and always under `flow`).
+///
+/// The trapezoid in σ multiplies any difference between the two derivatives by (σ - σ')/2. From the end of the cosine
+/// schedule (σ = 2e4) to the next level of a 20-step plan (σ' = 13) the state would be thrown far outside σ'; a plain
+/// step, which ends at exactly σ', is better there, as it is in the last step, to σ' = 0.
+const HEUN_MAX_SIGMA_RATIO: f64 = 20.0;
+
+/// The variance of the noise that a DDPM step adds (Ho et al. 2020, section 3.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Variance {
+    /// "Fixed small": the posterior variance β̃, optimal for data in one point; few steps need it.
+    #[default]
+    Posterior,
+    /// "Fixed large": the forward process's β, optimal for normally distributed data; for many steps.
+    Forward,
+}
+
+/// One evaluation of the network and the update that follows it; the module's text says what each number does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    /// The sampling step that this stage belongs to, from 0; Heun's corrected steps have two stages.
+    pub step: usize,
+    /// The diffusion time at which the network is evaluated.
+    pub time: f64,
+    /// What the network is told of the time.
+    pub time_input: f64,
+    /// The noise level of the state that the network sees.
+    pub level: Level,
+    /// (x_0, ε) from the state and the prediction.
+    pub inverse: Inverse,
+    /// The clamp of x_0; infinite for none.
+    pub clip: f64,
+    /// Guidance scale; 1 needs no unconditional evaluation.
+    pub guidance: f64,
+    /// Whether the base is the saved state instead of the current one.
+    pub base_is_saved: bool,
+    /// Weight of the base in the next state.
+    pub next_base: f64,
+    /// Weight of x_0 in the next state.
+    pub next_x0: f64,
+    /// Weight of ε in the next state.
+    pub next_eps: f64,
+    /// Weight of the saved combination in the next state, if it is used.
+    pub next_saved: Option<f64>,
+    /// Standard deviation of the fresh noise in the next state; 0 draws none.
+    pub next_noise: f64,
+    /// Whether the current state is saved.
+    pub saves_state: bool,
+    /// The combination `(weight of x_0, weight of ε)` that is saved after the saved one was used.
+    pub saves: Option<(f64, f64)>,
+}
+
+/// A [`Stage`] as a device reads it: 64 bytes, all f32 but the flags.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct StageCoefficients {
+    /// What the network is told of the time.
+    pub time_input: f32,
+    /// Guidance scale.
+    pub guidance: f32,
+    /// Weight of the state in x_0.
+    pub x0_x: f32,
+    /// Weight of the prediction in x_0.
+    pub x0_pred: f32,
+    /// Weight of the state in ε.
+    pub eps_x: f32,
+    /// Weight of the prediction in ε.
+    pub eps_pred: f32,
+    /// Weight in ε of what the clamp changed in x_0.
+    pub eps_clip: f32,
+    /// The clamp of x_0; infinite for none.
+    pub clip: f32,
+    /// Weight of the base in the next state.
+    pub next_base: f32,
+    /// Weight of x_0 in the next state.
+    pub next_x0: f32,
+    /// Weight of ε in the next state.
+    pub next_eps: f32,
+    /// Weight of the saved combination in the next state.
+    pub next_saved: f32,
+    /// Standard deviation of the fresh noise in the next state.
+    pub next_noise: f32,
+    /// Weight of x_0 in the combination to save.
+    pub save_x0: f32,
+    /// Weight of ε in the combination to save.
+    pub save_eps: f32,
+    /// The bits below.
+    pub flags: u32,
+}
+
+impl StageCoefficients {
+    /// The base is the saved state.
+    pub const BASE_IS_SAVED: u32 = 1;
+    /// The saved combination is read.
+    pub const USES_SAVED: u32 = 2;
+    /// Fresh noise is drawn.
+    pub const NEEDS_NOISE: u32 = 4;
+    /// The state is saved.
+    pub const SAVES_STATE: u32 = 8;
+    /// A combination is saved.
+    pub const SAVES: u32 = 16;
+}
+
+impl Stage {
+    /// A stage that adds up to nothing yet.
+    fn new(
+        noise: &NoiseSchedule,
+        prediction: Prediction,
+        sampling: &SamplingConfig,
+        step: usize,
+        time: f64,
+    ) -> Result<Self> {
+        let level = noise.level(time);
+        let inverse = level.invert(prediction).ok_or_else(|| {
+            let message = format!("{prediction:?} cannot be predicted from pure noise (time {time})");
+            Error::config("diffusion.prediction", message, "predict x0, v or flow")
+        })?;
+        Ok(Self {
+            step,
+            time,
+            time_input: noise.time_input(time),
+            level,
+            inverse,
+            clip: if sampling.clip_x0 { PIXEL_BOUND } else { f64::INFINITY },
+            guidance: sampling.guidance,
+            base_is_saved: false,
+            next_base: 0.0,
+            next_x0: 0.0,
+            next_eps: 0.0,
+            next_saved: None,
+            next_noise: 0.0,
+            saves_state: false,
+            saves: None,
+        })
+    }
+
+    /// ε's share of a change of x_0 at a fixed state.
+    fn eps_clip(&self) -> f64 {
+        -self.level.a / self.level.s
+    }
+
+    /// The stage as a device reads it.
+    pub fn coefficients(&self) -> StageCoefficients {
+        type C = StageCoefficients;
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        let (save_x0, save_eps) = self.saves.unwrap_or_default();
+        StageCoefficients {
+            time_input: self.time_input as f32,
+            guidance: self.guidance as f32,
+            x0_x: self.inverse.x0_x as f32,
+            x0_pred: self.inverse.x0_pred as f32,
+            eps_x: self.inverse.eps_x as f32,
+            eps_pred: self.inverse.eps_pred as f32,
+            eps_clip: self.eps_clip() as f32,
+            clip: self.clip as f32,
+            next_base: self.next_base as f32,
+            next_x0: self.next_x0 as f32,
+            next_eps: self.next_eps as f32,
+            next_saved: self.next_saved.unwrap_or_default() as f32,
+            next_noise: self.next_noise as f32,
+            save_x0: save_x0 as f32,
+            save_eps: save_eps as f32,
+            flags: flag(self.base_is_saved, C::BASE_IS_SAVED)
+                | flag(self.next_saved.is_some(), C::USES_SAVED)
+                | flag(self.next_noise != 0.0, C::NEEDS_NOISE)
+                | flag(self.saves_state, C::SAVES_STATE)
+                | flag(self.saves.is_some(), C::SAVES),
+        }
+    }
+
+    /// Whether the network is evaluated without its label too.
+    pub fn is_guided(&self) -> bool {
+        self.guidance != 1.0
+    }
+}
+
+/// What a sampler does, stage by stage.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    stages: Vec<Stage>,
+    steps: usize,
+}
+
+impl Plan {
+    /// The plan of a configuration on the schedule's default times ([`NoiseSchedule::times`]), DDPM with
+    /// [`Variance::Posterior`].
+    ///
+    /// # Errors
+    /// [`Error::Config`] for values that [`SamplingConfig::validate`] refuses.
+    pub fn new(noise: &NoiseSchedule, prediction: Prediction, sampling: &SamplingConfig) -> Result<Self> {
+        sampling.validate(noise.num_steps())?;
+        let times = noise.times(sampling.num_steps);
+        Self::with_times(noise, prediction, sampling, Variance::default(), &times)
+    }
+
+    /// The plan on the given falling times, one a step (`sampling.num_steps` is not used); after the last comes the
+    /// clean image. Skipped timesteps make larger steps (Nichol & Dhariwal 2021, section 4).
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there are no times, if they do not fall, or if the schedule or the prediction has no
+    /// (x_0, ε) at one of them.
+    pub fn with_times(
+        noise: &NoiseSchedule,
+        prediction: Prediction,
+        sampling: &SamplingConfig,
+        variance: Variance,
+        times: &[f64],
+    ) -> Result<Self> {
+        check_times(noise, times)?;
+        let mut stages = Vec::with_capacity(2 * times.len());
+        for (step, &time) in times.iter().enumerate() {
+            let mut stage = Stage::new(noise, prediction, sampling, step, time)?;
+            let next_time = times.get(step + 1).copied();
+            let next = next_time.map_or(Level::CLEAN, |time| noise.level(time));
+            match sampling.sampler {
+                SamplerKind::Ddpm => {
+                    ancestral(&mut stage, next, 1.0);
+                    if variance == Variance::Forward && next_time.is_some() {
+                        let forward = stage.level.a / next.a;
+                        stage.next_noise = (stage.level.s.powi(2) - (forward * next.s).powi(2)).sqrt();
+                    }
+                }
+                SamplerKind::Ddim => ancestral(&mut stage, next, sampling.eta),
+                SamplerKind::Heun => {
+                    ancestral(&mut stage, next, 0.0);
+                    let ratio = stage.level.sigma() / next.sigma();
+                    let correctable = noise.is_continuous() || ratio <= HEUN_MAX_SIGMA_RATIO;
+                    if let Some(next_time) = next_time.filter(|_| correctable) {
+                        let corrector = Stage::new(noise, prediction, sampling, step, next_time)?;
+                        let corrector = heun(&mut stage, corrector, noise.is_continuous());
+                        stages.push(std::mem::replace(&mut stage, corrector));
+                    }
+                }
+            }
+            stages.push(stage);
+        }
+        Ok(Self { stages, steps: times.len() })
+    }
+
+    /// The stages in order.
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// The number of sampling steps.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Whether any stage reads or writes `saved_state` or `saved`.
+    pub fn needs_saved_buffers(&self) -> bool {
+        self.stages.iter().any(|stage| stage.saves_state || stage.saves.is_some())
+    }
+
+    /// Whether any stage evaluates the network without its label too.
+    pub fn is_guided(&self) -> bool {
+        self.stages.iter().any(Stage::is_guided)
+    }
+
+    /// The stages as a device reads them.
+    pub fn coefficients(&self) -> Vec<StageCoefficients> {
+        self.stages.iter().map(Stage::coefficients).collect()
+    }
+
+    /// Runs the plan in f64 on the host: the reference of every device.
+    ///
+    /// `x` is standard normal noise at first and the image at last. `model(x, time_input, conditional, pred)` writes the
+    /// network's output, and is asked with `conditional = false` too where a stage is guided. `noise(stage, z)` writes
+    /// the standard normal noise of a stage, by its place in [`Plan::stages`].
+    pub fn run_host(
+        &self,
+        x: &mut [f64],
+        mut model: impl FnMut(&[f64], f64, bool, &mut [f64]),
+        mut noise: impl FnMut(usize, &mut [f64]),
+    ) {
+        let zeros = || vec![0.0; x.len()];
+        let (mut pred, mut uncond, mut z, mut saved_state, mut saved) = (zeros(), zeros(), zeros(), zeros(), zeros());
+        for (index, stage) in self.stages.iter().enumerate() {
+            model(x, stage.time_input, true, &mut pred);
+            if stage.is_guided() {
+                model(x, stage.time_input, false, &mut uncond);
+                for (pred, uncond) in pred.iter_mut().zip(&uncond) {
+                    *pred = uncond + stage.guidance * (*pred - uncond);
+                }
+            }
+            if stage.next_noise != 0.0 {
+                noise(index, &mut z);
+            }
+            let (inverse, eps_clip) = (stage.inverse, stage.eps_clip());
+            for (i, x) in x.iter_mut().enumerate() {
+                let raw = inverse.x0_x * *x + inverse.x0_pred * pred[i];
+                let x0 = raw.clamp(-stage.clip, stage.clip);
+                let eps = inverse.eps_x * *x + inverse.eps_pred * pred[i] + eps_clip * (x0 - raw);
+                let base = if stage.base_is_saved { saved_state[i] } else { *x };
+                let mut next = stage.next_base * base + stage.next_x0 * x0 + stage.next_eps * eps;
+                if let Some(weight) = stage.next_saved {
+                    next += weight * saved[i];
+                }
+                if stage.next_noise != 0.0 {
+                    next += stage.next_noise * z[i];
+                }
+                if stage.saves_state {
+                    saved_state[i] = *x;
+                }
+                if let Some((of_x0, of_eps)) = stage.saves {
+                    saved[i] = of_x0 * x0 + of_eps * eps;
+                }
+                *x = next;
+            }
+        }
+    }
+}
+
+/// Refuses times that are no plan.
+fn check_times(noise: &NoiseSchedule, times: &[f64]) -> Result<()> {
+    let last = if noise.is_continuous() {
+        "0…1".to_owned()
+    } else {
+        format!("whole numbers in 0…{}", noise.num_steps() - 1)
+    };
+    let mend = || format!("give falling times, {last}");
+    if times.is_empty() {
+        return Err(Error::config("sampling timesteps", "there are none", mend()));
+    }
+    if let Some(time) = times.iter().find(|&&time| !noise.has(time) || noise.level(time).s == 0.0) {
+        return Err(Error::config("sampling timesteps", format!("{time} is not a noise level"), mend()));
+    }
+    if let Some(pair) = times.windows(2).find(|pair| pair[0] <= pair[1]) {
+        return Err(Error::config("sampling timesteps", format!("{} is followed by {}", pair[0], pair[1]), mend()));
+    }
+    Ok(())
+}
+
+/// Song et al. 2020, "Denoising Diffusion Implicit Models", equation (12), for any (a, s): η = 0 is DDIM, 1 is DDPM.
+///
+/// x_0/a + σ·ε is a process whose noise only grows, so its posterior is known in (a, s) alone: with ρ = σ'/σ the noise
+/// added anew has variance s'²·(1 - ρ²), which is β̃ where a² + s² = 1.
+fn ancestral(stage: &mut Stage, next: Level, eta: f64) {
+    let rho = (next.s * stage.level.a) / (next.a * stage.level.s);
+    let fresh = eta * (1.0 - rho * rho).sqrt();
+    stage.next_x0 = next.a;
+    stage.next_eps = next.s * (1.0 - fresh * fresh).sqrt();
+    stage.next_noise = next.s * fresh;
+}
+
+/// Heun's corrector for `predictor`, a step to the corrector's level (Karras et al. 2022, "Elucidating the Design Space
+/// of Diffusion-Based Generative Models", algorithm 1): the same step again with the mean of both ends' derivatives.
+///
+/// The equation is solved in σ for x/a, whose derivative is ε, or under flow in t for x, whose derivative is ε - x_0.
+fn heun(predictor: &mut Stage, mut corrector: Stage, flow: bool) -> Stage {
+    let (from, to) = (predictor.level, corrector.level);
+    let (base, half, derivative) = if flow {
+        (1.0, 0.5 * (to.s - from.s), (-1.0, 1.0))
+    } else {
+        (to.a / from.a, 0.5 * (to.s - to.a * from.sigma()), (0.0, 1.0))
+    };
+    predictor.saves_state = true;
+    predictor.saves = Some(derivative);
+    corrector.base_is_saved = true;
+    corrector.next_base = base;
+    corrector.next_x0 = half * derivative.0;
+    corrector.next_eps = half * derivative.1;
+    corrector.next_saved = Some(half);
+    corrector
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::{DiffusionConfig, Schedule};
+
+    /// Data distributed as N(MEAN, SPREAD²), for which everything is known.
+    const MEAN: f64 = 0.3;
+    const SPREAD: f64 = 0.4;
+
+    fn schedule(schedule: Schedule) -> NoiseSchedule {
+        let prediction = if schedule == Schedule::Flow { Prediction::Flow } else { Prediction::Epsilon };
+        NoiseSchedule::new(&DiffusionConfig { schedule, prediction, ..DiffusionConfig::default() }).unwrap()
+    }
+
+    fn sampling(sampler: SamplerKind, num_steps: usize) -> SamplingConfig {
+        SamplingConfig { sampler, num_steps, clip_x0: false, guidance: 1.0, ..SamplingConfig::default() }
+    }
+
+    /// Runs a plan with the exact predictor of the normally distributed data.
+    fn run_exact(noise: &NoiseSchedule, prediction: Prediction, plan: &Plan, x: f64, z: impl Fn(usize) -> f64) -> f64 {
+        let mut state = [x];
+        let model = |x: &[f64], time_input: f64, _: bool, pred: &mut [f64]| {
+            let time = if noise.is_continuous() { time_input / super::super::FLOW_TIME_SCALE } else { time_input };
+            let level = noise.level(time);
+            let variance = (level.a * SPREAD).powi(2) + level.s.powi(2);
+            let surprise = x[0] - level.a * MEAN;
+            let (x0, eps) = (MEAN + level.a * SPREAD.powi(2) / variance * surprise, level.s / variance * surprise);
+            let (c_x, c_n) = level.target(prediction);
+            pred[0] = c_x * x0 + c_n * eps;
+        };
+        plan.run_host(&mut state, model, |stage, noise| noise[0] = z(stage));
+        state[0]
+    }
+
+    /// Where the probability-flow equation takes `x` from the noisiest level: quantiles stay quantiles.
+    fn exact(noise: &NoiseSchedule, x: f64) -> f64 {
+        let level = noise.level(noise.times(1)[0]);
+        let deviation = ((level.a * SPREAD).powi(2) + level.s.powi(2)).sqrt();
+        MEAN + SPREAD * (x - level.a * MEAN) / deviation
+    }
+
+    fn error(noise: &NoiseSchedule, prediction: Prediction, sampler: SamplerKind, steps: usize) -> f64 {
+        let plan = Plan::new(noise, prediction, &sampling(sampler, steps)).unwrap();
+        (run_exact(noise, prediction, &plan, 1.2, |_| 0.0) - exact(noise, 1.2)).abs()
+    }
+
+    #[test]
+    fn ddim_is_first_order_and_heun_second() {
+        let flow = schedule(Schedule::Flow);
+        for prediction in [Prediction::Flow, Prediction::X0, Prediction::V] {
+            for (sampler, order) in [(SamplerKind::Ddim, 1.0), (SamplerKind::Heun, 2.0)] {
+                let errors = [50, 100, 200].map(|steps| error(&flow, prediction, sampler, steps));
+                for pair in errors.windows(2) {
+                    let measured = (pair[0] / pair[1]).log2();
+                    assert!((measured - order).abs() < 0.15, "{sampler} {prediction:?}: {errors:?}, order {measured}");
+                }
+            }
+        }
+        for kind in [Schedule::Linear, Schedule::Cosine] {
+            let noise = schedule(kind);
+            for prediction in [Prediction::Epsilon, Prediction::X0, Prediction::V] {
+                let ddim = error(&noise, prediction, SamplerKind::Ddim, 100);
+                let heun = error(&noise, prediction, SamplerKind::Heun, 50);
+                // Both share the last, plain step, so that the order cannot show here.
+                assert!(heun < 0.5 * ddim && ddim < 0.02, "{kind:?} {prediction:?}: {heun} and {ddim}");
+            }
+        }
+    }
+
+    #[test]
+    fn ancestral_steps_end_with_the_spread_of_the_data() {
+        for kind in [Schedule::Linear, Schedule::Cosine, Schedule::Flow] {
+            let noise = schedule(kind);
+            let prediction = if kind == Schedule::Flow { Prediction::Flow } else { Prediction::V };
+            let plan = Plan::new(&noise, prediction, &sampling(SamplerKind::Ddpm, 1000)).unwrap();
+            // The plan is affine in its noises, so variances add up.
+            let still = run_exact(&noise, prediction, &plan, 0.0, |_| 0.0);
+            let of_start = run_exact(&noise, prediction, &plan, 1.0, |_| 0.0) - still;
+            let of_stages = (0..plan.stages().len()).map(|stage| {
+                (run_exact(&noise, prediction, &plan, 0.0, |other| f64::from(u8::from(other == stage))) - still).powi(2)
+            });
+            let spread = (of_start.powi(2) + of_stages.sum::<f64>()).sqrt();
+            assert!((spread / SPREAD - 1.0).abs() < 0.02, "{kind:?}: {spread}");
+            assert!((still - MEAN).abs() < 0.01, "{kind:?}: {still}");
+        }
+    }
+
+    #[test]
+    fn full_ddpm_has_the_papers_posterior() {
+        let noise = schedule(Schedule::Linear);
+        let plan = Plan::new(&noise, Prediction::Epsilon, &sampling(SamplerKind::Ddpm, 1000)).unwrap();
+        let (stage, t) = (&plan.stages()[499], 500);
+        let (alpha_bar, previous) = (noise.level(500.0).a.powi(2), noise.level(499.0).a.powi(2));
+        let beta = 1.0 - alpha_bar / previous;
+        assert_eq!(stage.time, f64::from(t));
+        assert!((stage.next_noise.powi(2) - (1.0 - previous) / (1.0 - alpha_bar) * beta).abs() < 1e-14);
+        // Equation (11): the mean is (x - β/√(1-ᾱ)·ε)/√α.
+        let of_eps = stage.next_x0 * stage.inverse.x0_pred + stage.next_eps * stage.inverse.eps_pred;
+        let of_x = stage.next_x0 * stage.inverse.x0_x + stage.next_eps * stage.inverse.eps_x;
+        assert!((of_x - 1.0 / (1.0 - beta).sqrt()).abs() < 1e-12);
+        assert!((of_eps + beta / (1.0 - alpha_bar).sqrt() / (1.0 - beta).sqrt()).abs() < 1e-12);
+        assert_eq!(plan.stages()[999].next_noise, 0.0);
+    }
+
+    #[test]
+    fn heun_takes_two_evaluations_a_step_but_one_in_the_last() {
+        let noise = schedule(Schedule::Linear);
+        let plan = Plan::new(&noise, Prediction::Epsilon, &sampling(SamplerKind::Heun, 10)).unwrap();
+        assert_eq!((plan.stages().len(), plan.steps(), plan.needs_saved_buffers()), (19, 10, true));
+        // The fall from σ = 2e4 to 13 is not corrected.
+        let plan = Plan::new(&schedule(Schedule::Cosine), Prediction::V, &sampling(SamplerKind::Heun, 20)).unwrap();
+        assert_eq!(plan.stages().len(), 38);
+        let saved = StageCoefficients::SAVES_STATE | StageCoefficients::SAVES;
+        let used = StageCoefficients::BASE_IS_SAVED | StageCoefficients::USES_SAVED;
+        let flags: Vec<_> = plan.coefficients()[..4].iter().map(|stage| stage.flags).collect();
+        assert_eq!(flags, [0, saved, used, saved]);
+        assert_eq!(size_of::<StageCoefficients>(), 64);
+    }
+
+    #[test]
+    fn guidance_mixes_and_the_clamp_keeps_the_decomposition() {
+        let noise = schedule(Schedule::Linear);
+        let config = SamplingConfig { guidance: 3.0, clip_x0: true, ..sampling(SamplerKind::Ddim, 1) };
+        let plan = Plan::with_times(&noise, Prediction::X0, &config, Variance::default(), &[600.0, 300.0]).unwrap();
+        assert!(plan.is_guided());
+        let (mut x, mut seen) = ([0.5], Vec::new());
+        let model = |x: &[f64], time: f64, conditional: bool, pred: &mut [f64]| {
+            seen.push((time, x[0]));
+            pred[0] = if conditional { 0.6 } else { 0.2 };
+        };
+        plan.run_host(&mut x, model, |_, _| unreachable!("DDIM draws no noise"));
+        // 0.2 + 3·0.4 = 1.4 is clamped to 1, and ε is what is left of the state.
+        let (level, next) = (noise.level(600.0), noise.level(300.0));
+        let expected = next.a + next.s * (0.5 - level.a) / level.s;
+        assert_eq!(seen[0].0, 600.0);
+        assert!((seen[2].1 - expected).abs() < 1e-14 && seen[2].0 == 300.0 && x[0] == 1.0);
+    }
+
+    #[test]
+    fn bad_times_are_refused() {
+        let (linear, flow) = (schedule(Schedule::Linear), schedule(Schedule::Flow));
+        let config = sampling(SamplerKind::Ddim, 2);
+        let plan = |noise, times: &[f64]| Plan::with_times(noise, Prediction::X0, &config, Variance::default(), times);
+        for (noise, times) in
+            [(&linear, &[][..]), (&linear, &[1000.0]), (&linear, &[1.5]), (&linear, &[5.0, 5.0]), (&flow, &[0.5, 0.0])]
+        {
+            let message = plan(noise, times).unwrap_err().to_string();
+            assert!(message.starts_with("sampling timesteps: "), "{message}");
+        }
+        assert!(Plan::with_times(&flow, Prediction::Epsilon, &config, Variance::default(), &[1.0]).is_err());
+        assert!(Plan::new(&linear, Prediction::X0, &sampling(SamplerKind::Ddim, 1001)).is_err());
+    }
+}
