@@ -1,1 +1,207 @@
-//! Presets, overrides, the model file.
+//! Presets, overrides, and the whole configuration of a run.
+//!
+//! A [`Config`] starts from a preset or a YAML file, takes overrides (`training.batch_size=64`), is validated once, and
+//! then travels with the run and inside the model file.
+//!
+//! ```
+//! use engine::config::Config;
+//!
+//! let mut config = Config::preset("dit-cifar10")?;
+//! config.set("training.batch_size=32")?;
+//! config.validate()?;
+//! assert_eq!(config.training.batch_size, 32);
+//!
+//! let error = config.set("training.batchsize=32").unwrap_err();
+//! assert!(error.to_string().contains("did you mean training.batch_size?"));
+//! # Ok::<(), engine::Error>(())
+//! ```
+
+mod presets;
+mod sections;
+mod tree;
+
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
+pub use crate::models::ModelConfig;
+pub use presets::{Preset, presets};
+pub use sections::{DataConfig, Every, LrSchedule, OptimizerKind, Precision, TrainingConfig};
+pub use tree::nearest;
+
+use crate::{Error, Result};
+use tree::{Entry, MAX_BYTES, Node, Origin, Overlay};
+
+/// Everything that decides a run. The default is the preset `dit-cifar10`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The architecture and its sizes.
+    pub model: ModelConfig,
+    /// What is trained on.
+    pub data: DataConfig,
+    /// Noise schedule, prediction, loss weighting.
+    pub diffusion: DiffusionConfig,
+    /// Length, optimizer, logs and checkpoints.
+    pub training: TrainingConfig,
+    /// How pictures are made.
+    pub sampling: SamplingConfig,
+}
+
+impl Config {
+    /// The preset of that name, from [`presets`].
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the nearest preset and lists all.
+    pub fn preset(name: &str) -> Result<Self> {
+        Self::preset_at(name, "--preset")
+    }
+
+    fn preset_at(name: &str, place: &str) -> Result<Self> {
+        let Some(preset) = presets().iter().find(|preset| preset.name == name) else {
+            let names: Vec<&str> = presets().iter().map(|preset| preset.name).collect();
+            let all = names.join(", ");
+            let mend = match nearest(name, names) {
+                Some(near) => format!("did you mean {near}? There are {all}"),
+                None => format!("there are {all}"),
+            };
+            let short: String = name.chars().take(60).collect();
+            return Err(Error::config(place, format!("no preset is called `{}`", short.escape_debug()), mend));
+        };
+        let origin = format!("preset {name}");
+        let mut overlay = Overlay::new(&Self::default())?;
+        overlay.apply_document(Node::parse(preset.yaml, &origin)?, &[], &Origin { place: &origin })?;
+        overlay.finish()
+    }
+
+    /// Reads a YAML file. `preset: NAME` at its top names what it starts from, else that is [`Config::default`]; a key
+    /// that the file does not mention keeps its value. The result is not yet validated, since overrides may follow.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be read, [`Error::Config`] that names file, line and key for everything that
+    /// is wrong in it.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
+        let place = path.display().to_string();
+        let text = std::str::from_utf8(&bytes).map_err(|error| {
+            let message = format!("byte {} is not UTF-8 text", error.valid_up_to());
+            Error::config(&place, message, "name a YAML file; a model or run goes to --model or --resume")
+        })?;
+        Self::from_yaml(text, &place)
+    }
+
+    /// Reads YAML as [`Config::from_file`] does; `place` stands for the file's name in errors.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names place, line and key.
+    pub fn from_yaml(text: &str, place: &str) -> Result<Self> {
+        let document = Node::parse(text, place)?;
+        let base = match &document {
+            Node::Mapping(entries) => entries.iter().find(|entry| entry.key == "preset"),
+            _ => None,
+        };
+        let base = match base {
+            None => Self::default(),
+            Some(Entry { line, value: Node::Scalar(serde_json::Value::String(name)), .. }) => {
+                Self::preset_at(name, &format!("{place}:{line}: preset"))?
+            }
+            Some(entry) => {
+                let place = format!("{place}:{}: preset", entry.line);
+                return Err(Error::config(place, "is not a name", "write `preset: dit-cifar10`"));
+            }
+        };
+        let mut overlay = Overlay::new(&base)?;
+        overlay.apply_document(document, &["preset"], &Origin { place })?;
+        overlay.finish()
+    }
+
+    /// Applies one override such as `training.batch_size=64`; the value is read as YAML (`null`, `[40, 80]`, `5 epochs`).
+    /// Setting one of `training.num_steps` and `training.num_epochs` clears the other.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: not of the form KEY=VALUE, an unknown key (the nearest known one is named), or a value of
+    /// another type.
+    pub fn set(&mut self, assignment: &str) -> Result<()> {
+        let Some((key, value)) = assignment.split_once('=') else {
+            let short: String = assignment.chars().take(60).collect();
+            let message = format!("`{}` is not of the form SECTION.KEY=VALUE", short.escape_debug());
+            return Err(Error::config("--set", message, "write for example training.batch_size=64"));
+        };
+        let (key, value) = (key.trim(), value.trim());
+        let mut overlay = Overlay::new(self)?;
+        let Some((section, name)) = key.split_once('.') else {
+            return Err(overlay.unknown(key, format!("--set: {}", key.escape_debug())));
+        };
+        let value = match value {
+            "" => Node::Scalar(serde_json::Value::String(String::new())),
+            text => Node::parse(text, &format!("--set: {}", key.escape_debug()))?,
+        };
+        overlay.apply_value(section, Entry { key: name.into(), line: 0, value }, &Origin { place: "--set" })?;
+        *self = overlay.finish()?;
+        Ok(())
+    }
+
+    /// Refuses what cannot work, before anything is allocated: each section by itself, then what they must agree on.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key and the mend.
+    pub fn validate(&self) -> Result<()> {
+        self.model.validate()?;
+        self.data.validate()?;
+        self.diffusion.validate()?;
+        self.training.validate()?;
+        self.sampling.validate(self.diffusion.num_steps)?;
+        if self.model.null_label().is_none() {
+            let message = "needs a label that stands for no class";
+            if self.training.label_dropout > 0.0 {
+                let mend = "set model.null_label to true, or this to 0";
+                return Err(Error::config("training.label_dropout", message, mend));
+            }
+            if self.sampling.guidance != 1.0 {
+                let mend = "set model.null_label to true, or this to 1";
+                return Err(Error::config("sampling.guidance", message, mend));
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole configuration as YAML that [`Config::from_yaml`] reads back equal.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a path is not UTF-8.
+    pub fn to_yaml(&self) -> Result<String> {
+        serde_saphyr::to_string(self).map_err(|error| {
+            Error::config("configuration", format!("cannot be written as YAML: {error}"), "give data.path as UTF-8")
+        })
+    }
+
+    /// The whole configuration as one line of JSON, for the model file's metadata.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a path is not UTF-8.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|error| {
+            Error::config("configuration", format!("cannot be written as JSON: {error}"), "give data.path as UTF-8")
+        })
+    }
+
+    /// Reads what [`Config::to_json`] wrote. Keys that are missing, since the writer did not know them yet, take their
+    /// defaults; unknown ones are an error.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names `place` and the key.
+    pub fn from_json(text: &str, place: &str) -> Result<Self> {
+        let document = Node::parse_json(text, place)?;
+        let mut overlay = Overlay::new(&Self::default())?;
+        overlay.apply_document(document, &[], &Origin { place })?;
+        overlay.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

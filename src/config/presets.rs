@@ -1,0 +1,33 @@
+//! The presets that come with the engine: YAML files in `presets/`, embedded.
+
+/// A named configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Preset {
+    /// The name that `--preset` takes.
+    pub name: &'static str,
+    /// What it is for, in one line.
+    pub description: &'static str,
+    /// The YAML text: what differs from [`Config::default`](super::Config::default).
+    pub yaml: &'static str,
+}
+
+/// All presets, the one that `engine train` takes by itself first.
+pub fn presets() -> &'static [Preset] {
+    &[
+        Preset {
+            name: "quickstart",
+            description: "about 1 M parameters on the built-in shapes: minutes on a laptop's CPU",
+            yaml: include_str!("presets/quickstart.yaml"),
+        },
+        Preset {
+            name: "dit-cifar10",
+            description: "diffusion transformer with grouped-query attention on CIFAR-10, 19.1 M parameters",
+            yaml: include_str!("presets/dit-cifar10.yaml"),
+        },
+        Preset {
+            name: "dit-fashion",
+            description: "diffusion transformer on Fashion-MNIST, 28x28 grey",
+            yaml: include_str!("presets/dit-fashion.yaml"),
+        },
+    ]
+}
