@@ -1,1 +1,316 @@
 //! Dtypes, shapes, storage, tensors; programs and the arena.
+
+mod context;
+mod dtype;
+mod plan;
+mod program;
+mod shape;
+
+use std::rc::Rc;
+
+pub use context::{Backend, Context, Device};
+use context::Storage;
+pub use dtype::{DType, Element};
+use half::bf16;
+pub use plan::Cost;
+pub use program::Program;
+pub use shape::Shape;
+
+use crate::device::{KernelScalar, Slice, SliceMut};
+use crate::error::{Error, Result};
+
+/// A contiguous array on a device. Cloning shares the memory.
+#[derive(Clone)]
+pub struct Tensor {
+    storage: Rc<Storage>,
+    /// First element, counted from the storage's start.
+    offset: usize,
+    shape: Shape,
+    dtype: DType,
+}
+
+impl Tensor {
+    fn whole(storage: Rc<Storage>, shape: Shape, dtype: DType) -> Self {
+        Self { storage, offset: 0, shape, dtype }
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The sizes, outermost first.
+    pub fn sizes(&self) -> &[usize] {
+        self.shape.sizes()
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The dtype.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The context it lives in.
+    pub fn context(&self) -> &Context {
+        &self.storage.context
+    }
+
+    /// Bytes of its elements.
+    pub fn bytes(&self) -> usize {
+        self.len() * self.dtype.size()
+    }
+
+    /// The same elements under another shape.
+    pub fn view(&self, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        if shape.len() != self.len() {
+            return Err(Error::shape("view", format!("{} cannot be seen as {shape}", self.shape)));
+        }
+        Ok(Self { shape, ..self.clone() })
+    }
+
+    /// `shape.len()` elements from flat element `start` on, sharing the memory.
+    pub fn part(&self, start: usize, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        if start + shape.len() > self.len() {
+            return Err(Error::shape("part", format!("{shape} from element {start} on lies outside {}", self.shape)));
+        }
+        Ok(Self { offset: self.offset + start, shape, ..self.clone() })
+    }
+
+    /// Whether another tensor shares the memory.
+    pub(crate) fn is_shared(&self) -> bool {
+        Rc::strong_count(&self.storage) > 1
+    }
+
+    fn address(&self) -> u64 {
+        self.storage.address + (self.offset * self.dtype.size()) as u64
+    }
+
+    fn expect<T: Element>(&self, op: &'static str) -> Result<()> {
+        if self.dtype != T::DTYPE {
+            return Err(Error::shape(op, format!("a tensor of {} where {} is needed", self.dtype, T::DTYPE)));
+        }
+        Ok(())
+    }
+
+    /// The elements on the host, for `cpu.rs` and for reading results of CPU contexts.
+    ///
+    /// # Panics
+    /// With another element type or on another device than the CPU: an op's programming error.
+    pub fn host<T: Element>(&self) -> &[T] {
+        self.assert_host::<T>();
+        // SAFETY: the storage holds `offset + len` elements of this type, aligned, and lives as long as `self`. Ops write
+        // only to tensors that they made or own, never to one that they read at the same time.
+        unsafe { std::slice::from_raw_parts(self.address() as *const T, self.len()) }
+    }
+
+    /// The elements on the host, to be written by an op.
+    ///
+    /// Only the op that made the tensor (or to which it was given as a destination) writes to it, and it holds no other
+    /// slice of the same elements meanwhile.
+    ///
+    /// # Panics
+    /// As [`Tensor::host`].
+    #[allow(clippy::mut_from_ref)] // tensors are handles; the discipline above replaces the borrow
+    pub(crate) fn host_mut<T: Element>(&self) -> &mut [T] {
+        self.assert_host::<T>();
+        // SAFETY: as in `host`; the caller keeps the discipline stated above.
+        unsafe { std::slice::from_raw_parts_mut(self.address() as *mut T, self.len()) }
+    }
+
+    fn assert_host<T: Element>(&self) {
+        assert!(matches!(self.context().backend(), Backend::Cpu), "host access to a tensor on {}", self.context().device_name());
+        assert_eq!(self.dtype, T::DTYPE, "host access under another dtype");
+    }
+
+    /// As a kernel argument that is read.
+    ///
+    /// # Panics
+    /// With another element type: an op's programming error.
+    pub fn slice<T: Element + KernelScalar>(&self) -> Slice<'_, T> {
+        assert_eq!(self.dtype, T::DTYPE, "kernel access under another dtype");
+        // SAFETY: the storage lives as long as the borrow of `self`.
+        unsafe { Slice::from_raw(self.address(), self.len()) }
+    }
+
+    /// As a kernel argument that is written.
+    ///
+    /// # Panics
+    /// With another element type: an op's programming error.
+    pub fn slice_mut<T: Element + KernelScalar>(&self) -> SliceMut<'_, T> {
+        assert_eq!(self.dtype, T::DTYPE, "kernel access under another dtype");
+        // SAFETY: the storage lives as long as the borrow of `self`; launches are ordered.
+        unsafe { SliceMut::from_raw(self.address(), self.len()) }
+    }
+
+    /// Copies `values` in and waits. Does nothing in shape-only mode.
+    pub fn upload<T: Element>(&self, values: &[T]) -> Result<()> {
+        self.expect::<T>("upload")?;
+        if values.len() != self.len() {
+            return Err(Error::shape("upload", format!("{} values for shape {}", values.len(), self.shape)));
+        }
+        self.upload_bytes(bytemuck::cast_slice(values))
+    }
+
+    /// Copies raw bytes in.
+    pub(crate) fn upload_bytes(&self, bytes: &[u8]) -> Result<()> {
+        if bytes.len() != self.bytes() {
+            return Err(Error::shape("upload", format!("{} bytes for {} of {}", bytes.len(), self.shape, self.dtype)));
+        }
+        match self.context().backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => {
+                // SAFETY: the storage holds these bytes; `bytes` is foreign memory, so they do not overlap.
+                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address() as *mut u8, bytes.len()) };
+                Ok(())
+            }
+            // SAFETY: the range lies in this tensor's live storage.
+            Backend::Accelerator(accelerator) => unsafe { accelerator.upload(bytes, self.address()) },
+        }
+    }
+
+    /// Copies the elements out, after all work before.
+    pub fn download<T: Element>(&self) -> Result<Vec<T>> {
+        self.expect::<T>("download")?;
+        let mut values = vec![T::zeroed(); self.len()];
+        match self.context().backend() {
+            Backend::Plan => {}
+            Backend::Cpu => values.copy_from_slice(self.host()),
+            Backend::Accelerator(accelerator) => {
+                // SAFETY: the range lies in this tensor's live storage.
+                unsafe { accelerator.download(self.address(), bytemuck::cast_slice_mut(&mut values)) }?;
+            }
+        }
+        Ok(values)
+    }
+
+    /// The elements as `f64`, whatever the dtype: for tests, reports and files.
+    pub fn to_f64(&self) -> Result<Vec<f64>> {
+        fn widen<T: Element>(tensor: &Tensor, convert: impl Fn(T) -> f64) -> Result<Vec<f64>> {
+            Ok(tensor.download::<T>()?.into_iter().map(convert).collect())
+        }
+        match self.dtype {
+            DType::F32 => widen::<f32>(self, f64::from),
+            DType::BF16 => widen::<bf16>(self, f64::from),
+            DType::F64 => widen::<f64>(self, |x| x),
+            DType::U8 => widen::<u8>(self, f64::from),
+            DType::I32 => widen::<i32>(self, f64::from),
+            DType::U32 => widen::<u32>(self, f64::from),
+        }
+    }
+
+    /// Copies `values` in, rounded to the dtype.
+    pub fn upload_f64(&self, values: &[f64]) -> Result<()> {
+        match self.dtype {
+            DType::F32 => self.upload(&values.iter().map(|&x| x as f32).collect::<Vec<_>>()),
+            DType::BF16 => self.upload(&values.iter().map(|&x| bf16::from_f64(x)).collect::<Vec<_>>()),
+            DType::F64 => self.upload(values),
+            DType::U8 => self.upload(&values.iter().map(|&x| x as u8).collect::<Vec<_>>()),
+            DType::I32 => self.upload(&values.iter().map(|&x| x as i32).collect::<Vec<_>>()),
+            DType::U32 => self.upload(&values.iter().map(|&x| x as u32).collect::<Vec<_>>()),
+        }
+    }
+
+    /// Sets every byte to zero; may be captured.
+    pub fn zero(&self) -> Result<()> {
+        match self.context().backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => {
+                // SAFETY: the storage holds these bytes, and zero bytes are valid elements.
+                unsafe { std::ptr::write_bytes(self.address() as *mut u8, 0, self.bytes()) };
+                Ok(())
+            }
+            // SAFETY: the range lies in this tensor's live storage.
+            Backend::Accelerator(accelerator) => unsafe { accelerator.zero(self.address(), self.bytes()) },
+        }
+    }
+
+    /// Copies another tensor of the same length and dtype in; may be captured.
+    pub fn copy_from(&self, source: &Tensor) -> Result<()> {
+        if source.dtype != self.dtype || source.len() != self.len() {
+            return Err(Error::shape(
+                "copy",
+                format!("{} of {} into {} of {}", source.shape, source.dtype, self.shape, self.dtype),
+            ));
+        }
+        match self.context().backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => {
+                // SAFETY: both storages hold these bytes; `copy` allows overlap.
+                unsafe { std::ptr::copy(source.address() as *const u8, self.address() as *mut u8, self.bytes()) };
+                Ok(())
+            }
+            // SAFETY: both ranges lie in live storages.
+            Backend::Accelerator(accelerator) => unsafe {
+                accelerator.copy(source.address(), self.address(), self.bytes())
+            },
+        }
+    }
+
+    /// For `cpu.rs`: rounds a declared intermediate to the dtype under test (see [`Context::set_rounding`]).
+    pub(crate) fn round_declared(&self) {
+        let (Some(DType::BF16), Backend::Cpu) = (self.context().rounding(), self.context().backend()) else { return };
+        match self.dtype {
+            DType::F32 => self.host_mut::<f32>().iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+            DType::F64 => self.host_mut::<f64>().iter_mut().for_each(|x| *x = bf16::from_f64(*x).to_f64()),
+            _ => {}
+        }
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor {} {} on {}", self.shape, self.dtype, self.context().device_name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_reuses_its_arena_and_checks_its_allocations() -> Result<()> {
+        let context = Context::cpu();
+        let result = context.zeros([4], DType::F32)?;
+        let step = |size: usize| {
+            let result = result.clone();
+            let context = context.clone();
+            move || -> Result<()> {
+                let a = context.empty([size], DType::F32)?;
+                a.zero()?;
+                drop(a);
+                let b = context.empty([size], DType::F32)?;
+                if matches!(context.backend(), Backend::Cpu) {
+                    b.host_mut::<f32>().fill(3.0);
+                }
+                result.copy_from(&b.part(0, [4])?)
+            }
+        };
+        let mut program = Program::plan(&context, step(1024))?;
+        assert_eq!(program.arena_bytes(), 4096);
+        program.run(step(1024))?;
+        program.run(step(1024))?;
+        assert_eq!(result.download::<f32>()?, [3.0; 4]);
+        assert!(program.run(step(512)).unwrap_err().to_string().contains("allocation 0"));
+        Ok(())
+    }
+
+    #[test]
+    fn shape_only_contexts_allocate_nothing() -> Result<()> {
+        let context = Context::shape_only();
+        let huge = context.persistent([1 << 20, 1 << 20], DType::F32)?;
+        huge.zero()?;
+        assert_eq!(context.persistent_bytes(), 1 << 42);
+        Ok(())
+    }
+}
