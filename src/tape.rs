@@ -183,7 +183,13 @@ impl Tape {
         if gradient.shape().len() != output.shape().len() || gradient.dtype() != output.dtype() {
             return Err(Error::shape(
                 "backward",
-                format!("a gradient {} {} for an output {} {}", gradient.shape(), gradient.dtype(), output.shape(), output.dtype()),
+                format!(
+                    "a gradient {} {} for an output {} {}",
+                    gradient.shape(),
+                    gradient.dtype(),
+                    output.shape(),
+                    output.dtype()
+                ),
             ));
         }
         self.slots.borrow_mut()[id] = Slot::Held { tensor: gradient, given: false };

@@ -8,8 +8,8 @@ mod shape;
 
 use std::rc::Rc;
 
-pub use context::{Backend, Context, Device};
 use context::Storage;
+pub use context::{Backend, Context, Device};
 pub use dtype::{DType, Element};
 use half::bf16;
 pub use plan::Cost;
@@ -129,7 +129,11 @@ impl Tensor {
     }
 
     fn assert_host<T: Element>(&self) {
-        assert!(matches!(self.context().backend(), Backend::Cpu), "host access to a tensor on {}", self.context().device_name());
+        assert!(
+            matches!(self.context().backend(), Backend::Cpu),
+            "host access to a tensor on {}",
+            self.context().device_name()
+        );
         assert_eq!(self.dtype, T::DTYPE, "host access under another dtype");
     }
 

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::Context;
 use super::context::Backend;
 use super::plan::{Cost, MemoryPlan};
-use super::Context;
 use crate::device::GraphId;
 use crate::error::Result;
 

@@ -1,0 +1,581 @@
+//! The data set and its file.
+//!
+//! One `safetensors` file, memory-mapped when read:
+//!
+//! | tensor | dtype | shape | |
+//! |---|---|---|---|
+//! | `images` | u8 | `[N, H, W, C]` | C is 1 (grey) or 3 (red, green, blue); training images first |
+//! | `labels` | u16 | `[N]` | index into `class_names` |
+//! | `split` | u8 | `[N]` | 0 training, 1 validation; so it is zeros, then ones |
+//!
+//! Metadata (strings, the structured ones as JSON): `format`, `name`, `class_names`, `counts`, `sources` (file, bytes,
+//! SHA-256), `notes` (what the import left out or changed) and `sha256` (of each tensor's bytes).
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, serialize_to_file};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// The value of the metadata key `format`.
+const FORMAT: &str = "engine data set 1";
+const REIMPORT: &str = "write it again with `engine data import`";
+
+/// Which part of a data set an image belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Split {
+    /// Images to learn from.
+    Train,
+    /// Images held out to measure on (`test` in many sources).
+    Validation,
+}
+
+/// Where images came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// The file's name without its folder; a folder of pictures ends in `/`.
+    pub file: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// SHA-256 of its bytes, 64 hexadecimal digits. Of a folder: of a line `SHA-256  path` for each picture, sorted by
+    /// path, as `sha256sum` prints it.
+    pub sha256: String,
+}
+
+/// What a [`Dataset`] is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Parts {
+    /// A short name, as in `--data` and on pictures.
+    pub name: String,
+    /// Rows of an image.
+    pub height: usize,
+    /// Columns of an image.
+    pub width: usize,
+    /// 1 (grey) or 3 (red, green, blue).
+    pub channels: usize,
+    /// The class of each label.
+    pub class_names: Vec<String>,
+    /// `[N, H, W, C]`, the training images first.
+    pub images: Vec<u8>,
+    /// `[N]`.
+    pub labels: Vec<u16>,
+    /// How many of the images are for training.
+    pub train: usize,
+    /// Files it was read from.
+    pub sources: Vec<Source>,
+    /// What the import left out or changed, a sentence each.
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Storage {
+    Owned(Vec<u8>),
+    Mapped(Mmap, Range<usize>),
+}
+
+/// A set of labelled 8-bit images of one size, in memory or mapped from its file. Cloning is cheap: clones share it.
+#[derive(Debug, Clone)]
+pub struct Dataset(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// Everything but the images, which are in `storage`.
+    parts: Parts,
+    storage: Storage,
+    path: Option<PathBuf>,
+    /// SHA-256 by tensor, as stored in the file.
+    stored: Option<Digests>,
+}
+
+/// SHA-256 of each tensor's bytes, in hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Digests {
+    pub images: String,
+    pub labels: String,
+    pub split: String,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Counts {
+    train: usize,
+    validation: usize,
+}
+
+impl Dataset {
+    /// A data set in memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] unless there are 1 to 2³²−1 images, at least one for training, of 1 or 3 channels, as many bytes
+    /// and labels as that takes, and labels below the number of class names, which are distinct.
+    pub fn from_parts(mut parts: Parts) -> Result<Self> {
+        check(&parts, parts.images.len()).map_err(|message| Error::shape("data set", message))?;
+        let storage = Storage::Owned(std::mem::take(&mut parts.images));
+        Ok(Self(Arc::new(Inner { parts, storage, path: None, stored: None })))
+    }
+
+    /// Maps the data set file at `path`. Reads and checks all but the images, whose bytes [`Dataset::verify`] checks.
+    ///
+    /// The file must not be cut short or rewritten in place while it is open; [`Dataset::write`] replaces it as a whole,
+    /// which is safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] where it is not a data set file or contradicts itself, [`Error::Io`] where it cannot be read.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bad = |message: String| Error::file(path, message, REIMPORT);
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        let metadata = file.metadata().map_err(Error::io(path, "read"))?;
+        if metadata.is_dir() {
+            let mend = "import it first: `engine data import FOLDER --out FILE.safetensors`";
+            return Err(Error::file(path, "is a folder, not a data set file", mend));
+        }
+        if metadata.len() < 8 {
+            return Err(bad(format!("is {} bytes long: too short for a data set file", metadata.len())));
+        }
+        // SAFETY: the map is only ever read as bytes. That nobody shortens the file meanwhile is the documented
+        // condition of this function, as it is of every memory-mapped reader.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
+        let (header, tensors) =
+            SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, describe(&e, map.len()), mend(&map)))?;
+        let data = 8 + header;
+        let entries = tensors.metadata().as_ref();
+        let text = |key: &str| {
+            entries.and_then(|entries| entries.get(key)).ok_or_else(|| {
+                Error::file(path, format!("has no `{key}` in its metadata"), "name a file that `engine data` wrote")
+            })
+        };
+        if text("format")? != FORMAT {
+            return Err(bad(format!("its format is {:?} where {FORMAT:?} is known", text("format")?)));
+        }
+        let tensor = |name: &str, dtype: Dtype| {
+            let info = tensors.info(name).ok_or_else(|| bad(format!("has no tensor `{name}`")))?;
+            if info.dtype != dtype {
+                return Err(bad(format!("tensor `{name}` is {:?}, not {dtype:?}", info.dtype)));
+            }
+            // `read_metadata` has checked that shape, dtype and extent agree and lie inside the file.
+            Ok((info.shape.as_slice(), data + info.data_offsets.0..data + info.data_offsets.1))
+        };
+        let (&[n, height, width, channels], images) = tensor("images", Dtype::U8)? else {
+            return Err(bad("tensor `images` is not [N, H, W, C]".into()));
+        };
+        let (labels_shape, labels) = tensor("labels", Dtype::U16)?;
+        let (split_shape, split) = tensor("split", Dtype::U8)?;
+        if labels_shape != [n] || split_shape != [n] {
+            return Err(bad(format!("has {n} images, but labels {labels_shape:?} and split {split_shape:?}")));
+        }
+        let labels = map[labels].chunks_exact(2).map(|l| u16::from_le_bytes([l[0], l[1]])).collect();
+        let split = &map[split];
+        let train = split.iter().take_while(|&&s| s == 0).count();
+        if let Some(i) = split[train..].iter().position(|&s| s != 1) {
+            return Err(bad(format!("split[{}] is {}: not zeros, then ones", train + i, split[train + i])));
+        }
+        let parts = Parts {
+            name: text("name")?.clone(),
+            height,
+            width,
+            channels,
+            class_names: json(path, "class_names", text("class_names")?)?,
+            images: Vec::new(),
+            labels,
+            train,
+            sources: json(path, "sources", text("sources")?)?,
+            notes: json(path, "notes", text("notes")?)?,
+        };
+        check(&parts, images.len()).map_err(bad)?;
+        let counts: Counts = json(path, "counts", text("counts")?)?;
+        if counts != (Counts { train, validation: n - train }) {
+            return Err(bad(format!("its metadata counts {counts:?}, its tensors {train} and {}", n - train)));
+        }
+        let stored = Some(json(path, "sha256", text("sha256")?)?);
+        Ok(Self(Arc::new(Inner {
+            parts,
+            storage: Storage::Mapped(map, images),
+            path: Some(path.to_path_buf()),
+            stored,
+        })))
+    }
+
+    /// Writes the data set to `path`: beside it first (`.part`), synced, then renamed, so that a half-written file is
+    /// never taken for a data set.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] where it cannot be written, and where `path` exists unless `force`.
+    pub fn write(&self, path: impl AsRef<Path>, force: bool) -> Result<()> {
+        let path = path.as_ref();
+        refuse_to_overwrite(path, force)?;
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
+        }
+        let part = part_path(path);
+        let written = self.write_part(&part).and_then(|()| {
+            refuse_to_overwrite(path, force)?;
+            fs::rename(&part, path).map_err(Error::io(path, "write"))
+        });
+        if written.is_err() {
+            // Best effort: the first error is the one to report.
+            let _ = fs::remove_file(&part);
+        }
+        written
+    }
+
+    fn write_part(&self, part: &Path) -> Result<()> {
+        let (labels, split) = (self.label_bytes(), self.split_bytes());
+        let parts = &self.0.parts;
+        let view =
+            |dtype, shape: Vec<usize>, bytes| TensorView::new(dtype, shape, bytes).map_err(|e| internal(part, &e));
+        let n = self.len();
+        let tensors = [
+            ("images", view(Dtype::U8, vec![n, self.height(), self.width(), self.channels()], self.images())?),
+            ("labels", view(Dtype::U16, vec![n], &labels)?),
+            ("split", view(Dtype::U8, vec![n], &split)?),
+        ];
+        let counts = Counts { train: parts.train, validation: n - parts.train };
+        let metadata: HashMap<String, String> = [
+            ("format", FORMAT.to_owned()),
+            ("name", parts.name.clone()),
+            ("class_names", to_json(&parts.class_names)),
+            ("counts", to_json(&counts)),
+            ("sources", to_json(&parts.sources)),
+            ("notes", to_json(&parts.notes)),
+            ("sha256", to_json(&self.digests())),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        serialize_to_file(tensors, Some(metadata), part).map_err(|e| match e {
+            SafeTensorError::IoError(source) => Error::io(part, "write")(source),
+            e => internal(part, &e),
+        })?;
+        let file = OpenOptions::new().write(true).open(part).map_err(Error::io(part, "open"))?;
+        file.sync_all().map_err(Error::io(part, "write"))
+    }
+
+    /// A short name.
+    pub fn name(&self) -> &str {
+        &self.0.parts.name
+    }
+
+    /// The file it is mapped from; `None` in memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.0.path.as_deref()
+    }
+
+    /// Number of images, N.
+    #[expect(clippy::len_without_is_empty, reason = "a data set is never empty")]
+    pub fn len(&self) -> usize {
+        self.0.parts.labels.len()
+    }
+
+    /// Rows of an image, H.
+    pub fn height(&self) -> usize {
+        self.0.parts.height
+    }
+
+    /// Columns of an image, W.
+    pub fn width(&self) -> usize {
+        self.0.parts.width
+    }
+
+    /// Channels of an image, C: 1 (grey) or 3 (red, green, blue).
+    pub fn channels(&self) -> usize {
+        self.0.parts.channels
+    }
+
+    /// Bytes of an image: H·W·C.
+    pub fn image_bytes(&self) -> usize {
+        self.height() * self.width() * self.channels()
+    }
+
+    /// The class of each label.
+    pub fn class_names(&self) -> &[String] {
+        &self.0.parts.class_names
+    }
+
+    /// All images, `[N, H, W, C]`, the training images first.
+    pub fn images(&self) -> &[u8] {
+        match &self.0.storage {
+            Storage::Owned(images) => images,
+            Storage::Mapped(map, range) => &map[range.clone()],
+        }
+    }
+
+    /// Image `index`, `[H, W, C]`.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is not below [`Dataset::len`].
+    pub fn image(&self, index: usize) -> &[u8] {
+        let bytes = self.image_bytes();
+        &self.images()[index * bytes..][..bytes]
+    }
+
+    /// All labels, `[N]`, each below the number of [class names](Dataset::class_names).
+    pub fn labels(&self) -> &[u16] {
+        &self.0.parts.labels
+    }
+
+    /// Number of images of `split`; of [`Split::Train`] at least 1.
+    pub fn split_len(&self, split: Split) -> usize {
+        self.split_indices(split).len()
+    }
+
+    /// The indices of `split`'s images.
+    pub fn split_indices(&self, split: Split) -> Range<usize> {
+        match split {
+            Split::Train => 0..self.0.parts.train,
+            Split::Validation => self.0.parts.train..self.len(),
+        }
+    }
+
+    /// The images of `split` in one piece, `[n, H, W, C]`: what is copied to a device.
+    pub fn split_images(&self, split: Split) -> &[u8] {
+        let (range, bytes) = (self.split_indices(split), self.image_bytes());
+        &self.images()[range.start * bytes..range.end * bytes]
+    }
+
+    /// The labels of `split`, `[n]`.
+    pub fn split_labels(&self, split: Split) -> &[u16] {
+        &self.labels()[self.split_indices(split)]
+    }
+
+    /// The labels of `split` as kernels take them, `[n]`.
+    pub fn split_labels_i32(&self, split: Split) -> Vec<i32> {
+        self.split_labels(split).iter().map(|&label| i32::from(label)).collect()
+    }
+
+    /// The files it was read from.
+    pub fn sources(&self) -> &[Source] {
+        &self.0.parts.sources
+    }
+
+    /// What its import left out or changed, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.0.parts.notes
+    }
+
+    pub(super) fn stored_digests(&self) -> Option<&Digests> {
+        self.0.stored.as_ref()
+    }
+
+    pub(super) fn digests(&self) -> Digests {
+        Digests {
+            images: hex(&Sha256::digest(self.images())),
+            labels: hex(&Sha256::digest(self.label_bytes())),
+            split: hex(&Sha256::digest(self.split_bytes())),
+        }
+    }
+
+    fn label_bytes(&self) -> Vec<u8> {
+        self.labels().iter().flat_map(|label| label.to_le_bytes()).collect()
+    }
+
+    fn split_bytes(&self) -> Vec<u8> {
+        let mut split = vec![0; self.len()];
+        split[self.0.parts.train..].fill(1);
+        split
+    }
+}
+
+/// What is wrong with `parts`, whose images are `image_bytes` long.
+fn check(parts: &Parts, image_bytes: usize) -> Result<(), String> {
+    let &Parts { height, width, channels, train, .. } = parts;
+    let n = parts.labels.len();
+    if n == 0 || u32::try_from(n).is_err() {
+        return Err(format!("has {n} images where 1 to {} can be", u32::MAX));
+    }
+    if train == 0 || train > n {
+        return Err(format!("has {train} training images of {n} in all"));
+    }
+    if height == 0 || width == 0 || !matches!(channels, 1 | 3) {
+        return Err(format!("has images of {width}x{height} with {channels} channels; 1 or 3 channels are known"));
+    }
+    let expected = [height, width, channels].iter().try_fold(n, |product, &extent| product.checked_mul(extent));
+    if expected != Some(image_bytes) {
+        return Err(format!("{n} images of {width}x{height}x{channels} do not take {image_bytes} bytes"));
+    }
+    let classes = parts.class_names.len();
+    if let Some(i) = parts.labels.iter().position(|&label| usize::from(label) >= classes) {
+        return Err(format!("labels[{i}] is {}, but there are {classes} classes", parts.labels[i]));
+    }
+    let mut names: Vec<&String> = parts.class_names.iter().collect();
+    names.sort();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(format!("two classes are named {:?}", pair[0])),
+        None => Ok(()),
+    }
+}
+
+/// An error where `path` exists and may not be replaced.
+pub(super) fn refuse_to_overwrite(path: &Path, force: bool) -> Result<()> {
+    if !force && path.exists() {
+        return Err(Error::file(path, "exists already", "name another file, or replace it with --force"));
+    }
+    Ok(())
+}
+
+/// Where `path` is written before it is complete.
+pub(super) fn part_path(path: &Path) -> PathBuf {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    part.into()
+}
+
+/// Hexadecimal digits of a digest.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn describe(error: &SafeTensorError, len: usize) -> String {
+    match error {
+        SafeTensorError::MetadataIncompleteBuffer => {
+            format!("is cut short or has something appended: its {len} bytes are not what its header declares")
+        }
+        SafeTensorError::InvalidHeaderLength => {
+            format!("its header is declared longer than the whole file, {len} bytes: cut short, or not safetensors")
+        }
+        error => format!("is not a safetensors file: {error}"),
+    }
+}
+
+/// What to do about a file that is not safetensors: perhaps it is what one imports from.
+fn mend(bytes: &[u8]) -> &'static str {
+    let is_source = bytes.starts_with(&[0x1f, 0x8b]) || bytes.get(257..262) == Some(b"ustar");
+    if is_source { "import it first: `engine data import SRC --out FILE.safetensors`" } else { REIMPORT }
+}
+
+fn internal(path: &Path, error: &SafeTensorError) -> Error {
+    Error::file(path, format!("cannot be made into a safetensors file: {error}"), "report this as a bug")
+}
+
+fn json<T: for<'de> Deserialize<'de>>(path: &Path, key: &str, text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|e| Error::file(path, format!("metadata `{key}`: {e}"), REIMPORT))
+}
+
+fn to_json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("strings and numbers are always JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> Parts {
+        Parts {
+            name: "small".into(),
+            height: 2,
+            width: 3,
+            channels: 1,
+            class_names: vec!["a".into(), "b\"ü".into()],
+            images: (0..18).collect(),
+            labels: vec![0, 1, 1],
+            train: 2,
+            sources: vec![Source { file: "f".into(), bytes: 3, sha256: "00".into() }],
+            notes: vec!["one left out".into()],
+        }
+    }
+
+    fn written(folder: &Path) -> PathBuf {
+        let path = folder.join("small.safetensors");
+        Dataset::from_parts(small()).unwrap().write(&path, true).unwrap();
+        path
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path());
+        let set = Dataset::open(&path).unwrap();
+        assert_eq!((set.name(), set.len(), set.height(), set.width(), set.channels()), ("small", 3, 2, 3, 1));
+        assert_eq!(set.image(1), [6, 7, 8, 9, 10, 11]);
+        assert_eq!(set.split_images(Split::Validation), [12, 13, 14, 15, 16, 17]);
+        assert_eq!(set.split_labels_i32(Split::Train), [0, 1]);
+        assert_eq!(set.class_names(), ["a", "b\"ü"]);
+        assert_eq!((set.sources(), set.notes()), (small().sources.as_slice(), small().notes.as_slice()));
+        assert_eq!(set.stored_digests(), Some(&set.digests()));
+        assert!(!part_path(&path).exists());
+    }
+
+    #[test]
+    fn nothing_is_overwritten_without_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path());
+        let before = fs::read(&path).unwrap();
+        let set = Dataset::from_parts(small()).unwrap();
+        let error = set.write(&path, false).unwrap_err().to_string();
+        assert!(error.contains("exists already; name another file, or replace it with --force"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), before);
+        set.write(&path, true).unwrap();
+    }
+
+    #[test]
+    fn a_failed_write_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("taken");
+        fs::create_dir(&path).unwrap();
+        assert!(Dataset::from_parts(small()).unwrap().write(&path, true).is_err());
+        assert!(!part_path(&path).exists());
+    }
+
+    #[test]
+    fn contradictory_parts_are_refused() {
+        type Change = fn(&mut Parts);
+        let cases: [(Change, &str); 7] = [
+            (|p| p.labels.clear(), "has 0 images"),
+            (|p| p.train = 0, "has 0 training images"),
+            (|p| p.channels = 2, "with 2 channels"),
+            (|p| p.images.truncate(17), "do not take 17 bytes"),
+            (|p| p.labels[2] = 2, "labels[2] is 2, but there are 2 classes"),
+            (|p| p.class_names[1] = "a".into(), "two classes are named \"a\""),
+            (|p| p.height = usize::MAX, "do not take 18 bytes"),
+        ];
+        for (change, expected) in cases {
+            let mut parts = small();
+            change(&mut parts);
+            let error = Dataset::from_parts(parts).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_cut_or_foreign_file_is_refused_in_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path());
+        let whole = fs::read(&path).unwrap();
+        for len in 0..whole.len() {
+            fs::write(&path, &whole[..len]).unwrap();
+            let error = Dataset::open(&path).unwrap_err().to_string();
+            assert!(error.contains("small.safetensors") && !error.contains('\n'), "{error}");
+        }
+        fs::write(&path, [&whole[..], &[0]].concat()).unwrap();
+        assert!(Dataset::open(&path).unwrap_err().to_string().contains("something appended"));
+        fs::write(&path, [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+        assert!(Dataset::open(&path).unwrap_err().to_string().contains("engine data import SRC"));
+        assert!(Dataset::open(folder.path()).unwrap_err().to_string().contains("is a folder"));
+        assert!(Dataset::open(folder.path().join("absent")).unwrap_err().to_string().contains("cannot open"));
+    }
+
+    #[test]
+    fn flipped_bytes_never_panic_and_never_pass_verification() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path());
+        let whole = fs::read(&path).unwrap();
+        for (i, bit) in (0..whole.len()).flat_map(|i| [(i, 1u8), (i, 0x20), (i, 0x80)]) {
+            let mut bytes = whole.clone();
+            bytes[i] ^= bit;
+            fs::write(&path, &bytes).unwrap();
+            if let Ok(set) = Dataset::open(&path) {
+                let tensors_changed = set.digests() != Dataset::from_parts(small()).unwrap().digests();
+                assert!(!tensors_changed || set.verify().is_err(), "byte {i}");
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The data check: checksums, class balance, and whether a set is byte for byte the published one.
+
+use rayon::prelude::*;
+
+use super::dataset::{Dataset, Split};
+use super::official::OFFICIAL;
+use crate::error::{Error, Result};
+
+/// How many images a class has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClassCount {
+    /// The class.
+    pub name: String,
+    /// Its training images.
+    pub train: usize,
+    /// Its validation images.
+    pub validation: usize,
+}
+
+/// A published set that a data set was compared with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recognised {
+    /// As people write it: `CIFAR-10`.
+    pub title: &'static str,
+    /// Official files whose content the data set holds byte for byte.
+    pub equal: Vec<&'static str>,
+    /// Official files whose content it does not hold.
+    pub different: Vec<&'static str>,
+}
+
+/// What [`Dataset::verify`] found in a sound data set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verification {
+    /// The classes, by label.
+    pub classes: Vec<ClassCount>,
+    /// SHA-256 of `images`, `labels` and `split`.
+    pub sha256: [(&'static str, String); 3],
+    /// The published set that it is, in whole or in part.
+    pub recognised: Option<Recognised>,
+}
+
+impl Verification {
+    /// Whether each class has the same number of images as the others, in either split.
+    pub fn is_balanced(&self) -> bool {
+        self.classes.windows(2).all(|pair| (pair[0].train, pair[0].validation) == (pair[1].train, pair[1].validation))
+    }
+}
+
+impl Dataset {
+    /// Reads every byte: compares the tensors with the checksums stored at import, counts the classes, and compares the
+    /// content with the published sets'.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] where a tensor is not what was written.
+    pub fn verify(&self) -> Result<Verification> {
+        let digests = self.digests();
+        if let Some(stored) = self.stored_digests() {
+            let tensors = [
+                ("images", &digests.images, &stored.images),
+                ("labels", &digests.labels, &stored.labels),
+                ("split", &digests.split, &stored.split),
+            ];
+            for (name, actual, stored) in tensors {
+                if actual != stored {
+                    let path = self.path().unwrap_or(std::path::Path::new(self.name()));
+                    let message = format!("tensor `{name}` has SHA-256 {actual} where {stored} was written");
+                    return Err(Error::file(path, message, "it is damaged: copy it again or import its source again"));
+                }
+            }
+        }
+        let sha256 = [("images", digests.images), ("labels", digests.labels), ("split", digests.split)];
+        Ok(Verification { classes: self.class_counts(), sha256, recognised: self.recognise() })
+    }
+
+    /// How many images each class has, by label.
+    pub fn class_counts(&self) -> Vec<ClassCount> {
+        let mut classes: Vec<ClassCount> =
+            self.class_names().iter().map(|name| ClassCount { name: name.clone(), train: 0, validation: 0 }).collect();
+        for &label in self.split_labels(Split::Train) {
+            classes[usize::from(label)].train += 1;
+        }
+        for &label in self.split_labels(Split::Validation) {
+            classes[usize::from(label)].validation += 1;
+        }
+        classes
+    }
+
+    fn recognise(&self) -> Option<Recognised> {
+        let extent = [self.height(), self.width(), self.channels()];
+        OFFICIAL.iter().filter(|official| official.extent == extent).find_map(|official| {
+            let found: Vec<bool> = official.contents.par_iter().map(|content| content.is_in(self)).collect();
+            let named = |wanted: bool| {
+                let files = official.contents.iter().zip(&found);
+                files.filter(|(_, found)| **found == wanted).map(|(content, _)| content.name).collect()
+            };
+            let (equal, different): (Vec<_>, Vec<_>) = (named(true), named(false));
+            (!equal.is_empty()).then_some(Recognised { title: official.title, equal, different })
+        })
+    }
+}
