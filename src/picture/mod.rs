@@ -1,1 +1,27 @@
-//! Grids, plots, animations.
+//! Pictures for people who would rather look than read: grids, labelled grids, strips, loss curves, PNG and NumPy files.
+//!
+//! Nothing here reads the system: the font comes with the engine. Files are written beside their place, synced, and then
+//! renamed, so that a reader never meets half of one.
+//!
+//! ```
+//! use engine::picture::{Image, Labels, Layout, labelled_grid};
+//!
+//! let images: Vec<Image> = (0..6u8).map(|i| Image::filled(32, 32, [40 * i, 90, 160])).collect();
+//! let labels = Labels { rows: vec!["cat".into(), "dog".into()], ..Labels::default() };
+//! let sheet = labelled_grid(&images, Layout { columns: 3, ..Layout::default() }, &labels)?;
+//! assert!(sheet.width() > 3 * 32 && sheet.height() > 2 * 32);
+//! # Ok::<(), engine::Error>(())
+//! ```
+
+mod file;
+mod grid;
+mod image;
+mod npy;
+mod png;
+mod text;
+
+pub use self::image::Image;
+pub use self::npy::write_npy;
+pub use self::png::{encode_png, read_png, write_png};
+pub use file::write_atomically;
+pub use grid::{Labels, Layout, grid, labelled_grid, strip};

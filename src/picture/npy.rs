@@ -1,0 +1,73 @@
+//! NumPy's `.npy`, for people who go on in Python.
+
+use std::path::Path;
+
+use npyz::{WriteOptions, WriterBuilder};
+
+use super::{Image, write_atomically};
+use crate::{Error, Result};
+
+/// Writes pictures of one size as f32 in [0, 1]: `[N, H, W]` where they are grey, `[N, H, W, 3]` where they are RGB.
+///
+/// # Errors
+/// [`Error::Shape`] where there is no picture or they differ in size or channels; [`Error::Io`] with the path.
+pub fn write_npy(path: impl AsRef<Path>, images: &[Image]) -> Result<()> {
+    let Some(first) = images.first() else {
+        return Err(Error::shape("npy", "there is no picture to write; give at least one"));
+    };
+    let size = |image: &Image| [image.height(), image.width(), image.channels()];
+    if let Some((index, other)) = images.iter().enumerate().find(|(_, image)| size(image) != size(first)) {
+        let message =
+            format!("picture {index} is {:?} and the first {:?}; all must be alike", size(other), size(first));
+        return Err(Error::shape("npy", message));
+    }
+    let mut shape = vec![images.len() as u64, first.height() as u64, first.width() as u64];
+    if first.channels() > 1 {
+        shape.push(first.channels() as u64);
+    }
+    let path = path.as_ref();
+    let mut bytes = Vec::with_capacity(256 + images.len() * first.pixels().len() * 4);
+    let encoded =
+        WriteOptions::new().default_dtype().shape(&shape).writer(&mut bytes).begin_nd().and_then(|mut writer| {
+            writer.extend(images.iter().flat_map(|image| image.pixels()).map(|value| *value as f32 / 255.0))?;
+            writer.finish()
+        });
+    encoded.map_err(Error::io(path, "encode"))?;
+    write_atomically(path, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numpy_would_read_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        for (channels, expected) in [(1, vec![2, 4, 3]), (3, vec![2, 4, 3, 3])] {
+            let image = |seed: usize| {
+                Image::new(3, 4, channels, (0..12 * channels).map(|i| (i * 20 + seed) as u8).collect()).unwrap()
+            };
+            let images = [image(0), image(15)];
+            write_npy(&path, &images).unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            assert_eq!(&bytes[..6], b"\x93NUMPY");
+            let npy = npyz::NpyFile::new(bytes.as_slice()).unwrap();
+            assert_eq!(npy.shape(), expected);
+            assert_eq!(npy.dtype().descr(), "'<f4'");
+            let values = npy.into_vec::<f32>().unwrap();
+            let wanted = images.iter().flat_map(|image| image.pixels()).map(|v| *v as f32 / 255.0).collect::<Vec<_>>();
+            assert_eq!(values, wanted);
+        }
+    }
+
+    #[test]
+    fn unlike_pictures_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        assert!(write_npy(&path, &[]).unwrap_err().to_string().starts_with("npy: there is no picture"));
+        let unlike = [Image::filled(2, 2, [0; 3]), Image::filled(3, 2, [0; 3])];
+        assert!(write_npy(&path, &unlike).unwrap_err().to_string().contains("picture 1 is [2, 3, 3]"));
+        assert!(!path.exists());
+    }
+}
