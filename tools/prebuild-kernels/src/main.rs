@@ -1,3 +1,127 @@
-//! Writes `kernels/prebuilt/*.ptx` with NVRTC.
+//! Writes and checks `kernels/prebuilt/*.ptx`, and tries every kernel with nvcc.
 
-fn main() {}
+mod nvcc;
+mod nvrtc;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use kernel_signatures::{Prebuilt, kernel_files, parse};
+
+const USAGE: &str = "\
+Usage: prebuild-kernels [--nvrtc PATH]          write kernels/prebuilt/*.ptx with NVRTC 12.4
+       prebuild-kernels --check [--nvrtc PATH]  fail where a file is stale, missing or orphaned; with NVRTC also where
+                                                its text is not what NVRTC writes
+       prebuild-kernels --nvcc PATH             compile every kernel for sm_80, sm_90a and sm_100; report registers
+                                                and spills
+
+PATH of NVRTC is libnvrtc.so.12 or a folder (a virtual environment, say) that holds it; without --nvrtc it is sought in
+$VIRTUAL_ENV and on the loader's path. `pip install 'nvidia-cuda-nvrtc-cu12==12.4.*'` brings it.";
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    match run(std::env::args().skip(1).collect()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("prebuild-kernels: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Vec<String>) -> Result<()> {
+    let (mut check, mut nvrtc, mut nvcc) = (false, None, None);
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let mut path = || arguments.next().map(PathBuf::from).ok_or(format!("{argument} wants a path\n{USAGE}"));
+        match argument.as_str() {
+            "--check" => check = true,
+            "--nvrtc" => nvrtc = Some(path()?),
+            "--nvcc" => nvcc = Some(path()?),
+            "--help" | "-h" => {
+                println!("{USAGE}");
+                return Ok(());
+            }
+            _ => return Err(format!("unknown argument {argument}\n{USAGE}").into()),
+        }
+    }
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels").canonicalize()?;
+    let files = kernel_files(&kernels)?;
+    for file in &files {
+        parse(&std::fs::read_to_string(file)?, &file.to_string_lossy())?;
+    }
+    if let Some(nvcc) = nvcc {
+        return nvcc::compile_all(&nvcc, &kernels, &files);
+    }
+    let mut wanted = Vec::new();
+    for file in &files {
+        wanted.extend(Prebuilt::all_of(file)?);
+    }
+    let orphans = orphans(&kernels, &wanted)?;
+    if check {
+        let nvrtc = nvrtc.map(|path| nvrtc::Nvrtc::find(Some(&path))).transpose()?;
+        return check_all(&kernels, &wanted, &orphans, nvrtc.as_ref());
+    }
+    let nvrtc = nvrtc::Nvrtc::find(nvrtc.as_deref())?;
+    std::fs::create_dir_all(kernels.join("prebuilt"))?;
+    for part in &wanted {
+        let text = render(&nvrtc, &kernels, part)?;
+        let path = part.path(&kernels);
+        let current = std::fs::read(&path).is_ok_and(|old| old == text.as_bytes());
+        if !current {
+            std::fs::write(&path, &text)?;
+        }
+        println!("{} {} ({} bytes)", if current { "current" } else { "written" }, part.file_name(), text.len());
+    }
+    for orphan in orphans {
+        std::fs::remove_file(&orphan)?;
+        println!("removed {}: its kernel is gone", orphan.display());
+    }
+    Ok(())
+}
+
+fn render(nvrtc: &nvrtc::Nvrtc, kernels: &Path, part: &Prebuilt) -> Result<String> {
+    Ok(part.render(&part.expected_hash(kernels)?, &nvrtc.compile(kernels, part)?))
+}
+
+/// Files in `kernels/prebuilt/` that belong to no kernel.
+fn orphans(kernels: &Path, wanted: &[Prebuilt]) -> Result<Vec<PathBuf>> {
+    let folder = kernels.join("prebuilt");
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "ptx") && !wanted.iter().any(|part| part.path(kernels) == path) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn check_all(kernels: &Path, wanted: &[Prebuilt], orphans: &[PathBuf], nvrtc: Option<&nvrtc::Nvrtc>) -> Result<()> {
+    let mut wrong: Vec<String> = orphans.iter().map(|o| format!("{}: no kernel of that name", o.display())).collect();
+    for part in wanted {
+        let path = part.path(kernels);
+        let Ok(text) = std::fs::read_to_string(&path) else {
+            wrong.push(format!("{}: missing", path.display()));
+            continue;
+        };
+        if Prebuilt::carried_hash(&text) != Some(&part.expected_hash(kernels)?) {
+            wrong.push(format!("{}: older than its source", path.display()));
+        } else if let Some(nvrtc) = nvrtc
+            && render(nvrtc, kernels, part)? != text
+        {
+            wrong.push(format!("{}: not what NVRTC writes for its source", path.display()));
+        }
+    }
+    if wrong.is_empty() {
+        println!("{} prebuilt files are current", wanted.len());
+        return Ok(());
+    }
+    Err(format!("run `cargo run -p prebuild-kernels` and commit its files:\n{}", wrong.join("\n")).into())
+}

@@ -1,0 +1,173 @@
+//! NVRTC through its C interface, loaded at run time.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+use kernel_signatures::{PREBUILT_COMPILER, PREBUILT_FLAGS, Prebuilt};
+use libloading::Library;
+
+use crate::Result;
+
+type Status = c_int;
+type Program = *mut c_void;
+
+/// NVRTC of the version that the prebuilt PTX is made with.
+pub struct Nvrtc {
+    library: Library,
+    /// Loaded first, so that NVRTC finds it whatever the loader's path.
+    _builtins: Option<Library>,
+}
+
+impl Nvrtc {
+    /// Loads the library at or below `path`, or from `$VIRTUAL_ENV` or the loader's path.
+    pub fn find(path: Option<&Path>) -> Result<Self> {
+        let mut tried = Vec::new();
+        let environment = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from);
+        let candidates = match path {
+            Some(path) if path.is_dir() => search(path, "libnvrtc.so.12"),
+            Some(path) => vec![path.to_path_buf()],
+            None => {
+                let mut found = environment.map_or(Vec::new(), |folder| search(&folder, "libnvrtc.so.12"));
+                found.push("libnvrtc.so.12".into());
+                found
+            }
+        };
+        for candidate in candidates {
+            match Self::open(&candidate) {
+                Ok(nvrtc) => return Ok(nvrtc),
+                Err(error) => tried.push(format!("{}: {error}", candidate.display())),
+            }
+        }
+        let tried = if tried.is_empty() { "no libnvrtc.so.12 there".to_string() } else { tried.join("; ") };
+        Err(format!(
+            "{PREBUILT_COMPILER} is needed ({tried}); pip install 'nvidia-cuda-nvrtc-cu12==12.4.*' and name its folder with --nvrtc"
+        )
+        .into())
+    }
+
+    fn open(path: &Path) -> Result<Self> {
+        let builtins = path.parent().map(|folder| folder.join("libnvrtc-builtins.so.12.4")).filter(|p| p.exists());
+        // SAFETY: NVIDIA's libraries run no initialisers that touch our state.
+        let builtins = builtins.map(|path| unsafe { Library::new(path) }).transpose()?;
+        // SAFETY: as above.
+        let library = unsafe { Library::new(path)? };
+        let nvrtc = Self { library, _builtins: builtins };
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: nvrtc.h: `nvrtcResult nvrtcVersion(int *major, int *minor)`.
+        let status = unsafe {
+            nvrtc.library.get::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status>(b"nvrtcVersion")?(
+                &mut major, &mut minor,
+            )
+        };
+        nvrtc.check(status, "nvrtcVersion")?;
+        match format!("NVRTC {major}.{minor}") {
+            version if version == PREBUILT_COMPILER => Ok(nvrtc),
+            version => Err(format!("this is {version}").into()),
+        }
+    }
+
+    fn check(&self, status: Status, call: &str) -> Result<()> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: nvrtc.h: `const char *nvrtcGetErrorString(nvrtcResult)`, a static string.
+        let text = unsafe {
+            let name =
+                self.library.get::<unsafe extern "C" fn(Status) -> *const c_char>(b"nvrtcGetErrorString")?(status);
+            CStr::from_ptr(name).to_string_lossy().into_owned()
+        };
+        Err(format!("{call}: {text}").into())
+    }
+
+    /// The PTX of one part, or NVRTC's log.
+    pub fn compile(&self, kernels: &Path, part: &Prebuilt) -> Result<String> {
+        let name = format!("{}.cu", part.module);
+        let source = CString::new(std::fs::read(kernels.join(&name))?)?;
+        let name = CString::new(name)?;
+        let options = PREBUILT_FLAGS
+            .iter()
+            .map(|flag| CString::new(*flag))
+            .chain([
+                CString::new(format!("--gpu-architecture={}", part.arch)),
+                CString::new(format!("--include-path={}", kernels.display())),
+            ])
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
+        type Create = unsafe extern "C" fn(
+            *mut Program,
+            *const c_char,
+            *const c_char,
+            c_int,
+            *const *const c_char,
+            *const *const c_char,
+        ) -> Status;
+        type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> Status;
+        let mut program: Program = ptr::null_mut();
+        // SAFETY: nvrtc.h's signatures; every string outlives its call.
+        unsafe {
+            let status = self.library.get::<Create>(b"nvrtcCreateProgram")?(
+                &mut program,
+                source.as_ptr(),
+                name.as_ptr(),
+                0,
+                ptr::null(),
+                ptr::null(),
+            );
+            self.check(status, "nvrtcCreateProgram")?;
+            let status = self.library.get::<Compile>(b"nvrtcCompileProgram")?(
+                program,
+                pointers.len() as c_int,
+                pointers.as_ptr(),
+            );
+            let outcome = match self.check(status, "nvrtcCompileProgram") {
+                Ok(()) => self.text(program, b"nvrtcGetPTXSize", b"nvrtcGetPTX"),
+                Err(error) => {
+                    let log = self.text(program, b"nvrtcGetProgramLogSize", b"nvrtcGetProgramLog")?;
+                    Err(format!("{}: {error}\n{}", part.file_name(), log.trim_end()).into())
+                }
+            };
+            self.library.get::<unsafe extern "C" fn(*mut Program) -> Status>(b"nvrtcDestroyProgram")?(&mut program);
+            outcome
+        }
+    }
+
+    /// # Safety
+    /// `program` is live, and the two names are a getter of a size and of so many bytes of text.
+    unsafe fn text(&self, program: Program, size: &[u8], get: &[u8]) -> Result<String> {
+        let mut length = 0usize;
+        // SAFETY: `nvrtcResult f(nvrtcProgram, size_t *)`, then `nvrtcResult g(nvrtcProgram, char *)` into that many bytes.
+        unsafe {
+            let status =
+                self.library.get::<unsafe extern "C" fn(Program, *mut usize) -> Status>(size)?(program, &mut length);
+            self.check(status, "size")?;
+            let mut bytes = vec![0u8; length];
+            let status = self.library.get::<unsafe extern "C" fn(Program, *mut c_char) -> Status>(get)?(
+                program,
+                bytes.as_mut_ptr().cast(),
+            );
+            self.check(status, "text")?;
+            while bytes.last() == Some(&0) {
+                bytes.pop();
+            }
+            Ok(String::from_utf8(bytes)?)
+        }
+    }
+}
+
+/// Files called `name` below `folder`, links not followed.
+fn search(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![folder.to_path_buf()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => open.push(entry.path()),
+                Ok(_) if entry.file_name() == name => found.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    found.sort();
+    found
+}
