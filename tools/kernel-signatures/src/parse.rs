@@ -13,6 +13,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("asm", "inline PTX belongs into a wrapper in common/, with a host model beside it"),
     ("__asm__", "inline PTX belongs into a wrapper in common/, with a host model beside it"),
     ("alignas", "use __align__"),
+    ("__shared__", "use SMEM_DYN(name) or SHARED(type, name, dims), which the emulator knows too"),
     ("__expf", "no fast-math"),
     ("__logf", "no fast-math"),
     ("__sinf", "no fast-math"),
@@ -54,9 +55,6 @@ pub fn parse(source: &str, file: &str) -> Result<Vec<Signature>> {
         if !common {
             if let Some((word, instead)) = FORBIDDEN.iter().find(|(word, _)| is_word(word)) {
                 return Err(fail(format!("`{word}` is not allowed here: {instead}")));
-            }
-            if is_word("extern") && is_word("__shared__") {
-                return Err(fail("dynamic shared memory comes from SMEM_DYN(name) only".into()));
             }
         }
         if !is_word("__global__") {
@@ -339,6 +337,7 @@ mod tests {
             ("#  include \"common/types.h\"", "common/*.cuh"),
             ("struct alignas(16) V { };", "use __align__"),
             ("extern __shared__ f32 tile[];", "SMEM_DYN"),
+            ("__shared__ f32 tile[32];", "SHARED"),
             ("DEV f32 f(f32 x) { return __expf(x); }", "no fast-math"),
             ("DEV void f() { asm volatile(\"\"); }", "wrapper in common/"),
         ] {
