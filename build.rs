@@ -88,32 +88,42 @@ fn write_if_changed(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if fs::read(path).is_ok_and(|old| old == bytes) { Ok(()) } else { fs::write(path, bytes) }
 }
 
+/// What nvcc made of one part: its version and the PTX.
+type Compiled = (String, Vec<u8>);
+
 /// What nvcc makes of each part, with nvcc's version: `None` where there is no nvcc or it failed, which is a warning.
-fn compile_all(kernels: &Path, wanted: &[Prebuilt], out: &Path) -> Result<Vec<Option<(String, Vec<u8>)>>> {
+fn compile_all(kernels: &Path, wanted: &[Prebuilt], out: &Path) -> Result<Vec<Option<Compiled>>> {
     let Some((nvcc, version)) = find_nvcc() else {
         return Ok(vec![None; wanted.len()]);
     };
     let cache = out.join("nvcc");
-    let threads = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).clamp(1, wanted.len().max(1));
+    let threads =
+        env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).clamp(1, wanted.len().max(1));
     let next = AtomicUsize::new(0);
-    let worker = || -> Result<Vec<(usize, std::result::Result<Vec<u8>, String>)>> {
+    let worker = || {
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(part) = wanted.get(index) else { return Ok(done) };
+            let Some(part) = wanted.get(index) else { return Result::Ok(done) };
             done.push((index, compile(&nvcc, &version, kernels, part, &cache)?));
         }
     };
     let results = thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().map(|w| w.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect::<Result<Vec<_>>>()
+        workers
+            .into_iter()
+            .map(|w| w.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+            .collect::<Result<Vec<_>>>()
     })?;
     let mut all = vec![None; wanted.len()];
     for (index, result) in results.into_iter().flatten() {
         match result {
             Ok(ptx) => all[index] = Some((version.clone(), ptx)),
             Err(message) => {
-                println!("cargo::warning={}: nvcc failed, the prebuilt PTX is used: {message}", wanted[index].file_name());
+                println!(
+                    "cargo::warning={}: nvcc failed, the prebuilt PTX is used: {message}",
+                    wanted[index].file_name()
+                );
             }
         }
     }
@@ -139,8 +149,14 @@ fn compile(
         }
         fs::create_dir_all(cache)?;
         let beside = target.with_extension("new");
-        let output =
-            Command::new(nvcc).arg("-ptx").args(&flags).arg("-I").arg(kernels).arg("-o").args([&beside, &source]).output()?;
+        let output = Command::new(nvcc)
+            .arg("-ptx")
+            .args(&flags)
+            .arg("-I")
+            .arg(kernels)
+            .arg("-o")
+            .args([&beside, &source])
+            .output()?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr);
             let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");

@@ -100,14 +100,18 @@ fn check(kernel: &Kernel, config: LaunchConfig) -> Result<()> {
     let LaunchConfig { grid, block, .. } = config;
     let fail = |message: String| Err(Error::Kernel { kernel: kernel.name.into(), message });
     if grid.contains(&0) || block.contains(&0) {
-        return fail(format!("a launch of grid {grid:?} and block {block:?} has no threads; skip it for empty tensors"));
+        return fail(format!(
+            "a launch of grid {grid:?} and block {block:?} has no threads; skip it for empty tensors"
+        ));
     }
     let threads = block.iter().map(|&n| u64::from(n)).product::<u64>();
     if threads > u64::from(kernel.max_threads) {
         return fail(format!("{threads} threads in a block, __launch_bounds__ allows {}", kernel.max_threads));
     }
     if grid[0] > i32::MAX as u32 || grid[1] > 65_535 || grid[2] > 65_535 || block[2] > 64 {
-        return fail(format!("grid {grid:?} or block {block:?} is beyond what CUDA can launch; put the large extent first"));
+        return fail(format!(
+            "grid {grid:?} or block {block:?} is beyond what CUDA can launch; put the large extent first"
+        ));
     }
     Ok(())
 }

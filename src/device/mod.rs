@@ -4,6 +4,8 @@
 //! emulator ([`emulator`]). An op never sees which. Kernels are started through generated, typed launches
 //! ([`launches`]): a struct per kernel with named fields, so that two buffers of one type cannot be swapped unseen.
 
+pub mod launches;
+
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -199,6 +201,11 @@ impl<T: KernelScalar> Slice<'_, T> {
         Self { address, len, borrow: PhantomData }
     }
 
+    /// An absent optional buffer: the kernel gets a null pointer.
+    pub fn none() -> Self {
+        Self { address: 0, len: 0, borrow: PhantomData }
+    }
+
     /// As a kernel argument.
     pub fn argument(&self) -> KernelArgument {
         KernelArgument::Buffer { address: self.address, bytes: self.len * size_of::<T>(), writable: false }
@@ -211,6 +218,11 @@ impl<T: KernelScalar> SliceMut<'_, T> {
     /// slice is written through at the same time.
     pub unsafe fn from_raw(address: u64, len: usize) -> Self {
         Self { address, len, borrow: PhantomData }
+    }
+
+    /// An absent optional buffer: the kernel gets a null pointer.
+    pub fn none() -> Self {
+        Self { address: 0, len: 0, borrow: PhantomData }
     }
 
     /// As a kernel argument.

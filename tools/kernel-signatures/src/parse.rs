@@ -52,10 +52,8 @@ pub fn parse(source: &str, file: &str) -> Result<Vec<Signature>> {
         }
         let tokens = tokenize(text);
         let is_word = |word: &str| tokens.iter().any(|t| t == word);
-        if !common {
-            if let Some((word, instead)) = FORBIDDEN.iter().find(|(word, _)| is_word(word)) {
-                return Err(fail(format!("`{word}` is not allowed here: {instead}")));
-            }
+        if !common && let Some((word, instead)) = FORBIDDEN.iter().find(|(word, _)| is_word(word)) {
+            return Err(fail(format!("`{word}` is not allowed here: {instead}")));
         }
         if !is_word("__global__") {
             if is_word("extern") && tokens.iter().any(|t| t == "\"C\"") {
