@@ -1,7 +1,8 @@
 //! Data sets: the engine's own file, the built-in set, and readers of other people's formats.
 //!
 //! Whatever the source, the result is a [`Dataset`]: 8-bit images `[N, H, W, C]` with one label each, training images
-//! first. [`shapes()`] draws the built-in set.
+//! first. [`import()`] reads CIFAR-10's binary batches, IDX files and folders or tars of pictures; [`shapes()`] draws the
+//! built-in set.
 //!
 //! ```
 //! use engine::data::{Split, shapes};
@@ -15,12 +16,19 @@
 //! The readers take nothing on trust: they never panic, execute nothing, write no file but the one asked for, and ask for
 //! no more memory than the size of what they read can justify.
 
+mod archive;
+mod cifar;
 mod dataset;
+mod idx;
+mod images;
+mod import;
 mod official;
 mod shapes;
+mod source;
 mod verify;
 
 pub use dataset::{Dataset, Parts, Source, Split};
+pub use import::{Format, ImportOptions, import};
 pub use official::{OFFICIAL, Official, OfficialFile};
 pub use shapes::{SHAPES_COUNT, shapes};
 pub use verify::{ClassCount, Recognised, Verification};

@@ -173,7 +173,7 @@ pub(super) fn official(name: &str) -> Option<&'static Official> {
 }
 
 /// IDX labels say nothing about their classes; the checksum of Fashion-MNIST's does.
-pub(super) fn class_names_of_idx_labels(sha256: &str) -> Option<&'static Official> {
+pub(super) fn of_idx_labels(sha256: &str) -> Option<&'static Official> {
     (sha256 == FASHION_TRAIN_LABELS.1).then(|| official("fashion-mnist")).flatten()
 }
 

@@ -1,0 +1,103 @@
+//! Files of other people, read with their checksum and without trust in what they declare.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
+use sha2::{Digest, Sha256};
+
+use super::dataset::{Source, hex};
+use crate::error::{Error, Result};
+
+/// Deflate's best ratio: so much longer a decompressed file can be than the compressed one, and no longer.
+const DEFLATE_RATIO: u64 = 1032;
+const COPY_AGAIN: &str = "it is damaged: copy or download it again";
+
+/// A file that is hashed while it is read.
+pub(super) struct HashedFile {
+    file: File,
+    path: PathBuf,
+    len: u64,
+    sha: Sha256,
+}
+
+impl HashedFile {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        let metadata = file.metadata().map_err(Error::io(path, "read"))?;
+        if !metadata.is_file() {
+            return Err(Error::file(path, "is not a regular file", "name a file"));
+        }
+        Ok(Self { file, path: path.to_path_buf(), len: metadata.len(), sha: Sha256::new() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The content, decompressed where it starts as gzip does.
+    pub fn content(&mut self) -> Result<Content<'_>> {
+        let (path, len) = (self.path.clone(), self.len);
+        let mut raw = BufReader::with_capacity(1 << 17, self);
+        let is_gzip = raw.fill_buf().map_err(Error::io(&path, "read"))?.starts_with(&[0x1f, 0x8b]);
+        Ok(if is_gzip {
+            Content { reader: Box::new(MultiGzDecoder::new(raw)), limit: len.saturating_mul(DEFLATE_RATIO) }
+        } else {
+            Content { reader: Box::new(raw), limit: len }
+        })
+    }
+
+    /// Name, size and checksum of the whole file, whatever has been read of it.
+    pub fn finish(mut self) -> Result<Source> {
+        let mut buffer = vec![0; 1 << 17];
+        while self.read(&mut buffer).map_err(Error::io(self.path.clone(), "read"))? > 0 {}
+        Ok(Source { file: file_name(&self.path), bytes: self.len, sha256: hex(&self.sha.finalize()) })
+    }
+}
+
+impl Read for HashedFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.sha.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// What a file contains once decompressed.
+pub(super) struct Content<'a> {
+    reader: Box<dyn Read + 'a>,
+    /// The most bytes that a file of this size can decompress to.
+    pub limit: u64,
+}
+
+impl Read for Content<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buffer)
+    }
+}
+
+/// The last component of a path, for messages and records.
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Whether the file starts with `magic`.
+pub(super) fn starts_with(path: &Path, magic: &[u8]) -> Result<bool> {
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    file.take(magic.len() as u64).read_to_end(&mut start).map_err(Error::io(path, "read"))?;
+    Ok(start == magic)
+}
+
+/// The error of a read: the operating system's, or that of a damaged archive.
+pub(super) fn read_error(path: &Path, error: io::Error) -> Error {
+    if error.raw_os_error().is_some() {
+        return Error::io(path, "read")(error);
+    }
+    let message = match error.kind() {
+        io::ErrorKind::UnexpectedEof => "ends too early".to_owned(),
+        _ => format!("cannot be unpacked: {}", error.to_string().replace('\n', " ")),
+    };
+    Error::file(path, message, COPY_AGAIN)
+}
