@@ -1,0 +1,147 @@
+"""Writes tests/goldens/ops.safetensors: single ops, their gradients, and five steps of AdamW, in f64.
+
+Each op's tensors are named `op.input`, `op.output`, `op.cotangent`, `op.grad.input`; all values, inputs too, are stored.
+"""
+
+import math
+import pathlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import save_file
+
+from dit import LAYER_NORM_EPS, QK_NORM_EPS, modulated_norm, patchify, sinusoidal
+from philox import symmetric
+
+SEED = 30
+torch.set_default_dtype(torch.float64)
+items = iter(range(10_000))
+tensors = {}
+
+
+def draw(*shape, radius=1.5):
+    return torch.from_numpy(symmetric(SEED, shape, next(items), radius)).double()
+
+
+def golden(op, function, **inputs):
+    """Forward and, through a random cotangent, the gradient of every floating-point input."""
+    for value in inputs.values():
+        if value.is_floating_point():
+            value.requires_grad_()
+    output = function(**inputs)
+    cotangent = draw(*output.shape, radius=1.0)
+    (output * cotangent).sum().backward()
+    tensors[f"{op}.output"], tensors[f"{op}.cotangent"] = output, cotangent
+    for name, value in inputs.items():
+        tensors[f"{op}.{name}"] = value
+        if value.is_floating_point():
+            tensors[f"{op}.grad.{name}"] = value.grad
+
+
+def attention(qkv, heads, kv_heads, norms=None):
+    b, t, width = qkv.shape
+    d = width // (heads + 2 * kv_heads)
+    q, k, v = qkv.reshape(b, t, -1, d).transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
+    if norms is not None:
+        q, k = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + QK_NORM_EPS) * w for x, w in zip((q, k), norms))
+    # Written out, not F.scaled_dot_product_attention: what is checked here is the definition.
+    k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
+    p = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(d), dim=-1)
+    return (p @ v).transpose(1, 2).reshape(b, t, heads * d)
+
+
+def ops():
+    golden(
+        "layer_norm",
+        lambda x, weight, bias: F.layer_norm(x, x.shape[-1:], weight, bias, eps=LAYER_NORM_EPS),
+        x=draw(5, 24), weight=draw(24), bias=draw(24),
+    )
+    golden(
+        "layer_norm_modulated",
+        lambda x, shift, scale: modulated_norm(x, shift[:, None], scale[:, None]),
+        x=draw(3, 4, 24), shift=draw(3, 24), scale=draw(3, 24),
+    )
+    golden("attention", lambda qkv: attention(qkv, 4, 2), qkv=draw(2, 7, 8 * 8, radius=2.0))
+    golden(
+        "attention_qk_norm",
+        lambda qkv, q_norm, k_norm: attention(qkv, 4, 1, (q_norm, k_norm)),
+        qkv=draw(2, 5, 6 * 8, radius=2.0), q_norm=draw(8), k_norm=draw(8),
+    )
+    for name, activation in (
+        ("linear", lambda x: x),
+        ("linear_gelu", lambda x: F.gelu(x, approximate="tanh")),
+        ("linear_silu", F.silu),
+    ):
+        golden(
+            name,
+            lambda x, weight, bias, f=activation: f(F.linear(x, weight, bias)),
+            x=draw(5, 10), weight=draw(6, 10), bias=draw(6),
+        )
+    golden("gated_residual", lambda x, gate, y: x + gate[:, None] * y, x=draw(2, 3, 8), gate=draw(2, 8), y=draw(2, 3, 8))
+    golden("embedding", lambda weight, index: weight[index], weight=draw(5, 6), index=torch.tensor([3, 0, 3, 4]))
+    golden("patchify", lambda x: patchify(x, 2), x=draw(2, 4, 6, 3))
+    golden("mse", lambda prediction, target: F.mse_loss(prediction, target)[None], prediction=draw(3, 20), target=draw(3, 20))
+    tensors["sinusoidal.t"] = torch.tensor([0.0, 1.0, 37.0, 512.25, 999.0])
+    tensors["sinusoidal.output"] = sinusoidal(tensors["sinusoidal.t"], 32)
+
+
+def adamw():
+    """Two parameters, clipped together at norm 1, learning rate changing, an EMA of decay 0.9 after each step."""
+    parameters = [torch.nn.Parameter(draw(5, 6)), torch.nn.Parameter(draw(7))]
+    averages = [p.detach().clone() for p in parameters]
+    for i, p in enumerate(parameters):
+        tensors[f"adamw.start.{i}"] = p.detach().clone()
+    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    rates, norms = [2e-3, 1e-3, 3e-3, 1e-3, 5e-4], []
+    for step, rate in enumerate(rates):
+        # The last step's gradient is small enough not to be clipped.
+        for i, p in enumerate(parameters):
+            p.grad = draw(*p.shape, radius=0.1 if step == 4 else 1.5)
+            tensors[f"adamw.gradient.{step}.{i}"] = p.grad.clone()
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, 1.0).item())
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        for i, p in enumerate(parameters):
+            averages[i] = averages[i].lerp(p.detach(), 0.1)
+            tensors[f"adamw.after.{step}.{i}"] = p.detach().clone()
+            tensors[f"adamw.ema.{step}.{i}"] = averages[i]
+    tensors["adamw.learning_rate"] = torch.tensor(rates)
+    tensors["adamw.gradient_norm"] = torch.tensor(norms)
+
+
+def learning_rates():
+    """Rates of updates 1…40 with 8 of warm-up, 2e-4 falling to 1e-5."""
+    schedulers = torch.optim.lr_scheduler
+    warmup, total, peak, end = 8, 40, 2e-4, 1e-5
+    for name in ("constant", "cosine", "linear"):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
+        rise = schedulers.LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup - 1)
+        if name == "constant":
+            after = schedulers.ConstantLR(optimizer, factor=1.0)
+        elif name == "cosine":
+            after = schedulers.CosineAnnealingLR(optimizer, T_max=total - warmup, eta_min=end)
+        else:
+            after = schedulers.LinearLR(optimizer, start_factor=1.0, end_factor=end / peak, total_iters=total - warmup)
+        scheduler = schedulers.SequentialLR(optimizer, [rise, after], milestones=[warmup - 1])
+        rates = []
+        for _ in range(total):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        tensors[f"learning_rate.{name}"] = torch.tensor(rates)
+
+
+def main():
+    ops()
+    adamw()
+    learning_rates()
+    path = pathlib.Path(__file__).resolve().parents[2] / "tests/goldens/ops.safetensors"
+    arrays = {name: np.ascontiguousarray(value.detach().numpy()) for name, value in tensors.items()}
+    save_file(arrays, path, dict(source=f"tools/goldens/ops.py, PyTorch {torch.__version__.split('+')[0]}"))
+    path.chmod(0o644)
+    print(path.name, path.stat().st_size, "bytes;", len(arrays), "tensors")
+
+
+if __name__ == "__main__":
+    main()
