@@ -1,1 +1,3 @@
 //! The ops: one folder each.
+
+pub mod host;

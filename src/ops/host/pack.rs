@@ -1,0 +1,139 @@
+//! Copies blocks of a matrix into the order in which the product's inner loop reads them.
+//!
+//! A *strip* is `lanes` neighbouring rows (or columns) by `depth` steps of the summed dimension, stored `[depth][width]` with
+//! `width >= lanes`; what lies between is zero where the caller asks for it.
+
+use super::float::Float;
+
+/// One strip: element `(lane, step)` is at `src + lane * lane_stride + step * step_stride`.
+///
+/// # Safety
+/// All those elements for `lane < lanes`, `step < depth` are readable, and `dst` is valid for `depth * width` writes.
+#[inline]
+pub(super) unsafe fn strip<T: Float>(
+    dst: *mut T,
+    width: usize,
+    src: *const T,
+    (lanes, lane_stride): (usize, usize),
+    (depth, step_stride): (usize, usize),
+    avx512: bool,
+) {
+    // SAFETY: every read is at lane < lanes and step < depth, every write below depth * width, as the caller promises.
+    unsafe {
+        if lanes < width {
+            std::ptr::write_bytes(dst, 0, depth * width);
+        }
+        if lane_stride == 1 {
+            for p in 0..depth {
+                let (from, to) = (src.add(p * step_stride), dst.add(p * width));
+                // Known lengths become a few vector moves.
+                match lanes {
+                    32 => std::ptr::copy_nonoverlapping(from, to, 32),
+                    16 => std::ptr::copy_nonoverlapping(from, to, 16),
+                    14 => std::ptr::copy_nonoverlapping(from, to, 14),
+                    _ => std::ptr::copy_nonoverlapping(from, to, lanes),
+                }
+            }
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if avx512 && step_stride == 1 && std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>() {
+            let mut lane = 0;
+            while lane < lanes {
+                let count = (lanes - lane).min(16);
+                avx512::transpose(
+                    dst.add(lane).cast(),
+                    width,
+                    src.add(lane * lane_stride).cast(),
+                    count,
+                    lane_stride,
+                    depth,
+                );
+                lane += 16;
+            }
+            return;
+        }
+        let _ = avx512;
+        // Blocks of steps, so that each cache line of the source is used up while it is near.
+        for p0 in (0..depth).step_by(16) {
+            for lane in 0..lanes {
+                for p in p0..(p0 + 16).min(depth) {
+                    *dst.add(p * width + lane) = *src.add(lane * lane_stride + p * step_stride);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    /// Transposes `lanes` (at most 16) rows of `depth` neighbouring floats into columns of `dst`, `width` apart.
+    ///
+    /// # Safety
+    /// The processor has AVX-512F; bounds as for [`super::strip`].
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn transpose(
+        dst: *mut f32,
+        width: usize,
+        src: *const f32,
+        lanes: usize,
+        lane_stride: usize,
+        depth: usize,
+    ) {
+        let lane_mask: __mmask16 = if lanes == 16 { !0 } else { (1 << lanes) - 1 };
+        let mut p = 0;
+        while p < depth {
+            let steps = (depth - p).min(16);
+            let step_mask: __mmask16 = if steps == 16 { !0 } else { (1 << steps) - 1 };
+            let mut rows = [_mm512_setzero_ps(); 16];
+            for (lane, row) in rows.iter_mut().enumerate() {
+                if lane < lanes {
+                    // SAFETY: masked to the steps that exist.
+                    *row = unsafe { _mm512_maskz_loadu_ps(step_mask, src.add(lane * lane_stride + p)) };
+                }
+            }
+            let columns = transpose16(rows);
+            for (step, &column) in columns.iter().enumerate() {
+                if step < steps {
+                    // SAFETY: masked to the lanes that exist.
+                    unsafe { _mm512_mask_storeu_ps(dst.add((p + step) * width), lane_mask, column) };
+                }
+            }
+            p += 16;
+        }
+    }
+
+    /// The transpose of a 16 x 16 matrix: pairs, then quads within 128 bits, then the 128-bit quarters.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn transpose16(r: [__m512; 16]) -> [__m512; 16] {
+        let mut t = r;
+        for i in 0..8 {
+            t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        let mut q = t;
+        for i in 0..4 {
+            let [a, b, c, d] = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]].map(|x| _mm512_castps_pd(x));
+            q[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+            q[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+            q[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+            q[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+        }
+        // q[4 g + j] holds, in its 128-bit quarter h, rows 4g..4g+4 of column 4h + j.
+        let mut out = q;
+        for j in 0..4 {
+            let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(q[j], q[4 + j]);
+            let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(q[j], q[4 + j]);
+            let low2 = _mm512_shuffle_f32x4::<0b10_00_10_00>(q[8 + j], q[12 + j]);
+            let high2 = _mm512_shuffle_f32x4::<0b11_01_11_01>(q[8 + j], q[12 + j]);
+            out[j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(low, low2);
+            out[8 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(low, low2);
+            out[4 + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(high, high2);
+            out[12 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(high, high2);
+        }
+        out
+    }
+}

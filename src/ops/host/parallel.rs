@@ -1,0 +1,171 @@
+//! Threads: how many, and how work is cut so that no result depends on that number.
+
+use rayon::prelude::*;
+use std::sync::OnceLock;
+
+/// Elements below which elementwise work stays on the calling thread: waking a thread costs some 10 µs.
+pub const GRAIN: usize = 1 << 14;
+
+/// Sets the number of threads for the rest of the process. `None` takes `ENGINE_THREADS`, or else what the machine has.
+/// The first call decides (it builds rayon's global pool); the answer is the number in force.
+///
+/// # Errors
+/// `ENGINE_THREADS` that is not a positive number.
+pub fn set_threads(threads: Option<usize>) -> crate::Result<usize> {
+    static DONE: OnceLock<()> = OnceLock::new();
+    let threads = match threads {
+        Some(n) => n,
+        None => match std::env::var("ENGINE_THREADS") {
+            Ok(text) => text.trim().parse().ok().filter(|&n| n > 0).ok_or_else(|| {
+                crate::Error::config(
+                    "ENGINE_THREADS",
+                    format!("`{text}` is not a number of threads"),
+                    "set it to 1 or more, or unset it to use every core",
+                )
+            })?,
+            Err(_) => 0,
+        },
+    };
+    DONE.get_or_init(|| {
+        // Fails only where someone else (a program that uses us as a library) built the pool: theirs is used.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    });
+    Ok(self::threads())
+}
+
+/// The number of threads that parallel work here uses.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
+/// Runs `f` on a thread of the pool, where starting parallel work is cheaper than from outside: wrap a whole training or
+/// sampling run in it.
+pub fn install<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    if rayon::current_thread_index().is_some() { f() } else { rayon::scope(|_| f()) }
+}
+
+/// Runs `f` with exactly `threads` threads, in a pool of its own.
+pub fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
+    match rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build() {
+        Ok(pool) => pool.install(f),
+        Err(error) => panic!("the system refuses {threads} threads: {error}"),
+    }
+}
+
+/// `f(i)` for `i` in `0..count`, in parallel where `work` (about one element's worth each, all of them together) pays.
+pub fn for_each(count: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
+    if count <= 1 || work < GRAIN || threads() == 1 {
+        (0..count).for_each(f);
+    } else {
+        (0..count).into_par_iter().for_each(f);
+    }
+}
+
+/// `f(row_index, row)` for each row of `dst` (`[rows, row_len]`).
+///
+/// # Panics
+/// Where `dst` is not a whole number of rows.
+pub fn for_rows<T: Send>(dst: &mut [T], row_len: usize, f: impl Fn(usize, &mut [T]) + Send + Sync) {
+    if dst.is_empty() {
+        return;
+    }
+    assert!(row_len > 0 && dst.len().is_multiple_of(row_len), "{} elements are no rows of {row_len}", dst.len());
+    for_row_blocks(dst, row_len, rows_per_block(row_len), |first, block| {
+        block.chunks_exact_mut(row_len).enumerate().for_each(|(i, row)| f(first + i, row));
+    });
+}
+
+/// `f(first_row, rows)` for blocks of `block` rows of `dst` (`[rows, row_len]`; the last block may be shorter). The cut
+/// depends on `block` alone, so partial sums by block are the same for every thread count.
+pub fn for_row_blocks<T: Send>(dst: &mut [T], row_len: usize, block: usize, f: impl Fn(usize, &mut [T]) + Send + Sync) {
+    if dst.is_empty() {
+        return;
+    }
+    let (len, chunk) = (dst.len(), block.max(1) * row_len);
+    if len < GRAIN || len <= chunk || threads() == 1 {
+        dst.chunks_mut(chunk).enumerate().for_each(|(i, rows)| f(i * block, rows));
+    } else {
+        dst.par_chunks_mut(chunk).enumerate().for_each(|(i, rows)| f(i * block, rows));
+    }
+}
+
+/// `f(row, a_row, b_row)` over two buffers with the same number of rows, such as an output and what it saves.
+///
+/// # Panics
+/// Where the buffers are not whole rows, as many in one as in the other.
+pub fn for_rows2<A: Send, B: Send>(
+    (a, a_len): (&mut [A], usize),
+    (b, b_len): (&mut [B], usize),
+    f: impl Fn(usize, &mut [A], &mut [B]) + Send + Sync,
+) {
+    if a.is_empty() && b.is_empty() {
+        return;
+    }
+    assert!(
+        a_len > 0 && b_len > 0 && a.len().is_multiple_of(a_len) && b.len().is_multiple_of(b_len),
+        "whole rows are needed"
+    );
+    assert_eq!(a.len() / a_len, b.len() / b_len, "the buffers have different numbers of rows");
+    let block = rows_per_block(a_len.max(b_len));
+    let run = |(i, (a, b)): (usize, (&mut [A], &mut [B]))| {
+        let rows = a.chunks_exact_mut(a_len).zip(b.chunks_exact_mut(b_len));
+        rows.enumerate().for_each(|(j, (a, b))| f(i * block + j, a, b));
+    };
+    if a.len().max(b.len()) < GRAIN || threads() == 1 {
+        a.chunks_mut(block * a_len).zip(b.chunks_mut(block * b_len)).enumerate().for_each(run);
+    } else {
+        a.par_chunks_mut(block * a_len).zip(b.par_chunks_mut(block * b_len)).enumerate().for_each(run);
+    }
+}
+
+/// Rows per task: about half a [`GRAIN`] of elements.
+fn rows_per_block(row_len: usize) -> usize {
+    (GRAIN / 2).div_ceil(row_len).max(1)
+}
+
+/// `f(slot)` for each slot, in parallel where `work` elements in all pay: for pieces that do not come as rows.
+pub fn for_slots<T: Send>(slots: &mut [T], work: usize, f: impl Fn(&mut T) + Send + Sync) {
+    if slots.len() <= 1 || work < GRAIN || threads() == 1 {
+        slots.iter_mut().for_each(f);
+    } else {
+        slots.par_iter_mut().for_each(f);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_visited_once_with_its_index() {
+        for (rows, row_len) in [(1, 1), (7, 3), (1000, 65), (3, 20_000)] {
+            for threads in [1, 2, 4] {
+                with_threads(threads, || {
+                    let mut a = vec![0usize; rows * row_len];
+                    for_rows(&mut a, row_len, |i, row| row.iter_mut().for_each(|x| *x += i + 1));
+                    assert!(a.iter().enumerate().all(|(i, &x)| x == i / row_len + 1));
+                    let mut b = vec![0usize; rows];
+                    for_rows2((&mut a, row_len), (&mut b, 1), |i, a, b| b[0] = a[0] * 10 + i);
+                    assert!(b.iter().enumerate().all(|(i, &x)| x == (i + 1) * 10 + i));
+                    for_each(rows, GRAIN, |i| assert!(i < rows));
+                });
+            }
+        }
+        for_rows(&mut [0u8; 0], 0, |_, _| unreachable!());
+    }
+
+    #[test]
+    fn nested_work_finishes() {
+        let total = with_threads(2, || {
+            let mut sums = vec![0usize; 64];
+            for_slots(&mut sums, GRAIN, |slot| {
+                let mut inner = vec![1usize; 40_000];
+                for_rows(&mut inner, 10, |i, row| row[0] = i);
+                *slot = inner.iter().sum();
+            });
+            sums.iter().sum::<usize>()
+        });
+        assert_eq!(total, 64 * (3999 * 4000 / 2 + 36_000));
+        assert_eq!(install(|| 7), 7);
+    }
+}

@@ -1,0 +1,160 @@
+use super::*;
+use crate::ops::host::parallel::with_threads;
+
+/// Repeatable values in (-1, 1).
+fn values<T: Float>(len: usize, seed: u64) -> Vec<T> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            T::from_f64((state >> 33) as f64 / (1u64 << 30) as f64 - 1.0)
+        })
+        .collect()
+}
+
+/// The documented order of summation, written plainly.
+fn reference<T: Float>(dst: &mut [T], a: Matrix<T>, b: Matrix<T>, mode: Accumulate) {
+    let (count, depth) = depth_blocks(a.cols);
+    for i in 0..a.rows {
+        for j in 0..b.cols {
+            let mut total = if mode == Accumulate::Add { Some(dst[i * b.cols + j]) } else { None };
+            for block in 0..count {
+                let mut sum = T::ZERO;
+                for p in block * depth..((block + 1) * depth).min(a.cols) {
+                    sum = Float::mul_add(
+                        a.data[i * a.row_stride + p * a.col_stride],
+                        b.data[p * b.row_stride + j * b.col_stride],
+                        sum,
+                    );
+                }
+                total = Some(total.map_or(sum, |total| total + sum));
+            }
+            dst[i * b.cols + j] = total.unwrap();
+        }
+    }
+}
+
+fn agrees_with_reference<T: Float>() {
+    let sizes = [1, 2, 7, 8, 13, 14, 15, 16, 17, 31, 33, 65, 130];
+    for (case, &m) in sizes.iter().enumerate() {
+        for (n, k) in [(1, 1), (3, 5), (16, 16), (17, 40), (32, 33), (70, 513), (129, 64)] {
+            let seed = (case * 100 + n) as u64;
+            let (a, b, old) = (values::<T>(m * k, seed), values::<T>(k * n, seed + 1), values::<T>(m * n, seed + 2));
+            for layout in 0..4 {
+                let a = if layout & 1 == 0 { Matrix::new(&a, m, k) } else { Matrix::new(&a, k, m).t() };
+                let b = if layout & 2 == 0 { Matrix::new(&b, k, n) } else { Matrix::new(&b, n, k).t() };
+                for mode in [Accumulate::Write, Accumulate::Add] {
+                    let (mut ours, mut theirs) = (old.clone(), old.clone());
+                    matmul(MatrixMut::new(&mut ours, m, n), a, b, mode);
+                    reference(&mut theirs, a, b, mode);
+                    assert!(ours == theirs, "{} {m} {n} {k} layout {layout} {mode:?}", T::NAME);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_order_of_summation_is_the_documented_one_in_f32() {
+    agrees_with_reference::<f32>();
+}
+
+#[test]
+fn the_order_of_summation_is_the_documented_one_in_f64() {
+    agrees_with_reference::<f64>();
+}
+
+#[test]
+fn every_instruction_set_gives_the_same_bits() {
+    let (m, n, k) = (19, 45, 600);
+    let (a, b) = (values::<f32>(m * k, 1), values::<f32>(k * n, 2));
+    let (a, b) = (Matrix::new(&a, m, k), Matrix::new(&b, n, k).t());
+    let mut best = vec![0.0; m * n];
+    matmul(MatrixMut::new(&mut best, m, n), a, b, Accumulate::Write);
+    let mut scalar = vec![0.0; m * n];
+    let product = Product {
+        dst: MatrixMut::new(&mut scalar, m, n),
+        a,
+        b,
+        mode: Accumulate::Write,
+        then: |_: usize, _: usize, _: &mut [f32]| (),
+    };
+    product.with_simd(pulp::Scalar);
+    assert_eq!(best, scalar);
+    #[cfg(target_arch = "x86_64")]
+    if let Some(v3) = pulp::x86::V3::try_new() {
+        let mut middle = vec![0.0; m * n];
+        let product = Product {
+            dst: MatrixMut::new(&mut middle, m, n),
+            a,
+            b,
+            mode: Accumulate::Write,
+            then: |_: usize, _: usize, _: &mut [f32]| (),
+        };
+        product.with_simd(v3);
+        assert_eq!(best, middle);
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_every_batch_and_with_every_thread_count() {
+    for (n, k) in [(3, 384), (10, 7), (96, 65), (384, 48), (384, 1536)] {
+        let most = if n * k > 100_000 { 455 } else { 2080 };
+        let (x, w, bias) = (values::<f32>(most * k, 3), values::<f32>(n * k, 4), values::<f32>(n, 5));
+        let forward = |m: usize| {
+            let mut y = vec![0.0; m * n];
+            linear_forward(&mut y, &x[..m * k], &w, Some(&bias), (m, n, k), |_, _, values| {
+                values.iter_mut().for_each(|value| *value = value.max(0.1 * *value));
+            });
+            y
+        };
+        let whole = with_threads(1, || forward(most));
+        for m in [1, 2, 7, 8, 63, 64, 65, 130, 455, 2080].into_iter().filter(|&m| m <= most) {
+            for threads in [1, 2, 4] {
+                let part = with_threads(threads, || forward(m));
+                assert!(part == whole[..m * n], "m {m} n {n} k {k} threads {threads}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_have_the_same_bits_with_every_thread_count() {
+    let (m, n, k) = (455, 96, 130);
+    let (x, w, dy) = (values::<f32>(m * k, 6), values::<f32>(n * k, 7), values::<f32>(m * n, 8));
+    let backward = || {
+        let (mut dx, mut dw) = (vec![0.5; m * k], vec![0.5; n * k]);
+        linear_backward_input(&mut dx, &dy, &w, (m, n, k), Accumulate::Add);
+        linear_backward_weight(&mut dw, &dy, &x, (m, n, k), Accumulate::Add);
+        (dx, dw)
+    };
+    let one = with_threads(1, backward);
+    for threads in [2, 3, 4] {
+        assert!(one == with_threads(threads, backward), "{threads} threads");
+    }
+    let mut dw = vec![0.5; n * k];
+    reference(&mut dw, Matrix::new(&dy, m, n).t(), Matrix::new(&x, m, k), Accumulate::Add);
+    assert_eq!(one.1, dw);
+}
+
+#[test]
+fn strided_destinations_and_empty_sums() {
+    let (a, b) = (values::<f32>(5 * 3, 9), values::<f32>(3 * 4, 10));
+    let mut plain = vec![0.0; 20];
+    matmul(MatrixMut::new(&mut plain, 5, 4), Matrix::new(&a, 5, 3), Matrix::new(&b, 3, 4), Accumulate::Write);
+    let mut turned = vec![0.0; 20];
+    matmul(MatrixMut::new(&mut turned, 4, 5).t(), Matrix::new(&a, 5, 3), Matrix::new(&b, 3, 4), Accumulate::Write);
+    assert!((0..20).all(|i| plain[i] == turned[i % 4 * 5 + i / 4]));
+    let mut wide = vec![7.0; 5 * 6];
+    matmul(MatrixMut::strided(&mut wide, 5, 4, 6, 1), Matrix::new(&a, 5, 3), Matrix::new(&b, 3, 4), Accumulate::Write);
+    assert!((0..30).all(|i| wide[i] == if i % 6 < 4 { plain[i / 6 * 4 + i % 6] } else { 7.0 }));
+    let mut zeros = vec![3.0_f32; 4];
+    matmul(MatrixMut::new(&mut zeros, 2, 2), Matrix::new(&[], 2, 0), Matrix::new(&[], 0, 2), Accumulate::Write);
+    assert_eq!(zeros, [0.0; 4]);
+}
+
+#[test]
+#[should_panic(expected = "overlap")]
+fn overlapping_destinations_are_refused() {
+    MatrixMut::strided(&mut [0.0_f32; 100], 4, 4, 2, 1);
+}

@@ -1,0 +1,346 @@
+//! Loops over slices, compiled for AVX-512, AVX2 and plain scalar code and chosen at run time.
+//!
+//! [`dispatch`] compiles what is inlined into it for each instruction set. The loops here are plain Rust: a new elementwise
+//! function is a closure over [`Float`]'s methods given to [`map`], [`map2`] or [`map3`], nothing else.
+//!
+//! **Order of sums.** A sum over a slice runs over 32 virtual lanes: lane `l` takes elements `l`, `l + 32`, `l + 64`, … in that
+//! order, starting from zero; then lane `l` adds lane `l + 16` for `l < 16`, then `l + 8`, `l + 4`, `l + 2`, `l + 1`. The bits
+//! depend on the values and their number alone. [`column_sums`] adds rows in ascending order within blocks of 64 rows, then
+//! the blocks in ascending order.
+
+use super::float::Float;
+use super::parallel::{self, GRAIN};
+use crate::tape::Accumulate;
+
+/// Virtual lanes of a sum.
+const LANES: usize = 32;
+/// Rows in one block of a column sum.
+const BLOCK_ROWS: usize = 64;
+/// Columns that a column sum handles at a time.
+const BLOCK_COLS: usize = 64;
+/// Elements per task of a parallel elementwise loop.
+const TASK: usize = GRAIN / 2;
+
+/// Runs `f` compiled for the best instruction set here. Only what is inlined into `f` gains: loops written in it, closures,
+/// and functions marked `#[inline(always)]` such as [`Float`]'s.
+#[inline(always)]
+pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// `dst[i] = f(src[i])`, or `+=`.
+///
+/// # Panics
+/// Where the lengths differ; so do the functions below.
+#[inline]
+pub fn map<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate, f: impl Fn(T) -> T) {
+    assert_eq!(dst.len(), src.len(), "map: lengths differ");
+    dispatch(
+        #[inline(always)]
+        || match mode {
+            Accumulate::Write => dst.iter_mut().zip(src).for_each(|(dst, &x)| *dst = f(x)),
+            Accumulate::Add => dst.iter_mut().zip(src).for_each(|(dst, &x)| *dst += f(x)),
+        },
+    );
+}
+
+/// `dst[i] = f(dst[i])`.
+#[inline]
+pub fn map_in_place<T: Float>(dst: &mut [T], f: impl Fn(T) -> T) {
+    dispatch(
+        #[inline(always)]
+        || dst.iter_mut().for_each(|x| *x = f(*x)),
+    );
+}
+
+/// `dst[i] = f(a[i], b[i])`, or `+=`.
+#[inline]
+pub fn map2<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate, f: impl Fn(T, T) -> T) {
+    assert!(dst.len() == a.len() && a.len() == b.len(), "map2: lengths differ");
+    dispatch(
+        #[inline(always)]
+        || match mode {
+            Accumulate::Write => dst.iter_mut().zip(a).zip(b).for_each(|((dst, &a), &b)| *dst = f(a, b)),
+            Accumulate::Add => dst.iter_mut().zip(a).zip(b).for_each(|((dst, &a), &b)| *dst += f(a, b)),
+        },
+    );
+}
+
+/// `dst[i] = f(a[i], b[i], c[i])`, or `+=`.
+#[inline]
+pub fn map3<T: Float>(dst: &mut [T], a: &[T], b: &[T], c: &[T], mode: Accumulate, f: impl Fn(T, T, T) -> T) {
+    assert!(dst.len() == a.len() && a.len() == b.len() && b.len() == c.len(), "map3: lengths differ");
+    dispatch(
+        #[inline(always)]
+        || {
+            let sources = a.iter().zip(b).zip(c);
+            match mode {
+                Accumulate::Write => dst.iter_mut().zip(sources).for_each(|(dst, ((&a, &b), &c))| *dst = f(a, b, c)),
+                Accumulate::Add => dst.iter_mut().zip(sources).for_each(|(dst, ((&a, &b), &c))| *dst += f(a, b, c)),
+            }
+        },
+    );
+}
+
+/// [`map`] on all threads.
+pub fn par_map<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate, f: impl Fn(T) -> T + Send + Sync) {
+    assert_eq!(dst.len(), src.len(), "par_map: lengths differ");
+    parallel::for_row_blocks(dst, 1, TASK, |i, dst| map(dst, &src[i..][..dst.len()], mode, &f));
+}
+
+/// [`map_in_place`] on all threads.
+pub fn par_map_in_place<T: Float>(dst: &mut [T], f: impl Fn(T) -> T + Send + Sync) {
+    parallel::for_row_blocks(dst, 1, TASK, |_, dst| map_in_place(dst, &f));
+}
+
+/// [`map2`] on all threads.
+pub fn par_map2<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate, f: impl Fn(T, T) -> T + Send + Sync) {
+    assert!(dst.len() == a.len() && a.len() == b.len(), "par_map2: lengths differ");
+    parallel::for_row_blocks(dst, 1, TASK, |i, dst| {
+        map2(dst, &a[i..][..dst.len()], &b[i..][..dst.len()], mode, &f);
+    });
+}
+
+/// [`map3`] on all threads.
+pub fn par_map3<T: Float>(
+    dst: &mut [T],
+    a: &[T],
+    b: &[T],
+    c: &[T],
+    mode: Accumulate,
+    f: impl Fn(T, T, T) -> T + Send + Sync,
+) {
+    assert!(dst.len() == a.len() && a.len() == b.len() && b.len() == c.len(), "par_map3: lengths differ");
+    parallel::for_row_blocks(dst, 1, TASK, |i, dst| {
+        let n = dst.len();
+        map3(dst, &a[i..][..n], &b[i..][..n], &c[i..][..n], mode, &f);
+    });
+}
+
+/// Folds the lanes' values in the documented order.
+#[inline(always)]
+fn fold<T: Float>(mut lanes: [T; LANES], join: impl Fn(T, T) -> T) -> T {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] = join(lanes[l], lanes[l + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// One pass over a slice with 32 lanes.
+#[inline(always)]
+fn reduce<T: Float>(a: &[T], start: T, step: impl Fn(T, T) -> T, join: impl Fn(T, T) -> T) -> T {
+    let mut lanes = [start; LANES];
+    let (whole, rest) = a.as_chunks::<LANES>();
+    for chunk in whole {
+        for l in 0..LANES {
+            lanes[l] = step(lanes[l], chunk[l]);
+        }
+    }
+    // A copy: indexed up to a length known at run time, the lanes would have to live in memory all along.
+    let mut tail = lanes;
+    for (lane, &x) in tail.iter_mut().zip(rest) {
+        *lane = step(*lane, x);
+    }
+    fold(tail, join)
+}
+
+/// One pass over two slices with 32 lanes.
+#[inline(always)]
+fn reduce2<T: Float>(a: &[T], b: &[T], step: impl Fn(T, T, T) -> T) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        for l in 0..LANES {
+            lanes[l] = step(lanes[l], a[l], b[l]);
+        }
+    }
+    let mut tail = lanes;
+    for (lane, (&a, &b)) in tail.iter_mut().zip(rest_a.iter().zip(rest_b)) {
+        *lane = step(*lane, a, b);
+    }
+    fold(tail, |a, b| a + b)
+}
+
+/// Σ a\[i\], in the documented order.
+#[inline]
+pub fn sum<T: Float>(a: &[T]) -> T {
+    sum_by(a, |x| x)
+}
+
+/// Σ f(a\[i\]), in the documented order.
+#[inline]
+pub fn sum_by<T: Float>(a: &[T], f: impl Fn(T) -> T) -> T {
+    dispatch(
+        #[inline(always)]
+        || reduce(a, T::ZERO, |sum, x| sum + f(x), |a, b| a + b),
+    )
+}
+
+/// Σ a\[i\]², fused, in the documented order.
+#[inline]
+pub fn sum_of_squares<T: Float>(a: &[T]) -> T {
+    dispatch(
+        #[inline(always)]
+        || reduce(a, T::ZERO, |sum, x| x.mul_add(x, sum), |a, b| a + b),
+    )
+}
+
+/// Σ (a\[i\] - mean)², fused, in the documented order.
+#[inline]
+pub fn sum_of_squares_about<T: Float>(a: &[T], mean: T) -> T {
+    dispatch(
+        #[inline(always)]
+        || reduce(a, T::ZERO, |sum, x| (x - mean).mul_add(x - mean, sum), |a, b| a + b),
+    )
+}
+
+/// Σ a\[i\] b\[i\], fused, in the documented order.
+///
+/// # Panics
+/// Where the lengths differ.
+#[inline]
+pub fn dot<T: Float>(a: &[T], b: &[T]) -> T {
+    assert_eq!(a.len(), b.len(), "dot: lengths differ");
+    dispatch(
+        #[inline(always)]
+        || reduce2(a, b, |sum, a, b| a.mul_add(b, sum)),
+    )
+}
+
+/// Σ f(a\[i\], b\[i\]), in the documented order.
+///
+/// # Panics
+/// Where the lengths differ.
+#[inline]
+pub fn sum_by2<T: Float>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
+    assert_eq!(a.len(), b.len(), "sum_by2: lengths differ");
+    dispatch(
+        #[inline(always)]
+        || reduce2(a, b, |sum, a, b| sum + f(a, b)),
+    )
+}
+
+/// The largest value; -∞ of none. NaN is passed over.
+#[inline]
+pub fn max<T: Float>(a: &[T]) -> T {
+    dispatch(
+        #[inline(always)]
+        || reduce(a, T::NEG_INFINITY, |most, x| x.larger(most), |a, b| b.larger(a)),
+    )
+}
+
+/// `dst[i] += alpha * x[i]`, fused.
+#[inline]
+pub fn axpy<T: Float>(dst: &mut [T], alpha: T, x: &[T]) {
+    assert_eq!(dst.len(), x.len(), "axpy: lengths differ");
+    dispatch(
+        #[inline(always)]
+        || dst.iter_mut().zip(x).for_each(|(dst, &x)| *dst = alpha.mul_add(x, *dst)),
+    );
+}
+
+/// `dst[i] *= alpha`.
+#[inline]
+pub fn scale<T: Float>(dst: &mut [T], alpha: T) {
+    map_in_place(dst, |x| x * alpha);
+}
+
+/// `dst[i] = exp(dst[i])`.
+#[inline]
+pub fn exp_in_place<T: Float>(dst: &mut [T]) {
+    map_in_place(dst, T::exp);
+}
+
+/// Replaces a row of scores by softmax(scale · row), scale > 0.
+pub fn softmax_in_place<T: Float>(row: &mut [T], scale: T) {
+    dispatch(
+        #[inline(always)]
+        || {
+            let most = reduce(row, T::NEG_INFINITY, |most, x| x.larger(most), |a, b| b.larger(a));
+            row.iter_mut().for_each(|x| *x = ((*x - most) * scale).exp());
+            let inverse = T::ONE / reduce(row, T::ZERO, |sum, x| sum + x, |a, b| a + b);
+            row.iter_mut().for_each(|x| *x *= inverse);
+        },
+    );
+}
+
+/// The gradient of [`softmax_in_place`] for one row: from its output `y` and the output's gradient, which `dy` holds and which is
+/// replaced by that of the scores, scale · y · (dy - Σ y dy).
+///
+/// # Panics
+/// Where the lengths differ.
+pub fn softmax_backward_in_place<T: Float>(dy: &mut [T], y: &[T], scale: T) {
+    assert_eq!(dy.len(), y.len(), "softmax backward: lengths differ");
+    dispatch(
+        #[inline(always)]
+        || {
+            let inner = reduce2(y, dy, |sum, y, dy| y.mul_add(dy, sum));
+            dy.iter_mut().zip(y).for_each(|(dy, &y)| *dy = scale * y * (*dy - inner));
+        },
+    );
+}
+
+/// `dst[j] = Σᵢ src[i, j]` or `+=`: a bias's gradient. `src` is `[rows, dst.len()]`.
+///
+/// # Panics
+/// Where `src` is not whole rows.
+pub fn column_sums<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate) {
+    columns(dst, src, src, mode, |sum, x, _| sum + x);
+}
+
+/// `dst[j] = Σᵢ a[i, j] · b[i, j]` or `+=`, fused: a gain's gradient. `a` and `b` are `[rows, dst.len()]`.
+///
+/// # Panics
+/// Where `a` and `b` are not the same number of whole rows.
+pub fn column_dots<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate) {
+    columns(dst, a, b, mode, |sum, a, b| a.mul_add(b, sum));
+}
+
+/// The loop of both column sums: parallel over columns, never over rows.
+fn columns<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate, step: impl Fn(T, T, T) -> T + Send + Sync) {
+    let cols = dst.len();
+    if cols == 0 {
+        return;
+    }
+    assert!(
+        a.len() == b.len() && a.len().is_multiple_of(cols),
+        "column sums: {} elements are no rows of {cols}",
+        a.len()
+    );
+    let run = |first: usize, dst: &mut [T]| {
+        let width = dst.len();
+        dispatch(
+            #[inline(always)]
+            || {
+                let mut total = [T::ZERO; BLOCK_COLS];
+                for (a, b) in a.chunks(BLOCK_ROWS * cols).zip(b.chunks(BLOCK_ROWS * cols)) {
+                    let mut sums = [T::ZERO; BLOCK_COLS];
+                    let rows = a.chunks_exact(cols).zip(b.chunks_exact(cols));
+                    for (a, b) in rows.map(|(a, b)| (&a[first..][..width], &b[first..][..width])) {
+                        match (a.first_chunk::<BLOCK_COLS>(), b.first_chunk::<BLOCK_COLS>()) {
+                            (Some(a), Some(b)) => (0..BLOCK_COLS).for_each(|j| sums[j] = step(sums[j], a[j], b[j])),
+                            _ => {
+                                sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (&a, &b))| *sum = step(*sum, a, b))
+                            }
+                        }
+                    }
+                    total.iter_mut().zip(&sums).for_each(|(total, &sum)| *total += sum);
+                }
+                match mode {
+                    Accumulate::Write => dst.copy_from_slice(&total[..width]),
+                    Accumulate::Add => dst.iter_mut().zip(&total).for_each(|(dst, &total)| *dst += total),
+                }
+            },
+        );
+    };
+    let mut blocks: Vec<_> = dst.chunks_mut(BLOCK_COLS).enumerate().map(|(i, block)| (i * BLOCK_COLS, block)).collect();
+    parallel::for_slots(&mut blocks, a.len(), |(first, block)| run(*first, block));
+}
+
+#[cfg(test)]
+#[path = "vector_tests.rs"]
+mod tests;
