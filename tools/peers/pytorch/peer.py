@@ -1,0 +1,163 @@
+"""Measures PyTorch on the engine's own task: training steps and DDIM steps of the same model, batch and dtype.
+
+    python tools/peers/pytorch/peer.py --model dit-cifar10 --batch 32 --threads 2
+    python tools/peers/pytorch/peer.py --device cuda --dtype bf16 --compile max-autotune --batch 256
+
+A training step is what the engine does in one: gather u8 images that lie on the device, draw timesteps and noise, mix them,
+forward, MSE, backward, clip at global norm 1, fused AdamW, EMA. Prints one JSON line. Peak memory is the process's
+largest resident set on the CPU (Python and PyTorch included, as a user pays for them; `import_mib` is their share) and
+PyTorch's allocations on CUDA, both up to the end of the training steps.
+"""
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import json
+import pathlib
+import resource
+import statistics
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "tools/goldens"))
+from dit import Config, Dit  # noqa: E402
+
+IMAGES = 4096
+DDIM_BATCH = 32
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="dit-cifar10", help="a preset of the engine whose model is a dit")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="bf16 means autocast")
+    parser.add_argument("--tf32", action="store_true", help="let f32 products on CUDA use TF32")
+    parser.add_argument("--compile", nargs="?", const="default", help="torch.compile, with this mode")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=2, help="steps (or, on CUDA, groups) that are not counted")
+    parser.add_argument("--repeat", type=int, default=7, help="steps (or groups) of which the median is taken")
+    parser.add_argument("--group", type=int, help="steps between synchronisations: 1 on the CPU, 10 on CUDA")
+    return parser.parse_args()
+
+
+def model_config(name):
+    text = (ROOT / f"src/config/presets/{name}.yaml").read_text()
+    section = yaml.safe_load(text)["model"]
+    assert section.pop("kind") == "dit", f"{name} is not a diffusion transformer"
+    unknown = set(section) - {field.name for field in dataclasses.fields(Config)}
+    assert not unknown, f"the reference model lacks {unknown}"
+    return Config(**section)
+
+
+def max_rss_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def median_ms(step, args, synchronize):
+    """Median over groups of the time of one step."""
+    times = []
+    for i in range(args.warmup + args.repeat):
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(args.group):
+            step()
+        synchronize()
+        if i >= args.warmup:
+            times.append((time.perf_counter() - start) / args.group)
+    return 1e3 * statistics.median(times), 1e3 * min(times)
+
+
+def main():
+    args = arguments()
+    import_mib = max_rss_mib()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    device = torch.device(args.device)
+    on_cuda = device.type == "cuda"
+    if args.group is None:
+        args.group = 10 if on_cuda else 1
+    torch.backends.cuda.matmul.allow_tf32 = args.tf32
+    synchronize = torch.cuda.synchronize if on_cuda else lambda: None
+
+    config = model_config(args.model)
+    model = Dit(config).to(device)
+    average = copy.deepcopy(model).requires_grad_(False)
+    parameters, averages = list(model.parameters()), list(average.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0.01, fused=True)
+    run = torch.compile(model, mode=args.compile) if args.compile else model
+
+    def autocast():
+        # Entered anew in each step: autocast keeps the weights it has converted until its end.
+        return torch.autocast(device.type, torch.bfloat16) if args.dtype == "bf16" else contextlib.nullcontext()
+
+    size, channels = config.image_size, config.image_channels
+    images = torch.randint(256, (IMAGES, size, size, channels), dtype=torch.uint8, device=device)
+    labels = torch.randint(config.num_classes, (IMAGES,), device=device)
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    a, s = (x.sqrt().float().to(device) for x in (alpha_bar, 1 - alpha_bar))
+
+    def train_step():
+        index = torch.randint(IMAGES, (args.batch,), device=device)
+        x0 = images[index].float() / 127.5 - 1
+        t = torch.randint(1000, (args.batch,), device=device)
+        noise = torch.randn_like(x0)
+        x = a[t].view(-1, 1, 1, 1) * x0 + s[t].view(-1, 1, 1, 1) * noise
+        with autocast():
+            prediction = run(x, t.float(), labels[index])
+        loss = F.mse_loss(prediction.float(), noise)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        torch._foreach_lerp_(averages, parameters, 1e-4)
+
+    step_ms, step_min_ms = median_ms(train_step, args, synchronize)
+    if on_cuda:
+        peak_mib = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        peak_mib = max_rss_mib()
+
+    state = torch.randn(DDIM_BATCH, size, size, channels, device=device)
+    label = labels[:DDIM_BATCH]
+    t, following = 499, 479
+    time_input = torch.full((DDIM_BATCH,), float(t), device=device)
+
+    def ddim_step():
+        with torch.no_grad(), autocast():
+            eps = run(state, time_input, label).float()
+        x0 = ((state - s[t] * eps) / a[t]).clamp(-1, 1)
+        eps = (state - a[t] * x0) / s[t]
+        return a[following] * x0 + s[following] * eps
+
+    ddim_ms, ddim_min_ms = median_ms(ddim_step, args, synchronize)
+    result = dict(
+        peer="pytorch",
+        version=torch.__version__,
+        device=torch.cuda.get_device_name(device) if on_cuda else "cpu",
+        threads=None if on_cuda else args.threads,
+        mode=f"compile:{args.compile}" if args.compile else "eager",
+        model=args.model,
+        parameters=sum(p.numel() for p in parameters),
+        dtype="tf32" if args.tf32 and args.dtype == "f32" else args.dtype,
+        batch=args.batch,
+        step_ms=round(step_ms, 3),
+        step_min_ms=round(step_min_ms, 3),
+        images_per_second=round(1e3 * args.batch / step_ms, 2),
+        peak_mib=round(peak_mib, 1),
+        import_mib=round(import_mib, 1),
+        ddim_batch=DDIM_BATCH,
+        ddim_step_ms=round(ddim_ms, 3),
+        ddim_step_min_ms=round(ddim_min_ms, 3),
+    )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
