@@ -4,12 +4,17 @@
 //! emulator ([`emulator`]). An op never sees which. Kernels are started through generated, typed launches
 //! ([`launches`]): a struct per kernel with named fields, so that two buffers of one type cannot be swapped unseen.
 
+mod choose;
+pub mod cuda;
 pub mod launches;
+mod ptx;
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use crate::error::Result;
+
+pub use choose::{Chosen, DeviceChoice};
 
 /// A kernel entry point, as `build.rs` found it in `kernels/*.cu`.
 #[derive(Debug, PartialEq, Eq)]
@@ -150,6 +155,44 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
 
     /// Waits for all submitted work; reports what failed in it.
     fn synchronize(&self) -> Result<()>;
+}
+
+/// A capture under way: dropped before [`Capture::finish`], on an error or a panic, it ends the capture and drops what
+/// was recorded.
+#[derive(Debug)]
+pub struct Capture<'a> {
+    accelerator: &'a dyn Accelerator,
+    finished: bool,
+}
+
+impl<'a> Capture<'a> {
+    /// From here on launches, copies and zeroings are recorded, not executed.
+    ///
+    /// # Errors
+    /// Where a capture is under way, or the device refuses.
+    pub fn begin(accelerator: &'a dyn Accelerator) -> Result<Self> {
+        accelerator.begin_capture()?;
+        Ok(Self { accelerator, finished: false })
+    }
+
+    /// Ends the recording.
+    ///
+    /// # Errors
+    /// Where what was submitted cannot be a graph.
+    pub fn finish(mut self) -> Result<GraphId> {
+        self.finished = true;
+        self.accelerator.end_capture()
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Ok(graph) = self.accelerator.end_capture()
+        {
+            self.accelerator.forget(graph);
+        }
+    }
 }
 
 /// An element type that kernels take by pointer.

@@ -1,0 +1,107 @@
+//! `--device auto|cpu|cuda[:N]`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::Accelerator;
+use super::cuda::CudaDevice;
+use crate::error::{Error, Result};
+
+/// What a user asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first CUDA device if one is usable, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// This CUDA device, or an error.
+    Cuda(u32),
+}
+
+/// What was found for a [`DeviceChoice`].
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// `None`: the CPU.
+    pub accelerator: Option<Arc<dyn Accelerator>>,
+    /// For people, one line: the device, and where `auto` fell back to the CPU, why.
+    pub note: String,
+}
+
+impl DeviceChoice {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// Where a CUDA device was asked for by name and cannot be used. `auto` and `cpu` do not fail.
+    pub fn open(self) -> Result<Chosen> {
+        let cpu = |note: String| Chosen { accelerator: None, note };
+        let cuda = |device: CudaDevice| Chosen { note: device.name(), accelerator: Some(Arc::new(device)) };
+        match self {
+            Self::Cpu => Ok(cpu("cpu".into())),
+            Self::Cuda(ordinal) => CudaDevice::open(ordinal).map(cuda),
+            Self::Auto => Ok(match CudaDevice::open(0) {
+                Ok(device) => cuda(device),
+                Err(Error::Device { device, message, .. }) => cpu(format!("cpu ({device}: {message})")),
+                Err(error) => cpu(format!("cpu ({error})")),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
+        match text.split_once(':') {
+            None if text == "auto" => Some(Self::Auto),
+            None if text == "cpu" => Some(Self::Cpu),
+            None if text == "cuda" => Some(Self::Cuda(0)),
+            Some(("cuda", digits)) => number(digits).map(Self::Cuda),
+            _ => None,
+        }
+        .ok_or_else(|| Error::config("--device", format!("{text:?} is no device"), "use auto, cpu, cuda or cuda:N"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_parsed() {
+        for (text, choice) in [
+            ("auto", DeviceChoice::Auto),
+            ("cpu", DeviceChoice::Cpu),
+            ("cuda", DeviceChoice::Cuda(0)),
+            ("cuda:3", DeviceChoice::Cuda(3)),
+        ] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap(), choice);
+            assert_eq!(choice.to_string().parse::<DeviceChoice>().unwrap(), choice);
+        }
+        for text in
+            ["", "gpu", "CUDA", "cuda:", "cuda:+1", "cuda:-1", "cuda:1:2", "cpu:0", "auto:0", "cuda:99999999999"]
+        {
+            let error = text.parse::<DeviceChoice>().unwrap_err().to_string();
+            assert!(error.starts_with("--device: ") && error.ends_with("use auto, cpu, cuda or cuda:N"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_cpu_is_always_there() {
+        assert!(DeviceChoice::Cpu.open().unwrap().accelerator.is_none());
+        let auto = DeviceChoice::Auto.open().unwrap();
+        assert_eq!(auto.accelerator.is_none(), auto.note.starts_with("cpu ("), "{}", auto.note);
+    }
+}

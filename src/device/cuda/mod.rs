@@ -1,0 +1,497 @@
+//! NVIDIA devices, through the driver alone: no toolkit and no run-time library.
+//!
+//! One primary context and one non-blocking stream per [`CudaDevice`]; everything is submitted to that stream, so work is
+//! ordered as it was submitted. Tensors are raw addresses, therefore no events track them.
+
+mod driver;
+mod modules;
+
+use std::collections::HashMap;
+use std::ffi::{c_char, c_int, c_void};
+use std::fmt;
+use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::sys::{self, CUresult};
+
+use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig};
+use crate::error::{Error, Result};
+use driver::{check, describe, driver, mend};
+use modules::Modules;
+
+/// Bytes of the pinned buffer that host copies go through.
+const STAGING_BYTES: usize = 8 << 20;
+
+/// The most arguments that a kernel may have.
+const MAX_ARGUMENTS: usize = 48;
+
+/// One NVIDIA GPU.
+pub struct CudaDevice {
+    label: String,
+    capability: (u32, u32),
+    multiprocessors: u32,
+    /// The most shared memory of a block, by opt-in.
+    shared_limit: u32,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    state: Mutex<State>,
+}
+
+// SAFETY: the driver's handles may be used from any thread that has made the context current, which every method does
+// first; what changes is behind the mutex.
+unsafe impl Send for CudaDevice {}
+// SAFETY: as above.
+unsafe impl Sync for CudaDevice {}
+
+#[derive(Default)]
+struct State {
+    modules: Modules,
+    graphs: HashMap<GraphId, sys::CUgraphExec>,
+    graphs_made: u64,
+    staging: Option<*mut c_void>,
+    capturing: bool,
+    /// Given back during a capture, when the driver refuses to free.
+    released: Vec<u64>,
+    forgotten: Vec<sys::CUgraphExec>,
+    /// For errors that show themselves later.
+    last_kernel: Option<&'static str>,
+}
+
+impl CudaDevice {
+    /// The number of CUDA devices.
+    ///
+    /// # Errors
+    /// Where there is no usable driver.
+    pub fn count() -> Result<u32> {
+        driver()?;
+        let mut count: c_int = 0;
+        // SAFETY: the driver is initialised; `count` outlives the call.
+        check(unsafe { sys::cuDeviceGetCount(&mut count) }, "cuda", "count the devices")?;
+        Ok(count.max(0) as u32)
+    }
+
+    /// Opens device `ordinal`, counted from 0.
+    ///
+    /// # Errors
+    /// Where there is no usable driver, no such device, or one older than compute capability 8.0.
+    pub fn open(ordinal: u32) -> Result<Self> {
+        let count = Self::count()?;
+        let place = format!("cuda:{ordinal}");
+        if ordinal >= count {
+            let mend = match count {
+                0 => "use --device cpu".to_string(),
+                1 => "use cuda:0".to_string(),
+                n => format!("use cuda:0 to cuda:{}", n - 1),
+            };
+            return Err(Error::device(place, format!("this machine has {count} CUDA devices"), mend));
+        }
+        let mut device: sys::CUdevice = 0;
+        // SAFETY: `device` outlives the call.
+        check(unsafe { sys::cuDeviceGet(&mut device, ordinal as c_int) }, &place, "open the device")?;
+        let mut name = [0u8; 256];
+        // SAFETY: the driver writes at most so many bytes, the last a zero.
+        let code = unsafe { sys::cuDeviceGetName(name.as_mut_ptr().cast::<c_char>(), name.len() as c_int - 1, device) };
+        check(code, &place, "read the device's name")?;
+        let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+        let label = format!("{} ({place})", String::from_utf8_lossy(name));
+
+        use sys::CUdevice_attribute as Attribute;
+        let attribute = |which: Attribute| -> Result<u32> {
+            let mut value: c_int = 0;
+            // SAFETY: `value` outlives the call.
+            check(unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) }, &label, "read an attribute")?;
+            Ok(value.max(0) as u32)
+        };
+        let capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if capability < (8, 0) {
+            let message = format!("compute capability {}.{}, 8.0 (Ampere) is needed", capability.0, capability.1);
+            return Err(Error::device(label, message, "use --device cpu or a newer GPU"));
+        }
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let shared_limit = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+
+        let mut context: sys::CUcontext = ptr::null_mut();
+        // SAFETY: `device` came from the driver. What is retained here is released by `drop`.
+        check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) }, &label, "open a context")?;
+        // From here on `drop` cleans up, also behind an error.
+        let mut opened = Self {
+            label,
+            capability,
+            multiprocessors,
+            shared_limit,
+            device,
+            context,
+            stream: ptr::null_mut(),
+            state: Mutex::default(),
+        };
+        opened.bind()?;
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the context is current; the handle is kept in the device.
+        let code = unsafe { sys::cuStreamCreate(&mut opened.stream, flags) };
+        check(code, &opened.label, "create a stream")?;
+        Ok(opened)
+    }
+
+    /// Compute capability, for example `(9, 0)`.
+    pub fn capability(&self) -> (u32, u32) {
+        self.capability
+    }
+
+    fn bind(&self) -> Result<()> {
+        // SAFETY: the context is retained for as long as `self` lives.
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, &self.label, "make the context current")
+    }
+
+    /// The state, with the context current in this thread.
+    fn enter(&self) -> Result<MutexGuard<'_, State>> {
+        self.bind()?;
+        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn refuse_in_capture(&self, state: &State, doing: &str) -> Result<()> {
+        if !state.capturing {
+            return Ok(());
+        }
+        let message = format!("cannot {doing} while a graph is captured");
+        Err(Error::device(&self.label, message, "do it before the capture or behind it"))
+    }
+
+    /// The pinned buffer, made on first need.
+    fn staging(&self, state: &mut State) -> Result<*mut u8> {
+        let buffer = match state.staging {
+            Some(buffer) => buffer,
+            None => {
+                let mut buffer = ptr::null_mut();
+                // SAFETY: the context is current; freed by `drop`.
+                let code = unsafe { sys::cuMemAllocHost_v2(&mut buffer, STAGING_BYTES) };
+                check(code, &self.label, "allocate pinned memory")?;
+                *state.staging.insert(buffer)
+            }
+        };
+        Ok(buffer.cast())
+    }
+
+    fn wait(&self, state: &State) -> Result<()> {
+        // SAFETY: the stream lives as long as `self`.
+        let code = unsafe { sys::cuStreamSynchronize(self.stream) };
+        if code == CUresult::CUDA_SUCCESS {
+            return Ok(());
+        }
+        let last = state.last_kernel.map_or(String::new(), |kernel| format!(" at or before kernel {kernel}"));
+        Err(Error::device(&self.label, format!("the submitted work failed{last}: {}", describe(code)), mend(code)))
+    }
+
+    fn instantiate(&self, graph: sys::CUgraph) -> Result<sys::CUgraphExec> {
+        let mut executable: sys::CUgraphExec = ptr::null_mut();
+        // SAFETY: `graph` is the capture's; the executable graph does not need it any more.
+        let code = unsafe {
+            let code = sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0);
+            sys::cuGraphDestroy(graph);
+            code
+        };
+        check(code, &self.label, "instantiate the captured graph")?;
+        Ok(executable)
+    }
+}
+
+impl fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CudaDevice").field("label", &self.label).field("capability", &self.capability).finish()
+    }
+}
+
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        if self.bind().is_err() {
+            return;
+        }
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: all handles are this device's and unused after this; errors would come too late to act on.
+        unsafe {
+            if !self.stream.is_null() {
+                if state.capturing {
+                    let mut graph = ptr::null_mut();
+                    sys::cuStreamEndCapture(self.stream, &mut graph);
+                    if !graph.is_null() {
+                        sys::cuGraphDestroy(graph);
+                    }
+                }
+                sys::cuStreamSynchronize(self.stream);
+            }
+            for executable in state.graphs.drain().map(|(_, e)| e).chain(state.forgotten.drain(..)) {
+                sys::cuGraphExecDestroy(executable);
+            }
+            for address in state.released.drain(..) {
+                sys::cuMemFree_v2(address);
+            }
+            state.modules.unload();
+            if let Some(buffer) = state.staging.take() {
+                sys::cuMemFreeHost(buffer);
+            }
+            if !self.stream.is_null() {
+                sys::cuStreamDestroy_v2(self.stream);
+            }
+            sys::cuCtxSetCurrent(ptr::null_mut());
+            sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+impl Accelerator for CudaDevice {
+    fn name(&self) -> String {
+        self.label.clone()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    fn memory(&self) -> Result<(u64, u64)> {
+        self.bind()?;
+        let (mut free, mut total) = (0usize, 0usize);
+        // SAFETY: the context is current; both outlive the call.
+        check(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) }, &self.label, "read the memory's state")?;
+        Ok((free as u64, total as u64))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let state = self.enter()?;
+        self.refuse_in_capture(&state, "allocate")?;
+        drop(state);
+        let mut address: sys::CUdeviceptr = 0;
+        // SAFETY: the context is current. The driver aligns to 256 bytes at least.
+        match unsafe { sys::cuMemAlloc_v2(&mut address, bytes.max(1)) } {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(Error::OutOfMemory {
+                device: self.label.clone(),
+                needed: bytes as u64,
+                available: self.memory().map_or(0, |(free, _)| free),
+                mend: "take a smaller batch or model, or stop what else runs on the device".into(),
+            }),
+            code => check(code, &self.label, "allocate").map(|()| address),
+        }
+    }
+
+    unsafe fn release(&self, address: u64) {
+        let Ok(mut state) = self.enter() else { return };
+        if state.capturing {
+            state.released.push(address);
+        } else {
+            // SAFETY: the caller's promise, and the work that was submitted before has ended.
+            unsafe {
+                sys::cuStreamSynchronize(self.stream);
+                sys::cuMemFree_v2(address);
+            }
+        }
+    }
+
+    unsafe fn upload(&self, source: &[u8], address: u64) -> Result<()> {
+        let mut state = self.enter()?;
+        self.refuse_in_capture(&state, "copy from the host")?;
+        let staging = self.staging(&mut state)?;
+        for (index, part) in source.chunks(STAGING_BYTES).enumerate() {
+            let to = address + (index * STAGING_BYTES) as u64;
+            // SAFETY: `part` is no longer than the staging buffer, which nothing uses after each wait; the device's range
+            // is the caller's promise.
+            let code = unsafe {
+                ptr::copy_nonoverlapping(part.as_ptr(), staging, part.len());
+                sys::cuMemcpyHtoDAsync_v2(to, staging.cast(), part.len(), self.stream)
+            };
+            check(code, &self.label, "copy to the device")?;
+            self.wait(&state)?;
+        }
+        Ok(())
+    }
+
+    unsafe fn download(&self, address: u64, destination: &mut [u8]) -> Result<()> {
+        let mut state = self.enter()?;
+        self.refuse_in_capture(&state, "copy to the host")?;
+        let staging = self.staging(&mut state)?;
+        for (index, part) in destination.chunks_mut(STAGING_BYTES).enumerate() {
+            let from = address + (index * STAGING_BYTES) as u64;
+            // SAFETY: as in `upload`.
+            let code = unsafe { sys::cuMemcpyDtoHAsync_v2(staging.cast(), from, part.len(), self.stream) };
+            check(code, &self.label, "copy from the device")?;
+            self.wait(&state)?;
+            // SAFETY: the copy into the first bytes of the staging buffer has ended.
+            unsafe { ptr::copy_nonoverlapping(staging, part.as_mut_ptr(), part.len()) };
+        }
+        if destination.is_empty() { self.wait(&state) } else { Ok(()) }
+    }
+
+    unsafe fn copy(&self, source: u64, destination: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _state = self.enter()?;
+        // SAFETY: the ranges are the caller's promise.
+        let code = unsafe { sys::cuMemcpyDtoDAsync_v2(destination, source, bytes, self.stream) };
+        check(code, &self.label, "copy on the device")
+    }
+
+    unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _state = self.enter()?;
+        // SAFETY: the range is the caller's promise.
+        let code = unsafe {
+            // Words where it can be: a byte-wise fill is several times slower.
+            if (address | bytes as u64) % 4 == 0 {
+                sys::cuMemsetD32Async(address, 0, bytes / 4, self.stream)
+            } else {
+                sys::cuMemsetD8Async(address, 0, bytes, self.stream)
+            }
+        };
+        check(code, &self.label, "clear memory")
+    }
+
+    unsafe fn launch(&self, kernel: &'static Kernel, config: LaunchConfig, arguments: &[KernelArgument]) -> Result<()> {
+        let fail = |message: String| Error::Kernel { kernel: kernel.name.into(), message };
+        let mut state = self.enter()?;
+        if config.shared_bytes > self.shared_limit {
+            let (needed, limit) = (config.shared_bytes, self.shared_limit);
+            return Err(fail(format!("{needed} bytes of shared memory a block, {} has {limit}", self.label)));
+        }
+        let capturing = state.capturing;
+        let function = state.modules.function(kernel, config.shared_bytes, self.capability, capturing)?;
+        let mut values = [[0u8; 8]; MAX_ARGUMENTS];
+        let mut pointers = [ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
+        if arguments.len() > MAX_ARGUMENTS {
+            return Err(fail(format!("{} arguments, {MAX_ARGUMENTS} are supported", arguments.len())));
+        }
+        for ((value, pointer), argument) in values.iter_mut().zip(&mut pointers).zip(arguments) {
+            // The driver reads as many bytes as the kernel's parameter has, from the first on.
+            match *argument {
+                KernelArgument::Buffer { address, .. } => *value = address.to_ne_bytes(),
+                KernelArgument::U64(number) => *value = number.to_ne_bytes(),
+                KernelArgument::I32(number) => value[..4].copy_from_slice(&number.to_ne_bytes()),
+                KernelArgument::U32(number) => value[..4].copy_from_slice(&number.to_ne_bytes()),
+                KernelArgument::F32(number) => value[..4].copy_from_slice(&number.to_ne_bytes()),
+            }
+            *pointer = value.as_mut_ptr().cast();
+        }
+        let ([gx, gy, gz], [bx, by, bz]) = (config.grid, config.block);
+        // SAFETY: the arguments match the kernel (the caller's promise); the driver copies their values before it returns.
+        let code = unsafe {
+            sys::cuLaunchKernel(
+                function,
+                gx,
+                gy,
+                gz,
+                bx,
+                by,
+                bz,
+                config.shared_bytes,
+                self.stream,
+                pointers.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        match code {
+            CUresult::CUDA_SUCCESS => {
+                state.last_kernel = Some(kernel.name);
+                Ok(())
+            }
+            code => {
+                let LaunchConfig { grid, block, shared_bytes } = config;
+                let launch = format!("grid {grid:?}, block {block:?}, {shared_bytes} bytes shared");
+                // A fault of earlier work comes out of whichever call is next.
+                let before = match (mend(code) == mend(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS), state.last_kernel) {
+                    (true, Some(last)) => format!("; the fault is of earlier work, up to kernel {last}"),
+                    _ => String::new(),
+                };
+                Err(fail(format!("cannot launch with {launch} on {}: {}{before}", self.label, describe(code))))
+            }
+        }
+    }
+
+    fn preload(&self, modules: &[&'static str]) -> Result<()> {
+        let mut state = self.enter()?;
+        self.refuse_in_capture(&state, "load kernels")?;
+        modules.iter().try_for_each(|module| state.modules.preload(module, self.capability))
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        let mut state = self.enter()?;
+        self.refuse_in_capture(&state, "begin another capture")?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is this device's own, not the default one.
+        check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) }, &self.label, "begin a capture")?;
+        state.capturing = true;
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<GraphId> {
+        let mut state = self.enter()?;
+        if !state.capturing {
+            return Err(Error::device(&self.label, "no capture to end", "begin one first"));
+        }
+        let mut graph: sys::CUgraph = ptr::null_mut();
+        // SAFETY: this stream is being captured, by this thread. Whatever the result, it is not captured after this.
+        let code = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
+        state.capturing = false;
+        let captured = match check(code, &self.label, "capture the graph") {
+            Ok(()) => self.instantiate(graph),
+            Err(error) => {
+                if !graph.is_null() {
+                    // SAFETY: nothing else knows this graph.
+                    unsafe { sys::cuGraphDestroy(graph) };
+                }
+                Err(error)
+            }
+        };
+        // SAFETY: given back by their owners during the capture.
+        unsafe {
+            for executable in state.forgotten.drain(..) {
+                sys::cuGraphExecDestroy(executable);
+            }
+            for address in state.released.drain(..) {
+                sys::cuMemFree_v2(address);
+            }
+        }
+        let executable = captured?;
+        let id = GraphId(state.graphs_made);
+        state.graphs_made += 1;
+        state.graphs.insert(id, executable);
+        // SAFETY: both are this device's. It saves the first replay the upload.
+        check(unsafe { sys::cuGraphUpload(executable, self.stream) }, &self.label, "upload the graph")?;
+        Ok(id)
+    }
+
+    unsafe fn replay(&self, graph: GraphId) -> Result<()> {
+        let state = self.enter()?;
+        self.refuse_in_capture(&state, "replay a graph")?;
+        let Some(&executable) = state.graphs.get(&graph) else {
+            return Err(Error::device(&self.label, "this graph was dropped", "capture it again"));
+        };
+        // SAFETY: the graph is this device's and its buffers are live (the caller's promise).
+        check(unsafe { sys::cuGraphLaunch(executable, self.stream) }, &self.label, "replay the graph")
+    }
+
+    fn forget(&self, graph: GraphId) {
+        let Ok(mut state) = self.enter() else { return };
+        let Some(executable) = state.graphs.remove(&graph) else { return };
+        if state.capturing {
+            state.forgotten.push(executable);
+            return;
+        }
+        // SAFETY: nobody else has the handle, and the work that uses it has ended.
+        unsafe {
+            sys::cuStreamSynchronize(self.stream);
+            sys::cuGraphExecDestroy(executable);
+        }
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        let state = self.enter()?;
+        self.refuse_in_capture(&state, "wait")?;
+        self.wait(&state)
+    }
+}
+
+#[cfg(test)]
+mod tests;

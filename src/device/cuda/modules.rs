@@ -1,0 +1,161 @@
+//! Loaded modules and their functions.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_int, c_void};
+use std::ptr;
+
+use cudarc::driver::sys::{self, CUresult};
+
+use super::driver::describe;
+use crate::device::ptx::{self, EmbeddedPtx, Origin};
+use crate::device::{Kernel, launches};
+use crate::error::{Error, Result};
+
+/// Dynamic shared memory that a kernel may have without asking.
+const FREE_SHARED_BYTES: u32 = 48 << 10;
+
+/// Bytes for the driver's account of PTX that it refuses.
+const LOG_BYTES: usize = 4096;
+
+/// What one device has loaded. All calls need its context to be current.
+#[derive(Default)]
+pub(super) struct Modules {
+    modules: HashMap<&'static str, sys::CUmodule>,
+    /// By the address of the kernel's static description.
+    functions: HashMap<usize, Function>,
+}
+
+struct Function {
+    handle: sys::CUfunction,
+    /// The dynamic shared memory that it has been allowed.
+    shared_bytes: u32,
+}
+
+impl Modules {
+    /// The kernel's function, loaded and allowed the shared memory that it needs.
+    pub(super) fn function(
+        &mut self,
+        kernel: &'static Kernel,
+        shared_bytes: u32,
+        capability: (u32, u32),
+        capturing: bool,
+    ) -> Result<sys::CUfunction> {
+        let key = ptr::from_ref(kernel) as usize;
+        if !self.functions.contains_key(&key) {
+            if capturing && !self.modules.contains_key(kernel.module) {
+                return Err(fail(kernel.name, "not loaded before the capture; run the step once without capture"));
+            }
+            self.load_function(kernel, capability)?;
+        }
+        let Some(function) = self.functions.get_mut(&key) else {
+            return Err(fail(kernel.name, "not in its module"));
+        };
+        if shared_bytes > function.shared_bytes {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of a loaded module of the current context.
+            match unsafe { sys::cuFuncSetAttribute(function.handle, attribute, shared_bytes as c_int) } {
+                CUresult::CUDA_SUCCESS => function.shared_bytes = shared_bytes,
+                code => {
+                    let message = format!("cannot have {shared_bytes} bytes of shared memory: {}", describe(code));
+                    return Err(fail(kernel.name, message));
+                }
+            }
+        }
+        Ok(function.handle)
+    }
+
+    /// Loads a module and all its functions.
+    pub(super) fn preload(&mut self, module: &'static str, capability: (u32, u32)) -> Result<()> {
+        for &kernel in launches::ALL.iter().filter(|kernel| kernel.module == module) {
+            self.function(kernel, 0, capability, false)?;
+        }
+        Ok(())
+    }
+
+    /// Unloads everything.
+    ///
+    /// # Safety
+    /// No function of it runs or is part of a graph.
+    pub(super) unsafe fn unload(&mut self) {
+        self.functions.clear();
+        for (_, module) in self.modules.drain() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::cuModuleUnload(module) };
+        }
+    }
+
+    fn load_function(&mut self, kernel: &'static Kernel, capability: (u32, u32)) -> Result<()> {
+        let module = match self.modules.get(kernel.module) {
+            Some(&module) => module,
+            None => {
+                let module = load(kernel.module, ptx::candidates(kernel.module, capability))?;
+                self.modules.insert(kernel.module, module);
+                module
+            }
+        };
+        let name = CString::new(kernel.name).map_err(|_| fail(kernel.name, "a name with a zero byte"))?;
+        let mut handle: sys::CUfunction = ptr::null_mut();
+        // SAFETY: the module is loaded and the name ends with a zero byte. Functions load lazily, which a capture would
+        // refuse: hence cuFuncLoad.
+        let code = unsafe {
+            match sys::cuModuleGetFunction(&mut handle, module, name.as_ptr()) {
+                CUresult::CUDA_SUCCESS => sys::cuFuncLoad(handle),
+                code => code,
+            }
+        };
+        if code != CUresult::CUDA_SUCCESS {
+            return Err(fail(kernel.name, format!("cannot be loaded: {}", describe(code))));
+        }
+        let key = ptr::from_ref(kernel) as usize;
+        self.functions.insert(key, Function { handle, shared_bytes: FREE_SHARED_BYTES });
+        Ok(())
+    }
+}
+
+fn fail(kernel: &str, message: impl Into<String>) -> Error {
+    Error::Kernel { kernel: kernel.into(), message: message.into() }
+}
+
+/// The first candidate whose PTX version the driver knows.
+fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Result<sys::CUmodule> {
+    if candidates.is_empty() {
+        return Err(Error::StaleKernel { module: module.into() });
+    }
+    for candidate in candidates {
+        if candidate.origin == (Origin::Prebuilt { stale: true }) {
+            return Err(Error::StaleKernel { module: module.into() });
+        }
+        let (code, handle, log) = load_text(&candidate.text()?);
+        match code {
+            CUresult::CUDA_SUCCESS => return Ok(handle),
+            CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {}
+            code => {
+                let made = match candidate.origin {
+                    Origin::Nvcc { version } => format!("PTX of nvcc {version}"),
+                    Origin::Prebuilt { .. } => "prebuilt PTX".to_string(),
+                };
+                return Err(fail(module, format!("the driver refuses its {made}: {}{log}", describe(code))));
+            }
+        }
+    }
+    Err(fail(module, "the driver is too old for its PTX; update NVIDIA's driver to 550 or newer"))
+}
+
+/// Hands PTX to the driver's compiler: the result, the module, and the compiler's first complaint.
+fn load_text(text: &[u8]) -> (CUresult, sys::CUmodule, String) {
+    let mut log = vec![0u8; LOG_BYTES];
+    let mut options =
+        [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
+    let mut module: sys::CUmodule = ptr::null_mut();
+    // SAFETY: the text ends with a zero byte; the log is as long as is said, and all outlive the call. cuda.h: a number's
+    // value is passed in the place of the pointer.
+    let code = unsafe {
+        let (count, options) = (options.len() as u32, options.as_mut_ptr());
+        sys::cuModuleLoadDataEx(&mut module, text.as_ptr().cast(), count, options, values.as_mut_ptr())
+    };
+    let log = String::from_utf8_lossy(log.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned();
+    let log =
+        log.lines().find(|line| !line.trim().is_empty()).map_or(String::new(), |line| format!(": {}", line.trim()));
+    (code, module, log)
+}

@@ -1,0 +1,92 @@
+//! What can be shown without a GPU: that there is none is an error, never a panic.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+
+/// Set in a child process that is to open a device with whatever `libcuda` its environment has.
+const CHILD: &str = "ENGINE_TEST_OPEN_CUDA";
+
+#[test]
+fn opening_without_a_driver_is_an_error() {
+    if std::env::var_os(CHILD).is_some() {
+        let outcome = match CudaDevice::open(0) {
+            Ok(device) => format!("opened {}", device.name()),
+            Err(error) => error.to_string(),
+        };
+        // Asked again, it says the same.
+        assert_eq!(CudaDevice::open(0).is_ok(), outcome.starts_with("opened"));
+        println!("outcome: {outcome}");
+        return;
+    }
+    match CudaDevice::open(0) {
+        Ok(device) => println!("a GPU is here: {}", device.name()),
+        Err(error) => assert!(matches!(error, Error::Device { .. }), "{error}"),
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error() {
+    let error = CudaDevice::open(1_000_000).unwrap_err().to_string();
+    assert!(error.starts_with("cuda"), "{error}");
+    assert_eq!(error.lines().count(), 1);
+}
+
+/// Runs the child with `libcuda.so` in `folder` first on the loader's path.
+fn open_with(folder: &Path) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "device::cuda::tests::opening_without_a_driver_is_an_error", "--nocapture"])
+        .env("LD_LIBRARY_PATH", folder)
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let (_, outcome) = text.split_once("outcome: ").expect("the child ran");
+    outcome.lines().next().unwrap_or_default().to_string()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn stub_libraries_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = folder.path().join("libcuda.so");
+    std::fs::write(&library, "not a library").unwrap();
+    let outcome = open_with(folder.path());
+    assert!(outcome.starts_with("opened") || outcome.starts_with("cuda: "), "{outcome}");
+
+    let symbols = |init: u32, version: u32| {
+        let mut source = String::new();
+        for symbol in driver::SYMBOLS {
+            source += &match *symbol {
+                "cuInit" => format!("unsigned cuInit(unsigned flags) {{ return {init}; }}\n"),
+                "cuDriverGetVersion" => {
+                    format!("unsigned cuDriverGetVersion(int* to) {{ *to = {version}; return 0; }}\n")
+                }
+                "cuDeviceGetCount" => "unsigned cuDeviceGetCount(int* to) { *to = 0; return 0; }\n".into(),
+                other => format!("unsigned {other}() {{ return 34; }}\n"),
+            };
+        }
+        source
+    };
+    for (source, expected) in [
+        ("int nothing;\n".to_string(), "libcuda has no cuCtxSetCurrent: it is a stub"),
+        (symbols(34, 12_040), "libcuda is a stub for linking"),
+        (symbols(100, 12_040), "the driver sees no CUDA device"),
+        (symbols(803, 12_040), "differ in version; restart the machine"),
+        (symbols(123_456, 12_040), "cuInit: error 123456"),
+        (symbols(0, 11_080), "the driver supports CUDA 11.8, 12.4 is needed"),
+        (symbols(0, 12_080), "cuda:0: this machine has 0 CUDA devices; use --device cpu"),
+    ] {
+        let code = folder.path().join("stub.c");
+        std::fs::write(&code, source).unwrap();
+        let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &code]).status();
+        if !compiled.is_ok_and(|status| status.success()) {
+            eprintln!("SKIPPED: stub drivers need a C compiler (cc)");
+            return;
+        }
+        let outcome = open_with(folder.path());
+        assert!(outcome.starts_with("cuda") && outcome.contains(expected), "{outcome}");
+    }
+}
