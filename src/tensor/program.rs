@@ -11,7 +11,7 @@ use std::rc::Rc;
 use super::Context;
 use super::context::Backend;
 use super::plan::{Cost, MemoryPlan};
-use crate::device::GraphId;
+use crate::device::{Capture, GraphId};
 use crate::error::Result;
 
 /// A planned step: memory, cost and, on an accelerator, the captured graph.
@@ -68,11 +68,9 @@ impl Program {
                 return unsafe { accelerator.replay(graph) };
             }
             if self.runs > 0 && self.graphs {
-                accelerator.begin_capture()?;
-                let outcome = context.replay(self.plan.clone(), body);
-                let graph = accelerator.end_capture();
-                outcome?;
-                let graph = graph?;
+                let capture = Capture::begin(accelerator)?;
+                context.replay(self.plan.clone(), body)?;
+                let graph = capture.finish()?;
                 self.graph = Some((graph, generation));
                 // SAFETY: as above.
                 return unsafe { accelerator.replay(graph) };
