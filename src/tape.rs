@@ -259,7 +259,7 @@ impl Backward<'_> {
             Slot::Held { tensor, given } => (Destination { tensor, mode: Accumulate::Add }, given),
         };
         self.tape.slots.borrow_mut()[*id] = Slot::Held { tensor: destination.tensor.clone(), given };
-        Ok(Some(destination))
+        Ok(Some(Destination { tensor: destination.tensor.view(*shape)?, mode: destination.mode }))
     }
 
     /// Gives input number `input` the output's gradient itself (the identity's gradient): no copy where nothing has

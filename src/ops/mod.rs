@@ -1,3 +1,81 @@
-//! The ops: one folder each.
+//! The ops: one folder each, and the list of them.
+//!
+//! An op's name is its address: `src/ops/<op>/`, `kernels/<op>.cu`, entries `<op>_…`, the benchmark's id.
 
+pub mod case;
+pub mod control;
+pub mod embedding;
 pub mod host;
+pub mod layer_norm;
+pub mod patchify;
+pub mod timestep_embedding;
+pub mod tokens;
+
+use case::Case;
+
+/// An op as the registry lists it.
+pub struct Op {
+    /// The folder's and the kernel file's name.
+    pub name: &'static str,
+    /// Its cases.
+    pub cases: fn() -> Vec<Case>,
+}
+
+/// Every op. One line each; a test refuses orphans on either side.
+pub const REGISTRY: &[Op] = &[
+    Op { name: "embedding", cases: embedding::cases },
+    Op { name: "layer_norm", cases: layer_norm::cases },
+    Op { name: "patchify", cases: patchify::cases },
+    Op { name: "timestep_embedding", cases: timestep_embedding::cases },
+    Op { name: "tokens", cases: tokens::cases },
+];
+
+/// Every case of every op.
+pub fn cases() -> Vec<Case> {
+    REGISTRY.iter().flat_map(|op| (op.cases)()).collect()
+}
+
+/// Calls `$body` with `$T` as the CPU's working type for `$dtype` (`f32` or `f64`); anything else is
+/// [`Error::Unsupported`](crate::Error::Unsupported).
+macro_rules! with_host_float {
+    ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::tensor::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::tensor::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => Err($crate::error::Error::Unsupported {
+                op: $op,
+                device: "cpu".into(),
+                reason: format!("{other} is not a type that the CPU computes in; use f32"),
+            }),
+        }
+    };
+}
+
+/// Calls `$body` with `$T` as the kernels' storage type for `$dtype` (`f32` or `bf16`).
+macro_rules! with_kernel_float {
+    ($op:expr, $accelerator:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::tensor::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::tensor::DType::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            other => Err($crate::error::Error::Unsupported {
+                op: $op,
+                device: $accelerator.name(),
+                reason: format!("no kernel is compiled for {other}; use f32 or bf16"),
+            }),
+        }
+    };
+}
+
+pub(crate) use {with_host_float, with_kernel_float};

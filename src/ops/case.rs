@@ -1,0 +1,475 @@
+//! Cases: one list of shapes and seeded inputs per op, with five uses.
+//!
+//! 1. [`Case::check_oracle`]: the CPU op in `f32` against itself in `f64`;
+//! 2. [`Case::check_gradients`]: gradients against finite differences in `f64`, with random cotangents;
+//! 3. [`Case::check_device`]: kernels (emulated or real) against the CPU op, in `f32` and `bf16`;
+//! 4. [`Case::prepare`]: a closure to be timed (`cargo bench`);
+//! 5. [`Case::check_cost`]: the cost model against the tensors' sizes.
+
+use crate::error::{Error, Result};
+use crate::rng::{Philox, Purpose};
+use crate::tape::{Tape, Var};
+use crate::tensor::{Context, DType, Device, Program, Shape, Tensor};
+
+/// What an input is, and so which dtype it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The dtype under test; gradients too.
+    Activation,
+    /// A matrix weight: the dtype under test, gradients in `f32`.
+    Weight,
+    /// `f32` on accelerators whatever the dtype under test: norms' parameters, biases, tables; gradients too.
+    Float32,
+    /// `i32`.
+    Index,
+    /// `u8`.
+    Byte,
+    /// `u32`: control words.
+    Word,
+}
+
+/// How an input is filled, element by element from Philox.
+#[derive(Clone, Debug)]
+pub enum Values {
+    /// Uniform between the two.
+    Uniform(f64, f64),
+    /// Integers from 0 to below this.
+    Integers(u32),
+    /// As given.
+    Given(Vec<f64>),
+}
+
+/// One input of a case.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// As in the op's documentation.
+    pub name: &'static str,
+    /// Its shape.
+    pub shape: Shape,
+    /// Its role.
+    pub kind: Kind,
+    /// Its contents.
+    pub values: Values,
+    /// Whether its gradient is checked.
+    pub gradient: bool,
+}
+
+impl Input {
+    /// A differentiable input of the dtype under test, uniform in [-1.5, 1.5].
+    pub fn activation(name: &'static str, shape: impl Into<Shape>) -> Self {
+        Self::float(name, shape, Kind::Activation)
+    }
+
+    /// A differentiable matrix weight.
+    pub fn weight(name: &'static str, shape: impl Into<Shape>) -> Self {
+        Self::float(name, shape, Kind::Weight)
+    }
+
+    /// A differentiable `f32` parameter.
+    pub fn parameter(name: &'static str, shape: impl Into<Shape>) -> Self {
+        Self::float(name, shape, Kind::Float32)
+    }
+
+    fn float(name: &'static str, shape: impl Into<Shape>, kind: Kind) -> Self {
+        Self { name, shape: shape.into(), kind, values: Values::Uniform(-1.5, 1.5), gradient: true }
+    }
+
+    /// Labels or indices below `below`.
+    pub fn indices(name: &'static str, shape: impl Into<Shape>, below: u32) -> Self {
+        Self { name, shape: shape.into(), kind: Kind::Index, values: Values::Integers(below), gradient: false }
+    }
+
+    /// Pixels.
+    pub fn bytes(name: &'static str, shape: impl Into<Shape>) -> Self {
+        Self { name, shape: shape.into(), kind: Kind::Byte, values: Values::Integers(256), gradient: false }
+    }
+
+    /// Words as given.
+    pub fn words(name: &'static str, values: &[u32]) -> Self {
+        let values = values.iter().map(|&word| word as f64).collect::<Vec<_>>();
+        Self {
+            name,
+            shape: Shape::from([values.len()]),
+            kind: Kind::Word,
+            values: Values::Given(values),
+            gradient: false,
+        }
+    }
+
+    /// With other contents.
+    pub fn with(mut self, values: Values) -> Self {
+        self.values = values;
+        self
+    }
+
+    /// Without a gradient.
+    pub fn constant(mut self) -> Self {
+        self.gradient = false;
+        self
+    }
+
+    fn dtype(&self, dtype: DType) -> DType {
+        match (self.kind, dtype) {
+            (Kind::Activation | Kind::Weight, dtype) => dtype,
+            (Kind::Float32, DType::F64) => DType::F64,
+            (Kind::Float32, _) => DType::F32,
+            (Kind::Index, _) => DType::I32,
+            (Kind::Byte, _) => DType::U8,
+            (Kind::Word, _) => DType::U32,
+        }
+    }
+
+    /// The contents, rounded to what `dtype` can hold.
+    fn fill(&self, seed: u64, number: u32, dtype: DType) -> Vec<f64> {
+        let raw = match &self.values {
+            Values::Given(values) => values.clone(),
+            Values::Uniform(low, high) => {
+                uniform(seed, number, self.shape.len()).into_iter().map(|u| low + (high - low) * u).collect()
+            }
+            Values::Integers(below) => uniform(seed, number, self.shape.len())
+                .into_iter()
+                .map(|u| ((u * *below as f64) as u32).min(below - 1) as f64)
+                .collect(),
+        };
+        let dtype = self.dtype(dtype);
+        raw.into_iter().map(|x| round(x, if dtype == DType::F64 { DType::F32 } else { dtype })).collect()
+    }
+}
+
+fn uniform(seed: u64, number: u32, len: usize) -> Vec<f64> {
+    let philox = Philox { seed };
+    let mut values = Vec::with_capacity(len + 3);
+    for block in 0..len.div_ceil(4) {
+        values.extend(philox.uniform4(block as u32, number, 0, Purpose::Probe).map(f64::from));
+    }
+    values.truncate(len);
+    values
+}
+
+fn round(x: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => x as f32 as f64,
+        DType::BF16 => half::bf16::from_f64(x).to_f64(),
+        _ => x,
+    }
+}
+
+/// Builds the op's outputs from its inputs. The first output that wants a gradient gets the cotangent.
+pub type Build = Box<dyn Fn(&Tape, &[Var]) -> Result<Vec<Var>> + Send + Sync>;
+
+/// A shape with seeded inputs.
+pub struct Case {
+    /// The op: the folder under `src/ops`.
+    pub op: &'static str,
+    /// What is special about it: `b2_t65_d384`, `odd`, `no_bias`.
+    pub name: String,
+    /// The inputs in the order in which `build` takes them.
+    pub inputs: Vec<Input>,
+    /// The op.
+    pub build: Build,
+    /// The longest sum behind an output or gradient element: sums of `n` terms in another order differ by about
+    /// `epsilon * sqrt(n)`.
+    pub sum_length: usize,
+    /// Too large for the emulator and finite differences: benchmarks and real devices only.
+    pub large: bool,
+}
+
+/// What a case computed.
+pub struct Outcome {
+    /// Outputs and their dtypes.
+    pub outputs: Vec<(Vec<f64>, DType)>,
+    /// Gradients of the differentiable inputs and their dtypes, by input name.
+    pub gradients: Vec<(&'static str, Vec<f64>, DType)>,
+}
+
+impl Case {
+    /// A small case.
+    pub fn new(
+        op: &'static str,
+        name: impl Into<String>,
+        inputs: Vec<Input>,
+        build: impl Fn(&Tape, &[Var]) -> Result<Vec<Var>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { op, name: name.into(), inputs, build: Box::new(build), sum_length: 1, large: false }
+    }
+
+    /// States the longest sum.
+    pub fn sums(mut self, length: usize) -> Self {
+        self.sum_length = length;
+        self
+    }
+
+    /// Marks it as too large for the emulator and for finite differences.
+    pub fn large(mut self) -> Self {
+        self.large = true;
+        self
+    }
+
+    /// `op/name`.
+    pub fn id(&self) -> String {
+        format!("{}/{}", self.op, self.name)
+    }
+
+    fn values(&self, dtype: DType, seed: u64) -> Vec<Vec<f64>> {
+        self.inputs.iter().enumerate().map(|(number, input)| input.fill(seed, number as u32, dtype)).collect()
+    }
+
+    /// Puts `values` on the device as variables of a tape. Gradients of weights go to an `f32` tensor.
+    fn place(&self, tape: &Tape, dtype: DType, values: &[Vec<f64>]) -> Result<Vec<Var>> {
+        let context = tape.context();
+        self.inputs
+            .iter()
+            .zip(values)
+            .map(|(input, values)| {
+                let tensor = context.persistent(input.shape, input.dtype(dtype))?;
+                tensor.upload_f64(values)?;
+                Ok(match (input.gradient, input.kind) {
+                    (false, _) => tape.constant(&tensor),
+                    (true, Kind::Weight) => {
+                        let gradient = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+                        let gradient = context.persistent(input.shape, gradient)?;
+                        tape.parameter(&tensor, &gradient, crate::tape::Accumulate::Write)
+                    }
+                    (true, _) => tape.leaf(&tensor),
+                })
+            })
+            .collect()
+    }
+
+    /// The cotangent: uniform in [-1, 1], rounded to `rounded`, of the output's dtype.
+    fn cotangent(&self, output: &Var, rounded: DType) -> Result<Tensor> {
+        let values: Vec<f64> =
+            uniform(7, 1000, output.shape().len()).into_iter().map(|u| round(2.0 * u - 1.0, rounded)).collect();
+        let tensor = output.context().persistent(output.shape(), output.dtype())?;
+        tensor.upload_f64(&values)?;
+        Ok(tensor)
+    }
+
+    /// Runs forward and, where something is differentiable, backward. Inputs and cotangent are rounded to `rounded`.
+    pub fn run(&self, context: &Context, dtype: DType, rounded: DType, seed: u64) -> Result<Outcome> {
+        let tape = Tape::new(context);
+        let inputs = self.place(&tape, dtype, &self.values(rounded, seed))?;
+        let outputs = (self.build)(&tape, &inputs)?;
+        if let Some(output) = outputs.iter().find(|output| output.needs_gradient()) {
+            // The cotangent has the output's precision: that of the dtype under test, or f32.
+            let exact = output.dtype() == DType::F32 && dtype == DType::BF16;
+            let cotangent = self.cotangent(output, if exact { DType::F32 } else { rounded })?;
+            tape.backward(output, cotangent)?;
+        }
+        context.synchronize()?;
+        let outputs = outputs.iter().map(|var| Ok((var.tensor().to_f64()?, var.dtype()))).collect::<Result<_>>()?;
+        let mut gradients = Vec::new();
+        for (input, var) in self.inputs.iter().zip(&inputs) {
+            if let Some(gradient) = tape.gradient(var) {
+                gradients.push((input.name, gradient.to_f64()?, gradient.dtype()));
+            }
+        }
+        Ok(Outcome { outputs, gradients })
+    }
+
+    /// Use 1: the CPU op in `f32` against `f64`.
+    pub fn check_oracle(&self) -> Result<()> {
+        let context = poisoned_cpu();
+        let exact = self.run(&context, DType::F64, DType::F32, 1)?;
+        let single = self.run(&context, DType::F32, DType::F32, 1)?;
+        let allowed = (8.0 + 2.0 * (self.sum_length as f64).sqrt()) * DType::F32.epsilon();
+        for (what, reference, value, _) in pairs(&exact, &single) {
+            let error = relative_error(&reference, &value);
+            if error.is_nan() || error > allowed {
+                return Err(self.fault(format!("cpu f32 {what}: relative error {error:.2e}, allowed {allowed:.2e}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Use 2: gradients in `f64` against central differences of fourth order, to a relative error of 1e-6.
+    pub fn check_gradients(&self) -> Result<()> {
+        if !self.inputs.iter().any(|input| input.gradient) {
+            return Ok(());
+        }
+        let context = poisoned_cpu();
+        let values = self.values(DType::F32, 1);
+        let outcome = self.run(&context, DType::F64, DType::F32, 1)?;
+        // The scalar that is differentiated: the output with the gradient, times the cotangent.
+        let scalar = |values: &[Vec<f64>]| -> Result<f64> {
+            let tape = Tape::new(&context);
+            let outputs = (self.build)(&tape, &self.place(&tape, DType::F64, values)?)?;
+            let output = outputs
+                .iter()
+                .find(|output| output.needs_gradient())
+                .ok_or_else(|| self.fault("has differentiable inputs, but no output that depends on them".into()))?;
+            let cotangent = self.cotangent(output, DType::F32)?;
+            Ok(output.tensor().host::<f64>().iter().zip(cotangent.host::<f64>()).map(|(y, c)| y * c).sum())
+        };
+        for (number, input) in self.inputs.iter().enumerate().filter(|(_, input)| input.gradient) {
+            let Some((_, gradient, _)) = outcome.gradients.iter().find(|(name, ..)| *name == input.name) else {
+                return Err(self.fault(format!("no gradient arrived at {}", input.name)));
+            };
+            let len = values[number].len();
+            for trial in 0..6u32 {
+                // Two dense directions, then single elements, first and last included.
+                let picked = match trial {
+                    2 => Some(0),
+                    3 => Some(len - 1),
+                    4 | 5 => Some((uniform(3 + trial as u64, number as u32, 1)[0] * len as f64) as usize % len),
+                    _ => None,
+                };
+                let direction: Vec<f64> = match picked {
+                    Some(element) => (0..len).map(|index| (index == element) as u8 as f64).collect(),
+                    None => uniform(5 + trial as u64, number as u32, len).iter().map(|u| 2.0 * u - 1.0).collect(),
+                };
+                let at = |step: f64| -> Result<f64> {
+                    let mut moved = values.clone();
+                    moved[number].iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
+                    scalar(&moved)
+                };
+                let h = 1e-3 / direction.iter().map(|d| d * d).sum::<f64>().sqrt();
+                let numeric = (8.0 * (at(h)? - at(-h)?) - (at(2.0 * h)? - at(-2.0 * h)?)) / (12.0 * h);
+                let analytic: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
+                let length = direction.iter().map(|d| d * d).sum::<f64>().sqrt();
+                let typical = gradient.iter().map(|g| g * g).sum::<f64>().sqrt() / (len as f64).sqrt() * length;
+                let scale = numeric.abs().max(analytic.abs()).max(typical).max(1e-6);
+                let error = (numeric - analytic).abs() / scale;
+                if error.is_nan() || error > 1e-6 {
+                    return Err(self.fault(format!(
+                        "gradient of {}, direction {trial}: {analytic:.9e}, finite differences {numeric:.9e}",
+                        input.name
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Use 3: kernels against the CPU op. The error allowed is twice that of the CPU op in `f32` with inputs, outputs
+    /// and declared intermediates rounded to `dtype`, plus what another order of the longest sum can make.
+    pub fn check_device(&self, device: &Device, dtype: DType) -> Result<Outcome> {
+        let context = Context::new(device.clone());
+        context.set_poison(true);
+        let outcome = self.run(&context, dtype, dtype, 1)?;
+        let host = poisoned_cpu();
+        let exact = self.run(&host, DType::F64, dtype, 1)?;
+        host.set_rounding(Some(dtype));
+        let rounded = self.run(&host, DType::F32, dtype, 1)?;
+        let order = DType::F32.epsilon() * (2.0 + (self.sum_length as f64).sqrt());
+        let references = pairs(&exact, &rounded);
+        let values = pairs(&exact, &outcome);
+        if references.len() != values.len() {
+            return Err(self.fault(format!("{}: other outputs or gradients than on the cpu", context.device_name())));
+        }
+        for ((what, reference, cpu, _), (_, _, value, stored)) in references.into_iter().zip(values) {
+            let cpu: Vec<f64> = cpu.into_iter().map(|x| round(x, stored)).collect();
+            let allowed = 2.0 * relative_error(&reference, &cpu) + order;
+            let error = relative_error(&reference, &value);
+            if error.is_nan() || error > allowed {
+                return Err(self.fault(format!(
+                    "{} {dtype} {what}: relative error {error:.2e}, allowed {allowed:.2e}",
+                    context.device_name()
+                )));
+            }
+            let allowed = 4.0 * largest_error(&reference, &cpu) + 4.0 * order;
+            let error = largest_error(&reference, &value);
+            if error.is_nan() || error > allowed {
+                return Err(self.fault(format!(
+                    "{} {dtype} {what}: largest error {error:.2e} of the largest value, allowed {allowed:.2e}",
+                    context.device_name()
+                )));
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Use 4: the op, forward and (where differentiable) backward, ready to be timed.
+    pub fn prepare(&self, context: &Context, dtype: DType) -> Result<Prepared<'_>> {
+        let values = self.values(dtype, 1);
+        let tape = Tape::inference(context);
+        let tensors = self.place(&tape, dtype, &values)?.iter().map(|var| var.tensor().clone()).collect();
+        Ok(Prepared { case: self, context: context.clone(), tensors })
+    }
+
+    /// Use 5: the op charges for itself, and for no fewer bytes than its inputs and outputs have.
+    pub fn check_cost(&self) -> Result<()> {
+        let context = Context::shape_only();
+        let mut touched = 0;
+        let program = Program::plan(&context, || {
+            let tape = Tape::inference(&context);
+            let inputs = self
+                .inputs
+                .iter()
+                .map(|input| Ok(tape.constant(&context.empty(input.shape, input.dtype(DType::F32))?)))
+                .collect::<Result<Vec<_>>>()?;
+            let outputs = (self.build)(&tape, &inputs)?;
+            touched = outputs.iter().map(|var| var.tensor().bytes()).sum::<usize>();
+            Ok(())
+        })?;
+        let charged: f64 = program.charges().values().map(|(_, cost)| cost.bytes).sum();
+        if charged < touched as f64 {
+            return Err(self.fault(format!("charges for {charged} bytes, its outputs alone have {touched}")));
+        }
+        Ok(())
+    }
+
+    fn fault(&self, message: String) -> Error {
+        Error::shape(self.op, format!("{}: {message}", self.name))
+    }
+}
+
+/// A case on a device, ready to be run many times.
+pub struct Prepared<'a> {
+    case: &'a Case,
+    context: Context,
+    tensors: Vec<Tensor>,
+}
+
+impl Prepared<'_> {
+    /// Runs forward only.
+    pub fn forward(&self) -> Result<()> {
+        let tape = Tape::inference(&self.context);
+        let inputs: Vec<Var> = self.tensors.iter().map(|tensor| tape.constant(tensor)).collect();
+        (self.case.build)(&tape, &inputs).map(drop)
+    }
+
+    /// Runs forward and backward.
+    pub fn forward_backward(&self) -> Result<()> {
+        let tape = Tape::new(&self.context);
+        let inputs: Vec<Var> = (self.case.inputs.iter().zip(&self.tensors))
+            .map(|(input, tensor)| if input.gradient { tape.leaf(tensor) } else { tape.constant(tensor) })
+            .collect();
+        let outputs = (self.case.build)(&tape, &inputs)?;
+        match outputs.iter().find(|output| output.needs_gradient()) {
+            Some(output) => tape.backward(output, output.tensor().clone()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn poisoned_cpu() -> Context {
+    let context = Context::cpu();
+    context.set_poison(true);
+    context
+}
+
+/// (what, reference, value, the value's dtype) for every output and gradient.
+fn pairs(reference: &Outcome, value: &Outcome) -> Vec<(String, Vec<f64>, Vec<f64>, DType)> {
+    let outputs = reference.outputs.iter().zip(&value.outputs).enumerate();
+    let outputs = outputs.map(|(n, ((a, _), (b, dtype)))| (format!("output {n}"), a.clone(), b.clone(), *dtype));
+    let gradients = reference.gradients.iter().zip(&value.gradients);
+    let gradients =
+        gradients.map(|((name, a, _), (_, b, dtype))| (format!("gradient of {name}"), a.clone(), b.clone(), *dtype));
+    outputs.chain(gradients).collect()
+}
+
+/// ‖value − reference‖ / ‖reference‖, NaN where anything is not finite.
+pub fn relative_error(reference: &[f64], value: &[f64]) -> f64 {
+    if reference.len() != value.len() || value.iter().any(|x| !x.is_finite()) {
+        return f64::NAN;
+    }
+    let difference: f64 = reference.iter().zip(value).map(|(a, b)| (a - b) * (a - b)).sum();
+    let norm: f64 = reference.iter().map(|a| a * a).sum();
+    if difference == 0.0 { 0.0 } else { (difference / norm.max(1e-30)).sqrt() }
+}
+
+fn largest_error(reference: &[f64], value: &[f64]) -> f64 {
+    let largest = reference.iter().fold(1e-30f64, |m, a| m.max(a.abs()));
+    reference.iter().zip(value).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest
+}

@@ -1,0 +1,58 @@
+//! The control buffer: per-step values that kernels read on the device.
+//!
+//! A captured graph replays its launches with the arguments of the capture. Whatever changes from step to step
+//! therefore stands in this buffer of [`WORDS`] 32-bit words, which the host overwrites before each step.
+//! `kernels/common/control.cuh` names the same words; a test compares the two.
+
+use crate::error::Result;
+use crate::tensor::{Context, DType, Tensor};
+
+/// Words of the buffer.
+pub const WORDS: usize = 16;
+
+/// Per-step values; floats are stored as their bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Control {
+    /// Word 0: the step (training) or stage (sampling): Philox's `step`.
+    pub step: u32,
+    /// Word 1: the epoch: seed of the order.
+    pub epoch: u32,
+    /// Word 2: position of the batch's first item in the epoch's order.
+    pub cursor: u32,
+    /// Word 3: Philox's `item` of the batch's first item.
+    pub first_item: u32,
+    /// Word 4: the learning rate.
+    pub learning_rate: f32,
+    /// Word 5: 1 / (1 - beta1^t).
+    pub first_correction: f32,
+    /// Word 6: 1 / (1 - beta2^t).
+    pub second_correction: f32,
+    /// Word 7: the decay of the moving average of weights.
+    pub ema_decay: f32,
+    /// Word 8: which row of the sampler's table of stages, or of the metrics' ring, this step uses.
+    pub row: u32,
+    /// Word 9: the guidance scale.
+    pub guidance: f32,
+    /// Words 10 to 15: reserved, zero.
+    pub reserved: [u32; 6],
+}
+
+impl Control {
+    /// A control buffer on the device, zero.
+    pub fn buffer(context: &Context) -> Result<Tensor> {
+        context.zeros([WORDS], DType::U32)
+    }
+
+    /// As words, to be uploaded.
+    pub fn words(&self) -> [u32; WORDS] {
+        bytemuck::cast(*self)
+    }
+
+    /// From a buffer's words.
+    pub fn from_words(words: &[u32]) -> Self {
+        let mut array = [0; WORDS];
+        array.copy_from_slice(&words[..WORDS]);
+        bytemuck::cast(array)
+    }
+}
