@@ -1,0 +1,44 @@
+//! Embedding on accelerators.
+
+use crate::device::launches::{EmbeddingBwd, EmbeddingFwd};
+use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::error::Result;
+use crate::tape::Destination;
+use crate::tensor::{Element, Tensor};
+
+const THREADS: u32 = 128;
+
+pub(super) fn forward<T: KernelFloat + Element>(
+    accelerator: &dyn Accelerator,
+    table: &Tensor,
+    indices: &Tensor,
+    y: &Tensor,
+) -> Result<()> {
+    EmbeddingFwd::<T> {
+        y: y.slice_mut(),
+        table: table.slice(),
+        indices: indices.slice(),
+        batch: indices.len() as u32,
+        rows: table.shape().rows() as u32,
+        width: table.shape().last() as u32,
+    }
+    .launch(accelerator, LaunchConfig::elements(y.len(), THREADS))
+}
+
+pub(super) fn backward<T: KernelFloat + Element>(
+    accelerator: &dyn Accelerator,
+    dy: &Tensor,
+    indices: &Tensor,
+    dtable: &Destination,
+) -> Result<()> {
+    EmbeddingBwd::<T> {
+        dtable: dtable.tensor.slice_mut(),
+        dy: dy.slice(),
+        indices: indices.slice(),
+        batch: indices.len() as u32,
+        rows: dtable.tensor.shape().rows() as u32,
+        width: dy.shape().last() as u32,
+        accumulate: dtable.mode.flag(),
+    }
+    .launch(accelerator, LaunchConfig::elements(dtable.tensor.len(), THREADS))
+}

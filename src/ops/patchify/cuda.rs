@@ -1,0 +1,66 @@
+//! Patches and back on accelerators.
+
+use super::Sizes;
+use crate::device::launches::{PatchifyToImage, PatchifyToTokens};
+use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::error::Result;
+use crate::tape::Accumulate;
+use crate::tensor::{Element, Tensor};
+
+const THREADS: u32 = 256;
+
+pub(super) fn to_tokens<T: KernelFloat + Element>(
+    accelerator: &dyn Accelerator,
+    sizes: Sizes,
+    image: &Tensor,
+    tokens: &Tensor,
+    mode: Accumulate,
+) -> Result<()> {
+    PatchifyToTokens::<T> {
+        tokens: tokens.slice_mut(),
+        image: image.slice(),
+        batch: sizes.batch as u32,
+        height: sizes.height as u32,
+        width: sizes.width as u32,
+        channels: sizes.channels as u32,
+        patch: sizes.patch as u32,
+        skip: sizes.skip as u32,
+        accumulate: mode.flag(),
+    }
+    .launch(accelerator, LaunchConfig::elements(tokens.len(), THREADS))
+}
+
+pub(super) fn to_image<T: KernelFloat + Element>(
+    accelerator: &dyn Accelerator,
+    sizes: Sizes,
+    tokens: &Tensor,
+    image: &Tensor,
+    mode: Accumulate,
+) -> Result<()> {
+    PatchifyToImage::<T> {
+        image: image.slice_mut(),
+        tokens: tokens.slice(),
+        batch: sizes.batch as u32,
+        height: sizes.height as u32,
+        width: sizes.width as u32,
+        channels: sizes.channels as u32,
+        patch: sizes.patch as u32,
+        skip: sizes.skip as u32,
+        accumulate: mode.flag(),
+    }
+    .launch(accelerator, LaunchConfig::elements(image.len(), THREADS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pixel_has_a_place_of_its_own() {
+        let sizes = Sizes::new(1, [6, 4, 3], 2, 1).unwrap();
+        let mut seen: Vec<usize> = (0..sizes.image_len()).map(|e| sizes.token_index(e)).collect();
+        seen.sort_unstable();
+        let first = sizes.vector();
+        assert!(seen.into_iter().eq(first..first + sizes.image_len()));
+    }
+}

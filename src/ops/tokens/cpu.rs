@@ -1,0 +1,54 @@
+//! The token sequence on the CPU.
+
+use crate::ops::host::{Float, parallel, vector};
+use crate::tape::{Accumulate, Destination};
+use crate::tensor::{Element, Tensor};
+
+pub(super) fn forward<T: Float + Element>(patches: &Tensor, token: Option<&Tensor>, position: &Tensor, y: &Tensor) {
+    let sequence = y.sizes()[1] * y.sizes()[2];
+    let width = y.shape().last();
+    let (patches, position) = (patches.host::<T>(), position.host::<T>());
+    let token = token.map(Tensor::host::<T>);
+    let taken = if token.is_some() { width } else { 0 };
+    parallel::for_rows(y.host_mut::<T>(), sequence, |b, y| {
+        if let Some(token) = token {
+            vector::map2(
+                &mut y[..width],
+                &token[b * width..][..width],
+                &position[..width],
+                Accumulate::Write,
+                |a, p| a + p,
+            );
+        }
+        let patches = &patches[b * (sequence - taken)..][..sequence - taken];
+        vector::map2(&mut y[taken..], patches, &position[taken..], Accumulate::Write, |a, p| a + p);
+    });
+}
+
+pub(super) fn extract<T: Float + Element>(dy: &Tensor, destination: &Destination, first: usize) {
+    let (sequence, width) = (dy.sizes()[1] * dy.sizes()[2], dy.sizes()[2]);
+    let part = destination.tensor.len() / dy.sizes()[0];
+    let dy = dy.host::<T>();
+    let mode = destination.mode;
+    parallel::for_rows(destination.tensor.host_mut::<T>(), part, |b, part| {
+        let source = &dy[b * sequence + first * width..][..part.len()];
+        match mode {
+            Accumulate::Write => part.copy_from_slice(source),
+            Accumulate::Add => vector::axpy(part, T::ONE, source),
+        }
+    });
+}
+
+pub(super) fn sum_batch<T: Float + Element>(dy: &Tensor, destination: &Destination) {
+    let (sequence, width) = (dy.sizes()[1] * dy.sizes()[2], dy.sizes()[2]);
+    let dy = dy.host::<T>();
+    let mode = destination.mode;
+    parallel::for_rows(destination.tensor.host_mut::<T>(), width, |token, sum| {
+        if mode == Accumulate::Write {
+            sum.fill(T::ZERO);
+        }
+        for sequence in dy.chunks_exact(sequence) {
+            vector::axpy(sum, T::ONE, &sequence[token * width..][..width]);
+        }
+    });
+}
