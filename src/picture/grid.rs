@@ -108,15 +108,17 @@ pub fn labelled_grid(images: &[Image], layout: Layout, labels: &Labels) -> Resul
 
     let mut sheet = Image::filled(width, height, PAPER);
     draw_text(&mut sheet, margin, margin, &fitted(&labels.title, TITLE, width - 2 * margin), TITLE, INK);
+    let cell_size = caption_size(&labels.cells, cell_width);
+    let column_size = caption_size(&labels.columns, cell_width);
     for (index, image) in images.iter().enumerate() {
         let (x, y) = (left + index % columns * step_x, top + index / columns * step_y);
         sheet.paste(&image.upscale(layout.scale)?, x, y);
         if let Some(label) = labels.cells.get(index) {
-            centred(&mut sheet, x, y + cell_height + 1, cell_width, label);
+            centred(&mut sheet, x, y + cell_height + 1, cell_width, label, cell_size);
         }
     }
     for (column, label) in labels.columns.iter().take(columns).enumerate() {
-        centred(&mut sheet, left + column * step_x, margin + title, cell_width, label);
+        centred(&mut sheet, left + column * step_x, margin + title, cell_width, label, column_size);
     }
     for (row, label) in labels.rows.iter().take(rows).enumerate() {
         let label = fitted(label, TEXT, 300);
@@ -127,12 +129,17 @@ pub fn labelled_grid(images: &[Image], layout: Layout, labels: &Labels) -> Resul
     Ok(sheet)
 }
 
-/// A caption in the middle of `room` pixels from `x`: smaller where that makes it fit, else cut.
-fn centred(sheet: &mut Image, x: usize, y: usize, room: usize, label: &str) {
-    let size = [TEXT, 13.0, 11.0].into_iter().find(|size| text_width(label, *size) <= room).unwrap_or(11.0);
-    let label = fitted(label, size, room);
-    let y = y + (TEXT - size) as usize;
-    draw_text(sheet, x + room.saturating_sub(text_width(&label, size)) / 2, y, &label, size, INK);
+/// The size at which every caption fits `room` pixels, so that one sheet shows one size; the smallest where none does.
+fn caption_size(captions: &[String], room: usize) -> f32 {
+    let fits =
+        |size: &f32| captions.iter().all(|caption| text_width(&fitted(caption, *size, usize::MAX), *size) <= room);
+    [TEXT, 13.0, 11.0].into_iter().find(fits).unwrap_or(11.0)
+}
+
+/// A caption in the middle of `room` pixels from `x`, cut where it is wider.
+fn centred(sheet: &mut Image, x: usize, y: usize, room: usize, caption: &str, size: f32) {
+    let caption = fitted(caption, size, room);
+    draw_text(sheet, x + room.saturating_sub(text_width(&caption, size)) / 2, y, &caption, size, INK);
 }
 
 #[cfg(test)]

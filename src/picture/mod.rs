@@ -17,6 +17,7 @@ mod file;
 mod grid;
 mod image;
 mod npy;
+mod plot;
 mod png;
 mod text;
 
@@ -25,3 +26,4 @@ pub use self::npy::write_npy;
 pub use self::png::{encode_png, read_png, write_png};
 pub use file::write_atomically;
 pub use grid::{Labels, Layout, grid, labelled_grid, strip};
+pub use plot::{LossCurve, Timing, loss_curve, render_loss_curve};
