@@ -472,7 +472,8 @@ mod tests {
         let flat = vec![(1, 0.5); 3];
         let wild = vec![(0, f64::NAN), (1, f64::INFINITY), (2, 1e308), (3, -4.0), (u64::MAX, 0.0), (5, 1e-300)];
         let timing = Timing { seconds_per_epoch: Some(105.3), total_seconds: 4000.0 };
-        let cases: [(&[(u64, f64)], &[(u64, f64)]); 6] = [
+        type Points<'a> = &'a [(u64, f64)];
+        let cases: [(Points, Points); 6] = [
             (&falling, &falling[5..9]),
             (&flat, &[]),
             (&[], &flat),
