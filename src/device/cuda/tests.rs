@@ -5,6 +5,8 @@ use std::process::Command;
 
 use super::*;
 
+const OPENING: &str = "opening_without_a_driver_is_an_error";
+
 /// Set in a child process that is to open a device with whatever `libcuda` its environment has.
 const CHILD: &str = "ENGINE_TEST_OPEN_CUDA";
 
@@ -33,10 +35,10 @@ fn a_device_that_is_not_there_is_an_error() {
     assert_eq!(error.lines().count(), 1);
 }
 
-/// Runs the child with `libcuda.so` in `folder` first on the loader's path.
-fn open_with(folder: &Path) -> String {
+/// Runs one test as a child with `libcuda.so` in `folder` first on the loader's path, and returns its outcome.
+fn child(test: &str, folder: &Path) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "device::cuda::tests::opening_without_a_driver_is_an_error", "--nocapture"])
+        .args(["--exact", &format!("device::cuda::tests::{test}"), "--nocapture"])
         .env("LD_LIBRARY_PATH", folder)
         .env(CHILD, "1")
         .output()
@@ -47,13 +49,25 @@ fn open_with(folder: &Path) -> String {
     outcome.lines().next().unwrap_or_default().to_string()
 }
 
+/// Compiles C to a library; `false` (and a word about it) where there is no compiler.
+fn compile(source: &str, library: &Path) -> bool {
+    let code = library.with_extension("c");
+    std::fs::write(&code, source).unwrap();
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-w", "-o"]).args([library, &code]).status();
+    let done = compiled.is_ok_and(|status| status.success());
+    if !done {
+        eprintln!("SKIPPED: stand-ins for the driver need a C compiler (cc)");
+    }
+    done
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn stub_libraries_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let library = folder.path().join("libcuda.so");
     std::fs::write(&library, "not a library").unwrap();
-    let outcome = open_with(folder.path());
+    let outcome = child(OPENING, folder.path());
     assert!(outcome.starts_with("opened") || outcome.starts_with("cuda: "), "{outcome}");
 
     let symbols = |init: u32, version: u32| {
@@ -79,14 +93,123 @@ fn stub_libraries_are_errors() {
         (symbols(0, 11_080), "the driver supports CUDA 11.8, 12.4 is needed"),
         (symbols(0, 12_080), "cuda:0: this machine has 0 CUDA devices; use --device cpu"),
     ] {
-        let code = folder.path().join("stub.c");
-        std::fs::write(&code, source).unwrap();
-        let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &code]).status();
-        if !compiled.is_ok_and(|status| status.success()) {
-            eprintln!("SKIPPED: stub drivers need a C compiler (cc)");
+        if !compile(&source, &library) {
             return;
         }
-        let outcome = open_with(folder.path());
+        let outcome = child(OPENING, folder.path());
         assert!(outcome.starts_with("cuda") && outcome.contains(expected), "{outcome}");
     }
+}
+
+/// The whole back end against `fake_driver.c`, in a child whose `libcuda` that is.
+#[cfg(target_os = "linux")]
+#[test]
+fn works_against_a_fake_driver() {
+    if std::env::var_os(CHILD).is_some() {
+        exercise();
+        println!("outcome: exercised");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    if compile(include_str!("fake_driver.c"), &folder.path().join("libcuda.so")) {
+        assert_eq!(child("works_against_a_fake_driver", folder.path()), "exercised");
+    }
+}
+
+fn exercise() {
+    use crate::device::launches::LayerNormBwdAffineFinal;
+    use crate::device::{Capture, Slice, SliceMut};
+
+    let device = CudaDevice::open(0).unwrap();
+    // SAFETY: the fake driver is loaded by now.
+    let live = || unsafe { sys::culib().get::<unsafe extern "C" fn() -> c_int>(b"fake_live").unwrap()() };
+    assert_eq!(device.name(), "Fake GPU (cuda:0)");
+    assert_eq!((device.capability(), device.multiprocessors()), ((8, 0), 4));
+    assert_eq!(device.memory().unwrap(), (1 << 29, 1 << 30));
+    assert!(matches!(device.allocate(2 << 30).unwrap_err(), Error::OutOfMemory { available: 0x2000_0000, .. }));
+
+    // Copies longer than the pinned buffer, and not a multiple of it.
+    let bytes: Vec<u8> = (0..2 * STAGING_BYTES + 5).map(|i| (i * 7 % 251) as u8).collect();
+    let (first, second) = (device.allocate(bytes.len()).unwrap(), device.allocate(bytes.len()).unwrap());
+    let read = |address: u64, length: usize| {
+        let mut back = vec![0u8; length];
+        // SAFETY: callers read within an allocation.
+        unsafe { device.download(address, &mut back).unwrap() };
+        back
+    };
+    // SAFETY: within the two allocations.
+    unsafe {
+        device.upload(&bytes, first).unwrap();
+        device.copy(first, second, bytes.len()).unwrap();
+        device.zero(second + 4, 8).unwrap();
+        device.zero(second + 13, 3).unwrap();
+    }
+    let mut expected = bytes.clone();
+    expected[4..12].fill(0);
+    expected[13..16].fill(0);
+    assert!(read(first, bytes.len()) == bytes && read(second, bytes.len()) == expected);
+
+    // A typed launch: partial [2, 3, 2] to dgamma and dbeta [2].
+    let partial: Vec<f32> = (1..=12u8).map(f32::from).collect();
+    // SAFETY: 48 and 16 bytes within allocations.
+    unsafe { device.upload(bytemuck::cast_slice(&partial), first).unwrap() };
+    let launch = |accumulate: u32, config: LaunchConfig| {
+        // SAFETY: the ranges lie in live allocations and do not overlap.
+        let (dgamma, dbeta, partial) =
+            unsafe { (SliceMut::from_raw(second, 2), SliceMut::from_raw(second + 8, 2), Slice::from_raw(first, 12)) };
+        LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 3, cols: 2, accumulate }.launch(&device, config)
+    };
+    let config = LaunchConfig::linear(1, 256);
+    let sums = || bytemuck::pod_collect_to_vec::<u8, f32>(&read(second, 16));
+    let fails = |outcome: Result<()>, words: &str| {
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains(words) && error.lines().count() == 1, "{error}");
+    };
+
+    // A module that was not loaded cannot be loaded in a capture, which ends with its guard.
+    let capture = Capture::begin(&device).unwrap();
+    fails(launch(0, config), "not loaded before the capture");
+    drop(capture);
+    device.preload(&["layer_norm"]).unwrap();
+    launch(0, config).unwrap();
+    assert_eq!(sums(), [9.0, 12.0, 27.0, 30.0]);
+    launch(0, config.with_shared(64 << 10)).unwrap();
+    fails(launch(0, config.with_shared(100 << 10)), "102400 bytes of shared memory a block");
+    fails(launch(0, LaunchConfig::linear(1, 257)), "257 threads in a block");
+
+    // A capture records, and refuses what cannot be replayed.
+    let third = device.allocate(4).unwrap();
+    let before = live();
+    let capture = Capture::begin(&device).unwrap();
+    fails(Capture::begin(&device).map(drop), "cannot begin another capture");
+    fails(device.allocate(4).map(drop), "cannot allocate while a graph is captured");
+    fails(device.synchronize(), "cannot wait");
+    fails(device.preload(&["layer_norm"]), "cannot load kernels");
+    // SAFETY: within the allocations; nothing else uses `third`.
+    unsafe {
+        fails(device.upload(&[0; 4], first), "cannot copy from the host");
+        device.zero(second, 8).unwrap();
+        device.release(third);
+    }
+    launch(1, config).unwrap();
+    assert_eq!(live(), before, "the allocation is given back behind the capture");
+    let graph = capture.finish().unwrap();
+    assert_eq!(live(), before, "a graph more, an allocation less");
+    assert_eq!(sums(), [9.0, 12.0, 27.0, 30.0], "nothing was executed");
+    for expected in [[9.0, 12.0, 54.0, 60.0], [9.0, 12.0, 81.0, 90.0]] {
+        // SAFETY: its buffers are live.
+        unsafe { device.replay(graph).unwrap() };
+        assert_eq!(sums(), expected);
+    }
+    device.forget(graph);
+    // SAFETY: a graph that is gone uses nothing.
+    fails(unsafe { device.replay(graph) }, "this graph was dropped");
+
+    // SAFETY: nothing uses them any more.
+    unsafe {
+        device.release(first);
+        device.release(second);
+    }
+    drop(device);
+    assert_eq!(live(), 0, "everything was given back");
 }
