@@ -4,6 +4,8 @@
 //! is its grammar: [`parse`] refuses everything that the dialect lacks, with the file and line. [`generate`] turns the
 //! signatures into launch structs, and [`closure_hash`] says whether prebuilt PTX still belongs to its source.
 
+#![warn(missing_docs)]
+
 mod generate;
 mod parse;
 mod prebuilt;
@@ -50,11 +52,17 @@ impl std::error::Error for Error {}
 /// What a pointer argument points to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
+    /// `f32`
     F32,
+    /// `bf16`
     Bf16,
+    /// `u8`
     U8,
+    /// `u16`
     U16,
+    /// `i32`
     I32,
+    /// `u32`
     U32,
 }
 
@@ -86,9 +94,13 @@ impl Element {
 /// A scalar argument's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scalar {
+    /// `i32`
     I32,
+    /// `u32`
     U32,
+    /// `u64`
     U64,
+    /// `f32`
     F32,
 }
 
