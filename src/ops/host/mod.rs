@@ -10,6 +10,7 @@
 pub mod activation;
 pub mod float;
 pub mod math;
+pub mod normal;
 pub mod parallel;
 pub mod product;
 pub mod vector;
