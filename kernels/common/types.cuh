@@ -33,7 +33,8 @@ static_assert(sizeof(u16) == 2 && sizeof(u32) == 4 && sizeof(u64) == 8, "the siz
     static char name##_identity;                                                                                      \
     typedef type name##_array dims;                                                                                   \
     name##_array& name =                                                                                              \
-        *static_cast<name##_array*>(emulator_static_shared(&name##_identity, sizeof(name##_array), #name))
+        *static_cast<name##_array*>(                                                                                  \
+            emulator_static_shared(&name##_identity, sizeof(name##_array), sizeof(type), #name))
 #endif
 
 // Lanes of a warp, and the mask that names them all.

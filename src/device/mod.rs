@@ -6,6 +6,7 @@
 
 mod choose;
 pub mod cuda;
+pub mod emulator;
 pub mod launches;
 mod ptx;
 

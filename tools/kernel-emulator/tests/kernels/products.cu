@@ -1,0 +1,52 @@
+// One warp multiplies A [16, 16] by B [16, 16] (both row-major bf16) through the tensor-core wrappers.
+#include "common/mma.cuh"
+
+// B's fragments through ldmatrix.trans (`transposed` 0), or from B's transpose through plain ldmatrix (1).
+DEV void product(f32* d, const bf16* a, const bf16* b, u32 transposed) {
+    SHARED(bf16, a_tile, [16][24]);
+    SHARED(bf16, b_tile, [16][24]);
+    u32 lane = threadIdx.x;
+    for (u32 i = lane; i < 256; i += WARP) {
+        a_tile[i / 16][i % 16] = a[i];
+        b_tile[i / 16][i % 16] = b[transposed ? i % 16 * 16 + i / 16 : i];
+    }
+    __syncwarp();
+    u32 a_words[4], b_words[4];
+    ldmatrix_x4(a_words, &a_tile[lane % 16][lane / 16 * 8]);
+    if (transposed) {
+        ldmatrix_x4(b_words, &b_tile[lane / 16 * 8 + lane % 8][lane / 8 % 2 * 8]);
+    } else {
+        ldmatrix_x4_trans(b_words, &b_tile[lane % 16][lane / 16 * 8]);
+    }
+    for (u32 half = 0; half < 2; half++) {
+        f32 c[4] = {};
+        u32 b_pair[2] = {b_words[2 * half], b_words[2 * half + 1]};
+        mma_m16n8k16(c, a_words, b_pair);
+        for (u32 i = 0; i < 4; i++) d[(lane / 4 + i / 2 * 8) * 16 + half * 8 + lane % 4 * 2 + i % 2] = c[i];
+    }
+}
+extern "C" __global__ void __launch_bounds__(32) products_mma_product(f32* __restrict__ d, const bf16* __restrict__ a, const bf16* __restrict__ b, u32 transposed) { product(d, a, b, transposed); }
+
+// The fragments that ldmatrix_x2 (and, with `transposed`, its transposing form) gives of an [16, 8] tile.
+DEV void fragments(u32* words, const bf16* x, u32 transposed) {
+    SHARED(bf16, tile, [16][8]);
+    u32 lane = threadIdx.x;
+    for (u32 i = lane; i < 128; i += WARP) tile[i / 8][i % 8] = x[i];
+    __syncwarp();
+    u32 pair[2];
+    if (transposed) {
+        ldmatrix_x2_trans(pair, &tile[lane % 16][0]);
+    } else {
+        ldmatrix_x2(pair, &tile[lane % 16][0]);
+    }
+    words[lane * 2] = pair[0];
+    words[lane * 2 + 1] = pair[1];
+}
+extern "C" __global__ void __launch_bounds__(32) products_fragments_x2(u32* __restrict__ words, const bf16* __restrict__ x, u32 transposed) { fragments(words, x, transposed); }
+
+// Conversions: every f32 to bf16, and back.
+DEV void convert(u16* y, const f32* x, u32 n) {
+    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = bf16_from_f32(x[i]).bits;
+}
+extern "C" __global__ void __launch_bounds__(256) products_to_bf16(u16* __restrict__ y, const f32* __restrict__ x, u32 n) { convert(y, x, n); }
