@@ -2,7 +2,7 @@
 //!
 //! Whatever the source, the result is a [`Dataset`]: 8-bit images `[N, H, W, C]` with one label each, training images
 //! first. [`import()`] reads CIFAR-10's binary batches, IDX files and folders or tars of pictures; [`shapes()`] draws the
-//! built-in set.
+//! built-in set; [`fetch()`] downloads the well-known ones; [`resolve()`] finds the set that a preset names.
 //!
 //! ```
 //! use engine::data::{Split, shapes};
@@ -19,16 +19,20 @@
 mod archive;
 mod cifar;
 mod dataset;
+mod fetch;
 mod idx;
 mod images;
 mod import;
 mod official;
+mod resolve;
 mod shapes;
 mod source;
 mod verify;
 
 pub use dataset::{Dataset, Parts, Source, Split};
+pub use fetch::{FetchOptions, fetch};
 pub use import::{Format, ImportOptions, import};
 pub use official::{OFFICIAL, Official, OfficialFile};
+pub use resolve::{BUILTIN, ResolveOptions, resolve};
 pub use shapes::{SHAPES_COUNT, shapes};
 pub use verify::{ClassCount, Recognised, Verification};

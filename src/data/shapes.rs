@@ -10,7 +10,7 @@ use super::dataset::{Dataset, Parts};
 use crate::rng::{Philox, Purpose};
 
 /// How many images `--data builtin` has, a tenth of them for validation.
-pub const SHAPES_COUNT: usize = 10_000;
+pub const SHAPES_COUNT: usize = 20_000;
 
 const SIZE: usize = 32;
 const IMAGE: usize = SIZE * SIZE * 3;

@@ -1,0 +1,295 @@
+//! Downloads of the published sets: resumed where they stopped, checked against the official checksums, then imported.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ureq::Agent;
+use ureq::config::AutoHeaderValue;
+
+use super::dataset::{Dataset, part_path};
+use super::import::{Format, ImportOptions, import};
+use super::official::{OFFICIAL, Official, OfficialFile, official};
+use super::source::HashedFile;
+use crate::error::{Error, Result};
+
+/// How often a transfer that breaks off is taken up again before the next place is tried.
+const ATTEMPTS: u32 = 5;
+
+/// Where to fetch to and from.
+#[derive(Debug, Clone)]
+pub struct FetchOptions {
+    /// The folder of data sets: the result is `NAME.safetensors` in it.
+    pub data_dir: PathBuf,
+    /// A mirror that has the official files, instead of the official places.
+    pub base_url: Option<String>,
+    /// Fetch again what is there already.
+    pub force: bool,
+    /// Show no progress.
+    pub quiet: bool,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        Self { data_dir: "data".into(), base_url: None, force: false, quiet: false }
+    }
+}
+
+/// The file of the data set called `name` in the data folder.
+pub(super) fn data_file(data_dir: &Path, name: &str) -> PathBuf {
+    data_dir.join(format!("{name}.safetensors"))
+}
+
+/// Downloads and imports the published set `name` (see [`OFFICIAL`]), unless it is in the data folder already. A transfer
+/// that was interrupted, by the network or by the end of the process, goes on where it stopped.
+///
+/// # Errors
+///
+/// [`Error::Config`] for an unknown name or a place that cannot be reached, [`Error::File`] for bytes that are not the
+/// official ones, [`Error::Io`] for a full disk.
+pub fn fetch(name: &str, options: &FetchOptions) -> Result<Dataset> {
+    let Some(official) = official(name) else {
+        let known: Vec<&str> = OFFICIAL.iter().map(|official| official.name).collect();
+        let mend = format!("name one of {}, or import a copy with `engine data import`", known.join(", "));
+        return Err(Error::config("data fetch", format!("{name:?} is not a set that can be downloaded"), mend));
+    };
+    fetch_official(official, options)
+}
+
+fn fetch_official(official: &Official, options: &FetchOptions) -> Result<Dataset> {
+    let out = data_file(&options.data_dir, official.name);
+    if out.exists() && !options.force {
+        return Dataset::open(&out);
+    }
+    let downloads = options.data_dir.join("downloads").join(official.name);
+    fs::create_dir_all(&downloads).map_err(Error::io(&downloads, "create"))?;
+    for file in official.files {
+        download(official, file, &downloads, options)?;
+    }
+    let archive = official.files.len() == 1;
+    let source = if archive { downloads.join(official.files[0].name) } else { downloads.clone() };
+    let import_options = ImportOptions {
+        name: Some(official.name.into()),
+        format: Some(if archive { Format::Cifar10 } else { Format::Idx }),
+        ..ImportOptions::default()
+    };
+    import(&source, &import_options)?.write(&out, options.force)?;
+    // The originals can be had again, and the data set knows their checksums.
+    fs::remove_dir_all(&downloads).map_err(Error::io(&downloads, "remove"))?;
+    let _ = fs::remove_dir(options.data_dir.join("downloads"));
+    Dataset::open(&out)
+}
+
+/// Brings `file` into `folder` from the first place that has it.
+fn download(official: &Official, file: &OfficialFile, folder: &Path, options: &FetchOptions) -> Result<()> {
+    let path = folder.join(file.name);
+    if path.exists() && check(&path, file).is_ok() {
+        return Ok(());
+    }
+    let bases = match &options.base_url {
+        Some(base) => vec![format!("{}/", base.trim_end_matches('/'))],
+        None => official.bases.iter().map(|base| base.to_string()).collect(),
+    };
+    let mut failure = None;
+    for base in bases {
+        match download_from(&format!("{base}{}", file.name), file, &path, options) {
+            Ok(()) => return Ok(()),
+            // A full disk is full for every mirror.
+            Err(error @ Error::Io { .. }) => return Err(error),
+            Err(error) => failure = Some(error),
+        }
+    }
+    Err(failure
+        .unwrap_or_else(|| Error::config(official.name, "has no place to fetch from", "name one with --base-url")))
+}
+
+fn download_from(url: &str, file: &OfficialFile, path: &Path, options: &FetchOptions) -> Result<()> {
+    let part_path = part_path(path);
+    let mut part = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&part_path)
+        .map_err(Error::io(&part_path, "write"))?;
+    if part.try_lock().is_err() {
+        let mend = "wait for it, or end it";
+        return Err(Error::file(&part_path, "is being downloaded by another process", mend));
+    }
+    let agent = agent(url);
+    let bar = progress(file, options.quiet);
+    if !options.quiet && bar.is_hidden() {
+        eprintln!("fetching {url} ({} bytes)", file.bytes);
+    }
+    let mut attempt = 0;
+    // Whether what is there came in several pieces, which may be of different versions of the file.
+    let mut pieces = false;
+    let mut restarted = false;
+    loop {
+        let have = part.seek(SeekFrom::End(0)).map_err(Error::io(&part_path, "write"))?;
+        bar.set_position(have.min(file.bytes));
+        if have >= file.bytes {
+            part.sync_all().map_err(Error::io(&part_path, "write"))?;
+            let Err(error) = check(&part_path, file) else { break };
+            truncate(&mut part, &part_path)?;
+            if !pieces || restarted {
+                let _ = fs::remove_file(&part_path);
+                return Err(error);
+            }
+            (pieces, restarted) = (false, true);
+            continue;
+        }
+        pieces |= have > 0;
+        match transfer(&agent, url, file, &mut part, &part_path, &bar)? {
+            Transfer::Complete => {}
+            Transfer::Broken(reason) => {
+                let now = part.seek(SeekFrom::End(0)).map_err(Error::io(&part_path, "write"))?;
+                attempt = if now > have { 1 } else { attempt + 1 };
+                if attempt >= ATTEMPTS {
+                    return Err(unreachable(url, &reason));
+                }
+                std::thread::sleep(Duration::from_millis(250 << attempt));
+            }
+            Transfer::Refused(reason) => return Err(unreachable(url, &reason)),
+        }
+    }
+    bar.finish_and_clear();
+    fs::rename(&part_path, path).map_err(Error::io(path, "write"))
+}
+
+/// How a request ended.
+enum Transfer {
+    /// All that the file has is there.
+    Complete,
+    /// It is worth asking again for what is missing.
+    Broken(String),
+    /// It is not worth asking this place again.
+    Refused(String),
+}
+
+/// Asks for what is missing of `part` and appends it.
+fn transfer(
+    agent: &Agent,
+    url: &str,
+    file: &OfficialFile,
+    part: &mut File,
+    part_path: &Path,
+    bar: &ProgressBar,
+) -> Result<Transfer> {
+    let mut have = part.seek(SeekFrom::End(0)).map_err(Error::io(part_path, "write"))?;
+    let mut request = agent.get(url);
+    if have > 0 {
+        request = request.header("Range", format!("bytes={have}-"));
+    }
+    let mut response = match request.call() {
+        Ok(response) => response,
+        // A place that has never answered is left at once, one that has may be back soon.
+        Err(e) if have == 0 && !is_passing(&e) => return Ok(Transfer::Refused(e.to_string())),
+        Err(e) => return Ok(Transfer::Broken(e.to_string())),
+    };
+    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let total = match response.status().as_u16() {
+        200 => {
+            let total = header("content-length").parse().ok();
+            if have > 0 {
+                truncate(part, part_path)?;
+                have = 0;
+            }
+            total
+        }
+        206 => match header("content-range").strip_prefix(&format!("bytes {have}-")) {
+            Some(range) => range.rsplit('/').next().and_then(|total| total.parse().ok()),
+            None => {
+                truncate(part, part_path)?;
+                return Ok(Transfer::Broken("it sends another part than the one asked for".into()));
+            }
+        },
+        416 => {
+            truncate(part, part_path)?;
+            return Ok(Transfer::Broken("it has less than what was fetched before".into()));
+        }
+        status @ (408 | 429 | 500..) => return Ok(Transfer::Broken(format!("it answers with status {status}"))),
+        status => return Ok(Transfer::Refused(format!("it answers with status {status}"))),
+    };
+    if let Some(total) = total.filter(|&total: &u64| total != file.bytes) {
+        return Ok(Transfer::Refused(format!("it has {total} bytes where the official file has {}", file.bytes)));
+    }
+    // One byte more than expected is enough to know that it is another file.
+    let mut body = response.body_mut().as_reader().take(file.bytes - have + 1);
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let read = match body.read(&mut buffer) {
+            Ok(0) if have < file.bytes => return Ok(Transfer::Broken("the transfer broke off".into())),
+            Ok(0) => return Ok(Transfer::Complete),
+            Ok(read) => read,
+            Err(e) => return Ok(Transfer::Broken(e.to_string())),
+        };
+        part.write_all(&buffer[..read]).map_err(Error::io(part_path, "write"))?;
+        have += read as u64;
+        bar.set_position(have.min(file.bytes));
+    }
+}
+
+/// Whether an error before the answer is one that may be gone a moment later.
+fn is_passing(error: &ureq::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
+    match error {
+        ureq::Error::Io(e) => {
+            matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | TimedOut | UnexpectedEof)
+        }
+        ureq::Error::Timeout(_) => true,
+        _ => false,
+    }
+}
+
+fn truncate(part: &mut File, path: &Path) -> Result<()> {
+    part.set_len(0).and_then(|()| part.rewind()).map_err(Error::io(path, "write"))
+}
+
+/// An error unless the file at `path` is the official one.
+fn check(path: &Path, file: &OfficialFile) -> Result<()> {
+    let found = HashedFile::open(path)?.finish()?;
+    if found.bytes == file.bytes && found.sha256 == file.sha256 {
+        return Ok(());
+    }
+    let message = format!(
+        "is not the official {}: {} bytes with SHA-256 {} where it has {} with {}",
+        file.name, found.bytes, found.sha256, file.bytes, file.sha256
+    );
+    Err(Error::file(path, message, "fetch again, or from another place with --base-url"))
+}
+
+fn unreachable(url: &str, reason: &str) -> Error {
+    let message = format!("cannot be fetched: {}", reason.replace('\n', " "));
+    let mend = "check the network and run it again (it goes on where it stopped), or name a mirror with --base-url";
+    Error::config(url, message, mend)
+}
+
+fn agent(url: &str) -> Agent {
+    let mut config = Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(Duration::from_secs(30)))
+        .timeout_per_read(Some(Duration::from_secs(60)))
+        // The checksums are of the files as they are, so that no encoding may be laid over them.
+        .accept_encoding(AutoHeaderValue::Provided("identity".to_owned().into()))
+        .user_agent(concat!("engine/", env!("CARGO_PKG_VERSION")));
+    if ["http://127.0.0.1", "http://localhost", "http://[::1]"].iter().any(|loopback| url.starts_with(loopback)) {
+        config = config.proxy(None);
+    }
+    config.build().into()
+}
+
+fn progress(file: &OfficialFile, quiet: bool) -> ProgressBar {
+    if quiet {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left");
+    let bar = ProgressBar::new(file.bytes).with_message(file.name);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+    bar
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! Fetching, against a server of our own on the loopback interface.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use sha2::{Digest, Sha256};
+
+use super::*;
+use crate::data::dataset::hex;
+
+/// What the server does with one request.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    /// The file, or the part asked for.
+    File,
+    /// The first so many bytes of the answer, then the end of the connection.
+    BreakAfter(usize),
+    /// The whole file, whatever part is asked for.
+    IgnoreRange,
+    /// A status, without a body.
+    Status(u16),
+    /// As many bytes as the file has, but others.
+    Garbage,
+    /// A page of another length.
+    Page,
+}
+
+struct Server {
+    base: String,
+    /// The `Range` of each request so far, empty where there was none.
+    ranges: Arc<Mutex<Vec<String>>>,
+}
+
+/// Serves `files` (name and bytes); the first requests are answered as `answers` say, the rest with the file.
+fn serve(files: Vec<(&'static str, Vec<u8>)>, answers: &[Answer]) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let base = format!("http://{}/mirror", listener.local_addr().unwrap());
+    let ranges = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&ranges);
+    let mut answers: VecDeque<Answer> = answers.iter().copied().collect();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(|line| line.ok());
+            let Some(request) = lines.next() else { continue };
+            let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let range =
+                headers.iter().find_map(|line| line.to_ascii_lowercase().strip_prefix("range: ").map(String::from));
+            seen.lock().unwrap().push(range.clone().unwrap_or_default());
+            let Some((_, bytes)) = files.iter().find(|(name, _)| request.contains(&format!("/mirror/{name} "))) else {
+                let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                continue;
+            };
+            let start = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+            let answer = answers.pop_front().unwrap_or(Answer::File);
+            let whole = |body: &[u8]| {
+                [
+                    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())
+                        .as_bytes(),
+                    body,
+                ]
+                .concat()
+            };
+            let reply = match (answer, start) {
+                (Answer::File | Answer::BreakAfter(_), Some(start)) if start < bytes.len() => {
+                    let (len, total) = (bytes.len() - start, bytes.len());
+                    let head = format!(
+                        "HTTP/1.1 206 Partial Content\r\nContent-Length: {len}\r\n\
+                         Content-Range: bytes {start}-{}/{total}\r\nConnection: close\r\n\r\n",
+                        total - 1
+                    );
+                    [head.as_bytes(), &bytes[start..]].concat()
+                }
+                (Answer::Status(status), _) => {
+                    format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").into_bytes()
+                }
+                (Answer::Garbage, _) => whole(&vec![7; bytes.len()]),
+                (Answer::Page, _) => whole(b"<html>sign in to use this network</html>"),
+                _ => whole(bytes),
+            };
+            let sent = if let Answer::BreakAfter(len) = answer { len.min(reply.len()) } else { reply.len() };
+            let _ = stream.write_all(&reply[..sent]);
+        }
+    });
+    Server { base, ranges }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// IDX files of 40 + 10 images of 4x4, of bytes that hardly compress.
+fn files() -> Vec<(&'static str, Vec<u8>)> {
+    let philox = crate::rng::Philox::new(3);
+    let noise = |n: u32| (0..n).map(move |i| philox.bits4(i, 0, 0, crate::rng::Purpose::Probe)[0] as u8);
+    let idx = |extents: &[u32], bytes: Vec<u8>| {
+        let mut file = vec![0, 0, 8, extents.len() as u8];
+        extents.iter().for_each(|extent| file.extend(extent.to_be_bytes()));
+        file.extend(bytes);
+        gzip(&file)
+    };
+    vec![
+        ("train-images-idx3-ubyte.gz", idx(&[400, 4, 4], noise(6400).collect())),
+        ("train-labels-idx1-ubyte.gz", idx(&[400], noise(400).map(|byte| byte % 10).collect())),
+        ("t10k-images-idx3-ubyte.gz", idx(&[100, 4, 4], noise(1600).collect())),
+        ("t10k-labels-idx1-ubyte.gz", idx(&[100], noise(100).map(|byte| byte % 10).collect())),
+    ]
+}
+
+/// A published set that consists of `files`.
+fn published(files: &[(&'static str, Vec<u8>)]) -> Official {
+    let file = |(name, bytes): &(&'static str, Vec<u8>)| OfficialFile {
+        name,
+        bytes: bytes.len() as u64,
+        sha256: hex(&Sha256::digest(bytes)).leak(),
+    };
+    Official {
+        name: "tiny",
+        title: "Tiny",
+        class_names: ["", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+        bases: &[],
+        files: files.iter().map(file).collect::<Vec<_>>().leak(),
+        extent: [4, 4, 1],
+        contents: &[],
+    }
+}
+
+fn options(folder: &Path, server: &Server) -> FetchOptions {
+    FetchOptions {
+        data_dir: folder.into(),
+        base_url: Some(server.base.clone()),
+        quiet: true,
+        ..FetchOptions::default()
+    }
+}
+
+#[test]
+fn a_set_is_downloaded_imported_and_then_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(files(), &[]);
+    let options = options(folder.path(), &server);
+    let set = fetch_official(&published(&files()), &options).unwrap();
+    assert_eq!((set.name(), set.len(), set.height()), ("tiny", 500, 4));
+    set.verify().unwrap();
+    assert!(set.sources().iter().all(|source| files().iter().any(|(name, _)| source.file == *name)));
+    assert!(!folder.path().join("downloads").exists());
+    let requests = server.ranges.lock().unwrap().len();
+    fetch_official(&published(&files()), &options).unwrap();
+    assert_eq!(server.ranges.lock().unwrap().len(), requests, "fetched what was there");
+}
+
+#[test]
+fn an_interrupted_transfer_goes_on_where_it_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(files(), &[Answer::BreakAfter(2000), Answer::Status(503), Answer::BreakAfter(1500)]);
+    fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap().verify().unwrap();
+    let ranges = server.ranges.lock().unwrap();
+    assert_eq!(ranges[0], "");
+    let starts: Vec<u64> = ranges[1..4]
+        .iter()
+        .map(|range| range.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-')).unwrap().parse().unwrap())
+        .collect();
+    assert!(starts[0] > 1500 && starts[1] == starts[0] && starts[2] > starts[1], "{ranges:?}");
+}
+
+#[test]
+fn what_an_earlier_process_left_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(files(), &[]);
+    let downloads = folder.path().join("downloads/tiny");
+    fs::create_dir_all(&downloads).unwrap();
+    fs::write(downloads.join("train-images-idx3-ubyte.gz.part"), &files()[0].1[..3000]).unwrap();
+    fs::write(downloads.join("train-labels-idx1-ubyte.gz"), &files()[1].1).unwrap();
+    fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap().verify().unwrap();
+    assert_eq!(*server.ranges.lock().unwrap(), ["bytes=3000-", "", ""]);
+}
+
+#[test]
+fn leftovers_of_another_version_are_fetched_anew() {
+    for answers in [&[][..], &[Answer::IgnoreRange], &[Answer::Status(416)]] {
+        let folder = tempfile::tempdir().unwrap();
+        let server = serve(files(), answers);
+        let downloads = folder.path().join("downloads/tiny");
+        fs::create_dir_all(&downloads).unwrap();
+        fs::write(downloads.join("train-images-idx3-ubyte.gz.part"), [1; 3000]).unwrap();
+        fs::write(downloads.join("train-labels-idx1-ubyte.gz"), [2; 30]).unwrap();
+        fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap().verify().unwrap();
+    }
+}
+
+#[test]
+fn a_wrong_checksum_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(files(), &[Answer::Garbage]);
+    let error = fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap_err().to_string();
+    assert!(error.contains("is not the official train-images-idx3-ubyte.gz") && !error.contains('\n'), "{error}");
+    assert!(!folder.path().join("tiny.safetensors").exists());
+    // Nothing of it is left to be resumed.
+    fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap();
+}
+
+#[test]
+fn another_file_is_refused_before_it_is_fetched() {
+    for (answer, expected) in [(Answer::Page, "where the official file has"), (Answer::Status(403), "status 403")] {
+        let folder = tempfile::tempdir().unwrap();
+        let server = serve(files(), &[answer]);
+        let error = fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("--base-url"), "{error}");
+        assert_eq!(server.ranges.lock().unwrap().len(), 1, "asked again");
+    }
+}
+
+#[test]
+fn a_place_that_is_not_there_is_an_error_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = Server { base: format!("http://127.0.0.1:{port}"), ranges: Arc::default() };
+    let start = std::time::Instant::now();
+    let error = fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap_err().to_string();
+    assert!(error.contains("cannot be fetched"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(fetch("cifar11", &FetchOptions::default()).unwrap_err().to_string().contains("name one of cifar10"));
+}
