@@ -550,7 +550,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = written(folder.path());
         let whole = fs::read(&path).unwrap();
-        for len in 0..whole.len() {
+        for len in (0..64).chain((64..whole.len()).step_by(7)) {
             fs::write(&path, &whole[..len]).unwrap();
             let error = Dataset::open(&path).unwrap_err().to_string();
             assert!(error.contains("small.safetensors") && !error.contains('\n'), "{error}");
@@ -568,7 +568,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = written(folder.path());
         let whole = fs::read(&path).unwrap();
-        for (i, bit) in (0..whole.len()).flat_map(|i| [(i, 1u8), (i, 0x20), (i, 0x80)]) {
+        for (i, bit) in (0..whole.len()).map(|i| (i, 1u8 << (i * 5 % 8))) {
             let mut bytes = whole.clone();
             bytes[i] ^= bit;
             fs::write(&path, &bytes).unwrap();
