@@ -1,0 +1,298 @@
+//! `engine data`: import, look at, check and fetch data sets.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+
+use crate::data::{
+    BUILTIN, Dataset, FetchOptions, Format, ImportOptions, ResolveOptions, Split, Verification, fetch, import, resolve,
+};
+use crate::error::{Error, Result};
+use crate::picture::{Image, Labels, Layout, labelled_grid, write_png};
+
+/// Import, look at, check and fetch data sets.
+#[derive(Debug, Args)]
+pub struct DataCommand {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make a data set file of CIFAR-10's binary batches, IDX files, or PNG and JPEG files by class.
+    ///
+    /// SRC is one of: a folder or tar archive of data_batch_1.bin … test_batch.bin; a folder of train-images-idx3-ubyte,
+    /// train-labels-idx1-ubyte and the same of t10k (.gz or plain); a folder or tar archive of pictures as
+    /// train/CLASS/x.jpg and test/CLASS/x.jpg, or as CLASS/x.png, of which a share is held out for validation. Archives
+    /// are .tar or .tar.gz.
+    Import(Import),
+    /// Say what a data set file holds.
+    Info {
+        /// A data set file, or `builtin`.
+        file: String,
+    },
+    /// Check a data set file: every byte against its checksums, the classes' balance, and the published sets.
+    Verify {
+        /// A data set file, or `builtin`.
+        file: String,
+    },
+    /// Draw a labelled sheet of pictures: a row for each class.
+    Show {
+        /// A data set file, or `builtin`.
+        file: String,
+        /// The PNG to write.
+        #[arg(long, value_name = "FILE", default_value = "sheet.png")]
+        out: PathBuf,
+        /// Pictures of each class.
+        #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=200))]
+        count: u16,
+        /// Draw validation images instead of training images.
+        #[arg(long)]
+        validation: bool,
+    },
+    /// Download and import a published data set: cifar10 or fashion-mnist.
+    ///
+    /// A transfer that was interrupted goes on where it stopped. The files are held against the official checksums.
+    Fetch {
+        /// cifar10 or fashion-mnist.
+        name: String,
+        /// The folder of data sets.
+        #[arg(long, value_name = "DIR", default_value = "data")]
+        data_dir: PathBuf,
+        /// A mirror that has the official files under their own names.
+        #[arg(long, value_name = "URL")]
+        base_url: Option<String>,
+        /// Fetch again what is there already.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Import {
+    /// A folder or an archive.
+    #[arg(value_name = "SRC")]
+    source: PathBuf,
+    /// The data set file to write.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// The set's name [default: the source's]
+    #[arg(long)]
+    name: Option<String>,
+    /// What the source consists of [default: what it looks like]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Take what is there of files that are cut short, and say what that is.
+    #[arg(long)]
+    allow_partial: bool,
+    /// Scale pictures so that the shorter side has N pixels, and keep the middle NxN.
+    #[arg(long, value_name = "N")]
+    resize: Option<u32>,
+    /// The share of each class to hold out for validation where the source has no split.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    validation: f64,
+    /// Chooses which images are held out.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Replace the data set file if it exists.
+    #[arg(long)]
+    force: bool,
+}
+
+impl DataCommand {
+    /// Runs the command; what it finds goes to standard output.
+    ///
+    /// # Errors
+    ///
+    /// Those of the [`data`](crate::data) module.
+    pub fn run(self) -> Result<()> {
+        match self.action {
+            Action::Import(import) => import.run(),
+            Action::Info { file } => {
+                print!("{}", info(&open(&file)?));
+                Ok(())
+            }
+            Action::Verify { file } => {
+                let set = open(&file)?;
+                print!("{}", verified(&set, &set.verify()?));
+                Ok(())
+            }
+            Action::Show { file, out, count, validation } => {
+                let split = if validation { Split::Validation } else { Split::Train };
+                show(&open(&file)?, &out, usize::from(count), split)
+            }
+            Action::Fetch { name, data_dir, base_url, force } => {
+                let set = fetch(&name, &FetchOptions { data_dir, base_url, force, quiet: false })?;
+                print!("{}", info(&set));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Import {
+    fn run(self) -> Result<()> {
+        if !self.force && self.out.exists() {
+            // Before the work, not after it.
+            return Err(Error::file(&self.out, "exists already", "name another file, or replace it with --force"));
+        }
+        let start = std::time::Instant::now();
+        let options = ImportOptions {
+            name: self.name,
+            format: self.format,
+            allow_partial: self.allow_partial,
+            resize: self.resize,
+            validation: self.validation,
+            seed: self.seed,
+        };
+        let set = import(&self.source, &options)?;
+        set.write(&self.out, self.force)?;
+        print!("{}", info(&Dataset::open(&self.out)?));
+        println!("imported in {:.1} s", start.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+/// A data set file, or the built-in set.
+fn open(file: &str) -> Result<Dataset> {
+    if file == BUILTIN { resolve(BUILTIN, None, &ResolveOptions::default()) } else { Dataset::open(file) }
+}
+
+fn info(set: &Dataset) -> String {
+    let mut lines = vec![
+        format!("{}: {}", set.path().map_or("built in".into(), |path| path.display().to_string()), set.name()),
+        format!(
+            "  {} images {}x{}x{}: {} training, {} validation",
+            set.len(),
+            set.width(),
+            set.height(),
+            set.channels(),
+            set.split_len(Split::Train),
+            set.split_len(Split::Validation)
+        ),
+        format!("  {} classes: {}", set.class_names().len(), set.class_names().join(", ")),
+    ];
+    lines.extend(set.sources().iter().map(|s| format!("  from {} ({} bytes, SHA-256 {})", s.file, s.bytes, s.sha256)));
+    lines.extend(set.notes().iter().map(|note| format!("  note: {note}")));
+    lines.join("\n") + "\n"
+}
+
+fn verified(set: &Dataset, verification: &Verification) -> String {
+    let mut text = info(set);
+    let widest = verification.classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0).max(5);
+    text += &format!("\n  {:widest$}  training  validation\n", "class");
+    for class in &verification.classes {
+        text += &format!("  {:widest$}  {:>8}  {:>10}\n", class.name, class.train, class.validation);
+    }
+    text += if verification.is_balanced() {
+        "  balanced: each class has as many images as the others\n"
+    } else {
+        "  not balanced: the classes differ in their number of images\n"
+    };
+    for (tensor, sha256) in &verification.sha256 {
+        let equal = if set.path().is_some() { " (as written)" } else { "" };
+        text += &format!("  SHA-256 of {tensor}: {sha256}{equal}\n");
+    }
+    text += &match &verification.recognised {
+        Some(known) if known.different.is_empty() => {
+            format!("  this is {}: all {} official files, byte for byte\n", known.title, known.equal.len())
+        }
+        Some(known) => format!(
+            "  {} in part: byte for byte {}; not {}\n",
+            known.title,
+            known.equal.join(", "),
+            known.different.join(", ")
+        ),
+        None => "  none of the published sets whose checksums are known\n".to_owned(),
+    };
+    text + "sound\n"
+}
+
+/// The first `count` images of each class of `split`, a row for each class.
+fn show(set: &Dataset, out: &Path, count: usize, split: Split) -> Result<()> {
+    let range = set.split_indices(split);
+    if range.is_empty() {
+        return Err(Error::config("data show", "there are no validation images", "leave --validation out"));
+    }
+    let mut rows = vec![Vec::new(); set.class_names().len()];
+    for index in range {
+        let row = &mut rows[usize::from(set.labels()[index])];
+        if row.len() < count {
+            row.push(index);
+        }
+    }
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut images = Vec::new();
+    for index in rows.iter().flat_map(|row| (0..columns).map(|column| row.get(column))) {
+        images.push(match index {
+            Some(&index) => Image::new(set.width(), set.height(), set.channels(), set.image(index).to_vec())?,
+            // A class with fewer images leaves its places empty.
+            None => Image::filled(set.width(), set.height(), [255; 3]),
+        });
+    }
+    let labels = Labels {
+        title: format!("{}: {} images, {} classes", set.name(), set.len(), set.class_names().len()),
+        rows: set.class_names().to_vec(),
+        ..Labels::default()
+    };
+    // Small images are drawn large enough to be seen.
+    let scale = (64 / set.width()).clamp(1, 4);
+    let sheet = labelled_grid(&images, Layout { columns, scale, ..Layout::default() }, &labels)?;
+    write_png(out, &sheet, &[("Software", "engine"), ("Source", set.name())])?;
+    println!("wrote {} ({} images of each class)", out.display(), columns);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        data: DataCommand,
+    }
+
+    fn run(arguments: &[&str]) -> Result<()> {
+        Cli::try_parse_from(["data"].iter().chain(arguments)).unwrap().data.run()
+    }
+
+    #[test]
+    fn the_built_in_set_is_told_checked_and_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let sheet = folder.path().join("sheet.png");
+        run(&["info", "builtin"]).unwrap();
+        run(&["verify", "builtin"]).unwrap();
+        run(&["show", "builtin", "--out", sheet.to_str().unwrap(), "--count", "3"]).unwrap();
+        let (sheet, _) = crate::picture::read_png(&sheet).unwrap();
+        assert!(sheet.width() > 3 * 64 && sheet.height() > 10 * 64);
+    }
+
+    #[test]
+    fn pictures_are_imported_and_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        for class in ["a", "b"] {
+            std::fs::create_dir(folder.path().join(class)).unwrap();
+            for i in 0..4 {
+                let image = Image::filled(6, 6, [i * 40, 0, 0]);
+                write_png(folder.path().join(class).join(format!("{i}.png")), &image, &[]).unwrap();
+            }
+        }
+        let out = folder.path().join("set.safetensors");
+        let arguments =
+            ["import", folder.path().to_str().unwrap(), "--out", out.to_str().unwrap(), "--validation", "0.25"];
+        run(&arguments).unwrap();
+        let set = Dataset::open(&out).unwrap();
+        assert_eq!((set.split_len(Split::Train), set.split_len(Split::Validation)), (6, 2));
+        assert!(run(&arguments).unwrap_err().to_string().contains("--force"));
+        run(&[&arguments[..], &["--force"]].concat()).unwrap();
+    }
+
+    #[test]
+    fn the_text_of_a_verification() {
+        let set = crate::data::shapes(0, 20);
+        let text = verified(&set, &set.verify().unwrap());
+        assert!(text.contains("checkerboard") && text.contains("balanced") && text.ends_with("sound\n"), "{text}");
+    }
+}
