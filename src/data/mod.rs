@@ -24,6 +24,8 @@ mod idx;
 mod images;
 mod import;
 mod official;
+#[cfg(test)]
+mod readers_tests;
 mod resolve;
 mod shapes;
 mod source;
