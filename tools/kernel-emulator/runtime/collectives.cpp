@@ -53,67 +53,60 @@ static void order_lanes(Warp& w, u32 mask) {
         fail(nullptr, "more than %u __syncwarps of a warp between two __syncthreads", Access::MAX_STAMP - 1);
 }
 
-static Meeting* new_meeting(Context& c) {
+static Meeting* new_meeting(Context& c, Wait kind, u32 mask) {
     if (c.free_meetings.empty()) {
         c.meetings.push_back(std::make_unique<Meeting>());
         c.free_meetings.push_back(c.meetings.back().get());
     }
     Meeting* m = c.free_meetings.back();
     c.free_meetings.pop_back();
+    m->kind = kind;
+    m->mask = mask;
+    m->arrived = 0;
     return m;
 }
 
-// If all live lanes that `t` waits for have come to the same collective, lets them go on.
-static bool complete(Context& c, Warp& w, Thread& t) {
-    u32 expected = t.mask & w.live;
-    for (u32 m = expected; m; m &= m - 1) {
-        const Thread& o = c.threads[w.first + u32(__builtin_ctz(m))];
-        if (o.wait != t.wait || o.mask != t.mask) return false;
-    }
-    Wait kind = t.wait;
-    if (kind == Wait::SyncWarp) order_lanes(w, expected);
-    if (kind == Wait::Mma) multiply(*t.meeting);
-    if (t.meeting) {
-        t.meeting->participants = expected;
-        t.meeting->to_leave = u32(__builtin_popcount(expected));
-    }
-    for (u32 m = expected; m; m &= m - 1) c.threads[w.first + u32(__builtin_ctz(m))].wait = Wait::Ready;
+// If all live lanes of an open meeting have come, lets them go on.
+static bool complete(Context& c, Warp& w, u32 place) {
+    Meeting& m = *w.open[place];
+    u32 expected = m.mask & w.live;
+    if (m.arrived != expected) return false;
+    w.open[place] = w.open[--w.open_count];
+    if (m.kind == Wait::SyncWarp) order_lanes(w, expected);
+    if (m.kind == Wait::Mma) multiply(m);
+    m.participants = expected;
+    m.to_leave = u32(__builtin_popcount(expected));
+    for (u32 l = expected; l; l &= l - 1) c.threads[w.first + u32(__builtin_ctz(l))].wait = Wait::Ready;
     w.ready |= expected;
     return true;
 }
 
 void lane_has_ended(Context& c, Warp& w) {
-    for (u32 m = w.live; m; m &= m - 1) {
-        Thread& t = c.threads[w.first + u32(__builtin_ctz(m))];
-        if (t.wait != Wait::Ready && t.wait != Wait::Barrier) complete(c, w, t);
-    }
+    for (u32 place = w.open_count; place-- > 0;) complete(c, w, place);
 }
 
-// Waits for the lanes of `mask`. With `bytes`, what each brings is in the meeting that is returned; `left` gives it back.
-static Meeting* meet(Wait kind, u32 mask, const void* data, u32 bytes, const char* file, int line, void* at) {
+// Waits for the lanes of `mask`; what each brought is in the meeting that is returned, which `left` gives back.
+static inline Meeting* meet(Wait kind, u32 mask, const void* data, u32 bytes, const char* file, int line, void* at) {
     Context& c = *current;
     Thread& t = *c.thread;
     Warp& w = c.warp();
     if (!(mask >> t.lane & 1))
         fail(at, "calls a warp collective with mask 0x%08x, which does not name its own lane %u", mask, t.lane);
+    t.wait = kind;
     t.mask = mask;
     t.file = file;
     t.line = line;
-    t.meeting = nullptr;
-    if (bytes) {
-        for (u32 m = mask & w.live & ~(1u << t.lane); m && !t.meeting; m &= m - 1) {
-            const Thread& o = c.threads[w.first + u32(__builtin_ctz(m))];
-            if (o.wait == kind && o.mask == mask) t.meeting = o.meeting;
-        }
-        if (!t.meeting) t.meeting = new_meeting(c);
-        memcpy(t.meeting->data[t.lane], data, bytes);
-    }
-    t.wait = kind;
-    if (complete(c, w, t))
+    u32 place = 0;
+    while (place < w.open_count && (w.open[place]->kind != kind || w.open[place]->mask != mask)) place++;
+    if (place == w.open_count) w.open[w.open_count++] = new_meeting(c, kind, mask);
+    Meeting* m = w.open[place];
+    memcpy(m->data[t.lane], data, bytes);
+    m->arrived |= 1u << t.lane;
+    if (complete(c, w, place))
         w.ready &= ~(1u << t.lane);  // the last to come goes straight on
     else
         leave_to_scheduler();
-    return t.meeting;
+    return m;
 }
 
 static void left(Meeting* m) {
@@ -150,7 +143,7 @@ using namespace emulator;
 #define HERE __builtin_return_address(0)
 
 API void emulator_sync_warp(u32 mask, const char* file, int line) {
-    meet(Wait::SyncWarp, mask, nullptr, 0, file, line, HERE);
+    left(meet(Wait::SyncWarp, mask, "", 0, file, line, HERE));
 }
 
 API u32 emulator_shuffle(int kind, u32 mask, u32 value, u32 argument, u32 width, const char* file, int line) {

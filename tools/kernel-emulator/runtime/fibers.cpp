@@ -114,7 +114,6 @@ static void prepare_thread(Context& c, u32 index) {
     // Staggered, so that the fibers' busiest lines do not fall into the same sets of the cache.
     t.stack_high = t.stack_low + STACK - (index % 61) * 64;
     t.wait = Wait::Ready;
-    t.meeting = nullptr;
     t.unfenced = false;
     t.fence_era = 0;
     t.groups.clear();
@@ -245,6 +244,7 @@ bool run_block(Context& c) {
         w.lanes = c.thread_count - w.first < 32 ? c.thread_count - w.first : 32;
         w.live = w.ready = w.lanes == 32 ? ~0u : (1u << w.lanes) - 1;
         w.stamp = 1;
+        w.open_count = 0;
         memset(w.seen, 0, sizeof w.seen);
         w.synced = false;
     }

@@ -80,10 +80,12 @@ struct AsyncCopy {
 
 enum class Wait : u8 { Ready, Barrier, SyncWarp, Shuffle, Vote, Mma, LdMatrix, Done };
 
-// What the lanes of a warp bring to a collective, and how many have yet to take the result away.
+// A warp collective that lanes wait for: what they bring, and how many have yet to take the result away.
 struct Meeting {
     alignas(16) u8 data[32][48];
     float product[16][8];
+    Wait kind;
+    u32 mask, arrived;
     u32 participants, to_leave;
 };
 
@@ -94,7 +96,6 @@ struct Thread {
     EmulatorIndex position;
     Wait wait;
     u32 mask;
-    Meeting* meeting;
     const char* file;
     int line;
     bool unfenced;       // wrote to global memory since its last __threadfence
@@ -107,6 +108,8 @@ struct Warp {
     u32 first, lanes;  // thread index of lane 0; how many lanes there are
     u32 live, ready;   // masks
     u32 stamp;
+    u32 open_count;
+    Meeting* open[32];  // that wait for lanes
     bool synced;  // `seen` is not all zero
     u32 seen[32][32];
 };

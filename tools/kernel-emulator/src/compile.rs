@@ -62,7 +62,7 @@ pub fn compile(kernels: &Path, out: &Path) -> Result<PathBuf, String> {
 /// Those of [`compile`].
 pub fn compile_cached(root: &Path) -> Result<PathBuf, String> {
     let binary = std::env::current_exe().map_err(|e| format!("the running program's path: {e}"))?;
-    let out = match binary.ancestors().find(|p| p.ends_with("deps")).and_then(Path::parent) {
+    let out = match binary.ancestors().find(|p| p.ends_with("deps") || p.ends_with("examples")).and_then(Path::parent) {
         Some(profile) => profile.join("emulator"),
         None => std::env::temp_dir().join("kernel-emulator"),
     };

@@ -300,7 +300,7 @@ fn vector_alignment() {
     caught(&["misaligned", "x["], run(2, 0));
     let halves: Vec<u16> = (0..80).collect();
     let start = halves.as_ptr().align_offset(16);
-    let mut y = vec![0u16; 80];
+    let mut y = [0u16; 80];
     let y_start = y.as_ptr().align_offset(16);
     let arguments = [
         Argument::write(&mut y[y_start..y_start + 64]),
