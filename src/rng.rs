@@ -243,6 +243,14 @@ mod tests {
         }
     }
 
+    /// As the documented procedure gives them, written once more in Python.
+    #[test]
+    fn a_permutation_is_the_documented_one() {
+        let places: Vec<u32> = (0..8).map(|index| permute(index, 1000, 42, 3)).collect();
+        assert_eq!(places, [686, 553, 276, 903, 737, 29, 250, 834]);
+        assert_eq!(permute(49_999, 50_000, u64::MAX, 0), 41_861);
+    }
+
     #[test]
     fn every_item_comes_first_equally_often() {
         let (len, epochs) = (10, 20_000);
