@@ -14,6 +14,7 @@ enum ControlWord : u32 {
     CONTROL_EMA_DECAY = 7,
     CONTROL_ROW = 8,
     CONTROL_GUIDANCE = 9,
+    CONTROL_MICRO = 10,
 };
 
 // A float of the control buffer.

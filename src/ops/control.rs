@@ -4,7 +4,7 @@
 //! therefore stands in this buffer of [`WORDS`] 32-bit words, which the host overwrites before each step.
 //! `kernels/common/control.cuh` names the same words; a test compares the two.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{Context, DType, Tensor};
 
 /// Words of the buffer.
@@ -34,8 +34,10 @@ pub struct Control {
     pub row: u32,
     /// Word 9: the guidance scale.
     pub guidance: f32,
-    /// Words 10 to 15: reserved, zero.
-    pub reserved: [u32; 6],
+    /// Word 10: the number of the micro-batch within the step.
+    pub micro: u32,
+    /// Words 11 to 15: reserved, zero.
+    pub reserved: [u32; 5],
 }
 
 impl Control {
@@ -54,5 +56,43 @@ impl Control {
         let mut array = [0; WORDS];
         array.copy_from_slice(&words[..WORDS]);
         bytemuck::cast(array)
+    }
+}
+
+/// Refuses what is no control buffer.
+pub(super) fn check(op: &'static str, control: &Tensor) -> Result<()> {
+    if control.dtype() == DType::U32 && control.len() == WORDS {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("a control buffer {} {}; it is [{WORDS}] u32", control.shape(), control.dtype())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::offset_of;
+
+    #[test]
+    fn the_kernels_read_the_same_words() {
+        let words = [
+            ("STEP", offset_of!(Control, step)),
+            ("EPOCH", offset_of!(Control, epoch)),
+            ("CURSOR", offset_of!(Control, cursor)),
+            ("FIRST_ITEM", offset_of!(Control, first_item)),
+            ("LEARNING_RATE", offset_of!(Control, learning_rate)),
+            ("FIRST_CORRECTION", offset_of!(Control, first_correction)),
+            ("SECOND_CORRECTION", offset_of!(Control, second_correction)),
+            ("EMA_DECAY", offset_of!(Control, ema_decay)),
+            ("ROW", offset_of!(Control, row)),
+            ("GUIDANCE", offset_of!(Control, guidance)),
+            ("MICRO", offset_of!(Control, micro)),
+        ];
+        let ours: Vec<String> = words.iter().map(|(name, at)| format!("CONTROL_{name} = {},", at / 4)).collect();
+        let header = include_str!("../../kernels/common/control.cuh");
+        let theirs: Vec<&str> = header.lines().map(str::trim).filter(|l| l.starts_with("CONTROL_")).collect();
+        assert_eq!(theirs, ours);
+        assert_eq!((size_of::<Control>(), offset_of!(Control, reserved)), (4 * WORDS, 4 * words.len()));
+        let control = Control { step: 7, learning_rate: 0.5, micro: 3, ..Control::default() };
+        assert_eq!(Control::from_words(&control.words()), control);
     }
 }

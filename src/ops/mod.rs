@@ -5,13 +5,19 @@
 pub mod case;
 pub mod control;
 pub mod embedding;
+pub mod gather;
 pub mod host;
 pub mod layer_norm;
+pub mod mse_loss;
 pub mod patchify;
 pub mod timestep_embedding;
 pub mod tokens;
 
 use case::Case;
+
+use crate::device::{Accelerator, LaunchConfig};
+use crate::error::{Error, Result};
+use crate::tensor::DType;
 
 /// An op as the registry lists it.
 pub struct Op {
@@ -24,7 +30,9 @@ pub struct Op {
 /// Every op. One line each; a test refuses orphans on either side.
 pub const REGISTRY: &[Op] = &[
     Op { name: "embedding", cases: embedding::cases },
+    Op { name: "gather", cases: gather::cases },
     Op { name: "layer_norm", cases: layer_norm::cases },
+    Op { name: "mse_loss", cases: mse_loss::cases },
     Op { name: "patchify", cases: patchify::cases },
     Op { name: "timestep_embedding", cases: timestep_embedding::cases },
     Op { name: "tokens", cases: tokens::cases },
@@ -33,6 +41,24 @@ pub const REGISTRY: &[Op] = &[
 /// Every case of every op.
 pub fn cases() -> Vec<Case> {
     REGISTRY.iter().flat_map(|op| (op.cases)()).collect()
+}
+
+/// Refuses what kernels that are compiled for f32 alone cannot take.
+pub(crate) fn kernel_f32(op: &'static str, accelerator: &dyn Accelerator, dtype: DType) -> Result<()> {
+    match dtype {
+        DType::F32 => Ok(()),
+        other => Err(Error::Unsupported {
+            op,
+            device: accelerator.name(),
+            reason: format!("no kernel is compiled for {other}; use f32"),
+        }),
+    }
+}
+
+/// Blocks \[item, chunk of its elements\], each thread taking four elements.
+pub(crate) fn by_item(batch: usize, elements: usize, threads: u32) -> LaunchConfig {
+    let chunks = elements.div_ceil(4 * threads as usize).max(1);
+    LaunchConfig { grid: [batch as u32, chunks as u32, 1], block: [threads, 1, 1], shared_bytes: 0 }
 }
 
 /// Calls `$body` with `$T` as the CPU's working type for `$dtype` (`f32` or `f64`); anything else is

@@ -1,0 +1,31 @@
+//! Cases of batches from a data set.
+
+use super::{Order, gather};
+use crate::ops::case::{Case, Input};
+use crate::ops::control::Control;
+
+fn case(name: &str, shape: [usize; 4], batch: usize, order: Order, flip: Option<u64>) -> Case {
+    let count = shape[0] as u32;
+    let control = Control { step: 5, epoch: 2, cursor: count - 2, first_item: 40, ..Control::default() };
+    let inputs = vec![
+        Input::bytes("images", shape),
+        Input::indices("labels", [shape[0]], 10),
+        Input::words("control", &control.words()),
+    ];
+    Case::new("gather", name, inputs, move |tape, inputs| {
+        let [images, labels, control] = [&inputs[0], &inputs[1], &inputs[2]].map(|var| var.tensor());
+        let (x0, labels) = gather(tape.context(), images, labels, control, batch, order, flip)?;
+        Ok(vec![tape.constant(&x0), tape.constant(&labels)])
+    })
+}
+
+/// Shuffled and in order, mirrored and not, batches that wrap, odd sizes.
+pub fn cases() -> Vec<Case> {
+    let shuffled = Order::Shuffled { seed: 0x1234_5678_9abc_def0 };
+    vec![
+        case("shuffled_flip_n10_b6_8x8x3", [10, 8, 8, 3], 6, shuffled, Some(0xfeed_0000_0001)),
+        case("sequential_odd_n3_b5_3x5x1", [3, 3, 5, 1], 5, Order::Sequential, None),
+        case("shuffled_flip_n7_b4_17x23x3", [7, 17, 23, 3], 4, shuffled, Some(3)),
+        case("shuffled_flip_n2000_b256_32x32x3", [2000, 32, 32, 3], 256, shuffled, Some(3)).large(),
+    ]
+}
