@@ -4,7 +4,7 @@
 //! allocations, and the kernel may touch them within their exact extents only; see the crate `kernel-emulator` in
 //! `tools/` for what else is checked. That crate compiles `kernels/*.cu` with a C++ compiler into a folder of shared
 //! libraries; this adapter opens such a folder and knows nothing of how it was made. Their interface is declared in
-//! `tools/kernel-emulator/runtime/abi.h`, which [`abi`] repeats.
+//! `tools/kernel-emulator/runtime/abi.h`, which the module `abi` below repeats.
 //!
 //! Captured work is recorded with its arguments and replayed with the same ones, as a CUDA graph does it: a per-step
 //! value that was passed as an argument stays what it was, and a test that compares replays with plain runs sees it.
@@ -166,8 +166,11 @@ impl Drop for EmulatorDevice {
 }
 
 /// The layout of an allocation: never empty, so that every one has an address of its own.
+///
+/// # Panics
+/// Above `isize::MAX - 256` bytes, which `allocate` refuses.
 fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes.max(1), 256).unwrap_or(Layout::new::<u8>())
+    Layout::from_size_align(bytes.max(1), 256).expect("allocate refuses what is too large for a layout")
 }
 
 fn device_error(message: impl Into<String>, mend: &str) -> Error {

@@ -112,6 +112,12 @@ fn a_wrong_launch_is_a_kernel_error() {
     assert_eq!(kernel, "planted_row_sums_f32");
     assert!(message.contains("reads x[12]") && message.contains("thread (4,0,0)"), "{message}");
 
+    let sizes = [4, 3, 0].map(KernelArgument::U32);
+    let in_place = [[writable(x + 32, 16), readable(x, 48)].as_slice(), &sizes].concat();
+    // SAFETY: refused before anything runs.
+    let error = unsafe { device.launch(&ROW_SUMS, LaunchConfig::linear(1, 32), &in_place) }.unwrap_err().to_string();
+    assert!(error.contains("argument x overlaps argument y"), "{error}");
+
     device.set_find_unwritten(true);
     launch(3).unwrap();
     let unwritten = Unwritten { kernel: "planted_row_sums_f32", argument: "y".into(), count: 1, first: 3 };
@@ -178,7 +184,7 @@ fn what_a_capture_refuses() {
         assert_eq!(values::<u32>(&device, b, 2), [3, 4]);
         device.replay(graph).unwrap();
         assert_eq!((values::<u32>(&device, a, 2), values::<u32>(&device, b, 2)), (vec![0, 2], vec![1, 4]));
-        // A graph outlives neither its buffers ...
+        // A graph does not outlive its buffers.
         device.release(b);
         assert!(device.replay(graph).unwrap_err().to_string().contains("not in a live allocation"));
     }

@@ -89,7 +89,7 @@ struct Launch {
             for (u32 j = 0; j < i; j++) {
                 const EmulatorArgument& b = arguments[j];
                 const EmulatorParameter& q = c.kernel->parameters[j];
-                bool written = p.writable || q.writable;
+                bool written = (p.writable || q.writable) && a.bytes && b.bytes;
                 if (b.kind == EMULATOR_BUFFER && written && a.value < b.value + b.bytes && b.value < a.value + a.bytes)
                     return refuse(name + " overlaps argument " + q.name + ", but both are __restrict__ and one is written");
             }
