@@ -2,10 +2,12 @@
 //!
 //! An op's name is its address: `src/ops/<op>/`, `kernels/<op>.cu`, entries `<op>_…`, the benchmark's id.
 
+pub mod attention;
 pub mod case;
 pub mod control;
 pub mod embedding;
 pub mod gather;
+pub mod head_norm;
 pub mod host;
 pub mod layer_norm;
 pub mod mse_loss;
@@ -29,8 +31,10 @@ pub struct Op {
 
 /// Every op. One line each; a test refuses orphans on either side.
 pub const REGISTRY: &[Op] = &[
+    Op { name: "attention", cases: attention::cases },
     Op { name: "embedding", cases: embedding::cases },
     Op { name: "gather", cases: gather::cases },
+    Op { name: "head_norm", cases: head_norm::cases },
     Op { name: "layer_norm", cases: layer_norm::cases },
     Op { name: "mse_loss", cases: mse_loss::cases },
     Op { name: "patchify", cases: patchify::cases },

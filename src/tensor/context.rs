@@ -128,7 +128,8 @@ impl Context {
         self.inner.rounding.set(dtype);
     }
 
-    pub(super) fn rounding(&self) -> Option<DType> {
+    /// What CPU ops round declared intermediates to, for those that are no tensors.
+    pub(crate) fn rounding(&self) -> Option<DType> {
         self.inner.rounding.get()
     }
 

@@ -1,0 +1,26 @@
+//! Cases of attention.
+
+use super::attention;
+use crate::ops::case::{Case, Input};
+
+fn case(name: &str, [batch, tokens, heads, kv_heads, dim]: [usize; 5]) -> Case {
+    let inputs = vec![Input::activation("qkv", [batch, tokens, (heads + 2 * kv_heads) * dim])];
+    Case::new("attention", name, inputs, move |tape, inputs| Ok(vec![attention(tape, &inputs[0], heads, kv_heads)?]))
+        .sums(dim.max(tokens * heads / kv_heads))
+}
+
+/// Shapes of the presets, odd ones, and one large enough to time.
+pub fn cases() -> Vec<Case> {
+    vec![
+        case("b1_t65_h4_kv1_d48", [1, 65, 4, 1, 48]),
+        case("b2_t33_h4_kv2_d20", [2, 33, 4, 2, 20]),
+        case("odd_b2_t7_h3_kv3_d13", [2, 7, 3, 3, 13]),
+        case("one_token_d5", [2, 1, 2, 1, 5]),
+        case("b1_t34_h2_kv2_d64", [1, 34, 2, 2, 64]),
+        case("wide_odd_b1_t35_h2_kv1_d101", [1, 35, 2, 1, 101]),
+        case("wide_b1_t17_h1_kv1_d128", [1, 17, 1, 1, 128]),
+        case("b256_t65_h8_kv2_d48", [256, 65, 8, 2, 48]).large(),
+        case("b64_t257_h8_kv2_d64", [64, 257, 8, 2, 64]).large(),
+        case("b32_t65_h8_kv2_d48", [32, 65, 8, 2, 48]).large(),
+    ]
+}

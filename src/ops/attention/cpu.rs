@@ -1,0 +1,422 @@
+//! Attention on the CPU: one task per sample and key/value head, whose panels stay in the cache for the whole group.
+//!
+//! A task takes its group's query heads in order and their rows in blocks, so that the scores stay in the cache too. Blocks
+//! are cut by the number of tokens alone. Columns are padded to a multiple of [`PAD`]: with zeros, and scores with -∞.
+
+use half::bf16;
+use pulp::{Arch, Simd, WithSimd};
+
+use super::product::{PAD, Product};
+use super::{Call, NARROW, Sizes};
+use crate::ops::host::{Float, parallel};
+use crate::tape::{Accumulate, Destination};
+use crate::tensor::{DType, Element, Tensor};
+
+/// Rows of queries whose scores are held at a time, about.
+const BLOCK: usize = 96;
+
+/// A buffer that tasks write to, each its own elements.
+#[derive(Clone, Copy)]
+struct Shared<T>(*mut T);
+// SAFETY: tasks write disjoint elements; see where it is used.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    fn new(slice: &mut [T]) -> Self {
+        Self(slice.as_mut_ptr())
+    }
+
+    /// `len` elements from `start` on.
+    ///
+    /// # Safety
+    /// They lie in the buffer, and nobody else uses them while the result lives.
+    #[inline(always)]
+    unsafe fn row<'a>(self, start: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+/// Padded sizes of a task's scratch.
+#[derive(Clone, Copy)]
+struct Panels {
+    tokens: usize,
+    dim: usize,
+    /// Rows of a block of queries.
+    block: usize,
+}
+
+impl Panels {
+    fn new(sizes: Sizes) -> Self {
+        Self {
+            tokens: sizes.tokens.next_multiple_of(PAD),
+            dim: sizes.dim.next_multiple_of(PAD),
+            block: sizes.tokens.div_ceil(sizes.tokens.div_ceil(BLOCK)),
+        }
+    }
+}
+
+/// Transposes `rows` rows of `from`, `stride` apart and `to.len() / width` long, into columns; beyond them zeros.
+#[inline(always)]
+fn transpose<T: Float>(to: &mut [T], width: usize, from: &[T], stride: usize, rows: usize) {
+    let depth = to.len() / width;
+    for first in (0..rows).step_by(PAD) {
+        let count = (rows - first).min(PAD);
+        for p in 0..depth {
+            let to = &mut to[p * width + first..][..PAD];
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = if i < count { from[(first + i) * stride + p] } else { T::ZERO };
+            }
+        }
+    }
+}
+
+/// Rows of `dim` elements, `stride` apart: as they lie where `dim` needs no padding, else copied into `copy`, padded with
+/// zeros. Returns the first row and the distance of rows.
+#[inline(always)]
+fn padded<'a, T: Float>(
+    copy: &'a mut [T],
+    from: &'a [T],
+    stride: usize,
+    rows: usize,
+    (dim, width): (usize, usize),
+) -> (&'a [T], usize) {
+    if dim == width {
+        return (from, stride);
+    }
+    for (to, from) in copy.chunks_exact_mut(width).zip(from.chunks(stride)).take(rows) {
+        to[..dim].copy_from_slice(&from[..dim]);
+        to[dim..].fill(T::ZERO);
+    }
+    (copy, width)
+}
+
+/// Folds the lanes' values in a fixed order.
+#[inline(always)]
+fn fold<T: Float>(mut lanes: [T; PAD], join: impl Fn(T, T) -> T) -> T {
+    let mut width = PAD / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] = join(lanes[l], lanes[l + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Turns a padded row of scores into weights exp(scale · (score − max)); returns max · scale and their sum.
+#[inline(always)]
+fn softmax_row<T: Float>(row: &mut [T], scale: T) -> (T, T) {
+    let mut most = [T::NEG_INFINITY; PAD];
+    for chunk in row.as_chunks::<PAD>().0 {
+        for l in 0..PAD {
+            most[l] = chunk[l].larger(most[l]);
+        }
+    }
+    let most = fold(most, T::larger) * scale;
+    row.iter_mut().for_each(|x| *x = x.mul_add(scale, -most).exp());
+    let mut sums = [T::ZERO; PAD];
+    for chunk in row.as_chunks::<PAD>().0 {
+        for l in 0..PAD {
+            sums[l] += chunk[l];
+        }
+    }
+    (most, fold(sums, |a, b| a + b))
+}
+
+/// Rounds a declared intermediate.
+fn round_row<T: Float>(row: &mut [T]) {
+    row.iter_mut().for_each(|x| *x = T::from_f64(bf16::from_f64(x.to_f64()).to_f64()));
+}
+
+/// Whether weights (and backward their gradients) are rounded, as bf16 kernels do before products on tensor cores.
+fn rounds(call: &Call, products_on_tensor_cores: bool) -> bool {
+    products_on_tensor_cores && call.qkv.context().rounding() == Some(DType::BF16)
+}
+
+struct Forward<'a, T> {
+    sizes: Sizes,
+    qkv: &'a [T],
+    out: Shared<T>,
+    lse: Shared<T>,
+    sample: usize,
+    group: usize,
+    /// The query heads to do: of this group.
+    heads: std::ops::Range<usize>,
+    round: bool,
+    scratch: &'a mut [T],
+}
+
+impl<T: Float> WithSimd for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { sizes, qkv, out, lse, sample, group, heads, round, scratch } = self;
+        let (tokens, dim, width) = (sizes.tokens, sizes.dim, sizes.width());
+        let panels = Panels::new(sizes);
+        let scale = T::ONE / T::from_f64(dim as f64).sqrt();
+        let (k_columns, scratch) = scratch.split_at_mut(dim * panels.tokens);
+        let (v_copy, scratch) = scratch.split_at_mut(tokens * panels.dim);
+        let (scores, result) = scratch.split_at_mut(panels.block * panels.tokens);
+        transpose(k_columns, panels.tokens, &qkv[sizes.k(sample, group)..], width, tokens);
+        let (v, v_row) = padded(v_copy, &qkv[sizes.v(sample, group)..], width, tokens, (dim, panels.dim));
+        for head in heads {
+            let q = &qkv[sizes.q(sample, head)..];
+            for first in (0..tokens).step_by(panels.block) {
+                let rows = (tokens - first).min(panels.block);
+                let q = &q[first * width..];
+                // SAFETY: `rows` rows of q and all of k; the block of scores is scratch.
+                unsafe {
+                    Product {
+                        simd,
+                        sizes: (rows, panels.tokens, dim),
+                        a: q.as_ptr(),
+                        a_row: width,
+                        a_step: 1,
+                        b: k_columns.as_ptr(),
+                        b_row: panels.tokens,
+                        c: scores.as_mut_ptr(),
+                        c_row: panels.tokens,
+                        add: false,
+                    }
+                    .run();
+                }
+                // SAFETY: this task alone has this head's statistics.
+                let lse = unsafe { lse.row((sample * sizes.heads + head) * tokens + first, rows) };
+                for ((row, lse), sum) in scores.chunks_exact_mut(panels.tokens).zip(&mut *lse).zip(&mut *result) {
+                    row[tokens..].fill(T::NEG_INFINITY);
+                    (*lse, *sum) = softmax_row(row, scale);
+                    if round {
+                        round_row(row);
+                    }
+                }
+                let (sums, result) = result.split_at_mut(panels.block);
+                // SAFETY: `rows` rows of scores and all of v; the result is scratch.
+                unsafe {
+                    Product {
+                        simd,
+                        sizes: (rows, panels.dim, tokens),
+                        a: scores.as_ptr(),
+                        a_row: panels.tokens,
+                        a_step: 1,
+                        b: v.as_ptr(),
+                        b_row: v_row,
+                        c: result.as_mut_ptr(),
+                        c_row: panels.dim,
+                        add: false,
+                    }
+                    .run();
+                }
+                for (i, (row, lse)) in result.chunks_exact(panels.dim).zip(&mut *lse).enumerate() {
+                    let inverse = T::ONE / sums[i];
+                    *lse += sums[i].ln();
+                    // SAFETY: this task alone has this head's columns.
+                    let out = unsafe { out.row(sizes.out(sample, head) + (first + i) * sizes.heads * dim, dim) };
+                    out.iter_mut().zip(row).for_each(|(out, &x)| *out = x * inverse);
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn forward<T: Float + Element>(call: &Call) {
+    let sizes = call.sizes;
+    let qkv = call.qkv.host::<T>();
+    let (out, lse) = (Shared::new(call.out.host_mut::<T>()), Shared::new(call.lse.host_mut::<T>()));
+    let round = rounds(call, true);
+    let panels = Panels::new(sizes);
+    let len = sizes.dim * panels.tokens
+        + sizes.tokens * panels.dim
+        + panels.block * panels.tokens
+        + panels.block * (panels.dim + 1);
+    // Few samples: a task per query head, for the same bits.
+    let size = sizes.heads / sizes.kv_heads;
+    let parts = if sizes.batch * sizes.kv_heads < 2 * parallel::threads() { size } else { 1 };
+    let tasks = sizes.batch * sizes.kv_heads * parts;
+    parallel::for_each(tasks, sizes.products(), |task| {
+        let (part, slice) = (task % parts, task / parts);
+        let (sample, group) = (slice / sizes.kv_heads, slice % sizes.kv_heads);
+        let first = group * size + part * (size / parts);
+        T::with_scratch(len, |scratch| {
+            let heads = first..first + size / parts;
+            Arch::new().dispatch(Forward { sizes, qkv, out, lse, sample, group, heads, round, scratch });
+        });
+    });
+}
+
+struct Backward<'a, T> {
+    sizes: Sizes,
+    qkv: &'a [T],
+    out: &'a [T],
+    lse: &'a [T],
+    dout: &'a [T],
+    delta: Shared<T>,
+    dqkv: Shared<T>,
+    add: bool,
+    sample: usize,
+    group: usize,
+    round: bool,
+    scratch: &'a mut [T],
+}
+
+impl<T: Float> Backward<'_, T> {
+    /// Puts or adds `scale` times padded rows to `dqkv`, from element `start` on.
+    #[inline(always)]
+    fn store(&self, start: usize, rows: &[T], width: usize, scale: T) {
+        for (i, row) in rows.chunks_exact(width).enumerate() {
+            // SAFETY: the task alone has its group's columns of its sample's rows.
+            let to = unsafe { self.dqkv.row(start + i * self.sizes.width(), self.sizes.dim) };
+            if self.add {
+                to.iter_mut().zip(row).for_each(|(to, &x)| *to = x.mul_add(scale, *to));
+            } else {
+                to.iter_mut().zip(row).for_each(|(to, &x)| *to = x * scale);
+            }
+        }
+    }
+}
+
+impl<T: Float> WithSimd for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let Sizes { tokens, dim, heads, .. } = self.sizes;
+        let (sizes, sample, group, qkv, width) = (self.sizes, self.sample, self.group, self.qkv, self.sizes.width());
+        let (panels, out_row) = (Panels::new(sizes), heads * dim);
+        let scale = T::ONE / T::from_f64(dim as f64).sqrt();
+        let scratch = std::mem::take(&mut self.scratch);
+        let (k_columns, scratch) = scratch.split_at_mut(dim * panels.tokens);
+        let (v_columns, scratch) = scratch.split_at_mut(dim * panels.tokens);
+        let (k_copy, scratch) = scratch.split_at_mut(tokens * panels.dim);
+        let (q_copy, scratch) = scratch.split_at_mut(panels.block * panels.dim);
+        let (dout_copy, scratch) = scratch.split_at_mut(panels.block * panels.dim);
+        let (dk, scratch) = scratch.split_at_mut(tokens * panels.dim);
+        let (dv, scratch) = scratch.split_at_mut(tokens * panels.dim);
+        let (dq, scratch) = scratch.split_at_mut(panels.block * panels.dim);
+        let (p, ds) = scratch.split_at_mut(panels.block * panels.tokens);
+        transpose(k_columns, panels.tokens, &qkv[sizes.k(sample, group)..], width, tokens);
+        transpose(v_columns, panels.tokens, &qkv[sizes.v(sample, group)..], width, tokens);
+        let (k, k_row) = padded(k_copy, &qkv[sizes.k(sample, group)..], width, tokens, (dim, panels.dim));
+        let size = heads / sizes.kv_heads;
+        let mut add = false;
+        for head in group * size..(group + 1) * size {
+            for first in (0..tokens).step_by(panels.block) {
+                let rows = (tokens - first).min(panels.block);
+                let q_start = sizes.q(sample, head) + first * width;
+                let q = &qkv[q_start..];
+                let out_start = sizes.out(sample, head) + first * out_row;
+                let (out, dout) = (&self.out[out_start..], &self.dout[out_start..]);
+                // Scores, and the gradients of the weights.
+                for (a, a_row, b, c) in
+                    [(q, width, &*k_columns, p.as_mut_ptr()), (dout, out_row, &*v_columns, ds.as_mut_ptr())]
+                {
+                    // SAFETY: `rows` rows of a and all of b; c is scratch.
+                    unsafe {
+                        Product {
+                            simd,
+                            sizes: (rows, panels.tokens, dim),
+                            a: a.as_ptr(),
+                            a_row,
+                            a_step: 1,
+                            b: b.as_ptr(),
+                            b_row: panels.tokens,
+                            c,
+                            c_row: panels.tokens,
+                            add: false,
+                        }
+                        .run();
+                    }
+                }
+                let statistics = (sample * heads + head) * tokens + first;
+                let lse = &self.lse[statistics..][..rows];
+                // SAFETY: the task alone has this head's statistics.
+                let delta = unsafe { self.delta.row(statistics, rows) };
+                for (i, delta) in delta.iter_mut().enumerate() {
+                    let (out, dout) = (&out[i * out_row..][..dim], &dout[i * out_row..][..dim]);
+                    let mut sums = [T::ZERO; PAD];
+                    for (out, dout) in out.chunks(PAD).zip(dout.chunks(PAD)) {
+                        for ((sum, &out), &dout) in sums.iter_mut().zip(out).zip(dout) {
+                            *sum = out.mul_add(dout, *sum);
+                        }
+                    }
+                    *delta = fold(sums, |a, b| a + b);
+                }
+                let rows_of = p.chunks_exact_mut(panels.tokens).zip(ds.chunks_exact_mut(panels.tokens));
+                for (((p, ds), &lse), &delta) in rows_of.zip(lse).zip(&*delta) {
+                    p[tokens..].fill(T::NEG_INFINITY);
+                    for (p, ds) in p.iter_mut().zip(&mut *ds) {
+                        *p = p.mul_add(scale, -lse).exp();
+                        *ds = *p * (*ds - delta);
+                    }
+                    if self.round {
+                        round_row(p);
+                        round_row(ds);
+                    }
+                }
+                let (q_rows, q_row) = padded(q_copy, q, width, rows, (dim, panels.dim));
+                let (dout_rows, dout_row) = padded(dout_copy, dout, out_row, rows, (dim, panels.dim));
+                let of_queries = (dq.as_mut_ptr(), rows, tokens, (&*ds, panels.tokens, 1), (k, k_row), false);
+                let of_keys = (dk.as_mut_ptr(), tokens, rows, (&*ds, 1, panels.tokens), (q_rows, q_row), add);
+                let of_values = (dv.as_mut_ptr(), tokens, rows, (&*p, 1, panels.tokens), (dout_rows, dout_row), add);
+                for (c, count, depth, (a, a_row, a_step), (b, b_row), add) in [of_queries, of_keys, of_values] {
+                    // SAFETY: a is a block of scratch, transposed or not, b has `depth` rows; c is scratch.
+                    unsafe {
+                        Product {
+                            simd,
+                            sizes: (count, panels.dim, depth),
+                            a: a.as_ptr(),
+                            a_row,
+                            a_step,
+                            b: b.as_ptr(),
+                            b_row,
+                            c,
+                            c_row: panels.dim,
+                            add,
+                        }
+                        .run();
+                    }
+                }
+                self.store(q_start, &dq[..rows * panels.dim], panels.dim, scale);
+                add = true;
+            }
+        }
+        self.store(sizes.k(sample, group), dk, panels.dim, scale);
+        self.store(sizes.v(sample, group), dv, panels.dim, T::ONE);
+    }
+}
+
+/// `delta` `[B, H, T]` is scratch: Σ out · dout by row.
+pub(super) fn backward<T: Float + Element>(call: &Call, dout: &Tensor, delta: &Tensor, to: &Destination) {
+    let sizes = call.sizes;
+    let (qkv, out, lse, dout) = (call.qkv.host::<T>(), call.out.host::<T>(), call.lse.host::<T>(), dout.host::<T>());
+    let dqkv = Shared::new(to.tensor.host_mut::<T>());
+    let delta = Shared::new(delta.host_mut::<T>());
+    let (add, round) = (to.mode == Accumulate::Add, rounds(call, sizes.dim <= NARROW));
+    let panels = Panels::new(sizes);
+    let len = 2 * sizes.dim * panels.tokens
+        + 3 * sizes.tokens * panels.dim
+        + 3 * panels.block * panels.dim
+        + 2 * panels.block * panels.tokens;
+    parallel::for_each(sizes.batch * sizes.kv_heads, sizes.products(), |task| {
+        let (sample, group) = (task / sizes.kv_heads, task % sizes.kv_heads);
+        T::with_scratch(len, |scratch| {
+            Arch::new().dispatch(Backward {
+                sizes,
+                qkv,
+                out,
+                lse,
+                dout,
+                delta,
+                dqkv,
+                add,
+                sample,
+                group,
+                round,
+                scratch,
+            });
+        });
+    });
+}

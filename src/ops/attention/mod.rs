@@ -1,0 +1,163 @@
+//! Grouped-query attention (Ainslie et al. 2023, *GQA*), not causal.
+//!
+//! Query head h reads key/value head h / (H / Hkv): with S = Q Kᵀ / √D, out = softmax(S) V. Neither scores nor weights
+//! are kept: backward recomputes them from the logarithm of each row's sum (Dao 2023, *FlashAttention-2*).
+//!
+//! Saved for backward: `qkv`, the output, and per head and row that logarithm in `f32`.
+
+mod cases;
+mod cpu;
+mod cuda;
+mod product;
+
+pub use cases::cases;
+
+use crate::error::{Error, Result};
+use crate::ops::{with_host_float, with_kernel_float};
+use crate::tape::{Destination, Tape, Var};
+use crate::tensor::{Backend, Cost, DType, Tensor};
+
+const OP: &str = "attention";
+
+/// The largest head dimension of the narrow kernels, whose bf16 backward runs on the tensor cores as their forward does.
+const NARROW: usize = 64;
+
+/// Sizes of a call; all that launch configurations and costs depend on.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    batch: usize,
+    tokens: usize,
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+}
+
+impl Sizes {
+    /// Columns of `qkv`.
+    fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.dim
+    }
+
+    /// Where row 0 of a query head begins in `qkv`.
+    fn q(&self, sample: usize, head: usize) -> usize {
+        sample * self.tokens * self.width() + head * self.dim
+    }
+
+    /// Where row 0 of a key head begins in `qkv`.
+    fn k(&self, sample: usize, group: usize) -> usize {
+        self.q(sample, self.heads + group)
+    }
+
+    /// Where row 0 of a value head begins in `qkv`.
+    fn v(&self, sample: usize, group: usize) -> usize {
+        self.q(sample, self.heads + self.kv_heads + group)
+    }
+
+    /// Where row 0 of a head begins in the output.
+    fn out(&self, sample: usize, head: usize) -> usize {
+        (sample * self.tokens * self.heads + head) * self.dim
+    }
+
+    /// Multiply-adds of one product of all heads.
+    fn products(&self) -> usize {
+        self.batch * self.heads * self.tokens * self.tokens * self.dim
+    }
+}
+
+/// Attention of `heads` query heads over `kv_heads` key/value heads.
+///
+/// `qkv` `[B, T, (heads + 2 · kv_heads) · D]` has the columns `[q heads | k heads | v heads]`; the result is
+/// `[B, T, heads · D]`, of its dtype. Scores, softmax and its statistics are `f32`.
+///
+/// # Errors
+/// [`Error::Shape`] where `qkv` does not have these columns or `heads` is no multiple of `kv_heads`;
+/// [`Error::Unsupported`] on accelerators where D > 128.
+pub fn attention(tape: &Tape, qkv: &Var, heads: usize, kv_heads: usize) -> Result<Var> {
+    let sizes = match *qkv.sizes() {
+        [batch, tokens, width]
+            if heads * kv_heads > 0
+                && heads.is_multiple_of(kv_heads)
+                && width > 0
+                && width.is_multiple_of(heads + 2 * kv_heads) =>
+        {
+            Sizes { batch, tokens, heads, kv_heads, dim: width / (heads + 2 * kv_heads) }
+        }
+        _ => {
+            return Err(Error::shape(
+                OP,
+                format!(
+                    "qkv {} for {heads} heads over {kv_heads} key/value heads; make it [B, T, (H + 2 Hkv) D] with H a multiple of Hkv",
+                    qkv.shape()
+                ),
+            ));
+        }
+    };
+    let context = qkv.context();
+    let statistics = if qkv.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let call = Call {
+        sizes,
+        qkv: qkv.tensor().clone(),
+        out: context.empty([sizes.batch, sizes.tokens, heads * sizes.dim], qkv.dtype())?,
+        lse: context.empty([sizes.batch, heads, sizes.tokens], statistics)?,
+    };
+    context.charge("attention_fwd", call.cost(2, call.qkv.bytes() + call.out.bytes()));
+    call.forward()?;
+    Ok(tape.record(&[qkv], call.out.clone(), move |backward| {
+        let Some(destination) = backward.destination(0)? else { return Ok(()) };
+        let bytes = 2 * (call.qkv.bytes() + call.out.bytes());
+        backward.context().charge("attention_bwd", call.cost(5, bytes));
+        call.backward(backward.gradient(), &destination)
+    }))
+}
+
+/// One call: sizes and saved tensors.
+struct Call {
+    sizes: Sizes,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+}
+
+impl Call {
+    fn cost(&self, products: usize, bytes: usize) -> Cost {
+        Cost {
+            flops: 2.0 * products as f64 * self.sizes.products() as f64,
+            bytes: (bytes + self.lse.bytes()) as f64,
+            tensor_cores: self.qkv.dtype() == DType::BF16,
+        }
+    }
+
+    fn forward(&self) -> Result<()> {
+        if self.qkv.is_empty() {
+            return Ok(());
+        }
+        match self.qkv.context().backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => with_host_float!(OP, self.qkv.dtype(), T => {
+                cpu::forward::<T>(self);
+                Ok(())
+            }),
+            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, self.qkv.dtype(), T => {
+                cuda::forward::<T>(accelerator, self)
+            }),
+        }
+    }
+
+    fn backward(&self, dout: &Tensor, to: &Destination) -> Result<()> {
+        if self.qkv.is_empty() {
+            return Ok(());
+        }
+        let context = dout.context();
+        let delta = context.empty(self.lse.shape(), self.lse.dtype())?;
+        match context.backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => with_host_float!(OP, dout.dtype(), T => {
+                cpu::backward::<T>(self, dout, &delta, to);
+                Ok(())
+            }),
+            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dout.dtype(), T => {
+                cuda::backward::<T>(accelerator, self, dout, &delta, to)
+            }),
+        }
+    }
+}

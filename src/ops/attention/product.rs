@@ -1,0 +1,117 @@
+//! The small products of attention, whose operands are hot in the cache: no packing, a tile of the result in registers.
+//!
+//! Every element is one chain of fused multiply-adds in ascending order, from zero; with `add` the chain's sum is added to
+//! what is there. So no bit depends on the other rows, on the vector width or on the threads.
+
+use pulp::{NullaryFnOnce, Simd};
+
+use crate::ops::host::Float;
+
+/// Columns of a [`Product`] come in multiples of this, on every machine.
+pub(super) const PAD: usize = 16;
+
+/// `c[i, j] = Σ_p a[i, p] · b[p, j]`, or `+=`, through pointers: row `i` of `a` begins at `a + i · a_row`, its elements are
+/// `a_step` apart; rows of `b` and `c` are `b_row` and `c_row` apart, their elements are neighbours.
+pub(super) struct Product<T, S> {
+    pub simd: S,
+    /// Rows of `a` and `c`, columns of `b` and `c` (a multiple of [`PAD`]), length of the sums.
+    pub sizes: (usize, usize, usize),
+    pub a: *const T,
+    pub a_row: usize,
+    pub a_step: usize,
+    pub b: *const T,
+    pub b_row: usize,
+    pub c: *mut T,
+    pub c_row: usize,
+    pub add: bool,
+}
+
+impl<T: Float, S: Simd> Product<T, S> {
+    /// Computes it, compiled for `S`.
+    ///
+    /// # Safety
+    /// All elements named above lie in live memory, those of `c` are this call's alone and not among those of `a` and `b`.
+    #[inline(always)]
+    pub unsafe fn run(self) {
+        debug_assert_eq!(self.sizes.1 % PAD, 0);
+        self.simd.vectorize(self);
+    }
+}
+
+impl<T: Float, S: Simd> NullaryFnOnce for Product<T, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let vectors = self.sizes.1 / T::lanes::<S>();
+        let mut j = 0;
+        while j < vectors {
+            let left = vectors - j;
+            // Four are two and two: pairs keep the multipliers busier than three and one.
+            let width = if left == 4 { 2 } else { left.min(3) };
+            // SAFETY: the columns exist; the rest is what `run`'s caller promises.
+            unsafe {
+                match width {
+                    3 => self.columns::<3>(j),
+                    2 => self.columns::<2>(j),
+                    _ => self.columns::<1>(j),
+                }
+            }
+            j += width;
+        }
+    }
+}
+
+impl<T: Float, S: Simd> Product<T, S> {
+    /// `V` vectors of columns from vector `j` on, all rows.
+    #[inline(always)]
+    unsafe fn columns<const V: usize>(&self, j: usize) {
+        let mut row = 0;
+        while row < self.sizes.0 {
+            let left = self.sizes.0 - row;
+            // SAFETY: as `run`'s.
+            row += unsafe {
+                match left {
+                    8.. if S::REGISTER_COUNT >= 32 => self.tile::<8, V>(row, j),
+                    4.. => self.tile::<4, V>(row, j),
+                    2.. => self.tile::<2, V>(row, j),
+                    _ => self.tile::<1, V>(row, j),
+                }
+            };
+        }
+    }
+
+    /// `R` rows by `V` vectors; returns `R`.
+    #[inline(always)]
+    unsafe fn tile<const R: usize, const V: usize>(&self, row: usize, j: usize) -> usize {
+        let (simd, lanes) = (self.simd, T::lanes::<S>());
+        let mut sums = [[T::splat(simd, T::ZERO); V]; R];
+        // SAFETY: as `run`'s.
+        unsafe {
+            let mut a = self.a.add(row * self.a_row);
+            let mut b = self.b.add(j * lanes);
+            for _ in 0..self.sizes.2 {
+                let mut columns = [T::splat(simd, T::ZERO); V];
+                for (v, column) in columns.iter_mut().enumerate() {
+                    *column = b.add(v * lanes).cast::<T::Vector<S>>().read_unaligned();
+                }
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let x = T::splat(simd, *a.add(i * self.a_row));
+                    for (sum, &column) in sums.iter_mut().zip(&columns) {
+                        *sum = T::vector_mul_add(simd, x, column, *sum);
+                    }
+                }
+                a = a.wrapping_add(self.a_step);
+                b = b.wrapping_add(self.b_row);
+            }
+            for (i, sums) in sums.iter().enumerate() {
+                for (v, &sum) in sums.iter().enumerate() {
+                    let to = self.c.add((row + i) * self.c_row + (j + v) * lanes).cast::<T::Vector<S>>();
+                    let sum = if self.add { T::vector_add(simd, to.read_unaligned(), sum) } else { sum };
+                    to.write_unaligned(sum);
+                }
+            }
+        }
+        R
+    }
+}

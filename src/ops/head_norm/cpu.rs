@@ -1,0 +1,149 @@
+//! Head norm on the CPU: rows in blocks, each compiled as a whole for the processor's vectors.
+
+use super::{Call, ROWS_PER_PART, Sizes};
+use crate::ops::host::{Float, parallel, vector};
+use crate::tape::{Accumulate, Destination};
+use crate::tensor::{Element, Tensor};
+
+/// Virtual lanes of a sum over a head.
+const LANES: usize = 16;
+
+/// Σ f(a, b) over 16 virtual lanes, which are then added pairwise.
+#[inline(always)]
+fn sum<T: Float>(a: &[T], b: &[T]) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        for l in 0..LANES {
+            lanes[l] = a[l].mul_add(b[l], lanes[l]);
+        }
+    }
+    // A copy: indexed up to a length known at run time, the lanes would have to live in memory all along.
+    let mut tail = lanes;
+    for (lane, (&a, &b)) in tail.iter_mut().zip(rest_a.iter().zip(rest_b)) {
+        *lane = a.mul_add(b, *lane);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            tail[l] += tail[l + width];
+        }
+        width /= 2;
+    }
+    tail[0]
+}
+
+/// A head's weight.
+fn weight_of<'a, T>(sizes: Sizes, head: usize, q_weight: &'a [T], k_weight: &'a [T]) -> &'a [T] {
+    if head < sizes.heads { q_weight } else { k_weight }
+}
+
+pub(super) fn forward<T: Float + Element>(call: &Call, y: &Tensor) {
+    let sizes = call.sizes;
+    let (dim, normed, width) = (sizes.dim, sizes.normed(), sizes.slices() * sizes.dim);
+    let (x, q_weight, k_weight) = (call.x.host::<T>(), call.q_weight.host::<T>(), call.k_weight.host::<T>());
+    let (inverse, epsilon) = (T::ONE / T::from_f64(dim as f64), T::from_f32(sizes.epsilon));
+    parallel::for_rows2((y.host_mut::<T>(), width), (call.rstd.host_mut::<T>(), normed), |row, y, rstd| {
+        let x = &x[row * width..][..width];
+        vector::dispatch(
+            #[inline(always)]
+            || {
+                let heads = y.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(rstd);
+                for (head, ((y, x), rstd)) in heads.enumerate() {
+                    let r = T::ONE / (sum(x, x) * inverse + epsilon).sqrt();
+                    *rstd = r;
+                    let weight = weight_of(sizes, head, q_weight, k_weight);
+                    y.iter_mut().zip(x).zip(weight).for_each(|((y, &x), &w)| *y = x * r * w);
+                }
+                y[normed * dim..].copy_from_slice(&x[normed * dim..]);
+            },
+        );
+    });
+}
+
+/// With n = x · rstd and g = dy · weight: dx = rstd · (g − n · mean(g · n)) and dweight = Σ dy · n, first within parts of fixed size,
+/// then over the parts in order.
+pub(super) fn backward<T: Float + Element>(
+    call: &Call,
+    dy: &Tensor,
+    dx: &Destination,
+    partial: &Tensor,
+    weights: [Option<Destination>; 2],
+) {
+    let sizes = call.sizes;
+    let (dim, normed, width) = (sizes.dim, sizes.normed(), sizes.slices() * sizes.dim);
+    let (dy, x, rstd) = (dy.host::<T>(), call.x.host::<T>(), call.rstd.host::<T>());
+    let (q_weight, k_weight) = (call.q_weight.host::<T>(), call.k_weight.host::<T>());
+    let inverse = T::ONE / T::from_f64(dim as f64);
+    let add = dx.mode == Accumulate::Add;
+    let partial = partial.host_mut::<T>();
+    let sums = Parts(partial.as_mut_ptr());
+    parallel::for_row_blocks(dx.tensor.host_mut::<T>(), width, ROWS_PER_PART, |first, dx| {
+        // SAFETY: blocks of rows are the parts; each has its own 2 · dim sums.
+        let sums = unsafe { sums.part(first / ROWS_PER_PART, 2 * dim) };
+        let (dq, dk) = sums.split_at_mut(dim);
+        T::with_scratch(2 * dim, |scratch| {
+            let (g, n) = scratch.split_at_mut(dim);
+            vector::dispatch(
+                #[inline(always)]
+                || {
+                    dq.fill(T::ZERO);
+                    dk.fill(T::ZERO);
+                    for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
+                        let row = first + i;
+                        let (dy, x) = (&dy[row * width..][..width], &x[row * width..][..width]);
+                        let heads = dx.chunks_exact_mut(dim).zip(dy.chunks_exact(dim).zip(x.chunks_exact(dim)));
+                        for (head, ((dx, (dy, x)), &r)) in heads.zip(&rstd[row * normed..][..normed]).enumerate() {
+                            let weight = weight_of(sizes, head, q_weight, k_weight);
+                            let dw = if head < sizes.heads { &mut *dq } else { &mut *dk };
+                            n.iter_mut().zip(x).for_each(|(n, &x)| *n = x * r);
+                            g.iter_mut().zip(dy).zip(weight).for_each(|((g, &dy), &w)| *g = dy * w);
+                            dw.iter_mut().zip(dy).zip(&*n).for_each(|((dw, &dy), &n)| *dw = dy.mul_add(n, *dw));
+                            let mean = sum(g, n) * inverse;
+                            let terms = dx.iter_mut().zip(&*g).zip(&*n);
+                            if add {
+                                terms.for_each(|((dx, &g), &n)| *dx += r * n.mul_add(-mean, g));
+                            } else {
+                                terms.for_each(|((dx, &g), &n)| *dx = r * n.mul_add(-mean, g));
+                            }
+                        }
+                        let values = dx[normed * dim..].iter_mut().zip(&dy[normed * dim..]);
+                        if add {
+                            values.for_each(|(dx, &dy)| *dx += dy);
+                        } else {
+                            values.for_each(|(dx, &dy)| *dx = dy);
+                        }
+                    }
+                },
+            );
+        });
+    });
+    for (which, destination) in weights.into_iter().enumerate() {
+        let Some(Destination { tensor, mode }) = destination else { continue };
+        let total = tensor.host_mut::<T>();
+        for (c, total) in total.iter_mut().enumerate() {
+            let mut sum = T::ZERO;
+            for part in partial.chunks_exact(2 * dim) {
+                sum += part[which * dim + c];
+            }
+            *total = if mode == Accumulate::Add { *total + sum } else { sum };
+        }
+    }
+}
+
+/// The parts' sums, written by their own tasks.
+struct Parts<T>(*mut T);
+// SAFETY: tasks write disjoint parts.
+unsafe impl<T> Send for Parts<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Parts<T> {}
+
+impl<T> Parts<T> {
+    /// # Safety
+    /// Part `part` of `len` values lies in the buffer, and nobody else uses it while the result lives.
+    #[allow(clippy::mut_from_ref)] // the caller's promise replaces the borrow
+    unsafe fn part(&self, part: usize, len: usize) -> &mut [T] {
+        // SAFETY: as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(part * len), len) }
+    }
+}

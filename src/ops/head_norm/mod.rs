@@ -1,0 +1,157 @@
+//! Norm of query and key heads (QK-norm; Dehghani et al. 2023, *Scaling Vision Transformers to 22 Billion Parameters*),
+//! as a root mean square norm (Zhang and Sennrich 2019, *Root Mean Square Layer Normalization*).
+//!
+//! For each query and key head's D columns of a row: y = x / √(mean(x²) + ε) · weight, one weight for all query heads and one
+//! for all key heads. Values are copied.
+//!
+//! Saved for backward: the input, and per row and normalised head 1/√(mean(x²) + ε) in `f32`.
+
+mod cases;
+mod cpu;
+mod cuda;
+
+pub use cases::cases;
+
+use crate::error::{Error, Result};
+use crate::ops::{with_host_float, with_kernel_float};
+use crate::tape::{Destination, Tape, Var};
+use crate::tensor::{Backend, Cost, DType, Tensor};
+
+const OP: &str = "head_norm";
+
+/// Rows whose contributions to the weights' gradients are summed first, before the parts' sums are.
+const ROWS_PER_PART: usize = 32;
+
+/// Sizes of a call; all that launch configurations and costs depend on.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    rows: usize,
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    epsilon: f32,
+}
+
+impl Sizes {
+    /// Heads of a row: queries, keys and values.
+    fn slices(&self) -> usize {
+        self.heads + 2 * self.kv_heads
+    }
+
+    /// Those that are normalised.
+    fn normed(&self) -> usize {
+        self.heads + self.kv_heads
+    }
+
+    fn parts(&self) -> usize {
+        self.rows.div_ceil(ROWS_PER_PART)
+    }
+}
+
+/// Normalises the query and key heads of `qkv` `[B, T, (heads + 2 · kv_heads) · D]` (columns `[q heads | k heads | v
+/// heads]`) by their root mean square, times `q_weight` or `k_weight` (`[D]`, `f32`). The result has its shape and dtype.
+///
+/// # Errors
+/// [`Error::Shape`] where `qkv` does not have these columns or a weight is not `[D]`; [`Error::Unsupported`] on
+/// accelerators where D > 128.
+pub fn head_norm(
+    tape: &Tape,
+    qkv: &Var,
+    q_weight: &Var,
+    k_weight: &Var,
+    heads: usize,
+    kv_heads: usize,
+    epsilon: f32,
+) -> Result<Var> {
+    let (slices, width) = (heads + 2 * kv_heads, qkv.shape().last());
+    let dim = width / slices.max(1);
+    if dim == 0 || dim * slices != width || q_weight.sizes() != [dim] || k_weight.sizes() != [dim] {
+        return Err(Error::shape(
+            OP,
+            format!(
+                "qkv {} for {heads} heads and {kv_heads} key/value heads with weights {} and {}; make it \
+                 [.., (H + 2 Hkv) D] and the weights [D]",
+                qkv.shape(),
+                q_weight.shape(),
+                k_weight.shape()
+            ),
+        ));
+    }
+    let context = qkv.context();
+    let sizes = Sizes { rows: qkv.shape().rows(), heads, kv_heads, dim, epsilon };
+    let statistics = if qkv.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let call = Call {
+        sizes,
+        x: qkv.tensor().clone(),
+        rstd: context.empty([sizes.rows, sizes.normed()], statistics)?,
+        q_weight: q_weight.tensor().clone(),
+        k_weight: k_weight.tensor().clone(),
+    };
+    let y = context.empty(qkv.shape(), qkv.dtype())?;
+    context.charge("head_norm_fwd", call.cost(4, 2));
+    call.forward(&y)?;
+    Ok(tape.record(&[qkv, q_weight, k_weight], y, move |backward| {
+        let dy = backward.gradient().clone();
+        backward.context().charge("head_norm_bwd", call.cost(10, 3));
+        // Kernels work out all three at once; what nobody wants goes to scratch.
+        let dx = match backward.destination(0)? {
+            Some(destination) => destination,
+            None => Destination {
+                tensor: backward.context().empty(call.x.shape(), call.x.dtype())?,
+                mode: crate::tape::Accumulate::Write,
+            },
+        };
+        call.backward(&dy, &dx, [backward.destination(1)?, backward.destination(2)?])
+    }))
+}
+
+/// One call: sizes and saved tensors.
+struct Call {
+    sizes: Sizes,
+    x: Tensor,
+    rstd: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+}
+
+impl Call {
+    /// `passes` times over `[rows, width]` with some operations an element.
+    fn cost(&self, operations: usize, passes: usize) -> Cost {
+        Cost {
+            flops: (operations * self.x.len()) as f64,
+            bytes: (passes * self.x.bytes() + self.rstd.bytes()) as f64,
+            tensor_cores: false,
+        }
+    }
+
+    fn forward(&self, y: &Tensor) -> Result<()> {
+        if self.x.is_empty() {
+            return Ok(());
+        }
+        match self.x.context().backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => with_host_float!(OP, self.x.dtype(), T => {
+                cpu::forward::<T>(self, y);
+                Ok(())
+            }),
+            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, self.x.dtype(), T => {
+                cuda::forward::<T>(accelerator, self, y)
+            }),
+        }
+    }
+
+    fn backward(&self, dy: &Tensor, dx: &Destination, weights: [Option<Destination>; 2]) -> Result<()> {
+        let context = dy.context();
+        let partial = context.empty([self.sizes.parts(), 2, self.sizes.dim], self.rstd.dtype())?;
+        match context.backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
+                cpu::backward::<T>(self, dy, dx, &partial, weights);
+                Ok(())
+            }),
+            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
+                cuda::backward::<T>(accelerator, self, dy, dx, &partial, weights)
+            }),
+        }
+    }
+}
