@@ -11,6 +11,7 @@ pub mod head_norm;
 pub mod host;
 pub mod layer_norm;
 pub mod mse_loss;
+pub mod noise_step;
 pub mod patchify;
 pub mod timestep_embedding;
 pub mod tokens;
@@ -37,6 +38,7 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "head_norm", cases: head_norm::cases },
     Op { name: "layer_norm", cases: layer_norm::cases },
     Op { name: "mse_loss", cases: mse_loss::cases },
+    Op { name: "noise_step", cases: noise_step::cases },
     Op { name: "patchify", cases: patchify::cases },
     Op { name: "timestep_embedding", cases: timestep_embedding::cases },
     Op { name: "tokens", cases: tokens::cases },

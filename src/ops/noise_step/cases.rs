@@ -1,0 +1,69 @@
+//! Cases of a training batch's draws.
+
+use super::{Draw, NoiseStep, Noised, Target, Times, noise_step};
+use crate::ops::case::{Case, Input, Values};
+use crate::ops::control::Control;
+
+/// Cosine-like levels at `timesteps` times, noisier and noisier, with a² + s² = 1.
+fn table(timesteps: usize, part: fn(f64) -> f64) -> Values {
+    Values::Given(
+        (0..timesteps)
+            .map(|i| part((i as f64 + 1.0) / (timesteps as f64 + 1.0) * std::f64::consts::FRAC_PI_2))
+            .collect(),
+    )
+}
+
+fn case(
+    name: &str,
+    shape: [usize; 4],
+    timesteps: Option<usize>,
+    draw: Draw,
+    target: Target,
+    min_snr_gamma: Option<f32>,
+) -> Case {
+    let control = Control { step: 3, first_item: 1 << 20, ..Control::default() };
+    let mut inputs = vec![
+        Input::parameter("x0", shape).with(Values::Uniform(-1.0, 1.0)).constant(),
+        Input::indices("labels", [shape[0]], 10),
+        Input::words("control", &control.words()),
+    ];
+    if let Some(timesteps) = timesteps {
+        inputs.push(Input::parameter("a", [timesteps]).with(table(timesteps, f64::cos)).constant());
+        inputs.push(Input::parameter("s", [timesteps]).with(table(timesteps, f64::sin)).constant());
+    }
+    Case::new("noise_step", name, inputs, move |tape, inputs| {
+        let times = match inputs {
+            [.., a, s] if timesteps.is_some() => Times::Table { a: a.tensor().clone(), s: s.tensor().clone() },
+            _ => Times::Flow,
+        };
+        let config = NoiseStep {
+            seed: 0x0123_4567_89ab_cdef,
+            times,
+            draw,
+            target,
+            min_snr_gamma,
+            label_dropout: 0.3,
+            null_label: 10,
+        };
+        let [x0, labels, control] = [&inputs[0], &inputs[1], &inputs[2]].map(|var| var.tensor());
+        let Noised { x_t, target, time, labels, weight } = noise_step(tape.context(), x0, labels, control, &config)?;
+        Ok([x_t, target, time, labels, weight].iter().map(|tensor| tape.constant(tensor)).collect())
+    })
+    // An angle of up to 2π and a radius of up to 5.8 carry a few units in the last place into the noise.
+    .sums(16)
+}
+
+/// Every target, both kinds of times and draws, odd sizes.
+pub fn cases() -> Vec<Case> {
+    let logit_normal = Draw::LogitNormal { mean: 0.2, std: 1.1 };
+    vec![
+        case("table_epsilon_b5_8x8x3", [5, 8, 8, 3], Some(1000), Draw::Uniform, Target::Epsilon, Some(5.0)),
+        case("table_v_odd_b3_3x5x3", [3, 3, 5, 3], Some(37), logit_normal, Target::V, Some(2.0)),
+        case("table_x0_b2_19x19x3", [2, 19, 19, 3], Some(10), Draw::Uniform, Target::X0, Some(5.0)),
+        case("flow_b4_8x8x1", [4, 8, 8, 1], None, logit_normal, Target::Flow, None),
+        case("flow_v_b40_2x2x1", [40, 2, 2, 1], None, Draw::Uniform, Target::V, Some(5.0)),
+        case("flow_b256_32x32x3", [256, 32, 32, 3], None, logit_normal, Target::Flow, None).large(),
+        case("table_epsilon_b256_32x32x3", [256, 32, 32, 3], Some(1000), Draw::Uniform, Target::Epsilon, Some(5.0))
+            .large(),
+    ]
+}

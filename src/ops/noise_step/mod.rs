@@ -1,0 +1,153 @@
+//! What a training batch draws: times, noise, dropped labels; the noisy images and the targets.
+//!
+//! For item b, with Philox's `item` = `control.first_item` + b and `step` = `control.step`, and (a, s) the noise level at its
+//! time: x_t = a·x_0 + s·ε and target = c_x·x_0 + c_n·ε (see [`Target`]). The random numbers are the `f32` ones whatever the
+//! dtype. The element e of ε is normal number e mod 4 of call e / 4 (purpose [`Noise`](crate::rng::Purpose::Noise)). No gradient.
+//!
+//! Ho, Jain, Abbeel 2020, *Denoising Diffusion Probabilistic Models*; Lipman et al. 2023, *Flow Matching for Generative
+//! Modeling*; Hang et al. 2023, *Efficient Diffusion Training via Min-SNR Weighting Strategy*.
+
+mod cases;
+mod cpu;
+mod cuda;
+
+pub use cases::cases;
+
+use crate::error::{Error, Result};
+use crate::ops::{control, kernel_f32, with_host_float};
+use crate::tensor::{Backend, Context, Cost, DType, Tensor};
+
+const OP: &str = "noise_step";
+
+/// What a network is told of a flow time t: t times this.
+const FLOW_TIME_SCALE: f32 = 1000.0;
+
+/// The noise levels of times.
+#[derive(Clone, Debug)]
+pub enum Times {
+    /// Timesteps 0 … T − 1; timestep i has the level (a\[i\], s\[i\]), `[T]` f32 each. The network is told i.
+    Table {
+        /// Weights of the clean image.
+        a: Tensor,
+        /// Weights of the noise.
+        s: Tensor,
+    },
+    /// Continuous t in (0, 1) with a = 1 − t and s = t. The network is told 1000·t.
+    Flow,
+}
+
+/// How a time u in (0, 1) is drawn: as t under [`Times::Flow`], as timestep ⌊u·T⌋ of a table. u keeps within
+/// [2⁻²⁴, 1 − 2⁻²⁴], the range of the uniform numbers, so that neither a nor s vanishes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Draw {
+    /// Uniformly.
+    Uniform,
+    /// u = σ(mean + std·n), n standard normal (Esser et al. 2024).
+    LogitNormal {
+        /// Mean of the logit.
+        mean: f32,
+        /// Standard deviation of the logit.
+        std: f32,
+    },
+}
+
+/// What the network is trained to output, as weights (c_x of x_0, c_n of ε).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// ε: (0, 1).
+    Epsilon,
+    /// x_0: (1, 0).
+    X0,
+    /// v: (−s, a) (Salimans and Ho 2022).
+    V,
+    /// The flow's velocity: (−1, 1).
+    Flow,
+}
+
+/// What is drawn, and how.
+#[derive(Clone, Debug)]
+pub struct NoiseStep {
+    /// The seed of all draws.
+    pub seed: u64,
+    /// Noise levels.
+    pub times: Times,
+    /// The distribution of times.
+    pub draw: Draw,
+    /// The training target.
+    pub target: Target,
+    /// γ > 0 of min-SNR weights: min(a², γ·s²) / (a·c_n − s·c_x)². `None`: every weight is 1.
+    pub min_snr_gamma: Option<f32>,
+    /// Probability with which a label becomes `null_label`.
+    pub label_dropout: f32,
+    /// The label of "no label".
+    pub null_label: i32,
+}
+
+/// A drawn batch.
+#[derive(Clone, Debug)]
+pub struct Noised {
+    /// Noisy images, of the shape of x_0.
+    pub x_t: Tensor,
+    /// What the network should output, of the shape of x_0.
+    pub target: Tensor,
+    /// What the network is told of the time, `[B]` f32.
+    pub time: Tensor,
+    /// The labels, some of them dropped, `[B]` i32.
+    pub labels: Tensor,
+    /// Weights of the items' losses, `[B]` f32.
+    pub weight: Tensor,
+}
+
+/// Draws for `x0` `[B, …]` (f32) with `labels` `[B]` (i32) at the step that `control` ([`control::Control`]) names.
+///
+/// # Errors
+/// [`Error::Shape`] for operands of other shapes or dtypes, an empty batch, or a γ that is not positive.
+pub fn noise_step(
+    context: &Context,
+    x0: &Tensor,
+    labels: &Tensor,
+    control: &Tensor,
+    config: &NoiseStep,
+) -> Result<Noised> {
+    control::check(OP, control)?;
+    let batch = x0.sizes().first().copied().unwrap_or(0);
+    if x0.is_empty() || labels.sizes() != [batch] || labels.dtype() != DType::I32 {
+        return Err(Error::shape(OP, format!("x0 {}, labels {} {}", x0.shape(), labels.shape(), labels.dtype())));
+    }
+    if let Times::Table { a, s } = &config.times
+        && (a.is_empty()
+            || a.sizes() != [a.len()]
+            || a.shape() != s.shape()
+            || [a.dtype(), s.dtype()] != [x0.dtype(); 2])
+    {
+        return Err(Error::shape(OP, format!("tables of {} and {} for x0 of {}", a.shape(), s.shape(), x0.dtype())));
+    }
+    if let Some(gamma) = config.min_snr_gamma.filter(|&gamma| gamma.is_nan() || gamma <= 0.0) {
+        return Err(Error::shape(OP, format!("min-SNR's gamma is {gamma}; it is positive")));
+    }
+    let noised = Noised {
+        x_t: context.empty(x0.shape(), x0.dtype())?,
+        target: context.empty(x0.shape(), x0.dtype())?,
+        time: context.empty([batch], x0.dtype())?,
+        labels: context.empty([batch], DType::I32)?,
+        weight: context.empty([batch], x0.dtype())?,
+    };
+    // Each item reads one level; four elements take a Philox call and two Box-Muller pairs, about 150 operations.
+    let bytes = 3 * x0.bytes() + 4 * noised.time.bytes() + 2 * labels.bytes() + control.bytes();
+    context.charge(OP, Cost { flops: 40.0 * x0.len() as f64, bytes: bytes as f64, tensor_cores: false });
+    match context.backend() {
+        Backend::Plan => {}
+        Backend::Cpu => with_host_float!(OP, x0.dtype(), T => {
+            cpu::forward::<T>(x0, labels, control, config, &noised);
+            Ok(())
+        })?,
+        Backend::Accelerator(accelerator) => {
+            kernel_f32(OP, accelerator, x0.dtype())?;
+            cuda::forward(accelerator, x0, labels, control, config, &noised)?;
+        }
+    }
+    Ok(noised)
+}
+
+#[cfg(test)]
+mod tests;
