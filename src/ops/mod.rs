@@ -2,6 +2,7 @@
 //!
 //! An op's name is its address: `src/ops/<op>/`, `kernels/<op>.cu`, entries `<op>_…`, the benchmark's id.
 
+pub mod adamw;
 pub mod attention;
 pub mod case;
 pub mod control;
@@ -32,6 +33,7 @@ pub struct Op {
 
 /// Every op. One line each; a test refuses orphans on either side.
 pub const REGISTRY: &[Op] = &[
+    Op { name: "adamw", cases: adamw::cases },
     Op { name: "attention", cases: attention::cases },
     Op { name: "embedding", cases: embedding::cases },
     Op { name: "gather", cases: gather::cases },

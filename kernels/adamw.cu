@@ -1,0 +1,111 @@
+// The optimizer's step over flat buffers: gradient norm and clipping, AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101),
+// the moving average of weights, and the step's metrics.
+//
+//   gradients, parameters, first, second, ema [n] f32 (ema may be null), compute [n] T or null: the parameters as the model
+//   reads them, statistics [4] f32: norm, clip scale, 0, 0, ring [rows, 4] f32: loss, norm, 0, 0, loss [1] f32, control: see
+//   common/control.cuh.
+//
+//   norm = sqrt(sum g^2), clip scale = min(1, max_norm / (norm + 1e-6)); g = g * clip scale
+//   p -= learning rate * decay * p (decoupled), or g += decay * p
+//   m = m + (1 - beta1) (g - m), v = beta2 v + (1 - beta2) g^2
+//   p -= learning rate * m c1 / (sqrt(v c2) + epsilon), c1 and c2 the bias corrections of the control buffer
+//   ema = p + d (ema - p)
+//
+// A norm that is not finite is left to be seen: NaN makes the clip scale NaN, infinity makes it 0, and 0 times the infinite
+// gradient is NaN again.
+//
+// Floor: gradients read once for the norm; then gradients read, p, m, v (and ema) read and written, compute written.
+#include "common/control.cuh"
+#include "common/reduce.cuh"
+#include "common/vec.cuh"
+
+// A block sums the squares of `part` elements (a multiple of four): partial[block].
+DEV void squares_part(f32* partial, const f32* gradients, u64 n, u32 part) {
+    u64 first = (u64)blockIdx.x * part;
+    u64 end = min_of(n, first + part);
+    bool aligned = aligned4(gradients);
+    f32 sum = 0.0f;
+    for (u64 i = first + 4 * threadIdx.x; i < end; i += 4 * blockDim.x) {
+        u32 left = (u32)(end - i);
+        f32 g[4];
+        load4(gradients + i, left, aligned && left >= 4, g);
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) sum = fma_f32(g[k], g[k], sum);
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// One block. max_norm <= 0: no clipping.
+DEV void norm_of_parts(f32* statistics, const f32* partial, u32 parts, f32 max_norm) {
+    f32 sum = 0.0f;
+    for (u32 i = threadIdx.x; i < parts; i += blockDim.x) sum += partial[i];
+    sum = block_sum(sum);
+    if (threadIdx.x != 0) return;
+    f32 norm = sqrt_f32(sum), scale = 1.0f;
+    if (max_norm > 0.0f) {
+        scale = max_norm / (norm + 1e-6f);
+        // Not fminf, which would turn NaN into 1.
+        if (scale > 1.0f) scale = 1.0f;
+    }
+    statistics[0] = norm;
+    statistics[1] = scale;
+    statistics[2] = 0.0f;
+    statistics[3] = 0.0f;
+}
+
+// Four elements a thread. rest1 = 1 - beta1 and rest2 = 1 - beta2, rounded once.
+template <typename T>
+DEV void update(f32* parameters, T* compute, f32* first, f32* second, f32* ema, const f32* gradients, const u32* control,
+                const f32* statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) {
+    u64 i = 4 * ((u64)blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= n) return;
+    u32 left = (u32)min_of(n - i, (u64)4);
+    bool wide = left == 4 && aligned4(parameters) && aligned4(first) && aligned4(second) && aligned4(gradients);
+    f32 rate = control_f32(control, CONTROL_LEARNING_RATE);
+    f32 correction1 = control_f32(control, CONTROL_FIRST_CORRECTION);
+    f32 correction2 = control_f32(control, CONTROL_SECOND_CORRECTION);
+    f32 clip = statistics[1];
+    f32 kept = decoupled != 0 ? 1.0f - rate * decay : 1.0f, penalty = decoupled != 0 ? 0.0f : decay;
+    f32 p[4], m[4], v[4], g[4];
+    load4(parameters + i, left, wide, p);
+    load4(first + i, left, wide, m);
+    load4(second + i, left, wide, v);
+    load4(gradients + i, left, wide, g);
+#pragma unroll
+    for (u32 k = 0; k < 4; k++) {
+        f32 gradient = fma_f32(penalty, p[k], g[k] * clip);
+        m[k] = fma_f32(rest1, gradient - m[k], m[k]);
+        v[k] = fma_f32(rest2 * gradient, gradient, beta2 * v[k]);
+        f32 step = rate * correction1 * m[k] / (sqrt_f32(v[k] * correction2) + epsilon);
+        p[k] = fma_f32(p[k], kept, -step);
+    }
+    store4(parameters + i, left, wide, p);
+    store4(first + i, left, wide, m);
+    store4(second + i, left, wide, v);
+    if (compute != nullptr) store4(compute + i, left, left == 4 && aligned4(compute), p);
+    if (ema != nullptr) {
+        f32 d = control_f32(control, CONTROL_EMA_DECAY), average[4];
+        bool even = left == 4 && aligned4(ema);
+        load4(ema + i, left, even, average);
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) average[k] = fma_f32(d, average[k] - p[k], p[k]);
+        store4(ema + i, left, even, average);
+    }
+}
+
+// One thread. The losses of a step's micro-batches add up.
+DEV void record_step(f32* ring, const f32* loss, const f32* statistics, const u32* control, u32 rows) {
+    if (blockIdx.x * blockDim.x + threadIdx.x != 0) return;
+    f32* row = ring + (u64)(control[CONTROL_ROW] % rows) * 4;
+    row[0] = control[CONTROL_MICRO] == 0 ? loss[0] : row[0] + loss[0];
+    row[1] = statistics[0];
+    row[2] = 0.0f;
+    row[3] = 0.0f;
+}
+
+extern "C" __global__ void __launch_bounds__(256) adamw_norm_partial(f32* __restrict__ partial, const f32* __restrict__ gradients, u64 n, u32 part) { squares_part(partial, gradients, n, part); }
+extern "C" __global__ void __launch_bounds__(256) adamw_norm_final(f32* __restrict__ statistics, const f32* __restrict__ partial, u32 parts, f32 max_norm) { norm_of_parts(statistics, partial, parts, max_norm); }
+extern "C" __global__ void __launch_bounds__(256) adamw_update_f32(f32* __restrict__ parameters, f32* __restrict__ compute, f32* __restrict__ first, f32* __restrict__ second, f32* __restrict__ ema, const f32* __restrict__ gradients, const u32* __restrict__ control, const f32* __restrict__ statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) { update<f32>(parameters, compute, first, second, ema, gradients, control, statistics, n, rest1, beta2, rest2, epsilon, decay, decoupled); }
+extern "C" __global__ void __launch_bounds__(256) adamw_update_bf16(f32* __restrict__ parameters, bf16* __restrict__ compute, f32* __restrict__ first, f32* __restrict__ second, f32* __restrict__ ema, const f32* __restrict__ gradients, const u32* __restrict__ control, const f32* __restrict__ statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) { update<bf16>(parameters, compute, first, second, ema, gradients, control, statistics, n, rest1, beta2, rest2, epsilon, decay, decoupled); }
+extern "C" __global__ void __launch_bounds__(32) adamw_record(f32* __restrict__ ring, const f32* __restrict__ loss, const f32* __restrict__ statistics, const u32* __restrict__ control, u32 rows) { record_step(ring, loss, statistics, control, rows); }

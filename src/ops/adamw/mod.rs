@@ -1,0 +1,199 @@
+//! The optimizer's step over flat buffers: gradient norm and clipping, AdamW with the moving average of weights, metrics.
+//!
+//! With g the gradient times the clip scale, rates and bias corrections from the control buffer ([`control::Control`]):
+//!
+//! ```text
+//! p -= rate · decay · p (decoupled; Loshchilov and Hutter 2019), or g += decay · p (Kingma and Ba 2015)
+//! m  = m + (1 - beta1) · (g - m)
+//! v  = beta2 · v + (1 - beta2) · g²
+//! p -= rate · m · first_correction / (√(v · second_correction) + epsilon)
+//! ema = p + ema_decay · (ema - p)
+//! ```
+//!
+//! as PyTorch's `clip_grad_norm_` and `AdamW`. Nothing is read on the host: one captured program serves every step.
+
+mod cases;
+mod cpu;
+mod cuda;
+
+pub use cases::cases;
+
+use crate::error::{Error, Result};
+use crate::ops::{control, kernel_f32, with_host_float, with_kernel_float};
+use crate::tensor::{Backend, Context, Cost, DType, Tensor};
+
+const OP: &str = "adamw";
+
+/// Elements whose squares are summed by one block, before the blocks' sums are.
+const PART: usize = 8192;
+
+/// What PyTorch adds to the norm before it divides.
+const CLIP_EPSILON: f64 = 1e-6;
+
+/// Hyperparameters that stay the same over a run. In `f64`, since 1 - beta2 in `f32` would be off by 1e-5 of itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Decay of the gradients' mean.
+    pub beta1: f64,
+    /// Decay of the gradients' mean square.
+    pub beta2: f64,
+    /// Added to the root of the mean square.
+    pub epsilon: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Whether the decay acts on the parameters directly (AdamW) or as a gradient (Adam with L2).
+    pub decoupled: bool,
+}
+
+/// The flat buffers, all of one length, f32 but for `compute`.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWState<'a> {
+    /// Master weights; updated.
+    pub parameters: &'a Tensor,
+    /// The weights as the model reads them (bf16, or of the masters' dtype), where they are a copy; written.
+    pub compute: Option<&'a Tensor>,
+    /// Gradients, before clipping.
+    pub gradients: &'a Tensor,
+    /// Means of the gradients; updated.
+    pub first: &'a Tensor,
+    /// Means of the squared gradients; updated.
+    pub second: &'a Tensor,
+    /// The moving average of the parameters; updated.
+    pub ema: Option<&'a Tensor>,
+}
+
+/// A persistent buffer for [`gradient_norm`]'s results: zero norm, clip scale one.
+///
+/// # Errors
+/// Where memory is out.
+pub fn statistics(context: &Context) -> Result<Tensor> {
+    context.tensor(&[0.0f32, 1.0, 0.0, 0.0], [4])
+}
+
+fn check_statistics(statistics: &Tensor, like: &Tensor) -> Result<()> {
+    if statistics.sizes() == [4] && statistics.dtype() == like.dtype() {
+        return Ok(());
+    }
+    Err(Error::shape(
+        OP,
+        format!("statistics {} {}; they are [4] {}", statistics.shape(), statistics.dtype(), like.dtype()),
+    ))
+}
+
+/// Writes the norm of `gradients` (flat, f32) and the clip scale min(1, `max_norm` / (norm + 1e-6)), 1 without `max_norm`, to
+/// `statistics` `[4]` (norm, scale, 0, 0). The sum of squares has a fixed order.
+///
+/// A norm that is not finite is left to be seen: the step's metrics show it, and the parameters become NaN.
+///
+/// # Errors
+/// [`Error::Shape`] for operands of other shapes or dtypes, or a `max_norm` that is not positive.
+pub fn gradient_norm(context: &Context, gradients: &Tensor, statistics: &Tensor, max_norm: Option<f32>) -> Result<()> {
+    check_statistics(statistics, gradients)?;
+    if let Some(max_norm) = max_norm.filter(|&norm| norm.is_nan() || norm <= 0.0) {
+        return Err(Error::shape(OP, format!("a largest gradient norm of {max_norm}; it is positive")));
+    }
+    if gradients.is_empty() {
+        return Err(Error::shape(OP, "no gradients"));
+    }
+    let partial = context.empty([gradients.len().div_ceil(PART)], gradients.dtype())?;
+    let bytes = gradients.bytes() + 2 * partial.bytes() + statistics.bytes();
+    let cost = Cost { flops: 2.0 * gradients.len() as f64, bytes: bytes as f64, tensor_cores: false };
+    context.charge("adamw_norm", cost);
+    match context.backend() {
+        Backend::Plan => Ok(()),
+        Backend::Cpu => with_host_float!(OP, gradients.dtype(), T => {
+            cpu::gradient_norm::<T>(gradients, &partial, statistics, max_norm);
+            Ok(())
+        }),
+        Backend::Accelerator(accelerator) => {
+            kernel_f32(OP, accelerator, gradients.dtype())?;
+            cuda::gradient_norm(accelerator, gradients, &partial, statistics, max_norm)
+        }
+    }
+}
+
+/// One step of the optimizer in one pass over `state`, with the clip scale in `statistics` and learning rate, bias
+/// corrections and EMA decay in `control`.
+///
+/// # Errors
+/// [`Error::Shape`] for buffers of different lengths or other dtypes.
+pub fn adamw(context: &Context, state: &AdamWState, control: &Tensor, statistics: &Tensor, hyper: AdamW) -> Result<()> {
+    let AdamWState { parameters, compute, gradients, first, second, ema } = *state;
+    control::check(OP, control)?;
+    check_statistics(statistics, parameters)?;
+    let masters = [Some(gradients), Some(first), Some(second), ema];
+    let fits = masters.iter().flatten().all(|t| t.len() == parameters.len() && t.dtype() == parameters.dtype());
+    if !fits || compute.is_some_and(|compute| compute.len() != parameters.len()) {
+        return Err(Error::shape(
+            OP,
+            format!(
+                "buffers of {} {} parameters, {} gradients, {} and {} means, {:?} averages, {:?} copies",
+                parameters.len(),
+                parameters.dtype(),
+                gradients.len(),
+                first.len(),
+                second.len(),
+                ema.map(Tensor::len),
+                compute.map(Tensor::len)
+            ),
+        ));
+    }
+    if parameters.is_empty() {
+        return Err(Error::shape(OP, "no parameters"));
+    }
+    let passes = 7 + 2 * usize::from(ema.is_some());
+    let bytes = passes * parameters.bytes() + compute.map_or(0, Tensor::bytes) + statistics.bytes() + control.bytes();
+    context.charge(OP, Cost { flops: 16.0 * parameters.len() as f64, bytes: bytes as f64, tensor_cores: false });
+    match context.backend() {
+        Backend::Plan => Ok(()),
+        Backend::Cpu => with_host_float!(OP, parameters.dtype(), T => {
+            if let Some(compute) = compute.filter(|compute| compute.dtype() != parameters.dtype()) {
+                return Err(Error::Unsupported {
+                    op: OP,
+                    device: context.device_name(),
+                    reason: format!("weights of {} beside masters of {}; use f32", compute.dtype(), parameters.dtype()),
+                });
+            }
+            cpu::update::<T>(state, control, statistics, hyper);
+            Ok(())
+        }),
+        Backend::Accelerator(accelerator) => {
+            kernel_f32(OP, accelerator, parameters.dtype())?;
+            let dtype = compute.map_or(DType::F32, Tensor::dtype);
+            with_kernel_float!(OP, accelerator, dtype, T => {
+                cuda::update::<T>(accelerator, state, control, statistics, hyper)
+            })
+        }
+    }
+}
+
+/// Puts the step's metrics into row `control.row` of `ring` `[R, 4]` (persistent): the loss, summed over the step's
+/// micro-batches (`control.micro` = 0 starts the sum), and the gradient norm of `statistics`; then two zeros.
+///
+/// # Errors
+/// [`Error::Shape`] for operands of other shapes or dtypes.
+pub fn record(context: &Context, ring: &Tensor, loss: &Tensor, statistics: &Tensor, control: &Tensor) -> Result<()> {
+    control::check(OP, control)?;
+    check_statistics(statistics, ring)?;
+    let &[rows, 4] = ring.sizes() else {
+        return Err(Error::shape(OP, format!("a ring {}; it is [R, 4]", ring.shape())));
+    };
+    if loss.len() != 1 || loss.dtype() != ring.dtype() || rows == 0 {
+        return Err(Error::shape(OP, format!("a ring {} and a loss {} {}", ring.shape(), loss.shape(), loss.dtype())));
+    }
+    context.charge("adamw_record", Cost::memory(2 * statistics.bytes() + loss.bytes() + control.bytes()));
+    match context.backend() {
+        Backend::Plan => Ok(()),
+        Backend::Cpu => with_host_float!(OP, ring.dtype(), T => {
+            cpu::record::<T>(ring, loss, statistics, control);
+            Ok(())
+        }),
+        Backend::Accelerator(accelerator) => {
+            kernel_f32(OP, accelerator, ring.dtype())?;
+            cuda::record(accelerator, ring, loss, statistics, control)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
