@@ -14,6 +14,7 @@ pub mod layer_norm;
 pub mod mse_loss;
 pub mod noise_step;
 pub mod patchify;
+pub mod sampler_step;
 pub mod timestep_embedding;
 pub mod tokens;
 
@@ -42,6 +43,7 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "mse_loss", cases: mse_loss::cases },
     Op { name: "noise_step", cases: noise_step::cases },
     Op { name: "patchify", cases: patchify::cases },
+    Op { name: "sampler_step", cases: sampler_step::cases },
     Op { name: "timestep_embedding", cases: timestep_embedding::cases },
     Op { name: "tokens", cases: tokens::cases },
 ];

@@ -1,0 +1,171 @@
+//! Sampling on the device: the starting noise, a stage's time, the stage's update, and pixels.
+//!
+//! A sampler's table is `[S, 16]` u32: a row for each stage, floats as their bits, in the order of
+//! `diffusion::StageCoefficients`, whose module says what each number does. The row of a step is `control.row`, so that one
+//! captured program serves every stage. With guidance the state stands twice in its buffer (`copies` = 2): the network sees
+//! both, with and without the label. Nothing here has a gradient; everything is f32.
+
+mod cases;
+mod cpu;
+mod cuda;
+
+pub use cases::cases;
+
+use crate::error::{Error, Result};
+use crate::ops::{control, kernel_f32, with_host_float};
+use crate::tensor::{Backend, Context, Cost, DType, Tensor};
+
+const OP: &str = "sampler_step";
+
+/// 32-bit words of a stage.
+pub const STAGE_WORDS: usize = 16;
+
+fn check_table(table: &Tensor) -> Result<()> {
+    match table.sizes() {
+        &[stages, STAGE_WORDS] if stages > 0 && table.dtype() == DType::U32 => Ok(()),
+        _ => {
+            Err(Error::shape(OP, format!("a table {} {}; it is [S, {STAGE_WORDS}] u32", table.shape(), table.dtype())))
+        }
+    }
+}
+
+/// Items of one copy, elements of an item.
+fn split(x: &Tensor, copies: usize) -> Result<(usize, usize)> {
+    let rows = x.sizes().first().copied().unwrap_or(0);
+    if x.is_empty() || copies == 0 || !rows.is_multiple_of(copies) {
+        return Err(Error::shape(OP, format!("{copies} copies of a state in {}", x.shape())));
+    }
+    Ok((rows / copies, x.len() / rows))
+}
+
+/// Fills `x` `[copies · B, …]` with the standard normal noise that sampling starts from: that of item `control.first_item` + b
+/// (purpose [`Noise`](crate::rng::Purpose::Noise), step 0), the same in every copy.
+///
+/// # Errors
+/// [`Error::Shape`] where `x` does not hold `copies` copies.
+pub fn fill_noise(context: &Context, x: &Tensor, copies: usize, control: &Tensor, seed: u64) -> Result<()> {
+    control::check(OP, control)?;
+    let (batch, elements) = split(x, copies)?;
+    let bytes = (x.bytes() + control.bytes()) as f64;
+    context.charge("sampler_step_noise", Cost { flops: 30.0 * (batch * elements) as f64, bytes, tensor_cores: false });
+    match context.backend() {
+        Backend::Plan => Ok(()),
+        Backend::Cpu => with_host_float!(OP, x.dtype(), T => {
+            cpu::fill_noise::<T>(x, batch, control, seed);
+            Ok(())
+        }),
+        Backend::Accelerator(accelerator) => {
+            kernel_f32(OP, accelerator, x.dtype())?;
+            cuda::fill_noise(accelerator, x, batch, control, seed)
+        }
+    }
+}
+
+/// Fills `time` (any shape, f32) with what the network is told of the time in stage `control.row` of `table`.
+///
+/// # Errors
+/// [`Error::Shape`] for a table of another shape or dtype.
+pub fn sampler_time(context: &Context, time: &Tensor, table: &Tensor, control: &Tensor) -> Result<()> {
+    control::check(OP, control)?;
+    check_table(table)?;
+    if time.is_empty() {
+        return Err(Error::shape(OP, "no times to fill"));
+    }
+    context.charge("sampler_step_time", Cost::memory(time.bytes() + control.bytes() + 4));
+    match context.backend() {
+        Backend::Plan => Ok(()),
+        Backend::Cpu => with_host_float!(OP, time.dtype(), T => {
+            cpu::time::<T>(time, table, control);
+            Ok(())
+        }),
+        Backend::Accelerator(accelerator) => {
+            kernel_f32(OP, accelerator, time.dtype())?;
+            cuda::time(accelerator, time, table, control)
+        }
+    }
+}
+
+/// What a stage works on.
+#[derive(Clone, Copy, Debug)]
+pub struct SamplerState<'a> {
+    /// The state `[copies · B, …]`, f32: the first copy is read, every copy is overwritten by the next state.
+    pub x: &'a Tensor,
+    /// The network's output, of the shape of `x`: with the label, then (two copies) without.
+    pub prediction: &'a Tensor,
+    /// `[B, …]`: for samplers some of whose stages save the state (Heun).
+    pub saved_state: Option<&'a Tensor>,
+    /// `[B, …]`: for samplers some of whose stages save a combination of x_0 and ε (Heun).
+    pub saved: Option<&'a Tensor>,
+    /// 1, or 2 under guidance: then the prediction is uncond + guidance · (cond - uncond).
+    pub copies: usize,
+}
+
+/// Stage `control.row` of `table`. Its noise is that of item `control.first_item` + b and step `control.row` + 1 of `seed`
+/// (purpose [`Noise`](crate::rng::Purpose::Noise)). A stage that reads a buffer which is `None` gives NaN.
+///
+/// # Errors
+/// [`Error::Shape`] for buffers that do not fit together, or more than two copies.
+pub fn sampler_step(
+    context: &Context,
+    state: &SamplerState,
+    table: &Tensor,
+    control: &Tensor,
+    seed: u64,
+) -> Result<()> {
+    control::check(OP, control)?;
+    check_table(table)?;
+    let SamplerState { x, prediction, saved_state, saved, copies } = *state;
+    let (batch, elements) = split(x, copies)?;
+    let fits = |tensor: &Tensor, len: usize| tensor.len() == len && tensor.dtype() == x.dtype();
+    let saved_fit = [saved_state, saved].iter().flatten().all(|tensor| fits(tensor, batch * elements));
+    if copies > 2 || !fits(prediction, x.len()) || !saved_fit {
+        return Err(Error::shape(
+            OP,
+            format!(
+                "{copies} copies in x {}, prediction {} {}, saved {:?} and {:?}",
+                x.shape(),
+                prediction.shape(),
+                prediction.dtype(),
+                saved_state.map(Tensor::shape),
+                saved.map(Tensor::shape)
+            ),
+        ));
+    }
+    let kept = saved_state.map_or(0, Tensor::bytes) + saved.map_or(0, Tensor::bytes);
+    let bytes = x.bytes() / copies + x.bytes() + prediction.bytes() + 2 * kept + control.bytes() + 4 * STAGE_WORDS;
+    let flops = 60.0 * (batch * elements) as f64;
+    context.charge(OP, Cost { flops, bytes: bytes as f64, tensor_cores: false });
+    match context.backend() {
+        Backend::Plan => Ok(()),
+        Backend::Cpu => with_host_float!(OP, x.dtype(), T => {
+            cpu::advance::<T>(state, elements, table, control, seed);
+            Ok(())
+        }),
+        Backend::Accelerator(accelerator) => {
+            kernel_f32(OP, accelerator, x.dtype())?;
+            cuda::advance(accelerator, state, batch, table, control, seed)
+        }
+    }
+}
+
+/// Pixels of `x` (f32, [-1, 1] from black to white): `pixels` (u8, as many) = round((clamp(x) + 1) · 127.5), halves upwards.
+///
+/// # Errors
+/// [`Error::Shape`] for operands of different lengths or other dtypes.
+pub fn to_pixels(context: &Context, x: &Tensor, pixels: &Tensor) -> Result<()> {
+    if x.is_empty() || pixels.len() != x.len() || pixels.dtype() != DType::U8 {
+        return Err(Error::shape(OP, format!("pixels {} {} of x {}", pixels.shape(), pixels.dtype(), x.shape())));
+    }
+    context.charge("sampler_step_pixels", Cost::memory(x.bytes() + pixels.bytes()));
+    match context.backend() {
+        Backend::Plan => Ok(()),
+        Backend::Cpu => with_host_float!(OP, x.dtype(), T => {
+            cpu::pixels::<T>(x, pixels);
+            Ok(())
+        }),
+        Backend::Accelerator(accelerator) => {
+            kernel_f32(OP, accelerator, x.dtype())?;
+            cuda::pixels(accelerator, x, pixels)
+        }
+    }
+}
