@@ -1,0 +1,51 @@
+//! Every kernel, forward and backward, on the emulator: against the CPU op, with every access checked, in every order of
+//! threads and blocks.
+
+#[path = "common/emulator.rs"]
+mod emulator;
+
+use engine::device::emulator::Order;
+use engine::ops::{case::Case, cases};
+use engine::tensor::{DType, Device};
+use rayon::prelude::*;
+
+/// Forward, reverse and shuffled: a race that one order hides shows in another, and bits must not depend on it.
+const ORDERS: [Order; 3] = [Order::Forward, Order::Reverse, Order::Random(7)];
+
+fn check(case: &Case, dtype: DType) -> Result<(), String> {
+    let mut bits: Option<Vec<Vec<u64>>> = None;
+    for order in ORDERS {
+        let device = emulator::device();
+        device.set_order(order);
+        let fault = |message: String| format!("{} {dtype} {order:?}: {message}", case.id());
+        let outcome =
+            case.check_device(&Device::Accelerator(device.clone()), dtype).map_err(|error| fault(error.to_string()))?;
+        let outputs = outcome.outputs.iter().map(|(values, _)| values);
+        let gradients = outcome.gradients.iter().map(|(_, values, _)| values);
+        let now: Vec<Vec<u64>> =
+            outputs.chain(gradients).map(|values| values.iter().map(|x| x.to_bits()).collect()).collect();
+        match &bits {
+            Some(before) if *before != now => return Err(fault("other bits than in forward order".into())),
+            _ => bits = Some(now),
+        }
+    }
+    Ok(())
+}
+
+fn every_case(dtype: DType) {
+    let only = std::env::var("ENGINE_OP").ok();
+    let cases: Vec<Case> =
+        cases().into_iter().filter(|case| !case.large && only.as_deref().is_none_or(|op| case.op == op)).collect();
+    let faults: Vec<String> = cases.par_iter().filter_map(|case| check(case, dtype).err()).collect();
+    assert!(faults.is_empty(), "{} of {} cases:\n{}", faults.len(), cases.len(), faults.join("\n"));
+}
+
+#[test]
+fn kernels_agree_with_the_cpu_in_f32() {
+    every_case(DType::F32);
+}
+
+#[test]
+fn kernels_agree_with_the_cpu_in_bf16() {
+    every_case(DType::BF16);
+}
