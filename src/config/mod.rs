@@ -16,6 +16,7 @@
 //! # Ok::<(), engine::Error>(())
 //! ```
 
+mod model_file;
 mod presets;
 mod sections;
 mod tree;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
+pub use model_file::{Array, ArrayFile, Model, ModelInfo, arrays, write_arrays, write_atomically, write_model};
 pub use presets::{Preset, presets};
 pub use sections::{DataConfig, Every, LrSchedule, OptimizerKind, Precision, TrainingConfig};
 pub use tree::nearest;

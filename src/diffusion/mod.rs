@@ -1,9 +1,15 @@
 //! Schedules, predictions and losses, samplers, guidance.
 
 mod config;
+mod denoiser;
+mod loss;
+mod sample;
 mod sampler;
 mod schedule;
 
 pub use config::{DiffusionConfig, LossWeighting, Prediction, SamplerKind, SamplingConfig, Schedule, TimestepSampling};
+pub use denoiser::Denoiser;
+pub use loss::{Batch, Objective};
+pub use sample::{Sampler, SamplerSpec};
 pub use sampler::{Plan, Stage, StageCoefficients, Variance};
 pub use schedule::{FLOW_TIME_SCALE, Inverse, Level, NoiseSchedule};

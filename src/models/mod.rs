@@ -4,3 +4,21 @@ mod config;
 pub mod dit;
 
 pub use config::ModelConfig;
+
+use std::rc::Rc;
+
+use crate::diffusion::Denoiser;
+use crate::error::Result;
+use crate::nn::Builder;
+
+/// The network of a configuration and the parameters that it declares.
+///
+/// # Errors
+/// [`crate::Error::Config`] for sizes that do not fit together.
+pub fn build(config: &ModelConfig) -> Result<(Rc<dyn Denoiser>, Builder)> {
+    let mut builder = Builder::default();
+    let model: Rc<dyn Denoiser> = match config {
+        ModelConfig::Dit(config) => Rc::new(dit::Dit::new(&mut builder, config)?),
+    };
+    Ok((model, builder))
+}

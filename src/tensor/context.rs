@@ -99,6 +99,11 @@ impl Context {
         &self.inner.device
     }
 
+    /// Whether it only plans.
+    pub fn is_shape_only(&self) -> bool {
+        self.inner.shape_only
+    }
+
     /// The device in words.
     pub fn device_name(&self) -> String {
         match &self.inner.device {

@@ -1,0 +1,274 @@
+//! The model file: one safetensors file with the weights and, in its metadata, everything that sampling needs.
+//!
+//! Metadata: `format` (`engine-model-1`), `config` (the whole configuration as JSON), `weights` (`ema` or `raw`), `step`,
+//! `epoch`, `classes` (JSON list of names), `crc32c` of the tensors' bytes. Tensors are the model's parameters by name, f32
+//! or bf16.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use super::Config;
+use crate::diffusion::Denoiser;
+use crate::error::{Error, Result};
+use crate::models;
+use crate::nn::{Parameters, Spec};
+use crate::tensor::{Context, DType};
+
+const FORMAT: &str = "engine-model-1";
+const MEND: &str = "take the file from its source again, or another checkpoint";
+
+/// What a model file says besides its weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    /// The configuration that it was trained with.
+    pub config: Config,
+    /// `ema` (the moving average) or `raw`.
+    pub weights: String,
+    /// Optimizer steps behind it.
+    pub step: u64,
+    /// Epochs behind it.
+    pub epoch: u64,
+    /// Names of the classes, in the order of their labels.
+    pub classes: Vec<String>,
+}
+
+/// A model with its weights on a device.
+pub struct Model {
+    /// The network.
+    pub model: Rc<dyn Denoiser>,
+    /// Its weights.
+    pub parameters: Rc<Parameters>,
+    /// What the file says.
+    pub info: ModelInfo,
+    /// Where it came from.
+    pub path: PathBuf,
+}
+
+/// A named array of f32 in a file to be written.
+pub struct Array<'a> {
+    /// Its name.
+    pub name: String,
+    /// Its sizes.
+    pub shape: Vec<usize>,
+    /// Its elements.
+    pub values: &'a [f32],
+}
+
+/// The parameters of a flat buffer as arrays, their names behind `prefix`.
+pub fn arrays<'a>(specs: &[Spec], flat: &'a [f32], prefix: &str) -> Vec<Array<'a>> {
+    let array = |spec: &Spec| Array {
+        name: format!("{prefix}{}", spec.name),
+        shape: spec.shape.sizes().to_vec(),
+        values: &flat[spec.offset..][..spec.shape.len()],
+    };
+    specs.iter().map(array).collect()
+}
+
+/// Writes a safetensors file beside `path`, syncs it and renames it over `path`: whoever looks finds the old file or the
+/// new one, never a part. A checksum of the tensors' bytes joins `metadata`.
+///
+/// # Errors
+/// [`Error::Io`]; what stood at `path` is then untouched.
+pub fn write_arrays(path: &Path, arrays: &[Array], mut metadata: HashMap<String, String>) -> Result<()> {
+    let mut views = Vec::with_capacity(arrays.len());
+    for array in arrays {
+        let view = TensorView::new(Dtype::F32, array.shape.clone(), bytemuck::cast_slice(array.values))
+            .map_err(|fault| Error::shape("model file", format!("{}: {fault}", array.name)))?;
+        views.push((array.name.as_str(), view));
+    }
+    metadata.insert("crc32c".into(), format!("{:08x}", checksum(views.iter().map(|(name, view)| (*name, view.data())))));
+    let bytes = safetensors::serialize(views, Some(metadata))
+        .map_err(|fault| Error::shape("model file", format!("{}: {fault}", path.display())))?;
+    write_atomically(path, &bytes)
+}
+
+/// Writes `bytes` beside `path`, syncs, renames, and syncs the folder.
+///
+/// # Errors
+/// [`Error::Io`]; the part is removed and what stood at `path` is untouched.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".part");
+    let part = path.with_file_name(name);
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    if let Err(fault) = write() {
+        let _ = std::fs::remove_file(&part);
+        return Err(Error::io(path, "write")(fault));
+    }
+    std::fs::rename(&part, path).map_err(Error::io(path, "put the finished file in place at"))?;
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        // Without this a crash of the machine may forget the rename; not every file system allows it.
+        let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+    }
+    Ok(())
+}
+
+/// CRC-32C over names and bytes in order of the names.
+fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> u32 {
+    let mut tensors: Vec<_> = tensors.collect();
+    tensors.sort_by_key(|(name, _)| *name);
+    tensors.iter().fold(0, |crc, (name, bytes)| crc32c::crc32c_append(crc32c::crc32c_append(crc, name.as_bytes()), bytes))
+}
+
+/// A safetensors file that has been read and whose checksum holds.
+pub struct ArrayFile {
+    path: PathBuf,
+    map: memmap2::Mmap,
+    /// Its metadata.
+    pub metadata: HashMap<String, String>,
+}
+
+impl ArrayFile {
+    /// Maps the file, checks its header against its length and its bytes against their checksum.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::File`] for one that is cut short, damaged or of another kind.
+    pub fn open(path: impl AsRef<Path>, format: &str, what: &str) -> Result<Self> {
+        let path = path.as_ref();
+        let fault = |message: String| Error::file(path, message, MEND);
+        let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
+        if file.metadata().map_err(Error::io(path, "read"))?.len() < 8 {
+            return Err(fault(format!("too short to be {what}")));
+        }
+        // SAFETY: files of these kinds are replaced by renaming, never changed in place; a file that somebody cuts short
+        // meanwhile would raise SIGBUS, as with any mapped file.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
+        let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| fault(format!("damaged or cut short: {e}")))?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        match metadata.get("format") {
+            Some(found) if found == format => {}
+            Some(found) => return Err(fault(format!("this is a file of format {found}, not {what} ({format})"))),
+            None => return Err(fault(format!("a safetensors file, but not {what} of this engine"))),
+        }
+        let file = Self { path: path.to_path_buf(), map, metadata };
+        let tensors = file.tensors()?;
+        let views: Vec<_> = tensors.tensors();
+        let found = format!("{:08x}", checksum(views.iter().map(|(name, view)| (name.as_str(), view.data()))));
+        if file.metadata.get("crc32c") != Some(&found) {
+            return Err(fault("its bytes do not match their checksum: the file is damaged".into()));
+        }
+        Ok(file)
+    }
+
+    fn tensors(&self) -> Result<SafeTensors<'_>> {
+        SafeTensors::deserialize(&self.map).map_err(|e| self.fault(format!("damaged: {e}")))
+    }
+
+    /// A fault of this file.
+    pub fn fault(&self, message: String) -> Error {
+        Error::file(&self.path, message, MEND)
+    }
+
+    /// A metadata entry that has to be there.
+    pub fn entry(&self, key: &str) -> Result<&str> {
+        self.metadata.get(key).map(String::as_str).ok_or_else(|| self.fault(format!("its metadata has no `{key}`")))
+    }
+
+    /// A metadata entry that is a whole number.
+    pub fn number(&self, key: &str) -> Result<u64> {
+        let text = self.entry(key)?;
+        text.parse().map_err(|_| self.fault(format!("its metadata's `{key}` is not a whole number: {text:.40}")))
+    }
+
+    /// The configuration in the metadata.
+    pub fn config(&self) -> Result<Config> {
+        let json = self.entry("config")?;
+        Config::from_json(json, &self.path.display().to_string())
+    }
+
+    /// Reads the parameters named `prefix` + name into a flat buffer of `len` elements. With `exact`, tensors under the
+    /// prefix that no parameter claims are an error too.
+    pub fn flat(&self, specs: &[Spec], len: usize, prefix: &str, exact: bool) -> Result<Vec<f32>> {
+        let tensors = self.tensors()?;
+        if exact {
+            let known: std::collections::HashSet<String> =
+                specs.iter().map(|spec| format!("{prefix}{}", spec.name)).collect();
+            if let Some(stranger) = tensors.names().into_iter().find(|name| !known.contains(*name)) {
+                return Err(self.fault(format!("it holds {stranger}, which its model does not have")));
+            }
+        }
+        let mut flat = vec![0f32; len];
+        for spec in specs {
+            let name = format!("{prefix}{}", spec.name);
+            let view = tensors.tensor(&name).map_err(|_| self.fault(format!("{name} is missing")))?;
+            if view.shape() != spec.shape.sizes() {
+                return Err(self.fault(format!("{name} is {:?}, the model's is {}", view.shape(), spec.shape)));
+            }
+            let values = &mut flat[spec.offset..][..spec.shape.len()];
+            match view.dtype() {
+                Dtype::F32 => {
+                    for (value, bytes) in values.iter_mut().zip(view.data().chunks_exact(4)) {
+                        *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                    }
+                }
+                Dtype::BF16 => {
+                    for (value, bytes) in values.iter_mut().zip(view.data().chunks_exact(2)) {
+                        *value = half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+                    }
+                }
+                other => return Err(self.fault(format!("{name} is {other:?}; weights are f32 or bf16"))),
+            }
+        }
+        Ok(flat)
+    }
+}
+
+/// Writes a model file; `flat` are the weights in the order of `specs`.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_model(path: &Path, info: &ModelInfo, specs: &[Spec], flat: &[f32]) -> Result<()> {
+    let entries = [
+        ("format", FORMAT.to_string()),
+        ("config", info.config.to_json()?),
+        ("weights", info.weights.clone()),
+        ("step", info.step.to_string()),
+        ("epoch", info.epoch.to_string()),
+        ("classes", serde_json::Value::from(info.classes.clone()).to_string()),
+    ];
+    let metadata = entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+    write_arrays(path, &arrays(specs, flat, ""), metadata)
+}
+
+impl Model {
+    /// Loads a model file, or the newest model of a run folder (`model.safetensors` in it), onto `context`'s device.
+    ///
+    /// `precision` is the dtype of activations: `f32`, or `bf16` on accelerators.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::File`] for a file that is missing, damaged or foreign.
+    pub fn load(path: impl AsRef<Path>, context: &Context, precision: DType) -> Result<Self> {
+        let given = path.as_ref();
+        let path = if given.is_dir() { given.join("model.safetensors") } else { given.to_path_buf() };
+        if given.is_dir() && !path.is_file() {
+            return Err(Error::file(
+                given,
+                "a folder without model.safetensors",
+                "name a run folder whose training has saved a model, or a model file",
+            ));
+        }
+        let file = ArrayFile::open(&path, FORMAT, "a model")?;
+        let config = file.config()?;
+        let classes: Vec<String> = serde_json::from_str(file.entry("classes")?)
+            .map_err(|fault| file.fault(format!("its list of classes cannot be read: {fault}")))?;
+        let info = ModelInfo {
+            weights: file.entry("weights")?.to_string(),
+            step: file.number("step")?,
+            epoch: file.number("epoch")?,
+            classes,
+            config,
+        };
+        let (model, builder) = models::build(&info.config.model)?;
+        let parameters = Parameters::new(context, builder, precision)?;
+        parameters.set_flat(&file.flat(parameters.specs(), parameters.flat_len(), "", true)?)?;
+        Ok(Self { model, parameters: Rc::new(parameters), info, path })
+    }
+}

@@ -1,0 +1,17 @@
+//! What every model is to the trainer and the samplers.
+
+use crate::error::Result;
+use crate::nn::Bound;
+use crate::tape::{Tape, Var};
+
+/// A network that predicts ε, x_0, v or a flow's velocity from a noisy image.
+pub trait Denoiser {
+    /// Height, width and channels of the images.
+    fn image_shape(&self) -> [usize; 3];
+
+    /// `x` `[B, H, W, C]` f32, `time` `[B]` f32 (see `NoiseSchedule::time_input`), `labels` `[B]` i32, the null label
+    /// included: the prediction `[B, H, W, C]` f32.
+    ///
+    /// Row b of the result depends on row b of the inputs alone, to the bit.
+    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, time: &Var, labels: &Var) -> Result<Var>;
+}

@@ -1,0 +1,180 @@
+//! Sampling on a device: a plan's stages, each a forward pass and one fused update.
+
+use std::rc::Rc;
+
+use super::{Denoiser, NoiseSchedule, Plan, Prediction, SamplingConfig};
+use crate::error::{Error, Result};
+use crate::nn::Parameters;
+use crate::ops::control::Control;
+use crate::ops::sampler_step::{fill_noise, sampler_step, sampler_time};
+use crate::tape::Tape;
+use crate::tensor::{Context, DType, Program, Tensor};
+
+/// What a sampler is made for.
+#[derive(Clone, Debug)]
+pub struct SamplerSpec {
+    /// Sampler, number of steps, guidance, clamp.
+    pub sampling: SamplingConfig,
+    /// What the model predicts.
+    pub prediction: Prediction,
+    /// The label that guidance contrasts with; None where the model has none.
+    pub null_label: Option<usize>,
+    /// Images in a batch.
+    pub batch: usize,
+    /// The seed: image k of a seed is the same image in every batch.
+    pub seed: u64,
+}
+
+/// A planned denoising program with its state on the device.
+pub struct Sampler {
+    context: Context,
+    model: Rc<dyn Denoiser>,
+    parameters: Rc<Parameters>,
+    plan: Plan,
+    spec: SamplerSpec,
+    /// Batches side by side: 2 with guidance (labelled, then unlabelled), else 1.
+    copies: usize,
+    state: State,
+    program: Program,
+}
+
+/// Persistent buffers of a sampler.
+#[derive(Clone)]
+struct State {
+    table: Tensor,
+    control: Tensor,
+    x: Tensor,
+    time: Tensor,
+    labels: Tensor,
+    saved_state: Option<Tensor>,
+    saved: Option<Tensor>,
+}
+
+impl Sampler {
+    /// Plans a denoising step and makes its buffers.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for guidance of a model without a null label, and what [`Plan::new`] refuses.
+    pub fn new(
+        context: &Context,
+        model: Rc<dyn Denoiser>,
+        parameters: Rc<Parameters>,
+        noise: &NoiseSchedule,
+        spec: SamplerSpec,
+    ) -> Result<Self> {
+        let plan = Plan::new(noise, spec.prediction, &spec.sampling)?;
+        if plan.is_guided() && spec.null_label.is_none() {
+            return Err(Error::config(
+                "sampling.guidance",
+                "the model was trained without a null label, so it cannot be guided",
+                "set it to 1",
+            ));
+        }
+        if spec.batch == 0 {
+            return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
+        }
+        let copies = if plan.is_guided() { 2 } else { 1 };
+        let [h, w, c] = model.image_shape();
+        let rows = copies * spec.batch;
+        let saved = |needed: bool| {
+            needed.then(|| context.zeros([spec.batch, h, w, c], DType::F32)).transpose()
+        };
+        let words: Vec<u32> = bytemuck::cast_slice(&plan.coefficients()).to_vec();
+        let state = State {
+            table: context.tensor(&words, [plan.stages().len(), words.len() / plan.stages().len()])?,
+            control: Control::buffer(context)?,
+            x: context.zeros([rows, h, w, c], DType::F32)?,
+            time: context.zeros([rows], DType::F32)?,
+            labels: context.zeros([rows], DType::I32)?,
+            saved_state: saved(plan.needs_saved_buffers())?,
+            saved: saved(plan.needs_saved_buffers())?,
+        };
+        let program =
+            Program::plan(context, || step(context, model.as_ref(), &parameters, &state, spec.seed, copies))?;
+        Ok(Self { context: context.clone(), model, parameters, plan, spec, copies, state, program })
+    }
+
+    /// The planned denoising step: memory and cost.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Model evaluations of one image, guidance's counted.
+    pub fn stages(&self) -> usize {
+        self.plan.stages().len()
+    }
+
+    /// Images in a batch.
+    pub fn batch(&self) -> usize {
+        self.spec.batch
+    }
+
+    /// Draws images `first .. first + labels.len()` of the seed, at most a batch of them: `[labels.len(), H, W, C]` in
+    /// about [-1, 1]. `after_stage(stage, state)` is called after each stage with the state so far, if it wants it.
+    ///
+    /// # Errors
+    /// More labels than a batch has places; what the device reports.
+    pub fn run(
+        &mut self,
+        first: u32,
+        labels: &[i32],
+        mut after_stage: impl FnMut(usize, &dyn Fn() -> Result<Vec<f32>>) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let batch = self.spec.batch;
+        if labels.is_empty() || labels.len() > batch {
+            return Err(Error::shape("sampler", format!("{} labels for a batch of {batch}", labels.len())));
+        }
+        // A batch is always full: places without a request draw images that nobody sees.
+        let mut rows = vec![0i32; self.copies * batch];
+        rows[..labels.len()].copy_from_slice(labels);
+        if let (2, Some(null)) = (self.copies, self.spec.null_label) {
+            rows[batch..].fill(null as i32);
+        }
+        self.state.labels.upload(&rows)?;
+        let mut control = Control { first_item: first, ..Control::default() };
+        self.state.control.upload(&control.words())?;
+        fill_noise(&self.context, &self.state.x, self.copies, &self.state.control, self.spec.seed)?;
+        let read = |state: &State| -> Result<Vec<f32>> {
+            let image = state.x.len() / (self.copies * batch);
+            let mut values = state.x.part(0, [batch * image])?.download::<f32>()?;
+            values.truncate(labels.len() * image);
+            Ok(values)
+        };
+        for stage in 0..self.plan.stages().len() {
+            control.row = stage as u32;
+            self.state.control.upload(&control.words())?;
+            let (context, model, state) = (&self.context, self.model.as_ref(), &self.state);
+            let (parameters, seed, copies) = (&self.parameters, self.spec.seed, self.copies);
+            self.program.run(|| step(context, model, parameters, state, seed, copies))?;
+            after_stage(stage, &|| read(&self.state))?;
+        }
+        read(&self.state)
+    }
+}
+
+/// One stage: the time input of the control buffer's row, the prediction, the update.
+fn step(
+    context: &Context,
+    model: &dyn Denoiser,
+    parameters: &Parameters,
+    state: &State,
+    seed: u64,
+    copies: usize,
+) -> Result<()> {
+    let tape = Tape::inference(context);
+    sampler_time(context, &state.time, &state.table, &state.control)?;
+    let bound = parameters.bind(&tape, None)?;
+    let (x, time, labels) = (tape.constant(&state.x), tape.constant(&state.time), tape.constant(&state.labels));
+    let prediction = model.forward(&tape, &bound, &x, &time, &labels)?;
+    sampler_step(
+        context,
+        &state.x,
+        prediction.tensor(),
+        state.saved_state.as_ref(),
+        state.saved.as_ref(),
+        &state.table,
+        &state.control,
+        seed,
+        copies,
+    )
+}

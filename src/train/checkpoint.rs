@@ -1,0 +1,134 @@
+//! Checkpoints: everything that a run needs to go on with the same bits.
+//!
+//! One safetensors file: `weights.NAME`, `first.NAME`, `second.NAME`, `ema.NAME` for every parameter, and in the metadata
+//! the configuration, the step and the best validation loss so far. Random numbers need no state: they are functions of the
+//! seed and of where they are used.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::Trainer;
+use crate::config::{Array, ArrayFile, Config, ModelInfo, arrays, write_arrays, write_model};
+use crate::error::{Error, Result};
+
+const FORMAT: &str = "engine-checkpoint-1";
+
+/// What a checkpoint knows of its run besides the trainer's state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// The lowest validation loss so far and its step.
+    pub best: Option<(f64, u64)>,
+    /// Seconds of training so far, over all sittings.
+    pub seconds: f64,
+    /// Names of the classes.
+    pub classes: Vec<String>,
+}
+
+impl Trainer {
+    /// Writes a checkpoint to `path`: beside it first, then synced and renamed.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; whatever stood at `path` is then untouched.
+    pub fn save_checkpoint(&self, path: &Path, progress: &Progress) -> Result<()> {
+        let specs = self.parameters().specs();
+        let weights = self.parameters().master().download::<f32>()?;
+        let [first, second, ema] = self.optimizer_state().map(|tensor| tensor.download::<f32>());
+        let (first, second, ema) = (first?, second?, ema?);
+        let groups = [("weights.", &weights), ("first.", &first), ("second.", &second), ("ema.", &ema)];
+        let all: Vec<Array> = groups.iter().flat_map(|(prefix, flat)| arrays(specs, flat, prefix)).collect();
+        let mut metadata = HashMap::from([
+            ("format".to_string(), FORMAT.to_string()),
+            ("config".to_string(), self.config().to_json()?),
+            ("step".to_string(), self.step_count().to_string()),
+            ("seconds".to_string(), progress.seconds.to_string()),
+            ("classes".to_string(), serde_json::Value::from(progress.classes.clone()).to_string()),
+        ]);
+        if let Some((loss, step)) = progress.best {
+            // As bits: a comparison after resuming must come out as it would have without.
+            metadata.insert("best_loss".into(), format!("{:016x}", loss.to_bits()));
+            metadata.insert("best_step".into(), step.to_string());
+        }
+        write_arrays(path, &all, metadata)
+    }
+
+    /// Puts the trainer where the checkpoint at `path` left it.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a damaged file or one of another model; the trainer is then unchanged.
+    pub fn load_checkpoint(&mut self, path: &Path) -> Result<Progress> {
+        let file = ArrayFile::open(path, FORMAT, "a checkpoint")?;
+        let specs = self.parameters().specs();
+        let len = self.parameters().flat_len();
+        let [weights, first, second, ema] =
+            ["weights.", "first.", "second.", "ema."].map(|prefix| file.flat(specs, len, prefix, false));
+        let (weights, first, second, ema) = (weights?, first?, second?, ema?);
+        let step = file.number("step")?;
+        let best = match file.metadata.get("best_loss") {
+            Some(bits) => {
+                let bits = u64::from_str_radix(bits, 16)
+                    .map_err(|_| file.fault("its metadata's `best_loss` cannot be read".into()))?;
+                Some((f64::from_bits(bits), file.number("best_step")?))
+            }
+            None => None,
+        };
+        let progress = Progress {
+            best,
+            seconds: file.entry("seconds")?.parse().unwrap_or(0.0),
+            classes: serde_json::from_str(file.entry("classes")?)
+                .map_err(|fault| file.fault(format!("its list of classes cannot be read: {fault}")))?,
+        };
+        self.parameters().set_flat(&weights)?;
+        for (tensor, values) in self.optimizer_state().into_iter().zip([&first, &second, &ema]) {
+            tensor.upload(values)?;
+        }
+        self.set_step_count(step);
+        Ok(progress)
+    }
+
+    /// Writes the moving average as a model file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save_model(&self, path: &Path, classes: &[String]) -> Result<()> {
+        let [_, _, ema] = self.optimizer_state();
+        let info = ModelInfo {
+            config: self.config().clone(),
+            weights: "ema".into(),
+            step: self.step_count(),
+            epoch: self.step_count() / self.steps_per_epoch(),
+            classes: classes.to_vec(),
+        };
+        write_model(path, &info, self.parameters().specs(), &ema.download::<f32>()?)
+    }
+}
+
+/// The configuration of the run behind a checkpoint.
+///
+/// # Errors
+/// As [`ArrayFile::open`].
+pub fn checkpoint_config(path: &Path) -> Result<Config> {
+    ArrayFile::open(path, FORMAT, "a checkpoint")?.config()
+}
+
+/// The checkpoints of a folder (`step-N.safetensors`), newest first.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn list_checkpoints(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(fault) => return Err(Error::io(folder, "list")(fault)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(Error::io(folder, "list"))?.path();
+        let step = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok());
+        found.extend(step.map(|step: u64| (step, path)));
+    }
+    found.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
+    Ok(found)
+}

@@ -1,0 +1,465 @@
+//! The trainer: a model, its optimizer state and its data on one device, and the programs that step it.
+//!
+//! A step is one program (gather, noise, forward, backward, clip, update, moving average), so one captured graph. With
+//! gradient accumulation it is a program for the first batch, one for those between, and one for the last.
+
+use std::rc::Rc;
+
+use crate::config::{Config, LrSchedule, OptimizerKind, Precision, TrainingConfig};
+use crate::data::{Dataset, Split};
+use crate::diffusion::{Batch, Denoiser, NoiseSchedule, Objective, Sampler, SamplerSpec, SamplingConfig};
+use crate::error::{Error, Result};
+use crate::models;
+use crate::nn::Parameters;
+use crate::ops::adamw::{AdamW, AdamWState, adamw, gradient_norm, record};
+use crate::ops::control::Control;
+use crate::ops::gather::Order;
+use crate::tape::{Accumulate, Tape};
+use crate::tensor::{Context, DType, Device, Program, Tensor};
+
+/// Rows of the ring through which losses leave the device.
+const RING: u64 = 256;
+/// Separates the noise of validation from that of training.
+const VALIDATION_SEED: u64 = 0x5641_4C49_4441_5445;
+
+/// What one optimizer step reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepMetrics {
+    /// The step, 1 after the first.
+    pub step: u64,
+    /// Mean loss of the step's batches.
+    pub loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub gradient_norm: f64,
+}
+
+/// What a step works on; all of it persistent.
+struct State {
+    context: Context,
+    model: Rc<dyn Denoiser>,
+    parameters: Rc<Parameters>,
+    gradients: Tensor,
+    first: Tensor,
+    second: Tensor,
+    ema: Tensor,
+    control: Tensor,
+    statistics: Tensor,
+    ring: Tensor,
+    loss: Tensor,
+    /// The gradient of the loss by itself.
+    one: Tensor,
+    training: Batch,
+    validation: Option<Batch>,
+    objective: Objective,
+    validation_objective: Objective,
+    averaged: Rc<Parameters>,
+    hyper: AdamW,
+    gradient_clip: Option<f32>,
+    scale: f32,
+}
+
+/// Trains a model; see the [module](self).
+pub struct Trainer {
+    config: Config,
+    state: State,
+    /// One program per role of a batch in its step: see [`Role`].
+    programs: Vec<(Role, Program)>,
+    validation: Option<Program>,
+    images: usize,
+    validation_images: usize,
+    step: u64,
+    drained: u64,
+}
+
+/// What a batch does besides adding its gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Role {
+    /// Overwrites the gradients.
+    first: bool,
+    /// Updates the weights.
+    last: bool,
+}
+
+/// The sizes of a data set, all that planning needs.
+#[derive(Clone, Copy, Debug)]
+pub struct DataSizes {
+    /// Training images.
+    pub training: usize,
+    /// Validation images.
+    pub validation: usize,
+}
+
+impl Trainer {
+    /// Builds the model, draws its weights, puts everything on `device` and plans the programs.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where configuration and data do not fit together; [`Error::OutOfMemory`].
+    pub fn new(config: &Config, dataset: &Dataset, device: Device) -> Result<Self> {
+        check_fit(config, dataset)?;
+        let context = Context::new(device);
+        let split = |split: Split| -> Result<(Tensor, Tensor)> {
+            let count = dataset.split_len(split);
+            let shape = [count, dataset.height(), dataset.width(), dataset.channels()];
+            let images = context.tensor(dataset.split_images(split), shape)?;
+            Ok((images, context.tensor(&dataset.split_labels_i32(split), [count])?))
+        };
+        let training = split(Split::Train)?;
+        let held_out = dataset.split_len(Split::Validation) > 0;
+        let validation = held_out.then(|| split(Split::Validation)).transpose()?;
+        let trainer = Self::build(config, context, training, validation)?;
+        trainer.state.parameters.initialise(config.training.seed)?;
+        trainer.state.ema.copy_from(trainer.state.parameters.master())?;
+        Ok(trainer)
+    }
+
+    /// The same in shape-only mode: programs are planned, nothing is allocated.
+    pub fn plan(config: &Config, sizes: DataSizes) -> Result<Self> {
+        let context = Context::shape_only();
+        let (size, channels) = (config.model.image_size(), config.model.image_channels());
+        let split = |count: usize| -> Result<(Tensor, Tensor)> {
+            let images = context.persistent([count, size, size, channels], DType::U8)?;
+            Ok((images, context.persistent([count], DType::I32)?))
+        };
+        let training = split(sizes.training)?;
+        let validation = (sizes.validation > 0).then(|| split(sizes.validation)).transpose()?;
+        Self::build(config, context.clone(), training, validation)
+    }
+
+    fn build(
+        config: &Config,
+        context: Context,
+        training: (Tensor, Tensor),
+        validation: Option<(Tensor, Tensor)>,
+    ) -> Result<Self> {
+        config.validate()?;
+        let t = &config.training;
+        let precision = match t.precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        };
+        if precision == DType::BF16 && matches!(context.device(), Device::Cpu) && !context.is_shape_only() {
+            return Err(Error::config(
+                "training.precision",
+                "bf16 is for accelerators, and this run is on the cpu",
+                "set it to f32",
+            ));
+        }
+        let (model, builder) = models::build(&config.model)?;
+        let parameters = Rc::new(Parameters::new(&context, builder, precision)?);
+        let ema = parameters.flat_zeros()?;
+        let averaged = Rc::new(parameters.with_master(ema.clone())?);
+        let null_label = config.model.null_label();
+        let objective = |seed: u64, dropout: f64| {
+            Objective::new(&context, &config.diffusion, seed, dropout as f32, null_label)
+        };
+        let batch = |(images, labels): (Tensor, Tensor), order: Order, flip: Option<u64>| Batch {
+            images,
+            labels,
+            size: t.batch_size,
+            order,
+            flip,
+        };
+        let images = training.1.len();
+        let validation_images = validation.as_ref().map_or(0, |(_, labels)| labels.len());
+        let state = State {
+            gradients: parameters.flat_zeros()?,
+            first: parameters.flat_zeros()?,
+            second: parameters.flat_zeros()?,
+            ema,
+            control: Control::buffer(&context)?,
+            statistics: context.zeros([4], DType::F32)?,
+            ring: context.zeros([RING as usize, 4], DType::F32)?,
+            loss: context.zeros([1], DType::F32)?,
+            one: context.tensor(&[1f32], [1])?,
+            training: batch(training, Order::Shuffled { seed: t.seed }, config.data.flip.then_some(t.seed)),
+            validation: validation.map(|validation| batch(validation, Order::Sequential, None)),
+            objective: objective(t.seed, t.label_dropout)?,
+            validation_objective: objective(t.seed ^ VALIDATION_SEED, 0.0)?,
+            averaged,
+            hyper: AdamW {
+                beta1: t.beta1 as f32,
+                beta2: t.beta2 as f32,
+                epsilon: t.epsilon as f32,
+                weight_decay: t.weight_decay as f32,
+                decoupled: t.optimizer == OptimizerKind::Adamw,
+            },
+            gradient_clip: t.gradient_clip.map(|norm| norm as f32),
+            scale: 1.0 / t.gradient_accumulation as f32,
+            model,
+            parameters,
+            context: context.clone(),
+        };
+        let roles: &[(bool, bool)] = match t.gradient_accumulation {
+            1 => &[(true, true)],
+            2 => &[(true, false), (false, true)],
+            _ => &[(true, false), (false, false), (false, true)],
+        };
+        let programs = roles
+            .iter()
+            .map(|&(first, last)| {
+                let role = Role { first, last };
+                Ok((role, Program::plan(&context, || state.batch(role))?))
+            })
+            .collect::<Result<_>>()?;
+        let validation = match &state.validation {
+            Some(batch) => Some(Program::plan(&context, || state.validate(batch))?),
+            None => None,
+        };
+        let config = config.clone();
+        Ok(Self { config, state, programs, validation, images, validation_images, step: 0, drained: 0 })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device's context.
+    pub fn context(&self) -> &Context {
+        &self.state.context
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Rc<dyn Denoiser> {
+        &self.state.model
+    }
+
+    /// The weights that are trained.
+    pub fn parameters(&self) -> &Rc<Parameters> {
+        &self.state.parameters
+    }
+
+    /// The moving average of the weights. Call [`Trainer::refresh_average`] before using it in bf16.
+    pub fn averaged(&self) -> &Rc<Parameters> {
+        &self.state.averaged
+    }
+
+    /// Rounds the moving average anew for products in bf16.
+    pub fn refresh_average(&self) -> Result<()> {
+        self.state.averaged.refresh()
+    }
+
+    /// Flat optimizer state: first and second moments, moving average.
+    pub(crate) fn optimizer_state(&self) -> [&Tensor; 3] {
+        [&self.state.first, &self.state.second, &self.state.ema]
+    }
+
+    /// Optimizer steps done.
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// Puts the trainer where a checkpoint left it.
+    pub(crate) fn set_step_count(&mut self, step: u64) {
+        (self.step, self.drained) = (step, step);
+    }
+
+    /// Steps of an epoch; only full batches are taken.
+    pub fn steps_per_epoch(&self) -> u64 {
+        steps_per_epoch(&self.config.training, self.images)
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        self.config.training.total_steps(self.steps_per_epoch())
+    }
+
+    /// Images that one step sees.
+    pub fn images_per_step(&self) -> usize {
+        self.config.training.batch_size * self.config.training.gradient_accumulation
+    }
+
+    /// The planned programs by name: memory and cost.
+    pub fn programs(&self) -> impl Iterator<Item = (&'static str, &Program)> {
+        let training = self.programs.iter().map(|(role, program)| {
+            let name = match (role.first, role.last) {
+                (true, true) => "training step",
+                (true, false) => "first batch of a step",
+                (false, false) => "further batch of a step",
+                (false, true) => "last batch of a step",
+            };
+            (name, program)
+        });
+        training.chain(self.validation.iter().map(|program| ("validation batch", program)))
+    }
+
+    /// Does one optimizer step. Its metrics come out of [`Trainer::drain_metrics`].
+    pub fn train_step(&mut self) -> Result<()> {
+        if self.step - self.drained >= RING {
+            return Err(Error::shape("trainer", format!("{RING} steps without reading their metrics")));
+        }
+        let t = &self.config.training;
+        let accumulation = t.gradient_accumulation as u64;
+        let number = self.step + 1;
+        let within = self.step % self.steps_per_epoch();
+        for micro in 0..accumulation {
+            let decay = if t.ema_warmup {
+                t.ema_decay.min((1.0 + number as f64) / (10.0 + number as f64))
+            } else {
+                t.ema_decay
+            };
+            let control = Control {
+                step: self.step as u32,
+                epoch: (self.step / self.steps_per_epoch()) as u32,
+                cursor: ((within * accumulation + micro) * t.batch_size as u64) as u32,
+                first_item: (micro * t.batch_size as u64) as u32,
+                learning_rate: learning_rate(t, number, self.total_steps()) as f32,
+                first_correction: (1.0 / (1.0 - t.beta1.powf(number as f64))) as f32,
+                second_correction: (1.0 / (1.0 - t.beta2.powf(number as f64))) as f32,
+                ema_decay: decay as f32,
+                row: (self.step % RING) as u32,
+                micro: micro as u32,
+                ..Control::default()
+            };
+            self.state.control.upload(&control.words())?;
+            let role = Role { first: micro == 0, last: micro + 1 == accumulation };
+            let state = &self.state;
+            let (_, program) = self.programs.iter_mut().find(|(r, _)| *r == role).ok_or_else(|| {
+                Error::shape("trainer", "a step without its program")
+            })?;
+            program.run(|| state.batch(role))?;
+        }
+        self.step = number;
+        Ok(())
+    }
+
+    /// Whether the ring is full, so that metrics have to be drained before the next step.
+    pub fn must_drain(&self) -> bool {
+        self.step - self.drained >= RING
+    }
+
+    /// The metrics of the steps since the last call; waits for them.
+    pub fn drain_metrics(&mut self) -> Result<Vec<StepMetrics>> {
+        if self.drained == self.step {
+            return Ok(Vec::new());
+        }
+        let ring = self.state.ring.download::<f32>()?;
+        let metrics = (self.drained..self.step)
+            .map(|step| {
+                let row = &ring[(step % RING) as usize * 4..][..4];
+                StepMetrics { step: step + 1, loss: row[0] as f64, gradient_norm: row[1] as f64 }
+            })
+            .collect();
+        self.drained = self.step;
+        Ok(metrics)
+    }
+
+    /// The mean loss of the averaged weights over the validation images, with the same noise each time; None where the
+    /// data set holds none out.
+    pub fn validate(&mut self) -> Result<Option<f64>> {
+        let (Some(program), Some(batch)) = (&mut self.validation, &self.state.validation) else { return Ok(None) };
+        self.state.averaged.refresh()?;
+        let all = (self.validation_images / batch.size).max(1);
+        let batches = self.config.training.validation_batches.map_or(all, |most| most.min(all));
+        let mut sum = 0.0;
+        for number in 0..batches {
+            let item = (number * batch.size) as u32;
+            let control = Control { cursor: item, first_item: item, ..Control::default() };
+            self.state.control.upload(&control.words())?;
+            let state = &self.state;
+            program.run(|| state.validate(batch))?;
+            sum += self.state.loss.download::<f32>()?[0] as f64;
+        }
+        Ok(Some(sum / batches as f64))
+    }
+
+    /// A sampler over the averaged weights.
+    pub fn sampler(&self, sampling: &SamplingConfig, batch: usize, seed: u64) -> Result<Sampler> {
+        self.state.averaged.refresh()?;
+        let spec = SamplerSpec {
+            sampling: sampling.clone(),
+            prediction: self.config.diffusion.prediction,
+            null_label: self.config.model.null_label(),
+            batch,
+            seed,
+        };
+        let noise = NoiseSchedule::new(&self.config.diffusion)?;
+        Sampler::new(&self.state.context, self.state.model.clone(), self.state.averaged.clone(), &noise, spec)
+    }
+}
+
+impl State {
+    /// One batch of a step.
+    fn batch(&self, role: Role) -> Result<()> {
+        let tape = Tape::new(&self.context);
+        let mode = if role.first { Accumulate::Write } else { Accumulate::Add };
+        let bound = self.parameters.bind(&tape, Some((&self.gradients, mode)))?;
+        let loss =
+            self.objective.loss(&tape, self.model.as_ref(), &bound, &self.training, &self.control, self.scale)?;
+        self.loss.copy_from(loss.tensor())?;
+        tape.backward(&loss, self.one.clone())?;
+        drop((tape, bound, loss));
+        if role.last {
+            gradient_norm(&self.context, &self.gradients, &self.statistics, self.gradient_clip)?;
+            let state = AdamWState {
+                parameters: self.parameters.master(),
+                compute: self.parameters.compute(),
+                gradients: &self.gradients,
+                first: &self.first,
+                second: &self.second,
+                ema: Some(&self.ema),
+            };
+            adamw(&self.context, &state, &self.control, &self.statistics, &self.hyper)?;
+        }
+        record(&self.context, &self.ring, &self.loss, &self.statistics, &self.control)
+    }
+
+    fn validate(&self, batch: &Batch) -> Result<()> {
+        let tape = Tape::inference(&self.context);
+        let bound = self.averaged.bind(&tape, None)?;
+        let loss =
+            self.validation_objective.loss(&tape, self.model.as_ref(), &bound, batch, &self.control, 1.0)?;
+        self.loss.copy_from(loss.tensor())
+    }
+}
+
+/// Steps of an epoch of `images` images.
+pub fn steps_per_epoch(training: &TrainingConfig, images: usize) -> u64 {
+    (images / (training.batch_size * training.gradient_accumulation)).max(1) as u64
+}
+
+/// The learning rate of update `number` (1 for the first) of `total`: linear warm-up to the peak at update
+/// `warmup_steps`, then the schedule, whose last update has the lowest rate.
+pub fn learning_rate(training: &TrainingConfig, number: u64, total: u64) -> f64 {
+    let peak = training.learning_rate;
+    if number <= training.warmup_steps {
+        return peak * number as f64 / training.warmup_steps as f64;
+    }
+    let rest = total.saturating_sub(training.warmup_steps).max(1) as f64;
+    let progress = ((number - training.warmup_steps) as f64 / rest).min(1.0);
+    let low = training.min_learning_rate;
+    match training.lr_schedule {
+        LrSchedule::Constant => peak,
+        LrSchedule::Linear => peak + (low - peak) * progress,
+        LrSchedule::Cosine => low + (peak - low) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+    }
+}
+
+/// A model and a data set that cannot go together are told apart before anything is allocated.
+fn check_fit(config: &Config, dataset: &Dataset) -> Result<()> {
+    let (size, channels) = (config.model.image_size(), config.model.image_channels());
+    let file = dataset.path().map_or_else(|| dataset.name().to_string(), |path| path.display().to_string());
+    if (dataset.height(), dataset.width(), dataset.channels()) != (size, size, channels) {
+        return Err(Error::config(
+            file,
+            format!(
+                "its images are {}x{}x{}, the model's {size}x{size}x{channels}",
+                dataset.height(),
+                dataset.width(),
+                dataset.channels()
+            ),
+            "set model.image_size and model.image_channels, or name another data set with --data",
+        ));
+    }
+    if dataset.class_names().len() > config.model.num_classes() {
+        return Err(Error::config(
+            "model.num_classes",
+            format!("{} classes in {file}, {} in the model", dataset.class_names().len(), config.model.num_classes()),
+            format!("set it to {}", dataset.class_names().len()),
+        ));
+    }
+    if dataset.split_len(Split::Train) == 0 {
+        return Err(Error::config(file, "it has no training images", "import a set with a training split"));
+    }
+    Ok(())
+}
