@@ -6,11 +6,13 @@ pub mod adamw;
 pub mod attention;
 pub mod case;
 pub mod control;
+pub mod elementwise;
 pub mod embedding;
 pub mod gather;
 pub mod head_norm;
 pub mod host;
 pub mod layer_norm;
+pub mod linear;
 pub mod mse_loss;
 pub mod noise_step;
 pub mod patchify;
@@ -36,10 +38,12 @@ pub struct Op {
 pub const REGISTRY: &[Op] = &[
     Op { name: "adamw", cases: adamw::cases },
     Op { name: "attention", cases: attention::cases },
+    Op { name: "elementwise", cases: elementwise::cases },
     Op { name: "embedding", cases: embedding::cases },
     Op { name: "gather", cases: gather::cases },
     Op { name: "head_norm", cases: head_norm::cases },
     Op { name: "layer_norm", cases: layer_norm::cases },
+    Op { name: "linear", cases: linear::cases },
     Op { name: "mse_loss", cases: mse_loss::cases },
     Op { name: "noise_step", cases: noise_step::cases },
     Op { name: "patchify", cases: patchify::cases },

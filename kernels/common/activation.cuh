@@ -1,0 +1,39 @@
+// The activations and their derivatives, in f32; the formulas are those of src/ops/host/activation.rs.
+#pragma once
+#include "common/types.cuh"
+
+// GELU in the tanh form (Hendrycks and Gimpel 2016): x/2 (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
+DEV f32 gelu_two_u(f32 x) { return 1.5957691216057308f * x * fma_f32(0.044715f * x, x, 1.0f); }
+DEV f32 gelu(f32 x) { return x * sigmoid_f32(gelu_two_u(x)); }
+
+// sigmoid(2u) + x sigmoid(2u) (1 - sigmoid(2u)) 2u'. Beyond |x| = 20 the second term is zero to rounding, and x and u'
+// might overflow against it.
+DEV f32 gelu_derivative(f32 x) {
+    f32 s = sigmoid_f32(gelu_two_u(x));
+    x = max_f32(min_f32(x, 20.0f), -20.0f);
+    f32 two_du = 1.5957691216057308f * fma_f32(0.134145f * x, x, 1.0f);
+    return fma_f32(x * s * (1.0f - s), two_du, s);
+}
+
+// SiLU, or swish (Elfwing et al. 2017): x sigmoid(x).
+DEV f32 silu(f32 x) { return x * sigmoid_f32(x); }
+
+DEV f32 silu_derivative(f32 x) {
+    f32 s = sigmoid_f32(x);
+    return s * fma_f32(x, 1.0f - s, 1.0f);
+}
+
+// The activation that a linear layer applies: the numbers are those of `Activation::code` in src/ops/linear/mod.rs.
+enum Activation : u32 { ACTIVATION_NONE = 0, ACTIVATION_GELU = 1, ACTIVATION_SILU = 2 };
+
+// Both are x times a sigmoid: one of them, so that a kernel with many values a thread stays small.
+DEV f32 activate(f32 x, u32 activation) {
+    if (activation == ACTIVATION_NONE) return x;
+    return x * sigmoid_f32(activation == ACTIVATION_GELU ? gelu_two_u(x) : x);
+}
+
+DEV f32 activation_derivative(f32 x, u32 activation) {
+    if (activation == ACTIVATION_GELU) return gelu_derivative(x);
+    if (activation == ACTIVATION_SILU) return silu_derivative(x);
+    return 1.0f;
+}

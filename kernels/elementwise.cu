@@ -1,0 +1,181 @@
+// Elementwise operations: one family, a functor each.
+//
+//   gelu, silu   y = f(x);  dx = dy f'(x)
+//   add          y = a + b
+//   add_into     to += x
+//   scale        y = factor x (its own gradient)
+//   cast         y = x between f32 and bf16
+//   gate         out = x + g y, g [cols] being columns `column` .. of the sample's row of `modulation` [samples, modulation_stride]
+//                (adaLN-zero; Peebles and Xie 2023, arXiv 2212.09748); dy = g dout, dg = sum over the sample's rows of dout y
+//
+// Arithmetic is in f32, storage in T. `accumulate` != 0 adds to the destination. Every kernel is bound by memory: its floor is
+// the bytes of its operands over the bandwidth.
+//
+// Launches: a thread per 16 bytes of T (eight elements for narrow and widen), in blocks of 256. gate_fwd: the same over rows * ceil(cols / N)
+// pieces, N elements in 16 bytes. gate_bwd: a thread per N columns of a sample, grid [samples, ceil(cols / (N * threads))]; it
+// goes down the rows, so that dg is one sum in order.
+#include "common/activation.cuh"
+#include "common/types.cuh"
+#include "common/wide.cuh"
+
+struct Gelu {
+    DEV f32 of(f32 x) { return gelu(x); }
+};
+struct GeluBackward {
+    DEV f32 of(f32 dy, f32 x) { return dy * gelu_derivative(x); }
+};
+struct Silu {
+    DEV f32 of(f32 x) { return silu(x); }
+};
+struct SiluBackward {
+    DEV f32 of(f32 dy, f32 x) { return dy * silu_derivative(x); }
+};
+struct Identity {
+    DEV f32 of(f32 x) { return x; }
+};
+struct Sum {
+    DEV f32 of(f32 a, f32 b) { return a + b; }
+};
+
+// The first of this thread's `count` elements.
+DEV u64 first_element(u32 count) { return ((u64)blockIdx.x * blockDim.x + threadIdx.x) * count; }
+
+// At most `count` elements are left at `at`.
+DEV u32 left_at(u64 at, u64 len, u32 count) { return (u32)min_of<u64>(len - at, count); }
+
+template <typename T, u32 N>
+DEV void put(T* to, u32 left, bool wide, f32 (&v)[N], u32 accumulate) {
+    if (accumulate != 0) {
+        f32 old[N];
+        load_wide(to, left, wide, old);
+#pragma unroll
+        for (u32 i = 0; i < N; i++) v[i] += old[i];
+    }
+    store_wide(to, left, wide, v);
+}
+
+// y = f(x), or y += f(x).
+template <typename F, u32 N, typename To, typename From>
+DEV void unary(To* __restrict__ y, const From* __restrict__ x, u64 len, u32 accumulate) {
+    u64 at = first_element(N);
+    if (at >= len) return;
+    u32 left = left_at(at, len, N);
+    bool wide = left == N && aligned16(y) && aligned16(x);
+    f32 v[N];
+    load_wide(x + at, left, wide, v);
+#pragma unroll
+    for (u32 i = 0; i < N; i++) v[i] = F::of(v[i]);
+    put(y + at, left, wide, v, accumulate);
+}
+
+template <typename F, typename T>
+DEV void map(T* __restrict__ y, const T* __restrict__ x, u64 len, u32 accumulate) {
+    unary<F, Vec16<T>::COUNT>(y, x, len, accumulate);
+}
+
+// y = f(a, b), or y += f(a, b).
+template <typename F, typename T>
+DEV void binary(T* __restrict__ y, const T* __restrict__ a, const T* __restrict__ b, u64 len, u32 accumulate) {
+    constexpr u32 N = Vec16<T>::COUNT;
+    u64 at = first_element(N);
+    if (at >= len) return;
+    u32 left = left_at(at, len, N);
+    bool wide = left == N && aligned16(y) && aligned16(a) && aligned16(b);
+    f32 v[N], w[N];
+    load_wide(a + at, left, wide, v);
+    load_wide(b + at, left, wide, w);
+#pragma unroll
+    for (u32 i = 0; i < N; i++) v[i] = F::of(v[i], w[i]);
+    put(y + at, left, wide, v, accumulate);
+}
+
+template <typename T>
+DEV void scaled(T* __restrict__ y, const T* __restrict__ x, f32 factor, u64 len, u32 accumulate) {
+    constexpr u32 N = Vec16<T>::COUNT;
+    u64 at = first_element(N);
+    if (at >= len) return;
+    u32 left = left_at(at, len, N);
+    bool wide = left == N && aligned16(y) && aligned16(x);
+    f32 v[N];
+    load_wide(x + at, left, wide, v);
+#pragma unroll
+    for (u32 i = 0; i < N; i++) v[i] *= factor;
+    put(y + at, left, wide, v, accumulate);
+}
+
+template <typename T>
+DEV void gate_fwd(T* __restrict__ out, const T* __restrict__ x, const T* __restrict__ y, const T* __restrict__ modulation,
+                  u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column) {
+    constexpr u32 N = Vec16<T>::COUNT;
+    u32 pieces = ceil_div(cols, N);
+    u64 index = first_element(1);
+    u32 row = (u32)(index / pieces), col = (u32)(index % pieces) * N;
+    if (row >= rows) return;
+    u32 left = cols - col;
+    u64 at = (u64)row * cols + col;
+    const T* g_at = modulation + (u64)(row / rows_per_sample) * modulation_stride + column + col;
+    bool wide = left >= N && cols % N == 0 && aligned16(out) && aligned16(x) && aligned16(y);
+    f32 v[N], w[N], g[N];
+    load_wide(x + at, left, wide, v);
+    load_wide(y + at, left, wide, w);
+    load_wide(g_at, left, left >= N && aligned16(g_at), g);
+#pragma unroll
+    for (u32 i = 0; i < N; i++) v[i] = fma_f32(g[i], w[i], v[i]);
+    store_wide(out + at, left, wide, v);
+}
+
+// dy (null: not wanted) is written or added to; dmodulation (null: not wanted) is always added to, in its own columns.
+template <typename T>
+DEV void gate_bwd(T* __restrict__ dy, T* __restrict__ dmodulation, const T* __restrict__ dout, const T* __restrict__ y,
+                  const T* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column,
+                  u32 accumulate) {
+    constexpr u32 N = Vec16<T>::COUNT;
+    u32 col = (blockIdx.y * blockDim.x + threadIdx.x) * N;
+    if (col >= cols) return;
+    u32 left = cols - col;
+    u64 columns = (u64)blockIdx.x * modulation_stride + column + col;
+    bool wide = left >= N && cols % N == 0 && aligned16(dy) && aligned16(dout) && aligned16(y);
+    bool wide_columns = left >= N && aligned16(modulation + columns);
+    if (dmodulation != nullptr) wide_columns = wide_columns && aligned16(dmodulation + columns);
+    f32 g[N], sums[N];
+    load_wide(modulation + columns, left, wide_columns, g);
+#pragma unroll
+    for (u32 i = 0; i < N; i++) sums[i] = 0.0f;
+    for (u32 row = blockIdx.x * rows_per_sample, last = row + rows_per_sample; row < last; row++) {
+        u64 at = (u64)row * cols + col;
+        f32 d[N], v[N];
+        load_wide(dout + at, left, wide, d);
+        if (dmodulation != nullptr) {
+            load_wide(y + at, left, wide, v);
+#pragma unroll
+            for (u32 i = 0; i < N; i++) sums[i] = fma_f32(d[i], v[i], sums[i]);
+        }
+        if (dy != nullptr) {
+#pragma unroll
+            for (u32 i = 0; i < N; i++) d[i] *= g[i];
+            put(dy + at, left, wide, d, accumulate);
+        }
+    }
+    if (dmodulation != nullptr) put(dmodulation + columns, left, wide_columns, sums, 1);
+}
+
+extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_fwd_f32(f32* __restrict__ y, const f32* __restrict__ x, u64 len) { map<Gelu>(y, x, len, 0); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_fwd_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) { map<Gelu>(y, x, len, 0); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_bwd_f32(f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) { binary<GeluBackward>(dx, dy, x, len, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_bwd_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) { binary<GeluBackward>(dx, dy, x, len, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_silu_fwd_f32(f32* __restrict__ y, const f32* __restrict__ x, u64 len) { map<Silu>(y, x, len, 0); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_silu_fwd_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) { map<Silu>(y, x, len, 0); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_f32(f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) { binary<SiluBackward>(dx, dy, x, len, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) { binary<SiluBackward>(dx, dy, x, len, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_add_f32(f32* __restrict__ y, const f32* __restrict__ a, const f32* __restrict__ b, u64 len) { binary<Sum>(y, a, b, len, 0); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_add_bf16(bf16* __restrict__ y, const bf16* __restrict__ a, const bf16* __restrict__ b, u64 len) { binary<Sum>(y, a, b, len, 0); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_add_into_f32(f32* __restrict__ to, const f32* __restrict__ x, u64 len) { map<Identity>(to, x, len, 1); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_add_into_bf16(bf16* __restrict__ to, const bf16* __restrict__ x, u64 len) { map<Identity>(to, x, len, 1); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_scale_f32(f32* __restrict__ y, const f32* __restrict__ x, f32 factor, u64 len, u32 accumulate) { scaled(y, x, factor, len, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_scale_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, f32 factor, u64 len, u32 accumulate) { scaled(y, x, factor, len, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_narrow(bf16* __restrict__ y, const f32* __restrict__ x, u64 len, u32 accumulate) { unary<Identity, 8>(y, x, len, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_widen(f32* __restrict__ y, const bf16* __restrict__ x, u64 len, u32 accumulate) { unary<Identity, 8>(y, x, len, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_gate_fwd_f32(f32* __restrict__ out, const f32* __restrict__ x, const f32* __restrict__ y, const f32* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column) { gate_fwd(out, x, y, modulation, rows, cols, rows_per_sample, modulation_stride, column); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_gate_fwd_bf16(bf16* __restrict__ out, const bf16* __restrict__ x, const bf16* __restrict__ y, const bf16* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column) { gate_fwd(out, x, y, modulation, rows, cols, rows_per_sample, modulation_stride, column); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_gate_bwd_f32(f32* __restrict__ dy, f32* __restrict__ dmodulation, const f32* __restrict__ dout, const f32* __restrict__ y, const f32* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column, u32 accumulate) { gate_bwd(dy, dmodulation, dout, y, modulation, cols, rows_per_sample, modulation_stride, column, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_gate_bwd_bf16(bf16* __restrict__ dy, bf16* __restrict__ dmodulation, const bf16* __restrict__ dout, const bf16* __restrict__ y, const bf16* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column, u32 accumulate) { gate_bwd(dy, dmodulation, dout, y, modulation, cols, rows_per_sample, modulation_stride, column, accumulate); }

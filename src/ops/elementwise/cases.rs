@@ -1,0 +1,67 @@
+//! Cases of the elementwise family.
+
+use super::{add, cast, gate, gelu, scale, silu};
+use crate::error::Result;
+use crate::ops::case::{Case, Input, Values};
+use crate::tape::{Tape, Var};
+use crate::tensor::{DType, Shape};
+
+fn unary(name: String, shape: Shape, f: fn(&Tape, &Var) -> Result<Var>) -> Case {
+    let inputs = vec![Input::activation("x", shape).with(Values::Uniform(-6.0, 6.0))];
+    Case::new("elementwise", name, inputs, move |tape, inputs| Ok(vec![f(tape, &inputs[0])?]))
+}
+
+fn gated(name: &str, shape: [usize; 3], column: usize) -> Case {
+    let [samples, tokens, d] = shape;
+    let inputs = vec![
+        Input::activation("x", shape),
+        Input::activation("y", shape),
+        Input::activation("modulation", [samples, 2 * d + column]),
+    ];
+    let case = Case::new("elementwise", name, inputs, move |tape, inputs| {
+        Ok(vec![gate(tape, &inputs[0], &inputs[1], &inputs[2], column)?])
+    });
+    case.sums(tokens)
+}
+
+/// Lengths around the 16 bytes of an access and the threads of a block, and some large enough to time.
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for shape in [Shape::from([1]), Shape::from([7, 9]), Shape::from([3, 16, 65])] {
+        cases.push(unary(format!("gelu_{}", shape.len()), shape, gelu));
+        cases.push(unary(format!("silu_{}", shape.len()), shape, silu));
+        let inputs = vec![Input::activation("a", shape), Input::activation("b", shape)];
+        cases.push(Case::new("elementwise", format!("add_{}", shape.len()), inputs, |tape, inputs| {
+            Ok(vec![add(tape, &inputs[0], &inputs[1])?])
+        }));
+        let inputs = vec![Input::activation("x", shape)];
+        cases.push(Case::new("elementwise", format!("scale_{}", shape.len()), inputs, |tape, inputs| {
+            Ok(vec![scale(tape, &inputs[0], -0.3)?])
+        }));
+        let inputs = vec![Input::activation("x", shape)];
+        cases.push(Case::new("elementwise", format!("widen_{}", shape.len()), inputs, |tape, inputs| {
+            Ok(vec![scale(tape, &cast(tape, &inputs[0], DType::F32)?, 2.0)?])
+        }));
+        // The second input tells the dtype under test. A cast to the same dtype is nothing, so something exact follows it.
+        let inputs = vec![Input::parameter("x", shape), Input::activation("like", [1]).constant()];
+        cases.push(Case::new("elementwise", format!("narrow_{}", shape.len()), inputs, |tape, inputs| {
+            Ok(vec![scale(tape, &cast(tape, &inputs[0], inputs[1].dtype())?, 2.0)?])
+        }));
+    }
+    // Twice the same variable: its gradients are summed.
+    let inputs = vec![Input::activation("x", [5, 13])];
+    cases.push(Case::new("elementwise", "sum_of_uses", inputs, |tape, inputs| {
+        let x = &inputs[0];
+        let both = add(tape, &gelu(tape, x)?, &scale(tape, x, 0.7)?)?;
+        Ok(vec![add(tape, &add(tape, &both, x)?, &silu(tape, x)?)?])
+    }));
+    cases.extend([
+        gated("gate_b2_t9_d64", [2, 9, 64], 64),
+        gated("gate_odd_b3_t5_d37", [3, 5, 37], 11),
+        gated("gate_one_b1_t1_d1", [1, 1, 1], 0),
+        gated("gate_wide_b2_t3_d1032", [2, 3, 1032], 8),
+        unary("gelu_b256_t65_d1536".into(), Shape::from([256, 65, 1536]), gelu).large(),
+        gated("gate_b256_t64_d384", [256, 64, 384], 768).large(),
+    ]);
+    cases
+}

@@ -1,0 +1,46 @@
+//! Cases of the linear layer.
+
+use super::{Activation, linear};
+use crate::ops::case::{Case, Input};
+
+/// x `[m, k]`, weight `[n, k]`, and what else the flags ask for.
+fn case(name: &str, [m, n, k]: [usize; 3], bias: bool, activation: Activation, residual: bool) -> Case {
+    let mut inputs = vec![Input::activation("x", [m, k]), Input::weight("weight", [n, k])];
+    if bias {
+        inputs.push(Input::parameter("bias", [n]));
+    }
+    if residual {
+        inputs.push(Input::activation("residual", [m, n]));
+    }
+    Case::new("linear", name, inputs, move |tape, inputs| {
+        let bias_var = bias.then(|| &inputs[2]);
+        let residual_var = residual.then(|| &inputs[2 + bias as usize]);
+        Ok(vec![linear(tape, &inputs[0], &inputs[1], bias_var, activation, residual_var)?])
+    })
+    .sums(m.max(n).max(k))
+}
+
+/// Shapes of the presets, odd ones, sums that are split, both tiles for each product, and some large enough to time.
+pub fn cases() -> Vec<Case> {
+    use Activation::{Gelu, None, Silu};
+    vec![
+        case("m65_n48_k48", [65, 48, 48], true, None, false),
+        case("gelu_m33_n72_k40", [33, 72, 40], true, Gelu, false),
+        case("residual_m65_n64_k128", [65, 64, 128], true, None, true),
+        case("silu_odd_m5_n37_k23", [5, 37, 23], true, Silu, true),
+        case("gelu_no_bias_m7_n9_k65", [7, 9, 65], false, Gelu, false),
+        case("odd_columns_m70_n67_k66", [70, 67, 66], false, None, true),
+        case("one_m1_n1_k1", [1, 1, 1], true, None, false),
+        case("split_m600_n24_k17", [600, 24, 17], true, None, false),
+        case("large_tile_fwd_m8189_n65_k3", [8189, 65, 3], false, None, false),
+        case("large_tile_bwd_input_m8189_n3_k65", [8189, 3, 65], false, None, false),
+        case("large_tile_bwd_weight_m2049_n67_k72", [2049, 67, 72], false, None, false),
+        case("qkv_m16640_n576_k384", [16640, 576, 384], true, None, false).large(),
+        case("up_m16640_n1536_k384", [16640, 1536, 384], true, Gelu, false).large(),
+        case("down_m16640_n384_k1536", [16640, 384, 1536], true, None, true).large(),
+        case("cpu_m2080_n768_k384", [2080, 768, 384], true, None, false).large(),
+        case("cpu_m2080_n384_k384", [2080, 384, 384], true, None, true).large(),
+        case("cpu_m2080_n1536_k384", [2080, 1536, 384], true, Gelu, false).large(),
+        case("cpu_m2080_n384_k1536", [2080, 384, 1536], true, None, true).large(),
+    ]
+}

@@ -1,0 +1,115 @@
+//! The linear layer on the CPU: products with bias, activation and residual applied while a row is in the cache.
+
+use super::{Activation, Call, ROWS_PER_PART, Sizes};
+use crate::ops::host::{self, Float, parallel, product, vector};
+use crate::tape::{Accumulate, Destination};
+use crate::tensor::{Element, Tensor};
+
+/// The saved z, written piece by piece as the product finishes its rows.
+struct Pieces<T>(*mut T, usize);
+// SAFETY: the product hands each piece of a row to its follow-up once, so no two threads write the same element.
+unsafe impl<T> Sync for Pieces<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for Pieces<T> {}
+
+impl<T: Copy> Pieces<T> {
+    fn write(&self, at: usize, values: &[T]) {
+        assert!(at + values.len() <= self.1, "a piece outside z");
+        // SAFETY: in bounds, and this thread's alone: see above.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.0.add(at), values.len()) };
+    }
+}
+
+pub(super) fn forward<T: Float + Element>(
+    call: &Call,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    y: &Tensor,
+) {
+    let (Sizes { m, n, k }, activation) = (call.sizes, call.activation);
+    let z = call.z.as_ref().map(|z| z.host_mut::<T>()).map(|z| Pieces(z.as_mut_ptr(), z.len()));
+    let residual = residual.map(Tensor::host::<T>);
+    let finish = |row: usize, first: usize, values: &mut [T]| {
+        let at = row * n + first;
+        if let Some(z) = &z {
+            z.write(at, values);
+        }
+        match activation {
+            Activation::None => {}
+            Activation::Gelu => vector::map_in_place(values, host::activation::gelu),
+            Activation::Silu => vector::map_in_place(values, host::activation::silu),
+        }
+        if let Some(residual) = residual {
+            vector::map(values, &residual[at..][..values.len()], Accumulate::Add, |r| r);
+        }
+    };
+    let bias = bias.map(Tensor::host::<T>);
+    product::linear_forward(y.host_mut(), x.host(), weight.host(), bias, (m, n, k), finish);
+    if let Some(z) = &call.z {
+        z.round_declared();
+    }
+}
+
+/// A few rows of dz and the bias's partial sum over them.
+struct Part<'a, T> {
+    dz: Option<&'a mut [T]>,
+    dy: &'a [T],
+    sum: Option<&'a mut [T]>,
+}
+
+/// z becomes dz; the bias's gradient is summed within parts of fixed size, then over the parts in order.
+pub(super) fn activation_backward<T: Float + Element>(call: &Call, dy: &Tensor, db: Option<(&Tensor, &Destination)>) {
+    let (n, activation) = (call.sizes.n, call.activation);
+    let mut dz = call.z.as_ref().map(|z| z.host_mut::<T>().chunks_mut(ROWS_PER_PART * n));
+    let mut sums = db.map(|(partial, _)| partial.host_mut::<T>().chunks_mut(n));
+    let rows = dy.host::<T>().chunks(ROWS_PER_PART * n.max(1));
+    let mut parts: Vec<Part<T>> = rows
+        .map(|dy| Part { dz: dz.as_mut().and_then(Iterator::next), dy, sum: sums.as_mut().and_then(Iterator::next) })
+        .collect();
+    parallel::for_slots(&mut parts, dy.len(), |part| {
+        if let Some(sum) = &mut part.sum {
+            sum.fill(T::ZERO);
+        }
+        for (row, dy) in part.dy.chunks_exact(n).enumerate() {
+            let row = match &mut part.dz {
+                Some(dz) => {
+                    let dz = &mut dz[row * n..][..n];
+                    match activation {
+                        Activation::None => dz.copy_from_slice(dy),
+                        Activation::Gelu => bend(dz, dy, host::activation::gelu_derivative),
+                        Activation::Silu => bend(dz, dy, host::activation::silu_derivative),
+                    }
+                    &*dz
+                }
+                None => dy,
+            };
+            if let Some(sum) = &mut part.sum {
+                vector::map(sum, row, Accumulate::Add, |d| d);
+            }
+        }
+    });
+    if let Some(z) = &call.z {
+        z.round_declared();
+    }
+    if let Some((partial, destination)) = db {
+        vector::column_sums(destination.tensor.host_mut::<T>(), partial.host::<T>(), destination.mode);
+    }
+}
+
+/// z becomes dy · derivative(z).
+#[inline(always)]
+fn bend<T: Float>(z: &mut [T], dy: &[T], derivative: impl Fn(T) -> T) {
+    vector::dispatch(|| z.iter_mut().zip(dy).for_each(|(z, &dy)| *z = dy * derivative(*z)));
+}
+
+pub(super) fn input_backward<T: Float + Element>(sizes: Sizes, dz: &Tensor, weight: &Tensor, dx: &Destination) {
+    let Sizes { m, n, k } = sizes;
+    product::linear_backward_input(dx.tensor.host_mut::<T>(), dz.host(), weight.host(), (m, n, k), dx.mode);
+}
+
+pub(super) fn weight_backward<T: Float + Element>(sizes: Sizes, dz: &Tensor, x: &Tensor, dw: &Destination) {
+    let Sizes { m, n, k } = sizes;
+    product::linear_backward_weight(dw.tensor.host_mut::<T>(), dz.host(), x.host(), (m, n, k), dw.mode);
+}
