@@ -6,7 +6,7 @@ use super::{Denoiser, NoiseSchedule, Plan, Prediction, SamplingConfig};
 use crate::error::{Error, Result};
 use crate::nn::Parameters;
 use crate::ops::control::Control;
-use crate::ops::sampler_step::{fill_noise, sampler_step, sampler_time};
+use crate::ops::sampler_step::{SamplerState, fill_noise, sampler_step, sampler_time};
 use crate::tape::Tape;
 use crate::tensor::{Context, DType, Program, Tensor};
 
@@ -166,15 +166,12 @@ fn step(
     let bound = parameters.bind(&tape, None)?;
     let (x, time, labels) = (tape.constant(&state.x), tape.constant(&state.time), tape.constant(&state.labels));
     let prediction = model.forward(&tape, &bound, &x, &time, &labels)?;
-    sampler_step(
-        context,
-        &state.x,
-        prediction.tensor(),
-        state.saved_state.as_ref(),
-        state.saved.as_ref(),
-        &state.table,
-        &state.control,
-        seed,
+    let buffers = SamplerState {
+        x: &state.x,
+        prediction: prediction.tensor(),
+        saved_state: state.saved_state.as_ref(),
+        saved: state.saved.as_ref(),
         copies,
-    )
+    };
+    sampler_step(context, &buffers, &state.table, &state.control, seed)
 }

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use crate::error::{Error, Result};
-use crate::ops::host::normal4;
+use crate::ops::host::normal::normal4;
 use crate::rng::{Philox, Purpose};
 use crate::tape::{Accumulate, Tape, Var};
 use crate::tensor::{Context, DType, Shape, Tensor};

@@ -177,10 +177,10 @@ impl Trainer {
             validation_objective: objective(t.seed ^ VALIDATION_SEED, 0.0)?,
             averaged,
             hyper: AdamW {
-                beta1: t.beta1 as f32,
-                beta2: t.beta2 as f32,
-                epsilon: t.epsilon as f32,
-                weight_decay: t.weight_decay as f32,
+                beta1: t.beta1,
+                beta2: t.beta2,
+                epsilon: t.epsilon,
+                weight_decay: t.weight_decay,
                 decoupled: t.optimizer == OptimizerKind::Adamw,
             },
             gradient_clip: t.gradient_clip.map(|norm| norm as f32),
@@ -399,7 +399,7 @@ impl State {
                 second: &self.second,
                 ema: Some(&self.ema),
             };
-            adamw(&self.context, &state, &self.control, &self.statistics, &self.hyper)?;
+            adamw(&self.context, &state, &self.control, &self.statistics, self.hyper)?;
         }
         record(&self.context, &self.ring, &self.loss, &self.statistics, &self.control)
     }
