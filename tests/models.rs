@@ -1,0 +1,133 @@
+//! Whole models against PyTorch in f64 (`tools/goldens`): forward and every gradient, on the CPU and on the emulator.
+
+mod common;
+#[path = "common/emulator.rs"]
+mod emulator;
+
+use common::golden::{self, Projected, Whole};
+use engine::models::{self, ModelConfig};
+use engine::nn::Parameters;
+use engine::tape::{Accumulate, Tape};
+use engine::tensor::{Context, DType, Device};
+
+/// What a model computed: by name, `output`, `input` (its gradient) and every parameter's gradient.
+type Results = Vec<(String, Vec<f64>)>;
+
+fn run(config: &serde_json::Value, seed: u64, batch: usize, device: Device, precision: DType) -> Results {
+    let mut config = config.clone();
+    config.as_object_mut().unwrap().insert("kind".into(), "dit".into());
+    let config: ModelConfig = serde_json::from_value(config).unwrap();
+    let context = Context::new(device);
+    context.set_poison(true);
+    let (model, builder) = models::build(&config).unwrap();
+    let parameters = Parameters::new(&context, builder, precision).unwrap();
+    let mut flat = vec![0f32; parameters.flat_len()];
+    for (number, spec) in parameters.specs().iter().enumerate() {
+        let values = golden::parameter(seed, number, &spec.name, spec.shape.sizes());
+        parameters.place(&mut flat, &spec.name, &values).unwrap();
+    }
+    parameters.set_flat(&flat).unwrap();
+    let gradients = parameters.flat_zeros().unwrap();
+
+    let [h, w, c] = model.image_shape();
+    let labels = config.num_classes() + usize::from(config.null_label().is_some());
+    let inputs = golden::inputs(seed, batch, h * w * c, labels);
+    // Images are f32, but for the oracle.
+    let image = if precision == DType::F64 { DType::F64 } else { DType::F32 };
+    let floats = |values: &[f32], shape: &[usize]| {
+        let tensor = context.persistent(shape, image).unwrap();
+        tensor.upload_f64(&values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()).unwrap();
+        tensor
+    };
+    let tape = Tape::new(&context);
+    let bound = parameters.bind(&tape, Some((&gradients, Accumulate::Write))).unwrap();
+    let x = tape.leaf(&floats(&inputs.input, &[batch, h, w, c]));
+    let time = tape.constant(&floats(&inputs.time, &[batch]));
+    let label = tape.constant(&context.tensor(&inputs.label, [batch]).unwrap());
+    let output = model.forward(&tape, &bound, &x, &time, &label).unwrap();
+    tape.backward(&output, floats(&inputs.cotangent, &[batch, h, w, c])).unwrap();
+
+    let mut results = vec![
+        ("output".to_string(), output.tensor().to_f64().unwrap()),
+        ("input".to_string(), tape.gradient(&x).unwrap().to_f64().unwrap()),
+    ];
+    let flat = gradients.to_f64().unwrap();
+    for spec in parameters.specs() {
+        results.push((spec.name.clone(), flat[spec.offset..][..spec.shape.len()].to_vec()));
+    }
+    results
+}
+
+/// The largest error of a whole golden, with DESIGN's denominator for gradients.
+fn whole_error(file: &str, device: Device, precision: DType) -> (f64, String) {
+    let golden = Whole::load(file);
+    let config: serde_json::Value = serde_json::from_str(&golden.metadata["model"]).unwrap();
+    let seed = golden.metadata["seed"].parse().unwrap();
+    let batch = golden.metadata["batch"].parse().unwrap();
+    let results = run(&config, seed, batch, device, precision);
+    let stored = |name: &str| match name {
+        "output" => "output".to_string(),
+        "input" => "input_gradient".to_string(),
+        name => format!("gradient.{name}"),
+    };
+    let norm = |values: &[f64]| values.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let mut norms: Vec<f64> = results[2..].iter().map(|(name, _)| norm(&golden.get(&stored(name)).values)).collect();
+    norms.sort_by(f64::total_cmp);
+    let floor = 1e-3 * norms[norms.len() / 2];
+    results
+        .iter()
+        .map(|(name, values)| (golden::relative_error(values, &golden.get(&stored(name)).values, floor), name.clone()))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .unwrap()
+}
+
+const SMALL: [&str; 4] = [
+    "dit-token.safetensors",
+    "dit-adaln.safetensors",
+    "dit-token-qknorm-patch2.safetensors",
+    "dit-adaln-qknorm-patch2.safetensors",
+];
+
+#[test]
+fn small_transformers_agree_with_pytorch() {
+    for file in SMALL {
+        let (error, name) = whole_error(file, Device::Cpu, DType::F64);
+        assert!(error <= 1e-10, "{file} f64: {name} is off by {error:.2e}");
+        let (error, name) = whole_error(file, Device::Cpu, DType::F32);
+        assert!(error <= 1e-5, "{file} f32: {name} is off by {error:.2e}");
+    }
+}
+
+#[test]
+fn small_transformers_agree_with_pytorch_on_the_emulator() {
+    for file in SMALL {
+        let (error, name) = whole_error(file, Device::Accelerator(emulator::device()), DType::F32);
+        assert!(error <= 1e-5, "{file} f32: {name} is off by {error:.2e}");
+        // bf16 keeps 8 bits: a few roundings a layer, over two layers forward and back.
+        let (error, name) = whole_error(file, Device::Accelerator(emulator::device()), DType::BF16);
+        assert!(error <= 0.05, "{file} bf16: {name} is off by {error:.2e}");
+    }
+}
+
+#[test]
+fn the_cifar_transformer_agrees_with_pytorch() {
+    let golden = Projected::load("dit-cifar10.json");
+    let results = run(&golden.model, golden.seed, golden.batch, Device::Cpu, DType::F32);
+    let counted: usize = results[2..].iter().map(|(_, values)| values.len()).sum();
+    assert_eq!(counted, golden.parameters);
+    for (name, values) in &results {
+        let error = golden.error(name, values);
+        assert!(error <= 1e-5, "{name} is off by {error:.2e}");
+    }
+}
+
+#[test]
+fn parameter_counts_are_pinned() {
+    let count = |null_label: bool| {
+        let config = models::dit::DitConfig { null_label, ..Default::default() };
+        let (_, builder) = models::build(&ModelConfig::Dit(config)).unwrap();
+        Parameters::new(&Context::shape_only(), builder, DType::F32).unwrap().count()
+    };
+    assert_eq!(count(false), 19_107_920);
+    assert_eq!(count(true), 19_108_048);
+}
