@@ -4,6 +4,7 @@
 
 // GELU in the tanh form (Hendrycks and Gimpel 2016): x/2 (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
 DEV f32 gelu_two_u(f32 x) { return 1.5957691216057308f * x * fma_f32(0.044715f * x, x, 1.0f); }
+DEV f32 gelu_two_du(f32 x) { return 1.5957691216057308f * fma_f32(0.134145f * x, x, 1.0f); }
 DEV f32 gelu(f32 x) { return x * sigmoid_f32(gelu_two_u(x)); }
 
 // sigmoid(2u) + x sigmoid(2u) (1 - sigmoid(2u)) 2u'. Beyond |x| = 20 the second term is zero to rounding, and x and u'
@@ -11,8 +12,7 @@ DEV f32 gelu(f32 x) { return x * sigmoid_f32(gelu_two_u(x)); }
 DEV f32 gelu_derivative(f32 x) {
     f32 s = sigmoid_f32(gelu_two_u(x));
     x = max_f32(min_f32(x, 20.0f), -20.0f);
-    f32 two_du = 1.5957691216057308f * fma_f32(0.134145f * x, x, 1.0f);
-    return fma_f32(x * s * (1.0f - s), two_du, s);
+    return fma_f32(x * s * (1.0f - s), gelu_two_du(x), s);
 }
 
 // SiLU, or swish (Elfwing et al. 2017): x sigmoid(x).
@@ -33,7 +33,12 @@ DEV f32 activate(f32 x, u32 activation) {
 }
 
 DEV f32 activation_derivative(f32 x, u32 activation) {
-    if (activation == ACTIVATION_GELU) return gelu_derivative(x);
-    if (activation == ACTIVATION_SILU) return silu_derivative(x);
-    return 1.0f;
+    if (activation == ACTIVATION_NONE) return 1.0f;
+    bool is_gelu = activation == ACTIVATION_GELU;
+    f32 s = sigmoid_f32(is_gelu ? gelu_two_u(x) : x), slope = 1.0f;
+    if (is_gelu) {
+        x = max_f32(min_f32(x, 20.0f), -20.0f);
+        slope = gelu_two_du(x);
+    }
+    return fma_f32(x * s * (1.0f - s), slope, s);
 }
