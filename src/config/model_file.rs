@@ -80,7 +80,8 @@ pub fn write_arrays(path: &Path, arrays: &[Array], mut metadata: HashMap<String,
             .map_err(|fault| Error::shape("model file", format!("{}: {fault}", array.name)))?;
         views.push((array.name.as_str(), view));
     }
-    metadata.insert("crc32c".into(), format!("{:08x}", checksum(views.iter().map(|(name, view)| (*name, view.data())))));
+    metadata
+        .insert("crc32c".into(), format!("{:08x}", checksum(views.iter().map(|(name, view)| (*name, view.data())))));
     let bytes = safetensors::serialize(views, Some(metadata))
         .map_err(|fault| Error::shape("model file", format!("{}: {fault}", path.display())))?;
     write_atomically(path, &bytes)
@@ -115,7 +116,9 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> u32 {
     let mut tensors: Vec<_> = tensors.collect();
     tensors.sort_by_key(|(name, _)| *name);
-    tensors.iter().fold(0, |crc, (name, bytes)| crc32c::crc32c_append(crc32c::crc32c_append(crc, name.as_bytes()), bytes))
+    tensors
+        .iter()
+        .fold(0, |crc, (name, bytes)| crc32c::crc32c_append(crc32c::crc32c_append(crc, name.as_bytes()), bytes))
 }
 
 /// A safetensors file that has been read and whose checksum holds.

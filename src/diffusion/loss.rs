@@ -44,9 +44,7 @@ impl Objective {
     ) -> Result<Self> {
         let schedule = NoiseSchedule::new(config)?;
         let times = match schedule.tables() {
-            Some((a, s)) => {
-                Times::Table { a: context.tensor(&a, [a.len()])?, s: context.tensor(&s, [s.len()])? }
-            }
+            Some((a, s)) => Times::Table { a: context.tensor(&a, [a.len()])?, s: context.tensor(&s, [s.len()])? },
             None => Times::Flow,
         };
         debug_assert_eq!(matches!(times, Times::Flow), config.schedule == Schedule::Flow);
@@ -85,8 +83,7 @@ impl Objective {
         scale: f32,
     ) -> Result<Var> {
         let context = tape.context();
-        let (x0, labels) =
-            gather(context, &batch.images, &batch.labels, control, batch.size, batch.order, batch.flip)?;
+        let (x0, labels) = gather(context, &batch.images, &batch.labels, control, batch.size, batch.order, batch.flip)?;
         let noised = noise_step(context, &x0, &labels, control, &self.noise)?;
         drop((x0, labels));
         let constant = |tensor: &Tensor| tape.constant(tensor);

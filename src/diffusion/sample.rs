@@ -76,9 +76,7 @@ impl Sampler {
         let copies = if plan.is_guided() { 2 } else { 1 };
         let [h, w, c] = model.image_shape();
         let rows = copies * spec.batch;
-        let saved = |needed: bool| {
-            needed.then(|| context.zeros([spec.batch, h, w, c], DType::F32)).transpose()
-        };
+        let saved = |needed: bool| needed.then(|| context.zeros([spec.batch, h, w, c], DType::F32)).transpose();
         let words: Vec<u32> = bytemuck::cast_slice(&plan.coefficients()).to_vec();
         let state = State {
             table: context.tensor(&words, [plan.stages().len(), words.len() / plan.stages().len()])?,
@@ -89,8 +87,7 @@ impl Sampler {
             saved_state: saved(plan.needs_saved_buffers())?,
             saved: saved(plan.needs_saved_buffers())?,
         };
-        let program =
-            Program::plan(context, || step(context, model.as_ref(), &parameters, &state, spec.seed, copies))?;
+        let program = Program::plan(context, || step(context, model.as_ref(), &parameters, &state, spec.seed, copies))?;
         Ok(Self { context: context.clone(), model, parameters, plan, spec, copies, state, program })
     }
 

@@ -202,9 +202,11 @@ impl Parameters {
     /// # Errors
     /// [`Error::Shape`] where there is none of that name and length.
     pub fn place(&self, flat: &mut [f32], name: &str, values: &[f32]) -> Result<()> {
-        let spec = self.specs.iter().find(|spec| spec.name == name).ok_or_else(|| {
-            Error::shape("parameters", format!("the model has no parameter called {name}"))
-        })?;
+        let spec = self
+            .specs
+            .iter()
+            .find(|spec| spec.name == name)
+            .ok_or_else(|| Error::shape("parameters", format!("the model has no parameter called {name}")))?;
         if spec.shape.len() != values.len() {
             return Err(Error::shape("parameters", format!("{} values for {name} {}", values.len(), spec.shape)));
         }

@@ -149,9 +149,8 @@ impl Trainer {
         let ema = parameters.flat_zeros()?;
         let averaged = Rc::new(parameters.with_master(ema.clone())?);
         let null_label = config.model.null_label();
-        let objective = |seed: u64, dropout: f64| {
-            Objective::new(&context, &config.diffusion, seed, dropout as f32, null_label)
-        };
+        let objective =
+            |seed: u64, dropout: f64| Objective::new(&context, &config.diffusion, seed, dropout as f32, null_label);
         let batch = |(images, labels): (Tensor, Tensor), order: Order, flip: Option<u64>| Batch {
             images,
             labels,
@@ -314,9 +313,11 @@ impl Trainer {
             self.state.control.upload(&control.words())?;
             let role = Role { first: micro == 0, last: micro + 1 == accumulation };
             let state = &self.state;
-            let (_, program) = self.programs.iter_mut().find(|(r, _)| *r == role).ok_or_else(|| {
-                Error::shape("trainer", "a step without its program")
-            })?;
+            let (_, program) = self
+                .programs
+                .iter_mut()
+                .find(|(r, _)| *r == role)
+                .ok_or_else(|| Error::shape("trainer", "a step without its program"))?;
             program.run(|| state.batch(role))?;
         }
         self.step = number;
@@ -407,8 +408,7 @@ impl State {
     fn validate(&self, batch: &Batch) -> Result<()> {
         let tape = Tape::inference(&self.context);
         let bound = self.averaged.bind(&tape, None)?;
-        let loss =
-            self.validation_objective.loss(&tape, self.model.as_ref(), &bound, batch, &self.control, 1.0)?;
+        let loss = self.validation_objective.loss(&tape, self.model.as_ref(), &bound, batch, &self.control, 1.0)?;
         self.loss.copy_from(loss.tensor())
     }
 }

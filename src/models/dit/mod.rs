@@ -68,8 +68,8 @@ impl Block {
         let name = |part: &str| format!("blocks.{number}.{part}");
         let plain = config.conditioning == Conditioning::Token;
         let norm1 = plain.then(|| LayerNorm::new(builder, &name("norm1"), hidden));
-        let modulation = (!plain)
-            .then(|| Linear::with_init(builder, &name("modulation"), hidden, 6 * hidden, Init::Constant(0.0)));
+        let modulation =
+            (!plain).then(|| Linear::with_init(builder, &name("modulation"), hidden, 6 * hidden, Init::Constant(0.0)));
         let qkv = Linear::new(builder, &name("attn.qkv"), hidden, (config.num_heads + 2 * config.num_kv_heads) * head);
         let head_norms = config.qk_norm.then(|| {
             let mut weight = |part| builder.add(name(part), [head], Kind::Vector, Init::Constant(1.0));

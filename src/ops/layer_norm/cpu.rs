@@ -42,7 +42,7 @@ impl<'a, T: Float + Element> View<'a, T> {
             (Some(weight), _) => {
                 vector::dispatch(
                     #[inline(always)]
-                    || values.iter_mut().zip(weight).for_each(|(v, &w)| *v = *v * w),
+                    || values.iter_mut().zip(weight).for_each(|(v, &w)| *v *= w),
                 );
             }
             (None, Some(matrix)) => {

@@ -118,14 +118,14 @@ pub fn layer_norm(tape: &Tape, x: &Var, affine: Affine, epsilon: f32) -> Result<
             if let (Some(dw), Some(db)) = (backward.destination(1)?, backward.destination(2)?) {
                 call.backward_affine(&dy, &dw, &db)?;
             }
-        } else if call.matrix.is_some() {
-            if let Some(dm) = backward.destination(1)? {
-                // Only the shift and scale columns are this call's: the others start from zero.
-                if dm.mode == Accumulate::Write {
-                    dm.tensor.zero()?;
-                }
-                call.backward_modulation(&dy, &dm.tensor)?;
+        } else if call.matrix.is_some()
+            && let Some(dm) = backward.destination(1)?
+        {
+            // Only the shift and scale columns are this call's: the others start from zero.
+            if dm.mode == Accumulate::Write {
+                dm.tensor.zero()?;
             }
+            call.backward_modulation(&dy, &dm.tensor)?;
         }
         Ok(())
     }))

@@ -32,7 +32,7 @@ pub fn timestep_embedding(tape: &Tape, time: &Var, width: usize, dtype: DType) -
     let &[batch] = time.sizes() else {
         return Err(Error::shape(OP, format!("time {}; it is one number per image", time.shape())));
     };
-    if width == 0 || width % 2 != 0 {
+    if width == 0 || !width.is_multiple_of(2) {
         return Err(Error::shape(OP, format!("width {width}; sines and cosines come in pairs")));
     }
     let context = time.context();

@@ -51,10 +51,8 @@ pub fn tokens(tape: &Tape, patches: &Var, token: Option<&Var>, position: &Var) -
         if let Some(position) = backward.destination(1)? {
             sum_batch(&dy, &position)?;
         }
-        if has_token {
-            if let Some(token) = backward.destination(2)? {
-                extract(&dy, &token, 0)?;
-            }
+        if has_token && let Some(token) = backward.destination(2)? {
+            extract(&dy, &token, 0)?;
         }
         Ok(())
     }))
