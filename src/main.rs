@@ -1,3 +1,5 @@
 //! The `engine` binary: everything is in the library, `main` only calls `cli`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    engine::cli::main()
+}

@@ -1,3 +1,90 @@
 //! One file per command.
 
 pub mod data;
+mod progress;
+pub mod train;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, Result};
+
+/// Trains, samples and judges small diffusion models.
+#[derive(Debug, Parser)]
+#[command(name = "engine", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(train::TrainCommand),
+    Data(data::DataCommand),
+}
+
+/// Runs the command line of this process. What failed is told in one line on standard error.
+///
+/// The exit code is 0, 1 for an error, 2 for a command line that cannot be read, and 130 for a run that was interrupted.
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody is left to tell if this cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let text = one_line(&error.to_string());
+            match error {
+                Error::Interrupted { .. } => {
+                    eprintln!("{text}");
+                    ExitCode::from(130)
+                }
+                _ => {
+                    eprintln!("error: {text}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+    }
+}
+
+impl Command {
+    fn run(self) -> Result<()> {
+        match self {
+            Self::Train(command) => command.run(),
+            Self::Data(command) => command.run(),
+        }
+    }
+}
+
+/// A message without line breaks: libraries below may put some into theirs.
+fn one_line(message: &str) -> String {
+    message.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn messages_are_one_line() {
+        assert_eq!(one_line("a\n  b\r\nc"), "a b c");
+    }
+}

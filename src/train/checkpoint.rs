@@ -22,6 +22,41 @@ pub struct Progress {
     pub seconds: f64,
     /// Names of the classes.
     pub classes: Vec<String>,
+    /// What tells the data set from others; see [`fingerprint`](super::fingerprint).
+    pub data: String,
+    /// The steps since the last line of the log.
+    pub line: Tally,
+    /// The steps since the last epoch's end.
+    pub epoch: Tally,
+}
+
+/// Sums over steps that have not been reported yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tally {
+    /// Sum of their losses.
+    pub loss: f64,
+    /// Their number.
+    pub steps: u64,
+    /// Seconds that they took.
+    pub seconds: f64,
+}
+
+impl Tally {
+    /// Mean loss.
+    pub fn mean(&self) -> f64 {
+        self.loss / self.steps.max(1) as f64
+    }
+
+    /// As bits, so that a log goes on as it would have.
+    fn write(&self) -> String {
+        format!("{:016x} {} {:016x}", self.loss.to_bits(), self.steps, self.seconds.to_bits())
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let mut next = |radix: u32| u64::from_str_radix(words.next()?, radix).ok();
+        Some(Self { loss: f64::from_bits(next(16)?), steps: next(10)?, seconds: f64::from_bits(next(16)?) })
+    }
 }
 
 impl Trainer {
@@ -42,6 +77,9 @@ impl Trainer {
             ("step".to_string(), self.step_count().to_string()),
             ("seconds".to_string(), progress.seconds.to_string()),
             ("classes".to_string(), serde_json::Value::from(progress.classes.clone()).to_string()),
+            ("data".to_string(), progress.data.clone()),
+            ("line".to_string(), progress.line.write()),
+            ("epoch".to_string(), progress.epoch.write()),
         ]);
         if let Some((loss, step)) = progress.best {
             // As bits: a comparison after resuming must come out as it would have without.
@@ -71,7 +109,13 @@ impl Trainer {
             }
             None => None,
         };
+        let tally = |key: &str| -> Result<Tally> {
+            Tally::read(file.entry(key)?).ok_or_else(|| file.fault(format!("its metadata's `{key}` cannot be read")))
+        };
         let progress = Progress {
+            data: file.entry("data")?.to_string(),
+            line: tally("line")?,
+            epoch: tally("epoch")?,
             best,
             seconds: file.entry("seconds")?.parse().unwrap_or(0.0),
             classes: serde_json::from_str(file.entry("classes")?)

@@ -1,0 +1,167 @@
+//! A run on the terminal: a bar where one can be shown, lines elsewhere.
+
+use std::io::{IsTerminal, Write};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::ops::host::parallel::threads;
+use crate::train::{Event, Start, Summary, TrainingLine};
+
+/// Shows a run's events: lines that stay on standard output, the rest on standard error.
+pub(super) struct Terminal {
+    quiet: bool,
+    /// Whether standard error is a terminal, so that a bar is worth drawing.
+    live: bool,
+    bar: ProgressBar,
+    steps: u64,
+    images_per_step: f64,
+    last: Option<TrainingLine>,
+}
+
+impl Terminal {
+    pub fn new(quiet: bool) -> Self {
+        let live = !quiet && std::io::stderr().is_terminal();
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        Self { quiet, live, bar, steps: 0, images_per_step: 0.0, last: None }
+    }
+
+    pub fn event(&mut self, event: &Event) {
+        match event {
+            Event::Warning(text) => self.warn(text),
+            _ if self.quiet => {}
+            Event::Start(start) => self.start(start),
+            Event::Step { step, loss } => {
+                self.bar.set_position(*step);
+                if self.last.is_none() {
+                    self.bar.set_message(format!("loss {loss:.4}"));
+                }
+            }
+            Event::Logged(line) => self.logged(line),
+            Event::Epoch { epoch, loss, seconds } => {
+                self.say(&format!("Finished epoch: {epoch} | Loss: {loss:.6} | Time: {seconds:.2}s"));
+            }
+            Event::Validated { line, best } => {
+                let best = if *best { " (best so far)" } else { "" };
+                self.say(&format!("Step {}: validation loss {:.6}{best}", line.step, line.validation_loss));
+            }
+            Event::Busy(doing) => self.bar.set_message(*doing),
+            Event::Wrote(path) => {
+                if path.extension().is_some_and(|extension| extension == "png") {
+                    self.say(&format!("wrote {}", path.display()));
+                }
+            }
+        }
+    }
+
+    /// The last lines; `summary` is None for a run that failed, whose error is told elsewhere.
+    pub fn end(&mut self, summary: Option<&Summary>) {
+        self.bar.finish_and_clear();
+        if let (Some(summary), false) = (summary, self.quiet) {
+            let validation =
+                summary.validation_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.6}"));
+            let loss = summary.loss.map_or(String::new(), |loss| format!(", loss {loss:.6}"));
+            self.say(&format!("{} steps in {}{loss}{validation}", summary.steps, duration(summary.seconds)));
+            self.say(&format!("samples  {}", summary.samples.display()));
+            self.say(&format!("model    {}", summary.model.display()));
+        }
+    }
+
+    fn start(&mut self, start: &Start) {
+        let training = &start.config.training;
+        let images = training.batch_size * training.gradient_accumulation;
+        self.images_per_step = images as f64;
+        self.steps = start.steps;
+        let on_cpu = start.device.starts_with("cpu");
+        let device = if on_cpu { format!("{}, {} threads", start.device, threads()) } else { start.device.clone() };
+        let free = start.memory.available.map_or(String::new(), |free| format!(", {} free", size(free)));
+        let epochs = start.steps as f64 / start.steps_per_epoch as f64;
+        let from = if start.from > 0 { format!(", goes on after step {}", start.from) } else { String::new() };
+        let lines = [
+            format!("model    {}: {}, {} parameters", start.name, start.config.model.kind(), count(start.parameters)),
+            format!("data     {}", start.data),
+            format!("device   {device}"),
+            format!("memory   {} planned{free}", size(start.memory.needed())),
+            format!(
+                "run      {}: {} steps of {images} images ({epochs:.1} epochs){from}",
+                start.folder.display(),
+                start.steps
+            ),
+        ];
+        for line in &lines {
+            self.say(line);
+        }
+        if self.live {
+            let bar = ProgressBar::with_draw_target(Some(start.steps), ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
+                bar.set_style(style);
+            }
+            bar.set_position(start.from);
+            self.bar = bar;
+        }
+    }
+
+    fn logged(&mut self, line: &TrainingLine) {
+        let left = (self.steps - line.step.min(self.steps)) as f64 * self.images_per_step / line.images_per_second;
+        let text = format!("loss {:.4} | {:.0} images/s | {} left", line.loss, line.images_per_second, duration(left));
+        if self.live {
+            self.bar.set_message(text);
+        } else {
+            eprintln!("step {}/{} | {text}", line.step, self.steps);
+        }
+        self.last = Some(*line);
+    }
+
+    /// A line that stays.
+    fn say(&self, line: &str) {
+        // A reader that has gone away, as `head` does, is no reason to end a run.
+        self.bar.suspend(|| {
+            let _ = writeln!(std::io::stdout(), "{line}");
+        });
+    }
+
+    fn warn(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("warning: {}", super::one_line(text)));
+    }
+}
+
+/// `19.1 M`
+fn count(number: usize) -> String {
+    match number {
+        0..1_000 => number.to_string(),
+        1_000..1_000_000 => format!("{:.1} k", number as f64 / 1e3),
+        _ => format!("{:.1} M", number as f64 / 1e6),
+    }
+}
+
+/// `312 MiB`
+fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / (1 << 20) as f64;
+    if mib < 1024.0 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
+}
+
+/// `1 h 05 min`, `3 min 20 s`, `12 s`
+fn duration(seconds: f64) -> String {
+    // Beyond a hundred years nobody counts; the cast would saturate anyway.
+    let whole = seconds.clamp(0.0, 4e9).round() as u64;
+    match (whole / 3600, whole / 60 % 60, whole % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, min, s) => format!("{min} min {s:02} s"),
+        (h, min, _) => format!("{h} h {min:02} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_said_as_people_do() {
+        assert_eq!([count(999), count(1_050), count(19_107_920)], ["999", "1.1 k", "19.1 M"]);
+        assert_eq!([size(327_155_712), size(3 << 30)], ["312 MiB", "3.0 GiB"]);
+        assert_eq!(
+            [duration(11.6), duration(200.0), duration(3900.0), duration(f64::INFINITY)],
+            ["12 s", "3 min 20 s", "1 h 05 min", "1111111 h 06 min"]
+        );
+        assert_eq!(duration(f64::NAN), "0 s");
+    }
+}

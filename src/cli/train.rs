@@ -1,0 +1,154 @@
+//! `engine train`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+
+use super::progress::Terminal;
+use crate::config::{Config, presets};
+use crate::error::{Error, Result};
+use crate::ops::host::parallel::set_threads;
+use crate::train::{TrainRequest, train};
+
+/// Train a model; without options, a small one on built-in shapes.
+///
+/// Everything goes into the run folder: the model, checkpoints, samples, the loss curve, metrics.jsonl. Ctrl-C saves and
+/// says how to go on.
+#[derive(Debug, Args)]
+pub struct TrainCommand {
+    /// A configuration that comes with the engine; see `engine presets` [default: quickstart]
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    preset: Option<String>,
+    /// A configuration file (YAML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A data set file, the name of a published set, or `builtin` [default: the set that the configuration names]
+    #[arg(long, value_name = "DATA")]
+    data: Option<String>,
+    /// The folder of data sets
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    data_dir: PathBuf,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// The run folder [default: runs/NAME, or runs/NAME-2 …]
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    out: Option<PathBuf>,
+    /// Go on with the run in this folder, from its newest checkpoint
+    #[arg(long, value_name = "DIR")]
+    resume: Option<PathBuf>,
+    /// The run's length in optimizer steps
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    steps: Option<u64>,
+    /// The run's length in passes over the training images
+    #[arg(long, value_name = "N")]
+    epochs: Option<u64>,
+    /// Images in a batch
+    #[arg(long, value_name = "N")]
+    batch: Option<u64>,
+    /// Seed of everything random
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// CPU threads [default: training.num_workers, or all]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Change a value of the configuration: --set training.learning_rate=1e-3
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+    /// Print nothing but errors
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+impl TrainCommand {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Those of [`train()`], and of the configuration.
+    pub fn run(self) -> Result<()> {
+        if let Some(threads) = self.threads {
+            if !(1..=4096).contains(&threads) {
+                let message = format!("{threads} threads");
+                return Err(Error::config("--threads", message, "give 1 to 4096, or leave it out to use all"));
+            }
+            set_threads(Some(threads))?;
+        }
+        let mut request = match &self.resume {
+            Some(folder) => {
+                self.refuse_changes()?;
+                TrainRequest::resume(folder)
+            }
+            None => {
+                let (name, config) = self.configuration()?;
+                TrainRequest::new(name, config)
+            }
+        };
+        request.out = self.out.clone();
+        request.data = self.data.clone();
+        request.data_dir = self.data_dir.clone();
+        request.device = self.device.parse()?;
+        (request.steps, request.epochs) = (self.steps, self.epochs);
+        request.show_downloads = !self.quiet;
+        catch_interrupts(request.stop.clone())?;
+        let mut terminal = Terminal::new(self.quiet);
+        let outcome = train(request, &mut |event| terminal.event(event));
+        terminal.end(outcome.as_ref().ok());
+        outcome.map(|_| ())
+    }
+
+    /// The configuration of a new run, and its name.
+    fn configuration(&self) -> Result<(String, Config)> {
+        let (name, mut config) = match &self.config {
+            Some(path) => {
+                let name = path.file_stem().map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned());
+                (name, Config::from_file(path)?)
+            }
+            None => {
+                let name = self.preset.clone().unwrap_or_else(|| presets()[0].name.to_string());
+                (name.clone(), Config::preset(&name)?)
+            }
+        };
+        for assignment in &self.set {
+            config.set(assignment)?;
+        }
+        if let Some(batch) = self.batch {
+            config.set(&format!("training.batch_size={batch}"))?;
+        }
+        if let Some(seed) = self.seed {
+            config.set(&format!("training.seed={seed}"))?;
+        }
+        Ok((name, config))
+    }
+
+    /// A run that goes on takes its configuration with it.
+    fn refuse_changes(&self) -> Result<()> {
+        let given = [
+            ("--preset", self.preset.is_some()),
+            ("--config", self.config.is_some()),
+            ("--batch", self.batch.is_some()),
+            ("--seed", self.seed.is_some()),
+            ("--set", !self.set.is_empty()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((option, _)) => Err(Error::config(
+                option,
+                "a run that goes on keeps its configuration",
+                "leave it out, or begin a new run without --resume",
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The first Ctrl-C (or SIGTERM) asks the run to save and end; a second one ends it at once.
+fn catch_interrupts(stop: Arc<AtomicBool>) -> Result<()> {
+    ctrlc::set_handler(move || {
+        if stop.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nsaving after this step; once more ends at once");
+    })
+    .map_err(|error| Error::config("Ctrl-C", format!("cannot be caught: {error}"), "report this as a bug"))
+}

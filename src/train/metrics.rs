@@ -1,0 +1,167 @@
+//! `metrics.jsonl`: an object a line.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// A logged step. The training set's share is told by `loss`, that of the images held out by [`ValidationLine`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct TrainingLine {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Passes over the training images done, with the fraction of the present one.
+    pub epoch: f64,
+    /// Mean loss of the steps since the last line.
+    pub loss: f64,
+    /// Global norm of the last step's gradient before clipping.
+    pub gradient_norm: f64,
+    /// The last step's learning rate.
+    pub learning_rate: f64,
+    /// Training images a second since the last line, pictures, validation and checkpoints not counted.
+    pub images_per_second: f64,
+    /// Seconds of training so far, over all sittings.
+    pub seconds: f64,
+}
+
+/// A validation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ValidationLine {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// As in [`TrainingLine`].
+    pub epoch: f64,
+    /// Mean loss of the averaged weights over the validation images.
+    pub validation_loss: f64,
+}
+
+/// What is read back of a line.
+#[derive(Deserialize)]
+struct Line {
+    step: u64,
+    loss: Option<f64>,
+    validation_loss: Option<f64>,
+}
+
+/// The file, and the points of its curves.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    path: PathBuf,
+    file: File,
+    /// Step and loss of the training lines.
+    pub training: Vec<(u64, f64)>,
+    /// Step and loss of the validation lines.
+    pub validation: Vec<(u64, f64)>,
+}
+
+impl Metrics {
+    /// Opens the file, or makes it, and cuts it back to step `last`: what was logged after the checkpoint from which a run
+    /// goes on will be logged again. A last line that was not finished goes too.
+    pub fn open(path: &Path, last: u64) -> Result<Self> {
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(Error::io(path, "open"))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
+        let (mut training, mut validation, mut kept) = (Vec::new(), Vec::new(), 0);
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if line.last() != Some(&b'\n') {
+                break;
+            }
+            if let Ok(line) = serde_json::from_slice::<Line>(line) {
+                if line.step > last {
+                    break;
+                }
+                training.extend(line.loss.map(|loss| (line.step, loss)));
+                validation.extend(line.validation_loss.map(|loss| (line.step, loss)));
+            }
+            kept += line.len() as u64;
+        }
+        file.set_len(kept).map_err(Error::io(path, "cut back"))?;
+        file.seek(SeekFrom::Start(kept)).map_err(Error::io(path, "read"))?;
+        Ok(Self { path: path.to_path_buf(), file, training, validation })
+    }
+
+    pub fn log(&mut self, line: &TrainingLine) -> Result<()> {
+        self.write(line)?;
+        self.training.push((line.step, line.loss));
+        Ok(())
+    }
+
+    pub fn log_validation(&mut self, line: &ValidationLine) -> Result<()> {
+        self.write(line)?;
+        self.validation.push((line.step, line.validation_loss));
+        Ok(())
+    }
+
+    /// Brings the lines to the disk, so that none before a checkpoint can be missing after it.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io(&self.path, "write"))
+    }
+
+    fn write(&mut self, line: &impl Serialize) -> Result<()> {
+        let mut bytes = serde_json::to_vec(line).map_err(|fault| Error::io(&self.path, "write")(fault.into()))?;
+        bytes.push(b'\n');
+        // One write a line: a reader beside us meets whole lines.
+        self.file.write_all(&bytes).map_err(Error::io(&self.path, "write"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(step: u64, loss: f64) -> TrainingLine {
+        let (epoch, gradient_norm, learning_rate) = (step as f64 / 8.0, 1.0, 1e-3);
+        TrainingLine { step, epoch, loss, gradient_norm, learning_rate, images_per_second: 10.0, seconds: 0.5 }
+    }
+
+    #[test]
+    fn the_file_is_cut_back_to_a_step_and_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut metrics = Metrics::open(&path, 0).unwrap();
+        for step in 1..=6 {
+            metrics.log(&line(step, step as f64)).unwrap();
+        }
+        metrics.log_validation(&ValidationLine { step: 6, epoch: 0.75, validation_loss: 0.25 }).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        // Torn anywhere, it is cut back to whole lines and to the step.
+        for len in 0..=whole.len() {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            let lines = whole[..len].iter().filter(|byte| **byte == b'\n').count();
+            let metrics = Metrics::open(&path, 4).unwrap();
+            assert_eq!(metrics.training.len(), lines.min(4));
+            assert!(metrics.validation.is_empty());
+        }
+        let mut metrics = Metrics::open(&path, 4).unwrap();
+        metrics.log(&line(5, 5.0)).unwrap();
+        let metrics = Metrics::open(&path, 6).unwrap();
+        assert_eq!(metrics.training, [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.0)]);
+        for text in std::fs::read_to_string(&path).unwrap().lines() {
+            let value: serde_json::Value = serde_json::from_str(text).unwrap();
+            for key in ["step", "epoch", "loss", "images_per_second", "learning_rate"] {
+                assert!(value[key].is_number(), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_told() {
+        if !Path::new("/dev/full").exists() {
+            eprintln!("SKIPPED: there is no /dev/full on this system");
+            return;
+        }
+        let file = File::options().write(true).open("/dev/full").unwrap();
+        let mut metrics = Metrics { path: "m.jsonl".into(), file, training: Vec::new(), validation: Vec::new() };
+        let message = metrics.log(&line(1, 1.0)).unwrap_err().to_string();
+        assert!(message.starts_with("m.jsonl: cannot write") && message.contains("free some space"), "{message}");
+    }
+}

@@ -1,0 +1,110 @@
+//! The pictures of a run: samples by class, denoising by stage, the loss curve.
+
+use super::Trainer;
+use crate::diffusion::{Sampler, SamplerKind};
+use crate::error::Result;
+use crate::picture::{Image, Labels, Layout, labelled_grid};
+
+/// Most classes that a sheet shows.
+const MOST_CLASSES: usize = 20;
+/// Stages and classes of the sheet of denoising.
+const STAGES: usize = 10;
+
+/// Samples of each class, a row for each: `sampling.count_per_class` in a row, drawn from the averaged weights with the
+/// run's seed, so that sheets of different steps compare. `go_on` is asked between stages; None where it refused.
+pub(super) fn class_grid(
+    trainer: &Trainer,
+    classes: &[String],
+    title: String,
+    mut go_on: impl FnMut() -> bool,
+) -> Result<Option<Image>> {
+    let classes = &classes[..classes.len().min(MOST_CLASSES)];
+    let count = trainer.config().sampling.count_per_class;
+    let labels: Vec<i32> = (0..classes.len()).flat_map(|class| std::iter::repeat_n(class as i32, count)).collect();
+    let mut sampler = sampler(trainer, labels.len())?;
+    let mut images = Vec::with_capacity(labels.len());
+    let mut stopped = false;
+    for (number, labels) in labels.chunks(sampler.batch()).enumerate() {
+        // What a stopped sampler has drawn is thrown away: its remaining stages are not worth a special path.
+        if !go_on() {
+            return Ok(None);
+        }
+        let first = (number * sampler.batch()) as u32;
+        let values = sampler.run(first, labels, |_, _| {
+            stopped |= !go_on();
+            Ok(())
+        })?;
+        if stopped {
+            return Ok(None);
+        }
+        images.extend(cut(trainer, &values)?);
+    }
+    let layout = layout(trainer, count);
+    let labels = Labels { title, rows: classes.to_vec(), ..Labels::default() };
+    labelled_grid(&images, layout, &labels).map(Some)
+}
+
+/// One sample of each of ten classes at ten stages of its denoising: a row for each class, the finished sample last.
+pub(super) fn denoising_grid(trainer: &Trainer, classes: &[String], title: String) -> Result<Image> {
+    let classes = &classes[..classes.len().min(STAGES)];
+    let labels: Vec<i32> = (0..classes.len() as i32).collect();
+    let mut sampler = sampler(trainer, labels.len())?;
+    let shown = shown_stages(trainer.config().sampling.sampler, sampler.stages());
+    let mut rows: Vec<Vec<Image>> = vec![Vec::new(); classes.len()];
+    for (number, labels) in labels.chunks(sampler.batch()).enumerate() {
+        let first = number * sampler.batch();
+        sampler.run(first as u32, labels, |stage, state| {
+            if shown.contains(&stage) {
+                for (row, image) in rows[first..].iter_mut().zip(cut(trainer, &state()?)?) {
+                    row.push(image);
+                }
+            }
+            Ok(())
+        })?;
+    }
+    let images: Vec<Image> = rows.into_iter().flatten().collect();
+    let columns = shown.iter().map(|stage| format!("{:.0} %", 100.0 * (stage + 1) as f64 / sampler.stages() as f64));
+    let labels = Labels { title, rows: classes.to_vec(), columns: columns.collect(), cells: Vec::new() };
+    labelled_grid(&images, layout(trainer, shown.len()), &labels)
+}
+
+/// Ten stages at even distances, the last among them; fewer where there are fewer. Of Heun's two stages a step only the
+/// second leaves a state on the path.
+fn shown_stages(kind: SamplerKind, stages: usize) -> Vec<usize> {
+    let on_path = |stage: &usize| kind != SamplerKind::Heun || stage % 2 == 1 || stage + 1 == stages;
+    let all: Vec<usize> = (0..stages).filter(on_path).collect();
+    let columns = all.len().min(STAGES);
+    (1..=columns).map(|column| all[(column * all.len()).div_ceil(columns) - 1]).collect()
+}
+
+/// A sampler of the averaged weights. Samples do not depend on the batch, so it is as large as memory surely allows:
+/// guidance doubles it, and a training batch needs more for its gradients than both.
+fn sampler(trainer: &Trainer, images: usize) -> Result<Sampler> {
+    let config = trainer.config();
+    let batch = images.clamp(1, config.training.batch_size.div_ceil(2).max(1));
+    trainer.sampler(&config.sampling, batch, config.training.seed)
+}
+
+fn layout(trainer: &Trainer, columns: usize) -> Layout {
+    let [_, width, _] = trainer.model().image_shape();
+    Layout { columns, scale: (96 / width).clamp(1, 8), ..Layout::default() }
+}
+
+/// Images `[N, H, W, C]` one by one.
+fn cut(trainer: &Trainer, values: &[f32]) -> Result<Vec<Image>> {
+    let [height, width, channels] = trainer.model().image_shape();
+    values.chunks(height * width * channels).map(|image| Image::from_signed(width, height, channels, image)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_are_spread_and_end_with_the_last() {
+        assert_eq!(shown_stages(SamplerKind::Ddim, 50), [4, 9, 14, 19, 24, 29, 34, 39, 44, 49]);
+        assert_eq!(shown_stages(SamplerKind::Ddpm, 3), [0, 1, 2]);
+        assert_eq!(shown_stages(SamplerKind::Heun, 39), [3, 7, 11, 15, 19, 23, 27, 31, 35, 38]);
+        assert_eq!(shown_stages(SamplerKind::Heun, 1), [0]);
+    }
+}
