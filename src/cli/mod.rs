@@ -1,7 +1,13 @@
 //! One file per command.
 
+pub mod bench_step;
 pub mod data;
+pub mod doctor;
+pub mod machine;
+pub mod plan;
+pub mod presets;
 mod progress;
+pub mod sample;
 pub mod train;
 
 use std::ffi::OsString;
@@ -22,7 +28,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(train::TrainCommand),
+    Sample(sample::SampleCommand),
+    Plan(plan::PlanCommand),
+    Presets(presets::PresetsCommand),
     Data(data::DataCommand),
+    Doctor(doctor::DoctorCommand),
+    #[command(hide = true)]
+    BenchStep(bench_step::BenchStepCommand),
 }
 
 /// Runs the command line of this process. What failed is told in one line on standard error.
@@ -63,7 +75,12 @@ impl Command {
     fn run(self) -> Result<()> {
         match self {
             Self::Train(command) => command.run(),
+            Self::Sample(command) => command.run(),
+            Self::Plan(command) => command.run(),
+            Self::Presets(command) => command.run(),
             Self::Data(command) => command.run(),
+            Self::Doctor(command) => command.run(),
+            Self::BenchStep(command) => command.run(),
         }
     }
 }

@@ -18,6 +18,7 @@
 
 mod model_file;
 mod presets;
+mod sampling;
 mod sections;
 mod tree;
 
@@ -30,6 +31,7 @@ pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
 pub use model_file::{Array, ArrayFile, Model, ModelInfo, arrays, write_arrays, write_atomically, write_model};
 pub use presets::{Preset, presets};
+pub use sampling::SampleRequest;
 pub use sections::{DataConfig, Every, LrSchedule, OptimizerKind, Precision, TrainingConfig};
 pub use tree::nearest;
 

@@ -242,6 +242,27 @@ pub fn write_model(path: &Path, info: &ModelInfo, specs: &[Spec], flat: &[f32]) 
 }
 
 impl Model {
+    /// A new model, its weights drawn from `seed` and never trained: for tests, and to start from.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a configuration of which no network can be built.
+    pub fn untrained(config: &Config, context: &Context, precision: DType, seed: u64) -> Result<Self> {
+        let (model, builder) = models::build(&config.model)?;
+        let parameters = Parameters::new(context, builder, precision)?;
+        parameters.initialise(seed)?;
+        let info = ModelInfo { config: config.clone(), weights: "raw".into(), step: 0, epoch: 0, classes: Vec::new() };
+        Ok(Self { model, parameters: Rc::new(parameters), info, path: PathBuf::new() })
+    }
+
+    /// Writes the model file.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; what stood at `path` is then untouched.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let flat = self.parameters.master().download::<f32>()?;
+        write_model(path.as_ref(), &self.info, self.parameters.specs(), &flat)
+    }
+
     /// Loads a model file, or the newest model of a run folder (`model.safetensors` in it), onto `context`'s device.
     ///
     /// `precision` is the dtype of activations: `f32`, or `bf16` on accelerators.
@@ -249,29 +270,48 @@ impl Model {
     /// # Errors
     /// [`Error::Io`] and [`Error::File`] for a file that is missing, damaged or foreign.
     pub fn load(path: impl AsRef<Path>, context: &Context, precision: DType) -> Result<Self> {
-        let given = path.as_ref();
-        let path = if given.is_dir() { given.join("model.safetensors") } else { given.to_path_buf() };
-        if given.is_dir() && !path.is_file() {
-            return Err(Error::file(
-                given,
-                "a folder without model.safetensors",
-                "name a run folder whose training has saved a model, or a model file",
-            ));
+        let (path, file, info) = open_model(path.as_ref())?;
+        // A damaged configuration may describe a network of any size: it is counted before there is room made for it.
+        let (_, builder) = models::build(&info.config.model)?;
+        let count = Parameters::new(&Context::shape_only(), builder, DType::F32)?.count();
+        if count > file.map.len() / 2 {
+            return Err(file.fault(format!("its configuration has {count} parameters, more than its bytes can hold")));
         }
-        let file = ArrayFile::open(&path, FORMAT, "a model")?;
-        let config = file.config()?;
-        let classes: Vec<String> = serde_json::from_str(file.entry("classes")?)
-            .map_err(|fault| file.fault(format!("its list of classes cannot be read: {fault}")))?;
-        let info = ModelInfo {
-            weights: file.entry("weights")?.to_string(),
-            step: file.number("step")?,
-            epoch: file.number("epoch")?,
-            classes,
-            config,
-        };
         let (model, builder) = models::build(&info.config.model)?;
         let parameters = Parameters::new(context, builder, precision)?;
         parameters.set_flat(&file.flat(parameters.specs(), parameters.flat_len(), "", true)?)?;
         Ok(Self { model, parameters: Rc::new(parameters), info, path })
     }
+
+    /// What a model file, or the newest model of a run folder, says besides its weights.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn inspect(path: impl AsRef<Path>) -> Result<ModelInfo> {
+        open_model(path.as_ref()).map(|(_, _, info)| info)
+    }
+}
+
+/// A model file, or a run folder's `model.safetensors`.
+fn open_model(given: &Path) -> Result<(PathBuf, ArrayFile, ModelInfo)> {
+    let path = if given.is_dir() { given.join("model.safetensors") } else { given.to_path_buf() };
+    if given.is_dir() && !path.is_file() {
+        return Err(Error::file(
+            given,
+            "a folder without model.safetensors",
+            "name a run folder whose training has saved a model, or a model file",
+        ));
+    }
+    let file = ArrayFile::open(&path, FORMAT, "a model")?;
+    let config = file.config()?;
+    let classes: Vec<String> = serde_json::from_str(file.entry("classes")?)
+        .map_err(|fault| file.fault(format!("its list of classes cannot be read: {fault}")))?;
+    let info = ModelInfo {
+        weights: file.entry("weights")?.to_string(),
+        step: file.number("step")?,
+        epoch: file.number("epoch")?,
+        classes,
+        config,
+    };
+    Ok((path, file, info))
 }

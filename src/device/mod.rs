@@ -16,6 +16,7 @@ use std::marker::PhantomData;
 use crate::error::Result;
 
 pub use choose::{Chosen, DeviceChoice};
+pub use ptx::{EmbeddedModule, embedded_modules};
 
 /// A kernel entry point, as `build.rs` found it in `kernels/*.cu`.
 #[derive(Debug, PartialEq, Eq)]

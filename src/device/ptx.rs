@@ -58,6 +58,33 @@ pub(crate) fn candidates(module: &str, capability: (u32, u32)) -> Vec<&'static E
     found
 }
 
+/// A kernel module as this binary carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmbeddedModule {
+    /// The kernel file's stem.
+    pub module: &'static str,
+    /// `compute_80` or `compute_90a`.
+    pub arch: &'static str,
+    /// The nvcc that compiled it when the engine was built; None for the committed PTX.
+    pub nvcc: Option<&'static str>,
+    /// Committed PTX whose source has changed since: it cannot be loaded.
+    pub stale: bool,
+}
+
+/// The PTX of every kernel module in this binary.
+pub fn embedded_modules() -> Vec<EmbeddedModule> {
+    EMBEDDED
+        .iter()
+        .map(|ptx| {
+            let (nvcc, stale) = match ptx.origin {
+                Origin::Nvcc { version } => (Some(version), false),
+                Origin::Prebuilt { stale } => (None, stale),
+            };
+            EmbeddedModule { module: ptx.module, arch: ptx.arch, nvcc, stale }
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

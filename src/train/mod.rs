@@ -34,6 +34,7 @@
 //! ```
 
 mod checkpoint;
+mod estimate;
 mod folder;
 mod memory;
 mod metrics;
@@ -43,6 +44,7 @@ mod run;
 mod trainer;
 
 pub use checkpoint::{Progress, Tally, checkpoint_config, list_checkpoints};
+pub use estimate::{Estimate, OpWork, Peak, Roofline, StepWork};
 pub use folder::RunFolder;
 pub use memory::{Memory, available_memory};
 pub use metrics::{TrainingLine, ValidationLine};

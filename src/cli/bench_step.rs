@@ -1,0 +1,225 @@
+//! `engine bench-step`: one measurement of a training step and a DDIM step, for `tools/peers/run`.
+//!
+//! What is measured is what `tools/peers/pytorch/peer.py` measures: the whole training step (gather, noise, forward, loss,
+//! backward, clip, AdamW, moving average) on random images that lie on the device, then one DDIM step without guidance on
+//! a batch of its own.
+
+use std::time::Instant;
+
+use clap::Args;
+
+use super::machine::{Machine, MachineOptions, PrecisionChoice};
+use crate::config::{Config, Precision};
+use crate::data::{Dataset, Parts};
+use crate::diffusion::{SamplerKind, SamplingConfig};
+use crate::error::{Error, Result};
+use crate::ops::host::parallel::{install, threads};
+use crate::rng::{Philox, Purpose};
+use crate::tensor::Device;
+use crate::train::Trainer;
+
+/// Images in the set, as the peers have.
+const IMAGES: usize = 4096;
+/// Images of a DDIM step, as the peers have.
+const DDIM_BATCH: usize = 32;
+
+/// Measure a training step and a DDIM step of a preset's model on random images; the last line is JSON.
+#[derive(Clone, Debug, Args)]
+pub struct BenchStepCommand {
+    /// A preset
+    #[arg(long, value_name = "PRESET", default_value = "dit-cifar10")]
+    model: String,
+    /// Images in a training step
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    batch: usize,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: String,
+    /// f32 or bf16
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: PrecisionChoice,
+    /// CPU threads [default: all]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Steps, or groups of them, that are not counted
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    warmup: usize,
+    /// Steps, or groups of them, of which the median is taken
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    repeat: usize,
+    /// Steps between two looks at the clock [default: 1 on the CPU, 10 on a GPU]
+    #[arg(long, value_name = "N")]
+    group: Option<usize>,
+}
+
+impl BenchStepCommand {
+    /// Measures and prints.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::new`], and options of 0.
+    pub fn run(self) -> Result<()> {
+        for (option, value) in
+            [("--batch", self.batch), ("--repeat", self.repeat), ("--group", self.group.unwrap_or(1))]
+        {
+            if value == 0 {
+                return Err(Error::config(option, "is 0", "give 1 or more"));
+            }
+        }
+        let options =
+            MachineOptions { device: self.device.clone(), precision: Some(self.dtype), threads: self.threads };
+        let machine = options.open()?;
+        install(move || self.measure(&machine))
+    }
+
+    fn measure(&self, machine: &Machine) -> Result<()> {
+        let on_cpu = matches!(machine.device, Device::Cpu);
+        let group = self.group.unwrap_or(if on_cpu { 1 } else { 10 });
+        let mut config = Config::preset(&self.model)?;
+        config.training.precision = Precision::from(self.dtype);
+        config.training.batch_size = self.batch;
+        config.training.gradient_accumulation = 1;
+        config.data.flip = false;
+        config.sampling = SamplingConfig { sampler: SamplerKind::Ddim, guidance: 1.0, ..config.sampling };
+        let set = random_set(&config)?;
+        let free_before = free_memory(&machine.device)?;
+        let mut trainer = Trainer::new(&config, &set, machine.device.clone())?;
+        let context = trainer.context().clone();
+
+        let mut times = Vec::with_capacity(self.repeat);
+        for round in 0..self.warmup + self.repeat {
+            context.synchronize()?;
+            let start = Instant::now();
+            for _ in 0..group {
+                trainer.train_step()?;
+            }
+            context.synchronize()?;
+            if round >= self.warmup {
+                times.push(start.elapsed().as_secs_f64() / group as f64);
+            }
+            trainer.drain_metrics()?;
+        }
+        let (step, fastest) = median(&mut times);
+        let peak = match free_before {
+            Some(before) => free_memory(&machine.device)?.map(|now| before.saturating_sub(now) as f64 / 1048576.0),
+            None => peak_rss_mib(),
+        };
+
+        // One group of stages for each time that is wanted; the first stages warm up.
+        let needed = group * (self.warmup + self.repeat);
+        let levels = config.diffusion.num_steps;
+        let sampling = SamplingConfig { num_steps: needed.clamp(1, levels), ..config.sampling.clone() };
+        let mut sampler = trainer.sampler(&sampling, DDIM_BATCH, 0)?;
+        let labels: Vec<i32> = (0..DDIM_BATCH).map(|k| (k % config.model.num_classes()) as i32).collect();
+        let (mut times, mut start, mut stages) = (Vec::with_capacity(self.repeat), Instant::now(), 0);
+        while times.len() < self.repeat {
+            sampler.run(0, &labels, |_, _| {
+                stages += 1;
+                if stages % group == 0 {
+                    context.synchronize()?;
+                    if stages / group > self.warmup {
+                        times.push(start.elapsed().as_secs_f64() / group as f64);
+                    }
+                    start = Instant::now();
+                }
+                Ok(())
+            })?;
+        }
+        let (ddim, ddim_fastest) = median(&mut times);
+        let round = |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
+        println!(
+            "{}",
+            serde_json::json!({
+                "peer": "engine",
+                "version": env!("CARGO_PKG_VERSION"),
+                "device": machine.note,
+                "threads": on_cpu.then(threads),
+                "model": self.model,
+                "parameters": trainer.parameters().count(),
+                "dtype": trainer.parameters().precision().to_string(),
+                "batch": self.batch,
+                "step_ms": round(1e3 * step, 3),
+                "step_min_ms": round(1e3 * fastest, 3),
+                "images_per_second": round(self.batch as f64 / step, 2),
+                "peak_mib": peak.map(|mib| round(mib, 1)),
+                "ddim_batch": DDIM_BATCH,
+                "ddim_step_ms": round(1e3 * ddim, 3),
+                "ddim_step_min_ms": round(1e3 * ddim_fastest, 3),
+            })
+        );
+        Ok(())
+    }
+}
+
+/// Random images of the model's size, all of them for training.
+fn random_set(config: &Config) -> Result<Dataset> {
+    let (size, channels, classes) =
+        (config.model.image_size(), config.model.image_channels(), config.model.num_classes());
+    let philox = Philox { seed: 0 };
+    let bytes = IMAGES * size * size * channels;
+    let mut images = Vec::with_capacity(bytes + 16);
+    for block in 0..bytes.div_ceil(16) {
+        images.extend(philox.bits4(block as u32, 0, 0, Purpose::Probe).into_iter().flat_map(u32::to_le_bytes));
+    }
+    images.truncate(bytes);
+    Dataset::from_parts(Parts {
+        name: "random".into(),
+        height: size,
+        width: size,
+        channels,
+        class_names: (0..classes).map(|class| class.to_string()).collect(),
+        images,
+        labels: (0..IMAGES).map(|k| (k % classes) as u16).collect(),
+        train: IMAGES,
+        sources: Vec::new(),
+        notes: Vec::new(),
+    })
+}
+
+/// Free bytes of an accelerator.
+fn free_memory(device: &Device) -> Result<Option<u64>> {
+    match device {
+        Device::Cpu => Ok(None),
+        Device::Accelerator(accelerator) => Ok(Some(accelerator.memory()?.0)),
+    }
+}
+
+/// The largest resident set of this process so far, where the system tells.
+fn peak_rss_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok().map(|kib| kib / 1024.0)
+}
+
+/// The median and the smallest.
+fn median(times: &mut [f64]) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    let median = if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 };
+    (median, times[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&mut [3.0, 1.0, 2.0]), (2.0, 1.0));
+        assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), (2.5, 1.0));
+    }
+
+    #[test]
+    fn random_images_fit_every_preset() {
+        for preset in crate::config::presets() {
+            let config = Config::preset(preset.name).unwrap();
+            let set = random_set(&config).unwrap();
+            assert_eq!((set.len(), set.width()), (IMAGES, config.model.image_size()));
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_system_tells_the_peak() {
+        assert!(peak_rss_mib().unwrap() > 1.0);
+    }
+}

@@ -1,0 +1,259 @@
+//! `engine doctor`: what this machine can run, and whether it runs it rightly.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+
+use crate::data::{Dataset, Split};
+use crate::device::cuda::CudaDevice;
+use crate::device::{Accelerator, DeviceChoice, embedded_modules, launches};
+use crate::error::{Error, Result};
+use crate::ops::case::Case;
+use crate::ops::cases;
+use crate::ops::host::parallel::{set_threads, threads};
+use crate::tensor::{DType, Device};
+
+/// Say what this machine can run, and test every op on the device found.
+///
+/// On a GPU every kernel is held against the CPU's op; without one the CPU's ops are held against themselves in double
+/// precision. Ends with an error if anything fails. ENGINE_REQUIRE_GPU=1 makes a missing GPU a failure.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorCommand {
+    /// auto, cpu, cuda or cuda:N: what the self-test runs on
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// The folder of data sets
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    data_dir: PathBuf,
+    /// Test only this op
+    #[arg(long, value_name = "OP")]
+    op: Option<String>,
+}
+
+impl DoctorCommand {
+    /// Prints the findings to standard output.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that counts the failures; each is named above it.
+    pub fn run(self) -> Result<()> {
+        let known: BTreeSet<&str> = cases().iter().map(|case| case.op).collect();
+        if let Some(op) = self.op.as_deref().filter(|op| !known.contains(op)) {
+            let list: Vec<&str> = known.into_iter().collect();
+            return Err(Error::config(
+                "--op",
+                format!("no op is called `{}`", op.escape_debug()),
+                format!("there are {}", list.join(", ")),
+            ));
+        }
+        let choice: DeviceChoice = self.device.parse()?;
+        set_threads(None)?;
+        println!("engine {}", env!("CARGO_PKG_VERSION"));
+        print!("{}", cpu());
+        print!("{}", kernels());
+        print!("{}", gpus());
+        print!("{}", data(&self.data_dir));
+
+        let chosen = choice.open()?;
+        let mut failures = 0;
+        let device = match chosen.accelerator {
+            Some(accelerator) => Device::Accelerator(accelerator),
+            None => {
+                let why = match choice {
+                    DeviceChoice::Cpu => "--device cpu says so".to_string(),
+                    _ => format!("there is no usable GPU: {}", chosen.note),
+                };
+                println!("\nSKIPPED: the CUDA kernels were not tested, for {why}.");
+                if std::env::var("ENGINE_REQUIRE_GPU").is_ok_and(|value| value == "1") {
+                    println!("FAILED: ENGINE_REQUIRE_GPU=1 asks for one.");
+                    failures += 1;
+                }
+                Device::Cpu
+            }
+        };
+        failures += self.self_test(&device);
+        match failures {
+            0 => Ok(()),
+            count => {
+                let message = format!("{count} failure{}, named above", if count == 1 { "" } else { "s" });
+                Err(Error::config("doctor", message, "mend those, or report them with this output"))
+            }
+        }
+    }
+
+    /// Tests the ops and prints a line for each; the number of ops and types that failed.
+    fn self_test(&self, device: &Device) -> usize {
+        let (what, types): (String, &[DType]) = match device {
+            Device::Cpu => ("the CPU's ops in f32 against f64".into(), &[DType::F32]),
+            Device::Accelerator(accelerator) => {
+                (format!("every kernel on {} against the CPU's op", accelerator.name()), &[DType::F32, DType::BF16])
+            }
+        };
+        println!("\nself-test: {what}");
+        println!("  {:<24}{:<7}{:>6}{:>10}  result", "op", "type", "cases", "time");
+        let mut by_op: BTreeMap<&str, Vec<Case>> = BTreeMap::new();
+        for case in cases().into_iter().filter(|case| !case.large) {
+            if self.op.as_deref().is_none_or(|op| op == case.op) {
+                by_op.entry(case.op).or_default().push(case);
+            }
+        }
+        let (mut failures, mut tested) = (0, 0);
+        for (op, cases) in &by_op {
+            for &dtype in types {
+                let start = Instant::now();
+                let faults: Vec<Error> = cases
+                    .iter()
+                    .filter_map(|case| match device {
+                        Device::Cpu => case.check_oracle().err(),
+                        Device::Accelerator(_) => case.check_device(device, dtype).err(),
+                    })
+                    .collect();
+                let seconds = start.elapsed().as_secs_f64();
+                let result = if faults.is_empty() { "pass" } else { "FAIL" };
+                println!("  {op:<24}{:<7}{:>6}{seconds:>8.2} s  {result}", dtype.to_string(), cases.len());
+                faults.iter().for_each(|fault| println!("      {fault}"));
+                failures += usize::from(!faults.is_empty());
+                tested += 1;
+            }
+        }
+        match failures {
+            0 => println!("  all {tested} pass"),
+            _ => println!("  {failures} of {tested} FAILED"),
+        }
+        failures
+    }
+}
+
+fn cpu() -> String {
+    let model = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("model name"))?;
+        Some(line.trim_start_matches([' ', '\t', ':']).to_string())
+    });
+    format!(
+        "\ncpu\n  {}\n  {} threads used of {}\n  vector instructions: {}\n",
+        model.unwrap_or_else(|| std::env::consts::ARCH.to_string()),
+        threads(),
+        std::thread::available_parallelism().map_or(1, usize::from),
+        instruction_set()
+    )
+}
+
+#[cfg(target_arch = "x86_64")]
+fn instruction_set() -> &'static str {
+    if is_x86_feature_detected!("avx512f") {
+        "AVX-512"
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        "AVX2 and FMA"
+    } else {
+        "SSE2 only: training will be slow"
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instruction_set() -> &'static str {
+    "those of the build's target"
+}
+
+fn kernels() -> String {
+    let modules = embedded_modules();
+    let all: BTreeSet<&str> = launches::ALL.iter().map(|kernel| kernel.module).collect();
+    let prebuilt: BTreeSet<&str> = modules.iter().filter(|m| m.nvcc.is_none()).map(|m| m.module).collect();
+    let stale: BTreeSet<&str> = modules.iter().filter(|m| m.stale).map(|m| m.module).collect();
+    let nvcc: Vec<&str> = modules.iter().filter_map(|m| m.nvcc).collect();
+    let list = |names: &BTreeSet<&str>| names.iter().copied().collect::<Vec<_>>().join(", ");
+    let mut text = format!("\nkernels\n  {} kernels in {} modules\n", launches::ALL.len(), all.len());
+    let missing: BTreeSet<&str> = all.difference(&prebuilt).copied().collect();
+    text += &match (stale.is_empty(), missing.is_empty()) {
+        (true, true) => format!("  prebuilt PTX: {} modules, all current\n", prebuilt.len()),
+        _ => format!(
+            "  prebuilt PTX: {} modules; STALE: [{}], missing: [{}]; run `cargo run -p prebuild-kernels`\n",
+            prebuilt.len(),
+            list(&stale),
+            list(&missing)
+        ),
+    };
+    text + &match nvcc.first() {
+        Some(version) => format!("  compiled by nvcc {version} when the engine was built, tried before the prebuilt\n"),
+        None => "  no nvcc when the engine was built: the prebuilt PTX is used\n".to_string(),
+    }
+}
+
+fn gpus() -> String {
+    let mut text = String::from("\ncuda\n");
+    let count = match CudaDevice::count() {
+        Ok(0) => return text + "  the driver is there, but no device\n",
+        Ok(count) => count,
+        Err(error) => return text + &format!("  not usable: {error}\n"),
+    };
+    for ordinal in 0..count {
+        text += &match CudaDevice::open(ordinal) {
+            Ok(device) => {
+                let (major, minor) = device.capability();
+                let memory = match device.memory() {
+                    Ok((free, total)) => format!("{} MiB, {} MiB free", total >> 20, free >> 20),
+                    Err(error) => format!("memory unknown: {error}"),
+                };
+                let processors = device.multiprocessors();
+                format!(
+                    "  {}: compute capability {major}.{minor}, {processors} multiprocessors, {memory}\n",
+                    device.name()
+                )
+            }
+            Err(error) => format!("  not usable: {error}\n"),
+        };
+    }
+    text
+}
+
+fn data(folder: &Path) -> String {
+    let mut text = format!("\ndata in {}\n", folder.display());
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return text + "  the folder is not there; `engine data fetch cifar10` makes it, `--data builtin` needs none\n";
+    };
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    files.sort();
+    if files.is_empty() {
+        text += "  no data sets; `engine data fetch cifar10` gets one, `--data builtin` needs none\n";
+    }
+    for path in files {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        text += &match Dataset::open(&path) {
+            Ok(set) => format!(
+                "  {name}: {} training and {} validation images {}x{}x{}, {} classes\n",
+                set.split_len(Split::Train),
+                set.split_len(Split::Validation),
+                set.width(),
+                set.height(),
+                set.channels(),
+                set.class_names().len()
+            ),
+            Err(error) => format!("  not usable: {error}\n"),
+        };
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_described() {
+        assert!(cpu().contains("threads used of"));
+        assert!(kernels().contains("kernels in"));
+        assert!(gpus().lines().count() >= 3);
+        let folder = tempfile::tempdir().unwrap();
+        assert!(data(&folder.path().join("none")).contains("is not there"));
+        assert!(data(folder.path()).contains("no data sets"));
+        std::fs::write(folder.path().join("x.safetensors"), b"nothing").unwrap();
+        assert!(data(folder.path()).contains("not usable"));
+    }
+
+    #[test]
+    fn an_unknown_op_is_told() {
+        let command = DoctorCommand { device: "cpu".into(), data_dir: "data".into(), op: Some("convolution".into()) };
+        assert!(command.run().unwrap_err().to_string().contains("layer_norm"));
+    }
+}

@@ -1,0 +1,91 @@
+//! Options that say where and in which precision a command computes.
+
+use clap::{Args, ValueEnum};
+
+use crate::config::Precision;
+use crate::device::DeviceChoice;
+use crate::error::{Error, Result};
+use crate::ops::host::parallel::set_threads;
+use crate::tensor::{DType, Device};
+
+/// `--device`, `--precision`, `--threads`.
+#[derive(Clone, Debug, Args)]
+pub struct MachineOptions {
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
+    /// What activations are stored in [default: f32 on the CPU, else as in training]
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionChoice>,
+    /// CPU threads [default: all]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionChoice {
+    /// 32-bit floating point.
+    F32,
+    /// bfloat16, on accelerators.
+    Bf16,
+}
+
+impl From<PrecisionChoice> for Precision {
+    fn from(choice: PrecisionChoice) -> Self {
+        match choice {
+            PrecisionChoice::F32 => Self::F32,
+            PrecisionChoice::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// A device that has been opened.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// What tensors are put on.
+    pub device: Device,
+    /// The device in words, and why `auto` chose it.
+    pub note: String,
+    precision: Option<Precision>,
+}
+
+impl MachineOptions {
+    /// Sets the number of threads and opens the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where a CUDA device was named that cannot be used; [`Error::Config`] for 0 threads, or bf16 on
+    /// the CPU.
+    pub fn open(&self) -> Result<Machine> {
+        if self.threads.is_some_and(|threads| !(1..=4096).contains(&threads)) {
+            let message = format!("{} threads", self.threads.unwrap_or_default());
+            return Err(Error::config("--threads", message, "give 1 to 4096, or leave it out to use all"));
+        }
+        set_threads(self.threads)?;
+        let chosen = self.device.parse::<DeviceChoice>()?.open()?;
+        let precision = self.precision.map(Precision::from);
+        let device = match chosen.accelerator {
+            Some(accelerator) => Device::Accelerator(accelerator),
+            None if precision == Some(Precision::Bf16) => {
+                let message = format!("bf16 is for accelerators, and this is {}", chosen.note);
+                return Err(Error::config("--precision", message, "leave it out, or give --device cuda"));
+            }
+            None => Device::Cpu,
+        };
+        Ok(Machine { device, note: chosen.note, precision })
+    }
+}
+
+impl Machine {
+    /// The dtype of activations: the one asked for, else `trained` on an accelerator and `f32` on the CPU.
+    pub fn dtype(&self, trained: Precision) -> DType {
+        let fallback = match self.device {
+            Device::Cpu => Precision::F32,
+            Device::Accelerator(_) => trained,
+        };
+        match self.precision.unwrap_or(fallback) {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! `engine plan`: what a run needs before it starts.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+
+use super::machine::PrecisionChoice;
+use crate::config::{Config, Precision};
+use crate::data::{Dataset, Split};
+use crate::device::DeviceChoice;
+use crate::error::{Error, Result};
+use crate::ops::host::parallel::{for_rows, install, threads};
+use crate::ops::host::{Matrix, MatrixMut, matmul};
+use crate::tape::Accumulate;
+use crate::tensor::Device;
+use crate::train::{DataSizes, Estimate, Peak, StepWork, available_memory};
+
+/// State the memory, the work and the least time of a training step and a sampling step, from shapes alone.
+///
+/// Nothing is allocated and no GPU is needed. The roofline time is the sum over the ops of the larger of FLOPs over the
+/// device's rate and bytes over its bandwidth; data sheet rates for dense products.
+#[derive(Clone, Debug, Args)]
+pub struct PlanCommand {
+    /// A preset [default: quickstart]
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    preset: Option<String>,
+    /// A YAML file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Images in a batch
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// h100, h200, a100, l40s, l4, rtx4090, rtx3090, cpu (this one, measured), or here: this machine's GPU or else its CPU
+    #[arg(long, value_name = "DEVICE", default_value = "here")]
+    on: String,
+    /// f32 or bf16
+    #[arg(long, value_enum)]
+    precision: Option<PrecisionChoice>,
+    /// The data set file, for its size [default: the published size of the set that the configuration names]
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Override a value, as in --set model.depth=6
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl PlanCommand {
+    /// Prints the plan to standard output.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for what cannot be planned.
+    pub fn run(self) -> Result<()> {
+        print!("{}", self.text()?);
+        Ok(())
+    }
+
+    fn text(&self) -> Result<String> {
+        let (name, config) = self.configuration()?;
+        let sizes = self.sizes(&config)?;
+        let peak = device(&self.on)?;
+        if config.training.precision == Precision::Bf16 && peak.key == "cpu" {
+            return Err(Error::config("--precision", "bf16 is for accelerators, and this is a cpu", "plan for f32"));
+        }
+        let estimate = Estimate::new(&config, sizes)?;
+        let mut text = heading(&name, &config, &estimate, &peak);
+        text += &memory(&estimate, sizes);
+        if let Some(available) = peak.memory {
+            let needed = estimate.total_bytes();
+            if needed as u64 > available {
+                let batch = Estimate::largest_batch(&config, sizes, available)?;
+                let mend = match batch {
+                    0 => "no batch of it fits: take a smaller model".to_string(),
+                    batch => format!("a batch of {batch} fits: --batch {batch}"),
+                };
+                text += &format!("  TOO MUCH: the device has {}; {mend}\n", bytes(available as f64));
+            } else {
+                let share = 100.0 * needed as f64 / available as f64;
+                text += &format!("  {share:.1} % of the device's {}\n", bytes(available as f64));
+            }
+        }
+        let (training, precision) = (&config.training, config.training.precision);
+        let count = training.batch_size * training.gradient_accumulation;
+        text += &format!("\ntraining step, {count} images\n");
+        text += &table(&estimate.training, &peak, precision);
+        let roofline = estimate.training.roofline(&peak, precision);
+        text += &floor(&estimate.training, &peak, precision, count, "a step");
+        text += &format!(
+            "  at the roof an epoch ({} steps) takes {}, the run ({} steps) {}\n",
+            number(estimate.steps_per_epoch as usize),
+            time(roofline.seconds * estimate.steps_per_epoch as f64),
+            number(estimate.total_steps as usize),
+            time(roofline.seconds * estimate.total_steps as f64),
+        );
+
+        let (sampling, batch) = (&config.sampling, training.batch_size);
+        let guided = if sampling.guidance == 1.0 { "" } else { ", with and without label" };
+        text +=
+            &format!("\nsampling step, {batch} images{guided}: {} by itself\n", bytes(estimate.sampling_bytes as f64));
+        text += &table(&estimate.sampling, &peak, precision);
+        text += &floor(&estimate.sampling, &peak, precision, batch, "an evaluation");
+        let all = estimate.sampling.roofline(&peak, precision).seconds * estimate.sampling_stages as f64;
+        text += &format!(
+            "  at the roof {} {} steps ({} evaluations) take {}, {}\n",
+            sampling.sampler,
+            sampling.num_steps,
+            estimate.sampling_stages,
+            time(all),
+            images(batch as f64 / all),
+        );
+        Ok(text)
+    }
+
+    fn configuration(&self) -> Result<(String, Config)> {
+        let (name, mut config) = match (&self.config, &self.preset) {
+            (Some(path), _) => (path.display().to_string(), Config::from_file(path)?),
+            (None, Some(name)) => (name.clone(), Config::preset(name)?),
+            (None, None) => ("quickstart".to_string(), Config::preset("quickstart")?),
+        };
+        for assignment in &self.set {
+            config.set(assignment)?;
+        }
+        if let Some(batch) = self.batch {
+            if batch == 0 {
+                return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
+            }
+            config.training.batch_size = batch;
+        }
+        if let Some(precision) = self.precision {
+            config.training.precision = precision.into();
+        }
+        config.validate()?;
+        Ok((name, config))
+    }
+
+    fn sizes(&self, config: &Config) -> Result<DataSizes> {
+        if let Some(path) = self.data.as_ref().or(config.data.path.as_ref()) {
+            let set = Dataset::open(path)?;
+            return Ok(DataSizes {
+                training: set.split_len(Split::Train),
+                validation: set.split_len(Split::Validation),
+            });
+        }
+        match config.data.name.as_str() {
+            "shapes" => {
+                let validation = config.data.shapes_count / 10;
+                Ok(DataSizes { training: config.data.shapes_count - validation, validation })
+            }
+            "cifar10" => Ok(DataSizes { training: 50_000, validation: 10_000 }),
+            "fashion-mnist" => Ok(DataSizes { training: 60_000, validation: 10_000 }),
+            name => {
+                let place = format!("data set {name}");
+                Err(Error::config(place, "its size is not known", "name its file with --data FILE"))
+            }
+        }
+    }
+}
+
+/// The rates of what `--on` names.
+fn device(on: &str) -> Result<Peak> {
+    let known = Peak::known();
+    if let Some(peak) = known.iter().find(|peak| peak.key == on) {
+        return Ok(peak.clone());
+    }
+    match on {
+        "cpu" => Ok(measure_cpu()),
+        "here" => match DeviceChoice::Auto.open()?.accelerator {
+            None => Ok(measure_cpu()),
+            Some(accelerator) => {
+                let name = accelerator.name();
+                let plain = name.to_lowercase().replace([' ', '-'], "");
+                // The longest key first: an L40S is no L4.
+                let mut known = known;
+                known.sort_by_key(|peak| std::cmp::Reverse(peak.key.len()));
+                let peak = known.into_iter().find(|peak| plain.contains(peak.key)).ok_or_else(|| {
+                    Error::config(
+                        "--on here",
+                        format!("the rates of {name} are not known"),
+                        "name a device, as in --on h100",
+                    )
+                })?;
+                Ok(Peak { memory: Some(accelerator.memory()?.1), name, ..peak })
+            }
+        },
+        other => {
+            let keys: Vec<&str> = known.iter().map(|peak| peak.key).chain(["cpu", "here"]).collect();
+            let short: String = other.chars().take(60).collect();
+            let message = format!("no device is called `{}`", short.escape_debug());
+            Err(Error::config("--on", message, format!("there are {}", keys.join(", "))))
+        }
+    }
+}
+
+/// This CPU's rates, by a product that fits the cache and a copy that does not: about a quarter of a second.
+fn measure_cpu() -> Peak {
+    install(|| {
+        let best = |run: &mut dyn FnMut()| {
+            let once = |_| {
+                let start = Instant::now();
+                run();
+                start.elapsed().as_secs_f64().max(1e-9)
+            };
+            (0..5).map(once).fold(f64::INFINITY, f64::min)
+        };
+        const N: usize = 768;
+        let (a, b) = (vec![0.5f32; N * N], vec![0.25f32; N * N]);
+        let mut c = vec![0f32; N * N];
+        let seconds = best(&mut || {
+            matmul(MatrixMut::new(&mut c, N, N), Matrix::new(&a, N, N), Matrix::new(&b, N, N), Accumulate::Write);
+        });
+        const FLOATS: usize = 16 << 20;
+        let source = vec![1f32; FLOATS];
+        let mut copy = vec![0f32; FLOATS];
+        let copying = best(&mut || {
+            for_rows(&mut copy, 1 << 16, |row, values| values.copy_from_slice(&source[row << 16..][..1 << 16]));
+        });
+        let flops = 2.0 * (N * N * N) as f64 / seconds;
+        Peak {
+            key: "cpu",
+            name: format!("this cpu, {} threads, measured now", threads()),
+            bf16: flops,
+            f32: flops,
+            bandwidth: (2 * 4 * FLOATS) as f64 / copying,
+            memory: available_memory(&Device::Cpu),
+        }
+    })
+}
+
+fn heading(name: &str, config: &Config, estimate: &Estimate, peak: &Peak) -> String {
+    let (size, channels) = (config.model.image_size(), config.model.image_channels());
+    let dtype = if config.training.precision == Precision::Bf16 { "bf16" } else { "f32" };
+    format!(
+        "{name}: {}, {} parameters ({:.1} M), images {size}x{size}x{channels}, batch {}, {dtype}\n\
+         on {}: {}FLOP/s f32{}, {}B/s\n",
+        config.model.kind(),
+        number(estimate.parameters),
+        estimate.parameters as f64 / 1e6,
+        config.training.batch_size,
+        peak.name,
+        si(peak.f32),
+        if peak.key == "cpu" { String::new() } else { format!(", {}FLOP/s bf16 on tensor cores", si(peak.bf16)) },
+        si(peak.bandwidth),
+    )
+}
+
+fn memory(estimate: &Estimate, sizes: DataSizes) -> String {
+    let mut text = String::from("\nmemory of training\n");
+    for &(kind, size) in estimate.memory.iter().filter(|(_, size)| *size > 0) {
+        let more = match kind {
+            "data set" => format!("  {} images", number(sizes.training + sizes.validation)),
+            "arena" => format!("  of the largest program: {}", estimate.largest_program),
+            _ => String::new(),
+        };
+        text += &format!("  {kind:<20}{:>12}{more}\n", bytes(size as f64));
+    }
+    text + &format!("  {:<20}{:>12}\n", "total", bytes(estimate.total_bytes() as f64))
+}
+
+fn table(work: &StepWork, peak: &Peak, precision: Precision) -> String {
+    let mut text = format!(
+        "  {:<28}{:>7}{:>10}{:>12}{:>9}{:>12}  bound by\n",
+        "op", "calls", "FLOPs", "bytes", "FLOP/B", "at the roof"
+    );
+    for op in &work.ops {
+        let (seconds, memory) = peak.floor(&op.cost, precision);
+        text += &format!(
+            "  {:<28}{:>7}{:>10}{:>12}{:>9.1}{:>12}  {}\n",
+            op.op,
+            number(op.calls),
+            if op.cost.flops > 0.0 { si(op.cost.flops) } else { "0".into() },
+            bytes(op.cost.bytes),
+            op.cost.flops / op.cost.bytes.max(1.0),
+            time(seconds),
+            if memory { "memory" } else { "arithmetic" },
+        );
+    }
+    let (total, roofline) = (work.total(), work.roofline(peak, precision));
+    text + &format!(
+        "  {:<28}{:>7}{:>10}{:>12}{:>9.1}{:>12}\n",
+        "total",
+        number(work.ops.iter().map(|op| op.calls).sum()),
+        si(total.flops),
+        bytes(total.bytes),
+        total.flops / total.bytes.max(1.0),
+        time(roofline.seconds),
+    )
+}
+
+fn floor(work: &StepWork, peak: &Peak, precision: Precision, count: usize, what: &str) -> String {
+    let roofline = work.roofline(peak, precision);
+    let memory = 100.0 * roofline.memory_bound;
+    let (bound, share) = if memory > 50.0 { ("memory", memory) } else { ("arithmetic", 100.0 - memory) };
+    format!(
+        "  roofline: {} for {what}, {}; bound by {bound} ({share:.0} % of that time)\n",
+        time(roofline.seconds),
+        images(count as f64 / roofline.seconds),
+    )
+}
+
+/// `19,108,048`.
+fn number(value: usize) -> String {
+    let digits = value.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `8,127 images/s`.
+fn images(rate: f64) -> String {
+    if rate < 10.0 {
+        format!("{} images/s", three(rate))
+    } else {
+        format!("{} images/s", number(rate.round() as usize))
+    }
+}
+
+/// Three digits and a decimal prefix, ready for a unit: `3.35 T`, `990 G`, `12.0 `.
+fn si(value: f64) -> String {
+    const PREFIXES: [&str; 6] = ["", "k", "M", "G", "T", "P"];
+    let (scaled, prefix) = scale(value, 1000.0, &PREFIXES);
+    format!("{} {prefix}", three(scaled))
+}
+
+/// `1.53 GiB`.
+fn bytes(value: f64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (scaled, unit) = scale(value, 1024.0, &UNITS);
+    if unit == "B" { format!("{scaled:.0} B") } else { format!("{} {unit}", three(scaled)) }
+}
+
+fn scale<'a>(value: f64, step: f64, units: &[&'a str]) -> (f64, &'a str) {
+    let mut scaled = value;
+    let mut units = units.iter();
+    let mut unit = units.next().copied().unwrap_or_default();
+    for next in units {
+        if scaled < step * 0.9995 {
+            break;
+        }
+        (scaled, unit) = (scaled / step, next);
+    }
+    (scaled, unit)
+}
+
+fn three(value: f64) -> String {
+    match value.abs() {
+        size if size >= 99.95 => format!("{value:.0}"),
+        size if size >= 9.995 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// `12.3 µs`, `1.50 ms`, `2 h 05 min`.
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s < 1e-3 => format!("{} µs", three(s * 1e6)),
+        s if s < 1.0 => format!("{} ms", three(s * 1e3)),
+        s if s < 120.0 => format!("{} s", three(s)),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 1e9 => format!("{} h {:02} min", number((s / 3600.0) as usize), (s / 60.0) as u64 % 60),
+        _ => "more than 30 years".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(preset: &str, on: &str) -> PlanCommand {
+        PlanCommand {
+            preset: Some(preset.into()),
+            config: None,
+            batch: Some(256),
+            on: on.into(),
+            precision: None,
+            data: None,
+            set: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn figures_are_for_people() {
+        assert_eq!([0, 999, 1000, 19_108_048].map(number), ["0", "999", "1,000", "19,108,048"]);
+        assert_eq!([0.0, 999.0, 3.35e12, 9.9996e5].map(si), ["0.00 ", "999 ", "3.35 T", "1.00 M"]);
+        assert_eq!([12.0, 1536.0, 1.5 * (1u64 << 30) as f64].map(bytes), ["12 B", "1.50 KiB", "1.50 GiB"]);
+        assert_eq!(
+            [2e-6, 0.0123, 3.0, 600.0, 7500.0].map(time),
+            ["2.00 µs", "12.3 ms", "3.00 s", "10 min", "2 h 05 min"]
+        );
+    }
+
+    #[test]
+    fn the_cifar_plan_states_everything() {
+        let mut plan = command("dit-cifar10", "h100");
+        let text = plan.text().unwrap();
+        for part in
+            ["19,108,048 parameters (19.1 M)", "optimizer state", "arena", "60,000 images", "roofline", "bound by"]
+        {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        plan.precision = Some(PrecisionChoice::Bf16);
+        let half = plan.text().unwrap();
+        assert!(half.contains("bf16 copies") && !text.contains("bf16 copies"), "{half}");
+        plan.on = "cpu".into();
+        assert!(plan.text().unwrap_err().to_string().starts_with("--precision: "));
+    }
+
+    #[test]
+    fn what_cannot_be_planned_is_told() {
+        let fault = |change: &dyn Fn(&mut PlanCommand)| {
+            let mut plan = command("quickstart", "h100");
+            change(&mut plan);
+            plan.text().unwrap_err().to_string()
+        };
+        assert!(fault(&|plan| plan.on = "tpu".into()).contains("there are h100"));
+        assert!(fault(&|plan| plan.batch = Some(0)).starts_with("--batch"));
+        assert!(fault(&|plan| plan.preset = Some("dit".into())).starts_with("--preset"));
+        assert!(fault(&|plan| plan.set = vec!["data.name=mine".into()]).contains("--data FILE"));
+    }
+
+    #[test]
+    fn too_much_memory_names_the_batch_that_fits() {
+        let mut plan = command("dit-cifar10", "l4");
+        plan.batch = Some(4096);
+        let text = plan.text().unwrap();
+        assert!(text.contains("TOO MUCH") && text.contains("--batch "), "{text}");
+    }
+}

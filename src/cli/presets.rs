@@ -1,0 +1,55 @@
+//! `engine presets`: the configurations that come with the engine.
+
+use clap::Args;
+
+use crate::config::{Config, presets};
+use crate::error::Result;
+
+/// List the presets, or print one as YAML to start a configuration of your own from.
+#[derive(Clone, Debug, Args)]
+pub struct PresetsCommand {
+    /// The preset to print
+    name: Option<String>,
+}
+
+impl PresetsCommand {
+    /// Prints to standard output.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] for an unknown name; the nearest one is named.
+    pub fn run(self) -> Result<()> {
+        print!("{}", self.text()?);
+        Ok(())
+    }
+
+    fn text(&self) -> Result<String> {
+        match &self.name {
+            // In full: what a preset leaves to the defaults belongs to it as well.
+            Some(name) => Config::preset(name)?.to_yaml(),
+            None => {
+                let widest = presets().iter().map(|preset| preset.name.len()).max().unwrap_or(0);
+                let line =
+                    |preset: &crate::config::Preset| format!("{:widest$}  {}\n", preset.name, preset.description);
+                Ok(presets().iter().map(line).collect())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_preset_has_a_line_and_reads_back_equal() {
+        let list = PresetsCommand { name: None }.text().unwrap();
+        assert_eq!(list.lines().count(), presets().len());
+        for preset in presets() {
+            assert!(list.contains(preset.name) && list.contains(preset.description));
+            let yaml = PresetsCommand { name: Some(preset.name.into()) }.text().unwrap();
+            assert_eq!(Config::from_yaml(&yaml, "printed").unwrap(), Config::preset(preset.name).unwrap());
+        }
+        let error = PresetsCommand { name: Some("quickstar".into()) }.text().unwrap_err().to_string();
+        assert!(error.contains("quickstart"), "{error}");
+    }
+}

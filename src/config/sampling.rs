@@ -1,0 +1,162 @@
+//! Drawing images from a loaded model.
+
+use super::Model;
+use crate::config::nearest;
+use crate::diffusion::{NoiseSchedule, Sampler, SamplerSpec, SamplingConfig};
+use crate::error::{Error, Result};
+use crate::tensor::Context;
+
+/// The images to draw; [`Model::request`] fills in what the model's own configuration says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleRequest {
+    /// A label for each image: a class, or the null label for an image of no class in particular.
+    pub labels: Vec<usize>,
+    /// Sampler, steps, guidance.
+    pub sampling: SamplingConfig,
+    /// Image k of a seed is the same image whatever the batch, the threads and the number of images.
+    pub seed: u64,
+    /// Images that are computed together, above 0.
+    pub batch: usize,
+}
+
+impl Model {
+    /// Where the weights are.
+    pub fn context(&self) -> &Context {
+        self.parameters.master().context()
+    }
+
+    /// The names of the classes in the order of their labels; numbers where the file has no names.
+    pub fn class_names(&self) -> Vec<String> {
+        let count = self.info.config.model.num_classes();
+        match self.info.classes.len() {
+            0 => (0..count).map(|label| label.to_string()).collect(),
+            named => self.info.classes[..named.min(count)].to_vec(),
+        }
+    }
+
+    /// The label of a class given by its name, its number, or as `none` for the null label.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the nearest class and lists all.
+    pub fn class_label(&self, text: &str) -> Result<usize> {
+        let names = self.class_names();
+        if let Some(label) = names.iter().position(|name| name == text) {
+            return Ok(label);
+        }
+        if let Some(label) = text.parse().ok().filter(|&label: &usize| label < self.info.config.model.num_classes()) {
+            return Ok(label);
+        }
+        if let ("none", Some(null)) = (text, self.info.config.model.null_label()) {
+            return Ok(null);
+        }
+        let shown: Vec<&str> = names.iter().take(40).map(String::as_str).collect();
+        let more = if shown.len() < names.len() { ", …" } else { "" };
+        let all = format!("{}{more}, or a number below {}", shown.join(", "), self.info.config.model.num_classes());
+        let mend = match nearest(text, names.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean {near}? There are {all}"),
+            None => format!("there are {all}"),
+        };
+        let short: String = text.chars().take(60).collect();
+        Err(Error::config("--class", format!("the model has no class `{}`", short.escape_debug()), mend))
+    }
+
+    /// A request for one image of each label with the model's own sampling configuration, seed 0.
+    pub fn request(&self, labels: impl Into<Vec<usize>>) -> SampleRequest {
+        let labels = labels.into();
+        let batch = labels.len().clamp(1, 32);
+        SampleRequest { labels, sampling: self.info.config.sampling.clone(), seed: 0, batch }
+    }
+
+    /// Draws the images of a request: each `[H, W, C]`, in about [-1, 1].
+    ///
+    /// ```
+    /// use engine::config::{Config, Model};
+    /// use engine::tensor::{Context, DType};
+    ///
+    /// # let mut config = Config::preset("quickstart")?;
+    /// # for set in ["model.depth=1", "model.hidden_dim=32", "model.conditioning=token"] {
+    /// #     config.set(set)?;
+    /// # }
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let file = folder.path().join("model.safetensors");
+    /// # Model::untrained(&config, &Context::cpu(), DType::F32, 0)?.save(&file)?;
+    /// let model = Model::load(&file, &Context::cpu(), DType::F32)?;
+    /// let mut request = model.request([3, 3, 7]);
+    /// request.sampling.num_steps = 2;
+    /// let images = model.sample(&request)?;
+    /// assert_eq!((images.len(), images[0].len()), (3, 32 * 32 * 3));
+    ///
+    /// // Image 0 is the same image by itself.
+    /// request.labels.truncate(1);
+    /// assert_eq!(model.sample(&request)?[0], images[0]);
+    /// # Ok::<(), engine::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Model::sample_each`].
+    pub fn sample(&self, request: &SampleRequest) -> Result<Vec<Vec<f32>>> {
+        let mut images = Vec::with_capacity(request.labels.len());
+        self.sample_each(
+            request,
+            |_, _| Ok(()),
+            |_, image| {
+                images.push(image.to_vec());
+                Ok(())
+            },
+        )?;
+        Ok(images)
+    }
+
+    /// Draws the images of a request and hands over each as soon as it is there: `sink(k, image)`, k from 0.
+    /// `progress(done, total)` counts evaluations of the network; an error from either ends the drawing.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for no images, a batch of 0, a label that the model does not have, guidance without a null label,
+    /// and what [`SamplingConfig::validate`] refuses; what the device reports.
+    pub fn sample_each(
+        &self,
+        request: &SampleRequest,
+        mut progress: impl FnMut(usize, usize) -> Result<()>,
+        mut sink: impl FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let config = &self.info.config;
+        let (count, null_label) = (request.labels.len(), config.model.null_label());
+        if count == 0 || u32::try_from(count).is_err() {
+            return Err(Error::config("--count", format!("{count} images"), "give 1 to 4294967295"));
+        }
+        if request.batch == 0 {
+            return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
+        }
+        let labels = config.model.num_classes() + usize::from(null_label.is_some());
+        if let Some(stranger) = request.labels.iter().find(|label| **label >= labels) {
+            let message = format!("the model has no label {stranger}");
+            return Err(Error::config("--class", message, format!("give labels below {labels}")));
+        }
+        config.diffusion.validate()?;
+        let mut sampling = request.sampling.clone();
+        if request.labels.iter().all(|&label| Some(label) == null_label) {
+            // Guidance contrasts a label with the null label: between equals it changes nothing but the time it takes.
+            sampling.guidance = 1.0;
+        }
+        let spec = SamplerSpec {
+            sampling,
+            prediction: config.diffusion.prediction,
+            null_label,
+            batch: request.batch.min(count),
+            seed: request.seed,
+        };
+        let noise = NoiseSchedule::new(&config.diffusion)?;
+        let mut sampler = Sampler::new(self.context(), self.model.clone(), self.parameters.clone(), &noise, spec)?;
+        let (batch, stages) = (sampler.batch(), sampler.stages());
+        let total = count.div_ceil(batch) * stages;
+        for (number, labels) in request.labels.chunks(batch).enumerate() {
+            let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
+            let first = number * batch;
+            let images = sampler.run(first as u32, &labels, |stage, _| progress(number * stages + stage + 1, total))?;
+            for (k, image) in images.chunks_exact(images.len() / labels.len()).enumerate() {
+                sink(first + k, image)?;
+            }
+        }
+        Ok(())
+    }
+}

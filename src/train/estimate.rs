@@ -1,0 +1,259 @@
+//! What a run needs, from shapes alone: memory by kind, work by op, and the time that a device's rates allow.
+
+use std::collections::BTreeMap;
+
+use super::{DataSizes, Trainer};
+use crate::config::{Config, Precision};
+use crate::error::Result;
+use crate::tensor::Cost;
+
+/// The rates of a device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Peak {
+    /// What `engine plan --on` takes.
+    pub key: &'static str,
+    /// For people.
+    pub name: String,
+    /// Products of bf16 with sums in f32, dense, on tensor cores: FLOP/s.
+    pub bf16: f64,
+    /// f32 multiply-adds outside tensor cores: FLOP/s.
+    pub f32: f64,
+    /// Of the device's memory: bytes/s.
+    pub bandwidth: f64,
+    /// Bytes of memory, where known.
+    pub memory: Option<u64>,
+}
+
+/// NVIDIA's data sheets: dense bf16 tensor TFLOP/s with f32 sums, f32 TFLOP/s, GB/s, GB.
+const SHEETS: &[(&str, &str, f64, f64, f64, u64)] = &[
+    ("h100", "NVIDIA H100 SXM 80 GB", 989.4, 66.9, 3350.0, 80),
+    ("h200", "NVIDIA H200 SXM 141 GB", 989.4, 66.9, 4800.0, 141),
+    ("a100", "NVIDIA A100 SXM 80 GB", 312.0, 19.5, 2039.0, 80),
+    ("l40s", "NVIDIA L40S 48 GB", 362.0, 91.6, 864.0, 48),
+    ("l4", "NVIDIA L4 24 GB", 121.0, 30.3, 300.0, 24),
+    ("rtx4090", "NVIDIA GeForce RTX 4090 24 GB", 165.2, 82.6, 1008.0, 24),
+    ("rtx3090", "NVIDIA GeForce RTX 3090 24 GB", 71.0, 35.6, 936.0, 24),
+];
+
+impl Peak {
+    /// The devices whose data sheets are known.
+    pub fn known() -> Vec<Self> {
+        SHEETS
+            .iter()
+            .map(|&(key, name, bf16, f32, bandwidth, memory)| Self {
+                key,
+                name: name.to_string(),
+                bf16: bf16 * 1e12,
+                f32: f32 * 1e12,
+                bandwidth: bandwidth * 1e9,
+                memory: Some(memory * 1_000_000_000),
+            })
+            .collect()
+    }
+
+    /// Seconds that `cost` takes at least, and whether memory rather than arithmetic bounds it.
+    pub fn floor(&self, cost: &Cost, precision: Precision) -> (f64, bool) {
+        let rate = if cost.tensor_cores && precision == Precision::Bf16 { self.bf16 } else { self.f32 };
+        let (compute, memory) = (cost.flops / rate, cost.bytes / self.bandwidth);
+        (compute.max(memory), memory >= compute)
+    }
+}
+
+/// The work of one op in a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpWork {
+    /// As the op charges for it: `layer_norm_bwd`.
+    pub op: &'static str,
+    /// Calls in the step.
+    pub calls: usize,
+    /// Of all calls.
+    pub cost: Cost,
+}
+
+/// A step's work by op, the heaviest first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepWork {
+    /// By op.
+    pub ops: Vec<OpWork>,
+}
+
+/// How long a step takes at least, and why.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Roofline {
+    /// Seconds: the sum over the ops of the larger of arithmetic and memory time, since ops run one after the other.
+    pub seconds: f64,
+    /// The share of that time, 0 to 1, in ops that memory bounds.
+    pub memory_bound: f64,
+}
+
+impl StepWork {
+    fn new<'a>(parts: impl IntoIterator<Item = (usize, &'a BTreeMap<&'static str, (usize, Cost)>)>) -> Self {
+        let mut sums: BTreeMap<&'static str, (usize, Cost)> = BTreeMap::new();
+        for (times, charges) in parts {
+            for (op, (calls, cost)) in charges {
+                let (all, sum) = sums.entry(op).or_default();
+                *all += times * calls;
+                (0..times).for_each(|_| *sum += *cost);
+            }
+        }
+        let mut ops: Vec<OpWork> = sums.into_iter().map(|(op, (calls, cost))| OpWork { op, calls, cost }).collect();
+        ops.sort_by(|a, b| {
+            (b.cost.flops, b.cost.bytes).partial_cmp(&(a.cost.flops, a.cost.bytes)).unwrap_or(a.op.cmp(b.op))
+        });
+        Self { ops }
+    }
+
+    /// The whole step.
+    pub fn total(&self) -> Cost {
+        let mut total = Cost::default();
+        self.ops.iter().for_each(|op| total += op.cost);
+        total
+    }
+
+    /// The least time on a device.
+    pub fn roofline(&self, peak: &Peak, precision: Precision) -> Roofline {
+        let floors: Vec<(f64, bool)> = self.ops.iter().map(|op| peak.floor(&op.cost, precision)).collect();
+        let seconds: f64 = floors.iter().map(|(seconds, _)| seconds).sum();
+        let memory: f64 = floors.iter().filter(|(_, memory)| *memory).map(|(seconds, _)| seconds).sum();
+        Roofline { seconds, memory_bound: if seconds > 0.0 { memory / seconds } else { 0.0 } }
+    }
+}
+
+/// What a configuration needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Estimate {
+    /// Parameters of the model.
+    pub parameters: usize,
+    /// Bytes by kind; their sum is what a run allocates on its device.
+    pub memory: Vec<(&'static str, usize)>,
+    /// The program that the arena has its size from.
+    pub largest_program: &'static str,
+    /// One optimizer step: `batch_size` x `gradient_accumulation` images.
+    pub training: StepWork,
+    /// One evaluation of the network and update in sampling, for `batch_size` images.
+    pub sampling: StepWork,
+    /// Such evaluations for one batch of images, as the configuration samples.
+    pub sampling_stages: usize,
+    /// Bytes that sampling a batch by itself, without training state, allocates.
+    pub sampling_bytes: usize,
+    /// Optimizer steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// Optimizer steps of the run.
+    pub total_steps: u64,
+}
+
+impl Estimate {
+    /// Plans a run in shape-only mode: nothing is allocated, nothing computed.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] for a configuration that cannot work.
+    pub fn new(config: &Config, sizes: DataSizes) -> Result<Self> {
+        let trainer = Trainer::plan(config, sizes)?;
+        let master = trainer.parameters().master().bytes();
+        let copies = |parameters: &crate::nn::Parameters| parameters.compute().map_or(0, |copy| copy.bytes());
+        let [first, second, ema] = trainer.optimizer_state().map(|tensor| tensor.bytes());
+        let image = config.model.image_size().pow(2) * config.model.image_channels();
+        let data = (sizes.training + sizes.validation) * (image + 4);
+        let arena = trainer.programs().max_by_key(|(_, program)| program.arena_bytes());
+        let (largest_program, arena) = arena.map_or(("", 0), |(name, program)| (name, program.arena_bytes()));
+        let mut memory = vec![
+            ("weights", master),
+            ("gradients", master),
+            ("optimizer state", first + second),
+            ("moving average", ema),
+            ("bf16 copies", copies(trainer.parameters()) + copies(trainer.averaged())),
+            ("data set", data),
+        ];
+        let named: usize = memory.iter().map(|(_, bytes)| bytes).sum();
+        memory.push(("tables and results", trainer.context().persistent_bytes().saturating_sub(named)));
+        memory.push(("arena", arena));
+
+        let accumulation = config.training.gradient_accumulation;
+        let times = |name: &str| match name {
+            "further batch of a step" => accumulation - 2,
+            "validation batch" => 0,
+            _ => 1,
+        };
+        let training = StepWork::new(trainer.programs().map(|(name, program)| (times(name), program.charges())));
+        let before = trainer.context().persistent_bytes();
+        let sampler = trainer.sampler(&config.sampling, config.training.batch_size, 0)?;
+        let state = trainer.context().persistent_bytes() - before;
+        Ok(Self {
+            parameters: trainer.parameters().count(),
+            memory,
+            largest_program,
+            training,
+            sampling: StepWork::new([(1, sampler.program().charges())]),
+            sampling_stages: sampler.stages(),
+            sampling_bytes: master + copies(trainer.averaged()) + state + sampler.program().arena_bytes(),
+            steps_per_epoch: trainer.steps_per_epoch(),
+            total_steps: trainer.total_steps(),
+        })
+    }
+
+    /// Bytes that a run allocates on its device.
+    pub fn total_bytes(&self) -> usize {
+        self.memory.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The largest batch whose training fits `bytes`; 0 where not even one image does.
+    ///
+    /// # Errors
+    /// As [`Estimate::new`].
+    pub fn largest_batch(config: &Config, sizes: DataSizes, bytes: u64) -> Result<usize> {
+        let fits = |batch: usize| -> Result<bool> {
+            let mut config = config.clone();
+            config.training.batch_size = batch;
+            Ok(Self::new(&config, sizes)?.total_bytes() as u64 <= bytes)
+        };
+        // Memory grows with the batch: halve the interval.
+        let (mut low, mut high) = (0, config.training.batch_size + 1);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if fits(middle)? { low = middle } else { high = middle }
+        }
+        Ok(low)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_floor_is_the_larger_of_the_two_times() {
+        let peak = &Peak::known()[0];
+        let product = Cost::product(4096, 4096, 4096, 2);
+        let (seconds, memory) = peak.floor(&product, Precision::Bf16);
+        assert!(!memory && (seconds - 2.0 * 4096f64.powi(3) / 989.4e12).abs() < 1e-12);
+        assert!(peak.floor(&product, Precision::F32).0 > 10.0 * seconds, "without tensor cores");
+        let (seconds, memory) = peak.floor(&Cost::memory(3_350_000_000), Precision::Bf16);
+        assert!(memory && (seconds - 1e-3).abs() < 1e-9);
+    }
+
+    #[test]
+    fn cifar_has_its_published_size_and_accumulation_multiplies_work() {
+        let mut config = Config::preset("dit-cifar10").unwrap();
+        let sizes = DataSizes { training: 50_000, validation: 10_000 };
+        config.training.batch_size = 8;
+        let once = Estimate::new(&config, sizes).unwrap();
+        assert_eq!(once.parameters, 19_108_048);
+        config.training.gradient_accumulation = 4;
+        let four = Estimate::new(&config, sizes).unwrap();
+        let ratio = four.training.total().flops / once.training.total().flops;
+        assert!((3.9..=4.01).contains(&ratio), "{ratio}");
+        assert_eq!(four.parameters, once.parameters);
+    }
+
+    #[test]
+    fn the_batch_that_fits_is_the_largest() {
+        let mut config = Config::preset("quickstart").unwrap();
+        config.training.batch_size = 64;
+        let sizes = DataSizes { training: 900, validation: 100 };
+        config.training.batch_size = 20;
+        let bytes = Estimate::new(&config, sizes).unwrap().total_bytes() as u64;
+        config.training.batch_size = 64;
+        assert_eq!(Estimate::largest_batch(&config, sizes, bytes).unwrap(), 20);
+        assert_eq!(Estimate::largest_batch(&config, sizes, 1000).unwrap(), 0);
+    }
+}

@@ -1,0 +1,341 @@
+//! `engine sample`, and the same through the library: which image comes out depends on its seed and number alone, and
+//! whatever is wrong is told in one line.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use engine::config::{Config, Model};
+use engine::diffusion::SamplerKind;
+use engine::ops::host::parallel::with_threads;
+use engine::picture::read_png;
+use engine::tensor::{Context, DType};
+
+/// A small model that nobody trained: noise comes out, but always the same noise.
+fn config() -> Config {
+    let mut config = Config::preset("quickstart").unwrap();
+    for set in [
+        "model.conditioning=token",
+        "model.hidden_dim=64",
+        "model.depth=2",
+        "model.condition_hidden_dim=32",
+        "sampling.num_steps=3",
+        "sampling.count_per_class=2",
+    ] {
+        config.set(set).unwrap();
+    }
+    config.validate().unwrap();
+    config
+}
+
+fn untrained(config: &Config) -> Model {
+    let mut model = Model::untrained(config, &Context::cpu(), DType::F32, 5).unwrap();
+    let names = ["circle", "square", "triangle", "star", "cross", "ring", "heart", "stripes", "arrow", "half/moon"];
+    model.info.classes = names.map(String::from).to_vec();
+    model
+}
+
+/// A folder with `model.safetensors`.
+struct Run(tempfile::TempDir);
+
+impl Run {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        untrained(&config()).save(folder.path().join("model.safetensors")).unwrap();
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn sample(&self, arguments: &[&str]) -> Output {
+        sample(&self.path("model.safetensors"), arguments, self.0.path())
+    }
+
+    /// The values of a `.npy` file and its shape.
+    fn array(&self, arguments: &[&str]) -> (Vec<u64>, Vec<f32>) {
+        let out = self.path("images.npy");
+        let output = self.sample(&[arguments, &["--out", out.to_str().unwrap()]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let bytes = std::fs::read(out).unwrap();
+        let npy = npyz::NpyFile::new(bytes.as_slice()).unwrap();
+        (npy.shape().to_vec(), npy.into_vec().unwrap())
+    }
+}
+
+fn engine() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+    command.env_remove("ENGINE_THREADS");
+    command
+}
+
+fn sample(model: &Path, arguments: &[&str], folder: &Path) -> Output {
+    engine()
+        .current_dir(folder)
+        .args(["sample", "--quiet", "--device", "cpu", "--model"])
+        .arg(model)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// The one line that a failure prints.
+fn fault(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(!output.status.success(), "succeeded: {text}");
+    assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+#[test]
+fn an_image_has_the_same_bits_in_every_batch_and_on_any_number_of_threads() {
+    for (sampler, eta) in [(SamplerKind::Heun, 0.0), (SamplerKind::Ddpm, 0.0), (SamplerKind::Ddim, 0.5)] {
+        let mut config = config();
+        if sampler != SamplerKind::Heun {
+            for set in ["diffusion.schedule=cosine", "diffusion.prediction=epsilon"] {
+                // One at a time leaves a pair that does not fit together; only the end counts.
+                config.set(set).unwrap();
+            }
+        }
+        let draw = |threads: usize, batch: usize, count: usize| -> Vec<Vec<u32>> {
+            let config = &config;
+            with_threads(threads, move || {
+                let model = untrained(config);
+                let mut request = model.request((0..count).map(|k| k % 10).collect::<Vec<_>>());
+                (request.seed, request.batch) = (11, batch);
+                (request.sampling.sampler, request.sampling.eta) = (sampler, eta);
+                let images = model.sample(&request).unwrap();
+                images.iter().map(|image| image.iter().map(|x| x.to_bits()).collect()).collect()
+            })
+        };
+        let reference = draw(1, 64, 66);
+        assert_eq!(reference.len(), 66);
+        assert_ne!(reference[0], reference[10], "two images of one class are two images");
+        assert!(reference.iter().flatten().all(|bits| f32::from_bits(*bits).is_finite()));
+        for (threads, batch) in [(1, 1), (1, 7), (2, 1), (2, 7), (2, 64), (4, 1), (4, 7), (4, 64)] {
+            let images = draw(threads, batch, 66);
+            let differ = (0..66).filter(|&k| images[k] != reference[k]).count();
+            assert_eq!(differ, 0, "{sampler}: {differ} images differ with {threads} threads in batches of {batch}");
+        }
+        assert_eq!(draw(2, 5, 9)[..], reference[..9], "fewer images are the first ones");
+    }
+}
+
+#[test]
+fn seeds_labels_and_guidance_matter() {
+    let model = untrained(&config());
+    let base = model.request([0, 1]);
+    let images = model.sample(&base).unwrap();
+    let mut other = base.clone();
+    other.seed = 1;
+    assert_ne!(model.sample(&other).unwrap(), images);
+    let mut other = base.clone();
+    other.labels = vec![1, 1];
+    let changed = model.sample(&other).unwrap();
+    assert_ne!(changed[0], images[0]);
+    assert_eq!(changed[1], images[1]);
+    let mut other = base.clone();
+    other.sampling.guidance = 1.0;
+    assert_ne!(model.sample(&other).unwrap(), images);
+    // Without a class there is nothing to be guided to.
+    let null = model.class_label("none").unwrap();
+    let (mut guided, mut plain) = (model.request([null]), model.request([null]));
+    (guided.sampling.guidance, plain.sampling.guidance) = (3.0, 1.0);
+    assert_eq!(model.sample(&guided).unwrap(), model.sample(&plain).unwrap());
+}
+
+#[test]
+fn requests_that_cannot_be_met_are_refused() {
+    let model = untrained(&config());
+    let fault = |labels: &[usize], change: &dyn Fn(&mut engine::config::SampleRequest)| {
+        let mut request = model.request(labels);
+        change(&mut request);
+        model.sample(&request).unwrap_err().to_string()
+    };
+    assert!(fault(&[], &|_| ()).starts_with("--count"));
+    assert!(fault(&[11], &|_| ()).starts_with("--class"));
+    assert!(fault(&[0], &|request| request.batch = 0).starts_with("--batch"));
+    assert!(fault(&[0], &|request| request.sampling.num_steps = 0).contains("give 1 to"));
+    let mut config = config();
+    config.model = match config.model {
+        engine::config::ModelConfig::Dit(mut dit) => {
+            dit.null_label = false;
+            engine::config::ModelConfig::Dit(dit)
+        }
+        other => other,
+    };
+    let model = untrained(&config);
+    assert!(model.sample(&model.request([0])).unwrap_err().to_string().contains("null label"));
+    assert!(model.class_label("none").is_err());
+}
+
+#[test]
+fn arrays_have_numpys_shape_and_lie_between_0_and_1() {
+    let run = Run::new();
+    let (shape, values) = run.array(&["--count", "5", "--batch", "2"]);
+    assert_eq!(shape, [5, 32, 32, 3]);
+    assert!(values.iter().all(|x| (0.0..=1.0).contains(x)) && values.iter().any(|x| *x > 0.0 && *x < 1.0));
+    for arguments in [["--batch", "1", "--threads", "1"], ["--batch", "5", "--threads", "4"]] {
+        let again = run.array(&[&["--count", "5"][..], &arguments].concat());
+        assert_eq!(again.1, values, "{arguments:?}");
+    }
+    assert_eq!(run.array(&["--class", "star"]).0[0], 2, "as many as the model's grids have of a class");
+    assert_eq!(run.array(&[]).0[0], 10, "one of each class");
+    assert_eq!(run.array(&["--class", "all", "--count", "3"]).0[0], 30);
+    assert_eq!(run.array(&["--class", "3"]).1, run.array(&["--class", "star"]).1);
+    assert_ne!(run.array(&["--class", "none"]).1, run.array(&["--class", "star"]).1);
+}
+
+#[test]
+fn a_sheet_tells_how_it_was_made() {
+    let run = Run::new();
+    let arguments =
+        ["--class", "all", "--count", "2", "--seed", "42", "--guidance", "1.5", "--steps", "2", "--sampler"];
+    let output = run.sample(&[&arguments[..], &["heun", "--out", "new/sheet.png"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "--quiet");
+    let (sheet, texts) = read_png(run.path("new/sheet.png")).unwrap();
+    assert!(sheet.height() > 10 * 32 && sheet.width() > 2 * 32);
+    let parameters = &texts.iter().find(|(keyword, _)| keyword == "engine.sampling").unwrap().1;
+    let parameters: serde_json::Value = serde_json::from_str(parameters).unwrap();
+    for (key, value) in [("seed", 42.0), ("guidance", 1.5), ("steps", 2.0), ("images", 20.0), ("count", 2.0)] {
+        assert_eq!(parameters[key].as_f64(), Some(value), "{key} in {parameters}");
+    }
+    assert_eq!((parameters["sampler"].as_str(), parameters["class"].as_str()), (Some("heun"), Some("all")));
+    assert!(texts.iter().any(|(keyword, text)| keyword == "Software" && text.starts_with("engine ")));
+}
+
+#[test]
+fn a_folder_gets_single_images_that_are_not_written_over_unasked() {
+    let run = Run::new();
+    let arguments = ["--count", "10", "--out", "pictures/"];
+    assert!(run.sample(&arguments).status.success());
+    let mut names: Vec<String> = std::fs::read_dir(run.path("pictures"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!((names.len(), names[0].as_str()), (10, "00000-circle.png"));
+    assert_eq!(names[9], "00009-half-moon.png");
+    let (image, texts) = read_png(run.path("pictures/00003-star.png")).unwrap();
+    assert_eq!((image.width(), image.height(), image.channels()), (32, 32, 3));
+    assert!(texts.contains(&("engine.image".into(), "3".into())), "{texts:?}");
+    // The same pixels as in the array.
+    let (_, values) = run.array(&["--count", "10"]);
+    let pixels: Vec<f32> = image.pixels().iter().map(|value| *value as f32 / 255.0).collect();
+    assert_eq!(pixels, values[3 * 3072..][..3072]);
+
+    let text = fault(&run.sample(&arguments));
+    assert!(text.contains("00000-circle.png: exists already") && text.contains("--force"), "{text}");
+    assert!(run.sample(&[&arguments[..], &["--force"]].concat()).status.success());
+}
+
+#[test]
+fn a_run_folder_means_its_newest_model_and_says_so() {
+    let run = Run::new();
+    let output = engine()
+        .current_dir(run.0.path())
+        .args(["sample", "--device", "cpu", "--count", "1", "--model", "."])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("model.safetensors, the newest model of the run"), "{told}");
+    assert!(told.contains("wrote samples.png: 1 image in"), "{told}");
+    assert!(run.path("samples.png").exists());
+}
+
+#[test]
+fn wrong_options_are_told_before_anything_is_drawn() {
+    let run = Run::new();
+    for (arguments, parts) in [
+        (
+            &["--class", "squar"][..],
+            &["--class: the model has no class `squar`", "did you mean square?", "half/moon"][..],
+        ),
+        (&["--class", "10"], &["--class: the model has no class `10`", "below 10"]),
+        (&["--class", "-1"], &["--class"]),
+        (&["--count", "0"], &["--count: 0 images", "give 1 or more"]),
+        (&["--count", "99999999999"], &["--count", "10000000"]),
+        (&["--batch", "0"], &["--batch: 0 images"]),
+        (&["--steps", "0"], &["--steps: 0 denoising steps", "give 1 to 1000"]),
+        (&["--steps", "1001"], &["--steps"]),
+        (&["--eta", "2"], &["--eta"]),
+        (&["--guidance", "-1"], &["--guidance"]),
+        (&["--guidance", "nan"], &["--guidance"]),
+        (&["--sampler", "euler"], &["--sampler: no sampler is called `euler`", "ddpm, ddim or heun"]),
+        (&["--threads", "0"], &["--threads"]),
+        (&["--precision", "bf16"], &["--precision: bf16 is for accelerators"]),
+        (&["--out", "x.jpg"], &["--out", ".png or .npy"]),
+        (&["--count", "5000000"], &["too many for one sheet", ".npy"]),
+        (&["--out", "model.safetensors/x.png"], &["model.safetensors"]),
+    ] {
+        // A value that begins with a dash is not a value to the parser, unless joined.
+        let arguments = [format!("{}={}", arguments[0], arguments[1])];
+        let text = fault(&run.sample(&arguments.iter().map(String::as_str).collect::<Vec<_>>()));
+        for part in parts {
+            assert!(text.contains(part), "{arguments:?}: {text}");
+        }
+    }
+    assert!(!run.path("samples.png").exists());
+}
+
+#[test]
+fn files_that_are_no_whole_model_are_told_in_one_line() {
+    let run = Run::new();
+    let good = std::fs::read(run.path("model.safetensors")).unwrap();
+    let try_file = |name: &str, bytes: &[u8]| {
+        std::fs::write(run.path(name), bytes).unwrap();
+        let text = fault(&sample(&run.path(name), &[], run.0.path()));
+        assert!(text.contains(name), "{text}");
+        text
+    };
+    for length in [0, 1, 7, 8, 9, 100, good.len() / 2, good.len() - 1] {
+        try_file("cut.safetensors", &good[..length]);
+    }
+    let mut longer = good.clone();
+    longer.push(0);
+    try_file("longer.safetensors", &longer);
+    for at in [0, 3, 7, 8, 20, 200, good.len() / 2, good.len() - 1] {
+        let mut damaged = good.clone();
+        damaged[at] ^= 0x40;
+        try_file("damaged.safetensors", &damaged);
+    }
+    let text = try_file("flipped.safetensors", &{
+        let mut damaged = good.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        damaged
+    });
+    assert!(text.contains("checksum"), "{text}");
+    // A header that declares far more than there is.
+    let mut huge = good.clone();
+    huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    try_file("huge.safetensors", &huge);
+    assert!(try_file("notes.txt", b"this is not a model at all").contains("notes.txt"));
+    let foreign = safetensors::serialize(Vec::<(String, safetensors::tensor::TensorView)>::new(), None).unwrap();
+    assert!(try_file("foreign.safetensors", &foreign).contains("not a model of this engine"));
+
+    // A configuration of a network far larger than the file.
+    let mut model = untrained(&config());
+    for set in ["model.hidden_dim=65536", "model.depth=1024", "model.mlp_ratio=64"] {
+        model.info.config.set(set).unwrap();
+    }
+    model.save(run.path("vast.safetensors")).unwrap();
+    let text = fault(&sample(&run.path("vast.safetensors"), &[], run.0.path()));
+    assert!(text.contains("more than its bytes can hold"), "{text}");
+
+    let text = fault(&sample(&run.path("missing.safetensors"), &[], run.0.path()));
+    assert!(text.contains("missing.safetensors") && text.contains("check the path"), "{text}");
+    std::fs::create_dir(run.path("empty")).unwrap();
+    let text = fault(&sample(&run.path("empty"), &[], run.0.path()));
+    assert!(text.contains("without model.safetensors"), "{text}");
+    let text = fault(&sample(Path::new("quickstart"), &[], run.0.path()));
+    assert!(text.contains("is a preset") && text.contains("engine train --preset quickstart"), "{text}");
+    let absent = engine()
+        .args(["sample", "--device", "cuda:99", "--model"])
+        .arg(run.path("model.safetensors"))
+        .output()
+        .unwrap();
+    assert!(fault(&absent).contains("cuda"));
+}

@@ -1,0 +1,145 @@
+//! `engine plan` against what a run then allocates, and the commands that only print.
+
+use std::process::{Command, Output};
+
+use engine::config::Config;
+use engine::data::{Split, shapes};
+use engine::tensor::Device;
+use engine::train::{DataSizes, Estimate, Trainer};
+
+fn engine(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_engine")).args(arguments).output().unwrap()
+}
+
+fn text(arguments: &[&str]) -> String {
+    let output = engine(arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn fault(arguments: &[&str]) -> String {
+    let output = engine(arguments);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success(), "succeeded: {text}");
+    assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+    text
+}
+
+/// What a run on the CPU allocates: 2 steps and a validation.
+fn allocated(config: &Config, images: usize) -> (usize, Estimate) {
+    let set = shapes(0, images);
+    let sizes = DataSizes { training: set.split_len(Split::Train), validation: set.split_len(Split::Validation) };
+    let estimate = Estimate::new(config, sizes).unwrap();
+    let mut trainer = Trainer::new(config, &set, Device::Cpu).unwrap();
+    for _ in 0..2 {
+        trainer.train_step().unwrap();
+    }
+    trainer.validate().unwrap();
+    (trainer.context().persistent_bytes() + trainer.context().arena_bytes(), estimate)
+}
+
+#[test]
+fn planned_memory_is_what_a_run_allocates() {
+    for changes in [
+        &["model.conditioning=token", "training.batch_size=8"][..],
+        &["model.hidden_dim=64", "training.batch_size=4", "training.gradient_accumulation=3", "model.qk_norm=true"],
+    ] {
+        let mut config = Config::preset("quickstart").unwrap();
+        for change in [&["model.depth=2", "training.validation_batches=1"][..], changes].concat() {
+            config.set(change).unwrap();
+        }
+        let (allocated, estimate) = allocated(&config, 200);
+        let planned = estimate.total_bytes();
+        let off = (planned as f64 / allocated as f64 - 1.0).abs();
+        assert!(off < 0.05, "{changes:?}: planned {planned}, allocated {allocated}: {:.1} % off", 100.0 * off);
+        assert!(
+            estimate.memory.iter().all(|(kind, bytes)| *bytes > 0 || *kind == "bf16 copies"),
+            "{:?}",
+            estimate.memory
+        );
+    }
+}
+
+#[test]
+fn the_cifar_plan_is_printed() {
+    let plan = text(&["plan", "--preset", "dit-cifar10", "--batch", "256", "--on", "h100"]);
+    for part in [
+        "19,108,048 parameters (19.1 M)",
+        "batch 256",
+        "NVIDIA H100",
+        "weights",
+        "gradients",
+        "optimizer state",
+        "moving average",
+        "data set",
+        "arena",
+        "total",
+        "FLOPs",
+        "training step, 256 images",
+        "sampling step",
+        "roofline: ",
+        "bound by ",
+        "images/s",
+    ] {
+        assert!(plan.contains(part), "`{part}` is missing in\n{plan}");
+    }
+    let half =
+        text(&["plan", "--preset", "dit-cifar10", "--on", "h200", "--precision", "bf16", "--set", "model.depth=6"]);
+    assert!(half.contains("bf16 copies") && half.contains("batch 64"), "{half}");
+    assert!(text(&["plan"]).contains("quickstart: dit"));
+}
+
+#[test]
+fn plans_that_cannot_be_made_are_told() {
+    assert!(fault(&["plan", "--preset", "dit-cifr10"]).contains("did you mean dit-cifar10?"));
+    assert!(fault(&["plan", "--on", "abacus"]).contains("there are h100"));
+    assert!(fault(&["plan", "--batch", "0"]).contains("--batch"));
+    assert!(fault(&["plan", "--config", "missing.yaml"]).contains("missing.yaml"));
+    assert!(fault(&["plan", "--set", "model.deep=3"]).contains("depth"));
+}
+
+#[test]
+fn presets_are_listed_and_printed() {
+    let list = text(&["presets"]);
+    for name in ["quickstart", "dit-cifar10", "dit-fashion"] {
+        assert!(list.lines().any(|line| line.starts_with(name)), "{list}");
+        let yaml = text(&["presets", name]);
+        assert_eq!(Config::from_yaml(&yaml, name).unwrap(), Config::preset(name).unwrap());
+    }
+    assert!(fault(&["presets", "quick"]).contains("quickstart"));
+}
+
+#[test]
+fn the_doctor_tests_the_cpu_and_says_what_it_skipped() {
+    let report = text(&["doctor", "--device", "cpu", "--op", "layer_norm"]);
+    for part in ["vector instructions", "kernels", "cuda", "SKIPPED", "layer_norm", "pass"] {
+        assert!(report.contains(part), "`{part}` is missing in\n{report}");
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_engine"))
+        .args(["doctor", "--device", "cpu", "--op", "layer_norm"])
+        .env("ENGINE_REQUIRE_GPU", "1")
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "a GPU that is required and missing is a failure");
+}
+
+#[test]
+fn a_step_is_measured_as_json() {
+    let output = text(&[
+        "bench-step",
+        "--model",
+        "quickstart",
+        "--batch",
+        "2",
+        "--warmup",
+        "1",
+        "--repeat",
+        "2",
+        "--threads",
+        "1",
+    ]);
+    let result: serde_json::Value = serde_json::from_str(output.lines().last().unwrap()).unwrap();
+    for key in ["images_per_second", "peak_mib", "ddim_step_ms", "step_ms", "parameters"] {
+        assert!(result[key].as_f64().is_some_and(|value| value > 0.0), "{key} in {result}");
+    }
+}
