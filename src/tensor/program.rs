@@ -45,6 +45,9 @@ impl Program {
     /// Turns capture off (or on): for comparison and for debugging.
     pub fn set_graphs(&mut self, graphs: bool) {
         self.graphs = graphs;
+        if !graphs {
+            self.drop_graph();
+        }
     }
 
     /// Whether runs are replays of a captured graph by now.

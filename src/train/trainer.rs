@@ -282,6 +282,12 @@ impl Trainer {
         training.chain(self.validation.iter().map(|program| ("validation batch", program)))
     }
 
+    /// Turns the capture of steps off (or on), for comparison and for debugging: the bits are the same either way.
+    pub fn set_graphs(&mut self, graphs: bool) {
+        self.programs.iter_mut().for_each(|(_, program)| program.set_graphs(graphs));
+        self.validation.iter_mut().for_each(|program| program.set_graphs(graphs));
+    }
+
     /// Does one optimizer step. Its metrics come out of [`Trainer::drain_metrics`].
     pub fn train_step(&mut self) -> Result<()> {
         if self.step - self.drained >= RING {

@@ -37,6 +37,8 @@ pub fn cases() -> Vec<Case> {
         parameters("b2_t65_d64", [2, 65, 64]),
         parameters("odd_b3_t7_d129", [3, 7, 129]),
         parameters("one_row_d3", [1, 1, 3]),
+        parameters("block_odd_b1_t3_d1049", [1, 3, 1049]),
+        modulated("modulated_block_b2_t1_d1028", [2, 1, 1028]),
         plain.sums(33),
         modulated("modulated_b2_t16_d64", [2, 16, 64]),
         modulated("modulated_odd_b3_t5_d37", [3, 5, 37]),

@@ -1,0 +1,107 @@
+//! A training step and a denoising step of whole models: `cargo bench --bench steps -- dit-cifar10`.
+//!
+//! On the CPU in f32 at batch 32; with a GPU (`ENGINE_DEVICE=cuda`) at batch 256 in f32 and bf16. Each measurement ends
+//! with the device's work done. The ids are `preset/step/device/dtype/batch`; throughput is in images. Pixels are random.
+
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use engine::config::{Config, Precision};
+use engine::data::{Dataset, Parts};
+use engine::device::DeviceChoice;
+use engine::diffusion::{SamplerKind, SamplingConfig};
+use engine::rng::{Philox, Purpose};
+use engine::tensor::Device;
+use engine::train::Trainer;
+
+/// Denoising steps of one call: its start and end (labels up, noise, images down) weigh little beside them.
+const DENOISING_STEPS: usize = 10;
+
+fn device() -> (Device, usize, &'static [Precision]) {
+    let choice = std::env::var("ENGINE_DEVICE").unwrap_or_else(|_| "cpu".into());
+    let chosen =
+        choice.parse::<DeviceChoice>().and_then(|choice| choice.open()).unwrap_or_else(|error| panic!("{error}"));
+    match chosen.accelerator {
+        Some(accelerator) => (Device::Accelerator(accelerator), 256, &[Precision::F32, Precision::Bf16]),
+        None => (Device::Cpu, 32, &[Precision::F32]),
+    }
+}
+
+/// `count` images of random pixels in the model's size.
+fn pixels(config: &Config, count: usize) -> engine::Result<Dataset> {
+    let (size, channels) = (config.model.image_size(), config.model.image_channels());
+    let philox = Philox::new(0);
+    let blocks = (count * size * size * channels).div_ceil(4) as u32;
+    let mut images: Vec<u8> =
+        (0..blocks).flat_map(|block| philox.bits4(block, 0, 0, Purpose::Probe)).map(|bits| bits as u8).collect();
+    images.truncate(count * size * size * channels);
+    let classes = config.model.num_classes();
+    Dataset::from_parts(Parts {
+        name: "random pixels".into(),
+        height: size,
+        width: size,
+        channels,
+        class_names: (0..classes).map(|class| class.to_string()).collect(),
+        images,
+        labels: (0..count).map(|image| (image % classes) as u16).collect(),
+        train: count,
+        ..Parts::default()
+    })
+}
+
+fn steps(criterion: &mut Criterion) {
+    for preset in ["dit-cifar10", "quickstart"] {
+        bench_preset(criterion, preset).unwrap_or_else(|error| panic!("{preset}: {error}"));
+    }
+}
+
+fn bench_preset(criterion: &mut Criterion, preset: &str) -> engine::Result<()> {
+    let (device, batch, precisions) = device();
+    for &precision in precisions {
+        let mut config = Config::preset(preset)?;
+        config.training.batch_size = batch;
+        config.training.precision = precision;
+        let mut trainer = Trainer::new(&config, &pixels(&config, 2 * batch)?, device.clone())?;
+        let dtype = trainer.parameters().precision();
+        let place = format!("{}/{dtype}/{batch}", trainer.context().device_name());
+        let mut group = criterion.benchmark_group(preset);
+        group.sample_size(10).throughput(Throughput::Elements(batch as u64));
+        group.bench_function(format!("training/{place}"), |bencher| {
+            bencher.iter(|| {
+                if trainer.must_drain() {
+                    trainer.drain_metrics().unwrap();
+                }
+                trainer.train_step().unwrap();
+                trainer.context().synchronize().unwrap();
+            });
+        });
+        for guidance in [1.0, 2.0] {
+            let sampling = SamplingConfig {
+                // DDIM's step is the cheapest: one network call; on straight paths it is Euler's method.
+                sampler: SamplerKind::Ddim,
+                num_steps: DENOISING_STEPS,
+                guidance,
+                ..SamplingConfig::default()
+            };
+            let mut sampler = trainer.sampler(&sampling, batch, 0)?;
+            let labels = vec![0; batch];
+            group.bench_function(format!("denoising_guidance_{guidance}/{place}"), |bencher| {
+                bencher.iter_custom(|iterations| {
+                    // A call takes several steps: its time is divided among them.
+                    let mut spent = Duration::ZERO;
+                    for _ in 0..iterations {
+                        let start = Instant::now();
+                        sampler.run(0, &labels, |_, _| Ok(())).unwrap();
+                        spent += start.elapsed();
+                    }
+                    spent / DENOISING_STEPS as u32
+                });
+            });
+        }
+        group.finish();
+    }
+    Ok(())
+}
+
+criterion_group!(benches, steps);
+criterion_main!(benches);

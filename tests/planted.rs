@@ -1,0 +1,292 @@
+//! A test of the tests: one bug at a time is planted in a copy of the project's own kernels, and the op's own cases, run as
+//! `tests/kernels.rs` runs them, have to fail and to say why.
+//!
+//! A bug is an exact replacement in a source; text that is not found once fails the test, so that this list keeps up with
+//! the kernels. The emulator's checks have a list of their own, on kernels made for it: `tools/kernel-emulator/tests`.
+
+#[path = "common/emulator.rs"]
+mod emulator;
+
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engine::device::emulator::{EmulatorDevice, Order};
+use engine::ops::cases;
+use engine::ops::control::Control;
+use engine::ops::sampler_step::fill_noise;
+use engine::tensor::{Context, DType, Device, Program};
+
+const ORDERS: [Order; 3] = [Order::Forward, Order::Reverse, Order::Random(7)];
+
+/// A memory model's bug shows as a race, as a read of what nobody has written, or as NaNs, depending on the order.
+const RACE: &[&str] = &["race", "has written"];
+const OUTSIDE: &[&str] = &["outside its"];
+const WRONG: &[&str] = &["relative error"];
+
+struct Bug {
+    /// In the folder's name.
+    name: &'static str,
+    /// Whose cases are to fail.
+    op: &'static str,
+    dtype: DType,
+    /// Relative to `kernels/`.
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+    /// One of these is in the message.
+    words: &'static [&'static str],
+}
+
+fn write_if_changed(path: &Path, text: &str) {
+    if fs::read_to_string(path).ok().as_deref() != Some(text) {
+        fs::write(path, text).unwrap();
+    }
+}
+
+/// The op's kernels with the bug, compiled. The copy stays where it is between runs, so that it is compiled once.
+fn plant(bug: &Bug) -> PathBuf {
+    let (kernels, out) =
+        (Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"), Path::new(env!("CARGO_TARGET_TMPDIR")).join("planted"));
+    let copy = out.join(bug.name).join("kernels");
+    fs::create_dir_all(copy.join("common")).unwrap();
+    let mut planted = false;
+    let sources = ["", "common"].iter().flat_map(|folder| fs::read_dir(kernels.join(folder)).unwrap());
+    for path in sources.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+        let within = path.strip_prefix(&kernels).unwrap();
+        let mut text = fs::read_to_string(&path).unwrap();
+        if within == Path::new(bug.file) {
+            let found = text.matches(bug.from).count();
+            assert_eq!(found, 1, "{}: kernels/{} has {:?} {found} times", bug.name, bug.file, bug.from);
+            text = text.replace(bug.from, bug.to);
+            planted = true;
+        }
+        write_if_changed(&copy.join(within), &text);
+    }
+    assert!(planted, "{}: there is no kernels/{}", bug.name, bug.file);
+    let source = copy.join(format!("{}.cu", bug.op));
+    kernel_emulator::compile_sources(&[source], &copy, &out).unwrap_or_else(|fault| panic!("{}: {fault}", bug.name))
+}
+
+fn is_caught(bug: &Bug) {
+    let folder = plant(bug);
+    let caught = cases().iter().filter(|case| case.op == bug.op && !case.large).find_map(|case| {
+        ORDERS.iter().find_map(|&order| {
+            let device = Arc::new(EmulatorDevice::load(&folder).unwrap());
+            device.set_order(order);
+            case.check_device(&Device::Accelerator(device), bug.dtype).err().map(|fault| fault.to_string())
+        })
+    });
+    let message = caught.unwrap_or_else(|| panic!("{}: no case of {} notices", bug.name, bug.op));
+    println!("{}: {message}", bug.name);
+    assert!(bug.words.iter().any(|word| message.contains(word)), "{}: not for its reason: {message}", bug.name);
+}
+
+#[test]
+fn a_missing_syncthreads_is_caught() {
+    is_caught(&Bug {
+        name: "barrier_before_reading",
+        op: "gather",
+        dtype: DType::F32,
+        file: "gather.cu",
+        from: "    __syncthreads();\n    u32 e = 4",
+        to: "    u32 e = 4",
+        words: RACE,
+    });
+    is_caught(&Bug {
+        name: "barrier_in_block_sum",
+        op: "mse_loss",
+        dtype: DType::F32,
+        file: "common/reduce.cuh",
+        from: "    __syncthreads();\n#pragma unroll\n    for (u32 n = 0; n < N; n++) v[n] = warp_sum(lane",
+        to: "#pragma unroll\n    for (u32 n = 0; n < N; n++) v[n] = warp_sum(lane",
+        words: RACE,
+    });
+}
+
+/// Only a kernel that sums twice meets it.
+#[test]
+fn a_missing_syncthreads_before_overwriting_is_caught() {
+    is_caught(&Bug {
+        name: "barrier_behind_block_sum",
+        op: "layer_norm",
+        dtype: DType::F32,
+        file: "common/reduce.cuh",
+        from: "block_sum_partial[n * WARP + lane] : 0.0f);\n    __syncthreads();",
+        to: "block_sum_partial[n * WARP + lane] : 0.0f);",
+        words: RACE,
+    });
+}
+
+#[test]
+fn a_missing_syncwarp_is_caught() {
+    is_caught(&Bug {
+        name: "syncwarp",
+        op: "attention",
+        dtype: DType::F32,
+        file: "attention.cu",
+        from: "        __syncwarp();\n        tile_accumulate(acc, p, v,",
+        to: "        tile_accumulate(acc, p, v,",
+        words: RACE,
+    });
+}
+
+#[test]
+fn a_missing_async_wait_is_caught() {
+    is_caught(&Bug {
+        name: "async_wait",
+        op: "linear",
+        dtype: DType::BF16,
+        file: "linear.cu",
+        from: "        async_wait<MMA_STAGES - 2>();\n",
+        to: "",
+        words: &["async_wait is missing", "in flight", "race"],
+    });
+}
+
+#[test]
+fn an_unlocked_update_is_caught() {
+    // A sum that every thread of the block adds, instead of one.
+    is_caught(&Bug {
+        name: "every_thread_adds",
+        op: "mse_loss",
+        dtype: DType::F32,
+        file: "mse_loss.cu",
+        from: "    if (threadIdx.x == 0) loss[0] = scale",
+        to: "    loss[0] += scale",
+        words: RACE,
+    });
+    // A gradient that the items of a batch scatter into the table, instead of a row that gathers them.
+    is_caught(&Bug {
+        name: "scattered_gradient",
+        op: "embedding",
+        dtype: DType::BF16,
+        file: "embedding.cu",
+        from: "    dtable[element] = sum;",
+        to: "    dtable[element % width] += sum;",
+        words: RACE,
+    });
+}
+
+#[test]
+fn a_bound_that_is_off_by_one_is_caught() {
+    is_caught(&Bug {
+        name: "one_thread_too_many",
+        op: "embedding",
+        dtype: DType::F32,
+        file: "embedding.cu",
+        from: "if (element >= batch * width)",
+        to: "if (element > batch * width)",
+        words: OUTSIDE,
+    });
+    is_caught(&Bug {
+        name: "one_sample_too_many",
+        op: "tokens",
+        dtype: DType::BF16,
+        file: "tokens.cu",
+        from: "for (u32 b = 0; b < batch; ++b) sum",
+        to: "for (u32 b = 0; b <= batch; ++b) sum",
+        words: OUTSIDE,
+    });
+}
+
+#[test]
+fn a_wrong_stride_is_caught() {
+    // Within the extent, so that only the values tell.
+    is_caught(&Bug {
+        name: "stride_of_a_row",
+        op: "tokens",
+        dtype: DType::F32,
+        file: "tokens.cu",
+        from: "to_f32(dy[(u64)b * elements + element])",
+        to: "to_f32(dy[(u64)b + element])",
+        words: WRONG,
+    });
+    is_caught(&Bug {
+        name: "stride_of_the_modulation",
+        op: "layer_norm",
+        dtype: DType::BF16,
+        file: "layer_norm.cu",
+        from: "const T* sample = modulation + (u64)(team.row / rows_per_sample) * modulation_stride;",
+        to: "const T* sample = modulation + (u64)(team.row / rows_per_sample) * cols;",
+        words: WRONG,
+    });
+}
+
+#[test]
+fn an_unwritten_tail_is_caught() {
+    is_caught(&Bug {
+        name: "last_elements",
+        op: "mse_loss",
+        dtype: DType::F32,
+        file: "mse_loss.cu",
+        from: "    if (e >= elements) return;",
+        to: "    if (e + 4 > elements) return;",
+        words: WRONG,
+    });
+    is_caught(&Bug {
+        name: "last_token",
+        op: "tokens",
+        dtype: DType::BF16,
+        file: "tokens.cu",
+        from: "    if (element >= batch * extent) return;",
+        to: "    if (element + width >= batch * extent) return;",
+        words: WRONG,
+    });
+}
+
+#[test]
+fn a_step_number_baked_into_a_kernel_is_caught() {
+    is_caught(&Bug {
+        name: "constant_step",
+        op: "noise_step",
+        dtype: DType::F32,
+        file: "noise_step.cu",
+        from: "step = control[CONTROL_STEP];",
+        to: "step = 1;",
+        words: WRONG,
+    });
+    is_caught(&Bug {
+        name: "constant_learning_rate",
+        op: "adamw",
+        dtype: DType::F32,
+        file: "adamw.cu",
+        from: "f32 rate = control_f32(control, CONTROL_LEARNING_RATE);",
+        to: "f32 rate = 1e-3f;",
+        words: WRONG,
+    });
+}
+
+/// The noise after each of four runs of a program that draws it: from the control buffer, or, the bug, from a launch's
+/// argument.
+fn four_draws(graphs: bool, baked_in: bool) -> Vec<Vec<f32>> {
+    let context = Context::new(Device::Accelerator(emulator::device()));
+    let x = context.zeros([2, 4, 4, 1], DType::F32).unwrap();
+    let control = Control::buffer(&context).unwrap();
+    let step = Cell::new(0);
+    let body = || fill_noise(&context, &x, 1, &control, if baked_in { step.get() } else { 0 });
+    let mut program = Program::plan(&context, body).unwrap();
+    program.set_graphs(graphs);
+    (0..4u32)
+        .map(|number| {
+            step.set(u64::from(number));
+            let first_item = if baked_in { 0 } else { 2 * number };
+            control.upload(&Control { first_item, ..Control::default() }.words()).unwrap();
+            program.run(body).unwrap();
+            x.download::<f32>().unwrap()
+        })
+        .collect()
+}
+
+/// What `tests/replay.rs` compares for the whole step.
+#[test]
+fn a_step_number_baked_into_a_launch_is_caught() {
+    let right = four_draws(false, false);
+    assert!((1..4).all(|number| right[number] != right[0]), "each step draws its own");
+    assert_eq!(four_draws(true, false), right);
+    let (eager, replayed) = (four_draws(false, true), four_draws(true, true));
+    assert_ne!(eager, replayed);
+    assert_eq!(eager[..2], replayed[..2], "the capture itself runs with its own step");
+    assert!(replayed[1..].iter().all(|noise| *noise == replayed[1]), "a replay repeats the captured argument");
+}

@@ -1,0 +1,181 @@
+//! Training and sampling on the emulator: a replayed graph does what the host would have done step by step, a resumed run
+//! goes on with the same bits, an image does not depend on the batch that it came in, and the CPU computes the same.
+
+#[path = "common/emulator.rs"]
+mod emulator;
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use std::sync::Arc;
+
+use engine::device::emulator::EmulatorDevice;
+use engine::tensor::{DType, Device};
+use engine::train::{Progress, Trainer};
+use tiny::{State, TOKEN, config, distance, sample, train, trainer};
+
+fn emulated() -> (Arc<EmulatorDevice>, Device) {
+    let device = emulator::device();
+    (device.clone(), Device::Accelerator(device))
+}
+
+const BF16: &str = "training.precision=bf16";
+
+fn captured(trainer: &Trainer) -> Vec<bool> {
+    trainer.programs().filter(|(name, _)| *name != "validation batch").map(|(_, p)| p.is_captured()).collect()
+}
+
+/// Six steps over two epochs (six with accumulation), the learning rate another in each.
+fn replays_equal_eager_steps(settings: &[&str], programs: usize) {
+    let (emulator, device) = emulated();
+    let config = config(settings);
+    let mut replayed = trainer(&config, &device);
+    assert!(replayed.steps_per_epoch() < 6, "an epoch has to end within the run");
+    replayed.train_step().unwrap();
+    assert_eq!(captured(&replayed), vec![false; programs], "the first step is eager: modules load in it");
+    replayed.train_step().unwrap();
+    assert_eq!(captured(&replayed), vec![true; programs], "the second step is captured");
+    let (allocations, launches) = (emulator.live_allocations(), emulator.launches());
+    replayed.train_step().unwrap();
+    let step = emulator.launches() - launches;
+    for _ in 3..6 {
+        replayed.train_step().unwrap();
+    }
+    assert_eq!(emulator.live_allocations(), allocations, "a replayed step allocates nothing");
+    assert_eq!(emulator.launches() - launches, 4 * step, "every step launches the same kernels");
+    let state = State::of(&mut replayed);
+    assert_eq!(state.metrics.len(), 6);
+    assert_eq!(state, train(&config, &device, false, 6), "{settings:?}: replayed and eager steps differ");
+    drop(replayed);
+    assert_eq!(emulator.live_allocations(), 0, "{settings:?}: memory was not given back");
+}
+
+#[test]
+fn a_replayed_step_equals_an_eager_one() {
+    replays_equal_eager_steps(&[], 1);
+}
+
+#[test]
+fn a_replayed_step_equals_an_eager_one_in_bf16() {
+    replays_equal_eager_steps(&[&TOKEN[..], &[BF16]].concat(), 1);
+}
+
+#[test]
+fn replayed_accumulation_equals_eager_accumulation() {
+    replays_equal_eager_steps(&[&TOKEN[..], &["training.gradient_accumulation=3"]].concat(), 3);
+}
+
+#[test]
+fn replayed_accumulation_equals_eager_accumulation_in_bf16() {
+    replays_equal_eager_steps(&[BF16, "training.gradient_accumulation=3"], 3);
+}
+
+#[test]
+fn validation_and_sampling_between_steps_change_nothing() {
+    let (emulator, device) = emulated();
+    let config = config(&["sampling.num_steps=2"]);
+    let mut disturbed = trainer(&config, &device);
+    let mut losses = Vec::new();
+    for step in 0..6 {
+        disturbed.train_step().unwrap();
+        if step % 3 == 2 {
+            losses.push(disturbed.validate().unwrap().unwrap());
+            assert_eq!(disturbed.validate().unwrap(), losses.last().copied(), "the same noise each time");
+            // A batch that needs more memory than the step: the arena moves, and the step's graph is void.
+            let before = disturbed.context().arena_bytes();
+            let mut sampler = disturbed.sampler(&config.sampling, 24, 1).unwrap();
+            sampler.run(0, &[0; 24], |_, _| Ok(())).unwrap();
+            assert!(step > 2 || disturbed.context().arena_bytes() > before, "the arena should have grown");
+        }
+    }
+    assert_eq!(captured(&disturbed), [true], "captured anew over the new arena");
+    assert_ne!(losses[0], losses[1]);
+    assert_eq!(State::of(&mut disturbed), train(&config, &device, true, 6));
+    drop(disturbed);
+    assert_eq!(emulator.live_allocations(), 0);
+}
+
+#[test]
+fn emulated_training_agrees_with_the_cpu() {
+    // Adam divides by the gradient's own size: without an epsilon of more than rounding, gradients that are zero in exact
+    // arithmetic (key biases) would become whole steps of either sign.
+    for settings in [&["training.epsilon=1e-3"][..], &[&TOKEN[..], &["training.epsilon=1e-3"]].concat()] {
+        let (_, device) = emulated();
+        let config = config(settings);
+        let (ours, cpu) = (train(&config, &device, true, 5), train(&config, &Device::Cpu, true, 5));
+        let start = State::of(&mut trainer(&config, &Device::Cpu)).weights;
+        let moved = distance(&start, &cpu.weights);
+        let [weights, average] =
+            [(&cpu.weights, &ours.weights), (&cpu.average, &ours.average)].map(|(a, b)| distance(a, b));
+        println!("{settings:?}: moved {moved:.1e}, apart {weights:.1e}, averages {average:.1e}");
+        assert!(weights.max(average) < 1e-6, "{settings:?}: apart by {weights:.1e}, averages by {average:.1e}");
+        assert!(moved > 1e-3, "five steps should show: {moved:.1e}");
+        for (a, b) in cpu.metrics.iter().zip(&ours.metrics) {
+            assert!((a.loss - b.loss).abs() < 1e-5 * a.loss, "{a:?} {b:?}");
+            assert!((a.gradient_norm - b.gradient_norm).abs() < 1e-4 * a.gradient_norm, "{a:?} {b:?}");
+        }
+    }
+}
+
+/// The samplers with what they need: noise at each step, saved states, guidance.
+const SAMPLERS: [&[&str]; 3] = [
+    &["sampling.sampler=heun", "sampling.num_steps=3", "sampling.guidance=2"],
+    &["sampling.sampler=ddim", "sampling.num_steps=4", "sampling.eta=0.5", "sampling.guidance=1"],
+    &["sampling.sampler=ddpm", "sampling.num_steps=3", "sampling.guidance=3"],
+];
+
+#[test]
+fn an_image_does_not_depend_on_its_batch() {
+    let (emulator, device) = emulated();
+    for (number, settings) in SAMPLERS.iter().enumerate() {
+        // Heun on straight paths, as quickstart has it; the others on a table of levels.
+        let config = if number == 0 { config(settings) } else { config(&[&TOKEN[..], settings].concat()) };
+        let one = sample(&config, &device, DType::F32, 1, 5);
+        for batch in [3, 5] {
+            assert_eq!(sample(&config, &device, DType::F32, batch, 5), one, "{settings:?}, batches of {batch}");
+        }
+        let cpu = sample(&config, &Device::Cpu, DType::F32, 5, 5);
+        let apart = distance(&cpu, &one);
+        println!("{settings:?}: apart {apart:.1e}");
+        assert!(apart < 1e-5, "{settings:?}: {apart:.1e} from the cpu's");
+        let images: Vec<&[f32]> = one.chunks(8 * 8 * 3).collect();
+        assert!(images.iter().skip(1).all(|image| distance(images[0], image) > 0.1), "images should differ");
+    }
+    assert_eq!(emulator.live_allocations(), 0);
+}
+
+#[test]
+fn an_image_does_not_depend_on_its_batch_in_bf16() {
+    let (_, device) = emulated();
+    let config = config(SAMPLERS[0]);
+    let [one, three, five] = [1, 3, 5].map(|batch| sample(&config, &device, DType::BF16, batch, 5));
+    assert_eq!(one, three);
+    assert_eq!(one, five);
+    // Eight bits: what five network calls of one layer can make of them.
+    let apart = distance(&sample(&config, &Device::Cpu, DType::F32, 5, 5), &one);
+    println!("bf16 apart {apart:.1e}");
+    assert!(apart < 0.05, "{apart:.1e} from f32 on the cpu");
+}
+
+#[test]
+fn a_resumed_run_goes_on_with_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("step-3.safetensors");
+    let (emulator, device) = emulated();
+    let config = config(&[BF16]);
+    let mut whole = trainer(&config, &device);
+    (0..3).for_each(|_| whole.train_step().unwrap());
+    whole.save_checkpoint(&path, &Progress::default()).unwrap();
+    whole.drain_metrics().unwrap();
+    (3..6).for_each(|_| whole.train_step().unwrap());
+
+    let mut resumed = trainer(&config, &device);
+    // Whatever happened before is forgotten.
+    resumed.train_step().unwrap();
+    resumed.drain_metrics().unwrap();
+    resumed.load_checkpoint(&path).unwrap();
+    assert_eq!(resumed.step_count(), 3);
+    (3..6).for_each(|_| resumed.train_step().unwrap());
+    assert_eq!(State::of(&mut resumed), State::of(&mut whole));
+    drop((resumed, whole));
+    assert_eq!(emulator.live_allocations(), 0);
+}
