@@ -2,7 +2,7 @@
 //!
 //! Imports run downwards only:
 //! `cli → train → eval → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
-//! `data → tensor`; `picture → error`.
+//! `data → tensor`; `picture → files → error`.
 
 pub mod cli;
 pub mod config;
@@ -11,6 +11,7 @@ pub mod device;
 pub mod diffusion;
 pub mod error;
 pub mod eval;
+pub mod files;
 pub mod models;
 pub mod nn;
 pub mod ops;

@@ -5,7 +5,6 @@
 //! or bf16.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -14,6 +13,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use super::Config;
 use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::models;
 use crate::nn::{Parameters, Spec};
 use crate::tensor::{Context, DType};
@@ -85,31 +85,6 @@ pub fn write_arrays(path: &Path, arrays: &[Array], mut metadata: HashMap<String,
     let bytes = safetensors::serialize(views, Some(metadata))
         .map_err(|fault| Error::shape("model file", format!("{}: {fault}", path.display())))?;
     write_atomically(path, &bytes)
-}
-
-/// Writes `bytes` beside `path`, syncs, renames, and syncs the folder.
-///
-/// # Errors
-/// [`Error::Io`]; the part is removed and what stood at `path` is untouched.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".part");
-    let part = path.with_file_name(name);
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&part)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    if let Err(fault) = write() {
-        let _ = std::fs::remove_file(&part);
-        return Err(Error::io(path, "write")(fault));
-    }
-    std::fs::rename(&part, path).map_err(Error::io(path, "put the finished file in place at"))?;
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        // Without this a crash of the machine may forget the rename; not every file system allows it.
-        let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
-    }
-    Ok(())
 }
 
 /// CRC-32C over names and bytes in order of the names.

@@ -18,7 +18,7 @@ pub struct DataConfig {
     pub path: Option<PathBuf>,
     /// Mirror every second training image, drawn by image and epoch.
     pub flip: bool,
-    /// Training images that the built-in set `shapes` consists of.
+    /// Images that the built-in set `shapes` consists of; a tenth of them is held out for validation.
     pub shapes_count: usize,
     /// Seed of the built-in set `shapes`.
     pub shapes_seed: u64,

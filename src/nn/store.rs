@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use crate::error::{Error, Result};
-use crate::ops::host::normal::normal4;
+use crate::ops::host::{math, normal::normal4};
 use crate::rng::{Philox, Purpose};
 use crate::tape::{Accumulate, Tape, Var};
 use crate::tensor::{Context, DType, Shape, Tensor};
@@ -33,6 +33,23 @@ pub enum Init {
     Uniform(f32),
     /// Normal with mean 0 and this standard deviation.
     Normal(f32),
+    /// `[tokens, width]`: sines and cosines of a token's row and column in a grid of `columns`, so that neighbours begin
+    /// alike (Dosovitskiy et al. 2021, appendix D.4). The first `skip` tokens belong to no grid and begin at zero.
+    Grid { skip: usize, columns: usize },
+}
+
+/// Element `e` of [`Init::Grid`]: the first half of the width tells the row, the second the column; of each half, sines
+/// first.
+fn grid_element(e: usize, width: usize, skip: usize, columns: usize) -> f32 {
+    let (token, channel) = (e / width, e % width);
+    let Some(place) = token.checked_sub(skip) else { return 0.0 };
+    let half = width.div_ceil(2);
+    let (position, within) =
+        if channel < half { (place / columns, channel) } else { (place % columns, channel - half) };
+    let count = half.div_ceil(2);
+    let frequency = (-f64::ln(10_000.0) * (within % count) as f64 / count as f64).exp();
+    let angle = (position as f64 * frequency) as f32;
+    if within < count { math::f32::sin(angle) } else { math::f32::cos(angle) }
 }
 
 impl Init {
@@ -93,7 +110,7 @@ pub struct Parameters {
 
 impl Parameters {
     /// Makes room for what `builder` collected; elements are zero until [`Parameters::initialise`] or
-    /// [`Parameters::set`].
+    /// [`Parameters::set_flat`].
     ///
     /// `precision` is the dtype of activations: `f32`, `bf16`, or `f64` for the oracle, whose masters are then `f64` too.
     pub fn new(context: &Context, builder: Builder, precision: DType) -> Result<Self> {
@@ -149,6 +166,9 @@ impl Parameters {
             let values = &mut flat[spec.offset..][..spec.shape.len()];
             for (block, values) in values.chunks_mut(4).enumerate() {
                 let random = match spec.init {
+                    Init::Grid { skip, columns } => {
+                        std::array::from_fn(|i| grid_element(4 * block + i, spec.shape.last(), skip, columns))
+                    }
                     Init::Constant(value) => [value; 4],
                     Init::Uniform(bound) => philox
                         .uniform4(block as u32, number as u32, 0, Purpose::Initialisation)

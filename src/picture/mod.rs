@@ -13,7 +13,6 @@
 //! # Ok::<(), engine::Error>(())
 //! ```
 
-mod file;
 mod grid;
 mod image;
 mod npy;
@@ -24,6 +23,5 @@ mod text;
 pub use self::image::Image;
 pub use self::npy::write_npy;
 pub use self::png::{encode_png, read_png, write_png};
-pub use file::write_atomically;
 pub use grid::{Labels, Layout, grid, labelled_grid, strip};
 pub use plot::{LossCurve, Timing, loss_curve, render_loss_curve};

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use npyz::{WriteOptions, WriterBuilder};
 
-use super::{Image, write_atomically};
+use super::Image;
+use crate::files::write_atomically;
 use crate::{Error, Result};
 
 /// Writes pictures of one size as f32 in [0, 1]: `[N, H, W]` where they are grey, `[N, H, W, 3]` where they are RGB.

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use png::{BitDepth, ColorType, Compression, Decoder, DecodingError, Encoder, Limits, Transformations};
 
-use super::{Image, write_atomically};
+use super::Image;
+use crate::files::write_atomically;
 use crate::{Error, Result};
 
 /// Largest PNG file that is read, in bytes.

@@ -4,8 +4,9 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use super::list_checkpoints;
-use crate::config::{Config, write_atomically};
+use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 
 const CONFIG: &str = "config.yaml";
 const METRICS: &str = "metrics.jsonl";

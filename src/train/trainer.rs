@@ -58,7 +58,7 @@ struct State {
     scale: f32,
 }
 
-/// Trains a model; see the [module](self).
+/// Trains a model: its optimizer state, its data and its programs on one device.
 pub struct Trainer {
     config: Config,
     state: State,

@@ -152,7 +152,12 @@ impl Dit {
         config.validate()?;
         let hidden = config.hidden_dim;
         let patch_embed = Linear::new(builder, "patch_embed", config.patch_dim(), hidden);
-        let position = builder.add("position", [config.num_tokens(), hidden], Kind::Vector, Init::Normal(0.02));
+        // Learned positions that begin as a grid: patches know their neighbours from the first step on.
+        let grid = Init::Grid {
+            skip: config.num_tokens() - config.num_patches(),
+            columns: config.image_size / config.patch_size,
+        };
+        let position = builder.add("position", [config.num_tokens(), hidden], Kind::Vector, grid);
         let time = ConditionMlp::new(builder, "time", config.time_embedding_dim, config);
         let labels = config.num_labels();
         let class_embedding = Embedding::new(builder, "class.embedding", labels, config.class_embedding_dim);

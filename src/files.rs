@@ -32,7 +32,12 @@ pub fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
         // The error that matters is the first one; the leftover may not even exist.
         let _ = fs::remove_file(&beside);
         Error::io(path, "write")(error)
-    })
+    })?;
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        // Without this a crash of the machine may forget the rename; not every file system allows it.
+        let _ = File::open(folder).and_then(|folder| folder.sync_all());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
