@@ -57,6 +57,7 @@ fn every_case(test: &str, large: bool, dtype: DType) {
             faults.push(format!("{} {dtype}: other bits in a second run", case.id()));
         }
     }
+    assert!(ran > 0, "ENGINE_OP names no op: {only:?}");
     assert!(faults.is_empty(), "{} of {ran} cases:\n{}", faults.len(), faults.join("\n"));
     println!("{ran} cases");
 }

@@ -36,6 +36,7 @@ fn every_case(dtype: DType) {
     let only = std::env::var("ENGINE_OP").ok();
     let cases: Vec<Case> =
         cases().into_iter().filter(|case| !case.large && only.as_deref().is_none_or(|op| case.op == op)).collect();
+    assert!(!cases.is_empty(), "ENGINE_OP names no op: {only:?}");
     let faults: Vec<String> = cases.par_iter().filter_map(|case| check(case, dtype).err()).collect();
     assert!(faults.is_empty(), "{} of {} cases:\n{}", faults.len(), cases.len(), faults.join("\n"));
 }

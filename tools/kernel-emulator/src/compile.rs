@@ -22,7 +22,8 @@ const RUNTIME: &[(&str, &str)] = &[
     ("runtime.cpp", include_str!("../runtime/runtime.cpp")),
 ];
 
-const COMMON_FLAGS: &[&str] = &["-std=c++17", "-fPIC", "-fvisibility=hidden", "-g1", "-ffp-contract=off"];
+/// DWARF 4: of version 5, some releases of addr2line take the file's number for another's.
+const COMMON_FLAGS: &[&str] = &["-std=c++17", "-fPIC", "-fvisibility=hidden", "-g1", "-gdwarf-4", "-ffp-contract=off"];
 
 const RUNTIME_FLAGS: &[&str] = &["-O2", "-shared", "-ftls-model=initial-exec"];
 
