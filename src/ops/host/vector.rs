@@ -23,9 +23,17 @@ const TASK: usize = GRAIN / 2;
 
 /// Runs `f` compiled for the best instruction set here. Only what is inlined into `f` gains: loops written in it, closures,
 /// and functions marked `#[inline(always)]` such as [`Float`]'s.
+///
+/// AVX-512 needs pulp's feature `x86-v4`; [`has_avx512`] does not compile without it.
 #[inline(always)]
 pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
+}
+
+/// Whether [`dispatch`] takes AVX-512 here.
+#[cfg(target_arch = "x86_64")]
+pub fn has_avx512() -> bool {
+    pulp::x86::V4::is_available()
 }
 
 /// `dst[i] = f(src[i])`, or `+=`.
