@@ -160,7 +160,7 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Io`]; the old one is then untouched.
     pub fn write_config(&self, config: &Config) -> Result<()> {
-        write_atomically(&self.config(), config.to_yaml()?.as_bytes())
+        write_atomically(self.config(), config.to_yaml()?.as_bytes())
     }
 
     /// Removes checkpoints other than the newest `keep` and those of the steps that `keeps` names.
