@@ -304,6 +304,7 @@ impl Context {
                         mend: "take a smaller batch or model".into(),
                     });
                 }
+                advise_huge_pages(pointer, layout.size());
                 Ok(pointer as u64)
             }
         }
@@ -344,8 +345,23 @@ impl Drop for Inner {
     }
 }
 
+/// Bytes of a huge page, and so the alignment of host allocations that are worth one.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Asks for huge pages where an allocation is large: fewer page faults at first and fewer TLB misses ever after. Only a
+/// hint, so a refusal changes nothing.
+fn advise_huge_pages(pointer: *mut u8, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    if bytes >= 2 * HUGE_PAGE {
+        // SAFETY: the range was just allocated, and the advice does not change its contents.
+        unsafe { libc::madvise(pointer.cast(), bytes, libc::MADV_HUGEPAGE) };
+    }
+    let _ = (pointer, bytes);
+}
+
 fn host_layout(bytes: usize) -> Result<Layout> {
-    Layout::from_size_align(bytes.max(1), ALIGNMENT)
+    let alignment = if bytes >= 2 * HUGE_PAGE { HUGE_PAGE } else { ALIGNMENT };
+    Layout::from_size_align(bytes.max(1), alignment)
         .map_err(|_| Error::shape("allocate", format!("{bytes} bytes are more than an address space holds")))
 }
 

@@ -1,5 +1,7 @@
 //! Threads: how many, and how work is cut so that no result depends on that number.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rayon::prelude::*;
 use std::sync::OnceLock;
 
@@ -53,12 +55,24 @@ pub fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R 
 }
 
 /// `f(i)` for `i` in `0..count`, in parallel where `work` (about one element's worth each, all of them together) pays.
+///
+/// Each thread takes the next number that nobody has taken, so that none waits for a share that another was given: with
+/// few tasks of equal size, halving the range would leave a thread idle for a whole task.
 pub fn for_each(count: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
-    if count <= 1 || work < GRAIN || threads() == 1 {
-        (0..count).for_each(f);
-    } else {
-        (0..count).into_par_iter().for_each(f);
+    let threads = threads().min(count);
+    if threads <= 1 || work < GRAIN {
+        return (0..count).for_each(f);
     }
+    let next = AtomicUsize::new(0);
+    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= count {
+                break;
+            }
+            f(task);
+        }
+    });
 }
 
 /// `f(row_index, row)` for each row of `dst` (`[rows, row_len]`).

@@ -110,7 +110,7 @@ const COLUMNS: usize = 4096;
 /// Multiply-adds below which a product stays on the calling thread.
 const SERIAL: usize = 1 << 19;
 /// Rows in one task, at most.
-const TASK_ROWS: usize = 112;
+const TASK_ROWS: usize = 56;
 
 /// Number and length of the blocks into which a sum over `k` is cut: nearly equal, at most 512 long.
 pub fn depth_blocks(k: usize) -> (usize, usize) {
