@@ -19,6 +19,9 @@ pub fn cases() -> Vec<Case> {
         case("b1_t34_h2_kv2_d64", [1, 34, 2, 2, 64]),
         case("wide_odd_b1_t35_h2_kv1_d101", [1, 35, 2, 1, 101]),
         case("wide_b1_t17_h1_kv1_d128", [1, 17, 1, 1, 128]),
+        // More than one tile of keys and more than one block of queries, on every path.
+        case("long_b1_t150_h2_kv1_d16", [1, 150, 2, 1, 16]),
+        case("long_odd_b1_t133_h2_kv2_d9", [1, 133, 2, 2, 9]),
         case("b256_t65_h8_kv2_d48", [256, 65, 8, 2, 48]).large(),
         case("b64_t257_h8_kv2_d64", [64, 257, 8, 2, 64]).large(),
         case("b32_t65_h8_kv2_d48", [32, 65, 8, 2, 48]).large(),
