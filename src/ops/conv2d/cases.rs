@@ -1,0 +1,71 @@
+//! Cases of the convolution.
+
+use super::{Geometry, conv2d};
+use crate::ops::case::{Case, Input};
+
+/// What is added to the sums.
+#[derive(Clone, Copy, Default)]
+struct With {
+    bias: bool,
+    channel_add: bool,
+    residual: bool,
+}
+
+const NOTHING: With = With { bias: false, channel_add: false, residual: false };
+const BIAS: With = With { bias: true, ..NOTHING };
+const ALL: With = With { bias: true, channel_add: true, residual: true };
+
+/// x `[b, h, w, cin]`, weight `[cout, k, k, cin]`.
+fn case(name: &str, [b, h, w, cin]: [usize; 4], cout: usize, k: usize, geometry: Geometry, with: With) -> Case {
+    let [ho, wo] = geometry.resize.unwrap_or([h, w]).map(|n| n.div_ceil(geometry.stride));
+    let mut inputs = vec![Input::activation("x", [b, h, w, cin]), Input::weight("weight", [cout, k, k, cin])];
+    if with.bias {
+        inputs.push(Input::parameter("bias", [cout]));
+    }
+    if with.channel_add {
+        inputs.push(Input::activation("channel_add", [b, cout]));
+    }
+    if with.residual {
+        inputs.push(Input::activation("residual", [b, ho, wo, cout]));
+    }
+    Case::new("conv2d", name, inputs, move |tape, inputs| {
+        let mut rest = inputs[2..].iter();
+        let bias = with.bias.then(|| rest.next()).flatten();
+        let channel_add = with.channel_add.then(|| rest.next()).flatten();
+        let residual = with.residual.then(|| rest.next()).flatten();
+        Ok(vec![conv2d(tape, &inputs[0], &inputs[1], bias, geometry, channel_add, residual)?])
+    })
+    .sums((k * k * cin.max(cout)).max(b * ho * wo))
+}
+
+/// Windows of 1 and 3, strides, both ways of padding, resizing, odd sizes, and the presets' shapes to time.
+pub fn cases() -> Vec<Case> {
+    let same = Geometry::same(3);
+    let point = Geometry::same(1);
+    let down = Geometry { stride: 2, ..same };
+    let down_after = Geometry { stride: 2, pad_before: 0, resize: None };
+    let up = |h, w| Geometry { resize: Some([h, w]), ..same };
+    vec![
+        case("b2_h5_w6_c8_o16", [2, 5, 6, 8], 16, 3, same, BIAS),
+        case("all_b3_h4_w4_c16_o24", [3, 4, 4, 16], 24, 3, same, ALL),
+        case("from_rgb_b2_h7_w5_c3_o40", [2, 7, 5, 3], 40, 3, same, BIAS),
+        case("to_gray_b2_h6_w7_c24_o1", [2, 6, 7, 24], 1, 3, same, BIAS),
+        case("odd_channels_b1_h3_w9_c5_o7", [1, 3, 9, 5], 7, 3, same, NOTHING),
+        case("point_b2_h3_w5_c9_o12", [2, 3, 5, 9], 12, 1, point, ALL),
+        case("one_pixel_b3_c2_o3", [3, 1, 1, 2], 3, 3, same, BIAS),
+        case("down_b2_h8_w8_c8_o16", [2, 8, 8, 8], 16, 3, down, BIAS),
+        case("down_odd_b2_h7_w5_c6_o9", [2, 7, 5, 6], 9, 3, down, ALL),
+        case("down_after_b2_h6_w8_c8_o8", [2, 6, 8, 8], 8, 3, down_after, BIAS),
+        case("point_down_b2_h5_w4_c8_o8", [2, 5, 4, 8], 8, 1, Geometry { stride: 2, ..point }, BIAS),
+        case("up_b2_h3_w4_to_h6_w8_c8_o8", [2, 3, 4, 8], 8, 3, up(6, 8), BIAS),
+        case("up_odd_b2_h4_w3_to_h7_w5_c5_o6", [2, 4, 3, 5], 6, 3, up(7, 5), ALL),
+        case("tiles_b2_h9_w17_c40_o72", [2, 9, 17, 40], 72, 3, same, ALL),
+        case("wide_b1_h3_w70_c4_o4", [1, 3, 70, 4], 4, 3, same, BIAS),
+        case("level0_b32_h32_c64_o64", [32, 32, 32, 64], 64, 3, same, ALL).large(),
+        case("level1_b32_h16_c128_o128", [32, 16, 16, 128], 128, 3, same, ALL).large(),
+        case("level2_b32_h8_c256_o256", [32, 8, 8, 256], 256, 3, same, ALL).large(),
+        case("down_b32_h32_c64_o64", [32, 32, 32, 64], 64, 3, down, BIAS).large(),
+        case("up_b32_h16_to_h32_c128_o128", [32, 16, 16, 128], 128, 3, up(32, 32), BIAS).large(),
+        case("gpu_b128_h32_c128_o128", [128, 32, 32, 128], 128, 3, same, ALL).large(),
+    ]
+}
