@@ -10,6 +10,7 @@ pub mod conv2d;
 pub mod elementwise;
 pub mod embedding;
 pub mod gather;
+pub mod group_norm_silu;
 pub mod head_norm;
 pub mod host;
 pub mod layer_norm;
@@ -43,6 +44,7 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "elementwise", cases: elementwise::cases },
     Op { name: "embedding", cases: embedding::cases },
     Op { name: "gather", cases: gather::cases },
+    Op { name: "group_norm_silu", cases: group_norm_silu::cases },
     Op { name: "head_norm", cases: head_norm::cases },
     Op { name: "layer_norm", cases: layer_norm::cases },
     Op { name: "linear", cases: linear::cases },

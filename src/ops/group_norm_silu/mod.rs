@@ -1,0 +1,247 @@
+//! Group norm with what follows it in a residual block: scale and shift, and SiLU; of one tensor or of two side by side.
+//!
+//! With the channels of `x` and `skip` side by side cut into groups, μ and σ² the mean and variance of a sample's group over its
+//! pixels and channels, and n = (x − μ) / √(σ² + ε):
+//!
+//! u = n · weight + bias,  v = u · (1 + scale) + shift,  y = v · sigmoid(v)
+//!
+//! scale and shift are columns of a per-sample matrix; without one, v = u. Without SiLU, y = v. A group may lie across the border
+//! of the two sources: their concatenation is never made, only its normalised form is.
+//!
+//! Wu and He 2018, *Group Normalization*; scale and shift: Dhariwal and Nichol 2021, *Diffusion Models Beat GANs on Image
+//! Synthesis*. Saved for backward: the sources, and per sample and group μ and 1/√(σ² + ε).
+
+mod cases;
+mod cpu;
+mod cuda;
+
+pub use cases::cases;
+
+use crate::error::{Error, Result};
+use crate::ops::{with_host_float, with_kernel_float};
+use crate::tape::{Backward, Destination, Tape, Var};
+use crate::tensor::{Backend, Context, Cost, DType, Tensor};
+
+const OP: &str = "group_norm_silu";
+
+/// Threads of a kernel's block.
+const THREADS: usize = 256;
+/// Vectors that a thread of a kernel holds in registers (`HELD` in the kernel).
+const HELD: usize = 8;
+
+/// How to normalise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNorm {
+    /// Groups; they divide the channels.
+    pub groups: usize,
+    /// What is added to the variance.
+    pub epsilon: f32,
+    /// Whether SiLU follows.
+    pub silu: bool,
+}
+
+/// Sizes of a call; all that launch configurations and costs depend on.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    samples: usize,
+    /// Pixels (or tokens) of a sample.
+    pixels: usize,
+    /// Channels of `x` and of `skip`.
+    sources: [usize; 2],
+    norm: GroupNorm,
+}
+
+impl Sizes {
+    fn channels(self) -> usize {
+        self.sources[0] + self.sources[1]
+    }
+
+    /// Channels of a group.
+    fn width(self) -> usize {
+        self.channels() / self.norm.groups
+    }
+
+    /// Neighbouring channels that kernels take at once: four where no vector can lie across a border.
+    fn vector(self) -> usize {
+        if self.sources[0] % 4 == 0 && self.width() % 4 == 0 { 4 } else { 1 }
+    }
+
+    /// Pieces into which a block's reach cuts a group's channels.
+    fn tiles(self) -> usize {
+        (self.width() / self.vector()).div_ceil(THREADS)
+    }
+
+    /// Vectors of a pixel in one tile (the last tile may have fewer).
+    fn columns(self) -> usize {
+        (self.width() / self.vector()).div_ceil(self.tiles())
+    }
+
+    /// Pixels that a block takes.
+    fn chunk(self) -> usize {
+        HELD * (THREADS / self.columns())
+    }
+
+    fn chunks(self) -> usize {
+        self.pixels.div_ceil(self.chunk())
+    }
+
+    /// Blocks that share a sample's group; with one, statistics and result come of one pass.
+    fn parts(self) -> usize {
+        self.tiles() * self.chunks()
+    }
+}
+
+/// Normalises `x` `[B, H, W, Ca]` (or any `[B, …, Ca]`) and `skip` `[B, H, W, Cb]` as the one tensor `[B, H, W, Ca + Cb]`, the
+/// result's shape. `weight` and `bias` `[Ca + Cb]`, f32; `scale_shift` `[B, 2 (Ca + Cb)]`, of the dtype of `x`: the scales' columns,
+/// then the shifts'. `x` and `skip` are different variables.
+///
+/// # Errors
+/// [`Error::Shape`] where the operands do not fit each other or the groups do not divide the channels.
+pub fn group_norm_silu(
+    tape: &Tape,
+    x: &Var,
+    skip: Option<&Var>,
+    weight: &Var,
+    bias: &Var,
+    scale_shift: Option<&Var>,
+    norm: GroupNorm,
+) -> Result<Var> {
+    let context = x.context().clone();
+    let outer = &x.sizes()[..x.sizes().len() - 1];
+    let sizes = Sizes {
+        samples: x.sizes()[0],
+        pixels: outer[1..].iter().product(),
+        sources: [x.shape().last(), skip.map_or(0, |skip| skip.shape().last())],
+        norm,
+    };
+    let channels = sizes.channels();
+    if outer.is_empty() || x.tensor().is_empty() || norm.groups == 0 || !channels.is_multiple_of(norm.groups) {
+        return Err(Error::shape(OP, format!("{} groups of {channels} channels, x {}", norm.groups, x.shape())));
+    }
+    if let Some(skip) = skip
+        && (skip.sizes()[..skip.sizes().len() - 1] != *outer || skip.dtype() != x.dtype() || sizes.sources[1] == 0)
+    {
+        return Err(Error::shape(OP, format!("skip {} {} for x {}", skip.shape(), skip.dtype(), x.shape())));
+    }
+    if weight.sizes() != [channels] || bias.sizes() != [channels] {
+        return Err(Error::shape(
+            OP,
+            format!("weight {} and bias {} for {channels} channels", weight.shape(), bias.shape()),
+        ));
+    }
+    if let Some(matrix) = scale_shift
+        && (matrix.sizes() != [sizes.samples, 2 * channels] || matrix.dtype() != x.dtype())
+    {
+        let shape = matrix.shape();
+        return Err(Error::shape(OP, format!("scale_shift {shape} {} for {channels} channels", matrix.dtype())));
+    }
+    let mut shape = x.sizes().to_vec();
+    shape[outer.len()] = channels;
+    let y = context.empty(shape.as_slice(), x.dtype())?;
+    let statistics = statistics_dtype(x.dtype());
+    let call = Call {
+        sizes,
+        x: x.tensor().clone(),
+        skip: skip.map(|skip| skip.tensor().clone()),
+        weight: weight.tensor().clone(),
+        bias: bias.tensor().clone(),
+        scale_shift: scale_shift.map(|matrix| matrix.tensor().clone()),
+        mean: context.empty([sizes.samples, norm.groups], statistics)?,
+        rstd: context.empty([sizes.samples, norm.groups], statistics)?,
+    };
+    context.charge("group_norm_silu_fwd", call.cost(&y, 2));
+    call.forward(&y)?;
+    let mut inputs = vec![x, weight, bias];
+    inputs.extend(skip);
+    inputs.extend(scale_shift);
+    Ok(tape.record(&inputs, y, move |backward| call.backward(backward)))
+}
+
+fn statistics_dtype(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// One call: sizes and saved tensors.
+struct Call {
+    sizes: Sizes,
+    x: Tensor,
+    skip: Option<Tensor>,
+    weight: Tensor,
+    bias: Tensor,
+    scale_shift: Option<Tensor>,
+    mean: Tensor,
+    rstd: Tensor,
+}
+
+/// Where the inputs' gradients go.
+struct Gradients {
+    dx: Option<Destination>,
+    dskip: Option<Destination>,
+    dweight: Option<Destination>,
+    dbias: Option<Destination>,
+    dscale_shift: Option<Destination>,
+    /// Per sample Σ dv and Σ dv · n over its pixels, `[B, 2, C]`: scratch.
+    sums: Tensor,
+    /// The same of a kernel's chunks of pixels, `[B, chunks, 2, C]`, where there are several parts: scratch.
+    partial: Option<Tensor>,
+}
+
+impl Call {
+    /// `passes` tensors of the result's size; about 24 operations an element, of which SiLU makes most.
+    fn cost(&self, y: &Tensor, passes: usize) -> Cost {
+        let operations = if self.sizes.norm.silu { 24.0 } else { 8.0 };
+        Cost {
+            flops: operations * y.len() as f64,
+            bytes: (passes * y.bytes() + 2 * self.mean.bytes()) as f64,
+            tensor_cores: false,
+        }
+    }
+
+    /// Scratch of kernels with several blocks a group: their means and sums of squares.
+    fn parts(&self, context: &Context) -> Result<Option<Tensor>> {
+        let (sizes, parts) = (self.sizes, self.sizes.parts());
+        let shape = [sizes.samples, sizes.norm.groups, parts, 2];
+        (parts > 1).then(|| context.empty(shape, self.mean.dtype())).transpose()
+    }
+
+    fn forward(&self, y: &Tensor) -> Result<()> {
+        let partial = self.parts(y.context())?;
+        match y.context().backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
+                cpu::forward::<T>(self, y);
+                Ok(())
+            }),
+            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
+                cuda::forward::<T>(accelerator, self, y, partial.as_ref())
+            }),
+        }
+    }
+
+    fn backward(&self, backward: &Backward) -> Result<()> {
+        let (context, dy, sizes) = (backward.context(), backward.gradient(), self.sizes);
+        context.charge("group_norm_silu_bwd", self.cost(dy, 3));
+        let skip = 3 + self.skip.is_some() as usize;
+        let (samples, channels) = (sizes.samples, sizes.channels());
+        let partial = [samples, sizes.chunks(), 2, channels];
+        let gradients = Gradients {
+            dx: backward.destination(0)?,
+            dskip: if self.skip.is_some() { backward.destination(3)? } else { None },
+            dweight: backward.destination(1)?,
+            dbias: backward.destination(2)?,
+            dscale_shift: if self.scale_shift.is_some() { backward.destination(skip)? } else { None },
+            sums: context.empty([samples, 2, channels], self.mean.dtype())?,
+            partial: (sizes.parts() > 1).then(|| context.empty(partial, self.mean.dtype())).transpose()?,
+        };
+        match context.backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
+                cpu::backward::<T>(self, dy, &gradients);
+                Ok(())
+            }),
+            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
+                cuda::backward::<T>(accelerator, self, dy, &gradients)
+            }),
+        }
+    }
+}
