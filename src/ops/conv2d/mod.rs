@@ -9,6 +9,8 @@
 
 mod cases;
 mod cpu;
+mod direct;
+mod weight;
 
 pub use cases::cases;
 
@@ -137,7 +139,12 @@ fn sizes(x: &Var, weight: &Var, geometry: Geometry) -> Result<Sizes> {
             format!("x {} and weight {}; they are [B, H, W, Cin] and [Cout, k, k, Cin]", x.shape(), weight.shape());
         return Err(Error::shape(OP, message));
     };
-    if kernel != columns || !matches!(kernel, 1 | 3) || channels != cin || x.dtype() != weight.dtype() {
+    if kernel != columns
+        || !matches!(kernel, 1 | 3)
+        || channels != cin
+        || cin * cout == 0
+        || x.dtype() != weight.dtype()
+    {
         return Err(Error::shape(
             OP,
             format!("x {} {} and weight {} {} do not fit", x.shape(), x.dtype(), weight.shape(), weight.dtype()),
@@ -198,6 +205,9 @@ impl Call {
     }
 
     fn forward(&self, x: &Tensor, weight: &Tensor, added: Added, y: &Tensor) -> Result<()> {
+        if y.is_empty() {
+            return Ok(());
+        }
         match y.context().backend() {
             Backend::Plan => Ok(()),
             Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
@@ -249,6 +259,9 @@ impl Call {
     }
 
     fn input_backward(&self, dy: &Tensor, weight: &Tensor, dx: &Destination) -> Result<()> {
+        if dx.tensor.is_empty() {
+            return Ok(());
+        }
         match dy.context().backend() {
             Backend::Plan => Ok(()),
             Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
@@ -272,11 +285,10 @@ impl Call {
         if dy.is_empty() || x.is_empty() {
             return if dw.mode == Accumulate::Write { dw.tensor.zero() } else { Ok(()) };
         }
-        let partial = context.empty([cpu::weight_parts(self.sizes), dw.tensor.len()], exact_dtype(dy.dtype()))?;
         match context.backend() {
             Backend::Plan => Ok(()),
             Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::weight_backward::<T>(self.sizes, dy, x, &partial, dw);
+                cpu::weight_backward::<T>(self.sizes, dy, x, dw);
                 Ok(())
             }),
             Backend::Accelerator(accelerator) => Err(unsupported(accelerator.name())),

@@ -15,7 +15,7 @@ pub mod parallel;
 pub mod product;
 pub mod vector;
 
-mod pack;
+pub(crate) mod pack;
 
 pub use float::Float;
 pub use product::{Matrix, MatrixMut, matmul};

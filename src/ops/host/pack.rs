@@ -10,7 +10,7 @@ use super::float::Float;
 /// # Safety
 /// All those elements for `lane < lanes`, `step < depth` are readable, and `dst` is valid for `depth * width` writes.
 #[inline]
-pub(super) unsafe fn strip<T: Float>(
+pub(crate) unsafe fn strip<T: Float>(
     dst: *mut T,
     width: usize,
     src: *const T,
@@ -18,11 +18,30 @@ pub(super) unsafe fn strip<T: Float>(
     (depth, step_stride): (usize, usize),
     avx512: bool,
 ) {
-    // SAFETY: every read is at lane < lanes and step < depth, every write below depth * width, as the caller promises.
+    // SAFETY: as the caller promises.
     unsafe {
         if lanes < width {
             std::ptr::write_bytes(dst, 0, depth * width);
         }
+        self::lanes(dst, width, src, (lanes, lane_stride), (depth, step_stride), avx512);
+    }
+}
+
+/// The same without the zeros: only element `step * width + lane` for `lane < lanes` is written.
+///
+/// # Safety
+/// As for [`strip`], and those elements of `dst` may be written.
+#[inline]
+pub(crate) unsafe fn lanes<T: Float>(
+    dst: *mut T,
+    width: usize,
+    src: *const T,
+    (lanes, lane_stride): (usize, usize),
+    (depth, step_stride): (usize, usize),
+    avx512: bool,
+) {
+    // SAFETY: every read is at lane < lanes and step < depth, every write at step * width + lane, as the caller promises.
+    unsafe {
         if lane_stride == 1 {
             for p in 0..depth {
                 let (from, to) = (src.add(p * step_stride), dst.add(p * width));

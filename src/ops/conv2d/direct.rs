@@ -1,0 +1,588 @@
+//! The convolution's forward and data gradient: a direct convolution over transposed rows.
+//!
+//! A task takes an image (or some of its rows). It copies the rows that it reads into `[row][plane][channel][column]`, with the
+//! padding as zeros and, where x is resized, with the copies, so that neighbouring outputs of a row find their inputs side by
+//! side for every tap and channel: the inner loop is the one of a matrix product (a scalar of the input times two vectors
+//! of the weight's output channels), but nothing is copied once per tap. With stride 2 even and odd columns lie in two planes.
+//!
+//! The data gradient is the same loop over dy: at stride 1 with the taps mirrored, at stride 2 once for each of the four
+//! parities of the input's rows and columns, with the taps that reach it.
+//!
+//! An element of the result is one chain over (tap, channel) in ascending order, whatever the tile, the task and the vector
+//! width: no bit depends on the machine, the threads or the other images.
+
+use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
+
+use super::Sizes;
+use crate::ops::host::{Float, pack, parallel};
+
+/// How the input's rows are copied.
+struct Rows {
+    /// Padded row r comes from here; None is padding.
+    row: Vec<Option<usize>>,
+    /// Column j of plane q, at `q * width + j`, comes from here.
+    column: Vec<Option<usize>>,
+    /// Columns of a plane.
+    width: usize,
+    planes: usize,
+    channels: usize,
+    /// Elements between pixels of the input that follow each other in a plane; None where a resized row has to be gathered.
+    stride: Option<usize>,
+    /// Columns of the input.
+    source_width: usize,
+}
+
+impl Rows {
+    fn pitch(&self) -> usize {
+        self.planes * self.channels * self.width
+    }
+
+    /// Copies padded rows `first..last` of an image to `to`, which holds zeros where it was never written.
+    fn copy<T: Float>(&self, image: &[T], (first, last): (usize, usize), to: &mut [T], avx512: bool) {
+        let (channels, pitch) = (self.channels, self.pitch());
+        assert!(to.len() >= (last - first) * pitch, "rows do not fit their scratch");
+        for r in first..last {
+            let Some(row) = self.row[r] else { continue };
+            let at = (r - first) * pitch;
+            if r > first && self.row[r - 1] == Some(row) {
+                to.copy_within(at - pitch..at, at);
+                continue;
+            }
+            let source = &image[row * self.source_width * channels..][..self.source_width * channels];
+            for plane in 0..self.planes {
+                let columns = &self.column[plane * self.width..][..self.width];
+                let Some(start) = columns.iter().position(Option::is_some) else { continue };
+                let lanes = columns[start..].iter().take_while(|column| column.is_some()).count();
+                let to = &mut to[at + plane * channels * self.width..][..channels * self.width];
+                match (self.stride, columns[start]) {
+                    (Some(stride), Some(column)) => {
+                        transpose(
+                            &mut to[start..],
+                            self.width,
+                            &source[column * channels..],
+                            (lanes, stride),
+                            channels,
+                            avx512,
+                        );
+                    }
+                    _ => T::with_scratch(lanes * channels, |gathered| {
+                        for (pixel, column) in
+                            gathered.chunks_exact_mut(channels).zip(columns[start..].iter().flatten())
+                        {
+                            pixel.copy_from_slice(&source[column * channels..][..channels]);
+                        }
+                        transpose(&mut to[start..], self.width, gathered, (lanes, channels), channels, avx512);
+                    }),
+                }
+            }
+        }
+    }
+}
+
+/// `to[c * pitch + lane] = from[lane * stride + c]` for `lanes` lanes and `channels` channels.
+fn transpose<T: Float>(
+    to: &mut [T],
+    pitch: usize,
+    from: &[T],
+    (lanes, stride): (usize, usize),
+    channels: usize,
+    avx512: bool,
+) {
+    assert!(to.len() >= (channels - 1) * pitch + lanes && from.len() >= (lanes - 1) * stride + channels);
+    // SAFETY: the bounds were just checked.
+    unsafe { pack::lanes(to.as_mut_ptr(), pitch, from.as_ptr(), (lanes, stride), (channels, 1), avx512) };
+}
+
+/// Outputs that share their taps.
+struct Class {
+    /// Per tap: where its channel 0 begins, counted from the output's place in the copied rows, and in the weight.
+    taps: Vec<(usize, usize)>,
+    /// The first output row and column.
+    first: [usize; 2],
+    /// Output rows and columns.
+    count: [usize; 2],
+}
+
+/// A convolution as the inner loops see it.
+pub(super) struct Direct {
+    rows: Rows,
+    classes: Vec<Class>,
+    /// Padded rows between neighbouring rows of a class.
+    row_step: usize,
+    /// Padded rows that an output row reads.
+    reach: usize,
+    /// Distance of a class's outputs in the result: 1, or 2 for the parities.
+    spread: usize,
+    /// Height and width of the result.
+    out: [usize; 2],
+    /// Channels of the result.
+    cout: usize,
+    /// Elements of the weight between output channels, and between input channels.
+    weight_strides: (usize, usize),
+}
+
+impl Direct {
+    pub(super) fn forward(sizes: &Sizes) -> Self {
+        let Sizes { kernel, stride, pad, cin, .. } = *sizes;
+        let along = |axis: usize, count: usize| -> Vec<Option<usize>> {
+            (0..count)
+                .map(|i| {
+                    i.checked_sub(pad)
+                        .filter(|&i| i < sizes.size[axis])
+                        .map(|i| i * sizes.source[axis] / sizes.size[axis])
+                })
+                .collect()
+        };
+        let reach = |axis: usize| (sizes.out[axis] - 1) * stride + kernel;
+        let width = reach(1).div_ceil(stride);
+        let columns = along(1, width * stride);
+        let column = (0..stride).flat_map(|plane| columns[plane..].iter().step_by(stride).copied()).collect();
+        let rows = Rows {
+            row: along(0, reach(0)),
+            column,
+            width,
+            planes: stride,
+            channels: cin,
+            stride: (sizes.source[1] == sizes.size[1]).then_some(stride * cin),
+            source_width: sizes.source[1],
+        };
+        let taps = (0..kernel * kernel)
+            .map(|tap| {
+                let (ky, kx) = (tap / kernel, tap % kernel);
+                (ky * rows.pitch() + kx % stride * cin * width + kx / stride, tap * cin)
+            })
+            .collect();
+        Self {
+            rows,
+            classes: vec![Class { taps, first: [0, 0], count: sizes.out }],
+            row_step: stride,
+            reach: kernel,
+            spread: 1,
+            out: sizes.out,
+            cout: sizes.cout,
+            weight_strides: (sizes.depth(), 1),
+        }
+    }
+
+    /// From dy to dx̂.
+    pub(super) fn input_gradient(sizes: &Sizes) -> Self {
+        let Sizes { kernel, stride, pad, cin, cout, .. } = *sizes;
+        // Row i of x̂ gets, by tap k, row (i + pad - k) / stride of dy where that is whole: at most `before` rows above the first.
+        let before = (kernel - 1).saturating_sub(pad).div_ceil(stride);
+        let after = |axis: usize| (sizes.size[axis] - 1 + pad) / stride + 1;
+        let along = |axis: usize| -> Vec<Option<usize>> {
+            (0..before + after(axis)).map(|i| i.checked_sub(before).filter(|&i| i < sizes.out[axis])).collect()
+        };
+        let column = along(1);
+        let rows = Rows {
+            row: along(0),
+            width: column.len(),
+            column,
+            planes: 1,
+            channels: cout,
+            stride: Some(cout),
+            source_width: sizes.out[1],
+        };
+        // The padded row of tap k for row `stride * j + parity`, counted from j.
+        let reached = |parity: usize, k: usize| {
+            let at = (parity + pad + stride * before).checked_sub(k)?;
+            at.is_multiple_of(stride).then_some(at / stride)
+        };
+        let mut classes = Vec::new();
+        for parity in 0..stride * stride {
+            let first = [parity / stride, parity % stride];
+            let mut taps = Vec::new();
+            for (ky, kx) in (0..kernel * kernel).map(|tap| (tap / kernel, tap % kernel)) {
+                if let (Some(row), Some(column)) = (reached(first[0], ky), reached(first[1], kx)) {
+                    taps.push((row * rows.pitch() + column, (ky * kernel + kx) * cin));
+                }
+            }
+            let count = [0, 1].map(|axis| (sizes.size[axis] + stride - 1 - first[axis]) / stride);
+            classes.push(Class { taps, first, count });
+        }
+        let reach = (stride - 1 + pad + stride * before) / stride + 1;
+        Self {
+            rows,
+            classes,
+            row_step: 1,
+            reach,
+            spread: stride,
+            out: sizes.size,
+            cout: cin,
+            weight_strides: (1, sizes.depth()),
+        }
+    }
+
+    /// Rows of a class, at most.
+    fn class_rows(&self) -> usize {
+        self.classes.iter().map(|class| class.count[0]).max().unwrap_or(0)
+    }
+
+    /// The whole result of `batch` images; `input` `[batch, …]`, `finish` says where a task's results go.
+    pub(super) fn run<T: Float>(&self, batch: usize, input: &[T], weight: &[T], output: Output<T>) {
+        Arch::new().dispatch(Run { direct: self, batch, input, weight, output });
+    }
+}
+
+/// Where results go, and what is added to them.
+pub(super) struct Output<'a, T> {
+    /// `[batch, out, cout]`, or with `fold` the images that the results are summed into.
+    pub(super) data: &'a mut [T],
+    /// Added to all pixels: `[cout]`.
+    pub(super) bias: Option<&'a [T]>,
+    /// Added to an image's pixels: `[batch, cout]`.
+    pub(super) channel_add: Option<&'a [T]>,
+    /// Added: of the shape of `data`.
+    pub(super) residual: Option<&'a [T]>,
+    /// Whether the results are added to `data`.
+    pub(super) add: bool,
+    /// Height and width of `data` where every one of its pixels is the sum of the results that were copied from it.
+    pub(super) fold: Option<[usize; 2]>,
+}
+
+struct Run<'a, T> {
+    direct: &'a Direct,
+    batch: usize,
+    input: &'a [T],
+    weight: &'a [T],
+    output: Output<'a, T>,
+}
+
+/// A pointer that tasks share: each writes elements of its own.
+struct Shared<T>(*mut T);
+// SAFETY: only `Run` uses it, whose tasks write disjoint elements.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+/// Outputs of one tile, at most: accumulators, two vectors of the weight and a broadcast fit the registers.
+const fn tile_pixels<S: Simd>() -> usize {
+    if S::REGISTER_COUNT >= 32 { 14 } else { 6 }
+}
+
+impl<T: Float> WithSimd for Run<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { direct, batch, input, weight, output } = self;
+        let Output { data, bias, channel_add, residual, add, fold } = output;
+        let (panel, channels, cout) = (2 * T::lanes::<S>(), direct.rows.channels, direct.cout);
+        let avx512 = S::REGISTER_COUNT == 32 && T::lanes::<S>() * size_of::<T>() == 64;
+        let panels = cout.div_ceil(panel);
+        let image_in = input.len() / batch;
+        let image_out = direct.out[0] * direct.out[1] * cout;
+        let image_data = data.len() / batch;
+        assert!(
+            image_data == if let Some([h, w]) = fold { h * w * cout } else { image_out },
+            "a result of another size"
+        );
+        assert!(
+            residual.is_none_or(|residual| residual.len() == data.len()) && bias.is_none_or(|bias| bias.len() == cout)
+        );
+        assert!(channel_add.is_none_or(|add| add.len() == batch * cout));
+
+        // The weight, class by class, panel by panel: [tap][channel][panel].
+        let taps: usize = direct.classes.iter().map(|class| class.taps.len()).sum();
+        let class_start = |number: usize| -> usize {
+            direct.classes[..number].iter().map(|class| class.taps.len()).sum::<usize>() * channels * panel * panels
+        };
+        T::with_scratch(taps * channels * panel * panels, |packed| {
+            let shared = Shared(packed.as_mut_ptr());
+            let (lane_stride, step_stride) = direct.weight_strides;
+            let pack_panel = |task: usize| {
+                let (number, j) = (task / panels, task % panels);
+                let class = &direct.classes[number];
+                let lanes = panel.min(cout - j * panel);
+                for (tap, &(_, from)) in class.taps.iter().enumerate() {
+                    let from = from + j * panel * lane_stride;
+                    assert!(from + (lanes - 1) * lane_stride + (channels - 1) * step_stride < weight.len());
+                    // SAFETY: the source was just checked; every tap of every panel has its own place in the scratch.
+                    unsafe {
+                        let to =
+                            shared.get().add(class_start(number) + (j * class.taps.len() + tap) * channels * panel);
+                        let from = weight.as_ptr().add(from);
+                        pack::strip(to, panel, from, (lanes, lane_stride), (channels, step_stride), avx512);
+                    }
+                }
+            };
+            let packs = direct.classes.len() * panels;
+            parallel::for_each(packs, taps * channels * panel * panels, pack_panel);
+            let packed = &*packed;
+
+            // Whole images, or where these are few, some rows of one. The cut changes no bit.
+            let threads = parallel::threads();
+            let rows = direct.class_rows();
+            let blocks = if fold.is_some() { 1 } else { (4 * threads).div_ceil(batch).min(rows.div_ceil(2)).max(1) };
+            let block_rows = rows.div_ceil(blocks);
+            let out = Shared(data.as_mut_ptr());
+            let work = |task: usize| {
+                let (b, first) = (task / blocks, task % blocks * block_rows);
+                let last = (first + block_rows).min(rows);
+                if first >= last {
+                    return;
+                }
+                let span = (first * direct.row_step, (last - 1) * direct.row_step + direct.reach);
+                let span = (span.0, span.1.min(direct.rows.row.len()));
+                T::with_scratch((span.1 - span.0) * direct.rows.pitch(), |copied| {
+                    copied.fill(T::ZERO);
+                    direct.rows.copy(&input[b * image_in..][..image_in], span, copied, avx512);
+                    let start = |j: usize, start: &mut [T]| {
+                        for (o, start) in (j * panel..cout).zip(start) {
+                            *start = bias.map_or(T::ZERO, |v| v[o]) + channel_add.map_or(T::ZERO, |v| v[b * cout + o]);
+                        }
+                    };
+                    // SAFETY: image b lies within the data.
+                    let to = unsafe { out.get().add(b * image_data) };
+                    let task = |to: *mut T, plus: *const T| Task {
+                        simd,
+                        direct,
+                        copied: &*copied,
+                        packed,
+                        rows: (first, last),
+                        to,
+                        plus,
+                        start: &start,
+                    };
+                    match fold {
+                        // Here, not further out: only what is inlined into this call is compiled for `S`.
+                        None => {
+                            let plus = match residual {
+                                Some(residual) => residual[b * image_data..].as_ptr(),
+                                None if add => to.cast_const(),
+                                None => std::ptr::null(),
+                            };
+                            simd.vectorize(task(to, plus));
+                        }
+                        Some(small) => T::with_scratch(image_out, |large| {
+                            simd.vectorize(task(large.as_mut_ptr(), std::ptr::null()));
+                            // SAFETY: this task alone writes image b.
+                            let small_image = unsafe { std::slice::from_raw_parts_mut(to, image_data) };
+                            simd.vectorize(Fold {
+                                small: small_image,
+                                small_size: small,
+                                large,
+                                large_size: direct.out,
+                                cout,
+                                add,
+                            });
+                        }),
+                    }
+                });
+            };
+            parallel::for_each(batch * blocks, parallel::GRAIN, work);
+        });
+    }
+}
+
+/// Sums the results that were copied from one pixel.
+struct Fold<'a, T> {
+    small: &'a mut [T],
+    small_size: [usize; 2],
+    large: &'a [T],
+    large_size: [usize; 2],
+    cout: usize,
+    add: bool,
+}
+
+impl<T: Float> NullaryFnOnce for Fold<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { small, small_size: [h, w], large, large_size: [height, width], cout, add } = self;
+        if !add {
+            small.fill(T::ZERO);
+        }
+        for i in 0..height {
+            for j in 0..width {
+                let to = &mut small[(i * h / height * w + j * w / width) * cout..][..cout];
+                let from = &large[(i * width + j) * cout..][..cout];
+                to.iter_mut().zip(from).for_each(|(to, &from)| *to += from);
+            }
+        }
+    }
+}
+
+/// Some rows of one image's result.
+struct Task<'a, T, S, F> {
+    simd: S,
+    direct: &'a Direct,
+    copied: &'a [T],
+    packed: &'a [T],
+    /// Rows of every class.
+    rows: (usize, usize),
+    to: *mut T,
+    /// What is added to the result, of its layout; null for nothing.
+    plus: *const T,
+    start: F,
+}
+
+impl<T: Float, S: Simd, F: Fn(usize, &mut [T])> NullaryFnOnce for Task<'_, T, S, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { simd, direct, copied, packed, rows, to, plus, start } = self;
+        let (channels, cout, spread) = (direct.rows.channels, direct.cout, direct.spread);
+        let panel = 2 * T::lanes::<S>();
+        let panels = cout.div_ceil(panel);
+        let most = tile_pixels::<S>();
+        let mut weights = packed;
+        // 16 lanes of f32, 2 vectors: the largest panel there is.
+        let mut first_values = [T::ZERO; 32];
+        for class in &direct.classes {
+            let [count_rows, count_columns] = class.count;
+            let tiles = count_columns.div_ceil(most).max(1);
+            let pair = 2 * count_columns <= most;
+            for j in 0..panels {
+                let (b, rest) = weights.split_at(class.taps.len() * channels * panel);
+                weights = rest;
+                let columns = panel.min(cout - j * panel);
+                first_values.fill(T::ZERO);
+                start(j, &mut first_values[..columns]);
+                let mut row = rows.0;
+                let last = rows.1.min(count_rows);
+                while row < last {
+                    let tall = if pair && row + 2 <= last { 2 } else { 1 };
+                    for tile in 0..tiles {
+                        let (x0, x1) = (tile * count_columns / tiles, (tile + 1) * count_columns / tiles);
+                        let place = ((class.first[0] + row * spread) * direct.out[1] + class.first[1] + x0 * spread)
+                            * cout
+                            + j * panel;
+                        let at = (row - rows.0) * direct.row_step * direct.rows.pitch() + x0;
+                        // SAFETY: the rows of this task were copied with all that their taps reach, and the tile's outputs lie in
+                        // the image, which this task alone writes.
+                        unsafe {
+                            let walk = Walk {
+                                simd,
+                                taps: &class.taps,
+                                channels,
+                                pitch: direct.rows.width,
+                                a: copied.as_ptr().add(at),
+                                a_row: direct.row_step * direct.rows.pitch(),
+                                b: b.as_ptr(),
+                                start: first_values.as_ptr(),
+                                to: to.add(place),
+                                plus: if plus.is_null() { plus } else { plus.add(place) },
+                                to_row: spread * direct.out[1] * cout,
+                                to_pixel: spread * cout,
+                                columns,
+                            };
+                            walk.tile(tall, x1 - x0);
+                        }
+                    }
+                    row += tall;
+                }
+            }
+        }
+    }
+}
+
+/// One tile's way through the taps and channels.
+#[derive(Clone, Copy)]
+struct Walk<'a, T, S> {
+    simd: S,
+    taps: &'a [(usize, usize)],
+    channels: usize,
+    /// Elements between channels of the copied rows.
+    pitch: usize,
+    a: *const T,
+    a_row: usize,
+    b: *const T,
+    start: *const T,
+    to: *mut T,
+    plus: *const T,
+    to_row: usize,
+    to_pixel: usize,
+    columns: usize,
+}
+
+macro_rules! tiles {
+    ($walk:expr, $tall:expr, $wide:expr; $(($r:literal, $p:literal)),*) => {
+        match ($tall, $wide) {
+            $(($r, $p) => $walk.sum::<$r, $p>(),)*
+            _ => unreachable!("a tile of {} x {}", $tall, $wide),
+        }
+    };
+}
+
+impl<T: Float, S: Simd> Walk<'_, T, S> {
+    /// # Safety
+    /// All that the taps reach from `a` is readable, and the tile's outputs may be written.
+    #[inline(always)]
+    unsafe fn tile(self, tall: usize, wide: usize) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            tiles!(self, tall, wide;
+                (1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (1, 8), (1, 9), (1, 10), (1, 11), (1, 12), (1, 13),
+                (1, 14), (2, 1), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (2, 7));
+        }
+    }
+
+    /// `R` rows by `P` pixels by two vectors.
+    #[inline(always)]
+    unsafe fn sum<const R: usize, const P: usize>(self) {
+        if R * P > tile_pixels::<S>() {
+            return;
+        }
+        let Self { simd, pitch, to_row, to_pixel, .. } = self;
+        let lanes = T::lanes::<S>();
+        // SAFETY: as the caller of `tile` promises.
+        unsafe {
+            let first = [self.start, self.start.add(lanes)].map(|at| at.cast::<T::Vector<S>>().read_unaligned());
+            let mut sums = [[first; P]; R];
+            let mut b = self.b;
+            for &(tap, _) in self.taps {
+                let mut a = self.a.add(tap);
+                for _ in 0..self.channels {
+                    let b0 = b.cast::<T::Vector<S>>().read_unaligned();
+                    let b1 = b.add(lanes).cast::<T::Vector<S>>().read_unaligned();
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let a = a.add(r * self.a_row);
+                        for (p, [s0, s1]) in sums.iter_mut().enumerate() {
+                            let x = T::splat(simd, *a.add(p));
+                            *s0 = T::vector_mul_add(simd, x, b0, *s0);
+                            *s1 = T::vector_mul_add(simd, x, b1, *s1);
+                        }
+                    }
+                    a = a.add(pitch);
+                    b = b.add(2 * lanes);
+                }
+            }
+            if self.columns == 2 * lanes {
+                for (r, sums) in sums.iter().enumerate() {
+                    for (p, &[mut s0, mut s1]) in sums.iter().enumerate() {
+                        let place = r * to_row + p * to_pixel;
+                        if !self.plus.is_null() {
+                            let plus = self.plus.add(place);
+                            s0 = T::vector_add(simd, s0, plus.cast::<T::Vector<S>>().read_unaligned());
+                            s1 = T::vector_add(simd, s1, plus.add(lanes).cast::<T::Vector<S>>().read_unaligned());
+                        }
+                        let to = self.to.add(place);
+                        to.cast::<T::Vector<S>>().write_unaligned(s0);
+                        to.add(lanes).cast::<T::Vector<S>>().write_unaligned(s1);
+                    }
+                }
+            } else {
+                // A copy: indexed at run time, the sums themselves would have to live in memory all along.
+                let copy = sums;
+                let values = copy.as_ptr().cast::<T>();
+                for (r, p) in (0..R * P).map(|i| (i / P, i % P)) {
+                    for o in 0..self.columns {
+                        let place = r * to_row + p * to_pixel + o;
+                        let value = *values.add((r * P + p) * 2 * lanes + o);
+                        let plus = if self.plus.is_null() { T::ZERO } else { *self.plus.add(place) };
+                        *self.to.add(place) = value + plus;
+                    }
+                }
+            }
+        }
+    }
+}
