@@ -7,6 +7,7 @@ pub mod attention;
 pub mod case;
 pub mod control;
 pub mod conv2d;
+pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
 pub mod gather;
@@ -41,6 +42,7 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "adamw", cases: adamw::cases },
     Op { name: "attention", cases: attention::cases },
     Op { name: "conv2d", cases: conv2d::cases },
+    Op { name: "dropout", cases: dropout::cases },
     Op { name: "elementwise", cases: elementwise::cases },
     Op { name: "embedding", cases: embedding::cases },
     Op { name: "gather", cases: gather::cases },

@@ -1,0 +1,33 @@
+//! Dropout on accelerators.
+
+use super::Mask;
+use crate::device::{Accelerator, KernelFloat, launches};
+use crate::error::Result;
+use crate::ops::by_item;
+use crate::tape::Destination;
+use crate::tensor::{Element, Tensor};
+
+const THREADS: u32 = 256;
+
+pub(super) fn apply<T: KernelFloat + Element>(
+    accelerator: &dyn Accelerator,
+    mask: Mask,
+    from: &Tensor,
+    control: &Tensor,
+    to: &Destination,
+) -> Result<()> {
+    let batch = from.sizes()[0];
+    let elements = from.len() / batch;
+    launches::Dropout::<T> {
+        to: to.tensor.slice_mut(),
+        from: from.slice(),
+        control: control.slice(),
+        elements: elements as u32,
+        probability: mask.probability,
+        scale: 1.0 / (1.0 - mask.probability),
+        seed: mask.seed,
+        purpose: mask.purpose,
+        accumulate: to.mode.flag(),
+    }
+    .launch(accelerator, by_item(batch, elements, THREADS))
+}
