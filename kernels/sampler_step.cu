@@ -1,5 +1,5 @@
 // One stage of a sampler, read from a table of plain coefficients (`StageCoefficients` in src/diffusion/sampler.rs, which
-// says where they come from: DDPM, DDIM, Heun).
+// says where they come from: DDPM, DDIM, Heun, DPM-Solver++).
 //
 //   x [copies * batch, elements] f32: the same state `copies` times, prediction [copies * batch, elements] f32: conditional,
 //   then (two copies) unconditional, saved_state, saved [batch, elements] f32 or null, table [stages, 16] u32,
@@ -9,8 +9,8 @@
 //   x0    = clamp(raw, -clip, clip)                       eps  = eps_x x + eps_pred pred + eps_clip (x0 - raw)
 //   next  = next_base base + next_x0 x0 + next_eps eps + next_saved saved + next_noise z
 //
-// The noise z of item first_item + b is Philox's of step row + 1; the start's is that of step 0. A stage that needs a buffer
-// which is not there gives NaN.
+// The noise z of item first_item + b is Philox's of step row + 1; the start's is that of step 0, times scale. A stage that
+// needs a buffer which is not there gives NaN.
 //
 // Floor: x, prediction (and the saved buffers) read and written once.
 #include "common/control.cuh"
@@ -53,11 +53,11 @@ DEV f32 coefficient(const u32* stage, u32 word) {
 }
 
 // Blocks [item, chunk of elements], four elements a thread.
-DEV void fill_start(f32* x, const u32* control, u32 batch, u32 elements, u32 copies, u64 seed) {
+DEV void fill_start(f32* x, const u32* control, u32 batch, u32 elements, u32 copies, u64 seed, f32 scale) {
     u32 b = blockIdx.x, e = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
     if (e >= elements) return;
     F32x4 drawn = philox_normal4(seed, e / 4, control[CONTROL_FIRST_ITEM] + b, 0, PURPOSE_NOISE);
-    f32 noise[4] = {drawn.x, drawn.y, drawn.z, drawn.w};
+    f32 noise[4] = {scale * drawn.x, scale * drawn.y, scale * drawn.z, scale * drawn.w};
     for (u32 copy = 0; copy < copies; copy++) {
         f32* to = x + ((u64)copy * batch + b) * elements + e;
         store4(to, elements - e, elements - e >= 4 && aligned4(to), noise);
@@ -129,7 +129,7 @@ DEV void to_pixels(u8* pixels, const f32* x, u64 n) {
     pixels[i] = (u8)floor_f32((value + 1.0f) * 127.5f + 0.5f);
 }
 
-extern "C" __global__ void __launch_bounds__(256) sampler_step_noise(f32* __restrict__ x, const u32* __restrict__ control, u32 batch, u32 elements, u32 copies, u64 seed) { fill_start(x, control, batch, elements, copies, seed); }
+extern "C" __global__ void __launch_bounds__(256) sampler_step_noise(f32* __restrict__ x, const u32* __restrict__ control, u32 batch, u32 elements, u32 copies, u64 seed, f32 scale) { fill_start(x, control, batch, elements, copies, seed, scale); }
 extern "C" __global__ void __launch_bounds__(256) sampler_step_time(f32* __restrict__ time, const u32* __restrict__ table, const u32* __restrict__ control, u32 count, u32 stages) { fill_time(time, table, control, count, stages); }
 extern "C" __global__ void __launch_bounds__(256) sampler_step_advance(f32* __restrict__ x, f32* __restrict__ saved_state, f32* __restrict__ saved, const f32* __restrict__ prediction, const u32* __restrict__ table, const u32* __restrict__ control, u32 batch, u32 elements, u32 copies, u32 stages, u64 seed) { advance(x, saved_state, saved, prediction, table, control, batch, elements, copies, stages, seed); }
 extern "C" __global__ void __launch_bounds__(256) sampler_step_pixels(u8* __restrict__ pixels, const f32* __restrict__ x, u64 n) { to_pixels(pixels, x, n); }

@@ -265,7 +265,7 @@ fn four_draws(graphs: bool, baked_in: bool) -> Vec<Vec<f32>> {
     let x = context.zeros([2, 4, 4, 1], DType::F32).unwrap();
     let control = Control::buffer(&context).unwrap();
     let step = Cell::new(0);
-    let body = || fill_noise(&context, &x, 1, &control, if baked_in { step.get() } else { 0 });
+    let body = || fill_noise(&context, &x, 1, &control, if baked_in { step.get() } else { 0 }, 1.0);
     let mut program = Program::plan(&context, body).unwrap();
     program.set_graphs(graphs);
     (0..4u32)

@@ -20,17 +20,18 @@ fn model(x: &[f64], time: f64, conditional: bool, pred: &mut [f64]) {
     }
 }
 
-fn plan(sampler: SamplerKind, flow: bool, guidance: f64, clip_x0: bool) -> Plan {
+fn plan(sampler: SamplerKind, flow: bool, guidance: f64, clip_x0: bool, temperature: f64) -> Plan {
     let (schedule, prediction) =
         if flow { (Schedule::Flow, Prediction::Flow) } else { (Schedule::Linear, Prediction::V) };
     let noise = NoiseSchedule::new(&DiffusionConfig { schedule, prediction, ..DiffusionConfig::default() }).unwrap();
     let eta = if sampler == SamplerKind::Ddim && !flow { 0.5 } else { 0.0 };
-    let sampling = SamplingConfig { sampler, num_steps: 5, eta, guidance, clip_x0, ..SamplingConfig::default() };
+    let sampling =
+        SamplingConfig { sampler, num_steps: 5, eta, temperature, guidance, clip_x0, ..SamplingConfig::default() };
     Plan::new(&noise, prediction, &sampling).unwrap()
 }
 
 /// Samples `batch` images from number `first` on with the ops.
-fn sample(context: &Context, dtype: DType, plan: &Plan, first: u32, batch: usize) -> Result<Tensor> {
+fn sample(context: &Context, dtype: DType, plan: &Plan, first: u32, batch: usize, temperature: f32) -> Result<Tensor> {
     let copies = if plan.is_guided() { 2 } else { 1 };
     let rows = plan.coefficients();
     let words: &[u32] = bytemuck::cast_slice(&rows);
@@ -40,12 +41,11 @@ fn sample(context: &Context, dtype: DType, plan: &Plan, first: u32, batch: usize
     let saved = [(); 2].map(|()| context.zeros([batch, 2, 2, 3], dtype));
     let [saved_state, saved] = saved;
     let (saved_state, saved) = (saved_state?, saved?);
-    let needs = plan.needs_saved_buffers();
     let control = Control::buffer(context)?;
     for row in 0..rows.len() as u32 {
         control.upload(&Control { row, first_item: first, ..Control::default() }.words())?;
         if row == 0 {
-            fill_noise(context, &x, copies, &control, SEED)?;
+            fill_noise(context, &x, copies, &control, SEED, temperature)?;
         }
         sampler_time(context, &time, &table, &control)?;
         let (state, times) = (x.to_f64()?, time.to_f64()?);
@@ -58,8 +58,8 @@ fn sample(context: &Context, dtype: DType, plan: &Plan, first: u32, batch: usize
         let state = SamplerState {
             x: &x,
             prediction: &prediction,
-            saved_state: needs.then_some(&saved_state),
-            saved: needs.then_some(&saved),
+            saved_state: plan.needs_saved_state().then_some(&saved_state),
+            saved: plan.needs_saved_buffers().then_some(&saved),
             copies,
         };
         sampler_step(context, &state, &table, &control, SEED)?;
@@ -75,20 +75,23 @@ fn the_ops_follow_the_plan() -> Result<()> {
         (SamplerKind::Ddpm, false),
         (SamplerKind::Ddim, false),
         (SamplerKind::Heun, false),
+        (SamplerKind::Dpmpp2m, false),
         (SamplerKind::Ddim, true),
         (SamplerKind::Heun, true),
+        (SamplerKind::Dpmpp2m, true),
     ] {
-        for (guidance, clip) in [(1.0, true), (1.7, true), (1.7, false)] {
-            let plan = plan(sampler, flow, guidance, clip);
+        for (guidance, clip, temperature) in [(1.0, true, 1.0), (1.7, true, 0.75), (1.7, false, 1.0)] {
+            let plan = plan(sampler, flow, guidance, clip, temperature);
             let normal = |step: usize, z: &mut [f64]| {
                 fill_normal_as(z, Philox::new(SEED), 9, step as u32, Purpose::Noise);
             };
             let mut expected = vec![0.0; SIZE];
             normal(0, &mut expected);
+            expected.iter_mut().for_each(|x| *x *= temperature);
             plan.run_host(&mut expected, model, |stage, z| normal(stage + 1, z));
             for dtype in [DType::F64, DType::F32] {
                 // Item 9 is the second of the batch.
-                let images = sample(&context, dtype, &plan, 8, 3)?.to_f64()?;
+                let images = sample(&context, dtype, &plan, 8, 3, temperature as f32)?.to_f64()?;
                 for (ours, expected) in images[SIZE..].iter().zip(&expected) {
                     // The table holds the plan's coefficients in f32, and the noisiest level multiplies by 1/a = 160.
                     let error = (ours - expected).abs() / expected.abs().max(1.0);
@@ -104,9 +107,9 @@ fn the_ops_follow_the_plan() -> Result<()> {
 fn an_image_is_the_same_in_every_batch() -> Result<()> {
     let context = Context::cpu();
     for guidance in [1.0, 2.0] {
-        let plan = plan(SamplerKind::Ddpm, false, guidance, true);
-        let many = sample(&context, DType::F32, &plan, 0, 7)?.download::<f32>()?;
-        let few = sample(&context, DType::F32, &plan, 4, 2)?.download::<f32>()?;
+        let plan = plan(SamplerKind::Ddpm, false, guidance, true, 1.0);
+        let many = sample(&context, DType::F32, &plan, 0, 7, 1.0)?.download::<f32>()?;
+        let few = sample(&context, DType::F32, &plan, 4, 2, 1.0)?.download::<f32>()?;
         assert_eq!(few, many[4 * SIZE..6 * SIZE]);
     }
     Ok(())

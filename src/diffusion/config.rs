@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::timesteps::{self, TimestepSchedule};
 use crate::{Error, Result};
 
 /// How the noise level grows with the timestep t in 0…`num_steps` - 1: x_t = α_t x_0 + σ_t ε.
@@ -148,15 +149,22 @@ pub enum SamplerKind {
     Ddim,
     /// Heun's second-order method on the probability-flow ODE (Karras et al. 2022): two network calls a step.
     Heun,
+    /// DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
+    /// Models"): second order by way of the step before, one network call a step.
+    Dpmpp2m,
 }
 
 impl SamplerKind {
+    /// Every sampler.
+    pub const ALL: [Self; 4] = [Self::Ddpm, Self::Ddim, Self::Heun, Self::Dpmpp2m];
+
     /// The name in configurations and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ddpm => "ddpm",
             Self::Ddim => "ddim",
             Self::Heun => "heun",
+            Self::Dpmpp2m => "dpmpp2m",
         }
     }
 }
@@ -171,10 +179,11 @@ impl std::str::FromStr for SamplerKind {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        [Self::Ddpm, Self::Ddim, Self::Heun]
-            .into_iter()
-            .find(|kind| kind.name() == text)
-            .ok_or_else(|| Error::config("sampler", format!("no sampler is called `{text}`"), "use ddpm, ddim or heun"))
+        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
+            let short: String = text.chars().take(60).collect();
+            let message = format!("no sampler is called `{}`", short.escape_debug());
+            Error::config("sampler", message, "use ddpm, ddim, heun or dpmpp2m")
+        })
     }
 }
 
@@ -184,10 +193,18 @@ impl std::str::FromStr for SamplerKind {
 pub struct SamplingConfig {
     /// The way from noise to an image.
     pub sampler: SamplerKind,
-    /// Denoising steps, at most `diffusion.num_steps`.
+    /// Denoising steps, at most `diffusion.num_steps`; a schedule with repeats has fewer.
     pub num_steps: usize,
+    /// How the steps' times are spread.
+    pub schedule: TimestepSchedule,
+    /// The steps' times one by one, in 0…`diffusion.num_steps` - 1, instead of `num_steps` of a `schedule`; see
+    /// [`SamplingConfig::times`].
+    pub timesteps: Option<Vec<i64>>,
     /// η of DDIM in [0, 1]: 0 adds no noise, 1 as much as DDPM.
     pub eta: f64,
+    /// Scale of the starting noise and of all fresh noise: 1 is what the model was trained on, less gives smoother and
+    /// less varied images, 0 none at all.
+    pub temperature: f64,
     /// Classifier-free guidance scale (Ho & Salimans 2022): 1 is the plain conditional prediction, more follows the
     /// class harder at twice the cost. Other values than 1 need the null label.
     pub guidance: f64,
@@ -199,7 +216,17 @@ pub struct SamplingConfig {
 
 impl Default for SamplingConfig {
     fn default() -> Self {
-        Self { sampler: SamplerKind::Ddim, num_steps: 50, eta: 0.0, guidance: 2.0, clip_x0: true, count_per_class: 10 }
+        Self {
+            sampler: SamplerKind::Ddim,
+            num_steps: 50,
+            schedule: TimestepSchedule::Uniform,
+            timesteps: None,
+            eta: 0.0,
+            temperature: 1.0,
+            guidance: 2.0,
+            clip_x0: true,
+            count_per_class: 10,
+        }
     }
 }
 
@@ -213,9 +240,16 @@ impl SamplingConfig {
             let message = format!("{} denoising steps on a schedule of {num_levels}", self.num_steps);
             return Err(Error::config("sampling.num_steps", message, format!("give 1 to {num_levels}")));
         }
+        if let Some(list) = &self.timesteps {
+            timesteps::listed(list, num_levels)?;
+        }
         if !(0.0..=1.0).contains(&self.eta) {
             let message = format!("η = {} is outside [0, 1]", self.eta);
             return Err(Error::config("sampling.eta", message, "0 is deterministic, 1 adds as much noise as DDPM"));
+        }
+        if !(0.0..=10.0).contains(&self.temperature) {
+            let message = format!("a temperature of {} is outside [0, 10]", self.temperature);
+            return Err(Error::config("sampling.temperature", message, "1 is usual, 0.8 gives smoother images"));
         }
         if !(0.0..=100.0).contains(&self.guidance) {
             let message = format!("a guidance scale of {} is outside [0, 100]", self.guidance);
@@ -258,8 +292,11 @@ mod tests {
             assert!(message.starts_with(key), "{message}");
         }
         let base = SamplingConfig::default;
-        let cases: [(&str, SamplingConfig); 4] = [
+        let cases: [(&str, SamplingConfig); 7] = [
             ("sampling.num_steps", SamplingConfig { num_steps: 1001, ..base() }),
+            ("sampling.timesteps", SamplingConfig { timesteps: Some(vec![-1, 1001]), ..base() }),
+            ("sampling.temperature", SamplingConfig { temperature: -0.1, ..base() }),
+            ("sampling.temperature", SamplingConfig { temperature: f64::NAN, ..base() }),
             ("sampling.eta", SamplingConfig { eta: 1.5, ..base() }),
             ("sampling.guidance", SamplingConfig { guidance: f64::INFINITY, ..base() }),
             ("sampling.count_per_class", SamplingConfig { count_per_class: 0, ..base() }),
@@ -272,8 +309,9 @@ mod tests {
 
     #[test]
     fn sampler_names_parse_back() {
-        for kind in [SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::Heun] {
+        for kind in SamplerKind::ALL {
             assert_eq!(kind.name().parse::<SamplerKind>().unwrap(), kind);
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
         }
         assert!("euler".parse::<SamplerKind>().unwrap_err().to_string().contains("heun"));
     }

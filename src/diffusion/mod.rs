@@ -6,6 +6,7 @@ mod loss;
 mod sample;
 mod sampler;
 mod schedule;
+mod timesteps;
 
 pub use config::{DiffusionConfig, LossWeighting, Prediction, SamplerKind, SamplingConfig, Schedule, TimestepSampling};
 pub use denoiser::Denoiser;
@@ -13,3 +14,4 @@ pub use loss::{Batch, Objective};
 pub use sample::{Sampler, SamplerSpec};
 pub use sampler::{Plan, Stage, StageCoefficients, Variance};
 pub use schedule::{FLOW_TIME_SCALE, Inverse, Level, NoiseSchedule};
+pub use timesteps::{Profile, Times, TimestepSchedule};

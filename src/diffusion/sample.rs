@@ -13,7 +13,7 @@ use crate::tensor::{Context, DType, Program, Tensor};
 /// What a sampler is made for.
 #[derive(Clone, Debug)]
 pub struct SamplerSpec {
-    /// Sampler, number of steps, guidance, clamp.
+    /// Sampler, times, temperature, guidance, clamp.
     pub sampling: SamplingConfig,
     /// What the model predicts.
     pub prediction: Prediction,
@@ -84,7 +84,7 @@ impl Sampler {
             x: context.zeros([rows, h, w, c], DType::F32)?,
             time: context.zeros([rows], DType::F32)?,
             labels: context.zeros([rows], DType::I32)?,
-            saved_state: saved(plan.needs_saved_buffers())?,
+            saved_state: saved(plan.needs_saved_state())?,
             saved: saved(plan.needs_saved_buffers())?,
         };
         let program = Program::plan(context, || step(context, model.as_ref(), &parameters, &state, spec.seed, copies))?;
@@ -130,7 +130,8 @@ impl Sampler {
         self.state.labels.upload(&rows)?;
         let mut control = Control { first_item: first, ..Control::default() };
         self.state.control.upload(&control.words())?;
-        fill_noise(&self.context, &self.state.x, self.copies, &self.state.control, self.spec.seed)?;
+        let (state, temperature) = (&self.state, self.spec.sampling.temperature as f32);
+        fill_noise(&self.context, &state.x, self.copies, &state.control, self.spec.seed, temperature)?;
         let read = |state: &State| -> Result<Vec<f32>> {
             let image = state.x.len() / (self.copies * batch);
             let mut values = state.x.part(0, [batch * image])?.download::<f32>()?;

@@ -17,7 +17,7 @@
 //! ```
 //!
 //! `eps_clip` = -a/s keeps (x0, eps) a decomposition of x where the clamp acts, as in Ho et al. 2020 (and in diffusers
-//! with `use_clipped_model_output`). The state starts as standard normal noise.
+//! with `use_clipped_model_output`). The state starts as standard normal noise, times the temperature.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -212,19 +212,18 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a configuration on the schedule's default times ([`NoiseSchedule::times`]), DDPM with
-    /// [`Variance::Posterior`].
+    /// The plan of a configuration on its times ([`SamplingConfig::times`]), DDPM with [`Variance::Posterior`].
     ///
     /// # Errors
     /// [`Error::Config`] for values that [`SamplingConfig::validate`] refuses.
     pub fn new(noise: &NoiseSchedule, prediction: Prediction, sampling: &SamplingConfig) -> Result<Self> {
         sampling.validate(noise.num_steps())?;
-        let times = noise.times(sampling.num_steps);
+        let times = sampling.times(noise)?.times;
         Self::with_times(noise, prediction, sampling, Variance::default(), &times)
     }
 
-    /// The plan on the given falling times, one a step (`sampling.num_steps` is not used); after the last comes the
-    /// clean image. Skipped timesteps make larger steps (Nichol & Dhariwal 2021, section 4).
+    /// The plan on the given falling times, one a step (what `sampling` says of times is not used); after the last comes
+    /// the clean image. Skipped timesteps make larger steps (Nichol & Dhariwal 2021, section 4).
     ///
     /// # Errors
     /// [`Error::Config`] if there are no times, if they do not fall, or if the schedule or the prediction has no
@@ -261,7 +260,18 @@ impl Plan {
                         stages.push(std::mem::replace(&mut stage, corrector));
                     }
                 }
+                SamplerKind::Dpmpp2m => {
+                    ancestral(&mut stage, next, 0.0);
+                    if next_time.is_some() {
+                        if let Some(previous) = stages.last() {
+                            multistep(&mut stage, previous.level, next);
+                        }
+                        stage.saves = Some((1.0, 0.0));
+                    }
+                }
             }
+            // Exact for a temperature of 1.
+            stage.next_noise *= sampling.temperature;
             stages.push(stage);
         }
         Ok(Self { stages, steps: times.len() })
@@ -282,6 +292,11 @@ impl Plan {
         self.stages.iter().any(|stage| stage.saves_state || stage.saves.is_some())
     }
 
+    /// Whether any stage reads or writes `saved_state`.
+    pub fn needs_saved_state(&self) -> bool {
+        self.stages.iter().any(|stage| stage.saves_state)
+    }
+
     /// Whether any stage evaluates the network without its label too.
     pub fn is_guided(&self) -> bool {
         self.stages.iter().any(Stage::is_guided)
@@ -294,9 +309,10 @@ impl Plan {
 
     /// Runs the plan in f64 on the host: the reference of every device.
     ///
-    /// `x` is standard normal noise at first and the image at last. `model(x, time_input, conditional, pred)` writes the
-    /// network's output, and is asked with `conditional = false` too where a stage is guided. `noise(stage, z)` writes
-    /// the standard normal noise of a stage, by its place in [`Plan::stages`].
+    /// `x` is the start at first (standard normal noise, times the temperature) and the image at last.
+    /// `model(x, time_input, conditional, pred)` writes the network's output, and is asked with `conditional = false` too
+    /// where a stage is guided. `noise(stage, z)` writes the standard normal noise of a stage, by its place in
+    /// [`Plan::stages`].
     pub fn run_host(
         &self,
         x: &mut [f64],
@@ -394,156 +410,21 @@ fn heun(predictor: &mut Stage, mut corrector: Stage, flow: bool) -> Stage {
     corrector
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::diffusion::{DiffusionConfig, Schedule};
-
-    /// Data distributed as N(MEAN, SPREAD²), for which everything is known.
-    const MEAN: f64 = 0.3;
-    const SPREAD: f64 = 0.4;
-
-    fn schedule(schedule: Schedule) -> NoiseSchedule {
-        let prediction = if schedule == Schedule::Flow { Prediction::Flow } else { Prediction::Epsilon };
-        NoiseSchedule::new(&DiffusionConfig { schedule, prediction, ..DiffusionConfig::default() }).unwrap()
-    }
-
-    fn sampling(sampler: SamplerKind, num_steps: usize) -> SamplingConfig {
-        SamplingConfig { sampler, num_steps, clip_x0: false, guidance: 1.0, ..SamplingConfig::default() }
-    }
-
-    /// Runs a plan with the exact predictor of the normally distributed data.
-    fn run_exact(noise: &NoiseSchedule, prediction: Prediction, plan: &Plan, x: f64, z: impl Fn(usize) -> f64) -> f64 {
-        let mut state = [x];
-        let model = |x: &[f64], time_input: f64, _: bool, pred: &mut [f64]| {
-            let time = if noise.is_continuous() { time_input / super::super::FLOW_TIME_SCALE } else { time_input };
-            let level = noise.level(time);
-            let variance = (level.a * SPREAD).powi(2) + level.s.powi(2);
-            let surprise = x[0] - level.a * MEAN;
-            let (x0, eps) = (MEAN + level.a * SPREAD.powi(2) / variance * surprise, level.s / variance * surprise);
-            let (c_x, c_n) = level.target(prediction);
-            pred[0] = c_x * x0 + c_n * eps;
-        };
-        plan.run_host(&mut state, model, |stage, noise| noise[0] = z(stage));
-        state[0]
-    }
-
-    /// Where the probability-flow equation takes `x` from the noisiest level: quantiles stay quantiles.
-    fn exact(noise: &NoiseSchedule, x: f64) -> f64 {
-        let level = noise.level(noise.times(1)[0]);
-        let deviation = ((level.a * SPREAD).powi(2) + level.s.powi(2)).sqrt();
-        MEAN + SPREAD * (x - level.a * MEAN) / deviation
-    }
-
-    fn error(noise: &NoiseSchedule, prediction: Prediction, sampler: SamplerKind, steps: usize) -> f64 {
-        let plan = Plan::new(noise, prediction, &sampling(sampler, steps)).unwrap();
-        (run_exact(noise, prediction, &plan, 1.2, |_| 0.0) - exact(noise, 1.2)).abs()
-    }
-
-    #[test]
-    fn ddim_is_first_order_and_heun_second() {
-        let flow = schedule(Schedule::Flow);
-        for prediction in [Prediction::Flow, Prediction::X0, Prediction::V] {
-            for (sampler, order) in [(SamplerKind::Ddim, 1.0), (SamplerKind::Heun, 2.0)] {
-                let errors = [50, 100, 200].map(|steps| error(&flow, prediction, sampler, steps));
-                for pair in errors.windows(2) {
-                    let measured = (pair[0] / pair[1]).log2();
-                    assert!((measured - order).abs() < 0.15, "{sampler} {prediction:?}: {errors:?}, order {measured}");
-                }
-            }
-        }
-        for kind in [Schedule::Linear, Schedule::Cosine] {
-            let noise = schedule(kind);
-            for prediction in [Prediction::Epsilon, Prediction::X0, Prediction::V] {
-                let ddim = error(&noise, prediction, SamplerKind::Ddim, 100);
-                let heun = error(&noise, prediction, SamplerKind::Heun, 50);
-                // Both share the last, plain step, so that the order cannot show here.
-                assert!(heun < 0.5 * ddim && ddim < 0.02, "{kind:?} {prediction:?}: {heun} and {ddim}");
-            }
-        }
-    }
-
-    #[test]
-    fn ancestral_steps_end_with_the_spread_of_the_data() {
-        for kind in [Schedule::Linear, Schedule::Cosine, Schedule::Flow] {
-            let noise = schedule(kind);
-            let prediction = if kind == Schedule::Flow { Prediction::Flow } else { Prediction::V };
-            let plan = Plan::new(&noise, prediction, &sampling(SamplerKind::Ddpm, 1000)).unwrap();
-            // The plan is affine in its noises, so variances add up.
-            let still = run_exact(&noise, prediction, &plan, 0.0, |_| 0.0);
-            let of_start = run_exact(&noise, prediction, &plan, 1.0, |_| 0.0) - still;
-            let of_stages = (0..plan.stages().len()).map(|stage| {
-                (run_exact(&noise, prediction, &plan, 0.0, |other| f64::from(u8::from(other == stage))) - still).powi(2)
-            });
-            let spread = (of_start.powi(2) + of_stages.sum::<f64>()).sqrt();
-            assert!((spread / SPREAD - 1.0).abs() < 0.02, "{kind:?}: {spread}");
-            assert!((still - MEAN).abs() < 0.01, "{kind:?}: {still}");
-        }
-    }
-
-    #[test]
-    fn full_ddpm_has_the_papers_posterior() {
-        let noise = schedule(Schedule::Linear);
-        let plan = Plan::new(&noise, Prediction::Epsilon, &sampling(SamplerKind::Ddpm, 1000)).unwrap();
-        let (stage, t) = (&plan.stages()[499], 500);
-        let (alpha_bar, previous) = (noise.level(500.0).a.powi(2), noise.level(499.0).a.powi(2));
-        let beta = 1.0 - alpha_bar / previous;
-        assert_eq!(stage.time, f64::from(t));
-        assert!((stage.next_noise.powi(2) - (1.0 - previous) / (1.0 - alpha_bar) * beta).abs() < 1e-14);
-        // Equation (11): the mean is (x - β/√(1-ᾱ)·ε)/√α.
-        let of_eps = stage.next_x0 * stage.inverse.x0_pred + stage.next_eps * stage.inverse.eps_pred;
-        let of_x = stage.next_x0 * stage.inverse.x0_x + stage.next_eps * stage.inverse.eps_x;
-        assert!((of_x - 1.0 / (1.0 - beta).sqrt()).abs() < 1e-12);
-        assert!((of_eps + beta / (1.0 - alpha_bar).sqrt() / (1.0 - beta).sqrt()).abs() < 1e-12);
-        assert_eq!(plan.stages()[999].next_noise, 0.0);
-    }
-
-    #[test]
-    fn heun_takes_two_evaluations_a_step_but_one_in_the_last() {
-        let noise = schedule(Schedule::Linear);
-        let plan = Plan::new(&noise, Prediction::Epsilon, &sampling(SamplerKind::Heun, 10)).unwrap();
-        assert_eq!((plan.stages().len(), plan.steps(), plan.needs_saved_buffers()), (19, 10, true));
-        // The fall from σ = 2e4 to 13 is not corrected.
-        let plan = Plan::new(&schedule(Schedule::Cosine), Prediction::V, &sampling(SamplerKind::Heun, 20)).unwrap();
-        assert_eq!(plan.stages().len(), 38);
-        let saved = StageCoefficients::SAVES_STATE | StageCoefficients::SAVES;
-        let used = StageCoefficients::BASE_IS_SAVED | StageCoefficients::USES_SAVED;
-        let flags: Vec<_> = plan.coefficients()[..4].iter().map(|stage| stage.flags).collect();
-        assert_eq!(flags, [0, saved, used, saved]);
-        assert_eq!(size_of::<StageCoefficients>(), 64);
-    }
-
-    #[test]
-    fn guidance_mixes_and_the_clamp_keeps_the_decomposition() {
-        let noise = schedule(Schedule::Linear);
-        let config = SamplingConfig { guidance: 3.0, clip_x0: true, ..sampling(SamplerKind::Ddim, 1) };
-        let plan = Plan::with_times(&noise, Prediction::X0, &config, Variance::default(), &[600.0, 300.0]).unwrap();
-        assert!(plan.is_guided());
-        let (mut x, mut seen) = ([0.5], Vec::new());
-        let model = |x: &[f64], time: f64, conditional: bool, pred: &mut [f64]| {
-            seen.push((time, x[0]));
-            pred[0] = if conditional { 0.6 } else { 0.2 };
-        };
-        plan.run_host(&mut x, model, |_, _| unreachable!("DDIM draws no noise"));
-        // 0.2 + 3·0.4 = 1.4 is clamped to 1, and ε is what is left of the state.
-        let (level, next) = (noise.level(600.0), noise.level(300.0));
-        let expected = next.a + next.s * (0.5 - level.a) / level.s;
-        assert_eq!(seen[0].0, 600.0);
-        assert!((seen[2].1 - expected).abs() < 1e-14 && seen[2].0 == 300.0 && x[0] == 1.0);
-    }
-
-    #[test]
-    fn bad_times_are_refused() {
-        let (linear, flow) = (schedule(Schedule::Linear), schedule(Schedule::Flow));
-        let config = sampling(SamplerKind::Ddim, 2);
-        let plan = |noise, times: &[f64]| Plan::with_times(noise, Prediction::X0, &config, Variance::default(), times);
-        for (noise, times) in
-            [(&linear, &[][..]), (&linear, &[1000.0]), (&linear, &[1.5]), (&linear, &[5.0, 5.0]), (&flow, &[0.5, 0.0])]
-        {
-            let message = plan(noise, times).unwrap_err().to_string();
-            assert!(message.starts_with("sampling timesteps: "), "{message}");
-        }
-        assert!(Plan::with_times(&flow, Prediction::Epsilon, &config, Variance::default(), &[1.0]).is_err());
-        assert!(Plan::new(&linear, Prediction::X0, &sampling(SamplerKind::Ddim, 1001)).is_err());
+/// DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
+/// algorithm 2): the exponential integrator in λ = ln(a/s), with x_0 extrapolated over the step from its last two values.
+///
+/// `stage` is the first-order step of the method, which is DDIM's at η = 0, and the saved combination is the x_0 of the
+/// step before, which began at `previous`. With h = λ' - λ and h₀ = λ - λ_previous, (1 - e^-h)/2 · h/h₀ of the difference
+/// of the two is added. As in diffusers, the first step and the last, to λ = ∞, are of first order. Flow takes the same
+/// steps: the equation is the same one in (a, s), and from pure noise, λ = -∞, nothing can be extrapolated (h/h₀ = 0).
+fn multistep(stage: &mut Stage, previous: Level, next: Level) {
+    let (before, sigma, after) = (previous.sigma(), stage.level.sigma(), next.sigma());
+    let slope = 0.5 * (1.0 - after / sigma) * (sigma / after).ln() / (before / sigma).ln();
+    if slope > 0.0 {
+        stage.next_x0 = next.a * (1.0 + slope);
+        stage.next_saved = Some(-next.a * slope);
     }
 }
+
+#[cfg(test)]
+mod tests;

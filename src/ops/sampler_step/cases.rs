@@ -46,12 +46,12 @@ fn step(name: &str, shape: [usize; 4], copies: usize, flags: u32) -> Case {
     .sums(25)
 }
 
-fn start(name: &str, shape: [usize; 4], copies: usize) -> Case {
+fn start(name: &str, shape: [usize; 4], copies: usize, scale: f32) -> Case {
     let inputs = vec![buffer("x", shape, copies), table(0), control()];
     Case::new("sampler_step", name, inputs, move |tape, inputs| {
         let [x, table, control] = [0, 1, 2].map(|i| inputs[i].tensor());
         let time = tape.context().empty([x.sizes()[0]], x.dtype())?;
-        fill_noise(tape.context(), x, copies, control, SEED)?;
+        fill_noise(tape.context(), x, copies, control, SEED, scale)?;
         sampler_time(tape.context(), &time, &table.view([2, STAGE_WORDS])?, control)?;
         Ok(vec![tape.constant(x), tape.constant(&time)])
     })
@@ -77,8 +77,8 @@ pub fn cases() -> Vec<Case> {
         step("guided_saves_odd_b3_3x5x3", [3, 3, 5, 3], 2, 1 | 2 | 4 | 8 | 16),
         step("saves_b2_19x19x3", [2, 19, 19, 3], 1, 8 | 16),
         step("corrects_b1_4x4x1", [1, 4, 4, 1], 1, 1 | 2),
-        start("start_b3_8x8x3", [3, 8, 8, 3], 2),
-        start("start_odd_b2_19x19x3", [2, 19, 19, 3], 1),
+        start("start_b3_8x8x3", [3, 8, 8, 3], 2, 1.0),
+        start("start_odd_b2_19x19x3", [2, 19, 19, 3], 1, 0.8),
         pixels("pixels_b2_9x9x3", [2, 9, 9, 3]),
         edges,
         step("guided_noise_b256_32x32x3", [256, 32, 32, 3], 2, 4).large(),

@@ -26,12 +26,13 @@ fn repeat<T: Copy>(x: &mut [T], len: usize) {
     rest.chunks_exact_mut(len).for_each(|copy| copy.copy_from_slice(first));
 }
 
-pub(super) fn fill_noise<T: Float + Element>(x: &Tensor, batch: usize, control: &Tensor, seed: u64) {
+pub(super) fn fill_noise<T: Float + Element>(x: &Tensor, batch: usize, control: &Tensor, seed: u64, scale: f32) {
     let control = Control::from_words(control.host());
     let elements = x.len() / x.sizes()[0];
     let x = x.host_mut::<T>();
     parallel::for_rows(&mut x[..batch * elements], elements, |b, x| {
         fill_normal_as(x, Philox::new(seed), control.first_item.wrapping_add(b as u32), 0, Purpose::Noise);
+        x.iter_mut().for_each(|x| *x = *x * T::from_f32(scale));
     });
     repeat(x, batch * elements);
 }

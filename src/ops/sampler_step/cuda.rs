@@ -15,6 +15,7 @@ pub(super) fn fill_noise(
     batch: usize,
     control: &Tensor,
     seed: u64,
+    scale: f32,
 ) -> Result<()> {
     let rows = x.sizes()[0];
     let elements = x.len() / rows;
@@ -25,6 +26,7 @@ pub(super) fn fill_noise(
         elements: elements as u32,
         copies: (rows / batch) as u32,
         seed,
+        scale,
     }
     .launch(accelerator, by_item(batch, elements, THREADS))
 }

@@ -38,12 +38,12 @@ fn split(x: &Tensor, copies: usize) -> Result<(usize, usize)> {
     Ok((rows / copies, x.len() / rows))
 }
 
-/// Fills `x` `[copies · B, …]` with the standard normal noise that sampling starts from: that of item `control.first_item` + b
-/// (purpose [`Noise`](crate::rng::Purpose::Noise), step 0), the same in every copy.
+/// Fills `x` `[copies · B, …]` with the noise that sampling starts from: `scale` times the standard normal noise of item
+/// `control.first_item` + b (purpose [`Noise`](crate::rng::Purpose::Noise), step 0), the same in every copy.
 ///
 /// # Errors
 /// [`Error::Shape`] where `x` does not hold `copies` copies.
-pub fn fill_noise(context: &Context, x: &Tensor, copies: usize, control: &Tensor, seed: u64) -> Result<()> {
+pub fn fill_noise(context: &Context, x: &Tensor, copies: usize, control: &Tensor, seed: u64, scale: f32) -> Result<()> {
     control::check(OP, control)?;
     let (batch, elements) = split(x, copies)?;
     let bytes = (x.bytes() + control.bytes()) as f64;
@@ -51,12 +51,12 @@ pub fn fill_noise(context: &Context, x: &Tensor, copies: usize, control: &Tensor
     match context.backend() {
         Backend::Plan => Ok(()),
         Backend::Cpu => with_host_float!(OP, x.dtype(), T => {
-            cpu::fill_noise::<T>(x, batch, control, seed);
+            cpu::fill_noise::<T>(x, batch, control, seed, scale);
             Ok(())
         }),
         Backend::Accelerator(accelerator) => {
             kernel_f32(OP, accelerator, x.dtype())?;
-            cuda::fill_noise(accelerator, x, batch, control, seed)
+            cuda::fill_noise(accelerator, x, batch, control, seed, scale)
         }
     }
 }
@@ -94,7 +94,7 @@ pub struct SamplerState<'a> {
     pub prediction: &'a Tensor,
     /// `[B, …]`: for samplers some of whose stages save the state (Heun).
     pub saved_state: Option<&'a Tensor>,
-    /// `[B, …]`: for samplers some of whose stages save a combination of x_0 and ε (Heun).
+    /// `[B, …]`: for samplers some of whose stages save a combination of x_0 and ε (Heun, DPM-Solver++).
     pub saved: Option<&'a Tensor>,
     /// 1, or 2 under guidance: then the prediction is uncond + guidance · (cond - uncond).
     pub copies: usize,
