@@ -138,7 +138,7 @@ fn a_missing_async_wait_is_caught() {
         name: "async_wait",
         op: "linear",
         dtype: DType::BF16,
-        file: "linear.cu",
+        file: "common/product.cuh",
         from: "        async_wait<MMA_STAGES - 2>();\n",
         to: "",
         words: &["async_wait is missing", "in flight", "race"],

@@ -20,6 +20,7 @@ pub mod mse_loss;
 pub mod noise_step;
 pub mod patchify;
 pub mod sampler_step;
+mod tile;
 pub mod timestep_embedding;
 pub mod tokens;
 

@@ -243,7 +243,7 @@ impl Call {
         if self.sizes.m == 0 {
             return if dw.mode == Accumulate::Write { dw.tensor.zero() } else { Ok(()) };
         }
-        let split = cuda::Split::of(self.sizes);
+        let split = cuda::split(self.sizes);
         // Only kernels cut this sum; the CPU's runs over m at once.
         let partial = match context.device() {
             Device::Accelerator(_) if split.count > 1 => {
