@@ -5,6 +5,7 @@ mod common;
 use common::golden::{Whole, relative_error};
 use engine::config::{Config, LrSchedule};
 use engine::ops::attention::attention;
+use engine::ops::conv2d::{Geometry, conv2d};
 use engine::ops::elementwise::gate;
 use engine::ops::embedding::embedding;
 use engine::ops::head_norm::head_norm;
@@ -115,6 +116,31 @@ fn linear_agrees() {
         each(op, |golden| {
             let (x, weight, bias) = (golden.input("x"), golden.input("weight"), golden.input("bias"));
             let y = linear(&golden.tape, &x, &weight, Some(&bias), activation, None).unwrap();
+            golden.check(&y, &[("x", &x), ("weight", &weight), ("bias", &bias)]);
+        });
+    }
+}
+
+#[test]
+fn conv2d_agrees() {
+    let same = Geometry::same(3);
+    each("conv2d", |golden| {
+        let [x, weight, bias] = ["x", "weight", "bias"].map(|name| golden.input(name));
+        let (channel_add, residual) = (golden.input("channel_add"), golden.input("residual"));
+        let y = conv2d(&golden.tape, &x, &weight, Some(&bias), same, Some(&channel_add), Some(&residual)).unwrap();
+        let more = [("channel_add", &channel_add), ("residual", &residual)];
+        golden.check(&y, &[&[("x", &x), ("weight", &weight), ("bias", &bias)][..], &more].concat());
+    });
+    for (op, geometry) in [
+        ("conv2d_point", Geometry::same(1)),
+        ("conv2d_down", Geometry { stride: 2, ..same }),
+        ("conv2d_down_after", Geometry { stride: 2, pad_before: 0, ..same }),
+        ("conv2d_up", Geometry { resize: Some([8, 12]), ..same }),
+        ("conv2d_up_odd", Geometry { resize: Some([7, 11]), ..same }),
+    ] {
+        each(op, |golden| {
+            let (x, weight, bias) = (golden.input("x"), golden.input("weight"), golden.input("bias"));
+            let y = conv2d(&golden.tape, &x, &weight, Some(&bias), geometry, None, None).unwrap();
             golden.check(&y, &[("x", &x), ("weight", &weight), ("bias", &bias)]);
         });
     }

@@ -191,8 +191,43 @@ fn a_bound_that_is_off_by_one_is_caught() {
     });
 }
 
+/// The row below an image is the next sample's first, and nobody's behind the last sample.
+#[test]
+fn a_border_that_is_off_by_one_is_caught() {
+    for (name, dtype) in [("border_f32", DType::F32), ("border_bf16", DType::BF16)] {
+        is_caught(&Bug {
+            name,
+            op: "conv2d",
+            dtype,
+            file: "conv2d.cu",
+            from: "if (y >= at.height || x >= at.width) return nullptr;",
+            to: "if (y > at.height || x >= at.width) return nullptr;",
+            words: OUTSIDE,
+        });
+    }
+    // Within the extent: a column to the right of the image is the next row's first.
+    is_caught(&Bug {
+        name: "border_of_the_gradient",
+        op: "conv2d",
+        dtype: DType::BF16,
+        file: "conv2d.cu",
+        from: "if (y >= at.out_height || x >= at.out_width) return nullptr;",
+        to: "if (y >= at.out_height || x > at.out_width) return nullptr;",
+        words: &["outside its", "relative error"],
+    });
+}
+
 #[test]
 fn a_wrong_stride_is_caught() {
+    is_caught(&Bug {
+        name: "stride_of_the_window",
+        op: "conv2d",
+        dtype: DType::F32,
+        file: "conv2d.cu",
+        from: "x = walk.x[p] * at.stride + walk.tap.x - at.pad;",
+        to: "x = walk.x[p] + walk.tap.x - at.pad;",
+        words: WRONG,
+    });
     // Within the extent, so that only the values tell.
     is_caught(&Bug {
         name: "stride_of_a_row",
@@ -210,6 +245,30 @@ fn a_wrong_stride_is_caught() {
         file: "layer_norm.cu",
         from: "const T* sample = modulation + (u64)(team.row / rows_per_sample) * modulation_stride;",
         to: "const T* sample = modulation + (u64)(team.row / rows_per_sample) * cols;",
+        words: WRONG,
+    });
+}
+
+#[test]
+fn a_forgotten_term_is_caught() {
+    // A pixel that an odd enlargement uses once more than the others.
+    is_caught(&Bug {
+        name: "copies_of_a_pixel",
+        op: "conv2d",
+        dtype: DType::BF16,
+        file: "conv2d.cu",
+        from: "walk.copies_x[p] = ceil_div((x + 1) * at.width, at.source_width) - walk.x[p];",
+        to: "walk.copies_x[p] = at.width / at.source_width;",
+        words: WRONG,
+    });
+    // The last split of the weight's gradient.
+    is_caught(&Bug {
+        name: "last_split",
+        op: "conv2d",
+        dtype: DType::F32,
+        file: "common/sums.cuh",
+        from: "for (u32 split = 1; split < splits; split++)",
+        to: "for (u32 split = 1; split + 1 < splits; split++)",
         words: WRONG,
     });
 }

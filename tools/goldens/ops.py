@@ -5,6 +5,7 @@ Each op's tensors are named `op.input`, `op.output`, `op.cotangent`, `op.grad.in
 
 import math
 import pathlib
+from functools import partial
 
 import numpy as np
 import torch
@@ -132,10 +133,38 @@ def learning_rates():
         tensors[f"learning_rate.{name}"] = torch.tensor(rates)
 
 
+def convolutions():
+    """Images are channels last, weights [out, k, k, in]; what surrounds a convolution is a part of it."""
+
+    def convolve(x, weight, bias=None, channel_add=None, residual=None, stride=1, pad=None, size=None):
+        x = x.permute(0, 3, 1, 2)
+        if size is not None:
+            x = F.interpolate(x, size=size, mode="nearest")
+        # Left, right, top, bottom.
+        x = F.pad(x, pad or [weight.shape[1] // 2] * 4)
+        y = F.conv2d(x, weight.permute(0, 3, 1, 2), bias, stride=stride).permute(0, 2, 3, 1)
+        y = y if channel_add is None else y + channel_add[:, None, None]
+        return y if residual is None else y + residual
+
+    golden(
+        "conv2d", convolve,
+        x=draw(2, 5, 4, 6), weight=draw(7, 3, 3, 6), bias=draw(7), channel_add=draw(2, 7), residual=draw(2, 5, 4, 7),
+    )
+    golden("conv2d_point", convolve, x=draw(2, 3, 4, 5), weight=draw(6, 1, 1, 5), bias=draw(6))
+    for name, options in (
+        ("down", {"stride": 2}),
+        ("down_after", {"stride": 2, "pad": [0, 1, 0, 1]}),
+        ("up", {"size": (8, 12)}),
+        ("up_odd", {"size": (7, 11)}),
+    ):
+        golden(f"conv2d_{name}", partial(convolve, **options), x=draw(2, 4, 6, 3), weight=draw(4, 3, 3, 3), bias=draw(4))
+
+
 def main():
     ops()
     adamw()
     learning_rates()
+    convolutions()
     path = pathlib.Path(__file__).resolve().parents[2] / "tests/goldens/ops.safetensors"
     arrays = {name: np.ascontiguousarray(value.detach().numpy()) for name, value in tensors.items()}
     save_file(arrays, path, dict(source=f"tools/goldens/ops.py, PyTorch {torch.__version__.split('+')[0]}"))

@@ -61,6 +61,10 @@ pub fn cases() -> Vec<Case> {
         case("up_odd_b2_h4_w3_to_h7_w5_c5_o6", [2, 4, 3, 5], 6, 3, up(7, 5), ALL),
         case("tiles_b2_h9_w17_c40_o72", [2, 9, 17, 40], 72, 3, same, ALL),
         case("wide_b1_h3_w70_c4_o4", [1, 3, 70, 4], 4, 3, same, BIAS),
+        // Sums over pixels in several parts and splits, and the tiles of 128 that take many pixels.
+        case("split_b2_h17_w20_c4_o8", [2, 17, 20, 4], 8, 3, same, ALL),
+        case("large_tile_b1_h91_w90_c8_o65", [1, 91, 90, 8], 65, 3, same, BIAS),
+        case("large_tile_bwd_input_b2_h64_w64_c65_o2", [2, 64, 64, 65], 2, 3, same, NOTHING),
         case("level0_b32_h32_c64_o64", [32, 32, 32, 64], 64, 3, same, ALL).large(),
         case("level1_b32_h16_c128_o128", [32, 16, 16, 128], 128, 3, same, ALL).large(),
         case("level2_b32_h8_c256_o256", [32, 8, 8, 256], 256, 3, same, ALL).large(),

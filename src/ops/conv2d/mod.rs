@@ -1,14 +1,18 @@
 //! Convolution in two dimensions, channels last, with everything that usually surrounds it in the same pass.
 //!
-//! y\[b, i, j, o\] = Σ over (ky, kx, c) of w\[o, ky, kx, c\] · x̂\[b, s i + ky − p, s j + kx − p, c\] + bias\[o\]
-//! + channel_add\[b, o\] + residual\[b, i, j, o\], with stride s and padding p; x̂ is x, or x resized by nearest neighbour, and
-//! zero outside. The gradients: dx̂ is the transposed convolution of dy (and dx sums x̂'s copies), dw = Σ over pixels of dy · x̂,
+//! With stride s, padding p, and x̂ the image x, or x resized by nearest neighbour, zero outside:
+//!
+//! y\[b, i, j, o\] = Σ over (ky, kx, c) of w\[o, ky, kx, c\] · x̂\[b, s i + ky − p, s j + kx − p, c\], plus bias\[o\], plus
+//! channel_add\[b, o\], plus residual\[b, i, j, o\].
+//!
+//! The gradients: dx̂ is the transposed convolution of dy (and dx sums x̂'s copies), dw = Σ over pixels of dy · x̂,
 //! dchannel_add = Σ over an image's pixels of dy, dbias = Σ over all pixels, dresidual = dy.
 //!
 //! Saved for backward: `x` where the weight wants a gradient; never x̂.
 
 mod cases;
 mod cpu;
+mod cuda;
 mod direct;
 mod weight;
 
@@ -16,9 +20,9 @@ pub use cases::cases;
 
 use crate::error::{Error, Result};
 use crate::ops::elementwise::add_into;
-use crate::ops::with_host_float;
+use crate::ops::{with_host_float, with_kernel_float};
 use crate::tape::{Accumulate, Backward, Destination, Tape, Var};
-use crate::tensor::{Backend, Context, Cost, DType, Shape, Tensor};
+use crate::tensor::{Backend, Context, Cost, DType, Device, Shape, Tensor};
 
 const OP: &str = "conv2d";
 
@@ -214,7 +218,9 @@ impl Call {
                 cpu::forward::<T>(self.sizes, x, weight, added, y);
                 Ok(())
             }),
-            Backend::Accelerator(accelerator) => Err(unsupported(accelerator.name())),
+            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
+                cuda::forward::<T>(accelerator, self.sizes, x, weight, added, y)
+            }),
         }
     }
 
@@ -247,14 +253,24 @@ impl Call {
     /// dy summed over each image's pixels, and over all of them.
     fn sums_backward(&self, context: &Context, dy: &Tensor, to: Sums) -> Result<()> {
         let Sizes { batch, cout, .. } = self.sizes;
-        let partial = context.empty([batch, cout], exact_dtype(dy.dtype()))?;
+        if dy.is_empty() {
+            let mut written = [to.bias, to.channel_add].into_iter().flatten().filter(|to| to.mode == Accumulate::Write);
+            return written.try_for_each(|to| to.tensor.zero());
+        }
+        let parts = match context.device() {
+            Device::Accelerator(_) => cuda::parts(self.sizes),
+            Device::Cpu => 1,
+        };
+        let partial = context.empty([batch * parts, cout], exact_dtype(dy.dtype()))?;
         match context.backend() {
             Backend::Plan => Ok(()),
             Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
                 cpu::sums_backward::<T>(self.sizes, dy, &partial, to);
                 Ok(())
             }),
-            Backend::Accelerator(accelerator) => Err(unsupported(accelerator.name())),
+            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
+                cuda::sums_backward::<T>(accelerator, self.sizes, dy, &partial, to)
+            }),
         }
     }
 
@@ -268,7 +284,9 @@ impl Call {
                 cpu::input_backward::<T>(self.sizes, dy, weight, dx);
                 Ok(())
             }),
-            Backend::Accelerator(accelerator) => Err(unsupported(accelerator.name())),
+            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
+                cuda::input_backward::<T>(accelerator, self.sizes, dy, weight, dx)
+            }),
         }
     }
 
@@ -285,17 +303,22 @@ impl Call {
         if dy.is_empty() || x.is_empty() {
             return if dw.mode == Accumulate::Write { dw.tensor.zero() } else { Ok(()) };
         }
+        let split = cuda::split(self.sizes);
+        let partial = match context.device() {
+            Device::Accelerator(_) if split.count > 1 => {
+                Some(context.empty([split.count, dw.tensor.len()], DType::F32)?)
+            }
+            Device::Cpu | Device::Accelerator(_) => None,
+        };
         match context.backend() {
             Backend::Plan => Ok(()),
             Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
                 cpu::weight_backward::<T>(self.sizes, dy, x, dw);
                 Ok(())
             }),
-            Backend::Accelerator(accelerator) => Err(unsupported(accelerator.name())),
+            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
+                cuda::weight_backward::<T>(accelerator, self.sizes, partial.as_ref(), dy, x, dw)
+            }),
         }
     }
-}
-
-fn unsupported(device: String) -> Error {
-    Error::Unsupported { op: OP, device, reason: "its kernels are not there yet; use the cpu".into() }
 }

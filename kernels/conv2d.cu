@@ -1,0 +1,327 @@
+// Convolution in two dimensions, channels last, as implicit products: no patch is ever stored.
+//
+// x [B, h, w, Cin], seen as x^ [B, H, W, Cin] (nearest neighbour: row i of x^ is row floor(i h / H) of x; zero outside),
+// W [Cout, k, k, Cin], y [B, Ho, Wo, Cout] with Ho = ceil(H / s), stride s 1 or 2, p rows and columns of zeros before:
+//
+//   y[b, i, j] = sum over (ky, kx, c) of W[:, ky, kx, c] x^[b, s i + ky - p, s j + kx - p, c] + bias + channel_add[b] + residual
+//   dx = sum over the copies (cy, cx) of a pixel in x^, and (ky, kx, o), of W[o, ky, kx] dy[b, (i + p - ky) / s, .., o]
+//   dW = sum over output pixels of dy x^      dchannel_add[b] = sum over b's pixels of dy      dbias = sum over all of them
+//
+// bias in f32, channel_add [B, Cout], residual as y. As products C[i, j] = sum over r of A[i, r] B[j, r] (common/product.cuh):
+//
+//            i              j              r                   A               B
+//   forward  output pixel   o              (ky, kx, c)         patches of x    W
+//   dx       source pixel   c              (cy, cx, ky, kx, o) patches of dy   W, row (ky, kx, o)
+//   dW       o              (ky, kx, c)    output pixel        dy, down        patches of x, down
+//
+// Each thread knows the pixels of the pieces that it copies and walks through the taps (or, for dW, knows its tap and walks
+// through the pixels) by adding and carrying: no division but at the start. A piece of 16 bytes lies within a tap where
+// channels come in eights (bf16) or fours (f32); else elements are copied one by one. That a pixel of an enlarged image is
+// used by each of its copies is part of dx's sum, so that there is neither scratch nor a second kernel for it.
+//
+// dW's sum is cut into splits of `rows_per_split` pixels by shapes alone; each writes its own [Cout, k k Cin] of scratch, and
+// _bwd_weight_sum adds them in order. The other sums: _bwd_columns over `rows_per_part` pixels of a sample, then
+// _bwd_channel over a sample's parts and _bwd_bias over all.
+//
+// Floor: 2 B Ho Wo k k Cin Cout FLOPs each over the tensor rate, or x, y and W once over the bandwidth. B = 128, 32x32,
+// 128 -> 128 channels, bf16: 38.7 GFLOP and 67 MB, 39 us at 990 TFLOP/s against 20 us at 3.35 TB/s. dx with stride 2
+// multiplies zeros: four times the floor.
+//
+// Launches: products as in common/product.cuh, SIDE = 128 (large) or 64 (small), splits in z. _bwd_columns: 256 threads,
+// grid [B * parts of a sample, ceil(Cout / (32 * elements in 16 bytes))]. _bwd_bias: 256 threads, a block per 32 columns.
+// _bwd_channel: one element a thread. _bwd_weight_sum: 4 elements a thread.
+#include "common/product.cuh"
+#include "common/sums.cuh"
+#include "common/types.cuh"
+#include "common/wide.cuh"
+
+// Where a column is in its patch.
+struct Tap {
+    u32 channel, x, y;
+};
+DEV Tap tap_of(u32 col, u32 channels, u32 kernel) {
+    u32 tap = col / channels;
+    return Tap{col % channels, tap % kernel, tap / kernel};
+}
+// One tap further; true where ky begins anew.
+DEV bool tap_next(Tap& tap, u32 kernel) {
+    if (++tap.x < kernel) return false;
+    tap.x = 0;
+    if (++tap.y < kernel) return false;
+    tap.y = 0;
+    return true;
+}
+
+// Pixels of P rows, and how far one step down goes.
+template <u32 P>
+struct PatchWalk {
+    Tap tap;
+    u32 sample[P], y[P], x[P];
+    u32 step_samples, step_y, step_x;
+};
+
+// x's patches: a row per output pixel, a column per (ky, kx, c). The scales are h / H and w / W times 2^32, rounded up, with which
+// (i * scale) >> 32 is floor(i h / H) for i and H below 2^16.
+template <typename T>
+struct Patches {
+    const T* data;
+    u32 outer;
+    bool wide;
+    u32 source_height, source_width, height, width, out_height, out_width, channels, kernel, stride, pad;
+    u64 row_scale, col_scale;
+
+    template <u32 P>
+    using Walk = PatchWalk<P>;
+};
+template <u32 DEPTH, typename T, u32 P>
+DEV void walk_from(const Patches<T>& at, PatchWalk<P>& walk, u32 row, u32 apart, u32 col) {
+    walk.tap = tap_of(col, at.channels, at.kernel);
+#pragma unroll
+    for (u32 p = 0; p < P; p++) {
+        u32 pixel = row + p * apart;
+        walk.x[p] = pixel % at.out_width;
+        walk.y[p] = pixel / at.out_width % at.out_height;
+        walk.sample[p] = pixel / at.out_width / at.out_height;
+    }
+    walk.step_x = DEPTH % at.out_width;
+    walk.step_y = DEPTH / at.out_width % at.out_height;
+    walk.step_samples = DEPTH / at.out_width / at.out_height;
+}
+template <u32 N, typename T, u32 P>
+DEV void walk_columns(const Patches<T>& at, PatchWalk<P>& walk) {
+    walk.tap.channel += N;
+    while (walk.tap.channel >= at.channels) {
+        walk.tap.channel -= at.channels;
+        tap_next(walk.tap, at.kernel);
+    }
+}
+template <u32 DEPTH, typename T, u32 P>
+DEV void walk_rows(const Patches<T>& at, PatchWalk<P>& walk) {
+#pragma unroll
+    for (u32 p = 0; p < P; p++) {
+        u32 x = walk.x[p] + walk.step_x, carry = x >= at.out_width;
+        walk.x[p] = carry ? x - at.out_width : x;
+        u32 y = walk.y[p] + walk.step_y + carry;
+        carry = y >= at.out_height;
+        walk.y[p] = carry ? y - at.out_height : y;
+        walk.sample[p] += walk.step_samples + carry;
+    }
+}
+template <typename T, u32 P>
+DEV const T* walk_place(const Patches<T>& at, const PatchWalk<P>& walk, u32 p, u32, u32) {
+    // Before the first row or column these wrap around, and are too large as well.
+    u32 y = walk.y[p] * at.stride + walk.tap.y - at.pad, x = walk.x[p] * at.stride + walk.tap.x - at.pad;
+    if (y >= at.height || x >= at.width) return nullptr;
+    u32 row = (u32)(y * at.row_scale >> 32), col = (u32)(x * at.col_scale >> 32);
+    u32 pixel = (walk.sample[p] * at.source_height + row) * at.source_width + col;
+    return at.data + (u64)pixel * at.channels + walk.tap.channel;
+}
+
+// dy's patches: a row per source pixel, a column per (cy, cx, ky, kx, o): copy (cy, cx) of the pixel in x^, under tap (ky, kx).
+template <u32 P>
+struct UseWalk {
+    Tap tap;
+    u32 copy_y, copy_x;
+    u32 sample[P], y[P], x[P], copies_y[P], copies_x[P];
+};
+template <typename T>
+struct Uses {
+    const T* data;
+    u32 outer;
+    bool wide;
+    u32 source_height, source_width, height, width, out_height, out_width, channels, kernel, stride, pad;
+
+    template <u32 P>
+    using Walk = UseWalk<P>;
+};
+template <u32 DEPTH, typename T, u32 P>
+DEV void walk_from(const Uses<T>& at, UseWalk<P>& walk, u32 row, u32 apart, u32 col) {
+    u32 of_copy = at.kernel * at.kernel * at.channels, copy = col / of_copy, across = ceil_div(at.width, at.source_width);
+    walk.tap = tap_of(col % of_copy, at.channels, at.kernel);
+    walk.copy_y = copy / across;
+    walk.copy_x = copy % across;
+#pragma unroll
+    for (u32 p = 0; p < P; p++) {
+        u32 pixel = row + p * apart, x = pixel % at.source_width, y = pixel / at.source_width % at.source_height;
+        walk.sample[p] = pixel / at.source_width / at.source_height;
+        walk.y[p] = ceil_div(y * at.height, at.source_height);
+        walk.x[p] = ceil_div(x * at.width, at.source_width);
+        walk.copies_y[p] = ceil_div((y + 1) * at.height, at.source_height) - walk.y[p];
+        walk.copies_x[p] = ceil_div((x + 1) * at.width, at.source_width) - walk.x[p];
+    }
+}
+template <u32 N, typename T, u32 P>
+DEV void walk_columns(const Uses<T>& at, UseWalk<P>& walk) {
+    walk.tap.channel += N;
+    while (walk.tap.channel >= at.channels) {
+        walk.tap.channel -= at.channels;
+        if (!tap_next(walk.tap, at.kernel)) continue;
+        if (++walk.copy_x * at.source_width < at.width) continue;
+        walk.copy_x = 0;
+        walk.copy_y++;
+    }
+}
+template <typename T, u32 P>
+DEV const T* walk_place(const Uses<T>& at, const UseWalk<P>& walk, u32 p, u32, u32) {
+    if (walk.copy_y >= walk.copies_y[p] || walk.copy_x >= walk.copies_x[p]) return nullptr;
+    u32 y = walk.y[p] + walk.copy_y + at.pad - walk.tap.y, x = walk.x[p] + walk.copy_x + at.pad - walk.tap.x;
+    // Stride 2: windows begin at even places.
+    u32 odd = at.stride - 1;
+    if (((y | x) & odd) != 0) return nullptr;
+    y >>= odd, x >>= odd;
+    if (y >= at.out_height || x >= at.out_width) return nullptr;
+    u32 pixel = (walk.sample[p] * at.out_height + y) * at.out_width + x;
+    return at.data + (u64)pixel * at.channels + walk.tap.channel;
+}
+
+// W [Cout, k k, Cin] with a row per (cy, cx, ky, kx, o) and a column per c: the same for each copy.
+template <u32 P>
+struct TapWalk {
+    u32 output[P], tap[P];
+};
+template <typename T>
+struct Taps {
+    const T* data;
+    u32 outer;
+    bool wide;
+    u32 taps, outputs;
+
+    template <u32 P>
+    using Walk = TapWalk<P>;
+};
+template <u32 DEPTH, typename T, u32 P>
+DEV void walk_from(const Taps<T>& at, TapWalk<P>& walk, u32 row, u32 apart, u32) {
+#pragma unroll
+    for (u32 p = 0; p < P; p++) {
+        walk.output[p] = (row + p * apart) % at.outputs;
+        walk.tap[p] = (row + p * apart) / at.outputs % at.taps;
+    }
+}
+template <u32 N, typename T, u32 P>
+DEV void walk_columns(const Taps<T>&, TapWalk<P>&) {}
+template <u32 DEPTH, typename T, u32 P>
+DEV void walk_rows(const Taps<T>& at, TapWalk<P>& walk) {
+#pragma unroll
+    for (u32 p = 0; p < P; p++) {
+        walk.output[p] += DEPTH;
+        while (walk.output[p] >= at.outputs) {
+            walk.output[p] -= at.outputs;
+            walk.tap[p] = walk.tap[p] + 1 == at.taps ? 0 : walk.tap[p] + 1;
+        }
+    }
+}
+template <typename T, u32 P>
+DEV const T* walk_place(const Taps<T>& at, const TapWalk<P>& walk, u32 p, u32, u32 col) {
+    return at.data + ((u64)walk.output[p] * at.taps + walk.tap[p]) * at.outer + col;
+}
+
+// What is added to N neighbouring sums of an output pixel.
+template <typename T, u32 N>
+struct Added {
+    T* y;
+    const f32* bias;
+    const T* channel_add;
+    const T* residual;
+    u32 cols, image;
+    bool wide;
+};
+template <typename T, u32 N>
+DEV void finish(const Added<T, N>& to, u32 row, u32 col, f32 (&v)[N]) {
+    u64 at = (u64)row * to.cols + col;
+    u32 left = to.cols - col;
+    f32 other[N];
+    if (to.bias != nullptr) {
+        load_wide(to.bias + col, left, to.wide, other);
+#pragma unroll
+        for (u32 i = 0; i < N; i++) v[i] += other[i];
+    }
+    if (to.channel_add != nullptr) {
+        load_wide(to.channel_add + (u64)(row / to.image) * to.cols + col, left, to.wide, other);
+#pragma unroll
+        for (u32 i = 0; i < N; i++) v[i] += other[i];
+    }
+    if (to.residual != nullptr) {
+        load_wide(to.residual + at, left, to.wide, other);
+#pragma unroll
+        for (u32 i = 0; i < N; i++) v[i] += other[i];
+    }
+    store_wide(to.y + at, left, to.wide, v);
+}
+
+template <u32 SIDE, typename T>
+DEV void conv2d_fwd(T* y, const T* x, const T* weight, const f32* bias, const T* channel_add, const T* residual, u32 pixels,
+                    u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin,
+                    u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale) {
+    constexpr u32 N = Vec16<T>::COUNT;
+    u32 depth = kernel * kernel * cin;
+    Patches<T> patches = {x,     pixels, cin % N == 0 && aligned16(x), source_height, source_width, height, width, out_height,
+                          out_width, cin, kernel, stride, pad, row_scale, col_scale};
+    bool wide = cout % N == 0 && aligned16(y) && aligned16(bias) && aligned16(channel_add) && aligned16(residual);
+    Added<T, N> to = {y, bias, channel_add, residual, cout, out_height * out_width, wide};
+    product<SIDE, true, true>(patches, Stored<T>::make(weight, depth, cout), 0, depth, to);
+}
+
+template <u32 SIDE, typename T>
+DEV void conv2d_bwd_input(T* dx, const T* dy, const T* weight, u32 pixels, u32 source_height, u32 source_width, u32 height,
+                          u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad,
+                          u32 accumulate) {
+    constexpr u32 N = Vec16<T>::COUNT;
+    u32 copies = ceil_div(height, source_height) * ceil_div(width, source_width);
+    Uses<T> uses = {dy,     pixels, cout % N == 0 && aligned16(dy), source_height, source_width, height, width, out_height,
+                    out_width, cout, kernel, stride, pad};
+    Taps<T> taps = {weight, cin, cin % N == 0 && aligned16(weight), kernel * kernel, cout};
+    product<SIDE, true, false>(uses, taps, 0, copies * kernel * kernel * cout, Gradient<T, N>::make(dx, cin, accumulate));
+}
+
+// dw [Cout, k k Cin], or scratch [splits, Cout, k k Cin] with accumulate = 0.
+template <u32 SIDE, typename T>
+DEV void conv2d_bwd_weight(f32* dw, const T* dy, const T* x, u32 pixels, u32 source_height, u32 source_width, u32 height,
+                           u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad,
+                           u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
+    constexpr u32 N = Vec16<T>::COUNT;
+    u32 depth = kernel * kernel * cin, r = blockIdx.z * rows_per_split, r_end = min_of(pixels - r, rows_per_split) + r;
+    Patches<T> patches = {x,     depth, cin % N == 0 && aligned16(x), source_height, source_width, height, width, out_height,
+                          out_width, cin, kernel, stride, pad, row_scale, col_scale};
+    Gradient<f32, N> to = Gradient<f32, N>::make(dw + (u64)blockIdx.z * cout * depth, depth, accumulate);
+    product<SIDE, false, false>(Stored<T>::make(dy, cout, cout), patches, r, r_end, to);
+}
+
+// partial [B, parts, Cout]: sums over `rows_per_part` of a sample's `image` pixels.
+template <typename T>
+DEV void conv2d_bwd_columns(f32* __restrict__ partial, const T* __restrict__ dy, u32 image, u32 cols, u32 parts,
+                            u32 rows_per_part) {
+    u32 sample = blockIdx.x / parts, row = blockIdx.x % parts * rows_per_part;
+    u32 first = sample * image + row, last = first + min_of(image - row, rows_per_part);
+    sum_columns<T>(nullptr, partial + (u64)blockIdx.x * cols, dy, first, last, cols, 0);
+}
+
+// to [B, Cout]: the sum of a sample's parts.
+template <typename T>
+DEV void conv2d_bwd_channel(T* __restrict__ to, const f32* __restrict__ partial, u32 batch, u32 cols, u32 parts,
+                            u32 accumulate) {
+    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= batch * cols) return;
+    const f32* from = partial + (u64)(i / cols) * parts * cols + i % cols;
+    f32 sum = from[0];
+    for (u32 part = 1; part < parts; part++) sum += from[(u64)part * cols];
+    store_f32(to + i, accumulate != 0 ? to_f32(to[i]) + sum : sum);
+}
+
+extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_f32(f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale) { conv2d_fwd<128>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale) { conv2d_fwd<128>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_small_f32(f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale) { conv2d_fwd<64>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale); }
+extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_small_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale) { conv2d_fwd<64>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_f32(f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u32 accumulate) { conv2d_bwd_input<128>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u32 accumulate) { conv2d_bwd_input<128>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_small_f32(f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u32 accumulate) { conv2d_bwd_input<64>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, accumulate); }
+extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_small_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u32 accumulate) { conv2d_bwd_input<64>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_f32(f32* __restrict__ dw, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) { conv2d_bwd_weight<128>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_bf16(f32* __restrict__ dw, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) { conv2d_bwd_weight<128>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_small_f32(f32* __restrict__ dw, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) { conv2d_bwd_weight<64>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate); }
+extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_bf16(f32* __restrict__ dw, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) { conv2d_bwd_weight<64>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_sum(f32* __restrict__ dw, const f32* __restrict__ partial, u32 splits, u32 len, u32 accumulate) { sum_splits(dw, partial, splits, len, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_columns_f32(f32* __restrict__ partial, const f32* __restrict__ dy, u32 image, u32 cols, u32 parts, u32 rows_per_part) { conv2d_bwd_columns<f32>(partial, dy, image, cols, parts, rows_per_part); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_columns_bf16(f32* __restrict__ partial, const bf16* __restrict__ dy, u32 image, u32 cols, u32 parts, u32 rows_per_part) { conv2d_bwd_columns<bf16>(partial, dy, image, cols, parts, rows_per_part); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_channel_f32(f32* __restrict__ to, const f32* __restrict__ partial, u32 batch, u32 cols, u32 parts, u32 accumulate) { conv2d_bwd_channel<f32>(to, partial, batch, cols, parts, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_channel_bf16(bf16* __restrict__ to, const f32* __restrict__ partial, u32 batch, u32 cols, u32 parts, u32 accumulate) { conv2d_bwd_channel<bf16>(to, partial, batch, cols, parts, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_bias(f32* __restrict__ db, const f32* __restrict__ partial, u32 parts, u32 cols, u32 accumulate) { sum_parts(db, partial, parts, cols, accumulate); }

@@ -1,0 +1,215 @@
+//! The convolution on accelerators: parts and scales from sizes, and the launches.
+
+use super::{Added, OP, Sizes, Sums};
+use crate::device::launches::{
+    Conv2dBwdBias, Conv2dBwdChannel, Conv2dBwdColumns, Conv2dBwdInputLarge, Conv2dBwdInputSmall, Conv2dBwdWeightLarge,
+    Conv2dBwdWeightSmall, Conv2dBwdWeightSum, Conv2dFwdLarge, Conv2dFwdSmall,
+};
+use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::error::{Error, Result};
+use crate::ops::tile::{Split, Tile, launch_tile, optional};
+use crate::tape::Destination;
+use crate::tensor::{Element, Tensor};
+
+/// Pixels whose sums are one block's, before the blocks' are added.
+const ROWS_PER_PART: usize = 256;
+/// Heights and widths below this one are resized exactly.
+const MAX_SIZE: usize = 1 << 16;
+
+/// Rows of scratch [B * parts, Cout] that an image's column sums take.
+pub(super) fn parts(sizes: Sizes) -> usize {
+    sizes.out_pixels().div_ceil(ROWS_PER_PART).max(1)
+}
+
+/// How the weight's gradient is cut.
+pub(super) fn split(sizes: Sizes) -> Split {
+    Split::of(sizes.batch * sizes.out_pixels(), [sizes.cout, sizes.depth()])
+}
+
+/// `source / size` times 2^32, rounded up: what the kernels find a pixel's source with.
+fn scale(sizes: Sizes, axis: usize) -> u64 {
+    ((sizes.source[axis] as u64) << 32).div_ceil(sizes.size[axis] as u64)
+}
+
+fn check(accelerator: &dyn Accelerator, sizes: Sizes) -> Result<()> {
+    match sizes.source.iter().chain(&sizes.size).find(|&&size| size >= MAX_SIZE) {
+        None => Ok(()),
+        Some(size) => {
+            let reason = format!("an image of {size} rows or columns; the kernels take up to {}", MAX_SIZE - 1);
+            Err(Error::Unsupported { op: OP, device: accelerator.name(), reason })
+        }
+    }
+}
+
+/// [`launch_tile`] with the sizes that all of the products' kernels take.
+macro_rules! launch_product {
+    ($tile:expr, $large:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, $sizes:expr, { $($field:ident: $value:expr),* $(,)? }) => {
+        launch_tile!($tile, $large, $small, $T, $accelerator, $config, {
+            source_height: $sizes.source[0] as u32,
+            source_width: $sizes.source[1] as u32,
+            height: $sizes.size[0] as u32,
+            width: $sizes.size[1] as u32,
+            out_height: $sizes.out[0] as u32,
+            out_width: $sizes.out[1] as u32,
+            cin: $sizes.cin as u32,
+            cout: $sizes.cout as u32,
+            kernel: $sizes.kernel as u32,
+            stride: $sizes.stride as u32,
+            pad: $sizes.pad as u32,
+            $($field: $value),*
+        })
+    };
+}
+
+pub(super) fn forward<T: KernelFloat + Element>(
+    accelerator: &dyn Accelerator,
+    sizes: Sizes,
+    x: &Tensor,
+    weight: &Tensor,
+    added: Added,
+    y: &Tensor,
+) -> Result<()> {
+    check(accelerator, sizes)?;
+    let pixels = sizes.batch * sizes.out_pixels();
+    let result = [pixels, sizes.cout];
+    let tile = Tile::of(result);
+    launch_product!(tile, Conv2dFwdLarge, Conv2dFwdSmall, T, accelerator, tile.config::<T>(result, 1), sizes, {
+        y: y.slice_mut(),
+        x: x.slice(),
+        weight: weight.slice(),
+        bias: optional(added.bias),
+        channel_add: optional(added.channel_add),
+        residual: optional(added.residual),
+        pixels: pixels as u32,
+        row_scale: scale(sizes, 0),
+        col_scale: scale(sizes, 1),
+    })
+}
+
+pub(super) fn input_backward<T: KernelFloat + Element>(
+    accelerator: &dyn Accelerator,
+    sizes: Sizes,
+    dy: &Tensor,
+    weight: &Tensor,
+    dx: &Destination,
+) -> Result<()> {
+    check(accelerator, sizes)?;
+    let pixels = sizes.batch * sizes.source[0] * sizes.source[1];
+    let result = [pixels, sizes.cin];
+    let tile = Tile::of(result);
+    launch_product!(tile, Conv2dBwdInputLarge, Conv2dBwdInputSmall, T, accelerator, tile.config::<T>(result, 1), sizes, {
+        dx: dx.tensor.slice_mut(),
+        dy: dy.slice(),
+        weight: weight.slice(),
+        pixels: pixels as u32,
+        accumulate: dx.mode.flag(),
+    })
+}
+
+pub(super) fn weight_backward<T: KernelFloat + Element>(
+    accelerator: &dyn Accelerator,
+    sizes: Sizes,
+    partial: Option<&Tensor>,
+    dy: &Tensor,
+    x: &Tensor,
+    dw: &Destination,
+) -> Result<()> {
+    check(accelerator, sizes)?;
+    let (split, result) = (split(sizes), [sizes.cout, sizes.depth()]);
+    let config = split.config::<T>(result);
+    launch_product!(split.tile, Conv2dBwdWeightLarge, Conv2dBwdWeightSmall, T, accelerator, config, sizes, {
+        dw: partial.unwrap_or(&dw.tensor).slice_mut(),
+        dy: dy.slice(),
+        x: x.slice(),
+        pixels: (sizes.batch * sizes.out_pixels()) as u32,
+        row_scale: scale(sizes, 0),
+        col_scale: scale(sizes, 1),
+        rows_per_split: split.rows as u32,
+        accumulate: if partial.is_some() { 0 } else { dw.mode.flag() },
+    })?;
+    let Some(partial) = partial else { return Ok(()) };
+    let len = dw.tensor.len();
+    Conv2dBwdWeightSum {
+        dw: dw.tensor.slice_mut(),
+        partial: partial.slice(),
+        splits: split.count as u32,
+        len: len as u32,
+        accumulate: dw.mode.flag(),
+    }
+    .launch(accelerator, LaunchConfig::elements(len.div_ceil(4), 256))
+}
+
+pub(super) fn sums_backward<T: KernelFloat + Element>(
+    accelerator: &dyn Accelerator,
+    sizes: Sizes,
+    dy: &Tensor,
+    partial: &Tensor,
+    to: Sums,
+) -> Result<()> {
+    let (cols, parts) = (sizes.cout, parts(sizes));
+    let columns = 32 * 16 / size_of::<T>();
+    Conv2dBwdColumns::<T> {
+        partial: partial.slice_mut(),
+        dy: dy.slice(),
+        image: sizes.out_pixels() as u32,
+        cols: cols as u32,
+        parts: parts as u32,
+        rows_per_part: ROWS_PER_PART as u32,
+    }
+    .launch(
+        accelerator,
+        LaunchConfig {
+            grid: [(sizes.batch * parts) as u32, cols.div_ceil(columns) as u32, 1],
+            block: [256, 1, 1],
+            shared_bytes: 0,
+        },
+    )?;
+    if let Some(to) = to.channel_add {
+        Conv2dBwdChannel::<T> {
+            to: to.tensor.slice_mut(),
+            partial: partial.slice(),
+            batch: sizes.batch as u32,
+            cols: cols as u32,
+            parts: parts as u32,
+            accumulate: to.mode.flag(),
+        }
+        .launch(accelerator, LaunchConfig::elements(sizes.batch * cols, 256))?;
+    }
+    let Some(to) = to.bias else { return Ok(()) };
+    Conv2dBwdBias {
+        db: to.tensor.slice_mut(),
+        partial: partial.slice(),
+        parts: (sizes.batch * parts) as u32,
+        cols: cols as u32,
+        accumulate: to.mode.flag(),
+    }
+    .launch(accelerator, LaunchConfig::linear(cols.div_ceil(32) as u32, 256))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernels' way to a pixel's source is the definition's, everywhere.
+    #[test]
+    fn sources_are_exact() {
+        for (source, size) in
+            [(1, 1), (3, 7), (4, 7), (7, 4), (32, 32), (16, 32), (1000, 1023), (65535, 65534), (1, 65535)]
+        {
+            let sizes = Sizes {
+                batch: 1,
+                source: [source; 2],
+                size: [size; 2],
+                out: [size; 2],
+                cin: 1,
+                cout: 1,
+                kernel: 3,
+                stride: 1,
+                pad: 1,
+            };
+            for i in 0..size {
+                assert_eq!((i as u64 * scale(sizes, 0)) >> 32, (i * source / size) as u64, "{i} of {source} to {size}");
+            }
+        }
+    }
+}
