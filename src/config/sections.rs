@@ -213,6 +213,8 @@ pub struct TrainingConfig {
     pub validation_batches: Option<usize>,
     /// When a grid of samples is drawn: steps, `N epochs` or `never`. One is always drawn at the end.
     pub sample_every: Every,
+    /// When a histogram of each weight tensor goes to TensorBoard: steps, `N epochs` or `never`.
+    pub histograms_every: Every,
     /// Steps between two checkpoints.
     pub checkpoint_every: u64,
     /// How many of the newest checkpoints are kept, besides the best and the milestones.
@@ -249,6 +251,7 @@ impl Default for TrainingConfig {
             validate_every: Every::Epochs(1),
             validation_batches: Some(64),
             sample_every: Every::Epochs(10),
+            histograms_every: Every::Never,
             checkpoint_every: 1000,
             keep_checkpoints: 3,
             milestone_epochs: vec![40, 80, 120, 160, 200],

@@ -20,7 +20,7 @@ const LOCK: &str = ".lock";
 /// A run's folder, locked for this process:
 ///
 /// ```text
-/// config.yaml  metrics.jsonl  model.safetensors  best.safetensors
+/// config.yaml  metrics.jsonl  events.out.tfevents.*  model.safetensors  best.safetensors
 /// checkpoints/step-N.safetensors  samples/  plots/
 /// ```
 ///

@@ -41,6 +41,7 @@ mod metrics;
 mod pictures;
 mod request;
 mod run;
+mod tensorboard;
 mod trainer;
 
 pub use checkpoint::{Progress, Tally, checkpoint_config, list_checkpoints};

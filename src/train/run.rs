@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::metrics::Metrics;
+use super::tensorboard::Events;
 use super::{
     DataSizes, Event, Memory, Progress, RunFolder, Start, Summary, TrainRequest, Trainer, TrainingLine, ValidationLine,
     checkpoint_config, fingerprint, folder, learning_rate, list_checkpoints, pictures,
@@ -41,6 +42,7 @@ struct Run<'a> {
     folder: RunFolder,
     progress: Progress,
     metrics: Metrics,
+    events: Events,
     observer: &'a mut (dyn FnMut(&Event) + Send),
     stop: Arc<AtomicBool>,
     title: String,
@@ -164,6 +166,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let step = trainer.step_count();
         let metrics = Metrics::open(&folder.metrics(), step)?;
+        let events = Events::open(folder.root(), step)?;
         start.folder = folder.root().to_path_buf();
         // Of the configuration alone, so that a run that goes on draws the same pictures.
         let title = format!("{} on {}", start.config.model.kind(), start.config.data.name);
@@ -174,6 +177,7 @@ impl<'a> Run<'a> {
             folder,
             progress,
             metrics,
+            events,
             observer,
             stop: request.stop.clone(),
             title,
@@ -204,8 +208,9 @@ impl<'a> Run<'a> {
             let log = step.is_multiple_of(t.log_every) || step == total;
             let epoch = step.is_multiple_of(self.trainer.steps_per_epoch());
             let (validate, sample) = (self.is_due(t.validate_every), self.is_due(t.sample_every) && step < total);
+            let histograms = self.is_due(t.histograms_every);
             let save = step.is_multiple_of(t.checkpoint_every) || self.is_milestone(step);
-            let pause = validate || sample || save;
+            let pause = validate || sample || histograms || save;
             let late = self.trainer.must_drain() || immediate || self.drained.elapsed() > DRAIN;
             if log || epoch || pause || late {
                 self.drain()?;
@@ -224,6 +229,9 @@ impl<'a> Run<'a> {
             }
             if sample {
                 self.draw_samples()?;
+            }
+            if histograms {
+                self.draw_histograms()?;
             }
             if save {
                 self.save()?;
@@ -253,6 +261,7 @@ impl<'a> Run<'a> {
         (self.observer)(&Event::Busy("draws the stages of denoising"));
         let sheet = pictures::denoising_grid(&self.trainer, &self.progress.classes, self.heading("denoising"))?;
         let path = self.folder.sample("timesteps");
+        self.events.image("denoising", step, &sheet).map_err(|error| self.unsaved(error))?;
         write_png(&path, &sheet, &self.words())?;
         (self.observer)(&Event::Wrote(path));
         Ok(Summary {
@@ -333,7 +342,14 @@ impl<'a> Run<'a> {
             images_per_second: images / tally.seconds.max(1e-9),
             seconds: self.progress.seconds,
         };
-        self.metrics.log(&line).map_err(|error| self.unsaved(error))?;
+        let scalars = [
+            ("train/loss", line.loss),
+            ("train/gradient_norm", line.gradient_norm),
+            ("train/learning_rate", line.learning_rate),
+            ("train/images_per_second", line.images_per_second),
+        ];
+        let logged = scalars.iter().try_for_each(|(tag, value)| self.events.scalar(tag, step, *value));
+        logged.and_then(|()| self.metrics.log(&line)).map_err(|error| self.unsaved(error))?;
         (self.observer)(&Event::Logged(line));
         Ok(())
     }
@@ -355,7 +371,8 @@ impl<'a> Run<'a> {
             let path = self.folder.best();
             self.trainer.save_model(&path, &self.progress.classes).map_err(|error| self.unsaved(error))?;
         }
-        self.metrics.log_validation(&line).map_err(|error| self.unsaved(error))?;
+        let logged = self.events.scalar("validation/loss", step, validation_loss);
+        logged.and_then(|()| self.metrics.log_validation(&line)).map_err(|error| self.unsaved(error))?;
         (self.observer)(&Event::Validated { line, best });
         Ok(())
     }
@@ -365,7 +382,8 @@ impl<'a> Run<'a> {
         let step = self.trainer.step_count();
         let path = self.folder.checkpoint(step);
         if self.saved != Some(step) || !path.exists() {
-            let written = self.metrics.sync().and_then(|()| self.trainer.save_checkpoint(&path, &self.progress));
+            let synced = self.metrics.sync().and_then(|()| self.events.sync());
+            let written = synced.and_then(|()| self.trainer.save_checkpoint(&path, &self.progress));
             written.map_err(|error| self.unsaved(error))?;
             self.saved = Some(step);
         }
@@ -414,8 +432,23 @@ impl<'a> Run<'a> {
             return Ok(());
         };
         let path = self.folder.sample(&name);
+        // The event first: a picture that is there is not drawn again.
+        self.events.image("samples", step, &sheet).map_err(|error| self.unsaved(error))?;
         write_png(&path, &sheet, &self.words())?;
         (self.observer)(&Event::Wrote(path));
+        Ok(())
+    }
+
+    /// The weights of each tensor, for TensorBoard.
+    fn draw_histograms(&mut self) -> Result<()> {
+        let step = self.trainer.step_count();
+        let parameters = self.trainer.parameters().clone();
+        let flat = parameters.master().download::<f32>()?;
+        for spec in parameters.specs() {
+            let values = &flat[spec.offset..][..spec.shape.len()];
+            let tag = format!("weights/{}", spec.name);
+            self.events.histogram(&tag, step, values).map_err(|error| self.unsaved(error))?;
+        }
         Ok(())
     }
 
