@@ -63,7 +63,7 @@ impl Sizes {
 
     /// Neighbouring channels that kernels take at once: four where no vector can lie across a border.
     fn vector(self) -> usize {
-        if self.sources[0] % 4 == 0 && self.width() % 4 == 0 { 4 } else { 1 }
+        if self.sources[0].is_multiple_of(4) && self.width().is_multiple_of(4) { 4 } else { 1 }
     }
 
     /// Pieces into which a block's reach cuts a group's channels.
