@@ -105,6 +105,27 @@ fn a_missing_syncthreads_is_caught() {
     });
 }
 
+/// The steps of a sum by halving; the tail and the parts of a group that several blocks share.
+#[test]
+fn bugs_of_a_group_norm_are_caught() {
+    let bug = |name, dtype, from, to, words| Bug {
+        name,
+        op: "group_norm_silu",
+        dtype,
+        file: "group_norm_silu.cu",
+        from,
+        to,
+        words,
+    };
+    let halving = "        u32 half = (rows + 1) / 2;\n        __syncthreads();";
+    is_caught(&bug("barrier_between_halvings", DType::F32, halving, "        u32 half = (rows + 1) / 2;", RACE));
+    let tail = "        if (pixel >= s.end) continue;\n        f32 v[V];";
+    let short = "        if (pixel + 1 >= s.end) continue;\n        f32 v[V];";
+    is_caught(&bug("last_pixel", DType::BF16, tail, short, WRONG));
+    let pixels = "min_of(chunk, sizes.pixels - part / sizes.tiles * chunk)";
+    is_caught(&bug("equal_parts", DType::F32, pixels, "chunk", WRONG));
+}
+
 /// Only a kernel that sums twice meets it.
 #[test]
 fn a_missing_syncthreads_before_overwriting_is_caught() {

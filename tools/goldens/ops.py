@@ -16,6 +16,7 @@ from dit import LAYER_NORM_EPS, QK_NORM_EPS, modulated_norm, patchify, sinusoida
 from philox import symmetric
 
 SEED = 30
+GROUP_NORM_EPS = 1e-5
 torch.set_default_dtype(torch.float64)
 items = iter(range(10_000))
 tensors = {}
@@ -85,6 +86,29 @@ def ops():
     golden("mse", lambda prediction, target: F.mse_loss(prediction, target)[None], prediction=draw(3, 20), target=draw(3, 20))
     tensors["sinusoidal.t"] = torch.tensor([0.0, 1.0, 37.0, 512.25, 999.0])
     tensors["sinusoidal.output"] = sinusoidal(tensors["sinusoidal.t"], 32)
+
+
+def group_norms():
+    """Channels last, as the op has them; with two sources, a group lies across their border."""
+
+    def norm(x, groups, weight, bias):
+        return F.group_norm(x.movedim(-1, 1), groups, weight, bias, eps=GROUP_NORM_EPS).movedim(1, -1)
+
+    def scaled(x, skip, weight, bias, scale_shift):
+        scale, shift = scale_shift[:, None, None].chunk(2, dim=-1)
+        return F.silu(norm(torch.cat((x, skip), dim=-1), 4, weight, bias) * (1 + scale) + shift)
+
+    golden("group_norm", lambda x, weight, bias: norm(x, 3, weight, bias), x=draw(2, 7, 12), weight=draw(12), bias=draw(12))
+    golden(
+        "group_norm_silu",
+        lambda x, weight, bias: F.silu(norm(x, 4, weight, bias)),
+        x=draw(2, 3, 5, 8), weight=draw(8), bias=draw(8),
+    )
+    golden(
+        "group_norm_silu_skip",
+        scaled,
+        x=draw(2, 3, 4, 10), skip=draw(2, 3, 4, 6), weight=draw(16), bias=draw(16), scale_shift=draw(2, 32, radius=0.6),
+    )
 
 
 def adamw():
@@ -165,6 +189,7 @@ def main():
     adamw()
     learning_rates()
     convolutions()
+    group_norms()
     path = pathlib.Path(__file__).resolve().parents[2] / "tests/goldens/ops.safetensors"
     arrays = {name: np.ascontiguousarray(value.detach().numpy()) for name, value in tensors.items()}
     save_file(arrays, path, dict(source=f"tools/goldens/ops.py, PyTorch {torch.__version__.split('+')[0]}"))

@@ -32,7 +32,7 @@ pub(super) fn fill_noise<T: Float + Element>(x: &Tensor, batch: usize, control: 
     let x = x.host_mut::<T>();
     parallel::for_rows(&mut x[..batch * elements], elements, |b, x| {
         fill_normal_as(x, Philox::new(seed), control.first_item.wrapping_add(b as u32), 0, Purpose::Noise);
-        x.iter_mut().for_each(|x| *x = *x * T::from_f32(scale));
+        x.iter_mut().for_each(|x| *x *= T::from_f32(scale));
     });
     repeat(x, batch * elements);
 }
