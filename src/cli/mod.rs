@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod bench_step;
+pub mod convert;
 pub mod data;
 pub mod doctor;
 pub mod machine;
@@ -29,6 +30,7 @@ struct Cli {
 enum Command {
     Train(train::TrainCommand),
     Sample(sample::SampleCommand),
+    Convert(convert::ConvertCommand),
     Plan(plan::PlanCommand),
     Presets(presets::PresetsCommand),
     Data(data::DataCommand),
@@ -76,6 +78,7 @@ impl Command {
         match self {
             Self::Train(command) => command.run(),
             Self::Sample(command) => command.run(),
+            Self::Convert(command) => command.run(),
             Self::Plan(command) => command.run(),
             Self::Presets(command) => command.run(),
             Self::Data(command) => command.run(),

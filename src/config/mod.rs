@@ -29,7 +29,9 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
-pub use model_file::{Array, ArrayFile, Model, ModelInfo, arrays, write_arrays, write_model};
+pub use model_file::{
+    Array, ArrayFile, CHECKPOINT_FORMAT, Model, ModelInfo, Storage, Weights, arrays, write_arrays, write_model,
+};
 pub use presets::{Preset, presets};
 pub use sampling::SampleRequest;
 pub use sections::{DataConfig, Every, LrSchedule, OptimizerKind, Precision, TrainingConfig};

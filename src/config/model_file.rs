@@ -1,9 +1,13 @@
 //! The model file: one safetensors file with the weights and, in its metadata, everything that sampling needs.
 //!
 //! Metadata: `format` (`engine-model-1`), `config` (the whole configuration as JSON), `weights` (`ema` or `raw`), `step`,
-//! `epoch`, `classes` (JSON list of names), `crc32c` of the tensors' bytes. Tensors are the model's parameters by name, f32
-//! or bf16.
+//! `epoch`, `classes` (JSON list of names), `crc32c` of the tensors' bytes. Tensors are the model's parameters by name, f32,
+//! bf16 or f16.
+//!
+//! A checkpoint (`engine-checkpoint-1`, written by training) is read as a model too: it holds the weights twice, as
+//! `ema.NAME` and, raw, as `weights.NAME`.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -19,6 +23,8 @@ use crate::nn::{Parameters, Spec};
 use crate::tensor::{Context, DType};
 
 const FORMAT: &str = "engine-model-1";
+/// The format of checkpoints.
+pub const CHECKPOINT_FORMAT: &str = "engine-checkpoint-1";
 const MEND: &str = "take the file from its source again, or another checkpoint";
 
 /// What a model file says besides its weights.
@@ -34,6 +40,79 @@ pub struct ModelInfo {
     pub epoch: u64,
     /// Names of the classes, in the order of their labels.
     pub classes: Vec<String>,
+}
+
+/// Which of a run's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Their exponential moving average.
+    Ema,
+    /// As the optimizer left them.
+    Raw,
+}
+
+impl Weights {
+    /// The name in model files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ema => "ema",
+            Self::Raw => "raw",
+        }
+    }
+
+    /// What stands before a parameter's name in a checkpoint.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Ema => "ema.",
+            Self::Raw => "weights.",
+        }
+    }
+}
+
+/// What a file stores weights in. They are computed with as always: in f32, or as the precision says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Storage {
+    /// 32-bit floating point: all bits of the weights.
+    #[default]
+    F32,
+    /// bfloat16: half the size, 8 significant bits, any weight fits.
+    Bf16,
+    /// Half precision: half the size, 11 significant bits, weights up to 65504 fit and those below 6e-5 lose bits.
+    F16,
+}
+
+impl Storage {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::BF16,
+            Self::F16 => Dtype::F16,
+        }
+    }
+
+    /// The values as a file's bytes, rounded to nearest; the value that does not fit, where one does not.
+    fn encode(self, values: &[f32]) -> Result<Cow<'_, [u8]>, f32> {
+        Ok(match self {
+            Self::F32 => Cow::Borrowed(bytemuck::cast_slice(values)),
+            Self::Bf16 => values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect(),
+            Self::F16 => {
+                let fits = |value: f32| !value.is_finite() || half::f16::from_f32(value).is_finite();
+                if let Some(stranger) = values.iter().find(|value| !fits(**value)) {
+                    return Err(*stranger);
+                }
+                values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect()
+            }
+        })
+    }
 }
 
 /// A model with its weights on a device.
@@ -72,11 +151,23 @@ pub fn arrays<'a>(specs: &[Spec], flat: &'a [f32], prefix: &str) -> Vec<Array<'a
 /// new one, never a part. A checksum of the tensors' bytes joins `metadata`.
 ///
 /// # Errors
-/// [`Error::Io`]; what stood at `path` is then untouched.
-pub fn write_arrays(path: &Path, arrays: &[Array], mut metadata: HashMap<String, String>) -> Result<()> {
-    let mut views = Vec::with_capacity(arrays.len());
+/// [`Error::Io`]; [`Error::File`] for a value that does not fit `storage`. What stood at `path` is then untouched.
+pub fn write_arrays(
+    path: &Path,
+    arrays: &[Array],
+    mut metadata: HashMap<String, String>,
+    storage: Storage,
+) -> Result<()> {
+    let mut encoded = Vec::with_capacity(arrays.len());
     for array in arrays {
-        let view = TensorView::new(Dtype::F32, array.shape.clone(), bytemuck::cast_slice(array.values))
+        encoded.push(storage.encode(array.values).map_err(|value| {
+            let message = format!("{} holds {value}, which does not fit {}", array.name, storage.name());
+            Error::file(path, message, "store the weights in bf16 or f32; the file was not written")
+        })?);
+    }
+    let mut views = Vec::with_capacity(arrays.len());
+    for (array, bytes) in arrays.iter().zip(&encoded) {
+        let view = TensorView::new(storage.dtype(), array.shape.clone(), bytes)
             .map_err(|fault| Error::shape("model file", format!("{}: {fault}", array.name)))?;
         views.push((array.name.as_str(), view));
     }
@@ -100,16 +191,19 @@ fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> u32 {
 pub struct ArrayFile {
     path: PathBuf,
     map: memmap2::Mmap,
+    /// The one of the formats asked for that it has.
+    pub format: &'static str,
     /// Its metadata.
     pub metadata: HashMap<String, String>,
 }
 
 impl ArrayFile {
-    /// Maps the file, checks its header against its length and its bytes against their checksum.
+    /// Maps the file, checks that it has one of the `formats`, its header against its length and its bytes against their
+    /// checksum. `what` it should be is for the errors, as in `a model`.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::File`] for one that is cut short, damaged or of another kind.
-    pub fn open(path: impl AsRef<Path>, format: &str, what: &str) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>, formats: &[&'static str], what: &str) -> Result<Self> {
         let path = path.as_ref();
         let fault = |message: String| Error::file(path, message, MEND);
         let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
@@ -121,12 +215,16 @@ impl ArrayFile {
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
         let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| fault(format!("damaged or cut short: {e}")))?;
         let metadata = header.metadata().clone().unwrap_or_default();
-        match metadata.get("format") {
-            Some(found) if found == format => {}
-            Some(found) => return Err(fault(format!("this is a file of format {found}, not {what} ({format})"))),
-            None => return Err(fault(format!("a safetensors file, but not {what} of this engine"))),
-        }
-        let file = Self { path: path.to_path_buf(), map, metadata };
+        let Some(found) = metadata.get("format") else {
+            return Err(fault(format!("a safetensors file, but not {what} of this engine")));
+        };
+        let Some(format) = formats.iter().find(|format| *format == found) else {
+            let short: String = found.chars().take(40).collect();
+            let message =
+                format!("this is a file of format {}, not {what} ({})", short.escape_debug(), formats.join(" or "));
+            return Err(fault(message));
+        };
+        let file = Self { path: path.to_path_buf(), map, format, metadata };
         let tensors = file.tensors()?;
         let views: Vec<_> = tensors.tensors();
         let found = format!("{:08x}", checksum(views.iter().map(|(name, view)| (name.as_str(), view.data()))));
@@ -162,8 +260,8 @@ impl ArrayFile {
         Config::from_json(json, &self.path.display().to_string())
     }
 
-    /// Reads the parameters named `prefix` + name into a flat buffer of `len` elements. With `exact`, tensors under the
-    /// prefix that no parameter claims are an error too.
+    /// Reads the parameters named `prefix` + name (f32, bf16 or f16) into a flat buffer of `len` elements. With `exact`,
+    /// tensors under the prefix that no parameter claims are an error too.
     pub fn flat(&self, specs: &[Spec], len: usize, prefix: &str, exact: bool) -> Result<Vec<f32>> {
         let tensors = self.tensors()?;
         if exact {
@@ -192,7 +290,12 @@ impl ArrayFile {
                         *value = half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
                     }
                 }
-                other => return Err(self.fault(format!("{name} is {other:?}; weights are f32 or bf16"))),
+                Dtype::F16 => {
+                    for (value, bytes) in values.iter_mut().zip(view.data().chunks_exact(2)) {
+                        *value = half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+                    }
+                }
+                other => return Err(self.fault(format!("{name} is {other:?}; weights are f32, bf16 or f16"))),
             }
         }
         Ok(flat)
@@ -202,8 +305,8 @@ impl ArrayFile {
 /// Writes a model file; `flat` are the weights in the order of `specs`.
 ///
 /// # Errors
-/// [`Error::Io`].
-pub fn write_model(path: &Path, info: &ModelInfo, specs: &[Spec], flat: &[f32]) -> Result<()> {
+/// As [`write_arrays`].
+pub fn write_model(path: &Path, info: &ModelInfo, specs: &[Spec], flat: &[f32], storage: Storage) -> Result<()> {
     let entries = [
         ("format", FORMAT.to_string()),
         ("config", info.config.to_json()?),
@@ -213,7 +316,7 @@ pub fn write_model(path: &Path, info: &ModelInfo, specs: &[Spec], flat: &[f32]) 
         ("classes", serde_json::Value::from(info.classes.clone()).to_string()),
     ];
     let metadata = entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
-    write_arrays(path, &arrays(specs, flat, ""), metadata)
+    write_arrays(path, &arrays(specs, flat, ""), metadata, storage)
 }
 
 impl Model {
@@ -229,23 +332,55 @@ impl Model {
         Ok(Self { model, parameters: Rc::new(parameters), info, path: PathBuf::new() })
     }
 
-    /// Writes the model file.
+    /// Writes the model file, all bits of the weights.
     ///
     /// # Errors
     /// [`Error::Io`]; what stood at `path` is then untouched.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let flat = self.parameters.master().download::<f32>()?;
-        write_model(path.as_ref(), &self.info, self.parameters.specs(), &flat)
+        self.save_as(path, Storage::F32)
     }
 
-    /// Loads a model file, or the newest model of a run folder (`model.safetensors` in it), onto `context`'s device.
+    /// Writes the model file with weights rounded to `storage`.
+    ///
+    /// # Errors
+    /// As [`write_arrays`].
+    pub fn save_as(&self, path: impl AsRef<Path>, storage: Storage) -> Result<()> {
+        let flat = self.parameters.master().download::<f32>()?;
+        write_model(path.as_ref(), &self.info, self.parameters.specs(), &flat, storage)
+    }
+
+    /// Loads a model file, a checkpoint (its moving average), or the newest model of a run folder (`model.safetensors` in
+    /// it), onto `context`'s device.
     ///
     /// `precision` is the dtype of activations: `f32`, or `bf16` on accelerators.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::File`] for a file that is missing, damaged or foreign.
     pub fn load(path: impl AsRef<Path>, context: &Context, precision: DType) -> Result<Self> {
-        let (path, file, info) = open_model(path.as_ref())?;
+        Self::load_weights(path, context, precision, None)
+    }
+
+    /// As [`Model::load`], with a choice of the weights: a checkpoint holds both, a model file one kind.
+    ///
+    /// # Errors
+    /// As [`Model::load`], and [`Error::File`] where the file does not hold the chosen ones.
+    pub fn load_weights(
+        path: impl AsRef<Path>,
+        context: &Context,
+        precision: DType,
+        weights: Option<Weights>,
+    ) -> Result<Self> {
+        let (path, file, mut info) = open_model(path.as_ref())?;
+        let prefix = if file.format == CHECKPOINT_FORMAT {
+            let weights = weights.unwrap_or(Weights::Ema);
+            info.weights = weights.name().into();
+            weights.prefix()
+        } else if let Some(weights) = weights.filter(|weights| weights.name() != info.weights) {
+            let message = format!("it holds the {} weights alone, not the {}", info.weights, weights.name());
+            return Err(Error::file(path, message, "name a checkpoint, as in RUN/checkpoints/step-1000.safetensors"));
+        } else {
+            ""
+        };
         // A damaged configuration may describe a network of any size: it is counted before there is room made for it.
         let (_, builder) = models::build(&info.config.model)?;
         let count = Parameters::new(&Context::shape_only(), builder, DType::F32)?.count();
@@ -254,11 +389,12 @@ impl Model {
         }
         let (model, builder) = models::build(&info.config.model)?;
         let parameters = Parameters::new(context, builder, precision)?;
-        parameters.set_flat(&file.flat(parameters.specs(), parameters.flat_len(), "", true)?)?;
+        let exact = prefix.is_empty();
+        parameters.set_flat(&file.flat(parameters.specs(), parameters.flat_len(), prefix, exact)?)?;
         Ok(Self { model, parameters: Rc::new(parameters), info, path })
     }
 
-    /// What a model file, or the newest model of a run folder, says besides its weights.
+    /// What a model file, a checkpoint, or the newest model of a run folder says besides its weights.
     ///
     /// # Errors
     /// As [`Model::load`].
@@ -267,7 +403,7 @@ impl Model {
     }
 }
 
-/// A model file, or a run folder's `model.safetensors`.
+/// A model file, a checkpoint, or a run folder's `model.safetensors`.
 fn open_model(given: &Path) -> Result<(PathBuf, ArrayFile, ModelInfo)> {
     let path = if given.is_dir() { given.join("model.safetensors") } else { given.to_path_buf() };
     if given.is_dir() && !path.is_file() {
@@ -277,14 +413,15 @@ fn open_model(given: &Path) -> Result<(PathBuf, ArrayFile, ModelInfo)> {
             "name a run folder whose training has saved a model, or a model file",
         ));
     }
-    let file = ArrayFile::open(&path, FORMAT, "a model")?;
+    let file = ArrayFile::open(&path, &[FORMAT, CHECKPOINT_FORMAT], "a model")?;
+    let checkpoint = file.format == CHECKPOINT_FORMAT;
     let config = file.config()?;
     let classes: Vec<String> = serde_json::from_str(file.entry("classes")?)
         .map_err(|fault| file.fault(format!("its list of classes cannot be read: {fault}")))?;
     let info = ModelInfo {
-        weights: file.entry("weights")?.to_string(),
+        weights: if checkpoint { Weights::Ema.name() } else { file.entry("weights")? }.to_string(),
         step: file.number("step")?,
-        epoch: file.number("epoch")?,
+        epoch: file.number(if checkpoint { "epochs" } else { "epoch" })?,
         classes,
         config,
     };

@@ -8,10 +8,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::Trainer;
-use crate::config::{Array, ArrayFile, Config, ModelInfo, arrays, write_arrays, write_model};
+use crate::config::{
+    Array, ArrayFile, CHECKPOINT_FORMAT, Config, ModelInfo, Storage, arrays, write_arrays, write_model,
+};
 use crate::error::{Error, Result};
-
-const FORMAT: &str = "engine-checkpoint-1";
 
 /// What a checkpoint knows of its run besides the trainer's state.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -72,9 +72,10 @@ impl Trainer {
         let groups = [("weights.", &weights), ("first.", &first), ("second.", &second), ("ema.", &ema)];
         let all: Vec<Array> = groups.iter().flat_map(|(prefix, flat)| arrays(specs, flat, prefix)).collect();
         let mut metadata = HashMap::from([
-            ("format".to_string(), FORMAT.to_string()),
+            ("format".to_string(), CHECKPOINT_FORMAT.to_string()),
             ("config".to_string(), self.config().to_json()?),
             ("step".to_string(), self.step_count().to_string()),
+            ("epochs".to_string(), (self.step_count() / self.steps_per_epoch()).to_string()),
             ("seconds".to_string(), progress.seconds.to_string()),
             ("classes".to_string(), serde_json::Value::from(progress.classes.clone()).to_string()),
             ("data".to_string(), progress.data.clone()),
@@ -86,7 +87,7 @@ impl Trainer {
             metadata.insert("best_loss".into(), format!("{:016x}", loss.to_bits()));
             metadata.insert("best_step".into(), step.to_string());
         }
-        write_arrays(path, &all, metadata)
+        write_arrays(path, &all, metadata, Storage::F32)
     }
 
     /// Puts the trainer where the checkpoint at `path` left it.
@@ -94,7 +95,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::File`] for a damaged file or one of another model; the trainer is then unchanged.
     pub fn load_checkpoint(&mut self, path: &Path) -> Result<Progress> {
-        let file = ArrayFile::open(path, FORMAT, "a checkpoint")?;
+        let file = ArrayFile::open(path, &[CHECKPOINT_FORMAT], "a checkpoint")?;
         let specs = self.parameters().specs();
         let len = self.parameters().flat_len();
         let [weights, first, second, ema] =
@@ -142,7 +143,7 @@ impl Trainer {
             epoch: self.step_count() / self.steps_per_epoch(),
             classes: classes.to_vec(),
         };
-        write_model(path, &info, self.parameters().specs(), &ema.download::<f32>()?)
+        write_model(path, &info, self.parameters().specs(), &ema.download::<f32>()?, Storage::F32)
     }
 }
 
@@ -151,7 +152,7 @@ impl Trainer {
 /// # Errors
 /// As [`ArrayFile::open`].
 pub fn checkpoint_config(path: &Path) -> Result<Config> {
-    ArrayFile::open(path, FORMAT, "a checkpoint")?.config()
+    ArrayFile::open(path, &[CHECKPOINT_FORMAT], "a checkpoint")?.config()
 }
 
 /// The checkpoints of a folder (`step-N.safetensors`), newest first.
