@@ -8,8 +8,10 @@
 //! The data gradient is the same loop over dy: at stride 1 with the taps mirrored, at stride 2 once for each of the four
 //! parities of the input's rows and columns, with the taps that reach it.
 //!
-//! An element of the result is one chain over (tap, channel) in ascending order, whatever the tile, the task and the vector
-//! width: no bit depends on the machine, the threads or the other images.
+//! The sum goes by blocks of channels: a block of the weight's panel and the rows that it meets stay in the L1 cache while all
+//! tiles pass over them, and the tiles' sums wait in L2. An element of the result is one chain over (block, tap, channel) in
+//! ascending order, whatever the tile, the task and the vector width: no bit depends on the machine, the threads or the
+//! other images.
 
 use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 
@@ -93,6 +95,9 @@ fn transpose<T: Float>(
     unsafe { pack::lanes(to.as_mut_ptr(), pitch, from.as_ptr(), (lanes, stride), (channels, 1), avx512) };
 }
 
+/// Steps of the sum (taps times channels) in a block: with two vectors of f32 each 18 KB of the weight.
+const BLOCK_STEPS: usize = 144;
+
 /// Outputs that share their taps.
 struct Class {
     /// Per tap: where its channel 0 begins, counted from the output's place in the copied rows, and in the weight.
@@ -101,6 +106,19 @@ struct Class {
     first: [usize; 2],
     /// Output rows and columns.
     count: [usize; 2],
+}
+
+impl Class {
+    /// Channels of a block.
+    fn block(&self) -> usize {
+        (BLOCK_STEPS / self.taps.len().max(1)).max(1)
+    }
+
+    /// Where the steps of a block of `channels` find their input, counted from the output's place in the block's first channel. A
+    /// table: with a loop for the taps around one for the channels the processor would mispredict the end of each short loop.
+    fn steps(&self, channels: usize, pitch: usize) -> Vec<usize> {
+        self.taps.iter().flat_map(|&(tap, _)| (0..channels).map(move |channel| tap + channel * pitch)).collect()
+    }
 }
 
 /// A convolution as the inner loops see it.
@@ -218,6 +236,11 @@ impl Direct {
         self.classes.iter().map(|class| class.count[0]).max().unwrap_or(0)
     }
 
+    /// Columns of a class, at most.
+    fn class_columns(&self) -> usize {
+        self.classes.iter().map(|class| class.count[1]).max().unwrap_or(0)
+    }
+
     /// The whole result of `batch` images; `input` `[batch, …]`, `finish` says where a task's results go.
     pub(super) fn run<T: Float>(&self, batch: usize, input: &[T], weight: &[T], output: Output<T>) {
         Arch::new().dispatch(Run { direct: self, batch, input, weight, output });
@@ -261,6 +284,9 @@ impl<T> Shared<T> {
     }
 }
 
+/// Rows of one tile, at most.
+const TALLEST: usize = 4;
+
 /// Outputs of one tile, at most: accumulators, two vectors of the weight and a broadcast fit the registers.
 const fn tile_pixels<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 14 } else { 6 }
@@ -288,7 +314,7 @@ impl<T: Float> WithSimd for Run<'_, T> {
         );
         assert!(channel_add.is_none_or(|add| add.len() == batch * cout));
 
-        // The weight, class by class, panel by panel: [tap][channel][panel].
+        // The weight, class by class, panel by panel, block by block: [tap][channel][panel].
         let taps: usize = direct.classes.iter().map(|class| class.taps.len()).sum();
         let class_start = |number: usize| -> usize {
             direct.classes[..number].iter().map(|class| class.taps.len()).sum::<usize>() * channels * panel * panels
@@ -300,15 +326,18 @@ impl<T: Float> WithSimd for Run<'_, T> {
                 let (number, j) = (task / panels, task % panels);
                 let class = &direct.classes[number];
                 let lanes = panel.min(cout - j * panel);
+                let panel_start = class_start(number) + j * class.taps.len() * channels * panel;
                 for (tap, &(_, from)) in class.taps.iter().enumerate() {
                     let from = from + j * panel * lane_stride;
                     assert!(from + (lanes - 1) * lane_stride + (channels - 1) * step_stride < weight.len());
-                    // SAFETY: the source was just checked; every tap of every panel has its own place in the scratch.
-                    unsafe {
-                        let to =
-                            shared.get().add(class_start(number) + (j * class.taps.len() + tap) * channels * panel);
-                        let from = weight.as_ptr().add(from);
-                        pack::strip(to, panel, from, (lanes, lane_stride), (channels, step_stride), avx512);
+                    for first in (0..channels).step_by(class.block()) {
+                        let steps = class.block().min(channels - first);
+                        // SAFETY: the source was just checked; every tap of every block has its own place in the scratch.
+                        unsafe {
+                            let to = shared.get().add(panel_start + (class.taps.len() * first + tap * steps) * panel);
+                            let from = weight.as_ptr().add(from + first * step_stride);
+                            pack::strip(to, panel, from, (lanes, lane_stride), (steps, step_stride), avx512);
+                        }
                     }
                 }
             };
@@ -340,28 +369,33 @@ impl<T: Float> WithSimd for Run<'_, T> {
                     };
                     // SAFETY: image b lies within the data.
                     let to = unsafe { out.get().add(b * image_data) };
-                    let task = |to: *mut T, plus: *const T| Task {
-                        simd,
-                        direct,
-                        copied: &*copied,
-                        packed,
-                        rows: (first, last),
-                        to,
-                        plus,
-                        start: &start,
+                    let run = |to: *mut T, plus: *const T| {
+                        T::with_scratch((last - first) * direct.class_columns() * panel, |sums| {
+                            // Here, not further out: only what is inlined into this call is compiled for `S`.
+                            simd.vectorize(Task {
+                                simd,
+                                direct,
+                                copied: &*copied,
+                                packed,
+                                rows: (first, last),
+                                sums: sums.as_mut_ptr(),
+                                to,
+                                plus,
+                                start: &start,
+                            });
+                        });
                     };
                     match fold {
-                        // Here, not further out: only what is inlined into this call is compiled for `S`.
                         None => {
                             let plus = match residual {
                                 Some(residual) => residual[b * image_data..].as_ptr(),
                                 None if add => to.cast_const(),
                                 None => std::ptr::null(),
                             };
-                            simd.vectorize(task(to, plus));
+                            run(to, plus);
                         }
                         Some(small) => T::with_scratch(image_out, |large| {
-                            simd.vectorize(task(large.as_mut_ptr(), std::ptr::null()));
+                            run(large.as_mut_ptr(), std::ptr::null());
                             // SAFETY: this task alone writes image b.
                             let small_image = unsafe { std::slice::from_raw_parts_mut(to, image_data) };
                             simd.vectorize(Fold {
@@ -418,6 +452,8 @@ struct Task<'a, T, S, F> {
     packed: &'a [T],
     /// Rows of every class.
     rows: (usize, usize),
+    /// A panel's sums between blocks: `[rows, columns, panel]`.
+    sums: *mut T,
     to: *mut T,
     /// What is added to the result, of its layout; null for nothing.
     plus: *const T,
@@ -429,7 +465,7 @@ impl<T: Float, S: Simd, F: Fn(usize, &mut [T])> NullaryFnOnce for Task<'_, T, S,
 
     #[inline(always)]
     fn call(self) {
-        let Self { simd, direct, copied, packed, rows, to, plus, start } = self;
+        let Self { simd, direct, copied, packed, rows, sums, to, plus, start } = self;
         let (channels, cout, spread) = (direct.rows.channels, direct.cout, direct.spread);
         let panel = 2 * T::lanes::<S>();
         let panels = cout.div_ceil(panel);
@@ -439,64 +475,91 @@ impl<T: Float, S: Simd, F: Fn(usize, &mut [T])> NullaryFnOnce for Task<'_, T, S,
         let mut first_values = [T::ZERO; 32];
         for class in &direct.classes {
             let [count_rows, count_columns] = class.count;
-            let tiles = count_columns.div_ceil(most).max(1);
-            let pair = 2 * count_columns <= most;
+            let last = rows.1.min(count_rows);
+            let whole = class.steps(class.block(), direct.rows.width);
+            let partial = class.steps(channels % class.block(), direct.rows.width);
+            let heights = tile_heights(last.saturating_sub(rows.0), count_columns, most);
             for j in 0..panels {
                 let (b, rest) = weights.split_at(class.taps.len() * channels * panel);
                 weights = rest;
                 let columns = panel.min(cout - j * panel);
                 first_values.fill(T::ZERO);
                 start(j, &mut first_values[..columns]);
-                let mut row = rows.0;
-                let last = rows.1.min(count_rows);
-                while row < last {
-                    let tall = if pair && row + 2 <= last { 2 } else { 1 };
-                    for tile in 0..tiles {
-                        let (x0, x1) = (tile * count_columns / tiles, (tile + 1) * count_columns / tiles);
-                        let place = ((class.first[0] + row * spread) * direct.out[1] + class.first[1] + x0 * spread)
-                            * cout
-                            + j * panel;
-                        let at = (row - rows.0) * direct.row_step * direct.rows.pitch() + x0;
-                        // SAFETY: the rows of this task were copied with all that their taps reach, and the tile's outputs lie in
-                        // the image, which this task alone writes.
-                        unsafe {
-                            let walk = Walk {
-                                simd,
-                                taps: &class.taps,
-                                channels,
-                                pitch: direct.rows.width,
-                                a: copied.as_ptr().add(at),
-                                a_row: direct.row_step * direct.rows.pitch(),
-                                b: b.as_ptr(),
-                                start: first_values.as_ptr(),
-                                to: to.add(place),
-                                plus: if plus.is_null() { plus } else { plus.add(place) },
-                                to_row: spread * direct.out[1] * cout,
-                                to_pixel: spread * cout,
-                                columns,
-                            };
-                            walk.tile(tall, x1 - x0);
+                for channel in (0..channels).step_by(class.block()) {
+                    let block = class.block().min(channels - channel);
+                    let steps = if block == class.block() { &whole } else { &partial };
+                    let mut row = rows.0;
+                    for &tall in &heights {
+                        let tiles = count_columns.div_ceil(most / tall);
+                        for tile in 0..tiles {
+                            let (x0, x1) = (tile * count_columns / tiles, (tile + 1) * count_columns / tiles);
+                            let place =
+                                ((class.first[0] + row * spread) * direct.out[1] + class.first[1] + x0 * spread) * cout
+                                    + j * panel;
+                            let at = (row - rows.0) * direct.row_step * direct.rows.pitch()
+                                + channel * direct.rows.width
+                                + x0;
+                            // SAFETY: the rows of this task were copied with all that their taps reach, and the tile's outputs
+                            // lie in the image, which this task alone writes.
+                            unsafe {
+                                let walk = Walk {
+                                    simd,
+                                    steps,
+                                    a: copied.as_ptr().add(at),
+                                    a_row: direct.row_step * direct.rows.pitch(),
+                                    b: b.as_ptr().add(class.taps.len() * channel * panel),
+                                    start: (channel == 0).then_some(first_values.as_ptr()),
+                                    sums: sums.add(((row - rows.0) * count_columns + tall * x0) * panel),
+                                    finish: channel + block == channels,
+                                    to: to.add(place),
+                                    plus: if plus.is_null() { plus } else { plus.add(place) },
+                                    to_row: spread * direct.out[1] * cout,
+                                    to_pixel: spread * cout,
+                                    columns,
+                                };
+                                walk.tile(tall, x1 - x0);
+                            }
                         }
+                        row += tall;
                     }
-                    row += tall;
                 }
             }
         }
     }
 }
 
-/// One tile's way through the taps and channels.
+/// Rows of the tiles that cover `rows` rows of `columns` outputs, from the top: as few tiles of at most `most` pixels as can be,
+/// because a small one has too few sums under way to keep the arithmetic busy.
+fn tile_heights(rows: usize, columns: usize, most: usize) -> Vec<usize> {
+    // Tiles for the last i rows, and the height of the first of them.
+    let mut best = vec![(0, 0)];
+    for i in 1..=rows {
+        let choice = (1..=TALLEST.min(i)).map(|tall| (best[i - tall].0 + columns.div_ceil(most / tall), tall)).min();
+        best.extend(choice);
+    }
+    let mut heights = Vec::new();
+    let mut left = rows;
+    while left > 0 {
+        heights.push(best[left].1);
+        left -= best[left].1;
+    }
+    heights
+}
+
+/// One tile's way through the steps of a block.
 #[derive(Clone, Copy)]
 struct Walk<'a, T, S> {
     simd: S,
-    taps: &'a [(usize, usize)],
-    channels: usize,
-    /// Elements between channels of the copied rows.
-    pitch: usize,
+    /// See [`Class::steps`].
+    steps: &'a [usize],
     a: *const T,
     a_row: usize,
     b: *const T,
-    start: *const T,
+    /// The two vectors that all sums start from; None where they wait in `sums`.
+    start: Option<*const T>,
+    sums: *mut T,
+    /// Whether this is the last block: the sums go to the result.
+    finish: bool,
     to: *mut T,
     plus: *const T,
     to_row: usize,
@@ -522,7 +585,8 @@ impl<T: Float, S: Simd> Walk<'_, T, S> {
         unsafe {
             tiles!(self, tall, wide;
                 (1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (1, 8), (1, 9), (1, 10), (1, 11), (1, 12), (1, 13),
-                (1, 14), (2, 1), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (2, 7));
+                (1, 14), (2, 1), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (2, 7), (3, 1), (3, 2), (3, 3), (3, 4), (4, 1), (4, 2),
+                (4, 3));
         }
     }
 
@@ -532,31 +596,36 @@ impl<T: Float, S: Simd> Walk<'_, T, S> {
         if R * P > tile_pixels::<S>() {
             return;
         }
-        let Self { simd, pitch, to_row, to_pixel, .. } = self;
+        let Self { simd, to_row, to_pixel, .. } = self;
         let lanes = T::lanes::<S>();
         // SAFETY: as the caller of `tile` promises.
         unsafe {
-            let first = [self.start, self.start.add(lanes)].map(|at| at.cast::<T::Vector<S>>().read_unaligned());
-            let mut sums = [[first; P]; R];
-            let mut b = self.b;
-            for &(tap, _) in self.taps {
-                let mut a = self.a.add(tap);
-                for _ in 0..self.channels {
-                    let b0 = b.cast::<T::Vector<S>>().read_unaligned();
-                    let b1 = b.add(lanes).cast::<T::Vector<S>>().read_unaligned();
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let a = a.add(r * self.a_row);
-                        for (p, [s0, s1]) in sums.iter_mut().enumerate() {
-                            let x = T::splat(simd, *a.add(p));
-                            *s0 = T::vector_mul_add(simd, x, b0, *s0);
-                            *s1 = T::vector_mul_add(simd, x, b1, *s1);
-                        }
-                    }
-                    a = a.add(pitch);
-                    b = b.add(2 * lanes);
+            let waiting = self.sums.cast::<[[[T::Vector<S>; 2]; P]; R]>();
+            let mut sums = match self.start {
+                Some(start) => {
+                    let first = [start, start.add(lanes)].map(|at| at.cast::<T::Vector<S>>().read_unaligned());
+                    [[first; P]; R]
                 }
+                None => waiting.read_unaligned(),
+            };
+            let mut b = self.b;
+            for &step in self.steps {
+                let a = self.a.add(step);
+                let b0 = b.cast::<T::Vector<S>>().read_unaligned();
+                let b1 = b.add(lanes).cast::<T::Vector<S>>().read_unaligned();
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let a = a.add(r * self.a_row);
+                    for (p, [s0, s1]) in sums.iter_mut().enumerate() {
+                        let x = T::splat(simd, *a.add(p));
+                        *s0 = T::vector_mul_add(simd, x, b0, *s0);
+                        *s1 = T::vector_mul_add(simd, x, b1, *s1);
+                    }
+                }
+                b = b.add(2 * lanes);
             }
-            if self.columns == 2 * lanes {
+            if !self.finish {
+                waiting.write_unaligned(sums);
+            } else if self.columns == 2 * lanes {
                 for (r, sums) in sums.iter().enumerate() {
                     for (p, &[mut s0, mut s1]) in sums.iter().enumerate() {
                         let place = r * to_row + p * to_pixel;
