@@ -62,6 +62,10 @@ pub fn cases() -> Vec<Case> {
         case("scaled_b32_32x32x64_g8", &[32, 32, 32, 64], 8, scaled).large(),
         case("skip_b32_16x16x256_128_g32", &[32, 16, 16, 256], 32, skip(128)).large(),
         case("b1_32x32x64_g8", &[1, 32, 32, 64], 8, PLAIN).large(),
+        case("b128_32x32x64_g8", &[128, 32, 32, 64], 8, PLAIN).large(),
+        case("skip_b128_32x32x64_64_g8", &[128, 32, 32, 64], 8, skip(64)).large(),
+        case("b128_16x16x128_g8", &[128, 16, 16, 128], 8, PLAIN).large(),
+        case("b128_8x8x256_g8", &[128, 8, 8, 256], 8, PLAIN).large(),
     ]
 }
 
