@@ -58,6 +58,7 @@ pub fn cases() -> Vec<Case> {
         case("down_after_b2_h6_w8_c8_o8", [2, 6, 8, 8], 8, 3, down_after, BIAS),
         case("point_down_b2_h5_w4_c8_o8", [2, 5, 4, 8], 8, 1, Geometry { stride: 2, ..point }, BIAS),
         case("up_b2_h3_w4_to_h6_w8_c8_o8", [2, 3, 4, 8], 8, 3, up(6, 8), BIAS),
+        case("up_all_b3_h5_w3_to_h10_w6_c20_o33", [3, 5, 3, 20], 33, 3, up(10, 6), ALL),
         case("up_odd_b2_h4_w3_to_h7_w5_c5_o6", [2, 4, 3, 5], 6, 3, up(7, 5), ALL),
         case("tiles_b2_h9_w17_c40_o72", [2, 9, 17, 40], 72, 3, same, ALL),
         case("wide_b1_h3_w70_c4_o4", [1, 3, 70, 4], 4, 3, same, BIAS),

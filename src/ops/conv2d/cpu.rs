@@ -2,7 +2,7 @@
 
 use super::direct::{Direct, Output};
 use super::weight::weight_gradient;
-use super::{Added, Sizes, Sums};
+use super::{Added, Sizes, Sums, doubled};
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{Element, Tensor};
@@ -16,6 +16,9 @@ pub(super) fn forward<T: Float + Element>(sizes: Sizes, x: &Tensor, weight: &Ten
         add: false,
         fold: None,
     };
+    if doubled::fits(&sizes) {
+        return doubled::forward(&sizes, x.host(), weight.host(), output);
+    }
     Direct::forward(&sizes).run(sizes.batch, x.host(), weight.host(), output);
 }
 
@@ -34,14 +37,18 @@ pub(super) fn sums_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, parti
 }
 
 pub(super) fn input_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, weight: &Tensor, dx: &Destination) {
+    let doubled = doubled::fits(&sizes);
     let output = Output {
         data: dx.tensor.host_mut::<T>(),
         bias: None,
         channel_add: None,
         residual: None,
         add: dx.mode == Accumulate::Add,
-        fold: (sizes.source != sizes.size).then_some(sizes.source),
+        fold: (sizes.source != sizes.size && !doubled).then_some(sizes.source),
     };
+    if doubled {
+        return doubled::input_gradient(&sizes, dy.host(), weight.host(), output);
+    }
     Direct::input_gradient(&sizes).run(sizes.batch, dy.host(), weight.host(), output);
 }
 

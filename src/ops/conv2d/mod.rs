@@ -14,6 +14,8 @@ mod cases;
 mod cpu;
 mod cuda;
 mod direct;
+mod doubled;
+mod tile;
 mod weight;
 
 pub use cases::cases;
