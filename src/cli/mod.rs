@@ -4,12 +4,17 @@ pub mod bench_step;
 pub mod convert;
 pub mod data;
 pub mod doctor;
+mod edit;
+pub mod inpaint;
+pub mod interpolate;
 pub mod machine;
 pub mod plan;
 pub mod presets;
 mod progress;
 pub mod sample;
 pub mod train;
+pub mod upscale;
+pub mod vary;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -30,6 +35,10 @@ struct Cli {
 enum Command {
     Train(train::TrainCommand),
     Sample(sample::SampleCommand),
+    Interpolate(interpolate::InterpolateCommand),
+    Vary(vary::VaryCommand),
+    Inpaint(inpaint::InpaintCommand),
+    Upscale(upscale::UpscaleCommand),
     Convert(convert::ConvertCommand),
     Plan(plan::PlanCommand),
     Presets(presets::PresetsCommand),
@@ -78,6 +87,10 @@ impl Command {
         match self {
             Self::Train(command) => command.run(),
             Self::Sample(command) => command.run(),
+            Self::Interpolate(command) => command.run(),
+            Self::Vary(command) => command.run(),
+            Self::Inpaint(command) => command.run(),
+            Self::Upscale(command) => command.run(),
             Self::Convert(command) => command.run(),
             Self::Plan(command) => command.run(),
             Self::Presets(command) => command.run(),

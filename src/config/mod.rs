@@ -16,6 +16,7 @@
 //! # Ok::<(), engine::Error>(())
 //! ```
 
+mod edit;
 mod model_file;
 mod presets;
 mod sampling;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
+pub use edit::{Ends, Inpaint};
 pub use model_file::{
     Array, ArrayFile, CHECKPOINT_FORMAT, Model, ModelInfo, Storage, Weights, arrays, write_arrays, write_model,
 };

@@ -119,6 +119,24 @@ impl Model {
         mut progress: impl FnMut(usize, usize) -> Result<()>,
         mut sink: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
+        let count = request.labels.len();
+        let (spec, noise) = self.checked(request)?;
+        let mut sampler = Sampler::new(self.context(), self.model.clone(), self.parameters.clone(), &noise, spec)?;
+        let (batch, stages) = (sampler.batch(), sampler.stages());
+        let total = count.div_ceil(batch) * stages;
+        for (number, labels) in request.labels.chunks(batch).enumerate() {
+            let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
+            let first = number * batch;
+            let images = sampler.run(first as u32, &labels, |stage, _| progress(number * stages + stage + 1, total))?;
+            for (k, image) in images.chunks_exact(images.len() / labels.len()).enumerate() {
+                sink(first + k, image)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a request means for a sampler, and the model's noise levels; or why it cannot be met.
+    pub(super) fn checked(&self, request: &SampleRequest) -> Result<(SamplerSpec, NoiseSchedule)> {
         let config = &self.info.config;
         let (count, null_label) = (request.labels.len(), config.model.null_label());
         if count == 0 || u32::try_from(count).is_err() {
@@ -145,18 +163,6 @@ impl Model {
             batch: request.batch.min(count),
             seed: request.seed,
         };
-        let noise = NoiseSchedule::new(&config.diffusion)?;
-        let mut sampler = Sampler::new(self.context(), self.model.clone(), self.parameters.clone(), &noise, spec)?;
-        let (batch, stages) = (sampler.batch(), sampler.stages());
-        let total = count.div_ceil(batch) * stages;
-        for (number, labels) in request.labels.chunks(batch).enumerate() {
-            let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
-            let first = number * batch;
-            let images = sampler.run(first as u32, &labels, |stage, _| progress(number * stages + stage + 1, total))?;
-            for (k, image) in images.chunks_exact(images.len() / labels.len()).enumerate() {
-                sink(first + k, image)?;
-            }
-        }
-        Ok(())
+        Ok((spec, NoiseSchedule::new(&config.diffusion)?))
     }
 }

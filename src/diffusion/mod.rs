@@ -2,6 +2,7 @@
 
 mod config;
 mod denoiser;
+mod edit;
 mod loss;
 mod sample;
 mod sampler;
@@ -10,6 +11,7 @@ mod timesteps;
 
 pub use config::{DiffusionConfig, LossWeighting, Prediction, SamplerKind, SamplingConfig, Schedule, TimestepSampling};
 pub use denoiser::Denoiser;
+pub use edit::{Binding, Known, slerp};
 pub use loss::{Batch, Objective};
 pub use sample::{Sampler, SamplerSpec};
 pub use sampler::{Plan, Stage, StageCoefficients, Variance};

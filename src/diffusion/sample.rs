@@ -36,6 +36,9 @@ pub struct Sampler {
     copies: usize,
     state: State,
     program: Program,
+    /// The seed's number of the first image of those under way, and how many they are.
+    first: u32,
+    images: usize,
 }
 
 /// Persistent buffers of a sampler.
@@ -63,6 +66,20 @@ impl Sampler {
         spec: SamplerSpec,
     ) -> Result<Self> {
         let plan = Plan::new(noise, spec.prediction, &spec.sampling)?;
+        Self::with_plan(context, model, parameters, plan, spec)
+    }
+
+    /// As [`Sampler::new`], on a plan of one's own instead of the one that `spec.sampling` describes.
+    ///
+    /// # Errors
+    /// As [`Sampler::new`].
+    pub fn with_plan(
+        context: &Context,
+        model: Rc<dyn Denoiser>,
+        parameters: Rc<Parameters>,
+        plan: Plan,
+        spec: SamplerSpec,
+    ) -> Result<Self> {
         if plan.is_guided() && spec.null_label.is_none() {
             return Err(Error::config(
                 "sampling.guidance",
@@ -88,7 +105,18 @@ impl Sampler {
             saved: saved(plan.needs_saved_buffers())?,
         };
         let program = Program::plan(context, || step(context, model.as_ref(), &parameters, &state, spec.seed, copies))?;
-        Ok(Self { context: context.clone(), model, parameters, plan, spec, copies, state, program })
+        Ok(Self {
+            context: context.clone(),
+            model,
+            parameters,
+            plan,
+            spec,
+            copies,
+            state,
+            program,
+            first: 0,
+            images: 0,
+        })
     }
 
     /// The planned denoising step: memory and cost.
@@ -106,6 +134,16 @@ impl Sampler {
         self.spec.batch
     }
 
+    /// What is done, stage by stage.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The seed.
+    pub fn seed(&self) -> u64 {
+        self.spec.seed
+    }
+
     /// Draws images `first .. first + labels.len()` of the seed, at most a batch of them: `[labels.len(), H, W, C]` in
     /// about [-1, 1]. `after_stage(stage, state)` is called after each stage with the state so far, if it wants it.
     ///
@@ -115,8 +153,34 @@ impl Sampler {
         &mut self,
         first: u32,
         labels: &[i32],
-        mut after_stage: impl FnMut(usize, &dyn Fn() -> Result<Vec<f32>>) -> Result<()>,
+        after_stage: impl FnMut(usize, &dyn Fn() -> Result<Vec<f32>>) -> Result<()>,
     ) -> Result<Vec<f32>> {
+        self.begin(first, labels)?;
+        self.finish(after_stage)
+    }
+
+    /// As [`Sampler::run`], but the images start from `start` `[labels.len(), H, W, C]`, a state at the level of the plan's
+    /// first stage, instead of from noise.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`]; a start of another length.
+    pub fn run_from(
+        &mut self,
+        first: u32,
+        labels: &[i32],
+        start: &[f32],
+        after_stage: impl FnMut(usize, &dyn Fn() -> Result<Vec<f32>>) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        self.begin(first, labels)?;
+        self.set_state(start)?;
+        self.finish(after_stage)
+    }
+
+    /// Begins with images `first .. first + labels.len()` of the seed: their state becomes the noise that they start from.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub fn begin(&mut self, first: u32, labels: &[i32]) -> Result<()> {
         let batch = self.spec.batch;
         if labels.is_empty() || labels.len() > batch {
             return Err(Error::shape("sampler", format!("{} labels for a batch of {batch}", labels.len())));
@@ -128,25 +192,68 @@ impl Sampler {
             rows[batch..].fill(null as i32);
         }
         self.state.labels.upload(&rows)?;
-        let mut control = Control { first_item: first, ..Control::default() };
+        (self.first, self.images) = (first, labels.len());
+        let control = Control { first_item: first, ..Control::default() };
         self.state.control.upload(&control.words())?;
         let (state, temperature) = (&self.state, self.spec.sampling.temperature as f32);
-        fill_noise(&self.context, &state.x, self.copies, &state.control, self.spec.seed, temperature)?;
-        let read = |state: &State| -> Result<Vec<f32>> {
-            let image = state.x.len() / (self.copies * batch);
-            let mut values = state.x.part(0, [batch * image])?.download::<f32>()?;
-            values.truncate(labels.len() * image);
-            Ok(values)
-        };
-        for stage in 0..self.plan.stages().len() {
-            control.row = stage as u32;
-            self.state.control.upload(&control.words())?;
-            let (context, model, state) = (&self.context, self.model.as_ref(), &self.state);
-            let (parameters, seed, copies) = (&self.parameters, self.spec.seed, self.copies);
-            self.program.run(|| step(context, model, parameters, state, seed, copies))?;
-            after_stage(stage, &|| read(&self.state))?;
+        fill_noise(&self.context, &state.x, self.copies, &state.control, self.spec.seed, temperature)
+    }
+
+    /// The state of the images under way, `[N, H, W, C]`.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn state(&self) -> Result<Vec<f32>> {
+        let image = self.image_len();
+        let mut values = self.state.x.part(0, [self.spec.batch * image])?.download::<f32>()?;
+        values.truncate(self.images * image);
+        Ok(values)
+    }
+
+    /// Puts another state `[N, H, W, C]` in the place of that of the images under way.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for one of another length; what the device reports.
+    pub fn set_state(&mut self, values: &[f32]) -> Result<()> {
+        let (image, places) = (self.image_len(), self.spec.batch - self.images);
+        if values.len() != self.images * image {
+            let message = format!("a state of {} elements for {} images of {image}", values.len(), self.images);
+            return Err(Error::shape("sampler", message));
         }
-        read(&self.state)
+        let full: Vec<f32> = values.iter().copied().chain(std::iter::repeat_n(0.0, places * image)).collect();
+        self.state.x.upload(&full.repeat(self.copies))
+    }
+
+    /// Does one stage of the plan.
+    ///
+    /// # Errors
+    /// A stage that the plan does not have; what the device reports.
+    pub fn advance(&mut self, stage: usize) -> Result<()> {
+        if stage >= self.stages() {
+            return Err(Error::shape("sampler", format!("stage {stage} of {}", self.stages())));
+        }
+        let control = Control { first_item: self.first, row: stage as u32, ..Control::default() };
+        self.state.control.upload(&control.words())?;
+        let (context, model, state) = (&self.context, self.model.as_ref(), &self.state);
+        let (parameters, seed, copies) = (&self.parameters, self.spec.seed, self.copies);
+        self.program.run(|| step(context, model, parameters, state, seed, copies))
+    }
+
+    /// The rest of a run.
+    fn finish(
+        &mut self,
+        mut after_stage: impl FnMut(usize, &dyn Fn() -> Result<Vec<f32>>) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        for stage in 0..self.stages() {
+            self.advance(stage)?;
+            after_stage(stage, &|| self.state())?;
+        }
+        self.state()
+    }
+
+    /// Elements of an image.
+    fn image_len(&self) -> usize {
+        self.state.x.len() / (self.copies * self.spec.batch)
     }
 }
 

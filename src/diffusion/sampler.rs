@@ -277,6 +277,11 @@ impl Plan {
         Ok(Self { stages, steps: times.len() })
     }
 
+    /// A plan of stages, one a step.
+    pub(super) fn of_stages(stages: Vec<Stage>) -> Self {
+        Self { steps: stages.len(), stages }
+    }
+
     /// The stages in order.
     pub fn stages(&self) -> &[Stage] {
         &self.stages

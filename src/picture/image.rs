@@ -42,6 +42,26 @@ impl Image {
         Self::new(width, height, channels, pixels)
     }
 
+    /// The values in [-1, 1], `[height, width, channels]`, as models take them: [`Image::from_signed`] gives the same picture
+    /// back. Grey becomes RGB; RGB becomes grey where its channels are equal.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where a coloured picture is asked for in grey, or `channels` is neither 1 nor 3.
+    pub fn to_signed(&self, channels: usize) -> Result<Vec<f32>> {
+        let signed = |value: &u8| f32::from(*value) / 127.5 - 1.0;
+        match (self.channels, channels) {
+            (1, 3) => Ok(self.pixels.iter().flat_map(|value| [signed(value); 3]).collect()),
+            (3, 1) => {
+                if self.pixels.chunks_exact(3).any(|p| p[0] != p[1] || p[0] != p[2]) {
+                    return Err(Error::shape("picture", "it is coloured, and grey is needed; convert it first"));
+                }
+                Ok(self.pixels.chunks_exact(3).map(|p| signed(&p[0])).collect())
+            }
+            (1, 1) | (3, 3) => Ok(self.pixels.iter().map(signed).collect()),
+            _ => Err(Error::shape("picture", format!("{channels} channels; ask for 1 for grey or 3 for RGB"))),
+        }
+    }
+
     /// An RGB picture of one colour. A size of 0 counts as 1.
     pub fn filled(width: usize, height: usize, colour: [u8; 3]) -> Self {
         let (width, height) = (width.max(1), height.max(1));

@@ -13,6 +13,7 @@
 //! # Ok::<(), engine::Error>(())
 //! ```
 
+mod animation;
 mod grid;
 mod image;
 mod npy;
@@ -23,5 +24,6 @@ mod text;
 pub use self::image::Image;
 pub use self::npy::write_npy;
 pub use self::png::{encode_png, read_png, write_png};
+pub use animation::{Timing as AnimationTiming, encode_apng, encode_gif, write_animation};
 pub use grid::{Labels, Layout, grid, labelled_grid, strip};
 pub use plot::{LossCurve, Timing, loss_curve, render_loss_curve};

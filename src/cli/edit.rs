@@ -1,0 +1,273 @@
+//! What the commands share that make images out of given images.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::machine::MachineOptions;
+use crate::config::{Model, SampleRequest};
+use crate::diffusion::Profile;
+use crate::error::{Error, Result};
+use crate::ops::host::parallel::install;
+use crate::picture::{Image, Layout, grid, read_png, write_npy, write_png};
+use crate::tensor::Context;
+
+/// The keyword under which a PNG holds what made it.
+pub const KEYWORD: &str = "engine.edit";
+
+/// Which model, and how it samples.
+#[derive(Clone, Debug, Args)]
+pub struct EditOptions {
+    /// A model file, a checkpoint, or a run folder: its model.safetensors
+    #[arg(long, value_name = "FILE|RUN")]
+    pub model: PathBuf,
+    /// A class by name or number, or none [default: none]
+    #[arg(long, value_name = "NAME|N|none")]
+    pub class: Option<String>,
+    /// ddpm, ddim, heun or dpmpp2m [default: the model's]
+    #[arg(long, value_name = "SAMPLER")]
+    pub sampler: Option<String>,
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// A number of steps by name: 20, 50 or 100
+    #[arg(long, value_enum, conflicts_with = "steps")]
+    pub profile: Option<Profile>,
+    /// The share of DDPM's noise in a DDIM step: 0 to 1
+    #[arg(long, value_name = "ETA")]
+    pub eta: Option<f64>,
+    /// Classifier-free guidance: 1 is none, more follows the class harder
+    #[arg(long, value_name = "SCALE")]
+    pub guidance: Option<f64>,
+    /// Scale of all noise: less gives smoother images
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
+    /// Images that are computed together [default: up to 32]
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    #[command(flatten)]
+    pub machine: MachineOptions,
+    /// Replace files that exist
+    #[arg(long)]
+    pub force: bool,
+    /// Say nothing unless something goes wrong
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+impl EditOptions {
+    /// Opens the device, loads the model and does `work` with it.
+    ///
+    /// # Errors
+    /// Those of [`Model::load`], and of `work`.
+    pub fn with_model(&self, work: impl FnOnce(&Model) -> Result<()> + Send) -> Result<()> {
+        let machine = self.machine.open()?;
+        install(move || {
+            let context = Context::new(machine.device.clone());
+            let info = Model::inspect(&self.model)?;
+            let model = Model::load(&self.model, &context, machine.dtype(info.config.training.precision))?;
+            if !self.quiet {
+                eprintln!("{} after step {}, on {}", model.path.display(), model.info.step, machine.note);
+            }
+            work(&model)
+        })
+    }
+
+    /// A request for `count` images.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a class, a sampler or a value that cannot be.
+    pub fn request(&self, model: &Model, count: usize, seed: u64) -> Result<SampleRequest> {
+        if !(1..=1_000_000).contains(&count) {
+            return Err(Error::config("--count", format!("{count} images"), "give 1 to 1000000"));
+        }
+        let label = match &self.class {
+            Some(class) => model.class_label(class)?,
+            None => model.default_label()?,
+        };
+        let mut request = model.request(vec![label; count]);
+        request.seed = seed;
+        request.batch = self.batch.unwrap_or(request.batch);
+        let sampling = &mut request.sampling;
+        if let Some(sampler) = &self.sampler {
+            sampling.sampler = sampler.parse()?;
+        }
+        if let Some(steps) = self.steps.or(self.profile.map(Profile::steps)) {
+            (sampling.num_steps, sampling.timesteps) = (steps, None);
+        }
+        sampling.eta = self.eta.unwrap_or(sampling.eta);
+        sampling.guidance = self.guidance.unwrap_or(sampling.guidance);
+        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.validate(model.info.config.diffusion.num_steps)?;
+        Ok(request)
+    }
+
+    /// Refuses to write over a file, unless `--force` was given.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn refuse_taken(&self, out: &Path) -> Result<()> {
+        if out.is_file() && !self.force {
+            return Err(Error::file(out, "exists already", "name another file, or replace it with --force"));
+        }
+        Ok(())
+    }
+
+    /// A bar of evaluations of the network, and what moves it.
+    pub fn bar(&self) -> ProgressBar {
+        if self.quiet {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::new(1);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} evaluations, {eta} left") {
+            bar.set_style(style);
+        }
+        bar
+    }
+
+    /// What made a picture, for its PNG: `more` is an object of what is the command's own.
+    pub fn text(&self, model: &Model, request: &SampleRequest, more: serde_json::Value) -> Vec<(&'static str, String)> {
+        let sampling = &request.sampling;
+        let mut parameters = serde_json::json!({
+            "model": model.path.display().to_string(),
+            "step": model.info.step,
+            "weights": model.info.weights,
+            "class": self.class,
+            "seed": request.seed,
+            "sampling": sampling,
+        });
+        if let (Some(all), serde_json::Value::Object(more)) = (parameters.as_object_mut(), more) {
+            all.extend(more);
+        }
+        vec![("Software", format!("engine {}", env!("CARGO_PKG_VERSION"))), (KEYWORD, parameters.to_string())]
+    }
+
+    /// Says what was written.
+    pub fn report(&self, out: &Path, what: &str, request: &SampleRequest, started: Instant) {
+        if !self.quiet {
+            println!(
+                "wrote {}: {what} in {:.2} s ({} {} steps, guidance {}, seed {})",
+                out.display(),
+                started.elapsed().as_secs_f64(),
+                request.sampling.sampler,
+                request.sampling.num_steps,
+                request.sampling.guidance,
+                request.seed
+            );
+        }
+    }
+}
+
+/// Shows what a [`ProgressBar`] should show.
+pub fn moves(bar: &ProgressBar) -> impl FnMut(usize, usize) {
+    |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    }
+}
+
+/// Reads a PNG of `[height, width, channels]` as values in [-1, 1].
+///
+/// # Errors
+/// Those of [`read_png`]; [`Error::File`] for a picture of another size, or in colour where grey is needed.
+pub fn read_image(path: &Path, [height, width, channels]: [usize; 3]) -> Result<Vec<f32>> {
+    let (image, _) = read_png(path)?;
+    if (image.height(), image.width()) != (height, width) {
+        let message = format!("is {}x{} pixels, and {width}x{height} are needed", image.width(), image.height());
+        return Err(Error::file(path, message, "bring it to that size first"));
+    }
+    image
+        .to_signed(channels)
+        .map_err(|_| Error::file(path, "is coloured, and the model's images are grey", "turn it to grey first"))
+}
+
+/// Values in [-1, 1] as pictures of the model's size.
+///
+/// # Errors
+/// Those of [`Image::from_signed`].
+pub fn pictures(model: &Model, images: &[Vec<f32>]) -> Result<Vec<Image>> {
+    let [height, width, channels] = model.model.image_shape();
+    images.iter().map(|values| Image::from_signed(width, height, channels, values)).collect()
+}
+
+/// Where results go, told by the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// One PNG: the image itself where there is one, else a sheet.
+    Png,
+    /// `.gif`.
+    Gif,
+    /// `.apng`.
+    Apng,
+    /// `.npy`.
+    Array,
+    /// A folder of PNGs.
+    Folder,
+}
+
+impl Output {
+    /// # Errors
+    /// [`Error::Config`] for an ending that means nothing.
+    pub fn of(out: &Path) -> Result<Self> {
+        let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let named_folder = out.is_dir() || out.as_os_str().to_string_lossy().ends_with('/');
+        match ending.as_str() {
+            _ if named_folder => Ok(Self::Folder),
+            "png" => Ok(Self::Png),
+            "gif" => Ok(Self::Gif),
+            "apng" => Ok(Self::Apng),
+            "npy" => Ok(Self::Array),
+            "" => Ok(Self::Folder),
+            other => Err(Error::config(
+                "--out",
+                format!("{} is no kind of file that can be written: .{other}", out.display()),
+                "end it in .png or .npy, or in / for a folder",
+            )),
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Config`] for an animation.
+    pub fn still(out: &Path) -> Result<Self> {
+        match Self::of(out)? {
+            Self::Gif | Self::Apng => {
+                let message = format!("{} would be an animation", out.display());
+                Err(Error::config("--out", message, "end it in .png or .npy, or in / for a folder"))
+            }
+            output => Ok(output),
+        }
+    }
+}
+
+/// Writes still images: one PNG (a sheet where there are several), an array, or a folder of PNGs.
+///
+/// # Errors
+/// Those of the writers.
+pub fn write_images(out: &Path, images: &[Image], text: &[(&'static str, String)], force: bool) -> Result<()> {
+    let text: Vec<(&str, &str)> = text.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+    match (Output::still(out)?, images) {
+        (Output::Array, _) => write_npy(out, images),
+        (Output::Folder, _) => {
+            let paths: Vec<PathBuf> = (0..images.len()).map(|k| out.join(format!("{k:05}.png"))).collect();
+            if let Some(taken) = paths.iter().find(|path| path.exists() && !force) {
+                return Err(Error::file(taken, "exists already", "name another folder, or replace with --force"));
+            }
+            paths.iter().zip(images).try_for_each(|(path, image)| write_png(path, image, &text))
+        }
+        (_, [image]) => write_png(out, image, &text),
+        _ => write_png(out, &sheet(images)?, &text),
+    }
+}
+
+/// Images side by side, drawn as large as they still fit a screen.
+///
+/// # Errors
+/// Those of [`grid()`].
+pub fn sheet(images: &[Image]) -> Result<Image> {
+    let columns = images.len().clamp(1, 16);
+    let width = images.first().map_or(1, Image::width);
+    let scale = (96 / width).min(1920 / (columns * width)).clamp(1, 8);
+    grid(images, Layout { columns, scale, ..Layout::default() })
+}

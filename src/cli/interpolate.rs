@@ -1,0 +1,109 @@
+//! `engine interpolate`: a smooth way between two samples or two images.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+
+use super::edit::{EditOptions, Output, moves, pictures, read_image, sheet, write_images};
+use crate::config::{Ends, Model};
+use crate::diffusion::SamplerKind;
+use crate::error::{Error, Result};
+use crate::picture::{AnimationTiming, write_animation, write_png};
+
+/// Draw a smooth way between two seeds' images, or between two given images.
+///
+/// Between seeds the ends are the images that `engine sample --count 1` draws with the same class, sampler and steps; between
+/// images they are the images themselves.
+#[derive(Clone, Debug, Args)]
+pub struct InterpolateCommand {
+    #[command(flatten)]
+    edit: EditOptions,
+    /// Two seeds
+    #[arg(long, num_args = 2, value_names = ["A", "B"], required_unless_present = "images", conflicts_with = "images")]
+    seeds: Option<Vec<u64>>,
+    /// Two PNG files of the model's size
+    #[arg(long, num_args = 2, value_names = ["A.png", "B.png"])]
+    images: Option<Vec<PathBuf>>,
+    /// Images in all, the ends included
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    frames: usize,
+    /// F.png: a strip; F.gif and F.apng: an animation; F.npy; else a folder of PNG files. May be given several times
+    #[arg(long, value_name = "FILE|DIR", default_value = "interpolation.png")]
+    out: Vec<PathBuf>,
+    /// Frames a second of an animation: 1 to 50
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    fps: u16,
+    /// Let an animation come back to its beginning
+    #[arg(long)]
+    bounce: bool,
+}
+
+impl InterpolateCommand {
+    /// Draws, writes, and says so.
+    ///
+    /// # Errors
+    /// Those of [`Model::interpolate`], and what is wrong with the options, which is found before anything is drawn.
+    pub fn run(self) -> Result<()> {
+        let started = Instant::now();
+        for out in &self.out {
+            Output::of(out)?;
+            self.edit.refuse_taken(out)?;
+        }
+        if !(1..=50).contains(&self.fps) {
+            return Err(Error::config("--fps", format!("{} frames a second", self.fps), "give 1 to 50"));
+        }
+        if self.frames < 2 {
+            let message = format!("{} frames", self.frames);
+            return Err(Error::config("--frames", message, "give 2 or more: the ends are two"));
+        }
+        self.edit.with_model(|model| self.draw(model, started))
+    }
+
+    fn draw(&self, model: &Model, started: Instant) -> Result<()> {
+        let seed = self.seeds.as_ref().map_or(0, |seeds| seeds[0]);
+        let mut request = self.edit.request(model, self.frames, seed)?;
+        // A sampler with noise of its own is the model's choice here, not the user's.
+        let sampling = &mut request.sampling;
+        if self.edit.sampler.is_none() && sampling.sampler == SamplerKind::Ddpm {
+            sampling.sampler = SamplerKind::Ddim;
+        }
+        if self.edit.eta.is_none() {
+            sampling.eta = 0.0;
+        }
+        let bar = self.edit.bar();
+        let (drawn, what) = match (&self.seeds, &self.images) {
+            (Some(seeds), _) => {
+                let ends = Ends::Seeds(seeds[0], seeds[1]);
+                let what = serde_json::json!({ "command": "interpolate", "seeds": seeds, "frames": self.frames });
+                (model.interpolate(ends, &request, &mut moves(&bar))?, what)
+            }
+            (None, images) => {
+                let paths = images.iter().flatten();
+                let images = paths.clone().map(|path| read_image(path, model.model.image_shape()));
+                let images = images.collect::<Result<Vec<_>>>()?;
+                let names: Vec<String> = paths.map(|path| path.display().to_string()).collect();
+                let what = serde_json::json!({ "command": "interpolate", "images": names, "frames": self.frames });
+                (model.interpolate(Ends::Images(&images[0], &images[1]), &request, &mut moves(&bar))?, what)
+            }
+        };
+        bar.finish_and_clear();
+        let frames = pictures(model, &drawn)?;
+        let text = self.edit.text(model, &request, what);
+        let borrowed: Vec<(&str, &str)> = text.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+        for out in &self.out {
+            match Output::of(out)? {
+                Output::Png => write_png(out, &sheet(&frames)?, &borrowed)?,
+                Output::Gif | Output::Apng => {
+                    let scale = (256 / frames[0].width()).clamp(1, 8);
+                    let large = frames.iter().map(|frame| frame.upscale(scale)).collect::<Result<Vec<_>>>()?;
+                    let timing = AnimationTiming { delay: 100 / self.fps, bounce: self.bounce };
+                    write_animation(out, &large, timing, &borrowed)?;
+                }
+                Output::Array | Output::Folder => write_images(out, &frames, &text, self.edit.force)?,
+            }
+            self.edit.report(out, &format!("{} frames", frames.len()), &request, started);
+        }
+        Ok(())
+    }
+}

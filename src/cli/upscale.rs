@@ -1,0 +1,65 @@
+//! `engine upscale`: a larger version of a small image.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+
+use super::edit::{EditOptions, Output, moves, pictures, read_image, write_images};
+use crate::error::{Error, Result};
+
+/// Draw an image of the model's size whose blocks of pixels have the means that a small image gives.
+#[derive(Clone, Debug, Args)]
+pub struct UpscaleCommand {
+    #[command(flatten)]
+    edit: EditOptions,
+    /// A PNG file; --factor times as large is the model's size
+    #[arg(long, value_name = "FILE.png")]
+    image: PathBuf,
+    /// 2 or 4
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    factor: usize,
+    /// How often each step is done: more fits better to what is given, and takes as much longer
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    resample: usize,
+    /// How many results
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    count: usize,
+    /// Result k of a seed is always the same image
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// F.png: the image, or a sheet of several; F.npy: f32 in [0, 1]; else a folder of PNG files
+    #[arg(long, value_name = "F.png|F.npy|DIR", default_value = "upscaled.png")]
+    out: PathBuf,
+}
+
+impl UpscaleCommand {
+    /// Draws, writes, and says so.
+    ///
+    /// # Errors
+    /// Those of [`Model::upscale`](crate::config::Model::upscale), and what is wrong with the options.
+    pub fn run(self) -> Result<()> {
+        let started = Instant::now();
+        Output::still(&self.out)?;
+        self.edit.refuse_taken(&self.out)?;
+        if !matches!(self.factor, 2 | 4) {
+            return Err(Error::config("--factor", format!("{} is given", self.factor), "give 2 or 4"));
+        }
+        self.edit.with_model(|model| {
+            let request = self.edit.request(model, self.count, self.seed)?;
+            let [height, width, channels] = model.model.image_shape();
+            let image = read_image(&self.image, [height / self.factor, width / self.factor, channels])?;
+            let bar = self.edit.bar();
+            let drawn = model.upscale(&image, self.factor, self.resample, &request, &mut moves(&bar))?;
+            bar.finish_and_clear();
+            let what = serde_json::json!({
+                "command": "upscale", "image": self.image.display().to_string(),
+                "factor": self.factor, "resample": self.resample,
+            });
+            let text = self.edit.text(model, &request, what);
+            write_images(&self.out, &pictures(model, &drawn)?, &text, self.edit.force)?;
+            self.edit.report(&self.out, &format!("{} at {width}x{height}", self.count), &request, started);
+            Ok(())
+        })
+    }
+}

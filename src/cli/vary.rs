@@ -1,0 +1,57 @@
+//! `engine vary`: variations of an image.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+
+use super::edit::{EditOptions, Output, moves, pictures, read_image, write_images};
+use crate::error::Result;
+
+/// Make variations of an image: noise it, and denoise it again.
+#[derive(Clone, Debug, Args)]
+pub struct VaryCommand {
+    #[command(flatten)]
+    edit: EditOptions,
+    /// A PNG file of the model's size
+    #[arg(long, value_name = "FILE.png")]
+    image: PathBuf,
+    /// The share of the denoising steps that are done: 0 returns the image, 1 ignores it
+    #[arg(long, value_name = "0…1", default_value_t = 0.6)]
+    strength: f64,
+    /// How many variations
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    count: usize,
+    /// Variation k of a seed is always the same image
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// F.png: the image, or a sheet of several; F.npy: f32 in [0, 1]; else a folder of PNG files
+    #[arg(long, value_name = "F.png|F.npy|DIR", default_value = "varied.png")]
+    out: PathBuf,
+}
+
+impl VaryCommand {
+    /// Draws, writes, and says so.
+    ///
+    /// # Errors
+    /// Those of [`Model::vary`](crate::config::Model::vary), and what is wrong with the options.
+    pub fn run(self) -> Result<()> {
+        let started = Instant::now();
+        Output::still(&self.out)?;
+        self.edit.refuse_taken(&self.out)?;
+        self.edit.with_model(|model| {
+            let request = self.edit.request(model, self.count, self.seed)?;
+            let image = read_image(&self.image, model.model.image_shape())?;
+            let bar = self.edit.bar();
+            let drawn = model.vary(&image, self.strength, &request, &mut moves(&bar))?;
+            bar.finish_and_clear();
+            let what = serde_json::json!({
+                "command": "vary", "image": self.image.display().to_string(), "strength": self.strength,
+            });
+            let text = self.edit.text(model, &request, what);
+            write_images(&self.out, &pictures(model, &drawn)?, &text, self.edit.force)?;
+            self.edit.report(&self.out, &format!("{} of strength {}", self.count, self.strength), &request, started);
+            Ok(())
+        })
+    }
+}
