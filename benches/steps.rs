@@ -35,7 +35,7 @@ fn pixels(config: &Config, count: usize) -> engine::Result<Dataset> {
     let mut images: Vec<u8> =
         (0..blocks).flat_map(|block| philox.bits4(block, 0, 0, Purpose::Probe)).map(|bits| bits as u8).collect();
     images.truncate(count * size * size * channels);
-    let classes = config.model.num_classes();
+    let classes = config.model.num_classes().max(1);
     Dataset::from_parts(Parts {
         name: "random pixels".into(),
         height: size,
@@ -50,7 +50,7 @@ fn pixels(config: &Config, count: usize) -> engine::Result<Dataset> {
 }
 
 fn steps(criterion: &mut Criterion) {
-    for preset in ["dit-cifar10", "quickstart"] {
+    for preset in ["dit-cifar10", "quickstart", "ddpm-cifar10", "unet-fashion-small"] {
         bench_preset(criterion, preset).unwrap_or_else(|error| panic!("{preset}: {error}"));
     }
 }

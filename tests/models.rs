@@ -5,6 +5,7 @@ mod common;
 mod emulator;
 
 use common::golden::{self, Projected, Whole};
+use engine::config::Config;
 use engine::models::{self, ModelConfig};
 use engine::nn::Parameters;
 use engine::tape::{Accumulate, Tape};
@@ -14,9 +15,7 @@ use engine::tensor::{Context, DType, Device};
 type Results = Vec<(String, Vec<f64>)>;
 
 fn run(config: &serde_json::Value, seed: u64, batch: usize, device: Device, precision: DType) -> Results {
-    let mut config = config.clone();
-    config.as_object_mut().unwrap().insert("kind".into(), "dit".into());
-    let config: ModelConfig = serde_json::from_value(config).unwrap();
+    let config: ModelConfig = serde_json::from_value(config.clone()).unwrap();
     let context = Context::new(device);
     context.set_poison(true);
     let (model, builder) = models::build(&config).unwrap();
@@ -31,7 +30,7 @@ fn run(config: &serde_json::Value, seed: u64, batch: usize, device: Device, prec
 
     let [h, w, c] = model.image_shape();
     let labels = config.num_classes() + usize::from(config.null_label().is_some());
-    let inputs = golden::inputs(seed, batch, h * w * c, labels);
+    let inputs = golden::inputs(seed, batch, h * w * c, labels.max(1));
     // Images are f32, but for the oracle.
     let image = if precision == DType::F64 { DType::F64 } else { DType::F32 };
     let floats = |values: &[f32], shape: &[usize]| {
@@ -81,16 +80,18 @@ fn whole_error(file: &str, device: Device, precision: DType) -> (f64, String) {
         .unwrap()
 }
 
-const SMALL: [&str; 4] = [
+const TRANSFORMERS: [&str; 4] = [
     "dit-token.safetensors",
     "dit-adaln.safetensors",
     "dit-token-qknorm-patch2.safetensors",
     "dit-adaln-qknorm-patch2.safetensors",
 ];
 
+const UNETS: [&str; 2] = ["unet-scale-shift.safetensors", "unet-level.safetensors"];
+
 #[test]
-fn small_transformers_agree_with_pytorch() {
-    for file in SMALL {
+fn small_models_agree_with_pytorch() {
+    for file in TRANSFORMERS.into_iter().chain(UNETS) {
         let (error, name) = whole_error(file, Device::Cpu, DType::F64);
         assert!(error <= 1e-10, "{file} f64: {name} is off by {error:.2e}");
         let (error, name) = whole_error(file, Device::Cpu, DType::F32);
@@ -100,7 +101,7 @@ fn small_transformers_agree_with_pytorch() {
 
 #[test]
 fn small_transformers_agree_with_pytorch_on_the_emulator() {
-    for file in SMALL {
+    for file in TRANSFORMERS {
         let (error, name) = whole_error(file, Device::Accelerator(emulator::device()), DType::F32);
         assert!(error <= 1e-5, "{file} f32: {name} is off by {error:.2e}");
         // bf16 keeps 8 bits: a few roundings a layer, over two layers forward and back.
@@ -109,25 +110,68 @@ fn small_transformers_agree_with_pytorch_on_the_emulator() {
     }
 }
 
+/// f64 against PyTorch's norms, projections and samples; f32 against f64, whole tensor by whole tensor.
+fn agrees_with_pytorch(file: &str) {
+    let golden = Projected::load(file);
+    let [exact, single] =
+        [DType::F64, DType::F32].map(|dtype| run(&golden.model, golden.seed, golden.batch, Device::Cpu, dtype));
+    let counted: usize = exact[2..].iter().map(|(_, values)| values.len()).sum();
+    assert_eq!(counted, golden.parameters);
+    let floor = 1e-3 * golden.median_gradient_norm();
+    for ((name, exact), (_, single)) in exact.iter().zip(&single) {
+        let error = golden.error(name, exact);
+        assert!(error <= 1e-10, "{file} f64: {name} is off by {error:.2e}");
+        let error = golden::relative_error(single, exact, floor);
+        assert!(error <= 1e-5, "{file} f32: {name} is off by {error:.2e}");
+    }
+}
+
 #[test]
 fn the_cifar_transformer_agrees_with_pytorch() {
-    let golden = Projected::load("dit-cifar10.json");
-    let results = run(&golden.model, golden.seed, golden.batch, Device::Cpu, DType::F32);
-    let counted: usize = results[2..].iter().map(|(_, values)| values.len()).sum();
-    assert_eq!(counted, golden.parameters);
-    for (name, values) in &results {
-        let error = golden.error(name, values);
-        assert!(error <= 1e-5, "{name} is off by {error:.2e}");
+    agrees_with_pytorch("dit-cifar10.json");
+}
+
+#[test]
+fn the_fashion_unets_agree_with_pytorch() {
+    agrees_with_pytorch("unet-fashion.json");
+    agrees_with_pytorch("unet-fashion-small.json");
+}
+
+#[test]
+fn the_cifar_unets_agree_with_pytorch() {
+    agrees_with_pytorch("ddpm-cifar10.json");
+    agrees_with_pytorch("ddpm-cifar10-paper.json");
+}
+
+/// A golden is of the preset's own model, but for dropout, whose masks each side draws in its own way.
+#[test]
+fn goldens_are_of_the_presets() {
+    for preset in ["dit-cifar10", "ddpm-cifar10", "ddpm-cifar10-paper", "unet-fashion", "unet-fashion-small"] {
+        let golden = Projected::load(&format!("{preset}.json"));
+        let mut config = Config::preset(preset).unwrap();
+        if config.model.kind() == "unet" {
+            config.set("model.dropout=0").unwrap();
+        }
+        assert_eq!(serde_json::from_value::<ModelConfig>(golden.model).unwrap(), config.model, "{preset}");
     }
 }
 
 #[test]
 fn parameter_counts_are_pinned() {
-    let count = |null_label: bool| {
-        let config = models::dit::DitConfig { null_label, ..Default::default() };
-        let (_, builder) = models::build(&ModelConfig::Dit(config)).unwrap();
+    let count = |config: ModelConfig| {
+        let (_, builder) = models::build(&config).unwrap();
         Parameters::new(&Context::shape_only(), builder, DType::F32).unwrap().count()
     };
-    assert_eq!(count(false), 19_107_920);
-    assert_eq!(count(true), 19_108_048);
+    let dit = |null_label| ModelConfig::Dit(models::dit::DitConfig { null_label, ..Default::default() });
+    assert_eq!(count(dit(false)), 19_107_920);
+    assert_eq!(count(dit(true)), 19_108_048);
+    for (preset, parameters) in [
+        ("ddpm-cifar10", 15_753_475),
+        // As counted of the weights that Ho et al. 2020 published.
+        ("ddpm-cifar10-paper", 35_746_307),
+        ("unet-fashion", 32_075_713),
+        ("unet-fashion-small", 2_485_985),
+    ] {
+        assert_eq!(count(Config::preset(preset).unwrap().model), parameters, "{preset}");
+    }
 }

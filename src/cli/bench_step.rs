@@ -109,7 +109,7 @@ impl BenchStepCommand {
         let levels = config.diffusion.num_steps;
         let sampling = SamplingConfig { num_steps: needed.clamp(1, levels), ..config.sampling.clone() };
         let mut sampler = trainer.sampler(&sampling, DDIM_BATCH, 0)?;
-        let labels: Vec<i32> = (0..DDIM_BATCH).map(|k| (k % config.model.num_classes()) as i32).collect();
+        let labels: Vec<i32> = (0..DDIM_BATCH).map(|k| (k % config.model.num_classes().max(1)) as i32).collect();
         let (mut times, mut start, mut stages) = (Vec::with_capacity(self.repeat), Instant::now(), 0);
         while times.len() < self.repeat {
             sampler.run(0, &labels, |_, _| {
@@ -153,7 +153,7 @@ impl BenchStepCommand {
 /// Random images of the model's size, all of them for training.
 fn random_set(config: &Config) -> Result<Dataset> {
     let (size, channels, classes) =
-        (config.model.image_size(), config.model.image_channels(), config.model.num_classes());
+        (config.model.image_size(), config.model.image_channels(), config.model.num_classes().max(1));
     let philox = Philox { seed: 0 };
     let bytes = IMAGES * size * size * channels;
     let mut images = Vec::with_capacity(bytes + 16);

@@ -69,7 +69,7 @@ enum Choice {
     Each(usize),
     /// The classes in turn.
     InTurn,
-    /// One label.
+    /// One label, or none where the model has no classes.
     One,
 }
 
@@ -143,8 +143,9 @@ impl SampleCommand {
         let classes = model.class_names().len();
         let usual = model.info.config.sampling.count_per_class;
         let (choice, count, label): (Choice, usize, Box<dyn Fn(usize) -> usize>) = match self.class.as_deref() {
+            None if classes == 0 => (Choice::One, self.count.unwrap_or(usual), Box::new(|_| 0)),
             None => (Choice::InTurn, self.count.unwrap_or(classes.min(100)), Box::new(|k| k % classes)),
-            Some("all") => {
+            Some("all") if classes > 0 => {
                 let each = self.count.unwrap_or(usual);
                 (Choice::Each(each), each.saturating_mul(classes), Box::new(move |k| k / each))
             }
@@ -268,13 +269,14 @@ impl SampleCommand {
         )
     }
 
-    /// The class of each image, in words.
+    /// The class of each image, in words; empty where the model has no classes.
     fn label_names(&self, model: &Model, request: &SampleRequest) -> Vec<String> {
         let names = model.class_names();
         let null = model.info.config.model.null_label();
         let name = |&label: &usize| match names.get(label) {
             Some(name) => name.clone(),
             None if Some(label) == null => "none".into(),
+            None if model.info.config.model.num_classes() == 0 => String::new(),
             None => label.to_string(),
         };
         request.labels.iter().map(name).collect()
@@ -351,11 +353,11 @@ fn captions(choice: &Choice, layout: Layout, names: &[String]) -> Labels {
     }
 }
 
-/// `00012-dog.png`; what a file's name may not have becomes a dash.
+/// `00012-dog.png`, `00012.png` without a class; what a file's name may not have becomes a dash.
 fn file_name(k: usize, class: &str) -> String {
     let plain = |c: char| if c.is_alphanumeric() || matches!(c, '_' | '-') { c } else { '-' };
     let class: String = class.chars().take(40).map(plain).collect();
-    format!("{k:05}-{class}.png")
+    if class.is_empty() { format!("{k:05}.png") } else { format!("{k:05}-{class}.png") }
 }
 
 fn borrow<'a>(text: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
@@ -388,6 +390,7 @@ mod tests {
         assert_eq!(file_name(7, "dog"), "00007-dog.png");
         assert_eq!(file_name(123_456, "T-shirt/top"), "123456-T-shirt-top.png");
         assert_eq!(file_name(0, "../x y"), "00000----x-y.png");
+        assert_eq!(file_name(3, ""), "00003.png");
     }
 
     #[test]

@@ -29,5 +29,25 @@ pub fn presets() -> &'static [Preset] {
             description: "diffusion transformer on Fashion-MNIST, 28x28 grey",
             yaml: include_str!("presets/dit-fashion.yaml"),
         },
+        Preset {
+            name: "ddpm-cifar10",
+            description: "DDPM's U-Net on CIFAR-10 without labels, 15.8 M parameters",
+            yaml: include_str!("presets/ddpm-cifar10.yaml"),
+        },
+        Preset {
+            name: "ddpm-cifar10-paper",
+            description: "the network of Ho et al. 2020 on CIFAR-10, 35.7 M parameters",
+            yaml: include_str!("presets/ddpm-cifar10-paper.yaml"),
+        },
+        Preset {
+            name: "unet-fashion",
+            description: "class-conditioned U-Net on Fashion-MNIST, 28x28 grey, 32.1 M parameters",
+            yaml: include_str!("presets/unet-fashion.yaml"),
+        },
+        Preset {
+            name: "unet-fashion-small",
+            description: "the same with 2.5 M parameters: half an hour on two CPU cores",
+            yaml: include_str!("presets/unet-fashion-small.yaml"),
+        },
     ]
 }

@@ -9,7 +9,8 @@ use crate::tensor::Context;
 /// The images to draw; [`Model::request`] fills in what the model's own configuration says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleRequest {
-    /// A label for each image: a class, or the null label for an image of no class in particular.
+    /// A label for each image: a class, or the null label for an image of no class in particular. 0 where the model has no
+    /// classes.
     pub labels: Vec<usize>,
     /// Sampler, steps, guidance.
     pub sampling: SamplingConfig,
@@ -25,7 +26,8 @@ impl Model {
         self.parameters.master().context()
     }
 
-    /// The names of the classes in the order of their labels; numbers where the file has no names.
+    /// The names of the classes in the order of their labels; numbers where the file has no names. None where the model
+    /// takes no labels.
     pub fn class_names(&self) -> Vec<String> {
         let count = self.info.config.model.num_classes();
         match self.info.classes.len() {
@@ -37,9 +39,12 @@ impl Model {
     /// The label of a class given by its name, its number, or as `none` for the null label.
     ///
     /// # Errors
-    /// [`Error::Config`] that names the nearest class and lists all.
+    /// [`Error::Config`] that names the nearest class and lists all, or says that the model has none.
     pub fn class_label(&self, text: &str) -> Result<usize> {
         let names = self.class_names();
+        if self.info.config.model.num_classes() == 0 {
+            return Err(Error::config("--class", "the model was trained without classes", "leave it out"));
+        }
         if let Some(label) = names.iter().position(|name| name == text) {
             return Ok(label);
         }
@@ -145,7 +150,8 @@ impl Model {
         if request.batch == 0 {
             return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
         }
-        let labels = config.model.num_classes() + usize::from(null_label.is_some());
+        // A model without classes takes label 0 for every image.
+        let labels = (config.model.num_classes() + usize::from(null_label.is_some())).max(1);
         if let Some(stranger) = request.labels.iter().find(|label| **label >= labels) {
             let message = format!("the model has no label {stranger}");
             return Err(Error::config("--class", message, format!("give labels below {labels}")));

@@ -47,7 +47,7 @@ fn dit_cifar10_is_the_default() {
 #[test]
 fn quickstart_is_the_flow_recipe_on_shapes() {
     let config = Config::preset("quickstart").unwrap();
-    let ModelConfig::Dit(model) = &config.model;
+    let ModelConfig::Dit(model) = &config.model else { panic!("{:?}", config.model) };
     assert_eq!(model.conditioning, Conditioning::AdalnZero);
     let diffusion = (config.diffusion.schedule, config.diffusion.prediction, config.diffusion.timestep_sampling);
     assert_eq!(diffusion, (Schedule::Flow, Prediction::Flow, TimestepSampling::LogitNormal));
@@ -89,7 +89,8 @@ fn unknown_presets_name_the_nearest_and_list_all() {
     let error = message(Config::preset("quikstart"));
     assert_eq!(
         error,
-        "--preset: no preset is called `quikstart`; did you mean quickstart? There are quickstart, dit-cifar10, dit-fashion"
+        "--preset: no preset is called `quikstart`; did you mean quickstart? There are quickstart, dit-cifar10, dit-fashion, \
+         ddpm-cifar10, ddpm-cifar10-paper, unet-fashion, unet-fashion-small"
     );
     assert!(message(Config::preset("xyz\n")).contains("there are quickstart, "));
 }
@@ -125,7 +126,7 @@ fn wrong_types_name_the_line_and_what_is_expected() {
         ("training:\n  milestone_epochs: 3\n", "run.yaml:2: training.milestone_epochs: ", "give a list"),
         ("training:\n  sample_every: often\n", "run.yaml:2: training.sample_every: ", "`N epochs`"),
         ("diffusion:\n  schedule: cosin\n", "run.yaml:2: diffusion.schedule: ", "did you mean cosine?"),
-        ("model:\n  kind: unet\n", "run.yaml:2: model.kind: ", "the kinds are dit"),
+        ("model:\n  kind: gan\n", "run.yaml:2: model.kind: ", "the kinds are dit, unet"),
         ("model:\n  kind: 7\n", "run.yaml:2: model.kind: ", "the kinds are dit"),
         ("model:\n  hidden_dim: wide\n", "run.yaml:2: model.hidden_dim: ", "give a whole number"),
         ("data:\n  name: 5\n", "run.yaml:2: data.name: ", "give a text"),

@@ -210,7 +210,7 @@ pub struct SamplingConfig {
     pub guidance: f64,
     /// Clamp each step's estimate of x_0 to the pixels' range [-1, 1].
     pub clip_x0: bool,
-    /// Images per class in the grids drawn during and after training.
+    /// Images per class in the grids drawn during and after training; of a model without classes, images in all.
     pub count_per_class: usize,
 }
 

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::models::dit::DitConfig;
+use crate::models::unet::UnetConfig;
+use crate::{Error, Result};
 
 /// The `model` section: the architecture's name under `kind`, its sizes beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,6 +13,8 @@ use crate::models::dit::DitConfig;
 pub enum ModelConfig {
     /// Diffusion transformer with grouped-query attention.
     Dit(DitConfig),
+    /// U-Net of residual blocks and attention.
+    Unet(UnetConfig),
 }
 
 impl Default for ModelConfig {
@@ -23,13 +26,14 @@ impl Default for ModelConfig {
 impl ModelConfig {
     /// A default configuration of each kind, in the order in which error messages list them.
     pub fn kinds() -> Vec<Self> {
-        vec![Self::Dit(DitConfig::default())]
+        vec![Self::Dit(DitConfig::default()), Self::Unet(UnetConfig::default())]
     }
 
     /// The name under `kind`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Dit(_) => "dit",
+            Self::Unet(_) => "unet",
         }
     }
 
@@ -37,6 +41,7 @@ impl ModelConfig {
     pub fn image_size(&self) -> usize {
         match self {
             Self::Dit(config) => config.image_size,
+            Self::Unet(config) => config.image_size,
         }
     }
 
@@ -44,13 +49,15 @@ impl ModelConfig {
     pub fn image_channels(&self) -> usize {
         match self {
             Self::Dit(config) => config.image_channels,
+            Self::Unet(config) => config.image_channels,
         }
     }
 
-    /// Number of classes, the null label not counted.
+    /// Number of classes, the null label not counted; 0 where the model takes no labels.
     pub fn num_classes(&self) -> usize {
         match self {
             Self::Dit(config) => config.num_classes,
+            Self::Unet(config) => config.num_classes,
         }
     }
 
@@ -58,6 +65,7 @@ impl ModelConfig {
     pub fn null_label(&self) -> Option<usize> {
         match self {
             Self::Dit(config) => config.null_label.then_some(config.num_classes),
+            Self::Unet(config) => config.null_label.then_some(config.num_classes),
         }
     }
 
@@ -68,6 +76,50 @@ impl ModelConfig {
     pub fn validate(&self) -> Result<()> {
         match self {
             Self::Dit(config) => config.validate(),
+            Self::Unet(config) => config.validate(),
         }
     }
+}
+
+/// Each value (key, value, most) must lie between 1 and its most.
+pub(super) fn within(limits: &[(&str, usize, usize)]) -> Result<()> {
+    for &(key, value, most) in limits {
+        if !(1..=most).contains(&value) {
+            let message = format!("{value} is outside 1…{most}");
+            return Err(Error::config(format!("model.{key}"), message, "give a value in that range"));
+        }
+    }
+    Ok(())
+}
+
+/// Images are grey or RGB.
+pub(super) fn colours(channels: usize) -> Result<()> {
+    if matches!(channels, 1 | 3) {
+        return Ok(());
+    }
+    let message = format!("{channels} colour channels");
+    Err(Error::config("model.image_channels", message, "give 1 for grey or 3 for RGB"))
+}
+
+/// The width of the sinusoidal time embedding must be even.
+pub(super) fn even(width: usize) -> Result<()> {
+    if width.is_multiple_of(2) {
+        return Ok(());
+    }
+    let message = format!("{width} is odd, but sines and cosines come in pairs");
+    Err(Error::config("model.time_embedding_dim", message, "give an even width"))
+}
+
+/// `divisor` must divide `whole`; the mend lists the divisors next to it.
+pub(super) fn divides(key: &str, divisor: usize, whole_key: &str, whole: usize) -> Result<()> {
+    if whole.is_multiple_of(divisor) {
+        return Ok(());
+    }
+    let below = (1..divisor.min(whole)).rev().find(|d| whole.is_multiple_of(*d)).unwrap_or(1);
+    let above = (divisor + 1..=whole).find(|d| whole.is_multiple_of(*d));
+    let mend = match above {
+        Some(above) => format!("give {below} or {above}, or change model.{whole_key}"),
+        None => format!("give {below}, or change model.{whole_key}"),
+    };
+    Err(Error::config(format!("model.{key}"), format!("{divisor} does not divide model.{whole_key} = {whole}"), mend))
 }

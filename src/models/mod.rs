@@ -2,6 +2,7 @@
 
 mod config;
 pub mod dit;
+pub mod unet;
 
 pub use config::ModelConfig;
 
@@ -19,6 +20,7 @@ pub fn build(config: &ModelConfig) -> Result<(Rc<dyn Denoiser>, Builder)> {
     let mut builder = Builder::default();
     let model: Rc<dyn Denoiser> = match config {
         ModelConfig::Dit(config) => Rc::new(dit::Dit::new(&mut builder, config)?),
+        ModelConfig::Unet(config) => Rc::new(unet::Unet::new(&mut builder, config)?),
     };
     Ok((model, builder))
 }

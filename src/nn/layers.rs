@@ -2,7 +2,10 @@
 
 use super::store::{Bound, Builder, Init, Kind, ParamId};
 use crate::error::Result;
+use crate::ops::conv2d::{Geometry, conv2d};
+use crate::ops::dropout::dropout;
 use crate::ops::embedding::embedding;
+use crate::ops::group_norm_silu::{self, group_norm_silu};
 use crate::ops::layer_norm::{Affine, layer_norm};
 use crate::ops::linear::{Activation, linear};
 use crate::tape::{Tape, Var};
@@ -79,5 +82,109 @@ impl Embedding {
     /// The rows at `indices` `[B]` (i32): `[B, width]` in the dtype of activations.
     pub fn forward(&self, tape: &Tape, parameters: &Bound, indices: &Var) -> Result<Var> {
         embedding(tape, parameters.var(self.table), indices, parameters.precision())
+    }
+}
+
+/// y = conv(x, weight) + bias \[+ channel_add\] \[+ residual\]; `weight` `[out, k, k, in]`, `bias` `[out]`.
+pub struct Conv2d {
+    weight: ParamId,
+    bias: ParamId,
+}
+
+impl Conv2d {
+    /// Declares `name.weight` and `name.bias`, the weight by Glorot's rule over the window, the bias zero. `kernel` is the
+    /// window's height and width: 1 or 3.
+    pub fn new(builder: &mut Builder, name: &str, channels_in: usize, channels_out: usize, kernel: usize) -> Self {
+        let window = kernel * kernel;
+        let init = Init::xavier(window * channels_in, window * channels_out);
+        Self::with_init(builder, name, channels_in, channels_out, kernel, init)
+    }
+
+    /// The same with another start for the weight.
+    pub fn with_init(
+        builder: &mut Builder,
+        name: &str,
+        channels_in: usize,
+        channels_out: usize,
+        kernel: usize,
+        init: Init,
+    ) -> Self {
+        let shape = [channels_out, kernel, kernel, channels_in];
+        Self {
+            weight: builder.add(format!("{name}.weight"), shape, Kind::Matrix, init),
+            bias: builder.add(format!("{name}.bias"), [channels_out], Kind::Vector, Init::Constant(0.0)),
+        }
+    }
+
+    /// `x` `[B, H, W, in]` to `[B, H', W', out]`; `channel_add` `[B, out]` and `residual`, of the result's shape, are added.
+    pub fn forward(
+        &self,
+        tape: &Tape,
+        parameters: &Bound,
+        x: &Var,
+        geometry: Geometry,
+        channel_add: Option<&Var>,
+        residual: Option<&Var>,
+    ) -> Result<Var> {
+        let (weight, bias) = (parameters.var(self.weight), parameters.var(self.bias));
+        conv2d(tape, x, weight, Some(bias), geometry, channel_add, residual)
+    }
+}
+
+/// Group norm with weight and bias, with or without SiLU after it; ε = 1e-6, as in the networks of Ho et al. 2020.
+pub struct GroupNorm {
+    weight: ParamId,
+    bias: ParamId,
+    norm: group_norm_silu::GroupNorm,
+}
+
+impl GroupNorm {
+    /// ε of every group norm here.
+    pub const EPSILON: f32 = 1e-6;
+
+    /// Declares `name.weight` (ones) and `name.bias` (zeros), `[channels]`; `groups` divides `channels`.
+    pub fn new(builder: &mut Builder, name: &str, channels: usize, groups: usize, silu: bool) -> Self {
+        Self {
+            weight: builder.add(format!("{name}.weight"), [channels], Kind::Vector, Init::Constant(1.0)),
+            bias: builder.add(format!("{name}.bias"), [channels], Kind::Vector, Init::Constant(0.0)),
+            norm: group_norm_silu::GroupNorm { groups, epsilon: Self::EPSILON, silu },
+        }
+    }
+
+    /// `x` `[B, …, Cx]`, with `skip` `[B, …, Cs]` their concatenation, to `[B, …, Cx + Cs]`. `scale_shift` `[B, 2 (Cx + Cs)]` modulates
+    /// what is normed before the SiLU.
+    pub fn forward(
+        &self,
+        tape: &Tape,
+        parameters: &Bound,
+        x: &Var,
+        skip: Option<&Var>,
+        scale_shift: Option<&Var>,
+    ) -> Result<Var> {
+        let (weight, bias) = (parameters.var(self.weight), parameters.var(self.bias));
+        group_norm_silu(tape, x, skip, weight, bias, scale_shift, self.norm)
+    }
+}
+
+/// Dropout (Srivastava et al. 2014): in training an element is zero with a probability, else scaled up to keep the mean.
+pub struct DropoutLayer {
+    probability: f32,
+    layer: u32,
+}
+
+impl DropoutLayer {
+    /// `layer` tells the model's layers of dropout apart.
+    pub fn new(probability: f32, layer: u32) -> Self {
+        Self { probability, layer }
+    }
+
+    /// `x` `[B, …]`; itself where the probability is 0 or this is no training step ([`Bound::with_dropout`]).
+    pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var) -> Result<Var> {
+        match parameters.dropout() {
+            Some(from) if self.probability > 0.0 => {
+                dropout(tape, x, self.probability, from.seed, self.layer, &from.control)
+            }
+            _ => Ok(x.clone()),
+        }
     }
 }

@@ -3,5 +3,5 @@
 mod layers;
 mod store;
 
-pub use layers::{Embedding, LayerNorm, Linear};
-pub use store::{Bound, Builder, Init, Kind, ParamId, Parameters, Spec};
+pub use layers::{Conv2d, DropoutLayer, Embedding, GroupNorm, LayerNorm, Linear};
+pub use store::{Bound, Builder, Dropout, Init, Kind, ParamId, Parameters, Spec};

@@ -252,14 +252,24 @@ impl Parameters {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Bound { vars, precision: self.precision })
+        Ok(Bound { vars, precision: self.precision, dropout: None })
     }
 }
 
-/// Parameters on a tape.
+/// Parameters on a tape, and what else a forward pass has to know of its purpose.
 pub struct Bound {
     vars: Vec<Var>,
     precision: DType,
+    dropout: Option<Dropout>,
+}
+
+/// What the masks of dropout are drawn from in a training step.
+#[derive(Clone)]
+pub struct Dropout {
+    /// The control buffer: step, and number of the batch's first item.
+    pub control: Tensor,
+    /// The run's seed.
+    pub seed: u64,
 }
 
 impl Bound {
@@ -271,5 +281,16 @@ impl Bound {
     /// The dtype of activations.
     pub fn precision(&self) -> DType {
         self.precision
+    }
+
+    /// The same in a training step, where layers of dropout drop: masks come from `seed` and the `control` buffer's step
+    /// and items. Without this, as in validation and sampling, they pass everything on.
+    pub fn with_dropout(self, control: &Tensor, seed: u64) -> Self {
+        Self { dropout: Some(Dropout { control: control.clone(), seed }), ..self }
+    }
+
+    /// What masks are drawn from, in training.
+    pub fn dropout(&self) -> Option<&Dropout> {
+        self.dropout.as_ref()
     }
 }

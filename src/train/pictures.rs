@@ -10,17 +10,22 @@ const MOST_CLASSES: usize = 20;
 /// Stages and classes of the sheet of denoising.
 const STAGES: usize = 10;
 
+/// Images in a row of a sheet without classes.
+const COLUMNS: usize = 8;
+
 /// Samples of each class, a row for each: `sampling.count_per_class` in a row, drawn from the averaged weights with the
-/// run's seed, so that sheets of different steps compare. `go_on` is asked between stages; None where it refused.
+/// run's seed, so that sheets of different steps compare. A model without classes has as many samples in all. `go_on` is
+/// asked between stages; None where it refused.
 pub(super) fn class_grid(
     trainer: &Trainer,
     classes: &[String],
     title: String,
     mut go_on: impl FnMut() -> bool,
 ) -> Result<Option<Image>> {
-    let classes = &classes[..classes.len().min(MOST_CLASSES)];
+    let classes = known(trainer, classes, MOST_CLASSES);
     let count = trainer.config().sampling.count_per_class;
-    let labels: Vec<i32> = (0..classes.len()).flat_map(|class| std::iter::repeat_n(class as i32, count)).collect();
+    let labels: Vec<i32> =
+        (0..classes.len().max(1)).flat_map(|class| std::iter::repeat_n(class as i32, count)).collect();
     let mut sampler = sampler(trainer, labels.len())?;
     let mut images = Vec::with_capacity(labels.len());
     let mut stopped = false;
@@ -39,18 +44,19 @@ pub(super) fn class_grid(
         }
         images.extend(cut(trainer, &values)?);
     }
-    let layout = layout(trainer, count);
+    let layout = layout(trainer, if classes.is_empty() { count.min(COLUMNS) } else { count });
     let labels = Labels { title, rows: classes.to_vec(), ..Labels::default() };
     labelled_grid(&images, layout, &labels).map(Some)
 }
 
-/// One sample of each of ten classes at ten stages of its denoising: a row for each class, the finished sample last.
+/// One sample of each of ten classes at ten stages of its denoising: a row for each class, the finished sample last. A
+/// model without classes has as many rows of no class.
 pub(super) fn denoising_grid(trainer: &Trainer, classes: &[String], title: String) -> Result<Image> {
-    let classes = &classes[..classes.len().min(STAGES)];
-    let labels: Vec<i32> = (0..classes.len() as i32).collect();
+    let classes = known(trainer, classes, STAGES);
+    let labels: Vec<i32> = if classes.is_empty() { vec![0; STAGES] } else { (0..classes.len() as i32).collect() };
     let mut sampler = sampler(trainer, labels.len())?;
     let shown = shown_stages(trainer.config().sampling.sampler, sampler.stages());
-    let mut rows: Vec<Vec<Image>> = vec![Vec::new(); classes.len()];
+    let mut rows: Vec<Vec<Image>> = vec![Vec::new(); labels.len()];
     for (number, labels) in labels.chunks(sampler.batch()).enumerate() {
         let first = number * sampler.batch();
         sampler.run(first as u32, labels, |stage, state| {
@@ -75,6 +81,11 @@ fn shown_stages(kind: SamplerKind, stages: usize) -> Vec<usize> {
     let all: Vec<usize> = (0..stages).filter(on_path).collect();
     let columns = all.len().min(STAGES);
     (1..=columns).map(|column| all[(column * all.len()).div_ceil(columns) - 1]).collect()
+}
+
+/// The first `most` of the data set's classes, where the model has any.
+fn known<'a>(trainer: &Trainer, classes: &'a [String], most: usize) -> &'a [String] {
+    &classes[..if trainer.config().model.num_classes() == 0 { 0 } else { classes.len().min(most) }]
 }
 
 /// A sampler of the averaged weights. Samples do not depend on the batch, so it is as large as memory surely allows:

@@ -56,6 +56,7 @@ struct State {
     hyper: AdamW,
     gradient_clip: Option<f32>,
     scale: f32,
+    seed: u64,
 }
 
 /// Trains a model: its optimizer state, its data and its programs on one device.
@@ -184,6 +185,7 @@ impl Trainer {
             },
             gradient_clip: t.gradient_clip.map(|norm| norm as f32),
             scale: 1.0 / t.gradient_accumulation as f32,
+            seed: t.seed,
             model,
             parameters,
             context: context.clone(),
@@ -390,7 +392,7 @@ impl State {
     fn batch(&self, role: Role) -> Result<()> {
         let tape = Tape::new(&self.context);
         let mode = if role.first { Accumulate::Write } else { Accumulate::Add };
-        let bound = self.parameters.bind(&tape, Some((&self.gradients, mode)))?;
+        let bound = self.parameters.bind(&tape, Some((&self.gradients, mode)))?.with_dropout(&self.control, self.seed);
         let loss =
             self.objective.loss(&tape, self.model.as_ref(), &bound, &self.training, &self.control, self.scale)?;
         self.loss.copy_from(loss.tensor())?;
@@ -457,11 +459,13 @@ fn check_fit(config: &Config, dataset: &Dataset) -> Result<()> {
             "set model.image_size and model.image_channels, or name another data set with --data",
         ));
     }
-    if dataset.class_names().len() > config.model.num_classes() {
+    // A model without classes takes no labels.
+    let (classes, known) = (dataset.class_names().len(), config.model.num_classes());
+    if known > 0 && classes > known {
         return Err(Error::config(
             "model.num_classes",
-            format!("{} classes in {file}, {} in the model", dataset.class_names().len(), config.model.num_classes()),
-            format!("set it to {}", dataset.class_names().len()),
+            format!("{classes} classes in {file}, {known} in the model"),
+            format!("set it to {classes}"),
         ));
     }
     if dataset.split_len(Split::Train) == 0 {

@@ -87,7 +87,8 @@ pub fn parameter(seed: u64, number: usize, name: &str, shape: &[usize]) -> Vec<f
     } else if shape.len() == 1 {
         symmetric(seed, item, len, SMALL).into_iter().map(|x| 1.0 + x).collect()
     } else {
-        symmetric(seed, item, len, (1.0 / (shape[shape.len() - 1] as f64).sqrt()) as f32)
+        let fan_in: usize = shape[1..].iter().product();
+        symmetric(seed, item, len, (1.0 / (fan_in as f64).sqrt()) as f32)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::models::config::{colours, divides, even, within};
 
 /// How time and class reach the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,39 +120,13 @@ impl DitConfig {
             ("class_embedding_dim", self.class_embedding_dim, 65_536),
             ("num_classes", self.num_classes, 65_535),
         ];
-        for (key, value, most) in limits {
-            if !(1..=most).contains(&value) {
-                let message = format!("{value} is outside 1…{most}");
-                return Err(Error::config(format!("model.{key}"), message, "give a value in that range"));
-            }
-        }
-        if !matches!(self.image_channels, 1 | 3) {
-            let message = format!("{} colour channels", self.image_channels);
-            return Err(Error::config("model.image_channels", message, "give 1 for grey or 3 for RGB"));
-        }
+        within(&limits)?;
+        colours(self.image_channels)?;
         divides("patch_size", self.patch_size, "image_size", self.image_size)?;
         divides("num_heads", self.num_heads, "hidden_dim", self.hidden_dim)?;
         divides("num_kv_heads", self.num_kv_heads, "num_heads", self.num_heads)?;
-        if !self.time_embedding_dim.is_multiple_of(2) {
-            let message = format!("{} is odd, but sines and cosines come in pairs", self.time_embedding_dim);
-            return Err(Error::config("model.time_embedding_dim", message, "give an even width"));
-        }
-        Ok(())
+        even(self.time_embedding_dim)
     }
-}
-
-/// `divisor` must divide `whole`; the mend lists the divisors next to it.
-fn divides(key: &str, divisor: usize, whole_key: &str, whole: usize) -> Result<()> {
-    if whole.is_multiple_of(divisor) {
-        return Ok(());
-    }
-    let below = (1..divisor.min(whole)).rev().find(|d| whole.is_multiple_of(*d)).unwrap_or(1);
-    let above = (divisor + 1..=whole).find(|d| whole.is_multiple_of(*d));
-    let mend = match above {
-        Some(above) => format!("give {below} or {above}, or change model.{whole_key}"),
-        None => format!("give {below}, or change model.{whole_key}"),
-    };
-    Err(Error::config(format!("model.{key}"), format!("{divisor} does not divide model.{whole_key} = {whole}"), mend))
 }
 
 #[cfg(test)]

@@ -1,0 +1,126 @@
+//! The parts of a U-Net: residual block, attention block.
+
+use super::config::{TimeConditioning, UnetConfig};
+use crate::error::Result;
+use crate::nn::{Bound, Builder, Conv2d, DropoutLayer, GroupNorm, Init, Kind, Linear, ParamId};
+use crate::ops::attention::attention;
+use crate::ops::conv2d::Geometry;
+use crate::ops::linear::{Activation, linear};
+use crate::tape::{Tape, Var};
+
+/// Every branch ends in a layer that starts at zero, so that a new network's blocks are their shortcuts (Ho et al. 2020
+/// start these at 1e-10 of the usual scale).
+pub(super) const ZERO: Init = Init::Constant(0.0);
+
+/// What is added to a residual block's branch.
+enum Shortcut {
+    /// Its input.
+    Identity,
+    /// Its input by a 1x1 convolution; `skip` is the matrix of the second part of a concatenation.
+    Projection { x: Linear, skip: Option<ParamId> },
+}
+
+/// GN, SiLU, 3x3, time; GN, SiLU, dropout, 3x3; plus the shortcut.
+pub(super) struct ResBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time: Linear,
+    conditioning: TimeConditioning,
+    norm2: GroupNorm,
+    dropout: DropoutLayer,
+    conv2: Conv2d,
+    shortcut: Shortcut,
+}
+
+impl ResBlock {
+    /// A block from `channels` and, concatenated with them, `skip` channels to `out`. `number` tells the model's blocks apart.
+    pub fn new(
+        builder: &mut Builder,
+        name: &str,
+        number: u32,
+        config: &UnetConfig,
+        [channels, skip, out]: [usize; 3],
+    ) -> Self {
+        let part = |part: &str| format!("{name}.{part}");
+        let groups = config.norm_groups;
+        let time_out = match config.time_conditioning {
+            TimeConditioning::Add => out,
+            TimeConditioning::ScaleShift => 2 * out,
+        };
+        Self {
+            norm1: GroupNorm::new(builder, &part("norm1"), channels + skip, groups, true),
+            conv1: Conv2d::new(builder, &part("conv1"), channels + skip, out, 3),
+            time: Linear::new(builder, &part("time"), config.time_output_dim, time_out),
+            conditioning: config.time_conditioning,
+            norm2: GroupNorm::new(builder, &part("norm2"), out, groups, true),
+            dropout: DropoutLayer::new(config.dropout as f32, number),
+            conv2: Conv2d::with_init(builder, &part("conv2"), out, out, 3, ZERO),
+            shortcut: if skip == 0 && channels == out {
+                Shortcut::Identity
+            } else {
+                let init = Init::xavier(channels + skip, out);
+                Shortcut::Projection {
+                    x: Linear::with_init(builder, &part("shortcut"), channels, out, init),
+                    skip: (skip > 0)
+                        .then(|| builder.add(part("shortcut.skip_weight"), [out, skip], Kind::Matrix, init)),
+                }
+            },
+        }
+    }
+
+    /// `x` `[B, H, W, C]`, `skip` `[B, H, W, S]`, `time` `[B, D]` after its SiLU; the result is `[B, H, W, out]`.
+    pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, skip: Option<&Var>, time: &Var) -> Result<Var> {
+        let mut h = self.norm1.forward(tape, parameters, x, skip, None)?;
+        let time = self.time.forward(tape, parameters, time, Activation::None, None)?;
+        let (channel_add, scale_shift) = match self.conditioning {
+            TimeConditioning::Add => (Some(&time), None),
+            TimeConditioning::ScaleShift => (None, Some(&time)),
+        };
+        h = self.conv1.forward(tape, parameters, &h, Geometry::same(3), channel_add, None)?;
+        h = self.norm2.forward(tape, parameters, &h, None, scale_shift)?;
+        h = self.dropout.forward(tape, parameters, &h)?;
+        let residual = match (&self.shortcut, skip) {
+            (Shortcut::Identity, _) => x.clone(),
+            (Shortcut::Projection { x: projection, skip: matrix }, _) => {
+                let first = projection.forward(tape, parameters, x, Activation::None, None)?;
+                match (matrix, skip) {
+                    (Some(matrix), Some(skip)) => {
+                        linear(tape, skip, parameters.var(*matrix), None, Activation::None, Some(&first))?
+                    }
+                    _ => first,
+                }
+            }
+        };
+        self.conv2.forward(tape, parameters, &h, Geometry::same(3), None, Some(&residual))
+    }
+}
+
+/// Self-attention over the pixels: GN, queries, keys and values by one linear layer, attention, linear; plus its input.
+pub(super) struct AttentionBlock {
+    norm: GroupNorm,
+    qkv: Linear,
+    out: Linear,
+    heads: usize,
+}
+
+impl AttentionBlock {
+    pub fn new(builder: &mut Builder, name: &str, config: &UnetConfig, channels: usize) -> Self {
+        Self {
+            norm: GroupNorm::new(builder, &format!("{name}.norm"), channels, config.norm_groups, false),
+            qkv: Linear::new(builder, &format!("{name}.qkv"), channels, 3 * channels),
+            out: Linear::with_init(builder, &format!("{name}.out"), channels, channels, ZERO),
+            heads: config.num_heads,
+        }
+    }
+
+    /// `x` `[B, H, W, C]`.
+    pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var) -> Result<Var> {
+        let shape = x.shape();
+        let &[batch, height, width, channels] = x.sizes() else { unreachable!("images have four dimensions") };
+        let x = x.view([batch, height * width, channels])?;
+        let mut h = self.norm.forward(tape, parameters, &x, None, None)?;
+        h = self.qkv.forward(tape, parameters, &h, Activation::None, None)?;
+        h = attention(tape, &h, self.heads, self.heads)?;
+        self.out.forward(tape, parameters, &h, Activation::None, Some(&x))?.view(shape)
+    }
+}

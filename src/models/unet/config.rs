@@ -1,0 +1,212 @@
+//! The sizes and options of a U-Net.
+
+use serde::{Deserialize, Serialize};
+
+use crate::models::config::{colours, divides, even, within};
+use crate::{Error, Result};
+
+/// How the time embedding (and the class's, which is added to it) reaches the residual blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeConditioning {
+    /// Added to every pixel after a block's first convolution (Ho et al. 2020).
+    Add,
+    /// Scale and shift of a block's second group norm (Nichol & Dhariwal 2021).
+    ScaleShift,
+}
+
+/// Which activations of the way down reach the way up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Skips {
+    /// That of the first convolution and those of every block and every downsampling; a level has a block more on its way
+    /// up than on its way down, each taking one (Ho et al. 2020).
+    Block,
+    /// One of each level, taken by the first of as many blocks up as down (Ronneberger et al. 2015).
+    Level,
+}
+
+/// Where zeros stand in for pixels beyond the border when a 3x3 convolution of stride 2 halves an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DownsamplePadding {
+    /// One row and column on every side: PyTorch's `padding=1`.
+    Symmetric,
+    /// TensorFlow's `SAME`, which the code of Ho et al. 2020 has: as many as are needed, the odd one at the end. An even
+    /// image has one row below and one column to the right.
+    Same,
+}
+
+/// The `model` section of `kind: unet`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UnetConfig {
+    /// Height and width of the images, in pixels. Each further level halves it, rounding up.
+    pub image_size: usize,
+    /// Colour channels: 1 (grey) or 3 (RGB).
+    pub image_channels: usize,
+    /// Channels of each level, that of the whole image first.
+    pub channels: Vec<usize>,
+    /// Residual blocks of a level on the way down.
+    pub res_blocks: usize,
+    /// Sizes, in pixels, of the levels whose every residual block attention follows.
+    pub attention_sizes: Vec<usize>,
+    /// Attention between the two residual blocks in the middle.
+    pub middle_attention: bool,
+    /// Number of attention heads; divides the channels where there is attention.
+    pub num_heads: usize,
+    /// Groups of every group norm; divides all channels.
+    pub norm_groups: usize,
+    /// Width of the sinusoidal time embedding; even.
+    pub time_embedding_dim: usize,
+    /// Hidden width of the MLP behind the time embedding.
+    pub time_hidden_dim: usize,
+    /// Width of that MLP's result, which every residual block projects to its channels.
+    pub time_output_dim: usize,
+    /// How that result reaches the residual blocks.
+    pub time_conditioning: TimeConditioning,
+    /// Which activations of the way down reach the way up.
+    pub skips: Skips,
+    /// Where zeros stand in for pixels beyond the border in downsampling.
+    pub downsample_padding: DownsamplePadding,
+    /// Probability, in training, with which an element before a block's second convolution is dropped, in [0, 1).
+    pub dropout: f64,
+    /// Number of classes, the null label not counted; 0 for a model that takes no labels.
+    pub num_classes: usize,
+    /// One more label, `num_classes`, that stands for "no class": what classifier-free guidance needs.
+    pub null_label: bool,
+}
+
+impl Default for UnetConfig {
+    fn default() -> Self {
+        Self {
+            image_size: 32,
+            image_channels: 3,
+            channels: vec![64, 128, 256],
+            res_blocks: 2,
+            attention_sizes: vec![16, 8],
+            middle_attention: true,
+            num_heads: 4,
+            norm_groups: 8,
+            time_embedding_dim: 128,
+            time_hidden_dim: 512,
+            time_output_dim: 128,
+            time_conditioning: TimeConditioning::Add,
+            skips: Skips::Block,
+            downsample_padding: DownsamplePadding::Symmetric,
+            dropout: 0.0,
+            num_classes: 0,
+            null_label: false,
+        }
+    }
+}
+
+impl UnetConfig {
+    /// Height and width of each level, in pixels.
+    pub fn sizes(&self) -> Vec<usize> {
+        std::iter::successors(Some(self.image_size), |size| Some(size.div_ceil(2))).take(self.channels.len()).collect()
+    }
+
+    /// Whether attention follows the residual blocks of a level.
+    pub fn has_attention(&self, level: usize) -> bool {
+        self.sizes().get(level).is_some_and(|size| self.attention_sizes.contains(size))
+    }
+
+    /// Rows of the class embedding: the classes and, where there is one, the null label; 0 for a model without labels.
+    pub fn num_labels(&self) -> usize {
+        self.num_classes + usize::from(self.null_label)
+    }
+
+    /// Refuses sizes of which no network can be built.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key and the mend.
+    pub fn validate(&self) -> Result<()> {
+        let limits = [
+            ("image_size", self.image_size, 1024),
+            ("image_channels", self.image_channels, 4),
+            ("res_blocks", self.res_blocks, 16),
+            ("num_heads", self.num_heads, 1024),
+            ("norm_groups", self.norm_groups, 4096),
+            ("time_embedding_dim", self.time_embedding_dim, 65_536),
+            ("time_hidden_dim", self.time_hidden_dim, 65_536),
+            ("time_output_dim", self.time_output_dim, 65_536),
+        ];
+        within(&limits)?;
+        colours(self.image_channels)?;
+        if self.num_classes > 65_535 {
+            let message = format!("{} is outside 0…65535", self.num_classes);
+            return Err(Error::config("model.num_classes", message, "give a value in that range"));
+        }
+        if !(1..=8).contains(&self.channels.len()) {
+            let message = format!("{} levels", self.channels.len());
+            return Err(Error::config("model.channels", message, "give 1 to 8, as in [64, 128, 256]"));
+        }
+        let sizes = self.sizes();
+        if let Some(level) = sizes.iter().position(|&size| size == 1).filter(|level| level + 1 < sizes.len()) {
+            let message = format!("{} levels halve {} pixels too often", sizes.len(), self.image_size);
+            return Err(Error::config("model.channels", message, format!("give at most {}", level + 1)));
+        }
+        for (level, &channels) in self.channels.iter().enumerate() {
+            within(&[("channels", channels, 4096)])?;
+            divides("norm_groups", self.norm_groups, "channels", channels)?;
+            let middle = self.middle_attention && level + 1 == self.channels.len();
+            if middle || self.has_attention(level) {
+                divides("num_heads", self.num_heads, "channels", channels)?;
+            }
+        }
+        if let Some(stranger) = self.attention_sizes.iter().find(|size| !sizes.contains(size)) {
+            let all: Vec<String> = sizes.iter().map(usize::to_string).collect();
+            let message = format!("no level is {stranger} pixels high");
+            return Err(Error::config("model.attention_sizes", message, format!("there are {}", all.join(", "))));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            let message = format!("{} is outside [0, 1)", self.dropout);
+            return Err(Error::config("model.dropout", message, "0.1 is usual, 0 drops nothing"));
+        }
+        if self.null_label && self.num_classes == 0 {
+            let message = "a model without classes has no use for a null label";
+            return Err(Error::config("model.null_label", message, "set it to false, or model.num_classes above 0"));
+        }
+        even(self.time_embedding_dim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_halve_and_round_up() {
+        let config = UnetConfig { image_size: 28, channels: vec![64, 128, 256, 512], ..UnetConfig::default() };
+        assert_eq!(config.sizes(), [28, 14, 7, 4]);
+        let config = UnetConfig::default();
+        config.validate().unwrap();
+        assert_eq!([0, 1, 2].map(|level| config.has_attention(level)), [false, true, true]);
+        assert_eq!(config.num_labels(), 0);
+    }
+
+    #[test]
+    fn each_bad_size_names_its_key_and_a_mend() {
+        let base = UnetConfig::default;
+        let cases: [(&str, &str, UnetConfig); 13] = [
+            ("model.image_size", "1…1024", UnetConfig { image_size: 0, ..base() }),
+            ("model.image_channels", "1 for grey", UnetConfig { image_channels: 2, ..base() }),
+            ("model.channels", "[64, 128, 256]", UnetConfig { channels: vec![], ..base() }),
+            ("model.channels", "1…4096", UnetConfig { channels: vec![64, 0], ..base() }),
+            ("model.channels", "at most 4", UnetConfig { image_size: 8, channels: vec![8; 5], ..base() }),
+            ("model.norm_groups", "give 6 or 9", UnetConfig { channels: vec![18], image_size: 16, ..base() }),
+            ("model.num_heads", "give 2 or 4", UnetConfig { num_heads: 3, ..base() }),
+            ("model.attention_sizes", "32, 16, 8", UnetConfig { attention_sizes: vec![4], ..base() }),
+            ("model.time_embedding_dim", "even", UnetConfig { time_embedding_dim: 127, ..base() }),
+            ("model.dropout", "0.1 is usual", UnetConfig { dropout: 1.0, ..base() }),
+            ("model.num_classes", "0…65535", UnetConfig { num_classes: usize::MAX, ..base() }),
+            ("model.null_label", "false", UnetConfig { null_label: true, ..base() }),
+            ("model.res_blocks", "1…16", UnetConfig { res_blocks: 0, ..base() }),
+        ];
+        for (key, mend, config) in cases {
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.starts_with(key) && message.contains(mend), "{message}");
+        }
+    }
+}
