@@ -71,6 +71,10 @@ impl InterpolateCommand {
         if self.edit.eta.is_none() {
             sampling.eta = 0.0;
         }
+        if self.images.is_some() {
+            // Which is what the library does, said here for the report and the PNG.
+            sampling.guidance = 1.0;
+        }
         let bar = self.edit.bar();
         let (drawn, what) = match (&self.seeds, &self.images) {
             (Some(seeds), _) => {

@@ -12,6 +12,7 @@ pub mod plan;
 pub mod presets;
 mod progress;
 pub mod sample;
+pub mod score;
 pub mod train;
 pub mod upscale;
 pub mod vary;
@@ -39,6 +40,7 @@ enum Command {
     Vary(vary::VaryCommand),
     Inpaint(inpaint::InpaintCommand),
     Upscale(upscale::UpscaleCommand),
+    Score(score::ScoreCommand),
     Convert(convert::ConvertCommand),
     Plan(plan::PlanCommand),
     Presets(presets::PresetsCommand),
@@ -91,6 +93,7 @@ impl Command {
             Self::Vary(command) => command.run(),
             Self::Inpaint(command) => command.run(),
             Self::Upscale(command) => command.run(),
+            Self::Score(command) => command.run(),
             Self::Convert(command) => command.run(),
             Self::Plan(command) => command.run(),
             Self::Presets(command) => command.run(),

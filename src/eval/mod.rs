@@ -1,1 +1,5 @@
 //! Judging.
+
+mod anomaly;
+
+pub use anomaly::{DenoisingErrors, ErrorSpec, Reference, Score};
