@@ -1,6 +1,7 @@
 """Measures PyTorch on the engine's own task: training steps and DDIM steps of the same model, batch and dtype.
 
     python tools/peers/pytorch/peer.py --model dit-cifar10 --batch 32 --threads 2
+    python tools/peers/pytorch/peer.py --model ddpm-cifar10 --layout channels_last --batch 32 --threads 2
     python tools/peers/pytorch/peer.py --device cuda --dtype bf16 --compile max-autotune --batch 256
 
 A training step is what the engine does in one: gather u8 images that lie on the device, draw timesteps and noise, mix them,
@@ -12,7 +13,6 @@ PyTorch's allocations on CUDA, both up to the end of the training steps.
 import argparse
 import contextlib
 import copy
-import dataclasses
 import json
 import pathlib
 import resource
@@ -26,7 +26,8 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tools/goldens"))
-from dit import Config, Dit  # noqa: E402
+import dit  # noqa: E402
+import unet  # noqa: E402
 
 IMAGES = 4096
 DDIM_BATCH = 32
@@ -34,7 +35,10 @@ DDIM_BATCH = 32
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="dit-cifar10", help="a preset of the engine whose model is a dit")
+    parser.add_argument("--model", default="dit-cifar10", help="a preset of the engine")
+    parser.add_argument(
+        "--layout", choices=["default", "channels_last"], default="default", help="of a U-Net's images and weights"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="bf16 means autocast")
@@ -47,13 +51,17 @@ def arguments():
     return parser.parse_args()
 
 
-def model_config(name):
-    text = (ROOT / f"src/config/presets/{name}.yaml").read_text()
-    section = yaml.safe_load(text)["model"]
-    assert section.pop("kind") == "dit", f"{name} is not a diffusion transformer"
-    unknown = set(section) - {field.name for field in dataclasses.fields(Config)}
-    assert not unknown, f"the reference model lacks {unknown}"
-    return Config(**section)
+def build(name, layout):
+    """The preset's model and its configuration, as `tools/goldens` has them."""
+    section = yaml.safe_load((ROOT / f"src/config/presets/{name}.yaml").read_text())["model"]
+    module = {"dit": dit, "unet": unet}[section.pop("kind")]
+    config = module.Config(**section)
+    if module is dit:
+        assert layout == "default", "a transformer has no layout to choose"
+        return config, dit.Dit(config)
+    model = unet.Unet(config)
+    model.channels_last = layout == "channels_last"
+    return config, model.to(memory_format=torch.channels_last) if model.channels_last else model
 
 
 def max_rss_mib():
@@ -86,8 +94,8 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
     synchronize = torch.cuda.synchronize if on_cuda else lambda: None
 
-    config = model_config(args.model)
-    model = Dit(config).to(device)
+    config, model = build(args.model, args.layout)
+    model = model.to(device)
     average = copy.deepcopy(model).requires_grad_(False)
     parameters, averages = list(model.parameters()), list(average.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0.01, fused=True)
@@ -99,7 +107,7 @@ def main():
 
     size, channels = config.image_size, config.image_channels
     images = torch.randint(256, (IMAGES, size, size, channels), dtype=torch.uint8, device=device)
-    labels = torch.randint(config.num_classes, (IMAGES,), device=device)
+    labels = torch.randint(max(config.num_classes, 1), (IMAGES,), device=device)
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     a, s = (x.sqrt().float().to(device) for x in (alpha_bar, 1 - alpha_bar))
 
@@ -138,7 +146,7 @@ def main():
 
     ddim_ms, ddim_min_ms = median_ms(ddim_step, args, synchronize)
     result = dict(
-        peer="pytorch",
+        peer="pytorch" if args.layout == "default" else "pytorch-channels-last",
         version=torch.__version__,
         device=torch.cuda.get_device_name(device) if on_cuda else "cpu",
         threads=None if on_cuda else args.threads,
