@@ -264,9 +264,20 @@ fn wrong_options_are_told_before_anything_is_drawn() {
         (&["--eta", "2"], &["--eta"]),
         (&["--guidance", "-1"], &["--guidance"]),
         (&["--guidance", "nan"], &["--guidance"]),
-        (&["--sampler", "euler"], &["--sampler: no sampler is called `euler`", "ddpm, ddim or heun"]),
+        (&["--sampler", "euler"], &["--sampler: no sampler is called `euler`", "ddpm, ddim, heun or dpmpp2m"]),
         (&["--threads", "0"], &["--threads"]),
         (&["--precision", "bf16"], &["--precision: bf16 is for accelerators"]),
+        (&["--schedule", "karras"], &["--schedule: no timestep schedule is called `karras`", "logarithmic"]),
+        (&["--timesteps", ""], &["--timesteps: the list is empty; give timesteps in 0…999"]),
+        (&["--timesteps", " , "], &["--timesteps: the list is empty"]),
+        (&["--timesteps", "-4,1001,5000"], &["--timesteps: none of the 3 timesteps (-4, …) is a noise level"]),
+        (&["--timesteps", "900,1e2"], &["--timesteps: `1e2` is not a timestep"]),
+        (&["--timesteps", "99999999999999999999"], &["--timesteps: `99999999999999999999` is not a timestep"]),
+        (&["--temperature", "-1"], &["--temperature: a temperature of -1"]),
+        (&["--temperature", "nan"], &["--temperature"]),
+        (&["--compare-with", "absent.safetensors"], &["absent.safetensors: cannot open"]),
+        (&["--like", "model.safetensors"], &["model.safetensors: is not a whole PNG"]),
+        (&["--like", "absent.png"], &["absent.png: cannot open"]),
         (&["--out", "x.jpg"], &["--out", ".png or .npy"]),
         (&["--count", "5000000"], &["too many for one sheet", ".npy"]),
         (&["--out", "model.safetensors/x.png"], &["model.safetensors"]),
@@ -326,7 +337,10 @@ fn files_that_are_no_whole_model_are_told_in_one_line() {
     assert!(text.contains("more than its bytes can hold"), "{text}");
 
     let text = fault(&sample(&run.path("missing.safetensors"), &[], run.0.path()));
-    assert!(text.contains("missing.safetensors") && text.contains("check the path"), "{text}");
+    assert!(
+        text.contains("missing.safetensors: there is no such model file") && text.contains("check the path"),
+        "{text}"
+    );
     std::fs::create_dir(run.path("empty")).unwrap();
     let text = fault(&sample(&run.path("empty"), &[], run.0.path()));
     assert!(text.contains("without model.safetensors"), "{text}");
@@ -338,4 +352,221 @@ fn files_that_are_no_whole_model_are_told_in_one_line() {
         .output()
         .unwrap();
     assert!(fault(&absent).contains("cuda"));
+}
+
+#[test]
+fn steps_are_spread_named_or_listed_and_what_is_dropped_is_told() {
+    let run = Run::new();
+    let told = |arguments: &[&str]| {
+        let mut command = engine();
+        command.current_dir(run.0.path()).args(["sample", "--device", "cpu", "--count", "1", "--out", "told.npy"]);
+        let output = command.args(["--model", "model.safetensors"]).args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{arguments:?}: {text}");
+        text
+    };
+    for (profile, steps) in [("fast", "20"), ("standard", "50"), ("high", "100")] {
+        assert!(
+            told(&["--sampler", "ddim", "--profile", profile]).contains(&format!("(ddim {steps} steps")),
+            "{profile}"
+        );
+    }
+    let text = told(&["--timesteps", "999,500,500,-3,20,4000", "--sampler", "dpmpp2m"]);
+    assert!(
+        text.contains("note: 6 timesteps asked, 3 remain: 1 repeat is dropped, 2 outside 0…999 are dropped"),
+        "{text}"
+    );
+    assert!(text.contains("(dpmpp2m 3 steps"), "{text}");
+    // The same steps by another name are the same images; others are others.
+    let array = |arguments: &[&str]| run.array(&[&["--count", "2"][..], arguments].concat()).1;
+    let usual = array(&[]);
+    assert_eq!(array(&["--steps", "3", "--schedule", "uniform", "--temperature", "1"]), usual);
+    assert_eq!(array(&["--timesteps", "332,999,666"]), array(&["--timesteps", "999 666 332"]));
+    for other in
+        [["--schedule", "quadratic"], ["--temperature", "0.5"], ["--sampler", "dpmpp2m"], ["--timesteps", "999"]]
+    {
+        assert_ne!(array(&other), usual, "{other:?}");
+    }
+    // Without noise nothing is left to tell images of one class apart.
+    let still = array(&["--temperature", "0", "--class", "star"]);
+    assert_eq!(still[..still.len() / 2], still[still.len() / 2..]);
+
+    // Timesteps that are whole numbers repeat where they are close.
+    let mut config = config();
+    for set in ["diffusion.schedule=linear", "diffusion.prediction=epsilon"] {
+        config.set(set).unwrap();
+    }
+    untrained(&config).save(run.path("model.safetensors")).unwrap();
+    let text = told(&["--schedule", "logarithmic", "--steps", "50", "--sampler", "ddim"]);
+    assert!(
+        text.contains("note: 50 steps asked, 42 remain after repeats") && text.contains("(ddim 42 steps"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_picture_is_repeated_from_the_parameters_inside_it() {
+    let run = Run::new();
+    let ok = |arguments: &[&str]| {
+        let mut command = engine();
+        command.current_dir(run.0.path()).args(["sample", "--quiet", "--device", "cpu"]).args(arguments);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let bytes = |name: &str| std::fs::read(run.path(name)).unwrap();
+    let model = ["--model", "model.safetensors"];
+    // No decimal of few digits: what is written has to be read back to the last bit.
+    let third =
+        ["--guidance", "1.3333333333333333", "--temperature", "0.9123456789012345", "--seed", "18446744073709551615"];
+    for arguments in [
+        &["--count", "3"][..],
+        &["--class", "all", "--count", "2", "--sampler", "ddim", "--eta", "0.1234567890123456"],
+        &["--class", "star", "--sampler", "dpmpp2m", "--steps", "5", "--schedule", "quadratic"],
+        &["--class", "none", "--count", "2", "--sampler", "ddpm", "--timesteps", "999,500,5,5000"],
+        &["--count", "4", "--compare-with", "builtin"],
+    ] {
+        ok(&[&model[..], &third, arguments, &["--out", "first.png"]].concat());
+        ok(&["--like", "first.png", "--batch", "1", "--threads", "1"]);
+        assert!(bytes("first.png") == bytes("repeated.png"), "{arguments:?}: the whole file, its words too");
+        // A repetition can be repeated.
+        ok(&["--like", "repeated.png", "--out", "third.png"]);
+        assert!(bytes("first.png") == bytes("third.png"));
+    }
+
+    // One image out of many.
+    ok(&[&model[..], &["--count", "12", "--seed", "5", "--out", "many/"]].concat());
+    ok(&["--like", "many/00011-square.png", "--out", "one.png"]);
+    assert!(bytes("many/00011-square.png") == bytes("one.png"));
+    ok(&["--like", "one.png", "--out", "again/"]);
+    assert!(bytes("many/00011-square.png") == bytes("again/00011-square.png"));
+
+    // What is given replaces what the picture says, and the rest stays.
+    ok(&["--like", "first.png", "--seed", "6", "--out", "other.png"]);
+    let parameters = |name: &str| -> serde_json::Value {
+        let (_, texts) = read_png(run.path(name)).unwrap();
+        serde_json::from_str(&texts.iter().find(|(keyword, _)| keyword == "engine.sampling").unwrap().1).unwrap()
+    };
+    let (mut first, other) = (parameters("first.png"), parameters("other.png"));
+    first["seed"] = 6.into();
+    assert_eq!(first, other);
+    assert_ne!(read_png(run.path("first.png")).unwrap().0, read_png(run.path("other.png")).unwrap().0);
+}
+
+#[test]
+fn what_cannot_be_repeated_is_told_in_one_line() {
+    let run = Run::new();
+    assert!(run.sample(&["--count", "1", "--out", "p.png"]).status.success());
+    let like = |arguments: &[&str]| {
+        let mut command = engine();
+        command.current_dir(run.0.path()).args(["sample", "--quiet", "--device", "cpu", "--like"]).args(arguments);
+        fault(&command.output().unwrap())
+    };
+    let before = std::fs::read(run.path("p.png")).unwrap();
+    assert!(like(&["p.png", "--out", "p.png"]).contains("p.png: would be replaced"));
+
+    // Another model in the old one's place, none there, and none of that name at all.
+    let good = std::fs::read(run.path("model.safetensors")).unwrap();
+    Model::untrained(&config(), &Context::cpu(), DType::F32, 6).unwrap().save(run.path("model.safetensors")).unwrap();
+    let text = like(&["p.png"]);
+    assert!(text.contains("is not the model that drew p.png: its SHA-256 begins"), "{text}");
+    std::fs::remove_file(run.path("model.safetensors")).unwrap();
+    let text = like(&["p.png"]);
+    for part in ["p.png: was drawn by ", "model.safetensors: there is no such model file", "with --model"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(!run.path("repeated.png").exists());
+    std::fs::write(run.path("moved.safetensors"), &good).unwrap();
+    let mut command = engine();
+    command.current_dir(run.0.path()).args(["sample", "--quiet", "--like", "p.png", "--model", "moved.safetensors"]);
+    assert!(command.output().unwrap().status.success());
+
+    // Pictures that are not ours, or no longer.
+    let image = engine::picture::Image::filled(4, 4, [9; 3]);
+    let with = |text: &[(&str, &str)]| engine::picture::write_png(run.path("x.png"), &image, text).unwrap();
+    with(&[]);
+    assert!(like(&["x.png"]).contains("x.png: holds no sampling parameters; name a PNG that"));
+    let recipe = read_png(run.path("p.png")).unwrap().1.into_iter().find(|text| text.0 == "engine.sampling").unwrap().1;
+    let bf16 = recipe.replace(r#""precision":"f32""#, r#""precision":"bf16""#);
+    let vast = recipe.replace(r#""count":1"#, r#""count":1000000000000"#);
+    let beyond = recipe.replace(r#""first":0"#, r#""first":4294967295"#);
+    for (text, part) in [
+        ("", "sampling parameters that cannot be read"),
+        ("{}", "missing field"),
+        (&recipe[..recipe.len() / 2], "cannot be read"),
+        (&recipe.replace(r#""sampler":""#, r#""sampler":"x"#), "unknown variant"),
+        (&recipe.replace('{', r#"{"sharpness":2,"#), "unknown field `sharpness`"),
+        (&bf16, "x.png: was drawn in bf16"),
+        (&vast, "--count"),
+        (&beyond, "--count"),
+    ] {
+        with(&[("engine.sampling", text)]);
+        let told = like(&["x.png", "--model", "moved.safetensors"]);
+        assert!(told.contains(part), "{text:.60}: {told}");
+    }
+    assert_eq!(std::fs::read(run.path("p.png")).unwrap(), before);
+}
+
+#[test]
+fn real_images_stand_beside_the_generated_ones() {
+    let run = Run::new();
+    assert!(run.sample(&["--count", "4", "--out", "alone.png"]).status.success());
+    let compared = ["--count", "4", "--compare-with", "builtin", "--out", "both.png"];
+    assert!(run.sample(&compared).status.success());
+    let size = |name: &str| read_png(run.path(name)).map(|(image, _)| (image.width(), image.height())).unwrap();
+    let (alone, both) = (size("alone.png"), size("both.png"));
+    assert!(both.0 >= 2 * alone.0 && both.1 > alone.1, "{alone:?} {both:?}");
+    for out in ["x.npy", "folder/"] {
+        let text = fault(&run.sample(&["--count", "4", "--compare-with", "builtin", "--out", out]));
+        assert!(text.contains("--compare-with: real images are put beside") && !run.path(out).exists(), "{text}");
+    }
+    // Images of another size.
+    let shapes = engine::data::shapes(0, 20);
+    let narrow = engine::data::Dataset::from_parts(engine::data::Parts {
+        name: "narrow".into(),
+        class_names: shapes.class_names().to_vec(),
+        height: 32,
+        width: 16,
+        channels: 3,
+        images: shapes.images()[..20 * 32 * 16 * 3].to_vec(),
+        labels: shapes.labels().to_vec(),
+        train: 10,
+        sources: Vec::new(),
+        notes: Vec::new(),
+    })
+    .unwrap();
+    narrow.write(run.path("narrow.safetensors"), false).unwrap();
+    let text = fault(&run.sample(&["--compare-with", "narrow.safetensors"]));
+    assert!(text.contains("narrow holds images of 32x16x3, the model draws 32x32x3"), "{text}");
+}
+
+#[test]
+fn grey_arrays_have_no_channels_and_progress_can_be_written_down() {
+    let mut config = config();
+    for set in ["model.image_channels=1", "model.image_size=28"] {
+        config.set(set).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    untrained(&config).save(folder.path().join("grey.safetensors")).unwrap();
+    let output = engine()
+        .current_dir(folder.path())
+        .args([
+            "sample",
+            "--device",
+            "cpu",
+            "--model",
+            "grey.safetensors",
+            "--count",
+            "3",
+            "--out",
+            "s.npy",
+            "--progress",
+        ])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("100 % | 3/3 images | "), "{told}");
+    let bytes = std::fs::read(folder.path().join("s.npy")).unwrap();
+    let npy = npyz::NpyFile::new(bytes.as_slice()).unwrap();
+    assert_eq!(npy.shape(), [3, 28, 28]);
+    assert!(npy.into_vec::<f32>().unwrap().iter().all(|value| (0.0..=1.0).contains(value)));
 }

@@ -112,7 +112,7 @@ fn what_cannot_be_converted_is_one_error_and_overwrites_nothing() {
     fs::write(path("taken.safetensors"), b"precious").unwrap();
 
     for (input, told) in [
-        ("missing.safetensors", "missing.safetensors: cannot open"),
+        ("missing.safetensors", "missing.safetensors: there is no such model file"),
         ("cut.safetensors", "cut.safetensors: damaged or cut short"),
         ("damaged.safetensors", "do not match their checksum"),
         ("text.safetensors", "damaged or cut short"),

@@ -89,7 +89,7 @@ impl ConvertCommand {
                 model.info.weights,
                 storage.name(),
                 size(&self.output)?,
-                size(&model.path)?,
+                model.digest.bytes,
             );
         }
         Ok(())

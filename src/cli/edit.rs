@@ -20,8 +20,8 @@ pub const KEYWORD: &str = "engine.edit";
 /// Which model, and how it samples.
 #[derive(Clone, Debug, Args)]
 pub struct EditOptions {
-    /// A model file, a checkpoint, or a run folder: its model.safetensors
-    #[arg(long, value_name = "FILE|RUN")]
+    /// A model file, a checkpoint, a run folder (its model.safetensors), or the name of a model that comes with the engine
+    #[arg(long, value_name = "FILE|RUN|NAME")]
     pub model: PathBuf,
     /// A class by name or number, or none [default: none]
     #[arg(long, value_name = "NAME|N|none")]

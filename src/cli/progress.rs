@@ -1,6 +1,7 @@
 //! A run on the terminal: a bar where one can be shown, lines elsewhere.
 
 use std::io::{IsTerminal, Write};
+use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -121,6 +122,53 @@ impl Terminal {
 
     fn warn(&self, text: &str) {
         self.bar.suspend(|| eprintln!("warning: {}", super::one_line(text)));
+    }
+}
+
+/// Images being drawn: a bar on a terminal, else, on request, a line a second.
+pub(super) struct Drawing {
+    bar: ProgressBar,
+    images: usize,
+    started: Instant,
+    /// When the last line was written, where lines are wanted.
+    line: Option<Instant>,
+}
+
+impl Drawing {
+    pub fn new(quiet: bool, always: bool, images: usize) -> Self {
+        let live = !quiet && std::io::stderr().is_terminal();
+        let target = if live { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(images as u64), target);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} images, {per_sec}, {eta} left") {
+            bar.set_style(style);
+        }
+        let now = Instant::now();
+        Self { bar, images, started: now, line: (always && !live).then_some(now) }
+    }
+
+    /// `done` of `total` evaluations of the network are made.
+    pub fn update(&mut self, done: usize, total: usize) {
+        self.bar.set_position((done * self.images / total) as u64);
+        self.bar.tick();
+        let now = Instant::now();
+        let due = |last: &Instant| now.duration_since(*last).as_secs_f64() >= 1.0 || done == total;
+        if let Some(last) = self.line.as_mut().filter(|last| due(last)) {
+            *last = now;
+            let share = done as f64 / total as f64;
+            let seconds = now.duration_since(self.started).as_secs_f64();
+            eprintln!(
+                "{:3.0} % | {}/{} images | {:.1} images/s | {} left",
+                100.0 * share,
+                done * self.images / total,
+                self.images,
+                self.images as f64 * share / seconds.max(1e-9),
+                duration(seconds / share - seconds)
+            );
+        }
+    }
+
+    pub fn end(&self) {
+        self.bar.finish_and_clear();
     }
 }
 

@@ -1,84 +1,113 @@
 //! `engine sample`: draw images from a model file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::machine::MachineOptions;
-use crate::config::{Model, ModelInfo, SampleRequest, presets};
+use super::machine::{MachineOptions, PrecisionChoice};
+use super::progress::Drawing;
+use super::recipe::{KEYWORD, Recipe};
+use super::sheet::{Choice, layout, real_images, sheet};
+use crate::config::{Model, SampleRequest};
+use crate::data::{Dataset, ResolveOptions, resolve};
+use crate::diffusion::{NoiseSchedule, Profile, TimestepSchedule};
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::install;
-use crate::picture::{Image, Labels, Layout, labelled_grid, write_npy, write_png};
+use crate::picture::{Image, write_npy, write_png};
 use crate::tensor::{Context, Device};
-
-/// Most pixels of a sheet, below what a picture may have.
-const MAX_SHEET_PIXELS: usize = 1 << 27;
 
 /// Draw images from a trained model.
 ///
 /// What is not given is taken from the model's own configuration. Image k of a seed is the same image whatever the batch,
-/// the number of threads and the number of images.
+/// the number of threads and the number of images. Each PNG holds the parameters that made it, for --like.
 #[derive(Clone, Debug, Args)]
 pub struct SampleCommand {
-    /// A model file, or a run folder: its model.safetensors
-    #[arg(long, value_name = "FILE|RUN")]
-    model: PathBuf,
+    /// A model file, a run folder (its model.safetensors), or the name of a model that comes with the engine
+    #[arg(long, value_name = "FILE|RUN|NAME", required_unless_present = "like")]
+    model: Option<PathBuf>,
+    /// Draw what FILE.png shows again, from the parameters in it; options that are given too replace those
+    #[arg(long, value_name = "FILE.png")]
+    like: Option<PathBuf>,
     /// How many images; with --class all, how many of each class [default: one of each class; with --class, the model's]
     #[arg(long, value_name = "N")]
     count: Option<usize>,
     /// A class by name or number, all (a row for each), or none [default: all classes in turn]
     #[arg(long, value_name = "NAME|N|all|none")]
     class: Option<String>,
-    /// ddpm, ddim or heun
+    /// ddpm, ddim, heun or dpmpp2m (DPM-Solver++)
     #[arg(long, value_name = "SAMPLER")]
     sampler: Option<String>,
+    /// A number of steps by name
+    #[arg(long, value_enum, conflicts_with_all = ["steps", "timesteps"])]
+    profile: Option<Profile>,
     /// Denoising steps
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "timesteps")]
     steps: Option<usize>,
+    /// How the steps are spread over the noise levels: uniform, quadratic or logarithmic (more steps at little noise)
+    #[arg(long, value_name = "SCHEDULE", conflicts_with = "timesteps")]
+    schedule: Option<String>,
+    /// The steps one by one, as in 999,750,500,250,0; repeats and what is outside the model's noise levels are dropped
+    #[arg(long, value_name = "T,T,…", allow_hyphen_values = true)]
+    timesteps: Option<String>,
     /// The share of DDPM's noise in a DDIM step: 0 to 1
     #[arg(long, value_name = "ETA")]
     eta: Option<f64>,
+    /// Scale of all noise: 1 is as in training, less gives smoother and less varied images
+    #[arg(long, value_name = "SCALE")]
+    temperature: Option<f64>,
     /// Classifier-free guidance: 1 is none, more follows the class harder
     #[arg(long, value_name = "SCALE")]
     guidance: Option<f64>,
-    /// Image k of a seed is always the same image
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Image k of a seed is always the same image [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Images that are computed together [default: up to 32 on the CPU, 256 on a GPU]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     #[command(flatten)]
     machine: MachineOptions,
-    /// F.png: one sheet; F.npy: f32 in [0, 1]; else a folder of single PNG files
-    #[arg(long, value_name = "F.png|F.npy|DIR", default_value = "samples.png")]
-    out: PathBuf,
+    /// Put real images of the same classes beside the generated ones: a data set file, the name of a published set, or
+    /// `builtin`
+    #[arg(long, value_name = "DATA")]
+    compare_with: Option<String>,
+    /// The folder of data sets, for --compare-with
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    data_dir: PathBuf,
+    /// F.png: one sheet; F.npy: f32 in [0, 1]; else a folder of single PNG files [default: samples.png; with --like,
+    /// repeated.png]
+    #[arg(long, value_name = "F.png|F.npy|DIR")]
+    out: Option<PathBuf>,
     /// Replace images that are in the folder already
     #[arg(long)]
     force: bool,
+    /// Show progress even where there is no terminal, as lines on standard error
+    #[arg(long, conflicts_with = "quiet")]
+    progress: bool,
     /// Say nothing unless something goes wrong
     #[arg(long)]
     quiet: bool,
-}
-
-/// Which images are drawn.
-#[derive(Clone, Debug, PartialEq)]
-enum Choice {
-    /// So many of each of the classes, class by class.
-    Each(usize),
-    /// The classes in turn.
-    InTurn,
-    /// One label, or none where the model has no classes.
-    One,
 }
 
 /// Where the images go.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Output {
     Sheet,
+    /// A single image, as a folder's are.
+    Single,
     Array,
     Folder,
+}
+
+/// What is drawn, and where to.
+struct Job {
+    /// The command, filled up from the picture that it repeats.
+    command: SampleCommand,
+    model: PathBuf,
+    out: PathBuf,
+    output: Output,
+    /// The recipe of that picture.
+    like: Option<Recipe>,
 }
 
 impl SampleCommand {
@@ -89,27 +118,106 @@ impl SampleCommand {
     /// anything is drawn.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
-        let output = self.output()?;
-        let machine = self.machine.open()?;
+        let job = Job::new(self)?;
+        let machine = job.command.machine.open().map_err(|error| job.explain(error))?;
         install(move || {
             let context = Context::new(machine.device.clone());
-            let info = self.look()?;
-            let model = Model::load(&self.model, &context, machine.dtype(info.config.training.precision))?;
-            if !self.quiet {
-                eprintln!("{}, on {}", self.describe(&model), machine.note);
+            let info = Model::inspect(&job.model).map_err(|error| job.explain(error))?;
+            let model = Model::load(&job.model, &context, machine.dtype(info.config.training.precision))?;
+            if let (Some(like), Some(path)) = (&job.like, &job.command.like) {
+                like.check_model(&model, path)?;
+                if like.device.starts_with("cpu") != matches!(machine.device, Device::Cpu) {
+                    let note =
+                        format!("{} was drawn on {}: pixels are equal within rounding", path.display(), like.device);
+                    job.note(&note);
+                }
             }
-            self.draw(&model, output, &machine.note, started)
+            if !job.command.quiet {
+                eprintln!("{}, on {}", job.describe(&model), machine.note);
+            }
+            job.draw(&model, &machine.note, started)
         })
     }
+}
 
-    /// What the model file says, or what somebody who named none may have meant.
-    fn look(&self) -> Result<ModelInfo> {
-        let preset = self.model.to_str().filter(|name| presets().iter().any(|preset| preset.name == *name));
-        if let (Some(name), false) = (preset, self.model.exists()) {
-            let mend = format!("train it with `engine train --preset {name}`, then name the run folder");
-            return Err(Error::config("--model", format!("{name} is a preset, not a trained model"), mend));
+/// What `--timesteps` lists; it may well be nothing.
+fn timesteps(text: &str) -> Result<Vec<i64>> {
+    let parts = text.split([',', ' ']).map(str::trim).filter(|part| !part.is_empty());
+    let number = |part: &str| {
+        part.parse().map_err(|_| {
+            let short: String = part.chars().take(40).collect();
+            let message = format!("`{}` is not a timestep", short.escape_debug());
+            Error::config("--timesteps", message, "list whole numbers, as in 999,750,500,250,0")
+        })
+    };
+    parts.map(number).collect()
+}
+
+impl Job {
+    fn new(mut command: SampleCommand) -> Result<Self> {
+        let like = command.like.as_deref().map(Recipe::read).transpose()?;
+        let default = if like.is_some() { "repeated.png" } else { "samples.png" };
+        let out = command.out.clone().unwrap_or_else(|| default.into());
+        let mut output = output(&out)?;
+        if let Some(like) = &like {
+            if like.single && output == Output::Sheet && command.count.is_none_or(|count| count == 1) {
+                output = Output::Single;
+            }
+            command.fill_up(like, output);
         }
-        Model::inspect(&self.model)
+        let job = Self {
+            // One of the two is there: the parser has seen to it.
+            model: command.model.clone().unwrap_or_default(),
+            command,
+            out,
+            output,
+            like,
+        };
+        job.check_out()?;
+        Ok(job)
+    }
+
+    fn check_out(&self) -> Result<()> {
+        if self.command.compare_with.is_some() && self.output != Output::Sheet {
+            let message = "real images are put beside the generated ones on a sheet";
+            return Err(Error::config("--compare-with", message, "end --out in .png"));
+        }
+        let same = |path: &Path| match (path.canonicalize(), self.out.canonicalize()) {
+            (Ok(path), Ok(out)) => path == out,
+            _ => false,
+        };
+        match &self.command.like {
+            Some(like) if same(like) && !self.command.force => Err(Error::file(
+                like,
+                "would be replaced by what is drawn like it",
+                "name another --out, or add --force",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds what somebody who repeats a picture needs to know.
+    fn explain(&self, error: Error) -> Error {
+        let (Some(_), Some(path)) = (&self.like, &self.command.like) else { return error };
+        match error {
+            Error::Config { place, message, .. } if place == "--precision" => Error::Config {
+                place: path.display().to_string(),
+                message: format!("was drawn in bf16; {message}"),
+                mend: "draw nearly the same with --precision f32, or give --device cuda".into(),
+            },
+            Error::File { path: model, message, mend } if !model.exists() => Error::File {
+                path: path.clone(),
+                message: format!("was drawn by {}: {message}", model.display()),
+                mend: format!("{mend}, or name where it is now with --model"),
+            },
+            error => error,
+        }
+    }
+
+    fn note(&self, text: &str) {
+        if !self.command.quiet {
+            eprintln!("note: {text}");
+        }
     }
 
     fn describe(&self, model: &Model) -> String {
@@ -119,39 +227,24 @@ impl SampleCommand {
         format!("{}{newest}: {weights} after step {} (epoch {})", model.path.display(), info.step, info.epoch)
     }
 
-    fn output(&self) -> Result<Output> {
-        let extension = self.out.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        let named_folder = self.out.is_dir() || self.out.as_os_str().to_string_lossy().ends_with('/');
-        match extension.to_ascii_lowercase().as_str() {
-            _ if named_folder => Ok(Output::Folder),
-            "png" => Ok(Output::Sheet),
-            "npy" => Ok(Output::Array),
-            "" => Ok(Output::Folder),
-            other => Err(Error::config(
-                "--out",
-                format!("{} is no kind of file that can be written: .{other}", self.out.display()),
-                "end it in .png or .npy, or in / for a folder",
-            )),
-        }
-    }
-
     /// The labels to draw and how they are arranged.
     fn choose(&self, model: &Model) -> Result<(Choice, Vec<usize>)> {
-        if self.count == Some(0) {
+        let command = &self.command;
+        if command.count == Some(0) {
             return Err(Error::config("--count", "0 images", "give 1 or more"));
         }
         let classes = model.class_names().len();
         let usual = model.info.config.sampling.count_per_class;
-        let (choice, count, label): (Choice, usize, Box<dyn Fn(usize) -> usize>) = match self.class.as_deref() {
-            None if classes == 0 => (Choice::One, self.count.unwrap_or(usual), Box::new(|_| 0)),
-            None => (Choice::InTurn, self.count.unwrap_or(classes.min(100)), Box::new(|k| k % classes)),
+        let (choice, count, label): (Choice, usize, Box<dyn Fn(usize) -> usize>) = match command.class.as_deref() {
+            None if classes == 0 => (Choice::One, command.count.unwrap_or(usual), Box::new(|_| 0)),
+            None => (Choice::InTurn, command.count.unwrap_or(classes.min(100)), Box::new(move |k| k % classes)),
             Some("all") if classes > 0 => {
-                let each = self.count.unwrap_or(usual);
+                let each = command.count.unwrap_or(usual);
                 (Choice::Each(each), each.saturating_mul(classes), Box::new(move |k| k / each))
             }
             Some(class) => {
                 let label = model.class_label(class)?;
-                (Choice::One, self.count.unwrap_or(usual), Box::new(move |_| label))
+                (Choice::One, command.count.unwrap_or(usual), Box::new(move |_| label))
             }
         };
         if count > 10_000_000 {
@@ -161,179 +254,159 @@ impl SampleCommand {
     }
 
     fn request(&self, model: &Model, labels: Vec<usize>) -> Result<SampleRequest> {
+        let command = &self.command;
         let most = if matches!(model.context().device(), Device::Cpu) { 32 } else { 256 };
         // Batches of one size: the last one is computed whole too.
         let batches = labels.len().div_ceil(most);
-        let batch = self.batch.unwrap_or(labels.len().div_ceil(batches.max(1)));
-        let mut request = SampleRequest { seed: self.seed, batch, ..model.request(labels) };
+        let batch = command.batch.unwrap_or(labels.len().div_ceil(batches.max(1)));
+        let mut request = SampleRequest { seed: command.seed.unwrap_or(0), batch, ..model.request(labels) };
         if request.batch == 0 {
             return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
         }
         let sampling = &mut request.sampling;
-        if let Some(sampler) = &self.sampler {
+        if let Some(like) = &self.like {
+            request.first = like.first;
+            (sampling.num_steps, sampling.schedule) = (like.steps, like.schedule);
+            (sampling.timesteps, sampling.clip_x0) = (like.timesteps.clone(), like.clip_x0);
+        }
+        if let Some(sampler) = &command.sampler {
             sampling.sampler = sampler.parse().map_err(by_option)?;
         }
-        sampling.num_steps = self.steps.unwrap_or(sampling.num_steps);
-        sampling.eta = self.eta.unwrap_or(sampling.eta);
-        sampling.guidance = self.guidance.unwrap_or(sampling.guidance);
+        let steps = command.profile.map(Profile::steps).or(command.steps);
+        if steps.is_some() || command.schedule.is_some() {
+            sampling.timesteps = None;
+        }
+        sampling.num_steps = steps.unwrap_or(sampling.num_steps);
+        if let Some(schedule) = &command.schedule {
+            sampling.schedule = schedule.parse::<TimestepSchedule>().map_err(by_option)?;
+        }
+        if let Some(list) = &command.timesteps {
+            sampling.timesteps = Some(timesteps(list)?);
+        }
+        sampling.eta = command.eta.unwrap_or(sampling.eta);
+        sampling.temperature = command.temperature.unwrap_or(sampling.temperature);
+        sampling.guidance = command.guidance.unwrap_or(sampling.guidance);
         sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
         Ok(request)
     }
 
-    fn draw(&self, model: &Model, output: Output, device: &str, started: Instant) -> Result<()> {
+    fn draw(&self, model: &Model, device: &str, started: Instant) -> Result<()> {
         let (choice, labels) = self.choose(model)?;
         let request = self.request(model, labels)?;
-        let names = self.label_names(model, &request);
-        let sheet = match output {
-            Output::Sheet => Some(self.layout(model, &choice, request.labels.len())?),
-            Output::Array => None,
-            Output::Folder => {
-                self.prepare_folder(&names)?;
-                None
+        let count = request.labels.len();
+        let times = request.sampling.times(&NoiseSchedule::new(&model.info.config.diffusion)?).map_err(by_option)?;
+        if let Some(note) = &times.note {
+            self.note(note);
+        }
+        let names = label_names(model, &request);
+        let shape = model.model.image_shape();
+        let mut real = None;
+        let mut sheet_layout = None;
+        match self.output {
+            Output::Sheet => {
+                let blocks = if self.command.compare_with.is_some() { 2 } else { 1 };
+                sheet_layout = Some(layout(&choice, count, model.class_names().len(), shape, blocks)?);
+                real = self.real(model, &request, shape)?;
             }
+            Output::Folder => self.prepare_folder(&names, request.first)?,
+            Output::Single | Output::Array => {}
+        }
+        let recipe = Recipe {
+            count: if let Choice::Each(each) = choice { each } else { count },
+            class: self.command.class.clone(),
+            compare_with: self.command.compare_with.clone(),
+            ..Recipe::new(model, &request, device)
         };
-        let parameters = self.parameters(model, &request, device);
-        let text = |more: &[(&'static str, String)]| -> Vec<(&'static str, String)> {
-            let mut text = vec![
-                ("Software", format!("engine {}", env!("CARGO_PKG_VERSION"))),
-                ("engine.sampling", parameters.to_string()),
-            ];
-            text.extend_from_slice(more);
-            text
+        let write_single = |path: &Path, k: usize, image: &Image| {
+            let (number, name) = (request.first + k as u32, &names[k]);
+            let class = (!name.is_empty()).then(|| name.clone());
+            let recipe = Recipe { first: number, single: true, count: 1, images: 1, class, ..recipe.clone() };
+            let text = [("engine.image", number.to_string()), ("engine.class", name.clone())];
+            write_with(path, image, &recipe, &text)
         };
 
-        let [height, width, channels] = model.model.image_shape();
-        let bar = self.bar(request.labels.len());
+        let mut drawing = Drawing::new(self.command.quiet, self.command.progress, count);
         let mut images = Vec::new();
         let mut first = None;
         model
             .sample_each(
                 &request,
                 |done, total| {
-                    bar.set_position((done * request.labels.len() / total) as u64);
-                    bar.tick();
+                    drawing.update(done, total);
                     Ok(())
                 },
                 |k, values| {
                     first.get_or_insert_with(|| started.elapsed());
-                    let image = Image::from_signed(width, height, channels, values)?;
-                    if output == Output::Folder {
-                        let text = text(&[("engine.image", k.to_string()), ("engine.class", names[k].clone())]);
-                        return write_png(self.out.join(file_name(k, &names[k])), &image, &borrow(&text));
+                    let image = Image::from_signed(shape[1], shape[0], shape[2], values)?;
+                    match self.output {
+                        Output::Folder => {
+                            write_single(&self.out.join(file_name(request.first as usize + k, &names[k])), k, &image)
+                        }
+                        Output::Single => write_single(&self.out, k, &image),
+                        Output::Sheet | Output::Array => {
+                            images.push(image);
+                            Ok(())
+                        }
                     }
-                    images.push(image);
-                    Ok(())
                 },
             )
             .map_err(by_option)?;
-        bar.finish_and_clear();
+        drawing.end();
 
-        match sheet {
-            Some(layout) => {
-                let labels = captions(&choice, layout, &names);
-                write_png(&self.out, &labelled_grid(&images, layout, &labels)?, &borrow(&text(&[])))?;
-            }
-            None if output == Output::Array => write_npy(&self.out, &images)?,
-            None => {}
+        if let Some(layout) = sheet_layout {
+            let real = real.as_ref().map(|(source, images)| (source.as_str(), images.as_slice()));
+            write_with(&self.out, &sheet(&images, real, &choice, layout, &names)?, &recipe, &[])?;
+        } else if self.output == Output::Array {
+            write_npy(&self.out, &images)?;
         }
-        if !self.quiet {
-            println!("{}", self.summary(&request, first.unwrap_or_default(), started.elapsed()));
+        if !self.command.quiet {
+            println!("{}", self.summary(&request, times.times.len(), first.unwrap_or_default(), started.elapsed()));
         }
         Ok(())
     }
 
-    fn bar(&self, images: usize) -> ProgressBar {
-        if self.quiet {
-            return ProgressBar::hidden();
-        }
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} images, {per_sec}, {eta} left");
-        let bar = ProgressBar::new(images as u64);
-        if let Ok(style) = style {
-            bar.set_style(style);
-        }
-        bar
+    /// The data set's name and a real image for each that is drawn.
+    fn real(&self, model: &Model, request: &SampleRequest, shape: [usize; 3]) -> Result<Option<(String, Vec<Image>)>> {
+        let Some(given) = &self.command.compare_with else { return Ok(None) };
+        let data = &model.info.config.data;
+        let options = ResolveOptions {
+            data_dir: &self.command.data_dir,
+            shapes_seed: data.shapes_seed,
+            shapes_count: data.shapes_count,
+            quiet: self.command.quiet,
+        };
+        let dataset: Dataset = resolve(&data.name, Some(given), &options)?;
+        // A model file without names has numbers in their place; then the data set's own order counts.
+        let names = if model.info.classes.is_empty() { dataset.class_names() } else { &model.info.classes };
+        let class_of = |&label: &usize| {
+            let of_no_class = label >= model.info.config.model.num_classes();
+            (!of_no_class).then(|| names.get(label).cloned().unwrap_or_else(|| label.to_string()))
+        };
+        let classes: Vec<Option<String>> = request.labels.iter().map(class_of).collect();
+        Ok(Some((dataset.name().to_string(), real_images(&dataset, &classes, shape)?)))
     }
 
-    fn summary(&self, request: &SampleRequest, first: Duration, total: Duration) -> String {
+    fn summary(&self, request: &SampleRequest, steps: usize, first: Duration, total: Duration) -> String {
         let (count, sampling) = (request.labels.len(), &request.sampling);
         format!(
-            "wrote {}: {count} image{} in {:.2} s, the first after {:.2} s ({} {} steps, guidance {}, seed {})",
+            "wrote {}: {count} image{} in {:.2} s, the first after {:.2} s ({} {steps} steps, guidance {}, seed {})",
             self.out.display(),
             if count == 1 { "" } else { "s" },
             total.as_secs_f64(),
             first.as_secs_f64(),
             sampling.sampler,
-            sampling.num_steps,
             sampling.guidance,
             request.seed,
         )
     }
 
-    /// The class of each image, in words; empty where the model has no classes.
-    fn label_names(&self, model: &Model, request: &SampleRequest) -> Vec<String> {
-        let names = model.class_names();
-        let null = model.info.config.model.null_label();
-        let name = |&label: &usize| match names.get(label) {
-            Some(name) => name.clone(),
-            None if Some(label) == null => "none".into(),
-            None if model.info.config.model.num_classes() == 0 => String::new(),
-            None => label.to_string(),
-        };
-        request.labels.iter().map(name).collect()
-    }
-
-    /// Everything that is needed to draw the same images again.
-    fn parameters(&self, model: &Model, request: &SampleRequest, device: &str) -> serde_json::Value {
-        let sampling = &request.sampling;
-        let precision = model.parameters.precision().to_string();
-        serde_json::json!({
-            "model": model.path.display().to_string(),
-            "weights": model.info.weights,
-            "step": model.info.step,
-            "sampler": sampling.sampler.name(),
-            "steps": sampling.num_steps,
-            "eta": sampling.eta,
-            "guidance": sampling.guidance,
-            "seed": request.seed,
-            "count": self.count.unwrap_or(request.labels.len()),
-            "class": self.class.clone(),
-            "images": request.labels.len(),
-            "precision": precision,
-            "device": device,
-        })
-    }
-
-    /// How the sheet is laid out; images are drawn smaller where there are many.
-    fn layout(&self, model: &Model, choice: &Choice, count: usize) -> Result<Layout> {
-        let columns = match choice {
-            Choice::Each(each) => *each,
-            Choice::InTurn => count.min(model.class_names().len()).min(20),
-            Choice::One => count.min(if count > 100 { 20 } else { 10 }),
-        };
-        let [height, width, _] = model.model.image_shape();
-        let pixels = |scale: usize| {
-            let (wide, high) =
-                ((width * scale + 4) * columns + 320, (height * scale + 24) * count.div_ceil(columns) + 60);
-            wide.saturating_mul(high)
-        };
-        let most = (96 / width).clamp(1, 4);
-        match (1..=most).rev().find(|&scale| pixels(scale) <= MAX_SHEET_PIXELS) {
-            Some(scale) => Ok(Layout { columns, scale, ..Layout::default() }),
-            None => Err(Error::config(
-                "--out",
-                format!("{count} images are too many for one sheet"),
-                "name a folder or a .npy file, or draw fewer with --count",
-            )),
-        }
-    }
-
     /// Makes the folder and refuses to write over images in it.
-    fn prepare_folder(&self, names: &[String]) -> Result<()> {
+    fn prepare_folder(&self, names: &[String], first: u32) -> Result<()> {
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create the folder"))?;
-        if self.force {
+        if self.command.force {
             return Ok(());
         }
-        let paths = names.iter().enumerate().map(|(k, name)| self.out.join(file_name(k, name)));
+        let paths = names.iter().enumerate().map(|(k, name)| self.out.join(file_name(first as usize + k, name)));
         match paths.into_iter().find(|path| path.exists()) {
             Some(taken) => Err(Error::file(taken, "exists already", "name another folder, or replace with --force")),
             None => Ok(()),
@@ -341,16 +414,65 @@ impl SampleCommand {
     }
 }
 
-/// The words on a sheet.
-fn captions(choice: &Choice, layout: Layout, names: &[String]) -> Labels {
-    let title = names.first().cloned().unwrap_or_default();
-    match choice {
-        Choice::Each(_) => {
-            Labels { rows: names.iter().step_by(layout.columns).cloned().collect(), ..Labels::default() }
+impl SampleCommand {
+    /// Takes from the recipe of a picture what was not given.
+    fn fill_up(&mut self, like: &Recipe, output: Output) {
+        self.model.get_or_insert_with(|| like.model.clone().into());
+        self.count.get_or_insert(like.count);
+        self.class = self.class.take().or_else(|| like.class.clone());
+        self.sampler.get_or_insert_with(|| like.sampler.to_string());
+        self.eta.get_or_insert(like.eta);
+        self.temperature.get_or_insert(like.temperature);
+        self.guidance.get_or_insert(like.guidance);
+        self.seed.get_or_insert(like.seed);
+        if output == Output::Sheet {
+            self.compare_with = self.compare_with.take().or_else(|| like.compare_with.clone());
         }
-        Choice::InTurn => Labels { cells: names.to_vec(), ..Labels::default() },
-        Choice::One => Labels { title, ..Labels::default() },
+        if self.machine.precision.is_none() {
+            self.machine.precision = match like.precision.as_str() {
+                "bf16" => Some(PrecisionChoice::Bf16),
+                _ => Some(PrecisionChoice::F32),
+            };
+        }
     }
+}
+
+/// What kind of output a path means.
+fn output(out: &Path) -> Result<Output> {
+    let extension = out.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let named_folder = out.is_dir() || out.as_os_str().to_string_lossy().ends_with('/');
+    match extension.to_ascii_lowercase().as_str() {
+        _ if named_folder => Ok(Output::Folder),
+        "png" => Ok(Output::Sheet),
+        "npy" => Ok(Output::Array),
+        "" => Ok(Output::Folder),
+        other => Err(Error::config(
+            "--out",
+            format!("{} is no kind of file that can be written: .{other}", out.display()),
+            "end it in .png or .npy, or in / for a folder",
+        )),
+    }
+}
+
+/// The class of each image, in words; empty where the model has no classes.
+fn label_names(model: &Model, request: &SampleRequest) -> Vec<String> {
+    let names = model.class_names();
+    let null = model.info.config.model.null_label();
+    let name = |&label: &usize| match names.get(label) {
+        Some(name) => name.clone(),
+        None if Some(label) == null => "none".into(),
+        None if model.info.config.model.num_classes() == 0 => String::new(),
+        None => label.to_string(),
+    };
+    request.labels.iter().map(name).collect()
+}
+
+/// Writes a PNG with its recipe and `more` text inside.
+fn write_with(path: &Path, image: &Image, recipe: &Recipe, more: &[(&str, String)]) -> Result<()> {
+    let (software, recipe) = (format!("engine {}", env!("CARGO_PKG_VERSION")), recipe.to_json());
+    let mut text = vec![("Software", software.as_str()), (KEYWORD, recipe.as_str())];
+    text.extend(more.iter().map(|(keyword, text)| (*keyword, text.as_str())));
+    write_png(path, image, &text)
 }
 
 /// `00012-dog.png`, `00012.png` without a class; what a file's name may not have becomes a dash.
@@ -358,10 +480,6 @@ fn file_name(k: usize, class: &str) -> String {
     let plain = |c: char| if c.is_alphanumeric() || matches!(c, '_' | '-') { c } else { '-' };
     let class: String = class.chars().take(40).map(plain).collect();
     if class.is_empty() { format!("{k:05}.png") } else { format!("{k:05}-{class}.png") }
-}
-
-fn borrow<'a>(text: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
-    text.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect()
 }
 
 /// Names the option instead of the configuration's key.
@@ -372,6 +490,9 @@ fn by_option(error: Error) -> Error {
                 "sampler" | "sampling.sampler" => "--sampler",
                 "sampling.num_steps" => "--steps",
                 "sampling.eta" => "--eta",
+                "sampling.schedule" => "--schedule",
+                "sampling.timesteps" => "--timesteps",
+                "sampling.temperature" => "--temperature",
                 "sampling.guidance" => "--guidance",
                 other => other,
             };

@@ -19,6 +19,7 @@
 mod edit;
 mod model_file;
 mod presets;
+mod pretrained;
 mod sampling;
 mod sections;
 mod tree;
@@ -32,9 +33,10 @@ pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
 pub use edit::{Ends, Inpaint};
 pub use model_file::{
-    Array, ArrayFile, CHECKPOINT_FORMAT, Model, ModelInfo, Storage, Weights, arrays, write_arrays, write_model,
+    Array, ArrayFile, CHECKPOINT_FORMAT, Digest, Model, ModelInfo, Storage, Weights, arrays, write_arrays, write_model,
 };
 pub use presets::{Preset, presets};
+pub use pretrained::{Pretrained, pretrained};
 pub use sampling::SampleRequest;
 pub use sections::{DataConfig, Every, LrSchedule, OptimizerKind, Precision, TrainingConfig};
 pub use tree::nearest;

@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sha2::Digest as _;
 
-use super::Config;
+use super::pretrained::{named, nowhere};
+use super::{Config, Pretrained, pretrained};
 use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
@@ -123,8 +125,26 @@ pub struct Model {
     pub parameters: Rc<Parameters>,
     /// What the file says.
     pub info: ModelInfo,
-    /// Where it came from.
+    /// Where it came from: its file, or the name of a pretrained model.
     pub path: PathBuf,
+    /// Of the file that it came from.
+    pub digest: Digest,
+}
+
+/// Tells a file from all others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Digest {
+    /// SHA-256 of its bytes in hexadecimal; empty where there is no file.
+    pub sha256: String,
+    /// Its length in bytes.
+    pub bytes: usize,
+}
+
+impl Digest {
+    fn of(bytes: &[u8]) -> Self {
+        let sha256 = sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { sha256, bytes: bytes.len() }
+    }
 }
 
 /// A named array of f32 in a file to be written.
@@ -187,10 +207,27 @@ fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> u32 {
         .fold(0, |crc, (name, bytes)| crc32c::crc32c_append(crc32c::crc32c_append(crc, name.as_bytes()), bytes))
 }
 
+/// A file's bytes.
+enum Bytes {
+    Mapped(memmap2::Mmap),
+    Embedded(&'static [u8]),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
+}
+
 /// A safetensors file that has been read and whose checksum holds.
 pub struct ArrayFile {
     path: PathBuf,
-    map: memmap2::Mmap,
+    bytes: Bytes,
     /// The one of the formats asked for that it has.
     pub format: &'static str,
     /// Its metadata.
@@ -205,15 +242,20 @@ impl ArrayFile {
     /// [`Error::Io`], or [`Error::File`] for one that is cut short, damaged or of another kind.
     pub fn open(path: impl AsRef<Path>, formats: &[&'static str], what: &str) -> Result<Self> {
         let path = path.as_ref();
-        let fault = |message: String| Error::file(path, message, MEND);
         let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
         if file.metadata().map_err(Error::io(path, "read"))?.len() < 8 {
-            return Err(fault(format!("too short to be {what}")));
+            return Err(Error::file(path, format!("too short to be {what}"), MEND));
         }
         // SAFETY: files of these kinds are replaced by renaming, never changed in place; a file that somebody cuts short
         // meanwhile would raise SIGBUS, as with any mapped file.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
-        let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| fault(format!("damaged or cut short: {e}")))?;
+        Self::check(path, Bytes::Mapped(map), formats, what)
+    }
+
+    fn check(path: &Path, bytes: Bytes, formats: &[&'static str], what: &str) -> Result<Self> {
+        let fault = |message: String| Error::file(path, message, MEND);
+        let (_, header) =
+            SafeTensors::read_metadata(&bytes).map_err(|e| fault(format!("damaged or cut short: {e}")))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let Some(found) = metadata.get("format") else {
             return Err(fault(format!("a safetensors file, but not {what} of this engine")));
@@ -224,7 +266,7 @@ impl ArrayFile {
                 format!("this is a file of format {}, not {what} ({})", short.escape_debug(), formats.join(" or "));
             return Err(fault(message));
         };
-        let file = Self { path: path.to_path_buf(), map, format, metadata };
+        let file = Self { path: path.to_path_buf(), bytes, format, metadata };
         let tensors = file.tensors()?;
         let views: Vec<_> = tensors.tensors();
         let found = format!("{:08x}", checksum(views.iter().map(|(name, view)| (name.as_str(), view.data()))));
@@ -235,7 +277,7 @@ impl ArrayFile {
     }
 
     fn tensors(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.map).map_err(|e| self.fault(format!("damaged: {e}")))
+        SafeTensors::deserialize(&self.bytes).map_err(|e| self.fault(format!("damaged: {e}")))
     }
 
     /// A fault of this file.
@@ -329,7 +371,8 @@ impl Model {
         let parameters = Parameters::new(context, builder, precision)?;
         parameters.initialise(seed)?;
         let info = ModelInfo { config: config.clone(), weights: "raw".into(), step: 0, epoch: 0, classes: Vec::new() };
-        Ok(Self { model, parameters: Rc::new(parameters), info, path: PathBuf::new() })
+        let (path, digest) = (PathBuf::new(), Digest::default());
+        Ok(Self { model, parameters: Rc::new(parameters), info, path, digest })
     }
 
     /// Writes the model file, all bits of the weights.
@@ -349,8 +392,8 @@ impl Model {
         write_model(path.as_ref(), &self.info, self.parameters.specs(), &flat, storage)
     }
 
-    /// Loads a model file, a checkpoint (its moving average), or the newest model of a run folder (`model.safetensors` in
-    /// it), onto `context`'s device.
+    /// Loads a model file, a checkpoint (its moving average), the newest model of a run folder (`model.safetensors` in it),
+    /// or, where `path` is the name of one and of nothing else, a [pretrained](pretrained()) model, onto `context`'s device.
     ///
     /// `precision` is the dtype of activations: `f32`, or `bf16` on accelerators.
     ///
@@ -370,7 +413,15 @@ impl Model {
         precision: DType,
         weights: Option<Weights>,
     ) -> Result<Self> {
-        let (path, file, mut info) = open_model(path.as_ref())?;
+        Self::from_opened(open_model(path.as_ref(), pretrained())?, context, precision, weights)
+    }
+
+    fn from_opened(
+        (path, file, mut info): (PathBuf, ArrayFile, ModelInfo),
+        context: &Context,
+        precision: DType,
+        weights: Option<Weights>,
+    ) -> Result<Self> {
         let prefix = if file.format == CHECKPOINT_FORMAT {
             let weights = weights.unwrap_or(Weights::Ema);
             info.weights = weights.name().into();
@@ -384,27 +435,29 @@ impl Model {
         // A damaged configuration may describe a network of any size: it is counted before there is room made for it.
         let (_, builder) = models::build(&info.config.model)?;
         let count = Parameters::new(&Context::shape_only(), builder, DType::F32)?.count();
-        if count > file.map.len() / 2 {
+        if count > file.bytes.len() / 2 {
             return Err(file.fault(format!("its configuration has {count} parameters, more than its bytes can hold")));
         }
         let (model, builder) = models::build(&info.config.model)?;
         let parameters = Parameters::new(context, builder, precision)?;
         let exact = prefix.is_empty();
         parameters.set_flat(&file.flat(parameters.specs(), parameters.flat_len(), prefix, exact)?)?;
-        Ok(Self { model, parameters: Rc::new(parameters), info, path })
+        let digest = Digest::of(&file.bytes);
+        Ok(Self { model, parameters: Rc::new(parameters), info, path, digest })
     }
 
-    /// What a model file, a checkpoint, or the newest model of a run folder says besides its weights.
+    /// What a model file, a checkpoint, the newest model of a run folder, or a pretrained model says besides its weights.
     ///
     /// # Errors
     /// As [`Model::load`].
     pub fn inspect(path: impl AsRef<Path>) -> Result<ModelInfo> {
-        open_model(path.as_ref()).map(|(_, _, info)| info)
+        open_model(path.as_ref(), pretrained()).map(|(_, _, info)| info)
     }
 }
 
-/// A model file, a checkpoint, or a run folder's `model.safetensors`.
-fn open_model(given: &Path) -> Result<(PathBuf, ArrayFile, ModelInfo)> {
+/// A model file, a checkpoint, a run folder's `model.safetensors`, or one of the `embedded` models.
+fn open_model(given: &Path, embedded: &[Pretrained]) -> Result<(PathBuf, ArrayFile, ModelInfo)> {
+    const FORMATS: [&str; 2] = [FORMAT, CHECKPOINT_FORMAT];
     let path = if given.is_dir() { given.join("model.safetensors") } else { given.to_path_buf() };
     if given.is_dir() && !path.is_file() {
         return Err(Error::file(
@@ -413,7 +466,13 @@ fn open_model(given: &Path) -> Result<(PathBuf, ArrayFile, ModelInfo)> {
             "name a run folder whose training has saved a model, or a model file",
         ));
     }
-    let file = ArrayFile::open(&path, &[FORMAT, CHECKPOINT_FORMAT], "a model")?;
+    // What cannot be asked about cannot be opened either, and opening it tells why.
+    let file = if path.try_exists().unwrap_or(true) {
+        ArrayFile::open(&path, &FORMATS, "a model")?
+    } else {
+        let model = named(given, embedded).ok_or_else(|| nowhere(given, embedded))?;
+        ArrayFile::check(given, Bytes::Embedded(model.bytes), &FORMATS, "a model")?
+    };
     let checkpoint = file.format == CHECKPOINT_FORMAT;
     let config = file.config()?;
     let classes: Vec<String> = serde_json::from_str(file.entry("classes")?)
@@ -426,4 +485,43 @@ fn open_model(given: &Path) -> Result<(PathBuf, ArrayFile, ModelInfo)> {
         config,
     };
     Ok((path, file, info))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_embedded_model_is_found_by_name_and_its_bf16_weights_are_computed_with_in_f32() {
+        let mut config = Config::preset("quickstart").unwrap();
+        for set in ["model.depth=1", "model.hidden_dim=32", "model.conditioning=token"] {
+            config.set(set).unwrap();
+        }
+        let context = Context::cpu();
+        let model = Model::untrained(&config, &context, DType::F32, 7).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("small.safetensors");
+        model.save_as(&file, Storage::Bf16).unwrap();
+        let bytes: &'static [u8] = std::fs::read(&file).unwrap().leak();
+        let table = [Pretrained { name: "some-model", description: "untrained", bytes }];
+
+        let load = |name: &str, table: &[Pretrained]| -> Result<Model> {
+            Model::from_opened(open_model(Path::new(name), table)?, &context, DType::F32, None)
+        };
+        let embedded = load("some-model", &table).unwrap();
+        assert_eq!((embedded.path.to_str(), embedded.digest.bytes), (Some("some-model"), bytes.len()));
+        let weights = |model: &Model| model.parameters.master().download::<f32>().unwrap();
+        let rounded = |value: &f32| half::bf16::from_f32(*value).to_f32();
+        assert_eq!(weights(&embedded), weights(&model).iter().map(rounded).collect::<Vec<_>>());
+        assert_eq!(embedded.parameters.precision(), DType::F32);
+        // The same from the file.
+        let loaded = Model::load(&file, &context, DType::F32).unwrap();
+        assert_eq!((weights(&loaded), &loaded.digest), (weights(&embedded), &embedded.digest));
+        assert_eq!(loaded.digest.sha256.len(), 64);
+
+        let fault = |name: &str, table: &[Pretrained]| load(name, table).err().unwrap().to_string();
+        assert!(fault("some-model", &[]).contains("no such model file, run folder or pretrained model"));
+        let cut = [Pretrained { bytes: &bytes[..bytes.len() / 2], ..table[0] }];
+        assert!(fault("some-model", &cut).starts_with("some-model: damaged or cut short"));
+    }
 }

@@ -16,6 +16,9 @@ pub struct SampleRequest {
     pub sampling: SamplingConfig,
     /// Image k of a seed is the same image whatever the batch, the threads and the number of images.
     pub seed: u64,
+    /// The number k of the first image, for [`Model::sample`] and [`Model::sample_each`]; images that are made of given ones
+    /// are counted from 0.
+    pub first: u32,
     /// Images that are computed together, above 0.
     pub batch: usize,
 }
@@ -65,11 +68,11 @@ impl Model {
         Err(Error::config("--class", format!("the model has no class `{}`", short.escape_debug()), mend))
     }
 
-    /// A request for one image of each label with the model's own sampling configuration, seed 0.
+    /// A request for one image of each label with the model's own sampling configuration, seed 0, from image 0 on.
     pub fn request(&self, labels: impl Into<Vec<usize>>) -> SampleRequest {
         let labels = labels.into();
         let batch = labels.len().clamp(1, 32);
-        SampleRequest { labels, sampling: self.info.config.sampling.clone(), seed: 0, batch }
+        SampleRequest { labels, sampling: self.info.config.sampling.clone(), seed: 0, first: 0, batch }
     }
 
     /// Draws the images of a request: each `[H, W, C]`, in about [-1, 1].
@@ -112,7 +115,8 @@ impl Model {
         Ok(images)
     }
 
-    /// Draws the images of a request and hands over each as soon as it is there: `sink(k, image)`, k from 0.
+    /// Draws the images of a request and hands over each as soon as it is there: `sink(k, image)`, k from 0
+    /// (in the request, whatever its first image).
     /// `progress(done, total)` counts evaluations of the network; an error from either ends the drawing.
     ///
     /// # Errors
@@ -132,7 +136,8 @@ impl Model {
         for (number, labels) in request.labels.chunks(batch).enumerate() {
             let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
             let first = number * batch;
-            let images = sampler.run(first as u32, &labels, |stage, _| progress(number * stages + stage + 1, total))?;
+            let images = sampler
+                .run(request.first + first as u32, &labels, |stage, _| progress(number * stages + stage + 1, total))?;
             for (k, image) in images.chunks_exact(images.len() / labels.len()).enumerate() {
                 sink(first + k, image)?;
             }
@@ -144,8 +149,9 @@ impl Model {
     pub(super) fn checked(&self, request: &SampleRequest) -> Result<(SamplerSpec, NoiseSchedule)> {
         let config = &self.info.config;
         let (count, null_label) = (request.labels.len(), config.model.null_label());
-        if count == 0 || u32::try_from(count).is_err() {
-            return Err(Error::config("--count", format!("{count} images"), "give 1 to 4294967295"));
+        if count == 0 || ((u32::MAX - request.first) as usize) < count {
+            let message = format!("{count} images from number {} on", request.first);
+            return Err(Error::config("--count", message, "give 1 to 4294967295"));
         }
         if request.batch == 0 {
             return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));

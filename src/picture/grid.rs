@@ -58,6 +58,26 @@ pub fn strip(images: &[Image], padding: usize, scale: usize) -> Result<Image> {
     grid(images, Layout { columns: images.len().max(1), padding, scale })
 }
 
+/// Pictures of any sizes in a row, their tops on one line, on white.
+///
+/// # Errors
+/// [`Error::Shape`] where there is no picture or the result would be too large.
+pub fn beside(images: &[Image], padding: usize) -> Result<Image> {
+    let Some(height) = images.iter().map(Image::height).max() else {
+        return Err(Error::shape("picture row", "there is no picture to place; give at least one"));
+    };
+    let width = images.iter().fold(0, |width: usize, image| width.saturating_add(image.width()));
+    let width = width.saturating_add(padding.saturating_mul(images.len() - 1));
+    check_size(width, height)?;
+    let mut row = Image::filled(width, height, PAPER);
+    let mut x = 0;
+    for image in images {
+        row.paste(image, x, 0);
+        x += image.width() + padding;
+    }
+    Ok(row)
+}
+
 /// As [`grid`], with a title, captions of rows and columns, and captions below each picture. Captions that are too long
 /// for their place are cut.
 ///

@@ -25,5 +25,5 @@ pub use self::image::Image;
 pub use self::npy::write_npy;
 pub use self::png::{encode_png, read_png, write_png};
 pub use animation::{Timing as AnimationTiming, encode_apng, encode_gif, write_animation};
-pub use grid::{Labels, Layout, grid, labelled_grid, strip};
+pub use grid::{Labels, Layout, beside, grid, labelled_grid, strip};
 pub use plot::{LossCurve, Timing, loss_curve, render_loss_curve};

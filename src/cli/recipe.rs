@@ -1,0 +1,133 @@
+//! What made a picture, embedded in its PNG and read back by `--like`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Model, SampleRequest};
+use crate::diffusion::{SamplerKind, TimestepSchedule};
+use crate::error::{Error, Result};
+use crate::picture::read_png;
+
+/// The keyword under which a PNG holds its recipe, as JSON.
+pub const KEYWORD: &str = "engine.sampling";
+/// Longest recipe that is read, in bytes: a list of a million timesteps fits.
+const MAX_BYTES: usize = 1 << 23;
+
+/// Everything that is needed to draw the same picture again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Where the model was: its file, or the name of a pretrained one.
+    pub model: String,
+    /// SHA-256 of the model's file.
+    pub model_sha256: String,
+    /// `ema` or `raw`.
+    pub weights: String,
+    /// Optimizer steps behind the weights.
+    pub step: u64,
+    /// As in [`SamplingConfig`](crate::config::SamplingConfig), and so are the next ones.
+    pub sampler: SamplerKind,
+    pub steps: usize,
+    pub schedule: TimestepSchedule,
+    pub timesteps: Option<Vec<i64>>,
+    pub eta: f64,
+    pub temperature: f64,
+    pub guidance: f64,
+    pub clip_x0: bool,
+    /// The seed.
+    pub seed: u64,
+    /// The number of the first image.
+    pub first: u32,
+    /// Whether the picture is that image alone, without a sheet around it.
+    pub single: bool,
+    /// As `--count` and `--class` take them.
+    pub count: usize,
+    pub class: Option<String>,
+    /// Images in all.
+    pub images: usize,
+    /// The data set that real images beside the generated ones are from, as `--compare-with` takes it.
+    pub compare_with: Option<String>,
+    /// Dtype of activations.
+    pub precision: String,
+    /// What it was drawn on, in words.
+    pub device: String,
+}
+
+impl Recipe {
+    /// What a request asks of a model.
+    pub fn new(model: &Model, request: &SampleRequest, device: &str) -> Self {
+        let sampling = &request.sampling;
+        Self {
+            model: model.path.display().to_string(),
+            model_sha256: model.digest.sha256.clone(),
+            weights: model.info.weights.clone(),
+            step: model.info.step,
+            sampler: sampling.sampler,
+            steps: sampling.num_steps,
+            schedule: sampling.schedule,
+            timesteps: sampling.timesteps.clone(),
+            eta: sampling.eta,
+            temperature: sampling.temperature,
+            guidance: sampling.guidance,
+            clip_x0: sampling.clip_x0,
+            seed: request.seed,
+            first: request.first,
+            single: false,
+            count: request.labels.len(),
+            class: None,
+            images: request.labels.len(),
+            compare_with: None,
+            precision: model.parameters.precision().to_string(),
+            device: device.into(),
+        }
+    }
+
+    /// Reads the recipe of a picture.
+    ///
+    /// # Errors
+    /// Those of [`read_png`]; [`Error::File`] for a picture that holds none, or one of another version of the engine.
+    pub fn read(path: &Path) -> Result<Self> {
+        let (_, texts) = read_png(path)?;
+        let fault = |message: String, mend: &str| Error::file(path, message, mend);
+        let Some((_, text)) = texts.iter().find(|(keyword, _)| keyword == KEYWORD) else {
+            return Err(fault(
+                "holds no sampling parameters".into(),
+                "name a PNG that `engine sample` wrote, not a copy that another program saved",
+            ));
+        };
+        if text.len() > MAX_BYTES {
+            return Err(fault(format!("holds {} bytes of sampling parameters", text.len()), "name another PNG"));
+        }
+        serde_json::from_str(text).map_err(|error| {
+            let message = format!("holds sampling parameters that cannot be read: {error}");
+            fault(message, "draw it again with the version of the engine that is named in the PNG")
+        })
+    }
+
+    /// The JSON for the PNG.
+    pub fn to_json(&self) -> String {
+        // Strings, numbers and lists: nothing in them can fail; floats are finite once validated.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Refuses another model than the one that drew the picture `like`.
+    ///
+    /// # Errors
+    /// [`Error::File`] that names both.
+    pub fn check_model(&self, model: &Model, like: &Path) -> Result<()> {
+        if model.digest.sha256 == self.model_sha256 {
+            return Ok(());
+        }
+        let start = |digest: &str| digest.chars().take(12).collect::<String>().escape_debug().to_string();
+        let message = format!(
+            "is not the model that drew {}: its SHA-256 begins {}, after step {}; that one's {}, after step {}",
+            like.display(),
+            start(&model.digest.sha256),
+            model.info.step,
+            start(&self.model_sha256),
+            self.step
+        );
+        Err(Error::file(&model.path, message, "name that one with --model, or draw without --like"))
+    }
+}

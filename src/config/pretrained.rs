@@ -1,0 +1,100 @@
+//! The models that come with the engine, embedded: `engine sample --model NAME` needs no file and no network.
+
+use std::path::Path;
+
+use super::{nearest, presets};
+use crate::error::Error;
+
+/// A model inside the engine.
+#[derive(Clone, Copy)]
+pub struct Pretrained {
+    /// The name that stands for its file wherever a model is asked for.
+    pub name: &'static str,
+    /// What it draws, in one line.
+    pub description: &'static str,
+    /// Its model file.
+    pub bytes: &'static [u8],
+}
+
+impl std::fmt::Debug for Pretrained {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} bytes, {}", self.name, self.bytes.len(), self.description)
+    }
+}
+
+/// A line `NAME: DESCRIPTION` for each file `assets/NAME.safetensors`.
+macro_rules! table {
+    ($($name:literal: $description:literal,)*) => {
+        &[$(Pretrained {
+            name: $name,
+            description: $description,
+            bytes: include_bytes!(concat!("../../assets/", $name, ".safetensors")),
+        }),*]
+    };
+}
+
+/// All models that come with the engine.
+pub fn pretrained() -> &'static [Pretrained] {
+    table! {}
+}
+
+/// The one that `given` names.
+pub(super) fn named<'a>(given: &Path, table: &'a [Pretrained]) -> Option<&'a Pretrained> {
+    table.iter().find(|model| Path::new(model.name) == given)
+}
+
+/// For a model that is no file, no folder and not in the table: says what somebody may have meant.
+pub(super) fn nowhere(given: &Path, table: &[Pretrained]) -> Error {
+    let name = given.to_str().unwrap_or_default();
+    if presets().iter().any(|preset| preset.name == name) {
+        let mend = format!("train it with `engine train --preset {name}`, then name the run folder");
+        return Error::file(given, "is a preset, not a trained model", mend);
+    }
+    let names: Vec<&str> = table.iter().map(|model| model.name).collect();
+    let run = Path::new("runs").join(given);
+    let mend = if run.join("model.safetensors").is_file() {
+        format!("did you mean {}?", run.display())
+    } else if let Some(near) = nearest(name, names.iter().copied()) {
+        format!("did you mean {near}?")
+    } else if names.is_empty() {
+        "check the path".into()
+    } else {
+        format!("check the path, or name one of {}", names.join(", "))
+    };
+    Error::file(given, "there is no such model file, run folder or pretrained model", mend)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[Pretrained] = &[Pretrained { name: "unet-tiny", description: "nothing", bytes: &[] }];
+
+    #[test]
+    fn only_the_whole_name_is_a_name() {
+        assert_eq!(named(Path::new("unet-tiny"), TABLE).unwrap().name, "unet-tiny");
+        for other in ["unet-tin", "./unet-tiny", "unet-tiny.safetensors", ""] {
+            // A path that is spelt as a path is one.
+            assert!(named(Path::new(other), TABLE).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_nowhere_is_told_with_a_mend() {
+        let text = |name: &str, table| nowhere(Path::new(name), table).to_string();
+        let message = "there is no such model file, run folder or pretrained model";
+        assert_eq!(text("x/y.safetensors", &[]), format!("x/y.safetensors: {message}; check the path"));
+        assert!(text("x/y.safetensors", TABLE).ends_with("; check the path, or name one of unet-tiny"));
+        assert!(text("unet-tny", TABLE).ends_with("; did you mean unet-tiny?"));
+        assert!(text("quickstart", TABLE).contains("is a preset, not a trained model; train it with"));
+    }
+
+    #[test]
+    fn every_embedded_model_is_sound_and_small() {
+        for model in pretrained() {
+            assert!(model.bytes.len() <= 6 << 20, "{model:?}");
+            let info = crate::config::Model::inspect(model.name).unwrap();
+            assert!(info.step > 0 && !model.description.is_empty(), "{model:?}");
+        }
+    }
+}
