@@ -8,9 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use engine::config::{Ends, Inpaint, Model, SampleRequest};
+use engine::config::{Config, Ends, Inpaint, Model, SampleRequest};
 use engine::diffusion::{NoiseSchedule, Plan, SamplerKind, slerp};
 use engine::picture::{Image, read_png, write_png};
+use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType};
 
 /// A model of 8x8 RGB images that nobody trained, so that it does something to every noise.
@@ -27,7 +28,36 @@ fn models() -> Vec<Model> {
         model(&[]),
         model(&["diffusion.prediction=epsilon", "diffusion.schedule=linear", "diffusion.timestep_sampling=uniform"]),
         model(&["diffusion.prediction=v", "diffusion.schedule=cosine", "diffusion.timestep_sampling=uniform"]),
+        unet(),
     ]
+}
+
+/// A U-Net of such images that knows no classes.
+fn unet() -> Model {
+    let mut config = Config::preset("ddpm-cifar10").unwrap();
+    for setting in [
+        "model.image_size=8",
+        "model.channels=[8, 16]",
+        "model.res_blocks=1",
+        "model.attention_sizes=[4]",
+        "model.num_heads=2",
+        "model.norm_groups=4",
+        "model.time_embedding_dim=16",
+        "model.time_hidden_dim=16",
+        "model.time_output_dim=16",
+        "sampling.num_steps=6",
+    ] {
+        config.set(setting).unwrap_or_else(|error| panic!("{setting}: {error}"));
+    }
+    let model = Model::untrained(&config, &Context::cpu(), DType::F32, 5).unwrap();
+    // Convolutions that begin at zero would hide what comes before them.
+    let mut weights = model.parameters.master().download::<f32>().unwrap();
+    for (block, weights) in weights.chunks_mut(4).enumerate() {
+        let random = Philox::new(3).uniform4(block as u32, 0, 0, Purpose::Probe);
+        weights.iter_mut().zip(random).for_each(|(weight, random)| *weight += 0.1 * (random - 0.5));
+    }
+    model.parameters.set_flat(&weights).unwrap();
+    model
 }
 
 /// A picture with values of all kinds.
@@ -41,7 +71,8 @@ fn image(seed: usize) -> Vec<f32> {
 }
 
 fn request(model: &Model, count: usize, sampler: SamplerKind) -> SampleRequest {
-    let mut request = model.request(vec![1; count]);
+    let label = usize::from(model.info.config.model.num_classes() > 0);
+    let mut request = model.request(vec![label; count]);
     (request.sampling.sampler, request.sampling.eta, request.seed) = (sampler, 0.0, 7);
     request
 }
