@@ -95,6 +95,15 @@ fn a_missing_syncthreads_is_caught() {
         words: RACE,
     });
     is_caught(&Bug {
+        name: "barrier_before_delta",
+        op: "attention",
+        dtype: DType::BF16,
+        file: "common/attention_mma.cuh",
+        from: "    if (IN_SHARED) __syncthreads();\n",
+        to: "",
+        words: RACE,
+    });
+    is_caught(&Bug {
         name: "barrier_in_block_sum",
         op: "mse_loss",
         dtype: DType::F32,
@@ -146,7 +155,7 @@ fn a_missing_syncwarp_is_caught() {
         name: "syncwarp",
         op: "attention",
         dtype: DType::F32,
-        file: "attention.cu",
+        file: "common/attention_fma.cuh",
         from: "        __syncwarp();\n        tile_accumulate(acc, p, v,",
         to: "        tile_accumulate(acc, p, v,",
         words: RACE,
@@ -281,6 +290,16 @@ fn a_forgotten_term_is_caught() {
         from: "walk.copies_x[p] = ceil_div((x + 1) * at.width, at.source_width) - walk.x[p];",
         to: "walk.copies_x[p] = at.width / at.source_width;",
         words: WRONG,
+    });
+    // A head's columns from the 129th on, whose dK and dV are a block's of their own.
+    is_caught(&Bug {
+        name: "second_half_of_a_head",
+        op: "attention",
+        dtype: DType::BF16,
+        file: "common/attention_mma.cuh",
+        from: "u32 summed_first = blockIdx.y * SUMMED, col",
+        to: "u32 summed_first = 0, col",
+        words: &["race", "relative error"],
     });
     // The last split of the weight's gradient.
     is_caught(&Bug {

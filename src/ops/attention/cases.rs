@@ -22,6 +22,15 @@ pub fn cases() -> Vec<Case> {
         // More than one tile of keys and more than one block of queries, on every path.
         case("long_b1_t150_h2_kv1_d16", [1, 150, 2, 1, 16]),
         case("long_odd_b1_t133_h2_kv2_d9", [1, 133, 2, 2, 9]),
+        // The heads of U-Nets: up to 256 columns, over the pixels of a small image.
+        case("widest_b1_t16_h1_kv1_d256", [1, 16, 1, 1, 256]),
+        case("widest_odd_b2_t35_h2_kv1_d133", [2, 35, 2, 1, 133]),
+        case("widest_long_b1_t97_h1_kv1_d200", [1, 97, 1, 1, 200]),
+        case("wide_long_b1_t140_h1_kv1_d96", [1, 140, 1, 1, 96]),
+        case("b2_t16_h4_kv4_d128", [2, 16, 4, 4, 128]),
+        case("b1_t64_h4_kv4_d64", [1, 64, 4, 4, 64]),
+        case("b128_t256_h1_kv1_d256", [128, 256, 1, 1, 256]).large(),
+        case("b128_t256_h4_kv4_d64", [128, 256, 4, 4, 64]).large(),
         case("b256_t65_h8_kv2_d48", [256, 65, 8, 2, 48]).large(),
         case("b64_t257_h8_kv2_d64", [64, 257, 8, 2, 64]).large(),
         case("b32_t65_h8_kv2_d48", [32, 65, 8, 2, 48]).large(),

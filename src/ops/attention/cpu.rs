@@ -7,7 +7,7 @@ use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::product::{PAD, Product};
-use super::{Call, NARROW, Sizes};
+use super::{Call, Sizes};
 use crate::ops::host::{Float, parallel};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{DType, Element, Tensor};
@@ -132,8 +132,8 @@ fn round_row<T: Float>(row: &mut [T]) {
 }
 
 /// Whether weights (and backward their gradients) are rounded, as bf16 kernels do before products on tensor cores.
-fn rounds(call: &Call, products_on_tensor_cores: bool) -> bool {
-    products_on_tensor_cores && call.qkv.context().rounding() == Some(DType::BF16)
+fn rounds(call: &Call) -> bool {
+    call.qkv.context().rounding() == Some(DType::BF16)
 }
 
 struct Forward<'a, T> {
@@ -226,7 +226,7 @@ pub(super) fn forward<T: Float + Element>(call: &Call) {
     let sizes = call.sizes;
     let qkv = call.qkv.host::<T>();
     let (out, lse) = (Shared::new(call.out.host_mut::<T>()), Shared::new(call.lse.host_mut::<T>()));
-    let round = rounds(call, true);
+    let round = rounds(call);
     let panels = Panels::new(sizes);
     let len = sizes.dim * panels.tokens
         + sizes.tokens * panels.dim
@@ -394,7 +394,7 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dout: &Tensor, delta: &T
     let (qkv, out, lse, dout) = (call.qkv.host::<T>(), call.out.host::<T>(), call.lse.host::<T>(), dout.host::<T>());
     let dqkv = Shared::new(to.tensor.host_mut::<T>());
     let delta = Shared::new(delta.host_mut::<T>());
-    let (add, round) = (to.mode == Accumulate::Add, rounds(call, sizes.dim <= NARROW));
+    let (add, round) = (to.mode == Accumulate::Add, rounds(call));
     let panels = Panels::new(sizes);
     let len = 2 * sizes.dim * panels.tokens
         + 3 * sizes.tokens * panels.dim

@@ -1,9 +1,9 @@
 //! Attention on accelerators: launch configurations from sizes, and the launches.
 
-use super::{Call, NARROW, OP, Sizes};
+use super::{Call, OP, Sizes};
 use crate::device::launches::{
-    AttentionBwdKvNarrow, AttentionBwdKvWide, AttentionBwdQNarrow, AttentionBwdQWide, AttentionFwdNarrow,
-    AttentionFwdWide,
+    AttentionBwdKvNarrow, AttentionBwdKvWide, AttentionBwdKvWidest, AttentionBwdQNarrow, AttentionBwdQWide,
+    AttentionBwdQWidest, AttentionFwdNarrow, AttentionFwdWide, AttentionFwdWidest,
 };
 use crate::device::{Accelerator, KernelFloat, LaunchConfig};
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ use crate::tape::Destination;
 use crate::tensor::{DType, Element, Tensor};
 
 /// The largest head dimension that the kernels' registers are laid out for.
-const MAX_DIM: usize = 128;
+const MAX_DIM: usize = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pass {
@@ -20,21 +20,54 @@ enum Pass {
     KeysValues,
 }
 
+/// Which of three layouts of the registers a head dimension takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Width {
+    /// Up to 64.
+    Narrow,
+    /// Up to 128.
+    Wide,
+    /// Up to [`MAX_DIM`].
+    Widest,
+}
+
+impl Width {
+    fn of(dim: usize) -> Self {
+        match dim {
+            0..=64 => Width::Narrow,
+            65..=128 => Width::Wide,
+            _ => Width::Widest,
+        }
+    }
+}
+
 /// The launch of a pass over tensors of `dtype`, as the head of `kernels/attention.cu` states it.
 fn config(sizes: Sizes, pass: Pass, dtype: DType) -> LaunchConfig {
     let heads = if pass == Pass::KeysValues { sizes.kv_heads } else { sizes.heads };
-    let narrow = sizes.dim <= NARROW;
-    let (rows, threads, bytes) = if dtype == DType::BF16 && (narrow || pass == Pass::Forward) {
-        // Fragments of 16 rows, spread evenly over blocks of at most 8 warps.
+    let width = Width::of(sizes.dim);
+    let mut parts = 1;
+    let (rows, threads, bytes) = if dtype == DType::BF16 {
+        // Of the block's own rows, those operands that are in shared memory.
+        let in_shared = match (width, pass) {
+            (Width::Narrow, _) | (Width::Wide, Pass::Forward | Pass::Queries) => 0,
+            (Width::Widest, Pass::Forward) => 1,
+            (Width::Wide, Pass::KeysValues) | (Width::Widest, Pass::Queries | Pass::KeysValues) => 2,
+        };
+        if (width, pass) == (Width::Widest, Pass::KeysValues) {
+            parts = 2;
+        }
+        // Fragments of 16 rows, spread evenly over blocks of at most as many warps.
+        let most_warps = if in_shared > 0 { 4 } else { 8 };
         let fragments = sizes.tokens.div_ceil(16);
-        let warps = fragments.div_ceil(fragments.div_ceil(8));
-        let tile = if narrow && pass == Pass::Forward { 64 } else { 32 };
-        (16 * warps, 32 * warps, 2 * 2 * tile * (sizes.dim.next_multiple_of(16) + 8))
+        let warps = fragments.div_ceil(fragments.div_ceil(most_warps));
+        let tile = if (width, pass) == (Width::Narrow, Pass::Forward) { 64 } else { 32 };
+        let row_bytes = 2 * (sizes.dim.next_multiple_of(16) + 8);
+        (16 * warps, 32 * warps, (2 * tile + in_shared * 16 * warps) * row_bytes)
     } else {
-        let rows = match (narrow, pass) {
-            (true, _) => 4 * 8,
-            (false, Pass::Forward) => 4 * 4,
-            (false, _) => 4 * 2,
+        let rows = match (width, pass) {
+            (Width::Narrow, _) => 4 * 8,
+            (_, Pass::Forward) => 4 * 4,
+            (_, Pass::Queries | Pass::KeysValues) => 4 * 2,
         };
         // Rows of 16 bytes each, and apart by an odd number of 16 bytes.
         let d4 = sizes.dim.next_multiple_of(4);
@@ -46,8 +79,25 @@ fn config(sizes: Sizes, pass: Pass, dtype: DType) -> LaunchConfig {
         };
         (rows, 128, 4 * floats)
     };
-    LaunchConfig::linear((sizes.batch * heads * sizes.tokens.div_ceil(rows)) as u32, threads as u32)
-        .with_shared(bytes as u32)
+    LaunchConfig {
+        grid: [(sizes.batch * heads * sizes.tokens.div_ceil(rows)) as u32, parts, 1],
+        block: [threads as u32, 1, 1],
+        shared_bytes: bytes as u32,
+    }
+}
+
+/// Launches the kernel of the width among three that take the same arguments.
+macro_rules! launch_width {
+    ($width:expr, $narrow:ident, $wide:ident, $widest:ident, $accelerator:expr, $config:expr, $fields:tt) => {
+        match $width {
+            Width::Narrow => launch_width!(@ $narrow, $accelerator, $config, $fields),
+            Width::Wide => launch_width!(@ $wide, $accelerator, $config, $fields),
+            Width::Widest => launch_width!(@ $widest, $accelerator, $config, $fields),
+        }
+    };
+    (@ $kernel:ident, $accelerator:expr, $config:expr, { $($field:ident: $value:expr),* $(,)? }) => {
+        $kernel { $($field: $value),* }.launch($accelerator, $config)
+    };
 }
 
 fn check(accelerator: &dyn Accelerator, sizes: Sizes) -> Result<()> {
@@ -61,14 +111,17 @@ fn check(accelerator: &dyn Accelerator, sizes: Sizes) -> Result<()> {
 pub(super) fn forward<T: KernelFloat + Element>(accelerator: &dyn Accelerator, call: &Call) -> Result<()> {
     let sizes = call.sizes;
     check(accelerator, sizes)?;
-    let (out, lse, qkv) = (call.out.slice_mut(), call.lse.slice_mut(), call.qkv.slice::<T>());
     let [tokens, heads, kv_heads, d] = [sizes.tokens, sizes.heads, sizes.kv_heads, sizes.dim].map(|n| n as u32);
-    let config = config(sizes, Pass::Forward, T::DTYPE);
-    if sizes.dim <= NARROW {
-        AttentionFwdNarrow { out, lse, qkv, tokens, heads, kv_heads, d }.launch(accelerator, config)
-    } else {
-        AttentionFwdWide { out, lse, qkv, tokens, heads, kv_heads, d }.launch(accelerator, config)
-    }
+    let (width, config) = (Width::of(sizes.dim), config(sizes, Pass::Forward, T::DTYPE));
+    launch_width!(width, AttentionFwdNarrow, AttentionFwdWide, AttentionFwdWidest, accelerator, config, {
+        out: call.out.slice_mut(),
+        lse: call.lse.slice_mut(),
+        qkv: call.qkv.slice::<T>(),
+        tokens: tokens,
+        heads: heads,
+        kv_heads: kv_heads,
+        d: d,
+    })
 }
 
 pub(super) fn backward<T: KernelFloat + Element>(
@@ -80,25 +133,34 @@ pub(super) fn backward<T: KernelFloat + Element>(
 ) -> Result<()> {
     let sizes = call.sizes;
     check(accelerator, sizes)?;
-    let (out, lse, qkv, dout) = (call.out.slice(), call.lse.slice(), call.qkv.slice::<T>(), dout.slice());
     let [tokens, heads, kv_heads, d] = [sizes.tokens, sizes.heads, sizes.kv_heads, sizes.dim].map(|n| n as u32);
-    let accumulate = to.mode.flag();
-    let queries = config(sizes, Pass::Queries, T::DTYPE);
+    let (width, queries) = (Width::of(sizes.dim), config(sizes, Pass::Queries, T::DTYPE));
+    launch_width!(width, AttentionBwdQNarrow, AttentionBwdQWide, AttentionBwdQWidest, accelerator, queries, {
+        dqkv: to.tensor.slice_mut(),
+        delta: delta.slice_mut(),
+        dout: dout.slice(),
+        out: call.out.slice(),
+        lse: call.lse.slice(),
+        qkv: call.qkv.slice::<T>(),
+        tokens: tokens,
+        heads: heads,
+        kv_heads: kv_heads,
+        d: d,
+        accumulate: to.mode.flag(),
+    })?;
     let keys_values = config(sizes, Pass::KeysValues, T::DTYPE);
-    let (dqkv, new_delta) = (to.tensor.slice_mut(), delta.slice_mut());
-    if sizes.dim <= NARROW {
-        AttentionBwdQNarrow { dqkv, delta: new_delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate }
-            .launch(accelerator, queries)?;
-        let (dqkv, delta) = (to.tensor.slice_mut(), delta.slice());
-        AttentionBwdKvNarrow { dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate }
-            .launch(accelerator, keys_values)
-    } else {
-        AttentionBwdQWide { dqkv, delta: new_delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate }
-            .launch(accelerator, queries)?;
-        let (dqkv, delta) = (to.tensor.slice_mut(), delta.slice());
-        AttentionBwdKvWide { dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate }
-            .launch(accelerator, keys_values)
-    }
+    launch_width!(width, AttentionBwdKvNarrow, AttentionBwdKvWide, AttentionBwdKvWidest, accelerator, keys_values, {
+        dqkv: to.tensor.slice_mut(),
+        dout: dout.slice(),
+        lse: call.lse.slice(),
+        delta: delta.slice(),
+        qkv: call.qkv.slice::<T>(),
+        tokens: tokens,
+        heads: heads,
+        kv_heads: kv_heads,
+        d: d,
+        accumulate: to.mode.flag(),
+    })
 }
 
 #[cfg(test)]
@@ -106,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_has_a_warp_and_shared_memory_needs_no_opt_in() {
+    fn every_row_has_a_warp_and_shared_memory_is_there() {
         for dim in 1..=MAX_DIM {
             for tokens in [1, 16, 65, 300] {
                 let sizes = Sizes { batch: 3, tokens, heads: 8, kv_heads: 2, dim };
@@ -119,7 +181,9 @@ mod tests {
                     (Pass::KeysValues, DType::BF16),
                 ] {
                     let config = config(sizes, pass, dtype);
-                    assert!(config.shared_bytes <= 48 << 10, "{pass:?} {dim}: {}", config.shared_bytes);
+                    // What every device from compute capability 8.0 on has by opt-in, and without.
+                    let most = if dim <= 64 || dtype == DType::F32 && dim <= 128 { 48 } else { 99 };
+                    assert!(config.shared_bytes <= most << 10, "{pass:?} {dim}: {}", config.shared_bytes);
                     assert!(config.block[0] <= 256);
                     let heads = if pass == Pass::KeysValues { 2 } else { 8 };
                     assert!((config.grid[0] * config.block[0] / 32 * 16) as usize >= 3 * heads * tokens);

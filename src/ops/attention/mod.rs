@@ -19,9 +19,6 @@ use crate::tensor::{Backend, Cost, DType, Tensor};
 
 const OP: &str = "attention";
 
-/// The largest head dimension of the narrow kernels, whose bf16 backward runs on the tensor cores as their forward does.
-const NARROW: usize = 64;
-
 /// Sizes of a call; all that launch configurations and costs depend on.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
@@ -71,7 +68,7 @@ impl Sizes {
 ///
 /// # Errors
 /// [`Error::Shape`] where `qkv` does not have these columns or `heads` is no multiple of `kv_heads`;
-/// [`Error::Unsupported`] on accelerators where D > 128.
+/// [`Error::Unsupported`] on accelerators where D > 256.
 pub fn attention(tape: &Tape, qkv: &Var, heads: usize, kv_heads: usize) -> Result<Var> {
     let sizes = match *qkv.sizes() {
         [batch, tokens, width]

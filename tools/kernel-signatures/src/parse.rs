@@ -170,6 +170,14 @@ impl<'a> Cursor<'a> {
         let max_threads = max_threads.ok_or_else(|| {
             format!("__launch_bounds__({bound}): a literal multiple of 32 from 32 to 1024 is expected")
         })?;
+        if self.accept(",") {
+            let blocks = self.next();
+            if !blocks.parse::<u32>().is_ok_and(|n| (1..=32).contains(&n)) {
+                return Err(format!(
+                    "__launch_bounds__({bound}, {blocks}): a literal number of blocks from 1 to 32 is expected"
+                ));
+            }
+        }
         self.expect(")")?;
         let name = self.identifier("the entry's name")?;
         let belongs = name.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
@@ -278,6 +286,8 @@ mod tests {
                 ("scale", ArgumentKind::Scalar(Scalar::F32)),
             ]
         );
+        let with_blocks = entry(&GOOD.replace("(256)", "(256, 4)")).unwrap();
+        assert_eq!(with_blocks, entries);
         assert_eq!(entry("DEV void f(int a) {}").unwrap(), []);
         assert_eq!(entry(&format!("// {GOOD}")).unwrap(), []);
     }
@@ -291,6 +301,8 @@ mod tests {
             ("(256)", "(100)", "multiple of 32"),
             ("(256)", "(2048)", "multiple of 32"),
             ("(256)", "(THREADS)", "multiple of 32"),
+            ("(256)", "(256, BLOCKS)", "number of blocks"),
+            ("(256)", "(256, 0)", "number of blocks"),
             (" __launch_bounds__(256)", "", "expected `__launch_bounds__`"),
             (" add_fwd_f32", " sub_fwd_f32", "start with its file's name"),
             (" add_fwd_f32", " adder_f32", "start with its file's name"),
