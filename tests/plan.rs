@@ -40,18 +40,31 @@ fn allocated(config: &Config, images: usize) -> (usize, Estimate) {
 
 #[test]
 fn planned_memory_is_what_a_run_allocates() {
-    for changes in [
-        &["model.conditioning=token", "training.batch_size=8"][..],
-        &["model.hidden_dim=64", "training.batch_size=4", "training.gradient_accumulation=3", "model.qk_norm=true"],
+    let shapes = ["data.name=shapes", "model.image_channels=3", "model.image_size=32", "training.batch_size=2"];
+    for (preset, changes) in [
+        ("quickstart", &["model.depth=2", "model.conditioning=token", "training.batch_size=8"][..]),
+        (
+            "quickstart",
+            &[
+                "model.depth=2",
+                "model.hidden_dim=64",
+                "training.batch_size=4",
+                "training.gradient_accumulation=3",
+                "model.qk_norm=true",
+            ],
+        ),
+        ("ddpm-cifar10", &shapes),
+        ("unet-fashion-small", &shapes),
+        ("unet-fashion", &[&shapes[..], &["model.channels=[32, 64]", "training.num_epochs=1"]].concat()),
     ] {
-        let mut config = Config::preset("quickstart").unwrap();
-        for change in [&["model.depth=2", "training.validation_batches=1"][..], changes].concat() {
+        let mut config = Config::preset(preset).unwrap();
+        for change in [changes, &["training.validation_batches=1"]].concat() {
             config.set(change).unwrap();
         }
         let (allocated, estimate) = allocated(&config, 200);
         let planned = estimate.total_bytes();
         let off = (planned as f64 / allocated as f64 - 1.0).abs();
-        assert!(off < 0.05, "{changes:?}: planned {planned}, allocated {allocated}: {:.1} % off", 100.0 * off);
+        assert!(off < 0.05, "{preset} {changes:?}: planned {planned}, allocated {allocated}: {:.1} % off", 100.0 * off);
         assert!(
             estimate.memory.iter().all(|(kind, bytes)| *bytes > 0 || *kind == "bf16 copies"),
             "{:?}",

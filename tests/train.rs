@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use engine::Error;
 use engine::config::{Config, Model};
 use engine::device::DeviceChoice;
+use engine::models::ModelConfig;
+use engine::models::unet::UnetConfig;
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType};
 use engine::train::{Event, RunFolder, Summary, TrainRequest, list_checkpoints, train};
@@ -208,6 +210,45 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
         finish(resume(&cut));
         assert_same(&whole, &cut);
     }
+}
+
+/// A tiny U-Net without classes, and with dropout, which draws from the step and the items alone.
+fn tiny_unet(dropout: f64) -> Config {
+    let model = UnetConfig {
+        image_size: tiny(&[]).model.image_size(),
+        image_channels: tiny(&[]).model.image_channels(),
+        channels: vec![4, 8],
+        res_blocks: 1,
+        attention_sizes: vec![],
+        num_heads: 2,
+        norm_groups: 2,
+        time_embedding_dim: 8,
+        time_hidden_dim: 8,
+        time_output_dim: 8,
+        dropout,
+        ..UnetConfig::default()
+    };
+    let more =
+        ["training.label_dropout=0", "sampling.guidance=1", "training.optimizer=adam", "training.weight_decay=0"];
+    Config { model: ModelConfig::Unet(model), ..tiny(&more) }
+}
+
+#[test]
+fn a_unet_with_dropout_goes_on_to_the_same_bits() {
+    let base = tempfile::tempdir().unwrap();
+    let run = |name: &str, dropout| {
+        let out = base.path().join(name);
+        (TrainRequest { config: Some(tiny_unet(dropout)), ..request(&out, &[]) }, out)
+    };
+    let ((first, whole), (second, cut), (third, kept)) = (run("whole", 0.3), run("cut", 0.3), run("kept", 0.0));
+    finish(first);
+    stop_after(second, 1);
+    stop_after(resume(&cut), 5);
+    finish(resume(&cut));
+    assert_same(&whole, &cut);
+    assert!(whole.join("samples/final.png").exists());
+    finish(third);
+    assert_ne!(losses(&whole), losses(&kept), "dropout drops nothing");
 }
 
 #[test]
