@@ -349,9 +349,12 @@ impl ArrayFile {
 /// # Errors
 /// As [`write_arrays`].
 pub fn write_model(path: &Path, info: &ModelInfo, specs: &[Spec], flat: &[f32], storage: Storage) -> Result<()> {
+    // Model files are handed on; where the data lay on its maker's machine is not for others to know.
+    let mut config = info.config.clone();
+    config.data.path = None;
     let entries = [
         ("format", FORMAT.to_string()),
-        ("config", info.config.to_json()?),
+        ("config", config.to_json()?),
         ("weights", info.weights.clone()),
         ("step", info.step.to_string()),
         ("epoch", info.epoch.to_string()),

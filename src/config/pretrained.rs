@@ -35,7 +35,9 @@ macro_rules! table {
 
 /// All models that come with the engine.
 pub fn pretrained() -> &'static [Pretrained] {
-    table! {}
+    table! {
+        "unet-fashion-small": "garments of Fashion-MNIST's ten classes, 28x28 grey",
+    }
 }
 
 /// The one that `given` names.
