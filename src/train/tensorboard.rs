@@ -361,7 +361,7 @@ mod tests {
             (b"123456789", 0xe306_9283),
         ] {
             assert_eq!(crc32c::crc32c(bytes), crc);
-            assert_eq!(masked_crc(bytes), ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8));
+            assert_eq!(masked_crc(bytes), crc.rotate_right(15).wrapping_add(0xa282_ead8));
         }
         // The first record of a file that TensorFlow wrote: an Event of version 2 at time 0.
         let data = [&[9, 0, 0, 0, 0, 0, 0, 0, 0, 0x1a, 13][..], b"brain.Event:2"].concat();

@@ -104,7 +104,7 @@ impl DitConfig {
     /// Refuses sizes of which no network can be built. The methods above do not divide by zero after this.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key and the mend.
+    /// [`crate::Error::Config`] naming the key and the mend.
     pub fn validate(&self) -> Result<()> {
         let limits = [
             ("image_size", self.image_size, 1024),
