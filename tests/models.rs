@@ -57,8 +57,8 @@ fn run(config: &serde_json::Value, seed: u64, batch: usize, device: Device, prec
     results
 }
 
-/// The largest error of a whole golden, with DESIGN's denominator for gradients.
-fn whole_error(file: &str, device: Device, precision: DType) -> (f64, String) {
+/// The errors of a whole golden, the largest last, with DESIGN's denominator for gradients.
+fn whole_errors(file: &str, device: Device, precision: DType) -> Vec<(f64, String)> {
     let golden = Whole::load(file);
     let config: serde_json::Value = serde_json::from_str(&golden.metadata["model"]).unwrap();
     let seed = golden.metadata["seed"].parse().unwrap();
@@ -73,11 +73,17 @@ fn whole_error(file: &str, device: Device, precision: DType) -> (f64, String) {
     let mut norms: Vec<f64> = results[2..].iter().map(|(name, _)| norm(&golden.get(&stored(name)).values)).collect();
     norms.sort_by(f64::total_cmp);
     let floor = 1e-3 * norms[norms.len() / 2];
-    results
+    let mut errors: Vec<_> = results
         .iter()
         .map(|(name, values)| (golden::relative_error(values, &golden.get(&stored(name)).values, floor), name.clone()))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .unwrap()
+        .collect();
+    errors.sort_by(|a, b| a.0.total_cmp(&b.0));
+    errors
+}
+
+/// The largest error of a whole golden.
+fn whole_error(file: &str, device: Device, precision: DType) -> (f64, String) {
+    whole_errors(file, device, precision).pop().unwrap()
 }
 
 const TRANSFORMERS: [&str; 4] = [
@@ -100,13 +106,26 @@ fn small_models_agree_with_pytorch() {
 }
 
 #[test]
-fn small_transformers_agree_with_pytorch_on_the_emulator() {
-    for file in TRANSFORMERS {
-        let (error, name) = whole_error(file, Device::Accelerator(emulator::device()), DType::F32);
+fn small_models_agree_with_pytorch_on_the_emulator() {
+    let device = || Device::Accelerator(emulator::device());
+    for file in TRANSFORMERS.into_iter().chain(UNETS) {
+        let (error, name) = whole_error(file, device(), DType::F32);
         assert!(error <= 1e-5, "{file} f32: {name} is off by {error:.2e}");
-        // bf16 keeps 8 bits: a few roundings a layer, over two layers forward and back.
-        let (error, name) = whole_error(file, Device::Accelerator(emulator::device()), DType::BF16);
+    }
+    // bf16 keeps 8 bits: a few roundings a layer, over two layers forward and back.
+    for file in TRANSFORMERS {
+        let (error, name) = whole_error(file, device(), DType::BF16);
         assert!(error <= 0.05, "{file} bf16: {name} is off by {error:.2e}");
+    }
+    // More blocks, and biases whose gradients nearly cancel before a group norm. PyTorch, made to round at the same places up
+    // or down at random, is off by 0.02 to 0.04 in the median and by 0.07 to 0.14 in the worst tensor, which is another each
+    // time (24 draws).
+    for file in UNETS {
+        let errors = whole_errors(file, device(), DType::BF16);
+        let median = errors[errors.len() / 2].0;
+        assert!(median <= 0.04, "{file} bf16: half the tensors are off by {median:.2e} and more");
+        let (error, name) = errors.last().unwrap();
+        assert!(*error <= 0.2, "{file} bf16: {name} is off by {error:.2e}");
     }
 }
 
