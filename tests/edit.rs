@@ -119,6 +119,18 @@ fn frames_between_seeds_are_smooth_and_end_with_the_seeds_own_images() {
 }
 
 #[test]
+fn a_trained_models_frames_are_smooth_with_its_own_settings() {
+    let model = Model::load("unet-fashion-small", &Context::cpu(), DType::F32).unwrap();
+    let changes = [3, 9, 33].map(|count| {
+        let mut request = request(&model, count, SamplerKind::Ddim);
+        request.sampling.num_steps = 20;
+        assert!(request.sampling.clip_x0 && request.sampling.guidance > 1.0);
+        largest_change(&model.interpolate(Ends::Seeds(1, 4), &request, &mut |_, _| ()).unwrap())
+    });
+    assert!(changes.windows(2).all(|pair| pair[1] < 0.8 * pair[0]), "{changes:?}");
+}
+
+#[test]
 fn frames_between_images_are_smooth_and_end_with_the_images() {
     let (from, to) = (image(1), image(2));
     for model in models() {

@@ -41,6 +41,8 @@ impl Model {
 
     /// The label of a class given by its name, its number, or as `none` for the null label.
     ///
+    /// Upper and lower case are told apart only where the model's names need it.
+    ///
     /// # Errors
     /// [`Error::Config`] that names the nearest class and lists all, or says that the model has none.
     pub fn class_label(&self, text: &str) -> Result<usize> {
@@ -56,6 +58,11 @@ impl Model {
         }
         if let ("none", Some(null)) = (text, self.info.config.model.null_label()) {
             return Ok(null);
+        }
+        let folded = |name: &str| name.to_lowercase() == text.to_lowercase();
+        let mut alike = (0..names.len()).filter(|&label| folded(&names[label]));
+        if let (Some(label), None) = (alike.next(), alike.next()) {
+            return Ok(label);
         }
         let shown: Vec<&str> = names.iter().take(40).map(String::as_str).collect();
         let more = if shown.len() < names.len() { ", …" } else { "" };
