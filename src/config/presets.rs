@@ -46,7 +46,7 @@ pub fn presets() -> &'static [Preset] {
         },
         Preset {
             name: "unet-fashion-small",
-            description: "the same with 2.5 M parameters: half an hour on two CPU cores",
+            description: "the same with 2.5 M parameters: 40 minutes on one CPU core",
             yaml: include_str!("presets/unet-fashion-small.yaml"),
         },
     ]
