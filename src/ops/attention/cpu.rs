@@ -8,36 +8,13 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::product::{PAD, Product};
 use super::{Call, Sizes};
-use crate::ops::host::{Float, parallel};
+use crate::ops::host::Float;
+use crate::ops::host::parallel::{self, Shared};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{DType, Element, Tensor};
 
 /// Rows of queries whose scores are held at a time, about.
 const BLOCK: usize = 96;
-
-/// A buffer that tasks write to, each its own elements.
-#[derive(Clone, Copy)]
-struct Shared<T>(*mut T);
-// SAFETY: tasks write disjoint elements; see where it is used.
-unsafe impl<T> Send for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn new(slice: &mut [T]) -> Self {
-        Self(slice.as_mut_ptr())
-    }
-
-    /// `len` elements from `start` on.
-    ///
-    /// # Safety
-    /// They lie in the buffer, and nobody else uses them while the result lives.
-    #[inline(always)]
-    unsafe fn row<'a>(self, start: usize, len: usize) -> &'a mut [T] {
-        // SAFETY: as the caller promises.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
-    }
-}
 
 /// Padded sizes of a task's scratch.
 #[derive(Clone, Copy)]

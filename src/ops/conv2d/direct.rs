@@ -17,7 +17,8 @@ use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 
 use super::Sizes;
 use super::tile::Task;
-use crate::ops::host::{Float, pack, parallel};
+use crate::ops::host::parallel::{self, Shared};
+use crate::ops::host::{Float, pack};
 
 /// How the input's rows are copied.
 pub(super) struct Rows {
@@ -272,19 +273,6 @@ struct Run<'a, T> {
     output: Output<'a, T>,
 }
 
-/// A pointer that tasks share: each writes elements of its own.
-struct Shared<T>(*mut T);
-// SAFETY: only `Run` uses it, whose tasks write disjoint elements.
-unsafe impl<T> Send for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn get(&self) -> *mut T {
-        self.0
-    }
-}
-
 impl<T: Float> WithSimd for Run<'_, T> {
     type Output = ();
 
@@ -313,7 +301,7 @@ impl<T: Float> WithSimd for Run<'_, T> {
             direct.classes[..number].iter().map(|class| class.taps.len()).sum::<usize>() * channels * panel * panels
         };
         T::with_scratch(taps * channels * panel * panels, |packed| {
-            let shared = Shared(packed.as_mut_ptr());
+            let shared = Shared::new(packed);
             let (lane_stride, step_stride) = direct.weight_strides;
             let pack_panel = |task: usize| {
                 let (number, j) = (task / panels, task % panels);
@@ -343,7 +331,7 @@ impl<T: Float> WithSimd for Run<'_, T> {
             let rows = direct.class_rows();
             let blocks = if fold.is_some() { 1 } else { (4 * threads).div_ceil(batch).min(rows.div_ceil(2)).max(1) };
             let block_rows = rows.div_ceil(blocks);
-            let out = Shared(data.as_mut_ptr());
+            let out = Shared::new(data);
             let work = |task: usize| {
                 let (b, first) = (task / blocks, task % blocks * block_rows);
                 let last = (first + block_rows).min(rows);

@@ -10,7 +10,8 @@
 use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 
 use super::Sizes;
-use crate::ops::host::{Float, parallel};
+use crate::ops::host::Float;
+use crate::ops::host::parallel::{self, Shared};
 use crate::tape::Accumulate;
 
 /// Pixels in a chunk, about; enough that loading and storing the sums costs little.
@@ -30,19 +31,6 @@ struct Gradient<'a, T> {
     dy: &'a [T],
     x: &'a [T],
     mode: Accumulate,
-}
-
-/// A pointer that tasks share: each writes elements of its own.
-struct Shared<T>(*mut T);
-// SAFETY: only `Gradient` uses it, whose tasks write disjoint elements.
-unsafe impl<T> Send for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn get(&self) -> *mut T {
-        self.0
-    }
 }
 
 /// Output channels of one tile, at most.
@@ -114,7 +102,7 @@ impl<T: Float> WithSimd for Gradient<'_, T> {
             let units = tiles * kernel * kernel;
             let threads = parallel::threads();
             let groups = if threads == 1 { 1 } else { (2 * threads).min(units) };
-            let to = Shared(dw.as_mut_ptr());
+            let to = Shared::new(dw);
             let work = |group: usize| {
                 // Here, not further out: only what is inlined into this call is compiled for `S`.
                 simd.vectorize(Group {

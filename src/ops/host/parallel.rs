@@ -8,6 +8,34 @@ use std::sync::OnceLock;
 /// Elements below which elementwise work stays on the calling thread: waking a thread costs some 10 µs.
 pub const GRAIN: usize = 1 << 14;
 
+/// A buffer that tasks write to, each its own elements.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<T>(*mut T);
+// SAFETY: to use the pointer is unsafe; who does so keeps tasks to disjoint elements.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) fn new(buffer: &mut [T]) -> Self {
+        Self(buffer.as_mut_ptr())
+    }
+
+    pub(crate) fn get(&self) -> *mut T {
+        self.0
+    }
+
+    /// `len` elements from `start` on.
+    ///
+    /// # Safety
+    /// They lie in the buffer, and nobody else uses them while the result lives.
+    #[inline(always)]
+    pub(crate) unsafe fn row<'a>(self, start: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
 /// Sets the number of threads for the rest of the process. `None` takes `ENGINE_THREADS`, or else what the machine has.
 /// The first call decides (it builds rayon's global pool); the answer is the number in force.
 ///

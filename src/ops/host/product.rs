@@ -11,7 +11,7 @@
 
 use super::float::Float;
 use super::pack;
-use super::parallel;
+use super::parallel::{self, Shared};
 use crate::tape::Accumulate;
 use pulp::{Arch, Simd, WithSimd};
 
@@ -213,19 +213,6 @@ pub fn linear_backward_weight<T: Float>(
     matmul(MatrixMut::new(dw, n, k), Matrix::new(dy, m, n).t(), Matrix::new(x, m, k), mode);
 }
 
-/// A pointer that tasks may share: each writes elements of its own.
-struct Shared<T>(*mut T);
-// SAFETY: only `Product` uses it, whose tasks write disjoint elements.
-unsafe impl<T> Send for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn get(&self) -> *mut T {
-        self.0
-    }
-}
-
 struct Product<'a, T, F> {
     dst: MatrixMut<'a, T>,
     a: Matrix<'a, T>,
@@ -259,7 +246,7 @@ impl<T: Float, F: Fn(usize, usize, &mut [T]) + Send + Sync> WithSimd for Product
         let Self { dst, a, b, mode, then } = self;
         let (m, n, k) = (dst.rows, dst.cols, a.cols);
         let (row_stride, col_stride) = (dst.row_stride, dst.col_stride);
-        let out = Shared(dst.data.as_mut_ptr());
+        let out = Shared::new(dst.data);
         let panel = 2 * T::lanes::<S>();
         let avx512 = S::REGISTER_COUNT == 32 && T::lanes::<S>() * size_of::<T>() == 64;
         let serial = m * n * k.max(1) <= SERIAL;
@@ -282,7 +269,7 @@ impl<T: Float, F: Fn(usize, usize, &mut [T]) + Send + Sync> WithSimd for Product
                 for block in 0..blocks {
                     let p0 = block * depth;
                     let depth = depth.min(k - p0);
-                    let packed = Shared(packed_b.as_mut_ptr());
+                    let packed = Shared::new(packed_b);
                     let pack_panels = |task: usize| {
                         let range = task * panels_per_task..((task + 1) * panels_per_task).min(panels);
                         for j in range {
