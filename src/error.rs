@@ -91,3 +91,19 @@ fn io_mend(source: &std::io::Error) -> &'static str {
         _ => "",
     }
 }
+
+/// The candidate nearest to `name`, if any comes near at all; upper and lower case are the same. For "did you mean …?".
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let name: String = name.chars().take(100).collect::<String>().to_lowercase();
+    let rated = candidates.into_iter().map(|candidate| {
+        let folded = candidate.to_lowercase();
+        let edits = strsim::damerau_levenshtein(&name, &folded) as f64;
+        let share = 1.0 - edits / name.chars().count().max(folded.chars().count()).max(1) as f64;
+        // An abbreviation or a forgotten part (`lr_warmup_steps`, `batch`) is near too, however many letters differ;
+        // so are initials (`lr`).
+        let part = name.len() >= 3 && (folded.contains(name.as_str()) || name.contains(&folded));
+        let initials = name.len() >= 2 && folded.split('_').filter_map(|word| word.chars().next()).eq(name.chars());
+        (if part || initials { share.max(0.6) } else { share }, candidate)
+    });
+    rated.filter(|(score, _)| *score >= 0.5).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, candidate)| candidate)
+}

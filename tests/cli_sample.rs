@@ -530,8 +530,7 @@ fn real_images_stand_beside_the_generated_ones() {
         images: shapes.images()[..20 * 32 * 16 * 3].to_vec(),
         labels: shapes.labels().to_vec(),
         train: 10,
-        sources: Vec::new(),
-        notes: Vec::new(),
+        ..engine::data::Parts::default()
     })
     .unwrap();
     narrow.write(run.path("narrow.safetensors"), false).unwrap();

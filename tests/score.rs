@@ -39,8 +39,7 @@ fn dataset() -> Dataset {
         labels: (0..count).map(|k| (k % 3) as u16).collect(),
         class_names: ["a", "b", "c"].map(String::from).to_vec(),
         train: training,
-        sources: Vec::new(),
-        notes: Vec::new(),
+        ..Parts::default()
     })
     .unwrap()
 }

@@ -170,8 +170,7 @@ fn random_set(config: &Config) -> Result<Dataset> {
         images,
         labels: (0..IMAGES).map(|k| (k % classes) as u16).collect(),
         train: IMAGES,
-        sources: Vec::new(),
-        notes: Vec::new(),
+        ..Parts::default()
     })
 }
 

@@ -30,6 +30,9 @@ enum Action {
     Info {
         /// A data set file, or `builtin`.
         file: String,
+        /// Of these classes alone.
+        #[arg(long, value_name = "A,B,…")]
+        classes: Option<ClassList>,
     },
     /// Check a data set file: every byte against its checksums, the classes' balance, and the published sets.
     Verify {
@@ -49,6 +52,9 @@ enum Action {
         /// Draw validation images instead of training images.
         #[arg(long)]
         validation: bool,
+        /// These classes alone, in this order.
+        #[arg(long, value_name = "A,B,…")]
+        classes: Option<ClassList>,
     },
     /// Download and import a published data set: cifar10 or fashion-mnist.
     ///
@@ -94,6 +100,9 @@ struct Import {
     /// Chooses which images are held out.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Write these classes alone; their labels are 0, 1, … in this order.
+    #[arg(long, value_name = "A,B,…")]
+    classes: Option<ClassList>,
     /// Replace the data set file if it exists.
     #[arg(long)]
     force: bool,
@@ -108,8 +117,8 @@ impl DataCommand {
     pub fn run(self) -> Result<()> {
         match self.action {
             Action::Import(import) => import.run(),
-            Action::Info { file } => {
-                print!("{}", info(&open(&file)?));
+            Action::Info { file, classes } => {
+                print!("{}", info(&keep(open(&file)?, classes.as_ref())?));
                 Ok(())
             }
             Action::Verify { file } => {
@@ -117,9 +126,9 @@ impl DataCommand {
                 print!("{}", verified(&set, &set.verify()?));
                 Ok(())
             }
-            Action::Show { file, out, count, validation } => {
+            Action::Show { file, out, count, validation, classes } => {
                 let split = if validation { Split::Validation } else { Split::Train };
-                show(&open(&file)?, &out, usize::from(count), split)
+                show(&keep(open(&file)?, classes.as_ref())?, &out, usize::from(count), split)
             }
             Action::Fetch { name, data_dir, base_url, force } => {
                 let set = fetch(&name, &FetchOptions { data_dir, base_url, force, quiet: false })?;
@@ -145,7 +154,7 @@ impl Import {
             validation: self.validation,
             seed: self.seed,
         };
-        let set = import(&self.source, &options)?;
+        let set = keep(import(&self.source, &options)?, self.classes.as_ref())?;
         set.write(&self.out, self.force)?;
         print!("{}", info(&Dataset::open(&self.out)?));
         println!("imported in {:.1} s", start.elapsed().as_secs_f64());
@@ -158,17 +167,38 @@ fn open(file: &str) -> Result<Dataset> {
     if file == BUILTIN { resolve(BUILTIN, None, &ResolveOptions::default()) } else { Dataset::open(file) }
 }
 
+/// `--classes`: names or numbers separated by commas.
+#[derive(Clone, Debug)]
+pub(super) struct ClassList(pub Vec<String>);
+
+impl std::str::FromStr for ClassList {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect()))
+    }
+}
+
+/// The classes asked for; all of them where none are.
+fn keep(set: Dataset, classes: Option<&ClassList>) -> Result<Dataset> {
+    classes.map_or_else(|| Ok(set.clone()), |ClassList(names)| set.subset(names))
+}
+
 fn info(set: &Dataset) -> String {
     let mut lines = vec![
         format!("{}: {}", set.path().map_or("built in".into(), |path| path.display().to_string()), set.name()),
         format!(
-            "  {} images {}x{}x{}: {} training, {} validation",
+            "  {} images {}x{}x{}: {} training, {} validation{}",
             set.len(),
             set.width(),
             set.height(),
             set.channels(),
             set.split_len(Split::Train),
-            set.split_len(Split::Validation)
+            set.split_len(Split::Validation),
+            match set.split_len(Split::Test) {
+                0 => String::new(),
+                test => format!(", {test} test"),
+            }
         ),
         format!("  {} classes: {}", set.class_names().len(), set.class_names().join(", ")),
     ];
@@ -180,9 +210,11 @@ fn info(set: &Dataset) -> String {
 fn verified(set: &Dataset, verification: &Verification) -> String {
     let mut text = info(set);
     let widest = verification.classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0).max(5);
-    text += &format!("\n  {:widest$}  training  validation\n", "class");
+    let tested = set.split_len(Split::Test) > 0;
+    text += &format!("\n  {:widest$}  training  validation{}\n", "class", if tested { "  test" } else { "" });
     for class in &verification.classes {
-        text += &format!("  {:widest$}  {:>8}  {:>10}\n", class.name, class.train, class.validation);
+        let test = if tested { format!("  {:>4}", class.test) } else { String::new() };
+        text += &format!("  {:widest$}  {:>8}  {:>10}{test}\n", class.name, class.train, class.validation);
     }
     text += if verification.is_balanced() {
         "  balanced: each class has as many images as the others\n"

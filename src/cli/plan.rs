@@ -134,20 +134,32 @@ impl PlanCommand {
     }
 
     fn sizes(&self, config: &Config) -> Result<DataSizes> {
-        if let Some(path) = self.data.as_ref().or(config.data.path.as_ref()) {
-            let set = Dataset::open(path)?;
+        let data = &config.data;
+        if let Some(path) = self.data.as_ref().or(data.path.as_ref()) {
+            let set = Dataset::open(path)?.arranged(&data.classes, data.validation_fraction, data.split_seed)?;
             return Ok(DataSizes {
                 training: set.split_len(Split::Train),
                 validation: set.split_len(Split::Validation),
             });
         }
-        match config.data.name.as_str() {
-            "shapes" => {
-                let validation = config.data.shapes_count / 10;
-                Ok(DataSizes { training: config.data.shapes_count - validation, validation })
+        // The known sets have ten classes of equally many images.
+        let sizes = |training: usize, validation: usize| {
+            let kept = if data.classes.is_empty() { 10 } else { data.classes.len().min(10) };
+            let training = training * kept / 10;
+            let held_out =
+                data.validation_fraction.map(|share| (training as f64 / kept as f64 * share).round() as usize * kept);
+            match held_out {
+                Some(held_out) => DataSizes { training: training - held_out, validation: held_out },
+                None => DataSizes { training, validation: validation * kept / 10 },
             }
-            "cifar10" => Ok(DataSizes { training: 50_000, validation: 10_000 }),
-            "fashion-mnist" => Ok(DataSizes { training: 60_000, validation: 10_000 }),
+        };
+        match data.name.as_str() {
+            "shapes" => {
+                let validation = data.shapes_count / 10;
+                Ok(sizes(data.shapes_count - validation, validation))
+            }
+            "cifar10" => Ok(sizes(50_000, 10_000)),
+            "fashion-mnist" => Ok(sizes(60_000, 10_000)),
             name => {
                 let place = format!("data set {name}");
                 Err(Error::config(place, "its size is not known", "name its file with --data FILE"))

@@ -94,6 +94,12 @@ impl ScoreCommand {
         let class = class.filter(|class| *class < model.info.config.model.num_classes());
         let given = self.given(model, class)?;
         let set = self.open(model, self.reference.as_deref())?;
+        let data = &model.info.config.data;
+        // A set without the classes that were trained on was named on purpose: it is taken as it is.
+        let set = match data.classes.iter().all(|class| set.class_label(class).is_ok()) {
+            true => set.arranged(&data.classes, data.validation_fraction, data.split_seed)?,
+            false => set,
+        };
         let reference = self.take(model, &set, Split::Train, class, self.reference_count)?;
 
         let spec = ErrorSpec { levels: self.levels, seed: self.seed, batch: self.batch };
@@ -183,10 +189,13 @@ impl ScoreCommand {
 
     /// Images of a data set, evenly spread over it, of one class where one is named.
     fn take(&self, model: &Model, set: &Dataset, split: Split, class: Option<usize>, count: usize) -> Result<Named> {
-        let fits = |index: &usize| class.is_none_or(|class| usize::from(set.labels()[*index]) == class);
+        // By name: a model of some classes numbers them anew.
+        let names = model.class_names();
+        let same = |class: usize| set.class_names().iter().position(|name| names.get(class) == Some(name));
+        let wanted = class.map(|class| same(class).unwrap_or(class));
+        let fits = |index: &usize| wanted.is_none_or(|wanted| usize::from(set.labels()[*index]) == wanted);
         let indices: Vec<usize> = set.split_indices(split).filter(fits).collect();
         if indices.is_empty() || count == 0 {
-            let names = model.class_names();
             let of = class.map_or(String::new(), |class| format!(" of class {}", names[class]));
             let message = format!("{} of its images{of} are asked for, and it has {}", count, indices.len());
             return Err(Error::config(format!("data set {:?}", set.name()), message, "give another number or class"));

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 
+use super::data::ClassList;
 use super::progress::Terminal;
 use crate::config::{Config, presets};
 use crate::error::{Error, Result};
@@ -27,6 +28,9 @@ pub struct TrainCommand {
     /// A data set file, the name of a published set, or `builtin` [default: the set that the configuration names]
     #[arg(long, value_name = "DATA")]
     data: Option<String>,
+    /// Train on these classes of the data set alone, and give the model as many
+    #[arg(long, value_name = "A,B,…")]
+    classes: Option<ClassList>,
     /// The folder of data sets
     #[arg(long, value_name = "DIR", default_value = "data")]
     data_dir: PathBuf,
@@ -119,7 +123,29 @@ impl TrainCommand {
         if let Some(seed) = self.seed {
             config.set(&format!("training.seed={seed}"))?;
         }
+        if let Some(ClassList(classes)) = &self.classes {
+            self.keep(classes, &mut config)?;
+        }
         Ok((name, config))
+    }
+
+    /// Sets `data.classes`, and `model.num_classes` where the model has classes and nobody has set their number.
+    fn keep(&self, classes: &[String], config: &mut Config) -> Result<()> {
+        if classes.is_empty() {
+            let mend = "name one or more, as in cat,dog";
+            return Err(Error::config("--classes", "an empty subset: no class is named", mend));
+        }
+        config.data.classes = classes.to_vec();
+        let given = self.set.iter().any(|assignment| assignment.trim_start().starts_with("model.num_classes"));
+        let (count, before) = (classes.len(), config.model.num_classes());
+        if given || before == 0 || before == count {
+            return Ok(());
+        }
+        config.set(&format!("model.num_classes={count}"))?;
+        if !self.quiet {
+            println!("classes  {}: model.num_classes is {count}, not {before}", classes.join(", "));
+        }
+        Ok(())
     }
 
     /// A run that goes on takes its configuration with it.
@@ -130,6 +156,7 @@ impl TrainCommand {
             ("--batch", self.batch.is_some()),
             ("--seed", self.seed.is_some()),
             ("--set", !self.set.is_empty()),
+            ("--classes", self.classes.is_some()),
         ];
         match given.into_iter().find(|(_, given)| *given) {
             Some((option, _)) => Err(Error::config(

@@ -39,8 +39,8 @@ pub use presets::{Preset, presets};
 pub use pretrained::{Pretrained, pretrained};
 pub use sampling::SampleRequest;
 pub use sections::{DataConfig, Every, LrSchedule, OptimizerKind, Precision, TrainingConfig};
-pub use tree::nearest;
 
+use crate::error::nearest;
 use crate::{Error, Result};
 use tree::{Entry, MAX_BYTES, Node, Origin, Overlay};
 
@@ -166,6 +166,12 @@ impl Config {
         self.diffusion.validate()?;
         self.training.validate()?;
         self.sampling.validate(self.diffusion.num_steps)?;
+        let (kept, known) = (self.data.classes.len(), self.model.num_classes());
+        // A model without classes takes no labels.
+        if kept > 0 && known > 0 && kept != known {
+            let message = format!("{kept} classes in data.classes, {known} in the model");
+            return Err(Error::config("model.num_classes", message, format!("set it to {kept}")));
+        }
         if self.model.null_label().is_none() {
             let message = "needs a label that stands for no class";
             if self.training.label_dropout > 0.0 {

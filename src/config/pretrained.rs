@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::{nearest, presets};
-use crate::error::Error;
+use super::presets;
+use crate::error::{Error, nearest};
 
 /// A model inside the engine.
 #[derive(Clone, Copy)]

@@ -1,9 +1,8 @@
 //! Drawing images from a loaded model.
 
 use super::Model;
-use crate::config::nearest;
 use crate::diffusion::{NoiseSchedule, Sampler, SamplerSpec, SamplingConfig};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 use crate::tensor::Context;
 
 /// The images to draw; [`Model::request`] fills in what the model's own configuration says.

@@ -16,6 +16,13 @@ pub struct DataConfig {
     pub name: String,
     /// The data set file, where it is not `NAME.safetensors` in the data folder.
     pub path: Option<PathBuf>,
+    /// The classes that are kept, by name, in the order of their labels; an empty list keeps all.
+    pub classes: Vec<String>,
+    /// The share of each class's training images that is held out for validation, in (0, 1); the file's own held-out images
+    /// are then its test images, which training never sees. Null validates on the file's own held-out images.
+    pub validation_fraction: Option<f64>,
+    /// Chooses the images that `validation_fraction` holds out.
+    pub split_seed: u64,
     /// Mirror every second training image, drawn by image and epoch.
     pub flip: bool,
     /// Images that the built-in set `shapes` consists of; a tenth of them is held out for validation.
@@ -26,7 +33,16 @@ pub struct DataConfig {
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { name: "cifar10".into(), path: None, flip: false, shapes_count: 20_000, shapes_seed: 0 }
+        Self {
+            name: "cifar10".into(),
+            path: None,
+            classes: Vec::new(),
+            validation_fraction: None,
+            split_seed: 0,
+            flip: false,
+            shapes_count: 20_000,
+            shapes_seed: 0,
+        }
     }
 }
 
@@ -41,6 +57,10 @@ impl DataConfig {
             let message = format!("`{}` cannot be a data set's name", self.name.escape_debug());
             let mend = "use letters, digits, - and _, as in cifar10; a file's path goes under data.path";
             return Err(Error::config("data.name", message, mend));
+        }
+        if let Some(fraction) = self.validation_fraction.filter(|fraction| !(*fraction > 0.0 && *fraction < 1.0)) {
+            let mend = "0.1 is usual, null holds nothing out";
+            return Err(Error::config("data.validation_fraction", format!("{fraction} is outside (0, 1)"), mend));
         }
         whole("data.shapes_count", self.shapes_count as u64, 1, 10_000_000, "20000 is usual")
     }
@@ -403,6 +423,10 @@ mod tests {
         for name in ["", "../x", ".x", "a b", "a/b"] {
             let data = DataConfig { name: name.into(), ..DataConfig::default() };
             assert!(data.validate().unwrap_err().to_string().starts_with("data.name: "));
+        }
+        for fraction in [0.0, 1.0, -0.1, f64::NAN] {
+            let data = DataConfig { validation_fraction: Some(fraction), ..DataConfig::default() };
+            assert!(data.validate().unwrap_err().to_string().starts_with("data.validation_fraction: "));
         }
         let data = DataConfig { shapes_count: 0, ..DataConfig::default() };
         assert!(data.validate().unwrap_err().to_string().starts_with("data.shapes_count: "));

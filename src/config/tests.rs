@@ -215,6 +215,18 @@ fn the_length_of_a_run_is_one_choice() {
 
 #[test]
 fn sections_must_agree() {
+    let mut config = Config::preset("quickstart").unwrap();
+    config.set("data.classes=[star, ring]").unwrap();
+    let error = config.validate().unwrap_err().to_string();
+    assert_eq!(error, "model.num_classes: 2 classes in data.classes, 10 in the model; set it to 2");
+    config.set("model.num_classes=2").unwrap();
+    config.validate().unwrap();
+    assert_eq!(yaml(&config.to_yaml().unwrap()).unwrap(), config);
+    // A model that takes no labels may be trained on any subset.
+    let mut config = Config::preset("ddpm-cifar10").unwrap();
+    config.set("data.classes=[cat]").unwrap();
+    config.validate().unwrap();
+
     let mut config = Config::default();
     config.set("model.null_label=false").unwrap();
     assert!(config.validate().unwrap_err().to_string().starts_with("training.label_dropout: "));

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
 use super::Config;
+use crate::error::nearest;
 use crate::models::ModelConfig;
 use crate::{Error, Result};
 
@@ -162,21 +163,6 @@ fn shown(key: &str) -> String {
         short.push('…');
     }
     one_line(&short)
-}
-
-/// The candidate nearest to `name`, if any comes near at all.
-pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let name: String = name.chars().take(100).collect::<String>().to_lowercase();
-    let rated = candidates.into_iter().map(|candidate| {
-        let edits = strsim::damerau_levenshtein(&name, candidate) as f64;
-        let share = 1.0 - edits / name.chars().count().max(candidate.len()).max(1) as f64;
-        // An abbreviation or a forgotten part (`lr_warmup_steps`, `batch`) is near too, however many letters differ;
-        // so are initials (`lr`).
-        let part = name.len() >= 3 && (candidate.contains(name.as_str()) || name.contains(candidate));
-        let initials = name.len() >= 2 && candidate.split('_').filter_map(|word| word.chars().next()).eq(name.chars());
-        (if part || initials { share.max(0.6) } else { share }, candidate)
-    });
-    rated.filter(|(score, _)| *score >= 0.5).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, candidate)| candidate)
 }
 
 /// Where values come from, for errors.

@@ -6,7 +6,7 @@
 //! |---|---|---|---|
 //! | `images` | u8 | `[N, H, W, C]` | C is 1 (grey) or 3 (red, green, blue); training images first |
 //! | `labels` | u16 | `[N]` | index into `class_names` |
-//! | `split` | u8 | `[N]` | 0 training, 1 validation; so it is zeros, then ones |
+//! | `split` | u8 | `[N]` | 0 training, 1 validation, 2 test; rising |
 //!
 //! Metadata (strings, the structured ones as JSON): `format`, `name`, `class_names`, `counts`, `sources` (file, bytes,
 //! SHA-256), `notes` (what the import left out or changed) and `sha256` (of each tensor's bytes).
@@ -33,8 +33,11 @@ const REIMPORT: &str = "write it again with `engine data import`";
 pub enum Split {
     /// Images to learn from.
     Train,
-    /// Images held out to measure on (`test` in many sources).
+    /// Images held out to measure on while training (`test` in many sources).
     Validation,
+    /// Images that training never sees, where validation images are held out of the training images: what the source held
+    /// out (see [`Dataset::stratified`]). Most sets have none.
+    Test,
 }
 
 /// Where images came from.
@@ -66,8 +69,10 @@ pub struct Parts {
     pub images: Vec<u8>,
     /// `[N]`.
     pub labels: Vec<u16>,
-    /// How many of the images are for training.
+    /// How many of the images, from the first on, are for training.
     pub train: usize,
+    /// How many of the images, at the end, are test images; the rest is for validation.
+    pub test: usize,
     /// Files it was read from.
     pub sources: Vec<Source>,
     /// What the import left out or changed, a sentence each.
@@ -82,14 +87,14 @@ enum Storage {
 
 /// A set of labelled 8-bit images of one size, in memory or mapped from its file. Cloning is cheap: clones share it.
 #[derive(Debug, Clone)]
-pub struct Dataset(Arc<Inner>);
+pub struct Dataset(pub(super) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     /// Everything but the images, which are in `storage`.
-    parts: Parts,
+    pub(super) parts: Parts,
     storage: Storage,
-    path: Option<PathBuf>,
+    pub(super) path: Option<PathBuf>,
     /// SHA-256 by tensor, as stored in the file.
     stored: Option<Digests>,
 }
@@ -106,6 +111,13 @@ pub(super) struct Digests {
 struct Counts {
     train: usize,
     validation: usize,
+    /// Not in files without test images.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    test: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Dataset {
@@ -174,10 +186,11 @@ impl Dataset {
         }
         let labels = map[labels].chunks_exact(2).map(|l| u16::from_le_bytes([l[0], l[1]])).collect();
         let split = &map[split];
-        let train = split.iter().take_while(|&&s| s == 0).count();
-        if let Some(i) = split[train..].iter().position(|&s| s != 1) {
-            return Err(bad(format!("split[{}] is {}: not zeros, then ones", train + i, split[train + i])));
+        let [train, held_out] = [1, 2].map(|kind| split.iter().take_while(|&&s| s < kind).count());
+        if let Some(i) = (0..n).find(|&i| split[i] != u8::from(i >= train) + u8::from(i >= held_out)) {
+            return Err(bad(format!("split[{i}] is {}: not zeros, then ones, then twos", split[i])));
         }
+        let (validation, test) = (held_out - train, n - held_out);
         let parts = Parts {
             name: text("name")?.clone(),
             height,
@@ -187,13 +200,14 @@ impl Dataset {
             images: Vec::new(),
             labels,
             train,
+            test,
             sources: json(path, "sources", text("sources")?)?,
             notes: json(path, "notes", text("notes")?)?,
         };
         check(&parts, images.len()).map_err(bad)?;
         let counts: Counts = json(path, "counts", text("counts")?)?;
-        if counts != (Counts { train, validation: n - train }) {
-            return Err(bad(format!("its metadata counts {counts:?}, its tensors {train} and {}", n - train)));
+        if counts != (Counts { train, validation, test }) {
+            return Err(bad(format!("its metadata counts {counts:?}, its tensors {train}, {validation} and {test}")));
         }
         let stored = Some(json(path, "sha256", text("sha256")?)?);
         Ok(Self(Arc::new(Inner {
@@ -239,7 +253,9 @@ impl Dataset {
             ("labels", view(Dtype::U16, vec![n], &labels)?),
             ("split", view(Dtype::U8, vec![n], &split)?),
         ];
-        let counts = Counts { train: parts.train, validation: n - parts.train };
+        let [train, validation, test] =
+            [Split::Train, Split::Validation, Split::Test].map(|split| self.split_len(split));
+        let counts = Counts { train, validation, test };
         let metadata: HashMap<String, String> = [
             ("format", FORMAT.to_owned()),
             ("name", parts.name.clone()),
@@ -264,7 +280,7 @@ impl Dataset {
         &self.0.parts.name
     }
 
-    /// The file it is mapped from; `None` in memory.
+    /// The file it comes from; `None` for one that was made.
     pub fn path(&self) -> Option<&Path> {
         self.0.path.as_deref()
     }
@@ -332,7 +348,8 @@ impl Dataset {
     pub fn split_indices(&self, split: Split) -> Range<usize> {
         match split {
             Split::Train => 0..self.0.parts.train,
-            Split::Validation => self.0.parts.train..self.len(),
+            Split::Validation => self.0.parts.train..self.len() - self.0.parts.test,
+            Split::Test => self.len() - self.0.parts.test..self.len(),
         }
     }
 
@@ -380,20 +397,24 @@ impl Dataset {
 
     fn split_bytes(&self) -> Vec<u8> {
         let mut split = vec![0; self.len()];
-        split[self.0.parts.train..].fill(1);
+        split[self.split_indices(Split::Validation)].fill(1);
+        split[self.split_indices(Split::Test)].fill(2);
         split
     }
 }
 
 /// What is wrong with `parts`, whose images are `image_bytes` long.
 fn check(parts: &Parts, image_bytes: usize) -> Result<(), String> {
-    let &Parts { height, width, channels, train, .. } = parts;
+    let &Parts { height, width, channels, train, test, .. } = parts;
     let n = parts.labels.len();
     if n == 0 || u32::try_from(n).is_err() {
         return Err(format!("has {n} images where 1 to {} can be", u32::MAX));
     }
     if train == 0 || train > n {
         return Err(format!("has {train} training images of {n} in all"));
+    }
+    if test > n - train {
+        return Err(format!("has {train} training and {test} test images of {n} in all"));
     }
     if height == 0 || width == 0 || !matches!(channels, 1 | 3) {
         return Err(format!("has images of {width}x{height} with {channels} channels; 1 or 3 channels are known"));
@@ -478,6 +499,7 @@ mod tests {
             images: (0..18).collect(),
             labels: vec![0, 1, 1],
             train: 2,
+            test: 0,
             sources: vec![Source { file: "f".into(), bytes: 3, sha256: "00".into() }],
             notes: vec!["one left out".into()],
         }
@@ -528,9 +550,10 @@ mod tests {
     #[test]
     fn contradictory_parts_are_refused() {
         type Change = fn(&mut Parts);
-        let cases: [(Change, &str); 7] = [
+        let cases: [(Change, &str); 8] = [
             (|p| p.labels.clear(), "has 0 images"),
             (|p| p.train = 0, "has 0 training images"),
+            (|p| p.test = 2, "has 2 training and 2 test images of 3"),
             (|p| p.channels = 2, "with 2 channels"),
             (|p| p.images.truncate(17), "do not take 17 bytes"),
             (|p| p.labels[2] = 2, "labels[2] is 2, but there are 2 classes"),

@@ -3,6 +3,7 @@
 //! Whatever the source, the result is a [`Dataset`]: 8-bit images `[N, H, W, C]` with one label each, training images
 //! first. [`import()`] reads CIFAR-10's binary batches, IDX files and folders or tars of pictures; [`shapes()`] draws the
 //! built-in set; [`fetch()`] downloads the well-known ones; [`resolve()`] finds the set that a preset names.
+//! [`Dataset::subset`] keeps some classes, and [`Dataset::stratified`] holds validation images out of the training images.
 //!
 //! ```
 //! use engine::data::{Split, shapes};
@@ -27,6 +28,7 @@ mod official;
 #[cfg(test)]
 mod readers_tests;
 mod resolve;
+mod selection;
 mod shapes;
 mod source;
 mod verify;

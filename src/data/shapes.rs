@@ -45,8 +45,7 @@ pub fn shapes(seed: u64, count: usize) -> Dataset {
         images,
         labels: (0..count).map(|i| (i % CLASSES.len()) as u16).collect(),
         train: count - count / 10,
-        sources: Vec::new(),
-        notes: Vec::new(),
+        ..Parts::default()
     })
     .expect("one to 2^32 - 1 shapes are a data set")
 }

@@ -15,6 +15,8 @@ pub struct ClassCount {
     pub train: usize,
     /// Its validation images.
     pub validation: usize,
+    /// Its test images.
+    pub test: usize,
 }
 
 /// A published set that a data set was compared with.
@@ -40,9 +42,10 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// Whether each class has the same number of images as the others, in either split.
+    /// Whether each class has the same number of images as the others, in every split.
     pub fn is_balanced(&self) -> bool {
-        self.classes.windows(2).all(|pair| (pair[0].train, pair[0].validation) == (pair[1].train, pair[1].validation))
+        let counts = |class: &ClassCount| (class.train, class.validation, class.test);
+        self.classes.windows(2).all(|pair| counts(&pair[0]) == counts(&pair[1]))
     }
 }
 
@@ -75,14 +78,14 @@ impl Dataset {
 
     /// How many images each class has, by label.
     pub fn class_counts(&self) -> Vec<ClassCount> {
-        let mut classes: Vec<ClassCount> =
-            self.class_names().iter().map(|name| ClassCount { name: name.clone(), train: 0, validation: 0 }).collect();
-        for &label in self.split_labels(Split::Train) {
-            classes[usize::from(label)].train += 1;
-        }
-        for &label in self.split_labels(Split::Validation) {
-            classes[usize::from(label)].validation += 1;
-        }
+        let none = |name: &String| ClassCount { name: name.clone(), train: 0, validation: 0, test: 0 };
+        let mut classes: Vec<ClassCount> = self.class_names().iter().map(none).collect();
+        let mut count = |split: Split, of: fn(&mut ClassCount) -> &mut usize| {
+            self.split_labels(split).iter().for_each(|&label| *of(&mut classes[usize::from(label)]) += 1);
+        };
+        count(Split::Train, |class| &mut class.train);
+        count(Split::Validation, |class| &mut class.validation);
+        count(Split::Test, |class| &mut class.test);
         classes
     }
 

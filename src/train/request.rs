@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::{Memory, TrainingLine, ValidationLine};
 use crate::config::Config;
-use crate::data::{BUILTIN, Dataset, OFFICIAL, ResolveOptions, resolve};
+use crate::data::{BUILTIN, Dataset, OFFICIAL, ResolveOptions, Split, resolve};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 
@@ -22,7 +22,8 @@ pub struct TrainRequest {
     pub resume: Option<PathBuf>,
     /// The folder of a new run.
     pub out: Option<PathBuf>,
-    /// The data set itself; else it is found as the configuration and the next two say.
+    /// The data set itself, all of it; else it is found as the configuration and the next two say. Of either, the
+    /// configuration's `data.classes` are kept and its `data.validation_fraction` is held out.
     pub dataset: Option<Dataset>,
     /// A data set file, a published set's name, or `builtin`.
     pub data: Option<String>,
@@ -69,8 +70,15 @@ impl TrainRequest {
         request
     }
 
-    /// The data set, which `config` names afterwards.
+    /// What is trained on, of the data set that `config` names afterwards.
     pub(super) fn find_data(&self, config: &mut Config) -> Result<Dataset> {
+        let whole = self.find_set(config)?;
+        let data = &config.data;
+        whole.arranged(&data.classes, data.validation_fraction, data.split_seed)
+    }
+
+    /// The whole data set.
+    fn find_set(&self, config: &mut Config) -> Result<Dataset> {
         if let Some(dataset) = &self.dataset {
             name_data(config, dataset.name());
             return Ok(dataset.clone());
@@ -127,7 +135,10 @@ pub fn fingerprint(dataset: &Dataset) -> String {
     let labels: Vec<u8> = dataset.labels().iter().flat_map(|label| label.to_le_bytes()).collect();
     let crc = crc32c::crc32c_append(crc32c::crc32c(dataset.images()), &labels);
     let (height, width, channels) = (dataset.height(), dataset.width(), dataset.channels());
-    format!("{} images {height}x{width}x{channels}, checksum {crc:08x}", dataset.len())
+    let [train, validation, test] =
+        [Split::Train, Split::Validation, Split::Test].map(|split| dataset.split_len(split));
+    let divided = if test > 0 { format!(", divided {train}/{validation}/{test}") } else { String::new() };
+    format!("{} images {height}x{width}x{channels}{divided}, checksum {crc:08x}", dataset.len())
 }
 
 /// What a run is, told once before its first step.

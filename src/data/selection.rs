@@ -1,0 +1,380 @@
+//! A part of a data set: some of its classes, and validation images held out of its training images.
+
+use std::sync::Arc;
+
+use super::dataset::{Dataset, Parts, Split};
+use crate::error::{Error, Result, nearest};
+use crate::rng::{Philox, Purpose};
+
+/// Where the classes come from, for errors.
+const CLASSES: &str = "data.classes";
+/// Where the share comes from, for errors.
+const FRACTION: &str = "data.validation_fraction";
+
+impl Dataset {
+    /// The label of a class given by its name or its number; upper and lower case are told apart only where the names need
+    /// it, as for a model's `--class`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] that names the nearest class and lists all.
+    pub fn class_label(&self, text: &str) -> Result<usize> {
+        let names = self.class_names();
+        if let Some(label) = names.iter().position(|name| name == text) {
+            return Ok(label);
+        }
+        if let Some(label) = text.parse().ok().filter(|&label: &usize| label < names.len()) {
+            return Ok(label);
+        }
+        let folded = |name: &str| name.to_lowercase() == text.to_lowercase();
+        let mut alike = (0..names.len()).filter(|&label| folded(&names[label]));
+        if let (Some(label), None) = (alike.next(), alike.next()) {
+            return Ok(label);
+        }
+        let shown: Vec<&str> = names.iter().take(40).map(String::as_str).collect();
+        let all = format!("{}{}", shown.join(", "), if shown.len() < names.len() { ", …" } else { "" });
+        let mend = match nearest(text, names.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean {near}? There are {all}"),
+            None => format!("there are {all}"),
+        };
+        let short: String = text.chars().take(60).collect();
+        Err(Error::config(CLASSES, format!("{} has no class `{}`", self.name(), short.escape_debug()), mend))
+    }
+
+    /// The images of some classes alone, of every split. Labels are renumbered: the first class named is 0. Only the images
+    /// that are kept are copied; all classes in their own order cost nothing.
+    ///
+    /// ```
+    /// let set = engine::data::shapes(0, 100).subset(&["Star".into(), "circle".into()])?;
+    /// assert_eq!((set.len(), set.class_names()), (20, ["star", "circle"].map(String::from).as_slice()));
+    /// assert_eq!(set.labels()[..2], [1, 0]);
+    /// # Ok::<(), engine::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for no class, a class that is unknown (see [`Dataset::class_label`]) or named twice, a class
+    /// without training images, or a split that none of the classes has images in although the whole set does.
+    pub fn subset(&self, classes: &[String]) -> Result<Self> {
+        if classes.is_empty() {
+            return Err(Error::config(
+                CLASSES,
+                "an empty subset: no class is named",
+                "name one or more, as in cat,dog",
+            ));
+        }
+        // The new label of each old one.
+        let mut renumbered = vec![None; self.class_names().len()];
+        let mut names = Vec::with_capacity(classes.len());
+        for (new, class) in classes.iter().enumerate() {
+            let label = self.class_label(class)?;
+            let name = &self.class_names()[label];
+            if renumbered[label].replace(new as u16).is_some() {
+                return Err(Error::config(CLASSES, format!("{name} is named twice"), "name each class once"));
+            }
+            names.push(name.clone());
+        }
+        if names == self.class_names() {
+            return Ok(self.clone());
+        }
+        let kept = |split: Split| -> Vec<usize> {
+            self.split_indices(split).filter(|&i| renumbered[usize::from(self.labels()[i])].is_some()).collect()
+        };
+        let splits = [Split::Train, Split::Validation, Split::Test].map(kept);
+        let trained = |label: u16| splits[0].iter().any(|&i| renumbered[usize::from(self.labels()[i])] == Some(label));
+        if let Some(bare) = (0..names.len()).find(|&label| !trained(label as u16)) {
+            let message = format!("{} has no training images of {}", self.name(), names[bare]);
+            return Err(Error::config(CLASSES, message, "leave that class out"));
+        }
+        for (split, indices, what) in [(Split::Validation, &splits[1], "validation"), (Split::Test, &splits[2], "test")]
+        {
+            if indices.is_empty() && self.split_len(split) > 0 {
+                let message = format!("{} has no {what} images of {}", self.name(), names.join(", "));
+                return Err(Error::config(CLASSES, message, "name further classes"));
+            }
+        }
+        let note = format!("the subset of {} of {} classes: {}", names.len(), renumbered.len(), names.join(", "));
+        let mut subset = self.selected(&splits, note);
+        subset.class_names = names;
+        for label in &mut subset.labels {
+            *label = renumbered[usize::from(*label)].unwrap_or_default();
+        }
+        self.derived(subset)
+    }
+
+    /// The training images divided into training and validation images, each class in the same share; what was held out
+    /// before becomes [`Split::Test`], which training never sees.
+    ///
+    /// Of the n training images of a class, round(`fraction`·n), halves up, are held out: those with the smallest random
+    /// numbers, where the random number of the class's k-th image is Philox's of `seed`, the class's name and k. So the
+    /// choice is the same on every machine, and the same in every [subset](Dataset::subset) that has the class. The images
+    /// keep their order within each split.
+    ///
+    /// ```
+    /// use engine::data::{Split, shapes};
+    ///
+    /// let set = shapes(0, 1000).stratified(0.1, 7)?;
+    /// assert_eq!([Split::Train, Split::Validation, Split::Test].map(|split| set.split_len(split)), [810, 90, 100]);
+    /// # Ok::<(), engine::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a fraction outside (0, 1), a set that has test images already, or a class that would be left
+    /// without training or without validation images.
+    pub fn stratified(&self, fraction: f64, seed: u64) -> Result<Self> {
+        if !(fraction > 0.0 && fraction < 1.0) {
+            let message = format!("{fraction} is outside (0, 1)");
+            return Err(Error::config(FRACTION, message, "0.1 is usual, null holds nothing out"));
+        }
+        if self.split_len(Split::Test) > 0 {
+            let message = format!("{} has training, validation and test images already", self.name());
+            return Err(Error::config(FRACTION, message, "set it to null"));
+        }
+        let philox = Philox::new(seed);
+        let mut by_class = vec![Vec::new(); self.class_names().len()];
+        for i in self.split_indices(Split::Train) {
+            by_class[usize::from(self.labels()[i])].push(i);
+        }
+        let mut held = vec![false; self.split_len(Split::Train)];
+        for (name, members) in self.class_names().iter().zip(&by_class) {
+            let count = (members.len() as f64 * fraction).round() as usize;
+            let bare = match count {
+                0 => "validation",
+                count if count == members.len() => "training",
+                _ => "",
+            };
+            if !bare.is_empty() {
+                let (n, images) = (members.len(), if members.len() == 1 { "image" } else { "images" });
+                let message =
+                    format!("{fraction} of the {n} training {images} of {name} leaves it without {bare} images");
+                let mend = "give another share, or leave the class out with data.classes";
+                return Err(Error::config(FRACTION, message, mend));
+            }
+            let class = crc32c::crc32c(name.as_bytes());
+            let mut order: Vec<([u32; 4], usize)> = (members.iter().enumerate())
+                .map(|(k, &i)| (philox.bits4(0, k as u32, class, Purpose::Split), i))
+                .collect();
+            order.sort_unstable();
+            order[..count].iter().for_each(|&(_, i)| held[i] = true);
+        }
+        let (validation, train): (Vec<usize>, Vec<usize>) = self.split_indices(Split::Train).partition(|&i| held[i]);
+        let note = format!(
+            "{} of {} training images are held out for validation (share {fraction}, seed {seed})",
+            validation.len(),
+            held.len()
+        );
+        self.derived(self.selected(&[train, validation, self.split_indices(Split::Validation).collect()], note))
+    }
+
+    /// What the `data` section of a configuration makes of a set: [`Dataset::subset`] where `classes` names any, then
+    /// [`Dataset::stratified`] where there is a `fraction`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the two.
+    pub fn arranged(&self, classes: &[String], fraction: Option<f64>, seed: u64) -> Result<Self> {
+        let set = if classes.is_empty() { self.clone() } else { self.subset(classes)? };
+        fraction.map_or_else(|| Ok(set.clone()), |fraction| set.stratified(fraction, seed))
+    }
+
+    /// The images that the source held out: the test images where there are any, else the validation images.
+    pub fn held_out(&self) -> Split {
+        if self.split_len(Split::Test) > 0 { Split::Test } else { Split::Validation }
+    }
+
+    /// The images at the indices of each split, with a further note.
+    fn selected(&self, splits: &[Vec<usize>; 3], note: String) -> Parts {
+        let order = || splits.iter().flatten();
+        let mut images = Vec::with_capacity(order().count() * self.image_bytes());
+        order().for_each(|&i| images.extend_from_slice(self.image(i)));
+        let labels = order().map(|&i| self.labels()[i]).collect();
+        let (train, test) = (splits[0].len(), splits[2].len());
+        let notes = self.notes().iter().cloned().chain([note]).collect();
+        let parts = &self.0.parts;
+        Parts {
+            name: parts.name.clone(),
+            class_names: parts.class_names.clone(),
+            sources: parts.sources.clone(),
+            images,
+            labels,
+            train,
+            test,
+            notes,
+            ..*parts
+        }
+    }
+
+    /// A set made of this one, which comes from the same file.
+    fn derived(&self, parts: Parts) -> Result<Self> {
+        let mut set = Self::from_parts(parts)?;
+        if let Some(inner) = Arc::get_mut(&mut set.0) {
+            inner.path.clone_from(&self.0.path);
+        }
+        Ok(set)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::shapes;
+
+    /// 30 training images of a, 20 of B, 1 of c; 4 and 2 held-out ones of a and B, in turns; image i is the byte i.
+    fn small() -> Parts {
+        let counted = |counts: &[usize]| -> Vec<u16> {
+            let most = counts.iter().max().copied().unwrap_or(0);
+            (0..most).flat_map(|k| (0..counts.len()).filter(move |&c| k < counts[c]).map(|c| c as u16)).collect()
+        };
+        let labels = [counted(&[30, 20, 1]), counted(&[4, 2])].concat();
+        Parts {
+            name: "small".into(),
+            height: 1,
+            width: 1,
+            channels: 1,
+            class_names: ["a", "B", "c"].map(String::from).into(),
+            images: (0..labels.len() as u8).collect(),
+            labels,
+            train: 51,
+            notes: vec!["made".into()],
+            ..Parts::default()
+        }
+    }
+
+    fn set() -> Dataset {
+        Dataset::from_parts(small()).unwrap()
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| name.to_string()).collect()
+    }
+
+    fn sizes(set: &Dataset) -> [usize; 3] {
+        [Split::Train, Split::Validation, Split::Test].map(|split| set.split_len(split))
+    }
+
+    fn fault(result: Result<Dataset>) -> String {
+        let text = result.unwrap_err().to_string();
+        assert!(!text.contains('\n'), "{text}");
+        text
+    }
+
+    #[test]
+    fn a_subset_is_renumbered_in_the_order_given_and_keeps_its_images() {
+        let whole = set();
+        let subset = whole.subset(&names(&["b", "A"])).unwrap();
+        assert_eq!((subset.class_names(), sizes(&subset)), (names(&["B", "a"]).as_slice(), [50, 6, 0]));
+        for i in 0..subset.len() {
+            let was = usize::from(subset.image(i)[0]);
+            assert_eq!(subset.labels()[i], 1 - whole.labels()[was], "image {i}, which was {was}");
+            assert_eq!(i < 50, was < 51);
+            assert!(i == 0 || was > usize::from(subset.image(i - 1)[0]), "the order is kept");
+        }
+        assert_eq!(subset.notes(), ["made", "the subset of 2 of 3 classes: B, a"]);
+        // By number, and all of them: nothing is copied.
+        assert_eq!(whole.subset(&names(&["1", "0"])).unwrap().labels(), subset.labels());
+        assert_eq!(whole.subset(&names(&["a", "b", "C"])).unwrap().images().as_ptr(), whole.images().as_ptr());
+    }
+
+    #[test]
+    fn a_name_is_found_in_its_own_case_first() {
+        let mut parts = small();
+        parts.class_names = names(&["a", "A", "2"]);
+        let set = Dataset::from_parts(parts).unwrap();
+        assert_eq!([set.class_label("a"), set.class_label("A")].map(Result::unwrap), [0, 1]);
+        assert_eq!([set.class_label("2"), set.class_label("1")].map(Result::unwrap), [2, 1]);
+    }
+
+    #[test]
+    fn a_bad_subset_is_told_in_one_line() {
+        let shapes = shapes(0, 40);
+        let told = fault(shapes.subset(&names(&["circle", "Stripe"])));
+        let expected =
+            "data.classes: shapes has no class `Stripe`; did you mean stripes? There are circle, ring, square, ";
+        assert!(told.starts_with(expected), "{told}");
+        assert!(fault(shapes.subset(&names(&["10"]))).contains("no class `10`; there are circle, "));
+        let told = fault(shapes.subset(&names(&["ring", "star", "RING"])));
+        assert_eq!(told, "data.classes: ring is named twice; name each class once");
+        assert!(fault(shapes.subset(&[])).starts_with("data.classes: an empty subset"));
+        let told = fault(set().subset(&names(&["c"])));
+        assert_eq!(told, "data.classes: small has no validation images of c; name further classes");
+        let mut parts = small();
+        (parts.labels[2], parts.class_names) = (1, names(&["a", "B", "c"]));
+        let told = fault(Dataset::from_parts(parts).unwrap().subset(&names(&["a", "c"])));
+        assert_eq!(told, "data.classes: small has no training images of c; leave that class out");
+        // A set that holds nothing out needs no held-out images of a class.
+        let unsplit = Parts { train: 57, ..small() };
+        assert_eq!(sizes(&Dataset::from_parts(unsplit).unwrap().subset(&names(&["c"])).unwrap()), [1, 0, 0]);
+    }
+
+    #[test]
+    fn every_class_is_divided_in_the_same_share() {
+        let whole = set().subset(&names(&["a", "b"])).unwrap();
+        let divided = whole.stratified(0.125, 3).unwrap();
+        // round(30/8) = 4, round(20/8 = 2.5) = 3.
+        assert_eq!((sizes(&divided), divided.held_out()), ([43, 7, 6], Split::Test));
+        assert_eq!((whole.held_out(), sizes(&whole)), (Split::Validation, [50, 6, 0]));
+        let of = |label: u16| divided.split_labels(Split::Validation).iter().filter(|&&l| l == label).count();
+        assert_eq!([of(0), of(1)], [4, 3]);
+        assert_eq!(divided.split_images(Split::Test), whole.split_images(Split::Validation));
+        let counts: Vec<_> = divided.class_counts().iter().map(|c| [c.train, c.validation, c.test]).collect();
+        assert_eq!(counts, [[26, 4, 4], [17, 3, 2]]);
+        // All images are there once, in their order within each split, each with its label.
+        let mut seen = divided.images().to_vec();
+        seen.sort();
+        let mut all = whole.images().to_vec();
+        all.sort();
+        assert_eq!(seen, all);
+        for split in [Split::Train, Split::Validation, Split::Test] {
+            assert!(divided.split_images(split).is_sorted());
+        }
+        let label = |set: &Dataset, byte: u8| (0..set.len()).find(|&i| set.image(i) == [byte]).map(|i| set.labels()[i]);
+        assert!((0..57).all(|byte| label(&divided, byte) == label(&whole, byte)));
+    }
+
+    #[test]
+    fn the_choice_is_of_the_seed_and_the_class_alone() {
+        let held = |set: &Dataset, seed: u64, byte: &dyn Fn(u16) -> bool| -> Vec<u8> {
+            let set = set.stratified(0.2, seed).unwrap();
+            set.split_indices(Split::Validation).filter(|&i| byte(set.labels()[i])).map(|i| set.image(i)[0]).collect()
+        };
+        let (ab, ba) = (set().subset(&names(&["a", "b"])).unwrap(), set().subset(&names(&["b", "a"])).unwrap());
+        let a = set().subset(&names(&["a"])).unwrap();
+        let first = held(&ab, 5, &|label| label == 0);
+        assert_eq!((held(&ba, 5, &|label| label == 1), held(&a, 5, &|_| true)), (first.clone(), first.clone()));
+        assert_ne!(held(&ab, 6, &|label| label == 0), first);
+        // As the documented procedure gives them, written once more in Python.
+        assert_eq!(held(&a, 0, &|_| true), [7, 13, 31, 41, 44, 49]);
+    }
+
+    #[test]
+    fn a_bad_split_is_told_in_one_line() {
+        let pair = set().subset(&names(&["a", "b"])).unwrap();
+        for fraction in [0.0, 1.0, -1.0, f64::NAN, f64::INFINITY] {
+            let told = fault(pair.stratified(fraction, 0));
+            assert!(told.starts_with("data.validation_fraction: ") && told.contains("is outside (0, 1)"), "{told}");
+        }
+        let told = fault(set().stratified(0.25, 0));
+        assert!(told.contains("0.25 of the 1 training image of c leaves it without validation images; give"), "{told}");
+        let told = fault(pair.stratified(0.98, 0));
+        assert!(told.contains("0.98 of the 20 training images of B leaves it without training images"), "{told}");
+        let told = fault(pair.stratified(0.5, 0).unwrap().stratified(0.5, 0));
+        assert!(told.contains("small has training, validation and test images already"), "{told}");
+    }
+
+    #[test]
+    fn three_splits_go_through_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("divided.safetensors");
+        let divided = set().arranged(&names(&["a", "b"]), Some(0.1), 1).unwrap();
+        divided.write(&path, false).unwrap();
+        let read = Dataset::open(&path).unwrap();
+        assert_eq!((sizes(&read), read.labels()), ([45, 5, 6], divided.labels()));
+        assert_eq!((read.images(), read.notes()), (divided.images(), divided.notes()));
+        read.verify().unwrap();
+        // A subset of it comes from the same file, and has lost its last split if none is left of it.
+        let subset = read.subset(&names(&["b"])).unwrap();
+        assert_eq!((sizes(&subset), subset.path()), ([18, 2, 2], Some(path.as_path())));
+        assert!(subset.verify().is_ok());
+    }
+}
