@@ -12,6 +12,7 @@ use engine::ops::group_norm_silu::{GroupNorm, group_norm_silu};
 use engine::ops::head_norm::head_norm;
 use engine::ops::layer_norm::{Affine, layer_norm};
 use engine::ops::linear::{Activation, linear};
+use engine::ops::linear_attention::linear_attention;
 use engine::ops::mse_loss::mse_loss;
 use engine::ops::patchify::patchify;
 use engine::ops::timestep_embedding::timestep_embedding;
@@ -128,6 +129,16 @@ fn attention_agrees() {
         let y = attention(&golden.tape, &normed, 4, 1).unwrap();
         golden.check(&y, &[("qkv", &qkv), ("q_norm", &q), ("k_norm", &k)]);
     });
+}
+
+#[test]
+fn linear_attention_agrees() {
+    for (op, heads) in [("linear_attention", 3), ("linear_attention_odd", 2)] {
+        each(op, |golden| {
+            let qkv = golden.input("qkv");
+            golden.check(&linear_attention(&golden.tape, &qkv, heads).unwrap(), &[("qkv", &qkv)]);
+        });
+    }
 }
 
 #[test]

@@ -135,6 +135,32 @@ fn bugs_of_a_group_norm_are_caught() {
     is_caught(&bug("equal_parts", DType::F32, pixels, "chunk", WRONG));
 }
 
+/// A state that several threads share, tokens beyond the last, and the two orientations of its gradient.
+#[test]
+fn bugs_of_linear_attention_are_caught() {
+    let bug = |name, dtype, from, to, words| Bug {
+        name,
+        op: "linear_attention",
+        dtype,
+        file: "linear_attention.cu",
+        from,
+        to,
+        words,
+    };
+    let normaliser =
+        "at.rows[row] = row < count ? 1.0f / sum_parts(at.parts, row, at) : 0.0f;\n        __syncthreads();";
+    let unordered = "at.rows[row] = row < count ? 1.0f / sum_parts(at.parts, row, at) : 0.0f;";
+    is_caught(&bug("barrier_before_normalising", DType::F32, normaliser, unordered, RACE));
+    let groups = "for (u32 g = 1; g < at.groups; g++) sum";
+    let fewer = "for (u32 g = 1; g + 1 < at.groups; g++) sum";
+    is_caught(&bug("last_group", DType::BF16, groups, fewer, WRONG));
+    // The padding of a tile: phi(0) is 1.
+    let zeros = "PHI && row < count && c + e < at.d ? phi(v[e])";
+    is_caught(&bug("phi_of_padding", DType::F32, zeros, "PHI ? phi(v[e])", WRONG));
+    let turned = "put_sums<R, true>(at.dz, sums, at);";
+    is_caught(&bug("state_not_turned", DType::F32, turned, "put_sums<R, false>(at.dz, sums, at);", WRONG));
+}
+
 /// Only a kernel that sums twice meets it.
 #[test]
 fn a_missing_syncthreads_before_overwriting_is_caught() {

@@ -16,6 +16,7 @@ pub mod head_norm;
 pub mod host;
 pub mod layer_norm;
 pub mod linear;
+pub mod linear_attention;
 pub mod mse_loss;
 pub mod noise_step;
 pub mod patchify;
@@ -51,6 +52,7 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "head_norm", cases: head_norm::cases },
     Op { name: "layer_norm", cases: layer_norm::cases },
     Op { name: "linear", cases: linear::cases },
+    Op { name: "linear_attention", cases: linear_attention::cases },
     Op { name: "mse_loss", cases: mse_loss::cases },
     Op { name: "noise_step", cases: noise_step::cases },
     Op { name: "patchify", cases: patchify::cases },

@@ -53,6 +53,15 @@ def attention(qkv, heads, kv_heads, norms=None):
     return (p @ v).transpose(1, 2).reshape(b, t, heads * d)
 
 
+def linear_attention(qkv, heads):
+    b, t, width = qkv.shape
+    q, k, v = qkv.reshape(b, t, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    # As in Katharopoulos et al. 2020: the state first, never the weights of all pairs.
+    y = (q @ (k.transpose(-1, -2) @ v)) / (q @ k.sum(dim=-2)[..., None])
+    return y.transpose(1, 2).reshape(b, t, -1)
+
+
 def ops():
     golden(
         "layer_norm",
@@ -184,12 +193,18 @@ def convolutions():
         golden(f"conv2d_{name}", partial(convolve, **options), x=draw(2, 4, 6, 3), weight=draw(4, 3, 3, 3), bias=draw(4))
 
 
+def linear_attentions():
+    golden("linear_attention", lambda qkv: linear_attention(qkv, 3), qkv=draw(2, 7, 9 * 8, radius=2.0))
+    golden("linear_attention_odd", lambda qkv: linear_attention(qkv, 2), qkv=draw(1, 70, 6 * 5, radius=4.0))
+
+
 def main():
     ops()
     adamw()
     learning_rates()
     convolutions()
     group_norms()
+    linear_attentions()
     path = pathlib.Path(__file__).resolve().parents[2] / "tests/goldens/ops.safetensors"
     arrays = {name: np.ascontiguousarray(value.detach().numpy()) for name, value in tensors.items()}
     save_file(arrays, path, dict(source=f"tools/goldens/ops.py, PyTorch {torch.__version__.split('+')[0]}"))

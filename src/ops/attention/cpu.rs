@@ -6,9 +6,9 @@
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
-use super::product::{PAD, Product};
 use super::{Call, Sizes};
 use crate::ops::host::Float;
+use crate::ops::host::cached_product::{PAD, Product};
 use crate::ops::host::parallel::{self, Shared};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{DType, Element, Tensor};

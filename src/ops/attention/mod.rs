@@ -8,7 +8,6 @@
 mod cases;
 mod cpu;
 mod cuda;
-mod product;
 
 pub use cases::cases;
 

@@ -15,6 +15,7 @@ pub mod parallel;
 pub mod product;
 pub mod vector;
 
+pub(crate) mod cached_product;
 pub(crate) mod pack;
 
 pub use float::Float;

@@ -1,18 +1,18 @@
-//! The small products of attention, whose operands are hot in the cache: no packing, a tile of the result in registers.
+//! Small products, such as those of attention, whose operands are hot in the cache: no packing, a tile of the result in registers.
 //!
 //! Every element is one chain of fused multiply-adds in ascending order, from zero; with `add` the chain's sum is added to
 //! what is there. So no bit depends on the other rows, on the vector width or on the threads.
 
 use pulp::{NullaryFnOnce, Simd};
 
-use crate::ops::host::Float;
+use super::float::Float;
 
 /// Columns of a [`Product`] come in multiples of this, on every machine.
-pub(super) const PAD: usize = 16;
+pub(crate) const PAD: usize = 16;
 
 /// `c[i, j] = Σ_p a[i, p] · b[p, j]`, or `+=`, through pointers: row `i` of `a` begins at `a + i · a_row`, its elements are
 /// `a_step` apart; rows of `b` and `c` are `b_row` and `c_row` apart, their elements are neighbours.
-pub(super) struct Product<T, S> {
+pub(crate) struct Product<T, S> {
     pub simd: S,
     /// Rows of `a` and `c`, columns of `b` and `c` (a multiple of [`PAD`]), length of the sums.
     pub sizes: (usize, usize, usize),
