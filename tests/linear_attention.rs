@@ -1,5 +1,6 @@
 //! Linear attention against what it is a factorisation of, and the cost that the factorisation is for.
 
+use engine::ops::host::parallel::with_threads;
 use engine::ops::linear_attention::linear_attention;
 use engine::rng::{Philox, Purpose};
 use engine::tape::Tape;
@@ -103,4 +104,35 @@ fn a_width_that_is_no_three_heads_is_refused() {
     let qkv = tape.constant(&context.persistent([1, 4, 32], DType::F32).unwrap());
     let message = linear_attention(&tape, &qkv, 2).unwrap_err().to_string();
     assert!(message.contains("linear_attention") && message.contains("2 heads"), "{message}");
+}
+
+/// The bits of output and gradient of some samples, on `threads` threads.
+fn bits(qkv: &[f32], dy: &[f32], [tokens, heads, dim]: [usize; 3], threads: usize) -> Vec<u32> {
+    with_threads(threads, || {
+        let context = Context::cpu();
+        let tape = Tape::new(&context);
+        let samples = dy.len() / (tokens * heads * dim);
+        let input = tape.leaf(&context.tensor(qkv, [samples, tokens, 3 * heads * dim]).unwrap());
+        let output = linear_attention(&tape, &input, heads).unwrap();
+        tape.backward(&output, context.tensor(dy, [samples, tokens, heads * dim]).unwrap()).unwrap();
+        // Sample by sample, its output before its gradient.
+        let (y, dqkv) = (output.tensor().host::<f32>(), tape.gradient(&input).unwrap());
+        let (y, dqkv) = (y.chunks(y.len() / samples), dqkv.host::<f32>().chunks(qkv.len() / samples));
+        y.zip(dqkv).flat_map(|(y, dqkv)| y.iter().chain(dqkv).map(|x| x.to_bits()).collect::<Vec<_>>()).collect()
+    })
+}
+
+/// How many heads a task takes depends on the threads, on the batch and on the tokens; the bits do not.
+#[test]
+fn a_sample_has_the_same_bits_in_every_batch_and_on_every_number_of_threads() {
+    for sizes in [[70, 5, 32], [33, 4, 20]] {
+        let (batch, width) = (3, sizes.iter().product::<usize>());
+        let values = |item, len| uniform(item, len).into_iter().map(|x| x as f32).collect::<Vec<_>>();
+        let (qkv, dy) = (values(3, batch * 3 * width), values(4, batch * width));
+        let together = bits(&qkv, &dy, sizes, 1);
+        assert_eq!(together, bits(&qkv, &dy, sizes, 3), "{sizes:?}: other bits on three threads");
+        let alone: Vec<u32> =
+            (qkv.chunks(3 * width).zip(dy.chunks(width))).flat_map(|(qkv, dy)| bits(qkv, dy, sizes, 2)).collect();
+        assert_eq!(together, alone, "{sizes:?}: other bits alone");
+    }
 }

@@ -36,6 +36,22 @@ pub fn has_avx512() -> bool {
     pulp::x86::V4::is_available()
 }
 
+/// Asks for elements that will soon be read, as far as there are that many: for rows too far apart for the hardware to guess.
+#[inline(always)]
+pub(crate) fn prefetch<T>(from: &[T], start: usize, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if start < from.len() {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let run = &from[start..(start + len).min(from.len())];
+        for line in run.chunks((64 / size_of::<T>()).max(1)) {
+            // SAFETY: SSE is part of x86-64, and the address is that of a live element.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, start, len);
+}
+
 /// `dst[i] = f(src[i])`, or `+=`.
 ///
 /// # Panics

@@ -49,6 +49,8 @@ pub fn cases() -> Vec<Case> {
         features("tiny_b1_t19_h2_d8", [1, 19, 2, 8], (-30.0, -20.0)),
         features("least_b1_t9_h1_d8", [1, 9, 1, 8], (-60.0, -38.0)),
         case("b32_t64_h8_d32", [32, 64, 8, 32]).large(),
+        case("b8_t256_h8_d32", [8, 256, 8, 32]).large(),
+        case("b8_t1024_h8_d32", [8, 1024, 8, 32]).large(),
         case("b32_t256_h8_d32", [32, 256, 8, 32]).large(),
         case("b32_t1024_h8_d32", [32, 1024, 8, 32]).large(),
         case("b8_t1024_h4_d128", [8, 1024, 4, 128]).large(),

@@ -9,13 +9,17 @@ use super::{Call, Sizes};
 use crate::ops::host::Float;
 use crate::ops::host::cached_product::{PAD, Product};
 use crate::ops::host::parallel::{self, Shared};
+use crate::ops::host::vector;
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{Element, Tensor};
 
 /// Tokens that are worked on at a time.
 const BLOCK: usize = 32;
-/// Columns of the heads that a task takes, about.
+/// Columns of the heads that a task takes, about: runs of 1 KiB in `f32`.
 const COLUMNS: usize = 256;
+/// Elements of keys and values that stay in the second-level cache until the backward comes to them again, beside what it reads
+/// and writes in between.
+const KEPT: usize = 1 << 17;
 
 /// 2⁻⁶⁰, which φ does not fall below: the product of two such is a normal number.
 const LEAST: f64 = 8.673_617_379_884_035e-19;
@@ -118,7 +122,9 @@ impl Task {
     ) {
         let (dim, padded) = (self.sizes.dim, self.padded);
         for row in 0..block.1 {
-            let from = &from[start + (block.0 + row) * stride..][..self.heads * dim];
+            let at = start + (block.0 + row) * stride;
+            vector::prefetch(from, at + BLOCK * stride, self.heads * dim);
+            let from = &from[at..][..self.heads * dim];
             for (head, from) in from.chunks_exact(dim).enumerate() {
                 let to = &mut to[(head * BLOCK + row) * padded..][..padded];
                 to[..dim].iter_mut().zip(from).for_each(|(to, &x)| *to = f(x));
@@ -146,11 +152,10 @@ impl Task {
     }
 }
 
-/// Heads that a task takes: some 256 columns of them, fewer where threads would be idle. No bit depends on it.
-fn group(sizes: Sizes) -> usize {
-    let columns = (COLUMNS / sizes.dim).clamp(1, sizes.heads);
-    let tasks = 2 * parallel::threads();
-    columns.min((sizes.batch * sizes.heads / tasks).max(1))
+/// Heads that a task takes: about `columns` of their columns, fewer where threads would be idle. No bit depends on it.
+fn group(sizes: Sizes, columns: usize) -> usize {
+    let heads = (columns / sizes.dim).clamp(1, sizes.heads);
+    heads.min((sizes.batch * sizes.heads / (2 * parallel::threads())).max(1))
 }
 
 /// `c (+)= a b` of padded rows, `a` transposed (its rows are the steps) or not.
@@ -235,7 +240,7 @@ impl<T: Float> WithSimd for Forward<'_, T> {
 pub(super) fn forward<T: Float + Element>(call: &Call, out: &Tensor) {
     let sizes = call.sizes;
     let (qkv, out) = (call.qkv.host::<T>(), Shared::new(out.host_mut::<T>()));
-    let (group, padded) = (group(sizes), sizes.dim.next_multiple_of(PAD));
+    let (group, padded) = (group(sizes, COLUMNS), sizes.dim.next_multiple_of(PAD));
     let len = group * padded * (padded + 1 + 2 * BLOCK);
     parallel::for_each(sizes.batch * sizes.heads.div_ceil(group), sizes.products(), |task| {
         T::with_scratch(len, |scratch| {
@@ -337,7 +342,8 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dout: &Tensor, to: &Dest
     let (qkv, dout) = (call.qkv.host::<T>(), dout.host::<T>());
     let dqkv = Shared::new(to.tensor.host_mut::<T>());
     let add = to.mode == Accumulate::Add;
-    let (group, padded) = (group(sizes), sizes.dim.next_multiple_of(PAD));
+    let columns = COLUMNS.min(KEPT / (2 * sizes.tokens));
+    let (group, padded) = (group(sizes, columns), sizes.dim.next_multiple_of(PAD));
     let len = group * padded * (2 * padded + 2 + 3 * BLOCK);
     parallel::for_each(sizes.batch * sizes.heads.div_ceil(group), 2 * sizes.products(), |task| {
         T::with_scratch(len, |scratch| {
