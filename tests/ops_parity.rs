@@ -5,6 +5,7 @@ mod common;
 use common::golden::{Whole, relative_error};
 use engine::config::{Config, LrSchedule};
 use engine::ops::attention::attention;
+use engine::ops::balanced_loss::{BalancedLoss, balanced_loss};
 use engine::ops::conv2d::{Geometry, conv2d};
 use engine::ops::elementwise::gate;
 use engine::ops::embedding::embedding;
@@ -204,6 +205,28 @@ fn the_rest_agrees() {
         let loss = mse_loss(&golden.tape, &prediction, &target, None, 1.0).unwrap();
         golden.check(&loss, &[("prediction", &prediction)]);
     });
+}
+
+#[test]
+fn balanced_loss_agrees() {
+    for (op, balanced) in [("balanced_loss", false), ("balanced_loss_state", true)] {
+        each(op, |golden| {
+            let (tape, prediction) = (&golden.tape, golden.input("prediction"));
+            let target = tape.constant(golden.input("target").tensor());
+            let [weight, state] =
+                ["weight", "state"].map(|name| balanced.then(|| tape.constant(golden.input(name).tensor())));
+            let state = state.as_ref().map(Var::tensor);
+            let config = BalancedLoss::default();
+            let result = balanced_loss(tape, &prediction, &target, weight.as_ref(), state, &config).unwrap();
+            let allowed = if golden.dtype == DType::F64 { 1e-12 } else { 2e-6 };
+            for (name, values) in [("items", &result.items), ("terms", &result.terms)] {
+                let stored = &golden.file.get(&format!("{op}.{name}")).values;
+                let error = relative_error(&values.to_f64().unwrap(), stored, 1e-3);
+                assert!(error <= allowed, "{op} {}: {name} are off by {error:.2e}", golden.dtype);
+            }
+            golden.check(&result.loss, &[("prediction", &prediction)]);
+        });
+    }
 }
 
 #[test]

@@ -361,6 +361,35 @@ fn an_unwritten_tail_is_caught() {
     });
 }
 
+/// A stencil and its adjoint, of which every side has a way to be wrong; state that is read where it must not be.
+#[test]
+fn bugs_of_a_balanced_loss_are_caught() {
+    let bug = |name, from, to, words| Bug {
+        name,
+        op: "balanced_loss",
+        dtype: DType::F32,
+        file: "balanced_loss.cu",
+        from,
+        to,
+        words,
+    };
+    // The pixel to the right of a row's last is the next row's first, and nobody's behind the last row.
+    let right = "right = row - column > channels ? e + channels : e;";
+    is_caught(&bug("right_of_the_image", right, "right = row - column >= channels ? e + channels : e;", OUTSIDE));
+    let down = "down = elements - e > row ? e + row : e;";
+    is_caught(&bug("below_the_image", down, "down = elements - e >= row ? e + row : e;", OUTSIDE));
+    // The gradient's second ring, and the edges that come in from a neighbour.
+    let ring = "u32 up2 = up + (e >= 2 * row ? row : 0)";
+    is_caught(&bug("two_rows_up", ring, "u32 up2 = up + (e > 2 * row ? row : 0)", WRONG));
+    is_caught(&bug("edge_from_above", "inverse(ur - u, d - u)", "inverse(ul - u, d - u)", WRONG));
+    let column = &["outside its", "relative error"];
+    is_caught(&bug("column_of_the_next_element", "column += step;", "column += blockDim.x;", column));
+    // Zeros are what the state begins with.
+    let unset = "state[TERMS] <= 0.0f || state[term] <= 0.0f";
+    is_caught(&bug("factors_of_no_state", unset, "state[term] < 0.0f", WRONG));
+    is_caught(&bug("every_thread_updates", "    if (i > TERMS) return;\n", "", OUTSIDE));
+}
+
 #[test]
 fn a_step_number_baked_into_a_kernel_is_caught() {
     is_caught(&Bug {

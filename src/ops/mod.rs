@@ -4,6 +4,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod balanced_loss;
 pub mod case;
 pub mod control;
 pub mod conv2d;
@@ -43,6 +44,7 @@ pub struct Op {
 pub const REGISTRY: &[Op] = &[
     Op { name: "adamw", cases: adamw::cases },
     Op { name: "attention", cases: attention::cases },
+    Op { name: "balanced_loss", cases: balanced_loss::cases },
     Op { name: "conv2d", cases: conv2d::cases },
     Op { name: "dropout", cases: dropout::cases },
     Op { name: "elementwise", cases: elementwise::cases },

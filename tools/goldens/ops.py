@@ -198,6 +198,43 @@ def linear_attentions():
     golden("linear_attention_odd", lambda qkv: linear_attention(qkv, 2), qkv=draw(1, 70, 6 * 5, radius=4.0))
 
 
+def balanced_losses():
+    """Images are channels last; the running means in `state` are five sums and the sum of their weights."""
+
+    def terms(prediction, target):
+        d = prediction - target
+        padded = F.pad(d.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1)
+        left, right = padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]
+        up, down = padded[:, :-2, 1:-1], padded[:, 2:, 1:-1]
+        high = d - (left + right + up + down) / 4
+        edge = ((right - d).square() + (down - d).square() + 1e-6).sqrt() - 1e-3
+        cosine = 1 - F.cosine_similarity(prediction.flatten(1), target.flatten(1))
+        means = [x.flatten(1).mean(1) for x in (d.square(), d.abs(), high.square(), edge)]
+        return torch.stack((*means[:2], cosine, *means[2:]), dim=1)
+
+    def loss(prediction, target, weight=None, state=None, name=None):
+        # The weights are f32 in the engine.
+        each, factors = terms(prediction, target), torch.tensor([1.0, 0.5, 0.1, 0.5, 0.25], dtype=torch.float32).double()
+        if state is not None:
+            means = state[:5] / state[5]
+            factors = factors * (means[0] / means).clamp(0.01, 100.0)
+        items = each @ factors * (1.0 if weight is None else weight)
+        tensors[f"{name}.items"], tensors[f"{name}.terms"] = items, each.mean(0)
+        return items.mean()[None]
+
+    golden(
+        "balanced_loss", partial(loss, name="balanced_loss"), prediction=draw(3, 5, 4, 3), target=draw(3, 5, 4, 3),
+    )
+    # The fourth mean is beyond the largest ratio, the fifth beyond the smallest.
+    state = torch.tensor([0.6, 0.3, 0.8, 0.005, 70.0, 0.75])
+    tensors["balanced_loss_state.weight"], tensors["balanced_loss_state.state"] = draw(2).abs() + 0.25, state
+    golden(
+        "balanced_loss_state",
+        partial(loss, weight=tensors["balanced_loss_state.weight"], state=state, name="balanced_loss_state"),
+        prediction=draw(2, 4, 7, 1), target=draw(2, 4, 7, 1),
+    )
+
+
 def main():
     ops()
     adamw()
@@ -205,6 +242,7 @@ def main():
     convolutions()
     group_norms()
     linear_attentions()
+    balanced_losses()
     path = pathlib.Path(__file__).resolve().parents[2] / "tests/goldens/ops.safetensors"
     arrays = {name: np.ascontiguousarray(value.detach().numpy()) for name, value in tensors.items()}
     save_file(arrays, path, dict(source=f"tools/goldens/ops.py, PyTorch {torch.__version__.split('+')[0]}"))
