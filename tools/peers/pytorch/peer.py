@@ -5,7 +5,7 @@
     python tools/peers/pytorch/peer.py --device cuda --dtype bf16 --compile max-autotune --batch 256
 
 A training step is what the engine does in one: gather u8 images that lie on the device, draw timesteps and noise, mix them,
-forward, MSE, backward, clip at global norm 1, fused AdamW, EMA. Prints one JSON line. Peak memory is the process's
+forward, MSE (or the preset's balanced loss), backward, clip at global norm 1, fused AdamW, EMA. Prints one JSON line. Peak memory is the process's
 largest resident set on the CPU (Python and PyTorch included, as a user pays for them; `import_mib` is their share) and
 PyTorch's allocations on CUDA, both up to the end of the training steps.
 """
@@ -27,6 +27,7 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tools/goldens"))
 import dit  # noqa: E402
+import linear_transformer  # noqa: E402
 import unet  # noqa: E402
 
 IMAGES = 4096
@@ -53,15 +54,45 @@ def arguments():
 
 def build(name, layout):
     """The preset's model and its configuration, as `tools/goldens` has them."""
-    section = yaml.safe_load((ROOT / f"src/config/presets/{name}.yaml").read_text())["model"]
-    module = {"dit": dit, "unet": unet}[section.pop("kind")]
+    preset = yaml.safe_load((ROOT / f"src/config/presets/{name}.yaml").read_text())
+    section, diffusion = preset["model"], preset["diffusion"]
+    module = {"dit": dit, "unet": unet, "linear-transformer": linear_transformer}[section.pop("kind")]
     config = module.Config(**section)
     if module is dit:
         assert layout == "default", "a transformer has no layout to choose"
-        return config, dit.Dit(config)
-    model = unet.Unet(config)
-    model.channels_last = layout == "channels_last"
-    return config, model.to(memory_format=torch.channels_last) if model.channels_last else model
+        return config, diffusion, dit.Dit(config)
+    if module is unet:
+        model = convolutional = unet.Unet(config)
+    else:
+        model = linear_transformer.LinearTransformer(config)
+        convolutional = model.decoder
+    convolutional.channels_last = layout == "channels_last"
+    if convolutional.channels_last:
+        convolutional.to(memory_format=torch.channels_last)
+    return config, diffusion, model
+
+
+def balanced_loss(prediction, target, weight, means, weights):
+    """The engine's five terms of [B, C, H, W], each weighed by the running means of all (kernels/balanced_loss.cu)."""
+    d = prediction - target
+    p, t = prediction.flatten(1), target.flatten(1)
+    padded = F.pad(d, (1, 1, 1, 1), mode="replicate")
+    around = padded[:, :, 1:-1, :-2] + padded[:, :, 1:-1, 2:] + padded[:, :, :-2, 1:-1] + padded[:, :, 2:, 1:-1]
+    x, y = F.pad(d[..., 1:] - d[..., :-1], (0, 1)), F.pad(d[:, :, 1:] - d[:, :, :-1], (0, 0, 0, 1))
+    over = (1, 2, 3)
+    terms = torch.stack(
+        [
+            d.square().mean(over),
+            d.abs().mean(over),
+            1 - F.cosine_similarity(p, t, dim=1, eps=1e-8),
+            (d - around / 4).square().mean(over),
+            ((x.square() + y.square() + 1e-6).sqrt() - 1e-3).mean(over),
+        ]
+    )
+    with torch.no_grad():
+        factors = weights * (means[0] / means).clamp(0.01, 100.0)
+        means.lerp_(terms.mean(1), 0.01)
+    return (weight * (factors[:, None] * terms).sum(0)).mean()
 
 
 def max_rss_mib():
@@ -94,7 +125,7 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
     synchronize = torch.cuda.synchronize if on_cuda else lambda: None
 
-    config, model = build(args.model, args.layout)
+    config, diffusion, model = build(args.model, args.layout)
     model = model.to(device)
     average = copy.deepcopy(model).requires_grad_(False)
     parameters, averages = list(model.parameters()), list(average.parameters())
@@ -110,6 +141,11 @@ def main():
     labels = torch.randint(max(config.num_classes, 1), (IMAGES,), device=device)
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     a, s = (x.sqrt().float().to(device) for x in (alpha_bar, 1 - alpha_bar))
+    balanced = diffusion.get("loss") == "balanced"
+    if balanced:
+        weights = torch.tensor(diffusion["balanced_weights"], device=device)
+        means = torch.ones(5, device=device)
+        min_snr = ((a / s).square().clamp(max=diffusion["min_snr_gamma"])).to(device)
 
     def train_step():
         index = torch.randint(IMAGES, (args.batch,), device=device)
@@ -119,7 +155,11 @@ def main():
         x = a[t].view(-1, 1, 1, 1) * x0 + s[t].view(-1, 1, 1, 1) * noise
         with autocast():
             prediction = run(x, t.float(), labels[index])
-        loss = F.mse_loss(prediction.float(), noise)
+        if balanced:
+            channels_first = [v.float().permute(0, 3, 1, 2) for v in (prediction, x0)]
+            loss = balanced_loss(*channels_first, min_snr[t], means, weights)
+        else:
+            loss = F.mse_loss(prediction.float(), noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
