@@ -152,3 +152,24 @@ fn what_cannot_be_converted_is_one_error_and_overwrites_nothing() {
         0
     );
 }
+
+/// Whatever holds both kinds of weights, the moving average is what is sampled from, and files say which they hold.
+#[test]
+fn samples_come_of_the_moving_average_unless_the_file_says_raw() {
+    let (folder, _, ema) = trained();
+    let path = |name: &str| folder.path().join(name);
+    let output = convert(&["step-5.safetensors", "raw.safetensors", "--weights", "raw"], folder.path());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let sample = |name: &str, weights: &str| {
+        let model = Model::load(path(name), &Context::cpu(), DType::F32).unwrap();
+        assert_eq!(model.info.weights, weights, "{name}");
+        assert_eq!(model.parameters.master().download::<f32>().unwrap() == ema, weights == "ema", "{name}");
+        let mut request = model.request([0, 1]);
+        request.sampling.num_steps = 2;
+        model.sample(&request).unwrap()
+    };
+    let averaged = sample("model.safetensors", "ema");
+    assert_eq!(sample(".", "ema"), averaged);
+    assert_eq!(sample("step-5.safetensors", "ema"), averaged);
+    assert_ne!(sample("raw.safetensors", "raw"), averaged);
+}

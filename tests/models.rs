@@ -93,11 +93,13 @@ const TRANSFORMERS: [&str; 4] = [
     "dit-adaln-qknorm-patch2.safetensors",
 ];
 
+const LINEAR_TRANSFORMERS: [&str; 2] = ["linear-transformer.safetensors", "linear-transformer-grey.safetensors"];
+
 const UNETS: [&str; 2] = ["unet-scale-shift.safetensors", "unet-level.safetensors"];
 
 #[test]
 fn small_models_agree_with_pytorch() {
-    for file in TRANSFORMERS.into_iter().chain(UNETS) {
+    for file in TRANSFORMERS.into_iter().chain(UNETS).chain(LINEAR_TRANSFORMERS) {
         let (error, name) = whole_error(file, Device::Cpu, DType::F64);
         assert!(error <= 1e-10, "{file} f64: {name} is off by {error:.2e}");
         let (error, name) = whole_error(file, Device::Cpu, DType::F32);
@@ -108,7 +110,7 @@ fn small_models_agree_with_pytorch() {
 #[test]
 fn small_models_agree_with_pytorch_on_the_emulator() {
     let device = || Device::Accelerator(emulator::device());
-    for file in TRANSFORMERS.into_iter().chain(UNETS) {
+    for file in TRANSFORMERS.into_iter().chain(UNETS).chain(LINEAR_TRANSFORMERS) {
         let (error, name) = whole_error(file, device(), DType::F32);
         assert!(error <= 1e-5, "{file} f32: {name} is off by {error:.2e}");
     }
@@ -168,10 +170,15 @@ fn the_cifar_unets_agree_with_pytorch() {
     agrees_with_pytorch("ddpm-cifar10-paper.json");
 }
 
+#[test]
+fn the_linear_transformer_agrees_with_pytorch() {
+    agrees_with_pytorch("pets.json");
+}
+
 /// A golden is of the preset's own model, but for dropout, whose masks each side draws in its own way.
 #[test]
 fn goldens_are_of_the_presets() {
-    for preset in ["dit-cifar10", "ddpm-cifar10", "ddpm-cifar10-paper", "unet-fashion", "unet-fashion-small"] {
+    for preset in ["dit-cifar10", "ddpm-cifar10", "ddpm-cifar10-paper", "unet-fashion", "unet-fashion-small", "pets"] {
         let golden = Projected::load(&format!("{preset}.json"));
         let mut config = Config::preset(preset).unwrap();
         if config.model.kind() == "unet" {
@@ -196,6 +203,7 @@ fn parameter_counts_are_pinned() {
         ("ddpm-cifar10-paper", 35_746_307),
         ("unet-fashion", 32_075_713),
         ("unet-fashion-small", 2_485_985),
+        ("pets", 7_236_659),
     ] {
         assert_eq!(count(Config::preset(preset).unwrap().model), parameters, "{preset}");
     }

@@ -49,5 +49,15 @@ pub fn presets() -> &'static [Preset] {
             description: "the same with 2.5 M parameters: 40 minutes on one CPU core",
             yaml: include_str!("presets/unet-fashion-small.yaml"),
         },
+        Preset {
+            name: "pets",
+            description: "cats and dogs of CIFAR-10 by linear attention, 7.2 M parameters: draws them and tells them apart",
+            yaml: include_str!("presets/pets.yaml"),
+        },
+        Preset {
+            name: "pets-small",
+            description: "the same with 1.2 M parameters: 40 minutes on two CPU cores",
+            yaml: include_str!("presets/pets-small.yaml"),
+        },
     ]
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::models::dit::DitConfig;
+use crate::models::linear_transformer::LinearTransformerConfig;
 use crate::models::unet::UnetConfig;
 use crate::{Error, Result};
 
@@ -15,6 +16,8 @@ pub enum ModelConfig {
     Dit(DitConfig),
     /// U-Net of residual blocks and attention.
     Unet(UnetConfig),
+    /// Transformer of linear attention with a residual decoder.
+    LinearTransformer(LinearTransformerConfig),
 }
 
 impl Default for ModelConfig {
@@ -26,7 +29,11 @@ impl Default for ModelConfig {
 impl ModelConfig {
     /// A default configuration of each kind, in the order in which error messages list them.
     pub fn kinds() -> Vec<Self> {
-        vec![Self::Dit(DitConfig::default()), Self::Unet(UnetConfig::default())]
+        vec![
+            Self::Dit(DitConfig::default()),
+            Self::Unet(UnetConfig::default()),
+            Self::LinearTransformer(LinearTransformerConfig::default()),
+        ]
     }
 
     /// The name under `kind`.
@@ -34,6 +41,7 @@ impl ModelConfig {
         match self {
             Self::Dit(_) => "dit",
             Self::Unet(_) => "unet",
+            Self::LinearTransformer(_) => "linear-transformer",
         }
     }
 
@@ -42,6 +50,7 @@ impl ModelConfig {
         match self {
             Self::Dit(config) => config.image_size,
             Self::Unet(config) => config.image_size,
+            Self::LinearTransformer(config) => config.image_size,
         }
     }
 
@@ -50,6 +59,7 @@ impl ModelConfig {
         match self {
             Self::Dit(config) => config.image_channels,
             Self::Unet(config) => config.image_channels,
+            Self::LinearTransformer(config) => config.image_channels,
         }
     }
 
@@ -58,6 +68,7 @@ impl ModelConfig {
         match self {
             Self::Dit(config) => config.num_classes,
             Self::Unet(config) => config.num_classes,
+            Self::LinearTransformer(config) => config.num_classes,
         }
     }
 
@@ -66,6 +77,7 @@ impl ModelConfig {
         match self {
             Self::Dit(config) => config.null_label.then_some(config.num_classes),
             Self::Unet(config) => config.null_label.then_some(config.num_classes),
+            Self::LinearTransformer(config) => config.null_label.then_some(config.num_classes),
         }
     }
 
@@ -77,6 +89,7 @@ impl ModelConfig {
         match self {
             Self::Dit(config) => config.validate(),
             Self::Unet(config) => config.validate(),
+            Self::LinearTransformer(config) => config.validate(),
         }
     }
 }

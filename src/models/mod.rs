@@ -2,6 +2,7 @@
 
 mod config;
 pub mod dit;
+pub mod linear_transformer;
 pub mod unet;
 
 pub use config::ModelConfig;
@@ -21,6 +22,9 @@ pub fn build(config: &ModelConfig) -> Result<(Rc<dyn Denoiser>, Builder)> {
     let model: Rc<dyn Denoiser> = match config {
         ModelConfig::Dit(config) => Rc::new(dit::Dit::new(&mut builder, config)?),
         ModelConfig::Unet(config) => Rc::new(unet::Unet::new(&mut builder, config)?),
+        ModelConfig::LinearTransformer(config) => {
+            Rc::new(linear_transformer::LinearTransformer::new(&mut builder, config)?)
+        }
     };
     Ok((model, builder))
 }

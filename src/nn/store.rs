@@ -38,18 +38,21 @@ pub enum Init {
     Grid { skip: usize, columns: usize },
 }
 
-/// Element `e` of [`Init::Grid`]: the first half of the width tells the row, the second the column; of each half, sines
-/// first.
-fn grid_element(e: usize, width: usize, skip: usize, columns: usize) -> f32 {
-    let (token, channel) = (e / width, e % width);
-    let Some(place) = token.checked_sub(skip) else { return 0.0 };
+/// Sines and cosines of the row and column of each cell of a grid, `[rows · columns, width]` in row-major order: the first half
+/// of the width tells the row, the second the column; of each half, sines first, of `position · 10000^(-i / (width / 4))`.
+pub fn grid(rows: usize, columns: usize, width: usize) -> Vec<f64> {
+    let cell = |place: usize| (0..width).map(move |channel| grid_element(place, channel, width, columns));
+    (0..rows * columns).flat_map(cell).collect()
+}
+
+fn grid_element(place: usize, channel: usize, width: usize, columns: usize) -> f64 {
     let half = width.div_ceil(2);
     let (position, within) =
         if channel < half { (place / columns, channel) } else { (place % columns, channel - half) };
     let count = half.div_ceil(2);
-    let frequency = (-f64::ln(10_000.0) * (within % count) as f64 / count as f64).exp();
-    let angle = (position as f64 * frequency) as f32;
-    if within < count { math::f32::sin(angle) } else { math::f32::cos(angle) }
+    let frequency = math::f64::exp(-math::f64::ln(10_000.0) * (within % count) as f64 / count as f64);
+    let angle = position as f64 * frequency;
+    if within < count { math::f64::sin(angle) } else { math::f64::cos(angle) }
 }
 
 impl Init {
@@ -78,10 +81,15 @@ pub struct Spec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParamId(usize);
 
-/// Collects a model's parameters in order.
+/// A constant's number in its store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConstantId(usize);
+
+/// Collects a model's parameters in order, and its constants.
 #[derive(Default)]
 pub struct Builder {
     specs: Vec<Spec>,
+    constants: Vec<(Shape, Vec<f64>)>,
     names: HashSet<String>,
     len: usize,
 }
@@ -98,6 +106,18 @@ impl Builder {
         self.len += shape.len().next_multiple_of(ALIGNMENT);
         ParamId(self.specs.len() - 1)
     }
+
+    /// Declares numbers that follow from the configuration, such as sinusoidal positions: read in `f32`, never trained, in
+    /// no file and in no count.
+    ///
+    /// # Panics
+    /// With another number of values than the shape has: a model's programming error.
+    pub fn constant(&mut self, shape: impl Into<Shape>, values: Vec<f64>) -> ConstantId {
+        let shape = shape.into();
+        assert_eq!(shape.len(), values.len(), "a constant {shape}");
+        self.constants.push((shape, values));
+        ConstantId(self.constants.len() - 1)
+    }
 }
 
 /// A model's parameters on a device.
@@ -105,6 +125,7 @@ pub struct Parameters {
     specs: Vec<Spec>,
     master: Tensor,
     compute: Option<Tensor>,
+    constants: Vec<Tensor>,
     precision: DType,
 }
 
@@ -120,7 +141,12 @@ impl Parameters {
             DType::BF16 => Some(context.zeros([builder.len], DType::BF16)?),
             _ => None,
         };
-        Ok(Self { specs: builder.specs, master, compute, precision })
+        let constants = builder.constants.iter().map(|(shape, values)| match master_dtype {
+            DType::F64 => context.tensor(values, *shape),
+            _ => context.tensor(&values.iter().map(|&x| x as f32).collect::<Vec<_>>(), *shape),
+        });
+        let constants = constants.collect::<Result<_>>()?;
+        Ok(Self { specs: builder.specs, master, compute, constants, precision })
     }
 
     /// The declared parameters.
@@ -166,9 +192,12 @@ impl Parameters {
             let values = &mut flat[spec.offset..][..spec.shape.len()];
             for (block, values) in values.chunks_mut(4).enumerate() {
                 let random = match spec.init {
-                    Init::Grid { skip, columns } => {
-                        std::array::from_fn(|i| grid_element(4 * block + i, spec.shape.last(), skip, columns))
-                    }
+                    Init::Grid { skip, columns } => std::array::from_fn(|i| {
+                        let (token, channel) =
+                            ((4 * block + i) / spec.shape.last(), (4 * block + i) % spec.shape.last());
+                        let place = token.checked_sub(skip);
+                        place.map_or(0.0, |place| grid_element(place, channel, spec.shape.last(), columns) as f32)
+                    }),
                     Init::Constant(value) => [value; 4],
                     Init::Uniform(bound) => philox
                         .uniform4(block as u32, number as u32, 0, Purpose::Initialisation)
@@ -203,7 +232,8 @@ impl Parameters {
             Some(compute) => Some(master.context().zeros(compute.shape(), DType::BF16)?),
             None => None,
         };
-        Ok(Self { specs: self.specs.clone(), master, compute, precision: self.precision })
+        let (specs, constants) = (self.specs.clone(), self.constants.clone());
+        Ok(Self { specs, master, compute, constants, precision: self.precision })
     }
 
     /// Rounds the masters anew into the copies that products read. Not for captured programs: it goes through the host.
@@ -252,13 +282,15 @@ impl Parameters {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Bound { vars, precision: self.precision, dropout: None })
+        let constants = self.constants.iter().map(|constant| tape.constant(constant)).collect();
+        Ok(Bound { vars, constants, precision: self.precision, dropout: None })
     }
 }
 
 /// Parameters on a tape, and what else a forward pass has to know of its purpose.
 pub struct Bound {
     vars: Vec<Var>,
+    constants: Vec<Var>,
     precision: DType,
     dropout: Option<Dropout>,
 }
@@ -276,6 +308,11 @@ impl Bound {
     /// A parameter.
     pub fn var(&self, id: ParamId) -> &Var {
         &self.vars[id.0]
+    }
+
+    /// A constant.
+    pub fn constant(&self, id: ConstantId) -> &Var {
+        &self.constants[id.0]
     }
 
     /// The dtype of activations.

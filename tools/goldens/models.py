@@ -1,4 +1,4 @@
-"""Writes tests/goldens/dit-*, ddpm-* and unet-*: JSON of norms, projections and samples, or safetensors of everything.
+"""Writes tests/goldens/dit-*, ddpm-*, unet-*, pets and linear-*: JSON of norms, projections and samples, or safetensors of everything.
 
     python tools/goldens/models.py [PREFIX]    only files whose names begin so
 """
@@ -15,6 +15,7 @@ import yaml
 from safetensors.numpy import save_file
 
 import dit
+import linear_transformer
 import unet
 from philox import bits, symmetric, uniform
 
@@ -28,7 +29,8 @@ PREFIX = sys.argv[1] if len(sys.argv) > 1 else ""
 
 
 def kind(config):
-    return "dit" if isinstance(config, dit.Config) else "unet"
+    kinds = {dit.Config: "dit", unet.Config: "unet", linear_transformer.Config: "linear-transformer"}
+    return kinds[type(config)]
 
 
 def section(config):
@@ -41,6 +43,9 @@ def build(config):
     if kind(config) == "unet":
         model = unet.Unet(config).double()
         return model, unet.ordered_parameters(model)
+    if kind(config) == "linear-transformer":
+        model = linear_transformer.LinearTransformer(config).double()
+        return model, linear_transformer.ordered_parameters(model)
     model = dit.Dit(config).double()
     return model, [(name, p, lambda p: p) for name, p in dit.ordered_parameters(model)]
 
@@ -176,11 +181,24 @@ def unets():
     whole("unet-level", dataclasses.replace(tiny, **change), seed=11, batch=2)
 
 
+def linear_transformers():
+    projected("pets", linear_transformer.Config(), seed=12, batch=2)
+    # Another patch, heads of 6, a grid of 5 by 5 and a layer of each width.
+    tiny = linear_transformer.Config(
+        image_size=10, patch_size=2, hidden_dim=24, depth=2, num_heads=4, mlp_ratio=2, time_embedding_dim=8,
+        condition_dim=12, refine_channels=6, norm_groups=3, num_classes=3,
+    )
+    whole("linear-transformer", tiny, seed=13, batch=2)
+    grey = dict(image_channels=1, image_size=8, depth=1, num_heads=2, null_label=False)
+    whole("linear-transformer-grey", dataclasses.replace(tiny, **grey), seed=14, batch=3)
+
+
 def main():
     torch.set_num_threads(2)
     GOLDENS.mkdir(exist_ok=True)
     dits()
     unets()
+    linear_transformers()
 
 
 if __name__ == "__main__":

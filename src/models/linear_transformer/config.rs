@@ -1,0 +1,136 @@
+//! The sizes of a linear-attention transformer.
+
+use serde::{Deserialize, Serialize};
+
+use crate::models::config::{colours, divides, even, within};
+use crate::{Error, Result};
+
+/// The `model` section of `kind: linear-transformer`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LinearTransformerConfig {
+    /// Height and width of the images, in pixels.
+    pub image_size: usize,
+    /// Colour channels: 1 (grey) or 3 (RGB).
+    pub image_channels: usize,
+    /// Height and width of a patch, in pixels; divides `image_size`.
+    pub patch_size: usize,
+    /// Width of a token; a multiple of 4, for sines and cosines of rows and columns.
+    pub hidden_dim: usize,
+    /// Number of encoder layers.
+    pub depth: usize,
+    /// Number of heads; divides `hidden_dim`.
+    pub num_heads: usize,
+    /// Width of a layer's MLP, and of the decoder's, in multiples of `hidden_dim`.
+    pub mlp_ratio: usize,
+    /// Width of the sinusoidal noise-level embedding; even.
+    pub time_embedding_dim: usize,
+    /// Width of the condition: the sum of noise-level and label embedding.
+    pub condition_dim: usize,
+    /// Channels of the convolutional refinement at full resolution.
+    pub refine_channels: usize,
+    /// Groups of the refinement's group norms; divides `refine_channels`.
+    pub norm_groups: usize,
+    /// Number of classes, the null label not counted.
+    pub num_classes: usize,
+    /// One more label, `num_classes`, that stands for "no class": what classifier-free guidance needs.
+    pub null_label: bool,
+}
+
+impl Default for LinearTransformerConfig {
+    fn default() -> Self {
+        Self {
+            image_size: 32,
+            image_channels: 3,
+            patch_size: 4,
+            hidden_dim: 256,
+            depth: 6,
+            num_heads: 8,
+            mlp_ratio: 4,
+            time_embedding_dim: 128,
+            condition_dim: 256,
+            refine_channels: 32,
+            norm_groups: 8,
+            num_classes: 2,
+            null_label: true,
+        }
+    }
+}
+
+impl LinearTransformerConfig {
+    /// Tokens: the patches that an image is cut into.
+    pub fn num_tokens(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Values in a patch: `patch_size` × `patch_size` × `image_channels`.
+    pub fn patch_dim(&self) -> usize {
+        self.patch_size * self.patch_size * self.image_channels
+    }
+
+    /// Rows of the label embedding: the classes and, where there is one, the null label.
+    pub fn num_labels(&self) -> usize {
+        self.num_classes + usize::from(self.null_label)
+    }
+
+    /// Refuses sizes of which no network can be built. The methods above do not divide by zero after this.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key and the mend.
+    pub fn validate(&self) -> Result<()> {
+        let limits = [
+            ("image_size", self.image_size, 1024),
+            ("image_channels", self.image_channels, 4),
+            ("patch_size", self.patch_size, 1024),
+            ("hidden_dim", self.hidden_dim, 65_536),
+            ("depth", self.depth, 1024),
+            ("num_heads", self.num_heads, 1024),
+            ("mlp_ratio", self.mlp_ratio, 64),
+            ("time_embedding_dim", self.time_embedding_dim, 65_536),
+            ("condition_dim", self.condition_dim, 65_536),
+            ("refine_channels", self.refine_channels, 65_536),
+            ("norm_groups", self.norm_groups, 65_536),
+            ("num_classes", self.num_classes, 65_535),
+        ];
+        within(&limits)?;
+        colours(self.image_channels)?;
+        divides("patch_size", self.patch_size, "image_size", self.image_size)?;
+        divides("num_heads", self.num_heads, "hidden_dim", self.hidden_dim)?;
+        divides("norm_groups", self.norm_groups, "refine_channels", self.refine_channels)?;
+        if !self.hidden_dim.is_multiple_of(4) {
+            let message = format!("{} is no multiple of 4, as two-dimensional positions need it", self.hidden_dim);
+            let mend = format!("give {}", self.hidden_dim.next_multiple_of(4));
+            return Err(Error::config("model.hidden_dim", message, mend));
+        }
+        even(self.time_embedding_dim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_is_the_pets_transformer() {
+        let config = LinearTransformerConfig::default();
+        config.validate().unwrap();
+        assert_eq!((config.num_tokens(), config.patch_dim(), config.num_labels()), (64, 48, 3));
+    }
+
+    #[test]
+    fn each_bad_size_names_its_key_and_a_mend() {
+        let base = LinearTransformerConfig::default;
+        let cases: [(&str, &str, LinearTransformerConfig); 6] = [
+            ("model.image_channels", "1 for grey", LinearTransformerConfig { image_channels: 2, ..base() }),
+            ("model.patch_size", "give 4 or 8", LinearTransformerConfig { patch_size: 5, ..base() }),
+            ("model.num_heads", "give 4 or 8", LinearTransformerConfig { num_heads: 7, ..base() }),
+            ("model.norm_groups", "give 4 or 8", LinearTransformerConfig { norm_groups: 5, ..base() }),
+            ("model.hidden_dim", "give 56", LinearTransformerConfig { hidden_dim: 54, num_heads: 6, ..base() }),
+            ("model.time_embedding_dim", "even", LinearTransformerConfig { time_embedding_dim: 127, ..base() }),
+        ];
+        for (key, mend, config) in cases {
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.starts_with(key) && message.contains(mend), "{message}");
+        }
+    }
+}
