@@ -2,8 +2,8 @@
 // the moving average of weights, and the step's metrics.
 //
 //   gradients, parameters, first, second, ema [n] f32 (ema may be null), compute [n] T or null: the parameters as the model
-//   reads them, statistics [4] f32: norm, clip scale, 0, 0, ring [rows, 4] f32: loss, norm, 0, 0, loss [1] f32, control: see
-//   common/control.cuh.
+//   reads them, statistics [4] f32: norm, clip scale, 0, 0, ring [rows, 2 + count] f32: loss, norm, terms, loss [1] f32,
+//   terms [count] f32, control: see common/control.cuh.
 //
 //   norm = sqrt(sum g^2), clip scale = min(1, max_norm / (norm + 1e-6)); g = g * clip scale
 //   p -= learning rate * decay * p (decoupled), or g += decay * p
@@ -94,18 +94,19 @@ DEV void update(f32* parameters, T* compute, f32* first, f32* second, f32* ema, 
     }
 }
 
-// One thread. The losses of a step's micro-batches add up.
-DEV void record_step(f32* ring, const f32* loss, const f32* statistics, const u32* control, u32 rows) {
+// One thread. The losses of a step's micro-batches and their terms add up.
+DEV void record_step(f32* ring, const f32* loss, const f32* terms, const f32* statistics, const u32* control, u32 rows,
+                     u32 count) {
     if (blockIdx.x * blockDim.x + threadIdx.x != 0) return;
-    f32* row = ring + (u64)(control[CONTROL_ROW] % rows) * 4;
-    row[0] = control[CONTROL_MICRO] == 0 ? loss[0] : row[0] + loss[0];
+    f32* row = ring + (u64)(control[CONTROL_ROW] % rows) * (2 + count);
+    bool first = control[CONTROL_MICRO] == 0;
+    row[0] = first ? loss[0] : row[0] + loss[0];
     row[1] = statistics[0];
-    row[2] = 0.0f;
-    row[3] = 0.0f;
+    for (u32 i = 0; i < count; i++) row[2 + i] = first ? terms[i] : row[2 + i] + terms[i];
 }
 
 extern "C" __global__ void __launch_bounds__(256) adamw_norm_partial(f32* __restrict__ partial, const f32* __restrict__ gradients, u64 n, u32 part) { squares_part(partial, gradients, n, part); }
 extern "C" __global__ void __launch_bounds__(256) adamw_norm_final(f32* __restrict__ statistics, const f32* __restrict__ partial, u32 parts, f32 max_norm) { norm_of_parts(statistics, partial, parts, max_norm); }
 extern "C" __global__ void __launch_bounds__(256) adamw_update_f32(f32* __restrict__ parameters, f32* __restrict__ compute, f32* __restrict__ first, f32* __restrict__ second, f32* __restrict__ ema, const f32* __restrict__ gradients, const u32* __restrict__ control, const f32* __restrict__ statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) { update<f32>(parameters, compute, first, second, ema, gradients, control, statistics, n, rest1, beta2, rest2, epsilon, decay, decoupled); }
 extern "C" __global__ void __launch_bounds__(256) adamw_update_bf16(f32* __restrict__ parameters, bf16* __restrict__ compute, f32* __restrict__ first, f32* __restrict__ second, f32* __restrict__ ema, const f32* __restrict__ gradients, const u32* __restrict__ control, const f32* __restrict__ statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) { update<bf16>(parameters, compute, first, second, ema, gradients, control, statistics, n, rest1, beta2, rest2, epsilon, decay, decoupled); }
-extern "C" __global__ void __launch_bounds__(32) adamw_record(f32* __restrict__ ring, const f32* __restrict__ loss, const f32* __restrict__ statistics, const u32* __restrict__ control, u32 rows) { record_step(ring, loss, statistics, control, rows); }
+extern "C" __global__ void __launch_bounds__(32) adamw_record(f32* __restrict__ ring, const f32* __restrict__ loss, const f32* __restrict__ terms, const f32* __restrict__ statistics, const u32* __restrict__ control, u32 rows, u32 count) { record_step(ring, loss, terms, statistics, control, rows, count); }

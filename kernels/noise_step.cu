@@ -4,7 +4,8 @@
 // 2023, arXiv 2303.09556).
 //
 //   x_t, target, x0 [batch, elements] f32, time, weight [batch] f32, labels, batch_labels [batch] i32,
-//   table_a, table_s [timesteps] f32 or null (flow: a = 1 - t, s = t), control: see common/control.cuh.
+//   table_a, table_s [timesteps] f32 or null (flow: a = 1 - t, s = t), control: see common/control.cuh; with bins > 0 times are
+//   drawn by bin_state [3, bins] f32 (level_sampling.cu) and level [batch] i32 says in which bin.
 //
 // All numbers are Philox's of (seed, item = first_item + b, step): they depend on nothing else.
 //
@@ -32,14 +33,31 @@ DEV f32 draw_time(u64 seed, u32 item, u32 step, u32 logit_normal, f32 mean, f32 
     return min_f32(max_f32(t, TIME_MARGIN), 1.0f - TIME_MARGIN);
 }
 
+// The bin in which u in (0, 1) falls, when bin k ends at ends[k].
+DEV u32 bin_of(f32 u, const f32* ends, u32 bins) {
+    u32 k = 0;
+    while (k + 1 < bins && !(u < ends[k])) k++;
+    return k;
+}
+
 // Blocks [item, chunk of elements], four elements a thread.
-DEV void noise_batch(f32* x_t, f32* target, f32* time, i32* batch_labels, f32* weight, const f32* x0, const i32* labels,
-                     const u32* control, const f32* table_a, const f32* table_s, u32 elements, u32 timesteps, u64 seed,
-                     u32 logit_normal, f32 mean, f32 deviation, u32 kind, f32 gamma, f32 label_dropout, i32 null_label) {
+DEV void noise_batch(f32* x_t, f32* target, f32* time, i32* batch_labels, f32* weight, i32* level_of, const f32* x0,
+                     const i32* labels, const u32* control, const f32* table_a, const f32* table_s,
+                     const f32* bin_state, u32 bins, u32 elements, u32 timesteps, u64 seed, u32 logit_normal, f32 mean,
+                     f32 deviation, u32 kind, f32 gamma, f32 label_dropout, i32 null_label) {
     SHARED(f32, level, [4]);
     u32 b = blockIdx.x, item = control[CONTROL_FIRST_ITEM] + b, step = control[CONTROL_STEP];
     if (threadIdx.x == 0) {
-        f32 t = draw_time(seed, item, step, logit_normal, mean, deviation);
+        f32 t = draw_time(seed, item, step, logit_normal, mean, deviation), importance = 1.0f;
+        u32 bin = 0;
+        if (bins > 0) {
+            bin = bin_of(t, bin_state + 2 * bins, bins);
+            f32 share = bin_state[bins + bin];
+            f32 within = (t - bin_state[2 * bins + bin]) / share + 1.0f;
+            t = ((f32)bin + min_f32(max_f32(within, 0.0f), 1.0f)) / (f32)bins;
+            t = min_f32(max_f32(t, TIME_MARGIN), 1.0f - TIME_MARGIN);
+            importance = 1.0f / ((f32)bins * share);
+        }
         f32 a = 1.0f - t, s = t, told = 1000.0f * t;
         if (table_a != nullptr) {
             u32 index = min_of((u32)(t * (f32)timesteps), timesteps - 1);
@@ -57,7 +75,9 @@ DEV void noise_batch(f32* x_t, f32* target, f32* time, i32* batch_labels, f32* w
             f32 determinant = a * c_n - s * c_x;
             f32 dropped = philox_uniform4(seed, 0, item, step, PURPOSE_LABEL_DROPOUT).x;
             time[b] = told;
-            weight[b] = gamma > 0.0f ? min_f32(a * a, gamma * s * s) / (determinant * determinant) : 1.0f;
+            f32 by_level = gamma > 0.0f ? min_f32(a * a, gamma * s * s) / (determinant * determinant) : 1.0f;
+            weight[b] = by_level * importance;
+            if (level_of != nullptr) level_of[b] = (i32)bin;
             batch_labels[b] = dropped < label_dropout ? null_label : labels[b];
         }
     }
@@ -80,4 +100,4 @@ DEV void noise_batch(f32* x_t, f32* target, f32* time, i32* batch_labels, f32* w
     store4(target + at, left, wide, wanted);
 }
 
-extern "C" __global__ void __launch_bounds__(256) noise_step(f32* __restrict__ x_t, f32* __restrict__ target, f32* __restrict__ time, i32* __restrict__ batch_labels, f32* __restrict__ weight, const f32* __restrict__ x0, const i32* __restrict__ labels, const u32* __restrict__ control, const f32* __restrict__ table_a, const f32* __restrict__ table_s, u32 elements, u32 timesteps, u64 seed, u32 logit_normal, f32 mean, f32 deviation, u32 kind, f32 gamma, f32 label_dropout, i32 null_label) { noise_batch(x_t, target, time, batch_labels, weight, x0, labels, control, table_a, table_s, elements, timesteps, seed, logit_normal, mean, deviation, kind, gamma, label_dropout, null_label); }
+extern "C" __global__ void __launch_bounds__(256) noise_step(f32* __restrict__ x_t, f32* __restrict__ target, f32* __restrict__ time, i32* __restrict__ batch_labels, f32* __restrict__ weight, i32* __restrict__ level, const f32* __restrict__ x0, const i32* __restrict__ labels, const u32* __restrict__ control, const f32* __restrict__ table_a, const f32* __restrict__ table_s, const f32* __restrict__ bin_state, u32 bins, u32 elements, u32 timesteps, u64 seed, u32 logit_normal, f32 mean, f32 deviation, u32 kind, f32 gamma, f32 label_dropout, i32 null_label) { noise_batch(x_t, target, time, batch_labels, weight, level, x0, labels, control, table_a, table_s, bin_state, bins, elements, timesteps, seed, logit_normal, mean, deviation, kind, gamma, label_dropout, null_label); }

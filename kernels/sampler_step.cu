@@ -5,7 +5,7 @@
 //   then (two copies) unconditional, saved_state, saved [batch, elements] f32 or null, table [stages, 16] u32,
 //   control: see common/control.cuh.
 //
-//   pred  = uncond + guidance (cond - uncond)             raw  = x0_x x + x0_pred pred
+//   pred  = guidance cond + (1 - guidance) uncond         raw  = x0_x x + x0_pred pred
 //   x0    = clamp(raw, -clip, clip)                       eps  = eps_x x + eps_pred pred + eps_clip (x0 - raw)
 //   next  = next_base base + next_x0 x0 + next_eps eps + next_saved saved + next_noise z
 //
@@ -89,7 +89,7 @@ DEV void advance(f32* x, f32* saved_state, f32* saved, const f32* prediction, co
         f32 without[4], guidance = coefficient(stage, STAGE_GUIDANCE);
         load4(prediction + size + at, left, wide, without);
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) pred[i] = fma_f32(guidance, pred[i] - without[i], without[i]);
+        for (u32 i = 0; i < 4; i++) pred[i] = fma_f32(guidance, pred[i], (1.0f - guidance) * without[i]);
     }
     if ((flags & FLAG_BASE_IS_SAVED) != 0 && saved_state != nullptr) load4(saved_state + at, left, wide, base);
     if ((flags & FLAG_USES_SAVED) != 0 && saved != nullptr) load4(saved + at, left, wide, held);

@@ -73,7 +73,11 @@ fn sample(sampling: &SamplingConfig) -> (Vec<Vec<f32>>, Vec<usize>) {
     let mut sampler = Sampler::new(&context, model.clone(), Rc::new(parameters), &noise, spec).unwrap();
     model.rows.borrow_mut().clear();
     let mut states = Vec::new();
-    sampler.run(0, &[0, 1, 0], |_, state| Ok(states.push(state()?))).unwrap();
+    let mut keep = |state| {
+        states.push(state);
+        Ok(())
+    };
+    sampler.run(0, &[0, 1, 0], |_, state| keep(state()?)).unwrap();
     (states, model.rows.take())
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use engine::device::emulator::EmulatorDevice;
 use engine::tensor::{DType, Device};
 use engine::train::{Progress, Trainer};
-use tiny::{State, TOKEN, config, distance, sample, train, trainer};
+use tiny::{BALANCED, State, TOKEN, config, distance, sample, train, trainer};
 
 fn emulated() -> (Arc<EmulatorDevice>, Device) {
     let device = emulator::device();
@@ -70,6 +70,12 @@ fn replayed_accumulation_equals_eager_accumulation_in_bf16() {
 }
 
 #[test]
+fn a_replayed_step_that_learns_of_its_loss_equals_an_eager_one() {
+    replays_equal_eager_steps(&BALANCED, 1);
+    replays_equal_eager_steps(&[&BALANCED[..], &["training.gradient_accumulation=2", BF16]].concat(), 2);
+}
+
+#[test]
 fn validation_and_sampling_between_steps_change_nothing() {
     let (emulator, device) = emulated();
     let config = config(&["sampling.num_steps=2"]);
@@ -98,7 +104,8 @@ fn validation_and_sampling_between_steps_change_nothing() {
 fn emulated_training_agrees_with_the_cpu() {
     // Adam divides by the gradient's own size: without an epsilon of more than rounding, gradients that are zero in exact
     // arithmetic (key biases) would become whole steps of either sign.
-    for settings in [&["training.epsilon=1e-3"][..], &[&TOKEN[..], &["training.epsilon=1e-3"]].concat()] {
+    for settings in [&[][..], &TOKEN[..], &BALANCED[..]] {
+        let settings = &[settings, &["training.epsilon=1e-3"]].concat();
         let (_, device) = emulated();
         let config = config(settings);
         let (ours, cpu) = (train(&config, &device, true, 5), train(&config, &Device::Cpu, true, 5));

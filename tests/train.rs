@@ -169,7 +169,7 @@ fn a_run_leaves_its_folder_behind() {
     assert_eq!((start.steps, start.steps_per_epoch, start.from), (30, 13, 0));
     assert!(start.memory.needed() > 4 * start.parameters as u64);
     assert_eq!((summary.steps, &summary.folder), (30, &out));
-    for name in ["final", "timesteps", "step-13", "step-26"] {
+    for name in ["final", "timesteps", "step-13", "step-13-denoising", "step-26"] {
         let (image, words) = engine::picture::read_png(out.join(format!("samples/{name}.png"))).unwrap();
         assert!(image.height() > 10 * 32 && words.iter().any(|(key, _)| key == "Software"), "{name}");
     }
@@ -196,6 +196,17 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
     for (name, more) in [
         ("plain", &[][..]),
         // Steps of three batches, three lengths of everything that counts.
+        (
+            "learning-of-its-loss",
+            &[
+                "diffusion.prediction=x0",
+                "diffusion.timestep_sampling=adaptive",
+                "diffusion.loss=balanced",
+                "diffusion.loss_weighting=min_snr",
+                "training.num_steps=11",
+                "training.log_every=5",
+            ],
+        ),
         ("accumulated", &["training.gradient_accumulation=3", "training.log_every=5", "training.num_steps=11"]),
     ] {
         let (whole, cut) = (base.path().join(name), base.path().join(format!("{name}-cut")));

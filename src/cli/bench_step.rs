@@ -79,7 +79,7 @@ impl BenchStepCommand {
         config.training.batch_size = self.batch;
         config.training.gradient_accumulation = 1;
         config.data.flip = false;
-        config.sampling = SamplingConfig { sampler: SamplerKind::Ddim, guidance: 1.0, ..config.sampling };
+        config.sampling = SamplingConfig { sampler: SamplerKind::Ddim, ..config.sampling }.unguided();
         let set = random_set(&config)?;
         let free_before = free_memory(&machine.device)?;
         let mut trainer = Trainer::new(&config, &set, machine.device.clone())?;

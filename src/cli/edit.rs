@@ -41,6 +41,9 @@ pub struct EditOptions {
     /// Classifier-free guidance: 1 is none, more follows the class harder
     #[arg(long, value_name = "SCALE")]
     pub guidance: Option<f64>,
+    /// How that goes over the steps: constant, adaptive (little, then all, then more), or a list of scales such as 1,2,3
+    #[arg(long, value_name = "COURSE")]
+    pub guidance_schedule: Option<String>,
     /// Scale of all noise: less gives smoother images
     #[arg(long, value_name = "T")]
     pub temperature: Option<f64>,
@@ -98,7 +101,7 @@ impl EditOptions {
             (sampling.num_steps, sampling.timesteps) = (steps, None);
         }
         sampling.eta = self.eta.unwrap_or(sampling.eta);
-        sampling.guidance = self.guidance.unwrap_or(sampling.guidance);
+        sampling.set_guidance(self.guidance, self.guidance_schedule.as_deref())?;
         sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
         sampling.validate(model.info.config.diffusion.num_steps)?;
         Ok(request)
@@ -153,7 +156,7 @@ impl EditOptions {
                 started.elapsed().as_secs_f64(),
                 request.sampling.sampler,
                 request.sampling.num_steps,
-                request.sampling.guidance,
+                request.sampling.describe_guidance(),
                 request.seed
             );
         }

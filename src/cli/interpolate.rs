@@ -73,7 +73,7 @@ impl InterpolateCommand {
         }
         if self.images.is_some() {
             // Which is what the library does, said here for the report and the PNG.
-            sampling.guidance = 1.0;
+            *sampling = sampling.clone().unguided();
         }
         let bar = self.edit.bar();
         let (drawn, what) = match (&self.seeds, &self.images) {

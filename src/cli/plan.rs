@@ -94,7 +94,7 @@ impl PlanCommand {
         );
 
         let (sampling, batch) = (&config.sampling, training.batch_size);
-        let guided = if sampling.guidance == 1.0 { "" } else { ", with and without label" };
+        let guided = if sampling.is_guided() { ", with and without label" } else { "" };
         text +=
             &format!("\nsampling step, {batch} images{guided}: {} by itself\n", bytes(estimate.sampling_bytes as f64));
         text += &table(&estimate.sampling, &peak, precision);

@@ -109,7 +109,7 @@ impl Terminal {
         } else {
             eprintln!("step {}/{} | {text}", line.step, self.steps);
         }
-        self.last = Some(*line);
+        self.last = Some(line.clone());
     }
 
     /// A line that stays.

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Model, SampleRequest};
-use crate::diffusion::{SamplerKind, TimestepSchedule};
+use crate::diffusion::{GuidanceSchedule, SamplerKind, TimestepSchedule};
 use crate::error::{Error, Result};
 use crate::picture::read_png;
 
@@ -34,6 +34,8 @@ pub struct Recipe {
     pub eta: f64,
     pub temperature: f64,
     pub guidance: f64,
+    #[serde(default)]
+    pub guidance_schedule: GuidanceSchedule,
     pub clip_x0: bool,
     /// The seed.
     pub seed: u64,
@@ -70,6 +72,7 @@ impl Recipe {
             eta: sampling.eta,
             temperature: sampling.temperature,
             guidance: sampling.guidance,
+            guidance_schedule: sampling.guidance_schedule.clone(),
             clip_x0: sampling.clip_x0,
             seed: request.seed,
             first: request.first,

@@ -59,6 +59,9 @@ pub struct SampleCommand {
     /// Classifier-free guidance: 1 is none, more follows the class harder
     #[arg(long, value_name = "SCALE")]
     guidance: Option<f64>,
+    /// How that goes over the steps: constant, adaptive (little, then all, then more), or a list of scales such as 1,2,3
+    #[arg(long, value_name = "COURSE")]
+    guidance_schedule: Option<String>,
     /// Image k of a seed is always the same image [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -285,7 +288,7 @@ impl Job {
         }
         sampling.eta = command.eta.unwrap_or(sampling.eta);
         sampling.temperature = command.temperature.unwrap_or(sampling.temperature);
-        sampling.guidance = command.guidance.unwrap_or(sampling.guidance);
+        sampling.set_guidance(command.guidance, command.guidance_schedule.as_deref()).map_err(by_option)?;
         sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
         Ok(request)
     }
@@ -395,7 +398,7 @@ impl Job {
             total.as_secs_f64(),
             first.as_secs_f64(),
             sampling.sampler,
-            sampling.guidance,
+            sampling.describe_guidance(),
             request.seed,
         )
     }
@@ -423,6 +426,9 @@ impl SampleCommand {
         self.sampler.get_or_insert_with(|| like.sampler.to_string());
         self.eta.get_or_insert(like.eta);
         self.temperature.get_or_insert(like.temperature);
+        if self.guidance.is_none() {
+            self.guidance_schedule.get_or_insert_with(|| like.guidance_schedule.to_string());
+        }
         self.guidance.get_or_insert(like.guidance);
         self.seed.get_or_insert(like.seed);
         if output == Output::Sheet {
@@ -494,6 +500,7 @@ fn by_option(error: Error) -> Error {
                 "sampling.timesteps" => "--timesteps",
                 "sampling.temperature" => "--temperature",
                 "sampling.guidance" => "--guidance",
+                "guidance schedule" | "sampling.guidance_schedule" => "--guidance-schedule",
                 other => other,
             };
             Error::Config { place: option.to_string(), message, mend }

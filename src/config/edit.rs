@@ -92,7 +92,7 @@ impl Model {
             self.check_image(image, self.model.image_shape())?;
         }
         let mut request = request.clone();
-        request.sampling.guidance = 1.0;
+        request.sampling = request.sampling.unguided();
         let labels = vec![request.labels[0], request.labels[frames - 1]];
         let pair = SampleRequest { labels, batch: 2, ..request.clone() };
         let (spec, noise) = self.checked(&pair)?;

@@ -178,7 +178,7 @@ impl Config {
                 let mend = "set model.null_label to true, or this to 0";
                 return Err(Error::config("training.label_dropout", message, mend));
             }
-            if self.sampling.guidance != 1.0 {
+            if self.sampling.is_guided() {
                 let mend = "set model.null_label to true, or this to 1";
                 return Err(Error::config("sampling.guidance", message, mend));
             }

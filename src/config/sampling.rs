@@ -172,7 +172,7 @@ impl Model {
         let mut sampling = request.sampling.clone();
         if request.labels.iter().all(|&label| Some(label) == null_label) {
             // Guidance contrasts a label with the null label: between equals it changes nothing but the time it takes.
-            sampling.guidance = 1.0;
+            sampling = sampling.unguided();
         }
         let spec = SamplerSpec {
             sampling,

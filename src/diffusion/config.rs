@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::guidance::GuidanceSchedule;
 use super::timesteps::{self, TimestepSchedule};
+use crate::ops::level_sampling;
 use crate::{Error, Result};
 
 /// How the noise level grows with the timestep t in 0…`num_steps` - 1: x_t = α_t x_0 + σ_t ε.
@@ -40,6 +42,9 @@ pub enum Prediction {
 pub enum TimestepSampling {
     /// Every timestep equally often.
     Uniform,
+    /// In proportion to where the loss is: the law of [`level_sampling`](crate::ops::level_sampling), with importance weights
+    /// that keep the mean loss what it is under uniform times.
+    Adaptive,
     /// The unit-interval time is the logistic function of a normal variate with `logit_mean` and `logit_std`: middle
     /// noise levels more often (Esser et al. 2024, "Scaling Rectified Flow Transformers").
     LogitNormal,
@@ -55,6 +60,20 @@ pub enum LossWeighting {
     /// Weighting Strategy").
     MinSnr,
 }
+
+/// What a prediction is compared with its target by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossKind {
+    /// The mean squared error.
+    Mse,
+    /// Squared, absolute, angular, high-frequency and edge errors, balanced by their running magnitudes: see
+    /// [`balanced_loss`](crate::ops::balanced_loss).
+    Balanced,
+}
+
+/// The terms of [`LossKind::Balanced`], in the order of `diffusion.balanced_weights`, as logs name them.
+pub const BALANCED_TERMS: [&str; 5] = ["mse", "l1", "cosine", "high_frequency", "edge"];
 
 /// The `diffusion` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,7 +95,19 @@ pub struct DiffusionConfig {
     pub logit_mean: f64,
     /// Standard deviation of the normal variate of `logit_normal`, dimensionless, above 0.
     pub logit_std: f64,
-    /// The weight of the squared error by noise level.
+    /// Bins of noise levels whose losses `adaptive` tells apart, 1 to 256.
+    pub adaptive_bins: usize,
+    /// Share of the old mean in a bin's new one under `adaptive`, in [0, 1).
+    pub adaptive_decay: f64,
+    /// Share of the draws that stay uniform under `adaptive`, in (0, 1].
+    pub adaptive_uniform: f64,
+    /// What a prediction is compared with its target by.
+    pub loss: LossKind,
+    /// The weights λ of the squared, absolute, angular, high-frequency and edge error under `balanced`; 0 leaves a term out.
+    pub balanced_weights: [f64; 5],
+    /// Share of the old magnitude of a term in its new one under `balanced`, in [0, 1).
+    pub balanced_decay: f64,
+    /// The weight of an image's loss by its noise level.
     pub loss_weighting: LossWeighting,
     /// The bound γ on the signal-to-noise ratio under `min_snr`, above 0.
     pub min_snr_gamma: f64,
@@ -93,6 +124,12 @@ impl Default for DiffusionConfig {
             timestep_sampling: TimestepSampling::Uniform,
             logit_mean: 0.0,
             logit_std: 1.0,
+            adaptive_bins: 32,
+            adaptive_decay: 0.98,
+            adaptive_uniform: 0.2,
+            loss: LossKind::Mse,
+            balanced_weights: [1.0, 0.5, 0.1, 0.5, 0.25],
+            balanced_decay: 0.99,
             loss_weighting: LossWeighting::None,
             min_snr_gamma: 5.0,
         }
@@ -126,6 +163,28 @@ impl DiffusionConfig {
         if flow && matches!(self.prediction, Prediction::Epsilon | Prediction::V) {
             let message = "under the flow schedule α reaches 0 and α² + σ² is not 1";
             return Err(Error::config("diffusion.prediction", message, "predict flow or x0, or take another schedule"));
+        }
+        if !(1..=level_sampling::MOST_BINS).contains(&self.adaptive_bins) {
+            let message = format!("{} bins of noise levels", self.adaptive_bins);
+            let mend = format!("give 1 to {}; 32 is usual", level_sampling::MOST_BINS);
+            return Err(Error::config("diffusion.adaptive_bins", message, mend));
+        }
+        for (key, decay) in
+            [("diffusion.adaptive_decay", self.adaptive_decay), ("diffusion.balanced_decay", self.balanced_decay)]
+        {
+            if !(0.0..1.0).contains(&decay) {
+                return Err(Error::config(key, format!("{decay} is outside [0, 1)"), "0.98 to 0.99 is usual"));
+            }
+        }
+        if !(self.adaptive_uniform > 0.0 && self.adaptive_uniform <= 1.0) {
+            let message = format!("{} is outside (0, 1]", self.adaptive_uniform);
+            return Err(Error::config("diffusion.adaptive_uniform", message, "0.2 is usual"));
+        }
+        let weights = &self.balanced_weights;
+        if !weights.iter().all(|weight| (0.0..=1e6).contains(weight)) || weights.iter().all(|weight| *weight == 0.0) {
+            let message = format!("{weights:?} are no weights");
+            let mend = "give five numbers from 0 to 1e6, one of them above 0: mse, l1, cosine, high frequency, edge";
+            return Err(Error::config("diffusion.balanced_weights", message, mend));
         }
         if !self.logit_mean.is_finite() {
             return Err(Error::config("diffusion.logit_mean", "must be a finite number", "0 is usual"));
@@ -208,6 +267,8 @@ pub struct SamplingConfig {
     /// Classifier-free guidance scale (Ho & Salimans 2022): 1 is the plain conditional prediction, more follows the
     /// class harder at twice the cost. Other values than 1 need the null label.
     pub guidance: f64,
+    /// How the scale goes over a sample's progress: `constant`, `adaptive`, or a list of scales.
+    pub guidance_schedule: GuidanceSchedule,
     /// Clamp each step's estimate of x_0 to the pixels' range [-1, 1].
     pub clip_x0: bool,
     /// Images per class in the grids drawn during and after training; of a model without classes, images in all.
@@ -224,6 +285,7 @@ impl Default for SamplingConfig {
             eta: 0.0,
             temperature: 1.0,
             guidance: 2.0,
+            guidance_schedule: GuidanceSchedule::Constant,
             clip_x0: true,
             count_per_class: 10,
         }
@@ -231,6 +293,41 @@ impl Default for SamplingConfig {
 }
 
 impl SamplingConfig {
+    /// Whether any step is guided, so that the model needs its null label.
+    pub fn is_guided(&self) -> bool {
+        self.guidance_schedule.is_guided(self.guidance)
+    }
+
+    /// Takes over what a command line says of guidance. A scale by itself ends a list of scales.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a schedule that cannot be read.
+    pub fn set_guidance(&mut self, scale: Option<f64>, schedule: Option<&str>) -> Result<()> {
+        match (schedule, scale) {
+            (Some(schedule), _) => self.guidance_schedule = schedule.parse()?,
+            (None, Some(_)) if matches!(self.guidance_schedule, GuidanceSchedule::List(_)) => {
+                self.guidance_schedule = GuidanceSchedule::Constant;
+            }
+            _ => {}
+        }
+        self.guidance = scale.unwrap_or(self.guidance);
+        Ok(())
+    }
+
+    /// The same without guidance.
+    pub fn unguided(self) -> Self {
+        Self { guidance: 1.0, guidance_schedule: GuidanceSchedule::Constant, ..self }
+    }
+
+    /// The guidance for people: `2`, `2 (adaptive)`, `1,2,3`.
+    pub fn describe_guidance(&self) -> String {
+        match &self.guidance_schedule {
+            GuidanceSchedule::Constant => self.guidance.to_string(),
+            GuidanceSchedule::Adaptive => format!("{} (adaptive)", self.guidance),
+            list => list.to_string(),
+        }
+    }
+
     /// Refuses values that no sampler can run with; `num_levels` is `diffusion.num_steps`.
     ///
     /// # Errors
@@ -255,6 +352,7 @@ impl SamplingConfig {
             let message = format!("a guidance scale of {} is outside [0, 100]", self.guidance);
             return Err(Error::config("sampling.guidance", message, "1 is no guidance, 1.5 to 4 is usual"));
         }
+        self.guidance_schedule.validate()?;
         if !(1..=1000).contains(&self.count_per_class) {
             let message = format!("{} images per class", self.count_per_class);
             return Err(Error::config("sampling.count_per_class", message, "give 1 to 1000; 10 is usual"));
@@ -278,13 +376,18 @@ mod tests {
     #[test]
     fn each_bad_value_names_its_key() {
         let base = DiffusionConfig::default;
-        let cases: [(&str, DiffusionConfig); 7] = [
+        let cases: [(&str, DiffusionConfig); 12] = [
             ("diffusion.num_steps", DiffusionConfig { num_steps: 1, ..base() }),
             ("diffusion.beta_start", DiffusionConfig { beta_start: 0.5, ..base() }),
             ("diffusion.beta_end", DiffusionConfig { beta_end: f64::NAN, ..base() }),
             ("diffusion.prediction", DiffusionConfig { prediction: Prediction::Flow, ..base() }),
             ("diffusion.prediction", DiffusionConfig { schedule: Schedule::Flow, ..base() }),
             ("diffusion.logit_std", DiffusionConfig { logit_std: 0.0, ..base() }),
+            ("diffusion.adaptive_bins", DiffusionConfig { adaptive_bins: 257, ..base() }),
+            ("diffusion.adaptive_decay", DiffusionConfig { adaptive_decay: 1.0, ..base() }),
+            ("diffusion.adaptive_uniform", DiffusionConfig { adaptive_uniform: 0.0, ..base() }),
+            ("diffusion.balanced_decay", DiffusionConfig { balanced_decay: f64::NAN, ..base() }),
+            ("diffusion.balanced_weights", DiffusionConfig { balanced_weights: [0.0; 5], ..base() }),
             ("diffusion.min_snr_gamma", DiffusionConfig { min_snr_gamma: -1.0, ..base() }),
         ];
         for (key, config) in cases {

@@ -1,13 +1,18 @@
 //! The training objective: draw noise, predict, compare.
 
-use super::{Denoiser, DiffusionConfig, LossWeighting, NoiseSchedule, Prediction, Schedule, TimestepSampling};
+use super::config::BALANCED_TERMS;
+use super::{
+    Denoiser, DiffusionConfig, LossKind, LossWeighting, NoiseSchedule, Prediction, Schedule, TimestepSampling,
+};
 use crate::error::Result;
 use crate::nn::Bound;
+use crate::ops::balanced_loss::{BalancedLoss, balanced_loss, update_magnitudes};
 use crate::ops::gather::{Order, gather};
+use crate::ops::level_sampling::{self, Law};
 use crate::ops::mse_loss::mse_loss;
 use crate::ops::noise_step::{Draw, NoiseStep, Target, Times, noise_step};
 use crate::tape::{Tape, Var};
-use crate::tensor::{Context, Tensor};
+use crate::tensor::{Context, DType, Tensor};
 
 /// Images on the device, and how batches are taken from them.
 #[derive(Clone)]
@@ -24,10 +29,33 @@ pub struct Batch {
     pub flip: Option<u64>,
 }
 
-/// Everything about the loss that stays the same from step to step, on the device.
+/// What an objective is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Losses to learn from: noise levels and the weights of terms may follow the losses met so far.
+    Training,
+    /// Losses to compare by: uniform or logit-normal times, and the terms' weights λ as they are configured.
+    Validation,
+}
+
+/// The loss of a batch.
+pub struct Loss {
+    /// The mean over the batch, times the scale asked for, `[1]`.
+    pub mean: Var,
+    /// The batch means of the terms of [`LossKind::Balanced`], `[5]`.
+    pub terms: Option<Tensor>,
+}
+
+/// Everything about the loss that stays from step to step, on the device.
 pub struct Objective {
     noise: NoiseStep,
     weighted: bool,
+    kind: LossKind,
+    balanced: [f32; 5],
+    /// The running magnitudes of the terms and their decay.
+    magnitudes: Option<(Tensor, f32)>,
+    /// The state of adaptive times and their law.
+    levels: Option<(Tensor, Law)>,
 }
 
 impl Objective {
@@ -38,6 +66,7 @@ impl Objective {
     pub fn new(
         context: &Context,
         config: &DiffusionConfig,
+        purpose: Purpose,
         seed: u64,
         label_dropout: f32,
         null_label: Option<usize>,
@@ -48,13 +77,27 @@ impl Objective {
             None => Times::Flow,
         };
         debug_assert_eq!(matches!(times, Times::Flow), config.schedule == Schedule::Flow);
-        let weighted = config.loss_weighting == LossWeighting::MinSnr;
+        let training = purpose == Purpose::Training;
+        let levels = if training && config.timestep_sampling == TimestepSampling::Adaptive {
+            let bins = config.adaptive_bins;
+            let law = Law { decay: config.adaptive_decay as f32, uniform: config.adaptive_uniform as f32 };
+            Some((context.tensor(&level_sampling::start(bins), [3, bins])?, law))
+        } else {
+            None
+        };
+        let magnitudes = if training && config.loss == LossKind::Balanced {
+            Some((context.zeros([BALANCED_TERMS.len() + 1], DType::F32)?, config.balanced_decay as f32))
+        } else {
+            None
+        };
+        let min_snr = config.loss_weighting == LossWeighting::MinSnr;
         let noise = NoiseStep {
             seed,
             times,
-            draw: match config.timestep_sampling {
-                TimestepSampling::Uniform => Draw::Uniform,
-                TimestepSampling::LogitNormal => {
+            draw: match (config.timestep_sampling, &levels) {
+                (TimestepSampling::Adaptive, Some((state, _))) => Draw::Adaptive(state.clone()),
+                (TimestepSampling::Adaptive | TimestepSampling::Uniform, _) => Draw::Uniform,
+                (TimestepSampling::LogitNormal, _) => {
                     Draw::LogitNormal { mean: config.logit_mean as f32, std: config.logit_std as f32 }
                 }
             },
@@ -64,15 +107,36 @@ impl Objective {
                 Prediction::V => Target::V,
                 Prediction::Flow => Target::Flow,
             },
-            min_snr_gamma: weighted.then_some(config.min_snr_gamma as f32),
+            min_snr_gamma: min_snr.then_some(config.min_snr_gamma as f32),
             label_dropout: if null_label.is_some() { label_dropout } else { 0.0 },
             null_label: null_label.unwrap_or(0) as i32,
         };
-        Ok(Self { noise, weighted })
+        Ok(Self {
+            noise,
+            weighted: min_snr || levels.is_some(),
+            kind: config.loss,
+            balanced: config.balanced_weights.map(|weight| weight as f32),
+            magnitudes,
+            levels,
+        })
     }
 
-    /// The loss `[1]` of the batch that `control` names, times `scale`: gathers images, draws times, noise and dropped
-    /// labels, predicts, and takes the (weighted) mean squared error.
+    /// What the objective has learnt of the losses so far, by name: a checkpoint keeps it.
+    pub fn state(&self) -> Vec<(&'static str, &Tensor)> {
+        let levels = self.levels.iter().map(|(state, _)| ("levels", state));
+        levels.chain(self.magnitudes.iter().map(|(state, _)| ("magnitudes", state))).collect()
+    }
+
+    /// Terms that [`Loss::terms`] has, by name.
+    pub fn terms(&self) -> &'static [&'static str] {
+        match self.kind {
+            LossKind::Mse => &[],
+            LossKind::Balanced => &BALANCED_TERMS,
+        }
+    }
+
+    /// The loss of the batch that `control` names, times `scale`: gathers images, draws times, noise and dropped labels,
+    /// predicts, compares, and takes note of the losses for the batches to come.
     pub fn loss(
         &self,
         tape: &Tape,
@@ -81,7 +145,7 @@ impl Objective {
         batch: &Batch,
         control: &Tensor,
         scale: f32,
-    ) -> Result<Var> {
+    ) -> Result<Loss> {
         let context = tape.context();
         let (x0, labels) = gather(context, &batch.images, &batch.labels, control, batch.size, batch.order, batch.flip)?;
         let noised = noise_step(context, &x0, &labels, control, &self.noise)?;
@@ -95,6 +159,25 @@ impl Objective {
             &constant(&noised.labels),
         )?;
         let weight = self.weighted.then(|| constant(&noised.weight));
-        mse_loss(tape, &prediction, &constant(&noised.target), weight.as_ref(), scale)
+        let target = constant(&noised.target);
+        let (loss, items) = match self.kind {
+            LossKind::Mse => {
+                let (mean, items) = mse_loss(tape, &prediction, &target, weight.as_ref(), scale)?;
+                (Loss { mean, terms: None }, items)
+            }
+            LossKind::Balanced => {
+                let config = BalancedLoss { weights: self.balanced, scale };
+                let magnitudes = self.magnitudes.as_ref().map(|(state, _)| state);
+                let balanced = balanced_loss(tape, &prediction, &target, weight.as_ref(), magnitudes, &config)?;
+                if let Some((state, decay)) = &self.magnitudes {
+                    update_magnitudes(context, state, &balanced.terms, *decay)?;
+                }
+                (Loss { mean: balanced.loss, terms: Some(balanced.terms) }, balanced.items)
+            }
+        };
+        if let (Some((state, law)), Some(bins)) = (&self.levels, &noised.level) {
+            level_sampling::update(context, state, &items, bins, *law)?;
+        }
+        Ok(loss)
     }
 }

@@ -3,16 +3,21 @@
 mod config;
 mod denoiser;
 mod edit;
+mod guidance;
 mod loss;
 mod sample;
 mod sampler;
 mod schedule;
 mod timesteps;
 
-pub use config::{DiffusionConfig, LossWeighting, Prediction, SamplerKind, SamplingConfig, Schedule, TimestepSampling};
+pub use config::{
+    BALANCED_TERMS, DiffusionConfig, LossKind, LossWeighting, Prediction, SamplerKind, SamplingConfig, Schedule,
+    TimestepSampling,
+};
 pub use denoiser::Denoiser;
 pub use edit::{Binding, Known, slerp};
-pub use loss::{Batch, Objective};
+pub use guidance::GuidanceSchedule;
+pub use loss::{Batch, Loss, Objective, Purpose};
 pub use sample::{Sampler, SamplerSpec};
 pub use sampler::{Plan, Stage, StageCoefficients, Variance};
 pub use schedule::{FLOW_TIME_SCALE, Inverse, Level, NoiseSchedule};

@@ -2,7 +2,7 @@
 //!
 //! A [`Plan`] is a list of [`Stage`]s. A stage is one evaluation of the network and one update of the state, elementwise
 //! and linear but for the clamp, with plain numbers for coefficients. With the state x, the network's output `pred`
-//! (under guidance `uncond + guidance·(cond - uncond)`), fresh standard normal noise z, and the buffers `saved_state` and
+//! (under guidance `guidance·cond + (1 - guidance)·uncond`), fresh standard normal noise z, and the buffers `saved_state` and
 //! `saved`, in this order:
 //!
 //! ```text
@@ -152,7 +152,7 @@ impl Stage {
             level,
             inverse,
             clip: if sampling.clip_x0 { PIXEL_BOUND } else { f64::INFINITY },
-            guidance: sampling.guidance,
+            guidance: 1.0,
             base_is_saved: false,
             next_base: 0.0,
             next_x0: 0.0,
@@ -239,6 +239,8 @@ impl Plan {
         let mut stages = Vec::with_capacity(2 * times.len());
         for (step, &time) in times.iter().enumerate() {
             let mut stage = Stage::new(noise, prediction, sampling, step, time)?;
+            let progress = step as f64 / (times.len() - 1).max(1) as f64;
+            stage.guidance = sampling.guidance_schedule.at(sampling.guidance, progress);
             let next_time = times.get(step + 1).copied();
             let next = next_time.map_or(Level::CLEAN, |time| noise.level(time));
             match sampling.sampler {
@@ -255,7 +257,8 @@ impl Plan {
                     let ratio = stage.level.sigma() / next.sigma();
                     let correctable = noise.is_continuous() || ratio <= HEUN_MAX_SIGMA_RATIO;
                     if let Some(next_time) = next_time.filter(|_| correctable) {
-                        let corrector = Stage::new(noise, prediction, sampling, step, next_time)?;
+                        let mut corrector = Stage::new(noise, prediction, sampling, step, next_time)?;
+                        corrector.guidance = stage.guidance;
                         let corrector = heun(&mut stage, corrector, noise.is_continuous());
                         stages.push(std::mem::replace(&mut stage, corrector));
                     }
@@ -331,7 +334,7 @@ impl Plan {
             if stage.is_guided() {
                 model(x, stage.time_input, false, &mut uncond);
                 for (pred, uncond) in pred.iter_mut().zip(&uncond) {
-                    *pred = uncond + stage.guidance * (*pred - uncond);
+                    *pred = stage.guidance * *pred + (1.0 - stage.guidance) * uncond;
                 }
             }
             if stage.next_noise != 0.0 {

@@ -16,6 +16,7 @@ pub mod group_norm_silu;
 pub mod head_norm;
 pub mod host;
 pub mod layer_norm;
+pub mod level_sampling;
 pub mod linear;
 pub mod linear_attention;
 pub mod mse_loss;
@@ -53,6 +54,7 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "group_norm_silu", cases: group_norm_silu::cases },
     Op { name: "head_norm", cases: head_norm::cases },
     Op { name: "layer_norm", cases: layer_norm::cases },
+    Op { name: "level_sampling", cases: level_sampling::cases },
     Op { name: "linear", cases: linear::cases },
     Op { name: "linear_attention", cases: linear_attention::cases },
     Op { name: "mse_loss", cases: mse_loss::cases },

@@ -1,17 +1,18 @@
 //! Checkpoints: everything that a run needs to go on with the same bits.
 //!
-//! One safetensors file: `weights.NAME`, `first.NAME`, `second.NAME`, `ema.NAME` for every parameter, and in the metadata
-//! the configuration, the step and the best validation loss so far. Random numbers need no state: they are functions of the
-//! seed and of where they are used.
+//! One safetensors file: `weights.NAME`, `first.NAME`, `second.NAME`, `ema.NAME` for every parameter, `objective.NAME` for
+//! what the loss has learnt of itself, and in the metadata the configuration, the step and the best validation loss so far.
+//! Random numbers need no state: they are functions of the seed and of where they are used.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::Trainer;
+use super::{StepMetrics, Trainer};
 use crate::config::{
     Array, ArrayFile, CHECKPOINT_FORMAT, Config, ModelInfo, Storage, arrays, write_arrays, write_model,
 };
 use crate::error::{Error, Result};
+use crate::nn::{Init, Kind, Spec};
 
 /// What a checkpoint knows of its run besides the trainer's state.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,7 +32,7 @@ pub struct Progress {
 }
 
 /// Sums over steps that have not been reported yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
     /// Sum of their losses.
     pub loss: f64,
@@ -39,6 +40,8 @@ pub struct Tally {
     pub steps: u64,
     /// Seconds that they took.
     pub seconds: f64,
+    /// Sums of their losses' terms, where there are any.
+    pub terms: Vec<f64>,
 }
 
 impl Tally {
@@ -47,15 +50,29 @@ impl Tally {
         self.loss / self.steps.max(1) as f64
     }
 
+    /// Takes note of a step.
+    pub(super) fn add(&mut self, metrics: &StepMetrics) {
+        self.loss += metrics.loss;
+        self.steps += 1;
+        self.terms.resize(metrics.terms.len(), 0.0);
+        self.terms.iter_mut().zip(&metrics.terms).for_each(|(sum, term)| *sum += term);
+    }
+
     /// As bits, so that a log goes on as it would have.
     fn write(&self) -> String {
-        format!("{:016x} {} {:016x}", self.loss.to_bits(), self.steps, self.seconds.to_bits())
+        let mut text = format!("{:016x} {} {:016x}", self.loss.to_bits(), self.steps, self.seconds.to_bits());
+        for term in &self.terms {
+            text += &format!(" {:016x}", term.to_bits());
+        }
+        text
     }
 
     fn read(text: &str) -> Option<Self> {
-        let mut words = text.split(' ');
-        let mut next = |radix: u32| u64::from_str_radix(words.next()?, radix).ok();
-        Some(Self { loss: f64::from_bits(next(16)?), steps: next(10)?, seconds: f64::from_bits(next(16)?) })
+        let bits = |word: &str| u64::from_str_radix(word, 16).ok().map(f64::from_bits);
+        let words: Vec<&str> = text.split(' ').collect();
+        let [loss, steps, seconds, terms @ ..] = words.as_slice() else { return None };
+        let terms = terms.iter().map(|word| bits(word)).collect::<Option<_>>()?;
+        Some(Self { loss: bits(loss)?, steps: steps.parse().ok()?, seconds: bits(seconds)?, terms })
     }
 }
 
@@ -70,7 +87,17 @@ impl Trainer {
         let [first, second, ema] = self.optimizer_state().map(|tensor| tensor.download::<f32>());
         let (first, second, ema) = (first?, second?, ema?);
         let groups = [("weights.", &weights), ("first.", &first), ("second.", &second), ("ema.", &ema)];
-        let all: Vec<Array> = groups.iter().flat_map(|(prefix, flat)| arrays(specs, flat, prefix)).collect();
+        let objective = self
+            .objective_state()
+            .into_iter()
+            .map(|(name, state)| Ok((format!("objective.{name}"), state.sizes().to_vec(), state.download::<f32>()?)));
+        let objective = objective.collect::<Result<Vec<_>>>()?;
+        let mut all: Vec<Array> = groups.iter().flat_map(|(prefix, flat)| arrays(specs, flat, prefix)).collect();
+        all.extend(objective.iter().map(|(name, shape, values)| Array {
+            name: name.clone(),
+            shape: shape.clone(),
+            values,
+        }));
         let mut metadata = HashMap::from([
             ("format".to_string(), CHECKPOINT_FORMAT.to_string()),
             ("config".to_string(), self.config().to_json()?),
@@ -101,6 +128,12 @@ impl Trainer {
         let [weights, first, second, ema] =
             ["weights.", "first.", "second.", "ema."].map(|prefix| file.flat(specs, len, prefix, false));
         let (weights, first, second, ema) = (weights?, first?, second?, ema?);
+        let objective = self.objective_state().into_iter().map(|(name, state)| {
+            let (name, shape) = (name.to_string(), state.shape());
+            let spec = Spec { name, shape, kind: Kind::Vector, init: Init::Constant(0.0), offset: 0 };
+            file.flat(&[spec], shape.len(), "objective.", false)
+        });
+        let objective = objective.collect::<Result<Vec<_>>>()?;
         let step = file.number("step")?;
         let best = match file.metadata.get("best_loss") {
             Some(bits) => {
@@ -125,6 +158,9 @@ impl Trainer {
         self.parameters().set_flat(&weights)?;
         for (tensor, values) in self.optimizer_state().into_iter().zip([&first, &second, &ema]) {
             tensor.upload(values)?;
+        }
+        for ((_, state), values) in self.objective_state().into_iter().zip(&objective) {
+            state.upload(values)?;
         }
         self.set_step_count(step);
         Ok(progress)

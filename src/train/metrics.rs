@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{Error, Result};
 
 /// A logged step. The training set's share is told by `loss`, that of the images held out by [`ValidationLine`].
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrainingLine {
     /// Optimizer steps done.
     pub step: u64,
@@ -25,6 +25,36 @@ pub struct TrainingLine {
     pub images_per_second: f64,
     /// Seconds of training so far, over all sittings.
     pub seconds: f64,
+    /// The terms of the loss.
+    #[serde(skip_serializing_if = "LossTerms::is_empty")]
+    pub terms: LossTerms,
+}
+
+/// Means of the terms of a loss since the last line, as an object from name to mean.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LossTerms {
+    /// Their names.
+    pub names: &'static [&'static str],
+    /// Their means, neither weighted nor balanced.
+    pub means: Vec<f64>,
+}
+
+impl LossTerms {
+    /// Name and mean of each.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        self.names.iter().copied().zip(self.means.iter().copied())
+    }
+
+    /// Whether the loss has no terms.
+    pub fn is_empty(&self) -> bool {
+        self.means.is_empty()
+    }
+}
+
+impl Serialize for LossTerms {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
 }
 
 /// A validation.
@@ -120,7 +150,8 @@ mod tests {
 
     fn line(step: u64, loss: f64) -> TrainingLine {
         let (epoch, gradient_norm, learning_rate) = (step as f64 / 8.0, 1.0, 1e-3);
-        TrainingLine { step, epoch, loss, gradient_norm, learning_rate, images_per_second: 10.0, seconds: 0.5 }
+        let terms = LossTerms { names: &["mse"], means: vec![loss] };
+        TrainingLine { step, epoch, loss, gradient_norm, learning_rate, images_per_second: 10.0, seconds: 0.5, terms }
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub use checkpoint::{Progress, Tally, checkpoint_config, list_checkpoints};
 pub use estimate::{Estimate, OpWork, Peak, Roofline, StepWork};
 pub use folder::RunFolder;
 pub use memory::{Memory, available_memory};
-pub use metrics::{TrainingLine, ValidationLine};
+pub use metrics::{LossTerms, TrainingLine, ValidationLine};
 pub use request::{Event, Start, Summary, TrainRequest, fingerprint};
 pub use run::train;
 pub use trainer::{DataSizes, StepMetrics, Trainer, learning_rate, steps_per_epoch};

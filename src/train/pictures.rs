@@ -13,30 +13,49 @@ const STAGES: usize = 10;
 /// Images in a row of a sheet without classes.
 const COLUMNS: usize = 8;
 
-/// Samples of each class, a row for each: `sampling.count_per_class` in a row, drawn from the averaged weights with the
-/// run's seed, so that sheets of different steps compare. A model without classes has as many samples in all. `go_on` is
-/// asked between stages; None where it refused.
-pub(super) fn class_grid(
+/// The pictures of one drawing of samples.
+pub(super) struct Sheets {
+    /// Samples of each class, a row for each: `sampling.count_per_class` in a row. A model without classes has as many samples
+    /// in all.
+    pub samples: Image,
+    /// The first sample of each of ten classes at ten stages of its denoising: a row for each, the finished sample last. A
+    /// model without classes has a row for each of its first ten samples.
+    pub denoising: Image,
+}
+
+/// Draws from the averaged weights with the run's seed, so that sheets of different steps compare. `titles` are the samples'
+/// and the denoising's. `go_on` is asked between stages; None where it refused.
+pub(super) fn sheets(
     trainer: &Trainer,
     classes: &[String],
-    title: String,
+    titles: [String; 2],
     mut go_on: impl FnMut() -> bool,
-) -> Result<Option<Image>> {
+) -> Result<Option<Sheets>> {
     let classes = known(trainer, classes, MOST_CLASSES);
     let count = trainer.config().sampling.count_per_class;
     let labels: Vec<i32> =
         (0..classes.len().max(1)).flat_map(|class| std::iter::repeat_n(class as i32, count)).collect();
+    // The samples whose stages are shown: every so many, so many of them.
+    let (every, rows) = if classes.is_empty() { (1, count.min(STAGES)) } else { (count, classes.len().min(STAGES)) };
     let mut sampler = sampler(trainer, labels.len())?;
+    let shown = shown_stages(trainer.config().sampling.sampler, sampler.stages());
     let mut images = Vec::with_capacity(labels.len());
+    let mut strips: Vec<Vec<Image>> = vec![Vec::new(); rows];
     let mut stopped = false;
     for (number, labels) in labels.chunks(sampler.batch()).enumerate() {
         // What a stopped sampler has drawn is thrown away: its remaining stages are not worth a special path.
         if !go_on() {
             return Ok(None);
         }
-        let first = (number * sampler.batch()) as u32;
-        let values = sampler.run(first, labels, |_, _| {
+        let first = number * sampler.batch();
+        let of_strip: Vec<usize> =
+            (0..rows).filter(|row| (first..first + labels.len()).contains(&(row * every))).collect();
+        let values = sampler.run(first as u32, labels, |stage, state| {
             stopped |= !go_on();
+            if shown.contains(&stage) && !of_strip.is_empty() && !stopped {
+                let states = cut(trainer, &state()?)?;
+                of_strip.iter().for_each(|&row| strips[row].push(states[row * every - first].clone()));
+            }
             Ok(())
         })?;
         if stopped {
@@ -44,34 +63,16 @@ pub(super) fn class_grid(
         }
         images.extend(cut(trainer, &values)?);
     }
-    let layout = layout(trainer, if classes.is_empty() { count.min(COLUMNS) } else { count });
-    let labels = Labels { title, rows: classes.to_vec(), ..Labels::default() };
-    labelled_grid(&images, layout, &labels).map(Some)
-}
-
-/// One sample of each of ten classes at ten stages of its denoising: a row for each class, the finished sample last. A
-/// model without classes has as many rows of no class.
-pub(super) fn denoising_grid(trainer: &Trainer, classes: &[String], title: String) -> Result<Image> {
-    let classes = known(trainer, classes, STAGES);
-    let labels: Vec<i32> = if classes.is_empty() { vec![0; STAGES] } else { (0..classes.len() as i32).collect() };
-    let mut sampler = sampler(trainer, labels.len())?;
-    let shown = shown_stages(trainer.config().sampling.sampler, sampler.stages());
-    let mut rows: Vec<Vec<Image>> = vec![Vec::new(); labels.len()];
-    for (number, labels) in labels.chunks(sampler.batch()).enumerate() {
-        let first = number * sampler.batch();
-        sampler.run(first as u32, labels, |stage, state| {
-            if shown.contains(&stage) {
-                for (row, image) in rows[first..].iter_mut().zip(cut(trainer, &state()?)?) {
-                    row.push(image);
-                }
-            }
-            Ok(())
-        })?;
-    }
-    let images: Vec<Image> = rows.into_iter().flatten().collect();
+    let [samples, denoising] = titles;
+    let labels = Labels { title: samples, rows: classes.to_vec(), ..Labels::default() };
+    let columns = if classes.is_empty() { count.min(COLUMNS) } else { count };
+    let samples = labelled_grid(&images, layout(trainer, columns), &labels)?;
     let columns = shown.iter().map(|stage| format!("{:.0} %", 100.0 * (stage + 1) as f64 / sampler.stages() as f64));
-    let labels = Labels { title, rows: classes.to_vec(), columns: columns.collect(), cells: Vec::new() };
-    labelled_grid(&images, layout(trainer, shown.len()), &labels)
+    let names = classes[..classes.len().min(rows)].to_vec();
+    let labels = Labels { title: denoising, rows: names, columns: columns.collect(), cells: Vec::new() };
+    let strips: Vec<Image> = strips.into_iter().flatten().collect();
+    let denoising = labelled_grid(&strips, layout(trainer, shown.len()), &labels)?;
+    Ok(Some(Sheets { samples, denoising }))
 }
 
 /// Ten stages at even distances, the last among them; fewer where there are fewer. Of Heun's two stages a step only the

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::metrics::Metrics;
+use super::metrics::{LossTerms, Metrics};
 use super::tensorboard::Events;
 use super::{
     DataSizes, Event, Memory, Progress, RunFolder, Start, Summary, TrainRequest, Trainer, TrainingLine, ValidationLine,
@@ -258,12 +258,6 @@ impl<'a> Run<'a> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(self.interrupted()?);
         }
-        (self.observer)(&Event::Busy("draws the stages of denoising"));
-        let sheet = pictures::denoising_grid(&self.trainer, &self.progress.classes, self.heading("denoising"))?;
-        let path = self.folder.sample("timesteps");
-        self.events.image("denoising", step, &sheet).map_err(|error| self.unsaved(error))?;
-        write_png(&path, &sheet, &self.words())?;
-        (self.observer)(&Event::Wrote(path));
         Ok(Summary {
             folder: self.folder.root().to_path_buf(),
             model: self.folder.model(),
@@ -320,8 +314,7 @@ impl<'a> Run<'a> {
             }
             self.gradient_norm = metrics.gradient_norm;
             for tally in [&mut self.progress.line, &mut self.progress.epoch] {
-                tally.loss += metrics.loss;
-                tally.steps += 1;
+                tally.add(&metrics);
             }
             (self.observer)(&Event::Step { step: metrics.step, loss: metrics.loss });
         }
@@ -341,6 +334,10 @@ impl<'a> Run<'a> {
             learning_rate: learning_rate(&self.trainer.config().training, step, self.trainer.total_steps()),
             images_per_second: images / tally.seconds.max(1e-9),
             seconds: self.progress.seconds,
+            terms: LossTerms {
+                names: self.trainer.loss_terms(),
+                means: tally.terms.iter().map(|sum| sum / tally.steps.max(1) as f64).collect(),
+            },
         };
         let scalars = [
             ("train/loss", line.loss),
@@ -348,7 +345,10 @@ impl<'a> Run<'a> {
             ("train/learning_rate", line.learning_rate),
             ("train/images_per_second", line.images_per_second),
         ];
-        let logged = scalars.iter().try_for_each(|(tag, value)| self.events.scalar(tag, step, *value));
+        let mut logged = scalars.iter().try_for_each(|(tag, value)| self.events.scalar(tag, step, *value));
+        for (name, mean) in line.terms.iter() {
+            logged = logged.and_then(|()| self.events.scalar(&format!("train/loss/{name}"), step, mean));
+        }
         logged.and_then(|()| self.metrics.log(&line)).map_err(|error| self.unsaved(error))?;
         (self.observer)(&Event::Logged(line));
         Ok(())
@@ -418,24 +418,29 @@ impl<'a> Run<'a> {
         Ok(Error::Interrupted { message: format!("step {step} is saved; go on with `engine train --resume {folder}`") })
     }
 
-    /// The sheet of samples, and the loss curve that belongs to it.
+    /// The sheets of samples and of their denoising, and the loss curve that belongs to them.
     fn draw_samples(&mut self) -> Result<()> {
         self.draw_curve()?;
         (self.observer)(&Event::Busy("draws samples"));
         let step = self.trainer.step_count();
         let last = step == self.trainer.total_steps();
-        let name = if last { "final".to_string() } else { format!("step-{step}") };
+        let names = match last {
+            true => ["final".to_string(), "timesteps".to_string()],
+            false => [format!("step-{step}"), format!("step-{step}-denoising")],
+        };
         let stop = self.stop.clone();
-        let title = self.heading("samples");
+        let titles = ["samples", "denoising"].map(|what| self.heading(what));
         let go_on = || !stop.load(Ordering::Relaxed);
-        let Some(sheet) = pictures::class_grid(&self.trainer, &self.progress.classes, title, go_on)? else {
+        let Some(sheets) = pictures::sheets(&self.trainer, &self.progress.classes, titles, go_on)? else {
             return Ok(());
         };
-        let path = self.folder.sample(&name);
-        // The event first: a picture that is there is not drawn again.
-        self.events.image("samples", step, &sheet).map_err(|error| self.unsaved(error))?;
-        write_png(&path, &sheet, &self.words())?;
-        (self.observer)(&Event::Wrote(path));
+        let [samples, denoising] = names.map(|name| self.folder.sample(&name));
+        // The samples last and the event before its picture: a sheet of samples that is there is not drawn again.
+        for (tag, path, sheet) in [("denoising", denoising, &sheets.denoising), ("samples", samples, &sheets.samples)] {
+            self.events.image(tag, step, sheet).map_err(|error| self.unsaved(error))?;
+            write_png(&path, sheet, &self.words())?;
+            (self.observer)(&Event::Wrote(path));
+        }
         Ok(())
     }
 
@@ -471,7 +476,11 @@ impl<'a> Run<'a> {
     fn heading(&self, what: &str) -> String {
         let sampling = &self.trainer.config().sampling;
         let (step, sampler, steps) = (self.trainer.step_count(), sampling.sampler, sampling.num_steps);
-        format!("{}: {what} after step {step} ({sampler}, {steps} steps, guidance {})", self.title, sampling.guidance)
+        format!(
+            "{}: {what} after step {step} ({sampler}, {steps} steps, guidance {})",
+            self.title,
+            sampling.describe_guidance()
+        )
     }
 
     /// What travels inside a picture.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use crate::config::{Config, LrSchedule, OptimizerKind, Precision, TrainingConfig};
 use crate::data::{Dataset, Split};
-use crate::diffusion::{Batch, Denoiser, NoiseSchedule, Objective, Sampler, SamplerSpec, SamplingConfig};
+use crate::diffusion::{Batch, Denoiser, NoiseSchedule, Objective, Purpose, Sampler, SamplerSpec, SamplingConfig};
 use crate::error::{Error, Result};
 use crate::models;
 use crate::nn::Parameters;
@@ -23,7 +23,7 @@ const RING: u64 = 256;
 const VALIDATION_SEED: u64 = 0x5641_4C49_4441_5445;
 
 /// What one optimizer step reports.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepMetrics {
     /// The step, 1 after the first.
     pub step: u64,
@@ -31,6 +31,8 @@ pub struct StepMetrics {
     pub loss: f64,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
+    /// Means of the loss's terms, in the order of [`Trainer::loss_terms`].
+    pub terms: Vec<f64>,
 }
 
 /// What a step works on; all of it persistent.
@@ -46,6 +48,8 @@ struct State {
     statistics: Tensor,
     ring: Tensor,
     loss: Tensor,
+    /// Means of the loss's terms over the last batch, where it has any.
+    terms: Option<Tensor>,
     /// The gradient of the loss by itself.
     one: Tensor,
     training: Batch,
@@ -150,8 +154,11 @@ impl Trainer {
         let ema = parameters.flat_zeros()?;
         let averaged = Rc::new(parameters.with_master(ema.clone())?);
         let null_label = config.model.null_label();
-        let objective =
-            |seed: u64, dropout: f64| Objective::new(&context, &config.diffusion, seed, dropout as f32, null_label);
+        let objective = |purpose: Purpose, seed: u64, dropout: f64| {
+            Objective::new(&context, &config.diffusion, purpose, seed, dropout as f32, null_label)
+        };
+        let training_objective = objective(Purpose::Training, t.seed, t.label_dropout)?;
+        let terms = training_objective.terms().len();
         let batch = |(images, labels): (Tensor, Tensor), order: Order, flip: Option<u64>| Batch {
             images,
             labels,
@@ -168,13 +175,14 @@ impl Trainer {
             ema,
             control: Control::buffer(&context)?,
             statistics: context.zeros([4], DType::F32)?,
-            ring: context.zeros([RING as usize, 4], DType::F32)?,
+            ring: context.zeros([RING as usize, 2 + terms], DType::F32)?,
+            terms: (terms > 0).then(|| context.zeros([terms], DType::F32)).transpose()?,
             loss: context.zeros([1], DType::F32)?,
             one: context.tensor(&[1f32], [1])?,
             training: batch(training, Order::Shuffled { seed: t.seed }, config.data.flip.then_some(t.seed)),
             validation: validation.map(|validation| batch(validation, Order::Sequential, None)),
-            objective: objective(t.seed, t.label_dropout)?,
-            validation_objective: objective(t.seed ^ VALIDATION_SEED, 0.0)?,
+            objective: training_objective,
+            validation_objective: objective(Purpose::Validation, t.seed ^ VALIDATION_SEED, 0.0)?,
             averaged,
             hyper: AdamW {
                 beta1: t.beta1,
@@ -243,6 +251,16 @@ impl Trainer {
     /// Flat optimizer state: first and second moments, moving average.
     pub(crate) fn optimizer_state(&self) -> [&Tensor; 3] {
         [&self.state.first, &self.state.second, &self.state.ema]
+    }
+
+    /// What the loss has learnt of itself, by name.
+    pub(crate) fn objective_state(&self) -> Vec<(&'static str, &Tensor)> {
+        self.state.objective.state()
+    }
+
+    /// The terms of the loss, by name; none where it is the mean squared error.
+    pub fn loss_terms(&self) -> &'static [&'static str] {
+        self.state.objective.terms()
     }
 
     /// Optimizer steps done.
@@ -343,10 +361,14 @@ impl Trainer {
             return Ok(Vec::new());
         }
         let ring = self.state.ring.download::<f32>()?;
+        let width = 2 + self.loss_terms().len();
+        // The device adds the terms up over the step's batches.
+        let batches = self.config.training.gradient_accumulation as f64;
         let metrics = (self.drained..self.step)
             .map(|step| {
-                let row = &ring[(step % RING) as usize * 4..][..4];
-                StepMetrics { step: step + 1, loss: row[0] as f64, gradient_norm: row[1] as f64 }
+                let row = &ring[(step % RING) as usize * width..][..width];
+                let terms = row[2..].iter().map(|sum| f64::from(*sum) / batches).collect();
+                StepMetrics { step: step + 1, loss: f64::from(row[0]), gradient_norm: f64::from(row[1]), terms }
             })
             .collect();
         self.drained = self.step;
@@ -395,8 +417,11 @@ impl State {
         let bound = self.parameters.bind(&tape, Some((&self.gradients, mode)))?.with_dropout(&self.control, self.seed);
         let loss =
             self.objective.loss(&tape, self.model.as_ref(), &bound, &self.training, &self.control, self.scale)?;
-        self.loss.copy_from(loss.tensor())?;
-        tape.backward(&loss, self.one.clone())?;
+        self.loss.copy_from(loss.mean.tensor())?;
+        if let (Some(kept), Some(terms)) = (&self.terms, &loss.terms) {
+            kept.copy_from(terms)?;
+        }
+        tape.backward(&loss.mean, self.one.clone())?;
         drop((tape, bound, loss));
         if role.last {
             gradient_norm(&self.context, &self.gradients, &self.statistics, self.gradient_clip)?;
@@ -410,14 +435,14 @@ impl State {
             };
             adamw(&self.context, &state, &self.control, &self.statistics, self.hyper)?;
         }
-        record(&self.context, &self.ring, &self.loss, &self.statistics, &self.control)
+        record(&self.context, &self.ring, &self.loss, self.terms.as_ref(), &self.statistics, &self.control)
     }
 
     fn validate(&self, batch: &Batch) -> Result<()> {
         let tape = Tape::inference(&self.context);
         let bound = self.averaged.bind(&tape, None)?;
         let loss = self.validation_objective.loss(&tape, self.model.as_ref(), &bound, batch, &self.control, 1.0)?;
-        self.loss.copy_from(loss.tensor())
+        self.loss.copy_from(loss.mean.tensor())
     }
 }
 

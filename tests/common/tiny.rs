@@ -52,6 +52,15 @@ pub const TOKEN: [&str; 6] = [
     "diffusion.loss_weighting=min_snr",
 ];
 
+/// A loss that learns of itself: terms balanced by their magnitudes, noise levels drawn where the loss is.
+pub const BALANCED: [&str; 5] = [
+    "diffusion.prediction=x0",
+    "diffusion.schedule=cosine",
+    "diffusion.timestep_sampling=adaptive",
+    "diffusion.adaptive_bins=5",
+    "diffusion.loss=balanced",
+];
+
 /// Random pixels, labels 0, 1, 2, 0, …
 pub fn dataset() -> Dataset {
     let count = TRAINING + 4;

@@ -3,6 +3,7 @@
 use super::{AdamW, AdamWState, adamw, gradient_norm, record};
 use crate::ops::case::{Case, Input, Values};
 use crate::ops::control::Control;
+use crate::tape::Var;
 
 fn control(micro: u32) -> Input {
     let control = Control {
@@ -54,19 +55,23 @@ fn step(name: &str, n: usize, max_norm: Option<f32>, decoupled: bool, copies: bo
     .sums(n)
 }
 
-fn metrics(name: &str, micro: u32) -> Case {
-    let inputs = vec![
-        flat("ring", 20).with(Values::Uniform(0.5, 1.0)),
+fn metrics(name: &str, micro: u32, terms: usize) -> Case {
+    let width = 2 + terms;
+    let mut inputs = vec![
+        flat("ring", 5 * width).with(Values::Uniform(0.5, 1.0)),
         flat("loss", 1).with(Values::Uniform(0.5, 1.0)),
         flat("statistics", 4),
         control(micro),
     ];
-    Case::new("adamw", name, inputs, |tape, inputs| {
+    if terms > 0 {
+        inputs.push(flat("terms", terms));
+    }
+    Case::new("adamw", name, inputs, move |tape, inputs| {
         let [ring, loss, statistics, control] = [0, 1, 2, 3].map(|i| inputs[i].tensor());
-        let row = ring.view([5, 4])?;
-        record(tape.context(), &row, loss, statistics, control)?;
+        let rows = ring.view([5, width])?;
+        record(tape.context(), &rows, loss, inputs.get(4).map(Var::tensor), statistics, control)?;
         // The whole ring is the input; what a step touches is one row.
-        Ok(vec![tape.constant(&ring.part(8, [4])?)])
+        Ok(vec![tape.constant(&ring.part(2 * width, [width])?)])
     })
 }
 
@@ -76,8 +81,8 @@ pub fn cases() -> Vec<Case> {
         step("clipped_copies_n9001", 9001, Some(1.0), true, true),
         step("copies_n1027", 1027, Some(1e3), true, true),
         step("plain_l2_n5", 5, None, false, false),
-        metrics("record_first", 0),
-        metrics("record_adds", 2),
+        metrics("record_first", 0, 0),
+        metrics("record_adds_terms", 2, 5),
         step("clipped_copies_n19108048", 19_108_048, Some(1.0), true, true).large(),
     ]
 }

@@ -87,10 +87,21 @@ pub(super) fn update<T: Float + Element>(state: &AdamWState, control: &Tensor, s
     });
 }
 
-pub(super) fn record<T: Float + Element>(ring: &Tensor, loss: &Tensor, statistics: &Tensor, control: &Tensor) {
+pub(super) fn record<T: Float + Element>(
+    ring: &Tensor,
+    loss: &Tensor,
+    terms: Option<&Tensor>,
+    statistics: &Tensor,
+    control: &Tensor,
+) {
     let control = Control::from_words(control.host());
-    let rows = ring.sizes()[0];
-    let row = &mut ring.host_mut::<T>()[4 * (control.row as usize % rows)..][..4];
-    let before = if control.micro == 0 { T::ZERO } else { row[0] };
-    row.copy_from_slice(&[before + loss.host::<T>()[0], statistics.host::<T>()[0], T::ZERO, T::ZERO]);
+    let &[rows, width] = ring.sizes() else { return };
+    let row = &mut ring.host_mut::<T>()[width * (control.row as usize % rows)..][..width];
+    let add = |sum: &mut T, value: T| *sum = if control.micro == 0 { value } else { *sum + value };
+    let (fixed, sums) = row.split_at_mut(2);
+    add(&mut fixed[0], loss.host::<T>()[0]);
+    fixed[1] = statistics.host::<T>()[0];
+    if let Some(terms) = terms {
+        sums.iter_mut().zip(terms.host::<T>()).for_each(|(sum, &term)| add(sum, term));
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::{AdamW, AdamWState, PART};
 use crate::device::launches::{AdamwNormFinal, AdamwNormPartial, AdamwRecord, AdamwUpdate};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig, SliceMut};
+use crate::device::{Accelerator, KernelFloat, LaunchConfig, Slice, SliceMut};
 use crate::error::Result;
 use crate::tensor::{Element, Tensor};
 
@@ -63,15 +63,18 @@ pub(super) fn record(
     accelerator: &dyn Accelerator,
     ring: &Tensor,
     loss: &Tensor,
+    terms: Option<&Tensor>,
     statistics: &Tensor,
     control: &Tensor,
 ) -> Result<()> {
     AdamwRecord {
         ring: ring.slice_mut(),
         loss: loss.slice(),
+        terms: terms.map_or(Slice::none(), Tensor::slice),
         statistics: statistics.slice(),
         control: control.slice(),
         rows: ring.sizes()[0] as u32,
+        count: terms.map_or(0, Tensor::len) as u32,
     }
     .launch(accelerator, LaunchConfig::linear(1, 32))
 }

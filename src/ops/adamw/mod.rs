@@ -167,30 +167,40 @@ pub fn adamw(context: &Context, state: &AdamWState, control: &Tensor, statistics
     }
 }
 
-/// Puts the step's metrics into row `control.row` of `ring` `[R, 4]` (persistent): the loss, summed over the step's
-/// micro-batches (`control.micro` = 0 starts the sum), and the gradient norm of `statistics`; then two zeros.
+/// Puts the step's metrics into row `control.row` of `ring` `[R, 2 + n]` (persistent): the loss `[1]`, summed over the step's
+/// micro-batches (`control.micro` = 0 starts the sum), the gradient norm of `statistics`, and the loss's `terms` `[n]`, summed
+/// likewise.
 ///
 /// # Errors
 /// [`Error::Shape`] for operands of other shapes or dtypes.
-pub fn record(context: &Context, ring: &Tensor, loss: &Tensor, statistics: &Tensor, control: &Tensor) -> Result<()> {
+pub fn record(
+    context: &Context,
+    ring: &Tensor,
+    loss: &Tensor,
+    terms: Option<&Tensor>,
+    statistics: &Tensor,
+    control: &Tensor,
+) -> Result<()> {
     control::check(OP, control)?;
     check_statistics(statistics, ring)?;
-    let &[rows, 4] = ring.sizes() else {
-        return Err(Error::shape(OP, format!("a ring {}; it is [R, 4]", ring.shape())));
-    };
-    if loss.len() != 1 || loss.dtype() != ring.dtype() || rows == 0 {
-        return Err(Error::shape(OP, format!("a ring {} and a loss {} {}", ring.shape(), loss.shape(), loss.dtype())));
+    let count = terms.map_or(0, Tensor::len);
+    let ring_fits = matches!(*ring.sizes(), [rows, width] if rows > 0 && width == 2 + count);
+    let values_fit = loss.len() == 1 && [Some(loss), terms].iter().flatten().all(|v| v.dtype() == ring.dtype());
+    if !ring_fits || !values_fit {
+        let message = format!("a ring {}, a loss {} {}, {count} terms", ring.shape(), loss.shape(), loss.dtype());
+        return Err(Error::shape(OP, message));
     }
-    context.charge("adamw_record", Cost::memory(2 * statistics.bytes() + loss.bytes() + control.bytes()));
+    let values = (3 + 2 * count) * loss.dtype().size();
+    context.charge("adamw_record", Cost::memory(statistics.bytes() + values + control.bytes()));
     match context.backend() {
         Backend::Plan => Ok(()),
         Backend::Cpu => with_host_float!(OP, ring.dtype(), T => {
-            cpu::record::<T>(ring, loss, statistics, control);
+            cpu::record::<T>(ring, loss, terms, statistics, control);
             Ok(())
         }),
         Backend::Accelerator(accelerator) => {
             kernel_f32(OP, accelerator, ring.dtype())?;
-            cuda::record(accelerator, ring, loss, statistics, control)
+            cuda::record(accelerator, ring, loss, terms, statistics, control)
         }
     }
 }

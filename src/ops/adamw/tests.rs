@@ -96,12 +96,14 @@ fn a_norm_that_is_not_finite_is_seen() -> Result<()> {
 #[test]
 fn metrics_add_over_micro_batches() -> Result<()> {
     let context = Context::cpu();
-    let (ring, control) = (context.zeros([3, 4], DType::F32)?, Control::buffer(&context)?);
+    let (ring, control) = (context.zeros([3, 3], DType::F32)?, Control::buffer(&context)?);
     let statistics = context.tensor(&[7.0f32, 1.0, 0.0, 0.0], [4])?;
     for (row, micro, loss) in [(1, 0, 0.5f32), (1, 1, 0.25), (4, 2, 1.0), (2, 0, 3.0), (2, 0, 4.0)] {
         control.upload(&Control { row, micro, ..Control::default() }.words())?;
-        record(&context, &ring, &context.tensor(&[loss], [1])?, &statistics, &control)?;
+        let (loss, term) = (context.tensor(&[loss], [1])?, context.tensor(&[2.0 * loss], [1])?);
+        record(&context, &ring, &loss, Some(&term), &statistics, &control)?;
     }
-    assert_eq!(ring.download::<f32>()?, [0.0, 0.0, 0.0, 0.0, 1.75, 7.0, 0.0, 0.0, 4.0, 7.0, 0.0, 0.0]);
+    assert!(record(&context, &ring, &statistics.part(0, [1])?, None, &statistics, &control).is_err());
+    assert_eq!(ring.download::<f32>()?, [0.0, 0.0, 0.0, 1.75, 7.0, 3.5, 4.0, 7.0, 8.0]);
     Ok(())
 }

@@ -9,7 +9,8 @@ fn case(name: &str, shape: [usize; 4], weighted: bool) -> Case {
         inputs.push(Input::parameter("weight", [shape[0]]).with(Values::Uniform(0.2, 3.0)).constant());
     }
     Case::new("mse_loss", name, inputs, |tape, inputs| {
-        Ok(vec![mse_loss(tape, &inputs[0], &inputs[1], inputs.get(2), 0.5)?])
+        let (loss, items) = mse_loss(tape, &inputs[0], &inputs[1], inputs.get(2), 0.5)?;
+        Ok(vec![loss, tape.constant(&items)])
     })
     .sums(shape.iter().product())
 }

@@ -17,13 +17,19 @@ use crate::tensor::{Backend, Cost, Tensor};
 
 const OP: &str = "mse_loss";
 
-/// The loss `[1]` of `prediction` `[B, …]` against `target` of the same shape, f32, item b weighted by `weight` `[B]` (f32;
+/// The loss `[1]` and the items' own weighted losses `[B]` of `prediction` `[B, …]` against `target` of the same shape, f32, item b weighted by `weight` `[B]` (f32;
 /// `None` for ones), all of it times `scale` (1 / the number of micro-batches of a step). The prediction alone gets a
 /// gradient.
 ///
 /// # Errors
 /// [`Error::Shape`] for operands that do not fit together or are empty.
-pub fn mse_loss(tape: &Tape, prediction: &Var, target: &Var, weight: Option<&Var>, scale: f32) -> Result<Var> {
+pub fn mse_loss(
+    tape: &Tape,
+    prediction: &Var,
+    target: &Var,
+    weight: Option<&Var>,
+    scale: f32,
+) -> Result<(Var, Tensor)> {
     let batch = prediction.sizes().first().copied().unwrap_or(0);
     let weight_fits = weight.is_none_or(|w| w.sizes() == [batch] && w.dtype() == prediction.dtype());
     if prediction.shape() != target.shape() || prediction.dtype() != target.dtype() || !weight_fits {
@@ -55,14 +61,15 @@ pub fn mse_loss(tape: &Tape, prediction: &Var, target: &Var, weight: Option<&Var
     let partial = context.empty([batch], prediction.dtype())?;
     context.charge("mse_loss_fwd", call.cost(2));
     call.forward(&partial, &loss)?;
-    Ok(tape.record(&[prediction], loss, move |backward| {
+    let loss = tape.record(&[prediction], loss, move |backward| {
         let dloss = backward.gradient().clone();
         backward.context().charge("mse_loss_bwd", call.cost(3));
         match backward.destination(0)? {
             Some(destination) => call.backward(&dloss, &destination),
             None => Ok(()),
         }
-    }))
+    });
+    Ok((loss, partial))
 }
 
 /// One call: sizes and saved tensors.

@@ -18,13 +18,24 @@ struct Level<T> {
     c_n: T,
 }
 
-/// A time in (0, 1).
-fn draw_time(draw: Draw, philox: Philox, item: u32, step: u32) -> f32 {
+/// A time in (0, 1), and under [`Draw::Adaptive`] its bin and the bin's probability.
+fn draw_time<T: Float + Element>(draw: &Draw, philox: Philox, item: u32, step: u32) -> (f32, Option<(usize, T)>) {
+    let uniform = || philox.uniform4(0, item, step, Purpose::Timestep)[0];
     match draw {
-        Draw::Uniform => philox.uniform4(0, item, step, Purpose::Timestep)[0],
+        Draw::Uniform => (uniform(), None),
         Draw::LogitNormal { mean, std } => {
             let normal = normal4(philox.bits4(0, item, step, Purpose::Timestep))[0];
-            Float::sigmoid(std.mul_add(normal, mean)).clamp(TIME_MARGIN, 1.0 - TIME_MARGIN)
+            (Float::sigmoid(std.mul_add(normal, *mean)).clamp(TIME_MARGIN, 1.0 - TIME_MARGIN), None)
+        }
+        Draw::Adaptive(state) => {
+            let (bins, state) = (state.sizes()[1], state.host::<T>());
+            let (shares, ends) = state[bins..].split_at(bins);
+            let u = uniform();
+            let bin = ends.iter().position(|end| u < end.to_f64() as f32).unwrap_or(bins - 1);
+            let share = shares[bin].to_f64() as f32;
+            let within = ((u - ends[bin].to_f64() as f32) / share + 1.0).clamp(0.0, 1.0);
+            let t = (bin as f32 + within) / bins as f32;
+            (t.clamp(TIME_MARGIN, 1.0 - TIME_MARGIN), Some((bin, shares[bin])))
         }
     }
 }
@@ -41,9 +52,10 @@ pub(super) fn forward<T: Float + Element>(
     let item = |b: usize| control.first_item.wrapping_add(b as u32);
     let (times, weights) = (noised.time.host_mut::<T>(), noised.weight.host_mut::<T>());
     let items = times.iter_mut().zip(weights).enumerate();
+    let bins = if let Draw::Adaptive(state) = &config.draw { state.sizes()[1] } else { 0 };
     let levels: Vec<Level<T>> = items
         .map(|(b, (time, weight))| {
-            let t = draw_time(config.draw, philox, item(b), control.step);
+            let (t, level) = draw_time::<T>(&config.draw, philox, item(b), control.step);
             let (a, s) = match &config.times {
                 Times::Flow => {
                     *time = T::from_f32(FLOW_TIME_SCALE) * T::from_f32(t);
@@ -66,6 +78,10 @@ pub(super) fn forward<T: Float + Element>(
                 let determinant = a * c_n - s * c_x;
                 (if signal < bound { signal } else { bound }) / (determinant * determinant)
             });
+            if let (Some((bin, share)), Some(levels)) = (level, &noised.level) {
+                levels.host_mut::<i32>()[b] = bin as i32;
+                *weight /= T::from_f64(bins as f64) * share;
+            }
             Level { a, s, c_x, c_n }
         })
         .collect();

@@ -1,7 +1,7 @@
 //! A training batch's draws on accelerators.
 
 use super::{Draw, NoiseStep, Noised, Target, Times};
-use crate::device::{Accelerator, Slice, launches};
+use crate::device::{Accelerator, Slice, SliceMut, launches};
 use crate::error::Result;
 use crate::ops::by_item;
 use crate::tensor::Tensor;
@@ -27,8 +27,12 @@ pub(super) fn forward(
     noised: &Noised,
 ) -> Result<()> {
     let (logit_normal, mean, deviation) = match config.draw {
-        Draw::Uniform => (0, 0.0, 0.0),
+        Draw::Uniform | Draw::Adaptive(_) => (0, 0.0, 0.0),
         Draw::LogitNormal { mean, std } => (1, mean, std),
+    };
+    let (bin_state, bins) = match &config.draw {
+        Draw::Adaptive(state) => (state.slice(), state.sizes()[1]),
+        _ => (Slice::none(), 0),
     };
     let (table_a, table_s, timesteps) = match &config.times {
         Times::Table { a, s } => (a.slice(), s.slice(), a.len()),
@@ -41,11 +45,14 @@ pub(super) fn forward(
         time: noised.time.slice_mut(),
         batch_labels: noised.labels.slice_mut(),
         weight: noised.weight.slice_mut(),
+        level: noised.level.as_ref().map_or(SliceMut::none(), Tensor::slice_mut),
         x0: x0.slice(),
         labels: labels.slice(),
         control: control.slice(),
         table_a,
         table_s,
+        bin_state,
+        bins: bins as u32,
         elements: elements as u32,
         timesteps: timesteps as u32,
         seed: config.seed,

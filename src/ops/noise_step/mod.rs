@@ -14,7 +14,7 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{control, kernel_f32, with_host_float};
+use crate::ops::{control, kernel_f32, level_sampling, with_host_float};
 use crate::tensor::{Backend, Context, Cost, DType, Tensor};
 
 const OP: &str = "noise_step";
@@ -38,7 +38,7 @@ pub enum Times {
 
 /// How a time u in (0, 1) is drawn: as t under [`Times::Flow`], as timestep ⌊u·T⌋ of a table. u keeps within
 /// [2⁻²⁴, 1 − 2⁻²⁴], the range of the uniform numbers, so that neither a nor s vanishes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Draw {
     /// Uniformly.
     Uniform,
@@ -49,6 +49,9 @@ pub enum Draw {
         /// Standard deviation of the logit.
         std: f32,
     },
+    /// By the state `[3, K]` of [`level_sampling`]: a bin with its probability p, uniformly within it. The items' weights are
+    /// multiplied by 1 / (K · p), and [`Noised::level`] says the bins.
+    Adaptive(Tensor),
 }
 
 /// What the network is trained to output, as weights (c_x of x_0, c_n of ε).
@@ -96,6 +99,8 @@ pub struct Noised {
     pub labels: Tensor,
     /// Weights of the items' losses, `[B]` f32.
     pub weight: Tensor,
+    /// The bins of [`Draw::Adaptive`], `[B]` i32.
+    pub level: Option<Tensor>,
 }
 
 /// Draws for `x0` `[B, …]` (f32) with `labels` `[B]` (i32) at the step that `control` ([`control::Control`]) names.
@@ -125,12 +130,19 @@ pub fn noise_step(
     if let Some(gamma) = config.min_snr_gamma.filter(|&gamma| gamma.is_nan() || gamma <= 0.0) {
         return Err(Error::shape(OP, format!("min-SNR's gamma is {gamma}; it is positive")));
     }
+    if let Draw::Adaptive(state) = &config.draw {
+        level_sampling::bins(OP, state, x0.dtype())?;
+    }
     let noised = Noised {
         x_t: context.empty(x0.shape(), x0.dtype())?,
         target: context.empty(x0.shape(), x0.dtype())?,
         time: context.empty([batch], x0.dtype())?,
         labels: context.empty([batch], DType::I32)?,
         weight: context.empty([batch], x0.dtype())?,
+        level: match &config.draw {
+            Draw::Adaptive(_) => Some(context.empty([batch], DType::I32)?),
+            _ => None,
+        },
     };
     // Each item reads one level; four elements take a Philox call and two Box-Muller pairs, about 150 operations.
     let bytes = 3 * x0.bytes() + 4 * noised.time.bytes() + 2 * labels.bytes() + control.bytes();

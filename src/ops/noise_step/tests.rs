@@ -10,7 +10,8 @@ fn run(batch: usize, first_item: u32, config: impl Fn(&Context) -> NoiseStep) ->
     let labels = context.tensor(&vec![1i32; batch], [batch])?;
     let control = Control::buffer(&context)?;
     control.upload(&Control { step: 9, first_item, ..Control::default() }.words())?;
-    let Noised { x_t, target, time, labels, weight } = noise_step(&context, &x0, &labels, &control, &config(&context))?;
+    let Noised { x_t, target, time, labels, weight, .. } =
+        noise_step(&context, &x0, &labels, &control, &config(&context))?;
     Ok([x_t.to_f64()?, target.to_f64()?, time.to_f64()?, labels.to_f64()?, weight.to_f64()?])
 }
 
@@ -22,8 +23,8 @@ fn flow(target: Target, draw: Draw) -> NoiseStep {
 #[test]
 fn an_item_is_the_same_in_every_batch() -> Result<()> {
     for draw in [Draw::Uniform, Draw::LogitNormal { mean: 0.0, std: 1.0 }] {
-        let whole = run(64, 0, |_| flow(Target::Flow, draw))?;
-        let alone = run(1, 41, |_| flow(Target::Flow, draw))?;
+        let whole = run(64, 0, |_| flow(Target::Flow, draw.clone()))?;
+        let alone = run(1, 41, |_| flow(Target::Flow, draw.clone()))?;
         for (whole, alone) in whole.iter().zip(alone) {
             let each = whole.len() / 64;
             assert_eq!(&whole[41 * each..][..each], alone);
@@ -56,7 +57,7 @@ fn labels_drop_at_their_rate_and_times_cover_the_table() -> Result<()> {
         let [_, _, time, labels, weight] = run(64, 0, |context| {
             let a = context.tensor(&[0.9f32, 0.7, 0.5, 0.1], [4]).unwrap();
             let s = context.tensor(&[0.1f32, 0.4, 0.6, 0.9], [4]).unwrap();
-            NoiseStep { times: Times::Table { a, s }, ..flow(Target::Epsilon, draw) }
+            NoiseStep { times: Times::Table { a, s }, ..flow(Target::Epsilon, draw.clone()) }
         })?;
         dropped += labels.iter().filter(|&&label| label == 7.0).count();
         assert!(labels.iter().all(|&label| label == 7.0 || label == 1.0) && weight.iter().all(|&w| w == 1.0));
@@ -64,6 +65,32 @@ fn labels_drop_at_their_rate_and_times_cover_the_table() -> Result<()> {
     }
     assert!((16..48).contains(&dropped), "{dropped} of 128 dropped");
     assert!(times.iter().all(|&count| count > 5), "{times:?}");
+    Ok(())
+}
+
+/// Bins of very different shares: times fall into them in proportion, uniformly within, with the reciprocal weights.
+#[test]
+fn adaptive_times_fall_into_bins_by_their_shares() -> Result<()> {
+    let shares = [0.5f32, 0.05, 0.05, 0.4];
+    let state: Vec<f32> = [[1.0; 4], shares, [0.5, 0.55, 0.6, 1.0]].concat();
+    let context = Context::cpu();
+    let (batch, control) = (4000, Control::buffer(&context)?);
+    let x0 = context.zeros([batch, 1], DType::F32)?;
+    let labels = context.zeros([batch], DType::I32)?;
+    let draw = Draw::Adaptive(context.tensor(&state, [3, 4])?);
+    let drawn = noise_step(&context, &x0, &labels, &control, &flow(Target::X0, draw))?;
+    let (times, weights) = (drawn.time.download::<f32>()?, drawn.weight.download::<f32>()?);
+    let levels = drawn.level.unwrap().download::<i32>()?;
+    for (bin, share) in shares.into_iter().enumerate() {
+        let within: Vec<f32> = (0..batch).filter(|&b| levels[b] == bin as i32).map(|b| times[b] / 1000.0).collect();
+        let expected = f64::from(share) * batch as f64;
+        assert!((within.len() as f64 - expected).abs() < 5.0 * expected.sqrt(), "{bin}: {}", within.len());
+        let (low, high) = (bin as f32 / 4.0, (bin + 1) as f32 / 4.0);
+        assert!(within.iter().all(|t| (low - 1e-6..high + 1e-6).contains(t)));
+        let middle = within.iter().sum::<f32>() / within.len() as f32;
+        assert!((middle - (low + high) / 2.0).abs() < 0.03, "{bin}: {middle}");
+        assert!((0..batch).filter(|&b| levels[b] == bin as i32).all(|b| (weights[b] * 4.0 * share - 1.0).abs() < 1e-6));
+    }
     Ok(())
 }
 

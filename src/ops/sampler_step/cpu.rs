@@ -113,6 +113,7 @@ fn update<T: Float>(
     let [_, guidance, x0_x, x0_pred, eps_x, eps_pred, eps_clip, clip, rest @ ..] =
         words.map(|word| T::from_f32(f32::from_bits(word)));
     let [next_base, next_x0, next_eps, next_saved, next_noise, save_x0, save_eps, _] = rest;
+    let without = T::ONE - guidance;
     let n = x.len();
     vector::dispatch(
         #[inline(always)]
@@ -121,7 +122,7 @@ fn update<T: Float>(
             let (saved_state, saved) = (&mut saved_state[..n], &mut saved[..n]);
             for i in 0..n {
                 let (state, uncond) = (x[i], unconditional[i]);
-                let pred = if guided { guidance.mul_add(conditional[i] - uncond, uncond) } else { conditional[i] };
+                let pred = if guided { guidance.mul_add(conditional[i], without * uncond) } else { conditional[i] };
                 let raw = x0_x * state + x0_pred * pred;
                 // Comparisons, so that NaN passes.
                 let x0 = if raw > clip { clip } else { raw };

@@ -96,7 +96,7 @@ pub struct SamplerState<'a> {
     pub saved_state: Option<&'a Tensor>,
     /// `[B, …]`: for samplers some of whose stages save a combination of x_0 and ε (Heun, DPM-Solver++).
     pub saved: Option<&'a Tensor>,
-    /// 1, or 2 under guidance: then the prediction is uncond + guidance · (cond - uncond).
+    /// 1, or 2 under guidance: then the prediction is guidance · cond + (1 - guidance) · uncond, exactly cond at 1.
     pub copies: usize,
 }
 
