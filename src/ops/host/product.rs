@@ -270,23 +270,20 @@ impl<T: Float, F: Fn(usize, usize, &mut [T]) + Send + Sync> WithSimd for Product
                     let p0 = block * depth;
                     let depth = depth.min(k - p0);
                     let packed = Shared::new(packed_b);
-                    let pack_panels = |task: usize| {
-                        let range = task * panels_per_task..((task + 1) * panels_per_task).min(panels);
-                        for j in range {
-                            let col = first_col + j * panel;
-                            let from = p0 * b.row_stride + col * b.col_stride;
-                            // SAFETY: the columns col.. (at most `panel`, within n) and the rows p0..p0 + depth lie in `b`, whose
-                            // extent was checked; panel j has its own place in the scratch.
-                            unsafe {
-                                pack::strip(
-                                    packed.get().add(j * panel * depth),
-                                    panel,
-                                    b.data.as_ptr().wrapping_add(from),
-                                    ((n - col).min(panel), b.col_stride),
-                                    (depth, b.row_stride),
-                                    avx512,
-                                );
-                            }
+                    let pack_panel = |j: usize| {
+                        let col = first_col + j * panel;
+                        let from = p0 * b.row_stride + col * b.col_stride;
+                        // SAFETY: the columns col.. (at most `panel`, within n) and the rows p0..p0 + depth lie in `b`, whose
+                        // extent was checked; panel j has its own place in the scratch.
+                        unsafe {
+                            pack::strip(
+                                packed.get().add(j * panel * depth),
+                                panel,
+                                b.data.as_ptr().wrapping_add(from),
+                                ((n - col).min(panel), b.col_stride),
+                                (depth, b.row_stride),
+                                avx512,
+                            );
                         }
                     };
                     let work = |task: usize| {
@@ -312,10 +309,10 @@ impl<T: Float, F: Fn(usize, usize, &mut [T]) + Send + Sync> WithSimd for Product
                         });
                     };
                     if threads == 1 {
-                        (0..groups).for_each(pack_panels);
+                        (0..panels).for_each(pack_panel);
                         (0..row_tasks * groups).for_each(work);
                     } else {
-                        parallel::for_each(groups, parallel::GRAIN, pack_panels);
+                        parallel::for_each(panels, panels * panel * depth, pack_panel);
                         parallel::for_each(row_tasks * groups, parallel::GRAIN, work);
                     }
                 }
