@@ -66,6 +66,13 @@ pub fn cases() -> Vec<Case> {
         case("split_b2_h17_w20_c4_o8", [2, 17, 20, 4], 8, 3, same, ALL),
         case("large_tile_b1_h91_w90_c8_o65", [1, 91, 90, 8], 65, 3, same, BIAS),
         case("large_tile_bwd_input_b2_h64_w64_c65_o2", [2, 64, 64, 65], 2, 3, same, NOTHING),
+        // Whole blocks of channels: odd images, several tasks and chunks of tiles, a long sum, a resized image.
+        case("blocks_b2_h5_w7_c32_o48", [2, 5, 7, 32], 48, 3, same, ALL),
+        case("blocks_b3_h14_w17_c16_o32", [3, 14, 17, 16], 32, 3, same, BIAS),
+        case("blocks_b1_h2_w3_c288_o16", [1, 2, 3, 288], 16, 3, same, NOTHING),
+        case("blocks_b2_h3_w2_c16_o288", [2, 3, 2, 16], 288, 3, same, ALL),
+        case("blocks_up_b2_h3_w4_to_h6_w8_c32_o16", [2, 3, 4, 32], 16, 3, up(6, 8), BIAS),
+        case("blocks_up_odd_b2_h2_w4_to_h3_w7_c16_o16", [2, 2, 4, 16], 16, 3, up(3, 7), ALL),
         case("level0_b32_h32_c64_o64", [32, 32, 32, 64], 64, 3, same, ALL).large(),
         case("level1_b32_h16_c128_o128", [32, 16, 16, 128], 128, 3, same, ALL).large(),
         case("level2_b32_h8_c256_o256", [32, 8, 8, 256], 256, 3, same, ALL).large(),

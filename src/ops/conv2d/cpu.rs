@@ -1,25 +1,33 @@
-//! The convolution on the CPU: a direct convolution each way, and products over pixels for the weight.
+//! The convolution on the CPU: Winograd's where it fits, else a direct convolution each way and products over pixels for the
+//! weight. The choice depends on shapes and dtype alone, never on the batch.
 
 use super::direct::{Direct, Output};
 use super::weight::weight_gradient;
-use super::{Added, Sizes, Sums, doubled};
+use super::{Added, Sizes, Sums, doubled, winograd, winograd_weight};
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::{DType, Element, Tensor};
 
 pub(super) fn forward<T: Float + Element>(sizes: Sizes, x: &Tensor, weight: &Tensor, added: Added, y: &Tensor) {
-    let output = Output {
-        data: y.host_mut::<T>(),
+    if T::DTYPE == DType::F32 && sizes.source == sizes.size && winograd::fits(&sizes) {
+        return winograd::forward(&sizes, x.host(), weight.host(), forward_output(&added, y));
+    }
+    let output = forward_output::<T>(&added, y);
+    if doubled::fits(&sizes) {
+        return doubled::forward(&sizes, x.host(), weight.host(), output);
+    }
+    Direct::forward(&sizes).run(sizes.batch, x.host(), weight.host(), output);
+}
+
+fn forward_output<'a, T: Element>(added: &Added<'a>, y: &'a Tensor) -> Output<'a, T> {
+    Output {
+        data: y.host_mut(),
         bias: added.bias.map(Tensor::host),
         channel_add: added.channel_add.map(Tensor::host),
         residual: added.residual.map(Tensor::host),
         add: false,
         fold: None,
-    };
-    if doubled::fits(&sizes) {
-        return doubled::forward(&sizes, x.host(), weight.host(), output);
     }
-    Direct::forward(&sizes).run(sizes.batch, x.host(), weight.host(), output);
 }
 
 /// Each image's sum over its pixels, then the sum of these in order.
@@ -37,21 +45,30 @@ pub(super) fn sums_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, parti
 }
 
 pub(super) fn input_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, weight: &Tensor, dx: &Destination) {
-    let doubled = doubled::fits(&sizes);
-    let output = Output {
-        data: dx.tensor.host_mut::<T>(),
+    if T::DTYPE == DType::F32 && sizes.source == sizes.size && winograd::fits(&sizes) {
+        return winograd::input_gradient(&sizes, dy.host(), weight.host(), input_output(dx, None));
+    }
+    if doubled::fits(&sizes) {
+        return doubled::input_gradient::<T>(&sizes, dy.host(), weight.host(), input_output(dx, None));
+    }
+    let fold = (sizes.source != sizes.size).then_some(sizes.source);
+    Direct::input_gradient(&sizes).run::<T>(sizes.batch, dy.host(), weight.host(), input_output(dx, fold));
+}
+
+fn input_output<T: Element>(dx: &Destination, fold: Option<[usize; 2]>) -> Output<'_, T> {
+    Output {
+        data: dx.tensor.host_mut(),
         bias: None,
         channel_add: None,
         residual: None,
         add: dx.mode == Accumulate::Add,
-        fold: (sizes.source != sizes.size && !doubled).then_some(sizes.source),
-    };
-    if doubled {
-        return doubled::input_gradient(&sizes, dy.host(), weight.host(), output);
+        fold,
     }
-    Direct::input_gradient(&sizes).run(sizes.batch, dy.host(), weight.host(), output);
 }
 
 pub(super) fn weight_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, x: &Tensor, dw: &Destination) {
+    if T::DTYPE == DType::F32 && winograd::fits(&sizes) {
+        return winograd_weight::weight_gradient(&sizes, dw.tensor.host_mut(), dy.host(), x.host(), dw.mode);
+    }
     weight_gradient::<T>(&sizes, dw.tensor.host_mut(), dy.host(), x.host(), dw.mode);
 }

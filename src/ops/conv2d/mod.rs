@@ -17,6 +17,8 @@ mod direct;
 mod doubled;
 mod tile;
 mod weight;
+mod winograd;
+mod winograd_weight;
 
 pub use cases::cases;
 
