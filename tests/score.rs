@@ -96,7 +96,7 @@ fn strange_images_score_higher_than_held_out_ones() {
     let mut calls = (0, 0);
     let few = small.measure(&odd[5 * 192..10 * 192], &[null; 5], |done, total| calls = (done, total)).unwrap();
     assert!(few[..] == all[5..10]);
-    assert_eq!((calls, small.times().len()), ((16, 16), 8));
+    assert_eq!((calls, small.times().len()), ((14, 14), 8));
     assert!(small.measure(&odd[..100], &[null], |_, _| ()).unwrap_err().to_string().contains("100 values"));
     assert!(Reference::new(&normal[..1]).is_err());
     for spec in [ErrorSpec { levels: 0, ..ErrorSpec::default() }, ErrorSpec { batch: 0, ..ErrorSpec::default() }] {

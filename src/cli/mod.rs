@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod bench_step;
+pub mod classify;
 pub mod convert;
 pub mod data;
 pub mod doctor;
@@ -43,6 +44,7 @@ enum Command {
     Inpaint(inpaint::InpaintCommand),
     Upscale(upscale::UpscaleCommand),
     Score(score::ScoreCommand),
+    Classify(classify::ClassifyCommand),
     Convert(convert::ConvertCommand),
     Plan(plan::PlanCommand),
     Presets(presets::PresetsCommand),
@@ -96,6 +98,7 @@ impl Command {
             Self::Inpaint(command) => command.run(),
             Self::Upscale(command) => command.run(),
             Self::Score(command) => command.run(),
+            Self::Classify(command) => command.run(),
             Self::Convert(command) => command.run(),
             Self::Plan(command) => command.run(),
             Self::Presets(command) => command.run(),

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::data::of_model;
 use super::edit::{moves, read_image};
 use super::machine::MachineOptions;
 use crate::config::Model;
-use crate::data::{Dataset, ResolveOptions, Split, resolve};
+use crate::data::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::eval::{DenoisingErrors, ErrorSpec, Reference, Score};
 use crate::files::write_atomically;
@@ -102,7 +103,7 @@ impl ScoreCommand {
         };
         let reference = self.take(model, &set, Split::Train, class, self.reference_count)?;
 
-        let spec = ErrorSpec { levels: self.levels, seed: self.seed, batch: self.batch };
+        let spec = ErrorSpec { levels: self.levels, draws: 1, seed: self.seed, batch: self.batch };
         let mut measure = DenoisingErrors::new(model, spec)?;
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} evaluations, {eta} left") {
@@ -165,26 +166,7 @@ impl ScoreCommand {
     }
 
     fn open(&self, model: &Model, name: Option<&str>) -> Result<Dataset> {
-        let config = &model.info.config.data;
-        let options = ResolveOptions {
-            data_dir: &self.data_dir,
-            shapes_seed: config.shapes_seed,
-            shapes_count: config.shapes_count,
-            quiet: self.quiet,
-        };
-        let trained = config.path.as_ref().and_then(|path| path.to_str());
-        let set = resolve(&config.name, name.or(trained), &options)?;
-        let [height, width, channels] = model.model.image_shape();
-        if (set.height(), set.width(), set.channels()) != (height, width, channels) {
-            let message = format!(
-                "its images are {}x{}x{}, the model's {height}x{width}x{channels}",
-                set.height(),
-                set.width(),
-                set.channels()
-            );
-            return Err(Error::config(format!("data set {:?}", set.name()), message, "name another with --reference"));
-        }
-        Ok(set)
+        of_model(model, name, "--reference", &self.data_dir, self.quiet)
     }
 
     /// Images of a data set, evenly spread over it, of one class where one is named.

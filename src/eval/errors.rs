@@ -1,0 +1,268 @@
+//! By how much a model misses when it denoises given images.
+
+use std::rc::Rc;
+
+use crate::config::Model;
+use crate::diffusion::{Denoiser, Inverse, Level, NoiseSchedule};
+use crate::error::{Error, Result};
+use crate::nn::Parameters;
+use crate::ops::host::normal::fill_normal;
+use crate::rng::{Philox, Purpose};
+use crate::tape::Tape;
+use crate::tensor::{Context, DType, Program, Tensor};
+
+/// At which noise levels images are denoised, and with which noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorSpec {
+    /// Number of noise levels, in the middles of equal parts of the diffusion time.
+    pub levels: usize,
+    /// Draws of noise at each level, whose errors are averaged.
+    pub draws: usize,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Evaluations of the network that are computed together, above 0.
+    pub batch: usize,
+}
+
+impl Default for ErrorSpec {
+    fn default() -> Self {
+        Self { levels: 8, draws: 1, seed: 0, batch: 32 }
+    }
+}
+
+/// One noise level.
+struct At {
+    time: f64,
+    time_input: f32,
+    level: Level,
+    inverse: Inverse,
+}
+
+/// Denoises images at several noise levels and measures by how much it misses.
+///
+/// An error is the mean over an image's pixels and channels of (ε̂ − ε)²: what is wrong with the noise that the model finds
+/// in the noisy image. Models of every kind of prediction are measured by it: x_0, v and a flow's velocity are converted.
+pub struct DenoisingErrors {
+    context: Context,
+    model: Rc<dyn Denoiser>,
+    parameters: Rc<Parameters>,
+    spec: ErrorSpec,
+    levels: Vec<At>,
+    state: State,
+    program: Program,
+}
+
+/// Persistent buffers.
+struct State {
+    x: Tensor,
+    time: Tensor,
+    labels: Tensor,
+    prediction: Tensor,
+}
+
+/// One evaluation of the network.
+#[derive(Clone, Copy)]
+struct Row {
+    /// Which image.
+    image: usize,
+    /// Whose noise: the item of Philox's counter.
+    item: u32,
+    level: usize,
+    draw: usize,
+    label: usize,
+    /// To which sum its error is added.
+    sum: usize,
+}
+
+impl DenoisingErrors {
+    /// Plans the program.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for no level, more than the model has, no draw or a batch of 0; what the device reports.
+    pub fn new(model: &Model, spec: ErrorSpec) -> Result<Self> {
+        let config = &model.info.config.diffusion;
+        let noise = NoiseSchedule::new(config)?;
+        if !(1..=noise.num_steps().min(1000)).contains(&spec.levels) {
+            let message = format!("{} noise levels", spec.levels);
+            return Err(Error::config("--levels", message, format!("give 1 to {}", noise.num_steps().min(1000))));
+        }
+        if !(1..=10_000).contains(&spec.draws) {
+            return Err(Error::config("--draws", format!("{} draws of noise", spec.draws), "give 1 to 10000"));
+        }
+        if !(1..=1 << 20).contains(&spec.batch) {
+            return Err(Error::config("--batch", format!("{} images in a batch", spec.batch), "give 1 or more"));
+        }
+        let [h, w, c] = model.model.image_shape();
+        let at = |number: usize| {
+            let share = (number as f64 + 0.5) / spec.levels as f64;
+            let time = if noise.is_continuous() { share } else { (share * noise.num_steps() as f64).floor() };
+            let level = noise.level(time);
+            let inverse = level.invert(config.prediction).ok_or_else(|| {
+                let message = format!("says nothing of the noise at time {time}");
+                Error::config("diffusion.prediction", message, "use another")
+            })?;
+            Ok(At { time, time_input: noise.time_input(time) as f32, level, inverse })
+        };
+        let levels = (0..spec.levels).map(at).collect::<Result<Vec<_>>>()?;
+        let context = model.context().clone();
+        let state = State {
+            x: context.zeros([spec.batch, h, w, c], DType::F32)?,
+            time: context.zeros([spec.batch], DType::F32)?,
+            labels: context.zeros([spec.batch], DType::I32)?,
+            prediction: context.zeros([spec.batch, h, w, c], DType::F32)?,
+        };
+        let (network, parameters) = (model.model.clone(), model.parameters.clone());
+        let program = Program::plan(&context, || predict(&context, network.as_ref(), &parameters, &state))?;
+        Ok(Self { context, model: network, parameters, spec, levels, state, program })
+    }
+
+    /// The noise levels' diffusion times, rising.
+    pub fn times(&self) -> Vec<f64> {
+        self.levels.iter().map(|at| at.time).collect()
+    }
+
+    /// The noise levels, the noisiest last.
+    pub fn levels(&self) -> Vec<Level> {
+        self.levels.iter().map(|at| at.level).collect()
+    }
+
+    /// Mean squared errors of the predicted noise, for each image one at each level.
+    ///
+    /// `images` are `[N, H, W, C]` in [-1, 1], `labels` one for each. `progress(done, total)` counts evaluations of the
+    /// network. At one level and draw the noise is the same for every image, so that the images alone make the difference;
+    /// an image's errors do not depend on the others.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where lengths do not fit; what the device reports.
+    pub fn measure(
+        &mut self,
+        images: &[f32],
+        labels: &[usize],
+        progress: impl FnMut(usize, usize),
+    ) -> Result<Vec<Vec<f64>>> {
+        self.check(images, labels.len())?;
+        let (levels, draws) = (self.spec.levels, self.spec.draws);
+        let rows = (0..labels.len() * levels * draws).map(|number| {
+            let (image, level, draw) = (number / (levels * draws), number / draws % levels, number % draws);
+            Row { image, item: 0, level, draw, label: labels[image], sum: image * levels + level }
+        });
+        let errors = self.run(images, rows, labels.len() * levels * draws, labels.len() * levels, progress)?;
+        Ok(errors.chunks(levels).map(<[f64]>::to_vec).collect())
+    }
+
+    /// The same for each of several labels: for each image, for each of `labels`, an error at each level: `[N][K][levels]`.
+    ///
+    /// An image's noise is the same for every label, so that the labels alone make the difference. It is that of the seed
+    /// and of the image's own values: independent from one image to another, and the same for an image wherever it stands.
+    ///
+    /// # Errors
+    /// As [`DenoisingErrors::measure`].
+    pub fn compare(
+        &mut self,
+        images: &[f32],
+        labels: &[usize],
+        progress: impl FnMut(usize, usize),
+    ) -> Result<Vec<Vec<Vec<f64>>>> {
+        let len = self.image_len();
+        let count = images.len() / len;
+        self.check(images, count)?;
+        let (levels, draws, classes) = (self.spec.levels, self.spec.draws, labels.len());
+        let items: Vec<u32> =
+            images.chunks_exact(len).map(|image| crc32c::crc32c(bytemuck::cast_slice(image))).collect();
+        let per_image = levels * draws * classes;
+        // The labels of one noisy image side by side.
+        let rows = (0..count * per_image).map(|number| {
+            let (image, rest) = (number / per_image, number % per_image);
+            let (level, draw, class) = (rest / (draws * classes), rest / classes % draws, rest % classes);
+            let sum = (image * classes + class) * levels + level;
+            Row { image, item: items[image], level, draw, label: labels[class], sum }
+        });
+        let errors = self.run(images, rows, count * per_image, count * classes * levels, progress)?;
+        let image = |errors: &[f64]| errors.chunks(levels).map(<[f64]>::to_vec).collect();
+        Ok(errors.chunks(classes * levels).map(image).collect())
+    }
+
+    fn image_len(&self) -> usize {
+        self.model.image_shape().iter().product()
+    }
+
+    fn check(&self, images: &[f32], count: usize) -> Result<()> {
+        let len = self.image_len();
+        if images.len() != count * len {
+            let message = format!("{} values for {count} images of {len}", images.len());
+            return Err(Error::shape("denoising errors", message));
+        }
+        Ok(())
+    }
+
+    /// Evaluates `total` rows, a batch at a time, and returns the `sums` means over their draws. Errors are added in the rows'
+    /// order, whatever the batch.
+    fn run(
+        &mut self,
+        images: &[f32],
+        mut rows: impl Iterator<Item = Row>,
+        total: usize,
+        sums: usize,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Vec<f64>> {
+        let (batch, len) = (self.spec.batch, self.image_len());
+        let mut errors = vec![0.0; sums];
+        let (mut x, mut time, mut labels) = (vec![0f32; batch * len], vec![0f32; batch], vec![0i32; batch]);
+        // The noise of each row; rows of the same noise follow each other.
+        let mut noise = vec![0f32; batch * len];
+        let mut taken: Vec<Row> = Vec::with_capacity(batch);
+        for done in 1..=total.div_ceil(batch) {
+            taken.clear();
+            taken.extend(rows.by_ref().take(batch));
+            for (k, row) in taken.iter().enumerate() {
+                let at = &self.levels[row.level];
+                let (before, noise) = noise[..(k + 1) * len].split_at_mut(k * len);
+                let (x_before, x) = x[..(k + 1) * len].split_at_mut(k * len);
+                let last = k.checked_sub(1).map(|last| taken[last]);
+                if last.is_some_and(|last| (last.image, last.level, last.draw) == (row.image, row.level, row.draw)) {
+                    noise.copy_from_slice(&before[(k - 1) * len..]);
+                    x.copy_from_slice(&x_before[(k - 1) * len..]);
+                } else {
+                    let step = (row.draw * self.spec.levels + row.level) as u32;
+                    fill_normal(noise, Philox::new(self.spec.seed), row.item, step, Purpose::Noise);
+                    let image = &images[row.image * len..][..len];
+                    for ((x, image), noise) in x.iter_mut().zip(image).zip(&*noise) {
+                        *x = (at.level.a * f64::from(*image) + at.level.s * f64::from(*noise)) as f32;
+                    }
+                }
+                (time[k], labels[k]) = (at.time_input, row.label as i32);
+            }
+            // A batch is always full: what is left of the last one repeats rows that nobody reads.
+            self.state.x.upload(&x)?;
+            self.state.time.upload(&time)?;
+            self.state.labels.upload(&labels)?;
+            let (context, model, state) = (&self.context, self.model.as_ref(), &self.state);
+            let parameters = &self.parameters;
+            self.program.run(|| predict(context, model, parameters, state))?;
+            let prediction = self.state.prediction.download::<f32>()?;
+            for (k, row) in taken.iter().enumerate() {
+                let at = &self.levels[row.level];
+                let own = k * len..(k + 1) * len;
+                let (x, prediction, noise) = (&x[own.clone()], &prediction[own.clone()], &noise[own]);
+                let squared = |((x, pred), z): ((&f32, &f32), &f32)| {
+                    let eps = at.inverse.eps_x * f64::from(*x) + at.inverse.eps_pred * f64::from(*pred);
+                    (eps - f64::from(*z)).powi(2)
+                };
+                let error = x.iter().zip(prediction).zip(noise).map(squared).sum::<f64>() / len as f64;
+                errors[row.sum] += error;
+            }
+            progress(done, total.div_ceil(batch));
+        }
+        errors.iter_mut().for_each(|error| *error /= self.spec.draws as f64);
+        Ok(errors)
+    }
+}
+
+/// One evaluation of the network, its result kept.
+fn predict(context: &Context, model: &dyn Denoiser, parameters: &Parameters, state: &State) -> Result<()> {
+    let tape = Tape::inference(context);
+    let bound = parameters.bind(&tape, None)?;
+    let (x, time, labels) = (tape.constant(&state.x), tape.constant(&state.time), tape.constant(&state.labels));
+    let prediction = model.forward(&tape, &bound, &x, &time, &labels)?;
+    state.prediction.copy_from(prediction.tensor())
+}
