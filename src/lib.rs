@@ -2,7 +2,7 @@
 //!
 //! Imports run downwards only:
 //! `cli → train → eval → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
-//! `data → tensor`; `picture → files → error`.
+//! `data → tensor`; `picture → files → error`; `weights → error`.
 
 pub mod cli;
 pub mod config;
@@ -20,5 +20,6 @@ pub mod rng;
 pub mod tape;
 pub mod tensor;
 pub mod train;
+pub mod weights;
 
 pub use error::{Error, Result};

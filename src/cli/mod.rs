@@ -6,6 +6,7 @@ pub mod convert;
 pub mod data;
 pub mod doctor;
 mod edit;
+pub mod fetch;
 pub mod inpaint;
 pub mod interpolate;
 pub mod machine;
@@ -49,6 +50,7 @@ enum Command {
     Plan(plan::PlanCommand),
     Presets(presets::PresetsCommand),
     Data(data::DataCommand),
+    Fetch(fetch::FetchCommand),
     Doctor(doctor::DoctorCommand),
     #[command(hide = true)]
     BenchStep(bench_step::BenchStepCommand),
@@ -103,6 +105,7 @@ impl Command {
             Self::Plan(command) => command.run(),
             Self::Presets(command) => command.run(),
             Self::Data(command) => command.run(),
+            Self::Fetch(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::BenchStep(command) => command.run(),
         }

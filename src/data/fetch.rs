@@ -1,4 +1,5 @@
-//! Downloads of the published sets: resumed where they stopped, checked against the official checksums, then imported.
+//! Downloads of the published sets and weights: resumed where they stopped and checked against the official checksums;
+//! sets are then imported.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -11,7 +12,7 @@ use ureq::config::AutoHeaderValue;
 
 use super::dataset::{Dataset, part_path};
 use super::import::{Format, ImportOptions, import};
-use super::official::{OFFICIAL, Official, OfficialFile, official};
+use super::official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS, official};
 use super::source::HashedFile;
 use crate::error::{Error, Result};
 
@@ -21,7 +22,7 @@ const ATTEMPTS: u32 = 5;
 /// Where to fetch to and from.
 #[derive(Debug, Clone)]
 pub struct FetchOptions {
-    /// The folder of data sets: the result is `NAME.safetensors` in it.
+    /// The folder of data sets: the result is `NAME.safetensors` in it. Of weights: the result is the file as published.
     pub data_dir: PathBuf,
     /// A mirror that has the official files, instead of the official places.
     pub base_url: Option<String>,
@@ -66,7 +67,7 @@ fn fetch_official(official: &Official, options: &FetchOptions) -> Result<Dataset
     let downloads = options.data_dir.join("downloads").join(official.name);
     fs::create_dir_all(&downloads).map_err(Error::io(&downloads, "create"))?;
     for file in official.files {
-        download(official, file, &downloads, options)?;
+        download(official.bases, file, &downloads, options)?;
     }
     let archive = official.files.len() == 1;
     let source = if archive { downloads.join(official.files[0].name) } else { downloads.clone() };
@@ -82,15 +83,44 @@ fn fetch_official(official: &Official, options: &FetchOptions) -> Result<Dataset
     Dataset::open(&out)
 }
 
+/// Downloads the published weights `name` (see [`WEIGHTS`]) into `options.data_dir`, unless they are there already, and
+/// returns where. A transfer that was interrupted goes on where it stopped.
+///
+/// # Errors
+///
+/// As [`fetch`].
+pub fn fetch_weights(name: &str, options: &FetchOptions) -> Result<PathBuf> {
+    let Some(weights) = WEIGHTS.iter().find(|weights| weights.name == name) else {
+        let known: Vec<&str> = WEIGHTS.iter().map(|weights| weights.name).collect();
+        let mut mend = format!("name one of {}", known.join(", "));
+        if official(name).is_some() {
+            mend = format!("it is a data set: run `engine data fetch {name}`");
+        }
+        return Err(Error::config("fetch", format!("{name:?} is not a file of weights that can be downloaded"), mend));
+    };
+    fetch_official_weights(weights, options)
+}
+
+fn fetch_official_weights(weights: &OfficialWeights, options: &FetchOptions) -> Result<PathBuf> {
+    let folder = &options.data_dir;
+    let path = folder.join(weights.file.name);
+    fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
+    if options.force && path.exists() {
+        fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+    }
+    download(weights.bases, &weights.file, folder, options)?;
+    Ok(path)
+}
+
 /// Brings `file` into `folder` from the first place that has it.
-fn download(official: &Official, file: &OfficialFile, folder: &Path, options: &FetchOptions) -> Result<()> {
+fn download(bases: &[&str], file: &OfficialFile, folder: &Path, options: &FetchOptions) -> Result<()> {
     let path = folder.join(file.name);
     if path.exists() && check(&path, file).is_ok() {
         return Ok(());
     }
     let bases = match &options.base_url {
         Some(base) => vec![format!("{}/", base.trim_end_matches('/'))],
-        None => official.bases.iter().map(|base| base.to_string()).collect(),
+        None => bases.iter().map(|base| base.to_string()).collect(),
     };
     let mut failure = None;
     for base in bases {
@@ -101,8 +131,7 @@ fn download(official: &Official, file: &OfficialFile, folder: &Path, options: &F
             Err(error) => failure = Some(error),
         }
     }
-    Err(failure
-        .unwrap_or_else(|| Error::config(official.name, "has no place to fetch from", "name one with --base-url")))
+    Err(failure.unwrap_or_else(|| Error::config(file.name, "has no place to fetch from", "name one with --base-url")))
 }
 
 fn download_from(url: &str, file: &OfficialFile, path: &Path, options: &FetchOptions) -> Result<()> {
@@ -251,12 +280,17 @@ fn truncate(part: &mut File, path: &Path) -> Result<()> {
 /// An error unless the file at `path` is the official one.
 fn check(path: &Path, file: &OfficialFile) -> Result<()> {
     let found = HashedFile::open(path)?.finish()?;
-    if found.bytes == file.bytes && found.sha256 == file.sha256 {
+    if found.bytes == file.bytes && found.sha256.starts_with(file.sha256) {
         return Ok(());
     }
     let message = format!(
-        "is not the official {}: {} bytes with SHA-256 {} where it has {} with {}",
-        file.name, found.bytes, found.sha256, file.bytes, file.sha256
+        "is not the official {}: {} bytes with SHA-256 {} where it has {} with {}{}",
+        file.name,
+        found.bytes,
+        found.sha256,
+        file.bytes,
+        file.sha256,
+        if file.sha256.len() < found.sha256.len() { "…" } else { "" }
     );
     Err(Error::file(path, message, "fetch again, or from another place with --base-url"))
 }

@@ -2,7 +2,7 @@
 //!
 //! Whatever the source, the result is a [`Dataset`]: 8-bit images `[N, H, W, C]` with one label each, training images
 //! first. [`import()`] reads CIFAR-10's binary batches, IDX files and folders or tars of pictures; [`shapes()`] draws the
-//! built-in set; [`fetch()`] downloads the well-known ones; [`resolve()`] finds the set that a preset names.
+//! built-in set; [`fetch()`] downloads the well-known ones, [`fetch_weights()`] a pretrained network's file; [`resolve()`] finds the set that a preset names.
 //! [`Dataset::subset`] keeps some classes, and [`Dataset::stratified`] holds validation images out of the training images.
 //!
 //! ```
@@ -34,9 +34,9 @@ mod source;
 mod verify;
 
 pub use dataset::{Dataset, Parts, Source, Split};
-pub use fetch::{FetchOptions, fetch};
+pub use fetch::{FetchOptions, fetch, fetch_weights};
 pub use import::{Format, ImportOptions, import};
-pub use official::{OFFICIAL, Official, OfficialFile};
+pub use official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS};
 pub use resolve::{BUILTIN, ResolveOptions, resolve};
 pub use shapes::{SHAPES_COUNT, shapes};
 pub use verify::{ClassCount, Recognised, Verification};

@@ -29,9 +29,33 @@ pub struct OfficialFile {
     pub name: &'static str,
     /// Its size.
     pub bytes: u64,
-    /// SHA-256 of its bytes.
+    /// SHA-256 of its bytes in hexadecimal; of weights as many of the first digits as their publisher gives.
     pub sha256: &'static str,
 }
+
+/// Published weights of a network.
+#[derive(Debug)]
+pub struct OfficialWeights {
+    /// As in `engine fetch`: `resnet18`.
+    pub name: &'static str,
+    /// What they are, in one line.
+    pub title: &'static str,
+    /// Where the file lies, best place first; each ends in `/`.
+    pub bases: &'static [&'static str],
+    /// What to download.
+    pub file: OfficialFile,
+}
+
+/// The published weights that the engine knows.
+pub static WEIGHTS: [OfficialWeights; 1] = [
+    // torchvision's `ResNet18_Weights.IMAGENET1K_V1`; the digits in its files' names begin their SHA-256.
+    OfficialWeights {
+        name: "resnet18",
+        title: "ResNet-18 of torchvision, trained on ImageNet-1k",
+        bases: &["https://download.pytorch.org/models/"],
+        file: OfficialFile { name: "resnet18-f37072fd.pth", bytes: 46_830_571, sha256: "f37072fd" },
+    },
+];
 
 /// An uncompressed official file, which can be made again from a data set and compared.
 #[derive(Debug)]

@@ -227,3 +227,55 @@ fn a_place_that_is_not_there_is_an_error_at_once() {
     assert!(start.elapsed() < Duration::from_secs(5));
     assert!(fetch("cifar11", &FetchOptions::default()).unwrap_err().to_string().contains("name one of cifar10"));
 }
+
+/// Published weights of which the first digits of the checksum are known.
+fn published_weights(bytes: &[u8]) -> OfficialWeights {
+    let sha256 = &hex(&Sha256::digest(bytes))[..8];
+    OfficialWeights {
+        name: "net",
+        title: "A network",
+        bases: &[],
+        file: OfficialFile { name: "net.pth", bytes: bytes.len() as u64, sha256: String::from(sha256).leak() },
+    }
+}
+
+#[test]
+fn weights_are_fetched_resumed_and_then_found() {
+    let bytes = files()[0].1.clone();
+    let weights = published_weights(&bytes);
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(vec![("net.pth", bytes.clone())], &[Answer::BreakAfter(2000), Answer::Status(503)]);
+    let options = FetchOptions { data_dir: folder.path().join("new"), ..options(folder.path(), &server) };
+    let path = fetch_official_weights(&weights, &options).unwrap();
+    assert_eq!((path.clone(), fs::read(&path).unwrap()), (folder.path().join("new/net.pth"), bytes.clone()));
+    let ranges = server.ranges.lock().unwrap().clone();
+    assert!(ranges.len() == 3 && ranges[1] == ranges[2] && ranges[1].starts_with("bytes=1"), "{ranges:?}");
+    // What is there and sound is not asked for again; what is there and damaged is.
+    fetch_official_weights(&weights, &options).unwrap();
+    assert_eq!(server.ranges.lock().unwrap().len(), 3);
+    fs::write(&path, &bytes[..100]).unwrap();
+    fetch_official_weights(&weights, &options).unwrap();
+    assert_eq!((server.ranges.lock().unwrap().len(), fs::read(&path).unwrap()), (4, bytes));
+    assert_eq!(fs::read_dir(options.data_dir).unwrap().count(), 1);
+}
+
+#[test]
+fn weights_of_another_checksum_or_length_are_refused() {
+    let bytes = files()[0].1.clone();
+    for (answer, expected) in [(Answer::Garbage, "is not the official net.pth"), (Answer::Page, "official file has")] {
+        let folder = tempfile::tempdir().unwrap();
+        let server = serve(vec![("net.pth", bytes.clone())], &[answer]);
+        let fetch = || fetch_official_weights(&published_weights(&bytes), &options(folder.path(), &server));
+        let error = fetch().unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("--base-url"), "{error}");
+        assert!(!folder.path().join("net.pth").exists());
+        fetch().unwrap();
+    }
+    let fault = |name| fetch_weights(name, &FetchOptions::default()).unwrap_err().to_string();
+    assert!(fault("resnet19").contains("name one of resnet18"));
+    assert!(fault("cifar10").contains("engine data fetch cifar10"));
+    for weights in &WEIGHTS {
+        let digits = weights.file.name.rsplit(['-', '.']).nth(1).unwrap();
+        assert_eq!(digits, weights.file.sha256, "the name carries the checksum");
+    }
+}

@@ -1,0 +1,44 @@
+//! `engine fetch`: download the weights of a pretrained network.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::data::{FetchOptions, fetch_weights};
+use crate::error::Result;
+use crate::weights::WeightFile;
+
+/// Download the weights of a pretrained network: resnet18.
+///
+/// A transfer that was interrupted goes on where it stopped. The file is held against its published length and checksum
+/// and read; nothing in it is run. Data sets are fetched with `engine data fetch`.
+#[derive(Debug, Args)]
+pub struct FetchCommand {
+    /// resnet18: torchvision's ResNet-18, trained on ImageNet-1k.
+    name: String,
+    /// The folder to put it in.
+    #[arg(long, value_name = "DIR", default_value = "weights")]
+    out: PathBuf,
+    /// A mirror that has the file under its own name.
+    #[arg(long, value_name = "URL")]
+    base_url: Option<String>,
+    /// Fetch again what is there already.
+    #[arg(long)]
+    force: bool,
+}
+
+impl FetchCommand {
+    /// Runs the command; what it fetched goes to standard output.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fetch_weights`] and [`WeightFile::open`].
+    pub fn run(self) -> Result<()> {
+        let Self { name, out: data_dir, base_url, force } = self;
+        let path = fetch_weights(&name, &FetchOptions { data_dir, base_url, force, quiet: false })?;
+        let file = WeightFile::open(&path)?;
+        let numbers: usize = file.arrays().values().map(|array| array.values.len()).sum();
+        println!("{}: {} arrays, {numbers} numbers", path.display(), file.arrays().len());
+        Ok(())
+    }
+}
