@@ -152,7 +152,7 @@ struct Machine<'a, 'p> {
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
     storages: Vec<Storage<'a>>,
-    /// Pairs copied from a list into a dictionary: an operation that copies more than its own bytes.
+    /// Pairs and sizes copied out of other values: operations that make more than their own bytes.
     copied: usize,
 }
 
@@ -475,8 +475,16 @@ impl<'a> Machine<'a, '_> {
         let Some(made) = made else {
             return Err(self.fault(format!("{name:?} does not go with what it is given")));
         };
-        if let Value::Dict(pairs) = &made {
-            self.copied += pairs.len();
+        // The same list or shape may be copied again and again.
+        self.copied += match &made {
+            Value::Dict(pairs) => pairs.len(),
+            Value::Tuple(items) => items.len(),
+            Value::Tensor(tensor) => 2 * tensor.shape.len(),
+            _ => 0,
+        };
+        if self.copied > MAX_VALUES {
+            let message = format!("more than {MAX_VALUES} entries, far more than weights need");
+            return Err(Fault { mend: SAVE_AGAIN.into(), ..self.fault(message) });
         }
         self.push(made)
     }
@@ -484,10 +492,6 @@ impl<'a> Machine<'a, '_> {
     /// The pairs of a list, as Python 2 wrote ordered dictionaries.
     fn pairs(&self, list: Id) -> Option<Vec<(Id, Id)>> {
         let Value::List(items) = &self.values[list] else { return None };
-        // The same list may be asked for again and again.
-        if self.copied + items.len() > MAX_VALUES {
-            return None;
-        }
         let pair = |&item: &Id| match &self.values[item] {
             Value::Tuple(pair) | Value::List(pair) => {
                 <[Id; 2]>::try_from(&pair[..]).ok().map(|[key, value]| (key, value))

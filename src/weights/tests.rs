@@ -270,6 +270,10 @@ fn what_is_not_a_dictionary_of_tensors_is_told() {
     assert_eq!(parse(&around(b"\x80\x02ccollections\nOrderedDict\n]\x85R.", &[])).unwrap().arrays().len(), 0);
     let deep = [b"\x80\x02".as_slice(), &[b')'; 1], &[0x85; 300_000], b"."].concat();
     assert!(refused(&around(&deep, &[])).contains("it holds a tuple"));
+    // A list that is copied 501 times.
+    let list = [b"\x80\x02]".as_slice(), &b"K\x01K\x01\x86a".repeat(2000), b"\x85q\x01"].concat();
+    let copies = [list, b"ccollections\nOrderedDict\nh\x01R".repeat(501), b".".to_vec()].concat();
+    assert!(refused(&around(&copies, &[])).contains("more than 1000000 entries"));
     let many = [b"\x80\x02".as_slice(), &[b'N'; 1_000_001], b"."].concat();
     assert!(refused(&around(&many, &[])).contains("more than 1000000 values"));
 }

@@ -1,16 +1,12 @@
-"""Small files of weights as PyTorch writes them, in both containers, and the same arrays in f32 as safetensors.
+"""Small files of weights as PyTorch writes them, in both containers, and the same arrays in f32 as safetensors."""
 
-    python tools/goldens/weights.py tests/goldens
-"""
-
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-folder = Path(sys.argv[1])
+folder = Path(__file__).resolve().parents[2] / "tests" / "goldens"
 torch.manual_seed(0)
 network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2))
 arrays = network.state_dict()  # with the `_metadata` that every module's has
