@@ -28,6 +28,31 @@ use crate::ops::{with_host_float, with_kernel_float};
 use crate::tape::{Accumulate, Backward, Destination, Tape, Var};
 use crate::tensor::{Backend, Context, Cost, DType, Device, Shape, Tensor};
 
+/// `$walk.sum::<P>()` with `P` = `$count`, 1 to 14, which only run time knows: sums live in registers if their number is fixed.
+macro_rules! sum_counted {
+    ($walk:expr, $count:expr) => {
+        match $count {
+            1 => $walk.sum::<1>(),
+            2 => $walk.sum::<2>(),
+            3 => $walk.sum::<3>(),
+            4 => $walk.sum::<4>(),
+            5 => $walk.sum::<5>(),
+            6 => $walk.sum::<6>(),
+            7 => $walk.sum::<7>(),
+            8 => $walk.sum::<8>(),
+            9 => $walk.sum::<9>(),
+            10 => $walk.sum::<10>(),
+            11 => $walk.sum::<11>(),
+            12 => $walk.sum::<12>(),
+            13 => $walk.sum::<13>(),
+            14 => $walk.sum::<14>(),
+            count => unreachable!("a tile of {count}"),
+        }
+    };
+}
+
+use sum_counted;
+
 const OP: &str = "conv2d";
 
 /// How the window moves over the image.

@@ -9,7 +9,7 @@
 
 use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 
-use super::Sizes;
+use super::{Sizes, sum_counted};
 use crate::ops::host::Float;
 use crate::ops::host::parallel::{self, Shared};
 use crate::tape::Accumulate;
@@ -212,25 +212,7 @@ impl<T: Float, S: Simd> Walk<T, S> {
     #[inline(always)]
     unsafe fn tile(self, rows: usize) {
         // SAFETY: as the caller promises.
-        unsafe {
-            match rows {
-                1 => self.sum::<1>(),
-                2 => self.sum::<2>(),
-                3 => self.sum::<3>(),
-                4 => self.sum::<4>(),
-                5 => self.sum::<5>(),
-                6 => self.sum::<6>(),
-                7 => self.sum::<7>(),
-                8 => self.sum::<8>(),
-                9 => self.sum::<9>(),
-                10 => self.sum::<10>(),
-                11 => self.sum::<11>(),
-                12 => self.sum::<12>(),
-                13 => self.sum::<13>(),
-                14 => self.sum::<14>(),
-                _ => unreachable!("a tile of {rows} channels"),
-            }
-        }
+        unsafe { sum_counted!(self, rows) }
     }
 
     /// `P` output channels by two vectors of input channels.

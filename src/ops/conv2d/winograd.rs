@@ -17,8 +17,8 @@
 
 use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 
-use super::Sizes;
 use super::direct::Output;
+use super::{Sizes, sum_counted};
 use crate::ops::host::parallel::{self, Shared};
 use crate::ops::host::{Float, pack};
 
@@ -514,25 +514,7 @@ impl<S: Simd> Walk<S> {
     #[inline(always)]
     unsafe fn piece(self, tiles: usize) {
         // SAFETY: as the caller promises.
-        unsafe {
-            match tiles {
-                1 => self.sum::<1>(),
-                2 => self.sum::<2>(),
-                3 => self.sum::<3>(),
-                4 => self.sum::<4>(),
-                5 => self.sum::<5>(),
-                6 => self.sum::<6>(),
-                7 => self.sum::<7>(),
-                8 => self.sum::<8>(),
-                9 => self.sum::<9>(),
-                10 => self.sum::<10>(),
-                11 => self.sum::<11>(),
-                12 => self.sum::<12>(),
-                13 => self.sum::<13>(),
-                14 => self.sum::<14>(),
-                _ => unreachable!("a piece of {tiles} tiles"),
-            }
-        }
+        unsafe { sum_counted!(self, tiles) }
     }
 
     #[inline(always)]
