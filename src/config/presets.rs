@@ -56,7 +56,7 @@ pub fn presets() -> &'static [Preset] {
         },
         Preset {
             name: "pets-small",
-            description: "the same with 1.2 M parameters: 40 minutes on two CPU cores",
+            description: "the same with 1.2 M parameters: half an hour on two CPU cores",
             yaml: include_str!("presets/pets-small.yaml"),
         },
     ]
