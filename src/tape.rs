@@ -6,7 +6,12 @@
 //! destinations are slices of the flat gradient buffer. Saved tensors are dropped as soon as their closure has run,
 //! so that a program's plan sees their true lifetimes.
 
+mod prepared;
+
 use std::cell::RefCell;
+use std::rc::Rc;
+
+pub use prepared::Prepared;
 
 use crate::error::{Error, Result};
 use crate::tensor::{Context, DType, Shape, Tensor};
@@ -110,17 +115,48 @@ pub struct Tape {
     nodes: RefCell<Vec<Node>>,
     slots: RefCell<Vec<Slot>>,
     recording: bool,
+    prepared: Option<Rc<Prepared>>,
 }
 
 impl Tape {
     /// A tape that records.
     pub fn new(context: &Context) -> Self {
-        Self { context: context.clone(), nodes: RefCell::default(), slots: RefCell::default(), recording: true }
+        Self {
+            context: context.clone(),
+            nodes: RefCell::default(),
+            slots: RefCell::default(),
+            recording: true,
+            prepared: None,
+        }
     }
 
     /// A tape that records nothing: for sampling and validation. What ops save is dropped at once.
     pub fn inference(context: &Context) -> Self {
         Self { recording: false, ..Self::new(context) }
+    }
+
+    /// The same, but ops read weights in the forms of `prepared` where it has them.
+    pub fn with_prepared(self, prepared: &Rc<Prepared>) -> Self {
+        Self { prepared: Some(prepared.clone()), ..self }
+    }
+
+    /// For an op on the CPU: what `make(source, made)` made of `source` at the last [`Prepared::refresh`]. None where there
+    /// is no such thing, so that the op does without. In planning, makes room for `len` elements of the source's dtype under
+    /// `name`, which tells an op's forms of one weight apart.
+    ///
+    /// # Errors
+    /// What the allocation reports.
+    pub fn prepared(
+        &self,
+        source: &Tensor,
+        name: &'static str,
+        len: usize,
+        make: impl Fn(&Tensor, &Tensor) -> Result<()> + 'static,
+    ) -> Result<Option<Tensor>> {
+        match &self.prepared {
+            Some(prepared) => prepared.form(source, name, len, make),
+            None => Ok(None),
+        }
     }
 
     /// Its context.

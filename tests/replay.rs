@@ -89,6 +89,7 @@ fn validation_and_sampling_between_steps_change_nothing() {
             // A batch that needs more memory than the step: the arena moves, and the step's graph is void.
             let before = disturbed.context().arena_bytes();
             let mut sampler = disturbed.sampler(&config.sampling, 24, 1).unwrap();
+            assert_eq!(sampler.prepared_bytes(), 0, "only the CPU prepares weights");
             sampler.run(0, &[0; 24], |_, _| Ok(())).unwrap();
             assert!(step > 2 || disturbed.context().arena_bytes() > before, "the arena should have grown");
         }

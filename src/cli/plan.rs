@@ -95,8 +95,13 @@ impl PlanCommand {
 
         let (sampling, batch) = (&config.sampling, training.batch_size);
         let guided = if sampling.is_guided() { ", with and without label" } else { "" };
-        text +=
-            &format!("\nsampling step, {batch} images{guided}: {} by itself\n", bytes(estimate.sampling_bytes as f64));
+        let prepared = if peak.key == "cpu" { estimate.prepared_bytes } else { 0 };
+        let alone = bytes((estimate.sampling_bytes + prepared) as f64);
+        let of_that = match prepared {
+            0 => String::new(),
+            prepared => format!(", of that {} weights packed for products", bytes(prepared as f64)),
+        };
+        text += &format!("\nsampling step, {batch} images{guided}: {alone} by itself{of_that}\n");
         text += &table(&estimate.sampling, &peak, precision);
         text += &floor(&estimate.sampling, &peak, precision, batch, "an evaluation");
         let all = estimate.sampling.roofline(&peak, precision).seconds * estimate.sampling_stages as f64;

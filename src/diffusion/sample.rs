@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::nn::Parameters;
 use crate::ops::control::Control;
 use crate::ops::sampler_step::{SamplerState, fill_noise, sampler_step, sampler_time};
-use crate::tape::Tape;
+use crate::tape::{Prepared, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
 
 /// What a sampler is made for.
@@ -35,6 +35,8 @@ pub struct Sampler {
     /// Batches side by side: 2 with guidance (labelled, then unlabelled), else 1.
     copies: usize,
     state: State,
+    /// The weights as ops on the CPU read them, as they were when the images under way were begun.
+    prepared: Rc<Prepared>,
     program: Program,
     /// The seed's number of the first image of those under way, and how many they are.
     first: u32,
@@ -104,7 +106,10 @@ impl Sampler {
             saved_state: saved(plan.needs_saved_state())?,
             saved: saved(plan.needs_saved_buffers())?,
         };
-        let program = Program::plan(context, || step(context, model.as_ref(), &parameters, &state, spec.seed, copies))?;
+        let prepared = Rc::new(parameters.prepared());
+        let program = Program::plan(context, || {
+            step(context, model.as_ref(), (&parameters, &prepared), &state, spec.seed, copies)
+        })?;
         Ok(Self {
             context: context.clone(),
             model,
@@ -113,10 +118,16 @@ impl Sampler {
             spec,
             copies,
             state,
+            prepared,
             program,
             first: 0,
             images: 0,
         })
+    }
+
+    /// Bytes of the weights in the order in which the CPU's products read them; 0 on other devices.
+    pub fn prepared_bytes(&self) -> usize {
+        self.prepared.bytes()
     }
 
     /// The planned denoising step: memory and cost.
@@ -177,6 +188,7 @@ impl Sampler {
     }
 
     /// Begins with images `first .. first + labels.len()` of the seed: their state becomes the noise that they start from.
+    /// They are denoised by the parameters as they are now: on the CPU, one that changes meanwhile may go unseen.
     ///
     /// # Errors
     /// As [`Sampler::run`].
@@ -191,6 +203,7 @@ impl Sampler {
         if let (2, Some(null)) = (self.copies, self.spec.null_label) {
             rows[batch..].fill(null as i32);
         }
+        self.prepared.refresh()?;
         self.state.labels.upload(&rows)?;
         (self.first, self.images) = (first, labels.len());
         let control = Control { first_item: first, ..Control::default() };
@@ -235,7 +248,7 @@ impl Sampler {
         let control = Control { first_item: self.first, row: stage as u32, ..Control::default() };
         self.state.control.upload(&control.words())?;
         let (context, model, state) = (&self.context, self.model.as_ref(), &self.state);
-        let (parameters, seed, copies) = (&self.parameters, self.spec.seed, self.copies);
+        let (parameters, seed, copies) = ((&*self.parameters, &self.prepared), self.spec.seed, self.copies);
         self.program.run(|| step(context, model, parameters, state, seed, copies))
     }
 
@@ -261,12 +274,12 @@ impl Sampler {
 fn step(
     context: &Context,
     model: &dyn Denoiser,
-    parameters: &Parameters,
+    (parameters, prepared): (&Parameters, &Rc<Prepared>),
     state: &State,
     seed: u64,
     copies: usize,
 ) -> Result<()> {
-    let tape = Tape::inference(context);
+    let tape = Tape::inference(context).with_prepared(prepared);
     sampler_time(context, &state.time, &state.table, &state.control)?;
     let bound = parameters.bind(&tape, None)?;
     let (x, time, labels) = (tape.constant(&state.x), tape.constant(&state.time), tape.constant(&state.labels));

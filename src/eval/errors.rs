@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::nn::Parameters;
 use crate::ops::host::normal::fill_normal;
 use crate::rng::{Philox, Purpose};
-use crate::tape::Tape;
+use crate::tape::{Prepared, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
 
 /// At which noise levels images are denoised, and with which noise.
@@ -46,6 +46,7 @@ pub struct DenoisingErrors {
     context: Context,
     model: Rc<dyn Denoiser>,
     parameters: Rc<Parameters>,
+    prepared: Rc<Prepared>,
     spec: ErrorSpec,
     levels: Vec<At>,
     state: State,
@@ -112,8 +113,10 @@ impl DenoisingErrors {
             prediction: context.zeros([spec.batch, h, w, c], DType::F32)?,
         };
         let (network, parameters) = (model.model.clone(), model.parameters.clone());
-        let program = Program::plan(&context, || predict(&context, network.as_ref(), &parameters, &state))?;
-        Ok(Self { context, model: network, parameters, spec, levels, state, program })
+        let prepared = Rc::new(parameters.prepared());
+        let weights = (&*parameters, &prepared);
+        let program = Program::plan(&context, || predict(&context, network.as_ref(), weights, &state))?;
+        Ok(Self { context, model: network, parameters, prepared, spec, levels, state, program })
     }
 
     /// The noise levels' diffusion times, rising.
@@ -205,6 +208,7 @@ impl DenoisingErrors {
         sums: usize,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Vec<f64>> {
+        self.prepared.refresh()?;
         let (batch, len) = (self.spec.batch, self.image_len());
         let mut errors = vec![0.0; sums];
         let (mut x, mut time, mut labels) = (vec![0f32; batch * len], vec![0f32; batch], vec![0i32; batch]);
@@ -237,8 +241,8 @@ impl DenoisingErrors {
             self.state.time.upload(&time)?;
             self.state.labels.upload(&labels)?;
             let (context, model, state) = (&self.context, self.model.as_ref(), &self.state);
-            let parameters = &self.parameters;
-            self.program.run(|| predict(context, model, parameters, state))?;
+            let weights = (&*self.parameters, &self.prepared);
+            self.program.run(|| predict(context, model, weights, state))?;
             let prediction = self.state.prediction.download::<f32>()?;
             for (k, row) in taken.iter().enumerate() {
                 let at = &self.levels[row.level];
@@ -259,8 +263,13 @@ impl DenoisingErrors {
 }
 
 /// One evaluation of the network, its result kept.
-fn predict(context: &Context, model: &dyn Denoiser, parameters: &Parameters, state: &State) -> Result<()> {
-    let tape = Tape::inference(context);
+fn predict(
+    context: &Context,
+    model: &dyn Denoiser,
+    (parameters, prepared): (&Parameters, &Rc<Prepared>),
+    state: &State,
+) -> Result<()> {
+    let tape = Tape::inference(context).with_prepared(prepared);
     let bound = parameters.bind(&tape, None)?;
     let (x, time, labels) = (tape.constant(&state.x), tape.constant(&state.time), tape.constant(&state.labels));
     let prediction = model.forward(&tape, &bound, &x, &time, &labels)?;

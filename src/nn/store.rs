@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use crate::error::{Error, Result};
 use crate::ops::host::{math, normal::normal4};
 use crate::rng::{Philox, Purpose};
-use crate::tape::{Accumulate, Tape, Var};
+use crate::tape::{Accumulate, Prepared, Tape, Var};
 use crate::tensor::{Context, DType, Shape, Tensor};
 
 /// Parameters start at multiples of this many elements, so that every one is aligned for vector access.
@@ -245,6 +245,12 @@ impl Parameters {
             }
             None => Ok(()),
         }
+    }
+
+    /// Room for the weights in the forms that ops on the CPU read, to be refreshed whenever parameters may have changed.
+    pub fn prepared(&self) -> Prepared {
+        let flat = self.compute.as_ref().unwrap_or(&self.master);
+        Prepared::new(flat.context(), [flat.clone()])
     }
 
     /// Overwrites the parameter called `name` in a flat host copy.

@@ -87,6 +87,11 @@ impl Tensor {
         Ok(Self { offset: self.offset + start, shape, ..self.clone() })
     }
 
+    /// Which memory it lies in, and its first element there: the same for two tensors that begin with the same element.
+    pub(crate) fn place(&self) -> (usize, usize) {
+        (Rc::as_ptr(&self.storage) as usize, self.offset)
+    }
+
     /// Whether another tensor shares the memory.
     pub(crate) fn is_shared(&self) -> bool {
         Rc::strong_count(&self.storage) > 1

@@ -136,6 +136,8 @@ pub struct Estimate {
     pub sampling_stages: usize,
     /// Bytes that sampling a batch by itself, without training state, allocates.
     pub sampling_bytes: usize,
+    /// Bytes that it allocates besides on the CPU: weights in the order in which products there read them.
+    pub prepared_bytes: usize,
     /// Optimizer steps of an epoch.
     pub steps_per_epoch: u64,
     /// Optimizer steps of the run.
@@ -177,7 +179,8 @@ impl Estimate {
         let training = StepWork::new(trainer.programs().map(|(name, program)| (times(name), program.charges())));
         let before = trainer.context().persistent_bytes();
         let sampler = trainer.sampler(&config.sampling, config.training.batch_size, 0)?;
-        let state = trainer.context().persistent_bytes() - before;
+        let prepared_bytes = sampler.prepared_bytes();
+        let state = trainer.context().persistent_bytes() - before - prepared_bytes;
         Ok(Self {
             parameters: trainer.parameters().count(),
             memory,
@@ -186,6 +189,7 @@ impl Estimate {
             sampling: StepWork::new([(1, sampler.program().charges())]),
             sampling_stages: sampler.stages(),
             sampling_bytes: master + copies(trainer.averaged()) + state + sampler.program().arena_bytes(),
+            prepared_bytes,
             steps_per_epoch: trainer.steps_per_epoch(),
             total_steps: trainer.total_steps(),
         })

@@ -107,6 +107,8 @@ impl<'a, T> MatrixMut<'a, T> {
 const DEPTH: usize = 512;
 /// Columns that are packed at a time, a bound on the scratch.
 const COLUMNS: usize = 4096;
+/// The widest panel that there is; all panels divide it, and it divides [`COLUMNS`].
+const PANEL: usize = 32;
 /// Multiply-adds below which a product stays on the calling thread.
 const SERIAL: usize = 1 << 19;
 /// Rows in one task, at most.
@@ -153,36 +155,69 @@ pub fn matmul_then<T: Float>(
     if dst.rows == 0 || dst.cols == 0 {
         return;
     }
-    Arch::new().dispatch(Product { dst, a, b, mode, then });
+    Arch::new().dispatch(Product { dst, a, b: Right::Plain(b), mode, then });
+}
+
+/// A linear layer's weight, `[n, k]`.
+#[derive(Debug, Clone, Copy)]
+pub enum Weight<'a, T> {
+    /// Row by row.
+    Rows(&'a [T]),
+    /// As [`pack_weight`] packed it on this machine.
+    Packed(&'a [T]),
+}
+
+/// Elements that [`pack_weight`] needs for a weight `[n, k]`: the same on every machine.
+pub fn packed_len(n: usize, k: usize) -> usize {
+    n.next_multiple_of(PANEL) * k
+}
+
+/// Packs a linear layer's weight `w` `[n, k]` into `packed` (of [`packed_len`]) as [`linear_forward`] reads it, once for many calls.
+///
+/// # Panics
+/// Where the lengths do not fit.
+pub fn pack_weight<T: Float>(packed: &mut [T], w: &[T], (n, k): (usize, usize)) {
+    assert!(w.len() == n * k && packed.len() == packed_len(n, k), "pack weight: lengths do not fit {n} {k}");
+    Arch::new().dispatch(Pack { packed, b: Matrix::new(w, n, k).t() });
 }
 
 /// A linear layer: `y = x · wᵀ + bias`, then `activation` on each value's row pieces. `x` `[m, k]`, `w` `[n, k]`, `bias` `[n]`, `y` `[m, n]`.
-/// `activation(row, first_column, values)` sees the values with the bias added.
+/// `activation(row, first_column, values)` sees the values with the bias added. Who packed the weight changes no bit.
 ///
 /// # Panics
 /// Where the lengths do not fit.
 pub fn linear_forward<T: Float>(
     y: &mut [T],
     x: &[T],
-    w: &[T],
+    w: Weight<T>,
     bias: Option<&[T]>,
     (m, n, k): (usize, usize, usize),
     activation: impl Fn(usize, usize, &mut [T]) + Send + Sync,
 ) {
-    assert!(y.len() == m * n && x.len() == m * k && w.len() == n * k, "linear forward: lengths do not fit {m} {n} {k}");
+    let fits = match w {
+        Weight::Rows(w) => w.len() == n * k,
+        Weight::Packed(w) => w.len() == packed_len(n, k),
+    };
+    assert!(y.len() == m * n && x.len() == m * k && fits, "linear forward: lengths do not fit {m} {n} {k}");
     assert!(bias.is_none_or(|bias| bias.len() == n), "linear forward: the bias needs {n} values");
-    matmul_then(
-        MatrixMut::new(y, m, n),
-        Matrix::new(x, m, k),
-        Matrix::new(w, n, k).t(),
-        Accumulate::Write,
-        |row, first, values| {
+    if m == 0 || n == 0 {
+        return;
+    }
+    Arch::new().dispatch(Product {
+        dst: MatrixMut::new(y, m, n),
+        a: Matrix::new(x, m, k),
+        b: match w {
+            Weight::Rows(w) => Right::Plain(Matrix::new(w, n, k).t()),
+            Weight::Packed(w) => Right::Packed(w),
+        },
+        mode: Accumulate::Write,
+        then: |row: usize, first: usize, values: &mut [T]| {
             if let Some(bias) = bias {
                 values.iter_mut().zip(&bias[first..]).for_each(|(value, &bias)| *value += bias);
             }
             activation(row, first, values);
         },
-    );
+    });
 }
 
 /// A linear layer's input gradient: `dx = dy · w` or `dx += dy · w`. `dy` `[m, n]`, `w` `[n, k]`, `dx` `[m, k]`.
@@ -213,12 +248,27 @@ pub fn linear_backward_weight<T: Float>(
     matmul(MatrixMut::new(dw, n, k), Matrix::new(dy, m, n).t(), Matrix::new(x, m, k), mode);
 }
 
+/// A product's right side.
+#[derive(Clone, Copy)]
+enum Right<'a, T> {
+    Plain(Matrix<'a, T>),
+    /// By up to 4096 columns, by blocks of the sum, by panels: `[step][panel's columns]`.
+    Packed(&'a [T]),
+}
+
 struct Product<'a, T, F> {
     dst: MatrixMut<'a, T>,
     a: Matrix<'a, T>,
-    b: Matrix<'a, T>,
+    b: Right<'a, T>,
     mode: Accumulate,
     then: F,
+}
+
+/// Columns of a panel, and whether AVX-512's transpose packs it.
+#[inline(always)]
+fn panel_kind<T: Float, S: Simd>() -> (usize, bool) {
+    let lanes = T::lanes::<S>();
+    (2 * lanes, S::REGISTER_COUNT == 32 && lanes * size_of::<T>() == 64)
 }
 
 /// Rows of a register tile, at most: accumulators, two vectors of `b` and a broadcast fit the registers.
@@ -247,8 +297,7 @@ impl<T: Float, F: Fn(usize, usize, &mut [T]) + Send + Sync> WithSimd for Product
         let (m, n, k) = (dst.rows, dst.cols, a.cols);
         let (row_stride, col_stride) = (dst.row_stride, dst.col_stride);
         let out = Shared::new(dst.data);
-        let panel = 2 * T::lanes::<S>();
-        let avx512 = S::REGISTER_COUNT == 32 && T::lanes::<S>() * size_of::<T>() == 64;
+        let (panel, avx512) = panel_kind::<T, S>();
         let serial = m * n * k.max(1) <= SERIAL;
         let threads = if serial { 1 } else { parallel::threads() };
         let (blocks, depth) = depth_blocks(k);
@@ -265,27 +314,19 @@ impl<T: Float, F: Fn(usize, usize, &mut [T]) + Send + Sync> WithSimd for Product
             let panels_per_task = panels.div_ceil(groups);
             let groups = panels.div_ceil(panels_per_task);
 
-            T::with_scratch(panels * panel * depth, |packed_b| {
+            let room = if let Right::Plain(_) = b { panels * panel * depth } else { 0 };
+            T::with_scratch(room, |scratch| {
                 for block in 0..blocks {
                     let p0 = block * depth;
                     let depth = depth.min(k - p0);
-                    let packed = Shared::new(packed_b);
-                    let pack_panel = |j: usize| {
-                        let col = first_col + j * panel;
-                        let from = p0 * b.row_stride + col * b.col_stride;
-                        // SAFETY: the columns col.. (at most `panel`, within n) and the rows p0..p0 + depth lie in `b`, whose
-                        // extent was checked; panel j has its own place in the scratch.
-                        unsafe {
-                            pack::strip(
-                                packed.get().add(j * panel * depth),
-                                panel,
-                                b.data.as_ptr().wrapping_add(from),
-                                ((n - col).min(panel), b.col_stride),
-                                (depth, b.row_stride),
-                                avx512,
-                            );
+                    let packed_b = match b {
+                        Right::Packed(packed) => &packed[first_col * k + panels * panel * p0..],
+                        Right::Plain(b) => {
+                            pack_panels(scratch, b, (first_col, cols), (p0, depth), (panel, avx512), threads);
+                            &*scratch
                         }
                     };
+                    let packed_b = &packed_b[..panels * panel * depth];
                     let work = |task: usize| {
                         let (i, j) = (task / groups, task % groups);
                         let rows = (i * rows_per_task, ((i + 1) * rows_per_task).min(m));
@@ -295,7 +336,7 @@ impl<T: Float, F: Fn(usize, usize, &mut [T]) + Send + Sync> WithSimd for Product
                                 simd,
                                 a,
                                 packed_a,
-                                packed_b: packed.get(),
+                                packed_b: packed_b.as_ptr(),
                                 out: out.get(),
                                 strides: (row_stride, col_stride),
                                 rows,
@@ -309,14 +350,74 @@ impl<T: Float, F: Fn(usize, usize, &mut [T]) + Send + Sync> WithSimd for Product
                         });
                     };
                     if threads == 1 {
-                        (0..panels).for_each(pack_panel);
                         (0..row_tasks * groups).for_each(work);
                     } else {
-                        parallel::for_each(panels, panels * panel * depth, pack_panel);
                         parallel::for_each(row_tasks * groups, parallel::GRAIN, work);
                     }
                 }
             });
+        }
+    }
+}
+
+/// Packs the panels of `cols` columns from `first_col` on, over `depth` steps of the sum from `p0` on, into `to`: panel by
+/// panel, each `[depth][panel]`.
+fn pack_panels<T: Float>(
+    to: &mut [T],
+    b: Matrix<T>,
+    (first_col, cols): (usize, usize),
+    (p0, depth): (usize, usize),
+    (panel, avx512): (usize, bool),
+    threads: usize,
+) {
+    let panels = cols.div_ceil(panel);
+    assert!(to.len() >= panels * panel * depth && first_col + cols <= b.cols && p0 + depth <= b.rows);
+    let to = Shared::new(to);
+    let pack_panel = |j: usize| {
+        let col = first_col + j * panel;
+        let from = p0 * b.row_stride + col * b.col_stride;
+        // SAFETY: the columns col.. (at most `panel`, within `cols`) and the rows p0..p0 + depth lie in `b`, whose extent was
+        // checked; panel j has its own place.
+        unsafe {
+            pack::strip(
+                to.get().add(j * panel * depth),
+                panel,
+                b.data.as_ptr().wrapping_add(from),
+                ((cols - j * panel).min(panel), b.col_stride),
+                (depth, b.row_stride),
+                avx512,
+            );
+        }
+    };
+    if threads == 1 {
+        (0..panels).for_each(pack_panel);
+    } else {
+        parallel::for_each(panels, panels * panel * depth, pack_panel);
+    }
+}
+
+/// The whole of a right side, packed.
+struct Pack<'a, T> {
+    packed: &'a mut [T],
+    b: Matrix<'a, T>,
+}
+
+impl<T: Float> WithSimd for Pack<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { packed, b } = self;
+        let (n, k) = (b.cols, b.rows);
+        let (panel, avx512) = panel_kind::<T, S>();
+        let (blocks, depth) = depth_blocks(k);
+        for first_col in (0..n).step_by(COLUMNS) {
+            let cols = (n - first_col).min(COLUMNS);
+            for p0 in (0..blocks).map(|block| block * depth) {
+                let to = &mut packed[first_col * k + cols.next_multiple_of(panel) * p0..];
+                let steps = (p0, depth.min(k - p0));
+                pack_panels(to, b, (first_col, cols), steps, (panel, avx512), parallel::threads());
+            }
         }
     }
 }
@@ -345,8 +446,7 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T])> pulp::NullaryFnOnce for T
     fn call(self) {
         let Self { simd, a, packed_a, packed_b, out, strides, rows, panels, columns, depth: (p0, depth), read, .. } =
             self;
-        let panel = 2 * T::lanes::<S>();
-        let avx512 = S::REGISTER_COUNT == 32 && T::lanes::<S>() * size_of::<T>() == 64;
+        let (panel, avx512) = panel_kind::<T, S>();
         let mut row = rows.0;
         while row < rows.1 {
             let count = sliver_rows::<S>(rows.1 - row);

@@ -75,7 +75,7 @@ fn every_instruction_set_gives_the_same_bits() {
     let product = Product {
         dst: MatrixMut::new(&mut scalar, m, n),
         a,
-        b,
+        b: Right::Plain(b),
         mode: Accumulate::Write,
         then: |_: usize, _: usize, _: &mut [f32]| (),
     };
@@ -87,7 +87,7 @@ fn every_instruction_set_gives_the_same_bits() {
         let product = Product {
             dst: MatrixMut::new(&mut middle, m, n),
             a,
-            b,
+            b: Right::Plain(b),
             mode: Accumulate::Write,
             then: |_: usize, _: usize, _: &mut [f32]| (),
         };
@@ -103,7 +103,7 @@ fn a_row_has_the_same_bits_in_every_batch_and_with_every_thread_count() {
         let (x, w, bias) = (values::<f32>(most * k, 3), values::<f32>(n * k, 4), values::<f32>(n, 5));
         let forward = |m: usize| {
             let mut y = vec![0.0; m * n];
-            linear_forward(&mut y, &x[..m * k], &w, Some(&bias), (m, n, k), |_, _, values| {
+            linear_forward(&mut y, &x[..m * k], Weight::Rows(&w), Some(&bias), (m, n, k), |_, _, values| {
                 values.iter_mut().for_each(|value| *value = value.max(0.1 * *value));
             });
             y
@@ -116,6 +116,32 @@ fn a_row_has_the_same_bits_in_every_batch_and_with_every_thread_count() {
             }
         }
     }
+}
+
+fn a_packed_weight_gives_the_same_bits_in<T: Float>() {
+    for (m, n, k) in [(1, 1, 1), (5, 33, 40), (70, 96, 130), (17, 45, 1100), (3, 4100, 600), (0, 7, 3), (4, 7, 0)] {
+        let (x, w, bias) = (values::<T>(m * k, 11), values::<T>(n * k, 12), values::<T>(n, 13));
+        let forward = |w: Weight<T>| {
+            let mut y = vec![T::ZERO; m * n];
+            linear_forward(&mut y, &x, w, Some(&bias), (m, n, k), |_, _, values| {
+                values.iter_mut().for_each(|value| *value = *value * *value);
+            });
+            y
+        };
+        for threads in [1, 2, 3] {
+            with_threads(threads, || {
+                let mut packed = vec![T::from_f64(f64::NAN); packed_len(n, k)];
+                pack_weight(&mut packed, &w, (n, k));
+                assert!(forward(Weight::Packed(&packed)) == forward(Weight::Rows(&w)), "{} {m} {n} {k}", T::NAME);
+            });
+        }
+    }
+}
+
+#[test]
+fn a_packed_weight_gives_the_same_bits() {
+    a_packed_weight_gives_the_same_bits_in::<f32>();
+    a_packed_weight_gives_the_same_bits_in::<f64>();
 }
 
 #[test]

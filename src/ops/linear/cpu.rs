@@ -1,7 +1,8 @@
 //! The linear layer on the CPU: products with bias, activation and residual applied while a row is in the cache.
 
 use super::{Activation, Call, ROWS_PER_PART, Sizes};
-use crate::ops::host::{self, Float, parallel, product, vector};
+use crate::ops::host::product::{self, Weight};
+use crate::ops::host::{self, Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{Element, Tensor};
 
@@ -20,10 +21,20 @@ impl<T: Copy> Pieces<T> {
     }
 }
 
+/// Elements of a packed weight.
+pub(super) fn packed_len(Sizes { n, k, .. }: Sizes) -> usize {
+    product::packed_len(n, k)
+}
+
+/// Packs a weight, once for many calls.
+pub(super) fn pack<T: Float + Element>(Sizes { n, k, .. }: Sizes, weight: &Tensor, packed: &Tensor) {
+    product::pack_weight(packed.host_mut::<T>(), weight.host(), (n, k));
+}
+
 pub(super) fn forward<T: Float + Element>(
     call: &Call,
     x: &Tensor,
-    weight: &Tensor,
+    (weight, packed): (&Tensor, Option<&Tensor>),
     bias: Option<&Tensor>,
     residual: Option<&Tensor>,
     y: &Tensor,
@@ -46,7 +57,11 @@ pub(super) fn forward<T: Float + Element>(
         }
     };
     let bias = bias.map(Tensor::host::<T>);
-    product::linear_forward(y.host_mut(), x.host(), weight.host(), bias, (m, n, k), finish);
+    let weight = match packed {
+        Some(packed) => Weight::Packed(packed.host()),
+        None => Weight::Rows(weight.host()),
+    };
+    product::linear_forward(y.host_mut(), x.host(), weight, bias, (m, n, k), finish);
     if let Some(z) = &call.z {
         z.round_declared();
     }

@@ -113,7 +113,19 @@ pub fn linear(
         residual: residual.map(|_| inputs.len() - 1),
     };
     context.charge("linear_fwd", call.forward_cost(x.dtype()));
-    call.forward(x.tensor(), weight.tensor(), bias.map(Var::tensor), residual.map(Var::tensor), &y)?;
+    let packed = match x.dtype() {
+        DType::F32 | DType::F64 => {
+            tape.prepared(weight.tensor(), OP, cpu::packed_len(sizes), move |weight, packed| {
+                with_host_float!(OP, weight.dtype(), T => {
+                    cpu::pack::<T>(sizes, weight, packed);
+                    Ok(())
+                })
+            })?
+        }
+        _ => None,
+    };
+    let weight = (weight.tensor(), packed.as_ref());
+    call.forward(x.tensor(), weight, bias.map(Var::tensor), residual.map(Var::tensor), &y)?;
     Ok(tape.record(&inputs, y, move |backward| call.backward(backward)))
 }
 
@@ -154,7 +166,7 @@ impl Call {
     fn forward(
         &self,
         x: &Tensor,
-        weight: &Tensor,
+        weight: (&Tensor, Option<&Tensor>),
         bias: Option<&Tensor>,
         residual: Option<&Tensor>,
         y: &Tensor,
@@ -166,7 +178,7 @@ impl Call {
                 Ok(())
             }),
             Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
-                cuda::forward::<T>(accelerator, self, x, weight, bias, residual, y)
+                cuda::forward::<T>(accelerator, self, x, weight.0, bias, residual, y)
             }),
         }
     }
