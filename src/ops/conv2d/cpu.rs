@@ -8,9 +8,30 @@ use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{DType, Element, Tensor};
 
-pub(super) fn forward<T: Float + Element>(sizes: Sizes, x: &Tensor, weight: &Tensor, added: Added, y: &Tensor) {
-    if T::DTYPE == DType::F32 && sizes.source == sizes.size && winograd::fits(&sizes) {
-        return winograd::forward(&sizes, x.host(), weight.host(), forward_output(&added, y));
+/// Elements of the form of a weight that a forward pass may be given besides; None where there is no such form.
+pub(super) fn prepared_len(sizes: Sizes, dtype: DType) -> Option<usize> {
+    by_winograd(&sizes, dtype).then(|| winograd::transformed_len(&sizes))
+}
+
+/// Makes that form.
+pub(super) fn prepare(sizes: Sizes, weight: &Tensor, prepared: &Tensor) {
+    winograd::transform(&sizes, weight.host(), prepared.host_mut());
+}
+
+fn by_winograd(sizes: &Sizes, dtype: DType) -> bool {
+    dtype == DType::F32 && sizes.source == sizes.size && winograd::fits(sizes)
+}
+
+pub(super) fn forward<T: Float + Element>(
+    sizes: Sizes,
+    x: &Tensor,
+    (weight, prepared): (&Tensor, Option<&Tensor>),
+    added: Added,
+    y: &Tensor,
+) {
+    if by_winograd(&sizes, T::DTYPE) {
+        let output = forward_output(&added, y);
+        return winograd::forward(&sizes, x.host(), weight.host(), prepared.map(Tensor::host), output);
     }
     let output = forward_output::<T>(&added, y);
     if doubled::fits(&sizes) {
@@ -45,7 +66,7 @@ pub(super) fn sums_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, parti
 }
 
 pub(super) fn input_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, weight: &Tensor, dx: &Destination) {
-    if T::DTYPE == DType::F32 && sizes.source == sizes.size && winograd::fits(&sizes) {
+    if by_winograd(&sizes, T::DTYPE) {
         return winograd::input_gradient(&sizes, dy.host(), weight.host(), input_output(dx, None));
     }
     if doubled::fits(&sizes) {

@@ -162,7 +162,14 @@ pub fn conv2d(
         channel_add: channel_add.map(Var::tensor),
         residual: residual.map(Var::tensor),
     };
-    call.forward(x.tensor(), weight.tensor(), added, &y)?;
+    let prepared = match cpu::prepared_len(sizes, x.dtype()) {
+        Some(len) => tape.prepared(weight.tensor(), OP, len, move |weight, prepared| {
+            cpu::prepare(sizes, weight, prepared);
+            Ok(())
+        })?,
+        None => None,
+    };
+    call.forward(x.tensor(), (weight.tensor(), prepared.as_ref()), added, &y)?;
     Ok(tape.record(&inputs, y, move |backward| call.backward(backward)))
 }
 
@@ -237,7 +244,7 @@ impl Call {
         }
     }
 
-    fn forward(&self, x: &Tensor, weight: &Tensor, added: Added, y: &Tensor) -> Result<()> {
+    fn forward(&self, x: &Tensor, weight: (&Tensor, Option<&Tensor>), added: Added, y: &Tensor) -> Result<()> {
         if y.is_empty() {
             return Ok(());
         }
@@ -248,7 +255,7 @@ impl Call {
                 Ok(())
             }),
             Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
-                cuda::forward::<T>(accelerator, self.sizes, x, weight, added, y)
+                cuda::forward::<T>(accelerator, self.sizes, x, weight.0, added, y)
             }),
         }
     }

@@ -70,9 +70,19 @@ impl Tiles {
     }
 }
 
-/// y from x; `output` says where it goes.
-pub(super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], output: Output<f32>) {
-    Arch::new().dispatch(Run::forward(sizes, x, weight, output));
+/// y from x; `output` says where it goes. `transformed` is the weight as [`transform`] left it, where that was done before.
+pub(super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], transformed: Option<&[f32]>, output: Output<f32>) {
+    Arch::new().dispatch(Run { transformed, ..Run::forward(sizes, x, weight, output) });
+}
+
+/// Elements of a transformed weight: the same on every machine.
+pub(super) fn transformed_len(sizes: &Sizes) -> usize {
+    POSITIONS * sizes.cin * sizes.cout.next_multiple_of(2 * BLOCK)
+}
+
+/// The weight's transform, for [`forward`].
+pub(super) fn transform(sizes: &Sizes, weight: &[f32], transformed: &mut [f32]) {
+    Arch::new().dispatch(Transform { kernel: Kernel::forward(sizes, weight), to: transformed });
 }
 
 /// dx from dy; `output` says where it goes.
@@ -133,51 +143,93 @@ fn spread<S: Simd>(simd: S, g: [S::f32s; 3]) -> [S::f32s; 4] {
     [g[0], simd.add_f32s(outer, inner), simd.sub_f32s(outer, inner), g[2]]
 }
 
-struct Run<'a> {
-    batch: usize,
-    tiles: Tiles,
+/// A weight as one of the two ways goes through it.
+#[derive(Clone, Copy)]
+struct Kernel<'a> {
     /// Channels of the input.
     channels: usize,
     /// Channels of the result.
     cout: usize,
-    input: &'a [f32],
     weight: &'a [f32],
     /// Elements of the weight between output channels, and between input channels.
-    weight_strides: (usize, usize),
+    strides: (usize, usize),
     /// Where each tap begins in the weight.
     taps: [usize; 9],
+}
+
+impl<'a> Kernel<'a> {
+    fn forward(sizes: &Sizes, weight: &'a [f32]) -> Self {
+        let Sizes { cin, cout, .. } = *sizes;
+        let taps = std::array::from_fn(|tap| tap * cin);
+        Self { channels: cin, cout, weight, strides: (9 * cin, 1), taps }
+    }
+
+    fn input_gradient(sizes: &Sizes, weight: &'a [f32]) -> Self {
+        let Sizes { cin, cout, .. } = *sizes;
+        let taps = std::array::from_fn(|tap| (8 - tap) * cin);
+        Self { channels: cout, cout: cin, weight, strides: (1, 9 * cin), taps }
+    }
+
+    /// The transform, in the order in which it is read: [panel][position][channel][panel's channels].
+    #[inline(always)]
+    fn transform<S: Simd>(self, simd: S, to: &mut [f32]) {
+        let Self { channels, cout, weight, strides, taps } = self;
+        let panel = 2 * S::F32_LANES;
+        let (panels, blocks) = (cout.div_ceil(panel), channels / BLOCK);
+        assert!(weight.len() == 9 * channels * cout && to.len() >= panels * POSITIONS * channels * panel);
+        let to = Shared::new(to);
+        let transform = |task: usize| {
+            let (j, block) = (task / blocks, task % blocks);
+            simd.vectorize(Taps {
+                simd,
+                weight,
+                strides,
+                places: taps.map(|tap| tap + j * panel * strides.0 + block * BLOCK * strides.1),
+                lanes: panel.min(cout - j * panel),
+                // SAFETY: a panel's place, from this block's first channel on.
+                to: unsafe { to.get().add((j * POSITIONS * channels + block * BLOCK) * panel) },
+                position: channels * panel,
+            });
+        };
+        parallel::for_each(panels * blocks, panels * POSITIONS * channels * panel, transform);
+    }
+}
+
+/// A weight's transform by itself.
+struct Transform<'a> {
+    kernel: Kernel<'a>,
+    to: &'a mut [f32],
+}
+
+impl WithSimd for Transform<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        self.kernel.transform(simd, self.to);
+    }
+}
+
+struct Run<'a> {
+    batch: usize,
+    tiles: Tiles,
+    input: &'a [f32],
+    kernel: Kernel<'a>,
+    transformed: Option<&'a [f32]>,
     output: Output<'a, f32>,
 }
 
 impl<'a> Run<'a> {
     fn forward(sizes: &Sizes, x: &'a [f32], weight: &'a [f32], output: Output<'a, f32>) -> Self {
-        let Sizes { batch, size, cin, cout, .. } = *sizes;
-        Self {
-            batch,
-            tiles: Tiles::new(size),
-            channels: cin,
-            cout,
-            input: x,
-            weight,
-            weight_strides: (9 * cin, 1),
-            taps: std::array::from_fn(|tap| tap * cin),
-            output,
-        }
+        Self::new(sizes, x, Kernel::forward(sizes, weight), output)
     }
 
     fn input_gradient(sizes: &Sizes, dy: &'a [f32], weight: &'a [f32], output: Output<'a, f32>) -> Self {
-        let Sizes { batch, size, cin, cout, .. } = *sizes;
-        Self {
-            batch,
-            tiles: Tiles::new(size),
-            channels: cout,
-            cout: cin,
-            input: dy,
-            weight,
-            weight_strides: (1, 9 * cin),
-            taps: std::array::from_fn(|tap| (8 - tap) * cin),
-            output,
-        }
+        Self::new(sizes, dy, Kernel::input_gradient(sizes, weight), output)
+    }
+
+    fn new(sizes: &Sizes, input: &'a [f32], kernel: Kernel<'a>, output: Output<'a, f32>) -> Self {
+        Self { batch: sizes.batch, tiles: Tiles::new(sizes.size), input, kernel, transformed: None, output }
     }
 }
 
@@ -186,42 +238,34 @@ impl WithSimd for Run<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { batch, tiles, channels, cout, input, weight, weight_strides, taps, output } = self;
+        let Self { batch, tiles, input, kernel, transformed, output } = self;
+        let Kernel { channels, cout, .. } = kernel;
         let Output { data, bias, channel_add, residual, add, fold: _ } = output;
         let panel = 2 * S::F32_LANES;
         let panels = cout.div_ceil(panel);
         let pixels = batch * tiles.size[0] * tiles.size[1];
         assert!(input.len() == pixels * channels && data.len() == pixels * cout, "images of other sizes");
-        assert!(weight.len() == 9 * channels * cout && channels.is_multiple_of(BLOCK) && cout.is_multiple_of(BLOCK));
+        assert!(channels.is_multiple_of(BLOCK) && cout.is_multiple_of(BLOCK));
         assert!(
             residual.is_none_or(|residual| residual.len() == data.len()) && bias.is_none_or(|bias| bias.len() == cout)
         );
         assert!(channel_add.is_none_or(|add| add.len() == batch * cout));
 
-        // The weight's transform, in the order in which it is read: [panel][position][channel][panel's channels].
-        f32::with_scratch(panels * POSITIONS * channels * panel, |transformed| {
-            let shared = Shared::new(transformed);
-            let blocks = channels / BLOCK;
-            let transform = |task: usize| {
-                let (j, block) = (task / blocks, task % blocks);
-                simd.vectorize(Taps {
-                    simd,
-                    weight,
-                    strides: weight_strides,
-                    places: taps.map(|tap| tap + j * panel * weight_strides.0 + block * BLOCK * weight_strides.1),
-                    lanes: panel.min(cout - j * panel),
-                    // SAFETY: a panel's place, from this block's first channel on.
-                    to: unsafe { shared.get().add((j * POSITIONS * channels + block * BLOCK) * panel) },
-                    position: channels * panel,
-                });
+        let needed = panels * POSITIONS * channels * panel;
+        f32::with_scratch(if transformed.is_some() { 0 } else { needed }, |scratch| {
+            let transformed = match transformed {
+                Some(transformed) => transformed,
+                None => {
+                    kernel.transform(simd, scratch);
+                    &*scratch
+                }
             };
-            parallel::for_each(panels * blocks, panels * POSITIONS * channels * panel, transform);
+            assert!(transformed.len() >= needed, "a transformed weight of another size");
 
             let total = batch * tiles.per_image();
             let threads = parallel::threads();
             let tasks = total.div_ceil(TASK_TILES).next_multiple_of(threads).min(total);
             let out = Shared::new(data);
-            let transformed = &*transformed;
             let work = |task: usize| {
                 let range = (task * total / tasks, (task + 1) * total / tasks);
                 let count = range.1 - range.0;

@@ -25,7 +25,7 @@ fn run(batch: usize) -> [Vec<f32>; 3] {
     let (x, dy) = (values(pixels * sizes.cin, 1), values(pixels * sizes.cout, 2));
     let weight = values(sizes.cout * sizes.depth(), 3);
     let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; weight.len()]);
-    forward(&sizes, &x, &weight, plain(&mut y));
+    forward(&sizes, &x, &weight, None, plain(&mut y));
     input_gradient(&sizes, &dy, &weight, plain(&mut dx));
     winograd_weight::weight_gradient(&sizes, &mut dw, &dy, &x, Accumulate::Write);
     [y, dx, dw]
@@ -59,6 +59,23 @@ fn bits_do_not_depend_on_the_vector_width() {
         y
     };
     assert_eq!(by(true), by(false));
+}
+
+#[test]
+fn a_weight_transformed_before_gives_the_same_bits() {
+    let [y, ..] = run(2);
+    let sizes = sizes(2);
+    let pixels = 2 * sizes.out_pixels();
+    let (x, weight) = (values(pixels * sizes.cin, 1), values(sizes.cout * sizes.depth(), 3));
+    for threads in [1, 3] {
+        let mut transformed = vec![f32::NAN; transformed_len(&sizes)];
+        let mut ours = vec![0.0; y.len()];
+        with_threads(threads, || {
+            transform(&sizes, &weight, &mut transformed);
+            forward(&sizes, &x, &[], Some(&transformed), plain(&mut ours));
+        });
+        assert_eq!(ours, y);
+    }
 }
 
 #[test]
