@@ -6,7 +6,9 @@ use common::golden::{Whole, relative_error};
 use engine::config::{Config, LrSchedule};
 use engine::ops::attention::attention;
 use engine::ops::balanced_loss::{BalancedLoss, balanced_loss};
+use engine::ops::batch_norm::{BatchNorm, Running, Statistics, batch_norm};
 use engine::ops::conv2d::{Geometry, conv2d};
+use engine::ops::cross_entropy::cross_entropy;
 use engine::ops::elementwise::gate;
 use engine::ops::embedding::embedding;
 use engine::ops::group_norm_silu::{GroupNorm, group_norm_silu};
@@ -16,6 +18,7 @@ use engine::ops::linear::{Activation, linear};
 use engine::ops::linear_attention::linear_attention;
 use engine::ops::mse_loss::mse_loss;
 use engine::ops::patchify::patchify;
+use engine::ops::pool::{Window, global_average_pool, max_pool};
 use engine::ops::timestep_embedding::timestep_embedding;
 use engine::tape::{Tape, Var};
 use engine::tensor::{Context, DType};
@@ -259,4 +262,58 @@ fn learning_rates_agree() {
             assert!((ours - rate).abs() <= 1e-12, "{name}, update {number}: {ours} for {rate}");
         }
     }
+}
+
+#[test]
+fn batch_norm_agrees() {
+    for (op, statistics, relu) in [
+        ("batch_norm", Statistics::Batch, false),
+        ("batch_norm_residual", Statistics::Batch, true),
+        ("batch_norm_inference", Statistics::Running, true),
+    ] {
+        each(op, |golden| {
+            let (x, weight, bias) = (golden.input("x"), golden.input("weight"), golden.input("bias"));
+            let residual = relu.then(|| golden.input("residual"));
+            let running = |name: &str| golden.input(name).tensor().clone();
+            let running = Running { mean: running("running_mean"), variance: running("running_variance") };
+            let norm = BatchNorm { statistics, relu, momentum: 0.125, ..BatchNorm::default() };
+            let y = batch_norm(&golden.tape, &x, residual.as_ref(), &weight, &bias, &running, norm).unwrap();
+            let mut inputs = vec![("x", &x), ("weight", &weight), ("bias", &bias)];
+            inputs.extend(residual.as_ref().map(|residual| ("residual", residual)));
+            golden.check(&y, &inputs);
+            for (name, tensor) in [("mean_after", &running.mean), ("variance_after", &running.variance)] {
+                let stored = &golden.file.get(&format!("{op}.{name}")).values;
+                let error = relative_error(&tensor.to_f64().unwrap(), stored, 1e-3);
+                assert!(error <= 1e-6, "{op}: {name} is off by {error:.2e}");
+            }
+        });
+    }
+}
+
+#[test]
+fn cross_entropy_agrees() {
+    for (op, smoothing) in [("cross_entropy", 0.0), ("cross_entropy_smooth", 0.125)] {
+        each(op, |golden| {
+            let logits = golden.input("logits");
+            let labels: Vec<i32> = golden.file.get(&format!("{op}.labels")).values.iter().map(|&x| x as i32).collect();
+            let labels = golden.tape.constant(&logits.context().tensor(&labels, [labels.len()]).unwrap());
+            let result = cross_entropy(&golden.tape, &logits, &labels, smoothing, 1.0).unwrap();
+            golden.check(&result.loss, &[("logits", &logits)]);
+        });
+    }
+}
+
+#[test]
+fn pooling_agrees() {
+    for (op, kernel, stride, padding) in [("max_pool", 3, 2, 1), ("max_pool_rest", 2, 3, 0)] {
+        each(op, |golden| {
+            let x = golden.input("x");
+            let y = max_pool(&golden.tape, &x, Window { kernel, stride, padding }).unwrap();
+            golden.check(&y, &[("x", &x)]);
+        });
+    }
+    each("global_average_pool", |golden| {
+        let x = golden.input("x");
+        golden.check(&global_average_pool(&golden.tape, &x).unwrap(), &[("x", &x)]);
+    });
 }

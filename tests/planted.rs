@@ -84,6 +84,37 @@ fn is_caught(bug: &Bug) {
 }
 
 #[test]
+fn bugs_in_what_a_resnet_needs_are_caught() {
+    let bug = |name, op, dtype, from, to, words| {
+        let file = match op {
+            "batch_norm" => "batch_norm.cu",
+            "cross_entropy" => "cross_entropy.cu",
+            _ => "pool.cu",
+        };
+        Bug { name, op, dtype, file, from, to, words }
+    };
+    let norm = |name, dtype, from, to, words| bug(name, "batch_norm", dtype, from, to, words);
+    // Chunks of different lengths count alike.
+    let center = "sum = fma_f32(count, partial[(u64)chunk * 2 * channels + c] - origin, sum);";
+    let alike = "sum = fma_f32((f32)chunk_rows, partial[(u64)chunk * 2 * channels + c] - origin, sum);";
+    is_caught(&norm("batch_norm_alike", DType::F32, center, alike, WRONG));
+    let reading = "    __syncthreads();\n    sum_a = sum_b = 0.0f;";
+    is_caught(&norm("batch_norm_race", DType::BF16, reading, "    sum_a = sum_b = 0.0f;", RACE));
+    let unbiased = "momentum * (squares / (f32)(rows - 1) - running";
+    is_caught(&norm("batch_norm_biased", DType::F32, unbiased, "momentum * (squares / (f32)rows - running", WRONG));
+    is_caught(&norm("batch_norm_mask", DType::F32, "if (v[i] <= 0.0f) dz[i] = 0.0f;", "", WRONG));
+    let entropy = |name, from, to, words| bug(name, "cross_entropy", DType::F32, from, to, words);
+    let inside = "label >= 0 && (u32)label < classes;";
+    is_caught(&entropy("cross_entropy_outside", inside, "label >= -1;", OUTSIDE));
+    let exponentials = "    exponentials = warp_sum(exponentials);\n";
+    is_caught(&entropy("cross_entropy_sum", exponentials, "", WRONG));
+    let pool = |name, from, to, words| bug(name, "pool", DType::F32, from, to, words);
+    is_caught(&pool("pool_last", "oy < y1", "oy + 1 < y1", WRONG));
+    is_caught(&pool("pool_outside", "if (ix >= z.width) continue;", "", OUTSIDE));
+    is_caught(&pool("pool_race", "    __syncthreads();\n", "", RACE));
+}
+
+#[test]
 fn a_missing_syncthreads_is_caught() {
     is_caught(&Bug {
         name: "barrier_before_reading",

@@ -5,9 +5,11 @@
 pub mod adamw;
 pub mod attention;
 pub mod balanced_loss;
+pub mod batch_norm;
 pub mod case;
 pub mod control;
 pub mod conv2d;
+pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
@@ -22,6 +24,7 @@ pub mod linear_attention;
 pub mod mse_loss;
 pub mod noise_step;
 pub mod patchify;
+pub mod pool;
 pub mod sampler_step;
 mod tile;
 pub mod timestep_embedding;
@@ -46,7 +49,9 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "adamw", cases: adamw::cases },
     Op { name: "attention", cases: attention::cases },
     Op { name: "balanced_loss", cases: balanced_loss::cases },
+    Op { name: "batch_norm", cases: batch_norm::cases },
     Op { name: "conv2d", cases: conv2d::cases },
+    Op { name: "cross_entropy", cases: cross_entropy::cases },
     Op { name: "dropout", cases: dropout::cases },
     Op { name: "elementwise", cases: elementwise::cases },
     Op { name: "embedding", cases: embedding::cases },
@@ -60,6 +65,7 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "mse_loss", cases: mse_loss::cases },
     Op { name: "noise_step", cases: noise_step::cases },
     Op { name: "patchify", cases: patchify::cases },
+    Op { name: "pool", cases: pool::cases },
     Op { name: "sampler_step", cases: sampler_step::cases },
     Op { name: "timestep_embedding", cases: timestep_embedding::cases },
     Op { name: "tokens", cases: tokens::cases },

@@ -235,6 +235,38 @@ def balanced_losses():
     )
 
 
+def residual_networks():
+    """What a ResNet is made of besides convolutions, channels last. Momentum and smoothing are exact in f32 too."""
+    first = lambda x: x.movedim(-1, 1)
+
+    def norm(x, weight, bias, residual=None, name=None, training=True):
+        # Fresh copies: in training, PyTorch moves them on in place.
+        mean, variance = tensors[f"{name}.running_mean"].clone(), tensors[f"{name}.running_variance"].clone()
+        y = F.batch_norm(first(x), mean, variance, weight, bias, training, momentum=0.125, eps=GROUP_NORM_EPS).movedim(1, -1)
+        tensors[f"{name}.mean_after"], tensors[f"{name}.variance_after"] = mean, variance
+        return y if residual is None else F.relu(y + residual)
+
+    for name, training, residual in (
+        ("batch_norm", True, False), ("batch_norm_residual", True, True), ("batch_norm_inference", False, True),
+    ):
+        tensors[f"{name}.running_mean"], tensors[f"{name}.running_variance"] = draw(7), draw(7).abs() + 0.5
+        inputs = dict(x=draw(3, 4, 5, 7), weight=draw(7), bias=draw(7))
+        if residual:
+            inputs["residual"] = draw(3, 4, 5, 7)
+        golden(name, partial(norm, name=name, training=training), **inputs)
+    labels = torch.tensor([3, 0, 9, 3, 6])
+    for name, smoothing in (("cross_entropy", 0.0), ("cross_entropy_smooth", 0.125)):
+        golden(
+            name,
+            lambda logits, labels, s=smoothing: F.cross_entropy(logits, labels, label_smoothing=s)[None],
+            logits=draw(5, 10, radius=4.0), labels=labels,
+        )
+    pool = lambda x, k, s, p: F.max_pool2d(first(x), k, s, p).movedim(1, -1)
+    golden("max_pool", lambda x: pool(x, 3, 2, 1), x=draw(2, 7, 6, 5))
+    golden("max_pool_rest", lambda x: pool(x, 2, 3, 0), x=draw(1, 6, 9, 3))
+    golden("global_average_pool", lambda x: F.adaptive_avg_pool2d(first(x), 1).flatten(1), x=draw(2, 3, 5, 6))
+
+
 def main():
     ops()
     adamw()
@@ -243,6 +275,7 @@ def main():
     group_norms()
     linear_attentions()
     balanced_losses()
+    residual_networks()
     path = pathlib.Path(__file__).resolve().parents[2] / "tests/goldens/ops.safetensors"
     arrays = {name: np.ascontiguousarray(value.detach().numpy()) for name, value in tensors.items()}
     save_file(arrays, path, dict(source=f"tools/goldens/ops.py, PyTorch {torch.__version__.split('+')[0]}"))

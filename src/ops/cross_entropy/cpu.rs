@@ -1,0 +1,52 @@
+//! Cross-entropy on the CPU: items in parallel, then their sums.
+
+use super::{Call, Results};
+use crate::ops::host::{Float, parallel, vector};
+use crate::tape::Destination;
+use crate::tensor::{Element, Tensor};
+
+/// The label as an index, where it is one.
+fn inside(label: i32, classes: usize) -> Option<usize> {
+    usize::try_from(label).ok().filter(|&label| label < classes)
+}
+
+pub(super) fn forward<T: Float + Element>(call: &Call, results: &Results) {
+    let (logits, labels, classes) = (call.logits.host::<T>(), call.labels.host::<i32>(), call.classes);
+    let smoothing = T::from_f32(call.smoothing);
+    let each = smoothing / T::from_f64(classes as f64);
+    let (items, right, lse) = (results.items.host_mut::<T>(), results.right.host_mut::<T>(), call.lse.host_mut::<T>());
+    let outputs = items.iter_mut().zip(right.iter_mut()).zip(lse.iter_mut()).enumerate();
+    let mut slots: Vec<_> = outputs.map(|(b, ((item, right), lse))| (b, item, right, lse)).collect();
+    parallel::for_slots(&mut slots, logits.len(), |(b, item, right, lse)| {
+        let z = &logits[*b * classes..][..classes];
+        // About the largest logit, so that no exponential overflows and no digit is lost.
+        let most = vector::max(z);
+        let rest = vector::sum_by(z, |z| (z - most).exp()).ln();
+        let label = inside(labels[*b], classes);
+        **lse = most + rest;
+        **item = label.map_or(T::ZERO, |label| {
+            rest - (T::ONE - smoothing) * (z[label] - most) - each * vector::sum_by(z, |z| z - most)
+        });
+        let first = z.iter().position(|&z| z == most);
+        **right = if label.is_some() && label == first { T::ONE } else { T::ZERO };
+    });
+    let mean = vector::sum(items) / T::from_f64(call.batch as f64);
+    results.loss.host_mut::<T>()[0] = T::from_f32(call.scale) * mean;
+    results.correct.host_mut::<T>()[0] = vector::sum(right);
+}
+
+pub(super) fn backward<T: Float + Element>(call: &Call, dloss: &Tensor, destination: &Destination) {
+    let (logits, labels, classes) = (call.logits.host::<T>(), call.labels.host::<i32>(), call.classes);
+    let lse = call.lse.host::<T>();
+    let factor = dloss.host::<T>()[0] * T::from_f32(call.scale) / T::from_f64(call.batch as f64);
+    let smoothing = T::from_f32(call.smoothing);
+    let (each, mode) = (smoothing / T::from_f64(classes as f64), destination.mode);
+    parallel::for_rows(destination.tensor.host_mut::<T>(), classes, |b, row| {
+        let (lse, label) = (lse[b], inside(labels[b], classes));
+        let factor = if label.is_some() { factor } else { T::ZERO };
+        vector::map(row, &logits[b * classes..][..classes], mode, |z| factor * ((z - lse).exp() - each));
+        if let Some(label) = label {
+            row[label] -= factor * (T::ONE - smoothing);
+        }
+    });
+}

@@ -1,0 +1,111 @@
+//! Pooling on the CPU: pixels in parallel, vectorised over the channels.
+
+use super::Sizes;
+use crate::ops::host::{Float, parallel, vector};
+use crate::tape::{Accumulate, Destination};
+use crate::tensor::{Element, Tensor};
+
+/// Where a window's side begins and ends within `length` pixels: pixels of the image, and the first's number in the window.
+fn within(window: usize, sizes: Sizes, length: usize) -> (std::ops::Range<usize>, usize) {
+    let start = window * sizes.window.stride;
+    let first = sizes.window.padding.saturating_sub(start);
+    let from = start + first - sizes.window.padding;
+    (from..length.min(start + sizes.window.kernel - sizes.window.padding), first)
+}
+
+pub(super) fn max<T: Float + Element>(sizes: Sizes, x: &Tensor, y: &Tensor, winners: &Tensor) {
+    let Sizes { height, width, channels, rows, cols, .. } = sizes;
+    let x = x.host::<T>();
+    let outputs = ((y.host_mut::<T>(), channels), (winners.host_mut::<u8>(), channels));
+    parallel::for_rows2(outputs.0, outputs.1, |pixel, y, winners| {
+        let (image, row, col) = (pixel / (rows * cols), pixel / cols % rows, pixel % cols);
+        let ((vertical, ky), (horizontal, kx)) = (within(row, sizes, height), within(col, sizes, width));
+        let mut first = true;
+        vector::dispatch(
+            #[inline(always)]
+            || {
+                for (iy, ky) in vertical.clone().zip(ky..) {
+                    for (ix, kx) in horizontal.clone().zip(kx..) {
+                        let x = &x[((image * height + iy) * width + ix) * channels..][..channels];
+                        let number = (ky * sizes.window.kernel + kx) as u8;
+                        if std::mem::take(&mut first) {
+                            y.copy_from_slice(x);
+                            winners.fill(number);
+                            continue;
+                        }
+                        for ((y, winner), &x) in y.iter_mut().zip(winners.iter_mut()).zip(x) {
+                            // A NaN wins and stays.
+                            #[allow(clippy::eq_op, reason = "NaN is what differs from itself")]
+                            let wins = x > *y || x != x;
+                            *y = if wins { x } else { *y };
+                            *winner = if wins { number } else { *winner };
+                        }
+                    }
+                }
+            },
+        );
+    });
+}
+
+pub(super) fn max_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, winners: &Tensor, dx: &Destination) {
+    let Sizes { height, width, channels, rows, cols, window, .. } = sizes;
+    let (dy, winners) = (dy.host::<T>(), winners.host::<u8>());
+    // The windows that hold a pixel: from the first that ends behind it to the last that begins no later.
+    let holding = |at: usize, windows: usize| {
+        let at = at + window.padding;
+        let first = if at < window.kernel { 0 } else { (at - window.kernel) / window.stride + 1 };
+        first..windows.min(at / window.stride + 1)
+    };
+    let mode = dx.mode;
+    parallel::for_rows(dx.tensor.host_mut::<T>(), channels, |pixel, to| {
+        let (image, row, col) = (pixel / (height * width), pixel / width % height, pixel % width);
+        if mode == Accumulate::Write {
+            to.fill(T::ZERO);
+        }
+        vector::dispatch(
+            #[inline(always)]
+            || {
+                for oy in holding(row, rows) {
+                    for ox in holding(col, cols) {
+                        let ky = row + window.padding - oy * window.stride;
+                        let kx = col + window.padding - ox * window.stride;
+                        let number = (ky * window.kernel + kx) as u8;
+                        let from = ((image * rows + oy) * cols + ox) * channels;
+                        let (dy, winners) = (&dy[from..][..channels], &winners[from..][..channels]);
+                        for ((to, &dy), &winner) in to.iter_mut().zip(dy).zip(winners) {
+                            *to += if winner == number { dy } else { T::ZERO };
+                        }
+                    }
+                }
+            },
+        );
+    });
+}
+
+pub(super) fn average<T: Float + Element>(pixels: usize, x: &Tensor, y: &Tensor) {
+    let (x, channels) = (x.host::<T>(), y.shape().last());
+    let inverse = T::ONE / T::from_f64(pixels as f64);
+    let mut images: Vec<_> =
+        y.host_mut::<T>().chunks_exact_mut(channels).zip(x.chunks_exact(pixels * channels)).collect();
+    parallel::for_slots(&mut images, x.len(), |(y, x)| {
+        y.fill(T::ZERO);
+        vector::dispatch(
+            #[inline(always)]
+            || {
+                for x in x.chunks_exact(channels) {
+                    y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+                }
+                y.iter_mut().for_each(|y| *y *= inverse);
+            },
+        );
+    });
+}
+
+pub(super) fn average_backward<T: Float + Element>(pixels: usize, dy: &Tensor, dx: &Destination) {
+    let (dy, channels) = (dy.host::<T>(), dy.shape().last());
+    let inverse = T::ONE / T::from_f64(pixels as f64);
+    let mode = dx.mode;
+    parallel::for_rows(dx.tensor.host_mut::<T>(), channels, |row, to| {
+        vector::map(to, &dy[row / pixels * channels..][..channels], mode, |dy| dy * inverse);
+    });
+}

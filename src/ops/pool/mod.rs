@@ -1,0 +1,149 @@
+//! Pooling, channels last: the largest of a window of pixels, and the mean of an image.
+//!
+//! Max: y\[b, oy, ox, c\] = max over ky, kx of x\[b, oy · stride + ky − padding, ox · stride + kx − padding, c\], pixels outside the image
+//! left out. The gradient goes to the first of the largest, in the order of rows; a NaN counts as largest. Saved: which one it was,
+//! a byte an output.
+//!
+//! Average: y\[b, c\] = mean over all pixels, in f32; dx = dy / (H · W). Nothing is saved.
+
+mod cases;
+mod cpu;
+mod cuda;
+
+pub use cases::cases;
+
+use crate::error::{Error, Result};
+use crate::ops::{with_host_float, with_kernel_float};
+use crate::tape::{Destination, Tape, Var};
+use crate::tensor::{Backend, Cost, DType, Tensor};
+
+const OP: &str = "pool";
+
+/// The largest side of a window: a winner's number is a byte.
+const LARGEST_KERNEL: usize = 16;
+
+/// A square window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Its side in pixels, 1 to 16.
+    pub kernel: usize,
+    /// Pixels from a window to the next.
+    pub stride: usize,
+    /// Pixels that the first window begins before the image, at most half a window.
+    pub padding: usize,
+}
+
+/// Sizes of a call.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    batch: usize,
+    height: usize,
+    width: usize,
+    channels: usize,
+    /// Of the output, with its columns.
+    rows: usize,
+    cols: usize,
+    window: Window,
+}
+
+fn image(x: &Var) -> Result<[usize; 4]> {
+    match x.sizes() {
+        &[batch, height, width, channels] if !x.tensor().is_empty() && x.shape().len() <= u32::MAX as usize => {
+            Ok([batch, height, width, channels])
+        }
+        _ => Err(Error::shape(OP, format!("x {}; it is [B, H, W, C], not empty and not too large", x.shape()))),
+    }
+}
+
+/// The largest of each window of `x` `[B, H, W, C]`: `[B, rows, cols, C]`, rows = (H + 2 · padding − kernel) / stride + 1, rounded down.
+///
+/// # Errors
+/// [`Error::Shape`] for an `x` of another rank or an empty one, and for a window that does not fit it.
+pub fn max_pool(tape: &Tape, x: &Var, window: Window) -> Result<Var> {
+    let [batch, height, width, channels] = image(x)?;
+    let Window { kernel, stride, padding } = window;
+    let fits = (1..=LARGEST_KERNEL).contains(&kernel) && stride > 0 && 2 * padding <= kernel;
+    if !fits || height.min(width) + 2 * padding < kernel {
+        let found = format!("a window of {kernel}, stride {stride}, padding {padding} for x {}", x.shape());
+        return Err(Error::shape(OP, format!("{found}; 1 to 16, 1 or more, half of it at most, and no larger than x")));
+    }
+    let side = |length: usize| (length + 2 * padding - kernel) / stride + 1;
+    let sizes = Sizes { batch, height, width, channels, rows: side(height), cols: side(width), window };
+    let context = x.context();
+    let shape = [batch, sizes.rows, sizes.cols, channels];
+    let (y, winners) = (context.empty(shape, x.dtype())?, context.empty(shape, DType::U8)?);
+    let comparisons = (kernel * kernel * y.len()) as f64;
+    let bytes = (x.tensor().bytes() + y.bytes() + winners.bytes()) as f64;
+    let cost = Cost { flops: comparisons, bytes, tensor_cores: false };
+    context.charge("max_pool_fwd", cost);
+    match context.backend() {
+        Backend::Plan => {}
+        Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
+            cpu::max::<T>(sizes, x.tensor(), &y, &winners);
+            Ok(())
+        })?,
+        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
+            cuda::max::<T>(accelerator, sizes, x.tensor(), &y, &winners)
+        })?,
+    }
+    Ok(tape.record(&[x], y, move |backward| {
+        let (context, dy) = (backward.context(), backward.gradient());
+        context.charge("max_pool_bwd", cost);
+        let Some(dx) = backward.destination(0)? else { return Ok(()) };
+        match context.backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
+                cpu::max_backward::<T>(sizes, dy, &winners, &dx);
+                Ok(())
+            }),
+            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
+                cuda::max_backward::<T>(accelerator, sizes, dy, &winners, &dx)
+            }),
+        }
+    }))
+}
+
+/// The mean of all pixels of `x` `[B, H, W, C]`: `[B, C]`.
+///
+/// # Errors
+/// [`Error::Shape`] for an `x` of another rank or an empty one.
+pub fn global_average_pool(tape: &Tape, x: &Var) -> Result<Var> {
+    let [batch, height, width, channels] = image(x)?;
+    let context = x.context();
+    let y = context.empty([batch, channels], x.dtype())?;
+    let bytes = (x.tensor().bytes() + y.bytes()) as f64;
+    let cost = Cost { flops: x.shape().len() as f64, bytes, tensor_cores: false };
+    context.charge("global_average_pool_fwd", cost);
+    let pixels = height * width;
+    match context.backend() {
+        Backend::Plan => {}
+        Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
+            cpu::average::<T>(pixels, x.tensor(), &y);
+            Ok(())
+        })?,
+        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
+            cuda::average::<T>(accelerator, pixels, x.tensor(), &y)
+        })?,
+    }
+    Ok(tape.record(&[x], y, move |backward| {
+        let dy = backward.gradient().clone();
+        backward.context().charge("global_average_pool_bwd", cost);
+        match backward.destination(0)? {
+            Some(dx) => average_backward(pixels, &dy, &dx),
+            None => Ok(()),
+        }
+    }))
+}
+
+fn average_backward(pixels: usize, dy: &Tensor, dx: &Destination) -> Result<()> {
+    match dy.context().backend() {
+        Backend::Plan => Ok(()),
+        Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
+            cpu::average_backward::<T>(pixels, dy, dx);
+            Ok(())
+        }),
+        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
+            cuda::average_backward::<T>(accelerator, pixels, dy, dx)
+        }),
+    }
+}
