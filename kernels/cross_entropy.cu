@@ -1,9 +1,10 @@
 // Cross-entropy with label smoothing: loss = scale * mean over b of the item's loss, and how many items are right.
 //
-//   logits, dlogits [batch, classes] f32, labels [batch] i32, items, lse [batch] f32, right [batch] f32, loss, correct, dloss [1] f32.
+//   logits, dlogits [batch, classes] f32, labels [batch] i32, items, right [batch] f32, statistics [batch, 2] f32, loss, correct, dloss [1] f32.
 //
 // With p the target distribution, (1 - s) at the label plus s / K everywhere (Szegedy et al. 2016):
 //   item = lse - (1 - s) z[label] - s / K sum z, lse = log sum exp z; dz = dloss * scale / batch * (exp(z - lse) - p).
+// The statistics are the largest logit m and log sum exp (z - m): their sum, lse, would lose the digits of small differences.
 // A label outside 0..K is no item: no loss, no gradient, never right; the mean stays one over the batch. An item is right where
 // its label is the first of the largest logits.
 //
@@ -14,7 +15,7 @@
 constexpr u32 WARPS = 4;
 
 // A warp per item.
-DEV void item_losses(f32* items, f32* lse, f32* right, const f32* logits, const i32* labels, u32 batch, u32 classes,
+DEV void item_losses(f32* items, f32* statistics, f32* right, const f32* logits, const i32* labels, u32 batch, u32 classes,
                      f32 smoothing) {
     u32 b = blockIdx.x * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (b >= batch) return;
@@ -40,7 +41,8 @@ DEV void item_losses(f32* items, f32* lse, f32* right, const f32* logits, const 
     i32 label = labels[b];
     bool inside = label >= 0 && (u32)label < classes;
     f32 rest = log_f32(exponentials);
-    lse[b] = most + rest;
+    statistics[2 * b] = most;
+    statistics[2 * b + 1] = rest;
     items[b] = inside ? rest - (1.0f - smoothing) * (z[label] - most) - smoothing / (f32)classes * plain : 0.0f;
     right[b] = inside && (u32)label == first ? 1.0f : 0.0f;
 }
@@ -59,8 +61,8 @@ DEV void mean_loss(f32* loss, f32* correct, const f32* items, const f32* right, 
 }
 
 // A thread per logit.
-DEV void logit_gradient(f32* dlogits, const f32* dloss, const f32* logits, const i32* labels, const f32* lse, u32 batch,
-                        u32 classes, f32 smoothing, f32 scale, u32 accumulate) {
+DEV void logit_gradient(f32* dlogits, const f32* dloss, const f32* logits, const i32* labels, const f32* statistics,
+                        u32 batch, u32 classes, f32 smoothing, f32 scale, u32 accumulate) {
     u32 at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= batch * classes) return;
     u32 b = at / classes, k = at % classes;
@@ -68,11 +70,11 @@ DEV void logit_gradient(f32* dlogits, const f32* dloss, const f32* logits, const
     f32 gradient = 0.0f;
     if (label >= 0 && (u32)label < classes) {
         f32 target = smoothing / (f32)classes + ((u32)label == k ? 1.0f - smoothing : 0.0f);
-        gradient = dloss[0] * scale / (f32)batch * (exp_f32(logits[at] - lse[b]) - target);
+        gradient = dloss[0] * scale / (f32)batch * (exp_f32(logits[at] - statistics[2 * b] - statistics[2 * b + 1]) - target);
     }
     dlogits[at] = accumulate != 0 ? dlogits[at] + gradient : gradient;
 }
 
-extern "C" __global__ void __launch_bounds__(128) cross_entropy_fwd_items(f32* __restrict__ items, f32* __restrict__ lse, f32* __restrict__ right, const f32* __restrict__ logits, const i32* __restrict__ labels, u32 batch, u32 classes, f32 smoothing) { item_losses(items, lse, right, logits, labels, batch, classes, smoothing); }
+extern "C" __global__ void __launch_bounds__(128) cross_entropy_fwd_items(f32* __restrict__ items, f32* __restrict__ statistics, f32* __restrict__ right, const f32* __restrict__ logits, const i32* __restrict__ labels, u32 batch, u32 classes, f32 smoothing) { item_losses(items, statistics, right, logits, labels, batch, classes, smoothing); }
 extern "C" __global__ void __launch_bounds__(256) cross_entropy_fwd_mean(f32* __restrict__ loss, f32* __restrict__ correct, const f32* __restrict__ items, const f32* __restrict__ right, u32 batch, f32 scale) { mean_loss(loss, correct, items, right, batch, scale); }
-extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(f32* __restrict__ dlogits, const f32* __restrict__ dloss, const f32* __restrict__ logits, const i32* __restrict__ labels, const f32* __restrict__ lse, u32 batch, u32 classes, f32 smoothing, f32 scale, u32 accumulate) { logit_gradient(dlogits, dloss, logits, labels, lse, batch, classes, smoothing, scale, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(f32* __restrict__ dlogits, const f32* __restrict__ dloss, const f32* __restrict__ logits, const i32* __restrict__ labels, const f32* __restrict__ statistics, u32 batch, u32 classes, f32 smoothing, f32 scale, u32 accumulate) { logit_gradient(dlogits, dloss, logits, labels, statistics, batch, classes, smoothing, scale, accumulate); }

@@ -15,7 +15,7 @@ const ITEMS: usize = 4;
 pub(super) fn forward(accelerator: &dyn Accelerator, call: &Call, results: &Results) -> Result<()> {
     CrossEntropyFwdItems {
         items: results.items.slice_mut(),
-        lse: call.lse.slice_mut(),
+        statistics: call.statistics.slice_mut(),
         right: results.right.slice_mut(),
         logits: call.logits.slice(),
         labels: call.labels.slice(),
@@ -46,7 +46,7 @@ pub(super) fn backward(
         dloss: dloss.slice(),
         logits: call.logits.slice(),
         labels: call.labels.slice(),
-        lse: call.lse.slice(),
+        statistics: call.statistics.slice(),
         batch: call.batch as u32,
         classes: call.classes as u32,
         smoothing: call.smoothing,

@@ -9,7 +9,7 @@
 //!
 //! An item is right where its label is the first of its largest logits. A label outside 0..K (padding) is no item: no loss, no
 //! gradient, never right; the mean stays one over the batch. All in f32, in sums of fixed order: each item's, then the items.
-//! Saved: logits, labels and lse.
+//! Saved: logits, labels, and an item's largest logit m and log Σ exp (z − m): their sum, lse, would lose digits.
 
 mod cases;
 mod cpu;
@@ -64,7 +64,7 @@ pub fn cross_entropy(tape: &Tape, logits: &Var, labels: &Var, smoothing: f32, sc
         scale,
         logits: logits.tensor().clone(),
         labels: labels.tensor().clone(),
-        lse: empty(batch)?,
+        statistics: context.empty([batch, 2], dtype)?,
     };
     let results = Results { loss: empty(1)?, correct: empty(1)?, items: empty(batch)?, right: empty(batch)? };
     context.charge("cross_entropy_fwd", call.cost(1));
@@ -89,11 +89,11 @@ struct Call {
     scale: f32,
     logits: Tensor,
     labels: Tensor,
-    /// `[B]`
-    lse: Tensor,
+    /// `[B, 2]`: the largest logit, and the logarithm of the sum of exponentials about it.
+    statistics: Tensor,
 }
 
-/// What the forward writes besides `lse`.
+/// What the forward writes besides the statistics.
 struct Results {
     loss: Tensor,
     correct: Tensor,
@@ -107,8 +107,8 @@ impl Call {
     fn cost(&self, passes: usize) -> Cost {
         Cost {
             flops: 14.0 * self.logits.len() as f64,
-            // Labels, lse, items and right answers, the latter two read again.
-            bytes: (passes * self.logits.bytes() + 6 * self.batch * self.logits.dtype().size() + 16) as f64,
+            // Labels, statistics, items and right answers, the latter two read again.
+            bytes: (passes * self.logits.bytes() + 7 * self.batch * self.logits.dtype().size() + 16) as f64,
             tensor_cores: false,
         }
     }
