@@ -147,23 +147,25 @@ pub(super) fn apply<T: Float + Element>(call: &Call, y: &Tensor, residual: Optio
             let within = first * channels..first * channels + y.len();
             let x = &x[within.clone()];
             let residual = residual.map(|residual| &residual[within]);
-            let value = |c: usize, x: T| gain[c].mul_add(x - mean[c], bias[c]);
-            let positive = |v: T| if relu && v <= T::ZERO { T::ZERO } else { v };
             vector::dispatch(
                 #[inline(always)]
-                || match residual {
-                    None => {
-                        for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                            for c in 0..channels {
-                                y[c] = positive(value(c, x[c]));
+                || {
+                    // Slices of one length, or each index would be checked by itself.
+                    let (mean, gain, bias) = (&mean[..channels], &gain[..channels], &bias[..channels]);
+                    let value = |c: usize, x: T| gain[c].mul_add(x - mean[c], bias[c]);
+                    let positive = |v: T| if relu && v <= T::ZERO { T::ZERO } else { v };
+                    let rows = y.chunks_exact_mut(channels).zip(x.chunks_exact(channels));
+                    match residual {
+                        None => {
+                            for (y, x) in rows {
+                                let (y, x) = (&mut y[..channels], &x[..channels]);
+                                (0..channels).for_each(|c| y[c] = positive(value(c, x[c])));
                             }
                         }
-                    }
-                    Some(residual) => {
-                        let rows = x.chunks_exact(channels).zip(residual.chunks_exact(channels));
-                        for (y, (x, residual)) in y.chunks_exact_mut(channels).zip(rows) {
-                            for c in 0..channels {
-                                y[c] = positive(value(c, x[c]) + residual[c]);
+                        Some(residual) => {
+                            for ((y, x), residual) in rows.zip(residual.chunks_exact(channels)) {
+                                let (y, x, residual) = (&mut y[..channels], &x[..channels], &residual[..channels]);
+                                (0..channels).for_each(|c| y[c] = positive(value(c, x[c]) + residual[c]));
                             }
                         }
                     }
@@ -273,6 +275,8 @@ impl<T: Float> View<'_, T> {
             vector::dispatch(
                 #[inline(always)]
                 || {
+                    let (mean, gain, bias) = (&mean[..channels], &gain[..channels], &bias[..channels]);
+                    let (plain, slope) = (&plain[..channels], &slope[..channels]);
                     for at in (*first..end).step_by(channels) {
                         let (dy, x, y) =
                             (&self.dy[at..][..channels], &self.x[at..][..channels], &self.y[at..][..channels]);
