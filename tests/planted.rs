@@ -110,7 +110,9 @@ fn bugs_in_what_a_resnet_needs_are_caught() {
     is_caught(&entropy("cross_entropy_sum", exponentials, "", WRONG));
     let pool = |name, from, to, words| bug(name, "pool", DType::F32, from, to, words);
     is_caught(&pool("pool_last", "oy < y1", "oy + 1 < y1", WRONG));
-    is_caught(&pool("pool_outside", "if (ix >= z.width) continue;", "", OUTSIDE));
+    // Only what lies before the image is left out.
+    let before = "if (ix >= 0x80000000u) continue;";
+    is_caught(&pool("pool_outside", "if (ix >= z.width) continue;", before, OUTSIDE));
     is_caught(&pool("pool_race", "    __syncthreads();\n", "", RACE));
 }
 
