@@ -121,6 +121,26 @@ struct Affine<'a, T> {
     bias: &'a [T],
 }
 
+impl<T: Float> Affine<'_, T> {
+    /// A row of y; the residual is read with `RESIDUAL` alone.
+    ///
+    /// A loop over indices into slices of one length, here and below: closures are not always inlined, and what is not
+    /// is compiled for the plainest machine.
+    #[inline(always)]
+    fn row<const RESIDUAL: bool>(&self, y: &mut [T], x: &[T], residual: &[T], relu: bool) {
+        let channels = y.len();
+        let (mean, gain, bias) = (&self.mean[..channels], &self.gain[..channels], &self.bias[..channels]);
+        let (x, residual) = (&x[..channels], &residual[..channels]);
+        for c in 0..channels {
+            let mut v = gain[c].mul_add(x[c] - mean[c], bias[c]);
+            if RESIDUAL {
+                v += residual[c];
+            }
+            y[c] = if relu && v <= T::ZERO { T::ZERO } else { v };
+        }
+    }
+}
+
 /// Calls `f` with the affine of the call and two rows of scratch.
 fn with_affine<T: Float + Element>(call: &Call, f: impl FnOnce(Affine<T>, &mut [T], &mut [T])) {
     let channels = call.layout.channels;
@@ -147,26 +167,14 @@ pub(super) fn apply<T: Float + Element>(call: &Call, y: &Tensor, residual: Optio
             let within = first * channels..first * channels + y.len();
             let x = &x[within.clone()];
             let residual = residual.map(|residual| &residual[within]);
+            let affine = Affine { mean, gain, bias };
             vector::dispatch(
                 #[inline(always)]
                 || {
-                    // Slices of one length, or each index would be checked by itself.
-                    let (mean, gain, bias) = (&mean[..channels], &gain[..channels], &bias[..channels]);
-                    let value = |c: usize, x: T| gain[c].mul_add(x - mean[c], bias[c]);
-                    let positive = |v: T| if relu && v <= T::ZERO { T::ZERO } else { v };
-                    let rows = y.chunks_exact_mut(channels).zip(x.chunks_exact(channels));
-                    match residual {
-                        None => {
-                            for (y, x) in rows {
-                                let (y, x) = (&mut y[..channels], &x[..channels]);
-                                (0..channels).for_each(|c| y[c] = positive(value(c, x[c])));
-                            }
-                        }
-                        Some(residual) => {
-                            for ((y, x), residual) in rows.zip(residual.chunks_exact(channels)) {
-                                let (y, x, residual) = (&mut y[..channels], &x[..channels], &residual[..channels]);
-                                (0..channels).for_each(|c| y[c] = positive(value(c, x[c]) + residual[c]));
-                            }
+                    for (row, (y, x)) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).enumerate() {
+                        match residual {
+                            Some(residual) => affine.row::<true>(y, x, &residual[row * channels..], relu),
+                            None => affine.row::<false>(y, x, x, relu),
                         }
                     }
                 },
@@ -262,7 +270,7 @@ impl<T: Float> View<'_, T> {
         dx: Option<(&mut [T], Accumulate)>,
         dresidual: Option<(&mut [T], Accumulate)>,
     ) {
-        let (channels, Affine { mean, gain, bias }) = (self.channels, &self.affine);
+        let channels = self.channels;
         let task = rows_per_task(channels) * channels;
         let (mut dx, x_mode) = dx.map_or((None, Accumulate::Write), |(to, mode)| (Some(to.chunks_mut(task)), mode));
         let (mut dr, r_mode) =
@@ -275,31 +283,53 @@ impl<T: Float> View<'_, T> {
             vector::dispatch(
                 #[inline(always)]
                 || {
-                    let (mean, gain, bias) = (&mean[..channels], &gain[..channels], &bias[..channels]);
-                    let (plain, slope) = (&plain[..channels], &slope[..channels]);
                     for at in (*first..end).step_by(channels) {
-                        let (dy, x, y) =
-                            (&self.dy[at..][..channels], &self.x[at..][..channels], &self.y[at..][..channels]);
-                        let dz = |c: usize| masked::<MASK, T>(dy[c], x[c] - mean[c], y[c], gain[c], bias[c]);
+                        let here = at - *first..at - *first + channels;
                         if let Some(dx) = dx {
-                            let to = &mut dx[at - *first..][..channels];
-                            let value = |c: usize| gain[c] * ((mean[c] - x[c]).mul_add(slope[c], dz(c)) - plain[c]);
+                            let dx = &mut dx[here.clone()];
                             match x_mode {
-                                Accumulate::Write => (0..channels).for_each(|c| to[c] = value(c)),
-                                Accumulate::Add => (0..channels).for_each(|c| to[c] += value(c)),
+                                Accumulate::Write => self.input_row::<MASK, false>(at, plain, slope, dx),
+                                Accumulate::Add => self.input_row::<MASK, true>(at, plain, slope, dx),
                             }
                         }
                         if let Some(dresidual) = dresidual {
-                            let to = &mut dresidual[at - *first..][..channels];
+                            let dresidual = &mut dresidual[here];
                             match r_mode {
-                                Accumulate::Write => (0..channels).for_each(|c| to[c] = dz(c)),
-                                Accumulate::Add => (0..channels).for_each(|c| to[c] += dz(c)),
+                                Accumulate::Write => self.residual_row::<MASK, false>(at, dresidual),
+                                Accumulate::Add => self.residual_row::<MASK, true>(at, dresidual),
                             }
                         }
                     }
                 },
             );
         });
+    }
+
+    /// dx of the row that begins at `at`.
+    #[inline(always)]
+    fn input_row<const MASK: u8, const ADD: bool>(&self, at: usize, plain: &[T], slope: &[T], dx: &mut [T]) {
+        let (channels, Affine { mean, gain, bias }) = (dx.len(), &self.affine);
+        let (mean, gain, bias) = (&mean[..channels], &gain[..channels], &bias[..channels]);
+        let (plain, slope) = (&plain[..channels], &slope[..channels]);
+        let (dy, x, y) = (&self.dy[at..][..channels], &self.x[at..][..channels], &self.y[at..][..channels]);
+        for c in 0..channels {
+            let d = x[c] - mean[c];
+            let dz = masked::<MASK, T>(dy[c], d, y[c], gain[c], bias[c]);
+            let value = gain[c] * ((-d).mul_add(slope[c], dz) - plain[c]);
+            dx[c] = if ADD { dx[c] + value } else { value };
+        }
+    }
+
+    /// dresidual of the row that begins at `at`.
+    #[inline(always)]
+    fn residual_row<const MASK: u8, const ADD: bool>(&self, at: usize, dresidual: &mut [T]) {
+        let (channels, Affine { mean, gain, bias }) = (dresidual.len(), &self.affine);
+        let (mean, gain, bias) = (&mean[..channels], &gain[..channels], &bias[..channels]);
+        let (dy, x, y) = (&self.dy[at..][..channels], &self.x[at..][..channels], &self.y[at..][..channels]);
+        for c in 0..channels {
+            let dz = masked::<MASK, T>(dy[c], x[c] - mean[c], y[c], gain[c], bias[c]);
+            dresidual[c] = if ADD { dresidual[c] + dz } else { dz };
+        }
     }
 }
 
