@@ -38,7 +38,7 @@ fn case(name: &str, [b, h, w, cin]: [usize; 4], cout: usize, k: usize, geometry:
     .sums((k * k * cin.max(cout)).max(b * ho * wo))
 }
 
-/// Windows of 1 and 3, strides, both ways of padding, resizing, odd sizes, and the presets' shapes to time.
+/// Windows of 1, 3, 5 and 7, strides, both ways of padding, resizing, odd sizes, and the presets' shapes to time.
 pub fn cases() -> Vec<Case> {
     let same = Geometry::same(3);
     let point = Geometry::same(1);
@@ -73,11 +73,26 @@ pub fn cases() -> Vec<Case> {
         case("blocks_b2_h3_w2_c16_o288", [2, 3, 2, 16], 288, 3, same, ALL),
         case("blocks_up_b2_h3_w4_to_h6_w8_c32_o16", [2, 3, 4, 32], 16, 3, up(6, 8), BIAS),
         case("blocks_up_odd_b2_h2_w4_to_h3_w7_c16_o16", [2, 2, 4, 16], 16, 3, up(3, 7), ALL),
+        // Windows larger than the image, the stem of a ResNet for large images, and one of 5.
+        case("stem_b2_h14_w13_c3_o16", [2, 14, 13, 3], 16, 7, Geometry { stride: 2, ..Geometry::same(7) }, NOTHING),
+        case("stem_wide_b1_h9_w10_c16_o32", [1, 9, 10, 16], 32, 7, Geometry { stride: 2, ..Geometry::same(7) }, ALL),
+        case("seven_b2_h6_w7_c5_o9", [2, 6, 7, 5], 9, 7, Geometry::same(7), BIAS),
+        case("seven_small_b2_h2_w3_c4_o8", [2, 2, 3, 4], 8, 7, Geometry::same(7), ALL),
+        case(
+            "five_up_b1_h3_w4_to_h6_w8_c4_o8",
+            [1, 3, 4, 4],
+            8,
+            5,
+            Geometry { resize: Some([6, 8]), ..Geometry::same(5) },
+            BIAS,
+        ),
         case("level0_b32_h32_c64_o64", [32, 32, 32, 64], 64, 3, same, ALL).large(),
         case("level1_b32_h16_c128_o128", [32, 16, 16, 128], 128, 3, same, ALL).large(),
         case("level2_b32_h8_c256_o256", [32, 8, 8, 256], 256, 3, same, ALL).large(),
         case("down_b32_h32_c64_o64", [32, 32, 32, 64], 64, 3, down, BIAS).large(),
         case("up_b32_h16_to_h32_c128_o128", [32, 16, 16, 128], 128, 3, up(32, 32), BIAS).large(),
+        case("stem_b16_h224_c3_o64", [16, 224, 224, 3], 64, 7, Geometry { stride: 2, ..Geometry::same(7) }, NOTHING)
+            .large(),
         case("gpu_b128_h32_c128_o128", [128, 32, 32, 128], 128, 3, same, ALL).large(),
     ]
 }

@@ -112,7 +112,7 @@ impl Sizes {
     }
 }
 
-/// Convolves `x` `[B, h, w, Cin]` with `weight` `[Cout, k, k, Cin]` (k = 1 or 3) of the same dtype.
+/// Convolves `x` `[B, h, w, Cin]` with `weight` `[Cout, k, k, Cin]` (k odd) of the same dtype.
 ///
 /// With H, W the size after `geometry.resize` the result is `[B, ⌈H / stride⌉, ⌈W / stride⌉, Cout]` in the dtype of `x`. Added, where
 /// given: `bias` `[Cout]` in `f32`, `channel_add` `[B, Cout]` and `residual` (of the result's shape) in the dtype of `x`. The weight's
@@ -180,7 +180,7 @@ fn sizes(x: &Var, weight: &Var, geometry: Geometry) -> Result<Sizes> {
         return Err(Error::shape(OP, message));
     };
     if kernel != columns
-        || !matches!(kernel, 1 | 3)
+        || kernel.is_multiple_of(2)
         || channels != cin
         || cin * cout == 0
         || x.dtype() != weight.dtype()
