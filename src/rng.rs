@@ -57,6 +57,8 @@ pub enum Purpose {
     Dropout = 8,
     /// Test inputs and finite-difference cotangents.
     Probe = 9,
+    /// How far an example is shifted.
+    Crop = 10,
 }
 
 /// A uniform number in the open interval (0, 1): the upper 23 bits, centred in their cells.

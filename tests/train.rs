@@ -30,6 +30,7 @@ const TINY: &[&str] = &[
     "model.class_embedding_dim=8",
     "data.shapes_count=60",
     "data.flip=true",
+    "data.crop=4",
     "training.num_steps=12",
     "training.batch_size=4",
     "training.warmup_steps=3",

@@ -16,6 +16,7 @@ enum Purpose : u32 {
     PURPOSE_SPLIT = 7,
     PURPOSE_DROPOUT = 8,
     PURPOSE_PROBE = 9,
+    PURPOSE_CROP = 10,
 };
 
 struct U32x4 {

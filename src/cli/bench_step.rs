@@ -79,6 +79,7 @@ impl BenchStepCommand {
         config.training.batch_size = self.batch;
         config.training.gradient_accumulation = 1;
         config.data.flip = false;
+        config.data.crop = 0;
         config.sampling = SamplingConfig { sampler: SamplerKind::Ddim, ..config.sampling }.unguided();
         let set = random_set(&config)?;
         let free_before = free_memory(&machine.device)?;

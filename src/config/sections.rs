@@ -25,6 +25,9 @@ pub struct DataConfig {
     pub split_seed: u64,
     /// Mirror every second training image, drawn by image and epoch.
     pub flip: bool,
+    /// Shift each training image by up to so many pixels up, down, left and right, drawn by image and epoch; what comes in is
+    /// black. 0 shifts none.
+    pub crop: u16,
     /// Images that the built-in set `shapes` consists of; a tenth of them is held out for validation.
     pub shapes_count: usize,
     /// Seed of the built-in set `shapes`.
@@ -40,6 +43,7 @@ impl Default for DataConfig {
             validation_fraction: None,
             split_seed: 0,
             flip: false,
+            crop: 0,
             shapes_count: 20_000,
             shapes_seed: 0,
         }
@@ -62,6 +66,7 @@ impl DataConfig {
             let mend = "0.1 is usual, null holds nothing out";
             return Err(Error::config("data.validation_fraction", format!("{fraction} is outside (0, 1)"), mend));
         }
+        whole("data.crop", u64::from(self.crop), 0, 16, "4 is usual for images of 32 pixels, 0 shifts none")?;
         whole("data.shapes_count", self.shapes_count as u64, 1, 10_000_000, "20000 is usual")
     }
 }
@@ -428,6 +433,8 @@ mod tests {
             let data = DataConfig { validation_fraction: Some(fraction), ..DataConfig::default() };
             assert!(data.validate().unwrap_err().to_string().starts_with("data.validation_fraction: "));
         }
+        let data = DataConfig { crop: 17, ..DataConfig::default() };
+        assert!(data.validate().unwrap_err().to_string().starts_with("data.crop: "));
         let data = DataConfig { shapes_count: 0, ..DataConfig::default() };
         assert!(data.validate().unwrap_err().to_string().starts_with("data.shapes_count: "));
     }

@@ -7,7 +7,7 @@ use super::{
 use crate::error::Result;
 use crate::nn::Bound;
 use crate::ops::balanced_loss::{BalancedLoss, balanced_loss, update_magnitudes};
-use crate::ops::gather::{Order, gather};
+use crate::ops::gather::{Augment, Order, gather};
 use crate::ops::level_sampling::{self, Law};
 use crate::ops::mse_loss::mse_loss;
 use crate::ops::noise_step::{Draw, NoiseStep, Target, Times, noise_step};
@@ -25,8 +25,8 @@ pub struct Batch {
     pub size: usize,
     /// Which images a batch takes, from the control buffer's epoch and cursor on.
     pub order: Order,
-    /// The seed by which images are mirrored; None for never.
-    pub flip: Option<u64>,
+    /// How images are changed at random.
+    pub augment: Augment,
 }
 
 /// What an objective is made for.
@@ -147,7 +147,8 @@ impl Objective {
         scale: f32,
     ) -> Result<Loss> {
         let context = tape.context();
-        let (x0, labels) = gather(context, &batch.images, &batch.labels, control, batch.size, batch.order, batch.flip)?;
+        let (x0, labels) =
+            gather(context, &batch.images, &batch.labels, control, batch.size, batch.order, batch.augment)?;
         let noised = noise_step(context, &x0, &labels, control, &self.noise)?;
         drop((x0, labels));
         let constant = |tensor: &Tensor| tape.constant(tensor);

@@ -13,7 +13,7 @@ use crate::models;
 use crate::nn::Parameters;
 use crate::ops::adamw::{AdamW, AdamWState, adamw, gradient_norm, record};
 use crate::ops::control::Control;
-use crate::ops::gather::Order;
+use crate::ops::gather::{Augment, Order};
 use crate::tape::{Accumulate, Tape};
 use crate::tensor::{Context, DType, Device, Program, Tensor};
 
@@ -159,13 +159,14 @@ impl Trainer {
         };
         let training_objective = objective(Purpose::Training, t.seed, t.label_dropout)?;
         let terms = training_objective.terms().len();
-        let batch = |(images, labels): (Tensor, Tensor), order: Order, flip: Option<u64>| Batch {
+        let batch = |(images, labels): (Tensor, Tensor), order: Order, augment: Augment| Batch {
             images,
             labels,
             size: t.batch_size,
             order,
-            flip,
+            augment,
         };
+        let augment = Augment { seed: t.seed, flip: config.data.flip, crop: config.data.crop };
         let images = training.1.len();
         let validation_images = validation.as_ref().map_or(0, |(_, labels)| labels.len());
         let state = State {
@@ -179,8 +180,8 @@ impl Trainer {
             terms: (terms > 0).then(|| context.zeros([terms], DType::F32)).transpose()?,
             loss: context.zeros([1], DType::F32)?,
             one: context.tensor(&[1f32], [1])?,
-            training: batch(training, Order::Shuffled { seed: t.seed }, config.data.flip.then_some(t.seed)),
-            validation: validation.map(|validation| batch(validation, Order::Sequential, None)),
+            training: batch(training, Order::Shuffled { seed: t.seed }, augment),
+            validation: validation.map(|validation| batch(validation, Order::Sequential, Augment::default())),
             objective: training_objective,
             validation_objective: objective(Purpose::Validation, t.seed ^ VALIDATION_SEED, 0.0)?,
             averaged,

@@ -42,8 +42,9 @@ pub fn config(settings: &[&str]) -> Config {
     config
 }
 
-/// The rest of what a run can be made of: a conditioning token, normed queries and keys, a table of noise levels, weights.
-pub const TOKEN: [&str; 6] = [
+/// The rest of what a run can be made of: shifted images, a conditioning token, normed queries and keys, a table of noise levels, weights.
+pub const TOKEN: [&str; 7] = [
+    "data.crop=2",
     "model.conditioning=token",
     "model.qk_norm=true",
     "diffusion.prediction=v",

@@ -34,8 +34,9 @@ pub(super) fn forward(
         channels: call.channels as u32,
         shuffled,
         order_seed,
-        flip: call.flip.is_some().into(),
-        flip_seed: call.flip.unwrap_or_default(),
+        flip: call.augment.flip.into(),
+        crop: call.augment.crop.into(),
+        augment_seed: call.augment.seed,
     }
     .launch(accelerator, by_item(batch_labels.len(), call.elements(), THREADS))
 }
