@@ -265,6 +265,8 @@ def residual_networks():
     golden("max_pool", lambda x: pool(x, 3, 2, 1), x=draw(2, 7, 6, 5))
     golden("max_pool_rest", lambda x: pool(x, 2, 3, 0), x=draw(1, 6, 9, 3))
     golden("global_average_pool", lambda x: F.adaptive_avg_pool2d(first(x), 1).flatten(1), x=draw(2, 3, 5, 6))
+    stem = lambda x, weight, bias: F.conv2d(first(x), first(weight), bias, 2, 3).movedim(1, -1)
+    golden("conv2d_stem", stem, x=draw(1, 9, 10, 3), weight=draw(4, 7, 7, 3), bias=draw(4))
 
 
 def main():
