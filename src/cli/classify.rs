@@ -209,7 +209,8 @@ impl ClassifyCommand {
             let message = format!("it has no {} images", choice.name());
             return Err(Error::config(format!("data set {:?}", set.name()), message, "give --split train"));
         }
-        let indices = in_proportion(&set, split, self.count.unwrap_or(usize::MAX));
+        let all: Vec<usize> = set.split_indices(split).collect();
+        let indices = in_proportion(&set, &all, self.count.unwrap_or(usize::MAX));
         let mut given = Given {
             names: Vec::with_capacity(indices.len()),
             values: Vec::with_capacity(indices.len() * set.image_bytes()),
@@ -278,15 +279,16 @@ fn at(place: &str, error: Error) -> Error {
     }
 }
 
-/// Up to `count` images of a split, rising: the first ones of each class, in its share.
-fn in_proportion(set: &Dataset, split: Split, count: usize) -> Vec<usize> {
+/// Up to `count` of some images, which rise, as they do: the first ones of each class, in its share.
+pub(super) fn in_proportion(set: &Dataset, images: &[usize], count: usize) -> Vec<usize> {
+    let class = |index: usize| usize::from(set.labels()[index]);
     let mut totals = vec![0u32; set.class_names().len()];
-    set.split_labels(split).iter().for_each(|&label| totals[usize::from(label)] += 1);
+    images.iter().for_each(|&index| totals[class(index)] += 1);
     let mut seen = vec![0u32; totals.len()];
-    let mut order: Vec<(f64, usize)> = set
-        .split_indices(split)
-        .map(|index| {
-            let class = usize::from(set.labels()[index]);
+    let mut order: Vec<(f64, usize)> = images
+        .iter()
+        .map(|&index| {
+            let class = class(index);
             seen[class] += 1;
             ((f64::from(seen[class]) - 0.5) / f64::from(totals[class]), index)
         })
@@ -368,12 +370,13 @@ mod tests {
         .unwrap();
         let counts =
             |indices: &[usize]| [0, 1, 2].map(|class| indices.iter().filter(|i| set.labels()[**i] == class).count());
-        let ten = in_proportion(&set, Split::Train, 10);
-        let twenty = in_proportion(&set, Split::Train, 20);
+        let of = |split, count| in_proportion(&set, &set.split_indices(split).collect::<Vec<_>>(), count);
+        let ten = of(Split::Train, 10);
+        let twenty = of(Split::Train, 20);
         assert_eq!((counts(&ten), counts(&twenty)), ([6, 3, 1], [12, 6, 2]));
         assert!(ten.iter().all(|index| twenty.contains(index)) && ten.is_sorted());
-        assert_eq!(in_proportion(&set, Split::Train, 1000), (0..100).collect::<Vec<_>>());
-        assert_eq!(in_proportion(&set, Split::Validation, 2), [100, 101]);
+        assert_eq!(of(Split::Train, 1000), (0..100).collect::<Vec<_>>());
+        assert_eq!(of(Split::Validation, 2), [100, 101]);
     }
 
     #[test]

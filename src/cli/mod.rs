@@ -2,6 +2,9 @@
 
 pub mod bench_step;
 pub mod classify;
+pub mod compare;
+mod compare_data;
+mod compare_text;
 pub mod convert;
 pub mod data;
 pub mod doctor;
@@ -46,6 +49,7 @@ enum Command {
     Upscale(upscale::UpscaleCommand),
     Score(score::ScoreCommand),
     Classify(classify::ClassifyCommand),
+    Compare(compare::CompareCommand),
     Convert(convert::ConvertCommand),
     Plan(plan::PlanCommand),
     Presets(presets::PresetsCommand),
@@ -101,6 +105,7 @@ impl Command {
             Self::Upscale(command) => command.run(),
             Self::Score(command) => command.run(),
             Self::Classify(command) => command.run(),
+            Self::Compare(command) => command.run(),
             Self::Convert(command) => command.run(),
             Self::Plan(command) => command.run(),
             Self::Presets(command) => command.run(),

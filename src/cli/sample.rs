@@ -489,7 +489,7 @@ fn file_name(k: usize, class: &str) -> String {
 }
 
 /// Names the option instead of the configuration's key.
-fn by_option(error: Error) -> Error {
+pub(super) fn by_option(error: Error) -> Error {
     match error {
         Error::Config { place, message, mend } => {
             let option = match place.as_str() {

@@ -135,8 +135,7 @@ impl Model {
         mut sink: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
         let count = request.labels.len();
-        let (spec, noise) = self.checked(request)?;
-        let mut sampler = Sampler::new(self.context(), self.model.clone(), self.parameters.clone(), &noise, spec)?;
+        let mut sampler = self.sampler_for(request)?;
         let (batch, stages) = (sampler.batch(), sampler.stages());
         let total = count.div_ceil(batch) * stages;
         for (number, labels) in request.labels.chunks(batch).enumerate() {
@@ -149,6 +148,16 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// The denoising program of a request, for those who run it themselves: its batch, seed, steps and guidance; of its labels
+    /// only whether any is guided.
+    ///
+    /// # Errors
+    /// As [`Model::sample_each`].
+    pub fn sampler_for(&self, request: &SampleRequest) -> Result<Sampler> {
+        let (spec, noise) = self.checked(request)?;
+        Sampler::new(self.context(), self.model.clone(), self.parameters.clone(), &noise, spec)
     }
 
     /// What a request means for a sampler, and the model's noise levels; or why it cannot be met.

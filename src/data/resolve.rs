@@ -62,6 +62,19 @@ pub fn resolve(name: &str, explicit: Option<&str>, options: &ResolveOptions) -> 
     }
 }
 
+/// As [`resolve`] for the set called `name`, but nothing is downloaded: None where the set is not there.
+///
+/// # Errors
+///
+/// Those of [`Dataset::open`].
+pub fn at_hand(name: &str, options: &ResolveOptions) -> Result<Option<Dataset>> {
+    if name == BUILTIN || name == SHAPES {
+        return made(options).map(Some);
+    }
+    let path = data_file(options.data_dir, name);
+    path.exists().then(|| Dataset::open(path)).transpose()
+}
+
 fn made(options: &ResolveOptions) -> Result<Dataset> {
     if options.shapes_count == 0 || u32::try_from(options.shapes_count).is_err() {
         let message = format!("is {}", options.shapes_count);
@@ -111,6 +124,11 @@ mod tests {
         shapes(1, 30).write(&file, false).unwrap();
         assert_eq!(resolve("mine", None, &options).unwrap().len(), 30);
         assert_eq!(resolve("cifar10", file.to_str(), &options).unwrap().len(), 30);
+        let found = |name| at_hand(name, &options).unwrap().map(|set| set.len());
+        assert_eq!(
+            [found("shapes"), found("mine"), found("yours"), found("cifar10")],
+            [Some(20), Some(30), None, None]
+        );
         let error = resolve("yours", None, &options).unwrap_err().to_string();
         assert!(error.contains("engine data import SRC --out") && error.contains("yours.safetensors"), "{error}");
         let error = resolve("mine", Some("absent.safetensors"), &options).unwrap_err().to_string();

@@ -76,16 +76,35 @@ struct Row {
 }
 
 impl DenoisingErrors {
-    /// Plans the program.
+    /// Plans the program, at levels in the middles of equal parts of the model's diffusion time.
     ///
     /// # Errors
     /// [`Error::Config`] for no level, more than the model has, no draw or a batch of 0; what the device reports.
     pub fn new(model: &Model, spec: ErrorSpec) -> Result<Self> {
-        let config = &model.info.config.diffusion;
-        let noise = NoiseSchedule::new(config)?;
+        let noise = NoiseSchedule::new(&model.info.config.diffusion)?;
         if !(1..=noise.num_steps().min(1000)).contains(&spec.levels) {
             let message = format!("{} noise levels", spec.levels);
             return Err(Error::config("--levels", message, format!("give 1 to {}", noise.num_steps().min(1000))));
+        }
+        let time = |number: usize| {
+            let share = (number as f64 + 0.5) / spec.levels as f64;
+            if noise.is_continuous() { share } else { (share * noise.num_steps() as f64).floor() }
+        };
+        let times: Vec<f64> = (0..spec.levels).map(time).collect();
+        Self::at_times(model, &times, spec)
+    }
+
+    /// As [`DenoisingErrors::new`], but at these diffusion times of the model's, whatever `spec.levels` says.
+    ///
+    /// # Errors
+    /// As [`DenoisingErrors::new`]; [`Error::Config`] for no time, or one that the model does not have or at which its
+    /// prediction says nothing of the noise.
+    pub fn at_times(model: &Model, times: &[f64], spec: ErrorSpec) -> Result<Self> {
+        let config = &model.info.config.diffusion;
+        let noise = NoiseSchedule::new(config)?;
+        let spec = ErrorSpec { levels: times.len(), ..spec };
+        if times.is_empty() {
+            return Err(Error::config("--levels", "0 noise levels", "give 1 or more"));
         }
         if !(1..=10_000).contains(&spec.draws) {
             return Err(Error::config("--draws", format!("{} draws of noise", spec.draws), "give 1 to 10000"));
@@ -94,9 +113,11 @@ impl DenoisingErrors {
             return Err(Error::config("--batch", format!("{} images in a batch", spec.batch), "give 1 or more"));
         }
         let [h, w, c] = model.model.image_shape();
-        let at = |number: usize| {
-            let share = (number as f64 + 0.5) / spec.levels as f64;
-            let time = if noise.is_continuous() { share } else { (share * noise.num_steps() as f64).floor() };
+        let at = |&time: &f64| {
+            if !noise.has(time) {
+                let message = format!("time {time} is no noise level of {}", noise.num_steps());
+                return Err(Error::config("denoising errors", message, "give times of the model's own schedule"));
+            }
             let level = noise.level(time);
             let inverse = level.invert(config.prediction).ok_or_else(|| {
                 let message = format!("says nothing of the noise at time {time}");
@@ -104,7 +125,7 @@ impl DenoisingErrors {
             })?;
             Ok(At { time, time_input: noise.time_input(time) as f32, level, inverse })
         };
-        let levels = (0..spec.levels).map(at).collect::<Result<Vec<_>>>()?;
+        let levels = times.iter().map(at).collect::<Result<Vec<_>>>()?;
         let context = model.context().clone();
         let state = State {
             x: context.zeros([spec.batch, h, w, c], DType::F32)?,
@@ -143,11 +164,38 @@ impl DenoisingErrors {
         labels: &[usize],
         progress: impl FnMut(usize, usize),
     ) -> Result<Vec<Vec<f64>>> {
+        self.labelled(images, labels, &vec![0; labels.len()], progress)
+    }
+
+    /// As [`DenoisingErrors::measure`], but each image's noise is its own: that of the seed and of the image's own values,
+    /// so that errors of different images are independent and their mean has a standard error. Models that are given the same
+    /// images get the same noise.
+    ///
+    /// # Errors
+    /// As [`DenoisingErrors::measure`].
+    pub fn measure_independent(
+        &mut self,
+        images: &[f32],
+        labels: &[usize],
+        progress: impl FnMut(usize, usize),
+    ) -> Result<Vec<Vec<f64>>> {
+        let items = self.items(images);
+        self.labelled(images, labels, &items, progress)
+    }
+
+    /// Errors of each image under its label, with the noise of its item.
+    fn labelled(
+        &mut self,
+        images: &[f32],
+        labels: &[usize],
+        items: &[u32],
+        progress: impl FnMut(usize, usize),
+    ) -> Result<Vec<Vec<f64>>> {
         self.check(images, labels.len())?;
         let (levels, draws) = (self.spec.levels, self.spec.draws);
         let rows = (0..labels.len() * levels * draws).map(|number| {
             let (image, level, draw) = (number / (levels * draws), number / draws % levels, number % draws);
-            Row { image, item: 0, level, draw, label: labels[image], sum: image * levels + level }
+            Row { image, item: items[image], level, draw, label: labels[image], sum: image * levels + level }
         });
         let errors = self.run(images, rows, labels.len() * levels * draws, labels.len() * levels, progress)?;
         Ok(errors.chunks(levels).map(<[f64]>::to_vec).collect())
@@ -170,8 +218,7 @@ impl DenoisingErrors {
         let count = images.len() / len;
         self.check(images, count)?;
         let (levels, draws, classes) = (self.spec.levels, self.spec.draws, labels.len());
-        let items: Vec<u32> =
-            images.chunks_exact(len).map(|image| crc32c::crc32c(bytemuck::cast_slice(image))).collect();
+        let items = self.items(images);
         let per_image = levels * draws * classes;
         // The labels of one noisy image side by side.
         let rows = (0..count * per_image).map(|number| {
@@ -183,6 +230,11 @@ impl DenoisingErrors {
         let errors = self.run(images, rows, count * per_image, count * classes * levels, progress)?;
         let image = |errors: &[f64]| errors.chunks(levels).map(<[f64]>::to_vec).collect();
         Ok(errors.chunks(classes * levels).map(image).collect())
+    }
+
+    /// Numbers that tell images by their values.
+    fn items(&self, images: &[f32]) -> Vec<u32> {
+        images.chunks_exact(self.image_len()).map(|image| crc32c::crc32c(bytemuck::cast_slice(image))).collect()
     }
 
     fn image_len(&self) -> usize {

@@ -2,8 +2,14 @@
 
 mod anomaly;
 mod classify;
+mod compare;
 mod errors;
+mod levels;
+mod metric;
 
 pub use anomaly::{Reference, Score};
 pub use classify::{Classification, Classifier, Confusion, wilson_interval};
+pub use compare::{Comparison, Drawn, WARM_UP, draw_timed};
 pub use errors::{DenoisingErrors, ErrorSpec};
+pub use levels::CommonLevels;
+pub use metric::{Better, Difference, Metric, mean_and_error, rounded, with_error};

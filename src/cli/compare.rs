@@ -1,0 +1,509 @@
+//! `engine compare`: models side by side.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::compare_data::{HeldOut, Source, label_of};
+use super::compare_text::{Row, deviations, picture, short_names, tables};
+use super::edit::moves;
+use super::machine::{Machine, MachineOptions};
+use super::sample::by_option;
+use crate::config::{Model, SampleRequest};
+use crate::diffusion::NoiseSchedule;
+use crate::error::{Error, Result};
+use crate::eval::{Better, CommonLevels, Comparison, DenoisingErrors, Drawn, ErrorSpec, Metric, WARM_UP, draw_timed};
+use crate::files::write_atomically;
+use crate::ops::host::parallel::{install, threads};
+use crate::picture::{Image, write_png};
+use crate::tensor::{Context, Device};
+
+/// The keyword under which the PNG holds what was compared, as JSON.
+const KEYWORD: &str = "engine.compare";
+
+/// Compare models: pictures of the same seeds side by side, errors by noise level, size and speed.
+///
+/// All models denoise the same held-out images with the same noise at the same signal-to-noise ratios, so that schedules of
+/// any number of steps compare. The error is the mean squared error of the noise that a model finds; what is better is said
+/// with its 95 % interval.
+#[derive(Clone, Debug, Args)]
+pub struct CompareCommand {
+    /// Two or more of: a model file, a checkpoint, a run folder (its model.safetensors), the name of a model that comes with the
+    /// engine
+    #[arg(value_name = "MODEL", required = true)]
+    models: Vec<PathBuf>,
+    /// A data set file, a published set's name, or `builtin`, whose held-out images are denoised [default: the set that the
+    /// first model was trained on]
+    #[arg(long, value_name = "DATA")]
+    data: Option<String>,
+    /// The folder of data sets
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    data_dir: PathBuf,
+    /// How many images are denoised: of each class its share
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    images: usize,
+    /// Noise levels
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    levels: usize,
+    /// How many images each model draws
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    count: usize,
+    /// Seed of the pictures, and of the noise
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// ddpm, ddim, heun or dpmpp2m, for all models [default: each model's own]
+    #[arg(long, value_name = "SAMPLER")]
+    sampler: Option<String>,
+    /// Denoising steps, for all models [default: each model's own]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Classifier-free guidance, for all models [default: each model's own]
+    #[arg(long, value_name = "SCALE")]
+    guidance: Option<f64>,
+    /// Images that are computed together [default: up to 32 on the CPU, 256 on a GPU]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    #[command(flatten)]
+    machine: MachineOptions,
+    /// The picture
+    #[arg(long, value_name = "FILE.png", default_value = "comparison.png")]
+    out: PathBuf,
+    /// Write everything as JSON; `-` prints it instead of the tables
+    #[arg(long, value_name = "FILE.json|-")]
+    json: Option<PathBuf>,
+    /// Print nothing
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// What each model is asked to draw, and what the places are called.
+struct Places {
+    requests: Vec<SampleRequest>,
+    captions: Vec<String>,
+    notes: Vec<String>,
+}
+
+/// Everything that was found.
+struct Found {
+    comparison: Comparison,
+    drawn: Vec<Drawn>,
+    notes: Vec<String>,
+}
+
+impl CompareCommand {
+    /// Loads, denoises, draws, compares, prints.
+    ///
+    /// # Errors
+    /// Those of [`Model::load`], of the data set, of sampling and of writing; [`Error::Config`] for models that cannot be
+    /// compared and options that cannot be met, before anything is computed.
+    pub fn run(self) -> Result<()> {
+        self.check()?;
+        let machine = self.machine.open()?;
+        install(move || self.compare(&machine))
+    }
+
+    fn check(&self) -> Result<()> {
+        if let [alone] = self.models.as_slice() {
+            let message = format!("{} alone: there is nothing to compare it with", alone.display());
+            return Err(Error::config("compare", message, "name two models or more"));
+        }
+        if self.images < 2 {
+            let message = format!("{} images have no standard error", self.images);
+            return Err(Error::config("--images", message, "give 2 or more; 256 is usual"));
+        }
+        if !(1..=10_000).contains(&self.count) {
+            return Err(Error::config("--count", format!("{} images of each model", self.count), "give 1 to 10000"));
+        }
+        if self.batch.is_some_and(|batch| !(1..=1 << 20).contains(&batch)) {
+            let message = format!("{} images in a batch", self.batch.unwrap_or_default());
+            return Err(Error::config("--batch", message, "give 1 to 1048576"));
+        }
+        let ending = self.out.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        if !ending.eq_ignore_ascii_case("png") {
+            let message = format!("{} is no PNG, and the comparison is drawn as one", self.out.display());
+            return Err(Error::config("--out", message, "end it in .png"));
+        }
+        Ok(())
+    }
+
+    fn compare(&self, machine: &Machine) -> Result<()> {
+        let mut models = Vec::with_capacity(self.models.len());
+        for path in &self.models {
+            // Each has a context of its own, so that its memory goes when its turn is over.
+            let context = Context::new(machine.device.clone());
+            models.push(Model::load(path, &context, machine.dtype(Model::inspect(path)?.config.training.precision))?);
+        }
+        let names = short_names(&models.iter().map(|model| model.path.clone()).collect::<Vec<_>>());
+        check_sizes(&names, &models)?;
+        let schedule = |model: &Model| NoiseSchedule::new(&model.info.config.diffusion);
+        let schedules = models.iter().map(schedule).collect::<Result<Vec<_>>>()?;
+        let levels = CommonLevels::new(&schedules, self.levels)?;
+        let places = self.places(&names, &models)?;
+        let source = Source {
+            data: self.data.as_deref(),
+            data_dir: &self.data_dir,
+            images: self.images,
+            quiet: self.quiet || self.json.as_ref().is_some_and(|json| json.as_os_str() == "-"),
+        };
+        let mut held_out = source.held_out(&names, &models)?;
+        let labels = labels(&names, &models, &mut held_out)?;
+        let mut notes = std::mem::take(&mut held_out.notes);
+        notes.extend(places.notes.iter().cloned());
+        if levels.len() < self.levels {
+            notes.push(format!("{} noise levels asked, the models have {} in common", self.levels, levels.len()));
+        }
+
+        let shape = models[0].model.image_shape();
+        let facts = facts(&models, &places.requests);
+        let described: Vec<Value> =
+            models.iter().zip(&places.requests).map(|(model, request)| told(model, request)).collect();
+        let parameters = models.iter().map(|model| model.parameters.count() as f64).collect();
+        let (mut errors, mut drawn) = (Vec::new(), Vec::new());
+        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
+        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} evaluations, {eta} left") {
+            bar.set_style(style);
+        }
+        for (place, model) in models.into_iter().enumerate() {
+            let within = |error: Error| of_model(&names[place], error);
+            bar.reset();
+            bar.set_message(format!("{} denoises", names[place]));
+            let spec = ErrorSpec {
+                levels: levels.len(),
+                draws: 1,
+                seed: self.seed,
+                batch: self.batch(machine, labels[place].len()),
+            };
+            let mut measure = DenoisingErrors::at_times(&model, &levels.times[place], spec).map_err(within)?;
+            errors.push(measure.measure_independent(&held_out.values, &labels[place], moves(&bar))?);
+            drop(measure);
+            bar.reset();
+            bar.set_message(format!("{} draws", names[place]));
+            let request = SampleRequest { batch: self.batch(machine, self.count), ..places.requests[place].clone() };
+            drawn.push(draw_timed(&model, &request, moves(&bar)).map_err(by_option).map_err(within)?);
+        }
+        bar.finish_and_clear();
+
+        let mut comparison = Comparison::new(names, levels, errors)?;
+        comparison.add(Metric::of_values("parameters", "", Better::Lower, parameters, None))?;
+        let times = drawn.iter().map(|drawn| 1e3 * drawn.seconds_per_image).collect();
+        comparison.add(Metric::of_values("sampling", "ms/image", Better::Lower, times, None))?;
+        notes.extend(deviations(&comparison));
+        let found = Found { comparison, drawn, notes };
+        self.draw(&found, &places, &described, shape)?;
+        self.tell(machine, &found, &held_out, &facts, described)
+    }
+
+    /// Batches of one size: the last one is computed whole too.
+    fn batch(&self, machine: &Machine, count: usize) -> usize {
+        let most = if matches!(machine.device, Device::Cpu) { 32 } else { 256 };
+        self.batch.unwrap_or_else(|| count.div_ceil(count.div_ceil(most)))
+    }
+
+    /// The same class at the same place for every model that has classes.
+    fn places(&self, names: &[String], models: &[Model]) -> Result<Places> {
+        let mut notes = Vec::new();
+        let classes_of = |model: &&Model| model.info.config.model.num_classes() > 0;
+        let mut known = models.iter().filter(classes_of).peekable();
+        let first = known.peek().map_or(Vec::new(), |model| model.class_names());
+        let with_classes: Vec<&Model> = known.collect();
+        let label = |model: &Model, number: usize| {
+            label_of(model, &first[number], number, first.len()).filter(|(_, told)| *told).map(|(label, _)| label)
+        };
+        let common: Vec<usize> = (0..first.len())
+            .filter(|&number| with_classes.iter().all(|model| label(model, number).is_some()))
+            .collect();
+        if common.is_empty() && !with_classes.is_empty() {
+            notes.push("the models have no class in common: they draw images of none".to_string());
+        } else if with_classes.len() < models.len() && !with_classes.is_empty() {
+            let bare: Vec<&str> = (names.iter().zip(models))
+                .filter(|(_, model)| !classes_of(model))
+                .map(|(name, _)| name.as_str())
+                .collect();
+            notes.push(format!("{} knows no classes: what it draws is of none", bare.join(" and ")));
+        }
+        let place = |k: usize| (!common.is_empty()).then(|| common[k % common.len()]);
+        let request = |(name, model): (&String, &Model)| {
+            let label = |k: usize| match place(k) {
+                Some(number) if classes_of(&model) => Ok(label(model, number).unwrap_or_default()),
+                _ => model.default_label().map_err(|error| of_model(name, error)),
+            };
+            self.request(model, (0..self.count).map(label).collect::<Result<_>>()?)
+                .map_err(|error| of_model(name, error))
+        };
+        let requests = names.iter().zip(models).map(request).collect::<Result<_>>()?;
+        let captions = (0..self.count).map(|k| place(k).map_or_else(|| format!("{k}"), |number| first[number].clone()));
+        Ok(Places { requests, captions: captions.collect(), notes })
+    }
+
+    /// A model's own way of sampling, with what the command line says of all.
+    fn request(&self, model: &Model, labels: Vec<usize>) -> Result<SampleRequest> {
+        let mut request = SampleRequest { seed: self.seed, ..model.request(labels) };
+        let sampling = &mut request.sampling;
+        if let Some(sampler) = &self.sampler {
+            sampling.sampler = sampler.parse().map_err(by_option)?;
+        }
+        if let Some(steps) = self.steps {
+            (sampling.num_steps, sampling.timesteps) = (steps, None);
+        }
+        sampling.set_guidance(self.guidance, None).map_err(by_option)?;
+        sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
+        if sampling.is_guided() && model.info.config.model.null_label().is_none() {
+            let message = "the model was trained without a null label, so it cannot be guided";
+            return Err(Error::config("--guidance", message, "give 1"));
+        }
+        if request.labels.iter().all(|&label| Some(label) == model.info.config.model.null_label()) {
+            request.sampling = request.sampling.unguided();
+        }
+        Ok(request)
+    }
+
+    fn draw(&self, found: &Found, places: &Places, described: &[Value], shape: [usize; 3]) -> Result<()> {
+        let block = |((name, drawn), request): ((&String, &Drawn), &SampleRequest)| {
+            let image = |values: &Vec<f32>| Image::from_signed(shape[1], shape[0], shape[2], values);
+            let images = drawn.images.iter().map(image).collect::<Result<Vec<_>>>()?;
+            Ok((format!("{name}: {}", way(request)), images))
+        };
+        let blocks = found.comparison.names().iter().zip(&found.drawn).zip(&places.requests).map(block);
+        let sheet = picture(&blocks.collect::<Result<Vec<_>>>()?, &places.captions, shape)?;
+        let software = format!("engine {}", env!("CARGO_PKG_VERSION"));
+        let what = json!({ "models": described, "seed": self.seed, "places": places.captions }).to_string();
+        write_png(&self.out, &sheet, &[("Software", &software), (KEYWORD, &what)])
+    }
+
+    fn tell(
+        &self,
+        machine: &Machine,
+        found: &Found,
+        held_out: &HeldOut,
+        facts: &[Row],
+        described: Vec<Value>,
+    ) -> Result<()> {
+        let on_cpu = matches!(machine.device, Device::Cpu);
+        let device = if on_cpu { format!("{}, {} threads", machine.note, threads()) } else { machine.note.clone() };
+        if let Some(path) = &self.json {
+            let text = format!("{:#}\n", self.all(found, held_out, described, &device));
+            if path.as_os_str() == "-" {
+                print!("{text}");
+                return Ok(());
+            }
+            write_atomically(path, text.as_bytes())?;
+        }
+        if self.quiet {
+            return Ok(());
+        }
+        let comparison = &found.comparison;
+        println!("{}", tables(comparison, facts));
+        println!(
+            "ε-error: mean squared error of the noise that a model finds in {} held-out images of {} ({}), the same noise for all \
+             (seed {}); the mean weighs all levels alike; ± is one standard error over the images (that another training would \
+             give another model is not in it)",
+            comparison.images(),
+            held_out.set,
+            held_out.split,
+            self.seed
+        );
+        let batches: Vec<String> = found.drawn.iter().map(|drawn| drawn.batch.to_string()).collect();
+        let alike = batches.iter().all(|batch| *batch == batches[0]);
+        println!(
+            "sampling: {} at a time after {WARM_UP} evaluations to warm up, on {device}",
+            if alike { batches[0].clone() } else { batches.join(", ") }
+        );
+        found.notes.iter().for_each(|note| println!("note: {note}"));
+        println!("wrote {}: {} images of each model, seed {}", self.out.display(), self.count, self.seed);
+        comparison.verdicts().iter().for_each(|verdict| println!("\n{verdict}"));
+        Ok(())
+    }
+
+    /// Everything that was found. What differs from run to run, as times, is under `timing` alone.
+    fn all(&self, found: &Found, held_out: &HeldOut, models: Vec<Value>, device: &str) -> Value {
+        let comparison = &found.comparison;
+        let levels = comparison.levels();
+        let names = comparison.names();
+        let pairs = || (0..names.len()).flat_map(|a| (a + 1..names.len()).map(move |b| (a, b)));
+        let differences = |metric: &Metric| -> Vec<Value> {
+            let pair = |(a, b): (usize, usize)| {
+                metric.difference(a, b).map(|found| json!({ "models": [names[a], names[b]], "difference": found }))
+            };
+            pairs().filter_map(pair).collect()
+        };
+        let of_metric = |metric: &Metric| {
+            json!({
+                "name": metric.name,
+                "unit": metric.unit,
+                "better": metric.better,
+                "values": metric.values,
+                "standard_errors": metric.standard_errors,
+                "best": names[metric.best()],
+                "differences": differences(metric),
+            })
+        };
+        let of_level = |level: usize| {
+            let metric = comparison.at_level(level);
+            json!({
+                "log_snr": levels.log_snr[level],
+                "times": levels.times.iter().map(|times| times[level]).collect::<Vec<_>>(),
+                "actual_log_snr": levels.actual.iter().map(|actual| actual[level]).collect::<Vec<_>>(),
+                "errors": metric.values,
+                "standard_errors": metric.standard_errors,
+                "differences": differences(&metric),
+            })
+        };
+        let timed = |metric: &&Metric| metric.unit == "ms/image";
+        let named = models.into_iter().zip(names).map(|(mut model, name)| {
+            model["name"] = json!(name);
+            model
+        });
+        json!({
+            "verdicts": comparison.verdicts(),
+            "models": named.collect::<Vec<_>>(),
+            "metrics": comparison.metrics().iter().filter(|metric| !timed(metric)).map(of_metric).collect::<Vec<_>>(),
+            "levels": (0..levels.len()).map(of_level).collect::<Vec<_>>(),
+            "settings": {
+                "data": held_out.set,
+                "split": held_out.split,
+                "images": comparison.images(),
+                "levels": self.levels,
+                "count": self.count,
+                "seed": self.seed,
+                "picture": self.out.display().to_string(),
+            },
+            "notes": found.notes,
+            "timing": {
+                "device": device,
+                "warm_up_evaluations": WARM_UP,
+                "batch": found.drawn.iter().map(|drawn| drawn.batch).collect::<Vec<_>>(),
+                "batches": found.drawn.iter().map(|drawn| drawn.batches).collect::<Vec<_>>(),
+                "metrics": comparison.metrics().iter().filter(timed).map(of_metric).collect::<Vec<_>>(),
+            },
+        })
+    }
+}
+
+/// The same error, told of a model.
+fn of_model(name: &str, error: Error) -> Error {
+    match error {
+        Error::Config { place, message, mend } => Error::Config { place, message: format!("{name}: {message}"), mend },
+        other => other,
+    }
+}
+
+/// Models of other sizes or channels draw and denoise other images.
+fn check_sizes(names: &[String], models: &[Model]) -> Result<()> {
+    let shapes: Vec<[usize; 3]> = models.iter().map(|model| model.model.image_shape()).collect();
+    let Some(other) = shapes.iter().position(|shape| *shape != shapes[0]) else { return Ok(()) };
+    let what = if shapes[other][..2] == shapes[0][..2] { "channels" } else { "sizes" };
+    let told = |place: usize| {
+        let [height, width, channels] = shapes[place];
+        format!("{} {height}x{width}x{channels}", names[place])
+    };
+    let message = format!("the models' images have different {what}: {}, {}", told(0), told(other));
+    Err(Error::config("compare", message, "compare models of one kind of image"))
+}
+
+/// Each model's labels of the images, with a note where a model is not told the class.
+fn labels(names: &[String], models: &[Model], held_out: &mut HeldOut) -> Result<Vec<Vec<usize>>> {
+    let mut all = Vec::with_capacity(models.len());
+    for (name, model) in names.iter().zip(models) {
+        let mut untold = 0;
+        let classes = &held_out.classes;
+        let label = |&class: &usize| {
+            let Some((label, told)) = label_of(model, &classes[class], class, classes.len()) else {
+                let message = format!("{name} knows no class {} and no image without a class", classes[class]);
+                return Err(Error::config("--data", message, "name a data set of the classes that all models know"));
+            };
+            untold += usize::from(!told);
+            Ok(label)
+        };
+        all.push(held_out.labels.iter().map(label).collect::<Result<Vec<_>>>()?);
+        if untold > 0 {
+            let of = held_out.labels.len();
+            held_out.notes.push(format!("{name} denoises {untold} of the {of} images without being told their class"));
+        }
+    }
+    Ok(all)
+}
+
+/// How images are drawn: `ddim 50 steps, guidance 2`.
+fn way(request: &SampleRequest) -> String {
+    let sampling = &request.sampling;
+    let steps = sampling.timesteps.as_ref().map_or(sampling.num_steps, Vec::len);
+    let guidance =
+        if sampling.is_guided() { format!(", guidance {}", sampling.describe_guidance()) } else { String::new() };
+    format!("{} {steps} steps{guidance}", sampling.sampler)
+}
+
+/// The name of a unit variant in a configuration.
+fn word(value: impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(String::from)).unwrap_or_default()
+}
+
+/// What models are, for the first table.
+fn facts(models: &[Model], requests: &[SampleRequest]) -> Vec<Row> {
+    let of = |told: &dyn Fn(&Model) -> String| models.iter().map(told).collect::<Vec<_>>();
+    vec![
+        ("kind", of(&|model| model.info.config.model.kind().into())),
+        ("trained", of(&|model| format!("{} steps ({})", model.info.step, model.info.weights))),
+        (
+            "noise",
+            of(&|model| {
+                let diffusion = &model.info.config.diffusion;
+                format!("{}, {} steps", word(diffusion.schedule), diffusion.num_steps)
+            }),
+        ),
+        ("predicts", of(&|model| word(model.info.config.diffusion.prediction))),
+        ("draws", requests.iter().map(way).collect()),
+    ]
+}
+
+/// What a model is, for JSON.
+fn told(model: &Model, request: &SampleRequest) -> Value {
+    let (info, diffusion) = (&model.info, &model.info.config.diffusion);
+    json!({
+        "path": model.path.display().to_string(),
+        "sha256": model.digest.sha256,
+        "kind": info.config.model.kind(),
+        "weights": info.weights,
+        "step": info.step,
+        "parameters": model.parameters.count(),
+        "precision": model.parameters.precision().to_string(),
+        "schedule": diffusion.schedule,
+        "noise_steps": diffusion.num_steps,
+        "prediction": diffusion.prediction,
+        "data": info.config.data,
+        "sampling": request.sampling,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        compare: CompareCommand,
+    }
+
+    fn fault(arguments: &[&str]) -> String {
+        let cli = Cli::try_parse_from(["compare"].iter().chain(arguments)).unwrap();
+        cli.compare.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_cannot_be_met_is_told_before_anything_is_loaded() {
+        for (arguments, told) in [
+            (&["a"][..], "compare: a alone: there is nothing to compare it with; name two models or more"),
+            (&["a", "b", "--images", "1"], "--images: 1 images have no standard error"),
+            (&["a", "b", "--count", "0"], "--count: 0 images of each model"),
+            (&["a", "b", "--count", "10001"], "--count: 10001 images of each model"),
+            (&["a", "b", "--batch", "0"], "--batch: 0 images in a batch"),
+            (&["a", "b", "--out", "x.gif"], "--out: x.gif is no PNG"),
+        ] {
+            assert!(fault(arguments).starts_with(told), "{arguments:?}: {}", fault(arguments));
+        }
+        assert!(Cli::try_parse_from(["compare"]).is_err());
+    }
+}

@@ -1,0 +1,177 @@
+//! The images that models are compared on: held out, and such as none of the models was trained on.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::classify::in_proportion;
+use super::data::of_model;
+use crate::config::{DataConfig, Model};
+use crate::data::{Dataset, ResolveOptions, Split, at_hand, resolve};
+use crate::error::{Error, Result};
+
+/// The built-in data set's name.
+const BUILT_IN: &str = "shapes";
+
+/// Images in [-1, 1] of a data set's held-out ones.
+pub(super) struct HeldOut {
+    /// `[N, H, W, C]`.
+    pub values: Vec<f32>,
+    /// The class of each, a place in `classes`.
+    pub labels: Vec<usize>,
+    /// The data set's classes.
+    pub classes: Vec<String>,
+    /// The data set's name.
+    pub set: String,
+    /// Which of its images.
+    pub split: &'static str,
+    /// What somebody who reads the numbers should know.
+    pub notes: Vec<String>,
+}
+
+/// Where images come from.
+pub(super) struct Source<'a> {
+    /// `--data`.
+    pub data: Option<&'a str>,
+    /// `--data-dir`.
+    pub data_dir: &'a Path,
+    /// `--images`.
+    pub images: usize,
+    pub quiet: bool,
+}
+
+impl Source<'_> {
+    /// Up to `images` held-out images of the data set that was named, else of the one that the first model was trained on: of
+    /// each class its share. What any of the models was trained on is left out, as far as its data set is there to tell.
+    ///
+    /// # Errors
+    /// Those of the data set; [`Error::Config`] where fewer than two such images remain.
+    pub fn held_out(&self, names: &[String], models: &[Model]) -> Result<HeldOut> {
+        let whole = of_model(&models[0], self.data, "--data", self.data_dir, self.quiet)?;
+        let config = &models[0].info.config.data;
+        let place = || format!("data set {:?}", whole.name());
+        // A set without the classes that were trained on was named on purpose: it is taken as it is.
+        let known = config.classes.iter().all(|class| whole.class_label(class).is_ok());
+        let set = if known && !config.classes.is_empty() { whole.subset(&config.classes)? } else { whole.clone() };
+        let (set, split, name) = match config.validation_fraction {
+            // What the file holds out no model has seen, however training divided the rest.
+            _ if set.split_len(set.held_out()) > 0 => {
+                let split = set.held_out();
+                let name =
+                    if split == Split::Test || config.validation_fraction.is_some() { "test" } else { "validation" };
+                (set, split, name)
+            }
+            Some(fraction) => (set.stratified(fraction, config.split_seed)?, Split::Validation, "validation"),
+            None => {
+                let mend = "name a set that holds images out with --data, as `engine data import --validation` makes";
+                return Err(Error::config(place(), "it holds no images out: a model may know all of them", mend));
+            }
+        };
+        let mut notes = self.differences(names, models);
+        let mut images: Vec<usize> = set.split_indices(split).collect();
+        let total = images.len();
+        let mut asked: Vec<DataConfig> = Vec::new();
+        for (name, model) in names.iter().zip(models) {
+            // How a set is shown in training makes no other set of it.
+            let config = DataConfig { flip: false, crop: 0, ..model.info.config.data.clone() };
+            if asked.contains(&config) {
+                continue;
+            }
+            let trained = self.trained_on(&config, &whole);
+            if trained.is_empty() {
+                notes.push(format!(
+                    "{name}'s training images ({}) are not at hand: whether some are among these was not checked",
+                    config.name
+                ));
+            }
+            for trained in trained {
+                let seen: HashSet<&[u8]> = trained.split_indices(Split::Train).map(|k| trained.image(k)).collect();
+                images.retain(|&index| !seen.contains(set.image(index)));
+            }
+            asked.push(config);
+        }
+        if images.len() < total {
+            let left = total - images.len();
+            notes.push(format!("{left} of {total} held-out images are left out: models were trained on the same"));
+        }
+        if images.len() < 2 {
+            let message = format!("{} of its {total} held-out images are new to all the models", images.len());
+            return Err(Error::config(place(), message, "name another set with --data"));
+        }
+        if images.len() < self.images {
+            notes.push(format!("{} images asked, there are {}", self.images, images.len()));
+        }
+        let images = in_proportion(&set, &images, self.images);
+        let signed = |&index: &usize| set.image(index).iter().map(|value| f32::from(*value) / 127.5 - 1.0);
+        Ok(HeldOut {
+            values: images.iter().flat_map(signed).collect(),
+            labels: images.iter().map(|&index| usize::from(set.labels()[index])).collect(),
+            classes: set.class_names().to_vec(),
+            set: set.name().to_string(),
+            split: name,
+            notes,
+        })
+    }
+
+    /// The sets that a model may have been trained on, divided as for its training: none where that cannot be had without a
+    /// download. A model file names its set and not the file; where the one at hand has that name it is meant.
+    fn trained_on(&self, config: &DataConfig, whole: &Dataset) -> Vec<Dataset> {
+        let options = ResolveOptions {
+            data_dir: self.data_dir,
+            shapes_seed: config.shapes_seed,
+            shapes_count: config.shapes_count,
+            quiet: self.quiet,
+        };
+        let file = config.path.as_ref().filter(|path| path.exists()).and_then(|path| path.to_str());
+        let named = || at_hand(&config.name, &options).ok().flatten();
+        let same = whole.path().is_some() && whole.name() == config.name;
+        let sets = match file {
+            Some(file) => vec![resolve(&config.name, Some(file), &options).ok()],
+            // A file may be called as the built-in set is.
+            None if same && config.name == BUILT_IN => vec![Some(whole.clone()), named()],
+            None if same => vec![Some(whole.clone())],
+            None => vec![named()],
+        };
+        let arranged = |set: Dataset| set.arranged(&config.classes, config.validation_fraction, config.split_seed).ok();
+        sets.into_iter().flatten().filter_map(arranged).collect()
+    }
+
+    /// Which models were trained on something else than the first.
+    fn differences(&self, names: &[String], models: &[Model]) -> Vec<String> {
+        let told: Vec<String> = models.iter().map(|model| described(&model.info.config.data)).collect();
+        let others = names.iter().zip(&told).skip(1).filter(|(_, data)| **data != told[0]);
+        others.map(|(name, data)| format!("{name} was trained on {data}, {} on {}", names[0], told[0])).collect()
+    }
+}
+
+/// What is trained on, in words.
+fn described(config: &DataConfig) -> String {
+    let mut text = config.name.clone();
+    if config.name == BUILT_IN {
+        text += &format!(" ({} images, seed {})", config.shapes_count, config.shapes_seed);
+    }
+    if !config.classes.is_empty() {
+        text += &format!(" (classes {})", config.classes.join(", "));
+    }
+    if let Some(fraction) = config.validation_fraction {
+        text += &format!(" (share {fraction} held out, seed {})", config.split_seed);
+    }
+    text
+}
+
+/// A model's label for the class called `name`, the `number`th of `count`: of a model without classes 0, else the class of that
+/// name; of that number where the model's file has no names; else the null label. None where it has none of them. The second is
+/// false where the class is not told.
+pub(super) fn label_of(model: &Model, name: &str, number: usize, count: usize) -> Option<(usize, bool)> {
+    let classes = model.info.config.model.num_classes();
+    if classes == 0 {
+        return Some((0, false));
+    }
+    let names = &model.info.classes;
+    let known = match names.iter().position(|own| own == name) {
+        None if names.is_empty() && classes == count => Some(number),
+        None => names.iter().position(|own| own.to_lowercase() == name.to_lowercase()),
+        found => found,
+    };
+    let known = known.filter(|label| *label < classes).map(|label| (label, true));
+    known.or_else(|| model.info.config.model.null_label().map(|null| (null, false)))
+}
