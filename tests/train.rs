@@ -246,7 +246,7 @@ fn tiny_unet(dropout: f64) -> Config {
 }
 
 #[test]
-fn a_unet_with_dropout_goes_on_to_the_same_bits() {
+fn a_unet_in_training_goes_on_to_the_same_bits() {
     let base = tempfile::tempdir().unwrap();
     let run = |name: &str, dropout| {
         let out = base.path().join(name);

@@ -5,7 +5,7 @@
 //! bf16 or f16.
 //!
 //! A checkpoint (`engine-checkpoint-1`, written by training) is read as a model too: it holds the weights twice, as
-//! `ema.NAME` and, raw, as `weights.NAME`.
+//! `ema.NAME` and, raw, as `weights.NAME`, where it also has what is frozen, and running statistics.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -391,7 +391,7 @@ impl Model {
     /// # Errors
     /// As [`write_arrays`].
     pub fn save_as(&self, path: impl AsRef<Path>, storage: Storage) -> Result<()> {
-        let flat = self.parameters.master().download::<f32>()?;
+        let flat = self.parameters.download()?;
         write_model(path.as_ref(), &self.info, self.parameters.specs(), &flat, storage)
     }
 

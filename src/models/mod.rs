@@ -3,6 +3,7 @@
 mod config;
 pub mod dit;
 pub mod linear_transformer;
+pub mod resnet;
 pub mod unet;
 
 pub use config::ModelConfig;

@@ -2,6 +2,7 @@
 
 use super::store::{Bound, Builder, Init, Kind, ParamId};
 use crate::error::Result;
+use crate::ops::batch_norm::{self, Running, Statistics, batch_norm};
 use crate::ops::conv2d::{Geometry, conv2d};
 use crate::ops::dropout::dropout;
 use crate::ops::embedding::embedding;
@@ -85,15 +86,15 @@ impl Embedding {
     }
 }
 
-/// y = conv(x, weight) + bias \[+ channel_add\] \[+ residual\]; `weight` `[out, k, k, in]`, `bias` `[out]`.
+/// y = conv(x, weight) \[+ bias\] \[+ channel_add\] \[+ residual\]; `weight` `[out, k, k, in]`, `bias` `[out]`.
 pub struct Conv2d {
     weight: ParamId,
-    bias: ParamId,
+    bias: Option<ParamId>,
 }
 
 impl Conv2d {
     /// Declares `name.weight` and `name.bias`, the weight by Glorot's rule over the window, the bias zero. `kernel` is the
-    /// window's height and width: 1 or 3.
+    /// window's height and width: 1, 3 or 7.
     pub fn new(builder: &mut Builder, name: &str, channels_in: usize, channels_out: usize, kernel: usize) -> Self {
         let window = kernel * kernel;
         let init = Init::xavier(window * channels_in, window * channels_out);
@@ -109,11 +110,22 @@ impl Conv2d {
         kernel: usize,
         init: Init,
     ) -> Self {
+        let mut conv = Self::without_bias(builder, name, channels_in, channels_out, kernel, init);
+        conv.bias = Some(builder.add(format!("{name}.bias"), [channels_out], Kind::Vector, Init::Constant(0.0)));
+        conv
+    }
+
+    /// `name.weight` alone, as before a batch norm, which has a bias of its own.
+    pub fn without_bias(
+        builder: &mut Builder,
+        name: &str,
+        channels_in: usize,
+        channels_out: usize,
+        kernel: usize,
+        init: Init,
+    ) -> Self {
         let shape = [channels_out, kernel, kernel, channels_in];
-        Self {
-            weight: builder.add(format!("{name}.weight"), shape, Kind::Matrix, init),
-            bias: builder.add(format!("{name}.bias"), [channels_out], Kind::Vector, Init::Constant(0.0)),
-        }
+        Self { weight: builder.add(format!("{name}.weight"), shape, Kind::Matrix, init), bias: None }
     }
 
     /// `x` `[B, H, W, in]` to `[B, H', W', out]`; `channel_add` `[B, out]` and `residual`, of the result's shape, are added.
@@ -126,8 +138,8 @@ impl Conv2d {
         channel_add: Option<&Var>,
         residual: Option<&Var>,
     ) -> Result<Var> {
-        let (weight, bias) = (parameters.var(self.weight), parameters.var(self.bias));
-        conv2d(tape, x, weight, Some(bias), geometry, channel_add, residual)
+        let (weight, bias) = (parameters.var(self.weight), self.bias.map(|bias| parameters.var(bias)));
+        conv2d(tape, x, weight, bias, geometry, channel_add, residual)
     }
 }
 
@@ -166,6 +178,60 @@ impl GroupNorm {
     }
 }
 
+/// When a batch norm goes by the batch, and moves its running statistics on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moving {
+    /// In training steps; else it goes by the running statistics.
+    InTraining,
+    /// Never: it goes by the running statistics in training too.
+    Never,
+}
+
+/// Batch norm with weight and bias and running statistics; PyTorch's constants: ε = 1e-5, momentum 0.1.
+pub struct BatchNorm {
+    weight: ParamId,
+    bias: ParamId,
+    mean: ParamId,
+    variance: ParamId,
+    moving: Moving,
+}
+
+impl BatchNorm {
+    /// Declares `name.weight` (ones), `name.bias` (zeros) and the buffers `name.running_mean` (zeros) and `name.running_var` (ones),
+    /// each `[channels]`.
+    pub fn new(builder: &mut Builder, name: &str, channels: usize, moving: Moving) -> Self {
+        let (zero, one) = (Init::Constant(0.0), Init::Constant(1.0));
+        Self {
+            weight: builder.add(format!("{name}.weight"), [channels], Kind::Vector, one),
+            bias: builder.add(format!("{name}.bias"), [channels], Kind::Vector, zero),
+            mean: builder.buffer(format!("{name}.running_mean"), [channels], zero),
+            variance: builder.buffer(format!("{name}.running_var"), [channels], one),
+            moving,
+        }
+    }
+
+    /// `x` `[B, …, channels]`, normed; plus `residual` of its shape; then, with `relu`, what is positive of it.
+    pub fn forward(
+        &self,
+        tape: &Tape,
+        parameters: &Bound,
+        x: &Var,
+        residual: Option<&Var>,
+        relu: bool,
+    ) -> Result<Var> {
+        let batch = parameters.is_training() && self.moving == Moving::InTraining;
+        let norm = batch_norm::BatchNorm {
+            statistics: if batch { Statistics::Batch } else { Statistics::Running },
+            relu,
+            ..batch_norm::BatchNorm::default()
+        };
+        let tensor = |id: ParamId| parameters.var(id).tensor().clone();
+        let running = Running { mean: tensor(self.mean), variance: tensor(self.variance) };
+        let (weight, bias) = (parameters.var(self.weight), parameters.var(self.bias));
+        batch_norm(tape, x, residual, weight, bias, &running, norm)
+    }
+}
+
 /// Dropout (Srivastava et al. 2014): in training an element is zero with a probability, else scaled up to keep the mean.
 pub struct DropoutLayer {
     probability: f32,
@@ -178,7 +244,7 @@ impl DropoutLayer {
         Self { probability, layer }
     }
 
-    /// `x` `[B, …]`; itself where the probability is 0 or this is no training step ([`Bound::with_dropout`]).
+    /// `x` `[B, …]`; itself where the probability is 0 or this is no training step ([`Bound::in_training`]).
     pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var) -> Result<Var> {
         match parameters.dropout() {
             Some(from) if self.probability > 0.0 => {

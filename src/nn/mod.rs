@@ -3,5 +3,5 @@
 mod layers;
 mod store;
 
-pub use layers::{Conv2d, DropoutLayer, Embedding, GroupNorm, LayerNorm, Linear};
-pub use store::{Bound, Builder, ConstantId, Dropout, Init, Kind, ParamId, Parameters, Spec, grid};
+pub use layers::{BatchNorm, Conv2d, DropoutLayer, Embedding, GroupNorm, LayerNorm, Linear, Moving};
+pub use store::{Bound, Builder, ConstantId, Dropout, Init, Kind, ParamId, Parameters, Role, Spec, grid};

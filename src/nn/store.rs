@@ -1,8 +1,10 @@
-//! The parameter store: every parameter of a model in one flat `f32` buffer.
+//! The parameter store: every parameter of a model in flat `f32` buffers.
 //!
-//! A model declares its parameters once, in order, with a [`Builder`]. [`Parameters`] lays them out flat, so that clipping,
-//! the optimizer and the moving average are one kernel each over one buffer, and a checkpoint is a few copies. With bf16
-//! precision a second flat buffer holds rounded copies, from which matrix products read; all else reads the masters.
+//! A model declares its parameters once, in order, with a [`Builder`]. [`Parameters`] lays those that are trained out in one
+//! flat buffer, so that clipping, the optimizer and the moving average are one kernel each over one buffer, and a checkpoint
+//! is a few copies. What training leaves as it is (a frozen backbone) and what it moves by itself (running statistics) lie
+//! in a flat buffer of their own: no gradient, no moments and no moving average exist for them. With bf16 precision further
+//! flat buffers hold rounded copies, from which matrix products read; all else reads the masters.
 
 use std::collections::HashSet;
 
@@ -22,6 +24,17 @@ pub enum Kind {
     Matrix,
     /// Biases, norms, tables: read in `f32`.
     Vector,
+}
+
+/// What training does to a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It has a gradient, optimizer state and a moving average.
+    Trained,
+    /// It stays what it is.
+    Frozen,
+    /// No parameter, but something that a layer keeps beside its parameters and moves by itself: running statistics.
+    Buffer,
 }
 
 /// How a parameter starts.
@@ -73,7 +86,9 @@ pub struct Spec {
     pub kind: Kind,
     /// Its start.
     pub init: Init,
-    /// Where it begins in the flat buffers, in elements.
+    /// What training does to it.
+    pub role: Role,
+    /// Where it begins in a flat host copy of all, in elements: the trained ones first, then the others.
     pub offset: usize,
 }
 
@@ -91,7 +106,10 @@ pub struct Builder {
     specs: Vec<Spec>,
     constants: Vec<(Shape, Vec<f64>)>,
     names: HashSet<String>,
-    len: usize,
+    trained_len: usize,
+    /// Of what is not trained.
+    fixed_len: usize,
+    frozen: bool,
 }
 
 impl Builder {
@@ -100,10 +118,31 @@ impl Builder {
     /// # Panics
     /// With a name that is taken: a model's programming error.
     pub fn add(&mut self, name: impl Into<String>, shape: impl Into<Shape>, kind: Kind, init: Init) -> ParamId {
-        let (name, shape) = (name.into(), shape.into());
+        let role = if self.frozen { Role::Frozen } else { Role::Trained };
+        self.declare(name.into(), shape.into(), kind, init, role)
+    }
+
+    /// Declares something of a layer that is no parameter: read and written in `f32`, in the model file, in no count.
+    ///
+    /// # Panics
+    /// As [`Builder::add`].
+    pub fn buffer(&mut self, name: impl Into<String>, shape: impl Into<Shape>, init: Init) -> ParamId {
+        self.declare(name.into(), shape.into(), Kind::Vector, init, Role::Buffer)
+    }
+
+    /// Runs `declare`, whose parameters are frozen if `frozen`: no gradient is computed for them, and no optimizer state kept.
+    pub fn freeze<T>(&mut self, frozen: bool, declare: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.frozen, frozen);
+        let declared = declare(self);
+        self.frozen = before;
+        declared
+    }
+
+    fn declare(&mut self, name: String, shape: Shape, kind: Kind, init: Init, role: Role) -> ParamId {
         assert!(self.names.insert(name.clone()), "two parameters are called {name}");
-        self.specs.push(Spec { name, shape, kind, init, offset: self.len });
-        self.len += shape.len().next_multiple_of(ALIGNMENT);
+        let len = if role == Role::Trained { &mut self.trained_len } else { &mut self.fixed_len };
+        self.specs.push(Spec { name, shape, kind, init, role, offset: *len });
+        *len += shape.len().next_multiple_of(ALIGNMENT);
         ParamId(self.specs.len() - 1)
     }
 
@@ -120,11 +159,51 @@ impl Builder {
     }
 }
 
+/// Flat masters and, in bf16, their rounded copies.
+#[derive(Clone)]
+struct Flat {
+    master: Tensor,
+    compute: Option<Tensor>,
+}
+
+impl Flat {
+    fn zeros(context: &Context, len: usize, precision: DType) -> Result<Self> {
+        let master = context.zeros([len], if precision == DType::F64 { DType::F64 } else { DType::F32 })?;
+        let compute = (precision == DType::BF16).then(|| context.zeros([len], DType::BF16)).transpose()?;
+        Ok(Self { master, compute })
+    }
+
+    fn upload(&self, flat: &[f32]) -> Result<()> {
+        match self.master.dtype() {
+            DType::F64 => self.master.upload(&flat.iter().map(|&x| x as f64).collect::<Vec<_>>())?,
+            _ => self.master.upload(flat)?,
+        }
+        self.round(flat)
+    }
+
+    /// Overwrites the rounded copies, where there are any, with those of `flat`.
+    fn round(&self, flat: &[f32]) -> Result<()> {
+        match &self.compute {
+            Some(compute) => compute.upload(&flat.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>()),
+            None => Ok(()),
+        }
+    }
+
+    /// What a parameter of this use is read from.
+    fn source(&self, kind: Kind) -> &Tensor {
+        match (kind, &self.compute) {
+            (Kind::Matrix, Some(compute)) => compute,
+            _ => &self.master,
+        }
+    }
+}
+
 /// A model's parameters on a device.
 pub struct Parameters {
     specs: Vec<Spec>,
-    master: Tensor,
-    compute: Option<Tensor>,
+    trained: Flat,
+    /// What is frozen, and buffers; None where the model has neither.
+    fixed: Option<Flat>,
     constants: Vec<Tensor>,
     precision: DType,
 }
@@ -135,43 +214,63 @@ impl Parameters {
     ///
     /// `precision` is the dtype of activations: `f32`, `bf16`, or `f64` for the oracle, whose masters are then `f64` too.
     pub fn new(context: &Context, builder: Builder, precision: DType) -> Result<Self> {
-        let master_dtype = if precision == DType::F64 { DType::F64 } else { DType::F32 };
-        let master = context.zeros([builder.len], master_dtype)?;
-        let compute = match precision {
-            DType::BF16 => Some(context.zeros([builder.len], DType::BF16)?),
-            _ => None,
-        };
-        let constants = builder.constants.iter().map(|(shape, values)| match master_dtype {
+        let Builder { mut specs, constants, trained_len, fixed_len, .. } = builder;
+        for spec in specs.iter_mut().filter(|spec| spec.role != Role::Trained) {
+            spec.offset += trained_len;
+        }
+        let trained = Flat::zeros(context, trained_len, precision)?;
+        let fixed = (fixed_len > 0).then(|| Flat::zeros(context, fixed_len, precision)).transpose()?;
+        let constants = constants.iter().map(|(shape, values)| match precision {
             DType::F64 => context.tensor(values, *shape),
             _ => context.tensor(&values.iter().map(|&x| x as f32).collect::<Vec<_>>(), *shape),
         });
         let constants = constants.collect::<Result<_>>()?;
-        Ok(Self { specs: builder.specs, master, compute, constants, precision })
+        Ok(Self { specs, trained, fixed, constants, precision })
     }
 
-    /// The declared parameters.
+    /// All that was declared, in order.
     pub fn specs(&self) -> &[Spec] {
         &self.specs
     }
 
-    /// The number of parameters, without the padding between them.
+    /// What is trained of it.
+    pub fn trained_specs(&self) -> Vec<Spec> {
+        self.specs.iter().filter(|spec| spec.role == Role::Trained).cloned().collect()
+    }
+
+    /// The number of parameters, frozen ones too, without the padding between them and without buffers.
     pub fn count(&self) -> usize {
-        self.specs.iter().map(|spec| spec.shape.len()).sum()
+        self.specs.iter().filter(|spec| spec.role != Role::Buffer).map(|spec| spec.shape.len()).sum()
     }
 
-    /// The length of the flat buffers, padding included.
+    /// The length of a flat host copy of all, padding included.
     pub fn flat_len(&self) -> usize {
-        self.master.len()
+        self.trained_len() + self.fixed_len()
     }
 
-    /// The flat masters `[flat_len]`, `f32` (`f64` for the oracle).
+    /// The length of the flat buffers of what is trained: the first elements of [`Parameters::flat_len`].
+    pub fn trained_len(&self) -> usize {
+        self.trained.master.len()
+    }
+
+    fn fixed_len(&self) -> usize {
+        self.fixed.as_ref().map_or(0, |fixed| fixed.master.len())
+    }
+
+    /// The flat masters of what is trained `[trained_len]`, `f32` (`f64` for the oracle).
     pub fn master(&self) -> &Tensor {
-        &self.master
+        &self.trained.master
     }
 
-    /// The flat copies in bf16, where the precision is bf16.
+    /// The flat copies of what is trained in bf16, where the precision is bf16.
     pub fn compute(&self) -> Option<&Tensor> {
-        self.compute.as_ref()
+        self.trained.compute.as_ref()
+    }
+
+    /// Bytes of what is frozen and of buffers, with rounded copies.
+    pub fn fixed_bytes(&self) -> usize {
+        let fixed = self.fixed.iter().flat_map(|fixed| std::iter::once(&fixed.master).chain(&fixed.compute));
+        fixed.map(Tensor::bytes).sum()
     }
 
     /// The dtype of activations.
@@ -179,9 +278,18 @@ impl Parameters {
         self.precision
     }
 
-    /// A flat buffer for gradients or optimizer state, of the masters' dtype, zero.
+    /// A flat buffer `[trained_len]` for gradients or optimizer state, of the masters' dtype, zero.
     pub fn flat_zeros(&self) -> Result<Tensor> {
-        self.master.context().zeros(self.master.shape(), self.master.dtype())
+        self.master().context().zeros(self.master().shape(), self.master().dtype())
+    }
+
+    /// All masters `[flat_len]`, on the host.
+    pub fn download(&self) -> Result<Vec<f32>> {
+        let mut flat = self.master().download::<f32>()?;
+        if let Some(fixed) = &self.fixed {
+            flat.extend(fixed.master.download::<f32>()?);
+        }
+        Ok(flat)
     }
 
     /// Draws every parameter's start from `seed`: element e of parameter i from counter (e/4, i, 0, Initialisation).
@@ -214,35 +322,35 @@ impl Parameters {
     }
 
     /// Overwrites all masters (`[flat_len]`) and their rounded copies.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another length.
     pub fn set_flat(&self, flat: &[f32]) -> Result<()> {
-        match self.master.dtype() {
-            DType::F64 => self.master.upload(&flat.iter().map(|&x| x as f64).collect::<Vec<_>>())?,
-            _ => self.master.upload(flat)?,
+        if flat.len() != self.flat_len() {
+            let message = format!("{} values for flat buffers of {}", flat.len(), self.flat_len());
+            return Err(Error::shape("parameters", message));
         }
-        if let Some(compute) = &self.compute {
-            compute.upload(&flat.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>())?;
-        }
-        Ok(())
+        let (trained, fixed) = flat.split_at(self.trained_len());
+        self.trained.upload(trained)?;
+        self.fixed.as_ref().map_or(Ok(()), |own| own.upload(fixed))
     }
 
-    /// The same parameters with other masters, such as their moving average. In bf16 the rounded copies are its own:
-    /// [`Parameters::refresh`] makes them.
+    /// The same parameters with other masters of what is trained, such as their moving average; what is frozen, and buffers,
+    /// are shared. In bf16 the rounded copies are its own: [`Parameters::refresh`] makes them.
     pub fn with_master(&self, master: Tensor) -> Result<Self> {
-        let compute = match &self.compute {
+        let compute = match &self.trained.compute {
             Some(compute) => Some(master.context().zeros(compute.shape(), DType::BF16)?),
             None => None,
         };
-        let (specs, constants) = (self.specs.clone(), self.constants.clone());
-        Ok(Self { specs, master, compute, constants, precision: self.precision })
+        let (specs, fixed, constants) = (self.specs.clone(), self.fixed.clone(), self.constants.clone());
+        Ok(Self { specs, trained: Flat { master, compute }, fixed, constants, precision: self.precision })
     }
 
-    /// Rounds the masters anew into the copies that products read. Not for captured programs: it goes through the host.
+    /// Rounds the masters of what is trained anew into the copies that products read. Not for captured programs: it goes
+    /// through the host.
     pub fn refresh(&self) -> Result<()> {
-        match &self.compute {
-            Some(compute) => {
-                let flat = self.master.download::<f32>()?;
-                compute.upload(&flat.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>())
-            }
+        match &self.trained.compute {
+            Some(_) => self.trained.round(&self.trained.master.download::<f32>()?),
             None => Ok(()),
         }
     }
@@ -270,22 +378,22 @@ impl Parameters {
         Ok(())
     }
 
-    /// Puts the parameters on a tape. With `gradients` (flat, of the masters' shape) they want gradients, which go
-    /// there in `mode`; without they are constants.
+    /// Puts the parameters on a tape. With `gradients` (flat, of the masters' shape) those that are trained want gradients,
+    /// which go there in `mode`; all others are constants.
     pub fn bind(&self, tape: &Tape, gradients: Option<(&Tensor, Accumulate)>) -> Result<Bound> {
         let vars = self
             .specs
             .iter()
-            .map(|spec| {
-                let source = match (spec.kind, &self.compute) {
-                    (Kind::Matrix, Some(compute)) => compute,
-                    _ => &self.master,
-                };
-                let tensor = source.part(spec.offset, spec.shape)?;
-                Ok(match gradients {
-                    Some((flat, mode)) => tape.parameter(&tensor, &flat.part(spec.offset, spec.shape)?, mode),
-                    None => tape.constant(&tensor),
-                })
+            .map(|spec| match (&self.fixed, spec.role, gradients) {
+                (_, Role::Trained, Some((flat, mode))) => {
+                    let tensor = self.trained.source(spec.kind).part(spec.offset, spec.shape)?;
+                    Ok(tape.parameter(&tensor, &flat.part(spec.offset, spec.shape)?, mode))
+                }
+                (Some(fixed), Role::Frozen | Role::Buffer, _) => {
+                    let offset = spec.offset - self.trained_len();
+                    Ok(tape.constant(&fixed.source(spec.kind).part(offset, spec.shape)?))
+                }
+                _ => Ok(tape.constant(&self.trained.source(spec.kind).part(spec.offset, spec.shape)?)),
             })
             .collect::<Result<_>>()?;
         let constants = self.constants.iter().map(|constant| tape.constant(constant)).collect();
@@ -326,10 +434,16 @@ impl Bound {
         self.precision
     }
 
-    /// The same in a training step, where layers of dropout drop: masks come from `seed` and the `control` buffer's step
-    /// and items. Without this, as in validation and sampling, they pass everything on.
-    pub fn with_dropout(self, control: &Tensor, seed: u64) -> Self {
+    /// The same in a training step, where layers of dropout drop and batch norms go by their batch: masks come from `seed` and
+    /// the `control` buffer's step and items. Without this, as in validation and sampling, dropout passes everything on, and
+    /// batch norms go by their running statistics.
+    pub fn in_training(self, control: &Tensor, seed: u64) -> Self {
         Self { dropout: Some(Dropout { control: control.clone(), seed }), ..self }
+    }
+
+    /// Whether this is a training step.
+    pub fn is_training(&self) -> bool {
+        self.dropout.is_some()
     }
 
     /// What masks are drawn from, in training.

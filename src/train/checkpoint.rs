@@ -1,7 +1,8 @@
 //! Checkpoints: everything that a run needs to go on with the same bits.
 //!
-//! One safetensors file: `weights.NAME`, `first.NAME`, `second.NAME`, `ema.NAME` for every parameter, `objective.NAME` for
-//! what the loss has learnt of itself, and in the metadata the configuration, the step and the best validation loss so far.
+//! One safetensors file: `weights.NAME` for every parameter, frozen ones and running statistics too, `first.NAME`,
+//! `second.NAME`, `ema.NAME` for those that are trained, `objective.NAME` for what the loss has learnt of itself, and in the
+//! metadata the configuration, the step and the best validation loss so far.
 //! Random numbers need no state: they are functions of the seed and of where they are used.
 
 use std::collections::HashMap;
@@ -12,7 +13,7 @@ use crate::config::{
     Array, ArrayFile, CHECKPOINT_FORMAT, Config, ModelInfo, Storage, arrays, write_arrays, write_model,
 };
 use crate::error::{Error, Result};
-use crate::nn::{Init, Kind, Spec};
+use crate::nn::{Init, Kind, Role, Spec};
 
 /// What a checkpoint knows of its run besides the trainer's state.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -83,16 +84,18 @@ impl Trainer {
     /// [`Error::Io`]; whatever stood at `path` is then untouched.
     pub fn save_checkpoint(&self, path: &Path, progress: &Progress) -> Result<()> {
         let specs = self.parameters().specs();
-        let weights = self.parameters().master().download::<f32>()?;
+        let trained = self.parameters().trained_specs();
+        let weights = self.parameters().download()?;
         let [first, second, ema] = self.optimizer_state().map(|tensor| tensor.download::<f32>());
         let (first, second, ema) = (first?, second?, ema?);
-        let groups = [("weights.", &weights), ("first.", &first), ("second.", &second), ("ema.", &ema)];
+        let groups = [("first.", &first), ("second.", &second), ("ema.", &ema)];
         let objective = self
             .objective_state()
             .into_iter()
             .map(|(name, state)| Ok((format!("objective.{name}"), state.sizes().to_vec(), state.download::<f32>()?)));
         let objective = objective.collect::<Result<Vec<_>>>()?;
-        let mut all: Vec<Array> = groups.iter().flat_map(|(prefix, flat)| arrays(specs, flat, prefix)).collect();
+        let mut all = arrays(specs, &weights, "weights.");
+        all.extend(groups.iter().flat_map(|(prefix, flat)| arrays(&trained, flat, prefix)));
         all.extend(objective.iter().map(|(name, shape, values)| Array {
             name: name.clone(),
             shape: shape.clone(),
@@ -124,13 +127,14 @@ impl Trainer {
     pub fn load_checkpoint(&mut self, path: &Path) -> Result<Progress> {
         let file = ArrayFile::open(path, &[CHECKPOINT_FORMAT], "a checkpoint")?;
         let specs = self.parameters().specs();
-        let len = self.parameters().flat_len();
-        let [weights, first, second, ema] =
-            ["weights.", "first.", "second.", "ema."].map(|prefix| file.flat(specs, len, prefix, false));
-        let (weights, first, second, ema) = (weights?, first?, second?, ema?);
+        let weights = file.flat(specs, self.parameters().flat_len(), "weights.", false)?;
+        let (trained, len) = (self.parameters().trained_specs(), self.parameters().trained_len());
+        let [first, second, ema] = ["first.", "second.", "ema."].map(|prefix| file.flat(&trained, len, prefix, false));
+        let (first, second, ema) = (first?, second?, ema?);
         let objective = self.objective_state().into_iter().map(|(name, state)| {
             let (name, shape) = (name.to_string(), state.shape());
-            let spec = Spec { name, shape, kind: Kind::Vector, init: Init::Constant(0.0), offset: 0 };
+            let (kind, init, role) = (Kind::Vector, Init::Constant(0.0), Role::Buffer);
+            let spec = Spec { name, shape, kind, init, role, offset: 0 };
             file.flat(&[spec], shape.len(), "objective.", false)
         });
         let objective = objective.collect::<Result<Vec<_>>>()?;
@@ -171,7 +175,6 @@ impl Trainer {
     /// # Errors
     /// [`Error::Io`].
     pub fn save_model(&self, path: &Path, classes: &[String]) -> Result<()> {
-        let [_, _, ema] = self.optimizer_state();
         let info = ModelInfo {
             config: self.config().clone(),
             weights: "ema".into(),
@@ -179,7 +182,7 @@ impl Trainer {
             epoch: self.step_count() / self.steps_per_epoch(),
             classes: classes.to_vec(),
         };
-        write_model(path, &info, self.parameters().specs(), &ema.download::<f32>()?, Storage::F32)
+        write_model(path, &info, self.parameters().specs(), &self.averaged().download()?, Storage::F32)
     }
 }
 

@@ -151,7 +151,7 @@ impl Estimate {
     /// [`crate::Error::Config`] for a configuration that cannot work.
     pub fn new(config: &Config, sizes: DataSizes) -> Result<Self> {
         let trainer = Trainer::plan(config, sizes)?;
-        let master = trainer.parameters().master().bytes();
+        let (master, fixed) = (trainer.parameters().master().bytes(), trainer.parameters().fixed_bytes());
         let copies = |parameters: &crate::nn::Parameters| parameters.compute().map_or(0, |copy| copy.bytes());
         let [first, second, ema] = trainer.optimizer_state().map(|tensor| tensor.bytes());
         let image = config.model.image_size().pow(2) * config.model.image_channels();
@@ -159,7 +159,7 @@ impl Estimate {
         let arena = trainer.programs().max_by_key(|(_, program)| program.arena_bytes());
         let (largest_program, arena) = arena.map_or(("", 0), |(name, program)| (name, program.arena_bytes()));
         let mut memory = vec![
-            ("weights", master),
+            ("weights", master + fixed),
             ("gradients", master),
             ("optimizer state", first + second),
             ("moving average", ema),
@@ -188,7 +188,7 @@ impl Estimate {
             training,
             sampling: StepWork::new([(1, sampler.program().charges())]),
             sampling_stages: sampler.stages(),
-            sampling_bytes: master + copies(trainer.averaged()) + state + sampler.program().arena_bytes(),
+            sampling_bytes: master + fixed + copies(trainer.averaged()) + state + sampler.program().arena_bytes(),
             prepared_bytes,
             steps_per_epoch: trainer.steps_per_epoch(),
             total_steps: trainer.total_steps(),

@@ -448,7 +448,7 @@ impl<'a> Run<'a> {
     fn draw_histograms(&mut self) -> Result<()> {
         let step = self.trainer.step_count();
         let parameters = self.trainer.parameters().clone();
-        let flat = parameters.master().download::<f32>()?;
+        let flat = parameters.download()?;
         for spec in parameters.specs() {
             let values = &flat[spec.offset..][..spec.shape.len()];
             let tag = format!("weights/{}", spec.name);

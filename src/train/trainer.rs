@@ -415,7 +415,7 @@ impl State {
     fn batch(&self, role: Role) -> Result<()> {
         let tape = Tape::new(&self.context);
         let mode = if role.first { Accumulate::Write } else { Accumulate::Add };
-        let bound = self.parameters.bind(&tape, Some((&self.gradients, mode)))?.with_dropout(&self.control, self.seed);
+        let bound = self.parameters.bind(&tape, Some((&self.gradients, mode)))?.in_training(&self.control, self.seed);
         let loss =
             self.objective.loss(&tape, self.model.as_ref(), &bound, &self.training, &self.control, self.scale)?;
         self.loss.copy_from(loss.mean.tensor())?;
