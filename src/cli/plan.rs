@@ -93,23 +93,24 @@ impl PlanCommand {
             time(roofline.seconds * estimate.total_steps as f64),
         );
 
+        let Some(work) = &estimate.sampling else { return Ok(text) };
         let (sampling, batch) = (&config.sampling, training.batch_size);
         let guided = if sampling.is_guided() { ", with and without label" } else { "" };
-        let prepared = if peak.key == "cpu" { estimate.prepared_bytes } else { 0 };
-        let alone = bytes((estimate.sampling_bytes + prepared) as f64);
+        let prepared = if peak.key == "cpu" { work.prepared_bytes } else { 0 };
+        let alone = bytes((work.bytes + prepared) as f64);
         let of_that = match prepared {
             0 => String::new(),
             prepared => format!(", of that {} weights packed for products", bytes(prepared as f64)),
         };
         text += &format!("\nsampling step, {batch} images{guided}: {alone} by itself{of_that}\n");
-        text += &table(&estimate.sampling, &peak, precision);
-        text += &floor(&estimate.sampling, &peak, precision, batch, "an evaluation");
-        let all = estimate.sampling.roofline(&peak, precision).seconds * estimate.sampling_stages as f64;
+        text += &table(&work.evaluation, &peak, precision);
+        text += &floor(&work.evaluation, &peak, precision, batch, "an evaluation");
+        let all = work.evaluation.roofline(&peak, precision).seconds * work.stages as f64;
         text += &format!(
             "  at the roof {} {} steps ({} evaluations) take {}, {}\n",
             sampling.sampler,
             sampling.num_steps,
-            estimate.sampling_stages,
+            work.stages,
             time(all),
             images(batch as f64 / all),
         );

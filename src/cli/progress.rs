@@ -43,7 +43,9 @@ impl Terminal {
             }
             Event::Validated { line, best } => {
                 let best = if *best { " (best so far)" } else { "" };
-                self.say(&format!("Step {}: validation loss {:.6}{best}", line.step, line.validation_loss));
+                let accuracy =
+                    line.validation_accuracy.map_or(String::new(), |share| format!(", accuracy {}", percent(share)));
+                self.say(&format!("Step {}: validation loss {:.6}{accuracy}{best}", line.step, line.validation_loss));
             }
             Event::Busy(doing) => self.bar.set_message(*doing),
             Event::Wrote(path) => {
@@ -60,8 +62,10 @@ impl Terminal {
         if let (Some(summary), false) = (summary, self.quiet) {
             let validation =
                 summary.validation_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.6}"));
+            let accuracy =
+                summary.validation_accuracy.map_or(String::new(), |share| format!(", accuracy {}", percent(share)));
             let loss = summary.loss.map_or(String::new(), |loss| format!(", loss {loss:.6}"));
-            self.say(&format!("{} steps in {}{loss}{validation}", summary.steps, duration(summary.seconds)));
+            self.say(&format!("{} steps in {}{loss}{validation}{accuracy}", summary.steps, duration(summary.seconds)));
             self.say(&format!("samples  {}", summary.samples.display()));
             self.say(&format!("model    {}", summary.model.display()));
         }
@@ -103,7 +107,9 @@ impl Terminal {
 
     fn logged(&mut self, line: &TrainingLine) {
         let left = (self.steps - line.step.min(self.steps)) as f64 * self.images_per_step / line.images_per_second;
-        let text = format!("loss {:.4} | {:.0} images/s | {} left", line.loss, line.images_per_second, duration(left));
+        let accuracy = line.accuracy.map_or(String::new(), |share| format!(" | accuracy {}", percent(share)));
+        let (loss, speed) = (line.loss, line.images_per_second);
+        let text = format!("loss {loss:.4}{accuracy} | {speed:.0} images/s | {} left", duration(left));
         if self.live {
             self.bar.set_message(text);
         } else {
@@ -170,6 +176,11 @@ impl Drawing {
     pub fn end(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// `65.2%`
+fn percent(share: f64) -> String {
+    format!("{:.1}%", 100.0 * share)
 }
 
 /// `19.1 M`

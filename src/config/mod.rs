@@ -33,7 +33,8 @@ pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
 pub use edit::{Ends, Inpaint};
 pub use model_file::{
-    Array, ArrayFile, CHECKPOINT_FORMAT, Digest, Model, ModelInfo, Storage, Weights, arrays, write_arrays, write_model,
+    Array, ArrayFile, CHECKPOINT_FORMAT, ClassifierModel, Digest, Model, ModelInfo, Storage, Weights, arrays,
+    write_arrays, write_model,
 };
 pub use presets::{Preset, presets};
 pub use pretrained::{Pretrained, pretrained};
@@ -163,9 +164,17 @@ impl Config {
     pub fn validate(&self) -> Result<()> {
         self.model.validate()?;
         self.data.validate()?;
-        self.diffusion.validate()?;
         self.training.validate()?;
-        self.sampling.validate(self.diffusion.num_steps)?;
+        if self.model.is_classifier() {
+            self.validate_classifier()?;
+        } else {
+            self.diffusion.validate()?;
+            self.sampling.validate(self.diffusion.num_steps)?;
+            if self.training.label_smoothing > 0.0 {
+                let message = "is for classifiers, and this model takes noise away";
+                return Err(Error::config("training.label_smoothing", message, "set it to 0"));
+            }
+        }
         let (kept, known) = (self.data.classes.len(), self.model.num_classes());
         // A model without classes takes no labels.
         if kept > 0 && known > 0 && kept != known {
@@ -175,13 +184,34 @@ impl Config {
         if self.model.null_label().is_none() {
             let message = "needs a label that stands for no class";
             if self.training.label_dropout > 0.0 {
-                let mend = "set model.null_label to true, or this to 0";
+                let mend = match self.model.is_classifier() {
+                    true => "set it to 0: a classifier learns from all labels",
+                    false => "set model.null_label to true, or this to 0",
+                };
                 return Err(Error::config("training.label_dropout", message, mend));
             }
-            if self.sampling.is_guided() {
+            if self.sampling.is_guided() && !self.model.is_classifier() {
                 let mend = "set model.null_label to true, or this to 1";
                 return Err(Error::config("sampling.guidance", message, mend));
             }
+        }
+        Ok(())
+    }
+
+    /// What a classifier has no use for would be passed over in silence.
+    fn validate_classifier(&self) -> Result<()> {
+        for (section, changed) in [
+            ("diffusion", self.diffusion != DiffusionConfig::default()),
+            ("sampling", self.sampling != SamplingConfig::default()),
+        ] {
+            if changed {
+                let message = "the model is a classifier: it takes no noise away and draws nothing";
+                return Err(Error::config(section, message, "leave this section out"));
+            }
+        }
+        if self.training.sample_every != Every::Never {
+            let message = "a classifier draws no samples; its pictures come at the end";
+            return Err(Error::config("training.sample_every", message, "set it to never"));
         }
         Ok(())
     }

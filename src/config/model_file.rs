@@ -20,7 +20,7 @@ use super::{Config, Pretrained, pretrained};
 use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-use crate::models;
+use crate::models::{self, Network, resnet::Resnet};
 use crate::nn::{Parameters, Spec};
 use crate::tensor::{Context, DType};
 
@@ -420,6 +420,73 @@ impl Model {
     }
 
     fn from_opened(
+        opened: (PathBuf, ArrayFile, ModelInfo),
+        context: &Context,
+        precision: DType,
+        weights: Option<Weights>,
+    ) -> Result<Self> {
+        let Loaded { network, parameters, info, path, digest } = Loaded::new(opened, context, precision, weights)?;
+        match network {
+            Network::Denoiser(model) => Ok(Self { model, parameters, info, path, digest }),
+            Network::Classifier(_) => {
+                let message = format!("it is a classifier ({}): it draws nothing", info.config.model.kind());
+                Err(Error::file(path, message, "name a diffusion model; `engine classify` takes classifiers"))
+            }
+        }
+    }
+
+    /// What a model file, a checkpoint, the newest model of a run folder, or a pretrained model says besides its weights.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn inspect(path: impl AsRef<Path>) -> Result<ModelInfo> {
+        open_model(path.as_ref(), pretrained()).map(|(_, _, info)| info)
+    }
+}
+
+/// A classifier with its weights on a device.
+pub struct ClassifierModel {
+    /// The network.
+    pub network: Rc<Resnet>,
+    /// Its weights.
+    pub parameters: Rc<Parameters>,
+    /// What the file says.
+    pub info: ModelInfo,
+    /// Where it came from.
+    pub path: PathBuf,
+    /// Of the file that it came from.
+    pub digest: Digest,
+}
+
+impl ClassifierModel {
+    /// As [`Model::load`], of a classifier.
+    ///
+    /// # Errors
+    /// As [`Model::load`], and [`Error::File`] for a diffusion model.
+    pub fn load(path: impl AsRef<Path>, context: &Context, precision: DType) -> Result<Self> {
+        let opened = open_model(path.as_ref(), pretrained())?;
+        let Loaded { network, parameters, info, path, digest } = Loaded::new(opened, context, precision, None)?;
+        match network {
+            Network::Classifier(network) => Ok(Self { network, parameters, info, path, digest }),
+            Network::Denoiser(_) => {
+                let message = format!("it is a diffusion model ({}), no classifier", info.config.model.kind());
+                Err(Error::file(path, message, "train one with `engine train --preset resnet18-cifar10`"))
+            }
+        }
+    }
+}
+
+/// What a file holds, on a device.
+struct Loaded {
+    network: Network,
+    parameters: Rc<Parameters>,
+    info: ModelInfo,
+    path: PathBuf,
+    digest: Digest,
+}
+
+impl Loaded {
+    fn new(
         (path, file, mut info): (PathBuf, ArrayFile, ModelInfo),
         context: &Context,
         precision: DType,
@@ -436,25 +503,25 @@ impl Model {
             ""
         };
         // A damaged configuration may describe a network of any size: it is counted before there is room made for it.
-        let (_, builder) = models::build(&info.config.model)?;
+        let (_, builder) = models::network(&info.config.model)?;
         let count = Parameters::new(&Context::shape_only(), builder, DType::F32)?.count();
         if count > file.bytes.len() / 2 {
             return Err(file.fault(format!("its configuration has {count} parameters, more than its bytes can hold")));
         }
-        let (model, builder) = models::build(&info.config.model)?;
+        let (network, builder) = models::network(&info.config.model)?;
         let parameters = Parameters::new(context, builder, precision)?;
-        let exact = prefix.is_empty();
-        parameters.set_flat(&file.flat(parameters.specs(), parameters.flat_len(), prefix, exact)?)?;
+        let flat = if prefix.is_empty() {
+            file.flat(parameters.specs(), parameters.flat_len(), prefix, true)?
+        } else {
+            // Of what is not trained a checkpoint has no average.
+            let mut flat = file.flat(parameters.specs(), parameters.flat_len(), Weights::Raw.prefix(), false)?;
+            let trained = file.flat(&parameters.trained_specs(), parameters.trained_len(), prefix, false)?;
+            flat[..trained.len()].copy_from_slice(&trained);
+            flat
+        };
+        parameters.set_flat(&flat)?;
         let digest = Digest::of(&file.bytes);
-        Ok(Self { model, parameters: Rc::new(parameters), info, path, digest })
-    }
-
-    /// What a model file, a checkpoint, the newest model of a run folder, or a pretrained model says besides its weights.
-    ///
-    /// # Errors
-    /// As [`Model::load`].
-    pub fn inspect(path: impl AsRef<Path>) -> Result<ModelInfo> {
-        open_model(path.as_ref(), pretrained()).map(|(_, _, info)| info)
+        Ok(Self { network, parameters: Rc::new(parameters), info, path, digest })
     }
 }
 

@@ -226,6 +226,8 @@ pub struct TrainingConfig {
     pub ema_warmup: bool,
     /// Share of labels replaced by the null label, in [0, 1): what classifier-free guidance learns from.
     pub label_dropout: f64,
+    /// Share of a classifier's target that is spread evenly over all classes, in [0, 1) (Szegedy et al. 2016).
+    pub label_smoothing: f64,
     /// The type that activations and products are stored in.
     pub precision: Precision,
     /// Seed of everything random in a run: weights, order of images, noise, timesteps, dropped labels.
@@ -270,6 +272,7 @@ impl Default for TrainingConfig {
             ema_decay: 0.9999,
             ema_warmup: true,
             label_dropout: 0.1,
+            label_smoothing: 0.0,
             precision: Precision::F32,
             seed: 0,
             log_every: 50,
@@ -326,6 +329,7 @@ impl TrainingConfig {
         share("training.beta2", self.beta2, "0.999 is usual")?;
         share("training.ema_decay", self.ema_decay, "0.9999 is usual, 0 keeps no average")?;
         share("training.label_dropout", self.label_dropout, "0.1 is usual, 0 drops none")?;
+        share("training.label_smoothing", self.label_smoothing, "0.1 is usual for a classifier, 0 is none")?;
         if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
             let message = format!("{} is not 0 or more", self.weight_decay);
             return Err(Error::config("training.weight_decay", message, "0.01 is usual, 0 is none"));

@@ -120,7 +120,8 @@ impl Classifier {
 }
 
 impl Classification {
-    fn of(errors: Vec<f64>) -> Self {
+    /// Of the errors of each class: the softmax of their negatives.
+    pub(super) fn of(errors: Vec<f64>) -> Self {
         let least = |best: usize, k: usize| if errors[k] < errors[best] { k } else { best };
         let prediction = (1..errors.len()).fold(0, least);
         let shares: Vec<f64> = errors.iter().map(|error| (errors[prediction] - error).exp()).collect();

@@ -6,6 +6,7 @@ mod compare;
 mod errors;
 mod levels;
 mod metric;
+mod network;
 
 pub use anomaly::{Reference, Score};
 pub use classify::{Classification, Classifier, Confusion, wilson_interval};
@@ -13,3 +14,4 @@ pub use compare::{Comparison, Drawn, WARM_UP, draw_timed};
 pub use errors::{DenoisingErrors, ErrorSpec};
 pub use levels::CommonLevels;
 pub use metric::{Better, Difference, Metric, mean_and_error, rounded, with_error};
+pub use network::NetworkClassifier;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::models::dit::DitConfig;
 use crate::models::linear_transformer::LinearTransformerConfig;
+use crate::models::resnet::ResnetConfig;
 use crate::models::unet::UnetConfig;
 use crate::{Error, Result};
 
@@ -18,6 +19,8 @@ pub enum ModelConfig {
     Unet(UnetConfig),
     /// Transformer of linear attention with a residual decoder.
     LinearTransformer(LinearTransformerConfig),
+    /// Residual network: a classifier.
+    Resnet(ResnetConfig),
 }
 
 impl Default for ModelConfig {
@@ -33,6 +36,7 @@ impl ModelConfig {
             Self::Dit(DitConfig::default()),
             Self::Unet(UnetConfig::default()),
             Self::LinearTransformer(LinearTransformerConfig::default()),
+            Self::Resnet(ResnetConfig::default()),
         ]
     }
 
@@ -42,7 +46,13 @@ impl ModelConfig {
             Self::Dit(_) => "dit",
             Self::Unet(_) => "unet",
             Self::LinearTransformer(_) => "linear-transformer",
+            Self::Resnet(_) => "resnet",
         }
+    }
+
+    /// Whether it tells classes apart instead of taking noise away.
+    pub fn is_classifier(&self) -> bool {
+        matches!(self, Self::Resnet(_))
     }
 
     /// Height and width of the images, in pixels.
@@ -51,6 +61,7 @@ impl ModelConfig {
             Self::Dit(config) => config.image_size,
             Self::Unet(config) => config.image_size,
             Self::LinearTransformer(config) => config.image_size,
+            Self::Resnet(config) => config.image_size,
         }
     }
 
@@ -60,6 +71,7 @@ impl ModelConfig {
             Self::Dit(config) => config.image_channels,
             Self::Unet(config) => config.image_channels,
             Self::LinearTransformer(config) => config.image_channels,
+            Self::Resnet(config) => config.image_channels,
         }
     }
 
@@ -69,6 +81,7 @@ impl ModelConfig {
             Self::Dit(config) => config.num_classes,
             Self::Unet(config) => config.num_classes,
             Self::LinearTransformer(config) => config.num_classes,
+            Self::Resnet(config) => config.num_classes,
         }
     }
 
@@ -78,6 +91,7 @@ impl ModelConfig {
             Self::Dit(config) => config.null_label.then_some(config.num_classes),
             Self::Unet(config) => config.null_label.then_some(config.num_classes),
             Self::LinearTransformer(config) => config.null_label.then_some(config.num_classes),
+            Self::Resnet(_) => None,
         }
     }
 
@@ -90,6 +104,7 @@ impl ModelConfig {
             Self::Dit(config) => config.validate(),
             Self::Unet(config) => config.validate(),
             Self::LinearTransformer(config) => config.validate(),
+            Self::Resnet(config) => config.validate(),
         }
     }
 }

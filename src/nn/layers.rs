@@ -211,14 +211,7 @@ impl BatchNorm {
     }
 
     /// `x` `[B, …, channels]`, normed; plus `residual` of its shape; then, with `relu`, what is positive of it.
-    pub fn forward(
-        &self,
-        tape: &Tape,
-        parameters: &Bound,
-        x: &Var,
-        residual: Option<&Var>,
-        relu: bool,
-    ) -> Result<Var> {
+    pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, residual: Option<&Var>, relu: bool) -> Result<Var> {
         let batch = parameters.is_training() && self.moving == Moving::InTraining;
         let norm = batch_norm::BatchNorm {
             statistics: if batch { Statistics::Batch } else { Statistics::Running },

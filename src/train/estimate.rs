@@ -130,18 +130,25 @@ pub struct Estimate {
     pub largest_program: &'static str,
     /// One optimizer step: `batch_size` x `gradient_accumulation` images.
     pub training: StepWork,
-    /// One evaluation of the network and update in sampling, for `batch_size` images.
-    pub sampling: StepWork,
-    /// Such evaluations for one batch of images, as the configuration samples.
-    pub sampling_stages: usize,
-    /// Bytes that sampling a batch by itself, without training state, allocates.
-    pub sampling_bytes: usize,
-    /// Bytes that it allocates besides on the CPU: weights in the order in which products there read them.
-    pub prepared_bytes: usize,
+    /// What sampling takes; None for a classifier.
+    pub sampling: Option<SamplingWork>,
     /// Optimizer steps of an epoch.
     pub steps_per_epoch: u64,
     /// Optimizer steps of the run.
     pub total_steps: u64,
+}
+
+/// What sampling takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingWork {
+    /// One evaluation of the network and update, for `batch_size` images.
+    pub evaluation: StepWork,
+    /// Such evaluations for one batch of images, as the configuration samples.
+    pub stages: usize,
+    /// Bytes that sampling a batch by itself, without training state, allocates.
+    pub bytes: usize,
+    /// Bytes that it allocates besides on the CPU: weights in the order in which products there read them.
+    pub prepared_bytes: usize,
 }
 
 impl Estimate {
@@ -177,19 +184,25 @@ impl Estimate {
             _ => 1,
         };
         let training = StepWork::new(trainer.programs().map(|(name, program)| (times(name), program.charges())));
-        let before = trainer.context().persistent_bytes();
-        let sampler = trainer.sampler(&config.sampling, config.training.batch_size, 0)?;
-        let prepared_bytes = sampler.prepared_bytes();
-        let state = trainer.context().persistent_bytes() - before - prepared_bytes;
+        let sampling = || -> Result<SamplingWork> {
+            let before = trainer.context().persistent_bytes();
+            let sampler = trainer.sampler(&config.sampling, config.training.batch_size, 0)?;
+            let prepared_bytes = sampler.prepared_bytes();
+            let state = trainer.context().persistent_bytes() - before - prepared_bytes;
+            Ok(SamplingWork {
+                prepared_bytes,
+                evaluation: StepWork::new([(1, sampler.program().charges())]),
+                stages: sampler.stages(),
+                bytes: master + fixed + copies(trainer.averaged()) + state + sampler.program().arena_bytes(),
+            })
+        };
+        let sampling = (!config.model.is_classifier()).then(sampling).transpose()?;
         Ok(Self {
             parameters: trainer.parameters().count(),
             memory,
             largest_program,
             training,
-            sampling: StepWork::new([(1, sampler.program().charges())]),
-            sampling_stages: sampler.stages(),
-            sampling_bytes: master + fixed + copies(trainer.averaged()) + state + sampler.program().arena_bytes(),
-            prepared_bytes,
+            sampling,
             steps_per_epoch: trainer.steps_per_epoch(),
             total_steps: trainer.total_steps(),
         })

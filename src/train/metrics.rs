@@ -28,6 +28,9 @@ pub struct TrainingLine {
     /// The terms of the loss.
     #[serde(skip_serializing_if = "LossTerms::is_empty")]
     pub terms: LossTerms,
+    /// A classifier's share of right answers since the last line, on training images as they are flipped and cropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
 }
 
 /// Means of the terms of a loss since the last line, as an object from name to mean.
@@ -66,6 +69,9 @@ pub struct ValidationLine {
     pub epoch: f64,
     /// Mean loss of the averaged weights over the validation images.
     pub validation_loss: f64,
+    /// A classifier's share of right answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_accuracy: Option<f64>,
 }
 
 /// What is read back of a line.
@@ -74,6 +80,7 @@ struct Line {
     step: u64,
     loss: Option<f64>,
     validation_loss: Option<f64>,
+    validation_accuracy: Option<f64>,
 }
 
 /// The file, and the points of its curves.
@@ -85,6 +92,8 @@ pub(super) struct Metrics {
     pub training: Vec<(u64, f64)>,
     /// Step and loss of the validation lines.
     pub validation: Vec<(u64, f64)>,
+    /// The last of them that has an accuracy.
+    pub accuracy: Option<f64>,
 }
 
 impl Metrics {
@@ -100,7 +109,7 @@ impl Metrics {
             .map_err(Error::io(path, "open"))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
-        let (mut training, mut validation, mut kept) = (Vec::new(), Vec::new(), 0);
+        let (mut training, mut validation, mut accuracy, mut kept) = (Vec::new(), Vec::new(), None, 0);
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             if line.last() != Some(&b'\n') {
                 break;
@@ -111,12 +120,13 @@ impl Metrics {
                 }
                 training.extend(line.loss.map(|loss| (line.step, loss)));
                 validation.extend(line.validation_loss.map(|loss| (line.step, loss)));
+                accuracy = line.validation_accuracy.or(accuracy);
             }
             kept += line.len() as u64;
         }
         file.set_len(kept).map_err(Error::io(path, "cut back"))?;
         file.seek(SeekFrom::Start(kept)).map_err(Error::io(path, "read"))?;
-        Ok(Self { path: path.to_path_buf(), file, training, validation })
+        Ok(Self { path: path.to_path_buf(), file, training, validation, accuracy })
     }
 
     pub fn log(&mut self, line: &TrainingLine) -> Result<()> {
@@ -128,6 +138,7 @@ impl Metrics {
     pub fn log_validation(&mut self, line: &ValidationLine) -> Result<()> {
         self.write(line)?;
         self.validation.push((line.step, line.validation_loss));
+        self.accuracy = line.validation_accuracy.or(self.accuracy);
         Ok(())
     }
 
@@ -151,7 +162,17 @@ mod tests {
     fn line(step: u64, loss: f64) -> TrainingLine {
         let (epoch, gradient_norm, learning_rate) = (step as f64 / 8.0, 1.0, 1e-3);
         let terms = LossTerms { names: &["mse"], means: vec![loss] };
-        TrainingLine { step, epoch, loss, gradient_norm, learning_rate, images_per_second: 10.0, seconds: 0.5, terms }
+        TrainingLine {
+            step,
+            epoch,
+            loss,
+            gradient_norm,
+            learning_rate,
+            images_per_second: 10.0,
+            seconds: 0.5,
+            terms,
+            accuracy: None,
+        }
     }
 
     #[test]
@@ -162,7 +183,8 @@ mod tests {
         for step in 1..=6 {
             metrics.log(&line(step, step as f64)).unwrap();
         }
-        metrics.log_validation(&ValidationLine { step: 6, epoch: 0.75, validation_loss: 0.25 }).unwrap();
+        let line = ValidationLine { step: 6, epoch: 0.75, validation_loss: 0.25, validation_accuracy: None };
+        metrics.log_validation(&line).unwrap();
         let whole = std::fs::read(&path).unwrap();
         // Torn anywhere, it is cut back to whole lines and to the step.
         for len in 0..=whole.len() {
@@ -191,7 +213,8 @@ mod tests {
             return;
         }
         let file = File::options().write(true).open("/dev/full").unwrap();
-        let mut metrics = Metrics { path: "m.jsonl".into(), file, training: Vec::new(), validation: Vec::new() };
+        let mut metrics =
+            Metrics { path: "m.jsonl".into(), file, training: Vec::new(), validation: Vec::new(), accuracy: None };
         let message = metrics.log(&line(1, 1.0)).unwrap_err().to_string();
         assert!(message.starts_with("m.jsonl: cannot write") && message.contains("free some space"), "{message}");
     }

@@ -220,6 +220,8 @@ pub struct Summary {
     pub loss: Option<f64>,
     /// The last validation loss.
     pub validation_loss: Option<f64>,
+    /// A classifier's last share of right answers in validation.
+    pub validation_accuracy: Option<f64>,
     /// Seconds of training, over all sittings.
     pub seconds: f64,
 }

@@ -9,7 +9,7 @@ use super::metrics::{LossTerms, Metrics};
 use super::tensorboard::Events;
 use super::{
     DataSizes, Event, Memory, Progress, RunFolder, Start, Summary, TrainRequest, Trainer, TrainingLine, ValidationLine,
-    checkpoint_config, fingerprint, folder, learning_rate, list_checkpoints, pictures,
+    checkpoint_config, fingerprint, folder, learning_rate, list_checkpoints, pictures, predictions,
 };
 use crate::config::{Config, Every, LrSchedule};
 use crate::data::{Dataset, Split};
@@ -265,6 +265,7 @@ impl<'a> Run<'a> {
             steps: step,
             loss: self.metrics.training.last().map(|(_, loss)| *loss),
             validation_loss: self.metrics.validation.last().map(|(_, loss)| *loss),
+            validation_accuracy: self.metrics.accuracy,
             seconds: self.progress.seconds,
         })
     }
@@ -326,6 +327,9 @@ impl<'a> Run<'a> {
         let step = self.trainer.step_count();
         let tally = std::mem::take(&mut self.progress.line);
         let images = tally.steps as f64 * self.trainer.images_per_step() as f64;
+        let classifier = self.trainer.config().model.is_classifier();
+        let means: Vec<f64> = tally.terms.iter().map(|sum| sum / tally.steps.max(1) as f64).collect();
+        let names = self.trainer.loss_terms();
         let line = TrainingLine {
             step,
             epoch: self.epochs(),
@@ -334,10 +338,8 @@ impl<'a> Run<'a> {
             learning_rate: learning_rate(&self.trainer.config().training, step, self.trainer.total_steps()),
             images_per_second: images / tally.seconds.max(1e-9),
             seconds: self.progress.seconds,
-            terms: LossTerms {
-                names: self.trainer.loss_terms(),
-                means: tally.terms.iter().map(|sum| sum / tally.steps.max(1) as f64).collect(),
-            },
+            accuracy: if classifier { means.first().copied() } else { None },
+            terms: if classifier { LossTerms::default() } else { LossTerms { names, means } },
         };
         let scalars = [
             ("train/loss", line.loss),
@@ -345,7 +347,9 @@ impl<'a> Run<'a> {
             ("train/learning_rate", line.learning_rate),
             ("train/images_per_second", line.images_per_second),
         ];
-        let mut logged = scalars.iter().try_for_each(|(tag, value)| self.events.scalar(tag, step, *value));
+        let accuracy = line.accuracy.map(|accuracy| ("train/accuracy", accuracy));
+        let mut scalars = scalars.iter().chain(&accuracy);
+        let mut logged = scalars.try_for_each(|(tag, value)| self.events.scalar(tag, step, *value));
         for (name, mean) in line.terms.iter() {
             logged = logged.and_then(|()| self.events.scalar(&format!("train/loss/{name}"), step, mean));
         }
@@ -362,16 +366,19 @@ impl<'a> Run<'a> {
 
     fn validate(&mut self) -> Result<()> {
         (self.observer)(&Event::Busy("validates"));
-        let Some(validation_loss) = self.trainer.validate()? else { return Ok(()) };
-        let step = self.trainer.step_count();
-        let line = ValidationLine { step, epoch: self.epochs(), validation_loss };
+        let Some(found) = self.trainer.validate()? else { return Ok(()) };
+        let (step, validation_loss) = (self.trainer.step_count(), found.loss);
+        let line = ValidationLine { step, epoch: self.epochs(), validation_loss, validation_accuracy: found.accuracy };
         let best = self.progress.best.is_none_or(|(lowest, _)| validation_loss < lowest);
         if best {
             self.progress.best = Some((validation_loss, step));
             let path = self.folder.best();
             self.trainer.save_model(&path, &self.progress.classes).map_err(|error| self.unsaved(error))?;
         }
-        let logged = self.events.scalar("validation/loss", step, validation_loss);
+        let mut logged = self.events.scalar("validation/loss", step, validation_loss);
+        if let Some(accuracy) = found.accuracy {
+            logged = logged.and_then(|()| self.events.scalar("validation/accuracy", step, accuracy));
+        }
         logged.and_then(|()| self.metrics.log_validation(&line)).map_err(|error| self.unsaved(error))?;
         (self.observer)(&Event::Validated { line, best });
         Ok(())
@@ -423,6 +430,9 @@ impl<'a> Run<'a> {
         self.draw_curve()?;
         (self.observer)(&Event::Busy("draws samples"));
         let step = self.trainer.step_count();
+        if self.trainer.config().model.is_classifier() {
+            return self.draw_predictions();
+        }
         let last = step == self.trainer.total_steps();
         let names = match last {
             true => ["final".to_string(), "timesteps".to_string()],
@@ -439,6 +449,19 @@ impl<'a> Run<'a> {
         for (tag, path, sheet) in [("denoising", denoising, &sheets.denoising), ("samples", samples, &sheets.samples)] {
             self.events.image(tag, step, sheet).map_err(|error| self.unsaved(error))?;
             write_png(&path, sheet, &self.words())?;
+            (self.observer)(&Event::Wrote(path));
+        }
+        Ok(())
+    }
+
+    /// Held-out images with what a classifier takes them for.
+    fn draw_predictions(&mut self) -> Result<()> {
+        let step = self.trainer.step_count();
+        let title = format!("{}: predictions after step {step} (in brackets what it is)", self.title);
+        if let Some(sheet) = predictions::sheet(&self.trainer, &self.progress.classes, title)? {
+            self.events.image("predictions", step, &sheet).map_err(|error| self.unsaved(error))?;
+            let path = self.folder.sample("final");
+            write_png(&path, &sheet, &self.words())?;
             (self.observer)(&Event::Wrote(path));
         }
         Ok(())

@@ -5,11 +5,12 @@
 
 use std::rc::Rc;
 
+use super::task::Task;
 use crate::config::{Config, LrSchedule, OptimizerKind, Precision, TrainingConfig};
 use crate::data::{Dataset, Split};
-use crate::diffusion::{Batch, Denoiser, NoiseSchedule, Objective, Purpose, Sampler, SamplerSpec, SamplingConfig};
+use crate::diffusion::{Batch, Denoiser, NoiseSchedule, Purpose, Sampler, SamplerSpec, SamplingConfig};
 use crate::error::{Error, Result};
-use crate::models;
+use crate::models::{self, Network};
 use crate::nn::Parameters;
 use crate::ops::adamw::{AdamW, AdamWState, adamw, gradient_norm, record};
 use crate::ops::control::Control;
@@ -19,8 +20,6 @@ use crate::tensor::{Context, DType, Device, Program, Tensor};
 
 /// Rows of the ring through which losses leave the device.
 const RING: u64 = 256;
-/// Separates the noise of validation from that of training.
-const VALIDATION_SEED: u64 = 0x5641_4C49_4441_5445;
 
 /// What one optimizer step reports.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,10 +34,19 @@ pub struct StepMetrics {
     pub terms: Vec<f64>,
 }
 
+/// What a validation found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Validation {
+    /// The mean loss; a classifier's without smoothing.
+    pub loss: f64,
+    /// A classifier's share of right answers.
+    pub accuracy: Option<f64>,
+}
+
 /// What a step works on; all of it persistent.
 struct State {
     context: Context,
-    model: Rc<dyn Denoiser>,
+    task: Task,
     parameters: Rc<Parameters>,
     gradients: Tensor,
     first: Tensor,
@@ -54,8 +62,6 @@ struct State {
     one: Tensor,
     training: Batch,
     validation: Option<Batch>,
-    objective: Objective,
-    validation_objective: Objective,
     averaged: Rc<Parameters>,
     hyper: AdamW,
     gradient_clip: Option<f32>,
@@ -149,16 +155,12 @@ impl Trainer {
                 "set it to f32",
             ));
         }
-        let (model, builder) = models::build(&config.model)?;
+        let (network, builder) = models::network(&config.model)?;
         let parameters = Rc::new(Parameters::new(&context, builder, precision)?);
         let ema = parameters.flat_zeros()?;
         let averaged = Rc::new(parameters.with_master(ema.clone())?);
-        let null_label = config.model.null_label();
-        let objective = |purpose: Purpose, seed: u64, dropout: f64| {
-            Objective::new(&context, &config.diffusion, purpose, seed, dropout as f32, null_label)
-        };
-        let training_objective = objective(Purpose::Training, t.seed, t.label_dropout)?;
-        let terms = training_objective.terms().len();
+        let task = Task::new(&context, config, network)?;
+        let terms = task.terms().len();
         let batch = |(images, labels): (Tensor, Tensor), order: Order, augment: Augment| Batch {
             images,
             labels,
@@ -182,8 +184,6 @@ impl Trainer {
             one: context.tensor(&[1f32], [1])?,
             training: batch(training, Order::Shuffled { seed: t.seed }, augment),
             validation: validation.map(|validation| batch(validation, Order::Sequential, Augment::default())),
-            objective: training_objective,
-            validation_objective: objective(Purpose::Validation, t.seed ^ VALIDATION_SEED, 0.0)?,
             averaged,
             hyper: AdamW {
                 beta1: t.beta1,
@@ -195,7 +195,7 @@ impl Trainer {
             gradient_clip: t.gradient_clip.map(|norm| norm as f32),
             scale: 1.0 / t.gradient_accumulation as f32,
             seed: t.seed,
-            model,
+            task,
             parameters,
             context: context.clone(),
         };
@@ -229,9 +229,22 @@ impl Trainer {
         &self.state.context
     }
 
-    /// The model.
-    pub fn model(&self) -> &Rc<dyn Denoiser> {
-        &self.state.model
+    /// The network.
+    pub fn network(&self) -> Network {
+        self.state.task.network()
+    }
+
+    /// The network, where it is a denoiser.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a classifier.
+    fn denoiser(&self) -> Result<Rc<dyn Denoiser>> {
+        match self.network() {
+            Network::Denoiser(model) => Ok(model),
+            Network::Classifier(_) => {
+                Err(Error::config("model.kind", "a classifier draws nothing", "name a diffusion model"))
+            }
+        }
     }
 
     /// The weights that are trained.
@@ -256,12 +269,21 @@ impl Trainer {
 
     /// What the loss has learnt of itself, by name.
     pub(crate) fn objective_state(&self) -> Vec<(&'static str, &Tensor)> {
-        self.state.objective.state()
+        self.state.task.state()
     }
 
-    /// The terms of the loss, by name; none where it is the mean squared error.
+    /// The terms of the loss, by name; none where it is the mean squared error. A classifier's is its accuracy.
     pub fn loss_terms(&self) -> &'static [&'static str] {
-        self.state.objective.terms()
+        self.state.task.terms()
+    }
+
+    /// The first `count` validation images, or fewer where there are not as many: pixels `[N, H, W, C]`, and labels.
+    pub(super) fn held_out(&self, count: usize) -> Result<(Vec<u8>, Vec<i32>)> {
+        let Some(batch) = &self.state.validation else { return Ok((Vec::new(), Vec::new())) };
+        let count = count.min(self.validation_images);
+        let [_, h, w, c] = *batch.images.sizes() else { unreachable!("images have four dimensions") };
+        let images = batch.images.part(0, [count, h, w, c])?.download::<u8>()?;
+        Ok((images, batch.labels.part(0, [count])?.download::<i32>()?))
     }
 
     /// Optimizer steps done.
@@ -363,8 +385,8 @@ impl Trainer {
         }
         let ring = self.state.ring.download::<f32>()?;
         let width = 2 + self.loss_terms().len();
-        // The device adds the terms up over the step's batches.
-        let batches = self.config.training.gradient_accumulation as f64;
+        // The device adds the terms up over the step's batches; right answers it counts.
+        let batches = self.config.training.gradient_accumulation as f64 * self.items_of_a_term();
         let metrics = (self.drained..self.step)
             .map(|step| {
                 let row = &ring[(step % RING) as usize * width..][..width];
@@ -376,14 +398,24 @@ impl Trainer {
         Ok(metrics)
     }
 
-    /// The mean loss of the averaged weights over the validation images, with the same noise each time; None where the
-    /// data set holds none out.
-    pub fn validate(&mut self) -> Result<Option<f64>> {
+    /// What the terms of a batch are divided by, to be means.
+    fn items_of_a_term(&self) -> f64 {
+        match self.state.task {
+            Task::Denoise { .. } => 1.0,
+            Task::Classify { .. } => self.config.training.batch_size as f64,
+        }
+    }
+
+    /// The mean loss of the averaged weights over the validation images, as many as full batches take, with the same noise
+    /// each time; and how many a classifier tells. None where the data set holds none out.
+    pub fn validate(&mut self) -> Result<Option<Validation>> {
+        let items = self.items_of_a_term();
         let (Some(program), Some(batch)) = (&mut self.validation, &self.state.validation) else { return Ok(None) };
         self.state.averaged.refresh()?;
         let all = (self.validation_images / batch.size).max(1);
         let batches = self.config.training.validation_batches.map_or(all, |most| most.min(all));
-        let mut sum = 0.0;
+        let (mut sum, mut correct) = (0.0, 0.0);
+        let classifies = matches!(self.state.task, Task::Classify { .. });
         for number in 0..batches {
             let item = (number * batch.size) as u32;
             let control = Control { cursor: item, first_item: item, ..Control::default() };
@@ -391,11 +423,18 @@ impl Trainer {
             let state = &self.state;
             program.run(|| state.validate(batch))?;
             sum += self.state.loss.download::<f32>()?[0] as f64;
+            if let (true, Some(terms)) = (classifies, &self.state.terms) {
+                correct += f64::from(terms.download::<f32>()?[0]);
+            }
         }
-        Ok(Some(sum / batches as f64))
+        let accuracy = classifies.then_some(correct / (batches as f64 * items));
+        Ok(Some(Validation { loss: sum / batches as f64, accuracy }))
     }
 
     /// A sampler over the averaged weights.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a classifier, and those of [`Sampler::new`].
     pub fn sampler(&self, sampling: &SamplingConfig, batch: usize, seed: u64) -> Result<Sampler> {
         self.state.averaged.refresh()?;
         let spec = SamplerSpec {
@@ -406,7 +445,7 @@ impl Trainer {
             seed,
         };
         let noise = NoiseSchedule::new(&self.config.diffusion)?;
-        Sampler::new(&self.state.context, self.state.model.clone(), self.state.averaged.clone(), &noise, spec)
+        Sampler::new(&self.state.context, self.denoiser()?, self.state.averaged.clone(), &noise, spec)
     }
 }
 
@@ -416,8 +455,7 @@ impl State {
         let tape = Tape::new(&self.context);
         let mode = if role.first { Accumulate::Write } else { Accumulate::Add };
         let bound = self.parameters.bind(&tape, Some((&self.gradients, mode)))?.in_training(&self.control, self.seed);
-        let loss =
-            self.objective.loss(&tape, self.model.as_ref(), &bound, &self.training, &self.control, self.scale)?;
+        let loss = self.task.loss(Purpose::Training, &tape, &bound, &self.training, &self.control, self.scale)?;
         self.loss.copy_from(loss.mean.tensor())?;
         if let (Some(kept), Some(terms)) = (&self.terms, &loss.terms) {
             kept.copy_from(terms)?;
@@ -442,7 +480,10 @@ impl State {
     fn validate(&self, batch: &Batch) -> Result<()> {
         let tape = Tape::inference(&self.context);
         let bound = self.averaged.bind(&tape, None)?;
-        let loss = self.validation_objective.loss(&tape, self.model.as_ref(), &bound, batch, &self.control, 1.0)?;
+        let loss = self.task.loss(Purpose::Validation, &tape, &bound, batch, &self.control, 1.0)?;
+        if let (Task::Classify { .. }, Some(kept), Some(terms)) = (&self.task, &self.terms, &loss.terms) {
+            kept.copy_from(terms)?;
+        }
         self.loss.copy_from(loss.mean.tensor())
     }
 }

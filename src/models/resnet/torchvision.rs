@@ -39,7 +39,8 @@ impl Pretrained {
                 ref sizes => (spec.name.clone(), sizes.to_vec()),
             })
             .collect();
-        let names: Vec<(&str, &[usize])> = expected.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+        let names: Vec<(&str, &[usize])> =
+            expected.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
         let values = file.matched(&names)?;
         let arrays = expected
             .iter()

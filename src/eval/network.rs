@@ -1,0 +1,81 @@
+//! A classifier that was trained as one.
+
+use std::rc::Rc;
+
+use super::Classification;
+use crate::error::{Error, Result};
+use crate::models::resnet::Resnet;
+use crate::nn::Parameters;
+use crate::tape::Tape;
+use crate::tensor::{Context, DType, Program, Tensor};
+
+/// Tells images' classes by a network that was trained to: p(c | x) is the softmax of its logits.
+pub struct NetworkClassifier {
+    context: Context,
+    network: Rc<Resnet>,
+    parameters: Rc<Parameters>,
+    images: Tensor,
+    logits: Tensor,
+    program: Program,
+}
+
+impl NetworkClassifier {
+    /// Plans a forward pass of `batch` images.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a batch of 0; what the device reports.
+    pub fn new(context: &Context, network: Rc<Resnet>, parameters: Rc<Parameters>, batch: usize) -> Result<Self> {
+        if !(1..=1 << 20).contains(&batch) {
+            return Err(Error::config("--batch", format!("{batch} images in a batch"), "give 1 or more"));
+        }
+        let [h, w, c] = network.image_shape();
+        let images = context.zeros([batch, h, w, c], DType::F32)?;
+        let logits = context.zeros([batch, network.config().num_classes], DType::F32)?;
+        let program = Program::plan(context, || forward(context, &network, &parameters, &images, &logits))?;
+        Ok(Self { context: context.clone(), network, parameters, images, logits, program })
+    }
+
+    /// Classifies images `[N, H, W, C]` in [-1, 1] among all classes of the network; `progress(done, total)` counts batches. An
+    /// image's result is its own: neither other images nor the batch nor threads change a bit of it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for values that are no whole images; what the device reports.
+    pub fn classify(&mut self, images: &[f32], mut progress: impl FnMut(usize, usize)) -> Result<Vec<Classification>> {
+        let len: usize = self.network.image_shape().iter().product();
+        if !images.len().is_multiple_of(len) {
+            let message = format!("{} values, which are no whole images of {len}", images.len());
+            return Err(Error::shape("classifier", message));
+        }
+        let (batch, classes) = (self.images.sizes()[0], self.logits.shape().last());
+        let chunks = images.chunks(batch * len);
+        let total = chunks.len();
+        let mut found = Vec::with_capacity(images.len() / len);
+        // A batch is always full: what is left of the last one repeats images that nobody reads.
+        let mut full = vec![0f32; batch * len];
+        for (number, chunk) in chunks.enumerate() {
+            full[..chunk.len()].copy_from_slice(chunk);
+            self.images.upload(&full)?;
+            let (context, network, parameters) = (&self.context, &self.network, &self.parameters);
+            let (images, logits) = (&self.images, &self.logits);
+            self.program.run(|| forward(context, network, parameters, images, logits))?;
+            let logits = self.logits.download::<f32>()?;
+            // The least "error" is the largest logit.
+            let rows = logits.chunks(classes).take(chunk.len() / len);
+            found.extend(rows.map(|row| Classification::of(row.iter().map(|&logit| -f64::from(logit)).collect())));
+            progress(number + 1, total);
+        }
+        Ok(found)
+    }
+}
+
+fn forward(
+    context: &Context,
+    network: &Resnet,
+    parameters: &Parameters,
+    images: &Tensor,
+    logits: &Tensor,
+) -> Result<()> {
+    let tape = Tape::inference(context);
+    let bound = parameters.bind(&tape, None)?;
+    logits.copy_from(network.forward(&tape, &bound, &tape.constant(images))?.tensor())
+}
