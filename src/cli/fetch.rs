@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::data::{FetchOptions, fetch_weights};
+use crate::data::{FetchOptions, WEIGHTS_DIR, fetch_weights};
 use crate::error::Result;
 use crate::weights::WeightFile;
 
@@ -17,7 +17,7 @@ pub struct FetchCommand {
     /// resnet18: torchvision's ResNet-18, trained on ImageNet-1k.
     name: String,
     /// The folder to put it in.
-    #[arg(long, value_name = "DIR", default_value = "weights")]
+    #[arg(long, value_name = "DIR", default_value = WEIGHTS_DIR)]
     out: PathBuf,
     /// A mirror that has the file under its own name.
     #[arg(long, value_name = "URL")]

@@ -16,7 +16,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::Digest as _;
 
 use super::pretrained::{named, nowhere};
-use super::{Config, Pretrained, pretrained};
+use super::{Config, ModelConfig, Pretrained, pretrained};
 use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
@@ -352,6 +352,9 @@ pub fn write_model(path: &Path, info: &ModelInfo, specs: &[Spec], flat: &[f32], 
     // Model files are handed on; where the data lay on its maker's machine is not for others to know.
     let mut config = info.config.clone();
     config.data.path = None;
+    if let ModelConfig::ResnetDit(model) = &mut config.model {
+        model.backbone = None;
+    }
     let entries = [
         ("format", FORMAT.to_string()),
         ("config", config.to_json()?),

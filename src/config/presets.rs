@@ -64,5 +64,15 @@ pub fn presets() -> &'static [Preset] {
             description: "ResNet-18 that tells CIFAR-10's classes apart, 11.2 M parameters: backbone and judge",
             yaml: include_str!("presets/resnet18-cifar10.yaml"),
         },
+        Preset {
+            name: "resnet-dit",
+            description: "diffusion transformer on CIFAR-10 over a frozen pretrained ResNet-18, 4.4 M parameters",
+            yaml: include_str!("presets/resnet-dit.yaml"),
+        },
+        Preset {
+            name: "dit-original",
+            description: "what it is compared with: a small transformer on patches, 50 noise steps, 0.7 M parameters",
+            yaml: include_str!("presets/dit-original.yaml"),
+        },
     ]
 }

@@ -236,7 +236,7 @@ pub struct TrainingConfig {
     pub log_every: u64,
     /// When the validation loss is computed: steps, `N epochs` or `never`.
     pub validate_every: Every,
-    /// Batches of validation images used each time, always the same ones; null takes all.
+    /// Batches of validation images used each time, always the same ones, spread over the set; null takes all.
     pub validation_batches: Option<usize>,
     /// When a grid of samples is drawn: steps, `N epochs` or `never`. One is always drawn at the end.
     pub sample_every: Every,

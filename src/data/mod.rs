@@ -36,7 +36,7 @@ mod verify;
 pub use dataset::{Dataset, Parts, Source, Split};
 pub use fetch::{FetchOptions, fetch, fetch_weights};
 pub use import::{Format, ImportOptions, import};
-pub use official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS};
+pub use official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS, WEIGHTS_DIR};
 pub use resolve::{BUILTIN, ResolveOptions, at_hand, resolve};
 pub use shapes::{SHAPES_COUNT, shapes};
 pub use verify::{ClassCount, Recognised, Verification};

@@ -46,6 +46,9 @@ pub struct OfficialWeights {
     pub file: OfficialFile,
 }
 
+/// The folder that `engine fetch` puts weights into, and in which training looks for them.
+pub const WEIGHTS_DIR: &str = "weights";
+
 /// The published weights that the engine knows.
 pub static WEIGHTS: [OfficialWeights; 1] = [
     // torchvision's `ResNet18_Weights.IMAGENET1K_V1`; the digits in its files' names begin their SHA-256.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::models::dit::DitConfig;
 use crate::models::linear_transformer::LinearTransformerConfig;
 use crate::models::resnet::ResnetConfig;
+use crate::models::resnet_dit::ResnetDitConfig;
 use crate::models::unet::UnetConfig;
 use crate::{Error, Result};
 
@@ -21,6 +22,8 @@ pub enum ModelConfig {
     LinearTransformer(LinearTransformerConfig),
     /// Residual network: a classifier.
     Resnet(ResnetConfig),
+    /// Transformer on the features of a pretrained residual network.
+    ResnetDit(ResnetDitConfig),
 }
 
 impl Default for ModelConfig {
@@ -37,6 +40,7 @@ impl ModelConfig {
             Self::Unet(UnetConfig::default()),
             Self::LinearTransformer(LinearTransformerConfig::default()),
             Self::Resnet(ResnetConfig::default()),
+            Self::ResnetDit(ResnetDitConfig::default()),
         ]
     }
 
@@ -47,6 +51,7 @@ impl ModelConfig {
             Self::Unet(_) => "unet",
             Self::LinearTransformer(_) => "linear-transformer",
             Self::Resnet(_) => "resnet",
+            Self::ResnetDit(_) => "resnet-dit",
         }
     }
 
@@ -62,6 +67,7 @@ impl ModelConfig {
             Self::Unet(config) => config.image_size,
             Self::LinearTransformer(config) => config.image_size,
             Self::Resnet(config) => config.image_size,
+            Self::ResnetDit(config) => config.image_size,
         }
     }
 
@@ -72,6 +78,7 @@ impl ModelConfig {
             Self::Unet(config) => config.image_channels,
             Self::LinearTransformer(config) => config.image_channels,
             Self::Resnet(config) => config.image_channels,
+            Self::ResnetDit(config) => config.image_channels,
         }
     }
 
@@ -82,6 +89,7 @@ impl ModelConfig {
             Self::Unet(config) => config.num_classes,
             Self::LinearTransformer(config) => config.num_classes,
             Self::Resnet(config) => config.num_classes,
+            Self::ResnetDit(config) => config.num_classes,
         }
     }
 
@@ -92,6 +100,7 @@ impl ModelConfig {
             Self::Unet(config) => config.null_label.then_some(config.num_classes),
             Self::LinearTransformer(config) => config.null_label.then_some(config.num_classes),
             Self::Resnet(_) => None,
+            Self::ResnetDit(config) => config.null_label.then_some(config.num_classes),
         }
     }
 
@@ -105,6 +114,7 @@ impl ModelConfig {
             Self::Unet(config) => config.validate(),
             Self::LinearTransformer(config) => config.validate(),
             Self::Resnet(config) => config.validate(),
+            Self::ResnetDit(config) => config.validate(),
         }
     }
 }
@@ -127,6 +137,19 @@ pub(super) fn colours(channels: usize) -> Result<()> {
     }
     let message = format!("{channels} colour channels");
     Err(Error::config("model.image_channels", message, "give 1 for grey or 3 for RGB"))
+}
+
+/// Classes, which may be none, and a null label, which needs some.
+pub(super) fn labels(num_classes: usize, null_label: bool) -> Result<()> {
+    if num_classes > 65_535 {
+        let message = format!("{num_classes} is outside 0…65535");
+        return Err(Error::config("model.num_classes", message, "give a value in that range"));
+    }
+    if null_label && num_classes == 0 {
+        let message = "a model without classes has no use for a null label";
+        return Err(Error::config("model.null_label", message, "set it to false, or model.num_classes above 0"));
+    }
+    Ok(())
 }
 
 /// The width of the sinusoidal time embedding must be even.

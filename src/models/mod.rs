@@ -4,6 +4,7 @@ mod config;
 pub mod dit;
 pub mod linear_transformer;
 pub mod resnet;
+pub mod resnet_dit;
 pub mod unet;
 
 pub use config::ModelConfig;
@@ -47,6 +48,7 @@ pub fn network(config: &ModelConfig) -> Result<(Network, Builder)> {
         ModelConfig::LinearTransformer(config) => {
             Network::Denoiser(Rc::new(linear_transformer::LinearTransformer::new(&mut builder, config)?))
         }
+        ModelConfig::ResnetDit(config) => Network::Denoiser(Rc::new(resnet_dit::ResnetDit::new(&mut builder, config)?)),
         ModelConfig::Resnet(config) => Network::Classifier(Rc::new(Resnet::new(&mut builder, config)?)),
     };
     Ok((network, builder))

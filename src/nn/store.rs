@@ -283,7 +283,22 @@ impl Parameters {
         self.master().context().zeros(self.master().shape(), self.master().dtype())
     }
 
-    /// All masters `[flat_len]`, on the host.
+    /// All masters `[flat_len]` of any dtype, on the host.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn to_f64(&self) -> Result<Vec<f64>> {
+        let mut flat = self.master().to_f64()?;
+        if let Some(fixed) = &self.fixed {
+            flat.extend(fixed.master.to_f64()?);
+        }
+        Ok(flat)
+    }
+
+    /// All masters `[flat_len]`, which are f32, on the host.
+    ///
+    /// # Errors
+    /// What the device reports.
     pub fn download(&self) -> Result<Vec<f32>> {
         let mut flat = self.master().download::<f32>()?;
         if let Some(fixed) = &self.fixed {

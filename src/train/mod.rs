@@ -33,6 +33,7 @@
 //! # Ok::<(), engine::Error>(())
 //! ```
 
+mod backbone;
 mod checkpoint;
 mod estimate;
 mod folder;

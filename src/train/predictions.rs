@@ -10,7 +10,7 @@ use crate::picture::{Image, Labels, Layout, labelled_grid};
 const IMAGES: usize = 40;
 const COLUMNS: usize = 8;
 
-/// The first held-out images, each with the class that the averaged weights take it for and, where that is wrong, its own in
+/// Some held-out images, each with the class that the averaged weights take it for and, where that is wrong, its own in
 /// brackets. None for a network that is no classifier, and where no image is held out.
 pub(super) fn sheet(trainer: &Trainer, classes: &[String], title: String) -> Result<Option<Image>> {
     let Network::Classifier(network) = trainer.network() else { return Ok(None) };

@@ -9,7 +9,7 @@ use super::metrics::{LossTerms, Metrics};
 use super::tensorboard::Events;
 use super::{
     DataSizes, Event, Memory, Progress, RunFolder, Start, Summary, TrainRequest, Trainer, TrainingLine, ValidationLine,
-    checkpoint_config, fingerprint, folder, learning_rate, list_checkpoints, pictures, predictions,
+    backbone, checkpoint_config, fingerprint, folder, learning_rate, list_checkpoints, pictures, predictions,
 };
 use crate::config::{Config, Every, LrSchedule};
 use crate::data::{Dataset, Split};
@@ -70,8 +70,12 @@ impl<'a> Run<'a> {
         }
         set_length(request, &mut config)?;
         config.validate()?;
+        let pretrained = backbone::find(&mut config)?;
         let dataset = request.find_data(&mut config)?;
         let (trainer, start) = prepare(request, &config, &dataset, observer)?;
+        if let Some(pretrained) = &pretrained {
+            trainer.set_backbone(pretrained)?;
+        }
         let folder = RunFolder::create(request.out.as_deref(), &request.name)?;
         folder.write_config(&config)?;
         let progress =

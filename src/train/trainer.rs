@@ -277,13 +277,16 @@ impl Trainer {
         self.state.task.terms()
     }
 
-    /// The first `count` validation images, or fewer where there are not as many: pixels `[N, H, W, C]`, and labels.
+    /// `count` validation images, or fewer where there are not as many, spread over the set: pixels `[N, H, W, C]`, and labels.
     pub(super) fn held_out(&self, count: usize) -> Result<(Vec<u8>, Vec<i32>)> {
         let Some(batch) = &self.state.validation else { return Ok((Vec::new(), Vec::new())) };
         let count = count.min(self.validation_images);
         let [_, h, w, c] = *batch.images.sizes() else { unreachable!("images have four dimensions") };
-        let images = batch.images.part(0, [count, h, w, c])?.download::<u8>()?;
-        Ok((images, batch.labels.part(0, [count])?.download::<i32>()?))
+        let all = batch.labels.download::<i32>()?;
+        let places = || (0..count).map(|number| number * self.validation_images / count);
+        let image = |place: usize| batch.images.part(place * h * w * c, [h, w, c])?.download::<u8>();
+        let images = places().map(image).collect::<Result<Vec<_>>>()?.concat();
+        Ok((images, places().map(|place| all[place]).collect()))
     }
 
     /// Optimizer steps done.
@@ -416,9 +419,11 @@ impl Trainer {
         let batches = self.config.training.validation_batches.map_or(all, |most| most.min(all));
         let (mut sum, mut correct) = (0.0, 0.0);
         let classifies = matches!(self.state.task, Task::Classify { .. });
+        // Spread over the set, whose images may be in the order of their classes.
+        let stride = self.validation_images / batches;
         for number in 0..batches {
-            let item = (number * batch.size) as u32;
-            let control = Control { cursor: item, first_item: item, ..Control::default() };
+            let (cursor, first_item) = ((number * stride) as u32, (number * batch.size) as u32);
+            let control = Control { cursor, first_item, ..Control::default() };
             self.state.control.upload(&control.words())?;
             let state = &self.state;
             program.run(|| state.validate(batch))?;

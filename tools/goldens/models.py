@@ -1,4 +1,4 @@
-"""Writes tests/goldens/dit-*, ddpm-*, unet-*, pets and linear-*: JSON of norms, projections and samples, or safetensors of everything.
+"""Writes tests/goldens/dit-*, ddpm-*, unet-*, pets, linear-* and resnet-dit*: JSON of norms, projections and samples, or safetensors of everything.
 
     python tools/goldens/models.py [PREFIX]    only files whose names begin so
 """
@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 import dit
 import linear_transformer
+import resnet_dit
 import unet
 from philox import bits, symmetric, uniform
 
@@ -30,6 +31,7 @@ PREFIX = sys.argv[1] if len(sys.argv) > 1 else ""
 
 def kind(config):
     kinds = {dit.Config: "dit", unet.Config: "unet", linear_transformer.Config: "linear-transformer"}
+    kinds[resnet_dit.Config] = "resnet-dit"
     return kinds[type(config)]
 
 
@@ -43,6 +45,9 @@ def build(config):
     if kind(config) == "unet":
         model = unet.Unet(config).double()
         return model, unet.ordered_parameters(model)
+    if kind(config) == "resnet-dit":
+        model = resnet_dit.ResnetDit(config).double()
+        return model, resnet_dit.ordered_parameters(model)
     if kind(config) == "linear-transformer":
         model = linear_transformer.LinearTransformer(config).double()
         return model, linear_transformer.ordered_parameters(model)
@@ -75,7 +80,7 @@ def run(config, seed, batch):
     return dict(
         count=sum(p.numel() for p in model.parameters()),
         parameters={name: view(p.detach()).numpy() for name, p, view in parameters},
-        gradients={name: view(p.grad).numpy() for name, p, view in parameters},
+        gradients={name: view(p.grad).numpy() for name, p, view in parameters if p.grad is not None},
         input=x.detach().numpy(),
         input_gradient=x.grad.numpy(),
         output=out.detach().numpy(),
@@ -193,12 +198,25 @@ def linear_transformers():
     whole("linear-transformer-grey", dataclasses.replace(tiny, **grey), seed=14, batch=3)
 
 
+def resnet_dits():
+    projected("resnet-dit", resnet_dit.Config(), seed=17, batch=1)
+    # Odd maps (9, 5, 3), labels, two doublings.
+    tiny = resnet_dit.Config(
+        image_size=9, backbone=None, backbone_blocks=(1, 1, 2), backbone_widths=(4, 6, 8), backbone_layers=3, hidden_dim=16, depth=1,
+        num_heads=2, mlp_ratio=2, time_embedding_dim=8, decoder_channels=6, norm_groups=3, num_classes=3, null_label=True,
+    )
+    whole("resnet-dit", tiny, seed=18, batch=2)
+    grey = dict(image_size=8, image_channels=1, backbone_layers=1, freeze_backbone=False, num_classes=0, null_label=False)
+    whole("resnet-dit-unfrozen", dataclasses.replace(tiny, **grey), seed=19, batch=2)
+
+
 def main():
     torch.set_num_threads(2)
     GOLDENS.mkdir(exist_ok=True)
     dits()
     unets()
     linear_transformers()
+    resnet_dits()
 
 
 if __name__ == "__main__":

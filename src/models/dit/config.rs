@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::models::config::{colours, divides, even, within};
+use crate::models::config::{colours, divides, even, labels, within};
 
 /// How time and class reach the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +47,7 @@ pub struct DitConfig {
     pub condition_hidden_dim: usize,
     /// Width of the class embedding.
     pub class_embedding_dim: usize,
-    /// Number of classes, the null label not counted.
+    /// Number of classes, the null label not counted; 0 for a model that takes no labels.
     pub num_classes: usize,
     /// One more label, `num_classes`, that stands for "no class": what classifier-free guidance needs.
     pub null_label: bool,
@@ -118,9 +118,9 @@ impl DitConfig {
             ("time_embedding_dim", self.time_embedding_dim, 65_536),
             ("condition_hidden_dim", self.condition_hidden_dim, 65_536),
             ("class_embedding_dim", self.class_embedding_dim, 65_536),
-            ("num_classes", self.num_classes, 65_535),
         ];
         within(&limits)?;
+        labels(self.num_classes, self.null_label)?;
         colours(self.image_channels)?;
         divides("patch_size", self.patch_size, "image_size", self.image_size)?;
         divides("num_heads", self.num_heads, "hidden_dim", self.hidden_dim)?;

@@ -26,22 +26,44 @@ use crate::tape::{Tape, Var};
 const HEAD_NORM_EPSILON: f32 = 1e-6;
 
 /// Sinusoidal or looked-up features to the hidden width: linear, SiLU, linear.
-struct ConditionMlp {
+pub(in crate::models) struct ConditionMlp {
     fc1: Linear,
     fc2: Linear,
 }
 
 impl ConditionMlp {
-    fn new(builder: &mut Builder, name: &str, input: usize, config: &DitConfig) -> Self {
+    pub fn new(builder: &mut Builder, name: &str, input: usize, config: &DitConfig) -> Self {
         Self {
             fc1: Linear::new(builder, &format!("{name}.fc1"), input, config.condition_hidden_dim),
             fc2: Linear::new(builder, &format!("{name}.fc2"), config.condition_hidden_dim, config.hidden_dim),
         }
     }
 
-    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, residual: Option<&Var>) -> Result<Var> {
+    pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, residual: Option<&Var>) -> Result<Var> {
         let hidden = self.fc1.forward(tape, parameters, x, Activation::Silu, None)?;
         self.fc2.forward(tape, parameters, &hidden, Activation::None, residual)
+    }
+}
+
+/// A label's part of the condition.
+pub(in crate::models) struct ClassCondition {
+    embedding: Embedding,
+    mlp: ConditionMlp,
+}
+
+impl ClassCondition {
+    /// None for a model without classes.
+    pub fn new(builder: &mut Builder, config: &DitConfig) -> Option<Self> {
+        (config.num_classes > 0).then(|| Self {
+            embedding: Embedding::new(builder, "class.embedding", config.num_labels(), config.class_embedding_dim),
+            mlp: ConditionMlp::new(builder, "class", config.class_embedding_dim, config),
+        })
+    }
+
+    /// Added to `time` `[B, D]`.
+    pub fn forward(&self, tape: &Tape, parameters: &Bound, labels: &Var, time: &Var) -> Result<Var> {
+        let class = self.embedding.forward(tape, parameters, labels)?;
+        self.mlp.forward(tape, parameters, &class, Some(time))
     }
 }
 
@@ -53,7 +75,8 @@ enum BlockNorm {
     AdalnZero { modulation: Linear },
 }
 
-struct Block {
+/// A transformer block.
+pub(in crate::models) struct Block {
     norm: BlockNorm,
     qkv: Linear,
     head_norms: Option<(ParamId, ParamId)>,
@@ -63,7 +86,8 @@ struct Block {
 }
 
 impl Block {
-    fn new(builder: &mut Builder, number: usize, config: &DitConfig) -> Self {
+    /// Declares block `number`, its names behind `blocks.N.`.
+    pub fn new(builder: &mut Builder, number: usize, config: &DitConfig) -> Self {
         let (hidden, head) = (config.hidden_dim, config.head_dim());
         let name = |part: &str| format!("blocks.{number}.{part}");
         let plain = config.conditioning == Conditioning::Token;
@@ -88,7 +112,14 @@ impl Block {
     }
 
     /// `x` `[B, T, D]`; `condition` `[B, D]` after its SiLU.
-    fn forward(&self, tape: &Tape, parameters: &Bound, config: &DitConfig, x: &Var, condition: &Var) -> Result<Var> {
+    pub fn forward(
+        &self,
+        tape: &Tape,
+        parameters: &Bound,
+        config: &DitConfig,
+        x: &Var,
+        condition: &Var,
+    ) -> Result<Var> {
         match &self.norm {
             BlockNorm::Plain { norm1, norm2 } => {
                 let normed = norm1.forward(tape, parameters, x)?;
@@ -136,8 +167,7 @@ pub struct Dit {
     patch_embed: Linear,
     position: ParamId,
     time: ConditionMlp,
-    class_embedding: Embedding,
-    class: ConditionMlp,
+    class: Option<ClassCondition>,
     blocks: Vec<Block>,
     final_norm: FinalNorm,
     final_linear: Linear,
@@ -159,9 +189,7 @@ impl Dit {
         };
         let position = builder.add("position", [config.num_tokens(), hidden], Kind::Vector, grid);
         let time = ConditionMlp::new(builder, "time", config.time_embedding_dim, config);
-        let labels = config.num_labels();
-        let class_embedding = Embedding::new(builder, "class.embedding", labels, config.class_embedding_dim);
-        let class = ConditionMlp::new(builder, "class", config.class_embedding_dim, config);
+        let class = ClassCondition::new(builder, config);
         let blocks = (0..config.depth).map(|number| Block::new(builder, number, config)).collect();
         let (final_norm, init) = match config.conditioning {
             Conditioning::Token => {
@@ -176,17 +204,7 @@ impl Dit {
             }
         };
         let final_linear = Linear::with_init(builder, "final.linear", hidden, config.patch_dim(), init);
-        Ok(Self {
-            config: config.clone(),
-            patch_embed,
-            position,
-            time,
-            class_embedding,
-            class,
-            blocks,
-            final_norm,
-            final_linear,
-        })
+        Ok(Self { config: config.clone(), patch_embed, position, time, class, blocks, final_norm, final_linear })
     }
 }
 
@@ -207,8 +225,10 @@ impl Denoiser for Dit {
 
         let time = timestep_embedding(tape, time, config.time_embedding_dim, precision)?;
         let time = self.time.forward(tape, parameters, &time, None)?;
-        let class = self.class_embedding.forward(tape, parameters, labels)?;
-        let condition = self.class.forward(tape, parameters, &class, Some(&time))?;
+        let condition = match &self.class {
+            Some(class) => class.forward(tape, parameters, labels, &time)?,
+            None => time,
+        };
 
         let position = parameters.var(self.position);
         let (mut x, condition) = match config.conditioning {

@@ -154,6 +154,10 @@ impl Backbone {
     /// # Errors
     /// [`Error::Shape`] for images of another rank or number of channels.
     pub fn forward(&self, tape: &Tape, parameters: &Bound, images: &Var) -> Result<Var> {
+        self.up_to(tape, parameters, images, self.layers.len())
+    }
+
+    fn up_to(&self, tape: &Tape, parameters: &Bound, images: &Var, layers: usize) -> Result<Var> {
         if images.sizes().len() != 4 || images.shape().last() != self.channels {
             let found = format!("images {}; they are [B, H, W, {}]", images.shape(), self.channels);
             return Err(Error::shape("resnet", found));
@@ -169,7 +173,7 @@ impl Backbone {
         if self.stem == Stem::Imagenet {
             x = max_pool(tape, &x, Window { kernel: 3, stride: 2, padding: 1 })?;
         }
-        for block in self.layers.iter().flatten() {
+        for block in self.layers[..layers].iter().flatten() {
             x = block.forward(tape, parameters, &x)?;
         }
         Ok(x)
@@ -206,6 +210,18 @@ impl Resnet {
     /// Height, width and channels of the images.
     pub fn image_shape(&self) -> [usize; 3] {
         [self.config.image_size, self.config.image_size, self.config.image_channels]
+    }
+
+    /// The features after the first `layers` layers, as [`Backbone::forward`] gives them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for more layers than there are, and as [`Backbone::forward`].
+    pub fn features(&self, tape: &Tape, parameters: &Bound, images: &Var, layers: usize) -> Result<Var> {
+        if layers > self.config.blocks.len() {
+            let found = format!("{layers} layers of a network that has {}", self.config.blocks.len());
+            return Err(Error::shape("resnet", found));
+        }
+        self.backbone.up_to(tape, parameters, images, layers)
     }
 
     /// Logits `[B, num_classes]`, f32, of images `[B, H, W, C]` in [-1, 1], f32. In a training step batch norms go by the batch and

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::models::config::{colours, divides, even, within};
+use crate::models::config::{colours, divides, even, labels, within};
 use crate::{Error, Result};
 
 /// How the time embedding (and the class's, which is added to it) reaches the residual blocks.
@@ -134,10 +134,7 @@ impl UnetConfig {
         ];
         within(&limits)?;
         colours(self.image_channels)?;
-        if self.num_classes > 65_535 {
-            let message = format!("{} is outside 0…65535", self.num_classes);
-            return Err(Error::config("model.num_classes", message, "give a value in that range"));
-        }
+        labels(self.num_classes, self.null_label)?;
         if !(1..=8).contains(&self.channels.len()) {
             let message = format!("{} levels", self.channels.len());
             return Err(Error::config("model.channels", message, "give 1 to 8, as in [64, 128, 256]"));
@@ -163,10 +160,6 @@ impl UnetConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             let message = format!("{} is outside [0, 1)", self.dropout);
             return Err(Error::config("model.dropout", message, "0.1 is usual, 0 drops nothing"));
-        }
-        if self.null_label && self.num_classes == 0 {
-            let message = "a model without classes has no use for a null label";
-            return Err(Error::config("model.null_label", message, "set it to false, or model.num_classes above 0"));
         }
         even(self.time_embedding_dim)
     }

@@ -1,0 +1,202 @@
+//! The sizes of a transformer on a residual network's features.
+
+use serde::{Deserialize, Serialize};
+
+use crate::models::config::{colours, divides, even, labels, within};
+use crate::models::dit::{Conditioning, DitConfig};
+use crate::models::resnet::{ResnetConfig, Stem};
+use crate::{Error, Result};
+
+/// The `model` section of `kind: resnet-dit`. Tokens, positions and decoder follow from the backbone's feature map.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ResnetDitConfig {
+    /// Height and width of the images, in pixels.
+    pub image_size: usize,
+    /// Colour channels: 1 (grey) or 3 (RGB).
+    pub image_channels: usize,
+    /// Where training takes the backbone's weights from: `resnet18` (what `engine fetch resnet18` downloads), a `.pth` or
+    /// `.safetensors` file of torchvision's, or a model file or run folder of `engine train --preset resnet18-cifar10`. Null in
+    /// model files, which hold the weights themselves.
+    pub backbone: Option<String>,
+    /// Residual blocks of the backbone's layers; read from its file when training begins.
+    pub backbone_blocks: Vec<usize>,
+    /// Channels of the backbone's layers; read from its file when training begins.
+    pub backbone_widths: Vec<usize>,
+    /// How the backbone begins; ImageNet's stem becomes a small one where this says so.
+    pub backbone_stem: Stem,
+    /// How many of its layers make the features.
+    pub backbone_layers: usize,
+    /// Keep the backbone as it is: no gradients, no optimizer state. Else it is trained with the rest, its batch norms still by
+    /// their running statistics.
+    pub freeze_backbone: bool,
+    /// Width of a token.
+    pub hidden_dim: usize,
+    /// Number of transformer blocks.
+    pub depth: usize,
+    /// Number of attention heads; divides `hidden_dim`.
+    pub num_heads: usize,
+    /// Width of a block's MLP in multiples of `hidden_dim`.
+    pub mlp_ratio: usize,
+    /// Width of the sinusoidal time embedding; even.
+    pub time_embedding_dim: usize,
+    /// Channels of the decoder.
+    pub decoder_channels: usize,
+    /// Groups of the decoder's group norms; divides `decoder_channels`.
+    pub norm_groups: usize,
+    /// Number of classes, the null label not counted; 0 for a model that takes no labels.
+    pub num_classes: usize,
+    /// One more label, `num_classes`, that stands for "no class": what classifier-free guidance needs.
+    pub null_label: bool,
+}
+
+impl Default for ResnetDitConfig {
+    /// ResNet-18's stem, layer1 and layer2 under four blocks of width 256.
+    fn default() -> Self {
+        let backbone = ResnetConfig::default();
+        Self {
+            image_size: 32,
+            image_channels: 3,
+            backbone: Some("resnet18".into()),
+            backbone_blocks: backbone.blocks,
+            backbone_widths: backbone.widths,
+            backbone_stem: Stem::Small,
+            backbone_layers: 2,
+            freeze_backbone: true,
+            hidden_dim: 256,
+            depth: 4,
+            num_heads: 4,
+            mlp_ratio: 4,
+            time_embedding_dim: 256,
+            decoder_channels: 64,
+            norm_groups: 8,
+            num_classes: 0,
+            null_label: false,
+        }
+    }
+}
+
+impl ResnetDitConfig {
+    /// The whole network of which the backbone is the first layers.
+    pub fn backbone(&self) -> ResnetConfig {
+        ResnetConfig {
+            image_size: self.image_size,
+            image_channels: self.image_channels,
+            num_classes: 1,
+            blocks: self.backbone_blocks.clone(),
+            widths: self.backbone_widths.clone(),
+            stem: self.backbone_stem,
+        }
+    }
+
+    /// Height (and width) of the feature map, in pixels: a token each.
+    pub fn feature_size(&self) -> usize {
+        self.backbone().feature_size(self.backbone_layers)
+    }
+
+    /// Channels of the feature map. Not before [`ResnetDitConfig::validate`].
+    pub fn feature_channels(&self) -> usize {
+        self.backbone_widths[self.backbone_layers - 1]
+    }
+
+    /// The sizes, in pixels, of the decoder's doublings: from that behind the feature map to the image.
+    pub fn decoder_sizes(&self) -> Vec<usize> {
+        let from = self.feature_size();
+        let sizes = std::iter::successors(Some(self.image_size), |size| Some(size.div_ceil(2)));
+        let mut sizes: Vec<usize> = sizes.take_while(|&size| size > from).collect();
+        sizes.reverse();
+        sizes
+    }
+
+    /// The transformer over the features: a class token that carries time and label, and a token for each pixel.
+    pub(super) fn transformer(&self) -> DitConfig {
+        DitConfig {
+            image_size: self.feature_size(),
+            image_channels: 1,
+            patch_size: 1,
+            hidden_dim: self.hidden_dim,
+            depth: self.depth,
+            num_heads: self.num_heads,
+            num_kv_heads: self.num_heads,
+            mlp_ratio: self.mlp_ratio,
+            conditioning: Conditioning::Token,
+            qk_norm: false,
+            time_embedding_dim: self.time_embedding_dim,
+            condition_hidden_dim: self.hidden_dim,
+            class_embedding_dim: self.hidden_dim,
+            num_classes: self.num_classes,
+            null_label: self.null_label,
+        }
+    }
+
+    /// Refuses sizes of which no network can be built.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key and the mend.
+    pub fn validate(&self) -> Result<()> {
+        let limits = [
+            ("image_size", self.image_size, 1024),
+            ("image_channels", self.image_channels, 4),
+            ("backbone_layers", self.backbone_layers, self.backbone_blocks.len().max(1)),
+            ("hidden_dim", self.hidden_dim, 65_536),
+            ("depth", self.depth, 1024),
+            ("num_heads", self.num_heads, 1024),
+            ("mlp_ratio", self.mlp_ratio, 64),
+            ("time_embedding_dim", self.time_embedding_dim, 65_536),
+            ("decoder_channels", self.decoder_channels, 4096),
+            ("norm_groups", self.norm_groups, 4096),
+        ];
+        within(&limits)?;
+        colours(self.image_channels)?;
+        labels(self.num_classes, self.null_label)?;
+        self.backbone().validate().map_err(|error| match error {
+            Error::Config { place, message, mend } => {
+                let place = place.replace("model.", "model.backbone_");
+                Error::config(place, message, mend.replace("model.blocks", "model.backbone_blocks"))
+            }
+            other => other,
+        })?;
+        divides("num_heads", self.num_heads, "hidden_dim", self.hidden_dim)?;
+        divides("norm_groups", self.norm_groups, "decoder_channels", self.decoder_channels)?;
+        even(self.time_embedding_dim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_and_decoder_follow_the_feature_map() {
+        let base = ResnetDitConfig::default;
+        let sizes = |config: ResnetDitConfig| {
+            config.validate().unwrap();
+            (config.feature_size(), config.feature_channels(), config.decoder_sizes())
+        };
+        assert_eq!(sizes(base()), (16, 128, vec![32]));
+        assert_eq!(sizes(ResnetDitConfig { backbone_layers: 1, ..base() }), (32, 64, vec![]));
+        assert_eq!(sizes(ResnetDitConfig { backbone_layers: 4, ..base() }), (4, 512, vec![8, 16, 32]));
+        let fashion = ResnetDitConfig { image_size: 28, image_channels: 1, backbone_layers: 3, ..base() };
+        assert_eq!(sizes(fashion), (7, 256, vec![14, 28]));
+        let large = ResnetDitConfig { image_size: 64, backbone_stem: Stem::Imagenet, ..base() };
+        assert_eq!(sizes(large), (8, 128, vec![16, 32, 64]));
+    }
+
+    #[test]
+    fn each_bad_size_names_its_key() {
+        let base = ResnetDitConfig::default;
+        for (key, config) in [
+            ("model.backbone_layers", ResnetDitConfig { backbone_layers: 5, ..base() }),
+            ("model.backbone_layers", ResnetDitConfig { backbone_layers: 0, ..base() }),
+            ("model.backbone_widths", ResnetDitConfig { backbone_widths: vec![64], ..base() }),
+            ("model.backbone_blocks", ResnetDitConfig { backbone_blocks: vec![2, 0, 2, 2], ..base() }),
+            ("model.num_heads", ResnetDitConfig { num_heads: 3, ..base() }),
+            ("model.norm_groups", ResnetDitConfig { norm_groups: 7, ..base() }),
+            ("model.time_embedding_dim", ResnetDitConfig { time_embedding_dim: 7, ..base() }),
+            ("model.null_label", ResnetDitConfig { null_label: true, ..base() }),
+        ] {
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.starts_with(key), "{message}");
+        }
+    }
+}

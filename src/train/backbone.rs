@@ -1,0 +1,75 @@
+//! Finding the pretrained network that a model stands on, and putting it there.
+
+use std::path::{Path, PathBuf};
+
+use super::Trainer;
+use crate::config::{ClassifierModel, Config, Model, ModelConfig};
+use crate::data::{WEIGHTS, WEIGHTS_DIR};
+use crate::error::{Error, Result};
+use crate::models::resnet::torchvision::Pretrained;
+use crate::models::resnet_dit::BACKBONE;
+use crate::tensor::{Context, DType};
+use crate::weights::WeightFile;
+
+const KEY: &str = "model.backbone";
+
+/// The weights of the backbone that `config` names, fit for its images, where its model has one. How deep and wide the network
+/// is goes into the configuration, and the path as one that holds from anywhere.
+///
+/// # Errors
+/// [`Error::Config`] where none is named or none is there; those of reading it, strict about each array.
+pub(super) fn find(config: &mut Config) -> Result<Option<Pretrained>> {
+    let ModelConfig::ResnetDit(model) = &mut config.model else { return Ok(None) };
+    let train = "train one with `engine train --preset resnet18-cifar10` and name its run: --set model.backbone=runs/…";
+    let Some(given) = model.backbone.clone() else {
+        return Err(Error::config(KEY, "no pretrained network is named", train));
+    };
+    let published = WEIGHTS.iter().find(|weights| weights.name == given && !Path::new(&given).exists());
+    let path = published.map_or(PathBuf::from(&given), |weights| Path::new(WEIGHTS_DIR).join(weights.file.name));
+    if !path.exists() {
+        let fetch =
+            published.map_or(String::new(), |weights| format!("`engine fetch {}` downloads it; or ", weights.name));
+        return Err(Error::config(KEY, format!("{} is not there", path.display()), format!("{fetch}{train}")));
+    }
+    let found = read(&path)?.adapted(model.backbone_stem, model.image_channels)?;
+    model.backbone_blocks = found.config.blocks.clone();
+    model.backbone_widths = found.config.widths.clone();
+    let path = std::path::absolute(&path).map_err(Error::io(&path, "find"))?;
+    model.backbone = Some(
+        path.into_os_string()
+            .into_string()
+            .map_err(|path| Error::config(KEY, format!("{} is not UTF-8", path.display()), "rename the file"))?,
+    );
+    config.validate()?;
+    Ok(Some(found))
+}
+
+/// A file of torchvision's, or a classifier of ours.
+fn read(path: &Path) -> Result<Pretrained> {
+    if !path.is_dir() && Model::inspect(path).is_err() {
+        return Pretrained::of_torchvision(&WeightFile::open(path)?);
+    }
+    let classifier = ClassifierModel::load(path, &Context::cpu(), DType::F32)?;
+    let flat = classifier.parameters.download()?;
+    Ok(Pretrained::of_engine(classifier.network.config(), &classifier.parameters, &flat))
+}
+
+impl Trainer {
+    /// Puts the weights of a pretrained network into the backbone, frozen or not.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a network of other sizes.
+    pub(super) fn set_backbone(&self, pretrained: &Pretrained) -> Result<()> {
+        let parameters = self.parameters();
+        let mut flat = parameters.download()?;
+        for spec in parameters.specs() {
+            let Some(name) = spec.name.strip_prefix(BACKBONE) else { continue };
+            let values = pretrained
+                .array(name)
+                .ok_or_else(|| Error::shape("backbone", format!("the pretrained network has no {name}")))?;
+            parameters.place(&mut flat, &spec.name, values)?;
+        }
+        parameters.set_flat(&flat)?;
+        self.averaged().master().copy_from(parameters.master())
+    }
+}
