@@ -372,8 +372,9 @@ impl Parameters {
 
     /// Room for the weights in the forms that ops on the CPU read, to be refreshed whenever parameters may have changed.
     pub fn prepared(&self) -> Prepared {
-        let flat = self.compute.as_ref().unwrap_or(&self.master);
-        Prepared::new(flat.context(), [flat.clone()])
+        let all = std::iter::once(&self.trained).chain(&self.fixed);
+        let flat = all.map(|flat| flat.source(Kind::Matrix).clone());
+        Prepared::new(self.master().context(), flat)
     }
 
     /// Overwrites the parameter called `name` in a flat host copy.

@@ -183,8 +183,8 @@ mod tests {
         for step in 1..=6 {
             metrics.log(&line(step, step as f64)).unwrap();
         }
-        let line = ValidationLine { step: 6, epoch: 0.75, validation_loss: 0.25, validation_accuracy: None };
-        metrics.log_validation(&line).unwrap();
+        let validation = ValidationLine { step: 6, epoch: 0.75, validation_loss: 0.25, validation_accuracy: None };
+        metrics.log_validation(&validation).unwrap();
         let whole = std::fs::read(&path).unwrap();
         // Torn anywhere, it is cut back to whole lines and to the step.
         for len in 0..=whole.len() {
