@@ -2,8 +2,9 @@
 //!
 //! What is measured is what `tools/peers/pytorch/peer.py` measures: the whole training step (gather, noise, forward, loss,
 //! backward, clip, AdamW, moving average) on random images that lie on the device, then one DDIM step without guidance on
-//! a batch of its own.
+//! a batch of its own; a classifier's forward pass stands for it.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use clap::Args;
@@ -13,6 +14,8 @@ use crate::config::{Config, Precision};
 use crate::data::{Dataset, Parts};
 use crate::diffusion::{SamplerKind, SamplingConfig};
 use crate::error::{Error, Result};
+use crate::eval::NetworkClassifier;
+use crate::models::{Network, resnet::Resnet};
 use crate::ops::host::parallel::{install, threads};
 use crate::rng::{Philox, Purpose};
 use crate::tensor::Device;
@@ -78,9 +81,10 @@ impl BenchStepCommand {
         config.training.precision = Precision::from(self.dtype);
         config.training.batch_size = self.batch;
         config.training.gradient_accumulation = 1;
-        config.data.flip = false;
-        config.data.crop = 0;
-        config.sampling = SamplingConfig { sampler: SamplerKind::Ddim, ..config.sampling }.unguided();
+        (config.data.flip, config.data.crop) = (false, 0);
+        if !config.model.is_classifier() {
+            config.sampling = SamplingConfig { sampler: SamplerKind::Ddim, ..config.sampling }.unguided();
+        }
         let set = random_set(&config)?;
         let free_before = free_memory(&machine.device)?;
         let mut trainer = Trainer::new(&config, &set, machine.device.clone())?;
@@ -105,27 +109,10 @@ impl BenchStepCommand {
             None => peak_rss_mib(),
         };
 
-        // One group of stages for each time that is wanted; the first stages warm up.
-        let needed = group * (self.warmup + self.repeat);
-        let levels = config.diffusion.num_steps;
-        let sampling = SamplingConfig { num_steps: needed.clamp(1, levels), ..config.sampling.clone() };
-        let mut sampler = trainer.sampler(&sampling, DDIM_BATCH, 0)?;
-        let labels: Vec<i32> = (0..DDIM_BATCH).map(|k| (k % config.model.num_classes().max(1)) as i32).collect();
-        let (mut times, mut start, mut stages) = (Vec::with_capacity(self.repeat), Instant::now(), 0);
-        while times.len() < self.repeat {
-            sampler.run(0, &labels, |_, _| {
-                stages += 1;
-                if stages % group == 0 {
-                    context.synchronize()?;
-                    if stages / group > self.warmup {
-                        times.push(start.elapsed().as_secs_f64() / group as f64);
-                    }
-                    start = Instant::now();
-                }
-                Ok(())
-            })?;
-        }
-        let (ddim, ddim_fastest) = median(&mut times);
+        let (ddim, ddim_fastest) = match trainer.network() {
+            Network::Classifier(network) => self.measure_classifier(&trainer, network, group)?,
+            Network::Denoiser(_) => self.measure_sampler(&trainer, &config, group)?,
+        };
         let round = |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
         println!(
             "{}",
@@ -148,6 +135,51 @@ impl BenchStepCommand {
             })
         );
         Ok(())
+    }
+
+    /// Median and smallest time of a DDIM step.
+    fn measure_sampler(&self, trainer: &Trainer, config: &Config, group: usize) -> Result<(f64, f64)> {
+        let context = trainer.context();
+        // One group of stages for each time that is wanted; the first stages warm up.
+        let needed = group * (self.warmup + self.repeat);
+        let levels = config.diffusion.num_steps;
+        let sampling = SamplingConfig { num_steps: needed.clamp(1, levels), ..config.sampling.clone() };
+        let mut sampler = trainer.sampler(&sampling, DDIM_BATCH, 0)?;
+        let labels: Vec<i32> = (0..DDIM_BATCH).map(|k| (k % config.model.num_classes().max(1)) as i32).collect();
+        let (mut times, mut start, mut stages) = (Vec::with_capacity(self.repeat), Instant::now(), 0);
+        while times.len() < self.repeat {
+            sampler.run(0, &labels, |_, _| {
+                stages += 1;
+                if stages % group == 0 {
+                    context.synchronize()?;
+                    if stages / group > self.warmup {
+                        times.push(start.elapsed().as_secs_f64() / group as f64);
+                    }
+                    start = Instant::now();
+                }
+                Ok(())
+            })?;
+        }
+        Ok(median(&mut times))
+    }
+
+    /// Median and smallest time of a forward pass.
+    fn measure_classifier(&self, trainer: &Trainer, network: Rc<Resnet>, group: usize) -> Result<(f64, f64)> {
+        let len: usize = network.image_shape().iter().product();
+        let images: Vec<f32> = (0..DDIM_BATCH * len).map(|place| (place % 511) as f32 / 255.0 - 1.0).collect();
+        let mut classifier =
+            NetworkClassifier::new(trainer.context(), network, trainer.averaged().clone(), DDIM_BATCH)?;
+        let mut times = Vec::with_capacity(self.repeat);
+        for round in 0..self.warmup + self.repeat {
+            let start = Instant::now();
+            for _ in 0..group {
+                classifier.classify(&images, |_, _| ())?;
+            }
+            if round >= self.warmup {
+                times.push(start.elapsed().as_secs_f64() / group as f64);
+            }
+        }
+        Ok(median(&mut times))
     }
 }
 

@@ -6,7 +6,7 @@ use super::Classification;
 use crate::error::{Error, Result};
 use crate::models::resnet::Resnet;
 use crate::nn::Parameters;
-use crate::tape::Tape;
+use crate::tape::{Prepared, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
 
 /// Tells images' classes by a network that was trained to: p(c | x) is the softmax of its logits.
@@ -14,6 +14,8 @@ pub struct NetworkClassifier {
     context: Context,
     network: Rc<Resnet>,
     parameters: Rc<Parameters>,
+    /// The weights as the CPU reads them, made anew at each call.
+    prepared: Rc<Prepared>,
     images: Tensor,
     logits: Tensor,
     program: Program,
@@ -31,8 +33,10 @@ impl NetworkClassifier {
         let [h, w, c] = network.image_shape();
         let images = context.zeros([batch, h, w, c], DType::F32)?;
         let logits = context.zeros([batch, network.config().num_classes], DType::F32)?;
-        let program = Program::plan(context, || forward(context, &network, &parameters, &images, &logits))?;
-        Ok(Self { context: context.clone(), network, parameters, images, logits, program })
+        let prepared = Rc::new(parameters.prepared());
+        let weights = (&*parameters, &prepared);
+        let program = Program::plan(context, || forward(context, &network, weights, &images, &logits))?;
+        Ok(Self { context: context.clone(), network, parameters, prepared, images, logits, program })
     }
 
     /// Classifies images `[N, H, W, C]` in [-1, 1] among all classes of the network; `progress(done, total)` counts batches. An
@@ -49,15 +53,16 @@ impl NetworkClassifier {
         let (batch, classes) = (self.images.sizes()[0], self.logits.shape().last());
         let chunks = images.chunks(batch * len);
         let total = chunks.len();
+        self.prepared.refresh()?;
         let mut found = Vec::with_capacity(images.len() / len);
         // A batch is always full: what is left of the last one repeats images that nobody reads.
         let mut full = vec![0f32; batch * len];
         for (number, chunk) in chunks.enumerate() {
             full[..chunk.len()].copy_from_slice(chunk);
             self.images.upload(&full)?;
-            let (context, network, parameters) = (&self.context, &self.network, &self.parameters);
+            let (context, network, weights) = (&self.context, &self.network, (&*self.parameters, &self.prepared));
             let (images, logits) = (&self.images, &self.logits);
-            self.program.run(|| forward(context, network, parameters, images, logits))?;
+            self.program.run(|| forward(context, network, weights, images, logits))?;
             let logits = self.logits.download::<f32>()?;
             // The least "error" is the largest logit.
             let rows = logits.chunks(classes).take(chunk.len() / len);
@@ -71,11 +76,11 @@ impl NetworkClassifier {
 fn forward(
     context: &Context,
     network: &Resnet,
-    parameters: &Parameters,
+    (parameters, prepared): (&Parameters, &Rc<Prepared>),
     images: &Tensor,
     logits: &Tensor,
 ) -> Result<()> {
-    let tape = Tape::inference(context);
+    let tape = Tape::inference(context).with_prepared(prepared);
     let bound = parameters.bind(&tape, None)?;
     logits.copy_from(network.forward(&tape, &bound, &tape.constant(images))?.tensor())
 }

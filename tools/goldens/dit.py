@@ -174,14 +174,17 @@ class Dit(nn.Module):
         self.patch_embed = nn.Linear(c.patch_dim, c.hidden_dim)
         self.position = nn.Parameter(torch.zeros(c.num_tokens, c.hidden_dim))
         self.time = Mlp(c.time_embedding_dim, c.condition_hidden_dim, c.hidden_dim, F.silu)
-        self.add_module("class", ClassMlp(c.num_labels, c.class_embedding_dim, c.condition_hidden_dim, c.hidden_dim))
+        if c.num_classes:
+            self.add_module("class", ClassMlp(c.num_labels, c.class_embedding_dim, c.condition_hidden_dim, c.hidden_dim))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.final = Final(c)
 
     def forward(self, x, t, labels):
         """x [B, H, W, C], t [B] (the network's time input), labels i64 [B] → [B, H, W, C]."""
         c = self.config
-        condition = self.time(sinusoidal(t, c.time_embedding_dim)) + getattr(self, "class")(labels)
+        condition = self.time(sinusoidal(t, c.time_embedding_dim))
+        if c.num_classes:
+            condition = condition + getattr(self, "class")(labels)
         x = self.patch_embed(patchify(x, c.patch_size))
         if not c.adaln:
             x = torch.cat([condition[:, None], x], dim=1)
@@ -202,9 +205,10 @@ def ordered_parameters(model):
 
     for name in ("time.fc1", "time.fc2"):
         linear(name)
-    names.append("class.embedding")
-    for name in ("class.fc1", "class.fc2"):
-        linear(name)
+    if c.num_classes:
+        names.append("class.embedding")
+        for name in ("class.fc1", "class.fc2"):
+            linear(name)
     for i in range(c.depth):
         block = f"blocks.{i}"
         linear(f"{block}.modulation" if c.adaln else f"{block}.norm1")

@@ -43,7 +43,8 @@ class Backbone(nn.Module):
     def __init__(self, c, layers):
         super().__init__()
         mean, std = GREY if c.image_channels == 1 else IMAGENET
-        self.mean, self.std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float64), persistent=False)
         width, imagenet = c.widths[0], c.stem == "imagenet"
         kernel, stride = (7, 2) if imagenet else (3, 1)
         self.conv1 = nn.Conv2d(c.image_channels, width, kernel, stride, kernel // 2, bias=False)
@@ -58,11 +59,13 @@ class Backbone(nn.Module):
                 blocks.append(BasicBlock(width, out, stride, down))
                 width = out
             self.add_module(f"layer{layer + 1}", nn.Sequential(*blocks))
-        self.layers = layers
+        self.layers, self.channels_last = layers, False
 
     def forward(self, x):
-        x = ((x + 1) / 2 - self.mean) / self.std
-        x = self.maxpool(torch.relu(self.bn1(self.conv1(x.permute(0, 3, 1, 2)))))
+        x = (((x + 1) / 2 - self.mean) / self.std).to(x.dtype).permute(0, 3, 1, 2)
+        # Permuted, the image is stored channels last already.
+        x = x if self.channels_last else x.contiguous()
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
         for layer in range(self.layers):
             x = getattr(self, f"layer{layer + 1}")(x)
         return x.permute(0, 2, 3, 1)
@@ -99,6 +102,9 @@ def parameter(seed, number, name, shape):
 def whole(name, config, seed, batch):
     """A training step's forward and backward in f64, batch norms by their batch."""
     model = Resnet(config).double().train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = float(np.float32(module.momentum))  # a constant of the engine's kernels is f32
     rows = ordered(model)
     with torch.no_grad():
         for number, (key, tensor, view) in enumerate(rows):

@@ -103,7 +103,7 @@ class Decoder(nn.Module):
 class ResnetDit(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.config, t = c, c.transformer()
+        self.config, self.channels_last, t = c, False, c.transformer()
         self.backbone = resnet.Backbone(c.whole_backbone(), c.backbone_layers).eval().requires_grad_(not c.freeze_backbone)
         self.adapter = nn.Linear(c.backbone_widths[c.backbone_layers - 1], c.hidden_dim)
         self.position = nn.Parameter(torch.zeros(t.num_tokens, c.hidden_dim))
@@ -124,8 +124,9 @@ class ResnetDit(nn.Module):
         h = torch.cat([condition[:, None], tokens], dim=1) + self.position
         for block in self.blocks:
             h = block(h, condition)
-        features = self.norm(h)[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        return self.decoder(features, x.permute(0, 3, 1, 2), condition).permute(0, 2, 3, 1)
+        first = [v.permute(0, 3, 1, 2) for v in (self.norm(h)[:, 1:].unflatten(1, (side, side)), x)]
+        features, noisy = first if self.channels_last else [v.contiguous() for v in first]
+        return self.decoder(features, noisy, condition).permute(0, 2, 3, 1)
 
 
 def ordered_parameters(model):

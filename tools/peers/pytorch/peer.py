@@ -4,7 +4,8 @@
     python tools/peers/pytorch/peer.py --model ddpm-cifar10 --layout channels_last --batch 32 --threads 2
     python tools/peers/pytorch/peer.py --device cuda --dtype bf16 --compile max-autotune --batch 256
 
-A training step is what the engine does in one: gather u8 images that lie on the device, draw timesteps and noise, mix them,
+A classifier's training step compares logits by cross-entropy with label smoothing, and its forward pass stands for the DDIM step.
+Else a training step is what the engine does in one: gather u8 images that lie on the device, draw timesteps and noise, mix them,
 forward, MSE (or the preset's balanced loss), backward, clip at global norm 1, fused AdamW, EMA. Prints one JSON line. Peak memory is the process's
 largest resident set on the CPU (Python and PyTorch included, as a user pays for them; `import_mib` is their share) and
 PyTorch's allocations on CUDA, both up to the end of the training steps.
@@ -28,6 +29,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tools/goldens"))
 import dit  # noqa: E402
 import linear_transformer  # noqa: E402
+import resnet  # noqa: E402
+import resnet_dit  # noqa: E402
 import unet  # noqa: E402
 
 IMAGES = 4096
@@ -55,14 +58,20 @@ def arguments():
 def build(name, layout):
     """The preset's model and its configuration, as `tools/goldens` has them."""
     preset = yaml.safe_load((ROOT / f"src/config/presets/{name}.yaml").read_text())
-    section, diffusion = preset["model"], preset["diffusion"]
-    module = {"dit": dit, "unet": unet, "linear-transformer": linear_transformer}[section.pop("kind")]
+    section, diffusion = preset["model"], preset.get("diffusion")
+    modules = {"dit": dit, "unet": unet, "linear-transformer": linear_transformer}
+    module = (modules | {"resnet": resnet, "resnet-dit": resnet_dit})[section.pop("kind")]
     config = module.Config(**section)
     if module is dit:
         assert layout == "default", "a transformer has no layout to choose"
         return config, diffusion, dit.Dit(config)
     if module is unet:
         model = convolutional = unet.Unet(config)
+    elif module is resnet:
+        model = convolutional = resnet.Resnet(config)
+    elif module is resnet_dit:
+        model = convolutional = resnet_dit.ResnetDit(config)
+        model.backbone.channels_last = layout == "channels_last"
     else:
         model = linear_transformer.LinearTransformer(config)
         convolutional = model.decoder
@@ -128,7 +137,9 @@ def main():
     config, diffusion, model = build(args.model, args.layout)
     model = model.to(device)
     average = copy.deepcopy(model).requires_grad_(False)
-    parameters, averages = list(model.parameters()), list(average.parameters())
+    # Of a frozen backbone nothing is optimised or averaged.
+    pairs = [(p, a) for p, a in zip(model.parameters(), average.parameters()) if p.requires_grad]
+    parameters, averages = [p for p, _ in pairs], [a for _, a in pairs]
     optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0.01, fused=True)
     run = torch.compile(model, mode=args.compile) if args.compile else model
 
@@ -141,25 +152,33 @@ def main():
     labels = torch.randint(max(config.num_classes, 1), (IMAGES,), device=device)
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     a, s = (x.sqrt().float().to(device) for x in (alpha_bar, 1 - alpha_bar))
-    balanced = diffusion.get("loss") == "balanced"
+    classifier = diffusion is None
+    balanced = not classifier and diffusion.get("loss") == "balanced"
     if balanced:
         weights = torch.tensor(diffusion["balanced_weights"], device=device)
         means = torch.ones(5, device=device)
         min_snr = ((a / s).square().clamp(max=diffusion["min_snr_gamma"])).to(device)
 
-    def train_step():
-        index = torch.randint(IMAGES, (args.batch,), device=device)
-        x0 = images[index].float() / 127.5 - 1
+    def classifier_loss(x0, label):
+        with autocast():
+            logits = run(x0)
+        return F.cross_entropy(logits.float(), label, label_smoothing=0.1)
+
+    def denoiser_loss(x0, label):
         t = torch.randint(1000, (args.batch,), device=device)
         noise = torch.randn_like(x0)
         x = a[t].view(-1, 1, 1, 1) * x0 + s[t].view(-1, 1, 1, 1) * noise
         with autocast():
-            prediction = run(x, t.float(), labels[index])
+            prediction = run(x, t.float(), label)
         if balanced:
             channels_first = [v.float().permute(0, 3, 1, 2) for v in (prediction, x0)]
-            loss = balanced_loss(*channels_first, min_snr[t], means, weights)
-        else:
-            loss = F.mse_loss(prediction.float(), noise)
+            return balanced_loss(*channels_first, min_snr[t], means, weights)
+        return F.mse_loss(prediction.float(), noise)
+
+    def train_step():
+        index = torch.randint(IMAGES, (args.batch,), device=device)
+        x0 = images[index].float() / 127.5 - 1
+        loss = (classifier_loss if classifier else denoiser_loss)(x0, labels[index])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -167,6 +186,8 @@ def main():
         torch._foreach_lerp_(averages, parameters, 1e-4)
 
     step_ms, step_min_ms = median_ms(train_step, args, synchronize)
+    if classifier:
+        run.eval()
     if on_cuda:
         peak_mib = torch.cuda.max_memory_allocated(device) / 2**20
     else:
@@ -178,6 +199,9 @@ def main():
     time_input = torch.full((DDIM_BATCH,), float(t), device=device)
 
     def ddim_step():
+        if classifier:
+            with torch.no_grad(), autocast():
+                return run(state)
         with torch.no_grad(), autocast():
             eps = run(state, time_input, label).float()
         x0 = ((state - s[t] * eps) / a[t]).clamp(-1, 1)
@@ -192,7 +216,7 @@ def main():
         threads=None if on_cuda else args.threads,
         mode=f"compile:{args.compile}" if args.compile else "eager",
         model=args.model,
-        parameters=sum(p.numel() for p in parameters),
+        parameters=sum(p.numel() for p in model.parameters()),
         dtype="tf32" if args.tf32 and args.dtype == "f32" else args.dtype,
         batch=args.batch,
         step_ms=round(step_ms, 3),
