@@ -1,6 +1,6 @@
-//! `engine classify`: which class images are of, told by a diffusion model.
+//! `engine classify`: which class images are of, told by a diffusion model or by a classifier.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
@@ -8,12 +8,12 @@ use serde_json::json;
 
 use super::data::{ClassList, of_model};
 use super::edit::read_image;
-use super::machine::MachineOptions;
+use super::machine::{Machine, MachineOptions};
 use super::progress::Drawing;
-use crate::config::Model;
+use crate::config::{ClassifierModel, Digest, Model, ModelInfo};
 use crate::data::{Dataset, Split};
 use crate::error::{Error, Result};
-use crate::eval::{Classification, Classifier, Confusion, ErrorSpec};
+use crate::eval::{Classification, Classifier, Confusion, ErrorSpec, NetworkClassifier, check_labels};
 use crate::files::write_atomically;
 use crate::ops::host::parallel::install;
 use crate::tensor::{Context, DType};
@@ -23,8 +23,9 @@ const MOST_COLUMNS: usize = 20;
 
 /// Tell the class of images by the class under which the model denoises them best.
 ///
-/// Each image is noised to several levels and denoised under each class, with the same noise. Without image files, a split of
-/// a data set is classified, and the accuracy told.
+/// Each image is noised to several levels and denoised under each class, with the same noise. A model that was trained as a
+/// classifier, as by the preset resnet18-cifar10, is asked for its verdict instead. Without image files, a split of a data set
+/// is classified, and the accuracy told.
 #[derive(Clone, Debug, Args)]
 pub struct ClassifyCommand {
     /// PNG files of the model's size
@@ -48,16 +49,16 @@ pub struct ClassifyCommand {
     /// How many images: the first ones of each class, in its share [default: all]
     #[arg(long, value_name = "N")]
     count: Option<usize>,
-    /// Noise levels
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    levels: usize,
-    /// Draws of noise at each level
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    draws: usize,
-    /// Seed of the noise
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Evaluations of the model (an image, a class, a level and a draw) that are computed together
+    /// Noise levels [default: 8]
+    #[arg(long, value_name = "N")]
+    levels: Option<usize>,
+    /// Draws of noise at each level [default: 1]
+    #[arg(long, value_name = "N")]
+    draws: Option<usize>,
+    /// Seed of the noise [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Evaluations of the model (an image, a class, a level and a draw; of a classifier an image) that are computed together
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch: usize,
     #[command(flatten)]
@@ -100,11 +101,57 @@ struct Given {
     data: Option<(String, &'static str)>,
 }
 
+/// What tells the classes apart.
+enum Judge {
+    Diffusion(Model),
+    Network(ClassifierModel),
+}
+
+impl Judge {
+    fn load(path: &Path, context: &Context, machine: &Machine) -> Result<(Self, DType)> {
+        let info = Model::inspect(path)?;
+        let dtype = machine.dtype(info.config.training.precision);
+        let judge = match info.config.model.is_classifier() {
+            true => Self::Network(ClassifierModel::load(path, context, dtype)?),
+            false => Self::Diffusion(Model::load(path, context, dtype)?),
+        };
+        Ok((judge, dtype))
+    }
+
+    fn info(&self) -> &ModelInfo {
+        match self {
+            Self::Diffusion(model) => &model.info,
+            Self::Network(model) => &model.info,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Diffusion(model) => &model.path,
+            Self::Network(model) => &model.path,
+        }
+    }
+
+    fn digest(&self) -> &Digest {
+        match self {
+            Self::Diffusion(model) => &model.digest,
+            Self::Network(model) => &model.digest,
+        }
+    }
+}
+
+/// How a diffusion model was asked.
+struct Asked {
+    spec: ErrorSpec,
+    times: Vec<f64>,
+    weights: Vec<f64>,
+}
+
 impl ClassifyCommand {
     /// Classifies, counts, prints.
     ///
     /// # Errors
-    /// Those of [`Model::load`], of the data set, of the pictures and of [`Classifier`].
+    /// Those of [`Model::load`], of the data set, of the pictures, of [`Classifier`] and of [`NetworkClassifier`].
     pub fn run(self) -> Result<()> {
         if self.count == Some(0) {
             return Err(Error::config("--count", "0 images", "give 1 or more, or leave it out to take all"));
@@ -112,34 +159,46 @@ impl ClassifyCommand {
         let machine = self.machine.open()?;
         install(move || {
             let context = Context::new(machine.device.clone());
-            let dtype = machine.dtype(Model::inspect(&self.model)?.config.training.precision);
-            let model = Model::load(&self.model, &context, dtype)?;
-            self.classify(&model, dtype)
+            let (judge, dtype) = Judge::load(&self.model, &context, &machine)?;
+            self.classify(&judge, &context, dtype)
         })
     }
 
-    fn classify(&self, model: &Model, dtype: DType) -> Result<()> {
+    fn classify(&self, judge: &Judge, context: &Context, dtype: DType) -> Result<()> {
         let told = !self.quiet && self.out.as_ref().is_none_or(|out| out.as_os_str() != "-");
         if told {
-            eprintln!("{} after step {}, activations in {dtype}", model.path.display(), model.info.step);
+            eprintln!("{} after step {}, activations in {dtype}", judge.path().display(), judge.info().step);
         }
-        let labels = self.labels(model)?;
-        let spec = ErrorSpec { levels: self.levels, draws: self.draws, seed: self.seed, batch: self.batch };
-        let mut classifier = Classifier::new(model, &labels, spec)?;
-        let classes: Vec<String> = labels.iter().map(|&label| model.class_names()[label].clone()).collect();
-        let given = self.given(model, &classes)?;
-        let started = Instant::now();
-        let mut drawing = Drawing::new(self.quiet, false, given.names.len());
-        let found = classifier.classify(&given.values, |done, total| drawing.update(done, total))?;
-        drawing.end();
-        let seconds = started.elapsed().as_secs_f64();
+        let labels = self.labels(judge.info())?;
+        let names = judge.info().class_names();
+        let classes = || labels.iter().map(|&label| names[label].clone()).collect::<Vec<String>>();
+        let (given, found, asked, seconds) = match judge {
+            Judge::Diffusion(model) => {
+                let spec = self.spec();
+                let mut classifier = Classifier::new(model, &labels, spec)?;
+                let given = self.given(&model.info, &classes())?;
+                let asked = Asked { spec, times: classifier.times(), weights: classifier.weights().to_vec() };
+                let (found, seconds) = self.timed(&given, |progress| classifier.classify(&given.values, progress))?;
+                (given, found, Some(asked), seconds)
+            }
+            Judge::Network(model) => {
+                self.refuse_noise()?;
+                check_labels(&labels, &names)?;
+                let (network, parameters) = (model.network.clone(), model.parameters.clone());
+                let mut classifier = NetworkClassifier::new(context, network, parameters, self.batch)?;
+                let given = self.given(&model.info, &classes())?;
+                let (found, seconds) = self.timed(&given, |progress| classifier.classify(&given.values, progress))?;
+                (given, found.iter().map(|found| found.among(&labels)).collect(), None, seconds)
+            }
+        };
+        let classes = classes();
         let confusion = given.truth.as_ref().map(|truth| {
             let mut confusion = Confusion::new(classes.len());
             truth.iter().zip(&found).for_each(|(truth, found)| confusion.add(*truth, found.prediction));
             confusion
         });
         if let Some(path) = &self.out {
-            let all = self.json(model, &classifier, &classes, &given, &found, confusion.as_ref());
+            let all = self.json(judge, asked.as_ref(), &classes, &given, &found, confusion.as_ref());
             let text = format!("{all:#}\n");
             if path.as_os_str() == "-" {
                 print!("{text}");
@@ -152,48 +211,83 @@ impl ClassifyCommand {
                 Some(confusion) => print!("{}", measured(confusion, &classes)),
                 None => print!("{}", guesses(&given.names, &found, &classes)),
             }
-            let (images, evaluations) = (given.names.len(), classes.len() * self.levels * self.draws);
+            let images = given.names.len();
             let of = given.data.as_ref().map_or(String::new(), |(name, split)| format!(" of {name} ({split})"));
-            println!(
-                "{images} images{of} in {seconds:.1} s, {:.1} images/s: {} classes x {} levels x {} draws, {} evaluations",
-                images as f64 / seconds.max(1e-9),
-                classes.len(),
-                self.levels,
-                self.draws,
-                images * evaluations
-            );
+            let how =
+                asked.as_ref().map_or(String::new(), |Asked { spec: ErrorSpec { levels, draws, .. }, .. }| {
+                    let evaluations = images * classes.len() * levels * draws;
+                    let classes = classes.len();
+                    format!(": {classes} classes x {levels} levels x {draws} draws, {evaluations} evaluations")
+                });
+            let speed = images as f64 / seconds.max(1e-9);
+            println!("{images} images{of} in {seconds:.1} s, {speed:.1} images/s{how}");
         }
         Ok(())
     }
 
-    /// The model's labels that are told apart.
-    fn labels(&self, model: &Model) -> Result<Vec<usize>> {
-        let known = model.info.config.model.num_classes();
-        match &self.classes {
-            Some(ClassList(names)) if known > 0 => {
-                names.iter().map(|name| model.class_label(name).map_err(|error| at("--classes", error))).collect()
-            }
-            _ => Ok((0..known.min(model.class_names().len())).collect()),
+    /// How a diffusion model is asked.
+    fn spec(&self) -> ErrorSpec {
+        ErrorSpec {
+            levels: self.levels.unwrap_or(8),
+            draws: self.draws.unwrap_or(1),
+            seed: self.seed.unwrap_or(0),
+            batch: self.batch,
         }
     }
 
-    fn given(&self, model: &Model, classes: &[String]) -> Result<Given> {
+    /// A classifier is shown no noise.
+    fn refuse_noise(&self) -> Result<()> {
+        let given = [self.levels.map(|_| "--levels"), self.draws.map(|_| "--draws"), self.seed.map(|_| "--seed")];
+        match given.into_iter().flatten().next() {
+            Some(option) => {
+                let message = "the model is a classifier: it looks at images without noise";
+                Err(Error::config(option, message, "leave it out"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What `classify` finds, with a bar, and the seconds that it took.
+    fn timed(
+        &self,
+        given: &Given,
+        classify: impl FnOnce(&mut dyn FnMut(usize, usize)) -> Result<Vec<Classification>>,
+    ) -> Result<(Vec<Classification>, f64)> {
+        let started = Instant::now();
+        let mut drawing = Drawing::new(self.quiet, false, given.names.len());
+        let found = classify(&mut |done, total| drawing.update(done, total))?;
+        drawing.end();
+        Ok((found, started.elapsed().as_secs_f64()))
+    }
+
+    /// The model's labels that are told apart.
+    fn labels(&self, info: &ModelInfo) -> Result<Vec<usize>> {
+        let known = info.config.model.num_classes();
+        match &self.classes {
+            Some(ClassList(names)) if known > 0 => {
+                names.iter().map(|name| info.class_label(name).map_err(|error| at("--classes", error))).collect()
+            }
+            _ => Ok((0..known.min(info.class_names().len())).collect()),
+        }
+    }
+
+    fn given(&self, info: &ModelInfo, classes: &[String]) -> Result<Given> {
         if self.images.is_empty() {
-            return self.take(model, classes);
+            return self.take(info, classes);
         }
         let mut given = Given { names: Vec::new(), values: Vec::new(), truth: None, data: None };
         for path in &self.images {
-            given.values.extend(read_image(path, model.model.image_shape())?);
+            given.values.extend(read_image(path, info.config.model.image_shape())?);
             given.names.push(path.display().to_string());
         }
         Ok(given)
     }
 
     /// The images of a split of a data set that are of the classes.
-    fn take(&self, model: &Model, classes: &[String]) -> Result<Given> {
-        let whole = of_model(model, self.data.as_deref(), "--data", &self.data_dir, self.quiet)?;
+    fn take(&self, info: &ModelInfo, classes: &[String]) -> Result<Given> {
+        let whole = of_model(info, self.data.as_deref(), "--data", &self.data_dir, self.quiet)?;
         let set = whole.subset(classes).map_err(|error| at("--data", error))?;
-        let config = &model.info.config.data;
+        let config = &info.config.data;
         let choice = self.split.unwrap_or(SplitChoice::Test);
         let (set, split) = match (choice, config.validation_fraction) {
             (SplitChoice::Test, _) => (set.clone(), set.held_out()),
@@ -228,8 +322,8 @@ impl ClassifyCommand {
     /// Everything that was found. What differs from run to run, as the time taken, is not in it.
     fn json(
         &self,
-        model: &Model,
-        classifier: &Classifier,
+        judge: &Judge,
+        asked: Option<&Asked>,
         classes: &[String],
         given: &Given,
         found: &[Classification],
@@ -242,7 +336,9 @@ impl ClassifyCommand {
                     "label": given.truth.as_ref().map(|truth| &classes[truth[k]]),
                     "prediction": classes[found.prediction],
                     "probabilities": found.probabilities,
-                    "errors": found.errors,
+                    // A classifier has logits, which stand here with the other sign.
+                    "errors": asked.map(|_| &found.errors),
+                    "logits": asked.is_none().then(|| found.errors.iter().map(|error| -error).collect::<Vec<f64>>()),
                 })
             })
             .collect();
@@ -253,18 +349,18 @@ impl ClassifyCommand {
             "confusion": confusion.map(Confusion::counts),
             "classes": classes,
             "settings": {
-                "model": model.path.display().to_string(),
-                "model_sha256": model.digest.sha256,
-                "weights": model.info.weights,
-                "step": model.info.step,
+                "model": judge.path().display().to_string(),
+                "model_sha256": judge.digest().sha256,
+                "weights": judge.info().weights,
+                "step": judge.info().step,
                 "data": given.data.as_ref().map(|(name, _)| name),
                 "split": given.data.as_ref().map(|(_, split)| split),
                 "count": given.names.len(),
-                "levels": self.levels,
-                "draws": self.draws,
-                "seed": self.seed,
-                "times": classifier.times(),
-                "level_weights": classifier.weights(),
+                "levels": asked.map(|asked| asked.spec.levels),
+                "draws": asked.map(|asked| asked.spec.draws),
+                "seed": asked.map(|asked| asked.spec.seed),
+                "times": asked.map(|asked| &asked.times),
+                "level_weights": asked.map(|asked| &asked.weights),
             },
             "images": images,
         })

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use crate::config::Model;
+use crate::config::ModelInfo;
 use crate::data::{
     BUILTIN, Dataset, FetchOptions, Format, ImportOptions, ResolveOptions, Split, Verification, fetch, import, resolve,
 };
@@ -170,18 +170,18 @@ fn open(file: &str) -> Result<Dataset> {
 
 /// The whole data set that `name` means, or the one that `model` was trained on; `option` is where `name` comes from.
 pub(super) fn of_model(
-    model: &Model,
+    info: &ModelInfo,
     name: Option<&str>,
     option: &str,
     data_dir: &Path,
     quiet: bool,
 ) -> Result<Dataset> {
-    let config = &model.info.config.data;
+    let config = &info.config.data;
     let options =
         ResolveOptions { data_dir, shapes_seed: config.shapes_seed, shapes_count: config.shapes_count, quiet };
     let trained = config.path.as_ref().and_then(|path| path.to_str());
     let set = resolve(&config.name, name.or(trained), &options)?;
-    let [height, width, channels] = model.model.image_shape();
+    let [height, width, channels] = info.config.model.image_shape();
     if (set.height(), set.width(), set.channels()) != (height, width, channels) {
         let message = format!(
             "its images are {}x{}x{}, the model's {height}x{width}x{channels}",

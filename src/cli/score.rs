@@ -166,7 +166,7 @@ impl ScoreCommand {
     }
 
     fn open(&self, model: &Model, name: Option<&str>) -> Result<Dataset> {
-        of_model(model, name, "--reference", &self.data_dir, self.quiet)
+        of_model(&model.info, name, "--reference", &self.data_dir, self.quiet)
     }
 
     /// Images of a data set, evenly spread over it, of one class where one is named.

@@ -1,6 +1,6 @@
 //! Drawing images from a loaded model.
 
-use super::Model;
+use super::{Model, ModelInfo};
 use crate::diffusion::{NoiseSchedule, Sampler, SamplerSpec, SamplingConfig};
 use crate::error::{Error, Result, nearest};
 use crate::tensor::Context;
@@ -22,19 +22,14 @@ pub struct SampleRequest {
     pub batch: usize,
 }
 
-impl Model {
-    /// Where the weights are.
-    pub fn context(&self) -> &Context {
-        self.parameters.master().context()
-    }
-
+impl ModelInfo {
     /// The names of the classes in the order of their labels; numbers where the file has no names. None where the model
     /// takes no labels.
     pub fn class_names(&self) -> Vec<String> {
-        let count = self.info.config.model.num_classes();
-        match self.info.classes.len() {
+        let count = self.config.model.num_classes();
+        match self.classes.len() {
             0 => (0..count).map(|label| label.to_string()).collect(),
-            named => self.info.classes[..named.min(count)].to_vec(),
+            named => self.classes[..named.min(count)].to_vec(),
         }
     }
 
@@ -46,16 +41,16 @@ impl Model {
     /// [`Error::Config`] that names the nearest class and lists all, or says that the model has none.
     pub fn class_label(&self, text: &str) -> Result<usize> {
         let names = self.class_names();
-        if self.info.config.model.num_classes() == 0 {
+        if self.config.model.num_classes() == 0 {
             return Err(Error::config("--class", "the model was trained without classes", "leave it out"));
         }
         if let Some(label) = names.iter().position(|name| name == text) {
             return Ok(label);
         }
-        if let Some(label) = text.parse().ok().filter(|&label: &usize| label < self.info.config.model.num_classes()) {
+        if let Some(label) = text.parse().ok().filter(|&label: &usize| label < self.config.model.num_classes()) {
             return Ok(label);
         }
-        if let ("none", Some(null)) = (text, self.info.config.model.null_label()) {
+        if let ("none", Some(null)) = (text, self.config.model.null_label()) {
             return Ok(null);
         }
         let folded = |name: &str| name.to_lowercase() == text.to_lowercase();
@@ -65,13 +60,33 @@ impl Model {
         }
         let shown: Vec<&str> = names.iter().take(40).map(String::as_str).collect();
         let more = if shown.len() < names.len() { ", …" } else { "" };
-        let all = format!("{}{more}, or a number below {}", shown.join(", "), self.info.config.model.num_classes());
+        let all = format!("{}{more}, or a number below {}", shown.join(", "), self.config.model.num_classes());
         let mend = match nearest(text, names.iter().map(String::as_str)) {
             Some(near) => format!("did you mean {near}? There are {all}"),
             None => format!("there are {all}"),
         };
         let short: String = text.chars().take(60).collect();
         Err(Error::config("--class", format!("the model has no class `{}`", short.escape_debug()), mend))
+    }
+}
+
+impl Model {
+    /// Where the weights are.
+    pub fn context(&self) -> &Context {
+        self.parameters.master().context()
+    }
+
+    /// As [`ModelInfo::class_names`].
+    pub fn class_names(&self) -> Vec<String> {
+        self.info.class_names()
+    }
+
+    /// As [`ModelInfo::class_label`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn class_label(&self, text: &str) -> Result<usize> {
+        self.info.class_label(text)
     }
 
     /// A request for one image of each label with the model's own sampling configuration, seed 0, from image 0 on.

@@ -52,7 +52,10 @@ pub struct Classifier {
 /// What a [`Classifier`] makes of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Classification {
-    /// The expected squared error E of each class, in the order of the classifier's labels.
+    /// The expected squared error E of each class, in the order of the classifier's labels; of a [`NetworkClassifier`] the
+    /// negative logit.
+    ///
+    /// [`NetworkClassifier`]: super::NetworkClassifier
     pub errors: Vec<f64>,
     /// The probability of each class.
     pub probabilities: Vec<f64>,
@@ -72,19 +75,7 @@ impl Classifier {
             let message = "the model was trained without classes, so it cannot tell them apart";
             return Err(Error::config("--model", message, "name a model that was trained with classes"));
         }
-        if labels.len() < 2 {
-            let message = format!("{} class alone: there is nothing to tell apart", labels.len());
-            return Err(Error::config("--classes", message, "name two or more, of a model that knows as many"));
-        }
-        let names = model.class_names();
-        for (k, label) in labels.iter().enumerate() {
-            let message = match names.get(*label) {
-                None => format!("label {label} of a model of {classes} classes"),
-                Some(name) if labels[..k].contains(label) => format!("{name} is named twice"),
-                Some(_) => continue,
-            };
-            return Err(Error::config("--classes", message, "name each of the model's classes at most once"));
-        }
+        check_labels(labels, &model.class_names())?;
         let errors = DenoisingErrors::new(model, spec)?;
         let weights: Vec<f64> = errors.levels().into_iter().map(level_weight).collect();
         let sum: f64 = weights.iter().sum();
@@ -119,7 +110,35 @@ impl Classifier {
     }
 }
 
+/// Two labels at least, each once and the number of one of the classes `names`.
+///
+/// # Errors
+/// [`Error::Config`] naming the first that is not.
+pub fn check_labels(labels: &[usize], names: &[String]) -> Result<()> {
+    if labels.len() < 2 {
+        let message = format!("{} class alone: there is nothing to tell apart", labels.len());
+        return Err(Error::config("--classes", message, "name two or more, of a model that knows as many"));
+    }
+    for (k, label) in labels.iter().enumerate() {
+        let message = match names.get(*label) {
+            None => format!("label {label} of a model of {} classes", names.len()),
+            Some(name) if labels[..k].contains(label) => format!("{name} is named twice"),
+            Some(_) => continue,
+        };
+        return Err(Error::config("--classes", message, "name each of the model's classes at most once"));
+    }
+    Ok(())
+}
+
 impl Classification {
+    /// The same among some of the classes alone, in this order.
+    ///
+    /// # Panics
+    /// If one of `labels` is none of the classes.
+    pub fn among(&self, labels: &[usize]) -> Self {
+        Self::of(labels.iter().map(|&label| self.errors[label]).collect())
+    }
+
     /// Of the errors of each class: the softmax of their negatives.
     pub(super) fn of(errors: Vec<f64>) -> Self {
         let least = |best: usize, k: usize| if errors[k] < errors[best] { k } else { best };

@@ -9,7 +9,7 @@ mod metric;
 mod network;
 
 pub use anomaly::{Reference, Score};
-pub use classify::{Classification, Classifier, Confusion, wilson_interval};
+pub use classify::{Classification, Classifier, Confusion, check_labels, wilson_interval};
 pub use compare::{Comparison, Drawn, WARM_UP, draw_timed};
 pub use errors::{DenoisingErrors, ErrorSpec};
 pub use levels::CommonLevels;

@@ -82,6 +82,11 @@ impl ModelConfig {
         }
     }
 
+    /// Height, width and channels of the images.
+    pub fn image_shape(&self) -> [usize; 3] {
+        [self.image_size(), self.image_size(), self.image_channels()]
+    }
+
     /// Number of classes, the null label not counted; 0 where the model takes no labels.
     pub fn num_classes(&self) -> usize {
         match self {
