@@ -88,7 +88,7 @@ impl Task {
             Self::Classify { model, smoothing } => {
                 let context = tape.context();
                 let (images, labels) =
-                    gather(context, &batch.images, &batch.labels, control, batch.size, batch.order, batch.flip)?;
+                    gather(context, &batch.images, &batch.labels, control, batch.size, batch.order, batch.augment)?;
                 let logits = model.forward(tape, parameters, &tape.constant(&images))?;
                 let smoothing = if purpose == Purpose::Training { *smoothing } else { 0.0 };
                 let found = cross_entropy(tape, &logits, &tape.constant(&labels), smoothing, scale)?;
