@@ -113,6 +113,34 @@ fn a_classifier_reports_its_accuracy_and_resumes_to_the_bit() {
         model.parameters.download().unwrap()
     };
     assert!(load(&whole.join("checkpoints/step-6.safetensors")) == load(&whole));
+    // It tells a set's classes apart, and a file of half the size does too.
+    let program = |arguments: &[&str]| {
+        let run =
+            Command::new(env!("CARGO_BIN_EXE_engine")).args(arguments).current_dir(folder.path()).output().unwrap();
+        (run.status.success(), String::from_utf8_lossy(&[run.stdout, run.stderr].concat()).into_owned())
+    };
+    assert!(program(&["convert", "whole", "half.safetensors", "--dtype", "bf16"]).0);
+    for model in ["whole", "half.safetensors"] {
+        let (well, text) = program(&[
+            "classify", "--model", model, "--data", "builtin", "--device", "cpu", "--count", "20", "--out", "-",
+        ]);
+        assert!(well, "{text}");
+        let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let images = found["images"].as_array().unwrap();
+        assert!(images.len() == 20 && images[0]["errors"].is_null(), "{text}");
+        let sum: f64 = images[7]["probabilities"].as_array().unwrap().iter().map(|p| p.as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-9 && found["settings"]["levels"].is_null());
+        let right = images.iter().filter(|image| image["label"] == image["prediction"]).count();
+        assert_eq!(found["accuracy"].as_f64(), Some(right as f64 / 20.0));
+    }
+    for (more, told) in [
+        (["--levels", "4"], "--levels: the model is a classifier"),
+        (["--classes", "star,star"], "--classes: star is named twice"),
+        (["--classes", "star"], "--classes: 1 class alone"),
+    ] {
+        let (well, text) = program(&[&["classify", "--model", "whole", "--data", "builtin"][..], &more].concat());
+        assert!(!well && text.contains(told), "{text}");
+    }
     // And a diffusion model's commands say what it is.
     let message = Model::load(&whole, &Context::cpu(), DType::F32).err().unwrap().to_string();
     assert!(message.contains("it is a classifier (resnet)"), "{message}");

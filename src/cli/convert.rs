@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::config::{Model, Storage, Weights};
+use crate::config::{Loaded, Storage, Weights};
 use crate::error::{Error, Result};
 use crate::tensor::{Context, DType};
 
@@ -59,7 +59,7 @@ impl ConvertCommand {
     /// Reads, writes, and says so.
     ///
     /// # Errors
-    /// Those of [`Model::load_weights`] and [`Model::save_as`]; [`Error::File`] where OUT exists. OUT is then untouched.
+    /// Those of [`Loaded::load`] and [`Loaded::save_as`]; [`Error::File`] where OUT exists. OUT is then untouched.
     pub fn run(self) -> Result<()> {
         if self.output.is_dir() {
             return Err(Error::file(&self.output, "is a folder", "name a file, as in model.safetensors"));
@@ -76,7 +76,7 @@ impl ConvertCommand {
             StorageChoice::Bf16 => Storage::Bf16,
             StorageChoice::F16 => Storage::F16,
         };
-        let model = Model::load_weights(&self.input, &Context::cpu(), DType::F32, weights)?;
+        let model = Loaded::load(&self.input, &Context::cpu(), DType::F32, weights)?;
         model.save_as(&self.output, storage)?;
         if !self.quiet {
             let size = |path: &PathBuf| std::fs::metadata(path).map_err(Error::io(path, "read")).map(|file| file.len());

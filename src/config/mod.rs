@@ -17,6 +17,7 @@
 //! ```
 
 mod edit;
+mod loaded;
 mod model_file;
 mod presets;
 mod pretrained;
@@ -32,9 +33,9 @@ use serde::{Deserialize, Serialize};
 pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
 pub use edit::{Ends, Inpaint};
+pub use loaded::{ClassifierModel, Loaded};
 pub use model_file::{
-    Array, ArrayFile, CHECKPOINT_FORMAT, ClassifierModel, Digest, Model, ModelInfo, Storage, Weights, arrays,
-    write_arrays, write_model,
+    Array, ArrayFile, CHECKPOINT_FORMAT, Digest, Model, ModelInfo, Storage, Weights, arrays, write_arrays, write_model,
 };
 pub use presets::{Preset, presets};
 pub use pretrained::{Pretrained, pretrained};

@@ -15,12 +15,13 @@ use std::rc::Rc;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::Digest as _;
 
+use super::loaded::Loaded;
 use super::pretrained::{named, nowhere};
 use super::{Config, ModelConfig, Pretrained, pretrained};
 use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-use crate::models::{self, Network, resnet::Resnet};
+use crate::models::{self, Network};
 use crate::nn::{Parameters, Spec};
 use crate::tensor::{Context, DType};
 
@@ -63,7 +64,7 @@ impl Weights {
     }
 
     /// What stands before a parameter's name in a checkpoint.
-    fn prefix(self) -> &'static str {
+    pub(super) fn prefix(self) -> &'static str {
         match self {
             Self::Ema => "ema.",
             Self::Raw => "weights.",
@@ -280,6 +281,16 @@ impl ArrayFile {
         SafeTensors::deserialize(&self.bytes).map_err(|e| self.fault(format!("damaged: {e}")))
     }
 
+    /// Its length in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// What tells it from other files.
+    pub(super) fn digest(&self) -> Digest {
+        Digest::of(&self.bytes)
+    }
+
     /// A fault of this file.
     pub fn fault(&self, message: String) -> Error {
         Error::file(&self.path, message, MEND)
@@ -447,89 +458,8 @@ impl Model {
     }
 }
 
-/// A classifier with its weights on a device.
-pub struct ClassifierModel {
-    /// The network.
-    pub network: Rc<Resnet>,
-    /// Its weights.
-    pub parameters: Rc<Parameters>,
-    /// What the file says.
-    pub info: ModelInfo,
-    /// Where it came from.
-    pub path: PathBuf,
-    /// Of the file that it came from.
-    pub digest: Digest,
-}
-
-impl ClassifierModel {
-    /// As [`Model::load`], of a classifier.
-    ///
-    /// # Errors
-    /// As [`Model::load`], and [`Error::File`] for a diffusion model.
-    pub fn load(path: impl AsRef<Path>, context: &Context, precision: DType) -> Result<Self> {
-        let opened = open_model(path.as_ref(), pretrained())?;
-        let Loaded { network, parameters, info, path, digest } = Loaded::new(opened, context, precision, None)?;
-        match network {
-            Network::Classifier(network) => Ok(Self { network, parameters, info, path, digest }),
-            Network::Denoiser(_) => {
-                let message = format!("it is a diffusion model ({}), no classifier", info.config.model.kind());
-                Err(Error::file(path, message, "train one with `engine train --preset resnet18-cifar10`"))
-            }
-        }
-    }
-}
-
-/// What a file holds, on a device.
-struct Loaded {
-    network: Network,
-    parameters: Rc<Parameters>,
-    info: ModelInfo,
-    path: PathBuf,
-    digest: Digest,
-}
-
-impl Loaded {
-    fn new(
-        (path, file, mut info): (PathBuf, ArrayFile, ModelInfo),
-        context: &Context,
-        precision: DType,
-        weights: Option<Weights>,
-    ) -> Result<Self> {
-        let prefix = if file.format == CHECKPOINT_FORMAT {
-            let weights = weights.unwrap_or(Weights::Ema);
-            info.weights = weights.name().into();
-            weights.prefix()
-        } else if let Some(weights) = weights.filter(|weights| weights.name() != info.weights) {
-            let message = format!("it holds the {} weights alone, not the {}", info.weights, weights.name());
-            return Err(Error::file(path, message, "name a checkpoint, as in RUN/checkpoints/step-1000.safetensors"));
-        } else {
-            ""
-        };
-        // A damaged configuration may describe a network of any size: it is counted before there is room made for it.
-        let (_, builder) = models::network(&info.config.model)?;
-        let count = Parameters::new(&Context::shape_only(), builder, DType::F32)?.count();
-        if count > file.bytes.len() / 2 {
-            return Err(file.fault(format!("its configuration has {count} parameters, more than its bytes can hold")));
-        }
-        let (network, builder) = models::network(&info.config.model)?;
-        let parameters = Parameters::new(context, builder, precision)?;
-        let flat = if prefix.is_empty() {
-            file.flat(parameters.specs(), parameters.flat_len(), prefix, true)?
-        } else {
-            // Of what is not trained a checkpoint has no average.
-            let mut flat = file.flat(parameters.specs(), parameters.flat_len(), Weights::Raw.prefix(), false)?;
-            let trained = file.flat(&parameters.trained_specs(), parameters.trained_len(), prefix, false)?;
-            flat[..trained.len()].copy_from_slice(&trained);
-            flat
-        };
-        parameters.set_flat(&flat)?;
-        let digest = Digest::of(&file.bytes);
-        Ok(Self { network, parameters: Rc::new(parameters), info, path, digest })
-    }
-}
-
 /// A model file, a checkpoint, a run folder's `model.safetensors`, or one of the `embedded` models.
-fn open_model(given: &Path, embedded: &[Pretrained]) -> Result<(PathBuf, ArrayFile, ModelInfo)> {
+pub(super) fn open_model(given: &Path, embedded: &[Pretrained]) -> Result<(PathBuf, ArrayFile, ModelInfo)> {
     const FORMATS: [&str; 2] = [FORMAT, CHECKPOINT_FORMAT];
     let path = if given.is_dir() { given.join("model.safetensors") } else { given.to_path_buf() };
     if given.is_dir() && !path.is_file() {
