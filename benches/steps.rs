@@ -50,7 +50,8 @@ fn pixels(config: &Config, count: usize) -> engine::Result<Dataset> {
 }
 
 fn steps(criterion: &mut Criterion) {
-    for preset in ["dit-cifar10", "quickstart", "ddpm-cifar10", "unet-fashion-small"] {
+    for preset in ["dit-cifar10", "quickstart", "ddpm-cifar10", "unet-fashion-small", "resnet18-cifar10", "resnet-dit"]
+    {
         bench_preset(criterion, preset).unwrap_or_else(|error| panic!("{preset}: {error}"));
     }
 }
@@ -75,7 +76,13 @@ fn bench_preset(criterion: &mut Criterion, preset: &str) -> engine::Result<()> {
                 trainer.context().synchronize().unwrap();
             });
         });
-        for guidance in [1.0, 2.0] {
+        // A classifier draws nothing, and guidance needs a null label.
+        let guidances: &[f64] = match (config.model.is_classifier(), config.model.null_label()) {
+            (true, _) => &[],
+            (false, None) => &[1.0],
+            (false, Some(_)) => &[1.0, 2.0],
+        };
+        for &guidance in guidances {
             let sampling = SamplingConfig {
                 // DDIM's step is the cheapest: one network call; on straight paths it is Euler's method.
                 sampler: SamplerKind::Ddim,

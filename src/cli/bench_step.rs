@@ -50,6 +50,9 @@ pub struct BenchStepCommand {
     /// Steps, or groups of them, of which the median is taken
     #[arg(long, value_name = "N", default_value_t = 7)]
     repeat: usize,
+    /// Override a value of the preset's model, as in --set model.freeze_backbone=false
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
     /// Steps between two looks at the clock [default: 1 on the CPU, 10 on a GPU]
     #[arg(long, value_name = "N")]
     group: Option<usize>,
@@ -78,6 +81,7 @@ impl BenchStepCommand {
         let on_cpu = matches!(machine.device, Device::Cpu);
         let group = self.group.unwrap_or(if on_cpu { 1 } else { 10 });
         let mut config = Config::preset(&self.model)?;
+        self.set.iter().try_for_each(|assignment| config.set(assignment))?;
         config.training.precision = Precision::from(self.dtype);
         config.training.batch_size = self.batch;
         config.training.gradient_accumulation = 1;
@@ -122,6 +126,7 @@ impl BenchStepCommand {
                 "device": machine.note,
                 "threads": on_cpu.then(threads),
                 "model": self.model,
+                "set": self.set,
                 "parameters": trainer.parameters().count(),
                 "dtype": trainer.parameters().precision().to_string(),
                 "batch": self.batch,

@@ -14,6 +14,7 @@ PyTorch's allocations on CUDA, both up to the end of the training steps.
 import argparse
 import contextlib
 import copy
+import importlib
 import json
 import pathlib
 import resource
@@ -29,8 +30,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tools/goldens"))
 import dit  # noqa: E402
 import linear_transformer  # noqa: E402
-import resnet  # noqa: E402
-import resnet_dit  # noqa: E402
 import unet  # noqa: E402
 
 IMAGES = 4096
@@ -60,17 +59,19 @@ def build(name, layout):
     preset = yaml.safe_load((ROOT / f"src/config/presets/{name}.yaml").read_text())
     section, diffusion = preset["model"], preset.get("diffusion")
     modules = {"dit": dit, "unet": unet, "linear-transformer": linear_transformer}
-    module = (modules | {"resnet": resnet, "resnet-dit": resnet_dit})[section.pop("kind")]
+    kind = section.pop("kind")
+    # These two alone need torchvision.
+    module = modules.get(kind) or importlib.import_module(kind.replace("-", "_"))
     config = module.Config(**section)
     if module is dit:
         assert layout == "default", "a transformer has no layout to choose"
         return config, diffusion, dit.Dit(config)
     if module is unet:
         model = convolutional = unet.Unet(config)
-    elif module is resnet:
-        model = convolutional = resnet.Resnet(config)
-    elif module is resnet_dit:
-        model = convolutional = resnet_dit.ResnetDit(config)
+    elif kind == "resnet":
+        model = convolutional = module.Resnet(config)
+    elif kind == "resnet-dit":
+        model = convolutional = module.ResnetDit(config)
         model.backbone.channels_last = layout == "channels_last"
     else:
         model = linear_transformer.LinearTransformer(config)
