@@ -88,6 +88,11 @@ fn a_classifier_reports_its_accuracy_and_resumes_to_the_bit() {
     let summary = run(&whole, classifier(&[]));
     let accuracy = summary.validation_accuracy.unwrap();
     assert!((0.0..=1.0).contains(&accuracy) && summary.samples.is_file());
+    let config = std::fs::read_to_string(whole.join("config.yaml")).unwrap();
+    assert!(
+        config.contains("training:") && !config.contains("diffusion:") && !config.contains("sampling:"),
+        "{config}"
+    );
     let lines = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
     let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let trained: Vec<_> = lines.iter().filter(|line| line["loss"].is_number()).collect();

@@ -62,6 +62,20 @@ pub struct Config {
     pub sampling: SamplingConfig,
 }
 
+/// What a classifier has of a configuration.
+#[derive(Serialize)]
+struct ClassifierSections<'a> {
+    model: &'a ModelConfig,
+    data: &'a DataConfig,
+    training: &'a TrainingConfig,
+}
+
+impl<'a> ClassifierSections<'a> {
+    fn of(config: &'a Config) -> Self {
+        Self { model: &config.model, data: &config.data, training: &config.training }
+    }
+}
+
 impl Config {
     /// The preset of that name, from [`presets`].
     ///
@@ -222,7 +236,11 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] where a path is not UTF-8.
     pub fn to_yaml(&self) -> Result<String> {
-        serde_saphyr::to_string(self).map_err(|error| {
+        let text = match self.model.is_classifier() {
+            true => serde_saphyr::to_string(&ClassifierSections::of(self)),
+            false => serde_saphyr::to_string(self),
+        };
+        text.map_err(|error| {
             Error::config("configuration", format!("cannot be written as YAML: {error}"), "give data.path as UTF-8")
         })
     }
@@ -232,7 +250,11 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] where a path is not UTF-8.
     pub fn to_json(&self) -> Result<String> {
-        serde_json::to_string(self).map_err(|error| {
+        let text = match self.model.is_classifier() {
+            true => serde_json::to_string(&ClassifierSections::of(self)),
+            false => serde_json::to_string(self),
+        };
+        text.map_err(|error| {
             Error::config("configuration", format!("cannot be written as JSON: {error}"), "give data.path as UTF-8")
         })
     }
