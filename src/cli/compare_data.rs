@@ -46,7 +46,7 @@ impl Source<'_> {
     /// # Errors
     /// Those of the data set; [`Error::Config`] where fewer than two such images remain.
     pub fn held_out(&self, names: &[String], models: &[Model]) -> Result<HeldOut> {
-        let whole = of_model(&models[0], self.data, "--data", self.data_dir, self.quiet)?;
+        let whole = of_model(&models[0].info, self.data, "--data", self.data_dir, self.quiet)?;
         let config = &models[0].info.config.data;
         let place = || format!("data set {:?}", whole.name());
         // A set without the classes that were trained on was named on purpose: it is taken as it is.
