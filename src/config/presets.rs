@@ -71,7 +71,7 @@ pub fn presets() -> &'static [Preset] {
         },
         Preset {
             name: "dit-original",
-            description: "what it is compared with: a small transformer on patches, 50 noise steps, 0.7 M parameters",
+            description: "what it is compared with: a small transformer on patches, 50 noise steps, 0.6 M parameters",
             yaml: include_str!("presets/dit-original.yaml"),
         },
     ]

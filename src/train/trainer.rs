@@ -101,7 +101,8 @@ pub struct DataSizes {
 }
 
 impl Trainer {
-    /// Builds the model, draws its weights, puts everything on `device` and plans the programs.
+    /// Builds the model, draws its weights, puts everything on `device` and plans the programs. The weights of a pretrained
+    /// backbone are drawn too: [`train`](super::train()) puts those of its file in their place.
     ///
     /// # Errors
     /// [`Error::Config`] where configuration and data do not fit together; [`Error::OutOfMemory`].
