@@ -123,13 +123,16 @@ fn small_models_agree_with_pytorch_on_the_emulator() {
     }
     // More blocks, and biases whose gradients nearly cancel before a group norm. PyTorch, made to round at the same places up
     // or down at random, is off by 0.02 to 0.04 in the median and by 0.07 to 0.14 in the worst tensor, which is another each
-    // time (24 draws).
-    for file in UNETS.into_iter().chain(RESNET_DITS) {
+    // time (24 draws). With a backbone: 0.01 to 0.045 and 0.03 to 0.07; where that has gradients too, rounding lets some
+    // ReLUs of its few channels open or close: 0.02 to 0.044 and 0.04 to 0.26.
+    let unets = UNETS.map(|file| (file, 0.04, 0.2));
+    let resnet_dits = [(RESNET_DITS[0], 0.05, 0.1), (RESNET_DITS[1], 0.05, 0.3)];
+    for (file, most_median, most) in unets.into_iter().chain(resnet_dits) {
         let errors = whole_errors(file, device(), DType::BF16);
         let median = errors[errors.len() / 2].0;
-        assert!(median <= 0.04, "{file} bf16: half the tensors are off by {median:.2e} and more");
+        assert!(median <= most_median, "{file} bf16: half the tensors are off by {median:.2e} and more");
         let (error, name) = errors.last().unwrap();
-        assert!(*error <= 0.2, "{file} bf16: {name} is off by {error:.2e}");
+        assert!(*error <= most, "{file} bf16: {name} is off by {error:.2e}");
     }
 }
 
