@@ -417,7 +417,8 @@ fn labels(names: &[String], models: &[Model], held_out: &mut HeldOut) -> Result<
             Ok(label)
         };
         all.push(held_out.labels.iter().map(label).collect::<Result<Vec<_>>>()?);
-        if untold > 0 {
+        // Worth a word where others are told.
+        if untold > 0 && models.iter().any(|model| model.info.config.model.num_classes() > 0) {
             let of = held_out.labels.len();
             held_out.notes.push(format!("{name} denoises {untold} of the {of} images without being told their class"));
         }
