@@ -94,7 +94,7 @@ pub struct Conv2d {
 
 impl Conv2d {
     /// Declares `name.weight` and `name.bias`, the weight by Glorot's rule over the window, the bias zero. `kernel` is the
-    /// window's height and width: 1, 3 or 7.
+    /// window's height and width: odd.
     pub fn new(builder: &mut Builder, name: &str, channels_in: usize, channels_out: usize, kernel: usize) -> Self {
         let window = kernel * kernel;
         let init = Init::xavier(window * channels_in, window * channels_out);

@@ -32,9 +32,10 @@ pub mod tokens;
 
 use case::Case;
 
-use crate::device::{Accelerator, LaunchConfig};
+use crate::device::{Accelerator, KernelScalar, LaunchConfig, Slice, SliceMut};
 use crate::error::{Error, Result};
-use crate::tensor::DType;
+use crate::tape::Destination;
+use crate::tensor::{DType, Element, Tensor};
 
 /// An op as the registry lists it.
 pub struct Op {
@@ -86,6 +87,16 @@ pub(crate) fn kernel_f32(op: &'static str, accelerator: &dyn Accelerator, dtype:
             reason: format!("no kernel is compiled for {other}; use f32"),
         }),
     }
+}
+
+/// What a kernel reads, null where it is not there.
+pub(crate) fn optional<T: Element + KernelScalar>(tensor: Option<&Tensor>) -> Slice<'_, T> {
+    tensor.map_or(Slice::none(), Tensor::slice)
+}
+
+/// A gradient, null where it is not wanted, and whether it is added to.
+pub(crate) fn wanted<T: Element + KernelScalar>(destination: Option<&Destination>) -> (SliceMut<'_, T>, u32) {
+    destination.map_or((SliceMut::none(), 0), |to| (to.tensor.slice_mut(), to.mode.flag()))
 }
 
 /// Blocks \[item, chunk of its elements\], each thread taking four elements.

@@ -5,9 +5,9 @@ use crate::device::launches::{
     BatchNormBwdInput, BatchNormBwdPartial, BatchNormBwdSums, BatchNormFwdApply, BatchNormFwdPartial,
     BatchNormFwdRunning, BatchNormFwdStatistics,
 };
-use crate::device::{Accelerator, KernelFloat, KernelScalar, LaunchConfig, Slice, SliceMut};
+use crate::device::{Accelerator, KernelFloat, LaunchConfig};
 use crate::error::Result;
-use crate::tape::Destination;
+use crate::ops::{optional, wanted};
 use crate::tensor::{Element, Tensor};
 
 /// Channels of a block that joins chunks, and its threads.
@@ -25,15 +25,6 @@ fn by_chunk(layout: Layout) -> LaunchConfig {
 
 fn by_channel(layout: Layout) -> LaunchConfig {
     LaunchConfig::linear(layout.channels.div_ceil(JOINED) as u32, JOINING)
-}
-
-fn optional<T: Element + KernelScalar>(tensor: Option<&Tensor>) -> Slice<'_, T> {
-    tensor.map_or(Slice::none(), Tensor::slice)
-}
-
-/// A gradient, null where it is not wanted, and whether it is added to.
-fn wanted<T: Element + KernelScalar>(destination: Option<&Destination>) -> (SliceMut<'_, T>, u32) {
-    destination.map_or((SliceMut::none(), 0), |to| (to.tensor.slice_mut(), to.mode.flag()))
 }
 
 /// `partial` `[chunks, 2, C]`: scratch, for the batch's statistics.

@@ -5,9 +5,9 @@ use crate::device::launches::{
     GroupNormSiluBwd, GroupNormSiluBwdInput, GroupNormSiluBwdParameters, GroupNormSiluBwdPartial, GroupNormSiluBwdSums,
     GroupNormSiluFwd, GroupNormSiluFwdApply, GroupNormSiluFwdPartial,
 };
-use crate::device::{Accelerator, KernelFloat, KernelScalar, LaunchConfig, Slice, SliceMut};
+use crate::device::{Accelerator, KernelFloat, LaunchConfig};
 use crate::error::Result;
-use crate::tape::Destination;
+use crate::ops::{optional, wanted};
 use crate::tensor::{Element, Tensor};
 
 /// Channels of a block that sums over the samples.
@@ -20,15 +20,6 @@ fn blocks(grid: [usize; 2]) -> LaunchConfig {
 /// Blocks \[sample and group, part\].
 fn by_part(sizes: Sizes) -> LaunchConfig {
     blocks([sizes.samples * sizes.norm.groups, sizes.parts()])
-}
-
-fn optional<T: Element + KernelScalar>(tensor: Option<&Tensor>) -> Slice<'_, T> {
-    tensor.map_or(Slice::none(), Tensor::slice)
-}
-
-/// A gradient, null where it is not wanted, and whether it is added to.
-fn wanted<T: Element + KernelScalar>(destination: Option<&Destination>) -> (SliceMut<'_, T>, u32) {
-    destination.map_or((SliceMut::none(), 0), |to| (to.tensor.slice_mut(), to.mode.flag()))
 }
 
 pub(super) fn forward<T: KernelFloat + Element>(

@@ -2,8 +2,9 @@
 
 use super::{Call, OP, ROWS_PER_PART, Sizes};
 use crate::device::launches::{HeadNormBwdFinal, HeadNormBwdPartial, HeadNormFwd};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig, SliceMut};
+use crate::device::{Accelerator, KernelFloat, LaunchConfig};
 use crate::error::{Error, Result};
+use crate::ops::wanted;
 use crate::tape::Destination;
 use crate::tensor::{Element, Tensor};
 
@@ -74,7 +75,8 @@ pub(super) fn backward<T: KernelFloat + Element>(
     if weights.iter().all(Option::is_none) {
         return Ok(());
     }
-    let ((dq_weight, accumulate_q), (dk_weight, accumulate_k)) = (optional(&weights[0]), optional(&weights[1]));
+    let ((dq_weight, accumulate_q), (dk_weight, accumulate_k)) =
+        (wanted(weights[0].as_ref()), wanted(weights[1].as_ref()));
     HeadNormBwdFinal {
         dq_weight,
         dk_weight,
@@ -88,10 +90,6 @@ pub(super) fn backward<T: KernelFloat + Element>(
 }
 
 /// A destination that may be absent, and its mode.
-fn optional(to: &Option<Destination>) -> (SliceMut<'_, f32>, u32) {
-    to.as_ref().map_or((SliceMut::none(), 0), |to| (to.tensor.slice_mut(), to.mode.flag()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,8 +4,9 @@ use super::{Call, ROWS_PER_PART, Sizes};
 use crate::device::launches::{
     LayerNormBwdAffineFinal, LayerNormBwdAffinePartial, LayerNormBwdInput, LayerNormBwdModulation, LayerNormFwd,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig, Slice};
+use crate::device::{Accelerator, KernelFloat, LaunchConfig};
 use crate::error::Result;
+use crate::ops::optional;
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{Element, Tensor};
 
@@ -29,10 +30,6 @@ fn by_column(sizes: Sizes, groups: usize) -> LaunchConfig {
         block: [THREADS, 1, 1],
         shared_bytes: 0,
     }
-}
-
-fn optional<T: Element + crate::device::KernelScalar>(tensor: Option<&Tensor>) -> Slice<'_, T> {
-    tensor.map_or(Slice::none(), Tensor::slice)
 }
 
 pub(super) fn forward<T: KernelFloat + Element>(
