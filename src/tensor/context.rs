@@ -4,18 +4,15 @@
 //! persistent buffers). *Planning*: nothing is allocated or computed; allocations and ops' costs are recorded.
 //! *Running*: allocations take, by number, the offsets that a plan assigned in one arena.
 
-use std::alloc::Layout;
 use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::plan::{Cost, MemoryPlan, Recorder};
-use super::{DType, Element, Shape, Tensor};
+use super::{DType, Element, Shape, Tensor, memory};
 use crate::device::Accelerator;
 use crate::error::{Error, Result};
-
-/// Alignment of every allocation in bytes: a cache line on the CPU, a memory transaction on a GPU.
-pub(super) const ALIGNMENT: usize = 256;
 
 /// What executes ops.
 #[derive(Clone, Debug)]
@@ -293,76 +290,44 @@ impl Context {
         match &self.inner.device {
             Device::Accelerator(accelerator) => accelerator.allocate(bytes.max(1)),
             Device::Cpu => {
-                let layout = host_layout(bytes)?;
-                // SAFETY: the layout's size is not zero.
-                let pointer = unsafe { std::alloc::alloc(layout) };
-                if pointer.is_null() {
-                    return Err(Error::OutOfMemory {
-                        device: "cpu".into(),
-                        needed: bytes as u64,
-                        available: 0,
-                        mend: "take a smaller batch or model".into(),
-                    });
-                }
-                advise_huge_pages(pointer, layout.size());
-                Ok(pointer as u64)
+                let pointer = memory::allocate(bytes).ok_or_else(|| Error::OutOfMemory {
+                    device: "cpu".into(),
+                    needed: bytes as u64,
+                    available: 0,
+                    mend: "take a smaller batch or model".into(),
+                })?;
+                Ok(pointer.as_ptr() as u64)
             }
         }
     }
 
     fn release(&self, address: u64, bytes: usize) {
-        if address == 0 {
-            return;
-        }
-        match &self.inner.device {
-            // SAFETY: the address came from `allocate` and its owner is being dropped.
-            Device::Accelerator(accelerator) => unsafe { accelerator.release(address) },
-            Device::Cpu => {
-                if let Ok(layout) = host_layout(bytes) {
-                    // SAFETY: allocated by `allocate` with this layout.
-                    unsafe { std::alloc::dealloc(address as *mut u8, layout) };
-                }
-            }
-        }
+        // SAFETY: the address came from `allocate` with these bytes, and its owner is being dropped.
+        unsafe { release(&self.inner.device, address, bytes) };
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         if let Some(arena) = self.arena.take() {
-            match &self.device {
-                // SAFETY: the arena came from this accelerator and no tensor outlives the context.
-                Device::Accelerator(accelerator) => unsafe { accelerator.release(arena.address) },
-                Device::Cpu if arena.address != 0 => {
-                    if let Ok(layout) = host_layout(arena.bytes) {
-                        // SAFETY: allocated by `allocate` with this layout.
-                        unsafe { std::alloc::dealloc(arena.address as *mut u8, layout) };
-                    }
-                }
-                Device::Cpu => {}
-            }
+            // SAFETY: the arena came from this device and no tensor outlives the context.
+            unsafe { release(&self.device, arena.address, arena.bytes) };
         }
     }
 }
 
-/// Bytes of a huge page, and so the alignment of host allocations that are worth one.
-const HUGE_PAGE: usize = 2 << 20;
-
-/// Asks for huge pages where an allocation is large: fewer page faults at first and fewer TLB misses ever after. Only a
-/// hint, so a refusal changes nothing.
-fn advise_huge_pages(pointer: *mut u8, bytes: usize) {
-    #[cfg(target_os = "linux")]
-    if bytes >= 2 * HUGE_PAGE {
-        // SAFETY: the range was just allocated, and the advice does not change its contents.
-        unsafe { libc::madvise(pointer.cast(), bytes, libc::MADV_HUGEPAGE) };
+/// Gives memory back; address 0, which shape-only contexts hand out, is none.
+///
+/// # Safety
+/// It came from this device for as many bytes, and nobody uses it any more.
+unsafe fn release(device: &Device, address: u64, bytes: usize) {
+    match (device, NonNull::new(address as *mut u8)) {
+        (_, None) => {}
+        // SAFETY: as the caller promises.
+        (Device::Accelerator(accelerator), Some(_)) => unsafe { accelerator.release(address) },
+        // SAFETY: as the caller promises.
+        (Device::Cpu, Some(pointer)) => unsafe { memory::release(pointer, bytes) },
     }
-    let _ = (pointer, bytes);
-}
-
-fn host_layout(bytes: usize) -> Result<Layout> {
-    let alignment = if bytes >= 2 * HUGE_PAGE { HUGE_PAGE } else { ALIGNMENT };
-    Layout::from_size_align(bytes.max(1), alignment)
-        .map_err(|_| Error::shape("allocate", format!("{bytes} bytes are more than an address space holds")))
 }
 
 enum Place {

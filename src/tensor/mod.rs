@@ -2,6 +2,7 @@
 
 mod context;
 mod dtype;
+pub(crate) mod memory;
 mod plan;
 mod program;
 mod shape;

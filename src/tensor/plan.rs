@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::context::ALIGNMENT;
+use super::memory::ALIGNMENT;
 
 /// What one call of an op does, from shapes alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

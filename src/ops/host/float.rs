@@ -1,8 +1,7 @@
 //! The scalar types of the CPU ops: `f32` computes, `f64` is the oracle.
 
-use super::math;
+use super::{math, scratch};
 use pulp::Simd;
-use std::cell::RefCell;
 use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
@@ -96,13 +95,10 @@ pub trait Float:
     /// `a + b` by lane.
     fn vector_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
 
-    /// Lends `len` values of this thread's scratch (contents unspecified, 64-byte aligned) to `f`. Calls may nest, and `f`
+    /// Lends `len` values of this thread's scratch (contents unspecified, aligned for any vector) to `f`. Calls may nest, and `f`
     /// may run parallel work: a nested call gets memory of its own.
     fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
 }
-
-/// Scratch slots that one thread keeps between calls.
-const KEPT: usize = 4;
 
 macro_rules! float {
     ($T:ident, $vector:ident, $splat:ident, $mul_add:ident, $add:ident, $lanes:ident) => {
@@ -195,30 +191,10 @@ macro_rules! float {
             }
 
             fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R {
-                thread_local! {
-                    static SLOTS: RefCell<Vec<Vec<$T>>> = const { RefCell::new(Vec::new()) };
-                }
-                const ALIGN: usize = 64 / size_of::<$T>();
-                // Nothing stays borrowed while `f` runs: parallel work in `f` may bring this thread back here.
-                let mut slot = SLOTS.with_borrow_mut(|slots| {
-                    let best =
-                        (0..slots.len()).filter(|&i| slots[i].len() >= len + ALIGN).min_by_key(|&i| slots[i].len());
-                    match best {
-                        Some(i) => slots.swap_remove(i),
-                        None => slots.pop().unwrap_or_default(),
-                    }
-                });
-                if slot.len() < len + ALIGN {
-                    slot.resize(len + ALIGN, 0.0);
-                }
-                let skip = slot.as_ptr().align_offset(64).min(ALIGN);
-                let result = f(&mut slot[skip..skip + len]);
-                SLOTS.with_borrow_mut(|slots| {
-                    if slots.len() < KEPT {
-                        slots.push(slot);
-                    }
-                });
-                result
+                scratch::with(len * size_of::<$T>(), |memory| {
+                    // SAFETY: the memory is as long, aligned for any number, initialised, and `f`'s alone.
+                    f(unsafe { std::slice::from_raw_parts_mut(memory.cast().as_ptr(), len) })
+                })
             }
         }
     };

@@ -18,5 +18,7 @@ pub mod vector;
 pub(crate) mod cached_product;
 pub(crate) mod pack;
 
+mod scratch;
+
 pub use float::Float;
 pub use product::{Matrix, MatrixMut, matmul};

@@ -44,14 +44,7 @@ pub(crate) unsafe fn lanes<T: Float>(
     unsafe {
         if lane_stride == 1 {
             for p in 0..depth {
-                let (from, to) = (src.add(p * step_stride), dst.add(p * width));
-                // Known lengths become a few vector moves.
-                match lanes {
-                    32 => std::ptr::copy_nonoverlapping(from, to, 32),
-                    16 => std::ptr::copy_nonoverlapping(from, to, 16),
-                    14 => std::ptr::copy_nonoverlapping(from, to, 14),
-                    _ => std::ptr::copy_nonoverlapping(from, to, lanes),
-                }
+                copy(src.add(p * step_stride), dst.add(p * width), lanes);
             }
             return;
         }
@@ -80,6 +73,94 @@ pub(crate) unsafe fn lanes<T: Float>(
                     *dst.add(p * width + lane) = *src.add(lane * lane_stride + p * step_stride);
                 }
             }
+        }
+    }
+}
+
+/// A matrix to be packed as strips of `width` lanes, the last one filled up with zeros.
+pub(crate) struct Strips<T> {
+    /// Lane 0 at step 0.
+    pub from: *const T,
+    pub lanes: usize,
+    pub lane_stride: usize,
+    pub step_stride: usize,
+    pub width: usize,
+}
+// SAFETY: only `pack_task` reads through the pointer, whose caller answers for it.
+unsafe impl<T: Sync> Sync for Strips<T> {}
+
+/// Steps in one task of packing.
+const TASK_STEPS: usize = 128;
+/// Bytes of one step in one task of packing: long runs, which the prefetchers follow.
+const TASK_BYTES: usize = 256;
+
+impl<T: Float> Strips<T> {
+    /// Elements of `depth` steps, packed.
+    pub fn len(&self, depth: usize) -> usize {
+        self.lanes.next_multiple_of(self.width) * depth
+    }
+
+    /// Strips in one task of packing.
+    fn task_strips(&self) -> usize {
+        (TASK_BYTES / (self.width * size_of::<T>())).max(1)
+    }
+
+    /// Tasks that pack `depth` steps.
+    pub fn tasks(&self, depth: usize) -> usize {
+        self.lanes.div_ceil(self.width).div_ceil(self.task_strips()) * depth.div_ceil(TASK_STEPS)
+    }
+
+    /// Runs one of the [`tasks`](Self::tasks) that pack the steps `p0..p0 + depth` into `to`, strip by strip, each `[depth][width]`.
+    ///
+    /// # Safety
+    /// All lanes at these steps are readable, and `to` is valid for writing [`len`](Self::len) elements, which nobody else uses but
+    /// the other tasks.
+    pub unsafe fn pack_task(&self, to: *mut T, (p0, depth): (usize, usize), task: usize, avx512: bool) {
+        let &Self { from, lanes, lane_stride, step_stride, width } = self;
+        let parts = depth.div_ceil(TASK_STEPS);
+        let (strip, step) = (task / parts * self.task_strips(), task % parts * TASK_STEPS);
+        let strips = strip..(strip + self.task_strips()).min(lanes.div_ceil(width));
+        let steps = step..(step + TASK_STEPS).min(depth);
+        // SAFETY: every strip and step is in bounds, as the caller promises.
+        unsafe {
+            let place = |strip: usize, step: usize| to.add((strip * depth + step) * width);
+            let source =
+                |strip: usize, step: usize| from.wrapping_add(strip * width * lane_stride + (p0 + step) * step_stride);
+            if lane_stride == 1 && strips.end * width <= lanes {
+                // Step by step: the source is read in long runs.
+                for step in steps {
+                    for strip in strips.clone() {
+                        copy(source(strip, step), place(strip, step), width);
+                    }
+                }
+                return;
+            }
+            for s in strips {
+                let (first, count) = (steps.start, steps.len());
+                let lanes = (lanes - s * width).min(width);
+                self::strip(
+                    place(s, first),
+                    width,
+                    source(s, first),
+                    (lanes, lane_stride),
+                    (count, step_stride),
+                    avx512,
+                );
+            }
+        }
+    }
+}
+
+/// Copies `count` neighbours: known lengths become a few vector moves.
+#[inline(always)]
+unsafe fn copy<T>(from: *const T, to: *mut T, count: usize) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match count {
+            32 => std::ptr::copy_nonoverlapping(from, to, 32),
+            16 => std::ptr::copy_nonoverlapping(from, to, 16),
+            8 => std::ptr::copy_nonoverlapping(from, to, 8),
+            _ => std::ptr::copy_nonoverlapping(from, to, count),
         }
     }
 }

@@ -103,6 +103,53 @@ pub fn for_each(count: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
     });
 }
 
+/// Counts a task as done when it ends.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// `f(phase, task)` for each task of each phase, on at most `threads` threads; no task of a phase begins before all of the phase
+/// before have ended. `tasks(phase)` is how many the phase has. `f` must not start parallel work of its own.
+///
+/// One start of the threads serves all phases. Between two of them a thread waits, spinning, only for tasks that running threads
+/// have taken: so it does not matter how many threads come, and when.
+pub(crate) fn for_phases(
+    threads: usize,
+    phases: usize,
+    tasks: impl Fn(usize) -> usize + Send + Sync,
+    f: impl Fn(usize, usize) + Send + Sync,
+) {
+    if threads <= 1 {
+        (0..phases).for_each(|phase| (0..tasks(phase)).for_each(|task| f(phase, task)));
+        return;
+    }
+    let counters: Vec<(AtomicUsize, AtomicUsize)> = (0..phases).map(|_| Default::default()).collect();
+    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+        for (phase, (taken, done)) in counters.iter().enumerate() {
+            let count = tasks(phase);
+            loop {
+                let task = taken.fetch_add(1, Ordering::Relaxed);
+                if task >= count {
+                    break;
+                }
+                // Counted also where the task panics: nobody must wait for it.
+                let _done = Done(done);
+                f(phase, task);
+            }
+            let mut spins = 0;
+            while done.load(Ordering::Acquire) < count {
+                spins += 1;
+                // The other thread's processor may be somebody else's for a while.
+                if spins < 1 << 12 { std::hint::spin_loop() } else { std::thread::yield_now() }
+            }
+        }
+    });
+}
+
 /// `f(row_index, row)` for each row of `dst` (`[rows, row_len]`).
 ///
 /// # Panics
@@ -194,6 +241,36 @@ mod tests {
             }
         }
         for_rows(&mut [0u8; 0], 0, |_, _| unreachable!());
+    }
+
+    #[test]
+    fn a_phase_begins_when_the_one_before_has_ended() {
+        let counts = [5, 0, 64, 1, 33];
+        for threads in [1, 2, 4] {
+            let ended: Vec<AtomicUsize> = counts.iter().map(|_| AtomicUsize::new(0)).collect();
+            with_threads(threads, || {
+                for_phases(
+                    threads,
+                    counts.len(),
+                    |phase| counts[phase],
+                    |phase, task| {
+                        assert!(task < counts[phase]);
+                        for (before, &count) in ended.iter().zip(&counts[..phase]) {
+                            assert_eq!(before.load(Ordering::Relaxed), count, "phase {phase}, {threads} threads");
+                        }
+                        ended[phase].fetch_add(1, Ordering::Relaxed);
+                    },
+                );
+            });
+            assert!(ended.iter().zip(counts).all(|(ended, count)| ended.load(Ordering::Relaxed) == count));
+        }
+    }
+
+    #[test]
+    fn a_task_that_panics_stops_nobody() {
+        let run = || for_phases(3, 2, |_| 8, |phase, task| assert!((phase, task) != (0, 3), "task three"));
+        let panic = std::panic::catch_unwind(|| with_threads(3, run)).expect_err("the panic arrives");
+        assert!(panic.downcast_ref::<&str>().is_some_and(|text| text.contains("task three")));
     }
 
     #[test]

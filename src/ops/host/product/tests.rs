@@ -1,3 +1,5 @@
+use pulp::WithSimd;
+
 use super::*;
 use crate::ops::host::parallel::with_threads;
 
@@ -35,9 +37,9 @@ fn reference<T: Float>(dst: &mut [T], a: Matrix<T>, b: Matrix<T>, mode: Accumula
 }
 
 fn agrees_with_reference<T: Float>() {
-    let sizes = [1, 2, 7, 8, 13, 14, 15, 16, 17, 31, 33, 65, 130];
+    let sizes = [1, 2, 3, 7, 8, 9, 13, 15, 16, 17, 31, 33, 65, 130];
     for (case, &m) in sizes.iter().enumerate() {
-        for (n, k) in [(1, 1), (3, 5), (16, 16), (17, 40), (32, 33), (70, 513), (129, 64)] {
+        for (n, k) in [(1, 1), (3, 5), (16, 16), (17, 40), (32, 33), (48, 9), (49, 3), (70, 513), (129, 64)] {
             let seed = (case * 100 + n) as u64;
             let (a, b, old) = (values::<T>(m * k, seed), values::<T>(k * n, seed + 1), values::<T>(m * n, seed + 2));
             for layout in 0..4 {
@@ -177,6 +179,19 @@ fn strided_destinations_and_empty_sums() {
     let mut zeros = vec![3.0_f32; 4];
     matmul(MatrixMut::new(&mut zeros, 2, 2), Matrix::new(&[], 2, 0), Matrix::new(&[], 0, 2), Accumulate::Write);
     assert_eq!(zeros, [0.0; 4]);
+}
+
+#[test]
+fn sides_that_are_packed_piece_by_piece_give_the_same_bits() {
+    // More rows and more columns than are packed at a time, and a sum of several blocks.
+    for (m, n, k) in [(4100, 5, 1030), (5, 4100, 1030), (4097, 50, 3)] {
+        let (a, b) = (values::<f32>(m * k, 14), values::<f32>(n * k, 15));
+        let (a, b) = (Matrix::new(&a, k, m).t(), Matrix::new(&b, n, k).t());
+        let (mut ours, mut theirs) = (vec![0.25; m * n], vec![0.25; m * n]);
+        with_threads(3, || matmul(MatrixMut::new(&mut ours, m, n), a, b, Accumulate::Add));
+        reference(&mut theirs, a, b, Accumulate::Add);
+        assert!(ours == theirs, "{m} {n} {k}");
+    }
 }
 
 #[test]
