@@ -8,7 +8,7 @@
 //! `ema.NAME` and, raw, as `weights.NAME`, where it also has what is frozen, and running statistics.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -176,7 +176,7 @@ pub fn arrays<'a>(specs: &[Spec], flat: &'a [f32], prefix: &str) -> Vec<Array<'a
 pub fn write_arrays(
     path: &Path,
     arrays: &[Array],
-    mut metadata: HashMap<String, String>,
+    mut metadata: BTreeMap<String, String>,
     storage: Storage,
 ) -> Result<()> {
     let mut encoded = Vec::with_capacity(arrays.len());
@@ -194,9 +194,26 @@ pub fn write_arrays(
     }
     metadata
         .insert("crc32c".into(), format!("{:08x}", checksum(views.iter().map(|(name, view)| (*name, view.data())))));
-    let bytes = safetensors::serialize(views, Some(metadata))
+    let bytes = safetensors::serialize(views, None)
         .map_err(|fault| Error::shape("model file", format!("{}: {fault}", path.display())))?;
-    write_atomically(path, &bytes)
+    write_atomically(path, &with_metadata(bytes, &metadata))
+}
+
+/// A safetensors file with `metadata` in its header, which had none. The format's library would put the entries in an order
+/// of chance, and equal runs shall give equal files.
+fn with_metadata(mut file: Vec<u8>, metadata: &BTreeMap<String, String>) -> Vec<u8> {
+    // A length of 8 bytes, that much JSON, filled up with spaces to whole 8 bytes, then the tensors' bytes.
+    let (length, rest) = file.split_at(8);
+    let old = u64::from_le_bytes(length.try_into().expect("8 bytes")) as usize;
+    let tensors = rest[..old].trim_ascii_end().strip_prefix(b"{").expect("a header is an object");
+    let entries = serde_json::to_string(metadata).expect("text is JSON");
+    let comma = if tensors == b"}" { "" } else { "," };
+    let mut header = [format!("{{\"__metadata__\":{entries}{comma}").as_bytes(), tensors].concat();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let length = (header.len() as u64).to_le_bytes();
+    // In place: a checkpoint is as long as four models.
+    file.splice(..8 + old, length.into_iter().chain(header));
+    file
 }
 
 /// CRC-32C over names and bytes in order of the names.
@@ -493,6 +510,33 @@ pub(super) fn open_model(given: &Path, embedded: &[Pretrained]) -> Result<(PathB
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn equal_contents_make_equal_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let metadata: BTreeMap<_, _> =
+            ["format", "z", "a \"quoted\" key", "m"].map(|key| (key.to_string(), format!("{key}\n"))).into();
+        let values = [1.0, -2.5, 3.0];
+        let array = |name: &str, shape: &[usize], values| Array { name: name.into(), shape: shape.to_vec(), values };
+        for arrays in [vec![array("b", &[3], &values), array("a", &[2, 1], &values[1..])], vec![]] {
+            let written = [(); 8].map(|()| {
+                let path = folder.path().join("file.safetensors");
+                write_arrays(&path, &arrays, metadata.clone(), Storage::F32).unwrap();
+                std::fs::read(path).unwrap()
+            });
+            assert!(written.iter().all(|bytes| *bytes == written[0]));
+            // The format's own reader agrees.
+            let (_, header) = SafeTensors::read_metadata(&written[0]).unwrap();
+            let found = header.metadata().clone().unwrap();
+            assert!(metadata.iter().all(|(key, value)| found.get(key) == Some(value)) && found.contains_key("crc32c"));
+            let tensors = SafeTensors::deserialize(&written[0]).unwrap();
+            assert_eq!(tensors.len(), arrays.len());
+            for Array { name, shape, values } in &arrays {
+                let tensor = tensors.tensor(name).unwrap();
+                assert_eq!((tensor.shape(), tensor.data()), (shape.as_slice(), bytemuck::cast_slice(values)));
+            }
+        }
+    }
 
     #[test]
     fn an_embedded_model_is_found_by_name_and_its_bf16_weights_are_computed_with_in_f32() {

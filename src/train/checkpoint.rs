@@ -5,7 +5,7 @@
 //! metadata the configuration, the step and the best validation loss so far.
 //! Random numbers need no state: they are functions of the seed and of where they are used.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::{StepMetrics, Trainer};
@@ -101,7 +101,7 @@ impl Trainer {
             shape: shape.clone(),
             values,
         }));
-        let mut metadata = HashMap::from([
+        let mut metadata = BTreeMap::from([
             ("format".to_string(), CHECKPOINT_FORMAT.to_string()),
             ("config".to_string(), self.config().to_json()?),
             ("step".to_string(), self.step_count().to_string()),
