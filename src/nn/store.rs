@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 
 use crate::error::{Error, Result};
-use crate::ops::host::{math, normal::normal4};
+use crate::ops::host::{math, normal::fill_normal};
 use crate::rng::{Philox, Purpose};
 use crate::tape::{Accumulate, Prepared, Tape, Var};
 use crate::tensor::{Context, DType, Shape, Tensor};
@@ -313,24 +313,25 @@ impl Parameters {
         let mut flat = vec![0f32; self.flat_len()];
         for (number, spec) in self.specs.iter().enumerate() {
             let values = &mut flat[spec.offset..][..spec.shape.len()];
-            for (block, values) in values.chunks_mut(4).enumerate() {
-                let random = match spec.init {
-                    Init::Grid { skip, columns } => std::array::from_fn(|i| {
-                        let (token, channel) =
-                            ((4 * block + i) / spec.shape.last(), (4 * block + i) % spec.shape.last());
-                        let place = token.checked_sub(skip);
-                        place.map_or(0.0, |place| grid_element(place, channel, spec.shape.last(), columns) as f32)
-                    }),
-                    Init::Constant(value) => [value; 4],
-                    Init::Uniform(bound) => philox
-                        .uniform4(block as u32, number as u32, 0, Purpose::Initialisation)
-                        .map(|u| (2.0 * u - 1.0) * bound),
-                    Init::Normal(deviation) => {
-                        normal4(philox.bits4(block as u32, number as u32, 0, Purpose::Initialisation))
-                            .map(|n| n * deviation)
+            match spec.init {
+                Init::Grid { skip, columns } => {
+                    let width = spec.shape.last();
+                    for (e, value) in values.iter_mut().enumerate() {
+                        let place = (e / width).checked_sub(skip);
+                        *value = place.map_or(0.0, |place| grid_element(place, e % width, width, columns) as f32);
                     }
-                };
-                values.copy_from_slice(&random[..values.len()]);
+                }
+                Init::Constant(value) => values.fill(value),
+                Init::Uniform(bound) => {
+                    for (values, block) in values.chunks_mut(4).zip(0..) {
+                        let uniform = philox.uniform4(block, number as u32, 0, Purpose::Initialisation);
+                        values.iter_mut().zip(uniform).for_each(|(value, u)| *value = (2.0 * u - 1.0) * bound);
+                    }
+                }
+                Init::Normal(deviation) => {
+                    fill_normal(values, philox, number as u32, 0, Purpose::Initialisation);
+                    values.iter_mut().for_each(|value| *value *= deviation);
+                }
             }
         }
         self.set_flat(&flat)
