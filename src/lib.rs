@@ -2,7 +2,7 @@
 //!
 //! Imports run downwards only:
 //! `cli → train → eval → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
-//! `data → tensor`; `picture → files → error`; `weights → error`.
+//! `data → tensor`; `picture → files → error`; `weights → error`; `names → error`.
 
 pub mod cli;
 pub mod config;
@@ -13,6 +13,7 @@ pub mod error;
 pub mod eval;
 pub mod files;
 pub mod models;
+pub mod names;
 pub mod nn;
 pub mod ops;
 pub mod picture;

@@ -25,6 +25,7 @@ const ROWS: &[&[&str]] = &[
     &["tensor"],
     &["device"],
     &["picture", "weights"],
+    &["names"],
     &["rng", "error", "files"],
 ];
 
@@ -75,7 +76,8 @@ fn imports_run_downwards() {
         let source = fs::read_to_string(&file).unwrap();
         for import in imports(&source).iter().filter(|name| modules.contains(name.as_str()) && *name != module) {
             let up = row(import) <= row(module);
-            let data = module == "data" && !["tensor", "device", "rng", "error", "files"].contains(&import.as_str());
+            let data =
+                module == "data" && !["tensor", "device", "names", "rng", "error", "files"].contains(&import.as_str());
             let picture = ["picture", "weights"].contains(&module) && !["error", "files"].contains(&import.as_str());
             let uses_data = import == "data" && !["cli", "train", "eval"].contains(&module);
             if up || data || picture || uses_data {

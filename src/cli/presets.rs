@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::config::{Config, presets};
+use crate::config::{Config, presets, pretrained};
 use crate::error::Result;
 
 /// List the presets, or print one as YAML to start a configuration of your own from.
@@ -27,10 +27,12 @@ impl PresetsCommand {
             // In full: what a preset leaves to the defaults belongs to it as well.
             Some(name) => Config::preset(name)?.to_yaml(),
             None => {
-                let widest = presets().iter().map(|preset| preset.name.len()).max().unwrap_or(0);
-                let line =
-                    |preset: &crate::config::Preset| format!("{:widest$}  {}\n", preset.name, preset.description);
-                Ok(presets().iter().map(line).collect())
+                let presets = presets().iter().map(|preset| (preset.name, preset.description));
+                let models = pretrained().iter().map(|model| (model.name, model.description));
+                let widest = presets.clone().chain(models.clone()).map(|(name, _)| name.len()).max().unwrap_or(0);
+                let line = |(name, description): (&str, &str)| format!("{name:widest$}  {description}\n");
+                let (presets, models): (String, String) = (presets.map(line).collect(), models.map(line).collect());
+                Ok(format!("{presets}\nTrained, and part of the engine (`engine sample --model NAME`):\n{models}"))
             }
         }
     }
@@ -43,7 +45,8 @@ mod tests {
     #[test]
     fn each_preset_has_a_line_and_reads_back_equal() {
         let list = PresetsCommand { name: None }.text().unwrap();
-        assert_eq!(list.lines().count(), presets().len());
+        assert_eq!(list.lines().count(), presets().len() + 2 + pretrained().len());
+        assert!(pretrained().iter().all(|model| list.ends_with('\n') && list.contains(model.description)));
         for preset in presets() {
             assert!(list.contains(preset.name) && list.contains(preset.description));
             let yaml = PresetsCommand { name: Some(preset.name.into()) }.text().unwrap();

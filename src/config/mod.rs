@@ -77,7 +77,7 @@ impl<'a> ClassifierSections<'a> {
 }
 
 impl Config {
-    /// The preset of that name, from [`presets`].
+    /// The preset of that name, from [`presets()`].
     ///
     /// # Errors
     /// [`Error::Config`] that names the nearest preset and lists all.

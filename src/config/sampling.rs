@@ -2,7 +2,8 @@
 
 use super::{Model, ModelInfo};
 use crate::diffusion::{NoiseSchedule, Sampler, SamplerSpec, SamplingConfig};
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result};
+use crate::names::{find_class, unknown_class};
 use crate::tensor::Context;
 
 /// The images to draw; [`Model::request`] fills in what the model's own configuration says.
@@ -40,33 +41,15 @@ impl ModelInfo {
     /// # Errors
     /// [`Error::Config`] that names the nearest class and lists all, or says that the model has none.
     pub fn class_label(&self, text: &str) -> Result<usize> {
-        let names = self.class_names();
-        if self.config.model.num_classes() == 0 {
+        let (names, count) = (self.class_names(), self.config.model.num_classes());
+        if count == 0 {
             return Err(Error::config("--class", "the model was trained without classes", "leave it out"));
         }
-        if let Some(label) = names.iter().position(|name| name == text) {
-            return Ok(label);
+        match (text, self.config.model.null_label()) {
+            ("none", Some(null)) if !names.iter().any(|name| name == text) => Ok(null),
+            _ => find_class(&names, count, text)
+                .ok_or_else(|| unknown_class("--class", "the model", &names, count, text)),
         }
-        if let Some(label) = text.parse().ok().filter(|&label: &usize| label < self.config.model.num_classes()) {
-            return Ok(label);
-        }
-        if let ("none", Some(null)) = (text, self.config.model.null_label()) {
-            return Ok(null);
-        }
-        let folded = |name: &str| name.to_lowercase() == text.to_lowercase();
-        let mut alike = (0..names.len()).filter(|&label| folded(&names[label]));
-        if let (Some(label), None) = (alike.next(), alike.next()) {
-            return Ok(label);
-        }
-        let shown: Vec<&str> = names.iter().take(40).map(String::as_str).collect();
-        let more = if shown.len() < names.len() { ", …" } else { "" };
-        let all = format!("{}{more}, or a number below {}", shown.join(", "), self.config.model.num_classes());
-        let mend = match nearest(text, names.iter().map(String::as_str)) {
-            Some(near) => format!("did you mean {near}? There are {all}"),
-            None => format!("there are {all}"),
-        };
-        let short: String = text.chars().take(60).collect();
-        Err(Error::config("--class", format!("the model has no class `{}`", short.escape_debug()), mend))
     }
 }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::dataset::{Dataset, Parts, Split};
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result};
+use crate::names::{find_class, unknown_class};
 use crate::rng::{Philox, Purpose};
 
 /// Where the classes come from, for errors.
@@ -19,26 +20,8 @@ impl Dataset {
     ///
     /// [`Error::Config`] that names the nearest class and lists all.
     pub fn class_label(&self, text: &str) -> Result<usize> {
-        let names = self.class_names();
-        if let Some(label) = names.iter().position(|name| name == text) {
-            return Ok(label);
-        }
-        if let Some(label) = text.parse().ok().filter(|&label: &usize| label < names.len()) {
-            return Ok(label);
-        }
-        let folded = |name: &str| name.to_lowercase() == text.to_lowercase();
-        let mut alike = (0..names.len()).filter(|&label| folded(&names[label]));
-        if let (Some(label), None) = (alike.next(), alike.next()) {
-            return Ok(label);
-        }
-        let shown: Vec<&str> = names.iter().take(40).map(String::as_str).collect();
-        let all = format!("{}{}", shown.join(", "), if shown.len() < names.len() { ", …" } else { "" });
-        let mend = match nearest(text, names.iter().map(String::as_str)) {
-            Some(near) => format!("did you mean {near}? There are {all}"),
-            None => format!("there are {all}"),
-        };
-        let short: String = text.chars().take(60).collect();
-        Err(Error::config(CLASSES, format!("{} has no class `{}`", self.name(), short.escape_debug()), mend))
+        let (names, count) = (self.class_names(), self.class_names().len());
+        find_class(names, count, text).ok_or_else(|| unknown_class(CLASSES, self.name(), names, count, text))
     }
 
     /// The images of some classes alone, of every split. Labels are renumbered: the first class named is 0. Only the images

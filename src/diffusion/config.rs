@@ -42,7 +42,7 @@ pub enum Prediction {
 pub enum TimestepSampling {
     /// Every timestep equally often.
     Uniform,
-    /// In proportion to where the loss is: the law of [`level_sampling`](crate::ops::level_sampling), with importance weights
+    /// In proportion to where the loss is: the law of [`level_sampling`], with importance weights
     /// that keep the mean loss what it is under uniform times.
     Adaptive,
     /// The unit-interval time is the logistic function of a normal variate with `logit_mean` and `logit_std`: middle

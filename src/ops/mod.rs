@@ -106,7 +106,7 @@ pub(crate) fn by_item(batch: usize, elements: usize, threads: u32) -> LaunchConf
 }
 
 /// Calls `$body` with `$T` as the CPU's working type for `$dtype` (`f32` or `f64`); anything else is
-/// [`Error::Unsupported`](crate::Error::Unsupported).
+/// [`Error::Unsupported`].
 macro_rules! with_host_float {
     ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
         match $dtype {

@@ -2,7 +2,7 @@
 //!
 //! A doubled row stands for two equal ones, so of the three rows that an output meets two are always copies of one: the output's
 //! parity says which. Taps that meet the same pixel share a sum of weights, and nine become four: output row 2i is
-//! w₀ x[i − 1] + (w₁ + w₂) x[i] and row 2i + 1 is (w₀ + w₁) x[i] + w₂ x[i + 1], likewise along the columns. That is 4/9 of the
+//! `w₀ x[i − 1] + (w₁ + w₂) x[i]` and row 2i + 1 is `(w₀ + w₁) x[i] + w₂ x[i + 1]`, likewise along the columns. That is 4/9 of the
 //! arithmetic, forward and, read the other way round, for x's gradient (a 4x4 kernel of stride 2 over dy).
 
 use super::Sizes;

@@ -119,7 +119,7 @@ fn tile_heights(rows: usize, columns: usize, most: usize) -> Vec<usize> {
 #[derive(Clone, Copy)]
 struct Walk<'a, T, S> {
     simd: S,
-    /// See [`Class::steps`].
+    /// See `Class::steps`.
     steps: &'a [usize],
     a: *const T,
     a_row: usize,

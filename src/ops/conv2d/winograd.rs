@@ -170,7 +170,7 @@ impl<'a> Kernel<'a> {
         Self { channels: cout, cout: cin, weight, strides: (1, 9 * cin), taps }
     }
 
-    /// The transform, in the order in which it is read: [panel][position][channel][panel's channels].
+    /// The transform, in the order in which it is read: `[panel][position][channel][panel's channels]`.
     #[inline(always)]
     fn transform<S: Simd>(self, simd: S, to: &mut [f32]) {
         let Self { channels, cout, weight, strides, taps } = self;
@@ -375,10 +375,10 @@ struct Task<'a, S> {
     input: &'a [f32],
     /// What is read outside images: a pixel's channels.
     zeros: &'a [f32],
-    /// Bᵀ d B: [position][piece][block][tile of the piece][channel of the block].
+    /// Bᵀ d B: `[position][piece][block][tile of the piece][channel of the block]`.
     images: &'a mut [f32],
     image: usize,
-    /// A panel's products: [position][tile][panel].
+    /// A panel's products: `[position][tile][panel]`.
     products: &'a mut [f32],
     product: usize,
     transformed: &'a [f32],
@@ -554,7 +554,7 @@ struct Walk<S> {
 
 impl<S: Simd> Walk<S> {
     /// # Safety
-    /// `a` holds [block][tile][channel], `b` [channel][panel], and [tile][panel] at `to` may be written, and read with `add`.
+    /// `a` holds `[block][tile][channel]`, `b` `[channel][panel]`, and `[tile][panel]` at `to` may be written, and read with `add`.
     #[inline(always)]
     unsafe fn piece(self, tiles: usize) {
         // SAFETY: as the caller promises.

@@ -113,9 +113,9 @@ struct Row<'a, S> {
     dy: &'a [f32],
     /// What is read outside images: a pixel's channels.
     zeros: &'a [f32],
-    /// [position][panel][tile][panel's channels].
+    /// `[position][panel][tile][panel's channels]`.
     images: &'a mut [f32],
-    /// [position][block][tile][block's channels].
+    /// `[position][block][tile][block's channels]`.
     gradients: &'a mut [f32],
     /// [position][output channel][input channel].
     to: *mut f32,
@@ -261,7 +261,7 @@ impl<S: Simd> Row<'_, S> {
 /// A few output channels by two vectors of input channels, over a chunk's tiles.
 ///
 /// # Safety
-/// `a` holds [tile][block], of which the first channels are taken, `b` [tile][panel], and the rows at `to` may be written, and
+/// `a` holds `[tile][block]`, of which the first channels are taken, `b` `[tile][panel]`, and the rows at `to` may be written, and
 /// read with `add`.
 #[inline(always)]
 unsafe fn sum<S: Simd>(simd: S, tiles: usize, a: *const f32, b: *const f32, to: *mut f32, to_row: usize, add: bool) {

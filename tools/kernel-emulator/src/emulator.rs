@@ -143,7 +143,7 @@ unsafe impl Send for KernelPointer {}
 unsafe impl Sync for KernelPointer {}
 
 impl Emulator {
-    /// Opens every module in a folder that [`crate::compile`] made.
+    /// Opens every module in a folder that [`crate::compile()`] made.
     ///
     /// # Errors
     /// Where the folder or a library in it cannot be read, or was made by another version of this crate.

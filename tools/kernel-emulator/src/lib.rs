@@ -1,6 +1,6 @@
 //! Compiles `kernels/*.cu` for the host and checks them thread by thread.
 //!
-//! [`compile`] turns a folder of kernel sources into a folder of shared libraries with the host's C++ compiler; it needs
+//! [`compile()`] turns a folder of kernel sources into a folder of shared libraries with the host's C++ compiler; it needs
 //! neither CUDA nor a GPU. [`Emulator`] launches the kernels in them. A block's threads are fibers that meet at barriers
 //! and warp collectives, and the kernels are compiled with `-fsanitize=thread,undefined` against the emulator's own
 //! callbacks, so that *every* access to memory is checked:

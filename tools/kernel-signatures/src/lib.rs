@@ -1,7 +1,7 @@
 //! Reads the entry points of `kernels/*.cu` and writes a typed Rust launch for each.
 //!
 //! The kernel sources keep to a small dialect so that one text goes through nvcc, NVRTC and a host compiler. This crate
-//! is its grammar: [`parse`] refuses everything that the dialect lacks, with the file and line. [`generate`] turns the
+//! is its grammar: [`parse()`] refuses everything that the dialect lacks, with the file and line. [`generate()`] turns the
 //! signatures into launch structs, and [`closure_hash`] says whether prebuilt PTX still belongs to its source.
 
 #![warn(missing_docs)]

@@ -134,12 +134,12 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T]) + Send + Sync> Part<'_, T,
             let scratch = Shared::new(scratch);
             let steps = |block: usize| (block * depth, depth.min(self.a.cols - block * depth));
             let count = |phase: usize| {
-                let (block, packs) = (phase / 2, phase % 2 == 0);
+                let (block, packs) = (phase / 2, phase.is_multiple_of(2));
                 let (_, depth) = steps(block);
                 if packs { tasks(&b_strips, depth) + tasks(&a_strips, depth) } else { groups * row_tasks }
             };
             let work = |phase: usize, task: usize| {
-                let (block, packs) = (phase / 2, phase % 2 == 0);
+                let (block, packs) = (phase / 2, phase.is_multiple_of(2));
                 let (p0, depth) = steps(block);
                 if packs {
                     let b_tasks = tasks(&b_strips, depth);

@@ -197,6 +197,7 @@ unsafe fn for_step<T: Float, S: Simd, const R: usize, const V: usize>(
 #[inline(always)]
 fn opaque<T>(mut pointer: *const T) -> *const T {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    #[allow(clippy::pointers_in_nomem_asm_block)] // the pointer itself passes, nothing that it points to
     // SAFETY: no instruction at all.
     unsafe {
         std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags));

@@ -1,0 +1,27 @@
+//! Classes by what a person types: of a data set and of a model alike.
+
+use crate::error::{Error, nearest};
+
+/// The class that `text` means, of `count` whose names are known or not: a name, a number, or a name with other upper and lower
+/// case where it fits only one.
+pub fn find_class(names: &[String], count: usize, text: &str) -> Option<usize> {
+    let number = || text.parse().ok().filter(|&label: &usize| label < count);
+    let folded = || {
+        let mut alike = (0..names.len()).filter(|&label| names[label].to_lowercase() == text.to_lowercase());
+        alike.next().filter(|_| alike.next().is_none())
+    };
+    names.iter().position(|name| name == text).or_else(number).or_else(folded)
+}
+
+/// For a `text` that means none of `owner`'s classes: names the nearest one and lists all. `place` is where the text was given.
+pub fn unknown_class(place: &str, owner: &str, names: &[String], count: usize, text: &str) -> Error {
+    let shown: Vec<&str> = names.iter().take(40).map(String::as_str).collect();
+    let more = if shown.len() < names.len() { ", …" } else { "" };
+    let all = format!("{}{more}, or a number below {count}", shown.join(", "));
+    let mend = match nearest(text, names.iter().map(String::as_str)) {
+        Some(near) => format!("did you mean {near}? There are {all}"),
+        None => format!("there are {all}"),
+    };
+    let short: String = text.chars().take(60).collect();
+    Error::config(place, format!("{owner} has no class `{}`", short.escape_debug()), mend)
+}
