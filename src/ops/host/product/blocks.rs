@@ -200,14 +200,13 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T])> pulp::NullaryFnOnce for T
         let lanes = T::lanes::<S>();
         let mut row = rows.0;
         while row < rows.1 {
-            let left = rows.1 - row;
+            let (left, top) = (rows.1 - row, part.rows.0 + row);
             let (count, a_rows) = if part.in_place {
-                let from = (part.rows.0 + row) * a.row_stride + p0 * a.col_stride;
+                let from = top * a.row_stride + p0 * a.col_stride;
                 (tile::next_rows::<S>(left), Rows::InPlace(a.data.as_ptr().wrapping_add(from), a.row_stride))
             } else {
                 (left.min(tile::rows::<S>()), Rows::Packed(packed_a.wrapping_add(row * depth)))
             };
-            let to = (part.rows.0 + row) * strides.0;
             let mut column = columns.0;
             while column < columns.1 {
                 let left = columns.1 - column;
@@ -221,7 +220,7 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T])> pulp::NullaryFnOnce for T
                         depth,
                         a: a_rows,
                         b: packed_b.add(column * depth),
-                        out: out.get().add(to + (part.cols.0 + column) * strides.1),
+                        out: out.get().add(top * strides.0 + (part.cols.0 + column) * strides.1),
                         strides,
                         read,
                     };
@@ -231,7 +230,7 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T])> pulp::NullaryFnOnce for T
             }
             if last && (strides.1 == 1 || part.cols.1 == 1) {
                 let first = part.cols.0 + columns.0;
-                for row in part.rows.0 + row..part.rows.0 + row + count {
+                for row in top..top + count {
                     // SAFETY: this task alone writes these elements of the row, and they are neighbours.
                     let values = unsafe { out.row(row * strides.0 + first, columns.1 - columns.0) };
                     (part.then)(row, first, values);

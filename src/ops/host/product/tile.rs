@@ -119,15 +119,15 @@ impl<T: Float, S: Simd> Tile<T, S> {
             let mut at = 0;
             // Unrolled by hand: the counting would cost 5 %.
             while at + 4 <= depth {
-                for_step::<T, S, R, V>(simd, &mut sums, &rows, at * step, b, depth * lanes);
-                for_step::<T, S, R, V>(simd, &mut sums, &rows, (at + 1) * step, b.add(lanes), depth * lanes);
-                for_step::<T, S, R, V>(simd, &mut sums, &rows, (at + 2) * step, b.add(2 * lanes), depth * lanes);
-                for_step::<T, S, R, V>(simd, &mut sums, &rows, (at + 3) * step, b.add(3 * lanes), depth * lanes);
+                add_step::<T, S, R, V>(simd, &mut sums, &rows, at * step, b, depth * lanes);
+                add_step::<T, S, R, V>(simd, &mut sums, &rows, (at + 1) * step, b.add(lanes), depth * lanes);
+                add_step::<T, S, R, V>(simd, &mut sums, &rows, (at + 2) * step, b.add(2 * lanes), depth * lanes);
+                add_step::<T, S, R, V>(simd, &mut sums, &rows, (at + 3) * step, b.add(3 * lanes), depth * lanes);
                 at += 4;
                 b = b.add(4 * lanes);
             }
             while at < depth {
-                for_step::<T, S, R, V>(simd, &mut sums, &rows, at * step, b, depth * lanes);
+                add_step::<T, S, R, V>(simd, &mut sums, &rows, at * step, b, depth * lanes);
                 at += 1;
                 b = b.add(lanes);
             }
@@ -170,7 +170,7 @@ impl<T: Float, S: Simd> Tile<T, S> {
 
 /// One step of the sum: element `at` of each row by the `V` vectors at `b`, `pitch` apart.
 #[inline(always)]
-unsafe fn for_step<T: Float, S: Simd, const R: usize, const V: usize>(
+unsafe fn add_step<T: Float, S: Simd, const R: usize, const V: usize>(
     simd: S,
     sums: &mut [[T::Vector<S>; V]; R],
     rows: &[*const T; R],
