@@ -106,19 +106,20 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T]) + Send + Sync> Part<'_, T,
     #[inline(always)]
     fn run(&self, threads: usize) {
         let lanes = T::lanes::<S>();
-        let tile_rows = tile::rows::<S>();
+        let (tile_rows, tile_vectors) = tile::largest::<S>();
         let (m, n) = (self.rows.1 - self.rows.0, self.cols.1 - self.cols.0);
         let (blocks, depth) = depth_blocks(self.a.cols);
         let vectors = n.div_ceil(lanes);
 
         // Tasks are groups of vectors by blocks of rows, the rows of one group after the other. Any cut gives the same bits.
-        let group = (GROUP_BYTES / (depth.max(1) * lanes * size_of::<T>())).max(tile::VECTORS);
+        let group = (GROUP_BYTES / (depth.max(1) * lanes * size_of::<T>())).max(tile_vectors);
         let row_share = m.div_ceil(if threads == 1 { 1 } else { 8 * threads });
-        let task_rows = row_share.next_multiple_of(tile_rows).min(TASK_ROWS);
+        // Whole tiles: packed rows come in strips of a tile's.
+        let task_rows = row_share.div_ceil(tile_rows).min(TASK_ROWS / tile_rows) * tile_rows;
         let row_tasks = m.div_ceil(task_rows);
         let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(row_tasks) };
         let groups = vectors.div_ceil(group).max(wanted);
-        let group = vectors.div_ceil(groups).next_multiple_of(tile::VECTORS);
+        let group = vectors.div_ceil(groups).next_multiple_of(tile_vectors);
         let groups = vectors.div_ceil(group);
 
         let b_strips = match self.b {
@@ -205,12 +206,12 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T])> pulp::NullaryFnOnce for T
                 let from = top * a.row_stride + p0 * a.col_stride;
                 (tile::next_rows::<S>(left), Rows::InPlace(a.data.as_ptr().wrapping_add(from), a.row_stride))
             } else {
-                (left.min(tile::rows::<S>()), Rows::Packed(packed_a.wrapping_add(row * depth)))
+                (left.min(tile::largest::<S>().0), Rows::Packed(packed_a.wrapping_add(row * depth)))
             };
             let mut column = columns.0;
             while column < columns.1 {
                 let left = columns.1 - column;
-                let cols = left.min(tile::next_vectors(left.div_ceil(lanes)) * lanes);
+                let cols = left.min(tile::next_vectors::<S>(left.div_ceil(lanes)) * lanes);
                 // SAFETY: the rows, the vectors and the tile lie in the views, whose extents were checked, and the tile
                 // is this task's alone.
                 unsafe {

@@ -66,35 +66,37 @@ fn the_order_of_summation_is_the_documented_one_in_f64() {
     agrees_with_reference::<f64>();
 }
 
+type Then = fn(usize, usize, &mut [f32]);
+
+fn product<'a>(dst: &'a mut [f32], a: Matrix<'a, f32>, b: Matrix<'a, f32>) -> Product<'a, f32, Then> {
+    let dst = MatrixMut::new(dst, a.rows, b.cols);
+    Product { dst, a, b: Right::Plain(b), mode: Accumulate::Write, then: |_, _, _| () }
+}
+
 #[test]
 fn every_instruction_set_gives_the_same_bits() {
-    let (m, n, k) = (19, 45, 600);
+    // Rows for several tasks, of every height of tile.
+    let (m, n, k) = (79, 45, 600);
     let (a, b) = (values::<f32>(m * k, 1), values::<f32>(k * n, 2));
-    let (a, b) = (Matrix::new(&a, m, k), Matrix::new(&b, n, k).t());
-    let mut best = vec![0.0; m * n];
-    matmul(MatrixMut::new(&mut best, m, n), a, b, Accumulate::Write);
-    let mut scalar = vec![0.0; m * n];
-    let product = Product {
-        dst: MatrixMut::new(&mut scalar, m, n),
-        a,
-        b: Right::Plain(b),
-        mode: Accumulate::Write,
-        then: |_: usize, _: usize, _: &mut [f32]| (),
-    };
-    product.with_simd(pulp::Scalar);
-    assert_eq!(best, scalar);
-    #[cfg(target_arch = "x86_64")]
-    if let Some(v3) = pulp::x86::V3::try_new() {
-        let mut middle = vec![0.0; m * n];
-        let product = Product {
-            dst: MatrixMut::new(&mut middle, m, n),
-            a,
-            b: Right::Plain(b),
-            mode: Accumulate::Write,
-            then: |_: usize, _: usize, _: &mut [f32]| (),
-        };
-        product.with_simd(v3);
-        assert_eq!(best, middle);
+    for layout in 0..4 {
+        let a = if layout & 1 == 0 { Matrix::new(&a, m, k) } else { Matrix::new(&a, k, m).t() };
+        let b = if layout & 2 == 0 { Matrix::new(&b, k, n) } else { Matrix::new(&b, n, k).t() };
+        let mut expected = vec![0.0; m * n];
+        reference(&mut expected, a, b, Accumulate::Write);
+        for threads in [1, 2] {
+            let mut found = [(); 3].map(|()| vec![0.0; m * n]);
+            let [best, middle, scalar] = &mut found;
+            with_threads(threads, || {
+                matmul(MatrixMut::new(best, m, n), a, b, Accumulate::Write);
+                product(scalar, a, b).with_simd(pulp::Scalar);
+                middle.copy_from_slice(scalar);
+                #[cfg(target_arch = "x86_64")]
+                if let Some(v3) = pulp::x86::V3::try_new() {
+                    product(middle, a, b).with_simd(v3);
+                }
+            });
+            assert!(found.iter().all(|found| *found == expected), "layout {layout}, {threads} threads");
+        }
     }
 }
 

@@ -1,25 +1,22 @@
 //! The product's inner loop: a tile of the result in registers.
 //!
 //! With 32 registers a tile is 8 rows by 3 vectors: 24 sums, 3 vectors of `b` and a broadcast element of `a`. That is 11 loads for
-//! 24 multiply-adds; taller and narrower tiles (14 by 2) measured slower. Rows of `a` are read where they lie, so that
-//! nothing need be packed where the summed dimension is contiguous.
+//! 24 multiply-adds; taller and narrower tiles (14 by 2) measured slower. With 16 registers it is 6 rows by 2 vectors. Rows of `a`
+//! are read where they lie, so that nothing need be packed where the summed dimension is contiguous.
 
 use pulp::{NullaryFnOnce, Simd};
 
 use crate::ops::host::float::Float;
 
-/// Vectors of a tile, at most.
-pub(super) const VECTORS: usize = 3;
-
-/// Rows of a tile, at most.
-pub(super) const fn rows<S: Simd>() -> usize {
-    if S::REGISTER_COUNT >= 32 { 8 } else { 4 }
+/// Rows and vectors of a tile, at most.
+pub(super) const fn largest<S: Simd>() -> (usize, usize) {
+    if S::REGISTER_COUNT >= 32 { (8, 3) } else { (6, 2) }
 }
 
 /// Rows of the next tile where `left` are left: the largest, then powers of two.
 pub(super) const fn next_rows<S: Simd>(left: usize) -> usize {
     match left {
-        left if left >= rows::<S>() => rows::<S>(),
+        left if left >= largest::<S>().0 => largest::<S>().0,
         4.. => 4,
         2.. => 2,
         _ => 1,
@@ -27,11 +24,11 @@ pub(super) const fn next_rows<S: Simd>(left: usize) -> usize {
 }
 
 /// Vectors of the next tile where `left` are left: four are two and two, which keep the multipliers busier than three and one.
-pub(super) const fn next_vectors(left: usize) -> usize {
+pub(super) const fn next_vectors<S: Simd>(left: usize) -> usize {
     match left {
-        0..=VECTORS => left,
         4 => 2,
-        _ => VECTORS,
+        left if left < largest::<S>().1 => left,
+        _ => largest::<S>().1,
     }
 }
 
@@ -40,14 +37,14 @@ pub(super) const fn next_vectors(left: usize) -> usize {
 pub(super) enum Rows<T> {
     /// Row i begins at the pointer plus i times the stride; its steps are neighbours.
     InPlace(*const T, usize),
-    /// `[depth][rows::<S>()]`, with anything in the rows that the tile has not.
+    /// `[depth][rows]` of the largest tile, with anything in the rows that the tile has not.
     Packed(*const T),
 }
 
 /// One tile: `out = a · b`, or `out += a · b`, over `depth` steps.
 pub(super) struct Tile<T, S> {
     pub simd: S,
-    /// Rows ([`next_rows`]) and columns, of [`next_vectors`] vectors; the last may be a part of one.
+    /// Rows ([`next_rows`], or any number where they are packed) and columns, of [`next_vectors`] vectors; the last may be a part of one.
     pub size: (usize, usize),
     pub depth: usize,
     pub a: Rows<T>,
@@ -78,7 +75,7 @@ impl<T: Float, S: Simd> NullaryFnOnce for Tile<T, S> {
         // SAFETY: as `run`'s caller promises.
         unsafe {
             match self.size.1.div_ceil(T::lanes::<S>()) {
-                3 => self.with_vectors::<3>(),
+                3 if largest::<S>().1 == 3 => self.with_vectors::<3>(),
                 2 => self.with_vectors::<2>(),
                 _ => self.with_vectors::<1>(),
             }
@@ -92,12 +89,13 @@ impl<T: Float, S: Simd> Tile<T, S> {
         // SAFETY: as `run`'s caller promises.
         unsafe {
             match (self.a, self.size.0) {
-                (Rows::InPlace(a, stride), 8) => self.compute::<8, V, false>(a, stride),
+                (Rows::InPlace(a, stride), 8) if largest::<S>().0 == 8 => self.compute::<8, V, false>(a, stride),
+                (Rows::InPlace(a, stride), 6) if largest::<S>().0 == 6 => self.compute::<6, V, false>(a, stride),
                 (Rows::InPlace(a, stride), 4) => self.compute::<4, V, false>(a, stride),
                 (Rows::InPlace(a, stride), 2) => self.compute::<2, V, false>(a, stride),
                 (Rows::InPlace(a, stride), _) => self.compute::<1, V, false>(a, stride),
-                (Rows::Packed(a), _) if rows::<S>() == 8 => self.compute::<8, V, true>(a, 1),
-                (Rows::Packed(a), _) => self.compute::<4, V, true>(a, 1),
+                (Rows::Packed(a), _) if largest::<S>().0 == 8 => self.compute::<8, V, true>(a, 1),
+                (Rows::Packed(a), _) => self.compute::<6, V, true>(a, 1),
             }
         }
     }
