@@ -20,24 +20,13 @@ fn run(config: &serde_json::Value, seed: u64, batch: usize, device: Device, prec
     context.set_poison(true);
     let (model, builder) = models::build(&config).unwrap();
     let parameters = Parameters::new(&context, builder, precision).unwrap();
-    let mut flat = vec![0f32; parameters.flat_len()];
-    for (number, spec) in parameters.specs().iter().enumerate() {
-        let values = golden::parameter(seed, number, &spec.name, spec.shape.sizes());
-        parameters.place(&mut flat, &spec.name, &values).unwrap();
-    }
-    parameters.set_flat(&flat).unwrap();
+    golden::place(&parameters, seed);
     let gradients = parameters.flat_zeros().unwrap();
 
     let [h, w, c] = model.image_shape();
     let labels = config.num_classes() + usize::from(config.null_label().is_some());
     let inputs = golden::inputs(seed, batch, h * w * c, labels.max(1));
-    // Images are f32, but for the oracle.
-    let image = if precision == DType::F64 { DType::F64 } else { DType::F32 };
-    let floats = |values: &[f32], shape: &[usize]| {
-        let tensor = context.persistent(shape, image).unwrap();
-        tensor.upload_f64(&values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()).unwrap();
-        tensor
-    };
+    let floats = |values: &[f32], shape: &[usize]| golden::floats(&context, precision, values, shape);
     let tape = Tape::new(&context);
     let bound = parameters.bind(&tape, Some((&gradients, Accumulate::Write))).unwrap();
     let x = tape.leaf(&floats(&inputs.input, &[batch, h, w, c]));

@@ -13,20 +13,8 @@ use engine::models::resnet::{Resnet, ResnetConfig, Stem};
 use engine::nn::{Bound, Builder, Parameters, Role};
 use engine::ops::control::Control;
 use engine::tape::{Accumulate, Tape};
-use engine::tensor::{Context, DType, Device, Tensor};
+use engine::tensor::{Context, DType, Device};
 use engine::weights::WeightFile;
-
-/// Images of a golden that does not store them: item 65536 of its seed.
-const INPUT: u32 = 65536;
-const COTANGENT: u32 = 65539;
-
-/// A tensor of images or of their gradients: f32, but for the oracle.
-fn floats(context: &Context, precision: DType, values: &[f32], shape: &[usize]) -> Tensor {
-    let dtype = if precision == DType::F64 { DType::F64 } else { DType::F32 };
-    let tensor = context.persistent(shape, dtype).unwrap();
-    tensor.upload_f64(&values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()).unwrap();
-    tensor
-}
 
 /// A training step's forward and backward, then inference by the statistics that it moved: the largest error.
 fn training_error(file: &str, device: Device, precision: DType) -> (f64, String) {
@@ -41,24 +29,20 @@ fn training_error(file: &str, device: Device, precision: DType) -> (f64, String)
     let mut builder = Builder::default();
     let network = Resnet::new(&mut builder, &config).unwrap();
     let parameters = Parameters::new(&context, builder, precision).unwrap();
-    let mut flat = vec![0f32; parameters.flat_len()];
-    for (number, spec) in parameters.specs().iter().enumerate() {
-        let values = golden::parameter(seed, number, &spec.name, spec.shape.sizes());
-        parameters.place(&mut flat, &spec.name, &values).unwrap();
-    }
-    parameters.set_flat(&flat).unwrap();
+    golden::place(&parameters, seed);
     let gradients = parameters.flat_zeros().unwrap();
     let [h, w, c] = network.image_shape();
     let shape = [batch, h, w, c];
-    let images = floats(&context, precision, &golden::symmetric(seed, INPUT, batch * h * w * c, 1.75), &shape);
-    let cotangent = golden::symmetric(seed, COTANGENT, batch * config.num_classes, 1.0);
+    let images =
+        golden::floats(&context, precision, &golden::symmetric(seed, golden::INPUT, batch * h * w * c, 1.75), &shape);
+    let cotangent = golden::symmetric(seed, golden::COTANGENT, batch * config.num_classes, 1.0);
 
     let tape = Tape::new(&context);
     let control = Control::buffer(&context).unwrap();
     let bound = parameters.bind(&tape, Some((&gradients, Accumulate::Write))).unwrap().in_training(&control, 0);
     let x = tape.leaf(&images);
     let output = network.forward(&tape, &bound, &x).unwrap();
-    let cotangent = floats(&context, precision, &cotangent, &[batch, config.num_classes]);
+    let cotangent = golden::floats(&context, precision, &cotangent, &[batch, config.num_classes]);
     tape.backward(&output, cotangent).unwrap();
     let mut results = vec![
         ("output".to_string(), output.tensor().to_f64().unwrap()),
@@ -150,7 +134,7 @@ fn assert_close(what: &str, found: &[f32], expected: &[f64]) {
 fn resnet18_of_torchvision_gives_its_features_and_logits() {
     let folder = tempfile::tempdir().unwrap();
     let golden = Whole::load("resnet18.safetensors");
-    let images = golden::symmetric(78, INPUT, 2 * 64 * 64 * 3, 1.0);
+    let images = golden::symmetric(78, golden::INPUT, 2 * 64 * 64 * 3, 1.0);
     let context = Context::cpu();
     let zip = Pretrained::of_torchvision(&WeightFile::open(unpacked(&folder, "resnet18.pth")).unwrap()).unwrap();
     let legacy =

@@ -8,14 +8,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use engine::nn::Parameters;
 use engine::rng::{Philox, Purpose};
+use engine::tensor::{Context, DType};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-const INPUT: u32 = 65536;
+pub const INPUT: u32 = 65536;
 const TIME: u32 = 65537;
 const LABEL: u32 = 65538;
-const COTANGENT: u32 = 65539;
+pub const COTANGENT: u32 = 65539;
 
 /// The radius of weights that are not products' matrices.
 const SMALL: f32 = 0.1;
@@ -90,6 +92,24 @@ pub fn parameter(seed: u64, number: usize, name: &str, shape: &[usize]) -> Vec<f
         let fan_in: usize = shape[1..].iter().product();
         symmetric(seed, item, len, (1.0 / (fan_in as f64).sqrt()) as f32)
     }
+}
+
+/// Sets every parameter of a model to [`parameter`]'s values.
+pub fn place(parameters: &Parameters, seed: u64) {
+    let mut flat = vec![0f32; parameters.flat_len()];
+    for (number, spec) in parameters.specs().iter().enumerate() {
+        let values = parameter(seed, number, &spec.name, spec.shape.sizes());
+        parameters.place(&mut flat, &spec.name, &values).unwrap();
+    }
+    parameters.set_flat(&flat).unwrap();
+}
+
+/// A tensor of images, times or their gradients: f32, but for the oracle.
+pub fn floats(context: &Context, precision: DType, values: &[f32], shape: &[usize]) -> engine::tensor::Tensor {
+    let dtype = if precision == DType::F64 { DType::F64 } else { DType::F32 };
+    let tensor = context.persistent(shape, dtype).unwrap();
+    tensor.upload_f64(&values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()).unwrap();
+    tensor
 }
 
 /// What the reference model was given.

@@ -93,14 +93,19 @@ pub fn for_each(count: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
     }
     let next = AtomicUsize::new(0);
     (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
-        loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= count {
-                break;
-            }
-            f(task);
-        }
+        take_all(&next, count, &f);
     });
+}
+
+/// Takes tasks of `count`, one at a time, as long as there are any.
+fn take_all(next: &AtomicUsize, count: usize, f: impl Fn(usize)) {
+    loop {
+        let task = next.fetch_add(1, Ordering::Relaxed);
+        if task >= count {
+            break;
+        }
+        f(task);
+    }
 }
 
 /// Counts a task as done when it ends.
@@ -131,15 +136,11 @@ pub(crate) fn for_phases(
     (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
         for (phase, (taken, done)) in counters.iter().enumerate() {
             let count = tasks(phase);
-            loop {
-                let task = taken.fetch_add(1, Ordering::Relaxed);
-                if task >= count {
-                    break;
-                }
+            take_all(taken, count, |task| {
                 // Counted also where the task panics: nobody must wait for it.
                 let _done = Done(done);
                 f(phase, task);
-            }
+            });
             let mut spins = 0;
             while done.load(Ordering::Acquire) < count {
                 spins += 1;

@@ -37,13 +37,14 @@ pub struct MatrixMut<'a, T> {
     col_stride: usize,
 }
 
-/// The elements that a view spans.
-fn span(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usize {
+/// Refuses a view that spans more than `len` elements.
+fn check_extent(len: usize, (rows, cols): (usize, usize), (row_stride, col_stride): (usize, usize)) {
     if rows == 0 || cols == 0 {
-        return 0;
+        return;
     }
     let last = (rows - 1).checked_mul(row_stride).zip((cols - 1).checked_mul(col_stride));
-    last.and_then(|(r, c)| r.checked_add(c)?.checked_add(1)).expect("the view's extent overflows")
+    let needed = last.and_then(|(r, c)| r.checked_add(c)?.checked_add(1)).expect("the view's extent overflows");
+    assert!(needed <= len, "a {rows} x {cols} view needs {needed} elements, not {len}");
 }
 
 impl<'a, T> Matrix<'a, T> {
@@ -57,8 +58,7 @@ impl<'a, T> Matrix<'a, T> {
     /// # Panics
     /// Where `data` is too short for that.
     pub fn strided(data: &'a [T], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
-        let needed = span(rows, cols, row_stride, col_stride);
-        assert!(needed <= data.len(), "a {rows} x {cols} view needs {needed} elements, not {}", data.len());
+        check_extent(data.len(), (rows, cols), (row_stride, col_stride));
         Self { data, rows, cols, row_stride, col_stride }
     }
 
@@ -85,8 +85,7 @@ impl<'a, T> MatrixMut<'a, T> {
     /// # Panics
     /// Where `data` is too short for that, or two elements would share a place.
     pub fn strided(data: &'a mut [T], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
-        let needed = span(rows, cols, row_stride, col_stride);
-        assert!(needed <= data.len(), "a {rows} x {cols} view needs {needed} elements, not {}", data.len());
+        check_extent(data.len(), (rows, cols), (row_stride, col_stride));
         let by_rows = (rows <= 1 || row_stride >= cols * col_stride) && (cols <= 1 || col_stride >= 1);
         let by_cols = (cols <= 1 || col_stride >= rows * row_stride) && (rows <= 1 || row_stride >= 1);
         assert!(by_rows || by_cols, "elements of a {rows} x {cols} view ({row_stride}, {col_stride}) overlap");
