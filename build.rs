@@ -14,9 +14,10 @@ fn main() {
     for variable in ["ENGINE_NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=kernels");
-    if let Err(error) = build() {
+    // The script runs for `engine-core`, in `src/core`.
+    println!("cargo::rerun-if-changed=../../build.rs");
+    println!("cargo::rerun-if-changed=../../kernels");
+    if let Err(error) = env::set_current_dir("../..").map_err(Into::into).and_then(|()| build()) {
         println!("cargo::error={error}");
         std::process::exit(1);
     }

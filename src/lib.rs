@@ -7,20 +7,14 @@
 pub mod cli;
 pub mod config;
 pub mod data;
-pub mod device;
 pub mod diffusion;
-pub mod error;
 pub mod eval;
 pub mod files;
 pub mod models;
 pub mod names;
 pub mod nn;
-pub mod ops;
 pub mod picture;
-pub mod rng;
-pub mod tape;
-pub mod tensor;
 pub mod train;
 pub mod weights;
 
-pub use error::{Error, Result};
+pub use engine_core::{Error, Result, device, error, ops, rng, tape, tensor};

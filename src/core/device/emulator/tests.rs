@@ -13,7 +13,7 @@ static ABSENT: Kernel = Kernel { name: "steps_absent", module: "steps", max_thre
 fn device() -> EmulatorDevice {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let files =
             ["planted", "steps"].map(|name| root.join(format!("tools/kernel-emulator/tests/kernels/{name}.cu")));
         let out = Path::new(env!("OUT_DIR")).join("emulator");

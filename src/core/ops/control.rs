@@ -88,7 +88,7 @@ mod tests {
             ("MICRO", offset_of!(Control, micro)),
         ];
         let ours: Vec<String> = words.iter().map(|(name, at)| format!("CONTROL_{name} = {},", at / 4)).collect();
-        let header = include_str!("../../kernels/common/control.cuh");
+        let header = include_str!("../../../kernels/common/control.cuh");
         let theirs: Vec<&str> = header.lines().map(str::trim).filter(|l| l.starts_with("CONTROL_")).collect();
         assert_eq!(theirs, ours);
         assert_eq!((size_of::<Control>(), offset_of!(Control, reserved)), (4 * WORDS, 4 * words.len()));

@@ -11,7 +11,7 @@ fn golden(file: &SafeTensors, name: &str) -> Vec<f64> {
 
 #[test]
 fn five_steps_agree_with_pytorch() -> Result<()> {
-    let bytes = include_bytes!("../../../tests/goldens/ops.safetensors");
+    let bytes = include_bytes!("../../../../tests/goldens/ops.safetensors");
     let file = SafeTensors::deserialize(bytes).expect("tests/goldens/ops.safetensors");
     // The two parameters lie in one flat buffer: the norm is that of both.
     let flat = |name: &str| [0, 1].map(|i| golden(&file, &format!("adamw.{name}.{i}"))).concat();

@@ -1,0 +1,13 @@
+//! `engine-core`: what authors of kernels and ops need, without the application: devices, tensors, the autograd tape, the
+//! ops and their random numbers. The crate `engine` re-exports all of it under the same names.
+//!
+//! Imports run downwards only: `ops → tape → tensor → device → rng, error`.
+
+pub mod device;
+pub mod error;
+pub mod ops;
+pub mod rng;
+pub mod tape;
+pub mod tensor;
+
+pub use error::{Error, Result};
