@@ -4,9 +4,9 @@
 #[path = "common/emulator.rs"]
 mod emulator;
 
-use engine::device::emulator::Order;
-use engine::ops::{case::Case, cases};
-use engine::tensor::{DType, Device};
+use engine_core::device::emulator::Order;
+use engine_core::ops::{case::Case, cases};
+use engine_core::tensor::{DType, Device};
 use rayon::prelude::*;
 
 /// Forward, reverse and shuffled: a race that one order hides shows in another, and bits must not depend on it.

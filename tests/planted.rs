@@ -12,11 +12,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine::device::emulator::{EmulatorDevice, Order};
-use engine::ops::cases;
-use engine::ops::control::Control;
-use engine::ops::sampler_step::fill_noise;
-use engine::tensor::{Context, DType, Device, Program};
+use engine_core::device::emulator::{EmulatorDevice, Order};
+use engine_core::ops::cases;
+use engine_core::ops::control::Control;
+use engine_core::ops::sampler_step::fill_noise;
+use engine_core::tensor::{Context, DType, Device, Program};
 
 const ORDERS: [Order; 3] = [Order::Forward, Order::Reverse, Order::Random(7)];
 
@@ -47,8 +47,10 @@ fn write_if_changed(path: &Path, text: &str) {
 
 /// The op's kernels with the bug, compiled. The copy stays where it is between runs, so that it is compiled once.
 fn plant(bug: &Bug) -> PathBuf {
-    let (kernels, out) =
-        (Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"), Path::new(env!("CARGO_TARGET_TMPDIR")).join("planted"));
+    let (kernels, out) = (
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels")).to_path_buf(),
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join("planted"),
+    );
     let copy = out.join(bug.name).join("kernels");
     fs::create_dir_all(copy.join("common")).unwrap();
     let mut planted = false;

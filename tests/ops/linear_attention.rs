@@ -1,10 +1,10 @@
 //! Linear attention against what it is a factorisation of, and the cost that the factorisation is for.
 
-use engine::ops::host::parallel::with_threads;
-use engine::ops::linear_attention::linear_attention;
-use engine::rng::{Philox, Purpose};
-use engine::tape::Tape;
-use engine::tensor::{Context, DType, Program};
+use engine_core::ops::host::parallel::with_threads;
+use engine_core::ops::linear_attention::linear_attention;
+use engine_core::rng::{Philox, Purpose};
+use engine_core::tape::Tape;
+use engine_core::tensor::{Context, DType, Program};
 
 fn uniform(item: u32, len: usize) -> Vec<f64> {
     let philox = Philox { seed: 40 };

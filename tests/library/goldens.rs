@@ -1,8 +1,6 @@
 //! The goldens' own test: the values that both sides make, and the reader's verdicts.
 
-mod common;
-
-use common::golden::{self, Projected, Whole};
+use crate::common::golden::{self, Projected, Whole};
 
 #[test]
 fn both_sides_make_the_same_values() {

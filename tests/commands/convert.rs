@@ -1,9 +1,7 @@
 //! `engine convert`, and model files in every dtype: what is written can be sampled from, and what cannot be read leaves
 //! everything as it was.
 
-#[path = "common/tiny.rs"]
-mod tiny;
-
+use crate::tiny;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};

@@ -1,8 +1,6 @@
 //! Classifiers are trained, resumed and made the backbone of a diffusion transformer, which leaves them as they are.
 
-#[path = "common/emulator.rs"]
-mod emulator;
-
+use crate::emulator;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;

@@ -1,8 +1,6 @@
 //! Training on some classes of a data set: `--classes`, the split that it makes, and what the model remembers.
 
-#[path = "common/tiny.rs"]
-mod tiny;
-
+use crate::tiny;
 use std::process::{Command, Output};
 
 use engine::config::{Config, Model};

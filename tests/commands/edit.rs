@@ -1,9 +1,7 @@
 //! `engine interpolate`, `vary`, `inpaint` and `upscale`, and the same through the library: what is given stays, to the bit
 //! where that is promised, and what does not fit is one line.
 
-#[path = "common/tiny.rs"]
-mod tiny;
-
+use crate::tiny;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

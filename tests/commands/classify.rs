@@ -1,8 +1,6 @@
 //! `engine classify`, and the same through the library: a model of three kinds of images tells them apart.
 
-#[path = "common/tiny.rs"]
-mod tiny;
-
+use crate::tiny;
 use std::process::{Command, Output};
 
 use engine::config::{Config, Model};

@@ -1,17 +1,13 @@
 //! Training and sampling on the emulator: a replayed graph does what the host would have done step by step, a resumed run
 //! goes on with the same bits, an image does not depend on the batch that it came in, and the CPU computes the same.
 
-#[path = "common/emulator.rs"]
-mod emulator;
-#[path = "common/tiny.rs"]
-mod tiny;
-
+use crate::emulator;
 use std::sync::Arc;
 
+use crate::tiny::{BALANCED, State, TOKEN, config, distance, sample, train, trainer};
 use engine::device::emulator::EmulatorDevice;
 use engine::tensor::{DType, Device};
 use engine::train::{Progress, Trainer};
-use tiny::{BALANCED, State, TOKEN, config, distance, sample, train, trainer};
 
 fn emulated() -> (Arc<EmulatorDevice>, Device) {
     let device = emulator::device();

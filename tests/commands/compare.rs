@@ -1,8 +1,6 @@
 //! `engine compare`: models that hardly learned anything, held against each other on the built-in shapes.
 
-#[path = "common/tiny.rs"]
-mod tiny;
-
+use crate::tiny;
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -1,10 +1,7 @@
 //! Whole models against PyTorch in f64 (`tools/goldens`): forward and every gradient, on the CPU and on the emulator.
 
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
-
-use common::golden::{self, Projected, Whole};
+use crate::common::golden::{self, Projected, Whole};
+use crate::emulator;
 use engine::config::Config;
 use engine::models::{self, ModelConfig};
 use engine::nn::Parameters;

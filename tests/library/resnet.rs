@@ -1,13 +1,10 @@
 //! Residual networks against torchvision (`tools/goldens/resnet.py`), and what is made of them.
 
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
-
+use crate::emulator;
 use std::io::Read;
 use std::path::PathBuf;
 
-use common::golden::{self, Whole};
+use crate::common::golden::{self, Whole};
 use engine::models::resnet::torchvision::Pretrained;
 use engine::models::resnet::{Resnet, ResnetConfig, Stem};
 use engine::nn::{Bound, Builder, Parameters, Role};

@@ -1,8 +1,6 @@
 //! `engine score`, and the same through the library: a model that has learned simple images finds the odd ones among others.
 
-#[path = "common/tiny.rs"]
-mod tiny;
-
+use crate::tiny;
 use std::process::{Command, Output};
 
 use engine::config::Model;

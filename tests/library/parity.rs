@@ -1,8 +1,6 @@
 //! Single ops against PyTorch in f64 (`tools/goldens/ops.py`): forward and every gradient, on the CPU in f64 and f32.
 
-mod common;
-
-use common::golden::{Whole, relative_error};
+use crate::common::golden::{Whole, relative_error};
 use engine::config::{Config, LrSchedule};
 use engine::ops::attention::attention;
 use engine::ops::balanced_loss::{BalancedLoss, balanced_loss};

@@ -1,9 +1,9 @@
 //! The first rung of the ladder, for every case of every op: f64 gradients against finite differences, f32 against f64,
 //! and the cost model against the tensors' sizes.
 
-use engine::ops::{case::Case, cases};
+use engine_core::ops::{case::Case, cases};
 
-fn every_case(check: impl Fn(&Case) -> engine::Result<()> + Sync) {
+fn every_case(check: impl Fn(&Case) -> engine_core::Result<()> + Sync) {
     let cases: Vec<Case> = cases().into_iter().filter(|case| !case.large).collect();
     assert!(!cases.is_empty());
     let faults: Vec<String> =

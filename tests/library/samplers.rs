@@ -32,7 +32,7 @@ struct Case {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(include_str!("goldens/samplers.json")).expect("tests/goldens/samplers.json")
+    serde_json::from_str(include_str!("../goldens/samplers.json")).expect("tests/goldens/samplers.json")
 }
 
 fn schedule(schedule: Schedule) -> NoiseSchedule {
@@ -127,7 +127,7 @@ struct End {
 
 #[test]
 fn every_timestep_schedule_ends_where_diffusers_does() {
-    let golden: Timesteps = serde_json::from_str(include_str!("goldens/timesteps.json")).unwrap();
+    let golden: Timesteps = serde_json::from_str(include_str!("../goldens/timesteps.json")).unwrap();
     assert_eq!(golden.cases.len(), 5 * 2 * 3 * 4 + 3 * 4);
     let numbers = |item: usize, values: &mut [f64]| {
         for (e, value) in values.iter_mut().enumerate() {

@@ -1,0 +1,14 @@
+//! The commands as a user runs them, the data they read, and the rules of the house.
+
+#[path = "../common/tiny.rs"]
+mod tiny;
+
+mod classes;
+mod classify;
+mod compare;
+mod convert;
+mod data;
+mod edit;
+mod house;
+mod sample;
+mod score;

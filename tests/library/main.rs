@@ -1,0 +1,22 @@
+//! The library: models, samplers and training against PyTorch, against themselves and on the emulator.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/emulator.rs"]
+mod emulator;
+#[path = "../common/tiny.rs"]
+mod tiny;
+
+mod backbone;
+mod goldens;
+mod guidance;
+mod models;
+mod parity;
+mod plan;
+mod prepared;
+mod replay;
+mod resnet;
+mod sampler_step;
+mod samplers;
+mod tensorboard;
+mod train;
