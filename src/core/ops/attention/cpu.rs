@@ -4,7 +4,7 @@
 //! are cut by the number of tokens alone. Columns are padded to a multiple of [`PAD`]: with zeros, and scores with -∞.
 
 use half::bf16;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use super::{Call, Sizes};
 use crate::ops::host::Float;
@@ -219,7 +219,7 @@ pub(super) fn forward<T: Float + Element>(call: &Call) {
         let first = group * size + part * (size / parts);
         T::with_scratch(len, |scratch| {
             let heads = first..first + size / parts;
-            Arch::new().dispatch(Forward { sizes, qkv, out, lse, sample, group, heads, round, scratch });
+            T::dispatch(Forward { sizes, qkv, out, lse, sample, group, heads, round, scratch });
         });
     });
 }
@@ -380,20 +380,7 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dout: &Tensor, delta: &T
     parallel::for_each(sizes.batch * sizes.kv_heads, sizes.products(), |task| {
         let (sample, group) = (task / sizes.kv_heads, task % sizes.kv_heads);
         T::with_scratch(len, |scratch| {
-            Arch::new().dispatch(Backward {
-                sizes,
-                qkv,
-                out,
-                lse,
-                dout,
-                delta,
-                dqkv,
-                add,
-                sample,
-                group,
-                round,
-                scratch,
-            });
+            T::dispatch(Backward { sizes, qkv, out, lse, dout, delta, dqkv, add, sample, group, round, scratch });
         });
     });
 }

@@ -13,7 +13,7 @@
 //! ascending order, whatever the tile, the task and the vector width: no bit depends on the machine, the threads or the
 //! other images.
 
-use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
+use pulp::{NullaryFnOnce, Simd, WithSimd};
 
 use super::Sizes;
 use super::tile::Task;
@@ -245,7 +245,7 @@ impl Direct {
 
     /// The whole result of `batch` images; `input` `[batch, …]`, `finish` says where a task's results go.
     pub(super) fn run<T: Float>(&self, batch: usize, input: &[T], weight: &[T], output: Output<T>) {
-        Arch::new().dispatch(Run { direct: self, batch, input, weight, output });
+        T::dispatch(Run { direct: self, batch, input, weight, output });
     }
 }
 

@@ -7,7 +7,7 @@
 //! An element is the sum over chunks, in order, of one chain each over the chunk's images, rows and columns in ascending
 //! order: fixed by the shapes alone.
 
-use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
+use pulp::{NullaryFnOnce, Simd, WithSimd};
 
 use super::{Sizes, sum_counted};
 use crate::ops::host::Float;
@@ -22,7 +22,7 @@ pub(super) fn weight_gradient<T: Float>(sizes: &Sizes, dw: &mut [T], dy: &[T], x
     assert_eq!(dw.len(), sizes.cout * sizes.depth());
     assert_eq!(dy.len(), sizes.batch * sizes.out_pixels() * sizes.cout);
     assert_eq!(x.len(), sizes.batch * sizes.source[0] * sizes.source[1] * sizes.cin);
-    Arch::new().dispatch(Gradient { sizes, dw, dy, x, mode });
+    T::dispatch(Gradient { sizes, dw, dy, x, mode });
 }
 
 struct Gradient<'a, T> {

@@ -1,7 +1,7 @@
 //! The scalar types of the CPU ops: `f32` computes, `f64` is the oracle.
 
 use super::{math, scratch};
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
@@ -86,6 +86,10 @@ pub trait Float:
     /// Neither infinite nor NaN.
     fn is_finite(self) -> bool;
 
+    /// Runs `op` compiled for the best instruction set here that this type is compiled for. `f64` is not compiled for AVX-512:
+    /// an oracle is seldom run, and its copy of every loop is a sixth of the ops' code.
+    fn dispatch<Op: WithSimd>(op: Op) -> Op::Output;
+
     /// Lanes of [`Float::Vector`].
     fn lanes<S: Simd>() -> usize;
     /// All lanes `x`.
@@ -100,8 +104,26 @@ pub trait Float:
     fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
 }
 
+/// AVX2 where it is, else plain code.
+#[cfg(target_arch = "x86_64")]
+fn dispatch_f64<Op: WithSimd>(op: Op) -> Op::Output {
+    match pulp::x86::V3::try_new() {
+        Some(simd) => Simd::vectorize(simd, op),
+        None => Simd::vectorize(pulp::Scalar, op),
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn dispatch_f64<Op: WithSimd>(op: Op) -> Op::Output {
+    pulp::Arch::new().dispatch(op)
+}
+
+fn dispatch_f32<Op: WithSimd>(op: Op) -> Op::Output {
+    pulp::Arch::new().dispatch(op)
+}
+
 macro_rules! float {
-    ($T:ident, $vector:ident, $splat:ident, $mul_add:ident, $add:ident, $lanes:ident) => {
+    ($dispatch:ident, $T:ident, $vector:ident, $splat:ident, $mul_add:ident, $add:ident, $lanes:ident) => {
         impl Float for $T {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -168,6 +190,9 @@ macro_rules! float {
                 $T::is_finite(self)
             }
 
+            fn dispatch<Op: WithSimd>(op: Op) -> Op::Output {
+                $dispatch(op)
+            }
             #[inline(always)]
             fn lanes<S: Simd>() -> usize {
                 S::$lanes
@@ -200,5 +225,5 @@ macro_rules! float {
     };
 }
 
-float!(f32, f32s, splat_f32s, mul_add_f32s, add_f32s, F32_LANES);
-float!(f64, f64s, splat_f64s, mul_add_f64s, add_f64s, F64_LANES);
+float!(dispatch_f32, f32, f32s, splat_f32s, mul_add_f32s, add_f32s, F32_LANES);
+float!(dispatch_f64, f64, f64s, splat_f64s, mul_add_f64s, add_f64s, F64_LANES);

@@ -9,8 +9,15 @@ use std::sync::OnceLock;
 pub const GRAIN: usize = 1 << 14;
 
 /// A buffer that tasks write to, each its own elements.
-#[derive(Clone, Copy)]
 pub(crate) struct Shared<T>(*mut T);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Shared<T> {}
+
 // SAFETY: to use the pointer is unsafe; who does so keeps tasks to disjoint elements.
 unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
@@ -82,6 +89,12 @@ pub fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R 
     }
 }
 
+/// Runs `work(i)` for `i` in `0..threads`, each on a thread of its own where there are as many. The one place that starts rayon: its machinery is compiled once, not anew for
+/// each closure, which would be a quarter of this crate.
+fn on_threads(threads: usize, work: &(dyn Fn(usize) + Sync)) {
+    (0..threads).into_par_iter().with_max_len(1).for_each(work);
+}
+
 /// `f(i)` for `i` in `0..count`, in parallel where `work` (about one element's worth each, all of them together) pays.
 ///
 /// Each thread takes the next number that nobody has taken, so that none waits for a share that another was given: with
@@ -92,8 +105,22 @@ pub fn for_each(count: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
         return (0..count).for_each(f);
     }
     let next = AtomicUsize::new(0);
-    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
-        take_all(&next, count, &f);
+    on_threads(threads, &|_| take_all(&next, count, &f));
+}
+
+/// As [`for_each`], for many small tasks: thread `t` begins with part `t` of them, so that the part of a buffer that it wrote last
+/// time is still in its cache, and then helps with the others' parts.
+fn for_each_near(count: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
+    let threads = threads().min(count);
+    if threads <= 1 || work < GRAIN {
+        return (0..count).for_each(f);
+    }
+    let end = |part: usize| (part + 1) * count / threads;
+    let next: Vec<AtomicUsize> = (0..threads).map(|part| AtomicUsize::new(part * count / threads)).collect();
+    on_threads(threads, &|thread| {
+        for part in (thread..threads).chain(0..thread) {
+            take_all(&next[part], end(part), &f);
+        }
     });
 }
 
@@ -133,7 +160,7 @@ pub(crate) fn for_phases(
         return;
     }
     let counters: Vec<(AtomicUsize, AtomicUsize)> = (0..phases).map(|_| Default::default()).collect();
-    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+    on_threads(threads, &|_| {
         for (phase, (taken, done)) in counters.iter().enumerate() {
             let count = tasks(phase);
             take_all(taken, count, |task| {
@@ -175,7 +202,11 @@ pub fn for_row_blocks<T: Send>(dst: &mut [T], row_len: usize, block: usize, f: i
     if len < GRAIN || len <= chunk || threads() == 1 {
         dst.chunks_mut(chunk).enumerate().for_each(|(i, rows)| f(i * block, rows));
     } else {
-        dst.par_chunks_mut(chunk).enumerate().for_each(|(i, rows)| f(i * block, rows));
+        let shared = Shared::new(dst);
+        for_each_near(len.div_ceil(chunk), len, |i| {
+            // SAFETY: chunk `i` is this task's alone, and the last one ends where the buffer does.
+            f(i * block, unsafe { shared.row(i * chunk, chunk.min(len - i * chunk)) });
+        });
     }
 }
 
@@ -197,15 +228,14 @@ pub fn for_rows2<A: Send, B: Send>(
     );
     assert_eq!(a.len() / a_len, b.len() / b_len, "the buffers have different numbers of rows");
     let block = rows_per_block(a_len.max(b_len));
-    let run = |(i, (a, b)): (usize, (&mut [A], &mut [B]))| {
-        let rows = a.chunks_exact_mut(a_len).zip(b.chunks_exact_mut(b_len));
-        rows.enumerate().for_each(|(j, (a, b))| f(i * block + j, a, b));
-    };
-    if a.len().max(b.len()) < GRAIN || threads() == 1 {
-        a.chunks_mut(block * a_len).zip(b.chunks_mut(block * b_len)).enumerate().for_each(run);
-    } else {
-        a.par_chunks_mut(block * a_len).zip(b.par_chunks_mut(block * b_len)).enumerate().for_each(run);
-    }
+    let (rows, work) = (a.len() / a_len, a.len().max(b.len()));
+    let (a, b) = (Shared::new(a), Shared::new(b));
+    for_each_near(rows.div_ceil(block), work, |i| {
+        for row in i * block..rows.min((i + 1) * block) {
+            // SAFETY: the rows of block `i` are this task's alone.
+            unsafe { f(row, a.row(row * a_len, a_len), b.row(row * b_len, b_len)) };
+        }
+    });
 }
 
 /// Rows per task: about half a [`GRAIN`] of elements.
@@ -215,11 +245,9 @@ fn rows_per_block(row_len: usize) -> usize {
 
 /// `f(slot)` for each slot, in parallel where `work` elements in all pay: for pieces that do not come as rows.
 pub fn for_slots<T: Send>(slots: &mut [T], work: usize, f: impl Fn(&mut T) + Send + Sync) {
-    if slots.len() <= 1 || work < GRAIN || threads() == 1 {
-        slots.iter_mut().for_each(f);
-    } else {
-        slots.par_iter_mut().for_each(f);
-    }
+    let (count, slots) = (slots.len(), Shared::new(slots));
+    // SAFETY: slot `i` is this task's alone.
+    for_each_near(count, work, |i| f(unsafe { &mut *slots.get().add(i) }));
 }
 
 #[cfg(test)]

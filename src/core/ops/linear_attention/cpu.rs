@@ -3,7 +3,7 @@
 //! Tokens are taken in blocks of [`BLOCK`], and the sums over them block after block, so that no bit depends on batch or threads.
 //! Columns are padded with zeros to a multiple of [`PAD`].
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use super::{Call, Sizes};
 use crate::ops::host::Float;
@@ -244,7 +244,7 @@ pub(super) fn forward<T: Float + Element>(call: &Call, out: &Tensor) {
     let len = group * padded * (padded + 1 + 2 * BLOCK);
     parallel::for_each(sizes.batch * sizes.heads.div_ceil(group), sizes.products(), |task| {
         T::with_scratch(len, |scratch| {
-            Arch::new().dispatch(Forward { task: Task::new(sizes, group, task), qkv, out, scratch });
+            T::dispatch(Forward { task: Task::new(sizes, group, task), qkv, out, scratch });
         });
     });
 }
@@ -347,7 +347,7 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dout: &Tensor, to: &Dest
     let len = group * padded * (2 * padded + 2 + 3 * BLOCK);
     parallel::for_each(sizes.batch * sizes.heads.div_ceil(group), 2 * sizes.products(), |task| {
         T::with_scratch(len, |scratch| {
-            Arch::new().dispatch(Backward { task: Task::new(sizes, group, task), qkv, dout, dqkv, add, scratch });
+            T::dispatch(Backward { task: Task::new(sizes, group, task), qkv, dout, dqkv, add, scratch });
         });
     });
 }

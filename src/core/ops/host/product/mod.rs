@@ -15,7 +15,6 @@ mod tile;
 use super::float::Float;
 use crate::tape::Accumulate;
 use blocks::{DEPTH, Pack, Product, Right};
-use pulp::Arch;
 
 /// A matrix seen through strides, in elements.
 #[derive(Debug, Clone, Copy)]
@@ -145,7 +144,7 @@ pub fn matmul_then<T: Float>(
     if dst.rows == 0 || dst.cols == 0 {
         return;
     }
-    Arch::new().dispatch(Product { dst, a, b: Right::Plain(b), mode, then });
+    T::dispatch(Product { dst, a, b: Right::Plain(b), mode, then });
 }
 
 /// A linear layer's weight, `[n, k]`.
@@ -168,7 +167,7 @@ pub fn packed_len(n: usize, k: usize) -> usize {
 /// Where the lengths do not fit.
 pub fn pack_weight<T: Float>(packed: &mut [T], w: &[T], (n, k): (usize, usize)) {
     assert!(w.len() == n * k && packed.len() == packed_len(n, k), "pack weight: lengths do not fit {n} {k}");
-    Arch::new().dispatch(Pack { packed, b: Matrix::new(w, n, k).t() });
+    T::dispatch(Pack { packed, b: Matrix::new(w, n, k).t() });
 }
 
 /// A linear layer: `y = x · wᵀ + bias`, then `activation` on each value's row pieces. `x` `[m, k]`, `w` `[n, k]`, `bias` `[n]`, `y` `[m, n]`.
@@ -193,7 +192,7 @@ pub fn linear_forward<T: Float>(
     if m == 0 || n == 0 {
         return;
     }
-    Arch::new().dispatch(Product {
+    T::dispatch(Product {
         dst: MatrixMut::new(y, m, n),
         a: Matrix::new(x, m, k),
         b: match w {
