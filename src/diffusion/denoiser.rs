@@ -1,8 +1,8 @@
 //! What every model is to the trainer and the samplers.
 
 use crate::error::Result;
-use crate::nn::Bound;
-use crate::tape::{Tape, Var};
+use crate::nn::Scope;
+use crate::tape::Var;
 
 /// A network that predicts ε, x_0, v or a flow's velocity from a noisy image.
 pub trait Denoiser {
@@ -13,5 +13,5 @@ pub trait Denoiser {
     /// included: the prediction `[B, H, W, C]` f32.
     ///
     /// Row b of the result depends on row b of the inputs alone, to the bit.
-    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, time: &Var, labels: &Var) -> Result<Var>;
+    fn forward(&self, s: &Scope, x: &Var, time: &Var, labels: &Var) -> Result<Var>;
 }

@@ -5,13 +5,13 @@ use super::{
     Denoiser, DiffusionConfig, LossKind, LossWeighting, NoiseSchedule, Prediction, Schedule, TimestepSampling,
 };
 use crate::error::Result;
-use crate::nn::Bound;
+use crate::nn::Scope;
 use crate::ops::balanced_loss::{BalancedLoss, balanced_loss, update_magnitudes};
 use crate::ops::gather::{Augment, Order, gather};
 use crate::ops::level_sampling::{self, Law};
 use crate::ops::mse_loss::mse_loss;
 use crate::ops::noise_step::{Draw, NoiseStep, Target, Times, noise_step};
-use crate::tape::{Tape, Var};
+use crate::tape::Var;
 use crate::tensor::{Context, DType, Tensor};
 
 /// Images on the device, and how batches are taken from them.
@@ -137,39 +137,26 @@ impl Objective {
 
     /// The loss of the batch that `control` names, times `scale`: gathers images, draws times, noise and dropped labels,
     /// predicts, compares, and takes note of the losses for the batches to come.
-    pub fn loss(
-        &self,
-        tape: &Tape,
-        model: &dyn Denoiser,
-        parameters: &Bound,
-        batch: &Batch,
-        control: &Tensor,
-        scale: f32,
-    ) -> Result<Loss> {
-        let context = tape.context();
+    pub fn loss(&self, s: &Scope, model: &dyn Denoiser, batch: &Batch, control: &Tensor, scale: f32) -> Result<Loss> {
+        let context = s.context();
         let (x0, labels) =
             gather(context, &batch.images, &batch.labels, control, batch.size, batch.order, batch.augment)?;
         let noised = noise_step(context, &x0, &labels, control, &self.noise)?;
         drop((x0, labels));
-        let constant = |tensor: &Tensor| tape.constant(tensor);
-        let prediction = model.forward(
-            tape,
-            parameters,
-            &constant(&noised.x_t),
-            &constant(&noised.time),
-            &constant(&noised.labels),
-        )?;
+        let constant = |tensor: &Tensor| s.constant(tensor);
+        let prediction =
+            model.forward(s, &constant(&noised.x_t), &constant(&noised.time), &constant(&noised.labels))?;
         let weight = self.weighted.then(|| constant(&noised.weight));
         let target = constant(&noised.target);
         let (loss, items) = match self.kind {
             LossKind::Mse => {
-                let (mean, items) = mse_loss(tape, &prediction, &target, weight.as_ref(), scale)?;
+                let (mean, items) = mse_loss(s, &prediction, &target, weight.as_ref(), scale)?;
                 (Loss { mean, terms: None }, items)
             }
             LossKind::Balanced => {
                 let config = BalancedLoss { weights: self.balanced, scale };
                 let magnitudes = self.magnitudes.as_ref().map(|(state, _)| state);
-                let balanced = balanced_loss(tape, &prediction, &target, weight.as_ref(), magnitudes, &config)?;
+                let balanced = balanced_loss(s, &prediction, &target, weight.as_ref(), magnitudes, &config)?;
                 if let Some((state, decay)) = &self.magnitudes {
                     update_magnitudes(context, state, &balanced.terms, *decay)?;
                 }

@@ -281,9 +281,9 @@ fn step(
 ) -> Result<()> {
     let tape = Tape::inference(context).with_prepared(prepared);
     sampler_time(context, &state.time, &state.table, &state.control)?;
-    let bound = parameters.bind(&tape, None)?;
-    let (x, time, labels) = (tape.constant(&state.x), tape.constant(&state.time), tape.constant(&state.labels));
-    let prediction = model.forward(&tape, &bound, &x, &time, &labels)?;
+    let s = parameters.bind(&tape, None)?;
+    let (x, time, labels) = (s.constant(&state.x), s.constant(&state.time), s.constant(&state.labels));
+    let prediction = model.forward(&s, &x, &time, &labels)?;
     let buffers = SamplerState {
         x: &state.x,
         prediction: prediction.tensor(),

@@ -322,8 +322,8 @@ fn predict(
     state: &State,
 ) -> Result<()> {
     let tape = Tape::inference(context).with_prepared(prepared);
-    let bound = parameters.bind(&tape, None)?;
-    let (x, time, labels) = (tape.constant(&state.x), tape.constant(&state.time), tape.constant(&state.labels));
-    let prediction = model.forward(&tape, &bound, &x, &time, &labels)?;
+    let s = parameters.bind(&tape, None)?;
+    let (x, time, labels) = (s.constant(&state.x), s.constant(&state.time), s.constant(&state.labels));
+    let prediction = model.forward(&s, &x, &time, &labels)?;
     state.prediction.copy_from(prediction.tensor())
 }

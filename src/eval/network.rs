@@ -81,6 +81,6 @@ fn forward(
     logits: &Tensor,
 ) -> Result<()> {
     let tape = Tape::inference(context).with_prepared(prepared);
-    let bound = parameters.bind(&tape, None)?;
-    logits.copy_from(network.forward(&tape, &bound, &tape.constant(images))?.tensor())
+    let s = parameters.bind(&tape, None)?;
+    logits.copy_from(network.forward(&s, &s.constant(images))?.tensor())
 }

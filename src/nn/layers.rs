@@ -1,6 +1,7 @@
 //! Layers: parameters with the op that uses them.
 
-use super::store::{Bound, Builder, Init, Kind, ParamId};
+use super::scope::{Mode, Scope};
+use super::store::{Builder, Init, Kind, ParamId};
 use crate::error::Result;
 use crate::ops::batch_norm::{self, Running, Statistics, batch_norm};
 use crate::ops::conv2d::{Geometry, conv2d};
@@ -9,7 +10,7 @@ use crate::ops::embedding::embedding;
 use crate::ops::group_norm_silu::{self, group_norm_silu};
 use crate::ops::layer_norm::{Affine, layer_norm};
 use crate::ops::linear::{Activation, linear};
-use crate::tape::{Tape, Var};
+use crate::tape::Var;
 
 /// y = activation(x · weightᵀ + bias) \[+ residual\]; `weight` `[out, in]`, `bias` `[out]`.
 pub struct Linear {
@@ -32,15 +33,8 @@ impl Linear {
     }
 
     /// `x` `[…, in]` to `[…, out]`.
-    pub fn forward(
-        &self,
-        tape: &Tape,
-        parameters: &Bound,
-        x: &Var,
-        activation: Activation,
-        residual: Option<&Var>,
-    ) -> Result<Var> {
-        linear(tape, x, parameters.var(self.weight), Some(parameters.var(self.bias)), activation, residual)
+    pub fn forward(&self, s: &Scope, x: &Var, activation: Activation, residual: Option<&Var>) -> Result<Var> {
+        linear(s, x, &s[self.weight], Some(&s[self.bias]), activation, residual)
     }
 }
 
@@ -63,9 +57,9 @@ impl LayerNorm {
     }
 
     /// `x` `[…, width]`.
-    pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var) -> Result<Var> {
-        let affine = Affine::Parameters { weight: parameters.var(self.weight), bias: parameters.var(self.bias) };
-        layer_norm(tape, x, affine, Self::EPSILON)
+    pub fn forward(&self, s: &Scope, x: &Var) -> Result<Var> {
+        let affine = Affine::Parameters { weight: &s[self.weight], bias: &s[self.bias] };
+        layer_norm(s, x, affine, Self::EPSILON)
     }
 }
 
@@ -81,8 +75,8 @@ impl Embedding {
     }
 
     /// The rows at `indices` `[B]` (i32): `[B, width]` in the dtype of activations.
-    pub fn forward(&self, tape: &Tape, parameters: &Bound, indices: &Var) -> Result<Var> {
-        embedding(tape, parameters.var(self.table), indices, parameters.precision())
+    pub fn forward(&self, s: &Scope, indices: &Var) -> Result<Var> {
+        embedding(s, &s[self.table], indices, s.precision())
     }
 }
 
@@ -131,15 +125,14 @@ impl Conv2d {
     /// `x` `[B, H, W, in]` to `[B, H', W', out]`; `channel_add` `[B, out]` and `residual`, of the result's shape, are added.
     pub fn forward(
         &self,
-        tape: &Tape,
-        parameters: &Bound,
+        s: &Scope,
         x: &Var,
         geometry: Geometry,
         channel_add: Option<&Var>,
         residual: Option<&Var>,
     ) -> Result<Var> {
-        let (weight, bias) = (parameters.var(self.weight), self.bias.map(|bias| parameters.var(bias)));
-        conv2d(tape, x, weight, bias, geometry, channel_add, residual)
+        let (weight, bias) = (&s[self.weight], self.bias.map(|bias| &s[bias]));
+        conv2d(s, x, weight, bias, geometry, channel_add, residual)
     }
 }
 
@@ -165,16 +158,9 @@ impl GroupNorm {
 
     /// `x` `[B, …, Cx]`, with `skip` `[B, …, Cs]` their concatenation, to `[B, …, Cx + Cs]`. `scale_shift` `[B, 2 (Cx + Cs)]` modulates
     /// what is normed before the SiLU.
-    pub fn forward(
-        &self,
-        tape: &Tape,
-        parameters: &Bound,
-        x: &Var,
-        skip: Option<&Var>,
-        scale_shift: Option<&Var>,
-    ) -> Result<Var> {
-        let (weight, bias) = (parameters.var(self.weight), parameters.var(self.bias));
-        group_norm_silu(tape, x, skip, weight, bias, scale_shift, self.norm)
+    pub fn forward(&self, s: &Scope, x: &Var, skip: Option<&Var>, scale_shift: Option<&Var>) -> Result<Var> {
+        let (weight, bias) = (&s[self.weight], &s[self.bias]);
+        group_norm_silu(s, x, skip, weight, bias, scale_shift, self.norm)
     }
 }
 
@@ -211,17 +197,17 @@ impl BatchNorm {
     }
 
     /// `x` `[B, …, channels]`, normed; plus `residual` of its shape; then, with `relu`, what is positive of it.
-    pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, residual: Option<&Var>, relu: bool) -> Result<Var> {
-        let batch = parameters.is_training() && self.moving == Moving::InTraining;
+    pub fn forward(&self, s: &Scope, x: &Var, residual: Option<&Var>, relu: bool) -> Result<Var> {
+        let batch = s.is_training() && self.moving == Moving::InTraining;
         let norm = batch_norm::BatchNorm {
             statistics: if batch { Statistics::Batch } else { Statistics::Running },
             relu,
             ..batch_norm::BatchNorm::default()
         };
-        let tensor = |id: ParamId| parameters.var(id).tensor().clone();
+        let tensor = |id: ParamId| s[id].tensor().clone();
         let running = Running { mean: tensor(self.mean), variance: tensor(self.variance) };
-        let (weight, bias) = (parameters.var(self.weight), parameters.var(self.bias));
-        batch_norm(tape, x, residual, weight, bias, &running, norm)
+        let (weight, bias) = (&s[self.weight], &s[self.bias]);
+        batch_norm(s, x, residual, weight, bias, &running, norm)
     }
 }
 
@@ -237,11 +223,11 @@ impl DropoutLayer {
         Self { probability, layer }
     }
 
-    /// `x` `[B, …]`; itself where the probability is 0 or this is no training step ([`Bound::in_training`]).
-    pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var) -> Result<Var> {
-        match parameters.dropout() {
-            Some(from) if self.probability > 0.0 => {
-                dropout(tape, x, self.probability, from.seed, self.layer, &from.control)
+    /// `x` `[B, …]`; itself where the probability is 0 or this is no training step ([`Mode::Training`]).
+    pub fn forward(&self, s: &Scope, x: &Var) -> Result<Var> {
+        match s.mode() {
+            Mode::Training { control, seed } if self.probability > 0.0 => {
+                dropout(s, x, self.probability, *seed, self.layer, control)
             }
             _ => Ok(x.clone()),
         }

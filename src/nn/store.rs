@@ -8,10 +8,11 @@
 
 use std::collections::HashSet;
 
+use super::scope::Scope;
 use crate::error::{Error, Result};
 use crate::ops::host::{math, normal::fill_normal};
 use crate::rng::{Philox, Purpose};
-use crate::tape::{Accumulate, Prepared, Tape, Var};
+use crate::tape::{Accumulate, Prepared, Tape};
 use crate::tensor::{Context, DType, Shape, Tensor};
 
 /// Parameters start at multiples of this many elements, so that every one is aligned for vector access.
@@ -94,11 +95,11 @@ pub struct Spec {
 
 /// A parameter's number in its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ParamId(usize);
+pub struct ParamId(pub(super) usize);
 
 /// A constant's number in its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConstantId(usize);
+pub struct ConstantId(pub(super) usize);
 
 /// Collects a model's parameters in order, and its constants.
 #[derive(Default)]
@@ -396,9 +397,12 @@ impl Parameters {
     }
 
     /// Puts the parameters on a tape. With `gradients` (flat, of the masters' shape) those that are trained want gradients,
-    /// which go there in `mode`; all others are constants.
-    pub fn bind(&self, tape: &Tape, gradients: Option<(&Tensor, Accumulate)>) -> Result<Bound> {
-        let vars = self
+    /// which go there in `mode`; all others are constants. The scope is one of inference until [`Scope::in_training`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for gradients of another length.
+    pub fn bind<'t>(&self, tape: &'t Tape, gradients: Option<(&Tensor, Accumulate)>) -> Result<Scope<'t>> {
+        let parameters = self
             .specs
             .iter()
             .map(|spec| match (&self.fixed, spec.role, gradients) {
@@ -414,57 +418,6 @@ impl Parameters {
             })
             .collect::<Result<_>>()?;
         let constants = self.constants.iter().map(|constant| tape.constant(constant)).collect();
-        Ok(Bound { vars, constants, precision: self.precision, dropout: None })
-    }
-}
-
-/// Parameters on a tape, and what else a forward pass has to know of its purpose.
-pub struct Bound {
-    vars: Vec<Var>,
-    constants: Vec<Var>,
-    precision: DType,
-    dropout: Option<Dropout>,
-}
-
-/// What the masks of dropout are drawn from in a training step.
-#[derive(Clone)]
-pub struct Dropout {
-    /// The control buffer: step, and number of the batch's first item.
-    pub control: Tensor,
-    /// The run's seed.
-    pub seed: u64,
-}
-
-impl Bound {
-    /// A parameter.
-    pub fn var(&self, id: ParamId) -> &Var {
-        &self.vars[id.0]
-    }
-
-    /// A constant.
-    pub fn constant(&self, id: ConstantId) -> &Var {
-        &self.constants[id.0]
-    }
-
-    /// The dtype of activations.
-    pub fn precision(&self) -> DType {
-        self.precision
-    }
-
-    /// The same in a training step, where layers of dropout drop and batch norms go by their batch: masks come from `seed` and
-    /// the `control` buffer's step and items. Without this, as in validation and sampling, dropout passes everything on, and
-    /// batch norms go by their running statistics.
-    pub fn in_training(self, control: &Tensor, seed: u64) -> Self {
-        Self { dropout: Some(Dropout { control: control.clone(), seed }), ..self }
-    }
-
-    /// Whether this is a training step.
-    pub fn is_training(&self) -> bool {
-        self.dropout.is_some()
-    }
-
-    /// What masks are drawn from, in training.
-    pub fn dropout(&self) -> Option<&Dropout> {
-        self.dropout.as_ref()
+        Ok(Scope::new(tape, parameters, constants, self.precision))
     }
 }

@@ -7,10 +7,9 @@ use crate::diffusion::{Batch, Denoiser, Loss, Objective, Purpose};
 use crate::error::Result;
 use crate::models::Network;
 use crate::models::resnet::Resnet;
-use crate::nn::Bound;
+use crate::nn::Scope;
 use crate::ops::cross_entropy::cross_entropy;
 use crate::ops::gather::gather;
-use crate::tape::Tape;
 use crate::tensor::{Context, Tensor};
 
 /// Separates the noise of validation from that of training.
@@ -71,27 +70,19 @@ impl Task {
     }
 
     /// The loss of the batch that `control` names, times `scale`.
-    pub fn loss(
-        &self,
-        purpose: Purpose,
-        tape: &Tape,
-        parameters: &Bound,
-        batch: &Batch,
-        control: &Tensor,
-        scale: f32,
-    ) -> Result<Loss> {
+    pub fn loss(&self, purpose: Purpose, s: &Scope, batch: &Batch, control: &Tensor, scale: f32) -> Result<Loss> {
         match self {
             Self::Denoise { model, training, validation } => {
                 let objective = if purpose == Purpose::Training { training } else { validation };
-                objective.loss(tape, model.as_ref(), parameters, batch, control, scale)
+                objective.loss(s, model.as_ref(), batch, control, scale)
             }
             Self::Classify { model, smoothing } => {
-                let context = tape.context();
+                let context = s.context();
                 let (images, labels) =
                     gather(context, &batch.images, &batch.labels, control, batch.size, batch.order, batch.augment)?;
-                let logits = model.forward(tape, parameters, &tape.constant(&images))?;
+                let logits = model.forward(s, &s.constant(&images))?;
                 let smoothing = if purpose == Purpose::Training { *smoothing } else { 0.0 };
-                let found = cross_entropy(tape, &logits, &tape.constant(&labels), smoothing, scale)?;
+                let found = cross_entropy(s, &logits, &s.constant(&labels), smoothing, scale)?;
                 Ok(Loss { mean: found.loss, terms: Some(found.correct) })
             }
         }

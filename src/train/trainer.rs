@@ -460,14 +460,15 @@ impl State {
     fn batch(&self, role: Role) -> Result<()> {
         let tape = Tape::new(&self.context);
         let mode = if role.first { Accumulate::Write } else { Accumulate::Add };
-        let bound = self.parameters.bind(&tape, Some((&self.gradients, mode)))?.in_training(&self.control, self.seed);
-        let loss = self.task.loss(Purpose::Training, &tape, &bound, &self.training, &self.control, self.scale)?;
+        let s = self.parameters.bind(&tape, Some((&self.gradients, mode)))?.in_training(&self.control, self.seed);
+        let loss = self.task.loss(Purpose::Training, &s, &self.training, &self.control, self.scale)?;
         self.loss.copy_from(loss.mean.tensor())?;
         if let (Some(kept), Some(terms)) = (&self.terms, &loss.terms) {
             kept.copy_from(terms)?;
         }
         tape.backward(&loss.mean, self.one.clone())?;
-        drop((tape, bound, loss));
+        drop((s, loss));
+        drop(tape);
         if role.last {
             gradient_norm(&self.context, &self.gradients, &self.statistics, self.gradient_clip)?;
             let state = AdamWState {
@@ -485,8 +486,8 @@ impl State {
 
     fn validate(&self, batch: &Batch) -> Result<()> {
         let tape = Tape::inference(&self.context);
-        let bound = self.averaged.bind(&tape, None)?;
-        let loss = self.task.loss(Purpose::Validation, &tape, &bound, batch, &self.control, 1.0)?;
+        let s = self.averaged.bind(&tape, None)?;
+        let loss = self.task.loss(Purpose::Validation, &s, batch, &self.control, 1.0)?;
         if let (Task::Classify { .. }, Some(kept), Some(terms)) = (&self.task, &self.terms, &loss.terms) {
             kept.copy_from(terms)?;
         }

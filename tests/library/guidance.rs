@@ -9,9 +9,9 @@ use engine::diffusion::{
     Denoiser, GuidanceSchedule, NoiseSchedule, Plan, Sampler, SamplerKind, SamplerSpec, SamplingConfig,
 };
 use engine::models;
-use engine::nn::{Bound, Parameters};
+use engine::nn::{Parameters, Scope};
 use engine::rng::{Philox, Purpose};
-use engine::tape::{Tape, Var};
+use engine::tape::Var;
 use engine::tensor::{Context, DType};
 
 const BATCH: usize = 3;
@@ -27,9 +27,9 @@ impl Denoiser for Counted {
         self.model.image_shape()
     }
 
-    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, time: &Var, labels: &Var) -> Result<Var> {
+    fn forward(&self, s: &Scope, x: &Var, time: &Var, labels: &Var) -> Result<Var> {
         self.rows.borrow_mut().push(x.sizes()[0]);
-        self.model.forward(tape, parameters, x, time, labels)
+        self.model.forward(s, x, time, labels)
     }
 }
 

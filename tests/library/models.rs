@@ -25,11 +25,11 @@ fn run(config: &serde_json::Value, seed: u64, batch: usize, device: Device, prec
     let inputs = golden::inputs(seed, batch, h * w * c, labels.max(1));
     let floats = |values: &[f32], shape: &[usize]| golden::floats(&context, precision, values, shape);
     let tape = Tape::new(&context);
-    let bound = parameters.bind(&tape, Some((&gradients, Accumulate::Write))).unwrap();
+    let s = parameters.bind(&tape, Some((&gradients, Accumulate::Write))).unwrap();
     let x = tape.leaf(&floats(&inputs.input, &[batch, h, w, c]));
     let time = tape.constant(&floats(&inputs.time, &[batch]));
     let label = tape.constant(&context.tensor(&inputs.label, [batch]).unwrap());
-    let output = model.forward(&tape, &bound, &x, &time, &label).unwrap();
+    let output = model.forward(&s, &x, &time, &label).unwrap();
     tape.backward(&output, floats(&inputs.cotangent, &[batch, h, w, c])).unwrap();
 
     let mut results = vec![

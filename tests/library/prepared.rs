@@ -87,9 +87,9 @@ fn prepared_weights_give_the_same_bits() {
         let x = context.tensor(&x, [2, h, w, c]).unwrap();
         let (time, labels) = (context.tensor(&[3f32, 500.0], [2]).unwrap(), context.tensor(&[0i32, 1], [2]).unwrap());
         let forward = |tape: Tape| {
-            let bound = parameters.bind(&tape, None)?;
+            let s = parameters.bind(&tape, None)?;
             let [x, time, labels] = [&x, &time, &labels].map(|tensor| tape.constant(tensor));
-            Ok(model.forward(&tape, &bound, &x, &time, &labels)?.tensor().clone())
+            Ok(model.forward(&s, &x, &time, &labels)?.tensor().clone())
         };
         let prepared = Rc::new(parameters.prepared());
         let tape = || Tape::inference(&context).with_prepared(&prepared);

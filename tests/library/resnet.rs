@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::common::golden::{self, Whole};
 use engine::models::resnet::torchvision::Pretrained;
 use engine::models::resnet::{Resnet, ResnetConfig, Stem};
-use engine::nn::{Bound, Builder, Parameters, Role};
+use engine::nn::{Builder, Parameters, Role, Scope};
 use engine::ops::control::Control;
 use engine::tape::{Accumulate, Tape};
 use engine::tensor::{Context, DType, Device};
@@ -36,9 +36,9 @@ fn training_error(file: &str, device: Device, precision: DType) -> (f64, String)
 
     let tape = Tape::new(&context);
     let control = Control::buffer(&context).unwrap();
-    let bound = parameters.bind(&tape, Some((&gradients, Accumulate::Write))).unwrap().in_training(&control, 0);
+    let s = parameters.bind(&tape, Some((&gradients, Accumulate::Write))).unwrap().in_training(&control, 0);
     let x = tape.leaf(&images);
-    let output = network.forward(&tape, &bound, &x).unwrap();
+    let output = network.forward(&s, &x).unwrap();
     let cotangent = golden::floats(&context, precision, &cotangent, &[batch, config.num_classes]);
     tape.backward(&output, cotangent).unwrap();
     let mut results = vec![
@@ -50,8 +50,8 @@ fn training_error(file: &str, device: Device, precision: DType) -> (f64, String)
         results.push((format!("gradient.{}", spec.name), flat[spec.offset..][..spec.shape.len()].to_vec()));
     }
     let tape = Tape::inference(&context);
-    let bound = parameters.bind(&tape, None).unwrap();
-    let inference = network.forward(&tape, &bound, &tape.constant(&images)).unwrap();
+    let s = parameters.bind(&tape, None).unwrap();
+    let inference = network.forward(&s, &tape.constant(&images)).unwrap();
     results.push(("inference".into(), inference.tensor().to_f64().unwrap()));
     results.extend(statistics(&parameters));
 
@@ -117,7 +117,7 @@ fn loaded(context: &Context, pretrained: &Pretrained, image_size: usize) -> (Res
     (network, parameters)
 }
 
-fn bound(tape: &Tape, parameters: &Parameters) -> Bound {
+fn bound<'t>(tape: &'t Tape, parameters: &Parameters) -> Scope<'t> {
     parameters.bind(tape, None).unwrap()
 }
 
@@ -142,7 +142,7 @@ fn resnet18_of_torchvision_gives_its_features_and_logits() {
         let (network, parameters) = loaded(&context, pretrained, 64);
         let tape = Tape::inference(&context);
         let x = tape.constant(&context.tensor(&images, [2, 64, 64, 3]).unwrap());
-        let logits = network.forward(&tape, &bound(&tape, &parameters), &x).unwrap();
+        let logits = network.forward(&bound(&tape, &parameters), &x).unwrap();
         assert_close("logits", &logits.tensor().download::<f32>().unwrap(), &golden.get("logits").values);
     }
     // The stem for small images, on the upper left quarters.
@@ -153,10 +153,10 @@ fn resnet18_of_torchvision_gives_its_features_and_logits() {
     let images: Vec<f32> = images.chunks(64 * 64 * 3).flat_map(quarter).collect();
     let tape = Tape::inference(&context);
     let x = tape.constant(&context.tensor(&images, [2, 32, 32, 3]).unwrap());
-    let bound = bound(&tape, &parameters);
-    let logits = network.forward(&tape, &bound, &x).unwrap();
+    let s = bound(&tape, &parameters);
+    let logits = network.forward(&s, &x).unwrap();
     assert_close("small logits", &logits.tensor().download::<f32>().unwrap(), &golden.get("small_logits").values);
-    let features = network.features(&tape, &bound, &x, 2).unwrap();
+    let features = network.features(&s, &x, 2).unwrap();
     assert_eq!(features.sizes(), [2, 16, 16, 128]);
     let features = features.tensor().download::<f32>().unwrap();
     let every = |b: usize| (0..16).step_by(5).flat_map(move |y| (0..16).step_by(5).map(move |x| (b * 16 + y) * 16 + x));

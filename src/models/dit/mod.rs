@@ -11,7 +11,7 @@ pub use config::{Conditioning, DitConfig};
 
 use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
-use crate::nn::{Bound, Builder, Embedding, Init, Kind, LayerNorm, Linear, ParamId};
+use crate::nn::{Builder, Embedding, Init, Kind, LayerNorm, Linear, ParamId, Scope};
 use crate::ops::attention::attention;
 use crate::ops::elementwise::{gate, silu};
 use crate::ops::head_norm::head_norm;
@@ -20,7 +20,7 @@ use crate::ops::linear::Activation;
 use crate::ops::patchify::{patchify, unpatchify};
 use crate::ops::timestep_embedding::timestep_embedding;
 use crate::ops::tokens::tokens;
-use crate::tape::{Tape, Var};
+use crate::tape::Var;
 
 /// ε of QK-norm.
 const HEAD_NORM_EPSILON: f32 = 1e-6;
@@ -39,9 +39,9 @@ impl ConditionMlp {
         }
     }
 
-    pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, residual: Option<&Var>) -> Result<Var> {
-        let hidden = self.fc1.forward(tape, parameters, x, Activation::Silu, None)?;
-        self.fc2.forward(tape, parameters, &hidden, Activation::None, residual)
+    pub fn forward(&self, s: &Scope, x: &Var, residual: Option<&Var>) -> Result<Var> {
+        let hidden = self.fc1.forward(s, x, Activation::Silu, None)?;
+        self.fc2.forward(s, &hidden, Activation::None, residual)
     }
 }
 
@@ -61,9 +61,9 @@ impl ClassCondition {
     }
 
     /// Added to `time` `[B, D]`.
-    pub fn forward(&self, tape: &Tape, parameters: &Bound, labels: &Var, time: &Var) -> Result<Var> {
-        let class = self.embedding.forward(tape, parameters, labels)?;
-        self.mlp.forward(tape, parameters, &class, Some(time))
+    pub fn forward(&self, s: &Scope, labels: &Var, time: &Var) -> Result<Var> {
+        let class = self.embedding.forward(s, labels)?;
+        self.mlp.forward(s, &class, Some(time))
     }
 }
 
@@ -112,47 +112,40 @@ impl Block {
     }
 
     /// `x` `[B, T, D]`; `condition` `[B, D]` after its SiLU.
-    pub fn forward(
-        &self,
-        tape: &Tape,
-        parameters: &Bound,
-        config: &DitConfig,
-        x: &Var,
-        condition: &Var,
-    ) -> Result<Var> {
+    pub fn forward(&self, s: &Scope, config: &DitConfig, x: &Var, condition: &Var) -> Result<Var> {
         match &self.norm {
             BlockNorm::Plain { norm1, norm2 } => {
-                let normed = norm1.forward(tape, parameters, x)?;
-                let attended = self.attend(tape, parameters, config, &normed)?;
-                let x = self.out.forward(tape, parameters, &attended, Activation::None, Some(x))?;
-                let normed = norm2.forward(tape, parameters, &x)?;
-                let hidden = self.fc1.forward(tape, parameters, &normed, Activation::Gelu, None)?;
-                self.fc2.forward(tape, parameters, &hidden, Activation::None, Some(&x))
+                let normed = norm1.forward(s, x)?;
+                let attended = self.attend(s, config, &normed)?;
+                let x = self.out.forward(s, &attended, Activation::None, Some(x))?;
+                let normed = norm2.forward(s, &x)?;
+                let hidden = self.fc1.forward(s, &normed, Activation::Gelu, None)?;
+                self.fc2.forward(s, &hidden, Activation::None, Some(&x))
             }
             BlockNorm::AdalnZero { modulation } => {
                 let d = config.hidden_dim;
-                let matrix = modulation.forward(tape, parameters, condition, Activation::None, None)?;
+                let matrix = modulation.forward(s, condition, Activation::None, None)?;
                 let norm = |x: &Var, shift: usize| {
                     let affine = Affine::Modulation { matrix: &matrix, shift, scale: shift + d };
-                    layer_norm(tape, x, affine, LayerNorm::EPSILON)
+                    layer_norm(s, x, affine, LayerNorm::EPSILON)
                 };
-                let attended = self.attend(tape, parameters, config, &norm(x, 0)?)?;
-                let branch = self.out.forward(tape, parameters, &attended, Activation::None, None)?;
-                let x = gate(tape, x, &branch, &matrix, 2 * d)?;
-                let hidden = self.fc1.forward(tape, parameters, &norm(&x, 3 * d)?, Activation::Gelu, None)?;
-                let branch = self.fc2.forward(tape, parameters, &hidden, Activation::None, None)?;
-                gate(tape, &x, &branch, &matrix, 5 * d)
+                let attended = self.attend(s, config, &norm(x, 0)?)?;
+                let branch = self.out.forward(s, &attended, Activation::None, None)?;
+                let x = gate(s, x, &branch, &matrix, 2 * d)?;
+                let hidden = self.fc1.forward(s, &norm(&x, 3 * d)?, Activation::Gelu, None)?;
+                let branch = self.fc2.forward(s, &hidden, Activation::None, None)?;
+                gate(s, &x, &branch, &matrix, 5 * d)
             }
         }
     }
 
-    fn attend(&self, tape: &Tape, parameters: &Bound, config: &DitConfig, x: &Var) -> Result<Var> {
-        let mut qkv = self.qkv.forward(tape, parameters, x, Activation::None, None)?;
+    fn attend(&self, s: &Scope, config: &DitConfig, x: &Var) -> Result<Var> {
+        let mut qkv = self.qkv.forward(s, x, Activation::None, None)?;
         if let Some((q, k)) = self.head_norms {
-            let (q, k) = (parameters.var(q), parameters.var(k));
-            qkv = head_norm(tape, &qkv, q, k, config.num_heads, config.num_kv_heads, HEAD_NORM_EPSILON)?;
+            let (q, k) = (&s[q], &s[k]);
+            qkv = head_norm(s, &qkv, q, k, config.num_heads, config.num_kv_heads, HEAD_NORM_EPSILON)?;
         }
-        attention(tape, &qkv, config.num_heads, config.num_kv_heads)
+        attention(s, &qkv, config.num_heads, config.num_kv_heads)
     }
 }
 
@@ -213,41 +206,41 @@ impl Denoiser for Dit {
         [self.config.image_size, self.config.image_size, self.config.image_channels]
     }
 
-    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, time: &Var, labels: &Var) -> Result<Var> {
+    fn forward(&self, s: &Scope, x: &Var, time: &Var, labels: &Var) -> Result<Var> {
         let config = &self.config;
         let shape = self.image_shape();
         if x.sizes().len() != 4 || x.sizes()[1..] != shape {
             return Err(Error::shape("dit", format!("images {} for a model of {shape:?}", x.shape())));
         }
-        let precision = parameters.precision();
-        let patches = patchify(tape, x, config.patch_size, precision)?;
-        let patches = self.patch_embed.forward(tape, parameters, &patches, Activation::None, None)?;
+        let precision = s.precision();
+        let patches = patchify(s, x, config.patch_size, precision)?;
+        let patches = self.patch_embed.forward(s, &patches, Activation::None, None)?;
 
-        let time = timestep_embedding(tape, time, config.time_embedding_dim, precision)?;
-        let time = self.time.forward(tape, parameters, &time, None)?;
+        let time = timestep_embedding(s, time, config.time_embedding_dim, precision)?;
+        let time = self.time.forward(s, &time, None)?;
         let condition = match &self.class {
-            Some(class) => class.forward(tape, parameters, labels, &time)?,
+            Some(class) => class.forward(s, labels, &time)?,
             None => time,
         };
 
-        let position = parameters.var(self.position);
+        let position = &s[self.position];
         let (mut x, condition) = match config.conditioning {
-            Conditioning::Token => (tokens(tape, &patches, Some(&condition), position)?, condition),
-            Conditioning::AdalnZero => (tokens(tape, &patches, None, position)?, silu(tape, &condition)?),
+            Conditioning::Token => (tokens(s, &patches, Some(&condition), position)?, condition),
+            Conditioning::AdalnZero => (tokens(s, &patches, None, position)?, silu(s, &condition)?),
         };
         for block in &self.blocks {
-            x = block.forward(tape, parameters, config, &x, &condition)?;
+            x = block.forward(s, config, &x, &condition)?;
         }
         let x = match &self.final_norm {
-            FinalNorm::Plain(norm) => norm.forward(tape, parameters, &x)?,
+            FinalNorm::Plain(norm) => norm.forward(s, &x)?,
             FinalNorm::AdalnZero(modulation) => {
-                let matrix = modulation.forward(tape, parameters, &condition, Activation::None, None)?;
+                let matrix = modulation.forward(s, &condition, Activation::None, None)?;
                 let affine = Affine::Modulation { matrix: &matrix, shift: 0, scale: config.hidden_dim };
-                layer_norm(tape, &x, affine, LayerNorm::EPSILON)?
+                layer_norm(s, &x, affine, LayerNorm::EPSILON)?
             }
         };
-        let x = self.final_linear.forward(tape, parameters, &x, Activation::None, None)?;
+        let x = self.final_linear.forward(s, &x, Activation::None, None)?;
         let skip = config.num_tokens() - config.num_patches();
-        unpatchify(tape, &x, skip, shape, config.patch_size)
+        unpatchify(s, &x, skip, shape, config.patch_size)
     }
 }

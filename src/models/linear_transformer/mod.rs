@@ -22,7 +22,7 @@ pub use config::LinearTransformerConfig;
 
 use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
-use crate::nn::{Bound, Builder, ConstantId, Conv2d, Embedding, GroupNorm, Init, LayerNorm, Linear, grid};
+use crate::nn::{Builder, ConstantId, Conv2d, Embedding, GroupNorm, Init, LayerNorm, Linear, Scope, grid};
 use crate::ops::conv2d::Geometry;
 use crate::ops::elementwise::{cast, silu};
 use crate::ops::layer_norm::{Affine, layer_norm};
@@ -31,7 +31,7 @@ use crate::ops::linear_attention::linear_attention;
 use crate::ops::patchify::{patchify, unpatchify};
 use crate::ops::timestep_embedding::timestep_embedding;
 use crate::ops::tokens::tokens;
-use crate::tape::{Tape, Var};
+use crate::tape::Var;
 use crate::tensor::DType;
 
 const ZERO: Init = Init::Constant(0.0);
@@ -49,14 +49,14 @@ impl Modulation {
         Self { linear, width }
     }
 
-    fn forward(&self, tape: &Tape, parameters: &Bound, condition: &Var) -> Result<Var> {
-        self.linear.forward(tape, parameters, condition, Activation::None, None)
+    fn forward(&self, s: &Scope, condition: &Var) -> Result<Var> {
+        self.linear.forward(s, condition, Activation::None, None)
     }
 
     /// Norm `number` of those that `matrix`, the result of [`Modulation::forward`], modulates.
-    fn norm(&self, tape: &Tape, matrix: &Var, number: usize, x: &Var) -> Result<Var> {
+    fn norm(&self, s: &Scope, matrix: &Var, number: usize, x: &Var) -> Result<Var> {
         let shift = 2 * number * self.width;
-        layer_norm(tape, x, Affine::Modulation { matrix, shift, scale: shift + self.width }, LayerNorm::EPSILON)
+        layer_norm(s, x, Affine::Modulation { matrix, shift, scale: shift + self.width }, LayerNorm::EPSILON)
     }
 }
 
@@ -75,9 +75,9 @@ impl Mlp {
         }
     }
 
-    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, residual: &Var) -> Result<Var> {
-        let hidden = self.fc1.forward(tape, parameters, x, Activation::Gelu, None)?;
-        self.fc2.forward(tape, parameters, &hidden, Activation::None, Some(residual))
+    fn forward(&self, s: &Scope, x: &Var, residual: &Var) -> Result<Var> {
+        let hidden = self.fc1.forward(s, x, Activation::Gelu, None)?;
+        self.fc2.forward(s, &hidden, Activation::None, Some(residual))
     }
 }
 
@@ -102,14 +102,14 @@ impl Layer {
         }
     }
 
-    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, condition: &Var) -> Result<Var> {
-        let matrix = self.modulation.forward(tape, parameters, condition)?;
-        let normed = self.modulation.norm(tape, &matrix, 0, x)?;
-        let qkv = self.qkv.forward(tape, parameters, &normed, Activation::None, None)?;
-        let attended = linear_attention(tape, &qkv, self.heads)?;
-        let x = self.out.forward(tape, parameters, &attended, Activation::None, Some(x))?;
-        let normed = self.modulation.norm(tape, &matrix, 1, &x)?;
-        self.mlp.forward(tape, parameters, &normed, &x)
+    fn forward(&self, s: &Scope, x: &Var, condition: &Var) -> Result<Var> {
+        let matrix = self.modulation.forward(s, condition)?;
+        let normed = self.modulation.norm(s, &matrix, 0, x)?;
+        let qkv = self.qkv.forward(s, &normed, Activation::None, None)?;
+        let attended = linear_attention(s, &qkv, self.heads)?;
+        let x = self.out.forward(s, &attended, Activation::None, Some(x))?;
+        let normed = self.modulation.norm(s, &matrix, 1, &x)?;
+        self.mlp.forward(s, &normed, &x)
     }
 }
 
@@ -145,31 +145,29 @@ impl Decoder {
     /// `tokens` `[B, T, D]`, `noisy` `[B, H, W, C]` f32: the prediction `[B, H, W, C]`, f32.
     fn forward(
         &self,
-        tape: &Tape,
-        parameters: &Bound,
+        s: &Scope,
         config: &LinearTransformerConfig,
         tokens: &Var,
         noisy: &Var,
         condition: &Var,
     ) -> Result<Var> {
-        let matrix = self.modulation.forward(tape, parameters, condition)?;
-        let normed = self.modulation.norm(tape, &matrix, 0, tokens)?;
-        let x = self.mlp.forward(tape, parameters, &normed, tokens)?;
-        let normed = self.modulation.norm(tape, &matrix, 1, &x)?;
-        let patches = self.head.forward(tape, parameters, &normed, Activation::None, None)?;
+        let matrix = self.modulation.forward(s, condition)?;
+        let normed = self.modulation.norm(s, &matrix, 0, tokens)?;
+        let x = self.mlp.forward(s, &normed, tokens)?;
+        let normed = self.modulation.norm(s, &matrix, 1, &x)?;
+        let patches = self.head.forward(s, &normed, Activation::None, None)?;
         let shape = [config.image_size, config.image_size, config.image_channels];
-        let coarse = cast(tape, &unpatchify(tape, &patches, 0, shape, config.patch_size)?, parameters.precision())?;
+        let coarse = cast(s, &unpatchify(s, &patches, 0, shape, config.patch_size)?, s.precision())?;
 
-        let noisy = cast(tape, noisy, parameters.precision())?;
-        let conv = |conv: &Conv2d, x: &Var, residual: Option<&Var>| {
-            conv.forward(tape, parameters, x, Geometry::same(3), None, residual)
-        };
+        let noisy = cast(s, noisy, s.precision())?;
+        let conv =
+            |conv: &Conv2d, x: &Var, residual: Option<&Var>| conv.forward(s, x, Geometry::same(3), None, residual);
         let mut r = conv(&self.conv_noisy, &noisy, None)?;
         r = conv(&self.conv_coarse, &coarse, Some(&r))?;
-        let normed = self.norm1.forward(tape, parameters, &r, None, None)?;
+        let normed = self.norm1.forward(s, &r, None, None)?;
         r = conv(&self.conv1, &normed, Some(&r))?;
-        let normed = self.norm2.forward(tape, parameters, &r, None, None)?;
-        cast(tape, &conv(&self.conv_out, &normed, Some(&coarse))?, DType::F32)
+        let normed = self.norm2.forward(s, &r, None, None)?;
+        cast(s, &conv(&self.conv_out, &normed, Some(&coarse))?, DType::F32)
     }
 }
 
@@ -207,11 +205,11 @@ impl LinearTransformer {
     }
 
     /// The condition `[B, condition_dim]`, after its SiLU.
-    fn condition(&self, tape: &Tape, parameters: &Bound, time: &Var, labels: &Var) -> Result<Var> {
-        let time = timestep_embedding(tape, time, self.config.time_embedding_dim, parameters.precision())?;
-        let time = self.time_fc1.forward(tape, parameters, &time, Activation::Silu, None)?;
-        let class = self.class_embedding.forward(tape, parameters, labels)?;
-        silu(tape, &self.time_fc2.forward(tape, parameters, &time, Activation::None, Some(&class))?)
+    fn condition(&self, s: &Scope, time: &Var, labels: &Var) -> Result<Var> {
+        let time = timestep_embedding(s, time, self.config.time_embedding_dim, s.precision())?;
+        let time = self.time_fc1.forward(s, &time, Activation::Silu, None)?;
+        let class = self.class_embedding.forward(s, labels)?;
+        silu(s, &self.time_fc2.forward(s, &time, Activation::None, Some(&class))?)
     }
 }
 
@@ -220,19 +218,19 @@ impl Denoiser for LinearTransformer {
         [self.config.image_size, self.config.image_size, self.config.image_channels]
     }
 
-    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, time: &Var, labels: &Var) -> Result<Var> {
+    fn forward(&self, s: &Scope, x: &Var, time: &Var, labels: &Var) -> Result<Var> {
         let (config, shape) = (&self.config, self.image_shape());
         if x.sizes().len() != 4 || x.sizes()[1..] != shape {
             let message = format!("images {} for a model of {shape:?}", x.shape());
             return Err(Error::shape("linear_transformer", message));
         }
-        let condition = self.condition(tape, parameters, time, labels)?;
-        let patches = patchify(tape, x, config.patch_size, parameters.precision())?;
-        let patches = self.patch_embed.forward(tape, parameters, &patches, Activation::None, None)?;
-        let mut h = tokens(tape, &patches, None, parameters.constant(self.position))?;
+        let condition = self.condition(s, time, labels)?;
+        let patches = patchify(s, x, config.patch_size, s.precision())?;
+        let patches = self.patch_embed.forward(s, &patches, Activation::None, None)?;
+        let mut h = tokens(s, &patches, None, &s[self.position])?;
         for layer in &self.layers {
-            h = layer.forward(tape, parameters, &h, &condition)?;
+            h = layer.forward(s, &h, &condition)?;
         }
-        self.decoder.forward(tape, parameters, config, &h, x, &condition)
+        self.decoder.forward(s, config, &h, x, &condition)
     }
 }

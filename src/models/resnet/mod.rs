@@ -18,13 +18,13 @@ pub mod torchvision;
 pub use config::{ResnetConfig, Stem};
 
 use crate::error::{Error, Result};
-use crate::nn::{BatchNorm, Bound, Builder, ConstantId, Conv2d, Init, Linear, Moving};
+use crate::nn::{BatchNorm, Builder, ConstantId, Conv2d, Init, Linear, Moving, Scope};
 use crate::ops::batch_norm::{self, batch_norm};
 use crate::ops::conv2d::Geometry;
 use crate::ops::elementwise::cast;
 use crate::ops::linear::Activation;
 use crate::ops::pool::{Window, global_average_pool, max_pool};
-use crate::tape::{Tape, Var};
+use crate::tape::Var;
 use crate::tensor::DType;
 
 /// Mean and deviation of ImageNet's red, green and blue, of values in [0, 1].
@@ -57,15 +57,15 @@ impl Normalisation {
         }
     }
 
-    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var) -> Result<Var> {
-        let tensor = |id: ConstantId| parameters.constant(id).tensor().clone();
+    fn forward(&self, s: &Scope, x: &Var) -> Result<Var> {
+        let tensor = |id: ConstantId| s[id].tensor().clone();
         let running = batch_norm::Running { mean: tensor(self.mean), variance: tensor(self.variance) };
         let norm = batch_norm::BatchNorm {
             statistics: batch_norm::Statistics::Running,
             epsilon: 0.0,
             ..batch_norm::BatchNorm::default()
         };
-        batch_norm(tape, x, None, parameters.constant(self.one), parameters.constant(self.zero), &running, norm)
+        batch_norm(s, x, None, &s[self.one], &s[self.zero], &running, norm)
     }
 }
 
@@ -95,19 +95,19 @@ impl BasicBlock {
         }
     }
 
-    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var) -> Result<Var> {
+    fn forward(&self, s: &Scope, x: &Var) -> Result<Var> {
         let strided = |pad_before| Geometry { stride: self.stride, pad_before, resize: None };
-        let mut h = self.conv1.forward(tape, parameters, x, strided(1), None, None)?;
-        h = self.bn1.forward(tape, parameters, &h, None, true)?;
-        h = self.conv2.forward(tape, parameters, &h, Geometry::same(3), None, None)?;
+        let mut h = self.conv1.forward(s, x, strided(1), None, None)?;
+        h = self.bn1.forward(s, &h, None, true)?;
+        h = self.conv2.forward(s, &h, Geometry::same(3), None, None)?;
         let residual = match &self.downsample {
             Some((projection, norm)) => {
-                let projected = projection.forward(tape, parameters, x, strided(0), None, None)?;
-                norm.forward(tape, parameters, &projected, None, false)?
+                let projected = projection.forward(s, x, strided(0), None, None)?;
+                norm.forward(s, &projected, None, false)?
             }
             None => x.clone(),
         };
-        self.bn2.forward(tape, parameters, &h, Some(&residual), true)
+        self.bn2.forward(s, &h, Some(&residual), true)
     }
 }
 
@@ -153,28 +153,28 @@ impl Backbone {
     ///
     /// # Errors
     /// [`Error::Shape`] for images of another rank or number of channels.
-    pub fn forward(&self, tape: &Tape, parameters: &Bound, images: &Var) -> Result<Var> {
-        self.up_to(tape, parameters, images, self.layers.len())
+    pub fn forward(&self, s: &Scope, images: &Var) -> Result<Var> {
+        self.up_to(s, images, self.layers.len())
     }
 
-    fn up_to(&self, tape: &Tape, parameters: &Bound, images: &Var, layers: usize) -> Result<Var> {
+    fn up_to(&self, s: &Scope, images: &Var, layers: usize) -> Result<Var> {
         if images.sizes().len() != 4 || images.shape().last() != self.channels {
             let found = format!("images {}; they are [B, H, W, {}]", images.shape(), self.channels);
             return Err(Error::shape("resnet", found));
         }
-        let x = self.normalisation.forward(tape, parameters, images)?;
-        let x = cast(tape, &x, parameters.precision())?;
+        let x = self.normalisation.forward(s, images)?;
+        let x = cast(s, &x, s.precision())?;
         let geometry = match self.stem {
             Stem::Small => Geometry::same(3),
             Stem::Imagenet => Geometry { stride: 2, pad_before: 3, resize: None },
         };
-        let mut x = self.conv1.forward(tape, parameters, &x, geometry, None, None)?;
-        x = self.bn1.forward(tape, parameters, &x, None, true)?;
+        let mut x = self.conv1.forward(s, &x, geometry, None, None)?;
+        x = self.bn1.forward(s, &x, None, true)?;
         if self.stem == Stem::Imagenet {
-            x = max_pool(tape, &x, Window { kernel: 3, stride: 2, padding: 1 })?;
+            x = max_pool(s, &x, Window { kernel: 3, stride: 2, padding: 1 })?;
         }
         for block in self.layers[..layers].iter().flatten() {
-            x = block.forward(tape, parameters, &x)?;
+            x = block.forward(s, &x)?;
         }
         Ok(x)
     }
@@ -216,12 +216,12 @@ impl Resnet {
     ///
     /// # Errors
     /// [`Error::Shape`] for more layers than there are, and as [`Backbone::forward`].
-    pub fn features(&self, tape: &Tape, parameters: &Bound, images: &Var, layers: usize) -> Result<Var> {
+    pub fn features(&self, s: &Scope, images: &Var, layers: usize) -> Result<Var> {
         if layers > self.config.blocks.len() {
             let found = format!("{layers} layers of a network that has {}", self.config.blocks.len());
             return Err(Error::shape("resnet", found));
         }
-        self.backbone.up_to(tape, parameters, images, layers)
+        self.backbone.up_to(s, images, layers)
     }
 
     /// Logits `[B, num_classes]`, f32, of images `[B, H, W, C]` in [-1, 1], f32. In a training step batch norms go by the batch and
@@ -229,14 +229,14 @@ impl Resnet {
     ///
     /// # Errors
     /// [`Error::Shape`] for images of another size.
-    pub fn forward(&self, tape: &Tape, parameters: &Bound, images: &Var) -> Result<Var> {
+    pub fn forward(&self, s: &Scope, images: &Var) -> Result<Var> {
         let shape = self.image_shape();
         if images.sizes().len() != 4 || images.sizes()[1..] != shape {
             return Err(Error::shape("resnet", format!("images {} for a model of {shape:?}", images.shape())));
         }
-        let features = self.backbone.forward(tape, parameters, images)?;
-        let pooled = global_average_pool(tape, &features)?;
-        let logits = self.fc.forward(tape, parameters, &pooled, Activation::None, None)?;
-        cast(tape, &logits, DType::F32)
+        let features = self.backbone.forward(s, images)?;
+        let pooled = global_average_pool(s, &features)?;
+        let logits = self.fc.forward(s, &pooled, Activation::None, None)?;
+        cast(s, &logits, DType::F32)
     }
 }

@@ -25,14 +25,14 @@ use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
 use crate::models::dit::{Block, ClassCondition, ConditionMlp, DitConfig};
 use crate::models::resnet::Backbone;
-use crate::nn::{Bound, Builder, Conv2d, GroupNorm, Init, Kind, LayerNorm, Linear, Moving, ParamId};
+use crate::nn::{Builder, Conv2d, GroupNorm, Init, Kind, LayerNorm, Linear, Moving, ParamId, Scope};
 use crate::ops::conv2d::Geometry;
 use crate::ops::elementwise::{cast, silu};
 use crate::ops::linear::Activation;
 use crate::ops::patchify::unpatchify;
 use crate::ops::timestep_embedding::timestep_embedding;
 use crate::ops::tokens::tokens;
-use crate::tape::{Tape, Var};
+use crate::tape::Var;
 use crate::tensor::DType;
 
 /// What stands before the names of the backbone's parameters.
@@ -84,12 +84,12 @@ impl Decoder {
     }
 
     /// `features` `[B, h, w, D]`, `noisy` `[B, H, W, C]` and `condition` `[B, D]` in the dtype of activations: `[B, H, W, C]`.
-    fn forward(&self, tape: &Tape, parameters: &Bound, features: &Var, noisy: &Var, condition: &Var) -> Result<Var> {
-        let conv = |conv: &Conv2d, x: &Var, geometry: Geometry| conv.forward(tape, parameters, x, geometry, None, None);
+    fn forward(&self, s: &Scope, features: &Var, noisy: &Var, condition: &Var) -> Result<Var> {
+        let conv = |conv: &Conv2d, x: &Var, geometry: Geometry| conv.forward(s, x, geometry, None, None);
         let mut x = features.clone();
         for doubling in &self.doublings {
             if let Some(norm) = &doubling.norm {
-                x = norm.forward(tape, parameters, &x, None, None)?;
+                x = norm.forward(s, &x, None, None)?;
             }
             let resize = Some([doubling.size; 2]);
             x = conv(&doubling.conv, &x, Geometry { resize, ..Geometry::same(3) })?;
@@ -98,11 +98,11 @@ impl Decoder {
             x = conv(project, &x, Geometry::same(1))?;
         }
         let skip = conv(&self.noisy, noisy, Geometry::same(3))?;
-        let condition = silu(tape, condition)?;
-        let modulation = self.modulation.forward(tape, parameters, &condition, Activation::None, None)?;
-        x = self.norm1.forward(tape, parameters, &x, Some(&skip), Some(&modulation))?;
+        let condition = silu(s, condition)?;
+        let modulation = self.modulation.forward(s, &condition, Activation::None, None)?;
+        x = self.norm1.forward(s, &x, Some(&skip), Some(&modulation))?;
         x = conv(&self.conv1, &x, Geometry::same(3))?;
-        x = self.norm2.forward(tape, parameters, &x, None, None)?;
+        x = self.norm2.forward(s, &x, None, None)?;
         conv(&self.conv_out, &x, Geometry::same(3))
     }
 }
@@ -154,28 +154,28 @@ impl Denoiser for ResnetDit {
         [self.config.image_size, self.config.image_size, self.config.image_channels]
     }
 
-    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, time: &Var, labels: &Var) -> Result<Var> {
-        let (shape, precision) = (self.image_shape(), parameters.precision());
+    fn forward(&self, s: &Scope, x: &Var, time: &Var, labels: &Var) -> Result<Var> {
+        let (shape, precision) = (self.image_shape(), s.precision());
         if x.sizes().len() != 4 || x.sizes()[1..] != shape {
             return Err(Error::shape("resnet_dit", format!("images {} for a model of {shape:?}", x.shape())));
         }
-        let features = self.backbone.forward(tape, parameters, x)?;
+        let features = self.backbone.forward(s, x)?;
         let &[batch, height, width, channels] = features.sizes() else { unreachable!("a map has four dimensions") };
         let features = features.view([batch, height * width, channels])?;
-        let features = self.adapter.forward(tape, parameters, &features, Activation::None, None)?;
+        let features = self.adapter.forward(s, &features, Activation::None, None)?;
 
-        let time = timestep_embedding(tape, time, self.config.time_embedding_dim, precision)?;
-        let mut condition = self.time.forward(tape, parameters, &time, None)?;
+        let time = timestep_embedding(s, time, self.config.time_embedding_dim, precision)?;
+        let mut condition = self.time.forward(s, &time, None)?;
         if let Some(class) = &self.class {
-            condition = class.forward(tape, parameters, labels, &condition)?;
+            condition = class.forward(s, labels, &condition)?;
         }
-        let mut h = tokens(tape, &features, Some(&condition), parameters.var(self.position))?;
+        let mut h = tokens(s, &features, Some(&condition), &s[self.position])?;
         for block in &self.blocks {
-            h = block.forward(tape, parameters, &self.transformer, &h, &condition)?;
+            h = block.forward(s, &self.transformer, &h, &condition)?;
         }
-        let h = self.norm.forward(tape, parameters, &h)?;
-        let map = unpatchify(tape, &h, 1, [height, width, self.config.hidden_dim], 1)?;
-        let (map, noisy) = (cast(tape, &map, precision)?, cast(tape, x, precision)?);
-        cast(tape, &self.decoder.forward(tape, parameters, &map, &noisy, &condition)?, DType::F32)
+        let h = self.norm.forward(s, &h)?;
+        let map = unpatchify(s, &h, 1, [height, width, self.config.hidden_dim], 1)?;
+        let (map, noisy) = (cast(s, &map, precision)?, cast(s, x, precision)?);
+        cast(s, &self.decoder.forward(s, &map, &noisy, &condition)?, DType::F32)
     }
 }

@@ -2,11 +2,11 @@
 
 use super::config::{TimeConditioning, UnetConfig};
 use crate::error::Result;
-use crate::nn::{Bound, Builder, Conv2d, DropoutLayer, GroupNorm, Init, Kind, Linear, ParamId};
+use crate::nn::{Builder, Conv2d, DropoutLayer, GroupNorm, Init, Kind, Linear, ParamId, Scope};
 use crate::ops::attention::attention;
 use crate::ops::conv2d::Geometry;
 use crate::ops::linear::{Activation, linear};
-use crate::tape::{Tape, Var};
+use crate::tape::Var;
 
 /// Every branch ends in a layer that starts at zero, so that a new network's blocks are their shortcuts (Ho et al. 2020
 /// start these at 1e-10 of the usual scale).
@@ -69,29 +69,27 @@ impl ResBlock {
     }
 
     /// `x` `[B, H, W, C]`, `skip` `[B, H, W, S]`, `time` `[B, D]` after its SiLU; the result is `[B, H, W, out]`.
-    pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, skip: Option<&Var>, time: &Var) -> Result<Var> {
-        let mut h = self.norm1.forward(tape, parameters, x, skip, None)?;
-        let time = self.time.forward(tape, parameters, time, Activation::None, None)?;
+    pub fn forward(&self, s: &Scope, x: &Var, skip: Option<&Var>, time: &Var) -> Result<Var> {
+        let mut h = self.norm1.forward(s, x, skip, None)?;
+        let time = self.time.forward(s, time, Activation::None, None)?;
         let (channel_add, scale_shift) = match self.conditioning {
             TimeConditioning::Add => (Some(&time), None),
             TimeConditioning::ScaleShift => (None, Some(&time)),
         };
-        h = self.conv1.forward(tape, parameters, &h, Geometry::same(3), channel_add, None)?;
-        h = self.norm2.forward(tape, parameters, &h, None, scale_shift)?;
-        h = self.dropout.forward(tape, parameters, &h)?;
+        h = self.conv1.forward(s, &h, Geometry::same(3), channel_add, None)?;
+        h = self.norm2.forward(s, &h, None, scale_shift)?;
+        h = self.dropout.forward(s, &h)?;
         let residual = match (&self.shortcut, skip) {
             (Shortcut::Identity, _) => x.clone(),
             (Shortcut::Projection { x: projection, skip: matrix }, _) => {
-                let first = projection.forward(tape, parameters, x, Activation::None, None)?;
+                let first = projection.forward(s, x, Activation::None, None)?;
                 match (matrix, skip) {
-                    (Some(matrix), Some(skip)) => {
-                        linear(tape, skip, parameters.var(*matrix), None, Activation::None, Some(&first))?
-                    }
+                    (Some(matrix), Some(skip)) => linear(s, skip, &s[*matrix], None, Activation::None, Some(&first))?,
                     _ => first,
                 }
             }
         };
-        self.conv2.forward(tape, parameters, &h, Geometry::same(3), None, Some(&residual))
+        self.conv2.forward(s, &h, Geometry::same(3), None, Some(&residual))
     }
 }
 
@@ -114,13 +112,13 @@ impl AttentionBlock {
     }
 
     /// `x` `[B, H, W, C]`.
-    pub fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var) -> Result<Var> {
+    pub fn forward(&self, s: &Scope, x: &Var) -> Result<Var> {
         let shape = x.shape();
         let &[batch, height, width, channels] = x.sizes() else { unreachable!("images have four dimensions") };
         let x = x.view([batch, height * width, channels])?;
-        let mut h = self.norm.forward(tape, parameters, &x, None, None)?;
-        h = self.qkv.forward(tape, parameters, &h, Activation::None, None)?;
-        h = attention(tape, &h, self.heads, self.heads)?;
-        self.out.forward(tape, parameters, &h, Activation::None, Some(&x))?.view(shape)
+        let mut h = self.norm.forward(s, &x, None, None)?;
+        h = self.qkv.forward(s, &h, Activation::None, None)?;
+        h = attention(s, &h, self.heads, self.heads)?;
+        self.out.forward(s, &h, Activation::None, Some(&x))?.view(shape)
     }
 }

@@ -14,12 +14,12 @@ use blocks::{AttentionBlock, ResBlock, ZERO};
 
 use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
-use crate::nn::{Bound, Builder, Conv2d, Embedding, GroupNorm, Linear};
+use crate::nn::{Builder, Conv2d, Embedding, GroupNorm, Linear, Scope};
 use crate::ops::conv2d::Geometry;
 use crate::ops::elementwise::{cast, silu};
 use crate::ops::linear::Activation;
 use crate::ops::timestep_embedding::timestep_embedding;
-use crate::tape::{Tape, Var};
+use crate::tape::Var;
 use crate::tensor::DType;
 
 /// A residual block and the attention that may follow it.
@@ -139,16 +139,16 @@ impl Unet {
     }
 
     /// The condition `[B, time_output_dim]` after its SiLU, which every block begins with.
-    fn condition(&self, tape: &Tape, parameters: &Bound, time: &Var, labels: &Var) -> Result<Var> {
+    fn condition(&self, s: &Scope, time: &Var, labels: &Var) -> Result<Var> {
         let width = self.config.time_embedding_dim;
-        let mut condition = timestep_embedding(tape, time, width, parameters.precision())?;
-        condition = self.time_fc1.forward(tape, parameters, &condition, Activation::Silu, None)?;
+        let mut condition = timestep_embedding(s, time, width, s.precision())?;
+        condition = self.time_fc1.forward(s, &condition, Activation::Silu, None)?;
         let class = match &self.class_embedding {
-            Some(embedding) => Some(embedding.forward(tape, parameters, labels)?),
+            Some(embedding) => Some(embedding.forward(s, labels)?),
             None => None,
         };
-        condition = self.time_fc2.forward(tape, parameters, &condition, Activation::None, class.as_ref())?;
-        silu(tape, &condition)
+        condition = self.time_fc2.forward(s, &condition, Activation::None, class.as_ref())?;
+        silu(s, &condition)
     }
 }
 
@@ -172,24 +172,24 @@ impl Denoiser for Unet {
         [self.config.image_size, self.config.image_size, self.config.image_channels]
     }
 
-    fn forward(&self, tape: &Tape, parameters: &Bound, x: &Var, time: &Var, labels: &Var) -> Result<Var> {
+    fn forward(&self, s: &Scope, x: &Var, time: &Var, labels: &Var) -> Result<Var> {
         let config = &self.config;
         let shape = self.image_shape();
         if x.sizes().len() != 4 || x.sizes()[1..] != shape {
             return Err(Error::shape("unet", format!("images {} for a model of {shape:?}", x.shape())));
         }
         let every_block = config.skips == Skips::Block;
-        let time = &self.condition(tape, parameters, time, labels)?;
+        let time = &self.condition(s, time, labels)?;
         let run = |stage: &Stage, x: &Var, skip: Option<&Var>| -> Result<Var> {
-            let x = stage.block.forward(tape, parameters, x, skip, time)?;
+            let x = stage.block.forward(s, x, skip, time)?;
             match &stage.attention {
-                Some(attention) => attention.forward(tape, parameters, &x),
+                Some(attention) => attention.forward(s, &x),
                 None => Ok(x),
             }
         };
 
-        let mut x = cast(tape, x, parameters.precision())?;
-        x = self.conv_in.forward(tape, parameters, &x, Geometry::same(3), None, None)?;
+        let mut x = cast(s, x, s.precision())?;
+        x = self.conv_in.forward(s, &x, Geometry::same(3), None, None)?;
         let mut skips = if every_block { vec![x.clone()] } else { Vec::new() };
         for (level, size) in self.down.iter().zip(config.sizes()) {
             for (number, stage) in level.stages.iter().enumerate() {
@@ -200,18 +200,18 @@ impl Denoiser for Unet {
             }
             if let Some(downsample) = &level.resample {
                 let geometry = halving(config.downsample_padding, size);
-                x = downsample.forward(tape, parameters, &x, geometry, None, None)?;
+                x = downsample.forward(s, &x, geometry, None, None)?;
                 if every_block {
                     skips.push(x.clone());
                 }
             }
         }
         let (block1, attention, block2) = &self.middle;
-        x = block1.forward(tape, parameters, &x, None, time)?;
+        x = block1.forward(s, &x, None, time)?;
         if let Some(attention) = attention {
-            x = attention.forward(tape, parameters, &x)?;
+            x = attention.forward(s, &x)?;
         }
-        x = block2.forward(tape, parameters, &x, None, time)?;
+        x = block2.forward(s, &x, None, time)?;
         for level in &self.up {
             for (number, stage) in level.stages.iter().enumerate() {
                 let skip = if takes_skip(config.skips, number) { skips.pop() } else { None };
@@ -219,11 +219,11 @@ impl Denoiser for Unet {
             }
             if let (Some(upsample), Some(skip)) = (&level.resample, skips.last()) {
                 let resize = Some([skip.sizes()[1], skip.sizes()[2]]);
-                x = upsample.forward(tape, parameters, &x, Geometry { resize, ..Geometry::same(3) }, None, None)?;
+                x = upsample.forward(s, &x, Geometry { resize, ..Geometry::same(3) }, None, None)?;
             }
         }
-        x = self.norm_out.forward(tape, parameters, &x, None, None)?;
-        x = self.conv_out.forward(tape, parameters, &x, Geometry::same(3), None, None)?;
-        cast(tape, &x, DType::F32)
+        x = self.norm_out.forward(s, &x, None, None)?;
+        x = self.conv_out.forward(s, &x, Geometry::same(3), None, None)?;
+        cast(s, &x, DType::F32)
     }
 }
