@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Network;
+use crate::Result;
 use crate::models::dit::DitConfig;
 use crate::models::linear_transformer::LinearTransformerConfig;
 use crate::models::resnet::ResnetConfig;
 use crate::models::resnet_dit::ResnetDitConfig;
 use crate::models::unet::UnetConfig;
-use crate::{Error, Result};
+use crate::nn::Builder;
 
 /// The `model` section: the architecture's name under `kind`, its sizes beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +34,57 @@ impl Default for ModelConfig {
     }
 }
 
+/// What goes into a network, and how many classes it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Height and width of the images, in pixels.
+    pub image_size: usize,
+    /// Colour channels of the images: 1 or 3.
+    pub image_channels: usize,
+    /// Number of classes, the null label not counted; 0 where the model takes no labels.
+    pub num_classes: usize,
+    /// One more label, `num_classes`, that stands for "no class".
+    pub null_label: bool,
+}
+
+impl Interface {
+    /// Height, width and channels of the images.
+    pub fn image_shape(&self) -> [usize; 3] {
+        [self.image_size, self.image_size, self.image_channels]
+    }
+
+    /// Labels: the classes and, where there is one, the null label; 0 for a model without labels.
+    pub fn num_labels(&self) -> usize {
+        self.num_classes + usize::from(self.null_label)
+    }
+}
+
+/// The sizes of one architecture: all that the rest of the engine asks of a `model` section.
+pub trait Architecture {
+    /// The name under `kind`.
+    fn kind(&self) -> &'static str;
+
+    /// What goes into its network.
+    fn interface(&self) -> Interface;
+
+    /// Whether it tells classes apart instead of taking noise away.
+    fn is_classifier(&self) -> bool {
+        false
+    }
+
+    /// Refuses sizes of which no network can be built. The methods of a configuration do not divide by zero after this.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] naming the key and the mend.
+    fn validate(&self) -> Result<()>;
+
+    /// The network, its parameters declared to `builder`.
+    ///
+    /// # Errors
+    /// As [`Architecture::validate`].
+    fn network(&self, builder: &mut Builder) -> Result<Network>;
+}
+
 impl ModelConfig {
     /// A default configuration of each kind, in the order in which error messages list them.
     pub fn kinds() -> Vec<Self> {
@@ -44,69 +97,51 @@ impl ModelConfig {
         ]
     }
 
+    /// The architecture's sizes.
+    pub fn architecture(&self) -> &dyn Architecture {
+        match self {
+            Self::Dit(config) => config,
+            Self::Unet(config) => config,
+            Self::LinearTransformer(config) => config,
+            Self::Resnet(config) => config,
+            Self::ResnetDit(config) => config,
+        }
+    }
+
     /// The name under `kind`.
     pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Dit(_) => "dit",
-            Self::Unet(_) => "unet",
-            Self::LinearTransformer(_) => "linear-transformer",
-            Self::Resnet(_) => "resnet",
-            Self::ResnetDit(_) => "resnet-dit",
-        }
+        self.architecture().kind()
     }
 
     /// Whether it tells classes apart instead of taking noise away.
     pub fn is_classifier(&self) -> bool {
-        matches!(self, Self::Resnet(_))
+        self.architecture().is_classifier()
     }
 
     /// Height and width of the images, in pixels.
     pub fn image_size(&self) -> usize {
-        match self {
-            Self::Dit(config) => config.image_size,
-            Self::Unet(config) => config.image_size,
-            Self::LinearTransformer(config) => config.image_size,
-            Self::Resnet(config) => config.image_size,
-            Self::ResnetDit(config) => config.image_size,
-        }
+        self.architecture().interface().image_size
     }
 
     /// Colour channels of the images: 1 or 3.
     pub fn image_channels(&self) -> usize {
-        match self {
-            Self::Dit(config) => config.image_channels,
-            Self::Unet(config) => config.image_channels,
-            Self::LinearTransformer(config) => config.image_channels,
-            Self::Resnet(config) => config.image_channels,
-            Self::ResnetDit(config) => config.image_channels,
-        }
+        self.architecture().interface().image_channels
     }
 
     /// Height, width and channels of the images.
     pub fn image_shape(&self) -> [usize; 3] {
-        [self.image_size(), self.image_size(), self.image_channels()]
+        self.architecture().interface().image_shape()
     }
 
     /// Number of classes, the null label not counted; 0 where the model takes no labels.
     pub fn num_classes(&self) -> usize {
-        match self {
-            Self::Dit(config) => config.num_classes,
-            Self::Unet(config) => config.num_classes,
-            Self::LinearTransformer(config) => config.num_classes,
-            Self::Resnet(config) => config.num_classes,
-            Self::ResnetDit(config) => config.num_classes,
-        }
+        self.architecture().interface().num_classes
     }
 
     /// The label that stands for "no class", where the model has one.
     pub fn null_label(&self) -> Option<usize> {
-        match self {
-            Self::Dit(config) => config.null_label.then_some(config.num_classes),
-            Self::Unet(config) => config.null_label.then_some(config.num_classes),
-            Self::LinearTransformer(config) => config.null_label.then_some(config.num_classes),
-            Self::Resnet(_) => None,
-            Self::ResnetDit(config) => config.null_label.then_some(config.num_classes),
-        }
+        let Interface { num_classes, null_label, .. } = self.architecture().interface();
+        null_label.then_some(num_classes)
     }
 
     /// Refuses sizes of which no network can be built.
@@ -114,68 +149,20 @@ impl ModelConfig {
     /// # Errors
     /// [`crate::Error::Config`] naming the key and the mend.
     pub fn validate(&self) -> Result<()> {
-        match self {
-            Self::Dit(config) => config.validate(),
-            Self::Unet(config) => config.validate(),
-            Self::LinearTransformer(config) => config.validate(),
-            Self::Resnet(config) => config.validate(),
-            Self::ResnetDit(config) => config.validate(),
+        self.architecture().validate()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_is_written_under_its_name() {
+        for config in ModelConfig::kinds() {
+            let written = serde_json::to_value(&config).unwrap();
+            assert_eq!(written["kind"], config.kind());
+            assert_eq!(serde_json::from_value::<ModelConfig>(written).unwrap(), config);
         }
     }
-}
-
-/// Each value (key, value, most) must lie between 1 and its most.
-pub(super) fn within(limits: &[(&str, usize, usize)]) -> Result<()> {
-    for &(key, value, most) in limits {
-        if !(1..=most).contains(&value) {
-            let message = format!("{value} is outside 1…{most}");
-            return Err(Error::config(format!("model.{key}"), message, "give a value in that range"));
-        }
-    }
-    Ok(())
-}
-
-/// Images are grey or RGB.
-pub(super) fn colours(channels: usize) -> Result<()> {
-    if matches!(channels, 1 | 3) {
-        return Ok(());
-    }
-    let message = format!("{channels} colour channels");
-    Err(Error::config("model.image_channels", message, "give 1 for grey or 3 for RGB"))
-}
-
-/// Classes, which may be none, and a null label, which needs some.
-pub(super) fn labels(num_classes: usize, null_label: bool) -> Result<()> {
-    if num_classes > 65_535 {
-        let message = format!("{num_classes} is outside 0…65535");
-        return Err(Error::config("model.num_classes", message, "give a value in that range"));
-    }
-    if null_label && num_classes == 0 {
-        let message = "a model without classes has no use for a null label";
-        return Err(Error::config("model.null_label", message, "set it to false, or model.num_classes above 0"));
-    }
-    Ok(())
-}
-
-/// The width of the sinusoidal time embedding must be even.
-pub(super) fn even(width: usize) -> Result<()> {
-    if width.is_multiple_of(2) {
-        return Ok(());
-    }
-    let message = format!("{width} is odd, but sines and cosines come in pairs");
-    Err(Error::config("model.time_embedding_dim", message, "give an even width"))
-}
-
-/// `divisor` must divide `whole`; the mend lists the divisors next to it.
-pub(super) fn divides(key: &str, divisor: usize, whole_key: &str, whole: usize) -> Result<()> {
-    if whole.is_multiple_of(divisor) {
-        return Ok(());
-    }
-    let below = (1..divisor.min(whole)).rev().find(|d| whole.is_multiple_of(*d)).unwrap_or(1);
-    let above = (divisor + 1..=whole).find(|d| whole.is_multiple_of(*d));
-    let mend = match above {
-        Some(above) => format!("give {below} or {above}, or change model.{whole_key}"),
-        None => format!("give {below}, or change model.{whole_key}"),
-    };
-    Err(Error::config(format!("model.{key}"), format!("{divisor} does not divide model.{whole_key} = {whole}"), mend))
 }

@@ -2,12 +2,13 @@
 
 mod config;
 pub mod dit;
+mod limits;
 pub mod linear_transformer;
 pub mod resnet;
 pub mod resnet_dit;
 pub mod unet;
 
-pub use config::ModelConfig;
+pub use config::{Architecture, Interface, ModelConfig};
 
 use std::rc::Rc;
 
@@ -16,6 +17,7 @@ use self::resnet::Resnet;
 use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
 use crate::nn::Builder;
+use crate::tape::Var;
 
 /// A network, by what it is for.
 #[derive(Clone)]
@@ -42,15 +44,7 @@ impl Network {
 /// [`Error::Config`] for sizes that do not fit together.
 pub fn network(config: &ModelConfig) -> Result<(Network, Builder)> {
     let mut builder = Builder::default();
-    let network = match config {
-        ModelConfig::Dit(config) => Network::Denoiser(Rc::new(dit::Dit::new(&mut builder, config)?)),
-        ModelConfig::Unet(config) => Network::Denoiser(Rc::new(unet::Unet::new(&mut builder, config)?)),
-        ModelConfig::LinearTransformer(config) => {
-            Network::Denoiser(Rc::new(linear_transformer::LinearTransformer::new(&mut builder, config)?))
-        }
-        ModelConfig::ResnetDit(config) => Network::Denoiser(Rc::new(resnet_dit::ResnetDit::new(&mut builder, config)?)),
-        ModelConfig::Resnet(config) => Network::Classifier(Rc::new(Resnet::new(&mut builder, config)?)),
-    };
+    let network = config.architecture().network(&mut builder)?;
     Ok((network, builder))
 }
 
@@ -65,5 +59,13 @@ pub fn build(config: &ModelConfig) -> Result<(Rc<dyn Denoiser>, Builder)> {
             let message = format!("{} is a classifier: it takes no noise away and draws nothing", config.kind());
             Err(Error::config("model.kind", message, "name a diffusion model"))
         }
+    }
+}
+
+/// Refuses `images` that are not `[B, H, W, C]` with the `shape` `[H, W, C]` of a `model`.
+fn check_images(model: &'static str, images: &Var, shape: [usize; 3]) -> Result<()> {
+    match images.sizes() {
+        [_, rest @ ..] if *rest == shape => Ok(()),
+        _ => Err(Error::shape(model, format!("images {} for a model of {shape:?}", images.shape()))),
     }
 }

@@ -4,6 +4,9 @@ mod layers;
 mod scope;
 mod store;
 
-pub use layers::{BatchNorm, Conv2d, DropoutLayer, Embedding, GroupNorm, LayerNorm, Linear, Moving};
+pub use layers::{
+    BatchNorm, BatchNormCall, Conv2d, Conv2dCall, Dropout, Embedding, GroupNorm, GroupNormCall, LayerNorm, Linear,
+    LinearCall, Mlp, MlpCall, Modulated, Modulation, Moving,
+};
 pub use scope::{Mode, Scope};
 pub use store::{Builder, ConstantId, Init, Kind, ParamId, Parameters, Role, Spec, grid};

@@ -1,9 +1,14 @@
 //! The sizes and options of a diffusion transformer.
 
+use std::rc::Rc;
+
 use serde::{Deserialize, Serialize};
 
+use super::Dit;
 use crate::Result;
-use crate::models::config::{colours, divides, even, labels, within};
+use crate::models::limits::{colours, divides, even, labels, within};
+use crate::models::{Architecture, Interface, Network};
+use crate::nn::Builder;
 
 /// How time and class reach the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,9 +86,14 @@ impl DitConfig {
         (self.image_size / self.patch_size).pow(2)
     }
 
-    /// Sequence length: the patches and, under [`Conditioning::Token`], the conditioning token.
+    /// Tokens before the patches: one under [`Conditioning::Token`], else none.
+    pub fn condition_tokens(&self) -> usize {
+        usize::from(self.conditioning == Conditioning::Token)
+    }
+
+    /// Sequence length: the conditioning token, where there is one, and the patches.
     pub fn num_tokens(&self) -> usize {
-        self.num_patches() + usize::from(self.conditioning == Conditioning::Token)
+        self.condition_tokens() + self.num_patches()
     }
 
     /// Values in a patch: `patch_size` × `patch_size` × `image_channels`.
@@ -95,17 +105,23 @@ impl DitConfig {
     pub fn head_dim(&self) -> usize {
         self.hidden_dim / self.num_heads
     }
+}
 
-    /// Rows of the class embedding: the classes and, where there is one, the null label.
-    pub fn num_labels(&self) -> usize {
-        self.num_classes + usize::from(self.null_label)
+impl Architecture for DitConfig {
+    fn kind(&self) -> &'static str {
+        "dit"
     }
 
-    /// Refuses sizes of which no network can be built. The methods above do not divide by zero after this.
-    ///
-    /// # Errors
-    /// [`crate::Error::Config`] naming the key and the mend.
-    pub fn validate(&self) -> Result<()> {
+    fn interface(&self) -> Interface {
+        let Self { image_size, image_channels, num_classes, null_label, .. } = *self;
+        Interface { image_size, image_channels, num_classes, null_label }
+    }
+
+    fn network(&self, builder: &mut Builder) -> Result<Network> {
+        Ok(Network::Denoiser(Rc::new(Dit::new(builder, self)?)))
+    }
+
+    fn validate(&self) -> Result<()> {
         let limits = [
             ("image_size", self.image_size, 1024),
             ("image_channels", self.image_channels, 4),
@@ -138,7 +154,7 @@ mod tests {
         let config = DitConfig::default();
         config.validate().unwrap();
         assert_eq!((config.num_patches(), config.num_tokens(), config.patch_dim()), (64, 65, 48));
-        assert_eq!((config.head_dim(), config.num_labels()), (48, 11));
+        assert_eq!((config.head_dim(), config.interface().num_labels()), (48, 11));
     }
 
     #[test]

@@ -1,8 +1,13 @@
 //! The sizes of a linear-attention transformer.
 
+use std::rc::Rc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::models::config::{colours, divides, even, within};
+use super::LinearTransformer;
+use crate::models::limits::{colours, divides, even, within};
+use crate::models::{Architecture, Interface, Network};
+use crate::nn::Builder;
 use crate::{Error, Result};
 
 /// The `model` section of `kind: linear-transformer`.
@@ -67,17 +72,23 @@ impl LinearTransformerConfig {
     pub fn patch_dim(&self) -> usize {
         self.patch_size * self.patch_size * self.image_channels
     }
+}
 
-    /// Rows of the label embedding: the classes and, where there is one, the null label.
-    pub fn num_labels(&self) -> usize {
-        self.num_classes + usize::from(self.null_label)
+impl Architecture for LinearTransformerConfig {
+    fn kind(&self) -> &'static str {
+        "linear-transformer"
     }
 
-    /// Refuses sizes of which no network can be built. The methods above do not divide by zero after this.
-    ///
-    /// # Errors
-    /// [`Error::Config`] naming the key and the mend.
-    pub fn validate(&self) -> Result<()> {
+    fn interface(&self) -> Interface {
+        let Self { image_size, image_channels, num_classes, null_label, .. } = *self;
+        Interface { image_size, image_channels, num_classes, null_label }
+    }
+
+    fn network(&self, builder: &mut Builder) -> Result<Network> {
+        Ok(Network::Denoiser(Rc::new(LinearTransformer::new(builder, self)?)))
+    }
+
+    fn validate(&self) -> Result<()> {
         let limits = [
             ("image_size", self.image_size, 1024),
             ("image_channels", self.image_channels, 4),
@@ -114,7 +125,7 @@ mod tests {
     fn default_is_the_pets_transformer() {
         let config = LinearTransformerConfig::default();
         config.validate().unwrap();
-        assert_eq!((config.num_tokens(), config.patch_dim(), config.num_labels()), (64, 48, 3));
+        assert_eq!((config.num_tokens(), config.patch_dim(), config.interface().num_labels()), (64, 48, 3));
     }
 
     #[test]

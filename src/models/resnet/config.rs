@@ -1,8 +1,13 @@
 //! The sizes of a residual network.
 
+use std::rc::Rc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::models::config::{colours, within};
+use super::Resnet;
+use crate::models::limits::{colours, within};
+use crate::models::{Architecture, Interface, Network};
+use crate::nn::Builder;
 use crate::{Error, Result};
 
 /// How a network begins.
@@ -54,12 +59,27 @@ impl ResnetConfig {
         let halvings = layers.saturating_sub(1) + if self.stem == Stem::Imagenet { 2 } else { 0 };
         (0..halvings).fold(self.image_size, |size, _| size.div_ceil(2))
     }
+}
 
-    /// Refuses sizes of which no network can be built.
-    ///
-    /// # Errors
-    /// [`Error::Config`] naming the key and the mend.
-    pub fn validate(&self) -> Result<()> {
+impl Architecture for ResnetConfig {
+    fn kind(&self) -> &'static str {
+        "resnet"
+    }
+
+    fn interface(&self) -> Interface {
+        let Self { image_size, image_channels, num_classes, .. } = *self;
+        Interface { image_size, image_channels, num_classes, null_label: false }
+    }
+
+    fn is_classifier(&self) -> bool {
+        true
+    }
+
+    fn network(&self, builder: &mut Builder) -> Result<Network> {
+        Ok(Network::Classifier(Rc::new(Resnet::new(builder, self)?)))
+    }
+
+    fn validate(&self) -> Result<()> {
         let limits = [
             ("image_size", self.image_size, 1024),
             ("image_channels", self.image_channels, 4),

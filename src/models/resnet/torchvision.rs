@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{Resnet, ResnetConfig, Stem};
 use crate::error::{Error, Result};
+use crate::models::Architecture;
 use crate::nn::{Builder, Parameters};
 use crate::tensor::{Context, DType};
 use crate::weights::WeightFile;

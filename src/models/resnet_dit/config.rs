@@ -1,11 +1,19 @@
 //! The sizes of a transformer on a residual network's features.
 
+use std::rc::Rc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::models::config::{colours, divides, even, labels, within};
+use super::ResnetDit;
 use crate::models::dit::{Conditioning, DitConfig};
+use crate::models::limits::{colours, divides, even, labels, within};
 use crate::models::resnet::{ResnetConfig, Stem};
+use crate::models::{Architecture, Interface, Network};
+use crate::nn::Builder;
 use crate::{Error, Result};
+
+#[cfg(test)]
+mod tests;
 
 /// The `model` section of `kind: resnet-dit`. Tokens, positions and decoder follow from the backbone's feature map.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,12 +136,23 @@ impl ResnetDitConfig {
             null_label: self.null_label,
         }
     }
+}
 
-    /// Refuses sizes of which no network can be built.
-    ///
-    /// # Errors
-    /// [`Error::Config`] naming the key and the mend.
-    pub fn validate(&self) -> Result<()> {
+impl Architecture for ResnetDitConfig {
+    fn kind(&self) -> &'static str {
+        "resnet-dit"
+    }
+
+    fn interface(&self) -> Interface {
+        let Self { image_size, image_channels, num_classes, null_label, .. } = *self;
+        Interface { image_size, image_channels, num_classes, null_label }
+    }
+
+    fn network(&self, builder: &mut Builder) -> Result<Network> {
+        Ok(Network::Denoiser(Rc::new(ResnetDit::new(builder, self)?)))
+    }
+
+    fn validate(&self) -> Result<()> {
         let limits = [
             ("image_size", self.image_size, 1024),
             ("image_channels", self.image_channels, 4),
@@ -159,44 +178,5 @@ impl ResnetDitConfig {
         divides("num_heads", self.num_heads, "hidden_dim", self.hidden_dim)?;
         divides("norm_groups", self.norm_groups, "decoder_channels", self.decoder_channels)?;
         even(self.time_embedding_dim)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_and_decoder_follow_the_feature_map() {
-        let base = ResnetDitConfig::default;
-        let sizes = |config: ResnetDitConfig| {
-            config.validate().unwrap();
-            (config.feature_size(), config.feature_channels(), config.decoder_sizes())
-        };
-        assert_eq!(sizes(base()), (16, 128, vec![32]));
-        assert_eq!(sizes(ResnetDitConfig { backbone_layers: 1, ..base() }), (32, 64, vec![]));
-        assert_eq!(sizes(ResnetDitConfig { backbone_layers: 4, ..base() }), (4, 512, vec![8, 16, 32]));
-        let fashion = ResnetDitConfig { image_size: 28, image_channels: 1, backbone_layers: 3, ..base() };
-        assert_eq!(sizes(fashion), (7, 256, vec![14, 28]));
-        let large = ResnetDitConfig { image_size: 64, backbone_stem: Stem::Imagenet, ..base() };
-        assert_eq!(sizes(large), (8, 128, vec![16, 32, 64]));
-    }
-
-    #[test]
-    fn each_bad_size_names_its_key() {
-        let base = ResnetDitConfig::default;
-        for (key, config) in [
-            ("model.backbone_layers", ResnetDitConfig { backbone_layers: 5, ..base() }),
-            ("model.backbone_layers", ResnetDitConfig { backbone_layers: 0, ..base() }),
-            ("model.backbone_widths", ResnetDitConfig { backbone_widths: vec![64], ..base() }),
-            ("model.backbone_blocks", ResnetDitConfig { backbone_blocks: vec![2, 0, 2, 2], ..base() }),
-            ("model.num_heads", ResnetDitConfig { num_heads: 3, ..base() }),
-            ("model.norm_groups", ResnetDitConfig { norm_groups: 7, ..base() }),
-            ("model.time_embedding_dim", ResnetDitConfig { time_embedding_dim: 7, ..base() }),
-            ("model.null_label", ResnetDitConfig { null_label: true, ..base() }),
-        ] {
-            let message = config.validate().unwrap_err().to_string();
-            assert!(message.starts_with(key), "{message}");
-        }
     }
 }

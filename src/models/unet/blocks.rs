@@ -2,10 +2,8 @@
 
 use super::config::{TimeConditioning, UnetConfig};
 use crate::error::Result;
-use crate::nn::{Builder, Conv2d, DropoutLayer, GroupNorm, Init, Kind, Linear, ParamId, Scope};
+use crate::nn::{Builder, Conv2d, Dropout, GroupNorm, Init, Kind, Linear, Scope};
 use crate::ops::attention::attention;
-use crate::ops::conv2d::Geometry;
-use crate::ops::linear::{Activation, linear};
 use crate::tape::Var;
 
 /// Every branch ends in a layer that starts at zero, so that a new network's blocks are their shortcuts (Ho et al. 2020
@@ -16,8 +14,19 @@ pub(super) const ZERO: Init = Init::Constant(0.0);
 enum Shortcut {
     /// Its input.
     Identity,
-    /// Its input by a 1x1 convolution; `skip` is the matrix of the second part of a concatenation.
-    Projection { x: Linear, skip: Option<ParamId> },
+    /// Its input by a 1x1 convolution; `skip` is that of the second part of a concatenation.
+    Projection { x: Linear, skip: Option<Linear> },
+}
+
+impl Shortcut {
+    fn forward(&self, s: &Scope, x: &Var, skip: Option<&Var>) -> Result<Var> {
+        let Self::Projection { x: projection, skip: skip_projection } = self else { return Ok(x.clone()) };
+        let projected = projection.forward(s, x)?;
+        match (skip_projection, skip) {
+            (Some(projection), Some(skip)) => projection.residual(&projected).forward(s, skip),
+            _ => Ok(projected),
+        }
+    }
 }
 
 /// GN, SiLU, 3x3, time; GN, SiLU, dropout, 3x3; plus the shortcut.
@@ -27,7 +36,7 @@ pub(super) struct ResBlock {
     time: Linear,
     conditioning: TimeConditioning,
     norm2: GroupNorm,
-    dropout: DropoutLayer,
+    dropout: Dropout,
     conv2: Conv2d,
     shortcut: Shortcut,
 }
@@ -48,48 +57,37 @@ impl ResBlock {
             TimeConditioning::ScaleShift => 2 * out,
         };
         Self {
-            norm1: GroupNorm::new(builder, &part("norm1"), channels + skip, groups, true),
+            norm1: GroupNorm::new(builder, &part("norm1"), channels + skip, groups),
             conv1: Conv2d::new(builder, &part("conv1"), channels + skip, out, 3),
             time: Linear::new(builder, &part("time"), config.time_output_dim, time_out),
             conditioning: config.time_conditioning,
-            norm2: GroupNorm::new(builder, &part("norm2"), out, groups, true),
-            dropout: DropoutLayer::new(config.dropout as f32, number),
+            norm2: GroupNorm::new(builder, &part("norm2"), out, groups),
+            dropout: Dropout::new(config.dropout as f32, number),
             conv2: Conv2d::with_init(builder, &part("conv2"), out, out, 3, ZERO),
             shortcut: if skip == 0 && channels == out {
                 Shortcut::Identity
             } else {
                 let init = Init::xavier(channels + skip, out);
-                Shortcut::Projection {
-                    x: Linear::with_init(builder, &part("shortcut"), channels, out, init),
-                    skip: (skip > 0)
-                        .then(|| builder.add(part("shortcut.skip_weight"), [out, skip], Kind::Matrix, init)),
-                }
+                let x = Linear::with_init(builder, &part("shortcut"), channels, out, init);
+                let mut weight = || builder.add(part("shortcut.skip_weight"), [out, skip], Kind::Matrix, init);
+                Shortcut::Projection { x, skip: (skip > 0).then(|| Linear::of_weight(weight())) }
             },
         }
     }
 
-    /// `x` `[B, H, W, C]`, `skip` `[B, H, W, S]`, `time` `[B, D]` after its SiLU; the result is `[B, H, W, out]`.
-    pub fn forward(&self, s: &Scope, x: &Var, skip: Option<&Var>, time: &Var) -> Result<Var> {
-        let mut h = self.norm1.forward(s, x, skip, None)?;
-        let time = self.time.forward(s, time, Activation::None, None)?;
+    /// `x` `[B, H, W, C]`, `skip` `[B, H, W, S]`, the condition `c` `[B, D]` after its SiLU; the result is `[B, H, W, out]`.
+    pub fn forward(&self, s: &Scope, x: &Var, skip: Option<&Var>, c: &Var) -> Result<Var> {
+        let mut h = self.norm1.silu().skip(skip).forward(s, x)?;
+        let time = self.time.forward(s, c)?;
         let (channel_add, scale_shift) = match self.conditioning {
             TimeConditioning::Add => (Some(&time), None),
             TimeConditioning::ScaleShift => (None, Some(&time)),
         };
-        h = self.conv1.forward(s, &h, Geometry::same(3), channel_add, None)?;
-        h = self.norm2.forward(s, &h, None, scale_shift)?;
+        h = self.conv1.channel_add(channel_add).forward(s, &h)?;
+        h = self.norm2.silu().scale_shift(scale_shift).forward(s, &h)?;
         h = self.dropout.forward(s, &h)?;
-        let residual = match (&self.shortcut, skip) {
-            (Shortcut::Identity, _) => x.clone(),
-            (Shortcut::Projection { x: projection, skip: matrix }, _) => {
-                let first = projection.forward(s, x, Activation::None, None)?;
-                match (matrix, skip) {
-                    (Some(matrix), Some(skip)) => linear(s, skip, &s[*matrix], None, Activation::None, Some(&first))?,
-                    _ => first,
-                }
-            }
-        };
-        self.conv2.forward(s, &h, Geometry::same(3), None, Some(&residual))
+        let shortcut = self.shortcut.forward(s, x, skip)?;
+        self.conv2.residual(&shortcut).forward(s, &h)
     }
 }
 
@@ -104,7 +102,7 @@ pub(super) struct AttentionBlock {
 impl AttentionBlock {
     pub fn new(builder: &mut Builder, name: &str, config: &UnetConfig, channels: usize) -> Self {
         Self {
-            norm: GroupNorm::new(builder, &format!("{name}.norm"), channels, config.norm_groups, false),
+            norm: GroupNorm::new(builder, &format!("{name}.norm"), channels, config.norm_groups),
             qkv: Linear::new(builder, &format!("{name}.qkv"), channels, 3 * channels),
             out: Linear::with_init(builder, &format!("{name}.out"), channels, channels, ZERO),
             heads: config.num_heads,
@@ -116,9 +114,9 @@ impl AttentionBlock {
         let shape = x.shape();
         let &[batch, height, width, channels] = x.sizes() else { unreachable!("images have four dimensions") };
         let x = x.view([batch, height * width, channels])?;
-        let mut h = self.norm.forward(s, &x, None, None)?;
-        h = self.qkv.forward(s, &h, Activation::None, None)?;
+        let mut h = self.norm.forward(s, &x)?;
+        h = self.qkv.forward(s, &h)?;
         h = attention(s, &h, self.heads, self.heads)?;
-        self.out.forward(s, &h, Activation::None, Some(&x))?.view(shape)
+        self.out.residual(&x).forward(s, &h)?.view(shape)
     }
 }

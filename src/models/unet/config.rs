@@ -1,9 +1,17 @@
 //! The sizes and options of a U-Net.
 
+use std::rc::Rc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::models::config::{colours, divides, even, labels, within};
+use super::Unet;
+use crate::models::limits::{colours, divides, even, labels, within};
+use crate::models::{Architecture, Interface, Network};
+use crate::nn::Builder;
 use crate::{Error, Result};
+
+#[cfg(test)]
+mod tests;
 
 /// How the time embedding (and the class's, which is added to it) reaches the residual blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,17 +119,23 @@ impl UnetConfig {
     pub fn has_attention(&self, level: usize) -> bool {
         self.sizes().get(level).is_some_and(|size| self.attention_sizes.contains(size))
     }
+}
 
-    /// Rows of the class embedding: the classes and, where there is one, the null label; 0 for a model without labels.
-    pub fn num_labels(&self) -> usize {
-        self.num_classes + usize::from(self.null_label)
+impl Architecture for UnetConfig {
+    fn kind(&self) -> &'static str {
+        "unet"
     }
 
-    /// Refuses sizes of which no network can be built.
-    ///
-    /// # Errors
-    /// [`Error::Config`] naming the key and the mend.
-    pub fn validate(&self) -> Result<()> {
+    fn interface(&self) -> Interface {
+        let Self { image_size, image_channels, num_classes, null_label, .. } = *self;
+        Interface { image_size, image_channels, num_classes, null_label }
+    }
+
+    fn network(&self, builder: &mut Builder) -> Result<Network> {
+        Ok(Network::Denoiser(Rc::new(Unet::new(builder, self)?)))
+    }
+
+    fn validate(&self) -> Result<()> {
         let limits = [
             ("image_size", self.image_size, 1024),
             ("image_channels", self.image_channels, 4),
@@ -162,44 +176,5 @@ impl UnetConfig {
             return Err(Error::config("model.dropout", message, "0.1 is usual, 0 drops nothing"));
         }
         even(self.time_embedding_dim)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn levels_halve_and_round_up() {
-        let config = UnetConfig { image_size: 28, channels: vec![64, 128, 256, 512], ..UnetConfig::default() };
-        assert_eq!(config.sizes(), [28, 14, 7, 4]);
-        let config = UnetConfig::default();
-        config.validate().unwrap();
-        assert_eq!([0, 1, 2].map(|level| config.has_attention(level)), [false, true, true]);
-        assert_eq!(config.num_labels(), 0);
-    }
-
-    #[test]
-    fn each_bad_size_names_its_key_and_a_mend() {
-        let base = UnetConfig::default;
-        let cases: [(&str, &str, UnetConfig); 13] = [
-            ("model.image_size", "1…1024", UnetConfig { image_size: 0, ..base() }),
-            ("model.image_channels", "1 for grey", UnetConfig { image_channels: 2, ..base() }),
-            ("model.channels", "[64, 128, 256]", UnetConfig { channels: vec![], ..base() }),
-            ("model.channels", "1…4096", UnetConfig { channels: vec![64, 0], ..base() }),
-            ("model.channels", "at most 4", UnetConfig { image_size: 8, channels: vec![8; 5], ..base() }),
-            ("model.norm_groups", "give 6 or 9", UnetConfig { channels: vec![18], image_size: 16, ..base() }),
-            ("model.num_heads", "give 2 or 4", UnetConfig { num_heads: 3, ..base() }),
-            ("model.attention_sizes", "32, 16, 8", UnetConfig { attention_sizes: vec![4], ..base() }),
-            ("model.time_embedding_dim", "even", UnetConfig { time_embedding_dim: 127, ..base() }),
-            ("model.dropout", "0.1 is usual", UnetConfig { dropout: 1.0, ..base() }),
-            ("model.num_classes", "0…65535", UnetConfig { num_classes: usize::MAX, ..base() }),
-            ("model.null_label", "false", UnetConfig { null_label: true, ..base() }),
-            ("model.res_blocks", "1…16", UnetConfig { res_blocks: 0, ..base() }),
-        ];
-        for (key, mend, config) in cases {
-            let message = config.validate().unwrap_err().to_string();
-            assert!(message.starts_with(key) && message.contains(mend), "{message}");
-        }
     }
 }

@@ -1,0 +1,100 @@
+//! A transformer block.
+
+use super::config::{Conditioning, DitConfig};
+use crate::error::Result;
+use crate::nn::{Builder, Init, Kind, LayerNorm, Linear, Mlp, Modulation, ParamId, Scope};
+use crate::ops::attention::attention;
+use crate::ops::head_norm::head_norm;
+use crate::ops::linear::Activation;
+use crate::tape::Var;
+
+/// ε of QK-norm.
+const HEAD_NORM_EPSILON: f32 = 1e-6;
+
+/// Attention with `kv_heads` heads of keys and values, each for `heads / kv_heads` heads of queries, between linear layers.
+struct Attention {
+    qkv: Linear,
+    out: Linear,
+    /// The weights of queries and keys, where both are normed.
+    norms: Option<(ParamId, ParamId)>,
+    heads: usize,
+    kv_heads: usize,
+}
+
+impl Attention {
+    fn new(builder: &mut Builder, name: &str, config: &DitConfig) -> Self {
+        let (heads, kv_heads, width) = (config.num_heads, config.num_kv_heads, config.head_dim());
+        let qkv = Linear::new(builder, &format!("{name}.qkv"), config.hidden_dim, (heads + 2 * kv_heads) * width);
+        let norms = config.qk_norm.then(|| {
+            let mut weight =
+                |part: &str| builder.add(format!("{name}.{part}.weight"), [width], Kind::Vector, Init::Constant(1.0));
+            (weight("q_norm"), weight("k_norm"))
+        });
+        let out = Linear::new(builder, &format!("{name}.out"), config.hidden_dim, config.hidden_dim);
+        Self { qkv, out, norms, heads, kv_heads }
+    }
+
+    /// `x` `[B, T, D]` to its shape; plus `residual`.
+    fn forward(&self, s: &Scope, x: &Var, residual: Option<&Var>) -> Result<Var> {
+        let mut qkv = self.qkv.forward(s, x)?;
+        if let Some((q, k)) = self.norms {
+            qkv = head_norm(s, &qkv, &s[q], &s[k], self.heads, self.kv_heads, HEAD_NORM_EPSILON)?;
+        }
+        let mixed = attention(s, &qkv, self.heads, self.kv_heads)?;
+        self.out.residual(residual).forward(s, &mixed)
+    }
+}
+
+/// How a block's branches are normed and added back.
+enum Norm {
+    /// By layer norms with weights; a branch's last linear layer adds the residual.
+    Plain { norm1: LayerNorm, norm2: LayerNorm },
+    /// By shift, scale and gate of each branch out of the condition.
+    AdalnZero(Modulation),
+}
+
+/// A transformer block: attention and a perceptron, each on a normed residual branch.
+pub(in crate::models) struct Block {
+    norm: Norm,
+    attention: Attention,
+    mlp: Mlp,
+}
+
+impl Block {
+    /// Declares block `number`, its names behind `blocks.N.`.
+    pub fn new(builder: &mut Builder, number: usize, config: &DitConfig) -> Self {
+        let width = config.hidden_dim;
+        let name = |part: &str| format!("blocks.{number}.{part}");
+        let plain = |builder: &mut Builder, part| LayerNorm::new(builder, &name(part), width);
+        let attend = |builder: &mut Builder| Attention::new(builder, &name("attn"), config);
+        let (norm, attention) = match config.conditioning {
+            Conditioning::Token => {
+                let (norm1, attention, norm2) = (plain(builder, "norm1"), attend(builder), plain(builder, "norm2"));
+                (Norm::Plain { norm1, norm2 }, attention)
+            }
+            Conditioning::AdalnZero => {
+                let modulation = Modulation::new(builder, &name("modulation"), width, width, 6);
+                (Norm::AdalnZero(modulation), attend(builder))
+            }
+        };
+        let mlp = Mlp::new(builder, &name("mlp"), [width, config.mlp_ratio * width, width], Activation::Gelu);
+        Self { norm, attention, mlp }
+    }
+
+    /// `x` `[B, T, D]`; `condition` `[B, D]` after its SiLU.
+    pub fn forward(&self, s: &Scope, x: &Var, condition: &Var) -> Result<Var> {
+        match &self.norm {
+            Norm::Plain { norm1, norm2 } => {
+                let x = self.attention.forward(s, &norm1.forward(s, x)?, Some(x))?;
+                self.mlp.residual(&x).forward(s, &norm2.forward(s, &x)?)
+            }
+            Norm::AdalnZero(modulation) => {
+                let m = modulation.forward(s, condition)?;
+                let branch = self.attention.forward(s, &m.norm(s, x, 0)?, None)?;
+                let x = m.gate(s, x, &branch, 2)?;
+                let branch = self.mlp.forward(s, &m.norm(s, &x, 3)?)?;
+                m.gate(s, &x, &branch, 5)
+            }
+        }
+    }
+}

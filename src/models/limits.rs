@@ -1,0 +1,59 @@
+//! Checks that several configurations share. Each error names the key and the mend.
+
+use crate::{Error, Result};
+
+/// Each value (key, value, most) must lie between 1 and its most.
+pub(super) fn within(limits: &[(&str, usize, usize)]) -> Result<()> {
+    for &(key, value, most) in limits {
+        if !(1..=most).contains(&value) {
+            let message = format!("{value} is outside 1…{most}");
+            return Err(Error::config(format!("model.{key}"), message, "give a value in that range"));
+        }
+    }
+    Ok(())
+}
+
+/// Images are grey or RGB.
+pub(super) fn colours(channels: usize) -> Result<()> {
+    if matches!(channels, 1 | 3) {
+        return Ok(());
+    }
+    let message = format!("{channels} colour channels");
+    Err(Error::config("model.image_channels", message, "give 1 for grey or 3 for RGB"))
+}
+
+/// Classes, which may be none, and a null label, which needs some.
+pub(super) fn labels(num_classes: usize, null_label: bool) -> Result<()> {
+    if num_classes > 65_535 {
+        let message = format!("{num_classes} is outside 0…65535");
+        return Err(Error::config("model.num_classes", message, "give a value in that range"));
+    }
+    if null_label && num_classes == 0 {
+        let message = "a model without classes has no use for a null label";
+        return Err(Error::config("model.null_label", message, "set it to false, or model.num_classes above 0"));
+    }
+    Ok(())
+}
+
+/// The width of the sinusoidal time embedding must be even.
+pub(super) fn even(width: usize) -> Result<()> {
+    if width.is_multiple_of(2) {
+        return Ok(());
+    }
+    let message = format!("{width} is odd, but sines and cosines come in pairs");
+    Err(Error::config("model.time_embedding_dim", message, "give an even width"))
+}
+
+/// `divisor` must divide `whole`; the mend lists the divisors next to it.
+pub(super) fn divides(key: &str, divisor: usize, whole_key: &str, whole: usize) -> Result<()> {
+    if whole.is_multiple_of(divisor) {
+        return Ok(());
+    }
+    let below = (1..divisor.min(whole)).rev().find(|d| whole.is_multiple_of(*d)).unwrap_or(1);
+    let above = (divisor + 1..=whole).find(|d| whole.is_multiple_of(*d));
+    let mend = match above {
+        Some(above) => format!("give {below} or {above}, or change model.{whole_key}"),
+        None => format!("give {below}, or change model.{whole_key}"),
+    };
+    Err(Error::config(format!("model.{key}"), format!("{divisor} does not divide model.{whole_key} = {whole}"), mend))
+}

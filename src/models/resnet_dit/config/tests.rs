@@ -1,0 +1,37 @@
+//! Tests of the sizes.
+
+use super::*;
+
+#[test]
+fn tokens_and_decoder_follow_the_feature_map() {
+    let base = ResnetDitConfig::default;
+    let sizes = |config: ResnetDitConfig| {
+        config.validate().unwrap();
+        (config.feature_size(), config.feature_channels(), config.decoder_sizes())
+    };
+    assert_eq!(sizes(base()), (16, 128, vec![32]));
+    assert_eq!(sizes(ResnetDitConfig { backbone_layers: 1, ..base() }), (32, 64, vec![]));
+    assert_eq!(sizes(ResnetDitConfig { backbone_layers: 4, ..base() }), (4, 512, vec![8, 16, 32]));
+    let fashion = ResnetDitConfig { image_size: 28, image_channels: 1, backbone_layers: 3, ..base() };
+    assert_eq!(sizes(fashion), (7, 256, vec![14, 28]));
+    let large = ResnetDitConfig { image_size: 64, backbone_stem: Stem::Imagenet, ..base() };
+    assert_eq!(sizes(large), (8, 128, vec![16, 32, 64]));
+}
+
+#[test]
+fn each_bad_size_names_its_key() {
+    let base = ResnetDitConfig::default;
+    for (key, config) in [
+        ("model.backbone_layers", ResnetDitConfig { backbone_layers: 5, ..base() }),
+        ("model.backbone_layers", ResnetDitConfig { backbone_layers: 0, ..base() }),
+        ("model.backbone_widths", ResnetDitConfig { backbone_widths: vec![64], ..base() }),
+        ("model.backbone_blocks", ResnetDitConfig { backbone_blocks: vec![2, 0, 2, 2], ..base() }),
+        ("model.num_heads", ResnetDitConfig { num_heads: 3, ..base() }),
+        ("model.norm_groups", ResnetDitConfig { norm_groups: 7, ..base() }),
+        ("model.time_embedding_dim", ResnetDitConfig { time_embedding_dim: 7, ..base() }),
+        ("model.null_label", ResnetDitConfig { null_label: true, ..base() }),
+    ] {
+        let message = config.validate().unwrap_err().to_string();
+        assert!(message.starts_with(key), "{message}");
+    }
+}

@@ -1,0 +1,168 @@
+//! The levels of a U-Net: what is declared on the way down, in the middle and on the way up, and how it is gone.
+
+use super::blocks::{AttentionBlock, ResBlock};
+use super::config::{DownsamplePadding, Skips, UnetConfig};
+use crate::error::Result;
+use crate::nn::{Builder, Conv2d, Scope};
+use crate::ops::conv2d::Geometry;
+use crate::tape::Var;
+
+/// A residual block and the attention that may follow it.
+pub(super) struct Stage {
+    block: ResBlock,
+    attention: Option<AttentionBlock>,
+    /// Whether its result is a skip (on the way down), or it takes one (on the way up).
+    skips: bool,
+}
+
+impl Stage {
+    fn forward(&self, s: &Scope, x: &Var, skip: Option<&Var>, c: &Var) -> Result<Var> {
+        let x = self.block.forward(s, x, skip, c)?;
+        match &self.attention {
+            Some(attention) => attention.forward(s, &x),
+            None => Ok(x),
+        }
+    }
+}
+
+/// A level on the way down or up, and the convolution that leads to the next.
+pub(super) struct Level {
+    stages: Vec<Stage>,
+    resample: Option<Conv2d>,
+    /// Whether what that convolution makes is a skip too, on the way down.
+    skips: bool,
+}
+
+impl Level {
+    /// Down: leaves skips behind. `x` `[B, H, W, C]`; the condition `c` `[B, D]`.
+    pub fn down(&self, s: &Scope, mut x: Var, c: &Var, skips: &mut Vec<Var>) -> Result<Var> {
+        for stage in &self.stages {
+            x = stage.forward(s, &x, None, c)?;
+            if stage.skips {
+                skips.push(x.clone());
+            }
+        }
+        if let Some(downsample) = &self.resample {
+            x = downsample.forward(s, &x)?;
+            if self.skips {
+                skips.push(x.clone());
+            }
+        }
+        Ok(x)
+    }
+
+    /// Up: takes skips, the newest first.
+    pub fn up(&self, s: &Scope, mut x: Var, c: &Var, skips: &mut Vec<Var>) -> Result<Var> {
+        for stage in &self.stages {
+            let skip = if stage.skips { skips.pop() } else { None };
+            x = stage.forward(s, &x, skip.as_ref(), c)?;
+        }
+        match &self.resample {
+            Some(upsample) => upsample.forward(s, &x),
+            None => Ok(x),
+        }
+    }
+}
+
+/// The smallest level, between the ways: a residual block, attention, a residual block.
+pub(super) struct Middle {
+    first: Stage,
+    second: ResBlock,
+}
+
+impl Middle {
+    /// `x` `[B, H, W, C]`; the condition `c` `[B, D]`.
+    pub fn forward(&self, s: &Scope, x: &Var, c: &Var) -> Result<Var> {
+        self.second.forward(s, &self.first.forward(s, x, None, c)?, None, c)
+    }
+}
+
+/// Declares the parameters in the order of the forward pass. Counts the residual blocks, and knows the channels of what comes
+/// next and of the skips that nobody has taken yet.
+pub(super) struct Declare<'a> {
+    builder: &'a mut Builder,
+    config: &'a UnetConfig,
+    blocks: u32,
+    channels: usize,
+    skips: Vec<usize>,
+}
+
+impl<'a> Declare<'a> {
+    /// Behind the first convolution.
+    pub fn new(builder: &'a mut Builder, config: &'a UnetConfig) -> Self {
+        let first = config.channels[0];
+        let skips = if config.skips == Skips::Block { vec![first] } else { Vec::new() };
+        Self { builder, config, blocks: 0, channels: first, skips }
+    }
+
+    fn block(&mut self, name: &str, skip: usize, out: usize) -> ResBlock {
+        let channels = [std::mem::replace(&mut self.channels, out), skip, out];
+        self.blocks += 1;
+        ResBlock::new(self.builder, name, self.blocks - 1, self.config, channels)
+    }
+
+    fn attention(&mut self, present: bool, name: &str) -> Option<AttentionBlock> {
+        present.then(|| AttentionBlock::new(self.builder, name, self.config, self.channels))
+    }
+
+    fn conv(&mut self, name: &str) -> Conv2d {
+        Conv2d::new(self.builder, name, self.channels, self.channels, 3)
+    }
+
+    /// Level `level` on the way down.
+    pub fn down(&mut self, level: usize) -> Level {
+        let (config, name) = (self.config, format!("down.{level}"));
+        let (out, every_block) = (config.channels[level], config.skips == Skips::Block);
+        let stage = |number: usize| {
+            let block = self.block(&format!("{name}.blocks.{number}"), 0, out);
+            let attention = self.attention(config.has_attention(level), &format!("{name}.attentions.{number}"));
+            let skips = every_block || number + 1 == config.res_blocks;
+            self.skips.extend(skips.then_some(out));
+            Stage { block, attention, skips }
+        };
+        let stages = (0..config.res_blocks).map(stage).collect();
+        let resample = (level + 1 < config.channels.len()).then(|| {
+            self.skips.extend(every_block.then_some(out));
+            let halving = halving(config.downsample_padding, config.sizes()[level]);
+            self.conv(&format!("{name}.downsample")).geometry(halving)
+        });
+        Level { stages, resample, skips: every_block }
+    }
+
+    /// The middle.
+    pub fn middle(&mut self) -> Middle {
+        let out = self.channels;
+        let block = self.block("middle.block1", 0, out);
+        let attention = self.attention(self.config.middle_attention, "middle.attention");
+        Middle { first: Stage { block, attention, skips: false }, second: self.block("middle.block2", 0, out) }
+    }
+
+    /// Level `level` on the way up.
+    pub fn up(&mut self, level: usize) -> Level {
+        let (config, name) = (self.config, format!("up.{level}"));
+        let (out, every_block) = (config.channels[level], config.skips == Skips::Block);
+        let stage = |number: usize| {
+            let skips = every_block || number == 0;
+            let skip = if skips { self.skips.pop().unwrap_or(0) } else { 0 };
+            let block = self.block(&format!("{name}.blocks.{number}"), skip, out);
+            let attention = self.attention(config.has_attention(level), &format!("{name}.attentions.{number}"));
+            Stage { block, attention, skips }
+        };
+        let stages = (0..config.res_blocks + usize::from(every_block)).map(stage).collect();
+        let resample = level.checked_sub(1).map(|next| {
+            let size = config.sizes()[next];
+            self.conv(&format!("{name}.upsample")).resized([size; 2])
+        });
+        Level { stages, resample, skips: false }
+    }
+}
+
+/// A stride of 2 that halves a height and width of `size`, rounding up.
+fn halving(padding: DownsamplePadding, size: usize) -> Geometry {
+    let pad_before = match padding {
+        DownsamplePadding::Symmetric => 1,
+        // An odd image needs two rows, one on each side; an even one a single row.
+        DownsamplePadding::Same => size % 2,
+    };
+    Geometry { stride: 2, pad_before, resize: None }
+}

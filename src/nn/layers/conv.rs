@@ -1,0 +1,116 @@
+//! The convolution, and what surrounds it.
+
+use super::super::scope::Scope;
+use super::super::store::{Builder, Init, Kind, ParamId};
+use crate::error::Result;
+use crate::ops::conv2d::{Geometry, conv2d};
+use crate::tape::Var;
+
+/// y = conv(x, weight) \[+ bias\]; `weight` `[out, k, k, in]`, `bias` `[out]`. The window stays centred, with stride 1, unless
+/// [`Conv2d::geometry`] says otherwise.
+pub struct Conv2d {
+    weight: ParamId,
+    bias: Option<ParamId>,
+    geometry: Geometry,
+}
+
+impl Conv2d {
+    /// Declares `name.weight` and `name.bias`, the weight by Glorot's rule over the window, the bias zero. `kernel` is the
+    /// window's height and width: odd.
+    pub fn new(builder: &mut Builder, name: &str, channels_in: usize, channels_out: usize, kernel: usize) -> Self {
+        let window = kernel * kernel;
+        let init = Init::xavier(window * channels_in, window * channels_out);
+        Self::with_init(builder, name, channels_in, channels_out, kernel, init)
+    }
+
+    /// The same with another start for the weight.
+    pub fn with_init(
+        builder: &mut Builder,
+        name: &str,
+        channels_in: usize,
+        channels_out: usize,
+        kernel: usize,
+        init: Init,
+    ) -> Self {
+        let mut conv = Self::without_bias(builder, name, channels_in, channels_out, kernel, init);
+        conv.bias = Some(builder.add(format!("{name}.bias"), [channels_out], Kind::Vector, Init::Constant(0.0)));
+        conv
+    }
+
+    /// `name.weight` alone, as before a batch norm, which has a bias of its own.
+    pub fn without_bias(
+        builder: &mut Builder,
+        name: &str,
+        channels_in: usize,
+        channels_out: usize,
+        kernel: usize,
+        init: Init,
+    ) -> Self {
+        let shape = [channels_out, kernel, kernel, channels_in];
+        let weight = builder.add(format!("{name}.weight"), shape, Kind::Matrix, init);
+        Self { weight, bias: None, geometry: Geometry::same(kernel) }
+    }
+
+    /// The same with a window that moves otherwise.
+    pub fn geometry(self, geometry: Geometry) -> Self {
+        Self { geometry, ..self }
+    }
+
+    /// The same, of the input resized to `size` (height, width) by nearest neighbour.
+    pub fn resized(mut self, size: [usize; 2]) -> Self {
+        self.geometry.resize = Some(size);
+        self
+    }
+
+    fn call(&self) -> Conv2dCall<'_> {
+        Conv2dCall { layer: self, channel_add: None, residual: None }
+    }
+
+    /// Plus `channel_add` `[B, out]`, at every pixel.
+    pub fn channel_add<'a>(&'a self, channel_add: impl Into<Option<&'a Var>>) -> Conv2dCall<'a> {
+        self.call().channel_add(channel_add)
+    }
+
+    /// Plus `residual`, of the result's shape.
+    pub fn residual<'a>(&'a self, residual: impl Into<Option<&'a Var>>) -> Conv2dCall<'a> {
+        self.call().residual(residual)
+    }
+
+    /// `x` `[B, H, W, in]` to `[B, H', W', out]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for an input of another rank or number of channels.
+    pub fn forward(&self, s: &Scope, x: &Var) -> Result<Var> {
+        self.call().forward(s, x)
+    }
+}
+
+/// A [`Conv2d`], and what is added to it in the same pass.
+#[derive(Clone, Copy)]
+pub struct Conv2dCall<'a> {
+    layer: &'a Conv2d,
+    channel_add: Option<&'a Var>,
+    residual: Option<&'a Var>,
+}
+
+impl<'a> Conv2dCall<'a> {
+    /// Plus `channel_add` `[B, out]`, at every pixel.
+    pub fn channel_add(self, channel_add: impl Into<Option<&'a Var>>) -> Self {
+        Self { channel_add: channel_add.into(), ..self }
+    }
+
+    /// Plus `residual`, of the result's shape.
+    pub fn residual(self, residual: impl Into<Option<&'a Var>>) -> Self {
+        Self { residual: residual.into(), ..self }
+    }
+
+    /// As [`Conv2d::forward`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for operands that do not fit each other.
+    pub fn forward(self, s: &Scope, x: &Var) -> Result<Var> {
+        let Conv2d { weight, bias, geometry } = self.layer;
+        let bias = bias.map(|bias| &s[bias]);
+        conv2d(s, x, &s[*weight], bias, *geometry, self.channel_add, self.residual)
+    }
+}

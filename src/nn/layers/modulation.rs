@@ -1,0 +1,59 @@
+//! Shifts, scales and gates that are linear in a condition.
+
+use super::super::scope::Scope;
+use super::super::store::{Builder, Init};
+use super::{LayerNorm, Linear};
+use crate::error::Result;
+use crate::ops::elementwise::gate;
+use crate::ops::layer_norm::{Affine, layer_norm};
+use crate::tape::Var;
+
+/// Vectors linear in a condition, which shift, scale and gate what a network does with it (Perez et al. 2018, *FiLM*; Peebles
+/// and Xie 2023, *Scalable Diffusion Models with Transformers*: adaLN-zero). They start at zero: every norm begins as a plain one
+/// and every gate shut.
+pub struct Modulation {
+    linear: Linear,
+    width: usize,
+}
+
+impl Modulation {
+    /// Declares `name.weight` and `name.bias`, zeros: from a condition of width `condition`, `count` vectors of `width`.
+    pub fn new(builder: &mut Builder, name: &str, condition: usize, width: usize, count: usize) -> Self {
+        let linear = Linear::with_init(builder, name, condition, count * width, Init::Constant(0.0));
+        Self { linear, width }
+    }
+
+    /// The vectors m_0, m_1, … of a `condition` `[B, C]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for a condition of another width.
+    pub fn forward(&self, s: &Scope, condition: &Var) -> Result<Modulated> {
+        Ok(Modulated { vectors: self.linear.forward(s, condition)?, width: self.width })
+    }
+}
+
+/// The vectors of one condition, by number.
+pub struct Modulated {
+    vectors: Var,
+    width: usize,
+}
+
+impl Modulated {
+    /// LN(x) · (1 + m_scale) + m_shift, where the scale is the vector after that of number `shift`; `x` `[B, …, width]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for an input of another width, and for vectors that there are not.
+    pub fn norm(&self, s: &Scope, x: &Var, shift: usize) -> Result<Var> {
+        let column = |number: usize| number * self.width;
+        let affine = Affine::Modulation { matrix: &self.vectors, shift: column(shift), scale: column(shift + 1) };
+        layer_norm(s, x, affine, LayerNorm::EPSILON)
+    }
+
+    /// x + m_number · branch; `x` and `branch` `[B, …, width]`.
+    ///
+    /// # Errors
+    /// As [`Modulated::norm`].
+    pub fn gate(&self, s: &Scope, x: &Var, branch: &Var, number: usize) -> Result<Var> {
+        gate(s, x, branch, &self.vectors, number * self.width)
+    }
+}
