@@ -1,4 +1,4 @@
-//! What every model is to the trainer and the samplers.
+//! The face of a model towards the trainer and the samplers.
 
 use crate::error::Result;
 use crate::nn::Scope;

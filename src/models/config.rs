@@ -34,7 +34,7 @@ impl Default for ModelConfig {
     }
 }
 
-/// What goes into a network, and how many classes it knows.
+/// Sizes of a network's inputs, and the number of classes it knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Height and width of the images, in pixels.
@@ -64,7 +64,7 @@ pub trait Architecture {
     /// The name under `kind`.
     fn kind(&self) -> &'static str;
 
-    /// What goes into its network.
+    /// Sizes of its network's inputs.
     fn interface(&self) -> Interface;
 
     /// Whether it tells classes apart instead of taking noise away.

@@ -27,7 +27,7 @@ pub enum Kind {
     Vector,
 }
 
-/// What training does to a parameter.
+/// How training treats a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// It has a gradient, optimizer state and a moving average.
@@ -87,7 +87,7 @@ pub struct Spec {
     pub kind: Kind,
     /// Its start.
     pub init: Init,
-    /// What training does to it.
+    /// How training treats it.
     pub role: Role,
     /// Where it begins in a flat host copy of all, in elements: the trained ones first, then the others.
     pub offset: usize,
@@ -190,7 +190,7 @@ impl Flat {
         }
     }
 
-    /// What a parameter of this use is read from.
+    /// The buffer from which a parameter of this use is read.
     fn source(&self, kind: Kind) -> &Tensor {
         match (kind, &self.compute) {
             (Kind::Matrix, Some(compute)) => compute,
@@ -203,7 +203,7 @@ impl Flat {
 pub struct Parameters {
     specs: Vec<Spec>,
     trained: Flat,
-    /// What is frozen, and buffers; None where the model has neither.
+    /// Frozen parameters and buffers; None where the model has neither.
     fixed: Option<Flat>,
     constants: Vec<Tensor>,
     precision: DType,
@@ -234,7 +234,7 @@ impl Parameters {
         &self.specs
     }
 
-    /// What is trained of it.
+    /// The trained part.
     pub fn trained_specs(&self) -> Vec<Spec> {
         self.specs.iter().filter(|spec| spec.role == Role::Trained).cloned().collect()
     }
@@ -287,7 +287,7 @@ impl Parameters {
     /// All masters `[flat_len]` of any dtype, on the host.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn to_f64(&self) -> Result<Vec<f64>> {
         let mut flat = self.master().to_f64()?;
         if let Some(fixed) = &self.fixed {
@@ -299,7 +299,7 @@ impl Parameters {
     /// All masters `[flat_len]`, which are f32, on the host.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn download(&self) -> Result<Vec<f32>> {
         let mut flat = self.master().download::<f32>()?;
         if let Some(fixed) = &self.fixed {

@@ -1,4 +1,4 @@
-//! What makes features of images: stem and layers of a residual network.
+//! The part of a residual network that makes features of images: stem and layers.
 
 use super::config::{ResnetConfig, Stem};
 use crate::error::{Error, Result};

@@ -35,7 +35,7 @@ pub struct ResnetConfig {
     pub blocks: Vec<usize>,
     /// Channels of each layer.
     pub widths: Vec<usize>,
-    /// What comes before the first layer.
+    /// The part before the first layer.
     pub stem: Stem,
 }
 

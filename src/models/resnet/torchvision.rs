@@ -18,7 +18,7 @@ const LARGEST_GAIN: f64 = 7.0 / 3.0;
 /// A network's arrays by torchvision's names, in this engine's layout: convolutions `[out, k, k, in]`.
 #[derive(Clone, Debug)]
 pub struct Pretrained {
-    /// What the arrays are of; its image is 224 pixels high with [`Stem::Imagenet`], else 32.
+    /// The network that the arrays belong to; its image is 224 pixels high with [`Stem::Imagenet`], else 32.
     pub config: ResnetConfig,
     arrays: BTreeMap<String, Vec<f32>>,
 }

@@ -36,7 +36,7 @@ use crate::ops::tokens::tokens;
 use crate::tape::Var;
 use crate::tensor::DType;
 
-/// What stands before the names of the backbone's parameters.
+/// The prefix of the names of the backbone's parameters.
 pub const BACKBONE: &str = "backbone.";
 
 /// A transformer on the features of a residual network.

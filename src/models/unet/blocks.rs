@@ -10,7 +10,7 @@ use crate::tape::Var;
 /// start these at 1e-10 of the usual scale).
 pub(super) const ZERO: Init = Init::Constant(0.0);
 
-/// What is added to a residual block's branch.
+/// The other summand of a residual block, beside its branch.
 enum Shortcut {
     /// Its input.
     Identity,

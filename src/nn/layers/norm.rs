@@ -62,7 +62,7 @@ impl GroupNorm {
         GroupNormCall { layer: self, silu: false, skip: None, scale_shift: None }
     }
 
-    /// SiLU of what is normed.
+    /// SiLU(GN(x)).
     pub fn silu(&self) -> GroupNormCall<'_> {
         GroupNormCall { silu: true, ..self.call() }
     }
@@ -91,7 +91,7 @@ impl<'a> GroupNormCall<'a> {
         Self { skip: skip.into(), ..self }
     }
 
-    /// What is normed, times 1 plus the first half of `scale_shift` `[B, 2 channels]`, plus its second half; before the SiLU.
+    /// The normed x times 1 plus the first half of `scale_shift` `[B, 2 channels]`, plus its second half; before the SiLU.
     pub fn scale_shift(self, scale_shift: impl Into<Option<&'a Var>>) -> Self {
         Self { scale_shift: scale_shift.into(), ..self }
     }
@@ -139,7 +139,7 @@ impl BatchNorm {
         BatchNormCall { layer: self, relu: false, residual: None }
     }
 
-    /// ReLU of what is normed.
+    /// ReLU(BN(x)).
     pub fn relu(&self) -> BatchNormCall<'_> {
         BatchNormCall { relu: true, ..self.call() }
     }
