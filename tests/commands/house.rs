@@ -163,3 +163,18 @@ fn the_control_words_are_the_same_on_both_sides() {
         assert_eq!(words[word(name)], value, "{name}");
     }
 }
+
+/// A model reads beside its paper's equations.
+#[test]
+fn a_model_is_short() {
+    for file in rust_files(&root().join("src/models")) {
+        let (name, source) = (file.strip_prefix(root()).unwrap().display(), fs::read_to_string(&file).unwrap());
+        let lines: Vec<&str> = source.lines().collect();
+        assert!(lines.len() <= 200, "{name} has {} lines; a part of the model wants a file of its own", lines.len());
+        for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.contains("fn forward(")) {
+            let end = format!("{}}}", &line[..line.len() - line.trim_start().len()]);
+            let length = 1 + lines[at..].iter().position(|line| *line == end).unwrap();
+            assert!(length <= 40, "{name}: the forward at line {} has {length} lines", at + 1);
+        }
+    }
+}

@@ -117,7 +117,7 @@ fn loaded(context: &Context, pretrained: &Pretrained, image_size: usize) -> (Res
     (network, parameters)
 }
 
-fn bound<'t>(tape: &'t Tape, parameters: &Parameters) -> Scope<'t> {
+fn scope<'t>(tape: &'t Tape, parameters: &Parameters) -> Scope<'t> {
     parameters.bind(tape, None).unwrap()
 }
 
@@ -142,7 +142,7 @@ fn resnet18_of_torchvision_gives_its_features_and_logits() {
         let (network, parameters) = loaded(&context, pretrained, 64);
         let tape = Tape::inference(&context);
         let x = tape.constant(&context.tensor(&images, [2, 64, 64, 3]).unwrap());
-        let logits = network.forward(&bound(&tape, &parameters), &x).unwrap();
+        let logits = network.forward(&scope(&tape, &parameters), &x).unwrap();
         assert_close("logits", &logits.tensor().download::<f32>().unwrap(), &golden.get("logits").values);
     }
     // The stem for small images, on the upper left quarters.
@@ -153,7 +153,7 @@ fn resnet18_of_torchvision_gives_its_features_and_logits() {
     let images: Vec<f32> = images.chunks(64 * 64 * 3).flat_map(quarter).collect();
     let tape = Tape::inference(&context);
     let x = tape.constant(&context.tensor(&images, [2, 32, 32, 3]).unwrap());
-    let s = bound(&tape, &parameters);
+    let s = scope(&tape, &parameters);
     let logits = network.forward(&s, &x).unwrap();
     assert_close("small logits", &logits.tensor().download::<f32>().unwrap(), &golden.get("small_logits").values);
     let features = network.features(&s, &x, 2).unwrap();
