@@ -5,8 +5,9 @@ mod tiny;
 
 use std::process::{Command, Output};
 
-use engine::config::{Config, Model};
+use engine::config::Config;
 use engine::data::{Dataset, Split};
+use engine::pipeline::Model;
 use engine::train::fingerprint;
 
 struct Folder(tempfile::TempDir);
