@@ -98,6 +98,13 @@ struct Task<'a> {
     places: &'a Places,
 }
 
+/// Each model's errors, of each image at each level, and its pictures.
+#[derive(Default)]
+struct Measured {
+    errors: Vec<Vec<Vec<f64>>>,
+    drawn: Vec<Drawn>,
+}
+
 /// Everything that was found.
 struct Found {
     comparison: Comparison,
@@ -169,7 +176,7 @@ impl CompareCommand {
             models.iter().zip(&places.requests).map(|(model, request)| told(model, request)).collect();
         let parameters = models.iter().map(|model| model.parameters.count() as f64).collect();
         let task = Task { names: &names, levels: &levels, held_out: &held_out, labels: &labels, places: &places };
-        let (errors, drawn) = self.measure(machine, models, task)?;
+        let Measured { errors, drawn } = self.measure(machine, models, task)?;
 
         let mut comparison = Comparison::new(names, levels, errors)?;
         comparison.add(Metric::of_values("parameters", "", Better::Lower, parameters, None))?;
@@ -181,11 +188,10 @@ impl CompareCommand {
         self.tell(machine, &found, &held_out, &facts, described)
     }
 
-    /// Each model's errors, of each image at each level, and its pictures. A model goes when its turn is over, and its memory
-    /// with it.
-    fn measure(&self, machine: &Machine, models: Vec<Model>, task: Task) -> Result<(Vec<Vec<Vec<f64>>>, Vec<Drawn>)> {
+    /// Measures the models one by one: a model goes when its turn is over, and its memory with it.
+    fn measure(&self, machine: &Machine, models: Vec<Model>, task: Task) -> Result<Measured> {
         let Task { names, levels, held_out, labels, places } = task;
-        let (mut errors, mut drawn) = (Vec::new(), Vec::new());
+        let mut found = Measured::default();
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
         if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} evaluations, {eta} left") {
             bar.set_style(style);
@@ -197,15 +203,15 @@ impl CompareCommand {
             bar.set_message(format!("{} denoises", names[place]));
             let spec = ErrorSpec { levels: levels.len(), draws: 1, seed: self.seed, batch: batch(labels[place].len()) };
             let mut measure = DenoisingErrors::at_times(&model, &levels.times[place], spec).map_err(within)?;
-            errors.push(measure.measure_independent(&held_out.values, &labels[place], moves(&bar))?);
+            found.errors.push(measure.measure_independent(&held_out.values, &labels[place], moves(&bar))?);
             drop(measure);
             bar.reset();
             bar.set_message(format!("{} draws", names[place]));
             let request = SampleRequest { batch: batch(self.count), ..places.requests[place].clone() };
-            drawn.push(draw_timed(&model, &request, moves(&bar)).map_err(by_option).map_err(within)?);
+            found.drawn.push(draw_timed(&model, &request, moves(&bar)).map_err(by_option).map_err(within)?);
         }
         bar.finish_and_clear();
-        Ok((errors, drawn))
+        Ok(found)
     }
 
     /// The same class at the same place for every model that has classes.
