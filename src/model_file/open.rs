@@ -8,9 +8,10 @@ use super::info::FORMAT;
 use super::loaded::refused;
 use super::pretrained::{named, nowhere};
 use super::{ArrayFile, CHECKPOINT_FORMAT, FromNetwork, Loaded, ModelInfo, Pretrained, Weights, pretrained};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::models;
-use crate::nn::Parameters;
+use crate::nn::{Builder, Parameters};
 use crate::tensor::{Context, DType};
 
 /// A model file whose header, checksum and metadata are sound.
@@ -66,11 +67,6 @@ impl ModelFile {
         &self.info
     }
 
-    /// Where it is: a file, or the name of a pretrained model.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Puts the network and its weights on `context`'s device, activations in `precision`: `f32`, or `bf16` on accelerators.
     /// Of a checkpoint, which holds both, the moving average unless `weights` says otherwise; a model file holds one kind.
     ///
@@ -82,6 +78,26 @@ impl ModelFile {
         context: &Context,
         precision: DType,
         weights: Option<Weights>,
+    ) -> Result<Loaded<N>> {
+        let path = self.path.clone();
+        self.load_as(context, precision, weights, |config| {
+            let (network, builder) = models::network(&config.model)?;
+            let network = N::from_network(network, config.model.kind()).map_err(|why| refused(&path, why))?;
+            Ok((network, builder))
+        })
+    }
+
+    /// As [`ModelFile::load`], of a network that `build` makes, with the parameters that it declares: for networks that are no
+    /// part of the engine. It is called twice.
+    ///
+    /// # Errors
+    /// As [`ModelFile::load`], and those of `build`.
+    pub fn load_as<N>(
+        self,
+        context: &Context,
+        precision: DType,
+        weights: Option<Weights>,
+        build: impl Fn(&Config) -> Result<(N, Builder)>,
     ) -> Result<Loaded<N>> {
         let Self { path, file, mut info } = self;
         let prefix = if file.format == CHECKPOINT_FORMAT {
@@ -95,13 +111,12 @@ impl ModelFile {
             ""
         };
         // A damaged configuration may describe a network of any size: it is counted before there is room made for it.
-        let (_, builder) = models::network(&info.config.model)?;
+        let (_, builder) = build(&info.config)?;
         let count = Parameters::new(&Context::shape_only(), builder, DType::F32)?.count();
         if count > file.len() / 2 {
             return Err(file.fault(format!("its configuration has {count} parameters, more than its bytes can hold")));
         }
-        let (network, builder) = models::network(&info.config.model)?;
-        let network = N::from_network(network, info.config.model.kind()).map_err(|why| refused(&path, why))?;
+        let (network, builder) = build(&info.config)?;
         let parameters = Parameters::new(context, builder, precision)?;
         let flat = if prefix.is_empty() {
             file.flat(parameters.specs(), parameters.flat_len(), prefix, true)?
@@ -121,7 +136,6 @@ impl ModelFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use crate::diffusion::Denoiser;
     use crate::model_file::Storage;
 
@@ -150,6 +164,10 @@ mod tests {
         let rounded = |value: &f32| half::bf16::from_f32(*value).to_f32();
         assert_eq!(weights(&embedded), weights(&model).iter().map(rounded).collect::<Vec<_>>());
         assert_eq!(embedded.parameters.precision(), DType::F32);
+        // The same as somebody's own network.
+        let file = ModelFile::open_among(Path::new("some-model"), &table).unwrap();
+        let own = file.load_as(&context, DType::F32, None, |config| models::build(&config.model)).unwrap();
+        assert_eq!(weights(&own), weights(&embedded));
         // The same from the file.
         let loaded = Model::load(&file, &context, DType::F32).unwrap();
         assert_eq!((weights(&loaded), &loaded.digest), (weights(&embedded), &embedded.digest));

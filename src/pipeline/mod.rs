@@ -1,7 +1,7 @@
 //! A model in use: images out of noise and out of given images, as values. No flags are read here, and nothing is printed.
 //!
-//! A [`Model`] is loaded once and draws as often as it is asked to. [`Model::draw`] takes every kind of drawing, tells a
-//! [`Watch`] of each stage, with a preview where it wants one, and stops where that says so:
+//! A [`Model`] is loaded once, on the thread that uses it, and draws as often as it is asked to. [`Model::draw`] takes every kind
+//! of drawing, tells a [`Watch`] of each stage, with a preview where it wants one, and stops where that says so:
 //!
 //! ```
 //! use engine::Error;
