@@ -15,7 +15,8 @@ use engine::{Error, Result};
 
 /// A model of 8x8 RGB images and three classes that nobody trained: something comes out, always the same.
 fn model() -> Model {
-    let settings = ["model.conditioning=token", "sampling.num_steps=5", "sampling.guidance=1.5"];
+    let settings =
+        ["model.conditioning=token", "sampling.sampler=ddim", "sampling.num_steps=5", "sampling.guidance=1.5"];
     let mut model = Model::untrained(&tiny::config(&settings), &Context::cpu(), DType::F32, 5).unwrap();
     model.info.classes = ["a", "b", "c"].map(String::from).to_vec();
     model

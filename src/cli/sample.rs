@@ -12,7 +12,7 @@ use crate::diffusion::{NoiseSchedule, Profile};
 use crate::error::{Error, Result};
 use crate::eval::real_images;
 use crate::ops::host::parallel::install;
-use crate::picture::{Image, Layout, write_npy, write_png};
+use crate::picture::{Image, Layout, read_png, write_npy, write_png};
 use crate::pipeline::{Changes, Choice, Model, Recipe, SampleRequest, even_batch, layout, sheet};
 use crate::tensor::Device;
 
@@ -155,7 +155,8 @@ fn timesteps(text: &str) -> Result<Vec<i64>> {
 
 impl Job {
     fn new(mut command: SampleCommand) -> Result<Self> {
-        let like = command.like.as_deref().map(Recipe::read).transpose()?;
+        let read = |path: &Path| Recipe::of_texts(&read_png(path)?.1, path);
+        let like = command.like.as_deref().map(read).transpose()?;
         let default = if like.is_some() { "repeated.png" } else { "samples.png" };
         let out = command.out.clone().unwrap_or_else(|| default.into());
         let mut output = output(&out)?;

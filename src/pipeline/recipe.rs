@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::{Model, SampleRequest};
 use crate::diffusion::{GuidanceSchedule, SamplerKind, SamplingConfig, TimestepSchedule};
 use crate::error::{Error, Result};
-use crate::picture::read_png;
 
 /// The keyword under which a sampled PNG holds its recipe, as JSON.
 const SAMPLING: &str = "engine.sampling";
@@ -96,13 +95,12 @@ impl Recipe {
         (sampling.timesteps, sampling.clip_x0) = (self.timesteps.clone(), self.clip_x0);
     }
 
-    /// Reads the recipe of a picture.
+    /// Reads the recipe among the `texts` of a PNG; `name` stands for the picture in errors.
     ///
     /// # Errors
-    /// Those of [`read_png`]; [`Error::File`] for a picture that holds none, or one of another version of the engine.
-    pub fn read(path: &Path) -> Result<Self> {
-        let (_, texts) = read_png(path)?;
-        let fault = |message: String, mend: &str| Error::file(path, message, mend);
+    /// [`Error::File`] for a picture that holds none, or one of another version of the engine.
+    pub fn of_texts(texts: &[(String, String)], name: &Path) -> Result<Self> {
+        let fault = |message: String, mend: &str| Error::file(name, message, mend);
         let Some((_, text)) = texts.iter().find(|(keyword, _)| keyword == SAMPLING) else {
             return Err(fault(
                 "holds no sampling parameters".into(),
