@@ -1,8 +1,8 @@
 //! `engine`: a hand-written CUDA kernel engine that trains, samples and judges small diffusion models.
 //!
 //! Imports run downwards only:
-//! `cli → train → eval → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
-//! `data → tensor`; `picture → files → error`; `weights → error`; `names → error`.
+//! `cli → train → eval → pipeline → model_file → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
+//! `data → picture, weights, tensor`; `picture` and `weights` stand on `files, error`; `names → error`.
 
 pub mod cli;
 pub mod config;
@@ -10,10 +10,12 @@ pub mod data;
 pub mod diffusion;
 pub mod eval;
 pub mod files;
+pub mod model_file;
 pub mod models;
 pub mod names;
 pub mod nn;
 pub mod picture;
+pub mod pipeline;
 pub mod train;
 pub mod weights;
 

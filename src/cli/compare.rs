@@ -6,19 +6,21 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::compare_data::{HeldOut, Source, label_of};
 use super::compare_text::{Row, deviations, picture, short_names, tables};
 use super::edit::moves;
 use super::machine::{Machine, MachineOptions};
 use super::sample::by_option;
-use crate::config::{Model, SampleRequest};
 use crate::diffusion::NoiseSchedule;
 use crate::error::{Error, Result};
-use crate::eval::{Better, CommonLevels, Comparison, DenoisingErrors, Drawn, ErrorSpec, Metric, WARM_UP, draw_timed};
+use crate::eval::{
+    Better, CommonLevels, Comparison, DenoisingErrors, Drawn, ErrorSpec, HeldOut, HeldOutSource, Metric, WARM_UP,
+    draw_timed, label_of,
+};
 use crate::files::write_atomically;
 use crate::ops::host::parallel::{install, threads};
-use crate::picture::{Image, write_png};
-use crate::tensor::{Context, Device};
+use crate::picture::write_png;
+use crate::pipeline::{Changes, Model, SampleRequest, even_batch, pictures, png_text};
+use crate::tensor::Device;
 
 /// The keyword under which the PNG holds what was compared, as JSON.
 const KEYWORD: &str = "engine.compare";
@@ -85,6 +87,24 @@ struct Places {
     notes: Vec<String>,
 }
 
+/// All that the models are measured by.
+#[derive(Clone, Copy)]
+struct Task<'a> {
+    names: &'a [String],
+    levels: &'a CommonLevels,
+    held_out: &'a HeldOut,
+    /// Each model's labels of the held-out images.
+    labels: &'a [Vec<usize>],
+    places: &'a Places,
+}
+
+/// Each model's errors, of each image at each level, and its pictures.
+#[derive(Default)]
+struct Measured {
+    errors: Vec<Vec<Vec<f64>>>,
+    drawn: Vec<Drawn>,
+}
+
 /// Everything that was found.
 struct Found {
     comparison: Comparison,
@@ -129,19 +149,14 @@ impl CompareCommand {
     }
 
     fn compare(&self, machine: &Machine) -> Result<()> {
-        let mut models = Vec::with_capacity(self.models.len());
-        for path in &self.models {
-            // Each has a context of its own, so that its memory goes when its turn is over.
-            let context = Context::new(machine.device.clone());
-            models.push(Model::load(path, &context, machine.dtype(Model::inspect(path)?.config.training.precision))?);
-        }
+        let models = self.models.iter().map(|path| machine.load(path)).collect::<Result<Vec<Model>>>()?;
         let names = short_names(&models.iter().map(|model| model.path.clone()).collect::<Vec<_>>());
         check_sizes(&names, &models)?;
         let schedule = |model: &Model| NoiseSchedule::new(&model.info.config.diffusion);
         let schedules = models.iter().map(schedule).collect::<Result<Vec<_>>>()?;
         let levels = CommonLevels::new(&schedules, self.levels)?;
         let places = self.places(&names, &models)?;
-        let source = Source {
+        let source = HeldOutSource {
             data: self.data.as_deref(),
             data_dir: &self.data_dir,
             images: self.images,
@@ -155,35 +170,13 @@ impl CompareCommand {
             notes.push(format!("{} noise levels asked, the models have {} in common", self.levels, levels.len()));
         }
 
-        let shape = models[0].model.image_shape();
+        let shape = models[0].image_shape();
         let facts = facts(&models, &places.requests);
         let described: Vec<Value> =
             models.iter().zip(&places.requests).map(|(model, request)| told(model, request)).collect();
         let parameters = models.iter().map(|model| model.parameters.count() as f64).collect();
-        let (mut errors, mut drawn) = (Vec::new(), Vec::new());
-        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
-        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} evaluations, {eta} left") {
-            bar.set_style(style);
-        }
-        for (place, model) in models.into_iter().enumerate() {
-            let within = |error: Error| of_model(&names[place], error);
-            bar.reset();
-            bar.set_message(format!("{} denoises", names[place]));
-            let spec = ErrorSpec {
-                levels: levels.len(),
-                draws: 1,
-                seed: self.seed,
-                batch: self.batch(machine, labels[place].len()),
-            };
-            let mut measure = DenoisingErrors::at_times(&model, &levels.times[place], spec).map_err(within)?;
-            errors.push(measure.measure_independent(&held_out.values, &labels[place], moves(&bar))?);
-            drop(measure);
-            bar.reset();
-            bar.set_message(format!("{} draws", names[place]));
-            let request = SampleRequest { batch: self.batch(machine, self.count), ..places.requests[place].clone() };
-            drawn.push(draw_timed(&model, &request, moves(&bar)).map_err(by_option).map_err(within)?);
-        }
-        bar.finish_and_clear();
+        let task = Task { names: &names, levels: &levels, held_out: &held_out, labels: &labels, places: &places };
+        let Measured { errors, drawn } = self.measure(machine, models, task)?;
 
         let mut comparison = Comparison::new(names, levels, errors)?;
         comparison.add(Metric::of_values("parameters", "", Better::Lower, parameters, None))?;
@@ -195,10 +188,30 @@ impl CompareCommand {
         self.tell(machine, &found, &held_out, &facts, described)
     }
 
-    /// Batches of one size: the last one is computed whole too.
-    fn batch(&self, machine: &Machine, count: usize) -> usize {
-        let most = if matches!(machine.device, Device::Cpu) { 32 } else { 256 };
-        self.batch.unwrap_or_else(|| count.div_ceil(count.div_ceil(most)))
+    /// Measures the models one by one: a model goes when its turn is over, and its memory with it.
+    fn measure(&self, machine: &Machine, models: Vec<Model>, task: Task) -> Result<Measured> {
+        let Task { names, levels, held_out, labels, places } = task;
+        let mut found = Measured::default();
+        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
+        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} evaluations, {eta} left") {
+            bar.set_style(style);
+        }
+        let batch = |count: usize| self.batch.unwrap_or_else(|| even_batch(&machine.device, count));
+        for (place, model) in models.into_iter().enumerate() {
+            let within = |error: Error| of_model(&names[place], error);
+            bar.reset();
+            bar.set_message(format!("{} denoises", names[place]));
+            let spec = ErrorSpec { levels: levels.len(), draws: 1, seed: self.seed, batch: batch(labels[place].len()) };
+            let mut measure = DenoisingErrors::at_times(&model, &levels.times[place], spec).map_err(within)?;
+            found.errors.push(measure.measure_independent(&held_out.values, &labels[place], moves(&bar))?);
+            drop(measure);
+            bar.reset();
+            bar.set_message(format!("{} draws", names[place]));
+            let request = SampleRequest { batch: batch(self.count), ..places.requests[place].clone() };
+            found.drawn.push(draw_timed(&model, &request, moves(&bar)).map_err(by_option).map_err(within)?);
+        }
+        bar.finish_and_clear();
+        Ok(found)
     }
 
     /// The same class at the same place for every model that has classes.
@@ -240,14 +253,10 @@ impl CompareCommand {
     /// A model's own way of sampling, with what the command line says of all.
     fn request(&self, model: &Model, labels: Vec<usize>) -> Result<SampleRequest> {
         let mut request = SampleRequest { seed: self.seed, ..model.request(labels) };
-        let sampling = &mut request.sampling;
-        if let Some(sampler) = &self.sampler {
-            sampling.sampler = sampler.parse().map_err(by_option)?;
-        }
-        if let Some(steps) = self.steps {
-            (sampling.num_steps, sampling.timesteps) = (steps, None);
-        }
-        sampling.set_guidance(self.guidance, None).map_err(by_option)?;
+        let sampler = self.sampler.as_deref().map(str::parse).transpose().map_err(by_option)?;
+        let changes = Changes { sampler, steps: self.steps, guidance: self.guidance, ..Changes::default() };
+        changes.apply(&mut request.sampling);
+        let sampling = &request.sampling;
         sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
         if sampling.is_guided() && model.info.config.model.null_label().is_none() {
             let message = "the model was trained without a null label, so it cannot be guided";
@@ -261,15 +270,14 @@ impl CompareCommand {
 
     fn draw(&self, found: &Found, places: &Places, described: &[Value], shape: [usize; 3]) -> Result<()> {
         let block = |((name, drawn), request): ((&String, &Drawn), &SampleRequest)| {
-            let image = |values: &Vec<f32>| Image::from_signed(shape[1], shape[0], shape[2], values);
-            let images = drawn.images.iter().map(image).collect::<Result<Vec<_>>>()?;
-            Ok((format!("{name}: {}", way(request)), images))
+            Ok((format!("{name}: {}", way(request)), pictures(&drawn.images, shape)?))
         };
         let blocks = found.comparison.names().iter().zip(&found.drawn).zip(&places.requests).map(block);
         let sheet = picture(&blocks.collect::<Result<Vec<_>>>()?, &places.captions, shape)?;
-        let software = format!("engine {}", env!("CARGO_PKG_VERSION"));
         let what = json!({ "models": described, "seed": self.seed, "places": places.captions }).to_string();
-        write_png(&self.out, &sheet, &[("Software", &software), (KEYWORD, &what)])
+        let text = png_text(KEYWORD, what);
+        let text: Vec<(&str, &str)> = text.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+        write_png(&self.out, &sheet, &text)
     }
 
     fn tell(
@@ -391,7 +399,7 @@ fn of_model(name: &str, error: Error) -> Error {
 
 /// Models of other sizes or channels draw and denoise other images.
 fn check_sizes(names: &[String], models: &[Model]) -> Result<()> {
-    let shapes: Vec<[usize; 3]> = models.iter().map(|model| model.model.image_shape()).collect();
+    let shapes: Vec<[usize; 3]> = models.iter().map(|model| model.image_shape()).collect();
     let Some(other) = shapes.iter().position(|shape| *shape != shapes[0]) else { return Ok(()) };
     let what = if shapes[other][..2] == shapes[0][..2] { "channels" } else { "sizes" };
     let told = |place: usize| {

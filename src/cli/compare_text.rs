@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::sheet::{Choice, layout};
 use crate::error::Result;
 use crate::eval::{Better, Comparison, Metric, rounded, with_error};
 use crate::picture::{Image, Labels, beside, labelled_grid};
+use crate::pipeline::{Choice, layout};
 
 /// White pixels between the models' blocks.
 const GAP: usize = 24;

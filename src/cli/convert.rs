@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::config::{Loaded, Storage, Weights};
 use crate::error::{Error, Result};
+use crate::model_file::{Loaded, Storage, Weights};
+use crate::models::Network;
 use crate::tensor::{Context, DType};
 
 /// Make a model file out of a checkpoint, a run or another model file.
@@ -59,7 +60,7 @@ impl ConvertCommand {
     /// Reads, writes, and says so.
     ///
     /// # Errors
-    /// Those of [`Loaded::load`] and [`Loaded::save_as`]; [`Error::File`] where OUT exists. OUT is then untouched.
+    /// Those of [`Loaded::load_weights`] and [`Loaded::save_as`]; [`Error::File`] where OUT exists. OUT is then untouched.
     pub fn run(self) -> Result<()> {
         if self.output.is_dir() {
             return Err(Error::file(&self.output, "is a folder", "name a file, as in model.safetensors"));
@@ -76,7 +77,7 @@ impl ConvertCommand {
             StorageChoice::Bf16 => Storage::Bf16,
             StorageChoice::F16 => Storage::F16,
         };
-        let model = Loaded::load(&self.input, &Context::cpu(), DType::F32, weights)?;
+        let model = Loaded::<Network>::load_weights(&self.input, &Context::cpu(), DType::F32, weights)?;
         model.save_as(&self.output, storage)?;
         if !self.quiet {
             let size = |path: &PathBuf| std::fs::metadata(path).map_err(Error::io(path, "read")).map(|file| file.len());

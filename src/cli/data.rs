@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use crate::config::ModelInfo;
 use crate::data::{
     BUILTIN, Dataset, FetchOptions, Format, ImportOptions, ResolveOptions, Split, Verification, fetch, import, resolve,
 };
@@ -166,33 +165,6 @@ impl Import {
 /// A data set file, or the built-in set.
 fn open(file: &str) -> Result<Dataset> {
     if file == BUILTIN { resolve(BUILTIN, None, &ResolveOptions::default()) } else { Dataset::open(file) }
-}
-
-/// The whole data set that `name` means, or the one that `model` was trained on; `option` is where `name` comes from.
-pub(super) fn of_model(
-    info: &ModelInfo,
-    name: Option<&str>,
-    option: &str,
-    data_dir: &Path,
-    quiet: bool,
-) -> Result<Dataset> {
-    let config = &info.config.data;
-    let options =
-        ResolveOptions { data_dir, shapes_seed: config.shapes_seed, shapes_count: config.shapes_count, quiet };
-    let trained = config.path.as_ref().and_then(|path| path.to_str());
-    let set = resolve(&config.name, name.or(trained), &options)?;
-    let [height, width, channels] = info.config.model.image_shape();
-    if (set.height(), set.width(), set.channels()) != (height, width, channels) {
-        let message = format!(
-            "its images are {}x{}x{}, the model's {height}x{width}x{channels}",
-            set.height(),
-            set.width(),
-            set.channels()
-        );
-        let mend = format!("name another with {option}");
-        return Err(Error::config(format!("data set {:?}", set.name()), message, mend));
-    }
-    Ok(set)
 }
 
 /// `--classes`: names or numbers separated by commas.

@@ -7,15 +7,12 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::machine::MachineOptions;
-use crate::config::{Model, SampleRequest};
+use super::sample::by_option;
 use crate::diffusion::Profile;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::install;
-use crate::picture::{Image, Layout, grid, read_png, write_npy, write_png};
-use crate::tensor::Context;
-
-/// The keyword under which a PNG holds what made it.
-pub const KEYWORD: &str = "engine.edit";
+use crate::picture::{Image, read_png, write_npy, write_png};
+use crate::pipeline::{Changes, Edit, EditRecipe, Model, SampleRequest, image_values, strip};
 
 /// Which model, and how it samples.
 #[derive(Clone, Debug, Args)]
@@ -68,9 +65,7 @@ impl EditOptions {
     pub fn with_model(&self, work: impl FnOnce(&Model) -> Result<()> + Send) -> Result<()> {
         let machine = self.machine.open()?;
         install(move || {
-            let context = Context::new(machine.device.clone());
-            let info = Model::inspect(&self.model)?;
-            let model = Model::load(&self.model, &context, machine.dtype(info.config.training.precision))?;
+            let model: Model = machine.load(&self.model)?;
             if !self.quiet {
                 eprintln!("{} after step {}, on {}", model.path.display(), model.info.step, machine.note);
             }
@@ -93,18 +88,26 @@ impl EditOptions {
         let mut request = model.request(vec![label; count]);
         request.seed = seed;
         request.batch = self.batch.unwrap_or(request.batch);
-        let sampling = &mut request.sampling;
-        if let Some(sampler) = &self.sampler {
-            sampling.sampler = sampler.parse()?;
-        }
-        if let Some(steps) = self.steps.or(self.profile.map(Profile::steps)) {
-            (sampling.num_steps, sampling.timesteps) = (steps, None);
-        }
-        sampling.eta = self.eta.unwrap_or(sampling.eta);
-        sampling.set_guidance(self.guidance, self.guidance_schedule.as_deref())?;
-        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
-        sampling.validate(model.info.config.diffusion.num_steps)?;
+        self.changes()?.apply(&mut request.sampling);
+        request.sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
         Ok(request)
+    }
+
+    /// What the options say of sampling.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a sampler or a course of guidance that cannot be read.
+    pub fn changes(&self) -> Result<Changes> {
+        let guidance_schedule = self.guidance_schedule.as_deref().map(str::parse);
+        Ok(Changes {
+            sampler: self.sampler.as_deref().map(str::parse).transpose().map_err(by_option)?,
+            steps: self.steps.or(self.profile.map(Profile::steps)),
+            eta: self.eta,
+            temperature: self.temperature,
+            guidance: self.guidance,
+            guidance_schedule: guidance_schedule.transpose().map_err(by_option)?,
+            ..Changes::default()
+        })
     }
 
     /// Refuses to write over a file, unless `--force` was given.
@@ -130,21 +133,9 @@ impl EditOptions {
         bar
     }
 
-    /// What made a picture, for its PNG: `more` is an object of what is the command's own.
-    pub fn text(&self, model: &Model, request: &SampleRequest, more: serde_json::Value) -> Vec<(&'static str, String)> {
-        let sampling = &request.sampling;
-        let mut parameters = serde_json::json!({
-            "model": model.path.display().to_string(),
-            "step": model.info.step,
-            "weights": model.info.weights,
-            "class": self.class,
-            "seed": request.seed,
-            "sampling": sampling,
-        });
-        if let (Some(all), serde_json::Value::Object(more)) = (parameters.as_object_mut(), more) {
-            all.extend(more);
-        }
-        vec![("Software", format!("engine {}", env!("CARGO_PKG_VERSION"))), (KEYWORD, parameters.to_string())]
+    /// What made a picture, for its PNG.
+    pub fn text(&self, model: &Model, request: &SampleRequest, edit: Edit) -> Vec<(&'static str, String)> {
+        EditRecipe::new(model, request, self.class.as_deref(), edit).text()
     }
 
     /// Says what was written.
@@ -174,25 +165,10 @@ pub fn moves(bar: &ProgressBar) -> impl FnMut(usize, usize) {
 /// Reads a PNG of `[height, width, channels]` as values in [-1, 1].
 ///
 /// # Errors
-/// Those of [`read_png`]; [`Error::File`] for a picture of another size, or in colour where grey is needed.
-pub fn read_image(path: &Path, [height, width, channels]: [usize; 3]) -> Result<Vec<f32>> {
+/// Those of [`read_png`] and [`image_values`].
+pub fn read_image(path: &Path, shape: [usize; 3]) -> Result<Vec<f32>> {
     let (image, _) = read_png(path)?;
-    if (image.height(), image.width()) != (height, width) {
-        let message = format!("is {}x{} pixels, and {width}x{height} are needed", image.width(), image.height());
-        return Err(Error::file(path, message, "bring it to that size first"));
-    }
-    image
-        .to_signed(channels)
-        .map_err(|_| Error::file(path, "is coloured, and the model's images are grey", "turn it to grey first"))
-}
-
-/// Values in [-1, 1] as pictures of the model's size.
-///
-/// # Errors
-/// Those of [`Image::from_signed`].
-pub fn pictures(model: &Model, images: &[Vec<f32>]) -> Result<Vec<Image>> {
-    let [height, width, channels] = model.model.image_shape();
-    images.iter().map(|values| Image::from_signed(width, height, channels, values)).collect()
+    image_values(&image, path, shape)
 }
 
 /// Where results go, told by the name.
@@ -260,17 +236,6 @@ pub fn write_images(out: &Path, images: &[Image], text: &[(&'static str, String)
             paths.iter().zip(images).try_for_each(|(path, image)| write_png(path, image, &text))
         }
         (_, [image]) => write_png(out, image, &text),
-        _ => write_png(out, &sheet(images)?, &text),
+        _ => write_png(out, &strip(images)?, &text),
     }
-}
-
-/// Images side by side, drawn as large as they still fit a screen.
-///
-/// # Errors
-/// Those of [`grid()`].
-pub fn sheet(images: &[Image]) -> Result<Image> {
-    let columns = images.len().clamp(1, 16);
-    let width = images.first().map_or(1, Image::width);
-    let scale = (96 / width).min(1920 / (columns * width)).clamp(1, 8);
-    grid(images, Layout { columns, scale, ..Layout::default() })
 }

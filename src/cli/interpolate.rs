@@ -5,11 +5,10 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, moves, pictures, read_image, sheet, write_images};
-use crate::config::{Ends, Model};
-use crate::diffusion::SamplerKind;
+use super::edit::{EditOptions, Output, moves, read_image, write_images};
 use crate::error::{Error, Result};
-use crate::picture::{AnimationTiming, write_animation, write_png};
+use crate::picture::{AnimationTiming, Image, write_animation, write_png};
+use crate::pipeline::{Edit, Ends, Model, SampleRequest, pictures, strip};
 
 /// Draw a smooth way between two seeds' images, or between two given images.
 ///
@@ -64,49 +63,53 @@ impl InterpolateCommand {
         let seed = self.seeds.as_ref().map_or(0, |seeds| seeds[0]);
         let mut request = self.edit.request(model, self.frames, seed)?;
         // A sampler with noise of its own is the model's choice here, not the user's.
-        let sampling = &mut request.sampling;
-        if self.edit.sampler.is_none() && sampling.sampler == SamplerKind::Ddpm {
-            sampling.sampler = SamplerKind::Ddim;
-        }
-        if self.edit.eta.is_none() {
-            sampling.eta = 0.0;
-        }
+        self.edit.changes()?.apply_without_noise(&mut request.sampling);
         if self.images.is_some() {
             // Which is what the library does, said here for the report and the PNG.
-            *sampling = sampling.clone().unguided();
+            request.sampling = request.sampling.unguided();
         }
         let bar = self.edit.bar();
         let (drawn, what) = match (&self.seeds, &self.images) {
             (Some(seeds), _) => {
-                let ends = Ends::Seeds(seeds[0], seeds[1]);
-                let what = serde_json::json!({ "command": "interpolate", "seeds": seeds, "frames": self.frames });
-                (model.interpolate(ends, &request, &mut moves(&bar))?, what)
+                let seeds = [seeds[0], seeds[1]];
+                let what = Edit::Interpolate { seeds: Some(seeds), images: None, frames: self.frames };
+                (model.interpolate(Ends::Seeds(seeds[0], seeds[1]), &request, &mut moves(&bar))?, what)
             }
             (None, images) => {
-                let paths = images.iter().flatten();
-                let images = paths.clone().map(|path| read_image(path, model.model.image_shape()));
+                let paths: Vec<&PathBuf> = images.iter().flatten().collect();
+                let images = paths.iter().map(|path| read_image(path, model.image_shape()));
                 let images = images.collect::<Result<Vec<_>>>()?;
-                let names: Vec<String> = paths.map(|path| path.display().to_string()).collect();
-                let what = serde_json::json!({ "command": "interpolate", "images": names, "frames": self.frames });
+                let names = [paths[0], paths[1]].map(|path| path.display().to_string());
+                let what = Edit::Interpolate { seeds: None, images: Some(names), frames: self.frames };
                 (model.interpolate(Ends::Images(&images[0], &images[1]), &request, &mut moves(&bar))?, what)
             }
         };
         bar.finish_and_clear();
-        let frames = pictures(model, &drawn)?;
         let text = self.edit.text(model, &request, what);
+        self.write(&pictures(&drawn, model.image_shape())?, &text, &request, started)
+    }
+
+    /// Writes the frames to every place that was named.
+    fn write(
+        &self,
+        frames: &[Image],
+        text: &[(&'static str, String)],
+        request: &SampleRequest,
+        started: Instant,
+    ) -> Result<()> {
         let borrowed: Vec<(&str, &str)> = text.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
         for out in &self.out {
             match Output::of(out)? {
-                Output::Png => write_png(out, &sheet(&frames)?, &borrowed)?,
+                Output::Png => write_png(out, &strip(frames)?, &borrowed)?,
                 Output::Gif | Output::Apng => {
                     let scale = (256 / frames[0].width()).clamp(1, 8);
                     let large = frames.iter().map(|frame| frame.upscale(scale)).collect::<Result<Vec<_>>>()?;
                     let timing = AnimationTiming { delay: 100 / self.fps, bounce: self.bounce };
                     write_animation(out, &large, timing, &borrowed)?;
                 }
-                Output::Array | Output::Folder => write_images(out, &frames, &text, self.edit.force)?,
+                Output::Array | Output::Folder => write_images(out, frames, text, self.edit.force)?,
             }
-            self.edit.report(out, &format!("{} frames", frames.len()), &request, started);
+            self.edit.report(out, &format!("{} frames", frames.len()), request, started);
         }
         Ok(())
     }

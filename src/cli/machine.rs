@@ -1,12 +1,15 @@
 //! Options that say where and in which precision a command computes.
 
+use std::path::Path;
+
 use clap::{Args, ValueEnum};
 
 use crate::config::Precision;
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
+use crate::model_file::{FromNetwork, Loaded, ModelFile};
 use crate::ops::host::parallel::set_threads;
-use crate::tensor::{DType, Device};
+use crate::tensor::{Context, DType, Device};
 
 /// `--device`, `--precision`, `--threads`.
 #[derive(Clone, Debug, Args)]
@@ -77,6 +80,16 @@ impl MachineOptions {
 }
 
 impl Machine {
+    /// Opens a model file once and loads it, in a context of its own, so that its memory goes with it.
+    ///
+    /// # Errors
+    /// Those of [`ModelFile::open`] and [`ModelFile::load`].
+    pub fn load<N: FromNetwork>(&self, path: &Path) -> Result<Loaded<N>> {
+        let file = ModelFile::open(path)?;
+        let dtype = self.dtype(file.info().config.training.precision);
+        file.load(&Context::new(self.device.clone()), dtype, None)
+    }
+
     /// The dtype of activations: the one asked for, else `trained` on an accelerator and `f32` on the CPU.
     pub fn dtype(&self, trained: Precision) -> DType {
         let fallback = match self.device {

@@ -3,7 +3,6 @@
 pub mod bench_step;
 pub mod classify;
 pub mod compare;
-mod compare_data;
 mod compare_text;
 pub mod convert;
 pub mod data;
@@ -16,10 +15,8 @@ pub mod machine;
 pub mod plan;
 pub mod presets;
 mod progress;
-mod recipe;
 pub mod sample;
 pub mod score;
-mod sheet;
 pub mod train;
 pub mod upscale;
 pub mod vary;

@@ -2,8 +2,9 @@
 
 use clap::Args;
 
-use crate::config::{Config, presets, pretrained};
+use crate::config::{Config, presets};
 use crate::error::Result;
+use crate::model_file::pretrained;
 
 /// List the presets, or print one as YAML to start a configuration of your own from.
 #[derive(Clone, Debug, Args)]

@@ -7,15 +7,14 @@ use clap::Args;
 
 use super::machine::{MachineOptions, PrecisionChoice};
 use super::progress::Drawing;
-use super::recipe::{KEYWORD, Recipe};
-use super::sheet::{Choice, layout, real_images, sheet};
-use crate::config::{Model, SampleRequest};
 use crate::data::{Dataset, ResolveOptions, resolve};
-use crate::diffusion::{NoiseSchedule, Profile, TimestepSchedule};
+use crate::diffusion::{NoiseSchedule, Profile};
 use crate::error::{Error, Result};
+use crate::eval::real_images;
 use crate::ops::host::parallel::install;
-use crate::picture::{Image, write_npy, write_png};
-use crate::tensor::{Context, Device};
+use crate::picture::{Image, Layout, read_png, write_npy, write_png};
+use crate::pipeline::{Changes, Choice, Model, Recipe, SampleRequest, even_batch, layout, sheet};
+use crate::tensor::Device;
 
 /// Draw images from a trained model.
 ///
@@ -124,9 +123,7 @@ impl SampleCommand {
         let job = Job::new(self)?;
         let machine = job.command.machine.open().map_err(|error| job.explain(error))?;
         install(move || {
-            let context = Context::new(machine.device.clone());
-            let info = Model::inspect(&job.model).map_err(|error| job.explain(error))?;
-            let model = Model::load(&job.model, &context, machine.dtype(info.config.training.precision))?;
+            let model: Model = machine.load(&job.model).map_err(|error| job.explain(error))?;
             if let (Some(like), Some(path)) = (&job.like, &job.command.like) {
                 like.check_model(&model, path)?;
                 if like.device.starts_with("cpu") != matches!(machine.device, Device::Cpu) {
@@ -158,7 +155,8 @@ fn timesteps(text: &str) -> Result<Vec<i64>> {
 
 impl Job {
     fn new(mut command: SampleCommand) -> Result<Self> {
-        let like = command.like.as_deref().map(Recipe::read).transpose()?;
+        let read = |path: &Path| Recipe::of_texts(&read_png(path)?.1, path);
+        let like = command.like.as_deref().map(read).transpose()?;
         let default = if like.is_some() { "repeated.png" } else { "samples.png" };
         let out = command.out.clone().unwrap_or_else(|| default.into());
         let mut output = output(&out)?;
@@ -230,142 +228,95 @@ impl Job {
         format!("{}{newest}: {weights} after step {} (epoch {})", model.path.display(), info.step, info.epoch)
     }
 
-    /// The labels to draw and how they are arranged.
-    fn choose(&self, model: &Model) -> Result<(Choice, Vec<usize>)> {
+    /// What the options say of sampling.
+    fn changes(&self) -> Result<Changes> {
         let command = &self.command;
-        if command.count == Some(0) {
-            return Err(Error::config("--count", "0 images", "give 1 or more"));
-        }
-        let classes = model.class_names().len();
-        let usual = model.info.config.sampling.count_per_class;
-        let (choice, count, label): (Choice, usize, Box<dyn Fn(usize) -> usize>) = match command.class.as_deref() {
-            None if classes == 0 => (Choice::One, command.count.unwrap_or(usual), Box::new(|_| 0)),
-            None => (Choice::InTurn, command.count.unwrap_or(classes.min(100)), Box::new(move |k| k % classes)),
-            Some("all") if classes > 0 => {
-                let each = command.count.unwrap_or(usual);
-                (Choice::Each(each), each.saturating_mul(classes), Box::new(move |k| k / each))
-            }
-            Some(class) => {
-                let label = model.class_label(class)?;
-                (Choice::One, command.count.unwrap_or(usual), Box::new(move |_| label))
-            }
-        };
-        if count > 10_000_000 {
-            return Err(Error::config("--count", format!("{count} images in one go"), "give up to 10000000 in all"));
-        }
-        Ok((choice, (0..count).map(label).collect()))
+        let schedule = command.schedule.as_deref().map(str::parse);
+        let guidance_schedule = command.guidance_schedule.as_deref().map(str::parse);
+        Ok(Changes {
+            sampler: command.sampler.as_deref().map(str::parse).transpose().map_err(by_option)?,
+            steps: command.profile.map(Profile::steps).or(command.steps),
+            schedule: schedule.transpose().map_err(by_option)?,
+            timesteps: command.timesteps.as_deref().map(timesteps).transpose()?,
+            eta: command.eta,
+            temperature: command.temperature,
+            guidance: command.guidance,
+            guidance_schedule: guidance_schedule.transpose().map_err(by_option)?,
+        })
     }
 
     fn request(&self, model: &Model, labels: Vec<usize>) -> Result<SampleRequest> {
         let command = &self.command;
-        let most = if matches!(model.context().device(), Device::Cpu) { 32 } else { 256 };
-        // Batches of one size: the last one is computed whole too.
-        let batches = labels.len().div_ceil(most);
-        let batch = command.batch.unwrap_or(labels.len().div_ceil(batches.max(1)));
+        let batch = command.batch.unwrap_or_else(|| even_batch(model.context().device(), labels.len()));
         let mut request = SampleRequest { seed: command.seed.unwrap_or(0), batch, ..model.request(labels) };
         if request.batch == 0 {
             return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
         }
-        let sampling = &mut request.sampling;
         if let Some(like) = &self.like {
-            request.first = like.first;
-            (sampling.num_steps, sampling.schedule) = (like.steps, like.schedule);
-            (sampling.timesteps, sampling.clip_x0) = (like.timesteps.clone(), like.clip_x0);
+            like.resume(&mut request);
         }
-        if let Some(sampler) = &command.sampler {
-            sampling.sampler = sampler.parse().map_err(by_option)?;
-        }
-        let steps = command.profile.map(Profile::steps).or(command.steps);
-        if steps.is_some() || command.schedule.is_some() {
-            sampling.timesteps = None;
-        }
-        sampling.num_steps = steps.unwrap_or(sampling.num_steps);
-        if let Some(schedule) = &command.schedule {
-            sampling.schedule = schedule.parse::<TimestepSchedule>().map_err(by_option)?;
-        }
-        if let Some(list) = &command.timesteps {
-            sampling.timesteps = Some(timesteps(list)?);
-        }
-        sampling.eta = command.eta.unwrap_or(sampling.eta);
-        sampling.temperature = command.temperature.unwrap_or(sampling.temperature);
-        sampling.set_guidance(command.guidance, command.guidance_schedule.as_deref()).map_err(by_option)?;
-        sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
+        self.changes()?.apply(&mut request.sampling);
+        request.sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
         Ok(request)
     }
 
     fn draw(&self, model: &Model, device: &str, started: Instant) -> Result<()> {
-        let (choice, labels) = self.choose(model)?;
+        let command = &self.command;
+        let (choice, labels) = Choice::new(&model.info, command.class.as_deref(), command.count)?;
         let request = self.request(model, labels)?;
         let count = request.labels.len();
         let times = request.sampling.times(&NoiseSchedule::new(&model.info.config.diffusion)?).map_err(by_option)?;
         if let Some(note) = &times.note {
             self.note(note);
         }
-        let names = label_names(model, &request);
-        let shape = model.model.image_shape();
-        let mut real = None;
-        let mut sheet_layout = None;
-        match self.output {
-            Output::Sheet => {
-                let blocks = if self.command.compare_with.is_some() { 2 } else { 1 };
-                sheet_layout = Some(layout(&choice, count, model.class_names().len(), shape, blocks)?);
-                real = self.real(model, &request, shape)?;
-            }
-            Output::Folder => self.prepare_folder(&names, request.first)?,
-            Output::Single | Output::Array => {}
-        }
         let recipe = Recipe {
             count: if let Choice::Each(each) = choice { each } else { count },
-            class: self.command.class.clone(),
-            compare_with: self.command.compare_with.clone(),
+            class: command.class.clone(),
+            compare_with: command.compare_with.clone(),
             ..Recipe::new(model, &request, device)
         };
-        let write_single = |path: &Path, k: usize, image: &Image| {
-            let (number, name) = (request.first + k as u32, &names[k]);
-            let class = (!name.is_empty()).then(|| name.clone());
-            let recipe = Recipe { first: number, single: true, count: 1, images: 1, class, ..recipe.clone() };
-            let text = [("engine.image", number.to_string()), ("engine.class", name.clone())];
-            write_with(path, image, &recipe, &text)
-        };
+        let names = model.info.label_names(&request.labels);
+        let sheet = self.prepare(model, &request, &choice, &names)?;
+        let mut target = Target { job: self, request: &request, names: &names, recipe: &recipe, images: Vec::new() };
 
-        let mut drawing = Drawing::new(self.command.quiet, self.command.progress, count);
-        let mut images = Vec::new();
+        let shape = model.image_shape();
+        let mut drawing = Drawing::new(command.quiet, command.progress, count);
         let mut first = None;
-        model
-            .sample_each(
-                &request,
-                |done, total| {
-                    drawing.update(done, total);
-                    Ok(())
-                },
-                |k, values| {
-                    first.get_or_insert_with(|| started.elapsed());
-                    let image = Image::from_signed(shape[1], shape[0], shape[2], values)?;
-                    match self.output {
-                        Output::Folder => {
-                            write_single(&self.out.join(file_name(request.first as usize + k, &names[k])), k, &image)
-                        }
-                        Output::Single => write_single(&self.out, k, &image),
-                        Output::Sheet | Output::Array => {
-                            images.push(image);
-                            Ok(())
-                        }
-                    }
-                },
-            )
-            .map_err(by_option)?;
+        let mut progress = |done, total| {
+            drawing.update(done, total);
+            Ok(())
+        };
+        let mut sink = |k: usize, values: &[f32]| {
+            first.get_or_insert_with(|| started.elapsed());
+            target.take(k, Image::from_signed(shape[1], shape[0], shape[2], values)?)
+        };
+        model.sample_each(&request, &mut progress, &mut sink).map_err(by_option)?;
         drawing.end();
-
-        if let Some(layout) = sheet_layout {
-            let real = real.as_ref().map(|(source, images)| (source.as_str(), images.as_slice()));
-            write_with(&self.out, &sheet(&images, real, &choice, layout, &names)?, &recipe, &[])?;
-        } else if self.output == Output::Array {
-            write_npy(&self.out, &images)?;
-        }
-        if !self.command.quiet {
+        target.finish(&choice, sheet)?;
+        if !command.quiet {
             println!("{}", self.summary(&request, times.times.len(), first.unwrap_or_default(), started.elapsed()));
         }
         Ok(())
+    }
+
+    /// What the output needs before anything is drawn: the layout of a sheet and the real images beside it, or a folder.
+    fn prepare(
+        &self,
+        model: &Model,
+        request: &SampleRequest,
+        choice: &Choice,
+        names: &[String],
+    ) -> Result<Option<SheetPlan>> {
+        match self.output {
+            Output::Sheet => {
+                let shape = model.image_shape();
+                let blocks = if self.command.compare_with.is_some() { 2 } else { 1 };
+                let layout = layout(choice, request.labels.len(), model.class_names().len(), shape, blocks)?;
+                Ok(Some(SheetPlan { layout, real: self.real(model, request, shape)? }))
+            }
+            Output::Folder => self.prepare_folder(names, request.first).map(|()| None),
+            Output::Single | Output::Array => Ok(None),
+        }
     }
 
     /// The data set's name and a real image for each that is drawn.
@@ -417,6 +368,62 @@ impl Job {
     }
 }
 
+/// A sheet before its images are there.
+struct SheetPlan {
+    layout: Layout,
+    /// The data set's name and a real image for each that is drawn.
+    real: Option<(String, Vec<Image>)>,
+}
+
+/// Where images go as they are drawn.
+struct Target<'a> {
+    job: &'a Job,
+    request: &'a SampleRequest,
+    /// The class of each image, in words.
+    names: &'a [String],
+    recipe: &'a Recipe,
+    /// Those that are written together.
+    images: Vec<Image>,
+}
+
+impl Target<'_> {
+    /// Writes image k of the request, or keeps it until all are there.
+    fn take(&mut self, k: usize, image: Image) -> Result<()> {
+        let out = &self.job.out;
+        match self.job.output {
+            Output::Folder => {
+                self.single(&out.join(file_name(self.request.first as usize + k, &self.names[k])), k, &image)
+            }
+            Output::Single => self.single(out, k, &image),
+            Output::Sheet | Output::Array => {
+                self.images.push(image);
+                Ok(())
+            }
+        }
+    }
+
+    fn single(&self, path: &Path, k: usize, image: &Image) -> Result<()> {
+        let (number, name) = (self.request.first + k as u32, &self.names[k]);
+        let class = (!name.is_empty()).then(|| name.clone());
+        let recipe = Recipe { first: number, single: true, count: 1, images: 1, class, ..self.recipe.clone() };
+        let text = [("engine.image", number.to_string()), ("engine.class", name.clone())];
+        write_with(path, image, &recipe, &text)
+    }
+
+    /// Writes what is written together.
+    fn finish(&self, choice: &Choice, plan: Option<SheetPlan>) -> Result<()> {
+        if let Some(SheetPlan { layout, real }) = plan {
+            let real = real.as_ref().map(|(source, images)| (source.as_str(), images.as_slice()));
+            let sheet = sheet(&self.images, real, choice, layout, self.names)?;
+            return write_with(&self.job.out, &sheet, self.recipe, &[]);
+        }
+        match self.job.output {
+            Output::Array => write_npy(&self.job.out, &self.images),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl SampleCommand {
     /// Takes from the recipe of a picture what was not given.
     fn fill_up(&mut self, like: &Recipe, output: Output) {
@@ -460,24 +467,10 @@ fn output(out: &Path) -> Result<Output> {
     }
 }
 
-/// The class of each image, in words; empty where the model has no classes.
-fn label_names(model: &Model, request: &SampleRequest) -> Vec<String> {
-    let names = model.class_names();
-    let null = model.info.config.model.null_label();
-    let name = |&label: &usize| match names.get(label) {
-        Some(name) => name.clone(),
-        None if Some(label) == null => "none".into(),
-        None if model.info.config.model.num_classes() == 0 => String::new(),
-        None => label.to_string(),
-    };
-    request.labels.iter().map(name).collect()
-}
-
 /// Writes a PNG with its recipe and `more` text inside.
-fn write_with(path: &Path, image: &Image, recipe: &Recipe, more: &[(&str, String)]) -> Result<()> {
-    let (software, recipe) = (format!("engine {}", env!("CARGO_PKG_VERSION")), recipe.to_json());
-    let mut text = vec![("Software", software.as_str()), (KEYWORD, recipe.as_str())];
-    text.extend(more.iter().map(|(keyword, text)| (*keyword, text.as_str())));
+fn write_with(path: &Path, image: &Image, recipe: &Recipe, more: &[(&'static str, String)]) -> Result<()> {
+    let recipe = recipe.text();
+    let text: Vec<(&str, &str)> = recipe.iter().chain(more).map(|(keyword, text)| (*keyword, text.as_str())).collect();
     write_png(path, image, &text)
 }
 

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, moves, pictures, read_image, write_images};
+use super::edit::{EditOptions, Output, moves, read_image, write_images};
 use crate::error::{Error, Result};
+use crate::pipeline::{Edit, pictures};
 
 /// Draw an image of the model's size whose blocks of pixels have the means that a small image gives.
 #[derive(Clone, Debug, Args)]
@@ -37,7 +38,7 @@ impl UpscaleCommand {
     /// Draws, writes, and says so.
     ///
     /// # Errors
-    /// Those of [`Model::upscale`](crate::config::Model::upscale), and what is wrong with the options.
+    /// Those of [`Model::upscale`](crate::pipeline::Model::upscale), and what is wrong with the options.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
         Output::still(&self.out)?;
@@ -47,17 +48,15 @@ impl UpscaleCommand {
         }
         self.edit.with_model(|model| {
             let request = self.edit.request(model, self.count, self.seed)?;
-            let [height, width, channels] = model.model.image_shape();
+            let [height, width, channels] = model.image_shape();
             let image = read_image(&self.image, [height / self.factor, width / self.factor, channels])?;
             let bar = self.edit.bar();
             let drawn = model.upscale(&image, self.factor, self.resample, &request, &mut moves(&bar))?;
             bar.finish_and_clear();
-            let what = serde_json::json!({
-                "command": "upscale", "image": self.image.display().to_string(),
-                "factor": self.factor, "resample": self.resample,
-            });
+            let image = self.image.display().to_string();
+            let what = Edit::Upscale { image, factor: self.factor, resample: self.resample };
             let text = self.edit.text(model, &request, what);
-            write_images(&self.out, &pictures(model, &drawn)?, &text, self.edit.force)?;
+            write_images(&self.out, &pictures(&drawn, [height, width, channels])?, &text, self.edit.force)?;
             self.edit.report(&self.out, &format!("{} at {width}x{height}", self.count), &request, started);
             Ok(())
         })

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, moves, pictures, read_image, write_images};
+use super::edit::{EditOptions, Output, moves, read_image, write_images};
 use crate::error::Result;
+use crate::pipeline::{Edit, pictures};
 
 /// Make variations of an image: noise it, and denoise it again.
 #[derive(Clone, Debug, Args)]
@@ -34,22 +35,20 @@ impl VaryCommand {
     /// Draws, writes, and says so.
     ///
     /// # Errors
-    /// Those of [`Model::vary`](crate::config::Model::vary), and what is wrong with the options.
+    /// Those of [`Model::vary`](crate::pipeline::Model::vary), and what is wrong with the options.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
         Output::still(&self.out)?;
         self.edit.refuse_taken(&self.out)?;
         self.edit.with_model(|model| {
             let request = self.edit.request(model, self.count, self.seed)?;
-            let image = read_image(&self.image, model.model.image_shape())?;
+            let image = read_image(&self.image, model.image_shape())?;
             let bar = self.edit.bar();
             let drawn = model.vary(&image, self.strength, &request, &mut moves(&bar))?;
             bar.finish_and_clear();
-            let what = serde_json::json!({
-                "command": "vary", "image": self.image.display().to_string(), "strength": self.strength,
-            });
+            let what = Edit::Vary { image: self.image.display().to_string(), strength: self.strength };
             let text = self.edit.text(model, &request, what);
-            write_images(&self.out, &pictures(model, &drawn)?, &text, self.edit.force)?;
+            write_images(&self.out, &pictures(&drawn, model.image_shape())?, &text, self.edit.force)?;
             self.edit.report(&self.out, &format!("{} of strength {}", self.count, self.strength), &request, started);
             Ok(())
         })

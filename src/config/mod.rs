@@ -16,12 +16,7 @@
 //! # Ok::<(), engine::Error>(())
 //! ```
 
-mod edit;
-mod loaded;
-mod model_file;
 mod presets;
-mod pretrained;
-mod sampling;
 mod sections;
 mod tree;
 
@@ -32,14 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
-pub use edit::{Ends, Inpaint};
-pub use loaded::{ClassifierModel, Loaded};
-pub use model_file::{
-    Array, ArrayFile, CHECKPOINT_FORMAT, Digest, Model, ModelInfo, Storage, Weights, arrays, write_arrays, write_model,
-};
 pub use presets::{Preset, presets};
-pub use pretrained::{Pretrained, pretrained};
-pub use sampling::SampleRequest;
 pub use sections::{DataConfig, Every, LrSchedule, OptimizerKind, Precision, TrainingConfig};
 
 use crate::error::nearest;

@@ -298,22 +298,6 @@ impl SamplingConfig {
         self.guidance_schedule.is_guided(self.guidance)
     }
 
-    /// Takes over what a command line says of guidance. A scale by itself ends a list of scales.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for a schedule that cannot be read.
-    pub fn set_guidance(&mut self, scale: Option<f64>, schedule: Option<&str>) -> Result<()> {
-        match (schedule, scale) {
-            (Some(schedule), _) => self.guidance_schedule = schedule.parse()?,
-            (None, Some(_)) if matches!(self.guidance_schedule, GuidanceSchedule::List(_)) => {
-                self.guidance_schedule = GuidanceSchedule::Constant;
-            }
-            _ => {}
-        }
-        self.guidance = scale.unwrap_or(self.guidance);
-        Ok(())
-    }
-
     /// The same without guidance.
     pub fn unguided(self) -> Self {
         Self { guidance: 1.0, guidance_schedule: GuidanceSchedule::Constant, ..self }

@@ -210,7 +210,7 @@ pub struct Binding<'a> {
 
 impl Sampler {
     /// Draws images `first .. first + labels.len()` of the seed with a known part: `[labels.len(), H, W, C]`.
-    /// `progress(stage)` is called after each stage of [`Sampler::plan`] has been left for good.
+    /// `after_stage(stage, sampler)` is called after each stage of [`Sampler::plan`] has been left for good.
     ///
     /// # Errors
     /// As [`Sampler::run`]; [`Error::Config`] for several rounds with a sampler that looks back at earlier steps.
@@ -219,7 +219,7 @@ impl Sampler {
         first: u32,
         labels: &[i32],
         binding: Binding,
-        mut progress: impl FnMut(usize) -> Result<()>,
+        mut after_stage: impl FnMut(usize, &Self) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let Binding { known, rounds } = binding;
         if rounds > 1 && self.plan().needs_saved_buffers() {
@@ -245,7 +245,7 @@ impl Sampler {
                 self.set_state(&x)?;
                 self.advance(stage)?;
             }
-            progress(stage)?;
+            after_stage(stage, self)?;
         }
         let mut x = self.state()?;
         known.finish(&mut x);

@@ -53,6 +53,14 @@ struct State {
     labels: Tensor,
     saved_state: Option<Tensor>,
     saved: Option<Tensor>,
+    kept: Option<Kept>,
+}
+
+/// Before a stage's update changes the state: the state, and the network's output, both of all copies.
+#[derive(Clone)]
+struct Kept {
+    x: Tensor,
+    prediction: Tensor,
 }
 
 impl Sampler {
@@ -82,6 +90,32 @@ impl Sampler {
         plan: Plan,
         spec: SamplerSpec,
     ) -> Result<Self> {
+        Self::planned(context, model, parameters, plan, spec, false)
+    }
+
+    /// As [`Sampler::with_plan`], and [`Sampler::predicted`] can be asked after each stage: two more states are kept on the
+    /// device for it. The images are the same, bit for bit.
+    ///
+    /// # Errors
+    /// As [`Sampler::with_plan`].
+    pub fn with_predictions(
+        context: &Context,
+        model: Rc<dyn Denoiser>,
+        parameters: Rc<Parameters>,
+        plan: Plan,
+        spec: SamplerSpec,
+    ) -> Result<Self> {
+        Self::planned(context, model, parameters, plan, spec, true)
+    }
+
+    fn planned(
+        context: &Context,
+        model: Rc<dyn Denoiser>,
+        parameters: Rc<Parameters>,
+        plan: Plan,
+        spec: SamplerSpec,
+        keeps: bool,
+    ) -> Result<Self> {
         if plan.is_guided() && spec.null_label.is_none() {
             return Err(Error::config(
                 "sampling.guidance",
@@ -95,16 +129,19 @@ impl Sampler {
         let copies = if plan.is_guided() { 2 } else { 1 };
         let [h, w, c] = model.image_shape();
         let rows = copies * spec.batch;
+        let rows_of_images = || context.zeros([rows, h, w, c], DType::F32);
+        let kept = || Ok(Kept { x: rows_of_images()?, prediction: rows_of_images()? });
         let saved = |needed: bool| needed.then(|| context.zeros([spec.batch, h, w, c], DType::F32)).transpose();
         let words: Vec<u32> = bytemuck::cast_slice(&plan.coefficients()).to_vec();
         let state = State {
             table: context.tensor(&words, [plan.stages().len(), words.len() / plan.stages().len()])?,
             control: Control::buffer(context)?,
-            x: context.zeros([rows, h, w, c], DType::F32)?,
+            x: rows_of_images()?,
             time: context.zeros([rows], DType::F32)?,
             labels: context.zeros([rows], DType::I32)?,
             saved_state: saved(plan.needs_saved_state())?,
             saved: saved(plan.needs_saved_buffers())?,
+            kept: keeps.then(kept).transpose()?,
         };
         let prepared = Rc::new(parameters.prepared());
         let program = Program::plan(context, || {
@@ -170,23 +207,6 @@ impl Sampler {
         self.finish(after_stage)
     }
 
-    /// As [`Sampler::run`], but the images start from `start` `[labels.len(), H, W, C]`, a state at the level of the plan's
-    /// first stage, instead of from noise.
-    ///
-    /// # Errors
-    /// As [`Sampler::run`]; a start of another length.
-    pub fn run_from(
-        &mut self,
-        first: u32,
-        labels: &[i32],
-        start: &[f32],
-        after_stage: impl FnMut(usize, &dyn Fn() -> Result<Vec<f32>>) -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        self.begin(first, labels)?;
-        self.set_state(start)?;
-        self.finish(after_stage)
-    }
-
     /// Begins with images `first .. first + labels.len()` of the seed: their state becomes the noise that they start from.
     /// They are denoised by the parameters as they are now: on the CPU, one that changes meanwhile may go unseen.
     ///
@@ -221,6 +241,32 @@ impl Sampler {
         let mut values = self.state.x.part(0, [self.spec.batch * image])?.download::<f32>()?;
         values.truncate(self.images * image);
         Ok(values)
+    }
+
+    /// The x_0 that the network saw in the images under way at `stage`, the last one that was done: `[N, H, W, C]`, clamped
+    /// where the plan clamps. None without [`Sampler::with_predictions`].
+    ///
+    /// # Errors
+    /// A stage that the plan does not have; what the device reports.
+    pub fn predicted(&self, stage: usize) -> Result<Option<Vec<f32>>> {
+        let Some(Kept { x, prediction }) = &self.state.kept else { return Ok(None) };
+        let Some(stage) = self.plan.stages().get(stage) else {
+            return Err(Error::shape("sampler", format!("stage {stage} of {}", self.stages())));
+        };
+        let (image, batch) = (self.image_len(), self.spec.batch);
+        let (x, prediction) = (x.download::<f32>()?, prediction.download::<f32>()?);
+        let guided = |at: usize| match self.copies {
+            1 => f64::from(prediction[at]),
+            _ => {
+                let unlabelled = f64::from(prediction[batch * image + at]);
+                stage.guidance * f64::from(prediction[at]) + (1.0 - stage.guidance) * unlabelled
+            }
+        };
+        let x0 = |at: usize| {
+            let raw = stage.inverse.x0_x * f64::from(x[at]) + stage.inverse.x0_pred * guided(at);
+            raw.clamp(-stage.clip, stage.clip) as f32
+        };
+        Ok(Some((0..self.images * image).map(x0).collect()))
     }
 
     /// Puts another state `[N, H, W, C]` in the place of that of the images under way.
@@ -284,6 +330,10 @@ fn step(
     let s = parameters.bind(&tape, None)?;
     let (x, time, labels) = (s.constant(&state.x), s.constant(&state.time), s.constant(&state.labels));
     let prediction = model.forward(&s, &x, &time, &labels)?;
+    if let Some(kept) = &state.kept {
+        kept.x.copy_from(&state.x)?;
+        kept.prediction.copy_from(prediction.tensor())?;
+    }
     let buffers = SamplerState {
         x: &state.x,
         prediction: prediction.tensor(),

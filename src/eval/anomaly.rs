@@ -1,7 +1,13 @@
 //! How unlike the training data an image is: a model denoises best what it was trained on (Graham et al. 2023, "Denoising
 //! Diffusion Models for Out-of-Distribution Detection").
 
+use serde_json::{Value, json};
+
+use super::{DenoisingErrors, ErrorSpec, Images};
+use crate::data::{Dataset, Split};
 use crate::error::{Error, Result};
+use crate::model_file::ModelInfo;
+use crate::pipeline::Model;
 
 /// Below this an error is that of arithmetic.
 const LEAST_ERROR: f64 = 1e-12;
@@ -61,4 +67,79 @@ impl Reference {
         let below = self.scores.partition_point(|other| *other < score);
         Score { score, percentile: below as f64 / self.scores.len().max(1) as f64 }
     }
+}
+
+/// The scores of some images beside those of a data set's training images.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    /// What each image is called.
+    pub names: Vec<String>,
+    /// The score of each.
+    pub scores: Vec<Score>,
+    /// The errors of each, one at each of `times`.
+    pub errors: Vec<Vec<f64>>,
+    /// The noise levels' diffusion times.
+    pub times: Vec<f64>,
+    /// Images of the reference.
+    pub reference: usize,
+}
+
+impl Scores {
+    /// Measures `given` and `reference` images under `label`; `progress(done, total)` counts evaluations of the network, of each
+    /// of the two by itself.
+    ///
+    /// # Errors
+    /// Those of [`DenoisingErrors`] and [`Reference::new`].
+    pub fn measure(
+        model: &Model,
+        spec: ErrorSpec,
+        label: usize,
+        (given, reference): (Images, &Images),
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Self> {
+        let mut measure = DenoisingErrors::new(model, spec)?;
+        let mut errors =
+            |images: &Images| measure.measure(&images.values, &vec![label; images.names.len()], &mut progress);
+        let normal = Reference::new(&errors(reference)?)?;
+        let errors = errors(&given)?;
+        let scores = errors.iter().map(|errors| normal.score(errors)).collect();
+        Ok(Self { names: given.names, scores, errors, times: measure.times(), reference: reference.names.len() })
+    }
+
+    /// The places of the images, the strangest first.
+    pub fn order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.scores.len()).collect();
+        order.sort_by(|a, b| self.scores[*b].score.total_cmp(&self.scores[*a].score));
+        order
+    }
+
+    /// The mean of the scores.
+    pub fn mean(&self) -> f64 {
+        self.scores.iter().map(|score| score.score).sum::<f64>() / self.scores.len() as f64
+    }
+
+    /// The images, for a file.
+    pub fn json(&self) -> Vec<Value> {
+        let images = self.names.iter().zip(&self.scores).zip(&self.errors);
+        let told = |((name, score), errors): ((&String, &Score), &Vec<f64>)| json!({ "image": name, "score": score.score, "percentile": score.percentile, "errors": errors });
+        images.map(told).collect()
+    }
+}
+
+/// A data set as the model's training divided it. A set without the classes that were trained on was named on purpose: it is
+/// taken as it is.
+///
+/// # Errors
+/// Those of [`Dataset::arranged`].
+pub fn as_trained(set: Dataset, info: &ModelInfo) -> Result<Dataset> {
+    let data = &info.config.data;
+    match data.classes.iter().all(|class| set.class_label(class).is_ok()) {
+        true => set.arranged(&data.classes, data.validation_fraction, data.split_seed),
+        false => Ok(set),
+    }
+}
+
+/// The split of a data set whose images are scored: what it holds out, where it does.
+pub fn scored_split(set: &Dataset) -> Split {
+    if set.split_len(Split::Validation) > 0 { Split::Validation } else { Split::Train }
 }

@@ -2,9 +2,9 @@
 //! Jaini 2023, "Text-to-Image Diffusion Models are Zero-Shot Classifiers").
 
 use super::{DenoisingErrors, ErrorSpec};
-use crate::config::Model;
 use crate::diffusion::Level;
 use crate::error::{Error, Result};
+use crate::pipeline::Model;
 
 /// Tells images' classes by a model's denoising errors: of all classes, an image's own lets the model denoise it best (Li et
 /// al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier").
@@ -24,8 +24,9 @@ use crate::error::{Error, Result};
 /// predicts. The class of the lowest error wins.
 ///
 /// ```
-/// use engine::config::{Config, Model};
+/// use engine::config::Config;
 /// use engine::eval::{Classifier, ErrorSpec};
+/// use engine::pipeline::Model;
 /// use engine::tensor::{Context, DType};
 ///
 /// # let mut config = Config::preset("quickstart")?;
@@ -80,7 +81,7 @@ impl Classifier {
         let weights: Vec<f64> = errors.levels().into_iter().map(level_weight).collect();
         let sum: f64 = weights.iter().sum();
         let weights = weights.iter().map(|weight| weight / sum).collect();
-        Ok(Self { errors, labels: labels.to_vec(), weights, len: model.model.image_shape().iter().product() })
+        Ok(Self { errors, labels: labels.to_vec(), weights, len: model.image_shape().iter().product() })
     }
 
     /// The noise levels' diffusion times, rising.

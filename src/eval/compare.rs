@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::{Better, CommonLevels, Metric};
-use crate::config::{Model, SampleRequest};
 use crate::error::{Error, Result};
+use crate::pipeline::{Model, SampleRequest};
 
 /// Evaluations of the network before [`draw_timed`]'s clock starts: on an accelerator the first one loads kernels and the second
 /// one is captured.

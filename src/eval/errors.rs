@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
-use crate::config::Model;
 use crate::diffusion::{Denoiser, Inverse, Level, NoiseSchedule};
 use crate::error::{Error, Result};
 use crate::nn::Parameters;
 use crate::ops::host::normal::fill_normal;
+use crate::pipeline::Model;
 use crate::rng::{Philox, Purpose};
 use crate::tape::{Prepared, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
@@ -112,7 +112,7 @@ impl DenoisingErrors {
         if !(1..=1 << 20).contains(&spec.batch) {
             return Err(Error::config("--batch", format!("{} images in a batch", spec.batch), "give 1 or more"));
         }
-        let [h, w, c] = model.model.image_shape();
+        let [h, w, c] = model.image_shape();
         let at = |&time: &f64| {
             if !noise.has(time) {
                 let message = format!("time {time} is no noise level of {}", noise.num_steps());
@@ -133,7 +133,7 @@ impl DenoisingErrors {
             labels: context.zeros([spec.batch], DType::I32)?,
             prediction: context.zeros([spec.batch, h, w, c], DType::F32)?,
         };
-        let (network, parameters) = (model.model.clone(), model.parameters.clone());
+        let (network, parameters) = (model.network.clone(), model.parameters.clone());
         let prepared = Rc::new(parameters.prepared());
         let weights = (&*parameters, &prepared);
         let program = Program::plan(&context, || predict(&context, network.as_ref(), weights, &state))?;

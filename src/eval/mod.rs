@@ -1,17 +1,23 @@
-//! Judging.
+//! Judging: metrics of models and of images, and the images that they are taken on.
 
 mod anomaly;
 mod classify;
 mod compare;
 mod errors;
+mod held_out;
+mod images;
+mod judge;
 mod levels;
 mod metric;
 mod network;
 
-pub use anomaly::{Reference, Score};
+pub use anomaly::{Reference, Score, Scores, as_trained, scored_split};
 pub use classify::{Classification, Classifier, Confusion, check_labels, wilson_interval};
 pub use compare::{Comparison, Drawn, WARM_UP, draw_timed};
 pub use errors::{DenoisingErrors, ErrorSpec};
+pub use held_out::{HeldOut, HeldOutSource, label_of};
+pub use images::{Division, Images, data_of, divided, real_images, spread};
+pub use judge::{Asked, Judge, PlannedJudge, Verdicts};
 pub use levels::CommonLevels;
 pub use metric::{Better, Difference, Metric, mean_and_error, rounded, with_error};
 pub use network::NetworkClassifier;

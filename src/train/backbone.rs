@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::Trainer;
-use crate::config::{ClassifierModel, Config, Model, ModelConfig};
+use crate::config::{Config, ModelConfig};
 use crate::data::{WEIGHTS, WEIGHTS_DIR};
 use crate::error::{Error, Result};
+use crate::model_file::{ClassifierModel, ModelFile};
 use crate::models::resnet::torchvision::Pretrained;
 use crate::models::resnet_dit::BACKBONE;
 use crate::tensor::{Context, DType};
@@ -46,10 +47,11 @@ pub(super) fn find(config: &mut Config) -> Result<Option<Pretrained>> {
 
 /// A file of torchvision's, or a classifier of ours.
 fn read(path: &Path) -> Result<Pretrained> {
-    if !path.is_dir() && Model::inspect(path).is_err() {
-        return Pretrained::of_torchvision(&WeightFile::open(path)?);
-    }
-    let classifier = ClassifierModel::load(path, &Context::cpu(), DType::F32)?;
+    let file = match ModelFile::open(path) {
+        Err(_) if !path.is_dir() => return Pretrained::of_torchvision(&WeightFile::open(path)?),
+        opened => opened?,
+    };
+    let classifier: ClassifierModel = file.load(&Context::cpu(), DType::F32, None)?;
     let flat = classifier.parameters.download()?;
     Ok(Pretrained::of_engine(classifier.network.config(), &classifier.parameters, &flat))
 }

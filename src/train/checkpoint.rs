@@ -9,10 +9,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::{StepMetrics, Trainer};
-use crate::config::{
-    Array, ArrayFile, CHECKPOINT_FORMAT, Config, ModelInfo, Storage, arrays, write_arrays, write_model,
-};
+use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::model_file::{Array, ArrayFile, CHECKPOINT_FORMAT, ModelInfo, Storage, arrays, write_arrays, write_model};
 use crate::nn::{Init, Kind, Role, Spec};
 
 /// What a checkpoint knows of its run besides the trainer's state.

@@ -162,12 +162,7 @@ impl<'a> Machine<'a, '_> {
         self.op_at = self.at;
         match self.number::<1>()? as u8 {
             b'.' => return Ok(false),
-            0x80 => {
-                let protocol = self.number::<1>()?;
-                if !(2..=5).contains(&protocol) {
-                    return Err(self.fault(format!("pickle protocol {protocol} is not one of 2 to 5")));
-                }
-            }
+            0x80 => self.protocol()?,
             // A frame's length is for readers of streams.
             0x95 => drop(self.take(8)?),
             b'(' => self.marks.push(self.stack.len()),
@@ -188,11 +183,33 @@ impl<'a> Machine<'a, '_> {
             b')' => self.push(Value::Tuple(Vec::new()))?,
             b']' => self.push(Value::List(Vec::new()))?,
             b'}' => self.push(Value::Dict(Vec::new()))?,
+            op @ (b't' | 0x85..=0x87 | b'a' | b'e' | b's' | b'u') => self.gather(op)?,
+            op @ (b'q' | b'r' | 0x94 | b'h' | b'j') => self.look_up(op)?,
+            op @ (b'c' | 0x93 | b'Q' | b'R' | 0x81 | b'b') => self.call(op)?,
+            op => {
+                let message = format!("operation 0x{op:02x} of pickles, which weights do not need: it was not done");
+                return Err(Fault { mend: SAVE_AGAIN.into(), ..self.fault(message) });
+            }
+        }
+        Ok(true)
+    }
+
+    fn protocol(&mut self) -> Parsed<()> {
+        let protocol = self.number::<1>()?;
+        match (2..=5).contains(&protocol) {
+            true => Ok(()),
+            false => Err(self.fault(format!("pickle protocol {protocol} is not one of 2 to 5"))),
+        }
+    }
+
+    /// Tuples of what lies on the stack (`t` and 0x85 to 0x87), and items for lists (`a`, `e`) and dictionaries (`s`, `u`).
+    fn gather(&mut self, op: u8) -> Parsed<()> {
+        match op {
             b't' => {
                 let items = self.pop_to_mark()?;
                 self.push(Value::Tuple(items))?;
             }
-            op @ 0x85..=0x87 => {
+            0x85..=0x87 => {
                 let mut items = Vec::with_capacity(3);
                 for _ in 0x84..op {
                     items.push(self.pop()?);
@@ -213,10 +230,17 @@ impl<'a> Machine<'a, '_> {
                 let key = self.pop()?;
                 self.set(&[key, value])?;
             }
-            b'u' => {
+            _ => {
                 let items = self.pop_to_mark()?;
                 self.set(&items)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Keeps what lies on top (`q`, `r`, 0x94), and brings it back (`h`, `j`).
+    fn look_up(&mut self, op: u8) -> Parsed<()> {
+        match op {
             b'q' => {
                 let slot = self.number::<1>()?;
                 self.remember(slot as u32)?;
@@ -230,10 +254,17 @@ impl<'a> Machine<'a, '_> {
                 let slot = self.number::<1>()?;
                 self.recall(slot as u32)?;
             }
-            b'j' => {
+            _ => {
                 let slot = self.number::<4>()?;
                 self.recall(slot as u32)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Names (`c`, 0x93), storages (`Q`), calls (`R`, 0x81) and attributes (`b`): the few that weights need.
+    fn call(&mut self, op: u8) -> Parsed<()> {
+        match op {
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
                 self.name(module, name)?;
@@ -255,7 +286,7 @@ impl<'a> Machine<'a, '_> {
                 let (arguments, callable) = (self.pop()?, self.pop()?);
                 self.make(callable, arguments)?;
             }
-            b'b' => {
+            _ => {
                 // Attributes of a dictionary (`_metadata`) or tensor (hooks), which change no weight.
                 self.pop()?;
                 let owner = self.top()?;
@@ -263,12 +294,8 @@ impl<'a> Machine<'a, '_> {
                     return Err(self.fault(format!("{} is given attributes", self.values[owner].kind())));
                 }
             }
-            op => {
-                let message = format!("operation 0x{op:02x} of pickles, which weights do not need: it was not done");
-                return Err(Fault { mend: SAVE_AGAIN.into(), ..self.fault(message) });
-            }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Something is wrong with the operation at hand.

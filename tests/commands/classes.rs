@@ -3,8 +3,9 @@
 use crate::tiny;
 use std::process::{Command, Output};
 
-use engine::config::{Config, Model};
+use engine::config::Config;
 use engine::data::{Dataset, Split};
+use engine::pipeline::Model;
 use engine::train::fingerprint;
 
 struct Folder(tempfile::TempDir);

@@ -3,10 +3,11 @@
 use crate::tiny;
 use std::process::{Command, Output};
 
-use engine::config::{Config, Model};
+use engine::config::Config;
 use engine::data::{Dataset, Parts, Split};
 use engine::eval::{Classification, Classifier, Confusion, ErrorSpec};
 use engine::picture::{Image, write_png};
+use engine::pipeline::Model;
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType, Device};
 use engine::train::Trainer;

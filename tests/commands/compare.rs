@@ -4,10 +4,11 @@ use crate::tiny;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use engine::config::{Config, Model};
+use engine::config::Config;
 use engine::data::{Dataset, Parts, shapes};
 use engine::eval::{CommonLevels, Comparison, DenoisingErrors, ErrorSpec};
 use engine::picture::{Image, Labels, Layout, beside, labelled_grid, read_png};
+use engine::pipeline::Model;
 use engine::tensor::{Context, DType, Device};
 use engine::train::Trainer;
 use serde_json::Value;

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use engine::config::{Model, Storage, Weights};
+use engine::model_file::{Storage, Weights};
+use engine::pipeline::Model;
 use engine::tensor::{Context, DType, Device};
 use engine::train::{Progress, Trainer};
 
@@ -73,7 +74,7 @@ fn every_dtype_and_either_weights_can_be_sampled_from() {
             };
             assert!(flat(&out) == rounded, "{arguments:?}");
             let model = Model::load(&out, &Context::cpu(), DType::F32).unwrap();
-            assert_eq!(model.info, engine::config::ModelInfo { weights: name.into(), ..of_run.clone() });
+            assert_eq!(model.info, engine::model_file::ModelInfo { weights: name.into(), ..of_run.clone() });
             let mut request = model.request([0, 1, 2, 3]);
             request.sampling.num_steps = 2;
             let images = model.sample(&request).unwrap();

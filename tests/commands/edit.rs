@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use engine::config::{Config, Ends, Inpaint, Model, SampleRequest};
+use engine::config::Config;
 use engine::diffusion::{NoiseSchedule, Plan, SamplerKind, slerp};
 use engine::picture::{Image, read_png, write_png};
+use engine::pipeline::{Ends, Inpaint, Model, SampleRequest};
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType};
 

@@ -10,5 +10,6 @@ mod convert;
 mod data;
 mod edit;
 mod house;
+mod pipeline;
 mod sample;
 mod score;

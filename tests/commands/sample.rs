@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use engine::config::{Config, Model};
+use engine::config::Config;
 use engine::diffusion::SamplerKind;
 use engine::ops::host::parallel::with_threads;
 use engine::picture::read_png;
+use engine::pipeline::Model;
 use engine::tensor::{Context, DType};
 
 /// A small model that nobody trained: noise comes out, but always the same noise.
@@ -148,7 +149,7 @@ fn seeds_labels_and_guidance_matter() {
 #[test]
 fn requests_that_cannot_be_met_are_refused() {
     let model = untrained(&config());
-    let fault = |labels: &[usize], change: &dyn Fn(&mut engine::config::SampleRequest)| {
+    let fault = |labels: &[usize], change: &dyn Fn(&mut engine::pipeline::SampleRequest)| {
         let mut request = model.request(labels);
         change(&mut request);
         model.sample(&request).unwrap_err().to_string()

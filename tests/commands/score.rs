@@ -3,10 +3,10 @@
 use crate::tiny;
 use std::process::{Command, Output};
 
-use engine::config::Model;
 use engine::data::{Dataset, Parts, Split};
 use engine::eval::{DenoisingErrors, ErrorSpec, Reference};
 use engine::picture::{Image, write_png};
+use engine::pipeline::Model;
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType, Device};
 use engine::train::Trainer;

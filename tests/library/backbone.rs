@@ -5,10 +5,12 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
-use engine::config::{ClassifierModel, Config, Model};
+use engine::config::Config;
 use engine::data::{Dataset, Parts, shapes};
 use engine::device::DeviceChoice;
+use engine::model_file::ClassifierModel;
 use engine::nn::Parameters;
+use engine::pipeline::Model;
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType, Device};
 use engine::train::{DataSizes, Estimate, Event, TrainRequest, Trainer, train};

@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use engine::Error;
-use engine::config::{Config, Model};
+use engine::config::Config;
 use engine::device::DeviceChoice;
 use engine::models::ModelConfig;
 use engine::models::unet::UnetConfig;
+use engine::pipeline::Model;
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType};
 use engine::train::{Event, RunFolder, Summary, TrainRequest, list_checkpoints, train};

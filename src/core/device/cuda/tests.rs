@@ -116,27 +116,29 @@ fn works_against_a_fake_driver() {
     }
 }
 
-fn exercise() {
-    use crate::device::launches::LayerNormBwdAffineFinal;
-    use crate::device::{Capture, Slice, SliceMut};
-
-    let device = CudaDevice::open(0).unwrap();
+/// Allocations, graphs and the like that the fake driver has given out and not got back.
+fn live() -> c_int {
     // SAFETY: the fake driver is loaded by now.
-    let live = || unsafe { sys::culib().get::<unsafe extern "C" fn() -> c_int>(b"fake_live").unwrap()() };
-    assert_eq!(device.name(), "Fake GPU (cuda:0)");
-    assert_eq!((device.capability(), device.multiprocessors()), ((8, 0), 4));
-    assert_eq!(device.memory().unwrap(), (1 << 29, 1 << 30));
-    assert!(matches!(device.allocate(2 << 30).unwrap_err(), Error::OutOfMemory { available: 0x2000_0000, .. }));
+    unsafe { sys::culib().get::<unsafe extern "C" fn() -> c_int>(b"fake_live").unwrap()() }
+}
 
+fn read(device: &CudaDevice, address: u64, length: usize) -> Vec<u8> {
+    let mut back = vec![0u8; length];
+    // SAFETY: callers read within an allocation.
+    unsafe { device.download(address, &mut back).unwrap() };
+    back
+}
+
+fn fails(outcome: Result<()>, words: &str) {
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains(words) && error.lines().count() == 1, "{error}");
+}
+
+/// Uploads, copies and zeroes; the two allocations.
+fn copies(device: &CudaDevice) -> (u64, u64) {
     // Copies longer than the pinned buffer, and not a multiple of it.
     let bytes: Vec<u8> = (0..2 * STAGING_BYTES + 5).map(|i| (i * 7 % 251) as u8).collect();
     let (first, second) = (device.allocate(bytes.len()).unwrap(), device.allocate(bytes.len()).unwrap());
-    let read = |address: u64, length: usize| {
-        let mut back = vec![0u8; length];
-        // SAFETY: callers read within an allocation.
-        unsafe { device.download(address, &mut back).unwrap() };
-        back
-    };
     // SAFETY: within the two allocations.
     unsafe {
         device.upload(&bytes, first).unwrap();
@@ -147,8 +149,21 @@ fn exercise() {
     let mut expected = bytes.clone();
     expected[4..12].fill(0);
     expected[13..16].fill(0);
-    assert!(read(first, bytes.len()) == bytes && read(second, bytes.len()) == expected);
+    assert!(read(device, first, bytes.len()) == bytes && read(device, second, bytes.len()) == expected);
+    (first, second)
+}
 
+fn exercise() {
+    use crate::device::launches::LayerNormBwdAffineFinal;
+    use crate::device::{Capture, Slice, SliceMut};
+
+    let device = CudaDevice::open(0).unwrap();
+    assert_eq!(device.name(), "Fake GPU (cuda:0)");
+    assert_eq!((device.capability(), device.multiprocessors()), ((8, 0), 4));
+    assert_eq!(device.memory().unwrap(), (1 << 29, 1 << 30));
+    assert!(matches!(device.allocate(2 << 30).unwrap_err(), Error::OutOfMemory { available: 0x2000_0000, .. }));
+
+    let (first, second) = copies(&device);
     // A typed launch: partial [2, 3, 2] to dgamma and dbeta [2].
     let partial: Vec<f32> = (1..=12u8).map(f32::from).collect();
     // SAFETY: 48 and 16 bytes within allocations.
@@ -160,11 +175,7 @@ fn exercise() {
         LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 3, cols: 2, accumulate }.launch(&device, config)
     };
     let config = LaunchConfig::linear(1, 256);
-    let sums = || bytemuck::pod_collect_to_vec::<u8, f32>(&read(second, 16));
-    let fails = |outcome: Result<()>, words: &str| {
-        let error = outcome.unwrap_err().to_string();
-        assert!(error.contains(words) && error.lines().count() == 1, "{error}");
-    };
+    let sums = || bytemuck::pod_collect_to_vec::<u8, f32>(&read(&device, second, 16));
 
     // A module that was not loaded cannot be loaded in a capture, which ends with its guard.
     let capture = Capture::begin(&device).unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::presets;
+use crate::config::presets;
 use crate::error::{Error, nearest};
 
 /// A model inside the engine.
@@ -68,6 +68,7 @@ pub(super) fn nowhere(given: &Path, table: &[Pretrained]) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ModelFile;
     use super::*;
 
     const TABLE: &[Pretrained] = &[Pretrained { name: "unet-tiny", description: "nothing", bytes: &[] }];
@@ -95,8 +96,8 @@ mod tests {
     fn every_embedded_model_is_sound_and_small() {
         for model in pretrained() {
             assert!(model.bytes.len() <= 6 << 20, "{model:?}");
-            let info = crate::config::Model::inspect(model.name).unwrap();
-            assert!(info.step > 0 && !model.description.is_empty(), "{model:?}");
+            let file = ModelFile::open(model.name).unwrap();
+            assert!(file.info().step > 0 && !model.description.is_empty(), "{model:?}");
         }
     }
 }

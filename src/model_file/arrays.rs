@@ -1,76 +1,19 @@
-//! The model file: one safetensors file with the weights and, in its metadata, everything that sampling needs.
-//!
-//! Metadata: `format` (`engine-model-1`), `config` (the whole configuration as JSON), `weights` (`ema` or `raw`), `step`,
-//! `epoch`, `classes` (JSON list of names), `crc32c` of the tensors' bytes. Tensors are the model's parameters by name, f32,
-//! bf16 or f16.
-//!
-//! A checkpoint (`engine-checkpoint-1`, written by training) is read as a model too: it holds the weights twice, as
-//! `ema.NAME` and, raw, as `weights.NAME`, where it also has what is frozen, and running statistics.
+//! Named arrays in a safetensors file, written whole or not at all and checked when read.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::Digest as _;
 
-use super::loaded::Loaded;
-use super::pretrained::{named, nowhere};
-use super::{Config, ModelConfig, Pretrained, pretrained};
-use crate::diffusion::Denoiser;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-use crate::models::{self, Network};
-use crate::nn::{Parameters, Spec};
-use crate::tensor::{Context, DType};
+use crate::nn::Spec;
 
-const FORMAT: &str = "engine-model-1";
-/// The format of checkpoints.
-pub const CHECKPOINT_FORMAT: &str = "engine-checkpoint-1";
+/// The mend for a file that is not whole.
 const MEND: &str = "take the file from its source again, or another checkpoint";
-
-/// What a model file says besides its weights.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelInfo {
-    /// The configuration that it was trained with.
-    pub config: Config,
-    /// `ema` (the moving average) or `raw`.
-    pub weights: String,
-    /// Optimizer steps behind it.
-    pub step: u64,
-    /// Epochs behind it.
-    pub epoch: u64,
-    /// Names of the classes, in the order of their labels.
-    pub classes: Vec<String>,
-}
-
-/// Which of a run's weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weights {
-    /// Their exponential moving average.
-    Ema,
-    /// As the optimizer left them.
-    Raw,
-}
-
-impl Weights {
-    /// The name in model files and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ema => "ema",
-            Self::Raw => "raw",
-        }
-    }
-
-    /// What stands before a parameter's name in a checkpoint.
-    pub(super) fn prefix(self) -> &'static str {
-        match self {
-            Self::Ema => "ema.",
-            Self::Raw => "weights.",
-        }
-    }
-}
 
 /// What a file stores weights in. They are computed with as always: in f32, or as the precision says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,20 +59,6 @@ impl Storage {
             }
         })
     }
-}
-
-/// A model with its weights on a device.
-pub struct Model {
-    /// The network.
-    pub model: Rc<dyn Denoiser>,
-    /// Its weights.
-    pub parameters: Rc<Parameters>,
-    /// What the file says.
-    pub info: ModelInfo,
-    /// Where it came from: its file, or the name of a pretrained model.
-    pub path: PathBuf,
-    /// Of the file that it came from.
-    pub digest: Digest,
 }
 
 /// Tells a file from all others.
@@ -226,7 +155,7 @@ fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> u32 {
 }
 
 /// A file's bytes.
-enum Bytes {
+pub(super) enum Bytes {
     Mapped(memmap2::Mmap),
     Embedded(&'static [u8]),
 }
@@ -270,7 +199,7 @@ impl ArrayFile {
         Self::check(path, Bytes::Mapped(map), formats, what)
     }
 
-    fn check(path: &Path, bytes: Bytes, formats: &[&'static str], what: &str) -> Result<Self> {
+    pub(super) fn check(path: &Path, bytes: Bytes, formats: &[&'static str], what: &str) -> Result<Self> {
         let fault = |message: String| Error::file(path, message, MEND);
         let (_, header) =
             SafeTensors::read_metadata(&bytes).map_err(|e| fault(format!("damaged or cut short: {e}")))?;
@@ -372,141 +301,6 @@ impl ArrayFile {
     }
 }
 
-/// Writes a model file; `flat` are the weights in the order of `specs`.
-///
-/// # Errors
-/// As [`write_arrays`].
-pub fn write_model(path: &Path, info: &ModelInfo, specs: &[Spec], flat: &[f32], storage: Storage) -> Result<()> {
-    // Model files are handed on; where the data lay on its maker's machine is not for others to know.
-    let mut config = info.config.clone();
-    config.data.path = None;
-    if let ModelConfig::ResnetDit(model) = &mut config.model {
-        model.backbone = None;
-    }
-    let entries = [
-        ("format", FORMAT.to_string()),
-        ("config", config.to_json()?),
-        ("weights", info.weights.clone()),
-        ("step", info.step.to_string()),
-        ("epoch", info.epoch.to_string()),
-        ("classes", serde_json::Value::from(info.classes.clone()).to_string()),
-    ];
-    let metadata = entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
-    write_arrays(path, &arrays(specs, flat, ""), metadata, storage)
-}
-
-impl Model {
-    /// A new model, its weights drawn from `seed` and never trained: for tests, and to start from.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for a configuration of which no network can be built.
-    pub fn untrained(config: &Config, context: &Context, precision: DType, seed: u64) -> Result<Self> {
-        let (model, builder) = models::build(&config.model)?;
-        let parameters = Parameters::new(context, builder, precision)?;
-        parameters.initialise(seed)?;
-        let info = ModelInfo { config: config.clone(), weights: "raw".into(), step: 0, epoch: 0, classes: Vec::new() };
-        let (path, digest) = (PathBuf::new(), Digest::default());
-        Ok(Self { model, parameters: Rc::new(parameters), info, path, digest })
-    }
-
-    /// Writes the model file, all bits of the weights.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; what stood at `path` is then untouched.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.save_as(path, Storage::F32)
-    }
-
-    /// Writes the model file with weights rounded to `storage`.
-    ///
-    /// # Errors
-    /// As [`write_arrays`].
-    pub fn save_as(&self, path: impl AsRef<Path>, storage: Storage) -> Result<()> {
-        let flat = self.parameters.download()?;
-        write_model(path.as_ref(), &self.info, self.parameters.specs(), &flat, storage)
-    }
-
-    /// Loads a model file, a checkpoint (its moving average), the newest model of a run folder (`model.safetensors` in it),
-    /// or, where `path` is the name of one and of nothing else, a [pretrained](pretrained()) model, onto `context`'s device.
-    ///
-    /// `precision` is the dtype of activations: `f32`, or `bf16` on accelerators.
-    ///
-    /// # Errors
-    /// [`Error::Io`] and [`Error::File`] for a file that is missing, damaged or foreign.
-    pub fn load(path: impl AsRef<Path>, context: &Context, precision: DType) -> Result<Self> {
-        Self::load_weights(path, context, precision, None)
-    }
-
-    /// As [`Model::load`], with a choice of the weights: a checkpoint holds both, a model file one kind.
-    ///
-    /// # Errors
-    /// As [`Model::load`], and [`Error::File`] where the file does not hold the chosen ones.
-    pub fn load_weights(
-        path: impl AsRef<Path>,
-        context: &Context,
-        precision: DType,
-        weights: Option<Weights>,
-    ) -> Result<Self> {
-        Self::from_opened(open_model(path.as_ref(), pretrained())?, context, precision, weights)
-    }
-
-    fn from_opened(
-        opened: (PathBuf, ArrayFile, ModelInfo),
-        context: &Context,
-        precision: DType,
-        weights: Option<Weights>,
-    ) -> Result<Self> {
-        let Loaded { network, parameters, info, path, digest } = Loaded::new(opened, context, precision, weights)?;
-        match network {
-            Network::Denoiser(model) => Ok(Self { model, parameters, info, path, digest }),
-            Network::Classifier(_) => {
-                let message = format!("it is a classifier ({}): it draws nothing", info.config.model.kind());
-                Err(Error::file(path, message, "name a diffusion model; `engine classify` takes classifiers"))
-            }
-        }
-    }
-
-    /// What a model file, a checkpoint, the newest model of a run folder, or a pretrained model says besides its weights.
-    ///
-    /// # Errors
-    /// As [`Model::load`].
-    pub fn inspect(path: impl AsRef<Path>) -> Result<ModelInfo> {
-        open_model(path.as_ref(), pretrained()).map(|(_, _, info)| info)
-    }
-}
-
-/// A model file, a checkpoint, a run folder's `model.safetensors`, or one of the `embedded` models.
-pub(super) fn open_model(given: &Path, embedded: &[Pretrained]) -> Result<(PathBuf, ArrayFile, ModelInfo)> {
-    const FORMATS: [&str; 2] = [FORMAT, CHECKPOINT_FORMAT];
-    let path = if given.is_dir() { given.join("model.safetensors") } else { given.to_path_buf() };
-    if given.is_dir() && !path.is_file() {
-        return Err(Error::file(
-            given,
-            "a folder without model.safetensors",
-            "name a run folder whose training has saved a model, or a model file",
-        ));
-    }
-    // What cannot be asked about cannot be opened either, and opening it tells why.
-    let file = if path.try_exists().unwrap_or(true) {
-        ArrayFile::open(&path, &FORMATS, "a model")?
-    } else {
-        let model = named(given, embedded).ok_or_else(|| nowhere(given, embedded))?;
-        ArrayFile::check(given, Bytes::Embedded(model.bytes), &FORMATS, "a model")?
-    };
-    let checkpoint = file.format == CHECKPOINT_FORMAT;
-    let config = file.config()?;
-    let classes: Vec<String> = serde_json::from_str(file.entry("classes")?)
-        .map_err(|fault| file.fault(format!("its list of classes cannot be read: {fault}")))?;
-    let info = ModelInfo {
-        weights: if checkpoint { Weights::Ema.name() } else { file.entry("weights")? }.to_string(),
-        step: file.number("step")?,
-        epoch: file.number(if checkpoint { "epochs" } else { "epoch" })?,
-        classes,
-        config,
-    };
-    Ok((path, file, info))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -536,39 +330,5 @@ mod tests {
                 assert_eq!((tensor.shape(), tensor.data()), (shape.as_slice(), bytemuck::cast_slice(values)));
             }
         }
-    }
-
-    #[test]
-    fn an_embedded_model_is_found_by_name_and_its_bf16_weights_are_computed_with_in_f32() {
-        let mut config = Config::preset("quickstart").unwrap();
-        for set in ["model.depth=1", "model.hidden_dim=32", "model.conditioning=token"] {
-            config.set(set).unwrap();
-        }
-        let context = Context::cpu();
-        let model = Model::untrained(&config, &context, DType::F32, 7).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("small.safetensors");
-        model.save_as(&file, Storage::Bf16).unwrap();
-        let bytes: &'static [u8] = std::fs::read(&file).unwrap().leak();
-        let table = [Pretrained { name: "some-model", description: "untrained", bytes }];
-
-        let load = |name: &str, table: &[Pretrained]| -> Result<Model> {
-            Model::from_opened(open_model(Path::new(name), table)?, &context, DType::F32, None)
-        };
-        let embedded = load("some-model", &table).unwrap();
-        assert_eq!((embedded.path.to_str(), embedded.digest.bytes), (Some("some-model"), bytes.len()));
-        let weights = |model: &Model| model.parameters.master().download::<f32>().unwrap();
-        let rounded = |value: &f32| half::bf16::from_f32(*value).to_f32();
-        assert_eq!(weights(&embedded), weights(&model).iter().map(rounded).collect::<Vec<_>>());
-        assert_eq!(embedded.parameters.precision(), DType::F32);
-        // The same from the file.
-        let loaded = Model::load(&file, &context, DType::F32).unwrap();
-        assert_eq!((weights(&loaded), &loaded.digest), (weights(&embedded), &embedded.digest));
-        assert_eq!(loaded.digest.sha256.len(), 64);
-
-        let fault = |name: &str, table: &[Pretrained]| load(name, table).err().unwrap().to_string();
-        assert!(fault("some-model", &[]).contains("no such model file, run folder or pretrained model"));
-        let cut = [Pretrained { bytes: &bytes[..bytes.len() / 2], ..table[0] }];
-        assert!(fault("some-model", &cut).starts_with("some-model: damaged or cut short"));
     }
 }

@@ -3,17 +3,18 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::classify::in_proportion;
-use super::data::of_model;
-use crate::config::{DataConfig, Model};
+use super::images::{data_of, in_proportion};
+use crate::config::DataConfig;
 use crate::data::{Dataset, ResolveOptions, Split, at_hand, resolve};
 use crate::error::{Error, Result};
+use crate::pipeline::Model;
 
 /// The built-in data set's name.
 const BUILT_IN: &str = "shapes";
 
 /// Images in [-1, 1] of a data set's held-out ones.
-pub(super) struct HeldOut {
+#[derive(Clone, Debug, Default)]
+pub struct HeldOut {
     /// `[N, H, W, C]`.
     pub values: Vec<f32>,
     /// The class of each, a place in `classes`.
@@ -29,24 +30,26 @@ pub(super) struct HeldOut {
 }
 
 /// Where images come from.
-pub(super) struct Source<'a> {
+#[derive(Clone, Copy, Debug)]
+pub struct HeldOutSource<'a> {
     /// `--data`.
     pub data: Option<&'a str>,
     /// `--data-dir`.
     pub data_dir: &'a Path,
     /// `--images`.
     pub images: usize,
+    /// Whether a download is not told of.
     pub quiet: bool,
 }
 
-impl Source<'_> {
+impl HeldOutSource<'_> {
     /// Up to `images` held-out images of the data set that was named, else of the one that the first model was trained on: of
     /// each class its share. What any of the models was trained on is left out, as far as its data set is there to tell.
     ///
     /// # Errors
     /// Those of the data set; [`Error::Config`] where fewer than two such images remain.
     pub fn held_out(&self, names: &[String], models: &[Model]) -> Result<HeldOut> {
-        let whole = of_model(&models[0].info, self.data, "--data", self.data_dir, self.quiet)?;
+        let whole = data_of(&models[0].info, self.data, "--data", self.data_dir, self.quiet)?;
         let config = &models[0].info.config.data;
         let place = || format!("data set {:?}", whole.name());
         // A set without the classes that were trained on was named on purpose: it is taken as it is.
@@ -161,7 +164,7 @@ fn described(config: &DataConfig) -> String {
 /// A model's label for the class called `name`, the `number`th of `count`: of a model without classes 0, else the class of that
 /// name; of that number where the model's file has no names; else the null label. None where it has none of them. The second is
 /// false where the class is not told.
-pub(super) fn label_of(model: &Model, name: &str, number: usize, count: usize) -> Option<(usize, bool)> {
+pub fn label_of(model: &Model, name: &str, number: usize, count: usize) -> Option<(usize, bool)> {
     let classes = model.info.config.model.num_classes();
     if classes == 0 {
         return Some((0, false));

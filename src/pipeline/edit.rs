@@ -3,8 +3,9 @@
 //! Images are `[H, W, C]` of the model's size, in [-1, 1]. Of a seed's noise every method takes what [`Model::sample`] takes,
 //! so that its images belong together with those.
 
-use super::{Model, SampleRequest};
-use crate::diffusion::{Binding, Known, Plan, Sampler, SamplerKind, SamplerSpec, SamplingConfig, slerp};
+use super::draw::{Part, Start};
+use super::{Drawing, Model, SampleRequest, Stage, Watch};
+use crate::diffusion::{Known, Plan, SamplerKind, SamplingConfig, slerp};
 use crate::error::{Error, Result};
 
 /// What frames lead from and to.
@@ -32,21 +33,6 @@ pub struct Inpaint<'a> {
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
 impl Model {
-    /// The label of images of no class in particular.
-    ///
-    /// # Errors
-    /// [`Error::Config`] where the model has several classes and no null label.
-    pub fn default_label(&self) -> Result<usize> {
-        match (self.info.config.model.null_label(), self.info.config.model.num_classes()) {
-            (Some(null), _) => Ok(null),
-            (None, 0 | 1) => Ok(0),
-            (None, _) => {
-                let mend = format!("name one of {}", self.class_names().join(", "));
-                Err(Error::config("--class", "the model draws nothing without a class", mend))
-            }
-        }
-    }
-
     /// A smooth way between two images: as many frames as the request has labels, at least 2, the ends included.
     ///
     /// Between seeds, frame t in [0, 1] is drawn from the spherical interpolation of both noises ([`slerp`]). The ends are
@@ -59,6 +45,15 @@ impl Model {
     /// Those of [`Model::sample_each`]; [`Error::Config`] for fewer than 2 frames, or a sampler that adds noise of its own:
     /// then neighbours would differ in it.
     pub fn interpolate(&self, ends: Ends, request: &SampleRequest, progress: Progress) -> Result<Vec<Vec<f32>>> {
+        self.draw(Drawing::Interpolate(ends), request, &mut counted(progress))
+    }
+
+    pub(super) fn draw_between(
+        &self,
+        ends: Ends,
+        request: &SampleRequest,
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<Vec<f32>>> {
         let frames = request.labels.len();
         if frames < 2 {
             return Err(Error::config("--frames", format!("{frames} frames"), "give 2 or more: the ends are two"));
@@ -72,24 +67,24 @@ impl Model {
         let t = |frame: usize| frame as f64 / (frames - 1) as f64;
         let (from, to) = match ends {
             Ends::Seeds(from, to) => (self.first_noise(request, from)?, self.first_noise(request, to)?),
-            Ends::Images(from, to) => return self.interpolate_images([from, to], request, progress),
+            Ends::Images(from, to) => return self.draw_between_images([from, to], request, watch),
         };
         let (spec, noise) = self.checked(request)?;
         let plan = Plan::new(&noise, spec.prediction, &spec.sampling)?;
-        self.draw(plan, spec, request, |frame, _| slerp(&from, &to, t(frame)), progress)
+        self.all_of(plan, spec, request, &Start::From(&|frame, _| slerp(&from, &to, t(frame))), watch)
     }
 
     /// By way of both images' noises, each reconstruction's error blended back in.
-    fn interpolate_images(
+    fn draw_between_images(
         &self,
         ends: [&[f32]; 2],
         request: &SampleRequest,
-        progress: Progress,
+        watch: &mut dyn Watch,
     ) -> Result<Vec<Vec<f32>>> {
         let frames = request.labels.len();
         let t = |frame: usize| frame as f64 / (frames - 1) as f64;
         for image in ends {
-            self.check_image(image, self.model.image_shape())?;
+            check_image(image, self.image_shape())?;
         }
         let mut request = request.clone();
         request.sampling = request.sampling.unguided();
@@ -98,11 +93,13 @@ impl Model {
         let (spec, noise) = self.checked(&pair)?;
         let plan = Plan::inverted(&noise, spec.prediction, &spec.sampling)?;
         // A third of the way, roughly: the frames are most of the work where they are many.
-        let back = self.draw(plan, spec, &pair, |k, _| ends[k].to_vec(), &mut |done, all| progress(done, 3 * all))?;
+        let mut part = Part { watch: &mut *watch, before: 0, weight: 1, all: 3, shown: false };
+        let back = self.all_of(plan, spec, &pair, &Start::From(&|k, _| ends[k].to_vec()), &mut part)?;
         let (spec, noise) = self.checked(&request)?;
         let plan = Plan::new(&noise, spec.prediction, &spec.sampling)?;
         let start = |frame: usize, _: &[f32]| slerp(&back[0], &back[1], t(frame));
-        let mut drawn = self.draw(plan, spec, &request, start, &mut |done, all| progress(all + 2 * done, 3 * all))?;
+        let mut part = Part { watch, before: 1, weight: 2, all: 3, shown: true };
+        let mut drawn = self.all_of(plan, spec, &request, &Start::From(&start), &mut part)?;
         let miss = |image: &[f32], drawn: &[f32]| -> Vec<f32> { image.iter().zip(drawn).map(|(x, y)| x - y).collect() };
         let misses = [miss(ends[0], &drawn[0]), miss(ends[1], &drawn[frames - 1])];
         for (frame, image) in drawn.iter_mut().enumerate() {
@@ -133,11 +130,21 @@ impl Model {
         request: &SampleRequest,
         progress: Progress,
     ) -> Result<Vec<Vec<f32>>> {
+        self.draw(Drawing::Vary { image, strength }, request, &mut counted(progress))
+    }
+
+    pub(super) fn draw_variations(
+        &self,
+        image: &[f32],
+        strength: f64,
+        request: &SampleRequest,
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<Vec<f32>>> {
         if !(0.0..=1.0).contains(&strength) {
             let message = format!("a strength of {strength} is outside [0, 1]");
             return Err(Error::config("--strength", message, "0 returns the image, 1 ignores it; 0.4 to 0.8 is usual"));
         }
-        self.check_image(image, self.model.image_shape())?;
+        check_image(image, self.image_shape())?;
         let (spec, noise) = self.checked(request)?;
         if strength == 0.0 {
             return Ok(vec![image.to_vec(); request.labels.len()]);
@@ -152,7 +159,7 @@ impl Model {
             image.iter().zip(z).map(mix).collect()
         };
         let start = |_: usize, z: &[f32]| if strength == 1.0 { z.to_vec() } else { noised(z) };
-        self.draw(plan, spec, request, start, progress)
+        self.all_of(plan, spec, request, &Start::From(&start), watch)
     }
 
     /// Fills in what is free of an image, once for each of the request's labels; every other pixel is kept, bit for bit.
@@ -161,14 +168,23 @@ impl Model {
     /// Those of [`Model::sample_each`]; [`Error::Shape`] for an image or a mask of another size; [`Error::Config`] for several
     /// rounds with a sampler that looks back.
     pub fn inpaint(&self, inpaint: Inpaint, request: &SampleRequest, progress: Progress) -> Result<Vec<Vec<f32>>> {
-        let [h, w, c] = self.model.image_shape();
-        self.check_image(inpaint.image, [h, w, c])?;
+        self.draw(Drawing::Inpaint(inpaint), request, &mut counted(progress))
+    }
+
+    pub(super) fn draw_inpainted(
+        &self,
+        inpaint: Inpaint,
+        request: &SampleRequest,
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<Vec<f32>>> {
+        let [h, w, c] = self.image_shape();
+        check_image(inpaint.image, [h, w, c])?;
         if inpaint.free.len() != h * w {
             let message = format!("a mask of {} pixels for images of {h}x{w}", inpaint.free.len());
             return Err(Error::shape("inpaint", message));
         }
         let mask = inpaint.free.iter().flat_map(|free| std::iter::repeat_n(!free, c)).collect();
-        self.draw_known(&Known::Pixels { image: inpaint.image.to_vec(), mask }, inpaint.rounds, request, progress)
+        self.draw_known(&Known::Pixels { image: inpaint.image.to_vec(), mask }, inpaint.rounds, request, watch)
     }
 
     /// Larger versions of a small image, one for each of the request's labels: `factor` times as wide and high, which is the
@@ -186,37 +202,25 @@ impl Model {
         request: &SampleRequest,
         progress: Progress,
     ) -> Result<Vec<Vec<f32>>> {
-        let [h, w, c] = self.model.image_shape();
+        self.draw(Drawing::Upscale { small, factor, rounds }, request, &mut counted(progress))
+    }
+
+    pub(super) fn draw_larger(
+        &self,
+        small: &[f32],
+        factor: usize,
+        rounds: usize,
+        request: &SampleRequest,
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<Vec<f32>>> {
+        let [h, w, c] = self.image_shape();
         if factor < 2 || !h.is_multiple_of(factor) || !w.is_multiple_of(factor) {
             let message = format!("the model's images of {h}x{w} cannot be cut into blocks of {factor}x{factor}");
             return Err(Error::config("--factor", message, "give 2 or 4"));
         }
-        self.check_image(small, [h / factor, w / factor, c])?;
+        check_image(small, [h / factor, w / factor, c])?;
         let known = Known::Means { small: small.to_vec(), factor, shape: [h, w, c] };
-        self.draw_known(&known, rounds, request, progress)
-    }
-
-    /// Draws a request's images along a plan, image k from `start(k, its noise)`.
-    fn draw(
-        &self,
-        plan: Plan,
-        spec: SamplerSpec,
-        request: &SampleRequest,
-        start: impl Fn(usize, &[f32]) -> Vec<f32>,
-        progress: Progress,
-    ) -> Result<Vec<Vec<f32>>> {
-        let mut sampler = self.sampler(plan, spec)?;
-        self.in_batches(&mut sampler, request, progress, |sampler, first, labels, after_stage| {
-            sampler.begin(first, labels)?;
-            let noise = sampler.state()?;
-            let len = noise.len() / labels.len();
-            let starts: Vec<f32> =
-                noise.chunks_exact(len).enumerate().flat_map(|(k, noise)| start(first as usize + k, noise)).collect();
-            sampler.run_from(first, labels, &starts, |stage, _| {
-                after_stage(stage);
-                Ok(())
-            })
-        })
+        self.draw_known(&known, rounds, request, watch)
     }
 
     /// Draws a request's images around what is known of them.
@@ -225,7 +229,7 @@ impl Model {
         known: &Known,
         rounds: usize,
         request: &SampleRequest,
-        progress: Progress,
+        watch: &mut dyn Watch,
     ) -> Result<Vec<Vec<f32>>> {
         if !(1..=1000).contains(&rounds) {
             let message = format!("each step {rounds} times");
@@ -233,58 +237,34 @@ impl Model {
         }
         let (spec, noise) = self.checked(request)?;
         let plan = Plan::new(&noise, spec.prediction, &spec.sampling)?;
-        let mut sampler = self.sampler(plan, spec)?;
-        self.in_batches(&mut sampler, request, progress, |sampler, first, labels, after_stage| {
-            sampler.run_bound(first, labels, Binding { known, rounds }, |stage| {
-                after_stage(stage);
-                Ok(())
-            })
-        })
-    }
-
-    fn sampler(&self, plan: Plan, spec: SamplerSpec) -> Result<Sampler> {
-        Sampler::with_plan(self.context(), self.model.clone(), self.parameters.clone(), plan, spec)
+        self.all_of(plan, spec, request, &Start::Around(known, rounds), watch)
     }
 
     /// The noise that the first image of a seed starts from.
     fn first_noise(&self, request: &SampleRequest, seed: u64) -> Result<Vec<f32>> {
         let first = SampleRequest { labels: request.labels[..1].to_vec(), seed, batch: 1, ..request.clone() };
         let (spec, noise) = self.checked(&first)?;
-        let mut sampler = self.sampler(Plan::new(&noise, spec.prediction, &spec.sampling)?, spec)?;
+        let mut sampler = self.planned(Plan::new(&noise, spec.prediction, &spec.sampling)?, spec, false)?;
         sampler.begin(0, &[first.labels[0] as i32])?;
         sampler.state()
     }
+}
 
-    /// Does a request batch by batch; `run` draws one and reports its stages.
-    fn in_batches(
-        &self,
-        sampler: &mut Sampler,
-        request: &SampleRequest,
-        progress: Progress,
-        run: impl Fn(&mut Sampler, u32, &[i32], &mut dyn FnMut(usize)) -> Result<Vec<f32>>,
-    ) -> Result<Vec<Vec<f32>>> {
-        let (batch, stages, count) = (sampler.batch(), sampler.stages(), request.labels.len());
-        let total = count.div_ceil(batch) * stages;
-        let mut images = Vec::with_capacity(count);
-        for (number, labels) in request.labels.chunks(batch).enumerate() {
-            let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
-            let first = (number * batch) as u32;
-            let drawn = run(sampler, first, &labels, &mut |stage| progress(number * stages + stage + 1, total))?;
-            images.extend(drawn.chunks_exact(drawn.len() / labels.len()).map(<[f32]>::to_vec));
-        }
-        Ok(images)
-    }
-
-    fn check_image(&self, image: &[f32], [h, w, c]: [usize; 3]) -> Result<()> {
-        if image.len() != h * w * c {
-            return Err(Error::shape(
-                "image",
-                format!("{} values are given where {h}x{w}x{c} are needed", image.len()),
-            ));
-        }
-        if let Some(stranger) = image.iter().find(|value| !value.is_finite()) {
-            return Err(Error::shape("image", format!("it holds {stranger}; give values in [-1, 1]")));
-        }
+/// A [`Watch`] that counts evaluations.
+fn counted(progress: Progress) -> impl Watch {
+    move |stage: &Stage| {
+        progress(stage.done, stage.total);
         Ok(())
     }
+}
+
+fn check_image(image: &[f32], [h, w, c]: [usize; 3]) -> Result<()> {
+    if image.len() != h * w * c {
+        let message = format!("{} values are given where {h}x{w}x{c} are needed", image.len());
+        return Err(Error::shape("image", message));
+    }
+    if let Some(stranger) = image.iter().find(|value| !value.is_finite()) {
+        return Err(Error::shape("image", format!("it holds {stranger}; give values in [-1, 1]")));
+    }
+    Ok(())
 }

@@ -1,16 +1,17 @@
-//! What made a picture, embedded in its PNG and read back by `--like`.
+//! What made a picture, as values: embedded in its PNG as text, and read back.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Model, SampleRequest};
-use crate::diffusion::{GuidanceSchedule, SamplerKind, TimestepSchedule};
+use super::{Model, SampleRequest};
+use crate::diffusion::{GuidanceSchedule, SamplerKind, SamplingConfig, TimestepSchedule};
 use crate::error::{Error, Result};
-use crate::picture::read_png;
 
-/// The keyword under which a PNG holds its recipe, as JSON.
-pub const KEYWORD: &str = "engine.sampling";
+/// The keyword under which a sampled PNG holds its recipe, as JSON.
+const SAMPLING: &str = "engine.sampling";
+/// The keyword of pictures that were made of given ones.
+const EDIT: &str = "engine.edit";
 /// Longest recipe that is read, in bytes: a list of a million timesteps fits.
 const MAX_BYTES: usize = 1 << 23;
 
@@ -26,7 +27,7 @@ pub struct Recipe {
     pub weights: String,
     /// Optimizer steps behind the weights.
     pub step: u64,
-    /// As in [`SamplingConfig`](crate::config::SamplingConfig), and so are the next ones.
+    /// As in [`SamplingConfig`], and so are the next ones.
     pub sampler: SamplerKind,
     pub steps: usize,
     pub schedule: TimestepSchedule,
@@ -86,14 +87,21 @@ impl Recipe {
         }
     }
 
-    /// Reads the recipe of a picture.
+    /// Takes over what a command line has no word for, so that the picture is drawn again.
+    pub fn resume(&self, request: &mut SampleRequest) {
+        request.first = self.first;
+        let sampling = &mut request.sampling;
+        (sampling.num_steps, sampling.schedule) = (self.steps, self.schedule);
+        (sampling.timesteps, sampling.clip_x0) = (self.timesteps.clone(), self.clip_x0);
+    }
+
+    /// Reads the recipe among the `texts` of a PNG; `name` stands for the picture in errors.
     ///
     /// # Errors
-    /// Those of [`read_png`]; [`Error::File`] for a picture that holds none, or one of another version of the engine.
-    pub fn read(path: &Path) -> Result<Self> {
-        let (_, texts) = read_png(path)?;
-        let fault = |message: String, mend: &str| Error::file(path, message, mend);
-        let Some((_, text)) = texts.iter().find(|(keyword, _)| keyword == KEYWORD) else {
+    /// [`Error::File`] for a picture that holds none, or one of another version of the engine.
+    pub fn of_texts(texts: &[(String, String)], name: &Path) -> Result<Self> {
+        let fault = |message: String, mend: &str| Error::file(name, message, mend);
+        let Some((_, text)) = texts.iter().find(|(keyword, _)| keyword == SAMPLING) else {
             return Err(fault(
                 "holds no sampling parameters".into(),
                 "name a PNG that `engine sample` wrote, not a copy that another program saved",
@@ -108,10 +116,10 @@ impl Recipe {
         })
     }
 
-    /// The JSON for the PNG.
-    pub fn to_json(&self) -> String {
+    /// The text for the PNG.
+    pub fn text(&self) -> Vec<(&'static str, String)> {
         // Strings, numbers and lists: nothing in them can fail; floats are finite once validated.
-        serde_json::to_string(self).unwrap_or_default()
+        png_text(SAMPLING, serde_json::to_string(self).unwrap_or_default())
     }
 
     /// Refuses another model than the one that drew the picture `like`.
@@ -133,4 +141,70 @@ impl Recipe {
         );
         Err(Error::file(&model.path, message, "name that one with --model, or draw without --like"))
     }
+}
+
+/// What made a picture out of given ones.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EditRecipe {
+    /// Where the model was: its file, or the name of a pretrained one.
+    pub model: String,
+    /// `ema` or `raw`.
+    pub weights: String,
+    /// Optimizer steps behind the weights.
+    pub step: u64,
+    /// As `--class` takes it.
+    pub class: Option<String>,
+    /// The seed.
+    pub seed: u64,
+    /// Sampler, steps, guidance.
+    pub sampling: SamplingConfig,
+    /// The command, and what is its own.
+    #[serde(flatten)]
+    pub edit: Edit,
+}
+
+/// A command that makes images of given ones; files by their names.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "command", rename_all = "lowercase")]
+pub enum Edit {
+    /// `engine inpaint`.
+    Inpaint { image: String, mask: String, resample: usize },
+    /// `engine vary`.
+    Vary { image: String, strength: f64 },
+    /// `engine upscale`.
+    Upscale { image: String, factor: usize, resample: usize },
+    /// `engine interpolate`, between two seeds or two images.
+    Interpolate {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seeds: Option<[u64; 2]>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        images: Option<[String; 2]>,
+        frames: usize,
+    },
+}
+
+impl EditRecipe {
+    /// Of a request to a model, with the class as it was named.
+    pub fn new(model: &Model, request: &SampleRequest, class: Option<&str>, edit: Edit) -> Self {
+        Self {
+            model: model.path.display().to_string(),
+            weights: model.info.weights.clone(),
+            step: model.info.step,
+            class: class.map(String::from),
+            seed: request.seed,
+            sampling: request.sampling.clone(),
+            edit,
+        }
+    }
+
+    /// The text for the PNG.
+    pub fn text(&self) -> Vec<(&'static str, String)> {
+        // By way of a value, whose keys are in order.
+        png_text(EDIT, serde_json::to_value(self).unwrap_or_default().to_string())
+    }
+}
+
+/// The texts of a PNG: which program made it, and how, under `keyword`.
+pub fn png_text(keyword: &'static str, json: String) -> Vec<(&'static str, String)> {
+    vec![("Software", format!("engine {}", env!("CARGO_PKG_VERSION"))), (keyword, json)]
 }

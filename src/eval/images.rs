@@ -1,0 +1,272 @@
+//! Images that models are judged on: of files, and of data sets.
+
+use std::path::{Path, PathBuf};
+
+use crate::data::{Dataset, ResolveOptions, Split, resolve};
+use crate::error::{Error, Result};
+use crate::model_file::ModelInfo;
+use crate::picture::{Image, read_png};
+use crate::pipeline::image_values;
+
+/// Images in [-1, 1], and what is known of them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Images {
+    /// What each is called.
+    pub names: Vec<String>,
+    /// `[N, H, W, C]`.
+    pub values: Vec<f32>,
+    /// Which of some classes each is of, where known.
+    pub truth: Option<Vec<usize>>,
+    /// The data set's name and its split's, of images of a data set.
+    pub data: Option<(String, &'static str)>,
+}
+
+impl Images {
+    /// PNG files of the model's size.
+    ///
+    /// # Errors
+    /// Those of [`read_png`] and [`image_values`].
+    pub fn of_files(paths: &[PathBuf], info: &ModelInfo) -> Result<Self> {
+        let mut images = Self::default();
+        for path in paths {
+            let (image, _) = read_png(path)?;
+            images.values.extend(image_values(&image, path, info.config.model.image_shape())?);
+            images.names.push(path.display().to_string());
+        }
+        Ok(images)
+    }
+
+    fn extend(&mut self, set: &Dataset, index: usize) {
+        self.values.extend(set.image(index).iter().map(|value| f32::from(*value) / 127.5 - 1.0));
+    }
+}
+
+/// Which images of a data set, as its file and a model's training divide it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Division {
+    /// What the data set's file holds out.
+    Test,
+    /// What training validated on: the same, unless data.validation_fraction held images out of the training images.
+    Validation,
+    /// What the model learned from.
+    Train,
+}
+
+impl Division {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Test => "test",
+            Self::Validation => "validation",
+            Self::Train => "training",
+        }
+    }
+}
+
+/// The whole data set that `name` means, or the one that the model was trained on; `option` is where `name` comes from. A
+/// download is told of unless `quiet`.
+///
+/// # Errors
+/// Those of [`resolve`]; [`Error::Config`] for images of another size than the model's.
+pub fn data_of(info: &ModelInfo, name: Option<&str>, option: &str, data_dir: &Path, quiet: bool) -> Result<Dataset> {
+    let config = &info.config.data;
+    let options =
+        ResolveOptions { data_dir, shapes_seed: config.shapes_seed, shapes_count: config.shapes_count, quiet };
+    let trained = config.path.as_ref().and_then(|path| path.to_str());
+    let set = resolve(&config.name, name.or(trained), &options)?;
+    let [height, width, channels] = info.config.model.image_shape();
+    if (set.height(), set.width(), set.channels()) != (height, width, channels) {
+        let message = format!(
+            "its images are {}x{}x{}, the model's {height}x{width}x{channels}",
+            set.height(),
+            set.width(),
+            set.channels()
+        );
+        let mend = format!("name another with {option}");
+        return Err(Error::config(format!("data set {:?}", set.name()), message, mend));
+    }
+    Ok(set)
+}
+
+/// The images of a division of a data set, which has the classes to tell apart and no others: up to `count`, the first ones of
+/// each class, in its share.
+///
+/// # Errors
+/// [`Error::Config`] where there are none.
+pub fn divided(set: Dataset, info: &ModelInfo, choice: Division, count: Option<usize>) -> Result<Images> {
+    let config = &info.config.data;
+    let (set, split) = match (choice, config.validation_fraction) {
+        (Division::Test, _) => (set.clone(), set.held_out()),
+        // As training divided it. A file of three splits says so itself.
+        (_, Some(fraction)) if set.split_len(Split::Test) == 0 => {
+            let divided = set.stratified(fraction, config.split_seed)?;
+            (divided, if choice == Division::Train { Split::Train } else { Split::Validation })
+        }
+        (Division::Validation, _) => (set, Split::Validation),
+        (Division::Train, _) => (set, Split::Train),
+    };
+    if set.split_len(split) == 0 {
+        let message = format!("it has no {} images", choice.name());
+        return Err(Error::config(format!("data set {:?}", set.name()), message, "give --split train"));
+    }
+    let all: Vec<usize> = set.split_indices(split).collect();
+    let indices = in_proportion(&set, &all, count.unwrap_or(usize::MAX));
+    let mut images = Images {
+        names: Vec::with_capacity(indices.len()),
+        values: Vec::with_capacity(indices.len() * set.image_bytes()),
+        truth: Some(indices.iter().map(|&index| usize::from(set.labels()[index])).collect()),
+        data: Some((set.name().to_string(), choice.name())),
+    };
+    let first = set.split_indices(split).start;
+    for index in indices {
+        images.extend(&set, index);
+        images.names.push(format!("{} {}", choice.name(), index - first));
+    }
+    Ok(images)
+}
+
+/// Up to `count` images of a split, evenly spread over it, of one of the model's classes where one is named.
+///
+/// # Errors
+/// [`Error::Config`] where there are none, or none are asked for.
+pub fn spread(set: &Dataset, info: &ModelInfo, split: Split, class: Option<usize>, count: usize) -> Result<Images> {
+    // By name: a model of some classes numbers them anew.
+    let names = info.class_names();
+    let same = |class: usize| set.class_names().iter().position(|name| names.get(class) == Some(name));
+    let wanted = class.map(|class| same(class).unwrap_or(class));
+    let fits = |index: &usize| wanted.is_none_or(|wanted| usize::from(set.labels()[*index]) == wanted);
+    let indices: Vec<usize> = set.split_indices(split).filter(fits).collect();
+    if indices.is_empty() || count == 0 {
+        let of = class.map_or(String::new(), |class| format!(" of class {}", names[class]));
+        let message = format!("{} of its images{of} are asked for, and it has {}", count, indices.len());
+        return Err(Error::config(format!("data set {:?}", set.name()), message, "give another number or class"));
+    }
+    let count = count.min(indices.len());
+    let mut images = Images { names: Vec::with_capacity(count), ..Images::default() };
+    for k in 0..count {
+        let index = indices[k * indices.len() / count];
+        images.extend(set, index);
+        let label = usize::from(set.labels()[index]);
+        let class = set.class_names().get(label).cloned().unwrap_or_else(|| label.to_string());
+        images.names.push(format!("{} {index} ({class})", set.name()));
+    }
+    Ok(images)
+}
+
+/// Up to `count` of some images, which rise, as they do: the first ones of each class, in its share.
+pub(super) fn in_proportion(set: &Dataset, images: &[usize], count: usize) -> Vec<usize> {
+    let class = |index: usize| usize::from(set.labels()[index]);
+    let mut totals = vec![0u32; set.class_names().len()];
+    images.iter().for_each(|&index| totals[class(index)] += 1);
+    let mut seen = vec![0u32; totals.len()];
+    let mut order: Vec<(f64, usize)> = images
+        .iter()
+        .map(|&index| {
+            let class = class(index);
+            seen[class] += 1;
+            ((f64::from(seen[class]) - 0.5) / f64::from(totals[class]), index)
+        })
+        .collect();
+    order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let mut indices: Vec<usize> = order.into_iter().take(count).map(|(_, index)| index).collect();
+    indices.sort_unstable();
+    indices
+}
+
+/// A real image for each of the classes (None: any class), from the held-out images where there are any, in the data set's
+/// order; where it has too few of a class, they come again.
+///
+/// # Errors
+/// [`Error::Config`] where its images are of other sizes than `shape` `[H, W, C]`, or it lacks a class.
+pub fn real_images(dataset: &Dataset, classes: &[Option<String>], shape: [usize; 3]) -> Result<Vec<Image>> {
+    const PLACE: &str = "--compare-with";
+    let sizes = [dataset.height(), dataset.width(), dataset.channels()];
+    let said = |[h, w, c]: [usize; 3]| format!("{h}x{w}x{c}");
+    if sizes != shape {
+        let message = format!("{} holds images of {}, the model draws {}", dataset.name(), said(sizes), said(shape));
+        return Err(Error::config(PLACE, message, "name the data set that it was trained on"));
+    }
+    let held_out = dataset.split_len(Split::Validation) > 0;
+    let indices = dataset.split_indices(if held_out { Split::Validation } else { Split::Train });
+    // The images of each class, and at the end those of any.
+    let known = dataset.class_names();
+    let mut of_class: Vec<Vec<usize>> = vec![Vec::new(); known.len()];
+    for index in indices.clone() {
+        if let Some(list) = of_class.get_mut(usize::from(dataset.labels()[index])) {
+            list.push(index);
+        }
+    }
+    of_class.push(indices.collect());
+    let mut taken = vec![0; of_class.len()];
+    classes
+        .iter()
+        .map(|class| {
+            let list = match class {
+                Some(name) => known.iter().position(|known| known == name),
+                None => Some(known.len()),
+            };
+            let Some(list) = list.filter(|&list| !of_class[list].is_empty()) else {
+                let name = class.as_deref().unwrap_or("any class");
+                let message = format!("{} holds no image of {}", dataset.name(), name.escape_debug());
+                return Err(Error::config(PLACE, message, format!("its classes are {}", known.join(", "))));
+            };
+            let index = of_class[list][taken[list] % of_class[list].len()];
+            taken[list] += 1;
+            Image::new(sizes[1], sizes[0], sizes[2], dataset.image(index).to_vec())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Parts, shapes};
+
+    #[test]
+    fn each_class_gives_its_share_and_more_images_keep_the_fewer() {
+        // 60 of a, then 30 of b, then 10 of c; the last 4 are held out.
+        let labels: Vec<u16> = [vec![0; 60], vec![1; 30], vec![2; 14]].concat();
+        let set = Dataset::from_parts(Parts {
+            name: "sorted".into(),
+            height: 1,
+            width: 1,
+            channels: 1,
+            class_names: ["a", "b", "c"].map(String::from).into(),
+            images: vec![0; 104],
+            labels,
+            train: 100,
+            ..Parts::default()
+        })
+        .unwrap();
+        let counts =
+            |indices: &[usize]| [0, 1, 2].map(|class| indices.iter().filter(|i| set.labels()[**i] == class).count());
+        let of = |split, count| in_proportion(&set, &set.split_indices(split).collect::<Vec<_>>(), count);
+        let ten = of(Split::Train, 10);
+        let twenty = of(Split::Train, 20);
+        assert_eq!((counts(&ten), counts(&twenty)), ([6, 3, 1], [12, 6, 2]));
+        assert!(ten.iter().all(|index| twenty.contains(index)) && ten.is_sorted());
+        assert_eq!(of(Split::Train, 1000), (0..100).collect::<Vec<_>>());
+        assert_eq!(of(Split::Validation, 2), [100, 101]);
+    }
+
+    #[test]
+    fn real_images_are_held_out_ones_of_the_asked_classes() {
+        let dataset = shapes(3, 200);
+        let class = |label: usize| Some(dataset.class_names()[label].clone());
+        let asked: Vec<Option<String>> = (0..30).map(|k| class(k % 3)).chain([None]).collect();
+        let images = real_images(&dataset, &asked, [32, 32, 3]).unwrap();
+        let held_out = dataset.split_indices(Split::Validation);
+        let found = |image: &Image| held_out.clone().find(|&index| dataset.image(index) == image.pixels()).unwrap();
+        for (k, image) in images[..30].iter().enumerate() {
+            assert_eq!(usize::from(dataset.labels()[found(image)]), k % 3);
+        }
+        assert_eq!(found(&images[30]), held_out.start);
+        // Twenty held-out images of ten classes: each class's come again.
+        assert_ne!(images[0], images[3]);
+        assert!(images[3..30].contains(&images[0]));
+
+        let fault = |classes: &[Option<String>], shape| real_images(&dataset, classes, shape).unwrap_err().to_string();
+        assert!(fault(&asked, [28, 28, 1]).contains("holds images of 32x32x3, the model draws 28x28x1"));
+        assert!(fault(&[Some("dog".into())], [32, 32, 3]).contains("holds no image of dog; its classes are"));
+    }
+}

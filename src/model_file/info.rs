@@ -1,0 +1,136 @@
+//! A model file's metadata.
+
+use std::path::Path;
+
+use super::{Storage, arrays, write_arrays};
+use crate::config::{Config, ModelConfig};
+use crate::error::{Error, Result};
+use crate::names::{find_class, unknown_class};
+use crate::nn::Spec;
+
+/// The format of model files.
+pub(super) const FORMAT: &str = "engine-model-1";
+/// The format of checkpoints.
+pub const CHECKPOINT_FORMAT: &str = "engine-checkpoint-1";
+
+/// What a model file says besides its weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    /// The configuration that it was trained with.
+    pub config: Config,
+    /// `ema` (the moving average) or `raw`.
+    pub weights: String,
+    /// Optimizer steps behind it.
+    pub step: u64,
+    /// Epochs behind it.
+    pub epoch: u64,
+    /// Names of the classes, in the order of their labels.
+    pub classes: Vec<String>,
+}
+
+/// Which of a run's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Their exponential moving average.
+    Ema,
+    /// As the optimizer left them.
+    Raw,
+}
+
+impl Weights {
+    /// The name in model files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ema => "ema",
+            Self::Raw => "raw",
+        }
+    }
+
+    /// What stands before a parameter's name in a checkpoint.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::Ema => "ema.",
+            Self::Raw => "weights.",
+        }
+    }
+}
+
+impl ModelInfo {
+    /// The names of the classes in the order of their labels; numbers where the file has no names. None where the model
+    /// takes no labels.
+    pub fn class_names(&self) -> Vec<String> {
+        let count = self.config.model.num_classes();
+        match self.classes.len() {
+            0 => (0..count).map(|label| label.to_string()).collect(),
+            named => self.classes[..named.min(count)].to_vec(),
+        }
+    }
+
+    /// The label of a class given by its name, its number, or as `none` for the null label.
+    ///
+    /// Upper and lower case are told apart only where the model's names need it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the nearest class and lists all, or says that the model has none.
+    pub fn class_label(&self, text: &str) -> Result<usize> {
+        let (names, count) = (self.class_names(), self.config.model.num_classes());
+        if count == 0 {
+            return Err(Error::config("--class", "the model was trained without classes", "leave it out"));
+        }
+        match (text, self.config.model.null_label()) {
+            ("none", Some(null)) if !names.iter().any(|name| name == text) => Ok(null),
+            _ => find_class(&names, count, text)
+                .ok_or_else(|| unknown_class("--class", "the model", &names, count, text)),
+        }
+    }
+
+    /// The label of images of no class in particular.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the model has several classes and no null label.
+    pub fn default_label(&self) -> Result<usize> {
+        match (self.config.model.null_label(), self.config.model.num_classes()) {
+            (Some(null), _) => Ok(null),
+            (None, 0 | 1) => Ok(0),
+            (None, _) => {
+                let mend = format!("name one of {}", self.class_names().join(", "));
+                Err(Error::config("--class", "the model draws nothing without a class", mend))
+            }
+        }
+    }
+
+    /// The class of each label in words: its name, `none` for the null label, empty where the model has no classes.
+    pub fn label_names(&self, labels: &[usize]) -> Vec<String> {
+        let (names, model) = (self.class_names(), &self.config.model);
+        let name = |&label: &usize| match names.get(label) {
+            Some(name) => name.clone(),
+            None if Some(label) == model.null_label() => "none".into(),
+            None if model.num_classes() == 0 => String::new(),
+            None => label.to_string(),
+        };
+        labels.iter().map(name).collect()
+    }
+}
+
+/// Writes a model file; `flat` are the weights in the order of `specs`.
+///
+/// # Errors
+/// As [`write_arrays`].
+pub fn write_model(path: &Path, info: &ModelInfo, specs: &[Spec], flat: &[f32], storage: Storage) -> Result<()> {
+    // Model files are handed on; where the data lay on its maker's machine is not for others to know.
+    let mut config = info.config.clone();
+    config.data.path = None;
+    if let ModelConfig::ResnetDit(model) = &mut config.model {
+        model.backbone = None;
+    }
+    let entries = [
+        ("format", FORMAT.to_string()),
+        ("config", config.to_json()?),
+        ("weights", info.weights.clone()),
+        ("step", info.step.to_string()),
+        ("epoch", info.epoch.to_string()),
+        ("classes", serde_json::Value::from(info.classes.clone()).to_string()),
+    ];
+    let metadata = entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+    write_arrays(path, &arrays(specs, flat, ""), metadata, storage)
+}

@@ -1,0 +1,323 @@
+//! Drawing, whatever it starts from: one loop over batches and stages, which tells whoever watches.
+
+use std::ops::Range;
+
+use super::{Ends, Inpaint, Model, SampleRequest};
+use crate::diffusion::{Binding, Known, NoiseSchedule, Plan, Sampler, SamplerSpec};
+use crate::error::Result;
+
+/// A kind of drawing: where images come from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Drawing<'a> {
+    /// Noise: see [`Model::sample`].
+    Sample,
+    /// Between two seeds or images: see [`Model::interpolate`].
+    Interpolate(Ends<'a>),
+    /// An image that is noised, at a strength in [0, 1]: see [`Model::vary`].
+    Vary {
+        /// `[H, W, C]` in [-1, 1].
+        image: &'a [f32],
+        /// The share of the sampling steps that are done.
+        strength: f64,
+    },
+    /// The known part of an image: see [`Model::inpaint`].
+    Inpaint(Inpaint<'a>),
+    /// A small image: see [`Model::upscale`].
+    Upscale {
+        /// `[H / factor, W / factor, C]` in [-1, 1].
+        small: &'a [f32],
+        /// How many times as wide and high as that the model's images are.
+        factor: usize,
+        /// How often each step is done, at least once.
+        rounds: usize,
+    },
+}
+
+/// A stage of a drawing that has just been done: one evaluation of the network, guidance's counted with it.
+pub struct Stage<'a> {
+    /// Evaluations done so far.
+    pub done: usize,
+    /// Evaluations in all.
+    pub total: usize,
+    /// The images under way, by their places in the request; none while given images are taken back to noise.
+    pub images: Range<usize>,
+    view: View<'a>,
+}
+
+/// Where a preview comes from.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    sampler: &'a Sampler,
+    stage: usize,
+    known: Option<&'a Known>,
+}
+
+impl Stage<'_> {
+    /// The images as the network takes them to be, x_0: `[H, W, C]` each, in about [-1, 1], one for each of
+    /// [`Stage::images`], true to what is known of them. Asked for again it is computed again. None where [`Watch::previews`]
+    /// says that nobody asks.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn preview(&self) -> Result<Option<Vec<Vec<f32>>>> {
+        let View { sampler, stage, known } = self.view;
+        if self.images.is_empty() {
+            return Ok(None);
+        }
+        let Some(mut values) = sampler.predicted(stage)? else { return Ok(None) };
+        if let Some(known) = known {
+            known.finish(&mut values);
+        }
+        Ok(Some(values.chunks_exact(values.len() / self.images.len()).map(<[f32]>::to_vec).collect()))
+    }
+}
+
+/// Whoever is told of a drawing under way. A closure that takes a [`Stage`] is one that wants no previews.
+pub trait Watch {
+    /// Whether [`Stage::preview`] will be asked for. Two more states are then kept on the device; the images stay the same.
+    fn previews(&self) -> bool {
+        false
+    }
+
+    /// A stage has been done.
+    ///
+    /// # Errors
+    /// An error ends the drawing and is its result: [`Error::Interrupted`](crate::Error::Interrupted) to cancel it. The model
+    /// can draw again at once.
+    fn stage(&mut self, stage: &Stage) -> Result<()>;
+}
+
+impl<F: FnMut(&Stage) -> Result<()>> Watch for F {
+    fn stage(&mut self, stage: &Stage) -> Result<()> {
+        self(stage)
+    }
+}
+
+/// A closure that wants previews.
+pub struct Previewed<F>(pub F);
+
+impl<F: FnMut(&Stage) -> Result<()>> Watch for Previewed<F> {
+    fn previews(&self) -> bool {
+        true
+    }
+
+    fn stage(&mut self, stage: &Stage) -> Result<()> {
+        (self.0)(stage)
+    }
+}
+
+/// What a batch of images starts from.
+pub(super) enum Start<'a> {
+    /// Its noise; the first image is the request's.
+    Noise,
+    /// Image k from the state that this makes of k and its noise.
+    From(&'a dyn Fn(usize, &[f32]) -> Vec<f32>),
+    /// Its noise, around what is known, each step so often.
+    Around(&'a Known, usize),
+}
+
+impl Model {
+    /// Draws the images of a request, `[H, W, C]` each in about [-1, 1], and tells `watch` of every stage.
+    ///
+    /// # Errors
+    /// Those of the method that [`Drawing`] names for each kind; the error with which `watch` ended it.
+    pub fn draw(&self, drawing: Drawing, request: &SampleRequest, watch: &mut dyn Watch) -> Result<Vec<Vec<f32>>> {
+        match drawing {
+            Drawing::Sample => {
+                let mut images = Vec::with_capacity(request.labels.len());
+                self.draw_noise(request, watch, |_, image| {
+                    images.push(image.to_vec());
+                    Ok(())
+                })?;
+                Ok(images)
+            }
+            Drawing::Interpolate(ends) => self.draw_between(ends, request, watch),
+            Drawing::Vary { image, strength } => self.draw_variations(image, strength, request, watch),
+            Drawing::Inpaint(inpaint) => self.draw_inpainted(inpaint, request, watch),
+            Drawing::Upscale { small, factor, rounds } => self.draw_larger(small, factor, rounds, request, watch),
+        }
+    }
+
+    /// Draws the images of a request: each `[H, W, C]`, in about [-1, 1].
+    ///
+    /// ```
+    /// use engine::config::Config;
+    /// use engine::pipeline::Model;
+    /// use engine::tensor::{Context, DType};
+    ///
+    /// # let mut config = Config::preset("quickstart")?;
+    /// # for set in ["model.depth=1", "model.hidden_dim=32", "model.conditioning=token"] {
+    /// #     config.set(set)?;
+    /// # }
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let file = folder.path().join("model.safetensors");
+    /// # Model::untrained(&config, &Context::cpu(), DType::F32, 0)?.save(&file)?;
+    /// let model = Model::load(&file, &Context::cpu(), DType::F32)?;
+    /// let mut request = model.request([3, 3, 7]);
+    /// request.sampling.num_steps = 2;
+    /// let images = model.sample(&request)?;
+    /// assert_eq!((images.len(), images[0].len()), (3, 32 * 32 * 3));
+    ///
+    /// // Image 0 is the same image by itself.
+    /// request.labels.truncate(1);
+    /// assert_eq!(model.sample(&request)?[0], images[0]);
+    /// # Ok::<(), engine::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Model::sample_each`].
+    pub fn sample(&self, request: &SampleRequest) -> Result<Vec<Vec<f32>>> {
+        self.draw(Drawing::Sample, request, &mut |_: &Stage| Ok(()))
+    }
+
+    /// Draws the images of a request and hands over each as soon as it is there: `sink(k, image)`, k from 0
+    /// (in the request, whatever its first image).
+    /// `progress(done, total)` counts evaluations of the network; an error from either ends the drawing.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) for no images, a batch of 0, a label that the model does not have, guidance
+    /// without a null label, and what [`SamplingConfig::validate`](crate::config::SamplingConfig::validate) refuses; what the
+    /// device reports.
+    pub fn sample_each(
+        &self,
+        request: &SampleRequest,
+        mut progress: impl FnMut(usize, usize) -> Result<()>,
+        sink: impl FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.draw_noise(request, &mut |stage: &Stage| progress(stage.done, stage.total), sink)
+    }
+
+    fn draw_noise(
+        &self,
+        request: &SampleRequest,
+        watch: &mut dyn Watch,
+        sink: impl FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let (spec, noise) = self.checked(request)?;
+        let plan = Plan::new(&noise, spec.prediction, &spec.sampling)?;
+        self.in_batches(plan, spec, request, &Start::Noise, watch, sink)
+    }
+
+    /// Does a request batch by batch along a plan, and hands over each image.
+    pub(super) fn in_batches(
+        &self,
+        plan: Plan,
+        spec: SamplerSpec,
+        request: &SampleRequest,
+        start: &Start,
+        watch: &mut dyn Watch,
+        mut sink: impl FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let mut sampler = self.planned(plan, spec, watch.previews())?;
+        let (batch, stages) = (sampler.batch(), sampler.stages());
+        let total = request.labels.len().div_ceil(batch) * stages;
+        for (number, labels) in request.labels.chunks(batch).enumerate() {
+            let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
+            let place = number * batch;
+            let mut tell = |sampler: &Sampler, stage: usize, known: Option<&Known>| {
+                let (done, images) = (number * stages + stage + 1, place..place + labels.len());
+                watch.stage(&Stage { done, total, images, view: View { sampler, stage, known } })
+            };
+            let drawn = match *start {
+                Start::Around(known, rounds) => {
+                    let binding = Binding { known, rounds };
+                    sampler
+                        .run_bound(place as u32, &labels, binding, |stage, sampler| tell(sampler, stage, Some(known)))?
+                }
+                Start::Noise => {
+                    sampler.begin(request.first + place as u32, &labels)?;
+                    finish(&mut sampler, tell)?
+                }
+                Start::From(state) => {
+                    sampler.begin(place as u32, &labels)?;
+                    let noise = sampler.state()?;
+                    let noises = noise.chunks_exact(noise.len() / labels.len());
+                    let states: Vec<f32> = noises.enumerate().flat_map(|(k, noise)| state(place + k, noise)).collect();
+                    sampler.set_state(&states)?;
+                    finish(&mut sampler, tell)?
+                }
+            };
+            for (k, image) in drawn.chunks_exact(drawn.len() / labels.len()).enumerate() {
+                sink(place + k, image)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Model::in_batches`], and keeps the images.
+    pub(super) fn all_of(
+        &self,
+        plan: Plan,
+        spec: SamplerSpec,
+        request: &SampleRequest,
+        start: &Start,
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut images = Vec::with_capacity(request.labels.len());
+        self.in_batches(plan, spec, request, start, watch, |_, image| {
+            images.push(image.to_vec());
+            Ok(())
+        })?;
+        Ok(images)
+    }
+
+    /// The denoising program of a request, for those who run it themselves, as often as they like: its batch, seed, steps and
+    /// guidance; of its labels only whether any is guided.
+    ///
+    /// # Errors
+    /// As [`Model::sample_each`].
+    pub fn sampler_for(&self, request: &SampleRequest) -> Result<Sampler> {
+        let (spec, noise) = self.checked(request)?;
+        let plan = Plan::new(&noise, spec.prediction, &spec.sampling)?;
+        self.planned(plan, spec, false)
+    }
+
+    pub(super) fn planned(&self, plan: Plan, spec: SamplerSpec, previews: bool) -> Result<Sampler> {
+        let (network, parameters) = (self.network.clone(), self.parameters.clone());
+        match previews {
+            true => Sampler::with_predictions(self.context(), network, parameters, plan, spec),
+            false => Sampler::with_plan(self.context(), network, parameters, plan, spec),
+        }
+    }
+
+    /// What a request means for a sampler, and the model's noise levels; or why it cannot be met.
+    pub(super) fn checked(&self, request: &SampleRequest) -> Result<(SamplerSpec, NoiseSchedule)> {
+        request.spec(&self.info)
+    }
+}
+
+/// The stages of images that have been begun.
+fn finish(
+    sampler: &mut Sampler,
+    mut tell: impl FnMut(&Sampler, usize, Option<&Known>) -> Result<()>,
+) -> Result<Vec<f32>> {
+    for stage in 0..sampler.stages() {
+        sampler.advance(stage)?;
+        tell(sampler, stage, None)?;
+    }
+    sampler.state()
+}
+
+/// A part of a drawing that has several: tells of its stages as a share of the whole.
+pub(super) struct Part<'a> {
+    /// Who is told.
+    pub watch: &'a mut dyn Watch,
+    /// The parts before this one, this one's weight, and all parts, in units of this one's stages.
+    pub before: usize,
+    pub weight: usize,
+    pub all: usize,
+    /// Whether the images under way are the request's.
+    pub shown: bool,
+}
+
+impl Watch for Part<'_> {
+    fn previews(&self) -> bool {
+        self.shown && self.watch.previews()
+    }
+
+    fn stage(&mut self, stage: &Stage) -> Result<()> {
+        let done = self.before * stage.total + self.weight * stage.done;
+        let images = if self.shown { stage.images.clone() } else { 0..0 };
+        self.watch.stage(&Stage { done, total: self.all * stage.total, images, view: stage.view })
+    }
+}

@@ -1,0 +1,60 @@
+//! A model in use: images out of noise and out of given images, as values. No flags are read here, and nothing is printed.
+//!
+//! A [`Model`] is loaded once, on the thread that uses it, and draws as often as it is asked to. [`Model::draw`] takes every kind
+//! of drawing, tells a [`Watch`] of each stage, with a preview where it wants one, and stops where that says so:
+//!
+//! ```
+//! use engine::Error;
+//! use engine::config::Config;
+//! use engine::pipeline::{Drawing, Model, Previewed, Stage};
+//! use engine::tensor::{Context, DType};
+//!
+//! # let mut config = Config::preset("quickstart")?;
+//! # for set in ["model.depth=1", "model.hidden_dim=32", "model.conditioning=token", "sampling.num_steps=3"] {
+//! #     config.set(set)?;
+//! # }
+//! # let model = Model::untrained(&config, &Context::cpu(), DType::F32, 0)?;
+//! let request = model.request([3, 7]);
+//! let mut previews = Vec::new();
+//! let mut watch = Previewed(|stage: &Stage| {
+//!     previews.push(stage.preview()?.unwrap());
+//!     Ok(())
+//! });
+//! let images = model.draw(Drawing::Sample, &request, &mut watch)?;
+//! assert_eq!((images.len(), previews.len(), previews[0].len()), (2, 3, 2));
+//!
+//! // Whoever watches can stop it; the model is as it was.
+//! let mut stop = |stage: &Stage| match stage.done {
+//!     2 => Err(Error::Interrupted { message: "nobody waits for these images any more".into() }),
+//!     _ => Ok(()),
+//! };
+//! assert!(model.draw(Drawing::Sample, &request, &mut stop).is_err());
+//! assert_eq!(model.sample(&request)?, images);
+//! # Ok::<(), engine::Error>(())
+//! ```
+
+mod changes;
+mod choice;
+mod draw;
+mod edit;
+mod pictures;
+mod recipe;
+mod request;
+mod sheet;
+
+use std::rc::Rc;
+
+use crate::diffusion::Denoiser;
+use crate::model_file::Loaded;
+
+pub use changes::Changes;
+pub use choice::Choice;
+pub use draw::{Drawing, Previewed, Stage, Watch};
+pub use edit::{Ends, Inpaint, Progress};
+pub use pictures::{free_pixels, image_values, pictures};
+pub use recipe::{Edit, EditRecipe, Recipe, png_text};
+pub use request::{SampleRequest, even_batch};
+pub use sheet::{layout, sheet, strip};
+
+/// A model that draws, with its weights on a device.
+pub type Model = Loaded<Rc<dyn Denoiser>>;

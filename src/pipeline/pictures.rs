@@ -1,0 +1,45 @@
+//! Pictures in and out of what models compute with.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::picture::Image;
+
+/// A picture of `[height, width, channels]` as values in [-1, 1]; `name` stands for it in errors.
+///
+/// # Errors
+/// [`Error::File`] for a picture of another size, or in colour where grey is needed.
+pub fn image_values(image: &Image, name: &Path, [height, width, channels]: [usize; 3]) -> Result<Vec<f32>> {
+    if (image.height(), image.width()) != (height, width) {
+        let message = format!("is {}x{} pixels, and {width}x{height} are needed", image.width(), image.height());
+        return Err(Error::file(name, message, "bring it to that size first"));
+    }
+    image
+        .to_signed(channels)
+        .map_err(|_| Error::file(name, "is coloured, and the model's images are grey", "turn it to grey first"))
+}
+
+/// The pixels that a mask of `[height, width]` leaves free: those brighter than the middle. `name` stands for it in errors.
+///
+/// # Errors
+/// [`Error::File`] for a mask of another size, or one that leaves nothing free.
+pub fn free_pixels(mask: &Image, name: &Path, [height, width]: [usize; 2]) -> Result<Vec<bool>> {
+    if (mask.height(), mask.width()) != (height, width) {
+        let message = format!("this mask is {}x{} pixels, the image {width}x{height}", mask.width(), mask.height());
+        return Err(Error::file(name, message, "draw it over a copy of the image"));
+    }
+    let bright = |pixel: &[u8]| pixel.iter().map(|value| usize::from(*value)).sum::<usize>() > 127 * pixel.len();
+    let free: Vec<bool> = mask.pixels().chunks_exact(mask.channels()).map(bright).collect();
+    if !free.contains(&true) {
+        return Err(Error::file(name, "this mask leaves nothing to fill", "paint white what is to be filled"));
+    }
+    Ok(free)
+}
+
+/// Values in [-1, 1] as pictures of `[height, width, channels]`.
+///
+/// # Errors
+/// Those of [`Image::from_signed`].
+pub fn pictures(images: &[Vec<f32>], [height, width, channels]: [usize; 3]) -> Result<Vec<Image>> {
+    images.iter().map(|values| Image::from_signed(width, height, channels, values)).collect()
+}
