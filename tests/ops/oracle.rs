@@ -1,7 +1,10 @@
 //! The first rung of the ladder, for every case of every op: f64 gradients against finite differences, f32 against f64,
 //! and the cost model against the tensors' sizes.
 
+use engine_core::ops::layer_norm::{Affine, layer_norm};
 use engine_core::ops::{case::Case, cases};
+use engine_core::tape::Tape;
+use engine_core::tensor::Context;
 
 fn every_case(check: impl Fn(&Case) -> engine_core::Result<()> + Sync) {
     let cases: Vec<Case> = cases().into_iter().filter(|case| !case.large).collect();
@@ -27,4 +30,18 @@ fn costs_cover_the_outputs() {
     for case in cases().iter().filter(|case| case.large) {
         case.check_cost().unwrap();
     }
+}
+
+/// The weight of a norm is trained, its bias is not: the weight's gradient arrives all the same.
+#[test]
+fn a_layer_norm_with_a_constant_bias_trains_its_weight() {
+    let context = Context::cpu();
+    context.set_poison(true);
+    let tape = Tape::new(&context);
+    let x = tape.constant(&context.tensor(&[1.0f64, 3.0], [1, 2]).unwrap());
+    let weight = tape.leaf(&context.tensor(&[1.0f64, 1.0], [2]).unwrap());
+    let bias = tape.constant(&context.tensor(&[0.0f64, 0.0], [2]).unwrap());
+    let y = layer_norm(&tape, &x, Affine::Parameters { weight: &weight, bias: &bias }, 0.0).unwrap();
+    tape.backward(&y, context.tensor(&[2.0f64, 5.0], [1, 2]).unwrap()).unwrap();
+    assert_eq!(tape.gradient(&weight).unwrap().host::<f64>(), [-2.0, 5.0]);
 }
