@@ -369,7 +369,7 @@ impl<T: Float> WithSimd for Backward<'_, T> {
 pub(super) fn backward<T: Float + Element>(call: &Call, dout: &Tensor, delta: &Tensor, to: &Destination) {
     let sizes = call.sizes;
     let (qkv, out, lse, dout) = (call.qkv.host::<T>(), call.out.host::<T>(), call.lse.host::<T>(), dout.host::<T>());
-    let dqkv = Shared::new(to.tensor.host_mut::<T>());
+    let dqkv = Shared::new(to.host_mut::<T>());
     let delta = Shared::new(delta.host_mut::<T>());
     let (add, round) = (to.mode == Accumulate::Add, rounds(call));
     let panels = Panels::new(sizes);

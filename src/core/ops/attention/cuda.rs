@@ -136,7 +136,7 @@ pub(super) fn backward<T: KernelFloat + Element>(
     let [tokens, heads, kv_heads, d] = [sizes.tokens, sizes.heads, sizes.kv_heads, sizes.dim].map(|n| n as u32);
     let (width, queries) = (Width::of(sizes.dim), config(sizes, Pass::Queries, T::DTYPE));
     launch_width!(width, AttentionBwdQNarrow, AttentionBwdQWide, AttentionBwdQWidest, accelerator, queries, {
-        dqkv: to.tensor.slice_mut(),
+        dqkv: to.slice_mut(),
         delta: delta.slice_mut(),
         dout: dout.slice(),
         out: call.out.slice(),
@@ -150,7 +150,7 @@ pub(super) fn backward<T: KernelFloat + Element>(
     })?;
     let keys_values = config(sizes, Pass::KeysValues, T::DTYPE);
     launch_width!(width, AttentionBwdKvNarrow, AttentionBwdKvWide, AttentionBwdKvWidest, accelerator, keys_values, {
-        dqkv: to.tensor.slice_mut(),
+        dqkv: to.slice_mut(),
         dout: dout.slice(),
         lse: call.lse.slice(),
         delta: delta.slice(),

@@ -216,7 +216,7 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dloss: &Tensor, destinat
     let (statistics, factors) = (call.statistics.host::<T>(), call.factors.host::<T>());
     let (bordered, elements, mode) = (Bordered::new(call.image), call.image.elements(), destination.mode);
     let common = dloss.host::<T>()[0] * T::from_f32(call.config.scale) / T::from_f64(call.batch as f64);
-    parallel::for_rows(destination.tensor.host_mut::<T>(), elements, |b, to| {
+    parallel::for_rows(destination.host_mut::<T>(), elements, |b, to| {
         let within = b * elements..(b + 1) * elements;
         let (p, t) = (&prediction[within.clone()], &target[within]);
         let of = &statistics[b * STATISTICS..][..STATISTICS];

@@ -335,7 +335,7 @@ impl<T: Float> View<'_, T> {
 
 fn give<T: Float + Element>(to: Option<&Destination>, values: &[T]) {
     if let Some(to) = to {
-        vector::map(to.tensor.host_mut::<T>(), values, to.mode, |x| x);
+        vector::map(to.host_mut::<T>(), values, to.mode, |x| x);
     }
 }
 
@@ -366,8 +366,8 @@ fn backward_masked<const MASK: u8, T: Float + Element>(call: &Call, dy: &Tensor,
             plain.fill(T::ZERO);
             slope.fill(T::ZERO);
         }
-        let dx = gradients.dx.as_ref().map(|to| (to.tensor.host_mut::<T>(), to.mode));
-        let dresidual = gradients.dresidual.as_ref().map(|to| (to.tensor.host_mut::<T>(), to.mode));
+        let dx = gradients.dx.as_ref().map(|to| (to.host_mut::<T>(), to.mode));
+        let dresidual = gradients.dresidual.as_ref().map(|to| (to.host_mut::<T>(), to.mode));
         if dx.is_some() || dresidual.is_some() {
             view.inputs::<MASK>(plain, slope, dx, dresidual);
         }

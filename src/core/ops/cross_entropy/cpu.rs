@@ -42,7 +42,7 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dloss: &Tensor, destinat
     let factor = dloss.host::<T>()[0] * T::from_f32(call.scale) / T::from_f64(call.batch as f64);
     let smoothing = T::from_f32(call.smoothing);
     let (each, mode) = (smoothing / T::from_f64(classes as f64), destination.mode);
-    parallel::for_rows(destination.tensor.host_mut::<T>(), classes, |b, row| {
+    parallel::for_rows(destination.host_mut::<T>(), classes, |b, row| {
         let (most, rest, label) = (statistics[2 * b], statistics[2 * b + 1], inside(labels[b], classes));
         let factor = if label.is_some() { factor } else { T::ZERO };
         vector::map(row, &logits[b * classes..][..classes], mode, |z| factor * ((z - most - rest).exp() - each));

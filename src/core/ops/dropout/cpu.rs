@@ -20,7 +20,7 @@ pub(super) fn apply<T: Float + Element>(mask: Mask, from: &Tensor, control: &Ten
     let add = to.mode == Accumulate::Add;
     // Tasks are pieces of one item, whatever the items' size.
     let from = from.host::<T>().chunks_exact(elements).enumerate();
-    let mut tasks: Vec<_> = (to.tensor.host_mut::<T>().chunks_exact_mut(elements).zip(from))
+    let mut tasks: Vec<_> = (to.host_mut::<T>().chunks_exact_mut(elements).zip(from))
         .flat_map(|(to, (b, from))| {
             let pieces = to.chunks_mut(TASK).zip(from.chunks(TASK)).enumerate();
             pieces.map(move |(piece, (to, from))| (b as u32, (piece * TASK / 4) as u32, to, from))

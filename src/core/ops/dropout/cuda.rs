@@ -19,7 +19,7 @@ pub(super) fn apply<T: KernelFloat + Element>(
     let batch = from.sizes()[0];
     let elements = from.len() / batch;
     launches::Dropout::<T> {
-        to: to.tensor.slice_mut(),
+        to: to.slice_mut(),
         from: from.slice(),
         control: control.slice(),
         elements: elements as u32,

@@ -1,15 +1,14 @@
 //! The elementwise family on accelerators: 16 bytes a thread.
 
-use half::bf16;
-
 use super::{Function, Gate, GateBackward};
 use crate::device::launches::{
-    ElementwiseAdd, ElementwiseAddInto, ElementwiseGateBwd, ElementwiseGateFwd, ElementwiseGeluBwd, ElementwiseGeluFwd,
-    ElementwiseNarrow, ElementwiseScale, ElementwiseSiluBwd, ElementwiseSiluFwd, ElementwiseWiden,
+    ElementwiseAdd, ElementwiseGateBwd, ElementwiseGateFwd, ElementwiseGeluBwd, ElementwiseGeluFwd, ElementwiseScale,
+    ElementwiseSiluBwd, ElementwiseSiluFwd,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig, Slice, SliceMut};
+use crate::device::{Accelerator, KernelFloat, LaunchConfig};
 use crate::error::Result;
-use crate::tape::{Accumulate, Destination};
+use crate::ops::{optional, wanted};
+use crate::tape::Destination;
 use crate::tensor::{Element, Tensor};
 
 const THREADS: u32 = 256;
@@ -47,7 +46,7 @@ pub(super) fn unary_backward<T: KernelFloat + Element>(
 ) -> Result<()> {
     let Some(config) = by_piece(x.len(), wide::<T>()) else { return Ok(()) };
     let (accumulate, len) = (dx.mode.flag(), x.len() as u64);
-    let (dx, dy, x) = (dx.tensor.slice_mut(), dy.slice(), x.slice());
+    let (dx, dy, x) = (dx.slice_mut(), dy.slice(), x.slice());
     match function {
         Function::Gelu => ElementwiseGeluBwd::<T> { dx, dy, x, len, accumulate }.launch(accelerator, config),
         Function::Silu => ElementwiseSiluBwd::<T> { dx, dy, x, len, accumulate }.launch(accelerator, config),
@@ -65,11 +64,6 @@ pub(super) fn add<T: KernelFloat + Element>(
         .launch(accelerator, config)
 }
 
-pub(super) fn add_into<T: KernelFloat + Element>(accelerator: &dyn Accelerator, to: &Tensor, x: &Tensor) -> Result<()> {
-    let Some(config) = by_piece(x.len(), wide::<T>()) else { return Ok(()) };
-    ElementwiseAddInto::<T> { to: to.slice_mut(), x: x.slice(), len: x.len() as u64 }.launch(accelerator, config)
-}
-
 pub(super) fn scale<T: KernelFloat + Element>(
     accelerator: &dyn Accelerator,
     to: &Destination,
@@ -78,27 +72,13 @@ pub(super) fn scale<T: KernelFloat + Element>(
 ) -> Result<()> {
     let Some(config) = by_piece(x.len(), wide::<T>()) else { return Ok(()) };
     ElementwiseScale::<T> {
-        y: to.tensor.slice_mut(),
+        y: to.slice_mut(),
         x: x.slice(),
         factor,
         len: x.len() as u64,
         accumulate: to.mode.flag(),
     }
     .launch(accelerator, config)
-}
-
-/// `f32` to `bf16`.
-pub(super) fn narrow(accelerator: &dyn Accelerator, to: &Destination, x: &Tensor) -> Result<()> {
-    let Some(config) = by_piece(x.len(), wide::<bf16>()) else { return Ok(()) };
-    let (y, x, len) = (to.tensor.slice_mut(), x.slice(), x.len() as u64);
-    ElementwiseNarrow { y, x, len, accumulate: to.mode.flag() }.launch(accelerator, config)
-}
-
-/// `bf16` to `f32`.
-pub(super) fn widen(accelerator: &dyn Accelerator, to: &Destination, x: &Tensor) -> Result<()> {
-    let Some(config) = by_piece(x.len(), wide::<bf16>()) else { return Ok(()) };
-    let (y, x, len) = (to.tensor.slice_mut(), x.slice(), x.len() as u64);
-    ElementwiseWiden { y, x, len, accumulate: to.mode.flag() }.launch(accelerator, config)
 }
 
 pub(super) fn gate<T: KernelFloat + Element>(
@@ -144,23 +124,26 @@ pub(super) fn gate_backward<T: KernelFloat + Element>(
     if sizes.rows * sizes.cols == 0 {
         return Ok(());
     }
+    let (dy, accumulate) = wanted(call.dy.as_ref());
     ElementwiseGateBwd::<T> {
-        dy: call.dy.map_or(SliceMut::none(), |dy| dy.tensor.slice_mut()),
-        dmodulation: call.dm.map_or(SliceMut::none(), Tensor::slice_mut),
+        dy,
+        dmodulation: wanted(call.dm.as_ref()).0,
         dout: call.dout.slice(),
-        y: call.y.map_or(Slice::none(), Tensor::slice),
+        y: optional(call.y),
         modulation: call.matrix.slice(),
         cols: sizes.cols as u32,
         rows_per_sample: sizes.rows_per_sample as u32,
         modulation_stride: sizes.stride as u32,
         column: sizes.column as u32,
-        accumulate: call.dy.map_or(Accumulate::Write, |dy| dy.mode).flag(),
+        accumulate,
     }
     .launch(accelerator, by_column::<T>(sizes))
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     #[test]

@@ -19,7 +19,7 @@ pub(super) fn backward<T: Float + Element>(dy: &Tensor, indices: &Tensor, dtable
     let width = dy.shape().last();
     let (dy, indices) = (dy.host::<T>(), indices.host::<i32>());
     let mode = dtable.mode;
-    parallel::for_rows(dtable.tensor.host_mut::<T>(), width, |v, row| {
+    parallel::for_rows(dtable.host_mut::<T>(), width, |v, row| {
         if mode == Accumulate::Write {
             row.fill(T::ZERO);
         }

@@ -32,13 +32,13 @@ pub(super) fn backward<T: KernelFloat + Element>(
     dtable: &Destination,
 ) -> Result<()> {
     EmbeddingBwd::<T> {
-        dtable: dtable.tensor.slice_mut(),
+        dtable: dtable.slice_mut(),
         dy: dy.slice(),
         indices: indices.slice(),
         batch: indices.len() as u32,
-        rows: dtable.tensor.shape().rows() as u32,
+        rows: dtable.shape().rows() as u32,
         width: dy.shape().last() as u32,
         accumulate: dtable.mode.flag(),
     }
-    .launch(accelerator, LaunchConfig::elements(dtable.tensor.len(), THREADS))
+    .launch(accelerator, LaunchConfig::elements(dtable.len(), THREADS))
 }

@@ -148,7 +148,7 @@ fn mean_by_group<T: Float + Element>(
     }
 }
 
-pub(super) fn forward<T: Float + Element>(call: &Call, y: &Tensor) {
+pub(super) fn forward<T: Float + Element>(call: &Call, y: &Tensor, _partial: Option<&Tensor>) {
     let view = View::<T>::new(call);
     let sizes = call.sizes;
     let (channels, width, groups) = (sizes.channels(), sizes.width(), sizes.norm.groups);
@@ -215,9 +215,9 @@ struct Way<'a, T> {
 /// Samples of a source's gradient, as many as there are, wanted or not.
 fn ways<'a, T: Float + Element>(destination: &'a Option<Destination>, samples: usize) -> Vec<Way<'a, T>> {
     match destination {
-        Some(Destination { tensor, mode }) => {
-            let add = *mode == Accumulate::Add;
-            let rows = tensor.host_mut::<T>().chunks_exact_mut(tensor.len() / samples);
+        Some(to) => {
+            let add = to.mode == Accumulate::Add;
+            let rows = to.host_mut::<T>().chunks_exact_mut(to.len() / samples);
             rows.map(|row| Way { to: Some(row), add }).collect()
         }
         None => (0..samples).map(|_| Way { to: None, add: false }).collect(),
@@ -409,9 +409,9 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dy: &Tensor, gradients: 
 fn parameters<T: Float + Element>(view: &View<T>, gradients: &Gradients) {
     let channels = view.sizes.channels();
     let sums = gradients.sums.host::<T>().chunks_exact(2 * channels);
-    if let Some(Destination { tensor, mode }) = &gradients.dscale_shift {
-        for (to, sums) in tensor.host_mut::<T>().chunks_exact_mut(2 * channels).zip(sums.clone()) {
-            if *mode == Accumulate::Write {
+    if let Some(destination) = &gradients.dscale_shift {
+        for (to, sums) in destination.host_mut::<T>().chunks_exact_mut(2 * channels).zip(sums.clone()) {
+            if destination.mode == Accumulate::Write {
                 to.fill(T::ZERO);
             }
             let (dscale, dshift) = to.split_at_mut(channels);
@@ -422,9 +422,9 @@ fn parameters<T: Float + Element>(view: &View<T>, gradients: &Gradients) {
         }
     }
     for (destination, first) in [(&gradients.dweight, channels), (&gradients.dbias, 0)] {
-        let Some(Destination { tensor, mode }) = destination else { continue };
-        let to = tensor.host_mut::<T>();
-        if *mode == Accumulate::Write {
+        let Some(destination) = destination else { continue };
+        let to = destination.host_mut::<T>();
+        if destination.mode == Accumulate::Write {
             to.fill(T::ZERO);
         }
         for (sample, sums) in sums.clone().enumerate() {

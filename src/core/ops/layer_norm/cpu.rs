@@ -93,7 +93,7 @@ pub(super) fn backward_input<T: Float + Element>(call: &Call, dy: &Tensor, dx: &
     let cols = call.sizes.cols;
     let inverse = T::ONE / T::from_f64(cols as f64);
     let add = dx.mode == Accumulate::Add;
-    parallel::for_rows(dx.tensor.host_mut::<T>(), cols, |row, dx| {
+    parallel::for_rows(dx.host_mut::<T>(), cols, |row, dx| {
         let (x, mean, rstd) = (view.row(view.x, row), view.mean[row], view.rstd[row]);
         T::with_scratch(2 * cols, |scratch| {
             let (g, n) = scratch.split_at_mut(cols);
@@ -147,7 +147,7 @@ pub(super) fn backward_affine<T: Float + Element>(
         }
     });
     for (destination, partial) in [(dw, &*weights), (db, &*biases)] {
-        let sum = destination.tensor.host_mut::<T>();
+        let sum = destination.host_mut::<T>();
         if destination.mode == Accumulate::Write {
             sum.fill(T::ZERO);
         }
@@ -161,7 +161,7 @@ pub(super) fn backward_affine<T: Float + Element>(
 }
 
 /// dshift = Σ dy and dscale = Σ dy · n over a sample's rows, added into their columns.
-pub(super) fn backward_modulation<T: Float + Element>(call: &Call, dy: &Tensor, dm: &Tensor) {
+pub(super) fn backward_modulation<T: Float + Element>(call: &Call, dy: &Tensor, dm: &Destination) {
     let view = View::<T>::new(call);
     let dy = dy.host::<T>();
     let sizes = call.sizes;

@@ -340,7 +340,7 @@ impl<T: Float> WithSimd for Backward<'_, T> {
 pub(super) fn backward<T: Float + Element>(call: &Call, dout: &Tensor, to: &Destination) {
     let sizes = call.sizes;
     let (qkv, dout) = (call.qkv.host::<T>(), dout.host::<T>());
-    let dqkv = Shared::new(to.tensor.host_mut::<T>());
+    let dqkv = Shared::new(to.host_mut::<T>());
     let add = to.mode == Accumulate::Add;
     let columns = COLUMNS.min(KEPT / (2 * sizes.tokens));
     let (group, padded) = (group(sizes, columns), sizes.dim.next_multiple_of(PAD));

@@ -86,7 +86,7 @@ pub(super) fn backward<T: KernelFloat + Element>(
     to: &Destination,
 ) -> Result<()> {
     launch!(LinearAttentionBwdNarrow, LinearAttentionBwdWide, accelerator, call, {
-        dqkv: to.tensor.slice_mut(),
+        dqkv: to.slice_mut(),
         dy: dout.slice(),
         accumulate: to.mode.flag(),
     })

@@ -27,7 +27,7 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dloss: &Tensor, destinat
     let count = T::from_f64(call.batch as f64) * T::from_f64(call.elements as f64);
     let common = dloss.host::<T>()[0] * T::from_f64(2.0 * f64::from(call.scale)) / count;
     let (elements, mode) = (call.elements, destination.mode);
-    parallel::for_rows(destination.tensor.host_mut::<T>(), elements, |b, row| {
+    parallel::for_rows(destination.host_mut::<T>(), elements, |b, row| {
         let within = b * elements..(b + 1) * elements;
         let factor = common * weight.map_or(T::ONE, |weight| weight[b]);
         vector::map2(row, &prediction[within.clone()], &target[within], mode, |p, t| factor * (p - t));

@@ -4,7 +4,7 @@ use super::Sizes;
 use crate::device::launches::{PatchifyToImage, PatchifyToTokens};
 use crate::device::{Accelerator, KernelFloat, LaunchConfig};
 use crate::error::Result;
-use crate::tape::Accumulate;
+use crate::tape::Destination;
 use crate::tensor::{Element, Tensor};
 
 const THREADS: u32 = 256;
@@ -13,8 +13,7 @@ pub(super) fn to_tokens<T: KernelFloat + Element>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     image: &Tensor,
-    tokens: &Tensor,
-    mode: Accumulate,
+    tokens: &Destination,
 ) -> Result<()> {
     PatchifyToTokens::<T> {
         tokens: tokens.slice_mut(),
@@ -25,7 +24,7 @@ pub(super) fn to_tokens<T: KernelFloat + Element>(
         channels: sizes.channels as u32,
         patch: sizes.patch as u32,
         skip: sizes.skip as u32,
-        accumulate: mode.flag(),
+        accumulate: tokens.mode.flag(),
     }
     .launch(accelerator, LaunchConfig::elements(tokens.len(), THREADS))
 }
@@ -34,8 +33,7 @@ pub(super) fn to_image<T: KernelFloat + Element>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     tokens: &Tensor,
-    image: &Tensor,
-    mode: Accumulate,
+    image: &Destination,
 ) -> Result<()> {
     PatchifyToImage::<T> {
         image: image.slice_mut(),
@@ -46,7 +44,7 @@ pub(super) fn to_image<T: KernelFloat + Element>(
         channels: sizes.channels as u32,
         patch: sizes.patch as u32,
         skip: sizes.skip as u32,
-        accumulate: mode.flag(),
+        accumulate: image.mode.flag(),
     }
     .launch(accelerator, LaunchConfig::elements(image.len(), THREADS))
 }

@@ -57,7 +57,7 @@ pub(super) fn max_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, winner
         first..windows.min(at / window.stride + 1)
     };
     let mode = dx.mode;
-    parallel::for_rows(dx.tensor.host_mut::<T>(), channels, |pixel, to| {
+    parallel::for_rows(dx.host_mut::<T>(), channels, |pixel, to| {
         let (image, row, col) = (pixel / (height * width), pixel / width % height, pixel % width);
         if mode == Accumulate::Write {
             to.fill(T::ZERO);
@@ -105,7 +105,7 @@ pub(super) fn average_backward<T: Float + Element>(pixels: usize, dy: &Tensor, d
     let (dy, channels) = (dy.host::<T>(), dy.shape().last());
     let inverse = T::ONE / T::from_f64(pixels as f64);
     let mode = dx.mode;
-    parallel::for_rows(dx.tensor.host_mut::<T>(), channels, |row, to| {
+    parallel::for_rows(dx.host_mut::<T>(), channels, |row, to| {
         vector::map(to, &dy[row / pixels * channels..][..channels], mode, |dy| dy * inverse);
     });
 }

@@ -51,7 +51,7 @@ pub(super) fn max_backward<T: KernelFloat + Element>(
 ) -> Result<()> {
     let threads = sizes.batch * sizes.height * sizes.width * pieces::<T>(sizes.channels);
     PoolBwdMax::<T> {
-        dx: dx.tensor.slice_mut(),
+        dx: dx.slice_mut(),
         dy: dy.slice(),
         winners: winners.slice(),
         batch: sizes.batch as u32,
@@ -89,7 +89,7 @@ pub(super) fn average_backward<T: KernelFloat + Element>(
 ) -> Result<()> {
     let (batch, channels) = (dy.shape().rows(), dy.shape().last());
     PoolBwdAverage::<T> {
-        dx: dx.tensor.slice_mut(),
+        dx: dx.slice_mut(),
         dy: dy.slice(),
         batch: batch as u32,
         pixels: pixels as u32,

@@ -54,14 +54,13 @@ struct Item<'a, T> {
 
 pub(super) fn advance<T: Float + Element>(
     state: &SamplerState,
-    elements: usize,
     table: &Tensor,
     control: &Tensor,
     seed: u64,
 ) {
     let control = Control::from_words(control.host());
     let (row, words) = stage(table, &control);
-    let len = state.x.len() / state.copies;
+    let (len, elements) = (state.x.len() / state.copies, state.x.len() / state.x.sizes()[0]);
     let x = state.x.host_mut::<T>();
     let (conditional, unconditional) = state.prediction.host::<T>().split_at(len);
     let mut unconditional = unconditional.chunks_exact(elements);

@@ -25,12 +25,13 @@ pub(super) fn forward<T: Float + Element>(patches: &Tensor, token: Option<&Tenso
     });
 }
 
+/// Copies tokens `first ..` of each sequence of `dy` to `destination`, as many as it has.
 pub(super) fn extract<T: Float + Element>(dy: &Tensor, destination: &Destination, first: usize) {
     let (sequence, width) = (dy.sizes()[1] * dy.sizes()[2], dy.sizes()[2]);
-    let part = destination.tensor.len() / dy.sizes()[0];
+    let part = destination.len() / dy.sizes()[0];
     let dy = dy.host::<T>();
     let mode = destination.mode;
-    parallel::for_rows(destination.tensor.host_mut::<T>(), part, |b, part| {
+    parallel::for_rows(destination.host_mut::<T>(), part, |b, part| {
         let source = &dy[b * sequence + first * width..][..part.len()];
         match mode {
             Accumulate::Write => part.copy_from_slice(source),
@@ -43,7 +44,7 @@ pub(super) fn sum_batch<T: Float + Element>(dy: &Tensor, destination: &Destinati
     let (sequence, width) = (dy.sizes()[1] * dy.sizes()[2], dy.sizes()[2]);
     let dy = dy.host::<T>();
     let mode = destination.mode;
-    parallel::for_rows(destination.tensor.host_mut::<T>(), width, |token, sum| {
+    parallel::for_rows(destination.host_mut::<T>(), width, |token, sum| {
         if mode == Accumulate::Write {
             sum.fill(T::ZERO);
         }
