@@ -236,3 +236,6 @@ impl Tape {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 use engine_core::ops::layer_norm::{Affine, layer_norm};
 use engine_core::ops::{case::Case, cases};
 use engine_core::tape::Tape;
-use engine_core::tensor::Context;
+use engine_core::tensor::{Context, DType, Device};
 
 fn every_case(check: impl Fn(&Case) -> engine_core::Result<()> + Sync) {
     let cases: Vec<Case> = cases().into_iter().filter(|case| !case.large).collect();
@@ -22,6 +22,13 @@ fn gradients_agree_with_finite_differences() {
 #[test]
 fn single_precision_agrees_with_double() {
     every_case(Case::check_oracle);
+}
+
+#[test]
+fn every_choice_of_gradients_is_written_and_added_to() {
+    for dtype in [DType::F32, DType::F64] {
+        every_case(|case| case.check_wirings(&Device::Cpu, dtype));
+    }
 }
 
 #[test]

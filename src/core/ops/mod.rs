@@ -29,6 +29,7 @@ pub mod sampler_step;
 mod tile;
 pub mod timestep_embedding;
 pub mod tokens;
+mod wirings;
 
 use case::Case;
 

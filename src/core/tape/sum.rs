@@ -52,11 +52,13 @@ pub(crate) fn convert(to: &Destination, x: &Tensor) -> Result<()> {
             (DType::BF16, DType::BF16) => add_kernel::<bf16>(accelerator, to, x)?,
             (DType::F32, DType::BF16) => {
                 let (y, x, len) = (to.slice_mut(), x.slice(), x.len() as u64);
-                ElementwiseNarrow { y, x, len, accumulate: to.mode.flag() }.launch(accelerator, by_piece::<bf16>(len))?;
+                ElementwiseNarrow { y, x, len, accumulate: to.mode.flag() }
+                    .launch(accelerator, by_piece::<bf16>(len))?;
             }
             (DType::BF16, DType::F32) => {
                 let (y, x, len) = (to.slice_mut(), x.slice(), x.len() as u64);
-                ElementwiseWiden { y, x, len, accumulate: to.mode.flag() }.launch(accelerator, by_piece::<bf16>(len))?;
+                ElementwiseWiden { y, x, len, accumulate: to.mode.flag() }
+                    .launch(accelerator, by_piece::<bf16>(len))?;
             }
             _ => return refuse(format!("no kernel makes {dtype} of {from}; use f32 or bf16")),
         },

@@ -70,14 +70,7 @@ pub(super) fn input_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, weig
 }
 
 fn input_output<T: Element>(dx: &Destination, fold: Option<[usize; 2]>) -> Output<'_, T> {
-    Output {
-        data: dx.host_mut(),
-        bias: None,
-        channel_add: None,
-        residual: None,
-        add: dx.mode == Accumulate::Add,
-        fold,
-    }
+    Output { data: dx.host_mut(), bias: None, channel_add: None, residual: None, add: dx.mode == Accumulate::Add, fold }
 }
 
 pub(super) fn weight_backward<T: Float + Element>(

@@ -71,14 +71,8 @@ pub(super) fn scale<T: KernelFloat + Element>(
     factor: f32,
 ) -> Result<()> {
     let Some(config) = by_piece(x.len(), wide::<T>()) else { return Ok(()) };
-    ElementwiseScale::<T> {
-        y: to.slice_mut(),
-        x: x.slice(),
-        factor,
-        len: x.len() as u64,
-        accumulate: to.mode.flag(),
-    }
-    .launch(accelerator, config)
+    ElementwiseScale::<T> { y: to.slice_mut(), x: x.slice(), factor, len: x.len() as u64, accumulate: to.mode.flag() }
+        .launch(accelerator, config)
 }
 
 pub(super) fn gate<T: KernelFloat + Element>(

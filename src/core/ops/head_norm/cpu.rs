@@ -63,12 +63,7 @@ pub(super) fn forward<T: Float + Element>(call: &Call, y: &Tensor) {
 
 /// With n = x · rstd and g = dy · weight: dx = rstd · (g − n · mean(g · n)) and dweight = Σ dy · n, first within parts of fixed size,
 /// then over the parts in order.
-pub(super) fn backward<T: Float + Element>(
-    call: &Call,
-    dy: &Tensor,
-    gradients: &Gradients,
-    partial: &Tensor,
-) {
+pub(super) fn backward<T: Float + Element>(call: &Call, dy: &Tensor, gradients: &Gradients, partial: &Tensor) {
     let sizes = call.sizes;
     let (dim, normed, width) = (sizes.dim, sizes.normed(), sizes.slices() * sizes.dim);
     let (dy, x, rstd) = (dy.host::<T>(), call.x.host::<T>(), call.rstd.host::<T>());

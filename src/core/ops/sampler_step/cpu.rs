@@ -52,12 +52,7 @@ struct Item<'a, T> {
     saved: Option<&'a mut [T]>,
 }
 
-pub(super) fn advance<T: Float + Element>(
-    state: &SamplerState,
-    table: &Tensor,
-    control: &Tensor,
-    seed: u64,
-) {
+pub(super) fn advance<T: Float + Element>(state: &SamplerState, table: &Tensor, control: &Tensor, seed: u64) {
     let control = Control::from_words(control.host());
     let (row, words) = stage(table, &control);
     let (len, elements) = (state.x.len() / state.copies, state.x.len() / state.x.sizes()[0]);
