@@ -167,8 +167,8 @@ pub fn gate(tape: &Tape, x: &Var, y: &Var, modulation: &Var, column: usize) -> R
         let dy = backward.destination(dy)?;
         // Only this call's columns get something: the others start from zero.
         let dm = backward.destination(dmodulation)?.map(Destination::into_sum).transpose()?;
-        if dy.is_none() && dm.is_none() {
-            return Ok(());
+        if dout.is_empty() || (dy.is_none() && dm.is_none()) {
+            return dm.iter().try_for_each(Destination::put_zero);
         }
         let passes = 1 + dy.is_some() as usize + dm.is_some() as usize;
         backward.context().charge("gate_bwd", Cost::memory(passes * dout.bytes()));
