@@ -33,7 +33,7 @@ mod wirings;
 
 use case::Case;
 
-use crate::device::{Accelerator, KernelScalar, LaunchConfig, Slice, SliceMut};
+use crate::device::{Accelerator, KernelFloat, KernelScalar, LaunchConfig, Slice, SliceMut};
 use crate::error::Error;
 use crate::tape::Destination;
 use crate::tensor::{DType, Element, Tensor};
@@ -78,6 +78,10 @@ pub fn cases() -> Vec<Case> {
     REGISTRY.iter().flat_map(|op| (op.cases)()).collect()
 }
 
+/// A type in which kernels store activations: `f32` or `bf16`.
+pub(crate) trait Stored: KernelFloat + Element {}
+impl<T: KernelFloat + Element> Stored for T {}
+
 /// What a kernel reads, null where it is not there.
 pub(crate) fn optional<T: Element + KernelScalar>(tensor: Option<&Tensor>) -> Slice<'_, T> {
     tensor.map_or(Slice::none(), Tensor::slice)
@@ -104,7 +108,7 @@ pub(crate) fn by_item(batch: usize, elements: usize, threads: u32) -> LaunchConf
 ///
 /// ```ignore
 /// run!(y, forward(x, y))?;        // cpu::forward::<T>(x, y), T: Float, or
-///                                 // cuda::forward::<T>(accelerator, x, y)?, T: KernelFloat
+///                                 // cuda::forward::<T>(accelerator, x, y)?, T: Stored
 /// run!(f32 loss, forward(loss))?; // cuda::forward(accelerator, loss)?: kernels that are compiled for f32 alone
 /// ```
 ///

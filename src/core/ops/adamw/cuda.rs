@@ -2,10 +2,10 @@
 
 use super::{AdamW, AdamWState, PART};
 use crate::device::launches::{AdamwNormFinal, AdamwNormPartial, AdamwRecord, AdamwUpdate};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::ops::{optional, optional_mut};
-use crate::tensor::{Element, Tensor};
+use crate::ops::{Stored, optional, optional_mut};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 
@@ -32,7 +32,7 @@ pub(super) fn gradient_norm(
     .launch(accelerator, LaunchConfig::linear(1, THREADS))
 }
 
-pub(super) fn update<T: KernelFloat + Element>(
+pub(super) fn update<T: Stored>(
     accelerator: &dyn Accelerator,
     state: &AdamWState,
     control: &Tensor,

@@ -18,7 +18,7 @@ pub(super) fn prepare(sizes: Sizes, weight: &Tensor, prepared: &Tensor) {
     winograd::transform(&sizes, weight.host(), prepared.host_mut());
 }
 
-pub(super) fn forward<T: Float + Element>(sizes: Sizes, operands: &Operands, y: &Tensor) {
+pub(super) fn forward<T: Float>(sizes: Sizes, operands: &Operands, y: &Tensor) {
     let &Operands { x, weight, prepared, .. } = operands;
     match path(Pass::Forward, &sizes, T::DTYPE) {
         Path::Winograd => {
@@ -44,7 +44,7 @@ fn forward_output<'a, T: Element>(operands: &Operands<'a>, y: &'a Tensor) -> Out
 }
 
 /// Each image's sum over its pixels, then the sum of these in order.
-pub(super) fn sums_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, partial: &Tensor, to: &Sums) {
+pub(super) fn sums_backward<T: Float>(sizes: Sizes, dy: &Tensor, partial: &Tensor, to: &Sums) {
     let (dy, image) = (dy.host::<T>(), sizes.out_pixels() * sizes.cout);
     parallel::for_rows(partial.host_mut::<T>(), sizes.cout, |b, sums| {
         vector::column_sums(sums, &dy[b * image..][..image], Accumulate::Write);
@@ -57,7 +57,7 @@ pub(super) fn sums_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, parti
     }
 }
 
-pub(super) fn input_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, weight: &Tensor, dx: &Destination) {
+pub(super) fn input_backward<T: Float>(sizes: Sizes, dy: &Tensor, weight: &Tensor, dx: &Destination) {
     match path(Pass::InputGradient, &sizes, T::DTYPE) {
         Path::Winograd => winograd::input_gradient(&sizes, dy.host(), weight.host(), input_output(dx, None)),
         Path::Doubled => doubled::input_gradient::<T>(&sizes, dy.host(), weight.host(), input_output(dx, None)),
@@ -73,7 +73,7 @@ fn input_output<T: Element>(dx: &Destination, fold: Option<[usize; 2]>) -> Outpu
     Output { data: dx.host_mut(), bias: None, channel_add: None, residual: None, add: dx.mode == Accumulate::Add, fold }
 }
 
-pub(super) fn weight_backward<T: Float + Element>(
+pub(super) fn weight_backward<T: Float>(
     sizes: Sizes,
     _partial: Option<&Tensor>,
     dy: &Tensor,

@@ -5,12 +5,12 @@ use crate::device::launches::{
     Conv2dBwdBias, Conv2dBwdChannel, Conv2dBwdColumns, Conv2dBwdInputLarge, Conv2dBwdInputSmall, Conv2dBwdWeightLarge,
     Conv2dBwdWeightSmall, Conv2dBwdWeightSum, Conv2dFwdLarge, Conv2dFwdSmall,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::{Error, Result};
-use crate::ops::optional;
 use crate::ops::tile::{Split, Tile, launch_tile};
+use crate::ops::{Stored, optional};
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Pixels whose sums are one block's, before the blocks' are added.
 const ROWS_PER_PART: usize = 256;
@@ -62,7 +62,7 @@ macro_rules! launch_product {
     };
 }
 
-pub(super) fn forward<T: KernelFloat + Element>(
+pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     operands: &Operands,
@@ -85,7 +85,7 @@ pub(super) fn forward<T: KernelFloat + Element>(
     })
 }
 
-pub(super) fn input_backward<T: KernelFloat + Element>(
+pub(super) fn input_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     dy: &Tensor,
@@ -105,7 +105,7 @@ pub(super) fn input_backward<T: KernelFloat + Element>(
     })
 }
 
-pub(super) fn weight_backward<T: KernelFloat + Element>(
+pub(super) fn weight_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     partial: Option<&Tensor>,
@@ -138,7 +138,7 @@ pub(super) fn weight_backward<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::elements(len.div_ceil(4), 256))
 }
 
-pub(super) fn sums_backward<T: KernelFloat + Element>(
+pub(super) fn sums_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     dy: &Tensor,

@@ -5,14 +5,14 @@ use crate::ops::control::Control;
 use crate::ops::host::{Float, parallel, vector};
 use crate::rng::{philox4x32_10, uniform};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Philox calls side by side.
 const WIDTH: usize = 16;
 /// Elements of a task; a multiple of four, so that a task begins with a call of its own.
 const TASK: usize = 1 << 13;
 
-pub(super) fn apply<T: Float + Element>(mask: Mask, from: &Tensor, control: &Tensor, to: &Destination) {
+pub(super) fn apply<T: Float>(mask: Mask, from: &Tensor, control: &Tensor, to: &Destination) {
     let control = Control::from_words(control.host());
     let elements = from.len() / from.sizes()[0];
     let scale = T::ONE / (T::ONE - T::from_f32(mask.probability));

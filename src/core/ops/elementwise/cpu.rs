@@ -3,9 +3,9 @@
 use super::{Function, Gate, GateBackward};
 use crate::ops::host::{Float, activation, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
-pub(super) fn unary<T: Float + Element>(function: Function, x: &Tensor, y: &Tensor) {
+pub(super) fn unary<T: Float>(function: Function, x: &Tensor, y: &Tensor) {
     let (x, y) = (x.host::<T>(), y.host_mut::<T>());
     match function {
         Function::Gelu => vector::par_map(y, x, Accumulate::Write, activation::gelu),
@@ -13,7 +13,7 @@ pub(super) fn unary<T: Float + Element>(function: Function, x: &Tensor, y: &Tens
     }
 }
 
-pub(super) fn unary_backward<T: Float + Element>(function: Function, x: &Tensor, dy: &Tensor, dx: &Destination) {
+pub(super) fn unary_backward<T: Float>(function: Function, x: &Tensor, dy: &Tensor, dx: &Destination) {
     let (x, dy, to, mode) = (x.host::<T>(), dy.host::<T>(), dx.host_mut::<T>(), dx.mode);
     match function {
         Function::Gelu => vector::par_map2(to, dy, x, mode, |dy, x| dy * activation::gelu_derivative(x)),
@@ -21,16 +21,16 @@ pub(super) fn unary_backward<T: Float + Element>(function: Function, x: &Tensor,
     }
 }
 
-pub(super) fn add<T: Float + Element>(a: &Tensor, b: &Tensor, y: &Tensor) {
+pub(super) fn add<T: Float>(a: &Tensor, b: &Tensor, y: &Tensor) {
     vector::par_map2(y.host_mut::<T>(), a.host(), b.host(), Accumulate::Write, |a, b| a + b);
 }
 
-pub(super) fn scale<T: Float + Element>(to: &Destination, x: &Tensor, factor: f32) {
+pub(super) fn scale<T: Float>(to: &Destination, x: &Tensor, factor: f32) {
     let factor = T::from_f32(factor);
     vector::par_map(to.host_mut::<T>(), x.host(), to.mode, |x| x * factor);
 }
 
-pub(super) fn gate<T: Float + Element>(sizes: Gate, x: &Tensor, y: &Tensor, modulation: &Tensor, out: &Tensor) {
+pub(super) fn gate<T: Float>(sizes: Gate, x: &Tensor, y: &Tensor, modulation: &Tensor, out: &Tensor) {
     let (x, y, modulation) = (x.host::<T>(), y.host::<T>(), modulation.host::<T>());
     parallel::for_rows(out.host_mut::<T>(), sizes.cols, |row, out| {
         let at = row * sizes.cols..(row + 1) * sizes.cols;
@@ -51,7 +51,7 @@ struct Sample<'a, T> {
     dm: Option<&'a mut [T]>,
 }
 
-pub(super) fn gate_backward<T: Float + Element>(call: &GateBackward) {
+pub(super) fn gate_backward<T: Float>(call: &GateBackward) {
     let sizes = call.sizes;
     if sizes.rows * sizes.cols == 0 {
         return;

@@ -5,11 +5,11 @@ use crate::device::launches::{
     ElementwiseAdd, ElementwiseGateBwd, ElementwiseGateFwd, ElementwiseGeluBwd, ElementwiseGeluFwd, ElementwiseScale,
     ElementwiseSiluBwd, ElementwiseSiluFwd,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::ops::{optional, wanted};
+use crate::ops::{Stored, optional, wanted};
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 
@@ -23,7 +23,7 @@ fn by_piece(len: usize, elements: usize) -> Option<LaunchConfig> {
     (len > 0).then(|| LaunchConfig::elements(len.div_ceil(elements), THREADS))
 }
 
-pub(super) fn unary<T: KernelFloat + Element>(
+pub(super) fn unary<T: Stored>(
     accelerator: &dyn Accelerator,
     function: Function,
     x: &Tensor,
@@ -37,7 +37,7 @@ pub(super) fn unary<T: KernelFloat + Element>(
     }
 }
 
-pub(super) fn unary_backward<T: KernelFloat + Element>(
+pub(super) fn unary_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     function: Function,
     x: &Tensor,
@@ -53,29 +53,19 @@ pub(super) fn unary_backward<T: KernelFloat + Element>(
     }
 }
 
-pub(super) fn add<T: KernelFloat + Element>(
-    accelerator: &dyn Accelerator,
-    a: &Tensor,
-    b: &Tensor,
-    y: &Tensor,
-) -> Result<()> {
+pub(super) fn add<T: Stored>(accelerator: &dyn Accelerator, a: &Tensor, b: &Tensor, y: &Tensor) -> Result<()> {
     let Some(config) = by_piece(y.len(), wide::<T>()) else { return Ok(()) };
     ElementwiseAdd::<T> { y: y.slice_mut(), a: a.slice(), b: b.slice(), len: y.len() as u64 }
         .launch(accelerator, config)
 }
 
-pub(super) fn scale<T: KernelFloat + Element>(
-    accelerator: &dyn Accelerator,
-    to: &Destination,
-    x: &Tensor,
-    factor: f32,
-) -> Result<()> {
+pub(super) fn scale<T: Stored>(accelerator: &dyn Accelerator, to: &Destination, x: &Tensor, factor: f32) -> Result<()> {
     let Some(config) = by_piece(x.len(), wide::<T>()) else { return Ok(()) };
     ElementwiseScale::<T> { y: to.slice_mut(), x: x.slice(), factor, len: x.len() as u64, accumulate: to.mode.flag() }
         .launch(accelerator, config)
 }
 
-pub(super) fn gate<T: KernelFloat + Element>(
+pub(super) fn gate<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Gate,
     x: &Tensor,
@@ -110,10 +100,7 @@ fn by_column<T>(sizes: Gate) -> LaunchConfig {
     }
 }
 
-pub(super) fn gate_backward<T: KernelFloat + Element>(
-    accelerator: &dyn Accelerator,
-    call: &GateBackward,
-) -> Result<()> {
+pub(super) fn gate_backward<T: Stored>(accelerator: &dyn Accelerator, call: &GateBackward) -> Result<()> {
     let sizes = call.sizes;
     if sizes.rows * sizes.cols == 0 {
         return Ok(());

@@ -1,14 +1,15 @@
 //! Embedding on accelerators.
 
 use crate::device::launches::{EmbeddingBwd, EmbeddingFwd};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
+use crate::ops::Stored;
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 128;
 
-pub(super) fn forward<T: KernelFloat + Element>(
+pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     table: &Tensor,
     indices: &Tensor,
@@ -25,7 +26,7 @@ pub(super) fn forward<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::elements(y.len(), THREADS))
 }
 
-pub(super) fn backward<T: KernelFloat + Element>(
+pub(super) fn backward<T: Stored>(
     accelerator: &dyn Accelerator,
     dy: &Tensor,
     indices: &Tensor,

@@ -7,7 +7,7 @@ use super::{Call, Gradients, Sizes};
 use crate::ops::host::activation::{silu, silu_derivative};
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Pixels that are summed by themselves.
 const CHUNK: usize = 64;
@@ -25,7 +25,7 @@ struct View<'a, T> {
     matrix: Option<&'a [T]>,
 }
 
-impl<'a, T: Float + Element> View<'a, T> {
+impl<'a, T: Float> View<'a, T> {
     fn new(call: &'a Call) -> Self {
         Self {
             sizes: call.sizes,
@@ -138,7 +138,7 @@ fn work(sizes: Sizes) -> (usize, usize) {
 }
 
 /// Per group the mean over its pixels and channels of f(x, about\[channel\]).
-fn mean_by_group<T: Float + Element>(
+fn mean_by_group<T: Float>(
     view: &View<T>,
     sample: usize,
     work: usize,
@@ -157,7 +157,7 @@ fn mean_by_group<T: Float + Element>(
     }
 }
 
-pub(super) fn forward<T: Float + Element>(call: &Call, y: &Tensor, _partial: Option<&Tensor>) {
+pub(super) fn forward<T: Float>(call: &Call, y: &Tensor, _partial: Option<&Tensor>) {
     let view = View::<T>::new(call);
     let sizes = call.sizes;
     let (channels, width, groups) = (sizes.channels(), sizes.width(), sizes.norm.groups);
@@ -222,7 +222,7 @@ struct Way<'a, T> {
 }
 
 /// Samples of a source's gradient, as many as there are, wanted or not.
-fn ways<'a, T: Float + Element>(destination: &'a Option<Destination>, samples: usize) -> Vec<Way<'a, T>> {
+fn ways<'a, T: Float>(destination: &'a Option<Destination>, samples: usize) -> Vec<Way<'a, T>> {
     match destination {
         Some(to) => {
             let add = to.mode == Accumulate::Add;
@@ -347,7 +347,7 @@ fn input_gradient<T: Float>(
 /// dx = rstd · (dn − Σ dn / N − n · Σ (dn · n) / N).
 ///
 /// dv is kept where dx will be, or in scratch where dx is added to something.
-pub(super) fn backward<T: Float + Element>(call: &Call, dy: &Tensor, gradients: &Gradients) {
+pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients) {
     let view = View::<T>::new(call);
     let sizes = call.sizes;
     let (channels, width, groups) = (sizes.channels(), sizes.width(), sizes.norm.groups);
@@ -420,7 +420,7 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dy: &Tensor, gradients: 
 }
 
 /// The gradients that are sums over pixels: scale and shift by sample, weight and bias over the samples in order.
-fn parameters<T: Float + Element>(view: &View<T>, gradients: &Gradients) {
+fn parameters<T: Float>(view: &View<T>, gradients: &Gradients) {
     let channels = view.sizes.channels();
     let sums = gradients.sums.host::<T>().chunks_exact(2 * channels);
     if let Some(destination) = &gradients.dscale_shift {

@@ -3,7 +3,7 @@
 use super::{Call, Gradients, ROWS_PER_PART, Sizes};
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::Accumulate;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Virtual lanes of a sum over a head.
 const LANES: usize = 16;
@@ -38,7 +38,7 @@ fn weight_of<'a, T>(sizes: Sizes, head: usize, q_weight: &'a [T], k_weight: &'a 
     if head < sizes.heads { q_weight } else { k_weight }
 }
 
-pub(super) fn forward<T: Float + Element>(call: &Call, y: &Tensor) {
+pub(super) fn forward<T: Float>(call: &Call, y: &Tensor) {
     let sizes = call.sizes;
     let (dim, normed, width) = (sizes.dim, sizes.normed(), sizes.slices() * sizes.dim);
     let (x, q_weight, k_weight) = (call.x.host::<T>(), call.q_weight.host::<T>(), call.k_weight.host::<T>());
@@ -63,7 +63,7 @@ pub(super) fn forward<T: Float + Element>(call: &Call, y: &Tensor) {
 
 /// With n = x · rstd and g = dy · weight: dx = rstd · (g − n · mean(g · n)) and dweight = Σ dy · n, first within parts of fixed size,
 /// then over the parts in order.
-pub(super) fn backward<T: Float + Element>(call: &Call, dy: &Tensor, gradients: &Gradients, partial: &Tensor) {
+pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients, partial: &Tensor) {
     let sizes = call.sizes;
     let (dim, normed, width) = (sizes.dim, sizes.normed(), sizes.slices() * sizes.dim);
     let (dy, x, rstd) = (dy.host::<T>(), call.x.host::<T>(), call.rstd.host::<T>());

@@ -2,10 +2,10 @@
 
 use super::{Call, Gradients, OP, ROWS_PER_PART, Sizes};
 use crate::device::launches::{HeadNormBwdFinal, HeadNormBwdPartial, HeadNormFwd};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::{Error, Result};
-use crate::ops::wanted;
-use crate::tensor::{Element, Tensor};
+use crate::ops::{Stored, wanted};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 /// Slices that a block does at a time.
@@ -25,7 +25,7 @@ fn by_column(sizes: Sizes) -> LaunchConfig {
     LaunchConfig::linear((2 * sizes.dim).div_ceil(32) as u32, THREADS)
 }
 
-pub(super) fn forward<T: KernelFloat + Element>(accelerator: &dyn Accelerator, call: &Call, y: &Tensor) -> Result<()> {
+pub(super) fn forward<T: Stored>(accelerator: &dyn Accelerator, call: &Call, y: &Tensor) -> Result<()> {
     let sizes = call.sizes;
     if sizes.dim > MAX_DIM {
         let reason = format!("heads of {} columns; the kernels take up to {MAX_DIM}: use more heads", sizes.dim);
@@ -46,7 +46,7 @@ pub(super) fn forward<T: KernelFloat + Element>(accelerator: &dyn Accelerator, c
     .launch(accelerator, by_slice(sizes))
 }
 
-pub(super) fn backward<T: KernelFloat + Element>(
+pub(super) fn backward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,

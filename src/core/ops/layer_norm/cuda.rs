@@ -4,11 +4,11 @@ use super::{Call, ROWS_PER_PART, Sizes};
 use crate::device::launches::{
     LayerNormBwdAffineFinal, LayerNormBwdAffinePartial, LayerNormBwdInput, LayerNormBwdModulation, LayerNormFwd,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::ops::optional;
+use crate::ops::{Stored, optional};
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Threads of a block.
 const THREADS: u32 = 256;
@@ -32,7 +32,7 @@ fn by_column(sizes: Sizes, groups: usize) -> LaunchConfig {
     }
 }
 
-pub(super) fn forward<T: KernelFloat + Element>(
+pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     bias: Option<&Tensor>,
@@ -58,7 +58,7 @@ pub(super) fn forward<T: KernelFloat + Element>(
     .launch(accelerator, by_row(sizes))
 }
 
-pub(super) fn backward_input<T: KernelFloat + Element>(
+pub(super) fn backward_input<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
@@ -83,7 +83,7 @@ pub(super) fn backward_input<T: KernelFloat + Element>(
     .launch(accelerator, by_row(sizes))
 }
 
-pub(super) fn backward_affine<T: KernelFloat + Element>(
+pub(super) fn backward_affine<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
@@ -114,7 +114,7 @@ pub(super) fn backward_affine<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::linear(sizes.cols.div_ceil(FINAL_COLS) as u32, THREADS))
 }
 
-pub(super) fn backward_modulation<T: KernelFloat + Element>(
+pub(super) fn backward_modulation<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,

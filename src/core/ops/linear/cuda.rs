@@ -5,19 +5,19 @@ use crate::device::launches::{
     LinearBwdActivation, LinearBwdBiasFinal, LinearBwdInputLarge, LinearBwdInputSmall, LinearBwdWeightLarge,
     LinearBwdWeightSmall, LinearBwdWeightSum, LinearFwdLarge, LinearFwdSmall,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
 use crate::ops::tile::{Split, Tile, launch_tile};
-use crate::ops::{optional, optional_mut};
+use crate::ops::{Stored, optional, optional_mut};
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// How the weight's gradient is cut.
 pub(super) fn split(sizes: Sizes) -> Split {
     Split::of(sizes.m, [sizes.n, sizes.k])
 }
 
-pub(super) fn forward<T: KernelFloat + Element>(
+pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     operands: &Operands,
@@ -42,7 +42,7 @@ pub(super) fn forward<T: KernelFloat + Element>(
     })
 }
 
-pub(super) fn activation_backward<T: KernelFloat + Element>(
+pub(super) fn activation_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
@@ -80,7 +80,7 @@ pub(super) fn activation_backward<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::linear(n.div_ceil(32) as u32, 256))
 }
 
-pub(super) fn input_backward<T: KernelFloat + Element>(
+pub(super) fn input_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     dz: &Tensor,
@@ -103,7 +103,7 @@ pub(super) fn input_backward<T: KernelFloat + Element>(
     })
 }
 
-pub(super) fn weight_backward<T: KernelFloat + Element>(
+pub(super) fn weight_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     partial: Option<&Tensor>,

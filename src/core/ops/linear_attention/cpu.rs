@@ -11,7 +11,7 @@ use crate::ops::host::cached_product::{PAD, Product};
 use crate::ops::host::parallel::{self, Shared};
 use crate::ops::host::vector;
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Tokens that are worked on at a time.
 const BLOCK: usize = 32;
@@ -237,7 +237,7 @@ impl<T: Float> WithSimd for Forward<'_, T> {
     }
 }
 
-pub(super) fn forward<T: Float + Element>(call: &Call, out: &Tensor) {
+pub(super) fn forward<T: Float>(call: &Call, out: &Tensor) {
     let sizes = call.sizes;
     let (qkv, out) = (call.qkv.host::<T>(), Shared::new(out.host_mut::<T>()));
     let (group, padded) = (group(sizes, COLUMNS), sizes.dim.next_multiple_of(PAD));
@@ -337,7 +337,7 @@ impl<T: Float> WithSimd for Backward<'_, T> {
     }
 }
 
-pub(super) fn backward<T: Float + Element>(call: &Call, dout: &Tensor, to: &Destination) {
+pub(super) fn backward<T: Float>(call: &Call, dout: &Tensor, to: &Destination) {
     let sizes = call.sizes;
     let (qkv, dout) = (call.qkv.host::<T>(), dout.host::<T>());
     let dqkv = Shared::new(to.host_mut::<T>());

@@ -3,9 +3,9 @@
 use super::Sizes;
 use crate::ops::host::{Float, parallel};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
-pub(super) fn to_tokens<T: Float + Element>(sizes: Sizes, image: &Tensor, tokens: &Destination) {
+pub(super) fn to_tokens<T: Float>(sizes: Sizes, image: &Tensor, tokens: &Destination) {
     let (image, mode) = (image.host::<T>(), tokens.mode);
     parallel::for_rows(tokens.host_mut::<T>(), sizes.length() * sizes.vector(), |b, tokens| {
         if mode == Accumulate::Write {
@@ -18,7 +18,7 @@ pub(super) fn to_tokens<T: Float + Element>(sizes: Sizes, image: &Tensor, tokens
     });
 }
 
-pub(super) fn to_image<T: Float + Element>(sizes: Sizes, tokens: &Tensor, image: &Destination) {
+pub(super) fn to_image<T: Float>(sizes: Sizes, tokens: &Tensor, image: &Destination) {
     let (tokens, mode) = (tokens.host::<T>(), image.mode);
     parallel::for_rows(image.host_mut::<T>(), sizes.image_len(), |b, image| {
         let tokens = &tokens[b * sizes.length() * sizes.vector()..][..sizes.length() * sizes.vector()];

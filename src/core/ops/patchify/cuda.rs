@@ -2,14 +2,15 @@
 
 use super::Sizes;
 use crate::device::launches::{PatchifyToImage, PatchifyToTokens};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
+use crate::ops::Stored;
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 
-pub(super) fn to_tokens<T: KernelFloat + Element>(
+pub(super) fn to_tokens<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     image: &Tensor,
@@ -29,7 +30,7 @@ pub(super) fn to_tokens<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::elements(tokens.len(), THREADS))
 }
 
-pub(super) fn to_image<T: KernelFloat + Element>(
+pub(super) fn to_image<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     tokens: &Tensor,

@@ -1,15 +1,15 @@
 //! The token sequence on accelerators.
 
 use crate::device::launches::{TokensBwdExtract, TokensBwdPosition, TokensFwd};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::ops::optional;
+use crate::ops::{Stored, optional};
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 
-pub(super) fn forward<T: KernelFloat + Element>(
+pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     patches: &Tensor,
     token: Option<&Tensor>,
@@ -28,7 +28,7 @@ pub(super) fn forward<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::elements(y.len(), THREADS))
 }
 
-pub(super) fn extract<T: KernelFloat + Element>(
+pub(super) fn extract<T: Stored>(
     accelerator: &dyn Accelerator,
     dy: &Tensor,
     destination: &Destination,
@@ -48,7 +48,7 @@ pub(super) fn extract<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::elements(destination.len(), THREADS))
 }
 
-pub(super) fn sum_batch<T: KernelFloat + Element>(
+pub(super) fn sum_batch<T: Stored>(
     accelerator: &dyn Accelerator,
     dy: &Tensor,
     destination: &Destination,
