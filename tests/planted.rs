@@ -75,21 +75,31 @@ fn plant(bug: &Bug) -> PathBuf {
 }
 
 fn is_caught(bug: &Bug) {
+    is_caught_by(bug, own_cases(bug), |case, device| {
+        let check = |&order| case.check_device(&device(order), bug.dtype).err();
+        ORDERS.iter().find_map(check).map(|fault| fault.to_string())
+    });
+}
+
+/// The same by what becomes of gradients' destinations.
+fn is_caught_by_wirings(bug: &Bug) {
+    is_caught_by(bug, kinds::smallest_of_each_kind(own_cases(bug)), |case, device| {
+        case.check_wirings(&device(Order::Forward), bug.dtype).err().map(|fault| fault.to_string())
+    });
+}
+
+fn own_cases(bug: &Bug) -> Vec<Case> {
+    cases().into_iter().filter(|case| case.op == bug.op && !case.large).collect()
+}
+
+fn is_caught_by(bug: &Bug, cases: Vec<Case>, check: impl Fn(&Case, &dyn Fn(Order) -> Device) -> Option<String>) {
     let folder = plant(bug);
-    let own: Vec<Case> = cases().into_iter().filter(|case| case.op == bug.op && !case.large).collect();
     let device = |order| {
         let device = Arc::new(EmulatorDevice::load(&folder).unwrap());
         device.set_order(order);
         Device::Accelerator(device)
     };
-    let caught = own.iter().find_map(|case| {
-        let check = |&order| case.check_device(&device(order), bug.dtype).err();
-        ORDERS.iter().find_map(check).map(|fault| fault.to_string())
-    });
-    let caught = caught.or_else(|| {
-        let check = |case: &Case| case.check_wirings(&device(Order::Forward), bug.dtype).err();
-        kinds::smallest_of_each_kind(own).iter().find_map(check).map(|fault| fault.to_string())
-    });
+    let caught = cases.iter().find_map(|case| check(case, &device));
     let message = caught.unwrap_or_else(|| panic!("{}: no case of {} notices", bug.name, bug.op));
     println!("{}: {message}", bug.name);
     assert!(bug.words.iter().any(|word| message.contains(word)), "{}: not for its reason: {message}", bug.name);
@@ -141,8 +151,8 @@ fn bugs_of_a_gradients_destination_are_caught() {
         words: WRONG,
     };
     let added = "dbias[c] = accumulate_bias != 0 ? dbias[c] + plain : plain;";
-    is_caught(&norm("bias_never_added", added, "dbias[c] = plain;"));
-    is_caught(&norm(
+    is_caught_by_wirings(&norm("bias_never_added", added, "dbias[c] = plain;"));
+    is_caught_by_wirings(&norm(
         "bias_added_as_the_weight",
         added,
         "dbias[c] = accumulate_weight != 0 ? dbias[c] + plain : plain;",
@@ -157,10 +167,10 @@ fn bugs_of_a_gradients_destination_are_caught() {
         };
         let last = "    if (at >= len) return;\n    bool wide = len % 4 == 0 && aligned16(dw)";
         let short = "    if (at + 4 > len) return;\n    bool wide = len % 4 == 0 && aligned16(dw)";
-        is_caught(&tail(names[0], last, short));
+        is_caught_by_wirings(&tail(names[0], last, short));
         let added = "    if (accumulate != 0) {\n        load_wide(dw + at";
         let whole = "    if (accumulate != 0 && at + 4 <= len) {\n        load_wide(dw + at";
-        is_caught(&tail(names[1], added, whole));
+        is_caught_by_wirings(&tail(names[1], added, whole));
     }
 }
 
