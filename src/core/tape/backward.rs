@@ -25,14 +25,22 @@ pub(super) struct NamedInput {
 
 /// The inputs of one call of an op: [`Tape::inputs`].
 ///
-/// ```ignore
-/// let mut inputs = tape.inputs(OP);
-/// let (dx, dbias) = (inputs.add("x", x), inputs.optional("bias", bias));
-/// Ok(inputs.record(y, move |backward| {
-///     if let Some(dx) = backward.destination(dx)? { … }
-///     if let Some(dbias) = backward.destination(dbias)? { … }
-///     Ok(())
-/// }))
+/// ```
+/// use engine_core::tape::{Tape, Var};
+/// use engine_core::tensor::Tensor;
+///
+/// /// `y` = x + mask, where the mask is no function of what is trained: its gradient is zero.
+/// fn masked(tape: &Tape, x: &Var, mask: Option<&Var>, y: Tensor) -> Var {
+///     let mut inputs = tape.inputs("masked");
+///     let (dx, dmask) = (inputs.add("x", x), inputs.optional("mask", mask));
+///     inputs.record(y, move |backward| {
+///         backward.pass(dx)?;
+///         match backward.destination(dmask)? {
+///             Some(dmask) => dmask.put_zero(),
+///             None => Ok(()),
+///         }
+///     })
+/// }
 /// ```
 pub struct Inputs<'a> {
     tape: &'a Tape,
