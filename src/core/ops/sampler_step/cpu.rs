@@ -84,9 +84,7 @@ pub(super) fn advance<T: Float>(state: &SamplerState, table: &Tensor, control: &
             let (state, combination) = rest.split_at_mut(elements);
             let state = item.saved_state.as_deref_mut().unwrap_or(state);
             let combination = item.saved.as_deref_mut().unwrap_or(combination);
-            let predictions = (item.conditional, item.unconditional.unwrap_or(item.conditional));
-            let guided = item.unconditional.is_some();
-            update(&words, guided, item.x, predictions, state, combination, noise);
+            update(&words, item.x, item.conditional, item.unconditional, state, combination, noise);
         });
     });
     repeat(x, len);
@@ -95,9 +93,9 @@ pub(super) fn advance<T: Float>(state: &SamplerState, table: &Tensor, control: &
 /// The update of one item, in the order of operations that `diffusion`'s samplers state.
 fn update<T: Float>(
     words: &[u32; STAGE_WORDS],
-    guided: bool,
     x: &mut [T],
-    (conditional, unconditional): (&[T], &[T]),
+    conditional: &[T],
+    unconditional: Option<&[T]>,
     saved_state: &mut [T],
     saved: &mut [T],
     noise: &[T],
@@ -108,6 +106,7 @@ fn update<T: Float>(
         words.map(|word| T::from_f32(f32::from_bits(word)));
     let [next_base, next_x0, next_eps, next_saved, next_noise, save_x0, save_eps, _] = rest;
     let without = T::ONE - guidance;
+    let (guided, unconditional) = (unconditional.is_some(), unconditional.unwrap_or(conditional));
     let n = x.len();
     vector::dispatch(
         #[inline(always)]
