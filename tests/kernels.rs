@@ -3,6 +3,8 @@
 
 #[path = "common/emulator.rs"]
 mod emulator;
+#[path = "common/kinds.rs"]
+mod kinds;
 
 use engine_core::device::emulator::Order;
 use engine_core::ops::{case::Case, cases};
@@ -32,21 +34,36 @@ fn check(case: &Case, dtype: DType) -> Result<(), String> {
     Ok(())
 }
 
-fn every_case(dtype: DType) {
+/// The cases that `ENGINE_OP` picks.
+fn picked() -> Vec<Case> {
     let only = std::env::var("ENGINE_OP").ok();
     let cases: Vec<Case> =
         cases().into_iter().filter(|case| !case.large && only.as_deref().is_none_or(|op| case.op == op)).collect();
     assert!(!cases.is_empty(), "ENGINE_OP names no op: {only:?}");
-    let faults: Vec<String> = cases.par_iter().filter_map(|case| check(case, dtype).err()).collect();
+    cases
+}
+
+fn every_case(cases: &[Case], check: impl Fn(&Case) -> Result<(), String> + Sync) {
+    let faults: Vec<String> = cases.par_iter().filter_map(|case| check(case).err()).collect();
     assert!(faults.is_empty(), "{} of {} cases:\n{}", faults.len(), cases.len(), faults.join("\n"));
 }
 
 #[test]
 fn kernels_agree_with_the_cpu_in_f32() {
-    every_case(DType::F32);
+    every_case(&picked(), |case| check(case, DType::F32));
 }
 
 #[test]
 fn kernels_agree_with_the_cpu_in_bf16() {
-    every_case(DType::BF16);
+    every_case(&picked(), |case| check(case, DType::BF16));
+}
+
+#[test]
+fn every_choice_of_gradients_is_written_and_added_to() {
+    let cases = kinds::smallest_of_each_kind(picked());
+    for dtype in [DType::F32, DType::BF16] {
+        every_case(&cases, |case| {
+            case.check_wirings(&Device::Accelerator(emulator::device()), dtype).map_err(|error| error.to_string())
+        });
+    }
 }

@@ -6,6 +6,8 @@
 
 #[path = "common/emulator.rs"]
 mod emulator;
+#[path = "common/kinds.rs"]
+mod kinds;
 
 use std::cell::Cell;
 use std::fs;
@@ -13,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine_core::device::emulator::{EmulatorDevice, Order};
+use engine_core::ops::case::Case;
 use engine_core::ops::cases;
 use engine_core::ops::control::Control;
 use engine_core::ops::sampler_step::fill_noise;
@@ -72,14 +75,31 @@ fn plant(bug: &Bug) -> PathBuf {
 }
 
 fn is_caught(bug: &Bug) {
-    let folder = plant(bug);
-    let caught = cases().iter().filter(|case| case.op == bug.op && !case.large).find_map(|case| {
-        ORDERS.iter().find_map(|&order| {
-            let device = Arc::new(EmulatorDevice::load(&folder).unwrap());
-            device.set_order(order);
-            case.check_device(&Device::Accelerator(device), bug.dtype).err().map(|fault| fault.to_string())
-        })
+    is_caught_by(bug, own_cases(bug), |case, device| {
+        let check = |&order| case.check_device(&device(order), bug.dtype).err();
+        ORDERS.iter().find_map(check).map(|fault| fault.to_string())
     });
+}
+
+/// The same by what becomes of gradients' destinations.
+fn is_caught_by_wirings(bug: &Bug) {
+    is_caught_by(bug, kinds::smallest_of_each_kind(own_cases(bug)), |case, device| {
+        case.check_wirings(&device(Order::Forward), bug.dtype).err().map(|fault| fault.to_string())
+    });
+}
+
+fn own_cases(bug: &Bug) -> Vec<Case> {
+    cases().into_iter().filter(|case| case.op == bug.op && !case.large).collect()
+}
+
+fn is_caught_by(bug: &Bug, cases: Vec<Case>, check: impl Fn(&Case, &dyn Fn(Order) -> Device) -> Option<String>) {
+    let folder = plant(bug);
+    let device = |order| {
+        let device = Arc::new(EmulatorDevice::load(&folder).unwrap());
+        device.set_order(order);
+        Device::Accelerator(device)
+    };
+    let caught = cases.iter().find_map(|case| check(case, &device));
     let message = caught.unwrap_or_else(|| panic!("{}: no case of {} notices", bug.name, bug.op));
     println!("{}: {message}", bug.name);
     assert!(bug.words.iter().any(|word| message.contains(word)), "{}: not for its reason: {message}", bug.name);
@@ -116,6 +136,42 @@ fn bugs_in_what_a_resnet_needs_are_caught() {
     let before = "if (ix >= 0x80000000u) continue;";
     is_caught(&pool("pool_outside", "if (ix >= z.width) continue;", before, OUTSIDE));
     is_caught(&pool("pool_race", "    __syncthreads();\n", "", RACE));
+}
+
+/// Only where a gradient is added to what is there, and its neighbour's is not; and behind the last four of a sum of splits.
+#[test]
+fn bugs_of_a_gradients_destination_are_caught() {
+    let norm = |name, from, to| Bug {
+        name,
+        op: "batch_norm",
+        dtype: DType::F32,
+        file: "batch_norm.cu",
+        from,
+        to,
+        words: WRONG,
+    };
+    let added = "dbias[c] = accumulate_bias != 0 ? dbias[c] + plain : plain;";
+    is_caught_by_wirings(&norm("bias_never_added", added, "dbias[c] = plain;"));
+    is_caught_by_wirings(&norm(
+        "bias_added_as_the_weight",
+        added,
+        "dbias[c] = accumulate_weight != 0 ? dbias[c] + plain : plain;",
+    ));
+    for op in ["linear", "conv2d"] {
+        let tail =
+            |name, from, to| Bug { name, op, dtype: DType::BF16, file: "common/sums.cuh", from, to, words: WRONG };
+        let names = if op == "linear" {
+            ["linear_tail_of_splits", "linear_tail_not_added"]
+        } else {
+            ["conv2d_tail_of_splits", "conv2d_tail_not_added"]
+        };
+        let last = "    if (at >= len) return;\n    bool wide = len % 4 == 0 && aligned16(dw)";
+        let short = "    if (at + 4 > len) return;\n    bool wide = len % 4 == 0 && aligned16(dw)";
+        is_caught_by_wirings(&tail(names[0], last, short));
+        let added = "    if (accumulate != 0) {\n        load_wide(dw + at";
+        let whole = "    if (accumulate != 0 && at + 4 <= len) {\n        load_wide(dw + at";
+        is_caught_by_wirings(&tail(names[1], added, whole));
+    }
 }
 
 #[test]

@@ -1,17 +1,25 @@
 //! Records ops and replays them backwards (reverse-mode differentiation).
 //!
-//! Every op that has gradients calls [`Tape::record`] with its inputs, its output and a closure that turns the
-//! output's gradient into the inputs'. Backwards, a closure asks for a [`Destination`] per input: where the gradient
-//! goes and whether to [`Accumulate::Write`] or [`Accumulate::Add`]. The tape alone decides which; parameters'
-//! destinations are slices of the flat gradient buffer. Saved tensors are dropped as soon as their closure has run,
-//! so that a program's plan sees their true lifetimes.
+//! An op that has gradients names its inputs ([`Tape::inputs`]), which gives it a handle for each, and records its output
+//! with a closure that turns the output's gradient into the inputs' ([`Inputs::record`]). Backwards, the closure asks for a
+//! [`Destination`] by each handle: where the gradient goes and whether to [`Accumulate::Write`] or [`Accumulate::Add`]. The
+//! tape alone decides which; parameters' destinations are slices of the flat gradient buffer. A closure that ends without
+//! having asked for and written every gradient that is wanted fails the backward, by the names of op and input. Saved
+//! tensors are dropped as soon as their closure has run, so that a program's plan sees their true lifetimes.
 
+mod backward;
+mod destination;
 mod prepared;
+mod sum;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use backward::NamedInput;
+pub use backward::{Backward, Input, Inputs};
+pub use destination::Destination;
 pub use prepared::Prepared;
+pub(crate) use sum::convert;
 
 use crate::error::{Error, Result};
 use crate::tensor::{Context, DType, Shape, Tensor};
@@ -30,15 +38,6 @@ impl Accumulate {
     pub fn flag(self) -> u32 {
         (self == Accumulate::Add) as u32
     }
-}
-
-/// Where an input's gradient goes.
-#[derive(Clone, Debug)]
-pub struct Destination {
-    /// Shape of the input; dtype of the input, except for weights, whose gradients are `f32`.
-    pub tensor: Tensor,
-    /// Overwrite or add.
-    pub mode: Accumulate,
 }
 
 /// A tensor with its place on the tape.
@@ -86,25 +85,18 @@ impl Var {
     }
 }
 
-type Closure = Box<dyn FnOnce(&mut Backward) -> Result<()>>;
+type Closure = Box<dyn FnOnce(&Backward) -> Result<()>>;
 
 struct Node {
+    op: &'static str,
     output: usize,
-    inputs: Vec<Option<Input>>,
+    inputs: Vec<NamedInput>,
     closure: Closure,
 }
 
-/// What the tape must know of an input to make room for its gradient, without keeping its memory alive.
-#[derive(Clone)]
-struct Input {
-    id: usize,
-    shape: Shape,
-    dtype: DType,
-}
-
 enum Slot {
-    /// Nothing has arrived yet; a destination may have been given.
-    Vacant(Option<Destination>),
+    /// Nothing has arrived yet; a place may have been given, and whether to overwrite it.
+    Vacant(Option<(Tensor, Accumulate)>),
     /// Holds the sum so far. `given`: in a destination that the caller gave, so that it has to stay there.
     Held { tensor: Tensor, given: bool },
 }
@@ -176,10 +168,10 @@ impl Tape {
 
     /// A parameter: its gradient is put or added into `gradient` (a slice of the flat gradient buffer).
     pub fn parameter(&self, tensor: &Tensor, gradient: &Tensor, mode: Accumulate) -> Var {
-        self.variable(tensor, Some(Destination { tensor: gradient.clone(), mode }))
+        self.variable(tensor, Some((gradient.clone(), mode)))
     }
 
-    fn variable(&self, tensor: &Tensor, destination: Option<Destination>) -> Var {
+    fn variable(&self, tensor: &Tensor, destination: Option<(Tensor, Accumulate)>) -> Var {
         let id = self.recording.then(|| self.slot(Slot::Vacant(destination)));
         Var { tensor: tensor.clone(), id }
     }
@@ -190,28 +182,18 @@ impl Tape {
         slots.len() - 1
     }
 
-    /// Records an op: `closure` is called backwards with the output's gradient. It should hold only what it needs.
-    pub fn record(
-        &self,
-        inputs: &[&Var],
-        output: Tensor,
-        closure: impl FnOnce(&mut Backward) -> Result<()> + 'static,
-    ) -> Var {
-        if !self.recording || inputs.iter().all(|input| input.id.is_none()) {
-            return Var { tensor: output, id: None };
-        }
-        let id = self.slot(Slot::Vacant(None));
-        let inputs = inputs
-            .iter()
-            .map(|input| input.id.map(|id| Input { id, shape: input.shape(), dtype: input.dtype() }))
-            .collect();
-        self.nodes.borrow_mut().push(Node { output: id, inputs, closure: Box::new(closure) });
-        Var { tensor: output, id: Some(id) }
+    /// For one call of `op`: names its inputs, then records its output.
+    pub fn inputs(&self, op: &'static str) -> Inputs<'_> {
+        Inputs::new(self, op)
     }
 
     /// Runs the record backwards from `output` with `gradient` (shape and dtype of `output`). The record is used up.
     ///
     /// A parameter that no op used still has its gradient defined: zero if it was to be written.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the output wants no gradient or one of another shape or dtype, and by an op's name where its
+    /// backward leaves out a gradient that is wanted; what the ops report.
     pub fn backward(&self, output: &Var, gradient: Tensor) -> Result<()> {
         let Some(id) = output.id else {
             return Err(Error::shape("backward", "the output depends on nothing that wants a gradient"));
@@ -234,11 +216,12 @@ impl Tape {
             let slot = std::mem::replace(&mut self.slots.borrow_mut()[node.output], Slot::Vacant(None));
             // A vacant output: nothing that led to the loss used it.
             let Slot::Held { tensor: gradient, .. } = slot else { continue };
-            let mut backward = Backward { tape: self, inputs: node.inputs, gradient };
-            (node.closure)(&mut backward)?;
+            let backward = Backward::new(self, node.op, node.inputs, gradient);
+            (node.closure)(&backward)?;
+            backward.check_all_written()?;
         }
         for slot in self.slots.borrow().iter() {
-            if let Slot::Vacant(Some(Destination { tensor, mode: Accumulate::Write })) = slot {
+            if let Slot::Vacant(Some((tensor, Accumulate::Write))) = slot {
                 tensor.zero()?;
             }
         }
@@ -254,62 +237,5 @@ impl Tape {
     }
 }
 
-/// One op's way back: the output's gradient, and destinations for the inputs'.
-pub struct Backward<'a> {
-    tape: &'a Tape,
-    inputs: Vec<Option<Input>>,
-    gradient: Tensor,
-}
-
-impl Backward<'_> {
-    /// The context, for scratch.
-    pub fn context(&self) -> &Context {
-        &self.tape.context
-    }
-
-    /// The gradient of the output.
-    pub fn gradient(&self) -> &Tensor {
-        &self.gradient
-    }
-
-    /// Whether input number `input` wants a gradient.
-    pub fn wants(&self, input: usize) -> bool {
-        self.inputs[input].is_some()
-    }
-
-    /// Where the gradient of input number `input` goes; None if it wants none. The op must fulfil it at once.
-    pub fn destination(&self, input: usize) -> Result<Option<Destination>> {
-        let Some(Input { id, shape, dtype }) = &self.inputs[input] else { return Ok(None) };
-        let slot = std::mem::replace(&mut self.tape.slots.borrow_mut()[*id], Slot::Vacant(None));
-        let (destination, given) = match slot {
-            Slot::Vacant(Some(destination)) => (destination, true),
-            Slot::Vacant(None) => {
-                (Destination { tensor: self.tape.context.empty(*shape, *dtype)?, mode: Accumulate::Write }, false)
-            }
-            // A gradient that was passed on untouched is still somebody else's too: add into a copy.
-            Slot::Held { tensor, given: false } if tensor.is_shared() => {
-                let copy = self.tape.context.empty(*shape, *dtype)?;
-                copy.copy_from(&tensor)?;
-                (Destination { tensor: copy, mode: Accumulate::Add }, false)
-            }
-            Slot::Held { tensor, given } => (Destination { tensor, mode: Accumulate::Add }, given),
-        };
-        self.tape.slots.borrow_mut()[*id] = Slot::Held { tensor: destination.tensor.clone(), given };
-        Ok(Some(Destination { tensor: destination.tensor.view(*shape)?, mode: destination.mode }))
-    }
-
-    /// Gives input number `input` the output's gradient itself (the identity's gradient): no copy where nothing has
-    /// arrived yet, otherwise `add(destination, gradient)` sums.
-    pub fn pass(&self, input: usize, add: impl FnOnce(&Destination, &Tensor) -> Result<()>) -> Result<()> {
-        let Some(Input { id, shape, .. }) = &self.inputs[input] else { return Ok(()) };
-        let vacant = matches!(self.tape.slots.borrow()[*id], Slot::Vacant(None));
-        if vacant {
-            self.tape.slots.borrow_mut()[*id] = Slot::Held { tensor: self.gradient.view(*shape)?, given: false };
-            return Ok(());
-        }
-        match self.destination(input)? {
-            Some(destination) => add(&destination, &self.gradient),
-            None => Ok(()),
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -106,7 +106,7 @@ pub fn place(parameters: &Parameters, seed: u64) {
 
 /// A tensor of images, times or their gradients: f32, but for the oracle.
 pub fn floats(context: &Context, precision: DType, values: &[f32], shape: &[usize]) -> engine::tensor::Tensor {
-    let dtype = if precision == DType::F64 { DType::F64 } else { DType::F32 };
+    let dtype = precision.exact();
     let tensor = context.persistent(shape, dtype).unwrap();
     tensor.upload_f64(&values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()).unwrap();
     tensor

@@ -10,6 +10,7 @@ pub mod emulator;
 pub mod launches;
 mod ptx;
 
+use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -236,6 +237,7 @@ pub struct Slice<'a, T> {
 pub struct SliceMut<'a, T> {
     address: u64,
     len: usize,
+    launched: Option<&'a Cell<bool>>,
     borrow: PhantomData<&'a mut T>,
 }
 
@@ -257,21 +259,29 @@ impl<T: KernelScalar> Slice<'_, T> {
     }
 }
 
-impl<T: KernelScalar> SliceMut<'_, T> {
+impl<'a, T: KernelScalar> SliceMut<'a, T> {
     /// # Safety
     /// `address` is the device address of `len` live elements of type `T` for the lifetime of the slice, and no other
     /// slice is written through at the same time.
     pub unsafe fn from_raw(address: u64, len: usize) -> Self {
-        Self { address, len, borrow: PhantomData }
+        Self { address, len, launched: None, borrow: PhantomData }
     }
 
     /// An absent optional buffer: the kernel gets a null pointer.
     pub fn none() -> Self {
-        Self { address: 0, len: 0, borrow: PhantomData }
+        Self { address: 0, len: 0, launched: None, borrow: PhantomData }
+    }
+
+    /// The same, and `launched` becomes true once a launch takes it.
+    pub fn seen_by(self, launched: &'a Cell<bool>) -> Self {
+        Self { launched: Some(launched), ..self }
     }
 
     /// As a kernel argument.
     pub fn argument(&self) -> KernelArgument {
+        if let Some(launched) = self.launched {
+            launched.set(true);
+        }
         KernelArgument::Buffer { address: self.address, bytes: self.len * size_of::<T>(), writable: true }
     }
 }

@@ -1,14 +1,15 @@
-//! Cases: one list of shapes and seeded inputs per op, with five uses.
+//! Cases: one list of shapes and seeded inputs per op, with six uses.
 //!
 //! 1. [`Case::check_oracle`]: the CPU op in `f32` against itself in `f64`;
 //! 2. [`Case::check_gradients`]: gradients against finite differences in `f64`, with random cotangents;
 //! 3. [`Case::check_device`]: kernels (emulated or real) against the CPU op, in `f32` and `bf16`;
 //! 4. [`Case::prepare`]: a closure to be timed (`cargo bench`);
-//! 5. [`Case::check_cost`]: the cost model against the tensors' sizes.
+//! 5. [`Case::check_cost`]: the cost model against the tensors' sizes;
+//! 6. [`Case::check_wirings`]: every choice of inputs that want a gradient, each gradient written and added to (`wirings.rs`).
 
 use crate::error::{Error, Result};
 use crate::rng::{Philox, Purpose};
-use crate::tape::{Tape, Var};
+use crate::tape::{Accumulate, Tape, Var};
 use crate::tensor::{Context, DType, Device, Program, Shape, Tensor};
 
 /// What an input is, and so which dtype it has.
@@ -119,6 +120,12 @@ impl Input {
         }
     }
 
+    /// Of its gradient.
+    fn gradient_dtype(&self, dtype: DType) -> DType {
+        let own = self.dtype(dtype);
+        if self.kind == Kind::Weight { own.exact() } else { own }
+    }
+
     /// The contents, rounded to what `dtype` can hold.
     fn fill(&self, seed: u64, number: u32, dtype: DType) -> Vec<f64> {
         let raw = match &self.values {
@@ -136,7 +143,7 @@ impl Input {
     }
 }
 
-fn uniform(seed: u64, number: u32, len: usize) -> Vec<f64> {
+pub(super) fn uniform(seed: u64, number: u32, len: usize) -> Vec<f64> {
     let philox = Philox { seed };
     let mut values = Vec::with_capacity(len + 3);
     for block in 0..len.div_ceil(4) {
@@ -146,7 +153,7 @@ fn uniform(seed: u64, number: u32, len: usize) -> Vec<f64> {
     values
 }
 
-fn round(x: f64, dtype: DType) -> f64 {
+pub(super) fn round(x: f64, dtype: DType) -> f64 {
     match dtype {
         DType::F32 => x as f32 as f64,
         DType::BF16 => half::bf16::from_f64(x).to_f64(),
@@ -210,25 +217,32 @@ impl Case {
         format!("{}/{}", self.op, self.name)
     }
 
-    fn values(&self, dtype: DType, seed: u64) -> Vec<Vec<f64>> {
+    pub(super) fn values(&self, dtype: DType, seed: u64) -> Vec<Vec<f64>> {
         self.inputs.iter().enumerate().map(|(number, input)| input.fill(seed, number as u32, dtype)).collect()
+    }
+
+    pub(super) fn tensors(&self, context: &Context, dtype: DType, values: &[Vec<f64>]) -> Result<Vec<Tensor>> {
+        let inputs = self.inputs.iter().zip(values);
+        inputs
+            .map(|(input, values)| {
+                let tensor = context.persistent(input.shape, input.dtype(dtype))?;
+                tensor.upload_f64(values)?;
+                Ok(tensor)
+            })
+            .collect()
     }
 
     /// Puts `values` on the device as variables of a tape. Gradients of weights go to an `f32` tensor.
     fn place(&self, tape: &Tape, dtype: DType, values: &[Vec<f64>]) -> Result<Vec<Var>> {
-        let context = tape.context();
-        self.inputs
-            .iter()
-            .zip(values)
-            .map(|(input, values)| {
-                let tensor = context.persistent(input.shape, input.dtype(dtype))?;
-                tensor.upload_f64(values)?;
+        let tensors = self.tensors(tape.context(), dtype, values)?;
+        let inputs = self.inputs.iter().zip(tensors);
+        inputs
+            .map(|(input, tensor)| {
                 Ok(match (input.gradient, input.kind) {
                     (false, _) => tape.constant(&tensor),
                     (true, Kind::Weight) => {
-                        let gradient = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-                        let gradient = context.persistent(input.shape, gradient)?;
-                        tape.parameter(&tensor, &gradient, crate::tape::Accumulate::Write)
+                        let gradient = tape.context().persistent(input.shape, input.gradient_dtype(dtype))?;
+                        tape.parameter(&tensor, &gradient, Accumulate::Write)
                     }
                     (true, _) => tape.leaf(&tensor),
                 })
@@ -237,7 +251,7 @@ impl Case {
     }
 
     /// The cotangent: uniform in [-1, 1], rounded to `rounded`, of the output's dtype.
-    fn cotangent(&self, output: &Var, rounded: DType) -> Result<Tensor> {
+    pub(super) fn cotangent(&self, output: &Var, rounded: DType) -> Result<Tensor> {
         let values: Vec<f64> =
             uniform(7, 1000, output.shape().len()).into_iter().map(|u| round(2.0 * u - 1.0, rounded)).collect();
         let tensor = output.context().persistent(output.shape(), output.dtype())?;
@@ -408,7 +422,7 @@ impl Case {
         Ok(())
     }
 
-    fn fault(&self, message: String) -> Error {
+    pub(super) fn fault(&self, message: String) -> Error {
         Error::shape(self.op, format!("{}: {message}", self.name))
     }
 }

@@ -29,11 +29,12 @@ pub mod sampler_step;
 mod tile;
 pub mod timestep_embedding;
 pub mod tokens;
+mod wirings;
 
 use case::Case;
 
-use crate::device::{Accelerator, KernelScalar, LaunchConfig, Slice, SliceMut};
-use crate::error::{Error, Result};
+use crate::device::{Accelerator, KernelFloat, KernelScalar, LaunchConfig, Slice, SliceMut};
+use crate::error::Error;
 use crate::tape::Destination;
 use crate::tensor::{DType, Element, Tensor};
 
@@ -77,32 +78,75 @@ pub fn cases() -> Vec<Case> {
     REGISTRY.iter().flat_map(|op| (op.cases)()).collect()
 }
 
-/// Refuses what kernels that are compiled for f32 alone cannot take.
-pub(crate) fn kernel_f32(op: &'static str, accelerator: &dyn Accelerator, dtype: DType) -> Result<()> {
-    match dtype {
-        DType::F32 => Ok(()),
-        other => Err(Error::Unsupported {
-            op,
-            device: accelerator.name(),
-            reason: format!("no kernel is compiled for {other}; use f32"),
-        }),
-    }
-}
+/// A type in which kernels store activations: `f32` or `bf16`.
+pub(crate) trait Stored: KernelFloat + Element {}
+impl<T: KernelFloat + Element> Stored for T {}
 
 /// What a kernel reads, null where it is not there.
 pub(crate) fn optional<T: Element + KernelScalar>(tensor: Option<&Tensor>) -> Slice<'_, T> {
     tensor.map_or(Slice::none(), Tensor::slice)
 }
 
+/// What a kernel writes, null where it is not there.
+pub(crate) fn optional_mut<T: Element + KernelScalar>(tensor: Option<&Tensor>) -> SliceMut<'_, T> {
+    tensor.map_or(SliceMut::none(), Tensor::slice_mut)
+}
+
 /// A gradient, null where it is not wanted, and whether it is added to.
 pub(crate) fn wanted<T: Element + KernelScalar>(destination: Option<&Destination>) -> (SliceMut<'_, T>, u32) {
-    destination.map_or((SliceMut::none(), 0), |to| (to.tensor.slice_mut(), to.mode.flag()))
+    destination.map_or((SliceMut::none(), 0), |to| (to.slice_mut(), to.mode.flag()))
 }
 
 /// Blocks \[item, chunk of its elements\], each thread taking four elements.
 pub(crate) fn by_item(batch: usize, elements: usize, threads: u32) -> LaunchConfig {
     let chunks = elements.div_ceil(4 * threads as usize).max(1);
     LaunchConfig { grid: [batch as u32, chunks as u32, 1], block: [threads, 1, 1], shared_bytes: 0 }
+}
+
+/// Calls a function of the op's own `cpu.rs` or `cuda.rs`, whichever the context of the tensor `$like` asks for, with T for
+/// the dtype of `$like`; while planning, neither. Both functions have the same name and arguments:
+///
+/// ```ignore
+/// run!(y, forward(x, y))?;        // cpu::forward::<T>(x, y), T: Float, or
+///                                 // cuda::forward::<T>(accelerator, x, y)?, T: Stored
+/// run!(f32 loss, forward(loss))?; // cuda::forward(accelerator, loss)?: kernels that are compiled for f32 alone
+/// ```
+///
+/// `OP`, `cpu` and `cuda` are those of the module that it stands in. A dtype that the device does not compute in is
+/// [`Error::Unsupported`].
+macro_rules! run {
+    (f32 $like:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match $like.context().backend() {
+            $crate::tensor::Backend::Plan => Ok(()),
+            $crate::tensor::Backend::Cpu => $crate::ops::with_host_float!(OP, $like.dtype(), T => {
+                cpu::$function::<T>($($argument),*);
+                Ok(())
+            }),
+            $crate::tensor::Backend::Accelerator(accelerator) => match $like.dtype() {
+                $crate::tensor::DType::F32 => cuda::$function(accelerator, $($argument),*),
+                other => Err($crate::ops::no_kernel(OP, accelerator, other, "f32")),
+            },
+        }
+    };
+    ($like:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match $like.context().backend() {
+            $crate::tensor::Backend::Plan => Ok(()),
+            $crate::tensor::Backend::Cpu => $crate::ops::with_host_float!(OP, $like.dtype(), T => {
+                cpu::$function::<T>($($argument),*);
+                Ok(())
+            }),
+            $crate::tensor::Backend::Accelerator(accelerator) => match $like.dtype() {
+                $crate::tensor::DType::F32 => cuda::$function::<f32>(accelerator, $($argument),*),
+                $crate::tensor::DType::BF16 => cuda::$function::<half::bf16>(accelerator, $($argument),*),
+                other => Err($crate::ops::no_kernel(OP, accelerator, other, "f32 or bf16")),
+            },
+        }
+    };
+}
+
+pub(crate) fn no_kernel(op: &'static str, accelerator: &dyn Accelerator, dtype: DType, others: &str) -> Error {
+    let reason = format!("no kernel is compiled for {dtype}; use {others}");
+    Error::Unsupported { op, device: accelerator.name(), reason }
 }
 
 /// Calls `$body` with `$T` as the CPU's working type for `$dtype` (`f32` or `f64`); anything else is
@@ -127,25 +171,4 @@ macro_rules! with_host_float {
     };
 }
 
-/// Calls `$body` with `$T` as the kernels' storage type for `$dtype` (`f32` or `bf16`).
-macro_rules! with_kernel_float {
-    ($op:expr, $accelerator:expr, $dtype:expr, $T:ident => $body:expr) => {
-        match $dtype {
-            $crate::tensor::DType::F32 => {
-                type $T = f32;
-                $body
-            }
-            $crate::tensor::DType::BF16 => {
-                type $T = half::bf16;
-                $body
-            }
-            other => Err($crate::error::Error::Unsupported {
-                op: $op,
-                device: $accelerator.name(),
-                reason: format!("no kernel is compiled for {other}; use f32 or bf16"),
-            }),
-        }
-    };
-}
-
-pub(crate) use {with_host_float, with_kernel_float};
+pub(crate) use {run, with_host_float};

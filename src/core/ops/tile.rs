@@ -1,7 +1,7 @@
 //! The tiles of the kernels' products (`kernels/common/product.cuh`): which one a product takes, and how a long sum is cut.
 
-use crate::device::{KernelScalar, LaunchConfig, Slice, SliceMut};
-use crate::tensor::{DType, Element, Tensor};
+use crate::device::LaunchConfig;
+use crate::tensor::{DType, Element};
 
 /// Large tiles from which on the grid keeps a large GPU's multiprocessors busy enough.
 const ENOUGH_TILES: usize = 64;
@@ -91,16 +91,6 @@ macro_rules! launch_tile {
     };
 }
 pub(super) use launch_tile;
-
-/// A kernel's optional input.
-pub(super) fn optional<T: Element + KernelScalar>(tensor: Option<&Tensor>) -> Slice<'_, T> {
-    tensor.map_or(Slice::none(), Tensor::slice)
-}
-
-/// A kernel's optional output.
-pub(super) fn optional_mut<T: Element + KernelScalar>(tensor: Option<&Tensor>) -> SliceMut<'_, T> {
-    tensor.map_or(SliceMut::none(), Tensor::slice_mut)
-}
 
 #[cfg(test)]
 mod tests {

@@ -36,6 +36,12 @@ impl DType {
         matches!(self, DType::F32 | DType::BF16 | DType::F64)
     }
 
+    /// What sums, statistics and master weights beside tensors of this dtype are kept in: `f32`, and `f64` in oracle runs, where
+    /// everything is.
+    pub fn exact(self) -> Self {
+        if self == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+
     /// The distance from 1 to the next larger number, for floats.
     pub fn epsilon(self) -> f64 {
         match self {

@@ -3,13 +3,13 @@
 use super::{AdamW, AdamWState, CLIP_EPSILON, PART};
 use crate::ops::control::Control;
 use crate::ops::host::{Float, parallel, vector};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Elements of a chunk: its five buffers fit into a core's second-level cache, so that the average's pass costs no memory
 /// traffic of its own.
 const CHUNK: usize = 8192;
 
-pub(super) fn gradient_norm<T: Float + Element>(
+pub(super) fn gradient_norm<T: Float>(
     gradients: &Tensor,
     partial: &Tensor,
     statistics: &Tensor,
@@ -38,7 +38,7 @@ struct Chunk<'a, T> {
     compute: Option<&'a mut [T]>,
 }
 
-pub(super) fn update<T: Float + Element>(state: &AdamWState, control: &Tensor, statistics: &Tensor, hyper: AdamW) {
+pub(super) fn update<T: Float>(state: &AdamWState, control: &Tensor, statistics: &Tensor, hyper: AdamW) {
     let control = Control::from_words(control.host());
     let clip = statistics.host::<T>()[1];
     let [rate, correction1, correction2, ema_decay] =
@@ -87,7 +87,7 @@ pub(super) fn update<T: Float + Element>(state: &AdamWState, control: &Tensor, s
     });
 }
 
-pub(super) fn record<T: Float + Element>(
+pub(super) fn record<T: Float>(
     ring: &Tensor,
     loss: &Tensor,
     terms: Option<&Tensor>,

@@ -2,9 +2,10 @@
 
 use super::{AdamW, AdamWState, PART};
 use crate::device::launches::{AdamwNormFinal, AdamwNormPartial, AdamwRecord, AdamwUpdate};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig, Slice, SliceMut};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::tensor::{Element, Tensor};
+use crate::ops::{Stored, optional, optional_mut};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 
@@ -31,7 +32,7 @@ pub(super) fn gradient_norm(
     .launch(accelerator, LaunchConfig::linear(1, THREADS))
 }
 
-pub(super) fn update<T: KernelFloat + Element>(
+pub(super) fn update<T: Stored>(
     accelerator: &dyn Accelerator,
     state: &AdamWState,
     control: &Tensor,
@@ -41,10 +42,10 @@ pub(super) fn update<T: KernelFloat + Element>(
     let n = state.parameters.len();
     AdamwUpdate::<T> {
         parameters: state.parameters.slice_mut(),
-        compute: state.compute.map_or(SliceMut::none(), Tensor::slice_mut),
+        compute: optional_mut(state.compute),
         first: state.first.slice_mut(),
         second: state.second.slice_mut(),
-        ema: state.ema.map_or(SliceMut::none(), Tensor::slice_mut),
+        ema: optional_mut(state.ema),
         gradients: state.gradients.slice(),
         control: control.slice(),
         statistics: statistics.slice(),
@@ -70,7 +71,7 @@ pub(super) fn record(
     AdamwRecord {
         ring: ring.slice_mut(),
         loss: loss.slice(),
-        terms: terms.map_or(Slice::none(), Tensor::slice),
+        terms: optional(terms),
         statistics: statistics.slice(),
         control: control.slice(),
         rows: ring.sizes()[0] as u32,

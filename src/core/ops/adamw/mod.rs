@@ -19,7 +19,7 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{control, kernel_f32, with_host_float, with_kernel_float};
+use crate::ops::{control, no_kernel, run};
 use crate::tensor::{Backend, Context, Cost, DType, Tensor};
 
 const OP: &str = "adamw";
@@ -99,17 +99,7 @@ pub fn gradient_norm(context: &Context, gradients: &Tensor, statistics: &Tensor,
     let bytes = gradients.bytes() + 2 * partial.bytes() + statistics.bytes();
     let cost = Cost { flops: 2.0 * gradients.len() as f64, bytes: bytes as f64, tensor_cores: false };
     context.charge("adamw_norm", cost);
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, gradients.dtype(), T => {
-            cpu::gradient_norm::<T>(gradients, &partial, statistics, max_norm);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => {
-            kernel_f32(OP, accelerator, gradients.dtype())?;
-            cuda::gradient_norm(accelerator, gradients, &partial, statistics, max_norm)
-        }
-    }
+    run!(f32 gradients, gradient_norm(gradients, &partial, statistics, max_norm))
 }
 
 /// One step of the optimizer in one pass over `state`, with the clip scale in `statistics` and learning rate, bias
@@ -144,26 +134,17 @@ pub fn adamw(context: &Context, state: &AdamWState, control: &Tensor, statistics
     let passes = 7 + 2 * usize::from(ema.is_some());
     let bytes = passes * parameters.bytes() + compute.map_or(0, Tensor::bytes) + statistics.bytes() + control.bytes();
     context.charge(OP, Cost { flops: 16.0 * parameters.len() as f64, bytes: bytes as f64, tensor_cores: false });
+    let copy = compute.map_or(parameters.dtype(), Tensor::dtype);
     match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, parameters.dtype(), T => {
-            if let Some(compute) = compute.filter(|compute| compute.dtype() != parameters.dtype()) {
-                return Err(Error::Unsupported {
-                    op: OP,
-                    device: context.device_name(),
-                    reason: format!("weights of {} beside masters of {}; use f32", compute.dtype(), parameters.dtype()),
-                });
-            }
-            cpu::update::<T>(state, control, statistics, hyper);
-            Ok(())
+        Backend::Cpu if copy != parameters.dtype() => Err(Error::Unsupported {
+            op: OP,
+            device: context.device_name(),
+            reason: format!("weights of {copy} beside masters of {}; use f32", parameters.dtype()),
         }),
-        Backend::Accelerator(accelerator) => {
-            kernel_f32(OP, accelerator, parameters.dtype())?;
-            let dtype = compute.map_or(DType::F32, Tensor::dtype);
-            with_kernel_float!(OP, accelerator, dtype, T => {
-                cuda::update::<T>(accelerator, state, control, statistics, hyper)
-            })
+        Backend::Accelerator(accelerator) if parameters.dtype() != DType::F32 => {
+            Err(no_kernel(OP, accelerator, parameters.dtype(), "f32"))
         }
+        _ => run!(compute.unwrap_or(parameters), update(state, control, statistics, hyper)),
     }
 }
 
@@ -192,17 +173,7 @@ pub fn record(
     }
     let values = (3 + 2 * count) * loss.dtype().size();
     context.charge("adamw_record", Cost::memory(statistics.bytes() + values + control.bytes()));
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, ring.dtype(), T => {
-            cpu::record::<T>(ring, loss, terms, statistics, control);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => {
-            kernel_f32(OP, accelerator, ring.dtype())?;
-            cuda::record(accelerator, ring, loss, terms, statistics, control)
-        }
-    }
+    run!(f32 ring, record(ring, loss, terms, statistics, control))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::ops::host::Float;
 use crate::ops::host::cached_product::{PAD, Product};
 use crate::ops::host::parallel::{self, Shared};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{DType, Element, Tensor};
+use crate::tensor::{DType, Tensor};
 
 /// Rows of queries whose scores are held at a time, about.
 const BLOCK: usize = 96;
@@ -199,7 +199,7 @@ impl<T: Float> WithSimd for Forward<'_, T> {
     }
 }
 
-pub(super) fn forward<T: Float + Element>(call: &Call) {
+pub(super) fn forward<T: Float>(call: &Call) {
     let sizes = call.sizes;
     let qkv = call.qkv.host::<T>();
     let (out, lse) = (Shared::new(call.out.host_mut::<T>()), Shared::new(call.lse.host_mut::<T>()));
@@ -366,10 +366,10 @@ impl<T: Float> WithSimd for Backward<'_, T> {
 }
 
 /// `delta` `[B, H, T]` is scratch: Σ out · dout by row.
-pub(super) fn backward<T: Float + Element>(call: &Call, dout: &Tensor, delta: &Tensor, to: &Destination) {
+pub(super) fn backward<T: Float>(call: &Call, dout: &Tensor, delta: &Tensor, to: &Destination) {
     let sizes = call.sizes;
     let (qkv, out, lse, dout) = (call.qkv.host::<T>(), call.out.host::<T>(), call.lse.host::<T>(), dout.host::<T>());
-    let dqkv = Shared::new(to.tensor.host_mut::<T>());
+    let dqkv = Shared::new(to.host_mut::<T>());
     let delta = Shared::new(delta.host_mut::<T>());
     let (add, round) = (to.mode == Accumulate::Add, rounds(call));
     let panels = Panels::new(sizes);

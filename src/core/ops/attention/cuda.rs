@@ -5,10 +5,11 @@ use crate::device::launches::{
     AttentionBwdKvNarrow, AttentionBwdKvWide, AttentionBwdKvWidest, AttentionBwdQNarrow, AttentionBwdQWide,
     AttentionBwdQWidest, AttentionFwdNarrow, AttentionFwdWide, AttentionFwdWidest,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::{Error, Result};
+use crate::ops::Stored;
 use crate::tape::Destination;
-use crate::tensor::{DType, Element, Tensor};
+use crate::tensor::{DType, Tensor};
 
 /// The largest head dimension that the kernels' registers are laid out for.
 const MAX_DIM: usize = 256;
@@ -108,7 +109,7 @@ fn check(accelerator: &dyn Accelerator, sizes: Sizes) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn forward<T: KernelFloat + Element>(accelerator: &dyn Accelerator, call: &Call) -> Result<()> {
+pub(super) fn forward<T: Stored>(accelerator: &dyn Accelerator, call: &Call) -> Result<()> {
     let sizes = call.sizes;
     check(accelerator, sizes)?;
     let [tokens, heads, kv_heads, d] = [sizes.tokens, sizes.heads, sizes.kv_heads, sizes.dim].map(|n| n as u32);
@@ -124,7 +125,7 @@ pub(super) fn forward<T: KernelFloat + Element>(accelerator: &dyn Accelerator, c
     })
 }
 
-pub(super) fn backward<T: KernelFloat + Element>(
+pub(super) fn backward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dout: &Tensor,
@@ -136,7 +137,7 @@ pub(super) fn backward<T: KernelFloat + Element>(
     let [tokens, heads, kv_heads, d] = [sizes.tokens, sizes.heads, sizes.kv_heads, sizes.dim].map(|n| n as u32);
     let (width, queries) = (Width::of(sizes.dim), config(sizes, Pass::Queries, T::DTYPE));
     launch_width!(width, AttentionBwdQNarrow, AttentionBwdQWide, AttentionBwdQWidest, accelerator, queries, {
-        dqkv: to.tensor.slice_mut(),
+        dqkv: to.slice_mut(),
         delta: delta.slice_mut(),
         dout: dout.slice(),
         out: call.out.slice(),
@@ -150,7 +151,7 @@ pub(super) fn backward<T: KernelFloat + Element>(
     })?;
     let keys_values = config(sizes, Pass::KeysValues, T::DTYPE);
     launch_width!(width, AttentionBwdKvNarrow, AttentionBwdKvWide, AttentionBwdKvWidest, accelerator, keys_values, {
-        dqkv: to.tensor.slice_mut(),
+        dqkv: to.slice_mut(),
         dout: dout.slice(),
         lse: call.lse.slice(),
         delta: delta.slice(),

@@ -12,9 +12,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{with_host_float, with_kernel_float};
+use crate::ops::run;
 use crate::tape::{Destination, Tape, Var};
-use crate::tensor::{Backend, Cost, DType, Tensor};
+use crate::tensor::{Cost, DType, Tensor};
 
 const OP: &str = "attention";
 
@@ -89,17 +89,18 @@ pub fn attention(tape: &Tape, qkv: &Var, heads: usize, kv_heads: usize) -> Resul
         }
     };
     let context = qkv.context();
-    let statistics = if qkv.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let call = Call {
         sizes,
         qkv: qkv.tensor().clone(),
         out: context.empty([sizes.batch, sizes.tokens, heads * sizes.dim], qkv.dtype())?,
-        lse: context.empty([sizes.batch, heads, sizes.tokens], statistics)?,
+        lse: context.empty([sizes.batch, heads, sizes.tokens], qkv.dtype().exact())?,
     };
     context.charge("attention_fwd", call.cost(2, call.qkv.bytes() + call.out.bytes()));
     call.forward()?;
-    Ok(tape.record(&[qkv], call.out.clone(), move |backward| {
-        let Some(destination) = backward.destination(0)? else { return Ok(()) };
+    let mut inputs = tape.inputs(OP);
+    let dqkv = inputs.add("qkv", qkv);
+    Ok(inputs.record(call.out.clone(), move |backward| {
+        let Some(destination) = backward.destination(dqkv)? else { return Ok(()) };
         let bytes = 2 * (call.qkv.bytes() + call.out.bytes());
         backward.context().charge("attention_bwd", call.cost(5, bytes));
         call.backward(backward.gradient(), &destination)
@@ -127,16 +128,7 @@ impl Call {
         if self.qkv.is_empty() {
             return Ok(());
         }
-        match self.qkv.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, self.qkv.dtype(), T => {
-                cpu::forward::<T>(self);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, self.qkv.dtype(), T => {
-                cuda::forward::<T>(accelerator, self)
-            }),
-        }
+        run!(self.qkv, forward(self))
     }
 
     fn backward(&self, dout: &Tensor, to: &Destination) -> Result<()> {
@@ -145,15 +137,6 @@ impl Call {
         }
         let context = dout.context();
         let delta = context.empty(self.lse.shape(), self.lse.dtype())?;
-        match context.backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dout.dtype(), T => {
-                cpu::backward::<T>(self, dout, &delta, to);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dout.dtype(), T => {
-                cuda::backward::<T>(accelerator, self, dout, &delta, to)
-            }),
-        }
+        run!(dout, backward(self, dout, &delta, to))
     }
 }

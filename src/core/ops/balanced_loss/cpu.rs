@@ -7,7 +7,7 @@ use super::{COSINE_GUARD, Call, EDGE_EPSILON, Image, LARGEST_RATIO, Results, STA
 use crate::ops::host::vector::{self, dispatch};
 use crate::ops::host::{Float, parallel};
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// An image with a border of a pixel on each side.
 #[derive(Clone, Copy)]
@@ -128,7 +128,7 @@ fn factor<T: Float>(lambda: f32, state: Option<&[T]>, term: usize) -> T {
         }
 }
 
-pub(super) fn forward<T: Float + Element>(call: &Call, results: &Results, state: Option<&Tensor>) {
+pub(super) fn forward<T: Float>(call: &Call, results: &Results, state: Option<&Tensor>) {
     let (prediction, target) = (call.prediction.host::<T>(), call.target.host::<T>());
     let weight = call.weight.as_ref().map(Tensor::host::<T>);
     let (bordered, elements) = (Bordered::new(call.image), call.image.elements());
@@ -210,13 +210,13 @@ fn local_gradient<T: Float>(bordered: Bordered, d: &[T], factors: &[T], gradient
     );
 }
 
-pub(super) fn backward<T: Float + Element>(call: &Call, dloss: &Tensor, destination: &Destination) {
+pub(super) fn backward<T: Float>(call: &Call, dloss: &Tensor, destination: &Destination) {
     let (prediction, target) = (call.prediction.host::<T>(), call.target.host::<T>());
     let weight = call.weight.as_ref().map(Tensor::host::<T>);
     let (statistics, factors) = (call.statistics.host::<T>(), call.factors.host::<T>());
     let (bordered, elements, mode) = (Bordered::new(call.image), call.image.elements(), destination.mode);
     let common = dloss.host::<T>()[0] * T::from_f32(call.config.scale) / T::from_f64(call.batch as f64);
-    parallel::for_rows(destination.tensor.host_mut::<T>(), elements, |b, to| {
+    parallel::for_rows(destination.host_mut::<T>(), elements, |b, to| {
         let within = b * elements..(b + 1) * elements;
         let (p, t) = (&prediction[within.clone()], &target[within]);
         let of = &statistics[b * STATISTICS..][..STATISTICS];
@@ -236,7 +236,7 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dloss: &Tensor, destinat
     });
 }
 
-pub(super) fn update<T: Float + Element>(state: &Tensor, terms: &Tensor, decay: f32) {
+pub(super) fn update<T: Float>(state: &Tensor, terms: &Tensor, decay: f32) {
     let decay = T::from_f32(decay);
     let (state, values) = (state.host_mut::<T>(), terms.host::<T>().iter().copied().chain([T::ONE]));
     state.iter_mut().zip(values).for_each(|(state, value)| *state = decay * *state + (T::ONE - decay) * value);

@@ -2,8 +2,9 @@
 
 use super::{Call, Results, TERMS};
 use crate::device::launches::{BalancedLossBwd, BalancedLossFwdItems, BalancedLossFwdMean, BalancedLossUpdate};
-use crate::device::{Accelerator, LaunchConfig, Slice};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
+use crate::ops::optional;
 use crate::tape::Destination;
 use crate::tensor::Tensor;
 
@@ -38,8 +39,8 @@ pub(super) fn forward(
         terms: results.terms.slice_mut(),
         factors: call.factors.slice_mut(),
         statistics: call.statistics.slice(),
-        weight: call.weight.as_ref().map_or(Slice::none(), Tensor::slice),
-        state: state.map_or(Slice::none(), Tensor::slice),
+        weight: optional(call.weight.as_ref()),
+        state: optional(state),
         batch: call.batch as u32,
         scale: call.config.scale,
         mse,
@@ -60,11 +61,11 @@ pub(super) fn backward(
     let image = call.image;
     let chunks = image.elements().div_ceil(THREADS as usize) as u32;
     BalancedLossBwd {
-        dprediction: destination.tensor.slice_mut(),
+        dprediction: destination.slice_mut(),
         dloss: dloss.slice(),
         prediction: call.prediction.slice(),
         target: call.target.slice(),
-        weight: call.weight.as_ref().map_or(Slice::none(), Tensor::slice),
+        weight: optional(call.weight.as_ref()),
         statistics: call.statistics.slice(),
         factors: call.factors.slice(),
         batch: call.batch as u32,

@@ -34,9 +34,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{kernel_f32, with_host_float};
-use crate::tape::{Destination, Tape, Var};
-use crate::tensor::{Backend, Context, Cost, Tensor};
+use crate::ops::run;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Context, Cost, Tensor};
 
 const OP: &str = "balanced_loss";
 
@@ -136,14 +136,14 @@ pub fn balanced_loss(
     let (loss, items, terms) = (empty(1)?, empty(batch)?, empty(TERMS)?);
     // What each kernel does for an element, the square root and the division as one each.
     context.charge("balanced_loss_fwd", call.cost(2, 31, &[&items, &terms, &loss], state));
-    call.forward(&Results { loss: &loss, items: &items, terms: &terms }, state)?;
-    let loss = tape.record(&[prediction], loss, move |backward| {
-        let dloss = backward.gradient().clone();
-        backward.context().charge("balanced_loss_bwd", call.cost(3, 86, &[&dloss], None));
-        match backward.destination(0)? {
-            Some(destination) => call.backward(&dloss, &destination),
-            None => Ok(()),
-        }
+    run!(f32 prediction, forward(&call, &Results { loss: &loss, items: &items, terms: &terms }, state))?;
+    let mut inputs = tape.inputs(OP);
+    let dprediction = inputs.add("prediction", prediction);
+    let loss = inputs.record(loss, move |backward| {
+        let dloss = backward.gradient();
+        backward.context().charge("balanced_loss_bwd", call.cost(3, 86, &[dloss], None));
+        let Some(destination) = backward.destination(dprediction)? else { return Ok(()) };
+        run!(f32 dloss, backward(&call, dloss, &destination))
     });
     Ok(Balanced { loss, items, terms })
 }
@@ -165,17 +165,7 @@ pub fn update_magnitudes(context: &Context, state: &Tensor, terms: &Tensor, deca
         return Err(Error::shape(OP, format!("terms {} and a decay of {decay}; [5] and 0 to 1", terms.shape())));
     }
     context.charge("balanced_loss_update", Cost::memory(2 * state.bytes() + terms.bytes()));
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, state.dtype(), T => {
-            cpu::update::<T>(state, terms, decay);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => {
-            kernel_f32(OP, accelerator, state.dtype())?;
-            cuda::update(accelerator, state, terms, decay)
-        }
-    }
+    run!(f32 state, update(state, terms, decay))
 }
 
 fn check_state(state: &Tensor, like: &Tensor) -> Result<()> {
@@ -235,32 +225,6 @@ impl Call {
             flops: (flops * self.prediction.len()) as f64,
             bytes: (passes * self.prediction.bytes() + once.map(Tensor::bytes).sum::<usize>() + again) as f64,
             tensor_cores: false,
-        }
-    }
-
-    fn forward(&self, results: &Results, state: Option<&Tensor>) -> Result<()> {
-        let dtype = self.prediction.dtype();
-        match self.prediction.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dtype, T => {
-                cpu::forward::<T>(self, results, state);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => {
-                kernel_f32(OP, accelerator, dtype)?;
-                cuda::forward(accelerator, self, results, state)
-            }
-        }
-    }
-
-    fn backward(&self, dloss: &Tensor, destination: &Destination) -> Result<()> {
-        match dloss.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dloss.dtype(), T => {
-                cpu::backward::<T>(self, dloss, destination);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => cuda::backward(accelerator, self, dloss, destination),
         }
     }
 }

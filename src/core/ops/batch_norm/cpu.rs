@@ -8,7 +8,7 @@ use super::{Call, Gradients, Layout, Running, Statistics};
 use crate::ops::host::parallel::{self, GRAIN};
 use crate::ops::host::{Float, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Channels whose sums stay in registers: going forwards, backwards, and of what is left over.
 const FORWARD: usize = 32;
@@ -53,7 +53,7 @@ fn mean_stripes<const W: usize, T: Float>(x: &[T], channels: usize, first: usize
 }
 
 /// mean and rstd of a call; the batch's with `partial` as scratch, moving the running ones on.
-pub(super) fn statistics<T: Float + Element>(call: &Call, running: &Running, partial: Option<&Tensor>) {
+pub(super) fn statistics<T: Float>(call: &Call, running: &Running, partial: Option<&Tensor>) {
     let (mean, rstd, epsilon) = (call.mean.host_mut::<T>(), call.rstd.host_mut::<T>(), T::from_f32(call.norm.epsilon));
     let Some(partial) = partial.map(Tensor::host_mut::<T>) else {
         mean.copy_from_slice(running.mean.host());
@@ -142,7 +142,7 @@ impl<T: Float> Affine<'_, T> {
 }
 
 /// Calls `f` with the affine of the call and two rows of scratch.
-fn with_affine<T: Float + Element>(call: &Call, f: impl FnOnce(Affine<T>, &mut [T], &mut [T])) {
+fn with_affine<T: Float>(call: &Call, f: impl FnOnce(Affine<T>, &mut [T], &mut [T])) {
     let channels = call.layout.channels;
     let (weight, rstd) = (call.weight.host::<T>(), call.rstd.host::<T>());
     T::with_scratch(3 * channels, |scratch| {
@@ -158,7 +158,7 @@ fn rows_per_task(channels: usize) -> usize {
     (GRAIN / 2).div_ceil(channels).max(1)
 }
 
-pub(super) fn apply<T: Float + Element>(call: &Call, y: &Tensor, residual: Option<&Tensor>) {
+pub(super) fn apply<T: Float>(call: &Call, y: &Tensor, residual: Option<&Tensor>) {
     let (channels, relu, x) = (call.layout.channels, call.norm.relu, call.x.host::<T>());
     let residual = residual.map(Tensor::host::<T>);
     with_affine::<T>(call, |affine, _, _| {
@@ -333,13 +333,13 @@ impl<T: Float> View<'_, T> {
     }
 }
 
-fn give<T: Float + Element>(to: Option<&Destination>, values: &[T]) {
+fn give<T: Float>(to: Option<&Destination>, values: &[T]) {
     if let Some(to) = to {
-        vector::map(to.tensor.host_mut::<T>(), values, to.mode, |x| x);
+        vector::map(to.host_mut::<T>(), values, to.mode, |x| x);
     }
 }
 
-fn backward_masked<const MASK: u8, T: Float + Element>(call: &Call, dy: &Tensor, gradients: &Gradients) {
+fn backward_masked<const MASK: u8, T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients) {
     let (layout, dy) = (call.layout, dy.host::<T>());
     let y = call.y.as_ref().map_or(dy, Tensor::host::<T>);
     with_affine::<T>(call, |affine, plain, slope| {
@@ -366,15 +366,15 @@ fn backward_masked<const MASK: u8, T: Float + Element>(call: &Call, dy: &Tensor,
             plain.fill(T::ZERO);
             slope.fill(T::ZERO);
         }
-        let dx = gradients.dx.as_ref().map(|to| (to.tensor.host_mut::<T>(), to.mode));
-        let dresidual = gradients.dresidual.as_ref().map(|to| (to.tensor.host_mut::<T>(), to.mode));
+        let dx = gradients.dx.as_ref().map(|to| (to.host_mut::<T>(), to.mode));
+        let dresidual = gradients.dresidual.as_ref().map(|to| (to.host_mut::<T>(), to.mode));
         if dx.is_some() || dresidual.is_some() {
             view.inputs::<MASK>(plain, slope, dx, dresidual);
         }
     });
 }
 
-pub(super) fn backward<T: Float + Element>(call: &Call, dy: &Tensor, gradients: &Gradients) {
+pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients) {
     match (call.norm.relu, &call.y) {
         (false, _) => backward_masked::<NONE, T>(call, dy, gradients),
         (true, None) => backward_masked::<FROM_X, T>(call, dy, gradients),

@@ -5,10 +5,10 @@ use crate::device::launches::{
     BatchNormBwdInput, BatchNormBwdPartial, BatchNormBwdSums, BatchNormFwdApply, BatchNormFwdPartial,
     BatchNormFwdRunning, BatchNormFwdStatistics,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::ops::{optional, wanted};
-use crate::tensor::{Element, Tensor};
+use crate::ops::{Stored, optional, wanted};
+use crate::tensor::Tensor;
 
 /// Channels of a block that joins chunks, and its threads.
 const JOINED: usize = 32;
@@ -28,7 +28,7 @@ fn by_channel(layout: Layout) -> LaunchConfig {
 }
 
 /// `partial` `[chunks, 2, C]`: scratch, for the batch's statistics.
-pub(super) fn statistics<T: KernelFloat + Element>(
+pub(super) fn statistics<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     running: &Running,
@@ -71,7 +71,7 @@ pub(super) fn statistics<T: KernelFloat + Element>(
     .launch(accelerator, by_channel(layout))
 }
 
-pub(super) fn apply<T: KernelFloat + Element>(
+pub(super) fn apply<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     y: &Tensor,
@@ -95,7 +95,7 @@ pub(super) fn apply<T: KernelFloat + Element>(
     .launch(accelerator, by_chunk(layout))
 }
 
-pub(super) fn backward<T: KernelFloat + Element>(
+pub(super) fn backward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,

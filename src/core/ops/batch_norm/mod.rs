@@ -23,9 +23,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{with_host_float, with_kernel_float};
-use crate::tape::{Backward, Destination, Tape, Var};
-use crate::tensor::{Backend, Cost, DType, Tensor};
+use crate::ops::run;
+use crate::tape::{Backward, Destination, Input, Tape, Var};
+use crate::tensor::{Cost, DType, Tensor};
 
 const OP: &str = "batch_norm";
 
@@ -115,7 +115,7 @@ pub fn batch_norm(
     norm: BatchNorm,
 ) -> Result<Var> {
     let (channels, dtype) = (x.shape().last(), x.dtype());
-    let statistics = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let statistics = dtype.exact();
     for (name, tensor) in [
         ("weight", weight.tensor()),
         ("bias", bias.tensor()),
@@ -155,10 +155,14 @@ pub fn batch_norm(
     context.charge("batch_norm_fwd", call.cost(passes, 10));
     call.forward(&y, residual.map(Var::tensor), running)?;
     call.y = (norm.relu && residual.is_some()).then(|| y.clone());
-    let mut inputs = vec![x, weight, bias];
-    inputs.extend(residual);
-    let residual = residual.is_some();
-    Ok(tape.record(&inputs, y, move |backward| call.backward(backward, residual)))
+    let mut inputs = tape.inputs(OP);
+    let to = To {
+        x: inputs.add("x", x),
+        residual: inputs.optional("residual", residual),
+        weight: inputs.add("weight", weight),
+        bias: inputs.add("bias", bias),
+    };
+    Ok(inputs.record(y, move |backward| call.backward(backward, to)))
 }
 
 /// One call: sizes and saved tensors.
@@ -174,6 +178,15 @@ struct Call {
     mean: Tensor,
     /// `[C]`
     rstd: Tensor,
+}
+
+/// The inputs.
+#[derive(Clone, Copy)]
+struct To {
+    x: Input,
+    residual: Input,
+    weight: Input,
+    bias: Input,
 }
 
 /// Where the inputs' gradients go, and scratch.
@@ -204,46 +217,27 @@ impl Call {
     fn forward(&self, y: &Tensor, residual: Option<&Tensor>, running: &Running) -> Result<()> {
         let batch = self.norm.statistics == Statistics::Batch;
         let partial = batch.then(|| self.chunk_sums(y)).transpose()?;
-        match y.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
-                cpu::statistics::<T>(self, running, partial.as_ref());
-                cpu::apply::<T>(self, y, residual);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
-                cuda::statistics::<T>(accelerator, self, running, partial.as_ref())?;
-                cuda::apply::<T>(accelerator, self, y, residual)
-            }),
-        }
+        run!(y, statistics(self, running, partial.as_ref()))?;
+        run!(y, apply(self, y, residual))
     }
 
-    fn backward(&self, backward: &Backward, residual: bool) -> Result<()> {
+    fn backward(&self, backward: &Backward, to: To) -> Result<()> {
         let (context, dy) = (backward.context(), backward.gradient());
         let batch = self.norm.statistics == Statistics::Batch;
-        let parameters = backward.wants(1) || backward.wants(2);
+        let parameters = backward.wants(to.weight) || backward.wants(to.bias);
         let sums = (batch || parameters)
             .then(|| Ok([self.chunk_sums(dy)?, context.empty([2, self.layout.channels], self.mean.dtype())?]))
             .transpose()?;
         let gradients = Gradients {
-            dx: backward.destination(0)?,
-            dresidual: if residual { backward.destination(3)? } else { None },
-            dweight: backward.destination(1)?,
-            dbias: backward.destination(2)?,
+            dx: backward.destination(to.x)?,
+            dresidual: backward.destination(to.residual)?,
+            dweight: backward.destination(to.weight)?,
+            dbias: backward.destination(to.bias)?,
             sums,
         };
         let written = gradients.dx.is_some() as usize + gradients.dresidual.is_some() as usize;
         let read = (2 + self.y.is_some() as usize) * (gradients.sums.is_some() as usize + (written > 0) as usize);
         context.charge("batch_norm_bwd", self.cost(read + written, 14));
-        match context.backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::backward::<T>(self, dy, &gradients);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-                cuda::backward::<T>(accelerator, self, dy, &gradients)
-            }),
-        }
+        run!(dy, backward(self, dy, &gradients))
     }
 }

@@ -63,6 +63,7 @@ pub fn cases() -> Vec<Case> {
         case("tiles_b2_h9_w17_c40_o72", [2, 9, 17, 40], 72, 3, same, ALL),
         case("wide_b1_h3_w70_c4_o4", [1, 3, 70, 4], 4, 3, same, BIAS),
         // Sums over pixels in several parts and splits, and the tiles of 128 that take many pixels.
+        case("split_odd_b2_h13_w20_c3_o5", [2, 13, 20, 3], 5, 3, same, ALL),
         case("split_b2_h17_w20_c4_o8", [2, 17, 20, 4], 8, 3, same, ALL),
         case("large_tile_b1_h91_w90_c8_o65", [1, 91, 90, 8], 65, 3, same, BIAS),
         case("large_tile_bwd_input_b2_h64_w64_c65_o2", [2, 64, 64, 65], 2, 3, same, NOTHING),

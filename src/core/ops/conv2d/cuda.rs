@@ -1,15 +1,16 @@
 //! The convolution on accelerators: parts and scales from sizes, and the launches.
 
-use super::{Added, OP, Sizes, Sums};
+use super::{OP, Operands, Sizes, Sums};
 use crate::device::launches::{
     Conv2dBwdBias, Conv2dBwdChannel, Conv2dBwdColumns, Conv2dBwdInputLarge, Conv2dBwdInputSmall, Conv2dBwdWeightLarge,
     Conv2dBwdWeightSmall, Conv2dBwdWeightSum, Conv2dFwdLarge, Conv2dFwdSmall,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::{Error, Result};
-use crate::ops::tile::{Split, Tile, launch_tile, optional};
+use crate::ops::tile::{Split, Tile, launch_tile};
+use crate::ops::{Stored, optional};
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Pixels whose sums are one block's, before the blocks' are added.
 const ROWS_PER_PART: usize = 256;
@@ -61,12 +62,10 @@ macro_rules! launch_product {
     };
 }
 
-pub(super) fn forward<T: KernelFloat + Element>(
+pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
-    x: &Tensor,
-    weight: &Tensor,
-    added: Added,
+    operands: &Operands,
     y: &Tensor,
 ) -> Result<()> {
     check(accelerator, sizes)?;
@@ -75,18 +74,18 @@ pub(super) fn forward<T: KernelFloat + Element>(
     let tile = Tile::of(result);
     launch_product!(tile, Conv2dFwdLarge, Conv2dFwdSmall, T, accelerator, tile.config::<T>(result, 1), sizes, {
         y: y.slice_mut(),
-        x: x.slice(),
-        weight: weight.slice(),
-        bias: optional(added.bias),
-        channel_add: optional(added.channel_add),
-        residual: optional(added.residual),
+        x: operands.x.slice(),
+        weight: operands.weight.slice(),
+        bias: optional(operands.bias),
+        channel_add: optional(operands.channel_add),
+        residual: optional(operands.residual),
         pixels: pixels as u32,
         row_scale: scale(sizes, 0),
         col_scale: scale(sizes, 1),
     })
 }
 
-pub(super) fn input_backward<T: KernelFloat + Element>(
+pub(super) fn input_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     dy: &Tensor,
@@ -98,7 +97,7 @@ pub(super) fn input_backward<T: KernelFloat + Element>(
     let result = [pixels, sizes.cin];
     let tile = Tile::of(result);
     launch_product!(tile, Conv2dBwdInputLarge, Conv2dBwdInputSmall, T, accelerator, tile.config::<T>(result, 1), sizes, {
-        dx: dx.tensor.slice_mut(),
+        dx: dx.slice_mut(),
         dy: dy.slice(),
         weight: weight.slice(),
         pixels: pixels as u32,
@@ -106,7 +105,7 @@ pub(super) fn input_backward<T: KernelFloat + Element>(
     })
 }
 
-pub(super) fn weight_backward<T: KernelFloat + Element>(
+pub(super) fn weight_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     partial: Option<&Tensor>,
@@ -118,7 +117,7 @@ pub(super) fn weight_backward<T: KernelFloat + Element>(
     let (split, result) = (split(sizes), [sizes.cout, sizes.depth()]);
     let config = split.config::<T>(result);
     launch_product!(split.tile, Conv2dBwdWeightLarge, Conv2dBwdWeightSmall, T, accelerator, config, sizes, {
-        dw: partial.unwrap_or(&dw.tensor).slice_mut(),
+        dw: partial.map_or_else(|| dw.slice_mut(), Tensor::slice_mut),
         dy: dy.slice(),
         x: x.slice(),
         pixels: (sizes.batch * sizes.out_pixels()) as u32,
@@ -128,9 +127,9 @@ pub(super) fn weight_backward<T: KernelFloat + Element>(
         accumulate: if partial.is_some() { 0 } else { dw.mode.flag() },
     })?;
     let Some(partial) = partial else { return Ok(()) };
-    let len = dw.tensor.len();
+    let len = dw.len();
     Conv2dBwdWeightSum {
-        dw: dw.tensor.slice_mut(),
+        dw: dw.slice_mut(),
         partial: partial.slice(),
         splits: split.count as u32,
         len: len as u32,
@@ -139,12 +138,12 @@ pub(super) fn weight_backward<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::elements(len.div_ceil(4), 256))
 }
 
-pub(super) fn sums_backward<T: KernelFloat + Element>(
+pub(super) fn sums_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     dy: &Tensor,
     partial: &Tensor,
-    to: Sums,
+    to: &Sums,
 ) -> Result<()> {
     let (cols, parts) = (sizes.cout, parts(sizes));
     let columns = 32 * 16 / size_of::<T>();
@@ -164,9 +163,9 @@ pub(super) fn sums_backward<T: KernelFloat + Element>(
             shared_bytes: 0,
         },
     )?;
-    if let Some(to) = to.channel_add {
+    if let Some(to) = &to.channel_add {
         Conv2dBwdChannel::<T> {
-            to: to.tensor.slice_mut(),
+            to: to.slice_mut(),
             partial: partial.slice(),
             batch: sizes.batch as u32,
             cols: cols as u32,
@@ -175,9 +174,9 @@ pub(super) fn sums_backward<T: KernelFloat + Element>(
         }
         .launch(accelerator, LaunchConfig::elements(sizes.batch * cols, 256))?;
     }
-    let Some(to) = to.bias else { return Ok(()) };
+    let Some(to) = &to.bias else { return Ok(()) };
     Conv2dBwdBias {
-        db: to.tensor.slice_mut(),
+        db: to.slice_mut(),
         partial: partial.slice(),
         parts: (sizes.batch * parts) as u32,
         cols: cols as u32,

@@ -8,13 +8,14 @@
 //! The gradients: dx̂ is the transposed convolution of dy (and dx sums x̂'s copies), dw = Σ over pixels of dy · x̂,
 //! dchannel_add = Σ over an image's pixels of dy, dbias = Σ over all pixels, dresidual = dy.
 //!
-//! Saved for backward: `x` where the weight wants a gradient; never x̂.
+//! Saved for backward: `x` where the weight wants a gradient; never x̂. Which way is taken when: `path.rs`.
 
 mod cases;
 mod cpu;
 mod cuda;
 mod direct;
 mod doubled;
+mod path;
 mod tile;
 mod weight;
 mod winograd;
@@ -23,10 +24,9 @@ mod winograd_weight;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::elementwise::add_into;
-use crate::ops::{with_host_float, with_kernel_float};
-use crate::tape::{Accumulate, Backward, Destination, Tape, Var};
-use crate::tensor::{Backend, Context, Cost, DType, Device, Shape, Tensor};
+use crate::ops::run;
+use crate::tape::{Backward, Destination, Input, Tape, Var};
+use crate::tensor::{Cost, DType, Device, Shape, Tensor};
 
 /// `$walk.sum::<P>()` with `P` = `$count`, 1 to 14, which only run time knows: sums live in registers if their number is fixed.
 macro_rules! sum_counted {
@@ -131,7 +131,6 @@ pub fn conv2d(
 ) -> Result<Var> {
     let context = x.context().clone();
     let sizes = sizes(x, weight, geometry)?;
-    let exact = exact_dtype(x.dtype());
     let shape = Shape::new(&[sizes.batch, sizes.out[0], sizes.out[1], sizes.cout]);
     let fits = |what: &str, var: Option<&Var>, shape: Shape, dtype: DType| match var {
         Some(var) if var.shape() != shape || var.dtype() != dtype => {
@@ -139,29 +138,16 @@ pub fn conv2d(
         }
         _ => Ok(()),
     };
-    fits("bias", bias, Shape::new(&[sizes.cout]), exact)?;
+    fits("bias", bias, Shape::new(&[sizes.cout]), x.dtype().exact())?;
     fits("channel_add", channel_add, Shape::new(&[sizes.batch, sizes.cout]), x.dtype())?;
     fits("residual", residual, shape, x.dtype())?;
-    let mut inputs = vec![x, weight];
-    let [bias_place, add_place, residual_place] = [bias, channel_add, residual].map(|var| {
-        inputs.extend(var);
-        var.map(|_| inputs.len() - 1)
-    });
     let y = context.empty(shape, x.dtype())?;
     let call = Call {
         sizes,
         x: weight.needs_gradient().then(|| x.tensor().clone()),
         weight: x.needs_gradient().then(|| weight.tensor().clone()),
-        bias: bias_place,
-        channel_add: add_place,
-        residual: residual_place,
     };
     context.charge("conv2d_fwd", call.cost(x.dtype(), residual.map_or(0, |residual| residual.tensor().bytes())));
-    let added = Added {
-        bias: bias.map(Var::tensor),
-        channel_add: channel_add.map(Var::tensor),
-        residual: residual.map(Var::tensor),
-    };
     let prepared = match cpu::prepared_len(sizes, x.dtype()) {
         Some(len) => tape.prepared(weight.tensor(), OP, len, move |weight, prepared| {
             cpu::prepare(sizes, weight, prepared);
@@ -169,8 +155,26 @@ pub fn conv2d(
         })?,
         None => None,
     };
-    call.forward(x.tensor(), (weight.tensor(), prepared.as_ref()), added, &y)?;
-    Ok(tape.record(&inputs, y, move |backward| call.backward(backward)))
+    let operands = Operands {
+        x: x.tensor(),
+        weight: weight.tensor(),
+        prepared: prepared.as_ref(),
+        bias: bias.map(Var::tensor),
+        channel_add: channel_add.map(Var::tensor),
+        residual: residual.map(Var::tensor),
+    };
+    if !y.is_empty() {
+        run!(y, forward(sizes, &operands, &y))?;
+    }
+    let mut inputs = tape.inputs(OP);
+    let to = To {
+        x: inputs.add("x", x),
+        weight: inputs.add("weight", weight),
+        bias: inputs.optional("bias", bias),
+        channel_add: inputs.optional("channel_add", channel_add),
+        residual: inputs.optional("residual", residual),
+    };
+    Ok(inputs.record(y, move |backward| call.backward(backward, to)))
 }
 
 fn sizes(x: &Var, weight: &Var, geometry: Geometry) -> Result<Sizes> {
@@ -203,32 +207,38 @@ fn sizes(x: &Var, weight: &Var, geometry: Geometry) -> Result<Sizes> {
     Ok(Sizes { batch, source: [h, w], size, out, cin, cout, kernel, stride, pad })
 }
 
-/// Of biases and sums: `f32`, and `f64` in oracle runs.
-fn exact_dtype(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
-}
-
-/// What is added to the sums.
-struct Added<'a> {
+/// What a forward reads.
+struct Operands<'a> {
+    x: &'a Tensor,
+    weight: &'a Tensor,
+    /// The weight in the form of [`cpu::prepare`], where somebody keeps it.
+    prepared: Option<&'a Tensor>,
     bias: Option<&'a Tensor>,
     channel_add: Option<&'a Tensor>,
     residual: Option<&'a Tensor>,
 }
 
-/// Where the sums of dy over pixels go.
-struct Sums<'a> {
-    bias: Option<&'a Destination>,
-    channel_add: Option<&'a Destination>,
+/// The inputs.
+#[derive(Clone, Copy)]
+struct To {
+    x: Input,
+    weight: Input,
+    bias: Input,
+    channel_add: Input,
+    residual: Input,
 }
 
-/// One call: sizes, what backward reads, and the places of the optional inputs.
+/// Where the sums of dy over pixels go.
+struct Sums {
+    bias: Option<Destination>,
+    channel_add: Option<Destination>,
+}
+
+/// One call: sizes, and what backward reads.
 struct Call {
     sizes: Sizes,
     x: Option<Tensor>,
     weight: Option<Tensor>,
-    bias: Option<usize>,
-    channel_add: Option<usize>,
-    residual: Option<usize>,
 }
 
 impl Call {
@@ -244,117 +254,56 @@ impl Call {
         }
     }
 
-    fn forward(&self, x: &Tensor, weight: (&Tensor, Option<&Tensor>), added: Added, y: &Tensor) -> Result<()> {
-        if y.is_empty() {
-            return Ok(());
-        }
-        match y.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
-                cpu::forward::<T>(self.sizes, x, weight, added, y);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
-                cuda::forward::<T>(accelerator, self.sizes, x, weight.0, added, y)
-            }),
-        }
-    }
-
-    fn backward(self, backward: &mut Backward) -> Result<()> {
-        let dy = backward.gradient().clone();
-        let context = backward.context().clone();
-        if let Some(residual) = self.residual {
-            backward.pass(residual, add_into)?;
-        }
-        let destination = |place: Option<usize>| match place {
-            Some(place) => backward.destination(place),
-            None => Ok(None),
-        };
-        let (db, dadd) = (destination(self.bias)?, destination(self.channel_add)?);
-        if db.is_some() || dadd.is_some() {
+    fn backward(self, backward: &Backward, to: To) -> Result<()> {
+        let (context, dy) = (backward.context(), backward.gradient());
+        backward.pass(to.residual)?;
+        let sums = Sums { bias: backward.destination(to.bias)?, channel_add: backward.destination(to.channel_add)? };
+        if sums.bias.is_some() || sums.channel_add.is_some() {
             context.charge("conv2d_bwd_sums", Cost::memory(dy.bytes()));
-            self.sums_backward(&context, &dy, Sums { bias: db.as_ref(), channel_add: dadd.as_ref() })?;
+            self.sums_backward(dy, &sums)?;
         }
-        if let (Some(weight), Some(dx)) = (&self.weight, backward.destination(0)?) {
+        if let (Some(weight), Some(dx)) = (&self.weight, backward.destination(to.x)?) {
             context.charge("conv2d_bwd_input", self.cost(dy.dtype(), 0));
-            self.input_backward(&dy, weight, &dx)?;
+            if !dx.is_empty() {
+                run!(dy, input_backward(self.sizes, dy, weight, &dx))?;
+            }
         }
-        if let (Some(x), Some(dw)) = (&self.x, backward.destination(1)?) {
+        if let (Some(x), Some(dw)) = (&self.x, backward.destination(to.weight)?) {
             context.charge("conv2d_bwd_weight", self.cost(dy.dtype(), 0));
-            self.weight_backward(&context, &dy, x, &dw)?;
+            self.weight_backward(dy, x, &dw)?;
         }
         Ok(())
     }
 
     /// dy summed over each image's pixels, and over all of them.
-    fn sums_backward(&self, context: &Context, dy: &Tensor, to: Sums) -> Result<()> {
-        let Sizes { batch, cout, .. } = self.sizes;
+    fn sums_backward(&self, dy: &Tensor, to: &Sums) -> Result<()> {
+        let (Sizes { batch, cout, .. }, context) = (self.sizes, dy.context());
         if dy.is_empty() {
-            let mut written = [to.bias, to.channel_add].into_iter().flatten().filter(|to| to.mode == Accumulate::Write);
-            return written.try_for_each(|to| to.tensor.zero());
+            return [&to.bias, &to.channel_add].into_iter().flatten().try_for_each(Destination::put_zero);
         }
         let parts = match context.device() {
             Device::Accelerator(_) => cuda::parts(self.sizes),
             Device::Cpu => 1,
         };
-        let partial = context.empty([batch * parts, cout], exact_dtype(dy.dtype()))?;
-        match context.backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::sums_backward::<T>(self.sizes, dy, &partial, to);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-                cuda::sums_backward::<T>(accelerator, self.sizes, dy, &partial, to)
-            }),
-        }
+        let partial = context.empty([batch * parts, cout], dy.dtype().exact())?;
+        run!(dy, sums_backward(self.sizes, dy, &partial, to))
     }
 
-    fn input_backward(&self, dy: &Tensor, weight: &Tensor, dx: &Destination) -> Result<()> {
-        if dx.tensor.is_empty() {
-            return Ok(());
-        }
-        match dy.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::input_backward::<T>(self.sizes, dy, weight, dx);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-                cuda::input_backward::<T>(accelerator, self.sizes, dy, weight, dx)
-            }),
-        }
-    }
-
-    fn weight_backward(&self, context: &Context, dy: &Tensor, x: &Tensor, dw: &Destination) -> Result<()> {
-        if dw.tensor.dtype() != exact_dtype(dy.dtype()) {
+    fn weight_backward(&self, dy: &Tensor, x: &Tensor, dw: &Destination) -> Result<()> {
+        if dw.dtype() != dy.dtype().exact() {
             return Err(Error::shape(
                 OP,
-                format!(
-                    "a weight's gradient in {}: make the weight a parameter with an f32 gradient",
-                    dw.tensor.dtype()
-                ),
+                format!("a weight's gradient in {}: make the weight a parameter with an f32 gradient", dw.dtype()),
             ));
         }
         if dy.is_empty() || x.is_empty() {
-            return if dw.mode == Accumulate::Write { dw.tensor.zero() } else { Ok(()) };
+            return dw.put_zero();
         }
-        let split = cuda::split(self.sizes);
+        let (context, split) = (dy.context(), cuda::split(self.sizes));
         let partial = match context.device() {
-            Device::Accelerator(_) if split.count > 1 => {
-                Some(context.empty([split.count, dw.tensor.len()], DType::F32)?)
-            }
+            Device::Accelerator(_) if split.count > 1 => Some(context.empty([split.count, dw.len()], DType::F32)?),
             Device::Cpu | Device::Accelerator(_) => None,
         };
-        match context.backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::weight_backward::<T>(self.sizes, dy, x, dw);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-                cuda::weight_backward::<T>(accelerator, self.sizes, partial.as_ref(), dy, x, dw)
-            }),
-        }
+        run!(dy, weight_backward(self.sizes, partial.as_ref(), dy, x, dw))
     }
 }

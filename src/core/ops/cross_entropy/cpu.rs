@@ -3,14 +3,14 @@
 use super::{Call, Results};
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// The label as an index, where it is one.
 fn inside(label: i32, classes: usize) -> Option<usize> {
     usize::try_from(label).ok().filter(|&label| label < classes)
 }
 
-pub(super) fn forward<T: Float + Element>(call: &Call, results: &Results) {
+pub(super) fn forward<T: Float>(call: &Call, results: &Results) {
     let (logits, labels, classes) = (call.logits.host::<T>(), call.labels.host::<i32>(), call.classes);
     let smoothing = T::from_f32(call.smoothing);
     let each = smoothing / T::from_f64(classes as f64);
@@ -36,13 +36,13 @@ pub(super) fn forward<T: Float + Element>(call: &Call, results: &Results) {
     results.correct.host_mut::<T>()[0] = vector::sum(right);
 }
 
-pub(super) fn backward<T: Float + Element>(call: &Call, dloss: &Tensor, destination: &Destination) {
+pub(super) fn backward<T: Float>(call: &Call, dloss: &Tensor, destination: &Destination) {
     let (logits, labels, classes) = (call.logits.host::<T>(), call.labels.host::<i32>(), call.classes);
     let statistics = call.statistics.host::<T>();
     let factor = dloss.host::<T>()[0] * T::from_f32(call.scale) / T::from_f64(call.batch as f64);
     let smoothing = T::from_f32(call.smoothing);
     let (each, mode) = (smoothing / T::from_f64(classes as f64), destination.mode);
-    parallel::for_rows(destination.tensor.host_mut::<T>(), classes, |b, row| {
+    parallel::for_rows(destination.host_mut::<T>(), classes, |b, row| {
         let (most, rest, label) = (statistics[2 * b], statistics[2 * b + 1], inside(labels[b], classes));
         let factor = if label.is_some() { factor } else { T::ZERO };
         vector::map(row, &logits[b * classes..][..classes], mode, |z| factor * ((z - most - rest).exp() - each));

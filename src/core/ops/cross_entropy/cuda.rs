@@ -42,7 +42,7 @@ pub(super) fn backward(
     destination: &Destination,
 ) -> Result<()> {
     CrossEntropyBwd {
-        dlogits: destination.tensor.slice_mut(),
+        dlogits: destination.slice_mut(),
         dloss: dloss.slice(),
         logits: call.logits.slice(),
         labels: call.labels.slice(),

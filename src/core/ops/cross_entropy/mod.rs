@@ -18,9 +18,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{kernel_f32, with_host_float};
-use crate::tape::{Destination, Tape, Var};
-use crate::tensor::{Backend, Cost, DType, Tensor};
+use crate::ops::run;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Cost, DType, Tensor};
 
 const OP: &str = "cross_entropy";
 
@@ -68,15 +68,15 @@ pub fn cross_entropy(tape: &Tape, logits: &Var, labels: &Var, smoothing: f32, sc
     };
     let results = Results { loss: empty(1)?, correct: empty(1)?, items: empty(batch)?, right: empty(batch)? };
     context.charge("cross_entropy_fwd", call.cost(1));
-    call.forward(&results)?;
+    run!(f32 logits, forward(&call, &results))?;
     let Results { loss, correct, items, .. } = results;
-    let loss = tape.record(&[logits], loss, move |backward| {
-        let dloss = backward.gradient().clone();
+    let mut inputs = tape.inputs(OP);
+    let dlogits = inputs.add("logits", logits);
+    let loss = inputs.record(loss, move |backward| {
+        let dloss = backward.gradient();
         backward.context().charge("cross_entropy_bwd", call.cost(2));
-        match backward.destination(0)? {
-            Some(destination) => call.backward(&dloss, &destination),
-            None => Ok(()),
-        }
+        let Some(destination) = backward.destination(dlogits)? else { return Ok(()) };
+        run!(f32 dloss, backward(&call, dloss, &destination))
     });
     Ok(CrossEntropy { loss, correct, items })
 }
@@ -110,31 +110,6 @@ impl Call {
             // Labels, statistics, items and right answers, the latter two read again.
             bytes: (passes * self.logits.bytes() + 7 * self.batch * self.logits.dtype().size() + 16) as f64,
             tensor_cores: false,
-        }
-    }
-
-    fn forward(&self, results: &Results) -> Result<()> {
-        match self.logits.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, self.logits.dtype(), T => {
-                cpu::forward::<T>(self, results);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => {
-                kernel_f32(OP, accelerator, self.logits.dtype())?;
-                cuda::forward(accelerator, self, results)
-            }
-        }
-    }
-
-    fn backward(&self, dloss: &Tensor, destination: &Destination) -> Result<()> {
-        match dloss.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dloss.dtype(), T => {
-                cpu::backward::<T>(self, dloss, destination);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => cuda::backward(accelerator, self, dloss, destination),
         }
     }
 }

@@ -5,14 +5,14 @@ use crate::ops::control::Control;
 use crate::ops::host::{Float, parallel, vector};
 use crate::rng::{philox4x32_10, uniform};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Philox calls side by side.
 const WIDTH: usize = 16;
 /// Elements of a task; a multiple of four, so that a task begins with a call of its own.
 const TASK: usize = 1 << 13;
 
-pub(super) fn apply<T: Float + Element>(mask: Mask, from: &Tensor, control: &Tensor, to: &Destination) {
+pub(super) fn apply<T: Float>(mask: Mask, from: &Tensor, control: &Tensor, to: &Destination) {
     let control = Control::from_words(control.host());
     let elements = from.len() / from.sizes()[0];
     let scale = T::ONE / (T::ONE - T::from_f32(mask.probability));
@@ -20,7 +20,7 @@ pub(super) fn apply<T: Float + Element>(mask: Mask, from: &Tensor, control: &Ten
     let add = to.mode == Accumulate::Add;
     // Tasks are pieces of one item, whatever the items' size.
     let from = from.host::<T>().chunks_exact(elements).enumerate();
-    let mut tasks: Vec<_> = (to.tensor.host_mut::<T>().chunks_exact_mut(elements).zip(from))
+    let mut tasks: Vec<_> = (to.host_mut::<T>().chunks_exact_mut(elements).zip(from))
         .flat_map(|(to, (b, from))| {
             let pieces = to.chunks_mut(TASK).zip(from.chunks(TASK)).enumerate();
             pieces.map(move |(piece, (to, from))| (b as u32, (piece * TASK / 4) as u32, to, from))

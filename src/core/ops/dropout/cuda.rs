@@ -1,15 +1,15 @@
 //! Dropout on accelerators.
 
 use super::Mask;
-use crate::device::{Accelerator, KernelFloat, launches};
+use crate::device::{Accelerator, launches};
 use crate::error::Result;
-use crate::ops::by_item;
+use crate::ops::{Stored, by_item};
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 
-pub(super) fn apply<T: KernelFloat + Element>(
+pub(super) fn apply<T: Stored>(
     accelerator: &dyn Accelerator,
     mask: Mask,
     from: &Tensor,
@@ -19,7 +19,7 @@ pub(super) fn apply<T: KernelFloat + Element>(
     let batch = from.sizes()[0];
     let elements = from.len() / batch;
     launches::Dropout::<T> {
-        to: to.tensor.slice_mut(),
+        to: to.slice_mut(),
         from: from.slice(),
         control: control.slice(),
         elements: elements as u32,

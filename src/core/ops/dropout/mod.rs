@@ -14,10 +14,10 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{control, with_host_float, with_kernel_float};
+use crate::ops::{control, run};
 use crate::rng::Purpose;
-use crate::tape::{Accumulate, Destination, Tape, Var};
-use crate::tensor::{Backend, Cost, Tensor};
+use crate::tape::{Destination, Tape, Var};
+use crate::tensor::{Cost, Tensor};
 
 const OP: &str = "dropout";
 
@@ -45,9 +45,11 @@ pub fn dropout(tape: &Tape, x: &Var, probability: f32, seed: u64, layer: u32, co
     }
     let mask = Mask { probability, seed, purpose: Purpose::Dropout as u32 | layer << 8 };
     let y = x.context().empty(x.shape(), x.dtype())?;
-    apply("dropout_fwd", mask, x.tensor(), control, &Destination { tensor: y.clone(), mode: Accumulate::Write })?;
+    apply("dropout_fwd", mask, x.tensor(), control, &Destination::overwrite(&y))?;
     let control = control.clone();
-    Ok(tape.record(&[x], y, move |backward| match backward.destination(0)? {
+    let mut inputs = tape.inputs(OP);
+    let dx = inputs.add("x", x);
+    Ok(inputs.record(y, move |backward| match backward.destination(dx)? {
         Some(dx) => apply("dropout_bwd", mask, backward.gradient(), &control, &dx),
         None => Ok(()),
     }))
@@ -57,16 +59,7 @@ pub fn dropout(tape: &Tape, x: &Var, probability: f32, seed: u64, layer: u32, co
 fn apply(name: &'static str, mask: Mask, from: &Tensor, control: &Tensor, to: &Destination) -> Result<()> {
     let context = from.context();
     // A Philox call for four elements is about 100 operations.
-    let bytes = from.bytes() + to.tensor.bytes() + control.bytes();
+    let bytes = from.bytes() + to.bytes() + control.bytes();
     context.charge(name, Cost { flops: 26.0 * from.len() as f64, bytes: bytes as f64, tensor_cores: false });
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, from.dtype(), T => {
-            cpu::apply::<T>(mask, from, control, to);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, from.dtype(), T => {
-            cuda::apply::<T>(accelerator, mask, from, control, to)
-        }),
-    }
+    run!(from, apply(mask, from, control, to))
 }

@@ -65,3 +65,21 @@ pub fn cases() -> Vec<Case> {
     ]);
     cases
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Context;
+
+    #[test]
+    fn a_gate_over_no_tokens_sends_its_modulation_zeros() {
+        let context = Context::cpu();
+        context.set_poison(true);
+        let tape = Tape::new(&context);
+        let leaf = |shape: &[usize]| tape.leaf(&context.zeros(shape, DType::F32).unwrap());
+        let (x, y, modulation) = (leaf(&[2, 0, 3]), leaf(&[2, 0, 3]), leaf(&[2, 3]));
+        let out = gate(&tape, &x, &y, &modulation, 0).unwrap();
+        tape.backward(&out, context.zeros([2, 0, 3], DType::F32).unwrap()).unwrap();
+        assert_eq!(tape.gradient(&modulation).unwrap().host::<f32>(), [0.0; 6]);
+    }
+}

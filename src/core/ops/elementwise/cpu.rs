@@ -3,9 +3,9 @@
 use super::{Function, Gate, GateBackward};
 use crate::ops::host::{Float, activation, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
-pub(super) fn unary<T: Float + Element>(function: Function, x: &Tensor, y: &Tensor) {
+pub(super) fn unary<T: Float>(function: Function, x: &Tensor, y: &Tensor) {
     let (x, y) = (x.host::<T>(), y.host_mut::<T>());
     match function {
         Function::Gelu => vector::par_map(y, x, Accumulate::Write, activation::gelu),
@@ -13,28 +13,24 @@ pub(super) fn unary<T: Float + Element>(function: Function, x: &Tensor, y: &Tens
     }
 }
 
-pub(super) fn unary_backward<T: Float + Element>(function: Function, x: &Tensor, dy: &Tensor, dx: &Destination) {
-    let (x, dy, to, mode) = (x.host::<T>(), dy.host::<T>(), dx.tensor.host_mut::<T>(), dx.mode);
+pub(super) fn unary_backward<T: Float>(function: Function, x: &Tensor, dy: &Tensor, dx: &Destination) {
+    let (x, dy, to, mode) = (x.host::<T>(), dy.host::<T>(), dx.host_mut::<T>(), dx.mode);
     match function {
         Function::Gelu => vector::par_map2(to, dy, x, mode, |dy, x| dy * activation::gelu_derivative(x)),
         Function::Silu => vector::par_map2(to, dy, x, mode, |dy, x| dy * activation::silu_derivative(x)),
     }
 }
 
-pub(super) fn add<T: Float + Element>(a: &Tensor, b: &Tensor, y: &Tensor) {
+pub(super) fn add<T: Float>(a: &Tensor, b: &Tensor, y: &Tensor) {
     vector::par_map2(y.host_mut::<T>(), a.host(), b.host(), Accumulate::Write, |a, b| a + b);
 }
 
-pub(super) fn add_into<T: Float + Element>(to: &Tensor, x: &Tensor) {
-    vector::par_map(to.host_mut::<T>(), x.host(), Accumulate::Add, |x| x);
-}
-
-pub(super) fn scale<T: Float + Element>(to: &Destination, x: &Tensor, factor: f32) {
+pub(super) fn scale<T: Float>(to: &Destination, x: &Tensor, factor: f32) {
     let factor = T::from_f32(factor);
-    vector::par_map(to.tensor.host_mut::<T>(), x.host(), to.mode, |x| x * factor);
+    vector::par_map(to.host_mut::<T>(), x.host(), to.mode, |x| x * factor);
 }
 
-pub(super) fn gate<T: Float + Element>(sizes: Gate, x: &Tensor, y: &Tensor, modulation: &Tensor, out: &Tensor) {
+pub(super) fn gate<T: Float>(sizes: Gate, x: &Tensor, y: &Tensor, modulation: &Tensor, out: &Tensor) {
     let (x, y, modulation) = (x.host::<T>(), y.host::<T>(), modulation.host::<T>());
     parallel::for_rows(out.host_mut::<T>(), sizes.cols, |row, out| {
         let at = row * sizes.cols..(row + 1) * sizes.cols;
@@ -55,7 +51,7 @@ struct Sample<'a, T> {
     dm: Option<&'a mut [T]>,
 }
 
-pub(super) fn gate_backward<T: Float + Element>(call: &GateBackward) {
+pub(super) fn gate_backward<T: Float>(call: &GateBackward) {
     let sizes = call.sizes;
     if sizes.rows * sizes.cols == 0 {
         return;
@@ -63,9 +59,9 @@ pub(super) fn gate_backward<T: Float + Element>(call: &GateBackward) {
     let len = sizes.rows_per_sample * sizes.cols;
     let (dout, matrix) = (call.dout.host::<T>(), call.matrix.host::<T>());
     let y = call.y.map(Tensor::host::<T>);
-    let mode = call.dy.map_or(Accumulate::Write, |dy| dy.mode);
-    let mut dy = call.dy.map(|dy| dy.tensor.host_mut::<T>().chunks_exact_mut(len));
-    let mut dm = call.dm.map(|dm| dm.host_mut::<T>().chunks_exact_mut(sizes.stride));
+    let mode = call.dy.as_ref().map_or(Accumulate::Write, |dy| dy.mode);
+    let mut dy = call.dy.as_ref().map(|dy| dy.host_mut::<T>().chunks_exact_mut(len));
+    let mut dm = call.dm.as_ref().map(|dm| dm.host_mut::<T>().chunks_exact_mut(sizes.stride));
     let mut samples: Vec<Sample<T>> = (0..sizes.rows / sizes.rows_per_sample)
         .map(|number| Sample {
             number,

@@ -1,16 +1,15 @@
 //! The elementwise family on accelerators: 16 bytes a thread.
 
-use half::bf16;
-
 use super::{Function, Gate, GateBackward};
 use crate::device::launches::{
-    ElementwiseAdd, ElementwiseAddInto, ElementwiseGateBwd, ElementwiseGateFwd, ElementwiseGeluBwd, ElementwiseGeluFwd,
-    ElementwiseNarrow, ElementwiseScale, ElementwiseSiluBwd, ElementwiseSiluFwd, ElementwiseWiden,
+    ElementwiseAdd, ElementwiseGateBwd, ElementwiseGateFwd, ElementwiseGeluBwd, ElementwiseGeluFwd, ElementwiseScale,
+    ElementwiseSiluBwd, ElementwiseSiluFwd,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig, Slice, SliceMut};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::ops::{Stored, optional, wanted};
+use crate::tape::Destination;
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 
@@ -24,7 +23,7 @@ fn by_piece(len: usize, elements: usize) -> Option<LaunchConfig> {
     (len > 0).then(|| LaunchConfig::elements(len.div_ceil(elements), THREADS))
 }
 
-pub(super) fn unary<T: KernelFloat + Element>(
+pub(super) fn unary<T: Stored>(
     accelerator: &dyn Accelerator,
     function: Function,
     x: &Tensor,
@@ -38,7 +37,7 @@ pub(super) fn unary<T: KernelFloat + Element>(
     }
 }
 
-pub(super) fn unary_backward<T: KernelFloat + Element>(
+pub(super) fn unary_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     function: Function,
     x: &Tensor,
@@ -47,61 +46,26 @@ pub(super) fn unary_backward<T: KernelFloat + Element>(
 ) -> Result<()> {
     let Some(config) = by_piece(x.len(), wide::<T>()) else { return Ok(()) };
     let (accumulate, len) = (dx.mode.flag(), x.len() as u64);
-    let (dx, dy, x) = (dx.tensor.slice_mut(), dy.slice(), x.slice());
+    let (dx, dy, x) = (dx.slice_mut(), dy.slice(), x.slice());
     match function {
         Function::Gelu => ElementwiseGeluBwd::<T> { dx, dy, x, len, accumulate }.launch(accelerator, config),
         Function::Silu => ElementwiseSiluBwd::<T> { dx, dy, x, len, accumulate }.launch(accelerator, config),
     }
 }
 
-pub(super) fn add<T: KernelFloat + Element>(
-    accelerator: &dyn Accelerator,
-    a: &Tensor,
-    b: &Tensor,
-    y: &Tensor,
-) -> Result<()> {
+pub(super) fn add<T: Stored>(accelerator: &dyn Accelerator, a: &Tensor, b: &Tensor, y: &Tensor) -> Result<()> {
     let Some(config) = by_piece(y.len(), wide::<T>()) else { return Ok(()) };
     ElementwiseAdd::<T> { y: y.slice_mut(), a: a.slice(), b: b.slice(), len: y.len() as u64 }
         .launch(accelerator, config)
 }
 
-pub(super) fn add_into<T: KernelFloat + Element>(accelerator: &dyn Accelerator, to: &Tensor, x: &Tensor) -> Result<()> {
+pub(super) fn scale<T: Stored>(accelerator: &dyn Accelerator, to: &Destination, x: &Tensor, factor: f32) -> Result<()> {
     let Some(config) = by_piece(x.len(), wide::<T>()) else { return Ok(()) };
-    ElementwiseAddInto::<T> { to: to.slice_mut(), x: x.slice(), len: x.len() as u64 }.launch(accelerator, config)
+    ElementwiseScale::<T> { y: to.slice_mut(), x: x.slice(), factor, len: x.len() as u64, accumulate: to.mode.flag() }
+        .launch(accelerator, config)
 }
 
-pub(super) fn scale<T: KernelFloat + Element>(
-    accelerator: &dyn Accelerator,
-    to: &Destination,
-    x: &Tensor,
-    factor: f32,
-) -> Result<()> {
-    let Some(config) = by_piece(x.len(), wide::<T>()) else { return Ok(()) };
-    ElementwiseScale::<T> {
-        y: to.tensor.slice_mut(),
-        x: x.slice(),
-        factor,
-        len: x.len() as u64,
-        accumulate: to.mode.flag(),
-    }
-    .launch(accelerator, config)
-}
-
-/// `f32` to `bf16`.
-pub(super) fn narrow(accelerator: &dyn Accelerator, to: &Destination, x: &Tensor) -> Result<()> {
-    let Some(config) = by_piece(x.len(), wide::<bf16>()) else { return Ok(()) };
-    let (y, x, len) = (to.tensor.slice_mut(), x.slice(), x.len() as u64);
-    ElementwiseNarrow { y, x, len, accumulate: to.mode.flag() }.launch(accelerator, config)
-}
-
-/// `bf16` to `f32`.
-pub(super) fn widen(accelerator: &dyn Accelerator, to: &Destination, x: &Tensor) -> Result<()> {
-    let Some(config) = by_piece(x.len(), wide::<bf16>()) else { return Ok(()) };
-    let (y, x, len) = (to.tensor.slice_mut(), x.slice(), x.len() as u64);
-    ElementwiseWiden { y, x, len, accumulate: to.mode.flag() }.launch(accelerator, config)
-}
-
-pub(super) fn gate<T: KernelFloat + Element>(
+pub(super) fn gate<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Gate,
     x: &Tensor,
@@ -136,31 +100,31 @@ fn by_column<T>(sizes: Gate) -> LaunchConfig {
     }
 }
 
-pub(super) fn gate_backward<T: KernelFloat + Element>(
-    accelerator: &dyn Accelerator,
-    call: &GateBackward,
-) -> Result<()> {
+pub(super) fn gate_backward<T: Stored>(accelerator: &dyn Accelerator, call: &GateBackward) -> Result<()> {
     let sizes = call.sizes;
     if sizes.rows * sizes.cols == 0 {
         return Ok(());
     }
+    let (dy, accumulate) = wanted(call.dy.as_ref());
     ElementwiseGateBwd::<T> {
-        dy: call.dy.map_or(SliceMut::none(), |dy| dy.tensor.slice_mut()),
-        dmodulation: call.dm.map_or(SliceMut::none(), Tensor::slice_mut),
+        dy,
+        dmodulation: wanted(call.dm.as_ref()).0,
         dout: call.dout.slice(),
-        y: call.y.map_or(Slice::none(), Tensor::slice),
+        y: optional(call.y),
         modulation: call.matrix.slice(),
         cols: sizes.cols as u32,
         rows_per_sample: sizes.rows_per_sample as u32,
         modulation_stride: sizes.stride as u32,
         column: sizes.column as u32,
-        accumulate: call.dy.map_or(Accumulate::Write, |dy| dy.mode).flag(),
+        accumulate,
     }
     .launch(accelerator, by_column::<T>(sizes))
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     #[test]

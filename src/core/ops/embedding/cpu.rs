@@ -2,9 +2,9 @@
 
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
-pub(super) fn forward<T: Float + Element>(table: &Tensor, indices: &Tensor, y: &Tensor) {
+pub(super) fn forward<T: Float>(table: &Tensor, indices: &Tensor, y: &Tensor) {
     let width = table.shape().last();
     let (table, indices) = (table.host::<T>(), indices.host::<i32>());
     parallel::for_rows(y.host_mut::<T>(), width, |b, y| {
@@ -15,11 +15,11 @@ pub(super) fn forward<T: Float + Element>(table: &Tensor, indices: &Tensor, y: &
     });
 }
 
-pub(super) fn backward<T: Float + Element>(dy: &Tensor, indices: &Tensor, dtable: &Destination) {
+pub(super) fn backward<T: Float>(dy: &Tensor, indices: &Tensor, dtable: &Destination) {
     let width = dy.shape().last();
     let (dy, indices) = (dy.host::<T>(), indices.host::<i32>());
     let mode = dtable.mode;
-    parallel::for_rows(dtable.tensor.host_mut::<T>(), width, |v, row| {
+    parallel::for_rows(dtable.host_mut::<T>(), width, |v, row| {
         if mode == Accumulate::Write {
             row.fill(T::ZERO);
         }

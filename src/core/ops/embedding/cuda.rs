@@ -1,14 +1,15 @@
 //! Embedding on accelerators.
 
 use crate::device::launches::{EmbeddingBwd, EmbeddingFwd};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
+use crate::ops::Stored;
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 128;
 
-pub(super) fn forward<T: KernelFloat + Element>(
+pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     table: &Tensor,
     indices: &Tensor,
@@ -25,20 +26,20 @@ pub(super) fn forward<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::elements(y.len(), THREADS))
 }
 
-pub(super) fn backward<T: KernelFloat + Element>(
+pub(super) fn backward<T: Stored>(
     accelerator: &dyn Accelerator,
     dy: &Tensor,
     indices: &Tensor,
     dtable: &Destination,
 ) -> Result<()> {
     EmbeddingBwd::<T> {
-        dtable: dtable.tensor.slice_mut(),
+        dtable: dtable.slice_mut(),
         dy: dy.slice(),
         indices: indices.slice(),
         batch: indices.len() as u32,
-        rows: dtable.tensor.shape().rows() as u32,
+        rows: dtable.shape().rows() as u32,
         width: dy.shape().last() as u32,
         accumulate: dtable.mode.flag(),
     }
-    .launch(accelerator, LaunchConfig::elements(dtable.tensor.len(), THREADS))
+    .launch(accelerator, LaunchConfig::elements(dtable.len(), THREADS))
 }

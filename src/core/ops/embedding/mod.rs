@@ -10,9 +10,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{with_host_float, with_kernel_float};
-use crate::tape::{Destination, Tape, Var};
-use crate::tensor::{Backend, Cost, DType, Tensor};
+use crate::ops::run;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Cost, DType};
 
 const OP: &str = "embedding";
 
@@ -32,41 +32,15 @@ pub fn embedding(tape: &Tape, table: &Var, indices: &Var, dtype: DType) -> Resul
     let context = table.context();
     let y = context.empty([batch, width], dtype)?;
     context.charge("embedding_fwd", Cost::memory(y.bytes() + batch * width * table.dtype().size()));
-    forward(table.tensor(), indices.tensor(), &y)?;
     let indices = indices.tensor().clone();
-    Ok(tape.record(&[table], y, move |backward| {
-        let dy = backward.gradient().clone();
+    run!(y, forward(table.tensor(), &indices, &y))?;
+    let mut inputs = tape.inputs(OP);
+    let dtable = inputs.add("table", table);
+    Ok(inputs.record(y, move |backward| {
+        let dy = backward.gradient();
         let bytes = dy.bytes() + rows * width * DType::F32.size();
         backward.context().charge("embedding_bwd", Cost::memory(bytes));
-        match backward.destination(0)? {
-            Some(destination) => self::backward(&dy, &indices, &destination),
-            None => Ok(()),
-        }
+        let Some(dtable) = backward.destination(dtable)? else { return Ok(()) };
+        run!(dy, backward(dy, &indices, &dtable))
     }))
-}
-
-fn forward(table: &Tensor, indices: &Tensor, y: &Tensor) -> Result<()> {
-    match y.context().backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
-            cpu::forward::<T>(table, indices, y);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
-            cuda::forward::<T>(accelerator, table, indices, y)
-        }),
-    }
-}
-
-fn backward(dy: &Tensor, indices: &Tensor, dtable: &Destination) -> Result<()> {
-    match dy.context().backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-            cpu::backward::<T>(dy, indices, dtable);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-            cuda::backward::<T>(accelerator, dy, indices, dtable)
-        }),
-    }
 }

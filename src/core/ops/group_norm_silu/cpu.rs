@@ -7,7 +7,7 @@ use super::{Call, Gradients, Sizes};
 use crate::ops::host::activation::{silu, silu_derivative};
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Pixels that are summed by themselves.
 const CHUNK: usize = 64;
@@ -25,7 +25,7 @@ struct View<'a, T> {
     matrix: Option<&'a [T]>,
 }
 
-impl<'a, T: Float + Element> View<'a, T> {
+impl<'a, T: Float> View<'a, T> {
     fn new(call: &'a Call) -> Self {
         Self {
             sizes: call.sizes,
@@ -64,6 +64,13 @@ impl<'a, T: Float + Element> View<'a, T> {
     }
 }
 
+/// A matrix row by row, `cols` elements each.
+#[derive(Clone, Copy)]
+struct Rows<'a, T> {
+    values: &'a [T],
+    cols: usize,
+}
+
 /// Spreads one value per group over the groups' channels.
 fn spread<T: Float>(channels: &mut [T], width: usize, value: impl Fn(usize) -> T) {
     channels.chunks_exact_mut(width).enumerate().for_each(|(group, channels)| channels.fill(value(group)));
@@ -72,7 +79,7 @@ fn spread<T: Float>(channels: &mut [T], width: usize, value: impl Fn(usize) -> T
 /// sums\[j\] = Σ f(x\[row, j\], about\[j\]) down the rows of `x`, for W columns at a time from `first` on: the first column left.
 #[inline(always)]
 fn sum_stripes<const W: usize, T: Float>(
-    (x, cols): (&[T], usize),
+    Rows { values: x, cols }: Rows<T>,
     first: usize,
     about: &[T],
     sums: &mut [T],
@@ -97,7 +104,7 @@ fn sum_stripes<const W: usize, T: Float>(
 
 /// sums\[j\] = Σ f(x\[row, j\], about\[j\]), chunk by chunk, the chunks in parallel where `work` is large.
 fn sums_by_column<T: Float>(
-    (x, cols): (&[T], usize),
+    Rows { values: x, cols }: Rows<T>,
     about: &[T],
     sums: &mut [T],
     work: usize,
@@ -107,12 +114,13 @@ fn sums_by_column<T: Float>(
     T::with_scratch(chunks * cols, |partial| {
         let mut slots: Vec<_> = x.chunks(CHUNK * cols).zip(partial.chunks_exact_mut(cols)).collect();
         parallel::for_slots(&mut slots, work, |(x, sums)| {
+            let x = Rows { values: x, cols };
             vector::dispatch(
                 #[inline(always)]
                 || {
-                    let at = sum_stripes::<WIDE, T>((x, cols), 0, about, sums, &f);
-                    let at = sum_stripes::<NARROW, T>((x, cols), at, about, sums, &f);
-                    sum_stripes::<1, T>((x, cols), at, about, sums, &f);
+                    let at = sum_stripes::<WIDE, T>(x, 0, about, sums, &f);
+                    let at = sum_stripes::<NARROW, T>(x, at, about, sums, &f);
+                    sum_stripes::<1, T>(x, at, about, sums, &f);
                 },
             );
         });
@@ -130,25 +138,26 @@ fn work(sizes: Sizes) -> (usize, usize) {
 }
 
 /// Per group the mean over its pixels and channels of f(x, about\[channel\]).
-fn mean_by_group<T: Float + Element>(
+fn mean_by_group<T: Float>(
     view: &View<T>,
     sample: usize,
     work: usize,
-    (about, sums): (&[T], &mut [T]),
+    about: &[T],
+    sums: &mut [T],
     means: &mut [T],
     f: impl Fn(T, T, T) -> T + Send + Sync,
 ) {
     let width = view.sizes.width();
     let inverse = T::ONE / T::from_f64((view.sizes.pixels * width) as f64);
     for (x, cols, first) in view.sample(sample) {
-        sums_by_column((x, cols), &about[first..][..cols], &mut sums[first..][..cols], work, &f);
+        sums_by_column(Rows { values: x, cols }, &about[first..][..cols], &mut sums[first..][..cols], work, &f);
     }
     for (mean, sums) in means.iter_mut().zip(sums.chunks_exact(width)) {
         *mean = sums.iter().fold(T::ZERO, |sum, &s| sum + s) * inverse;
     }
 }
 
-pub(super) fn forward<T: Float + Element>(call: &Call, y: &Tensor) {
+pub(super) fn forward<T: Float>(call: &Call, y: &Tensor, _partial: Option<&Tensor>) {
     let view = View::<T>::new(call);
     let sizes = call.sizes;
     let (channels, width, groups) = (sizes.channels(), sizes.width(), sizes.norm.groups);
@@ -162,9 +171,9 @@ pub(super) fn forward<T: Float + Element>(call: &Call, y: &Tensor) {
         T::with_scratch(2 * channels, |scratch| {
             let (a, b) = scratch.split_at_mut(channels);
             // First the mean, then the squares about it: E[x²] − E[x]² would cancel.
-            mean_by_group(&view, *sample, inner, (a, b), mean, |sum, x, _| sum + x);
+            mean_by_group(&view, *sample, inner, a, b, mean, |sum, x, _| sum + x);
             spread(a, width, |group| mean[group]);
-            mean_by_group(&view, *sample, inner, (a, b), rstd, |sum, x, mean| (x - mean).mul_add(x - mean, sum));
+            mean_by_group(&view, *sample, inner, a, b, rstd, |sum, x, mean| (x - mean).mul_add(x - mean, sum));
             rstd.iter_mut().for_each(|r| *r = T::ONE / (*r + epsilon).sqrt());
             view.fold(*sample, mean, rstd, a, b);
             for (x, cols, first) in view.sample(*sample) {
@@ -213,11 +222,11 @@ struct Way<'a, T> {
 }
 
 /// Samples of a source's gradient, as many as there are, wanted or not.
-fn ways<'a, T: Float + Element>(destination: &'a Option<Destination>, samples: usize) -> Vec<Way<'a, T>> {
+fn ways<'a, T: Float>(destination: &'a Option<Destination>, samples: usize) -> Vec<Way<'a, T>> {
     match destination {
-        Some(Destination { tensor, mode }) => {
-            let add = *mode == Accumulate::Add;
-            let rows = tensor.host_mut::<T>().chunks_exact_mut(tensor.len() / samples);
+        Some(to) => {
+            let add = to.mode == Accumulate::Add;
+            let rows = to.host_mut::<T>().chunks_exact_mut(to.len() / samples);
             rows.map(|row| Way { to: Some(row), add }).collect()
         }
         None => (0..samples).map(|_| Way { to: None, add: false }).collect(),
@@ -231,17 +240,21 @@ struct Channels<'a, T> {
     mean: &'a [T],
 }
 
+/// By channel Σ dv and Σ dv · (x − mean) over pixels.
+struct Sums<'a, T> {
+    plain: &'a mut [T],
+    with_x: &'a mut [T],
+}
+
 /// dv = dy · f′(a · x + b) for W columns at a time, into `dv`; its sums down the rows, and those of dv · (x − mean).
 #[inline(always)]
-#[allow(clippy::too_many_arguments)] // one pass, a slice per operand
 fn gradient_stripes<const W: usize, T: Float>(
-    (x, cols): (&[T], usize),
-    (dy, channels): (&[T], usize),
+    Rows { values: x, cols }: Rows<T>,
+    dy: Rows<T>,
     first: usize,
     of: &Channels<T>,
     dv: &mut [T],
-    plain: &mut [T],
-    with_x: &mut [T],
+    sums_of_dv: &mut Sums<T>,
     slope: impl Fn(T) -> T,
 ) -> usize {
     let mut at = first;
@@ -251,7 +264,7 @@ fn gradient_stripes<const W: usize, T: Float>(
         b.copy_from_slice(&of.b[at..at + W]);
         mean.copy_from_slice(&of.mean[at..at + W]);
         let (mut sums, mut products) = ([T::ZERO; W], [T::ZERO; W]);
-        for ((x, dy), dv) in x.chunks_exact(cols).zip(dy.chunks(channels)).zip(dv.chunks_exact_mut(cols)) {
+        for ((x, dy), dv) in x.chunks_exact(cols).zip(dy.values.chunks(dy.cols)).zip(dv.chunks_exact_mut(cols)) {
             let (x, dy, dv) =
                 (x[at..].first_chunk::<W>(), dy[at..].first_chunk::<W>(), dv[at..].first_chunk_mut::<W>());
             if let (Some(x), Some(dy), Some(dv)) = (x, dy, dv) {
@@ -263,8 +276,8 @@ fn gradient_stripes<const W: usize, T: Float>(
                 }
             }
         }
-        (0..W).for_each(|j| plain[at + j] += sums[j]);
-        (0..W).for_each(|j| with_x[at + j] += products[j]);
+        (0..W).for_each(|j| sums_of_dv.plain[at + j] += sums[j]);
+        (0..W).for_each(|j| sums_of_dv.with_x[at + j] += products[j]);
         at += W;
     }
     at
@@ -272,24 +285,24 @@ fn gradient_stripes<const W: usize, T: Float>(
 
 /// dv, and added to `sums` its sums and those of dv · (x − mean), chunk by chunk. `dy` begins at the source's first channel.
 fn pre_activation<T: Float>(
-    (x, cols): (&[T], usize),
-    (dy, channels): (&[T], usize),
+    Rows { values: x, cols }: Rows<T>,
+    Rows { values: dy, cols: channels }: Rows<T>,
     of: &Channels<T>,
     dv: &mut [T],
-    (plain, with_x): (&mut [T], &mut [T]),
+    sums: &mut Sums<T>,
     silu: bool,
 ) {
     for ((x, dy), dv) in x.chunks(CHUNK * cols).zip(dy.chunks(CHUNK * channels)).zip(dv.chunks_mut(CHUNK * cols)) {
         vector::dispatch(
             #[inline(always)]
             || {
-                let (x, dy) = ((x, cols), (dy, channels));
+                let (x, dy) = (Rows { values: x, cols }, Rows { values: dy, cols: channels });
                 if silu {
-                    let at = gradient_stripes::<NARROW, T>(x, dy, 0, of, dv, plain, with_x, silu_derivative);
-                    gradient_stripes::<1, T>(x, dy, at, of, dv, plain, with_x, silu_derivative);
+                    let at = gradient_stripes::<NARROW, T>(x, dy, 0, of, dv, sums, silu_derivative);
+                    gradient_stripes::<1, T>(x, dy, at, of, dv, sums, silu_derivative);
                 } else {
-                    let at = gradient_stripes::<NARROW, T>(x, dy, 0, of, dv, plain, with_x, |_| T::ONE);
-                    gradient_stripes::<1, T>(x, dy, at, of, dv, plain, with_x, |_| T::ONE);
+                    let at = gradient_stripes::<NARROW, T>(x, dy, 0, of, dv, sums, |_| T::ONE);
+                    gradient_stripes::<1, T>(x, dy, at, of, dv, sums, |_| T::ONE);
                 }
             },
         );
@@ -298,7 +311,7 @@ fn pre_activation<T: Float>(
 
 /// dx = a · dv + (x − mean) · slope + constant, `dv` being `dx` itself (None) or scratch.
 fn input_gradient<T: Float>(
-    (x, cols): (&[T], usize),
+    Rows { values: x, cols }: Rows<T>,
     of: &Channels<T>,
     slope: &[T],
     constant: &[T],
@@ -334,7 +347,7 @@ fn input_gradient<T: Float>(
 /// dx = rstd · (dn − Σ dn / N − n · Σ (dn · n) / N).
 ///
 /// dv is kept where dx will be, or in scratch where dx is added to something.
-pub(super) fn backward<T: Float + Element>(call: &Call, dy: &Tensor, gradients: &Gradients) {
+pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients) {
     let view = View::<T>::new(call);
     let sizes = call.sizes;
     let (channels, width, groups) = (sizes.channels(), sizes.width(), sizes.norm.groups);
@@ -366,16 +379,17 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dy: &Tensor, gradients: 
             for (s, (x, cols, first)) in view.sample(*sample).enumerate() {
                 let columns = first..first + cols;
                 let of = Channels { a: &a[columns.clone()], b: &b[columns.clone()], mean: &center[columns.clone()] };
-                let sums = (&mut plain[columns.clone()], &mut with_n[columns]);
-                let source = ((x, cols), (&dy[first..], channels));
+                let mut sums = Sums { plain: &mut plain[columns.clone()], with_x: &mut with_n[columns] };
+                let rows = Rows { values: x, cols };
+                let dy = Rows { values: &dy[first..], cols: channels };
                 if in_place(&ways[s])
                     && let Some(dx) = &mut ways[s].to
                 {
-                    pre_activation(source.0, source.1, &of, dx, sums, sizes.norm.silu);
+                    pre_activation(rows, dy, &of, dx, &mut sums, sizes.norm.silu);
                 } else {
                     let (dv, rest) = std::mem::take(&mut scratch).split_at_mut(x.len());
                     scratch = rest;
-                    pre_activation(source.0, source.1, &of, dv, sums, sizes.norm.silu);
+                    pre_activation(rows, dy, &of, dv, &mut sums, sizes.norm.silu);
                     kept[s] = Some(dv);
                 }
             }
@@ -397,7 +411,7 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dy: &Tensor, gradients: 
                 let of = Channels { a: &a[columns.clone()], b: &b[columns.clone()], mean: &center[columns.clone()] };
                 if let Some(dx) = &mut ways[s].to {
                     let dv = kept[s].as_deref();
-                    input_gradient((x, cols), &of, &slope[columns.clone()], &constant[columns], dv, dx);
+                    input_gradient(Rows { values: x, cols }, &of, &slope[columns.clone()], &constant[columns], dv, dx);
                 }
             }
         });
@@ -406,12 +420,12 @@ pub(super) fn backward<T: Float + Element>(call: &Call, dy: &Tensor, gradients: 
 }
 
 /// The gradients that are sums over pixels: scale and shift by sample, weight and bias over the samples in order.
-fn parameters<T: Float + Element>(view: &View<T>, gradients: &Gradients) {
+fn parameters<T: Float>(view: &View<T>, gradients: &Gradients) {
     let channels = view.sizes.channels();
     let sums = gradients.sums.host::<T>().chunks_exact(2 * channels);
-    if let Some(Destination { tensor, mode }) = &gradients.dscale_shift {
-        for (to, sums) in tensor.host_mut::<T>().chunks_exact_mut(2 * channels).zip(sums.clone()) {
-            if *mode == Accumulate::Write {
+    if let Some(destination) = &gradients.dscale_shift {
+        for (to, sums) in destination.host_mut::<T>().chunks_exact_mut(2 * channels).zip(sums.clone()) {
+            if destination.mode == Accumulate::Write {
                 to.fill(T::ZERO);
             }
             let (dscale, dshift) = to.split_at_mut(channels);
@@ -422,9 +436,9 @@ fn parameters<T: Float + Element>(view: &View<T>, gradients: &Gradients) {
         }
     }
     for (destination, first) in [(&gradients.dweight, channels), (&gradients.dbias, 0)] {
-        let Some(Destination { tensor, mode }) = destination else { continue };
-        let to = tensor.host_mut::<T>();
-        if *mode == Accumulate::Write {
+        let Some(destination) = destination else { continue };
+        let to = destination.host_mut::<T>();
+        if destination.mode == Accumulate::Write {
             to.fill(T::ZERO);
         }
         for (sample, sums) in sums.clone().enumerate() {

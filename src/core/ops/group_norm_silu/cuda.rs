@@ -5,10 +5,10 @@ use crate::device::launches::{
     GroupNormSiluBwd, GroupNormSiluBwdInput, GroupNormSiluBwdParameters, GroupNormSiluBwdPartial, GroupNormSiluBwdSums,
     GroupNormSiluFwd, GroupNormSiluFwdApply, GroupNormSiluFwdPartial,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::ops::{optional, wanted};
-use crate::tensor::{Element, Tensor};
+use crate::ops::{Stored, optional, wanted};
+use crate::tensor::Tensor;
 
 /// Channels of a block that sums over the samples.
 const PARAMETER_CHANNELS: usize = 32;
@@ -22,7 +22,7 @@ fn by_part(sizes: Sizes) -> LaunchConfig {
     blocks([sizes.samples * sizes.norm.groups, sizes.parts()])
 }
 
-pub(super) fn forward<T: KernelFloat + Element>(
+pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     y: &Tensor,
@@ -87,7 +87,7 @@ pub(super) fn forward<T: KernelFloat + Element>(
     .launch(accelerator, by_part(sizes))
 }
 
-pub(super) fn backward<T: KernelFloat + Element>(
+pub(super) fn backward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
@@ -119,7 +119,7 @@ pub(super) fn backward<T: KernelFloat + Element>(
 }
 
 /// Sums and the sources' gradients where a block has a whole group.
-fn backward_whole<T: KernelFloat + Element>(
+fn backward_whole<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
@@ -155,7 +155,7 @@ fn backward_whole<T: KernelFloat + Element>(
 }
 
 /// The same where several blocks share a group: sums by part, sums, gradients.
-fn backward_parts<T: KernelFloat + Element>(
+fn backward_parts<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,

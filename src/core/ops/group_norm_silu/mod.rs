@@ -18,9 +18,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{with_host_float, with_kernel_float};
-use crate::tape::{Backward, Destination, Tape, Var};
-use crate::tensor::{Backend, Context, Cost, DType, Tensor};
+use crate::ops::run;
+use crate::tape::{Backward, Destination, Input, Tape, Var};
+use crate::tensor::{Context, Cost, Tensor};
 
 const OP: &str = "group_norm_silu";
 
@@ -138,7 +138,7 @@ pub fn group_norm_silu(
     let mut shape = x.sizes().to_vec();
     shape[outer.len()] = channels;
     let y = context.empty(shape.as_slice(), x.dtype())?;
-    let statistics = statistics_dtype(x.dtype());
+    let statistics = x.dtype().exact();
     let call = Call {
         sizes,
         x: x.tensor().clone(),
@@ -151,14 +151,15 @@ pub fn group_norm_silu(
     };
     context.charge("group_norm_silu_fwd", call.cost(&y, 2));
     call.forward(&y)?;
-    let mut inputs = vec![x, weight, bias];
-    inputs.extend(skip);
-    inputs.extend(scale_shift);
-    Ok(tape.record(&inputs, y, move |backward| call.backward(backward)))
-}
-
-fn statistics_dtype(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+    let mut inputs = tape.inputs(OP);
+    let to = To {
+        x: inputs.add("x", x),
+        skip: inputs.optional("skip", skip),
+        weight: inputs.add("weight", weight),
+        bias: inputs.add("bias", bias),
+        scale_shift: inputs.optional("scale_shift", scale_shift),
+    };
+    Ok(inputs.record(y, move |backward| call.backward(backward, to)))
 }
 
 /// One call: sizes and saved tensors.
@@ -171,6 +172,16 @@ struct Call {
     scale_shift: Option<Tensor>,
     mean: Tensor,
     rstd: Tensor,
+}
+
+/// The inputs.
+#[derive(Clone, Copy)]
+struct To {
+    x: Input,
+    skip: Input,
+    weight: Input,
+    bias: Input,
+    scale_shift: Input,
 }
 
 /// Where the inputs' gradients go.
@@ -206,42 +217,23 @@ impl Call {
 
     fn forward(&self, y: &Tensor) -> Result<()> {
         let partial = self.parts(y.context())?;
-        match y.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
-                cpu::forward::<T>(self, y);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
-                cuda::forward::<T>(accelerator, self, y, partial.as_ref())
-            }),
-        }
+        run!(y, forward(self, y, partial.as_ref()))
     }
 
-    fn backward(&self, backward: &Backward) -> Result<()> {
+    fn backward(&self, backward: &Backward, to: To) -> Result<()> {
         let (context, dy, sizes) = (backward.context(), backward.gradient(), self.sizes);
         context.charge("group_norm_silu_bwd", self.cost(dy, 3));
-        let skip = 3 + self.skip.is_some() as usize;
         let (samples, channels) = (sizes.samples, sizes.channels());
         let partial = [samples, sizes.chunks(), 2, channels];
         let gradients = Gradients {
-            dx: backward.destination(0)?,
-            dskip: if self.skip.is_some() { backward.destination(3)? } else { None },
-            dweight: backward.destination(1)?,
-            dbias: backward.destination(2)?,
-            dscale_shift: if self.scale_shift.is_some() { backward.destination(skip)? } else { None },
+            dx: backward.destination(to.x)?,
+            dskip: backward.destination(to.skip)?,
+            dweight: backward.destination(to.weight)?,
+            dbias: backward.destination(to.bias)?,
+            dscale_shift: backward.destination(to.scale_shift)?,
             sums: context.empty([samples, 2, channels], self.mean.dtype())?,
             partial: (sizes.parts() > 1).then(|| context.empty(partial, self.mean.dtype())).transpose()?,
         };
-        match context.backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::backward::<T>(self, dy, &gradients);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-                cuda::backward::<T>(accelerator, self, dy, &gradients)
-            }),
-        }
+        run!(dy, backward(self, dy, &gradients))
     }
 }

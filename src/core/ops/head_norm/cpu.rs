@@ -1,9 +1,9 @@
 //! Head norm on the CPU: rows in blocks, each compiled as a whole for the processor's vectors.
 
-use super::{Call, ROWS_PER_PART, Sizes};
+use super::{Call, Gradients, ROWS_PER_PART, Sizes};
 use crate::ops::host::{Float, parallel, vector};
-use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tape::Accumulate;
+use crate::tensor::Tensor;
 
 /// Virtual lanes of a sum over a head.
 const LANES: usize = 16;
@@ -38,7 +38,7 @@ fn weight_of<'a, T>(sizes: Sizes, head: usize, q_weight: &'a [T], k_weight: &'a 
     if head < sizes.heads { q_weight } else { k_weight }
 }
 
-pub(super) fn forward<T: Float + Element>(call: &Call, y: &Tensor) {
+pub(super) fn forward<T: Float>(call: &Call, y: &Tensor) {
     let sizes = call.sizes;
     let (dim, normed, width) = (sizes.dim, sizes.normed(), sizes.slices() * sizes.dim);
     let (x, q_weight, k_weight) = (call.x.host::<T>(), call.q_weight.host::<T>(), call.k_weight.host::<T>());
@@ -63,22 +63,17 @@ pub(super) fn forward<T: Float + Element>(call: &Call, y: &Tensor) {
 
 /// With n = x · rstd and g = dy · weight: dx = rstd · (g − n · mean(g · n)) and dweight = Σ dy · n, first within parts of fixed size,
 /// then over the parts in order.
-pub(super) fn backward<T: Float + Element>(
-    call: &Call,
-    dy: &Tensor,
-    dx: &Destination,
-    partial: &Tensor,
-    weights: [Option<Destination>; 2],
-) {
+pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients, partial: &Tensor) {
     let sizes = call.sizes;
     let (dim, normed, width) = (sizes.dim, sizes.normed(), sizes.slices() * sizes.dim);
     let (dy, x, rstd) = (dy.host::<T>(), call.x.host::<T>(), call.rstd.host::<T>());
     let (q_weight, k_weight) = (call.q_weight.host::<T>(), call.k_weight.host::<T>());
     let inverse = T::ONE / T::from_f64(dim as f64);
+    let Gradients { dx, dq_weight, dk_weight } = gradients;
     let add = dx.mode == Accumulate::Add;
     let partial = partial.host_mut::<T>();
     let sums = Parts(partial.as_mut_ptr());
-    parallel::for_row_blocks(dx.tensor.host_mut::<T>(), width, ROWS_PER_PART, |first, dx| {
+    parallel::for_row_blocks(dx.host_mut::<T>(), width, ROWS_PER_PART, |first, dx| {
         // SAFETY: blocks of rows are the parts; each has its own 2 · dim sums.
         let sums = unsafe { sums.part(first / ROWS_PER_PART, 2 * dim) };
         let (dq, dk) = sums.split_at_mut(dim);
@@ -118,9 +113,9 @@ pub(super) fn backward<T: Float + Element>(
             );
         });
     });
-    for (which, destination) in weights.into_iter().enumerate() {
-        let Some(Destination { tensor, mode }) = destination else { continue };
-        let total = tensor.host_mut::<T>();
+    for (which, destination) in [dq_weight, dk_weight].into_iter().enumerate() {
+        let Some(destination) = destination else { continue };
+        let (total, mode) = (destination.host_mut::<T>(), destination.mode);
         for (c, total) in total.iter_mut().enumerate() {
             let mut sum = T::ZERO;
             for part in partial.chunks_exact(2 * dim) {

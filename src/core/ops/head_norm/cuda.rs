@@ -1,12 +1,11 @@
 //! Head norm on accelerators: launch configurations from sizes, and the launches.
 
-use super::{Call, OP, ROWS_PER_PART, Sizes};
+use super::{Call, Gradients, OP, ROWS_PER_PART, Sizes};
 use crate::device::launches::{HeadNormBwdFinal, HeadNormBwdPartial, HeadNormFwd};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::{Error, Result};
-use crate::ops::wanted;
-use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::ops::{Stored, wanted};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 /// Slices that a block does at a time.
@@ -26,7 +25,7 @@ fn by_column(sizes: Sizes) -> LaunchConfig {
     LaunchConfig::linear((2 * sizes.dim).div_ceil(32) as u32, THREADS)
 }
 
-pub(super) fn forward<T: KernelFloat + Element>(accelerator: &dyn Accelerator, call: &Call, y: &Tensor) -> Result<()> {
+pub(super) fn forward<T: Stored>(accelerator: &dyn Accelerator, call: &Call, y: &Tensor) -> Result<()> {
     let sizes = call.sizes;
     if sizes.dim > MAX_DIM {
         let reason = format!("heads of {} columns; the kernels take up to {MAX_DIM}: use more heads", sizes.dim);
@@ -47,17 +46,16 @@ pub(super) fn forward<T: KernelFloat + Element>(accelerator: &dyn Accelerator, c
     .launch(accelerator, by_slice(sizes))
 }
 
-pub(super) fn backward<T: KernelFloat + Element>(
+pub(super) fn backward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
-    dx: &Destination,
+    gradients: &Gradients,
     partial: &Tensor,
-    weights: [Option<Destination>; 2],
 ) -> Result<()> {
     let sizes = call.sizes;
     HeadNormBwdPartial::<T> {
-        dx: dx.tensor.slice_mut(),
+        dx: gradients.dx.slice_mut(),
         partial: partial.slice_mut(),
         dy: dy.slice(),
         x: call.x.slice(),
@@ -69,14 +67,14 @@ pub(super) fn backward<T: KernelFloat + Element>(
         kv_heads: sizes.kv_heads as u32,
         d: sizes.dim as u32,
         rows_per_part: ROWS_PER_PART as u32,
-        accumulate: dx.mode.flag(),
+        accumulate: gradients.dx.mode.flag(),
     }
     .launch(accelerator, by_part(sizes))?;
-    if weights.iter().all(Option::is_none) {
+    if gradients.dq_weight.is_none() && gradients.dk_weight.is_none() {
         return Ok(());
     }
-    let ((dq_weight, accumulate_q), (dk_weight, accumulate_k)) =
-        (wanted(weights[0].as_ref()), wanted(weights[1].as_ref()));
+    let (dq_weight, accumulate_q) = wanted(gradients.dq_weight.as_ref());
+    let (dk_weight, accumulate_k) = wanted(gradients.dk_weight.as_ref());
     HeadNormBwdFinal {
         dq_weight,
         dk_weight,
@@ -89,7 +87,6 @@ pub(super) fn backward<T: KernelFloat + Element>(
     .launch(accelerator, by_column(sizes))
 }
 
-/// A destination that may be absent, and its mode.
 #[cfg(test)]
 mod tests {
     use super::*;

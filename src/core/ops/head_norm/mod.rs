@@ -13,9 +13,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{with_host_float, with_kernel_float};
+use crate::ops::run;
 use crate::tape::{Destination, Tape, Var};
-use crate::tensor::{Backend, Cost, DType, Tensor};
+use crate::tensor::{Cost, Tensor};
 
 const OP: &str = "head_norm";
 
@@ -79,29 +79,28 @@ pub fn head_norm(
     }
     let context = qkv.context();
     let sizes = Sizes { rows: qkv.shape().rows(), heads, kv_heads, dim, epsilon };
-    let statistics = if qkv.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let call = Call {
         sizes,
         x: qkv.tensor().clone(),
-        rstd: context.empty([sizes.rows, sizes.normed()], statistics)?,
+        rstd: context.empty([sizes.rows, sizes.normed()], qkv.dtype().exact())?,
         q_weight: q_weight.tensor().clone(),
         k_weight: k_weight.tensor().clone(),
     };
     let y = context.empty(qkv.shape(), qkv.dtype())?;
     context.charge("head_norm_fwd", call.cost(4, 2));
     call.forward(&y)?;
-    Ok(tape.record(&[qkv, q_weight, k_weight], y, move |backward| {
-        let dy = backward.gradient().clone();
+    let mut inputs = tape.inputs(OP);
+    let dqkv = inputs.add("qkv", qkv);
+    let (dq_weight, dk_weight) = (inputs.add("q_weight", q_weight), inputs.add("k_weight", k_weight));
+    Ok(inputs.record(y, move |backward| {
         backward.context().charge("head_norm_bwd", call.cost(10, 3));
-        // Kernels work out all three at once; what nobody wants goes to scratch.
-        let dx = match backward.destination(0)? {
-            Some(destination) => destination,
-            None => Destination {
-                tensor: backward.context().empty(call.x.shape(), call.x.dtype())?,
-                mode: crate::tape::Accumulate::Write,
-            },
+        let gradients = Gradients {
+            // The kernel works all of them out at once.
+            dx: backward.destination_or_scratch(dqkv)?,
+            dq_weight: backward.destination(dq_weight)?,
+            dk_weight: backward.destination(dk_weight)?,
         };
-        call.backward(&dy, &dx, [backward.destination(1)?, backward.destination(2)?])
+        call.backward(backward.gradient(), &gradients)
     }))
 }
 
@@ -112,6 +111,13 @@ struct Call {
     rstd: Tensor,
     q_weight: Tensor,
     k_weight: Tensor,
+}
+
+/// Where the inputs' gradients go.
+struct Gradients {
+    dx: Destination,
+    dq_weight: Option<Destination>,
+    dk_weight: Option<Destination>,
 }
 
 impl Call {
@@ -128,30 +134,11 @@ impl Call {
         if self.x.is_empty() {
             return Ok(());
         }
-        match self.x.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, self.x.dtype(), T => {
-                cpu::forward::<T>(self, y);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, self.x.dtype(), T => {
-                cuda::forward::<T>(accelerator, self, y)
-            }),
-        }
+        run!(self.x, forward(self, y))
     }
 
-    fn backward(&self, dy: &Tensor, dx: &Destination, weights: [Option<Destination>; 2]) -> Result<()> {
-        let context = dy.context();
-        let partial = context.empty([self.sizes.parts(), 2, self.sizes.dim], self.rstd.dtype())?;
-        match context.backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::backward::<T>(self, dy, dx, &partial, weights);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-                cuda::backward::<T>(accelerator, self, dy, dx, &partial, weights)
-            }),
-        }
+    fn backward(&self, dy: &Tensor, gradients: &Gradients) -> Result<()> {
+        let partial = dy.context().empty([self.sizes.parts(), 2, self.sizes.dim], self.rstd.dtype())?;
+        run!(dy, backward(self, dy, gradients, &partial))
     }
 }

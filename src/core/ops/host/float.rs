@@ -1,8 +1,9 @@
 //! The scalar types of the CPU ops: `f32` computes, `f64` is the oracle.
 
 use super::{math, scratch};
+use crate::tensor::Element;
 use pulp::{Simd, WithSimd};
-use std::fmt::{Debug, Display};
+use std::fmt::Display;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
 
@@ -18,14 +19,9 @@ mod sealed {
 /// [`vector::dispatch`](super::vector::dispatch) becomes vector code with the same bits as the scalar call.
 pub trait Float:
     sealed::Sealed
-    + Copy
+    + Element
     + Default
-    + Send
-    + Sync
-    + 'static
-    + PartialEq
     + PartialOrd
-    + Debug
     + Display
     + Sum
     + Add<Output = Self>

@@ -3,7 +3,7 @@
 use super::{Call, ROWS_PER_PART, Sizes};
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// A call's tensors as slices.
 struct View<'a, T> {
@@ -15,7 +15,7 @@ struct View<'a, T> {
     matrix: Option<&'a [T]>,
 }
 
-impl<'a, T: Float + Element> View<'a, T> {
+impl<'a, T: Float> View<'a, T> {
     fn new(call: &'a Call) -> Self {
         Self {
             sizes: call.sizes,
@@ -57,7 +57,7 @@ impl<'a, T: Float + Element> View<'a, T> {
     }
 }
 
-pub(super) fn forward<T: Float + Element>(call: &Call, bias: Option<&Tensor>, y: &Tensor) {
+pub(super) fn forward<T: Float>(call: &Call, bias: Option<&Tensor>, y: &Tensor) {
     let sizes = call.sizes;
     let x = call.x.host::<T>();
     let inverse = T::ONE / T::from_f64(sizes.cols as f64);
@@ -87,13 +87,13 @@ pub(super) fn forward<T: Float + Element>(call: &Call, bias: Option<&Tensor>, y:
 }
 
 /// With g = dy · scale: dx = rstd · (g − mean(g) − n · mean(g · n)).
-pub(super) fn backward_input<T: Float + Element>(call: &Call, dy: &Tensor, dx: &Destination) {
+pub(super) fn backward_input<T: Float>(call: &Call, dy: &Tensor, dx: &Destination) {
     let view = View::<T>::new(call);
     let dy = dy.host::<T>();
     let cols = call.sizes.cols;
     let inverse = T::ONE / T::from_f64(cols as f64);
     let add = dx.mode == Accumulate::Add;
-    parallel::for_rows(dx.tensor.host_mut::<T>(), cols, |row, dx| {
+    parallel::for_rows(dx.host_mut::<T>(), cols, |row, dx| {
         let (x, mean, rstd) = (view.row(view.x, row), view.mean[row], view.rstd[row]);
         T::with_scratch(2 * cols, |scratch| {
             let (g, n) = scratch.split_at_mut(cols);
@@ -119,7 +119,7 @@ pub(super) fn backward_input<T: Float + Element>(call: &Call, dy: &Tensor, dx: &
 }
 
 /// dweight = Σ dy · n and dbias = Σ dy over rows: first within parts of fixed size, then over the parts in order.
-pub(super) fn backward_affine<T: Float + Element>(
+pub(super) fn backward_affine<T: Float>(
     call: &Call,
     dy: &Tensor,
     partial: &Tensor,
@@ -147,7 +147,7 @@ pub(super) fn backward_affine<T: Float + Element>(
         }
     });
     for (destination, partial) in [(dw, &*weights), (db, &*biases)] {
-        let sum = destination.tensor.host_mut::<T>();
+        let sum = destination.host_mut::<T>();
         if destination.mode == Accumulate::Write {
             sum.fill(T::ZERO);
         }
@@ -161,7 +161,7 @@ pub(super) fn backward_affine<T: Float + Element>(
 }
 
 /// dshift = Σ dy and dscale = Σ dy · n over a sample's rows, added into their columns.
-pub(super) fn backward_modulation<T: Float + Element>(call: &Call, dy: &Tensor, dm: &Tensor) {
+pub(super) fn backward_modulation<T: Float>(call: &Call, dy: &Tensor, dm: &Destination) {
     let view = View::<T>::new(call);
     let dy = dy.host::<T>();
     let sizes = call.sizes;

@@ -4,11 +4,11 @@ use super::{Call, ROWS_PER_PART, Sizes};
 use crate::device::launches::{
     LayerNormBwdAffineFinal, LayerNormBwdAffinePartial, LayerNormBwdInput, LayerNormBwdModulation, LayerNormFwd,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::ops::optional;
-use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::ops::{Stored, optional};
+use crate::tape::Destination;
+use crate::tensor::Tensor;
 
 /// Threads of a block.
 const THREADS: u32 = 256;
@@ -32,7 +32,7 @@ fn by_column(sizes: Sizes, groups: usize) -> LaunchConfig {
     }
 }
 
-pub(super) fn forward<T: KernelFloat + Element>(
+pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     bias: Option<&Tensor>,
@@ -58,7 +58,7 @@ pub(super) fn forward<T: KernelFloat + Element>(
     .launch(accelerator, by_row(sizes))
 }
 
-pub(super) fn backward_input<T: KernelFloat + Element>(
+pub(super) fn backward_input<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
@@ -66,7 +66,7 @@ pub(super) fn backward_input<T: KernelFloat + Element>(
 ) -> Result<()> {
     let sizes = call.sizes;
     LayerNormBwdInput::<T> {
-        dx: dx.tensor.slice_mut(),
+        dx: dx.slice_mut(),
         dy: dy.slice(),
         x: call.x.slice(),
         mean: call.mean.slice(),
@@ -83,7 +83,7 @@ pub(super) fn backward_input<T: KernelFloat + Element>(
     .launch(accelerator, by_row(sizes))
 }
 
-pub(super) fn backward_affine<T: KernelFloat + Element>(
+pub(super) fn backward_affine<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
@@ -103,27 +103,22 @@ pub(super) fn backward_affine<T: KernelFloat + Element>(
         rows_per_part: ROWS_PER_PART as u32,
     }
     .launch(accelerator, by_column(sizes, sizes.parts()))?;
-    // One kernel writes both sums, in one mode.
-    if dw.mode != db.mode {
-        let written = if dw.mode == Accumulate::Write { dw } else { db };
-        written.tensor.zero()?;
-    }
     LayerNormBwdAffineFinal {
-        dgamma: dw.tensor.slice_mut(),
-        dbeta: db.tensor.slice_mut(),
+        dgamma: dw.slice_mut(),
+        dbeta: db.slice_mut(),
         partial: partial.slice(),
         parts: sizes.parts() as u32,
         cols: sizes.cols as u32,
-        accumulate: dw.mode.flag() | db.mode.flag(),
+        accumulate: dw.mode.flag(),
     }
     .launch(accelerator, LaunchConfig::linear(sizes.cols.div_ceil(FINAL_COLS) as u32, THREADS))
 }
 
-pub(super) fn backward_modulation<T: KernelFloat + Element>(
+pub(super) fn backward_modulation<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
-    dm: &Tensor,
+    dm: &Destination,
 ) -> Result<()> {
     let sizes = call.sizes;
     LayerNormBwdModulation::<T> {
@@ -137,7 +132,7 @@ pub(super) fn backward_modulation<T: KernelFloat + Element>(
         modulation_stride: sizes.modulation_stride as u32,
         shift_column: sizes.shift_column as u32,
         scale_column: sizes.scale_column as u32,
-        accumulate: 1,
+        accumulate: dm.mode.flag(),
     }
     .launch(accelerator, by_column(sizes, sizes.samples()))
 }

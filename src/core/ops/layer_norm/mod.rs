@@ -15,9 +15,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{with_host_float, with_kernel_float};
-use crate::tape::{Accumulate, Destination, Tape, Var};
-use crate::tensor::{Backend, Context, Cost, DType, Tensor};
+use crate::ops::run;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Cost, Tensor};
 
 const OP: &str = "layer_norm";
 
@@ -77,7 +77,6 @@ pub fn layer_norm(tape: &Tape, x: &Var, affine: Affine, epsilon: f32) -> Result<
         epsilon,
     };
     let (mut weight, mut bias, mut matrix) = (None, None, None);
-    let mut inputs = vec![x];
     match affine {
         Affine::None => {}
         Affine::Parameters { weight: w, bias: b } => {
@@ -87,8 +86,7 @@ pub fn layer_norm(tape: &Tape, x: &Var, affine: Affine, epsilon: f32) -> Result<
                     format!("weight {} and bias {} for rows of {cols}", w.shape(), b.shape()),
                 ));
             }
-            inputs.extend([w, b]);
-            (weight, bias) = (Some(w.tensor().clone()), Some(b.tensor().clone()));
+            (weight, bias) = (Some(w), Some(b));
         }
         Affine::Modulation { matrix: m, shift, scale } => {
             let stride = m.shape().last();
@@ -99,42 +97,45 @@ pub fn layer_norm(tape: &Tape, x: &Var, affine: Affine, epsilon: f32) -> Result<
                 ));
             }
             (sizes.modulation_stride, sizes.shift_column, sizes.scale_column) = (stride, shift, scale);
-            inputs.push(m);
-            matrix = Some(m.tensor().clone());
+            matrix = Some(m);
         }
     }
     let y = context.empty(x.shape(), x.dtype())?;
-    let statistics = statistics(&context, sizes.rows, x.dtype())?;
-    let call = Call { sizes, x: x.tensor().clone(), mean: statistics.0, rstd: statistics.1, weight, matrix };
+    let call = Call {
+        sizes,
+        x: x.tensor().clone(),
+        mean: context.empty([sizes.rows], x.dtype().exact())?,
+        rstd: context.empty([sizes.rows], x.dtype().exact())?,
+        weight: weight.map(|weight| weight.tensor().clone()),
+        matrix: matrix.map(|matrix| matrix.tensor().clone()),
+    };
     context.charge("layer_norm_fwd", call.cost(2));
-    call.forward(bias.as_ref(), &y)?;
-    Ok(tape.record(&inputs, y, move |backward| {
-        let dy = backward.gradient().clone();
+    run!(y, forward(&call, bias.map(Var::tensor), &y))?;
+    let mut inputs = tape.inputs(OP);
+    let dx = inputs.add("x", x);
+    let (dweight, dbias) = (inputs.optional("weight", weight), inputs.optional("bias", bias));
+    let dmatrix = inputs.optional("matrix", matrix);
+    Ok(inputs.record(y, move |backward| {
+        let dy = backward.gradient();
         backward.context().charge("layer_norm_bwd", call.cost(3));
-        if let Some(dx) = backward.destination(0)? {
-            call.backward_input(&dy, &dx)?;
+        if let Some(dx) = backward.destination(dx)? {
+            run!(dy, backward_input(&call, dy, &dx))?;
         }
-        if call.weight.is_some() {
-            if let (Some(dw), Some(db)) = (backward.destination(1)?, backward.destination(2)?) {
-                call.backward_affine(&dy, &dw, &db)?;
+        if backward.wants(dweight) || backward.wants(dbias) {
+            // One kernel works out both sums, in one mode.
+            let (mut dw, mut db) = (backward.destination_or_scratch(dweight)?, backward.destination_or_scratch(dbias)?);
+            if dw.mode != db.mode {
+                (dw, db) = (dw.into_sum()?, db.into_sum()?);
             }
-        } else if call.matrix.is_some()
-            && let Some(dm) = backward.destination(1)?
-        {
+            let partial = backward.context().empty([2, sizes.parts(), sizes.cols], call.mean.dtype())?;
+            run!(dy, backward_affine(&call, dy, &partial, &dw, &db))?;
+        }
+        if let Some(dm) = backward.destination(dmatrix)? {
             // Only the shift and scale columns are this call's: the others start from zero.
-            if dm.mode == Accumulate::Write {
-                dm.tensor.zero()?;
-            }
-            call.backward_modulation(&dy, &dm.tensor)?;
+            run!(dy, backward_modulation(&call, dy, &dm.into_sum()?))?;
         }
         Ok(())
     }))
-}
-
-/// Mean and reciprocal standard deviation per row: `f32`, and `f64` for the oracle.
-fn statistics(context: &Context, rows: usize, dtype: DType) -> Result<(Tensor, Tensor)> {
-    let dtype = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    Ok((context.empty([rows], dtype)?, context.empty([rows], dtype)?))
 }
 
 /// One call: sizes and saved tensors.
@@ -154,60 +155,6 @@ impl Call {
             flops: 8.0 * self.x.len() as f64,
             bytes: (passes * self.x.bytes() + 2 * self.mean.bytes()) as f64,
             tensor_cores: false,
-        }
-    }
-
-    fn forward(&self, bias: Option<&Tensor>, y: &Tensor) -> Result<()> {
-        match self.x.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, self.x.dtype(), T => {
-                cpu::forward::<T>(self, bias, y);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, self.x.dtype(), T => {
-                cuda::forward::<T>(accelerator, self, bias, y)
-            }),
-        }
-    }
-
-    fn backward_input(&self, dy: &Tensor, dx: &Destination) -> Result<()> {
-        match dy.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::backward_input::<T>(self, dy, dx);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-                cuda::backward_input::<T>(accelerator, self, dy, dx)
-            }),
-        }
-    }
-
-    fn backward_affine(&self, dy: &Tensor, dw: &Destination, db: &Destination) -> Result<()> {
-        let statistics = self.mean.dtype();
-        let partial = dy.context().empty([2, self.sizes.parts(), self.sizes.cols], statistics)?;
-        match dy.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::backward_affine::<T>(self, dy, &partial, dw, db);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-                cuda::backward_affine::<T>(accelerator, self, dy, &partial, dw, db)
-            }),
-        }
-    }
-
-    fn backward_modulation(&self, dy: &Tensor, dm: &Tensor) -> Result<()> {
-        match dy.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::backward_modulation::<T>(self, dy, dm);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-                cuda::backward_modulation::<T>(accelerator, self, dy, dm)
-            }),
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use super::Law;
 use crate::ops::host::Float;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
-pub(super) fn update<T: Float + Element>(state: &Tensor, losses: &Tensor, levels: &Tensor, law: Law) {
+pub(super) fn update<T: Float>(state: &Tensor, losses: &Tensor, levels: &Tensor, law: Law) {
     let bins = state.sizes()[1];
     let (moments, rest) = state.host_mut::<T>().split_at_mut(bins);
     let (shares, ends) = rest.split_at_mut(bins);

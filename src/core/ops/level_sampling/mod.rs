@@ -22,8 +22,8 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{kernel_f32, with_host_float};
-use crate::tensor::{Backend, Context, Cost, DType, Tensor};
+use crate::ops::run;
+use crate::tensor::{Context, Cost, DType, Tensor};
 
 const OP: &str = "level_sampling";
 
@@ -75,17 +75,7 @@ pub fn update(context: &Context, state: &Tensor, losses: &Tensor, levels: &Tenso
     let bytes = 2 * state.bytes() + losses.bytes() + levels.bytes();
     let flops = 4.0 * batch as f64 + 10.0 * state.len() as f64;
     context.charge(OP, Cost { flops, bytes: bytes as f64, tensor_cores: false });
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, losses.dtype(), T => {
-            cpu::update::<T>(state, losses, levels, law);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => {
-            kernel_f32(OP, accelerator, losses.dtype())?;
-            cuda::update(accelerator, state, losses, levels, law)
-        }
-    }
+    run!(f32 losses, update(state, losses, levels, law))
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ pub fn cases() -> Vec<Case> {
         case("gelu_no_bias_m7_n9_k65", [7, 9, 65], false, Gelu, false),
         case("odd_columns_m70_n67_k66", [70, 67, 66], false, None, true),
         case("one_m1_n1_k1", [1, 1, 1], true, None, false),
+        case("split_odd_m520_n5_k7", [520, 5, 7], true, None, false),
         case("split_m600_n24_k17", [600, 24, 17], true, None, false),
         case("large_tile_fwd_m8189_n65_k3", [8189, 65, 3], false, None, false),
         case("large_tile_bwd_input_m8189_n3_k65", [8189, 3, 65], false, None, false),

@@ -1,10 +1,10 @@
 //! The linear layer on the CPU: products with bias, activation and residual applied while a row is in the cache.
 
-use super::{Activation, Call, ROWS_PER_PART, Sizes};
+use super::{Activation, BiasSum, Call, Operands, ROWS_PER_PART, Sizes};
 use crate::ops::host::product::{self, Weight};
 use crate::ops::host::{self, Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// The saved z, written piece by piece as the product finishes its rows.
 struct Pieces<T>(*mut T, usize);
@@ -27,18 +27,11 @@ pub(super) fn packed_len(Sizes { n, k, .. }: Sizes) -> usize {
 }
 
 /// Packs a weight, once for many calls.
-pub(super) fn pack<T: Float + Element>(Sizes { n, k, .. }: Sizes, weight: &Tensor, packed: &Tensor) {
+pub(super) fn pack<T: Float>(Sizes { n, k, .. }: Sizes, weight: &Tensor, packed: &Tensor) {
     product::pack_weight(packed.host_mut::<T>(), weight.host(), (n, k));
 }
 
-pub(super) fn forward<T: Float + Element>(
-    call: &Call,
-    x: &Tensor,
-    (weight, packed): (&Tensor, Option<&Tensor>),
-    bias: Option<&Tensor>,
-    residual: Option<&Tensor>,
-    y: &Tensor,
-) {
+pub(super) fn forward<T: Float>(call: &Call, &Operands { x, weight, packed, bias, residual }: &Operands, y: &Tensor) {
     let (Sizes { m, n, k }, activation) = (call.sizes, call.activation);
     let z = call.z.as_ref().map(|z| z.host_mut::<T>()).map(|z| Pieces(z.as_mut_ptr(), z.len()));
     let residual = residual.map(Tensor::host::<T>);
@@ -75,10 +68,10 @@ struct Part<'a, T> {
 }
 
 /// z becomes dz; the bias's gradient is summed within parts of fixed size, then over the parts in order.
-pub(super) fn activation_backward<T: Float + Element>(call: &Call, dy: &Tensor, db: Option<(&Tensor, &Destination)>) {
+pub(super) fn activation_backward<T: Float>(call: &Call, dy: &Tensor, bias: Option<&BiasSum>) {
     let (n, activation) = (call.sizes.n, call.activation);
     let mut dz = call.z.as_ref().map(|z| z.host_mut::<T>().chunks_mut(ROWS_PER_PART * n));
-    let mut sums = db.map(|(partial, _)| partial.host_mut::<T>().chunks_mut(n));
+    let mut sums = bias.map(|bias| bias.partial.host_mut::<T>().chunks_mut(n));
     let rows = dy.host::<T>().chunks(ROWS_PER_PART * n.max(1));
     let mut parts: Vec<Part<T>> = rows
         .map(|dy| Part { dz: dz.as_mut().and_then(Iterator::next), dy, sum: sums.as_mut().and_then(Iterator::next) })
@@ -108,8 +101,8 @@ pub(super) fn activation_backward<T: Float + Element>(call: &Call, dy: &Tensor, 
     if let Some(z) = &call.z {
         z.round_declared();
     }
-    if let Some((partial, destination)) = db {
-        vector::column_sums(destination.tensor.host_mut::<T>(), partial.host::<T>(), destination.mode);
+    if let Some(BiasSum { to, partial }) = bias {
+        vector::column_sums(to.host_mut::<T>(), partial.host::<T>(), to.mode);
     }
 }
 
@@ -119,12 +112,18 @@ fn bend<T: Float>(z: &mut [T], dy: &[T], derivative: impl Fn(T) -> T) {
     vector::dispatch(|| z.iter_mut().zip(dy).for_each(|(z, &dy)| *z = dy * derivative(*z)));
 }
 
-pub(super) fn input_backward<T: Float + Element>(sizes: Sizes, dz: &Tensor, weight: &Tensor, dx: &Destination) {
+pub(super) fn input_backward<T: Float>(sizes: Sizes, dz: &Tensor, weight: &Tensor, dx: &Destination) {
     let Sizes { m, n, k } = sizes;
-    product::linear_backward_input(dx.tensor.host_mut::<T>(), dz.host(), weight.host(), (m, n, k), dx.mode);
+    product::linear_backward_input(dx.host_mut::<T>(), dz.host(), weight.host(), (m, n, k), dx.mode);
 }
 
-pub(super) fn weight_backward<T: Float + Element>(sizes: Sizes, dz: &Tensor, x: &Tensor, dw: &Destination) {
+pub(super) fn weight_backward<T: Float>(
+    sizes: Sizes,
+    _partial: Option<&Tensor>,
+    dz: &Tensor,
+    x: &Tensor,
+    dw: &Destination,
+) {
     let Sizes { m, n, k } = sizes;
-    product::linear_backward_weight(dw.tensor.host_mut::<T>(), dz.host(), x.host(), (m, n, k), dw.mode);
+    product::linear_backward_weight(dw.host_mut::<T>(), dz.host(), x.host(), (m, n, k), dw.mode);
 }

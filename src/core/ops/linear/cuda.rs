@@ -1,28 +1,26 @@
 //! The linear layer on accelerators: the launches.
 
-use super::{Call, ROWS_PER_PART, Sizes};
+use super::{BiasSum, Call, Operands, ROWS_PER_PART, Sizes};
 use crate::device::launches::{
     LinearBwdActivation, LinearBwdBiasFinal, LinearBwdInputLarge, LinearBwdInputSmall, LinearBwdWeightLarge,
     LinearBwdWeightSmall, LinearBwdWeightSum, LinearFwdLarge, LinearFwdSmall,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::ops::tile::{Split, Tile, launch_tile, optional, optional_mut};
+use crate::ops::tile::{Split, Tile, launch_tile};
+use crate::ops::{Stored, optional, optional_mut};
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// How the weight's gradient is cut.
 pub(super) fn split(sizes: Sizes) -> Split {
     Split::of(sizes.m, [sizes.n, sizes.k])
 }
 
-pub(super) fn forward<T: KernelFloat + Element>(
+pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    residual: Option<&Tensor>,
+    operands: &Operands,
     y: &Tensor,
 ) -> Result<()> {
     let Sizes { m, n, k } = call.sizes;
@@ -33,10 +31,10 @@ pub(super) fn forward<T: KernelFloat + Element>(
     launch_tile!(tile, LinearFwdLarge, LinearFwdSmall, T, accelerator, tile.config::<T>([m, n], 1), {
         y: y.slice_mut(),
         z: optional_mut(call.z.as_ref()),
-        x: x.slice(),
-        weight: weight.slice(),
-        bias: optional(bias),
-        residual: optional(residual),
+        x: operands.x.slice(),
+        weight: operands.weight.slice(),
+        bias: optional(operands.bias),
+        residual: optional(operands.residual),
         m: m as u32,
         n: n as u32,
         k: k as u32,
@@ -44,18 +42,18 @@ pub(super) fn forward<T: KernelFloat + Element>(
     })
 }
 
-pub(super) fn activation_backward<T: KernelFloat + Element>(
+pub(super) fn activation_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
-    db: Option<(&Tensor, &Destination)>,
+    bias: Option<&BiasSum>,
 ) -> Result<()> {
     let Sizes { m, n, .. } = call.sizes;
     if m * n > 0 {
         let columns = 32 * 16 / size_of::<T>();
         LinearBwdActivation::<T> {
             dz: optional_mut(call.z.as_ref()),
-            partial: optional_mut(db.map(|(partial, _)| partial)),
+            partial: optional_mut(bias.map(|bias| &bias.partial)),
             dy: dy.slice(),
             rows: m as u32,
             cols: n as u32,
@@ -71,18 +69,18 @@ pub(super) fn activation_backward<T: KernelFloat + Element>(
             },
         )?;
     }
-    let Some((partial, destination)) = db.filter(|_| n > 0) else { return Ok(()) };
+    let Some(BiasSum { to, partial }) = bias.filter(|_| n > 0) else { return Ok(()) };
     LinearBwdBiasFinal {
-        db: destination.tensor.slice_mut(),
+        db: to.slice_mut(),
         partial: partial.slice(),
         parts: call.sizes.parts() as u32,
         cols: n as u32,
-        accumulate: destination.mode.flag(),
+        accumulate: to.mode.flag(),
     }
     .launch(accelerator, LaunchConfig::linear(n.div_ceil(32) as u32, 256))
 }
 
-pub(super) fn input_backward<T: KernelFloat + Element>(
+pub(super) fn input_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     dz: &Tensor,
@@ -95,7 +93,7 @@ pub(super) fn input_backward<T: KernelFloat + Element>(
     }
     let tile = Tile::of([m, k]);
     launch_tile!(tile, LinearBwdInputLarge, LinearBwdInputSmall, T, accelerator, tile.config::<T>([m, k], 1), {
-        dx: dx.tensor.slice_mut(),
+        dx: dx.slice_mut(),
         dz: dz.slice(),
         weight: weight.slice(),
         m: m as u32,
@@ -105,10 +103,9 @@ pub(super) fn input_backward<T: KernelFloat + Element>(
     })
 }
 
-pub(super) fn weight_backward<T: KernelFloat + Element>(
+pub(super) fn weight_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
-    split: Split,
     partial: Option<&Tensor>,
     dz: &Tensor,
     x: &Tensor,
@@ -118,9 +115,10 @@ pub(super) fn weight_backward<T: KernelFloat + Element>(
     if n * k == 0 {
         return Ok(());
     }
+    let split = split(sizes);
     let config = split.config::<T>([n, k]);
     launch_tile!(split.tile, LinearBwdWeightLarge, LinearBwdWeightSmall, T, accelerator, config, {
-        dw: partial.unwrap_or(&dw.tensor).slice_mut(),
+        dw: partial.map_or_else(|| dw.slice_mut(), Tensor::slice_mut),
         dz: dz.slice(),
         x: x.slice(),
         m: m as u32,
@@ -131,7 +129,7 @@ pub(super) fn weight_backward<T: KernelFloat + Element>(
     })?;
     let Some(partial) = partial else { return Ok(()) };
     LinearBwdWeightSum {
-        dw: dw.tensor.slice_mut(),
+        dw: dw.slice_mut(),
         partial: partial.slice(),
         splits: split.count as u32,
         len: (n * k) as u32,

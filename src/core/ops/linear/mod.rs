@@ -14,10 +14,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::elementwise::add_into;
-use crate::ops::{with_host_float, with_kernel_float};
-use crate::tape::{Accumulate, Backward, Destination, Tape, Var};
-use crate::tensor::{Backend, Context, Cost, DType, Device, Shape, Tensor};
+use crate::ops::{run, with_host_float};
+use crate::tape::{Backward, Destination, Input, Tape, Var};
+use crate::tensor::{Cost, DType, Device, Shape, Tensor};
 
 const OP: &str = "linear";
 
@@ -84,7 +83,7 @@ pub fn linear(
             format!("x {} {} and weight {} {} do not fit", x.shape(), x.dtype(), weight.shape(), weight.dtype()),
         ));
     }
-    let exact = exact_dtype(x.dtype());
+    let exact = x.dtype().exact();
     if let Some(bias) = bias.filter(|bias| bias.sizes() != [n] || bias.dtype() != exact) {
         return Err(Error::shape(OP, format!("bias {} {} where [{n}] {exact} is needed", bias.shape(), bias.dtype())));
     }
@@ -96,23 +95,16 @@ pub fn linear(
         ));
     }
     let sizes = Sizes { m: x.shape().rows(), n, k };
-    let mut inputs = vec![x, weight];
-    inputs.extend(bias);
-    inputs.extend(residual);
     let y = context.empty(shape, x.dtype())?;
-    let bends =
-        activation != Activation::None && inputs[..2 + bias.iter().len()].iter().any(|var| var.needs_gradient());
-    let z = if bends { Some(context.empty(shape, x.dtype())?) } else { None };
+    let bent = [Some(x), Some(weight), bias].into_iter().flatten().any(Var::needs_gradient);
+    let bends = activation != Activation::None && bent;
     let call = Call {
         sizes,
         activation,
-        z,
+        z: bends.then(|| context.empty(shape, x.dtype())).transpose()?,
         x: weight.needs_gradient().then(|| x.tensor().clone()),
         weight: x.needs_gradient().then(|| weight.tensor().clone()),
-        bias: bias.map(|_| 2),
-        residual: residual.map(|_| inputs.len() - 1),
     };
-    context.charge("linear_fwd", call.forward_cost(x.dtype()));
     let packed = match x.dtype() {
         DType::F32 | DType::F64 => {
             tape.prepared(weight.tensor(), OP, cpu::packed_len(sizes), move |weight, packed| {
@@ -124,14 +116,23 @@ pub fn linear(
         }
         _ => None,
     };
-    let weight = (weight.tensor(), packed.as_ref());
-    call.forward(x.tensor(), weight, bias.map(Var::tensor), residual.map(Var::tensor), &y)?;
-    Ok(tape.record(&inputs, y, move |backward| call.backward(backward)))
-}
-
-/// Of biases and sums: `f32`, and `f64` in oracle runs.
-fn exact_dtype(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+    let operands = Operands {
+        x: x.tensor(),
+        weight: weight.tensor(),
+        packed: packed.as_ref(),
+        bias: bias.map(Var::tensor),
+        residual: residual.map(Var::tensor),
+    };
+    context.charge("linear_fwd", call.forward_cost(&operands));
+    run!(y, forward(&call, &operands, &y))?;
+    let mut inputs = tape.inputs(OP);
+    let to = To {
+        x: inputs.add("x", x),
+        weight: inputs.add("weight", weight),
+        bias: inputs.optional("bias", bias),
+        residual: inputs.optional("residual", residual),
+    };
+    Ok(inputs.record(y, move |backward| call.backward(backward, to)))
 }
 
 /// `shape` with another innermost size.
@@ -143,119 +144,90 @@ fn with_last(shape: Shape, last: usize) -> Shape {
     Shape::new(&sizes)
 }
 
-/// One call: sizes, what backward reads, and the places of the optional inputs.
+/// The inputs.
+#[derive(Clone, Copy)]
+struct To {
+    x: Input,
+    weight: Input,
+    bias: Input,
+    residual: Input,
+}
+
+/// What a forward reads.
+struct Operands<'a> {
+    x: &'a Tensor,
+    weight: &'a Tensor,
+    /// The weight in the form of [`cpu::pack`], where somebody keeps it.
+    packed: Option<&'a Tensor>,
+    bias: Option<&'a Tensor>,
+    residual: Option<&'a Tensor>,
+}
+
+/// Where the bias's gradient goes, and scratch for the sums of parts `[parts, n]`.
+struct BiasSum {
+    to: Destination,
+    partial: Tensor,
+}
+
+/// One call: sizes, and what backward reads.
 struct Call {
     sizes: Sizes,
     activation: Activation,
     z: Option<Tensor>,
     x: Option<Tensor>,
     weight: Option<Tensor>,
-    bias: Option<usize>,
-    residual: Option<usize>,
 }
 
 impl Call {
-    fn forward_cost(&self, dtype: DType) -> Cost {
-        let Sizes { m, n, k } = self.sizes;
+    fn forward_cost(&self, operands: &Operands) -> Cost {
+        let (Sizes { m, n, k }, dtype) = (self.sizes, operands.x.dtype());
         let mut cost = Cost::product(m, n, k, dtype.size());
-        let rows = (self.z.is_some() as usize + self.residual.is_some() as usize) * m * n * dtype.size();
-        cost += Cost::memory(rows + self.bias.map_or(0, |_| n * exact_dtype(dtype).size()));
+        let rows = (self.z.is_some() as usize + operands.residual.is_some() as usize) * m * n * dtype.size();
+        cost += Cost::memory(rows + operands.bias.map_or(0, |_| n * dtype.exact().size()));
         cost
     }
 
-    fn forward(
-        &self,
-        x: &Tensor,
-        weight: (&Tensor, Option<&Tensor>),
-        bias: Option<&Tensor>,
-        residual: Option<&Tensor>,
-        y: &Tensor,
-    ) -> Result<()> {
-        match y.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
-                cpu::forward::<T>(self, x, weight, bias, residual, y);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
-                cuda::forward::<T>(accelerator, self, x, weight.0, bias, residual, y)
-            }),
-        }
-    }
-
-    fn backward(self, backward: &mut Backward) -> Result<()> {
-        let dy = backward.gradient().clone();
-        let context = backward.context().clone();
+    fn backward(self, backward: &Backward, to: To) -> Result<()> {
+        let (context, dy) = (backward.context(), backward.gradient());
         let Sizes { m, n, k } = self.sizes;
-        if let Some(residual) = self.residual {
-            backward.pass(residual, add_into)?;
-        }
-        let db = match self.bias {
-            Some(bias) => backward.destination(bias)?,
-            None => None,
-        };
+        backward.pass(to.residual)?;
+        let db = backward.destination(to.bias)?;
         if self.z.is_some() || db.is_some() {
             let reads = 1 + 2 * self.z.is_some() as usize;
             context.charge("linear_bwd_activation", Cost::memory(reads * dy.bytes()));
-            self.activation_backward(&context, &dy, db.as_ref())?;
+            self.activation_backward(dy, db)?;
         }
-        let dz = self.z.as_ref().unwrap_or(&dy);
-        if let (Some(weight), Some(dx)) = (&self.weight, backward.destination(0)?) {
+        let dz = self.z.as_ref().unwrap_or(dy);
+        if let (Some(weight), Some(dx)) = (&self.weight, backward.destination(to.x)?) {
             context.charge("linear_bwd_input", Cost::product(m, k, n, dy.dtype().size()));
-            self.input_backward(dz, weight, &dx)?;
+            run!(dz, input_backward(self.sizes, dz, weight, &dx))?;
         }
-        if let (Some(x), Some(dw)) = (&self.x, backward.destination(1)?) {
+        if let (Some(x), Some(dw)) = (&self.x, backward.destination(to.weight)?) {
             context.charge("linear_bwd_weight", Cost::product(n, k, m, dy.dtype().size()));
-            self.weight_backward(&context, dz, x, &dw)?;
+            self.weight_backward(dz, x, &dw)?;
         }
         Ok(())
     }
 
     /// Turns `z` into dz and sums the bias's gradient, in one pass.
-    fn activation_backward(&self, context: &Context, dy: &Tensor, db: Option<&Destination>) -> Result<()> {
-        let partial = match db {
-            Some(_) => Some(context.empty([self.sizes.parts(), self.sizes.n], exact_dtype(dy.dtype()))?),
-            None => None,
-        };
-        match context.backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::activation_backward::<T>(self, dy, partial.as_ref().zip(db));
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-                cuda::activation_backward::<T>(accelerator, self, dy, partial.as_ref().zip(db))
-            }),
-        }
+    fn activation_backward(&self, dy: &Tensor, db: Option<Destination>) -> Result<()> {
+        let shape = [self.sizes.parts(), self.sizes.n];
+        let partial = |to| Ok(BiasSum { to, partial: dy.context().empty(shape, dy.dtype().exact())? });
+        let bias = db.map(partial).transpose()?;
+        run!(dy, activation_backward(self, dy, bias.as_ref()))
     }
 
-    fn input_backward(&self, dz: &Tensor, weight: &Tensor, dx: &Destination) -> Result<()> {
-        match dz.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dz.dtype(), T => {
-                cpu::input_backward::<T>(self.sizes, dz, weight, dx);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dz.dtype(), T => {
-                cuda::input_backward::<T>(accelerator, self.sizes, dz, weight, dx)
-            }),
-        }
-    }
-
-    fn weight_backward(&self, context: &Context, dz: &Tensor, x: &Tensor, dw: &Destination) -> Result<()> {
-        if dw.tensor.dtype() != exact_dtype(dz.dtype()) {
+    fn weight_backward(&self, dz: &Tensor, x: &Tensor, dw: &Destination) -> Result<()> {
+        if dw.dtype() != dz.dtype().exact() {
             return Err(Error::shape(
                 OP,
-                format!(
-                    "a weight's gradient in {}: make the weight a parameter with an f32 gradient",
-                    dw.tensor.dtype()
-                ),
+                format!("a weight's gradient in {}: make the weight a parameter with an f32 gradient", dw.dtype()),
             ));
         }
         if self.sizes.m == 0 {
-            return if dw.mode == Accumulate::Write { dw.tensor.zero() } else { Ok(()) };
+            return dw.put_zero();
         }
-        let split = cuda::split(self.sizes);
+        let (context, split) = (dz.context(), cuda::split(self.sizes));
         // Only kernels cut this sum; the CPU's runs over m at once.
         let partial = match context.device() {
             Device::Accelerator(_) if split.count > 1 => {
@@ -263,15 +235,6 @@ impl Call {
             }
             _ => None,
         };
-        match context.backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dz.dtype(), T => {
-                cpu::weight_backward::<T>(self.sizes, dz, x, dw);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dz.dtype(), T => {
-                cuda::weight_backward::<T>(accelerator, self.sizes, split, partial.as_ref(), dz, x, dw)
-            }),
-        }
+        run!(dz, weight_backward(self.sizes, partial.as_ref(), dz, x, dw))
     }
 }

@@ -11,7 +11,7 @@ use crate::ops::host::cached_product::{PAD, Product};
 use crate::ops::host::parallel::{self, Shared};
 use crate::ops::host::vector;
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Tokens that are worked on at a time.
 const BLOCK: usize = 32;
@@ -158,13 +158,31 @@ fn group(sizes: Sizes, columns: usize) -> usize {
     heads.min((sizes.batch * sizes.heads / (2 * parallel::threads())).max(1))
 }
 
-/// `c (+)= a b` of padded rows, `a` transposed (its rows are the steps) or not.
+/// The left matrix of a product: `rows` of `depth` elements, or transposed, its rows being the steps of the sum.
+#[derive(Clone, Copy)]
+struct Left<'a, T> {
+    values: &'a [T],
+    transposed: bool,
+    rows: usize,
+    depth: usize,
+}
+
+impl<'a, T> Left<'a, T> {
+    fn rows(values: &'a [T], rows: usize, depth: usize) -> Self {
+        Self { values, transposed: false, rows, depth }
+    }
+
+    fn transposed(values: &'a [T], rows: usize, depth: usize) -> Self {
+        Self { values, transposed: true, rows, depth }
+    }
+}
+
+/// `c (+)= a b` of padded rows.
 #[inline(always)]
 fn product<T: Float, S: Simd>(
     simd: S,
     padded: usize,
-    (rows, depth): (usize, usize),
-    (a, transposed): (&[T], bool),
+    Left { values: a, transposed, rows, depth }: Left<T>,
     b: &[T],
     c: &mut [T],
     add: bool,
@@ -217,7 +235,7 @@ impl<T: Float> WithSimd for Forward<'_, T> {
             let to_heads = states.chunks_exact_mut(padded * padded).zip(sums.chunks_exact_mut(padded));
             for ((features, values), (state, z)) in of_heads.zip(to_heads).take(heads) {
                 add_rows(z, &features[..block.1 * padded]);
-                product(simd, padded, (dim, block.1), (features, true), values, state, block.0 > 0);
+                product(simd, padded, Left::transposed(features, dim, block.1), values, state, block.0 > 0);
             }
         }
         for block in task.blocks() {
@@ -225,7 +243,7 @@ impl<T: Float> WithSimd for Forward<'_, T> {
             let of_heads = features.chunks_exact(size).zip(values.chunks_exact_mut(size));
             let states = states.chunks_exact(padded * padded).zip(sums.chunks_exact(padded));
             for ((features, result), (state, z)) in of_heads.zip(states).take(heads) {
-                product(simd, padded, (block.1, dim), (features, false), state, result, false);
+                product(simd, padded, Left::rows(features, block.1, dim), state, result, false);
                 let rows = result.chunks_exact_mut(padded).zip(features.chunks_exact(padded));
                 for (row, features) in rows.take(block.1) {
                     let inverse = T::ONE / dot(features, z);
@@ -237,7 +255,7 @@ impl<T: Float> WithSimd for Forward<'_, T> {
     }
 }
 
-pub(super) fn forward<T: Float + Element>(call: &Call, out: &Tensor) {
+pub(super) fn forward<T: Float>(call: &Call, out: &Tensor) {
     let sizes = call.sizes;
     let (qkv, out) = (call.qkv.host::<T>(), Shared::new(out.host_mut::<T>()));
     let (group, padded) = (group(sizes, COLUMNS), sizes.dim.next_multiple_of(PAD));
@@ -283,7 +301,7 @@ impl<T: Float> WithSimd for Backward<'_, T> {
                 let (features, values) = (&features[head * size..][..size], &values[head * size..]);
                 add_rows(&mut z[head * padded..][..padded], &features[..block.1 * padded]);
                 let to = &mut transposed[head * square..];
-                product(simd, padded, (dim, block.1), (values, true), features, to, block.0 > 0);
+                product(simd, padded, Left::transposed(values, dim, block.1), features, to, block.0 > 0);
             }
         }
         for block in task.blocks() {
@@ -293,7 +311,7 @@ impl<T: Float> WithSimd for Backward<'_, T> {
                 let (features, dout) = (&mut features[head * size..][..size], &values[head * size..][..size]);
                 let (z, dz) = (&z[head * padded..][..padded], &mut dz[head * padded..][..padded]);
                 let result = &mut results[head * size..][..size];
-                product(simd, padded, (block.1, dim), (dout, false), &transposed[head * square..], result, false);
+                product(simd, padded, Left::rows(dout, block.1, dim), &transposed[head * square..], result, false);
                 let rows = features.chunks_exact_mut(padded).zip(result.chunks_exact_mut(padded));
                 for (features, u) in rows.take(block.1) {
                     let inverse = T::ONE / dot(features, z);
@@ -306,7 +324,7 @@ impl<T: Float> WithSimd for Backward<'_, T> {
                     }
                 }
                 let to = &mut states[head * square..];
-                product(simd, padded, (dim, block.1), (features, true), dout, to, block.0 > 0);
+                product(simd, padded, Left::transposed(features, dim, block.1), dout, to, block.0 > 0);
             }
             task.store(dqkv, results, (task.q, width), block, add);
         }
@@ -321,7 +339,7 @@ impl<T: Float> WithSimd for Backward<'_, T> {
             for head in 0..heads {
                 let (features, values) = (&features[head * size..][..size], &mut values[head * size..][..size]);
                 let (dz, result) = (&dz[head * padded..][..padded], &mut results[head * size..][..size]);
-                product(simd, padded, (block.1, dim), (values, false), &transposed[head * square..], result, false);
+                product(simd, padded, Left::rows(values, block.1, dim), &transposed[head * square..], result, false);
                 let rows = result.chunks_exact_mut(padded).zip(features.chunks_exact(padded));
                 for (row, features) in rows.take(block.1) {
                     for ((x, &dz), &g) in row.iter_mut().zip(dz).zip(features) {
@@ -329,7 +347,7 @@ impl<T: Float> WithSimd for Backward<'_, T> {
                     }
                 }
                 // The values have been used: dv takes their place.
-                product(simd, padded, (block.1, dim), (features, false), &states[head * square..], values, false);
+                product(simd, padded, Left::rows(features, block.1, dim), &states[head * square..], values, false);
             }
             task.store(dqkv, results, (task.k, width), block, add);
             task.store(dqkv, values, (task.v, width), block, add);
@@ -337,10 +355,10 @@ impl<T: Float> WithSimd for Backward<'_, T> {
     }
 }
 
-pub(super) fn backward<T: Float + Element>(call: &Call, dout: &Tensor, to: &Destination) {
+pub(super) fn backward<T: Float>(call: &Call, dout: &Tensor, to: &Destination) {
     let sizes = call.sizes;
     let (qkv, dout) = (call.qkv.host::<T>(), dout.host::<T>());
-    let dqkv = Shared::new(to.tensor.host_mut::<T>());
+    let dqkv = Shared::new(to.host_mut::<T>());
     let add = to.mode == Accumulate::Add;
     let columns = COLUMNS.min(KEPT / (2 * sizes.tokens));
     let (group, padded) = (group(sizes, columns), sizes.dim.next_multiple_of(PAD));

@@ -4,10 +4,11 @@ use super::{Call, OP, Sizes};
 use crate::device::launches::{
     LinearAttentionBwdNarrow, LinearAttentionBwdWide, LinearAttentionFwdNarrow, LinearAttentionFwdWide,
 };
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::{Error, Result};
+use crate::ops::Stored;
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// The largest head dimension whose state fits a thread's registers and a block's shared memory.
 const MAX_DIM: usize = 128;
@@ -71,22 +72,18 @@ macro_rules! launch {
     }};
 }
 
-pub(super) fn forward<T: KernelFloat + Element>(
-    accelerator: &dyn Accelerator,
-    call: &Call,
-    out: &Tensor,
-) -> Result<()> {
+pub(super) fn forward<T: Stored>(accelerator: &dyn Accelerator, call: &Call, out: &Tensor) -> Result<()> {
     launch!(LinearAttentionFwdNarrow, LinearAttentionFwdWide, accelerator, call, { y: out.slice_mut() })
 }
 
-pub(super) fn backward<T: KernelFloat + Element>(
+pub(super) fn backward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dout: &Tensor,
     to: &Destination,
 ) -> Result<()> {
     launch!(LinearAttentionBwdNarrow, LinearAttentionBwdWide, accelerator, call, {
-        dqkv: to.tensor.slice_mut(),
+        dqkv: to.slice_mut(),
         dy: dout.slice(),
         accumulate: to.mode.flag(),
     })

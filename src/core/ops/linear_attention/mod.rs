@@ -17,9 +17,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{with_host_float, with_kernel_float};
+use crate::ops::run;
 use crate::tape::{Destination, Tape, Var};
-use crate::tensor::{Backend, Cost, Tensor};
+use crate::tensor::{Cost, Tensor};
 
 const OP: &str = "linear_attention";
 
@@ -77,8 +77,10 @@ pub fn linear_attention(tape: &Tape, qkv: &Var, num_heads: usize) -> Result<Var>
     let call = Call { sizes, qkv: qkv.tensor().clone() };
     context.charge("linear_attention_fwd", call.cost(2, call.qkv.bytes() + out.bytes()));
     call.forward(&out)?;
-    Ok(tape.record(&[qkv], out, move |backward| {
-        let Some(destination) = backward.destination(0)? else { return Ok(()) };
+    let mut inputs = tape.inputs(OP);
+    let dqkv = inputs.add("qkv", qkv);
+    Ok(inputs.record(out, move |backward| {
+        let Some(destination) = backward.destination(dqkv)? else { return Ok(()) };
         let dout = backward.gradient();
         backward.context().charge("linear_attention_bwd", call.cost(5, 2 * call.qkv.bytes() + dout.bytes()));
         call.backward(dout, &destination)
@@ -101,31 +103,13 @@ impl Call {
         if self.qkv.is_empty() {
             return Ok(());
         }
-        match out.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, out.dtype(), T => {
-                cpu::forward::<T>(self, out);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, out.dtype(), T => {
-                cuda::forward::<T>(accelerator, self, out)
-            }),
-        }
+        run!(out, forward(self, out))
     }
 
     fn backward(&self, dout: &Tensor, to: &Destination) -> Result<()> {
         if self.qkv.is_empty() {
             return Ok(());
         }
-        match dout.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dout.dtype(), T => {
-                cpu::backward::<T>(self, dout, to);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dout.dtype(), T => {
-                cuda::backward::<T>(accelerator, self, dout, to)
-            }),
-        }
+        run!(dout, backward(self, dout, to))
     }
 }

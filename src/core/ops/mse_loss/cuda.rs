@@ -2,9 +2,9 @@
 
 use super::Call;
 use crate::device::launches::{MseLossBwd, MseLossFwdItems, MseLossFwdMean};
-use crate::device::{Accelerator, LaunchConfig, Slice};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::ops::by_item;
+use crate::ops::{by_item, optional};
 use crate::tape::Destination;
 use crate::tensor::Tensor;
 
@@ -15,7 +15,7 @@ pub(super) fn forward(accelerator: &dyn Accelerator, call: &Call, partial: &Tens
         partial: partial.slice_mut(),
         prediction: call.prediction.slice(),
         target: call.target.slice(),
-        weight: call.weight.as_ref().map_or(Slice::none(), Tensor::slice),
+        weight: optional(call.weight.as_ref()),
         elements: call.elements as u32,
     }
     .launch(accelerator, LaunchConfig::linear(call.batch as u32, THREADS))?;
@@ -30,11 +30,11 @@ pub(super) fn backward(
     destination: &Destination,
 ) -> Result<()> {
     MseLossBwd {
-        dprediction: destination.tensor.slice_mut(),
+        dprediction: destination.slice_mut(),
         dloss: dloss.slice(),
         prediction: call.prediction.slice(),
         target: call.target.slice(),
-        weight: call.weight.as_ref().map_or(Slice::none(), Tensor::slice),
+        weight: optional(call.weight.as_ref()),
         batch: call.batch as u32,
         elements: call.elements as u32,
         scale: call.scale,

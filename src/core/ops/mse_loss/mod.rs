@@ -11,9 +11,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{kernel_f32, with_host_float};
-use crate::tape::{Destination, Tape, Var};
-use crate::tensor::{Backend, Cost, Tensor};
+use crate::ops::run;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Cost, Tensor};
 
 const OP: &str = "mse_loss";
 
@@ -60,14 +60,14 @@ pub fn mse_loss(
     let loss = context.empty([1], prediction.dtype())?;
     let partial = context.empty([batch], prediction.dtype())?;
     context.charge("mse_loss_fwd", call.cost(2));
-    call.forward(&partial, &loss)?;
-    let loss = tape.record(&[prediction], loss, move |backward| {
-        let dloss = backward.gradient().clone();
+    run!(f32 loss, forward(&call, &partial, &loss))?;
+    let mut inputs = tape.inputs(OP);
+    let dprediction = inputs.add("prediction", prediction);
+    let loss = inputs.record(loss, move |backward| {
+        let dloss = backward.gradient();
         backward.context().charge("mse_loss_bwd", call.cost(3));
-        match backward.destination(0)? {
-            Some(destination) => call.backward(&dloss, &destination),
-            None => Ok(()),
-        }
+        let Some(destination) = backward.destination(dprediction)? else { return Ok(()) };
+        run!(f32 dloss, backward(&call, dloss, &destination))
     });
     Ok((loss, partial))
 }
@@ -92,31 +92,6 @@ impl Call {
             bytes: (passes * self.prediction.bytes() + weight + (2 * self.batch + 1) * self.prediction.dtype().size())
                 as f64,
             tensor_cores: false,
-        }
-    }
-
-    fn forward(&self, partial: &Tensor, loss: &Tensor) -> Result<()> {
-        match loss.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, loss.dtype(), T => {
-                cpu::forward::<T>(self, partial, loss);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => {
-                kernel_f32(OP, accelerator, loss.dtype())?;
-                cuda::forward(accelerator, self, partial, loss)
-            }
-        }
-    }
-
-    fn backward(&self, dloss: &Tensor, destination: &Destination) -> Result<()> {
-        match dloss.context().backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dloss.dtype(), T => {
-                cpu::backward::<T>(self, dloss, destination);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => cuda::backward(accelerator, self, dloss, destination),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::ops::control::Control;
 use crate::ops::host::normal::{fill_normal_as, normal4};
 use crate::ops::host::{Float, parallel, vector};
 use crate::rng::{Philox, Purpose};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// 2⁻²⁴: the uniform numbers' own range; a saturated sigmoid would leave it.
 const TIME_MARGIN: f32 = 0.5 / (1 << 23) as f32;
@@ -19,7 +19,7 @@ struct Level<T> {
 }
 
 /// A time in (0, 1), and under [`Draw::Adaptive`] its bin and the bin's probability.
-fn draw_time<T: Float + Element>(draw: &Draw, philox: Philox, item: u32, step: u32) -> (f32, Option<(usize, T)>) {
+fn draw_time<T: Float>(draw: &Draw, philox: Philox, item: u32, step: u32) -> (f32, Option<(usize, T)>) {
     let uniform = || philox.uniform4(0, item, step, Purpose::Timestep)[0];
     match draw {
         Draw::Uniform => (uniform(), None),
@@ -40,13 +40,7 @@ fn draw_time<T: Float + Element>(draw: &Draw, philox: Philox, item: u32, step: u
     }
 }
 
-pub(super) fn forward<T: Float + Element>(
-    x0: &Tensor,
-    labels: &Tensor,
-    control: &Tensor,
-    config: &NoiseStep,
-    noised: &Noised,
-) {
+pub(super) fn forward<T: Float>(x0: &Tensor, labels: &Tensor, control: &Tensor, config: &NoiseStep, noised: &Noised) {
     let control = Control::from_words(control.host());
     let philox = Philox::new(config.seed);
     let item = |b: usize| control.first_item.wrapping_add(b as u32);

@@ -14,8 +14,8 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{control, kernel_f32, level_sampling, with_host_float};
-use crate::tensor::{Backend, Context, Cost, DType, Tensor};
+use crate::ops::{control, level_sampling, run};
+use crate::tensor::{Context, Cost, DType, Tensor};
 
 const OP: &str = "noise_step";
 
@@ -147,17 +147,7 @@ pub fn noise_step(
     // Each item reads one level; four elements take a Philox call and two Box-Muller pairs, about 150 operations.
     let bytes = 3 * x0.bytes() + 4 * noised.time.bytes() + 2 * labels.bytes() + control.bytes();
     context.charge(OP, Cost { flops: 40.0 * x0.len() as f64, bytes: bytes as f64, tensor_cores: false });
-    match context.backend() {
-        Backend::Plan => {}
-        Backend::Cpu => with_host_float!(OP, x0.dtype(), T => {
-            cpu::forward::<T>(x0, labels, control, config, &noised);
-            Ok(())
-        })?,
-        Backend::Accelerator(accelerator) => {
-            kernel_f32(OP, accelerator, x0.dtype())?;
-            cuda::forward(accelerator, x0, labels, control, config, &noised)?;
-        }
-    }
+    run!(f32 x0, forward(x0, labels, control, config, &noised))?;
     Ok(noised)
 }
 

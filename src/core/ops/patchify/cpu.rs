@@ -2,11 +2,11 @@
 
 use super::Sizes;
 use crate::ops::host::{Float, parallel};
-use crate::tape::Accumulate;
-use crate::tensor::{Element, Tensor};
+use crate::tape::{Accumulate, Destination};
+use crate::tensor::Tensor;
 
-pub(super) fn to_tokens<T: Float + Element>(sizes: Sizes, image: &Tensor, tokens: &Tensor, mode: Accumulate) {
-    let image = image.host::<T>();
+pub(super) fn to_tokens<T: Float>(sizes: Sizes, image: &Tensor, tokens: &Destination) {
+    let (image, mode) = (image.host::<T>(), tokens.mode);
     parallel::for_rows(tokens.host_mut::<T>(), sizes.length() * sizes.vector(), |b, tokens| {
         if mode == Accumulate::Write {
             tokens[..sizes.skip * sizes.vector()].fill(T::ZERO);
@@ -18,8 +18,8 @@ pub(super) fn to_tokens<T: Float + Element>(sizes: Sizes, image: &Tensor, tokens
     });
 }
 
-pub(super) fn to_image<T: Float + Element>(sizes: Sizes, tokens: &Tensor, image: &Tensor, mode: Accumulate) {
-    let tokens = tokens.host::<T>();
+pub(super) fn to_image<T: Float>(sizes: Sizes, tokens: &Tensor, image: &Destination) {
+    let (tokens, mode) = (tokens.host::<T>(), image.mode);
     parallel::for_rows(image.host_mut::<T>(), sizes.image_len(), |b, image| {
         let tokens = &tokens[b * sizes.length() * sizes.vector()..][..sizes.length() * sizes.vector()];
         for (e, pixel) in image.iter_mut().enumerate() {

@@ -2,19 +2,19 @@
 
 use super::Sizes;
 use crate::device::launches::{PatchifyToImage, PatchifyToTokens};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::tape::Accumulate;
-use crate::tensor::{Element, Tensor};
+use crate::ops::Stored;
+use crate::tape::Destination;
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 
-pub(super) fn to_tokens<T: KernelFloat + Element>(
+pub(super) fn to_tokens<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     image: &Tensor,
-    tokens: &Tensor,
-    mode: Accumulate,
+    tokens: &Destination,
 ) -> Result<()> {
     PatchifyToTokens::<T> {
         tokens: tokens.slice_mut(),
@@ -25,17 +25,16 @@ pub(super) fn to_tokens<T: KernelFloat + Element>(
         channels: sizes.channels as u32,
         patch: sizes.patch as u32,
         skip: sizes.skip as u32,
-        accumulate: mode.flag(),
+        accumulate: tokens.mode.flag(),
     }
     .launch(accelerator, LaunchConfig::elements(tokens.len(), THREADS))
 }
 
-pub(super) fn to_image<T: KernelFloat + Element>(
+pub(super) fn to_image<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     tokens: &Tensor,
-    image: &Tensor,
-    mode: Accumulate,
+    image: &Destination,
 ) -> Result<()> {
     PatchifyToImage::<T> {
         image: image.slice_mut(),
@@ -46,7 +45,7 @@ pub(super) fn to_image<T: KernelFloat + Element>(
         channels: sizes.channels as u32,
         patch: sizes.patch as u32,
         skip: sizes.skip as u32,
-        accumulate: mode.flag(),
+        accumulate: image.mode.flag(),
     }
     .launch(accelerator, LaunchConfig::elements(image.len(), THREADS))
 }

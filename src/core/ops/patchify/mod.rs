@@ -11,9 +11,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{with_host_float, with_kernel_float};
-use crate::tape::{Accumulate, Tape, Var};
-use crate::tensor::{Backend, Context, Cost, DType, Tensor};
+use crate::ops::run;
+use crate::tape::{Destination, Tape, Var};
+use crate::tensor::{Cost, DType};
 
 const OP: &str = "patchify";
 
@@ -75,14 +75,14 @@ pub fn patchify(tape: &Tape, x: &Var, patch: usize, dtype: DType) -> Result<Var>
     let sizes = Sizes::new(batch, [height, width, channels], patch, 0)?;
     let y = x.context().empty([batch, sizes.length(), sizes.vector()], dtype)?;
     x.context().charge("patchify_fwd", sizes.cost(dtype));
-    to_tokens(x.context(), sizes, x.tensor(), &y, Accumulate::Write)?;
-    Ok(tape.record(&[x], y, move |backward| {
-        let dy = backward.gradient().clone();
+    run!(y, to_tokens(sizes, x.tensor(), &Destination::overwrite(&y)))?;
+    let mut inputs = tape.inputs(OP);
+    let dx = inputs.add("x", x);
+    Ok(inputs.record(y, move |backward| {
+        let dy = backward.gradient();
         backward.context().charge("patchify_bwd", sizes.cost(dtype));
-        match backward.destination(0)? {
-            Some(dx) => to_image(backward.context(), sizes, &dy, &dx.tensor, dx.mode),
-            None => Ok(()),
-        }
+        let Some(dx) = backward.destination(dx)? else { return Ok(()) };
+        run!(dy, to_image(sizes, dy, &dx))
     }))
 }
 
@@ -97,44 +97,15 @@ pub fn unpatchify(tape: &Tape, tokens: &Var, skip: usize, image: [usize; 3], pat
         return Err(Error::shape(OP, format!("tokens {} for images {image:?}, {skip} skipped", tokens.shape())));
     }
     let dtype = tokens.dtype();
-    let f32_or_oracle = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let [height, width, channels] = image;
-    let y = tokens.context().empty([sizes.batch, height, width, channels], f32_or_oracle)?;
+    let y = tokens.context().empty([sizes.batch, height, width, channels], dtype.exact())?;
     tokens.context().charge("unpatchify_fwd", sizes.cost(dtype));
-    to_image(tokens.context(), sizes, tokens.tensor(), &y, Accumulate::Write)?;
-    Ok(tape.record(&[tokens], y, move |backward| {
-        let dy = backward.gradient().clone();
+    run!(tokens, to_image(sizes, tokens.tensor(), &Destination::overwrite(&y)))?;
+    let mut inputs = tape.inputs(OP);
+    let dtokens = inputs.add("tokens", tokens);
+    Ok(inputs.record(y, move |backward| {
         backward.context().charge("unpatchify_bwd", sizes.cost(dtype));
-        match backward.destination(0)? {
-            Some(dx) => to_tokens(backward.context(), sizes, &dy, &dx.tensor, dx.mode),
-            None => Ok(()),
-        }
+        let Some(dtokens) = backward.destination(dtokens)? else { return Ok(()) };
+        run!(dtokens, to_tokens(sizes, backward.gradient(), &dtokens))
     }))
-}
-
-/// Images to tokens; skipped tokens become zero (or stay, where the rest is added).
-fn to_tokens(context: &Context, sizes: Sizes, image: &Tensor, tokens: &Tensor, mode: Accumulate) -> Result<()> {
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, tokens.dtype(), T => {
-            cpu::to_tokens::<T>(sizes, image, tokens, mode);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, tokens.dtype(), T => {
-            cuda::to_tokens::<T>(accelerator, sizes, image, tokens, mode)
-        }),
-    }
-}
-
-fn to_image(context: &Context, sizes: Sizes, tokens: &Tensor, image: &Tensor, mode: Accumulate) -> Result<()> {
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, tokens.dtype(), T => {
-            cpu::to_image::<T>(sizes, tokens, image, mode);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, tokens.dtype(), T => {
-            cuda::to_image::<T>(accelerator, sizes, tokens, image, mode)
-        }),
-    }
 }

@@ -3,7 +3,7 @@
 use super::Sizes;
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 /// Where a window's side begins and ends within `length` pixels: pixels of the image, and the first's number in the window.
 fn within(window: usize, sizes: Sizes, length: usize) -> (std::ops::Range<usize>, usize) {
@@ -13,7 +13,7 @@ fn within(window: usize, sizes: Sizes, length: usize) -> (std::ops::Range<usize>
     (from..length.min(start + sizes.window.kernel - sizes.window.padding), first)
 }
 
-pub(super) fn max<T: Float + Element>(sizes: Sizes, x: &Tensor, y: &Tensor, winners: &Tensor) {
+pub(super) fn max<T: Float>(sizes: Sizes, x: &Tensor, y: &Tensor, winners: &Tensor) {
     let Sizes { height, width, channels, rows, cols, .. } = sizes;
     let x = x.host::<T>();
     let outputs = ((y.host_mut::<T>(), channels), (winners.host_mut::<u8>(), channels));
@@ -47,7 +47,7 @@ pub(super) fn max<T: Float + Element>(sizes: Sizes, x: &Tensor, y: &Tensor, winn
     });
 }
 
-pub(super) fn max_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, winners: &Tensor, dx: &Destination) {
+pub(super) fn max_backward<T: Float>(sizes: Sizes, dy: &Tensor, winners: &Tensor, dx: &Destination) {
     let Sizes { height, width, channels, rows, cols, window, .. } = sizes;
     let (dy, winners) = (dy.host::<T>(), winners.host::<u8>());
     // The windows that hold a pixel: from the first that ends behind it to the last that begins no later.
@@ -57,7 +57,7 @@ pub(super) fn max_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, winner
         first..windows.min(at / window.stride + 1)
     };
     let mode = dx.mode;
-    parallel::for_rows(dx.tensor.host_mut::<T>(), channels, |pixel, to| {
+    parallel::for_rows(dx.host_mut::<T>(), channels, |pixel, to| {
         let (image, row, col) = (pixel / (height * width), pixel / width % height, pixel % width);
         if mode == Accumulate::Write {
             to.fill(T::ZERO);
@@ -82,7 +82,7 @@ pub(super) fn max_backward<T: Float + Element>(sizes: Sizes, dy: &Tensor, winner
     });
 }
 
-pub(super) fn average<T: Float + Element>(pixels: usize, x: &Tensor, y: &Tensor) {
+pub(super) fn average<T: Float>(pixels: usize, x: &Tensor, y: &Tensor) {
     let (x, channels) = (x.host::<T>(), y.shape().last());
     let inverse = T::ONE / T::from_f64(pixels as f64);
     let mut images: Vec<_> =
@@ -101,11 +101,11 @@ pub(super) fn average<T: Float + Element>(pixels: usize, x: &Tensor, y: &Tensor)
     });
 }
 
-pub(super) fn average_backward<T: Float + Element>(pixels: usize, dy: &Tensor, dx: &Destination) {
+pub(super) fn average_backward<T: Float>(pixels: usize, dy: &Tensor, dx: &Destination) {
     let (dy, channels) = (dy.host::<T>(), dy.shape().last());
     let inverse = T::ONE / T::from_f64(pixels as f64);
     let mode = dx.mode;
-    parallel::for_rows(dx.tensor.host_mut::<T>(), channels, |row, to| {
+    parallel::for_rows(dx.host_mut::<T>(), channels, |row, to| {
         vector::map(to, &dy[row / pixels * channels..][..channels], mode, |dy| dy * inverse);
     });
 }

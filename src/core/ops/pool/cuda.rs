@@ -2,10 +2,11 @@
 
 use super::Sizes;
 use crate::device::launches::{PoolBwdAverage, PoolBwdMax, PoolFwdAverage, PoolFwdMax};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
+use crate::ops::Stored;
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 128;
 
@@ -17,7 +18,7 @@ fn pieces<T>(channels: usize) -> usize {
     channels.div_ceil(16 / size_of::<T>())
 }
 
-pub(super) fn max<T: KernelFloat + Element>(
+pub(super) fn max<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     x: &Tensor,
@@ -42,7 +43,7 @@ pub(super) fn max<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::elements(threads, THREADS))
 }
 
-pub(super) fn max_backward<T: KernelFloat + Element>(
+pub(super) fn max_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     sizes: Sizes,
     dy: &Tensor,
@@ -51,7 +52,7 @@ pub(super) fn max_backward<T: KernelFloat + Element>(
 ) -> Result<()> {
     let threads = sizes.batch * sizes.height * sizes.width * pieces::<T>(sizes.channels);
     PoolBwdMax::<T> {
-        dx: dx.tensor.slice_mut(),
+        dx: dx.slice_mut(),
         dy: dy.slice(),
         winners: winners.slice(),
         batch: sizes.batch as u32,
@@ -68,12 +69,7 @@ pub(super) fn max_backward<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::elements(threads, THREADS))
 }
 
-pub(super) fn average<T: KernelFloat + Element>(
-    accelerator: &dyn Accelerator,
-    pixels: usize,
-    x: &Tensor,
-    y: &Tensor,
-) -> Result<()> {
+pub(super) fn average<T: Stored>(accelerator: &dyn Accelerator, pixels: usize, x: &Tensor, y: &Tensor) -> Result<()> {
     let (batch, channels) = (y.shape().rows(), y.shape().last());
     let tiles = pieces::<T>(channels).div_ceil(PIECES);
     let config = LaunchConfig { grid: [batch as u32, tiles as u32, 1], block: [SUMMING, 1, 1], shared_bytes: 0 };
@@ -81,7 +77,7 @@ pub(super) fn average<T: KernelFloat + Element>(
         .launch(accelerator, config)
 }
 
-pub(super) fn average_backward<T: KernelFloat + Element>(
+pub(super) fn average_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     pixels: usize,
     dy: &Tensor,
@@ -89,7 +85,7 @@ pub(super) fn average_backward<T: KernelFloat + Element>(
 ) -> Result<()> {
     let (batch, channels) = (dy.shape().rows(), dy.shape().last());
     PoolBwdAverage::<T> {
-        dx: dx.tensor.slice_mut(),
+        dx: dx.slice_mut(),
         dy: dy.slice(),
         batch: batch as u32,
         pixels: pixels as u32,

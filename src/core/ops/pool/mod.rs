@@ -13,9 +13,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{with_host_float, with_kernel_float};
-use crate::tape::{Destination, Tape, Var};
-use crate::tensor::{Backend, Cost, DType, Tensor};
+use crate::ops::run;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Cost, DType};
 
 const OP: &str = "pool";
 
@@ -76,30 +76,14 @@ pub fn max_pool(tape: &Tape, x: &Var, window: Window) -> Result<Var> {
     let bytes = (x.tensor().bytes() + y.bytes() + winners.bytes()) as f64;
     let cost = Cost { flops: comparisons, bytes, tensor_cores: false };
     context.charge("max_pool_fwd", cost);
-    match context.backend() {
-        Backend::Plan => {}
-        Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
-            cpu::max::<T>(sizes, x.tensor(), &y, &winners);
-            Ok(())
-        })?,
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
-            cuda::max::<T>(accelerator, sizes, x.tensor(), &y, &winners)
-        })?,
-    }
-    Ok(tape.record(&[x], y, move |backward| {
-        let (context, dy) = (backward.context(), backward.gradient());
-        context.charge("max_pool_bwd", cost);
-        let Some(dx) = backward.destination(0)? else { return Ok(()) };
-        match context.backend() {
-            Backend::Plan => Ok(()),
-            Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-                cpu::max_backward::<T>(sizes, dy, &winners, &dx);
-                Ok(())
-            }),
-            Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-                cuda::max_backward::<T>(accelerator, sizes, dy, &winners, &dx)
-            }),
-        }
+    run!(y, max(sizes, x.tensor(), &y, &winners))?;
+    let mut inputs = tape.inputs(OP);
+    let dx = inputs.add("x", x);
+    Ok(inputs.record(y, move |backward| {
+        let dy = backward.gradient();
+        backward.context().charge("max_pool_bwd", cost);
+        let Some(dx) = backward.destination(dx)? else { return Ok(()) };
+        run!(dy, max_backward(sizes, dy, &winners, &dx))
     }))
 }
 
@@ -115,35 +99,13 @@ pub fn global_average_pool(tape: &Tape, x: &Var) -> Result<Var> {
     let cost = Cost { flops: x.shape().len() as f64, bytes, tensor_cores: false };
     context.charge("global_average_pool_fwd", cost);
     let pixels = height * width;
-    match context.backend() {
-        Backend::Plan => {}
-        Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
-            cpu::average::<T>(pixels, x.tensor(), &y);
-            Ok(())
-        })?,
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
-            cuda::average::<T>(accelerator, pixels, x.tensor(), &y)
-        })?,
-    }
-    Ok(tape.record(&[x], y, move |backward| {
-        let dy = backward.gradient().clone();
+    run!(y, average(pixels, x.tensor(), &y))?;
+    let mut inputs = tape.inputs(OP);
+    let dx = inputs.add("x", x);
+    Ok(inputs.record(y, move |backward| {
+        let dy = backward.gradient();
         backward.context().charge("global_average_pool_bwd", cost);
-        match backward.destination(0)? {
-            Some(dx) => average_backward(pixels, &dy, &dx),
-            None => Ok(()),
-        }
+        let Some(dx) = backward.destination(dx)? else { return Ok(()) };
+        run!(dy, average_backward(pixels, dy, &dx))
     }))
-}
-
-fn average_backward(pixels: usize, dy: &Tensor, dx: &Destination) -> Result<()> {
-    match dy.context().backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-            cpu::average_backward::<T>(pixels, dy, dx);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-            cuda::average_backward::<T>(accelerator, pixels, dy, dx)
-        }),
-    }
 }

@@ -5,7 +5,7 @@ use crate::ops::control::Control;
 use crate::ops::host::normal::fill_normal_as;
 use crate::ops::host::{Float, parallel, vector};
 use crate::rng::{Philox, Purpose};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 const BASE_IS_SAVED: u32 = 1;
 const USES_SAVED: u32 = 2;
@@ -26,7 +26,7 @@ fn repeat<T: Copy>(x: &mut [T], len: usize) {
     rest.chunks_exact_mut(len).for_each(|copy| copy.copy_from_slice(first));
 }
 
-pub(super) fn fill_noise<T: Float + Element>(x: &Tensor, batch: usize, control: &Tensor, seed: u64, scale: f32) {
+pub(super) fn fill_noise<T: Float>(x: &Tensor, batch: usize, control: &Tensor, seed: u64, scale: f32) {
     let control = Control::from_words(control.host());
     let elements = x.len() / x.sizes()[0];
     let x = x.host_mut::<T>();
@@ -37,7 +37,7 @@ pub(super) fn fill_noise<T: Float + Element>(x: &Tensor, batch: usize, control: 
     repeat(x, batch * elements);
 }
 
-pub(super) fn time<T: Float + Element>(time: &Tensor, table: &Tensor, control: &Tensor) {
+pub(super) fn time<T: Float>(time: &Tensor, table: &Tensor, control: &Tensor) {
     let (_, words) = stage(table, &Control::from_words(control.host()));
     time.host_mut::<T>().fill(T::from_f32(f32::from_bits(words[0])));
 }
@@ -52,16 +52,10 @@ struct Item<'a, T> {
     saved: Option<&'a mut [T]>,
 }
 
-pub(super) fn advance<T: Float + Element>(
-    state: &SamplerState,
-    elements: usize,
-    table: &Tensor,
-    control: &Tensor,
-    seed: u64,
-) {
+pub(super) fn advance<T: Float>(state: &SamplerState, table: &Tensor, control: &Tensor, seed: u64) {
     let control = Control::from_words(control.host());
     let (row, words) = stage(table, &control);
-    let len = state.x.len() / state.copies;
+    let (len, elements) = (state.x.len() / state.copies, state.x.len() / state.x.sizes()[0]);
     let x = state.x.host_mut::<T>();
     let (conditional, unconditional) = state.prediction.host::<T>().split_at(len);
     let mut unconditional = unconditional.chunks_exact(elements);
@@ -90,9 +84,7 @@ pub(super) fn advance<T: Float + Element>(
             let (state, combination) = rest.split_at_mut(elements);
             let state = item.saved_state.as_deref_mut().unwrap_or(state);
             let combination = item.saved.as_deref_mut().unwrap_or(combination);
-            let predictions = (item.conditional, item.unconditional.unwrap_or(item.conditional));
-            let guided = item.unconditional.is_some();
-            update(&words, guided, item.x, predictions, state, combination, noise);
+            update(&words, item.x, item.conditional, item.unconditional, state, combination, noise);
         });
     });
     repeat(x, len);
@@ -101,9 +93,9 @@ pub(super) fn advance<T: Float + Element>(
 /// The update of one item, in the order of operations that `diffusion`'s samplers state.
 fn update<T: Float>(
     words: &[u32; STAGE_WORDS],
-    guided: bool,
     x: &mut [T],
-    (conditional, unconditional): (&[T], &[T]),
+    conditional: &[T],
+    unconditional: Option<&[T]>,
     saved_state: &mut [T],
     saved: &mut [T],
     noise: &[T],
@@ -114,6 +106,7 @@ fn update<T: Float>(
         words.map(|word| T::from_f32(f32::from_bits(word)));
     let [next_base, next_x0, next_eps, next_saved, next_noise, save_x0, save_eps, _] = rest;
     let without = T::ONE - guidance;
+    let (guided, unconditional) = (unconditional.is_some(), unconditional.unwrap_or(conditional));
     let n = x.len();
     vector::dispatch(
         #[inline(always)]
@@ -148,7 +141,7 @@ fn update<T: Float>(
     );
 }
 
-pub(super) fn pixels<T: Float + Element>(x: &Tensor, pixels: &Tensor) {
+pub(super) fn pixels<T: Float>(x: &Tensor, pixels: &Tensor) {
     let x = x.host::<T>();
     parallel::for_row_blocks(pixels.host_mut::<u8>(), 1, parallel::GRAIN, |first, pixels| {
         let x = &x[first..][..pixels.len()];

@@ -2,9 +2,9 @@
 
 use super::SamplerState;
 use crate::device::launches::{SamplerStepAdvance, SamplerStepNoise, SamplerStepPixels, SamplerStepTime};
-use crate::device::{Accelerator, LaunchConfig, SliceMut};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::ops::by_item;
+use crate::ops::{by_item, optional_mut};
 use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
@@ -45,16 +45,16 @@ pub(super) fn time(accelerator: &dyn Accelerator, time: &Tensor, table: &Tensor,
 pub(super) fn advance(
     accelerator: &dyn Accelerator,
     state: &SamplerState,
-    batch: usize,
     table: &Tensor,
     control: &Tensor,
     seed: u64,
 ) -> Result<()> {
+    let batch = state.x.sizes()[0] / state.copies;
     let elements = state.x.len() / (batch * state.copies);
     SamplerStepAdvance {
         x: state.x.slice_mut(),
-        saved_state: state.saved_state.map_or(SliceMut::none(), Tensor::slice_mut),
-        saved: state.saved.map_or(SliceMut::none(), Tensor::slice_mut),
+        saved_state: optional_mut(state.saved_state),
+        saved: optional_mut(state.saved),
         prediction: state.prediction.slice(),
         table: table.slice(),
         control: control.slice(),

@@ -12,8 +12,8 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{control, kernel_f32, with_host_float};
-use crate::tensor::{Backend, Context, Cost, DType, Tensor};
+use crate::ops::{control, run};
+use crate::tensor::{Context, Cost, DType, Tensor};
 
 const OP: &str = "sampler_step";
 
@@ -48,17 +48,7 @@ pub fn fill_noise(context: &Context, x: &Tensor, copies: usize, control: &Tensor
     let (batch, elements) = split(x, copies)?;
     let bytes = (x.bytes() + control.bytes()) as f64;
     context.charge("sampler_step_noise", Cost { flops: 30.0 * (batch * elements) as f64, bytes, tensor_cores: false });
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, x.dtype(), T => {
-            cpu::fill_noise::<T>(x, batch, control, seed, scale);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => {
-            kernel_f32(OP, accelerator, x.dtype())?;
-            cuda::fill_noise(accelerator, x, batch, control, seed, scale)
-        }
-    }
+    run!(f32 x, fill_noise(x, batch, control, seed, scale))
 }
 
 /// Fills `time` (any shape, f32) with what the network is told of the time in stage `control.row` of `table`.
@@ -72,17 +62,7 @@ pub fn sampler_time(context: &Context, time: &Tensor, table: &Tensor, control: &
         return Err(Error::shape(OP, "no times to fill"));
     }
     context.charge("sampler_step_time", Cost::memory(time.bytes() + control.bytes() + 4));
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, time.dtype(), T => {
-            cpu::time::<T>(time, table, control);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => {
-            kernel_f32(OP, accelerator, time.dtype())?;
-            cuda::time(accelerator, time, table, control)
-        }
-    }
+    run!(f32 time, time(time, table, control))
 }
 
 /// What a stage works on.
@@ -135,17 +115,7 @@ pub fn sampler_step(
     let bytes = x.bytes() / copies + x.bytes() + prediction.bytes() + 2 * kept + control.bytes() + 4 * STAGE_WORDS;
     let flops = 60.0 * (batch * elements) as f64;
     context.charge(OP, Cost { flops, bytes: bytes as f64, tensor_cores: false });
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, x.dtype(), T => {
-            cpu::advance::<T>(state, elements, table, control, seed);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => {
-            kernel_f32(OP, accelerator, x.dtype())?;
-            cuda::advance(accelerator, state, batch, table, control, seed)
-        }
-    }
+    run!(f32 x, advance(state, table, control, seed))
 }
 
 /// Pixels of `x` (f32, [-1, 1] from black to white): `pixels` (u8, as many) = round((clamp(x) + 1) · 127.5), halves upwards.
@@ -157,15 +127,5 @@ pub fn to_pixels(context: &Context, x: &Tensor, pixels: &Tensor) -> Result<()> {
         return Err(Error::shape(OP, format!("pixels {} {} of x {}", pixels.shape(), pixels.dtype(), x.shape())));
     }
     context.charge("sampler_step_pixels", Cost::memory(x.bytes() + pixels.bytes()));
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, x.dtype(), T => {
-            cpu::pixels::<T>(x, pixels);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => {
-            kernel_f32(OP, accelerator, x.dtype())?;
-            cuda::pixels(accelerator, x, pixels)
-        }
-    }
+    run!(f32 x, pixels(x, pixels))
 }

@@ -2,9 +2,9 @@
 
 use super::frequency;
 use crate::ops::host::{Float, parallel};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
-pub(super) fn forward<T: Float + Element>(time: &Tensor, y: &Tensor) {
+pub(super) fn forward<T: Float>(time: &Tensor, y: &Tensor) {
     let width = y.shape().last();
     let half = width / 2;
     let frequencies: Vec<T> = (0..half).map(|i| T::from_f64(frequency(i, half))).collect();

@@ -2,17 +2,14 @@
 
 use super::MAX_PERIOD;
 use crate::device::launches::TimestepEmbeddingFwd;
-use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::tensor::{Element, Tensor};
+use crate::ops::Stored;
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 128;
 
-pub(super) fn forward<T: KernelFloat + Element>(
-    accelerator: &dyn Accelerator,
-    time: &Tensor,
-    y: &Tensor,
-) -> Result<()> {
+pub(super) fn forward<T: Stored>(accelerator: &dyn Accelerator, time: &Tensor, y: &Tensor) -> Result<()> {
     TimestepEmbeddingFwd::<T> {
         y: y.slice_mut(),
         time: time.slice(),

@@ -10,9 +10,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{with_host_float, with_kernel_float};
+use crate::ops::run;
 use crate::tape::{Tape, Var};
-use crate::tensor::{Backend, Cost, DType};
+use crate::tensor::{Cost, DType};
 
 const OP: &str = "timestep_embedding";
 
@@ -38,15 +38,6 @@ pub fn timestep_embedding(tape: &Tape, time: &Var, width: usize, dtype: DType) -
     let context = time.context();
     let y = context.empty([batch, width], dtype)?;
     context.charge("timestep_embedding_fwd", Cost { flops: 20.0 * y.len() as f64, ..Cost::memory(y.bytes()) });
-    match context.backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, dtype, T => {
-            cpu::forward::<T>(time.tensor(), &y);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dtype, T => {
-            cuda::forward::<T>(accelerator, time.tensor(), &y)
-        }),
-    }?;
+    run!(y, forward(time.tensor(), &y))?;
     Ok(tape.constant(&y))
 }

@@ -2,9 +2,9 @@
 
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
-pub(super) fn forward<T: Float + Element>(patches: &Tensor, token: Option<&Tensor>, position: &Tensor, y: &Tensor) {
+pub(super) fn forward<T: Float>(patches: &Tensor, token: Option<&Tensor>, position: &Tensor, y: &Tensor) {
     let sequence = y.sizes()[1] * y.sizes()[2];
     let width = y.shape().last();
     let (patches, position) = (patches.host::<T>(), position.host::<T>());
@@ -25,12 +25,13 @@ pub(super) fn forward<T: Float + Element>(patches: &Tensor, token: Option<&Tenso
     });
 }
 
-pub(super) fn extract<T: Float + Element>(dy: &Tensor, destination: &Destination, first: usize) {
+/// Copies tokens `first ..` of each sequence of `dy` to `destination`, as many as it has.
+pub(super) fn extract<T: Float>(dy: &Tensor, destination: &Destination, first: usize) {
     let (sequence, width) = (dy.sizes()[1] * dy.sizes()[2], dy.sizes()[2]);
-    let part = destination.tensor.len() / dy.sizes()[0];
+    let part = destination.len() / dy.sizes()[0];
     let dy = dy.host::<T>();
     let mode = destination.mode;
-    parallel::for_rows(destination.tensor.host_mut::<T>(), part, |b, part| {
+    parallel::for_rows(destination.host_mut::<T>(), part, |b, part| {
         let source = &dy[b * sequence + first * width..][..part.len()];
         match mode {
             Accumulate::Write => part.copy_from_slice(source),
@@ -39,11 +40,11 @@ pub(super) fn extract<T: Float + Element>(dy: &Tensor, destination: &Destination
     });
 }
 
-pub(super) fn sum_batch<T: Float + Element>(dy: &Tensor, destination: &Destination) {
+pub(super) fn sum_batch<T: Float>(dy: &Tensor, destination: &Destination) {
     let (sequence, width) = (dy.sizes()[1] * dy.sizes()[2], dy.sizes()[2]);
     let dy = dy.host::<T>();
     let mode = destination.mode;
-    parallel::for_rows(destination.tensor.host_mut::<T>(), width, |token, sum| {
+    parallel::for_rows(destination.host_mut::<T>(), width, |token, sum| {
         if mode == Accumulate::Write {
             sum.fill(T::ZERO);
         }

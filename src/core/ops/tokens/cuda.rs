@@ -1,14 +1,15 @@
 //! The token sequence on accelerators.
 
 use crate::device::launches::{TokensBwdExtract, TokensBwdPosition, TokensFwd};
-use crate::device::{Accelerator, KernelFloat, LaunchConfig, Slice};
+use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
+use crate::ops::{Stored, optional};
 use crate::tape::Destination;
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 
-pub(super) fn forward<T: KernelFloat + Element>(
+pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     patches: &Tensor,
     token: Option<&Tensor>,
@@ -18,7 +19,7 @@ pub(super) fn forward<T: KernelFloat + Element>(
     TokensFwd::<T> {
         y: y.slice_mut(),
         patches: patches.slice(),
-        token: token.map_or(Slice::none(), Tensor::slice),
+        token: optional(token),
         position: position.slice(),
         batch: y.sizes()[0] as u32,
         length: y.sizes()[1] as u32,
@@ -27,7 +28,7 @@ pub(super) fn forward<T: KernelFloat + Element>(
     .launch(accelerator, LaunchConfig::elements(y.len(), THREADS))
 }
 
-pub(super) fn extract<T: KernelFloat + Element>(
+pub(super) fn extract<T: Stored>(
     accelerator: &dyn Accelerator,
     dy: &Tensor,
     destination: &Destination,
@@ -35,29 +36,29 @@ pub(super) fn extract<T: KernelFloat + Element>(
 ) -> Result<()> {
     let [batch, length, width] = [dy.sizes()[0], dy.sizes()[1], dy.sizes()[2]];
     TokensBwdExtract::<T> {
-        part: destination.tensor.slice_mut(),
+        part: destination.slice_mut(),
         dy: dy.slice(),
         batch: batch as u32,
         length: length as u32,
         width: width as u32,
         first: first as u32,
-        count: (destination.tensor.len() / (batch * width)) as u32,
+        count: (destination.len() / (batch * width)) as u32,
         accumulate: destination.mode.flag(),
     }
-    .launch(accelerator, LaunchConfig::elements(destination.tensor.len(), THREADS))
+    .launch(accelerator, LaunchConfig::elements(destination.len(), THREADS))
 }
 
-pub(super) fn sum_batch<T: KernelFloat + Element>(
+pub(super) fn sum_batch<T: Stored>(
     accelerator: &dyn Accelerator,
     dy: &Tensor,
     destination: &Destination,
 ) -> Result<()> {
     TokensBwdPosition::<T> {
-        dposition: destination.tensor.slice_mut(),
+        dposition: destination.slice_mut(),
         dy: dy.slice(),
         batch: dy.sizes()[0] as u32,
-        elements: destination.tensor.len() as u32,
+        elements: destination.len() as u32,
         accumulate: destination.mode.flag(),
     }
-    .launch(accelerator, LaunchConfig::elements(destination.tensor.len(), THREADS))
+    .launch(accelerator, LaunchConfig::elements(destination.len(), THREADS))
 }

@@ -11,9 +11,9 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{with_host_float, with_kernel_float};
-use crate::tape::{Destination, Tape, Var};
-use crate::tensor::{Backend, Cost, DType, Tensor};
+use crate::ops::run;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Cost, DType};
 
 const OP: &str = "tokens";
 
@@ -36,64 +36,24 @@ pub fn tokens(tape: &Tape, patches: &Var, token: Option<&Var>, position: &Var) -
     let context = patches.context();
     let y = context.empty([batch, length, width], patches.dtype())?;
     context.charge("tokens_fwd", Cost::memory(2 * y.bytes() + position.tensor().bytes()));
-    forward(patches.tensor(), token.map(Var::tensor), position.tensor(), &y)?;
-    let mut inputs = vec![patches, position];
-    inputs.extend(token);
-    let has_token = token.is_some();
-    Ok(tape.record(&inputs, y, move |backward| {
-        let dy = backward.gradient().clone();
+    run!(y, forward(patches.tensor(), token.map(Var::tensor), position.tensor(), &y))?;
+    let skip = usize::from(token.is_some());
+    let mut inputs = tape.inputs(OP);
+    let (dpatches, dposition) = (inputs.add("patches", patches), inputs.add("position", position));
+    let dtoken = inputs.optional("token", token);
+    Ok(inputs.record(y, move |backward| {
+        let dy = backward.gradient();
         let bytes = 2 * dy.bytes() + length * width * DType::F32.size();
         backward.context().charge("tokens_bwd", Cost::memory(bytes));
-        let skip = usize::from(has_token);
-        if let Some(patches) = backward.destination(0)? {
-            extract(&dy, &patches, skip)?;
+        if let Some(dpatches) = backward.destination(dpatches)? {
+            run!(dy, extract(dy, &dpatches, skip))?;
         }
-        if let Some(position) = backward.destination(1)? {
-            sum_batch(&dy, &position)?;
+        if let Some(dposition) = backward.destination(dposition)? {
+            run!(dy, sum_batch(dy, &dposition))?;
         }
-        if has_token && let Some(token) = backward.destination(2)? {
-            extract(&dy, &token, 0)?;
+        if let Some(dtoken) = backward.destination(dtoken)? {
+            run!(dy, extract(dy, &dtoken, 0))?;
         }
         Ok(())
     }))
-}
-
-fn forward(patches: &Tensor, token: Option<&Tensor>, position: &Tensor, y: &Tensor) -> Result<()> {
-    match y.context().backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, y.dtype(), T => {
-            cpu::forward::<T>(patches, token, position, y);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, y.dtype(), T => {
-            cuda::forward::<T>(accelerator, patches, token, position, y)
-        }),
-    }
-}
-
-/// Copies tokens `first ..` of each sequence of `dy` to `destination`, as many as it has.
-fn extract(dy: &Tensor, destination: &Destination, first: usize) -> Result<()> {
-    match dy.context().backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-            cpu::extract::<T>(dy, destination, first);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-            cuda::extract::<T>(accelerator, dy, destination, first)
-        }),
-    }
-}
-
-fn sum_batch(dy: &Tensor, destination: &Destination) -> Result<()> {
-    match dy.context().backend() {
-        Backend::Plan => Ok(()),
-        Backend::Cpu => with_host_float!(OP, dy.dtype(), T => {
-            cpu::sum_batch::<T>(dy, destination);
-            Ok(())
-        }),
-        Backend::Accelerator(accelerator) => with_kernel_float!(OP, accelerator, dy.dtype(), T => {
-            cuda::sum_batch::<T>(accelerator, dy, destination)
-        }),
-    }
 }

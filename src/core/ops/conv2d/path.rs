@@ -1,0 +1,84 @@
+//! Which way a convolution goes. The one place that chooses, by shapes and dtype alone: never by batch, threads or values, so
+//! that an image's bits do not depend on its company.
+//!
+//! | where | pass | taken when | module |
+//! |---|---|---|---|
+//! | CPU | forward, input gradient | f32, 3x3, stride 1, padding 1, not resized, channels in blocks of 16 | `winograd`: 16 products for 36 |
+//! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, of an image resized to twice its size | `doubled`: 4 taps for 9 |
+//! | CPU | forward, input gradient | else | `direct`, its inner loops in `tile` |
+//! | CPU | weight gradient | f32, 3x3, stride 1, padding 1, channels in blocks of 16, resized or not | `winograd_weight` |
+//! | CPU | weight gradient | else | `weight`: a product for each tap |
+//! | kernels | forward, input gradient | always | `cuda`: an implicit product, of the tile that `Tile::of` takes |
+//! | kernels | weight gradient | always | `cuda`: the same, its sum over pixels cut as `Split::of` says |
+//!
+//! In f64 Winograd's ways are closed, so that the oracle sums the definition as it stands.
+
+use super::{Sizes, doubled, winograd};
+use crate::tensor::DType;
+
+/// One of the three products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    Forward,
+    InputGradient,
+    WeightGradient,
+}
+
+/// A way on the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Path {
+    /// Tiles of 2x2 pixels, 3x3 taps: `winograd`, and `winograd_weight`.
+    Winograd,
+    /// The image is doubled by shared taps: `doubled`. No weight gradient takes it.
+    Doubled,
+    /// The definition: `direct`, and `weight`.
+    Direct,
+}
+
+/// The way that the CPU takes.
+pub(super) fn path(pass: Pass, sizes: &Sizes, dtype: DType) -> Path {
+    let tiled = dtype == DType::F32 && winograd::fits(sizes);
+    let resized = sizes.source != sizes.size;
+    match pass {
+        Pass::WeightGradient if tiled => Path::Winograd,
+        Pass::WeightGradient => Path::Direct,
+        _ if tiled && !resized => Path::Winograd,
+        _ if doubled::fits(sizes) => Path::Doubled,
+        _ => Path::Direct,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_what_is_chosen() {
+        use Pass::{Forward, InputGradient, WeightGradient};
+        let sizes = |source: usize, size: usize, channels, kernel, stride| Sizes {
+            batch: 2,
+            source: [source; 2],
+            size: [size; 2],
+            out: [size.div_ceil(stride); 2],
+            cin: channels,
+            cout: channels,
+            kernel,
+            stride,
+            pad: kernel / 2,
+        };
+        for (sizes, dtype, ways) in [
+            (sizes(8, 8, 32, 3, 1), DType::F32, [Path::Winograd, Path::Winograd]),
+            (sizes(8, 8, 32, 3, 1), DType::F64, [Path::Direct, Path::Direct]),
+            (sizes(8, 8, 24, 3, 1), DType::F32, [Path::Direct, Path::Direct]),
+            (sizes(8, 8, 32, 3, 2), DType::F32, [Path::Direct, Path::Direct]),
+            (sizes(8, 8, 32, 5, 1), DType::F32, [Path::Direct, Path::Direct]),
+            (sizes(4, 8, 32, 3, 1), DType::F32, [Path::Doubled, Path::Winograd]),
+            (sizes(4, 8, 24, 3, 1), DType::F64, [Path::Doubled, Path::Direct]),
+            (sizes(4, 7, 32, 3, 1), DType::F32, [Path::Direct, Path::Winograd]),
+        ] {
+            let [both, weight] = ways;
+            assert_eq!([Forward, InputGradient].map(|pass| path(pass, &sizes, dtype)), [both; 2], "{sizes:?} {dtype}");
+            assert_eq!(path(WeightGradient, &sizes, dtype), weight, "{sizes:?} {dtype}");
+        }
+    }
+}

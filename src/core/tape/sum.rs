@@ -1,0 +1,92 @@
+//! The tape's own sum of gradients, which also converts between the kernels' dtypes.
+
+use std::ops::AddAssign;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::{Accumulate, Destination};
+use crate::device::launches::{ElementwiseAddInto, ElementwiseNarrow, ElementwiseWiden};
+use crate::device::{Accelerator, KernelFloat, LaunchConfig};
+use crate::error::{Error, Result};
+use crate::tensor::{Backend, Cost, DType, Element, Tensor};
+
+/// Threads of a block; each takes 16 bytes.
+const THREADS: u32 = 256;
+/// Elements of the host's tasks; with fewer than two of them another thread is not worth waking.
+const TASK: usize = 1 << 13;
+
+/// Puts `x` into a destination of as many elements, and charges for it.
+pub(super) fn add_into(to: &Destination, x: &Tensor) -> Result<()> {
+    let reads = 1 + (to.mode == Accumulate::Add) as usize;
+    x.context().charge("add_into", Cost::memory(x.bytes() + reads * to.bytes()));
+    convert(to, x)
+}
+
+/// Writes or adds `x` to a destination of as many elements, in the destination's dtype.
+///
+/// # Errors
+/// [`Error::Shape`] where the lengths differ, [`Error::Unsupported`] for a pair of dtypes that the device does not convert.
+pub(crate) fn convert(to: &Destination, x: &Tensor) -> Result<()> {
+    if to.len() != x.len() {
+        return Err(Error::shape("add", format!("{} into {}", x.shape(), to.shape())));
+    }
+    let (from, dtype) = (x.dtype(), to.dtype());
+    if from == dtype && to.mode == Accumulate::Write {
+        return to.copy_from(x);
+    }
+    let refuse = |reason: String| {
+        let device = x.context().device_name();
+        Err(Error::Unsupported { op: "elementwise", device, reason })
+    };
+    match (x.context().backend(), from, dtype) {
+        (Backend::Plan, ..) => {}
+        (Backend::Cpu, DType::F32, DType::F32) => add_host::<f32>(to, x),
+        (Backend::Cpu, DType::F64, DType::F64) => add_host::<f64>(to, x),
+        (Backend::Cpu, ..) => {
+            return refuse(format!("{dtype} from {from}: the CPU computes in one dtype; use f32"));
+        }
+        (Backend::Accelerator(accelerator), from, dtype) => match (from, dtype) {
+            _ if x.is_empty() => {}
+            (DType::F32, DType::F32) => add_kernel::<f32>(accelerator, to, x)?,
+            (DType::BF16, DType::BF16) => add_kernel::<bf16>(accelerator, to, x)?,
+            (DType::F32, DType::BF16) => {
+                let (y, x, len) = (to.slice_mut(), x.slice(), x.len() as u64);
+                ElementwiseNarrow { y, x, len, accumulate: to.mode.flag() }
+                    .launch(accelerator, by_piece::<bf16>(len))?;
+            }
+            (DType::BF16, DType::F32) => {
+                let (y, x, len) = (to.slice_mut(), x.slice(), x.len() as u64);
+                ElementwiseWiden { y, x, len, accumulate: to.mode.flag() }
+                    .launch(accelerator, by_piece::<bf16>(len))?;
+            }
+            _ => return refuse(format!("no kernel makes {dtype} of {from}; use f32 or bf16")),
+        },
+    }
+    Ok(())
+}
+
+fn add_host<T: Element + AddAssign>(to: &Destination, x: &Tensor) {
+    let (to, x) = (to.host_mut::<T>(), x.host::<T>());
+    let add = |(to, x): (&mut [T], &[T])| {
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || to.iter_mut().zip(x).for_each(|(to, &x)| *to += x),
+        );
+    };
+    if to.len() < 2 * TASK {
+        add((to, x));
+    } else {
+        to.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(add);
+    }
+}
+
+fn add_kernel<T: KernelFloat + Element>(accelerator: &dyn Accelerator, to: &Destination, x: &Tensor) -> Result<()> {
+    let (to, x, len) = (to.slice_mut(), x.slice(), x.len() as u64);
+    ElementwiseAddInto::<T> { to, x, len }.launch(accelerator, by_piece::<T>(len))
+}
+
+/// A thread per 16 bytes.
+fn by_piece<T>(len: u64) -> LaunchConfig {
+    LaunchConfig::elements((len as usize).div_ceil(16 / size_of::<T>()), THREADS)
+}

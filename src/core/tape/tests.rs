@@ -1,0 +1,104 @@
+use super::*;
+use crate::tensor::{Context, DType};
+
+const OP: &str = "doubled";
+
+/// What a faulty backward does.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    NotAsked,
+    NotWritten,
+    Twice,
+}
+
+/// a + b, whose backward is `fault`.
+fn sum(tape: &Tape, a: &Var, b: &Var, fault: Fault) -> Result<Var> {
+    let y = tape.context().empty(a.shape(), a.dtype())?;
+    if !matches!(tape.context().backend(), crate::tensor::Backend::Plan) {
+        let terms = a.tensor().host::<f32>().iter().zip(b.tensor().host::<f32>());
+        y.host_mut::<f32>().iter_mut().zip(terms).for_each(|(y, (a, b))| *y = a + b);
+    }
+    let mut inputs = tape.inputs(OP);
+    let (da, db) = (inputs.add("a", a), inputs.add("b", b));
+    Ok(inputs.record(y, move |backward| {
+        if fault == Fault::Twice {
+            let (_a, _b) = (backward.destination(da)?, backward.destination(db)?);
+            return Ok(());
+        }
+        backward.pass(da)?;
+        match fault {
+            Fault::None => backward.pass(db),
+            Fault::NotWritten => backward.destination(db).map(drop),
+            _ => Ok(()),
+        }
+    }))
+}
+
+fn outcome(fault: Fault, same: bool, wanted: bool) -> Result<Vec<f32>> {
+    let context = Context::cpu();
+    let tape = Tape::new(&context);
+    let (a, b) = (context.tensor(&[1f32, 2.0], [2])?, context.tensor(&[3f32, 4.0], [2])?);
+    let a = tape.leaf(&a);
+    let b = if wanted { tape.leaf(&b) } else { tape.constant(&b) };
+    let y = sum(&tape, &a, if same { &a } else { &b }, fault)?;
+    tape.backward(&y, context.tensor(&[5f32, 6.0], [2])?)?;
+    tape.gradient(&a).expect("a's").download()
+}
+
+#[test]
+fn a_gradient_that_is_left_out_is_refused_by_name() {
+    assert_eq!(outcome(Fault::None, false, true).unwrap(), [5.0, 6.0]);
+    let asked = outcome(Fault::NotAsked, false, true).unwrap_err().to_string();
+    assert!(asked.starts_with("doubled: b ") && asked.contains("not asked"), "{asked}");
+    let written = outcome(Fault::NotWritten, false, true).unwrap_err().to_string();
+    assert!(written.starts_with("doubled: b ") && written.contains("never written"), "{written}");
+    // What nobody wants may be left out.
+    assert_eq!(outcome(Fault::NotAsked, false, false).unwrap(), [5.0, 6.0]);
+    assert_eq!(outcome(Fault::NotWritten, false, false).unwrap(), [5.0, 6.0]);
+}
+
+#[test]
+fn two_destinations_of_one_variable_at_a_time_are_refused() {
+    assert_eq!(outcome(Fault::None, true, true).unwrap(), [10.0, 12.0]);
+    let twice = outcome(Fault::Twice, true, true).unwrap_err().to_string();
+    assert!(twice.contains("a and b are one variable"), "{twice}");
+}
+
+#[test]
+fn a_plan_writes_nothing_and_still_asks() {
+    let run = |fault| -> Result<()> {
+        let context = Context::shape_only();
+        let tape = Tape::new(&context);
+        let zeros = || context.zeros([2], DType::F32);
+        let y = sum(&tape, &tape.leaf(&zeros()?), &tape.leaf(&zeros()?), fault)?;
+        tape.backward(&y, zeros()?)
+    };
+    assert!(run(Fault::NotWritten).is_ok());
+    assert!(run(Fault::NotAsked).unwrap_err().to_string().contains("not asked"));
+}
+
+#[test]
+fn a_kernels_argument_counts_once_a_launch_takes_it() {
+    let context = Context::cpu();
+    let written = Rc::default();
+    let destination = Destination::new(context.zeros([2], DType::F32).unwrap(), Accumulate::Write, Rc::clone(&written));
+    let argument = destination.slice_mut::<f32>();
+    assert!(!written.get());
+    argument.argument();
+    assert!(written.get());
+}
+
+#[test]
+fn a_destination_that_can_only_be_added_to_starts_from_zero() {
+    let context = Context::cpu();
+    for (mode, first) in [(Accumulate::Write, 0.0), (Accumulate::Add, 7.0)] {
+        let tensor = context.tensor(&[7f32], [1]).unwrap();
+        let written: Rc<std::cell::Cell<bool>> = Rc::default();
+        let sum = Destination::new(tensor.clone(), mode, written.clone()).into_sum().unwrap();
+        assert!(sum.mode == Accumulate::Add && !written.get());
+        assert_eq!(tensor.host::<f32>(), [first]);
+        sum.host_mut::<f32>()[0] += 1.0;
+        assert!(written.get() && tensor.host::<f32>() == [first + 1.0]);
+    }
+}

@@ -1,0 +1,101 @@
+//! Which kernels a case launches, found without running any: an accelerator that writes down names and sizes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use engine_core::Result;
+use engine_core::device::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig};
+use engine_core::ops::case::Case;
+use engine_core::tensor::{Context, DType, Device};
+
+/// Names of kernels, and the threads of all launches.
+#[derive(Debug, Default)]
+struct Log {
+    launches: Mutex<(Vec<&'static str>, u64)>,
+    allocated: AtomicU64,
+}
+
+impl Accelerator for Log {
+    fn name(&self) -> String {
+        "log".into()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        1
+    }
+
+    fn memory(&self) -> Result<(u64, u64)> {
+        Ok((u64::MAX, u64::MAX))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        Ok(256 + self.allocated.fetch_add((bytes as u64 + 1).next_multiple_of(256), Ordering::Relaxed))
+    }
+
+    unsafe fn release(&self, _address: u64) {}
+
+    unsafe fn upload(&self, _source: &[u8], _address: u64) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn download(&self, _address: u64, destination: &mut [u8]) -> Result<()> {
+        destination.fill(0);
+        Ok(())
+    }
+
+    unsafe fn copy(&self, _source: u64, _destination: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn zero(&self, _address: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn launch(&self, kernel: &'static Kernel, config: LaunchConfig, _: &[KernelArgument]) -> Result<()> {
+        let (names, threads) = &mut *self.launches.lock().unwrap();
+        names.push(kernel.name);
+        *threads += config.grid.iter().chain(&config.block).map(|&n| u64::from(n)).product::<u64>();
+        Ok(())
+    }
+
+    fn preload(&self, _modules: &[&'static str]) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<GraphId> {
+        Ok(GraphId(0))
+    }
+
+    unsafe fn replay(&self, _graph: GraphId) -> Result<()> {
+        Ok(())
+    }
+
+    fn forget(&self, _graph: GraphId) {}
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Of the differentiable cases of each op that launch the same kernels for the same inputs, the one with the fewest threads.
+pub fn smallest_of_each_kind(cases: Vec<Case>) -> Vec<Case> {
+    let mut kinds = BTreeMap::new();
+    for case in cases.into_iter().filter(|case| !case.large && case.inputs.iter().any(|input| input.gradient)) {
+        let log = Arc::new(Log::default());
+        case.run(&Context::new(Device::Accelerator(log.clone())), DType::F32, DType::F32, 1).unwrap();
+        let (mut names, threads) = std::mem::take(&mut *log.launches.lock().unwrap());
+        names.sort_unstable();
+        let inputs: Vec<_> = case.inputs.iter().map(|input| (input.name, input.gradient)).collect();
+        let smallest = kinds.entry((case.op, names, inputs)).or_insert((u64::MAX, None));
+        if threads < smallest.0 {
+            *smallest = (threads, Some(case));
+        }
+    }
+    kinds.into_values().filter_map(|(_, case)| case).collect()
+}
