@@ -105,8 +105,30 @@ DEV void record_step(f32* ring, const f32* loss, const f32* terms, const f32* st
     for (u32 i = 0; i < count; i++) row[2 + i] = first ? terms[i] : row[2 + i] + terms[i];
 }
 
-extern "C" __global__ void __launch_bounds__(256) adamw_norm_partial(f32* __restrict__ partial, const f32* __restrict__ gradients, u64 n, u32 part) { squares_part(partial, gradients, n, part); }
-extern "C" __global__ void __launch_bounds__(256) adamw_norm_final(f32* __restrict__ statistics, const f32* __restrict__ partial, u32 parts, f32 max_norm) { norm_of_parts(statistics, partial, parts, max_norm); }
-extern "C" __global__ void __launch_bounds__(256) adamw_update_f32(f32* __restrict__ parameters, f32* __restrict__ compute, f32* __restrict__ first, f32* __restrict__ second, f32* __restrict__ ema, const f32* __restrict__ gradients, const u32* __restrict__ control, const f32* __restrict__ statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) { update<f32>(parameters, compute, first, second, ema, gradients, control, statistics, n, rest1, beta2, rest2, epsilon, decay, decoupled); }
-extern "C" __global__ void __launch_bounds__(256) adamw_update_bf16(f32* __restrict__ parameters, bf16* __restrict__ compute, f32* __restrict__ first, f32* __restrict__ second, f32* __restrict__ ema, const f32* __restrict__ gradients, const u32* __restrict__ control, const f32* __restrict__ statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) { update<bf16>(parameters, compute, first, second, ema, gradients, control, statistics, n, rest1, beta2, rest2, epsilon, decay, decoupled); }
-extern "C" __global__ void __launch_bounds__(32) adamw_record(f32* __restrict__ ring, const f32* __restrict__ loss, const f32* __restrict__ terms, const f32* __restrict__ statistics, const u32* __restrict__ control, u32 rows, u32 count) { record_step(ring, loss, terms, statistics, control, rows, count); }
+extern "C" __global__ void __launch_bounds__(256) adamw_norm_partial(
+    f32* __restrict__ partial, const f32* __restrict__ gradients, u64 n, u32 part) {
+    squares_part(partial, gradients, n, part);
+}
+extern "C" __global__ void __launch_bounds__(256) adamw_norm_final(
+    f32* __restrict__ statistics, const f32* __restrict__ partial, u32 parts, f32 max_norm) {
+    norm_of_parts(statistics, partial, parts, max_norm);
+}
+extern "C" __global__ void __launch_bounds__(256) adamw_update_f32(
+    f32* __restrict__ parameters, f32* __restrict__ compute, f32* __restrict__ first, f32* __restrict__ second,
+    f32* __restrict__ ema, const f32* __restrict__ gradients, const u32* __restrict__ control,
+    const f32* __restrict__ statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) {
+    update<f32>(parameters, compute, first, second, ema, gradients, control, statistics, n, rest1, beta2, rest2,
+        epsilon, decay, decoupled);
+}
+extern "C" __global__ void __launch_bounds__(256) adamw_update_bf16(
+    f32* __restrict__ parameters, bf16* __restrict__ compute, f32* __restrict__ first, f32* __restrict__ second,
+    f32* __restrict__ ema, const f32* __restrict__ gradients, const u32* __restrict__ control,
+    const f32* __restrict__ statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) {
+    update<bf16>(parameters, compute, first, second, ema, gradients, control, statistics, n, rest1, beta2, rest2,
+        epsilon, decay, decoupled);
+}
+extern "C" __global__ void __launch_bounds__(32) adamw_record(
+    f32* __restrict__ ring, const f32* __restrict__ loss, const f32* __restrict__ terms,
+    const f32* __restrict__ statistics, const u32* __restrict__ control, u32 rows, u32 count) {
+    record_step(ring, loss, terms, statistics, control, rows, count);
+}

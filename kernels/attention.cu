@@ -34,21 +34,99 @@
 #include "common/attention_mma.cuh"
 #include "common/types.cuh"
 
-extern "C" __global__ void __launch_bounds__(256) attention_fwd_narrow_bf16(bf16* __restrict__ out, f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d) { attention_fwd_mma<4, 4, false>(out, lse, qkv, tokens, heads, kv_heads, d); }
-extern "C" __global__ void __launch_bounds__(128) attention_fwd_narrow_f32(f32* __restrict__ out, f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d) { attention_fwd<2, 8>(out, lse, qkv, tokens, heads, kv_heads, d); }
-extern "C" __global__ void __launch_bounds__(256) attention_fwd_wide_bf16(bf16* __restrict__ out, f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d) { attention_fwd_mma<8, 2, false>(out, lse, qkv, tokens, heads, kv_heads, d); }
-extern "C" __global__ void __launch_bounds__(128, 4) attention_fwd_wide_f32(f32* __restrict__ out, f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d) { attention_fwd<4, 4>(out, lse, qkv, tokens, heads, kv_heads, d); }
-extern "C" __global__ void __launch_bounds__(128) attention_fwd_widest_bf16(bf16* __restrict__ out, f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d) { attention_fwd_mma<16, 2, true>(out, lse, qkv, tokens, heads, kv_heads, d); }
-extern "C" __global__ void __launch_bounds__(128, 2) attention_fwd_widest_f32(f32* __restrict__ out, f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d) { attention_fwd<8, 4>(out, lse, qkv, tokens, heads, kv_heads, d); }
-extern "C" __global__ void __launch_bounds__(256) attention_bwd_q_narrow_bf16(bf16* __restrict__ dqkv, f32* __restrict__ delta, const bf16* __restrict__ dout, const bf16* __restrict__ out, const f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_q_mma<4, 2, false>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) attention_bwd_q_narrow_f32(f32* __restrict__ dqkv, f32* __restrict__ delta, const f32* __restrict__ dout, const f32* __restrict__ out, const f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_q<2, 8>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) attention_bwd_q_wide_bf16(bf16* __restrict__ dqkv, f32* __restrict__ delta, const bf16* __restrict__ dout, const bf16* __restrict__ out, const f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_q_mma<8, 2, false>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate); }
-extern "C" __global__ void __launch_bounds__(128, 4) attention_bwd_q_wide_f32(f32* __restrict__ dqkv, f32* __restrict__ delta, const f32* __restrict__ dout, const f32* __restrict__ out, const f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_q<4, 2>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) attention_bwd_q_widest_bf16(bf16* __restrict__ dqkv, f32* __restrict__ delta, const bf16* __restrict__ dout, const bf16* __restrict__ out, const f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_q_mma<16, 2, true>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate); }
-extern "C" __global__ void __launch_bounds__(128, 2) attention_bwd_q_widest_f32(f32* __restrict__ dqkv, f32* __restrict__ delta, const f32* __restrict__ dout, const f32* __restrict__ out, const f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_q<8, 2>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) attention_bwd_kv_narrow_bf16(bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_kv_mma<4, 4, 2, false>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) attention_bwd_kv_narrow_f32(f32* __restrict__ dqkv, const f32* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_kv<2, 8>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) attention_bwd_kv_wide_bf16(bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_kv_mma<8, 8, 2, true>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate); }
-extern "C" __global__ void __launch_bounds__(128, 4) attention_bwd_kv_wide_f32(f32* __restrict__ dqkv, const f32* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_kv<4, 2>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) attention_bwd_kv_widest_bf16(bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_kv_mma<16, 8, 2, true>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate); }
-extern "C" __global__ void __launch_bounds__(128, 2) attention_bwd_kv_widest_f32(f32* __restrict__ dqkv, const f32* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) { attention_bwd_kv<8, 2>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) attention_fwd_narrow_bf16(
+    bf16* __restrict__ out, f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
+    u32 d) {
+    attention_fwd_mma<4, 4, false>(out, lse, qkv, tokens, heads, kv_heads, d);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_fwd_narrow_f32(
+    f32* __restrict__ out, f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
+    u32 d) {
+    attention_fwd<2, 8>(out, lse, qkv, tokens, heads, kv_heads, d);
+}
+extern "C" __global__ void __launch_bounds__(256) attention_fwd_wide_bf16(
+    bf16* __restrict__ out, f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
+    u32 d) {
+    attention_fwd_mma<8, 2, false>(out, lse, qkv, tokens, heads, kv_heads, d);
+}
+extern "C" __global__ void __launch_bounds__(128, 4) attention_fwd_wide_f32(
+    f32* __restrict__ out, f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
+    u32 d) {
+    attention_fwd<4, 4>(out, lse, qkv, tokens, heads, kv_heads, d);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_fwd_widest_bf16(
+    bf16* __restrict__ out, f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
+    u32 d) {
+    attention_fwd_mma<16, 2, true>(out, lse, qkv, tokens, heads, kv_heads, d);
+}
+extern "C" __global__ void __launch_bounds__(128, 2) attention_fwd_widest_f32(
+    f32* __restrict__ out, f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
+    u32 d) {
+    attention_fwd<8, 4>(out, lse, qkv, tokens, heads, kv_heads, d);
+}
+extern "C" __global__ void __launch_bounds__(256) attention_bwd_q_narrow_bf16(
+    bf16* __restrict__ dqkv, f32* __restrict__ delta, const bf16* __restrict__ dout, const bf16* __restrict__ out,
+    const f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
+    u32 accumulate) {
+    attention_bwd_q_mma<4, 2, false>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_bwd_q_narrow_f32(
+    f32* __restrict__ dqkv, f32* __restrict__ delta, const f32* __restrict__ dout, const f32* __restrict__ out,
+    const f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
+    u32 accumulate) {
+    attention_bwd_q<2, 8>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) attention_bwd_q_wide_bf16(
+    bf16* __restrict__ dqkv, f32* __restrict__ delta, const bf16* __restrict__ dout, const bf16* __restrict__ out,
+    const f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
+    u32 accumulate) {
+    attention_bwd_q_mma<8, 2, false>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128, 4) attention_bwd_q_wide_f32(
+    f32* __restrict__ dqkv, f32* __restrict__ delta, const f32* __restrict__ dout, const f32* __restrict__ out,
+    const f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
+    u32 accumulate) {
+    attention_bwd_q<4, 2>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_bwd_q_widest_bf16(
+    bf16* __restrict__ dqkv, f32* __restrict__ delta, const bf16* __restrict__ dout, const bf16* __restrict__ out,
+    const f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
+    u32 accumulate) {
+    attention_bwd_q_mma<16, 2, true>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128, 2) attention_bwd_q_widest_f32(
+    f32* __restrict__ dqkv, f32* __restrict__ delta, const f32* __restrict__ dout, const f32* __restrict__ out,
+    const f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
+    u32 accumulate) {
+    attention_bwd_q<8, 2>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) attention_bwd_kv_narrow_bf16(
+    bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
+    const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
+    attention_bwd_kv_mma<4, 4, 2, false>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_bwd_kv_narrow_f32(
+    f32* __restrict__ dqkv, const f32* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
+    const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
+    attention_bwd_kv<2, 8>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_bwd_kv_wide_bf16(
+    bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
+    const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
+    attention_bwd_kv_mma<8, 8, 2, true>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128, 4) attention_bwd_kv_wide_f32(
+    f32* __restrict__ dqkv, const f32* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
+    const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
+    attention_bwd_kv<4, 2>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_bwd_kv_widest_bf16(
+    bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
+    const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
+    attention_bwd_kv_mma<16, 8, 2, true>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128, 2) attention_bwd_kv_widest_f32(
+    f32* __restrict__ dqkv, const f32* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
+    const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
+    attention_bwd_kv<8, 2>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
+}

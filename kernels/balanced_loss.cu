@@ -171,7 +171,26 @@ DEV void update_means(f32* state, const f32* terms, f32 decay) {
     state[i] = fma_f32(decay, state[i], (1.0f - decay) * value);
 }
 
-extern "C" __global__ void __launch_bounds__(512) balanced_loss_fwd_items(f32* __restrict__ statistics, const f32* __restrict__ prediction, const f32* __restrict__ target, u32 elements, u32 row, u32 channels) { item_terms(statistics, prediction, target, elements, row, channels); }
-extern "C" __global__ void __launch_bounds__(256) balanced_loss_fwd_mean(f32* __restrict__ loss, f32* __restrict__ items, f32* __restrict__ terms, f32* __restrict__ factors, const f32* __restrict__ statistics, const f32* __restrict__ weight, const f32* __restrict__ state, u32 batch, f32 scale, f32 mse, f32 l1, f32 cosine, f32 high_frequency, f32 edge) { balance(loss, items, terms, factors, statistics, weight, state, batch, scale, mse, l1, cosine, high_frequency, edge); }
-extern "C" __global__ void __launch_bounds__(256) balanced_loss_bwd(f32* __restrict__ dprediction, const f32* __restrict__ dloss, const f32* __restrict__ prediction, const f32* __restrict__ target, const f32* __restrict__ weight, const f32* __restrict__ statistics, const f32* __restrict__ factors, u32 batch, u32 elements, u32 row, u32 channels, f32 scale, u32 accumulate) { gradient(dprediction, dloss, prediction, target, weight, statistics, factors, batch, elements, row, channels, scale, accumulate); }
-extern "C" __global__ void __launch_bounds__(32) balanced_loss_update(f32* __restrict__ state, const f32* __restrict__ terms, f32 decay) { update_means(state, terms, decay); }
+extern "C" __global__ void __launch_bounds__(512) balanced_loss_fwd_items(
+    f32* __restrict__ statistics, const f32* __restrict__ prediction, const f32* __restrict__ target, u32 elements,
+    u32 row, u32 channels) {
+    item_terms(statistics, prediction, target, elements, row, channels);
+}
+extern "C" __global__ void __launch_bounds__(256) balanced_loss_fwd_mean(
+    f32* __restrict__ loss, f32* __restrict__ items, f32* __restrict__ terms, f32* __restrict__ factors,
+    const f32* __restrict__ statistics, const f32* __restrict__ weight, const f32* __restrict__ state, u32 batch,
+    f32 scale, f32 mse, f32 l1, f32 cosine, f32 high_frequency, f32 edge) {
+    balance(loss, items, terms, factors, statistics, weight, state, batch, scale, mse, l1, cosine, high_frequency,
+        edge);
+}
+extern "C" __global__ void __launch_bounds__(256) balanced_loss_bwd(
+    f32* __restrict__ dprediction, const f32* __restrict__ dloss, const f32* __restrict__ prediction,
+    const f32* __restrict__ target, const f32* __restrict__ weight, const f32* __restrict__ statistics,
+    const f32* __restrict__ factors, u32 batch, u32 elements, u32 row, u32 channels, f32 scale, u32 accumulate) {
+    gradient(dprediction, dloss, prediction, target, weight, statistics, factors, batch, elements, row, channels, scale,
+        accumulate);
+}
+extern "C" __global__ void __launch_bounds__(32) balanced_loss_update(
+    f32* __restrict__ state, const f32* __restrict__ terms, f32 decay) {
+    update_means(state, terms, decay);
+}

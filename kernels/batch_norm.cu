@@ -291,14 +291,68 @@ DEV void batch_norm_bwd_input(T* dx, T* dresidual, const T* dy, const T* x, cons
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_partial_f32(f32* __restrict__ partial, const f32* __restrict__ x, u32 rows, u32 channels, u32 chunk_rows, u32 columns) { batch_norm_fwd_partial<f32>(partial, x, rows, channels, chunk_rows, columns); }
-extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_partial_bf16(f32* __restrict__ partial, const bf16* __restrict__ x, u32 rows, u32 channels, u32 chunk_rows, u32 columns) { batch_norm_fwd_partial<bf16>(partial, x, rows, channels, chunk_rows, columns); }
-extern "C" __global__ void __launch_bounds__(1024) batch_norm_fwd_statistics(f32* __restrict__ mean, f32* __restrict__ rstd, f32* __restrict__ running_mean, f32* __restrict__ running_variance, const f32* __restrict__ partial, u32 rows, u32 channels, u32 chunk_rows, u32 chunks, f32 epsilon, f32 momentum) { statistics(mean, rstd, running_mean, running_variance, partial, rows, channels, chunk_rows, chunks, epsilon, momentum); }
-extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_running(f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ running_mean, const f32* __restrict__ running_variance, u32 channels, f32 epsilon) { running_statistics(mean, rstd, running_mean, running_variance, channels, epsilon); }
-extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_apply_f32(f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ residual, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu) { batch_norm_fwd_apply<f32>(y, x, residual, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu); }
-extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_apply_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ residual, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu) { batch_norm_fwd_apply<bf16>(y, x, residual, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu); }
-extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_partial_f32(f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ y, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu) { batch_norm_bwd_partial<f32>(partial, dy, x, y, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu); }
-extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_partial_bf16(f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x, const bf16* __restrict__ y, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu) { batch_norm_bwd_partial<bf16>(partial, dy, x, y, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu); }
-extern "C" __global__ void __launch_bounds__(1024) batch_norm_bwd_sums(f32* __restrict__ sums, f32* __restrict__ dweight, f32* __restrict__ dbias, const f32* __restrict__ partial, u32 channels, u32 chunks, u32 accumulate_weight, u32 accumulate_bias) { gradient_sums(sums, dweight, dbias, partial, channels, chunks, accumulate_weight, accumulate_bias); }
-extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_input_f32(f32* __restrict__ dx, f32* __restrict__ dresidual, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ y, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ sums, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu, u32 accumulate_x, u32 accumulate_residual) { batch_norm_bwd_input<f32>(dx, dresidual, dy, x, y, mean, rstd, weight, bias, sums, rows, channels, chunk_rows, columns, relu, accumulate_x, accumulate_residual); }
-extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_input_bf16(bf16* __restrict__ dx, bf16* __restrict__ dresidual, const bf16* __restrict__ dy, const bf16* __restrict__ x, const bf16* __restrict__ y, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ sums, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu, u32 accumulate_x, u32 accumulate_residual) { batch_norm_bwd_input<bf16>(dx, dresidual, dy, x, y, mean, rstd, weight, bias, sums, rows, channels, chunk_rows, columns, relu, accumulate_x, accumulate_residual); }
+extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_partial_f32(
+    f32* __restrict__ partial, const f32* __restrict__ x, u32 rows, u32 channels, u32 chunk_rows, u32 columns) {
+    batch_norm_fwd_partial<f32>(partial, x, rows, channels, chunk_rows, columns);
+}
+extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_partial_bf16(
+    f32* __restrict__ partial, const bf16* __restrict__ x, u32 rows, u32 channels, u32 chunk_rows, u32 columns) {
+    batch_norm_fwd_partial<bf16>(partial, x, rows, channels, chunk_rows, columns);
+}
+extern "C" __global__ void __launch_bounds__(1024) batch_norm_fwd_statistics(
+    f32* __restrict__ mean, f32* __restrict__ rstd, f32* __restrict__ running_mean, f32* __restrict__ running_variance,
+    const f32* __restrict__ partial, u32 rows, u32 channels, u32 chunk_rows, u32 chunks, f32 epsilon, f32 momentum) {
+    statistics(mean, rstd, running_mean, running_variance, partial, rows, channels, chunk_rows, chunks, epsilon,
+        momentum);
+}
+extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_running(
+    f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ running_mean,
+    const f32* __restrict__ running_variance, u32 channels, f32 epsilon) {
+    running_statistics(mean, rstd, running_mean, running_variance, channels, epsilon);
+}
+extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_apply_f32(
+    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ residual, const f32* __restrict__ mean,
+    const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, u32 rows, u32 channels,
+    u32 chunk_rows, u32 columns, u32 relu) {
+    batch_norm_fwd_apply<f32>(y, x, residual, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu);
+}
+extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_apply_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ residual, const f32* __restrict__ mean,
+    const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, u32 rows, u32 channels,
+    u32 chunk_rows, u32 columns, u32 relu) {
+    batch_norm_fwd_apply<bf16>(y, x, residual, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu);
+}
+extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_partial_f32(
+    f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ y,
+    const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu) {
+    batch_norm_bwd_partial<f32>(partial, dy, x, y, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu);
+}
+extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_partial_bf16(
+    f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x, const bf16* __restrict__ y,
+    const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu) {
+    batch_norm_bwd_partial<bf16>(partial, dy, x, y, mean, rstd, weight, bias, rows, channels, chunk_rows, columns,
+        relu);
+}
+extern "C" __global__ void __launch_bounds__(1024) batch_norm_bwd_sums(
+    f32* __restrict__ sums, f32* __restrict__ dweight, f32* __restrict__ dbias, const f32* __restrict__ partial,
+    u32 channels, u32 chunks, u32 accumulate_weight, u32 accumulate_bias) {
+    gradient_sums(sums, dweight, dbias, partial, channels, chunks, accumulate_weight, accumulate_bias);
+}
+extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_input_f32(
+    f32* __restrict__ dx, f32* __restrict__ dresidual, const f32* __restrict__ dy, const f32* __restrict__ x,
+    const f32* __restrict__ y, const f32* __restrict__ mean, const f32* __restrict__ rstd,
+    const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ sums, u32 rows, u32 channels,
+    u32 chunk_rows, u32 columns, u32 relu, u32 accumulate_x, u32 accumulate_residual) {
+    batch_norm_bwd_input<f32>(dx, dresidual, dy, x, y, mean, rstd, weight, bias, sums, rows, channels, chunk_rows,
+        columns, relu, accumulate_x, accumulate_residual);
+}
+extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_input_bf16(
+    bf16* __restrict__ dx, bf16* __restrict__ dresidual, const bf16* __restrict__ dy, const bf16* __restrict__ x,
+    const bf16* __restrict__ y, const f32* __restrict__ mean, const f32* __restrict__ rstd,
+    const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ sums, u32 rows, u32 channels,
+    u32 chunk_rows, u32 columns, u32 relu, u32 accumulate_x, u32 accumulate_residual) {
+    batch_norm_bwd_input<bf16>(dx, dresidual, dy, x, y, mean, rstd, weight, bias, sums, rows, channels, chunk_rows,
+        columns, relu, accumulate_x, accumulate_residual);
+}

@@ -307,21 +307,115 @@ DEV void conv2d_bwd_channel(T* __restrict__ to, const f32* __restrict__ partial,
     store_f32(to + i, accumulate != 0 ? to_f32(to[i]) + sum : sum);
 }
 
-extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_f32(f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale) { conv2d_fwd<128>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale) { conv2d_fwd<128>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_small_f32(f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale) { conv2d_fwd<64>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale); }
-extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_small_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale) { conv2d_fwd<64>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_f32(f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u32 accumulate) { conv2d_bwd_input<128>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u32 accumulate) { conv2d_bwd_input<128>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_small_f32(f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u32 accumulate) { conv2d_bwd_input<64>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_small_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u32 accumulate) { conv2d_bwd_input<64>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_f32(f32* __restrict__ dw, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) { conv2d_bwd_weight<128>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_bf16(f32* __restrict__ dw, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) { conv2d_bwd_weight<128>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_small_f32(f32* __restrict__ dw, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) { conv2d_bwd_weight<64>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_bf16(f32* __restrict__ dw, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) { conv2d_bwd_weight<64>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_sum(f32* __restrict__ dw, const f32* __restrict__ partial, u32 splits, u32 len, u32 accumulate) { sum_splits(dw, partial, splits, len, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_columns_f32(f32* __restrict__ partial, const f32* __restrict__ dy, u32 image, u32 cols, u32 parts, u32 rows_per_part) { conv2d_bwd_columns<f32>(partial, dy, image, cols, parts, rows_per_part); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_columns_bf16(f32* __restrict__ partial, const bf16* __restrict__ dy, u32 image, u32 cols, u32 parts, u32 rows_per_part) { conv2d_bwd_columns<bf16>(partial, dy, image, cols, parts, rows_per_part); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_channel_f32(f32* __restrict__ to, const f32* __restrict__ partial, u32 batch, u32 cols, u32 parts, u32 accumulate) { conv2d_bwd_channel<f32>(to, partial, batch, cols, parts, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_channel_bf16(bf16* __restrict__ to, const f32* __restrict__ partial, u32 batch, u32 cols, u32 parts, u32 accumulate) { conv2d_bwd_channel<bf16>(to, partial, batch, cols, parts, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_bias(f32* __restrict__ db, const f32* __restrict__ partial, u32 parts, u32 cols, u32 accumulate) { sum_parts(db, partial, parts, cols, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_f32(
+    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
+    const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u64 row_scale, u64 col_scale) {
+    conv2d_fwd<128>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+        out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias,
+    const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u64 row_scale, u64 col_scale) {
+    conv2d_fwd<128>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+        out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_small_f32(
+    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
+    const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u64 row_scale, u64 col_scale) {
+    conv2d_fwd<64>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+        out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale);
+}
+extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_small_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias,
+    const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u64 row_scale, u64 col_scale) {
+    conv2d_fwd<64>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+        out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u32 accumulate) {
+    conv2d_bwd_input<128>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
+        cin, cout, kernel, stride, pad, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u32 accumulate) {
+    conv2d_bwd_input<128>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
+        cin, cout, kernel, stride, pad, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_small_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u32 accumulate) {
+    conv2d_bwd_input<64>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel, stride, pad, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_small_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u32 accumulate) {
+    conv2d_bwd_input<64>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel, stride, pad, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_f32(
+    f32* __restrict__ dw, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
+    conv2d_bwd_weight<128>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_bf16(
+    f32* __restrict__ dw, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
+    conv2d_bwd_weight<128>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_small_f32(
+    f32* __restrict__ dw, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
+    conv2d_bwd_weight<64>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_bf16(
+    f32* __restrict__ dw, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
+    u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
+    conv2d_bwd_weight<64>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_sum(
+    f32* __restrict__ dw, const f32* __restrict__ partial, u32 splits, u32 len, u32 accumulate) {
+    sum_splits(dw, partial, splits, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_columns_f32(
+    f32* __restrict__ partial, const f32* __restrict__ dy, u32 image, u32 cols, u32 parts, u32 rows_per_part) {
+    conv2d_bwd_columns<f32>(partial, dy, image, cols, parts, rows_per_part);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_columns_bf16(
+    f32* __restrict__ partial, const bf16* __restrict__ dy, u32 image, u32 cols, u32 parts, u32 rows_per_part) {
+    conv2d_bwd_columns<bf16>(partial, dy, image, cols, parts, rows_per_part);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_channel_f32(
+    f32* __restrict__ to, const f32* __restrict__ partial, u32 batch, u32 cols, u32 parts, u32 accumulate) {
+    conv2d_bwd_channel<f32>(to, partial, batch, cols, parts, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_channel_bf16(
+    bf16* __restrict__ to, const f32* __restrict__ partial, u32 batch, u32 cols, u32 parts, u32 accumulate) {
+    conv2d_bwd_channel<bf16>(to, partial, batch, cols, parts, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_bias(
+    f32* __restrict__ db, const f32* __restrict__ partial, u32 parts, u32 cols, u32 accumulate) {
+    sum_parts(db, partial, parts, cols, accumulate);
+}

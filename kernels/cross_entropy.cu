@@ -75,6 +75,19 @@ DEV void logit_gradient(f32* dlogits, const f32* dloss, const f32* logits, const
     dlogits[at] = accumulate != 0 ? dlogits[at] + gradient : gradient;
 }
 
-extern "C" __global__ void __launch_bounds__(128) cross_entropy_fwd_items(f32* __restrict__ items, f32* __restrict__ statistics, f32* __restrict__ right, const f32* __restrict__ logits, const i32* __restrict__ labels, u32 batch, u32 classes, f32 smoothing) { item_losses(items, statistics, right, logits, labels, batch, classes, smoothing); }
-extern "C" __global__ void __launch_bounds__(256) cross_entropy_fwd_mean(f32* __restrict__ loss, f32* __restrict__ correct, const f32* __restrict__ items, const f32* __restrict__ right, u32 batch, f32 scale) { mean_loss(loss, correct, items, right, batch, scale); }
-extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(f32* __restrict__ dlogits, const f32* __restrict__ dloss, const f32* __restrict__ logits, const i32* __restrict__ labels, const f32* __restrict__ statistics, u32 batch, u32 classes, f32 smoothing, f32 scale, u32 accumulate) { logit_gradient(dlogits, dloss, logits, labels, statistics, batch, classes, smoothing, scale, accumulate); }
+extern "C" __global__ void __launch_bounds__(128) cross_entropy_fwd_items(
+    f32* __restrict__ items, f32* __restrict__ statistics, f32* __restrict__ right, const f32* __restrict__ logits,
+    const i32* __restrict__ labels, u32 batch, u32 classes, f32 smoothing) {
+    item_losses(items, statistics, right, logits, labels, batch, classes, smoothing);
+}
+extern "C" __global__ void __launch_bounds__(256) cross_entropy_fwd_mean(
+    f32* __restrict__ loss, f32* __restrict__ correct, const f32* __restrict__ items, const f32* __restrict__ right,
+    u32 batch, f32 scale) {
+    mean_loss(loss, correct, items, right, batch, scale);
+}
+extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(
+    f32* __restrict__ dlogits, const f32* __restrict__ dloss, const f32* __restrict__ logits,
+    const i32* __restrict__ labels, const f32* __restrict__ statistics, u32 batch, u32 classes, f32 smoothing,
+    f32 scale, u32 accumulate) {
+    logit_gradient(dlogits, dloss, logits, labels, statistics, batch, classes, smoothing, scale, accumulate);
+}

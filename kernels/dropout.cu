@@ -36,5 +36,13 @@ DEV void dropout(T* __restrict__ to, const T* __restrict__ from, const u32* __re
     store4(to + at, left, wide, v);
 }
 
-extern "C" __global__ void __launch_bounds__(256) dropout_f32(f32* __restrict__ to, const f32* __restrict__ from, const u32* __restrict__ control, u32 elements, f32 probability, f32 scale, u64 seed, u32 purpose, u32 accumulate) { dropout<f32>(to, from, control, elements, probability, scale, seed, purpose, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) dropout_bf16(bf16* __restrict__ to, const bf16* __restrict__ from, const u32* __restrict__ control, u32 elements, f32 probability, f32 scale, u64 seed, u32 purpose, u32 accumulate) { dropout<bf16>(to, from, control, elements, probability, scale, seed, purpose, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) dropout_f32(
+    f32* __restrict__ to, const f32* __restrict__ from, const u32* __restrict__ control, u32 elements, f32 probability,
+    f32 scale, u64 seed, u32 purpose, u32 accumulate) {
+    dropout<f32>(to, from, control, elements, probability, scale, seed, purpose, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) dropout_bf16(
+    bf16* __restrict__ to, const bf16* __restrict__ from, const u32* __restrict__ control, u32 elements,
+    f32 probability, f32 scale, u64 seed, u32 purpose, u32 accumulate) {
+    dropout<bf16>(to, from, control, elements, probability, scale, seed, purpose, accumulate);
+}

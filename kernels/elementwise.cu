@@ -159,23 +159,89 @@ DEV void gate_bwd(T* __restrict__ dy, T* __restrict__ dmodulation, const T* __re
     if (dmodulation != nullptr) put(dmodulation + columns, left, wide_columns, sums, 1);
 }
 
-extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_fwd_f32(f32* __restrict__ y, const f32* __restrict__ x, u64 len) { map<Gelu>(y, x, len, 0); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_fwd_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) { map<Gelu>(y, x, len, 0); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_bwd_f32(f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) { binary<GeluBackward>(dx, dy, x, len, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_bwd_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) { binary<GeluBackward>(dx, dy, x, len, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_silu_fwd_f32(f32* __restrict__ y, const f32* __restrict__ x, u64 len) { map<Silu>(y, x, len, 0); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_silu_fwd_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) { map<Silu>(y, x, len, 0); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_f32(f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) { binary<SiluBackward>(dx, dy, x, len, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) { binary<SiluBackward>(dx, dy, x, len, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_add_f32(f32* __restrict__ y, const f32* __restrict__ a, const f32* __restrict__ b, u64 len) { binary<Sum>(y, a, b, len, 0); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_add_bf16(bf16* __restrict__ y, const bf16* __restrict__ a, const bf16* __restrict__ b, u64 len) { binary<Sum>(y, a, b, len, 0); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_add_into_f32(f32* __restrict__ to, const f32* __restrict__ x, u64 len) { map<Identity>(to, x, len, 1); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_add_into_bf16(bf16* __restrict__ to, const bf16* __restrict__ x, u64 len) { map<Identity>(to, x, len, 1); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_scale_f32(f32* __restrict__ y, const f32* __restrict__ x, f32 factor, u64 len, u32 accumulate) { scaled(y, x, factor, len, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_scale_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, f32 factor, u64 len, u32 accumulate) { scaled(y, x, factor, len, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_narrow(bf16* __restrict__ y, const f32* __restrict__ x, u64 len, u32 accumulate) { unary<Identity, 8>(y, x, len, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_widen(f32* __restrict__ y, const bf16* __restrict__ x, u64 len, u32 accumulate) { unary<Identity, 8>(y, x, len, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_gate_fwd_f32(f32* __restrict__ out, const f32* __restrict__ x, const f32* __restrict__ y, const f32* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column) { gate_fwd(out, x, y, modulation, rows, cols, rows_per_sample, modulation_stride, column); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_gate_fwd_bf16(bf16* __restrict__ out, const bf16* __restrict__ x, const bf16* __restrict__ y, const bf16* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column) { gate_fwd(out, x, y, modulation, rows, cols, rows_per_sample, modulation_stride, column); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_gate_bwd_f32(f32* __restrict__ dy, f32* __restrict__ dmodulation, const f32* __restrict__ dout, const f32* __restrict__ y, const f32* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column, u32 accumulate) { gate_bwd(dy, dmodulation, dout, y, modulation, cols, rows_per_sample, modulation_stride, column, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) elementwise_gate_bwd_bf16(bf16* __restrict__ dy, bf16* __restrict__ dmodulation, const bf16* __restrict__ dout, const bf16* __restrict__ y, const bf16* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column, u32 accumulate) { gate_bwd(dy, dmodulation, dout, y, modulation, cols, rows_per_sample, modulation_stride, column, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_fwd_f32(
+    f32* __restrict__ y, const f32* __restrict__ x, u64 len) {
+    map<Gelu>(y, x, len, 0);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_fwd_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) {
+    map<Gelu>(y, x, len, 0);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_bwd_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) {
+    binary<GeluBackward>(dx, dy, x, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_bwd_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) {
+    binary<GeluBackward>(dx, dy, x, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_silu_fwd_f32(
+    f32* __restrict__ y, const f32* __restrict__ x, u64 len) {
+    map<Silu>(y, x, len, 0);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_silu_fwd_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) {
+    map<Silu>(y, x, len, 0);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) {
+    binary<SiluBackward>(dx, dy, x, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) {
+    binary<SiluBackward>(dx, dy, x, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_add_f32(
+    f32* __restrict__ y, const f32* __restrict__ a, const f32* __restrict__ b, u64 len) {
+    binary<Sum>(y, a, b, len, 0);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_add_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ a, const bf16* __restrict__ b, u64 len) {
+    binary<Sum>(y, a, b, len, 0);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_add_into_f32(
+    f32* __restrict__ to, const f32* __restrict__ x, u64 len) {
+    map<Identity>(to, x, len, 1);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_add_into_bf16(
+    bf16* __restrict__ to, const bf16* __restrict__ x, u64 len) {
+    map<Identity>(to, x, len, 1);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_scale_f32(
+    f32* __restrict__ y, const f32* __restrict__ x, f32 factor, u64 len, u32 accumulate) {
+    scaled(y, x, factor, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_scale_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ x, f32 factor, u64 len, u32 accumulate) {
+    scaled(y, x, factor, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_narrow(
+    bf16* __restrict__ y, const f32* __restrict__ x, u64 len, u32 accumulate) {
+    unary<Identity, 8>(y, x, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_widen(
+    f32* __restrict__ y, const bf16* __restrict__ x, u64 len, u32 accumulate) {
+    unary<Identity, 8>(y, x, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_gate_fwd_f32(
+    f32* __restrict__ out, const f32* __restrict__ x, const f32* __restrict__ y, const f32* __restrict__ modulation,
+    u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column) {
+    gate_fwd(out, x, y, modulation, rows, cols, rows_per_sample, modulation_stride, column);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_gate_fwd_bf16(
+    bf16* __restrict__ out, const bf16* __restrict__ x, const bf16* __restrict__ y, const bf16* __restrict__ modulation,
+    u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column) {
+    gate_fwd(out, x, y, modulation, rows, cols, rows_per_sample, modulation_stride, column);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_gate_bwd_f32(
+    f32* __restrict__ dy, f32* __restrict__ dmodulation, const f32* __restrict__ dout, const f32* __restrict__ y,
+    const f32* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column,
+    u32 accumulate) {
+    gate_bwd(dy, dmodulation, dout, y, modulation, cols, rows_per_sample, modulation_stride, column, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_gate_bwd_bf16(
+    bf16* __restrict__ dy, bf16* __restrict__ dmodulation, const bf16* __restrict__ dout, const bf16* __restrict__ y,
+    const bf16* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column,
+    u32 accumulate) {
+    gate_bwd(dy, dmodulation, dout, y, modulation, cols, rows_per_sample, modulation_stride, column, accumulate);
+}

@@ -29,7 +29,23 @@ DEV void embedding_bwd(f32* dtable, const T* dy, const i32* indices, u32 batch, 
     dtable[element] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(128) embedding_fwd_f32(f32* __restrict__ y, const f32* __restrict__ table, const i32* __restrict__ indices, u32 batch, u32 rows, u32 width) { embedding_fwd<f32>(y, table, indices, batch, rows, width); }
-extern "C" __global__ void __launch_bounds__(128) embedding_fwd_bf16(bf16* __restrict__ y, const f32* __restrict__ table, const i32* __restrict__ indices, u32 batch, u32 rows, u32 width) { embedding_fwd<bf16>(y, table, indices, batch, rows, width); }
-extern "C" __global__ void __launch_bounds__(128) embedding_bwd_f32(f32* __restrict__ dtable, const f32* __restrict__ dy, const i32* __restrict__ indices, u32 batch, u32 rows, u32 width, u32 accumulate) { embedding_bwd<f32>(dtable, dy, indices, batch, rows, width, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) embedding_bwd_bf16(f32* __restrict__ dtable, const bf16* __restrict__ dy, const i32* __restrict__ indices, u32 batch, u32 rows, u32 width, u32 accumulate) { embedding_bwd<bf16>(dtable, dy, indices, batch, rows, width, accumulate); }
+extern "C" __global__ void __launch_bounds__(128) embedding_fwd_f32(
+    f32* __restrict__ y, const f32* __restrict__ table, const i32* __restrict__ indices, u32 batch, u32 rows,
+    u32 width) {
+    embedding_fwd<f32>(y, table, indices, batch, rows, width);
+}
+extern "C" __global__ void __launch_bounds__(128) embedding_fwd_bf16(
+    bf16* __restrict__ y, const f32* __restrict__ table, const i32* __restrict__ indices, u32 batch, u32 rows,
+    u32 width) {
+    embedding_fwd<bf16>(y, table, indices, batch, rows, width);
+}
+extern "C" __global__ void __launch_bounds__(128) embedding_bwd_f32(
+    f32* __restrict__ dtable, const f32* __restrict__ dy, const i32* __restrict__ indices, u32 batch, u32 rows,
+    u32 width, u32 accumulate) {
+    embedding_bwd<f32>(dtable, dy, indices, batch, rows, width, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) embedding_bwd_bf16(
+    f32* __restrict__ dtable, const bf16* __restrict__ dy, const i32* __restrict__ indices, u32 batch, u32 rows,
+    u32 width, u32 accumulate) {
+    embedding_bwd<bf16>(dtable, dy, indices, batch, rows, width, accumulate);
+}

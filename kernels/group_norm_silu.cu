@@ -474,18 +474,113 @@ DEV void group_norm_silu_bwd_parameters(f32* dweight, f32* dbias, T* dscale_shif
     to[c] = add ? to[c] + total : total;
 }
 
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_f32(f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ x, const f32* __restrict__ skip, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, f32 eps, u32 silu) { group_norm_silu_fwd<f32>(y, mean, rstd, nullptr, x, skip, weight, bias, scale_shift, pixels, ca, cb, groups, columns, tiles, vector, eps, silu); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_bf16(bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const bf16* __restrict__ x, const bf16* __restrict__ skip, const f32* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, f32 eps, u32 silu) { group_norm_silu_fwd<bf16>(y, mean, rstd, nullptr, x, skip, weight, bias, scale_shift, pixels, ca, cb, groups, columns, tiles, vector, eps, silu); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_partial_f32(f32* __restrict__ partial, const f32* __restrict__ x, const f32* __restrict__ skip, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector) { group_norm_silu_fwd_partial<f32>(partial, x, skip, pixels, ca, cb, groups, columns, tiles, vector); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_partial_bf16(f32* __restrict__ partial, const bf16* __restrict__ x, const bf16* __restrict__ skip, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector) { group_norm_silu_fwd_partial<bf16>(partial, x, skip, pixels, ca, cb, groups, columns, tiles, vector); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_apply_f32(f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ partial, const f32* __restrict__ x, const f32* __restrict__ skip, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, f32 eps, u32 silu) { group_norm_silu_fwd<f32>(y, mean, rstd, partial, x, skip, weight, bias, scale_shift, pixels, ca, cb, groups, columns, tiles, vector, eps, silu); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_apply_bf16(bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ partial, const bf16* __restrict__ x, const bf16* __restrict__ skip, const f32* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, f32 eps, u32 silu) { group_norm_silu_fwd<bf16>(y, mean, rstd, partial, x, skip, weight, bias, scale_shift, pixels, ca, cb, groups, columns, tiles, vector, eps, silu); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_f32(f32* __restrict__ dx, f32* __restrict__ dskip, f32* __restrict__ sums, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ skip, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, u32 silu, u32 accumulate_x, u32 accumulate_skip) { group_norm_silu_bwd<f32>(dx, dskip, sums, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb, groups, columns, tiles, vector, silu, accumulate_x, accumulate_skip); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_bf16(bf16* __restrict__ dx, bf16* __restrict__ dskip, f32* __restrict__ sums, const bf16* __restrict__ dy, const bf16* __restrict__ x, const bf16* __restrict__ skip, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, u32 silu, u32 accumulate_x, u32 accumulate_skip) { group_norm_silu_bwd<bf16>(dx, dskip, sums, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb, groups, columns, tiles, vector, silu, accumulate_x, accumulate_skip); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_partial_f32(f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ skip, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, u32 silu) { group_norm_silu_bwd_partial<f32>(partial, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb, groups, columns, tiles, vector, silu); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_partial_bf16(f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x, const bf16* __restrict__ skip, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, u32 silu) { group_norm_silu_bwd_partial<bf16>(partial, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb, groups, columns, tiles, vector, silu); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_input_f32(f32* __restrict__ dx, f32* __restrict__ dskip, const f32* __restrict__ sums, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ skip, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, u32 silu, u32 accumulate_x, u32 accumulate_skip) { group_norm_silu_bwd_input<f32>(dx, dskip, sums, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb, groups, columns, tiles, vector, silu, accumulate_x, accumulate_skip); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_input_bf16(bf16* __restrict__ dx, bf16* __restrict__ dskip, const f32* __restrict__ sums, const bf16* __restrict__ dy, const bf16* __restrict__ x, const bf16* __restrict__ skip, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, u32 silu, u32 accumulate_x, u32 accumulate_skip) { group_norm_silu_bwd_input<bf16>(dx, dskip, sums, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb, groups, columns, tiles, vector, silu, accumulate_x, accumulate_skip); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_parameters_f32(f32* __restrict__ dweight, f32* __restrict__ dbias, f32* __restrict__ dscale_shift, const f32* __restrict__ sums, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 samples, u32 channels, u32 accumulate_weight, u32 accumulate_bias, u32 accumulate_scale_shift) { group_norm_silu_bwd_parameters<f32>(dweight, dbias, dscale_shift, sums, weight, bias, scale_shift, samples, channels, accumulate_weight, accumulate_bias, accumulate_scale_shift); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_parameters_bf16(f32* __restrict__ dweight, f32* __restrict__ dbias, bf16* __restrict__ dscale_shift, const f32* __restrict__ sums, const f32* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 samples, u32 channels, u32 accumulate_weight, u32 accumulate_bias, u32 accumulate_scale_shift) { group_norm_silu_bwd_parameters<bf16>(dweight, dbias, dscale_shift, sums, weight, bias, scale_shift, samples, channels, accumulate_weight, accumulate_bias, accumulate_scale_shift); }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_sums(f32* __restrict__ sums, const f32* __restrict__ partial, u32 channels, u32 chunks) { group_norm_silu_sums(sums, partial, channels, chunks); }
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_f32(
+    f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ x,
+    const f32* __restrict__ skip, const f32* __restrict__ weight, const f32* __restrict__ bias,
+    const f32* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector,
+    f32 eps, u32 silu) {
+    group_norm_silu_fwd<f32>(y, mean, rstd, nullptr, x, skip, weight, bias, scale_shift, pixels, ca, cb, groups,
+        columns, tiles, vector, eps, silu);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_bf16(
+    bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const bf16* __restrict__ x,
+    const bf16* __restrict__ skip, const f32* __restrict__ weight, const f32* __restrict__ bias,
+    const bf16* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector,
+    f32 eps, u32 silu) {
+    group_norm_silu_fwd<bf16>(y, mean, rstd, nullptr, x, skip, weight, bias, scale_shift, pixels, ca, cb, groups,
+        columns, tiles, vector, eps, silu);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_partial_f32(
+    f32* __restrict__ partial, const f32* __restrict__ x, const f32* __restrict__ skip, u32 pixels, u32 ca, u32 cb,
+    u32 groups, u32 columns, u32 tiles, u32 vector) {
+    group_norm_silu_fwd_partial<f32>(partial, x, skip, pixels, ca, cb, groups, columns, tiles, vector);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_partial_bf16(
+    f32* __restrict__ partial, const bf16* __restrict__ x, const bf16* __restrict__ skip, u32 pixels, u32 ca, u32 cb,
+    u32 groups, u32 columns, u32 tiles, u32 vector) {
+    group_norm_silu_fwd_partial<bf16>(partial, x, skip, pixels, ca, cb, groups, columns, tiles, vector);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_apply_f32(
+    f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ partial,
+    const f32* __restrict__ x, const f32* __restrict__ skip, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups,
+    u32 columns, u32 tiles, u32 vector, f32 eps, u32 silu) {
+    group_norm_silu_fwd<f32>(y, mean, rstd, partial, x, skip, weight, bias, scale_shift, pixels, ca, cb, groups,
+        columns, tiles, vector, eps, silu);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_apply_bf16(
+    bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ partial,
+    const bf16* __restrict__ x, const bf16* __restrict__ skip, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups,
+    u32 columns, u32 tiles, u32 vector, f32 eps, u32 silu) {
+    group_norm_silu_fwd<bf16>(y, mean, rstd, partial, x, skip, weight, bias, scale_shift, pixels, ca, cb, groups,
+        columns, tiles, vector, eps, silu);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_f32(
+    f32* __restrict__ dx, f32* __restrict__ dskip, f32* __restrict__ sums, const f32* __restrict__ dy,
+    const f32* __restrict__ x, const f32* __restrict__ skip, const f32* __restrict__ mean, const f32* __restrict__ rstd,
+    const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels,
+    u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, u32 silu, u32 accumulate_x, u32 accumulate_skip) {
+    group_norm_silu_bwd<f32>(dx, dskip, sums, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb,
+        groups, columns, tiles, vector, silu, accumulate_x, accumulate_skip);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_bf16(
+    bf16* __restrict__ dx, bf16* __restrict__ dskip, f32* __restrict__ sums, const bf16* __restrict__ dy,
+    const bf16* __restrict__ x, const bf16* __restrict__ skip, const f32* __restrict__ mean,
+    const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias,
+    const bf16* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector,
+    u32 silu, u32 accumulate_x, u32 accumulate_skip) {
+    group_norm_silu_bwd<bf16>(dx, dskip, sums, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb,
+        groups, columns, tiles, vector, silu, accumulate_x, accumulate_skip);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_partial_f32(
+    f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ skip,
+    const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups,
+    u32 columns, u32 tiles, u32 vector, u32 silu) {
+    group_norm_silu_bwd_partial<f32>(partial, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb,
+        groups, columns, tiles, vector, silu);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_partial_bf16(
+    f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x, const bf16* __restrict__ skip,
+    const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups,
+    u32 columns, u32 tiles, u32 vector, u32 silu) {
+    group_norm_silu_bwd_partial<bf16>(partial, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb,
+        groups, columns, tiles, vector, silu);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_input_f32(
+    f32* __restrict__ dx, f32* __restrict__ dskip, const f32* __restrict__ sums, const f32* __restrict__ dy,
+    const f32* __restrict__ x, const f32* __restrict__ skip, const f32* __restrict__ mean, const f32* __restrict__ rstd,
+    const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels,
+    u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector, u32 silu, u32 accumulate_x, u32 accumulate_skip) {
+    group_norm_silu_bwd_input<f32>(dx, dskip, sums, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb,
+        groups, columns, tiles, vector, silu, accumulate_x, accumulate_skip);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_input_bf16(
+    bf16* __restrict__ dx, bf16* __restrict__ dskip, const f32* __restrict__ sums, const bf16* __restrict__ dy,
+    const bf16* __restrict__ x, const bf16* __restrict__ skip, const f32* __restrict__ mean,
+    const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias,
+    const bf16* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 columns, u32 tiles, u32 vector,
+    u32 silu, u32 accumulate_x, u32 accumulate_skip) {
+    group_norm_silu_bwd_input<bf16>(dx, dskip, sums, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb,
+        groups, columns, tiles, vector, silu, accumulate_x, accumulate_skip);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_parameters_f32(
+    f32* __restrict__ dweight, f32* __restrict__ dbias, f32* __restrict__ dscale_shift, const f32* __restrict__ sums,
+    const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 samples,
+    u32 channels, u32 accumulate_weight, u32 accumulate_bias, u32 accumulate_scale_shift) {
+    group_norm_silu_bwd_parameters<f32>(dweight, dbias, dscale_shift, sums, weight, bias, scale_shift, samples,
+        channels, accumulate_weight, accumulate_bias, accumulate_scale_shift);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_parameters_bf16(
+    f32* __restrict__ dweight, f32* __restrict__ dbias, bf16* __restrict__ dscale_shift, const f32* __restrict__ sums,
+    const f32* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 samples,
+    u32 channels, u32 accumulate_weight, u32 accumulate_bias, u32 accumulate_scale_shift) {
+    group_norm_silu_bwd_parameters<bf16>(dweight, dbias, dscale_shift, sums, weight, bias, scale_shift, samples,
+        channels, accumulate_weight, accumulate_bias, accumulate_scale_shift);
+}
+extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_sums(
+    f32* __restrict__ sums, const f32* __restrict__ partial, u32 channels, u32 chunks) {
+    group_norm_silu_sums(sums, partial, channels, chunks);
+}

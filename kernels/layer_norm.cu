@@ -254,12 +254,60 @@ DEV void layer_norm_bwd_modulation(T* __restrict__ dmodulation, const T* __restr
     store_f32(to + scale_column, dscale);
 }
 
-extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_f32(f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ x, const f32* __restrict__ gamma, const f32* __restrict__ beta, const f32* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, f32 eps) { layer_norm_fwd<f32>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride, shift_column, scale_column, eps); }
-extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_bf16(bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const bf16* __restrict__ x, const f32* __restrict__ gamma, const f32* __restrict__ beta, const bf16* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, f32 eps) { layer_norm_fwd<bf16>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride, shift_column, scale_column, eps); }
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_input_f32(f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ gamma, const f32* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate) { layer_norm_bwd_input<f32>(dx, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_sample, modulation_stride, scale_column, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_input_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ gamma, const bf16* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate) { layer_norm_bwd_input<bf16>(dx, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_sample, modulation_stride, scale_column, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_affine_partial_f32(f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 rows, u32 cols, u32 rows_per_part) { layer_norm_bwd_affine_partial<f32>(partial, dy, x, mean, rstd, rows, cols, rows_per_part); }
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_affine_partial_bf16(f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 rows, u32 cols, u32 rows_per_part) { layer_norm_bwd_affine_partial<bf16>(partial, dy, x, mean, rstd, rows, cols, rows_per_part); }
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_modulation_f32(f32* __restrict__ dmodulation, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate) { layer_norm_bwd_modulation<f32>(dmodulation, dy, x, mean, rstd, cols, rows_per_sample, modulation_stride, shift_column, scale_column, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_modulation_bf16(bf16* __restrict__ dmodulation, const bf16* __restrict__ dy, const bf16* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate) { layer_norm_bwd_modulation<bf16>(dmodulation, dy, x, mean, rstd, cols, rows_per_sample, modulation_stride, shift_column, scale_column, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_affine_final(f32* __restrict__ dgamma, f32* __restrict__ dbeta, const f32* __restrict__ partial, u32 parts, u32 cols, u32 accumulate) { layer_norm_affine_final(dgamma, dbeta, partial, parts, cols, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_f32(
+    f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ x,
+    const f32* __restrict__ gamma, const f32* __restrict__ beta, const f32* __restrict__ modulation, u32 rows, u32 cols,
+    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, f32 eps) {
+    layer_norm_fwd<f32>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
+        shift_column, scale_column, eps);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_bf16(
+    bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const bf16* __restrict__ x,
+    const f32* __restrict__ gamma, const f32* __restrict__ beta, const bf16* __restrict__ modulation, u32 rows,
+    u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, f32 eps) {
+    layer_norm_fwd<bf16>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
+        shift_column, scale_column, eps);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_input_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ mean,
+    const f32* __restrict__ rstd, const f32* __restrict__ gamma, const f32* __restrict__ modulation, u32 rows, u32 cols,
+    u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate) {
+    layer_norm_bwd_input<f32>(dx, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_sample, modulation_stride,
+        scale_column, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_input_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, const f32* __restrict__ mean,
+    const f32* __restrict__ rstd, const f32* __restrict__ gamma, const bf16* __restrict__ modulation, u32 rows,
+    u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate) {
+    layer_norm_bwd_input<bf16>(dx, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_sample, modulation_stride,
+        scale_column, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_affine_partial_f32(
+    f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ mean,
+    const f32* __restrict__ rstd, u32 rows, u32 cols, u32 rows_per_part) {
+    layer_norm_bwd_affine_partial<f32>(partial, dy, x, mean, rstd, rows, cols, rows_per_part);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_affine_partial_bf16(
+    f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x, const f32* __restrict__ mean,
+    const f32* __restrict__ rstd, u32 rows, u32 cols, u32 rows_per_part) {
+    layer_norm_bwd_affine_partial<bf16>(partial, dy, x, mean, rstd, rows, cols, rows_per_part);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_modulation_f32(
+    f32* __restrict__ dmodulation, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ mean,
+    const f32* __restrict__ rstd, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 shift_column,
+    u32 scale_column, u32 accumulate) {
+    layer_norm_bwd_modulation<f32>(dmodulation, dy, x, mean, rstd, cols, rows_per_sample, modulation_stride,
+        shift_column, scale_column, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_modulation_bf16(
+    bf16* __restrict__ dmodulation, const bf16* __restrict__ dy, const bf16* __restrict__ x,
+    const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 cols, u32 rows_per_sample, u32 modulation_stride,
+    u32 shift_column, u32 scale_column, u32 accumulate) {
+    layer_norm_bwd_modulation<bf16>(dmodulation, dy, x, mean, rstd, cols, rows_per_sample, modulation_stride,
+        shift_column, scale_column, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_affine_final(
+    f32* __restrict__ dgamma, f32* __restrict__ dbeta, const f32* __restrict__ partial, u32 parts, u32 cols,
+    u32 accumulate) {
+    layer_norm_affine_final(dgamma, dbeta, partial, parts, cols, accumulate);
+}

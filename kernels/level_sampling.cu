@@ -55,4 +55,8 @@ DEV void update_bins(f32* state, const f32* losses, const i32* levels, u32 bins,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) level_sampling_update(f32* __restrict__ state, const f32* __restrict__ losses, const i32* __restrict__ levels, u32 bins, u32 batch, f32 decay, f32 uniform) { update_bins(state, losses, levels, bins, batch, decay, uniform); }
+extern "C" __global__ void __launch_bounds__(256) level_sampling_update(
+    f32* __restrict__ state, const f32* __restrict__ losses, const i32* __restrict__ levels, u32 bins, u32 batch,
+    f32 decay, f32 uniform) {
+    update_bins(state, losses, levels, bins, batch, decay, uniform);
+}

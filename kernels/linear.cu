@@ -104,19 +104,81 @@ DEV void linear_bwd_activation(T* __restrict__ dz, f32* __restrict__ partial, co
     sum_columns(dz, partial, dy, first, last, cols, activation);
 }
 
-extern "C" __global__ void __launch_bounds__(256) linear_fwd_large_f32(f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) { linear_fwd<128>(y, z, x, weight, bias, residual, m, n, k, activation); }
-extern "C" __global__ void __launch_bounds__(256) linear_fwd_large_bf16(bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) { linear_fwd<128>(y, z, x, weight, bias, residual, m, n, k, activation); }
-extern "C" __global__ void __launch_bounds__(256) linear_fwd_small_f32(f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) { linear_fwd<64>(y, z, x, weight, bias, residual, m, n, k, activation); }
-extern "C" __global__ void __launch_bounds__(128) linear_fwd_small_bf16(bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) { linear_fwd<64>(y, z, x, weight, bias, residual, m, n, k, activation); }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_large_f32(f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k, u32 accumulate) { linear_bwd_input<128>(dx, dz, weight, m, n, k, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_large_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k, u32 accumulate) { linear_bwd_input<128>(dx, dz, weight, m, n, k, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_small_f32(f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k, u32 accumulate) { linear_bwd_input<64>(dx, dz, weight, m, n, k, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_small_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k, u32 accumulate) { linear_bwd_input<64>(dx, dz, weight, m, n, k, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_large_f32(f32* __restrict__ dw, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n, u32 k, u32 rows_per_split, u32 accumulate) { linear_bwd_weight<128>(dw, dz, x, m, n, k, rows_per_split, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_large_bf16(f32* __restrict__ dw, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n, u32 k, u32 rows_per_split, u32 accumulate) { linear_bwd_weight<128>(dw, dz, x, m, n, k, rows_per_split, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_small_f32(f32* __restrict__ dw, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n, u32 k, u32 rows_per_split, u32 accumulate) { linear_bwd_weight<64>(dw, dz, x, m, n, k, rows_per_split, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_small_bf16(f32* __restrict__ dw, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n, u32 k, u32 rows_per_split, u32 accumulate) { linear_bwd_weight<64>(dw, dz, x, m, n, k, rows_per_split, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_sum(f32* __restrict__ dw, const f32* __restrict__ partial, u32 splits, u32 len, u32 accumulate) { sum_splits(dw, partial, splits, len, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_activation_f32(f32* __restrict__ dz, f32* __restrict__ partial, const f32* __restrict__ dy, u32 rows, u32 cols, u32 rows_per_part, u32 activation) { linear_bwd_activation<f32>(dz, partial, dy, rows, cols, rows_per_part, activation); }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_activation_bf16(bf16* __restrict__ dz, f32* __restrict__ partial, const bf16* __restrict__ dy, u32 rows, u32 cols, u32 rows_per_part, u32 activation) { linear_bwd_activation<bf16>(dz, partial, dy, rows, cols, rows_per_part, activation); }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_bias_final(f32* __restrict__ db, const f32* __restrict__ partial, u32 parts, u32 cols, u32 accumulate) { sum_parts(db, partial, parts, cols, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) linear_fwd_large_f32(
+    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
+    linear_fwd<128>(y, z, x, weight, bias, residual, m, n, k, activation);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_fwd_large_bf16(
+    bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
+    const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
+    linear_fwd<128>(y, z, x, weight, bias, residual, m, n, k, activation);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_fwd_small_f32(
+    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
+    linear_fwd<64>(y, z, x, weight, bias, residual, m, n, k, activation);
+}
+extern "C" __global__ void __launch_bounds__(128) linear_fwd_small_bf16(
+    bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
+    const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
+    linear_fwd<64>(y, z, x, weight, bias, residual, m, n, k, activation);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_large_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
+    u32 accumulate) {
+    linear_bwd_input<128>(dx, dz, weight, m, n, k, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_large_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
+    u32 accumulate) {
+    linear_bwd_input<128>(dx, dz, weight, m, n, k, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_small_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
+    u32 accumulate) {
+    linear_bwd_input<64>(dx, dz, weight, m, n, k, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_small_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
+    u32 accumulate) {
+    linear_bwd_input<64>(dx, dz, weight, m, n, k, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_large_f32(
+    f32* __restrict__ dw, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n, u32 k,
+    u32 rows_per_split, u32 accumulate) {
+    linear_bwd_weight<128>(dw, dz, x, m, n, k, rows_per_split, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_large_bf16(
+    f32* __restrict__ dw, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n, u32 k,
+    u32 rows_per_split, u32 accumulate) {
+    linear_bwd_weight<128>(dw, dz, x, m, n, k, rows_per_split, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_small_f32(
+    f32* __restrict__ dw, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n, u32 k,
+    u32 rows_per_split, u32 accumulate) {
+    linear_bwd_weight<64>(dw, dz, x, m, n, k, rows_per_split, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_small_bf16(
+    f32* __restrict__ dw, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n, u32 k,
+    u32 rows_per_split, u32 accumulate) {
+    linear_bwd_weight<64>(dw, dz, x, m, n, k, rows_per_split, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_sum(
+    f32* __restrict__ dw, const f32* __restrict__ partial, u32 splits, u32 len, u32 accumulate) {
+    sum_splits(dw, partial, splits, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_activation_f32(
+    f32* __restrict__ dz, f32* __restrict__ partial, const f32* __restrict__ dy, u32 rows, u32 cols, u32 rows_per_part,
+    u32 activation) {
+    linear_bwd_activation<f32>(dz, partial, dy, rows, cols, rows_per_part, activation);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_activation_bf16(
+    bf16* __restrict__ dz, f32* __restrict__ partial, const bf16* __restrict__ dy, u32 rows, u32 cols,
+    u32 rows_per_part, u32 activation) {
+    linear_bwd_activation<bf16>(dz, partial, dy, rows, cols, rows_per_part, activation);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_bias_final(
+    f32* __restrict__ db, const f32* __restrict__ partial, u32 parts, u32 cols, u32 accumulate) {
+    sum_parts(db, partial, parts, cols, accumulate);
+}

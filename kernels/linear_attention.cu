@@ -390,11 +390,39 @@ DEV void linear_attention_bwd(T* __restrict__ dqkv, const T* __restrict__ dy, co
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_narrow_f32(f32* __restrict__ y, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) { linear_attention_fwd<4>(y, qkv, tokens, heads, d, tile, groups); }
-extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_narrow_bf16(bf16* __restrict__ y, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) { linear_attention_fwd<4>(y, qkv, tokens, heads, d, tile, groups); }
-extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_wide_f32(f32* __restrict__ y, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) { linear_attention_fwd<8>(y, qkv, tokens, heads, d, tile, groups); }
-extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_wide_bf16(bf16* __restrict__ y, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) { linear_attention_fwd<8>(y, qkv, tokens, heads, d, tile, groups); }
-extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_narrow_f32(f32* __restrict__ dqkv, const f32* __restrict__ dy, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups, u32 accumulate) { linear_attention_bwd<4>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_narrow_bf16(bf16* __restrict__ dqkv, const bf16* __restrict__ dy, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups, u32 accumulate) { linear_attention_bwd<4>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_wide_f32(f32* __restrict__ dqkv, const f32* __restrict__ dy, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups, u32 accumulate) { linear_attention_bwd<8>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_wide_bf16(bf16* __restrict__ dqkv, const bf16* __restrict__ dy, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups, u32 accumulate) { linear_attention_bwd<8>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_narrow_f32(
+    f32* __restrict__ y, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) {
+    linear_attention_fwd<4>(y, qkv, tokens, heads, d, tile, groups);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_narrow_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) {
+    linear_attention_fwd<4>(y, qkv, tokens, heads, d, tile, groups);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_wide_f32(
+    f32* __restrict__ y, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) {
+    linear_attention_fwd<8>(y, qkv, tokens, heads, d, tile, groups);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_wide_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) {
+    linear_attention_fwd<8>(y, qkv, tokens, heads, d, tile, groups);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_narrow_f32(
+    f32* __restrict__ dqkv, const f32* __restrict__ dy, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d,
+    u32 tile, u32 groups, u32 accumulate) {
+    linear_attention_bwd<4>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_narrow_bf16(
+    bf16* __restrict__ dqkv, const bf16* __restrict__ dy, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d,
+    u32 tile, u32 groups, u32 accumulate) {
+    linear_attention_bwd<4>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_wide_f32(
+    f32* __restrict__ dqkv, const f32* __restrict__ dy, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d,
+    u32 tile, u32 groups, u32 accumulate) {
+    linear_attention_bwd<8>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_wide_bf16(
+    bf16* __restrict__ dqkv, const bf16* __restrict__ dy, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d,
+    u32 tile, u32 groups, u32 accumulate) {
+    linear_attention_bwd<8>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate);
+}

@@ -56,6 +56,18 @@ DEV void loss_gradient(f32* dprediction, const f32* dloss, const f32* prediction
     store4(dprediction + at, left, wide, gradient);
 }
 
-extern "C" __global__ void __launch_bounds__(256) mse_loss_fwd_items(f32* __restrict__ partial, const f32* __restrict__ prediction, const f32* __restrict__ target, const f32* __restrict__ weight, u32 elements) { item_loss(partial, prediction, target, weight, elements); }
-extern "C" __global__ void __launch_bounds__(256) mse_loss_fwd_mean(f32* __restrict__ loss, const f32* __restrict__ partial, u32 batch, f32 scale) { mean_loss(loss, partial, batch, scale); }
-extern "C" __global__ void __launch_bounds__(256) mse_loss_bwd(f32* __restrict__ dprediction, const f32* __restrict__ dloss, const f32* __restrict__ prediction, const f32* __restrict__ target, const f32* __restrict__ weight, u32 batch, u32 elements, f32 scale, u32 accumulate) { loss_gradient(dprediction, dloss, prediction, target, weight, batch, elements, scale, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) mse_loss_fwd_items(
+    f32* __restrict__ partial, const f32* __restrict__ prediction, const f32* __restrict__ target,
+    const f32* __restrict__ weight, u32 elements) {
+    item_loss(partial, prediction, target, weight, elements);
+}
+extern "C" __global__ void __launch_bounds__(256) mse_loss_fwd_mean(
+    f32* __restrict__ loss, const f32* __restrict__ partial, u32 batch, f32 scale) {
+    mean_loss(loss, partial, batch, scale);
+}
+extern "C" __global__ void __launch_bounds__(256) mse_loss_bwd(
+    f32* __restrict__ dprediction, const f32* __restrict__ dloss, const f32* __restrict__ prediction,
+    const f32* __restrict__ target, const f32* __restrict__ weight, u32 batch, u32 elements, f32 scale,
+    u32 accumulate) {
+    loss_gradient(dprediction, dloss, prediction, target, weight, batch, elements, scale, accumulate);
+}

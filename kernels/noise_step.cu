@@ -100,4 +100,12 @@ DEV void noise_batch(f32* x_t, f32* target, f32* time, i32* batch_labels, f32* w
     store4(target + at, left, wide, wanted);
 }
 
-extern "C" __global__ void __launch_bounds__(256) noise_step(f32* __restrict__ x_t, f32* __restrict__ target, f32* __restrict__ time, i32* __restrict__ batch_labels, f32* __restrict__ weight, i32* __restrict__ level, const f32* __restrict__ x0, const i32* __restrict__ labels, const u32* __restrict__ control, const f32* __restrict__ table_a, const f32* __restrict__ table_s, const f32* __restrict__ bin_state, u32 bins, u32 elements, u32 timesteps, u64 seed, u32 logit_normal, f32 mean, f32 deviation, u32 kind, f32 gamma, f32 label_dropout, i32 null_label) { noise_batch(x_t, target, time, batch_labels, weight, level, x0, labels, control, table_a, table_s, bin_state, bins, elements, timesteps, seed, logit_normal, mean, deviation, kind, gamma, label_dropout, null_label); }
+extern "C" __global__ void __launch_bounds__(256) noise_step(
+    f32* __restrict__ x_t, f32* __restrict__ target, f32* __restrict__ time, i32* __restrict__ batch_labels,
+    f32* __restrict__ weight, i32* __restrict__ level, const f32* __restrict__ x0, const i32* __restrict__ labels,
+    const u32* __restrict__ control, const f32* __restrict__ table_a, const f32* __restrict__ table_s,
+    const f32* __restrict__ bin_state, u32 bins, u32 elements, u32 timesteps, u64 seed, u32 logit_normal, f32 mean,
+    f32 deviation, u32 kind, f32 gamma, f32 label_dropout, i32 null_label) {
+    noise_batch(x_t, target, time, batch_labels, weight, level, x0, labels, control, table_a, table_s, bin_state, bins,
+        elements, timesteps, seed, logit_normal, mean, deviation, kind, gamma, label_dropout, null_label);
+}

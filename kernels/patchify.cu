@@ -55,7 +55,23 @@ DEV void patchify_to_image(f32* image, const T* tokens, u32 batch, u32 height, u
     image[element] = accumulate ? image[element] + value : value;
 }
 
-extern "C" __global__ void __launch_bounds__(256) patchify_to_tokens_f32(f32* __restrict__ tokens, const f32* __restrict__ image, u32 batch, u32 height, u32 width, u32 channels, u32 patch, u32 skip, u32 accumulate) { patchify_to_tokens<f32>(tokens, image, batch, height, width, channels, patch, skip, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) patchify_to_tokens_bf16(bf16* __restrict__ tokens, const f32* __restrict__ image, u32 batch, u32 height, u32 width, u32 channels, u32 patch, u32 skip, u32 accumulate) { patchify_to_tokens<bf16>(tokens, image, batch, height, width, channels, patch, skip, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) patchify_to_image_f32(f32* __restrict__ image, const f32* __restrict__ tokens, u32 batch, u32 height, u32 width, u32 channels, u32 patch, u32 skip, u32 accumulate) { patchify_to_image<f32>(image, tokens, batch, height, width, channels, patch, skip, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) patchify_to_image_bf16(f32* __restrict__ image, const bf16* __restrict__ tokens, u32 batch, u32 height, u32 width, u32 channels, u32 patch, u32 skip, u32 accumulate) { patchify_to_image<bf16>(image, tokens, batch, height, width, channels, patch, skip, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) patchify_to_tokens_f32(
+    f32* __restrict__ tokens, const f32* __restrict__ image, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
+    u32 skip, u32 accumulate) {
+    patchify_to_tokens<f32>(tokens, image, batch, height, width, channels, patch, skip, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) patchify_to_tokens_bf16(
+    bf16* __restrict__ tokens, const f32* __restrict__ image, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
+    u32 skip, u32 accumulate) {
+    patchify_to_tokens<bf16>(tokens, image, batch, height, width, channels, patch, skip, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) patchify_to_image_f32(
+    f32* __restrict__ image, const f32* __restrict__ tokens, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
+    u32 skip, u32 accumulate) {
+    patchify_to_image<f32>(image, tokens, batch, height, width, channels, patch, skip, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) patchify_to_image_bf16(
+    f32* __restrict__ image, const bf16* __restrict__ tokens, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
+    u32 skip, u32 accumulate) {
+    patchify_to_image<bf16>(image, tokens, batch, height, width, channels, patch, skip, accumulate);
+}

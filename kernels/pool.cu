@@ -175,11 +175,40 @@ DEV void pool_bwd_average(T* dx, const T* dy, u32 batch, u32 pixels, u32 channel
     finish(gradient, row, c, d);
 }
 
-extern "C" __global__ void __launch_bounds__(128) pool_fwd_max_f32(f32* __restrict__ y, u8* __restrict__ winners, const f32* __restrict__ x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding) { pool_fwd_max<f32>(y, winners, x, batch, height, width, channels, rows, cols, kernel, stride, padding); }
-extern "C" __global__ void __launch_bounds__(128) pool_fwd_max_bf16(bf16* __restrict__ y, u8* __restrict__ winners, const bf16* __restrict__ x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding) { pool_fwd_max<bf16>(y, winners, x, batch, height, width, channels, rows, cols, kernel, stride, padding); }
-extern "C" __global__ void __launch_bounds__(128) pool_bwd_max_f32(f32* __restrict__ dx, const f32* __restrict__ dy, const u8* __restrict__ winners, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 accumulate) { pool_bwd_max<f32>(dx, dy, winners, batch, height, width, channels, rows, cols, kernel, stride, padding, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) pool_bwd_max_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dy, const u8* __restrict__ winners, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 accumulate) { pool_bwd_max<bf16>(dx, dy, winners, batch, height, width, channels, rows, cols, kernel, stride, padding, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) pool_fwd_average_f32(f32* __restrict__ y, const f32* __restrict__ x, u32 pixels, u32 channels) { pool_fwd_average<f32>(y, x, pixels, channels); }
-extern "C" __global__ void __launch_bounds__(256) pool_fwd_average_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, u32 pixels, u32 channels) { pool_fwd_average<bf16>(y, x, pixels, channels); }
-extern "C" __global__ void __launch_bounds__(128) pool_bwd_average_f32(f32* __restrict__ dx, const f32* __restrict__ dy, u32 batch, u32 pixels, u32 channels, u32 accumulate) { pool_bwd_average<f32>(dx, dy, batch, pixels, channels, accumulate); }
-extern "C" __global__ void __launch_bounds__(128) pool_bwd_average_bf16(bf16* __restrict__ dx, const bf16* __restrict__ dy, u32 batch, u32 pixels, u32 channels, u32 accumulate) { pool_bwd_average<bf16>(dx, dy, batch, pixels, channels, accumulate); }
+extern "C" __global__ void __launch_bounds__(128) pool_fwd_max_f32(
+    f32* __restrict__ y, u8* __restrict__ winners, const f32* __restrict__ x, u32 batch, u32 height, u32 width,
+    u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding) {
+    pool_fwd_max<f32>(y, winners, x, batch, height, width, channels, rows, cols, kernel, stride, padding);
+}
+extern "C" __global__ void __launch_bounds__(128) pool_fwd_max_bf16(
+    bf16* __restrict__ y, u8* __restrict__ winners, const bf16* __restrict__ x, u32 batch, u32 height, u32 width,
+    u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding) {
+    pool_fwd_max<bf16>(y, winners, x, batch, height, width, channels, rows, cols, kernel, stride, padding);
+}
+extern "C" __global__ void __launch_bounds__(128) pool_bwd_max_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, const u8* __restrict__ winners, u32 batch, u32 height, u32 width,
+    u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 accumulate) {
+    pool_bwd_max<f32>(dx, dy, winners, batch, height, width, channels, rows, cols, kernel, stride, padding, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) pool_bwd_max_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dy, const u8* __restrict__ winners, u32 batch, u32 height,
+    u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 accumulate) {
+    pool_bwd_max<bf16>(dx, dy, winners, batch, height, width, channels, rows, cols, kernel, stride, padding,
+        accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) pool_fwd_average_f32(
+    f32* __restrict__ y, const f32* __restrict__ x, u32 pixels, u32 channels) {
+    pool_fwd_average<f32>(y, x, pixels, channels);
+}
+extern "C" __global__ void __launch_bounds__(256) pool_fwd_average_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ x, u32 pixels, u32 channels) {
+    pool_fwd_average<bf16>(y, x, pixels, channels);
+}
+extern "C" __global__ void __launch_bounds__(128) pool_bwd_average_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, u32 batch, u32 pixels, u32 channels, u32 accumulate) {
+    pool_bwd_average<f32>(dx, dy, batch, pixels, channels, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) pool_bwd_average_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dy, u32 batch, u32 pixels, u32 channels, u32 accumulate) {
+    pool_bwd_average<bf16>(dx, dy, batch, pixels, channels, accumulate);
+}

@@ -129,7 +129,21 @@ DEV void to_pixels(u8* pixels, const f32* x, u64 n) {
     pixels[i] = (u8)floor_f32((value + 1.0f) * 127.5f + 0.5f);
 }
 
-extern "C" __global__ void __launch_bounds__(256) sampler_step_noise(f32* __restrict__ x, const u32* __restrict__ control, u32 batch, u32 elements, u32 copies, u64 seed, f32 scale) { fill_start(x, control, batch, elements, copies, seed, scale); }
-extern "C" __global__ void __launch_bounds__(256) sampler_step_time(f32* __restrict__ time, const u32* __restrict__ table, const u32* __restrict__ control, u32 count, u32 stages) { fill_time(time, table, control, count, stages); }
-extern "C" __global__ void __launch_bounds__(256) sampler_step_advance(f32* __restrict__ x, f32* __restrict__ saved_state, f32* __restrict__ saved, const f32* __restrict__ prediction, const u32* __restrict__ table, const u32* __restrict__ control, u32 batch, u32 elements, u32 copies, u32 stages, u64 seed) { advance(x, saved_state, saved, prediction, table, control, batch, elements, copies, stages, seed); }
-extern "C" __global__ void __launch_bounds__(256) sampler_step_pixels(u8* __restrict__ pixels, const f32* __restrict__ x, u64 n) { to_pixels(pixels, x, n); }
+extern "C" __global__ void __launch_bounds__(256) sampler_step_noise(
+    f32* __restrict__ x, const u32* __restrict__ control, u32 batch, u32 elements, u32 copies, u64 seed, f32 scale) {
+    fill_start(x, control, batch, elements, copies, seed, scale);
+}
+extern "C" __global__ void __launch_bounds__(256) sampler_step_time(
+    f32* __restrict__ time, const u32* __restrict__ table, const u32* __restrict__ control, u32 count, u32 stages) {
+    fill_time(time, table, control, count, stages);
+}
+extern "C" __global__ void __launch_bounds__(256) sampler_step_advance(
+    f32* __restrict__ x, f32* __restrict__ saved_state, f32* __restrict__ saved, const f32* __restrict__ prediction,
+    const u32* __restrict__ table, const u32* __restrict__ control, u32 batch, u32 elements, u32 copies, u32 stages,
+    u64 seed) {
+    advance(x, saved_state, saved, prediction, table, control, batch, elements, copies, stages, seed);
+}
+extern "C" __global__ void __launch_bounds__(256) sampler_step_pixels(
+    u8* __restrict__ pixels, const f32* __restrict__ x, u64 n) {
+    to_pixels(pixels, x, n);
+}

@@ -17,5 +17,11 @@ DEV void timestep_embedding_fwd(T* y, const f32* time, u32 batch, u32 width, f32
     y[element] = from_f32<T>(column < half ? cos_f32(angle) : sin_f32(angle));
 }
 
-extern "C" __global__ void __launch_bounds__(128) timestep_embedding_fwd_f32(f32* __restrict__ y, const f32* __restrict__ time, u32 batch, u32 width, f32 log_max_period) { timestep_embedding_fwd<f32>(y, time, batch, width, log_max_period); }
-extern "C" __global__ void __launch_bounds__(128) timestep_embedding_fwd_bf16(bf16* __restrict__ y, const f32* __restrict__ time, u32 batch, u32 width, f32 log_max_period) { timestep_embedding_fwd<bf16>(y, time, batch, width, log_max_period); }
+extern "C" __global__ void __launch_bounds__(128) timestep_embedding_fwd_f32(
+    f32* __restrict__ y, const f32* __restrict__ time, u32 batch, u32 width, f32 log_max_period) {
+    timestep_embedding_fwd<f32>(y, time, batch, width, log_max_period);
+}
+extern "C" __global__ void __launch_bounds__(128) timestep_embedding_fwd_bf16(
+    bf16* __restrict__ y, const f32* __restrict__ time, u32 batch, u32 width, f32 log_max_period) {
+    timestep_embedding_fwd<bf16>(y, time, batch, width, log_max_period);
+}

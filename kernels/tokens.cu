@@ -43,9 +43,31 @@ DEV void tokens_bwd_position(f32* dposition, const T* dy, u32 batch, u32 element
     dposition[element] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(256) tokens_fwd_f32(f32* __restrict__ y, const f32* __restrict__ patches, const f32* __restrict__ token, const f32* __restrict__ position, u32 batch, u32 length, u32 width) { tokens_fwd<f32>(y, patches, token, position, batch, length, width); }
-extern "C" __global__ void __launch_bounds__(256) tokens_fwd_bf16(bf16* __restrict__ y, const bf16* __restrict__ patches, const bf16* __restrict__ token, const f32* __restrict__ position, u32 batch, u32 length, u32 width) { tokens_fwd<bf16>(y, patches, token, position, batch, length, width); }
-extern "C" __global__ void __launch_bounds__(256) tokens_bwd_extract_f32(f32* __restrict__ part, const f32* __restrict__ dy, u32 batch, u32 length, u32 width, u32 first, u32 count, u32 accumulate) { tokens_bwd_extract<f32>(part, dy, batch, length, width, first, count, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) tokens_bwd_extract_bf16(bf16* __restrict__ part, const bf16* __restrict__ dy, u32 batch, u32 length, u32 width, u32 first, u32 count, u32 accumulate) { tokens_bwd_extract<bf16>(part, dy, batch, length, width, first, count, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) tokens_bwd_position_f32(f32* __restrict__ dposition, const f32* __restrict__ dy, u32 batch, u32 elements, u32 accumulate) { tokens_bwd_position<f32>(dposition, dy, batch, elements, accumulate); }
-extern "C" __global__ void __launch_bounds__(256) tokens_bwd_position_bf16(f32* __restrict__ dposition, const bf16* __restrict__ dy, u32 batch, u32 elements, u32 accumulate) { tokens_bwd_position<bf16>(dposition, dy, batch, elements, accumulate); }
+extern "C" __global__ void __launch_bounds__(256) tokens_fwd_f32(
+    f32* __restrict__ y, const f32* __restrict__ patches, const f32* __restrict__ token,
+    const f32* __restrict__ position, u32 batch, u32 length, u32 width) {
+    tokens_fwd<f32>(y, patches, token, position, batch, length, width);
+}
+extern "C" __global__ void __launch_bounds__(256) tokens_fwd_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ patches, const bf16* __restrict__ token,
+    const f32* __restrict__ position, u32 batch, u32 length, u32 width) {
+    tokens_fwd<bf16>(y, patches, token, position, batch, length, width);
+}
+extern "C" __global__ void __launch_bounds__(256) tokens_bwd_extract_f32(
+    f32* __restrict__ part, const f32* __restrict__ dy, u32 batch, u32 length, u32 width, u32 first, u32 count,
+    u32 accumulate) {
+    tokens_bwd_extract<f32>(part, dy, batch, length, width, first, count, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) tokens_bwd_extract_bf16(
+    bf16* __restrict__ part, const bf16* __restrict__ dy, u32 batch, u32 length, u32 width, u32 first, u32 count,
+    u32 accumulate) {
+    tokens_bwd_extract<bf16>(part, dy, batch, length, width, first, count, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) tokens_bwd_position_f32(
+    f32* __restrict__ dposition, const f32* __restrict__ dy, u32 batch, u32 elements, u32 accumulate) {
+    tokens_bwd_position<f32>(dposition, dy, batch, elements, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) tokens_bwd_position_bf16(
+    f32* __restrict__ dposition, const bf16* __restrict__ dy, u32 batch, u32 elements, u32 accumulate) {
+    tokens_bwd_position<bf16>(dposition, dy, batch, elements, accumulate);
+}

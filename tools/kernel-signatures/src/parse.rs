@@ -5,8 +5,7 @@ use std::path::Path;
 use crate::source::quoted_include;
 use crate::{Argument, ArgumentKind, Element, Error, Result, Scalar, Signature, strip_comments};
 
-const FORM: &str =
-    "an entry is one line: extern \"C\" __global__ void __launch_bounds__(N) name(args) { body<T>(args); }";
+const FORM: &str = "an entry reads: extern \"C\" __global__ void __launch_bounds__(N) name(args) { body<T>(args); }";
 
 /// Words that no kernel file may use, with what to use instead.
 const FORBIDDEN: &[(&str, &str)] = &[
@@ -41,7 +40,9 @@ pub fn parse(source: &str, file: &str) -> Result<Vec<Signature>> {
     let module = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let common = path.parent().and_then(Path::file_name).is_some_and(|folder| folder == "common");
     let mut entries: Vec<Signature> = Vec::new();
-    for (index, text) in strip_comments(source).lines().enumerate() {
+    let source = strip_comments(source);
+    let mut lines = source.lines().enumerate();
+    while let Some((index, text)) = lines.next() {
         let line = index + 1;
         let fail = |message: String| Error::new(file, line, message);
         if text.trim_start().starts_with('#') {
@@ -50,7 +51,14 @@ pub fn parse(source: &str, file: &str) -> Result<Vec<Signature>> {
             }
             continue;
         }
-        let tokens = tokenize(text);
+        let mut tokens = tokenize(text);
+        if tokens.iter().any(|token| token == "__global__") {
+            while !ends_entry(&tokens)
+                && let Some((_, text)) = lines.next()
+            {
+                tokens.extend(tokenize(text));
+            }
+        }
         let is_word = |word: &str| tokens.iter().any(|t| t == word);
         if !common && let Some((word, instead)) = FORBIDDEN.iter().find(|(word, _)| is_word(word)) {
             return Err(fail(format!("`{word}` is not allowed here: {instead}")));
@@ -71,6 +79,15 @@ pub fn parse(source: &str, file: &str) -> Result<Vec<Signature>> {
         entries.push(entry);
     }
     Ok(entries)
+}
+
+/// Whether the lines of an entry so far hold its body, or can have none.
+fn ends_entry(tokens: &[String]) -> bool {
+    let count = |sign: &str| tokens.iter().filter(|token| *token == sign).count();
+    match count("{") {
+        0 => count(";") > 0 || count("__global__") > 1,
+        opened => opened <= count("}"),
+    }
 }
 
 fn check_include(line: &str) -> std::result::Result<(), String> {
@@ -148,7 +165,7 @@ impl<'a> Cursor<'a> {
     fn expect(&mut self, token: &str) -> Parsed<()> {
         match self.next() {
             found if found == token => Ok(()),
-            "" => Err(format!("expected `{token}`, found the end of the line; {FORM}")),
+            "" => Err(format!("expected `{token}`, found the end of the entry; {FORM}")),
             found => Err(format!("expected `{token}`, found `{found}`; {FORM}")),
         }
     }
@@ -156,7 +173,7 @@ impl<'a> Cursor<'a> {
     fn identifier(&mut self, what: &str) -> Parsed<&'a str> {
         match self.next() {
             token if is_identifier(token) => Ok(token),
-            "" => Err(format!("expected {what}, found the end of the line; {FORM}")),
+            "" => Err(format!("expected {what}, found the end of the entry; {FORM}")),
             token => Err(format!("expected {what}, found `{token}`; {FORM}")),
         }
     }
@@ -290,6 +307,11 @@ mod tests {
         assert_eq!(with_blocks, entries);
         assert_eq!(entry("DEV void f(int a) {}").unwrap(), []);
         assert_eq!(entry(&format!("// {GOOD}")).unwrap(), []);
+        let over_lines =
+            format!("{}\n{GOOD}", GOOD.replace(", ", ",\n    ").replace("{ ", "{\n    ").replace("f32(", "f64("));
+        let [first, second] = &entry(&over_lines).unwrap()[..] else { panic!("two entries") };
+        assert_eq!((first.name.as_str(), first.line, second.line), ("add_fwd_f64", 2, 11));
+        assert_eq!((&first.arguments, &second.arguments), (&found.arguments, &found.arguments));
     }
 
     #[test]
