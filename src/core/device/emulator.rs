@@ -4,7 +4,7 @@
 //! allocations, and the kernel may touch them within their exact extents only; see the crate `kernel-emulator` in
 //! `tools/` for what else is checked. That crate compiles `kernels/*.cu` with a C++ compiler into a folder of shared
 //! libraries; this adapter opens such a folder and knows nothing of how it was made. Their interface is declared in
-//! `tools/kernel-emulator/runtime/abi.h`, which the module `abi` below repeats.
+//! the crate `kernel-abi`.
 //!
 //! Captured work is recorded with its arguments and replayed with the same ones, as a CUDA graph does it: a per-step
 //! value that was passed as an argument stays what it was, and a test that compares replays with plain runs sees it.
@@ -16,6 +16,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use kernel_abi as abi;
 use libloading::Library;
 
 use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig};
@@ -235,7 +236,8 @@ impl State {
         };
         // SAFETY: the parameters are as many as the table says, and live as long as the module.
         let parameters = unsafe { (*pointer).parameters() };
-        let name = |index: usize| parameters.get(index).map_or_else(|| index.to_string(), abi::Parameter::name);
+        // SAFETY: the module is loaded.
+        let name = |index: usize| parameters.get(index).map_or_else(|| index.to_string(), |p| unsafe { p.name() });
 
         let mut raw = Vec::with_capacity(arguments.len());
         for (index, argument) in arguments.iter().enumerate() {
@@ -444,92 +446,6 @@ impl Accelerator for EmulatorDevice {
     fn synchronize(&self) -> Result<()> {
         self.lock().refuse_in_capture("synchronize")
     }
-}
-
-/// `tools/kernel-emulator/runtime/abi.h`, field by field.
-mod abi {
-    use std::ffi::{CStr, c_char, c_int};
-
-    pub const VERSION: u32 = 1;
-
-    pub const BUFFER: u32 = 0;
-    pub const I32: u32 = 1;
-    pub const U32: u32 = 2;
-    pub const U64: u32 = 3;
-    pub const F32: u32 = 4;
-
-    #[repr(C)]
-    pub struct Parameter {
-        name: *const c_char,
-        type_name: *const c_char,
-        element_bytes: u32,
-        writable: u32,
-    }
-
-    impl Parameter {
-        pub fn name(&self) -> String {
-            // SAFETY: a literal of the module, which is kept.
-            unsafe { CStr::from_ptr(self.name) }.to_string_lossy().into_owned()
-        }
-    }
-
-    #[repr(C)]
-    pub struct Kernel {
-        pub name: *const c_char,
-        max_threads: u32,
-        parameter_count: u32,
-        parameters: *const Parameter,
-        invoke: *const (),
-    }
-
-    impl Kernel {
-        /// # Safety
-        /// The module that the kernel is in is kept for the lifetime of the slice.
-        pub unsafe fn parameters<'a>(&self) -> &'a [Parameter] {
-            // SAFETY: the table has as many, and the caller keeps it.
-            unsafe { std::slice::from_raw_parts(self.parameters, self.parameter_count as usize) }
-        }
-    }
-
-    #[repr(C)]
-    pub struct Module {
-        pub abi: u32,
-        pub kernel_count: u32,
-        pub kernels: *const Kernel,
-    }
-
-    #[repr(C)]
-    #[derive(Clone, Copy, Default)]
-    pub struct Argument {
-        pub kind: u32,
-        pub writable: u32,
-        pub value: u64,
-        pub bytes: u64,
-        pub unwritten: u64,
-        pub first_unwritten: u64,
-    }
-
-    #[repr(C)]
-    pub struct Config {
-        pub grid: [u32; 3],
-        pub block: [u32; 3],
-        pub shared_bytes: u32,
-        pub order: u32,
-        pub seed: u64,
-        pub find_unwritten: u32,
-        pub reserved: u32,
-    }
-
-    #[repr(C)]
-    pub struct Report {
-        pub accesses: u64,
-        pub barriers: u64,
-        pub message: [u8; 2040],
-    }
-
-    pub type ModuleFunction = unsafe extern "C" fn() -> *const Module;
-    pub type LaunchFunction =
-        unsafe extern "C" fn(*const Kernel, *const Config, *mut Argument, u32, *mut Report) -> c_int;
 }
 
 #[cfg(test)]

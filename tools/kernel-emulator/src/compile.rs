@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use kernel_signatures::{ArgumentKind, Element, Signature};
 
 const RUNTIME: &[(&str, &str)] = &[
-    ("abi.h", include_str!("../runtime/abi.h")),
+    ("abi.h", kernel_abi::HEADER),
     ("device.h", include_str!("../runtime/device.h")),
     ("machine.h", include_str!("../runtime/machine.h")),
     ("access.cpp", include_str!("../runtime/access.cpp")),

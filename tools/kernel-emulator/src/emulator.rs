@@ -6,7 +6,7 @@ use std::path::Path;
 
 use libloading::Library;
 
-use crate::abi;
+use kernel_abi as abi;
 
 /// An element type of a buffer argument: plain numbers, for which every pattern of bits is a value.
 pub trait Element: Copy + sealed::Plain {}
@@ -169,8 +169,8 @@ impl Emulator {
         unsafe {
             let library = Library::new(path)?;
             let module = &*library.get::<abi::ModuleFunction>(b"emulator_module")?();
-            if module.abi != abi::ABI {
-                return Err(format!("interface version {}, expected {}", module.abi, abi::ABI).into());
+            if module.abi != abi::VERSION {
+                return Err(format!("interface version {}, expected {}", module.abi, abi::VERSION).into());
             }
             self.launch = Some(*library.get::<abi::LaunchFunction>(b"emulator_launch")?);
             for index in 0..module.kernel_count as usize {
