@@ -5,6 +5,7 @@ use crate::emulator;
 use engine::config::Config;
 use engine::models::{self, ModelConfig};
 use engine::nn::Parameters;
+use engine::ops::instruments::poisoned;
 use engine::tape::{Accumulate, Tape};
 use engine::tensor::{Context, DType, Device};
 
@@ -13,8 +14,7 @@ type Results = Vec<(String, Vec<f64>)>;
 
 fn run(config: &serde_json::Value, seed: u64, batch: usize, device: Device, precision: DType) -> Results {
     let config: ModelConfig = serde_json::from_value(config.clone()).unwrap();
-    let context = Context::new(device);
-    context.set_poison(true);
+    let context = poisoned(device);
     let (model, builder) = models::build(&config).unwrap();
     let parameters = Parameters::new(&context, builder, precision).unwrap();
     golden::place(&parameters, seed);

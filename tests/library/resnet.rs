@@ -9,6 +9,7 @@ use engine::models::resnet::torchvision::Pretrained;
 use engine::models::resnet::{Resnet, ResnetConfig, Stem};
 use engine::nn::{Builder, Parameters, Role, Scope};
 use engine::ops::control::Control;
+use engine::ops::instruments::poisoned;
 use engine::tape::{Accumulate, Tape};
 use engine::tensor::{Context, DType, Device};
 use engine::weights::WeightFile;
@@ -21,8 +22,7 @@ fn training_error(file: &str, device: Device, precision: DType) -> (f64, String)
     let engine::models::ModelConfig::Resnet(config) = config else { panic!("{file} is no residual network's") };
     let (seed, batch): (u64, usize) =
         (golden.metadata["seed"].parse().unwrap(), golden.metadata["batch"].parse().unwrap());
-    let context = Context::new(device);
-    context.set_poison(true);
+    let context = poisoned(device);
     let mut builder = Builder::default();
     let network = Resnet::new(&mut builder, &config).unwrap();
     let parameters = Parameters::new(&context, builder, precision).unwrap();

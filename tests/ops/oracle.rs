@@ -1,10 +1,11 @@
 //! The first rung of the ladder, for every case of every op: f64 gradients against finite differences, f32 against f64,
 //! and the cost model against the tensors' sizes.
 
+use engine_core::ops::instruments::poisoned;
 use engine_core::ops::layer_norm::{Affine, layer_norm};
 use engine_core::ops::{case::Case, cases};
 use engine_core::tape::Tape;
-use engine_core::tensor::{Context, DType, Device};
+use engine_core::tensor::{DType, Device};
 
 fn every_case(check: impl Fn(&Case) -> engine_core::Result<()> + Sync) {
     let cases: Vec<Case> = cases().into_iter().filter(|case| !case.large).collect();
@@ -42,8 +43,7 @@ fn costs_cover_the_outputs() {
 /// The weight of a norm is trained, its bias is not: the weight's gradient arrives all the same.
 #[test]
 fn a_layer_norm_with_a_constant_bias_trains_its_weight() {
-    let context = Context::cpu();
-    context.set_poison(true);
+    let context = poisoned(Device::Cpu);
     let tape = Tape::new(&context);
     let x = tape.constant(&context.tensor(&[1.0f64, 3.0], [1, 2]).unwrap());
     let weight = tape.leaf(&context.tensor(&[1.0f64, 1.0], [2]).unwrap());

@@ -7,6 +7,7 @@
 //! 5. [`Case::check_cost`]: the cost model against the tensors' sizes;
 //! 6. [`Case::check_wirings`]: every choice of inputs that want a gradient, each gradient written and added to (`wirings.rs`).
 
+use super::instruments::{poisoned, rounded};
 use crate::error::{Error, Result};
 use crate::rng::{Philox, Purpose};
 use crate::tape::{Accumulate, Tape, Var};
@@ -282,7 +283,7 @@ impl Case {
 
     /// Use 1: the CPU op in `f32` against `f64`.
     pub fn check_oracle(&self) -> Result<()> {
-        let context = poisoned_cpu();
+        let context = poisoned(Device::Cpu);
         let exact = self.run(&context, DType::F64, DType::F32, 1)?;
         let single = self.run(&context, DType::F32, DType::F32, 1)?;
         let allowed = (8.0 + 2.0 * (self.sum_length as f64).sqrt()) * DType::F32.epsilon();
@@ -300,7 +301,7 @@ impl Case {
         if !self.inputs.iter().any(|input| input.gradient) {
             return Ok(());
         }
-        let context = poisoned_cpu();
+        let context = poisoned(Device::Cpu);
         let values = self.values(DType::F32, 1);
         let outcome = self.run(&context, DType::F64, DType::F32, 1)?;
         // The scalar that is differentiated: the output with the gradient, times the cotangent.
@@ -357,13 +358,10 @@ impl Case {
     /// Use 3: kernels against the CPU op. The error allowed is twice that of the CPU op in `f32` with inputs, outputs
     /// and declared intermediates rounded to `dtype`, plus what another order of the longest sum can make.
     pub fn check_device(&self, device: &Device, dtype: DType) -> Result<Outcome> {
-        let context = Context::new(device.clone());
-        context.set_poison(true);
+        let context = poisoned(device.clone());
         let outcome = self.run(&context, dtype, dtype, 1)?;
-        let host = poisoned_cpu();
-        let exact = self.run(&host, DType::F64, dtype, 1)?;
-        host.set_rounding(Some(dtype));
-        let rounded = self.run(&host, DType::F32, dtype, 1)?;
+        let exact = self.run(&poisoned(Device::Cpu), DType::F64, dtype, 1)?;
+        let rounded = self.run(&rounded(dtype), DType::F32, dtype, 1)?;
         let order = DType::F32.epsilon() * (2.0 + (self.sum_length as f64).sqrt());
         let references = pairs(&exact, &rounded);
         let values = pairs(&exact, &outcome);
@@ -454,12 +452,6 @@ impl Prepared<'_> {
             None => Ok(()),
         }
     }
-}
-
-fn poisoned_cpu() -> Context {
-    let context = Context::cpu();
-    context.set_poison(true);
-    context
 }
 
 /// (what, reference, value, the value's dtype) for every output and gradient.

@@ -17,6 +17,7 @@ pub mod gather;
 pub mod group_norm_silu;
 pub mod head_norm;
 pub mod host;
+pub mod instruments;
 pub mod layer_norm;
 pub mod level_sampling;
 pub mod linear;

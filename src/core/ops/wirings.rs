@@ -1,6 +1,7 @@
 //! Which inputs of a case want a gradient, and what becomes of each gradient's destination.
 
 use super::case::{Case, Input, Outcome, relative_error, round, uniform};
+use super::instruments::poisoned;
 use crate::error::Result;
 use crate::tape::{Accumulate, Tape};
 use crate::tensor::{Context, DType, Device};
@@ -43,8 +44,7 @@ impl Case {
     /// Use 6: whichever inputs want a gradient, each arrives where it is to go, with the bits that it has when all are wanted;
     /// and where it is to be added to what is there, the sum arrives. In `dtype`, on a poisoned context.
     pub fn check_wirings(&self, device: &Device, dtype: DType) -> Result<()> {
-        let context = Context::new(device.clone());
-        context.set_poison(true);
+        let context = poisoned(device.clone());
         let values = self.values(dtype, 1);
         let all = self.run(&context, dtype, dtype, 1)?;
         wirings(&self.inputs).iter().try_for_each(|wiring| self.check_wiring(wiring, &all, &context, dtype, &values))

@@ -45,8 +45,19 @@ struct Inner {
     mode: RefCell<Mode>,
     arena: RefCell<Option<Arena>>,
     persistent_bytes: Cell<usize>,
-    poison: Cell<bool>,
-    rounding: Cell<Option<DType>>,
+    instrument: Option<Box<dyn Instrument>>,
+}
+
+/// Looks over a context's shoulder: for tests of ops. The context of a run has none.
+pub trait Instrument {
+    /// Sees a new tensor, outside planning, before whoever asked for it does.
+    ///
+    /// # Errors
+    /// Those of the device: the allocation fails with them.
+    fn allocated(&self, tensor: &Tensor) -> Result<()>;
+
+    /// The dtype to which CPU ops round what they declare as intermediates, if any.
+    fn rounding(&self) -> Option<DType>;
 }
 
 struct Arena {
@@ -64,7 +75,7 @@ pub struct Context {
 impl Context {
     /// A context on `device`.
     pub fn new(device: Device) -> Self {
-        Self::build(device, false)
+        Self::build(device, false, None)
     }
 
     /// A context on the CPU.
@@ -74,10 +85,15 @@ impl Context {
 
     /// A context that never allocates or computes: shapes, memory and costs only (`engine plan`).
     pub fn shape_only() -> Self {
-        Self::build(Device::Cpu, true)
+        Self::build(Device::Cpu, true, None)
     }
 
-    fn build(device: Device, shape_only: bool) -> Self {
+    /// A context on `device` whose tensors an instrument sees.
+    pub fn instrumented(device: Device, instrument: impl Instrument + 'static) -> Self {
+        Self::build(device, false, Some(Box::new(instrument)))
+    }
+
+    fn build(device: Device, shape_only: bool, instrument: Option<Box<dyn Instrument>>) -> Self {
         Self {
             inner: Rc::new(Inner {
                 device,
@@ -85,8 +101,7 @@ impl Context {
                 mode: RefCell::new(Mode::Direct),
                 arena: RefCell::new(None),
                 persistent_bytes: Cell::new(0),
-                poison: Cell::new(false),
-                rounding: Cell::new(None),
+                instrument,
             }),
         }
     }
@@ -120,19 +135,9 @@ impl Context {
         }
     }
 
-    /// Fills every later float tensor with NaN, so that an element that an op forgets shows.
-    pub fn set_poison(&self, poison: bool) {
-        self.inner.poison.set(poison);
-    }
-
-    /// Rounds what CPU ops declare as intermediates to `dtype` (tests only: the argued tolerance of DESIGN's ladder).
-    pub fn set_rounding(&self, dtype: Option<DType>) {
-        self.inner.rounding.set(dtype);
-    }
-
     /// What CPU ops round declared intermediates to, for those that are no tensors.
     pub(crate) fn rounding(&self) -> Option<DType> {
-        self.inner.rounding.get()
+        self.inner.instrument.as_ref().and_then(|instrument| instrument.rounding())
     }
 
     /// Bytes of live tensors outside programs.
@@ -178,7 +183,7 @@ impl Context {
             }
         };
         let tensor = Tensor::whole(Rc::new(storage), shape, dtype);
-        self.poison(&tensor)?;
+        self.show(&tensor)?;
         Ok(tensor)
     }
 
@@ -190,7 +195,7 @@ impl Context {
         self.inner.persistent_bytes.set(self.inner.persistent_bytes.get() + bytes);
         let storage = Storage { address, bytes, origin: Origin::Owned, context: self.clone() };
         let tensor = Tensor::whole(Rc::new(storage), shape, dtype);
-        self.poison(&tensor)?;
+        self.show(&tensor)?;
         Ok(tensor)
     }
 
@@ -275,12 +280,11 @@ impl Context {
         self.inner.arena.borrow().as_ref().map_or(0, |arena| arena.generation)
     }
 
-    fn poison(&self, tensor: &Tensor) -> Result<()> {
-        if self.inner.poison.get() && tensor.dtype().is_float() && !matches!(self.backend(), Backend::Plan) {
-            let bytes = vec![0xFF; tensor.len() * tensor.dtype().size()];
-            tensor.upload_bytes(&bytes)?;
+    fn show(&self, tensor: &Tensor) -> Result<()> {
+        match &self.inner.instrument {
+            Some(instrument) if !matches!(self.backend(), Backend::Plan) => instrument.allocated(tensor),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {

@@ -10,7 +10,7 @@ mod shape;
 use std::rc::Rc;
 
 use context::Storage;
-pub use context::{Backend, Context, Device};
+pub use context::{Backend, Context, Device, Instrument};
 pub use dtype::{DType, Element};
 use half::bf16;
 pub use plan::Cost;
@@ -267,7 +267,7 @@ impl Tensor {
         }
     }
 
-    /// For `cpu.rs`: rounds a declared intermediate to the dtype under test (see [`Context::set_rounding`]).
+    /// For `cpu.rs`: rounds a declared intermediate to the dtype under test (see [`Instrument::rounding`]).
     pub(crate) fn round_declared(&self) {
         let (Some(DType::BF16), Backend::Cpu) = (self.context().rounding(), self.context().backend()) else { return };
         match self.dtype {

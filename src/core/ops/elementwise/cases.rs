@@ -69,12 +69,12 @@ pub fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::Context;
+    use crate::ops::instruments::poisoned;
+    use crate::tensor::Device;
 
     #[test]
     fn a_gate_over_no_tokens_sends_its_modulation_zeros() {
-        let context = Context::cpu();
-        context.set_poison(true);
+        let context = poisoned(Device::Cpu);
         let tape = Tape::new(&context);
         let leaf = |shape: &[usize]| tape.leaf(&context.zeros(shape, DType::F32).unwrap());
         let (x, y, modulation) = (leaf(&[2, 0, 3]), leaf(&[2, 0, 3]), leaf(&[2, 3]));
