@@ -116,8 +116,9 @@ impl ClassifyCommand {
             self.refuse_noise()?;
         }
         let (labels, names) = (self.labels(info)?, info.class_names());
-        let classes = labels.iter().map(|&label| names[label].clone()).collect::<Vec<String>>();
         let mut planned = judge.plan(&labels, self.spec())?;
+        // The judge has refused labels of no class, such as the null label.
+        let classes = labels.iter().map(|&label| names[label].clone()).collect::<Vec<String>>();
         let images = self.images(info, &classes)?;
         let started = Instant::now();
         let mut drawing = Drawing::new(self.quiet, false, images.names.len());

@@ -45,7 +45,7 @@ impl Judge {
     /// A model of whatever kind its file holds.
     ///
     /// # Errors
-    /// None: either kind can judge.
+    /// As [`Loaded::into_kind`].
     pub fn new(loaded: Loaded<Network>) -> Result<Self> {
         match loaded.network {
             Network::Denoiser(_) => loaded.into_kind().map(Self::Diffusion),
