@@ -1,4 +1,4 @@
-//! Every op's cases, timed: `cargo bench --bench ops -- layer_norm`.
+//! Every op's cases, timed: `cargo bench -p benches --bench ops -- layer_norm`.
 //!
 //! On the CPU in f32; with a GPU (`ENGINE_DEVICE=cuda`) in f32 and bf16 on it. Each measurement ends with the device's
 //! work done. The ids are `op/case/direction/device/dtype`; throughput is in the bytes that the op cannot avoid.

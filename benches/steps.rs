@@ -1,4 +1,4 @@
-//! A training step and a denoising step of whole models: `cargo bench --bench steps -- dit-cifar10`.
+//! A training step and a denoising step of whole models: `cargo bench -p benches --bench steps -- dit-cifar10`.
 //!
 //! On the CPU in f32 at batch 32; with a GPU (`ENGINE_DEVICE=cuda`) at batch 256 in f32 and bf16. Each measurement ends
 //! with the device's work done. The ids are `preset/step/device/dtype/batch`; throughput is in images. Pixels are random.

@@ -32,7 +32,7 @@
 #include "common/vec.cuh"
 
 constexpr u32 THREADS = 256;
-// Vectors that a thread holds (`HELD` in src/ops/group_norm_silu/mod.rs).
+// Vectors that a thread holds (`HELD` in src/core/ops/group_norm_silu/mod.rs).
 constexpr u32 HELD = 8;
 
 // Four channels or one; `wide` as in common/vec.cuh.

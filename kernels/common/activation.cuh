@@ -1,4 +1,4 @@
-// The activations and their derivatives, in f32; the formulas are those of src/ops/host/activation.rs.
+// The activations and their derivatives, in f32; the formulas are those of src/core/ops/host/activation.rs.
 #pragma once
 #include "common/types.cuh"
 
@@ -23,7 +23,7 @@ DEV f32 silu_derivative(f32 x) {
     return s * fma_f32(x, 1.0f - s, 1.0f);
 }
 
-// The activation that a linear layer applies: the numbers are those of `Activation::code` in src/ops/linear/mod.rs.
+// The activation that a linear layer applies: the numbers are those of `Activation::code` in src/core/ops/linear/mod.rs.
 enum Activation : u32 { ACTIVATION_NONE = 0, ACTIVATION_GELU = 1, ACTIVATION_SILU = 2 };
 
 // Both are x times a sigmoid: one of them, so that a kernel with many values a thread stays small.

@@ -1,5 +1,5 @@
 // The control buffer: per-step values that kernels read on the device, so that a captured graph stays valid.
-// The words are those of `Control` in src/ops/control.rs; floats are stored as their bits.
+// The words are those of `Control` in src/core/ops/control.rs; floats are stored as their bits.
 #pragma once
 #include "common/types.cuh"
 

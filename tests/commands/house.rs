@@ -1,5 +1,5 @@
-//! The house rules that a machine can check: imports run downwards, functions stay short, and an op is a folder, a kernel file
-//! and a line in the registry.
+//! The house rules that a machine can check: imports run downwards, functions and models stay short. Those of the ops are in
+//! `tests/ops/house.rs`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -202,82 +202,6 @@ fn functions_fit_on_a_screen() {
     assert!(new.is_empty(), "functions of more than {MOST_LINES} lines, which want to be two: {new:?}");
     let split: Vec<_> = known.difference(&long).collect();
     assert!(split.is_empty(), "functions that are short by now: take them out of LONG: {split:?}");
-}
-
-#[test]
-fn an_op_is_a_folder_a_kernel_and_a_line() {
-    let registry: BTreeSet<String> = engine::ops::REGISTRY.iter().map(|op| op.name.to_string()).collect();
-    let folders: BTreeSet<String> = fs::read_dir(root().join("src/core/ops"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_dir() && !path.ends_with("host"))
-        .map(|path| path.file_name().unwrap().to_str().unwrap().to_string())
-        .collect();
-    assert_eq!(registry, folders, "src/core/ops/mod.rs REGISTRY against the folders of src/ops");
-    let kernels: BTreeSet<String> = fs::read_dir(root().join("kernels"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
-        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_string())
-        .collect();
-    assert_eq!(registry, kernels, "src/core/ops/mod.rs REGISTRY against kernels/*.cu");
-    for op in engine::ops::REGISTRY {
-        for file in ["mod.rs", "cpu.rs", "cuda.rs", "cases.rs"] {
-            assert!(root().join("src/core/ops").join(op.name).join(file).is_file(), "{} has no {file}", op.name);
-        }
-        let cases = (op.cases)();
-        assert!(cases.iter().any(|case| !case.large), "{} has no case that the emulator can run", op.name);
-        assert!(cases.iter().any(|case| case.large), "{} has no case that is worth timing", op.name);
-        assert!(cases.iter().all(|case| case.op == op.name), "{} has a case of another op", op.name);
-    }
-}
-
-#[test]
-fn every_kernel_has_a_launch() {
-    for kernel in engine::device::launches::ALL {
-        assert!(
-            engine::ops::REGISTRY.iter().any(|op| op.name == kernel.module && kernel.name.starts_with(op.name)),
-            "{} of kernels/{}.cu belongs to no op",
-            kernel.name,
-            kernel.module
-        );
-    }
-}
-
-#[test]
-fn the_control_words_are_the_same_on_both_sides() {
-    use engine::ops::control::Control;
-    let header = fs::read_to_string(root().join("kernels/common/control.cuh")).unwrap();
-    let word = |name: &str| -> usize {
-        let line = header.lines().find(|line| line.trim().starts_with(&format!("{name} ="))).unwrap();
-        line.split('=').nth(1).unwrap().trim().trim_end_matches(',').parse().unwrap()
-    };
-    let marked = Control {
-        step: 101,
-        epoch: 102,
-        cursor: 103,
-        first_item: 104,
-        learning_rate: 105.0,
-        first_correction: 106.0,
-        second_correction: 107.0,
-        ema_decay: 108.0,
-        row: 109,
-        ..Control::default()
-    };
-    let words = marked.words();
-    for (name, value) in [
-        ("CONTROL_STEP", 101),
-        ("CONTROL_EPOCH", 102),
-        ("CONTROL_CURSOR", 103),
-        ("CONTROL_FIRST_ITEM", 104),
-        ("CONTROL_LEARNING_RATE", 105f32.to_bits()),
-        ("CONTROL_FIRST_CORRECTION", 106f32.to_bits()),
-        ("CONTROL_SECOND_CORRECTION", 107f32.to_bits()),
-        ("CONTROL_EMA_DECAY", 108f32.to_bits()),
-        ("CONTROL_ROW", 109),
-    ] {
-        assert_eq!(words[word(name)], value, "{name}");
-    }
 }
 
 /// A model reads beside its paper's equations.

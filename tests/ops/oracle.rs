@@ -8,8 +8,10 @@ use engine_core::tape::Tape;
 use engine_core::tensor::{DType, Device};
 
 fn every_case(check: impl Fn(&Case) -> engine_core::Result<()> + Sync) {
-    let cases: Vec<Case> = cases().into_iter().filter(|case| !case.large).collect();
-    assert!(!cases.is_empty());
+    let only = std::env::var("ENGINE_OP").ok();
+    let cases: Vec<Case> =
+        cases().into_iter().filter(|case| !case.large && only.as_deref().is_none_or(|op| case.op == op)).collect();
+    assert!(!cases.is_empty(), "ENGINE_OP names no op: {only:?}");
     let faults: Vec<String> =
         cases.iter().filter_map(|case| check(case).err()).map(|fault| fault.to_string()).collect();
     assert!(faults.is_empty(), "{} of {} cases:\n{}", faults.len(), cases.len(), faults.join("\n"));

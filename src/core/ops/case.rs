@@ -167,7 +167,7 @@ pub type Build = Box<dyn Fn(&Tape, &[Var]) -> Result<Vec<Var>> + Send + Sync>;
 
 /// A shape with seeded inputs.
 pub struct Case {
-    /// The op: the folder under `src/ops`.
+    /// The op: the folder under `src/core/ops`.
     pub op: &'static str,
     /// What is special about it: `b2_t65_d384`, `odd`, `no_bias`.
     pub name: String,

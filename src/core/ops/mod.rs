@@ -1,6 +1,6 @@
 //! The ops: one folder each, and the list of them.
 //!
-//! An op's name is its address: `src/ops/<op>/`, `kernels/<op>.cu`, entries `<op>_…`, the benchmark's id.
+//! An op's name is its address: `src/core/ops/<op>/`, `kernels/<op>.cu`, entries `<op>_…`, the benchmark's id.
 
 pub mod adamw;
 pub mod attention;

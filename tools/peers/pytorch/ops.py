@@ -1,4 +1,4 @@
-"""Times single ops in PyTorch at the sizes of the engine's large cases: the peer of `cargo bench --bench ops`.
+"""Times single ops in PyTorch at the sizes of the engine's large cases: the peer of `cargo bench -p benches --bench ops`.
 
     python tools/peers/pytorch/ops.py --device cuda --dtype bf16 --compile default [linear_attention]
 
