@@ -61,33 +61,17 @@ impl Level {
         }
     }
 
-    /// Determinant a·c_n - s·c_x of (x_0, ε) → (x_t, target).
-    fn determinant(self, prediction: Prediction) -> f64 {
-        let (c_x, c_n) = self.target(prediction);
-        self.a * c_n - self.s * c_x
-    }
-
     /// (x_0, ε) from x_t and a prediction, or `None` where the prediction says nothing of one of them: ε where a = 0,
     /// x_0 where s = 0.
     pub fn invert(self, prediction: Prediction) -> Option<Inverse> {
         let (c_x, c_n) = self.target(prediction);
-        let determinant = self.determinant(prediction);
+        let determinant = self.a * c_n - self.s * c_x;
         (determinant != 0.0).then(|| Inverse {
             x0_x: c_n / determinant,
             x0_pred: -self.s / determinant,
             eps_x: -c_x / determinant,
             eps_pred: self.a / determinant,
         })
-    }
-
-    /// The weight of the squared error of `prediction` under min-SNR-γ (Hang et al. 2023, "Efficient Diffusion Training
-    /// via Min-SNR Weighting Strategy"): min(SNR, γ) on the scale of x_0.
-    ///
-    /// An error δ of x_0 at a given x_t is an error -(a·c_n - s·c_x)/s · δ of the prediction, which gives the paper's
-    /// min(SNR, γ)/SNR for ε and min(SNR, γ)/(SNR + 1) for v, and its equivalent for the flow's velocity.
-    pub fn min_snr_weight(self, prediction: Prediction, gamma: f64) -> f64 {
-        // min(a², γ·s²) = min(SNR, γ)·s², which stays finite where s → 0.
-        (self.a * self.a).min(gamma * self.s * self.s) / self.determinant(prediction).powi(2)
     }
 }
 
@@ -242,20 +226,6 @@ mod tests {
         let pure_noise = Level { a: 0.0, s: 1.0 };
         assert!(pure_noise.invert(Prediction::Epsilon).is_none());
         assert!(pure_noise.invert(Prediction::Flow).is_some());
-    }
-
-    #[test]
-    fn min_snr_is_the_papers() {
-        let gamma = 5.0;
-        for t in [0, 10, 300, 999] {
-            let level = schedule(Schedule::Linear).level(f64::from(t));
-            let (snr, bounded) = (level.snr(), level.snr().min(gamma));
-            let expected = [bounded / snr, bounded, bounded / (snr + 1.0)];
-            for (prediction, expected) in PREDICTIONS.into_iter().zip(expected) {
-                let weight = level.min_snr_weight(prediction, gamma);
-                assert!((weight / expected - 1.0).abs() < 1e-9, "{prediction:?} at {t}: {weight}, not {expected}");
-            }
-        }
     }
 
     #[test]

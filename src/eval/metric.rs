@@ -54,13 +54,6 @@ impl Difference {
     pub fn is_shown(&self) -> bool {
         self.interval[0] > 0.0 || self.interval[1] < 0.0
     }
-
-    /// The difference the other way round.
-    pub fn reversed(self) -> Self {
-        let [low, high] = self.interval;
-        // 0 stays 0 and does not become -0.
-        Self { mean: 0.0 - self.mean, interval: [0.0 - high, 0.0 - low], ..self }
-    }
 }
 
 impl Metric {
@@ -274,7 +267,10 @@ mod tests {
         assert!((difference.interval[1] - (3.0 + half)).abs() < 1e-8, "{difference:?}");
         assert!(!difference.is_shown());
         // The other way round; and better is what points downwards.
-        assert_eq!(metric.difference(0, 1).unwrap(), difference.reversed());
+        let reversed =
+            Difference { mean: -difference.mean, interval: difference.interval.map(|end| -end), ..difference };
+        let [high, low] = reversed.interval;
+        assert_eq!(metric.difference(0, 1).unwrap(), Difference { interval: [low, high], ..reversed });
         assert_eq!((metric.best(), metric.margin(0, 1)), (0, Some(difference)));
         let higher = Metric { better: Better::Higher, ..metric };
         assert_eq!((higher.best(), higher.margin(1, 0)), (1, Some(difference)));

@@ -24,17 +24,14 @@ const TASK: usize = GRAIN / 2;
 /// Runs `f` compiled for the best instruction set here. Only what is inlined into `f` gains: loops written in it, closures,
 /// and functions marked `#[inline(always)]` such as [`Float`]'s.
 ///
-/// AVX-512 needs pulp's feature `x86-v4`; [`has_avx512`] does not compile without it.
 #[inline(always)]
 pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// Whether [`dispatch`] takes AVX-512 here.
+// AVX-512 needs pulp's feature `x86-v4`: without it this does not compile.
 #[cfg(target_arch = "x86_64")]
-pub fn has_avx512() -> bool {
-    pulp::x86::V4::is_available()
-}
+const _: fn() -> bool = pulp::x86::V4::is_available;
 
 /// Asks for elements that will soon be read, as far as there are that many: for rows too far apart for the hardware to guess.
 #[inline(always)]
@@ -110,11 +107,6 @@ pub fn map3<T: Float>(dst: &mut [T], a: &[T], b: &[T], c: &[T], mode: Accumulate
 pub fn par_map<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate, f: impl Fn(T) -> T + Send + Sync) {
     assert_eq!(dst.len(), src.len(), "par_map: lengths differ");
     parallel::for_row_blocks(dst, 1, TASK, |i, dst| map(dst, &src[i..][..dst.len()], mode, &f));
-}
-
-/// [`map_in_place`] on all threads.
-pub fn par_map_in_place<T: Float>(dst: &mut [T], f: impl Fn(T) -> T + Send + Sync) {
-    parallel::for_row_blocks(dst, 1, TASK, |_, dst| map_in_place(dst, &f));
 }
 
 /// [`map2`] on all threads.
@@ -273,55 +265,12 @@ pub fn scale<T: Float>(dst: &mut [T], alpha: T) {
     map_in_place(dst, |x| x * alpha);
 }
 
-/// `dst[i] = exp(dst[i])`.
-#[inline]
-pub fn exp_in_place<T: Float>(dst: &mut [T]) {
-    map_in_place(dst, T::exp);
-}
-
-/// Replaces a row of scores by softmax(scale · row), scale > 0.
-pub fn softmax_in_place<T: Float>(row: &mut [T], scale: T) {
-    dispatch(
-        #[inline(always)]
-        || {
-            let most = reduce(row, T::NEG_INFINITY, |most, x| x.larger(most), |a, b| b.larger(a));
-            row.iter_mut().for_each(|x| *x = ((*x - most) * scale).exp());
-            let inverse = T::ONE / reduce(row, T::ZERO, |sum, x| sum + x, |a, b| a + b);
-            row.iter_mut().for_each(|x| *x *= inverse);
-        },
-    );
-}
-
-/// The gradient of [`softmax_in_place`] for one row: from its output `y` and the output's gradient, which `dy` holds and which is
-/// replaced by that of the scores, scale · y · (dy - Σ y dy).
-///
-/// # Panics
-/// Where the lengths differ.
-pub fn softmax_backward_in_place<T: Float>(dy: &mut [T], y: &[T], scale: T) {
-    assert_eq!(dy.len(), y.len(), "softmax backward: lengths differ");
-    dispatch(
-        #[inline(always)]
-        || {
-            let inner = reduce2(y, dy, |sum, y, dy| y.mul_add(dy, sum));
-            dy.iter_mut().zip(y).for_each(|(dy, &y)| *dy = scale * y * (*dy - inner));
-        },
-    );
-}
-
 /// `dst[j] = Σᵢ src[i, j]` or `+=`: a bias's gradient. `src` is `[rows, dst.len()]`.
 ///
 /// # Panics
 /// Where `src` is not whole rows.
 pub fn column_sums<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate) {
     columns(dst, src, src, mode, |sum, x, _| sum + x);
-}
-
-/// `dst[j] = Σᵢ a[i, j] · b[i, j]` or `+=`, fused: a gain's gradient. `a` and `b` are `[rows, dst.len()]`.
-///
-/// # Panics
-/// Where `a` and `b` are not the same number of whole rows.
-pub fn column_dots<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate) {
-    columns(dst, a, b, mode, |sum, a, b| a.mul_add(b, sum));
 }
 
 /// The loop of both column sums: parallel over columns, never over rows.

@@ -69,44 +69,20 @@ fn sums_run_in_the_documented_order() {
 }
 
 #[test]
-fn softmax_and_its_gradient() {
-    for len in [1, 3, 65, 130] {
-        let (x, dy, scale) = (values(len), values(2 * len).split_off(len), 0.125);
-        let mut y = x.clone();
-        softmax_in_place(&mut y, scale);
-        let exact: Vec<f64> = x.iter().map(|&x| (f64::from(x) * f64::from(scale)).exp()).collect();
-        let total: f64 = exact.iter().sum();
-        let exact: Vec<f64> = exact.iter().map(|e| e / total).collect();
-        assert!(y.iter().zip(&exact).all(|(&y, &e)| (f64::from(y) - e).abs() <= 1e-6 * e));
-        let mut dx = dy.clone();
-        softmax_backward_in_place(&mut dx, &y, scale);
-        let inner: f64 = exact.iter().zip(&dy).map(|(&y, &dy)| y * f64::from(dy)).sum();
-        for ((&dx, &y), &dy) in dx.iter().zip(&exact).zip(&dy) {
-            assert!((f64::from(dx) - f64::from(scale) * y * (f64::from(dy) - inner)).abs() < 1e-6);
-        }
-    }
-}
-
-#[test]
 fn column_sums_do_not_depend_on_threads() {
     for (rows, cols) in [(1, 1), (130, 64), (455, 100), (2080, 65)] {
-        let (a, b) = (values(rows * cols), values(2 * rows * cols).split_off(rows * cols));
+        let a = values(rows * cols);
         let run = || {
-            let (mut sums, mut dots) = (vec![1.0; cols], vec![1.0; cols]);
+            let mut sums = vec![1.0; cols];
             column_sums(&mut sums, &a, Accumulate::Add);
-            column_dots(&mut dots, &a, &b, Accumulate::Write);
-            (sums, dots)
+            sums
         };
         let one = with_threads(1, run);
         assert!(one == with_threads(2, run) && one == with_threads(4, run));
-        for j in 0..cols {
-            let column = |v: &[f32]| v.iter().skip(j).step_by(cols).map(|&x| f64::from(x)).collect::<Vec<_>>();
-            let (a, b) = (column(&a), column(&b));
-            let sum: f64 = 1.0 + a.iter().sum::<f64>();
-            let dot: f64 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
-            let sizes: f64 = a.iter().map(|a| a.abs() * 8.0).sum();
-            assert!((f64::from(one.0[j]) - sum).abs() <= 1e-6 * sizes.max(1.0), "{rows} {cols} {j}");
-            assert!((f64::from(one.1[j]) - dot).abs() <= 1e-6 * sizes.max(1.0), "{rows} {cols} {j}");
+        for (j, &found) in one.iter().enumerate() {
+            let column = || a.iter().skip(j).step_by(cols).map(|&x| f64::from(x));
+            let (sum, sizes) = (1.0 + column().sum::<f64>(), column().map(|a| a.abs() * 8.0).sum::<f64>());
+            assert!((f64::from(found) - sum).abs() <= 1e-6 * sizes.max(1.0), "{rows} {cols} {j}");
         }
     }
 }
@@ -124,12 +100,5 @@ fn parallel_maps_equal_serial_ones() {
     assert_eq!(serial, parallel);
     map(&mut serial, &a, Accumulate::Add, silu);
     with_threads(3, || par_map(&mut parallel, &a, Accumulate::Add, silu));
-    assert_eq!(serial, parallel);
-    scale(&mut serial, 0.5);
-    with_threads(3, || par_map_in_place(&mut parallel, |x| x * 0.5));
-    axpy(&mut serial, 0.25, &a);
-    axpy(&mut parallel, 0.25, &a);
-    exp_in_place(&mut serial);
-    exp_in_place(&mut parallel);
     assert_eq!(serial, parallel);
 }

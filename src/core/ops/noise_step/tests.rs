@@ -105,3 +105,30 @@ fn what_cannot_be_is_refused() -> Result<()> {
     assert!(refused.unwrap_err().to_string().contains("tables"));
     Ok(())
 }
+
+/// Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy": min(SNR, γ)/SNR for ε, min(SNR, γ) for x_0,
+/// min(SNR, γ)/(SNR + 1) for v.
+#[test]
+fn min_snr_weights_are_the_papers() -> Result<()> {
+    let (levels, gamma) = ([0.9999f64, 0.97, 0.6, 0.05], 5.0);
+    for target in [Target::Epsilon, Target::X0, Target::V] {
+        let [_, _, time, _, weight] = run(64, 0, |context| {
+            let a = context.tensor(&levels.map(|a| a as f32), [4]).unwrap();
+            let s = context.tensor(&levels.map(|a| (1.0 - a * a).sqrt() as f32), [4]).unwrap();
+            let times = Times::Table { a, s };
+            NoiseStep { times, min_snr_gamma: Some(gamma as f32), ..flow(target, Draw::Uniform) }
+        })?;
+        for (time, weight) in time.into_iter().zip(weight) {
+            let a = levels[time as usize];
+            let snr = a * a / (1.0 - a * a);
+            let bounded = snr.min(gamma);
+            let expected = match target {
+                Target::Epsilon => bounded / snr,
+                Target::X0 => bounded,
+                _ => bounded / (snr + 1.0),
+            };
+            assert!((weight / expected - 1.0).abs() < 1e-3, "{target:?} at SNR {snr}: {weight}, not {expected}");
+        }
+    }
+    Ok(())
+}
