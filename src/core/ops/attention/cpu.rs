@@ -113,6 +113,46 @@ fn rounds(call: &Call) -> bool {
     call.qkv.context().rounding() == Some(DType::BF16)
 }
 
+/// `to[i]` is the dot product of row i of `a` and `b`: their first `dim` elements, rows `pitch` apart.
+#[inline(always)]
+fn dot_rows<T: Float>(to: &mut [T], a: &[T], b: &[T], pitch: usize, dim: usize) {
+    for (i, to) in to.iter_mut().enumerate() {
+        let (a, b) = (&a[i * pitch..][..dim], &b[i * pitch..][..dim]);
+        let mut sums = [T::ZERO; PAD];
+        for (a, b) in a.chunks(PAD).zip(b.chunks(PAD)) {
+            for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+                *sum = a.mul_add(b, *sum);
+            }
+        }
+        *to = fold(sums, |a, b| a + b);
+    }
+}
+
+/// Scores become weights P = exp(scale · S − lse), in place, and the weights' gradients those of the scores, P · (dP − delta). Rows
+/// have `pitch` elements, of which `tokens` are scores; P is 0 in the rest.
+#[inline(always)]
+fn weigh<T: Float>(
+    (p, ds): (&mut [T], &mut [T]),
+    pitch: usize,
+    tokens: usize,
+    (lse, delta): (&[T], &[T]),
+    scale: T,
+    round: bool,
+) {
+    let rows = p.chunks_exact_mut(pitch).zip(ds.chunks_exact_mut(pitch));
+    for (((p, ds), &lse), &delta) in rows.zip(lse).zip(delta) {
+        p[tokens..].fill(T::NEG_INFINITY);
+        for (p, ds) in p.iter_mut().zip(&mut *ds) {
+            *p = p.mul_add(scale, -lse).exp();
+            *ds = *p * (*ds - delta);
+        }
+        if round {
+            round_row(p);
+            round_row(ds);
+        }
+    }
+}
+
 struct Forward<'a, T> {
     sizes: Sizes,
     qkv: &'a [T],
@@ -311,28 +351,8 @@ impl<T: Float> WithSimd for Backward<'_, T> {
                 let lse = &self.lse[statistics..][..rows];
                 // SAFETY: the task alone has this head's statistics.
                 let delta = unsafe { self.delta.row(statistics, rows) };
-                for (i, delta) in delta.iter_mut().enumerate() {
-                    let (out, dout) = (&out[i * out_row..][..dim], &dout[i * out_row..][..dim]);
-                    let mut sums = [T::ZERO; PAD];
-                    for (out, dout) in out.chunks(PAD).zip(dout.chunks(PAD)) {
-                        for ((sum, &out), &dout) in sums.iter_mut().zip(out).zip(dout) {
-                            *sum = out.mul_add(dout, *sum);
-                        }
-                    }
-                    *delta = fold(sums, |a, b| a + b);
-                }
-                let rows_of = p.chunks_exact_mut(panels.tokens).zip(ds.chunks_exact_mut(panels.tokens));
-                for (((p, ds), &lse), &delta) in rows_of.zip(lse).zip(&*delta) {
-                    p[tokens..].fill(T::NEG_INFINITY);
-                    for (p, ds) in p.iter_mut().zip(&mut *ds) {
-                        *p = p.mul_add(scale, -lse).exp();
-                        *ds = *p * (*ds - delta);
-                    }
-                    if self.round {
-                        round_row(p);
-                        round_row(ds);
-                    }
-                }
+                dot_rows(delta, out, dout, out_row, dim);
+                weigh((p, ds), panels.tokens, tokens, (lse, delta), scale, self.round);
                 let (q_rows, q_row) = padded(q_copy, q, width, rows, (dim, panels.dim));
                 let (dout_rows, dout_row) = padded(dout_copy, dout, out_row, rows, (dim, panels.dim));
                 let of_queries = (dq.as_mut_ptr(), rows, tokens, (&*ds, panels.tokens, 1), (k, k_row), false);

@@ -142,6 +142,36 @@ pub(super) struct Direct {
 }
 
 impl Direct {
+    /// Packs panel `j` of a class's weight, block by block: `[tap][channel][panel]`, the classes one after the other.
+    fn pack_panel<T: Float>(
+        &self,
+        packed: Shared<T>,
+        weight: &[T],
+        panel: usize,
+        (number, j): (usize, usize),
+        avx512: bool,
+    ) {
+        let (channels, (lane_stride, step_stride)) = (self.rows.channels, self.weight_strides);
+        let panels = self.cout.div_ceil(panel);
+        let before: usize = self.classes[..number].iter().map(|class| class.taps.len()).sum();
+        let class = &self.classes[number];
+        let start = (before * panels + j * class.taps.len()) * channels * panel;
+        let lanes = panel.min(self.cout - j * panel);
+        for (tap, &(_, from)) in class.taps.iter().enumerate() {
+            let from = from + j * panel * lane_stride;
+            assert!(from + (lanes - 1) * lane_stride + (channels - 1) * step_stride < weight.len());
+            for first in (0..channels).step_by(class.block()) {
+                let steps = class.block().min(channels - first);
+                // SAFETY: the source was just checked; every tap of every block has its own place in the scratch.
+                unsafe {
+                    let to = packed.get().add(start + (class.taps.len() * first + tap * steps) * panel);
+                    let from = weight.as_ptr().add(from + first * step_stride);
+                    pack::strip(to, panel, from, (lanes, lane_stride), (steps, step_stride), avx512);
+                }
+            }
+        }
+    }
+
     pub(super) fn forward(sizes: &Sizes) -> Self {
         let Sizes { kernel, stride, pad, cin, .. } = *sizes;
         let along = |axis: usize, count: usize| -> Vec<Option<usize>> {
@@ -295,35 +325,12 @@ impl<T: Float> WithSimd for Run<'_, T> {
         );
         assert!(channel_add.is_none_or(|add| add.len() == batch * cout));
 
-        // The weight, class by class, panel by panel, block by block: [tap][channel][panel].
         let taps: usize = direct.classes.iter().map(|class| class.taps.len()).sum();
-        let class_start = |number: usize| -> usize {
-            direct.classes[..number].iter().map(|class| class.taps.len()).sum::<usize>() * channels * panel * panels
-        };
         T::with_scratch(taps * channels * panel * panels, |packed| {
             let shared = Shared::new(packed);
-            let (lane_stride, step_stride) = direct.weight_strides;
-            let pack_panel = |task: usize| {
-                let (number, j) = (task / panels, task % panels);
-                let class = &direct.classes[number];
-                let lanes = panel.min(cout - j * panel);
-                let panel_start = class_start(number) + j * class.taps.len() * channels * panel;
-                for (tap, &(_, from)) in class.taps.iter().enumerate() {
-                    let from = from + j * panel * lane_stride;
-                    assert!(from + (lanes - 1) * lane_stride + (channels - 1) * step_stride < weight.len());
-                    for first in (0..channels).step_by(class.block()) {
-                        let steps = class.block().min(channels - first);
-                        // SAFETY: the source was just checked; every tap of every block has its own place in the scratch.
-                        unsafe {
-                            let to = shared.get().add(panel_start + (class.taps.len() * first + tap * steps) * panel);
-                            let from = weight.as_ptr().add(from + first * step_stride);
-                            pack::strip(to, panel, from, (lanes, lane_stride), (steps, step_stride), avx512);
-                        }
-                    }
-                }
-            };
+            let pack = |task: usize| direct.pack_panel(shared, weight, panel, (task / panels, task % panels), avx512);
             let packs = direct.classes.len() * panels;
-            parallel::for_each(packs, taps * channels * panel * panels, pack_panel);
+            parallel::for_each(packs, taps * channels * panel * panels, pack);
             let packed = &*packed;
 
             // Whole images, or where these are few, some rows of one. The cut changes no bit.
