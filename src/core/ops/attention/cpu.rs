@@ -113,6 +113,16 @@ fn rounds(call: &Call) -> bool {
     call.qkv.context().rounding() == Some(DType::BF16)
 }
 
+/// The first parts of `scratch`, of these lengths, and the rest.
+fn split<T, const N: usize>(mut scratch: &mut [T], lengths: [usize; N]) -> ([&mut [T]; N], &mut [T]) {
+    let parts = lengths.map(|length| {
+        let (part, rest) = std::mem::take(&mut scratch).split_at_mut(length);
+        scratch = rest;
+        part
+    });
+    (parts, scratch)
+}
+
 /// `to[i]` is the dot product of row i of `a` and `b`: their first `dim` elements, rows `pitch` apart.
 #[inline(always)]
 fn dot_rows<T: Float>(to: &mut [T], a: &[T], b: &[T], pitch: usize, dim: usize) {
@@ -304,16 +314,10 @@ impl<T: Float> WithSimd for Backward<'_, T> {
         let (sizes, sample, group, qkv, width) = (self.sizes, self.sample, self.group, self.qkv, self.sizes.width());
         let (panels, out_row) = (Panels::new(sizes), heads * dim);
         let scale = T::ONE / T::from_f64(dim as f64).sqrt();
-        let scratch = std::mem::take(&mut self.scratch);
-        let (k_columns, scratch) = scratch.split_at_mut(dim * panels.tokens);
-        let (v_columns, scratch) = scratch.split_at_mut(dim * panels.tokens);
-        let (k_copy, scratch) = scratch.split_at_mut(tokens * panels.dim);
-        let (q_copy, scratch) = scratch.split_at_mut(panels.block * panels.dim);
-        let (dout_copy, scratch) = scratch.split_at_mut(panels.block * panels.dim);
-        let (dk, scratch) = scratch.split_at_mut(tokens * panels.dim);
-        let (dv, scratch) = scratch.split_at_mut(tokens * panels.dim);
-        let (dq, scratch) = scratch.split_at_mut(panels.block * panels.dim);
-        let (p, ds) = scratch.split_at_mut(panels.block * panels.tokens);
+        let (columns, copies, block) = (dim * panels.tokens, tokens * panels.dim, panels.block * panels.dim);
+        let lengths = [columns, columns, copies, block, block, copies, copies, block, panels.block * panels.tokens];
+        let ([k_columns, v_columns, k_copy, q_copy, dout_copy, dk, dv, dq, p], ds) =
+            split(std::mem::take(&mut self.scratch), lengths);
         transpose(k_columns, panels.tokens, &qkv[sizes.k(sample, group)..], width, tokens);
         transpose(v_columns, panels.tokens, &qkv[sizes.v(sample, group)..], width, tokens);
         let (k, k_row) = padded(k_copy, &qkv[sizes.k(sample, group)..], width, tokens, (dim, panels.dim));

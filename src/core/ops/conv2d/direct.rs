@@ -295,6 +295,28 @@ pub(super) struct Output<'a, T> {
     pub(super) fold: Option<[usize; 2]>,
 }
 
+impl<T> Output<'_, T> {
+    /// # Panics
+    /// Where an operand is of another size than the result wants.
+    fn check(&self, direct: &Direct, batch: usize) {
+        let [height, width] = self.fold.unwrap_or(direct.out);
+        let (len, cout) = (self.data.len(), direct.cout);
+        assert_eq!(len / batch, height * width * cout, "a result of another size");
+        assert!(self.residual.is_none_or(|residual| residual.len() == len), "a residual of another size");
+        assert!(self.bias.is_none_or(|bias| bias.len() == cout), "a bias of another size");
+        assert!(self.channel_add.is_none_or(|add| add.len() == batch * cout), "a sum by channel of another size");
+    }
+}
+
+/// What is added to the image at `to`, which begins at element `first`: null for nothing.
+fn added<T>(residual: Option<&[T]>, add: bool, to: *mut T, first: usize) -> *const T {
+    match residual {
+        Some(residual) => residual[first..].as_ptr(),
+        None if add => to.cast_const(),
+        None => std::ptr::null(),
+    }
+}
+
 struct Run<'a, T> {
     direct: &'a Direct,
     batch: usize,
@@ -309,6 +331,7 @@ impl<T: Float> WithSimd for Run<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { direct, batch, input, weight, output } = self;
+        output.check(direct, batch);
         let Output { data, bias, channel_add, residual, add, fold } = output;
         let (panel, channels, cout) = (2 * T::lanes::<S>(), direct.rows.channels, direct.cout);
         let avx512 = S::REGISTER_COUNT == 32 && T::lanes::<S>() * size_of::<T>() == 64;
@@ -316,14 +339,6 @@ impl<T: Float> WithSimd for Run<'_, T> {
         let image_in = input.len() / batch;
         let image_out = direct.out[0] * direct.out[1] * cout;
         let image_data = data.len() / batch;
-        assert!(
-            image_data == if let Some([h, w]) = fold { h * w * cout } else { image_out },
-            "a result of another size"
-        );
-        assert!(
-            residual.is_none_or(|residual| residual.len() == data.len()) && bias.is_none_or(|bias| bias.len() == cout)
-        );
-        assert!(channel_add.is_none_or(|add| add.len() == batch * cout));
 
         let taps: usize = direct.classes.iter().map(|class| class.taps.len()).sum();
         T::with_scratch(taps * channels * panel * panels, |packed| {
@@ -345,8 +360,8 @@ impl<T: Float> WithSimd for Run<'_, T> {
                 if first >= last {
                     return;
                 }
-                let span = (first * direct.row_step, (last - 1) * direct.row_step + direct.reach);
-                let span = (span.0, span.1.min(direct.rows.row.len()));
+                let end = ((last - 1) * direct.row_step + direct.reach).min(direct.rows.row.len());
+                let span = (first * direct.row_step, end);
                 T::with_scratch((span.1 - span.0) * direct.rows.pitch(), |copied| {
                     copied.fill(T::ZERO);
                     direct.rows.copy(&input[b * image_in..][..image_in], span, copied, avx512);
@@ -374,14 +389,7 @@ impl<T: Float> WithSimd for Run<'_, T> {
                         });
                     };
                     match fold {
-                        None => {
-                            let plus = match residual {
-                                Some(residual) => residual[b * image_data..].as_ptr(),
-                                None if add => to.cast_const(),
-                                None => std::ptr::null(),
-                            };
-                            run(to, plus);
-                        }
+                        None => run(to, added(residual, add, to, b * image_data)),
                         Some(small) => T::with_scratch(image_out, |large| {
                             run(large.as_mut_ptr(), std::ptr::null());
                             // SAFETY: this task alone writes image b.
