@@ -47,6 +47,11 @@ impl LaunchConfig {
         Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }
     }
 
+    /// Blocks in x and y, each of `threads` in a row, without dynamic shared memory.
+    pub fn grid([x, y]: [usize; 2], threads: u32) -> Self {
+        Self { grid: [x as u32, y as u32, 1], block: [threads, 1, 1], shared_bytes: 0 }
+    }
+
     /// One thread per element, `threads` a block.
     pub fn elements(count: usize, threads: u32) -> Self {
         Self::linear(count.div_ceil(threads as usize).max(1) as u32, threads)

@@ -101,7 +101,7 @@ pub(crate) fn wanted<T: Element + KernelScalar>(destination: Option<&Destination
 /// Blocks \[item, chunk of its elements\], each thread taking four elements.
 pub(crate) fn by_item(batch: usize, elements: usize, threads: u32) -> LaunchConfig {
     let chunks = elements.div_ceil(4 * threads as usize).max(1);
-    LaunchConfig { grid: [batch as u32, chunks as u32, 1], block: [threads, 1, 1], shared_bytes: 0 }
+    LaunchConfig::grid([batch, chunks], threads)
 }
 
 /// Calls a function of the op's own `cpu.rs` or `cuda.rs`, whichever the context of the tensor `$like` asks for, with T for

@@ -78,8 +78,9 @@ impl Case {
             let gradient = context.persistent(input.shape, *stored)?;
             let mut sum = alone.clone();
             if mode == Accumulate::Add {
-                // Of the gradient's own size, so that neither hides the other.
-                let size = (alone.iter().map(|g| g * g).sum::<f64>() / alone.len() as f64).sqrt().max(1e-3);
+                // Of the gradient's own size, so that neither hides the other; a gradient of rounding errors has none.
+                let size = (alone.iter().map(|g| g * g).sum::<f64>() / alone.len() as f64).sqrt();
+                let size = if size > 1e-5 { size } else { 1.0 };
                 let before = uniform(11, number as u32, alone.len()).into_iter();
                 let before: Vec<f64> = before.map(|u| round(size * (2.0 * u - 1.0), *stored)).collect();
                 gradient.upload_f64(&before)?;

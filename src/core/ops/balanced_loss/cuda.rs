@@ -59,7 +59,7 @@ pub(super) fn backward(
     destination: &Destination,
 ) -> Result<()> {
     let image = call.image;
-    let chunks = image.elements().div_ceil(THREADS as usize) as u32;
+    let chunks = image.elements().div_ceil(THREADS as usize);
     BalancedLossBwd {
         dprediction: destination.slice_mut(),
         dloss: dloss.slice(),
@@ -75,7 +75,7 @@ pub(super) fn backward(
         scale: call.config.scale,
         accumulate: destination.mode.flag(),
     }
-    .launch(accelerator, LaunchConfig { grid: [call.batch as u32, chunks, 1], block: [THREADS, 1, 1], shared_bytes: 0 })
+    .launch(accelerator, LaunchConfig::grid([call.batch, chunks], THREADS))
 }
 
 pub(super) fn update(accelerator: &dyn Accelerator, state: &Tensor, terms: &Tensor, decay: f32) -> Result<()> {

@@ -16,11 +16,7 @@ const JOINING: u32 = 1024;
 
 /// Blocks \[chunk, tile of channels\].
 fn by_chunk(layout: Layout) -> LaunchConfig {
-    LaunchConfig {
-        grid: [layout.chunks as u32, layout.tiles as u32, 1],
-        block: [THREADS as u32, 1, 1],
-        shared_bytes: 0,
-    }
+    LaunchConfig::grid([layout.chunks, layout.tiles], THREADS as u32)
 }
 
 fn by_channel(layout: Layout) -> LaunchConfig {

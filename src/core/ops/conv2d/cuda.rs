@@ -155,14 +155,7 @@ pub(super) fn sums_backward<T: Stored>(
         parts: parts as u32,
         rows_per_part: ROWS_PER_PART as u32,
     }
-    .launch(
-        accelerator,
-        LaunchConfig {
-            grid: [(sizes.batch * parts) as u32, cols.div_ceil(columns) as u32, 1],
-            block: [256, 1, 1],
-            shared_bytes: 0,
-        },
-    )?;
+    .launch(accelerator, LaunchConfig::grid([sizes.batch * parts, cols.div_ceil(columns)], 256))?;
     if let Some(to) = &to.channel_add {
         Conv2dBwdChannel::<T> {
             to: to.slice_mut(),

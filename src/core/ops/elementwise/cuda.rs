@@ -93,11 +93,7 @@ pub(super) fn gate<T: Stored>(
 fn by_column<T>(sizes: Gate) -> LaunchConfig {
     let pieces = sizes.cols.div_ceil(wide::<T>());
     let threads = pieces.next_multiple_of(32).min(128);
-    LaunchConfig {
-        grid: [(sizes.rows / sizes.rows_per_sample) as u32, pieces.div_ceil(threads) as u32, 1],
-        block: [threads as u32, 1, 1],
-        shared_bytes: 0,
-    }
+    LaunchConfig::grid([sizes.rows / sizes.rows_per_sample, pieces.div_ceil(threads)], threads as u32)
 }
 
 pub(super) fn gate_backward<T: Stored>(accelerator: &dyn Accelerator, call: &GateBackward) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 const PARAMETER_CHANNELS: usize = 32;
 
 fn blocks(grid: [usize; 2]) -> LaunchConfig {
-    LaunchConfig { grid: [grid[0] as u32, grid[1] as u32, 1], block: [THREADS as u32, 1, 1], shared_bytes: 0 }
+    LaunchConfig::grid(grid, THREADS as u32)
 }
 
 /// Blocks \[sample and group, part\].

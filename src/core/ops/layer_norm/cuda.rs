@@ -25,11 +25,7 @@ fn by_row(sizes: Sizes) -> LaunchConfig {
 
 /// A thread per column, for each of `groups` groups of rows.
 fn by_column(sizes: Sizes, groups: usize) -> LaunchConfig {
-    LaunchConfig {
-        grid: [groups as u32, sizes.cols.div_ceil(THREADS as usize) as u32, 1],
-        block: [THREADS, 1, 1],
-        shared_bytes: 0,
-    }
+    LaunchConfig::grid([groups, sizes.cols.div_ceil(THREADS as usize)], THREADS)
 }
 
 pub(super) fn forward<T: Stored>(

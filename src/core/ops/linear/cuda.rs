@@ -60,14 +60,7 @@ pub(super) fn activation_backward<T: Stored>(
             rows_per_part: ROWS_PER_PART as u32,
             activation: call.activation.code(),
         }
-        .launch(
-            accelerator,
-            LaunchConfig {
-                grid: [call.sizes.parts() as u32, n.div_ceil(columns) as u32, 1],
-                block: [256, 1, 1],
-                shared_bytes: 0,
-            },
-        )?;
+        .launch(accelerator, LaunchConfig::grid([call.sizes.parts(), n.div_ceil(columns)], 256))?;
     }
     let Some(BiasSum { to, partial }) = bias.filter(|_| n > 0) else { return Ok(()) };
     LinearBwdBiasFinal {

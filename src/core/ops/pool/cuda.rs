@@ -72,7 +72,7 @@ pub(super) fn max_backward<T: Stored>(
 pub(super) fn average<T: Stored>(accelerator: &dyn Accelerator, pixels: usize, x: &Tensor, y: &Tensor) -> Result<()> {
     let (batch, channels) = (y.shape().rows(), y.shape().last());
     let tiles = pieces::<T>(channels).div_ceil(PIECES);
-    let config = LaunchConfig { grid: [batch as u32, tiles as u32, 1], block: [SUMMING, 1, 1], shared_bytes: 0 };
+    let config = LaunchConfig::grid([batch, tiles], SUMMING);
     PoolFwdAverage::<T> { y: y.slice_mut(), x: x.slice(), pixels: pixels as u32, channels: channels as u32 }
         .launch(accelerator, config)
 }
