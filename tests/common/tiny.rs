@@ -12,7 +12,7 @@ use engine::models;
 use engine::nn::Parameters;
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType, Device};
-use engine::train::{StepMetrics, Trainer};
+use engine::train::{Recipe, StepMetrics, Trainer};
 
 /// Images for training: no multiple of a batch, so that an epoch drops some.
 const TRAINING: usize = 13;
@@ -83,7 +83,7 @@ pub fn dataset() -> Dataset {
 
 /// A trainer before its first step.
 pub fn trainer(config: &Config, device: &Device) -> Trainer {
-    Trainer::new(config, &dataset(), device.clone()).unwrap()
+    Trainer::new(&config.model, &dataset(), &Recipe::new(config, device.clone())).unwrap()
 }
 
 /// What a run has come to. Floats compare by their bits where none is NaN, which these never are.
