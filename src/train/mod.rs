@@ -1,5 +1,9 @@
 //! The loop, optimizer, EMA, checkpoints, logs.
 //!
+//! [`train`] makes a whole run in a folder; a [`Trainer`] steps by itself, for those who want a loop of their own. Either
+//! trains any [`Task`]: the network of a configuration, or somebody's own with [`Denoise`] and [`Classify`]
+//! (`tools/examples/own_network.rs`). Everything that a run does between its steps is an [`Observer`].
+//!
 //! ```
 //! use engine::config::Config;
 //! use engine::data::shapes;

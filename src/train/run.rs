@@ -12,6 +12,7 @@ use super::{Ending, Event, Observer, Place, Progress, RunFolder, StepMetrics, Su
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::{install, set_threads};
+use crate::picture::{Image, write_png};
 use crate::tensor::Device;
 
 /// How long metrics may stay on an accelerator: reading them waits for it.
@@ -147,6 +148,18 @@ impl<'a> Run<'a> {
     pub fn scalar(&mut self, tag: &str, value: f64) -> Result<()> {
         let step = self.trainer.step_count();
         self.journal(|journal| journal.scalar(tag, step, value))
+    }
+
+    /// Puts a picture into TensorBoard's file and then, as PNG, at `path`: where it lies, both are there.
+    ///
+    /// # Errors
+    /// [`Error::File`] and [`Error::Io`] where the disk refuses.
+    pub fn picture(&mut self, tag: &str, path: PathBuf, image: &Image) -> Result<()> {
+        let step = self.trainer.step_count();
+        self.journal(|journal| journal.image(tag, step, image))?;
+        write_png(&path, image, &[("Software", concat!("engine ", env!("CARGO_PKG_VERSION")))])?;
+        self.report(&Event::Wrote(path));
+        Ok(())
     }
 
     /// Writes to the run's records.

@@ -30,7 +30,7 @@ fn replays_equal_eager_steps(settings: &[&str], programs: usize) {
     assert_eq!(captured(&replayed), vec![false; programs], "the first step is eager: modules load in it");
     replayed.train_step().unwrap();
     assert_eq!(captured(&replayed), vec![true; programs], "the second step is captured");
-    let (allocations, launches) = (emulator.live_allocations(), emulator.launches());
+    let (allocations, launches, waits) = (emulator.live_allocations(), emulator.launches(), emulator.waits());
     replayed.train_step().unwrap();
     let step = emulator.launches() - launches;
     for _ in 3..6 {
@@ -38,6 +38,7 @@ fn replays_equal_eager_steps(settings: &[&str], programs: usize) {
     }
     assert_eq!(emulator.live_allocations(), allocations, "a replayed step allocates nothing");
     assert_eq!(emulator.launches() - launches, 4 * step, "every step launches the same kernels");
+    assert_eq!(emulator.waits(), waits, "in a replayed step the host waits for nothing");
     let state = State::of(&mut replayed);
     assert_eq!(state.metrics.len(), 6);
     assert_eq!(state, train(&config, &device, false, 6), "{settings:?}: replayed and eager steps differ");

@@ -3,7 +3,7 @@
 use crate::config::Every;
 use crate::error::Result;
 use crate::models::Network;
-use crate::picture::{LossCurve, Timing, loss_curve, write_png};
+use crate::picture::{LossCurve, Timing, loss_curve};
 use crate::train::{Ending, Event, Observer, Place, Run, pictures, predictions};
 
 pub(super) struct Pictures {
@@ -53,26 +53,19 @@ fn draw_samples(run: &mut Run) -> Result<()> {
         return Ok(());
     };
     let [samples, denoising] = names.map(|name| run.folder().sample(&name));
-    // The samples last and the event before its picture: a sheet of samples that is there is not drawn again.
-    for (tag, path, sheet) in [("denoising", denoising, &sheets.denoising), ("samples", samples, &sheets.samples)] {
-        run.journal(|journal| journal.image(tag, place.step, sheet))?;
-        write_png(&path, sheet, &words())?;
-        run.report(&Event::Wrote(path));
-    }
-    Ok(())
+    // The samples last: a sheet of samples that is there is not drawn again.
+    run.picture("denoising", denoising, &sheets.denoising)?;
+    run.picture("samples", samples, &sheets.samples)
 }
 
 /// Held-out images with what a classifier takes them for.
 fn draw_predictions(run: &mut Run) -> Result<()> {
     let step = run.place().step;
     let title = format!("{}: predictions after step {step} (in brackets what it is)", run.title());
-    if let Some(sheet) = predictions::sheet(run.trainer(), &run.progress.classes, title)? {
-        run.journal(|journal| journal.image("predictions", step, &sheet))?;
-        let path = run.folder().sample("final");
-        write_png(&path, &sheet, &words())?;
-        run.report(&Event::Wrote(path));
+    match predictions::sheet(run.trainer(), &run.progress.classes, title)? {
+        Some(sheet) => run.picture("predictions", run.folder().sample("final"), &sheet),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn draw_curve(run: &Run) -> Result<()> {
@@ -96,9 +89,4 @@ fn heading(run: &Run, what: &str) -> String {
     let (step, sampler, steps) = (run.place().step, sampling.sampler, sampling.num_steps);
     let guidance = sampling.describe_guidance();
     format!("{}: {what} after step {step} ({sampler}, {steps} steps, guidance {guidance})", run.title())
-}
-
-/// The text that travels inside a picture.
-fn words() -> [(&'static str, &'static str); 1] {
-    [("Software", concat!("engine ", env!("CARGO_PKG_VERSION")))]
 }
