@@ -7,7 +7,7 @@ use super::{
     DataSizes, Event, Memory, Progress, Recipe, Run, RunFolder, Start, Task, TrainRequest, Trainer, backbone,
     checkpoint_config, fingerprint, folder, list_checkpoints,
 };
-use crate::config::{Config, LrSchedule};
+use crate::config::{Config, LrSchedule, Precision};
 use crate::data::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::tensor::Device;
@@ -34,7 +34,7 @@ fn new<'a>(request: &TrainRequest, mut config: Config, report: Report<'a>) -> Re
     config.validate()?;
     let pretrained = backbone::find(&mut config)?;
     let dataset = request.find_data(&mut config)?;
-    let (trainer, start) = prepare(request, &config, &dataset, report)?;
+    let (trainer, start) = prepare(request, &mut config, &dataset, report)?;
     if let Some(pretrained) = &pretrained {
         trainer.set_backbone(pretrained)?;
     }
@@ -63,7 +63,7 @@ fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result
     }
     let mut found = config.clone();
     let dataset = request.find_data(&mut found)?;
-    let (mut trainer, mut start) = prepare(request, &config, &dataset, report)?;
+    let (mut trainer, mut start) = prepare(request, &mut config, &dataset, report)?;
     let fresh = progress(&dataset);
     let progress = match &newest {
         Some((path, _)) => trainer.load_checkpoint(path)?,
@@ -162,15 +162,20 @@ fn set_length(request: &TrainRequest, config: &mut Config) -> Result<()> {
     Ok(())
 }
 
-/// Opens the device, plans the run, tells whether it fits, and builds the trainer.
+/// Opens the device, settles the precision, plans the run, tells whether it fits, and builds the trainer.
 fn prepare(
     request: &TrainRequest,
-    config: &Config,
+    config: &mut Config,
     dataset: &Dataset,
     report: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<(Trainer, Start)> {
     let chosen = request.device.open()?;
     let device = chosen.accelerator.map_or(Device::Cpu, Device::Accelerator);
+    if request.resume.is_some() && config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) {
+        let message = "the run goes on in bf16, as it was begun, which is for accelerators, and this is the cpu";
+        return Err(Error::config("training.precision", message, "resume it with --device cuda"));
+    }
+    config.training.precision = config.training.precision.settled(device.has_tensor_cores());
     let task: Arc<dyn Task> = request.task.clone().unwrap_or_else(|| Arc::new(config.model.clone()));
     let sizes =
         DataSizes { training: dataset.split_len(Split::Train), validation: dataset.split_len(Split::Validation) };

@@ -193,11 +193,12 @@ impl Step {
 /// The dtype of activations.
 fn dtype(config: &Config, context: &Context) -> Result<DType> {
     match config.training.precision {
-        Precision::F32 => Ok(DType::F32),
+        // A trainer has settled it.
+        Precision::Auto | Precision::F32 => Ok(DType::F32),
         Precision::Bf16 if matches!(context.device(), Device::Cpu) && !context.is_shape_only() => Err(Error::config(
             "training.precision",
             "bf16 is for accelerators, and this run is on the cpu",
-            "set it to f32",
+            "set it to auto, which is f32 there",
         )),
         Precision::Bf16 => Ok(DType::BF16),
     }

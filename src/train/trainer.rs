@@ -40,7 +40,7 @@ pub struct Validation {
 /// How a task is trained, and where.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// The configuration. Its `model` section is the task's own: [`Trainer::new`] puts it there.
+    /// The configuration. Its `model` section is the task's own: [`Trainer::new`] puts it there, and settles its precision.
     pub config: Config,
     /// The device.
     pub device: Device,
@@ -99,7 +99,8 @@ impl Trainer {
     /// # Errors
     /// [`Error::Config`] where task, data and configuration do not fit together; [`Error::OutOfMemory`].
     pub fn new(task: &dyn Task, data: &Dataset, recipe: &Recipe) -> Result<Self> {
-        let config = Config { model: task.model(), ..recipe.config.clone() };
+        let mut config = Config { model: task.model(), ..recipe.config.clone() };
+        config.training.precision = config.training.precision.settled(recipe.device.has_tensor_cores());
         check_fit(&config, data)?;
         let context = Context::new(recipe.device.clone());
         let (training, validation) = takes(&config);
@@ -113,12 +114,14 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// The same in shape-only mode: programs are planned, nothing is allocated.
+    /// The same in shape-only mode: programs are planned, nothing is allocated. A precision of `auto` is planned as f32: settle
+    /// it before, where a device is known.
     ///
     /// # Errors
     /// [`Error::Config`] where task and configuration do not fit together.
     pub fn plan(task: &dyn Task, config: &Config, sizes: DataSizes) -> Result<Self> {
-        let config = Config { model: task.model(), ..config.clone() };
+        let mut config = Config { model: task.model(), ..config.clone() };
+        config.training.precision = config.training.precision.settled(false);
         let (context, shape) = (Context::shape_only(), config.model.image_shape());
         let (training, validation) = takes(&config);
         let training = Feed::planned(&context, sizes.training, shape, training)?;

@@ -19,7 +19,8 @@ const TRAINING: usize = 13;
 
 /// Paths with what is set on top of a small `quickstart`: adaLN-zero, flow, cosine schedule after a warm-up.
 pub fn config(settings: &[&str]) -> Config {
-    const SMALL: [&str; 14] = [
+    const SMALL: [&str; 15] = [
+        "training.precision=f32",
         "model.image_size=8",
         "model.hidden_dim=32",
         "model.depth=1",

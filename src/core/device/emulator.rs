@@ -69,6 +69,7 @@ struct State {
     unwritten: Vec<Unwritten>,
     launches: u64,
     waits: u64,
+    tensor_cores: bool,
 }
 
 /// What a capture records.
@@ -112,6 +113,11 @@ impl EmulatorDevice {
     /// Sets how many bytes may be allocated at once (at first 16 GiB).
     pub fn set_capacity(&self, bytes: u64) {
         self.lock().capacity = bytes;
+    }
+
+    /// Sets whether the device says that it has tensor cores (at first not): what `auto` then takes is another precision.
+    pub fn set_tensor_cores(&self, present: bool) {
+        self.lock().tensor_cores = present;
     }
 
     /// Whether later launches look for elements of their outputs that they do not write:
@@ -344,6 +350,10 @@ impl Accelerator for EmulatorDevice {
 
     fn multiprocessors(&self) -> u32 {
         4
+    }
+
+    fn has_tensor_cores(&self) -> bool {
+        self.lock().tensor_cores
     }
 
     fn memory(&self) -> Result<(u64, u64)> {
