@@ -220,7 +220,7 @@ pub struct Summary {
     pub folder: PathBuf,
     /// `model.safetensors` in it: the averaged weights.
     pub model: PathBuf,
-    /// `samples/final.png` in it.
+    /// `samples/final.png` in it: there where the network is a denoiser or a classifier.
     pub samples: PathBuf,
     /// Optimizer steps done in all.
     pub steps: u64,

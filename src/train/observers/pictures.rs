@@ -24,11 +24,11 @@ impl Observer for Pictures {
 
     fn act(&mut self, run: &mut Run) -> Result<()> {
         draw_curve(run)?;
+        let Some(network) = run.trainer().network() else { return Ok(()) };
         run.report(&Event::Busy("draws samples"));
-        match run.trainer().network() {
-            Some(Network::Denoiser(_)) => draw_samples(run),
-            Some(Network::Classifier(_)) => draw_predictions(run),
-            None => Ok(()),
+        match network {
+            Network::Denoiser(_) => draw_samples(run),
+            Network::Classifier(_) => draw_predictions(run),
         }
     }
 
