@@ -17,7 +17,7 @@ pub struct Place {
 
 impl Place {
     /// Whether something that happens so often happens here.
-    pub fn is(self, every: Every) -> bool {
+    pub fn is_due(self, every: Every) -> bool {
         every.is_due(self.step, self.steps_per_epoch)
     }
 

@@ -100,3 +100,39 @@ impl Pace {
         control.copy_from(&self.rows.part((number - self.first) as usize * WORDS, [WORDS])?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_gets_the_words_of_each_batch_wherever_the_run_begins() -> Result<()> {
+        let context = Context::cpu();
+        let training = TrainingConfig {
+            num_epochs: None,
+            num_steps: Some(300),
+            batch_size: 4,
+            gradient_accumulation: 3,
+            lr_schedule: LrSchedule::Cosine,
+            ..TrainingConfig::default()
+        };
+        let mut pace = Pace::new(&context, &training, 50, 16)?;
+        assert_eq!((pace.steps_per_epoch(), pace.total_steps()), (4, 300));
+        let control = Control::buffer(&context)?;
+        // On over the end of what lies on the device, back, and to a place far ahead.
+        for step in (0..100).chain(0..2).chain([299, 250]) {
+            for micro in 0..3 {
+                pace.set(&control, step, micro)?;
+                let found = Control::from_words(&control.download::<u32>()?);
+                assert_eq!(found, pace.control(step, micro), "step {step}, batch {micro}");
+                let (row, cursor) = ((step % 16) as u32, (4 * (3 * (step % 4) + micro)) as u32);
+                assert_eq!(
+                    (found.step, found.micro, found.row, found.cursor),
+                    (step as u32, micro as u32, row, cursor)
+                );
+                assert_eq!(found.learning_rate, learning_rate(&training, step + 1, 300) as f32);
+            }
+        }
+        Ok(())
+    }
+}

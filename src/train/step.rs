@@ -203,3 +203,21 @@ fn dtype(config: &Config, context: &Context) -> Result<DType> {
         Precision::Bf16 => Ok(DType::BF16),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_batch_of_a_step_has_a_program_and_every_program_a_batch() {
+        for accumulation in 1..6 {
+            let mut met: Vec<Role> = Vec::new();
+            for role in (0..accumulation).map(|micro| Role::of(micro, accumulation)) {
+                if !met.contains(&role) {
+                    met.push(role);
+                }
+            }
+            assert_eq!(met, Role::all(accumulation as usize), "{accumulation} batches a step");
+        }
+    }
+}

@@ -239,7 +239,7 @@ impl Observer for Diary {
     }
 
     fn is_due(&self, place: Place) -> bool {
-        place.is(Every::Steps(5))
+        place.is_due(Every::Steps(5))
     }
 
     fn act(&mut self, run: &mut Run) -> Result<()> {

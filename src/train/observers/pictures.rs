@@ -19,7 +19,7 @@ impl Observer for Pictures {
     }
 
     fn is_due(&self, place: Place) -> bool {
-        place.is(self.every) && place.step < place.steps
+        place.is_due(self.every) && place.step < place.steps
     }
 
     fn act(&mut self, run: &mut Run) -> Result<()> {

@@ -10,7 +10,7 @@ pub(super) struct Validate {
 
 impl Observer for Validate {
     fn is_due(&self, place: Place) -> bool {
-        place.is(self.every)
+        place.is_due(self.every)
     }
 
     fn act(&mut self, run: &mut Run) -> Result<()> {
