@@ -6,10 +6,11 @@ use std::rc::Rc;
 use crate::config::Config;
 use crate::diffusion::{Batch, Denoiser, Loss, Objective, Purpose};
 use crate::error::{Error, Result};
+use crate::model_file::{ClassifierModel, Loaded, ModelFile};
 use crate::models::{self, Classifier, CustomConfig, ModelConfig, Network};
 use crate::nn::{Builder, Scope};
 use crate::ops::cross_entropy::cross_entropy;
-use crate::tensor::{Context, Tensor};
+use crate::tensor::{Context, DType, Tensor};
 
 /// Separates the noise of validation from that of training.
 const VALIDATION_SEED: u64 = 0x5641_4C49_4441_5445;
@@ -126,6 +127,24 @@ impl Denoise {
         let model = CustomConfig { classifier: false, ..model };
         Self { model, network: Box::new(move |builder| Ok(Rc::new(network(builder)?))) }
     }
+
+    /// Loads what was trained so, with the code that it needs: [`ModelFile::load_as`]. It then draws like any other model.
+    ///
+    /// # Errors
+    /// Those of [`ModelFile::load_as`]; [`Error::Config`] for a file of another network.
+    pub fn load(&self, file: ModelFile, context: &Context, precision: DType) -> Result<Loaded<Rc<dyn Denoiser>>> {
+        file.load_as(context, precision, None, |config| {
+            check_same(&config.model, &self.model())?;
+            self.declare()
+        })
+    }
+
+    fn declare(&self) -> Result<(Rc<dyn Denoiser>, Builder)> {
+        let mut builder = Builder::default();
+        let network = (self.network)(&mut builder)?;
+        check_shape(&self.model(), network.image_shape())?;
+        Ok((network, builder))
+    }
 }
 
 impl fmt::Debug for Denoise {
@@ -140,9 +159,7 @@ impl Task for Denoise {
     }
 
     fn build(&self, context: &Context, config: &Config) -> Result<(Box<dyn Criterion>, Builder)> {
-        let mut builder = Builder::default();
-        let network = (self.network)(&mut builder)?;
-        check_shape(&self.model(), network.image_shape())?;
+        let (network, builder) = self.declare()?;
         Ok((Box::new(Denoising::new(context, config, network)?), builder))
     }
 }
@@ -162,6 +179,28 @@ impl Classify {
         let model = CustomConfig { classifier: true, null_label: false, ..model };
         Self { model, network: Box::new(move |builder| Ok(Rc::new(network(builder)?))) }
     }
+
+    /// As [`Denoise::load`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(&self, file: ModelFile, context: &Context, precision: DType) -> Result<ClassifierModel> {
+        file.load_as(context, precision, None, |config| {
+            check_same(&config.model, &self.model())?;
+            self.declare()
+        })
+    }
+
+    fn declare(&self) -> Result<(Rc<dyn Classifier>, Builder)> {
+        let mut builder = Builder::default();
+        let network = (self.network)(&mut builder)?;
+        check_shape(&self.model(), network.image_shape())?;
+        if network.num_classes() != self.model.num_classes {
+            let message = format!("{} classes, and the network has {}", self.model.num_classes, network.num_classes());
+            return Err(Error::config("model.num_classes", message, "let the two agree"));
+        }
+        Ok((network, builder))
+    }
 }
 
 impl fmt::Debug for Classify {
@@ -176,15 +215,18 @@ impl Task for Classify {
     }
 
     fn build(&self, _: &Context, config: &Config) -> Result<(Box<dyn Criterion>, Builder)> {
-        let mut builder = Builder::default();
-        let network = (self.network)(&mut builder)?;
-        check_shape(&self.model(), network.image_shape())?;
-        if network.num_classes() != self.model.num_classes {
-            let message = format!("{} classes, and the network has {}", self.model.num_classes, network.num_classes());
-            return Err(Error::config("model.num_classes", message, "let the two agree"));
-        }
+        let (network, builder) = self.declare()?;
         Ok((Box::new(Classifying::new(config, network)), builder))
     }
+}
+
+/// A file must be of the task's own network.
+fn check_same(file: &ModelConfig, own: &ModelConfig) -> Result<()> {
+    if file == own {
+        return Ok(());
+    }
+    let message = "the file holds another network than this task's";
+    Err(Error::config("model", message, "name a file that the same task trained"))
 }
 
 fn check_shape(model: &ModelConfig, shape: [usize; 3]) -> Result<()> {

@@ -15,6 +15,8 @@ use engine::config::{Config, Every};
 use engine::data::shapes;
 use engine::device::DeviceChoice;
 use engine::diffusion::{Batch, Loss};
+use engine::eval::NetworkClassifier;
+use engine::model_file::ModelFile;
 use engine::models::{Classifier, CustomConfig, ModelConfig};
 use engine::nn::{Builder, Conv2d, Linear, Scope};
 use engine::ops::elementwise::silu;
@@ -22,10 +24,10 @@ use engine::ops::mse_loss::mse_loss;
 use engine::ops::pool::global_average_pool;
 use engine::rng::{Philox, Purpose};
 use engine::tape::Var;
-use engine::tensor::{Context, Device};
+use engine::tensor::{Context, DType, Device};
 use engine::train::{
-    Classify, Criterion, Ending, Event, Observer, Pass, Place, Progress, Recipe, Run, Task, TrainRequest, Trainer,
-    list_checkpoints, train, train_observed,
+    Classify, Criterion, Denoise, Ending, Event, Observer, Pass, Place, Progress, Recipe, Run, Task, TrainRequest,
+    Trainer, list_checkpoints, train, train_observed,
 };
 use engine::{Error, Result};
 use safetensors::SafeTensors;
@@ -123,9 +125,21 @@ fn killed_at_random_moments_the_example_ends_with_the_same_bits() {
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains("`tiny` is no part of the engine: its code is needed"), "{text}");
     }
-    // Another network cannot go on with it.
+    // With its code it is a model like any other.
+    let load = |task: &Denoise, folder: &Path| -> Result<engine::pipeline::Model> {
+        task.load(ModelFile::open(folder)?, &Context::cpu(), DType::F32)
+    };
+    let draw = |folder: &Path| {
+        let model = load(&own_network::task(), folder).unwrap();
+        assert_eq!((model.info.step, model.info.classes.len()), (24, 10));
+        model.sample(&model.request([3, 7])).unwrap()
+    };
+    let drawn = draw(&whole);
+    assert!(drawn == draw(&cut) && drawn[0] != drawn[1] && drawn[0].len() == 32 * 32 * 3);
+    // Another network cannot go on with it, nor be loaded from it.
     let stranger = CustomConfig { name: "stranger".into(), ..CustomConfig::default() };
-    let stranger = engine::train::Denoise::new(stranger, |_| -> Result<engine::models::unet::Unet> { unreachable!() });
+    let stranger = Denoise::new(stranger, |_| -> Result<engine::models::unet::Unet> { unreachable!() });
+    assert!(load(&stranger, &whole).err().unwrap().to_string().contains("another network than this task's"));
     let error = train(TrainRequest::resume(&whole).with_task(stranger), &mut |_| ()).unwrap_err().to_string();
     assert!(error.contains("trains another model"), "{error}");
 }
@@ -186,6 +200,10 @@ fn an_own_classifier_is_stopped_and_goes_on_to_the_same_bits() {
     let folder = base.path().join("cut");
     let resumed = TrainRequest { dataset: Some(shapes(0, 60)), ..TrainRequest::resume(&folder) };
     train(resumed.with_task(own_classifier()), &mut |_| ()).unwrap();
+    let file = ModelFile::open(&summary.folder).unwrap();
+    let model = own_classifier().load(file, &Context::cpu(), DType::F32).unwrap();
+    let mut judge = NetworkClassifier::new(&Context::cpu(), model.network, model.parameters, 2).unwrap();
+    assert_eq!(judge.classify(&vec![0.25; 3 * 32 * 32 * 3], |_, _| ()).unwrap().len(), 3);
     for name in ["model.safetensors", "checkpoints/step-24.safetensors"] {
         assert!(tensors(&base.path().join("whole").join(name)) == tensors(&folder.join(name)), "{name}");
     }

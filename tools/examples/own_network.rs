@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use engine::Result;
 use engine::config::Config;
 use engine::diffusion::Denoiser;
+use engine::model_file::ModelFile;
 use engine::models::CustomConfig;
 use engine::nn::{Builder, Conv2d, Embedding, Mlp, Scope};
 use engine::ops::elementwise::{cast, silu};
 use engine::ops::linear::Activation;
 use engine::ops::timestep_embedding::timestep_embedding;
 use engine::tape::Var;
-use engine::tensor::DType;
+use engine::tensor::{Context, DType};
 use engine::train::{Denoise, Event, Summary, TrainRequest, train};
 
 /// Three convolutions; time and class are added after the first.
@@ -54,19 +55,23 @@ impl Denoiser for Tiny {
     }
 }
 
+/// The task: this network, trained by the diffusion loss of the configuration.
+pub fn task() -> Denoise {
+    // The null label is number 10, the eleventh of the embedding.
+    let model = CustomConfig { name: "tiny".into(), num_classes: 10, null_label: true, ..CustomConfig::default() };
+    Denoise::new(model, Tiny::new)
+}
+
 /// Begins the run in `folder`, or goes on with the one that is there.
 pub fn run(folder: &Path, settings: &[&str]) -> Result<Summary> {
-    let mut request = if folder.join("config.yaml").exists() {
+    let request = if folder.join("config.yaml").exists() {
         TrainRequest::resume(folder)
     } else {
         let mut config = Config::preset("quickstart")?;
         settings.iter().try_for_each(|setting| config.set(setting))?;
         TrainRequest { out: Some(folder.into()), ..TrainRequest::new("own", config) }
     };
-    // The null label is number 10, the eleventh of the embedding.
-    let model = CustomConfig { name: "tiny".into(), num_classes: 10, null_label: true, ..CustomConfig::default() };
-    request = request.with_task(Denoise::new(model, Tiny::new));
-    train(request, &mut |event| {
+    train(request.with_task(task()), &mut |event| {
         if let Event::Logged(line) = event {
             println!("step {}: loss {:.4}, {:.0} images/s", line.step, line.loss, line.images_per_second);
         }
@@ -77,5 +82,9 @@ fn main() -> Result<()> {
     let folder = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("runs/own"), PathBuf::from);
     let summary = run(&folder, &["training.num_steps=300"])?;
     println!("samples  {}\nmodel    {}", summary.samples.display(), summary.model.display());
+    // Whoever has the code draws from the file as from any other.
+    let model = task().load(ModelFile::open(&summary.model)?, &Context::cpu(), DType::F32)?;
+    let images = model.sample(&model.request([0, 1, 2]))?;
+    println!("drew {} images of {} values from it", images.len(), images[0].len());
     Ok(())
 }
