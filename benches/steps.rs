@@ -12,7 +12,7 @@ use engine::device::DeviceChoice;
 use engine::diffusion::{SamplerKind, SamplingConfig};
 use engine::rng::{Philox, Purpose};
 use engine::tensor::Device;
-use engine::train::Trainer;
+use engine::train::{Recipe, Trainer};
 
 /// Denoising steps of one call: its start and end (labels up, noise, images down) weigh little beside them.
 const DENOISING_STEPS: usize = 10;
@@ -62,7 +62,8 @@ fn bench_preset(criterion: &mut Criterion, preset: &str) -> engine::Result<()> {
         let mut config = Config::preset(preset)?;
         config.training.batch_size = batch;
         config.training.precision = precision;
-        let mut trainer = Trainer::new(&config, &pixels(&config, 2 * batch)?, device.clone())?;
+        let mut trainer =
+            Trainer::new(&config.model, &pixels(&config, 2 * batch)?, &Recipe::new(&config, device.clone()))?;
         let dtype = trainer.parameters().precision();
         let place = format!("{}/{dtype}/{batch}", trainer.context().device_name());
         let mut group = criterion.benchmark_group(preset);

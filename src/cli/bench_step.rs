@@ -15,11 +15,11 @@ use crate::data::{Dataset, Parts};
 use crate::diffusion::{SamplerKind, SamplingConfig};
 use crate::error::{Error, Result};
 use crate::eval::NetworkClassifier;
-use crate::models::{Network, resnet::Resnet};
+use crate::models::{Classifier, Network};
 use crate::ops::host::parallel::{install, threads};
 use crate::rng::{Philox, Purpose};
 use crate::tensor::Device;
-use crate::train::Trainer;
+use crate::train::{Recipe, Trainer};
 
 /// Images in the set, as the peers have.
 const IMAGES: usize = 4096;
@@ -91,7 +91,7 @@ impl BenchStepCommand {
         }
         let set = random_set(&config)?;
         let free_before = free_memory(&machine.device)?;
-        let mut trainer = Trainer::new(&config, &set, machine.device.clone())?;
+        let mut trainer = Trainer::new(&config.model, &set, &Recipe::new(&config, machine.device.clone()))?;
         let context = trainer.context().clone();
 
         let mut times = Vec::with_capacity(self.repeat);
@@ -114,8 +114,8 @@ impl BenchStepCommand {
         };
 
         let (ddim, ddim_fastest) = match trainer.network() {
-            Network::Classifier(network) => self.measure_classifier(&trainer, network, group)?,
-            Network::Denoiser(_) => self.measure_sampler(&trainer, &config, group)?,
+            Some(Network::Classifier(network)) => self.measure_classifier(&trainer, network, group)?,
+            _ => self.measure_sampler(&trainer, &config, group)?,
         };
         let round = |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
         println!(
@@ -169,7 +169,7 @@ impl BenchStepCommand {
     }
 
     /// Median and smallest time of a forward pass.
-    fn measure_classifier(&self, trainer: &Trainer, network: Rc<Resnet>, group: usize) -> Result<(f64, f64)> {
+    fn measure_classifier(&self, trainer: &Trainer, network: Rc<dyn Classifier>, group: usize) -> Result<(f64, f64)> {
         let len: usize = network.image_shape().iter().product();
         let images: Vec<f32> = (0..DDIM_BATCH * len).map(|place| (place % 511) as f32 / 255.0 - 1.0).collect();
         let mut classifier =

@@ -17,7 +17,7 @@ pub struct MachineOptions {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
-    /// What activations are stored in [default: f32 on the CPU, else as in training]
+    /// Dtype of activations [default: bf16 on tensor cores, else f32]
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionChoice>,
     /// CPU threads [default: all]
@@ -86,18 +86,13 @@ impl Machine {
     /// Those of [`ModelFile::open`] and [`ModelFile::load`].
     pub fn load<N: FromNetwork>(&self, path: &Path) -> Result<Loaded<N>> {
         let file = ModelFile::open(path)?;
-        let dtype = self.dtype(file.info().config.training.precision);
-        file.load(&Context::new(self.device.clone()), dtype, None)
+        file.load(&Context::new(self.device.clone()), self.dtype(), None)
     }
 
-    /// The dtype of activations: the one asked for, else `trained` on an accelerator and `f32` on the CPU.
-    pub fn dtype(&self, trained: Precision) -> DType {
-        let fallback = match self.device {
-            Device::Cpu => Precision::F32,
-            Device::Accelerator(_) => trained,
-        };
-        match self.precision.unwrap_or(fallback) {
-            Precision::F32 => DType::F32,
+    /// The dtype of activations: the one asked for, else bf16 on tensor cores and f32 elsewhere.
+    pub fn dtype(&self) -> DType {
+        match self.precision.unwrap_or(Precision::Auto).settled(self.device.has_tensor_cores()) {
+            Precision::Auto | Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
         }
     }

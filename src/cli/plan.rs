@@ -34,7 +34,7 @@ pub struct PlanCommand {
     /// h100, h200, a100, l40s, l4, rtx4090, rtx3090, cpu (this one, measured), or here: this machine's GPU or else its CPU
     #[arg(long, value_name = "DEVICE", default_value = "here")]
     on: String,
-    /// f32 or bf16
+    /// f32 or bf16 [default: the configuration's; auto is bf16 on tensor cores, else f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionChoice>,
     /// The data set file, for its size [default: the published size of the set that the configuration names]
@@ -56,9 +56,10 @@ impl PlanCommand {
     }
 
     fn text(&self) -> Result<String> {
-        let (name, config) = self.configuration()?;
+        let (name, mut config) = self.configuration()?;
         let sizes = self.sizes(&config)?;
         let peak = device(&self.on)?;
+        config.training.precision = config.training.precision.settled(peak.key != "cpu");
         if config.training.precision == Precision::Bf16 && peak.key == "cpu" {
             return Err(Error::config("--precision", "bf16 is for accelerators, and this is a cpu", "plan for f32"));
         }
@@ -246,7 +247,7 @@ fn measure_cpu() -> Peak {
 
 fn heading(name: &str, config: &Config, estimate: &Estimate, peak: &Peak) -> String {
     let (size, channels) = (config.model.image_size(), config.model.image_channels());
-    let dtype = if config.training.precision == Precision::Bf16 { "bf16" } else { "f32" };
+    let dtype = config.training.precision.name();
     format!(
         "{name}: {}, {} parameters ({:.1} M), images {size}x{size}x{channels}, batch {}, {dtype}\n\
          on {}: {}FLOP/s f32{}, {}B/s\n",
@@ -420,10 +421,15 @@ mod tests {
         {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
-        plan.precision = Some(PrecisionChoice::Bf16);
-        let half = plan.text().unwrap();
-        assert!(half.contains("bf16 copies") && !text.contains("bf16 copies"), "{half}");
+        // By itself it takes bf16 where there are tensor cores.
+        assert!(text.contains("batch 256, bf16") && text.contains("bf16 copies"), "{text}");
+        plan.precision = Some(PrecisionChoice::F32);
+        let whole = plan.text().unwrap();
+        assert!(whole.contains("batch 256, f32") && !whole.contains("bf16 copies"), "{whole}");
         plan.on = "cpu".into();
+        plan.precision = None;
+        assert!(plan.text().unwrap().contains("batch 256, f32"));
+        plan.precision = Some(PrecisionChoice::Bf16);
         assert!(plan.text().unwrap_err().to_string().starts_with("--precision: "));
     }
 

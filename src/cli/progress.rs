@@ -84,7 +84,7 @@ impl Terminal {
         let lines = [
             format!("model    {}: {}, {} parameters", start.name, start.config.model.kind(), count(start.parameters)),
             format!("data     {}", start.data),
-            format!("device   {device}"),
+            format!("device   {device}, {}", training.precision.name()),
             format!("memory   {} planned{free}", size(start.memory.needed())),
             format!(
                 "run      {}: {} steps of {images} images ({epochs:.1} epochs){from}",

@@ -97,10 +97,32 @@ pub enum LrSchedule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
+    /// bf16 on a device with tensor cores, else f32. A run settles it before its first step and records the one it took.
+    Auto,
     /// 32-bit floating point.
     F32,
     /// bfloat16, for tensor cores.
     Bf16,
+}
+
+impl Precision {
+    /// The one that is taken on a device with or without tensor cores: never [`Precision::Auto`].
+    pub fn settled(self, tensor_cores: bool) -> Self {
+        match self {
+            Self::Auto if tensor_cores => Self::Bf16,
+            Self::Auto => Self::F32,
+            settled => settled,
+        }
+    }
+
+    /// The name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 /// How often something happens during training. In YAML: a whole number of steps (`500`, `500 steps`), `5 epochs`, or
@@ -273,7 +295,7 @@ impl Default for TrainingConfig {
             ema_warmup: true,
             label_dropout: 0.1,
             label_smoothing: 0.0,
-            precision: Precision::F32,
+            precision: Precision::Auto,
             seed: 0,
             log_every: 50,
             validate_every: Every::Epochs(1),

@@ -7,26 +7,18 @@ use super::{
 use crate::error::Result;
 use crate::nn::Scope;
 use crate::ops::balanced_loss::{BalancedLoss, balanced_loss, update_magnitudes};
-use crate::ops::gather::{Augment, Order, gather};
 use crate::ops::level_sampling::{self, Law};
 use crate::ops::mse_loss::mse_loss;
 use crate::ops::noise_step::{Draw, NoiseStep, Target, Times, noise_step};
 use crate::tape::Var;
 use crate::tensor::{Context, DType, Tensor};
 
-/// Images on the device, and how batches are taken from them.
-#[derive(Clone)]
+/// Images that one holds, with their labels.
 pub struct Batch {
-    /// `[N, H, W, C]` u8.
+    /// `[B, H, W, C]` f32 in [-1, 1].
     pub images: Tensor,
-    /// `[N]` i32.
+    /// `[B]` i32.
     pub labels: Tensor,
-    /// Images in a batch.
-    pub size: usize,
-    /// Which images a batch takes, from the control buffer's epoch and cursor on.
-    pub order: Order,
-    /// How images are changed at random.
-    pub augment: Augment,
 }
 
 /// What an objective is made for.
@@ -42,7 +34,7 @@ pub enum Purpose {
 pub struct Loss {
     /// The mean over the batch, times the scale asked for, `[1]`.
     pub mean: Var,
-    /// The batch means of the terms of [`LossKind::Balanced`], `[5]`.
+    /// Besides it: the batch means of the terms of [`LossKind::Balanced`] `[5]`, or a classifier's right answers `[1]`.
     pub terms: Option<Tensor>,
 }
 
@@ -135,14 +127,16 @@ impl Objective {
         }
     }
 
-    /// The loss of the batch that `control` names, times `scale`: gathers images, draws times, noise and dropped labels,
-    /// predicts, compares, and takes note of the losses for the batches to come.
-    pub fn loss(&self, s: &Scope, model: &dyn Denoiser, batch: &Batch, control: &Tensor, scale: f32) -> Result<Loss> {
+    /// The loss of `batch`, times `scale`: draws times, noise and dropped labels for the step and the items that `control`
+    /// names, predicts, compares, and takes note of the losses for the batches to come. The images are given away, so that
+    /// their memory is free before the network runs.
+    ///
+    /// # Errors
+    /// Those of the network and of the ops.
+    pub fn loss(&self, s: &Scope, model: &dyn Denoiser, batch: Batch, control: &Tensor, scale: f32) -> Result<Loss> {
         let context = s.context();
-        let (x0, labels) =
-            gather(context, &batch.images, &batch.labels, control, batch.size, batch.order, batch.augment)?;
-        let noised = noise_step(context, &x0, &labels, control, &self.noise)?;
-        drop((x0, labels));
+        let noised = noise_step(context, &batch.images, &batch.labels, control, &self.noise)?;
+        drop(batch);
         let constant = |tensor: &Tensor| s.constant(tensor);
         let prediction =
             model.forward(s, &constant(&noised.x_t), &constant(&noised.time), &constant(&noised.labels))?;

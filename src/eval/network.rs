@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::Classification;
 use crate::error::{Error, Result};
-use crate::models::resnet::Resnet;
+use crate::models::Classifier;
 use crate::nn::Parameters;
 use crate::tape::{Prepared, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
@@ -12,7 +12,7 @@ use crate::tensor::{Context, DType, Program, Tensor};
 /// Tells images' classes by a network that was trained to: p(c | x) is the softmax of its logits.
 pub struct NetworkClassifier {
     context: Context,
-    network: Rc<Resnet>,
+    network: Rc<dyn Classifier>,
     parameters: Rc<Parameters>,
     /// The weights as the CPU reads them, made anew at each call.
     prepared: Rc<Prepared>,
@@ -26,16 +26,21 @@ impl NetworkClassifier {
     ///
     /// # Errors
     /// [`Error::Config`] for a batch of 0; what the device reports.
-    pub fn new(context: &Context, network: Rc<Resnet>, parameters: Rc<Parameters>, batch: usize) -> Result<Self> {
+    pub fn new(
+        context: &Context,
+        network: Rc<dyn Classifier>,
+        parameters: Rc<Parameters>,
+        batch: usize,
+    ) -> Result<Self> {
         if !(1..=1 << 20).contains(&batch) {
             return Err(Error::config("--batch", format!("{batch} images in a batch"), "give 1 or more"));
         }
         let [h, w, c] = network.image_shape();
         let images = context.zeros([batch, h, w, c], DType::F32)?;
-        let logits = context.zeros([batch, network.config().num_classes], DType::F32)?;
+        let logits = context.zeros([batch, network.num_classes()], DType::F32)?;
         let prepared = Rc::new(parameters.prepared());
         let weights = (&*parameters, &prepared);
-        let program = Program::plan(context, || forward(context, &network, weights, &images, &logits))?;
+        let program = Program::plan(context, || forward(context, network.as_ref(), weights, &images, &logits))?;
         Ok(Self { context: context.clone(), network, parameters, prepared, images, logits, program })
     }
 
@@ -60,7 +65,8 @@ impl NetworkClassifier {
         for (number, chunk) in chunks.enumerate() {
             full[..chunk.len()].copy_from_slice(chunk);
             self.images.upload(&full)?;
-            let (context, network, weights) = (&self.context, &self.network, (&*self.parameters, &self.prepared));
+            let (context, network, weights) =
+                (&self.context, self.network.as_ref(), (&*self.parameters, &self.prepared));
             let (images, logits) = (&self.images, &self.logits);
             self.program.run(|| forward(context, network, weights, images, logits))?;
             let logits = self.logits.download::<f32>()?;
@@ -75,7 +81,7 @@ impl NetworkClassifier {
 
 fn forward(
     context: &Context,
-    network: &Resnet,
+    network: &dyn Classifier,
     (parameters, prepared): (&Parameters, &Rc<Prepared>),
     images: &Tensor,
     logits: &Tensor,

@@ -7,12 +7,12 @@ use super::{Digest, ModelFile, ModelInfo, Storage, Weights, write_model};
 use crate::config::Config;
 use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
-use crate::models::{self, Network, resnet::Resnet};
+use crate::models::{self, Classifier, Network};
 use crate::nn::Parameters;
 use crate::tensor::{Context, DType};
 
 /// A network of kind `N` with its weights on a device: `Network` for any, `Rc<dyn Denoiser>` for what draws,
-/// `Rc<Resnet>` for classifiers.
+/// `Rc<dyn Classifier>` for classifiers.
 pub struct Loaded<N> {
     /// The network.
     pub network: N,
@@ -27,7 +27,7 @@ pub struct Loaded<N> {
 }
 
 /// A classifier with its weights on a device.
-pub type ClassifierModel = Loaded<Rc<Resnet>>;
+pub type ClassifierModel = Loaded<Rc<dyn Classifier>>;
 
 /// A kind of network that a model file can be asked for.
 pub trait FromNetwork: Sized {
@@ -54,7 +54,7 @@ impl FromNetwork for Rc<dyn Denoiser> {
     }
 }
 
-impl FromNetwork for Rc<Resnet> {
+impl FromNetwork for Rc<dyn Classifier> {
     fn from_network(network: Network, kind: &str) -> Result<Self, (String, &'static str)> {
         match network {
             Network::Classifier(network) => Ok(network),

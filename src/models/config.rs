@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Network;
+use super::{CustomConfig, Network};
 use crate::Result;
 use crate::models::dit::DitConfig;
 use crate::models::linear_transformer::LinearTransformerConfig;
@@ -26,6 +26,8 @@ pub enum ModelConfig {
     Resnet(ResnetConfig),
     /// Transformer on the features of a pretrained residual network.
     ResnetDit(ResnetDitConfig),
+    /// Somebody's own network.
+    Custom(CustomConfig),
 }
 
 impl Default for ModelConfig {
@@ -81,7 +83,7 @@ pub trait Architecture {
     /// The network, its parameters declared to `builder`.
     ///
     /// # Errors
-    /// As [`Architecture::validate`].
+    /// As [`Architecture::validate`]; for a network whose code is no part of the engine, that it is needed.
     fn network(&self, builder: &mut Builder) -> Result<Network>;
 }
 
@@ -94,6 +96,7 @@ impl ModelConfig {
             Self::LinearTransformer(LinearTransformerConfig::default()),
             Self::Resnet(ResnetConfig::default()),
             Self::ResnetDit(ResnetDitConfig::default()),
+            Self::Custom(CustomConfig::default()),
         ]
     }
 
@@ -105,6 +108,7 @@ impl ModelConfig {
             Self::LinearTransformer(config) => config,
             Self::Resnet(config) => config,
             Self::ResnetDit(config) => config,
+            Self::Custom(config) => config,
         }
     }
 

@@ -1,6 +1,8 @@
 //! One file per model.
 
+mod classifier;
 mod config;
+mod custom;
 pub mod dit;
 mod limits;
 pub mod linear_transformer;
@@ -8,11 +10,11 @@ pub mod resnet;
 pub mod resnet_dit;
 pub mod unet;
 
+pub use classifier::Classifier;
 pub use config::{Architecture, Interface, ModelConfig};
+pub use custom::CustomConfig;
 
 use std::rc::Rc;
-
-use self::resnet::Resnet;
 
 use crate::diffusion::Denoiser;
 use crate::error::{Error, Result};
@@ -25,7 +27,7 @@ pub enum Network {
     /// It takes noise away.
     Denoiser(Rc<dyn Denoiser>),
     /// It tells classes apart.
-    Classifier(Rc<Resnet>),
+    Classifier(Rc<dyn Classifier>),
 }
 
 impl Network {
@@ -41,7 +43,7 @@ impl Network {
 /// The network of a configuration and the parameters that it declares.
 ///
 /// # Errors
-/// [`Error::Config`] for sizes that do not fit together.
+/// [`Error::Config`] for sizes that do not fit together, and for a network whose code is no part of the engine.
 pub fn network(config: &ModelConfig) -> Result<(Network, Builder)> {
     let mut builder = Builder::default();
     let network = config.architecture().network(&mut builder)?;

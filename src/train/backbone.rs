@@ -53,7 +53,11 @@ fn read(path: &Path) -> Result<Pretrained> {
     };
     let classifier: ClassifierModel = file.load(&Context::cpu(), DType::F32, None)?;
     let flat = classifier.parameters.download()?;
-    Ok(Pretrained::of_engine(classifier.network.config(), &classifier.parameters, &flat))
+    let ModelConfig::Resnet(config) = &classifier.info.config.model else {
+        let message = format!("{} is a classifier of another kind than resnet", path.display());
+        return Err(Error::config(KEY, message, "name a run of `engine train --preset resnet18-cifar10`"));
+    };
+    Ok(Pretrained::of_engine(config, &classifier.parameters, &flat))
 }
 
 impl Trainer {

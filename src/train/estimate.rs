@@ -157,7 +157,7 @@ impl Estimate {
     /// # Errors
     /// [`crate::Error::Config`] for a configuration that cannot work.
     pub fn new(config: &Config, sizes: DataSizes) -> Result<Self> {
-        let trainer = Trainer::plan(config, sizes)?;
+        let trainer = Trainer::plan(&config.model, config, sizes)?;
         let (master, fixed) = (trainer.parameters().master().bytes(), trainer.parameters().fixed_bytes());
         let copies = |parameters: &crate::nn::Parameters| parameters.compute().map_or(0, |copy| copy.bytes());
         let [first, second, ema] = trainer.optimizer_state().map(|tensor| tensor.bytes());

@@ -1,5 +1,9 @@
 //! The loop, optimizer, EMA, checkpoints, logs.
 //!
+//! [`train`] makes a whole run in a folder; a [`Trainer`] steps by itself, for those who want a loop of their own. Either
+//! trains any [`Task`]: the network of a configuration, or somebody's own with [`Denoise`] and [`Classify`]
+//! (`tools/examples/own_network.rs`). Everything that a run does between its steps is an [`Observer`].
+//!
 //! ```
 //! use engine::config::Config;
 //! use engine::data::shapes;
@@ -36,13 +40,20 @@
 mod backbone;
 mod checkpoint;
 mod estimate;
+mod feed;
 mod folder;
+mod journal;
 mod memory;
 mod metrics;
+mod observer;
+mod observers;
+mod pace;
 mod pictures;
 mod predictions;
 mod request;
 mod run;
+mod start;
+mod step;
 mod task;
 mod tensorboard;
 mod trainer;
@@ -52,6 +63,9 @@ pub use estimate::{Estimate, OpWork, Peak, Roofline, SamplingWork, StepWork};
 pub use folder::RunFolder;
 pub use memory::{Memory, available_memory};
 pub use metrics::{LossTerms, TrainingLine, ValidationLine};
+pub use observer::{Ending, Observer, Place};
+pub use pace::{learning_rate, steps_per_epoch};
 pub use request::{Event, Start, Summary, TrainRequest, fingerprint};
-pub use run::train;
-pub use trainer::{DataSizes, StepMetrics, Trainer, Validation, learning_rate, steps_per_epoch};
+pub use run::{Run, train, train_observed};
+pub use task::{Classify, Criterion, Denoise, Pass, Task, Terms};
+pub use trainer::{DataSizes, Recipe, StepMetrics, Trainer, Validation};

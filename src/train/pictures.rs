@@ -98,13 +98,13 @@ fn sampler(trainer: &Trainer, images: usize) -> Result<Sampler> {
 }
 
 fn layout(trainer: &Trainer, columns: usize) -> Layout {
-    let [_, width, _] = trainer.network().image_shape();
+    let [_, width, _] = trainer.config().model.image_shape();
     Layout { columns, scale: (96 / width).clamp(1, 8), ..Layout::default() }
 }
 
 /// Images `[N, H, W, C]` one by one.
 fn cut(trainer: &Trainer, values: &[f32]) -> Result<Vec<Image>> {
-    let [height, width, channels] = trainer.network().image_shape();
+    let [height, width, channels] = trainer.config().model.image_shape();
     values.chunks(height * width * channels).map(|image| Image::from_signed(width, height, channels, image)).collect()
 }
 

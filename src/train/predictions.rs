@@ -13,7 +13,7 @@ const COLUMNS: usize = 8;
 /// Some held-out images, each with the class that the averaged weights take it for and, where that is wrong, its own in
 /// brackets. None for a network that is no classifier, and where no image is held out.
 pub(super) fn sheet(trainer: &Trainer, classes: &[String], title: String) -> Result<Option<Image>> {
-    let Network::Classifier(network) = trainer.network() else { return Ok(None) };
+    let Some(Network::Classifier(network)) = trainer.network() else { return Ok(None) };
     let [height, width, channels] = network.image_shape();
     let (pixels, labels) = trainer.held_out(IMAGES)?;
     if labels.is_empty() {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::{Memory, TrainingLine, ValidationLine};
+use super::{Memory, Task, TrainingLine, ValidationLine};
 use crate::config::Config;
 use crate::data::{BUILTIN, Dataset, OFFICIAL, ResolveOptions, Split, resolve};
 use crate::device::DeviceChoice;
@@ -18,6 +18,8 @@ pub struct TrainRequest {
     pub name: String,
     /// The configuration of a new run; None goes on with the one in `resume`.
     pub config: Option<Config>,
+    /// The task; None trains the network that the configuration's `model` section describes, which a task's own replaces.
+    pub task: Option<Arc<dyn Task>>,
     /// The folder of the run that goes on.
     pub resume: Option<PathBuf>,
     /// The folder of a new run.
@@ -48,6 +50,7 @@ impl TrainRequest {
         Self {
             name: name.into(),
             config: Some(config),
+            task: None,
             resume: None,
             out: None,
             dataset: None,
@@ -68,6 +71,11 @@ impl TrainRequest {
         let mut request = Self::new(name, Config::default());
         (request.config, request.resume) = (None, Some(folder));
         request
+    }
+
+    /// The same run of somebody's own task: [`Denoise`](super::Denoise), [`Classify`](super::Classify) or another.
+    pub fn with_task(self, task: impl Task + 'static) -> Self {
+        Self { task: Some(Arc::new(task)), ..self }
     }
 
     /// What is trained on, of the data set that `config` names afterwards.
@@ -212,7 +220,7 @@ pub struct Summary {
     pub folder: PathBuf,
     /// `model.safetensors` in it: the averaged weights.
     pub model: PathBuf,
-    /// `samples/final.png` in it.
+    /// `samples/final.png` in it: there where the network is a denoiser or a classifier.
     pub samples: PathBuf,
     /// Optimizer steps done in all.
     pub steps: u64,

@@ -1,90 +1,310 @@
-//! What a network is trained for: the loss of a batch.
+//! The things that can be trained: a network, its parameters, and the loss that it is trained by.
 
+use std::fmt;
 use std::rc::Rc;
 
 use crate::config::Config;
 use crate::diffusion::{Batch, Denoiser, Loss, Objective, Purpose};
-use crate::error::Result;
-use crate::models::Network;
-use crate::models::resnet::Resnet;
-use crate::nn::Scope;
+use crate::error::{Error, Result};
+use crate::model_file::{ClassifierModel, Loaded, ModelFile};
+use crate::models::{self, Classifier, CustomConfig, ModelConfig, Network};
+use crate::nn::{Builder, Scope};
 use crate::ops::cross_entropy::cross_entropy;
-use crate::ops::gather::gather;
-use crate::tensor::{Context, Tensor};
+use crate::tensor::{Context, DType, Tensor};
 
 /// Separates the noise of validation from that of training.
 const VALIDATION_SEED: u64 = 0x5641_4C49_4441_5445;
 
-/// A network, and how its results are compared with what they should be.
-pub(super) enum Task {
-    /// A diffusion model, and its objectives in training and in validation.
-    Denoise { model: Rc<dyn Denoiser>, training: Box<Objective>, validation: Box<Objective> },
-    /// A classifier, and the smoothing of its targets, in training alone.
-    Classify { model: Rc<Resnet>, smoothing: f32 },
-}
+/// Something that a [`Trainer`](super::Trainer) trains.
+///
+/// A [`ModelConfig`] is one: it trains the network that it describes. [`Denoise`] and [`Classify`] make one of anybody's
+/// network. Whoever has a loss of their own implements this trait and [`Criterion`].
+pub trait Task: fmt::Debug + Send + Sync {
+    /// The `model` section that the run, its checkpoints and its model files record.
+    fn model(&self) -> ModelConfig;
 
-impl Task {
-    /// The task of a configuration.
+    /// Builds the network with its loss, and the parameters that it declares. Called more than once in a run: planning
+    /// builds on a context that has shapes alone. `config` is the whole configuration, its model section this task's.
     ///
     /// # Errors
-    /// Those of [`Objective::new`].
-    pub fn new(context: &Context, config: &Config, network: Network) -> Result<Self> {
-        let t = &config.training;
-        let objective = |purpose: Purpose, seed: u64, dropout: f64| {
-            let (diffusion, null_label) = (&config.diffusion, config.model.null_label());
-            Objective::new(context, diffusion, purpose, seed, dropout as f32, null_label).map(Box::new)
+    /// [`Error::Config`] for a configuration of which no network can be built.
+    fn build(&self, context: &Context, config: &Config) -> Result<(Box<dyn Criterion>, Builder)>;
+}
+
+/// A network with its loss.
+pub trait Criterion {
+    /// The network, where it is one that pictures can be made with: samples or predictions.
+    fn network(&self) -> Option<Network> {
+        None
+    }
+
+    /// What [`Loss::terms`] has.
+    fn terms(&self) -> Terms {
+        Terms::None
+    }
+
+    /// What the loss has learnt of the losses so far, by name: a checkpoint keeps it.
+    fn state(&self) -> Vec<(&'static str, &Tensor)> {
+        Vec::new()
+    }
+
+    /// The loss of a batch. A step is captured once and then replayed, so everything that changes from step to step is read
+    /// from the device: the images, the labels and the control buffer.
+    ///
+    /// # Errors
+    /// Those of the network and of the ops.
+    fn loss(&self, pass: &Pass, batch: Batch) -> Result<Loss>;
+}
+
+/// The parts of a loss that are told besides its mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terms {
+    /// None.
+    None,
+    /// Means over the batch, by name.
+    Means(&'static [&'static str]),
+    /// The number of right answers in the batch, `[1]`: logs tell the share of them, in validation too.
+    RightAnswers,
+}
+
+impl Terms {
+    /// Their names.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::None => &[],
+            Self::Means(names) => names,
+            Self::RightAnswers => &["accuracy"],
+        }
+    }
+
+    /// The number that a term of a batch of `size` is divided by to be a mean.
+    pub(super) fn items(self, size: usize) -> f64 {
+        if self == Self::RightAnswers { size as f64 } else { 1.0 }
+    }
+}
+
+/// One pass of a batch through a network.
+pub struct Pass<'a> {
+    /// To learn from, or to compare by.
+    pub purpose: Purpose,
+    /// The tape with the network's parameters: layers and ops take it.
+    pub scope: &'a Scope<'a>,
+    /// The control buffer: step, epoch, number of the batch's first item; random numbers are drawn from these alone.
+    pub control: &'a Tensor,
+    /// The mean loss is multiplied by this.
+    pub scale: f32,
+}
+
+impl Task for ModelConfig {
+    fn model(&self) -> ModelConfig {
+        self.clone()
+    }
+
+    fn build(&self, context: &Context, config: &Config) -> Result<(Box<dyn Criterion>, Builder)> {
+        let (network, builder) = models::network(self)?;
+        let criterion: Box<dyn Criterion> = match network {
+            Network::Denoiser(model) => Box::new(Denoising::new(context, config, model)?),
+            Network::Classifier(model) => Box::new(Classifying::new(config, model)),
         };
-        Ok(match network {
-            Network::Denoiser(model) => Self::Denoise {
-                model,
-                training: objective(Purpose::Training, t.seed, t.label_dropout)?,
-                validation: objective(Purpose::Validation, t.seed ^ VALIDATION_SEED, 0.0)?,
-            },
-            Network::Classifier(model) => Self::Classify { model, smoothing: t.label_smoothing as f32 },
+        Ok((criterion, builder))
+    }
+}
+
+type Build<N> = Box<dyn Fn(&mut Builder) -> Result<Rc<N>> + Send + Sync>;
+
+/// Trains somebody's own [`Denoiser`] by the diffusion loss of the configuration.
+pub struct Denoise {
+    model: CustomConfig,
+    network: Build<dyn Denoiser>,
+}
+
+impl Denoise {
+    /// `network` declares its parameters and is called whenever the network is built; `model` says what files record of it.
+    pub fn new<N: Denoiser + 'static>(
+        model: CustomConfig,
+        network: impl Fn(&mut Builder) -> Result<N> + Send + Sync + 'static,
+    ) -> Self {
+        let model = CustomConfig { classifier: false, ..model };
+        Self { model, network: Box::new(move |builder| Ok(Rc::new(network(builder)?))) }
+    }
+
+    /// Loads what was trained so, with the code that it needs: [`ModelFile::load_as`]. It then draws like any other model.
+    ///
+    /// # Errors
+    /// Those of [`ModelFile::load_as`]; [`Error::Config`] for a file of another network.
+    pub fn load(&self, file: ModelFile, context: &Context, precision: DType) -> Result<Loaded<Rc<dyn Denoiser>>> {
+        file.load_as(context, precision, None, |config| {
+            check_same(&config.model, &self.model())?;
+            self.declare()
         })
     }
 
-    /// The network.
-    pub fn network(&self) -> Network {
-        match self {
-            Self::Denoise { model, .. } => Network::Denoiser(model.clone()),
-            Self::Classify { model, .. } => Network::Classifier(model.clone()),
+    fn declare(&self) -> Result<(Rc<dyn Denoiser>, Builder)> {
+        let mut builder = Builder::default();
+        let network = (self.network)(&mut builder)?;
+        check_shape(&self.model(), network.image_shape())?;
+        Ok((network, builder))
+    }
+}
+
+impl fmt::Debug for Denoise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Denoise").field(&self.model).finish()
+    }
+}
+
+impl Task for Denoise {
+    fn model(&self) -> ModelConfig {
+        ModelConfig::Custom(self.model.clone())
+    }
+
+    fn build(&self, context: &Context, config: &Config) -> Result<(Box<dyn Criterion>, Builder)> {
+        let (network, builder) = self.declare()?;
+        Ok((Box::new(Denoising::new(context, config, network)?), builder))
+    }
+}
+
+/// Trains somebody's own [`Classifier`] by the cross entropy of its logits.
+pub struct Classify {
+    model: CustomConfig,
+    network: Build<dyn Classifier>,
+}
+
+impl Classify {
+    /// As [`Denoise::new`], of a classifier.
+    pub fn new<N: Classifier + 'static>(
+        model: CustomConfig,
+        network: impl Fn(&mut Builder) -> Result<N> + Send + Sync + 'static,
+    ) -> Self {
+        let model = CustomConfig { classifier: true, null_label: false, ..model };
+        Self { model, network: Box::new(move |builder| Ok(Rc::new(network(builder)?))) }
+    }
+
+    /// As [`Denoise::load`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(&self, file: ModelFile, context: &Context, precision: DType) -> Result<ClassifierModel> {
+        file.load_as(context, precision, None, |config| {
+            check_same(&config.model, &self.model())?;
+            self.declare()
+        })
+    }
+
+    fn declare(&self) -> Result<(Rc<dyn Classifier>, Builder)> {
+        let mut builder = Builder::default();
+        let network = (self.network)(&mut builder)?;
+        check_shape(&self.model(), network.image_shape())?;
+        if network.num_classes() != self.model.num_classes {
+            let message = format!("{} classes, and the network has {}", self.model.num_classes, network.num_classes());
+            return Err(Error::config("model.num_classes", message, "let the two agree"));
+        }
+        Ok((network, builder))
+    }
+}
+
+impl fmt::Debug for Classify {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Classify").field(&self.model).finish()
+    }
+}
+
+impl Task for Classify {
+    fn model(&self) -> ModelConfig {
+        ModelConfig::Custom(self.model.clone())
+    }
+
+    fn build(&self, _: &Context, config: &Config) -> Result<(Box<dyn Criterion>, Builder)> {
+        let (network, builder) = self.declare()?;
+        Ok((Box::new(Classifying::new(config, network)), builder))
+    }
+}
+
+/// A file must be of the task's own network.
+fn check_same(file: &ModelConfig, own: &ModelConfig) -> Result<()> {
+    if file == own {
+        return Ok(());
+    }
+    let message = "the file holds another network than this task's";
+    Err(Error::config("model", message, "name a file that the same task trained"))
+}
+
+fn check_shape(model: &ModelConfig, shape: [usize; 3]) -> Result<()> {
+    if model.image_shape() == shape {
+        return Ok(());
+    }
+    let message = format!("images are {:?}, and the network's are {shape:?}", model.image_shape());
+    Err(Error::config("model.image_size", message, "let the two agree"))
+}
+
+/// A diffusion model with its objectives in training and in validation.
+struct Denoising {
+    model: Rc<dyn Denoiser>,
+    training: Objective,
+    validation: Objective,
+}
+
+impl Denoising {
+    fn new(context: &Context, config: &Config, model: Rc<dyn Denoiser>) -> Result<Self> {
+        let t = &config.training;
+        let objective = |purpose: Purpose, seed: u64, dropout: f64| {
+            let (diffusion, null_label) = (&config.diffusion, config.model.null_label());
+            Objective::new(context, diffusion, purpose, seed, dropout as f32, null_label)
+        };
+        let training = objective(Purpose::Training, t.seed, t.label_dropout)?;
+        let validation = objective(Purpose::Validation, t.seed ^ VALIDATION_SEED, 0.0)?;
+        Ok(Self { model, training, validation })
+    }
+}
+
+impl Criterion for Denoising {
+    fn network(&self) -> Option<Network> {
+        Some(Network::Denoiser(self.model.clone()))
+    }
+
+    fn terms(&self) -> Terms {
+        match self.training.terms() {
+            [] => Terms::None,
+            names => Terms::Means(names),
         }
     }
 
-    /// What [`Loss::terms`] has, by name: the terms of a diffusion loss, or a classifier's share of right answers, which it
-    /// counts.
-    pub fn terms(&self) -> &'static [&'static str] {
-        match self {
-            Self::Denoise { training, .. } => training.terms(),
-            Self::Classify { .. } => &["accuracy"],
-        }
+    fn state(&self) -> Vec<(&'static str, &Tensor)> {
+        self.training.state()
     }
 
-    /// What the objective has learnt of the losses so far, by name: a checkpoint keeps it.
-    pub fn state(&self) -> Vec<(&'static str, &Tensor)> {
-        match self {
-            Self::Denoise { training, .. } => training.state(),
-            Self::Classify { .. } => Vec::new(),
-        }
+    fn loss(&self, pass: &Pass, batch: Batch) -> Result<Loss> {
+        let objective = if pass.purpose == Purpose::Training { &self.training } else { &self.validation };
+        objective.loss(pass.scope, self.model.as_ref(), batch, pass.control, pass.scale)
+    }
+}
+
+/// A classifier, and the smoothing of its targets, in training alone.
+struct Classifying {
+    model: Rc<dyn Classifier>,
+    smoothing: f32,
+}
+
+impl Classifying {
+    fn new(config: &Config, model: Rc<dyn Classifier>) -> Self {
+        Self { model, smoothing: config.training.label_smoothing as f32 }
+    }
+}
+
+impl Criterion for Classifying {
+    fn network(&self) -> Option<Network> {
+        Some(Network::Classifier(self.model.clone()))
     }
 
-    /// The loss of the batch that `control` names, times `scale`.
-    pub fn loss(&self, purpose: Purpose, s: &Scope, batch: &Batch, control: &Tensor, scale: f32) -> Result<Loss> {
-        match self {
-            Self::Denoise { model, training, validation } => {
-                let objective = if purpose == Purpose::Training { training } else { validation };
-                objective.loss(s, model.as_ref(), batch, control, scale)
-            }
-            Self::Classify { model, smoothing } => {
-                let context = s.context();
-                let (images, labels) =
-                    gather(context, &batch.images, &batch.labels, control, batch.size, batch.order, batch.augment)?;
-                let logits = model.forward(s, &s.constant(&images))?;
-                let smoothing = if purpose == Purpose::Training { *smoothing } else { 0.0 };
-                let found = cross_entropy(s, &logits, &s.constant(&labels), smoothing, scale)?;
-                Ok(Loss { mean: found.loss, terms: Some(found.correct) })
-            }
-        }
+    fn terms(&self) -> Terms {
+        Terms::RightAnswers
+    }
+
+    fn loss(&self, pass: &Pass, batch: Batch) -> Result<Loss> {
+        let s = pass.scope;
+        let logits = self.model.forward(s, &s.constant(&batch.images))?;
+        let smoothing = if pass.purpose == Purpose::Training { self.smoothing } else { 0.0 };
+        let found = cross_entropy(s, &logits, &s.constant(&batch.labels), smoothing, pass.scale)?;
+        Ok(Loss { mean: found.loss, terms: Some(found.correct) })
     }
 }

@@ -10,7 +10,7 @@ use engine::picture::{Image, write_png};
 use engine::pipeline::Model;
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType, Device};
-use engine::train::Trainer;
+use engine::train::{Recipe, Trainer};
 
 const CLASSES: [&str; 3] = ["red", "Green", "blue"];
 const TRAINING: usize = 180;
@@ -60,7 +60,7 @@ fn trained(settings: &[&str]) -> tempfile::TempDir {
     let config = tiny::config(&[&LESSON[..], &tiny::TOKEN, settings].concat());
     let whole = dataset();
     let set = whole.arranged(&config.data.classes, config.data.validation_fraction, config.data.split_seed).unwrap();
-    let mut trainer = Trainer::new(&config, &set, Device::Cpu).unwrap();
+    let mut trainer = Trainer::new(&config.model, &set, &Recipe::new(&config, Device::Cpu)).unwrap();
     for _ in 0..config.training.num_steps.unwrap() {
         trainer.train_step().unwrap();
         trainer.drain_metrics().unwrap();

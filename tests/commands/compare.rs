@@ -10,7 +10,7 @@ use engine::eval::{CommonLevels, Comparison, DenoisingErrors, ErrorSpec};
 use engine::picture::{Image, Labels, Layout, beside, labelled_grid, read_png};
 use engine::pipeline::Model;
 use engine::tensor::{Context, DType, Device};
-use engine::train::Trainer;
+use engine::train::{Recipe, Trainer};
 use serde_json::Value;
 
 /// A flow on 200 shapes, of which 20 are held out.
@@ -53,7 +53,7 @@ impl Place {
     fn train(&self, name: &str, steps: u64, settings: &[&str]) {
         let config = tiny::config(&[&FLOW[..], settings].concat());
         let set = shapes(config.data.shapes_seed, config.data.shapes_count);
-        let mut trainer = Trainer::new(&config, &set, Device::Cpu).unwrap();
+        let mut trainer = Trainer::new(&config.model, &set, &Recipe::new(&config, Device::Cpu)).unwrap();
         (0..steps).for_each(|_| trainer.train_step().unwrap());
         trainer.drain_metrics().unwrap();
         trainer.save_model(&self.path(&format!("{name}.safetensors")), set.class_names()).unwrap();

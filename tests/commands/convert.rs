@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use engine::model_file::{Storage, Weights};
 use engine::pipeline::Model;
 use engine::tensor::{Context, DType, Device};
-use engine::train::{Progress, Trainer};
+use engine::train::Progress;
 
 fn convert(arguments: &[&str], folder: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
@@ -32,7 +32,7 @@ fn flat(path: &Path) -> Vec<f32> {
 /// A folder with `step-3.safetensors`, a checkpoint, and `model.safetensors`; the raw weights and the averaged ones.
 fn trained() -> (tempfile::TempDir, Vec<f32>, Vec<f32>) {
     let folder = tempfile::tempdir().unwrap();
-    let mut trainer = Trainer::new(&tiny::config(&[]), &tiny::dataset(), Device::Cpu).unwrap();
+    let mut trainer = tiny::trainer(&tiny::config(&[]), &Device::Cpu);
     for _ in 0..5 {
         trainer.train_step().unwrap();
     }

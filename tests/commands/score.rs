@@ -9,7 +9,7 @@ use engine::picture::{Image, write_png};
 use engine::pipeline::Model;
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType, Device};
-use engine::train::Trainer;
+use engine::train::{Recipe, Trainer};
 
 /// Number `k` of a kind of 8x8 RGB images: smooth ramps, or the same colours in disorder.
 fn pixels(k: usize, odd: bool) -> Vec<u8> {
@@ -51,7 +51,7 @@ fn trained() -> (tempfile::TempDir, Dataset) {
         "training.ema_decay=0.98",
     ]);
     let set = dataset();
-    let mut trainer = Trainer::new(&config, &set, Device::Cpu).unwrap();
+    let mut trainer = Trainer::new(&config.model, &set, &Recipe::new(&config, Device::Cpu)).unwrap();
     for _ in 0..400 {
         trainer.train_step().unwrap();
         trainer.drain_metrics().unwrap();

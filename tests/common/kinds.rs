@@ -22,6 +22,10 @@ impl Accelerator for Log {
         "log".into()
     }
 
+    fn has_tensor_cores(&self) -> bool {
+        false
+    }
+
     fn multiprocessors(&self) -> u32 {
         1
     }

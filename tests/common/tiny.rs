@@ -12,14 +12,15 @@ use engine::models;
 use engine::nn::Parameters;
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType, Device};
-use engine::train::{StepMetrics, Trainer};
+use engine::train::{Recipe, StepMetrics, Trainer};
 
 /// Images for training: no multiple of a batch, so that an epoch drops some.
 const TRAINING: usize = 13;
 
 /// Paths with what is set on top of a small `quickstart`: adaLN-zero, flow, cosine schedule after a warm-up.
 pub fn config(settings: &[&str]) -> Config {
-    const SMALL: [&str; 14] = [
+    const SMALL: [&str; 15] = [
+        "training.precision=f32",
         "model.image_size=8",
         "model.hidden_dim=32",
         "model.depth=1",
@@ -83,7 +84,7 @@ pub fn dataset() -> Dataset {
 
 /// A trainer before its first step.
 pub fn trainer(config: &Config, device: &Device) -> Trainer {
-    Trainer::new(config, &dataset(), device.clone()).unwrap()
+    Trainer::new(&config.model, &dataset(), &Recipe::new(config, device.clone())).unwrap()
 }
 
 /// What a run has come to. Floats compare by their bits where none is NaN, which these never are.

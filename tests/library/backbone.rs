@@ -13,7 +13,7 @@ use engine::nn::Parameters;
 use engine::pipeline::Model;
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType, Device};
-use engine::train::{DataSizes, Estimate, Event, TrainRequest, Trainer, train};
+use engine::train::{DataSizes, Estimate, Event, Recipe, TrainRequest, Trainer, train};
 use engine::{Error, Result};
 use safetensors::SafeTensors;
 
@@ -249,7 +249,8 @@ fn other_sizes_colours_and_depths_build_plan_and_learn_without_edits() {
             config.set(&format!("model.image_channels={channels}")).unwrap();
             more.iter().for_each(|assignment| config.set(assignment).unwrap());
             let plan = Estimate::new(&config, DataSizes { training: 4, validation: 2 }).unwrap();
-            let mut trainer = Trainer::new(&config, &noise(size, channels), Device::Cpu).unwrap();
+            let mut trainer =
+                Trainer::new(&config.model, &noise(size, channels), &Recipe::new(&config, Device::Cpu)).unwrap();
             trainer.train_step().unwrap();
             let metrics = trainer.drain_metrics().unwrap();
             assert!(metrics[0].loss.is_finite() && metrics[0].gradient_norm > 0.0, "{size}x{channels} {more:?}");
@@ -306,7 +307,7 @@ fn a_backbone_that_is_not_there_or_not_one_is_told() {
 
 /// Losses and all that stays of a few steps.
 fn steps(config: &Config, set: &Dataset, device: Device, graphs: bool) -> Result<(Vec<f64>, Vec<f32>)> {
-    let mut trainer = Trainer::new(config, set, device)?;
+    let mut trainer = Trainer::new(&config.model, set, &Recipe::new(config, device))?;
     trainer.set_graphs(graphs);
     (0..3).try_for_each(|_| trainer.train_step())?;
     let losses = trainer.drain_metrics()?.iter().map(|metrics| metrics.loss).collect();
@@ -327,7 +328,8 @@ fn running_statistics_move_in_replayed_steps_as_in_others() {
     assert!(largest < 2e-3, "the emulator's weights and statistics differ by {largest:.1e} from the CPU's");
     assert!(captured.0.iter().zip(&cpu.0).all(|(a, b)| (a - b).abs() < 1e-3), "{:?} {:?}", captured.0, cpu.0);
     // The set that is built in can be learnt from too.
-    let mut trainer = Trainer::new(&classifier(&[]), &shapes(0, 80), Device::Cpu).unwrap();
+    let config = classifier(&[]);
+    let mut trainer = Trainer::new(&config.model, &shapes(0, 80), &Recipe::new(&config, Device::Cpu)).unwrap();
     trainer.train_step().unwrap();
     assert!(trainer.validate().unwrap().unwrap().accuracy.is_some());
 }

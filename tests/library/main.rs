@@ -11,6 +11,7 @@ mod backbone;
 mod goldens;
 mod guidance;
 mod models;
+mod own;
 mod parity;
 mod plan;
 mod prepared;

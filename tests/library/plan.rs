@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use engine::config::Config;
 use engine::data::{Split, shapes};
 use engine::tensor::Device;
-use engine::train::{DataSizes, Estimate, Trainer};
+use engine::train::{DataSizes, Estimate, Recipe, Trainer};
 
 fn engine(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_engine")).args(arguments).output().unwrap()
@@ -30,7 +30,7 @@ fn allocated(config: &Config, images: usize) -> (usize, Estimate) {
     let set = shapes(0, images);
     let sizes = DataSizes { training: set.split_len(Split::Train), validation: set.split_len(Split::Validation) };
     let estimate = Estimate::new(config, sizes).unwrap();
-    let mut trainer = Trainer::new(config, &set, Device::Cpu).unwrap();
+    let mut trainer = Trainer::new(&config.model, &set, &Recipe::new(config, Device::Cpu)).unwrap();
     for _ in 0..2 {
         trainer.train_step().unwrap();
     }

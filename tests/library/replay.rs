@@ -5,7 +5,9 @@ use crate::emulator;
 use std::sync::Arc;
 
 use crate::tiny::{BALANCED, State, TOKEN, config, distance, sample, train, trainer};
+use engine::config::Precision;
 use engine::device::emulator::EmulatorDevice;
+use engine::pipeline::Model;
 use engine::tensor::{DType, Device};
 use engine::train::{Progress, Trainer};
 
@@ -30,7 +32,7 @@ fn replays_equal_eager_steps(settings: &[&str], programs: usize) {
     assert_eq!(captured(&replayed), vec![false; programs], "the first step is eager: modules load in it");
     replayed.train_step().unwrap();
     assert_eq!(captured(&replayed), vec![true; programs], "the second step is captured");
-    let (allocations, launches) = (emulator.live_allocations(), emulator.launches());
+    let (allocations, launches, waits) = (emulator.live_allocations(), emulator.launches(), emulator.waits());
     replayed.train_step().unwrap();
     let step = emulator.launches() - launches;
     for _ in 3..6 {
@@ -38,6 +40,7 @@ fn replays_equal_eager_steps(settings: &[&str], programs: usize) {
     }
     assert_eq!(emulator.live_allocations(), allocations, "a replayed step allocates nothing");
     assert_eq!(emulator.launches() - launches, 4 * step, "every step launches the same kernels");
+    assert_eq!(emulator.waits(), waits, "in a replayed step the host waits for nothing");
     let state = State::of(&mut replayed);
     assert_eq!(state.metrics.len(), 6);
     assert_eq!(state, train(&config, &device, false, 6), "{settings:?}: replayed and eager steps differ");
@@ -182,4 +185,24 @@ fn a_resumed_run_goes_on_with_the_same_bits() {
     assert_eq!(State::of(&mut resumed), State::of(&mut whole));
     drop((resumed, whole));
     assert_eq!(emulator.live_allocations(), 0);
+}
+
+#[test]
+fn auto_takes_bf16_on_tensor_cores_alone_and_records_what_it_took() {
+    let config = config(&["training.precision=auto"]);
+    let (emulator, device) = emulated();
+    let folder = tempfile::tempdir().unwrap();
+    for (device, tensor_cores, expected, dtype) in [
+        (&Device::Cpu, false, Precision::F32, DType::F32),
+        (&device, false, Precision::F32, DType::F32),
+        (&device, true, Precision::Bf16, DType::BF16),
+    ] {
+        emulator.set_tensor_cores(tensor_cores);
+        let trainer = trainer(&config, device);
+        assert_eq!((trainer.config().training.precision, trainer.parameters().precision()), (expected, dtype));
+        let path = folder.path().join("model.safetensors");
+        trainer.save_model(&path, &[]).unwrap();
+        assert_eq!(Model::inspect(&path).unwrap().config.training.precision, expected);
+    }
+    assert_eq!(config.training.precision, Precision::Auto);
 }

@@ -20,6 +20,7 @@ use safetensors::SafeTensors;
 
 /// Some ten thousand parameters on the built-in shapes; a step takes about a millisecond.
 const TINY: &[&str] = &[
+    "training.precision=f32",
     "model.hidden_dim=16",
     "model.depth=1",
     "model.patch_size=8",

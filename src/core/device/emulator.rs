@@ -68,6 +68,8 @@ struct State {
     find_unwritten: bool,
     unwritten: Vec<Unwritten>,
     launches: u64,
+    waits: u64,
+    tensor_cores: bool,
 }
 
 /// What a capture records.
@@ -113,6 +115,11 @@ impl EmulatorDevice {
         self.lock().capacity = bytes;
     }
 
+    /// Sets whether the device says that it has tensor cores (at first not): what `auto` then takes is another precision.
+    pub fn set_tensor_cores(&self, present: bool) {
+        self.lock().tensor_cores = present;
+    }
+
     /// Whether later launches look for elements of their outputs that they do not write:
     /// [`EmulatorDevice::take_unwritten`].
     pub fn set_find_unwritten(&self, find: bool) {
@@ -127,6 +134,11 @@ impl EmulatorDevice {
     /// Launches run so far, those of replays included and those only recorded not.
     pub fn launches(&self) -> u64 {
         self.lock().launches
+    }
+
+    /// Calls so far in which a host would wait for a real device: copies from and to the host, and synchronisation.
+    pub fn waits(&self) -> u64 {
+        self.lock().waits
     }
 
     /// Allocations that are live now: 0 at the end of a test that leaks nothing.
@@ -340,6 +352,10 @@ impl Accelerator for EmulatorDevice {
         4
     }
 
+    fn has_tensor_cores(&self) -> bool {
+        self.lock().tensor_cores
+    }
+
     fn memory(&self) -> Result<(u64, u64)> {
         let state = self.lock();
         Ok((state.capacity.saturating_sub(state.allocated), state.capacity))
@@ -380,7 +396,8 @@ impl Accelerator for EmulatorDevice {
     }
 
     unsafe fn upload(&self, source: &[u8], address: u64) -> Result<()> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.waits += 1;
         state.refuse_in_capture("an upload")?;
         state.check_live("upload", address, source.len())?;
         // SAFETY: the destination is live, and is no Rust object's memory.
@@ -389,7 +406,8 @@ impl Accelerator for EmulatorDevice {
     }
 
     unsafe fn download(&self, address: u64, destination: &mut [u8]) -> Result<()> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.waits += 1;
         state.refuse_in_capture("a download")?;
         state.check_live("download", address, destination.len())?;
         // SAFETY: the source is live, and is no Rust object's memory.
@@ -444,7 +462,9 @@ impl Accelerator for EmulatorDevice {
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.lock().refuse_in_capture("synchronize")
+        let mut state = self.lock();
+        state.waits += 1;
+        state.refuse_in_capture("synchronize")
     }
 }
 

@@ -101,6 +101,9 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// Streaming multiprocessors (for launch configurations; never for the order of sums).
     fn multiprocessors(&self) -> u32;
 
+    /// Whether products of bf16 run on tensor cores.
+    fn has_tensor_cores(&self) -> bool;
+
     /// Free and total memory in bytes.
     fn memory(&self) -> Result<(u64, u64)>;
 

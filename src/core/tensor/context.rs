@@ -23,6 +23,16 @@ pub enum Device {
     Accelerator(Arc<dyn Accelerator>),
 }
 
+impl Device {
+    /// Whether products of bf16 run on tensor cores.
+    pub fn has_tensor_cores(&self) -> bool {
+        match self {
+            Self::Cpu => false,
+            Self::Accelerator(accelerator) => accelerator.has_tensor_cores(),
+        }
+    }
+}
+
 /// What an op has to do right now.
 pub enum Backend<'a> {
     /// Nothing: shapes only.

@@ -250,6 +250,11 @@ impl Accelerator for CudaDevice {
         self.multiprocessors
     }
 
+    /// Every device that is taken has compute capability 8.0 or more, and so tensor cores for bf16.
+    fn has_tensor_cores(&self) -> bool {
+        true
+    }
+
     fn memory(&self) -> Result<(u64, u64)> {
         self.bind()?;
         let (mut free, mut total) = (0usize, 0usize);

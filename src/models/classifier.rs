@@ -1,0 +1,37 @@
+//! What every classifier is to the trainer and to evaluation.
+
+use super::resnet::Resnet;
+use crate::error::Result;
+use crate::nn::Scope;
+use crate::tape::Var;
+
+/// A network that tells classes apart.
+pub trait Classifier {
+    /// Height, width and channels of the images.
+    fn image_shape(&self) -> [usize; 3];
+
+    /// The number of classes.
+    fn num_classes(&self) -> usize;
+
+    /// `images` `[B, H, W, C]` f32 in [-1, 1]: the logits `[B, num_classes]` f32.
+    ///
+    /// Outside training, row b of the result depends on row b of the images alone, to the bit.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    fn forward(&self, s: &Scope, images: &Var) -> Result<Var>;
+}
+
+impl Classifier for Resnet {
+    fn image_shape(&self) -> [usize; 3] {
+        self.image_shape()
+    }
+
+    fn num_classes(&self) -> usize {
+        self.config().num_classes
+    }
+
+    fn forward(&self, s: &Scope, images: &Var) -> Result<Var> {
+        self.forward(s, images)
+    }
+}

@@ -1,0 +1,80 @@
+//! The `model` section of a network that is no part of the engine.
+
+use serde::{Deserialize, Serialize};
+
+use super::limits::{colours, labels, within};
+use super::{Architecture, Interface, Network};
+use crate::error::{Error, Result};
+use crate::nn::Builder;
+
+/// A network whose code is somebody's own. The section says what all else must know of it, and which network it was, so that
+/// its files are told from others; it cannot be built from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CustomConfig {
+    /// The network's own name.
+    pub name: String,
+    /// Whether it tells classes apart instead of taking noise away.
+    pub classifier: bool,
+    /// Height and width of the images, in pixels.
+    pub image_size: usize,
+    /// Colour channels of the images: 1 or 3.
+    pub image_channels: usize,
+    /// Number of classes, the null label not counted; 0 where the network takes no labels.
+    pub num_classes: usize,
+    /// Whether there is a label besides that stands for "no class", number `num_classes`: guidance needs one.
+    pub null_label: bool,
+}
+
+impl Default for CustomConfig {
+    fn default() -> Self {
+        Self {
+            name: "custom".into(),
+            classifier: false,
+            image_size: 32,
+            image_channels: 3,
+            num_classes: 10,
+            null_label: true,
+        }
+    }
+}
+
+impl Architecture for CustomConfig {
+    fn kind(&self) -> &'static str {
+        "custom"
+    }
+
+    fn interface(&self) -> Interface {
+        let Self { image_size, image_channels, num_classes, null_label, .. } = *self;
+        Interface { image_size, image_channels, num_classes, null_label }
+    }
+
+    fn is_classifier(&self) -> bool {
+        self.classifier
+    }
+
+    fn validate(&self) -> Result<()> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if self.name.is_empty() || self.name.len() > 60 || !self.name.chars().all(plain) {
+            let short: String = self.name.chars().take(60).collect();
+            let message = format!("`{}` cannot be a network's name", short.escape_debug());
+            return Err(Error::config("model.name", message, "use up to 60 letters, digits, - and _"));
+        }
+        within(&[("image_size", self.image_size, 4096)])?;
+        colours(self.image_channels)?;
+        if self.classifier && self.null_label {
+            let message = "a classifier has no use for a null label";
+            return Err(Error::config("model.null_label", message, "set it to false"));
+        }
+        if self.classifier && self.num_classes < 2 {
+            let message = format!("{} classes: there is nothing to tell apart", self.num_classes);
+            return Err(Error::config("model.num_classes", message, "give 2 or more"));
+        }
+        labels(self.num_classes, self.null_label)
+    }
+
+    fn network(&self, _: &mut Builder) -> Result<Network> {
+        let message = format!("the network `{}` is no part of the engine: its code is needed", self.name);
+        Err(Error::config("model.kind", message, "use the program that trained it"))
+    }
+}

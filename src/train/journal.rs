@@ -1,0 +1,72 @@
+//! The records of a run: `metrics.jsonl` and TensorBoard's events.
+
+use super::metrics::Metrics;
+use super::tensorboard::Events;
+use super::{RunFolder, TrainingLine, ValidationLine};
+use crate::error::Result;
+use crate::picture::Image;
+
+/// Both files, open.
+pub(super) struct Journal {
+    metrics: Metrics,
+    events: Events,
+}
+
+impl Journal {
+    /// Opens the files of a folder and cuts them back to step `last`, after which the run goes on.
+    pub fn open(folder: &RunFolder, last: u64) -> Result<Self> {
+        Ok(Self { metrics: Metrics::open(&folder.metrics(), last)?, events: Events::open(folder.root(), last)? })
+    }
+
+    /// The points of the curves, and the last accuracy.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// A line of training, in both files.
+    pub fn training(&mut self, line: &TrainingLine) -> Result<()> {
+        let scalars = [
+            ("train/loss", line.loss),
+            ("train/gradient_norm", line.gradient_norm),
+            ("train/learning_rate", line.learning_rate),
+            ("train/images_per_second", line.images_per_second),
+        ];
+        let accuracy = line.accuracy.map(|accuracy| ("train/accuracy", accuracy));
+        for (tag, value) in scalars.iter().chain(&accuracy) {
+            self.events.scalar(tag, line.step, *value)?;
+        }
+        for (name, mean) in line.terms.iter() {
+            self.events.scalar(&format!("train/loss/{name}"), line.step, mean)?;
+        }
+        self.metrics.log(line)
+    }
+
+    /// A line of validation, in both files.
+    pub fn validation(&mut self, line: &ValidationLine) -> Result<()> {
+        self.events.scalar("validation/loss", line.step, line.validation_loss)?;
+        if let Some(accuracy) = line.validation_accuracy {
+            self.events.scalar("validation/accuracy", line.step, accuracy)?;
+        }
+        self.metrics.log_validation(line)
+    }
+
+    /// A number, for TensorBoard.
+    pub fn scalar(&mut self, tag: &str, step: u64, value: f64) -> Result<()> {
+        self.events.scalar(tag, step, value)
+    }
+
+    /// A picture, for TensorBoard.
+    pub fn image(&mut self, tag: &str, step: u64, image: &Image) -> Result<()> {
+        self.events.image(tag, step, image)
+    }
+
+    /// The spread of numbers, for TensorBoard.
+    pub fn histogram(&mut self, tag: &str, step: u64, values: &[f32]) -> Result<()> {
+        self.events.histogram(tag, step, values)
+    }
+
+    /// Brings both to the disk, so that nothing before a checkpoint can be missing after it.
+    pub fn sync(&self) -> Result<()> {
+        self.metrics.sync().and_then(|()| self.events.sync())
+    }
+}

@@ -1,0 +1,48 @@
+//! Checkpoints, the newest model, and the removal of checkpoints that need not be kept any more.
+
+use crate::config::TrainingConfig;
+use crate::error::Result;
+use crate::train::{Ending, Event, Observer, Place, Run};
+
+pub(super) struct Checkpoints {
+    /// Steps between two.
+    every: u64,
+    /// How many of the newest are kept.
+    keep: usize,
+    /// Epochs whose last one is kept for good.
+    milestones: Vec<u64>,
+}
+
+impl Checkpoints {
+    pub fn new(training: &TrainingConfig) -> Self {
+        Self {
+            every: training.checkpoint_every,
+            keep: training.keep_checkpoints,
+            milestones: training.milestone_epochs.clone(),
+        }
+    }
+
+    fn is_milestone(&self, place: Place) -> bool {
+        place.epoch_ended().is_some_and(|epoch| self.milestones.contains(&epoch))
+    }
+}
+
+impl Observer for Checkpoints {
+    fn is_due(&self, place: Place) -> bool {
+        place.step.is_multiple_of(self.every) || self.is_milestone(place)
+    }
+
+    fn act(&mut self, run: &mut Run) -> Result<()> {
+        let path = run.save_checkpoint()?;
+        run.save_model(&run.folder().model())?;
+        let (place, best) = (run.place(), run.progress.best.map(|(_, step)| step));
+        let keeps = |step| Some(step) == best || self.is_milestone(Place { step, ..place });
+        run.folder().prune(self.keep, keeps)?;
+        run.report(&Event::Wrote(path));
+        Ok(())
+    }
+
+    fn end(&mut self, run: &mut Run, _: Ending) -> Result<()> {
+        self.act(run)
+    }
+}

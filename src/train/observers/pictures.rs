@@ -1,0 +1,92 @@
+//! The pictures of a run: sheets of samples or of predictions, and the loss curve.
+
+use crate::config::Every;
+use crate::error::Result;
+use crate::models::Network;
+use crate::picture::{LossCurve, Timing, loss_curve};
+use crate::train::{Ending, Event, Observer, Place, Run, pictures, predictions};
+
+pub(super) struct Pictures {
+    pub every: Every,
+}
+
+impl Observer for Pictures {
+    /// A picture that an interruption prevented is made up for.
+    fn begin(&mut self, run: &mut Run) -> Result<()> {
+        let place = run.place();
+        let drawn = run.folder().sample(&format!("step-{}", place.step)).exists();
+        if self.is_due(place) && !drawn { self.act(run) } else { Ok(()) }
+    }
+
+    fn is_due(&self, place: Place) -> bool {
+        place.is_due(self.every) && place.step < place.steps
+    }
+
+    fn act(&mut self, run: &mut Run) -> Result<()> {
+        draw_curve(run)?;
+        let Some(network) = run.trainer().network() else { return Ok(()) };
+        run.report(&Event::Busy("draws samples"));
+        match network {
+            Network::Denoiser(_) => draw_samples(run),
+            Network::Classifier(_) => draw_predictions(run),
+        }
+    }
+
+    fn end(&mut self, run: &mut Run, ending: Ending) -> Result<()> {
+        match ending {
+            Ending::Finished if !run.is_stopping() => self.act(run),
+            _ => draw_curve(run),
+        }
+    }
+}
+
+/// The sheets of samples and of their denoising.
+fn draw_samples(run: &mut Run) -> Result<()> {
+    let place = run.place();
+    let names = match place.is_last() {
+        true => ["final".to_string(), "timesteps".to_string()],
+        false => [format!("step-{}", place.step), format!("step-{}-denoising", place.step)],
+    };
+    let titles = ["samples", "denoising"].map(|what| heading(run, what));
+    let go_on = || !run.is_stopping();
+    let Some(sheets) = pictures::sheets(run.trainer(), &run.progress.classes, titles, go_on)? else {
+        return Ok(());
+    };
+    let [samples, denoising] = names.map(|name| run.folder().sample(&name));
+    // The samples last: a sheet of samples that is there is not drawn again.
+    run.picture("denoising", denoising, &sheets.denoising)?;
+    run.picture("samples", samples, &sheets.samples)
+}
+
+/// Held-out images with what a classifier takes them for.
+fn draw_predictions(run: &mut Run) -> Result<()> {
+    let step = run.place().step;
+    let title = format!("{}: predictions after step {step} (in brackets what it is)", run.title());
+    match predictions::sheet(run.trainer(), &run.progress.classes, title)? {
+        Some(sheet) => run.picture("predictions", run.folder().sample("final"), &sheet),
+        None => Ok(()),
+    }
+}
+
+fn draw_curve(run: &Run) -> Result<()> {
+    let epochs = run.place().epochs();
+    let total_seconds = run.progress.seconds;
+    let seconds_per_epoch = (epochs > 0.0).then(|| total_seconds / epochs);
+    loss_curve(
+        run.folder().plot("loss"),
+        &LossCurve {
+            title: run.title(),
+            training: &run.curves().training,
+            validation: &run.curves().validation,
+            steps_per_epoch: Some(run.place().steps_per_epoch as f64),
+            timing: (total_seconds > 0.0).then_some(Timing { seconds_per_epoch, total_seconds }),
+        },
+    )
+}
+
+fn heading(run: &Run, what: &str) -> String {
+    let sampling = &run.trainer().config().sampling;
+    let (step, sampler, steps) = (run.place().step, sampling.sampler, sampling.num_steps);
+    let guidance = sampling.describe_guidance();
+    format!("{}: {what} after step {step} ({sampler}, {steps} steps, guidance {guidance})", run.title())
+}

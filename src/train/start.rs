@@ -1,0 +1,213 @@
+//! The start of a run: a new one, or one that goes on from its newest checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{
+    DataSizes, Event, Memory, Progress, Recipe, Run, RunFolder, Start, Task, TrainRequest, Trainer, backbone,
+    checkpoint_config, fingerprint, folder, list_checkpoints,
+};
+use crate::config::{Config, LrSchedule, Precision};
+use crate::data::{Dataset, Split};
+use crate::error::{Error, Result};
+use crate::tensor::Device;
+
+type Report<'a> = &'a mut (dyn FnMut(&Event) + Send);
+
+/// Does all that comes before the first step.
+pub(super) fn begin<'a>(request: &TrainRequest, report: Report<'a>) -> Result<Run<'a>> {
+    match (&request.resume, &request.config) {
+        (Some(root), _) => resume(request, root, report),
+        (None, Some(config)) => new(request, config.clone(), report),
+        (None, None) => Err(Error::config("configuration", "there is none", "make the request with TrainRequest::new")),
+    }
+}
+
+fn new<'a>(request: &TrainRequest, mut config: Config, report: Report<'a>) -> Result<Run<'a>> {
+    if let Some(out) = &request.out {
+        folder::refuse_taken(out)?;
+    }
+    set_length(request, &mut config)?;
+    if let Some(task) = &request.task {
+        config.model = task.model();
+    }
+    config.validate()?;
+    let pretrained = backbone::find(&mut config)?;
+    let dataset = request.find_data(&mut config)?;
+    let (trainer, start) = prepare(request, &mut config, &dataset, report)?;
+    if let Some(pretrained) = &pretrained {
+        trainer.set_backbone(pretrained)?;
+    }
+    let folder = RunFolder::create(request.out.as_deref(), &request.name)?;
+    folder.write_config(&config)?;
+    started(request, trainer, folder, progress(&dataset), start, report)
+}
+
+fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result<Run<'a>> {
+    let folder = RunFolder::resume(root)?;
+    let newest = newest_checkpoint(&folder, report)?;
+    let before = recorded(&folder, newest.as_ref().map(|(_, config)| config))?;
+    let mut config = before.clone();
+    set_length(request, &mut config)?;
+    if config.training != before.training && before.training.lr_schedule != LrSchedule::Constant {
+        return Err(Error::config(
+            "training.lr_schedule",
+            "the learning rate of this run depends on its length, so the length cannot change any more",
+            "leave --steps and --epochs out, or begin a new run",
+        ));
+    }
+    config.validate()?;
+    if request.task.as_ref().is_some_and(|task| task.model() != config.model) {
+        let message = "the run trains another model than this task's";
+        return Err(Error::config(root.display().to_string(), message, "name the task that it was begun with"));
+    }
+    let mut found = config.clone();
+    let dataset = request.find_data(&mut found)?;
+    let (mut trainer, mut start) = prepare(request, &mut config, &dataset, report)?;
+    let fresh = progress(&dataset);
+    let progress = match &newest {
+        Some((path, _)) => trainer.load_checkpoint(path)?,
+        None => {
+            report(&Event::Warning("there is no checkpoint yet: the run begins at its first step".into()));
+            fresh.clone()
+        }
+    };
+    if progress.data != fresh.data {
+        let message = format!("the run was begun on {}, and this is {}", progress.data, fresh.data);
+        return Err(Error::config("--data", message, "name the data set that the run was begun on"));
+    }
+    start.from = trainer.step_count();
+    if start.from > start.steps {
+        let message = format!("the run is {} steps long already", start.from);
+        return Err(Error::config("--steps", message, "give more, or leave it out"));
+    }
+    if config.training != before.training {
+        folder.write_config(&config)?;
+    }
+    started(request, trainer, folder, progress, start, report)
+}
+
+/// The newest checkpoint that can be read, and its configuration; None where there is none at all.
+fn newest_checkpoint(folder: &RunFolder, report: &mut (dyn FnMut(&Event) + Send)) -> Result<Option<(PathBuf, Config)>> {
+    let checkpoints = list_checkpoints(&folder.checkpoints())?;
+    let count = checkpoints.len();
+    let mut damage = None;
+    for (_, path) in checkpoints {
+        match checkpoint_config(&path) {
+            Ok(config) => return Ok(Some((path, config))),
+            Err(error) => {
+                report(&Event::Warning(format!("this checkpoint is passed over: {error}")));
+                damage.get_or_insert(error);
+            }
+        }
+    }
+    let Some(error) = damage else { return Ok(None) };
+    let message = format!("none of its {count} checkpoints can be read ({error})");
+    Err(Error::file(folder.root(), message, "begin a new run; its model.safetensors may still be sound"))
+}
+
+/// The configuration of a run that goes on: what its folder says, which must be what its checkpoint says but for the length.
+fn recorded(folder: &RunFolder, checkpoint: Option<&Config>) -> Result<Config> {
+    let path = folder.config();
+    let config = match (Config::from_file(&path), checkpoint) {
+        (Ok(config), _) => config,
+        // Whoever deletes config.yaml has lost nothing: each checkpoint has it too.
+        (Err(Error::Io { .. }), Some(config)) => config.clone(),
+        (Err(error), _) => return Err(error),
+    };
+    if let Some(then) = checkpoint {
+        let mut then = then.clone();
+        (then.training.num_steps, then.training.num_epochs) = (config.training.num_steps, config.training.num_epochs);
+        if then != config {
+            return Err(Error::config(
+                path.display().to_string(),
+                "it was changed since the run began, so the run cannot go on as it would have",
+                "undo the change, or begin a new run with --config",
+            ));
+        }
+    }
+    Ok(config)
+}
+
+/// Before the first step.
+fn progress(dataset: &Dataset) -> Progress {
+    Progress { classes: dataset.class_names().to_vec(), data: fingerprint(dataset), ..Progress::default() }
+}
+
+fn started<'a>(
+    request: &TrainRequest,
+    trainer: Trainer,
+    folder: RunFolder,
+    progress: Progress,
+    mut start: Start,
+    report: Report<'a>,
+) -> Result<Run<'a>> {
+    start.folder = folder.root().to_path_buf();
+    let mut run = Run::new(request, trainer, folder, progress, report)?;
+    run.report(&Event::Start(Box::new(start)));
+    Ok(run)
+}
+
+/// Applies a request's own length.
+fn set_length(request: &TrainRequest, config: &mut Config) -> Result<()> {
+    let training = &mut config.training;
+    match (request.steps, request.epochs) {
+        (Some(steps), None) => (training.num_steps, training.num_epochs) = (Some(steps), None),
+        (None, Some(epochs)) => (training.num_steps, training.num_epochs) = (None, Some(epochs)),
+        (None, None) => {}
+        (Some(_), Some(_)) => {
+            return Err(Error::config("--epochs", "the length is given in steps already", "give one of the two"));
+        }
+    }
+    Ok(())
+}
+
+/// Opens the device, settles the precision, plans the run, tells whether it fits, and builds the trainer.
+fn prepare(
+    request: &TrainRequest,
+    config: &mut Config,
+    dataset: &Dataset,
+    report: &mut (dyn FnMut(&Event) + Send),
+) -> Result<(Trainer, Start)> {
+    let chosen = request.device.open()?;
+    let device = chosen.accelerator.map_or(Device::Cpu, Device::Accelerator);
+    if request.resume.is_some() && config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) {
+        let message = "the run goes on in bf16, as it was begun, which is for accelerators, and this is the cpu";
+        return Err(Error::config("training.precision", message, "resume it with --device cuda"));
+    }
+    config.training.precision = config.training.precision.settled(device.has_tensor_cores());
+    let task: Arc<dyn Task> = request.task.clone().unwrap_or_else(|| Arc::new(config.model.clone()));
+    let sizes =
+        DataSizes { training: dataset.split_len(Split::Train), validation: dataset.split_len(Split::Validation) };
+    let plan = Trainer::plan(task.as_ref(), config, sizes)?;
+    let memory = Memory::of(&plan, &device);
+    match (memory.check(&chosen.note, config.training.batch_size), &device) {
+        (Ok(()), _) => {}
+        // The operating system may still find room, by swapping.
+        (Err(error), Device::Cpu) => report(&Event::Warning(error.to_string())),
+        (Err(error), _) => return Err(error),
+    }
+    let start = Start {
+        name: request.name.clone(),
+        folder: Default::default(),
+        config: config.clone(),
+        parameters: plan.parameters().count(),
+        data: format!(
+            "{}: {} training and {} validation images {}x{}x{}, {} classes",
+            dataset.path().map_or_else(|| format!("{} (built in)", dataset.name()), |path| path.display().to_string()),
+            sizes.training,
+            sizes.validation,
+            dataset.height(),
+            dataset.width(),
+            dataset.channels(),
+            dataset.class_names().len()
+        ),
+        device: chosen.note,
+        memory,
+        steps: plan.total_steps(),
+        steps_per_epoch: plan.steps_per_epoch(),
+        from: 0,
+    };
+    drop(plan);
+    Ok((Trainer::new(task.as_ref(), dataset, &Recipe::new(config, device))?, start))
+}

@@ -1,0 +1,223 @@
+//! The programs of a trainer: a batch of a training step, and one of validation.
+//!
+//! A step is one program (batch, forward, backward, clip, update, moving average), so one captured graph. With gradient
+//! accumulation it is a program for the first batch, one for those between, and one for the last.
+
+use std::rc::Rc;
+
+use super::feed::{Feed, Take};
+use super::task::{Criterion, Pass, Terms};
+use crate::config::{Config, OptimizerKind, Precision};
+use crate::diffusion::Purpose;
+use crate::error::{Error, Result};
+use crate::nn::{Builder, Parameters};
+use crate::ops::adamw::{AdamW, AdamWState, adamw, gradient_norm, record};
+use crate::ops::control::Control;
+use crate::ops::gather::{Augment, Order};
+use crate::tape::{Accumulate, Tape};
+use crate::tensor::{Context, DType, Device, Tensor};
+
+/// Rows of the ring through which losses leave the device.
+pub(super) const RING: u64 = 256;
+
+/// The part that a batch has in its step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Role {
+    /// Overwrites the gradients.
+    pub first: bool,
+    /// Updates the weights.
+    pub last: bool,
+}
+
+impl Role {
+    /// Of batch `micro` of `accumulation`.
+    pub fn of(micro: u64, accumulation: u64) -> Self {
+        Self { first: micro == 0, last: micro + 1 == accumulation }
+    }
+
+    /// The roles that the batches of a step have.
+    pub fn all(accumulation: usize) -> Vec<Self> {
+        // A first batch, one of those between, a last one; fewer where a step has fewer.
+        let mut roles: Vec<Self> =
+            (0..accumulation as u64).map(|micro| Self::of(micro, accumulation as u64)).take(2).collect();
+        if accumulation > 2 {
+            roles.push(Self { first: false, last: true });
+        }
+        roles
+    }
+
+    /// The name of the program.
+    pub fn name(self) -> &'static str {
+        match (self.first, self.last) {
+            (true, true) => "training step",
+            (true, false) => "first batch of a step",
+            (false, false) => "further batch of a step",
+            (false, true) => "last batch of a step",
+        }
+    }
+}
+
+/// How batches for training, and for validation, are taken from their splits.
+pub(super) fn takes(config: &Config) -> (Take, Take) {
+    let t = &config.training;
+    let (size, augment) = (t.batch_size, Augment { seed: t.seed, flip: config.data.flip, crop: config.data.crop });
+    (
+        Take { size, order: Order::Shuffled { seed: t.seed }, augment },
+        Take { size, order: Order::Sequential, augment: Augment::default() },
+    )
+}
+
+/// All that a step works on; all of it persistent.
+pub(super) struct Step {
+    pub context: Context,
+    pub criterion: Box<dyn Criterion>,
+    pub parameters: Rc<Parameters>,
+    /// The moving average of the weights.
+    pub averaged: Rc<Parameters>,
+    gradients: Tensor,
+    pub first: Tensor,
+    pub second: Tensor,
+    pub ema: Tensor,
+    pub control: Tensor,
+    statistics: Tensor,
+    pub ring: Tensor,
+    pub loss: Tensor,
+    /// The loss's terms of the last batch, where it has any.
+    pub terms: Option<Tensor>,
+    /// The gradient of the loss by itself.
+    one: Tensor,
+    pub training: Feed,
+    pub validation: Option<Feed>,
+    hyper: AdamW,
+    gradient_clip: Option<f32>,
+    scale: f32,
+    seed: u64,
+}
+
+impl Step {
+    pub fn new(
+        context: &Context,
+        config: &Config,
+        (criterion, builder): (Box<dyn Criterion>, Builder),
+        (training, validation): (Feed, Option<Feed>),
+    ) -> Result<Self> {
+        let t = &config.training;
+        let parameters = Rc::new(Parameters::new(context, builder, dtype(config, context)?)?);
+        let ema = parameters.flat_zeros()?;
+        let averaged = Rc::new(parameters.with_master(ema.clone())?);
+        let terms = criterion.terms().names().len();
+        Ok(Self {
+            gradients: parameters.flat_zeros()?,
+            first: parameters.flat_zeros()?,
+            second: parameters.flat_zeros()?,
+            ema,
+            control: Control::buffer(context)?,
+            statistics: context.zeros([4], DType::F32)?,
+            ring: context.zeros([RING as usize, 2 + terms], DType::F32)?,
+            terms: (terms > 0).then(|| context.zeros([terms], DType::F32)).transpose()?,
+            loss: context.zeros([1], DType::F32)?,
+            one: context.tensor(&[1f32], [1])?,
+            training,
+            validation,
+            averaged,
+            hyper: AdamW {
+                beta1: t.beta1,
+                beta2: t.beta2,
+                epsilon: t.epsilon,
+                weight_decay: t.weight_decay,
+                decoupled: t.optimizer == OptimizerKind::Adamw,
+            },
+            gradient_clip: t.gradient_clip.map(|norm| norm as f32),
+            scale: 1.0 / t.gradient_accumulation as f32,
+            seed: t.seed,
+            criterion,
+            parameters,
+            context: context.clone(),
+        })
+    }
+
+    /// One batch of a step.
+    pub fn train(&self, role: Role) -> Result<()> {
+        self.differentiate(role)?;
+        // Between the two lies the step's gradient, flat: all that ranks have to bring together before they go on alike.
+        if role.last {
+            self.update()?;
+        }
+        record(&self.context, &self.ring, &self.loss, self.terms.as_ref(), &self.statistics, &self.control)
+    }
+
+    /// Loss and gradients of a batch.
+    fn differentiate(&self, role: Role) -> Result<()> {
+        let tape = Tape::new(&self.context);
+        let mode = if role.first { Accumulate::Write } else { Accumulate::Add };
+        let s = self.parameters.bind(&tape, Some((&self.gradients, mode)))?.in_training(&self.control, self.seed);
+        let batch = self.training.batch(&self.context, &self.control)?;
+        let (purpose, control, scale) = (Purpose::Training, &self.control, self.scale);
+        let pass = Pass { purpose, scope: &s, control, scale };
+        let loss = self.criterion.loss(&pass, batch)?;
+        self.loss.copy_from(loss.mean.tensor())?;
+        if let (Some(kept), Some(terms)) = (&self.terms, &loss.terms) {
+            kept.copy_from(terms)?;
+        }
+        tape.backward(&loss.mean, self.one.clone())
+    }
+
+    /// Clips the gradient and takes the optimizer's step.
+    fn update(&self) -> Result<()> {
+        gradient_norm(&self.context, &self.gradients, &self.statistics, self.gradient_clip)?;
+        let state = AdamWState {
+            parameters: self.parameters.master(),
+            compute: self.parameters.compute(),
+            gradients: &self.gradients,
+            first: &self.first,
+            second: &self.second,
+            ema: Some(&self.ema),
+        };
+        adamw(&self.context, &state, &self.control, &self.statistics, self.hyper)
+    }
+
+    /// The loss of the averaged weights over a batch of validation images.
+    pub fn validate(&self, feed: &Feed) -> Result<()> {
+        let tape = Tape::inference(&self.context);
+        let s = self.averaged.bind(&tape, None)?;
+        let batch = feed.batch(&self.context, &self.control)?;
+        let (purpose, control, scale) = (Purpose::Validation, &self.control, 1.0);
+        let loss = self.criterion.loss(&Pass { purpose, scope: &s, control, scale }, batch)?;
+        if let (Terms::RightAnswers, Some(kept), Some(terms)) = (self.criterion.terms(), &self.terms, &loss.terms) {
+            kept.copy_from(terms)?;
+        }
+        self.loss.copy_from(loss.mean.tensor())
+    }
+}
+
+/// The dtype of activations.
+fn dtype(config: &Config, context: &Context) -> Result<DType> {
+    match config.training.precision {
+        // A trainer has settled it.
+        Precision::Auto | Precision::F32 => Ok(DType::F32),
+        Precision::Bf16 if matches!(context.device(), Device::Cpu) && !context.is_shape_only() => Err(Error::config(
+            "training.precision",
+            "bf16 is for accelerators, and this run is on the cpu",
+            "set it to auto, which is f32 there",
+        )),
+        Precision::Bf16 => Ok(DType::BF16),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_batch_of_a_step_has_a_program_and_every_program_a_batch() {
+        for accumulation in 1..6 {
+            let mut met: Vec<Role> = Vec::new();
+            for role in (0..accumulation).map(|micro| Role::of(micro, accumulation)) {
+                if !met.contains(&role) {
+                    met.push(role);
+                }
+            }
+            assert_eq!(met, Role::all(accumulation as usize), "{accumulation} batches a step");
+        }
+    }
+}
