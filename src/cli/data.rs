@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use crate::data::{
-    BUILTIN, Dataset, FetchOptions, Format, ImportOptions, ResolveOptions, Split, Verification, fetch, import, resolve,
+    BUILTIN, Colour, Dataset, FetchOptions, Format, ImportOptions, LabelKind, ResolveOptions, Split, Verification, fetch,
+    import, resolve,
 };
 use crate::error::{Error, Result};
-use crate::picture::{Image, Labels, Layout, labelled_grid, write_png};
+use crate::picture::{Fit, Image, Labels, Layout, labelled_grid, write_png};
 
 /// Import, look at, check and fetch data sets.
 #[derive(Debug, Args)]
@@ -19,13 +20,18 @@ pub struct DataCommand {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make a data set file of CIFAR-10's binary batches, IDX files, or PNG and JPEG files by class.
+    /// Make a data set file of pictures, or of a data set in another form.
     ///
-    /// SRC is one of: a folder or tar archive of data_batch_1.bin … test_batch.bin; a folder of train-images-idx3-ubyte,
-    /// train-labels-idx1-ubyte and the same of t10k (.gz or plain); a folder or tar archive of pictures as
-    /// train/CLASS/x.jpg and test/CLASS/x.jpg, or as CLASS/x.png, of which a share is held out for validation. Archives
-    /// are .tar or .tar.gz.
-    Import(Import),
+    /// SRC is a folder or an archive (.zip, .tar, .tar.gz, .tar.zst) of pictures: all in one folder; as CLASS/x.png; as
+    /// train/CLASS/x.jpg and test/CLASS/x.jpg; with labels.csv, metadata.jsonl or dataset.json beside them; or WebDataset
+    /// shards. Pictures are PNG, JPEG, WebP, GIF, BMP, TIFF or PNM.
+    ///
+    /// Or SRC is a published set as it lies on the disk, as a folder or in its archive: CIFAR-10 and CIFAR-100 (binary or for
+    /// Python), MNIST, Fashion-MNIST, KMNIST, EMNIST (IDX), SVHN (.mat), STL-10 (binary); parquet files of Hugging Face; or
+    /// NumPy's .npz and .npy.
+    ///
+    /// Where the source does not say what is held out, a share of each class is.
+    Import(Box<Import>),
     /// Say what a data set file holds.
     Info {
         /// A data set file, or `builtin`.
@@ -91,9 +97,14 @@ struct Import {
     /// Take what is there of files that are cut short, and say what that is.
     #[arg(long)]
     allow_partial: bool,
-    /// Scale pictures so that the shorter side has N pixels, and keep the middle NxN.
-    #[arg(long, value_name = "N")]
-    resize: Option<u32>,
+    #[command(flatten)]
+    pictures: PictureArgs,
+    /// Which labels of a set that has two kinds
+    #[arg(long, value_enum, default_value_t = LabelKind::Fine)]
+    labels: LabelKind,
+    /// Which of several sets in one folder: EMNIST's balanced, letters, …
+    #[arg(long, value_name = "NAME")]
+    part: Option<String>,
     /// The share of each class to hold out for validation where the source has no split.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
     validation: f64,
@@ -106,6 +117,66 @@ struct Import {
     /// Replace the data set file if it exists.
     #[arg(long)]
     force: bool,
+}
+
+/// How pictures are read.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct PictureArgs {
+    /// Make pictures N pixels wide and high [default: their own size; where they differ, 32 or the model's]
+    #[arg(long, value_name = "N")]
+    resize: Option<u32>,
+    /// How pictures of another shape are brought to the size [default: crop]
+    #[arg(long, value_enum)]
+    fit: Option<Fit>,
+    /// Make all pictures RGB or grey [default: RGB where any is coloured]
+    #[arg(long, value_enum)]
+    color: Option<Colour>,
+    /// The colour under transparent pixels and beside padded ones: white, black, grey or RRGGBB [default: white]
+    #[arg(long, value_name = "COLOUR")]
+    background: Option<Background>,
+    /// Leave damaged pictures out, and list them
+    #[arg(long)]
+    skip_damaged: bool,
+    /// Take all pictures as a set without classes, whatever their folders
+    #[arg(long)]
+    unlabelled: bool,
+}
+
+impl PictureArgs {
+    /// The options of an import that is told nothing else.
+    pub fn options(&self) -> ImportOptions {
+        let defaults = ImportOptions::default();
+        ImportOptions {
+            resize: self.resize,
+            fit: self.fit.unwrap_or_default(),
+            color: self.color,
+            background: self.background.map_or(defaults.background, |Background(colour)| colour),
+            skip_damaged: self.skip_damaged,
+            unlabelled: self.unlabelled,
+            ..defaults
+        }
+    }
+}
+
+/// `--background`: a colour by its name or by its six hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Background(pub [u8; 3]);
+
+impl std::str::FromStr for Background {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let named = match text.to_ascii_lowercase().as_str() {
+            "white" => Some([255; 3]),
+            "black" => Some([0; 3]),
+            "grey" | "gray" => Some([128; 3]),
+            _ => None,
+        };
+        let digits = text.trim_start_matches('#');
+        let number = (digits.len() == 6).then(|| u32::from_str_radix(digits, 16).ok()).flatten();
+        let colour = named.or(number.map(|number| [16, 8, 0].map(|shift| (number >> shift) as u8)));
+        colour.map(Self).ok_or_else(|| "name white, black, grey or six hexadecimal digits, as ff8800".into())
+    }
 }
 
 impl DataCommand {
@@ -150,9 +221,11 @@ impl Import {
             name: self.name,
             format: self.format,
             allow_partial: self.allow_partial,
-            resize: self.resize,
+            labels: self.labels,
+            part: self.part,
             validation: self.validation,
             seed: self.seed,
+            ..self.pictures.options()
         };
         let set = keep(import(&self.source, &options)?, self.classes.as_ref())?;
         set.write(&self.out, self.force)?;

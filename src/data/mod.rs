@@ -19,23 +19,32 @@
 
 mod archive;
 mod cifar;
+mod cifar_python;
 mod dataset;
 mod fetch;
 mod idx;
 mod images;
 mod import;
+mod labels;
+mod layout;
+mod mat;
+mod members;
+mod numpy;
 mod official;
+#[cfg(feature = "formats")]
+mod parquet;
 #[cfg(test)]
 mod readers_tests;
 mod resolve;
 mod selection;
 mod shapes;
 mod source;
+mod stl10;
 mod verify;
 
 pub use dataset::{Dataset, Parts, Source, Split};
 pub use fetch::{FetchOptions, fetch, fetch_weights};
-pub use import::{Format, ImportOptions, import};
+pub use import::{Colour, Format, ImportOptions, LabelKind, import};
 pub use official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS, WEIGHTS_DIR};
 pub use resolve::{BUILTIN, ResolveOptions, at_hand, resolve};
 pub use shapes::{SHAPES_COUNT, shapes};

@@ -11,6 +11,7 @@
 //! Here it is: arrays are at most as many f32 as the file has bytes, and nothing is ever unpacked.
 
 mod archive;
+mod numpy;
 mod pickle;
 mod torch;
 
@@ -21,6 +22,8 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, SafeTensors};
 
 use crate::error::{Error, Result};
+
+pub use numpy::{Pickled, numpy_pickle};
 
 const COPY_AGAIN: &str = "copy or download it again";
 /// What a file that is no weights might be mended by.
