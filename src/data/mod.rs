@@ -21,7 +21,10 @@ mod archive;
 mod cifar;
 mod cifar_python;
 mod dataset;
+mod export;
 mod fetch;
+#[cfg(test)]
+mod formats_tests;
 mod idx;
 mod images;
 mod import;
@@ -43,6 +46,7 @@ mod stl10;
 mod verify;
 
 pub use dataset::{Dataset, Parts, Source, Split};
+pub use export::{ExportFormat, export};
 pub use fetch::{FetchOptions, fetch, fetch_weights};
 pub use import::{Colour, Format, ImportOptions, LabelKind, import};
 pub use official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS, WEIGHTS_DIR};

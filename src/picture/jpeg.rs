@@ -7,13 +7,12 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
+use super::jpeg_scan;
 use super::read::{DECODER_BYTES, Note, Raw};
 
 /// The picture in a JPEG file that has all its rows and its end marker.
 pub(super) fn decode(bytes: &[u8]) -> Result<Raw, String> {
-    if !has_end(bytes) {
-        return Err("is cut short: a JPEG file without its end marker".into());
-    }
+    jpeg_scan::check(bytes)?;
     let options = DecoderOptions::default().set_strict_mode(false).set_max_width(1 << 16).set_max_height(1 << 16);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     let damaged = |error| format!("cannot be decoded: {}", format!("{error:?}").replace('\n', " "));
@@ -47,28 +46,4 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Raw, String> {
         orientation: orientation.unwrap_or(Orientation::NoTransforms),
         notes: notes.iter().filter(|(_, is)| *is).map(|(note, _)| *note).collect(),
     })
-}
-
-/// Whether the markers lead from the file's start to the end of the image (ITU-T T.81, B.1.1).
-fn has_end(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    while let Some(rest) = bytes.get(at..) {
-        // Between segments fill bytes may stand, and some writers leave others.
-        let Some(found) = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff)) else {
-            return false;
-        };
-        let marker = rest[found + 1];
-        at += found + 2;
-        match marker {
-            0xd9 => return true,
-            // Markers that stand alone: restarts, TEM, a start.
-            0x01 | 0xd0..=0xd8 => {}
-            // What follows a scan's header is passed over by the search for the next marker.
-            _ => match bytes.get(at..at + 2) {
-                Some(length) => at += usize::from(u16::from_be_bytes([length[0], length[1]])),
-                None => return false,
-            },
-        }
-    }
-    false
 }

@@ -19,6 +19,7 @@ mod fit;
 mod grid;
 mod image;
 mod jpeg;
+mod jpeg_scan;
 mod npy;
 mod plot;
 mod png;
