@@ -43,7 +43,8 @@ pub fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
 /// What a file is that starts with `bytes`, of which 512 suffice: "a zip archive". For messages about files that are not
 /// what was expected.
 pub fn describe(bytes: &[u8]) -> &'static str {
-    let is_text = || !bytes.is_empty() && bytes.iter().all(|&byte| byte >= 0x20 || matches!(byte, b'\t' | b'\n' | b'\r'));
+    let is_text =
+        || !bytes.is_empty() && bytes.iter().all(|&byte| byte >= 0x20 || matches!(byte, b'\t' | b'\n' | b'\r'));
     match bytes {
         [] => "an empty file",
         [0x89, b'P', b'N', b'G', ..] => "a PNG picture",

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use crate::data::{
-    BUILTIN, Colour, Dataset, FetchOptions, Format, ImportOptions, LabelKind, ResolveOptions, Split, Verification, fetch,
-    import, resolve,
+    BUILTIN, Colour, Dataset, ExportFormat, FetchOptions, Format, ImportOptions, LabelKind, ResolveOptions, Split,
+    Verification, export, fetch, import, resolve,
 };
 use crate::error::{Error, Result};
 use crate::picture::{Fit, Image, Labels, Layout, labelled_grid, write_png};
@@ -61,6 +61,26 @@ enum Action {
         /// These classes alone, in this order.
         #[arg(long, value_name = "A,B,…")]
         classes: Option<ClassList>,
+    },
+    /// Write a data set for other tools: a folder of PNG files, .npz, .parquet, or the .zip of StyleGAN and EDM.
+    Export {
+        /// A data set file, or `builtin`.
+        file: String,
+        /// F.npz, F.parquet, F.zip, or a folder.
+        #[arg(long, value_name = "F.npz|F.parquet|F.zip|DIR")]
+        out: PathBuf,
+        /// What to write [default: what the name of the output tells]
+        #[arg(long, value_enum)]
+        format: Option<ExportFormat>,
+        /// These images alone: train, validation or test [default: all; for a .zip, train]
+        #[arg(long, value_name = "SPLIT")]
+        split: Option<String>,
+        /// These classes alone.
+        #[arg(long, value_name = "A,B,…")]
+        classes: Option<ClassList>,
+        /// Replace what is there.
+        #[arg(long)]
+        force: bool,
     },
     /// Download and import a published data set: cifar10 or fashion-mnist.
     ///
@@ -143,6 +163,11 @@ pub(super) struct PictureArgs {
 }
 
 impl PictureArgs {
+    /// Whether a size is asked for.
+    pub fn is_resized(&self) -> bool {
+        self.resize.is_some()
+    }
+
     /// The options of an import that is told nothing else.
     pub fn options(&self) -> ImportOptions {
         let defaults = ImportOptions::default();
@@ -201,6 +226,25 @@ impl DataCommand {
                 let split = if validation { Split::Validation } else { Split::Train };
                 show(&keep(open(&file)?, classes.as_ref())?, &out, usize::from(count), split)
             }
+            Action::Export { file, out, format, split, classes, force } => {
+                let format = format.unwrap_or_else(|| ExportFormat::of(&out));
+                let set = keep(open(&file)?, classes.as_ref())?;
+                let split = match split.as_deref() {
+                    // The zip has no splits.
+                    None => (format == ExportFormat::Edm).then_some(Split::Train),
+                    Some("all") => None,
+                    Some("train") => Some(Split::Train),
+                    Some("validation") => Some(Split::Validation),
+                    Some("test") => Some(Split::Test),
+                    Some(other) => {
+                        let message = format!("there is no {other:?}");
+                        return Err(Error::config("--split", message, "name train, validation, test or all"));
+                    }
+                };
+                let written = export(&set, &out, format, split, force)?;
+                written.iter().for_each(|path| println!("wrote {}", path.display()));
+                Ok(())
+            }
             Action::Fetch { name, data_dir, base_url, force } => {
                 let set = fetch(&name, &FetchOptions { data_dir, base_url, force, quiet: false })?;
                 print!("{}", info(&set));
@@ -248,7 +292,13 @@ impl std::str::FromStr for ClassList {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect()))
+        // Commas within quotes belong to a name: `"a, b",c`.
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).trim(csv::Trim::All).from_reader(text.as_bytes());
+        let names = reader
+            .records()
+            .filter_map(Result::ok)
+            .flat_map(|names| names.iter().map(String::from).filter(|name| !name.is_empty()).collect::<Vec<_>>());
+        Ok(Self(names.collect()))
     }
 }
 
@@ -392,6 +442,33 @@ mod tests {
         assert_eq!((set.split_len(Split::Train), set.split_len(Split::Validation)), (6, 2));
         assert!(run(&arguments).unwrap_err().to_string().contains("--force"));
         run(&[&arguments[..], &["--force"]].concat()).unwrap();
+    }
+
+    #[test]
+    fn a_class_with_a_comma_is_named_in_quotes() {
+        let list = |text: &str| text.parse::<ClassList>().unwrap().0;
+        assert_eq!(list("cat, dog,,7"), ["cat", "dog", "7"]);
+        assert_eq!(list("\"a, b\",c"), ["a, b", "c"]);
+        assert_eq!(list(""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_background_is_a_name_or_six_digits() {
+        let colour = |text: &str| text.parse::<Background>().map(|Background(colour)| colour);
+        assert_eq!((colour("White"), colour("#ff8000")), (Ok([255; 3]), Ok([255, 128, 0])));
+        assert!(colour("12345").is_err() && colour("reddish").is_err());
+    }
+
+    #[test]
+    fn a_set_is_exported_for_other_tools() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["set.npz", "set.zip", "pictures"] {
+            let out = folder.path().join(name);
+            run(&["export", "builtin", "--out", out.to_str().unwrap(), "--classes", "star,ring"]).unwrap();
+            assert!(out.exists());
+        }
+        let error = run(&["export", "builtin", "--out", "x.npz", "--split", "all of it"]).unwrap_err().to_string();
+        assert!(error.contains("train, validation, test or all"), "{error}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod progress;
 pub mod sample;
 pub mod score;
 pub mod train;
+mod train_data;
 pub mod upscale;
 pub mod vary;
 

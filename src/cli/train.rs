@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 
-use super::data::ClassList;
+use super::data::{ClassList, PictureArgs};
 use super::progress::Terminal;
+use super::train_data::{self, Given};
 use crate::config::{Config, presets};
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::set_threads;
@@ -25,9 +26,12 @@ pub struct TrainCommand {
     /// A configuration file (YAML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A data set file, the name of a published set, or `builtin` [default: the set that the configuration names]
+    /// A folder or an archive of pictures, a data set in another form, a data set file, the name of a published set, or
+    /// `builtin`; given twice or more, all of them together [default: the set that the configuration names]
+    ///
+    /// What is no data set file is imported into the data folder, once; `engine data import --help` lists the forms.
     #[arg(long, value_name = "DATA")]
-    data: Option<String>,
+    data: Vec<String>,
     /// Train on these classes of the data set alone, and give the model as many
     #[arg(long, value_name = "A,B,…")]
     classes: Option<ClassList>,
@@ -64,6 +68,8 @@ pub struct TrainCommand {
     /// Print nothing but errors
     #[arg(long, short)]
     quiet: bool,
+    #[command(flatten, next_help_heading = "Pictures that --data imports")]
+    pictures: PictureArgs,
 }
 
 impl TrainCommand {
@@ -85,12 +91,15 @@ impl TrainCommand {
                 TrainRequest::resume(folder)
             }
             None => {
-                let (name, config) = self.configuration()?;
-                TrainRequest::new(name, config)
+                let (name, mut config) = self.configuration()?;
+                let data = self.find_data(&mut config)?;
+                TrainRequest { data, ..TrainRequest::new(name, config) }
             }
         };
         request.out = self.out.clone();
-        request.data = self.data.clone();
+        if request.resume.is_some() {
+            request.data = self.resumed_data()?;
+        }
         request.data_dir = self.data_dir.clone();
         request.device = self.device.parse()?;
         (request.steps, request.epochs) = (self.steps, self.epochs);
@@ -100,6 +109,37 @@ impl TrainCommand {
         let outcome = train(request, &mut |event| terminal.event(event));
         terminal.end(outcome.as_ref().ok());
         outcome.map(|_| ())
+    }
+
+    /// The data set that `--data` names, imported where it is no data set file; the model follows it.
+    fn find_data(&self, config: &mut Config) -> Result<Option<String>> {
+        let text = match &self.config {
+            Some(path) => Some(std::fs::read_to_string(path).map_err(Error::io(path, "read"))?),
+            None => None,
+        };
+        let given = Given::new(&self.set, text.as_deref());
+        let mut say = |text: String| {
+            if !self.quiet {
+                println!("{text}");
+            }
+        };
+        let found = train_data::find(&self.data, &self.pictures, &self.data_dir, config, &given, self.quiet, &mut say)?;
+        let Some((data, set)) = found else { return Ok(None) };
+        train_data::follow(config, &set, &given, &mut say)?;
+        Ok(Some(data))
+    }
+
+    /// A run that goes on may be told where its data set lies now.
+    fn resumed_data(&self) -> Result<Option<String>> {
+        match &self.data[..] {
+            [] => Ok(None),
+            [data] => Ok(Some(data.clone())),
+            _ => Err(Error::config(
+                "--data",
+                "a run that goes on keeps its data set",
+                "name the one file, or leave it out",
+            )),
+        }
     }
 
     /// The configuration of a new run, and its name.

@@ -10,8 +10,8 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use super::source::{COPY_AGAIN, HashedFile, peek, read_error};
-use crate::files::describe;
 use crate::error::{Error, Result};
+use crate::files::describe;
 
 /// The longest extended header that is read: far more than any path takes.
 const LONGEST_HEADER: u64 = 1 << 16;
@@ -81,7 +81,11 @@ pub(super) fn for_each_member(file: &mut HashedFile, visit: impl FnMut(Member<'_
     }
     if !is_tar(&start) {
         let message = format!("is {}, not a tar or zip archive", describe(&start));
-        return Err(Error::file(file.path(), message, "name a source of a known form (see `engine data import --help`)"));
+        return Err(Error::file(
+            file.path(),
+            message,
+            "name a source of a known form (see `engine data import --help`)",
+        ));
     }
     for_each_in_tar(file, visit)
 }

@@ -46,7 +46,8 @@ pub(super) fn read_10(source: &Path, options: &ImportOptions) -> Result<Parts> {
 /// CIFAR-100's Python or binary version, with the 100 fine or the 20 coarse labels.
 pub(super) fn read_100(source: &Path, options: &ImportOptions) -> Result<Parts> {
     let known = |name: &str| {
-        let names = ["train", "test", "meta", "train.bin", "test.bin", "fine_label_names.txt", "coarse_label_names.txt"];
+        let names =
+            ["train", "test", "meta", "train.bin", "test.bin", "fine_label_names.txt", "coarse_label_names.txt"];
         names.contains(&name)
     };
     let members = Members::read(source, &["cifar-100-python", "cifar-100-binary"], known)?;
@@ -93,8 +94,7 @@ fn meta(members: &Members, name: &str, key: &str) -> Result<Option<Vec<String>>>
 }
 
 fn append_pickle(members: &Members, name: &str, key: &str, parts: &mut Parts) -> Result<()> {
-    let mut values =
-        numpy_pickle(members.get(name)?).map_err(|(message, mend)| members.fault(name, message, &mend))?;
+    let mut values = numpy_pickle(members.get(name)?).map_err(|(message, mend)| members.fault(name, message, &mend))?;
     let Some(Pickled::Bytes { shape, values: planes }) = values.remove("data") else {
         return Err(members.fault(name, "has no array of bytes under `data`", AGAIN));
     };

@@ -80,7 +80,11 @@ fn split_name(split: Split) -> &'static str {
 }
 
 /// Writes one file beside its place, syncs it and renames it.
-fn whole(out: &Path, force: bool, write: impl FnOnce(BufWriter<File>) -> Result<BufWriter<File>>) -> Result<Vec<PathBuf>> {
+fn whole(
+    out: &Path,
+    force: bool,
+    write: impl FnOnce(BufWriter<File>) -> Result<BufWriter<File>>,
+) -> Result<Vec<PathBuf>> {
     refuse_to_overwrite(out, force)?;
     if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
@@ -178,8 +182,7 @@ fn zip_fault(out: &Path) -> impl Fn(ZipError) -> Error {
 
 fn member<W: Write + Seek>(zip: &mut ZipWriter<W>, out: &Path, name: &str, parts: &[&[u8]]) -> Result<()> {
     let long = parts.iter().map(|part| part.len() as u64).sum::<u64>() > u64::from(u32::MAX) / 2;
-    let options =
-        SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored).large_file(long);
+    let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored).large_file(long);
     zip.start_file(name, options).map_err(zip_fault(out))?;
     parts.iter().try_for_each(|part| zip.write_all(part)).map_err(Error::io(out, "write"))
 }
@@ -192,8 +195,7 @@ fn npz(set: &Dataset, out: &Path, splits: &[Split], file: BufWriter<File>) -> Re
         .flat_map(|split| set.split_labels(*split))
         .flat_map(|&label| i64::from(label).to_le_bytes())
         .collect();
-    let split: Vec<u8> =
-        splits.iter().flat_map(|&split| vec![split as u8; set.split_len(split)]).collect();
+    let split: Vec<u8> = splits.iter().flat_map(|&split| vec![split as u8; set.split_len(split)]).collect();
     let longest = set.class_names().iter().map(|name| name.chars().count()).max().unwrap_or(1).max(1);
     let name = |name: &String| -> Vec<u8> {
         let codes = name.chars().map(u32::from).chain(std::iter::repeat(0)).take(longest);
@@ -303,7 +305,8 @@ fn parquet_file(set: &Dataset, out: &Path, split: Split, file: BufWriter<File>) 
     for group in indices.chunks(GROUP) {
         let pictures: Vec<Result<Vec<u8>>> = group.par_iter().map(|&index| png(set, index)).collect();
         let pictures = pictures.into_iter().map(|picture| picture.map(ByteArray::from)).collect::<Result<Vec<_>>>()?;
-        let names: Vec<ByteArray> = group.iter().map(|index| ByteArray::from(format!("{index:06}.png").as_str())).collect();
+        let names: Vec<ByteArray> =
+            group.iter().map(|index| ByteArray::from(format!("{index:06}.png").as_str())).collect();
         let labels: Vec<i64> = group.iter().map(|&index| i64::from(set.labels()[index])).collect();
         let mut rows = writer.next_row_group().map_err(fault)?;
         for column in 0..3 {

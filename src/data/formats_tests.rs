@@ -50,7 +50,8 @@ fn batch(labels: &[(&str, &[u8])], first: u8) -> Vec<u8> {
     bytes.extend(b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R(K\x01");
     bytes.extend([b'K', n as u8, b'M', 0, 12, 0x86]);
     bytes.extend(b"cnumpy\ndtype\nU\x02u1K\0K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89");
-    let data: Vec<u8> = (0..n).flat_map(|i| (0..3072).map(move |at| first + i as u8 + if at >= 1024 { 100 } else { 0 })).collect();
+    let data: Vec<u8> =
+        (0..n).flat_map(|i| (0..3072).map(move |at| first + i as u8 + if at >= 1024 { 100 } else { 0 })).collect();
     bytes.push(b'T');
     bytes.extend((data.len() as u32).to_le_bytes());
     bytes.extend(data);
@@ -94,8 +95,14 @@ fn cifar_10_for_python_is_read_from_its_archive_and_its_folder() {
     files.iter().for_each(|(name, bytes)| drop(file(folder.path(), &format!("root/{name}"), bytes)));
     for source in [archive, folder.path().join("root"), folder.path().join("root/cifar-10-batches-py")] {
         let set = import(&source, &whole()).unwrap();
-        assert_eq!((set.len(), set.split_len(Split::Train), set.class_names()), (11, 10, &["cat".to_owned(), "dog".into()][..]));
-        assert_eq!((set.labels()[0], &set.image(0)[..3], &set.image(1)[..3]), (1, &[10, 110, 110][..], &[11, 111, 111][..]));
+        assert_eq!(
+            (set.len(), set.split_len(Split::Train), set.class_names()),
+            (11, 10, &["cat".to_owned(), "dog".into()][..])
+        );
+        assert_eq!(
+            (set.labels()[0], &set.image(0)[..3], &set.image(1)[..3]),
+            (1, &[10, 110, 110][..], &[11, 111, 111][..])
+        );
         assert_eq!(set.image(10)[0], 90);
     }
     file(folder.path(), "root/cifar-10-batches-py/data_batch_3", b"\x80\x02cos\nsystem\n)R.");
@@ -163,7 +170,8 @@ fn mat(compressed: bool, labels: [u8; 2]) -> Vec<u8> {
             bytes
         };
         let dimensions: Vec<u8> = shape.iter().flat_map(|n| n.to_le_bytes()).collect();
-        let body = [element(6, &[9, 0, 0, 0, 0, 0, 0, 0]), element(5, &dimensions), small(name), element(2, data)].concat();
+        let body =
+            [element(6, &[9, 0, 0, 0, 0, 0, 0, 0]), element(5, &dimensions), small(name), element(2, data)].concat();
         element(14, &body)
     };
     let data: Vec<u8> = (0..36).collect();
@@ -222,7 +230,11 @@ fn emnist_is_set_upright_and_its_parts_are_chosen() {
         for (split, labels) in [("train", &[0u8, 1][..]), ("test", &[1])] {
             let n = labels.len() as u32;
             let images: Vec<u8> = (0..4 * n as u8).collect();
-            file(folder.path(), &format!("gzip/emnist-{part}-{split}-images-idx3-ubyte.gz"), &gzip(&idx(&[n, 2, 2], &images)));
+            file(
+                folder.path(),
+                &format!("gzip/emnist-{part}-{split}-images-idx3-ubyte.gz"),
+                &gzip(&idx(&[n, 2, 2], &images)),
+            );
             file(folder.path(), &format!("gzip/emnist-{part}-{split}-labels-idx1-ubyte.gz"), &gzip(&idx(&[n], labels)));
         }
     }
@@ -263,7 +275,10 @@ fn numpy_arrays_are_read_in_every_layout_and_type() {
     assert_eq!((grey.channels(), grey.image(0)), (1, &[0, 12, 6, 18][..]));
     let floats = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
     let unit = read("d.npy", &npy("<f4", "(1, 2, 2)", false, &floats(&[0.0, 0.5, 0.25, 1.0])));
-    assert_eq!((unit.image(0), unit.notes()[0].as_str()), (&[0, 128, 64, 255][..], "images were numbers in [0, 1], scaled to bytes"));
+    assert_eq!(
+        (unit.image(0), unit.notes()[0].as_str()),
+        (&[0, 128, 64, 255][..], "images were numbers in [0, 1], scaled to bytes")
+    );
     let signed = read("e.npy", &npy("<f4", "(1, 2, 2)", false, &floats(&[-1.0, 0.0, 0.5, 1.0])));
     assert_eq!(signed.image(0), [0, 128, 191, 255]);
     let longs: Vec<u8> = [3i64, 1].iter().flat_map(|v| v.to_be_bytes()).collect();
@@ -298,7 +313,10 @@ fn bad_numpy_files_are_refused() {
         (npy("|O", "(12,)", false, &bytes), "Python objects"),
         (npy("<f4", "(1, 1, 3)", false, &[0, 0, 0xc0, 0x7f, 0, 0, 0, 0, 0, 0, 0, 0]), "NaN"),
         (npy("<f4", "(1, 1, 3)", false, &[0, 0, 0, 0x50, 0, 0, 0, 0, 0, 0, 0, 0]), "neither in [0, 1]"),
-        (npz(&[("images", npy("|u1", "(3, 2, 2)", false, &bytes)), ("labels", npy("|u1", "(2,)", false, &[0, 1]))]), "labels of shape [2] for 3"),
+        (
+            npz(&[("images", npy("|u1", "(3, 2, 2)", false, &bytes)), ("labels", npy("|u1", "(2,)", false, &[0, 1]))]),
+            "labels of shape [2] for 3",
+        ),
     ];
     for (content, expected) in cases {
         refused(&file(folder.path(), "x.npz", &content), &whole(), &["x.npz", expected]);

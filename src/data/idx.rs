@@ -41,7 +41,9 @@ fn prefix(folder: &Path, options: &ImportOptions) -> Result<String> {
         let name = entry.map_err(Error::io(folder, "list"))?.file_name().to_string_lossy().into_owned();
         let name = without_gz(&name);
         let stems = TRAIN.iter().chain(&TEST).flat_map(|split| stems(split, "images", "idx3"));
-        prefixes.extend(stems.filter(|stem| ends_with_stem(name, stem)).map(|stem| name[..name.len() - stem.len()].to_owned()));
+        prefixes.extend(
+            stems.filter(|stem| ends_with_stem(name, stem)).map(|stem| name[..name.len() - stem.len()].to_owned()),
+        );
     }
     let part = |prefix: &String| prefix.trim_start_matches("emnist-").trim_end_matches('-').to_owned();
     let parts: Vec<String> = prefixes.iter().map(part).collect();

@@ -302,7 +302,8 @@ impl<'a> Pictures<'a> {
         self.batch_bytes = 0;
         let (target, options) = (self.target, self.options);
         let decode = |(path, bytes): (String, Vec<u8>)| {
-            let picture = decode_picture(&bytes, options.background).and_then(|picture| fitted(picture, target, options));
+            let picture =
+                decode_picture(&bytes, options.background).and_then(|picture| fitted(picture, target, options));
             (path, picture)
         };
         let pictures: Vec<_> = batch.into_par_iter().map(decode).collect();
@@ -333,7 +334,11 @@ impl<'a> Pictures<'a> {
         let fallback = self.options.fallback_size;
         let reason = if let Some(other) = sizes().find(|&size| size != first) {
             format!("they have several sizes, as {}x{} and {}x{} (width by height)", first.1, first.0, other.1, other.0)
-        } else if self.options.keep_size_to.is_some_and(|most| first.0.max(first.1) > most as usize) {
+        } else if self
+            .options
+            .keep_size_to
+            .is_some_and(|most| first.0.max(first.1) > most as usize || first.0 != first.1)
+        {
             format!("they are {}x{} (width by height)", first.1, first.0)
         } else {
             return Ok(());
@@ -342,12 +347,12 @@ impl<'a> Pictures<'a> {
         let target = Some((fallback as usize, fallback as usize));
         self.target = target;
         let options = self.options;
-        let fit = |(path, image): (String, Image)| {
-            (path, fitted(Picture { image, notes: Vec::new() }, target, options))
-        };
+        let fit =
+            |(path, image): (String, Image)| (path, fitted(Picture { image, notes: Vec::new() }, target, options));
         let resized: Vec<_> = std::mem::take(&mut self.decoded).into_par_iter().map(fit).collect();
         for (path, picture) in resized {
-            let Picture { image, notes } = picture.map_err(|message| Error::file(self.root.join(&path), message, "leave it out"))?;
+            let Picture { image, notes } =
+                picture.map_err(|message| Error::file(self.root.join(&path), message, "leave it out"))?;
             notes.into_iter().for_each(|note| *self.counts.entry(note).or_default() += 1);
             self.decoded.push((path, image));
         }
@@ -408,7 +413,8 @@ impl<'a> Pictures<'a> {
             }
             parts.images.extend_from_slice(image.with_channels(channels).pixels());
         }
-        self.counts.extend([(Note::Coloured, coloured), (Note::Greyed, greyed)].into_iter().filter(|(_, count)| *count > 0));
+        self.counts
+            .extend([(Note::Coloured, coloured), (Note::Greyed, greyed)].into_iter().filter(|(_, count)| *count > 0));
         parts.notes = self.notes(arranged.notes);
         if !arranged.has_split {
             hold_out(&mut parts, self.options);

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::archive::{Next, for_each_member, is_archive, is_zip};
 use super::dataset::{Dataset, Parts};
-use super::source::{HashedFile, file_name, peek};
 #[cfg(feature = "formats")]
 use super::parquet;
+use super::source::{HashedFile, file_name, peek};
 use super::{cifar, cifar_python, idx, images, mat, numpy, stl10};
 use crate::error::{Error, Result};
 use crate::files::describe;
@@ -73,7 +73,8 @@ pub struct ImportOptions {
     pub fit: Fit,
     /// The size for pictures of several sizes where `resize` gives none.
     pub fallback_size: u32,
-    /// Pictures of one size that are wider or higher than this are brought to `fallback_size` too; None keeps any.
+    /// Pictures of one size that are wider or higher than this, or not square, are brought to `fallback_size` too; None keeps
+    /// any.
     pub keep_size_to: Option<u32>,
     /// RGB or grey; by default RGB where any picture is coloured.
     pub color: Option<Colour>,
@@ -173,7 +174,7 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
 }
 
 /// The source's name without the endings of archives.
-fn default_name(source: &Path) -> String {
+pub(super) fn default_name(source: &Path) -> String {
     let name = source.canonicalize().map_or_else(|_| file_name(source), |path| file_name(&path));
     let stem = [".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip"].iter().find_map(|ending| name.strip_suffix(ending));
     stem.unwrap_or(&name).to_owned()

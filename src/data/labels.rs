@@ -16,7 +16,18 @@ pub(super) const LONGEST_LABELS: u64 = 256 << 20;
 pub(super) const LONGEST_LABEL: u64 = 1 << 16;
 
 const FILE_COLUMNS: [&str; 12] = [
-    "file_name", "filename", "file", "image", "image_path", "image_name", "filepath", "path", "img", "name", "id", "image_id",
+    "file_name",
+    "filename",
+    "file",
+    "image",
+    "image_path",
+    "image_name",
+    "filepath",
+    "path",
+    "img",
+    "name",
+    "id",
+    "image_id",
 ];
 const LABEL_COLUMNS: [&str; 9] =
     ["label", "labels", "class", "class_name", "category", "target", "label_name", "cls", "y"];
@@ -209,7 +220,8 @@ fn normal(path: &str) -> String {
 fn csv_entries(bytes: &[u8]) -> Result<Vec<Entry>, String> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let first = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
-    let delimiter = [b',', b'\t', b';'].into_iter().max_by_key(|&d| (first.iter().filter(|&&b| b == d).count(), d == b','));
+    let delimiter =
+        [b',', b'\t', b';'].into_iter().max_by_key(|&d| (first.iter().filter(|&&b| b == d).count(), d == b','));
     let mut reader = csv::ReaderBuilder::new()
         .has_headers(false)
         .flexible(true)
@@ -223,7 +235,8 @@ fn csv_entries(bytes: &[u8]) -> Result<Vec<Entry>, String> {
         record.get(at).map(|cell| String::from_utf8_lossy(cell).trim().to_owned())
     };
     let Some(head) = records.first() else { return Ok(Vec::new()) };
-    let head: Vec<String> = (0..head.len()).filter_map(|at| cell(head, at)).map(|cell| cell.to_ascii_lowercase()).collect();
+    let head: Vec<String> =
+        (0..head.len()).filter_map(|at| cell(head, at)).map(|cell| cell.to_ascii_lowercase()).collect();
     let find = |known: &[&str]| known.iter().find_map(|name| head.iter().position(|cell| cell == name));
     let (file, label, skip) = match (find(&FILE_COLUMNS), find(&LABEL_COLUMNS)) {
         (Some(file), label) => (file, label, 1),

@@ -290,7 +290,11 @@ mod tests {
         ];
         for (paths, expected, has_split) in cases {
             let arranged = arranged(paths);
-            assert_eq!((told(&arranged), arranged.has_split), (expected.iter().map(|e| e.to_string()).collect(), has_split), "{paths:?}");
+            assert_eq!(
+                (told(&arranged), arranged.has_split),
+                (expected.iter().map(|e| e.to_string()).collect(), has_split),
+                "{paths:?}"
+            );
         }
         assert_eq!(arranged(&["9/x.png", "10/x.png"]).class_names, ["9", "10"], "numbers by value");
         let note = &arranged(&["a/1.png", "stray.png"]).notes[0];

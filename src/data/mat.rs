@@ -164,8 +164,7 @@ fn element(bytes: &[u8]) -> Option<(u32, &[u8], &[u8])> {
     if first >> 16 != 0 {
         // The small form: kind and length in one word, at most four bytes in the next.
         let len = (first >> 16) as usize;
-        return (len <= 4).then_some(())
-            .and_then(|()| Some((first & 0xffff, bytes.get(4..4 + len)?, bytes.get(8..)?)));
+        return (len <= 4).then_some(()).and_then(|()| Some((first & 0xffff, bytes.get(4..4 + len)?, bytes.get(8..)?)));
     }
     let len = word(4)? as usize;
     let end = len.checked_add(8)?;
@@ -184,8 +183,12 @@ fn matrix(body: &[u8]) -> Option<Array> {
     if kind != 5 {
         return None;
     }
-    let shape: Vec<usize> =
-        dimensions.as_chunks::<4>().0.iter().map(|&b| usize::try_from(i32::from_le_bytes(b)).ok()).collect::<Option<_>>()?;
+    let shape: Vec<usize> = dimensions
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|&b| usize::try_from(i32::from_le_bytes(b)).ok())
+        .collect::<Option<_>>()?;
     let size = match data_kind {
         1 | 2 => 1,
         3 | 4 => 2,
@@ -195,5 +198,10 @@ fn matrix(body: &[u8]) -> Option<Array> {
     };
     let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size))?;
     let whole = count.checked_mul(size) == Some(data.len()) && count > 0;
-    whole.then(|| Array { name: String::from_utf8_lossy(name).into_owned(), shape, kind: data_kind, data: data.to_vec() })
+    whole.then(|| Array {
+        name: String::from_utf8_lossy(name).into_owned(),
+        shape,
+        kind: data_kind,
+        data: data.to_vec(),
+    })
 }

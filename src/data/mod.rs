@@ -1,8 +1,8 @@
 //! Data sets: the engine's own file, the built-in set, and readers of other people's formats.
 //!
 //! Whatever the source, the result is a [`Dataset`]: 8-bit images `[N, H, W, C]` with one label each, training images
-//! first. [`import()`] reads CIFAR-10's binary batches, IDX files and folders or tars of pictures; [`shapes()`] draws the
-//! built-in set; [`fetch()`] downloads the well-known ones, [`fetch_weights()`] a pretrained network's file; [`resolve()`] finds the set that a preset names.
+//! first. [`import()`] reads pictures in folders and archives, and data sets in the forms that they have on people's disks;
+//! [`import_once()`] does so once for the same bytes; [`export()`] writes what other tools read; [`shapes()`] draws the built-in set; [`fetch()`] downloads the well-known ones, [`fetch_weights()`] a pretrained network's file; [`resolve()`] finds the set that a preset names.
 //! [`Dataset::subset`] keeps some classes, and [`Dataset::stratified`] holds validation images out of the training images.
 //!
 //! ```
@@ -34,6 +34,7 @@ mod mat;
 mod members;
 mod numpy;
 mod official;
+mod once;
 #[cfg(feature = "formats")]
 mod parquet;
 #[cfg(test)]
@@ -50,6 +51,7 @@ pub use export::{ExportFormat, export};
 pub use fetch::{FetchOptions, fetch, fetch_weights};
 pub use import::{Colour, Format, ImportOptions, LabelKind, import};
 pub use official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS, WEIGHTS_DIR};
+pub use once::{import_once, join_once};
 pub use resolve::{BUILTIN, ResolveOptions, at_hand, resolve};
 pub use shapes::{SHAPES_COUNT, shapes};
 pub use verify::{ClassCount, Recognised, Verification};

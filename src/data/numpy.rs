@@ -166,7 +166,9 @@ fn parse(bytes: &[u8]) -> Result<Array, String> {
     let damaged = || "is damaged: not an array that NumPy wrote".to_owned();
     // Checked here, so that the reader of the header asks for no more than there is.
     let length = match bytes {
-        [0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, low, high, ..] => 10 + usize::from(u16::from_le_bytes([*low, *high])),
+        [0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, low, high, ..] => {
+            10 + usize::from(u16::from_le_bytes([*low, *high]))
+        }
         [0x93, b'N', b'U', b'M', b'P', b'Y', 2 | 3, _, a, b, c, d, ..] => {
             12usize.saturating_add(u32::from_le_bytes([*a, *b, *c, *d]) as usize)
         }
@@ -183,7 +185,8 @@ fn parse(bytes: &[u8]) -> Result<Array, String> {
     if kind == 'O' {
         return Err("is an array of Python objects, which are not read".into());
     }
-    let shape: Vec<usize> = header.shape().iter().map(|&n| usize::try_from(n).ok()).collect::<Option<_>>().ok_or_else(damaged)?;
+    let shape: Vec<usize> =
+        header.shape().iter().map(|&n| usize::try_from(n).ok()).collect::<Option<_>>().ok_or_else(damaged)?;
     let count = shape.iter().try_fold(1usize, |count, &n| count.checked_mul(n));
     let data = &bytes[length..];
     if count.and_then(|count| count.checked_mul(size)) != Some(data.len()) {
@@ -279,7 +282,9 @@ fn append_images(images: &Array, parts: &mut Parts) -> Result<(), String> {
         [_, height, width] => (height, width, 1, false),
         [_, height, width, channels @ (1 | 3)] => (height, width, channels, false),
         [_, channels @ (1 | 3), height, width] => (height, width, channels, true),
-        _ => return Err(format!("has images of shape {:?}, not [N, H, W(, 1 or 3)] or [N, 1 or 3, H, W]", images.shape)),
+        _ => {
+            return Err(format!("has images of shape {:?}, not [N, H, W(, 1 or 3)] or [N, 1 or 3, H, W]", images.shape));
+        }
     };
     if parts.height == 0 {
         (parts.height, parts.width, parts.channels) = (height, width, channels);
@@ -291,13 +296,20 @@ fn append_images(images: &Array, parts: &mut Parts) -> Result<(), String> {
     let note = how.map(|how| format!("images were {how}, scaled to bytes"));
     parts.notes.extend(note.filter(|note| !parts.notes.contains(note)));
     match planes {
-        true => pixels.chunks_exact((height * width * channels).max(1)).for_each(|p| interleave(p, channels, &mut parts.images)),
+        true => pixels
+            .chunks_exact((height * width * channels).max(1))
+            .for_each(|p| interleave(p, channels, &mut parts.images)),
         false => parts.images.extend(pixels),
     }
     Ok(())
 }
 
-fn append_labels(labels: &Array, count: usize, names: &mut Option<Vec<String>>, parts: &mut Parts) -> Result<(), String> {
+fn append_labels(
+    labels: &Array,
+    count: usize,
+    names: &mut Option<Vec<String>>,
+    parts: &mut Parts,
+) -> Result<(), String> {
     let wrong = || format!("has labels of shape {:?} for {count} images", labels.shape);
     if matches!(labels.kind, 'U' | 'S') {
         let texts = labels.texts();
@@ -334,7 +346,10 @@ fn append_labels(labels: &Array, count: usize, names: &mut Option<Vec<String>>, 
 
 /// Arranges the images as the array `split` says: 0 training, 1 validation, 2 test.
 fn by_split(split: &Array, parts: &mut Parts) -> Result<(), String> {
-    let numbers = split.numbers().filter(|numbers| numbers.len() == parts.labels.len()).ok_or("has a `split` that is not one number for each image")?;
+    let numbers = split
+        .numbers()
+        .filter(|numbers| numbers.len() == parts.labels.len())
+        .ok_or("has a `split` that is not one number for each image")?;
     if let Some(bad) = numbers.iter().find(|&&n| ![0.0, 1.0, 2.0].contains(&n)) {
         return Err(format!("has {bad} in `split` where 0, 1 and 2 can be"));
     }

@@ -28,7 +28,11 @@ const ROWS: usize = 256;
 /// Reads one file, or those below a folder.
 pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Parts> {
     let mut files = Vec::new();
-    if source.is_dir() { list(source, "", 0, &mut files)? } else { files.push(String::new()) }
+    if source.is_dir() {
+        list(source, "", 0, &mut files)?
+    } else {
+        files.push(String::new())
+    }
     files.sort();
     let mut pictures = Pictures::new(source, options, None)?;
     let splits: Vec<Split> = files.iter().map(|file| split(file)).collect();
@@ -101,7 +105,8 @@ fn append(path: &Path, folder: &str, options: &ImportOptions, pictures: &mut Pic
             Some(column) => Some(labels(group.as_ref(), column, count).map_err(bad)?),
             None => None,
         };
-        let ColumnReader::ByteArrayColumnReader(mut images) = group.get_column_reader(columns.image).map_err(bad)? else {
+        let ColumnReader::ByteArrayColumnReader(mut images) = group.get_column_reader(columns.image).map_err(bad)?
+        else {
             return Err(Error::file(path, "has an image column that is not of bytes", AGAIN));
         };
         let level = group.metadata().column(columns.image).column_descr().max_def_level();
@@ -126,7 +131,8 @@ fn append(path: &Path, folder: &str, options: &ImportOptions, pictures: &mut Pic
 
 fn columns(path: &Path, reader: &impl FileReader, options: &ImportOptions) -> Result<Columns> {
     let schema = reader.metadata().file_metadata().schema_descr();
-    let find = |wanted: &dyn Fn(&[String]) -> bool| schema.columns().iter().position(|column| wanted(column.path().parts()));
+    let find =
+        |wanted: &dyn Fn(&[String]) -> bool| schema.columns().iter().position(|column| wanted(column.path().parts()));
     let image = IMAGES.iter().find_map(|name| {
         find(&|parts| parts.len() == 2 && parts[0] == *name && parts[1] == "bytes")
             .or_else(|| find(&|parts| parts.len() == 1 && parts[0] == *name))
@@ -141,7 +147,11 @@ fn columns(path: &Path, reader: &impl FileReader, options: &ImportOptions) -> Re
         LabelKind::Coarse => &["coarse_label"],
     };
     let named = wanted.iter().find_map(|name| Some((find(&|parts| parts.len() == 1 && parts[0] == *name)?, *name)));
-    Ok(Columns { image, label: named.map(|(at, _)| at), name: named.map(|(_, name)| name.to_owned()).unwrap_or_default() })
+    Ok(Columns {
+        image,
+        label: named.map(|(at, _)| at),
+        name: named.map(|(_, name)| name.to_owned()).unwrap_or_default(),
+    })
 }
 
 /// The names of the classes, as the `datasets` library keeps them.
@@ -154,7 +164,11 @@ fn class_names(reader: &impl FileReader, column: &str) -> Option<Vec<String>> {
 }
 
 /// The next values of a column, at most `rows`, None for nulls.
-fn some<T: DataType>(reader: &mut ColumnReaderImpl<T>, level: i16, rows: usize) -> Result<Vec<Option<T::T>>, ParquetError> {
+fn some<T: DataType>(
+    reader: &mut ColumnReaderImpl<T>,
+    level: i16,
+    rows: usize,
+) -> Result<Vec<Option<T::T>>, ParquetError> {
     let (mut levels, mut values) = (Vec::new(), Vec::new());
     let (records, ..) = reader.read_records(rows, Some(&mut levels), None, &mut values)?;
     if level == 0 {

@@ -441,7 +441,9 @@ fn misplaced_and_foreign_files_are_named() {
     refused(&path, &ImportOptions::default(), &["is a damaged zip archive"]);
     let path = file(folder.path(), "set.tar", &tar_of(&[("readme", b"hello")]));
     refused(&path, &ImportOptions::default(), &["is an archive without pictures"]);
-    for (bytes, expected) in [(&image[..], "is a PNG picture, one alone"), (b"\x01\x02\x03", "is a file of no known kind")] {
+    for (bytes, expected) in
+        [(&image[..], "is a PNG picture, one alone"), (b"\x01\x02\x03", "is a file of no known kind")]
+    {
         refused(&file(folder.path(), "thing", bytes), &ImportOptions::default(), &[expected]);
     }
     fs::remove_file(folder.path().join("thing")).unwrap();
@@ -471,7 +473,10 @@ fn links_and_huge_declarations_in_archives_do_no_harm() {
     tar.append_data(&mut header, "a/../../../escape.png", image.as_slice()).unwrap_err();
     let path = file(folder.path(), "links.tar", &tar.into_inner().unwrap());
     let set = import(&path, &ImportOptions::default()).unwrap();
-    assert_eq!((set.len(), set.notes()[0].as_str()), (1, "passed over 1 links, which are not followed: 1 in links.tar"));
+    assert_eq!(
+        (set.len(), set.notes()[0].as_str()),
+        (1, "passed over 1 links, which are not followed: 1 in links.tar")
+    );
 
     for (kind, size, expected) in [
         (EntryType::Regular, 1u64 << 40, "a/1.png is declared 1099511627776 bytes long"),

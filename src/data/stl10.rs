@@ -43,7 +43,8 @@ pub(super) fn read(source: &Path) -> Result<Parts> {
         }
     }
     let known = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"].map(String::from);
-    parts.class_names = Some(members.lines("class_names.txt")).filter(|names| names.len() == 10).unwrap_or(known.into());
+    parts.class_names =
+        Some(members.lines("class_names.txt")).filter(|names| names.len() == 10).unwrap_or(known.into());
     parts.sources = members.sources;
     Ok(parts)
 }

@@ -132,7 +132,9 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let mut at = 2;
     while let Some(rest) = bytes.get(at..) {
         // Between segments fill bytes may stand, and some writers leave others.
-        let Some(found) = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff)) else { break };
+        let Some(found) = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff)) else {
+            break;
+        };
         let marker = rest[found + 1];
         at += found + 2;
         let body = match marker {

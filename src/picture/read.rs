@@ -171,7 +171,10 @@ pub(super) struct Raw {
 
 fn decode(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
     let Some(kind) = PictureKind::of(bytes) else {
-        return Err(format!("is {}, not a picture that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM)", describe(bytes)));
+        return Err(format!(
+            "is {}, not a picture that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM)",
+            describe(bytes)
+        ));
     };
     let input = || Cursor::new(bytes);
     let raw = match kind {
@@ -221,7 +224,8 @@ fn raw(mut decoder: impl ImageDecoder, bound: u64, animated: bool) -> Result<Raw
     decoder.set_limits(limits).map_err(damaged)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let profile = decoder.icc_profile().is_ok_and(|profile| profile.is_some());
-    let inks = matches!(decoder.original_color_type(), image::ExtendedColorType::Cmyk8 | image::ExtendedColorType::Cmyk16);
+    let inks =
+        matches!(decoder.original_color_type(), image::ExtendedColorType::Cmyk8 | image::ExtendedColorType::Cmyk16);
     let image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     let notes = [(Note::Inks, inks), (Note::Profile, profile), (Note::FirstFrame, animated)];
     Ok(Raw { image, orientation, notes: notes.iter().filter(|(_, is)| *is).map(|(note, _)| *note).collect() })

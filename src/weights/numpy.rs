@@ -42,9 +42,11 @@ fn read(bytes: &[u8]) -> Parsed<BTreeMap<String, Pickled>> {
     let mut values = BTreeMap::new();
     for &(key, value) in entries {
         let Value::Text(key) = pickle.values[key] else { continue };
-        values.insert(key.to_owned(), convert(&pickle, value, &mut room).ok_or_else(|| {
-            Fault::damaged(format!("{} would hold more than the file does", short(key)))
-        })?);
+        values.insert(
+            key.to_owned(),
+            convert(&pickle, value, &mut room)
+                .ok_or_else(|| Fault::damaged(format!("{} would hold more than the file does", short(key))))?,
+        );
     }
     Ok(values)
 }
@@ -101,12 +103,11 @@ fn array_value(pickle: &Pickle, array: &Array) -> Pickled {
             let values = if array.fortran { row_major(bytes, &array.shape) } else { bytes.to_vec() };
             Pickled::Bytes { shape: array.shape.clone(), values }
         }
-        (b'u' | b'i', size, [_]) => {
-            bytes.chunks_exact(size).map(|bytes| dtype.integer(bytes)).collect::<Option<_>>().map_or(
-                Pickled::Other("an array of another type"),
-                Pickled::Numbers,
-            )
-        }
+        (b'u' | b'i', size, [_]) => bytes
+            .chunks_exact(size)
+            .map(|bytes| dtype.integer(bytes))
+            .collect::<Option<_>>()
+            .map_or(Pickled::Other("an array of another type"), Pickled::Numbers),
         _ => Pickled::Other("an array of another type"),
     }
 }

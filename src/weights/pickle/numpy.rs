@@ -68,7 +68,8 @@ impl<'a> Machine<'a, '_> {
     pub(super) fn make_numpy(&mut self, name: Name, arguments: &[Id]) -> Option<Value<'a>> {
         match (name, arguments) {
             (Name::Reconstruct, &[class, ..]) => {
-                matches!(self.values[class], Value::Name(super::Name::Numpy(Name::Ndarray))).then(|| Value::Array(Array::default()))
+                matches!(self.values[class], Value::Name(super::Name::Numpy(Name::Ndarray)))
+                    .then(|| Value::Array(Array::default()))
             }
             (Name::Dtype, &[code, ..]) => match self.values[code] {
                 Value::Text(code) => dtype(code).map(Value::Dtype),
@@ -140,7 +141,11 @@ impl<'a> Machine<'a, '_> {
 
 fn dtype(code: &str) -> Option<Dtype> {
     let (kind, size) = (code.bytes().next()?, code.get(1..)?.parse().ok()?);
-    (matches!(kind, b'u' | b'i' | b'f' | b'b') && matches!(size, 1 | 2 | 4 | 8)).then_some(Dtype { kind, size, big_endian: false })
+    (matches!(kind, b'u' | b'i' | b'f' | b'b') && matches!(size, 1 | 2 | 4 | 8)).then_some(Dtype {
+        kind,
+        size,
+        big_endian: false,
+    })
 }
 
 impl Dtype {
