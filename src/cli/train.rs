@@ -1,6 +1,6 @@
 //! `engine train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,10 +9,11 @@ use clap::Args;
 use super::data::{ClassList, PictureArgs};
 use super::progress::Terminal;
 use super::train_data::{self, Given};
-use crate::config::{Config, presets};
+use crate::config::{Config, ModelConfig, presets};
+use crate::data::{FetchOptions, WEIGHTS, WEIGHTS_DIR, fetch_weights};
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::set_threads;
-use crate::train::{TrainRequest, train};
+use crate::train::{TrainRequest, check_space, train};
 
 /// Train a model; without options, a small one on built-in shapes.
 ///
@@ -59,7 +60,7 @@ pub struct TrainCommand {
     /// Seed of everything random
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// CPU threads [default: training.num_workers, or all]
+    /// CPU threads of the computation [default: all]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Change a value of the configuration: --set training.learning_rate=1e-3
@@ -104,6 +105,10 @@ impl TrainCommand {
         request.device = self.device.parse()?;
         (request.steps, request.epochs) = (self.steps, self.epochs);
         request.show_downloads = !self.quiet;
+        if let Some(config) = &request.config {
+            fetch_backbone(config, self.quiet)?;
+            check_space(config, request.out.as_deref().unwrap_or(Path::new("runs")))?;
+        }
         catch_interrupts(request.stop.clone())?;
         let mut terminal = Terminal::new(self.quiet);
         let outcome = train(request, &mut |event| terminal.event(event));
@@ -207,6 +212,16 @@ impl TrainCommand {
             None => Ok(()),
         }
     }
+}
+
+/// Downloads the published network that the model stands on, unless it is there, as a data set is.
+fn fetch_backbone(config: &Config, quiet: bool) -> Result<()> {
+    let ModelConfig::ResnetDit(model) = &config.model else { return Ok(()) };
+    let Some(name) = model.backbone.as_deref().filter(|name| !Path::new(name).exists()) else { return Ok(()) };
+    if WEIGHTS.iter().any(|weights| weights.name == name) {
+        fetch_weights(name, &FetchOptions { data_dir: WEIGHTS_DIR.into(), quiet, ..FetchOptions::default() })?;
+    }
+    Ok(())
 }
 
 /// The first Ctrl-C (or SIGTERM) asks the run to save and end; a second one ends it at once.

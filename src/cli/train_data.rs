@@ -6,6 +6,7 @@ use super::data::PictureArgs;
 use crate::config::Config;
 use crate::data::{Colour, Dataset, ImportOptions, OFFICIAL, ResolveOptions, Split, import_once, join_once, resolve};
 use crate::error::{Error, Result};
+use crate::ops::host::parallel::with_threads;
 
 /// Sets of one size up to this keep it; larger pictures are brought to the model's size.
 const KEPT_SIZE: u32 = 64;
@@ -102,13 +103,16 @@ fn one(
         options.color.get_or_insert(if config.model.image_channels() == 1 { Colour::Grey } else { Colour::Rgb });
     }
     // Arrays and published sets have a size of their own.
-    let imported = match import_once(path, &options, data_dir) {
+    let import = || match import_once(path, &options, data_dir) {
         Err(Error::Config { place, .. }) if place == "--resize" && !pictures.is_resized() => {
-            import_once(path, &ImportOptions { resize: None, ..options }, data_dir)
+            import_once(path, &ImportOptions { resize: None, ..options.clone() }, data_dir)
         }
         imported => imported,
     };
-    let (file, fresh) = imported?;
+    let (file, fresh) = match config.training.num_workers {
+        0 => import(),
+        workers => with_threads(workers, import),
+    }?;
     let set = Dataset::open(&file)?;
     let counted = format!("{} images, {} classes", set.len(), set.class_names().len());
     say(format!("{} {data} as {} ({counted})", if fresh { "imported" } else { "imported before:" }, file.display()));

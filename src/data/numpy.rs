@@ -283,7 +283,10 @@ fn append_images(images: &Array, parts: &mut Parts) -> Result<(), String> {
         [_, height, width, channels @ (1 | 3)] => (height, width, channels, false),
         [_, channels @ (1 | 3), height, width] => (height, width, channels, true),
         _ => {
-            return Err(format!("has images of shape {:?}, not [N, H, W(, 1 or 3)] or [N, 1 or 3, H, W]", images.shape));
+            return Err(format!(
+                "has images of shape {:?}, not [N, H, W(, 1 or 3)] or [N, 1 or 3, H, W]",
+                images.shape
+            ));
         }
     };
     if parts.height == 0 {

@@ -31,8 +31,7 @@ const DRAIN: Duration = Duration::from_millis(250);
 /// [`Error::Interrupted`] after a checkpoint where `request.stop` was set; and while it runs what the device or the disk
 /// reports. What was saved before stays.
 pub fn train(request: TrainRequest, observer: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary> {
-    let threads = request.config.as_ref().map_or(0, |config| config.training.num_workers);
-    set_threads((threads > 0).then_some(threads))?;
+    set_threads(None)?;
     install(|| Run::begin(request, observer)?.run())
 }
 
