@@ -185,7 +185,7 @@ impl PictureArgs {
 
 /// `--background`: a colour by its name or by its six hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Background(pub [u8; 3]);
+pub struct Background(pub [u8; 3]);
 
 impl std::str::FromStr for Background {
     type Err = String;

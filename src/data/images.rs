@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
@@ -81,6 +81,28 @@ pub(super) fn read_folder(folder: &Path, options: &ImportOptions) -> Result<Part
     let name = folder.canonicalize().map_or_else(|_| file_name(folder), |path| file_name(&path));
     let source = Source { file: format!("{name}/"), bytes, sha256: hex(&sha.finalize()) };
     pictures.finish(vec![source])
+}
+
+/// The pictures below a folder, sorted by their paths: files that start as pictures do, or are named so. Hidden ones and links
+/// are passed over.
+///
+/// # Errors
+/// [`Error::Io`] where a folder cannot be listed, [`Error::File`] where it is too deep.
+pub fn picture_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Found::default();
+    found.list(folder, "", 0)?;
+    found.files.sort();
+    let mut files = Vec::new();
+    for (path, _) in found.files {
+        let place = folder.join(&path);
+        let mut start = Vec::new();
+        let file = File::open(&place).map_err(Error::io(&place, "open"))?;
+        file.take(START).read_to_end(&mut start).map_err(Error::io(&place, "read"))?;
+        if PictureKind::is_named(&path) || PictureKind::of(&start).is_some() {
+            files.push(place);
+        }
+    }
+    Ok(files)
 }
 
 /// Reads the pictures in an archive.
@@ -436,7 +458,7 @@ impl<'a> Pictures<'a> {
         let mut notes = arranged;
         let total = self.decoded.len();
         for (note, count) in self.counts.iter().filter(|(note, _)| **note != Note::Resized) {
-            notes.push(format!("{count} of {total} pictures {note}"));
+            notes.push(format!("{count} of {total} pictures: {note}"));
         }
         if let (Some((height, width)), Some(count)) = (self.target, self.counts.get(&Note::Resized)) {
             let why = match &self.reason {
@@ -444,7 +466,7 @@ impl<'a> Pictures<'a> {
                 None => String::new(),
             };
             let fit = format!("{:?}", self.options.fit).to_lowercase();
-            notes.push(format!("{count} of {total} pictures were resized to {width}x{height} (--fit {fit}){why}"));
+            notes.push(format!("{count} of {total} pictures: resized to {width}x{height} (--fit {fit}){why}"));
         }
         for (what, names) in [
             ("left out {} damaged pictures", &self.damaged),
@@ -462,13 +484,9 @@ impl<'a> Pictures<'a> {
     }
 }
 
-/// A picture in the size and the channels that are wanted.
+/// A picture in the size that is wanted.
 fn fitted(picture: Picture, target: Option<(usize, usize)>, options: &ImportOptions) -> Result<Picture, String> {
-    let Picture { image, mut notes } = picture;
-    let Some((height, width)) = target.filter(|&target| target != (image.height(), image.width())) else {
-        return Ok(Picture { image, notes });
-    };
-    notes.push(Note::Resized);
-    let image = image.resized(width, height, options.fit, options.background).map_err(|error| error.to_string())?;
-    Ok(Picture { image, notes })
+    let Some((height, width)) = target else { return Ok(picture) };
+    let shape = [height, width, picture.image.channels()];
+    picture.fitted(shape, options.fit, options.background).map_err(|error| error.to_string())
 }

@@ -49,6 +49,7 @@ mod verify;
 pub use dataset::{Dataset, Parts, Source, Split};
 pub use export::{ExportFormat, export};
 pub use fetch::{FetchOptions, fetch, fetch_weights};
+pub use images::picture_files;
 pub use import::{Colour, Format, ImportOptions, LabelKind, import};
 pub use official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS, WEIGHTS_DIR};
 pub use once::{import_once, join_once};

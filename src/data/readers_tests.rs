@@ -251,13 +251,13 @@ fn pictures_of_several_sizes_are_resized_and_told() {
     let whole = ImportOptions { validation: 0.0, ..ImportOptions::default() };
     let set = import(folder.path(), &whole).unwrap();
     assert_eq!((set.height(), set.width(), set.image(1)), (32, 32, &[99; 32 * 32 * 3][..]));
-    let note = "2 of 2 pictures were resized to 32x32 (--fit crop), since they have several sizes, as 8x8 and 20x10 (width by \
+    let note = "2 of 2 pictures: resized to 32x32 (--fit crop), since they have several sizes, as 8x8 and 20x10 (width by \
                 height); --resize N takes another size";
     assert_eq!(set.notes()[0], note);
     let resized = ImportOptions { resize: Some(4), ..whole.clone() };
     let set = import(folder.path(), &resized).unwrap();
     assert_eq!((set.height(), set.width(), set.image(1)), (4, 4, &[99; 48][..]));
-    assert_eq!(set.notes()[0], "2 of 2 pictures were resized to 4x4 (--fit crop)");
+    assert_eq!(set.notes()[0], "2 of 2 pictures: resized to 4x4 (--fit crop)");
     let padded = import(folder.path(), &ImportOptions { fit: Fit::Pad, background: [1, 2, 3], ..resized }).unwrap();
     assert_eq!((&padded.image(1)[..3], &padded.image(1)[12..15]), (&[1, 2, 3][..], &[99; 3][..]));
     for size in [0, 5000] {
@@ -279,14 +279,14 @@ fn grey_among_coloured_becomes_rgb_and_transparent_pixels_lie_on_the_background(
     let set = import(folder.path(), &whole).unwrap();
     assert_eq!((set.channels(), &set.image(0)[..3], &set.image(1)[..3]), (3, &[50; 3][..], &[255; 3][..]));
     let expected = [
-        "1 of 2 pictures had transparent pixels, which were laid on the background",
-        "1 of 2 pictures were grey and became RGB",
+        "1 of 2 pictures: laid on the background where transparent",
+        "1 of 2 pictures: turned from grey to RGB",
     ];
     assert_eq!(set.notes()[..2], expected);
     let black = ImportOptions { background: [0; 3], color: Some(Colour::Grey), ..whole.clone() };
     let set = import(folder.path(), &black).unwrap();
     assert_eq!((set.channels(), set.image(1)[0]), (1, 0));
-    assert_eq!(set.notes()[1], "1 of 2 pictures were coloured and became grey");
+    assert_eq!(set.notes()[1], "1 of 2 pictures: turned from colour to grey");
     let rgb = ImportOptions { color: Some(Colour::Rgb), ..whole.clone() };
     fs::remove_file(folder.path().join("a/2.png")).unwrap();
     assert_eq!(import(folder.path(), &rgb).unwrap().channels(), 3);

@@ -3,8 +3,8 @@
 use image::imageops::FilterType;
 use image::{DynamicImage, GrayImage, RgbImage};
 
-use super::Image;
 use super::image::check_size;
+use super::{Image, Note, Picture};
 use crate::Result;
 
 /// How a picture of another shape is brought to a size.
@@ -74,6 +74,26 @@ impl Image {
             _ => RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
         };
         image.expect("a picture has as many values as its size says")
+    }
+}
+
+impl Picture {
+    /// The picture as `[height, width, channels]`, with what was done to it.
+    ///
+    /// # Errors
+    /// As [`Image::resized`].
+    pub fn fitted(mut self, [height, width, channels]: [usize; 3], fit: Fit, background: [u8; 3]) -> Result<Self> {
+        if (self.image.height(), self.image.width()) != (height, width) {
+            self.image = self.image.resized(width, height, fit, background)?;
+            self.notes.push(Note::Resized);
+        }
+        match (self.image.channels(), channels) {
+            (1, 3) => self.notes.push(Note::Coloured),
+            (3, 1) => self.notes.push(Note::Greyed),
+            _ => {}
+        }
+        self.image = self.image.with_channels(channels);
+        Ok(self)
     }
 }
 

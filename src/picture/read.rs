@@ -103,18 +103,18 @@ pub enum Note {
 }
 
 impl Note {
-    /// As part of a sentence whose subject is one or more pictures.
+    /// In words that follow one picture or several.
     pub fn words(self) -> &'static str {
         match self {
-            Self::Scaled => "had more than 8 bits a channel and were scaled to 8",
-            Self::Inks => "were CMYK and became RGB",
-            Self::Transparent => "had transparent pixels, which were laid on the background",
-            Self::Oriented => "were turned as their EXIF orientation says",
-            Self::Profile => "have an ICC colour profile, which was ignored",
-            Self::FirstFrame => "have several frames or pages, of which the first was taken",
-            Self::Resized => "were resized",
-            Self::Coloured => "were grey and became RGB",
-            Self::Greyed => "were coloured and became grey",
+            Self::Scaled => "scaled from more than 8 bits a channel to 8",
+            Self::Inks => "turned from CMYK to RGB",
+            Self::Transparent => "laid on the background where transparent",
+            Self::Oriented => "turned as the EXIF orientation says",
+            Self::Profile => "ICC colour profile ignored",
+            Self::FirstFrame => "the first of several frames or pages taken",
+            Self::Resized => "resized",
+            Self::Coloured => "turned from grey to RGB",
+            Self::Greyed => "turned from colour to grey",
         }
     }
 }
