@@ -278,10 +278,8 @@ fn grey_among_coloured_becomes_rgb_and_transparent_pixels_lie_on_the_background(
     file(folder.path(), "a/2.png", &png(8, 8, ExtendedColorType::Rgba8, 0));
     let set = import(folder.path(), &whole).unwrap();
     assert_eq!((set.channels(), &set.image(0)[..3], &set.image(1)[..3]), (3, &[50; 3][..], &[255; 3][..]));
-    let expected = [
-        "1 of 2 pictures: laid on the background where transparent",
-        "1 of 2 pictures: turned from grey to RGB",
-    ];
+    let expected =
+        ["1 of 2 pictures: laid on the background where transparent", "1 of 2 pictures: turned from grey to RGB"];
     assert_eq!(set.notes()[..2], expected);
     let black = ImportOptions { background: [0; 3], color: Some(Colour::Grey), ..whole.clone() };
     let set = import(folder.path(), &black).unwrap();
