@@ -184,6 +184,10 @@ pub(super) fn follow(config: &mut Config, set: &Dataset, given: &Given, say: &mu
     if !changed.is_empty() {
         say(format!("the model follows the data: {}", changed.join(", ")));
     }
+    let (images, batch) = (set.split_len(Split::Train), config.training.batch_size);
+    if images < batch {
+        say(format!("note: a batch of {batch} is more than the {images} training images: they repeat within it"));
+    }
     let held_out = config.data.validation_fraction.is_some() || set.split_len(Split::Validation) > 0;
     if !held_out {
         say("note: the set is too small to hold images out: there is no validation loss, and the newest weights are the best".into());
@@ -218,7 +222,8 @@ mod tests {
         follow(&mut config, &grey(3), &Given::new(&[], None), &mut |text| told.push(text)).unwrap();
         assert_eq!((config.model.image_shape(), config.model.num_classes()), ([48, 48, 1], 3));
         assert!(told[0].contains("model.image_size 48, model.image_channels 1, model.num_classes 3"), "{told:?}");
-        assert!(told[1].contains("no validation loss"), "{told:?}");
+        assert!(told[1].contains("is more than the 4 training images: they repeat"), "{told:?}");
+        assert!(told[2].contains("no validation loss"), "{told:?}");
         let mut config = Config::preset("quickstart").unwrap();
         follow(&mut config, &grey(1), &Given::new(&[], None), &mut |_| ()).unwrap();
         assert_eq!((config.model.num_classes(), config.model.null_label()), (0, None));
