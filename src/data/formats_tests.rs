@@ -155,7 +155,7 @@ fn stl_10_is_set_upright() {
 }
 
 /// A MATLAB file of `X`, 2x3x3 pixels of 2 images, and `y`.
-fn mat(compressed: bool, labels: [u8; 2]) -> Vec<u8> {
+pub(super) fn mat(compressed: bool, labels: [u8; 2]) -> Vec<u8> {
     let element = |kind: u32, body: &[u8]| {
         let mut bytes = [kind.to_le_bytes(), (body.len() as u32).to_le_bytes()].concat();
         bytes.extend(body);
@@ -367,7 +367,7 @@ fn every_export_gives_the_same_set_back() {
             let out = folder.path().join(format!("{name}-{out}"));
             let format = ExportFormat::of(&out);
             let written = export(&set, &out, format, None, false).unwrap();
-            assert_eq!(written, [out.clone()]);
+            assert_eq!(written, std::slice::from_ref(&out));
             let back = import(&out, &whole()).unwrap();
             if format == ExportFormat::Edm {
                 // It has no splits and no names.

@@ -36,8 +36,10 @@ const MEND: &str = "give it the columns file_name and label, or remove it";
 /// A class as a label file names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Label {
-    /// By its number.
+    /// By its number, unless a class has that name.
     Number(u64),
+    /// By its number alone.
+    Index(u64),
     /// By its name.
     Name(String),
 }
@@ -132,7 +134,7 @@ impl Labels {
         let Some((key, ending)) = path.rsplit_once('.') else { return };
         let label = match ending {
             "cls" => std::str::from_utf8(bytes).ok().and_then(Label::of),
-            _ => serde_json::from_slice::<Value>(bytes).ok().as_ref().and_then(|value| label_in(value)),
+            _ => serde_json::from_slice::<Value>(bytes).ok().as_ref().and_then(label_in),
         };
         // A `.cls` is the label itself and goes before what a `.json` says.
         if let Some(label) = label.filter(|_| ending == "cls" || !self.keyed.contains_key(key)) {

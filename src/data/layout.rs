@@ -88,8 +88,10 @@ fn by_labels(root: &Path, paths: &[&str], folders: &[Vec<&str>], labels: &Labels
         return Ok(without_labels(folders, Some(note)));
     }
     let mut notes = vec![format!("classes are those of {}", labels.names())];
-    let numbers: Option<Vec<u64>> =
-        known.iter().map(|label| if let Label::Number(number) = label { Some(*number) } else { None }).collect();
+    let numbers: Option<Vec<u64>> = known
+        .iter()
+        .map(|label| if let Label::Number(n) | Label::Index(n) = label { Some(*n) } else { None })
+        .collect();
     let named = labels.class_names().filter(|names| known.iter().all(|label| place_in(names, label).is_some()));
     let class_names: Vec<String> = match (named, &numbers) {
         (Some(names), _) => names.to_vec(),
@@ -100,8 +102,12 @@ fn by_labels(root: &Path, paths: &[&str], folders: &[Vec<&str>], labels: &Labels
         _ => sorted(known.iter().map(|label| class_name(label)).collect::<BTreeSet<_>>().into_iter().collect()),
     };
     check_count(root, class_names.len())?;
-    let label_of: BTreeMap<&Label, u16> =
-        known.iter().filter_map(|label| Some((*label, place_in(&class_names, label)?))).collect();
+    let is_named = named.is_some();
+    let place = |label: &Label| match is_named {
+        true => place_in(&class_names, label),
+        false => class_names.iter().position(|known| *known == class_name(label)).and_then(|at| u16::try_from(at).ok()),
+    };
+    let label_of: BTreeMap<&Label, u16> = known.iter().filter_map(|label| Some((*label, place(label)?))).collect();
     let split_at = |i: usize| {
         let said = entries[i].as_ref().and_then(|entry| entry.split);
         said.or_else(|| folders[i].iter().find_map(|folder| split_of(folder)))
@@ -128,18 +134,22 @@ fn by_labels(root: &Path, paths: &[&str], folders: &[Vec<&str>], labels: &Labels
 
 /// The place of a label among the classes: by its name, else by its number.
 fn place_in(names: &[String], label: &Label) -> Option<u16> {
-    let name = class_name(label);
-    let place = names.iter().position(|known| *known == name);
-    let number = match label {
-        Label::Number(number) => usize::try_from(*number).ok().filter(|&number| number < names.len()),
-        Label::Name(_) => None,
+    let name = || {
+        let name = class_name(label);
+        names.iter().position(|known| *known == name)
     };
-    place.or(number).and_then(|place| u16::try_from(place).ok())
+    let within = |number: u64| usize::try_from(number).ok().filter(|&number| number < names.len());
+    let place = match label {
+        Label::Number(number) => name().or_else(|| within(*number)),
+        Label::Index(number) => within(*number),
+        Label::Name(_) => name(),
+    };
+    place.and_then(|place| u16::try_from(place).ok())
 }
 
 fn class_name(label: &Label) -> String {
     match label {
-        Label::Number(number) => number.to_string(),
+        Label::Number(number) | Label::Index(number) => number.to_string(),
         Label::Name(name) => name.clone(),
     }
 }

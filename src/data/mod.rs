@@ -25,6 +25,8 @@ mod export;
 mod fetch;
 #[cfg(test)]
 mod formats_tests;
+#[cfg(test)]
+mod fuzz_tests;
 mod idx;
 mod images;
 mod import;

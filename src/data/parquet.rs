@@ -180,7 +180,7 @@ fn some<T: DataType>(
 
 fn labels(group: &dyn RowGroupReader, column: usize, count: usize) -> Result<Vec<Option<Label>>, ParquetError> {
     let level = group.metadata().column(column).column_descr().max_def_level();
-    let number = |number: i64| u64::try_from(number).ok().map(Label::Number);
+    let number = |number: i64| u64::try_from(number).ok().map(Label::Index);
     let mut labels = Vec::new();
     macro_rules! gather {
         ($reader:ident, $convert:expr) => {

@@ -152,10 +152,8 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
             0xc0..=0xc2 => frame.start(marker, body).ok_or("cannot be decoded: its frame header is damaged")?,
             0xc4 => frame.huffman(body).ok_or("cannot be decoded: its Huffman tables are damaged")?,
             0xdd => frame.restart = body.first_chunk().map_or(0, |&b| usize::from(u16::from_be_bytes(b))),
-            0xda => {
-                if frame.scan(body, &bytes[at..]) == Some(false) {
-                    return Err("is cut short: a JPEG file whose last rows are missing".into());
-                }
+            0xda if frame.scan(body, &bytes[at..]) == Some(false) => {
+                return Err("is cut short: a JPEG file whose last rows are missing".into());
             }
             _ => {}
         }

@@ -194,9 +194,9 @@ fn decode(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
         PictureKind::Gif => {
             let decoder = GifDecoder::new(input()).map_err(damaged)?;
             let found = raw(decoder, DECODER_BYTES, false)?;
-            let frames = GifDecoder::new(input()).map_err(damaged)?.into_frames().take(2);
+            let mut frames = GifDecoder::new(input()).map_err(damaged)?.into_frames();
             // A damaged second frame is no fault of the first, which is whole.
-            let several = frames.skip(1).next().is_some();
+            let several = frames.nth(1).is_some();
             Ok(Raw { notes: noted(found.notes, Note::FirstFrame, several), ..found })
         }
         PictureKind::Bmp => raw(BmpDecoder::new(input()).map_err(damaged)?, DECODER_BYTES, false),

@@ -525,6 +525,8 @@ impl<'a> Machine<'a, '_> {
             let message = format!("{} is called: refused, nothing was run", self.values[callable].kind());
             return Err(self.fault(message));
         };
+        // None takes more: a long tuple that is used again and again is not copied as often.
+        let arguments: Vec<Id> = arguments.iter().take(16).copied().collect();
         let made = match (name, &arguments[..]) {
             (Name::OrderedDict, []) => Some(Value::Dict(Vec::new())),
             (Name::OrderedDict, &[pairs]) => self.pairs(pairs).map(Value::Dict),
@@ -540,7 +542,7 @@ impl<'a> Machine<'a, '_> {
                 Value::Tuple(items) | Value::List(items) => Some(Value::Tuple(items.clone())),
                 _ => None,
             }),
-            (Name::Numpy(name), arguments) => self.make_numpy(name, &arguments.to_vec()),
+            (Name::Numpy(name), arguments) => self.make_numpy(name, arguments),
             _ => None,
         };
         let Some(made) = made else {
