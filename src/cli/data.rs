@@ -9,6 +9,7 @@ use crate::data::{
     Verification, export, fetch, import, resolve,
 };
 use crate::error::{Error, Result};
+use crate::names::listed;
 use crate::picture::{Fit, Image, Labels, Layout, labelled_grid, write_png};
 
 /// Import, look at, check and fetch data sets.
@@ -323,7 +324,7 @@ fn info(set: &Dataset) -> String {
                 test => format!(", {test} test"),
             }
         ),
-        format!("  {} classes: {}", set.class_names().len(), set.class_names().join(", ")),
+        format!("  {} classes: {}", set.class_names().len(), listed(set.class_names())),
     ];
     lines.extend(set.sources().iter().map(|s| format!("  from {} ({} bytes, SHA-256 {})", s.file, s.bytes, s.sha256)));
     lines.extend(set.notes().iter().map(|note| format!("  note: {note}")));

@@ -86,9 +86,9 @@ pub fn data_of(info: &ModelInfo, name: Option<&str>, option: &str, data_dir: &Pa
     let [height, width, channels] = info.config.model.image_shape();
     if (set.height(), set.width(), set.channels()) != (height, width, channels) {
         let message = format!(
-            "its images are {}x{}x{}, the model's {height}x{width}x{channels}",
-            set.height(),
+            "its images are {}x{}x{}, the model's {width}x{height}x{channels}",
             set.width(),
+            set.height(),
             set.channels()
         );
         let mend = format!("name another with {option}");
@@ -191,7 +191,7 @@ pub(super) fn in_proportion(set: &Dataset, images: &[usize], count: usize) -> Ve
 pub fn real_images(dataset: &Dataset, classes: &[Option<String>], shape: [usize; 3]) -> Result<Vec<Image>> {
     const PLACE: &str = "--compare-with";
     let sizes = [dataset.height(), dataset.width(), dataset.channels()];
-    let said = |[h, w, c]: [usize; 3]| format!("{h}x{w}x{c}");
+    let said = |[h, w, c]: [usize; 3]| format!("{w}x{h}x{c}");
     if sizes != shape {
         let message = format!("{} holds images of {}, the model draws {}", dataset.name(), said(sizes), said(shape));
         return Err(Error::config(PLACE, message, "name the data set that it was trained on"));
