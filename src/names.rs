@@ -13,11 +13,18 @@ pub fn find_class(names: &[String], count: usize, text: &str) -> Option<usize> {
     names.iter().position(|name| name == text).or_else(number).or_else(folded)
 }
 
+/// Names as a list that `--classes` reads: those with a comma stand in quotes.
+pub fn listed<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    let quoted = |name: &String| {
+        if name.contains([',', '"']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name.clone() }
+    };
+    names.into_iter().map(quoted).collect::<Vec<_>>().join(", ")
+}
+
 /// For a `text` that means none of `owner`'s classes: names the nearest one and lists all. `place` is where the text was given.
 pub fn unknown_class(place: &str, owner: &str, names: &[String], count: usize, text: &str) -> Error {
-    let shown: Vec<&str> = names.iter().take(40).map(String::as_str).collect();
-    let more = if shown.len() < names.len() { ", …" } else { "" };
-    let all = format!("{}{more}, or a number below {count}", shown.join(", "));
+    let more = if names.len() > 40 { ", …" } else { "" };
+    let all = format!("{}{more}, or a number below {count}", listed(names.iter().take(40)));
     let mend = match nearest(text, names.iter().map(String::as_str)) {
         Some(near) => format!("did you mean {near}? There are {all}"),
         None => format!("there are {all}"),

@@ -6,6 +6,7 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 
 use super::data::ClassList;
+use super::edit::FitOptions;
 use super::machine::MachineOptions;
 use super::progress::Drawing;
 use crate::error::{Error, Result};
@@ -24,8 +25,8 @@ const MOST_COLUMNS: usize = 20;
 /// is classified, and the accuracy told.
 #[derive(Clone, Debug, Args)]
 pub struct ClassifyCommand {
-    /// PNG files of the model's size
-    #[arg(value_name = "FILE.png", conflicts_with_all = ["data", "split", "count"])]
+    /// Pictures, or folders of them; brought to the model's size and channels
+    #[arg(value_name = "FILE|FOLDER", conflicts_with_all = ["data", "split", "count"])]
     images: Vec<PathBuf>,
     /// A model file, a checkpoint, a run folder, or the name of a model that comes with the engine
     #[arg(long, value_name = "FILE|RUN|NAME")]
@@ -57,6 +58,8 @@ pub struct ClassifyCommand {
     /// Evaluations of the model (an image, a class, a level and a draw; of a classifier an image) that are computed together
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch: usize,
+    #[command(flatten)]
+    fit: FitOptions,
     #[command(flatten)]
     machine: MachineOptions,
     /// Write everything as JSON, with each image's probabilities; `-` prints it instead of the text
@@ -176,7 +179,10 @@ impl ClassifyCommand {
     /// The pictures, or the images of a split of a data set that are of the classes.
     fn images(&self, info: &ModelInfo, classes: &[String]) -> Result<Images> {
         if !self.images.is_empty() {
-            return Images::of_files(&self.images, info);
+            let (fit, background) = self.fit.chosen();
+            let images = Images::of_files(&self.images, info, fit, background)?;
+            images.notes.iter().filter(|_| !self.quiet).for_each(|note| eprintln!("note: {note}"));
+            return Ok(images);
         }
         let whole = data_of(info, self.data.as_deref(), "--data", &self.data_dir, self.quiet)?;
         let set = whole.subset(classes).map_err(|error| at("--data", error))?;

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use crate::data::{
-    BUILTIN, Dataset, FetchOptions, Format, ImportOptions, ResolveOptions, Split, Verification, fetch, import, resolve,
+    BUILTIN, Colour, Dataset, ExportFormat, FetchOptions, Format, ImportOptions, LabelKind, ResolveOptions, Split,
+    Verification, export, fetch, import, resolve,
 };
 use crate::error::{Error, Result};
-use crate::picture::{Image, Labels, Layout, labelled_grid, write_png};
+use crate::names::listed;
+use crate::picture::{Fit, Image, Labels, Layout, labelled_grid, write_png};
 
 /// Import, look at, check and fetch data sets.
 #[derive(Debug, Args)]
@@ -19,13 +21,18 @@ pub struct DataCommand {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make a data set file of CIFAR-10's binary batches, IDX files, or PNG and JPEG files by class.
+    /// Make a data set file of pictures, or of a data set in another form.
     ///
-    /// SRC is one of: a folder or tar archive of data_batch_1.bin … test_batch.bin; a folder of train-images-idx3-ubyte,
-    /// train-labels-idx1-ubyte and the same of t10k (.gz or plain); a folder or tar archive of pictures as
-    /// train/CLASS/x.jpg and test/CLASS/x.jpg, or as CLASS/x.png, of which a share is held out for validation. Archives
-    /// are .tar or .tar.gz.
-    Import(Import),
+    /// SRC is a folder or an archive (.zip, .tar, .tar.gz, .tar.zst) of pictures: all in one folder; as CLASS/x.png; as
+    /// train/CLASS/x.jpg and test/CLASS/x.jpg; with labels.csv, metadata.jsonl or dataset.json beside them; or WebDataset
+    /// shards. Pictures are PNG, JPEG, WebP, GIF, BMP, TIFF or PNM.
+    ///
+    /// Or SRC is a published set as it lies on the disk, as a folder or in its archive: CIFAR-10 and CIFAR-100 (binary or for
+    /// Python), MNIST, Fashion-MNIST, KMNIST, EMNIST (IDX), SVHN (.mat), STL-10 (binary); parquet files of Hugging Face; or
+    /// NumPy's .npz and .npy.
+    ///
+    /// Where the source does not say what is held out, a share of each class is.
+    Import(Box<Import>),
     /// Say what a data set file holds.
     Info {
         /// A data set file, or `builtin`.
@@ -55,6 +62,26 @@ enum Action {
         /// These classes alone, in this order.
         #[arg(long, value_name = "A,B,…")]
         classes: Option<ClassList>,
+    },
+    /// Write a data set for other tools: a folder of PNG files, .npz, .parquet, or the .zip of StyleGAN and EDM.
+    Export {
+        /// A data set file, or `builtin`.
+        file: String,
+        /// F.npz, F.parquet, F.zip, or a folder.
+        #[arg(long, value_name = "F.npz|F.parquet|F.zip|DIR")]
+        out: PathBuf,
+        /// What to write [default: what the name of the output tells]
+        #[arg(long, value_enum)]
+        format: Option<ExportFormat>,
+        /// These images alone: train, validation or test [default: all; for a .zip, train]
+        #[arg(long, value_name = "SPLIT")]
+        split: Option<String>,
+        /// These classes alone.
+        #[arg(long, value_name = "A,B,…")]
+        classes: Option<ClassList>,
+        /// Replace what is there.
+        #[arg(long)]
+        force: bool,
     },
     /// Download and import a published data set: cifar10 or fashion-mnist.
     ///
@@ -91,9 +118,14 @@ struct Import {
     /// Take what is there of files that are cut short, and say what that is.
     #[arg(long)]
     allow_partial: bool,
-    /// Scale pictures so that the shorter side has N pixels, and keep the middle NxN.
-    #[arg(long, value_name = "N")]
-    resize: Option<u32>,
+    #[command(flatten)]
+    pictures: PictureArgs,
+    /// Which labels of a set that has two kinds
+    #[arg(long, value_enum, default_value_t = LabelKind::Fine)]
+    labels: LabelKind,
+    /// Which of several sets in one folder: EMNIST's balanced, letters, …
+    #[arg(long, value_name = "NAME")]
+    part: Option<String>,
     /// The share of each class to hold out for validation where the source has no split.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
     validation: f64,
@@ -106,6 +138,71 @@ struct Import {
     /// Replace the data set file if it exists.
     #[arg(long)]
     force: bool,
+}
+
+/// How pictures are read.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct PictureArgs {
+    /// Make pictures N pixels wide and high [default: their own size; where they differ, 32 or the model's]
+    #[arg(long, value_name = "N")]
+    resize: Option<u32>,
+    /// How pictures of another shape are brought to the size [default: crop]
+    #[arg(long, value_enum)]
+    fit: Option<Fit>,
+    /// Make all pictures RGB or grey [default: RGB where any is coloured]
+    #[arg(long, value_enum)]
+    color: Option<Colour>,
+    /// The colour under transparent pixels and beside padded ones: white, black, grey or RRGGBB [default: white]
+    #[arg(long, value_name = "COLOUR")]
+    background: Option<Background>,
+    /// Leave damaged pictures out, and list them
+    #[arg(long)]
+    skip_damaged: bool,
+    /// Take all pictures as a set without classes, whatever their folders
+    #[arg(long)]
+    unlabelled: bool,
+}
+
+impl PictureArgs {
+    /// Whether a size is asked for.
+    pub fn is_resized(&self) -> bool {
+        self.resize.is_some()
+    }
+
+    /// The options of an import that is told nothing else.
+    pub fn options(&self) -> ImportOptions {
+        let defaults = ImportOptions::default();
+        ImportOptions {
+            resize: self.resize,
+            fit: self.fit.unwrap_or_default(),
+            color: self.color,
+            background: self.background.map_or(defaults.background, |Background(colour)| colour),
+            skip_damaged: self.skip_damaged,
+            unlabelled: self.unlabelled,
+            ..defaults
+        }
+    }
+}
+
+/// `--background`: a colour by its name or by its six hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Background(pub [u8; 3]);
+
+impl std::str::FromStr for Background {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let named = match text.to_ascii_lowercase().as_str() {
+            "white" => Some([255; 3]),
+            "black" => Some([0; 3]),
+            "grey" | "gray" => Some([128; 3]),
+            _ => None,
+        };
+        let digits = text.trim_start_matches('#');
+        let number = (digits.len() == 6).then(|| u32::from_str_radix(digits, 16).ok()).flatten();
+        let colour = named.or(number.map(|number| [16, 8, 0].map(|shift| (number >> shift) as u8)));
+        colour.map(Self).ok_or_else(|| "name white, black, grey or six hexadecimal digits, as ff8800".into())
+    }
 }
 
 impl DataCommand {
@@ -130,6 +227,25 @@ impl DataCommand {
                 let split = if validation { Split::Validation } else { Split::Train };
                 show(&keep(open(&file)?, classes.as_ref())?, &out, usize::from(count), split)
             }
+            Action::Export { file, out, format, split, classes, force } => {
+                let format = format.unwrap_or_else(|| ExportFormat::of(&out));
+                let set = keep(open(&file)?, classes.as_ref())?;
+                let split = match split.as_deref() {
+                    // The zip has no splits.
+                    None => (format == ExportFormat::Edm).then_some(Split::Train),
+                    Some("all") => None,
+                    Some("train") => Some(Split::Train),
+                    Some("validation") => Some(Split::Validation),
+                    Some("test") => Some(Split::Test),
+                    Some(other) => {
+                        let message = format!("there is no {other:?}");
+                        return Err(Error::config("--split", message, "name train, validation, test or all"));
+                    }
+                };
+                let written = export(&set, &out, format, split, force)?;
+                written.iter().for_each(|path| println!("wrote {}", path.display()));
+                Ok(())
+            }
             Action::Fetch { name, data_dir, base_url, force } => {
                 let set = fetch(&name, &FetchOptions { data_dir, base_url, force, quiet: false })?;
                 print!("{}", info(&set));
@@ -150,9 +266,11 @@ impl Import {
             name: self.name,
             format: self.format,
             allow_partial: self.allow_partial,
-            resize: self.resize,
+            labels: self.labels,
+            part: self.part,
             validation: self.validation,
             seed: self.seed,
+            ..self.pictures.options()
         };
         let set = keep(import(&self.source, &options)?, self.classes.as_ref())?;
         set.write(&self.out, self.force)?;
@@ -175,7 +293,13 @@ impl std::str::FromStr for ClassList {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect()))
+        // Commas within quotes belong to a name: `"a, b",c`.
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).trim(csv::Trim::All).from_reader(text.as_bytes());
+        let names = reader
+            .records()
+            .filter_map(Result::ok)
+            .flat_map(|names| names.iter().map(String::from).filter(|name| !name.is_empty()).collect::<Vec<_>>());
+        Ok(Self(names.collect()))
     }
 }
 
@@ -200,7 +324,7 @@ fn info(set: &Dataset) -> String {
                 test => format!(", {test} test"),
             }
         ),
-        format!("  {} classes: {}", set.class_names().len(), set.class_names().join(", ")),
+        format!("  {} classes: {}", set.class_names().len(), listed(set.class_names())),
     ];
     lines.extend(set.sources().iter().map(|s| format!("  from {} ({} bytes, SHA-256 {})", s.file, s.bytes, s.sha256)));
     lines.extend(set.notes().iter().map(|note| format!("  note: {note}")));
@@ -319,6 +443,33 @@ mod tests {
         assert_eq!((set.split_len(Split::Train), set.split_len(Split::Validation)), (6, 2));
         assert!(run(&arguments).unwrap_err().to_string().contains("--force"));
         run(&[&arguments[..], &["--force"]].concat()).unwrap();
+    }
+
+    #[test]
+    fn a_class_with_a_comma_is_named_in_quotes() {
+        let list = |text: &str| text.parse::<ClassList>().unwrap().0;
+        assert_eq!(list("cat, dog,,7"), ["cat", "dog", "7"]);
+        assert_eq!(list("\"a, b\",c"), ["a, b", "c"]);
+        assert_eq!(list(""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_background_is_a_name_or_six_digits() {
+        let colour = |text: &str| text.parse::<Background>().map(|Background(colour)| colour);
+        assert_eq!((colour("White"), colour("#ff8000")), (Ok([255; 3]), Ok([255, 128, 0])));
+        assert!(colour("12345").is_err() && colour("reddish").is_err());
+    }
+
+    #[test]
+    fn a_set_is_exported_for_other_tools() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["set.npz", "set.zip", "pictures"] {
+            let out = folder.path().join(name);
+            run(&["export", "builtin", "--out", out.to_str().unwrap(), "--classes", "star,ring"]).unwrap();
+            assert!(out.exists());
+        }
+        let error = run(&["export", "builtin", "--out", "x.npz", "--split", "all of it"]).unwrap_err().to_string();
+        assert!(error.contains("train, validation, test or all"), "{error}");
     }
 
     #[test]

@@ -6,13 +6,14 @@ use std::time::Instant;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::data::Background;
 use super::machine::MachineOptions;
 use super::sample::by_option;
 use crate::diffusion::Profile;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::install;
-use crate::picture::{Image, read_png, write_npy, write_png};
-use crate::pipeline::{Changes, Edit, EditRecipe, Model, SampleRequest, image_values, strip};
+use crate::picture::{Fit, Image, read_picture, write_npy, write_png};
+use crate::pipeline::{Changes, Edit, EditRecipe, Model, SampleRequest, read_fitted, strip};
 
 /// Which model, and how it samples.
 #[derive(Clone, Debug, Args)]
@@ -47,6 +48,8 @@ pub struct EditOptions {
     /// Images that are computed together [default: up to 32]
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
+    #[command(flatten)]
+    pub fit: FitOptions,
     #[command(flatten)]
     pub machine: MachineOptions,
     /// Replace files that exist
@@ -162,13 +165,52 @@ pub fn moves(bar: &ProgressBar) -> impl FnMut(usize, usize) {
     }
 }
 
-/// Reads a PNG of `[height, width, channels]` as values in [-1, 1].
-///
-/// # Errors
-/// Those of [`read_png`] and [`image_values`].
-pub fn read_image(path: &Path, shape: [usize; 3]) -> Result<Vec<f32>> {
-    let (image, _) = read_png(path)?;
-    image_values(&image, path, shape)
+/// How pictures that are given are brought to the model's size.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct FitOptions {
+    /// How a picture of another shape than the model's is brought to its size [default: crop]
+    #[arg(long, value_enum)]
+    pub fit: Option<Fit>,
+    /// The colour under transparent pixels and beside padded ones: white, black, grey or RRGGBB [default: white]
+    #[arg(long, value_name = "COLOUR")]
+    pub background: Option<Background>,
+}
+
+impl FitOptions {
+    /// The way and the colour.
+    pub fn chosen(&self) -> (Fit, [u8; 3]) {
+        (self.fit.unwrap_or_default(), self.background.map_or([255; 3], |Background(colour)| colour))
+    }
+}
+
+impl EditOptions {
+    /// Reads a picture of any form as values in [-1, 1], brought to `[height, width, channels]`, and says so.
+    ///
+    /// # Errors
+    /// Those of [`read_fitted`].
+    pub fn read_image(&self, path: &Path, shape: [usize; 3]) -> Result<Vec<f32>> {
+        let (fit, background) = self.fit.chosen();
+        let (values, note) = read_fitted(path, shape, fit, background)?;
+        if let Some(note) = note.filter(|_| !self.quiet) {
+            eprintln!("note: {note}");
+        }
+        Ok(values)
+    }
+
+    /// Reads a mask over the picture at `image`: of its size or of `[height, width]`, and brought there as that is. What is
+    /// padded is kept.
+    ///
+    /// # Errors
+    /// Those of [`read_picture`]; [`Error::File`] for a mask of another size.
+    pub fn read_mask(&self, path: &Path, image: &Path, [height, width]: [usize; 2]) -> Result<Image> {
+        let (fit, _) = self.fit.chosen();
+        let mask = read_picture(path, [0; 3])?.image;
+        let over = read_picture(image, [0; 3])?.image;
+        if (mask.width(), mask.height()) != (over.width(), over.height()) {
+            return Ok(mask);
+        }
+        mask.resized(width, height, fit, [0; 3])
+    }
 }
 
 /// Where results go, told by the name.

@@ -38,6 +38,9 @@ impl FetchCommand {
         let path = fetch_weights(&name, &FetchOptions { data_dir, base_url, force, quiet: false })?;
         let file = WeightFile::open(&path)?;
         let numbers: usize = file.arrays().values().map(|array| array.values.len()).sum();
+        if let Some(wrapper) = file.wrapper() {
+            println!("the names began with {wrapper}, which was left out");
+        }
         println!("{}: {} arrays, {numbers} numbers", path.display(), file.arrays().len());
         Ok(())
     }

@@ -5,9 +5,8 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, moves, read_image, write_images};
+use super::edit::{EditOptions, Output, moves, write_images};
 use crate::error::Result;
-use crate::picture::read_png;
 use crate::pipeline::{Edit, Inpaint, free_pixels, pictures};
 
 /// Fill the white region of a mask in an image; every other pixel is kept exactly.
@@ -15,11 +14,11 @@ use crate::pipeline::{Edit, Inpaint, free_pixels, pictures};
 pub struct InpaintCommand {
     #[command(flatten)]
     edit: EditOptions,
-    /// A PNG file of the model's size
-    #[arg(long, value_name = "FILE.png")]
+    /// A picture: PNG, JPEG, WebP, GIF, BMP, TIFF or PNM; brought to the model's size
+    #[arg(long, value_name = "FILE")]
     image: PathBuf,
-    /// A PNG file of the same size: what is white is filled, what is black is kept
-    #[arg(long, value_name = "FILE.png")]
+    /// A picture of the same size: what is white is filled, what is black is kept
+    #[arg(long, value_name = "FILE")]
     mask: PathBuf,
     /// How often each step is done: more fits better to what is kept, and takes as much longer
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -47,8 +46,9 @@ impl InpaintCommand {
         self.edit.with_model(|model| {
             let request = self.edit.request(model, self.count, self.seed)?;
             let shape = model.image_shape();
-            let image = read_image(&self.image, shape)?;
-            let free = free_pixels(&read_png(&self.mask)?.0, &self.mask, [shape[0], shape[1]])?;
+            let image = self.edit.read_image(&self.image, shape)?;
+            let size = [shape[0], shape[1]];
+            let free = free_pixels(&self.edit.read_mask(&self.mask, &self.image, size)?, &self.mask, size)?;
             let bar = self.edit.bar();
             let inpaint = Inpaint { image: &image, free: &free, rounds: self.resample };
             let drawn = model.inpaint(inpaint, &request, &mut moves(&bar))?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, moves, read_image, write_images};
+use super::edit::{EditOptions, Output, moves, write_images};
 use crate::error::{Error, Result};
 use crate::picture::{AnimationTiming, Image, write_animation, write_png};
 use crate::pipeline::{Edit, Ends, Model, SampleRequest, pictures, strip};
@@ -21,8 +21,8 @@ pub struct InterpolateCommand {
     /// Two seeds
     #[arg(long, num_args = 2, value_names = ["A", "B"], required_unless_present = "images", conflicts_with = "images")]
     seeds: Option<Vec<u64>>,
-    /// Two PNG files of the model's size
-    #[arg(long, num_args = 2, value_names = ["A.png", "B.png"])]
+    /// Two pictures, brought to the model's size
+    #[arg(long, num_args = 2, value_names = ["A", "B"])]
     images: Option<Vec<PathBuf>>,
     /// Images in all, the ends included
     #[arg(long, value_name = "N", default_value_t = 16)]
@@ -77,7 +77,7 @@ impl InterpolateCommand {
             }
             (None, images) => {
                 let paths: Vec<&PathBuf> = images.iter().flatten().collect();
-                let images = paths.iter().map(|path| read_image(path, model.image_shape()));
+                let images = paths.iter().map(|path| self.edit.read_image(path, model.image_shape()));
                 let images = images.collect::<Result<Vec<_>>>()?;
                 let names = [paths[0], paths[1]].map(|path| path.display().to_string());
                 let what = Edit::Interpolate { seeds: None, images: Some(names), frames: self.frames };

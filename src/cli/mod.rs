@@ -18,6 +18,7 @@ mod progress;
 pub mod sample;
 pub mod score;
 pub mod train;
+mod train_data;
 pub mod upscale;
 pub mod vary;
 
@@ -61,7 +62,18 @@ enum Command {
 ///
 /// The exit code is 0, 1 for an error, 2 for a command line that cannot be read, and 130 for a run that was interrupted.
 pub fn main() -> ExitCode {
+    end_with_the_reader();
     run(std::env::args_os())
+}
+
+/// Lets a closed pipe end the process quietly, as it does other tools: `engine doctor | head -1`.
+fn end_with_the_reader() {
+    // SAFETY: the default action is set before any thread or handler is there; sockets are written with MSG_NOSIGNAL, which the
+    // standard library does, so that a peer that hangs up raises no signal.
+    #[cfg(unix)]
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
 }
 
 fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {

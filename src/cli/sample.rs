@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::machine::{MachineOptions, PrecisionChoice};
 use super::progress::Drawing;
-use crate::data::{Dataset, ResolveOptions, resolve};
+use crate::data::{Dataset, Parts, ResolveOptions, resolve};
 use crate::diffusion::{NoiseSchedule, Profile};
 use crate::error::{Error, Result};
 use crate::eval::real_images;
@@ -76,9 +76,9 @@ pub struct SampleCommand {
     /// The folder of data sets, for --compare-with
     #[arg(long, value_name = "DIR", default_value = "data")]
     data_dir: PathBuf,
-    /// F.png: one sheet; F.npy: f32 in [0, 1]; else a folder of single PNG files [default: samples.png; with --like,
-    /// repeated.png]
-    #[arg(long, value_name = "F.png|F.npy|DIR")]
+    /// F.png: one sheet; F.npy: f32 in [0, 1]; F.safetensors: a data set, labelled, for training; else a folder of single
+    /// PNG files [default: samples.png; with --like, repeated.png]
+    #[arg(long, value_name = "F.png|F.npy|F.safetensors|DIR")]
     out: Option<PathBuf>,
     /// Replace images that are in the folder already
     #[arg(long)]
@@ -98,6 +98,8 @@ enum Output {
     /// A single image, as a folder's are.
     Single,
     Array,
+    /// A data set file.
+    Set,
     Folder,
 }
 
@@ -182,6 +184,10 @@ impl Job {
         if self.command.compare_with.is_some() && self.output != Output::Sheet {
             let message = "real images are put beside the generated ones on a sheet";
             return Err(Error::config("--compare-with", message, "end --out in .png"));
+        }
+        if self.output == Output::Set && self.out.exists() && !self.command.force {
+            // Before the work, not after it.
+            return Err(Error::file(&self.out, "exists already", "name another file, or replace it with --force"));
         }
         let same = |path: &Path| match (path.canonicalize(), self.out.canonicalize()) {
             (Ok(path), Ok(out)) => path == out,
@@ -277,7 +283,9 @@ impl Job {
         };
         let names = model.info.label_names(&request.labels);
         let sheet = self.prepare(model, &request, &choice, &names)?;
-        let mut target = Target { job: self, request: &request, names: &names, recipe: &recipe, images: Vec::new() };
+        let classes = model.info.class_names();
+        let images = Vec::new();
+        let mut target = Target { job: self, request: &request, names: &names, classes, recipe: &recipe, images };
 
         let shape = model.image_shape();
         let mut drawing = Drawing::new(command.quiet, command.progress, count);
@@ -315,7 +323,7 @@ impl Job {
                 Ok(Some(SheetPlan { layout, real: self.real(model, request, shape)? }))
             }
             Output::Folder => self.prepare_folder(names, request.first).map(|()| None),
-            Output::Single | Output::Array => Ok(None),
+            Output::Single | Output::Array | Output::Set => Ok(None),
         }
     }
 
@@ -381,6 +389,8 @@ struct Target<'a> {
     request: &'a SampleRequest,
     /// The class of each image, in words.
     names: &'a [String],
+    /// The model's classes in the order of their labels.
+    classes: Vec<String>,
     recipe: &'a Recipe,
     /// Those that are written together.
     images: Vec<Image>,
@@ -395,7 +405,7 @@ impl Target<'_> {
                 self.single(&out.join(file_name(self.request.first as usize + k, &self.names[k])), k, &image)
             }
             Output::Single => self.single(out, k, &image),
-            Output::Sheet | Output::Array => {
+            Output::Sheet | Output::Array | Output::Set => {
                 self.images.push(image);
                 Ok(())
             }
@@ -419,8 +429,35 @@ impl Target<'_> {
         }
         match self.job.output {
             Output::Array => write_npy(&self.job.out, &self.images),
+            Output::Set => self.data_set()?.write(&self.job.out, self.job.command.force),
             _ => Ok(()),
         }
+    }
+}
+
+impl Target<'_> {
+    /// The images as a data set for training; those of no class are of one.
+    fn data_set(&self) -> Result<Dataset> {
+        let label = |name: &String| self.classes.iter().position(|class| class == name);
+        let labels: Option<Vec<u16>> = self.names.iter().map(|name| label(name).map(|label| label as u16)).collect();
+        let (class_names, labels) = match labels {
+            Some(labels) => (self.classes.clone(), labels),
+            None => (vec!["unlabelled".to_owned()], vec![0; self.names.len()]),
+        };
+        let first = self.images.first();
+        let name = self.job.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Dataset::from_parts(Parts {
+            name,
+            height: first.map_or(0, Image::height),
+            width: first.map_or(0, Image::width),
+            channels: first.map_or(0, Image::channels),
+            class_names,
+            images: self.images.iter().flat_map(|image| image.pixels().iter().copied()).collect(),
+            train: labels.len(),
+            labels,
+            notes: self.recipe.text().into_iter().map(|(keyword, text)| format!("{keyword}: {text}")).collect(),
+            ..Parts::default()
+        })
     }
 }
 
@@ -458,11 +495,12 @@ fn output(out: &Path) -> Result<Output> {
         _ if named_folder => Ok(Output::Folder),
         "png" => Ok(Output::Sheet),
         "npy" => Ok(Output::Array),
+        "safetensors" => Ok(Output::Set),
         "" => Ok(Output::Folder),
         other => Err(Error::config(
             "--out",
             format!("{} is no kind of file that can be written: .{other}", out.display()),
-            "end it in .png or .npy, or in / for a folder",
+            "end it in .png, .npy or .safetensors, or in / for a folder",
         )),
     }
 }

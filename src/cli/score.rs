@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::edit::moves;
+use super::edit::{FitOptions, moves};
 use super::machine::MachineOptions;
 use crate::data::{Dataset, Split};
 use crate::error::Result;
@@ -20,8 +20,8 @@ use crate::pipeline::Model;
 /// that of reference images: near 0 for images like those, several for strange ones.
 #[derive(Clone, Debug, Args)]
 pub struct ScoreCommand {
-    /// PNG files of the model's size
-    #[arg(value_name = "FILE.png", required_unless_present = "data", conflicts_with = "data")]
+    /// Pictures, or folders of them; brought to the model's size and channels
+    #[arg(value_name = "FILE|FOLDER", required_unless_present = "data", conflicts_with = "data")]
     images: Vec<PathBuf>,
     /// A model file, a checkpoint, or a run folder: its model.safetensors
     #[arg(long, value_name = "FILE|RUN")]
@@ -53,6 +53,8 @@ pub struct ScoreCommand {
     /// Images that are computed together
     #[arg(long, value_name = "N", default_value_t = 32)]
     batch: usize,
+    #[command(flatten)]
+    fit: FitOptions,
     #[command(flatten)]
     machine: MachineOptions,
     /// Write everything as JSON; `-` prints it instead of the table
@@ -129,7 +131,12 @@ impl ScoreCommand {
                 let set = self.open(model, Some(data))?;
                 spread(&set, &model.info, scored_split(&set), class, self.count)
             }
-            None => Images::of_files(&self.images, &model.info),
+            None => {
+                let (fit, background) = self.fit.chosen();
+                let images = Images::of_files(&self.images, &model.info, fit, background)?;
+                images.notes.iter().filter(|_| !self.quiet).for_each(|note| eprintln!("note: {note}"));
+                Ok(images)
+            }
         }
     }
 

@@ -1,17 +1,19 @@
 //! `engine train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 
-use super::data::ClassList;
+use super::data::{ClassList, PictureArgs};
 use super::progress::Terminal;
-use crate::config::{Config, presets};
+use super::train_data::{self, Given};
+use crate::config::{Config, ModelConfig, presets};
+use crate::data::{FetchOptions, WEIGHTS, WEIGHTS_DIR, fetch_weights};
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::set_threads;
-use crate::train::{TrainRequest, train};
+use crate::train::{TrainRequest, check_space, train};
 
 /// Train a model; without options, a small one on built-in shapes.
 ///
@@ -25,9 +27,12 @@ pub struct TrainCommand {
     /// A configuration file (YAML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A data set file, the name of a published set, or `builtin` [default: the set that the configuration names]
+    /// A folder or an archive of pictures, a data set in another form, a data set file, the name of a published set, or
+    /// `builtin`; given twice or more, all of them together [default: the set that the configuration names]
+    ///
+    /// What is no data set file is imported into the data folder, once; `engine data import --help` lists the forms.
     #[arg(long, value_name = "DATA")]
-    data: Option<String>,
+    data: Vec<String>,
     /// Train on these classes of the data set alone, and give the model as many
     #[arg(long, value_name = "A,B,…")]
     classes: Option<ClassList>,
@@ -55,7 +60,7 @@ pub struct TrainCommand {
     /// Seed of everything random
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// CPU threads [default: training.num_workers, or all]
+    /// CPU threads of the computation [default: all]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Change a value of the configuration: --set training.learning_rate=1e-3
@@ -64,6 +69,8 @@ pub struct TrainCommand {
     /// Print nothing but errors
     #[arg(long, short)]
     quiet: bool,
+    #[command(flatten, next_help_heading = "Pictures that --data imports")]
+    pictures: PictureArgs,
 }
 
 impl TrainCommand {
@@ -85,21 +92,59 @@ impl TrainCommand {
                 TrainRequest::resume(folder)
             }
             None => {
-                let (name, config) = self.configuration()?;
-                TrainRequest::new(name, config)
+                let (name, mut config) = self.configuration()?;
+                let data = self.find_data(&mut config)?;
+                TrainRequest { data, ..TrainRequest::new(name, config) }
             }
         };
         request.out = self.out.clone();
-        request.data = self.data.clone();
+        if request.resume.is_some() {
+            request.data = self.resumed_data()?;
+        }
         request.data_dir = self.data_dir.clone();
         request.device = self.device.parse()?;
         (request.steps, request.epochs) = (self.steps, self.epochs);
         request.show_downloads = !self.quiet;
+        if let Some(config) = &request.config {
+            fetch_backbone(config, self.quiet)?;
+            check_space(config, request.out.as_deref().unwrap_or(Path::new("runs")))?;
+        }
         catch_interrupts(request.stop.clone())?;
         let mut terminal = Terminal::new(self.quiet);
         let outcome = train(request, &mut |event| terminal.event(event));
         terminal.end(outcome.as_ref().ok());
         outcome.map(|_| ())
+    }
+
+    /// The data set that `--data` names, imported where it is no data set file; the model follows it.
+    fn find_data(&self, config: &mut Config) -> Result<Option<String>> {
+        let text = match &self.config {
+            Some(path) => Some(std::fs::read_to_string(path).map_err(Error::io(path, "read"))?),
+            None => None,
+        };
+        let given = Given::new(&self.set, text.as_deref());
+        let mut say = |text: String| {
+            if !self.quiet {
+                println!("{text}");
+            }
+        };
+        let found = train_data::find(&self.data, &self.pictures, &self.data_dir, config, &given, self.quiet, &mut say)?;
+        let Some((data, set)) = found else { return Ok(None) };
+        train_data::follow(config, &set, &given, &mut say)?;
+        Ok(Some(data))
+    }
+
+    /// A run that goes on may be told where its data set lies now.
+    fn resumed_data(&self) -> Result<Option<String>> {
+        match &self.data[..] {
+            [] => Ok(None),
+            [data] => Ok(Some(data.clone())),
+            _ => Err(Error::config(
+                "--data",
+                "a run that goes on keeps its data set",
+                "name the one file, or leave it out",
+            )),
+        }
     }
 
     /// The configuration of a new run, and its name.
@@ -167,6 +212,16 @@ impl TrainCommand {
             None => Ok(()),
         }
     }
+}
+
+/// Downloads the published network that the model stands on, unless it is there, as a data set is.
+fn fetch_backbone(config: &Config, quiet: bool) -> Result<()> {
+    let ModelConfig::ResnetDit(model) = &config.model else { return Ok(()) };
+    let Some(name) = model.backbone.as_deref().filter(|name| !Path::new(name).exists()) else { return Ok(()) };
+    if WEIGHTS.iter().any(|weights| weights.name == name) {
+        fetch_weights(name, &FetchOptions { data_dir: WEIGHTS_DIR.into(), quiet, ..FetchOptions::default() })?;
+    }
+    Ok(())
 }
 
 /// The first Ctrl-C (or SIGTERM) asks the run to save and end; a second one ends it at once.

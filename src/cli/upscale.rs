@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, moves, read_image, write_images};
+use super::edit::{EditOptions, Output, moves, write_images};
 use crate::error::{Error, Result};
 use crate::pipeline::{Edit, pictures};
 
@@ -14,8 +14,8 @@ use crate::pipeline::{Edit, pictures};
 pub struct UpscaleCommand {
     #[command(flatten)]
     edit: EditOptions,
-    /// A PNG file; --factor times as large is the model's size
-    #[arg(long, value_name = "FILE.png")]
+    /// A picture; brought to the size of which --factor times is the model's
+    #[arg(long, value_name = "FILE")]
     image: PathBuf,
     /// 2 or 4
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -49,7 +49,7 @@ impl UpscaleCommand {
         self.edit.with_model(|model| {
             let request = self.edit.request(model, self.count, self.seed)?;
             let [height, width, channels] = model.image_shape();
-            let image = read_image(&self.image, [height / self.factor, width / self.factor, channels])?;
+            let image = self.edit.read_image(&self.image, [height / self.factor, width / self.factor, channels])?;
             let bar = self.edit.bar();
             let drawn = model.upscale(&image, self.factor, self.resample, &request, &mut moves(&bar))?;
             bar.finish_and_clear();

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, moves, read_image, write_images};
+use super::edit::{EditOptions, Output, moves, write_images};
 use crate::error::Result;
 use crate::pipeline::{Edit, pictures};
 
@@ -14,8 +14,8 @@ use crate::pipeline::{Edit, pictures};
 pub struct VaryCommand {
     #[command(flatten)]
     edit: EditOptions,
-    /// A PNG file of the model's size
-    #[arg(long, value_name = "FILE.png")]
+    /// A picture: PNG, JPEG, WebP, GIF, BMP, TIFF or PNM; brought to the model's size
+    #[arg(long, value_name = "FILE")]
     image: PathBuf,
     /// The share of the denoising steps that are done: 0 returns the image, 1 ignores it
     #[arg(long, value_name = "0…1", default_value_t = 0.6)]
@@ -42,7 +42,7 @@ impl VaryCommand {
         self.edit.refuse_taken(&self.out)?;
         self.edit.with_model(|model| {
             let request = self.edit.request(model, self.count, self.seed)?;
-            let image = read_image(&self.image, model.image_shape())?;
+            let image = self.edit.read_image(&self.image, model.image_shape())?;
             let bar = self.edit.bar();
             let drawn = model.vary(&image, self.strength, &request, &mut moves(&bar))?;
             bar.finish_and_clear();

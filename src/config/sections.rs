@@ -270,7 +270,8 @@ pub struct TrainingConfig {
     pub keep_checkpoints: usize,
     /// Epochs whose last checkpoint is never pruned; those past the run's end are ignored.
     pub milestone_epochs: Vec<u64>,
-    /// CPU threads of the loader and, without a GPU, of the training itself; 0 takes all.
+    /// CPU threads that prepare data: what decodes the pictures that `--data` imports; 0 is automatic. `--threads` sets the
+    /// computation's.
     pub num_workers: usize,
 }
 
@@ -335,7 +336,7 @@ impl TrainingConfig {
         whole("training.log_every", self.log_every, 1, LONG, "50 is usual")?;
         whole("training.checkpoint_every", self.checkpoint_every, 1, LONG, "1000 is usual")?;
         whole("training.keep_checkpoints", self.keep_checkpoints as u64, 1, 1 << 20, "3 is usual")?;
-        whole("training.num_workers", self.num_workers as u64, 0, 4096, "0 takes all CPU threads")?;
+        whole("training.num_workers", self.num_workers as u64, 0, 4096, "0 is automatic")?;
         if let Some(batches) = self.validation_batches {
             whole("training.validation_batches", batches as u64, 1, LONG, "null takes all validation images")?;
         }

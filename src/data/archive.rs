@@ -1,13 +1,17 @@
-//! Tar archives as a stream of files. Nothing is unpacked to the disk, links are passed over, and what comes before a
-//! file (long names, extended headers) is bounded.
+//! Tar and zip archives as a stream of files. Nothing is unpacked to the disk, links are passed over, and what comes before
+//! a file (long names, extended headers) is bounded.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, BufReader, Read};
 use std::path::Path;
 
 use tar::{Archive, EntryType, PaxExtensions};
+use zip::ZipArchive;
+use zip::result::ZipError;
 
-use super::source::{HashedFile, read_error};
+use super::source::{COPY_AGAIN, HashedFile, peek, read_error};
 use crate::error::{Error, Result};
+use crate::files::describe;
 
 /// The longest extended header that is read: far more than any path takes.
 const LONGEST_HEADER: u64 = 1 << 16;
@@ -44,11 +48,77 @@ impl Member<'_> {
     }
 }
 
-/// Shows `visit` each regular file of the archive (`.tar`, or `.tar.gz`) in order. Returns how many links there were.
-pub(super) fn for_each_member(
-    file: &mut HashedFile,
-    mut visit: impl FnMut(Member<'_>) -> Result<Next>,
-) -> Result<usize> {
+/// Whether the file is an archive: zip, or tar as it is or in gzip or Zstandard.
+pub(super) fn is_archive(path: &Path) -> Result<bool> {
+    let start = peek(path, 512)?;
+    Ok(is_zip(&start) || is_tar(&start))
+}
+
+/// Whether a file that starts with `start` is a zip archive.
+pub(super) fn is_zip(start: &[u8]) -> bool {
+    start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06")
+}
+
+/// Whether the block is a tar header: by its mark, or by its checksum as in archives before POSIX.
+fn is_tar(block: &[u8]) -> bool {
+    let Some(block) = block.get(..512) else { return false };
+    if &block[257..262] == b"ustar" {
+        return true;
+    }
+    let stated = std::str::from_utf8(&block[148..156]).ok();
+    let stated = stated.and_then(|text| u32::from_str_radix(text.trim_matches(['\0', ' ']), 8).ok());
+    let field = |at: usize| (148..156).contains(&at);
+    let sum = block.iter().enumerate().map(|(at, &byte)| if field(at) { 32 } else { u32::from(byte) }).sum::<u32>();
+    block[0] != 0 && stated == Some(sum)
+}
+
+/// Shows `visit` each regular file of the archive (`.zip`, `.tar`, `.tar.gz`, `.tar.zst`) in order. Returns how many links
+/// there were.
+pub(super) fn for_each_member(file: &mut HashedFile, visit: impl FnMut(Member<'_>) -> Result<Next>) -> Result<usize> {
+    let start = peek(file.path(), 512)?;
+    if is_zip(&start) {
+        return for_each_in_zip(file.path(), visit);
+    }
+    if !is_tar(&start) {
+        let message = format!("is {}, not a tar or zip archive", describe(&start));
+        return Err(Error::file(
+            file.path(),
+            message,
+            "name a source of a known form (see `engine data import --help`)",
+        ));
+    }
+    for_each_in_tar(file, visit)
+}
+
+fn for_each_in_zip(path: &Path, mut visit: impl FnMut(Member<'_>) -> Result<Next>) -> Result<usize> {
+    let bad = |e: ZipError| match e {
+        ZipError::Io(e) => read_error(path, e),
+        e => Error::file(path, format!("is a damaged zip archive: {}", e.to_string().replace('\n', " ")), COPY_AGAIN),
+    };
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let mut archive = ZipArchive::new(BufReader::with_capacity(1 << 17, file)).map_err(bad)?;
+    let mut links = 0;
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index).map_err(|e| match e {
+            ZipError::UnsupportedArchive(what) => {
+                let mend = "make it with deflate and without a password, or unpack it and name the folder";
+                Error::file(path, format!("has a member that cannot be unpacked: {what}"), mend)
+            }
+            e => bad(e),
+        })?;
+        if entry.is_symlink() {
+            links += 1;
+        } else if entry.is_file() {
+            let (name, size) = (entry.name().map_err(bad)?.replace('\\', "/"), entry.size());
+            if visit(Member { path: name, size, reader: &mut entry })? == Next::Stop {
+                break;
+            }
+        }
+    }
+    Ok(links)
+}
+
+fn for_each_in_tar(file: &mut HashedFile, mut visit: impl FnMut(Member<'_>) -> Result<Next>) -> Result<usize> {
     let path = file.path().to_path_buf();
     let content = file.content()?;
     let limit = content.limit;

@@ -1,8 +1,11 @@
 //! IDX files, as MNIST and its successors come: big-endian extents, then bytes; plain or gzipped.
 //!
 //! LeCun, Cortes, Burges, *The MNIST database of handwritten digits*. A folder holds `train-images-idx3-ubyte`,
-//! `train-labels-idx1-ubyte` and the same two of `t10k`.
+//! `train-labels-idx1-ubyte` and the same two of `t10k`. EMNIST (Cohen et al. 2017) puts several sets into one folder, each with a
+//! prefix such as `emnist-balanced-`, and its images lie on their sides.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +21,45 @@ const DAMAGED: &str = "it is damaged or not an IDX file: copy or download it aga
 
 /// Whether a file of this name can hold a split's images.
 pub(super) fn is_images_file(name: &str) -> bool {
-    TRAIN.iter().chain(&TEST).any(|split| stems(split, "images", "idx3").iter().any(|stem| without_gz(name) == stem))
+    let name = without_gz(name);
+    TRAIN.iter().chain(&TEST).any(|split| stems(split, "images", "idx3").iter().any(|stem| ends_with_stem(name, stem)))
+}
+
+/// Whether a name is a stem, alone or behind a prefix of EMNIST's.
+fn ends_with_stem(name: &str, stem: &str) -> bool {
+    name.strip_suffix(stem).is_some_and(|prefix| prefix.is_empty() || is_emnist(prefix))
+}
+
+fn is_emnist(prefix: &str) -> bool {
+    prefix.starts_with("emnist-") && prefix.ends_with('-')
+}
+
+/// The prefix of the set that is asked for: of several, `--part` tells which.
+fn prefix(folder: &Path, options: &ImportOptions) -> Result<String> {
+    let mut prefixes = BTreeSet::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
+        let name = entry.map_err(Error::io(folder, "list"))?.file_name().to_string_lossy().into_owned();
+        let name = without_gz(&name);
+        let stems = TRAIN.iter().chain(&TEST).flat_map(|split| stems(split, "images", "idx3"));
+        prefixes.extend(
+            stems.filter(|stem| ends_with_stem(name, stem)).map(|stem| name[..name.len() - stem.len()].to_owned()),
+        );
+    }
+    let part = |prefix: &String| prefix.trim_start_matches("emnist-").trim_end_matches('-').to_owned();
+    let parts: Vec<String> = prefixes.iter().map(part).collect();
+    if let Some(wanted) = &options.part {
+        let found = prefixes.iter().find(|prefix| part(prefix) == *wanted);
+        let mend = format!("name one of {}", parts.join(", "));
+        return found.cloned().ok_or_else(|| Error::config("--part", format!("there is no {wanted:?}"), mend));
+    }
+    match prefixes.len() {
+        0 => Ok(String::new()),
+        1 => Ok(prefixes.into_iter().next().unwrap_or_default()),
+        _ => {
+            let message = format!("has several sets: {}", parts.join(", "));
+            Err(Error::file(folder, message, format!("name one with --part {}", parts[0])))
+        }
+    }
 }
 
 const TRAIN: [&str; 1] = ["train"];
@@ -35,11 +76,15 @@ fn without_gz(name: &str) -> &str {
 
 /// Reads the four files in `folder`; with `allow_partial` only the training pair need be there.
 pub(super) fn read(folder: &Path, options: &ImportOptions) -> Result<Parts> {
+    // torchvision unpacks into `raw`, EMNIST's archive into `gzip`.
+    let inner = ["raw", "gzip"].iter().map(|inner| folder.join(inner)).find(|inner| inner.is_dir());
+    let folder = inner.as_deref().unwrap_or(folder);
+    let prefix = prefix(folder, options)?;
     let mut parts = Parts { channels: 1, ..Parts::default() };
-    let train = pair(folder, &TRAIN)?.ok_or_else(|| missing(folder, "train"))?;
+    let train = pair(folder, &prefix, &TRAIN)?.ok_or_else(|| missing(folder, "train"))?;
     let labels_sha = append(&mut parts, train)?;
     parts.train = parts.labels.len();
-    match pair(folder, &TEST)? {
+    match pair(folder, &prefix, &TEST)? {
         Some(test) => {
             append(&mut parts, test)?;
         }
@@ -53,7 +98,41 @@ pub(super) fn read(folder: &Path, options: &ImportOptions) -> Result<Parts> {
         Some(official) => official.classes(),
         None => (0..=parts.labels.iter().copied().max().unwrap_or(0)).map(|label| label.to_string()).collect(),
     };
+    if is_emnist(&prefix) {
+        emnist(folder, &prefix, &mut parts)?;
+    }
     Ok(parts)
+}
+
+/// Sets EMNIST's images upright, and names its classes by the file that maps them to characters.
+fn emnist(folder: &Path, prefix: &str, parts: &mut Parts) -> Result<()> {
+    let (height, width) = (parts.height, parts.width);
+    if height == width {
+        for image in parts.images.chunks_exact_mut(height * width) {
+            for (y, x) in (0..height).flat_map(|y| (0..y).map(move |x| (y, x))) {
+                image.swap(y * width + x, x * width + y);
+            }
+        }
+        parts.notes.push("images were transposed, which sets EMNIST's letters upright".into());
+    }
+    let path = folder.join(format!("{prefix}mapping.txt"));
+    if path.exists() {
+        let text = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+        for line in text.lines() {
+            let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+            if let (Some(Ok(label)), Some(Ok(code))) = (numbers.next(), numbers.next())
+                && let (Some(name), Some(character)) = (parts.class_names.get_mut(label as usize), char::from_u32(code))
+            {
+                *name = character.to_string();
+            }
+        }
+        // Letters count from 1: what has no character keeps its number, if no character is the same.
+        let distinct: BTreeSet<&String> = parts.class_names.iter().collect();
+        if distinct.len() < parts.class_names.len() {
+            parts.class_names = (0..parts.class_names.len()).map(|label| label.to_string()).collect();
+        }
+    }
+    Ok(())
 }
 
 fn missing(folder: &Path, split: &str) -> Error {
@@ -66,11 +145,11 @@ fn missing(folder: &Path, split: &str) -> Error {
 }
 
 /// The images' and the labels' file of a split; an error where only one is there.
-fn pair(folder: &Path, splits: &[&str]) -> Result<Option<[PathBuf; 2]>> {
+fn pair(folder: &Path, prefix: &str, splits: &[&str]) -> Result<Option<[PathBuf; 2]>> {
     for split in splits {
         let find = |what, idx| {
             let names = stems(split, what, idx).into_iter().flat_map(|stem| [format!("{stem}.gz"), stem]);
-            names.map(|name| folder.join(name)).find(|path| path.exists())
+            names.map(|name| folder.join(format!("{prefix}{name}"))).find(|path| path.exists())
         };
         match (find("images", "idx3"), find("labels", "idx1")) {
             (Some(images), Some(labels)) => return Ok(Some([images, labels])),

@@ -1,107 +1,160 @@
-//! PNG and JPEG files by class: `train/CLASS/x.jpg` and `test/CLASS/x.jpg`, or `CLASS/x.png`; in a folder or a tar archive.
+//! Pictures in a folder or an archive: flat, by class (`CLASS/x.png`, or `train/CLASS/x.jpg` and `test/CLASS/x.jpg`), with a
+//! label file beside them, or as WebDataset shards.
 //!
 //! Classes are the folders' names, sorted (numbers by value), and images are sorted by class and path, so that the result
-//! does not depend on the order of a folder or an archive. All images must have one size and one number of channels;
-//! nothing is scaled or converted silently.
+//! does not depend on the order of a folder or an archive. Whatever is done to pictures and whatever is left out is told
+//! in the data set's notes.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::io::Cursor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use image::codecs::{jpeg::JpegDecoder, png::PngDecoder};
-use image::imageops::FilterType;
-use image::{ColorType, DynamicImage, ImageDecoder, Limits};
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::archive::{Next, for_each_member};
 use super::dataset::{Parts, Source, Split, hex};
-use super::import::{ImportOptions, hold_out};
+use super::import::{Colour, ImportOptions, hold_out};
+use super::labels::{self, Labels};
+use super::layout::{arrange, listed};
 use super::source::{HashedFile, file_name};
 use crate::error::{Error, Result};
+use crate::picture::{Image, LONGEST_FILE, Note, Picture, PictureKind, decode_picture};
 
-/// The longest picture file that is read.
-const LONGEST_FILE: u64 = 64 << 20;
-/// The most memory one decoder may ask for.
-const DECODER_BYTES: u64 = 256 << 20;
-/// How much of an archive is read before it is decoded in parallel.
-const BATCH_BYTES: usize = 16 << 20;
+/// How much is read before it is decoded in parallel.
+const BATCH_BYTES: u64 = 16 << 20;
+const BATCH_FILES: usize = 4096;
 /// How deep below the source a picture can lie.
-const DEEPEST: usize = 8;
+const DEEPEST: usize = 16;
+/// How many of a file's first bytes tell what it is.
+const START: u64 = 32;
 
-/// Whether a path ends as a picture's does. Hidden files are none: `._x.jpg` is what macOS puts beside `x.jpg`.
-pub(super) fn is_image(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or_default();
-    let ending = name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
-    !name.starts_with('.') && matches!(ending.as_deref(), Some("png" | "jpg" | "jpeg"))
+/// Whether a path is hidden, or in a hidden folder: `.ipynb_checkpoints/`, and `._x.jpg`, which macOS puts beside `x.jpg`.
+pub(super) fn is_hidden(path: &str) -> bool {
+    path.split('/').any(|part| (part.starts_with('.') && !matches!(part, "." | "..")) || part == "__MACOSX")
 }
 
-/// Reads the pictures below `folder`.
+/// Whether a path ends as a picture's does.
+pub(super) fn is_image(path: &str) -> bool {
+    !is_hidden(path) && PictureKind::is_named(path)
+}
+
+/// Reads the pictures below `folder`, which may lie in archives (shards) too.
 pub(super) fn read_folder(folder: &Path, options: &ImportOptions) -> Result<Parts> {
     let mut found = Found::default();
     found.list(folder, "", 0)?;
-    found.paths.sort();
-    let mut pictures = Pictures::new(folder, options)?;
+    found.files.sort();
+    let mut pictures = Pictures::new(folder, options, Some(found.files.len()))?;
+    pictures.hidden = found.hidden;
+    pictures.links = found.links;
     let mut bytes = 0;
     let mut sha = Sha256::new();
-    for batch in found.paths.chunks(4096) {
-        let read = |path: &String| {
-            let place = folder.join(path);
-            let len = fs::metadata(&place).map_err(Error::io(&place, "read"))?.len();
-            if len > LONGEST_FILE {
-                return Err(Error::file(place, format!("is {len} bytes long"), "leave it out of the folder"));
-            }
-            let bytes = fs::read(&place).map_err(Error::io(&place, "read"))?;
-            Ok((hex(&Sha256::digest(&bytes)), path.clone(), bytes))
+    let mut at = 0;
+    while at < found.files.len() {
+        let mut batch_bytes = 0;
+        let small = |file: &&(String, u64)| {
+            batch_bytes += file.1;
+            batch_bytes <= BATCH_BYTES
         };
+        let count = found.files[at..].iter().take(BATCH_FILES).take_while(small).count().max(1);
+        let batch = &found.files[at..at + count];
+        at += count;
         // All results first, so that of several errors it is the first file's that is reported.
-        let files = batch.par_iter().map(read).collect::<Vec<Result<_>>>();
-        let mut members = Vec::with_capacity(batch.len());
-        for file in files {
-            let (digest, path, content) = file?;
-            bytes += content.len() as u64;
-            sha.update(format!("{digest}  {path}\n"));
-            members.push((path, content));
+        let files = batch.par_iter().map(|(path, len)| read_file(folder, path, *len)).collect::<Vec<Result<_>>>();
+        for (file, (path, _)) in files.into_iter().zip(batch) {
+            if let Some((digest, content)) = file? {
+                bytes += content.len() as u64;
+                sha.update(format!("{digest}  {path}\n"));
+                pictures.member(path, content)?;
+            } else {
+                pictures.others.push(path.clone());
+            }
         }
-        pictures.decode(members)?;
+        pictures.decode()?;
     }
+    if pictures.is_empty() && !found.archives.is_empty() {
+        return read_shards(folder, &found.archives, pictures);
+    }
+    pictures.others.extend(found.archives);
     let name = folder.canonicalize().map_or_else(|_| file_name(folder), |path| file_name(&path));
     let source = Source { file: format!("{name}/"), bytes, sha256: hex(&sha.finalize()) };
-    pictures.finish(found.others, found.links, source)
+    pictures.finish(vec![source])
+}
+
+/// The pictures below a folder, sorted by their paths: files that start as pictures do, or are named so. Hidden ones and links
+/// are passed over.
+///
+/// # Errors
+/// [`Error::Io`] where a folder cannot be listed, [`Error::File`] where it is too deep.
+pub fn picture_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Found::default();
+    found.list(folder, "", 0)?;
+    found.files.sort();
+    let mut files = Vec::new();
+    for (path, _) in found.files {
+        let place = folder.join(&path);
+        let mut start = Vec::new();
+        let file = File::open(&place).map_err(Error::io(&place, "open"))?;
+        file.take(START).read_to_end(&mut start).map_err(Error::io(&place, "read"))?;
+        if PictureKind::is_named(&path) || PictureKind::of(&start).is_some() {
+            files.push(place);
+        }
+    }
+    Ok(files)
 }
 
 /// Reads the pictures in an archive.
 pub(super) fn read_archive(path: &Path, options: &ImportOptions) -> Result<Parts> {
-    let mut pictures = Pictures::new(path, options)?;
-    let (mut batch, mut batch_bytes, mut others) = (Vec::new(), 0, 0);
-    let mut file = HashedFile::open(path)?;
-    let links = for_each_member(&mut file, |mut member| {
-        if !is_image(&member.path) {
-            others += 1;
-            return Ok(Next::Continue);
-        }
-        let bytes = member.read(path, LONGEST_FILE)?;
-        batch_bytes += bytes.len();
-        batch.push((member.path, bytes));
-        if batch_bytes >= BATCH_BYTES || batch.len() >= 8192 {
-            pictures.decode(std::mem::take(&mut batch))?;
-            batch_bytes = 0;
-        }
-        Ok(Next::Continue)
-    })?;
-    pictures.decode(batch)?;
-    pictures.finish(others, links, file.finish()?)
+    let mut pictures = Pictures::new(path, options, None)?;
+    let source = pictures.archive(path, "")?;
+    pictures.finish(vec![source])
 }
 
-/// The pictures below a folder, as paths relative to it with `/` between the components.
+/// Reads the archives in a folder as parts of one set. Their names tell splits: `train-00000.tar`.
+fn read_shards(folder: &Path, archives: &[String], mut pictures: Pictures) -> Result<Parts> {
+    let split = |name: &str| {
+        let word: String = name.chars().take_while(|c| c.is_ascii_alphabetic()).collect();
+        super::layout::split_of(&word).map_or("train", |split| if split == Split::Train { "train" } else { "test" })
+    };
+    let several = archives.iter().any(|name| split(name) == "test");
+    let mut sources = Vec::new();
+    for name in archives {
+        let below = if several { format!("{}/{name}", split(name)) } else { name.clone() };
+        sources.push(pictures.archive(&folder.join(name), &below)?);
+    }
+    pictures.finish(sources)
+}
+
+/// The bytes of a file with their SHA-256; None for one that is neither a picture nor a label file.
+fn read_file(folder: &Path, path: &str, len: u64) -> Result<Option<(String, Vec<u8>)>> {
+    let place = folder.join(path);
+    let mut file = File::open(&place).map_err(Error::io(&place, "open"))?;
+    let mut bytes = Vec::new();
+    let known = PictureKind::is_named(path) || labels::form_of(path).is_some() || labels::is_keyed(path);
+    if !known {
+        (&mut file).take(START).read_to_end(&mut bytes).map_err(Error::io(&place, "read"))?;
+        if PictureKind::of(&bytes).is_none() {
+            return Ok(None);
+        }
+    }
+    if len > LONGEST_FILE {
+        return Err(Error::file(place, format!("is {len} bytes long"), "leave it out of the folder"));
+    }
+    file.take(LONGEST_FILE).read_to_end(&mut bytes).map_err(Error::io(&place, "read"))?;
+    Ok(Some((hex(&Sha256::digest(&bytes)), bytes)))
+}
+
+/// The files below a folder, as paths relative to it with `/` between the components.
 #[derive(Default)]
 struct Found {
-    paths: Vec<String>,
-    others: usize,
-    links: usize,
+    /// Each with its length.
+    files: Vec<(String, u64)>,
+    /// Archives in the folder itself.
+    archives: Vec<String>,
+    hidden: usize,
+    links: Vec<String>,
 }
 
 impl Found {
@@ -113,265 +166,327 @@ impl Found {
             let name = entry.file_name();
             let name = name.to_string_lossy();
             let path = if below.is_empty() { name.to_string() } else { format!("{below}/{name}") };
-            if kind.is_symlink() {
-                self.links += 1;
-            } else if kind.is_dir() && !name.starts_with('.') {
+            if is_hidden(&name) {
+                self.hidden += 1;
+            } else if kind.is_symlink() {
+                self.links.push(path);
+            } else if kind.is_dir() {
                 if depth == DEEPEST {
                     let message = format!("is more than {DEEPEST} folders below {}", root.display());
                     return Err(Error::file(entry.path(), message, "name the folder of the classes"));
                 }
                 self.list(root, &path, depth + 1)?;
-            } else if kind.is_file() && is_image(&path) {
-                self.paths.push(path);
+            } else if kind.is_file() && below.is_empty() && is_archive_name(&path) {
+                self.archives.push(path);
+                self.archives.sort();
             } else if kind.is_file() {
-                self.others += 1;
+                let len = entry.metadata().map_err(Error::io(entry.path(), "read"))?.len();
+                self.files.push((path, len));
             }
         }
         Ok(())
     }
 }
 
-/// Rows, columns and channels.
-type Extent = [usize; 3];
+/// Whether a file of this name is an archive that pictures may lie in.
+pub(super) fn is_archive_name(name: &str) -> bool {
+    [".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip"].iter().any(|ending| name.ends_with(ending))
+}
 
-/// Decoded pictures, in the order they came.
-struct Pictures<'a> {
+/// The most bytes that an archive's member of this name may have; None for one that is neither a picture nor a label file.
+fn longest(name: &str) -> Option<u64> {
+    if labels::form_of(name).is_some() {
+        Some(labels::LONGEST_LABELS)
+    } else if labels::is_keyed(name) {
+        Some(labels::LONGEST_LABEL)
+    } else {
+        // Without an ending, the bytes tell.
+        let bare = !name.rsplit('/').next().unwrap_or_default().contains('.');
+        (PictureKind::is_named(name) || bare).then_some(LONGEST_FILE)
+    }
+}
+
+/// Pictures as they are gathered.
+pub(super) struct Pictures<'a> {
     options: &'a ImportOptions,
     root: &'a Path,
-    /// The extent of all, and the file that set it.
-    first: Option<(Extent, String)>,
-    decoded: Vec<(String, Box<[u8]>)>,
+    /// Read and not yet decoded.
+    batch: Vec<(String, Vec<u8>)>,
+    batch_bytes: u64,
+    decoded: Vec<(String, Image)>,
+    pub labels: Labels,
+    /// Whether folders and label files say nothing.
+    pub unlabelled: bool,
+    /// Rows and columns that all are brought to.
+    target: Option<(usize, usize)>,
+    /// Why, where `--resize` does not say so.
+    reason: Option<String>,
+    counts: BTreeMap<Note, usize>,
+    damaged: Vec<String>,
+    others: Vec<String>,
+    links: Vec<String>,
+    hidden: usize,
     progress: ProgressBar,
 }
 
 impl<'a> Pictures<'a> {
-    fn new(root: &'a Path, options: &'a ImportOptions) -> Result<Self> {
+    pub fn new(root: &'a Path, options: &'a ImportOptions, files: Option<usize>) -> Result<Self> {
         if options.resize.is_some_and(|size| !(1..=4096).contains(&size)) {
             return Err(Error::config("--resize", "is not from 1 to 4096", "name a width in pixels, such as 32"));
         }
-        let progress = ProgressBar::new_spinner();
+        let progress = match (options.quiet, files) {
+            (true, _) => ProgressBar::hidden(),
+            (_, Some(files)) => {
+                let style = ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len} {per_sec} {eta} left");
+                let bar = ProgressBar::new(files as u64);
+                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+                bar
+            }
+            (_, None) => ProgressBar::new_spinner(),
+        };
         progress.set_message("pictures");
-        Ok(Self { options, root, first: None, decoded: Vec::new(), progress })
+        let size = options.resize.map(|size| (size as usize, size as usize));
+        Ok(Self {
+            options,
+            root,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            decoded: Vec::new(),
+            labels: Labels::default(),
+            unlabelled: options.unlabelled,
+            target: size,
+            reason: None,
+            counts: BTreeMap::new(),
+            damaged: Vec::new(),
+            others: Vec::new(),
+            links: Vec::new(),
+            hidden: 0,
+            progress,
+        })
     }
 
-    fn decode(&mut self, batch: Vec<(String, Vec<u8>)>) -> Result<()> {
-        let Some((path, bytes)) = batch.first() else { return Ok(()) };
-        if self.first.is_none() {
-            let (extent, _) = decode(bytes, self.options.resize, None).map_err(|e| self.error(path, e))?;
-            self.first = Some((extent, path.clone()));
+    fn is_empty(&self) -> bool {
+        self.decoded.is_empty() && self.damaged.is_empty()
+    }
+
+    /// Takes the pictures of an archive, as if it were the folder `below`.
+    fn archive(&mut self, path: &Path, below: &str) -> Result<Source> {
+        let mut file = HashedFile::open(path)?;
+        let links = for_each_member(&mut file, |mut member| {
+            let name = if below.is_empty() { member.path.clone() } else { format!("{below}/{}", member.path) };
+            if is_hidden(&member.path) {
+                self.hidden += 1;
+                return Ok(Next::Continue);
+            }
+            let sure = PictureKind::is_named(&name) || labels::form_of(&name).is_some();
+            let Some(limit) = longest(&name).filter(|&limit| sure || member.size <= limit) else {
+                self.others.push(name);
+                return Ok(Next::Continue);
+            };
+            let bytes = member.read(path, limit)?;
+            if !sure && !labels::is_keyed(&name) && PictureKind::of(&bytes).is_none() {
+                self.others.push(name);
+                return Ok(Next::Continue);
+            }
+            self.member(&name, bytes)?;
+            self.decode_when_full()?;
+            Ok(Next::Continue)
+        })?;
+        if links > 0 {
+            self.links.push(format!("{links} in {}", file_name(path)));
         }
-        let expected = self.first.as_ref().map(|(extent, _)| *extent);
-        let resize = self.options.resize;
-        let images: Vec<_> = batch.par_iter().map(|(_, bytes)| decode(bytes, resize, expected)).collect();
-        for ((path, _), image) in batch.into_iter().zip(images) {
-            let (_, pixels) = image.map_err(|e| self.error(&path, e))?;
-            self.decoded.push((path, pixels));
+        self.decode()?;
+        file.finish()
+    }
+
+    /// Takes a label file at once, a picture with the next batch.
+    pub fn member(&mut self, path: &str, bytes: Vec<u8>) -> Result<()> {
+        if let Some(form) = labels::form_of(path) {
+            return self.labels.add(self.root, path, form, &bytes);
         }
-        self.progress.set_position(self.decoded.len() as u64);
+        if labels::is_keyed(path) {
+            self.labels.add_keyed(path, &bytes);
+            return Ok(());
+        }
+        self.batch_bytes += bytes.len() as u64;
+        self.batch.push((path.to_owned(), bytes));
         Ok(())
     }
 
-    fn error(&self, path: &str, unfit: Unfit) -> Error {
-        let place = member(self.root, path);
-        match (unfit, &self.first) {
-            (Unfit::Damaged(message), _) => Error::file(place, message, "repair it or leave it out"),
-            (Unfit::Size(rows, columns), Some(([height, width, _], first))) => Error::file(
-                place,
-                format!("is {columns}x{rows}, the first picture ({first}) {width}x{height}"),
-                "bring all to one size with --resize N",
-            ),
-            (Unfit::Channels(channels), Some(([.., expected], first))) => {
-                let named = |channels| if channels == 1 { "grey" } else { "coloured" };
-                Error::file(
-                    place,
-                    format!("is {}, the first picture ({first}) {}", named(channels), named(*expected)),
-                    "convert one kind to the other",
-                )
-            }
-            (Unfit::Size(..) | Unfit::Channels(_), None) => Error::file(place, "is unlike the others", "leave it out"),
-        }
+    /// Decodes what has been read, once it is enough for all processors.
+    pub fn decode_when_full(&mut self) -> Result<()> {
+        if self.batch_bytes >= BATCH_BYTES || self.batch.len() >= BATCH_FILES { self.decode() } else { Ok(()) }
     }
 
-    fn finish(self, others: usize, links: usize, source: Source) -> Result<Parts> {
-        self.progress.finish_and_clear();
-        let Some(([height, width, channels], _)) = self.first else {
-            let message =
-                format!("has no PNG or JPEG files ({others} other files, {links} links, which are not followed)");
-            return Err(Error::file(self.root, message, "name a folder or tar archive of class folders"));
+    /// Decodes what has been read.
+    pub fn decode(&mut self) -> Result<()> {
+        let batch = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        let (target, options) = (self.target, self.options);
+        let decode = |(path, bytes): (String, Vec<u8>)| {
+            let picture =
+                decode_picture(&bytes, options.background).and_then(|picture| fitted(picture, target, options));
+            (path, picture)
         };
-        let paths: Vec<&str> = self.decoded.iter().map(|(path, _)| path.as_str()).collect();
-        let places = places(self.root, &paths)?;
-        let mut class_names: Vec<&str> =
-            places.iter().map(|place| place.class).collect::<BTreeSet<_>>().into_iter().collect();
-        class_names.sort_by_key(|name| (name.parse::<u64>().unwrap_or(u64::MAX), *name));
-        if class_names.len() > usize::from(u16::MAX) {
-            let message = format!("has {} classes", class_names.len());
-            return Err(Error::file(self.root, message, format!("have at most {} class folders", u16::MAX)));
+        let pictures: Vec<_> = batch.into_par_iter().map(decode).collect();
+        for (path, picture) in pictures {
+            match picture {
+                Ok(Picture { image, notes }) => {
+                    notes.into_iter().for_each(|note| *self.counts.entry(note).or_default() += 1);
+                    self.decoded.push((path, image));
+                }
+                Err(message) if self.options.skip_damaged => self.damaged.push(format!("{path} ({message})")),
+                Err(message) => {
+                    let mend = "repair it, or leave damaged pictures out with --skip-damaged";
+                    return Err(Error::file(self.root.join(path), message, mend));
+                }
+            }
         }
-        let label = |class: &str| {
-            let found = class_names.binary_search_by_key(&(class.parse::<u64>().unwrap_or(u64::MAX), class), |name| {
-                (name.parse::<u64>().unwrap_or(u64::MAX), *name)
-            });
-            found.unwrap_or_default()
+        self.progress.set_position(self.decoded.len() as u64);
+        self.choose_size()
+    }
+
+    /// Brings all to one size as soon as it shows that they have several, or a large one where that is not wanted.
+    fn choose_size(&mut self) -> Result<()> {
+        if self.target.is_some() || self.decoded.is_empty() {
+            return Ok(());
+        }
+        let sizes = || self.decoded.iter().map(|(_, image)| (image.height(), image.width()));
+        let Some(first) = sizes().next() else { return Ok(()) };
+        let fallback = self.options.fallback_size;
+        let reason = if let Some(other) = sizes().find(|&size| size != first) {
+            format!("they have several sizes, as {}x{} and {}x{} (width by height)", first.1, first.0, other.1, other.0)
+        } else if self
+            .options
+            .keep_size_to
+            .is_some_and(|most| first.0.max(first.1) > most as usize || first.0 != first.1)
+        {
+            format!("they are {}x{} (width by height)", first.1, first.0)
+        } else {
+            return Ok(());
         };
-        let mut order: Vec<(bool, usize, &str, usize)> = places
-            .iter()
-            .enumerate()
-            .map(|(i, place)| (place.split == Some(Split::Validation), label(place.class), paths[i], i))
+        self.reason = Some(reason);
+        let target = Some((fallback as usize, fallback as usize));
+        self.target = target;
+        let options = self.options;
+        let fit =
+            |(path, image): (String, Image)| (path, fitted(Picture { image, notes: Vec::new() }, target, options));
+        let resized: Vec<_> = std::mem::take(&mut self.decoded).into_par_iter().map(fit).collect();
+        for (path, picture) in resized {
+            let Picture { image, notes } =
+                picture.map_err(|message| Error::file(self.root.join(&path), message, "leave it out"))?;
+            notes.into_iter().for_each(|note| *self.counts.entry(note).or_default() += 1);
+            self.decoded.push((path, image));
+        }
+        Ok(())
+    }
+
+    pub fn finish(mut self, sources: Vec<Source>) -> Result<Parts> {
+        self.progress.finish_and_clear();
+        if self.decoded.is_empty() {
+            let message = match self.damaged.len() {
+                0 => format!(
+                    "has no pictures ({} other files, {} links, which are not followed, {} hidden)",
+                    self.others.len(),
+                    self.links.len(),
+                    self.hidden
+                ),
+                damaged => format!("has no sound pictures: {damaged} are damaged, as {}", self.damaged[0]),
+            };
+            return Err(Error::file(self.root, message, "name a folder or an archive of pictures"));
+        }
+        self.decoded.sort_by(|a, b| a.0.cmp(&b.0));
+        if let Some(pair) = self.decoded.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(Error::file(self.root.join(&pair[0].0), "is there twice", "leave one out"));
+        }
+        let paths: Vec<&str> = self.decoded.iter().map(|(path, _)| path.as_str()).collect();
+        let arranged = arrange(self.root, &paths, &self.labels, self.unlabelled)?;
+        let channels = self.channels();
+        // Where labels are listed, the order is that of the paths; else classes come one after the other.
+        let listed = !self.labels.is_empty();
+        let mut order: Vec<(bool, u16, usize)> = (arranged.places.iter().enumerate())
+            .filter_map(|(i, place)| place.map(|place| (place.split != Split::Train, place.label, i)))
             .collect();
-        order.par_sort_unstable();
-        if let Some(pair) = order.windows(2).find(|pair| pair[0].2 == pair[1].2) {
-            return Err(Error::file(member(self.root, pair[0].2), "is there twice", "leave one out"));
+        order.sort_unstable_by_key(|&(held_out, label, i)| (held_out, if listed { 0 } else { label }, i));
+        let Some((height, width)) = self.decoded.first().map(|(_, image)| (image.height(), image.width())) else {
+            return Err(Error::file(self.root, "has no pictures", "name a folder or an archive of pictures"));
+        };
+        if order.is_empty() {
+            return Err(Error::file(self.root, "has no pictures that have a class", "take them with --unlabelled"));
         }
         let mut parts = Parts {
             height,
             width,
             channels,
-            class_names: class_names.iter().map(|&name| name.to_owned()).collect(),
+            class_names: arranged.class_names,
             images: Vec::with_capacity(order.len() * height * width * channels),
-            labels: order.iter().map(|&(_, label, ..)| label as u16).collect(),
-            train: order.iter().filter(|&&(validation, ..)| !validation).count(),
-            sources: vec![source],
+            labels: order.iter().map(|&(_, label, _)| label).collect(),
+            train: order.iter().filter(|&&(held_out, ..)| !held_out).count(),
+            sources,
             ..Parts::default()
         };
-        order.iter().for_each(|&(.., i)| parts.images.extend_from_slice(&self.decoded[i].1));
-        if let Some(size) = self.options.resize {
-            parts.notes.push(format!("pictures were scaled and cut to {size}x{size}"));
+        let (mut coloured, mut greyed) = (0, 0);
+        for &(.., i) in &order {
+            let image = &self.decoded[i].1;
+            match (image.channels(), channels) {
+                (1, 3) => coloured += 1,
+                (3, 1) => greyed += 1,
+                _ => {}
+            }
+            parts.images.extend_from_slice(image.with_channels(channels).pixels());
         }
-        if others > 0 {
-            parts.notes.push(format!("passed over {others} files that are neither PNG nor JPEG"));
-        }
-        if links > 0 {
-            parts.notes.push(format!("passed over {links} links"));
-        }
-        if places.first().is_some_and(|place| place.split.is_none()) {
+        self.counts
+            .extend([(Note::Coloured, coloured), (Note::Greyed, greyed)].into_iter().filter(|(_, count)| *count > 0));
+        parts.notes = self.notes(arranged.notes);
+        if !arranged.has_split {
             hold_out(&mut parts, self.options);
         }
         Ok(parts)
     }
-}
 
-/// How a picture is named in messages; in an archive, as if the archive were a folder.
-fn member(root: &Path, path: &str) -> PathBuf {
-    root.join(path)
-}
-
-/// What a picture's path says.
-struct Place<'a> {
-    split: Option<Split>,
-    class: &'a str,
-}
-
-fn split_of(folder: &str) -> Option<Split> {
-    match folder.to_ascii_lowercase().as_str() {
-        "train" | "training" => Some(Split::Train),
-        "test" | "testing" | "val" | "valid" | "validation" => Some(Split::Validation),
-        _ => None,
-    }
-}
-
-/// Split and class of each path. Either all pictures lie in `SPLIT/CLASS/` or all in `CLASS/`, below one common folder.
-fn places<'a>(root: &Path, paths: &[&'a str]) -> Result<Vec<Place<'a>>> {
-    let mut common: Option<(Vec<&str>, bool)> = None;
-    let mut places = Vec::with_capacity(paths.len());
-    for path in paths {
-        let mut folders: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-        folders.pop();
-        let Some(class) = folders.pop().filter(|class| folders.is_empty() || split_of(class).is_none()) else {
-            let mend = "put each picture into a folder named after its class";
-            return Err(Error::file(member(root, path), "lies in no class folder", mend));
-        };
-        let split = folders.last().and_then(|folder| split_of(folder));
-        if split.is_some() {
-            folders.pop();
+    /// 1 or 3, for all pictures.
+    fn channels(&self) -> usize {
+        match self.options.color {
+            Some(Colour::Rgb) => 3,
+            Some(Colour::Grey) => 1,
+            None => self.decoded.iter().map(|(_, image)| image.channels()).max().unwrap_or(1),
         }
-        match &common {
-            None => common = Some((folders, split.is_some())),
-            Some((first, first_split)) if *first != folders || *first_split != split.is_some() => {
-                let message = format!("lies otherwise than {}", paths[0]);
-                let mend = "have all pictures in train/CLASS and test/CLASS, or all in CLASS";
-                return Err(Error::file(member(root, path), message, mend));
+    }
+
+    /// What was done and what was left out, a sentence each.
+    fn notes(&self, arranged: Vec<String>) -> Vec<String> {
+        let mut notes = arranged;
+        let total = self.decoded.len();
+        for (note, count) in self.counts.iter().filter(|(note, _)| **note != Note::Resized) {
+            notes.push(format!("{count} of {total} pictures: {note}"));
+        }
+        if let (Some((height, width)), Some(count)) = (self.target, self.counts.get(&Note::Resized)) {
+            let why = match &self.reason {
+                Some(reason) => format!(", since {reason}; --resize N takes another size"),
+                None => String::new(),
+            };
+            let fit = format!("{:?}", self.options.fit).to_lowercase();
+            notes.push(format!("{count} of {total} pictures: resized to {width}x{height} (--fit {fit}){why}"));
+        }
+        for (what, names) in [
+            ("left out {} damaged pictures", &self.damaged),
+            ("passed over {} files that are no pictures", &self.others),
+            ("passed over {} links, which are not followed", &self.links),
+        ] {
+            if !names.is_empty() {
+                notes.push(format!("{}: {}", what.replace("{}", &names.len().to_string()), listed(names)));
             }
-            Some(_) => {}
         }
-        places.push(Place { split, class });
-    }
-    Ok(places)
-}
-
-/// Why a picture cannot be taken.
-enum Unfit {
-    Damaged(String),
-    /// Other rows and columns than the first's.
-    Size(usize, usize),
-    /// Another number of channels than the first's.
-    Channels(usize),
-}
-
-/// The pixels of a PNG or JPEG file, `[H, W, C]`. With `expected`, another extent is an error before it is decoded.
-fn decode(bytes: &[u8], resize: Option<u32>, expected: Option<Extent>) -> Result<(Extent, Box<[u8]>), Unfit> {
-    // Decoders of other people's making: a panic in one is a damaged file, not the end of the import.
-    catch_unwind(AssertUnwindSafe(|| decode_unguarded(bytes, resize, expected)))
-        .unwrap_or_else(|_| Err(Unfit::Damaged("cannot be decoded".into())))
-}
-
-fn decode_unguarded(bytes: &[u8], resize: Option<u32>, expected: Option<Extent>) -> Result<(Extent, Box<[u8]>), Unfit> {
-    let damaged =
-        |e: image::ImageError| Unfit::Damaged(format!("cannot be decoded: {}", e.to_string().replace('\n', " ")));
-    let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(DECODER_BYTES);
-    if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
-        let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits.clone()).map_err(damaged)?;
-        pixels(decoder, limits, resize, expected)
-    } else if bytes.starts_with(&[0xff, 0xd8]) {
-        let decoder = JpegDecoder::new(Cursor::new(bytes)).map_err(damaged)?;
-        pixels(decoder, limits, resize, expected)
-    } else {
-        Err(Unfit::Damaged("is neither PNG nor JPEG, whatever its name says".into()))
-    }
-}
-
-fn pixels(
-    mut decoder: impl ImageDecoder,
-    mut limits: Limits,
-    resize: Option<u32>,
-    expected: Option<Extent>,
-) -> Result<(Extent, Box<[u8]>), Unfit> {
-    let damaged =
-        |e: image::ImageError| Unfit::Damaged(format!("cannot be decoded: {}", e.to_string().replace('\n', " ")));
-    let (columns, rows) = decoder.dimensions();
-    let (rows, columns) = (rows as usize, columns as usize);
-    if let Some([height, width, _]) = expected.filter(|_| resize.is_none())
-        && (rows, columns) != (height, width)
-    {
-        return Err(Unfit::Size(rows, columns));
-    }
-    limits.reserve(decoder.total_bytes()).map_err(damaged)?;
-    decoder.set_limits(limits).map_err(damaged)?;
-    let mut image = match decoder.color_type() {
-        // The common cases without the copies that `DynamicImage` makes.
-        ColorType::L8 | ColorType::Rgb8 if resize.is_none() => {
-            let channels = usize::from(decoder.color_type().channel_count());
-            if expected.is_some_and(|[.., expected]| expected != channels) {
-                return Err(Unfit::Channels(channels));
-            }
-            let mut pixels = vec![0; rows * columns * channels].into_boxed_slice();
-            decoder.read_image(&mut pixels).map_err(damaged)?;
-            return Ok(([rows, columns, channels], pixels));
+        if self.hidden > 0 {
+            notes.push(format!("passed over {} hidden files and folders", self.hidden));
         }
-        _ => DynamicImage::from_decoder(decoder).map_err(damaged)?,
-    };
-    if image.color().has_alpha() && image.to_rgba8().pixels().any(|pixel| pixel.0[3] != 255) {
-        return Err(Unfit::Damaged("has transparent pixels, for which there is no colour".into()));
+        notes
     }
-    if let Some(size) = resize {
-        image = image.resize_to_fill(size, size, FilterType::Lanczos3);
-    }
-    let (rows, columns) = (image.height() as usize, image.width() as usize);
-    let (channels, pixels) =
-        if image.color().has_color() { (3, image.into_rgb8().into_raw()) } else { (1, image.into_luma8().into_raw()) };
-    match expected {
-        Some([.., expected]) if expected != channels => Err(Unfit::Channels(channels)),
-        _ => Ok(([rows, columns, channels], pixels.into_boxed_slice())),
-    }
+}
+
+/// A picture in the size that is wanted.
+fn fitted(picture: Picture, target: Option<(usize, usize)>, options: &ImportOptions) -> Result<Picture, String> {
+    let Some((height, width)) = target else { return Ok(picture) };
+    let shape = [height, width, picture.image.channels()];
+    picture.fitted(shape, options.fit, options.background).map_err(|error| error.to_string())
 }

@@ -3,12 +3,18 @@
 use std::fs;
 use std::path::Path;
 
-use super::archive::{Next, for_each_member};
+use super::archive::{Next, for_each_member, is_archive, is_zip};
 use super::dataset::{Dataset, Parts};
-use super::source::{HashedFile, file_name, starts_with};
-use super::{cifar, idx, images};
+#[cfg(feature = "formats")]
+use super::parquet;
+use super::source::{HashedFile, file_name, peek};
+use super::{cifar, cifar_python, idx, images, mat, numpy, stl10};
 use crate::error::{Error, Result};
+use crate::files::describe;
+use crate::picture::{Fit, PictureKind};
 use crate::rng::{Philox, Purpose};
+
+const SEE_HELP: &str = "name a source of a known form (see `engine data import --help`)";
 
 /// What a source consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -17,8 +23,39 @@ pub enum Format {
     Cifar10,
     /// A folder of IDX files, as MNIST and Fashion-MNIST come.
     Idx,
-    /// PNG or JPEG files by class, in a folder or a tar archive.
+    /// CIFAR-10's batches for Python, in a folder or an archive.
+    Cifar10Python,
+    /// CIFAR-100, for Python or binary, in a folder or an archive.
+    Cifar100,
+    /// SVHN's cropped digits: MATLAB files.
+    Svhn,
+    /// STL-10's binary files, in a folder or an archive.
+    Stl10,
+    /// Parquet files with a column `image`, as the datasets library writes them.
+    Parquet,
+    /// A NumPy array or an archive of them.
+    Numpy,
+    /// Pictures, in a folder or an archive.
     Images,
+}
+
+/// Which labels of a set that has two kinds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum LabelKind {
+    /// The finer ones: CIFAR-100's 100 classes.
+    #[default]
+    Fine,
+    /// The coarser ones: CIFAR-100's 20 superclasses.
+    Coarse,
+}
+
+/// Whether pictures are to be coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Colour {
+    /// Red, green, blue.
+    Rgb,
+    /// One channel: the luma of ITU-R BT.601.
+    Grey,
 }
 
 /// How to import.
@@ -30,8 +67,29 @@ pub struct ImportOptions {
     pub format: Option<Format>,
     /// Take what is there of a source that is cut short; the data set's notes say what that was.
     pub allow_partial: bool,
-    /// Make pictures this wide and high: the shorter side is scaled (Lanczos), the middle kept.
+    /// Make pictures this wide and high.
     pub resize: Option<u32>,
+    /// How pictures of another shape are brought to a size.
+    pub fit: Fit,
+    /// The size for pictures of several sizes where `resize` gives none.
+    pub fallback_size: u32,
+    /// Pictures of one size that are wider or higher than this, or not square, are brought to `fallback_size` too; None keeps
+    /// any.
+    pub keep_size_to: Option<u32>,
+    /// RGB or grey; by default RGB where any picture is coloured.
+    pub color: Option<Colour>,
+    /// The colour that transparent pixels are laid on, and that padding has.
+    pub background: [u8; 3],
+    /// Leave damaged pictures out, and list them, instead of ending with an error.
+    pub skip_damaged: bool,
+    /// Take pictures without regard to folders and label files, as a set of one class.
+    pub unlabelled: bool,
+    /// Which labels of a set that has two kinds.
+    pub labels: LabelKind,
+    /// Which of several sets in one folder: EMNIST's `balanced`, `letters` and so on.
+    pub part: Option<String>,
+    /// Show no progress.
+    pub quiet: bool,
     /// The share of each class to hold out for validation where the source has no split, 0 to 1 (1 excluded).
     pub validation: f64,
     /// Chooses which images are held out.
@@ -40,13 +98,30 @@ pub struct ImportOptions {
 
 impl Default for ImportOptions {
     fn default() -> Self {
-        Self { name: None, format: None, allow_partial: false, resize: None, validation: 0.1, seed: 0 }
+        Self {
+            name: None,
+            format: None,
+            allow_partial: false,
+            resize: None,
+            fit: Fit::Crop,
+            fallback_size: 32,
+            keep_size_to: None,
+            color: None,
+            background: [255; 3],
+            skip_damaged: false,
+            unlabelled: false,
+            labels: LabelKind::Fine,
+            part: None,
+            quiet: false,
+            validation: 0.1,
+            seed: 0,
+        }
     }
 }
 
-/// Reads the images at `source`: CIFAR-10's binary batches (folder, `.tar`, `.tar.gz`), IDX files (folder; plain or
-/// `.gz`), or PNG and JPEG files by class (folder, `.tar`, `.tar.gz`) as `train/CLASS/x.jpg` and `test/CLASS/x.jpg`, or as
-/// `CLASS/x.png`, of which a share is held out.
+/// Reads the images at `source`: pictures in a folder or an archive (`.zip`, `.tar`, `.tar.gz`, `.tar.zst`), flat, as
+/// `CLASS/x.png`, as `train/CLASS/x.jpg` and `test/CLASS/x.jpg`, or with a label file beside them; or a data set in one of the
+/// forms of [`Format`]. Where the source has no split, a share is held out.
 ///
 /// ```no_run
 /// use engine::data::{ImportOptions, import};
@@ -71,8 +146,8 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
         None if is_folder => detect_folder(source)?,
         None => detect_file(source)?,
     };
-    if options.resize.is_some() && format != Format::Images {
-        let message = "applies to PNG and JPEG files only".to_owned();
+    if options.resize.is_some() && !matches!(format, Format::Images | Format::Parquet) {
+        let message = "applies to pictures only".to_owned();
         return Err(Error::config("--resize", message, "leave it out"));
     }
     let mut parts = match (format, is_folder) {
@@ -80,6 +155,17 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
         (Format::Cifar10, false) => cifar::read_archive(source, options),
         (Format::Idx, true) => idx::read(source, options),
         (Format::Idx, false) => Err(Error::file(source, "is one file", "name the folder of the four IDX files")),
+        (Format::Cifar10Python, _) => cifar_python::read_10(source, options),
+        (Format::Cifar100, _) => cifar_python::read_100(source, options),
+        (Format::Svhn, _) => mat::read(source, options),
+        (Format::Stl10, _) => stl10::read(source),
+        #[cfg(feature = "formats")]
+        (Format::Parquet, _) => parquet::read(source, options),
+        #[cfg(not(feature = "formats"))]
+        (Format::Parquet, _) => {
+            Err(Error::file(source, "is parquet, which this build does not read", "build with the feature `formats`"))
+        }
+        (Format::Numpy, _) => numpy::read(source, options),
         (Format::Images, true) => images::read_folder(source, options),
         (Format::Images, false) => images::read_archive(source, options),
     }?;
@@ -88,52 +174,101 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
 }
 
 /// The source's name without the endings of archives.
-fn default_name(source: &Path) -> String {
+pub(super) fn default_name(source: &Path) -> String {
     let name = source.canonicalize().map_or_else(|_| file_name(source), |path| file_name(&path));
-    let stem = [".tar.gz", ".tgz", ".tar"].iter().find_map(|ending| name.strip_suffix(ending));
+    let stem = [".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip"].iter().find_map(|ending| name.strip_suffix(ending));
     stem.unwrap_or(&name).to_owned()
 }
 
+/// The format that a file of this name in a folder or an archive tells.
+fn of_name(path: &str) -> Option<Format> {
+    let parts: Vec<&str> = path.split('/').collect();
+    let name = *parts.last()?;
+    let within = |folder: &str| parts.contains(&folder);
+    if within("cifar-100-python") || within("cifar-100-binary") {
+        Some(Format::Cifar100)
+    } else if cifar::is_batch(name) || name == "cifar-10-batches-bin" {
+        Some(Format::Cifar10)
+    } else if cifar_python::is_batch(name) || name == "cifar-10-batches-py" {
+        Some(Format::Cifar10Python)
+    } else if mat::is_member(name) {
+        Some(Format::Svhn)
+    } else if stl10::is_member(name) || name == "stl10_binary" {
+        Some(Format::Stl10)
+    } else if idx::is_images_file(name) {
+        Some(Format::Idx)
+    } else if name.ends_with(".parquet") {
+        Some(Format::Parquet)
+    } else {
+        None
+    }
+}
+
 fn detect_folder(folder: &Path) -> Result<Format> {
-    let mut format = Format::Images;
+    let mut found = None;
+    let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
-        let name = entry.map_err(Error::io(folder, "list"))?.file_name();
-        let name = name.to_string_lossy();
-        if cifar::is_batch(&name) || name == "cifar-10-batches-bin" {
-            return Ok(Format::Cifar10);
-        }
-        if idx::is_images_file(&name) {
-            format = Format::Idx;
+        let name = entry.map_err(Error::io(folder, "list"))?.file_name().to_string_lossy().into_owned();
+        found = found.or(of_name(&name));
+        names.push(name);
+    }
+    let has = |name: &str| names.iter().any(|found| found == name);
+    let is_100 = has("train") && has("test") && has("meta") && !folder.join("train").is_dir();
+    if is_100 || (has("train.bin") && has("test.bin")) || has("fine_label_names.txt") {
+        return Ok(Format::Cifar100);
+    }
+    // torchvision's `FashionMNIST/raw/`, and Hugging Face's `data/*.parquet`.
+    for inner in ["raw", "data", "gzip"].iter().filter(|inner| found.is_none() && has(inner)) {
+        let inner = folder.join(inner);
+        let listed = fs::read_dir(&inner).into_iter().flatten().flatten();
+        let mut formats = listed.filter_map(|entry| of_name(&entry.file_name().to_string_lossy()));
+        if let Some(format) = formats.find(|format| matches!(format, Format::Idx | Format::Parquet)) {
+            return Ok(format);
         }
     }
-    Ok(format)
+    Ok(found.unwrap_or(Format::Images))
 }
 
 fn detect_file(path: &Path) -> Result<Format> {
     let name = file_name(path);
-    if name.ends_with(".safetensors") {
+    let start = peek(path, 512)?;
+    if name.ends_with(".safetensors") || describe(&start) == "a safetensors file" {
         return Err(Error::file(path, "is no source to import", "it is used as it is: `engine train --data FILE`"));
     }
-    if idx::is_images_file(&name) || starts_with(path, &[0, 0, 8])? {
+    if idx::is_images_file(&name) || start.starts_with(&[0, 0, 8]) {
         return Ok(Format::Idx);
     }
-    if starts_with(path, b"PK\x03\x04")? {
-        return Err(Error::file(path, "is a zip archive", "unpack it and name the folder"));
+    if start.starts_with(b"\x93NUMPY") {
+        return Ok(Format::Numpy);
+    }
+    if start.starts_with(b"PAR1") {
+        return Ok(Format::Parquet);
+    }
+    if start.starts_with(b"MATLAB") {
+        return Ok(Format::Svhn);
+    }
+    if PictureKind::of(&start).is_some() {
+        let message = format!("is {}, one alone", describe(&start));
+        return Err(Error::file(path, message, "name the folder of the pictures"));
+    }
+    if !is_archive(path)? {
+        let message = format!("is {}, which is no source of images", describe(&start));
+        return Err(Error::file(path, message, SEE_HELP));
     }
     let mut found = None;
     for_each_member(&mut HashedFile::open(path)?, |member| {
-        let name = member.path.rsplit('/').next().unwrap_or_default();
-        if cifar::is_batch(name) {
-            found = Some(Format::Cifar10);
-        } else if images::is_image(&member.path) {
+        if images::is_hidden(&member.path) {
+            return Ok(Next::Continue);
+        }
+        found = of_name(&member.path).filter(|format| !matches!(format, Format::Idx | Format::Parquet));
+        if found.is_none() && images::is_image(&member.path) {
             found = Some(Format::Images);
+        } else if found.is_none() && is_zip(&start) && member.path.ends_with(".npy") {
+            found = Some(Format::Numpy);
         }
         Ok(if found.is_some() { Next::Stop } else { Next::Continue })
     })?;
-    found.ok_or_else(|| {
-        let message = "is a tar archive without CIFAR-10 batches, PNG or JPEG files";
-        Error::file(path, message, "name a source of a known form (see `engine data import --help`)")
-    })
+    found.ok_or_else(|| Error::file(path, "is an archive without pictures or a data set of a known form", SEE_HELP))
 }
 
 /// Turns a share of each class's training images into validation images, for a source without a split. The choice

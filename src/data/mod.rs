@@ -1,8 +1,8 @@
 //! Data sets: the engine's own file, the built-in set, and readers of other people's formats.
 //!
 //! Whatever the source, the result is a [`Dataset`]: 8-bit images `[N, H, W, C]` with one label each, training images
-//! first. [`import()`] reads CIFAR-10's binary batches, IDX files and folders or tars of pictures; [`shapes()`] draws the
-//! built-in set; [`fetch()`] downloads the well-known ones, [`fetch_weights()`] a pretrained network's file; [`resolve()`] finds the set that a preset names.
+//! first. [`import()`] reads pictures in folders and archives, and data sets in the forms that they have on people's disks;
+//! [`import_once()`] does so once for the same bytes; [`export()`] writes what other tools read; [`shapes()`] draws the built-in set; [`fetch()`] downloads the well-known ones, [`fetch_weights()`] a pretrained network's file; [`resolve()`] finds the set that a preset names.
 //! [`Dataset::subset`] keeps some classes, and [`Dataset::stratified`] holds validation images out of the training images.
 //!
 //! ```
@@ -19,24 +19,42 @@
 
 mod archive;
 mod cifar;
+mod cifar_python;
 mod dataset;
+mod export;
 mod fetch;
+#[cfg(test)]
+mod formats_tests;
+#[cfg(test)]
+mod fuzz_tests;
 mod idx;
 mod images;
 mod import;
+mod labels;
+mod layout;
+mod mat;
+mod members;
+mod numpy;
 mod official;
+mod once;
+#[cfg(feature = "formats")]
+mod parquet;
 #[cfg(test)]
 mod readers_tests;
 mod resolve;
 mod selection;
 mod shapes;
 mod source;
+mod stl10;
 mod verify;
 
 pub use dataset::{Dataset, Parts, Source, Split};
+pub use export::{ExportFormat, export};
 pub use fetch::{FetchOptions, fetch, fetch_weights};
-pub use import::{Format, ImportOptions, import};
+pub use images::picture_files;
+pub use import::{Colour, Format, ImportOptions, LabelKind, import};
 pub use official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS, WEIGHTS_DIR};
+pub use once::{import_once, join_once};
 pub use resolve::{BUILTIN, ResolveOptions, at_hand, resolve};
 pub use shapes::{SHAPES_COUNT, shapes};
 pub use verify::{ClassCount, Recognised, Verification};

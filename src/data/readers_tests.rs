@@ -9,7 +9,8 @@ use flate2::write::GzEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 use tar::{Builder, EntryType, Header};
 
-use super::{Dataset, Format, ImportOptions, Split, import};
+use super::{Colour, Dataset, Format, ImportOptions, Split, import};
+use crate::picture::Fit;
 use crate::rng::{Philox, Purpose};
 
 const RECORD: usize = 3073;
@@ -210,7 +211,9 @@ fn pictures_are_sorted_by_split_class_and_path() {
     assert_eq!((values, set.labels()), (vec![10, 20, 30, 40], &[0, 1, 1, 1][..]));
     assert_eq!((set.class_names(), set.split_len(Split::Train)), (&["a".to_owned(), "b".to_owned()][..], 3));
     assert_eq!((set.height(), set.width(), set.channels()), (6, 8, 3));
-    assert_eq!(set.notes(), ["passed over 2 files that are neither PNG nor JPEG"]);
+    let expected =
+        ["passed over 1 files that are no pictures: train/a/notes.txt", "passed over 1 hidden files and folders"];
+    assert_eq!(set.notes(), expected);
 
     let names = ["./set/train/b/2.png", "./set/train/a/x.png", "./set/train/b/10.png", "./set/test/b/1.png"];
     let values = [30, 10, 20, 40].map(|value| png(8, 6, rgb, value));
@@ -240,47 +243,209 @@ fn a_source_without_a_split_holds_out_a_share_of_each_class() {
 }
 
 #[test]
-fn pictures_that_differ_are_named_and_can_be_resized() {
+fn pictures_of_several_sizes_are_resized_and_told() {
     let folder = tempfile::tempdir().unwrap();
-    let (rgb, grey) = (ExtendedColorType::Rgb8, ExtendedColorType::L8);
+    let rgb = ExtendedColorType::Rgb8;
     file(folder.path(), "a/1.png", &png(8, 8, rgb, 10));
-    let other = file(folder.path(), "a/2.png", &png(20, 10, rgb, 99));
-    let expected = [other.to_str().unwrap(), "is 20x10, the first picture (a/1.png) 8x8", "--resize N"];
-    refused(folder.path(), &ImportOptions::default(), &expected);
-    let resized = ImportOptions { resize: Some(4), validation: 0.0, ..ImportOptions::default() };
+    file(folder.path(), "a/2.png", &png(20, 10, rgb, 99));
+    let whole = ImportOptions { validation: 0.0, ..ImportOptions::default() };
+    let set = import(folder.path(), &whole).unwrap();
+    assert_eq!((set.height(), set.width(), set.image(1)), (32, 32, &[99; 32 * 32 * 3][..]));
+    let note = "2 of 2 pictures: resized to 32x32 (--fit crop), since they have several sizes, as 8x8 and 20x10 (width by \
+                height); --resize N takes another size";
+    assert_eq!(set.notes()[0], note);
+    let resized = ImportOptions { resize: Some(4), ..whole.clone() };
     let set = import(folder.path(), &resized).unwrap();
     assert_eq!((set.height(), set.width(), set.image(1)), (4, 4, &[99; 48][..]));
-    assert!(set.notes()[0].contains("4x4"));
+    assert_eq!(set.notes()[0], "2 of 2 pictures: resized to 4x4 (--fit crop)");
+    let padded = import(folder.path(), &ImportOptions { fit: Fit::Pad, background: [1, 2, 3], ..resized }).unwrap();
+    assert_eq!((&padded.image(1)[..3], &padded.image(1)[12..15]), (&[1, 2, 3][..], &[99; 3][..]));
     for size in [0, 5000] {
         refused(folder.path(), &ImportOptions { resize: Some(size), ..ImportOptions::default() }, &["--resize"]);
     }
-    file(folder.path(), "a/2.png", &png(8, 8, grey, 99));
-    refused(folder.path(), &ImportOptions::default(), &["is grey, the first picture (a/1.png) coloured"]);
-    file(folder.path(), "a/2.png", &png(8, 8, ExtendedColorType::Rgba8, 99));
-    refused(folder.path(), &ImportOptions::default(), &["a/2.png", "has transparent pixels"]);
-    file(folder.path(), "a/2.png", &png(8, 8, ExtendedColorType::Rgba8, 255));
-    assert_eq!(import(folder.path(), &ImportOptions::default()).unwrap().len(), 2);
+    // One size, but a large one.
+    fs::remove_file(folder.path().join("a/2.png")).unwrap();
+    let small = ImportOptions { keep_size_to: Some(7), fallback_size: 6, ..whole.clone() };
+    assert_eq!(import(folder.path(), &small).unwrap().width(), 6);
+    assert_eq!(import(folder.path(), &whole).unwrap().width(), 8);
+}
+
+#[test]
+fn grey_among_coloured_becomes_rgb_and_transparent_pixels_lie_on_the_background() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = ImportOptions { validation: 0.0, ..ImportOptions::default() };
+    file(folder.path(), "a/1.png", &png(8, 8, ExtendedColorType::L8, 50));
+    file(folder.path(), "a/2.png", &png(8, 8, ExtendedColorType::Rgba8, 0));
+    let set = import(folder.path(), &whole).unwrap();
+    assert_eq!((set.channels(), &set.image(0)[..3], &set.image(1)[..3]), (3, &[50; 3][..], &[255; 3][..]));
+    let expected =
+        ["1 of 2 pictures: laid on the background where transparent", "1 of 2 pictures: turned from grey to RGB"];
+    assert_eq!(set.notes()[..2], expected);
+    let black = ImportOptions { background: [0; 3], color: Some(Colour::Grey), ..whole.clone() };
+    let set = import(folder.path(), &black).unwrap();
+    assert_eq!((set.channels(), set.image(1)[0]), (1, 0));
+    assert_eq!(set.notes()[1], "1 of 2 pictures: turned from colour to grey");
+    let rgb = ImportOptions { color: Some(Colour::Rgb), ..whole.clone() };
+    fs::remove_file(folder.path().join("a/2.png")).unwrap();
+    assert_eq!(import(folder.path(), &rgb).unwrap().channels(), 3);
+    assert_eq!(import(folder.path(), &whole).unwrap().channels(), 1);
+}
+
+#[test]
+fn damaged_pictures_are_an_error_or_left_out_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = jpeg(50);
+    file(folder.path(), "a/1.jpg", &whole);
+    file(folder.path(), "a/2.jpg", &whole[..whole.len() - 8]);
+    file(folder.path(), "a/3.png", b"not a picture");
+    refused(folder.path(), &ImportOptions::default(), &["a/2.jpg: is cut short", "--skip-damaged"]);
+    let skip = ImportOptions { skip_damaged: true, ..ImportOptions::default() };
+    let set = import(folder.path(), &skip).unwrap();
+    assert_eq!(set.len(), 1);
+    let note = &set.notes()[0];
+    assert!(note.starts_with("left out 2 damaged pictures: a/2.jpg (is cut short"), "{note}");
+    assert!(note.contains("a/3.png (is text, not a picture"), "{note}");
+    fs::remove_file(folder.path().join("a/1.jpg")).unwrap();
+    refused(folder.path(), &skip, &["has no sound pictures: 2 are damaged"]);
+}
+
+#[test]
+fn flat_folders_names_without_endings_and_strays_are_taken_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = |value| png(8, 8, ExtendedColorType::L8, value);
+    let whole = ImportOptions { validation: 0.0, ..ImportOptions::default() };
+    file(folder.path(), "1", &picture(1));
+    file(folder.path(), "2.jpg", &picture(2));
+    file(folder.path(), "readme", b"hello");
+    file(folder.path(), ".cache/3.png", &picture(3));
+    let set = import(folder.path(), &whole).unwrap();
+    assert_eq!((set.len(), set.class_names()), (2, &["unlabelled".to_owned()][..]));
+    let notes = set.notes();
+    assert_eq!(notes[0], "there are no class folders: the set is unlabelled");
+    assert_eq!(notes[1], "passed over 1 files that are no pictures: readme");
+    assert_eq!(notes[2], "passed over 1 hidden files and folders");
+    file(folder.path(), "cat/4.png", &picture(4));
+    file(folder.path(), "dog/5.png", &picture(5));
+    let set = import(folder.path(), &whole).unwrap();
+    assert_eq!((set.len(), set.class_names().len()), (2, 2));
+    assert_eq!(set.notes()[0], "left out 2 pictures that lie beside the class folders: 1, 2.jpg");
+    file(folder.path(), "dog/deep/6.png", &picture(6));
+    refused(folder.path(), &whole, &["dog/deep/6.png: lies deeper than cat/4.png", "--unlabelled"]);
+    let set = import(folder.path(), &ImportOptions { unlabelled: true, ..whole }).unwrap();
+    assert_eq!((set.len(), set.class_names().len()), (5, 1));
+}
+
+#[test]
+fn archives_of_every_form_hold_the_same_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = [1, 2, 3].map(|value| png(8, 8, ExtendedColorType::L8, value));
+    let members = [
+        ("set/a/1.png", &pictures[0][..]),
+        ("set/b/2.png", &pictures[1][..]),
+        ("set/.ipynb_checkpoints/3.png", &pictures[2][..]),
+        ("__MACOSX/set/a/._1.png", b"mac"),
+    ];
+    let tar = tar_of(&members);
+    let zip = |method| {
+        let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        for (path, bytes) in members {
+            zip.start_file(path, zip::write::SimpleFileOptions::default().compression_method(method)).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        zip.finish().unwrap().into_inner()
+    };
+    let forms = [
+        ("s.tar", tar.clone()),
+        ("s.tar.gz", gzip(&tar)),
+        ("s.tar.zst", zstd::encode_all(&tar[..], 3).unwrap()),
+        ("s.zip", zip(zip::CompressionMethod::Stored)),
+        ("wrong-name.txt", zip(zip::CompressionMethod::Deflated)),
+    ];
+    let whole = ImportOptions { validation: 0.0, ..ImportOptions::default() };
+    for (name, bytes) in forms {
+        let set = import(file(folder.path(), name, &bytes), &whole).unwrap();
+        assert_eq!((set.class_names(), set.labels()), (&["a".to_owned(), "b".into()][..], &[0, 1][..]), "{name}");
+        assert_eq!((set.image(0)[0], set.image(1)[0]), (1, 2), "{name}");
+        assert_eq!(set.notes()[0], "passed over 2 hidden files and folders", "{name}");
+        // Cut short, each of them is an error.
+        let path = file(folder.path(), &format!("cut-{name}"), &bytes[..bytes.len() * 2 / 3]);
+        let error = import(path, &whole).unwrap_err().to_string();
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn label_files_name_the_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = |value| png(8, 8, ExtendedColorType::L8, value);
+    for (name, value) in [("images/1.png", 1), ("images/2.png", 2), ("images/3.png", 3)] {
+        file(folder.path(), name, &picture(value));
+    }
+    let whole = ImportOptions { validation: 0.0, ..ImportOptions::default() };
+    let edm = br#"{"labels": [["images/1.png", 1], ["images/2.png", 0], ["images/3.png", 1]]}"#;
+    let forms: [(&str, &[u8]); 3] = [
+        ("dataset.json", edm),
+        ("labels.csv", b"file,label\n1.png,dog\n2.png,cat\n3.png,dog\n"),
+        (
+            "images/metadata.jsonl",
+            b"{\"file_name\": \"1.png\", \"label\": 1}\n{\"file_name\": \"2.png\", \"label\": 0}\n{\"file_name\": \"3.png\", \"label\": 1}\n",
+        ),
+    ];
+    for (name, bytes) in forms {
+        let path = file(folder.path(), name, bytes);
+        let set = import(folder.path(), &whole).unwrap();
+        let order: Vec<(u8, u16)> = (0..set.len()).map(|i| (set.image(i)[0], set.labels()[i])).collect();
+        assert_eq!(order, [(1, 1), (2, 0), (3, 1)], "{name}");
+        assert_eq!(set.notes()[0], format!("classes are those of {name}"));
+        fs::remove_file(path).unwrap();
+    }
+    file(folder.path(), "classes.txt", b"bird\ncat\ndog\n");
+    file(folder.path(), "labels.csv", b"file,label\n1.png,dog\n2.png,cat\n");
+    let set = import(folder.path(), &whole).unwrap();
+    assert_eq!((set.class_names().len(), set.labels()), (3, &[2, 1][..]));
+    assert_eq!(set.notes()[1], "left out 1 pictures that have no label: images/3.png");
+    file(folder.path(), "labels.csv", b"a,b,c\n1,2,3\n");
+    refused(folder.path(), &whole, &["labels.csv", "no column of the files' names"]);
+}
+
+#[test]
+fn shards_of_a_webdataset_are_one_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = |value| png(8, 8, ExtendedColorType::L8, value);
+    let shard = |first: u8| {
+        let (a, b) = (picture(first), picture(first + 1));
+        tar_of(&[("0001.png", &a), ("0001.cls", b"1\n"), ("0002.png", &b), ("0002.json", br#"{"label": 0}"#)])
+    };
+    file(folder.path(), "train-000000.tar", &shard(1));
+    file(folder.path(), "train-000001.tar", &shard(3));
+    file(folder.path(), "val-000000.tar", &shard(5));
+    let set = import(folder.path(), &ImportOptions::default()).unwrap();
+    let order: Vec<(u8, u16)> = (0..set.len()).map(|i| (set.image(i)[0], set.labels()[i])).collect();
+    assert_eq!(order, [(1, 1), (2, 0), (3, 1), (4, 0), (5, 1), (6, 0)]);
+    assert_eq!((set.split_len(Split::Train), set.sources().len()), (4, 3));
 }
 
 #[test]
 fn misplaced_and_foreign_files_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    refused(folder.path(), &ImportOptions::default(), &["has no PNG or JPEG files"]);
+    refused(folder.path(), &ImportOptions::default(), &["has no pictures"]);
     let image = png(8, 8, ExtendedColorType::Rgb8, 1);
     file(folder.path(), "a/1.png", &image);
-    let stray = file(folder.path(), "stray.png", &image);
-    refused(folder.path(), &ImportOptions::default(), &["stray.png", "lies in no class folder"]);
-    fs::remove_file(stray).unwrap();
-    file(folder.path(), "train/b/1.png", &image);
-    refused(folder.path(), &ImportOptions::default(), &["lies otherwise than a/1.png"]);
-    fs::remove_dir_all(folder.path().join("train")).unwrap();
     file(folder.path(), "a/2.jpg", b"not a picture");
-    refused(folder.path(), &ImportOptions::default(), &["a/2.jpg", "neither PNG nor JPEG, whatever its name"]);
+    refused(folder.path(), &ImportOptions::default(), &["a/2.jpg", "is text, not a picture"]);
+    fs::remove_file(folder.path().join("a/2.jpg")).unwrap();
     refused(&folder.path().join("absent"), &ImportOptions::default(), &["absent: cannot read"]);
     let path = file(folder.path(), "set.zip", b"PK\x03\x04....");
-    refused(&path, &ImportOptions::default(), &["is a zip archive"]);
+    refused(&path, &ImportOptions::default(), &["is a damaged zip archive"]);
     let path = file(folder.path(), "set.tar", &tar_of(&[("readme", b"hello")]));
-    refused(&path, &ImportOptions::default(), &["without CIFAR-10 batches, PNG or JPEG files"]);
+    refused(&path, &ImportOptions::default(), &["is an archive without pictures"]);
+    for (bytes, expected) in
+        [(&image[..], "is a PNG picture, one alone"), (b"\x01\x02\x03", "is a file of no known kind")]
+    {
+        refused(&file(folder.path(), "thing", bytes), &ImportOptions::default(), &[expected]);
+    }
+    fs::remove_file(folder.path().join("thing")).unwrap();
+    fs::remove_file(folder.path().join("set.zip")).unwrap();
     let path = file(folder.path(), "twice.tar", &tar_of(&[("a/1.png", &image), ("a/1.png", &image)]));
     refused(&path, &ImportOptions::default(), &["a/1.png", "is there twice"]);
     let resize = ImportOptions { resize: Some(4), format: Some(Format::Idx), ..ImportOptions::default() };
@@ -306,7 +471,10 @@ fn links_and_huge_declarations_in_archives_do_no_harm() {
     tar.append_data(&mut header, "a/../../../escape.png", image.as_slice()).unwrap_err();
     let path = file(folder.path(), "links.tar", &tar.into_inner().unwrap());
     let set = import(&path, &ImportOptions::default()).unwrap();
-    assert_eq!((set.len(), set.notes()[0].as_str()), (1, "passed over 1 links"));
+    assert_eq!(
+        (set.len(), set.notes()[0].as_str()),
+        (1, "passed over 1 links, which are not followed: 1 in links.tar")
+    );
 
     for (kind, size, expected) in [
         (EntryType::Regular, 1u64 << 40, "a/1.png is declared 1099511627776 bytes long"),

@@ -90,8 +90,10 @@ fn named(name: &str, options: &ResolveOptions) -> Result<Dataset> {
     }
     let place = format!("data set {name:?}");
     if official(name).is_none() {
-        let mend =
-            format!("import it with `engine data import SRC --out {}`, or name a file with --data", path.display());
+        let mend = format!(
+            "import it with `engine data import SRC --out {}`, or name a file or folder with --data",
+            path.display()
+        );
         return Err(Error::config(place, format!("is not in {}", options.data_dir.display()), mend));
     }
     let fetch_options =

@@ -150,6 +150,57 @@ impl Dataset {
         self.derived(self.selected(&[train, validation, self.split_indices(Split::Validation).collect()], note))
     }
 
+    /// The images of several sets, split by split, in this order. Classes of the same name are one class.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for no set, and for images of different sizes or channels.
+    pub fn joined(sets: &[Self]) -> Result<Self> {
+        let [first, rest @ ..] = sets else {
+            return Err(Error::config("--data", "no data set is named", "name one or more"));
+        };
+        if rest.is_empty() {
+            return Ok(first.clone());
+        }
+        let extent = |set: &Self| [set.width(), set.height(), set.channels()];
+        if let Some(other) = rest.iter().find(|set| extent(set) != extent(first)) {
+            let ([w, h, c], [width, height, channels]) = (extent(other), extent(first));
+            let message = format!(
+                "{} has images of {w}x{h}x{c}, {} of {width}x{height}x{channels} (width by height by channels)",
+                other.name(),
+                first.name()
+            );
+            return Err(Error::config("--data", message, "import them in one size with --resize and --color"));
+        }
+        let mut class_names: Vec<String> = Vec::new();
+        let mut renumbered = Vec::with_capacity(sets.len());
+        for set in sets {
+            let label = |name: &String| {
+                let known = class_names.iter().position(|known| known == name);
+                known.unwrap_or_else(|| {
+                    class_names.push(name.clone());
+                    class_names.len() - 1
+                }) as u16
+            };
+            renumbered.push(set.class_names().iter().map(label).collect::<Vec<u16>>());
+        }
+        let mut parts = Parts { class_names, images: Vec::new(), labels: Vec::new(), ..first.0.parts.clone() };
+        for split in [Split::Train, Split::Validation, Split::Test] {
+            for (set, renumbered) in sets.iter().zip(&renumbered) {
+                parts.images.extend_from_slice(set.split_images(split));
+                parts.labels.extend(set.split_labels(split).iter().map(|&label| renumbered[usize::from(label)]));
+            }
+        }
+        let sum = |split| sets.iter().map(|set| set.split_len(split)).sum();
+        (parts.train, parts.test) = (sum(Split::Train), sum(Split::Test));
+        let named: Vec<String> = sets.iter().map(|set| format!("{} ({} images)", set.name(), set.len())).collect();
+        parts.name = sets.iter().map(Self::name).collect::<Vec<_>>().join("+");
+        parts.sources = sets.iter().flat_map(Self::sources).cloned().collect();
+        parts.notes = sets.iter().flat_map(Self::notes).cloned().collect();
+        parts.notes.push(format!("joined of {}", named.join(" and ")));
+        Self::from_parts(parts)
+    }
+
     /// What the `data` section of a configuration makes of a set: [`Dataset::subset`] where `classes` names any, then
     /// [`Dataset::stratified`] where there is a `fraction`.
     ///

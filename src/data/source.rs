@@ -12,7 +12,11 @@ use crate::error::{Error, Result};
 
 /// Deflate's best ratio: so much longer a decompressed file can be than the compressed one, and no longer.
 const DEFLATE_RATIO: u64 = 1032;
-const COPY_AGAIN: &str = "it is damaged: copy or download it again";
+/// Zstandard's: a block of 128 KiB of one byte takes four.
+const ZSTANDARD_RATIO: u64 = 1 << 15;
+/// How far back a Zstandard file may reach: 128 MiB, as its own tool allows.
+const ZSTANDARD_WINDOW: u32 = 27;
+pub(super) const COPY_AGAIN: &str = "it is damaged: copy or download it again";
 
 /// A file that is hashed while it is read.
 pub(super) struct HashedFile {
@@ -36,16 +40,10 @@ impl HashedFile {
         &self.path
     }
 
-    /// The content, decompressed where it starts as gzip does.
+    /// The content, decompressed where it starts as gzip or Zstandard do.
     pub fn content(&mut self) -> Result<Content<'_>> {
         let (path, len) = (self.path.clone(), self.len);
-        let mut raw = BufReader::with_capacity(1 << 17, self);
-        let is_gzip = raw.fill_buf().map_err(Error::io(&path, "read"))?.starts_with(&[0x1f, 0x8b]);
-        Ok(if is_gzip {
-            Content { reader: Box::new(MultiGzDecoder::new(raw)), limit: len.saturating_mul(DEFLATE_RATIO) }
-        } else {
-            Content { reader: Box::new(raw), limit: len }
-        })
+        decompressed(self, &path, len)
     }
 
     /// Name, size and checksum of the whole file, whatever has been read of it.
@@ -64,6 +62,32 @@ impl Read for HashedFile {
     }
 }
 
+/// The content of `raw`, a file of `len` bytes at `path`, decompressed where it starts as gzip or Zstandard do.
+fn decompressed<'a>(raw: impl Read + 'a, path: &Path, len: u64) -> Result<Content<'a>> {
+    let mut raw = BufReader::with_capacity(1 << 17, raw);
+    let start = raw.fill_buf().map_err(Error::io(path, "read"))?;
+    if start.starts_with(&[0x1f, 0x8b]) {
+        let limit = len.saturating_mul(DEFLATE_RATIO);
+        return Ok(Content { reader: Box::new(MultiGzDecoder::new(raw)), limit });
+    }
+    if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        let mut reader = zstd::stream::read::Decoder::with_buffer(raw).map_err(Error::io(path, "read"))?;
+        reader.window_log_max(ZSTANDARD_WINDOW).map_err(Error::io(path, "read"))?;
+        return Ok(Content { reader: Box::new(reader), limit: len.saturating_mul(ZSTANDARD_RATIO) });
+    }
+    Ok(Content { reader: Box::new(raw), limit: len })
+}
+
+/// The first bytes of a file, at most `count`, decompressed where it is gzip or Zstandard; of a damaged one what there is.
+pub(super) fn peek(path: &Path, count: u64) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let len = file.metadata().map_err(Error::io(path, "read"))?.len();
+    let mut start = Vec::new();
+    // What is damaged shows when it is read as a whole.
+    let _ = decompressed(file, path, len)?.take(count).read_to_end(&mut start);
+    Ok(start)
+}
+
 /// What a file contains once decompressed.
 pub(super) struct Content<'a> {
     reader: Box<dyn Read + 'a>,
@@ -80,14 +104,6 @@ impl Read for Content<'_> {
 /// The last component of a path, for messages and records.
 pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
-/// Whether the file starts with `magic`.
-pub(super) fn starts_with(path: &Path, magic: &[u8]) -> Result<bool> {
-    let mut start = Vec::new();
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
-    file.take(magic.len() as u64).read_to_end(&mut start).map_err(Error::io(path, "read"))?;
-    Ok(start == magic)
 }
 
 /// The error of a read: the operating system's, or that of a damaged archive.

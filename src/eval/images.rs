@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::data::{Dataset, ResolveOptions, Split, resolve};
+use crate::data::{Dataset, ResolveOptions, Split, picture_files, resolve};
 use crate::error::{Error, Result};
 use crate::model_file::ModelInfo;
-use crate::picture::{Image, read_png};
-use crate::pipeline::image_values;
+use crate::picture::{Fit, Image};
+use crate::pipeline::read_fitted;
 
 /// Images in [-1, 1], and what is known of them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,19 +19,28 @@ pub struct Images {
     pub truth: Option<Vec<usize>>,
     /// The data set's name and its split's, of images of a data set.
     pub data: Option<(String, &'static str)>,
+    /// What was done to bring files to the model's size and channels.
+    pub notes: Vec<String>,
 }
 
 impl Images {
-    /// PNG files of the model's size.
+    /// Pictures of any form, brought to the model's size and channels; of a folder all that lie below it.
     ///
     /// # Errors
-    /// Those of [`read_png`] and [`image_values`].
-    pub fn of_files(paths: &[PathBuf], info: &ModelInfo) -> Result<Self> {
+    /// Those of [`read_fitted`]; [`Error::File`] for a folder without pictures.
+    pub fn of_files(paths: &[PathBuf], info: &ModelInfo, fit: Fit, background: [u8; 3]) -> Result<Self> {
         let mut images = Self::default();
         for path in paths {
-            let (image, _) = read_png(path)?;
-            images.values.extend(image_values(&image, path, info.config.model.image_shape())?);
-            images.names.push(path.display().to_string());
+            let files = if path.is_dir() { picture_files(path)? } else { vec![path.clone()] };
+            if files.is_empty() {
+                return Err(Error::file(path, "has no pictures", "name a folder of pictures, or the files"));
+            }
+            for path in files {
+                let (values, note) = read_fitted(&path, info.config.model.image_shape(), fit, background)?;
+                images.values.extend(values);
+                images.names.push(path.display().to_string());
+                images.notes.extend(note);
+            }
         }
         Ok(images)
     }
@@ -77,9 +86,9 @@ pub fn data_of(info: &ModelInfo, name: Option<&str>, option: &str, data_dir: &Pa
     let [height, width, channels] = info.config.model.image_shape();
     if (set.height(), set.width(), set.channels()) != (height, width, channels) {
         let message = format!(
-            "its images are {}x{}x{}, the model's {height}x{width}x{channels}",
-            set.height(),
+            "its images are {}x{}x{}, the model's {width}x{height}x{channels}",
             set.width(),
+            set.height(),
             set.channels()
         );
         let mend = format!("name another with {option}");
@@ -116,6 +125,7 @@ pub fn divided(set: Dataset, info: &ModelInfo, choice: Division, count: Option<u
         values: Vec::with_capacity(indices.len() * set.image_bytes()),
         truth: Some(indices.iter().map(|&index| usize::from(set.labels()[index])).collect()),
         data: Some((set.name().to_string(), choice.name())),
+        ..Images::default()
     };
     let first = set.split_indices(split).start;
     for index in indices {
@@ -181,7 +191,7 @@ pub(super) fn in_proportion(set: &Dataset, images: &[usize], count: usize) -> Ve
 pub fn real_images(dataset: &Dataset, classes: &[Option<String>], shape: [usize; 3]) -> Result<Vec<Image>> {
     const PLACE: &str = "--compare-with";
     let sizes = [dataset.height(), dataset.width(), dataset.channels()];
-    let said = |[h, w, c]: [usize; 3]| format!("{h}x{w}x{c}");
+    let said = |[h, w, c]: [usize; 3]| format!("{w}x{h}x{c}");
     if sizes != shape {
         let message = format!("{} holds images of {}, the model draws {}", dataset.name(), said(sizes), said(shape));
         return Err(Error::config(PLACE, message, "name the data set that it was trained on"));

@@ -296,6 +296,10 @@ impl ArrayFile {
                 }
                 other => return Err(self.fault(format!("{name} is {other:?}; weights are f32, bf16 or f16"))),
             }
+            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                let message = format!("{name} has {} at element {at}: the training that made it diverged", values[at]);
+                return Err(self.fault(message));
+            }
         }
         Ok(flat)
     }

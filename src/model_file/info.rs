@@ -73,7 +73,9 @@ impl ModelInfo {
     /// # Errors
     /// [`Error::Config`] that names the nearest class and lists all, or says that the model has none.
     pub fn class_label(&self, text: &str) -> Result<usize> {
-        let (names, count) = (self.class_names(), self.config.model.num_classes());
+        let names = self.class_names();
+        // A model that has room for more classes than it was trained on knows nothing of the others.
+        let count = names.len();
         if count == 0 {
             return Err(Error::config("--class", "the model was trained without classes", "leave it out"));
         }

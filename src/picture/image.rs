@@ -114,6 +114,12 @@ impl Image {
         Self { channels: 3, pixels, ..*self }
     }
 
+    /// Other pixels of the same extent; there are as many as that takes.
+    pub(super) fn with_pixels(&self, channels: usize, pixels: Vec<u8>) -> Self {
+        debug_assert_eq!(pixels.len(), self.width * self.height * channels);
+        Self { channels, pixels, ..*self }
+    }
+
     /// Each pixel as a square of `scale` x `scale` pixels (nearest neighbour), so that small pictures can be seen.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! Pictures for people who would rather look than read: grids, labelled grids, strips, loss curves, PNG and NumPy files.
+//! Pictures: the one reader of single ones in any common form, and what people look at: grids, strips, loss curves, PNG and
+//! NumPy files.
 //!
 //! Nothing here reads the system: the font comes with the engine. Files are written beside their place, synced, and then
 //! renamed, so that a reader never meets half of one.
@@ -14,16 +15,22 @@
 //! ```
 
 mod animation;
+mod fit;
 mod grid;
 mod image;
+mod jpeg;
+mod jpeg_scan;
 mod npy;
 mod plot;
 mod png;
+mod read;
 mod text;
 
 pub use self::image::Image;
 pub use self::npy::write_npy;
 pub use self::png::{encode_png, read_png, write_png};
+pub use self::read::{LONGEST_FILE, Note, Picture, PictureKind, decode_picture, read_picture};
 pub use animation::{Timing as AnimationTiming, encode_apng, encode_gif, write_animation};
+pub use fit::Fit;
 pub use grid::{Labels, Layout, beside, grid, labelled_grid, strip};
 pub use plot::{LossCurve, Timing, loss_curve, render_loss_curve};

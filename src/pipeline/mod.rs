@@ -51,7 +51,7 @@ pub use changes::Changes;
 pub use choice::Choice;
 pub use draw::{Drawing, Previewed, Stage, Watch};
 pub use edit::{Ends, Inpaint, Progress};
-pub use pictures::{free_pixels, image_values, pictures};
+pub use pictures::{free_pixels, image_values, pictures, read_fitted};
 pub use recipe::{Edit, EditRecipe, Recipe, png_text};
 pub use request::{SampleRequest, even_batch};
 pub use sheet::{layout, sheet, strip};

@@ -3,7 +3,39 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::picture::Image;
+use crate::picture::{Fit, Image, Note, Picture, read_picture};
+
+/// Why a picture was brought to what a model takes, for a person: None where nothing was done.
+pub fn fitted_note(name: &Path, (width, height): (usize, usize), picture: &Picture) -> Option<String> {
+    let done: Vec<String> = picture
+        .notes
+        .iter()
+        .map(|note| match note {
+            Note::Resized => {
+                format!("resized from {width}x{height} to {}x{}", picture.image.width(), picture.image.height())
+            }
+            note => note.to_string(),
+        })
+        .collect();
+    (!done.is_empty()).then(|| format!("{}: {}", name.display(), done.join(", ")))
+}
+
+/// Reads a picture file of any form, and brings it to `[height, width, channels]`. Returns its values in [-1, 1], and what was
+/// done to it, if anything, for a person.
+///
+/// # Errors
+/// Those of [`read_picture`] and [`Picture::fitted`].
+pub fn read_fitted(
+    path: &Path,
+    shape: [usize; 3],
+    fit: Fit,
+    background: [u8; 3],
+) -> Result<(Vec<f32>, Option<String>)> {
+    let picture = read_picture(path, background)?;
+    let was = (picture.image.width(), picture.image.height());
+    let picture = picture.fitted(shape, fit, background)?;
+    Ok((image_values(&picture.image, path, shape)?, fitted_note(path, was, &picture)))
+}
 
 /// A picture of `[height, width, channels]` as values in [-1, 1]; `name` stands for it in errors.
 ///

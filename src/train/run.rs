@@ -40,8 +40,7 @@ pub fn train_observed(
     observers: Vec<Box<dyn Observer>>,
     report: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
-    let threads = request.config.as_ref().map_or(0, |config| config.training.num_workers);
-    set_threads((threads > 0).then_some(threads))?;
+    set_threads(None)?;
     install(|| {
         let run = start::begin(&request, report)?;
         let mut all = standard(&run.trainer.config().training);

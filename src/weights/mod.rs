@@ -11,6 +11,7 @@
 //! Here it is: arrays are at most as many f32 as the file has bytes, and nothing is ever unpacked.
 
 mod archive;
+mod numpy;
 mod pickle;
 mod torch;
 
@@ -22,9 +23,13 @@ use safetensors::tensor::{Dtype, SafeTensors};
 
 use crate::error::{Error, Result};
 
+pub use numpy::{Pickled, numpy_pickle};
+
 const COPY_AGAIN: &str = "copy or download it again";
 /// What a file that is no weights might be mended by.
 const SAVE_AGAIN: &str = "save a state_dict with torch.save, or as safetensors";
+/// The prefixes of PyTorch's wrappers, in the order in which they can lie around each other.
+const WRAPPERS: [&str; 4] = ["_orig_mod.", "module.", "_orig_mod.", "module."];
 /// The most names that one error lists of a kind.
 const MAX_LISTED: usize = 200;
 
@@ -42,16 +47,25 @@ pub struct WeightArray {
 pub struct WeightFile {
     path: PathBuf,
     arrays: BTreeMap<String, WeightArray>,
+    /// What the names began with.
+    wrapper: Option<String>,
+}
+
+impl WeightArray {
+    /// The first element that is NaN or infinite.
+    fn first_bad(&self) -> Option<usize> {
+        self.values.iter().position(|value| !value.is_finite())
+    }
 }
 
 impl WeightFile {
     /// Reads all arrays of a `.pth`, `.pt` or `.safetensors` file. Elements of f16, bf16, f64 and the whole-number types
     /// become f32, rounded to nearest. Of a checkpoint with other things in it, its `state_dict`, `model_state_dict` or
-    /// `model` is read.
+    /// `model` is read. The prefixes that PyTorch's wrappers put before all names are left out (see [`WeightFile::wrapper`]).
     ///
     /// # Errors
     /// [`Error::Io`] where it cannot be read; [`Error::File`], which names the entry or the byte, for a file of another
-    /// kind, a damaged one, and one that asks for anything but arrays.
+    /// kind, a damaged one, one that asks for anything but arrays, and one with NaN or infinity in an array.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(Error::io(path, "open"))?;
@@ -68,8 +82,24 @@ impl WeightFile {
     /// Reads `bytes`, which came from `path`.
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let arrays = torch::read(bytes).unwrap_or_else(|| safetensors(bytes));
-        let arrays = arrays.map_err(|fault| Error::file(path, fault.message, fault.mend))?;
-        Ok(Self { path: path.to_path_buf(), arrays })
+        let mut arrays = arrays.map_err(|fault| Error::file(path, fault.message, fault.mend))?;
+        if let Some((name, at)) = arrays.iter().find_map(|(name, array)| Some((name, array.first_bad()?))) {
+            let message = format!("{} has {} at element {at}", short(name), arrays[name].values[at]);
+            return Err(Error::file(path, message, "the training that made it diverged: take an earlier checkpoint"));
+        }
+        let mut wrapper = None;
+        for prefix in WRAPPERS {
+            if arrays.keys().all(|name| name.len() > prefix.len() && name.starts_with(prefix)) {
+                arrays = arrays.into_iter().map(|(name, array)| (name[prefix.len()..].to_owned(), array)).collect();
+                wrapper = Some(format!("{}{prefix}", wrapper.unwrap_or_default()));
+            }
+        }
+        Ok(Self { path: path.to_path_buf(), arrays, wrapper })
+    }
+
+    /// What all names began with and was left out: `module.` of DistributedDataParallel, `_orig_mod.` of torch.compile.
+    pub fn wrapper(&self) -> Option<&str> {
+        self.wrapper.as_deref()
     }
 
     /// Where it was read from.

@@ -5,7 +5,12 @@
 //! Values lie in one table and refer to each other by number, so that a value that is used twice is not copied, and
 //! nesting of any depth needs no recursion, not even to be freed.
 
+mod numpy;
+
+use std::borrow::Cow;
 use std::collections::HashMap;
+
+pub(super) use numpy::{Array, Dtype};
 
 use super::{Element, Fault, Parsed, SAVE_AGAIN, short};
 
@@ -30,6 +35,10 @@ pub(super) enum Value<'a> {
     Name(Name),
     Storage(Storage<'a>),
     Tensor(Tensor<'a>),
+    /// Only in NumPy's pickles, as the next two.
+    Bytes(Cow<'a, [u8]>),
+    Dtype(Dtype),
+    Array(Array),
 }
 
 impl Value<'_> {
@@ -46,8 +55,20 @@ impl Value<'_> {
             Self::Name(_) => "a type or function",
             Self::Storage(_) => "a storage",
             Self::Tensor(_) => "a tensor",
+            Self::Bytes(_) => "bytes",
+            Self::Dtype(_) => "an element type",
+            Self::Array(_) => "a NumPy array",
         }
     }
+}
+
+/// Whose pickles are read: what is known of one is refused in the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// Weights of `torch.save`.
+    Torch,
+    /// Dictionaries of NumPy arrays, lists and texts.
+    Numpy,
 }
 
 /// The names that weights may ask for.
@@ -60,10 +81,17 @@ pub(super) enum Name {
     Parameter,
     Size,
     Storage(Element),
+    Numpy(numpy::Name),
 }
 
 impl Name {
-    fn find(module: &str, name: &str) -> Option<Self> {
+    fn find(dialect: Dialect, module: &str, name: &str) -> Option<Self> {
+        if dialect == Dialect::Numpy {
+            return match (module, name) {
+                ("collections", "OrderedDict") => Some(Self::OrderedDict),
+                _ => numpy::Name::find(module, name).map(Self::Numpy),
+            };
+        }
         Some(match (module, name) {
             ("collections", "OrderedDict") => Self::OrderedDict,
             ("torch._utils", "_rebuild_tensor") => Self::RebuildTensor,
@@ -121,7 +149,13 @@ pub(super) struct Pickle<'a> {
 
 /// Reads the pickle that `bytes` begin with. For errors, they lie at byte `base` of `place`.
 pub(super) fn read<'a>(bytes: &'a [u8], base: usize, place: &str) -> Parsed<Pickle<'a>> {
+    read_as(Dialect::Torch, bytes, base, place)
+}
+
+/// As [`read`], of a given dialect.
+pub(super) fn read_as<'a>(dialect: Dialect, bytes: &'a [u8], base: usize, place: &str) -> Parsed<Pickle<'a>> {
     let mut machine = Machine {
+        dialect,
         bytes,
         at: 0,
         op_at: 0,
@@ -133,6 +167,7 @@ pub(super) fn read<'a>(bytes: &'a [u8], base: usize, place: &str) -> Parsed<Pick
         memo: HashMap::new(),
         storages: Vec::new(),
         copied: 0,
+        encoded: 0,
     };
     while machine.step()? {}
     let root = machine.pop()?;
@@ -140,6 +175,7 @@ pub(super) fn read<'a>(bytes: &'a [u8], base: usize, place: &str) -> Parsed<Pick
 }
 
 struct Machine<'a, 'p> {
+    dialect: Dialect,
     bytes: &'a [u8],
     at: usize,
     /// Where the operation stands that is being done.
@@ -154,6 +190,8 @@ struct Machine<'a, 'p> {
     storages: Vec<Storage<'a>>,
     /// Pairs and sizes copied out of other values: operations that make more than their own bytes.
     copied: usize,
+    /// Bytes made out of text.
+    encoded: usize,
 }
 
 impl<'a> Machine<'a, '_> {
@@ -178,6 +216,9 @@ impl<'a> Machine<'a, '_> {
                 self.take(8)?;
                 self.push(Value::Number)?;
             }
+            b'T' | b'B' if self.dialect == Dialect::Numpy => self.byte_string::<4>()?,
+            b'U' | b'C' if self.dialect == Dialect::Numpy => self.byte_string::<1>()?,
+            0x8e | 0x96 if self.dialect == Dialect::Numpy => self.byte_string::<8>()?,
             b'X' | b'T' => self.text::<4>()?,
             0x8c | b'U' => self.text::<1>()?,
             b')' => self.push(Value::Tuple(Vec::new()))?,
@@ -288,9 +329,11 @@ impl<'a> Machine<'a, '_> {
             }
             _ => {
                 // Attributes of a dictionary (`_metadata`) or tensor (hooks), which change no weight.
-                self.pop()?;
+                let state = self.pop()?;
                 let owner = self.top()?;
-                if !matches!(self.values[owner], Value::Dict(_) | Value::Tensor(_)) {
+                if self.dialect == Dialect::Numpy {
+                    self.build(owner, state)?;
+                } else if !matches!(self.values[owner], Value::Dict(_) | Value::Tensor(_)) {
                     return Err(self.fault(format!("{} is given attributes", self.values[owner].kind())));
                 }
             }
@@ -417,7 +460,7 @@ impl<'a> Machine<'a, '_> {
 
     /// `GLOBAL`: where Python would import.
     fn name(&mut self, module: &str, name: &str) -> Parsed<()> {
-        let Some(known) = Name::find(module, name) else {
+        let Some(known) = Name::find(self.dialect, module, name) else {
             let message = format!(
                 "asks for {}.{}, which weights do not need and which Python would run: refused, nothing was run",
                 short(module),
@@ -482,6 +525,8 @@ impl<'a> Machine<'a, '_> {
             let message = format!("{} is called: refused, nothing was run", self.values[callable].kind());
             return Err(self.fault(message));
         };
+        // None takes more: a long tuple that is used again and again is not copied as often.
+        let arguments: Vec<Id> = arguments.iter().take(16).copied().collect();
         let made = match (name, &arguments[..]) {
             (Name::OrderedDict, []) => Some(Value::Dict(Vec::new())),
             (Name::OrderedDict, &[pairs]) => self.pairs(pairs).map(Value::Dict),
@@ -497,6 +542,7 @@ impl<'a> Machine<'a, '_> {
                 Value::Tuple(items) | Value::List(items) => Some(Value::Tuple(items.clone())),
                 _ => None,
             }),
+            (Name::Numpy(name), arguments) => self.make_numpy(name, arguments),
             _ => None,
         };
         let Some(made) = made else {
@@ -507,6 +553,7 @@ impl<'a> Machine<'a, '_> {
             Value::Dict(pairs) => pairs.len(),
             Value::Tuple(items) => items.len(),
             Value::Tensor(tensor) => 2 * tensor.shape.len(),
+            Value::Array(array) => array.shape.len(),
             _ => 0,
         };
         if self.copied > MAX_VALUES {

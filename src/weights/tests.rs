@@ -343,3 +343,36 @@ fn golden_safetensors() -> Vec<u8> {
     static FILE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
     FILE.get_or_init(|| golden("weights.safetensors")).clone()
 }
+
+fn safetensors_of(arrays: &[(&str, &[f32])]) -> Vec<u8> {
+    let bytes: Vec<Vec<u8>> =
+        arrays.iter().map(|(_, values)| values.iter().flat_map(|value| value.to_le_bytes()).collect()).collect();
+    let views = arrays.iter().zip(&bytes).map(|((name, values), bytes)| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![values.len()], bytes);
+        (name.to_string(), view.unwrap())
+    });
+    safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()
+}
+
+#[test]
+fn the_prefixes_of_wrappers_are_left_out_and_said() {
+    for prefix in ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."] {
+        let (a, b) = (format!("{prefix}a.weight"), format!("{prefix}b"));
+        let file = parse(&safetensors_of(&[(&a, &[1.0, 2.0]), (&b, &[3.0])])).unwrap();
+        assert_eq!(file.arrays().keys().collect::<Vec<_>>(), ["a.weight", "b"], "{prefix}");
+        assert_eq!(file.wrapper(), Some(prefix));
+        file.matched(&[("a.weight", &[2]), ("b", &[1])]).unwrap();
+    }
+    // Where some have it and some do not, it is a part of the names.
+    let file = parse(&safetensors_of(&[("module.a", &[1.0]), ("b", &[3.0])])).unwrap();
+    assert_eq!((file.wrapper(), file.arrays().len()), (None, 2));
+    assert!(file.arrays().contains_key("module.a"));
+}
+
+#[test]
+fn what_is_no_number_is_named() {
+    for (bad, shown) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+        let message = refused(&safetensors_of(&[("a", &[1.0]), ("stem.weight", &[0.5, 0.5, bad])]));
+        assert!(message.contains(&format!("stem.weight has {shown} at element 2")), "{message}");
+    }
+}

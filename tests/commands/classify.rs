@@ -272,7 +272,6 @@ fn what_cannot_be_classified_is_told_in_one_line() {
         ),
         ("--model model.safetensors --data unsplit.safetensors", "it has no test images; give --split train"),
         ("--model model.safetensors --data foreign.safetensors", "--data: foreign has no class `red`; there are x, y"),
-        ("--model model.safetensors large.png", "large.png: is 9x8 pixels, and 8x8 are needed"),
         ("--model model.safetensors absent.png", "absent.png: cannot open"),
         ("--model absent.safetensors large.png", "there is no such model file"),
     ] {

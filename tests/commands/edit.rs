@@ -389,7 +389,6 @@ fn the_command_line_interpolates_into_strips_and_animations() {
         ("interpolate --seeds 1 2 --sampler ddpm --out x.png", "--sampler: the sampler adds noise"),
         ("interpolate --seeds 1 2 --out x.bmp", "--out: x.bmp is no kind of file"),
         ("interpolate --seeds 1 2 --out 1.png", "1.png: exists already"),
-        ("interpolate --images 1.png strip.png --out x.png", "strip.png: is 344x72 pixels, and 8x8 are needed"),
         ("interpolate --images 1.png no.png --out x.png", "no.png: cannot open"),
         ("interpolate --seeds 1 2 --class z --out x.png", "--class: the model has no class `z`"),
     ] {
@@ -444,14 +443,12 @@ fn the_command_line_edits_given_images() {
         ("inpaint --image 1.png --mask black.png --out x.png", "black.png: this mask leaves nothing to fill"),
         ("inpaint --image 1.png --mask no.png --out x.png", "no.png: cannot open"),
         ("inpaint --image 1.png --mask mask.png --resample 0 --out x.png", "--resample: "),
-        ("inpaint --image small.png --mask mask.png --out x.png", "small.png: is 4x4 pixels, and 8x8 are needed"),
         ("inpaint --image 1.png --mask mask.png --out filled.png", "filled.png: exists already"),
-        ("upscale --image 1.png --factor 2 --out x.png", "1.png: is 8x8 pixels, and 4x4 are needed"),
         ("upscale --image small.png --factor 3 --out x.png", "--factor: "),
         ("vary --image 1.png --strength 2 --out x.png", "--strength: a strength of 2 is outside [0, 1]"),
         ("vary --image 1.png --count 0 --out x.png", "--count: 0 images"),
         ("vary --image 1.png --steps 0 --out x.png", "0 denoising steps"),
-        ("vary --image model.safetensors --out x.png", "model.safetensors: is not a whole PNG"),
+        ("vary --image model.safetensors --out x.png", "model.safetensors: is a safetensors file, not a picture"),
         ("vary --image 1.png --out x.gif", "--out: x.gif would be an animation"),
     ] {
         let message = place.fault(arguments);
@@ -459,4 +456,42 @@ fn the_command_line_edits_given_images() {
         assert!(!place.path("x.png").exists());
     }
     assert_eq!(place.pixels("filled.png"), filled);
+}
+
+#[test]
+fn given_images_of_every_form_and_size_are_fitted_and_told() {
+    let place = Place::new();
+    let told = |arguments: &str, notes: &[&str]| {
+        let output = place.engine(arguments);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{arguments}: {text}");
+        notes.iter().for_each(|note| assert!(text.contains(note), "{arguments}: {text:?} lacks {note:?}"));
+    };
+    // A JPEG of another size and a grey picture with clear pixels.
+    let photo: Vec<u8> = (0..20 * 12 * 3).map(|at| (at % 200) as u8).collect();
+    let mut bytes = Vec::new();
+    let encoder = image::codecs::jpeg::JpegEncoder::new(&mut bytes);
+    image::ImageEncoder::write_image(encoder, &photo, 20, 12, image::ExtendedColorType::Rgb8).unwrap();
+    fs::write(place.path("photo.jpg"), &bytes).unwrap();
+    fs::write(place.path("cut.jpg"), &bytes[..bytes.len() / 2]).unwrap();
+    let mut bytes = Vec::new();
+    let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+    image::ImageEncoder::write_image(encoder, &[40, 0].repeat(64), 8, 8, image::ExtendedColorType::La8).unwrap();
+    fs::write(place.path("clear.png"), &bytes).unwrap();
+    told("vary --image photo.jpg --strength 0 --out a.png", &["note: photo.jpg: resized from 20x12 to 8x8"]);
+    told("vary --image photo.jpg --strength 0 --fit pad --background black --out b.png", &["resized from 20x12"]);
+    assert_eq!(place.pixels("b.png")[..3], [0; 3], "the padding");
+    let notes = ["note: clear.png: laid on the background where transparent, turned from grey to RGB"];
+    told("vary --image clear.png --strength 0 --background 102030 --out c.png", &notes);
+    assert_eq!(place.pixels("c.png")[..3], [16, 32, 48]);
+    // A mask over the photo as it is goes where the photo goes.
+    let mask: Vec<u8> = (0..240).map(|at| if at % 20 < 10 { 255 } else { 0 }).collect();
+    write_png(place.path("mask.png"), &Image::new(20, 12, 1, mask).unwrap(), &[]).unwrap();
+    told("inpaint --image photo.jpg --mask mask.png --out d.png", &["resized"]);
+    let (kept, filled) = (place.pixels("a.png"), place.pixels("d.png"));
+    assert!((0..192).all(|at| at / 3 % 8 < 4 || kept[at] == filled[at]) && kept != filled);
+    told("upscale --image 1.png --factor 2 --out e.png", &["note: 1.png: resized from 8x8 to 4x4"]);
+    told("interpolate --images 1.png photo.jpg --frames 2 --out f/", &["note: photo.jpg: resized"]);
+    let message = place.fault("vary --image cut.jpg --out x.png");
+    assert!(message.contains("cut.jpg: is cut short"), "{message}");
 }

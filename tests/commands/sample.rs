@@ -570,3 +570,18 @@ fn grey_arrays_have_no_channels_and_progress_can_be_written_down() {
     assert_eq!(npy.shape(), [3, 28, 28]);
     assert!(npy.into_vec::<f32>().unwrap().iter().all(|value| (0.0..=1.0).contains(value)));
 }
+
+#[test]
+fn weights_that_are_no_numbers_are_named() {
+    let run = Run::new();
+    let model = untrained(&config());
+    let mut flat = model.parameters.download().unwrap();
+    flat[3] = f32::NAN;
+    model.parameters.set_flat(&flat).unwrap();
+    let path = run.path("diverged.safetensors");
+    model.save(&path).unwrap();
+    let output = sample(&path, &["--count", "1"], run.0.path());
+    let text = String::from_utf8(output.stderr).unwrap();
+    let name = &model.parameters.specs()[0].name;
+    assert!(!output.status.success() && text.contains(&format!("{name} has NaN at element 3")), "{text}");
+}

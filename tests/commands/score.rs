@@ -140,8 +140,14 @@ fn the_command_line_scores_pictures_and_data_sets() {
     assert!(images.iter().all(|image| image["image"].as_str().unwrap().ends_with("(b)")), "{json}");
     assert_eq!(set.labels().iter().filter(|label| **label == 1).count(), 67);
 
+    // A folder, of pictures of another size.
+    std::fs::create_dir(path("more")).unwrap();
+    std::fs::copy(path("large.png"), path("more/large.png")).unwrap();
+    let output = score("more --reference ramps.safetensors");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && text.contains("large.png: resized from 9x8 to 8x8"), "{text}");
+
     for (arguments, told) in [
-        ("large.png --reference ramps.safetensors", "large.png: is 9x8 pixels, and 8x8 are needed"),
         ("absent.png --reference ramps.safetensors", "absent.png: cannot open"),
         ("fine.png --reference absent.safetensors", "absent.safetensors: cannot open"),
         ("fine.png --reference builtin", "its images are 32x32x3, the model's 8x8x3"),

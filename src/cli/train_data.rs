@@ -1,0 +1,243 @@
+//! What `--data` of `engine train` means: files, folders and archives become data sets, and the model follows them.
+
+use std::path::{Path, PathBuf};
+
+use super::data::PictureArgs;
+use crate::config::Config;
+use crate::data::{Colour, Dataset, ImportOptions, OFFICIAL, ResolveOptions, Split, import_once, join_once, resolve};
+use crate::error::{Error, Result};
+use crate::ops::host::parallel::with_threads;
+
+/// Sets of one size up to this keep it; larger pictures are brought to the model's size.
+const KEPT_SIZE: u32 = 64;
+
+/// The keys of a configuration that follow the data where the user did not set them.
+const SIZE: &str = "model.image_size";
+const CHANNELS: &str = "model.image_channels";
+const CLASSES: &str = "model.num_classes";
+
+/// What the user set in so many words.
+pub(super) struct Given {
+    keys: Vec<String>,
+}
+
+impl Given {
+    /// By `--set`, and by a configuration file whose text is `file`.
+    pub fn new(set: &[String], file: Option<&str>) -> Self {
+        let key = |assignment: &String| assignment.split('=').next().unwrap_or_default().trim().to_owned();
+        let mut keys: Vec<String> = set.iter().map(key).collect();
+        let document: Option<serde_json::Value> = file.and_then(|text| serde_saphyr::from_str(text).ok());
+        for known in [SIZE, CHANNELS, CLASSES] {
+            let pointer = format!("/{}", known.replace('.', "/"));
+            if document.as_ref().is_some_and(|document| document.pointer(&pointer).is_some()) {
+                keys.push(known.to_owned());
+            }
+        }
+        Self { keys }
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.keys.iter().any(|given| given == key)
+    }
+}
+
+/// The data set that `--data` names, given once or more, and what the run is told of it: a file, or a name. None where
+/// `--data` is not given. `say` is told what was done.
+pub(super) fn find(
+    data: &[String],
+    pictures: &PictureArgs,
+    data_dir: &Path,
+    config: &Config,
+    given: &Given,
+    quiet: bool,
+    say: &mut dyn FnMut(String),
+) -> Result<Option<(String, Dataset)>> {
+    let mut found = Vec::new();
+    for data in data {
+        found.push(one(data, pictures, data_dir, config, given, quiet, say)?);
+    }
+    if found.len() < 2 {
+        return Ok(found.pop());
+    }
+    let sets: Vec<Dataset> = found.into_iter().map(|(_, set)| set).collect();
+    let (file, fresh) = join_once(&sets, data_dir)?;
+    let set = Dataset::open(&file)?;
+    say(format!("{} {} images as {}", if fresh { "joined" } else { "joined before:" }, set.len(), file.display()));
+    Ok(Some((text(&file)?, set)))
+}
+
+fn one(
+    data: &str,
+    pictures: &PictureArgs,
+    data_dir: &Path,
+    config: &Config,
+    given: &Given,
+    quiet: bool,
+    say: &mut dyn FnMut(String),
+) -> Result<(String, Dataset)> {
+    let path = Path::new(data);
+    let options = ResolveOptions {
+        data_dir,
+        shapes_seed: config.data.shapes_seed,
+        shapes_count: config.data.shapes_count,
+        quiet,
+    };
+    let is_set = !path.is_dir() && is_data_set(path);
+    if !path.exists() || is_set {
+        if !path.exists() && !data.contains(['/', '.']) && OFFICIAL.iter().all(|official| official.name != data) {
+            // A set of the data folder by its name.
+            let named = data_dir.join(format!("{data}.safetensors"));
+            if named.exists() {
+                return Ok((text(&named)?, Dataset::open(named)?));
+            }
+        }
+        return Ok((data.to_owned(), resolve(&config.data.name, Some(data), &options)?));
+    }
+    let size = config.model.image_size() as u32;
+    let mut options =
+        ImportOptions { fallback_size: size, keep_size_to: Some(KEPT_SIZE.max(size)), quiet, ..pictures.options() };
+    if given.has(SIZE) {
+        options.resize.get_or_insert(size);
+    }
+    if given.has(CHANNELS) {
+        options.color.get_or_insert(if config.model.image_channels() == 1 { Colour::Grey } else { Colour::Rgb });
+    }
+    // Arrays and published sets have a size of their own.
+    let import = || match import_once(path, &options, data_dir) {
+        Err(Error::Config { place, .. }) if place == "--resize" && !pictures.is_resized() => {
+            import_once(path, &ImportOptions { resize: None, ..options.clone() }, data_dir)
+        }
+        imported => imported,
+    };
+    let (file, fresh) = match config.training.num_workers {
+        0 => import(),
+        workers => with_threads(workers, import),
+    }?;
+    let set = Dataset::open(&file)?;
+    let counted = format!("{} images, {} classes", set.len(), set.class_names().len());
+    say(format!("{} {data} as {} ({counted})", if fresh { "imported" } else { "imported before:" }, file.display()));
+    set.notes().iter().for_each(|note| say(format!("note: {}", shortened(note))));
+    Ok((text(&file)?, set))
+}
+
+/// A note as a terminal shows it; the data set's file has the whole of it.
+fn shortened(note: &str) -> String {
+    const LONGEST: usize = 300;
+    match note.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}… (`engine data info` lists all)", &note[..end]),
+        None => note.to_owned(),
+    }
+}
+
+/// Whether a file looks like one of our data sets; any other is a source to import.
+fn is_data_set(path: &Path) -> bool {
+    use std::io::Read;
+    let mut start = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(512).read_to_end(&mut start));
+    let named = path.extension().is_some_and(|ending| ending == "safetensors");
+    named || (read.is_ok() && crate::files::describe(&start) == "a safetensors file")
+}
+
+fn text(path: &Path) -> Result<String> {
+    let absolute: PathBuf = std::path::absolute(path).map_err(Error::io(path, "find"))?;
+    let absolute = absolute.into_os_string().into_string();
+    absolute
+        .map_err(|path| Error::config("--data-dir", format!("{} is not UTF-8", path.display()), "name another folder"))
+}
+
+/// Lets the model have the images' size and channels and as many classes as the set, where the user did not set them.
+pub(super) fn follow(config: &mut Config, set: &Dataset, given: &Given, say: &mut dyn FnMut(String)) -> Result<()> {
+    let mut changed = Vec::new();
+    let mut change = |config: &mut Config, key: &str, value: String| -> Result<()> {
+        config.set(&format!("{key}={value}"))?;
+        changed.push(format!("{key} {value}"));
+        Ok(())
+    };
+    // An image that is not square is refused by the model itself, which names both.
+    if !given.has(SIZE) && set.height() == set.width() && set.width() != config.model.image_size() {
+        change(config, SIZE, set.width().to_string())?;
+    }
+    if !given.has(CHANNELS) && set.channels() != config.model.image_channels() {
+        change(config, CHANNELS, set.channels().to_string())?;
+    }
+    let classes = match config.data.classes.len() {
+        0 => set.class_names().len(),
+        kept => kept,
+    };
+    let known = config.model.num_classes();
+    if !given.has(CLASSES) && known > 0 && classes != known {
+        if classes > 1 || config.model.is_classifier() {
+            change(config, CLASSES, classes.to_string())?;
+        } else {
+            // One class is no choice: the model learns images alone.
+            for (key, value) in [
+                (CLASSES, "0"),
+                ("model.null_label", "false"),
+                ("training.label_dropout", "0"),
+                ("sampling.guidance", "1"),
+            ] {
+                config.set(&format!("{key}={value}"))?;
+            }
+            changed.push("without classes (the set has one)".into());
+        }
+    }
+    if !changed.is_empty() {
+        say(format!("the model follows the data: {}", changed.join(", ")));
+    }
+    let (images, batch) = (set.split_len(Split::Train), config.training.batch_size);
+    if images < batch {
+        say(format!("note: a batch of {batch} is more than the {images} training images: they repeat within it"));
+    }
+    let held_out = config.data.validation_fraction.is_some() || set.split_len(Split::Validation) > 0;
+    if !held_out {
+        say("note: the set is too small to hold images out: there is no validation loss, and the newest weights are the best".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Parts, shapes};
+
+    fn grey(classes: usize) -> Dataset {
+        let parts = Parts {
+            name: "grey".into(),
+            height: 48,
+            width: 48,
+            channels: 1,
+            class_names: (0..classes).map(|label| format!("c{label}")).collect(),
+            images: vec![0; 48 * 48 * 4],
+            labels: vec![0; 4],
+            train: 4,
+            ..Parts::default()
+        };
+        Dataset::from_parts(parts).unwrap()
+    }
+
+    #[test]
+    fn the_model_follows_the_data_where_nobody_set_it() {
+        let mut told = Vec::new();
+        let mut config = Config::preset("quickstart").unwrap();
+        follow(&mut config, &grey(3), &Given::new(&[], None), &mut |text| told.push(text)).unwrap();
+        assert_eq!((config.model.image_shape(), config.model.num_classes()), ([48, 48, 1], 3));
+        assert!(told[0].contains("model.image_size 48, model.image_channels 1, model.num_classes 3"), "{told:?}");
+        assert!(told[1].contains("is more than the 4 training images: they repeat"), "{told:?}");
+        assert!(told[2].contains("no validation loss"), "{told:?}");
+        let mut config = Config::preset("quickstart").unwrap();
+        follow(&mut config, &grey(1), &Given::new(&[], None), &mut |_| ()).unwrap();
+        assert_eq!((config.model.num_classes(), config.model.null_label()), (0, None));
+        config.validate().unwrap();
+        let given =
+            Given::new(&["model.image_size=32".into()], Some("model:\n  image_channels: 3\n  num_classes: 10\n"));
+        let mut config = Config::preset("quickstart").unwrap();
+        follow(&mut config, &grey(3), &given, &mut |_| ()).unwrap();
+        assert_eq!((config.model.image_shape(), config.model.num_classes()), ([32, 32, 3], 10));
+        let mut told = Vec::new();
+        follow(&mut Config::preset("quickstart").unwrap(), &shapes(0, 100), &Given::new(&[], None), &mut |text| {
+            told.push(text)
+        })
+        .unwrap();
+        assert_eq!(told, Vec::<String>::new());
+    }
+}

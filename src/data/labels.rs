@@ -1,0 +1,376 @@
+//! Label files that lie beside pictures: `labels.csv`, `metadata.csv` and `metadata.jsonl` (Hugging Face's imagefolder),
+//! `dataset.json` (StyleGAN's and EDM's), and WebDataset's `.cls` and `.json` members.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::dataset::Split;
+use super::layout::split_of;
+use crate::error::{Error, Result};
+
+/// The longest label file that is read.
+pub(super) const LONGEST_LABELS: u64 = 256 << 20;
+/// The longest member that holds one label.
+pub(super) const LONGEST_LABEL: u64 = 1 << 16;
+
+const FILE_COLUMNS: [&str; 12] = [
+    "file_name",
+    "filename",
+    "file",
+    "image",
+    "image_path",
+    "image_name",
+    "filepath",
+    "path",
+    "img",
+    "name",
+    "id",
+    "image_id",
+];
+const LABEL_COLUMNS: [&str; 9] =
+    ["label", "labels", "class", "class_name", "category", "target", "label_name", "cls", "y"];
+const MEND: &str = "give it the columns file_name and label, or remove it";
+
+/// A class as a label file names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Label {
+    /// By its number, unless a class has that name.
+    Number(u64),
+    /// By its number alone.
+    Index(u64),
+    /// By its name.
+    Name(String),
+}
+
+impl Label {
+    fn of(text: &str) -> Option<Self> {
+        let text = text.trim();
+        match text.parse() {
+            Ok(number) => Some(Self::Number(number)),
+            Err(_) if text.is_empty() => None,
+            Err(_) => Some(Self::Name(text.to_owned())),
+        }
+    }
+}
+
+/// What a label file says about one picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Its path from the label file's folder, perhaps without folders or ending.
+    pub file: String,
+    pub label: Option<Label>,
+    pub split: Option<Split>,
+}
+
+/// A label file.
+#[derive(Debug)]
+pub(super) struct LabelFile {
+    /// Its path in the source.
+    pub path: String,
+    pub entries: Vec<Entry>,
+}
+
+/// All that the label files of a source say.
+#[derive(Debug, Default)]
+pub(super) struct Labels {
+    files: Vec<LabelFile>,
+    /// WebDataset's: the label by the member's path without ending.
+    keyed: HashMap<String, Label>,
+    /// The classes in the order of their numbers, where the source gives it.
+    class_names: Option<Vec<String>>,
+}
+
+/// How a label file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Csv,
+    JsonLines,
+    DatasetJson,
+    /// The classes' names, one a line.
+    Classes,
+}
+
+/// The form of a label file of this path; None where it is none.
+pub(super) fn form_of(path: &str) -> Option<Form> {
+    match path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase().as_str() {
+        "labels.csv" | "label.csv" | "metadata.csv" | "trainlabels.csv" | "train_labels.csv" | "labels.tsv" => {
+            Some(Form::Csv)
+        }
+        "metadata.jsonl" | "labels.jsonl" => Some(Form::JsonLines),
+        "dataset.json" => Some(Form::DatasetJson),
+        "classes.txt" | "class_names.txt" => Some(Form::Classes),
+        _ => None,
+    }
+}
+
+/// Whether a member of this path may hold the label of the picture of the same name.
+pub(super) fn is_keyed(path: &str) -> bool {
+    let ending = path.rsplit_once('.').map(|(_, ending)| ending);
+    matches!(ending, Some("cls" | "json")) && form_of(path).is_none()
+}
+
+impl Labels {
+    /// Adds a label file. `root` is the source, for errors.
+    pub fn add(&mut self, root: &Path, path: &str, form: Form, bytes: &[u8]) -> Result<()> {
+        let entries = match form {
+            Form::Csv => csv_entries(bytes),
+            Form::JsonLines => json_lines(bytes),
+            Form::DatasetJson => dataset_json(bytes),
+            Form::Classes => {
+                let text = String::from_utf8_lossy(bytes);
+                self.name_classes(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect());
+                return Ok(());
+            }
+        };
+        let entries = entries.map_err(|message| Error::file(root.join(path), message, MEND))?;
+        self.files.push(LabelFile { path: path.to_owned(), entries });
+        Ok(())
+    }
+
+    /// Adds a WebDataset member, if it holds a label.
+    pub fn add_keyed(&mut self, path: &str, bytes: &[u8]) {
+        let Some((key, ending)) = path.rsplit_once('.') else { return };
+        let label = match ending {
+            "cls" => std::str::from_utf8(bytes).ok().and_then(Label::of),
+            _ => serde_json::from_slice::<Value>(bytes).ok().as_ref().and_then(label_in),
+        };
+        // A `.cls` is the label itself and goes before what a `.json` says.
+        if let Some(label) = label.filter(|_| ending == "cls" || !self.keyed.contains_key(key)) {
+            self.keyed.insert(key.to_owned(), label);
+        }
+    }
+
+    /// The label of the picture of this path, if it has one.
+    pub fn insert(&mut self, path: &str, label: Option<Label>) {
+        self.keyed.extend(label.map(|label| (path.to_owned(), label)));
+    }
+
+    /// The classes in the order of their numbers.
+    pub fn name_classes(&mut self, names: Vec<String>) {
+        self.class_names = Some(names).filter(|names| !names.is_empty());
+    }
+
+    /// The classes in the order of their numbers, where the source gives it.
+    pub fn class_names(&self) -> Option<&[String]> {
+        self.class_names.as_deref()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.keyed.is_empty()
+    }
+
+    /// How they are named in notes.
+    pub fn names(&self) -> String {
+        match &self.files[..] {
+            [] => "its labels".into(),
+            files => files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>().join(", "),
+        }
+    }
+
+    /// What they say about each of `paths`, and what the files name that is not there.
+    pub fn of(&self, paths: &[&str]) -> (Vec<Option<Entry>>, Vec<String>) {
+        let mut found: Vec<Option<Entry>> = vec![None; paths.len()];
+        let mut missing = Vec::new();
+        let stem = |path: &str| -> String {
+            let folder = path.rfind('/').map_or(0, |at| at + 1);
+            path[folder..].rfind('.').map_or(path, |at| &path[..folder + at]).to_owned()
+        };
+        let base = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        let index = |name: &dyn Fn(&str) -> String| {
+            let mut index: HashMap<String, Vec<usize>> = HashMap::new();
+            paths.iter().enumerate().for_each(|(i, path)| index.entry(name(path)).or_default().push(i));
+            index
+        };
+        let (whole, stems) = (index(&|path| normal(path)), index(&|path| stem(&normal(path))));
+        let (bases, base_stems) = (index(&|path| base(path)), index(&|path| stem(&base(path))));
+        for file in &self.files {
+            let folder = file.path.rfind('/').map_or("", |at| &file.path[..=at]);
+            let below = |found: Option<&Vec<usize>>| {
+                let mut below = found.into_iter().flatten().copied().filter(|&i| paths[i].starts_with(folder));
+                below.next().filter(|_| below.next().is_none())
+            };
+            for entry in &file.entries {
+                let path = normal(&format!("{folder}{}", entry.file));
+                let at = below(whole.get(&path))
+                    .or_else(|| below(stems.get(&path)))
+                    .or_else(|| below(bases.get(&base(&path))))
+                    .or_else(|| below(base_stems.get(&base(&path))));
+                match at {
+                    Some(at) => found[at] = Some(entry.clone()),
+                    None => missing.push(entry.file.clone()),
+                }
+            }
+        }
+        for (found, path) in found.iter_mut().zip(paths) {
+            if let Some(label) = self.keyed.get(&stem(path)) {
+                let file = (*path).to_owned();
+                found.get_or_insert(Entry { file, label: Some(label.clone()), split: None });
+            }
+        }
+        (found, missing)
+    }
+}
+
+/// A path without `./` and doubled slashes.
+fn normal(path: &str) -> String {
+    let path = path.replace('\\', "/");
+    path.split('/').filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>().join("/")
+}
+
+fn csv_entries(bytes: &[u8]) -> Result<Vec<Entry>, String> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let first = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let delimiter =
+        [b',', b'\t', b';'].into_iter().max_by_key(|&d| (first.iter().filter(|&&b| b == d).count(), d == b','));
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .delimiter(delimiter.unwrap_or(b','))
+        .from_reader(bytes);
+    let mut records = Vec::new();
+    for (line, record) in reader.byte_records().enumerate() {
+        records.push(record.map_err(|e| format!("line {}: {}", line + 1, e.to_string().replace('\n', " ")))?);
+    }
+    let cell = |record: &csv::ByteRecord, at: usize| -> Option<String> {
+        record.get(at).map(|cell| String::from_utf8_lossy(cell).trim().to_owned())
+    };
+    let Some(head) = records.first() else { return Ok(Vec::new()) };
+    let head: Vec<String> =
+        (0..head.len()).filter_map(|at| cell(head, at)).map(|cell| cell.to_ascii_lowercase()).collect();
+    let find = |known: &[&str]| known.iter().find_map(|name| head.iter().position(|cell| cell == name));
+    let (file, label, skip) = match (find(&FILE_COLUMNS), find(&LABEL_COLUMNS)) {
+        (Some(file), label) => (file, label, 1),
+        // Without a header: the file and its label, in this order.
+        (None, None) if head.len() == 2 => (0, Some(1), 0),
+        _ => return Err(format!("has no column of the files' names among {}", head.join(", "))),
+    };
+    let split = find(&["split", "set", "subset"]).filter(|_| skip == 1);
+    let entry = |record: &csv::ByteRecord| {
+        let file = cell(record, file).filter(|file| !file.is_empty())?;
+        let label = label.and_then(|at| cell(record, at)).and_then(|text| Label::of(&text));
+        let split = split.and_then(|at| cell(record, at)).and_then(|text| split_of(&text));
+        Some(Entry { file, label, split })
+    };
+    Ok(records.iter().skip(skip).filter_map(entry).collect())
+}
+
+fn json_lines(bytes: &[u8]) -> Result<Vec<Entry>, String> {
+    let mut entries = Vec::new();
+    for (number, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let value: Value = serde_json::from_slice(line).map_err(|e| format!("line {}: {e}", number + 1))?;
+        let file = FILE_COLUMNS.iter().find_map(|name| value.get(name)?.as_str());
+        let Some(file) = file else {
+            return Err(format!("line {} has no `file_name`", number + 1));
+        };
+        let split = value.get("split").and_then(Value::as_str).and_then(split_of);
+        entries.push(Entry { file: file.to_owned(), label: label_in(&value), split });
+    }
+    Ok(entries)
+}
+
+/// The label in a JSON object.
+fn label_in(value: &Value) -> Option<Label> {
+    let value = LABEL_COLUMNS.iter().find_map(|name| value.get(name))?;
+    label_value(value)
+}
+
+fn label_value(value: &Value) -> Option<Label> {
+    match value {
+        Value::Number(number) => number.as_u64().map(Label::Number),
+        Value::String(text) => Label::of(text),
+        // One-hot, as some write classes.
+        Value::Array(numbers) => {
+            let ones: Vec<usize> = (0..numbers.len()).filter(|&i| numbers[i].as_f64() == Some(1.0)).collect();
+            let zeros = numbers.iter().filter(|number| number.as_f64() == Some(0.0)).count();
+            matches!(&ones[..], [_] if zeros + 1 == numbers.len()).then(|| Label::Number(ones[0] as u64))
+        }
+        _ => None,
+    }
+}
+
+fn dataset_json(bytes: &[u8]) -> Result<Vec<Entry>, String> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|e| format!("is not JSON: {e}"))?;
+    let entry = |file: &str, label: &Value| -> Result<Entry, String> {
+        let read = label_value(label);
+        if read.is_none() && !label.is_null() {
+            let shown: String = label.to_string().chars().take(60).collect();
+            return Err(format!("gives {file} the label {shown}, which is no class"));
+        }
+        Ok(Entry { file: file.to_owned(), label: read, split: None })
+    };
+    match value.get("labels") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(pairs)) => {
+            let pair = |pair: &Value| match pair.as_array().map(Vec::as_slice) {
+                Some([Value::String(file), label]) => entry(file, label),
+                _ => Err("has a label that is not [file, class]".to_owned()),
+            };
+            pairs.iter().map(pair).collect()
+        }
+        Some(Value::Object(pairs)) => pairs.iter().map(|(file, label)| entry(file, label)).collect(),
+        Some(_) => Err("its `labels` are no list".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(file: &str, label: Option<Label>) -> Entry {
+        Entry { file: file.into(), label, split: None }
+    }
+
+    fn name(text: &str) -> Option<Label> {
+        Some(Label::Name(text.into()))
+    }
+
+    #[test]
+    fn tables_are_read_with_and_without_a_header() {
+        let expected = [entry("a.png", name("cat")), entry("b, c.png", Some(Label::Number(7)))];
+        let forms = [
+            "file_name,label\na.png,cat\n\"b, c.png\",7\n",
+            "\u{feff}Label;FileName\r\ncat;a.png\r\n7;b, c.png\r\n",
+            "a.png\tcat\nb, c.png\t7",
+        ];
+        for form in forms {
+            assert_eq!(csv_entries(form.as_bytes()).unwrap(), expected, "{form:?}");
+        }
+        let split = csv_entries(b"id,split,target\n1,train,0\n2,test,\n").unwrap();
+        assert_eq!(split[0], Entry { file: "1".into(), label: Some(Label::Number(0)), split: Some(Split::Train) });
+        assert_eq!((split[1].label.clone(), split[1].split), (None, Some(Split::Validation)));
+        assert!(csv_entries(b"a,b,c\n").unwrap_err().contains("a, b, c"));
+    }
+
+    #[test]
+    fn json_is_read_in_each_of_its_forms() {
+        let lines = b"{\"file_name\": \"a.png\", \"text\": \"x\", \"label\": 3}\n\n{\"file_name\": \"b.png\"}\n";
+        assert_eq!(json_lines(lines).unwrap(), [entry("a.png", Some(Label::Number(3))), entry("b.png", None)]);
+        assert!(json_lines(b"{}").unwrap_err().contains("line 1 has no `file_name`"));
+        let edm = br#"{"labels": [["00000/img00000000.png", 6], ["b.png", [0, 1, 0]], ["c.png", null]]}"#;
+        let expected = [
+            entry("00000/img00000000.png", Some(Label::Number(6))),
+            entry("b.png", Some(Label::Number(1))),
+            entry("c.png", None),
+        ];
+        assert_eq!(dataset_json(edm).unwrap(), expected);
+        assert_eq!(dataset_json(br#"{"labels": null}"#).unwrap(), []);
+        assert!(dataset_json(br#"{"labels": [["a.png", [0.5, 0.2]]]}"#).unwrap_err().contains("no class"));
+    }
+
+    #[test]
+    fn pictures_are_found_by_path_name_or_stem() {
+        let mut labels = Labels::default();
+        let table = b"file,label\n1,x\ntrain/2.png,y\n3.png,z\n4.png,w\n9.png,v\n";
+        labels.add(Path::new("set"), "set/labels.csv", Form::Csv, table).unwrap();
+        let paths = ["set/images/1.png", "set/train/2.png", "set/deep/down/3.png", "set/4.png", "other/9.png"];
+        let (found, missing) = labels.of(&paths);
+        let told: Vec<_> = found.iter().map(|entry| entry.as_ref().and_then(|entry| entry.label.clone())).collect();
+        assert_eq!(told, [name("x"), name("y"), name("z"), name("w"), None]);
+        assert_eq!(missing, ["9.png"], "it lies beside the label file's folder, not below it");
+    }
+}

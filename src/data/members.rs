@@ -1,0 +1,117 @@
+//! The files of a published set, which lie in a folder or in the archive they are published in.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::archive::{Next, for_each_member, is_archive};
+use super::dataset::Source;
+use super::source::HashedFile;
+use crate::error::{Error, Result};
+
+/// The longest file of a published set: SVHN's and STL-10's are below 3 GB.
+const LONGEST: u64 = 4 << 30;
+
+/// Files by their names without folders, whole and decompressed.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    pub files: BTreeMap<String, Vec<u8>>,
+    pub sources: Vec<Source>,
+    root: PathBuf,
+    is_folder: bool,
+}
+
+impl Members {
+    /// Reads the files that `wanted` names, of a folder, of the folder `inner` in it, or of an archive.
+    pub fn read(source: &Path, inner: &[&str], wanted: impl Fn(&str) -> bool) -> Result<Self> {
+        let mut members = Self { root: source.to_path_buf(), ..Self::default() };
+        if source.is_dir() {
+            members.is_folder = true;
+            let inner = inner.iter().map(|inner| source.join(inner)).find(|inner| inner.is_dir());
+            members.root = inner.unwrap_or_else(|| source.to_path_buf());
+            members.folder(&wanted)?;
+        } else if is_archive(source)? {
+            members.archive(&wanted)?;
+        } else {
+            members.file(source)?;
+        }
+        Ok(members)
+    }
+
+    fn folder(&mut self, wanted: &impl Fn(&str) -> bool) -> Result<()> {
+        let root = self.root.clone();
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&root).map_err(Error::io(&root, "list"))? {
+            let path = entry.map_err(Error::io(&root, "list"))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_file() && wanted(name.strip_suffix(".gz").unwrap_or(&name)) {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        paths.iter().try_for_each(|path| self.file(path))
+    }
+
+    fn file(&mut self, path: &Path) -> Result<()> {
+        let mut file = HashedFile::open(path)?;
+        let mut bytes = Vec::new();
+        let read = file.content()?.take(LONGEST + 1).read_to_end(&mut bytes);
+        read.map_err(|e| super::source::read_error(path, e))?;
+        if bytes.len() as u64 > LONGEST {
+            return Err(Error::file(path, format!("is longer than {LONGEST} bytes"), "leave it out"));
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        self.files.insert(name.strip_suffix(".gz").unwrap_or(&name).to_owned(), bytes);
+        self.sources.push(file.finish()?);
+        Ok(())
+    }
+
+    fn archive(&mut self, wanted: &impl Fn(&str) -> bool) -> Result<()> {
+        let path = self.root.clone();
+        let mut file = HashedFile::open(&path)?;
+        for_each_member(&mut file, |mut member| {
+            let name = member.path.rsplit('/').next().unwrap_or_default().to_owned();
+            if wanted(&name) && !super::images::is_hidden(&member.path) {
+                let bytes = member.read(&path, LONGEST)?;
+                if self.files.insert(name.clone(), bytes).is_some() {
+                    return Err(Error::file(&path, format!("has {name} twice"), "leave one out"));
+                }
+            }
+            Ok(Next::Continue)
+        })?;
+        self.sources.push(file.finish()?);
+        Ok(())
+    }
+
+    /// How a file is named in messages.
+    pub fn place(&self, name: &str) -> PathBuf {
+        if self.is_folder { self.root.join(name) } else { self.root.clone() }
+    }
+
+    /// An error about a file.
+    pub fn fault(&self, name: &str, message: impl std::fmt::Display, mend: &str) -> Error {
+        let named = if self.is_folder { String::new() } else { format!("{name} ") };
+        Error::file(self.place(name), format!("{named}{message}"), mend)
+    }
+
+    /// An error unless `name` is there.
+    pub fn get(&self, name: &str) -> Result<&[u8]> {
+        let missing = || Error::file(&self.root, format!("has no {name}"), "get the whole set");
+        self.files.get(name).map(Vec::as_slice).ok_or_else(missing)
+    }
+
+    /// The lines of a text file; none where it is not there.
+    pub fn lines(&self, name: &str) -> Vec<String> {
+        let text = self.files.get(name).map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default();
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect()
+    }
+}
+
+/// Pixels of planes, `[C, H, W]`, as they are kept, `[H, W, C]`.
+pub(super) fn interleave(planes: &[u8], channels: usize, pixels: &mut Vec<u8>) {
+    let size = planes.len() / channels.max(1);
+    for i in 0..size {
+        pixels.extend((0..channels).map(|channel| planes[channel * size + i]));
+    }
+}

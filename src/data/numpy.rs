@@ -1,0 +1,367 @@
+//! NumPy's `.npy` and `.npz`: bytes, or numbers in [0, 1] or [-1, 1], as `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, with labels
+//! beside them; and the `.npz` that `engine data export` writes.
+//!
+//! Images are found under the keys `images`, `x`, `arr_0` and their like, labels under `labels`, `y`, `arr_1`; `train`, `val` and
+//! `test` in a key tell the split (`x_train`, `test_images`).
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::path::Path;
+
+use npyz::{DType, NpyHeader, Order};
+
+use super::archive::{Next, for_each_member};
+use super::dataset::{Parts, Split};
+use super::import::{ImportOptions, hold_out};
+use super::layout::{UNLABELLED, split_of};
+use super::members::interleave;
+use super::source::HashedFile;
+use crate::error::{Error, Result};
+
+/// The longest array that is read.
+const LONGEST: u64 = 16 << 30;
+const IMAGES: [&str; 9] = ["images", "image", "x", "arr_0", "data", "img", "imgs", "samples", "array"];
+const LABELS: [&str; 8] = ["labels", "label", "y", "arr_1", "targets", "target", "classes", "class"];
+const MEND: &str = "save images as u8 [N, H, W, C] under `images` and whole numbers [N] under `labels`";
+
+/// An array as it lies in its file.
+struct Array {
+    shape: Vec<usize>,
+    /// As in NumPy's type codes: b, i, u, f, U, S.
+    kind: char,
+    size: usize,
+    big_endian: bool,
+    /// Row-major.
+    data: Vec<u8>,
+}
+
+/// Images and labels of one split.
+#[derive(Default)]
+struct Pair {
+    images: Option<Array>,
+    labels: Option<Array>,
+}
+
+pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Parts> {
+    let bad = |message: String| Error::file(source, message, MEND);
+    let (mut arrays, source_file) = load(source)?;
+    let class_names = arrays.remove("class_names").map(|names| names.texts());
+    let split = arrays.remove("split");
+    let mut pairs: BTreeMap<u8, Pair> = BTreeMap::new();
+    let mut passed_over = Vec::new();
+    for (key, array) in arrays {
+        let (split, base) = split_key(&key);
+        let pair = pairs.entry(split).or_default();
+        if IMAGES.contains(&base.as_str()) && array.shape.len() >= 3 && pair.images.is_none() {
+            pair.images = Some(array);
+        } else if LABELS.contains(&base.as_str()) && pair.labels.is_none() {
+            pair.labels = Some(array);
+        } else {
+            passed_over.push(key);
+        }
+    }
+    let mut parts = Parts { sources: vec![source_file], ..Parts::default() };
+    let mut names: Option<Vec<String>> = class_names;
+    let mut labelled = None;
+    let mut counts = [0; 3];
+    for (split, pair) in pairs {
+        let Some(images) = pair.images else { continue };
+        let count = images.shape[0];
+        append_images(&images, &mut parts).map_err(bad)?;
+        if *labelled.get_or_insert(pair.labels.is_some()) != pair.labels.is_some() {
+            return Err(bad("has labels for some of its splits alone".into()));
+        }
+        match pair.labels {
+            Some(labels) => append_labels(&labels, count, &mut names, &mut parts).map_err(bad)?,
+            None => parts.labels.extend(vec![0; count]),
+        }
+        counts[usize::from(split)] += count;
+    }
+    if parts.labels.is_empty() {
+        let message = format!("has no array of images among {}", passed_over.join(", "));
+        return Err(bad(message));
+    }
+    if !passed_over.is_empty() {
+        parts.notes.push(format!("passed over the arrays {}", passed_over.join(", ")));
+    }
+    if labelled != Some(true) {
+        parts.notes.push("there are no labels: the set is unlabelled".into());
+        names = Some(vec![UNLABELLED.into()]);
+    }
+    let most = parts.labels.iter().copied().max().unwrap_or(0);
+    let numbered = || (0..=most).map(|label| label.to_string()).collect();
+    parts.class_names = names.filter(|names| names.len() > usize::from(most)).unwrap_or_else(numbered);
+    parts.train = counts[0];
+    parts.test = counts[2];
+    if let Some(split) = split {
+        by_split(&split, &mut parts).map_err(bad)?;
+    } else if counts[0] == parts.labels.len() || counts[0] == 0 {
+        parts.train = parts.labels.len();
+        parts.test = 0;
+        hold_out(&mut parts, options);
+    } else if counts[1] == 0 {
+        // What the source held out is measured on.
+        parts.test = 0;
+    }
+    Ok(parts)
+}
+
+/// The arrays of a file by their keys, in lower case.
+fn load(source: &Path) -> Result<(BTreeMap<String, Array>, super::Source)> {
+    let mut file = HashedFile::open(source)?;
+    let bad = |key: &str, message: String| {
+        let named = if key.is_empty() { String::new() } else { format!("array {key} ") };
+        Error::file(source, format!("{named}{message}"), MEND)
+    };
+    let mut arrays = BTreeMap::new();
+    if super::source::peek(source, 6)?.starts_with(b"\x93NUMPY") {
+        let mut bytes = Vec::new();
+        let read = std::io::Read::read_to_end(&mut file.content()?, &mut bytes);
+        read.map_err(|e| super::source::read_error(source, e))?;
+        arrays.insert("images".to_owned(), parse(&bytes).map_err(|message| bad("", message))?);
+    } else {
+        for_each_member(&mut file, |mut member| {
+            if let Some(key) = member.path.clone().strip_suffix(".npy") {
+                let bytes = member.read(source, LONGEST)?;
+                // Arrays of objects are pickles, which may be there beside the images.
+                match parse(&bytes) {
+                    Ok(array) => drop(arrays.insert(key.to_ascii_lowercase(), array)),
+                    Err(message) if is_needed(key) => return Err(bad(key, message)),
+                    Err(_) => {}
+                }
+            }
+            Ok(Next::Continue)
+        })?;
+    }
+    Ok((arrays, file.finish()?))
+}
+
+fn is_needed(key: &str) -> bool {
+    let (_, base) = split_key(&key.to_ascii_lowercase());
+    IMAGES.contains(&base.as_str()) || LABELS.contains(&base.as_str())
+}
+
+/// The split (0 training, 1 validation, 2 test) that a key tells, and the rest of it.
+fn split_key(key: &str) -> (u8, String) {
+    let mut split = 0;
+    let kept: Vec<&str> = key
+        .split('_')
+        .filter(|word| match (*word, split_of(word)) {
+            ("test" | "testing", _) => {
+                split = 2;
+                false
+            }
+            (_, Some(Split::Train)) => false,
+            (_, Some(_)) => {
+                split = 1;
+                false
+            }
+            _ => true,
+        })
+        .collect();
+    (split, kept.join("_"))
+}
+
+fn parse(bytes: &[u8]) -> Result<Array, String> {
+    let damaged = || "is damaged: not an array that NumPy wrote".to_owned();
+    // Checked here, so that the reader of the header asks for no more than there is.
+    let length = match bytes {
+        [0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, low, high, ..] => {
+            10 + usize::from(u16::from_le_bytes([*low, *high]))
+        }
+        [0x93, b'N', b'U', b'M', b'P', b'Y', 2 | 3, _, a, b, c, d, ..] => {
+            12usize.saturating_add(u32::from_le_bytes([*a, *b, *c, *d]) as usize)
+        }
+        _ => return Err(damaged()),
+    };
+    let head = bytes.get(..length).filter(|_| length < 1 << 16).ok_or_else(damaged)?;
+    let header = NpyHeader::from_reader(Cursor::new(head)).map_err(|_| damaged())?;
+    let DType::Plain(plain) = header.dtype() else {
+        return Err("is an array of records, not of numbers".into());
+    };
+    let kind = plain.type_char().to_str().chars().next().unwrap_or(' ');
+    let unit = if kind == 'U' { 4 } else { 1 };
+    let size = usize::try_from(plain.size_field()).ok().and_then(|size| size.checked_mul(unit)).ok_or_else(damaged)?;
+    if kind == 'O' {
+        return Err("is an array of Python objects, which are not read".into());
+    }
+    let shape: Vec<usize> =
+        header.shape().iter().map(|&n| usize::try_from(n).ok()).collect::<Option<_>>().ok_or_else(damaged)?;
+    let count = shape.iter().try_fold(1usize, |count, &n| count.checked_mul(n));
+    let data = &bytes[length..];
+    if count.and_then(|count| count.checked_mul(size)) != Some(data.len()) {
+        return Err(format!("of shape {shape:?} has {} bytes of elements: it is cut short or damaged", data.len()));
+    }
+    let data = if header.order() == Order::Fortran { row_major(data, &shape, size) } else { data.to_vec() };
+    Ok(Array { shape, kind, size, big_endian: plain.endianness().to_str() == ">", data })
+}
+
+fn row_major(data: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+    let mut rows = Vec::with_capacity(data.len());
+    let mut index = vec![0; shape.len()];
+    for _ in 0..data.len() / size.max(1) {
+        let at = shape.iter().zip(&index).rev().fold(0, |at, (&extent, &index)| at * extent + index);
+        rows.extend_from_slice(&data[at * size..][..size]);
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < shape[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+    rows
+}
+
+impl Array {
+    /// The elements as numbers; None where they are none.
+    fn numbers(&self) -> Option<Vec<f64>> {
+        let native = |element: &[u8]| -> [u8; 8] {
+            let mut wide = [0; 8];
+            wide[..element.len()].copy_from_slice(element);
+            if self.big_endian {
+                wide[..element.len()].reverse();
+            }
+            wide
+        };
+        let number: fn([u8; 8]) -> f64 = match (self.kind, self.size) {
+            ('u' | 'b', _) if self.size <= 8 => |b| u64::from_le_bytes(b) as f64,
+            ('i', 1) => |b| f64::from(b[0] as i8),
+            ('i', 2) => |b| f64::from(i16::from_le_bytes([b[0], b[1]])),
+            ('i', 4) => |b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            ('i', 8) => |b| i64::from_le_bytes(b) as f64,
+            ('f', 2) => |b| half::f16::from_le_bytes([b[0], b[1]]).to_f64(),
+            ('f', 4) => |b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            ('f', 8) => f64::from_le_bytes,
+            _ => return None,
+        };
+        Some(self.data.chunks_exact(self.size).map(|element| number(native(element))).collect())
+    }
+
+    /// The texts of an array of them; none of another.
+    fn texts(&self) -> Vec<String> {
+        let unicode = |element: &[u8]| -> String {
+            let code = |b: &[u8; 4]| if self.big_endian { u32::from_be_bytes(*b) } else { u32::from_le_bytes(*b) };
+            element.as_chunks::<4>().0.iter().filter_map(|b| char::from_u32(code(b))).filter(|c| *c != '\0').collect()
+        };
+        match self.kind {
+            'U' => self.data.chunks_exact(self.size.max(1)).map(unicode).collect(),
+            'S' => {
+                let text = |b: &[u8]| String::from_utf8_lossy(b).trim_end_matches('\0').to_owned();
+                self.data.chunks_exact(self.size.max(1)).map(text).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The elements as bytes of an image, and how they were read where they are no bytes.
+    fn pixels(&self) -> Result<(Vec<u8>, Option<&'static str>), String> {
+        if (self.kind, self.size) == ('u', 1) {
+            return Ok((self.data.clone(), None));
+        }
+        let numbers = self.numbers().ok_or("has images of elements that are no numbers")?;
+        if numbers.iter().any(|number| !number.is_finite()) {
+            return Err("has images with NaN or infinity".into());
+        }
+        let (least, most) = numbers.iter().fold((f64::MAX, f64::MIN), |(a, b), &n| (a.min(n), b.max(n)));
+        let whole = || numbers.iter().all(|number| number.fract() == 0.0);
+        let (scale, shift, how) = match (least, most) {
+            // Zeros and ones of a whole-number type are bytes, not shares.
+            (0.0.., ..=255.0) if self.kind != 'f' || (most > 1.0 && whole()) => (1.0, 0.0, "numbers from 0 to 255"),
+            (0.0.., ..=1.0) => (255.0, 0.0, "numbers in [0, 1]"),
+            (-1.0.., ..=1.0) => (127.5, 127.5, "numbers in [-1, 1]"),
+            _ => return Err(format!("has images from {least} to {most}, neither in [0, 1], [-1, 1] nor 0 to 255")),
+        };
+        let pixels = numbers.iter().map(|number| (number * scale + shift).round() as u8).collect();
+        Ok((pixels, Some(how)))
+    }
+}
+
+fn append_images(images: &Array, parts: &mut Parts) -> Result<(), String> {
+    let (height, width, channels, planes) = match images.shape[..] {
+        [_, height, width] => (height, width, 1, false),
+        [_, height, width, channels @ (1 | 3)] => (height, width, channels, false),
+        [_, channels @ (1 | 3), height, width] => (height, width, channels, true),
+        _ => {
+            return Err(format!(
+                "has images of shape {:?}, not [N, H, W(, 1 or 3)] or [N, 1 or 3, H, W]",
+                images.shape
+            ));
+        }
+    };
+    if parts.height == 0 {
+        (parts.height, parts.width, parts.channels) = (height, width, channels);
+    }
+    if (parts.height, parts.width, parts.channels) != (height, width, channels) {
+        return Err("has images of different sizes in its splits".into());
+    }
+    let (pixels, how) = images.pixels()?;
+    let note = how.map(|how| format!("images were {how}, scaled to bytes"));
+    parts.notes.extend(note.filter(|note| !parts.notes.contains(note)));
+    match planes {
+        true => pixels
+            .chunks_exact((height * width * channels).max(1))
+            .for_each(|p| interleave(p, channels, &mut parts.images)),
+        false => parts.images.extend(pixels),
+    }
+    Ok(())
+}
+
+fn append_labels(
+    labels: &Array,
+    count: usize,
+    names: &mut Option<Vec<String>>,
+    parts: &mut Parts,
+) -> Result<(), String> {
+    let wrong = || format!("has labels of shape {:?} for {count} images", labels.shape);
+    if matches!(labels.kind, 'U' | 'S') {
+        let texts = labels.texts();
+        if texts.len() != count {
+            return Err(wrong());
+        }
+        let known = names.get_or_insert_with(Vec::new);
+        // In order of their names, whichever comes first.
+        let mut all: Vec<String> = known.iter().chain(&texts).cloned().collect();
+        all.sort();
+        all.dedup();
+        let label = |name: &String| all.binary_search(name).unwrap_or_default() as u16;
+        let renumbered: Vec<u16> = known.iter().map(label).collect();
+        parts.labels.iter_mut().for_each(|old| *old = renumbered[usize::from(*old)]);
+        parts.labels.extend(texts.iter().map(label));
+        *known = all;
+        return Ok(());
+    }
+    let numbers = labels.numbers().ok_or("has labels that are no numbers")?;
+    let numbers: Vec<f64> = match labels.shape[..] {
+        [n] | [n, 1] if n == count => numbers,
+        // One-hot.
+        [n, classes] if n == count && numbers.iter().all(|&x| x == 0.0 || x == 1.0) => {
+            numbers.chunks_exact(classes).map(|row| row.iter().position(|&x| x == 1.0).unwrap_or(0) as f64).collect()
+        }
+        _ => return Err(wrong()),
+    };
+    if let Some(bad) = numbers.iter().find(|&&n| n.fract() != 0.0 || !(0.0..f64::from(u16::MAX)).contains(&n)) {
+        return Err(format!("has the label {bad}, where whole numbers from 0 can be"));
+    }
+    parts.labels.extend(numbers.iter().map(|&number| number as u16));
+    Ok(())
+}
+
+/// Arranges the images as the array `split` says: 0 training, 1 validation, 2 test.
+fn by_split(split: &Array, parts: &mut Parts) -> Result<(), String> {
+    let numbers = split
+        .numbers()
+        .filter(|numbers| numbers.len() == parts.labels.len())
+        .ok_or("has a `split` that is not one number for each image")?;
+    if let Some(bad) = numbers.iter().find(|&&n| ![0.0, 1.0, 2.0].contains(&n)) {
+        return Err(format!("has {bad} in `split` where 0, 1 and 2 can be"));
+    }
+    let mut order: Vec<usize> = (0..numbers.len()).collect();
+    order.sort_by_key(|&i| numbers[i] as u8);
+    let size = parts.height * parts.width * parts.channels;
+    parts.images = order.iter().flat_map(|&i| parts.images[i * size..][..size].iter().copied()).collect();
+    parts.labels = order.iter().map(|&i| parts.labels[i]).collect();
+    parts.train = numbers.iter().filter(|&&n| n == 0.0).count();
+    parts.test = numbers.iter().filter(|&&n| n == 2.0).count();
+    Ok(())
+}

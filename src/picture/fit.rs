@@ -1,0 +1,132 @@
+//! Pictures brought to another size or number of channels.
+
+use image::imageops::FilterType;
+use image::{DynamicImage, GrayImage, RgbImage};
+
+use super::image::check_size;
+use super::{Image, Note, Picture};
+use crate::Result;
+
+/// How a picture of another shape is brought to a size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Fit {
+    /// Scaled until it covers the size; the middle is kept.
+    #[default]
+    Crop,
+    /// Scaled until it lies within the size; the rest is background.
+    Pad,
+    /// Each side scaled by itself.
+    Stretch,
+}
+
+impl Image {
+    /// The picture in `width` x `height` pixels (Lanczos, 3 lobes). `background` is what [`Fit::Pad`] adds; where it has a colour, a grey
+    /// picture becomes RGB. A picture that has the size already stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for a size of 0 or one beyond 2^28 pixels.
+    pub fn resized(&self, width: usize, height: usize, fit: Fit, background: [u8; 3]) -> Result<Self> {
+        check_size(width, height)?;
+        if (self.width(), self.height()) == (width, height) {
+            return Ok(self.clone());
+        }
+        let (columns, rows) = (width as u32, height as u32);
+        let whole = self.to_dynamic();
+        let resized = match fit {
+            Fit::Crop => whole.resize_to_fill(columns, rows, FilterType::Lanczos3),
+            Fit::Stretch => whole.resize_exact(columns, rows, FilterType::Lanczos3),
+            Fit::Pad => whole.resize(columns, rows, FilterType::Lanczos3),
+        };
+        let channels = self.channels();
+        let (inner_width, inner_height) = (resized.width() as usize, resized.height() as usize);
+        let pixels = if channels == 1 { resized.into_luma8().into_raw() } else { resized.into_rgb8().into_raw() };
+        let inner = Self::new(inner_width, inner_height, channels, pixels)?;
+        if (inner_width, inner_height) == (width, height) {
+            return Ok(inner);
+        }
+        let mut canvas = Self::filled(width, height, background);
+        canvas.paste(&inner, width.saturating_sub(inner_width) / 2, height.saturating_sub(inner_height) / 2);
+        let [red, green, blue] = background;
+        Ok(if channels == 1 && red == green && red == blue { canvas.to_grey() } else { canvas })
+    }
+
+    /// The same picture in grey: the luma of ITU-R BT.601, rounded as Pillow does.
+    pub fn to_grey(&self) -> Self {
+        if self.channels() == 1 {
+            return self.clone();
+        }
+        let luma = |p: &[u8]| {
+            let [red, green, blue] = [p[0], p[1], p[2]].map(u32::from);
+            ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16) as u8
+        };
+        self.with_pixels(1, self.pixels().chunks_exact(3).map(luma).collect())
+    }
+
+    /// The picture with 1 (grey) or 3 (RGB) channels.
+    pub fn with_channels(&self, channels: usize) -> Self {
+        if channels == 1 { self.to_grey() } else { self.to_rgb() }
+    }
+
+    fn to_dynamic(&self) -> DynamicImage {
+        let (width, height, pixels) = (self.width() as u32, self.height() as u32, self.pixels().to_vec());
+        let image = match self.channels() {
+            1 => GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8),
+            _ => RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
+        };
+        image.expect("a picture has as many values as its size says")
+    }
+}
+
+impl Picture {
+    /// The picture as `[height, width, channels]`, with what was done to it.
+    ///
+    /// # Errors
+    /// As [`Image::resized`].
+    pub fn fitted(mut self, [height, width, channels]: [usize; 3], fit: Fit, background: [u8; 3]) -> Result<Self> {
+        if (self.image.height(), self.image.width()) != (height, width) {
+            self.image = self.image.resized(width, height, fit, background)?;
+            self.notes.push(Note::Resized);
+        }
+        match (self.image.channels(), channels) {
+            (1, 3) => self.notes.push(Note::Coloured),
+            (3, 1) => self.notes.push(Note::Greyed),
+            _ => {}
+        }
+        self.image = self.image.with_channels(channels);
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_filled_padded_or_stretched() {
+        // Two halves, black and white, twice as wide as high.
+        let pixels: Vec<u8> = (0..32).map(|i| if i % 8 < 4 { 0 } else { 255 }).collect();
+        let wide = Image::new(8, 4, 1, pixels).unwrap();
+        let crop = wide.resized(4, 4, Fit::Crop, [9; 3]).unwrap();
+        let pad = wide.resized(4, 4, Fit::Pad, [9; 3]).unwrap();
+        let stretch = wide.resized(4, 4, Fit::Stretch, [9; 3]).unwrap();
+        for image in [&crop, &pad, &stretch] {
+            assert_eq!((image.width(), image.height(), image.channels()), (4, 4, 1));
+        }
+        assert_eq!((crop.pixels()[0], crop.pixels()[3]), (0, 255));
+        assert_eq!((&pad.pixels()[..4], &pad.pixels()[12..]), (&[9; 4][..], &[9; 4][..]));
+        assert!(pad.pixels()[4] < 30 && pad.pixels()[7] > 225, "{pad:?}");
+        assert!(stretch.pixels()[0] < 30 && stretch.pixels()[15] > 225, "{stretch:?}");
+        assert_eq!(wide.resized(4, 4, Fit::Pad, [9, 0, 0]).unwrap().colour(0, 0), Some([9, 0, 0]));
+        assert_eq!(wide.resized(8, 4, Fit::Crop, [0; 3]).unwrap(), wide);
+        assert!(wide.resized(0, 4, Fit::Crop, [0; 3]).is_err());
+    }
+
+    #[test]
+    fn grey_is_the_luma_of_pillow() {
+        let colours = [255, 0, 0, 0, 255, 0, 0, 0, 255, 12, 34, 56];
+        let image = Image::new(4, 1, 3, colours.to_vec()).unwrap();
+        // Pillow: Image.frombytes("RGB", (4, 1), …).convert("L").
+        assert_eq!(image.to_grey().pixels(), [76, 150, 29, 30]);
+        assert_eq!(image.with_channels(3), image);
+    }
+}

@@ -1,0 +1,248 @@
+//! Whether a JPEG file is whole: the markers lead to its end, and its scans hold every block of every row (ITU-T T.81).
+//!
+//! A decoder fills what is missing with one colour, and some programs put an end marker behind half a file. So the Huffman
+//! codes are walked, without their coefficients: all of a baseline file, the first scan of a progressive one, whose later
+//! scans only refine it.
+
+/// A Huffman table: for each length in bits the first code beyond those of that length, and where its values begin.
+#[derive(Clone, Default)]
+struct Huffman {
+    /// The length and value of the code that each 8 bits begin with; length 0 for longer codes.
+    short: Vec<(u8, u8)>,
+    /// For lengths 1 to 16: the last code and the place of the value of code 0, as if it had that length.
+    long: Vec<(i32, i32)>,
+    values: Vec<u8>,
+}
+
+impl Huffman {
+    /// Of the 16 counts by length and the values.
+    fn new(counts: &[u8], values: &[u8]) -> Option<Self> {
+        let total: usize = counts.iter().map(|&count| usize::from(count)).sum();
+        let values = values.get(..total)?.to_vec();
+        let mut short = vec![(0, 0); 256];
+        let mut long = Vec::with_capacity(16);
+        let (mut code, mut place) = (0i32, 0i32);
+        for (length, &count) in (1..).zip(counts) {
+            long.push((if count > 0 { code + i32::from(count) - 1 } else { -1 }, place - code));
+            for _ in 0..count {
+                if length <= 8 {
+                    let first = (code as usize) << (8 - length);
+                    let value = *values.get(place as usize)?;
+                    short.get_mut(first..first + (1 << (8 - length)))?.fill((length as u8, value));
+                }
+                (code, place) = (code + 1, place + 1);
+            }
+            code <<= 1;
+        }
+        Some(Self { short, long, values })
+    }
+}
+
+/// The bits of a scan, without stuffed bytes.
+struct Bits<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    held: u64,
+    count: u32,
+}
+
+impl Bits<'_> {
+    /// Makes at least 16 bits ready, where there are so many before the next marker.
+    fn fill(&mut self) {
+        while self.count <= 48 {
+            let Some(&byte) = self.bytes.get(self.at) else { return };
+            if byte == 0xff {
+                if self.bytes.get(self.at + 1) != Some(&0) {
+                    return;
+                }
+                self.at += 1;
+            }
+            self.at += 1;
+            self.held = self.held << 8 | u64::from(byte);
+            self.count += 8;
+        }
+    }
+
+    fn skip(&mut self, count: u32) -> Option<()> {
+        if self.count < count {
+            self.fill();
+        }
+        self.count = self.count.checked_sub(count)?;
+        Some(())
+    }
+
+    /// The value of the next code; None where the bits end, or begin no code.
+    fn code(&mut self, table: &Huffman) -> Option<u8> {
+        if self.count < 16 {
+            self.fill();
+        }
+        let next = |bits: u32| match self.count.checked_sub(bits) {
+            Some(rest) => (self.held >> rest) & ((1 << bits) - 1),
+            // The last code may be shorter than what is looked at.
+            None => (self.held << (bits - self.count)) & ((1 << bits) - 1),
+        };
+        let (length, value) = *table.short.get(next(8) as usize)?;
+        if length > 0 {
+            self.count = self.count.checked_sub(u32::from(length))?;
+            return Some(value);
+        }
+        let ahead = next(16) as i32;
+        for (length, &(last, offset)) in (1..).zip(&table.long).skip(8) {
+            let code = ahead >> (16 - length);
+            if code <= last {
+                self.count = self.count.checked_sub(length)?;
+                return table.values.get(usize::try_from(code + offset).ok()?).copied();
+            }
+        }
+        None
+    }
+
+    /// Goes behind the next restart marker.
+    fn restart(&mut self) -> Option<()> {
+        (self.held, self.count) = (0, 0);
+        let rest = self.bytes.get(self.at..)?;
+        let found = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff))?;
+        self.at += found + 2;
+        matches!(rest[found + 1], 0xd0..=0xd7).then_some(())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Component {
+    id: u8,
+    across: usize,
+    down: usize,
+}
+
+/// What the segments before a scan say.
+#[derive(Default)]
+struct Frame {
+    progressive: bool,
+    /// Rows and columns.
+    size: (usize, usize),
+    components: Vec<Component>,
+    /// Four for DC, four for AC.
+    tables: [Option<Huffman>; 8],
+    restart: usize,
+}
+
+/// An error unless the file has its end marker and all its rows.
+pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
+    let mut frame = Frame::default();
+    let mut at = 2;
+    while let Some(rest) = bytes.get(at..) {
+        // Between segments fill bytes may stand, and some writers leave others.
+        let Some(found) = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff)) else {
+            break;
+        };
+        let marker = rest[found + 1];
+        at += found + 2;
+        let body = match marker {
+            0xd9 => return Ok(()),
+            // Markers that stand alone: restarts, TEM, a start.
+            0x01 | 0xd0..=0xd8 => continue,
+            _ => {
+                let length = bytes.get(at..at + 2).map(|b| usize::from(u16::from_be_bytes([b[0], b[1]])));
+                let Some(body) = length.and_then(|length| bytes.get(at + 2..at + length.max(2))) else { break };
+                body
+            }
+        };
+        at += 2 + body.len();
+        match marker {
+            0xc0..=0xc2 => frame.start(marker, body).ok_or("cannot be decoded: its frame header is damaged")?,
+            0xc4 => frame.huffman(body).ok_or("cannot be decoded: its Huffman tables are damaged")?,
+            0xdd => frame.restart = body.first_chunk().map_or(0, |&b| usize::from(u16::from_be_bytes(b))),
+            0xda if frame.scan(body, &bytes[at..]) == Some(false) => {
+                return Err("is cut short: a JPEG file whose last rows are missing".into());
+            }
+            _ => {}
+        }
+    }
+    Err("is cut short: a JPEG file without its end marker".into())
+}
+
+impl Frame {
+    fn start(&mut self, marker: u8, body: &[u8]) -> Option<()> {
+        let word = |at: usize| Some(usize::from(u16::from_be_bytes(*body.get(at..)?.first_chunk()?)));
+        self.progressive = marker == 0xc2;
+        self.size = (word(1)?, word(3)?);
+        let component = |c: &[u8]| Component { id: c[0], across: usize::from(c[1] >> 4), down: usize::from(c[1] & 15) };
+        self.components = body.get(6..)?.chunks_exact(3).map(component).collect();
+        let sound = self.components.iter().all(|c| (1..=4).contains(&c.across) && (1..=4).contains(&c.down));
+        (sound && self.components.len() == usize::from(*body.get(5)?)).then_some(())
+    }
+
+    fn huffman(&mut self, mut body: &[u8]) -> Option<()> {
+        while let [head, rest @ ..] = body {
+            let counts = rest.get(..16)?;
+            let total: usize = counts.iter().map(|&count| usize::from(count)).sum();
+            let table = Huffman::new(counts, rest.get(16..)?)?;
+            *self.tables.get_mut(usize::from((head >> 4) * 4 + (head & 15)))? = Some(table);
+            body = rest.get(16 + total..)?;
+        }
+        Some(())
+    }
+
+    /// Whether the scan has all its blocks. None for a scan that is not walked, or that contradicts itself: the decoder
+    /// tells what is wrong with it.
+    fn scan(&self, head: &[u8], data: &[u8]) -> Option<bool> {
+        let count = usize::from(*head.first()?);
+        let [first, last, approximation] = *head.get(1 + 2 * count..)?.first_chunk()?;
+        let dc_only = self.progressive && first == 0 && last == 0 && approximation >> 4 == 0;
+        if self.progressive && !dc_only {
+            return None;
+        }
+        let mut blocks = Vec::new();
+        let most = |of: fn(&Component) -> usize| self.components.iter().map(of).max();
+        let (across, down) = (most(|c| c.across)?, most(|c| c.down)?);
+        let mut units = (self.size.0.div_ceil(8 * down), self.size.1.div_ceil(8 * across));
+        for pair in head.get(1..1 + 2 * count)?.chunks_exact(2) {
+            let component = self.components.iter().find(|component| component.id == pair[0])?;
+            let dc = self.tables[usize::from(pair[1] >> 4 & 3)].as_ref()?;
+            let ac = self.tables[4 + usize::from(pair[1] & 3)].as_ref();
+            if !dc_only && ac.is_none() {
+                return None;
+            }
+            // A component by itself comes block by block.
+            let of_unit = if count == 1 { 1 } else { component.across * component.down };
+            if count == 1 {
+                let rows = (self.size.0 * component.down).div_ceil(down);
+                let columns = (self.size.1 * component.across).div_ceil(across);
+                units = (rows.div_ceil(8), columns.div_ceil(8));
+            }
+            blocks.extend(std::iter::repeat_n((dc, ac.filter(|_| !dc_only)), of_unit));
+        }
+        let mut bits = Bits { bytes: data, at: 0, held: 0, count: 0 };
+        let units = units.0 * units.1;
+        for unit in 0..units {
+            if self.restart > 0 && unit > 0 && unit % self.restart == 0 && bits.restart().is_none() {
+                return Some(false);
+            }
+            if blocks.iter().any(|(dc, ac)| block(&mut bits, dc, *ac).is_none()) {
+                return Some(false);
+            }
+        }
+        Some(true)
+    }
+}
+
+/// Walks one block; None where the bits end.
+fn block(bits: &mut Bits, dc: &Huffman, ac: Option<&Huffman>) -> Option<()> {
+    let size = bits.code(dc)?;
+    bits.skip(u32::from(size.min(16)))?;
+    let Some(ac) = ac else { return Some(()) };
+    let mut at = 1;
+    while at < 64 {
+        let code = bits.code(ac)?;
+        let (run, size) = (usize::from(code >> 4), u32::from(code & 15));
+        match (run, size) {
+            (15, 0) => at += 16,
+            (_, 0) => break,
+            _ => {
+                at += run + 1;
+                bits.skip(size)?;
+            }
+        }
+    }
+    Some(())
+}

@@ -1,0 +1,299 @@
+//! The one reader of single pictures: PNG, JPEG, WebP, GIF, BMP, TIFF and PNM, told by their first bytes.
+//!
+//! Whatever a picture's form, the result is grey or RGB with 8 bits a channel, upright, without transparency. Everything
+//! that was done to make it so is told as a [`Note`].
+
+use std::fmt;
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use image::codecs::bmp::BmpDecoder;
+use image::codecs::gif::GifDecoder;
+use image::codecs::png::PngDecoder;
+use image::codecs::pnm::PnmDecoder;
+use image::codecs::webp::WebPDecoder;
+use image::metadata::Orientation;
+use image::{AnimationDecoder, ColorType, DynamicImage, ImageDecoder, Limits};
+
+use super::{Image, jpeg};
+use crate::files::describe;
+use crate::{Error, Result};
+
+/// The longest picture file that is read, in bytes.
+pub const LONGEST_FILE: u64 = 256 << 20;
+/// The most memory that one decoder may ask for, in bytes.
+pub(super) const DECODER_BYTES: u64 = 512 << 20;
+
+/// The forms of pictures that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PictureKind {
+    /// Portable Network Graphics.
+    Png,
+    /// JPEG, baseline or progressive.
+    Jpeg,
+    /// WebP, lossy or lossless.
+    WebP,
+    /// GIF, of which the first frame is taken.
+    Gif,
+    /// Windows bitmap.
+    Bmp,
+    /// TIFF, of which the first page is taken.
+    Tiff,
+    /// The portable maps of Netpbm: PBM, PGM, PPM, PAM.
+    Pnm,
+}
+
+impl PictureKind {
+    /// The form of a file that starts with `bytes`, of which 32 suffice. None where it is no picture that is read.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Self::Png),
+            [0xff, 0xd8, 0xff, ..] => Some(Self::Jpeg),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::WebP),
+            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
+            [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Some(Self::Tiff),
+            // Two letters alone are too few: the reserved bytes are 0 and the header has one of its known lengths.
+            [b'B', b'M', _, _, _, _, 0, 0, 0, 0, _, _, _, _, 12 | 16 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0, ..] => {
+                Some(Self::Bmp)
+            }
+            [b'P', b'1'..=b'7', after, next, ..]
+                if after.is_ascii_whitespace() && (next.is_ascii_digit() || matches!(next, b'#' | b'W' | b'H')) =>
+            {
+                Some(Self::Pnm)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a file of this name calls itself a picture, of one of these forms or of another.
+    pub fn is_named(path: &str) -> bool {
+        const ENDINGS: [&str; 22] = [
+            "png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "dib", "tif", "tiff", "pnm", "pbm",
+            "pgm", "ppm", "pam", "heic", "heif", "avif", "jxl", "jp2",
+        ];
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let ending = name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
+        ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
+    }
+}
+
+/// Something that was done to a picture so that it became grey or RGB with 8 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Note {
+    /// 16 bits or floats a channel were scaled to 8 bits.
+    Scaled,
+    /// CMYK inks became RGB.
+    Inks,
+    /// What was transparent was laid on the background.
+    Transparent,
+    /// It was turned or mirrored, as its EXIF orientation says.
+    Oriented,
+    /// Its ICC colour profile was ignored.
+    Profile,
+    /// It has several frames or pages, of which the first was taken.
+    FirstFrame,
+    /// It was brought to another size.
+    Resized,
+    /// It was grey and became RGB.
+    Coloured,
+    /// It was coloured and became grey.
+    Greyed,
+}
+
+impl Note {
+    /// In words that follow one picture or several.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Scaled => "scaled from more than 8 bits a channel to 8",
+            Self::Inks => "turned from CMYK to RGB",
+            Self::Transparent => "laid on the background where transparent",
+            Self::Oriented => "turned as the EXIF orientation says",
+            Self::Profile => "ICC colour profile ignored",
+            Self::FirstFrame => "the first of several frames or pages taken",
+            Self::Resized => "resized",
+            Self::Coloured => "turned from grey to RGB",
+            Self::Greyed => "turned from colour to grey",
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.words())
+    }
+}
+
+/// A picture and what was done to it.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// Its pixels.
+    pub image: Image,
+    /// What was done, each once, in order.
+    pub notes: Vec<Note>,
+}
+
+/// Reads a picture file. Transparent pixels are laid on `background`, red, green and blue.
+///
+/// # Errors
+/// [`Error::Io`] where it cannot be read; [`Error::File`] where it is no picture, damaged, cut short, or too large.
+pub fn read_picture(path: impl AsRef<Path>, background: [u8; 3]) -> Result<Picture> {
+    let path = path.as_ref();
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let mut bytes = Vec::new();
+    file.take(LONGEST_FILE + 1).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
+    if bytes.len() as u64 > LONGEST_FILE {
+        return Err(Error::file(path, format!("is larger than {LONGEST_FILE} bytes"), "give a smaller picture"));
+    }
+    decode_picture(&bytes, background)
+        .map_err(|message| Error::file(path, message, "give a whole picture file, or make it anew"))
+}
+
+/// The picture in a file's `bytes`. Transparent pixels are laid on `background`.
+///
+/// At most 512 MiB are asked for, whatever the bytes declare.
+///
+/// # Errors
+/// A sentence without subject that says what is wrong: `is cut short: …`.
+pub fn decode_picture(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
+    // Decoders of other people's making: a panic in one is a damaged file, not the end of the program.
+    catch_unwind(AssertUnwindSafe(|| decode(bytes, background)))
+        .unwrap_or_else(|_| Err("cannot be decoded: it is damaged".into()))
+}
+
+/// A decoded picture before it is brought to 8 bits without transparency.
+pub(super) struct Raw {
+    pub image: DynamicImage,
+    pub orientation: Orientation,
+    pub notes: Vec<Note>,
+}
+
+fn decode(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
+    let Some(kind) = PictureKind::of(bytes) else {
+        return Err(format!(
+            "is {}, not a picture that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM)",
+            describe(bytes)
+        ));
+    };
+    let input = || Cursor::new(bytes);
+    let raw = match kind {
+        PictureKind::Jpeg => jpeg::decode(bytes),
+        PictureKind::Png => {
+            // Deflate shrinks at most about 1032-fold, so the file's length bounds what it can honestly hold.
+            let bound = (bytes.len() as u64).saturating_mul(1040).saturating_add(1 << 16).min(DECODER_BYTES);
+            let decoder = PngDecoder::with_limits(input(), limits(bound)).map_err(damaged)?;
+            let animated = decoder.is_apng().map_err(damaged)?;
+            raw(decoder, bound, animated)
+        }
+        PictureKind::WebP => {
+            let decoder = WebPDecoder::new(input()).map_err(damaged)?;
+            let animated = decoder.has_animation();
+            raw(decoder, DECODER_BYTES, animated)
+        }
+        PictureKind::Gif => {
+            let decoder = GifDecoder::new(input()).map_err(damaged)?;
+            let found = raw(decoder, DECODER_BYTES, false)?;
+            let mut frames = GifDecoder::new(input()).map_err(damaged)?.into_frames();
+            // A damaged second frame is no fault of the first, which is whole.
+            let several = frames.nth(1).is_some();
+            Ok(Raw { notes: noted(found.notes, Note::FirstFrame, several), ..found })
+        }
+        PictureKind::Bmp => raw(BmpDecoder::new(input()).map_err(damaged)?, DECODER_BYTES, false),
+        PictureKind::Pnm => raw(PnmDecoder::new(input()).map_err(damaged)?, DECODER_BYTES, false),
+        PictureKind::Tiff => tiff(bytes),
+    }?;
+    upright(raw, background)
+}
+
+#[cfg(feature = "formats")]
+fn tiff(bytes: &[u8]) -> Result<Raw, String> {
+    let decoder = image::codecs::tiff::TiffDecoder::new(Cursor::new(bytes)).map_err(damaged)?;
+    raw(decoder, DECODER_BYTES, false)
+}
+
+#[cfg(not(feature = "formats"))]
+fn tiff(_: &[u8]) -> Result<Raw, String> {
+    Err("is a TIFF picture, which this build does not read: build with the feature `formats`".into())
+}
+
+/// What a decoder of the `image` crate makes of its bytes, with at most `bound` bytes of memory.
+fn raw(mut decoder: impl ImageDecoder, bound: u64, animated: bool) -> Result<Raw, String> {
+    let mut limits = limits(bound);
+    limits.reserve(decoder.total_bytes()).map_err(damaged)?;
+    decoder.set_limits(limits).map_err(damaged)?;
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let profile = decoder.icc_profile().is_ok_and(|profile| profile.is_some());
+    let inks =
+        matches!(decoder.original_color_type(), image::ExtendedColorType::Cmyk8 | image::ExtendedColorType::Cmyk16);
+    let image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    let notes = [(Note::Inks, inks), (Note::Profile, profile), (Note::FirstFrame, animated)];
+    Ok(Raw { image, orientation, notes: notes.iter().filter(|(_, is)| *is).map(|(note, _)| *note).collect() })
+}
+
+fn limits(bound: u64) -> Limits {
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(bound);
+    limits
+}
+
+/// A decoder's error as a sentence without subject.
+fn damaged(error: image::ImageError) -> String {
+    format!("cannot be decoded: {}", error.to_string().replace('\n', " "))
+}
+
+fn noted(mut notes: Vec<Note>, note: Note, is: bool) -> Vec<Note> {
+    if is {
+        notes.push(note);
+    }
+    notes
+}
+
+/// Turns a picture, scales it to 8 bits and lays it on the background.
+fn upright(raw: Raw, background: [u8; 3]) -> Result<Picture, String> {
+    let Raw { mut image, orientation, mut notes } = raw;
+    if orientation != Orientation::NoTransforms {
+        image.apply_orientation(orientation);
+        notes.push(Note::Oriented);
+    }
+    if !matches!(image.color(), ColorType::L8 | ColorType::La8 | ColorType::Rgb8 | ColorType::Rgba8) {
+        notes.push(Note::Scaled);
+    }
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let (has_colour, has_alpha) = (image.color().has_color(), image.color().has_alpha());
+    let (channels, pixels) = match (has_colour, has_alpha) {
+        (false, false) => (1, image.into_luma8().into_raw()),
+        (true, false) => (3, image.into_rgb8().into_raw()),
+        (false, true) => {
+            let pixels = image.into_luma_alpha8().into_raw();
+            let clear = pixels.chunks_exact(2).any(|p| p[1] != 255);
+            notes = noted(notes, Note::Transparent, clear);
+            let [red, green, blue] = background;
+            if clear && (red != green || red != blue) {
+                let laid = |p: &[u8]| background.map(|under| over(p[0], under, p[1]));
+                (3, pixels.chunks_exact(2).flat_map(laid).collect())
+            } else {
+                (1, pixels.chunks_exact(2).map(|p| over(p[0], red, p[1])).collect())
+            }
+        }
+        (true, true) => {
+            let pixels = image.into_rgba8().into_raw();
+            let clear = pixels.chunks_exact(4).any(|p| p[3] != 255);
+            notes = noted(notes, Note::Transparent, clear);
+            let laid = |p: &[u8]| -> [u8; 3] { std::array::from_fn(|c| over(p[c], background[c], p[3])) };
+            (3, pixels.chunks_exact(4).flat_map(laid).collect())
+        }
+    };
+    notes.sort_unstable();
+    let image = Image::new(width, height, channels, pixels).map_err(|error| error.to_string())?;
+    Ok(Picture { image, notes })
+}
+
+/// `value` of opacity `alpha` over `under`, rounded.
+fn over(value: u8, under: u8, alpha: u8) -> u8 {
+    let (value, under, alpha) = (u32::from(value), u32::from(under), u32::from(alpha));
+    ((value * alpha + under * (255 - alpha) + 127) / 255) as u8
+}
+
+#[cfg(test)]
+mod tests;

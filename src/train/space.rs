@@ -1,0 +1,97 @@
+//! Whether what a run writes fits on the disk, told before it starts.
+
+use std::path::Path;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::models;
+use crate::nn::Parameters;
+use crate::tensor::{Context, DType};
+
+/// Pictures, logs and TensorBoard's events: far more than an ordinary run writes of them.
+const BESIDES: u64 = 64 << 20;
+
+/// The most bytes that a run of `config` has on the disk at once: the checkpoints that are kept, one that is being written
+/// beside them, and the model's files.
+///
+/// # Errors
+/// [`Error::Config`] for a model that cannot be built.
+pub fn needed_space(config: &Config) -> Result<u64> {
+    let (_, builder) = models::network(&config.model)?;
+    let parameters = Parameters::new(&Context::shape_only(), builder, DType::F32)?;
+    let weights = 4 * parameters.flat_len() as u64;
+    // A checkpoint has the weights, their average and two moments.
+    let checkpoint = 4 * weights;
+    let t = &config.training;
+    let most = t.num_steps.map_or(u64::MAX, |steps| steps.div_ceil(t.checkpoint_every.max(1)) + 1);
+    let kept = (t.keep_checkpoints as u64).min(most) + t.milestone_epochs.len() as u64 + 2;
+    Ok(kept.saturating_mul(checkpoint).saturating_add(2 * weights + BESIDES))
+}
+
+/// Refuses a run of `config` in `folder`, which need not be there yet, where the disk has too little room.
+///
+/// # Errors
+/// [`Error::File`] with what is needed and what there is; those of [`needed_space`].
+pub fn check_space(config: &Config, folder: &Path) -> Result<()> {
+    let needed = needed_space(config)?;
+    match free_space(folder) {
+        Some(free) if free < needed => {
+            let megabytes = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
+            let message = format!("the run writes up to {}, and its disk has {}", megabytes(needed), megabytes(free));
+            let mend =
+                "free some space, name another disk with --out, or keep fewer with --set training.keep_checkpoints=1";
+            Err(Error::file(folder, message, mend))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that are free for this user on the disk where `folder` is or will be; None where the system does not say.
+fn free_space(folder: &Path) -> Option<u64> {
+    let folder = std::path::absolute(folder).ok()?;
+    let there = folder.ancestors().find(|folder| folder.exists())?;
+    free_of(there)
+}
+
+#[cfg(unix)]
+fn free_of(folder: &Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+
+    let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
+    // SAFETY: zeros are a valid `statvfs`, which the call fills; the path ends with a zero byte and outlives the call.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    let outcome = unsafe { libc::statvfs(path.as_ptr(), &mut found) };
+    #[allow(clippy::unnecessary_cast, reason = "these are of other widths on other systems")]
+    (outcome == 0).then(|| (found.f_bavail as u64).saturating_mul(found.f_frsize as u64))
+}
+
+#[cfg(not(unix))]
+fn free_of(_: &Path) -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_cannot_fit_is_refused_before_it_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::preset("quickstart").unwrap();
+        let few = needed_space(&config).unwrap();
+        check_space(&config, &folder.path().join("runs/new")).unwrap();
+        for set in ["training.keep_checkpoints=1000000", "training.checkpoint_every=1", "training.num_steps=2000000"] {
+            config.set(set).unwrap();
+        }
+        assert!(needed_space(&config).unwrap() > 1000 * few);
+        let error = check_space(&config, &folder.path().join("runs/new")).unwrap_err().to_string();
+        assert!(error.contains("runs/new: the run writes up to") && error.contains("keep_checkpoints=1"), "{error}");
+    }
+
+    #[test]
+    fn free_space_is_that_of_the_nearest_folder_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let near = free_space(&folder.path().join("a/b/c"));
+        assert!(cfg!(not(unix)) || near.is_some_and(|free| free > 0));
+    }
+}
