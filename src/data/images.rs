@@ -153,7 +153,7 @@ struct Found {
     files: Vec<(String, u64)>,
     /// Archives in the folder itself.
     archives: Vec<String>,
-    hidden: usize,
+    hidden: Vec<String>,
     links: Vec<String>,
 }
 
@@ -167,7 +167,7 @@ impl Found {
             let name = name.to_string_lossy();
             let path = if below.is_empty() { name.to_string() } else { format!("{below}/{name}") };
             if is_hidden(&name) {
-                self.hidden += 1;
+                self.hidden.push(path);
             } else if kind.is_symlink() {
                 self.links.push(path);
             } else if kind.is_dir() {
@@ -225,7 +225,7 @@ pub(super) struct Pictures<'a> {
     damaged: Vec<String>,
     others: Vec<String>,
     links: Vec<String>,
-    hidden: usize,
+    hidden: Vec<String>,
     progress: ProgressBar,
 }
 
@@ -260,7 +260,7 @@ impl<'a> Pictures<'a> {
             damaged: Vec::new(),
             others: Vec::new(),
             links: Vec::new(),
-            hidden: 0,
+            hidden: Vec::new(),
             progress,
         })
     }
@@ -275,7 +275,7 @@ impl<'a> Pictures<'a> {
         let links = for_each_member(&mut file, |mut member| {
             let name = if below.is_empty() { member.path.clone() } else { format!("{below}/{}", member.path) };
             if is_hidden(&member.path) {
-                self.hidden += 1;
+                self.hidden.push(name);
                 return Ok(Next::Continue);
             }
             let sure = PictureKind::is_named(&name) || labels::form_of(&name).is_some();
@@ -389,7 +389,7 @@ impl<'a> Pictures<'a> {
                     "has no pictures ({} other files, {} links, which are not followed, {} hidden)",
                     self.others.len(),
                     self.links.len(),
-                    self.hidden
+                    self.hidden.len()
                 ),
                 damaged => format!("has no sound pictures: {damaged} are damaged, as {}", self.damaged[0]),
             };
@@ -472,13 +472,11 @@ impl<'a> Pictures<'a> {
             ("left out {} damaged pictures", &self.damaged),
             ("passed over {} files that are no pictures", &self.others),
             ("passed over {} links, which are not followed", &self.links),
+            ("passed over {} hidden files and folders", &self.hidden),
         ] {
             if !names.is_empty() {
                 notes.push(format!("{}: {}", what.replace("{}", &names.len().to_string()), listed(names)));
             }
-        }
-        if self.hidden > 0 {
-            notes.push(format!("passed over {} hidden files and folders", self.hidden));
         }
         notes
     }

@@ -211,8 +211,10 @@ fn pictures_are_sorted_by_split_class_and_path() {
     assert_eq!((values, set.labels()), (vec![10, 20, 30, 40], &[0, 1, 1, 1][..]));
     assert_eq!((set.class_names(), set.split_len(Split::Train)), (&["a".to_owned(), "b".to_owned()][..], 3));
     assert_eq!((set.height(), set.width(), set.channels()), (6, 8, 3));
-    let expected =
-        ["passed over 1 files that are no pictures: train/a/notes.txt", "passed over 1 hidden files and folders"];
+    let expected = [
+        "passed over 1 files that are no pictures: train/a/notes.txt",
+        "passed over 1 hidden files and folders: train/a/._x.png",
+    ];
     assert_eq!(set.notes(), expected);
 
     let names = ["./set/train/b/2.png", "./set/train/a/x.png", "./set/train/b/10.png", "./set/test/b/1.png"];
@@ -323,7 +325,7 @@ fn flat_folders_names_without_endings_and_strays_are_taken_as_they_are() {
     let notes = set.notes();
     assert_eq!(notes[0], "there are no class folders: the set is unlabelled");
     assert_eq!(notes[1], "passed over 1 files that are no pictures: readme");
-    assert_eq!(notes[2], "passed over 1 hidden files and folders");
+    assert_eq!(notes[2], "passed over 1 hidden files and folders: .cache");
     file(folder.path(), "cat/4.png", &picture(4));
     file(folder.path(), "dog/5.png", &picture(5));
     let set = import(folder.path(), &whole).unwrap();
@@ -366,7 +368,8 @@ fn archives_of_every_form_hold_the_same_set() {
         let set = import(file(folder.path(), name, &bytes), &whole).unwrap();
         assert_eq!((set.class_names(), set.labels()), (&["a".to_owned(), "b".into()][..], &[0, 1][..]), "{name}");
         assert_eq!((set.image(0)[0], set.image(1)[0]), (1, 2), "{name}");
-        assert_eq!(set.notes()[0], "passed over 2 hidden files and folders", "{name}");
+        let hidden = "passed over 2 hidden files and folders: set/.ipynb_checkpoints/3.png, __MACOSX/set/a/._1.png";
+        assert_eq!(set.notes()[0], hidden, "{name}");
         // Cut short, each of them is an error.
         let path = file(folder.path(), &format!("cut-{name}"), &bytes[..bytes.len() * 2 / 3]);
         let error = import(path, &whole).unwrap_err().to_string();

@@ -153,7 +153,7 @@ fn a_folder_of_mixed_photos_trains_and_draws_in_one_command() {
         "pictures: laid on the background where transparent",
         "pictures: resized to 32x32 (--fit crop), since they have several sizes",
         "note: passed over 1 files that are no pictures: notes.txt",
-        "note: passed over 1 hidden files and folders",
+        "note: passed over 1 hidden files and folders: .thumbnails",
         "the model follows the data: without classes",
     ] {
         assert!(said.contains(part), "{said:?} lacks {part:?}");
