@@ -280,8 +280,9 @@ fn parquet_file(set: &Dataset, out: &Path, split: Split, file: BufWriter<File>) 
 
     /// Rows of a group, as the datasets library has them for images.
     const GROUP: usize = 1000;
-    const SCHEMA: &str = "message schema { required group image { required binary bytes; required binary path (UTF8); } \
-                          required int64 label; }";
+    // Optional as the datasets library has them, which takes the features below only for a schema that is equal to its own.
+    const SCHEMA: &str = "message schema { optional group image { optional binary bytes; optional binary path (UTF8); } \
+                          optional int64 label; }";
     let fault = |error: ParquetError| match error {
         ParquetError::External(error) => match error.downcast::<std::io::Error>() {
             Ok(error) => Error::io(out, "write")(*error),
@@ -311,10 +312,12 @@ fn parquet_file(set: &Dataset, out: &Path, split: Split, file: BufWriter<File>) 
         let mut rows = writer.next_row_group().map_err(fault)?;
         for column in 0..3 {
             let Some(mut column_writer) = rows.next_column().map_err(fault)? else { break };
+            // Nothing is null: every value is there at the deepest level.
+            let (deep, flat) = (vec![2; group.len()], vec![1; group.len()]);
             match column {
-                0 => column_writer.typed::<ByteArrayType>().write_batch(&pictures, None, None),
-                1 => column_writer.typed::<ByteArrayType>().write_batch(&names, None, None),
-                _ => column_writer.typed::<Int64Type>().write_batch(&labels, None, None),
+                0 => column_writer.typed::<ByteArrayType>().write_batch(&pictures, Some(&deep), None),
+                1 => column_writer.typed::<ByteArrayType>().write_batch(&names, Some(&deep), None),
+                _ => column_writer.typed::<Int64Type>().write_batch(&labels, Some(&flat), None),
             }
             .map_err(fault)?;
             column_writer.close().map_err(fault)?;
