@@ -485,7 +485,7 @@ fn given_images_of_every_form_and_size_are_fitted_and_told() {
     told("vary --image clear.png --strength 0 --background 102030 --out c.png", &notes);
     assert_eq!(place.pixels("c.png")[..3], [16, 32, 48]);
     // A mask over the photo as it is goes where the photo goes.
-    let mask: Vec<u8> = (0..240).map(|at| if at % 20 < 10 { 255 } else { 0 }).collect();
+    let mask: Vec<u8> = (0..240).map(|at| if at % 20 < 8 { 255 } else { 0 }).collect();
     write_png(place.path("mask.png"), &Image::new(20, 12, 1, mask).unwrap(), &[]).unwrap();
     told("inpaint --image photo.jpg --mask mask.png --out d.png", &["resized"]);
     let (kept, filled) = (place.pixels("a.png"), place.pixels("d.png"));
