@@ -128,7 +128,12 @@ impl TrainCommand {
                 println!("{text}");
             }
         };
-        let found = train_data::find(&self.data, &self.pictures, &self.data_dir, config, &given, self.quiet, &mut say)?;
+        let data = match &config.data.path {
+            // A configuration may name a folder too.
+            Some(path) if self.data.is_empty() && path.exists() => vec![path.display().to_string()],
+            _ => self.data.clone(),
+        };
+        let found = train_data::find(&data, &self.pictures, &self.data_dir, config, &given, self.quiet, &mut say)?;
         let Some((data, set)) = found else { return Ok(None) };
         train_data::follow(config, &set, &given, &mut say)?;
         Ok(Some(data))
