@@ -13,7 +13,7 @@ use crate::config::{Config, ModelConfig, presets};
 use crate::data::{FetchOptions, WEIGHTS, WEIGHTS_DIR, fetch_weights};
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::set_threads;
-use crate::train::{TrainRequest, check_space, train};
+use crate::train::{TrainRequest, train};
 
 /// Train a model; without options, a small one on built-in shapes.
 ///
@@ -107,7 +107,6 @@ impl TrainCommand {
         request.show_downloads = !self.quiet;
         if let Some(config) = &request.config {
             fetch_backbone(config, self.quiet)?;
-            check_space(config, request.out.as_deref().unwrap_or(Path::new("runs")))?;
         }
         catch_interrupts(request.stop.clone())?;
         let mut terminal = Terminal::new(self.quiet);

@@ -68,6 +68,5 @@ pub use observer::{Ending, Observer, Place};
 pub use pace::{learning_rate, steps_per_epoch};
 pub use request::{Event, Start, Summary, TrainRequest, fingerprint};
 pub use run::{Run, train, train_observed};
-pub use space::{check_space, needed_space};
 pub use task::{Classify, Criterion, Denoise, Pass, Task, Terms};
 pub use trainer::{DataSizes, Recipe, StepMetrics, Trainer, Validation};

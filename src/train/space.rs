@@ -4,36 +4,29 @@ use std::path::Path;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::models;
-use crate::nn::Parameters;
-use crate::tensor::{Context, DType};
 
 /// Pictures, logs and TensorBoard's events: far more than an ordinary run writes of them.
 const BESIDES: u64 = 64 << 20;
 
-/// The most bytes that a run of `config` has on the disk at once: the checkpoints that are kept, one that is being written
-/// beside them, and the model's files.
-///
-/// # Errors
-/// [`Error::Config`] for a model that cannot be built.
-pub fn needed_space(config: &Config) -> Result<u64> {
-    let (_, builder) = models::network(&config.model)?;
-    let parameters = Parameters::new(&Context::shape_only(), builder, DType::F32)?;
-    let weights = 4 * parameters.flat_len() as u64;
+/// The most bytes that a run of `config`, whose weights are `numbers` numbers, has on the disk at once: the checkpoints that are
+/// kept, one that is being written beside them, and the model's files.
+fn needed_space(config: &Config, numbers: usize) -> u64 {
+    let weights = 4 * numbers as u64;
     // A checkpoint has the weights, their average and two moments.
     let checkpoint = 4 * weights;
     let t = &config.training;
     let most = t.num_steps.map_or(u64::MAX, |steps| steps.div_ceil(t.checkpoint_every.max(1)) + 1);
     let kept = (t.keep_checkpoints as u64).min(most) + t.milestone_epochs.len() as u64 + 2;
-    Ok(kept.saturating_mul(checkpoint).saturating_add(2 * weights + BESIDES))
+    kept.saturating_mul(checkpoint).saturating_add(2 * weights + BESIDES)
 }
 
-/// Refuses a run of `config` in `folder`, which need not be there yet, where the disk has too little room.
+/// Refuses a run of `config` in `folder`, which need not be there yet, where the disk has too little room. The model has
+/// `numbers` weights.
 ///
 /// # Errors
-/// [`Error::File`] with what is needed and what there is; those of [`needed_space`].
-pub fn check_space(config: &Config, folder: &Path) -> Result<()> {
-    let needed = needed_space(config)?;
+/// [`Error::File`] with what is needed and what there is.
+pub(super) fn check_space(config: &Config, numbers: usize, folder: &Path) -> Result<()> {
+    let needed = needed_space(config, numbers);
     match free_space(folder) {
         Some(free) if free < needed => {
             let megabytes = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
@@ -78,13 +71,14 @@ mod tests {
     fn a_run_that_cannot_fit_is_refused_before_it_starts() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::preset("quickstart").unwrap();
-        let few = needed_space(&config).unwrap();
-        check_space(&config, &folder.path().join("runs/new")).unwrap();
+        let few = needed_space(&config, 1_000_000);
+        assert!(few > 20_000_000, "{few}");
+        check_space(&config, 1_000_000, &folder.path().join("runs/new")).unwrap();
         for set in ["training.keep_checkpoints=1000000", "training.checkpoint_every=1", "training.num_steps=2000000"] {
             config.set(set).unwrap();
         }
-        assert!(needed_space(&config).unwrap() > 1000 * few);
-        let error = check_space(&config, &folder.path().join("runs/new")).unwrap_err().to_string();
+        assert!(needed_space(&config, 1_000_000) > 1000 * few);
+        let error = check_space(&config, 1_000_000, &folder.path().join("runs/new")).unwrap_err().to_string();
         assert!(error.contains("runs/new: the run writes up to") && error.contains("keep_checkpoints=1"), "{error}");
     }
 

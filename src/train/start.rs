@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::space::check_space;
 use super::{
     DataSizes, Event, Memory, Progress, Recipe, Run, RunFolder, Start, Task, TrainRequest, Trainer, backbone,
     checkpoint_config, fingerprint, folder, list_checkpoints,
@@ -38,6 +39,8 @@ fn new<'a>(request: &TrainRequest, mut config: Config, report: Report<'a>) -> Re
     if let Some(pretrained) = &pretrained {
         trainer.set_backbone(pretrained)?;
     }
+    let place = request.out.as_deref().unwrap_or(Path::new("runs"));
+    check_space(&config, trainer.parameters().flat_len(), place)?;
     let folder = RunFolder::create(request.out.as_deref(), &request.name)?;
     folder.write_config(&config)?;
     started(request, trainer, folder, progress(&dataset), start, report)
