@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Result};
+use crate::picture::is_decoding;
 
 /// Trains, samples and judges small diffusion models.
 #[derive(Debug, Parser)]
@@ -63,6 +64,13 @@ enum Command {
 /// The exit code is 0, 1 for an error, 2 for a command line that cannot be read, and 130 for a run that was interrupted.
 pub fn main() -> ExitCode {
     end_with_the_reader();
+    // A decoder that panics over a damaged picture is caught and told of as a damaged picture.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !is_decoding() {
+            hook(panic);
+        }
+    }));
     run(std::env::args_os())
 }
 

@@ -3,6 +3,7 @@
 //! Whatever a picture's form, the result is grey or RGB with 8 bits a channel, upright, without transparency. Everything
 //! that was done to make it so is told as a [`Note`].
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
 use std::io::{Cursor, Read};
@@ -158,8 +159,19 @@ pub fn read_picture(path: impl AsRef<Path>, background: [u8; 3]) -> Result<Pictu
 /// A sentence without subject that says what is wrong: `is cut short: …`.
 pub fn decode_picture(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
     // Decoders of other people's making: a panic in one is a damaged file, not the end of the program.
-    catch_unwind(AssertUnwindSafe(|| decode(bytes, background)))
-        .unwrap_or_else(|_| Err("cannot be decoded: it is damaged".into()))
+    let before = DECODING.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(|| decode(bytes, background)));
+    DECODING.set(before);
+    outcome.unwrap_or_else(|_| Err("cannot be decoded: it is damaged".into()))
+}
+
+thread_local! {
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is in [`decode_picture`], which catches panics: a panic hook need not tell of them.
+pub fn is_decoding() -> bool {
+    DECODING.get()
 }
 
 /// A decoded picture before it is brought to 8 bits without transparency.
