@@ -295,14 +295,6 @@ fn a_backbone_that_is_not_there_or_not_one_is_told() {
     }
     let message = fault(&out, transformer(&["training.label_smoothing=0.1"]));
     assert!(message.contains("for classifiers"), "{message}");
-    let program = Command::new(env!("CARGO_BIN_EXE_engine"))
-        .args(["train", "--preset", "resnet-dit", "--data", "builtin", "--device", "cpu", "--out"])
-        .arg(&out)
-        .current_dir(folder.path())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&program.stderr).into_owned();
-    assert!(!program.status.success() && text.contains("engine fetch resnet18"), "{text}");
 }
 
 /// Losses and all that stays of a few steps.

@@ -466,6 +466,8 @@ fn bad_inputs_are_refused_in_one_line() {
     let empty = path("empty");
     fs::create_dir(&empty).unwrap();
     let absent = path("absent");
+    // What is set by hand stays, whatever the data are.
+    const SIZE: &str = "--set=model.image_size=28";
     let cases: &[(&[&str], &[&str])] = &[
         (&["--preset", "quickstrat"], &["--preset", "quickstrat", "did you mean quickstart?"]),
         (&["--set", "training.batchsize=4"], &["training.batchsize", "did you mean training.batch_size?"]),
@@ -478,8 +480,8 @@ fn bad_inputs_are_refused_in_one_line() {
         (&["--config", &absent], &[&absent, "cannot open"]),
         (&["--data", &absent], &[&absent, "cannot open"]),
         (&["--data", &cut], &[&cut]),
-        (&["--preset", "dit-fashion", "--data", "builtin"], &["32x32x3", "28x28x1", "--data"]),
-        (&["--preset", "dit-fashion", "--data", &foreign], &[&foreign, "28x28x1"]),
+        (&["--preset", "dit-fashion", SIZE, "--data", "builtin"], &["32x32x3", "28x28x3", "--data"]),
+        (&["--preset", "dit-fashion", SIZE, "--data", &foreign], &[&foreign, "28x28x3"]),
         (&["--set", "model.num_classes=3"], &["model.num_classes", "set it to 10"]),
         (&["--set", "training.precision=bf16"], &["training.precision", "f32"]),
         (&["--resume", &absent], &[&absent, "no such run folder"]),
