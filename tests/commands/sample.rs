@@ -279,7 +279,7 @@ fn wrong_options_are_told_before_anything_is_drawn() {
         (&["--compare-with", "absent.safetensors"], &["absent.safetensors: cannot open"]),
         (&["--like", "model.safetensors"], &["model.safetensors: is not a whole PNG"]),
         (&["--like", "absent.png"], &["absent.png: cannot open"]),
-        (&["--out", "x.jpg"], &["--out", ".png or .npy"]),
+        (&["--out", "x.jpg"], &["--out", ".png, .npy or .safetensors"]),
         (&["--count", "5000000"], &["too many for one sheet", ".npy"]),
         (&["--out", "model.safetensors/x.png"], &["model.safetensors"]),
     ] {
@@ -536,7 +536,7 @@ fn real_images_stand_beside_the_generated_ones() {
     .unwrap();
     narrow.write(run.path("narrow.safetensors"), false).unwrap();
     let text = fault(&run.sample(&["--compare-with", "narrow.safetensors"]));
-    assert!(text.contains("narrow holds images of 32x16x3, the model draws 32x32x3"), "{text}");
+    assert!(text.contains("narrow holds images of 16x32x3, the model draws 32x32x3"), "{text}");
 }
 
 #[test]
