@@ -3,7 +3,12 @@
 //! Without a usable GPU everything here is skipped, loudly; with `ENGINE_REQUIRE_GPU=1` a skip is a failure. Needs nothing
 //! but the binary, so that `tools/gpu-pack` can carry it to a machine without Rust. `ENGINE_OP=linear` picks one op,
 //! `ENGINE_DEVICE=cuda:1` another GPU. The tests named `small_…` are those that run under `compute-sanitizer`.
+//!
+//! Where there is no GPU, `ENGINE_PTX_MACHINE=target/ptx-machine` runs them on the machine of `tools/ptx-machine`, which executes
+//! the same PTX on the CPU and checks every access: each test is then a child process that loads it as its driver.
 
+#[path = "common/machine.rs"]
+mod machine;
 #[path = "common/tiny.rs"]
 mod tiny;
 
@@ -21,6 +26,9 @@ static GPU: Mutex<()> = Mutex::new(());
 /// The GPU, or none with a word on why.
 fn device(test: &str) -> Option<(MutexGuard<'static, ()>, Device)> {
     let guard = GPU.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if machine::ran(test) {
+        return None;
+    }
     let choice = std::env::var("ENGINE_DEVICE").unwrap_or_else(|_| "cuda".into());
     let fault = match choice.parse::<DeviceChoice>().and_then(DeviceChoice::open) {
         Ok(chosen) => match chosen.accelerator {

@@ -4,6 +4,7 @@
 //! ([`memory`]), and [`driver`] puts the driver's interface in front: the library that this crate builds is a `libcuda.so.1`. It knows
 //! nothing of the programs that use it.
 
+pub mod driver;
 pub mod exec;
 pub mod fault;
 pub mod ir;

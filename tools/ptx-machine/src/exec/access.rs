@@ -16,7 +16,6 @@ use crate::parse::{Space, Width};
 
 /// Lanes whose addresses are in one space, as bytes from a base in the host's memory.
 pub(super) struct Part {
-    pub space: Space,
     pub mask: u32,
     pub base: *mut u8,
     pub offsets: [u64; LANES],
@@ -165,7 +164,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
                     let outcome = self.shadow.access(what, addresses);
                     outcome.map_err(|(lane, conflict)| self.conflict(space, access, bytes, addresses, lane, conflict))?;
                 }
-                Ok(Part { space, mask, base: self.shared.as_ptr(), offsets: *addresses })
+                Ok(Part { mask, base: self.shared.as_ptr(), offsets: *addresses })
             }
             Space::Local => {
                 let each = u64::from(self.grid.program.local_bytes);
@@ -178,7 +177,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
                 if CHECKED {
                     self.local_access(access, bytes, mask, &offsets)?;
                 }
-                Ok(Part { space, mask, base: self.local.as_ptr(), offsets })
+                Ok(Part { mask, base: self.local.as_ptr(), offsets })
             }
             _ => {
                 self.in_allocation(at, mask, bytes, addresses)?;
@@ -191,7 +190,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
                     let outcome = shadow.access(what, &offsets);
                     outcome.map_err(|(lane, conflict)| self.conflict(space, access, bytes, addresses, lane, conflict))?;
                 }
-                Ok(Part { space, mask, base, offsets })
+                Ok(Part { mask, base, offsets })
             }
         }
     }

@@ -66,6 +66,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         // Lanes at several places: can those that agree go on together?
         if let Some(parts) = self.agreeing(warp) {
             self.execute_masked(warp, &parts)?;
+            warp.lanes.mask = 0;
             for &(pc, mask) in &parts {
                 warp.paths.retain(|path| !(path.pc == pc && path.waits && path.mask & !mask == 0));
                 for path in warp.paths.iter_mut().filter(|path| path.pc == pc && path.waits) {

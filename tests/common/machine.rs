@@ -1,0 +1,33 @@
+//! The machine that executes PTX in the place of a GPU: a test that asks for it runs in a child that loads it as its driver.
+
+use std::path::Path;
+use std::process::Command;
+
+/// The folder with the machine's `libcuda.so.1`.
+const FOLDER: &str = "ENGINE_PTX_MACHINE";
+
+/// Set in the child.
+const CHILD: &str = "ENGINE_ON_PTX_MACHINE";
+
+/// Whether `test` was run on the machine just now, in a child; false where none is asked for, and in the child itself.
+pub fn ran(test: &str) -> bool {
+    let Some(folder) = std::env::var_os(FOLDER).filter(|folder| !folder.is_empty()) else { return false };
+    if std::env::var_os(CHILD).is_some() {
+        return false;
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    assert!(
+        folder.join("libcuda.so.1").exists(),
+        "{FOLDER}: no libcuda.so.1 in {}; run `cargo run --release -p ptx-machine -- target/ptx-machine`",
+        folder.display()
+    );
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("LD_LIBRARY_PATH", folder)
+        .env("ENGINE_REQUIRE_GPU", "1")
+        .env(CHILD, "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{test} fails on the machine");
+    true
+}

@@ -1,0 +1,64 @@
+//! The CUDA driver's interface, with its rules: contexts, streams, events, captures, graphs, error codes.
+//!
+//! Work is done as late as the rules allow, in the order of its submission: a host that does not wait for a result does not find it.
+//! A kernel's fault is reported on standard error and stays: every later call of its context fails with its code.
+//!
+//! | variable | |
+//! |---|---|
+//! | `PTX_MACHINE_DEVICE` | the devices: `a100` (compute capability 8.0, the default), `h100` (9.0), or a list of them |
+//! | `PTX_MACHINE_CHECKS` | `off`: no checks of races and of unwritten memory |
+//! | `PTX_MACHINE_STEPS` | the most warp instructions of a block, after which a kernel counts as endless |
+//! | `PTX_MACHINE_DRIVER` | the CUDA version that is reported: `12.4` (the default), `13.0` |
+//! | `PTX_MACHINE_CORES` | host threads that a grid is spread over |
+//! | `PTX_MACHINE_COUNT` | a file that receives the number of each kind of call when the process ends |
+
+#![allow(non_snake_case, reason = "cuda.h's names")]
+#![allow(clippy::missing_safety_doc, reason = "cuda.h is the contract: pointers are null where it allows that, or valid")]
+
+pub mod code;
+mod context;
+mod event;
+mod graph;
+mod memory;
+pub mod model;
+mod module;
+mod queue;
+mod state;
+mod stream;
+
+pub use context::*;
+pub use event::*;
+pub use graph::*;
+pub use memory::*;
+pub use module::*;
+pub use stream::*;
+
+use code::{Code, Outcome};
+use state::Driver;
+
+/// Makes a call of the driver: a panic within is an unknown error, never an unwinding into C.
+fn call(name: &'static str, body: impl FnOnce(&mut Driver) -> Outcome) -> Code {
+    let run = std::panic::AssertUnwindSafe(|| {
+        let mut driver = state::lock();
+        driver.count(name);
+        body(&mut driver)
+    });
+    match std::panic::catch_unwind(run) {
+        Ok(Ok(())) => code::SUCCESS,
+        Ok(Err(code)) => code,
+        Err(_) => code::UNKNOWN,
+    }
+}
+
+/// Writes a result where the caller wants it.
+///
+/// # Errors
+/// For a null pointer.
+fn put<T>(to: *mut T, value: T) -> Outcome {
+    if to.is_null() {
+        return Err(code::INVALID_VALUE);
+    }
+    // SAFETY: cuda.h: a pointer that is not null can be written.
+    unsafe { to.write(value) };
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! Submitted work and how it is done.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::code::{self, Code};
+use super::state::{Driver, Handle};
+use crate::exec::{self, Grid};
+use crate::fault::{FaultKind, Report};
+use crate::ir::Program;
+
+/// A place on the host.
+#[derive(Clone, Debug)]
+pub enum Host {
+    /// Pinned: read when the copy is done.
+    Address(u64),
+    /// What was there when the copy was submitted.
+    Bytes(Arc<[u8]>),
+}
+
+/// One piece of work.
+#[derive(Clone, Debug)]
+pub enum Op {
+    ToDevice { to: u64, from: Host, bytes: u64 },
+    ToHost { to: u64, from: u64, bytes: u64 },
+    OnDevice { to: u64, from: u64, bytes: u64 },
+    Set { to: u64, value: u32, width: u8, count: u64 },
+    Launch(Arc<Launch>),
+    Record { event: Handle, number: u64 },
+    /// A graph's work, in its order.
+    Graph(Arc<Vec<Op>>),
+}
+
+#[derive(Debug)]
+pub struct Launch {
+    pub program: Arc<Program>,
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub dynamic_shared: u32,
+    pub params: Vec<u8>,
+}
+
+fn code_of(report: &Report) -> Code {
+    match report.kind {
+        FaultKind::OutOfBounds | FaultKind::ReadOnly => code::ILLEGAL_ADDRESS,
+        FaultKind::Misaligned => code::MISALIGNED_ADDRESS,
+        FaultKind::Endless => code::LAUNCH_TIMEOUT,
+        FaultKind::Trap => code::ILLEGAL_INSTRUCTION,
+        // What hardware would not notice, or answer with anything at all.
+        _ => code::LAUNCH_FAILED,
+    }
+}
+
+impl Driver {
+    /// Does a context's work, up to the last of a stream where one is named. A fault stays with the context.
+    pub fn drain(&mut self, context: Handle, stream: Option<Handle>) {
+        let Some(found) = self.contexts.get_mut(&context) else { return };
+        let count = match stream {
+            Some(stream) => found.queue.iter().rposition(|(of, _)| *of == stream).map_or(0, |last| last + 1),
+            None => found.queue.len(),
+        };
+        for _ in 0..count {
+            let Some(found) = self.contexts.get_mut(&context) else { return };
+            let Some((_, op)) = found.queue.pop_front() else { return };
+            if found.fault.is_some() {
+                // Nothing is done behind a fault, but whoever waits for an event comes back.
+                continue;
+            }
+            if let Err(code) = self.perform(context, &op)
+                && let Some(found) = self.contexts.get_mut(&context)
+            {
+                found.fault = Some(code);
+            }
+        }
+    }
+
+    /// Does one piece of pending work; false where none is there.
+    pub fn progress(&mut self, context: Handle) -> bool {
+        let Some((stream, _)) = self.contexts.get(&context).and_then(|found| found.queue.front()) else { return false };
+        let stream = *stream;
+        let Some((_, op)) = self.contexts.get_mut(&context).and_then(|found| found.queue.pop_front()) else { return false };
+        let _ = stream;
+        let faulty = self.contexts.get(&context).is_some_and(|found| found.fault.is_some());
+        if !faulty
+            && let Err(code) = self.perform(context, &op)
+            && let Some(found) = self.contexts.get_mut(&context)
+        {
+            found.fault = Some(code);
+        }
+        true
+    }
+
+    fn perform(&mut self, context: Handle, op: &Op) -> Result<(), Code> {
+        match op {
+            Op::Record { event, number } => {
+                if let Some(event) = self.events.get_mut(event) {
+                    event.done = event.done.max(*number);
+                    event.at = Some(Instant::now());
+                }
+                Ok(())
+            }
+            Op::Graph(ops) => ops.iter().try_for_each(|op| self.perform(context, op)),
+            Op::Launch(launch) => self.launch_now(context, launch),
+            Op::ToDevice { to, from, bytes } => {
+                self.reaches(context, *to, *bytes)?;
+                if let Host::Address(address) = from
+                    && !self.pinned_contains(*address, *bytes)
+                {
+                    eprintln!("ptx-machine: a copy from pinned memory {address:#x} that was freed before it was done");
+                    return Err(code::ILLEGAL_ADDRESS);
+                }
+                let memory = self.memory_of(context)?;
+                let source = match from {
+                    Host::Address(address) => std::ptr::with_exposed_provenance::<u8>(*address as usize),
+                    Host::Bytes(bytes) => bytes.as_ptr(),
+                };
+                // SAFETY: both ranges were looked at.
+                unsafe { std::ptr::copy_nonoverlapping(source, memory.at(*to), *bytes as usize) };
+                memory.mark_written(*to, *bytes);
+                Ok(())
+            }
+            Op::ToHost { to, from, bytes } => {
+                self.reaches(context, *from, *bytes)?;
+                let memory = self.memory_of(context)?;
+                let target = std::ptr::with_exposed_provenance_mut::<u8>(*to as usize);
+                // SAFETY: the device's range was looked at; the host's is the caller's promise.
+                unsafe { std::ptr::copy_nonoverlapping(memory.at(*from), target, *bytes as usize) };
+                Ok(())
+            }
+            Op::OnDevice { to, from, bytes } => {
+                self.reaches(context, *from, *bytes)?;
+                self.reaches(context, *to, *bytes)?;
+                self.memory_of(context)?.copy(*from, *to, *bytes);
+                Ok(())
+            }
+            Op::Set { to, value, width, count } => {
+                let bytes = count * u64::from(*width);
+                self.reaches(context, *to, bytes)?;
+                let memory = self.memory_of(context)?;
+                let pattern = value.to_le_bytes();
+                // SAFETY: the range was looked at.
+                let range = unsafe { std::slice::from_raw_parts_mut(memory.at(*to), bytes as usize) };
+                if pattern.iter().all(|&byte| byte == pattern[0]) || *width == 1 {
+                    range.fill(pattern[0]);
+                } else {
+                    range.chunks_exact_mut(usize::from(*width)).for_each(|part| {
+                        part.copy_from_slice(&pattern[..usize::from(*width)]);
+                    });
+                }
+                memory.mark_written(*to, bytes);
+                Ok(())
+            }
+        }
+    }
+
+    fn reaches(&mut self, context: Handle, address: u64, bytes: u64) -> Result<(), Code> {
+        if self.memory_of(context)?.contains(address, bytes) {
+            return Ok(());
+        }
+        eprintln!("ptx-machine: a copy of {bytes} bytes at {address:#x}, which is not allocated any more");
+        Err(code::ILLEGAL_ADDRESS)
+    }
+
+    pub fn pinned_contains(&self, address: u64, bytes: u64) -> bool {
+        self.pinned
+            .range(..=address)
+            .next_back()
+            .is_some_and(|(&start, memory)| address - start <= memory.len() as u64 && bytes <= start + memory.len() as u64 - address)
+    }
+
+    fn launch_now(&mut self, context: Handle, launch: &Launch) -> Result<(), Code> {
+        let limits = self.limits;
+        let device = self.device_of(context)?;
+        device.launches += 1;
+        let memory = device.memory.as_ref().ok_or(code::INVALID_CONTEXT)?;
+        let grid = Grid {
+            program: &launch.program,
+            memory,
+            grid: launch.grid,
+            block: launch.block,
+            dynamic_shared: launch.dynamic_shared,
+            params: &launch.params,
+            launch: device.launches,
+            limits,
+        };
+        exec::run(&grid).map_err(|report| {
+            eprintln!("ptx-machine: {report}");
+            code_of(&report)
+        })
+    }
+}

@@ -1,0 +1,306 @@
+//! All that the driver knows.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::ThreadId;
+use std::time::Instant;
+
+use super::code::{self, Code, Outcome};
+use super::model::Model;
+use super::queue::Op;
+use crate::exec::Limits;
+use crate::ir::Program;
+use crate::memory::DeviceMemory;
+
+/// A handle's number; the caller sees it as a pointer that leads nowhere.
+pub type Handle = u64;
+
+pub fn handle(pointer: *const c_void) -> Handle {
+    pointer as usize as u64
+}
+
+pub fn pointer(handle: Handle) -> *mut c_void {
+    std::ptr::without_provenance_mut(handle as usize)
+}
+
+pub struct Device {
+    pub model: Model,
+    pub primary: Option<Handle>,
+    /// Made with the first context.
+    pub memory: Option<DeviceMemory>,
+    pub launches: u64,
+}
+
+pub struct Context {
+    pub device: usize,
+    pub references: u32,
+    /// A fault that stays.
+    pub fault: Option<Code>,
+    /// Work that is submitted and not done, with its stream.
+    pub queue: VecDeque<(Handle, Op)>,
+}
+
+pub struct Stream {
+    pub context: Handle,
+    pub non_blocking: bool,
+    pub capture: Option<Handle>,
+    /// Its part of the capture that no other stream waits for.
+    pub loose: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Global,
+    ThreadLocal,
+    Relaxed,
+}
+
+impl Mode {
+    pub fn from(number: u32) -> Outcome<Self> {
+        match number {
+            0 => Ok(Mode::Global),
+            1 => Ok(Mode::ThreadLocal),
+            2 => Ok(Mode::Relaxed),
+            _ => Err(code::INVALID_VALUE),
+        }
+    }
+}
+
+/// A capture under way.
+pub struct Capture {
+    pub origin: Handle,
+    pub mode: Mode,
+    pub thread: ThreadId,
+    pub ops: Vec<Op>,
+    pub invalid: bool,
+}
+
+pub struct Event {
+    pub context: Handle,
+    pub timed: bool,
+    /// Records that were submitted, and done.
+    pub submitted: u64,
+    pub done: u64,
+    pub at: Option<Instant>,
+    /// The capture and the stream that it was recorded in last.
+    pub capture: Option<(Handle, Handle)>,
+}
+
+pub struct Module {
+    pub context: Handle,
+    pub functions: HashMap<String, Handle>,
+    /// Name, address, bytes.
+    pub globals: Vec<(String, u64, u64)>,
+}
+
+pub struct Function {
+    pub context: Handle,
+    pub module: Handle,
+    pub program: Arc<Program>,
+    pub dynamic_limit: u32,
+    pub ptx_version: u32,
+}
+
+pub struct Graph {
+    pub context: Handle,
+    pub ops: Arc<Vec<Op>>,
+}
+
+pub struct Driver {
+    pub initialised: bool,
+    pub version: i32,
+    pub checked: bool,
+    pub limits: Limits,
+    pub devices: Vec<Device>,
+    pub contexts: HashMap<Handle, Context>,
+    pub streams: HashMap<Handle, Stream>,
+    pub captures: HashMap<Handle, Capture>,
+    pub events: HashMap<Handle, Event>,
+    pub modules: HashMap<Handle, Module>,
+    pub functions: HashMap<Handle, Function>,
+    pub graphs: HashMap<Handle, Graph>,
+    pub executables: HashMap<Handle, Graph>,
+    /// Pinned memory: address to bytes.
+    pub pinned: BTreeMap<u64, Box<[u8]>>,
+    next: Handle,
+    counts: BTreeMap<&'static str, u64>,
+    count_file: Option<std::path::PathBuf>,
+}
+
+thread_local! {
+    /// The thread's stack of contexts.
+    pub static CURRENT: RefCell<Vec<Handle>> = const { RefCell::new(Vec::new()) };
+    /// What the thread allows itself while something is captured.
+    pub static INTERACTION: RefCell<Mode> = const { RefCell::new(Mode::Global) };
+}
+
+pub fn lock() -> MutexGuard<'static, Driver> {
+    static DRIVER: OnceLock<Mutex<Driver>> = OnceLock::new();
+    DRIVER.get_or_init(|| Mutex::new(Driver::new())).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn version(text: &str) -> Option<i32> {
+    let (major, minor) = text.split_once('.')?;
+    Some(major.parse::<i32>().ok()? * 1000 + minor.parse::<i32>().ok()? * 10)
+}
+
+impl Driver {
+    fn new() -> Self {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let mut limits = Limits::default();
+        if let Some(steps) = variable("PTX_MACHINE_STEPS").and_then(|text| text.parse().ok()) {
+            limits.steps = steps;
+        }
+        if let Some(cores) = variable("PTX_MACHINE_CORES").and_then(|text| text.parse().ok()) {
+            limits.cores = cores;
+        }
+        let models = variable("PTX_MACHINE_DEVICE").unwrap_or_else(|| "a100".into());
+        let models = Model::list(&models).unwrap_or_else(|| {
+            eprintln!("ptx-machine: PTX_MACHINE_DEVICE={models}: a100 and h100 are known, or a list of them");
+            Vec::new()
+        });
+        let device = |model| Device { model, primary: None, memory: None, launches: 0 };
+        Self {
+            initialised: false,
+            version: variable("PTX_MACHINE_DRIVER").and_then(|text| version(&text)).unwrap_or(12_040),
+            checked: variable("PTX_MACHINE_CHECKS").is_none_or(|value| value != "off"),
+            limits,
+            devices: models.into_iter().map(device).collect(),
+            contexts: HashMap::new(),
+            streams: HashMap::new(),
+            captures: HashMap::new(),
+            events: HashMap::new(),
+            modules: HashMap::new(),
+            functions: HashMap::new(),
+            graphs: HashMap::new(),
+            executables: HashMap::new(),
+            pinned: BTreeMap::new(),
+            next: 0x1_0000,
+            counts: BTreeMap::new(),
+            count_file: variable("PTX_MACHINE_COUNT").map(Into::into),
+        }
+    }
+
+    /// A handle that none had before.
+    pub fn fresh(&mut self) -> Handle {
+        self.next += 16;
+        self.next
+    }
+
+    pub fn count(&mut self, name: &'static str) {
+        if let Some(file) = &self.count_file {
+            *self.counts.entry(name).or_default() += 1;
+            // Whoever reads the file asks for it by a call of its own: the driver has no end.
+            if name == "cuDevicePrimaryCtxRelease_v2" {
+                let lines: String = self.counts.iter().map(|(name, count)| format!("{name} {count}\n")).collect();
+                let _ = std::fs::write(file, lines);
+            }
+        }
+    }
+
+    /// The thread's context, which has to be there and without a fault.
+    pub fn current(&self) -> Outcome<Handle> {
+        if !self.initialised {
+            return Err(code::NOT_INITIALIZED);
+        }
+        let current = CURRENT.with_borrow(|stack| stack.last().copied()).filter(|&handle| handle != 0);
+        let handle = current.ok_or(code::INVALID_CONTEXT)?;
+        let context = self.contexts.get(&handle).ok_or(code::CONTEXT_IS_DESTROYED)?;
+        match context.fault {
+            Some(code) => Err(code),
+            None => Ok(handle),
+        }
+    }
+
+    pub fn context(&mut self, handle: Handle) -> Outcome<&mut Context> {
+        self.contexts.get_mut(&handle).ok_or(code::INVALID_CONTEXT)
+    }
+
+    pub fn device_of(&mut self, context: Handle) -> Outcome<&mut Device> {
+        let index = self.context(context)?.device;
+        self.devices.get_mut(index).ok_or(code::INVALID_DEVICE)
+    }
+
+    pub fn memory_of(&mut self, context: Handle) -> Outcome<&mut DeviceMemory> {
+        self.device_of(context)?.memory.as_mut().ok_or(code::INVALID_CONTEXT)
+    }
+
+    /// A stream of the current context; 0, 1 and 2 are the default ones.
+    pub fn stream(&mut self, context: Handle, stream: Handle) -> Outcome<Option<&mut Stream>> {
+        if stream <= 2 {
+            return Ok(None);
+        }
+        match self.streams.get_mut(&stream) {
+            Some(found) if found.context == context => Ok(Some(found)),
+            _ => Err(code::INVALID_HANDLE),
+        }
+    }
+
+    /// Refuses what may not be done while a capture is under way that forbids it, and invalidates that capture.
+    pub fn safe_in_capture(&mut self) -> Outcome {
+        let own = std::thread::current().id();
+        let interaction = INTERACTION.with_borrow(|mode| *mode);
+        let mut refused = false;
+        for capture in self.captures.values_mut() {
+            let forbids = match (interaction, capture.mode) {
+                (Mode::Relaxed, _) | (_, Mode::Relaxed) => false,
+                (Mode::Global, Mode::Global) => true,
+                _ => capture.thread == own,
+            };
+            if forbids {
+                capture.invalid = true;
+                refused = true;
+            }
+        }
+        if refused { Err(code::STREAM_CAPTURE_UNSUPPORTED) } else { Ok(()) }
+    }
+
+    /// Ends a capture that cannot succeed any more.
+    pub fn invalidate(&mut self, capture: Handle) {
+        if let Some(capture) = self.captures.get_mut(&capture) {
+            capture.invalid = true;
+        }
+    }
+
+    /// Hands work to a stream: to its capture, or to the queue.
+    pub fn submit(&mut self, context: Handle, stream: Handle, op: Op) -> Outcome {
+        let capture = self.stream(context, stream)?.and_then(|stream| stream.capture);
+        if let Some(handle) = capture {
+            let capture = self.captures.get_mut(&handle).ok_or(code::STREAM_CAPTURE_INVALIDATED)?;
+            if capture.invalid {
+                return Err(code::STREAM_CAPTURE_INVALIDATED);
+            }
+            let origin = capture.origin;
+            capture.ops.push(op);
+            if let Some(stream) = self.streams.get_mut(&stream).filter(|_| stream != origin) {
+                stream.loose = true;
+            }
+            return Ok(());
+        }
+        if stream <= 1 {
+            self.legacy_is_free(context)?;
+        }
+        let queue = &mut self.context(context)?.queue;
+        queue.push_back((stream, op));
+        if queue.len() > 4096 {
+            self.drain(context, None);
+        }
+        Ok(())
+    }
+
+    /// The legacy stream waits for blocking streams, which may not be captured then.
+    pub fn legacy_is_free(&mut self, context: Handle) -> Outcome {
+        let caught: Vec<Handle> = self
+            .streams
+            .values()
+            .filter(|stream| stream.context == context && !stream.non_blocking)
+            .filter_map(|stream| stream.capture)
+            .collect();
+        for &capture in &caught {
+            self.invalidate(capture);
+        }
+        if caught.is_empty() { Ok(()) } else { Err(code::STREAM_CAPTURE_IMPLICIT) }
+    }
+}

@@ -1,0 +1,53 @@
+//! Puts the machine's library where a loader finds it as the driver: `ptx-machine FOLDER`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+Usage: ptx-machine FOLDER    put the machine into FOLDER as libcuda.so.1 and libcuda.so
+
+A program that is started with LD_LIBRARY_PATH=FOLDER finds it as its CUDA driver.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [folder] = arguments.as_slice() else {
+        eprintln!("{USAGE}");
+        return ExitCode::FAILURE;
+    };
+    if matches!(folder.as_str(), "--help" | "-h") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    match install(Path::new(folder)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("ptx-machine: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The library that was built with this program.
+fn library() -> Result<PathBuf, String> {
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let folder = own.parent().unwrap_or(Path::new("."));
+    let found = ["libptx_machine.so", "deps/libptx_machine.so"].map(|name| folder.join(name));
+    let newest = found.into_iter().filter(|path| path.exists()).max_by_key(|path| {
+        path.metadata().and_then(|metadata| metadata.modified()).ok()
+    });
+    newest.ok_or_else(|| format!("no libptx_machine.so in {}; run `cargo build --release -p ptx-machine`", folder.display()))
+}
+
+fn install(folder: &Path) -> Result<(), String> {
+    let library = library()?;
+    let fault = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    std::fs::create_dir_all(folder).map_err(|error| fault(folder, error))?;
+    for name in ["libcuda.so.1", "libcuda.so"] {
+        // Written beside and renamed: a process that has the old one loaded keeps it.
+        let (to, beside) = (folder.join(name), folder.join(format!(".{name}.new")));
+        std::fs::copy(&library, &beside).map_err(|error| fault(&beside, error))?;
+        std::fs::rename(&beside, &to).map_err(|error| fault(&to, error))?;
+        println!("{}", to.display());
+    }
+    Ok(())
+}
