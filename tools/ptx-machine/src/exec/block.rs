@@ -2,12 +2,12 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 
-use super::lanes::{LANES, UNIT};
+use super::lanes::{ALL, LANES, UNIT};
 use super::warp::{State, Warp};
 use super::{Grid, Observer};
 use crate::fault::{Fault, FaultKind, Report};
-use crate::ir::op::Kind;
-use crate::ir::{Inst, NO_GUARD};
+use crate::ir::op::{Kind, Unknown};
+use crate::ir::{Demands, Inst, NO_GUARD};
 use crate::memory::shadow::{Moment, SharedShadow};
 use crate::parse::{MaskOf, Special, Width};
 
@@ -333,7 +333,7 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
             self.steps += 1;
             self.observer.issue(at, mask);
             if CHECKED && let Some(demands) = program.demands(inst) {
-                self.demand(warp, demands, all, mask)?;
+                self.demand(warp, demands, inst, all, mask)?;
             }
             match inst.kind {
                 Kind::Lanes => {
@@ -372,28 +372,53 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
         }
     }
 
-    #[cold]
+    /// Follows which lanes of doubtful registers hold a value.
+    #[inline(never)]
     fn demand(
-        &mut self,
+        &self,
         warp: &mut Warp,
-        demands: &crate::ir::Demands,
+        demands: &Demands,
+        inst: &Inst,
         all: u32,
         mask: u32,
     ) -> Result<(), Box<Fault>> {
-        let _ = all;
-        let mut known = !0;
-        for &reg in &demands.reads {
-            known &= warp.written[reg as usize];
-            let missing = mask & !warp.written[reg as usize];
-            if missing != 0 && !demands.moves {
-                let name = &self.grid.program.doubtful[reg as usize];
-                let message = format!("reads {name}, which this thread never wrote");
-                return Err(Fault::new(FaultKind::UnwrittenRegister, missing.trailing_zeros(), message));
+        let fault = |reg: u32, missing: u32| {
+            let name = &self.grid.program.doubtful[reg as usize];
+            let message = format!("what it does depends on {name}, which this thread never gave a value");
+            Err(Fault::new(FaultKind::UnwrittenRegister, missing.trailing_zeros(), message))
+        };
+        let known = |warp: &Warp, reg: Option<u32>| reg.map_or(ALL, |reg| warp.written[reg as usize]);
+        if let Some(reg) = demands.guard {
+            let missing = all & !warp.written[reg as usize];
+            if missing != 0 {
+                return fault(reg, missing);
             }
         }
+        // SAFETY: the sources are predicates where the operation says so.
+        let predicate = |slot| unsafe { warp.lanes.predicate(slot) };
+        let of = |index: usize| known(warp, demands.reads.get(index).copied().flatten());
+        let (a, b) = (of(0), of(1));
+        let result = match demands.unknown {
+            Unknown::Demands => {
+                for reg in demands.reads.iter().flatten() {
+                    let missing = mask & !warp.written[*reg as usize];
+                    if missing != 0 {
+                        return fault(*reg, missing);
+                    }
+                }
+                ALL
+            }
+            Unknown::Passes => demands.reads.iter().fold(ALL, |all, &reg| all & known(warp, reg)),
+            Unknown::Selects => {
+                let bits = predicate(inst.slots.c);
+                ((bits & a) | (!bits & b)) & of(2)
+            }
+            Unknown::And => (a & b) | (a & !predicate(inst.slots.a)) | (b & !predicate(inst.slots.b)),
+            Unknown::Or => (a & b) | (a & predicate(inst.slots.a)) | (b & predicate(inst.slots.b)),
+        };
         for &reg in &demands.writes {
             let word = &mut warp.written[reg as usize];
-            *word = (*word & !mask) | (known & mask);
+            *word = (*word & !mask) | (result & mask);
         }
         Ok(())
     }

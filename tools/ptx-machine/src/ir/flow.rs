@@ -1,6 +1,6 @@
 //! What lives how long, and what may be read before it was written.
 
-use super::op::{Kind, Source, Step};
+use super::op::{Kind, Source, Step, Unknown};
 use crate::parse::Reg;
 
 /// The most words of the sets that the analysis keeps, of each kind: a bound on memory for any text.
@@ -16,7 +16,7 @@ pub(super) struct Interval {
 pub(super) struct Flow {
     /// By register; none where it is not used at all.
     pub intervals: Vec<Option<Interval>>,
-    /// Registers of which some read may come before every write.
+    /// Registers of which some read may come before every write, or that are computed from such.
     pub doubtful: Vec<bool>,
 }
 
@@ -139,7 +139,8 @@ pub(super) fn analyse(steps: &[Step], count: usize) -> Option<Flow> {
         }
     }
 
-    let doubtful = doubtful(steps, &blocks, &written, count, words);
+    let mut doubtful = doubtful(steps, &blocks, &written, count, words);
+    pass_on(steps, &mut doubtful);
     let mut intervals: Vec<Option<Interval>> = vec![None; count];
     let mut extend = |reg: usize, at: u32| match &mut intervals[reg] {
         Some(interval) => {
@@ -170,6 +171,21 @@ pub(super) fn analyse(steps: &[Step], count: usize) -> Option<Flow> {
         }
     }
     Some(Flow { intervals, doubtful })
+}
+
+/// What is computed from a doubtful register is doubtful.
+fn pass_on(steps: &[Step], doubtful: &mut [bool]) {
+    let mut changed = doubtful.contains(&true);
+    while changed {
+        changed = false;
+        for step in steps.iter().filter(|step| step.unknown != Unknown::Demands) {
+            let any = step.sources.iter().any(|source| matches!(source, Source::Reg(reg) if doubtful[*reg as usize]));
+            for reg in writes(step).filter(|_| any) {
+                changed |= !doubtful[reg as usize];
+                doubtful[reg as usize] = true;
+            }
+        }
+    }
 }
 
 fn doubtful(steps: &[Step], blocks: &[Block], written: &Sets, count: usize, words: usize) -> Vec<bool> {

@@ -162,12 +162,27 @@ pub struct Step {
     /// None: the value is not wanted.
     pub destinations: Vec<Option<Reg>>,
     pub sources: Vec<Source>,
-    /// Passes on whether its source was written instead of demanding it.
-    pub moves: bool,
+    pub unknown: Unknown,
+}
+
+/// What an operation does with a register that nobody wrote. Compilers compute with such values where they do not use the result:
+/// arithmetic passes on that a value is not known, and a fault is what depends on it: an address, a jump, a store, what other
+/// lanes receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    Demands,
+    Passes,
+    /// `a` or `b`, by the predicate `c`.
+    Selects,
+    /// On predicates: false and anything is false.
+    And,
+    /// True or anything is true.
+    Or,
 }
 
 impl Step {
     pub fn new(kind: Kind) -> Self {
-        Self { kind, run: None, guard: None, destinations: Vec::new(), sources: Vec::new(), moves: false }
+        let unknown = if kind == Kind::Lanes { Unknown::Passes } else { Unknown::Demands };
+        Self { kind, run: None, guard: None, destinations: Vec::new(), sources: Vec::new(), unknown }
     }
 }

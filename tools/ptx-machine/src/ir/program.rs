@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::decode::{self, Layout, truncated};
 use super::flow::{self, Flow};
-use super::op::{Kind, Source, Step};
+use super::op::{Kind, Source, Step, Unknown};
 use crate::exec::lanes::{Lanes, Run, Slot, Slots, UNIT, level};
 use crate::parse::{Entry, Location, Module, PtxError, Reg, Space, Special, VariableRef, Width};
 
@@ -30,12 +30,13 @@ pub struct Inst {
 }
 
 /// What an operation of doubtful registers demands.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Demands {
-    /// Doubtful registers that are read, by their number among the doubtful ones.
-    pub reads: Vec<u32>,
+    /// Doubtful registers that are read, by their number among the doubtful ones; none for other sources.
+    pub reads: Vec<Option<u32>>,
+    pub guard: Option<u32>,
     pub writes: Vec<u32>,
-    pub moves: bool,
+    pub unknown: Unknown,
 }
 
 /// Where an instruction comes from.
@@ -108,7 +109,6 @@ impl Program {
                 let dropped = step.kind == Kind::Lanes && step.destinations.iter().all(Option::is_none);
                 if !dropped {
                     steps.push(step);
-                    let Location { .. } = Location { file: 0, line: 0 };
                     let (source, inlined_at) = (instruction.location, instruction.inlined_at);
                     lines.push(Line { ptx: instruction.line, source, inlined_at });
                 }
@@ -371,15 +371,15 @@ impl Builder {
             Some((reg, negated)) => (self.registers[reg as usize], negated),
             None => (NO_GUARD, false),
         };
-        let of = |regs: &mut dyn Iterator<Item = Reg>| -> Vec<u32> {
-            regs.filter_map(|reg| self.doubtful.get(&reg).copied()).collect()
-        };
+        let number = |reg: Reg| self.doubtful.get(&reg).copied();
         let demanded = Demands {
-            reads: of(&mut flow::reads(step)),
-            writes: of(&mut flow::writes(step)),
-            moves: step.moves && step.guard.is_none_or(|(reg, _)| !self.doubtful.contains_key(&reg)),
+            reads: step.sources.iter().map(|source| if let Source::Reg(reg) = source { number(*reg) } else { None }).collect(),
+            guard: step.guard.and_then(|(reg, _)| number(reg)),
+            writes: flow::writes(step).filter_map(number).collect(),
+            unknown: step.unknown,
         };
-        let demands = if demanded.reads.is_empty() && demanded.writes.is_empty() {
+        let known = demanded.reads.iter().all(Option::is_none) && demanded.guard.is_none() && demanded.writes.is_empty();
+        let demands = if known {
             NOTHING
         } else {
             self.demands.push(demanded);

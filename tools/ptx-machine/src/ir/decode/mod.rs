@@ -7,7 +7,7 @@ mod memory;
 mod moves;
 mod warp;
 
-use super::op::{Kind, Source, Step};
+use super::op::{Kind, Source, Step, Unknown};
 use crate::exec::lanes::Levels;
 use crate::parse::{Base, Entry, Instruction, Module, Operand, PtxError, Reg, Space, VariableRef, Width};
 
@@ -192,6 +192,13 @@ impl<'m> Decoder<'m> {
 
     pub fn destination(&self, index: usize, width: Width) -> Result<Option<Reg>, Fault> {
         self.destination_of(self.operand(index)?, width)
+    }
+
+    /// As [`Decoder::lanes`], with what becomes of values that nobody wrote.
+    pub fn lanes_with(&self, unknown: Unknown, levels: Levels, destination: Width, sources: &[Width]) -> Decoded {
+        let mut steps = self.lanes(levels, destination, sources)?;
+        steps.iter_mut().flatten().for_each(|step| step.unknown = unknown);
+        Ok(steps)
     }
 
     /// A step on lanes: the first operand is the destination, the others are the sources, of these widths.

@@ -1,6 +1,7 @@
 //! Moves, selections, comparisons, and logic on predicates.
 
 use super::{Decoded, Decoder, Fault, Kind, Source, Step, pick, width};
+use crate::ir::op::Unknown;
 use crate::exec::lanes::{Levels, levels};
 use crate::parse::{Operand, Special, Width};
 
@@ -73,11 +74,7 @@ impl Decoder<'_> {
             }
             _ => {}
         }
-        let mut steps = self.lanes(copies(width), width, &[width])?;
-        if let Some(step) = steps.iter_mut().flatten().next() {
-            step.moves = true;
-        }
-        Ok(steps)
+        self.lanes(copies(width), width, &[width])
     }
 
     /// `mov.b32 %r, {%rs1, %rs2}`
@@ -136,7 +133,8 @@ impl Decoder<'_> {
         let levels = pick!(kind, T, ["b16" | "u16" | "s16" => u16, "b32" | "u32" | "s32" | "f32" => u32,
                                      "b64" | "u64" | "s64" | "f64" => u64], levels!(|l, s| l.select::<T>(s)));
         let width = width(kind).ok_or("unknown type")?;
-        self.lanes(levels.ok_or_else(|| format!("not of type .{kind}"))?, width, &[width, width, Width::Pred])
+        let levels = levels.ok_or_else(|| format!("not of type .{kind}"))?;
+        self.lanes_with(Unknown::Selects, levels, width, &[width, width, Width::Pred])
     }
 
     fn setp(&mut self) -> Decoded {
@@ -228,11 +226,13 @@ impl Decoder<'_> {
         if self.kind()? != "pred" {
             return Err("unknown type".into());
         }
-        let levels = match self.base {
+        let unknown = match self.base {
             "not" => return self.lanes(negation(), Width::Pred, &[Width::Pred]),
-            joined => junction(joined, false),
+            "and" => Unknown::And,
+            "or" => Unknown::Or,
+            _ => Unknown::Passes,
         };
-        self.lanes(levels, Width::Pred, &[Width::Pred; 2])
+        self.lanes_with(unknown, junction(self.base, false), Width::Pred, &[Width::Pred; 2])
     }
 
     /// The source of a predicate that may be negated.
