@@ -47,7 +47,10 @@ const KERNELS: &[(&str, &str)] = &[
 
 fn main() {
     let cores = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(1);
-    println!("{:<12} {:>16} {:>16}   million thread instructions a second, {cores} host threads", "kernel", "checked", "unchecked");
+    println!(
+        "{:<12} {:>16} {:>16}   million thread instructions a second, {cores} host threads",
+        "kernel", "checked", "unchecked"
+    );
     for (name, body) in KERNELS {
         // One thread writes the tile of the product.
         let body = body.replace("st.shared.v4", "setp.eq.s32 %p2, %r0, 0; @%p2 st.shared.v4");
@@ -65,7 +68,8 @@ fn main() {
                 let limits = Limits { cores, ..Limits::default() };
                 let (grid, block) = ([64, 1, 1], [256, 1, 1]);
                 let params = &params;
-                let grid = Grid { program: &program, memory: &memory, grid, block, dynamic_shared: 0, params, launch, limits };
+                let grid =
+                    Grid { program: &program, memory: &memory, grid, block, dynamic_shared: 0, params, launch, limits };
                 let start = Instant::now();
                 let counters = run_observed(&grid, Counter::default).unwrap_or_else(|report| panic!("{report}"));
                 let count: u64 = counters.iter().map(|counter| counter.thread_instructions).sum();

@@ -32,10 +32,13 @@ fn library() -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let folder = own.parent().unwrap_or(Path::new("."));
     let found = ["libptx_machine.so", "deps/libptx_machine.so"].map(|name| folder.join(name));
-    let newest = found.into_iter().filter(|path| path.exists()).max_by_key(|path| {
-        path.metadata().and_then(|metadata| metadata.modified()).ok()
-    });
-    newest.ok_or_else(|| format!("no libptx_machine.so in {}; run `cargo build --release -p ptx-machine`", folder.display()))
+    let newest = found
+        .into_iter()
+        .filter(|path| path.exists())
+        .max_by_key(|path| path.metadata().and_then(|metadata| metadata.modified()).ok());
+    newest.ok_or_else(|| {
+        format!("no libptx_machine.so in {}; run `cargo build --release -p ptx-machine`", folder.display())
+    })
 }
 
 fn install(folder: &Path) -> Result<(), String> {

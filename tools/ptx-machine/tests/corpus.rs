@@ -23,7 +23,14 @@ fn every_prebuilt_kernel_is_understood() {
                 let program = Program::build(&module, entry, &globals).unwrap_or_else(|error| panic!("{error}"));
                 kernels += 1;
                 if std::env::var_os("PTX_MACHINE_SHOW").is_some() {
-                    println!("{}: {} operations, {} units, {} registers, doubtful {:?}", entry.name, program.code.len(), program.units, program.registers, program.doubtful);
+                    println!(
+                        "{}: {} operations, {} units, {} registers, doubtful {:?}",
+                        entry.name,
+                        program.code.len(),
+                        program.units,
+                        program.registers,
+                        program.doubtful
+                    );
                 }
             }
         }

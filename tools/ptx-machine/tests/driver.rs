@@ -74,7 +74,15 @@ impl Opened {
         function
     }
 
-    fn launch(&self, function: *mut c_void, grid: [u32; 3], block: [u32; 3], shared: u32, address: u64, word: u32) -> Code {
+    fn launch(
+        &self,
+        function: *mut c_void,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        address: u64,
+        word: u32,
+    ) -> Code {
         let (mut address, mut word) = (address, word);
         let params = [(&raw mut address).cast::<c_void>(), (&raw mut word).cast()];
         let ([gx, gy, gz], [bx, by, bz]) = (grid, block);
@@ -275,7 +283,12 @@ fn misuses_give_the_documented_errors() {
     let good = common::module(1, 1, ADD);
     module("no PTX", "\u{7f}ELF", INVALID_IMAGE, "");
     module("PTX of a newer toolchain", &good.replace("8.4", "9.0"), UNSUPPORTED_PTX_VERSION, "");
-    module("an unknown instruction", &good.replace("add.s32", "addd.s32"), INVALID_PTX, "addd.s32: unknown instruction");
+    module(
+        "an unknown instruction",
+        &good.replace("add.s32", "addd.s32"),
+        INVALID_PTX,
+        "addd.s32: unknown instruction",
+    );
     module("an unknown modifier", &good.replace("add.s32", "add.fast.s32"), INVALID_PTX, "unknown modifier .fast");
     module("a newer device's PTX", &good.replace("sm_80", "sm_90"), INVALID_PTX, "sm_90 on a device of sm_80");
     module("another device's own PTX", &good.replace("sm_80", "sm_80a1"), INVALID_PTX, "unknown target");
@@ -283,8 +296,16 @@ fn misuses_give_the_documented_errors() {
     unsafe {
         let mut pointer = null_mut();
         let loaded = opened.load(&good).unwrap();
-        expect("a function that is not there", cuModuleGetFunction(&mut pointer, loaded, c"nothing".as_ptr()), NOT_FOUND);
-        expect("a global that is not there", cuModuleGetGlobal_v2(&mut 0, null_mut(), loaded, c"x".as_ptr()), NOT_FOUND);
+        expect(
+            "a function that is not there",
+            cuModuleGetFunction(&mut pointer, loaded, c"nothing".as_ptr()),
+            NOT_FOUND,
+        );
+        expect(
+            "a global that is not there",
+            cuModuleGetGlobal_v2(&mut 0, null_mut(), loaded, c"x".as_ptr()),
+            NOT_FOUND,
+        );
         let mut stale = null_mut();
         assert_eq!(cuModuleGetFunction(&mut stale, loaded, c"k".as_ptr()), SUCCESS);
         assert_eq!(cuModuleUnload(loaded), SUCCESS);
@@ -309,7 +330,11 @@ fn misuses_give_the_documented_errors() {
     unsafe {
         let mut of = null_mut();
         assert_eq!(cuModuleGetFunction(&mut of, bounded, c"k".as_ptr()), SUCCESS);
-        expect("more threads than its bound", opened.launch(of, ONE, [96, 1, 1], 0, memory, 0), LAUNCH_OUT_OF_RESOURCES);
+        expect(
+            "more threads than its bound",
+            opened.launch(of, ONE, [96, 1, 1], 0, memory, 0),
+            LAUNCH_OUT_OF_RESOURCES,
+        );
         assert_eq!(cuModuleGetFunction(&mut of, required, c"k".as_ptr()), SUCCESS);
         expect("another block than it requires", opened.launch(of, ONE, WARP, 0, memory, 0), INVALID_VALUE);
         let nothing = cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, opened.stream, null(), null());
@@ -378,7 +403,9 @@ fn captures_are_invalidated_by_what_they_forbid() {
         ("wait for the stream", STREAM_CAPTURE_UNSUPPORTED, &|| opened.synchronize()),
         ("ask the stream", STREAM_CAPTURE_UNSUPPORTED, &|| unsafe { cuStreamQuery(opened.stream) }),
         ("wait for the context", STREAM_CAPTURE_UNSUPPORTED, &|| unsafe { cuCtxSynchronize() }),
-        ("wait for what is not captured", STREAM_CAPTURE_ISOLATION, &|| unsafe { cuStreamWaitEvent(opened.stream, free, 0) }),
+        ("wait for what is not captured", STREAM_CAPTURE_ISOLATION, &|| unsafe {
+            cuStreamWaitEvent(opened.stream, free, 0)
+        }),
     ];
     for (what, expected, act) in forbidden {
         opened.capture(1);

@@ -23,9 +23,40 @@ impl Random {
 }
 
 const PIECES: &[&str] = &[
-    "0", "-1", "4294967295", "%r1", "%rd1", "%p1", "%f1", "[", "]", "{", "}", ";", ",", ".u64", ".f32", ".v4", ".shared",
-    "bra", "ret", "@%p1", "@!%p2", "bar.sync 0;", "0f7FC00000", "<", ">", "%tid.x", "_", "|", ".reg .b32 %x<99999>;",
-    "$L__BB0_2", "\0", "ü", "/*", "\"",
+    "0",
+    "-1",
+    "4294967295",
+    "%r1",
+    "%rd1",
+    "%p1",
+    "%f1",
+    "[",
+    "]",
+    "{",
+    "}",
+    ";",
+    ",",
+    ".u64",
+    ".f32",
+    ".v4",
+    ".shared",
+    "bra",
+    "ret",
+    "@%p1",
+    "@!%p2",
+    "bar.sync 0;",
+    "0f7FC00000",
+    "<",
+    ">",
+    "%tid.x",
+    "_",
+    "|",
+    ".reg .b32 %x<99999>;",
+    "$L__BB0_2",
+    "\0",
+    "ü",
+    "/*",
+    "\"",
 ];
 
 fn damaged(text: &str, random: &mut Random) -> String {
@@ -55,7 +86,8 @@ fn damaged(text: &str, random: &mut Random) -> String {
             }
             4 => {
                 let digit = char::from(b'0' + random.below(10) as u8);
-                let places: Vec<usize> = lines[at].char_indices().filter(|(_, c)| c.is_ascii_digit()).map(|(i, _)| i).collect();
+                let places: Vec<usize> =
+                    lines[at].char_indices().filter(|(_, c)| c.is_ascii_digit()).map(|(i, _)| i).collect();
                 if !places.is_empty() {
                     let place = places[random.below(places.len())];
                     lines[at].replace_range(place..=place, &digit.to_string());
@@ -150,7 +182,8 @@ fn texts_that_ask_for_too_much_are_refused() {
         "\0\0".into(),
         "/*".into(),
     ] {
-        let fault = parse("t", &text).and_then(|module| Program::build(&module, &module.entries[0], &[0; 8]).map(|_| ()));
+        let fault =
+            parse("t", &text).and_then(|module| Program::build(&module, &module.entries[0], &[0; 8]).map(|_| ()));
         assert!(fault.is_err(), "{}", &text[..text.len().min(200)]);
     }
 }

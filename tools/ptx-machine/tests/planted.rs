@@ -62,8 +62,18 @@ const FAULTS: &[(&str, FaultKind, &str, &str)] = &[
         "ld.global.v4.u32 {%r7, %r8, %r9, %r10}, [%d20+8];",
         "ld.global.v4.u32 {%r7, %r8, %r9, %r10}, [%d20+16];",
     ),
-    ("unwritten global memory", UnwrittenMemory, "ld.global.u32 %r7, [%d3];", "st.global.u32 [%d3], 1; ld.global.u32 %r7, [%d3];"),
-    ("unwritten shared memory", UnwrittenMemory, "ld.shared.u32 %r7, [%r5];", "st.shared.u32 [%r5], 1; ld.shared.u32 %r7, [%r5];"),
+    (
+        "unwritten global memory",
+        UnwrittenMemory,
+        "ld.global.u32 %r7, [%d3];",
+        "st.global.u32 [%d3], 1; ld.global.u32 %r7, [%d3];",
+    ),
+    (
+        "unwritten shared memory",
+        UnwrittenMemory,
+        "ld.shared.u32 %r7, [%r5];",
+        "st.shared.u32 [%r5], 1; ld.shared.u32 %r7, [%r5];",
+    ),
     (
         "half a word of shared memory unwritten",
         UnwrittenMemory,
@@ -131,7 +141,12 @@ const FAULTS: &[(&str, FaultKind, &str, &str)] = &[
         "st.shared.u32 [%r5], %r0; bar.sync 0; xor.b32 %r7, %r5, 128; ld.shared.u32 %r8, [%r7]; bar.sync 0; \
          st.shared.u32 [%r5], %r8;",
     ),
-    ("all threads write one word of shared memory", Race, "st.shared.u32 [%r4], %r0;", "@%p3 st.shared.u32 [%r4], %r0;"),
+    (
+        "all threads write one word of shared memory",
+        Race,
+        "st.shared.u32 [%r4], %r0;",
+        "@%p3 st.shared.u32 [%r4], %r0;",
+    ),
     ("two blocks write one word", Race, "@%p3 st.global.u32 [%d21], 7;", "@%p3 st.global.u32 [%d3], 7;"),
     (
         "a block reads what another writes",
@@ -206,8 +221,18 @@ const FAULTS: &[(&str, FaultKind, &str, &str)] = &[
         "@%p3 st.shared.v4.u32 [%r4], {0, 0, 0, 0}; bar.sync 0; @!%p1 bra E; ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r7}, [%r4]; E:",
         "@%p3 st.shared.v4.u32 [%r4], {0, 0, 0, 0}; bar.sync 0; ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r7}, [%r4];",
     ),
-    ("a barrier in a branch within a warp", Diverged, "@%p1 bra A; bar.sync 0; bra E; A: bar.sync 0; E:", "bar.sync 0;"),
-    ("a barrier that a warp leaves out", Barrier, "setp.ge.u32 %p4, %r0, 32; @%p4 bra E; bar.sync 0; E:", "bar.sync 0;"),
+    (
+        "a barrier in a branch within a warp",
+        Diverged,
+        "@%p1 bra A; bar.sync 0; bra E; A: bar.sync 0; E:",
+        "bar.sync 0;",
+    ),
+    (
+        "a barrier that a warp leaves out",
+        Barrier,
+        "setp.ge.u32 %p4, %r0, 32; @%p4 bra E; bar.sync 0; E:",
+        "bar.sync 0;",
+    ),
     ("a barrier behind an early exit", Barrier, "@%p3 exit; bar.sync 0;", "bar.sync 0; @%p3 exit;"),
     (
         "a barrier for fewer threads than come",
@@ -311,7 +336,8 @@ $L__info_string0:
 
 #[test]
 fn a_second_grid_may_use_what_the_first_wrote() {
-    let mut kernel = kernel("ld.global.nc.u32 %r7, [%d2]; st.global.u32 [%d3], %r7;").grid(2, 64).buffer(&words(128)).unwritten(512);
+    let mut kernel =
+        kernel("ld.global.nc.u32 %r7, [%d2]; st.global.u32 [%d3], %r7;").grid(2, 64).buffer(&words(128)).unwritten(512);
     kernel.run().unwrap();
     kernel.buffers.swap(0, 1);
     kernel.run().unwrap();

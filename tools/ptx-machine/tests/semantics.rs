@@ -77,7 +77,22 @@ fn integers() {
 
 #[test]
 fn floats() {
-    let specials = [0.0, -0.0, 1.0, -1.5, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40, 3.3e38, 1e-30, 0.1, 7.7, -88.0, 126.9];
+    let specials = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.5,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        1e-40,
+        3.3e38,
+        1e-30,
+        0.1,
+        7.7,
+        -88.0,
+        126.9,
+    ];
     let a: [u32; 32] = std::array::from_fn(|i| (specials[i % 14] * if i < 14 { 1.0 } else { 1.7 }).to_bits());
     let b: [u32; 32] = std::array::from_fn(|i| (specials[(i * 5 + 2) % 14] * if i < 20 { 1.0 } else { 0.3 }).to_bits());
     type Two = fn(f32, f32) -> f32;
@@ -111,7 +126,8 @@ fn directed_rounding_encloses_the_exact_value() {
     let (a, b) = numbers();
     let small = |x: u32| (x & 0x007f_ffff) | (120 + x % 17) << 23 | (x & 1) << 31;
     let (a, b) = (a.map(small), b.map(small));
-    let [down, up, near, zero] = ["rm", "rp", "rn", "rz"].map(|mode| through(&format!("fma.{mode}.f32 %r12, %r10, %r11, %r10;"), a, b));
+    let [down, up, near, zero] =
+        ["rm", "rp", "rn", "rz"].map(|mode| through(&format!("fma.{mode}.f32 %r12, %r10, %r11, %r10;"), a, b));
     for lane in 0..32 {
         let [d, u, n, z] = [&down, &up, &near, &zero].map(|values| f32::from_bits(values[lane]));
         // Products of two f32 are exact in f64; these sums are, too, for their exponents are near.
@@ -154,7 +170,10 @@ fn shuffles_votes_and_reductions() {
     let shuffled = |text: &str| through(text, a, b);
     let lanes = |f: fn(u32) -> u32| (0..32u32).map(f).collect::<Vec<_>>();
     assert_eq!(shuffled("shfl.sync.bfly.b32 %r12, %r10, 5, 31, -1;"), lanes(|l| 100 + (l ^ 5)));
-    assert_eq!(shuffled("shfl.sync.down.b32 %r12, %r10, 4, 31, -1;"), lanes(|l| 100 + if l + 4 > 31 { l } else { l + 4 }));
+    assert_eq!(
+        shuffled("shfl.sync.down.b32 %r12, %r10, 4, 31, -1;"),
+        lanes(|l| 100 + if l + 4 > 31 { l } else { l + 4 })
+    );
     assert_eq!(shuffled("shfl.sync.up.b32 %r12|%p1, %r10, 3, 0, -1;"), lanes(|l| 100 + if l < 3 { l } else { l - 3 }));
     assert_eq!(shuffled("shfl.sync.idx.b32 %r12, %r10, 2, 31, -1;"), lanes(|_| 102));
     // Segments of 8 lanes.
@@ -175,7 +194,8 @@ fn shuffles_votes_and_reductions() {
     );
     assert_eq!(shuffled(&both), lanes(|l| 100 + (l ^ 1)));
     // A half with its own mask.
-    let half = "setp.lt.u32 %p1, %r0, 16; mov.u32 %r12, 0; @!%p1 bra B; shfl.sync.bfly.b32 %r12, %r10, 1, 31, 0xffff; B:";
+    let half =
+        "setp.lt.u32 %p1, %r0, 16; mov.u32 %r12, 0; @!%p1 bra B; shfl.sync.bfly.b32 %r12, %r10, 1, 31, 0xffff; B:";
     assert_eq!(shuffled(half), lanes(|l| if l < 16 { 100 + (l ^ 1) } else { 0 }));
 }
 

@@ -270,3 +270,18 @@ pub unsafe extern "C" fn cuCtxSynchronize() -> Code {
         driver.current().map(|_| ())
     })
 }
+
+/// No call of cuda.h: what was made and not given back, for tests that look for leaks.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptx_machine_live() -> c_int {
+    let driver = super::state::lock();
+    let handles = driver.contexts.len()
+        + driver.streams.len()
+        + driver.events.len()
+        + driver.modules.len()
+        + driver.graphs.len()
+        + driver.executables.len()
+        + driver.pinned.len();
+    let memory = driver.devices.iter().filter_map(|device| device.memory.as_ref());
+    (handles + memory.map(DeviceMemory::allocations).sum::<usize>()) as c_int
+}

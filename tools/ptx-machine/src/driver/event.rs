@@ -35,7 +35,8 @@ pub unsafe extern "C" fn cuEventRecord(event: *mut c_void, stream: *mut c_void) 
         let context = driver.current()?;
         let (event, stream) = (handle(event), handle(stream));
         let capture = driver.stream(context, stream)?.and_then(|stream| stream.capture);
-        let found = driver.events.get_mut(&event).filter(|event| event.context == context).ok_or(code::INVALID_HANDLE)?;
+        let found =
+            driver.events.get_mut(&event).filter(|event| event.context == context).ok_or(code::INVALID_HANDLE)?;
         if let Some(capture) = capture {
             found.capture = Some((capture, stream));
             return Ok(());

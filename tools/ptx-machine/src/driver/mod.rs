@@ -13,7 +13,10 @@
 //! | `PTX_MACHINE_COUNT` | a file that receives the number of each kind of call when the process ends |
 
 #![allow(non_snake_case, reason = "cuda.h's names")]
-#![allow(clippy::missing_safety_doc, reason = "cuda.h is the contract: pointers are null where it allows that, or valid")]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "cuda.h is the contract: pointers are null where it allows that, or valid"
+)]
 
 pub mod code;
 mod context;

@@ -315,9 +315,8 @@ fn launch(
     let (program, dynamic_limit) = (Arc::clone(&found.program), found.dynamic_limit);
     driver.stream(context, request.stream)?;
     let Request { grid, block, dynamic_shared, stream } = *request;
-    let beyond = |sizes: [u32; 3], limits: [u32; 3]| {
-        sizes.iter().zip(limits).any(|(&size, limit)| size == 0 || size > limit)
-    };
+    let beyond =
+        |sizes: [u32; 3], limits: [u32; 3]| sizes.iter().zip(limits).any(|(&size, limit)| size == 0 || size > limit);
     let threads = block.iter().map(|&size| u64::from(size)).product::<u64>();
     if beyond(grid, GRID_LIMITS) || beyond(block, BLOCK_LIMITS) || threads > u64::from(THREADS_PER_BLOCK) {
         return Err(code::INVALID_VALUE);

@@ -21,12 +21,32 @@ pub enum Host {
 /// One piece of work.
 #[derive(Clone, Debug)]
 pub enum Op {
-    ToDevice { to: u64, from: Host, bytes: u64 },
-    ToHost { to: u64, from: u64, bytes: u64 },
-    OnDevice { to: u64, from: u64, bytes: u64 },
-    Set { to: u64, value: u32, width: u8, count: u64 },
+    ToDevice {
+        to: u64,
+        from: Host,
+        bytes: u64,
+    },
+    ToHost {
+        to: u64,
+        from: u64,
+        bytes: u64,
+    },
+    OnDevice {
+        to: u64,
+        from: u64,
+        bytes: u64,
+    },
+    Set {
+        to: u64,
+        value: u32,
+        width: u8,
+        count: u64,
+    },
     Launch(Arc<Launch>),
-    Record { event: Handle, number: u64 },
+    Record {
+        event: Handle,
+        number: u64,
+    },
     /// A graph's work, in its order.
     Graph(Arc<Vec<Op>>),
 }
@@ -78,7 +98,9 @@ impl Driver {
     pub fn progress(&mut self, context: Handle) -> bool {
         let Some((stream, _)) = self.contexts.get(&context).and_then(|found| found.queue.front()) else { return false };
         let stream = *stream;
-        let Some((_, op)) = self.contexts.get_mut(&context).and_then(|found| found.queue.pop_front()) else { return false };
+        let Some((_, op)) = self.contexts.get_mut(&context).and_then(|found| found.queue.pop_front()) else {
+            return false;
+        };
         let _ = stream;
         let faulty = self.contexts.get(&context).is_some_and(|found| found.fault.is_some());
         if !faulty
@@ -162,10 +184,9 @@ impl Driver {
     }
 
     pub fn pinned_contains(&self, address: u64, bytes: u64) -> bool {
-        self.pinned
-            .range(..=address)
-            .next_back()
-            .is_some_and(|(&start, memory)| address - start <= memory.len() as u64 && bytes <= start + memory.len() as u64 - address)
+        self.pinned.range(..=address).next_back().is_some_and(|(&start, memory)| {
+            address - start <= memory.len() as u64 && bytes <= start + memory.len() as u64 - address
+        })
     }
 
     fn launch_now(&mut self, context: Handle, launch: &Launch) -> Result<(), Code> {

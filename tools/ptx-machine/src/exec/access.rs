@@ -123,7 +123,8 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             return Ok(());
         }
         let within = |base: u64| {
-            (0..LANES).fold(0u32, |all, lane| all | u32::from(addresses[lane].wrapping_sub(base) < WINDOW_BYTES) << lane)
+            (0..LANES)
+                .fold(0u32, |all, lane| all | u32::from(addresses[lane].wrapping_sub(base) < WINDOW_BYTES) << lane)
         };
         let (shared, local) = (mask & within(SHARED_WINDOW), mask & within(LOCAL_WINDOW));
         let spaces = [
@@ -162,7 +163,8 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
                 self.within(space, self.shared_bytes, mask, bytes, addresses)?;
                 if CHECKED {
                     let outcome = self.shadow.access(what, addresses);
-                    outcome.map_err(|(lane, conflict)| self.conflict(space, access, bytes, addresses, lane, conflict))?;
+                    outcome
+                        .map_err(|(lane, conflict)| self.conflict(space, access, bytes, addresses, lane, conflict))?;
                 }
                 Ok(Part { mask, base: self.shared.as_ptr(), offsets: *addresses })
             }
@@ -188,7 +190,8 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
                 let offsets = addresses.map(|address| memory.offset(address));
                 if CHECKED && let Some(shadow) = memory.shadow() {
                     let outcome = shadow.access(what, &offsets);
-                    outcome.map_err(|(lane, conflict)| self.conflict(space, access, bytes, addresses, lane, conflict))?;
+                    outcome
+                        .map_err(|(lane, conflict)| self.conflict(space, access, bytes, addresses, lane, conflict))?;
                 }
                 Ok(Part { mask, base, offsets })
             }
@@ -196,14 +199,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
     }
 
     #[inline(always)]
-    fn within(
-        &self,
-        space: Space,
-        size: u64,
-        mask: u32,
-        bytes: u64,
-        offsets: &[u64; LANES],
-    ) -> Result<(), Box<Fault>> {
+    fn within(&self, space: Space, size: u64, mask: u32, bytes: u64, offsets: &[u64; LANES]) -> Result<(), Box<Fault>> {
         let last = size.wrapping_sub(bytes);
         let mut outside = 0;
         for lane in 0..LANES {
@@ -225,13 +221,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
 
     /// Each lane's bytes lie within an allocation.
     #[inline(always)]
-    fn in_allocation(
-        &mut self,
-        at: usize,
-        mask: u32,
-        bytes: u64,
-        addresses: &[u64; LANES],
-    ) -> Result<(), Box<Fault>> {
+    fn in_allocation(&mut self, at: usize, mask: u32, bytes: u64, addresses: &[u64; LANES]) -> Result<(), Box<Fault>> {
         let (start, end) = self.caches[at];
         let last = end.wrapping_sub(bytes);
         let mut outside = 0u32;
@@ -307,7 +297,9 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         let place = match space {
             Space::Shared => format!("byte {address} of shared memory"),
             _ => match self.grid.memory.allocation(address) {
-                Some((start, end)) => format!("byte {} of an allocation of {} ({address:#x})", address - start, end - start),
+                Some((start, end)) => {
+                    format!("byte {} of an allocation of {} ({address:#x})", address - start, end - start)
+                }
                 None => format!("{address:#x}"),
             },
         };
@@ -339,7 +331,10 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             ),
             Conflict::NotConstant(who) => (
                 FaultKind::ReadOnlyPath,
-                format!("{does} {bytes} bytes at {place}: read by ld.global.nc and written ({}) in one grid", name(who)),
+                format!(
+                    "{does} {bytes} bytes at {place}: read by ld.global.nc and written ({}) in one grid",
+                    name(who)
+                ),
             ),
             Conflict::InFlight => (
                 FaultKind::AsyncCopy,
@@ -383,7 +378,8 @@ unsafe fn read_lanes(lanes_: &mut Lanes, to: Slot, part: &Part, shift: u64, flag
             let mut out = [<$register>::default(); LANES];
             if part.mask == ALL && flags.count == 1 && contiguous(&part.offsets, size) {
                 // SAFETY: the caller's promise.
-                let all = unsafe { base.wrapping_add(part.offsets[0] as usize).cast::<[$memory; LANES]>().read_unaligned() };
+                let all =
+                    unsafe { base.wrapping_add(part.offsets[0] as usize).cast::<[$memory; LANES]>().read_unaligned() };
                 for lane in 0..LANES {
                     out[lane] = all[lane] as $register;
                 }

@@ -43,7 +43,13 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             while byte < size {
                 let whole = step == size;
                 let mask = lanes(all)
-                    .filter(|&lane| if whole { read[lane as usize] == size } else { byte < read[lane as usize] && read[lane as usize] < size })
+                    .filter(|&lane| {
+                        if whole {
+                            read[lane as usize] == size
+                        } else {
+                            byte < read[lane as usize] && read[lane as usize] < size
+                        }
+                    })
                     .fold(0u32, |all, lane| all | 1 << lane);
                 if mask != 0 {
                     warp.lanes.mask = mask;

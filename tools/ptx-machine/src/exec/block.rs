@@ -374,14 +374,7 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
 
     /// Follows which lanes of doubtful registers hold a value.
     #[inline(never)]
-    fn demand(
-        &self,
-        warp: &mut Warp,
-        demands: &Demands,
-        inst: &Inst,
-        all: u32,
-        mask: u32,
-    ) -> Result<(), Box<Fault>> {
+    fn demand(&self, warp: &mut Warp, demands: &Demands, inst: &Inst, all: u32, mask: u32) -> Result<(), Box<Fault>> {
         let fault = |reg: u32, missing: u32| {
             let name = &self.grid.program.doubtful[reg as usize];
             let message = format!("what it does depends on {name}, which this thread never gave a value");

@@ -53,8 +53,7 @@ impl Lanes {
     /// The slot is a `T`'s, within this warp's registers or constants.
     #[inline(always)]
     pub unsafe fn read<T: Copy>(&self, slot: Slot) -> [T; LANES] {
-        let (base, units) =
-            if slot.0 < 0 { (self.constants, !slot.0) } else { (self.registers.cast_const(), slot.0) };
+        let (base, units) = if slot.0 < 0 { (self.constants, !slot.0) } else { (self.registers.cast_const(), slot.0) };
         // SAFETY: the caller's promise; slots are aligned to 64 bytes.
         unsafe { *base.add(units as usize * UNIT).cast::<[T; LANES]>() }
     }
@@ -65,8 +64,7 @@ impl Lanes {
     /// As for [`Lanes::read`].
     #[inline(always)]
     pub unsafe fn lane<T: Copy>(&self, slot: Slot, lane: usize) -> T {
-        let (base, units) =
-            if slot.0 < 0 { (self.constants, !slot.0) } else { (self.registers.cast_const(), slot.0) };
+        let (base, units) = if slot.0 < 0 { (self.constants, !slot.0) } else { (self.registers.cast_const(), slot.0) };
         // SAFETY: the caller's promise.
         unsafe { *base.add(units as usize * UNIT).cast::<T>().add(lane) }
     }

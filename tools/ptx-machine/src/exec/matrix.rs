@@ -25,9 +25,8 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         if !narrow {
             // A generic address into shared memory is allowed too.
             use crate::ir::decode::{SHARED_WINDOW, WINDOW_BYTES};
-            rows = rows.map(|row| {
-                if row.wrapping_sub(SHARED_WINDOW) < WINDOW_BYTES { row - SHARED_WINDOW } else { row }
-            });
+            rows =
+                rows.map(|row| if row.wrapping_sub(SHARED_WINDOW) < WINDOW_BYTES { row - SHARED_WINDOW } else { row });
         }
         let all = warp.lanes.mask;
         let used = 8 * u32::from(count);
@@ -119,9 +118,8 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             }
         }
         for (index, &to) in program.destinations(inst).iter().enumerate() {
-            let words: [u32; LANES] = std::array::from_fn(|lane| {
-                c[lane / 4 + 8 * (index / 2)][2 * (lane % 4) + index % 2].to_bits()
-            });
+            let words: [u32; LANES] =
+                std::array::from_fn(|lane| c[lane / 4 + 8 * (index / 2)][2 * (lane % 4) + index % 2].to_bits());
             // SAFETY: a word's slot.
             unsafe { warp.lanes.write(to, &words) };
         }

@@ -101,10 +101,7 @@ pub fn run_observed<O: Observer>(grid: &Grid<'_>, observer: impl Fn() -> O) -> R
     if grid.memory.is_checked() { spread::<true, O>(grid, observer) } else { spread::<false, O>(grid, observer) }
 }
 
-fn spread<const CHECKED: bool, O: Observer>(
-    grid: &Grid<'_>,
-    observer: impl Fn() -> O,
-) -> Result<Vec<O>, Box<Report>> {
+fn spread<const CHECKED: bool, O: Observer>(grid: &Grid<'_>, observer: impl Fn() -> O) -> Result<Vec<O>, Box<Report>> {
     let blocks = grid.grid.iter().map(|&size| u64::from(size)).product::<u64>();
     let cores = grid.limits.cores.clamp(1, 64).min(blocks.max(1) as usize);
     let constants = block::constants(grid)?;

@@ -29,7 +29,9 @@ pub(super) struct Copy {
 pub(super) enum State {
     Ready,
     /// At a barrier of the block.
-    Waits { barrier: u8 },
+    Waits {
+        barrier: u8,
+    },
     Done,
 }
 

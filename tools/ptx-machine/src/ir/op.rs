@@ -109,30 +109,58 @@ pub enum Kind {
     Trap,
     Nothing,
     /// `bar.sync`: barrier in `a`, with `counted` the number of threads in `b`.
-    Barrier { counted: bool, aligned: bool, arrive: bool },
+    Barrier {
+        counted: bool,
+        aligned: bool,
+        arrive: bool,
+    },
     /// `membar` and `fence`.
     Fence,
     /// `bar.warp.sync`: mask in `a`.
     WarpBarrier,
     /// Destination `d` (and a predicate, the second destination); sources value, lane, clamp, mask.
-    Shuffle { mode: Shuffle, with_predicate: bool },
+    Shuffle {
+        mode: Shuffle,
+        with_predicate: bool,
+    },
     /// Sources predicate and mask; `negated` the predicate.
-    Vote { mode: Vote, negated: bool },
+    Vote {
+        mode: Vote,
+        negated: bool,
+    },
     /// Sources value and mask.
     Redux(Reduction),
     /// Sources value and mask.
-    Match { bytes: u8 },
+    Match {
+        bytes: u8,
+    },
     ActiveMask,
-    Clock { wide: bool },
+    Clock {
+        wide: bool,
+    },
     Load(Memory),
     Store(Memory),
     Atomic(Memory, Atomic, /* returns the old value */ bool),
     /// Destinations in order; source the row's address.
-    LoadMatrix { count: u8, transposed: bool, narrow: bool, offset: i64 },
+    LoadMatrix {
+        count: u8,
+        transposed: bool,
+        narrow: bool,
+        offset: i64,
+    },
     /// Destination 4; sources A, B, C in order.
-    Mma { kind: MmaType, k: u8 },
+    Mma {
+        kind: MmaType,
+        k: u8,
+    },
     /// Sources to, from and, with `sized`, the bytes to read.
-    AsyncCopy { bytes: u8, sized: bool, narrow: bool, to_offset: i64, from_offset: i64 },
+    AsyncCopy {
+        bytes: u8,
+        sized: bool,
+        narrow: bool,
+        to_offset: i64,
+        from_offset: i64,
+    },
     AsyncCommit,
     AsyncWait(u32),
     AsyncWaitAll,

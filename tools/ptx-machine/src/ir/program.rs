@@ -373,12 +373,17 @@ impl Builder {
         };
         let number = |reg: Reg| self.doubtful.get(&reg).copied();
         let demanded = Demands {
-            reads: step.sources.iter().map(|source| if let Source::Reg(reg) = source { number(*reg) } else { None }).collect(),
+            reads: step
+                .sources
+                .iter()
+                .map(|source| if let Source::Reg(reg) = source { number(*reg) } else { None })
+                .collect(),
             guard: step.guard.and_then(|(reg, _)| number(reg)),
             writes: flow::writes(step).filter_map(number).collect(),
             unknown: step.unknown,
         };
-        let known = demanded.reads.iter().all(Option::is_none) && demanded.guard.is_none() && demanded.writes.is_empty();
+        let known =
+            demanded.reads.iter().all(Option::is_none) && demanded.guard.is_none() && demanded.writes.is_empty();
         let demands = if known {
             NOTHING
         } else {
@@ -387,17 +392,7 @@ impl Builder {
         };
         debug_assert_eq!(self.widths.len(), self.registers.len());
         let run = step.run.map_or(nothing as Run, |levels| levels[level()]);
-        Inst {
-            run,
-            kind: step.kind,
-            slots,
-            guard,
-            negated,
-            wide,
-            destinations: counts.0,
-            sources: counts.1,
-            demands,
-        }
+        Inst { run, kind: step.kind, slots, guard, negated, wide, destinations: counts.0, sources: counts.1, demands }
     }
 }
 

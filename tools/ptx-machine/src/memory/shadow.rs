@@ -129,7 +129,7 @@ fn who(word: u64) -> Who {
     }
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Cell {
     write: u64,
     read: u64,
@@ -199,7 +199,8 @@ fn joined(read: u64, now: u64) -> u64 {
         return now | flag;
     }
     let who = thread(read);
-    let many = if who != BLOCK_MANY && warp(who) == thread(now) / 32 { WARP_MANY + thread(now) / 32 } else { BLOCK_MANY };
+    let many =
+        if who != BLOCK_MANY && warp(who) == thread(now) / 32 { WARP_MANY + thread(now) / 32 } else { BLOCK_MANY };
     (now & !(THREADS << THREAD_SHIFT)) | many << THREAD_SHIFT | flag
 }
 
@@ -268,7 +269,8 @@ impl Page {
             Access::Read | Access::ReadConstant | Access::ReadStrong if *word & bits != bits => {
                 // Data on its way is the better explanation.
                 let first = (at >> self.shift) as usize;
-                let pending = self.cells.get(first).is_some_and(|cell| cell.write != 0 && thread(cell.write) == PENDING);
+                let pending =
+                    self.cells.get(first).is_some_and(|cell| cell.write != 0 && thread(cell.write) == PENDING);
                 return Err(if pending { Conflict::InFlight } else { Conflict::Unwritten });
             }
             Access::Write | Access::WriteStrong | Access::Land => *word |= bits,
@@ -276,11 +278,38 @@ impl Page {
         }
         let first = (at >> self.shift) as usize;
         let count = (bytes >> self.shift) as usize;
-        for cell in &mut self.cells[first..first + count] {
-            cell.access(access, now)?;
+        let cells = &mut self.cells[first..first + count];
+        // What is accessed together has mostly one history.
+        let (head, rest) = cells.split_at_mut(1);
+        if rest.iter().all(|cell| *cell == head[0]) {
+            head[0].access(access, now)?;
+            rest.fill(head[0]);
+            return Ok(());
         }
-        Ok(())
+        cells.iter_mut().try_for_each(|cell| cell.access(access, now))
     }
+}
+
+/// The lanes of a read that have to be looked at: where two lanes of a warp read one place, the others' reads of it change nothing
+/// and are in order if those of the two are.
+#[inline(always)]
+fn looked_at(what: &WarpAccess, offsets: &[u64; 32]) -> u32 {
+    if !matches!(what.access, Access::Read | Access::ReadConstant) {
+        return what.mask;
+    }
+    let shift = what.bytes.trailing_zeros();
+    let mut seen = [(0u64, 0u8); 64];
+    let mut kept = 0;
+    for lane in 0..32 {
+        let place = offsets[lane] + 1;
+        let entry = &mut seen[(offsets[lane] >> shift & 63) as usize];
+        let wanted = what.mask >> lane & 1;
+        let again = entry.0 == place;
+        kept |= if again && entry.1 >= 2 { 0 } else { wanted << lane };
+        let count = if again { entry.1.saturating_add(wanted as u8) } else { wanted as u8 };
+        *entry = if wanted != 0 { (place, count) } else { *entry };
+    }
+    kept
 }
 
 /// What a warp does to memory in one instruction.
@@ -371,7 +400,7 @@ impl Shadow {
     #[inline(always)]
     pub fn access(&self, what: WarpAccess, offsets: &[u64; 32]) -> Result<(), (u32, Conflict)> {
         let mut held: Option<(u64, Locked<'_>)> = None;
-        let mut rest = what.mask;
+        let mut rest = looked_at(&what, offsets);
         while rest != 0 {
             let lane = rest.trailing_zeros();
             rest &= rest - 1;
@@ -486,7 +515,7 @@ impl SharedShadow {
     /// As there.
     #[inline(always)]
     pub fn access(&mut self, what: WarpAccess, offsets: &[u64; 32]) -> Result<(), (u32, Conflict)> {
-        let mut rest = what.mask;
+        let mut rest = looked_at(&what, offsets);
         while rest != 0 {
             let lane = rest.trailing_zeros();
             rest &= rest - 1;

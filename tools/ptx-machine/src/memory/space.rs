@@ -77,6 +77,11 @@ impl DeviceMemory {
         self.capacity - self.used
     }
 
+    /// Allocations that were not given back.
+    pub fn allocations(&self) -> usize {
+        self.allocations.len()
+    }
+
     pub fn is_checked(&self) -> bool {
         self.shadow.is_some()
     }

@@ -128,9 +128,9 @@ impl<'t> Parser<'t> {
                 return self.fault(format!("more than {MAX_REGISTERS} registers"));
             }
             match count {
-                Some(count) => entry
-                    .registers
-                    .extend((0..count).map(|index| Register { name: format!("{name}{index}"), width })),
+                Some(count) => {
+                    entry.registers.extend((0..count).map(|index| Register { name: format!("{name}{index}"), width }))
+                }
                 None => entry.registers.push(Register { name: name.into(), width }),
             }
             let scope = names.registers.last_mut().expect("the body's own scope");
@@ -209,12 +209,7 @@ impl<'t> Parser<'t> {
     }
 
     /// One operand; with `position`, a name that is not known yet is a label.
-    fn operand(
-        &mut self,
-        entry: &Entry,
-        names: &mut Names<'t>,
-        position: Option<(usize, usize)>,
-    ) -> Result<Operand> {
+    fn operand(&mut self, entry: &Entry, names: &mut Names<'t>, position: Option<(usize, usize)>) -> Result<Operand> {
         match self.peek() {
             Some(Token::Number(_) | Token::Mark(b'-' | b'~')) => self.constant(),
             Some(Token::Mark(b'!')) => {

@@ -205,7 +205,9 @@ impl<'t> Parser<'t> {
         loop {
             match self.next()? {
                 Token::Mark(b'}') => return Ok(()),
-                Token::Dot("b8" | "b16" | "b32" | "b64" | "u8" | "u16" | "u32" | "u64" | "debug_str" | "debug_line")
+                Token::Dot(
+                    "b8" | "b16" | "b32" | "b64" | "u8" | "u16" | "u32" | "u64" | "debug_str" | "debug_line",
+                )
                 | Token::Word(_)
                 | Token::Number(_)
                 | Token::Mark(b',' | b':' | b'+' | b'-' | b'(' | b')') => {}

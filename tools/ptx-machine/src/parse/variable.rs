@@ -117,9 +117,8 @@ impl Parser<'_> {
             self.at -= 1;
             return self.fault("a number expected");
         };
-        let hex = |digits: &str, length| {
-            (digits.len() == length).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
-        };
+        let hex =
+            |digits: &str, length| (digits.len() == length).then(|| u64::from_str_radix(digits, 16).ok()).flatten();
         let float = match text.get(..2) {
             Some("0f" | "0F") => Some(hex(&text[2..], 8).map(|bits| Operand::F32(bits as u32))),
             Some("0d" | "0D") => Some(hex(&text[2..], 16).map(Operand::F64)),

@@ -47,7 +47,12 @@ macro_rules! integers {
 macro_rules! to_integer {
     ($to:expr, $f:ty, $round:expr) => {{
         macro_rules! case {
-            ($t:ty, $c:ty) => { Some(levels!(|l, s| l.unary::<$f, $c>(s, |x| { let f: fn($f) -> $f = $round; f(x) as $t as $c }))) };
+            ($t:ty, $c:ty) => {
+                Some(levels!(|l, s| l.unary::<$f, $c>(s, |x| {
+                    let f: fn($f) -> $f = $round;
+                    f(x) as $t as $c
+                })))
+            };
         }
         match $to {
             "u8" => case!(u8, u16),
@@ -92,8 +97,7 @@ impl Decoder<'_> {
             })
         };
         let natural = |kind: &str| width(kind).unwrap_or(Width::B16);
-        let (source, destination) =
-            (actual(1)?.unwrap_or(natural(from)), actual(0)?.unwrap_or(natural(to)));
+        let (source, destination) = (actual(1)?.unwrap_or(natural(from)), actual(0)?.unwrap_or(natural(to)));
         let levels = match (is_float(from), is_float(to)) {
             (false, false) if rounding.is_none() && !ftz && !sat => integers!((from, source), (to, destination)),
             (true, false) if !sat => {
@@ -121,20 +125,22 @@ impl Decoder<'_> {
             None => return Err("a rounding is needed".into()),
         };
         let pair = |high: u16, low: u16| u32::from(high) << 16 | u32::from(low);
-        let levels = match (to, from, zero) {
-            ("bf16x2", "f32", false) => {
-                let _ = pair;
-                levels!(|l, s| l.binary::<f32, f32, u32>(s, |a, b| u32::from(bf16_from(a)) << 16
-                    | u32::from(bf16_from(b))))
-            }
-            ("bf16x2", "f32", true) => levels!(|l, s| l.binary::<f32, f32, u32>(s, |a, b| {
-                u32::from(bf16_towards_zero(a)) << 16 | u32::from(bf16_towards_zero(b))
-            })),
-            ("f16x2", "f32", false) => {
-                levels!(|l, s| l.binary::<f32, f32, u32>(s, |a, b| u32::from(f16_from(a)) << 16 | u32::from(f16_from(b))))
-            }
-            _ => return Err(format!("no conversion of .{from} to .{to} like this")),
-        };
+        let levels =
+            match (to, from, zero) {
+                ("bf16x2", "f32", false) => {
+                    let _ = pair;
+                    levels!(|l, s| l
+                        .binary::<f32, f32, u32>(s, |a, b| u32::from(bf16_from(a)) << 16 | u32::from(bf16_from(b))))
+                }
+                ("bf16x2", "f32", true) => levels!(|l, s| l.binary::<f32, f32, u32>(s, |a, b| {
+                    u32::from(bf16_towards_zero(a)) << 16 | u32::from(bf16_towards_zero(b))
+                })),
+                ("f16x2", "f32", false) => {
+                    levels!(|l, s| l
+                        .binary::<f32, f32, u32>(s, |a, b| u32::from(f16_from(a)) << 16 | u32::from(f16_from(b))))
+                }
+                _ => return Err(format!("no conversion of .{from} to .{to} like this")),
+            };
         self.lanes(levels, Width::B32, &[Width::B32; 2])
     }
 
@@ -168,7 +174,8 @@ fn float_to_integer(from: &str, to: &str, rounding: &str, ftz: bool) -> Option<L
         ("f32", "rzi", false) => to_integer!(to, f32, f32::trunc),
         ("f32", "rmi", false) => to_integer!(to, f32, f32::floor),
         ("f32", "rpi", false) => to_integer!(to, f32, f32::ceil),
-        ("f32", "rni" | "rzi", true) => to_integer!(to, f32, |x| flushed(x).round_ties_even()).filter(|_| rounding == "rni")
+        ("f32", "rni" | "rzi", true) => to_integer!(to, f32, |x| flushed(x).round_ties_even())
+            .filter(|_| rounding == "rni")
             .or_else(|| to_integer!(to, f32, |x| flushed(x).trunc())),
         ("f32", "rmi", true) => to_integer!(to, f32, |x| flushed(x).floor()),
         ("f32", "rpi", true) => to_integer!(to, f32, |x| flushed(x).ceil()),
@@ -208,9 +215,15 @@ fn float_to_float(from: &str, to: &str, rounding: Option<&str>, ftz: bool, sat: 
         (|$x:ident| $e:expr) => {
             match (ftz, sat) {
                 (false, false) => levels!(|l, s| l.unary::<f32, f32>(s, |$x| $e)),
-                (true, false) => levels!(|l, s| l.unary::<f32, f32>(s, |v| { let $x = flushed(v); flushed($e) })),
+                (true, false) => levels!(|l, s| l.unary::<f32, f32>(s, |v| {
+                    let $x = flushed(v);
+                    flushed($e)
+                })),
                 (false, true) => levels!(|l, s| l.unary::<f32, f32>(s, |$x| saturated($e))),
-                (true, true) => levels!(|l, s| l.unary::<f32, f32>(s, |v| { let $x = flushed(v); saturated($e) })),
+                (true, true) => levels!(|l, s| l.unary::<f32, f32>(s, |v| {
+                    let $x = flushed(v);
+                    saturated($e)
+                })),
             }
         };
     }

@@ -26,17 +26,29 @@ macro_rules! variants {
     ($ftz:expr, $sat:expr, unary |$x:ident| $e:expr) => {
         match ($ftz, $sat) {
             (false, false) => f32_unary!(|$x| $e),
-            (true, false) => f32_unary!(|v| { let $x = flushed(v); flushed($e) }),
+            (true, false) => f32_unary!(|v| {
+                let $x = flushed(v);
+                flushed($e)
+            }),
             (false, true) => f32_unary!(|$x| saturated($e)),
-            (true, true) => f32_unary!(|v| { let $x = flushed(v); saturated(flushed($e)) }),
+            (true, true) => f32_unary!(|v| {
+                let $x = flushed(v);
+                saturated(flushed($e))
+            }),
         }
     };
     ($ftz:expr, $sat:expr, binary |$x:ident, $y:ident| $e:expr) => {
         match ($ftz, $sat) {
             (false, false) => f32_binary!(|$x, $y| $e),
-            (true, false) => f32_binary!(|v, w| { let ($x, $y) = (flushed(v), flushed(w)); flushed($e) }),
+            (true, false) => f32_binary!(|v, w| {
+                let ($x, $y) = (flushed(v), flushed(w));
+                flushed($e)
+            }),
             (false, true) => f32_binary!(|$x, $y| saturated($e)),
-            (true, true) => f32_binary!(|v, w| { let ($x, $y) = (flushed(v), flushed(w)); saturated(flushed($e)) }),
+            (true, true) => f32_binary!(|v, w| {
+                let ($x, $y) = (flushed(v), flushed(w));
+                saturated(flushed($e))
+            }),
         }
     };
     ($ftz:expr, $sat:expr, ternary |$x:ident, $y:ident, $z:ident| $e:expr) => {
@@ -58,8 +70,8 @@ macro_rules! variants {
 impl Decoder<'_> {
     pub(super) fn float(&mut self) -> Decoded {
         let known = [
-            "add", "sub", "mul", "fma", "mad", "div", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh", "abs",
-            "neg", "min", "max", "copysign",
+            "add", "sub", "mul", "fma", "mad", "div", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh",
+            "abs", "neg", "min", "max", "copysign",
         ];
         if !known.contains(&self.base) {
             return Ok(None);
@@ -119,10 +131,14 @@ impl Decoder<'_> {
         let nan = self.takes("NaN");
         // Without .NaN a number wins over NaN; -0 is below +0.
         match (self.base == "min", nan) {
-            (true, false) => variants!(ftz, false, binary |a, b| lesser(a, b)),
-            (false, false) => variants!(ftz, false, binary |a, b| -lesser(-a, -b)),
-            (true, true) => variants!(ftz, false, binary |a, b| if a.is_nan() || b.is_nan() { f32::NAN } else { lesser(a, b) }),
-            (false, true) => variants!(ftz, false, binary |a, b| if a.is_nan() || b.is_nan() { f32::NAN } else { -lesser(-a, -b) }),
+            (true, false) => variants!(ftz, false, binary | a, b | lesser(a, b)),
+            (false, false) => variants!(ftz, false, binary | a, b | -lesser(-a, -b)),
+            (true, true) => {
+                variants!(ftz, false, binary | a, b | if a.is_nan() || b.is_nan() { f32::NAN } else { lesser(a, b) })
+            }
+            (false, true) => {
+                variants!(ftz, false, binary | a, b | if a.is_nan() || b.is_nan() { f32::NAN } else { -lesser(-a, -b) })
+            }
         }
     }
 
@@ -135,10 +151,14 @@ impl Decoder<'_> {
             return Err("a rounding is needed".into());
         }
         macro_rules! unary {
-            (|$x:ident| $e:expr) => { (levels!(|l, s| l.unary::<f64, f64>(s, |$x| $e)), 1) };
+            (|$x:ident| $e:expr) => {
+                (levels!(|l, s| l.unary::<f64, f64>(s, |$x| $e)), 1)
+            };
         }
         macro_rules! binary {
-            (|$x:ident, $y:ident| $e:expr) => { (levels!(|l, s| l.binary::<f64, f64, f64>(s, |$x, $y| $e)), 2) };
+            (|$x:ident, $y:ident| $e:expr) => {
+                (levels!(|l, s| l.binary::<f64, f64, f64>(s, |$x, $y| $e)), 2)
+            };
         }
         let (levels, count) = match self.base {
             "add" => binary!(|a, b| a + b),
@@ -176,19 +196,19 @@ fn arithmetic(base: &str, mode: Rounding, ftz: bool, sat: bool) -> Result<Levels
     macro_rules! directed {
         ($mode:expr) => {
             match base {
-                "add" => variants!(ftz, sat, binary |a, b| fma_directed(a, 1.0, b, $mode)),
-                "sub" => variants!(ftz, sat, binary |a, b| fma_directed(a, 1.0, -b, $mode)),
-                "mul" => variants!(ftz, sat, binary |a, b| rounded(f64::from(a) * f64::from(b), 0.0, $mode)),
-                _ => variants!(ftz, sat, ternary |a, b, c| fma_directed(a, b, c, $mode)),
+                "add" => variants!(ftz, sat, binary | a, b | fma_directed(a, 1.0, b, $mode)),
+                "sub" => variants!(ftz, sat, binary | a, b | fma_directed(a, 1.0, -b, $mode)),
+                "mul" => variants!(ftz, sat, binary | a, b | rounded(f64::from(a) * f64::from(b), 0.0, $mode)),
+                _ => variants!(ftz, sat, ternary | a, b, c | fma_directed(a, b, c, $mode)),
             }
         };
     }
     Ok(match mode {
         Rounding::Nearest => match base {
-            "add" => variants!(ftz, sat, binary |a, b| a + b),
-            "sub" => variants!(ftz, sat, binary |a, b| a - b),
-            "mul" => variants!(ftz, sat, binary |a, b| a * b),
-            _ => variants!(ftz, sat, ternary |a, b, c| a.mul_add(b, c)),
+            "add" => variants!(ftz, sat, binary | a, b | a + b),
+            "sub" => variants!(ftz, sat, binary | a, b | a - b),
+            "mul" => variants!(ftz, sat, binary | a, b | a * b),
+            _ => variants!(ftz, sat, ternary | a, b, c | a.mul_add(b, c)),
         },
         Rounding::Down => directed!(Rounding::Down),
         Rounding::Up => directed!(Rounding::Up),
@@ -201,28 +221,28 @@ fn functions(base: &str, mode: Rounding, approximate: bool, ftz: bool) -> Result
     // Approximate functions of f32 take the quotient or root to nearest.
     if !approximate && mode != Rounding::Nearest {
         return match (base, mode) {
-            ("div", Rounding::Down) => Ok(variants!(ftz, false, binary |a, b| quotient(a, b, Rounding::Down))),
-            ("div", Rounding::Up) => Ok(variants!(ftz, false, binary |a, b| quotient(a, b, Rounding::Up))),
-            ("div", _) => Ok(variants!(ftz, false, binary |a, b| quotient(a, b, Rounding::Zero))),
-            ("rcp", Rounding::Down) => Ok(variants!(ftz, false, unary |a| quotient(1.0, a, Rounding::Down))),
-            ("rcp", Rounding::Up) => Ok(variants!(ftz, false, unary |a| quotient(1.0, a, Rounding::Up))),
-            ("rcp", _) => Ok(variants!(ftz, false, unary |a| quotient(1.0, a, Rounding::Zero))),
+            ("div", Rounding::Down) => Ok(variants!(ftz, false, binary | a, b | quotient(a, b, Rounding::Down))),
+            ("div", Rounding::Up) => Ok(variants!(ftz, false, binary | a, b | quotient(a, b, Rounding::Up))),
+            ("div", _) => Ok(variants!(ftz, false, binary | a, b | quotient(a, b, Rounding::Zero))),
+            ("rcp", Rounding::Down) => Ok(variants!(ftz, false, unary | a | quotient(1.0, a, Rounding::Down))),
+            ("rcp", Rounding::Up) => Ok(variants!(ftz, false, unary | a | quotient(1.0, a, Rounding::Up))),
+            ("rcp", _) => Ok(variants!(ftz, false, unary | a | quotient(1.0, a, Rounding::Zero))),
             _ => Err("this rounding is not known".into()),
         };
     }
     Ok(match base {
-        "div" => variants!(ftz, false, binary |a, b| a / b),
-        "rcp" => variants!(ftz, false, unary |a| 1.0 / a),
-        "sqrt" => variants!(ftz, false, unary |a| a.sqrt()),
-        "rsqrt" => variants!(ftz, false, unary |a| (1.0 / f64::from(a).sqrt()) as f32),
-        "ex2" => variants!(ftz, false, unary |a| approx::exp2(a)),
-        "lg2" => variants!(ftz, false, unary |a| f64::from(a).log2() as f32),
-        "sin" => variants!(ftz, false, unary |a| f64::from(a).sin() as f32),
-        "cos" => variants!(ftz, false, unary |a| f64::from(a).cos() as f32),
-        "tanh" => variants!(ftz, false, unary |a| f64::from(a).tanh() as f32),
-        "abs" => variants!(ftz, false, unary |a| a.abs()),
-        "neg" => variants!(ftz, false, unary |a| -a),
-        "copysign" => variants!(ftz, false, binary |a, b| b.copysign(a)),
+        "div" => variants!(ftz, false, binary | a, b | a / b),
+        "rcp" => variants!(ftz, false, unary | a | 1.0 / a),
+        "sqrt" => variants!(ftz, false, unary | a | a.sqrt()),
+        "rsqrt" => variants!(ftz, false, unary | a | (1.0 / f64::from(a).sqrt()) as f32),
+        "ex2" => variants!(ftz, false, unary | a | approx::exp2(a)),
+        "lg2" => variants!(ftz, false, unary | a | f64::from(a).log2() as f32),
+        "sin" => variants!(ftz, false, unary | a | f64::from(a).sin() as f32),
+        "cos" => variants!(ftz, false, unary | a | f64::from(a).cos() as f32),
+        "tanh" => variants!(ftz, false, unary | a | f64::from(a).tanh() as f32),
+        "abs" => variants!(ftz, false, unary | a | a.abs()),
+        "neg" => variants!(ftz, false, unary | a | -a),
+        "copysign" => variants!(ftz, false, binary | a, b | b.copysign(a)),
         _ => return Err("unknown instruction".into()),
     })
 }

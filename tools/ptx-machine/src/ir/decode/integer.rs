@@ -54,15 +54,23 @@ impl Decoder<'_> {
             _ => None,
         };
         let signed = |base: &str| match base {
-            "min" => pick!(kind, T, ["u16" => u16, "s16" => i16, "u32" => u32, "s32" => i32, "u64" => u64, "s64" => i64],
-                binary!(T, |a, b| if a < b { a } else { b })),
-            "max" => pick!(kind, T, ["u16" => u16, "s16" => i16, "u32" => u32, "s32" => i32, "u64" => u64, "s64" => i64],
-                binary!(T, |a, b| if a > b { a } else { b })),
+            "min" => {
+                pick!(kind, T, ["u16" => u16, "s16" => i16, "u32" => u32, "s32" => i32, "u64" => u64, "s64" => i64],
+                binary!(T, |a, b| if a < b { a } else { b }))
+            }
+            "max" => {
+                pick!(kind, T, ["u16" => u16, "s16" => i16, "u32" => u32, "s32" => i32, "u64" => u64, "s64" => i64],
+                binary!(T, |a, b| if a > b { a } else { b }))
+            }
             // A division by zero gives a value that the ISA does not state; GPUs give all ones.
-            "div" => pick!(kind, T, ["u16" => u16, "s16" => i16, "u32" => u32, "s32" => i32, "u64" => u64, "s64" => i64],
-                binary!(T, |a, b| if b == 0 { !0 } else { a.wrapping_div(b) })),
-            "rem" => pick!(kind, T, ["u16" => u16, "s16" => i16, "u32" => u32, "s32" => i32, "u64" => u64, "s64" => i64],
-                binary!(T, |a, b| if b == 0 { a } else { a.wrapping_rem(b) })),
+            "div" => {
+                pick!(kind, T, ["u16" => u16, "s16" => i16, "u32" => u32, "s32" => i32, "u64" => u64, "s64" => i64],
+                binary!(T, |a, b| if b == 0 { !0 } else { a.wrapping_div(b) }))
+            }
+            "rem" => {
+                pick!(kind, T, ["u16" => u16, "s16" => i16, "u32" => u32, "s32" => i32, "u64" => u64, "s64" => i64],
+                binary!(T, |a, b| if b == 0 { a } else { a.wrapping_rem(b) }))
+            }
             _ => None,
         };
         any(self.base).or_else(|| signed(self.base)).map(|levels| (levels, 2))
@@ -113,17 +121,19 @@ impl Decoder<'_> {
                 "s32" => Some(ternary!(i32, |a, b, c| (((i64::from(a) * i64::from(b)) >> 32) as i32).wrapping_add(c))),
                 _ => None,
             },
-            _ => match kind {
-                "u32" => Some(levels!(|l, s| l.ternary::<u32, u32, u64, u64>(s, |a, b, c| (u64::from(a) * u64::from(b))
-                    .wrapping_add(c)))),
-                "s32" => Some(levels!(|l, s| l.ternary::<i32, i32, i64, i64>(s, |a, b, c| (i64::from(a) * i64::from(b))
-                    .wrapping_add(c)))),
-                "u16" => Some(levels!(|l, s| l.ternary::<u16, u16, u32, u32>(s, |a, b, c| (u32::from(a) * u32::from(b))
-                    .wrapping_add(c)))),
-                "s16" => Some(levels!(|l, s| l.ternary::<i16, i16, i32, i32>(s, |a, b, c| (i32::from(a) * i32::from(b))
-                    .wrapping_add(c)))),
-                _ => None,
-            },
+            _ => {
+                match kind {
+                    "u32" => Some(levels!(|l, s| l
+                        .ternary::<u32, u32, u64, u64>(s, |a, b, c| (u64::from(a) * u64::from(b)).wrapping_add(c)))),
+                    "s32" => Some(levels!(|l, s| l
+                        .ternary::<i32, i32, i64, i64>(s, |a, b, c| (i64::from(a) * i64::from(b)).wrapping_add(c)))),
+                    "u16" => Some(levels!(|l, s| l
+                        .ternary::<u16, u16, u32, u32>(s, |a, b, c| (u32::from(a) * u32::from(b)).wrapping_add(c)))),
+                    "s16" => Some(levels!(|l, s| l
+                        .ternary::<i16, i16, i32, i32>(s, |a, b, c| (i32::from(a) * i32::from(b)).wrapping_add(c)))),
+                    _ => None,
+                }
+            }
         };
         let to = if part == "wide" { wide } else { narrow };
         self.lanes(levels.ok_or_else(bad)?, to, &[narrow, narrow, to])
@@ -138,8 +148,10 @@ impl Decoder<'_> {
         } else {
             pick!(kind, T, ["b16" | "u16" => u16, "b32" | "u32" => u32, "b64" | "u64" => u64],
                 levels!(|l, s| l.binary::<T, u32, T>(s, |a, n| if n < T::BITS { a >> n } else { 0 })))
-            .or_else(|| pick!(kind, T, ["s16" => i16, "s32" => i32, "s64" => i64],
-                levels!(|l, s| l.binary::<T, u32, T>(s, |a, n| a >> n.min(T::BITS - 1)))))
+            .or_else(|| {
+                pick!(kind, T, ["s16" => i16, "s32" => i32, "s64" => i64],
+                levels!(|l, s| l.binary::<T, u32, T>(s, |a, n| a >> n.min(T::BITS - 1))))
+            })
         };
         self.lanes(levels.ok_or_else(|| format!("not of type .{kind}"))?, width, &[width, Width::B32])
     }
@@ -149,13 +161,17 @@ impl Decoder<'_> {
         let width = width(kind).ok_or("unknown type")?;
         let (levels, to) = match self.base {
             "popc" => (pick!(kind, T, ["b32" => u32, "b64" => u64], unary!(T => u32, |a| a.count_ones())), Width::B32),
-            "clz" => (pick!(kind, T, ["b32" => u32, "b64" => u64], unary!(T => u32, |a| a.leading_zeros())), Width::B32),
+            "clz" => {
+                (pick!(kind, T, ["b32" => u32, "b64" => u64], unary!(T => u32, |a| a.leading_zeros())), Width::B32)
+            }
             "brev" => (pick!(kind, T, ["b32" => u32, "b64" => u64], unary!(T => T, |a| a.reverse_bits())), width),
             _ => {
                 let find = pick!(kind, T, ["u32" => u32, "u64" => u64],
                     unary!(T => u32, |a| (T::BITS - 1).wrapping_sub(a.leading_zeros())))
-                .or_else(|| pick!(kind, T, ["s32" => i32, "s64" => i64],
-                    unary!(T => u32, |a| (T::BITS - 1).wrapping_sub((if a < 0 { !a } else { a }).leading_zeros()))));
+                .or_else(|| {
+                    pick!(kind, T, ["s32" => i32, "s64" => i64],
+                    unary!(T => u32, |a| (T::BITS - 1).wrapping_sub((if a < 0 { !a } else { a }).leading_zeros())))
+                });
                 (find, Width::B32)
             }
         };
@@ -167,12 +183,13 @@ impl Decoder<'_> {
         let width = width(kind).ok_or("unknown type")?;
         if self.base == "bfe" {
             let levels = pick!(kind, T, ["u32" => u32, "u64" => u64],
-                levels!(|l, s| l.ternary::<T, u32, u32, T>(s, |a, at, n| {
-                    let (at, n) = (at & 0xff, n & 0xff);
-                    let moved = if at < T::BITS { a >> at } else { 0 };
-                    if n < T::BITS { moved & (((1 as T) << n) - 1) } else { moved }
-                })))
-            .or_else(|| pick!(kind, T, ["s32" => i32, "s64" => i64],
+            levels!(|l, s| l.ternary::<T, u32, u32, T>(s, |a, at, n| {
+                let (at, n) = (at & 0xff, n & 0xff);
+                let moved = if at < T::BITS { a >> at } else { 0 };
+                if n < T::BITS { moved & (((1 as T) << n) - 1) } else { moved }
+            })))
+            .or_else(|| {
+                pick!(kind, T, ["s32" => i32, "s64" => i64],
                 levels!(|l, s| l.ternary::<T, u32, u32, T>(s, |a, at, n| {
                     let (at, n) = (at & 0xff, n & 0xff);
                     if n == 0 {
@@ -183,7 +200,8 @@ impl Decoder<'_> {
                         let left = T::BITS.saturating_sub(at).min(n).max(1);
                         (moved << (T::BITS - left)) >> (T::BITS - left)
                     }
-                }))));
+                })))
+            });
             let levels = levels.ok_or_else(|| format!("not of type .{kind}"))?;
             return self.lanes(levels, width, &[width, Width::B32, Width::B32]);
         }
@@ -241,11 +259,10 @@ impl Decoder<'_> {
                 });
                 self.lanes(levels, word, &[word; 3])
             }
-            ("sad", "u32") => {
-                self.lanes(ternary!(u32, |a, b, c| a.abs_diff(b).wrapping_add(c)), word, &[word; 3])
-            }
+            ("sad", "u32") => self.lanes(ternary!(u32, |a, b, c| a.abs_diff(b).wrapping_add(c)), word, &[word; 3]),
             ("sad", "s32") => {
-                let levels = levels!(|l, s| l.ternary::<i32, i32, u32, u32>(s, |a, b, c| a.abs_diff(b).wrapping_add(c)));
+                let levels =
+                    levels!(|l, s| l.ternary::<i32, i32, u32, u32>(s, |a, b, c| a.abs_diff(b).wrapping_add(c)));
                 self.lanes(levels, word, &[word; 3])
             }
             ("shf", "b32") => {
@@ -258,12 +275,12 @@ impl Decoder<'_> {
                     None => return Err("one of .wrap and .clamp is needed".into()),
                 };
                 let levels = match (left, wrap) {
-                    (true, true) => ternary!(u32, |a, b, n| {
-                        ((u64::from(b) << 32 | u64::from(a)) << (n & 31) >> 32) as u32
-                    }),
-                    (true, false) => ternary!(u32, |a, b, n| {
-                        ((u64::from(b) << 32 | u64::from(a)) << n.min(32) >> 32) as u32
-                    }),
+                    (true, true) => {
+                        ternary!(u32, |a, b, n| { ((u64::from(b) << 32 | u64::from(a)) << (n & 31) >> 32) as u32 })
+                    }
+                    (true, false) => {
+                        ternary!(u32, |a, b, n| { ((u64::from(b) << 32 | u64::from(a)) << n.min(32) >> 32) as u32 })
+                    }
                     (false, true) => {
                         ternary!(u32, |a, b, n| ((u64::from(b) << 32 | u64::from(a)) >> (n & 31)) as u32)
                     }

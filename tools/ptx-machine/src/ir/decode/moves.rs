@@ -1,8 +1,8 @@
 //! Moves, selections, comparisons, and logic on predicates.
 
 use super::{Decoded, Decoder, Fault, Kind, Source, Step, pick, width};
-use crate::ir::op::Unknown;
 use crate::exec::lanes::{Levels, levels};
+use crate::ir::op::Unknown;
 use crate::parse::{Operand, Special, Width};
 
 /// Copies lanes.
@@ -157,7 +157,9 @@ impl Decoder<'_> {
             Operand::Pair(p, q) => (Some(*p), Some(*q)),
             single => (self.destination_of(single, Width::Pred)?, None),
         };
-        if other.is_some_and(|q| self.width_of(q) != Width::Pred) || main.is_some_and(|p| self.width_of(p) != Width::Pred) {
+        if other.is_some_and(|q| self.width_of(q) != Width::Pred)
+            || main.is_some_and(|p| self.width_of(p) != Width::Pred)
+        {
             return Err("a predicate is expected as the destination".into());
         }
         if flush {
