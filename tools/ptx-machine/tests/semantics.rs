@@ -60,7 +60,7 @@ fn integers() {
         ("cvt.u16.u32 %h1, %r10; cvt.s32.s16 %r12, %h1;", |a, _| i32::from(a as i16) as u32),
         ("mov.b32 {%h1, %h2}, %r10; mov.b32 %r12, {%h2, %h1};", |a, _| a.rotate_left(16)),
         ("mul.wide.u32 %d5, %r10, %r11; shr.u64 %d5, %d5, 7; cvt.u32.u64 %r12, %d5;", |a, b| {
-            (u64::from(a) * u64::from(b) >> 7) as u32
+            ((u64::from(a) * u64::from(b)) >> 7) as u32
         }),
         ("or.b32 %r13, %r11, 1; div.u32 %r12, %r10, %r13;", |a, b| a / (b | 1)),
         ("or.b32 %r13, %r11, 1; rem.s32 %r12, %r10, %r13;", |a, b| (a as i32).wrapping_rem((b | 1) as i32) as u32),
@@ -143,7 +143,8 @@ fn directed_rounding_encloses_the_exact_value() {
 #[test]
 fn approximate_functions_keep_their_bounds() {
     let a: [u32; 32] = std::array::from_fn(|i| (i as f32 * 0.83 + 0.11).to_bits());
-    let cases: &[(&str, fn(f64) -> f64, f64)] = &[
+    type Bounded = (&'static str, fn(f64) -> f64, f64);
+    let cases: &[Bounded] = &[
         ("ex2.approx.ftz.f32 %r12, %r10;", f64::exp2, 1.7e-7),
         ("rcp.approx.f32 %r12, %r10;", |x| 1.0 / x, 1.2e-7),
         ("rsqrt.approx.f32 %r12, %r10;", |x| 1.0 / x.sqrt(), 2e-7),
@@ -254,8 +255,8 @@ fn asynchronous_copies_land_at_their_wait() {
     let mut kernel = Kernel::new(2, 0, &body).buffer(&values).unwritten(512);
     kernel.run().unwrap_or_else(|report| panic!("{report}"));
     let got = kernel.read::<u32>(1);
-    for i in 0..128 {
-        let from = (i / 4 ^ 31) * 4 + i % 4;
+    for (i, &word) in got.iter().enumerate() {
+        let from = ((i / 4) ^ 31) * 4 + i % 4;
         // The fourth thread copied 6 bytes and filled with zeros.
         let expected = match from {
             12 => values[12],
@@ -263,7 +264,7 @@ fn asynchronous_copies_land_at_their_wait() {
             14 | 15 => 0,
             _ => values[from],
         };
-        assert_eq!(got[i], expected, "{i}");
+        assert_eq!(word, expected, "{i}");
     }
 }
 

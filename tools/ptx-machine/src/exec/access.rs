@@ -1,5 +1,7 @@
 //! Loads, stores and atomics.
 
+#![allow(clippy::needless_range_loop, reason = "a lane's number is meant, in several vectors")]
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Observer;

@@ -32,7 +32,9 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
                 read[lane as usize] = wanted;
             }
         }
-        if let Some(lane) = lanes(all).find(|&lane| read[lane as usize] != 0 && from[lane as usize] % size != 0) {
+        if let Some(lane) =
+            lanes(all).find(|&lane| read[lane as usize] != 0 && !from[lane as usize].is_multiple_of(size))
+        {
             let message = format!("copies {size} bytes from {:#x}, which is not aligned to them", from[lane as usize]);
             return Err(Fault::new(FaultKind::Misaligned, lane, message));
         }

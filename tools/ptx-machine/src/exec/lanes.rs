@@ -3,6 +3,8 @@
 //! An operation is compiled three times (baseline x86-64, AVX2 with FMA, AVX-512) and the fastest that the processor has is
 //! chosen when a kernel is decoded: an instruction holds the function that executes it.
 
+#![allow(clippy::needless_range_loop, reason = "a lane's number is meant, in several vectors")]
+
 use std::sync::OnceLock;
 
 /// Lanes of a warp.
@@ -124,6 +126,10 @@ impl Lanes {
         }
     }
 
+    /// The destination becomes `f` of `a`.
+    ///
+    /// # Safety
+    /// As for [`Run`].
     #[inline(always)]
     pub unsafe fn unary<A: Copy, D: Copy + Default>(&mut self, s: &Slots, f: impl Fn(A) -> D) {
         // SAFETY: the caller's promise, as for `Run`.
@@ -137,6 +143,10 @@ impl Lanes {
         }
     }
 
+    /// The destination becomes `f` of `a` and `b`.
+    ///
+    /// # Safety
+    /// As for [`Run`].
     #[inline(always)]
     pub unsafe fn binary<A: Copy, B: Copy, D: Copy + Default>(&mut self, s: &Slots, f: impl Fn(A, B) -> D) {
         // SAFETY: the caller's promise, as for `Run`.
@@ -150,6 +160,10 @@ impl Lanes {
         }
     }
 
+    /// The destination becomes `f` of `a`, `b` and `c`.
+    ///
+    /// # Safety
+    /// As for [`Run`].
     #[inline(always)]
     pub unsafe fn ternary<A: Copy, B: Copy, C: Copy, D: Copy + Default>(
         &mut self,
@@ -167,7 +181,10 @@ impl Lanes {
         }
     }
 
-    /// Bits of `f` over the lanes.
+    /// The destination, a predicate, becomes `f` of `a` and `b`.
+    ///
+    /// # Safety
+    /// As for [`Run`].
     #[inline(always)]
     pub unsafe fn compare<A: Copy>(&mut self, s: &Slots, f: impl Fn(A, A) -> bool) {
         // SAFETY: the caller's promise, as for `Run`.
@@ -181,7 +198,10 @@ impl Lanes {
         }
     }
 
-    /// `a` where the predicate `c` holds, else `b`.
+    /// The destination becomes `a` where the predicate `c` holds, else `b`.
+    ///
+    /// # Safety
+    /// As for [`Run`].
     #[inline(always)]
     pub unsafe fn select<A: Copy + Default>(&mut self, s: &Slots) {
         // SAFETY: the caller's promise, as for `Run`.

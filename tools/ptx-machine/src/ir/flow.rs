@@ -161,11 +161,11 @@ pub(super) fn analyse(steps: &[Step], count: usize) -> Option<Flow> {
         };
         all(live_in.of(index), 2 * block.start);
         all(live_out.of(index), 2 * block.end - 1);
-        for at in block.start..block.end {
-            for reg in reads(&steps[at]) {
+        for (at, step) in steps.iter().enumerate().take(block.end).skip(block.start) {
+            for reg in reads(step) {
                 extend(reg as usize, 2 * at as u32);
             }
-            for reg in writes(&steps[at]) {
+            for reg in writes(step) {
                 extend(reg as usize, 2 * at as u32 + 1);
             }
         }

@@ -305,12 +305,7 @@ impl<'t> Parser<'t> {
             },
             other => return self.fault(format!("an address expected, found {}", shown(other))),
         };
-        let offset = if self.takes(b'+') {
-            match self.constant()? {
-                Operand::Int(value) => value as i64,
-                _ => return self.fault("an address wants an integer offset"),
-            }
-        } else if self.peek() == Some(Token::Mark(b'-')) {
+        let offset = if self.takes(b'+') || self.peek() == Some(Token::Mark(b'-')) {
             match self.constant()? {
                 Operand::Int(value) => value as i64,
                 _ => return self.fault("an address wants an integer offset"),

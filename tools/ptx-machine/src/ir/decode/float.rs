@@ -263,7 +263,7 @@ pub(super) fn comparison(name: &str, kind: &str) -> Option<Levels> {
             pick!(kind, T, ["f32" => f32, "f64" => f64], levels!(|l, s| l.compare::<T>(s, |$x, $y| $e)))
         };
     }
-    #[allow(clippy::neg_cmp_op_on_partial_ord, reason = "NaN is the point")]
+    #[allow(clippy::neg_cmp_op_on_partial_ord, clippy::double_comparisons, reason = "NaN is the point")]
     match name {
         "eq" => compare!(|a, b| a == b),
         "ne" => compare!(|a, b| a < b || a > b),
