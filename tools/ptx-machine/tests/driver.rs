@@ -222,62 +222,94 @@ fn work_is_done_in_order_and_late() {
     }
 }
 
+/// Misuses that were asked for, and those that gave another error.
+#[derive(Default)]
+struct Table {
+    asked: usize,
+    wrong: Vec<String>,
+}
+
+impl Table {
+    fn expect(&mut self, what: &str, code: Code, expected: Code) {
+        self.asked += 1;
+        if code != expected {
+            self.wrong.push(format!("{what}: {code}, expected {expected}"));
+        }
+    }
+}
+
 /// Each misuse gives its error; the driver is usable behind it.
 #[test]
 fn misuses_give_the_documented_errors() {
     let _guard = driver();
-    let mut wrong = Vec::new();
-    let mut asked = 0;
-    let mut expect = |what: &str, code: Code, expected: Code| {
-        asked += 1;
-        if code != expected {
-            wrong.push(format!("{what}: {code}, expected {expected}"));
-        }
-    };
-    unsafe {
-        let mut pointer = null_mut();
-        let mut address = 0;
-        expect("a device that is not there", cuDeviceGet(&mut 0, 2), INVALID_DEVICE);
-        expect("a negative device", cuDevicePrimaryCtxRetain(&mut pointer, -1), INVALID_DEVICE);
-        expect("an unknown attribute", cuDeviceGetAttribute(&mut 0, 9999, 0), INVALID_VALUE);
-        expect("a result to nowhere", cuDeviceGetCount(null_mut()), INVALID_VALUE);
-        expect("an unknown error's name", cuGetErrorName(12345, &mut null()), INVALID_VALUE);
-        expect("no context: allocate", cuMemAlloc_v2(&mut address, 16), INVALID_CONTEXT);
-        expect("no context: stream", cuStreamCreate(&mut pointer, 0), INVALID_CONTEXT);
-        expect("a context that is none", cuCtxSetCurrent(std::ptr::without_provenance_mut(0x1234)), INVALID_CONTEXT);
-        expect("pop of an empty stack", cuCtxPopCurrent_v2(&mut pointer), INVALID_CONTEXT);
-        expect("release of what was not retained", cuDevicePrimaryCtxRelease_v2(0), INVALID_CONTEXT);
-    }
+    let mut table = Table::default();
+    without_a_context(&mut table);
     let opened = Opened::new(0);
     let other = Opened::new(1);
     let foreign = other.function(ADD);
     unsafe {
+        table.expect("a stream of another context", cuStreamSynchronize(opened.stream), INVALID_HANDLE);
+        cuCtxSetCurrent(opened.context);
+        table.expect("a function of another context", opened.launch(foreign, ONE, WARP, 0, 0, 0), INVALID_HANDLE);
+    }
+    with_memory(&mut table, &opened);
+    with_modules(&mut table, &opened);
+    with_launches(&mut table, &opened);
+    with_streams_and_events(&mut table, &opened);
+    drop((opened, other));
+    assert!(table.wrong.is_empty(), "{}", table.wrong.join("\n"));
+    assert!(table.asked >= 50, "{}", table.asked);
+}
+
+fn without_a_context(table: &mut Table) {
+    unsafe {
         let mut pointer = null_mut();
         let mut address = 0;
-        expect("a stream of another context", cuStreamSynchronize(opened.stream), INVALID_HANDLE);
-        cuCtxSetCurrent(opened.context);
-        expect("a function of another context", opened.launch(foreign, ONE, WARP, 0, 0, 0), INVALID_HANDLE);
-        expect("stream flags", cuStreamCreate(&mut pointer, 4), INVALID_VALUE);
-        expect("no bytes", cuMemAlloc_v2(&mut address, 0), INVALID_VALUE);
-        expect("too many bytes", cuMemAlloc_v2(&mut address, 41 << 30), OUT_OF_MEMORY);
-        expect("free of what is none", cuMemFree_v2(0x7000_0000_1234), INVALID_VALUE);
-        expect("free of null", cuMemFree_v2(0), SUCCESS);
+        table.expect("a device that is not there", cuDeviceGet(&mut 0, 2), INVALID_DEVICE);
+        table.expect("a negative device", cuDevicePrimaryCtxRetain(&mut pointer, -1), INVALID_DEVICE);
+        table.expect("an unknown attribute", cuDeviceGetAttribute(&mut 0, 9999, 0), INVALID_VALUE);
+        table.expect("a result to nowhere", cuDeviceGetCount(null_mut()), INVALID_VALUE);
+        table.expect("an unknown error's name", cuGetErrorName(12345, &mut null()), INVALID_VALUE);
+        table.expect("no context: allocate", cuMemAlloc_v2(&mut address, 16), INVALID_CONTEXT);
+        table.expect("no context: stream", cuStreamCreate(&mut pointer, 0), INVALID_CONTEXT);
+        table.expect(
+            "a context that is none",
+            cuCtxSetCurrent(std::ptr::without_provenance_mut(0x1234)),
+            INVALID_CONTEXT,
+        );
+        table.expect("pop of an empty stack", cuCtxPopCurrent_v2(&mut pointer), INVALID_CONTEXT);
+        table.expect("release of what was not retained", cuDevicePrimaryCtxRelease_v2(0), INVALID_CONTEXT);
+    }
+}
+
+fn with_memory(table: &mut Table, opened: &Opened) {
+    unsafe {
+        let mut pointer = null_mut();
+        let mut address = 0;
+        table.expect("stream flags", cuStreamCreate(&mut pointer, 4), INVALID_VALUE);
+        table.expect("no bytes", cuMemAlloc_v2(&mut address, 0), INVALID_VALUE);
+        table.expect("too many bytes", cuMemAlloc_v2(&mut address, 41 << 30), OUT_OF_MEMORY);
+        table.expect("free of what is none", cuMemFree_v2(0x7000_0000_1234), INVALID_VALUE);
+        table.expect("free of null", cuMemFree_v2(0), SUCCESS);
         let memory = opened.alloc(128);
-        expect("free of the middle", cuMemFree_v2(memory + 16), INVALID_VALUE);
-        expect("a copy beyond", cuMemcpyDtoDAsync_v2(memory, memory + 64, 65, opened.stream), INVALID_VALUE);
-        expect("a copy from null", cuMemcpyHtoDAsync_v2(memory, null(), 4, opened.stream), INVALID_VALUE);
-        expect("a fill beyond", cuMemsetD8Async(memory, 0, 129, opened.stream), INVALID_VALUE);
-        expect("a misaligned fill", cuMemsetD32Async(memory + 2, 0, 1, opened.stream), INVALID_VALUE);
-        expect("pinned memory of no bytes", cuMemAllocHost_v2(&mut pointer, 0), INVALID_VALUE);
-        expect("pinned memory that is none", cuMemFreeHost((&raw mut address).cast()), INVALID_VALUE);
+        table.expect("free of the middle", cuMemFree_v2(memory + 16), INVALID_VALUE);
+        table.expect("a copy beyond", cuMemcpyDtoDAsync_v2(memory, memory + 64, 65, opened.stream), INVALID_VALUE);
+        table.expect("a copy from null", cuMemcpyHtoDAsync_v2(memory, null(), 4, opened.stream), INVALID_VALUE);
+        table.expect("a fill beyond", cuMemsetD8Async(memory, 0, 129, opened.stream), INVALID_VALUE);
+        table.expect("a misaligned fill", cuMemsetD32Async(memory + 2, 0, 1, opened.stream), INVALID_VALUE);
+        table.expect("pinned memory of no bytes", cuMemAllocHost_v2(&mut pointer, 0), INVALID_VALUE);
+        table.expect("pinned memory that is none", cuMemFreeHost((&raw mut address).cast()), INVALID_VALUE);
         let gone = opened.alloc(16);
         assert_eq!(cuMemFree_v2(gone), SUCCESS);
-        expect("freed twice", cuMemFree_v2(gone), INVALID_VALUE);
-        expect("a copy to freed memory", cuMemcpyDtoDAsync_v2(gone, memory, 16, opened.stream), INVALID_VALUE);
+        table.expect("freed twice", cuMemFree_v2(gone), INVALID_VALUE);
+        table.expect("a copy to freed memory", cuMemcpyDtoDAsync_v2(gone, memory, 16, opened.stream), INVALID_VALUE);
     }
+}
+
+fn with_modules(table: &mut Table, opened: &Opened) {
     let mut module = |what: &str, text: &str, expected: Code, words: &str| {
         let (code, log) = opened.load(text).expect_err(what);
-        expect(what, code, expected);
+        table.expect(what, code, expected);
         assert!(log.contains(words), "{what}: {log}");
     };
     let good = common::module(1, 1, ADD);
@@ -296,12 +328,12 @@ fn misuses_give_the_documented_errors() {
     unsafe {
         let mut pointer = null_mut();
         let loaded = opened.load(&good).unwrap();
-        expect(
+        table.expect(
             "a function that is not there",
             cuModuleGetFunction(&mut pointer, loaded, c"nothing".as_ptr()),
             NOT_FOUND,
         );
-        expect(
+        table.expect(
             "a global that is not there",
             cuModuleGetGlobal_v2(&mut 0, null_mut(), loaded, c"x".as_ptr()),
             NOT_FOUND,
@@ -309,15 +341,24 @@ fn misuses_give_the_documented_errors() {
         let mut stale = null_mut();
         assert_eq!(cuModuleGetFunction(&mut stale, loaded, c"k".as_ptr()), SUCCESS);
         assert_eq!(cuModuleUnload(loaded), SUCCESS);
-        expect("unloaded twice", cuModuleUnload(loaded), INVALID_HANDLE);
-        expect("a function of an unloaded module", opened.launch(stale, ONE, WARP, 0, 0, 0), INVALID_HANDLE);
-        expect("an unknown function attribute", cuFuncSetAttribute(function, 99, 0), INVALID_VALUE);
-        expect("an attribute that cannot be set", cuFuncSetAttribute(function, 0, 64), INVALID_VALUE);
-        expect("more shared memory than there is", cuFuncSetAttribute(function, 8, (163 << 10) + 1), INVALID_VALUE);
+        table.expect("unloaded twice", cuModuleUnload(loaded), INVALID_HANDLE);
+        table.expect("a function of an unloaded module", opened.launch(stale, ONE, WARP, 0, 0, 0), INVALID_HANDLE);
+        table.expect("an unknown function attribute", cuFuncSetAttribute(function, 99, 0), INVALID_VALUE);
+        table.expect("an attribute that cannot be set", cuFuncSetAttribute(function, 0, 64), INVALID_VALUE);
+        table.expect(
+            "more shared memory than there is",
+            cuFuncSetAttribute(function, 8, (163 << 10) + 1),
+            INVALID_VALUE,
+        );
     }
+}
+
+fn with_launches(table: &mut Table, opened: &Opened) {
+    let function = opened.function(ADD);
+    let good = common::module(1, 1, ADD);
     let memory = opened.alloc(128);
     let mut launch = |what: &str, grid, block, shared, expected| {
-        expect(what, opened.launch(function, grid, block, shared, memory, 0), expected);
+        table.expect(what, opened.launch(function, grid, block, shared, memory, 0), expected);
     };
     launch("an empty grid", [0, 1, 1], WARP, 0, INVALID_VALUE);
     launch("a grid too high", [1, 65_536, 1], WARP, 0, INVALID_VALUE);
@@ -330,15 +371,15 @@ fn misuses_give_the_documented_errors() {
     unsafe {
         let mut of = null_mut();
         assert_eq!(cuModuleGetFunction(&mut of, bounded, c"k".as_ptr()), SUCCESS);
-        expect(
+        table.expect(
             "more threads than its bound",
             opened.launch(of, ONE, [96, 1, 1], 0, memory, 0),
             LAUNCH_OUT_OF_RESOURCES,
         );
         assert_eq!(cuModuleGetFunction(&mut of, required, c"k".as_ptr()), SUCCESS);
-        expect("another block than it requires", opened.launch(of, ONE, WARP, 0, memory, 0), INVALID_VALUE);
+        table.expect("another block than it requires", opened.launch(of, ONE, WARP, 0, memory, 0), INVALID_VALUE);
         let nothing = cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, opened.stream, null(), null());
-        expect("no parameters", nothing, INVALID_VALUE);
+        table.expect("no parameters", nothing, INVALID_VALUE);
         let mut config = LaunchConfig {
             grid: ONE,
             block: WARP,
@@ -347,29 +388,31 @@ fn misuses_give_the_documented_errors() {
             attributes: null(),
             attribute_count: 1,
         };
-        expect("attributes at null", cuLaunchKernelEx(&config, function, null(), null()), INVALID_VALUE);
+        table.expect("attributes at null", cuLaunchKernelEx(&config, function, null(), null()), INVALID_VALUE);
         let mut attribute = LaunchAttribute { id: 4, pad: [0; 4], value: [0; 16] };
         attribute.value[..3].copy_from_slice(&[2, 1, 1]);
         config.attributes = &attribute;
-        expect("a cluster on 8.0", cuLaunchKernelEx(&config, function, null(), null()), NOT_SUPPORTED);
+        table.expect("a cluster on 8.0", cuLaunchKernelEx(&config, function, null(), null()), NOT_SUPPORTED);
         attribute.id = 77;
         config.attributes = &attribute;
-        expect("an unknown launch attribute", cuLaunchKernelEx(&config, function, null(), null()), INVALID_VALUE);
-        expect("a stream that is none", cuStreamQuery(std::ptr::without_provenance_mut(0x99)), INVALID_HANDLE);
+        table.expect("an unknown launch attribute", cuLaunchKernelEx(&config, function, null(), null()), INVALID_VALUE);
+    }
+}
+
+fn with_streams_and_events(table: &mut Table, opened: &Opened) {
+    unsafe {
+        table.expect("a stream that is none", cuStreamQuery(std::ptr::without_provenance_mut(0x99)), INVALID_HANDLE);
         let mut stream = null_mut();
         assert_eq!(cuStreamCreate(&mut stream, 1), SUCCESS);
         assert_eq!(cuStreamDestroy_v2(stream), SUCCESS);
-        expect("a destroyed stream", cuStreamSynchronize(stream), INVALID_HANDLE);
-        expect("an event that is none", cuEventRecord(null_mut(), opened.stream), INVALID_HANDLE);
+        table.expect("a destroyed stream", cuStreamSynchronize(stream), INVALID_HANDLE);
+        table.expect("an event that is none", cuEventRecord(null_mut(), opened.stream), INVALID_HANDLE);
         let mut event = null_mut();
         assert_eq!(cuEventCreate(&mut event, 2), SUCCESS);
-        expect("times of an event without", cuEventElapsedTime(&mut 0.0, event, event), INVALID_HANDLE);
+        table.expect("times of an event without", cuEventElapsedTime(&mut 0.0, event, event), INVALID_HANDLE);
         assert_eq!(cuEventDestroy_v2(event), SUCCESS);
-        expect("a destroyed event", cuEventDestroy_v2(event), INVALID_HANDLE);
+        table.expect("a destroyed event", cuEventDestroy_v2(event), INVALID_HANDLE);
     }
-    drop((opened, other));
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(asked >= 50, "{asked}");
 }
 
 /// What a capture forbids, and whether the capture is lost by it.
@@ -379,13 +422,8 @@ fn captures_are_invalidated_by_what_they_forbid() {
     let opened = Opened::new(0);
     let function = opened.function(ADD);
     let memory = opened.alloc(128);
-    let mut other = null_mut();
-    let (mut event, mut free) = (null_mut(), null_mut());
-    unsafe {
-        assert_eq!(cuStreamCreate(&mut other, 0), SUCCESS);
-        assert_eq!(cuEventCreate(&mut event, 0), SUCCESS);
-        assert_eq!(cuEventCreate(&mut free, 0), SUCCESS);
-    }
+    let mut free = null_mut();
+    assert_eq!(unsafe { cuEventCreate(&mut free, 0) }, SUCCESS);
     assert_eq!(opened.end().0, ILLEGAL_STATE, "no capture to end");
     unsafe {
         assert_eq!(cuStreamBeginCapture_v2(opened.stream, 3), INVALID_VALUE);
@@ -414,6 +452,18 @@ fn captures_are_invalidated_by_what_they_forbid() {
         let (code, graph) = opened.end();
         assert_eq!((code, graph.is_null()), (STREAM_CAPTURE_INVALIDATED, true), "{what}");
         assert_eq!(opened.synchronize(), SUCCESS);
+    }
+}
+
+#[test]
+fn captures_end_where_and_as_they_began() {
+    let _guard = driver();
+    let opened = Opened::new(0);
+    let memory = opened.alloc(128);
+    let (mut other, mut event) = (null_mut(), null_mut());
+    unsafe {
+        assert_eq!(cuStreamCreate(&mut other, 0), SUCCESS);
+        assert_eq!(cuEventCreate(&mut event, 0), SUCCESS);
     }
     unsafe {
         // A second capture of the stream; an event of a capture.

@@ -117,28 +117,7 @@ pub(super) fn analyse(steps: &[Step], count: usize) -> Option<Flow> {
         }
     }
 
-    let mut live_in = Sets::new(blocks.len(), words, 0);
-    let mut live_out = Sets::new(blocks.len(), words, 0);
-    let mut changed = true;
-    while changed {
-        changed = false;
-        for index in (0..blocks.len()).rev() {
-            for &successor in &blocks[index].successors {
-                for word in 0..words {
-                    let from = live_in.of(successor)[word];
-                    live_out.of_mut(index)[word] |= from;
-                }
-            }
-            for word in 0..words {
-                let now = used.of(index)[word] | (live_out.of(index)[word] & !written.of(index)[word]);
-                if now != live_in.of(index)[word] {
-                    live_in.of_mut(index)[word] = now;
-                    changed = true;
-                }
-            }
-        }
-    }
-
+    let (live_in, live_out) = liveness(&blocks, &used, &written, words);
     let mut doubtful = doubtful(steps, &blocks, &written, count, words);
     pass_on(steps, &mut doubtful);
     let mut intervals: Vec<Option<Interval>> = vec![None; count];
@@ -171,6 +150,32 @@ pub(super) fn analyse(steps: &[Step], count: usize) -> Option<Flow> {
         }
     }
     Some(Flow { intervals, doubtful })
+}
+
+/// What is read behind the beginning and behind the end of each block, before it is written again.
+fn liveness(blocks: &[Block], used: &Sets, written: &Sets, words: usize) -> (Sets, Sets) {
+    let mut live_in = Sets::new(blocks.len(), words, 0);
+    let mut live_out = Sets::new(blocks.len(), words, 0);
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for index in (0..blocks.len()).rev() {
+            for &successor in &blocks[index].successors {
+                for word in 0..words {
+                    let from = live_in.of(successor)[word];
+                    live_out.of_mut(index)[word] |= from;
+                }
+            }
+            for word in 0..words {
+                let now = used.of(index)[word] | (live_out.of(index)[word] & !written.of(index)[word]);
+                if now != live_in.of(index)[word] {
+                    live_in.of_mut(index)[word] = now;
+                    changed = true;
+                }
+            }
+        }
+    }
+    (live_in, live_out)
 }
 
 /// What is computed from a doubtful register is doubtful.
