@@ -139,3 +139,32 @@ fn small_images_do_not_depend_on_their_batch() {
         }
     }
 }
+
+/// The program itself, not the library: three steps of a small model, and its pictures.
+#[test]
+fn three_steps_from_the_command_line() {
+    const TEST: &str = "three_steps_from_the_command_line";
+    if device(TEST).is_none() {
+        return;
+    }
+    let engine = std::path::Path::new(env!("CARGO_BIN_EXE_engine"));
+    if !engine.exists() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED {TEST}: no {}", engine.display());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let device = std::env::var("ENGINE_DEVICE").unwrap_or_else(|_| "cuda".into());
+    let output = std::process::Command::new(engine)
+        .args(["train", "--preset", "quickstart", "--steps", "3", "--batch", "4", "--device", &device, "--out"])
+        .arg(&run)
+        .args(["--set", "training.validation_batches=1", "--set", "sampling.num_steps=2"])
+        .args(["--set", "sampling.count_per_class=1"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    for file in ["model.safetensors", "samples/final.png"] {
+        assert!(run.join(file).exists(), "no {file}: {said}");
+    }
+}
