@@ -10,7 +10,9 @@
 //! | `PTX_MACHINE_STEPS` | the most warp instructions of a block, after which a kernel counts as endless |
 //! | `PTX_MACHINE_DRIVER` | the CUDA version that is reported: `12.4` (the default), `13.0` |
 //! | `PTX_MACHINE_CORES` | host threads that a grid is spread over |
-//! | `PTX_MACHINE_COUNT` | a file that receives the number of each kind of call when the process ends |
+//! | `PTX_MACHINE_REPLACE` | a folder: a module made from `kernels/x.cu` is read from `x.ptx` there, where that exists |
+//! | `PTX_MACHINE_COUNT` | a file that receives how often each call was made, whenever a device is given back |
+//! | `PTX_MACHINE_EXECUTED` | a file that receives the executed lines of each module's PTX, then too |
 
 #![allow(non_snake_case, reason = "cuda.h's names")]
 #![allow(

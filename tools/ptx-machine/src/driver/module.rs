@@ -76,10 +76,11 @@ fn load(driver: &mut Driver, image: *const c_void, log: &Log) -> Outcome<Handle>
         log.write(&format!("ptxas fatal   : {message}"));
         code::INVALID_PTX
     };
-    let name = text.lines().find_map(|line| line.strip_prefix("// source: ")).map_or("ptx".into(), |source| {
-        // Lines are those of the PTX made from it.
-        format!("ptx of {source}")
-    });
+    let source = text.lines().find_map(|line| line.strip_prefix("// source: "));
+    // Lines are those of the PTX made from the source.
+    let name = source.map_or("ptx".into(), |source| format!("ptx of {source}"));
+    let replaced = replacement(driver, source);
+    let text = replaced.as_deref().unwrap_or(text);
     let stated = text
         .split_once(".version")
         .and_then(|(_, rest)| rest.split_whitespace().next())
@@ -120,6 +121,13 @@ fn load(driver: &mut Driver, image: *const c_void, log: &Log) -> Outcome<Handle>
     let globals = named.map(|(variable, &address)| (variable.name.clone(), address, variable.size)).collect();
     driver.modules.insert(made, Module { context, functions, globals });
     Ok(made)
+}
+
+/// Another text for the module that was made from `source`, where one is there.
+fn replacement(driver: &Driver, source: Option<&str>) -> Option<String> {
+    let folder = driver.replace.as_ref()?;
+    let stem = std::path::Path::new(source?).file_stem()?;
+    std::fs::read_to_string(folder.join(stem).with_extension("ptx")).ok()
 }
 
 /// Memory for the module's variables, with their initial values.

@@ -191,7 +191,8 @@ impl Driver {
 
     fn launch_now(&mut self, context: Handle, launch: &Launch) -> Result<(), Code> {
         let limits = self.limits;
-        let device = self.device_of(context)?;
+        let index = self.context(context)?.device;
+        let device = self.devices.get_mut(index).ok_or(code::INVALID_DEVICE)?;
         device.launches += 1;
         let memory = device.memory.as_ref().ok_or(code::INVALID_CONTEXT)?;
         let grid = Grid {
@@ -204,9 +205,34 @@ impl Driver {
             launch: device.launches,
             limits,
         };
-        exec::run(&grid).map_err(|report| {
+        let outcome = if self.executed.is_some() {
+            let length = launch.program.code.len();
+            exec::run_observed(&grid, || Executed(vec![false; length])).map(|observers| {
+                if let Some(executed) = &mut self.executed {
+                    let lines = executed.entry(launch.program.module.clone()).or_default();
+                    for Executed(seen) in observers {
+                        lines.extend(
+                            seen.iter().zip(&launch.program.lines).filter(|(seen, _)| **seen).map(|(_, l)| l.ptx),
+                        );
+                    }
+                }
+            })
+        } else {
+            exec::run(&grid)
+        };
+        outcome.map_err(|report| {
             eprintln!("ptx-machine: {report}");
             code_of(&report)
         })
+    }
+}
+
+/// Whether each operation was executed.
+struct Executed(Vec<bool>);
+
+impl exec::Observer for Executed {
+    #[inline(always)]
+    fn issue(&mut self, index: usize, mask: u32) {
+        self.0[index] |= mask != 0;
     }
 }

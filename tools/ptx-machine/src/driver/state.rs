@@ -1,7 +1,7 @@
 //! All that the driver knows.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
@@ -124,9 +124,14 @@ pub struct Driver {
     pub executables: HashMap<Handle, Graph>,
     /// Pinned memory: address to bytes.
     pub pinned: BTreeMap<u64, Box<[u8]>>,
+    /// A folder with texts that are taken in the place of a module's own.
+    pub replace: Option<std::path::PathBuf>,
+    /// Executed lines of each module's text, where somebody wants them.
+    pub executed: Option<BTreeMap<String, BTreeSet<u32>>>,
     next: Handle,
     counts: BTreeMap<&'static str, u64>,
     count_file: Option<std::path::PathBuf>,
+    executed_file: Option<std::path::PathBuf>,
 }
 
 thread_local! {
@@ -177,9 +182,12 @@ impl Driver {
             graphs: HashMap::new(),
             executables: HashMap::new(),
             pinned: BTreeMap::new(),
+            replace: variable("PTX_MACHINE_REPLACE").map(Into::into),
             next: 0x1_0000,
             counts: BTreeMap::new(),
             count_file: variable("PTX_MACHINE_COUNT").map(Into::into),
+            executed: variable("PTX_MACHINE_EXECUTED").map(|_| BTreeMap::new()),
+            executed_file: variable("PTX_MACHINE_EXECUTED").map(Into::into),
         }
     }
 
@@ -190,13 +198,28 @@ impl Driver {
     }
 
     pub fn count(&mut self, name: &'static str) {
-        if let Some(file) = &self.count_file {
+        if self.count_file.is_some() {
             *self.counts.entry(name).or_default() += 1;
-            // Whoever reads the file asks for it by a call of its own: the driver has no end.
-            if name == "cuDevicePrimaryCtxRelease_v2" {
-                let lines: String = self.counts.iter().map(|(name, count)| format!("{name} {count}\n")).collect();
-                let _ = std::fs::write(file, lines);
+        }
+        // The driver has no end of its own: who wants to know gives its device back.
+        if name == "cuDevicePrimaryCtxRelease_v2" {
+            self.write_files();
+        }
+    }
+
+    fn write_files(&self) {
+        let write = |path: &std::path::Path, text: String| {
+            if let Err(error) = std::fs::write(path, text) {
+                eprintln!("ptx-machine: {}: {error}", path.display());
             }
+        };
+        if let Some(path) = &self.count_file {
+            write(path, self.counts.iter().map(|(name, count)| format!("{name} {count}\n")).collect());
+        }
+        if let (Some(path), Some(executed)) = (&self.executed_file, &self.executed) {
+            let lines =
+                executed.iter().flat_map(|(module, lines)| lines.iter().map(move |line| format!("{line} {module}\n")));
+            write(path, lines.collect());
         }
     }
 
