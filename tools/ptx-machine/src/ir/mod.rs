@@ -1,7 +1,7 @@
 //! From instructions as written to a program of decoded operations.
 //!
-//! [`decode`] knows every opcode with its modifiers and operands; [`flow`] finds what lives how long and what may be read
-//! before it was written; [`program`] gives registers their places and makes the compact form that [`crate::exec`] runs.
+//! [`decode`] knows every opcode with its modifiers and operands; `flow` finds what lives how long and what may be read
+//! before it was written; `program` gives registers their places and makes the compact form that [`crate::exec`] runs.
 
 pub mod decode;
 mod flow;
