@@ -8,8 +8,6 @@ pub enum FaultKind {
     /// An access outside every allocation, or beyond shared or local memory.
     OutOfBounds,
     Misaligned,
-    /// A store to what may only be read.
-    ReadOnly,
     UnwrittenMemory,
     UnwrittenRegister,
     /// Two threads without a barrier between them, one of which writes.

@@ -62,7 +62,7 @@ pub struct Launch {
 
 fn code_of(report: &Report) -> Code {
     match report.kind {
-        FaultKind::OutOfBounds | FaultKind::ReadOnly => code::ILLEGAL_ADDRESS,
+        FaultKind::OutOfBounds => code::ILLEGAL_ADDRESS,
         FaultKind::Misaligned => code::MISALIGNED_ADDRESS,
         FaultKind::Endless => code::LAUNCH_TIMEOUT,
         FaultKind::Trap => code::ILLEGAL_INSTRUCTION,
@@ -96,12 +96,9 @@ impl Driver {
 
     /// Does one piece of pending work; false where none is there.
     pub fn progress(&mut self, context: Handle) -> bool {
-        let Some((stream, _)) = self.contexts.get(&context).and_then(|found| found.queue.front()) else { return false };
-        let stream = *stream;
         let Some((_, op)) = self.contexts.get_mut(&context).and_then(|found| found.queue.pop_front()) else {
             return false;
         };
-        let _ = stream;
         let faulty = self.contexts.get(&context).is_some_and(|found| found.fault.is_some());
         if !faulty
             && let Err(code) = self.perform(context, &op)

@@ -301,12 +301,14 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
         let lane = fault.lane.unwrap_or(warp.lanes.mask.trailing_zeros().min(31));
         let [bx, by, _] = self.grid.block;
         let thread = warp.index * 32 + lane;
+        // A warp that waits at a barrier is behind it already.
+        let at = warp.pc as usize - usize::from(matches!(warp.state, State::Waits { .. }));
         Box::new(Report {
             kind: fault.kind,
             kernel: program.name.clone(),
             module: program.module.clone(),
-            line: program.lines.get(warp.pc as usize).map_or(0, |line| line.ptx),
-            source: program.source_line(warp.pc as usize),
+            line: program.lines.get(at).map_or(0, |line| line.ptx),
+            source: program.source_line(at),
             block: self.block,
             thread: Some([thread % bx, thread / bx % by, thread / (bx * by)]),
             message: fault.message,

@@ -28,7 +28,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             warp.lanes.mask = mask;
         }
         warp.gather();
-        if kind.is_aligned() { self.aligned(warp, kind) } else { self.masked(warp, kind) }
+        if kind.is_aligned() { self.aligned(warp, kind) } else { self.masked(warp) }
     }
 
     fn aligned(&mut self, warp: &mut Warp, kind: Kind) -> Result<bool, Box<Fault>> {
@@ -129,7 +129,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         unsafe { warp.lanes.lane::<u32>(slot, lane as usize) }
     }
 
-    fn masked(&mut self, warp: &mut Warp, _kind: Kind) -> Result<bool, Box<Fault>> {
+    fn masked(&mut self, warp: &mut Warp) -> Result<bool, Box<Fault>> {
         let first = warp.lanes.mask.trailing_zeros();
         let wanted = self.mask_of(warp, warp.pc, first);
         let mut agree = 0;

@@ -84,8 +84,9 @@ pub struct Program {
     pub param_bytes: u32,
     /// Offset and size of each parameter, in order.
     pub param_list: Vec<(u32, u32)>,
+    /// Bytes before the dynamic shared memory.
     pub static_shared: u32,
-    /// Alignment of the dynamic shared memory behind it.
+    /// Bytes of a thread.
     pub local_bytes: u32,
     pub max_threads: Option<[u32; 3]>,
     pub required_threads: Option<[u32; 3]>,
@@ -127,7 +128,7 @@ impl Program {
             let message = format!("the kernel {} is too large", entry.name);
             return Err(PtxError { file: module.name.clone(), line: entry.line, message });
         };
-        let mut builder = Builder::new(entry, &names, &flow);
+        let mut builder = Builder::new(&names, &flow);
         let code = steps.iter().map(|step| builder.lower(step)).collect();
         Ok(Self {
             name: entry.name.clone(),
@@ -282,7 +283,7 @@ struct Builder {
 }
 
 impl Builder {
-    fn new(_entry: &Entry, names: &[(String, Width)], flow: &Flow) -> Self {
+    fn new(names: &[(String, Width)], flow: &Flow) -> Self {
         let widths: Vec<Width> = names.iter().map(|(_, width)| *width).collect();
         // What nobody wants goes to the first units.
         let mut top = units(Width::B64);

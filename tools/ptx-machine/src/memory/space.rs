@@ -113,7 +113,6 @@ impl DeviceMemory {
         if let Some(shadow) = &self.shadow {
             shadow.forget(start - self.base, bytes);
         }
-        // What an allocation holds is whatever was there: a value that is no number shows itself.
         Ok(start)
     }
 

@@ -124,11 +124,9 @@ impl Decoder<'_> {
             Some(mode) => mode == "rz",
             None => return Err("a rounding is needed".into()),
         };
-        let pair = |high: u16, low: u16| u32::from(high) << 16 | u32::from(low);
         let levels =
             match (to, from, zero) {
                 ("bf16x2", "f32", false) => {
-                    let _ = pair;
                     levels!(|l, s| l
                         .binary::<f32, f32, u32>(s, |a, b| u32::from(bf16_from(a)) << 16 | u32::from(bf16_from(b))))
                 }
