@@ -58,9 +58,26 @@ pub fn join_once(sets: &[Dataset], data_dir: &Path) -> Result<(PathBuf, bool)> {
 }
 
 fn once_file(data_dir: &Path, name: &str, digest: &str) -> PathBuf {
-    let safe: String =
-        name.chars().map(|c| if c.is_alphanumeric() || "-_+".contains(c) { c } else { '_' }).take(60).collect();
-    data_dir.join(FOLDER).join(format!("{safe}-{}.safetensors", &digest[..12]))
+    data_dir.join(FOLDER).join(format!("{}-{}.safetensors", safe(name), &digest[..12]))
+}
+
+/// A set's name as its file's name begins.
+fn safe(name: &str) -> String {
+    name.chars().map(|c| if c.is_alphanumeric() || "-_+".contains(c) { c } else { '_' }).take(60).collect()
+}
+
+/// The imported sets called `name` in the data folder, sorted.
+pub(super) fn imported(data_dir: &Path, name: &str) -> Vec<PathBuf> {
+    let prefix = format!("{}-", safe(name));
+    let digest = |rest: &str| rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_it = |path: &PathBuf| {
+        let stem = path.file_name().and_then(|file| file.to_str()).and_then(|file| file.strip_suffix(".safetensors"));
+        stem.and_then(|stem| stem.strip_prefix(&prefix)).is_some_and(digest)
+    };
+    let listed = fs::read_dir(data_dir.join(FOLDER)).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = listed.map(|entry| entry.path()).filter(is_it).collect();
+    found.sort();
+    found
 }
 
 /// SHA-256 of a file's bytes; of a folder, of the paths and checksums of all files below it that are not hidden.
@@ -114,7 +131,7 @@ fn file_digest(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::shapes;
+    use crate::data::{ResolveOptions, resolve, shapes};
     use crate::picture::{Image, write_png};
 
     #[test]
@@ -130,9 +147,14 @@ mod tests {
         assert!(file.file_name().unwrap().to_str().unwrap().starts_with("my_photos-"));
         assert_eq!(Dataset::open(&file).unwrap().name(), "my photos");
         assert_eq!(import_once(&photos, &options, &data).unwrap(), (file.clone(), false));
+        // A run that was trained on it finds it by its name.
+        let places = ResolveOptions { data_dir: &data, ..ResolveOptions::default() };
+        assert_eq!(resolve("my photos", None, &places).unwrap().path(), Some(file.as_path()));
         // Other options, other bytes: another file. A damaged one is written again.
         let other = ImportOptions { resize: Some(4), ..options.clone() };
         assert_ne!(import_once(&photos, &other, &data).unwrap().0, file);
+        let error = resolve("my photos", None, &places).unwrap_err().to_string();
+        assert!(error.contains("2 imported sets have that name"), "{error}");
         std::fs::write(&file, b"damaged").unwrap();
         assert_eq!(import_once(&photos, &options, &data).unwrap(), (file.clone(), true));
         write_png(photos.join("4.png"), &Image::filled(8, 8, [1; 3]), &[]).unwrap();

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::dataset::Dataset;
 use super::fetch::{FetchOptions, data_file, fetch};
 use super::official::official;
+use super::once::imported;
 use super::shapes::{SHAPES_COUNT, shapes};
 use crate::error::{Error, Result};
 
@@ -33,8 +34,8 @@ impl Default for ResolveOptions<'_> {
 }
 
 /// The data set of a run: what `explicit` says (`--data`: a data set file, or `builtin`), else the set called `name`:
-/// `shapes` is built in, any other is `NAME.safetensors` in the data folder, and a published one that is not there is
-/// downloaded.
+/// `shapes` is built in, any other is `NAME.safetensors` in the data folder, or the one import of that name, and a published
+/// one that is not there is downloaded.
 ///
 /// No set is ever taken in place of another.
 ///
@@ -89,6 +90,15 @@ fn named(name: &str, options: &ResolveOptions) -> Result<Dataset> {
         return Dataset::open(path);
     }
     let place = format!("data set {name:?}");
+    match &imported(options.data_dir, name)[..] {
+        [] => {}
+        [one] => return Dataset::open(one),
+        several => {
+            let files: Vec<String> = several.iter().map(|file| file.display().to_string()).collect();
+            let message = format!("{} imported sets have that name", several.len());
+            return Err(Error::config(place, message, format!("name the file that is meant: {}", files.join(", "))));
+        }
+    }
     if official(name).is_none() {
         let mend = format!(
             "import it with `engine data import SRC --out {}`, or name a file or folder with --data",
