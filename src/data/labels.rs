@@ -244,7 +244,11 @@ fn csv_entries(bytes: &[u8]) -> Result<Vec<Entry>, String> {
         (Some(file), label) => (file, label, 1),
         // Without a header: the file and its label, in this order.
         (None, None) if head.len() == 2 => (0, Some(1), 0),
-        _ => return Err(format!("has no column of the files' names among {}", head.join(", "))),
+        _ => {
+            // What stands there may be anything, line breaks too.
+            let shown: String = head.join(", ").chars().take(200).collect::<String>().escape_debug().collect();
+            return Err(format!("has no column of the files' names among {shown}"));
+        }
     };
     let split = find(&["split", "set", "subset"]).filter(|_| skip == 1);
     let entry = |record: &csv::ByteRecord| {
@@ -299,6 +303,7 @@ fn dataset_json(bytes: &[u8]) -> Result<Vec<Entry>, String> {
         let read = label_value(label);
         if read.is_none() && !label.is_null() {
             let shown: String = label.to_string().chars().take(60).collect();
+            let file: String = file.chars().take(100).collect::<String>().escape_debug().collect();
             return Err(format!("gives {file} the label {shown}, which is no class"));
         }
         Ok(Entry { file: file.to_owned(), label: read, split: None })
@@ -344,6 +349,8 @@ mod tests {
         assert_eq!(split[0], Entry { file: "1".into(), label: Some(Label::Number(0)), split: Some(Split::Train) });
         assert_eq!((split[1].label.clone(), split[1].split), (None, Some(Split::Validation)));
         assert!(csv_entries(b"a,b,c\n").unwrap_err().contains("a, b, c"));
+        // Found by the mutator: a cell with line breaks.
+        assert!(!csv_entries(b"\"7\n\n2\t0\n2\t0\x02").unwrap_err().contains('\n'));
     }
 
     #[test]
