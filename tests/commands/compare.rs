@@ -97,6 +97,27 @@ fn numbers(list: &Value) -> Vec<f64> {
     list.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
 }
 
+/// The picture `both.png`: for each model the images that it draws of these seeds and classes, in the same places.
+fn assert_picture(place: &Place, models: &[Model; 2], set: &Dataset) {
+    let captions: Vec<String> = (0..12).map(|k| set.class_names()[k % 10].clone()).collect();
+    let block = |model: &Model, title: &str| {
+        let mut request = model.request((0..12).map(|k| k % 10).collect::<Vec<_>>());
+        request.seed = 3;
+        let drawn = model.sample(&request).unwrap();
+        let images: Vec<Image> = drawn.iter().map(|values| Image::from_signed(32, 32, 3, values).unwrap()).collect();
+        let labels = Labels { title: title.into(), cells: captions.clone(), ..Labels::default() };
+        labelled_grid(&images, Layout { columns: 4, scale: 3, ..Layout::default() }, &labels).unwrap()
+    };
+    let blocks =
+        [block(&models[0], "flow: heun 3 steps, guidance 1.5"), block(&models[1], "fifty: heun 3 steps, guidance 1.5")];
+    let expected = beside(&blocks, 24).unwrap();
+    let (picture, texts) = read_png(place.path("both.png")).unwrap();
+    assert_eq!((picture.width(), picture.height()), (expected.width(), expected.height()));
+    assert!(picture.to_rgb() == expected.to_rgb(), "the picture is another");
+    assert!(blocks[0] != blocks[1]);
+    assert!(texts.iter().any(|(keyword, text)| keyword == "engine.compare" && text.contains("fifty.safetensors")));
+}
+
 #[test]
 fn two_models_in_tables_json_and_a_picture() {
     let place = Place::new();
@@ -161,25 +182,7 @@ fn two_models_in_tables_json_and_a_picture() {
     );
     let times = numbers(&json["timing"]["metrics"][0]["values"]);
     assert!(times.iter().all(|time| *time > 0.0 && time.is_finite()));
-
-    // The picture: for each model the images that it draws of these seeds and classes, in the same places.
-    let captions: Vec<String> = (0..12).map(|k| set.class_names()[k % 10].clone()).collect();
-    let block = |model: &Model, title: &str| {
-        let mut request = model.request((0..12).map(|k| k % 10).collect::<Vec<_>>());
-        request.seed = 3;
-        let drawn = model.sample(&request).unwrap();
-        let images: Vec<Image> = drawn.iter().map(|values| Image::from_signed(32, 32, 3, values).unwrap()).collect();
-        let labels = Labels { title: title.into(), cells: captions.clone(), ..Labels::default() };
-        labelled_grid(&images, Layout { columns: 4, scale: 3, ..Layout::default() }, &labels).unwrap()
-    };
-    let blocks =
-        [block(&models[0], "flow: heun 3 steps, guidance 1.5"), block(&models[1], "fifty: heun 3 steps, guidance 1.5")];
-    let expected = beside(&blocks, 24).unwrap();
-    let (picture, texts) = read_png(place.path("both.png")).unwrap();
-    assert_eq!((picture.width(), picture.height()), (expected.width(), expected.height()));
-    assert!(picture.to_rgb() == expected.to_rgb(), "the picture is another");
-    assert!(blocks[0] != blocks[1]);
-    assert!(texts.iter().any(|(keyword, text)| keyword == "engine.compare" && text.contains("fifty.safetensors")));
+    assert_picture(&place, &models, &set);
 }
 
 #[test]

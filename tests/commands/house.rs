@@ -44,9 +44,6 @@ const USE_DATA: &[&str] = &["cli", "train", "eval"];
 /// Most lines of a function, from its `fn` to its brace.
 const MOST_LINES: usize = 80;
 
-/// Functions that are longer all the same: none is added here, and one that was split goes.
-const LONG: &[(&str, &str)] = &[("tests/commands/compare.rs", "two_models_in_tables_json_and_a_picture")];
-
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
@@ -192,11 +189,7 @@ fn functions_fit_on_a_screen() {
             long.extend(of_file.map(|(name, _)| (within.to_string(), name)));
         }
     }
-    let known: BTreeSet<_> = LONG.iter().map(|(file, name)| (file.to_string(), name.to_string())).collect();
-    let new: Vec<_> = long.difference(&known).collect();
-    assert!(new.is_empty(), "functions of more than {MOST_LINES} lines, which want to be two: {new:?}");
-    let split: Vec<_> = known.difference(&long).collect();
-    assert!(split.is_empty(), "functions that are short by now: take them out of LONG: {split:?}");
+    assert!(long.is_empty(), "functions of more than {MOST_LINES} lines, which want to be two: {long:?}");
 }
 
 /// A model reads beside its paper's equations.
