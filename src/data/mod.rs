@@ -2,8 +2,10 @@
 //!
 //! Whatever the source, the result is a [`Dataset`]: 8-bit images `[N, H, W, C]` with one label each, training images
 //! first. [`import()`] reads pictures in folders and archives, and data sets in the forms that they have on people's disks;
-//! [`import_once()`] does so once for the same bytes; [`export()`] writes what other tools read; [`shapes()`] draws the built-in set; [`fetch()`] downloads the well-known ones, [`fetch_weights()`] a pretrained network's file; [`resolve()`] finds the set that a preset names.
-//! [`Dataset::subset`] keeps some classes, and [`Dataset::stratified`] holds validation images out of the training images.
+//! [`import_once()`] does so once for the same bytes; [`export()`] writes what other tools read; [`shapes()`] draws
+//! the built-in set; [`fetch()`] downloads the well-known ones, [`fetch_weights()`] a pretrained network's file;
+//! [`resolve()`] finds the set that a preset names. [`Dataset::subset`] keeps some classes, and
+//! [`Dataset::stratified`] holds validation images out of the training images.
 //!
 //! ```
 //! use engine::data::{Split, shapes};

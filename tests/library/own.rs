@@ -65,7 +65,8 @@ fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
     tensors
 }
 
-/// The example in a process of its own, which is this test's binary, and nothing where no folder is named: see [`killed_at_random_moments_the_example_ends_with_the_same_bits`].
+/// The example in a process of its own, which is this test's binary, and nothing where no folder is named: see
+/// [`killed_at_random_moments_the_example_ends_with_the_same_bits`].
 #[test]
 fn child() {
     if let Some(folder) = std::env::var_os(FOLDER) {

@@ -89,8 +89,8 @@ pub fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R 
     }
 }
 
-/// Runs `work(i)` for `i` in `0..threads`, each on a thread of its own where there are as many. The one place that starts rayon: its machinery is compiled once, not anew for
-/// each closure, which would be a quarter of this crate.
+/// Runs `work(i)` for `i` in `0..threads`, each on a thread of its own where there are as many. The one place that
+/// starts rayon: its machinery is compiled once, not anew for each closure, which would be a quarter of this crate.
 fn on_threads(threads: usize, work: &(dyn Fn(usize) + Sync)) {
     (0..threads).into_par_iter().with_max_len(1).for_each(work);
 }

@@ -17,9 +17,9 @@ use crate::tensor::{Cost, Tensor};
 
 const OP: &str = "mse_loss";
 
-/// The loss `[1]` and the items' own weighted losses `[B]` of `prediction` `[B, …]` against `target` of the same shape, f32, item b weighted by `weight` `[B]` (f32;
-/// `None` for ones), all of it times `scale` (1 / the number of micro-batches of a step). The prediction alone gets a
-/// gradient.
+/// The loss `[1]` and the items' own weighted losses `[B]` of `prediction` `[B, …]` against `target` of the same
+/// shape, f32, item b weighted by `weight` `[B]` (f32; `None` for ones), all of it times `scale` (1 / the number of
+/// micro-batches of a step). The prediction alone gets a gradient.
 ///
 /// # Errors
 /// [`Error::Shape`] for operands that do not fit together or are empty.
