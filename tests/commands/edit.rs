@@ -481,8 +481,11 @@ fn given_images_of_every_form_and_size_are_fitted_and_told() {
     told("vary --image photo.jpg --strength 0 --out a.png", &["note: photo.jpg: resized from 20x12 to 8x8"]);
     told("vary --image photo.jpg --strength 0 --fit pad --background black --out b.png", &["resized from 20x12"]);
     assert_eq!(place.pixels("b.png")[..3], [0; 3], "the padding");
-    let notes = ["note: clear.png: laid on the background where transparent"];
-    told("vary --image clear.png --strength 0 --background 102030 --out c.png", &notes);
+    let notes = ["note: clear.png: laid on the background where transparent, turned from grey to RGB"];
+    told("vary --image clear.png --strength 0 --out white.png", &notes);
+    assert_eq!(place.pixels("white.png")[..3], [255; 3]);
+    // On a colour it is coloured at once.
+    told("vary --image clear.png --strength 0 --background 102030 --out c.png", &["clear.png: laid on the background"]);
     assert_eq!(place.pixels("c.png")[..3], [16, 32, 48]);
     // A mask over the photo as it is goes where the photo goes.
     let mask: Vec<u8> = (0..240).map(|at| if at % 20 < 8 { 255 } else { 0 }).collect();
