@@ -21,6 +21,11 @@ impl Cost {
         Self { flops: 0.0, bytes: bytes as f64, tensor_cores: false }
     }
 
+    /// Arithmetic that tensor cores have no part in.
+    pub fn scalar(flops: usize, bytes: usize) -> Self {
+        Self { flops: flops as f64, bytes: bytes as f64, tensor_cores: false }
+    }
+
     /// A matrix product `[m, k] x [k, n]` with operands and result touched once, `size` bytes an element.
     pub fn product(m: usize, n: usize, k: usize, size: usize) -> Self {
         Self {

@@ -97,7 +97,7 @@ pub fn gradient_norm(context: &Context, gradients: &Tensor, statistics: &Tensor,
     }
     let partial = context.empty([gradients.len().div_ceil(PART)], gradients.dtype())?;
     let bytes = gradients.bytes() + 2 * partial.bytes() + statistics.bytes();
-    let cost = Cost { flops: 2.0 * gradients.len() as f64, bytes: bytes as f64, tensor_cores: false };
+    let cost = Cost::scalar(2 * gradients.len(), bytes);
     context.charge("adamw_norm", cost);
     run!(f32 gradients, gradient_norm(gradients, &partial, statistics, max_norm))
 }
@@ -133,7 +133,7 @@ pub fn adamw(context: &Context, state: &AdamWState, control: &Tensor, statistics
     }
     let passes = 7 + 2 * usize::from(ema.is_some());
     let bytes = passes * parameters.bytes() + compute.map_or(0, Tensor::bytes) + statistics.bytes() + control.bytes();
-    context.charge(OP, Cost { flops: 16.0 * parameters.len() as f64, bytes: bytes as f64, tensor_cores: false });
+    context.charge(OP, Cost::scalar(16 * parameters.len(), bytes));
     let copy = compute.map_or(parameters.dtype(), Tensor::dtype);
     match context.backend() {
         Backend::Cpu if copy != parameters.dtype() => Err(Error::Unsupported {

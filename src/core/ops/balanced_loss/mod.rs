@@ -221,11 +221,8 @@ impl Call {
         // The statistics are written and read, or read alone.
         let once = others.iter().copied().chain(&self.weight).chain(state).chain([&self.factors, &self.statistics]);
         let again = if passes == 2 { self.statistics.bytes() } else { 0 };
-        Cost {
-            flops: (flops * self.prediction.len()) as f64,
-            bytes: (passes * self.prediction.bytes() + once.map(Tensor::bytes).sum::<usize>() + again) as f64,
-            tensor_cores: false,
-        }
+        let once = once.map(Tensor::bytes).sum::<usize>();
+        Cost::scalar(flops * self.prediction.len(), passes * self.prediction.bytes() + once + again)
     }
 }
 

@@ -202,12 +202,8 @@ struct Gradients {
 impl Call {
     /// `passes` tensors of the size of x, `flops` operations an element.
     fn cost(&self, passes: usize, flops: usize) -> Cost {
-        Cost {
-            flops: (flops * self.x.len()) as f64,
-            // Statistics, parameters and running statistics, some of them read and written.
-            bytes: (passes * self.x.bytes() + 8 * self.mean.bytes()) as f64,
-            tensor_cores: false,
-        }
+        // Statistics, parameters and running statistics, some of them read and written.
+        Cost::scalar(flops * self.x.len(), passes * self.x.bytes() + 8 * self.mean.bytes())
     }
 
     fn chunk_sums(&self, like: &Tensor) -> Result<Tensor> {

@@ -105,11 +105,8 @@ struct Results {
 impl Call {
     /// `passes` times over the logits; an exponential (about ten operations) and four more each.
     fn cost(&self, passes: usize) -> Cost {
-        Cost {
-            flops: 14.0 * self.logits.len() as f64,
-            // Labels, statistics, items and right answers, the latter two read again.
-            bytes: (passes * self.logits.bytes() + 7 * self.batch * self.logits.dtype().size() + 16) as f64,
-            tensor_cores: false,
-        }
+        // Labels, statistics, items and right answers, the latter two read again.
+        let beside = 7 * self.batch * self.logits.dtype().size() + 16;
+        Cost::scalar(14 * self.logits.len(), passes * self.logits.bytes() + beside)
     }
 }

@@ -60,6 +60,6 @@ fn apply(name: &'static str, mask: Mask, from: &Tensor, control: &Tensor, to: &D
     let context = from.context();
     // A Philox call for four elements is about 100 operations.
     let bytes = from.bytes() + to.bytes() + control.bytes();
-    context.charge(name, Cost { flops: 26.0 * from.len() as f64, bytes: bytes as f64, tensor_cores: false });
+    context.charge(name, Cost::scalar(26 * from.len(), bytes));
     run!(from, apply(mask, from, control, to))
 }

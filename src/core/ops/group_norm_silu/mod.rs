@@ -200,12 +200,8 @@ struct Gradients {
 impl Call {
     /// `passes` tensors of the result's size; about 24 operations an element, of which SiLU makes most.
     fn cost(&self, y: &Tensor, passes: usize) -> Cost {
-        let operations = if self.sizes.norm.silu { 24.0 } else { 8.0 };
-        Cost {
-            flops: operations * y.len() as f64,
-            bytes: (passes * y.bytes() + 2 * self.mean.bytes()) as f64,
-            tensor_cores: false,
-        }
+        let operations = if self.sizes.norm.silu { 24 } else { 8 };
+        Cost::scalar(operations * y.len(), passes * y.bytes() + 2 * self.mean.bytes())
     }
 
     /// Scratch of kernels with several blocks a group: their means and sums of squares.

@@ -72,18 +72,14 @@ pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients
     let Gradients { dx, dq_weight, dk_weight } = gradients;
     let add = dx.mode == Accumulate::Add;
     let partial = partial.host_mut::<T>();
-    let sums = Parts(partial.as_mut_ptr());
-    parallel::for_row_blocks(dx.host_mut::<T>(), width, ROWS_PER_PART, |first, dx| {
-        // SAFETY: blocks of rows are the parts; each has its own 2 · dim sums.
-        let sums = unsafe { sums.part(first / ROWS_PER_PART, 2 * dim) };
+    let (rows, sums) = ((dx.host_mut::<T>(), width), (&mut *partial, 2 * dim));
+    parallel::for_row_blocks_with_sums(rows, sums, ROWS_PER_PART, |first, dx, sums| {
         let (dq, dk) = sums.split_at_mut(dim);
         T::with_scratch(2 * dim, |scratch| {
             let (g, n) = scratch.split_at_mut(dim);
             vector::dispatch(
                 #[inline(always)]
                 || {
-                    dq.fill(T::ZERO);
-                    dk.fill(T::ZERO);
                     for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
                         let row = first + i;
                         let (dy, x) = (&dy[row * width..][..width], &x[row * width..][..width]);
@@ -123,22 +119,5 @@ pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients
             }
             *total = if mode == Accumulate::Add { *total + sum } else { sum };
         }
-    }
-}
-
-/// The parts' sums, written by their own tasks.
-struct Parts<T>(*mut T);
-// SAFETY: tasks write disjoint parts.
-unsafe impl<T> Send for Parts<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Parts<T> {}
-
-impl<T> Parts<T> {
-    /// # Safety
-    /// Part `part` of `len` values lies in the buffer, and nobody else uses it while the result lives.
-    #[allow(clippy::mut_from_ref)] // the caller's promise replaces the borrow
-    unsafe fn part(&self, part: usize, len: usize) -> &mut [T] {
-        // SAFETY: as the caller promises.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(part * len), len) }
     }
 }

@@ -123,11 +123,7 @@ struct Gradients {
 impl Call {
     /// `passes` times over `[rows, width]` with some operations an element.
     fn cost(&self, operations: usize, passes: usize) -> Cost {
-        Cost {
-            flops: (operations * self.x.len()) as f64,
-            bytes: (passes * self.x.bytes() + self.rstd.bytes()) as f64,
-            tensor_cores: false,
-        }
+        Cost::scalar(operations * self.x.len(), passes * self.x.bytes() + self.rstd.bytes())
     }
 
     fn forward(&self, y: &Tensor) -> Result<()> {

@@ -210,6 +210,28 @@ pub fn for_row_blocks<T: Send>(dst: &mut [T], row_len: usize, block: usize, f: i
     }
 }
 
+/// As [`for_row_blocks`], with a row of zeros for each block, of `sums` (`[blocks, sums_len]`): `f(first_row, rows, sums)`. The
+/// first half of a sum over rows; [`column_sums`](super::vector::column_sums) is the second.
+///
+/// # Panics
+/// Where `sums` does not have a row for each block.
+pub fn for_row_blocks_with_sums<T: Copy + Default + Send>(
+    (dst, row_len): (&mut [T], usize),
+    (sums, sums_len): (&mut [T], usize),
+    block: usize,
+    f: impl Fn(usize, &mut [T], &mut [T]) + Send + Sync,
+) {
+    let blocks = dst.len().div_ceil((block * row_len).max(1));
+    assert_eq!(sums.len(), blocks * sums_len, "a row of sums for each block of rows is needed");
+    let sums = Shared::new(sums);
+    for_row_blocks(dst, row_len, block, |first, rows| {
+        // SAFETY: the row of sums of this block is this task's alone.
+        let sums = unsafe { sums.row(first / block * sums_len, sums_len) };
+        sums.fill(T::default());
+        f(first, rows, sums);
+    });
+}
+
 /// `f(row, a_row, b_row)` over two buffers with the same number of rows, such as an output and what it saves.
 ///
 /// # Panics
@@ -270,6 +292,23 @@ mod tests {
             }
         }
         for_rows(&mut [0u8; 0], 0, |_, _| unreachable!());
+    }
+
+    #[test]
+    fn a_block_of_rows_has_sums_of_its_own() {
+        for threads in [1, 2, 4] {
+            with_threads(threads, || {
+                let (mut rows, mut sums) = (vec![1u32; 1000 * 65], vec![7; 16 * 2]);
+                for_row_blocks_with_sums((&mut rows, 65), (&mut sums, 2), 64, |first, rows, sums| {
+                    sums[0] += first as u32;
+                    sums[1] += rows.iter().sum::<u32>();
+                });
+                for (block, sums) in sums.chunks_exact(2).enumerate() {
+                    assert_eq!(*sums, [64 * block as u32, 65 * if block < 15 { 64 } else { 40 }]);
+                }
+            });
+        }
+        for_row_blocks_with_sums((&mut [0u8; 0], 0), (&mut [], 1), 8, |_, _, _| unreachable!());
     }
 
     #[test]

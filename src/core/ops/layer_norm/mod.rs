@@ -151,10 +151,6 @@ struct Call {
 impl Call {
     /// `passes` times over `[rows, cols]`, about eight operations an element.
     fn cost(&self, passes: usize) -> Cost {
-        Cost {
-            flops: 8.0 * self.x.len() as f64,
-            bytes: (passes * self.x.bytes() + 2 * self.mean.bytes()) as f64,
-            tensor_cores: false,
-        }
+        Cost::scalar(8 * self.x.len(), passes * self.x.bytes() + 2 * self.mean.bytes())
     }
 }

@@ -73,8 +73,7 @@ pub fn update(context: &Context, state: &Tensor, losses: &Tensor, levels: &Tenso
         return Err(Error::shape(OP, format!("a decay of {} and a uniform share of {}", law.decay, law.uniform)));
     }
     let bytes = 2 * state.bytes() + losses.bytes() + levels.bytes();
-    let flops = 4.0 * batch as f64 + 10.0 * state.len() as f64;
-    context.charge(OP, Cost { flops, bytes: bytes as f64, tensor_cores: false });
+    context.charge(OP, Cost::scalar(4 * batch + 10 * state.len(), bytes));
     run!(f32 losses, update(state, losses, levels, law))
 }
 

@@ -95,8 +95,7 @@ struct Call {
 
 impl Call {
     fn cost(&self, products: usize, bytes: usize) -> Cost {
-        let flops = 2.0 * products as f64 * self.sizes.products() as f64;
-        Cost { flops, bytes: bytes as f64, tensor_cores: false }
+        Cost::scalar(2 * products * self.sizes.products(), bytes)
     }
 
     fn forward(&self, out: &Tensor) -> Result<()> {

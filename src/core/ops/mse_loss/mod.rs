@@ -86,12 +86,8 @@ impl Call {
     /// `passes` times over the prediction's size, three operations an element.
     fn cost(&self, passes: usize) -> Cost {
         let weight = self.weight.as_ref().map_or(0, Tensor::bytes);
-        Cost {
-            flops: 3.0 * self.prediction.len() as f64,
-            // The partial sums are written and read.
-            bytes: (passes * self.prediction.bytes() + weight + (2 * self.batch + 1) * self.prediction.dtype().size())
-                as f64,
-            tensor_cores: false,
-        }
+        // The partial sums are written and read.
+        let sums = (2 * self.batch + 1) * self.prediction.dtype().size();
+        Cost::scalar(3 * self.prediction.len(), passes * self.prediction.bytes() + weight + sums)
     }
 }

@@ -146,7 +146,7 @@ pub fn noise_step(
     };
     // Each item reads one level; four elements take a Philox call and two Box-Muller pairs, about 150 operations.
     let bytes = 3 * x0.bytes() + 4 * noised.time.bytes() + 2 * labels.bytes() + control.bytes();
-    context.charge(OP, Cost { flops: 40.0 * x0.len() as f64, bytes: bytes as f64, tensor_cores: false });
+    context.charge(OP, Cost::scalar(40 * x0.len(), bytes));
     run!(f32 x0, forward(x0, labels, control, config, &noised))?;
     Ok(noised)
 }

@@ -72,9 +72,8 @@ pub fn max_pool(tape: &Tape, x: &Var, window: Window) -> Result<Var> {
     let context = x.context();
     let shape = [batch, sizes.rows, sizes.cols, channels];
     let (y, winners) = (context.empty(shape, x.dtype())?, context.empty(shape, DType::U8)?);
-    let comparisons = (kernel * kernel * y.len()) as f64;
-    let bytes = (x.tensor().bytes() + y.bytes() + winners.bytes()) as f64;
-    let cost = Cost { flops: comparisons, bytes, tensor_cores: false };
+    let comparisons = kernel * kernel * y.len();
+    let cost = Cost::scalar(comparisons, x.tensor().bytes() + y.bytes() + winners.bytes());
     context.charge("max_pool_fwd", cost);
     run!(y, max(sizes, x.tensor(), &y, &winners))?;
     let mut inputs = tape.inputs(OP);
@@ -95,8 +94,7 @@ pub fn global_average_pool(tape: &Tape, x: &Var) -> Result<Var> {
     let [batch, height, width, channels] = image(x)?;
     let context = x.context();
     let y = context.empty([batch, channels], x.dtype())?;
-    let bytes = (x.tensor().bytes() + y.bytes()) as f64;
-    let cost = Cost { flops: x.shape().len() as f64, bytes, tensor_cores: false };
+    let cost = Cost::scalar(x.shape().len(), x.tensor().bytes() + y.bytes());
     context.charge("global_average_pool_fwd", cost);
     let pixels = height * width;
     run!(y, average(pixels, x.tensor(), &y))?;

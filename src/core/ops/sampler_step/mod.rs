@@ -46,8 +46,7 @@ fn split(x: &Tensor, copies: usize) -> Result<(usize, usize)> {
 pub fn fill_noise(context: &Context, x: &Tensor, copies: usize, control: &Tensor, seed: u64, scale: f32) -> Result<()> {
     control::check(OP, control)?;
     let (batch, elements) = split(x, copies)?;
-    let bytes = (x.bytes() + control.bytes()) as f64;
-    context.charge("sampler_step_noise", Cost { flops: 30.0 * (batch * elements) as f64, bytes, tensor_cores: false });
+    context.charge("sampler_step_noise", Cost::scalar(30 * batch * elements, x.bytes() + control.bytes()));
     run!(f32 x, fill_noise(x, batch, control, seed, scale))
 }
 
@@ -113,8 +112,7 @@ pub fn sampler_step(
     }
     let kept = saved_state.map_or(0, Tensor::bytes) + saved.map_or(0, Tensor::bytes);
     let bytes = x.bytes() / copies + x.bytes() + prediction.bytes() + 2 * kept + control.bytes() + 4 * STAGE_WORDS;
-    let flops = 60.0 * (batch * elements) as f64;
-    context.charge(OP, Cost { flops, bytes: bytes as f64, tensor_cores: false });
+    context.charge(OP, Cost::scalar(60 * batch * elements, bytes));
     run!(f32 x, advance(state, table, control, seed))
 }
 
