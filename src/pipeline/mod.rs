@@ -10,7 +10,8 @@
 //! use engine::tensor::{Context, DType};
 //!
 //! # let mut config = Config::preset("quickstart")?;
-//! # for set in ["model.depth=1", "model.hidden_dim=32", "model.conditioning=token", "sampling.num_steps=3"] {
+//! # let sampling = ["sampling.sampler=ddim", "sampling.num_steps=3"];
+//! # for set in ["model.depth=1", "model.hidden_dim=32", "model.conditioning=token"].iter().chain(&sampling) {
 //! #     config.set(set)?;
 //! # }
 //! # let model = Model::untrained(&config, &Context::cpu(), DType::F32, 0)?;
