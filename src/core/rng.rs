@@ -14,7 +14,7 @@ const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 ///
 /// ```
 /// // The first of Random123's known answers.
-/// assert_eq!(engine::rng::philox4x32_10([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
+/// assert_eq!(engine_core::rng::philox4x32_10([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
 /// ```
 #[inline]
 pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {

@@ -13,7 +13,7 @@
 //! This does:
 //!
 //! ```
-//! use engine::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
+//! use engine_core::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
 //! fn launch(dgamma: SliceMut<'_, f32>, dbeta: SliceMut<'_, f32>, partial: Slice<'_, f32>) {
 //!     let _ = LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 4, cols: 64, accumulate: 0 };
 //! }
@@ -22,7 +22,7 @@
 //! A missing argument does not:
 //!
 //! ```compile_fail,E0063
-//! use engine::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
+//! use engine_core::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
 //! fn launch(dgamma: SliceMut<'_, f32>, dbeta: SliceMut<'_, f32>, partial: Slice<'_, f32>) {
 //!     let _ = LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 4, accumulate: 0 };
 //! }
@@ -31,7 +31,7 @@
 //! nor a buffer of another type:
 //!
 //! ```compile_fail,E0308
-//! use engine::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
+//! use engine_core::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
 //! fn launch(dgamma: SliceMut<'_, f32>, dbeta: SliceMut<'_, f32>, partial: Slice<'_, half::bf16>) {
 //!     let _ = LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 4, cols: 64, accumulate: 0 };
 //! }
@@ -40,7 +40,7 @@
 //! nor a buffer to read where the kernel writes:
 //!
 //! ```compile_fail,E0308
-//! use engine::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
+//! use engine_core::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
 //! fn launch(dgamma: Slice<'_, f32>, dbeta: SliceMut<'_, f32>, partial: Slice<'_, f32>) {
 //!     let _ = LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 4, cols: 64, accumulate: 0 };
 //! }
@@ -49,7 +49,7 @@
 //! nor a scalar of another type:
 //!
 //! ```compile_fail,E0308
-//! use engine::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
+//! use engine_core::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
 //! fn launch(dgamma: SliceMut<'_, f32>, dbeta: SliceMut<'_, f32>, partial: Slice<'_, f32>) {
 //!     let _ = LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 4.0, cols: 64, accumulate: 0 };
 //! }
@@ -58,7 +58,7 @@
 //! In a family the buffers share one storage type. This compiles:
 //!
 //! ```
-//! use engine::device::{KernelFloat, Slice, SliceMut, launches::LayerNormBwdAffinePartial};
+//! use engine_core::device::{KernelFloat, Slice, SliceMut, launches::LayerNormBwdAffinePartial};
 //! fn launch<'a, T: KernelFloat>(partial: SliceMut<'a, f32>, dy: Slice<'a, T>, x: Slice<'a, T>, rows: Slice<'a, f32>) {
 //!     let (mean, rstd) = (rows, rows);
 //!     let _ = LayerNormBwdAffinePartial { partial, dy, x, mean, rstd, rows: 8, cols: 64, rows_per_part: 4 };
@@ -68,7 +68,7 @@
 //! and two storage types in one launch do not:
 //!
 //! ```compile_fail,E0308
-//! use engine::device::{Slice, SliceMut, launches::LayerNormBwdAffinePartial};
+//! use engine_core::device::{Slice, SliceMut, launches::LayerNormBwdAffinePartial};
 //! fn launch<'a>(partial: SliceMut<'a, f32>, dy: Slice<'a, half::bf16>, x: Slice<'a, f32>, rows: Slice<'a, f32>) {
 //!     let (mean, rstd) = (rows, rows);
 //!     let _ = LayerNormBwdAffinePartial { partial, dy, x, mean, rstd, rows: 8, cols: 64, rows_per_part: 4 };
