@@ -39,6 +39,7 @@ pub(super) enum Label {
     /// By its number, unless a class has that name.
     Number(u64),
     /// By its number alone.
+    #[cfg_attr(not(feature = "formats"), allow(dead_code))] // parquet alone has numbers
     Index(u64),
     /// By its name.
     Name(String),
@@ -143,6 +144,7 @@ impl Labels {
     }
 
     /// The label of the picture of this path, if it has one.
+    #[cfg(feature = "formats")]
     pub fn insert(&mut self, path: &str, label: Option<Label>) {
         self.keyed.extend(label.map(|label| (path.to_owned(), label)));
     }
