@@ -1,7 +1,6 @@
 //! `engine plan`: what a run needs before it starts.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::Args;
 
@@ -10,9 +9,8 @@ use crate::config::{Config, Precision};
 use crate::data::{Dataset, Split};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
-use crate::ops::host::parallel::{for_rows, install, threads};
-use crate::ops::host::{Matrix, MatrixMut, matmul};
-use crate::tape::Accumulate;
+use crate::ops::host::parallel::{install, threads};
+use crate::ops::host::rates::{self, Rates};
 use crate::tensor::Device;
 use crate::train::{DataSizes, Estimate, Peak, StepWork, available_memory};
 
@@ -210,36 +208,16 @@ fn device(on: &str) -> Result<Peak> {
     }
 }
 
-/// This CPU's rates, by a product that fits the cache and a copy that does not: about a quarter of a second.
+/// This CPU's rates, measured: about a quarter of a second.
 fn measure_cpu() -> Peak {
     install(|| {
-        let best = |run: &mut dyn FnMut()| {
-            let once = |_| {
-                let start = Instant::now();
-                run();
-                start.elapsed().as_secs_f64().max(1e-9)
-            };
-            (0..5).map(once).fold(f64::INFINITY, f64::min)
-        };
-        const N: usize = 768;
-        let (a, b) = (vec![0.5f32; N * N], vec![0.25f32; N * N]);
-        let mut c = vec![0f32; N * N];
-        let seconds = best(&mut || {
-            matmul(MatrixMut::new(&mut c, N, N), Matrix::new(&a, N, N), Matrix::new(&b, N, N), Accumulate::Write);
-        });
-        const FLOATS: usize = 16 << 20;
-        let source = vec![1f32; FLOATS];
-        let mut copy = vec![0f32; FLOATS];
-        let copying = best(&mut || {
-            for_rows(&mut copy, 1 << 16, |row, values| values.copy_from_slice(&source[row << 16..][..1 << 16]));
-        });
-        let flops = 2.0 * (N * N * N) as f64 / seconds;
+        let Rates { flops, bandwidth } = rates::measure();
         Peak {
             key: "cpu",
             name: format!("this cpu, {} threads, measured now", threads()),
             bf16: flops,
             f32: flops,
-            bandwidth: (2 * 4 * FLOATS) as f64 / copying,
+            bandwidth,
             memory: available_memory(&Device::Cpu),
         }
     })

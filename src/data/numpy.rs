@@ -5,10 +5,7 @@
 //! `test` in a key tell the split (`x_train`, `test_images`).
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
 use std::path::Path;
-
-use npyz::{DType, NpyHeader, Order};
 
 use super::archive::{Next, for_each_member};
 use super::dataset::{Parts, Split};
@@ -17,6 +14,7 @@ use super::layout::{UNLABELLED, split_of};
 use super::members::interleave;
 use super::source::HashedFile;
 use crate::error::{Error, Result};
+use crate::picture::NpyHeader;
 
 /// The longest array that is read.
 const LONGEST: u64 = 16 << 30;
@@ -163,37 +161,14 @@ fn split_key(key: &str) -> (u8, String) {
 }
 
 fn parse(bytes: &[u8]) -> Result<Array, String> {
-    let damaged = || "is damaged: not an array that NumPy wrote".to_owned();
-    // Checked here, so that the reader of the header asks for no more than there is.
-    let length = match bytes {
-        [0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, low, high, ..] => {
-            10 + usize::from(u16::from_le_bytes([*low, *high]))
-        }
-        [0x93, b'N', b'U', b'M', b'P', b'Y', 2 | 3, _, a, b, c, d, ..] => {
-            12usize.saturating_add(u32::from_le_bytes([*a, *b, *c, *d]) as usize)
-        }
-        _ => return Err(damaged()),
-    };
-    let head = bytes.get(..length).filter(|_| length < 1 << 16).ok_or_else(damaged)?;
-    let header = NpyHeader::from_reader(Cursor::new(head)).map_err(|_| damaged())?;
-    let DType::Plain(plain) = header.dtype() else {
-        return Err("is an array of records, not of numbers".into());
-    };
-    let kind = plain.type_char().to_str().chars().next().unwrap_or(' ');
-    let unit = if kind == 'U' { 4 } else { 1 };
-    let size = usize::try_from(plain.size_field()).ok().and_then(|size| size.checked_mul(unit)).ok_or_else(damaged)?;
-    if kind == 'O' {
-        return Err("is an array of Python objects, which are not read".into());
-    }
-    let shape: Vec<usize> =
-        header.shape().iter().map(|&n| usize::try_from(n).ok()).collect::<Option<_>>().ok_or_else(damaged)?;
+    let NpyHeader { kind, size, big_endian, fortran, shape, start } = NpyHeader::parse(bytes)?;
     let count = shape.iter().try_fold(1usize, |count, &n| count.checked_mul(n));
-    let data = &bytes[length..];
+    let data = &bytes[start..];
     if count.and_then(|count| count.checked_mul(size)) != Some(data.len()) {
         return Err(format!("of shape {shape:?} has {} bytes of elements: it is cut short or damaged", data.len()));
     }
-    let data = if header.order() == Order::Fortran { row_major(data, &shape, size) } else { data.to_vec() };
-    Ok(Array { shape, kind, size, big_endian: plain.endianness().to_str() == ">", data })
+    let data = if fortran { row_major(data, &shape, size) } else { data.to_vec() };
+    Ok(Array { shape, kind, size, big_endian, data })
 }
 
 fn row_major(data: &[u8], shape: &[usize], size: usize) -> Vec<u8> {

@@ -1,9 +1,7 @@
 //! Pictures brought to another size or number of channels.
 
-use image::imageops::FilterType;
-use image::{DynamicImage, GrayImage, RgbImage};
-
 use super::image::check_size;
+use super::resample::{Region, resample};
 use super::{Image, Note, Picture};
 use crate::Result;
 
@@ -20,7 +18,7 @@ pub enum Fit {
 }
 
 impl Image {
-    /// The picture in `width` x `height` pixels (Lanczos, 3 lobes). `background` is what [`Fit::Pad`] adds; where it has a colour, a grey
+    /// The picture in `width` x `height` pixels (Lanczos, three lobes, as Pillow's). `background` is what [`Fit::Pad`] adds; where it has a colour, a grey
     /// picture becomes RGB. A picture that has the size already stays as it is.
     ///
     /// # Errors
@@ -30,17 +28,17 @@ impl Image {
         if (self.width(), self.height()) == (width, height) {
             return Ok(self.clone());
         }
-        let (columns, rows) = (width as u32, height as u32);
-        let whole = self.to_dynamic();
-        let resized = match fit {
-            Fit::Crop => whole.resize_to_fill(columns, rows, FilterType::Lanczos3),
-            Fit::Stretch => whole.resize_exact(columns, rows, FilterType::Lanczos3),
-            Fit::Pad => whole.resize(columns, rows, FilterType::Lanczos3),
+        let (inner_width, inner_height) = match fit {
+            Fit::Crop | Fit::Stretch => (width, height),
+            Fit::Pad => self.within(width, height),
         };
-        let channels = self.channels();
-        let (inner_width, inner_height) = (resized.width() as usize, resized.height() as usize);
-        let pixels = if channels == 1 { resized.into_luma8().into_raw() } else { resized.into_rgb8().into_raw() };
-        let inner = Self::new(inner_width, inner_height, channels, pixels)?;
+        // Of the picture's own shape where it is stretched or padded: all of it.
+        let aspect = match fit {
+            Fit::Crop => width as f64 / height as f64,
+            Fit::Stretch | Fit::Pad => self.width() as f64 / self.height() as f64,
+        };
+        let (channels, region) = (self.channels(), self.middle(aspect));
+        let inner = Self::new(inner_width, inner_height, channels, resample(self, region, inner_width, inner_height))?;
         if (inner_width, inner_height) == (width, height) {
             return Ok(inner);
         }
@@ -67,13 +65,23 @@ impl Image {
         if channels == 1 { self.to_grey() } else { self.to_rgb() }
     }
 
-    fn to_dynamic(&self) -> DynamicImage {
-        let (width, height, pixels) = (self.width() as u32, self.height() as u32, self.pixels().to_vec());
-        let image = match self.channels() {
-            1 => GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8),
-            _ => RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
-        };
-        image.expect("a picture has as many values as its size says")
+    /// The largest part in the middle whose width over height is `aspect`.
+    fn middle(&self, aspect: f64) -> Region {
+        let (width, height) = (self.width() as f64, self.height() as f64);
+        let (inner_width, inner_height) = (width.min(height * aspect), height.min(width / aspect));
+        Region {
+            left: (width - inner_width) / 2.0,
+            top: (height - inner_height) / 2.0,
+            width: inner_width,
+            height: inner_height,
+        }
+    }
+
+    /// The largest size of this picture's shape that lies within `width` x `height`, of one pixel at least.
+    fn within(&self, width: usize, height: usize) -> (usize, usize) {
+        let scale = (width as f64 / self.width() as f64).min(height as f64 / self.height() as f64);
+        let side = |length: usize, limit: usize| ((length as f64 * scale).round() as usize).clamp(1, limit);
+        (side(self.width(), width), side(self.height(), height))
     }
 }
 

@@ -21,13 +21,16 @@ mod image;
 mod jpeg;
 mod jpeg_scan;
 mod npy;
+mod npy_header;
 mod plot;
 mod png;
 mod read;
+mod resample;
 mod text;
 
 pub use self::image::Image;
 pub use self::npy::write_npy;
+pub use self::npy_header::NpyHeader;
 pub use self::png::{encode_png, read_png, write_png};
 pub use self::read::{LONGEST_FILE, Note, Picture, PictureKind, decode_picture, is_decoding, read_picture};
 pub use animation::{Timing as AnimationTiming, encode_apng, encode_gif, write_animation};

@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use npyz::{WriteOptions, WriterBuilder};
-
 use super::Image;
+use super::npy_header::NpyHeader;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
@@ -22,18 +21,15 @@ pub fn write_npy(path: impl AsRef<Path>, images: &[Image]) -> Result<()> {
             format!("picture {index} is {:?} and the first {:?}; all must be alike", size(other), size(first));
         return Err(Error::shape("npy", message));
     }
-    let mut shape = vec![images.len() as u64, first.height() as u64, first.width() as u64];
+    let mut shape = vec![images.len(), first.height(), first.width()];
     if first.channels() > 1 {
-        shape.push(first.channels() as u64);
+        shape.push(first.channels());
     }
+    let mut bytes = NpyHeader::encode("<f4", &shape);
+    bytes.reserve(images.len() * first.pixels().len() * 4);
+    let pixels = images.iter().flat_map(|image| image.pixels());
+    bytes.extend(pixels.flat_map(|value| (f32::from(*value) / 255.0).to_le_bytes()));
     let path = path.as_ref();
-    let mut bytes = Vec::with_capacity(256 + images.len() * first.pixels().len() * 4);
-    let encoded =
-        WriteOptions::new().default_dtype().shape(&shape).writer(&mut bytes).begin_nd().and_then(|mut writer| {
-            writer.extend(images.iter().flat_map(|image| image.pixels()).map(|value| *value as f32 / 255.0))?;
-            writer.finish()
-        });
-    encoded.map_err(Error::io(path, "encode"))?;
     write_atomically(path, &bytes)
 }
 

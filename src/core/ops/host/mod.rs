@@ -13,6 +13,7 @@ pub mod math;
 pub mod normal;
 pub mod parallel;
 pub mod product;
+pub mod rates;
 pub mod vector;
 
 pub(crate) mod cached_product;
