@@ -68,8 +68,17 @@ fn main() {
                 let limits = Limits { cores, ..Limits::default() };
                 let (grid, block) = ([64, 1, 1], [256, 1, 1]);
                 let params = &params;
-                let grid =
-                    Grid { program: &program, memory: &memory, grid, block, dynamic_shared: 0, params, launch, limits };
+                let grid = Grid {
+                    program: &program,
+                    memory: &memory,
+                    grid,
+                    block,
+                    dynamic_shared: 0,
+                    params,
+                    launch,
+                    beside: None,
+                    limits,
+                };
                 let start = Instant::now();
                 let counters = run_observed(&grid, Counter::default).unwrap_or_else(|report| panic!("{report}"));
                 let count: u64 = counters.iter().map(|counter| counter.thread_instructions).sum();

@@ -16,6 +16,8 @@ pub enum FaultKind {
     ReadOnlyPath,
     /// Data of `cp.async` touched before it has landed.
     AsyncCopy,
+    /// What a grid that may still run writes or reads, touched before `griddepcontrol.wait`.
+    DependentLaunch,
     /// An `.aligned` instruction not reached by the whole warp together.
     Diverged,
     /// A `.sync` instruction whose lanes do not agree.

@@ -299,6 +299,11 @@ fn with_memory(table: &mut Table, opened: &Opened) {
         table.expect("a misaligned fill", cuMemsetD32Async(memory + 2, 0, 1, opened.stream), INVALID_VALUE);
         table.expect("pinned memory of no bytes", cuMemAllocHost_v2(&mut pointer, 0), INVALID_VALUE);
         table.expect("pinned memory that is none", cuMemFreeHost((&raw mut address).cast()), INVALID_VALUE);
+        table.expect("pinned memory of unknown flags", cuMemHostAlloc(&mut pointer, 16, 8), INVALID_VALUE);
+        assert_eq!(cuMemHostAlloc(&mut pointer, 16, 0), SUCCESS);
+        table.expect("the middle of pinned memory", cuMemFreeHost(pointer.wrapping_byte_add(4)), INVALID_VALUE);
+        table.expect("pinned memory", cuMemFreeHost(pointer), SUCCESS);
+        table.expect("pinned memory freed twice", cuMemFreeHost(pointer), INVALID_VALUE);
         let gone = opened.alloc(16);
         assert_eq!(cuMemFree_v2(gone), SUCCESS);
         table.expect("freed twice", cuMemFree_v2(gone), INVALID_VALUE);
@@ -323,6 +328,8 @@ fn with_modules(table: &mut Table, opened: &Opened) {
     );
     module("an unknown modifier", &good.replace("add.s32", "add.fast.s32"), INVALID_PTX, "unknown modifier .fast");
     module("a newer device's PTX", &good.replace("sm_80", "sm_90"), INVALID_PTX, "sm_90 on a device of sm_80");
+    let waits = good.replace("st.global", "griddepcontrol.wait; st.global");
+    module("an instruction of 9.0", &waits, INVALID_PTX, "griddepcontrol.wait: needs .target sm_90 or newer");
     module("another device's own PTX", &good.replace("sm_80", "sm_80a1"), INVALID_PTX, "unknown target");
     let function = opened.function(ADD);
     unsafe {
@@ -393,6 +400,13 @@ fn with_launches(table: &mut Table, opened: &Opened) {
         attribute.value[..3].copy_from_slice(&[2, 1, 1]);
         config.attributes = &attribute;
         table.expect("a cluster on 8.0", cuLaunchKernelEx(&config, function, null(), null()), NOT_SUPPORTED);
+        attribute.id = 3;
+        config.attributes = &attribute;
+        table.expect("a stream's attribute", cuLaunchKernelEx(&config, function, null(), null()), INVALID_VALUE);
+        attribute.id = 2;
+        attribute.value[0] = 1;
+        config.attributes = &attribute;
+        table.expect("a cooperative grid", cuLaunchKernelEx(&config, function, null(), null()), NOT_SUPPORTED);
         attribute.id = 77;
         config.attributes = &attribute;
         table.expect("an unknown launch attribute", cuLaunchKernelEx(&config, function, null(), null()), INVALID_VALUE);
@@ -438,6 +452,13 @@ fn captures_are_invalidated_by_what_they_forbid() {
         ("load", STREAM_CAPTURE_UNSUPPORTED, &|| unsafe { cuModuleLoadData(&mut null_mut(), good.as_ptr().cast()) }),
         ("load a function", STREAM_CAPTURE_UNSUPPORTED, &|| unsafe { cuFuncLoad(function) }),
         ("copy and wait", STREAM_CAPTURE_UNSUPPORTED, &|| unsafe { cuMemcpyDtoD_v2(memory, memory, 4) }),
+        ("copy from pageable memory", STREAM_CAPTURE_UNSUPPORTED, &|| unsafe {
+            cuMemcpyHtoDAsync_v2(memory, [1u32].as_ptr().cast(), 4, opened.stream)
+        }),
+        ("copy to pageable memory", STREAM_CAPTURE_UNSUPPORTED, &|| unsafe {
+            cuMemcpyDtoHAsync_v2([1u32].as_mut_ptr().cast(), memory, 4, opened.stream)
+        }),
+        ("ask an event", STREAM_CAPTURE_UNSUPPORTED, &|| unsafe { cuEventQuery(free) }),
         ("wait for the stream", STREAM_CAPTURE_UNSUPPORTED, &|| opened.synchronize()),
         ("ask the stream", STREAM_CAPTURE_UNSUPPORTED, &|| unsafe { cuStreamQuery(opened.stream) }),
         ("wait for the context", STREAM_CAPTURE_UNSUPPORTED, &|| unsafe { cuCtxSynchronize() }),
@@ -563,5 +584,82 @@ fn a_fault_stays_with_its_context() {
         assert_eq!(cuMemFree_v2(memory), SUCCESS);
         assert_eq!(cuGraphLaunch(executable, opened.stream), SUCCESS);
         assert_eq!(opened.synchronize(), ILLEGAL_ADDRESS);
+    }
+}
+
+/// Copies between the device and pinned memory, captured: each replay moves what is there then.
+#[test]
+fn captured_copies_read_pinned_memory_at_each_replay() {
+    let _guard = driver();
+    let opened = Opened::new(0);
+    let function = opened.function(ADD);
+    let memory = opened.alloc(128);
+    let (mut input, mut output, mut done) = (null_mut(), null_mut(), null_mut());
+    unsafe {
+        assert_eq!(cuMemHostAlloc(&mut input, 128, 4), SUCCESS);
+        assert_eq!(cuMemHostAlloc(&mut output, 128, 0), SUCCESS);
+        assert_eq!(cuEventCreate(&mut done, 2), SUCCESS);
+        opened.capture(1);
+        assert_eq!(cuMemcpyHtoDAsync_v2(memory, input, 128, opened.stream), SUCCESS);
+        assert_eq!(opened.launch(function, ONE, WARP, 0, memory, 1), SUCCESS);
+        assert_eq!(cuMemcpyDtoHAsync_v2(output, memory, 128, opened.stream), SUCCESS);
+        let (code, graph) = opened.end();
+        assert_eq!(code, SUCCESS);
+        let mut executable = null_mut();
+        assert_eq!(cuGraphInstantiateWithFlags(&mut executable, graph, 0), SUCCESS);
+        for step in 0..3u32 {
+            std::slice::from_raw_parts_mut(input.cast::<u32>(), 32).fill(10 * step);
+            assert_eq!(cuGraphLaunch(executable, opened.stream), SUCCESS);
+            assert_eq!(cuEventRecord(done, opened.stream), SUCCESS);
+            while cuEventQuery(done) == NOT_READY {}
+            assert_eq!(std::slice::from_raw_parts(output.cast::<u32>(), 32), [10 * step + 1; 32]);
+        }
+        // Freed, and replayed all the same.
+        assert_eq!(cuMemFreeHost(output), SUCCESS);
+        assert_eq!(cuGraphLaunch(executable, opened.stream), SUCCESS);
+        assert_eq!(opened.synchronize(), ILLEGAL_ADDRESS);
+    }
+}
+
+/// A launch that may begin before the one in front of it has ended, on both capabilities.
+#[test]
+fn dependent_launches_wait_for_what_they_read() {
+    let _guard = driver();
+    let wait = ADD.replace("ld.global", "griddepcontrol.launch_dependents; griddepcontrol.wait; ld.global");
+    for (device, target, body, expected) in
+        [(0, "sm_80", ADD, SUCCESS), (1, "sm_80", ADD, LAUNCH_FAILED), (1, "sm_90", wait.as_str(), SUCCESS)]
+    {
+        let opened = Opened::new(device);
+        let module = opened.load(&common::module(1, 1, body).replace("sm_80", target)).unwrap();
+        let mut function = null_mut();
+        assert_eq!(unsafe { cuModuleGetFunction(&mut function, module, c"k".as_ptr()) }, SUCCESS);
+        let memory = opened.alloc(128);
+        let dependent = || {
+            let (mut a, mut w) = (memory, 1u32);
+            let params = [(&raw mut a).cast::<c_void>(), (&raw mut w).cast()];
+            let mut attribute = LaunchAttribute { id: 6, pad: [0; 4], value: [0; 16] };
+            attribute.value[0] = 1;
+            let (attributes, attribute_count) = (&raw const attribute, 1);
+            let config =
+                LaunchConfig { grid: ONE, block: WARP, shared: 0, stream: opened.stream, attributes, attribute_count };
+            unsafe { cuLaunchKernelEx(&config, function, params.as_ptr(), null()) }
+        };
+        unsafe { assert_eq!(cuMemsetD32Async(memory, 0, 32, opened.stream), SUCCESS) };
+        // Behind a fill there is no launch to begin before.
+        assert_eq!(dependent(), SUCCESS);
+        assert_eq!(opened.synchronize(), SUCCESS, "{device} {target}");
+        // Twice in a graph.
+        opened.capture(1);
+        assert_eq!((dependent(), dependent()), (SUCCESS, SUCCESS));
+        let (_, graph) = opened.end();
+        let mut executable = null_mut();
+        unsafe {
+            assert_eq!(cuGraphInstantiateWithFlags(&mut executable, graph, 0), SUCCESS);
+            assert_eq!(cuGraphLaunch(executable, opened.stream), SUCCESS);
+        }
+        assert_eq!(opened.synchronize(), expected, "{device} {target}");
+        if expected == SUCCESS {
+            assert_eq!(opened.words(memory, 32), [3; 32]);
+        }
     }
 }

@@ -151,6 +151,7 @@ fn damaged_text_is_an_error_or_ends() {
                     dynamic_shared: 64,
                     params: &params,
                     launch: 1,
+                    beside: None,
                     limits,
                 };
                 match run(&grid) {

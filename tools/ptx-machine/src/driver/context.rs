@@ -97,7 +97,8 @@ fn open(driver: &mut Driver, index: usize) -> Outcome<Handle> {
         found.memory = Some(memory);
     }
     let made = driver.fresh();
-    let context = Context { device: index, references: 1, fault: None, queue: Default::default() };
+    let context =
+        Context { device: index, references: 1, fault: None, queue: Default::default(), last: Default::default() };
     driver.contexts.insert(made, context);
     Ok(made)
 }

@@ -83,6 +83,18 @@ pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) ->
     })
 }
 
+/// A copy between the device and memory that is not pinned cannot be captured: what it moves would be whatever the host has there at
+/// each replay. (A driver may take it; a program that does it is wrong in any case.)
+fn pageable_in_capture(driver: &mut Driver, context: Handle, stream: Handle, pinned: bool) -> Outcome {
+    match driver.stream(context, stream)?.and_then(|stream| stream.capture) {
+        Some(capture) if !pinned => {
+            driver.invalidate(capture);
+            Err(code::STREAM_CAPTURE_UNSUPPORTED)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A range that is the device's; a copy elsewhere is refused at once.
 fn within(driver: &mut Driver, context: Handle, address: u64, bytes: u64) -> Outcome {
     if bytes == 0 || driver.memory_of(context)?.contains(address, bytes) { Ok(()) } else { Err(code::INVALID_VALUE) }
@@ -121,6 +133,8 @@ pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, byte
     call("cuMemcpyHtoDAsync_v2", |driver| {
         let context = driver.current()?;
         let op = to_device(driver, to, from, bytes)?;
+        let pinned = bytes == 0 || matches!(op, Op::ToDevice { from: Host::Address(_), .. });
+        pageable_in_capture(driver, context, handle(stream), pinned)?;
         driver.submit(context, handle(stream), op)
     })
 }
@@ -139,7 +153,8 @@ fn to_host(driver: &mut Driver, to: *mut c_void, from: u64, bytes: usize) -> Out
     if to.is_null() && bytes > 0 {
         return Err(code::INVALID_VALUE);
     }
-    Ok(Op::ToHost { to: to.expose_provenance() as u64, from, bytes: bytes as u64 })
+    let (to, bytes) = (to.expose_provenance() as u64, bytes as u64);
+    Ok(Op::ToHost { to, from, bytes, pinned: bytes > 0 && driver.pinned_contains(to, bytes) })
 }
 
 #[unsafe(no_mangle)]
@@ -148,11 +163,11 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes:
         let context = driver.current()?;
         let op = to_host(driver, to, from, bytes)?;
         let stream = handle(stream);
-        let pinned = driver.pinned_contains(to.expose_provenance() as u64, bytes as u64);
+        let pinned = bytes == 0 || matches!(op, Op::ToHost { pinned: true, .. });
+        pageable_in_capture(driver, context, stream, pinned)?;
         driver.submit(context, stream, op)?;
         // A copy to pageable memory returns when it is done.
-        let captured = driver.stream(context, stream)?.is_some_and(|stream| stream.capture.is_some());
-        if !pinned && !captured {
+        if !pinned {
             driver.drain(context, Some(stream));
             driver.current()?;
         }

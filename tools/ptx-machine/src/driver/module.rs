@@ -309,6 +309,8 @@ struct Request {
     block: [u32; 3],
     dynamic_shared: u32,
     stream: Handle,
+    /// As [`Launch::dependent`].
+    dependent: bool,
 }
 
 fn launch(
@@ -322,7 +324,7 @@ fn launch(
     let found = function(driver, of)?;
     let (program, dynamic_limit) = (Arc::clone(&found.program), found.dynamic_limit);
     driver.stream(context, request.stream)?;
-    let Request { grid, block, dynamic_shared, stream } = *request;
+    let Request { grid, block, dynamic_shared, stream, dependent } = *request;
     let beyond =
         |sizes: [u32; 3], limits: [u32; 3]| sizes.iter().zip(limits).any(|(&size, limit)| size == 0 || size > limit);
     let threads = block.iter().map(|&size| u64::from(size)).product::<u64>();
@@ -340,7 +342,7 @@ fn launch(
         return Err(code::LAUNCH_OUT_OF_RESOURCES);
     }
     let params = parameters(&program, params, extra)?;
-    let launch = Launch { program, grid, block, dynamic_shared, params };
+    let launch = Launch { program, grid, block, dynamic_shared, params, dependent };
     driver.submit(context, stream, Op::Launch(Arc::new(launch)))
 }
 
@@ -407,7 +409,8 @@ pub unsafe extern "C" fn cuLaunchKernel(
 ) -> Code {
     call("cuLaunchKernel", |driver| {
         let stream = handle(stream);
-        let request = Request { grid: [gx, gy, gz], block: [bx, by, bz], dynamic_shared: shared, stream };
+        let (grid, block) = ([gx, gy, gz], [bx, by, bz]);
+        let request = Request { grid, block, dynamic_shared: shared, stream, dependent: false };
         launch(driver, of, &request, params, extra)
     })
 }
@@ -450,21 +453,26 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
         if config.attribute_count > 0 && config.attributes.is_null() {
             return Err(code::INVALID_VALUE);
         }
+        let mut dependent = false;
         for index in 0..config.attribute_count as usize {
             // SAFETY: as above.
             let attribute = unsafe { *config.attributes.add(index) };
             match attribute.id {
-                // Advice, order among grids (work is done in order here), and priorities.
-                0 | 1 | 3 | 6 | 7 | 8 => {}
+                // Nothing, a window of the cache, a priority: they change no result.
+                0 | 1 | 8 => {}
+                // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION; older devices take it and do not use it.
+                6 => dependent = attribute.value[0] != 0,
                 // Clusters of one block are no clusters; larger ones have instructions that are not known.
                 4 if attribute.value[..3] == [1, 1, 1] => {}
                 2 if attribute.value[0] == 0 => {}
-                2 | 4 | 5 => return Err(code::NOT_SUPPORTED),
+                // Cooperative grids, clusters, events of blocks, domains of memory.
+                2 | 4 | 5 | 7 | 9 | 10 => return Err(code::NOT_SUPPORTED),
+                // The synchronisation policy, 3, is a stream's attribute: drivers refuse it here.
                 _ => return Err(code::INVALID_VALUE),
             }
         }
-        let stream = handle(config.stream);
-        let request = Request { grid: config.grid, block: config.block, dynamic_shared: config.shared, stream };
+        let (grid, block, stream) = (config.grid, config.block, handle(config.stream));
+        let request = Request { grid, block, dynamic_shared: config.shared, stream, dependent };
         launch(driver, of, &request, params, extra)
     })
 }

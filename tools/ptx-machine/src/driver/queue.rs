@@ -30,6 +30,8 @@ pub enum Op {
         to: u64,
         from: u64,
         bytes: u64,
+        /// To pinned memory, which has to be there still when the copy is done.
+        pinned: bool,
     },
     OnDevice {
         to: u64,
@@ -58,6 +60,16 @@ pub struct Launch {
     pub block: [u32; 3],
     pub dynamic_shared: u32,
     pub params: Vec<u8>,
+    /// It may begin before the launch in front of it in its stream has ended (programmatic dependent launch).
+    pub dependent: bool,
+}
+
+/// The launch that a stream has done last, if nothing else came behind it.
+#[derive(Clone, Copy, Debug)]
+pub struct Last {
+    number: u64,
+    /// The first launch that ran beside it.
+    beside: Option<u64>,
 }
 
 fn code_of(report: &Report) -> Code {
@@ -81,12 +93,12 @@ impl Driver {
         };
         for _ in 0..count {
             let Some(found) = self.contexts.get_mut(&context) else { return };
-            let Some((_, op)) = found.queue.pop_front() else { return };
+            let Some((stream, op)) = found.queue.pop_front() else { return };
             if found.fault.is_some() {
                 // Nothing is done behind a fault, but whoever waits for an event comes back.
                 continue;
             }
-            if let Err(code) = self.perform(context, &op)
+            if let Err(code) = self.perform(context, stream, &op)
                 && let Some(found) = self.contexts.get_mut(&context)
             {
                 found.fault = Some(code);
@@ -96,12 +108,12 @@ impl Driver {
 
     /// Does one piece of pending work; false where none is there.
     pub fn progress(&mut self, context: Handle) -> bool {
-        let Some((_, op)) = self.contexts.get_mut(&context).and_then(|found| found.queue.pop_front()) else {
+        let Some((stream, op)) = self.contexts.get_mut(&context).and_then(|found| found.queue.pop_front()) else {
             return false;
         };
         let faulty = self.contexts.get(&context).is_some_and(|found| found.fault.is_some());
         if !faulty
-            && let Err(code) = self.perform(context, &op)
+            && let Err(code) = self.perform(context, stream, &op)
             && let Some(found) = self.contexts.get_mut(&context)
         {
             found.fault = Some(code);
@@ -109,7 +121,10 @@ impl Driver {
         true
     }
 
-    fn perform(&mut self, context: Handle, op: &Op) -> Result<(), Code> {
+    fn perform(&mut self, context: Handle, stream: Handle, op: &Op) -> Result<(), Code> {
+        if !matches!(op, Op::Launch(_) | Op::Record { .. }) {
+            self.context(context)?.last.remove(&stream);
+        }
         match op {
             Op::Record { event, number } => {
                 if let Some(event) = self.events.get_mut(event) {
@@ -118,8 +133,12 @@ impl Driver {
                 }
                 Ok(())
             }
-            Op::Graph(ops) => ops.iter().try_for_each(|op| self.perform(context, op)),
-            Op::Launch(launch) => self.launch_now(context, launch),
+            Op::Graph(ops) => {
+                ops.iter().try_for_each(|op| self.perform(context, stream, op))?;
+                self.context(context)?.last.remove(&stream);
+                Ok(())
+            }
+            Op::Launch(launch) => self.launch_now(context, stream, launch),
             Op::ToDevice { to, from, bytes } => {
                 self.reaches(context, *to, *bytes)?;
                 if let Host::Address(address) = from
@@ -138,8 +157,12 @@ impl Driver {
                 memory.mark_written(*to, *bytes);
                 Ok(())
             }
-            Op::ToHost { to, from, bytes } => {
+            Op::ToHost { to, from, bytes, pinned } => {
                 self.reaches(context, *from, *bytes)?;
+                if *pinned && !self.pinned_contains(*to, *bytes) {
+                    eprintln!("ptx-machine: a copy to pinned memory {to:#x} that was freed before it was done");
+                    return Err(code::ILLEGAL_ADDRESS);
+                }
                 let memory = self.memory_of(context)?;
                 let target = std::ptr::with_exposed_provenance_mut::<u8>(*to as usize);
                 // SAFETY: the device's range was looked at; the host's is the caller's promise.
@@ -186,11 +209,18 @@ impl Driver {
         })
     }
 
-    fn launch_now(&mut self, context: Handle, launch: &Launch) -> Result<(), Code> {
+    fn launch_now(&mut self, context: Handle, stream: Handle, launch: &Launch) -> Result<(), Code> {
         let limits = self.limits;
         let index = self.context(context)?.device;
         let device = self.devices.get_mut(index).ok_or(code::INVALID_DEVICE)?;
         device.launches += 1;
+        let number = device.launches;
+        // Before 9.0 the wish is not granted.
+        let granted = launch.dependent && device.model.capability >= (9, 0);
+        let last = &mut self.contexts.get_mut(&context).ok_or(code::INVALID_CONTEXT)?.last;
+        let beside = last.get(&stream).filter(|_| granted).map(|last| last.beside.unwrap_or(last.number));
+        last.insert(stream, Last { number, beside });
+        let device = self.devices.get_mut(index).ok_or(code::INVALID_DEVICE)?;
         let memory = device.memory.as_ref().ok_or(code::INVALID_CONTEXT)?;
         let grid = Grid {
             program: &launch.program,
@@ -199,7 +229,8 @@ impl Driver {
             block: launch.block,
             dynamic_shared: launch.dynamic_shared,
             params: &launch.params,
-            launch: device.launches,
+            launch: number,
+            beside,
             limits,
         };
         let outcome = if self.executed.is_some() {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::code::{self, Code, Outcome};
 use super::model::Model;
-use super::queue::Op;
+use super::queue::{Last, Op};
 use crate::exec::Limits;
 use crate::ir::Program;
 use crate::memory::DeviceMemory;
@@ -40,6 +40,8 @@ pub struct Context {
     pub fault: Option<Code>,
     /// Work that is submitted and not done, with its stream.
     pub queue: VecDeque<(Handle, Op)>,
+    /// By stream; captured work counts as the launching stream's.
+    pub last: HashMap<Handle, Last>,
 }
 
 pub struct Stream {

@@ -191,6 +191,11 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
                 let base = start.wrapping_sub(first as usize);
                 let offsets = addresses.map(|address| memory.offset(address));
                 if CHECKED && let Some(shadow) = memory.shadow() {
+                    if let Some(first) = self.grid.beside {
+                        let early = if self.waited { 0 } else { mask & !warp.waited };
+                        let outcome = shadow.beside(WarpAccess { mask: early, ..what }, &offsets, mask, first);
+                        outcome.map_err(|lane| self.too_early(access, bytes, addresses, lane))?;
+                    }
                     let outcome = shadow.access(what, &offsets);
                     outcome
                         .map_err(|(lane, conflict)| self.conflict(space, access, bytes, addresses, lane, conflict))?;
@@ -286,6 +291,29 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
     }
 
     #[cold]
+    fn too_early(&self, access: Access, bytes: u64, addresses: &[u64; LANES], lane: u32) -> Box<Fault> {
+        let place = self.place(Space::Global, addresses[lane as usize]);
+        let (does, did) = if access.is_read() { ("reads", "wrote") } else { ("writes", "used") };
+        let message = format!(
+            "{does} {bytes} bytes at {place}, which a launch before {did}; it may still run: no griddepcontrol.wait between"
+        );
+        Fault::new(FaultKind::DependentLaunch, lane, message)
+    }
+
+    /// An address in words.
+    fn place(&self, space: Space, address: u64) -> String {
+        match space {
+            Space::Shared => format!("byte {address} of shared memory"),
+            _ => match self.grid.memory.allocation(address) {
+                Some((start, end)) => {
+                    format!("byte {} of an allocation of {} ({address:#x})", address - start, end - start)
+                }
+                None => format!("{address:#x}"),
+            },
+        }
+    }
+
+    #[cold]
     pub(super) fn conflict(
         &self,
         space: Space,
@@ -295,20 +323,8 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         lane: u32,
         conflict: Conflict,
     ) -> Box<Fault> {
-        let address = addresses[lane as usize];
-        let place = match space {
-            Space::Shared => format!("byte {address} of shared memory"),
-            _ => match self.grid.memory.allocation(address) {
-                Some((start, end)) => {
-                    format!("byte {} of an allocation of {} ({address:#x})", address - start, end - start)
-                }
-                None => format!("{address:#x}"),
-            },
-        };
-        let does = match access {
-            Access::Read | Access::ReadConstant | Access::ReadStrong => "reads",
-            _ => "writes",
-        };
+        let place = self.place(space, addresses[lane as usize]);
+        let does = if access.is_read() { "reads" } else { "writes" };
         let [gx, gy, _] = self.grid.grid.map(u64::from);
         let [bx, by, _] = self.grid.block;
         let name = |who: Who| match (who.block, who.thread) {

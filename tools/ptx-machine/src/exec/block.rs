@@ -113,6 +113,8 @@ pub(super) struct Worker<'g, const CHECKED: bool, O> {
     /// The allocation that each operation accessed last, start and end.
     pub caches: Vec<(u64, u64)>,
     pub steps: u64,
+    /// A barrier of the block lies behind a thread's `griddepcontrol.wait`.
+    pub waited: bool,
 }
 
 impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
@@ -154,6 +156,7 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
             barriers: [Barrier::default(); 16],
             caches: vec![(0, 0); program.code.len()],
             steps: 0,
+            waited: false,
         }
     }
 
@@ -197,6 +200,7 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
         self.epoch = 0;
         self.barriers = [Barrier::default(); 16];
         self.steps = 0;
+        self.waited = false;
         // What a block finds in shared and local memory is no number.
         if CHECKED {
             self.shared.bytes_mut().fill(0xff);
@@ -211,6 +215,7 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
             warp.paths.clear();
             warp.limit = u32::MAX;
             warp.epoch = 0;
+            warp.waited = 0;
             warp.state = State::Ready;
             warp.copies.clear();
             warp.groups = [0; 32];
@@ -275,6 +280,7 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
                 if warp.state == (State::Waits { barrier: number as u8 }) {
                     warp.state = State::Ready;
                     warp.epoch = 0;
+                    self.waited |= warp.waited != 0;
                 }
             }
         }
@@ -450,6 +456,10 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
             }
             Kind::AsyncWait(groups) => self.async_wait(warp, Some(groups)),
             Kind::AsyncWaitAll => self.async_wait(warp, None),
+            Kind::GridWait => {
+                warp.waited |= warp.lanes.mask;
+                Ok(())
+            }
             Kind::Trap => Err(Fault::new(FaultKind::Trap, None, "a trap")),
             Kind::ActiveMask => {
                 let mask = warp.lanes.mask;

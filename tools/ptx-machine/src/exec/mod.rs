@@ -65,8 +65,10 @@ pub struct Grid<'g> {
     pub dynamic_shared: u32,
     /// The parameters' bytes.
     pub params: &'g [u8],
-    /// A number that no other launch on this memory has; not 0.
+    /// A number that no other launch on this memory has, larger than those of earlier ones; not 0.
     pub launch: u64,
+    /// The first launch that may still run until `griddepcontrol.wait`; none where all have ended.
+    pub beside: Option<u64>,
     pub limits: Limits,
 }
 

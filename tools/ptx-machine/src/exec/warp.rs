@@ -52,6 +52,8 @@ pub(super) struct Warp {
     /// Barriers of the warp since the block's last one.
     pub epoch: u32,
     pub state: State,
+    /// Lanes behind their `griddepcontrol.wait`.
+    pub waited: u32,
     pub copies: Vec<Copy>,
     pub groups: [u32; 32],
     /// Lanes in which each doubtful register was written.
@@ -70,6 +72,7 @@ impl Warp {
             limit: u32::MAX,
             epoch: 0,
             state: State::Done,
+            waited: 0,
             copies: Vec::new(),
             groups: [0; 32],
             written: Vec::new(),

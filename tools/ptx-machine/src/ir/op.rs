@@ -164,6 +164,8 @@ pub enum Kind {
     AsyncCommit,
     AsyncWait(u32),
     AsyncWaitAll,
+    /// `griddepcontrol.wait`: behind it, the grids before have ended.
+    GridWait,
 }
 
 impl Kind {

@@ -28,6 +28,12 @@ pub enum Access {
     Land,
 }
 
+impl Access {
+    pub fn is_read(self) -> bool {
+        matches!(self, Access::Read | Access::ReadConstant | Access::ReadStrong)
+    }
+}
+
 /// A thread at a moment, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment(u64);
@@ -214,6 +220,14 @@ struct Page {
     cells: Vec<Cell>,
     /// One bit a byte: somebody wrote it.
     written: Vec<u64>,
+    /// What an earlier launch did here, kept for one that may run beside it.
+    earlier: Option<Box<Earlier>>,
+}
+
+struct Earlier {
+    generation: u64,
+    shift: u32,
+    cells: Vec<Cell>,
 }
 
 impl Page {
@@ -250,6 +264,24 @@ impl Page {
         }
         if bytes < 1 << self.shift {
             self.split(bytes.trailing_zeros());
+        }
+    }
+
+    /// Whether a launch from `first` on used these bytes in a way that an access of `generation` has to wait for.
+    fn is_beside(&mut self, at: u64, what: &WarpAccess, first: u64) -> bool {
+        let Some(earlier) = self.earlier.as_deref().filter(|earlier| earlier.generation >= first) else {
+            return false;
+        };
+        let from = (at >> earlier.shift) as usize;
+        let to = ((at + what.bytes - 1) >> earlier.shift) as usize;
+        earlier.cells[from..=to].iter().any(|cell| cell.write != 0 || !what.access.is_read() && cell.read != 0)
+    }
+
+    /// Keeps what a launch before `generation` did here.
+    fn keep(&mut self, generation: u64) {
+        if self.generation != generation && !self.cells.is_empty() {
+            let cells = std::mem::take(&mut self.cells);
+            self.earlier = Some(Box::new(Earlier { generation: self.generation, shift: self.shift, cells }));
         }
     }
 
@@ -421,6 +453,24 @@ impl Shadow {
         Ok(())
     }
 
+    /// An access of a launch that launches from `first` on may run beside: keeps what they did to the pages that lanes of `all` are
+    /// on, and looks whether lanes of `what.mask` touch it.
+    ///
+    /// # Errors
+    /// The first lane that does.
+    #[cold]
+    pub fn beside(&self, what: WarpAccess, offsets: &[u64; 32], all: u32, first: u64) -> Result<(), u32> {
+        for lane in (0..32u32).filter(|lane| all >> lane & 1 != 0) {
+            let at = offsets[lane as usize];
+            let locked = self.lock(at / PAGE);
+            locked.page.keep(what.generation);
+            if what.mask >> lane & 1 != 0 && locked.page.is_beside(at % PAGE, &what, first) {
+                return Err(lane);
+            }
+        }
+        Ok(())
+    }
+
     fn each_page(&self, at: u64, bytes: u64, mut what: impl FnMut(u64, u64, u64)) {
         let mut from = at;
         while from < at + bytes {
@@ -442,6 +492,7 @@ impl Shadow {
                 let locked = self.lock(page);
                 locked.page.mark(from, length, false);
                 locked.page.generation = 0;
+                locked.page.earlier = None;
             }
         });
     }

@@ -122,6 +122,7 @@ impl Kernel {
             dynamic_shared: self.dynamic_shared,
             params: &params,
             launch: self.launches,
+            beside: None,
             limits: self.limits,
         })
     }

@@ -40,12 +40,28 @@ impl Decoder<'_> {
             }
             "ldmatrix" => self.load_matrix(),
             "mma" => self.mma(),
+            "griddepcontrol" => self.grid_dependency(),
             _ => Ok(None),
         }
     }
 
     fn synchronised(&mut self) -> Result<(), super::Fault> {
         if self.takes("sync") { Ok(()) } else { Err("only the form with .sync is known".into()) }
+    }
+
+    /// Programmatic dependent launch (PTX ISA 7.8).
+    fn grid_dependency(&mut self) -> Decoded {
+        if self.module.target < 90 {
+            return Err("needs .target sm_90 or newer".into());
+        }
+        self.expects(0)?;
+        let kind = match self.takes_one(&["wait", "launch_dependents"]) {
+            Some("wait") => Kind::GridWait,
+            // That dependents may start changes nothing here: what they may touch is checked in any case.
+            Some(_) => Kind::Nothing,
+            None => return Err(".wait or .launch_dependents is expected".into()),
+        };
+        Ok(Some(vec![Step::new(kind)]))
     }
 
     fn barrier(&mut self) -> Decoded {
