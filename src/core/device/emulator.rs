@@ -68,6 +68,7 @@ struct State {
     find_unwritten: bool,
     unwritten: Vec<Unwritten>,
     launches: u64,
+    programmatic: u64,
     waits: u64,
     tensor_cores: bool,
 }
@@ -134,6 +135,11 @@ impl EmulatorDevice {
     /// Launches run so far, those of replays included and those only recorded not.
     pub fn launches(&self) -> u64 {
         self.lock().launches
+    }
+
+    /// Of those, the launches whose attributes let them begin early; here they run one after another as well.
+    pub fn programmatic_launches(&self) -> u64 {
+        self.lock().programmatic
     }
 
     /// Calls so far in which a host would wait for a real device: copies from and to the host, and synchronisation.
@@ -279,6 +285,7 @@ impl State {
             Order::Reverse => (1, 0),
             Order::Random(seed) => (2, seed),
         };
+        let early = config.attributes.programmatic;
         let config = abi::Config {
             grid: config.grid,
             block: config.block,
@@ -297,6 +304,7 @@ impl State {
             return Err(fail(message.to_string_lossy().into_owned()));
         }
         self.launches += 1;
+        self.programmatic += u64::from(early);
         self.unwritten.extend(raw.iter().enumerate().filter(|(_, a)| a.unwritten > 0).map(|(index, a)| Unwritten {
             kernel: kernel.name,
             argument: name(index),

@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn configurations_are_checked() {
         let kernel = Kernel { name: "k", module: "k", max_threads: 256 };
-        let config = |grid, block| LaunchConfig { grid, block, shared_bytes: 0 };
+        let config = |grid, block| LaunchConfig { grid, block, ..LaunchConfig::default() };
         assert!(check(&kernel, config([1, 1, 1], [256, 1, 1])).is_ok());
         assert!(check(&kernel, config([i32::MAX as u32, 1, 1], [1, 1, 1])).is_ok());
         for (grid, block) in [

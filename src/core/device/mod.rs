@@ -30,8 +30,17 @@ pub struct Kernel {
     pub max_threads: u32,
 }
 
-/// Grid and block sizes, and dynamic shared memory in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a launch differs from one that starts when all work before it has ended. Nothing by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaunchAttributes {
+    /// Programmatic dependent launch: the grid may begin while the one before it in the stream still runs. Its kernel has to wait
+    /// (`griddepcontrol.wait`) before it touches what that one reads or writes. Devices before compute capability 9.0, and the
+    /// emulator, run one grid after another all the same.
+    pub programmatic: bool,
+}
+
+/// Grid and block sizes, dynamic shared memory in bytes, and attributes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaunchConfig {
     /// Blocks in x, y, z.
     pub grid: [u32; 3],
@@ -39,17 +48,19 @@ pub struct LaunchConfig {
     pub block: [u32; 3],
     /// Dynamic shared memory of a block in bytes.
     pub shared_bytes: u32,
+    /// What else the launch asks for.
+    pub attributes: LaunchAttributes,
 }
 
 impl LaunchConfig {
     /// A one-dimensional launch without dynamic shared memory.
     pub fn linear(blocks: u32, threads: u32) -> Self {
-        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }
+        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], ..Self::default() }
     }
 
     /// Blocks in x and y, each of `threads` in a row, without dynamic shared memory.
     pub fn grid([x, y]: [usize; 2], threads: u32) -> Self {
-        Self { grid: [x as u32, y as u32, 1], block: [threads, 1, 1], shared_bytes: 0 }
+        Self { grid: [x as u32, y as u32, 1], block: [threads, 1, 1], ..Self::default() }
     }
 
     /// One thread per element, `threads` a block.
@@ -60,6 +71,12 @@ impl LaunchConfig {
     /// The same launch with `bytes` of dynamic shared memory.
     pub fn with_shared(mut self, bytes: u32) -> Self {
         self.shared_bytes = bytes;
+        self
+    }
+
+    /// The same launch with these attributes.
+    pub fn with_attributes(mut self, attributes: LaunchAttributes) -> Self {
+        self.attributes = attributes;
         self
     }
 }

@@ -51,6 +51,7 @@ impl Tile {
             grid: [self.count(result) as u32, 1, splits as u32],
             block: [if tensor_cores { 2 * self.side() as u32 } else { 256 }, 1, 1],
             shared_bytes: if tensor_cores { 3 * 2 * 64 * self.side() as u32 } else { 0 },
+            ..LaunchConfig::default()
         }
     }
 }

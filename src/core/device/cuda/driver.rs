@@ -1,60 +1,13 @@
-//! The driver's library: whether it is there and usable, and its errors in words.
-//!
-//! `cudarc` panics where the library or one of its symbols is missing, and reads results into a Rust `enum`. Therefore
-//! [`driver`] looks before anything else is called: the library, every symbol that this back end uses, and the results
-//! of the first calls as plain numbers.
+//! The driver: whether it is there and usable, and its errors in words.
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
-use cudarc::driver::result::DriverError;
-use cudarc::driver::sys::{self, CUresult};
-
+use super::api::{self, Code, Missing};
 use crate::error::{Error, Result};
 
 /// The oldest driver: the first that loads PTX 8.4.
 const OLDEST_DRIVER: c_int = 12_040;
-
-/// Every driver function that the CUDA back end calls.
-pub(super) const SYMBOLS: &[&str] = &[
-    "cuCtxSetCurrent",
-    "cuDeviceGet",
-    "cuDeviceGetAttribute",
-    "cuDeviceGetCount",
-    "cuDeviceGetName",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuDevicePrimaryCtxRetain",
-    "cuDriverGetVersion",
-    "cuFuncLoad",
-    "cuFuncSetAttribute",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuGraphDestroy",
-    "cuGraphExecDestroy",
-    "cuGraphInstantiateWithFlags",
-    "cuGraphLaunch",
-    "cuGraphUpload",
-    "cuInit",
-    "cuLaunchKernel",
-    "cuMemAllocHost_v2",
-    "cuMemAlloc_v2",
-    "cuMemFreeHost",
-    "cuMemFree_v2",
-    "cuMemGetInfo_v2",
-    "cuMemcpyDtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemsetD32Async",
-    "cuMemsetD8Async",
-    "cuModuleGetFunction",
-    "cuModuleLoadDataEx",
-    "cuModuleUnload",
-    "cuStreamBeginCapture_v2",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamEndCapture",
-    "cuStreamSynchronize",
-];
 
 /// Loads and initialises the driver once. After `Ok` every function of [`SYMBOLS`] can be called.
 pub(super) fn driver() -> Result<()> {
@@ -71,76 +24,75 @@ const STUB: &str = "take toolkits' stub folders out of LD_LIBRARY_PATH so that t
 const UPDATE: &str = "update NVIDIA's driver to 550 or newer, or use --device cpu";
 const CHECK: &str = "check `nvidia-smi`, or use --device cpu";
 
+const FABRIC: &str = "on a machine with NVSwitch start `nvidia-fabricmanager`, or use --device cpu";
+
 fn probe() -> Result<(), (String, &'static str)> {
-    // SAFETY: loading the driver's library runs its initialisers, which is what it is for.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(("no CUDA driver (libcuda) on this machine".into(), CPU));
-    }
-    // SAFETY: it is present, therefore this does not panic; the library stays loaded.
-    let library = unsafe { sys::culib() };
-    for symbol in SYMBOLS {
-        // SAFETY: the symbol is only looked up, not used.
-        if unsafe { library.get::<*const c_void>(symbol.as_bytes()) }.is_err() {
-            return Err((format!("libcuda has no {symbol}: it is a stub, or older than CUDA 12.4"), STUB));
+    match api::load() {
+        Ok(()) => {}
+        Err(Missing::Library) => return Err(("no CUDA driver (libcuda) on this machine".into(), CPU)),
+        Err(Missing::Symbol(name)) => {
+            return Err((format!("libcuda has no {name}: it is a stub, or older than CUDA 12.4"), STUB));
         }
     }
-    let absent = |_| ("libcuda changed while it was read".to_string(), CHECK);
     let mut version: c_int = 0;
-    // SAFETY: cuda.h: `CUresult cuDriverGetVersion(int *)` and `CUresult cuInit(unsigned int)`; the results are read as
-    // numbers, for a stub may return any.
-    let (known, initialised) = unsafe {
-        let get_version =
-            library.get::<unsafe extern "C" fn(*mut c_int) -> c_uint>(b"cuDriverGetVersion").map_err(absent)?;
-        let init = library.get::<unsafe extern "C" fn(c_uint) -> c_uint>(b"cuInit").map_err(absent)?;
-        (get_version(&mut version), init(0))
-    };
+    // SAFETY: the version outlives the call; nothing is asked of these two calls.
+    let (known, initialised) = unsafe { (api::cuDriverGetVersion(&mut version), api::cuInit(0)) };
     match initialised {
-        0 => {}
-        34 => return Err(("libcuda is a stub for linking, not a driver".into(), STUB)),
-        100 => return Err(("the driver sees no CUDA device".into(), CHECK)),
-        803 => return Err(("the driver's library and kernel module differ in version".into(), "restart the machine")),
-        804 => return Err(("the compatibility libcuda does not support this device".into(), STUB)),
-        code => return Err((format!("the driver does not start (cuInit: error {code})"), CHECK)),
+        Code::SUCCESS => {}
+        Code::STUB_LIBRARY => return Err(("libcuda is a stub for linking, not a driver".into(), STUB)),
+        Code::NO_DEVICE => return Err(("the driver sees no CUDA device".into(), CHECK)),
+        Code::SYSTEM_NOT_READY => return Err(("the system's GPUs are not ready yet".into(), FABRIC)),
+        Code::SYSTEM_DRIVER_MISMATCH => {
+            return Err(("the driver's library and kernel module differ in version".into(), "restart the machine"));
+        }
+        Code::COMPAT_NOT_SUPPORTED_ON_DEVICE => {
+            return Err(("the compatibility libcuda does not support this device".into(), STUB));
+        }
+        Code(number) => return Err((format!("the driver does not start (cuInit: error {number})"), CHECK)),
     }
-    if known != 0 || version < OLDEST_DRIVER {
+    if known != Code::SUCCESS || version < OLDEST_DRIVER {
         let (major, minor) = (version / 1000, version % 1000 / 10);
         return Err((format!("the driver supports CUDA {major}.{minor}, 12.4 is needed"), UPDATE));
     }
     Ok(())
 }
 
-/// `CUDA_ERROR_OUT_OF_MEMORY (out of memory)`.
-pub(super) fn describe(code: CUresult) -> String {
-    let error = DriverError(code);
-    let name =
-        error.error_name().map_or_else(|_| format!("error {}", code as u32), |n| n.to_string_lossy().into_owned());
-    match error.error_string() {
-        Ok(text) => format!("{name} ({})", text.to_string_lossy()),
-        Err(_) => name,
+/// `CUDA_ERROR_OUT_OF_MEMORY (out of memory)`; `error 12345` where the driver has no name for its result.
+pub(super) fn describe(code: Code) -> String {
+    let said = |ask: unsafe fn(Code, *mut *const c_char) -> Code| {
+        let mut text = std::ptr::null();
+        // SAFETY: the pointer outlives the call.
+        let told = unsafe { ask(code, &mut text) } == Code::SUCCESS && !text.is_null();
+        // SAFETY: cuda.h: a text of the library's own, which stays loaded, with a zero byte at its end.
+        told.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+    };
+    let name = said(api::cuGetErrorName).unwrap_or_else(|| format!("error {}", code.0));
+    match said(api::cuGetErrorString) {
+        Some(text) => format!("{name} ({text})"),
+        None => name,
     }
 }
 
 /// What to do about an error of the driver.
-pub(super) fn mend(code: CUresult) -> &'static str {
+pub(super) fn mend(code: Code) -> &'static str {
     match code {
-        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
-        | CUresult::CUDA_ERROR_LAUNCH_FAILED
-        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION => {
-            "a kernel is wrong: run `engine doctor`, and this command under `compute-sanitizer`"
+        _ if code.is_fault() => "a kernel is wrong: run `engine doctor`, and this command under `compute-sanitizer`",
+        Code::ECC_UNCORRECTABLE => "the device's memory is damaged: reset or replace it",
+        Code::DEVICE_UNAVAILABLE => "another process holds the device: stop it, or choose another device",
+        Code::OUT_OF_MEMORY => "take a smaller batch or model, or stop what else runs on the device",
+        Code::JIT_COMPILER_NOT_FOUND => {
+            "install the driver's libnvidia-ptxjitcompiler; a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility"
         }
-        CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => "the device's memory is damaged: reset or replace it",
-        CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
-            "another process holds the device: stop it, or choose another device"
-        }
+        Code::JIT_COMPILATION_DISABLED => "unset CUDA_DISABLE_PTX_JIT and CUDA_DISABLE_JIT",
+        Code::OPERATING_SYSTEM => "check that this process may open /dev/nvidia*, or use --device cpu",
         _ => CHECK,
     }
 }
 
 /// A driver result as an error of `device`: `doing` completes "cannot …".
-pub(super) fn check(code: CUresult, device: &str, doing: &str) -> Result<()> {
+pub(super) fn check(code: Code, device: &str, doing: &str) -> Result<()> {
     match code {
-        CUresult::CUDA_SUCCESS => Ok(()),
+        Code::SUCCESS => Ok(()),
         code => Err(Error::device(device, format!("cannot {doing}: {}", describe(code)), mend(code))),
     }
 }

@@ -3,27 +3,28 @@
 //! One primary context and one non-blocking stream per [`CudaDevice`]; everything is submitted to that stream, so work is
 //! ordered as it was submitted. Tensors are raw addresses, therefore no events track them.
 
+mod api;
 mod driver;
+mod launch;
 mod modules;
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
 use std::ptr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
-use cudarc::driver::sys::{self, CUresult};
+use cudarc::driver::sys;
 
 use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig};
 use crate::error::{Error, Result};
+use api::Code;
 use driver::{check, describe, driver, mend};
 use modules::Modules;
 
 /// Bytes of the pinned buffer that host copies go through.
 const STAGING_BYTES: usize = 8 << 20;
-
-/// The most arguments that a kernel may have.
-const MAX_ARGUMENTS: usize = 48;
 
 /// One NVIDIA GPU.
 pub struct CudaDevice {
@@ -36,6 +37,8 @@ pub struct CudaDevice {
     context: sys::CUcontext,
     stream: sys::CUstream,
     state: Mutex<State>,
+    /// Told of the end of a capture.
+    captured: Condvar,
 }
 
 // SAFETY: the driver's handles may be used from any thread that has made the context current, which every method does
@@ -50,7 +53,8 @@ struct State {
     graphs: HashMap<GraphId, sys::CUgraphExec>,
     graphs_made: u64,
     staging: Option<*mut c_void>,
-    capturing: bool,
+    /// The thread that captures: what it submits is recorded, and what others want has to wait.
+    capturing: Option<ThreadId>,
     /// Given back during a capture, when the driver refuses to free.
     released: Vec<u64>,
     forgotten: Vec<sys::CUgraphExec>,
@@ -67,7 +71,7 @@ impl CudaDevice {
         driver()?;
         let mut count: c_int = 0;
         // SAFETY: the driver is initialised; `count` outlives the call.
-        check(unsafe { sys::cuDeviceGetCount(&mut count) }, "cuda", "count the devices")?;
+        check(unsafe { api::cuDeviceGetCount(&mut count) }, "cuda", "count the devices")?;
         Ok(count.max(0) as u32)
     }
 
@@ -88,10 +92,10 @@ impl CudaDevice {
         }
         let mut device: sys::CUdevice = 0;
         // SAFETY: `device` outlives the call.
-        check(unsafe { sys::cuDeviceGet(&mut device, ordinal as c_int) }, &place, "open the device")?;
+        check(unsafe { api::cuDeviceGet(&mut device, ordinal as c_int) }, &place, "open the device")?;
         let mut name = [0u8; 256];
         // SAFETY: the driver writes at most so many bytes, the last a zero.
-        let code = unsafe { sys::cuDeviceGetName(name.as_mut_ptr().cast::<c_char>(), name.len() as c_int - 1, device) };
+        let code = unsafe { api::cuDeviceGetName(name.as_mut_ptr().cast::<c_char>(), name.len() as c_int - 1, device) };
         check(code, &place, "read the device's name")?;
         let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
         let label = format!("{} ({place})", String::from_utf8_lossy(name));
@@ -100,7 +104,7 @@ impl CudaDevice {
         let attribute = |which: Attribute| -> Result<u32> {
             let mut value: c_int = 0;
             // SAFETY: `value` outlives the call.
-            check(unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) }, &label, "read an attribute")?;
+            check(unsafe { api::cuDeviceGetAttribute(&mut value, which, device) }, &label, "read an attribute")?;
             Ok(value.max(0) as u32)
         };
         let capability = (
@@ -116,7 +120,7 @@ impl CudaDevice {
 
         let mut context: sys::CUcontext = ptr::null_mut();
         // SAFETY: `device` came from the driver. What is retained here is released by `drop`.
-        check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) }, &label, "open a context")?;
+        check(unsafe { api::cuDevicePrimaryCtxRetain(&mut context, device) }, &label, "open a context")?;
         // From here on `drop` cleans up, also behind an error.
         let mut opened = Self {
             label,
@@ -127,11 +131,12 @@ impl CudaDevice {
             context,
             stream: ptr::null_mut(),
             state: Mutex::default(),
+            captured: Condvar::new(),
         };
         opened.bind()?;
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the context is current; the handle is kept in the device.
-        let code = unsafe { sys::cuStreamCreate(&mut opened.stream, flags) };
+        let code = unsafe { api::cuStreamCreate(&mut opened.stream, flags) };
         check(code, &opened.label, "create a stream")?;
         Ok(opened)
     }
@@ -143,17 +148,29 @@ impl CudaDevice {
 
     fn bind(&self) -> Result<()> {
         // SAFETY: the context is retained for as long as `self` lives.
-        check(unsafe { sys::cuCtxSetCurrent(self.context) }, &self.label, "make the context current")
+        check(unsafe { api::cuCtxSetCurrent(self.context) }, &self.label, "make the context current")
     }
 
-    /// The state, with the context current in this thread.
+    /// The state, with the context current in this thread. While another thread captures, it is waited for: the graph would
+    /// record this thread's work too.
     fn enter(&self) -> Result<MutexGuard<'_, State>> {
         self.bind()?;
-        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        let own = thread::current().id();
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = |state: &mut State| state.capturing.is_some_and(|thread| thread != own);
+        Ok(self.captured.wait_while(state, others).unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A result as an error, which names the last kernel where it tells of a fault: that comes out of whichever call is next.
+    fn check(&self, state: &State, code: Code, doing: &str) -> Result<()> {
+        match (code.is_fault(), state.last_kernel) {
+            (true, Some(last)) => check(code, &self.label, &format!("{doing} (work up to kernel {last} has failed)")),
+            _ => check(code, &self.label, doing),
+        }
     }
 
     fn refuse_in_capture(&self, state: &State, doing: &str) -> Result<()> {
-        if !state.capturing {
+        if state.capturing.is_none() {
             return Ok(());
         }
         let message = format!("cannot {doing} while a graph is captured");
@@ -167,7 +184,7 @@ impl CudaDevice {
             None => {
                 let mut buffer = ptr::null_mut();
                 // SAFETY: the context is current; freed by `drop`.
-                let code = unsafe { sys::cuMemAllocHost_v2(&mut buffer, STAGING_BYTES) };
+                let code = unsafe { api::cuMemAllocHost_v2(&mut buffer, STAGING_BYTES) };
                 check(code, &self.label, "allocate pinned memory")?;
                 *state.staging.insert(buffer)
             }
@@ -177,23 +194,23 @@ impl CudaDevice {
 
     fn wait(&self, state: &State) -> Result<()> {
         // SAFETY: the stream lives as long as `self`.
-        let code = unsafe { sys::cuStreamSynchronize(self.stream) };
-        if code == CUresult::CUDA_SUCCESS {
+        let code = unsafe { api::cuStreamSynchronize(self.stream) };
+        if code == Code::SUCCESS {
             return Ok(());
         }
         let last = state.last_kernel.map_or(String::new(), |kernel| format!(" at or before kernel {kernel}"));
         Err(Error::device(&self.label, format!("the submitted work failed{last}: {}", describe(code)), mend(code)))
     }
 
-    fn instantiate(&self, graph: sys::CUgraph) -> Result<sys::CUgraphExec> {
+    fn instantiate(&self, state: &State, graph: sys::CUgraph) -> Result<sys::CUgraphExec> {
         let mut executable: sys::CUgraphExec = ptr::null_mut();
         // SAFETY: `graph` is the capture's; the executable graph does not need it any more.
         let code = unsafe {
-            let code = sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0);
-            sys::cuGraphDestroy(graph);
+            let code = api::cuGraphInstantiateWithFlags(&mut executable, graph, 0);
+            api::cuGraphDestroy(graph);
             code
         };
-        check(code, &self.label, "instantiate the captured graph")?;
+        self.check(state, code, "instantiate the captured graph")?;
         Ok(executable)
     }
 }
@@ -213,30 +230,30 @@ impl Drop for CudaDevice {
         // SAFETY: all handles are this device's and unused after this; errors would come too late to act on.
         unsafe {
             if !self.stream.is_null() {
-                if state.capturing {
+                if state.capturing.is_some() {
                     let mut graph = ptr::null_mut();
-                    sys::cuStreamEndCapture(self.stream, &mut graph);
+                    api::cuStreamEndCapture(self.stream, &mut graph);
                     if !graph.is_null() {
-                        sys::cuGraphDestroy(graph);
+                        api::cuGraphDestroy(graph);
                     }
                 }
-                sys::cuStreamSynchronize(self.stream);
+                api::cuStreamSynchronize(self.stream);
             }
             for executable in state.graphs.drain().map(|(_, e)| e).chain(state.forgotten.drain(..)) {
-                sys::cuGraphExecDestroy(executable);
+                api::cuGraphExecDestroy(executable);
             }
             for address in state.released.drain(..) {
-                sys::cuMemFree_v2(address);
+                api::cuMemFree_v2(address);
             }
             state.modules.unload();
             if let Some(buffer) = state.staging.take() {
-                sys::cuMemFreeHost(buffer);
+                api::cuMemFreeHost(buffer);
             }
             if !self.stream.is_null() {
-                sys::cuStreamDestroy_v2(self.stream);
+                api::cuStreamDestroy_v2(self.stream);
             }
-            sys::cuCtxSetCurrent(ptr::null_mut());
-            sys::cuDevicePrimaryCtxRelease_v2(self.device);
+            api::cuCtxSetCurrent(ptr::null_mut());
+            api::cuDevicePrimaryCtxRelease_v2(self.device);
         }
     }
 }
@@ -259,36 +276,35 @@ impl Accelerator for CudaDevice {
         self.bind()?;
         let (mut free, mut total) = (0usize, 0usize);
         // SAFETY: the context is current; both outlive the call.
-        check(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) }, &self.label, "read the memory's state")?;
+        check(unsafe { api::cuMemGetInfo_v2(&mut free, &mut total) }, &self.label, "read the memory's state")?;
         Ok((free as u64, total as u64))
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
         let state = self.enter()?;
         self.refuse_in_capture(&state, "allocate")?;
-        drop(state);
         let mut address: sys::CUdeviceptr = 0;
         // SAFETY: the context is current. The driver aligns to 256 bytes at least.
-        match unsafe { sys::cuMemAlloc_v2(&mut address, bytes.max(1)) } {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(Error::OutOfMemory {
+        match unsafe { api::cuMemAlloc_v2(&mut address, bytes.max(1)) } {
+            Code::OUT_OF_MEMORY => Err(Error::OutOfMemory {
                 device: self.label.clone(),
                 needed: bytes as u64,
                 available: self.memory().map_or(0, |(free, _)| free),
                 mend: "take a smaller batch or model, or stop what else runs on the device".into(),
             }),
-            code => check(code, &self.label, "allocate").map(|()| address),
+            code => self.check(&state, code, "allocate").map(|()| address),
         }
     }
 
     unsafe fn release(&self, address: u64) {
         let Ok(mut state) = self.enter() else { return };
-        if state.capturing {
+        if state.capturing.is_some() {
             state.released.push(address);
         } else {
             // SAFETY: the caller's promise, and the work that was submitted before has ended.
             unsafe {
-                sys::cuStreamSynchronize(self.stream);
-                sys::cuMemFree_v2(address);
+                api::cuStreamSynchronize(self.stream);
+                api::cuMemFree_v2(address);
             }
         }
     }
@@ -303,9 +319,9 @@ impl Accelerator for CudaDevice {
             // is the caller's promise.
             let code = unsafe {
                 ptr::copy_nonoverlapping(part.as_ptr(), staging, part.len());
-                sys::cuMemcpyHtoDAsync_v2(to, staging.cast(), part.len(), self.stream)
+                api::cuMemcpyHtoDAsync_v2(to, staging.cast(), part.len(), self.stream)
             };
-            check(code, &self.label, "copy to the device")?;
+            self.check(&state, code, "copy to the device")?;
             self.wait(&state)?;
         }
         Ok(())
@@ -318,8 +334,8 @@ impl Accelerator for CudaDevice {
         for (index, part) in destination.chunks_mut(STAGING_BYTES).enumerate() {
             let from = address + (index * STAGING_BYTES) as u64;
             // SAFETY: as in `upload`.
-            let code = unsafe { sys::cuMemcpyDtoHAsync_v2(staging.cast(), from, part.len(), self.stream) };
-            check(code, &self.label, "copy from the device")?;
+            let code = unsafe { api::cuMemcpyDtoHAsync_v2(staging.cast(), from, part.len(), self.stream) };
+            self.check(&state, code, "copy from the device")?;
             self.wait(&state)?;
             // SAFETY: the copy into the first bytes of the staging buffer has ended.
             unsafe { ptr::copy_nonoverlapping(staging, part.as_mut_ptr(), part.len()) };
@@ -331,87 +347,33 @@ impl Accelerator for CudaDevice {
         if bytes == 0 {
             return Ok(());
         }
-        let _state = self.enter()?;
+        let state = self.enter()?;
         // SAFETY: the ranges are the caller's promise.
-        let code = unsafe { sys::cuMemcpyDtoDAsync_v2(destination, source, bytes, self.stream) };
-        check(code, &self.label, "copy on the device")
+        let code = unsafe { api::cuMemcpyDtoDAsync_v2(destination, source, bytes, self.stream) };
+        self.check(&state, code, "copy on the device")
     }
 
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
-        let _state = self.enter()?;
+        let state = self.enter()?;
         // SAFETY: the range is the caller's promise.
         let code = unsafe {
             // Words where it can be: a byte-wise fill is several times slower.
             if (address | bytes as u64).is_multiple_of(4) {
-                sys::cuMemsetD32Async(address, 0, bytes / 4, self.stream)
+                api::cuMemsetD32Async(address, 0, bytes / 4, self.stream)
             } else {
-                sys::cuMemsetD8Async(address, 0, bytes, self.stream)
+                api::cuMemsetD8Async(address, 0, bytes, self.stream)
             }
         };
-        check(code, &self.label, "clear memory")
+        self.check(&state, code, "clear memory")
     }
 
     unsafe fn launch(&self, kernel: &'static Kernel, config: LaunchConfig, arguments: &[KernelArgument]) -> Result<()> {
-        let fail = |message: String| Error::Kernel { kernel: kernel.name.into(), message };
         let mut state = self.enter()?;
-        if config.shared_bytes > self.shared_limit {
-            let (needed, limit) = (config.shared_bytes, self.shared_limit);
-            return Err(fail(format!("{needed} bytes of shared memory a block, {} has {limit}", self.label)));
-        }
-        let capturing = state.capturing;
-        let function = state.modules.function(kernel, config.shared_bytes, self.capability, capturing)?;
-        let mut values = [[0u8; 8]; MAX_ARGUMENTS];
-        let mut pointers = [ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
-        if arguments.len() > MAX_ARGUMENTS {
-            return Err(fail(format!("{} arguments, {MAX_ARGUMENTS} are supported", arguments.len())));
-        }
-        for ((value, pointer), argument) in values.iter_mut().zip(&mut pointers).zip(arguments) {
-            // The driver reads as many bytes as the kernel's parameter has, from the first on.
-            match *argument {
-                KernelArgument::Buffer { address, .. } => *value = address.to_ne_bytes(),
-                KernelArgument::U64(number) => *value = number.to_ne_bytes(),
-                KernelArgument::I32(number) => value[..4].copy_from_slice(&number.to_ne_bytes()),
-                KernelArgument::U32(number) => value[..4].copy_from_slice(&number.to_ne_bytes()),
-                KernelArgument::F32(number) => value[..4].copy_from_slice(&number.to_ne_bytes()),
-            }
-            *pointer = value.as_mut_ptr().cast();
-        }
-        let ([gx, gy, gz], [bx, by, bz]) = (config.grid, config.block);
-        // SAFETY: the arguments match the kernel (the caller's promise); the driver copies their values before it returns.
-        let code = unsafe {
-            sys::cuLaunchKernel(
-                function,
-                gx,
-                gy,
-                gz,
-                bx,
-                by,
-                bz,
-                config.shared_bytes,
-                self.stream,
-                pointers.as_mut_ptr(),
-                ptr::null_mut(),
-            )
-        };
-        match code {
-            CUresult::CUDA_SUCCESS => {
-                state.last_kernel = Some(kernel.name);
-                Ok(())
-            }
-            code => {
-                let LaunchConfig { grid, block, shared_bytes } = config;
-                let launch = format!("grid {grid:?}, block {block:?}, {shared_bytes} bytes shared");
-                // A fault of earlier work comes out of whichever call is next.
-                let before = match (mend(code) == mend(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS), state.last_kernel) {
-                    (true, Some(last)) => format!("; the fault is of earlier work, up to kernel {last}"),
-                    _ => String::new(),
-                };
-                Err(fail(format!("cannot launch with {launch} on {}: {}{before}", self.label, describe(code))))
-            }
-        }
+        // SAFETY: the caller's promise.
+        unsafe { self.submit(&mut state, kernel, config, arguments) }
     }
 
     fn preload(&self, modules: &[&'static str]) -> Result<()> {
@@ -425,37 +387,50 @@ impl Accelerator for CudaDevice {
         self.refuse_in_capture(&state, "begin another capture")?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is this device's own, not the default one.
-        check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) }, &self.label, "begin a capture")?;
-        state.capturing = true;
+        let code = unsafe { api::cuStreamBeginCapture_v2(self.stream, mode) };
+        self.check(&state, code, "begin a capture")?;
+        state.capturing = Some(thread::current().id());
         Ok(())
     }
 
     fn end_capture(&self) -> Result<GraphId> {
-        let mut state = self.enter()?;
-        if !state.capturing {
-            return Err(Error::device(&self.label, "no capture to end", "begin one first"));
+        let mut state = {
+            self.bind()?;
+            self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        match state.capturing {
+            None => return Err(Error::device(&self.label, "no capture to end", "begin one first")),
+            Some(thread) if thread != thread::current().id() => {
+                let message = "a capture ends in the thread that began it";
+                return Err(Error::device(&self.label, message, "end it there"));
+            }
+            Some(_) => {}
         }
         let mut graph: sys::CUgraph = ptr::null_mut();
         // SAFETY: this stream is being captured, by this thread. Whatever the result, it is not captured after this.
-        let code = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
-        state.capturing = false;
-        let captured = match check(code, &self.label, "capture the graph") {
-            Ok(()) => self.instantiate(graph),
+        let code = unsafe { api::cuStreamEndCapture(self.stream, &mut graph) };
+        state.capturing = None;
+        self.captured.notify_all();
+        let captured = match self.check(&state, code, "capture the graph") {
+            Ok(()) => self.instantiate(&state, graph),
             Err(error) => {
                 if !graph.is_null() {
                     // SAFETY: nothing else knows this graph.
-                    unsafe { sys::cuGraphDestroy(graph) };
+                    unsafe { api::cuGraphDestroy(graph) };
                 }
                 Err(error)
             }
         };
-        // SAFETY: given back by their owners during the capture.
+        // SAFETY: given back by their owners during the capture; what still runs was submitted before, so it is waited for.
         unsafe {
+            if !state.forgotten.is_empty() || !state.released.is_empty() {
+                api::cuStreamSynchronize(self.stream);
+            }
             for executable in state.forgotten.drain(..) {
-                sys::cuGraphExecDestroy(executable);
+                api::cuGraphExecDestroy(executable);
             }
             for address in state.released.drain(..) {
-                sys::cuMemFree_v2(address);
+                api::cuMemFree_v2(address);
             }
         }
         let executable = captured?;
@@ -463,7 +438,8 @@ impl Accelerator for CudaDevice {
         state.graphs_made += 1;
         state.graphs.insert(id, executable);
         // SAFETY: both are this device's. It saves the first replay the upload.
-        check(unsafe { sys::cuGraphUpload(executable, self.stream) }, &self.label, "upload the graph")?;
+        let code = unsafe { api::cuGraphUpload(executable, self.stream) };
+        self.check(&state, code, "upload the graph")?;
         Ok(id)
     }
 
@@ -474,20 +450,21 @@ impl Accelerator for CudaDevice {
             return Err(Error::device(&self.label, "this graph was dropped", "capture it again"));
         };
         // SAFETY: the graph is this device's and its buffers are live (the caller's promise).
-        check(unsafe { sys::cuGraphLaunch(executable, self.stream) }, &self.label, "replay the graph")
+        let code = unsafe { api::cuGraphLaunch(executable, self.stream) };
+        self.check(&state, code, "replay the graph")
     }
 
     fn forget(&self, graph: GraphId) {
         let Ok(mut state) = self.enter() else { return };
         let Some(executable) = state.graphs.remove(&graph) else { return };
-        if state.capturing {
+        if state.capturing.is_some() {
             state.forgotten.push(executable);
             return;
         }
         // SAFETY: nobody else has the handle, and the work that uses it has ended.
         unsafe {
-            sys::cuStreamSynchronize(self.stream);
-            sys::cuGraphExecDestroy(executable);
+            api::cuStreamSynchronize(self.stream);
+            api::cuGraphExecDestroy(executable);
         }
     }
 

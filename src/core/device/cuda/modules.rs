@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
 use std::ptr;
 
-use cudarc::driver::sys::{self, CUresult};
+use cudarc::driver::sys;
 
-use super::driver::describe;
+use super::api::{self, Code};
+use super::driver::{describe, mend};
 use crate::device::ptx::{self, EmbeddedPtx, Origin};
 use crate::device::{Kernel, launches};
 use crate::error::{Error, Result};
 
-/// Dynamic shared memory that a kernel may have without asking.
+/// Shared memory, static and dynamic, that a kernel may have without asking.
 const FREE_SHARED_BYTES: u32 = 48 << 10;
 
 /// Bytes for the driver's account of PTX that it refuses.
@@ -42,7 +43,8 @@ impl Modules {
     ) -> Result<sys::CUfunction> {
         let key = ptr::from_ref(kernel) as usize;
         if !self.functions.contains_key(&key) {
-            if capturing && !self.modules.contains_key(kernel.module) {
+            // Loading a module, and a function of it, is nothing that the driver allows in a capture.
+            if capturing {
                 return Err(fail(kernel.name, "not loaded before the capture; run the step once without capture"));
             }
             self.load_function(kernel, capability)?;
@@ -53,8 +55,8 @@ impl Modules {
         if shared_bytes > function.shared_bytes {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is of a loaded module of the current context.
-            match unsafe { sys::cuFuncSetAttribute(function.handle, attribute, shared_bytes as c_int) } {
-                CUresult::CUDA_SUCCESS => function.shared_bytes = shared_bytes,
+            match unsafe { api::cuFuncSetAttribute(function.handle, attribute, shared_bytes as c_int) } {
+                Code::SUCCESS => function.shared_bytes = shared_bytes,
                 code => {
                     let message = format!("cannot have {shared_bytes} bytes of shared memory: {}", describe(code));
                     return Err(fail(kernel.name, message));
@@ -80,7 +82,7 @@ impl Modules {
         self.functions.clear();
         for (_, module) in self.modules.drain() {
             // SAFETY: the caller's promise.
-            unsafe { sys::cuModuleUnload(module) };
+            unsafe { api::cuModuleUnload(module) };
         }
     }
 
@@ -97,17 +99,22 @@ impl Modules {
         let mut handle: sys::CUfunction = ptr::null_mut();
         // SAFETY: the module is loaded and the name ends with a zero byte. Functions load lazily, which a capture would
         // refuse: hence cuFuncLoad.
-        let code = unsafe {
-            match sys::cuModuleGetFunction(&mut handle, module, name.as_ptr()) {
-                CUresult::CUDA_SUCCESS => sys::cuFuncLoad(handle),
-                code => code,
-            }
-        };
-        if code != CUresult::CUDA_SUCCESS {
-            return Err(fail(kernel.name, format!("cannot be loaded: {}", describe(code))));
+        let mut found = unsafe { api::cuModuleGetFunction(&mut handle, module, name.as_ptr()) };
+        if found == Code::SUCCESS {
+            // SAFETY: the function was found just now.
+            found = unsafe { api::cuFuncLoad(handle) };
+        }
+        let (mut own, size) = (0, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES);
+        if found == Code::SUCCESS {
+            // SAFETY: as above; `own` outlives the call.
+            found = unsafe { api::cuFuncGetAttribute(&mut own, size, handle) };
+        }
+        if found != Code::SUCCESS {
+            return Err(fail(kernel.name, format!("cannot be loaded: {}; {}", describe(found), mend(found))));
         }
         let key = ptr::from_ref(kernel) as usize;
-        self.functions.insert(key, Function { handle, shared_bytes: FREE_SHARED_BYTES });
+        let shared_bytes = FREE_SHARED_BYTES.saturating_sub(own.max(0) as u32);
+        self.functions.insert(key, Function { handle, shared_bytes });
         Ok(())
     }
 }
@@ -127,14 +134,15 @@ fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Result<sys::CUmo
         }
         let (code, handle, log) = load_text(&candidate.text()?);
         match code {
-            CUresult::CUDA_SUCCESS => return Ok(handle),
-            CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {}
+            Code::SUCCESS => return Ok(handle),
+            Code::UNSUPPORTED_PTX_VERSION => {}
             code => {
                 let made = match candidate.origin {
                     Origin::Nvcc { version } => format!("PTX of nvcc {version}"),
                     Origin::Prebuilt { .. } => "prebuilt PTX".to_string(),
                 };
-                return Err(fail(module, format!("the driver refuses its {made}: {}{log}", describe(code))));
+                let message = format!("the driver refuses its {made}: {}{log}; {}", describe(code), mend(code));
+                return Err(fail(module, message));
             }
         }
     }
@@ -142,7 +150,7 @@ fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Result<sys::CUmo
 }
 
 /// Hands PTX to the driver's compiler: the result, the module, and the compiler's first complaint.
-fn load_text(text: &[u8]) -> (CUresult, sys::CUmodule, String) {
+fn load_text(text: &[u8]) -> (Code, sys::CUmodule, String) {
     let mut log = vec![0u8; LOG_BYTES];
     let mut options =
         [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
@@ -152,7 +160,7 @@ fn load_text(text: &[u8]) -> (CUresult, sys::CUmodule, String) {
     // value is passed in the place of the pointer.
     let code = unsafe {
         let (count, options) = (options.len() as u32, options.as_mut_ptr());
-        sys::cuModuleLoadDataEx(&mut module, text.as_ptr().cast(), count, options, values.as_mut_ptr())
+        api::cuModuleLoadDataEx(&mut module, text.as_ptr().cast(), count, options, values.as_mut_ptr())
     };
     let log = String::from_utf8_lossy(log.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned();
     let log =

@@ -84,6 +84,7 @@ fn config(sizes: Sizes, pass: Pass, dtype: DType) -> LaunchConfig {
         grid: [(sizes.batch * heads * sizes.tokens.div_ceil(rows)) as u32, parts, 1],
         block: [threads as u32, 1, 1],
         shared_bytes: bytes as u32,
+        ..LaunchConfig::default()
     }
 }
 

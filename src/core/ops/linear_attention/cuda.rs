@@ -41,6 +41,7 @@ impl Plan {
             grid: [(sizes.batch * sizes.heads) as u32, 1, 1],
             block: [threads as u32, 1, 1],
             shared_bytes: 4 * floats as u32,
+            ..LaunchConfig::default()
         };
         Self { config, tile, groups }
     }

@@ -130,6 +130,8 @@ pub struct Driver {
     pub replace: Option<std::path::PathBuf>,
     /// Executed lines of each module's text, where somebody wants them.
     pub executed: Option<BTreeMap<String, BTreeSet<u32>>>,
+    /// What the next call of a name returns without doing anything, for tests of whoever calls.
+    pub answers: HashMap<String, Code>,
     next: Handle,
     counts: BTreeMap<&'static str, u64>,
     count_file: Option<std::path::PathBuf>,
@@ -185,6 +187,7 @@ impl Driver {
             executables: HashMap::new(),
             pinned: BTreeMap::new(),
             replace: variable("PTX_MACHINE_REPLACE").map(Into::into),
+            answers: HashMap::new(),
             next: 0x1_0000,
             counts: BTreeMap::new(),
             count_file: variable("PTX_MACHINE_COUNT").map(Into::into),

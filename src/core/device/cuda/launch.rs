@@ -1,0 +1,147 @@
+//! Launches: a kernel's arguments and its configuration, as the driver takes them.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use cudarc::driver::sys;
+
+use super::api::{self, Code};
+use super::driver::describe;
+use super::{CudaDevice, State};
+use crate::device::{Kernel, KernelArgument, LaunchAttributes, LaunchConfig};
+use crate::error::{Error, Result};
+
+/// The most arguments that a kernel may have.
+const MAX_ARGUMENTS: usize = 48;
+
+/// The first devices whose grids can begin while the one before still runs.
+const PROGRAMMATIC: (u32, u32) = (9, 0);
+
+/// The values of a kernel's arguments. The driver reads as many bytes of each as the kernel's parameter has, from the first on.
+struct Values([[u8; 8]; MAX_ARGUMENTS]);
+
+impl Values {
+    fn of(arguments: &[KernelArgument]) -> Self {
+        let mut values = [[0u8; 8]; MAX_ARGUMENTS];
+        for (value, argument) in values.iter_mut().zip(arguments) {
+            match *argument {
+                KernelArgument::Buffer { address, .. } => *value = address.to_ne_bytes(),
+                KernelArgument::U64(number) => *value = number.to_ne_bytes(),
+                KernelArgument::I32(number) => value[..4].copy_from_slice(&number.to_ne_bytes()),
+                KernelArgument::U32(number) => value[..4].copy_from_slice(&number.to_ne_bytes()),
+                KernelArgument::F32(number) => value[..4].copy_from_slice(&number.to_ne_bytes()),
+            }
+        }
+        Self(values)
+    }
+
+    fn pointers(&mut self) -> [*mut c_void; MAX_ARGUMENTS] {
+        self.0.each_mut().map(|value| value.as_mut_ptr().cast())
+    }
+}
+
+/// The attributes in the driver's form, those that the device knows.
+fn attributes(wanted: LaunchAttributes, capability: (u32, u32)) -> Vec<sys::CUlaunchAttribute> {
+    let LaunchAttributes { programmatic } = wanted;
+    let mut list = Vec::new();
+    if programmatic && capability >= PROGRAMMATIC {
+        list.push(sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        });
+    }
+    list
+}
+
+impl CudaDevice {
+    /// Submits a kernel.
+    ///
+    /// # Safety
+    /// As [`Accelerator::launch`](crate::device::Accelerator::launch); the context is current.
+    pub(super) unsafe fn submit(
+        &self,
+        state: &mut State,
+        kernel: &'static Kernel,
+        config: LaunchConfig,
+        arguments: &[KernelArgument],
+    ) -> Result<()> {
+        let fail = |message: String| Error::Kernel { kernel: kernel.name.into(), message };
+        let LaunchConfig { grid, block, shared_bytes, attributes: wanted } = config;
+        if shared_bytes > self.shared_limit {
+            let limit = self.shared_limit;
+            return Err(fail(format!("{shared_bytes} bytes of shared memory a block, {} has {limit}", self.label)));
+        }
+        if arguments.len() > MAX_ARGUMENTS {
+            return Err(fail(format!("{} arguments, {MAX_ARGUMENTS} are supported", arguments.len())));
+        }
+        let capturing = state.capturing.is_some();
+        let function = state.modules.function(kernel, shared_bytes, self.capability, capturing)?;
+        let mut values = Values::of(arguments);
+        let mut pointers = values.pointers();
+        let mut attributes = attributes(wanted, self.capability);
+        let ([gx, gy, gz], [bx, by, bz], parameters) = (grid, block, pointers.as_mut_ptr());
+        let code = if attributes.is_empty() {
+            let (stream, extra) = (self.stream, ptr::null_mut());
+            // SAFETY: the arguments match the kernel (the caller's promise); the driver copies their values before it returns.
+            unsafe { api::cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared_bytes, stream, parameters, extra) }
+        } else {
+            let config = sys::CUlaunchConfig {
+                gridDimX: gx,
+                gridDimY: gy,
+                gridDimZ: gz,
+                blockDimX: bx,
+                blockDimY: by,
+                blockDimZ: bz,
+                sharedMemBytes: shared_bytes,
+                hStream: self.stream,
+                attrs: attributes.as_mut_ptr(),
+                numAttrs: attributes.len() as u32,
+            };
+            // SAFETY: as above; the attributes outlive the call.
+            unsafe { api::cuLaunchKernelEx(&config, function, parameters) }.ok_or_else(|| {
+                fail("a launch with attributes, for which the driver is too old; update NVIDIA's driver".into())
+            })?
+        };
+        if code == Code::SUCCESS {
+            state.last_kernel = Some(kernel.name);
+            return Ok(());
+        }
+        let launch = format!("grid {grid:?}, block {block:?}, {shared_bytes} bytes shared");
+        // A fault of earlier work comes out of whichever call is next.
+        let before = match (code.is_fault(), state.last_kernel) {
+            (true, Some(last)) => format!("; the fault is of earlier work, up to kernel {last}"),
+            _ => String::new(),
+        };
+        Err(fail(format!("cannot launch with {launch} on {}: {}{before}", self.label, describe(code))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_go_to_devices_that_know_them() {
+        let wanted = LaunchAttributes { programmatic: true };
+        assert!(attributes(wanted, (8, 0)).is_empty() && attributes(wanted, (8, 9)).is_empty());
+        assert!(attributes(LaunchAttributes::default(), (9, 0)).is_empty());
+        let list = attributes(wanted, (9, 0));
+        // SAFETY: the field that was written.
+        let value = unsafe { list[0].value.programmaticStreamSerializationAllowed };
+        assert_eq!((list.len(), list[0].id as u32, value), (1, 6, 1));
+    }
+
+    #[test]
+    fn values_lie_where_the_driver_reads() {
+        let buffer = KernelArgument::Buffer { address: 0x1234_5678_9abc_def0, bytes: 4, writable: false };
+        let mut values = Values::of(&[buffer, KernelArgument::I32(-2), KernelArgument::F32(1.5)]);
+        let pointers = values.pointers();
+        // SAFETY: each points to eight bytes of `values`.
+        unsafe {
+            assert_eq!(pointers[0].cast::<u64>().read_unaligned(), 0x1234_5678_9abc_def0);
+            assert_eq!(pointers[1].cast::<i32>().read_unaligned(), -2);
+            assert_eq!(pointers[2].cast::<f32>().read_unaligned(), 1.5);
+        }
+    }
+}

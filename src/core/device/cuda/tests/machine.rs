@@ -1,0 +1,376 @@
+//! The back end against the machine of `tools/ptx-machine`, each test in a child whose `libcuda` that is.
+
+use std::ffi::CString;
+use std::path::PathBuf;
+
+use super::*;
+use crate::device::launches::LayerNormBwdAffineFinal;
+use crate::device::{Capture, LaunchAttributes, Slice, SliceMut, ptx};
+
+/// Puts the machine into a folder under these names.
+fn install(names: &[&str]) -> tempfile::TempDir {
+    // Cargo builds it, for it is a dependency of the tests, and puts it beside them; nothing links it.
+    let built = std::env::current_exe().unwrap().with_file_name("libptx_machine.so");
+    let folder = tempfile::tempdir().unwrap();
+    for name in names {
+        std::fs::copy(&built, folder.path().join(name)).unwrap_or_else(|fault| panic!("{}: {fault}", built.display()));
+    }
+    folder
+}
+
+/// Runs `body` in a child on the machine.
+fn on_machine(test: &str, environment: &[(&str, &str)], body: impl FnOnce()) {
+    if std::env::var_os(CHILD).is_some() {
+        body();
+        println!("outcome: done");
+        return;
+    }
+    let folder = install(&["libcuda.so", "libcuda.so.1"]);
+    assert_eq!(child(&format!("machine::{test}"), folder.path(), environment), "done");
+}
+
+/// Allocations, graphs and the like that the machine has given out and not got back.
+fn live() -> c_int {
+    // SAFETY: the machine is loaded by now, and this its function's type.
+    unsafe { api::machine::<unsafe extern "C" fn() -> c_int>("ptx_machine_live").unwrap()() }
+}
+
+/// Has the next call of a function return a result and do nothing.
+fn answer(function: &str, code: u32) {
+    let name = CString::new(function).unwrap();
+    // SAFETY: the machine is loaded by now, and this its function's type.
+    let set = unsafe { api::machine::<unsafe extern "C" fn(*const c_char, u32)>("ptx_machine_answer").unwrap() };
+    // SAFETY: the name ends with a zero byte.
+    unsafe { set(name.as_ptr(), code) };
+}
+
+fn read(device: &CudaDevice, address: u64, length: usize) -> Vec<u8> {
+    let mut back = vec![0u8; length];
+    // SAFETY: callers read within an allocation.
+    unsafe { device.download(address, &mut back).unwrap() };
+    back
+}
+
+fn fails(outcome: Result<()>, words: &str) {
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains(words) && error.lines().count() == 1, "{error}");
+}
+
+/// Uploads, copies and zeroes; the two allocations.
+fn copies(device: &CudaDevice) -> (u64, u64) {
+    // Copies longer than the pinned buffer, and not a multiple of it.
+    let bytes: Vec<u8> = (0..2 * STAGING_BYTES + 5).map(|i| (i * 7 % 251) as u8).collect();
+    let (first, second) = (device.allocate(bytes.len()).unwrap(), device.allocate(bytes.len()).unwrap());
+    // SAFETY: within the two allocations.
+    unsafe {
+        device.upload(&bytes, first).unwrap();
+        device.copy(first, second, bytes.len()).unwrap();
+        device.zero(second + 4, 8).unwrap();
+        device.zero(second + 13, 3).unwrap();
+    }
+    let mut expected = bytes.clone();
+    expected[4..12].fill(0);
+    expected[13..16].fill(0);
+    assert!(read(device, first, bytes.len()) == bytes && read(device, second, bytes.len()) == expected);
+    (first, second)
+}
+
+/// A typed launch: `partial` [2, 3, 2] at `from` to dgamma and dbeta [2] at `to`.
+fn sum(device: &CudaDevice, from: u64, to: u64, accumulate: u32, config: LaunchConfig) -> Result<()> {
+    // SAFETY: the ranges lie in live allocations (or the machine tells that they do not) and do not overlap.
+    let (dgamma, dbeta, partial) =
+        unsafe { (SliceMut::from_raw(to, 2), SliceMut::from_raw(to + 8, 2), Slice::from_raw(from, 12)) };
+    LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 3, cols: 2, accumulate }.launch(device, config)
+}
+
+/// Two allocations, the first with 1 to 12.
+fn operands(device: &CudaDevice) -> (u64, u64) {
+    let (from, to) = (device.allocate(48).unwrap(), device.allocate(16).unwrap());
+    let partial: Vec<f32> = (1..=12u8).map(f32::from).collect();
+    // SAFETY: 48 bytes within the allocation.
+    unsafe { device.upload(bytemuck::cast_slice(&partial), from).unwrap() };
+    (from, to)
+}
+
+fn floats(device: &CudaDevice, address: u64) -> Vec<f32> {
+    bytemuck::pod_collect_to_vec(&read(device, address, 16))
+}
+
+const CONFIG: LaunchConfig = LaunchConfig {
+    grid: [1, 1, 1],
+    block: [256, 1, 1],
+    shared_bytes: 0,
+    attributes: LaunchAttributes { programmatic: false },
+};
+
+#[test]
+fn works() {
+    on_machine("works", &[], exercise);
+}
+
+fn exercise() {
+    let device = CudaDevice::open(0).unwrap();
+    assert_eq!(device.name(), "PTX machine (A100) (cuda:0)");
+    assert_eq!((device.capability(), device.multiprocessors()), ((8, 0), 108));
+    assert_eq!(device.memory().unwrap(), (40 << 30, 40 << 30));
+    assert!(matches!(device.allocate(41 << 30).unwrap_err(), Error::OutOfMemory { available: 0xa_0000_0000, .. }));
+
+    let (first, second) = copies(&device);
+    let partial: Vec<f32> = (1..=12u8).map(f32::from).collect();
+    // SAFETY: 48 bytes within an allocation.
+    unsafe { device.upload(bytemuck::cast_slice(&partial), first).unwrap() };
+    let launch = |accumulate: u32, config: LaunchConfig| sum(&device, first, second, accumulate, config);
+    let (config, sums) = (CONFIG, || floats(&device, second));
+
+    // A module that was not loaded cannot be loaded in a capture, which ends with its guard.
+    let capture = Capture::begin(&device).unwrap();
+    fails(launch(0, config), "not loaded before the capture");
+    drop(capture);
+    device.preload(&["layer_norm"]).unwrap();
+    launch(0, config).unwrap();
+    assert_eq!(sums(), [9.0, 12.0, 27.0, 30.0]);
+    launch(0, config.with_shared(64 << 10)).unwrap();
+    fails(launch(0, config.with_shared(164 << 10)), "167936 bytes of shared memory a block");
+    fails(launch(0, LaunchConfig::linear(1, 257)), "257 threads in a block");
+
+    // A capture records, and refuses what cannot be replayed.
+    let third = device.allocate(4).unwrap();
+    let before = live();
+    let capture = Capture::begin(&device).unwrap();
+    fails(Capture::begin(&device).map(drop), "cannot begin another capture");
+    fails(device.allocate(4).map(drop), "cannot allocate while a graph is captured");
+    fails(device.synchronize(), "cannot wait");
+    fails(device.preload(&["layer_norm"]), "cannot load kernels");
+    // SAFETY: within the allocations; nothing else uses `third`.
+    unsafe {
+        fails(device.upload(&[0; 4], first), "cannot copy from the host");
+        device.zero(second, 8).unwrap();
+        device.release(third);
+    }
+    launch(1, config).unwrap();
+    assert_eq!(live(), before, "the allocation is given back behind the capture");
+    let graph = capture.finish().unwrap();
+    assert_eq!(live(), before, "a graph more, an allocation less");
+    assert_eq!(sums(), [9.0, 12.0, 27.0, 30.0], "nothing was executed");
+    for expected in [[9.0, 12.0, 54.0, 60.0], [9.0, 12.0, 81.0, 90.0]] {
+        // SAFETY: its buffers are live.
+        unsafe { device.replay(graph).unwrap() };
+        assert_eq!(sums(), expected);
+    }
+    device.forget(graph);
+    // SAFETY: a graph that is gone uses nothing.
+    fails(unsafe { device.replay(graph) }, "this graph was dropped");
+
+    // SAFETY: nothing uses them any more.
+    unsafe {
+        device.release(first);
+        device.release(second);
+    }
+    drop(device);
+    assert_eq!(live(), 0, "everything was given back");
+}
+
+/// Not one of today's results.
+const UNKNOWN: u32 = 987_654;
+
+#[test]
+fn a_result_that_nobody_knows_is_an_error() {
+    on_machine("a_result_that_nobody_knows_is_an_error", &[], || {
+        let fails = |function: &str, outcome: Result<()>| {
+            let error = outcome.expect_err(function).to_string();
+            assert!(error.contains("error 987654") && error.lines().count() == 1, "{function}: {error}");
+        };
+        CudaDevice::count().unwrap();
+        for function in [
+            "cuDeviceGetCount",
+            "cuDeviceGet",
+            "cuDeviceGetName",
+            "cuDeviceGetAttribute",
+            "cuDevicePrimaryCtxRetain",
+            "cuCtxSetCurrent",
+            "cuStreamCreate",
+        ] {
+            answer(function, UNKNOWN);
+            fails(function, CudaDevice::open(0).map(drop));
+        }
+        let device = CudaDevice::open(0).unwrap();
+        let (from, to) = operands(&device);
+        let launch = |config| sum(&device, from, to, 0, config);
+        for function in
+            ["cuModuleLoadDataEx", "cuModuleGetFunction", "cuFuncLoad", "cuFuncGetAttribute", "cuLaunchKernel"]
+        {
+            answer(function, UNKNOWN);
+            fails(function, launch(CONFIG));
+        }
+        answer("cuFuncSetAttribute", UNKNOWN);
+        fails("cuFuncSetAttribute", launch(CONFIG.with_shared(64 << 10)));
+        let mut bytes = [0u8; 16];
+        // SAFETY: within the allocations.
+        let calls: [(&str, &mut dyn FnMut() -> Result<()>); 8] = unsafe {
+            [
+                ("cuMemGetInfo_v2", &mut || device.memory().map(drop)),
+                ("cuMemAlloc_v2", &mut || device.allocate(4).map(drop)),
+                ("cuMemcpyHtoDAsync_v2", &mut || device.upload(&[0; 4], to)),
+                ("cuMemcpyDtoHAsync_v2", &mut || device.download(to, &mut bytes)),
+                ("cuMemcpyDtoDAsync_v2", &mut || device.copy(from, to, 4)),
+                ("cuMemsetD32Async", &mut || device.zero(to, 4)),
+                ("cuMemsetD8Async", &mut || device.zero(to, 3)),
+                ("cuStreamSynchronize", &mut || device.synchronize()),
+            ]
+        };
+        for (function, call) in calls {
+            answer(function, UNKNOWN);
+            fails(function, call());
+        }
+        let capture = || {
+            let capture = Capture::begin(&device)?;
+            launch(CONFIG)?;
+            capture.finish()
+        };
+        for function in ["cuStreamBeginCapture_v2", "cuGraphInstantiateWithFlags", "cuGraphUpload"] {
+            answer(function, UNKNOWN);
+            fails(function, capture().map(drop));
+        }
+        let graph = capture().unwrap();
+        answer("cuGraphLaunch", UNKNOWN);
+        // SAFETY: its buffers are live.
+        fails("cuGraphLaunch", unsafe { device.replay(graph) });
+        // And all goes on.
+        launch(CONFIG).unwrap();
+        assert_eq!(floats(&device, to), [9.0, 12.0, 27.0, 30.0]);
+    });
+}
+
+#[test]
+fn a_fault_stays_and_names_its_kernel() {
+    on_machine("a_fault_stays_and_names_its_kernel", &[], || {
+        let device = CudaDevice::open(0).unwrap();
+        let (from, to) = operands(&device);
+        device.preload(&["layer_norm"]).unwrap();
+        // Behind the allocation's end.
+        sum(&device, from + (1 << 20), to, 0, CONFIG).unwrap();
+        let wrong = "a kernel is wrong: run `engine doctor`";
+        fails(device.synchronize(), "at or before kernel layer_norm_bwd_affine_final: CUDA_ERROR_ILLEGAL_ADDRESS");
+        fails(
+            sum(&device, from, to, 0, CONFIG),
+            "the fault is of earlier work, up to kernel layer_norm_bwd_affine_final",
+        );
+        // SAFETY: within the allocations.
+        unsafe {
+            fails(device.zero(to, 4), "work up to kernel layer_norm_bwd_affine_final has failed");
+            fails(device.upload(&[0; 4], to), wrong);
+        }
+        fails(device.allocate(4).map(drop), wrong);
+        fails(Capture::begin(&device).map(drop), wrong);
+    });
+}
+
+#[test]
+fn an_attribute_arrives() {
+    on_machine("an_attribute_arrives", &[("PTX_MACHINE_DEVICE", "h100")], || {
+        let early = CONFIG.with_attributes(LaunchAttributes { programmatic: true });
+        let (from, to, device) = {
+            let device = CudaDevice::open(0).unwrap();
+            assert_eq!(device.capability(), (9, 0));
+            let (from, to) = operands(&device);
+            sum(&device, from, to, 0, CONFIG).unwrap();
+            sum(&device, from, to, 1, CONFIG).unwrap();
+            assert_eq!(floats(&device, to), [18.0, 24.0, 54.0, 60.0]);
+            (from, to, device)
+        };
+        // The same two with the second launched to begin early, by a kernel that does not wait: the machine sees a race, here in
+        // a graph.
+        let capture = Capture::begin(&device).unwrap();
+        sum(&device, from, to, 0, CONFIG).unwrap();
+        sum(&device, from, to, 1, early).unwrap();
+        let graph = capture.finish().unwrap();
+        // SAFETY: its buffers are live.
+        unsafe { device.replay(graph).unwrap() };
+        fails(device.synchronize(), "CUDA_ERROR_LAUNCH_FAILED");
+    });
+}
+
+#[test]
+fn an_older_device_takes_no_attribute() {
+    on_machine("an_older_device_takes_no_attribute", &[], || {
+        let device = CudaDevice::open(0).unwrap();
+        let (from, to) = operands(&device);
+        for accumulate in [0, 1] {
+            let early = CONFIG.with_attributes(LaunchAttributes { programmatic: true });
+            sum(&device, from, to, accumulate, early).unwrap();
+        }
+        assert_eq!(floats(&device, to), [18.0, 24.0, 54.0, 60.0]);
+    });
+}
+
+#[test]
+fn other_threads_wait_for_a_capture() {
+    on_machine("other_threads_wait_for_a_capture", &[], || {
+        let device = CudaDevice::open(0).unwrap();
+        let (from, to) = operands(&device);
+        sum(&device, from, to, 0, CONFIG).unwrap();
+        let capture = Capture::begin(&device).unwrap();
+        let graph = thread::scope(|scope| {
+            // Would be recorded, and be done at each replay.
+            let other = scope.spawn(|| sum(&device, from, to, 1, CONFIG));
+            thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!other.is_finished(), "it waits");
+            fails(scope.spawn(|| device.end_capture().map(drop)).join().unwrap(), "in the thread that began it");
+            let graph = capture.finish().unwrap();
+            other.join().unwrap().unwrap();
+            graph
+        });
+        assert_eq!(floats(&device, to), [18.0, 24.0, 54.0, 60.0]);
+        // SAFETY: it uses nothing.
+        unsafe { device.replay(graph).unwrap() };
+        assert_eq!(floats(&device, to), [18.0, 24.0, 54.0, 60.0], "nothing was recorded");
+    });
+}
+
+/// The embedded PTX of `layer_norm`, changed, in a folder from which the machine takes it.
+fn replaced(change: impl Fn(&str) -> String) -> (tempfile::TempDir, PathBuf) {
+    let text = ptx::candidates("layer_norm", (8, 0)).last().unwrap().text().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("layer_norm.ptx");
+    std::fs::write(&path, change(std::str::from_utf8(text.strip_suffix(&[0]).unwrap()).unwrap())).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn refused_ptx_is_told_with_the_compilers_words() {
+    let (folder, _) = replaced(|text| text.replacen("ld.param", "ld.parameter", 1));
+    let folder = [("PTX_MACHINE_REPLACE", folder.path().to_str().unwrap())];
+    on_machine("refused_ptx_is_told_with_the_compilers_words", &folder, || {
+        let device = CudaDevice::open(0).unwrap();
+        let (from, to) = operands(&device);
+        let error = sum(&device, from, to, 0, CONFIG).unwrap_err().to_string();
+        let told = "kernel layer_norm: the driver refuses its prebuilt PTX: CUDA_ERROR_INVALID_PTX";
+        assert!(error.starts_with(told) && error.contains("ptxas fatal") && error.contains("ld.parameter"), "{error}");
+    });
+}
+
+#[test]
+fn static_shared_memory_counts() {
+    let (folder, _) = replaced(|text| {
+        let (before, entry) = text.split_once(".entry layer_norm_bwd_affine_final(").unwrap();
+        let (parameters, body) = entry.split_once('{').unwrap();
+        let array = ".shared .align 16 .b8 unused[40960];";
+        format!("{before}.entry layer_norm_bwd_affine_final({parameters}{{\n{array}\n{body}")
+    });
+    let folder = [("PTX_MACHINE_REPLACE", folder.path().to_str().unwrap())];
+    on_machine("static_shared_memory_counts", &folder, || {
+        let device = CudaDevice::open(0).unwrap();
+        let (from, to) = operands(&device);
+        // 40 KiB and 16 KiB are more than 48 KiB, which need no word.
+        sum(&device, from, to, 0, CONFIG.with_shared(16 << 10)).unwrap();
+        assert_eq!(floats(&device, to), [9.0, 12.0, 27.0, 30.0]);
+    });
+}
+
+/// A toolkit's stub, which has the name without a number, does not stand in the driver's way.
+#[test]
+fn the_drivers_own_name_comes_first() {
+    let folder = install(&["libcuda.so.1"]);
+    std::fs::write(folder.path().join("libcuda.so"), "a stub").unwrap();
+    assert!(child(OPENING, folder.path(), &[]).starts_with("opened PTX machine"));
+}
