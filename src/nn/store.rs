@@ -10,6 +10,7 @@ use std::collections::HashSet;
 
 use super::scope::Scope;
 use crate::error::{Error, Result};
+use crate::ops::elementwise::cast_into;
 use crate::ops::host::{math, normal::fill_normal};
 use crate::rng::{Philox, Purpose};
 use crate::tape::{Accumulate, Prepared, Tape};
@@ -179,15 +180,12 @@ impl Flat {
             DType::F64 => self.master.upload(&flat.iter().map(|&x| x as f64).collect::<Vec<_>>())?,
             _ => self.master.upload(flat)?,
         }
-        self.round(flat)
+        self.round()
     }
 
-    /// Overwrites the rounded copies, where there are any, with those of `flat`.
-    fn round(&self, flat: &[f32]) -> Result<()> {
-        match &self.compute {
-            Some(compute) => compute.upload(&flat.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>()),
-            None => Ok(()),
-        }
+    /// Overwrites the rounded copies, where there are any, with those of the masters, on their device.
+    fn round(&self) -> Result<()> {
+        self.compute.as_ref().map_or(Ok(()), |compute| cast_into(&self.master, compute))
     }
 
     /// The buffer from which a parameter of this use is read.
@@ -363,13 +361,13 @@ impl Parameters {
         Ok(Self { specs, trained: Flat { master, compute }, fixed, constants, precision: self.precision })
     }
 
-    /// Rounds the masters of what is trained anew into the copies that products read. Not for captured programs: it goes
-    /// through the host.
+    /// Rounds the masters of what is trained anew into the copies that products read: on the device, without a wait, with the bits of
+    /// [`cast_into`].
+    ///
+    /// # Errors
+    /// Those of the device.
     pub fn refresh(&self) -> Result<()> {
-        match &self.trained.compute {
-            Some(_) => self.trained.round(&self.trained.master.download::<f32>()?),
-            None => Ok(()),
-        }
+        self.trained.round()
     }
 
     /// Room for the weights in the forms that ops on the CPU read, to be refreshed whenever parameters may have changed.

@@ -144,6 +144,45 @@ pub fn sample(config: &Config, device: &Device, precision: DType, batch: usize, 
     images
 }
 
+/// Holds the rounded copies of weights on a device against those that the host makes, bit by bit.
+pub fn rounds_as_the_host(device: &Device) {
+    let (_, builder) = models::build(&config(&[]).model).unwrap();
+    let parameters = Parameters::new(&Context::new(device.clone()), builder, DType::BF16).unwrap();
+    // Every kind of number: ties, numbers that become infinite, subnormal ones, infinities, NaNs with payloads.
+    let special = [
+        0x3f80_8000,
+        0x3f81_8000,
+        0x3f80_8001,
+        0xbf80_7fff,
+        0x7f7f_ffff,
+        0x0000_8000,
+        0x8001_8000,
+        0x8000_0001,
+        0x7f80_0000,
+        0xff80_0000,
+        0x7f80_0001,
+        0xff80_ffff,
+        0x7fc1_2345,
+        0xffff_ffff,
+    ];
+    let philox = Philox::new(7);
+    let words = (0..parameters.flat_len().div_ceil(4) as u32).flat_map(|i| philox.bits4(i, 0, 0, Purpose::Probe));
+    let flat: Vec<f32> = special.into_iter().chain(words).take(parameters.flat_len()).map(f32::from_bits).collect();
+    let expected: Vec<u16> = flat.iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect();
+    let compute = parameters.compute().unwrap();
+    let check = |how: &str| {
+        let rounded = compute.download::<half::bf16>().unwrap();
+        for (k, (x, expected)) in rounded.iter().zip(&expected).enumerate() {
+            assert_eq!(x.to_bits(), *expected, "{how}: {:08x}", flat[k].to_bits());
+        }
+        compute.zero().unwrap();
+    };
+    parameters.set_flat(&flat).unwrap();
+    check("set");
+    parameters.refresh().unwrap();
+    check("refreshed");
+}
+
 /// ‖a − b‖ / ‖a‖.
 pub fn distance(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());

@@ -16,10 +16,12 @@ mod cuda;
 
 pub use cases::cases;
 
+use half::bf16;
+
 use crate::error::{Error, Result};
 use crate::ops::run;
 use crate::tape::{self, Destination, Tape, Var};
-use crate::tensor::{Cost, DType, Tensor};
+use crate::tensor::{Backend, Cost, DType, Tensor};
 
 const OP: &str = "elementwise";
 
@@ -106,6 +108,21 @@ pub fn cast(tape: &Tape, x: &Var, dtype: DType) -> Result<Var> {
         backward.context().charge("cast_bwd", Cost::memory(dx.bytes() + backward.gradient().bytes()));
         tape::convert(&dx, backward.gradient())
     }))
+}
+
+/// Overwrites `to` with `x` in the dtype of `to`, of as many elements; outside of any tape, and in captured programs too. `f32` becomes
+/// `bf16` to the nearest, ties to even, on every device; a NaN becomes a quiet NaN with its sign and what is left of its payload.
+///
+/// # Errors
+/// [`Error::Shape`] where the lengths differ, [`Error::Unsupported`] for a pair of dtypes that the device does not convert.
+pub fn cast_into(x: &Tensor, to: &Tensor) -> Result<()> {
+    let fits = x.len() == to.len() && (x.dtype(), to.dtype()) == (DType::F32, DType::BF16);
+    if fits && matches!(x.context().backend(), Backend::Cpu) {
+        let pairs = to.host_mut::<bf16>().iter_mut().zip(x.host::<f32>());
+        pairs.for_each(|(to, &x)| *to = bf16::from_f32(x));
+        return Ok(());
+    }
+    tape::convert(&Destination::overwrite(to), x)
 }
 
 fn same(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
