@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{Denoiser, NoiseSchedule, Plan, Prediction, SamplingConfig};
 use crate::error::{Error, Result};
 use crate::nn::Parameters;
-use crate::ops::control::Control;
+use crate::ops::control::{Control, WORDS};
 use crate::ops::sampler_step::{SamplerState, fill_noise, sampler_step, sampler_time};
 use crate::tape::{Prepared, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
@@ -47,6 +47,8 @@ pub struct Sampler {
 #[derive(Clone)]
 struct State {
     table: Tensor,
+    /// `[stages, words]`: the control words of each stage of the images under way.
+    rows: Tensor,
     control: Tensor,
     x: Tensor,
     time: Tensor,
@@ -135,6 +137,7 @@ impl Sampler {
         let words: Vec<u32> = bytemuck::cast_slice(&plan.coefficients()).to_vec();
         let state = State {
             table: context.tensor(&words, [plan.stages().len(), words.len() / plan.stages().len()])?,
+            rows: context.zeros([plan.stages().len(), WORDS], DType::U32)?,
             control: Control::buffer(context)?,
             x: rows_of_images()?,
             time: context.zeros([rows], DType::F32)?,
@@ -226,8 +229,9 @@ impl Sampler {
         self.prepared.refresh()?;
         self.state.labels.upload(&rows)?;
         (self.first, self.images) = (first, labels.len());
-        let control = Control { first_item: first, ..Control::default() };
-        self.state.control.upload(&control.words())?;
+        let words = |row| Control { first_item: first, row, ..Control::default() }.words();
+        self.state.rows.upload(&(0..self.stages() as u32).flat_map(words).collect::<Vec<u32>>())?;
+        self.turn_to(0)?;
         let (state, temperature) = (&self.state, self.spec.sampling.temperature as f32);
         fill_noise(&self.context, &state.x, self.copies, &state.control, self.spec.seed, temperature)
     }
@@ -283,7 +287,12 @@ impl Sampler {
         self.state.x.upload(&full.repeat(self.copies))
     }
 
-    /// Does one stage of the plan.
+    /// Brings a stage's words into the control buffer: on the device, without a wait.
+    fn turn_to(&self, stage: usize) -> Result<()> {
+        self.state.control.copy_from(&self.state.rows.part(stage * WORDS, [WORDS])?)
+    }
+
+    /// Does one stage of the plan, of images that were begun. On an accelerator it is only submitted: whoever asks for the state waits.
     ///
     /// # Errors
     /// A stage that the plan does not have; what the device reports.
@@ -291,8 +300,7 @@ impl Sampler {
         if stage >= self.stages() {
             return Err(Error::shape("sampler", format!("stage {stage} of {}", self.stages())));
         }
-        let control = Control { first_item: self.first, row: stage as u32, ..Control::default() };
-        self.state.control.upload(&control.words())?;
+        self.turn_to(stage)?;
         let (context, model, state) = (&self.context, self.model.as_ref(), &self.state);
         let (parameters, seed, copies) = ((&*self.parameters, &self.prepared), self.spec.seed, self.copies);
         self.program.run(|| step(context, model, parameters, state, seed, copies))

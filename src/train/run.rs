@@ -15,7 +15,7 @@ use crate::ops::host::parallel::{install, set_threads};
 use crate::picture::{Image, write_png};
 use crate::tensor::Device;
 
-/// How long metrics may stay on an accelerator: reading them waits for it.
+/// How long metrics may stay on an accelerator: reading them waits for it. So long, about, the host runs ahead of it too.
 const DRAIN: Duration = Duration::from_millis(250);
 
 /// Trains as `request` says and tells `report` what happens; prints nothing.
@@ -62,7 +62,10 @@ pub struct Run<'a> {
     /// The step of the newest checkpoint.
     saved: Option<u64>,
     clock: Instant,
-    drained: Instant,
+    /// When metrics were read last, and after which step.
+    drained: (Instant, u64),
+    /// Steps that the device does in [`DRAIN`]: so many are submitted without reading.
+    ahead: u64,
     last: Option<StepMetrics>,
 }
 
@@ -89,7 +92,8 @@ impl<'a> Run<'a> {
             title,
             saved,
             clock: now,
-            drained: now,
+            drained: (now, step),
+            ahead: 1,
             last: None,
         })
     }
@@ -211,7 +215,8 @@ impl<'a> Run<'a> {
             self.trainer.train_step()?;
             let place = self.place();
             let any = observers.iter().any(|observer| observer.is_due(place));
-            if any || immediate || self.trainer.must_drain() || self.drained.elapsed() > DRAIN {
+            let far = place.step - self.drained.1 >= self.ahead;
+            if any || immediate || far || self.trainer.must_drain() {
                 self.drain()?;
             }
             self.lap(true);
@@ -285,8 +290,21 @@ impl<'a> Run<'a> {
             (self.report)(&Event::Step { step: metrics.step, loss: metrics.loss });
             self.last = Some(metrics);
         }
-        self.drained = Instant::now();
+        self.pace();
         Ok(())
+    }
+
+    /// Submitting a step takes the host no time, so the clock does not tell how far the device is: the steps since the last look, all done
+    /// by now, tell how long one takes.
+    fn pace(&mut self) {
+        let (now, step) = (Instant::now(), self.trainer.step_count());
+        let (since, before) = std::mem::replace(&mut self.drained, (now, step));
+        let steps = step - before;
+        if steps > 0 {
+            let each = ((now - since).as_secs_f64() / steps as f64).max(1e-6);
+            // No more than twice as many as before: the first steps load kernels, and pictures come between steps.
+            self.ahead = ((DRAIN.as_secs_f64() / each) as u64).clamp(1, 2 * self.ahead);
+        }
     }
 
     fn diverged(&self, metrics: &StepMetrics) -> Error {

@@ -74,7 +74,7 @@ pub(super) struct Step {
     pub parameters: Rc<Parameters>,
     /// The moving average of the weights.
     pub averaged: Rc<Parameters>,
-    gradients: Tensor,
+    pub gradients: Tensor,
     pub first: Tensor,
     pub second: Tensor,
     pub ema: Tensor,

@@ -179,6 +179,12 @@ impl Trainer {
         &self.step.parameters
     }
 
+    /// The gradient of the last step `[trained_len]`, f32, flat as [`Parameters::master`]: before it was clipped, and with
+    /// gradient accumulation the sum over the step's batches.
+    pub fn gradients(&self) -> &Tensor {
+        &self.step.gradients
+    }
+
     /// The moving average of the weights. Call [`Trainer::refresh_average`] before using it in bf16.
     pub fn averaged(&self) -> &Rc<Parameters> {
         &self.step.averaged

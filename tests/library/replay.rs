@@ -4,7 +4,7 @@
 use crate::emulator;
 use std::sync::Arc;
 
-use crate::tiny::{BALANCED, State, TOKEN, config, distance, sample, train, trainer};
+use crate::tiny::{BALANCED, State, TOKEN, config, distance, rounds_as_the_host, sample, train, trainer};
 use engine::config::Precision;
 use engine::device::emulator::EmulatorDevice;
 use engine::pipeline::Model;
@@ -205,4 +205,32 @@ fn auto_takes_bf16_on_tensor_cores_alone_and_records_what_it_took() {
         assert_eq!(Model::inspect(&path).unwrap().config.training.precision, expected);
     }
     assert_eq!(config.training.precision, Precision::Auto);
+}
+
+#[test]
+fn weights_are_rounded_on_the_device() {
+    let (emulator, device) = emulated();
+    rounds_as_the_host(&device);
+    let mut trainer = trainer(&config(&[BF16]), &device);
+    trainer.train_step().unwrap();
+    let (launches, waits) = (emulator.launches(), emulator.waits());
+    trainer.refresh_average().unwrap();
+    assert_eq!((emulator.launches() - launches, emulator.waits() - waits), (1, 0));
+}
+
+#[test]
+fn a_replayed_stage_waits_for_nothing() {
+    let (emulator, device) = emulated();
+    let config = config(&["sampling.sampler=ddim", "sampling.num_steps=5", "sampling.guidance=2"]);
+    let mut trainer = trainer(&config, &device);
+    trainer.train_step().unwrap();
+    let mut sampler = trainer.sampler(&config.sampling, 2, 1).unwrap();
+    for _ in 0..2 {
+        sampler.begin(0, &[0, 1]).unwrap();
+        (0..2).for_each(|stage| sampler.advance(stage).unwrap());
+        assert!(sampler.program().is_captured());
+        let waits = emulator.waits();
+        (2..5).for_each(|stage| sampler.advance(stage).unwrap());
+        assert_eq!(emulator.waits(), waits);
+    }
 }
