@@ -7,8 +7,10 @@ mod emulator;
 mod kinds;
 
 use engine_core::device::emulator::Order;
+use engine_core::ops::tokens::tokens;
 use engine_core::ops::{case::Case, cases};
-use engine_core::tensor::{DType, Device};
+use engine_core::tape::Tape;
+use engine_core::tensor::{Context, DType, Device};
 use rayon::prelude::*;
 
 /// Forward, reverse and shuffled: a race that one order hides shows in another, and bits must not depend on it.
@@ -65,5 +67,26 @@ fn every_choice_of_gradients_is_written_and_added_to() {
         every_case(&cases, |case| {
             case.check_wirings(&Device::Accelerator(emulator::device()), dtype).map_err(|error| error.to_string())
         });
+    }
+}
+
+/// No launch of nothing, and no division by it: a batch without items has no tokens, and gives the positions a gradient of zero.
+#[test]
+fn an_empty_batch_of_tokens_is_no_work() {
+    for device in [Device::Cpu, Device::Accelerator(emulator::device())] {
+        for dtype in [DType::F32, DType::BF16] {
+            if dtype == DType::BF16 && matches!(device, Device::Cpu) {
+                continue;
+            }
+            let context = Context::new(device.clone());
+            let tape = Tape::new(&context);
+            let empty = |shape: &[usize]| tape.leaf(&context.persistent(shape, dtype).unwrap());
+            let (patches, token) = (empty(&[0, 4, 8]), empty(&[0, 8]));
+            let position = tape.leaf(&context.tensor(&[1f32; 40], [5, 8]).unwrap());
+            let y = tokens(&tape, &patches, Some(&token), &position).unwrap();
+            assert_eq!(y.sizes(), [0, 5, 8]);
+            tape.backward(&y, context.persistent([0, 5, 8], dtype).unwrap()).unwrap();
+            assert_eq!(tape.gradient(&position).unwrap().to_f64().unwrap(), [0.0; 40]);
+        }
     }
 }

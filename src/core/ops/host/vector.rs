@@ -270,35 +270,24 @@ pub fn scale<T: Float>(dst: &mut [T], alpha: T) {
 /// # Panics
 /// Where `src` is not whole rows.
 pub fn column_sums<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate) {
-    columns(dst, src, src, mode, |sum, x, _| sum + x);
-}
-
-/// The loop of both column sums: parallel over columns, never over rows.
-fn columns<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate, step: impl Fn(T, T, T) -> T + Send + Sync) {
     let cols = dst.len();
     if cols == 0 {
         return;
     }
-    assert!(
-        a.len() == b.len() && a.len().is_multiple_of(cols),
-        "column sums: {} elements are no rows of {cols}",
-        a.len()
-    );
+    assert!(src.len().is_multiple_of(cols), "column sums: {} elements are no rows of {cols}", src.len());
+    // Parallel over columns, never over rows.
     let run = |first: usize, dst: &mut [T]| {
         let width = dst.len();
         dispatch(
             #[inline(always)]
             || {
                 let mut total = [T::ZERO; BLOCK_COLS];
-                for (a, b) in a.chunks(BLOCK_ROWS * cols).zip(b.chunks(BLOCK_ROWS * cols)) {
+                for rows in src.chunks(BLOCK_ROWS * cols) {
                     let mut sums = [T::ZERO; BLOCK_COLS];
-                    let rows = a.chunks_exact(cols).zip(b.chunks_exact(cols));
-                    for (a, b) in rows.map(|(a, b)| (&a[first..][..width], &b[first..][..width])) {
-                        match (a.first_chunk::<BLOCK_COLS>(), b.first_chunk::<BLOCK_COLS>()) {
-                            (Some(a), Some(b)) => (0..BLOCK_COLS).for_each(|j| sums[j] = step(sums[j], a[j], b[j])),
-                            _ => {
-                                sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (&a, &b))| *sum = step(*sum, a, b))
-                            }
+                    for row in rows.chunks_exact(cols).map(|row| &row[first..][..width]) {
+                        match row.first_chunk::<BLOCK_COLS>() {
+                            Some(row) => (0..BLOCK_COLS).for_each(|j| sums[j] += row[j]),
+                            None => sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x),
                         }
                     }
                     total.iter_mut().zip(&sums).for_each(|(total, &sum)| *total += sum);
@@ -311,7 +300,7 @@ fn columns<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate, step: im
         );
     };
     let mut blocks: Vec<_> = dst.chunks_mut(BLOCK_COLS).enumerate().map(|(i, block)| (i * BLOCK_COLS, block)).collect();
-    parallel::for_slots(&mut blocks, a.len(), |(first, block)| run(*first, block));
+    parallel::for_slots(&mut blocks, src.len(), |(first, block)| run(*first, block));
 }
 
 #[cfg(test)]

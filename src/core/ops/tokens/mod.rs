@@ -36,7 +36,9 @@ pub fn tokens(tape: &Tape, patches: &Var, token: Option<&Var>, position: &Var) -
     let context = patches.context();
     let y = context.empty([batch, length, width], patches.dtype())?;
     context.charge("tokens_fwd", Cost::memory(2 * y.bytes() + position.tensor().bytes()));
-    run!(y, forward(patches.tensor(), token.map(Var::tensor), position.tensor(), &y))?;
+    if !y.is_empty() {
+        run!(y, forward(patches.tensor(), token.map(Var::tensor), position.tensor(), &y))?;
+    }
     let skip = usize::from(token.is_some());
     let mut inputs = tape.inputs(OP);
     let (dpatches, dposition) = (inputs.add("patches", patches), inputs.add("position", position));
@@ -45,15 +47,15 @@ pub fn tokens(tape: &Tape, patches: &Var, token: Option<&Var>, position: &Var) -
         let dy = backward.gradient();
         let bytes = 2 * dy.bytes() + length * width * DType::F32.size();
         backward.context().charge("tokens_bwd", Cost::memory(bytes));
-        if let Some(dpatches) = backward.destination(dpatches)? {
-            run!(dy, extract(dy, &dpatches, skip))?;
+        for (part, first) in [(backward.destination(dpatches)?, skip), (backward.destination(dtoken)?, 0)] {
+            if let Some(part) = part.filter(|part| !part.is_empty()) {
+                run!(dy, extract(dy, &part, first))?;
+            }
         }
-        if let Some(dposition) = backward.destination(dposition)? {
-            run!(dy, sum_batch(dy, &dposition))?;
+        match backward.destination(dposition)? {
+            Some(dposition) if dy.is_empty() => dposition.put_zero(),
+            Some(dposition) => run!(dy, sum_batch(dy, &dposition)),
+            None => Ok(()),
         }
-        if let Some(dtoken) = backward.destination(dtoken)? {
-            run!(dy, extract(dy, &dtoken, 0))?;
-        }
-        Ok(())
     }))
 }
