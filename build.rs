@@ -10,6 +10,9 @@ use std::{env, fs, io, thread};
 
 use kernel_signatures::{PREBUILT_FLAGS, Prebuilt, Result, closure_hash, generate, kernel_files, parse};
 
+/// What makes the committed PTX.
+const PREBUILD: &str = "`cargo run --release -p prebuild-kernels -- --nvrtc FOLDER` (see CONTRIBUTING.md)";
+
 fn main() {
     for variable in ["ENGINE_NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
         println!("cargo::rerun-if-env-changed={variable}");
@@ -50,13 +53,13 @@ fn build() -> std::result::Result<(), Box<dyn std::error::Error>> {
     for part in &wanted {
         let path = part.path(kernels);
         let Ok(ptx) = fs::read(&path) else {
-            println!("cargo::warning={}: no such file; run `cargo run -p prebuild-kernels`", path.display());
+            println!("cargo::warning={}: no such file; run {PREBUILD}", path.display());
             continue;
         };
         let stale = Prebuilt::carried_hash(&String::from_utf8_lossy(&ptx)) != Some(&part.expected_hash(kernels)?);
         if stale {
             println!(
-                "cargo::warning={} is older than its source: CUDA devices will refuse it; run `cargo run -p prebuild-kernels`",
+                "cargo::warning={} is older than its source: CUDA devices will refuse it; run {PREBUILD}",
                 path.display()
             );
         }

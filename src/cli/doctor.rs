@@ -167,7 +167,8 @@ fn kernels() -> String {
     text += &match (stale.is_empty(), missing.is_empty()) {
         (true, true) => format!("  prebuilt PTX: {} modules, all current\n", prebuilt.len()),
         _ => format!(
-            "  prebuilt PTX: {} modules; STALE: [{}], missing: [{}]; run `cargo run -p prebuild-kernels`\n",
+            "  prebuilt PTX: {} modules; STALE: [{}], missing: [{}]; run `cargo run --release -p prebuild-kernels -- --nvrtc \
+             FOLDER` (see CONTRIBUTING.md)\n",
             prebuilt.len(),
             list(&stale),
             list(&missing)

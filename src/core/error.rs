@@ -28,7 +28,7 @@ pub enum Error {
     /// Prebuilt PTX that no longer belongs to its source.
     #[error(
         "kernel module {module}: the prebuilt PTX is older than kernels/{module}.cu; \
-         run `cargo run -p prebuild-kernels` or build where nvcc is on the PATH"
+         run `cargo run --release -p prebuild-kernels -- --nvrtc FOLDER` (see CONTRIBUTING.md) or build where nvcc is on the PATH"
     )]
     StaleKernel { module: String },
 
