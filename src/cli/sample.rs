@@ -135,7 +135,8 @@ impl SampleCommand {
                 }
             }
             if !job.command.quiet {
-                eprintln!("{}, on {}", job.describe(&model), machine.note);
+                let precision = model.parameters.precision();
+                eprintln!("{}, on {} in {precision}", job.describe(&model), machine.note);
             }
             job.draw(&model, &machine.note, started)
         })
@@ -166,7 +167,7 @@ impl Job {
             if like.single && output == Output::Sheet && command.count.is_none_or(|count| count == 1) {
                 output = Output::Single;
             }
-            command.fill_up(like, output);
+            command.fill_up(like, output)?;
         }
         let job = Self {
             // One of the two is there: the parser has seen to it.
@@ -463,7 +464,7 @@ impl Target<'_> {
 
 impl SampleCommand {
     /// Takes from the recipe of a picture what was not given.
-    fn fill_up(&mut self, like: &Recipe, output: Output) {
+    fn fill_up(&mut self, like: &Recipe, output: Output) -> Result<()> {
         self.model.get_or_insert_with(|| like.model.clone().into());
         self.count.get_or_insert(like.count);
         self.class = self.class.take().or_else(|| like.class.clone());
@@ -479,11 +480,16 @@ impl SampleCommand {
             self.compare_with = self.compare_with.take().or_else(|| like.compare_with.clone());
         }
         if self.machine.precision.is_none() {
-            self.machine.precision = match like.precision.as_str() {
-                "bf16" => Some(PrecisionChoice::Bf16),
-                _ => Some(PrecisionChoice::F32),
-            };
+            self.machine.precision = Some(match like.precision.as_str() {
+                "bf16" => PrecisionChoice::Bf16,
+                "f32" => PrecisionChoice::F32,
+                other => {
+                    let message = format!("the picture was drawn in {}, which is not known here", other.escape_debug());
+                    return Err(Error::config("--like", message, "give --precision"));
+                }
+            });
         }
+        Ok(())
     }
 }
 

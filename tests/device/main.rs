@@ -7,10 +7,17 @@
 //! Where there is no GPU, `ENGINE_PTX_MACHINE=target/ptx-machine` runs them on the machine of `tools/ptx-machine`, which executes
 //! the same PTX on the CPU and checks every access: each test is then a child process that loads it as its driver.
 
-#[path = "common/machine.rs"]
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/machine.rs"]
 mod machine;
-#[path = "common/tiny.rs"]
+#[path = "../common/tiny.rs"]
 mod tiny;
+
+mod command;
+mod models;
+mod waits;
+mod weights;
 
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard};
@@ -25,23 +32,36 @@ static GPU: Mutex<()> = Mutex::new(());
 
 /// The GPU, or none with a word on why.
 fn device(test: &str) -> Option<(MutexGuard<'static, ()>, Device)> {
+    device_with(test, &[])
+}
+
+/// As [`device`]; on the machine with these variables set.
+fn device_with(test: &str, environment: &[(&str, &str)]) -> Option<(MutexGuard<'static, ()>, Device)> {
     let guard = GPU.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if machine::ran(test) {
+    if machine::ran(test, environment) {
         return None;
     }
-    let choice = std::env::var("ENGINE_DEVICE").unwrap_or_else(|_| "cuda".into());
-    let fault = match choice.parse::<DeviceChoice>().and_then(DeviceChoice::open) {
-        Ok(chosen) => match chosen.accelerator {
-            Some(accelerator) => return Some((guard, Device::Accelerator(accelerator))),
-            None => format!("ENGINE_DEVICE={choice} is no GPU"),
-        },
-        Err(error) => error.to_string(),
+    let fault = match open() {
+        Ok(device) => return Some((guard, device)),
+        Err(fault) => fault,
     };
     let required = std::env::var("ENGINE_REQUIRE_GPU").is_ok_and(|value| !["", "0"].contains(&value.as_str()));
     assert!(!required, "ENGINE_REQUIRE_GPU is set, and there is no usable GPU: {fault}");
     // Not by a macro, whose output a passing test keeps to itself.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: no GPU was tested: {fault}");
     None
+}
+
+/// The device that is asked for, opened anew; or why there is none.
+fn open() -> Result<Device, String> {
+    let choice = choice();
+    let chosen = choice.parse::<DeviceChoice>().and_then(DeviceChoice::open).map_err(|error| error.to_string())?;
+    chosen.accelerator.map(Device::Accelerator).ok_or_else(|| format!("ENGINE_DEVICE={choice} is no GPU"))
+}
+
+/// The device that is asked for.
+fn choice() -> String {
+    std::env::var("ENGINE_DEVICE").unwrap_or_else(|_| "cuda".into())
 }
 
 /// Every case agrees with the CPU op, and a second run has the same bits.
@@ -137,34 +157,5 @@ fn small_images_do_not_depend_on_their_batch() {
             let allowed = if dtype == DType::F32 { 1e-5 } else { 0.05 };
             assert!(apart < allowed, "{dtype}: {apart:.1e} from the cpu's");
         }
-    }
-}
-
-/// The program itself, not the library: three steps of a small model, and its pictures.
-#[test]
-fn three_steps_from_the_command_line() {
-    const TEST: &str = "three_steps_from_the_command_line";
-    if device(TEST).is_none() {
-        return;
-    }
-    let engine = std::path::Path::new(env!("CARGO_BIN_EXE_engine"));
-    if !engine.exists() {
-        let _ = writeln!(std::io::stderr(), "SKIPPED {TEST}: no {}", engine.display());
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let run = folder.path().join("run");
-    let device = std::env::var("ENGINE_DEVICE").unwrap_or_else(|_| "cuda".into());
-    let output = std::process::Command::new(engine)
-        .args(["train", "--preset", "quickstart", "--steps", "3", "--batch", "4", "--device", &device, "--out"])
-        .arg(&run)
-        .args(["--set", "training.validation_batches=1", "--set", "sampling.num_steps=2"])
-        .args(["--set", "sampling.count_per_class=1"])
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    for file in ["model.safetensors", "samples/final.png"] {
-        assert!(run.join(file).exists(), "no {file}: {said}");
     }
 }

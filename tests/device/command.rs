@@ -1,0 +1,115 @@
+//! The program itself, not the library: a run of a few steps and its pictures, by default in bf16, which is said, recorded and taken
+//! again.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::MutexGuard;
+
+use engine::config::Precision;
+use engine::pipeline::Model;
+
+use super::{choice, device};
+
+/// The program, in a folder of its own.
+struct Engine {
+    _guard: MutexGuard<'static, ()>,
+    path: &'static Path,
+    folder: tempfile::TempDir,
+    device: String,
+}
+
+impl Engine {
+    /// None, with a word, where there is no device, or no program, as where only this binary was carried.
+    fn new(test: &str) -> Option<Self> {
+        let (guard, _) = device(test)?;
+        let path = Path::new(env!("CARGO_BIN_EXE_engine"));
+        if !path.exists() {
+            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: no {}", path.display());
+            return None;
+        }
+        Some(Self { _guard: guard, path, folder: tempfile::tempdir().unwrap(), device: choice() })
+    }
+
+    /// Runs it; `DEVICE` stands for the device. Whether it succeeded, and what it said.
+    fn run(&self, arguments: &[&str]) -> (bool, String) {
+        let arguments = arguments.iter().map(|word| if *word == "DEVICE" { self.device.as_str() } else { word });
+        let output: Output = Command::new(self.path).args(arguments).current_dir(&self.folder).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        let (done, said) = self.run(arguments);
+        assert!(done, "{arguments:?}: {said}");
+        said
+    }
+
+    fn refused(&self, arguments: &[&str], words: &[&str]) {
+        let (done, said) = self.run(arguments);
+        assert!(!done && words.iter().all(|word| said.contains(word)), "{arguments:?}: {said}");
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Trains a small model for a few steps.
+    fn train(&self, device: &str, out: &str, steps: &str) -> String {
+        let short = ["training.validation_batches=1", "sampling.num_steps=2", "sampling.count_per_class=1"];
+        let run =
+            ["train", "--preset", "quickstart", "--batch", "4", "--steps", steps, "--device", device, "--out", out];
+        let settings = short.into_iter().chain(["training.checkpoint_every=2"]).flat_map(|setting| ["--set", setting]);
+        self.ok(&run.into_iter().chain(settings).collect::<Vec<_>>())
+    }
+}
+
+/// Whether it is said that a run computes in this precision.
+fn tells(said: &str, precision: &str) -> bool {
+    said.lines().any(|line| line.starts_with("device ") && line.ends_with(&format!(", {precision}")))
+}
+
+#[test]
+fn three_steps_from_the_command_line() {
+    let Some(engine) = Engine::new("command::three_steps_from_the_command_line") else { return };
+    let said = engine.train("DEVICE", "run", "3");
+    assert!(tells(&said, "bf16"), "{said}");
+    for file in ["run/model.safetensors", "run/samples/final.png"] {
+        assert!(engine.file(file).exists(), "no {file}: {said}");
+    }
+    let yaml = std::fs::read_to_string(engine.file("run/config.yaml")).unwrap();
+    assert!(yaml.contains("precision: bf16"), "{yaml}");
+    let info = Model::inspect(engine.file("run/model.safetensors")).unwrap();
+    assert_eq!(info.config.training.precision, Precision::Bf16);
+
+    let draw = ["sample", "--model", "run", "--count", "1", "--class", "0", "--device", "DEVICE", "--out"];
+    let said = engine.ok(&[&draw[..], &["bf16.png"]].concat());
+    assert!(said.contains(" in bf16\n"), "{said}");
+    engine.ok(&[&draw[..], &["f32.png", "--precision", "f32"]].concat());
+    // A picture is drawn again in its own precision, whatever the device would take; or it is said why it cannot be.
+    for own in ["bf16", "f32"] {
+        let (picture, again) = (format!("{own}.png"), format!("{own} again.png"));
+        let said = engine.ok(&["sample", "--like", &picture, "--device", "DEVICE", "--out", &again]);
+        assert!(said.contains(&format!(" in {own}\n")), "{said}");
+        let [first, second] = [&picture, &again].map(|name| engine::picture::read_png(&engine.file(name)).unwrap().0);
+        assert!(first.pixels() == second.pixels(), "{own}: other pixels");
+    }
+    let like = ["sample", "--like", "bf16.png", "--device", "cpu"];
+    engine.refused(&like, &["bf16.png: was drawn in bf16", "--precision f32", "--device cuda"]);
+    let said = engine.ok(&[&like[..], &["--precision", "f32", "--out", "near.png"]].concat());
+    assert!(said.contains("equal within rounding") && said.contains(" in f32\n"), "{said}");
+}
+
+#[test]
+fn a_run_goes_on_in_its_precision() {
+    let Some(engine) = Engine::new("command::a_run_goes_on_in_its_precision") else { return };
+    for (device, out) in [("DEVICE", "half"), ("cpu", "whole")] {
+        engine.train(device, out, "4");
+        // As if it had been killed behind the second step.
+        for file in ["model.safetensors", "checkpoints/step-4.safetensors"] {
+            std::fs::remove_file(engine.file(out).join(file)).unwrap();
+        }
+    }
+    engine.refused(&["train", "--resume", "half", "--device", "cpu"], &["goes on in bf16", "--device cuda"]);
+    let said = engine.ok(&["train", "--resume", "whole", "--device", "DEVICE"]);
+    assert!(tells(&said, "f32"), "{said}");
+}

@@ -1,0 +1,63 @@
+//! What the host asks of the driver while it only replays: counted by the machine.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use engine::tensor::{DType, Device};
+
+use super::tiny::{TOKEN, config, sample, train};
+use super::{BF16, device, machine, open};
+
+/// How often each call was made, by its name.
+type Counts = BTreeMap<String, u64>;
+
+/// The calls of work on a device of its own, which is given back at its end; None where the driver does not count.
+fn calls(work: impl FnOnce(&Device)) -> Option<Counts> {
+    let read = || {
+        let text = std::fs::read_to_string(std::env::var_os(machine::COUNTS)?).ok()?;
+        let line = |line: &str| line.split_once(' ').map(|(name, count)| (name.to_string(), count.parse().unwrap()));
+        Some(text.lines().filter_map(line).collect::<Counts>())
+    };
+    let before = read()?;
+    let device = open().unwrap();
+    work(&device);
+    drop(device);
+    Some(more(&before, &read()?))
+}
+
+/// What `all` has beyond `fewer`.
+fn more(fewer: &Counts, all: &Counts) -> Counts {
+    let by = |(name, count): (&String, &u64)| (name.clone(), count - fewer.get(name).unwrap_or(&0));
+    all.iter().map(by).filter(|(_, count)| *count > 0).collect()
+}
+
+/// The calls of four times what comes once captured: those of long work without those of the same that is shorter.
+fn replayed(test: &str, work: impl Fn(&Device, u64)) {
+    let (Some(short), Some(long)) = (calls(|device| work(device, 3)), calls(|device| work(device, 7))) else {
+        let _ = writeln!(std::io::stderr(), "SKIPPED {test}: this driver counts no calls; the machine does");
+        return;
+    };
+    let expected = [("cuCtxSetCurrent", 8), ("cuGraphLaunch", 4), ("cuMemcpyDtoDAsync_v2", 4)];
+    let expected: Counts = expected.map(|(name, count)| (name.to_string(), count)).into();
+    // One launch of the graph; its control words, which a copy on the device puts in place; no wait.
+    assert_eq!(more(&short, &long), expected);
+}
+
+#[test]
+fn small_training_waits_for_nothing() {
+    const TEST: &str = "waits::small_training_waits_for_nothing";
+    let Some((_guard, _)) = device(TEST) else { return };
+    let config = config(&[&TOKEN[..], &[BF16, "training.num_steps=8"]].concat());
+    replayed(TEST, |device, steps| drop(train(&config, device, true, steps)));
+}
+
+#[test]
+fn small_sampling_waits_for_nothing() {
+    const TEST: &str = "waits::small_sampling_waits_for_nothing";
+    let Some((_guard, _)) = device(TEST) else { return };
+    replayed(TEST, |device, stages| {
+        let stages = format!("sampling.num_steps={stages}");
+        let config = config(&[&TOKEN[..], &["sampling.sampler=ddim", "sampling.guidance=2", &stages]].concat());
+        drop(sample(&config, device, DType::BF16, 3, 3));
+    });
+}

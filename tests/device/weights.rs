@@ -1,0 +1,10 @@
+//! Weights in bf16 are rounded where they lie.
+
+use super::device;
+use super::tiny::rounds_as_the_host;
+
+#[test]
+fn small_weights_are_rounded_as_on_the_host() {
+    let Some((_guard, device)) = device("weights::small_weights_are_rounded_as_on_the_host") else { return };
+    rounds_as_the_host(&device);
+}
