@@ -90,7 +90,7 @@ fn three_steps_from_the_command_line() {
         let (picture, again) = (format!("{own}.png"), format!("{own} again.png"));
         let said = engine.ok(&["sample", "--like", &picture, "--device", "DEVICE", "--out", &again]);
         assert!(said.contains(&format!(" in {own}\n")), "{said}");
-        let [first, second] = [&picture, &again].map(|name| engine::picture::read_png(&engine.file(name)).unwrap().0);
+        let [first, second] = [&picture, &again].map(|name| engine::picture::read_png(engine.file(name)).unwrap().0);
         assert!(first.pixels() == second.pixels(), "{own}: other pixels");
     }
     let like = ["sample", "--like", "bf16.png", "--device", "cpu"];
