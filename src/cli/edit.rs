@@ -70,7 +70,8 @@ impl EditOptions {
         install(move || {
             let model: Model = machine.load(&self.model)?;
             if !self.quiet {
-                eprintln!("{} after step {}, on {}", model.path.display(), model.info.step, machine.note);
+                let (path, precision) = (model.path.display(), model.parameters.precision());
+                eprintln!("{path} after step {}, on {} in {precision}", model.info.step, machine.note);
             }
             work(&model)
         })

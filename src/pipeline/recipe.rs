@@ -158,6 +158,8 @@ pub struct EditRecipe {
     pub seed: u64,
     /// Sampler, steps, guidance.
     pub sampling: SamplingConfig,
+    /// Dtype of activations.
+    pub precision: String,
     /// The command, and what is its own.
     #[serde(flatten)]
     pub edit: Edit,
@@ -193,6 +195,7 @@ impl EditRecipe {
             class: class.map(String::from),
             seed: request.seed,
             sampling: request.sampling.clone(),
+            precision: model.parameters.precision().to_string(),
             edit,
         }
     }
