@@ -191,6 +191,8 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
 pub struct Capture<'a> {
     accelerator: &'a dyn Accelerator,
     finished: bool,
+    /// It ends in the thread that began it.
+    stays: PhantomData<*const ()>,
 }
 
 impl<'a> Capture<'a> {
@@ -200,7 +202,7 @@ impl<'a> Capture<'a> {
     /// Where a capture is under way, or the device refuses.
     pub fn begin(accelerator: &'a dyn Accelerator) -> Result<Self> {
         accelerator.begin_capture()?;
-        Ok(Self { accelerator, finished: false })
+        Ok(Self { accelerator, finished: false, stays: PhantomData })
     }
 
     /// Ends the recording.
