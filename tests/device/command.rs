@@ -35,7 +35,8 @@ impl Engine {
     fn run(&self, arguments: &[&str]) -> (bool, String) {
         let arguments = arguments.iter().map(|word| if *word == "DEVICE" { self.device.as_str() } else { word });
         let output: Output = Command::new(self.path).args(arguments).current_dir(&self.folder).output().unwrap();
-        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     }
 
     fn ok(&self, arguments: &[&str]) -> String {

@@ -434,12 +434,16 @@ impl Accelerator for CudaDevice {
             }
         }
         let executable = captured?;
+        // SAFETY: both are this device's. It saves the first replay the upload.
+        let code = unsafe { api::cuGraphUpload(executable, self.stream) };
+        if let Err(error) = self.check(&state, code, "upload the graph") {
+            // SAFETY: nothing else knows it.
+            unsafe { api::cuGraphExecDestroy(executable) };
+            return Err(error);
+        }
         let id = GraphId(state.graphs_made);
         state.graphs_made += 1;
         state.graphs.insert(id, executable);
-        // SAFETY: both are this device's. It saves the first replay the upload.
-        let code = unsafe { api::cuGraphUpload(executable, self.stream) };
-        self.check(&state, code, "upload the graph")?;
         Ok(id)
     }
 
