@@ -8,7 +8,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, io, thread};
 
-use kernel_signatures::{PREBUILT_FLAGS, Prebuilt, Result, closure_hash, generate, kernel_files, parse};
+use kernel_signatures::{
+    PREBUILT_FLAGS, Prebuilt, Result, closure_hash, generate, kernel_files, parse, with_project_paths,
+};
 
 /// What makes the committed PTX.
 const PREBUILD: &str = "`cargo run --release -p prebuild-kernels -- --nvrtc FOLDER` (see CONTRIBUTING.md)";
@@ -166,6 +168,9 @@ fn compile(
             let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
             return Err(io::Error::other(first.to_string()));
         }
+        // Its line tables have whole paths.
+        let ptx = String::from_utf8(fs::read(&beside)?).map_err(io::Error::other)?;
+        fs::write(&beside, with_project_paths(&ptx, &kernels.canonicalize()?))?;
         fs::rename(&beside, &target)?;
         fs::read(&target)
     };

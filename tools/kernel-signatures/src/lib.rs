@@ -15,7 +15,7 @@ use std::fmt;
 
 pub use generate::generate;
 pub use parse::parse;
-pub use prebuilt::{PREBUILT_ARCH, PREBUILT_COMPILER, PREBUILT_FLAGS, Prebuilt, hopper_requested};
+pub use prebuilt::{PREBUILT_ARCH, PREBUILT_COMPILER, PREBUILT_FLAGS, Prebuilt, hopper_requested, with_project_paths};
 pub use source::{closure_hash, kernel_files, strip_comments};
 
 /// `Result` with this crate's [`Error`].

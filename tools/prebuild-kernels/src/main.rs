@@ -1,13 +1,13 @@
 //! Writes and checks `kernels/prebuilt/*.ptx`, and tries every kernel with nvcc.
 
 mod nvcc;
-mod nvrtc;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use kernel_signatures::{Prebuilt, kernel_files, parse};
+use kernel_signatures::{Prebuilt, kernel_files, parse, with_project_paths};
+use prebuild_kernels::Nvrtc;
 
 const USAGE: &str = "\
 Usage: prebuild-kernels [--nvrtc PATH]          write kernels/prebuilt/*.ptx with NVRTC 12.4
@@ -61,10 +61,10 @@ fn run(arguments: Vec<String>) -> Result<()> {
     }
     let orphans = orphans(&kernels, &wanted)?;
     if check {
-        let nvrtc = nvrtc.map(|path| nvrtc::Nvrtc::find(Some(&path))).transpose()?;
+        let nvrtc = nvrtc.map(|path| Nvrtc::find(Some(&path))).transpose()?;
         return check_all(&kernels, &wanted, &orphans, nvrtc.as_ref());
     }
-    let nvrtc = nvrtc::Nvrtc::find(nvrtc.as_deref())?;
+    let nvrtc = Nvrtc::find(nvrtc.as_deref())?;
     std::fs::create_dir_all(kernels.join("prebuilt"))?;
     for part in &wanted {
         let text = render(&nvrtc, &kernels, part)?;
@@ -82,8 +82,10 @@ fn run(arguments: Vec<String>) -> Result<()> {
     Ok(())
 }
 
-fn render(nvrtc: &nvrtc::Nvrtc, kernels: &Path, part: &Prebuilt) -> Result<String> {
-    Ok(part.render(&part.expected_hash(kernels)?, &nvrtc.compile(kernels, part)?))
+fn render(nvrtc: &Nvrtc, kernels: &Path, part: &Prebuilt) -> Result<String> {
+    let source = kernels.join(format!("{}.cu", part.module));
+    let ptx = nvrtc.compile(&source, kernels, &part.arch)?;
+    Ok(part.render(&part.expected_hash(kernels)?, &with_project_paths(&ptx, kernels)))
 }
 
 /// Files in `kernels/prebuilt/` that belong to no kernel.
@@ -103,7 +105,7 @@ fn orphans(kernels: &Path, wanted: &[Prebuilt]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn check_all(kernels: &Path, wanted: &[Prebuilt], orphans: &[PathBuf], nvrtc: Option<&nvrtc::Nvrtc>) -> Result<()> {
+fn check_all(kernels: &Path, wanted: &[Prebuilt], orphans: &[PathBuf], nvrtc: Option<&Nvrtc>) -> Result<()> {
     let mut wrong: Vec<String> = orphans.iter().map(|o| format!("{}: no kernel of that name", o.display())).collect();
     for part in wanted {
         let path = part.path(kernels);

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
 
-use kernel_signatures::{PREBUILT_COMPILER, PREBUILT_FLAGS, Prebuilt};
+use kernel_signatures::{PREBUILT_COMPILER, PREBUILT_FLAGS};
 use libloading::Library;
 
 use crate::Result;
@@ -21,6 +21,9 @@ pub struct Nvrtc {
 
 impl Nvrtc {
     /// Loads the library at or below `path`, or from `$VIRTUAL_ENV` or the loader's path.
+    ///
+    /// # Errors
+    /// Where there is none of this version, with what was tried.
     pub fn find(path: Option<&Path>) -> Result<Self> {
         let mut tried = Vec::new();
         let environment = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from);
@@ -80,17 +83,21 @@ impl Nvrtc {
         Err(format!("{call}: {text}").into())
     }
 
-    /// The PTX of one part, or NVRTC's log.
-    pub fn compile(&self, kernels: &Path, part: &Prebuilt) -> Result<String> {
-        let name = format!("{}.cu", part.module);
-        let source = CString::new(std::fs::read(kernels.join(&name))?)?;
-        let name = CString::new(name)?;
+    /// The PTX of a source for a virtual architecture (`compute_80`), with the flags of the prebuilt one. `include` is the folder of
+    /// what it includes. Line tables name files by whole paths.
+    ///
+    /// # Errors
+    /// NVRTC's log, where it refuses the source.
+    pub fn compile(&self, path: &Path, include: &Path, arch: &str) -> Result<String> {
+        let source = CString::new(std::fs::read(path)?)?;
+        // Its whole path: the line tables name it as they do what it includes.
+        let name = CString::new(path.display().to_string())?;
         let options = PREBUILT_FLAGS
             .iter()
             .map(|flag| CString::new(*flag))
             .chain([
-                CString::new(format!("--gpu-architecture={}", part.arch)),
-                CString::new(format!("--include-path={}", kernels.display())),
+                CString::new(format!("--gpu-architecture={arch}")),
+                CString::new(format!("--include-path={}", include.display())),
             ])
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
@@ -124,7 +131,7 @@ impl Nvrtc {
                 Ok(()) => self.text(program, b"nvrtcGetPTXSize", b"nvrtcGetPTX"),
                 Err(error) => {
                     let log = self.text(program, b"nvrtcGetProgramLogSize", b"nvrtcGetProgramLog")?;
-                    Err(format!("{}: {error}\n{}", part.file_name(), log.trim_end()).into())
+                    Err(format!("{} for {arch}: {error}\n{}", path.display(), log.trim_end()).into())
                 }
             };
             self.library.get::<unsafe extern "C" fn(*mut Program) -> Status>(b"nvrtcDestroyProgram")?(&mut program);

@@ -309,16 +309,19 @@ fn a_report_names_line_block_thread_and_source() {
 {
 .reg .b32 %r<4>; .reg .b64 %d<4>;
 .loc 1 17 3
+.loc 1 18 3
+.loc 2 30 9, function_name $L__info_string0, inlined_at 1 18 3
 ld.param.u64 %d0, [out];
 mov.u32 %r0, %tid.x;
 mul.wide.u32 %d1, %r0, 4;
 add.s64 %d2, %d0, %d1;
-.loc 2 40 5, function_name $L__info_string0, inlined_at 1 18 3
+.loc 3 40 5, function_name $L__info_string0, inlined_at 2 30 9
 st.global.u32 [%d2], %r0;
 ret;
 }
 .file 1 \"/somewhere/project/kernels/my_op.cu\"
 .file 2 \"/somewhere/project/kernels/common/vec.cuh\"
+.file 3 \"kernels/common/types.cuh\"
 .section .debug_str
 {
 $L__info_string0:
@@ -326,11 +329,11 @@ $L__info_string0:
 }
 ";
     let report = Kernel::of(text).grid(1, 64).unwritten(40 * 4).run().unwrap_err();
-    assert_eq!((report.kind, report.line), (OutOfBounds, 13));
+    assert_eq!((report.kind, report.line), (OutOfBounds, 15));
     assert_eq!((report.block, report.thread), ([0; 3], Some([40, 0, 0])));
     assert_eq!(
         report.to_string().split(" at test.ptx").nth(1).unwrap(),
-        ":13 (kernels/common/vec.cuh:40, called at kernels/my_op.cu:18)"
+        ":15 (kernels/common/types.cuh:40, called at kernels/common/vec.cuh:30, called at kernels/my_op.cu:18)"
     );
 }
 

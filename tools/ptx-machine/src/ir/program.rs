@@ -1,18 +1,22 @@
 //! The compact form of a kernel that is executed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
 
 use super::decode::{self, Layout, truncated};
 use super::flow::{self, Flow};
 use super::op::{Kind, Source, Step, Unknown};
 use crate::exec::lanes::{Lanes, Run, Slot, Slots, UNIT, level};
-use crate::parse::{Entry, Location, Module, PtxError, Reg, Space, Special, VariableRef, Width};
+use crate::parse::{Entry, Module, Place, PtxError, Reg, Space, Special, VariableRef, Width};
 
 /// [`Inst::guard`] of an instruction without one.
 pub const NO_GUARD: Slot = Slot(i32::MIN);
 
 /// [`Inst::demands`] where every source was written for certain.
 const NOTHING: u32 = u32::MAX;
+
+/// The most calls that a place in the sources is shown with.
+const MOST_CALLS: usize = 12;
 
 /// One operation.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +47,8 @@ pub struct Demands {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Line {
     pub ptx: u32,
-    pub source: Option<Location>,
-    pub inlined_at: Option<Location>,
+    /// One of [`Program::places`].
+    pub place: Option<u32>,
 }
 
 /// A special register's place in a warp's registers.
@@ -72,6 +76,7 @@ pub struct Program {
     pub slots: Vec<Slot>,
     pub lines: Vec<Line>,
     pub files: HashMap<u32, String>,
+    pub places: Vec<Place>,
     /// Units of a warp's registers.
     pub units: usize,
     /// The constants, parameters still zero.
@@ -110,8 +115,7 @@ impl Program {
                 let dropped = step.kind == Kind::Lanes && step.destinations.iter().all(Option::is_none);
                 if !dropped {
                     steps.push(step);
-                    let (source, inlined_at) = (instruction.location, instruction.inlined_at);
-                    lines.push(Line { ptx: instruction.line, source, inlined_at });
+                    lines.push(Line { ptx: instruction.line, place: instruction.place });
                 }
             }
         }
@@ -137,6 +141,7 @@ impl Program {
             slots: builder.slots,
             lines,
             files: module.files.clone(),
+            places: entry.places.clone(),
             units: builder.units,
             constants: builder.constants,
             params: builder.params,
@@ -166,15 +171,19 @@ impl Program {
         &self.slots[inst.wide as usize + usize::from(inst.destinations)..][..usize::from(inst.sources)]
     }
 
-    /// A place in the sources of the kernel, if line tables are there: where it was written, and where that was inlined.
+    /// Where an operation stands in the sources, if line tables are there: where it was written, and the calls that were inlined, up
+    /// to the kernel.
     pub fn source_line(&self, index: usize) -> Option<String> {
-        let line = self.lines.get(index)?;
-        let shown = |place: Location| Some(format!("{}:{}", self.files.get(&place.file)?, place.line));
-        let source = shown(line.source?)?;
-        Some(match line.inlined_at.and_then(shown) {
-            Some(outer) => format!("{source}, called at {outer}"),
-            None => source,
-        })
+        let mut next = self.lines.get(index)?.place;
+        let mut shown = String::new();
+        for _ in 0..MOST_CALLS {
+            let Some(place) = next.and_then(|place| self.places.get(place as usize)) else { break };
+            let Some(file) = self.files.get(&place.at.file) else { break };
+            let between = if shown.is_empty() { "" } else { ", called at " };
+            let _ = write!(shown, "{between}{file}:{}", place.at.line);
+            next = place.caller;
+        }
+        (!shown.is_empty()).then_some(shown)
     }
 }
 

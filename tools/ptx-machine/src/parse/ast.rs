@@ -162,10 +162,19 @@ pub enum Operand {
 }
 
 /// A place in a source of the PTX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Location {
     pub file: u32,
     pub line: u32,
+    pub column: u32,
+}
+
+/// Where an instruction was written, and into what that was inlined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    pub at: Location,
+    /// The place of the call, an earlier one of [`Entry::places`].
+    pub caller: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -175,9 +184,8 @@ pub struct Instruction {
     pub opcode: String,
     pub operands: Vec<Operand>,
     pub line: u32,
-    pub location: Option<Location>,
-    /// Where it was inlined to, the outermost place; none where that is unknown.
-    pub inlined_at: Option<Location>,
+    /// One of [`Entry::places`], where the text has line tables.
+    pub place: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -192,6 +200,8 @@ pub struct Entry {
     pub registers: Vec<Register>,
     pub variables: Vec<Variable>,
     pub body: Vec<Instruction>,
+    /// Places in the sources.
+    pub places: Vec<Place>,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -27,8 +27,12 @@ struct Names<'t> {
     labels: HashMap<&'t str, u32>,
     /// Uses of labels that came before their definition: instruction, operand, name, line.
     open: Vec<(usize, usize, &'t str, u32)>,
-    location: Option<Location>,
-    inlined_at: Option<Location>,
+    /// The place of what follows.
+    place: Option<u32>,
+    /// Numbers of places.
+    known: HashMap<Place, u32>,
+    /// The place that was stated last for a location: a caller's `.loc` stands before those of what is inlined there.
+    last: HashMap<Location, u32>,
 }
 
 impl Names<'_> {
@@ -78,7 +82,7 @@ impl<'t> Parser<'t> {
                     names.variables.insert(variable.name.clone(), index);
                     entry.variables.push(variable);
                 }
-                Token::Dot("loc") => self.location(&mut names)?,
+                Token::Dot("loc") => self.location(entry, &mut names)?,
                 Token::Dot("pragma") => self.pragma()?,
                 Token::Dot(other) => {
                     self.at -= 1;
@@ -145,15 +149,15 @@ impl<'t> Parser<'t> {
     }
 
     /// `.loc 1 24 5` and perhaps `, function_name $L, inlined_at 1 108 77`.
-    fn location(&mut self, names: &mut Names<'t>) -> Result<()> {
-        let place = |parser: &mut Self| -> Result<Location> {
+    fn location(&mut self, entry: &mut Entry, names: &mut Names<'t>) -> Result<()> {
+        let location = |parser: &mut Self| -> Result<Location> {
             let file = parser.number_to(u64::from(u32::MAX))? as u32;
             let line = parser.number_to(u64::from(u32::MAX))? as u32;
-            parser.number()?;
-            Ok(Location { file, line })
+            let column = parser.number_to(u64::from(u32::MAX))? as u32;
+            Ok(Location { file, line, column })
         };
-        names.location = Some(place(self)?);
-        let mut inlined = None;
+        let at = location(self)?;
+        let mut inlined_at = None;
         while self.takes(b',') {
             match self.word()? {
                 "function_name" => {
@@ -162,11 +166,23 @@ impl<'t> Parser<'t> {
                         self.number()?;
                     }
                 }
-                "inlined_at" => inlined = Some(place(self)?),
+                "inlined_at" => inlined_at = Some(location(self)?),
                 other => return self.fault(format!("unknown {other} of .loc")),
             }
         }
-        names.inlined_at = inlined;
+        let mut number = |place: Place| {
+            *names.known.entry(place).or_insert_with(|| {
+                entry.places.push(place);
+                entry.places.len() as u32 - 1
+            })
+        };
+        let caller = inlined_at.map(|at| match names.last.get(&at) {
+            Some(&caller) => caller,
+            None => number(Place { at, caller: None }),
+        });
+        let place = number(Place { at, caller });
+        names.last.insert(at, place);
+        names.place = Some(place);
         Ok(())
     }
 
@@ -203,8 +219,7 @@ impl<'t> Parser<'t> {
             }
             self.expect(b';')?;
         }
-        let (location, inlined_at) = (names.location, names.inlined_at);
-        entry.body.push(Instruction { guard, opcode, operands, line, location, inlined_at });
+        entry.body.push(Instruction { guard, opcode, operands, line, place: names.place });
         Ok(())
     }
 
