@@ -40,8 +40,13 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// From a whole module with an entry `k`.
+    /// From a whole module, its first entry.
     pub fn of(text: &str) -> Self {
+        Self::entry(text, 0)
+    }
+
+    /// From a whole module, one of its entries.
+    pub fn entry(text: &str, number: usize) -> Self {
         let module = parse("test.ptx", text).unwrap_or_else(|error| panic!("{error}\n{text}"));
         let mut memory = DeviceMemory::new(0, 64 << 20, true).unwrap();
         let globals: Vec<u64> = module
@@ -57,7 +62,8 @@ impl Kernel {
                 address
             })
             .collect();
-        let program = Program::build(&module, &module.entries[0], &globals).unwrap_or_else(|error| panic!("{error}"));
+        let program =
+            Program::build(&module, &module.entries[number], &globals).unwrap_or_else(|error| panic!("{error}"));
         let limits = Limits { steps: 1 << 20, cores: 2 };
         Self {
             program,
