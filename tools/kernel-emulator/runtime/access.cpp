@@ -8,6 +8,7 @@
 namespace emulator {
 
 thread_local Context* current = nullptr;
+thread_local long long steps_left = MOST_STEPS;
 
 void fail(void* at, const char* format, ...) {
     Context& c = *current;
@@ -342,12 +343,24 @@ CALLBACK __tsan_write_range(void* p, unsigned long n) {
     if (n) access<Kind::Write>(u64(p), n, __builtin_return_address(0));
 }
 CALLBACK __tsan_init() {}
-CALLBACK __tsan_func_exit() {}
-CALLBACK __tsan_func_entry(void*) {
+CALLBACK __tsan_func_exit() {
+    if (emulator::Context* c = emulator::current) c->thread->depth--;
+}
+CALLBACK __tsan_func_entry(void* caller) {
     emulator::Context* c = emulator::current;
-    if (c && u64(__builtin_frame_address(0)) - c->thread->stack_low < emulator::STACK_MARGIN)
+    if (!c) return;
+    emulator::Thread& t = *c->thread;
+    if (t.depth < emulator::Site::MOST) t.callers[t.depth] = caller;
+    t.depth++;
+    if (u64(__builtin_frame_address(0)) - c->thread->stack_low < emulator::STACK_MARGIN)
         emulator::fail(__builtin_return_address(0), "uses more than %llu bytes of stack (does it recurse?)",
                        (unsigned long long)(emulator::STACK - emulator::STACK_MARGIN));
 }
 CALLBACK __tsan_vptr_read(void* p) { access<Kind::Read>(u64(p), 8, __builtin_return_address(0)); }
 CALLBACK __tsan_vptr_update(void* p, void*) { access<Kind::Write>(u64(p), 8, __builtin_return_address(0)); }
+
+// The callback of -fsanitize-coverage=trace-pc: each piece of straight code begins with it.
+CALLBACK __sanitizer_cov_trace_pc() {
+    if (__builtin_expect(--emulator::steps_left < 0, 0) && emulator::current)
+        emulator::fail(__builtin_return_address(0), "does not end: %lld steps in one block", emulator::MOST_STEPS);
+}

@@ -1,5 +1,6 @@
 // What the lanes of a warp do together, atomics with their fences, and asynchronous copies.
 #include <algorithm>
+#include <mutex>
 
 #include "machine.h"
 
@@ -53,6 +54,35 @@ static void order_lanes(Warp& w, u32 mask) {
         fail(nullptr, "more than %u __syncwarps of a warp between two __syncthreads", Access::MAX_STAMP - 1);
 }
 
+// Notes where a thread is that calls from `at`.
+void note_site(Thread& t, const void* at) {
+    Site& s = t.site;
+    s.count = std::min(t.depth, Site::MOST - 1);
+    for (u32 k = 0; k < s.count; k++) s.calls[k] = t.callers[k];
+    s.calls[s.count++] = at;
+}
+
+// The lines of the source behind a place. Asked for once an address: a process is started for each.
+static const std::string& lines_of(const void* at) {
+    static std::mutex lock;
+    static std::unordered_map<const void*, std::string> known;
+    std::lock_guard<std::mutex> hold(lock);
+    auto found = known.find(at);
+    if (found == known.end()) found = known.emplace(at, source_line(at)).first;
+    return found->second;
+}
+
+// Whether two threads are at one instruction. The host's compiler may have made several of one, so that places which differ
+// are compared by their lines.
+bool same_site(const Site& a, const Site& b) {
+    if (a.count == b.count && std::equal(a.calls, a.calls + a.count, b.calls)) return true;
+    std::string lines[2];
+    const Site* sites[] = {&a, &b};
+    for (int i = 0; i < 2; i++)
+        for (u32 k = sites[i]->count; k-- > 0;) lines[i] += lines_of(sites[i]->calls[k]);
+    return lines[0] == lines[1];
+}
+
 static Meeting* new_meeting(Context& c, Wait kind, u32 mask) {
     if (c.free_meetings.empty()) {
         c.meetings.push_back(std::make_unique<Meeting>());
@@ -96,9 +126,17 @@ static inline Meeting* meet(Wait kind, u32 mask, const void* data, u32 bytes, co
     t.mask = mask;
     t.file = file;
     t.line = line;
+    // Those two are `.aligned`: the whole warp comes to one instruction.
+    const bool aligned = kind == Wait::Mma || kind == Wait::LdMatrix;
+    if (aligned) note_site(t, at);
     u32 place = 0;
-    while (place < w.open_count && (w.open[place]->kind != kind || w.open[place]->mask != mask)) place++;
-    if (place == w.open_count) w.open[w.open_count++] = new_meeting(c, kind, mask);
+    while (place < w.open_count && (w.open[place]->kind != kind || w.open[place]->mask != mask ||
+                                    (aligned && !same_site(*w.open[place]->site, t.site))))
+        place++;
+    if (place == w.open_count) {
+        w.open[w.open_count++] = new_meeting(c, kind, mask);
+        if (aligned) w.open[place]->site = &t.site;
+    }
     Meeting* m = w.open[place];
     memcpy(m->data[t.lane], data, bytes);
     m->arrived |= 1u << t.lane;

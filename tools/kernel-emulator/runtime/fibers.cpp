@@ -114,6 +114,7 @@ static void prepare_thread(Context& c, u32 index) {
     // Staggered, so that the fibers' busiest lines do not fall into the same sets of the cache.
     t.stack_high = t.stack_low + STACK - (index % 61) * 64;
     t.wait = Wait::Ready;
+    t.depth = 0;
     t.unfenced = false;
     t.fence_era = 0;
     t.groups.clear();
@@ -167,16 +168,23 @@ static const char* waits_at(Wait wait) {
     }
 }
 
+// Barriers and what is `.aligned` stand in functions of several callers, which tell them apart; without addr2line the line alone.
+static std::string place_of(const Thread& t) {
+    std::string place;
+    if (t.wait == Wait::Barrier || t.wait == Wait::Mma || t.wait == Wait::LdMatrix)
+        for (u32 k = t.site.count; k-- > 1;) {  // the outermost is the emulator's own call of the kernel
+            std::string lines = source_line(t.site.calls[k]);
+            if (lines.compare(0, 4, " at ") == 0) place += (place.empty() ? "" : ", called at ") + lines.substr(4);
+        }
+    if (!place.empty()) return place;
+    return std::string(strncmp(t.file, "./", 2) ? t.file : t.file + 2) + ":" + std::to_string(t.line);
+}
+
 static std::string waiting(const Thread& t) {
-    char text[400];
-    const char* file = t.wait != Wait::Done && strncmp(t.file, "./", 2) == 0 ? t.file + 2 : t.file;
-    if (t.wait == Wait::Done)
-        snprintf(text, sizeof text, "has returned");
-    else if (t.wait == Wait::Barrier)
-        snprintf(text, sizeof text, "waits at __syncthreads (%s:%d)", file, t.line);
-    else
-        snprintf(text, sizeof text, "waits at %s with mask 0x%08x (%s:%d)", waits_at(t.wait), t.mask, file, t.line);
-    return text;
+    if (t.wait == Wait::Done) return "has returned";
+    char mask[32] = "";
+    if (t.wait != Wait::Barrier) snprintf(mask, sizeof mask, " with mask 0x%08x", t.mask);
+    return std::string("waits at ") + waits_at(t.wait) + mask + " (" + place_of(t) + ")";
 }
 
 static bool stuck(Context& c, const char* what, u32 first, u32 second) {
@@ -185,6 +193,11 @@ static bool stuck(Context& c, const char* what, u32 first, u32 second) {
     c.message = std::string(what) + ": " + where(c, first) + " " + waiting(c.threads[first]) + ", but " +
                 where(c, second).substr(where(c, second).find("thread")) + " " + waiting(c.threads[second]);
     return false;
+}
+
+// Of two that wait for the same: an mma or ldmatrix only at one instruction.
+static bool same_place(const Thread& a, const Thread& b) {
+    return (a.wait != Wait::Mma && a.wait != Wait::LdMatrix) || same_site(a.site, b.site);
 }
 
 // All threads wait or have ended: opens the barrier, or says why nobody can go on. `ended` tells that all have ended.
@@ -203,7 +216,8 @@ static bool pass_barrier(Context& c, bool& ended) {
         u32 other = done != ~0u ? done : at_barrier != ~0u ? at_barrier : elsewhere;
         for (u32 i = 0; i < c.thread_count; i++) {
             const Thread& o = c.threads[i];
-            if (i / 32 == elsewhere / 32 && (t.mask >> o.lane & 1) && (o.wait != t.wait || o.mask != t.mask)) {
+            bool together = o.wait == t.wait && o.mask == t.mask && same_place(o, t);
+            if (i / 32 == elsewhere / 32 && (t.mask >> o.lane & 1) && !together) {
                 other = i;
                 if (o.wait != Wait::Done) break;
             }
@@ -215,6 +229,10 @@ static bool pass_barrier(Context& c, bool& ended) {
         const Thread &a = c.threads[0], &b = c.threads[i];
         if (a.line != b.line || strcmp(a.file, b.file) != 0) return stuck(c, "divergent barrier", 0, i);
     }
+    // Warps may come to one barrier by several instructions, the threads of a warp may not.
+    for (u32 i = 1; i < c.thread_count; i++)
+        if (i % 32 && !same_site(c.threads[i - i % 32].site, c.threads[i].site))
+            return stuck(c, "divergent barrier", i - i % 32, i);
     c.barriers++;
     c.era++;
     for (u32 i = 0; i < c.thread_count; i++) {
@@ -232,6 +250,7 @@ static bool pass_barrier(Context& c, bool& ended) {
 }
 
 bool run_block(Context& c) {
+    steps_left = MOST_STEPS;
     prepare_stacks(c, c.thread_count);
     u32 warp_count = (c.thread_count + 31) / 32;
     c.threads.resize(c.thread_count);
@@ -289,6 +308,7 @@ API int emulator_sync_block(int kind, int predicate, const char* file, int line)
     t.wait = Wait::Barrier;
     t.file = file;
     t.line = line;
+    note_site(t, __builtin_return_address(0));
     leave_to_scheduler();
     return kind == 0 ? 0 : c.vote[turn];
 }

@@ -14,7 +14,7 @@ static std::mutex contexts_lock;
 static std::vector<std::unique_ptr<Context>> idle_contexts;
 
 // The source line of a return address, by addr2line if there is one.
-static std::string source_line(void* at) {
+std::string source_line(const void* at) {
     Dl_info info;
     if (!at || !dladdr(at, &info) || !info.dli_fname) return "";
     char command[4600];

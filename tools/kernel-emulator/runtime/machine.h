@@ -80,6 +80,14 @@ struct AsyncCopy {
 
 enum class Wait : u8 { Ready, Barrier, SyncWarp, Shuffle, Vote, Mma, LdMatrix, Done };
 
+// Where a thread is: the return addresses of the functions that were not inlined, outermost first, and of the call into
+// the emulator. Deeper ones than there is room for are left out.
+struct Site {
+    static constexpr u32 MOST = 24;
+    u32 count = 0;
+    const void* calls[MOST];
+};
+
 // A warp collective that lanes wait for: what they bring, and how many have yet to take the result away.
 struct Meeting {
     alignas(16) u8 data[32][48];
@@ -87,6 +95,7 @@ struct Meeting {
     Wait kind;
     u32 mask, arrived;
     u32 participants, to_leave;
+    const Site* site;  // of the first to come to an mma or ldmatrix, which all lanes have to come to at one place
 };
 
 struct Thread {
@@ -98,6 +107,9 @@ struct Thread {
     u32 mask;
     const char* file;
     int line;
+    u32 depth;                         // of `callers`, which may be more than there is room for
+    const void* callers[Site::MOST];   // return addresses of the functions that it is in
+    Site site;                         // of the barrier, mma or ldmatrix that it waits at
     bool unfenced;       // wrote to global memory since its last __threadfence
     u32 fence_era;       // era of its last __threadfence
     std::vector<std::vector<AsyncCopy>> groups;  // committed, oldest first
@@ -173,6 +185,10 @@ struct Context {
 // Only the fibers of one launch run on an operating-system thread at a time.
 extern thread_local Context* current;
 
+// After so many steps of a block, pieces of straight code that its threads have begun, a kernel counts as endless.
+constexpr long long MOST_STEPS = 1ll << 28;
+extern thread_local long long steps_left;
+
 constexpr u64 STACK = 256 << 10, STACK_MARGIN = 96 << 10;
 
 // Ends the launch with a message; a thread's own error names it and, if `at` is a return address, the source line.
@@ -191,7 +207,12 @@ void leave_to_scheduler();
 bool run_block(Context& c);
 std::string where(const Context& c, u32 thread);
 
+// launch.cpp
+std::string source_line(const void* at);
+
 // collectives.cpp
+void note_site(Thread& t, const void* at);
+bool same_site(const Site& a, const Site& b);
 void end_async_copies(Thread& t);
 void lane_has_ended(Context& c, Warp& w);
 

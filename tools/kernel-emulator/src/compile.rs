@@ -28,11 +28,13 @@ const COMMON_FLAGS: &[&str] = &["-std=c++17", "-fPIC", "-fvisibility=hidden", "-
 const RUNTIME_FLAGS: &[&str] = &["-O2", "-shared", "-ftls-model=initial-exec"];
 
 /// `-O1`: early enough optimisation that the sanitizers still see each access of the source, and no vectoriser. Of
-/// `undefined`, everything that a kernel can get wrong; null and out-of-extent pointers are the access checks' own.
+/// `undefined`, everything that a kernel can get wrong; null and out-of-extent pointers are the access checks' own. `trace-pc`
+/// counts steps, so that a kernel which does not end is found.
 const KERNEL_FLAGS: &[&str] = &[
     "-O1",
     "-c",
     "-fsanitize=thread",
+    "-fsanitize-coverage=trace-pc",
     "-fsanitize=signed-integer-overflow,shift,integer-divide-by-zero,bounds,alignment,bool,enum,return,unreachable",
     "-fno-strict-aliasing",
     "-fno-gnu-unique",

@@ -256,6 +256,44 @@ fn divergence() {
 }
 
 #[test]
+fn lanes_at_different_instructions() {
+    let run = |bug| {
+        move |o: &Options| {
+            let mut y = vec![f32::NAN; 64];
+            let arguments = [Argument::write(&mut y), Argument::U32(bug)];
+            let report = emulator().launch("planted_parted", Grid::linear(1, 64), arguments, o);
+            if report.is_ok() {
+                // 16 products of ones, and a sum over the block with a two.
+                assert!(y.iter().all(|&v| v == 16.0 + 65.0), "{y:?}");
+            }
+            report
+        }
+    };
+    passes(run(0));
+    caught(&["divergent warp collective", "waits at mma", "kernels/planted.cu:"], run(1));
+    caught(&["divergent warp collective", "waits at ldmatrix", "kernels/planted.cu:"], run(2));
+    caught(&["divergent barrier", "reduce.cuh:", "kernels/planted.cu:"], run(3));
+}
+
+/// A kernel without an end is one with a fault, not one that the caller waits for.
+#[test]
+fn endless_kernels() {
+    let run = |bug| {
+        move |o: &Options| {
+            let mut y = vec![0u32; 32];
+            emulator().launch("planted_endless", Grid::linear(1, 32), [Argument::write(&mut y), Argument::U32(bug)], o)
+        }
+    };
+    passes(run(0));
+    for (bug, words) in [(1, "planted.cu:"), (2, "thread (3,0,0)"), (3, "planted.cu:")] {
+        let error = run(bug)(&Options::default()).unwrap_err();
+        println!("{error}");
+        assert!(error.contains("planted_endless") && error.contains("does not end"), "{error}");
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn undefined_behaviour() {
     let run = |bug: i32| {
         move |o: &Options| {

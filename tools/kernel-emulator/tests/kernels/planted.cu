@@ -1,6 +1,7 @@
 // Small kernels in pairs: one that is right, and its twin with one planted bug, which `bug` > 0 switches on. The tests of
 // the checker run both.
 #include "common/async.cuh"
+#include "common/mma.cuh"
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 #include "common/vector.cuh"
@@ -218,3 +219,49 @@ DEV void others(u32* y, u32 n, u32 bug) {
     y[t] = count[0] + even * 1000 + any + (ballot == 15u) + local[t % 8] * 0;
 }
 extern "C" __global__ void __launch_bounds__(64) planted_various(u32* __restrict__ y, u32 n, u32 bug) { others(y, n, bug); }
+
+// The warp comes to one instruction together. bug 1: half of it multiplies in one branch, half in the other; bug 2: the same of
+// ldmatrix; bug 3: of a barrier, within a function that both call. Warps may part: that is right whatever they do.
+DEV f32 sums_of(u32 lane, f32 v) {
+    return block_sum(lane == 0 ? v : 1.0f);
+}
+DEV void parted(f32* y, u32 bug) {
+    SHARED(bf16, tile, [32][8]);
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    if (warp == 0)
+        for (u32 i = 0; i < 8; i++) tile[lane][i] = bf16_from_f32(1.0f);
+    __syncthreads();
+    u32 a[4], b[2] = {0x3f803f80u, 0x3f803f80u};
+    if (bug == 2 && lane >= 16) {
+        ldmatrix_x4(a, &tile[lane][0]);
+    } else {
+        ldmatrix_x4(a, &tile[lane][0]);
+    }
+    f32 c[4] = {};
+    if (bug == 1 ? lane < 16 : warp == 0) {
+        mma_m16n8k16(c, a, b);
+    } else {
+        mma_m16n8k16(c, a, b);
+    }
+    f32 v;
+    if (bug == 3 ? lane < 16 : warp == 0) {
+        v = sums_of(lane, 1.0f);
+    } else {
+        v = sums_of(lane, 2.0f);
+    }
+    y[threadIdx.x] = c[0] + v;
+}
+extern "C" __global__ void __launch_bounds__(64) planted_parted(f32* __restrict__ y, u32 bug) { parted(y, bug); }
+
+// bug 1: computes for ever; bug 2: waits for what nobody writes; bug 3: meets at a barrier for ever.
+DEV void endless(u32* y, u32 bug) {
+    SHARED(u32, flag, [1]);
+    u32 t = threadIdx.x, v = t;
+    if (t == 0) flag[0] = 0;
+    __syncthreads();
+    while (bug == 1 && v != 7u * t + 1u) v = v * 5u + 2u * t;
+    while (bug == 2 && t == 3) v += *(volatile u32*)&flag[0];
+    while (bug == 3 && (u32)__syncthreads_count(1) == blockDim.x) v++;
+    y[t] = v;
+}
+extern "C" __global__ void __launch_bounds__(32) planted_endless(u32* __restrict__ y, u32 bug) { endless(y, bug); }
