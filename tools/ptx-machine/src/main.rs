@@ -45,11 +45,15 @@ fn install(folder: &Path) -> Result<(), String> {
     let library = library()?;
     let fault = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
     std::fs::create_dir_all(folder).map_err(|error| fault(folder, error))?;
-    for name in ["libcuda.so.1", "libcuda.so"] {
-        // Written beside and renamed: a process that has the old one loaded keeps it.
-        let (to, beside) = (folder.join(name), folder.join(format!(".{name}.new")));
-        std::fs::copy(&library, &beside).map_err(|error| fault(&beside, error))?;
-        std::fs::rename(&beside, &to).map_err(|error| fault(&to, error))?;
+    // Written beside and renamed: a process that has the old one loaded keeps it. One file under two names: whoever loads both has
+    // one driver.
+    let (to, other) = (folder.join("libcuda.so.1"), folder.join("libcuda.so"));
+    let (first, second) = (folder.join(".libcuda.so.1.new"), folder.join(".libcuda.so.new"));
+    std::fs::copy(&library, &first).map_err(|error| fault(&first, error))?;
+    let _ = std::fs::remove_file(&second);
+    std::fs::hard_link(&first, &second).map_err(|error| fault(&second, error))?;
+    for (from, to) in [(&first, &to), (&second, &other)] {
+        std::fs::rename(from, to).map_err(|error| fault(to, error))?;
         println!("{}", to.display());
     }
     Ok(())
