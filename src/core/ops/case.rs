@@ -11,7 +11,7 @@ use super::instruments::{poisoned, rounded};
 use crate::error::{Error, Result};
 use crate::rng::{Philox, Purpose};
 use crate::tape::{Accumulate, Tape, Var};
-use crate::tensor::{Context, DType, Device, Program, Shape, Tensor};
+use crate::tensor::{Context, Cost, DType, Device, Program, Shape, Tensor};
 
 /// What an input is, and so which dtype it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +180,8 @@ pub struct Case {
     pub sum_length: usize,
     /// Too large for the emulator and finite differences: benchmarks and real devices only.
     pub large: bool,
+    /// Tensors that begin an element behind what is aligned.
+    misaligned: Vec<&'static str>,
 }
 
 /// What a case computed.
@@ -198,7 +200,15 @@ impl Case {
         inputs: Vec<Input>,
         build: impl Fn(&Tape, &[Var]) -> Result<Vec<Var>> + Send + Sync + 'static,
     ) -> Self {
-        Self { op, name: name.into(), inputs, build: Box::new(build), sum_length: 1, large: false }
+        Self {
+            op,
+            name: name.into(),
+            inputs,
+            build: Box::new(build),
+            sum_length: 1,
+            large: false,
+            misaligned: Vec::new(),
+        }
     }
 
     /// States the longest sum.
@@ -211,6 +221,21 @@ impl Case {
     pub fn large(mut self) -> Self {
         self.large = true;
         self
+    }
+
+    /// Lets some inputs, by name, or the `cotangent` begin one element into their memory, as parts of a larger tensor do: kernels
+    /// read four elements at once only where they may.
+    pub fn misaligned(mut self, names: &[&'static str]) -> Self {
+        self.misaligned.extend(names);
+        self
+    }
+
+    /// Memory for an input or the cotangent.
+    fn memory(&self, context: &Context, name: &str, shape: Shape, dtype: DType) -> Result<Tensor> {
+        if self.misaligned.contains(&name) {
+            return context.persistent([shape.len() + 1], dtype)?.part(1, shape);
+        }
+        context.persistent(shape, dtype)
     }
 
     /// `op/name`.
@@ -226,7 +251,7 @@ impl Case {
         let inputs = self.inputs.iter().zip(values);
         inputs
             .map(|(input, values)| {
-                let tensor = context.persistent(input.shape, input.dtype(dtype))?;
+                let tensor = self.memory(context, input.name, input.shape, input.dtype(dtype))?;
                 tensor.upload_f64(values)?;
                 Ok(tensor)
             })
@@ -255,7 +280,7 @@ impl Case {
     pub(super) fn cotangent(&self, output: &Var, rounded: DType) -> Result<Tensor> {
         let values: Vec<f64> =
             uniform(7, 1000, output.shape().len()).into_iter().map(|u| round(2.0 * u - 1.0, rounded)).collect();
-        let tensor = output.context().persistent(output.shape(), output.dtype())?;
+        let tensor = self.memory(output.context(), "cotangent", output.shape(), output.dtype())?;
         tensor.upload_f64(&values)?;
         Ok(tensor)
     }
@@ -400,6 +425,23 @@ impl Case {
 
     /// Use 5: the op charges for itself, and for no fewer bytes than its inputs and outputs have.
     pub fn check_cost(&self) -> Result<()> {
+        let (cost, touched) = self.plan()?;
+        if cost.bytes < touched as f64 {
+            return Err(self.fault(format!("charges for {} bytes, its outputs alone have {touched}", cost.bytes)));
+        }
+        Ok(())
+    }
+
+    /// What its forward pass in `f32` costs.
+    ///
+    /// # Errors
+    /// The op's own.
+    pub fn cost(&self) -> Result<Cost> {
+        Ok(self.plan()?.0)
+    }
+
+    /// The cost, and the bytes of the outputs.
+    fn plan(&self) -> Result<(Cost, usize)> {
         let context = Context::shape_only();
         let mut touched = 0;
         let program = Program::plan(&context, || {
@@ -413,11 +455,13 @@ impl Case {
             touched = outputs.iter().map(|var| var.tensor().bytes()).sum::<usize>();
             Ok(())
         })?;
-        let charged: f64 = program.charges().values().map(|(_, cost)| cost.bytes).sum();
-        if charged < touched as f64 {
-            return Err(self.fault(format!("charges for {charged} bytes, its outputs alone have {touched}")));
+        let mut all = Cost::memory(0);
+        for (_, cost) in program.charges().values() {
+            all.flops += cost.flops;
+            all.bytes += cost.bytes;
+            all.tensor_cores |= cost.tensor_cores;
         }
-        Ok(())
+        Ok((all, touched))
     }
 
     pub(super) fn fault(&self, message: String) -> Error {

@@ -1,8 +1,9 @@
 //! How many wrong kernels the cases by op notice: random mutants of single instructions of the committed PTX, each run through
 //! `engine doctor` on the machine. Only instructions that `doctor` executes are changed.
 //!
-//! `cargo run --release -p ptx-machine --example mutants -- ENGINE MACHINE [COUNT [SEED]]`, with the engine's program and the folder
-//! that holds the machine's `libcuda.so.1`. Prints the survivors, with their lines, and the share that was caught.
+//! `cargo run --release -p ptx-machine --example mutants -- ENGINE MACHINE [COUNT [SEED [OP,…]]]`, with the engine's program and the
+//! folder that holds the machine's `libcuda.so.1`. Prints the survivors, with their lines, and the share that was caught. With ops
+//! named, mutants of others are drawn and not run.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -43,6 +44,13 @@ const WORDS: &[(&str, &str)] = &[
     ("rmi", "rpi"),
     ("rm", "rn"),
 ];
+
+/// Lines of a text that are no line tables.
+fn code_lines(lines: &[&str]) -> Vec<usize> {
+    let table = |line: &str| [".loc", ".file"].iter().any(|word| line.trim_start().starts_with(word));
+    let end = lines.iter().position(|line| line.trim_start().starts_with(".section")).unwrap_or(lines.len());
+    (0..end).filter(|&at| !table(lines[at])).collect()
+}
 
 /// One mutant of a line; none where the line has nothing to change.
 fn mutated(line: &str, random: &mut Random) -> Option<String> {
@@ -150,30 +158,37 @@ fn executed(engine: &Path, machine: &Path, op: &str) -> HashSet<usize> {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [engine, machine, rest @ ..] = arguments.as_slice() else {
-        eprintln!("mutants ENGINE MACHINE [COUNT [SEED]]");
+        eprintln!("mutants ENGINE MACHINE [COUNT [SEED [OP,…]]]");
         std::process::exit(1);
     };
     let (engine, machine) = (PathBuf::from(engine), PathBuf::from(machine));
     let count: usize = rest.first().and_then(|text| text.parse().ok()).unwrap_or(200);
     let mut random = Random(rest.get(1).and_then(|text| text.parse().ok()).unwrap_or(1) * 0x9e37_79b9 + 1);
+    let only: Vec<&str> = rest.get(2).map_or_else(Vec::new, |ops| ops.split(',').collect());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/prebuilt");
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(folder).expect("prebuilt PTX").flatten().map(|entry| entry.path()).collect();
     files.sort();
     let replace = std::env::temp_dir().join(format!("ptx-mutants-{}", std::process::id()));
     std::fs::create_dir_all(&replace).expect("a temporary folder");
-    let (mut caught, mut made) = (0, 0);
+    let (mut caught, mut made, mut passed) = (0, 0, 0);
     let mut known: HashMap<String, HashSet<usize>> = HashMap::new();
-    while made < count {
+    while made + passed < count {
         let file = &files[random.below(files.len())];
         let text = std::fs::read_to_string(file).expect("a readable file");
         let mut lines: Vec<&str> = text.lines().collect();
-        let at = random.below(lines.len());
+        let code = code_lines(&lines);
+        let at = code[random.below(code.len())];
         let Some(line) = mutated(lines[at], &mut random) else { continue };
         let (old, op) =
             (lines[at], file.file_name().unwrap_or_default().to_string_lossy().replace(".compute_80.ptx", ""));
         let run_lines = known.entry(op.clone()).or_insert_with(|| executed(&engine, &machine, &op));
         if !run_lines.contains(&(at + 1)) {
+            continue;
+        }
+        if !only.is_empty() && !only.contains(&op.as_str()) {
+            // About as many as would be refused are counted too.
+            passed += 1;
             continue;
         }
         let entry = lines[..at].iter().rev().find_map(|line| line.strip_prefix(".visible .entry ")).unwrap_or("?");

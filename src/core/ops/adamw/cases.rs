@@ -81,6 +81,8 @@ pub fn cases() -> Vec<Case> {
         step("clipped_copies_n9001", 9001, Some(1.0), true, true),
         step("copies_n1027", 1027, Some(1e3), true, true),
         step("plain_l2_n5", 5, None, false, false),
+        step("misaligned_gradients_n41", 41, Some(1.0), true, true).misaligned(&["gradients"]),
+        step("misaligned_weights_n41", 41, Some(1.0), true, true).misaligned(&["parameters", "ema", "compute"]),
         metrics("record_first", 0, 0),
         metrics("record_adds_terms", 2, 5),
         step("clipped_copies_n19108048", 19_108_048, Some(1.0), true, true).large(),

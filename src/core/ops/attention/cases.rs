@@ -28,6 +28,9 @@ pub fn cases() -> Vec<Case> {
         case("widest_long_b1_t97_h1_kv1_d200", [1, 97, 1, 1, 200]),
         case("wide_long_b1_t140_h1_kv1_d96", [1, 140, 1, 1, 96]),
         case("b2_t16_h4_kv4_d128", [2, 16, 4, 4, 128]),
+        // As many warps a block as long sequences have.
+        case("eight_warps_b1_t250_h1_kv1_d12", [1, 250, 1, 1, 12]),
+        case("six_warps_b1_t90_h2_kv1_d24", [1, 90, 2, 1, 24]),
         case("b1_t64_h4_kv4_d64", [1, 64, 4, 4, 64]),
         case("b128_t256_h1_kv1_d256", [128, 256, 1, 1, 256]).large(),
         case("b128_t256_h4_kv4_d64", [128, 256, 4, 4, 64]).large(),

@@ -60,6 +60,8 @@ pub fn cases() -> Vec<Case> {
         case("residual_relu_b2_4x4x32", &[2, 4, 4, 32], relu, true),
         case("residual_odd_b3_3x5x7", &[3, 3, 5, 7], BatchNorm { momentum: 0.3, epsilon: 1e-3, ..plain }, true),
         case("residual_relu_odd_b2_3x3x37", &[2, 3, 3, 37], relu, true),
+        case("misaligned_b2_3x4x16", &[2, 3, 4, 16], relu, false).misaligned(&["x"]),
+        case("misaligned_cotangent_b2_3x4x16", &[2, 3, 4, 16], relu, false).misaligned(&["cotangent"]),
         case("two_rows_c1", &[2, 1], BatchNorm { epsilon: 0.5, ..plain }, false),
         case("chunks_b1_53x47x5", &[1, 53, 47, 5], relu, false),
         case("chunks_residual_b2_11x13x132", &[2, 11, 13, 132], relu, true),

@@ -67,6 +67,7 @@ pub fn cases() -> Vec<Case> {
         case("split_b2_h17_w20_c4_o8", [2, 17, 20, 4], 8, 3, same, ALL),
         case("large_tile_b1_h91_w90_c8_o65", [1, 91, 90, 8], 65, 3, same, BIAS),
         case("large_tile_bwd_input_b2_h64_w64_c65_o2", [2, 64, 64, 65], 2, 3, same, NOTHING),
+        case("large_tiles_bwd_weight_b1_h32_w32_c16_o65", [1, 32, 32, 16], 65, 3, same, NOTHING),
         // Whole blocks of channels: odd images, several tasks and chunks of tiles, a long sum, a resized image.
         case("blocks_b2_h5_w7_c32_o48", [2, 5, 7, 32], 48, 3, same, ALL),
         case("blocks_b3_h14_w17_c16_o32", [3, 14, 17, 16], 32, 3, same, BIAS),

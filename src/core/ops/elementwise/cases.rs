@@ -60,6 +60,7 @@ pub fn cases() -> Vec<Case> {
         gated("gate_odd_b3_t5_d37", [3, 5, 37], 11),
         gated("gate_one_b1_t1_d1", [1, 1, 1], 0),
         gated("gate_wide_b2_t3_d1032", [2, 3, 1032], 8),
+        gated("gate_b2_t3_d384", [2, 3, 384], 768),
         unary("gelu_b256_t65_d1536".into(), Shape::from([256, 65, 1536]), gelu).large(),
         gated("gate_b256_t64_d384", [256, 64, 384], 768).large(),
     ]);

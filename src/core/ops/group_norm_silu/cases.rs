@@ -40,7 +40,8 @@ fn case(name: &str, shape: &[usize], groups: usize, options: Options) -> Case {
     .sums(longest)
 }
 
-/// One and two sources, groups within and across them, single channels and single pixels, several blocks a group.
+/// One and two sources, groups within and across them, single channels and single pixels, several blocks a group, and blocks whose
+/// threads hold all that they can.
 pub fn cases() -> Vec<Case> {
     let skip = |skip: usize| Options { skip, ..PLAIN };
     let scaled = Options { scale_shift: true, ..PLAIN };
@@ -56,6 +57,8 @@ pub fn cases() -> Vec<Case> {
         case("skip_across_odd_b2_5x5x7_5_g4", &[2, 5, 5, 7], 4, skip(5)),
         case("parts_b2_40x30x16_g2", &[2, 40, 30, 16], 2, scaled),
         case("parts_skip_odd_b1_20x33x6_3_g3", &[1, 20, 33, 6], 3, Options { skip: 3, ..scaled }),
+        case("full_share_b1_8x8x128_g1", &[1, 8, 8, 128], 1, PLAIN),
+        case("full_share_odd_b1_7x8x33_g1", &[1, 7, 8, 33], 1, scaled),
         case("tiles_b2_2x3x1036_g1", &[2, 2, 3, 1036], 1, PLAIN),
         case("tiles_odd_b1_3x7x301_g1", &[1, 3, 7, 301], 1, PLAIN),
         case("b32_32x32x64_g8", &[32, 32, 32, 64], 8, PLAIN).large(),

@@ -32,6 +32,7 @@ pub fn cases() -> Vec<Case> {
         case("mixed_k37_b128", 37, 128, 20, law),
         case("old_k256_b301", 256, 301, 256, Law { decay: 0.99, uniform: 0.05 }),
         case("one_bin_b3", 1, 3, 1, law),
+        case("three_bins_b5", 3, 5, 1, law),
         case("no_memory_k5_b7", 5, 7, 5, Law { decay: 0.0, uniform: 1.0 }),
         case("mixed_k64_b512", 64, 512, 40, law).large(),
     ]

@@ -36,6 +36,7 @@ pub fn cases() -> Vec<Case> {
         case("large_tile_fwd_m8189_n65_k3", [8189, 65, 3], false, None, false),
         case("large_tile_bwd_input_m8189_n3_k65", [8189, 3, 65], false, None, false),
         case("large_tile_bwd_weight_m2049_n67_k72", [2049, 67, 72], false, None, false),
+        case("large_tiles_bwd_weight_m1024_n129_k65", [1024, 129, 65], false, None, false),
         case("qkv_m16640_n576_k384", [16640, 576, 384], true, None, false).large(),
         case("up_m16640_n1536_k384", [16640, 1536, 384], true, Gelu, false).large(),
         case("down_m16640_n384_k1536", [16640, 384, 1536], true, None, true).large(),

@@ -21,6 +21,7 @@ pub fn module(pointers: usize, words: usize, body: &str) -> String {
         .collect();
     format!(
         ".version 8.4\n.target sm_80\n.address_size 64\n\
+         .file 1 \"/a/project/kernels/body.cu\"\n\
          .extern .shared .align 16 .b8 dynamic[];\n\
          .visible .entry k({})\n{{\n{REGISTERS}\n{loads}{body}\nret;\n}}\n",
         params.join(", ")
