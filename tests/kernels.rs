@@ -90,3 +90,23 @@ fn an_empty_batch_of_tokens_is_no_work() {
         }
     }
 }
+
+/// A large case is there to be timed. What it launches, a small case of its op launches in the same way: the machine, which takes
+/// minutes for a large one, need not run it.
+#[test]
+fn every_large_case_has_small_twins() {
+    let only = std::env::var("ENGINE_OP").ok();
+    let mut cases = cases();
+    cases.retain(|case| only.as_deref().is_none_or(|op| case.op == op));
+    let mut missing = Vec::new();
+    for dtype in [DType::F32, DType::BF16] {
+        let launches: Vec<_> = cases.par_iter_mut().map(|case| kinds::launches(case, dtype)).collect();
+        for (large, wanted) in cases.iter().zip(&launches).filter(|(case, _)| case.large) {
+            let small = cases.iter().zip(&launches).filter(|(case, _)| !case.large && case.op == large.op);
+            let small: Vec<_> = small.flat_map(|(_, launches)| launches).collect();
+            let lacks = wanted.iter().filter(|launch| !small.contains(launch));
+            missing.extend(lacks.map(|launch| format!("{} {dtype}: {launch:?}", large.id())));
+        }
+    }
+    assert!(missing.is_empty(), "no small case launches this:\n{}", missing.join("\n"));
+}

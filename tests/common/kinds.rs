@@ -1,19 +1,31 @@
 //! Which kernels a case launches, found without running any: an accelerator that writes down names and sizes.
 
-use std::collections::BTreeMap;
+// Each test file compiles this module for itself and uses its own part of it.
+#![allow(dead_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine_core::Result;
 use engine_core::device::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig};
-use engine_core::ops::case::Case;
+use engine_core::ops::case::{Case, Values};
 use engine_core::tensor::{Context, DType, Device};
 
-/// Names of kernels, and the threads of all launches.
+/// How a kernel is launched, but for the number of blocks.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Launch {
+    pub kernel: &'static str,
+    pub block: [u32; 3],
+    /// Dynamic shared memory: more than a block has without asking.
+    pub opted_in: bool,
+}
+
+/// All launches in order, and the threads of all.
 #[derive(Debug, Default)]
 struct Log {
-    launches: Mutex<(Vec<String>, u64)>,
+    launches: Mutex<(Vec<Launch>, u64)>,
     allocated: AtomicU64,
 }
 
@@ -58,8 +70,9 @@ impl Accelerator for Log {
     }
 
     unsafe fn launch(&self, kernel: &'static Kernel, config: LaunchConfig, _: &[KernelArgument]) -> Result<()> {
-        let (names, threads) = &mut *self.launches.lock().unwrap();
-        names.push(kernel.name.into());
+        let (launches, threads) = &mut *self.launches.lock().unwrap();
+        let opted_in = config.shared_bytes > 48 << 10;
+        launches.push(Launch { kernel: kernel.name, block: config.block, opted_in });
         *threads += config.grid.iter().chain(&config.block).map(|&n| u64::from(n)).product::<u64>();
         Ok(())
     }
@@ -87,15 +100,31 @@ impl Accelerator for Log {
     }
 }
 
+fn run(case: &Case, dtype: DType) -> (Vec<Launch>, u64) {
+    let log = Arc::new(Log::default());
+    case.run(&Context::new(Device::Accelerator(log.clone())), dtype, dtype, 1).unwrap();
+    std::mem::take(&mut *log.launches.lock().unwrap())
+}
+
+/// The launches of a case, each once. Its inputs lose their values.
+pub fn launches(case: &mut Case, dtype: DType) -> BTreeSet<Launch> {
+    for input in &mut case.inputs {
+        if !matches!(input.values, Values::Given(_)) {
+            // Nothing looks at them, and drawing those of a large case takes long.
+            input.values = Values::Given(vec![0.0; input.shape.len()]);
+        }
+    }
+    run(case, dtype).0.into_iter().collect()
+}
+
 /// Of the differentiable cases of each op that launch the same kernels for the same inputs, the one with the fewest threads.
 pub fn smallest_of_each_kind(cases: Vec<Case>) -> Vec<Case> {
     let mut kinds = BTreeMap::new();
     for case in cases.into_iter().filter(|case| !case.large && case.inputs.iter().any(|input| input.gradient)) {
-        let log = Arc::new(Log::default());
-        case.run(&Context::new(Device::Accelerator(log.clone())), DType::F32, DType::F32, 1).unwrap();
-        let (mut names, threads) = std::mem::take(&mut *log.launches.lock().unwrap());
+        let (launches, threads) = run(&case, DType::F32);
         // Two tiles of one product are one template, with the same arguments.
-        names.iter_mut().for_each(|name| *name = name.replace("_large_", "_").replace("_small_", "_"));
+        let mut names: Vec<_> =
+            launches.iter().map(|launch| launch.kernel.replace("_large_", "_").replace("_small_", "_")).collect();
         names.sort_unstable();
         let inputs: Vec<_> = case.inputs.iter().map(|input| (input.name, input.gradient)).collect();
         let smallest = kinds.entry((case.op, names, inputs)).or_insert((u64::MAX, None));

@@ -16,7 +16,7 @@ pub const COUNTS: &str = "PTX_MACHINE_COUNT";
 /// child itself.
 pub fn ran(test: &str, environment: &[(&str, &str)]) -> bool {
     let Some(folder) = std::env::var_os(FOLDER).filter(|folder| !folder.is_empty()) else { return false };
-    if std::env::var_os(CHILD).is_some() {
+    if is_here() {
         return false;
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
@@ -37,4 +37,9 @@ pub fn ran(test: &str, environment: &[(&str, &str)]) -> bool {
         .unwrap();
     assert!(status.success(), "{test} fails on the machine");
     true
+}
+
+/// Whether this is a child on the machine.
+pub fn is_here() -> bool {
+    std::env::var_os(CHILD).is_some()
 }
