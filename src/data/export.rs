@@ -181,15 +181,19 @@ fn zip_fault(out: &Path) -> impl Fn(ZipError) -> Error {
 }
 
 fn member<W: Write + Seek>(zip: &mut ZipWriter<W>, out: &Path, name: &str, parts: &[&[u8]]) -> Result<()> {
-    let long = parts.iter().map(|part| part.len() as u64).sum::<u64>() > u64::from(u32::MAX) / 2;
-    let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored).large_file(long);
-    zip.start_file(name, options).map_err(zip_fault(out))?;
+    begin(zip, out, name, parts.iter().map(|part| part.len()).sum())?;
     parts.iter().try_for_each(|part| zip.write_all(part)).map_err(Error::io(out, "write"))
+}
+
+/// Begins a member of so many bytes.
+fn begin<W: Write + Seek>(zip: &mut ZipWriter<W>, out: &Path, name: &str, bytes: usize) -> Result<()> {
+    let long = bytes as u64 > u64::from(u32::MAX) / 2;
+    let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored).large_file(long);
+    zip.start_file(name, options).map_err(zip_fault(out))
 }
 
 fn npz(set: &Dataset, out: &Path, splits: &[Split], file: BufWriter<File>) -> Result<BufWriter<File>> {
     let mut zip = ZipWriter::new(file);
-    let images: Vec<&[u8]> = splits.iter().map(|split| set.split_images(*split)).collect();
     let labels: Vec<u8> = splits
         .iter()
         .flat_map(|split| set.split_labels(*split))
@@ -204,16 +208,17 @@ fn npz(set: &Dataset, out: &Path, splits: &[Split], file: BufWriter<File>) -> Re
     let names: Vec<u8> = set.class_names().iter().flat_map(name).collect();
     let n = split.len();
     let (height, width, channels) = (set.height(), set.width(), set.channels());
-    let arrays: [(&str, String, String, Vec<&[u8]>); 4] = [
-        ("images", "|u1".into(), format!("({n}, {height}, {width}, {channels})"), images),
-        ("labels", "<i8".into(), format!("({n},)"), vec![&labels]),
-        ("split", "|u1".into(), format!("({n},)"), vec![&split]),
-        ("class_names", format!("<U{longest}"), format!("({},)", set.class_names().len()), vec![&names]),
+    let head = npy_head("|u1", &format!("({n}, {height}, {width}, {channels})"));
+    begin(&mut zip, out, "images.npy", head.len() + n * set.image_bytes())?;
+    let runs = splits.iter().flat_map(|&split| set.runs(set.split_indices(split)));
+    std::iter::once(&head[..]).chain(runs).try_for_each(|part| zip.write_all(part)).map_err(Error::io(out, "write"))?;
+    let arrays: [(&str, String, String, &[u8]); 3] = [
+        ("labels", "<i8".into(), format!("({n},)"), &labels),
+        ("split", "|u1".into(), format!("({n},)"), &split),
+        ("class_names", format!("<U{longest}"), format!("({},)", set.class_names().len()), &names),
     ];
     for (name, dtype, shape, data) in arrays {
-        let head = npy_head(&dtype, &shape);
-        let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(data).collect();
-        member(&mut zip, out, &format!("{name}.npy"), &parts)?;
+        member(&mut zip, out, &format!("{name}.npy"), &[&npy_head(&dtype, &shape), data])?;
     }
     zip.finish().map_err(zip_fault(out))
 }

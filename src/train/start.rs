@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::space::check_space;
 use super::{
-    DataSizes, Event, Memory, Progress, Recipe, Run, RunFolder, Start, Task, TrainRequest, Trainer, backbone,
-    checkpoint_config, fingerprint, folder, list_checkpoints,
+    DataSizes, Event, Memory, Progress, Recipe, Residency, Run, RunFolder, Start, Task, TrainRequest, Trainer,
+    backbone, checkpoint_config, fingerprint, folder, list_checkpoints,
 };
 use crate::config::{Config, LrSchedule, Precision};
 use crate::data::{Dataset, Split};
@@ -121,6 +121,8 @@ fn recorded(folder: &RunFolder, checkpoint: Option<&Config>) -> Result<Config> {
     if let Some(then) = checkpoint {
         let mut then = then.clone();
         (then.training.num_steps, then.training.num_epochs) = (config.training.num_steps, config.training.num_epochs);
+        // Where images lie changes no bit.
+        then.data.device_memory = config.data.device_memory;
         if then != config {
             return Err(Error::config(
                 path.display().to_string(),
@@ -182,8 +184,7 @@ fn prepare(
     let task: Arc<dyn Task> = request.task.clone().unwrap_or_else(|| Arc::new(config.model.clone()));
     let sizes =
         DataSizes { training: dataset.split_len(Split::Train), validation: dataset.split_len(Split::Validation) };
-    let plan = Trainer::plan(task.as_ref(), config, sizes)?;
-    let memory = Memory::of(&plan, &device);
+    let (residency, plan, memory) = place(task.as_ref(), config, dataset, sizes, &device)?;
     match (memory.check(&chosen.note, config.training.batch_size), &device) {
         (Ok(()), _) => {}
         // The operating system may still find room, by swapping.
@@ -196,14 +197,18 @@ fn prepare(
         config: config.clone(),
         parameters: plan.parameters().count(),
         data: format!(
-            "{}: {} training and {} validation images {}x{}x{}, {} classes",
+            "{}: {} training and {} validation images {}x{}x{}, {} classes{}",
             dataset.path().map_or_else(|| format!("{} (built in)", dataset.name()), |path| path.display().to_string()),
             sizes.training,
             sizes.validation,
             dataset.height(),
             dataset.width(),
             dataset.channels(),
-            dataset.class_names().len()
+            dataset.class_names().len(),
+            match (residency, &device) {
+                (Residency::Streamed, Device::Accelerator(_)) => ", streamed to the device batch by batch",
+                _ => "",
+            }
         ),
         device: chosen.note,
         memory,
@@ -212,5 +217,27 @@ fn prepare(
         from: 0,
     };
     drop(plan);
-    Ok((Trainer::new(task.as_ref(), dataset, &Recipe::new(config, device))?, start))
+    let recipe = Recipe { residency: Some(residency), ..Recipe::new(config, device) };
+    Ok((Trainer::new(task.as_ref(), dataset, &recipe)?, start))
+}
+
+/// Where the images are to lie, with the plan and the memory of the run: on an accelerator where that has room for them, else
+/// they stream.
+fn place(
+    task: &dyn Task,
+    config: &Config,
+    dataset: &Dataset,
+    sizes: DataSizes,
+    device: &Device,
+) -> Result<(Residency, Trainer, Memory)> {
+    let planned = |residency: Residency| -> Result<_> {
+        let plan = Trainer::plan_with(task, config, sizes, residency)?;
+        let memory = Memory::of(&plan, device);
+        Ok((residency, plan, memory))
+    };
+    let first = planned(Residency::of(device, dataset, config.data.device_memory))?;
+    match first {
+        (Residency::Resident, _, memory) if !memory.fits() => planned(Residency::Streamed),
+        first => Ok(first),
+    }
 }

@@ -1,14 +1,15 @@
 //! Which kernels a case launches, found without running any: an accelerator that writes down names and sizes.
 
 use std::collections::BTreeMap;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use engine_core::Result;
-use engine_core::device::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig};
+use engine_core::device::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Ticket};
 use engine_core::ops::case::Case;
 use engine_core::tensor::{Context, DType, Device};
+use engine_core::{Error, Result};
 
 /// Names of kernels, and the threads of all launches.
 #[derive(Debug, Default)]
@@ -41,6 +42,20 @@ impl Accelerator for Log {
     unsafe fn release(&self, _address: u64) {}
 
     unsafe fn upload(&self, _source: &[u8], _address: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn allocate_pinned(&self, _bytes: usize) -> Result<NonNull<u8>> {
+        Err(Error::Unsupported { op: "pinned memory", device: self.name(), reason: "nothing runs".into() })
+    }
+
+    unsafe fn release_pinned(&self, _memory: NonNull<u8>, _bytes: usize) {}
+
+    unsafe fn submit_upload(&self, _source: NonNull<u8>, _bytes: usize, _address: u64) -> Result<Ticket> {
+        Ok(Ticket(0))
+    }
+
+    fn wait_for(&self, _ticket: Ticket) -> Result<()> {
         Ok(())
     }
 

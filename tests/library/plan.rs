@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use engine::config::Config;
 use engine::data::{Split, shapes};
 use engine::tensor::Device;
-use engine::train::{DataSizes, Estimate, Recipe, Trainer};
+use engine::train::{DataSizes, Estimate, Recipe, Residency, Trainer};
 
 fn engine(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_engine")).args(arguments).output().unwrap()
@@ -29,7 +29,7 @@ fn fault(arguments: &[&str]) -> String {
 fn allocated(config: &Config, images: usize) -> (usize, Estimate) {
     let set = shapes(0, images);
     let sizes = DataSizes { training: set.split_len(Split::Train), validation: set.split_len(Split::Validation) };
-    let estimate = Estimate::new(config, sizes).unwrap();
+    let estimate = Estimate::with(config, sizes, Residency::InPlace).unwrap();
     let mut trainer = Trainer::new(&config.model, &set, &Recipe::new(config, Device::Cpu)).unwrap();
     for _ in 0..2 {
         trainer.train_step().unwrap();

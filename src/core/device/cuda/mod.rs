@@ -5,16 +5,17 @@
 
 mod driver;
 mod modules;
+mod pinned;
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUresult};
 
-use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig};
+use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Ticket};
 use crate::error::{Error, Result};
 use driver::{check, describe, driver, mend};
 use modules::Modules;
@@ -50,6 +51,7 @@ struct State {
     graphs: HashMap<GraphId, sys::CUgraphExec>,
     graphs_made: u64,
     staging: Option<*mut c_void>,
+    uploads: pinned::Uploads,
     capturing: bool,
     /// Given back during a capture, when the driver refuses to free.
     released: Vec<u64>,
@@ -232,6 +234,7 @@ impl Drop for CudaDevice {
             if let Some(buffer) = state.staging.take() {
                 sys::cuMemFreeHost(buffer);
             }
+            state.uploads.destroy();
             if !self.stream.is_null() {
                 sys::cuStreamDestroy_v2(self.stream);
             }
@@ -309,6 +312,23 @@ impl Accelerator for CudaDevice {
             self.wait(&state)?;
         }
         Ok(())
+    }
+
+    fn allocate_pinned(&self, bytes: usize) -> Result<NonNull<u8>> {
+        self.pin(bytes)
+    }
+
+    unsafe fn release_pinned(&self, memory: NonNull<u8>, _bytes: usize) {
+        self.unpin(memory);
+    }
+
+    unsafe fn submit_upload(&self, source: NonNull<u8>, bytes: usize, address: u64) -> Result<Ticket> {
+        // SAFETY: the same promise.
+        unsafe { self.upload_pinned(source, bytes, address) }
+    }
+
+    fn wait_for(&self, ticket: Ticket) -> Result<()> {
+        self.wait_for_upload(ticket)
     }
 
     unsafe fn download(&self, address: u64, destination: &mut [u8]) -> Result<()> {
