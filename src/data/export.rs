@@ -14,8 +14,9 @@ use super::dataset::{Dataset, Split, part_path, refuse_to_overwrite};
 use crate::error::{Error, Result};
 use crate::picture::{Image, encode_png};
 
-/// Pictures that are encoded before they are written.
+/// Pictures that are encoded before they are written: so many, and of so many bytes of pixels, unless one has more.
 const BATCH: usize = 4096;
+const BATCH_BYTES: usize = 32 << 20;
 
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -112,7 +113,7 @@ fn png(set: &Dataset, index: usize) -> Result<Vec<u8>> {
 /// Shows `write` the images of the splits as PNG files, in order, encoded by all processors.
 fn each_png(set: &Dataset, splits: &[Split], mut write: impl FnMut(usize, Vec<u8>) -> Result<()>) -> Result<()> {
     let indices: Vec<usize> = splits.iter().flat_map(|split| set.split_indices(*split)).collect();
-    for batch in indices.chunks(BATCH) {
+    for batch in indices.chunks((BATCH_BYTES / set.image_bytes()).clamp(1, BATCH)) {
         let pictures: Vec<_> = batch.par_iter().map(|&index| png(set, index)).collect();
         batch.iter().zip(pictures).try_for_each(|(&index, picture)| write(index, picture?))?;
     }
@@ -283,7 +284,7 @@ fn parquet_file(set: &Dataset, out: &Path, split: Split, file: BufWriter<File>) 
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
 
-    /// Rows of a group, as the datasets library has them for images.
+    /// Rows of a group, as the datasets library has them for images; fewer of large ones.
     const GROUP: usize = 1000;
     // Optional as the datasets library has them, which takes the features below only for a schema that is equal to its own.
     const SCHEMA: &str = "message schema { optional group image { optional binary bytes; optional binary path (UTF8); } \
@@ -308,7 +309,7 @@ fn parquet_file(set: &Dataset, out: &Path, split: Split, file: BufWriter<File>) 
     let schema = Arc::new(parse_message_type(SCHEMA).map_err(fault)?);
     let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).map_err(fault)?;
     let indices: Vec<usize> = set.split_indices(split).collect();
-    for group in indices.chunks(GROUP) {
+    for group in indices.chunks((BATCH_BYTES / set.image_bytes()).clamp(1, GROUP)) {
         let pictures: Vec<Result<Vec<u8>>> = group.par_iter().map(|&index| png(set, index)).collect();
         let pictures = pictures.into_iter().map(|picture| picture.map(ByteArray::from)).collect::<Result<Vec<_>>>()?;
         let names: Vec<ByteArray> =

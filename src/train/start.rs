@@ -241,3 +241,41 @@ fn place(
         first => Ok(first),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::shapes;
+    use crate::device::emulator::EmulatorDevice;
+
+    #[test]
+    fn images_stream_where_the_device_has_no_room_for_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let emulator = Arc::new(EmulatorDevice::load(folder.path()).unwrap());
+        let device = Device::Accelerator(emulator.clone());
+        let mut config = Config::preset("quickstart").unwrap();
+        for set in ["model.hidden_dim=16", "model.depth=1", "training.batch_size=4", "training.precision=f32"] {
+            config.set(set).unwrap();
+        }
+        let set = shapes(0, 1000);
+        let sizes = DataSizes { training: set.split_len(Split::Train), validation: set.split_len(Split::Validation) };
+        let placed = |config: &Config| {
+            let (residency, _, memory) = place(&config.model, config, &set, sizes, &device).unwrap();
+            (residency, memory)
+        };
+        let (residency, resident) = placed(&config);
+        assert_eq!(residency, Residency::Resident);
+        emulator.set_capacity(resident.needed());
+        assert_eq!(placed(&config), (residency, Memory { available: Some(resident.needed()), ..resident }));
+        emulator.set_capacity(resident.needed() - 1);
+        let (residency, streamed) = placed(&config);
+        assert_eq!(residency, Residency::Streamed);
+        let images = set.images().len() as u64;
+        assert!(streamed.fits() && streamed.needed() < resident.needed() - images + 20_000, "{streamed:?}");
+        emulator.set_capacity(1 << 30);
+        config.set("data.device_memory=2").unwrap();
+        assert_eq!(placed(&config).0, Residency::Streamed);
+        let cpu = place(&config.model, &config, &set, sizes, &Device::Cpu).unwrap();
+        assert!(cpu.0 == Residency::InPlace && cpu.2.needed() < streamed.needed() + 20_000);
+    }
+}

@@ -268,7 +268,12 @@ fn replays_behind_a_late_copy_read_what_it_brought() {
     let found = rows.download::<u8>().unwrap();
     assert_eq!(found.chunks(4).map(|row| row[0]).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
     assert!(found.chunks(4).all(|row| row == [row[0]; 4]));
-    uplink.fill(|bytes| Ok(bytes.fill(1))).unwrap();
+    uplink
+        .fill(|bytes| {
+            bytes.fill(1);
+            Ok(())
+        })
+        .unwrap();
     drop((uplink, rows, context));
     assert_eq!(device.live_allocations(), 0);
 }
