@@ -201,13 +201,18 @@ impl Frame {
     fn note(&mut self, head: &[u8]) -> Option<()> {
         let count = usize::from(*head.first()?);
         let [first, last, approximation] = *head.get(1 + 2 * count..)?.first_chunk()?;
-        let (range, lacking) = match self.progressive {
-            true => (usize::from(first)..usize::from(last) + 1, approximation & 15),
-            false => (0..64, 0),
+        let (range, before, lacking) = match self.progressive {
+            true => (usize::from(first)..usize::from(last) + 1, approximation >> 4, approximation & 15),
+            false => (0..64, 0, 0),
         };
         for pair in head.get(1..1 + 2 * count)?.chunks_exact(2) {
             let place = self.components.iter().position(|component| component.id == pair[0])?;
-            self.lacking.get_mut(place)?.get_mut(range.clone())?.fill(Some(lacking));
+            let coefficients = self.lacking.get_mut(place)?.get_mut(range.clone())?;
+            // A scan that adds a bit needs those before.
+            coefficients
+                .iter_mut()
+                .filter(|found| before == 0 || **found == Some(before))
+                .for_each(|found| *found = Some(lacking));
         }
         Some(())
     }

@@ -223,8 +223,11 @@ fn a_jpeg_that_is_cut_short_is_damaged() {
     assert_eq!(read(&[&whole[..], b"trailer"].concat()).image.width(), 64);
 }
 
+/// A scan's header and its data.
+type Scan = (Vec<u8>, Vec<u8>);
+
 /// The parts of a progressive grey JPEG of 64x64 pixels of one colour: what comes before the scans, and each scan with its header.
-fn progressive() -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
+fn progressive() -> (Vec<u8>, Vec<Scan>) {
     let segment = |marker: u8, body: &[u8]| [&[0xff, marker, 0, 2 + body.len() as u8], body].concat();
     let counts = |codes: &[(usize, u8)]| -> Vec<u8> {
         let counts = (1..=16).map(|length| codes.iter().filter(|(of, _)| *of == length).count() as u8);
@@ -254,7 +257,7 @@ fn progressive() -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
 #[test]
 fn a_progressive_jpeg_without_all_its_scans_is_damaged() {
     let (head, scans) = progressive();
-    let file = |scans: &[(Vec<u8>, Vec<u8>)]| {
+    let file = |scans: &[Scan]| {
         let scans = scans.iter().map(|(head, data)| [&head[..], data].concat()).collect::<Vec<_>>().concat();
         [&head[..], &scans, &[0xff, 0xd9]].concat()
     };
