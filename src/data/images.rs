@@ -28,7 +28,7 @@ use crate::picture::{Image, LONGEST_FILE, Note, Picture, PictureKind, decode_pic
 const BATCH_BYTES: u64 = 16 << 20;
 const BATCH_FILES: usize = 4096;
 /// How much of decoded pictures is in memory at a time, unless as many as there are processors are larger.
-const DECODED_BYTES: usize = 32 << 20;
+const DECODED_BYTES: usize = 16 << 20;
 /// How deep below the source a picture can lie.
 const DEEPEST: usize = 16;
 /// How many of a file's first bytes tell what it is.

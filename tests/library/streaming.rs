@@ -38,7 +38,7 @@ fn streamed_batches_give_the_bits_of_a_resident_set() {
         &[&BALANCED[..], &["training.gradient_accumulation=2"]].concat(),
     ] {
         let config = config(&[settings, &["training.num_steps=11"]].concat());
-        let set = dataset().stratified(0.3, 1).unwrap();
+        let set = dataset().stratified(0.2, 1).unwrap();
         assert!(!set.split_len(Split::Train).is_multiple_of(3));
         let with = |residency| run(trainer(&config, &set, &device, residency), 11);
         let (streamed, resident) = (with(Residency::Streamed), with(Residency::Resident));
