@@ -241,39 +241,3 @@ fn a_copy_that_nobody_waited_for_reads_as_late_as_it_may() {
     }
     assert_eq!(device.live_allocations(), 0);
 }
-
-#[test]
-fn replays_behind_a_late_copy_read_what_it_brought() {
-    use crate::tensor::{Context, Device, Uplink};
-
-    let device = Arc::new(device());
-    let context = Context::new(Device::Accelerator(device.clone()));
-    let mut uplink = Uplink::new(&context, 4).unwrap();
-    let rows = context.tensor(&[9u8; 40], [10, 4]).unwrap();
-    assert_eq!(uplink.pinned_bytes(), 8);
-    for step in 0..10u8 {
-        uplink
-            .fill(|bytes| {
-                // Whoever read it now would read this.
-                bytes.fill(0xee);
-                bytes.fill(step);
-                Ok(())
-            })
-            .unwrap();
-        rows.part(4 * usize::from(step), [4]).unwrap().copy_from(uplink.tensor()).unwrap();
-    }
-    let waits = device.waits();
-    assert!(uplink.fill(|_| Err(device_error("no bytes", "none"))).is_err(), "nothing is sent");
-    assert_eq!(device.waits(), waits, "a buffer is waited for by its ticket alone");
-    let found = rows.download::<u8>().unwrap();
-    assert_eq!(found.chunks(4).map(|row| row[0]).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
-    assert!(found.chunks(4).all(|row| row == [row[0]; 4]));
-    uplink
-        .fill(|bytes| {
-            bytes.fill(1);
-            Ok(())
-        })
-        .unwrap();
-    drop((uplink, rows, context));
-    assert_eq!(device.live_allocations(), 0);
-}
