@@ -130,9 +130,10 @@ impl Default for ImportOptions {
 ///
 /// With a [scratch folder](ImportOptions::scratch) the set never lies in memory: pixels go there as they are decoded, in the order
 /// of the source, and [`Dataset::write`] brings them into the set's order. What an import takes then is a fixed part, the pictures
-/// that are being decoded (16 MiB, or one for each processor where they are larger), and for each image its label, its place and,
-/// of a picture, its path; of a zip archive the directory too. Three forms take more: a batch of CIFAR for Python lies in memory
-/// (31 MB; CIFAR-100's 154 MB), and so does a page of a parquet file and a picture's own file (256 MiB at most).
+/// that are being decoded (16 MiB, or one for each processor where they are larger), and for each image its label and its place;
+/// for each picture also its path, what a label file says of it, and its entry in a zip archive's directory: up to about half a
+/// kilobyte. Besides, a batch of CIFAR for Python lies in memory (31 MB; CIFAR-100's 154 MB), and so do a page of a parquet file
+/// and a picture's own file (256 MiB at most).
 ///
 /// ```no_run
 /// use engine::data::{ImportOptions, import};
