@@ -270,6 +270,7 @@ impl Import {
             part: self.part,
             validation: self.validation,
             seed: self.seed,
+            scratch: Some(self.out.parent().map(PathBuf::from).unwrap_or_default()),
             ..self.pictures.options()
         };
         let set = keep(import(&self.source, &options)?, self.classes.as_ref())?;

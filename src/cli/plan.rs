@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::ops::host::parallel::{install, threads};
 use crate::ops::host::rates::{self, Rates};
 use crate::tensor::Device;
-use crate::train::{DataSizes, Estimate, Peak, StepWork, available_memory};
+use crate::train::{DataSizes, Estimate, Peak, Residency, StepWork, available_memory};
 
 /// State the memory, the work and the least time of a training step and a sampling step, from shapes alone.
 ///
@@ -61,13 +61,13 @@ impl PlanCommand {
         if config.training.precision == Precision::Bf16 && peak.key == "cpu" {
             return Err(Error::config("--precision", "bf16 is for accelerators, and this is a cpu", "plan for f32"));
         }
-        let estimate = Estimate::new(&config, sizes)?;
+        let estimate = placed(&config, sizes, &peak)?;
         let mut text = heading(&name, &config, &estimate, &peak);
-        text += &memory(&estimate, sizes);
+        text += &memory(&estimate, sizes, peak.key == "cpu");
         if let Some(available) = peak.memory {
             let needed = estimate.total_bytes();
             if needed as u64 > available {
-                let batch = Estimate::largest_batch(&config, sizes, available)?;
+                let batch = Estimate::largest_batch(&config, sizes, available, estimate.residency)?;
                 let mend = match batch {
                     0 => "no batch of it fits: take a smaller model".to_string(),
                     batch => format!("a batch of {batch} fits: --batch {batch}"),
@@ -240,11 +240,37 @@ fn heading(name: &str, config: &Config, estimate: &Estimate, peak: &Peak) -> Str
     )
 }
 
-fn memory(estimate: &Estimate, sizes: DataSizes) -> String {
+/// The plan of a run as [`train`](crate::train::train()) would place its images on that device.
+fn placed(config: &Config, sizes: DataSizes, peak: &Peak) -> Result<Estimate> {
+    if peak.key == "cpu" {
+        let is_whole = config.data.classes.is_empty() && config.data.validation_fraction.is_none();
+        return Estimate::with(config, sizes, if is_whole { Residency::InPlace } else { Residency::Streamed });
+    }
+    let resident = Estimate::new(config, sizes)?;
+    let fits = peak.memory.is_none_or(|available| resident.total_bytes() as u64 <= available);
+    match Residency::within(resident.image_bytes as u64, config.data.device_memory) {
+        Residency::Resident if fits => Ok(resident),
+        _ => Estimate::with(config, sizes, Residency::Streamed),
+    }
+}
+
+fn memory(estimate: &Estimate, sizes: DataSizes, on_cpu: bool) -> String {
     let mut text = String::from("\nmemory of training\n");
     for &(kind, size) in estimate.memory.iter().filter(|(_, size)| *size > 0) {
         let more = match kind {
-            "data set" => format!("  {} images", number(sizes.training + sizes.validation)),
+            "data set" => {
+                let all = bytes(estimate.image_bytes as f64);
+                let how = match estimate.residency {
+                    Residency::Resident => String::new(),
+                    Residency::InPlace => format!(": their labels; {all} are read in place, from the mapped file"),
+                    Residency::Streamed if on_cpu => format!(": a batch; {all} are read from the mapped file"),
+                    Residency::Streamed => {
+                        let pinned = bytes(estimate.pinned_bytes as f64);
+                        format!(": a batch; {all} stream from the mapped file through {pinned} of pinned host memory")
+                    }
+                };
+                format!("  {} images{how}", number(sizes.training + sizes.validation))
+            }
             "arena" => format!("  of the largest program: {}", estimate.largest_program),
             _ => String::new(),
         };

@@ -32,6 +32,9 @@ pub struct DataConfig {
     pub shapes_count: usize,
     /// Seed of the built-in set `shapes`.
     pub shapes_seed: u64,
+    /// Most of an accelerator's memory that images may take, in MiB; a larger set streams to it batch by batch, with the same
+    /// result. Null takes what is free besides the rest of the run.
+    pub device_memory: Option<u64>,
 }
 
 impl Default for DataConfig {
@@ -46,6 +49,7 @@ impl Default for DataConfig {
             crop: 0,
             shapes_count: 20_000,
             shapes_seed: 0,
+            device_memory: None,
         }
     }
 }

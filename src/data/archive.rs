@@ -9,6 +9,7 @@ use tar::{Archive, EntryType, PaxExtensions};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
+use super::draft::Spool;
 use super::source::{COPY_AGAIN, HashedFile, peek, read_error};
 use crate::error::{Error, Result};
 use crate::files::describe;
@@ -34,17 +35,34 @@ pub(super) struct Member<'a> {
 impl Member<'_> {
     /// The bytes, of which at most `limit` are allowed.
     pub fn read(&mut self, archive: &Path, limit: u64) -> Result<Vec<u8>> {
-        if self.size > limit {
-            let message = format!("{} is declared {} bytes long, more than the {limit} allowed", self.path, self.size);
-            return Err(Error::file(archive, message, "leave it out of the archive"));
-        }
+        self.check_size(archive, limit)?;
         let mut bytes = Vec::new();
         self.reader.take(self.size).read_to_end(&mut bytes).map_err(|e| read_error(archive, e))?;
-        if bytes.len() as u64 != self.size {
-            let message = format!("ends inside {} ({} of {} bytes)", self.path, bytes.len(), self.size);
-            return Err(Error::file(archive, message, "it is damaged: copy or download it again"));
-        }
+        self.check_whole(archive, bytes.len() as u64)?;
         Ok(bytes)
+    }
+
+    /// Brings the bytes, of which at most `limit` are allowed, into `spool`.
+    pub fn spool(&mut self, archive: &Path, limit: u64, spool: &mut Spool) -> Result<()> {
+        self.check_size(archive, limit)?;
+        let taken = spool.take(&mut *self.reader, self.size, archive)?;
+        self.check_whole(archive, taken)
+    }
+
+    fn check_size(&self, archive: &Path, limit: u64) -> Result<()> {
+        if self.size <= limit {
+            return Ok(());
+        }
+        let message = format!("{} is declared {} bytes long, more than the {limit} allowed", self.path, self.size);
+        Err(Error::file(archive, message, "leave it out of the archive"))
+    }
+
+    fn check_whole(&self, archive: &Path, read: u64) -> Result<()> {
+        if read == self.size {
+            return Ok(());
+        }
+        let message = format!("ends inside {} ({read} of {} bytes)", self.path, self.size);
+        Err(Error::file(archive, message, "it is damaged: copy or download it again"))
     }
 }
 

@@ -3,17 +3,19 @@
 //! A record is a label byte and the red, green and blue planes of 32x32 bytes; a batch is 10,000 records. Krizhevsky,
 //! *Learning Multiple Layers of Features from Tiny Images*, 2009.
 
+use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 
 use rayon::prelude::*;
 
 use super::archive::{Next, for_each_member};
 use super::dataset::{Parts, Source};
+use super::draft::Draft;
 use super::import::ImportOptions;
 use super::official;
 use super::source::HashedFile;
 use crate::error::{Error, Result};
-use std::io::Read;
 
 const BATCHES: [&str; 6] = [
     "data_batch_1.bin",
@@ -37,10 +39,10 @@ pub(super) fn is_batch(name: &str) -> bool {
 }
 
 /// Reads the batches in `folder`, or in the folder of the archive's name inside it.
-pub(super) fn read_folder(folder: &Path, options: &ImportOptions) -> Result<Parts> {
+pub(super) fn read_folder(folder: &Path, options: &ImportOptions) -> Result<Draft> {
     let inner = folder.join("cifar-10-batches-bin");
     let folder = if inner.is_dir() { &inner } else { folder };
-    let mut batches = Batches::new(options);
+    let mut batches = Batches::new(options)?;
     for (index, name) in BATCHES.iter().enumerate() {
         let path = folder.join(name);
         if !path.exists() {
@@ -58,8 +60,8 @@ pub(super) fn read_folder(folder: &Path, options: &ImportOptions) -> Result<Part
 }
 
 /// Reads the batches in an archive.
-pub(super) fn read_archive(path: &Path, options: &ImportOptions) -> Result<Parts> {
-    let mut batches = Batches::new(options);
+pub(super) fn read_archive(path: &Path, options: &ImportOptions) -> Result<Draft> {
+    let mut batches = Batches::new(options)?;
     let mut file = HashedFile::open(path)?;
     for_each_member(&mut file, |mut member| {
         let name = member.path.rsplit('/').next().unwrap_or_default();
@@ -75,17 +77,18 @@ pub(super) fn read_archive(path: &Path, options: &ImportOptions) -> Result<Parts
     batches.finish(path)
 }
 
-/// The batches read so far, in their own order whatever the archive's.
+/// The batches read so far, as the archive has them.
 struct Batches<'a> {
     options: &'a ImportOptions,
-    read: [Option<(Vec<u8>, Vec<u16>)>; 6],
-    parts: Parts,
+    /// The images of each, counted in the order in which they were read.
+    read: [Option<Range<usize>>; 6],
+    parts: Draft,
 }
 
 impl<'a> Batches<'a> {
-    fn new(options: &'a ImportOptions) -> Self {
+    fn new(options: &'a ImportOptions) -> Result<Self> {
         let parts = Parts { height: SIZE, width: SIZE, channels: 3, ..Parts::default() };
-        Self { options, read: Default::default(), parts }
+        Ok(Self { options, read: Default::default(), parts: Draft::new(parts, options)? })
     }
 
     /// `member` names the batch, with a space after it, where `path` is an archive.
@@ -118,7 +121,8 @@ impl<'a> Batches<'a> {
             let left = if rest > 0 { format!(" and left {rest} bytes of a broken one") } else { String::new() };
             self.parts.notes.push(format!("{name} is short: took its {count} whole records of {RECORDS}{left}"));
         }
-        let labels = records.map(|record| u16::from(record[0])).collect();
+        let first = self.parts.labels.len();
+        self.parts.labels.extend(records.map(|record| u16::from(record[0])));
         let mut images = vec![0; count * IMAGE];
         images.par_chunks_exact_mut(IMAGE).zip(bytes.par_chunks_exact(RECORD)).for_each(|(image, record)| {
             let planes = &record[1..];
@@ -126,19 +130,18 @@ impl<'a> Batches<'a> {
                 pixel.copy_from_slice(&[planes[i], planes[PLANE + i], planes[2 * PLANE + i]]);
             }
         });
-        match self.read[index].replace((images, labels)) {
+        self.parts.pixels.push(&images)?;
+        match self.read[index].replace(first..first + count) {
             None => Ok(()),
             Some(_) => Err(Error::file(path, format!("has {name} twice"), "leave one out")),
         }
     }
 
-    fn finish(mut self, path: &Path) -> Result<Parts> {
+    fn finish(mut self, path: &Path) -> Result<Draft> {
+        let mut order = Vec::with_capacity(self.parts.labels.len());
         for (index, batch) in self.read.into_iter().enumerate() {
             match batch {
-                Some((images, labels)) => {
-                    self.parts.images.extend(images);
-                    self.parts.labels.extend(labels);
-                }
+                Some(places) => order.extend(places),
                 None if self.options.allow_partial => self.parts.notes.push(format!("there is no {}", BATCHES[index])),
                 None => {
                     let mend = "get the whole set, or do without it with --allow-partial";
@@ -146,8 +149,11 @@ impl<'a> Batches<'a> {
                 }
             }
             if index + 1 == TEST {
-                self.parts.train = self.parts.labels.len();
+                self.parts.train = order.len();
             }
+        }
+        if !order.is_sorted() {
+            self.parts.permute(&order);
         }
         if self.parts.train == 0 {
             return Err(Error::file(path, "has no training records", "get the whole set"));

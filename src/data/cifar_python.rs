@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use super::dataset::Parts;
+use super::draft::Draft;
 use super::import::{ImportOptions, LabelKind};
 use super::members::{Members, interleave};
 use super::official;
@@ -24,9 +25,10 @@ pub(super) fn is_batch(name: &str) -> bool {
 }
 
 /// CIFAR-10's Python version.
-pub(super) fn read_10(source: &Path, options: &ImportOptions) -> Result<Parts> {
-    let members = Members::read(source, &["cifar-10-batches-py"], is_batch)?;
-    let mut parts = Parts { height: SIZE, width: SIZE, channels: 3, ..Parts::default() };
+pub(super) fn read_10(source: &Path, options: &ImportOptions) -> Result<Draft> {
+    let members = Members::read(source, &["cifar-10-batches-py"], is_batch, options)?;
+    let parts = Parts { height: SIZE, width: SIZE, channels: 3, ..Parts::default() };
+    let mut parts = Draft::new(parts, options)?;
     for (index, name) in BATCHES.iter().enumerate() {
         match members.files.get(*name) {
             Some(_) => append_pickle(&members, name, "labels", &mut parts)?,
@@ -44,14 +46,15 @@ pub(super) fn read_10(source: &Path, options: &ImportOptions) -> Result<Parts> {
 }
 
 /// CIFAR-100's Python or binary version, with the 100 fine or the 20 coarse labels.
-pub(super) fn read_100(source: &Path, options: &ImportOptions) -> Result<Parts> {
+pub(super) fn read_100(source: &Path, options: &ImportOptions) -> Result<Draft> {
     let known = |name: &str| {
         let names =
             ["train", "test", "meta", "train.bin", "test.bin", "fine_label_names.txt", "coarse_label_names.txt"];
         names.contains(&name)
     };
-    let members = Members::read(source, &["cifar-100-python", "cifar-100-binary"], known)?;
-    let mut parts = Parts { height: SIZE, width: SIZE, channels: 3, ..Parts::default() };
+    let members = Members::read(source, &["cifar-100-python", "cifar-100-binary"], known, options)?;
+    let parts = Parts { height: SIZE, width: SIZE, channels: 3, ..Parts::default() };
+    let mut parts = Draft::new(parts, options)?;
     let fine = options.labels == LabelKind::Fine;
     let kind = if fine { "fine" } else { "coarse" };
     let binary = members.files.contains_key("train.bin");
@@ -74,7 +77,7 @@ pub(super) fn read_100(source: &Path, options: &ImportOptions) -> Result<Parts> 
     finish(members, parts)
 }
 
-fn finish(members: Members, mut parts: Parts) -> Result<Parts> {
+fn finish(members: Members, mut parts: Draft) -> Result<Draft> {
     let classes = parts.class_names.len();
     if let Some(&label) = parts.labels.iter().find(|&&label| usize::from(label) >= classes) {
         return Err(members.fault("", format!("has label {label} of {classes} classes"), AGAIN));
@@ -93,7 +96,7 @@ fn meta(members: &Members, name: &str, key: &str) -> Result<Option<Vec<String>>>
     }
 }
 
-fn append_pickle(members: &Members, name: &str, key: &str, parts: &mut Parts) -> Result<()> {
+fn append_pickle(members: &Members, name: &str, key: &str, parts: &mut Draft) -> Result<()> {
     let mut values = numpy_pickle(members.get(name)?).map_err(|(message, mend)| members.fault(name, message, &mend))?;
     let Some(Pickled::Bytes { shape, values: planes }) = values.remove("data") else {
         return Err(members.fault(name, "has no array of bytes under `data`", AGAIN));
@@ -105,27 +108,33 @@ fn append_pickle(members: &Members, name: &str, key: &str, parts: &mut Parts) ->
         let message = format!("has `data` of shape {shape:?} for {} labels", labels.len());
         return Err(members.fault(name, message, AGAIN));
     }
+    let mut pixels = Vec::with_capacity(IMAGE);
     for (label, planes) in labels.iter().zip(planes.chunks_exact(IMAGE)) {
         let Ok(label) = u16::try_from(*label) else {
             return Err(members.fault(name, format!("has the label {label}"), AGAIN));
         };
         parts.labels.push(label);
-        interleave(planes, 3, &mut parts.images);
+        pixels.clear();
+        interleave(planes, 3, &mut pixels);
+        parts.pixels.push(&pixels)?;
     }
     Ok(())
 }
 
 /// Records of the coarse label, the fine label and the planes.
-fn append_binary(members: &Members, name: &str, label: usize, parts: &mut Parts) -> Result<()> {
+fn append_binary(members: &Members, name: &str, label: usize, parts: &mut Draft) -> Result<()> {
     let bytes = members.get(name)?;
     let records = bytes.chunks_exact(2 + IMAGE);
     if !records.remainder().is_empty() || records.len() == 0 {
         let message = format!("is {} bytes long, not a number of records of {}", bytes.len(), 2 + IMAGE);
         return Err(members.fault(name, message, AGAIN));
     }
+    let mut pixels = Vec::with_capacity(IMAGE);
     for record in records {
         parts.labels.push(u16::from(record[label]));
-        interleave(&record[2..], 3, &mut parts.images);
+        pixels.clear();
+        interleave(&record[2..], 3, &mut pixels);
+        parts.pixels.push(&pixels)?;
     }
     Ok(())
 }

@@ -11,21 +11,21 @@
 //! Metadata (strings, the structured ones as JSON): `format`, `name`, `class_names`, `counts`, `sources` (file, bytes,
 //! SHA-256), `notes` (what the import left out or changed) and `sha256` (of each tensor's bytes).
 
-use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, serialize_to_file};
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::storage::{Bytes, Storage};
 use crate::error::{Error, Result};
 
 /// The value of the metadata key `format`.
-const FORMAT: &str = "engine data set 1";
+pub(super) const FORMAT: &str = "engine data set 1";
 const REIMPORT: &str = "write it again with `engine data import`";
 
 /// Which part of a data set an image belongs to.
@@ -79,13 +79,7 @@ pub struct Parts {
     pub notes: Vec<String>,
 }
 
-#[derive(Debug)]
-enum Storage {
-    Owned(Vec<u8>),
-    Mapped(Mmap, Range<usize>),
-}
-
-/// A set of labelled 8-bit images of one size, in memory or mapped from its file. Cloning is cheap: clones share it.
+/// A set of labelled 8-bit images of one size, in memory, mapped from its file, or made of images of other sets. Cloning is cheap: clones share it.
 #[derive(Debug, Clone)]
 pub struct Dataset(pub(super) Arc<Inner>);
 
@@ -108,12 +102,12 @@ pub(super) struct Digests {
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Counts {
-    train: usize,
-    validation: usize,
+pub(super) struct Counts {
+    pub train: usize,
+    pub validation: usize,
     /// Not in files without test images.
     #[serde(default, skip_serializing_if = "is_zero")]
-    test: usize,
+    pub test: usize,
 }
 
 fn is_zero(count: &usize) -> bool {
@@ -128,8 +122,15 @@ impl Dataset {
     /// [`Error::Shape`] unless there are 1 to 2³²−1 images, at least one for training, of 1 or 3 channels, as many bytes
     /// and labels as that takes, and labels below the number of class names, which are distinct.
     pub fn from_parts(mut parts: Parts) -> Result<Self> {
-        check(&parts, parts.images.len()).map_err(|message| Error::shape("data set", message))?;
-        let storage = Storage::Owned(std::mem::take(&mut parts.images));
+        let storage = Storage::owned(std::mem::take(&mut parts.images));
+        Self::from_storage(parts, storage)
+    }
+
+    /// As [`Dataset::from_parts`], with the pixels in `storage`.
+    pub(super) fn from_storage(parts: Parts, storage: Storage) -> Result<Self> {
+        let size = parts.height.saturating_mul(parts.width).saturating_mul(parts.channels);
+        let bytes = storage.len(size).unwrap_or(usize::MAX);
+        check(&parts, bytes).map_err(|message| Error::shape("data set", message))?;
         Ok(Self(Arc::new(Inner { parts, storage, path: None, stored: None })))
     }
 
@@ -212,67 +213,10 @@ impl Dataset {
         let stored = Some(json(path, "sha256", text("sha256")?)?);
         Ok(Self(Arc::new(Inner {
             parts,
-            storage: Storage::Mapped(map, images),
+            storage: Storage::Whole(Bytes::Mapped(map), images),
             path: Some(path.to_path_buf()),
             stored,
         })))
-    }
-
-    /// Writes the data set to `path`: beside it first (`.part`), synced, then renamed, so that a half-written file is
-    /// never taken for a data set.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`] where it cannot be written, and where `path` exists unless `force`.
-    pub fn write(&self, path: impl AsRef<Path>, force: bool) -> Result<()> {
-        let path = path.as_ref();
-        refuse_to_overwrite(path, force)?;
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
-        }
-        let part = part_path(path);
-        let written = self.write_part(&part).and_then(|()| {
-            refuse_to_overwrite(path, force)?;
-            fs::rename(&part, path).map_err(Error::io(path, "write"))
-        });
-        if written.is_err() {
-            // Best effort: the first error is the one to report.
-            let _ = fs::remove_file(&part);
-        }
-        written
-    }
-
-    fn write_part(&self, part: &Path) -> Result<()> {
-        let (labels, split) = (self.label_bytes(), self.split_bytes());
-        let parts = &self.0.parts;
-        let view =
-            |dtype, shape: Vec<usize>, bytes| TensorView::new(dtype, shape, bytes).map_err(|e| internal(part, &e));
-        let n = self.len();
-        let tensors = [
-            ("images", view(Dtype::U8, vec![n, self.height(), self.width(), self.channels()], self.images())?),
-            ("labels", view(Dtype::U16, vec![n], &labels)?),
-            ("split", view(Dtype::U8, vec![n], &split)?),
-        ];
-        let [train, validation, test] =
-            [Split::Train, Split::Validation, Split::Test].map(|split| self.split_len(split));
-        let counts = Counts { train, validation, test };
-        let metadata: HashMap<String, String> = [
-            ("format", FORMAT.to_owned()),
-            ("name", parts.name.clone()),
-            ("class_names", to_json(&parts.class_names)),
-            ("counts", to_json(&counts)),
-            ("sources", to_json(&parts.sources)),
-            ("notes", to_json(&parts.notes)),
-            ("sha256", to_json(&self.digests())),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into();
-        serialize_to_file(tensors, Some(metadata), part).map_err(|e| match e {
-            SafeTensorError::IoError(source) => Error::io(part, "write")(source),
-            e => internal(part, &e),
-        })?;
-        let file = OpenOptions::new().write(true).open(part).map_err(Error::io(part, "open"))?;
-        file.sync_all().map_err(Error::io(part, "write"))
     }
 
     /// A short name.
@@ -317,11 +261,25 @@ impl Dataset {
     }
 
     /// All images, `[N, H, W, C]`, the training images first.
+    ///
+    /// Of a set whose images do not lie in one piece ([`Dataset::subset`], [`Dataset::stratified`], [`Dataset::joined`]) they are
+    /// copied into memory, once: take them by [`Dataset::image`] where the set may be large.
     pub fn images(&self) -> &[u8] {
-        match &self.0.storage {
-            Storage::Owned(images) => images,
-            Storage::Mapped(map, range) => &map[range.clone()],
-        }
+        self.0.storage.gathered(self.image_bytes())
+    }
+
+    /// The images of `split` in one piece, `[n, H, W, C]`, where they lie so, in memory or in a mapped file.
+    pub fn in_one_piece(&self, split: Split) -> Option<&[u8]> {
+        let (range, bytes) = (self.split_indices(split), self.image_bytes());
+        self.0.storage.whole().map(|images| &images[range.start * bytes..range.end * bytes])
+    }
+
+    /// The images of `range`, one after the other, in pieces as long as they lie together.
+    pub(crate) fn runs(&self, range: Range<usize>) -> impl Iterator<Item = &[u8]> {
+        let bytes = self.image_bytes();
+        let piece = self.0.storage.whole().map(|images| &images[range.start * bytes..range.end * bytes]);
+        let single = if piece.is_some() { 0..0 } else { range };
+        piece.into_iter().chain(single.map(|index| self.image(index)))
     }
 
     /// Image `index`, `[H, W, C]`.
@@ -330,8 +288,7 @@ impl Dataset {
     ///
     /// If `index` is not below [`Dataset::len`].
     pub fn image(&self, index: usize) -> &[u8] {
-        let bytes = self.image_bytes();
-        &self.images()[index * bytes..][..bytes]
+        self.0.storage.image(index, self.image_bytes())
     }
 
     /// All labels, `[N]`, each below the number of [class names](Dataset::class_names).
@@ -353,7 +310,7 @@ impl Dataset {
         }
     }
 
-    /// The images of `split` in one piece, `[n, H, W, C]`: what is copied to a device.
+    /// The images of `split` in one piece, `[n, H, W, C]`: as [`Dataset::images`].
     pub fn split_images(&self, split: Split) -> &[u8] {
         let (range, bytes) = (self.split_indices(split), self.image_bytes());
         &self.images()[range.start * bytes..range.end * bytes]
@@ -384,18 +341,20 @@ impl Dataset {
     }
 
     pub(super) fn digests(&self) -> Digests {
+        let mut images = Sha256::new();
+        self.runs(0..self.len()).for_each(|run| images.update(run));
         Digests {
-            images: hex(&Sha256::digest(self.images())),
+            images: hex(&images.finalize()),
             labels: hex(&Sha256::digest(self.label_bytes())),
             split: hex(&Sha256::digest(self.split_bytes())),
         }
     }
 
-    fn label_bytes(&self) -> Vec<u8> {
+    pub(super) fn label_bytes(&self) -> Vec<u8> {
         self.labels().iter().flat_map(|label| label.to_le_bytes()).collect()
     }
 
-    fn split_bytes(&self) -> Vec<u8> {
+    pub(super) fn split_bytes(&self) -> Vec<u8> {
         let mut split = vec![0; self.len()];
         split[self.split_indices(Split::Validation)].fill(1);
         split[self.split_indices(Split::Test)].fill(2);
@@ -473,15 +432,11 @@ fn mend(bytes: &[u8]) -> &'static str {
     if is_source { "import it first: `engine data import SRC --out FILE.safetensors`" } else { REIMPORT }
 }
 
-fn internal(path: &Path, error: &SafeTensorError) -> Error {
-    Error::file(path, format!("cannot be made into a safetensors file: {error}"), "report this as a bug")
-}
-
 fn json<T: for<'de> Deserialize<'de>>(path: &Path, key: &str, text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| Error::file(path, format!("metadata `{key}`: {e}"), REIMPORT))
 }
 
-fn to_json<T: Serialize>(value: &T) -> String {
+pub(super) fn to_json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("strings and numbers are always JSON")
 }
 

@@ -14,8 +14,9 @@ use super::dataset::{Dataset, Split, part_path, refuse_to_overwrite};
 use crate::error::{Error, Result};
 use crate::picture::{Image, encode_png};
 
-/// Pictures that are encoded before they are written.
+/// Pictures that are encoded before they are written: so many, and of so many bytes of pixels, unless one has more.
 const BATCH: usize = 4096;
+const BATCH_BYTES: usize = 32 << 20;
 
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -112,7 +113,7 @@ fn png(set: &Dataset, index: usize) -> Result<Vec<u8>> {
 /// Shows `write` the images of the splits as PNG files, in order, encoded by all processors.
 fn each_png(set: &Dataset, splits: &[Split], mut write: impl FnMut(usize, Vec<u8>) -> Result<()>) -> Result<()> {
     let indices: Vec<usize> = splits.iter().flat_map(|split| set.split_indices(*split)).collect();
-    for batch in indices.chunks(BATCH) {
+    for batch in indices.chunks((BATCH_BYTES / set.image_bytes()).clamp(1, BATCH)) {
         let pictures: Vec<_> = batch.par_iter().map(|&index| png(set, index)).collect();
         batch.iter().zip(pictures).try_for_each(|(&index, picture)| write(index, picture?))?;
     }
@@ -181,15 +182,19 @@ fn zip_fault(out: &Path) -> impl Fn(ZipError) -> Error {
 }
 
 fn member<W: Write + Seek>(zip: &mut ZipWriter<W>, out: &Path, name: &str, parts: &[&[u8]]) -> Result<()> {
-    let long = parts.iter().map(|part| part.len() as u64).sum::<u64>() > u64::from(u32::MAX) / 2;
-    let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored).large_file(long);
-    zip.start_file(name, options).map_err(zip_fault(out))?;
+    begin(zip, out, name, parts.iter().map(|part| part.len()).sum())?;
     parts.iter().try_for_each(|part| zip.write_all(part)).map_err(Error::io(out, "write"))
+}
+
+/// Begins a member of so many bytes.
+fn begin<W: Write + Seek>(zip: &mut ZipWriter<W>, out: &Path, name: &str, bytes: usize) -> Result<()> {
+    let long = bytes as u64 > u64::from(u32::MAX) / 2;
+    let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored).large_file(long);
+    zip.start_file(name, options).map_err(zip_fault(out))
 }
 
 fn npz(set: &Dataset, out: &Path, splits: &[Split], file: BufWriter<File>) -> Result<BufWriter<File>> {
     let mut zip = ZipWriter::new(file);
-    let images: Vec<&[u8]> = splits.iter().map(|split| set.split_images(*split)).collect();
     let labels: Vec<u8> = splits
         .iter()
         .flat_map(|split| set.split_labels(*split))
@@ -204,16 +209,17 @@ fn npz(set: &Dataset, out: &Path, splits: &[Split], file: BufWriter<File>) -> Re
     let names: Vec<u8> = set.class_names().iter().flat_map(name).collect();
     let n = split.len();
     let (height, width, channels) = (set.height(), set.width(), set.channels());
-    let arrays: [(&str, String, String, Vec<&[u8]>); 4] = [
-        ("images", "|u1".into(), format!("({n}, {height}, {width}, {channels})"), images),
-        ("labels", "<i8".into(), format!("({n},)"), vec![&labels]),
-        ("split", "|u1".into(), format!("({n},)"), vec![&split]),
-        ("class_names", format!("<U{longest}"), format!("({},)", set.class_names().len()), vec![&names]),
+    let head = npy_head("|u1", &format!("({n}, {height}, {width}, {channels})"));
+    begin(&mut zip, out, "images.npy", head.len() + n * set.image_bytes())?;
+    let runs = splits.iter().flat_map(|&split| set.runs(set.split_indices(split)));
+    std::iter::once(&head[..]).chain(runs).try_for_each(|part| zip.write_all(part)).map_err(Error::io(out, "write"))?;
+    let arrays: [(&str, String, String, &[u8]); 3] = [
+        ("labels", "<i8".into(), format!("({n},)"), &labels),
+        ("split", "|u1".into(), format!("({n},)"), &split),
+        ("class_names", format!("<U{longest}"), format!("({},)", set.class_names().len()), &names),
     ];
     for (name, dtype, shape, data) in arrays {
-        let head = npy_head(&dtype, &shape);
-        let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(data).collect();
-        member(&mut zip, out, &format!("{name}.npy"), &parts)?;
+        member(&mut zip, out, &format!("{name}.npy"), &[&npy_head(&dtype, &shape), data])?;
     }
     zip.finish().map_err(zip_fault(out))
 }
@@ -278,7 +284,7 @@ fn parquet_file(set: &Dataset, out: &Path, split: Split, file: BufWriter<File>) 
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
 
-    /// Rows of a group, as the datasets library has them for images.
+    /// Rows of a group, as the datasets library has them for images; fewer of large ones.
     const GROUP: usize = 1000;
     // Optional as the datasets library has them, which takes the features below only for a schema that is equal to its own.
     const SCHEMA: &str = "message schema { optional group image { optional binary bytes; optional binary path (UTF8); } \
@@ -303,7 +309,7 @@ fn parquet_file(set: &Dataset, out: &Path, split: Split, file: BufWriter<File>) 
     let schema = Arc::new(parse_message_type(SCHEMA).map_err(fault)?);
     let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).map_err(fault)?;
     let indices: Vec<usize> = set.split_indices(split).collect();
-    for group in indices.chunks(GROUP) {
+    for group in indices.chunks((BATCH_BYTES / set.image_bytes()).clamp(1, GROUP)) {
         let pictures: Vec<Result<Vec<u8>>> = group.par_iter().map(|&index| png(set, index)).collect();
         let pictures = pictures.into_iter().map(|picture| picture.map(ByteArray::from)).collect::<Result<Vec<_>>>()?;
         let names: Vec<ByteArray> =

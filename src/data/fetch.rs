@@ -74,6 +74,7 @@ fn fetch_official(official: &Official, options: &FetchOptions) -> Result<Dataset
     let import_options = ImportOptions {
         name: Some(official.name.into()),
         format: Some(if archive { Format::Cifar10 } else { Format::Idx }),
+        scratch: Some(options.data_dir.clone()),
         ..ImportOptions::default()
     };
     import(&source, &import_options)?.write(&out, options.force)?;

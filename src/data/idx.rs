@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::dataset::{Parts, Source, hex};
+use super::draft::{BLOCK, Draft};
 use super::import::{ImportOptions, hold_out};
 use super::official;
 use super::source::{HashedFile, file_name, read_error};
@@ -75,18 +76,19 @@ fn without_gz(name: &str) -> &str {
 }
 
 /// Reads the four files in `folder`; with `allow_partial` only the training pair need be there.
-pub(super) fn read(folder: &Path, options: &ImportOptions) -> Result<Parts> {
+pub(super) fn read(folder: &Path, options: &ImportOptions) -> Result<Draft> {
     // torchvision unpacks into `raw`, EMNIST's archive into `gzip`.
     let inner = ["raw", "gzip"].iter().map(|inner| folder.join(inner)).find(|inner| inner.is_dir());
     let folder = inner.as_deref().unwrap_or(folder);
     let prefix = prefix(folder, options)?;
-    let mut parts = Parts { channels: 1, ..Parts::default() };
+    let mut parts = Draft::new(Parts { channels: 1, ..Parts::default() }, options)?;
+    let upright = is_emnist(&prefix);
     let train = pair(folder, &prefix, &TRAIN)?.ok_or_else(|| missing(folder, "train"))?;
-    let labels_sha = append(&mut parts, train)?;
+    let labels_sha = append(&mut parts, train, upright)?;
     parts.train = parts.labels.len();
     match pair(folder, &prefix, &TEST)? {
         Some(test) => {
-            append(&mut parts, test)?;
+            append(&mut parts, test, upright)?;
         }
         None if options.allow_partial => {
             parts.notes.push("there is no t10k pair".into());
@@ -98,21 +100,24 @@ pub(super) fn read(folder: &Path, options: &ImportOptions) -> Result<Parts> {
         Some(official) => official.classes(),
         None => (0..=parts.labels.iter().copied().max().unwrap_or(0)).map(|label| label.to_string()).collect(),
     };
-    if is_emnist(&prefix) {
+    if upright {
         emnist(folder, &prefix, &mut parts)?;
     }
     Ok(parts)
 }
 
-/// Sets EMNIST's images upright, and names its classes by the file that maps them to characters.
-fn emnist(folder: &Path, prefix: &str, parts: &mut Parts) -> Result<()> {
-    let (height, width) = (parts.height, parts.width);
-    if height == width {
-        for image in parts.images.chunks_exact_mut(height * width) {
-            for (y, x) in (0..height).flat_map(|y| (0..y).map(move |x| (y, x))) {
-                image.swap(y * width + x, x * width + y);
-            }
+/// Sets square images upright that lie on their sides, as EMNIST's do.
+fn transpose(images: &mut [u8], size: usize) {
+    for image in images.chunks_exact_mut(size * size) {
+        for (y, x) in (0..size).flat_map(|y| (0..y).map(move |x| (y, x))) {
+            image.swap(y * size + x, x * size + y);
         }
+    }
+}
+
+/// Says that EMNIST's images were set upright, and names its classes by the file that maps them to characters.
+fn emnist(folder: &Path, prefix: &str, parts: &mut Parts) -> Result<()> {
+    if parts.height == parts.width {
         parts.notes.push("images were transposed, which sets EMNIST's letters upright".into());
     }
     let path = folder.join(format!("{prefix}mapping.txt"));
@@ -167,9 +172,16 @@ fn pair(folder: &Path, prefix: &str, splits: &[&str]) -> Result<Option<[PathBuf;
     Ok(None)
 }
 
-/// Adds a split to `parts`. Returns SHA-256 of the labels' file, decompressed.
-fn append(parts: &mut Parts, [images, labels]: [PathBuf; 2]) -> Result<String> {
-    let (extents, source) = read_file(&images, 3, &mut parts.images)?;
+/// Adds a split to `parts`, its images transposed where they are to be set `upright`. Returns SHA-256 of the labels' file,
+/// decompressed.
+fn append(parts: &mut Draft, [images, labels]: [PathBuf; 2], upright: bool) -> Result<String> {
+    let pixels = &mut parts.pixels;
+    let (extents, source) = read_file(&images, 3, |extents, bytes| {
+        if upright && extents[1] == extents[2] {
+            transpose(bytes, extents[1]);
+        }
+        pixels.push(bytes)
+    })?;
     let [n, height, width] = extents[..] else {
         return Err(Error::file(images, "does not have three extents", DAMAGED));
     };
@@ -185,7 +197,10 @@ fn append(parts: &mut Parts, [images, labels]: [PathBuf; 2]) -> Result<String> {
     }
     parts.sources.push(source);
     let mut label_bytes = Vec::new();
-    let (extents, source) = read_file(&labels, 1, &mut label_bytes)?;
+    let (extents, source) = read_file(&labels, 1, |_, bytes| {
+        label_bytes.extend_from_slice(bytes);
+        Ok(())
+    })?;
     if extents != [n] {
         let message = format!("has {} labels for the {n} images of {}", label_bytes.len(), file_name(&images));
         return Err(Error::file(labels, message, "put the files of one split together"));
@@ -199,8 +214,13 @@ fn append(parts: &mut Parts, [images, labels]: [PathBuf; 2]) -> Result<String> {
     Ok(hex(&sha.finalize()))
 }
 
-/// Appends the bytes of an IDX file of unsigned bytes with `rank` extents to `data`. Returns the extents.
-fn read_file(path: &Path, rank: u8, data: &mut Vec<u8>) -> Result<(Vec<usize>, Source)> {
+/// Shows `take` the bytes of an IDX file of unsigned bytes with `rank` extents, some whole items at a time, with the extents.
+/// Returns these.
+fn read_file(
+    path: &Path,
+    rank: u8,
+    mut take: impl FnMut(&[usize], &mut [u8]) -> Result<()>,
+) -> Result<(Vec<usize>, Source)> {
     let mut file = HashedFile::open(path)?;
     let mut content = file.content()?;
     let mut header = vec![0; 4 + 4 * usize::from(rank)];
@@ -213,21 +233,35 @@ fn read_file(path: &Path, rank: u8, data: &mut Vec<u8>) -> Result<(Vec<usize>, S
         );
         return Err(Error::file(path, message, DAMAGED));
     }
-    let extents: Vec<u32> = words.chunks_exact(4).map(|w| u32::from_be_bytes([w[0], w[1], w[2], w[3]])).collect();
-    let total = extents.iter().try_fold(1u64, |product, &extent| product.checked_mul(u64::from(extent)));
+    let extents: Vec<usize> =
+        words.chunks_exact(4).map(|w| u32::from_be_bytes([w[0], w[1], w[2], w[3]]) as usize).collect();
+    let total = extents.iter().try_fold(1u64, |product, &extent| product.checked_mul(extent as u64));
     let Some(total) = total.filter(|&total| total <= content.limit) else {
         let message = format!("declares {extents:?} bytes, more than a file of its size can hold");
         return Err(Error::file(path, message, DAMAGED));
     };
-    let before = data.len();
+    let item = extents[1..].iter().fold(1u64, |product, &extent| product.saturating_mul(extent as u64)).max(1);
+    let block = (BLOCK as u64 / item).max(1).saturating_mul(item);
+    let mut buffer = Vec::new();
+    let mut read = 0;
+    while read < total {
+        let wanted = block.min(total - read);
+        buffer.clear();
+        (&mut content).take(wanted).read_to_end(&mut buffer).map_err(|e| read_error(path, e))?;
+        read += buffer.len() as u64;
+        if (buffer.len() as u64) < wanted {
+            break;
+        }
+        take(&extents, &mut buffer)?;
+    }
     // One byte more than declared, so that a longer file shows.
-    (&mut content).take(total.saturating_add(1)).read_to_end(data).map_err(|e| read_error(path, e))?;
-    let read = (data.len() - before) as u64;
-    if read != total {
-        let what = if read > total { "more".to_owned() } else { format!("only {read}") };
+    let mut more = Vec::new();
+    (&mut content).take(1).read_to_end(&mut more).map_err(|e| read_error(path, e))?;
+    if read < total || !more.is_empty() {
+        let what = if more.is_empty() { format!("only {read}") } else { "more".to_owned() };
         let message = format!("declares {extents:?} = {total} bytes after its header and has {what}");
         return Err(Error::file(path, message, DAMAGED));
     }
     drop(content);
-    Ok((extents.iter().map(|&extent| extent as usize).collect(), file.finish()?))
+    Ok((extents, file.finish()?))
 }

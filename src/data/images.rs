@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::archive::{Next, for_each_member};
 use super::dataset::{Parts, Source, Split, hex};
+use super::draft::{Draft, Spool};
 use super::import::{Colour, ImportOptions, hold_out};
 use super::labels::{self, Labels};
 use super::layout::{arrange, listed};
@@ -26,6 +27,8 @@ use crate::picture::{Image, LONGEST_FILE, Note, Picture, PictureKind, decode_pic
 /// How much is read before it is decoded in parallel.
 const BATCH_BYTES: u64 = 16 << 20;
 const BATCH_FILES: usize = 4096;
+/// How much of decoded pictures is in memory at a time, unless as many as there are processors are larger.
+const DECODED_BYTES: usize = 16 << 20;
 /// How deep below the source a picture can lie.
 const DEEPEST: usize = 16;
 /// How many of a file's first bytes tell what it is.
@@ -42,7 +45,7 @@ pub(super) fn is_image(path: &str) -> bool {
 }
 
 /// Reads the pictures below `folder`, which may lie in archives (shards) too.
-pub(super) fn read_folder(folder: &Path, options: &ImportOptions) -> Result<Parts> {
+pub(super) fn read_folder(folder: &Path, options: &ImportOptions) -> Result<Draft> {
     let mut found = Found::default();
     found.list(folder, "", 0)?;
     found.files.sort();
@@ -106,14 +109,14 @@ pub fn picture_files(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Reads the pictures in an archive.
-pub(super) fn read_archive(path: &Path, options: &ImportOptions) -> Result<Parts> {
+pub(super) fn read_archive(path: &Path, options: &ImportOptions) -> Result<Draft> {
     let mut pictures = Pictures::new(path, options, None)?;
     let source = pictures.archive(path, "")?;
     pictures.finish(vec![source])
 }
 
 /// Reads the archives in a folder as parts of one set. Their names tell splits: `train-00000.tar`.
-fn read_shards(folder: &Path, archives: &[String], mut pictures: Pictures) -> Result<Parts> {
+fn read_shards(folder: &Path, archives: &[String], mut pictures: Pictures) -> Result<Draft> {
     let split = |name: &str| {
         let word: String = name.chars().take_while(|c| c.is_ascii_alphabetic()).collect();
         super::layout::split_of(&word).map_or("train", |split| if split == Split::Train { "train" } else { "test" })
@@ -206,6 +209,28 @@ fn longest(name: &str) -> Option<u64> {
     }
 }
 
+/// A picture whose pixels were put away.
+struct Decoded {
+    path: String,
+    height: u32,
+    width: u32,
+    channels: u8,
+    /// The first of its bytes.
+    at: u64,
+}
+
+impl Decoded {
+    fn bytes(&self) -> usize {
+        self.height as usize * self.width as usize * usize::from(self.channels)
+    }
+
+    /// The picture, of all pixels.
+    fn image(&self, pixels: &[u8]) -> Result<Image> {
+        let own = pixels[self.at as usize..][..self.bytes()].to_vec();
+        Image::new(self.width as usize, self.height as usize, self.channels.into(), own)
+    }
+}
+
 /// Pictures as they are gathered.
 pub(super) struct Pictures<'a> {
     options: &'a ImportOptions,
@@ -213,7 +238,11 @@ pub(super) struct Pictures<'a> {
     /// Read and not yet decoded.
     batch: Vec<(String, Vec<u8>)>,
     batch_bytes: u64,
-    decoded: Vec<(String, Image)>,
+    decoded: Vec<Decoded>,
+    /// Their pixels.
+    pixels: Spool,
+    /// Bytes of the largest of them.
+    largest: usize,
     pub labels: Labels,
     /// Whether folders and label files say nothing.
     pub unlabelled: bool,
@@ -252,6 +281,8 @@ impl<'a> Pictures<'a> {
             batch: Vec::new(),
             batch_bytes: 0,
             decoded: Vec::new(),
+            pixels: Spool::new(options.scratch.as_deref())?,
+            largest: 0,
             labels: Labels::default(),
             unlabelled: options.unlabelled,
             target: size,
@@ -320,7 +351,7 @@ impl<'a> Pictures<'a> {
 
     /// Decodes what has been read.
     pub fn decode(&mut self) -> Result<()> {
-        let batch = std::mem::take(&mut self.batch);
+        let mut batch = std::mem::take(&mut self.batch).into_iter();
         self.batch_bytes = 0;
         let (target, options) = (self.target, self.options);
         let decode = |(path, bytes): (String, Vec<u8>)| {
@@ -328,17 +359,20 @@ impl<'a> Pictures<'a> {
                 decode_picture(&bytes, options.background).and_then(|picture| fitted(picture, target, options));
             (path, picture)
         };
-        let pictures: Vec<_> = batch.into_par_iter().map(decode).collect();
-        for (path, picture) in pictures {
-            match picture {
-                Ok(Picture { image, notes }) => {
-                    notes.into_iter().for_each(|note| *self.counts.entry(note).or_default() += 1);
-                    self.decoded.push((path, image));
-                }
-                Err(message) if self.options.skip_damaged => self.damaged.push(format!("{path} ({message})")),
-                Err(message) => {
-                    let mend = "repair it, or leave damaged pictures out with --skip-damaged";
-                    return Err(Error::file(self.root.join(path), message, mend));
+        while batch.len() > 0 {
+            let some: Vec<_> = batch.by_ref().take(self.at_a_time()).collect();
+            let pictures: Vec<_> = some.into_par_iter().map(decode).collect();
+            for (path, picture) in pictures {
+                match picture {
+                    Ok(Picture { image, notes }) => {
+                        notes.into_iter().for_each(|note| *self.counts.entry(note).or_default() += 1);
+                        self.put(path, &image)?;
+                    }
+                    Err(message) if self.options.skip_damaged => self.damaged.push(format!("{path} ({message})")),
+                    Err(message) => {
+                        let mend = "repair it, or leave damaged pictures out with --skip-damaged";
+                        return Err(Error::file(self.root.join(path), message, mend));
+                    }
                 }
             }
         }
@@ -346,42 +380,59 @@ impl<'a> Pictures<'a> {
         self.choose_size()
     }
 
+    /// How many pictures are decoded at a time: of the first nobody knows how large they are.
+    fn at_a_time(&self) -> usize {
+        let processors = rayon::current_num_threads();
+        DECODED_BYTES.checked_div(self.largest).map_or(processors, |count| count.max(processors))
+    }
+
+    fn put(&mut self, path: String, image: &Image) -> Result<()> {
+        let (height, width, channels) = (image.height() as u32, image.width() as u32, image.channels() as u8);
+        self.decoded.push(Decoded { path, height, width, channels, at: self.pixels.len() });
+        self.largest = self.largest.max(image.pixels().len());
+        self.pixels.push(image.pixels())
+    }
+
     /// Brings all to one size as soon as it shows that they have several, or a large one where that is not wanted.
     fn choose_size(&mut self) -> Result<()> {
         if self.target.is_some() || self.decoded.is_empty() {
             return Ok(());
         }
-        let sizes = || self.decoded.iter().map(|(_, image)| (image.height(), image.width()));
+        let sizes = || self.decoded.iter().map(|picture| (picture.height, picture.width));
         let Some(first) = sizes().next() else { return Ok(()) };
         let fallback = self.options.fallback_size;
         let reason = if let Some(other) = sizes().find(|&size| size != first) {
             format!("they have several sizes, as {}x{} and {}x{} (width by height)", first.1, first.0, other.1, other.0)
-        } else if self
-            .options
-            .keep_size_to
-            .is_some_and(|most| first.0.max(first.1) > most as usize || first.0 != first.1)
-        {
+        } else if self.options.keep_size_to.is_some_and(|most| first.0.max(first.1) > most || first.0 != first.1) {
             format!("they are {}x{} (width by height)", first.1, first.0)
         } else {
             return Ok(());
         };
         self.reason = Some(reason);
-        let target = Some((fallback as usize, fallback as usize));
-        self.target = target;
-        let options = self.options;
-        let fit =
-            |(path, image): (String, Image)| (path, fitted(Picture { image, notes: Vec::new() }, target, options));
-        let resized: Vec<_> = std::mem::take(&mut self.decoded).into_par_iter().map(fit).collect();
-        for (path, picture) in resized {
-            let Picture { image, notes } =
-                picture.map_err(|message| Error::file(self.root.join(&path), message, "leave it out"))?;
-            notes.into_iter().for_each(|note| *self.counts.entry(note).or_default() += 1);
-            self.decoded.push((path, image));
+        self.target = Some((fallback as usize, fallback as usize));
+        let (target, options) = (self.target, self.options);
+        let pixels = std::mem::replace(&mut self.pixels, Spool::new(options.scratch.as_deref())?).finish()?;
+        let mut before = std::mem::take(&mut self.decoded).into_iter();
+        while before.len() > 0 {
+            let some: Vec<_> = before.by_ref().take(self.at_a_time()).collect();
+            let fit = |picture: Decoded| {
+                let fitted = picture.image(&pixels).map_err(|error| error.to_string());
+                let fitted = fitted.and_then(|image| fitted_to(image, target, options));
+                (picture.path, fitted)
+            };
+            let resized: Vec<_> = some.into_par_iter().map(fit).collect();
+            for (path, picture) in resized {
+                let Picture { image, notes } =
+                    picture.map_err(|message| Error::file(self.root.join(&path), message, "leave it out"))?;
+                notes.into_iter().for_each(|note| *self.counts.entry(note).or_default() += 1);
+                self.put(path, &image)?;
+            }
         }
+        self.largest = 0;
         Ok(())
     }
 
-    pub fn finish(mut self, sources: Vec<Source>) -> Result<Parts> {
+    pub fn finish(mut self, sources: Vec<Source>) -> Result<Draft> {
         self.progress.finish_and_clear();
         if self.decoded.is_empty() {
             let message = match self.damaged.len() {
@@ -395,11 +446,11 @@ impl<'a> Pictures<'a> {
             };
             return Err(Error::file(self.root, message, "name a folder or an archive of pictures"));
         }
-        self.decoded.sort_by(|a, b| a.0.cmp(&b.0));
-        if let Some(pair) = self.decoded.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(Error::file(self.root.join(&pair[0].0), "is there twice", "leave one out"));
+        self.decoded.sort_by(|a, b| a.path.cmp(&b.path));
+        if let Some(pair) = self.decoded.windows(2).find(|pair| pair[0].path == pair[1].path) {
+            return Err(Error::file(self.root.join(&pair[0].path), "is there twice", "leave one out"));
         }
-        let paths: Vec<&str> = self.decoded.iter().map(|(path, _)| path.as_str()).collect();
+        let paths: Vec<&str> = self.decoded.iter().map(|picture| picture.path.as_str()).collect();
         let arranged = arrange(self.root, &paths, &self.labels, self.unlabelled)?;
         let channels = self.channels();
         // Where labels are listed, the order is that of the paths; else classes come one after the other.
@@ -408,40 +459,51 @@ impl<'a> Pictures<'a> {
             .filter_map(|(i, place)| place.map(|place| (place.split != Split::Train, place.label, i)))
             .collect();
         order.sort_unstable_by_key(|&(held_out, label, i)| (held_out, if listed { 0 } else { label }, i));
-        let Some((height, width)) = self.decoded.first().map(|(_, image)| (image.height(), image.width())) else {
+        let Some((height, width)) = self.decoded.first().map(|picture| (picture.height, picture.width)) else {
             return Err(Error::file(self.root, "has no pictures", "name a folder or an archive of pictures"));
         };
         if order.is_empty() {
             return Err(Error::file(self.root, "has no pictures that have a class", "take them with --unlabelled"));
         }
-        let mut parts = Parts {
-            height,
-            width,
+        let parts = Parts {
+            height: height as usize,
+            width: width as usize,
             channels,
             class_names: arranged.class_names,
-            images: Vec::with_capacity(order.len() * height * width * channels),
             labels: order.iter().map(|&(_, label, _)| label).collect(),
             train: order.iter().filter(|&&(held_out, ..)| !held_out).count(),
             sources,
             ..Parts::default()
         };
-        let (mut coloured, mut greyed) = (0, 0);
-        for &(.., i) in &order {
-            let image = &self.decoded[i].1;
-            match (image.channels(), channels) {
-                (1, 3) => coloured += 1,
-                (3, 1) => greyed += 1,
-                _ => {}
-            }
-            parts.images.extend_from_slice(image.with_channels(channels).pixels());
+        let places: Vec<usize> = order.into_iter().map(|(.., i)| i).collect();
+        let mut draft = self.draft(parts, &places)?;
+        draft.notes = self.notes(arranged.notes);
+        if !arranged.has_split {
+            hold_out(&mut draft, self.options);
         }
+        Ok(draft)
+    }
+
+    /// The set of the pictures at `places`, all in as many channels.
+    fn draft(&mut self, parts: Parts, places: &[usize]) -> Result<Draft> {
+        let channels = parts.channels;
+        let of = |other: usize| places.iter().filter(|&&i| usize::from(self.decoded[i].channels) == other).count();
+        let (coloured, greyed) = (if channels == 3 { of(1) } else { 0 }, if channels == 1 { of(3) } else { 0 });
+        let pixels = std::mem::replace(&mut self.pixels, Spool::Memory(Vec::new()));
         self.counts
             .extend([(Note::Coloured, coloured), (Note::Greyed, greyed)].into_iter().filter(|(_, count)| *count > 0));
-        parts.notes = self.notes(arranged.notes);
-        if !arranged.has_split {
-            hold_out(&mut parts, self.options);
+        if self.decoded.iter().all(|picture| usize::from(picture.channels) == channels) {
+            // All are as large, so the first byte tells how many lie before.
+            let size = self.decoded.first().map_or(1, Decoded::bytes) as u64;
+            let order = places.iter().map(|&i| (self.decoded[i].at / size) as u32).collect();
+            return Ok(Draft::of(parts, pixels, order));
         }
-        Ok(parts)
+        let pixels = pixels.finish()?;
+        let mut draft = Draft::new(parts, self.options)?;
+        for &i in places {
+            draft.pixels.push(self.decoded[i].image(&pixels)?.with_channels(channels).pixels())?;
+        }
+        Ok(draft)
     }
 
     /// 1 or 3, for all pictures.
@@ -449,7 +511,7 @@ impl<'a> Pictures<'a> {
         match self.options.color {
             Some(Colour::Rgb) => 3,
             Some(Colour::Grey) => 1,
-            None => self.decoded.iter().map(|(_, image)| image.channels()).max().unwrap_or(1),
+            None => self.decoded.iter().map(|picture| picture.channels.into()).max().unwrap_or(1),
         }
     }
 
@@ -480,6 +542,11 @@ impl<'a> Pictures<'a> {
         }
         notes
     }
+}
+
+/// A picture that was put away in the size that is wanted.
+fn fitted_to(image: Image, target: Option<(usize, usize)>, options: &ImportOptions) -> Result<Picture, String> {
+    fitted(Picture { image, notes: Vec::new() }, target, options)
 }
 
 /// A picture in the size that is wanted.

@@ -1,10 +1,11 @@
 //! From other people's files to a [`Dataset`].
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::archive::{Next, for_each_member, is_archive, is_zip};
-use super::dataset::{Dataset, Parts};
+use super::dataset::Dataset;
+use super::draft::Draft;
 #[cfg(feature = "formats")]
 use super::parquet;
 use super::source::{HashedFile, file_name, peek};
@@ -90,6 +91,9 @@ pub struct ImportOptions {
     pub part: Option<String>,
     /// Show no progress.
     pub quiet: bool,
+    /// The folder, on a disk with room for the whole set, where pixels are kept until the set is written; None keeps them in
+    /// memory. No file is left there.
+    pub scratch: Option<PathBuf>,
     /// The share of each class to hold out for validation where the source has no split, 0 to 1 (1 excluded).
     pub validation: f64,
     /// Chooses which images are held out.
@@ -113,6 +117,7 @@ impl Default for ImportOptions {
             labels: LabelKind::Fine,
             part: None,
             quiet: false,
+            scratch: None,
             validation: 0.1,
             seed: 0,
         }
@@ -123,11 +128,18 @@ impl Default for ImportOptions {
 /// `CLASS/x.png`, as `train/CLASS/x.jpg` and `test/CLASS/x.jpg`, or with a label file beside them; or a data set in one of the
 /// forms of [`Format`]. Where the source has no split, a share is held out.
 ///
+/// With a [scratch folder](ImportOptions::scratch) the set never lies in memory: pixels go there as they are decoded, in the order
+/// of the source, and [`Dataset::write`] brings them into the set's order. What an import takes then is a fixed part, the pictures
+/// that are being decoded (16 MiB, or one for each processor where they are larger), and for each image its label and its place;
+/// for each picture also its path, what a label file says of it, and its entry in a zip archive's directory: up to about half a
+/// kilobyte. Besides, a batch of CIFAR for Python lies in memory (31 MB; CIFAR-100's 154 MB), and so do a page of a parquet file
+/// and a picture's own file (256 MiB at most).
+///
 /// ```no_run
 /// use engine::data::{ImportOptions, import};
 ///
-/// let set = import("pictures", &ImportOptions { resize: Some(32), ..ImportOptions::default() })?;
-/// set.write("pictures.safetensors", false)?;
+/// let options = ImportOptions { resize: Some(32), scratch: Some(".".into()), ..ImportOptions::default() };
+/// import("pictures", &options)?.write("pictures.safetensors", false)?;
 /// # Ok::<(), engine::Error>(())
 /// ```
 ///
@@ -150,7 +162,7 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
         let message = "applies to pictures only".to_owned();
         return Err(Error::config("--resize", message, "leave it out"));
     }
-    let mut parts = match (format, is_folder) {
+    let mut draft = match (format, is_folder) {
         (Format::Cifar10, true) => cifar::read_folder(source, options),
         (Format::Cifar10, false) => cifar::read_archive(source, options),
         (Format::Idx, true) => idx::read(source, options),
@@ -158,7 +170,7 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
         (Format::Cifar10Python, _) => cifar_python::read_10(source, options),
         (Format::Cifar100, _) => cifar_python::read_100(source, options),
         (Format::Svhn, _) => mat::read(source, options),
-        (Format::Stl10, _) => stl10::read(source),
+        (Format::Stl10, _) => stl10::read(source, options),
         #[cfg(feature = "formats")]
         (Format::Parquet, _) => parquet::read(source, options),
         #[cfg(not(feature = "formats"))]
@@ -169,8 +181,8 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
         (Format::Images, true) => images::read_folder(source, options),
         (Format::Images, false) => images::read_archive(source, options),
     }?;
-    parts.name = options.name.clone().unwrap_or_else(|| default_name(source));
-    Dataset::from_parts(parts).map_err(|e| Error::file(source, e.to_string(), "import a source that has them"))
+    draft.name = options.name.clone().unwrap_or_else(|| default_name(source));
+    draft.finish().map_err(|e| Error::file(source, e.to_string(), "import a source that has them"))
 }
 
 /// The source's name without the endings of archives.
@@ -273,14 +285,13 @@ fn detect_file(path: &Path) -> Result<Format> {
 
 /// Turns a share of each class's training images into validation images, for a source without a split. The choice
 /// depends on the seed and on each image's place alone.
-pub(super) fn hold_out(parts: &mut Parts, options: &ImportOptions) {
-    let bytes = parts.height * parts.width * parts.channels;
+pub(super) fn hold_out(draft: &mut Draft, options: &ImportOptions) {
     let mut by_class = vec![Vec::new(); usize::from(u16::MAX) + 1];
-    for (i, &label) in parts.labels.iter().enumerate() {
+    for (i, &label) in draft.labels.iter().enumerate() {
         by_class[usize::from(label)].push(i);
     }
     let philox = Philox::new(options.seed);
-    let mut held = vec![false; parts.labels.len()];
+    let mut held = vec![false; draft.labels.len()];
     for mut members in by_class {
         let count = (members.len() as f64 * options.validation).round() as usize;
         members.sort_by_key(|&i| (philox.bits4(0, i as u32, 0, Purpose::Split)[0], i));
@@ -290,13 +301,10 @@ pub(super) fn hold_out(parts: &mut Parts, options: &ImportOptions) {
         }
     }
     let (train, validation): (Vec<usize>, Vec<usize>) = (0..held.len()).partition(|&i| !held[i]);
-    let order = || train.iter().chain(&validation);
-    let mut images = Vec::with_capacity(parts.images.len());
-    order().for_each(|&i| images.extend_from_slice(&parts.images[i * bytes..(i + 1) * bytes]));
-    parts.images = images;
-    parts.labels = order().map(|&i| parts.labels[i]).collect();
-    parts.train = train.len();
-    parts.notes.push(format!(
+    let order: Vec<usize> = train.iter().chain(&validation).copied().collect();
+    draft.permute(&order);
+    draft.train = train.len();
+    draft.notes.push(format!(
         "held out {} of {} images for validation (share {}, seed {})",
         validation.len(),
         held.len(),

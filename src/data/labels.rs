@@ -1,6 +1,7 @@
 //! Label files that lie beside pictures: `labels.csv`, `metadata.csv` and `metadata.jsonl` (Hugging Face's imagefolder),
 //! `dataset.json` (StyleGAN's and EDM's), and WebDataset's `.cls` and `.json` members.
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -172,47 +173,63 @@ impl Labels {
     }
 
     /// What they say about each of `paths`, and what the files name that is not there.
-    pub fn of(&self, paths: &[&str]) -> (Vec<Option<Entry>>, Vec<String>) {
-        let mut found: Vec<Option<Entry>> = vec![None; paths.len()];
+    pub fn of(&self, paths: &[&str]) -> (Vec<Option<Said<'_>>>, Vec<&str>) {
+        let mut found: Vec<Option<Said>> = vec![None; paths.len()];
         let mut missing = Vec::new();
-        let stem = |path: &str| -> String {
-            let folder = path.rfind('/').map_or(0, |at| at + 1);
-            path[folder..].rfind('.').map_or(path, |at| &path[..folder + at]).to_owned()
-        };
-        let base = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
         let index = |name: &dyn Fn(&str) -> String| {
-            let mut index: HashMap<String, Vec<usize>> = HashMap::new();
-            paths.iter().enumerate().for_each(|(i, path)| index.entry(name(path)).or_default().push(i));
+            let mut index: HashMap<String, Vec<u32>> = HashMap::new();
+            paths.iter().zip(0..).for_each(|(path, i)| index.entry(name(path)).or_default().push(i));
             index
         };
-        let (whole, stems) = (index(&|path| normal(path)), index(&|path| stem(&normal(path))));
-        let (bases, base_stems) = (index(&|path| base(path)), index(&|path| stem(&base(path))));
+        // Most files name pictures by their whole paths: the other ways are looked up where that fails.
+        let whole = LazyCell::new(|| index(&normal));
+        let stems = LazyCell::new(|| index(&|path| stem(&normal(path)).to_owned()));
+        let bases = LazyCell::new(|| index(&|path| base(path).to_owned()));
+        let base_stems = LazyCell::new(|| index(&|path| stem(base(path)).to_owned()));
         for file in &self.files {
             let folder = file.path.rfind('/').map_or("", |at| &file.path[..=at]);
-            let below = |found: Option<&Vec<usize>>| {
-                let mut below = found.into_iter().flatten().copied().filter(|&i| paths[i].starts_with(folder));
+            let below = |found: Option<&Vec<u32>>| {
+                let mut below =
+                    found.into_iter().flatten().map(|&i| i as usize).filter(|&i| paths[i].starts_with(folder));
                 below.next().filter(|_| below.next().is_none())
             };
             for entry in &file.entries {
                 let path = normal(&format!("{folder}{}", entry.file));
                 let at = below(whole.get(&path))
                     .or_else(|| below(stems.get(&path)))
-                    .or_else(|| below(bases.get(&base(&path))))
-                    .or_else(|| below(base_stems.get(&base(&path))));
+                    .or_else(|| below(bases.get(base(&path))))
+                    .or_else(|| below(base_stems.get(base(&path))));
                 match at {
-                    Some(at) => found[at] = Some(entry.clone()),
-                    None => missing.push(entry.file.clone()),
+                    Some(at) => found[at] = Some(Said { label: entry.label.as_ref(), split: entry.split }),
+                    None => missing.push(entry.file.as_str()),
                 }
             }
         }
         for (found, path) in found.iter_mut().zip(paths) {
-            if let Some(label) = self.keyed.get(&stem(path)) {
-                let file = (*path).to_owned();
-                found.get_or_insert(Entry { file, label: Some(label.clone()), split: None });
+            if let Some(label) = self.keyed.get(stem(path)) {
+                found.get_or_insert(Said { label: Some(label), split: None });
             }
         }
         (found, missing)
     }
+}
+
+/// What is said about a picture.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Said<'a> {
+    pub label: Option<&'a Label>,
+    pub split: Option<Split>,
+}
+
+/// A path without its ending.
+fn stem(path: &str) -> &str {
+    let folder = path.rfind('/').map_or(0, |at| at + 1);
+    path[folder..].rfind('.').map_or(path, |at| &path[..folder + at])
+}
+
+/// A path's last component.
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
 }
 
 /// A path without `./` and doubled slashes.
@@ -378,7 +395,7 @@ mod tests {
         labels.add(Path::new("set"), "set/labels.csv", Form::Csv, table).unwrap();
         let paths = ["set/images/1.png", "set/train/2.png", "set/deep/down/3.png", "set/4.png", "other/9.png"];
         let (found, missing) = labels.of(&paths);
-        let told: Vec<_> = found.iter().map(|entry| entry.as_ref().and_then(|entry| entry.label.clone())).collect();
+        let told: Vec<_> = found.iter().map(|entry| entry.and_then(|entry| entry.label.cloned())).collect();
         assert_eq!(told, [name("x"), name("y"), name("z"), name("w"), None]);
         assert_eq!(missing, ["9.png"], "it lies beside the label file's folder, not below it");
     }

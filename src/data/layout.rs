@@ -50,13 +50,13 @@ pub(super) fn listed(names: &[impl AsRef<str>]) -> String {
 
 /// Arranges the pictures of `paths`, at least one, in the source `root`.
 pub(super) fn arrange(root: &Path, paths: &[&str], labels: &Labels, unlabelled: bool) -> Result<Arranged> {
-    let folders: Vec<Vec<&str>> = paths.iter().map(|path| folders(path)).collect();
     if unlabelled {
-        return Ok(without_labels(&folders, None));
+        return Ok(without_labels(paths, None));
     }
     if !labels.is_empty() {
-        return by_labels(root, paths, &folders, labels);
+        return by_labels(root, paths, labels);
     }
+    let folders: Vec<Vec<&str>> = paths.iter().map(|path| folders(path)).collect();
     by_folders(root, paths, &folders)
 }
 
@@ -69,8 +69,8 @@ fn folders(path: &str) -> Vec<&str> {
 }
 
 /// Every picture, of one class; splits by the folders' names.
-fn without_labels(folders: &[Vec<&str>], note: Option<String>) -> Arranged {
-    let splits: Vec<Option<Split>> = folders.iter().map(|folders| folders.iter().find_map(|f| split_of(f))).collect();
+fn without_labels(paths: &[&str], note: Option<String>) -> Arranged {
+    let splits: Vec<Option<Split>> = paths.iter().map(|path| folders(path).into_iter().find_map(split_of)).collect();
     let place = |split: &Option<Split>| Some(Place { split: split.unwrap_or(Split::Train), label: 0 });
     Arranged {
         places: splits.iter().map(place).collect(),
@@ -80,12 +80,12 @@ fn without_labels(folders: &[Vec<&str>], note: Option<String>) -> Arranged {
     }
 }
 
-fn by_labels(root: &Path, paths: &[&str], folders: &[Vec<&str>], labels: &Labels) -> Result<Arranged> {
+fn by_labels(root: &Path, paths: &[&str], labels: &Labels) -> Result<Arranged> {
     let (entries, missing) = labels.of(paths);
-    let known: BTreeSet<&Label> = entries.iter().flatten().filter_map(|entry| entry.label.as_ref()).collect();
+    let known: BTreeSet<&Label> = entries.iter().flatten().filter_map(|entry| entry.label).collect();
     if known.is_empty() {
         let note = format!("{} gives no classes: the set is unlabelled", labels.names());
-        return Ok(without_labels(folders, Some(note)));
+        return Ok(without_labels(paths, Some(note)));
     }
     let mut notes = vec![format!("classes are those of {}", labels.names())];
     let numbers: Option<Vec<u64>> = known
@@ -109,13 +109,13 @@ fn by_labels(root: &Path, paths: &[&str], folders: &[Vec<&str>], labels: &Labels
     };
     let label_of: BTreeMap<&Label, u16> = known.iter().filter_map(|label| Some((*label, place(label)?))).collect();
     let split_at = |i: usize| {
-        let said = entries[i].as_ref().and_then(|entry| entry.split);
-        said.or_else(|| folders[i].iter().find_map(|folder| split_of(folder)))
+        let said = entries[i].and_then(|entry| entry.split);
+        said.or_else(|| folders(paths[i]).into_iter().find_map(split_of))
     };
     let mut left_out = Vec::new();
     let mut places = Vec::with_capacity(paths.len());
     for (i, entry) in entries.iter().enumerate() {
-        let label = entry.as_ref().and_then(|entry| entry.label.as_ref());
+        let label = entry.and_then(|entry| entry.label);
         let label = label.and_then(|label| label_of.get(label).copied());
         if label.is_none() {
             left_out.push(paths[i]);
@@ -196,8 +196,8 @@ fn by_folders(root: &Path, paths: &[&str], folders: &[Vec<&str>]) -> Result<Arra
     if below.iter().all(|below| below.is_empty()) {
         let class = above.last().filter(|folder| split_of(folder).is_none());
         return Ok(match class {
-            Some(class) => Arranged { class_names: vec![(*class).to_owned()], ..without_labels(folders, None) },
-            None => without_labels(folders, Some("there are no class folders: the set is unlabelled".into())),
+            Some(class) => Arranged { class_names: vec![(*class).to_owned()], ..without_labels(paths, None) },
+            None => without_labels(paths, Some("there are no class folders: the set is unlabelled".into())),
         });
     }
     let split_below = |below: &[&str]| below.first().and_then(|folder| split_of(folder));
@@ -214,7 +214,7 @@ fn by_folders(root: &Path, paths: &[&str], folders: &[Vec<&str>]) -> Result<Arra
         .collect();
     let shared = if in_splits { common(inner.iter().flatten().map(|(_, inner)| *inner)) } else { 0 };
     if inner.iter().flatten().all(|(_, inner)| inner.len() == shared) {
-        let mut arranged = without_labels(folders, Some("there are no class folders: the set is unlabelled".into()));
+        let mut arranged = without_labels(paths, Some("there are no class folders: the set is unlabelled".into()));
         let strays = leave_out(&mut arranged.places, paths, |i| inner[i].is_none());
         arranged.notes.extend(strays);
         return Ok(arranged);
@@ -232,7 +232,7 @@ fn by_folders(root: &Path, paths: &[&str], folders: &[Vec<&str>]) -> Result<Arra
     }
     if classes.iter().zip(paths).all(|(class, path)| is_shard(class, path)) {
         let note = "its folders are numbered parts, and there is no dataset.json: the set is unlabelled";
-        return Ok(without_labels(folders, Some(note.into())));
+        return Ok(without_labels(paths, Some(note.into())));
     }
     let names: BTreeSet<&str> = classes.iter().flatten().copied().collect();
     let class_names = sorted(names.into_iter().map(String::from).collect());

@@ -3,14 +3,15 @@
 //! MathWorks, *MAT-File Format*, chapter 1. Arrays lie column by column, so that the first index runs fastest. The digit 0
 //! has label 10. Netzer et al., *Reading Digits in Natural Images with Unsupervised Feature Learning*, 2011.
 
-use std::io::Read;
 use std::path::Path;
 
 use flate2::read::ZlibDecoder;
 
 use super::dataset::Parts;
+use super::draft::{Draft, Spool};
 use super::import::{ImportOptions, hold_out};
 use super::members::Members;
+use super::storage::Bytes;
 use crate::error::{Error, Result};
 use crate::files::describe;
 
@@ -25,13 +26,13 @@ pub(super) fn is_member(name: &str) -> bool {
     matches!(name, "train_32x32.mat" | "test_32x32.mat" | "extra_32x32.mat")
 }
 
-pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Parts> {
-    let members = Members::read(source, &[], |name| is_member(name) && name != "extra_32x32.mat")?;
-    let mut parts = Parts::default();
+pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
+    let members = Members::read(source, &[], |name| is_member(name) && name != "extra_32x32.mat", options)?;
+    let mut parts = Draft::new(Parts::default(), options)?;
     let mut names: Vec<&String> = members.files.keys().collect();
     names.sort_by_key(|name| !name.starts_with("train"));
     for name in &names {
-        append(&members, name, &mut parts)?;
+        append(&members, name, options, &mut parts)?;
         if !name.starts_with("test") {
             parts.train = parts.labels.len();
         }
@@ -55,7 +56,7 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Parts> {
     Ok(parts)
 }
 
-fn append(members: &Members, name: &str, parts: &mut Parts) -> Result<()> {
+fn append(members: &Members, name: &str, options: &ImportOptions, parts: &mut Draft) -> Result<()> {
     let bytes = members.get(name)?;
     let fault = |message: String| members.fault(name, message, AGAIN);
     if bytes.starts_with(b"\x89HDF") || bytes.starts_with(b"MATLAB 7.3") {
@@ -65,7 +66,11 @@ fn append(members: &Members, name: &str, parts: &mut Parts) -> Result<()> {
     if !bytes.starts_with(b"MATLAB 5.0") {
         return Err(fault(format!("is {}, not a MATLAB file of level 5", describe(bytes))));
     }
-    let arrays = arrays(bytes).map_err(fault)?;
+    let elements = elements(bytes, options.scratch.as_deref(), &members.place(name)).map_err(|error| match error {
+        Fault::Content(message) => fault(message),
+        Fault::Other(error) => error,
+    })?;
+    let arrays: Vec<Array> = elements.iter().filter_map(Element::matrix).collect();
     let find = |wanted: &str| arrays.iter().find(|array| array.name == wanted);
     let (Some(images), Some(labels)) = (find("X"), find("y")) else {
         return Err(fault("has no arrays X and y".into()));
@@ -87,10 +92,13 @@ fn append(members: &Members, name: &str, parts: &mut Parts) -> Result<()> {
         return Err(fault("has images of another size than the other file".into()));
     }
     let size = height * width * channels;
+    let mut rows = Vec::with_capacity(size);
     for image in pixels.chunks_exact(size) {
+        rows.clear();
         for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
-            parts.images.extend((0..channels).map(|channel| image[y + height * (x + width * channel)]));
+            rows.extend((0..channels).map(|channel| image[y + height * (x + width * channel)]));
         }
+        parts.pixels.push(&rows)?;
     }
     for class in classes {
         // The digit 0 is class 10.
@@ -104,17 +112,17 @@ fn append(members: &Members, name: &str, parts: &mut Parts) -> Result<()> {
 }
 
 /// A matrix of numbers.
-struct Array {
+struct Array<'a> {
     name: String,
     shape: Vec<usize>,
     /// The type of its elements in the file.
     kind: u32,
-    data: Vec<u8>,
+    data: &'a [u8],
 }
 
-impl Array {
+impl Array<'_> {
     fn bytes(&self) -> Option<&[u8]> {
-        (self.kind == 2).then_some(&self.data)
+        (self.kind == 2).then_some(self.data)
     }
 
     fn numbers(&self) -> Option<Vec<f64>> {
@@ -131,30 +139,55 @@ impl Array {
     }
 }
 
-/// The elements of `bytes` behind the header, which is 128 bytes long.
-fn arrays(bytes: &[u8]) -> Result<Vec<Array>, String> {
-    if bytes.get(126..128) != Some(b"IM") {
-        return Err("is a MATLAB file of another byte order".into());
+/// A part of a file at its first level.
+enum Element<'a> {
+    Plain(&'a [u8]),
+    /// Element and head together, as they were unpacked.
+    Unpacked(Bytes),
+}
+
+impl Element<'_> {
+    fn matrix(&self) -> Option<Array<'_>> {
+        match self {
+            Self::Plain(body) => matrix(body),
+            Self::Unpacked(bytes) => {
+                element(bytes).filter(|(kind, ..)| *kind == MATRIX).and_then(|(_, body, _)| matrix(body))
+            }
+        }
     }
-    let mut arrays = Vec::new();
+}
+
+/// An error of the content, or one that is told already.
+enum Fault {
+    Content(String),
+    Other(Error),
+}
+
+/// The elements of `bytes` behind the header, which is 128 bytes long; compressed ones unpacked into the scratch folder.
+fn elements<'a>(bytes: &'a [u8], scratch: Option<&Path>, path: &Path) -> Result<Vec<Element<'a>>, Fault> {
+    let content = |message: &str| Fault::Content(message.into());
+    if bytes.get(126..128) != Some(b"IM") {
+        return Err(content("is a MATLAB file of another byte order"));
+    }
+    let mut elements = Vec::new();
     let mut rest = &bytes[128..];
     while !rest.is_empty() {
-        let (kind, body, after) = element(rest).ok_or("is cut short")?;
+        let (kind, body, after) = element(rest).ok_or_else(|| content("is cut short"))?;
         match kind {
             COMPRESSED => {
-                let mut unpacked = Vec::new();
+                let mut unpacked = Spool::new(scratch).map_err(Fault::Other)?;
                 let limit = body.len().saturating_mul(RATIO) as u64;
-                let read = ZlibDecoder::new(body).take(limit).read_to_end(&mut unpacked);
-                read.map_err(|e| format!("cannot be unpacked: {e}"))?;
-                let (kind, body, _) = element(&unpacked).ok_or("is cut short")?;
-                arrays.extend((kind == MATRIX).then(|| matrix(body)).flatten());
+                unpacked.take(ZlibDecoder::new(body), limit, path).map_err(Fault::Other)?;
+                let unpacked = unpacked.finish().map_err(Fault::Other)?;
+                element(&unpacked).ok_or_else(|| content("is cut short"))?;
+                elements.push(Element::Unpacked(unpacked));
             }
-            MATRIX => arrays.extend(matrix(body)),
+            MATRIX => elements.push(Element::Plain(body)),
             _ => {}
         }
         rest = after;
     }
-    Ok(arrays)
+    Ok(elements)
 }
 
 /// Kind and body of the element that `bytes` start with, and what follows.
@@ -175,7 +208,7 @@ fn element(bytes: &[u8]) -> Option<(u32, &[u8], &[u8])> {
 }
 
 /// A matrix: flags, dimensions, name, elements. None where it is not one of numbers.
-fn matrix(body: &[u8]) -> Option<Array> {
+fn matrix(body: &[u8]) -> Option<Array<'_>> {
     let (_, _flags, rest) = element(body)?;
     let (kind, dimensions, rest) = element(rest)?;
     let (_, name, rest) = element(rest)?;
@@ -198,10 +231,5 @@ fn matrix(body: &[u8]) -> Option<Array> {
     };
     let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size))?;
     let whole = count.checked_mul(size) == Some(data.len()) && count > 0;
-    whole.then(|| Array {
-        name: String::from_utf8_lossy(name).into_owned(),
-        shape,
-        kind: data_kind,
-        data: data.to_vec(),
-    })
+    whole.then(|| Array { name: String::from_utf8_lossy(name).into_owned(), shape, kind: data_kind, data })
 }

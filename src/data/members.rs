@@ -2,30 +2,33 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::archive::{Next, for_each_member, is_archive};
 use super::dataset::Source;
+use super::draft::Spool;
+use super::import::ImportOptions;
 use super::source::HashedFile;
+use super::storage::Bytes;
 use crate::error::{Error, Result};
 
 /// The longest file of a published set: SVHN's and STL-10's are below 3 GB.
 const LONGEST: u64 = 4 << 30;
 
-/// Files by their names without folders, whole and decompressed.
+/// Files by their names without folders, whole and decompressed: mapped from the scratch folder, where there is one.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    pub files: BTreeMap<String, Vec<u8>>,
+    pub files: BTreeMap<String, Bytes>,
     pub sources: Vec<Source>,
+    scratch: Option<PathBuf>,
     root: PathBuf,
     is_folder: bool,
 }
 
 impl Members {
     /// Reads the files that `wanted` names, of a folder, of the folder `inner` in it, or of an archive.
-    pub fn read(source: &Path, inner: &[&str], wanted: impl Fn(&str) -> bool) -> Result<Self> {
-        let mut members = Self { root: source.to_path_buf(), ..Self::default() };
+    pub fn read(source: &Path, inner: &[&str], wanted: impl Fn(&str) -> bool, options: &ImportOptions) -> Result<Self> {
+        let mut members = Self { root: source.to_path_buf(), scratch: options.scratch.clone(), ..Self::default() };
         if source.is_dir() {
             members.is_folder = true;
             let inner = inner.iter().map(|inner| source.join(inner)).find(|inner| inner.is_dir());
@@ -55,14 +58,12 @@ impl Members {
 
     fn file(&mut self, path: &Path) -> Result<()> {
         let mut file = HashedFile::open(path)?;
-        let mut bytes = Vec::new();
-        let read = file.content()?.take(LONGEST + 1).read_to_end(&mut bytes);
-        read.map_err(|e| super::source::read_error(path, e))?;
-        if bytes.len() as u64 > LONGEST {
+        let mut spool = Spool::new(self.scratch.as_deref())?;
+        if spool.take(file.content()?, LONGEST + 1, path)? > LONGEST {
             return Err(Error::file(path, format!("is longer than {LONGEST} bytes"), "leave it out"));
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        self.files.insert(name.strip_suffix(".gz").unwrap_or(&name).to_owned(), bytes);
+        self.files.insert(name.strip_suffix(".gz").unwrap_or(&name).to_owned(), spool.finish()?);
         self.sources.push(file.finish()?);
         Ok(())
     }
@@ -73,8 +74,9 @@ impl Members {
         for_each_member(&mut file, |mut member| {
             let name = member.path.rsplit('/').next().unwrap_or_default().to_owned();
             if wanted(&name) && !super::images::is_hidden(&member.path) {
-                let bytes = member.read(&path, LONGEST)?;
-                if self.files.insert(name.clone(), bytes).is_some() {
+                let mut spool = Spool::new(self.scratch.as_deref())?;
+                member.spool(&path, LONGEST, &mut spool)?;
+                if self.files.insert(name.clone(), spool.finish()?).is_some() {
                     return Err(Error::file(&path, format!("has {name} twice"), "leave one out"));
                 }
             }
@@ -98,7 +100,7 @@ impl Members {
     /// An error unless `name` is there.
     pub fn get(&self, name: &str) -> Result<&[u8]> {
         let missing = || Error::file(&self.root, format!("has no {name}"), "get the whole set");
-        self.files.get(name).map(Vec::as_slice).ok_or_else(missing)
+        self.files.get(name).map(|bytes| &**bytes).ok_or_else(missing)
     }
 
     /// The lines of a text file; none where it is not there.

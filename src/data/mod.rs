@@ -23,6 +23,7 @@ mod archive;
 mod cifar;
 mod cifar_python;
 mod dataset;
+mod draft;
 mod export;
 mod fetch;
 #[cfg(test)]
@@ -41,6 +42,8 @@ mod official;
 mod once;
 #[cfg(feature = "formats")]
 mod parquet;
+#[cfg(feature = "formats")]
+mod parquet_pages;
 #[cfg(test)]
 mod readers_tests;
 mod resolve;
@@ -48,7 +51,9 @@ mod selection;
 mod shapes;
 mod source;
 mod stl10;
+mod storage;
 mod verify;
+mod write;
 
 pub use dataset::{Dataset, Parts, Source, Split};
 pub use export::{ExportFormat, export};

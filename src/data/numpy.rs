@@ -4,15 +4,21 @@
 //! Images are found under the keys `images`, `x`, `arr_0` and their like, labels under `labels`, `y`, `arr_1`; `train`, `val` and
 //! `test` in a key tell the split (`x_train`, `test_images`).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
+
+use rayon::prelude::*;
 
 use super::archive::{Next, for_each_member};
 use super::dataset::{Parts, Split};
+use super::draft::{BLOCK, Draft, Spool};
 use super::import::{ImportOptions, hold_out};
 use super::layout::{UNLABELLED, split_of};
 use super::members::interleave;
 use super::source::HashedFile;
+use super::storage::Bytes;
 use crate::error::{Error, Result};
 use crate::picture::NpyHeader;
 
@@ -29,8 +35,11 @@ struct Array {
     kind: char,
     size: usize,
     big_endian: bool,
-    /// Row-major.
-    data: Vec<u8>,
+    /// Whether the first index runs fastest, else the last.
+    fortran: bool,
+    /// The file, and where its elements begin.
+    bytes: Bytes,
+    start: usize,
 }
 
 /// Images and labels of one split.
@@ -40,9 +49,9 @@ struct Pair {
     labels: Option<Array>,
 }
 
-pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Parts> {
+pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
     let bad = |message: String| Error::file(source, message, MEND);
-    let (mut arrays, source_file) = load(source)?;
+    let (mut arrays, source_file) = load(source, options)?;
     let class_names = arrays.remove("class_names").map(|names| names.texts());
     let split = arrays.remove("split");
     let mut pairs: BTreeMap<u8, Pair> = BTreeMap::new();
@@ -58,14 +67,14 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Parts> {
             passed_over.push(key);
         }
     }
-    let mut parts = Parts { sources: vec![source_file], ..Parts::default() };
+    let mut parts = Draft::new(Parts { sources: vec![source_file], ..Parts::default() }, options)?;
     let mut names: Option<Vec<String>> = class_names;
     let mut labelled = None;
     let mut counts = [0; 3];
     for (split, pair) in pairs {
         let Some(images) = pair.images else { continue };
         let count = images.shape[0];
-        append_images(&images, &mut parts).map_err(bad)?;
+        append_images(&images, &mut parts, &bad)?;
         if *labelled.get_or_insert(pair.labels.is_some()) != pair.labels.is_some() {
             return Err(bad("has labels for some of its splits alone".into()));
         }
@@ -105,7 +114,7 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Parts> {
 }
 
 /// The arrays of a file by their keys, in lower case.
-fn load(source: &Path) -> Result<(BTreeMap<String, Array>, super::Source)> {
+fn load(source: &Path, options: &ImportOptions) -> Result<(BTreeMap<String, Array>, super::Source)> {
     let mut file = HashedFile::open(source)?;
     let bad = |key: &str, message: String| {
         let named = if key.is_empty() { String::new() } else { format!("array {key} ") };
@@ -113,16 +122,18 @@ fn load(source: &Path) -> Result<(BTreeMap<String, Array>, super::Source)> {
     };
     let mut arrays = BTreeMap::new();
     if super::source::peek(source, 6)?.starts_with(b"\x93NUMPY") {
-        let mut bytes = Vec::new();
-        let read = std::io::Read::read_to_end(&mut file.content()?, &mut bytes);
-        read.map_err(|e| super::source::read_error(source, e))?;
-        arrays.insert("images".to_owned(), parse(&bytes).map_err(|message| bad("", message))?);
+        let mut spool = Spool::new(options.scratch.as_deref())?;
+        let content = file.content()?;
+        let limit = content.limit;
+        spool.take(content, limit, source)?;
+        arrays.insert("images".to_owned(), parse(spool.finish()?).map_err(|message| bad("", message))?);
     } else {
         for_each_member(&mut file, |mut member| {
             if let Some(key) = member.path.clone().strip_suffix(".npy") {
-                let bytes = member.read(source, LONGEST)?;
+                let mut spool = Spool::new(options.scratch.as_deref())?;
+                member.spool(source, LONGEST, &mut spool)?;
                 // Arrays of objects are pickles, which may be there beside the images.
-                match parse(&bytes) {
+                match parse(spool.finish()?) {
                     Ok(array) => drop(arrays.insert(key.to_ascii_lowercase(), array)),
                     Err(message) if is_needed(key) => return Err(bad(key, message)),
                     Err(_) => {}
@@ -160,37 +171,23 @@ fn split_key(key: &str) -> (u8, String) {
     (split, kept.join("_"))
 }
 
-fn parse(bytes: &[u8]) -> Result<Array, String> {
-    let NpyHeader { kind, size, big_endian, fortran, shape, start } = NpyHeader::parse(bytes)?;
+fn parse(bytes: Bytes) -> Result<Array, String> {
+    let NpyHeader { kind, size, big_endian, fortran, shape, start } = NpyHeader::parse(&bytes)?;
     let count = shape.iter().try_fold(1usize, |count, &n| count.checked_mul(n));
-    let data = &bytes[start..];
-    if count.and_then(|count| count.checked_mul(size)) != Some(data.len()) {
-        return Err(format!("of shape {shape:?} has {} bytes of elements: it is cut short or damaged", data.len()));
+    let found = bytes.len() - start;
+    if count.and_then(|count| count.checked_mul(size)) != Some(found) {
+        return Err(format!("of shape {shape:?} has {found} bytes of elements: it is cut short or damaged"));
     }
-    let data = if fortran { row_major(data, &shape, size) } else { data.to_vec() };
-    Ok(Array { shape, kind, size, big_endian, data })
-}
-
-fn row_major(data: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
-    let mut rows = Vec::with_capacity(data.len());
-    let mut index = vec![0; shape.len()];
-    for _ in 0..data.len() / size.max(1) {
-        let at = shape.iter().zip(&index).rev().fold(0, |at, (&extent, &index)| at * extent + index);
-        rows.extend_from_slice(&data[at * size..][..size]);
-        for axis in (0..shape.len()).rev() {
-            index[axis] += 1;
-            if index[axis] < shape[axis] {
-                break;
-            }
-            index[axis] = 0;
-        }
-    }
-    rows
+    Ok(Array { shape, kind, size, big_endian, fortran, bytes, start })
 }
 
 impl Array {
-    /// The elements as numbers; None where they are none.
-    fn numbers(&self) -> Option<Vec<f64>> {
+    fn data(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    /// What makes a number of an element; None where they are no numbers.
+    fn number(&self) -> Option<impl Fn(&[u8]) -> f64 + Sync + '_> {
         let native = |element: &[u8]| -> [u8; 8] {
             let mut wide = [0; 8];
             wide[..element.len()].copy_from_slice(element);
@@ -200,7 +197,7 @@ impl Array {
             wide
         };
         let number: fn([u8; 8]) -> f64 = match (self.kind, self.size) {
-            ('u' | 'b', _) if self.size <= 8 => |b| u64::from_le_bytes(b) as f64,
+            ('u' | 'b', 1..=8) => |b| u64::from_le_bytes(b) as f64,
             ('i', 1) => |b| f64::from(b[0] as i8),
             ('i', 2) => |b| f64::from(i16::from_le_bytes([b[0], b[1]])),
             ('i', 4) => |b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])),
@@ -210,7 +207,28 @@ impl Array {
             ('f', 8) => f64::from_le_bytes,
             _ => return None,
         };
-        Some(self.data.chunks_exact(self.size).map(|element| number(native(element))).collect())
+        Some(move |element: &[u8]| number(native(element)))
+    }
+
+    /// The place of element `index`, counted with the last axis running fastest, among the elements as they lie.
+    fn place(&self, index: usize) -> usize {
+        if !self.fortran {
+            return index;
+        }
+        let (mut rest, mut stride, mut place) = (index, self.shape.iter().product::<usize>(), 0);
+        for &extent in self.shape.iter().rev() {
+            stride /= extent;
+            place += rest % extent * stride;
+            rest /= extent;
+        }
+        place
+    }
+
+    /// The elements as numbers, the last axis running fastest; None where they are none.
+    fn numbers(&self) -> Option<impl Iterator<Item = f64> + '_> {
+        let (number, size) = (self.number()?, self.size);
+        let count = self.data().len() / size;
+        Some((0..count).map(move |index| number(&self.data()[self.place(index) * size..][..size])))
     }
 
     /// The texts of an array of them; none of another.
@@ -220,64 +238,99 @@ impl Array {
             element.as_chunks::<4>().0.iter().filter_map(|b| char::from_u32(code(b))).filter(|c| *c != '\0').collect()
         };
         match self.kind {
-            'U' => self.data.chunks_exact(self.size.max(1)).map(unicode).collect(),
+            'U' => self.data().chunks_exact(self.size.max(1)).map(unicode).collect(),
             'S' => {
                 let text = |b: &[u8]| String::from_utf8_lossy(b).trim_end_matches('\0').to_owned();
-                self.data.chunks_exact(self.size.max(1)).map(text).collect()
+                self.data().chunks_exact(self.size.max(1)).map(text).collect()
             }
             _ => Vec::new(),
         }
     }
 
-    /// The elements as bytes of an image, and how they were read where they are no bytes.
-    fn pixels(&self) -> Result<(Vec<u8>, Option<&'static str>), String> {
+    /// How elements become bytes of an image: by a factor and an addend, and in words. None where they are bytes.
+    fn scale(&self) -> Result<Option<(f64, f64, &'static str)>, String> {
         if (self.kind, self.size) == ('u', 1) {
-            return Ok((self.data.clone(), None));
+            return Ok(None);
         }
-        let numbers = self.numbers().ok_or("has images of elements that are no numbers")?;
-        if numbers.iter().any(|number| !number.is_finite()) {
-            return Err("has images with NaN or infinity".into());
+        let number = self.number().ok_or("has images of elements that are no numbers")?;
+        let (mut least, mut most, mut whole) = (f64::MAX, f64::MIN, true);
+        for number in self.data().chunks_exact(self.size).map(number) {
+            if !number.is_finite() {
+                return Err("has images with NaN or infinity".into());
+            }
+            (least, most) = (least.min(number), most.max(number));
+            whole &= number.fract() == 0.0;
         }
-        let (least, most) = numbers.iter().fold((f64::MAX, f64::MIN), |(a, b), &n| (a.min(n), b.max(n)));
-        let whole = || numbers.iter().all(|number| number.fract() == 0.0);
-        let (scale, shift, how) = match (least, most) {
+        match (least, most) {
             // Zeros and ones of a whole-number type are bytes, not shares.
-            (0.0.., ..=255.0) if self.kind != 'f' || (most > 1.0 && whole()) => (1.0, 0.0, "numbers from 0 to 255"),
-            (0.0.., ..=1.0) => (255.0, 0.0, "numbers in [0, 1]"),
-            (-1.0.., ..=1.0) => (127.5, 127.5, "numbers in [-1, 1]"),
-            _ => return Err(format!("has images from {least} to {most}, neither in [0, 1], [-1, 1] nor 0 to 255")),
-        };
-        let pixels = numbers.iter().map(|number| (number * scale + shift).round() as u8).collect();
-        Ok((pixels, Some(how)))
+            (0.0.., ..=255.0) if self.kind != 'f' || (most > 1.0 && whole) => {
+                Ok(Some((1.0, 0.0, "numbers from 0 to 255")))
+            }
+            (0.0.., ..=1.0) => Ok(Some((255.0, 0.0, "numbers in [0, 1]"))),
+            (-1.0.., ..=1.0) => Ok(Some((127.5, 127.5, "numbers in [-1, 1]"))),
+            _ => Err(format!("has images from {least} to {most}, neither in [0, 1], [-1, 1] nor 0 to 255")),
+        }
+    }
+
+    /// The elements of `items`, of which each has so many, one item after the other.
+    fn rows(&self, items: Range<usize>, elements: usize) -> Cow<'_, [u8]> {
+        let size = self.size;
+        if !self.fortran {
+            return Cow::Borrowed(&self.data()[items.start * elements * size..items.end * elements * size]);
+        }
+        // An element of one item lies beside that of the next.
+        let mut rows = vec![0; items.len() * elements * size];
+        for element in 0..elements {
+            let run = &self.data()[(self.place(element) + items.start) * size..][..items.len() * size];
+            for (item, value) in run.chunks_exact(size).enumerate() {
+                rows[(item * elements + element) * size..][..size].copy_from_slice(value);
+            }
+        }
+        Cow::Owned(rows)
     }
 }
 
-fn append_images(images: &Array, parts: &mut Parts) -> Result<(), String> {
+fn append_images(images: &Array, parts: &mut Draft, bad: &dyn Fn(String) -> Error) -> Result<()> {
     let (height, width, channels, planes) = match images.shape[..] {
         [_, height, width] => (height, width, 1, false),
         [_, height, width, channels @ (1 | 3)] => (height, width, channels, false),
         [_, channels @ (1 | 3), height, width] => (height, width, channels, true),
         _ => {
-            return Err(format!(
+            return Err(bad(format!(
                 "has images of shape {:?}, not [N, H, W(, 1 or 3)] or [N, 1 or 3, H, W]",
                 images.shape
-            ));
+            )));
         }
     };
     if parts.height == 0 {
         (parts.height, parts.width, parts.channels) = (height, width, channels);
     }
     if (parts.height, parts.width, parts.channels) != (height, width, channels) {
-        return Err("has images of different sizes in its splits".into());
+        return Err(bad("has images of different sizes in its splits".into()));
     }
-    let (pixels, how) = images.pixels()?;
-    let note = how.map(|how| format!("images were {how}, scaled to bytes"));
-    parts.notes.extend(note.filter(|note| !parts.notes.contains(note)));
-    match planes {
-        true => pixels
-            .chunks_exact((height * width * channels).max(1))
-            .for_each(|p| interleave(p, channels, &mut parts.images)),
-        false => parts.images.extend(pixels),
+    let (scale, number) = (images.scale().map_err(bad)?, images.number());
+    let note = scale.map(|(.., how)| format!("images were {how}, scaled to bytes"));
+    let note = note.filter(|note| !parts.notes.contains(note));
+    parts.notes.extend(note);
+    let (count, elements) = (images.shape[0], height * width * channels);
+    let block = (BLOCK / (elements * images.size).max(1)).max(1);
+    let mut interleaved = Vec::new();
+    for first in (0..if elements > 0 { count } else { 0 }).step_by(block) {
+        let rows = images.rows(first..count.min(first + block), elements);
+        let pixels: Cow<[u8]> = match (scale, &number) {
+            (Some((factor, addend, _)), Some(number)) => {
+                let pixel = |element: &[u8]| (number(element) * factor + addend).round() as u8;
+                Cow::Owned(rows.par_chunks_exact(images.size).map(pixel).collect())
+            }
+            _ => rows,
+        };
+        if planes {
+            interleaved.clear();
+            pixels.chunks_exact(elements).for_each(|image| interleave(image, channels, &mut interleaved));
+            parts.pixels.push(&interleaved)?;
+        } else {
+            parts.pixels.push(&pixels)?;
+        }
     }
     Ok(())
 }
@@ -306,12 +359,24 @@ fn append_labels(
         *known = all;
         return Ok(());
     }
-    let numbers = labels.numbers().ok_or("has labels that are no numbers")?;
+    let mut elements = labels.numbers().ok_or("has labels that are no numbers")?;
     let numbers: Vec<f64> = match labels.shape[..] {
-        [n] | [n, 1] if n == count => numbers,
+        [n] | [n, 1] if n == count => elements.collect(),
         // One-hot.
-        [n, classes] if n == count && numbers.iter().all(|&x| x == 0.0 || x == 1.0) => {
-            numbers.chunks_exact(classes).map(|row| row.iter().position(|&x| x == 1.0).unwrap_or(0) as f64).collect()
+        [n, classes] if n == count && classes > 0 => {
+            let mut numbers = Vec::with_capacity(count);
+            for _ in 0..count {
+                let mut place = None;
+                for (class, element) in elements.by_ref().take(classes).enumerate() {
+                    match element {
+                        0.0 => {}
+                        1.0 => drop(place.get_or_insert(class)),
+                        _ => return Err(wrong()),
+                    }
+                }
+                numbers.push(place.unwrap_or(0) as f64);
+            }
+            numbers
         }
         _ => return Err(wrong()),
     };
@@ -323,9 +388,10 @@ fn append_labels(
 }
 
 /// Arranges the images as the array `split` says: 0 training, 1 validation, 2 test.
-fn by_split(split: &Array, parts: &mut Parts) -> Result<(), String> {
+fn by_split(split: &Array, parts: &mut Draft) -> Result<(), String> {
     let numbers = split
         .numbers()
+        .map(|numbers| numbers.collect::<Vec<f64>>())
         .filter(|numbers| numbers.len() == parts.labels.len())
         .ok_or("has a `split` that is not one number for each image")?;
     if let Some(bad) = numbers.iter().find(|&&n| ![0.0, 1.0, 2.0].contains(&n)) {
@@ -333,9 +399,9 @@ fn by_split(split: &Array, parts: &mut Parts) -> Result<(), String> {
     }
     let mut order: Vec<usize> = (0..numbers.len()).collect();
     order.sort_by_key(|&i| numbers[i] as u8);
-    let size = parts.height * parts.width * parts.channels;
-    parts.images = order.iter().flat_map(|&i| parts.images[i * size..][..size].iter().copied()).collect();
-    parts.labels = order.iter().map(|&i| parts.labels[i]).collect();
+    if !order.is_sorted() {
+        parts.permute(&order);
+    }
     parts.train = numbers.iter().filter(|&&n| n == 0.0).count();
     parts.test = numbers.iter().filter(|&&n| n == 2.0).count();
     Ok(())

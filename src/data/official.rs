@@ -223,12 +223,13 @@ impl Content {
         let labels = set.split_labels(self.split).get(range.clone())?;
         let label_bytes = labels.iter().map(|&label| u8::try_from(label).ok()).collect::<Option<Vec<u8>>>()?;
         let bytes = set.image_bytes();
-        let images = &set.split_images(self.split)[range.start * bytes..range.end * bytes];
+        let first = set.split_indices(self.split).start;
+        let images = || range.clone().map(|index| set.image(first + index));
         let mut sha = Sha256::new();
         match self.layout {
             Layout::Cifar => {
                 let mut record = vec![0; 1 + bytes];
-                for (&label, image) in label_bytes.iter().zip(images.chunks_exact(bytes)) {
+                for (&label, image) in label_bytes.iter().zip(images()) {
                     record[0] = label;
                     for (i, pixel) in image.chunks_exact(3).enumerate() {
                         for (channel, &value) in pixel.iter().enumerate() {
@@ -242,7 +243,7 @@ impl Content {
                 for word in [0x0803, self.count, set.height(), set.width()] {
                     sha.update((word as u32).to_be_bytes());
                 }
-                sha.update(images);
+                images().for_each(|image| sha.update(image));
             }
             Layout::IdxLabels => {
                 for word in [0x0801, self.count] {

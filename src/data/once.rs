@@ -25,7 +25,8 @@ const FOLDER: &str = "imported";
 /// Those of [`import()`] and [`Dataset::write`].
 pub fn import_once(source: &Path, options: &ImportOptions, data_dir: &Path) -> Result<(PathBuf, bool)> {
     let name = options.name.clone().unwrap_or_else(|| default_name(source));
-    let told = ImportOptions { name: Some(name.clone()), quiet: true, ..options.clone() };
+    let scratch = Some(data_dir.join(FOLDER));
+    let told = ImportOptions { name: Some(name.clone()), quiet: true, scratch: None, ..options.clone() };
     let mut sha = Sha256::new();
     sha.update(format!("{VERSION} {told:?} {}", digest(source)?));
     let file = once_file(data_dir, &name, &hex(&sha.finalize()));
@@ -33,7 +34,7 @@ pub fn import_once(source: &Path, options: &ImportOptions, data_dir: &Path) -> R
         return Ok((file, false));
     }
     // One that cannot be opened is of another version, or damaged.
-    import(source, options)?.write(&file, true)?;
+    import(source, &ImportOptions { scratch, ..options.clone() })?.write(&file, true)?;
     Ok((file, true))
 }
 

@@ -12,11 +12,13 @@ use parquet::data_type::{ByteArray, ByteArrayType, DataType};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 
-use super::dataset::{Parts, Split};
+use super::dataset::Split;
+use super::draft::Draft;
 use super::images::Pictures;
 use super::import::{ImportOptions, LabelKind};
 use super::labels::Label;
 use super::layout::split_of;
+use super::parquet_pages;
 use super::source::HashedFile;
 use crate::error::{Error, Result};
 
@@ -24,9 +26,11 @@ const IMAGES: [&str; 4] = ["image", "img", "images", "picture"];
 const AGAIN: &str = "it is damaged or not of images: download it again";
 /// Rows that are read at once.
 const ROWS: usize = 256;
+/// The most bytes of pictures that are read at once, unless one has more.
+const ROWS_BYTES: usize = 16 << 20;
 
 /// Reads one file, or those below a folder.
-pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Parts> {
+pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
     let mut files = Vec::new();
     if source.is_dir() {
         list(source, "", 0, &mut files)?
@@ -89,6 +93,7 @@ fn append(path: &Path, folder: &str, options: &ImportOptions, pictures: &mut Pic
         Error::file(path, format!("cannot be decoded: {}", error.to_string().replace('\n', " ")), AGAIN)
     };
     let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let pages = file.try_clone().map_err(Error::io(path, "open"))?;
     let reader = SerializedFileReader::new(file).map_err(bad)?;
     let columns = columns(path, &reader, options)?;
     if let Some(names) = class_names(&reader, &columns.name) {
@@ -101,6 +106,12 @@ fn append(path: &Path, folder: &str, options: &ImportOptions, pictures: &mut Pic
     for group in 0..reader.num_row_groups() {
         let group = reader.get_row_group(group).map_err(bad)?;
         let count = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
+        for column in columns.label.iter().chain([&columns.image]) {
+            let chunk = group.metadata().column(*column);
+            let (start, len) = chunk.byte_range();
+            let fault = |message| Error::file(path, message, AGAIN);
+            parquet_pages::check(&pages, start, len, chunk.compression()).map_err(fault)?;
+        }
         let labels = match columns.label {
             Some(column) => Some(labels(group.as_ref(), column, count).map_err(bad)?),
             None => None,
@@ -110,9 +121,11 @@ fn append(path: &Path, folder: &str, options: &ImportOptions, pictures: &mut Pic
             return Err(Error::file(path, "has an image column that is not of bytes", AGAIN));
         };
         let level = group.metadata().column(columns.image).column_descr().max_def_level();
-        let mut at = 0;
+        let (mut at, mut rows) = (0, 1);
         while at < count {
-            let batch = some(&mut images, level, ROWS.min(count - at)).map_err(bad)?;
+            let batch = some(&mut images, level, rows.min(count - at)).map_err(bad)?;
+            let bytes: usize = batch.iter().flatten().map(ByteArray::len).sum();
+            rows = (ROWS_BYTES / (bytes / batch.len().max(1)).max(1)).clamp(1, ROWS.min(8 * rows));
             if batch.is_empty() {
                 return Err(Error::file(path, format!("has only {at} of {count} images in a row group"), AGAIN));
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::dataset::{Dataset, Parts, Split};
+use super::storage::Storage;
 use crate::error::{Error, Result};
 use crate::names::{find_class, unknown_class};
 use crate::rng::{Philox, Purpose};
@@ -24,8 +25,8 @@ impl Dataset {
         find_class(names, count, text).ok_or_else(|| unknown_class(CLASSES, self.name(), names, count, text))
     }
 
-    /// The images of some classes alone, of every split. Labels are renumbered: the first class named is 0. Only the images
-    /// that are kept are copied; all classes in their own order cost nothing.
+    /// The images of some classes alone, of every split. Labels are renumbered: the first class named is 0. The images stay
+    /// where they are: no pixel is copied.
     ///
     /// ```
     /// let set = engine::data::shapes(0, 100).subset(&["Star".into(), "circle".into()])?;
@@ -77,12 +78,12 @@ impl Dataset {
             }
         }
         let note = format!("the subset of {} of {} classes: {}", names.len(), renumbered.len(), names.join(", "));
-        let mut subset = self.selected(&splits, note);
+        let (mut subset, storage) = self.selected(&splits, note);
         subset.class_names = names;
         for label in &mut subset.labels {
             *label = renumbered[usize::from(*label)].unwrap_or_default();
         }
-        self.derived(subset)
+        self.derived(subset, storage)
     }
 
     /// The training images divided into training and validation images, each class in the same share; what was held out
@@ -147,7 +148,9 @@ impl Dataset {
             validation.len(),
             held.len()
         );
-        self.derived(self.selected(&[train, validation, self.split_indices(Split::Validation).collect()], note))
+        let (parts, storage) =
+            self.selected(&[train, validation, self.split_indices(Split::Validation).collect()], note);
+        self.derived(parts, storage)
     }
 
     /// The images of several sets, split by split, in this order. Classes of the same name are one class.
@@ -185,9 +188,10 @@ impl Dataset {
             renumbered.push(set.class_names().iter().map(label).collect::<Vec<u16>>());
         }
         let mut parts = Parts { class_names, images: Vec::new(), labels: Vec::new(), ..first.0.parts.clone() };
+        let mut places = Vec::with_capacity(sets.iter().map(Self::len).sum());
         for split in [Split::Train, Split::Validation, Split::Test] {
-            for (set, renumbered) in sets.iter().zip(&renumbered) {
-                parts.images.extend_from_slice(set.split_images(split));
+            for ((number, set), renumbered) in (0..).zip(sets).zip(&renumbered) {
+                places.extend(set.split_indices(split).map(|index| (number, index as u32)));
                 parts.labels.extend(set.split_labels(split).iter().map(|&label| renumbered[usize::from(label)]));
             }
         }
@@ -198,7 +202,7 @@ impl Dataset {
         parts.sources = sets.iter().flat_map(Self::sources).cloned().collect();
         parts.notes = sets.iter().flat_map(Self::notes).cloned().collect();
         parts.notes.push(format!("joined of {}", named.join(" and ")));
-        Self::from_parts(parts)
+        Self::from_storage(parts, Storage::of(sets.to_vec(), places))
     }
 
     /// What the `data` section of a configuration makes of a set: [`Dataset::subset`] where `classes` names any, then
@@ -218,30 +222,30 @@ impl Dataset {
     }
 
     /// The images at the indices of each split, with a further note.
-    fn selected(&self, splits: &[Vec<usize>; 3], note: String) -> Parts {
+    fn selected(&self, splits: &[Vec<usize>; 3], note: String) -> (Parts, Storage) {
         let order = || splits.iter().flatten();
-        let mut images = Vec::with_capacity(order().count() * self.image_bytes());
-        order().for_each(|&i| images.extend_from_slice(self.image(i)));
+        let places = order().map(|&i| (0, i as u32)).collect();
         let labels = order().map(|&i| self.labels()[i]).collect();
         let (train, test) = (splits[0].len(), splits[2].len());
         let notes = self.notes().iter().cloned().chain([note]).collect();
         let parts = &self.0.parts;
-        Parts {
+        let parts = Parts {
             name: parts.name.clone(),
             class_names: parts.class_names.clone(),
             sources: parts.sources.clone(),
-            images,
+            images: Vec::new(),
             labels,
             train,
             test,
             notes,
             ..*parts
-        }
+        };
+        (parts, Storage::of(vec![self.clone()], places))
     }
 
     /// A set made of this one, which comes from the same file.
-    fn derived(&self, parts: Parts) -> Result<Self> {
-        let mut set = Self::from_parts(parts)?;
+    fn derived(&self, parts: Parts, storage: Storage) -> Result<Self> {
+        let mut set = Self::from_storage(parts, storage)?;
         if let Some(inner) = Arc::get_mut(&mut set.0) {
             inner.path.clone_from(&self.0.path);
         }

@@ -6,6 +6,8 @@
 use std::path::Path;
 
 use super::dataset::Parts;
+use super::draft::Draft;
+use super::import::ImportOptions;
 use super::members::Members;
 use crate::error::Result;
 
@@ -19,10 +21,11 @@ pub(super) fn is_member(name: &str) -> bool {
     FILES.contains(&name)
 }
 
-pub(super) fn read(source: &Path) -> Result<Parts> {
+pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
     let known = |name: &str| is_member(name) || name == "class_names.txt";
-    let members = Members::read(source, &["stl10_binary"], known)?;
-    let mut parts = Parts { height: SIZE, width: SIZE, channels: 3, ..Parts::default() };
+    let members = Members::read(source, &["stl10_binary"], known, options)?;
+    let parts = Parts { height: SIZE, width: SIZE, channels: 3, ..Parts::default() };
+    let mut parts = Draft::new(parts, options)?;
     for [images, labels] in [["train_X.bin", "train_y.bin"], ["test_X.bin", "test_y.bin"]] {
         let (pixels, classes) = (members.get(images)?, members.get(labels)?);
         if pixels.len() != classes.len() * 3 * PLANE {
@@ -33,10 +36,13 @@ pub(super) fn read(source: &Path) -> Result<Parts> {
             return Err(members.fault(labels, format!("has the label {label} where 1 to 10 can be"), AGAIN));
         }
         parts.labels.extend(classes.iter().map(|&label| u16::from(label) - 1));
+        let mut upright = Vec::with_capacity(3 * PLANE);
         for image in pixels.chunks_exact(3 * PLANE) {
+            upright.clear();
             for (y, x) in (0..SIZE).flat_map(|y| (0..SIZE).map(move |x| (y, x))) {
-                parts.images.extend((0..3).map(|channel| image[channel * PLANE + x * SIZE + y]));
+                upright.extend((0..3).map(|channel| image[channel * PLANE + x * SIZE + y]));
             }
+            parts.pixels.push(&upright)?;
         }
         if images == "train_X.bin" {
             parts.train = parts.labels.len();

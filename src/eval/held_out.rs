@@ -75,7 +75,7 @@ impl HeldOutSource<'_> {
         let mut asked: Vec<DataConfig> = Vec::new();
         for (name, model) in names.iter().zip(models) {
             // How a set is shown in training makes no other set of it.
-            let config = DataConfig { flip: false, crop: 0, ..model.info.config.data.clone() };
+            let config = DataConfig { flip: false, crop: 0, device_memory: None, ..model.info.config.data.clone() };
             if asked.contains(&config) {
                 continue;
             }

@@ -1,8 +1,9 @@
 //! Whether a JPEG file is whole: the markers lead to its end, and its scans hold every block of every row (ITU-T T.81).
 //!
 //! A decoder fills what is missing with one colour, and some programs put an end marker behind half a file. So the Huffman
-//! codes are walked, without their coefficients: all of a baseline file, the first scan of a progressive one, whose later
-//! scans only refine it.
+//! codes are walked, without their coefficients: all of a baseline file, and of a progressive one the scans that begin a band
+//! of coefficients. Those that add a bit to what earlier ones found cannot be walked without it, but all of them have to be
+//! there: every coefficient of every component down to its last bit (T.81, G.1.1.1).
 
 /// A Huffman table: for each length in bits the first code beyond those of that length, and where its values begin.
 #[derive(Clone, Default)]
@@ -71,6 +72,12 @@ impl Bits<'_> {
         Some(())
     }
 
+    /// The next bits, at most 16, as a number.
+    fn take(&mut self, count: u32) -> Option<u32> {
+        self.skip(count)?;
+        Some((self.held >> self.count) as u32 & ((1 << count) - 1))
+    }
+
     /// The value of the next code; None where the bits end, or begin no code.
     fn code(&mut self, table: &Huffman) -> Option<u8> {
         if self.count < 16 {
@@ -124,6 +131,8 @@ struct Frame {
     /// Four for DC, four for AC.
     tables: [Option<Huffman>; 8],
     restart: usize,
+    /// For each component the bits that each coefficient still lacks, None where no scan has it.
+    lacking: Vec<[Option<u8>; 64]>,
 }
 
 /// An error unless the file has its end marker and all its rows.
@@ -138,7 +147,8 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
         let marker = rest[found + 1];
         at += found + 2;
         let body = match marker {
-            0xd9 => return Ok(()),
+            0xd9 if frame.is_complete() => return Ok(()),
+            0xd9 => return Err("is cut short: a JPEG file whose last scans are missing".into()),
             // Markers that stand alone: restarts, TEM, a start.
             0x01 | 0xd0..=0xd8 => continue,
             _ => {
@@ -152,8 +162,11 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
             0xc0..=0xc2 => frame.start(marker, body).ok_or("cannot be decoded: its frame header is damaged")?,
             0xc4 => frame.huffman(body).ok_or("cannot be decoded: its Huffman tables are damaged")?,
             0xdd => frame.restart = body.first_chunk().map_or(0, |&b| usize::from(u16::from_be_bytes(b))),
-            0xda if frame.scan(body, &bytes[at..]) == Some(false) => {
-                return Err("is cut short: a JPEG file whose last rows are missing".into());
+            0xda => {
+                if frame.scan(body, &bytes[at..]) == Some(false) {
+                    return Err("is cut short: a JPEG file whose last rows are missing".into());
+                }
+                frame.note(body);
             }
             _ => {}
         }
@@ -168,6 +181,7 @@ impl Frame {
         self.size = (word(1)?, word(3)?);
         let component = |c: &[u8]| Component { id: c[0], across: usize::from(c[1] >> 4), down: usize::from(c[1] & 15) };
         self.components = body.get(6..)?.chunks_exact(3).map(component).collect();
+        self.lacking = vec![[None; 64]; self.components.len()];
         let sound = self.components.iter().all(|c| (1..=4).contains(&c.across) && (1..=4).contains(&c.down));
         (sound && self.components.len() == usize::from(*body.get(5)?)).then_some(())
     }
@@ -183,18 +197,45 @@ impl Frame {
         Some(())
     }
 
+    /// Notes which coefficients a scan brings, and how many of their bits.
+    fn note(&mut self, head: &[u8]) -> Option<()> {
+        let count = usize::from(*head.first()?);
+        let [first, last, approximation] = *head.get(1 + 2 * count..)?.first_chunk()?;
+        let (range, before, lacking) = match self.progressive {
+            true => (usize::from(first)..usize::from(last) + 1, approximation >> 4, approximation & 15),
+            false => (0..64, 0, 0),
+        };
+        for pair in head.get(1..1 + 2 * count)?.chunks_exact(2) {
+            let place = self.components.iter().position(|component| component.id == pair[0])?;
+            let coefficients = self.lacking.get_mut(place)?.get_mut(range.clone())?;
+            // A scan that adds a bit needs those before.
+            coefficients
+                .iter_mut()
+                .filter(|found| before == 0 || **found == Some(before))
+                .for_each(|found| *found = Some(lacking));
+        }
+        Some(())
+    }
+
+    /// Whether the scans so far have every coefficient down to its last bit.
+    fn is_complete(&self) -> bool {
+        self.lacking.iter().flatten().all(|lacking| *lacking == Some(0))
+    }
+
     /// Whether the scan has all its blocks. None for a scan that is not walked, or that contradicts itself: the decoder
     /// tells what is wrong with it.
     fn scan(&self, head: &[u8], data: &[u8]) -> Option<bool> {
         let count = usize::from(*head.first()?);
         let [first, last, approximation] = *head.get(1 + 2 * count..)?.first_chunk()?;
-        let dc_only = self.progressive && first == 0 && last == 0 && approximation >> 4 == 0;
-        if self.progressive && !dc_only {
+        if self.progressive && approximation >> 4 != 0 {
             return None;
         }
+        let dc_only = self.progressive && first == 0;
+        if self.progressive && first > 0 {
+            return self.band(head, data, first, last);
+        }
         let mut blocks = Vec::new();
-        let most = |of: fn(&Component) -> usize| self.components.iter().map(of).max();
-        let (across, down) = (most(|c| c.across)?, most(|c| c.down)?);
+        let (across, down) = self.most()?;
         let mut units = (self.size.0.div_ceil(8 * down), self.size.1.div_ceil(8 * across));
         for pair in head.get(1..1 + 2 * count)?.chunks_exact(2) {
             let component = self.components.iter().find(|component| component.id == pair[0])?;
@@ -206,9 +247,7 @@ impl Frame {
             // A component by itself comes block by block.
             let of_unit = if count == 1 { 1 } else { component.across * component.down };
             if count == 1 {
-                let rows = (self.size.0 * component.down).div_ceil(down);
-                let columns = (self.size.1 * component.across).div_ceil(across);
-                units = (rows.div_ceil(8), columns.div_ceil(8));
+                units = self.blocks(*component)?;
             }
             blocks.extend(std::iter::repeat_n((dc, ac.filter(|_| !dc_only)), of_unit));
         }
@@ -224,6 +263,66 @@ impl Frame {
         }
         Some(true)
     }
+
+    /// The largest sampling factors, across and down.
+    fn most(&self) -> Option<(usize, usize)> {
+        let most = |of: fn(&Component) -> usize| self.components.iter().map(of).max();
+        Some((most(|c| c.across)?, most(|c| c.down)?))
+    }
+
+    /// Rows and columns of blocks of a component by itself.
+    fn blocks(&self, component: Component) -> Option<(usize, usize)> {
+        let (across, down) = self.most()?;
+        let rows = (self.size.0 * component.down).div_ceil(down);
+        let columns = (self.size.1 * component.across).div_ceil(across);
+        Some((rows.div_ceil(8), columns.div_ceil(8)))
+    }
+
+    /// As [`Frame::scan`], of one that begins the coefficients `first` to `last` of one component: T.81, G.1.2.2.
+    fn band(&self, head: &[u8], data: &[u8], first: u8, last: u8) -> Option<bool> {
+        let &[1, id, tables, ..] = head else { return None };
+        let component = self.components.iter().find(|component| component.id == id)?;
+        let table = self.tables[4 + usize::from(tables & 3)].as_ref()?;
+        let (rows, columns) = self.blocks(*component)?;
+        let mut bits = Bits { bytes: data, at: 0, held: 0, count: 0 };
+        // Blocks that have nothing more, behind one that says so.
+        let mut empty = 0u32;
+        for unit in 0..rows * columns {
+            if self.restart > 0 && unit > 0 && unit % self.restart == 0 {
+                empty = 0;
+                if bits.restart().is_none() {
+                    return Some(false);
+                }
+            }
+            if empty > 0 {
+                empty -= 1;
+            } else {
+                match band_of_block(&mut bits, table, u32::from(first), u32::from(last)) {
+                    Some(more) => empty = more,
+                    None => return Some(false),
+                }
+            }
+        }
+        Some(true)
+    }
+}
+
+/// Walks one block's coefficients `first` to `last`; returns how many blocks behind it have none. None where the bits end.
+fn band_of_block(bits: &mut Bits, table: &Huffman, first: u32, last: u32) -> Option<u32> {
+    let mut at = first;
+    while at <= last {
+        let code = bits.code(table)?;
+        let (run, size) = (u32::from(code >> 4), u32::from(code & 15));
+        match (run, size) {
+            (15, 0) => at += 16,
+            (_, 0) => return Some((1 << run) - 1 + bits.take(run)?),
+            _ => {
+                at += run + 1;
+                bits.skip(size)?;
+            }
+        }
+    }
+    Some(0)
 }
 
 /// Walks one block; None where the bits end.

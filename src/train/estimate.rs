@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{DataSizes, Trainer};
+use super::{DataSizes, Residency, Trainer};
 use crate::config::{Config, Precision};
 use crate::error::Result;
 use crate::tensor::Cost;
@@ -126,6 +126,12 @@ pub struct Estimate {
     pub parameters: usize,
     /// Bytes by kind; their sum is what a run allocates on its device.
     pub memory: Vec<(&'static str, usize)>,
+    /// Where the images lie.
+    pub residency: Residency,
+    /// Bytes of all images.
+    pub image_bytes: usize,
+    /// Bytes of pinned memory on the host of an accelerator that images stream to.
+    pub pinned_bytes: usize,
     /// The program that the arena has its size from.
     pub largest_program: &'static str,
     /// One optimizer step: `batch_size` x `gradient_accumulation` images.
@@ -152,17 +158,31 @@ pub struct SamplingWork {
 }
 
 impl Estimate {
-    /// Plans a run in shape-only mode: nothing is allocated, nothing computed.
+    /// Plans a run in shape-only mode, with its images on the device: nothing is allocated, nothing computed.
     ///
     /// # Errors
     /// [`crate::Error::Config`] for a configuration that cannot work.
     pub fn new(config: &Config, sizes: DataSizes) -> Result<Self> {
-        let trainer = Trainer::plan(&config.model, config, sizes)?;
+        Self::with(config, sizes, Residency::Resident)
+    }
+
+    /// As [`Estimate::new`], with the images elsewhere.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with(config: &Config, sizes: DataSizes, residency: Residency) -> Result<Self> {
+        let trainer = Trainer::plan_with(&config.model, config, sizes, residency)?;
         let (master, fixed) = (trainer.parameters().master().bytes(), trainer.parameters().fixed_bytes());
         let copies = |parameters: &crate::nn::Parameters| parameters.compute().map_or(0, |copy| copy.bytes());
         let [first, second, ema] = trainer.optimizer_state().map(|tensor| tensor.bytes());
-        let image = config.model.image_size().pow(2) * config.model.image_channels();
-        let data = (sizes.training + sizes.validation) * (image + 4);
+        let image: usize = config.model.image_shape().iter().product();
+        let images = sizes.training + sizes.validation;
+        let batch = config.training.batch_size * (image + 4);
+        let (data, pinned_bytes) = match residency {
+            Residency::Resident => (images * (image + 4), 0),
+            Residency::InPlace => (images * 4, 0),
+            Residency::Streamed => (batch, 2 * batch),
+        };
         let arena = trainer.programs().max_by_key(|(_, program)| program.arena_bytes());
         let (largest_program, arena) = arena.map_or(("", 0), |(name, program)| (name, program.arena_bytes()));
         let mut memory = vec![
@@ -200,6 +220,9 @@ impl Estimate {
         Ok(Self {
             parameters: trainer.parameters().count(),
             memory,
+            residency,
+            image_bytes: images * image,
+            pinned_bytes,
             largest_program,
             training,
             sampling,
@@ -217,11 +240,11 @@ impl Estimate {
     ///
     /// # Errors
     /// As [`Estimate::new`].
-    pub fn largest_batch(config: &Config, sizes: DataSizes, bytes: u64) -> Result<usize> {
+    pub fn largest_batch(config: &Config, sizes: DataSizes, bytes: u64, residency: Residency) -> Result<usize> {
         let fits = |batch: usize| -> Result<bool> {
             let mut config = config.clone();
             config.training.batch_size = batch;
-            Ok(Self::new(&config, sizes)?.total_bytes() as u64 <= bytes)
+            Ok(Self::with(&config, sizes, residency)?.total_bytes() as u64 <= bytes)
         };
         // Memory grows with the batch: halve the interval.
         let (mut low, mut high) = (0, config.training.batch_size + 1);
@@ -270,7 +293,7 @@ mod tests {
         config.training.batch_size = 20;
         let bytes = Estimate::new(&config, sizes).unwrap().total_bytes() as u64;
         config.training.batch_size = 64;
-        assert_eq!(Estimate::largest_batch(&config, sizes, bytes).unwrap(), 20);
-        assert_eq!(Estimate::largest_batch(&config, sizes, 1000).unwrap(), 0);
+        assert_eq!(Estimate::largest_batch(&config, sizes, bytes, Residency::Resident).unwrap(), 20);
+        assert_eq!(Estimate::largest_batch(&config, sizes, 1000, Residency::Resident).unwrap(), 0);
     }
 }

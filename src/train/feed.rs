@@ -1,20 +1,32 @@
 //! Batches of a split of the data set, assembled on the device.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::residency::Residency;
 use crate::data::{Dataset, Split};
 use crate::diffusion::Batch;
 use crate::error::Result;
+use crate::ops::control::Control;
 use crate::ops::gather::{Augment, Order, gather};
-use crate::tensor::{Context, DType, Tensor};
+use crate::ops::host::parallel::for_rows;
+use crate::tensor::{Context, DType, Tensor, Uplink};
 
-/// The images of a split, on the device, and how batches are taken from them.
+/// Bytes of a label on a device.
+const LABEL: usize = size_of::<i32>();
+
+/// The images of a split, and how batches are taken from them.
 pub(super) struct Feed {
-    /// `[N, H, W, C]` u8.
+    /// What a step reads: `[N, H, W, C]` u8 and `[N]` i32, of the whole split or, streamed, of one batch.
     images: Tensor,
-    /// `[N]` i32.
     labels: Tensor,
-    size: usize,
-    order: Order,
-    augment: Augment,
+    /// Images of the split.
+    count: usize,
+    take: Take,
+    /// None in planning.
+    source: Option<(Dataset, Split)>,
+    /// What batches come through, where they are streamed.
+    uplink: Option<Rc<RefCell<Uplink>>>,
 }
 
 /// How a [`Feed`] takes its batches.
@@ -27,51 +39,124 @@ pub(super) struct Take {
     pub augment: Augment,
 }
 
+/// Makes the feeds of a run, which share the way to the device.
+pub(super) struct Feeds<'a> {
+    context: &'a Context,
+    residency: Residency,
+    shape: [usize; 3],
+    uplink: Option<Rc<RefCell<Uplink>>>,
+}
+
+impl<'a> Feeds<'a> {
+    /// For images of this height, width and channels in batches of `size`.
+    pub fn new(context: &'a Context, residency: Residency, shape: [usize; 3], size: usize) -> Result<Self> {
+        let bytes = size * (LABEL + shape.iter().product::<usize>());
+        let uplink = match residency {
+            Residency::Streamed => Some(Rc::new(RefCell::new(Uplink::new(context, bytes)?))),
+            Residency::Resident | Residency::InPlace => None,
+        };
+        Ok(Self { context, residency, shape, uplink })
+    }
+
+    /// Of a split of `dataset`; None where it has no images.
+    pub fn of(&self, dataset: &Dataset, split: Split, take: Take) -> Result<Option<Feed>> {
+        let (context, count, [height, width, channels]) = (self.context, dataset.split_len(split), self.shape);
+        if count == 0 {
+            return Ok(None);
+        }
+        let shape = [count, height, width, channels];
+        let labels = || context.tensor(&dataset.split_labels_i32(split), [count]);
+        let (images, labels) = match (self.residency, dataset.in_one_piece(split)) {
+            (Residency::Streamed, _) => self.staged(take.size)?,
+            // SAFETY: the data set, of which the tensor keeps a clone, holds its pixels where they are and never changes them.
+            (Residency::InPlace, Some(bytes)) => {
+                (unsafe { context.borrowed(bytes, Box::new(dataset.clone()), shape) }?, labels()?)
+            }
+            _ => {
+                let images = context.persistent(shape, DType::U8)?;
+                let mut at = 0;
+                for run in dataset.runs(dataset.split_indices(split)) {
+                    images.part(at, [run.len()])?.upload(run)?;
+                    at += run.len();
+                }
+                (images, labels()?)
+            }
+        };
+        let source = Some((dataset.clone(), split));
+        Ok(Some(Feed { images, labels, count, take, source, uplink: self.uplink.clone() }))
+    }
+
+    /// Room for `count` images, to plan with; None for none.
+    pub fn planned(&self, count: usize, take: Take) -> Result<Option<Feed>> {
+        let [height, width, channels] = self.shape;
+        let shape = [count, height, width, channels];
+        let labels = || self.context.persistent([count], DType::I32);
+        let (images, labels) = match self.residency {
+            _ if count == 0 => return Ok(None),
+            Residency::Streamed => self.staged(take.size)?,
+            // SAFETY: in shape-only mode nothing is read.
+            Residency::InPlace => (unsafe { self.context.borrowed(&[], Box::new(()), shape) }?, labels()?),
+            Residency::Resident => (self.context.persistent(shape, DType::U8)?, labels()?),
+        };
+        Ok(Some(Feed { images, labels, count, take, source: None, uplink: self.uplink.clone() }))
+    }
+
+    /// The images and labels of one batch, as they come through the uplink: labels first, which want to lie at a multiple of 4.
+    fn staged(&self, size: usize) -> Result<(Tensor, Tensor)> {
+        let Some(uplink) = &self.uplink else { unreachable!("made for streamed feeds") };
+        let ([height, width, channels], uplink) = (self.shape, uplink.borrow());
+        let labels = uplink.tensor().part(0, [LABEL * size])?.reinterpret(DType::I32, [size])?;
+        Ok((uplink.tensor().part(LABEL * size, [size, height, width, channels])?, labels))
+    }
+}
+
 impl Feed {
-    /// Puts a split on the device.
-    pub fn new(context: &Context, dataset: &Dataset, split: Split, take: Take) -> Result<Self> {
-        let count = dataset.split_len(split);
-        let shape = [count, dataset.height(), dataset.width(), dataset.channels()];
-        let images = context.tensor(dataset.split_images(split), shape)?;
-        let labels = context.tensor(&dataset.split_labels_i32(split), [count])?;
-        Ok(Self::of(images, labels, take))
-    }
-
-    /// Room for `count` images of this height, width and channels, to plan with.
-    pub fn planned(context: &Context, count: usize, [height, width, channels]: [usize; 3], take: Take) -> Result<Self> {
-        let images = context.persistent([count, height, width, channels], DType::U8)?;
-        Ok(Self::of(images, context.persistent([count], DType::I32)?, take))
-    }
-
-    fn of(images: Tensor, labels: Tensor, Take { size, order, augment }: Take) -> Self {
-        Self { images, labels, size, order, augment }
-    }
-
     /// The number of images.
     pub fn len(&self) -> usize {
-        self.labels.len()
+        self.count
     }
 
     /// Images in a batch.
     pub fn batch_size(&self) -> usize {
-        self.size
+        self.take.size
     }
 
-    /// The batch that `control` names.
+    /// Sends the batch that `control` names on its way, where batches are streamed; the step comes behind it.
+    pub fn send(&self, control: &Control) -> Result<()> {
+        let (Some(uplink), Some((dataset, split))) = (&self.uplink, &self.source) else { return Ok(()) };
+        let (size, first) = (self.take.size, dataset.split_indices(*split).start);
+        let place = self.take.order.places(control, self.count as u32);
+        let index = |b: usize| first + place(b);
+        uplink.borrow_mut().fill(|bytes| {
+            let (labels, images) = bytes.split_at_mut(LABEL * size);
+            for (b, label) in labels.chunks_exact_mut(LABEL).enumerate() {
+                label.copy_from_slice(&i32::from(dataset.labels()[index(b)]).to_ne_bytes());
+            }
+            for_rows(images, dataset.image_bytes(), |b, image| image.copy_from_slice(dataset.image(index(b))));
+            Ok(())
+        })
+    }
+
+    /// The control words by which the device finds that batch: where it is streamed, it is all that lies there.
+    pub fn found_by(&self, control: Control) -> Control {
+        if self.uplink.is_some() { Control { cursor: 0, ..control } } else { control }
+    }
+
+    /// The batch that `control` names. A cursor that is a multiple of the batch, as in training, stands for the first of a
+    /// streamed batch.
     pub fn batch(&self, context: &Context, control: &Tensor) -> Result<Batch> {
-        let (images, labels) =
-            gather(context, &self.images, &self.labels, control, self.size, self.order, self.augment)?;
+        let Take { size, order, augment } = self.take;
+        let order = if self.uplink.is_some() { Order::Sequential } else { order };
+        let (images, labels) = gather(context, &self.images, &self.labels, control, size, order, augment)?;
         Ok(Batch { images, labels })
     }
 
     /// `count` images, or all where there are not as many, spread over the split: pixels `[N, H, W, C]`, and labels.
     pub fn spread(&self, count: usize) -> Result<(Vec<u8>, Vec<i32>)> {
-        let (all, count) = (self.len(), count.min(self.len()));
-        let [_, h, w, c] = *self.images.sizes() else { unreachable!("images have four dimensions") };
-        let labels = self.labels.download::<i32>()?;
-        let places = || (0..count).map(|number| number * all / count);
-        let image = |place: usize| self.images.part(place * h * w * c, [h, w, c])?.download::<u8>();
-        let images = places().map(image).collect::<Result<Vec<_>>>()?.concat();
-        Ok((images, places().map(|place| labels[place]).collect()))
+        let Some((dataset, split)) = &self.source else { return Ok(Default::default()) };
+        let (all, count, first) = (self.count, count.min(self.count), dataset.split_indices(*split).start);
+        let places = || (0..count).map(|number| first + number * all / count);
+        let labels = places().map(|place| i32::from(dataset.labels()[place])).collect();
+        Ok((places().flat_map(|place| dataset.image(place)).copied().collect(), labels))
     }
 }

@@ -28,6 +28,11 @@ impl Memory {
         self.persistent + self.arena
     }
 
+    /// Whether it is no more than the device has left, as far as that is known.
+    pub fn fits(&self) -> bool {
+        self.available.is_none_or(|available| available >= self.needed())
+    }
+
     /// Refuses what cannot fit; `batch` is the planned one.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ impl Pace {
     }
 
     /// The control words of batch `micro` of the step after `step`.
-    fn control(&self, step: u64, micro: u64) -> Control {
+    pub fn control(&self, step: u64, micro: u64) -> Control {
         let t = &self.training;
         let (number, batch) = (step + 1, t.batch_size as u64);
         let within = step % self.steps_per_epoch;

@@ -141,7 +141,8 @@ fn name_data(config: &mut Config, name: &str) {
 /// than it began with.
 pub fn fingerprint(dataset: &Dataset) -> String {
     let labels: Vec<u8> = dataset.labels().iter().flat_map(|label| label.to_le_bytes()).collect();
-    let crc = crc32c::crc32c_append(crc32c::crc32c(dataset.images()), &labels);
+    let images = dataset.runs(0..dataset.len()).fold(0, crc32c::crc32c_append);
+    let crc = crc32c::crc32c_append(images, &labels);
     let (height, width, channels) = (dataset.height(), dataset.width(), dataset.channels());
     let [train, validation, test] =
         [Split::Train, Split::Validation, Split::Test].map(|split| dataset.split_len(split));

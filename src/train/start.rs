@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::space::check_space;
 use super::{
-    DataSizes, Event, Memory, Progress, Recipe, Run, RunFolder, Start, Task, TrainRequest, Trainer, backbone,
-    checkpoint_config, fingerprint, folder, list_checkpoints,
+    DataSizes, Event, Memory, Progress, Recipe, Residency, Run, RunFolder, Start, Task, TrainRequest, Trainer,
+    backbone, checkpoint_config, fingerprint, folder, list_checkpoints,
 };
 use crate::config::{Config, LrSchedule, Precision};
 use crate::data::{Dataset, Split};
@@ -121,6 +121,8 @@ fn recorded(folder: &RunFolder, checkpoint: Option<&Config>) -> Result<Config> {
     if let Some(then) = checkpoint {
         let mut then = then.clone();
         (then.training.num_steps, then.training.num_epochs) = (config.training.num_steps, config.training.num_epochs);
+        // Where images lie changes no bit.
+        then.data.device_memory = config.data.device_memory;
         if then != config {
             return Err(Error::config(
                 path.display().to_string(),
@@ -182,8 +184,7 @@ fn prepare(
     let task: Arc<dyn Task> = request.task.clone().unwrap_or_else(|| Arc::new(config.model.clone()));
     let sizes =
         DataSizes { training: dataset.split_len(Split::Train), validation: dataset.split_len(Split::Validation) };
-    let plan = Trainer::plan(task.as_ref(), config, sizes)?;
-    let memory = Memory::of(&plan, &device);
+    let (residency, plan, memory) = place(task.as_ref(), config, dataset, sizes, &device)?;
     match (memory.check(&chosen.note, config.training.batch_size), &device) {
         (Ok(()), _) => {}
         // The operating system may still find room, by swapping.
@@ -196,14 +197,18 @@ fn prepare(
         config: config.clone(),
         parameters: plan.parameters().count(),
         data: format!(
-            "{}: {} training and {} validation images {}x{}x{}, {} classes",
+            "{}: {} training and {} validation images {}x{}x{}, {} classes{}",
             dataset.path().map_or_else(|| format!("{} (built in)", dataset.name()), |path| path.display().to_string()),
             sizes.training,
             sizes.validation,
             dataset.height(),
             dataset.width(),
             dataset.channels(),
-            dataset.class_names().len()
+            dataset.class_names().len(),
+            match (residency, &device) {
+                (Residency::Streamed, Device::Accelerator(_)) => ", streamed to the device batch by batch",
+                _ => "",
+            }
         ),
         device: chosen.note,
         memory,
@@ -212,5 +217,65 @@ fn prepare(
         from: 0,
     };
     drop(plan);
-    Ok((Trainer::new(task.as_ref(), dataset, &Recipe::new(config, device))?, start))
+    let recipe = Recipe { residency: Some(residency), ..Recipe::new(config, device) };
+    Ok((Trainer::new(task.as_ref(), dataset, &recipe)?, start))
+}
+
+/// Where the images are to lie, with the plan and the memory of the run: on an accelerator where that has room for them, else
+/// they stream.
+fn place(
+    task: &dyn Task,
+    config: &Config,
+    dataset: &Dataset,
+    sizes: DataSizes,
+    device: &Device,
+) -> Result<(Residency, Trainer, Memory)> {
+    let planned = |residency: Residency| -> Result<_> {
+        let plan = Trainer::plan_with(task, config, sizes, residency)?;
+        let memory = Memory::of(&plan, device);
+        Ok((residency, plan, memory))
+    };
+    let first = planned(Residency::of(device, dataset, config.data.device_memory))?;
+    match first {
+        (Residency::Resident, _, memory) if !memory.fits() => planned(Residency::Streamed),
+        first => Ok(first),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::shapes;
+    use crate::device::emulator::EmulatorDevice;
+
+    #[test]
+    fn images_stream_where_the_device_has_no_room_for_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let emulator = Arc::new(EmulatorDevice::load(folder.path()).unwrap());
+        let device = Device::Accelerator(emulator.clone());
+        let mut config = Config::preset("quickstart").unwrap();
+        for set in ["model.hidden_dim=16", "model.depth=1", "training.batch_size=4", "training.precision=f32"] {
+            config.set(set).unwrap();
+        }
+        let set = shapes(0, 1000);
+        let sizes = DataSizes { training: set.split_len(Split::Train), validation: set.split_len(Split::Validation) };
+        let placed = |config: &Config| {
+            let (residency, _, memory) = place(&config.model, config, &set, sizes, &device).unwrap();
+            (residency, memory)
+        };
+        let (residency, resident) = placed(&config);
+        assert_eq!(residency, Residency::Resident);
+        emulator.set_capacity(resident.needed());
+        assert_eq!(placed(&config), (residency, Memory { available: Some(resident.needed()), ..resident }));
+        emulator.set_capacity(resident.needed() - 1);
+        let (residency, streamed) = placed(&config);
+        assert_eq!(residency, Residency::Streamed);
+        let images = set.images().len() as u64;
+        assert!(streamed.fits() && streamed.needed() < resident.needed() - images + 20_000, "{streamed:?}");
+        emulator.set_capacity(1 << 30);
+        config.set("data.device_memory=2").unwrap();
+        assert_eq!(placed(&config).0, Residency::Streamed);
+        let cpu = place(&config.model, &config, &set, sizes, &Device::Cpu).unwrap();
+        assert!(cpu.0 == Residency::InPlace && cpu.2.needed() < streamed.needed() + 20_000);
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
-use super::feed::Feed;
+use super::feed::{Feed, Feeds};
 use super::pace::Pace;
+use super::residency::Residency;
 use super::step::{RING, Role, Step, takes};
 use super::task::{Task, Terms};
 use crate::config::Config;
@@ -44,12 +45,14 @@ pub struct Recipe {
     pub config: Config,
     /// The device.
     pub device: Device,
+    /// Where the images lie; None follows the device and `data.device_memory`, without a look at how much is free.
+    pub residency: Option<Residency>,
 }
 
 impl Recipe {
     /// By this configuration, on this device.
     pub fn new(config: &Config, device: Device) -> Self {
-        Self { config: config.clone(), device }
+        Self { config: config.clone(), device, residency: None }
     }
 }
 
@@ -104,9 +107,11 @@ impl Trainer {
         check_fit(&config, data)?;
         let context = Context::new(recipe.device.clone());
         let (training, validation) = takes(&config);
-        let training = Feed::new(&context, data, Split::Train, training)?;
-        let held_out = data.split_len(Split::Validation) > 0;
-        let validation = held_out.then(|| Feed::new(&context, data, Split::Validation, validation)).transpose()?;
+        let shape = [data.height(), data.width(), data.channels()];
+        let chosen = || Residency::of(&recipe.device, data, config.data.device_memory);
+        let feeds = Feeds::new(&context, recipe.residency.unwrap_or_else(chosen), shape, training.size)?;
+        let training = feeds.of(data, Split::Train, training)?.ok_or_else(none_to_train_on)?;
+        let validation = feeds.of(data, Split::Validation, validation)?;
         let trainer = Self::build(task, config, &context, (training, validation))?;
         let seed = trainer.config.training.seed;
         trainer.step.parameters.initialise(seed)?;
@@ -120,13 +125,21 @@ impl Trainer {
     /// # Errors
     /// [`Error::Config`] where task and configuration do not fit together.
     pub fn plan(task: &dyn Task, config: &Config, sizes: DataSizes) -> Result<Self> {
+        Self::plan_with(task, config, sizes, Residency::Resident)
+    }
+
+    /// As [`Trainer::plan`], with the images elsewhere.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn plan_with(task: &dyn Task, config: &Config, sizes: DataSizes, residency: Residency) -> Result<Self> {
         let mut config = Config { model: task.model(), ..config.clone() };
         config.training.precision = config.training.precision.settled(false);
         let (context, shape) = (Context::shape_only(), config.model.image_shape());
         let (training, validation) = takes(&config);
-        let training = Feed::planned(&context, sizes.training, shape, training)?;
-        let held_out = sizes.validation > 0;
-        let validation = held_out.then(|| Feed::planned(&context, sizes.validation, shape, validation)).transpose()?;
+        let feeds = Feeds::new(&context, residency, shape, training.size)?;
+        let training = feeds.planned(sizes.training, training)?.ok_or_else(none_to_train_on)?;
+        let validation = feeds.planned(sizes.validation, validation)?;
         Self::build(task, config, &context, (training, validation))
     }
 
@@ -270,6 +283,7 @@ impl Trainer {
         }
         let accumulation = self.config.training.gradient_accumulation as u64;
         for micro in 0..accumulation {
+            self.step.training.send(&self.pace.control(self.done, micro))?;
             self.pace.set(&self.step.control, self.done, micro)?;
             let (role, step) = (Role::of(micro, accumulation), &self.step);
             let (_, program) = self
@@ -330,7 +344,8 @@ impl Trainer {
         for number in 0..batches {
             let (cursor, first_item) = ((number * stride) as u32, (number * feed.batch_size()) as u32);
             let control = Control { cursor, first_item, ..Control::default() };
-            self.step.control.upload(&control.words())?;
+            feed.send(&control)?;
+            self.step.control.upload(&feed.found_by(control).words())?;
             let step = &self.step;
             program.run(|| step.validate(feed))?;
             sum += self.step.loss.download::<f32>()?[0] as f64;
@@ -358,6 +373,10 @@ impl Trainer {
         let noise = NoiseSchedule::new(&self.config.diffusion)?;
         Sampler::new(&self.step.context, self.denoiser()?, self.step.averaged.clone(), &noise, spec)
     }
+}
+
+fn none_to_train_on() -> Error {
+    Error::config("data", "there are no training images", "name a set that has some")
 }
 
 /// A model and a data set that cannot go together are told apart before anything is allocated.

@@ -10,6 +10,7 @@ mod convert;
 mod data;
 mod edit;
 mod house;
+mod large;
 mod pipeline;
 mod sample;
 mod score;

@@ -4,14 +4,15 @@
 #![allow(dead_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use engine_core::Result;
-use engine_core::device::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig};
+use engine_core::device::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Ticket};
 use engine_core::ops::case::{Case, Values};
 use engine_core::tensor::{Context, DType, Device};
+use engine_core::{Error, Result};
 
 /// How a kernel is launched, but for the number of blocks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +54,20 @@ impl Accelerator for Log {
     unsafe fn release(&self, _address: u64) {}
 
     unsafe fn upload(&self, _source: &[u8], _address: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn allocate_pinned(&self, _bytes: usize) -> Result<NonNull<u8>> {
+        Err(Error::Unsupported { op: "pinned memory", device: self.name(), reason: "nothing runs".into() })
+    }
+
+    unsafe fn release_pinned(&self, _memory: NonNull<u8>, _bytes: usize) {}
+
+    unsafe fn submit_upload(&self, _source: NonNull<u8>, _bytes: usize, _address: u64) -> Result<Ticket> {
+        Ok(Ticket(0))
+    }
+
+    fn wait_for(&self, _ticket: Ticket) -> Result<()> {
         Ok(())
     }
 

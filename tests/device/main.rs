@@ -26,7 +26,8 @@ use engine::device::DeviceChoice;
 use engine::ops::case::Case;
 use engine::ops::cases;
 use engine::tensor::{DType, Device};
-use tiny::{TOKEN, config, distance, sample, train};
+use engine::train::{Recipe, Residency, Trainer};
+use tiny::{State, TOKEN, config, dataset, distance, sample, train};
 
 /// One test at a time has the GPU: its memory is not shared out.
 static GPU: Mutex<()> = Mutex::new(());
@@ -142,6 +143,19 @@ fn small_training_replays_its_graph() {
         let [replayed, eager] = [true, false].map(|graphs| train(&config, &device, graphs, 6));
         assert_eq!(replayed, eager, "{settings:?}: replayed and eager steps differ");
     }
+}
+
+#[test]
+fn small_streamed_training_has_the_bits_of_resident() {
+    let Some((_guard, device)) = device("small_streamed_training_has_the_bits_of_resident") else { return };
+    let config = config(&[]);
+    let with = |residency| {
+        let recipe = Recipe { residency: Some(residency), ..Recipe::new(&config, device.clone()) };
+        let mut trainer = Trainer::new(&config.model, &dataset(), &recipe).unwrap();
+        (0..7).for_each(|_| trainer.train_step().unwrap());
+        State::of(&mut trainer)
+    };
+    assert_eq!(with(Residency::Streamed), with(Residency::Resident));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use engine::config::Config;
 use engine::data::{Split, shapes};
 use engine::tensor::Device;
-use engine::train::{DataSizes, Estimate, Recipe, Trainer};
+use engine::train::{DataSizes, Estimate, Recipe, Residency, Trainer};
 
 fn engine(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_engine")).args(arguments).output().unwrap()
@@ -29,7 +29,7 @@ fn fault(arguments: &[&str]) -> String {
 fn allocated(config: &Config, images: usize) -> (usize, Estimate) {
     let set = shapes(0, images);
     let sizes = DataSizes { training: set.split_len(Split::Train), validation: set.split_len(Split::Validation) };
-    let estimate = Estimate::new(config, sizes).unwrap();
+    let estimate = Estimate::with(config, sizes, Residency::InPlace).unwrap();
     let mut trainer = Trainer::new(&config.model, &set, &Recipe::new(config, Device::Cpu)).unwrap();
     for _ in 0..2 {
         trainer.train_step().unwrap();
@@ -100,6 +100,27 @@ fn the_cifar_plan_is_printed() {
         text(&["plan", "--preset", "dit-cifar10", "--on", "h200", "--precision", "bf16", "--set", "model.depth=6"]);
     assert!(half.contains("bf16 copies") && half.contains("batch 64"), "{half}");
     assert!(text(&["plan"]).contains("quickstart: dit"));
+}
+
+#[test]
+fn the_plan_says_where_images_lie() {
+    let plan = |on: &str, more: &[&str]| text(&[&["plan", "--preset", "dit-cifar10", "--on", on][..], more].concat());
+    let line = |plan: String| {
+        let line = plan.lines().find(|line| line.contains("data set")).unwrap();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line(plan("l4", &[])), "data set 176 MiB 60,000 images");
+    let streamed = line(plan("l4", &["--set", "data.device_memory=100"]));
+    let start = "data set 192 KiB 60,000 images: a batch; 176 MiB stream from the mapped file through 38";
+    assert!(streamed.starts_with(start) && streamed.ends_with(" KiB of pinned host memory"), "{streamed}");
+    let in_place = "data set 234 KiB 60,000 images: their labels; 176 MiB are read in place, from the mapped file";
+    assert_eq!(line(plan("cpu", &[])), in_place);
+    let divided = line(plan("cpu", &["--set", "data.validation_fraction=0.1"]));
+    assert!(divided.starts_with("data set 192 KiB 50,000 images: a batch; "), "{divided}");
+    // What fits without its images streams: 1.5 million of them on the smallest device.
+    let many = ["--set", "data.name=shapes", "--set", "data.shapes_count=9000000"];
+    let plan = plan("l4", &many);
+    assert!(plan.contains("stream from the mapped file") && !plan.contains("TOO MUCH"), "{plan}");
 }
 
 #[test]

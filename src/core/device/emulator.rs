@@ -6,20 +6,25 @@
 //! libraries; this adapter opens such a folder and knows nothing of how it was made. Their interface is declared in
 //! the crate `kernel-abi`.
 //!
+//! A copy from pinned memory that the host does not wait for is done as late as a real device may do it: when somebody waits
+//! for it, or for work behind it. Until then whatever is submitted waits too. So a host that writes to a buffer too early
+//! changes what the device reads, and a test sees it.
+//!
 //! Captured work is recorded with its arguments and replayed with the same ones, as a CUDA graph does it: a per-step
 //! value that was passed as an argument stays what it was, and a test that compares replays with plain runs sees it.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::CStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kernel_abi as abi;
 use libloading::Library;
 
-use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig};
+use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Ticket};
 use crate::error::{Error, Result};
 
 const NAME: &str = "emulator";
@@ -71,6 +76,17 @@ struct State {
     programmatic: u64,
     waits: u64,
     tensor_cores: bool,
+    /// Submitted and not yet done: nothing, unless a copy from pinned memory is among it.
+    late: VecDeque<Late>,
+    pinned: BTreeMap<u64, usize>,
+    tickets: u64,
+}
+
+/// Work behind a copy that nobody has waited for.
+enum Late {
+    Upload { source: u64, bytes: usize, address: u64, ticket: Ticket },
+    Step(Step),
+    Graph(Arc<Vec<Step>>),
 }
 
 /// What a capture records.
@@ -132,7 +148,7 @@ impl EmulatorDevice {
         std::mem::take(&mut self.lock().unwritten)
     }
 
-    /// Launches run so far, those of replays included and those only recorded not.
+    /// Launches run so far, those of replays included and those only recorded, or not yet due, not.
     pub fn launches(&self) -> u64 {
         self.lock().launches
     }
@@ -147,9 +163,10 @@ impl EmulatorDevice {
         self.lock().waits
     }
 
-    /// Allocations that are live now: 0 at the end of a test that leaks nothing.
+    /// Allocations, pinned ones too, that are live now: 0 at the end of a test that leaks nothing.
     pub fn live_allocations(&self) -> usize {
-        self.lock().allocations.len()
+        let state = self.lock();
+        state.allocations.len() + state.pinned.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -158,13 +175,14 @@ impl EmulatorDevice {
 
     fn submit(&self, step: Step) -> Result<()> {
         let mut state = self.lock();
-        match &mut state.capture {
-            Some(steps) => {
-                steps.push(step);
-                Ok(())
-            }
-            None => state.run(&self.folder, &step),
+        if let Some(steps) = &mut state.capture {
+            steps.push(step);
+        } else if state.late.is_empty() {
+            return state.run(&self.folder, &step);
+        } else {
+            state.late.push_back(Late::Step(step));
         }
+        Ok(())
     }
 }
 
@@ -177,7 +195,8 @@ impl fmt::Debug for EmulatorDevice {
 impl Drop for EmulatorDevice {
     fn drop(&mut self) {
         let allocations = std::mem::take(&mut self.lock().allocations);
-        for (address, bytes) in allocations {
+        let pinned = std::mem::take(&mut self.lock().pinned);
+        for (address, bytes) in allocations.into_iter().chain(pinned) {
             // SAFETY: allocated with this layout, and not yet given back.
             unsafe { dealloc(address as *mut u8, layout(bytes)) };
         }
@@ -218,6 +237,30 @@ impl State {
             Some(_) => Err(device_error(format!("{what} during a capture"), "do it before begin_capture")),
             None => Ok(()),
         }
+    }
+
+    /// Does late work: up to the copy of `ticket`, or all of it.
+    fn catch_up(&mut self, folder: &Path, ticket: Option<Ticket>) -> Result<()> {
+        while let Some(late) = self.late.pop_front() {
+            match late {
+                Late::Step(step) => self.run(folder, &step)?,
+                Late::Graph(steps) => steps.iter().try_for_each(|step| self.run(folder, step))?,
+                Late::Upload { source, bytes, address, ticket: done } => {
+                    let room = self.pinned.range(..=source).next_back();
+                    if room.is_none_or(|(start, size)| source + bytes as u64 > start + *size as u64) {
+                        let message = "a copy from pinned memory that was given back before it was done";
+                        return Err(device_error(message, "wait for its ticket first"));
+                    }
+                    self.check_live("upload", address, bytes)?;
+                    // SAFETY: the source is pinned, the destination live.
+                    unsafe { std::ptr::copy_nonoverlapping(source as *const u8, address as *mut u8, bytes) };
+                    if ticket == Some(done) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn run(&mut self, folder: &Path, step: &Step) -> Result<()> {
@@ -396,6 +439,8 @@ impl Accelerator for EmulatorDevice {
 
     unsafe fn release(&self, address: u64) {
         let mut state = self.lock();
+        // As the driver does: memory goes when the work that uses it is done. What fails in it is lost with it.
+        let _ = state.catch_up(&self.folder, None);
         if let Some(bytes) = state.allocations.remove(&address) {
             state.allocated -= bytes as u64;
             // SAFETY: allocated with this layout, and no longer in the table.
@@ -407,16 +452,51 @@ impl Accelerator for EmulatorDevice {
         let mut state = self.lock();
         state.waits += 1;
         state.refuse_in_capture("an upload")?;
+        state.catch_up(&self.folder, None)?;
         state.check_live("upload", address, source.len())?;
         // SAFETY: the destination is live, and is no Rust object's memory.
         unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), address as *mut u8, source.len()) };
         Ok(())
     }
 
+    fn allocate_pinned(&self, bytes: usize) -> Result<NonNull<u8>> {
+        // SAFETY: the layout is not empty.
+        let memory = NonNull::new(unsafe { alloc(layout(bytes)) })
+            .ok_or_else(|| device_error(format!("no {bytes} bytes of pinned memory"), "use a smaller batch"))?;
+        // SAFETY: just allocated with at least this size.
+        unsafe { std::ptr::write_bytes(memory.as_ptr(), 0xff, bytes) };
+        self.lock().pinned.insert(memory.as_ptr() as u64, bytes);
+        Ok(memory)
+    }
+
+    unsafe fn release_pinned(&self, memory: NonNull<u8>, _bytes: usize) {
+        if let Some(bytes) = self.lock().pinned.remove(&(memory.as_ptr() as u64)) {
+            // SAFETY: allocated with this layout, and no longer in the table.
+            unsafe { dealloc(memory.as_ptr(), layout(bytes)) };
+        }
+    }
+
+    unsafe fn submit_upload(&self, source: NonNull<u8>, bytes: usize, address: u64) -> Result<Ticket> {
+        let mut state = self.lock();
+        state.refuse_in_capture("an upload")?;
+        state.check_live("upload", address, bytes)?;
+        let ticket = Ticket(state.tickets);
+        state.tickets += 1;
+        state.late.push_back(Late::Upload { source: source.as_ptr() as u64, bytes, address, ticket });
+        Ok(ticket)
+    }
+
+    fn wait_for(&self, ticket: Ticket) -> Result<()> {
+        let mut state = self.lock();
+        let pending = |late: &Late| matches!(late, Late::Upload { ticket: other, .. } if *other == ticket);
+        if state.late.iter().any(pending) { state.catch_up(&self.folder, Some(ticket)) } else { Ok(()) }
+    }
+
     unsafe fn download(&self, address: u64, destination: &mut [u8]) -> Result<()> {
         let mut state = self.lock();
         state.waits += 1;
         state.refuse_in_capture("a download")?;
+        state.catch_up(&self.folder, None)?;
         state.check_live("download", address, destination.len())?;
         // SAFETY: the source is live, and is no Rust object's memory.
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, destination.as_mut_ptr(), destination.len()) };
@@ -462,6 +542,10 @@ impl Accelerator for EmulatorDevice {
         state.refuse_in_capture("a replay")?;
         let steps = state.graphs.get(&graph).cloned();
         let steps = steps.ok_or_else(|| device_error(format!("no graph {}", graph.0), "replay before forget"))?;
+        if !state.late.is_empty() {
+            state.late.push_back(Late::Graph(steps));
+            return Ok(());
+        }
         steps.iter().try_for_each(|step| state.run(&self.folder, step))
     }
 
@@ -472,7 +556,8 @@ impl Accelerator for EmulatorDevice {
     fn synchronize(&self) -> Result<()> {
         let mut state = self.lock();
         state.waits += 1;
-        state.refuse_in_capture("synchronize")
+        state.refuse_in_capture("synchronize")?;
+        state.catch_up(&self.folder, None)
     }
 }
 

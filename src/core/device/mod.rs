@@ -13,6 +13,7 @@ mod ptx;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ptr::NonNull;
 
 use crate::error::Result;
 
@@ -107,6 +108,10 @@ pub enum KernelArgument {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GraphId(pub u64);
 
+/// A copy from pinned memory that was submitted, to be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket(pub u64);
+
 /// A device that runs kernels: memory, copies, launches, capture and replay.
 ///
 /// All work is ordered as it was submitted. Addresses are the device's own; arithmetic on them within an allocation is
@@ -138,6 +143,27 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// # Safety
     /// `address .. address + source.len()` lies in one live allocation.
     unsafe fn upload(&self, source: &[u8], address: u64) -> Result<()>;
+
+    /// Allocates `bytes` of pinned host memory, which the device reads by itself. Contents are undefined.
+    fn allocate_pinned(&self, bytes: usize) -> Result<NonNull<u8>>;
+
+    /// Gives pinned memory back.
+    ///
+    /// # Safety
+    /// `memory` came from [`Accelerator::allocate_pinned`] of this accelerator for as many bytes, and every copy from it has
+    /// been waited for.
+    unsafe fn release_pinned(&self, memory: NonNull<u8>, bytes: usize);
+
+    /// Submits a copy from pinned memory to the device, behind the work before it, and returns at once. Refused during
+    /// capture.
+    ///
+    /// # Safety
+    /// `source .. source + bytes` lies in pinned memory of this accelerator, and `address .. address + bytes` in one live
+    /// allocation; nobody writes to the source or gives it back before [`Accelerator::wait_for`] has returned.
+    unsafe fn submit_upload(&self, source: NonNull<u8>, bytes: usize, address: u64) -> Result<Ticket>;
+
+    /// Waits until a submitted copy is done. A ticket is waited for once.
+    fn wait_for(&self, ticket: Ticket) -> Result<()>;
 
     /// Copies device bytes to the host and waits for all work before it. Refused during capture.
     ///

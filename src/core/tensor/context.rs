@@ -4,6 +4,7 @@
 //! persistent buffers). *Planning*: nothing is allocated or computed; allocations and ops' costs are recorded.
 //! *Running*: allocations take, by number, the offsets that a plan assigned in one arena.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -209,6 +210,28 @@ impl Context {
         Ok(tensor)
     }
 
+    /// Bytes of somebody else on the host, read in place and never written: for data that is mapped from a file. They do not
+    /// count as memory of the context. In shape-only mode their number is all that matters.
+    ///
+    /// # Safety
+    /// `bytes` stay where and what they are for as long as `owner` lives.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where they are not as many as `shape` has; [`Error::Unsupported`] on an accelerator.
+    pub unsafe fn borrowed(&self, bytes: &[u8], owner: Box<dyn Any>, shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into();
+        if matches!(self.inner.device, Device::Accelerator(_)) {
+            let reason = "a device does not read the host's memory".into();
+            return Err(Error::Unsupported { op: "borrowed", device: self.device_name(), reason });
+        }
+        if !self.inner.shape_only && bytes.len() != shape.len() {
+            return Err(Error::shape("borrowed", format!("{} bytes for shape {shape}", bytes.len())));
+        }
+        let (address, origin) = (bytes.as_ptr() as u64, Origin::Borrowed(owner));
+        let storage = Storage { address, bytes: shape.len(), origin, context: self.clone() };
+        Ok(Tensor::whole(Rc::new(storage), shape, DType::U8))
+    }
+
     /// A persistent tensor of zeros.
     pub fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         let tensor = self.persistent(shape, dtype)?;
@@ -351,6 +374,8 @@ enum Place {
 
 enum Origin {
     Owned,
+    /// Kept alive by its owner.
+    Borrowed(#[expect(dead_code, reason = "held, never read")] Box<dyn Any>),
     Arena,
     Planned(usize),
 }
@@ -363,10 +388,16 @@ pub(super) struct Storage {
     pub(super) context: Context,
 }
 
+impl Storage {
+    pub(super) fn is_borrowed(&self) -> bool {
+        matches!(self.origin, Origin::Borrowed(_))
+    }
+}
+
 impl Drop for Storage {
     fn drop(&mut self) {
         match self.origin {
-            Origin::Arena => {}
+            Origin::Arena | Origin::Borrowed(_) => {}
             Origin::Owned => {
                 let inner = &self.context.inner;
                 inner.persistent_bytes.set(inner.persistent_bytes.get() - self.bytes);

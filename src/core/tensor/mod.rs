@@ -6,6 +6,7 @@ pub(crate) mod memory;
 mod plan;
 mod program;
 mod shape;
+mod uplink;
 
 use std::rc::Rc;
 
@@ -16,6 +17,7 @@ use half::bf16;
 pub use plan::Cost;
 pub use program::Program;
 pub use shape::Shape;
+pub use uplink::Uplink;
 
 use crate::device::{KernelScalar, Slice, SliceMut};
 use crate::error::{Error, Result};
@@ -88,6 +90,18 @@ impl Tensor {
         Ok(Self { offset: self.offset + start, shape, ..self.clone() })
     }
 
+    /// The same bytes as elements of another dtype.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where they are not as many bytes, or begin at no element of that dtype.
+    pub fn reinterpret(&self, dtype: DType, shape: impl Into<Shape>) -> Result<Self> {
+        let (shape, start) = (shape.into(), self.offset * self.dtype.size());
+        if shape.len() * dtype.size() != self.bytes() || !start.is_multiple_of(dtype.size()) {
+            return Err(Error::shape("reinterpret", format!("{self:?} cannot be seen as {shape} of {dtype}")));
+        }
+        Ok(Self { offset: start / dtype.size(), shape, dtype, ..self.clone() })
+    }
+
     /// Which memory it lies in, and its first element there: the same for two tensors that begin with the same element.
     pub(crate) fn place(&self) -> (usize, usize) {
         (Rc::as_ptr(&self.storage) as usize, self.offset)
@@ -100,6 +114,14 @@ impl Tensor {
 
     fn address(&self) -> u64 {
         self.storage.address + (self.offset * self.dtype.size()) as u64
+    }
+
+    /// Refuses to write to memory that is somebody else's.
+    fn check_writable(&self, op: &'static str) -> Result<()> {
+        match self.storage.is_borrowed() {
+            true => Err(Error::shape(op, format!("{self:?} is somebody else's memory, which is only read"))),
+            false => Ok(()),
+        }
     }
 
     fn expect<T: Element>(&self, op: &'static str) -> Result<()> {
@@ -130,6 +152,7 @@ impl Tensor {
     #[allow(clippy::mut_from_ref)] // tensors are handles; the discipline above replaces the borrow
     pub(crate) fn host_mut<T: Element>(&self) -> &mut [T] {
         self.assert_host::<T>();
+        assert!(!self.storage.is_borrowed(), "a write to somebody else's memory");
         // SAFETY: as in `host`; the caller keeps the discipline stated above.
         unsafe { std::slice::from_raw_parts_mut(self.address() as *mut T, self.len()) }
     }
@@ -177,6 +200,7 @@ impl Tensor {
         if bytes.len() != self.bytes() {
             return Err(Error::shape("upload", format!("{} bytes for {} of {}", bytes.len(), self.shape, self.dtype)));
         }
+        self.check_writable("upload")?;
         match self.context().backend() {
             Backend::Plan => Ok(()),
             Backend::Cpu => {
@@ -233,6 +257,7 @@ impl Tensor {
 
     /// Sets every byte to zero; may be captured.
     pub fn zero(&self) -> Result<()> {
+        self.check_writable("zero")?;
         match self.context().backend() {
             Backend::Plan => Ok(()),
             Backend::Cpu => {
@@ -253,6 +278,7 @@ impl Tensor {
                 format!("{} of {} into {} of {}", source.shape, source.dtype, self.shape, self.dtype),
             ));
         }
+        self.check_writable("copy")?;
         match self.context().backend() {
             Backend::Plan => Ok(()),
             Backend::Cpu => {
@@ -312,6 +338,25 @@ mod tests {
         program.run(step(1024))?;
         assert_eq!(result.download::<f32>()?, [3.0; 4]);
         assert!(program.run(step(512)).unwrap_err().to_string().contains("allocation 0"));
+        Ok(())
+    }
+
+    #[test]
+    fn borrowed_bytes_are_read_in_place_and_never_written() -> Result<()> {
+        let context = Context::cpu();
+        let bytes: std::sync::Arc<[u8]> = (0..6).collect();
+        // SAFETY: the owner holds the bytes, which nobody changes.
+        let tensor = unsafe { context.borrowed(&bytes[..], Box::new(bytes.clone()), [3, 2]) }?;
+        assert_eq!((tensor.host::<u8>().as_ptr(), context.persistent_bytes()), (bytes.as_ptr(), 0));
+        for refused in [tensor.zero(), tensor.upload(&[0u8; 6]), tensor.copy_from(&context.zeros([6], DType::U8)?)] {
+            assert!(refused.unwrap_err().to_string().contains("only read"));
+        }
+        let address = bytes.as_ptr();
+        drop(bytes);
+        assert_eq!((tensor.host::<u8>(), tensor.host::<u8>().as_ptr()), (&[0, 1, 2, 3, 4, 5][..], address));
+        let tail = context.tensor(&[1u8, 0, 0, 0, 2, 0, 0, 0], [8])?.part(4, [4])?.reinterpret(DType::I32, [1])?;
+        assert_eq!(tail.download::<i32>()?, [2]);
+        assert!(tensor.reinterpret(DType::I32, [2]).is_err());
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! The data set file: what it holds, and what is refused.
 
+use std::fs;
+
 use super::*;
 
 fn small() -> Parts {

@@ -223,6 +223,60 @@ fn a_jpeg_that_is_cut_short_is_damaged() {
     assert_eq!(read(&[&whole[..], b"trailer"].concat()).image.width(), 64);
 }
 
+/// A scan's header and its data.
+type Scan = (Vec<u8>, Vec<u8>);
+
+/// The parts of a progressive grey JPEG of 64x64 pixels of one colour: what comes before the scans, and each scan with its header.
+fn progressive() -> (Vec<u8>, Vec<Scan>) {
+    let segment = |marker: u8, body: &[u8]| [&[0xff, marker, 0, 2 + body.len() as u8], body].concat();
+    let counts = |codes: &[(usize, u8)]| -> Vec<u8> {
+        let counts = (1..=16).map(|length| codes.iter().filter(|(of, _)| *of == length).count() as u8);
+        counts.chain(codes.iter().map(|(_, value)| *value)).collect()
+    };
+    let head = [
+        vec![0xff, 0xd8],
+        segment(0xdb, &[&[0][..], &[1; 64]].concat()),
+        segment(0xc2, &[8, 0, 64, 0, 64, 1, 1, 0x11, 0]),
+        // DC: 0 for no difference. AC: 0 for a block without coefficients, 10 and five bits for 32 and more of them.
+        segment(0xc4, &[&[0][..], &counts(&[(1, 0)]), &[0x10], &counts(&[(1, 0), (2, 0x50)])].concat()),
+    ];
+    let scan = |first: u8, last: u8, approximation: u8, data: &[u8]| {
+        (segment(0xda, &[1, 1, 0, first, last, approximation]), data.to_vec())
+    };
+    let scans = vec![
+        scan(0, 0, 0x01, &[0; 8]),
+        scan(1, 5, 0x00, &[0; 8]),
+        // Two runs of 32 blocks.
+        scan(6, 63, 0x01, &[0b1000_0001, 0b0000_0011]),
+        scan(0, 0, 0x10, &[0; 8]),
+        scan(6, 63, 0x10, &[0; 8]),
+    ];
+    (head.concat(), scans)
+}
+
+#[test]
+fn a_progressive_jpeg_without_all_its_scans_is_damaged() {
+    let (head, scans) = progressive();
+    let file = |scans: &[Scan]| {
+        let scans = scans.iter().map(|(head, data)| [&head[..], data].concat()).collect::<Vec<_>>().concat();
+        [&head[..], &scans, &[0xff, 0xd9]].concat()
+    };
+    let whole = read(&file(&scans)).image;
+    assert_eq!((whole.width(), whole.height(), whole.pixels()[0]), (64, 64, 128));
+    for left_out in 0..scans.len() {
+        let mut fewer = scans.clone();
+        fewer.remove(left_out);
+        assert!(refused(&file(&fewer)).starts_with("is cut short: a JPEG file whose last scans"), "scan {left_out}");
+        assert!(refused(&file(&scans[..left_out])).contains("last scans are missing"), "the first {left_out}");
+    }
+    // A scan that begins a band has all its blocks.
+    for short in 0..3 {
+        let mut cut = scans.clone();
+        cut[short].1.pop();
+        assert!(refused(&file(&cut)).contains("last rows are missing"), "scan {short}");
+    }
+}
+
 #[test]
 fn whole_jpegs_of_every_kind_are_whole() {
     // Noise and one colour, odd sizes, with and without restarts and subsampling.

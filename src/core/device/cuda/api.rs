@@ -119,6 +119,10 @@ functions! {
     cuDevicePrimaryCtxRelease_v2(device: sys::CUdevice);
     cuDevicePrimaryCtxRetain(context: *mut sys::CUcontext, device: sys::CUdevice);
     cuDriverGetVersion(version: *mut c_int);
+    cuEventCreate(event: *mut sys::CUevent, flags: c_uint);
+    cuEventDestroy_v2(event: sys::CUevent);
+    cuEventRecord(event: sys::CUevent, stream: sys::CUstream);
+    cuEventSynchronize(event: sys::CUevent);
     cuFuncGetAttribute(value: *mut c_int, which: sys::CUfunction_attribute, function: sys::CUfunction);
     cuFuncLoad(function: sys::CUfunction);
     cuFuncSetAttribute(function: sys::CUfunction, which: sys::CUfunction_attribute, value: c_int);

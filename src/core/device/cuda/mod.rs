@@ -7,17 +7,18 @@ mod api;
 mod driver;
 mod launch;
 mod modules;
+mod pinned;
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use cudarc::driver::sys;
 
-use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig};
+use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Ticket};
 use crate::error::{Error, Result};
 use api::Code;
 use driver::{check, describe, driver, mend};
@@ -53,6 +54,7 @@ struct State {
     graphs: HashMap<GraphId, sys::CUgraphExec>,
     graphs_made: u64,
     staging: Option<*mut c_void>,
+    uploads: pinned::Uploads,
     /// The thread that captures: what it submits is recorded, and what others want has to wait.
     capturing: Option<ThreadId>,
     /// Given back during a capture, when the driver refuses to free.
@@ -249,6 +251,7 @@ impl Drop for CudaDevice {
             if let Some(buffer) = state.staging.take() {
                 api::cuMemFreeHost(buffer);
             }
+            state.uploads.destroy();
             if !self.stream.is_null() {
                 api::cuStreamDestroy_v2(self.stream);
             }
@@ -325,6 +328,23 @@ impl Accelerator for CudaDevice {
             self.wait(&state)?;
         }
         Ok(())
+    }
+
+    fn allocate_pinned(&self, bytes: usize) -> Result<NonNull<u8>> {
+        self.pin(bytes)
+    }
+
+    unsafe fn release_pinned(&self, memory: NonNull<u8>, _bytes: usize) {
+        self.unpin(memory);
+    }
+
+    unsafe fn submit_upload(&self, source: NonNull<u8>, bytes: usize, address: u64) -> Result<Ticket> {
+        // SAFETY: the same promise.
+        unsafe { self.upload_pinned(source, bytes, address) }
+    }
+
+    fn wait_for(&self, ticket: Ticket) -> Result<()> {
+        self.wait_for_upload(ticket)
     }
 
     unsafe fn download(&self, address: u64, destination: &mut [u8]) -> Result<()> {

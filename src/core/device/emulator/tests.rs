@@ -216,3 +216,49 @@ fn attributes_arrive_captured_too() {
     assert_eq!((device.launches(), device.programmatic_launches()), (4, 3));
     assert_eq!(values::<f32>(&device, w, 10), [5.0; 10]);
 }
+
+/// A buffer of pinned memory, and what it holds.
+fn pinned(device: &EmulatorDevice, values: [u8; 4]) -> (NonNull<u8>, &'static mut [u8]) {
+    let memory = device.allocate_pinned(4).unwrap();
+    // SAFETY: just allocated, and given back at the end of the test.
+    let slice = unsafe { std::slice::from_raw_parts_mut(memory.as_ptr(), 4) };
+    assert_eq!(slice, [0xff; 4], "poisoned");
+    slice.copy_from_slice(&values);
+    (memory, slice)
+}
+
+#[test]
+fn a_copy_that_nobody_waited_for_reads_as_late_as_it_may() {
+    let device = device();
+    let (target, kept) = (buffer(&device, &[0u8; 4]), buffer(&device, &[0u8; 4]));
+    let ((early, _), (late, written)) = (pinned(&device, [1; 4]), pinned(&device, [2; 4]));
+    // SAFETY: both are as long as what is copied; the second source is changed on purpose.
+    let (first, second) = unsafe {
+        let first = device.submit_upload(early, 4, target).unwrap();
+        device.copy(target, kept, 4).unwrap();
+        (first, device.submit_upload(late, 4, target).unwrap())
+    };
+    // The host writes before it has waited: the device reads that.
+    written.fill(3);
+    device.wait_for(first).unwrap();
+    device.wait_for(second).unwrap();
+    assert_eq!((values::<u8>(&device, target, 4), values::<u8>(&device, kept, 4)), (vec![3; 4], vec![1; 4]));
+    // A wait is for a copy and what lies before it, not for more.
+    // SAFETY: as above.
+    let (first, _) =
+        unsafe { (device.submit_upload(early, 4, target).unwrap(), device.submit_upload(late, 4, target).unwrap()) };
+    device.wait_for(first).unwrap();
+    written.fill(4);
+    assert_eq!(values::<u8>(&device, target, 4), [4; 4]);
+    // SAFETY: nothing is copied from them any more, after the download's wait.
+    unsafe {
+        let forgotten = device.submit_upload(early, 4, target).unwrap();
+        device.release_pinned(early, 4);
+        let error = device.wait_for(forgotten).unwrap_err().to_string();
+        assert!(error.contains("given back before it was done"), "{error}");
+        device.release_pinned(late, 4);
+        device.release(target);
+        device.release(kept);
+    }
+    assert_eq!(device.live_allocations(), 0);
+}

@@ -1,9 +1,9 @@
 //! Batches on the CPU: items in parallel.
 
-use super::{Call, Order};
+use super::Call;
 use crate::ops::control::Control;
 use crate::ops::host::{parallel, vector};
-use crate::rng::{Permutation, Philox, Purpose};
+use crate::rng::{Philox, Purpose};
 use crate::tensor::Tensor;
 
 fn centred(pixel: u8) -> f32 {
@@ -19,15 +19,7 @@ pub(super) fn forward(
     batch_labels: &Tensor,
 ) {
     let control = Control::from_words(control.host());
-    let count = call.count as u32;
-    let permutation = match call.order {
-        Order::Shuffled { seed } => Some(Permutation::new(count, seed, control.epoch)),
-        Order::Sequential => None,
-    };
-    let index = |b: usize| {
-        let place = ((u64::from(control.cursor) + b as u64) % u64::from(count)) as u32;
-        permutation.map_or(place, |permutation| permutation.apply(place)) as usize
-    };
+    let index = call.order.places(&control, call.count as u32);
     let labels = labels.host::<i32>();
     for (b, label) in batch_labels.host_mut::<i32>().iter_mut().enumerate() {
         *label = labels[index(b)];

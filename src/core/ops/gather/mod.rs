@@ -17,7 +17,8 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::control;
+use crate::ops::control::{self, Control};
+use crate::rng::Permutation;
 use crate::tensor::{Backend, Context, Cost, DType, Tensor};
 
 const OP: &str = "gather";
@@ -32,6 +33,21 @@ pub enum Order {
     },
     /// As stored.
     Sequential,
+}
+
+impl Order {
+    /// The image of each item of the batch that `control` names, of `count` images.
+    pub fn places(self, control: &Control, count: u32) -> impl Fn(usize) -> usize + Sync {
+        let cursor = u64::from(control.cursor);
+        let permutation = match self {
+            Self::Shuffled { seed } => Some(Permutation::new(count, seed, control.epoch)),
+            Self::Sequential => None,
+        };
+        move |item| {
+            let place = ((cursor + item as u64) % u64::from(count)) as u32;
+            permutation.map_or(place, |permutation| permutation.apply(place)) as usize
+        }
+    }
 }
 
 /// How an item is changed at random; by default not at all.
@@ -106,7 +122,6 @@ impl Call {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::control::Control;
 
     #[test]
     fn an_epoch_of_batches_takes_every_image_once_and_flips_half() -> Result<()> {
