@@ -121,7 +121,11 @@ fn fuzz(reader: &str, read: impl FnMut(&[u8]) -> Result<(), String> + Send) {
     // A decoder's panic that `decode_picture` catches is no finding.
     QUIET.call_once(|| {
         let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| if !is_decoding() { before(info) }));
+        std::panic::set_hook(Box::new(move |info| {
+            if !is_decoding() {
+                before(info)
+            }
+        }));
     });
     // One thread, so that its clock counts all that is done to read.
     with_threads(1, || run(reader, read));
@@ -283,8 +287,11 @@ label_files! {
 
 #[test]
 fn fuzz_idx() {
-    let place =
-        Place::folder("train-images-idx3-ubyte", Some(Format::Idx), &[("train-labels-idx1-ubyte", &idx(&[2], &[0, 1]))]);
+    let place = Place::folder(
+        "train-images-idx3-ubyte",
+        Some(Format::Idx),
+        &[("train-labels-idx1-ubyte", &idx(&[2], &[0, 1]))],
+    );
     fuzz("idx", |bytes| place.import(bytes));
 }
 

@@ -161,7 +161,7 @@ impl Estimate {
         let (master, fixed) = (trainer.parameters().master().bytes(), trainer.parameters().fixed_bytes());
         let copies = |parameters: &crate::nn::Parameters| parameters.compute().map_or(0, |copy| copy.bytes());
         let [first, second, ema] = trainer.optimizer_state().map(|tensor| tensor.bytes());
-        let image = config.model.image_size().pow(2) * config.model.image_channels();
+        let image = config.model.image_size().pixels() * config.model.image_channels();
         let data = (sizes.training + sizes.validation) * (image + 4);
         let arena = trainer.programs().max_by_key(|(_, program)| program.arena_bytes());
         let (largest_program, arena) = arena.map_or(("", 0), |(name, program)| (name, program.arena_bytes()));

@@ -76,14 +76,14 @@ fn short_cifar_batches_are_refused_by_name_and_length_unless_asked_for() {
 }
 
 /// A run in `folder`; what it prints.
-fn engine(folder: &Path, arguments: &[&str]) -> (bool, String, String) {
+pub fn engine(folder: &Path, arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_engine")).current_dir(folder).args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
 /// What makes `quickstart` small enough for a test.
-const SMALL: [&str; 22] = [
+pub const SMALL: [&str; 22] = [
     "--set",
     "model.hidden_dim=32",
     "--set",
@@ -108,7 +108,7 @@ const SMALL: [&str; 22] = [
     "2",
 ];
 
-fn encoded(format: ImageFormat, width: u32, height: u32, colour: ExtendedColorType, seed: u8) -> Vec<u8> {
+pub fn encoded(format: ImageFormat, width: u32, height: u32, colour: ExtendedColorType, seed: u8) -> Vec<u8> {
     let count = (width * height) as usize * usize::from(colour.channel_count());
     let pixels: Vec<u8> = (0..count).map(|at| (at as u8).wrapping_mul(3).wrapping_add(seed)).collect();
     let mut bytes = std::io::Cursor::new(Vec::new());

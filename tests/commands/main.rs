@@ -13,3 +13,4 @@ mod house;
 mod pipeline;
 mod sample;
 mod score;
+mod sizes;

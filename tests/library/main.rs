@@ -19,5 +19,6 @@ mod replay;
 mod resnet;
 mod sampler_step;
 mod samplers;
+mod sizes;
 mod tensorboard;
 mod train;
