@@ -44,7 +44,7 @@ pub fn read_fitted(
 /// [`Error::File`] for a picture of another size, or in colour where grey is needed.
 pub fn image_values(image: &Image, name: &Path, [height, width, channels]: [usize; 3]) -> Result<Vec<f32>> {
     if (image.height(), image.width()) != (height, width) {
-        let message = format!("has {} pixels where {} are needed", image.size(), ImageSize::new(height, width));
+        let message = format!("is {} pixels, and {} are needed", image.size(), ImageSize::new(height, width));
         return Err(Error::file(name, message, "bring it to that size first"));
     }
     image
@@ -58,7 +58,7 @@ pub fn image_values(image: &Image, name: &Path, [height, width, channels]: [usiz
 /// [`Error::File`] for a mask of another size, or one that leaves nothing free.
 pub fn free_pixels(mask: &Image, name: &Path, [height, width]: [usize; 2]) -> Result<Vec<bool>> {
     if (mask.height(), mask.width()) != (height, width) {
-        let message = format!("this mask has {} pixels, the image {}", mask.size(), ImageSize::new(height, width));
+        let message = format!("this mask is {} pixels, the image {}", mask.size(), ImageSize::new(height, width));
         return Err(Error::file(name, message, "draw it over a copy of the image"));
     }
     let bright = |pixel: &[u8]| pixel.iter().map(|value| usize::from(*value)).sum::<usize>() > 127 * pixel.len();
