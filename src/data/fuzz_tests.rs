@@ -17,7 +17,6 @@ use std::sync::Once;
 use std::time::Duration;
 
 use super::{Format, ImportOptions, import};
-use crate::ops::host::parallel::with_threads;
 use crate::picture::{decode_picture, is_decoding};
 use crate::weights::numpy_pickle;
 
@@ -128,7 +127,7 @@ fn fuzz(reader: &str, read: impl FnMut(&[u8]) -> Result<(), String> + Send) {
         }));
     });
     // One thread, so that its clock counts all that is done to read.
-    with_threads(1, || run(reader, read));
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(|| run(reader, read));
 }
 
 fn run(reader: &str, mut read: impl FnMut(&[u8]) -> Result<(), String>) {

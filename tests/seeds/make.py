@@ -105,7 +105,7 @@ def pictures():
         "lzw": (RGB, {"compression": "tiff_lzw"}), "deflate": (GREY, {"compression": "tiff_adobe_deflate"}),
         "packbits": (GREY, {"compression": "packbits"}), "jpeg": (SMOOTH, {"compression": "jpeg", "quality": 40}),
         "fax": (GREY.convert("1"), {"compression": "group4"}), "inks": (RGB.convert("CMYK"), {}),
-        "floats": (Image.fromarray(numpy.linspace(0, 1, 48, dtype="f4").reshape(6, 8)), {}),
+        "refused-floats": (Image.fromarray(numpy.linspace(0, 1, 48, dtype="f4").reshape(6, 8)), {}),
         "pages": (GREY, {"save_all": True, "append_images": [GREY]}),
     }
     for name, (image, options) in tiff.items():
