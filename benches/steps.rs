@@ -31,15 +31,15 @@ fn device() -> (Device, usize, &'static [Precision]) {
 fn pixels(config: &Config, count: usize) -> engine::Result<Dataset> {
     let (size, channels) = (config.model.image_size(), config.model.image_channels());
     let philox = Philox::new(0);
-    let blocks = (count * size * size * channels).div_ceil(4) as u32;
+    let blocks = (count * size.pixels() * channels).div_ceil(4) as u32;
     let mut images: Vec<u8> =
         (0..blocks).flat_map(|block| philox.bits4(block, 0, 0, Purpose::Probe)).map(|bits| bits as u8).collect();
-    images.truncate(count * size * size * channels);
+    images.truncate(count * size.pixels() * channels);
     let classes = config.model.num_classes().max(1);
     Dataset::from_parts(Parts {
         name: "random pixels".into(),
-        height: size,
-        width: size,
+        height: size.height,
+        width: size.width,
         channels,
         class_names: (0..classes).map(|class| class.to_string()).collect(),
         images,

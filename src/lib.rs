@@ -2,7 +2,8 @@
 //!
 //! Imports run downwards only:
 //! `cli → train → eval → pipeline → model_file → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
-//! `data → picture, weights, tensor`; `picture` and `weights` stand on `files, error`; `names → error`.
+//! `data → picture, weights, tensor`; `picture` and `weights` stand on `files, error`; `names → error`;
+//! `image_size` stands on nothing.
 
 pub mod cli;
 pub mod config;
@@ -10,6 +11,7 @@ pub mod data;
 pub mod diffusion;
 pub mod eval;
 pub mod files;
+pub mod image_size;
 pub mod model_file;
 pub mod models;
 pub mod names;

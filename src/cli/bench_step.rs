@@ -193,7 +193,7 @@ fn random_set(config: &Config) -> Result<Dataset> {
     let (size, channels, classes) =
         (config.model.image_size(), config.model.image_channels(), config.model.num_classes().max(1));
     let philox = Philox { seed: 0 };
-    let bytes = IMAGES * size * size * channels;
+    let bytes = IMAGES * size.pixels() * channels;
     let mut images = Vec::with_capacity(bytes + 16);
     for block in 0..bytes.div_ceil(16) {
         images.extend(philox.bits4(block as u32, 0, 0, Purpose::Probe).into_iter().flat_map(u32::to_le_bytes));
@@ -201,8 +201,8 @@ fn random_set(config: &Config) -> Result<Dataset> {
     images.truncate(bytes);
     Dataset::from_parts(Parts {
         name: "random".into(),
-        height: size,
-        width: size,
+        height: size.height,
+        width: size.width,
         channels,
         class_names: (0..classes).map(|class| class.to_string()).collect(),
         images,
@@ -250,7 +250,7 @@ mod tests {
         for preset in crate::config::presets() {
             let config = Config::preset(preset.name).unwrap();
             let set = random_set(&config).unwrap();
-            assert_eq!((set.len(), set.width()), (IMAGES, config.model.image_size()));
+            assert_eq!((set.len(), set.size()), (IMAGES, config.model.image_size()));
         }
     }
 

@@ -17,6 +17,7 @@ use crate::eval::{
     draw_timed, label_of,
 };
 use crate::files::write_atomically;
+use crate::image_size::ImageSize;
 use crate::ops::host::parallel::{install, threads};
 use crate::picture::write_png;
 use crate::pipeline::{Changes, Model, SampleRequest, even_batch, pictures, png_text};
@@ -404,7 +405,7 @@ fn check_sizes(names: &[String], models: &[Model]) -> Result<()> {
     let what = if shapes[other][..2] == shapes[0][..2] { "channels" } else { "sizes" };
     let told = |place: usize| {
         let [height, width, channels] = shapes[place];
-        format!("{} {height}x{width}x{channels}", names[place])
+        format!("{} {}", names[place], ImageSize::new(height, width).with_channels(channels))
     };
     let message = format!("the models' images have different {what}: {}, {}", told(0), told(other));
     Err(Error::config("compare", message, "compare models of one kind of image"))

@@ -9,6 +9,7 @@ use crate::data::{
     Verification, export, fetch, import, resolve,
 };
 use crate::error::{Error, Result};
+use crate::image_size::ImageSize;
 use crate::names::listed;
 use crate::picture::{Fit, Image, Labels, Layout, labelled_grid, write_png};
 
@@ -143,9 +144,9 @@ struct Import {
 /// How pictures are read.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct PictureArgs {
-    /// Make pictures N pixels wide and high [default: their own size; where they differ, 32 or the model's]
-    #[arg(long, value_name = "N")]
-    resize: Option<u32>,
+    /// Make pictures N pixels high and wide, or H high and W wide [default: their own size; where they differ, 32 or the model's]
+    #[arg(long, value_name = "N|HxW")]
+    resize: Option<ImageSize>,
     /// How pictures of another shape are brought to the size [default: crop]
     #[arg(long, value_enum)]
     fit: Option<Fit>,
@@ -313,11 +314,9 @@ fn info(set: &Dataset) -> String {
     let mut lines = vec![
         format!("{}: {}", set.path().map_or("built in".into(), |path| path.display().to_string()), set.name()),
         format!(
-            "  {} images {}x{}x{}: {} training, {} validation{}",
+            "  {} images {}: {} training, {} validation{}",
             set.len(),
-            set.width(),
-            set.height(),
-            set.channels(),
+            set.size().with_channels(set.channels()),
             set.split_len(Split::Train),
             set.split_len(Split::Validation),
             match set.split_len(Split::Test) {
@@ -393,7 +392,7 @@ fn show(set: &Dataset, out: &Path, count: usize, split: Split) -> Result<()> {
         ..Labels::default()
     };
     // Small images are drawn large enough to be seen.
-    let scale = (64 / set.width()).clamp(1, 4);
+    let scale = (64 / set.height().max(set.width())).clamp(1, 4);
     let sheet = labelled_grid(&images, Layout { columns, scale, ..Layout::default() }, &labels)?;
     write_png(out, &sheet, &[("Software", "engine"), ("Source", set.name())])?;
     println!("wrote {} ({} images of each class)", out.display(), columns);

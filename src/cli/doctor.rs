@@ -222,12 +222,10 @@ fn data(folder: &Path) -> String {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         text += &match Dataset::open(&path) {
             Ok(set) => format!(
-                "  {name}: {} training and {} validation images {}x{}x{}, {} classes\n",
+                "  {name}: {} training and {} validation images {}, {} classes\n",
                 set.split_len(Split::Train),
                 set.split_len(Split::Validation),
-                set.width(),
-                set.height(),
-                set.channels(),
+                set.size().with_channels(set.channels()),
                 set.class_names().len()
             ),
             Err(error) => format!("  not usable: {error}\n"),

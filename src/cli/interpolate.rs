@@ -102,7 +102,7 @@ impl InterpolateCommand {
             match Output::of(out)? {
                 Output::Png => write_png(out, &strip(frames)?, &borrowed)?,
                 Output::Gif | Output::Apng => {
-                    let scale = (256 / frames[0].width()).clamp(1, 8);
+                    let scale = (256 / frames[0].height().max(frames[0].width())).clamp(1, 8);
                     let large = frames.iter().map(|frame| frame.upscale(scale)).collect::<Result<Vec<_>>>()?;
                     let timing = AnimationTiming { delay: 100 / self.fps, bounce: self.bounce };
                     write_animation(out, &large, timing, &borrowed)?;

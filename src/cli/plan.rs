@@ -227,11 +227,12 @@ fn heading(name: &str, config: &Config, estimate: &Estimate, peak: &Peak) -> Str
     let (size, channels) = (config.model.image_size(), config.model.image_channels());
     let dtype = config.training.precision.name();
     format!(
-        "{name}: {}, {} parameters ({:.1} M), images {size}x{size}x{channels}, batch {}, {dtype}\n\
+        "{name}: {}, {} parameters ({:.1} M), images {}, batch {}, {dtype}\n\
          on {}: {}FLOP/s f32{}, {}B/s\n",
         config.model.kind(),
         number(estimate.parameters),
         estimate.parameters as f64 / 1e6,
+        size.with_channels(channels),
         config.training.batch_size,
         peak.name,
         si(peak.f32),

@@ -3,18 +3,29 @@
 use std::path::{Path, PathBuf};
 
 use super::data::PictureArgs;
-use crate::config::Config;
+use crate::config::{Config, ModelConfig};
 use crate::data::{Colour, Dataset, ImportOptions, OFFICIAL, ResolveOptions, Split, import_once, join_once, resolve};
 use crate::error::{Error, Result};
+use crate::models::Architecture;
 use crate::ops::host::parallel::with_threads;
 
 /// Sets of one size up to this keep it; larger pictures are brought to the model's size.
-const KEPT_SIZE: u32 = 64;
+const KEPT_SIZE: usize = 64;
 
 /// The keys of a configuration that follow the data where the user did not set them.
 const SIZE: &str = "model.image_size";
 const CHANNELS: &str = "model.image_channels";
 const CLASSES: &str = "model.num_classes";
+
+/// Which levels of a U-Net have attention: they keep it at other sizes.
+const ATTENTION: &str = "model.attention_sizes";
+
+/// The numbers of a U-Net's levels that have attention, the smallest last; None for other models, and for one that is refused.
+fn attended_levels(model: &ModelConfig) -> Option<Vec<usize>> {
+    let ModelConfig::Unet(unet) = model else { return None };
+    unet.validate().ok()?;
+    Some((0..unet.channels.len()).filter(|&level| unet.has_attention(level)).collect())
+}
 
 /// What the user set in so many words.
 pub(super) struct Given {
@@ -27,7 +38,7 @@ impl Given {
         let key = |assignment: &String| assignment.split('=').next().unwrap_or_default().trim().to_owned();
         let mut keys: Vec<String> = set.iter().map(key).collect();
         let document: Option<serde_json::Value> = file.and_then(|text| serde_saphyr::from_str(text).ok());
-        for known in [SIZE, CHANNELS, CLASSES] {
+        for known in [SIZE, CHANNELS, CLASSES, ATTENTION] {
             let pointer = format!("/{}", known.replace('.', "/"));
             if document.as_ref().is_some_and(|document| document.pointer(&pointer).is_some()) {
                 keys.push(known.to_owned());
@@ -93,9 +104,14 @@ fn one(
         }
         return Ok((data.to_owned(), resolve(&config.data.name, Some(data), &options)?));
     }
-    let size = config.model.image_size() as u32;
-    let mut options =
-        ImportOptions { fallback_size: size, keep_size_to: Some(KEPT_SIZE.max(size)), quiet, ..pictures.options() };
+    let size = config.model.image_size();
+    let mut options = ImportOptions {
+        fallback_size: size,
+        keep_size_to: Some(KEPT_SIZE.max(size.height).max(size.width)),
+        keep_multiples_of: config.model.architecture().size_step(),
+        quiet,
+        ..pictures.options()
+    };
     if given.has(SIZE) {
         options.resize.get_or_insert(size);
     }
@@ -153,9 +169,15 @@ pub(super) fn follow(config: &mut Config, set: &Dataset, given: &Given, say: &mu
         changed.push(format!("{key} {value}"));
         Ok(())
     };
-    // An image that is not square is refused by the model itself, which names both.
-    if !given.has(SIZE) && set.height() == set.width() && set.width() != config.model.image_size() {
-        change(config, SIZE, set.width().to_string())?;
+    if !given.has(SIZE) && set.size() != config.model.image_size() {
+        let attended = attended_levels(&config.model);
+        change(config, SIZE, set.size().as_value())?;
+        if let (Some(levels), ModelConfig::Unet(unet), false) = (attended, &config.model, given.has(ATTENTION)) {
+            let heights: Vec<usize> = levels.iter().map(|&level| unet.sizes()[level].height).collect();
+            if heights != unet.attention_sizes {
+                change(config, ATTENTION, format!("{heights:?}"))?;
+            }
+        }
     }
     if !given.has(CHANNELS) && set.channels() != config.model.image_channels() {
         change(config, CHANNELS, set.channels().to_string())?;

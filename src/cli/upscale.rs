@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::edit::{EditOptions, Output, moves, write_images};
 use crate::error::{Error, Result};
+use crate::image_size::ImageSize;
 use crate::pipeline::{Edit, pictures};
 
 /// Draw an image of the model's size whose blocks of pixels have the means that a small image gives.
@@ -57,7 +58,12 @@ impl UpscaleCommand {
             let what = Edit::Upscale { image, factor: self.factor, resample: self.resample };
             let text = self.edit.text(model, &request, what);
             write_images(&self.out, &pictures(&drawn, [height, width, channels])?, &text, self.edit.force)?;
-            self.edit.report(&self.out, &format!("{} at {width}x{height}", self.count), &request, started);
+            self.edit.report(
+                &self.out,
+                &format!("{} at {}", self.count, ImageSize::new(height, width)),
+                &request,
+                started,
+            );
             Ok(())
         })
     }

@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 use super::storage::{Bytes, Storage};
 use crate::error::{Error, Result};
+use crate::image_size::ImageSize;
 
 /// The value of the metadata key `format`.
 pub(super) const FORMAT: &str = "engine data set 1";
@@ -235,6 +236,11 @@ impl Dataset {
         self.0.parts.labels.len()
     }
 
+    /// Height and width of an image.
+    pub fn size(&self) -> ImageSize {
+        ImageSize::new(self.height(), self.width())
+    }
+
     /// Rows of an image, H.
     pub fn height(&self) -> usize {
         self.0.parts.height
@@ -376,11 +382,13 @@ fn check(parts: &Parts, image_bytes: usize) -> Result<(), String> {
         return Err(format!("has {train} training and {test} test images of {n} in all"));
     }
     if height == 0 || width == 0 || !matches!(channels, 1 | 3) {
-        return Err(format!("has images of {width}x{height} with {channels} channels; 1 or 3 channels are known"));
+        let size = ImageSize::new(height, width);
+        return Err(format!("has images of {size} with {channels} channels; 1 or 3 channels are known"));
     }
     let expected = [height, width, channels].iter().try_fold(n, |product, &extent| product.checked_mul(extent));
     if expected != Some(image_bytes) {
-        return Err(format!("{n} images of {width}x{height}x{channels} do not take {image_bytes} bytes"));
+        let size = ImageSize::new(height, width).with_channels(channels);
+        return Err(format!("{n} images of {size} do not take {image_bytes} bytes"));
     }
     let classes = parts.class_names.len();
     if let Some(i) = parts.labels.iter().position(|&label| usize::from(label) >= classes) {

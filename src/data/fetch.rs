@@ -182,7 +182,13 @@ fn download_from(url: &str, file: &OfficialFile, path: &Path, options: &FetchOpt
                 }
                 std::thread::sleep(Duration::from_millis(250 << attempt));
             }
-            Transfer::Refused(reason) => return Err(unreachable(url, &reason)),
+            Transfer::Refused(reason) => {
+                // Of nothing, nothing is kept.
+                if part.seek(SeekFrom::End(0)).is_ok_and(|len| len == 0) {
+                    let _ = fs::remove_file(&part_path);
+                }
+                return Err(unreachable(url, &reason));
+            }
         }
     }
     bar.finish_and_clear();

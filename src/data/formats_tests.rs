@@ -182,7 +182,7 @@ fn stl_10_is_set_upright() {
 }
 
 /// A MATLAB file of `X`, 2x3x3 pixels of 2 images, and `y`.
-pub(super) fn mat(compressed: bool, labels: [u8; 2]) -> Vec<u8> {
+fn mat(compressed: bool, labels: [u8; 2]) -> Vec<u8> {
     let element = |kind: u32, body: &[u8]| {
         let mut bytes = [kind.to_le_bytes(), (body.len() as u32).to_le_bytes()].concat();
         bytes.extend(body);

@@ -1,22 +1,27 @@
 //! Every reader of outside bytes under mutated inputs: none panics, none takes long, and none takes much memory.
 //!
-//! A second each in an ordinary run; `ENGINE_FUZZ_SECONDS=600 cargo test --release --lib fuzz -- --nocapture` takes ten minutes
-//! each. Seeds are made here, small; a finding becomes a seed.
+//! A second each in an ordinary run, counted as CPU time of the thread that reads. For ten minutes each:
+//!
+//! ```text
+//! ENGINE_FUZZ_SECONDS=600 cargo test --release --lib fuzz_ -- --nocapture --test-threads 1
+//! ```
+//!
+//! What is mutated are the files of `tests/seeds/READER/`; its README says where they come from. An input that fails is written
+//! down, and becomes a seed with the repair.
 
 use std::fs;
-use std::io::{Cursor, Write};
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::time::Duration;
 
-use image::{ExtendedColorType, ImageFormat};
-
-use super::{ExportFormat, Format, ImportOptions, export, import, shapes};
-use crate::picture::decode_picture;
+use super::{Format, ImportOptions, import};
+use crate::picture::{decode_picture, is_decoding};
 use crate::weights::numpy_pickle;
 
-/// The longest that one input may take. A lossless WebP of one colour may be 16384 pixels wide in a hundred bytes, which takes
-/// seconds to decode on a busy machine.
+/// The longest that one input may take, in CPU time. A lossless WebP of one colour may be 16384 pixels wide in a hundred bytes,
+/// which takes seconds to decode.
 const LONGEST: Duration = Duration::from_secs(60);
 /// The most memory that the process may ever have had: pictures may take 512 MiB each, on every processor.
 const MOST_MEMORY: u64 = 6 << 30;
@@ -74,30 +79,97 @@ impl Random {
     }
 }
 
-/// Runs `read` on mutations of the seeds for as long as the environment says; an error it returns must be one line.
-fn fuzz(name: &str, seeds: &[Vec<u8>], mut read: impl FnMut(&[u8]) -> Result<(), String>) {
-    let seconds = std::env::var("ENGINE_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    for (number, seed) in seeds.iter().enumerate() {
-        read(seed).unwrap_or_else(|error| panic!("{name}: seed {number}: {error}"));
-    }
-    let mut random = Random(u64::from(crc32c::crc32c(name.as_bytes())));
-    let (start, mut count, mut sound) = (Instant::now(), 0u64, 0u64);
-    while start.elapsed() < Duration::from_secs(seconds) {
-        let bytes = random.mutated(seeds);
-        let began = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| read(&bytes)));
-        let shown = || format!("{name}, input {count}: {:02x?}", &bytes[..bytes.len().min(4000)]);
-        match outcome {
-            Ok(Ok(())) => sound += 1,
-            Ok(Err(message)) => assert!(!message.contains('\n'), "{message:?} is not one line; {}", shown()),
-            Err(_) => panic!("a panic; {}", shown()),
+/// The seeds of a reader, by name: those that end in `.gz` unpacked.
+fn seeds(reader: &str) -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/seeds").join(reader);
+    let mut paths: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let read = |path: &PathBuf| {
+        let (name, stored) = (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(path).unwrap());
+        if !name.ends_with(".gz") {
+            return (name, stored);
         }
-        assert!(began.elapsed() < LONGEST, "took {:?}; {}", began.elapsed(), shown());
+        let mut bytes = Vec::new();
+        flate2::read::GzDecoder::new(&stored[..]).read_to_end(&mut bytes).unwrap();
+        (name, bytes)
+    };
+    paths.iter().map(read).collect()
+}
+
+/// CPU time that this thread has had.
+#[cfg(unix)]
+fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the answer.
+    let status = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    assert_eq!(status, 0, "the system has no clock of a thread's CPU time");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Where no such clock is known, the time that has passed.
+#[cfg(not(unix))]
+fn thread_time() -> Duration {
+    static START: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+    START.elapsed()
+}
+
+/// Runs `read` on the seeds of `reader` and then on mutations of them for as long as the environment says. A seed must be read,
+/// unless its name says that it is refused or once failed; an error must be one line.
+fn fuzz(reader: &str, read: impl FnMut(&[u8]) -> Result<(), String> + Send) {
+    static QUIET: Once = Once::new();
+    // A decoder's panic that `decode_picture` catches is no finding.
+    QUIET.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !is_decoding() {
+                before(info)
+            }
+        }));
+    });
+    // One thread, so that its clock counts all that is done to read.
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(|| run(reader, read));
+}
+
+fn run(reader: &str, mut read: impl FnMut(&[u8]) -> Result<(), String>) {
+    let seconds = std::env::var("ENGINE_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let (mut inputs, named) = (Vec::new(), seeds(reader));
+    for (name, seed) in named {
+        let may_fail = name.starts_with("found-") || name.starts_with("refused-");
+        read(&seed).unwrap_or_else(|error| assert!(may_fail, "{reader}: seed {name}: {error}"));
+        inputs.push(seed);
+    }
+    assert!(!inputs.is_empty(), "{reader} has no seeds");
+    let mut random = Random(u64::from(crc32c::crc32c(reader.as_bytes())));
+    let (start, mut count, mut sound, mut slowest) = (thread_time(), 0u64, 0u64, Duration::ZERO);
+    while thread_time() - start < Duration::from_secs(seconds) {
+        let bytes = random.mutated(&inputs);
+        let began = thread_time();
+        let outcome = catch_unwind(AssertUnwindSafe(|| read(&bytes)));
+        let took = thread_time() - began;
+        slowest = slowest.max(took);
+        let fault = match outcome {
+            Ok(Err(message)) if message.contains('\n') => Some(format!("{message:?} is not one line")),
+            Err(_) => Some("a panic".into()),
+            _ if took > LONGEST => Some(format!("took {took:?}")),
+            Ok(outcome) => {
+                sound += u64::from(outcome.is_ok());
+                None
+            }
+        };
+        if let Some(fault) = fault {
+            let kept = std::env::temp_dir().join(format!("engine-found-{reader}-{:08x}", crc32c::crc32c(&bytes)));
+            fs::write(&kept, &bytes).unwrap();
+            panic!("{reader}, input {count}: {fault}; the input is {}", kept.display());
+        }
         count += 1;
     }
     let memory = peak_memory();
-    eprintln!("fuzz: {name}: {count} inputs, {sound} of them sound, in {seconds} s; peak memory {memory:?} bytes");
-    assert!(memory.is_none_or(|memory| memory < MOST_MEMORY), "{name}: {memory:?} bytes of memory");
+    eprintln!(
+        "fuzz: {reader}: {count} inputs, {sound} of them sound, in {seconds} s; the slowest took {slowest:?}; peak memory of \
+         the process {} MiB",
+        memory.map_or("unknown".into(), |bytes| (bytes >> 20).to_string())
+    );
+    assert!(memory.is_none_or(|memory| memory < MOST_MEMORY), "{reader}: {memory:?} bytes of memory");
 }
 
 /// The most memory that this process has had, where the system says it.
@@ -107,148 +179,210 @@ fn peak_memory() -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }
 
-fn picture(format: ImageFormat, colour: ExtendedColorType) -> Vec<u8> {
-    let count = 48 * usize::from(colour.bits_per_pixel() / 8);
-    let pixels: Vec<u8> = (0..count).map(|at| (at * at % 251) as u8).collect();
-    let mut bytes = Cursor::new(Vec::new());
-    image::write_buffer_with_format(&mut bytes, &pixels, 8, 6, colour, format).unwrap();
-    bytes.into_inner()
-}
-
-fn tar_of(members: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    for (path, bytes) in members {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
-        tar.append_data(&mut header, path, *bytes).unwrap();
-    }
-    tar.into_inner().unwrap()
-}
-
-fn zip_of(members: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
-    for (path, bytes) in members {
-        zip.start_file(*path, zip::write::SimpleFileOptions::default()).unwrap();
-        zip.write_all(bytes).unwrap();
-    }
-    zip.finish().unwrap().into_inner()
-}
-
 fn options(format: Option<Format>) -> ImportOptions {
     ImportOptions { format, quiet: true, allow_partial: true, resize: None, ..ImportOptions::default() }
 }
 
-/// Imports `bytes` as the file `name` of a folder of its own, or that folder.
-fn imported(place: &Path, name: &str, whole_folder: bool, format: Option<Format>, bytes: &[u8]) -> Result<(), String> {
-    let path = place.join(name);
-    fs::write(&path, bytes).map_err(|error| error.to_string())?;
-    let source = if whole_folder { place } else { &path };
-    import(source, &options(format)).map(|_| ()).map_err(|error| error.to_string())
+/// Where a reader's input lies: a file of a folder of its own, beside the files that it needs.
+struct Place {
+    folder: tempfile::TempDir,
+    name: &'static str,
+    /// Whether the folder is the source, and not the file.
+    whole: bool,
+    format: Option<Format>,
 }
 
-#[test]
-fn fuzz_pictures() {
-    use ExtendedColorType::{L8, L16, La8, Rgb8, Rgba8};
-    let kinds: [(&str, ImageFormat, &[ExtendedColorType]); 6] = [
-        ("PNG", ImageFormat::Png, &[L8, La8, Rgb8, Rgba8, L16]),
-        ("JPEG", ImageFormat::Jpeg, &[L8, Rgb8]),
-        ("WebP", ImageFormat::WebP, &[Rgb8, Rgba8]),
-        ("GIF", ImageFormat::Gif, &[Rgb8, Rgba8]),
-        ("BMP", ImageFormat::Bmp, &[L8, Rgb8, Rgba8]),
-        ("PNM", ImageFormat::Pnm, &[L8, Rgb8]),
-    ];
-    for (name, format, colours) in kinds {
-        let seeds: Vec<Vec<u8>> = colours.iter().map(|colour| picture(format, *colour)).collect();
-        fuzz(name, &seeds, |bytes| decode_picture(bytes, [255; 3]).map(|_| ()));
+impl Place {
+    fn file(name: &'static str, format: Option<Format>) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), name, whole: false, format }
     }
-    #[cfg(feature = "formats")]
-    {
-        let seeds = [L8, Rgb8, L16].map(|colour| picture(ImageFormat::Tiff, colour));
-        fuzz("TIFF", &seeds, |bytes| decode_picture(bytes, [255; 3]).map(|_| ()));
-    }
-}
 
-#[test]
-fn fuzz_archives_and_label_files() {
-    let folder = tempfile::tempdir().unwrap();
-    let (a, b) =
-        (picture(ImageFormat::Png, ExtendedColorType::L8), picture(ImageFormat::Jpeg, ExtendedColorType::Rgb8));
-    let members: [(&str, &[u8]); 5] = [
-        ("a/1.png", &a),
-        ("b/2.jpg", &b),
-        ("a/1.cls", b"1"),
-        ("b/2.json", br#"{"label": 0}"#),
-        ("labels.csv", b"file,label\na/1.png,x\nb/2.jpg,y\n"),
-    ];
-    let tar = tar_of(&members);
-    let read = |bytes: &[u8]| imported(folder.path(), "archive", false, None, bytes);
-    fuzz("tar", std::slice::from_ref(&tar), read);
-    fuzz("zip", &[zip_of(&members)], read);
-    fuzz("tar.zst", &[zstd::encode_all(&tar[..], 1).unwrap()], read);
-    let labelled = tempfile::tempdir().unwrap();
-    fs::write(labelled.path().join("1.png"), &a).unwrap();
-    fs::write(labelled.path().join("2.png"), &a).unwrap();
-    let label_file = |name: &'static str, seeds: &[Vec<u8>]| {
-        fuzz(name, seeds, |bytes| imported(labelled.path(), name, true, None, bytes));
-        fs::remove_file(labelled.path().join(name)).unwrap();
-    };
-    label_file("labels.csv", &[b"file,label\n1.png,cat\n\"2.png\",\"a, b\"\n".to_vec(), b"1\t7\n2\t0\n".to_vec()]);
-    label_file("metadata.jsonl", &[b"{\"file_name\": \"1.png\", \"label\": 3}\n{\"file_name\": \"2.png\"}\n".to_vec()]);
-    label_file("dataset.json", &[br#"{"labels": [["1.png", 6], ["2.png", [0, 1]]]}"#.to_vec()]);
-}
-
-#[test]
-fn fuzz_published_sets() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| {
-        let place = folder.path().join(name);
-        fs::create_dir_all(&place).unwrap();
+    fn folder(name: &'static str, format: Option<Format>, beside: &[(&str, &[u8])]) -> Self {
+        let place = Self { whole: true, ..Self::file(name, format) };
+        beside.iter().for_each(|(name, bytes)| fs::write(place.folder.path().join(name), bytes).unwrap());
         place
-    };
-    let place = at("idx");
-    let idx = |extents: &[u32], bytes: &[u8]| {
-        let mut file = vec![0, 0, 8, extents.len() as u8];
-        extents.iter().for_each(|extent| file.extend(extent.to_be_bytes()));
-        [&file[..], bytes].concat()
-    };
-    fs::write(place.join("train-labels-idx1-ubyte"), idx(&[2], &[0, 1])).unwrap();
-    fuzz("IDX", &[idx(&[2, 2, 2], &[7; 8])], |bytes| {
-        imported(&place, "train-images-idx3-ubyte", true, Some(Format::Idx), bytes)
-    });
-    let place = at("cifar");
-    let batch = [&[3][..], &[9; 3072]].concat();
-    fuzz("CIFAR-10", &[batch], |bytes| imported(&place, "data_batch_1.bin", true, Some(Format::Cifar10), bytes));
-    let pickle = b"\x80\x02}q\x01(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R(K\x01\
-                   K\x02K\x03\x86cnumpy\ndtype\nU\x02u1K\0K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\
-                   \x89U\x06\x01\x02\x03\xc8\x05\x06tbU\x06labels](K\x07K\x08eU\x05names](U\x01aU\x01beu.";
-    fuzz("pickle", &[pickle.to_vec()], |bytes| numpy_pickle(bytes).map(|_| ()).map_err(|(message, _)| message));
-    let place = at("numpy");
-    let set = shapes(0, 12);
-    let written = export(&set, place.join("seed.npz"), ExportFormat::Npz, None, false).unwrap();
-    let small: Vec<u8> = {
-        let text = "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 2, 2), }\n";
-        [b"\x93NUMPY\x01\0", &(text.len() as u16).to_le_bytes()[..], text.as_bytes(), &[0; 32]].concat()
-    };
-    let seeds = [zip_of(&[("x.npy", &small)]), fs::read(&written[0]).unwrap()];
-    fuzz("npz", &seeds, |bytes| imported(&place, "x.npz", false, Some(Format::Numpy), bytes));
-    fuzz("npy", &[small], |bytes| imported(&place, "x.npy", false, Some(Format::Numpy), bytes));
-    #[cfg(feature = "formats")]
-    {
-        let place = at("parquet");
-        let set = set.subset(&["star".into(), "ring".into()]).unwrap();
-        let written = export(&set, place.join("s.parquet"), ExportFormat::Parquet, Some(super::Split::Train), false);
-        let seed = fs::read(&written.unwrap()[0]).unwrap();
-        fuzz("parquet", &[seed], |bytes| imported(&place, "x.parquet", false, Some(Format::Parquet), bytes));
+    }
+
+    /// Imports `bytes` from here.
+    fn import(&self, bytes: &[u8]) -> Result<(), String> {
+        let path = self.folder.path().join(self.name);
+        fs::write(&path, bytes).map_err(|error| error.to_string())?;
+        let source = if self.whole { self.folder.path() } else { &path };
+        import(source, &options(self.format)).map(|_| ()).map_err(|error| error.to_string())
     }
 }
 
+/// The seed of a reader that is called `name`, unpacked.
+fn seed(reader: &str, name: &str) -> Vec<u8> {
+    seeds(reader).into_iter().find(|(found, _)| found == name).expect("is committed").1
+}
+
+fn idx(extents: &[u32], bytes: &[u8]) -> Vec<u8> {
+    let mut file = vec![0, 0, 8, extents.len() as u8];
+    extents.iter().for_each(|extent| file.extend(extent.to_be_bytes()));
+    [&file[..], bytes].concat()
+}
+
+/// A test of a reader of single pictures.
+macro_rules! pictures {
+    ($($test:ident $reader:literal)*) => {$(
+        #[test]
+        fn $test() {
+            fuzz($reader, |bytes| decode_picture(bytes, [255; 3]).map(|_| ()));
+        }
+    )*};
+}
+
+pictures! {
+    fuzz_png "png"
+    fuzz_jpeg "jpeg"
+    fuzz_webp "webp"
+    fuzz_gif "gif"
+    fuzz_bmp "bmp"
+    fuzz_pnm "pnm"
+}
+
+#[cfg(feature = "formats")]
+pictures! {
+    fuzz_tiff "tiff"
+}
+
+/// A test of a reader of archives.
+macro_rules! archives {
+    ($($test:ident $reader:literal)*) => {$(
+        #[test]
+        fn $test() {
+            let place = Place::file("archive", Some(Format::Images));
+            fuzz($reader, |bytes| place.import(bytes));
+        }
+    )*};
+}
+
+archives! {
+    fuzz_tar "tar"
+    fuzz_tar_gz "tar-gz"
+    fuzz_tar_zst "tar-zst"
+    fuzz_zip "zip"
+    fuzz_webdataset "webdataset"
+}
+
+/// A test of a label file of this name, beside two pictures.
+macro_rules! label_files {
+    ($($test:ident $reader:literal $name:literal)*) => {$(
+        #[test]
+        fn $test() {
+            let picture = seed("png", "grey.png");
+            let place = Place::folder($name, None, &[("1.png", &picture), ("2.png", &picture)]);
+            fuzz($reader, |bytes| place.import(bytes));
+        }
+    )*};
+}
+
+label_files! {
+    fuzz_labels_csv "labels-csv" "labels.csv"
+    fuzz_metadata_jsonl "metadata-jsonl" "metadata.jsonl"
+    fuzz_dataset_json "dataset-json" "dataset.json"
+}
+
 #[test]
-fn fuzz_matlab() {
-    let folder = tempfile::tempdir().unwrap();
-    let seed = super::formats_tests::mat(false, [1, 2]);
-    let packed = super::formats_tests::mat(true, [10, 3]);
-    fuzz("MATLAB", &[seed, packed], |bytes| {
-        imported(folder.path(), "train_32x32.mat", false, Some(Format::Svhn), bytes)
-    });
+fn fuzz_idx() {
+    let place = Place::folder(
+        "train-images-idx3-ubyte",
+        Some(Format::Idx),
+        &[("train-labels-idx1-ubyte", &idx(&[2], &[0, 1]))],
+    );
+    fuzz("idx", |bytes| place.import(bytes));
+}
+
+#[test]
+fn fuzz_emnist_mapping() {
+    let (images, labels) = (idx(&[2, 2, 2], &[7; 8]), idx(&[2], &[0, 1]));
+    let beside: [(&str, &[u8]); 4] = [
+        ("emnist-letters-train-images-idx3-ubyte", &images),
+        ("emnist-letters-train-labels-idx1-ubyte", &labels),
+        ("emnist-letters-test-images-idx3-ubyte", &images),
+        ("emnist-letters-test-labels-idx1-ubyte", &labels),
+    ];
+    let place = Place::folder("emnist-letters-mapping.txt", Some(Format::Idx), &beside);
+    fuzz("emnist-mapping", |bytes| place.import(bytes));
+}
+
+#[test]
+fn fuzz_cifar_10() {
+    let place = Place::folder("data_batch_1.bin", Some(Format::Cifar10), &[]);
+    fuzz("cifar-10", |bytes| place.import(bytes));
+}
+
+#[test]
+fn fuzz_cifar_100() {
+    let test = seed("cifar-100", "train.bin.gz");
+    let place = Place::folder("train.bin", Some(Format::Cifar100), &[("test.bin", &test)]);
+    fuzz("cifar-100", |bytes| place.import(bytes));
+}
+
+#[test]
+fn fuzz_cifar_10_python() {
+    let place = Place::folder("data_batch_1", Some(Format::Cifar10Python), &[]);
+    fuzz("cifar-10-python", |bytes| place.import(bytes));
+}
+
+#[test]
+fn fuzz_cifar_100_python() {
+    let test = seed("cifar-100-python", "protocol-2.gz");
+    let place = Place::folder("train", Some(Format::Cifar100), &[("test", &test)]);
+    fuzz("cifar-100-python", |bytes| place.import(bytes));
+}
+
+#[test]
+fn fuzz_pickle() {
+    fuzz("pickle", |bytes| numpy_pickle(bytes).map(|_| ()).map_err(|(message, _)| message));
+}
+
+#[test]
+fn fuzz_svhn() {
+    let place = Place::file("train_32x32.mat", Some(Format::Svhn));
+    fuzz("svhn", |bytes| place.import(bytes));
+}
+
+#[test]
+fn fuzz_stl_10() {
+    let test = vec![0; 3 * 96 * 96];
+    let beside: [(&str, &[u8]); 3] = [("train_y.bin", &[1, 10]), ("test_X.bin", &test), ("test_y.bin", &[2])];
+    let place = Place::folder("train_X.bin", Some(Format::Stl10), &beside);
+    fuzz("stl-10", |bytes| place.import(bytes));
+}
+
+#[test]
+fn fuzz_npy() {
+    let place = Place::file("x.npy", Some(Format::Numpy));
+    fuzz("npy", |bytes| place.import(bytes));
+}
+
+#[test]
+fn fuzz_npz() {
+    let place = Place::file("x.npz", Some(Format::Numpy));
+    fuzz("npz", |bytes| place.import(bytes));
+}
+
+#[cfg(feature = "formats")]
+#[test]
+fn fuzz_parquet() {
+    let place = Place::file("x.parquet", Some(Format::Parquet));
+    fuzz("parquet", |bytes| place.import(bytes));
+}
+
+#[test]
+fn every_seed_is_small_and_belongs_to_a_reader() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/seeds");
+    let source = include_str!("fuzz_tests.rs");
+    for entry in fs::read_dir(root).unwrap().map(|entry| entry.unwrap()) {
+        let reader = entry.file_name().into_string().unwrap();
+        if entry.path().is_dir() {
+            assert!(source.contains(&format!("\"{reader}\"")), "nobody reads the seeds of {reader}");
+            for seed in fs::read_dir(entry.path()).unwrap().map(|seed| seed.unwrap()) {
+                let len = seed.metadata().unwrap().len();
+                assert!(len <= 4096, "{} has {len} bytes", seed.path().display());
+            }
+        }
+    }
 }

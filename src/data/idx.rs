@@ -17,6 +17,7 @@ use super::import::{ImportOptions, hold_out};
 use super::official;
 use super::source::{HashedFile, file_name, read_error};
 use crate::error::{Error, Result};
+use crate::image_size::ImageSize;
 
 const DAMAGED: &str = "it is damaged or not an IDX file: copy or download it again";
 
@@ -186,13 +187,13 @@ fn append(parts: &mut Draft, [images, labels]: [PathBuf; 2], upright: bool) -> R
         return Err(Error::file(images, "does not have three extents", DAMAGED));
     };
     if n == 0 || height == 0 || width == 0 {
-        return Err(Error::file(images, format!("declares {n} images of {width}x{height}"), DAMAGED));
+        return Err(Error::file(images, format!("declares {n} images of {}", ImageSize::new(height, width)), DAMAGED));
     }
     if parts.height == 0 {
         (parts.height, parts.width) = (height, width);
     } else if (parts.height, parts.width) != (height, width) {
-        let message =
-            format!("has images of {width}x{height}, the training images are {}x{}", parts.width, parts.height);
+        let [found, expected] = [[height, width], [parts.height, parts.width]].map(ImageSize::from);
+        let message = format!("has images of {found}, the training images are {expected}");
         return Err(Error::file(images, message, "put only the files of one data set into the folder"));
     }
     parts.sources.push(source);

@@ -22,6 +22,7 @@ use super::labels::{self, Labels};
 use super::layout::{arrange, listed};
 use super::source::{HashedFile, file_name};
 use crate::error::{Error, Result};
+use crate::image_size::ImageSize;
 use crate::picture::{Image, LONGEST_FILE, Note, Picture, PictureKind, decode_picture};
 
 /// How much is read before it is decoded in parallel.
@@ -246,8 +247,8 @@ pub(super) struct Pictures<'a> {
     pub labels: Labels,
     /// Whether folders and label files say nothing.
     pub unlabelled: bool,
-    /// Rows and columns that all are brought to.
-    target: Option<(usize, usize)>,
+    /// Height and width that all are brought to.
+    target: Option<ImageSize>,
     /// Why, where `--resize` does not say so.
     reason: Option<String>,
     counts: BTreeMap<Note, usize>,
@@ -260,8 +261,10 @@ pub(super) struct Pictures<'a> {
 
 impl<'a> Pictures<'a> {
     pub fn new(root: &'a Path, options: &'a ImportOptions, files: Option<usize>) -> Result<Self> {
-        if options.resize.is_some_and(|size| !(1..=4096).contains(&size)) {
-            return Err(Error::config("--resize", "is not from 1 to 4096", "name a width in pixels, such as 32"));
+        let sides = options.resize.map_or([1, 1], ImageSize::sides);
+        if sides.iter().any(|side| !(1..=4096).contains(side)) {
+            let mend = "name a size in pixels such as 32, or HEIGHTxWIDTH";
+            return Err(Error::config("--resize", "is not from 1 to 4096", mend));
         }
         let progress = match (options.quiet, files) {
             (true, _) => ProgressBar::hidden(),
@@ -274,7 +277,6 @@ impl<'a> Pictures<'a> {
             (_, None) => ProgressBar::new_spinner(),
         };
         progress.set_message("pictures");
-        let size = options.resize.map(|size| (size as usize, size as usize));
         Ok(Self {
             options,
             root,
@@ -285,7 +287,7 @@ impl<'a> Pictures<'a> {
             largest: 0,
             labels: Labels::default(),
             unlabelled: options.unlabelled,
-            target: size,
+            target: options.resize,
             reason: None,
             counts: BTreeMap::new(),
             damaged: Vec::new(),
@@ -398,18 +400,22 @@ impl<'a> Pictures<'a> {
         if self.target.is_some() || self.decoded.is_empty() {
             return Ok(());
         }
-        let sizes = || self.decoded.iter().map(|picture| (picture.height, picture.width));
+        let sizes =
+            || self.decoded.iter().map(|picture| ImageSize::new(picture.height as usize, picture.width as usize));
         let Some(first) = sizes().next() else { return Ok(()) };
-        let fallback = self.options.fallback_size;
         let reason = if let Some(other) = sizes().find(|&size| size != first) {
-            format!("they have several sizes, as {}x{} and {}x{} (width by height)", first.1, first.0, other.1, other.0)
-        } else if self.options.keep_size_to.is_some_and(|most| first.0.max(first.1) > most || first.0 != first.1) {
-            format!("they are {}x{} (width by height)", first.1, first.0)
+            format!("they have several sizes, as {first} and {other}")
+        } else if self.options.keep_size_to.is_some_and(|most| first.sides().iter().any(|&side| side > most)) {
+            format!("they are {first}")
+        } else if let step = self.options.keep_multiples_of.max(1)
+            && first.sides().iter().any(|side| !side.is_multiple_of(step))
+        {
+            format!("they are {first}, and the model needs multiples of {step}")
         } else {
             return Ok(());
         };
         self.reason = Some(reason);
-        self.target = Some((fallback as usize, fallback as usize));
+        self.target = Some(self.options.fallback_size);
         let (target, options) = (self.target, self.options);
         let pixels = std::mem::replace(&mut self.pixels, Spool::new(options.scratch.as_deref())?).finish()?;
         let mut before = std::mem::take(&mut self.decoded).into_iter();
@@ -522,13 +528,13 @@ impl<'a> Pictures<'a> {
         for (note, count) in self.counts.iter().filter(|(note, _)| **note != Note::Resized) {
             notes.push(format!("{count} of {total} pictures: {note}"));
         }
-        if let (Some((height, width)), Some(count)) = (self.target, self.counts.get(&Note::Resized)) {
+        if let (Some(size), Some(count)) = (self.target, self.counts.get(&Note::Resized)) {
             let why = match &self.reason {
-                Some(reason) => format!(", since {reason}; --resize N takes another size"),
+                Some(reason) => format!(", since {reason}; --resize takes another size"),
                 None => String::new(),
             };
             let fit = format!("{:?}", self.options.fit).to_lowercase();
-            notes.push(format!("{count} of {total} pictures: resized to {width}x{height} (--fit {fit}){why}"));
+            notes.push(format!("{count} of {total} pictures: resized to {size} (--fit {fit}){why}"));
         }
         for (what, names) in [
             ("left out {} damaged pictures", &self.damaged),
@@ -545,13 +551,13 @@ impl<'a> Pictures<'a> {
 }
 
 /// A picture that was put away in the size that is wanted.
-fn fitted_to(image: Image, target: Option<(usize, usize)>, options: &ImportOptions) -> Result<Picture, String> {
+fn fitted_to(image: Image, target: Option<ImageSize>, options: &ImportOptions) -> Result<Picture, String> {
     fitted(Picture { image, notes: Vec::new() }, target, options)
 }
 
 /// A picture in the size that is wanted.
-fn fitted(picture: Picture, target: Option<(usize, usize)>, options: &ImportOptions) -> Result<Picture, String> {
-    let Some((height, width)) = target else { return Ok(picture) };
+fn fitted(picture: Picture, target: Option<ImageSize>, options: &ImportOptions) -> Result<Picture, String> {
+    let Some(ImageSize { height, width }) = target else { return Ok(picture) };
     let shape = [height, width, picture.image.channels()];
     picture.fitted(shape, options.fit, options.background).map_err(|error| error.to_string())
 }

@@ -12,6 +12,7 @@ use super::source::{HashedFile, file_name, peek};
 use super::{cifar, cifar_python, idx, images, mat, numpy, stl10};
 use crate::error::{Error, Result};
 use crate::files::describe;
+use crate::image_size::ImageSize;
 use crate::picture::{Fit, PictureKind};
 use crate::rng::{Philox, Purpose};
 
@@ -68,15 +69,16 @@ pub struct ImportOptions {
     pub format: Option<Format>,
     /// Take what is there of a source that is cut short; the data set's notes say what that was.
     pub allow_partial: bool,
-    /// Make pictures this wide and high.
-    pub resize: Option<u32>,
+    /// Make pictures this high and wide.
+    pub resize: Option<ImageSize>,
     /// How pictures of another shape are brought to a size.
     pub fit: Fit,
     /// The size for pictures of several sizes where `resize` gives none.
-    pub fallback_size: u32,
-    /// Pictures of one size that are wider or higher than this, or not square, are brought to `fallback_size` too; None keeps
-    /// any.
-    pub keep_size_to: Option<u32>,
+    pub fallback_size: ImageSize,
+    /// Pictures of one size that are higher or wider than this are brought to `fallback_size` too; None keeps any.
+    pub keep_size_to: Option<usize>,
+    /// As are those of one size of which a side is no multiple of this: a transformer's images are cut into patches.
+    pub keep_multiples_of: usize,
     /// RGB or grey; by default RGB where any picture is coloured.
     pub color: Option<Colour>,
     /// The colour that transparent pixels are laid on, and that padding has.
@@ -108,8 +110,9 @@ impl Default for ImportOptions {
             allow_partial: false,
             resize: None,
             fit: Fit::Crop,
-            fallback_size: 32,
+            fallback_size: 32.into(),
             keep_size_to: None,
+            keep_multiples_of: 1,
             color: None,
             background: [255; 3],
             skip_damaged: false,
@@ -138,7 +141,7 @@ impl Default for ImportOptions {
 /// ```no_run
 /// use engine::data::{ImportOptions, import};
 ///
-/// let options = ImportOptions { resize: Some(32), scratch: Some(".".into()), ..ImportOptions::default() };
+/// let options = ImportOptions { resize: Some(32.into()), scratch: Some(".".into()), ..ImportOptions::default() };
 /// import("pictures", &options)?.write("pictures.safetensors", false)?;
 /// # Ok::<(), engine::Error>(())
 /// ```

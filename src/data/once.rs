@@ -152,7 +152,7 @@ mod tests {
         let places = ResolveOptions { data_dir: &data, ..ResolveOptions::default() };
         assert_eq!(resolve("my photos", None, &places).unwrap().path(), Some(file.as_path()));
         // Other options, other bytes: another file. A damaged one is written again.
-        let other = ImportOptions { resize: Some(4), ..options.clone() };
+        let other = ImportOptions { resize: Some(4.into()), ..options.clone() };
         assert_ne!(import_once(&photos, &other, &data).unwrap().0, file);
         let error = resolve("my photos", None, &places).unwrap_err().to_string();
         assert!(error.contains("2 imported sets have that name"), "{error}");

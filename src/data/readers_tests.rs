@@ -280,23 +280,35 @@ fn pictures_of_several_sizes_are_resized_and_told() {
     let whole = ImportOptions { validation: 0.0, ..ImportOptions::default() };
     let set = import(folder.path(), &whole).unwrap();
     assert_eq!((set.height(), set.width(), set.image(1)), (32, 32, &[99; 32 * 32 * 3][..]));
-    let note = "2 of 2 pictures: resized to 32x32 (--fit crop), since they have several sizes, as 8x8 and 20x10 (width by \
-                height); --resize N takes another size";
+    let note = "2 of 2 pictures: resized to 32x32 (--fit crop), since they have several sizes, as 8x8 and 10x20 (height x \
+                width); --resize takes another size";
     assert_eq!(set.notes()[0], note);
-    let resized = ImportOptions { resize: Some(4), ..whole.clone() };
+    let resized = ImportOptions { resize: Some(4.into()), ..whole.clone() };
     let set = import(folder.path(), &resized).unwrap();
     assert_eq!((set.height(), set.width(), set.image(1)), (4, 4, &[99; 48][..]));
     assert_eq!(set.notes()[0], "2 of 2 pictures: resized to 4x4 (--fit crop)");
     let padded = import(folder.path(), &ImportOptions { fit: Fit::Pad, background: [1, 2, 3], ..resized }).unwrap();
     assert_eq!((&padded.image(1)[..3], &padded.image(1)[12..15]), (&[1, 2, 3][..], &[99; 3][..]));
     for size in [0, 5000] {
-        refused(folder.path(), &ImportOptions { resize: Some(size), ..ImportOptions::default() }, &["--resize"]);
+        refused(folder.path(), &ImportOptions { resize: Some(size.into()), ..ImportOptions::default() }, &["--resize"]);
     }
     // One size, but a large one.
     fs::remove_file(folder.path().join("a/2.png")).unwrap();
-    let small = ImportOptions { keep_size_to: Some(7), fallback_size: 6, ..whole.clone() };
+    let small = ImportOptions { keep_size_to: Some(7), fallback_size: 6.into(), ..whole.clone() };
     assert_eq!(import(folder.path(), &small).unwrap().width(), 6);
     assert_eq!(import(folder.path(), &whole).unwrap().width(), 8);
+    // One size that is not square: kept, unless a side is no multiple of what the model needs.
+    file(folder.path(), "a/1.png", &png(6, 12, rgb, 10));
+    let kept = ImportOptions { keep_size_to: Some(12), keep_multiples_of: 3, ..whole.clone() };
+    assert_eq!(import(folder.path(), &kept).unwrap().size().sides(), [12, 6]);
+    let other = ImportOptions { keep_multiples_of: 4, fallback_size: [8, 4].into(), ..kept };
+    let set = import(folder.path(), &other).unwrap();
+    assert_eq!(set.size().sides(), [8, 4]);
+    let note = "resized to 8x4 (height x width) (--fit crop), since they are 12x6 (height x width), and the model needs \
+                multiples of 4";
+    assert!(set.notes()[0].contains(note), "{:?}", set.notes());
+    let turned = ImportOptions { resize: Some([6, 12].into()), fit: Fit::Pad, ..whole };
+    assert_eq!(import(folder.path(), &turned).unwrap().size().sides(), [6, 12]);
 }
 
 #[test]
@@ -478,7 +490,7 @@ fn misplaced_and_foreign_files_are_named() {
     fs::remove_file(folder.path().join("set.zip")).unwrap();
     let path = file(folder.path(), "twice.tar", &tar_of(&[("a/1.png", &image), ("a/1.png", &image)]));
     refused(&path, &ImportOptions::default(), &["a/1.png", "is there twice"]);
-    let resize = ImportOptions { resize: Some(4), format: Some(Format::Idx), ..ImportOptions::default() };
+    let resize = ImportOptions { resize: Some(4.into()), format: Some(Format::Idx), ..ImportOptions::default() };
     refused(idx_folder().path(), &resize, &["--resize"]);
     let nonsense = ImportOptions { validation: f64::NAN, ..ImportOptions::default() };
     refused(folder.path(), &nonsense, &["--validation"]);
@@ -542,7 +554,7 @@ fn damaged_sources_never_panic() {
     let labels = idx(&[3], &[2, 0, 1]);
     let images = idx(&[3, 2, 2], &[5; 12]);
     let philox = Philox::new(11);
-    let resize = ImportOptions { resize: Some(4), format: Some(Format::Images), ..ImportOptions::default() };
+    let resize = ImportOptions { resize: Some(4.into()), format: Some(Format::Images), ..ImportOptions::default() };
     let folder = tempfile::tempdir().unwrap();
     let idx_folder = idx_folder();
     type Try<'a> = Box<dyn Fn(&[u8]) -> crate::Result<Dataset> + 'a>;

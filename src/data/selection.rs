@@ -165,14 +165,11 @@ impl Dataset {
         if rest.is_empty() {
             return Ok(first.clone());
         }
-        let extent = |set: &Self| [set.width(), set.height(), set.channels()];
+        let extent = |set: &Self| (set.size(), set.channels());
         if let Some(other) = rest.iter().find(|set| extent(set) != extent(first)) {
-            let ([w, h, c], [width, height, channels]) = (extent(other), extent(first));
-            let message = format!(
-                "{} has images of {w}x{h}x{c}, {} of {width}x{height}x{channels} (width by height by channels)",
-                other.name(),
-                first.name()
-            );
+            let said = |set: &Self| set.size().with_channels(set.channels());
+            let message =
+                format!("{} has images of {}, {} of {}", other.name(), said(other), first.name(), said(first));
             return Err(Error::config("--data", message, "import them in one size with --resize and --color"));
         }
         let mut class_names: Vec<String> = Vec::new();

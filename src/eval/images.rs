@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::data::{Dataset, ResolveOptions, Split, picture_files, resolve};
 use crate::error::{Error, Result};
+use crate::image_size::ImageSize;
 use crate::model_file::ModelInfo;
 use crate::picture::{Fit, Image};
 use crate::pipeline::read_fitted;
@@ -83,14 +84,10 @@ pub fn data_of(info: &ModelInfo, name: Option<&str>, option: &str, data_dir: &Pa
         ResolveOptions { data_dir, shapes_seed: config.shapes_seed, shapes_count: config.shapes_count, quiet };
     let trained = config.path.as_ref().and_then(|path| path.to_str());
     let set = resolve(&config.name, name.or(trained), &options)?;
-    let [height, width, channels] = info.config.model.image_shape();
-    if (set.height(), set.width(), set.channels()) != (height, width, channels) {
-        let message = format!(
-            "its images are {}x{}x{}, the model's {width}x{height}x{channels}",
-            set.width(),
-            set.height(),
-            set.channels()
-        );
+    let (size, channels) = (info.config.model.image_size(), info.config.model.image_channels());
+    if (set.size(), set.channels()) != (size, channels) {
+        let (own, models) = (set.size().with_channels(set.channels()), size.with_channels(channels));
+        let message = format!("its images are {own}, the model's {models}");
         let mend = format!("name another with {option}");
         return Err(Error::config(format!("data set {:?}", set.name()), message, mend));
     }
@@ -191,7 +188,7 @@ pub(super) fn in_proportion(set: &Dataset, images: &[usize], count: usize) -> Ve
 pub fn real_images(dataset: &Dataset, classes: &[Option<String>], shape: [usize; 3]) -> Result<Vec<Image>> {
     const PLACE: &str = "--compare-with";
     let sizes = [dataset.height(), dataset.width(), dataset.channels()];
-    let said = |[h, w, c]: [usize; 3]| format!("{w}x{h}x{c}");
+    let said = |[h, w, c]: [usize; 3]| ImageSize::new(h, w).with_channels(c);
     if sizes != shape {
         let message = format!("{} holds images of {}, the model draws {}", dataset.name(), said(sizes), said(shape));
         return Err(Error::config(PLACE, message, "name the data set that it was trained on"));

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CustomConfig, Network};
 use crate::Result;
+use crate::image_size::ImageSize;
 use crate::models::dit::DitConfig;
 use crate::models::linear_transformer::LinearTransformerConfig;
 use crate::models::resnet::ResnetConfig;
@@ -40,7 +41,7 @@ impl Default for ModelConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Height and width of the images, in pixels.
-    pub image_size: usize,
+    pub image_size: ImageSize,
     /// Colour channels of the images: 1 or 3.
     pub image_channels: usize,
     /// Number of classes, the null label not counted; 0 where the model takes no labels.
@@ -52,7 +53,7 @@ pub struct Interface {
 impl Interface {
     /// Height, width and channels of the images.
     pub fn image_shape(&self) -> [usize; 3] {
-        [self.image_size, self.image_size, self.image_channels]
+        [self.image_size.height, self.image_size.width, self.image_channels]
     }
 
     /// Labels: the classes and, where there is one, the null label; 0 for a model without labels.
@@ -72,6 +73,11 @@ pub trait Architecture {
     /// Whether it tells classes apart instead of taking noise away.
     fn is_classifier(&self) -> bool {
         false
+    }
+
+    /// Both sides of an image are multiples of this many pixels.
+    fn size_step(&self) -> usize {
+        1
     }
 
     /// Refuses sizes of which no network can be built. The methods of a configuration do not divide by zero after this.
@@ -123,7 +129,7 @@ impl ModelConfig {
     }
 
     /// Height and width of the images, in pixels.
-    pub fn image_size(&self) -> usize {
+    pub fn image_size(&self) -> ImageSize {
         self.architecture().interface().image_size
     }
 

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::limits::{colours, labels, within};
+use super::limits::{colours, labels, sides};
 use super::{Architecture, Interface, Network};
 use crate::error::{Error, Result};
+use crate::image_size::ImageSize;
 use crate::nn::Builder;
 
 /// A network whose code is somebody's own. The section says what all else must know of it, and which network it was, so that
@@ -16,8 +17,8 @@ pub struct CustomConfig {
     pub name: String,
     /// Whether it tells classes apart instead of taking noise away.
     pub classifier: bool,
-    /// Height and width of the images, in pixels.
-    pub image_size: usize,
+    /// Height and width of the images, in pixels: one number for a square, or `[height, width]`.
+    pub image_size: ImageSize,
     /// Colour channels of the images: 1 or 3.
     pub image_channels: usize,
     /// Number of classes, the null label not counted; 0 where the network takes no labels.
@@ -31,7 +32,7 @@ impl Default for CustomConfig {
         Self {
             name: "custom".into(),
             classifier: false,
-            image_size: 32,
+            image_size: 32.into(),
             image_channels: 3,
             num_classes: 10,
             null_label: true,
@@ -60,7 +61,7 @@ impl Architecture for CustomConfig {
             let message = format!("`{}` cannot be a network's name", short.escape_debug());
             return Err(Error::config("model.name", message, "use up to 60 letters, digits, - and _"));
         }
-        within(&[("image_size", self.image_size, 4096)])?;
+        sides(self.image_size, 4096)?;
         colours(self.image_channels)?;
         if self.classifier && self.null_label {
             let message = "a classifier has no use for a null label";

@@ -1,5 +1,6 @@
 //! Checks that several configurations share. Each error names the key and the mend.
 
+use crate::image_size::ImageSize;
 use crate::{Error, Result};
 
 /// Each value (key, value, most) must lie between 1 and its most.
@@ -11,6 +12,27 @@ pub(super) fn within(limits: &[(&str, usize, usize)]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The height and the width of images must lie between 1 and `most`.
+pub(super) fn sides(size: ImageSize, most: usize) -> Result<()> {
+    within(&[("image_size", size.height, most), ("image_size", size.width, most)])
+}
+
+/// `divisor` must divide both sides of the images; the mend lists what divides both.
+pub(super) fn divides_sides(key: &str, divisor: usize, size: ImageSize) -> Result<()> {
+    if size.is_square() {
+        return divides(key, divisor, "image_size", size.height);
+    }
+    let named = [("height", size.height), ("width", size.width)];
+    let Some((side, pixels)) = named.iter().find(|(_, pixels)| !pixels.is_multiple_of(divisor)) else { return Ok(()) };
+    let message = format!("{divisor} does not divide the {side} of model.image_size, {pixels}");
+    let common = |d: &usize| size.height.is_multiple_of(*d) && size.width.is_multiple_of(*d);
+    let below = (1..divisor).rev().find(common);
+    let above = (divisor + 1..=size.height.min(size.width)).find(common);
+    let choices: Vec<String> = below.iter().chain(&above).map(usize::to_string).collect();
+    let mend = format!("give {}, or change model.image_size", choices.join(" or "));
+    Err(Error::config(format!("model.{key}"), message, mend))
 }
 
 /// Images are grey or RGB.

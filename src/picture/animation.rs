@@ -7,6 +7,7 @@ use png::{BitDepth, ColorType, Compression};
 
 use super::Image;
 use crate::files::write_atomically;
+use crate::image_size::ImageSize;
 use crate::{Error, Result};
 
 /// How frames follow each other; they repeat for ever.
@@ -25,7 +26,8 @@ pub struct Timing {
 pub fn encode_gif(frames: &[Image], timing: Timing) -> Result<Vec<u8>> {
     let (width, height, channels) = check(frames, timing)?;
     let (Ok(width), Ok(height)) = (u16::try_from(width), u16::try_from(height)) else {
-        return Err(Error::shape("gif", format!("frames of {width}x{height}; give at most 65535 a side")));
+        let size = ImageSize::new(height, width);
+        return Err(Error::shape("gif", format!("frames of {size}; give at most 65535 a side")));
     };
     let refused = |error: EncodingError| Error::shape("gif", error.to_string());
     let greys: Vec<u8> = if channels == 1 { (0..=255u8).flat_map(|grey| [grey; 3]).collect() } else { Vec::new() };
@@ -99,10 +101,9 @@ fn check(frames: &[Image], timing: Timing) -> Result<(usize, usize, usize)> {
     let Some(first) = frames.first() else {
         return Err(Error::shape("animation", "there is no frame; give at least one"));
     };
-    let size = |image: &Image| (image.width(), image.height());
-    if let Some((index, other)) = frames.iter().enumerate().find(|(_, image)| size(image) != size(first)) {
+    if let Some((index, other)) = frames.iter().enumerate().find(|(_, image)| image.size() != first.size()) {
         let message =
-            format!("frame {index} is {:?} and the first {:?}; all must be of one size", size(other), size(first));
+            format!("frame {index} is {} and the first {}; all must be of one size", other.size(), first.size());
         return Err(Error::shape("animation", message));
     }
     if timing.delay == 0 {

@@ -91,16 +91,9 @@ pub fn labelled_grid(images: &[Image], layout: Layout, labels: &Labels) -> Resul
         let message = format!("{} columns at scale {}; give both above 0", layout.columns, layout.scale);
         return Err(Error::shape("picture grid", message));
     }
-    if let Some((index, other)) =
-        images.iter().enumerate().find(|(_, image)| (image.width(), image.height()) != (first.width(), first.height()))
-    {
-        let message = format!(
-            "picture {index} is {}x{} and the first {}x{}; all must be of one size",
-            other.width(),
-            other.height(),
-            first.width(),
-            first.height()
-        );
+    if let Some((index, other)) = images.iter().enumerate().find(|(_, image)| image.size() != first.size()) {
+        let message =
+            format!("picture {index} is {} and the first {}; all must be of one size", other.size(), first.size());
         return Err(Error::shape("picture grid", message));
     }
     let columns = layout.columns.min(images.len());

@@ -1,5 +1,6 @@
 //! The picture type: grey or RGB, 8 bits a channel.
 
+use crate::image_size::ImageSize;
 use crate::{Error, Result};
 
 /// Most pixels that one picture may have: 2^28, or 16384 x 16384.
@@ -25,7 +26,8 @@ impl Image {
             return Err(Error::shape("picture", format!("{channels} channels; give 1 for grey or 3 for RGB")));
         }
         if pixels.len() != width * height * channels {
-            let message = format!("{} values cannot be {height}x{width} pixels of {channels} channels", pixels.len());
+            let message =
+                format!("{} values cannot be {}", pixels.len(), ImageSize::new(height, width).with_channels(channels));
             return Err(Error::shape("picture", message));
         }
         Ok(Self { width, height, channels, pixels })
@@ -66,6 +68,11 @@ impl Image {
     pub fn filled(width: usize, height: usize, colour: [u8; 3]) -> Self {
         let (width, height) = (width.max(1), height.max(1));
         Self { width, height, channels: 3, pixels: colour.repeat(width * height) }
+    }
+
+    /// Height and width.
+    pub fn size(&self) -> ImageSize {
+        ImageSize::new(self.height, self.width)
     }
 
     /// Width in pixels.
@@ -177,7 +184,8 @@ pub(super) fn check_size(width: usize, height: usize) -> Result<()> {
     match width.checked_mul(height) {
         Some(1..=MAX_PIXELS) => Ok(()),
         _ => {
-            let message = format!("a picture of {width}x{height} pixels; give sizes above 0 with at most 2^28 pixels");
+            let size = ImageSize::new(height, width);
+            let message = format!("a picture of {size} pixels; give sizes above 0 with at most 2^28 pixels");
             Err(Error::shape("picture", message))
         }
     }

@@ -9,6 +9,7 @@ use zune_jpeg::JpegDecoder;
 
 use super::jpeg_scan;
 use super::read::{DECODER_BYTES, Note, Raw};
+use crate::image_size::ImageSize;
 
 /// The picture in a JPEG file that has all its rows and its end marker.
 pub(super) fn decode(bytes: &[u8]) -> Result<Raw, String> {
@@ -25,7 +26,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Raw, String> {
     // A decoder of progressive files holds all coefficients, two bytes each.
     let needed = (width as u64).saturating_mul(height as u64).saturating_mul(3 * channels);
     if needed > DECODER_BYTES {
-        return Err(format!("declares {width}x{height} pixels, more than are decoded"));
+        return Err(format!("declares {} pixels, more than are decoded", ImageSize::new(height, width)));
     }
     let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
     let notes = [

@@ -7,6 +7,7 @@ use super::draw::{Part, Start};
 use super::{Drawing, Model, SampleRequest, Stage, Watch};
 use crate::diffusion::{Known, Plan, SamplerKind, SamplingConfig, slerp};
 use crate::error::{Error, Result};
+use crate::image_size::ImageSize;
 
 /// What frames lead from and to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -180,7 +181,7 @@ impl Model {
         let [h, w, c] = self.image_shape();
         check_image(inpaint.image, [h, w, c])?;
         if inpaint.free.len() != h * w {
-            let message = format!("a mask of {} pixels for images of {h}x{w}", inpaint.free.len());
+            let message = format!("a mask of {} pixels for images of {}", inpaint.free.len(), ImageSize::new(h, w));
             return Err(Error::shape("inpaint", message));
         }
         let mask = inpaint.free.iter().flat_map(|free| std::iter::repeat_n(!free, c)).collect();
@@ -215,7 +216,8 @@ impl Model {
     ) -> Result<Vec<Vec<f32>>> {
         let [h, w, c] = self.image_shape();
         if factor < 2 || !h.is_multiple_of(factor) || !w.is_multiple_of(factor) {
-            let message = format!("the model's images of {h}x{w} cannot be cut into blocks of {factor}x{factor}");
+            let size = ImageSize::new(h, w);
+            let message = format!("the model's images of {size} cannot be cut into blocks of {factor}x{factor}");
             return Err(Error::config("--factor", message, "give 2 or 4"));
         }
         check_image(small, [h / factor, w / factor, c])?;
@@ -260,7 +262,8 @@ fn counted(progress: Progress) -> impl Watch {
 
 fn check_image(image: &[f32], [h, w, c]: [usize; 3]) -> Result<()> {
     if image.len() != h * w * c {
-        let message = format!("{} values are given where {h}x{w}x{c} are needed", image.len());
+        let message =
+            format!("{} values are given where {} are needed", image.len(), ImageSize::new(h, w).with_channels(c));
         return Err(Error::shape("image", message));
     }
     if let Some(stranger) = image.iter().find(|value| !value.is_finite()) {

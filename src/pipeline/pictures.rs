@@ -3,16 +3,17 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::image_size::ImageSize;
 use crate::picture::{Fit, Image, Note, Picture, read_picture};
 
 /// Why a picture was brought to what a model takes, for a person: None where nothing was done.
-pub fn fitted_note(name: &Path, (width, height): (usize, usize), picture: &Picture) -> Option<String> {
+pub fn fitted_note(name: &Path, was: ImageSize, picture: &Picture) -> Option<String> {
     let done: Vec<String> = picture
         .notes
         .iter()
         .map(|note| match note {
             Note::Resized => {
-                format!("resized from {width}x{height} to {}x{}", picture.image.width(), picture.image.height())
+                format!("resized from {was} to {}", picture.image.size())
             }
             note => note.to_string(),
         })
@@ -32,7 +33,7 @@ pub fn read_fitted(
     background: [u8; 3],
 ) -> Result<(Vec<f32>, Option<String>)> {
     let picture = read_picture(path, background)?;
-    let was = (picture.image.width(), picture.image.height());
+    let was = picture.image.size();
     let picture = picture.fitted(shape, fit, background)?;
     Ok((image_values(&picture.image, path, shape)?, fitted_note(path, was, &picture)))
 }
@@ -43,7 +44,7 @@ pub fn read_fitted(
 /// [`Error::File`] for a picture of another size, or in colour where grey is needed.
 pub fn image_values(image: &Image, name: &Path, [height, width, channels]: [usize; 3]) -> Result<Vec<f32>> {
     if (image.height(), image.width()) != (height, width) {
-        let message = format!("is {}x{} pixels, and {width}x{height} are needed", image.width(), image.height());
+        let message = format!("is {} pixels, and {} are needed", image.size(), ImageSize::new(height, width));
         return Err(Error::file(name, message, "bring it to that size first"));
     }
     image
@@ -57,7 +58,7 @@ pub fn image_values(image: &Image, name: &Path, [height, width, channels]: [usiz
 /// [`Error::File`] for a mask of another size, or one that leaves nothing free.
 pub fn free_pixels(mask: &Image, name: &Path, [height, width]: [usize; 2]) -> Result<Vec<bool>> {
     if (mask.height(), mask.width()) != (height, width) {
-        let message = format!("this mask is {}x{} pixels, the image {width}x{height}", mask.width(), mask.height());
+        let message = format!("this mask is {} pixels, the image {}", mask.size(), ImageSize::new(height, width));
         return Err(Error::file(name, message, "draw it over a copy of the image"));
     }
     let bright = |pixel: &[u8]| pixel.iter().map(|value| usize::from(*value)).sum::<usize>() > 127 * pixel.len();

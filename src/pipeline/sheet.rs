@@ -30,7 +30,7 @@ pub fn layout(
         let (wide, high) = ((width * scale + 4) * columns + 320, (height * scale + 24) * count.div_ceil(columns) + 60);
         (wide * blocks).saturating_mul(high)
     };
-    let most = (96 / width).clamp(1, 4);
+    let most = (96 / height.max(width)).clamp(1, 4);
     match (1..=most).rev().find(|&scale| pixels(scale) <= MAX_SHEET_PIXELS) {
         Some(scale) => Ok(Layout { columns, scale, ..Layout::default() }),
         None => Err(Error::config(
@@ -84,8 +84,8 @@ fn captions(choice: &Choice, layout: Layout, names: &[String]) -> Labels {
 /// Those of [`grid()`].
 pub fn strip(images: &[Image]) -> Result<Image> {
     let columns = images.len().clamp(1, 16);
-    let width = images.first().map_or(1, Image::width);
-    let scale = (96 / width).min(1920 / (columns * width)).clamp(1, 8);
+    let (height, width) = images.first().map_or((1, 1), |image| (image.height(), image.width()));
+    let scale = (96 / height.max(width)).min(1920 / (columns * width)).clamp(1, 8);
     grid(images, Layout { columns, scale, ..Layout::default() })
 }
 

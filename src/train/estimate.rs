@@ -175,7 +175,7 @@ impl Estimate {
         let (master, fixed) = (trainer.parameters().master().bytes(), trainer.parameters().fixed_bytes());
         let copies = |parameters: &crate::nn::Parameters| parameters.compute().map_or(0, |copy| copy.bytes());
         let [first, second, ema] = trainer.optimizer_state().map(|tensor| tensor.bytes());
-        let image: usize = config.model.image_shape().iter().product();
+        let image = config.model.image_size().pixels() * config.model.image_channels();
         let images = sizes.training + sizes.validation;
         let batch = config.training.batch_size * (image + 4);
         let (data, pinned_bytes) = match residency {

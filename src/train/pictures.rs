@@ -98,8 +98,8 @@ fn sampler(trainer: &Trainer, images: usize) -> Result<Sampler> {
 }
 
 fn layout(trainer: &Trainer, columns: usize) -> Layout {
-    let [_, width, _] = trainer.config().model.image_shape();
-    Layout { columns, scale: (96 / width).clamp(1, 8), ..Layout::default() }
+    let [height, width, _] = trainer.config().model.image_shape();
+    Layout { columns, scale: (96 / height.max(width)).clamp(1, 8), ..Layout::default() }
 }
 
 /// Images `[N, H, W, C]` one by one.

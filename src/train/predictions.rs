@@ -32,6 +32,6 @@ pub(super) fn sheet(trainer: &Trainer, classes: &[String], title: String) -> Res
     let images = values.chunks(height * width * channels);
     let images = images.map(|image| Image::from_signed(width, height, channels, image)).collect::<Result<Vec<_>>>()?;
     let labels = Labels { title, cells: cells.collect(), ..Labels::default() };
-    let layout = Layout { columns: COLUMNS, scale: (128 / width).clamp(1, 8), ..Layout::default() };
+    let layout = Layout { columns: COLUMNS, scale: (128 / height.max(width)).clamp(1, 8), ..Layout::default() };
     labelled_grid(&images, layout, &labels).map(Some)
 }

@@ -197,13 +197,11 @@ fn prepare(
         config: config.clone(),
         parameters: plan.parameters().count(),
         data: format!(
-            "{}: {} training and {} validation images {}x{}x{}, {} classes{}",
+            "{}: {} training and {} validation images {}, {} classes{}",
             dataset.path().map_or_else(|| format!("{} (built in)", dataset.name()), |path| path.display().to_string()),
             sizes.training,
             sizes.validation,
-            dataset.height(),
-            dataset.width(),
-            dataset.channels(),
+            dataset.size().with_channels(dataset.channels()),
             dataset.class_names().len(),
             match (residency, &device) {
                 (Residency::Streamed, Device::Accelerator(_)) => ", streamed to the device batch by batch",

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use crate::config::Config;
 use crate::diffusion::{Batch, Denoiser, Loss, Objective, Purpose};
 use crate::error::{Error, Result};
+use crate::image_size::ImageSize;
 use crate::model_file::{ClassifierModel, Loaded, ModelFile};
 use crate::models::{self, Classifier, CustomConfig, ModelConfig, Network};
 use crate::nn::{Builder, Scope};
@@ -233,7 +234,8 @@ fn check_shape(model: &ModelConfig, shape: [usize; 3]) -> Result<()> {
     if model.image_shape() == shape {
         return Ok(());
     }
-    let message = format!("images are {:?}, and the network's are {shape:?}", model.image_shape());
+    let [ours, own] = [model.image_shape(), shape].map(|[h, w, c]| ImageSize::new(h, w).with_channels(c));
+    let message = format!("images are {ours}, and the network's are {own}");
     Err(Error::config("model.image_size", message, "let the two agree"))
 }
 

@@ -383,14 +383,13 @@ fn none_to_train_on() -> Error {
 fn check_fit(config: &Config, dataset: &Dataset) -> Result<()> {
     let (size, channels) = (config.model.image_size(), config.model.image_channels());
     let file = dataset.path().map_or_else(|| dataset.name().to_string(), |path| path.display().to_string());
-    if (dataset.height(), dataset.width(), dataset.channels()) != (size, size, channels) {
+    if (dataset.size(), dataset.channels()) != (size, channels) {
         return Err(Error::config(
             file,
             format!(
-                "its images are {}x{}x{}, the model's {size}x{size}x{channels}",
-                dataset.height(),
-                dataset.width(),
-                dataset.channels()
+                "its images are {}, the model's {}",
+                dataset.size().with_channels(dataset.channels()),
+                size.with_channels(channels)
             ),
             "set model.image_size and model.image_channels, or name another data set with --data",
         ));

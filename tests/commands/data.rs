@@ -76,14 +76,14 @@ fn short_cifar_batches_are_refused_by_name_and_length_unless_asked_for() {
 }
 
 /// A run in `folder`; what it prints.
-fn engine(folder: &Path, arguments: &[&str]) -> (bool, String, String) {
+pub fn engine(folder: &Path, arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_engine")).current_dir(folder).args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
 /// What makes `quickstart` small enough for a test.
-const SMALL: [&str; 22] = [
+pub const SMALL: [&str; 22] = [
     "--set",
     "model.hidden_dim=32",
     "--set",
@@ -108,7 +108,7 @@ const SMALL: [&str; 22] = [
     "2",
 ];
 
-fn encoded(format: ImageFormat, width: u32, height: u32, colour: ExtendedColorType, seed: u8) -> Vec<u8> {
+pub fn encoded(format: ImageFormat, width: u32, height: u32, colour: ExtendedColorType, seed: u8) -> Vec<u8> {
     let count = (width * height) as usize * usize::from(colour.channel_count());
     let pixels: Vec<u8> = (0..count).map(|at| (at as u8).wrapping_mul(3).wrapping_add(seed)).collect();
     let mut bytes = std::io::Cursor::new(Vec::new());
@@ -217,4 +217,48 @@ fn a_closed_pipe_ends_a_command_quietly() {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(!text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn what_a_place_has_not_got_is_not_fetched() {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let base = format!("http://{}/mirror", listener.local_addr().unwrap());
+    // Whatever is asked for under /mirror/page is a page, all else is not there.
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            let request = lines.next().unwrap_or_default();
+            let _ = lines.take_while(|line| !line.is_empty()).count();
+            let reply = match request.contains("/mirror/page/") {
+                true => "HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\nsign in",
+                false => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            };
+            let _ = (&stream).write_all(reply.as_bytes());
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let page = format!("{base}/page");
+    let cases: [(&[&str], &str); 4] = [
+        (&["fetch", "resnet18", "--out", "backbones", "--base-url", &base], "status 404"),
+        (
+            &["fetch", "resnet18", "--out", "backbones", "--base-url", &page],
+            "it has 7 bytes where the official file has",
+        ),
+        (&["data", "fetch", "cifar10", "--base-url", &base], "status 404"),
+        (&["data", "fetch", "fashion-mnist", "--base-url", &page], "it has 7 bytes where the official file has"),
+    ];
+    for (arguments, expected) in cases {
+        let (done, _, told) = engine(folder.path(), arguments);
+        let errors: Vec<&str> = told.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert!(!done && errors.len() == 1 && errors[0].contains(expected), "{arguments:?}: {told}");
+    }
+    let mut left = Vec::new();
+    let mut folders = vec![folder.path().to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() { folders.push(path) } else { left.push(path) }
+        }
+    }
+    assert!(left.is_empty(), "{left:?}");
 }

@@ -478,8 +478,11 @@ fn given_images_of_every_form_and_size_are_fitted_and_told() {
     let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
     image::ImageEncoder::write_image(encoder, &[40, 0].repeat(64), 8, 8, image::ExtendedColorType::La8).unwrap();
     fs::write(place.path("clear.png"), &bytes).unwrap();
-    told("vary --image photo.jpg --strength 0 --out a.png", &["note: photo.jpg: resized from 20x12 to 8x8"]);
-    told("vary --image photo.jpg --strength 0 --fit pad --background black --out b.png", &["resized from 20x12"]);
+    told(
+        "vary --image photo.jpg --strength 0 --out a.png",
+        &["note: photo.jpg: resized from 12x20 (height x width) to 8x8"],
+    );
+    told("vary --image photo.jpg --strength 0 --fit pad --background black --out b.png", &["resized from 12x20"]);
     assert_eq!(place.pixels("b.png")[..3], [0; 3], "the padding");
     let notes = ["note: clear.png: laid on the background where transparent, turned from grey to RGB"];
     told("vary --image clear.png --strength 0 --out white.png", &notes);

@@ -28,13 +28,13 @@ const ROWS: &[&[&str]] = &[
     &["device"],
     &["picture", "weights"],
     &["names"],
-    &["rng", "error", "files"],
+    &["rng", "error", "files", "image_size"],
 ];
 
 /// Modules that stand on less than all that is below them.
 const LOW: &[(&str, &[&str])] = &[
-    ("data", &["picture", "weights", "tensor", "device", "names", "rng", "error", "files"]),
-    ("picture", &["error", "files"]),
+    ("data", &["picture", "weights", "tensor", "device", "names", "rng", "error", "files", "image_size"]),
+    ("picture", &["error", "files", "image_size"]),
     ("weights", &["error", "files"]),
 ];
 

@@ -14,3 +14,4 @@ mod large;
 mod pipeline;
 mod sample;
 mod score;
+mod sizes;

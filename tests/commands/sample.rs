@@ -536,7 +536,10 @@ fn real_images_stand_beside_the_generated_ones() {
     .unwrap();
     narrow.write(run.path("narrow.safetensors"), false).unwrap();
     let text = fault(&run.sample(&["--compare-with", "narrow.safetensors"]));
-    assert!(text.contains("narrow holds images of 16x32x3, the model draws 32x32x3"), "{text}");
+    assert!(
+        text.contains("narrow holds images of 32x16x3 (height x width x channels), the model draws 32x32x3"),
+        "{text}"
+    );
 }
 
 #[test]

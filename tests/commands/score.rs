@@ -145,7 +145,7 @@ fn the_command_line_scores_pictures_and_data_sets() {
     std::fs::copy(path("large.png"), path("more/large.png")).unwrap();
     let output = score("more --reference ramps.safetensors");
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && text.contains("large.png: resized from 9x8 to 8x8"), "{text}");
+    assert!(output.status.success() && text.contains("large.png: resized from 8x9 (height x width) to 8x8"), "{text}");
 
     for (arguments, told) in [
         ("absent.png --reference ramps.safetensors", "absent.png: cannot open"),

@@ -55,12 +55,12 @@ fn dataset(config: &Config) -> Dataset {
     let (count, size, channels) = (16, config.model.image_size(), config.model.image_channels());
     let classes = config.model.num_classes().max(1);
     let philox = Philox::new(11);
-    let bytes = count * size * size * channels;
+    let bytes = count * size.pixels() * channels;
     let words = (0..bytes.div_ceil(16) as u32).flat_map(|block| philox.bits4(block, 0, 0, Purpose::Probe));
     Dataset::from_parts(Parts {
         name: "noise".into(),
-        height: size,
-        width: size,
+        height: size.height,
+        width: size.width,
         channels,
         class_names: (0..classes).map(|class| format!("class {class}")).collect(),
         images: words.flat_map(u32::to_le_bytes).take(bytes).collect(),

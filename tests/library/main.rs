@@ -19,6 +19,7 @@ mod replay;
 mod resnet;
 mod sampler_step;
 mod samplers;
+mod sizes;
 mod streaming;
 mod tensorboard;
 mod train;

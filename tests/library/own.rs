@@ -317,7 +317,7 @@ fn a_trainer_of_a_task_saves_and_goes_on_without_a_folder() {
     let error = whole.sampler(&whole.config().sampling.clone(), 1, 0).err().unwrap().to_string();
     assert!(error.contains("no denoiser"), "{error}");
     // A task whose record and network disagree is told.
-    let wrong = CustomConfig { image_size: 28, ..CustomConfig::default() };
+    let wrong = CustomConfig { image_size: 28.into(), ..CustomConfig::default() };
     let error = Trainer::plan(
         &Classify::new(wrong, Small::new),
         &config("resnet18-cifar10", &[]),

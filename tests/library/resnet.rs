@@ -105,7 +105,7 @@ fn unpacked(folder: &tempfile::TempDir, file: &str) -> PathBuf {
 
 /// The network of `pretrained` on images of another size.
 fn loaded(context: &Context, pretrained: &Pretrained, image_size: usize) -> (Resnet, Parameters) {
-    let config = ResnetConfig { image_size, ..pretrained.config.clone() };
+    let config = ResnetConfig { image_size: image_size.into(), ..pretrained.config.clone() };
     let mut builder = Builder::default();
     let network = Resnet::new(&mut builder, &config).unwrap();
     let parameters = Parameters::new(context, builder, DType::F32).unwrap();
@@ -137,7 +137,7 @@ fn resnet18_of_torchvision_gives_its_features_and_logits() {
     let legacy =
         Pretrained::of_torchvision(&WeightFile::open(unpacked(&folder, "resnet18-legacy.pth")).unwrap()).unwrap();
     assert_eq!((&zip.config.blocks, zip.config.stem), (&vec![2, 2, 2, 2], Stem::Imagenet));
-    assert_eq!((zip.config.num_classes, zip.config.image_size), (10, 224));
+    assert_eq!((zip.config.num_classes, zip.config.image_size), (10, 224.into()));
     for pretrained in [&zip, &legacy] {
         let (network, parameters) = loaded(&context, pretrained, 64);
         let tape = Tape::inference(&context);

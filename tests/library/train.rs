@@ -46,7 +46,7 @@ const TINY: &[&str] = &[
     "sampling.count_per_class=1",
 ];
 
-fn tiny(more: &[&str]) -> Config {
+pub fn tiny(more: &[&str]) -> Config {
     let mut config = Config::preset("quickstart").unwrap();
     for assignment in TINY.iter().chain(more) {
         config.set(assignment).unwrap();
@@ -54,22 +54,22 @@ fn tiny(more: &[&str]) -> Config {
     config
 }
 
-fn request(out: &Path, more: &[&str]) -> TrainRequest {
+pub fn request(out: &Path, more: &[&str]) -> TrainRequest {
     let mut request = TrainRequest::new("tiny", tiny(more));
     (request.out, request.device) = (Some(out.to_path_buf()), DeviceChoice::Cpu);
     request
 }
 
-fn resume(out: &Path) -> TrainRequest {
+pub fn resume(out: &Path) -> TrainRequest {
     TrainRequest { device: DeviceChoice::Cpu, ..TrainRequest::resume(out) }
 }
 
-fn finish(request: TrainRequest) -> Summary {
+pub fn finish(request: TrainRequest) -> Summary {
     train(request, &mut |_| ()).unwrap()
 }
 
 /// Runs until `step` is done and then asks it to stop.
-fn stop_after(request: TrainRequest, step: u64) {
+pub fn stop_after(request: TrainRequest, step: u64) {
     let stop = request.stop.clone();
     let outcome = train(request, &mut |event| {
         if matches!(event, Event::Step { step: done, .. } if *done == step) {
@@ -94,7 +94,7 @@ fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Models, best model, last checkpoint: the same bits.
-fn assert_same(a: &Path, b: &Path) {
+pub fn assert_same(a: &Path, b: &Path) {
     let last = |root: &Path| list_checkpoints(&root.join("checkpoints")).unwrap()[0].clone();
     let ((step_a, checkpoint_a), (step_b, checkpoint_b)) = (last(a), last(b));
     assert_eq!(step_a, step_b);
@@ -128,18 +128,18 @@ fn parts(root: &Path) -> Vec<PathBuf> {
 }
 
 /// `engine train` with the tiny configuration and `more` arguments.
-fn engine(arguments: &[&str]) -> Command {
+pub fn engine(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
     command.arg("train").args(arguments).args(["--device", "cpu"]).env("ENGINE_THREADS", "1");
     command
 }
 
-fn with_tiny<'a>(more: &[&'a str]) -> Vec<&'a str> {
+pub fn with_tiny<'a>(more: &[&'a str]) -> Vec<&'a str> {
     TINY.iter().flat_map(|assignment| ["--set", assignment]).chain(more.iter().copied()).collect()
 }
 
 /// A refusal: one line on standard error, exit code 1, each of `words` in it.
-fn assert_refused(output: &Output, words: &[&str]) {
+pub fn assert_refused(output: &Output, words: &[&str]) {
     let text = String::from_utf8_lossy(&output.stderr);
     let errors: Vec<&str> = text.lines().filter(|line| !line.starts_with("step ")).collect();
     assert_eq!(output.status.code(), Some(1), "{text}");
@@ -227,7 +227,7 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
 }
 
 /// A tiny U-Net without classes, and with dropout, which draws from the step and the items alone.
-fn tiny_unet(dropout: f64) -> Config {
+pub fn tiny_unet(dropout: f64) -> Config {
     let model = UnetConfig {
         image_size: tiny(&[]).model.image_size(),
         image_channels: tiny(&[]).model.image_channels(),

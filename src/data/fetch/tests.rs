@@ -27,6 +27,10 @@ enum Answer {
     Garbage,
     /// A page of another length.
     Page,
+    /// A status that sends to the same name below another address, absolute or of this server.
+    Redirect(u16, &'static str),
+    /// The first so many bytes of the file, followed by as many others, without a word about the length.
+    NoLength(usize, usize),
 }
 
 struct Server {
@@ -51,7 +55,8 @@ fn serve(files: Vec<(&'static str, Vec<u8>)>, answers: &[Answer]) -> Server {
             let range =
                 headers.iter().find_map(|line| line.to_ascii_lowercase().strip_prefix("range: ").map(String::from));
             seen.lock().unwrap().push(range.clone().unwrap_or_default());
-            let Some((_, bytes)) = files.iter().find(|(name, _)| request.contains(&format!("/mirror/{name} "))) else {
+            let Some((name, bytes)) = files.iter().find(|(name, _)| request.contains(&format!("/mirror/{name} ")))
+            else {
                 let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
                 continue;
             };
@@ -79,6 +84,13 @@ fn serve(files: Vec<(&'static str, Vec<u8>)>, answers: &[Answer]) -> Server {
                     format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").into_bytes()
                 }
                 (Answer::Garbage, _) => whole(&vec![7; bytes.len()]),
+                (Answer::Redirect(status, to), _) => {
+                    let head = "Content-Length: 0\r\nConnection: close";
+                    format!("HTTP/1.1 {status} Moved\r\nLocation: {to}/{name}\r\n{head}\r\n\r\n").into_bytes()
+                }
+                (Answer::NoLength(len, more), _) => {
+                    [b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", &bytes[..len], &vec![7; more]].concat()
+                }
                 (Answer::Page, _) => whole(b"<html>sign in to use this network</html>"),
                 _ => whole(bytes),
             };
@@ -278,4 +290,78 @@ fn weights_of_another_checksum_or_length_are_refused() {
         let digits = weights.file.name.rsplit(['-', '.']).nth(1).unwrap();
         assert_eq!(digits, weights.file.sha256, "the name carries the checksum");
     }
+}
+
+#[test]
+fn redirects_are_followed_and_resumed_behind() {
+    let bytes = files()[0].1.clone();
+    let files = || vec![("net.pth", bytes.clone())];
+    let behind = serve(files(), &[Answer::BreakAfter(2000)]);
+    let to: &'static str = behind.base.clone().leak();
+    let moved = [Answer::Redirect(302, to), Answer::Redirect(301, "/mirror"), Answer::Redirect(307, to)];
+    let server = serve(files(), &moved);
+    let folder = tempfile::tempdir().unwrap();
+    let path = fetch_official_weights(&published_weights(&bytes), &options(folder.path(), &server)).unwrap();
+    assert_eq!(fs::read(path).unwrap(), bytes);
+    let ranges = behind.ranges.lock().unwrap().clone();
+    assert!(ranges.len() == 2 && ranges[1].starts_with("bytes=1"), "what is missing is asked for: {ranges:?}");
+    // In circles.
+    let server = serve(files(), &[Answer::Redirect(302, "/mirror"); 40]);
+    let folder = tempfile::tempdir().unwrap();
+    let fetched = fetch_official_weights(&published_weights(&bytes), &options(folder.path(), &server));
+    let error = fetched.unwrap_err().to_string();
+    assert!(error.contains("cannot be fetched") && !error.contains('\n'), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something is left of nothing");
+    // To a place that has not got it.
+    let server = serve(files(), &[Answer::Redirect(302, "/nowhere")]);
+    let fetched = fetch_official_weights(&published_weights(&bytes), &options(folder.path(), &server));
+    assert!(fetched.unwrap_err().to_string().contains("status 404"));
+}
+
+#[test]
+fn a_body_without_a_length_is_held_against_the_published_one() {
+    let bytes = files()[0].1.clone();
+    let folder = tempfile::tempdir().unwrap();
+    // Too short: the rest is asked for. Too long: another file.
+    let server = serve(vec![("net.pth", bytes.clone())], &[Answer::NoLength(1500, 0)]);
+    let path = fetch_official_weights(&published_weights(&bytes), &options(folder.path(), &server)).unwrap();
+    assert_eq!(fs::read(path).unwrap(), bytes);
+    assert_eq!(*server.ranges.lock().unwrap(), ["", "bytes=1500-"]);
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(vec![("net.pth", bytes.clone())], &[Answer::NoLength(bytes.len(), 10)]);
+    let fetched = fetch_official_weights(&published_weights(&bytes), &options(folder.path(), &server));
+    let error = fetched.unwrap_err().to_string();
+    assert!(error.contains("is not the official net.pth"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_was_half_fetched_is_nobodys_file_until_it_is_whole() {
+    let bytes = files()[0].1.clone();
+    let folder = tempfile::tempdir().unwrap();
+    let weights = published_weights(&bytes);
+    let server = serve(vec![("net.pth", bytes.clone())], &[Answer::BreakAfter(2000), Answer::Status(404)]);
+    let options_here = options(folder.path(), &server);
+    let error = fetch_official_weights(&weights, &options_here).unwrap_err().to_string();
+    assert!(error.contains("status 404"), "{error}");
+    let names = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    assert_eq!(names(), ["net.pth.part"], "under its own name is only what is whole");
+    // Somebody else is at it.
+    let other = File::open(folder.path().join("net.pth.part")).unwrap();
+    other.lock().unwrap();
+    let error = fetch_official_weights(&weights, &options_here).unwrap_err().to_string();
+    assert!(error.contains("is being downloaded by another process") && !error.contains('\n'), "{error}");
+    drop(other);
+    let path = fetch_official_weights(&weights, &options_here).unwrap();
+    assert_eq!((fs::read(path).unwrap(), names()), (bytes, vec!["net.pth".into()]));
+    assert!(server.ranges.lock().unwrap()[2].starts_with("bytes=1"), "it went on where it stopped");
+    // A set of which a file is missing is not there at all.
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(files()[..3].to_vec(), &[]);
+    let error = fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap_err().to_string();
+    assert!(error.contains("t10k-labels") && error.contains("status 404"), "{error}");
+    assert!(!folder.path().join("tiny.safetensors").exists());
+    let server = serve(files(), &[]);
+    fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap().verify().unwrap();
+    assert_eq!(server.ranges.lock().unwrap().len(), 1, "what was whole is not fetched again");
 }

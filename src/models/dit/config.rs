@@ -6,9 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use super::Dit;
 use crate::Result;
-use crate::models::limits::{colours, divides, even, labels, within};
+use crate::image_size::ImageSize;
+use crate::models::limits::{colours, divides, divides_sides, even, labels, sides, within};
 use crate::models::{Architecture, Interface, Network};
 use crate::nn::Builder;
+
+#[cfg(test)]
+mod tests;
 
 /// How time and class reach the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,11 +29,11 @@ pub enum Conditioning {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DitConfig {
-    /// Height and width of the images, in pixels.
-    pub image_size: usize,
+    /// Height and width of the images, in pixels: one number for a square, or `[height, width]`.
+    pub image_size: ImageSize,
     /// Colour channels: 1 (grey) or 3 (RGB).
     pub image_channels: usize,
-    /// Height and width of a patch, in pixels; divides `image_size`.
+    /// Height and width of a patch, in pixels; divides both sides of `image_size`.
     pub patch_size: usize,
     /// Width of a token.
     pub hidden_dim: usize,
@@ -61,7 +65,7 @@ pub struct DitConfig {
 impl Default for DitConfig {
     fn default() -> Self {
         Self {
-            image_size: 32,
+            image_size: 32.into(),
             image_channels: 3,
             patch_size: 4,
             hidden_dim: 384,
@@ -81,9 +85,14 @@ impl Default for DitConfig {
 }
 
 impl DitConfig {
+    /// Rows and columns of patches.
+    pub fn patches(&self) -> [usize; 2] {
+        self.image_size.sides().map(|side| side / self.patch_size)
+    }
+
     /// Number of patches an image is cut into.
     pub fn num_patches(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2)
+        self.patches().into_iter().product()
     }
 
     /// Tokens before the patches: one under [`Conditioning::Token`], else none.
@@ -117,13 +126,16 @@ impl Architecture for DitConfig {
         Interface { image_size, image_channels, num_classes, null_label }
     }
 
+    fn size_step(&self) -> usize {
+        self.patch_size
+    }
+
     fn network(&self, builder: &mut Builder) -> Result<Network> {
         Ok(Network::Denoiser(Rc::new(Dit::new(builder, self)?)))
     }
 
     fn validate(&self) -> Result<()> {
         let limits = [
-            ("image_size", self.image_size, 1024),
             ("image_channels", self.image_channels, 4),
             ("patch_size", self.patch_size, 1024),
             ("hidden_dim", self.hidden_dim, 65_536),
@@ -136,43 +148,12 @@ impl Architecture for DitConfig {
             ("class_embedding_dim", self.class_embedding_dim, 65_536),
         ];
         within(&limits)?;
+        sides(self.image_size, 1024)?;
         labels(self.num_classes, self.null_label)?;
         colours(self.image_channels)?;
-        divides("patch_size", self.patch_size, "image_size", self.image_size)?;
+        divides_sides("patch_size", self.patch_size, self.image_size)?;
         divides("num_heads", self.num_heads, "hidden_dim", self.hidden_dim)?;
         divides("num_kv_heads", self.num_kv_heads, "num_heads", self.num_heads)?;
         even(self.time_embedding_dim)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn default_is_the_cifar_transformer() {
-        let config = DitConfig::default();
-        config.validate().unwrap();
-        assert_eq!((config.num_patches(), config.num_tokens(), config.patch_dim()), (64, 65, 48));
-        assert_eq!((config.head_dim(), config.interface().num_labels()), (48, 11));
-    }
-
-    #[test]
-    fn each_bad_size_names_its_key_and_a_mend() {
-        let base = DitConfig::default;
-        let cases: [(&str, &str, DitConfig); 8] = [
-            ("model.image_size", "1…1024", DitConfig { image_size: 0, ..base() }),
-            ("model.image_channels", "1 for grey", DitConfig { image_channels: 2, ..base() }),
-            ("model.patch_size", "give 4 or 8", DitConfig { patch_size: 5, ..base() }),
-            ("model.num_heads", "give 6 or 8", DitConfig { num_heads: 7, ..base() }),
-            ("model.num_kv_heads", "give 2 or 4", DitConfig { num_kv_heads: 3, ..base() }),
-            ("model.num_kv_heads", "give 4, or", DitConfig { num_kv_heads: 16, ..base() }),
-            ("model.time_embedding_dim", "even", DitConfig { time_embedding_dim: 127, ..base() }),
-            ("model.num_classes", "65535", DitConfig { num_classes: usize::MAX, ..base() }),
-        ];
-        for (key, mend, config) in cases {
-            let message = config.validate().unwrap_err().to_string();
-            assert!(message.starts_with(key) && message.contains(mend), "{message}");
-        }
     }
 }

@@ -65,7 +65,7 @@ impl Dit {
         let (width, patch) = (config.hidden_dim, config.patch_dim());
         let patch_embed = Linear::new(builder, "patch_embed", patch, width);
         // Learned positions that begin as a grid: patches know their neighbours from the first step on.
-        let grid = Init::Grid { skip: config.condition_tokens(), columns: config.image_size / config.patch_size };
+        let grid = Init::Grid { skip: config.condition_tokens(), columns: config.patches()[1] };
         let position = builder.add("position", [config.num_tokens(), width], Kind::Vector, grid);
         let condition = Condition::new(builder, config);
         let blocks = (0..config.depth).map(|number| Block::new(builder, number, config)).collect();

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use super::LinearTransformer;
-use crate::models::limits::{colours, divides, even, within};
+use crate::image_size::ImageSize;
+use crate::models::limits::{colours, divides, divides_sides, even, sides, within};
 use crate::models::{Architecture, Interface, Network};
 use crate::nn::Builder;
 use crate::{Error, Result};
@@ -14,11 +15,11 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LinearTransformerConfig {
-    /// Height and width of the images, in pixels.
-    pub image_size: usize,
+    /// Height and width of the images, in pixels: one number for a square, or `[height, width]`.
+    pub image_size: ImageSize,
     /// Colour channels: 1 (grey) or 3 (RGB).
     pub image_channels: usize,
-    /// Height and width of a patch, in pixels; divides `image_size`.
+    /// Height and width of a patch, in pixels; divides both sides of `image_size`.
     pub patch_size: usize,
     /// Width of a token; a multiple of 4, for sines and cosines of rows and columns.
     pub hidden_dim: usize,
@@ -45,7 +46,7 @@ pub struct LinearTransformerConfig {
 impl Default for LinearTransformerConfig {
     fn default() -> Self {
         Self {
-            image_size: 32,
+            image_size: 32.into(),
             image_channels: 3,
             patch_size: 4,
             hidden_dim: 256,
@@ -63,9 +64,14 @@ impl Default for LinearTransformerConfig {
 }
 
 impl LinearTransformerConfig {
+    /// Rows and columns of patches.
+    pub fn patches(&self) -> [usize; 2] {
+        self.image_size.sides().map(|side| side / self.patch_size)
+    }
+
     /// Tokens: the patches that an image is cut into.
     pub fn num_tokens(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2)
+        self.patches().into_iter().product()
     }
 
     /// Values in a patch: `patch_size` × `patch_size` × `image_channels`.
@@ -84,13 +90,16 @@ impl Architecture for LinearTransformerConfig {
         Interface { image_size, image_channels, num_classes, null_label }
     }
 
+    fn size_step(&self) -> usize {
+        self.patch_size
+    }
+
     fn network(&self, builder: &mut Builder) -> Result<Network> {
         Ok(Network::Denoiser(Rc::new(LinearTransformer::new(builder, self)?)))
     }
 
     fn validate(&self) -> Result<()> {
         let limits = [
-            ("image_size", self.image_size, 1024),
             ("image_channels", self.image_channels, 4),
             ("patch_size", self.patch_size, 1024),
             ("hidden_dim", self.hidden_dim, 65_536),
@@ -104,8 +113,9 @@ impl Architecture for LinearTransformerConfig {
             ("num_classes", self.num_classes, 65_535),
         ];
         within(&limits)?;
+        sides(self.image_size, 1024)?;
         colours(self.image_channels)?;
-        divides("patch_size", self.patch_size, "image_size", self.image_size)?;
+        divides_sides("patch_size", self.patch_size, self.image_size)?;
         divides("num_heads", self.num_heads, "hidden_dim", self.hidden_dim)?;
         divides("norm_groups", self.norm_groups, "refine_channels", self.refine_channels)?;
         if !self.hidden_dim.is_multiple_of(4) {

@@ -90,11 +90,11 @@ impl LinearTransformer {
     pub fn new(builder: &mut Builder, config: &LinearTransformerConfig) -> Result<Self> {
         config.validate()?;
         let (width, condition, labels) = (config.hidden_dim, config.condition_dim, config.interface().num_labels());
-        let columns = config.image_size / config.patch_size;
+        let [rows, columns] = config.patches();
         let time = [config.time_embedding_dim, condition, condition];
         Ok(Self {
             patch_embed: Linear::new(builder, "patch_embed", config.patch_dim(), width),
-            position: builder.constant([config.num_tokens(), width], grid(columns, columns, width)),
+            position: builder.constant([config.num_tokens(), width], grid(rows, columns, width)),
             time: Mlp::new(builder, "time", time, Activation::Silu),
             class: Embedding::new(builder, "class.embedding", labels, condition),
             layers: (0..config.depth).map(|number| Layer::new(builder, number, config)).collect(),

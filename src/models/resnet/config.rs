@@ -5,7 +5,8 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use super::Resnet;
-use crate::models::limits::{colours, within};
+use crate::image_size::ImageSize;
+use crate::models::limits::{colours, sides, within};
 use crate::models::{Architecture, Interface, Network};
 use crate::nn::Builder;
 use crate::{Error, Result};
@@ -24,8 +25,8 @@ pub enum Stem {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ResnetConfig {
-    /// Height and width of the images, in pixels.
-    pub image_size: usize,
+    /// Height and width of the images, in pixels: one number for a square, or `[height, width]`.
+    pub image_size: ImageSize,
     /// Colour channels: 1 (grey) or 3 (RGB).
     pub image_channels: usize,
     /// Number of classes.
@@ -43,7 +44,7 @@ impl Default for ResnetConfig {
     /// ResNet-18 for CIFAR-10.
     fn default() -> Self {
         Self {
-            image_size: 32,
+            image_size: 32.into(),
             image_channels: 3,
             num_classes: 10,
             blocks: vec![2, 2, 2, 2],
@@ -54,10 +55,10 @@ impl Default for ResnetConfig {
 }
 
 impl ResnetConfig {
-    /// Height (and width) of the feature map after `layers` layers, in pixels.
-    pub fn feature_size(&self, layers: usize) -> usize {
+    /// Height and width of the feature map after `layers` layers, in pixels.
+    pub fn feature_size(&self, layers: usize) -> ImageSize {
         let halvings = layers.saturating_sub(1) + if self.stem == Stem::Imagenet { 2 } else { 0 };
-        (0..halvings).fold(self.image_size, |size, _| size.div_ceil(2))
+        (0..halvings).fold(self.image_size, |size, _| size.halved())
     }
 }
 
@@ -81,12 +82,12 @@ impl Architecture for ResnetConfig {
 
     fn validate(&self) -> Result<()> {
         let limits = [
-            ("image_size", self.image_size, 1024),
             ("image_channels", self.image_channels, 4),
             ("num_classes", self.num_classes, 65_535),
             ("blocks", self.blocks.len(), 8),
         ];
         within(&limits)?;
+        sides(self.image_size, 1024)?;
         colours(self.image_channels)?;
         if self.widths.len() != self.blocks.len() {
             let message = format!("{} widths for {} layers of blocks", self.widths.len(), self.blocks.len());
@@ -105,11 +106,16 @@ mod tests {
 
     #[test]
     fn feature_maps_have_torchvisions_sizes() {
-        let imagenet = ResnetConfig { image_size: 224, stem: Stem::Imagenet, ..ResnetConfig::default() };
-        assert_eq!([1, 2, 3, 4].map(|layers| imagenet.feature_size(layers)), [56, 28, 14, 7]);
-        assert_eq!([1, 2, 3, 4].map(|layers| ResnetConfig::default().feature_size(layers)), [32, 16, 8, 4]);
-        let fashion = ResnetConfig { image_size: 28, image_channels: 1, ..ResnetConfig::default() };
-        assert_eq!([1, 2, 3, 4].map(|layers| fashion.feature_size(layers)), [28, 14, 7, 4]);
+        let imagenet = ResnetConfig { image_size: 224.into(), stem: Stem::Imagenet, ..ResnetConfig::default() };
+        assert_eq!([1, 2, 3, 4].map(|layers| imagenet.feature_size(layers)), [56, 28, 14, 7].map(ImageSize::from));
+        assert_eq!(
+            [1, 2, 3, 4].map(|layers| ResnetConfig::default().feature_size(layers)),
+            [32, 16, 8, 4].map(ImageSize::from)
+        );
+        let fashion = ResnetConfig { image_size: 28.into(), image_channels: 1, ..ResnetConfig::default() };
+        assert_eq!([1, 2, 3, 4].map(|layers| fashion.feature_size(layers)), [28, 14, 7, 4].map(ImageSize::from));
+        let wide = ResnetConfig { image_size: [18, 32].into(), ..ResnetConfig::default() };
+        assert_eq!([1, 4].map(|layers| wide.feature_size(layers).sides()), [[18, 32], [3, 4]]);
     }
 
     #[test]

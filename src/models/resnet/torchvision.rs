@@ -123,8 +123,8 @@ fn config_of(file: &WeightFile) -> Result<ResnetConfig> {
         return Err(foreign("it lacks conv1.weight or fc.weight"));
     };
     let (stem, image_size) = match kernel {
-        7 => (Stem::Imagenet, 224),
-        3 => (Stem::Small, 32),
+        7 => (Stem::Imagenet, 224.into()),
+        3 => (Stem::Small, 32.into()),
         _ => return Err(foreign("its first convolution is neither 7x7 nor 3x3")),
     };
     let config = ResnetConfig { image_size, image_channels: channels, num_classes: classes, blocks, widths, stem };

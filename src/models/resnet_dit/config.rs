@@ -5,8 +5,9 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use super::ResnetDit;
+use crate::image_size::ImageSize;
 use crate::models::dit::{Conditioning, DitConfig};
-use crate::models::limits::{colours, divides, even, labels, within};
+use crate::models::limits::{colours, divides, even, labels, sides, within};
 use crate::models::resnet::{ResnetConfig, Stem};
 use crate::models::{Architecture, Interface, Network};
 use crate::nn::Builder;
@@ -19,8 +20,8 @@ mod tests;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ResnetDitConfig {
-    /// Height and width of the images, in pixels.
-    pub image_size: usize,
+    /// Height and width of the images, in pixels: one number for a square, or `[height, width]`.
+    pub image_size: ImageSize,
     /// Colour channels: 1 (grey) or 3 (RGB).
     pub image_channels: usize,
     /// Where training takes the backbone's weights from: `resnet18` (what `engine fetch resnet18` downloads), a `.pth` or
@@ -63,7 +64,7 @@ impl Default for ResnetDitConfig {
     fn default() -> Self {
         let backbone = ResnetConfig::default();
         Self {
-            image_size: 32,
+            image_size: 32.into(),
             image_channels: 3,
             backbone: Some("resnet18".into()),
             backbone_blocks: backbone.blocks,
@@ -97,8 +98,8 @@ impl ResnetDitConfig {
         }
     }
 
-    /// Height (and width) of the feature map, in pixels: a token each.
-    pub fn feature_size(&self) -> usize {
+    /// Height and width of the feature map, in pixels: a token each.
+    pub fn feature_size(&self) -> ImageSize {
         self.backbone().feature_size(self.backbone_layers)
     }
 
@@ -108,10 +109,10 @@ impl ResnetDitConfig {
     }
 
     /// The sizes, in pixels, of the decoder's doublings: from that behind the feature map to the image.
-    pub fn decoder_sizes(&self) -> Vec<usize> {
+    pub fn decoder_sizes(&self) -> Vec<ImageSize> {
         let from = self.feature_size();
-        let sizes = std::iter::successors(Some(self.image_size), |size| Some(size.div_ceil(2)));
-        let mut sizes: Vec<usize> = sizes.take_while(|&size| size > from).collect();
+        let sizes = std::iter::successors(Some(self.image_size), |size| Some(size.halved()));
+        let mut sizes: Vec<ImageSize> = sizes.take_while(|&size| size != from).collect();
         sizes.reverse();
         sizes
     }
@@ -154,7 +155,6 @@ impl Architecture for ResnetDitConfig {
 
     fn validate(&self) -> Result<()> {
         let limits = [
-            ("image_size", self.image_size, 1024),
             ("image_channels", self.image_channels, 4),
             ("backbone_layers", self.backbone_layers, self.backbone_blocks.len().max(1)),
             ("hidden_dim", self.hidden_dim, 65_536),
@@ -166,6 +166,7 @@ impl Architecture for ResnetDitConfig {
             ("norm_groups", self.norm_groups, 4096),
         ];
         within(&limits)?;
+        sides(self.image_size, 1024)?;
         colours(self.image_channels)?;
         labels(self.num_classes, self.null_label)?;
         self.backbone().validate().map_err(|error| match error {

@@ -29,7 +29,7 @@ impl Decoder {
             let name = |part: &str| format!("decoder.up.{number}.{part}");
             let norm = (number > 0).then(|| GroupNorm::new(builder, &name("norm"), channels, groups));
             let conv = Conv2d::new(builder, &name("conv"), std::mem::replace(&mut channels, width), width, 3);
-            doublings.push((norm, conv.resized([size; 2])));
+            doublings.push((norm, conv.resized(size.sides())));
         }
         let project = doublings.is_empty().then(|| Conv2d::new(builder, "decoder.project", channels, width, 1));
         let zero = Init::Constant(0.0);

@@ -62,7 +62,7 @@ impl ResnetDit {
         let backbone = builder.freeze(config.freeze_backbone, |builder| {
             Backbone::new(builder, BACKBONE, &config.backbone(), config.backbone_layers, Moving::Never)
         });
-        let grid = Init::Grid { skip: 1, columns: config.feature_size() };
+        let grid = Init::Grid { skip: 1, columns: config.feature_size().width };
         Ok(Self {
             backbone,
             adapter: Linear::new(builder, "adapter", config.feature_channels(), width),

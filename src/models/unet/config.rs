@@ -1,11 +1,13 @@
 //! The sizes and options of a U-Net.
 
+use std::cmp::Ordering;
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Unet;
-use crate::models::limits::{colours, divides, even, labels, within};
+use crate::image_size::ImageSize;
+use crate::models::limits::{colours, divides, even, labels, sides, within};
 use crate::models::{Architecture, Interface, Network};
 use crate::nn::Builder;
 use crate::{Error, Result};
@@ -49,15 +51,16 @@ pub enum DownsamplePadding {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UnetConfig {
-    /// Height and width of the images, in pixels. Each further level halves it, rounding up.
-    pub image_size: usize,
+    /// Height and width of the images, in pixels: one number for a square, or `[height, width]`. Each further level halves both,
+    /// rounding up.
+    pub image_size: ImageSize,
     /// Colour channels: 1 (grey) or 3 (RGB).
     pub image_channels: usize,
     /// Channels of each level, that of the whole image first.
     pub channels: Vec<usize>,
     /// Residual blocks of a level on the way down.
     pub res_blocks: usize,
-    /// Sizes, in pixels, of the levels whose every residual block attention follows.
+    /// Heights, in pixels, of the levels whose every residual block attention follows.
     pub attention_sizes: Vec<usize>,
     /// Attention between the two residual blocks in the middle.
     pub middle_attention: bool,
@@ -88,7 +91,7 @@ pub struct UnetConfig {
 impl Default for UnetConfig {
     fn default() -> Self {
         Self {
-            image_size: 32,
+            image_size: 32.into(),
             image_channels: 3,
             channels: vec![64, 128, 256],
             res_blocks: 2,
@@ -111,13 +114,13 @@ impl Default for UnetConfig {
 
 impl UnetConfig {
     /// Height and width of each level, in pixels.
-    pub fn sizes(&self) -> Vec<usize> {
-        std::iter::successors(Some(self.image_size), |size| Some(size.div_ceil(2))).take(self.channels.len()).collect()
+    pub fn sizes(&self) -> Vec<ImageSize> {
+        std::iter::successors(Some(self.image_size), |size| Some(size.halved())).take(self.channels.len()).collect()
     }
 
     /// Whether attention follows the residual blocks of a level.
     pub fn has_attention(&self, level: usize) -> bool {
-        self.sizes().get(level).is_some_and(|size| self.attention_sizes.contains(size))
+        self.sizes().get(level).is_some_and(|size| self.attention_sizes.contains(&size.height))
     }
 }
 
@@ -137,7 +140,6 @@ impl Architecture for UnetConfig {
 
     fn validate(&self) -> Result<()> {
         let limits = [
-            ("image_size", self.image_size, 1024),
             ("image_channels", self.image_channels, 4),
             ("res_blocks", self.res_blocks, 16),
             ("num_heads", self.num_heads, 1024),
@@ -147,6 +149,7 @@ impl Architecture for UnetConfig {
             ("time_output_dim", self.time_output_dim, 65_536),
         ];
         within(&limits)?;
+        sides(self.image_size, 1024)?;
         colours(self.image_channels)?;
         labels(self.num_classes, self.null_label)?;
         if !(1..=8).contains(&self.channels.len()) {
@@ -154,9 +157,23 @@ impl Architecture for UnetConfig {
             return Err(Error::config("model.channels", message, "give 1 to 8, as in [64, 128, 256]"));
         }
         let sizes = self.sizes();
-        if let Some(level) = sizes.iter().position(|&size| size == 1).filter(|level| level + 1 < sizes.len()) {
-            let message = format!("{} levels halve {} pixels too often", sizes.len(), self.image_size);
+        let one = sizes.iter().position(|size| size.sides().contains(&1));
+        if let Some(level) = one.filter(|level| level + 1 < sizes.len()) {
+            let ImageSize { height, width } = self.image_size;
+            let what = match height.cmp(&width) {
+                Ordering::Less => format!("a height of {height}"),
+                Ordering::Equal => height.to_string(),
+                Ordering::Greater => format!("a width of {width}"),
+            };
+            let message = format!("{} levels halve {what} pixels too often", sizes.len());
             return Err(Error::config("model.channels", message, format!("give at most {}", level + 1)));
+        }
+        // One number of zeros before the first pixel is for both sides.
+        let mixed = |size: &&ImageSize| size.height % 2 != size.width % 2;
+        let halved = &sizes[..sizes.len() - 1];
+        if let Some(size) = halved.iter().find(mixed).filter(|_| self.downsample_padding == DownsamplePadding::Same) {
+            let message = format!("`same` pads an odd side otherwise than an even one, and a level of {size} has both");
+            return Err(Error::config("model.downsample_padding", message, "set it to symmetric"));
         }
         for (level, &channels) in self.channels.iter().enumerate() {
             within(&[("channels", channels, 4096)])?;
@@ -166,8 +183,10 @@ impl Architecture for UnetConfig {
                 divides("num_heads", self.num_heads, "channels", channels)?;
             }
         }
-        if let Some(stranger) = self.attention_sizes.iter().find(|size| !sizes.contains(size)) {
-            let all: Vec<String> = sizes.iter().map(usize::to_string).collect();
+        if let Some(stranger) =
+            self.attention_sizes.iter().find(|&height| sizes.iter().all(|size| size.height != *height))
+        {
+            let all: Vec<String> = sizes.iter().map(|size| size.height.to_string()).collect();
             let message = format!("no level is {stranger} pixels high");
             return Err(Error::config("model.attention_sizes", message, format!("there are {}", all.join(", "))));
         }

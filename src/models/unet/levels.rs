@@ -3,6 +3,7 @@
 use super::blocks::{AttentionBlock, ResBlock};
 use super::config::{DownsamplePadding, Skips, UnetConfig};
 use crate::error::Result;
+use crate::image_size::ImageSize;
 use crate::nn::{Builder, Conv2d, Scope};
 use crate::ops::conv2d::Geometry;
 use crate::tape::Var;
@@ -151,18 +152,18 @@ impl<'a> Declare<'a> {
         let stages = (0..config.res_blocks + usize::from(every_block)).map(stage).collect();
         let resample = level.checked_sub(1).map(|next| {
             let size = config.sizes()[next];
-            self.conv(&format!("{name}.upsample")).resized([size; 2])
+            self.conv(&format!("{name}.upsample")).resized(size.sides())
         });
         Level { stages, resample, skips: false }
     }
 }
 
 /// A stride of 2 that halves a height and width of `size`, rounding up.
-fn halving(padding: DownsamplePadding, size: usize) -> Geometry {
+fn halving(padding: DownsamplePadding, size: ImageSize) -> Geometry {
     let pad_before = match padding {
         DownsamplePadding::Symmetric => 1,
-        // An odd image needs two rows, one on each side; an even one a single row.
-        DownsamplePadding::Same => size % 2,
+        // An odd image needs two rows, one on each side; an even one a single row. Both sides are alike in this.
+        DownsamplePadding::Same => size.height % 2,
     };
     Geometry { stride: 2, pad_before, resize: None }
 }

@@ -5,17 +5,20 @@ use super::*;
 #[test]
 fn tokens_and_decoder_follow_the_feature_map() {
     let base = ResnetDitConfig::default;
+    let squares = |sides: &[usize]| sides.iter().copied().map(ImageSize::from).collect::<Vec<_>>();
     let sizes = |config: ResnetDitConfig| {
         config.validate().unwrap();
-        (config.feature_size(), config.feature_channels(), config.decoder_sizes())
+        (config.feature_size().sides(), config.feature_channels(), config.decoder_sizes())
     };
-    assert_eq!(sizes(base()), (16, 128, vec![32]));
-    assert_eq!(sizes(ResnetDitConfig { backbone_layers: 1, ..base() }), (32, 64, vec![]));
-    assert_eq!(sizes(ResnetDitConfig { backbone_layers: 4, ..base() }), (4, 512, vec![8, 16, 32]));
-    let fashion = ResnetDitConfig { image_size: 28, image_channels: 1, backbone_layers: 3, ..base() };
-    assert_eq!(sizes(fashion), (7, 256, vec![14, 28]));
-    let large = ResnetDitConfig { image_size: 64, backbone_stem: Stem::Imagenet, ..base() };
-    assert_eq!(sizes(large), (8, 128, vec![16, 32, 64]));
+    assert_eq!(sizes(base()), ([16, 16], 128, squares(&[32])));
+    assert_eq!(sizes(ResnetDitConfig { backbone_layers: 1, ..base() }), ([32, 32], 64, squares(&[])));
+    assert_eq!(sizes(ResnetDitConfig { backbone_layers: 4, ..base() }), ([4, 4], 512, squares(&[8, 16, 32])));
+    let fashion = ResnetDitConfig { image_size: 28.into(), image_channels: 1, backbone_layers: 3, ..base() };
+    assert_eq!(sizes(fashion), ([7, 7], 256, squares(&[14, 28])));
+    let large = ResnetDitConfig { image_size: 64.into(), backbone_stem: Stem::Imagenet, ..base() };
+    assert_eq!(sizes(large), ([8, 8], 128, squares(&[16, 32, 64])));
+    let wide = ResnetDitConfig { image_size: [18, 32].into(), backbone_layers: 3, ..base() };
+    assert_eq!(sizes(wide), ([5, 8], 256, vec![[9, 16].into(), [18, 32].into()]));
 }
 
 #[test]
