@@ -27,7 +27,7 @@ mod read;
 mod text;
 
 pub use self::image::Image;
-pub use self::npy::write_npy;
+pub use self::npy::{encode_npy, write_npy};
 pub use self::png::{encode_png, read_png, write_png};
 pub use self::read::{LONGEST_FILE, Note, Picture, PictureKind, decode_picture, is_decoding, read_picture};
 pub use animation::{Timing as AnimationTiming, encode_apng, encode_gif, write_animation};

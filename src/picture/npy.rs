@@ -8,11 +8,19 @@ use super::Image;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
-/// Writes pictures of one size as f32 in [0, 1]: `[N, H, W]` where they are grey, `[N, H, W, 3]` where they are RGB.
+/// Writes pictures of one size to a file, as [`encode_npy`] does.
 ///
 /// # Errors
-/// [`Error::Shape`] where there is no picture or they differ in size or channels; [`Error::Io`] with the path.
+/// Those of [`encode_npy`]; [`Error::Io`] with the path.
 pub fn write_npy(path: impl AsRef<Path>, images: &[Image]) -> Result<()> {
+    write_atomically(path, &encode_npy(images)?)
+}
+
+/// The bytes of pictures of one size as f32 in [0, 1]: `[N, H, W]` where they are grey, `[N, H, W, 3]` where they are RGB.
+///
+/// # Errors
+/// [`Error::Shape`] where there is no picture or they differ in size or channels.
+pub fn encode_npy(images: &[Image]) -> Result<Vec<u8>> {
     let Some(first) = images.first() else {
         return Err(Error::shape("npy", "there is no picture to write; give at least one"));
     };
@@ -26,15 +34,14 @@ pub fn write_npy(path: impl AsRef<Path>, images: &[Image]) -> Result<()> {
     if first.channels() > 1 {
         shape.push(first.channels() as u64);
     }
-    let path = path.as_ref();
     let mut bytes = Vec::with_capacity(256 + images.len() * first.pixels().len() * 4);
     let encoded =
         WriteOptions::new().default_dtype().shape(&shape).writer(&mut bytes).begin_nd().and_then(|mut writer| {
             writer.extend(images.iter().flat_map(|image| image.pixels()).map(|value| *value as f32 / 255.0))?;
             writer.finish()
         });
-    encoded.map_err(Error::io(path, "encode"))?;
-    write_atomically(path, &bytes)
+    encoded.map_err(|error| Error::shape("npy", error.to_string()))?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -90,6 +90,18 @@ impl Batch {
         Ok(Self { rows, images: Vec::new(), sizes, tickets: 0 })
     }
 
+    /// Bytes of the device's memory of a full batch, the model's weights among them.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn memory(&mut self, model: &Model) -> Result<usize> {
+        let rows = self.rows.capacity();
+        self.rows.plan(rows)?;
+        self.rows.refresh()?;
+        let arena = self.rows.program(rows).map_or(0, crate::tensor::Program::arena_bytes);
+        Ok(model.context().persistent_bytes() + arena)
+    }
+
     /// Rows in all.
     pub fn capacity(&self) -> usize {
         self.rows.capacity()

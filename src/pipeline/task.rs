@@ -133,6 +133,11 @@ impl Task {
         !matches!(self.bridge, Some((_, true)))
     }
 
+    /// Whether an image that is finished now is what is handed over in the end.
+    pub fn is_final(&self) -> bool {
+        self.bridge.is_none()
+    }
+
     /// Takes an image that is finished; one of another task is left alone. Returns whether it was one of this task.
     ///
     /// # Errors

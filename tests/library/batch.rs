@@ -76,7 +76,7 @@ fn together(
             }
         }
         steps += 1;
-        if let Some(cancelled) = cancel.filter(|&number| !gone && tasks[number].underway().len() > 0) {
+        if let Some(cancelled) = cancel.filter(|&number| !gone && !tasks[number].underway().is_empty()) {
             let tickets: Vec<Ticket> = tasks[cancelled].underway().iter().map(|(ticket, _)| *ticket).collect();
             if tickets.iter().any(|ticket| batch.stages_done(*ticket) >= Some(2)) {
                 tickets.into_iter().for_each(|ticket| batch.leave(ticket));
