@@ -107,13 +107,16 @@ impl<F: FnMut(&Stage) -> Result<()>> Watch for Previewed<F> {
     }
 }
 
+/// What a state is made by, of an image's place in its request and its noise.
+pub(super) type StateOf = dyn Fn(usize, &[f32]) -> Vec<f32>;
+
 /// What an image starts from.
 #[derive(Clone)]
 pub(super) enum Start {
     /// Its noise.
     Noise,
     /// Image k from the state that this makes of k and its noise.
-    From(Rc<dyn Fn(usize, &[f32]) -> Vec<f32>>),
+    From(Rc<StateOf>),
     /// Its noise, around what is known, each step so often.
     Around(Rc<Known>, usize),
 }

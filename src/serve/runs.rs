@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use super::api::Answer;
 use super::input::{App, aside};
 use super::refusal::{ErrorBody, Refusal, json};
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 /// Most runs that are listed.
@@ -43,6 +44,9 @@ pub struct RunView {
     validation: Vec<[f64; 2]>,
     /// Seconds since something was written.
     quiet_seconds: Option<f64>,
+    /// Seconds of training that are left, at the pace so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds_left: Option<f64>,
     /// The newest sheet of samples.
     #[serde(skip_serializing_if = "Option::is_none")]
     samples: Option<String>,
@@ -116,14 +120,28 @@ fn view(name: String, folder: &Path) -> Option<RunView> {
         all.iter().rev().step_by(every).rev().copied().collect()
     };
     let quiet = log.metadata().ok()?.modified().ok().and_then(|time| time.elapsed().ok());
+    let last = lines.iter().rev().find(|line| line.get("loss").is_some()).cloned().unwrap_or(Value::Null);
     Some(RunView {
-        last: lines.iter().rev().find(|line| line.get("loss").is_some()).cloned().unwrap_or(Value::Null),
+        seconds_left: seconds_left(folder, &last),
+        last,
         loss: curve(&["loss"]),
         validation: curve(&["validation_loss", "validation"]),
         quiet_seconds: quiet.map(|time| time.as_secs_f64()),
         samples: newest_samples(folder).map(|_| format!("/v1/runs/{}/samples.png", encoded(&name))),
         name,
     })
+}
+
+/// What is left of a run at the pace so far, by its configuration.
+fn seconds_left(folder: &Path, last: &Value) -> Option<f64> {
+    let training = Config::from_file(folder.join("config.yaml")).ok()?.training;
+    let of = |key: &str| last.get(key)?.as_f64();
+    let (done, all) = match (training.num_steps, training.num_epochs) {
+        (Some(steps), _) => (of("step")?, steps as f64),
+        (None, Some(epochs)) => (of("epoch")?, epochs as f64),
+        (None, None) => return None,
+    };
+    (done > 0.0).then_some(of("seconds")? * (all - done).max(0.0) / done)
 }
 
 /// A name as a part of a URL.

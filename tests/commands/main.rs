@@ -13,3 +13,7 @@ mod house;
 mod pipeline;
 mod sample;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
+#[cfg(feature = "serve")]
+mod serve_client;

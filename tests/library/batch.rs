@@ -59,7 +59,8 @@ fn together(
     }
     let mut steps = 0;
     let mut gone = false;
-    while tasks.iter().enumerate().any(|(number, task)| !task.is_done() && !(gone && cancel == Some(number))) {
+    let ends = |number: usize, task: &Task, gone: bool| task.is_done() || gone && cancel == Some(number);
+    while !tasks.iter().enumerate().all(|(number, task)| ends(number, task, gone)) {
         for &number in order.iter().take(steps + 1) {
             let task = &mut tasks[number];
             if gone && cancel == Some(number) {

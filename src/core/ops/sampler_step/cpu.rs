@@ -40,7 +40,7 @@ struct Owner<'a, T> {
 }
 
 /// The rows of a buffer, none where it is not there.
-fn parts<'a, T: Float>(tensor: Option<&'a Tensor>, rows: usize, elements: usize) -> Vec<Option<&'a mut [T]>> {
+fn parts<T: Float>(tensor: Option<&Tensor>, rows: usize, elements: usize) -> Vec<Option<&mut [T]>> {
     match tensor {
         Some(tensor) => tensor.host_mut::<T>().chunks_exact_mut(elements).map(Some).collect(),
         None => (0..rows).map(|_| None).collect(),
