@@ -292,7 +292,8 @@ function show() {
     picture.src = entry.url;
     picture.alt = '';
     const caption = document.createElement('span');
-    caption.textContent = `${entry.label || 'image'} · ${entry.settings.seed}#${entry.number}`;
+    caption.textContent = entry.label || `${entry.number}`;
+    button.title = `seed ${entry.settings.seed}, number ${entry.number}`;
     button.setAttribute('aria-label', `${entry.label || 'Image'}, seed ${entry.settings.seed}, number ${entry.number}`);
     button.append(picture, caption);
     button.addEventListener('click', () => detail(at));
