@@ -61,6 +61,9 @@ pub struct ServeCommand {
     /// An origin of another page that may ask, as in https://example.org
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
+    /// A folder in which finished jobs are kept: a server that is started again knows them
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
     /// A folder of run folders to be shown while they train
     #[arg(long, value_name = "DIR")]
     runs: Option<PathBuf>,
@@ -93,6 +96,7 @@ impl ServeCommand {
             listen: self.listen,
             models: self.model,
             folder: self.models,
+            keep: self.keep,
             runs: self.runs.as_deref().map(Runs::new).transpose()?,
             precision: machine.dtype(),
             device: machine.device,

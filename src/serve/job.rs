@@ -1,6 +1,7 @@
 //! Jobs: what was asked for, how far it is, and what came of it.
 
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -10,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
+use super::kept::{self, Restored};
 use super::limits::Limits;
 use super::order::Order;
 use super::refusal::Refusal;
@@ -82,6 +84,8 @@ pub struct Job {
     pub client: String,
     /// What was asked for.
     pub order: Order,
+    /// Its idempotency key.
+    pub key: Option<Key>,
     /// Jobs before it, ever.
     pub number: u64,
     /// When it came.
@@ -268,14 +272,61 @@ struct Table {
     number: u64,
 }
 
+impl Table {
+    /// Puts a new job at the end.
+    fn insert(&mut self, new: Restored) -> Arc<Job> {
+        self.number += 1;
+        let Restored { id, client, order, key } = new;
+        let count = order.request.labels.len();
+        let job = Arc::new(Job {
+            id,
+            client,
+            order,
+            key,
+            number: self.number,
+            created: Instant::now(),
+            cancelled: AtomicBool::new(false),
+            watchers: AtomicUsize::new(0),
+            state: Mutex::new(State {
+                phase: Phase::Queued,
+                done: 0,
+                total: 0,
+                error: None,
+                started: None,
+                ended: None,
+                previews: vec![None; count],
+                images: vec![None; count],
+                made: None,
+                shown: 0,
+            }),
+            changed: watch::Sender::new(0),
+        });
+        self.jobs.insert(job.id.clone(), job.clone());
+        self.order.push_back(job.clone());
+        if let Some(Key { key, digest }) = &job.key {
+            self.keys.insert((job.client.clone(), key.clone()), (digest.clone(), job.id.clone()));
+        }
+        job
+    }
+
+    fn remove(&mut self, id: &str) {
+        self.jobs.remove(id);
+        self.order.retain(|other| other.id != id);
+        self.keys.retain(|_, (_, of)| of != id);
+    }
+}
+
 /// All jobs of a server that are not forgotten yet.
 #[derive(Debug)]
 pub struct Jobs {
     table: Mutex<Table>,
     limits: Limits,
+    /// Where finished ones are kept.
+    folder: Option<PathBuf>,
 }
 
 /// Of an idempotency key.
+#[derive(Clone, Debug)]
 pub struct Key {
     /// The key.
     pub key: String,
@@ -284,9 +335,9 @@ pub struct Key {
 }
 
 impl Jobs {
-    /// None yet.
-    pub fn new(limits: Limits) -> Self {
-        Self { table: Mutex::default(), limits }
+    /// None yet; finished ones that are forgotten go out of `folder` too.
+    pub fn new(limits: Limits, folder: Option<PathBuf>) -> Self {
+        Self { table: Mutex::default(), limits, folder }
     }
 
     /// The job that a client's idempotency key means already.
@@ -324,44 +375,22 @@ impl Jobs {
             let message = format!("the queue is full: {unfinished} jobs are unfinished; try again later");
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message).retry_after(retry_after));
         }
-        table.number += 1;
-        let count = order.request.labels.len();
-        let job = Arc::new(Job {
-            id: format!("{:032x}", rand::random::<u128>()),
-            client: client.to_string(),
-            order,
-            number: table.number,
-            created: Instant::now(),
-            cancelled: AtomicBool::new(false),
-            watchers: AtomicUsize::new(0),
-            state: Mutex::new(State {
-                phase: Phase::Queued,
-                done: 0,
-                total: 0,
-                error: None,
-                started: None,
-                ended: None,
-                previews: vec![None; count],
-                images: vec![None; count],
-                made: None,
-                shown: 0,
-            }),
-            changed: watch::Sender::new(0),
+        let id = format!("{:032x}", rand::random::<u128>());
+        Ok((table.insert(Restored { id, client: client.to_string(), order, key }), true))
+    }
+
+    /// Takes in a job that an earlier server finished.
+    pub fn restore(&self, restored: Restored, made: Made, images: Vec<Image>) {
+        let job = lock(&self.table).insert(restored);
+        job.update(|state| {
+            (state.made, state.images) = (Some(made), images.into_iter().map(Some).collect());
+            (state.phase, state.ended) = (Phase::Done, Some(job.created));
         });
-        table.jobs.insert(job.id.clone(), job.clone());
-        table.order.push_back(job.clone());
-        if let Some(Key { key, digest }) = key {
-            table.keys.insert((client.to_string(), key), (digest, job.id.clone()));
-        }
-        Ok((job, true))
     }
 
     /// Forgets a job that was never begun.
     pub fn remove(&self, job: &Job) {
-        let mut table = lock(&self.table);
-        table.jobs.remove(&job.id);
-        table.order.retain(|other| other.id != job.id);
-        table.keys.retain(|_, (_, id)| *id != job.id);
+        lock(&self.table).remove(&job.id);
     }
 
     /// The oldest finished jobs go where there are too many.
@@ -376,9 +405,8 @@ impl Jobs {
                 return;
             }
             (left, all) = (left - 1, all - bytes(job));
-            table.jobs.remove(&job.id);
-            table.order.retain(|other| other.id != job.id);
-            table.keys.retain(|_, (_, id)| *id != job.id);
+            table.remove(&job.id);
+            self.folder.iter().for_each(|folder| kept::forget(folder, &job.id));
         }
     }
 

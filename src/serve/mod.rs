@@ -12,6 +12,7 @@ mod events;
 mod guard;
 mod input;
 mod job;
+mod kept;
 mod limits;
 mod metrics;
 mod models;
@@ -62,6 +63,8 @@ pub struct Settings {
     pub models: Vec<PathBuf>,
     /// A folder of more models.
     pub folder: Option<PathBuf>,
+    /// Where finished jobs are kept, so that the next server knows them.
+    pub keep: Option<PathBuf>,
     /// Run folders to be shown.
     pub runs: Option<Runs>,
     /// What computes, and its name in words.
@@ -102,14 +105,24 @@ pub fn run(settings: Settings, say: impl Fn(&str) + Clone + Send + 'static) -> R
     let address = listener.local_addr().map_err(refused)?;
     let (commands, received) = mpsc::channel();
     let metrics = Arc::new(Metrics::default());
-    let bench =
-        Bench { device, precision, note: note.clone(), rows, memory, time: limits.job, metrics: metrics.clone() };
+    let jobs = Jobs::new(limits.clone(), settings.keep.clone());
+    let keeper = settings.keep.map(|folder| keeping(folder, &limits, &models, &jobs, &say)).transpose()?;
+    let bench = Bench {
+        device,
+        precision,
+        note: note.clone(),
+        rows,
+        memory,
+        time: limits.job,
+        metrics: metrics.clone(),
+        keeper,
+    };
     let drawing = thread::Builder::new().name("device".into());
     let drawing = drawing.spawn(move || install(move || Drawer::new(bench).run(received)));
     let drawing = drawing.map_err(|error| Error::device("device thread", error.to_string(), "free some memory"))?;
     let shared = Arc::new(Shared {
         models,
-        jobs: Jobs::new(limits.clone()),
+        jobs,
         metrics,
         limits,
         keys,
@@ -129,6 +142,24 @@ pub fn run(settings: Settings, say: impl Fn(&str) + Clone + Send + 'static) -> R
     let _ = commands.send(Command::Stop);
     let _ = drawing.join();
     outcome
+}
+
+/// Takes in the jobs that an earlier server kept, and starts the thread that keeps new ones.
+fn keeping(
+    folder: PathBuf,
+    limits: &Limits,
+    models: &Models,
+    jobs: &Jobs,
+    say: impl Fn(&str),
+) -> Result<mpsc::Sender<Arc<job::Job>>> {
+    let known = kept::load(&folder, limits.kept, models, jobs)?;
+    if known > 0 {
+        say(&format!("{known} finished jobs are known from before"));
+    }
+    let (keeper, finished) = mpsc::channel();
+    let started = thread::Builder::new().name("keeper".into()).spawn(move || kept::keep(&folder, &finished));
+    started.map_err(|error| Error::device("keeper thread", error.to_string(), "free some memory"))?;
+    Ok(keeper)
 }
 
 async fn serve(shared: Arc<Shared>, listener: TcpListener, address: SocketAddr, say: impl Fn(&str)) -> Result<()> {

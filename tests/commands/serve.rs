@@ -515,3 +515,25 @@ fn several_models_share_a_bound_and_take_turns() {
     let drawn: Vec<Vec<u8>> = ids.iter().map(|id| pixels(&server.pictures(id)[0])).collect();
     assert!(drawn.iter().all(|pixels| *pixels == drawn[0]), "the same weights");
 }
+
+#[test]
+fn a_server_that_was_killed_loses_only_what_was_unfinished() {
+    let folder = folder();
+    let options = ["--keep", "kept", "--max-batch", "2"];
+    let mut first = server(folder.path(), &options);
+    let body = br#"{"class": "star", "count": 2, "steps": 3, "seed": 8}"#;
+    let headers = [("content-type", "application/json"), ("idempotency-key", "k")];
+    let done = first.request("POST", "/v1/samples", &headers, body).json()["id"].as_str().unwrap().to_string();
+    let before = first.pictures(&done);
+    let unfinished = first.submit(&long());
+    // SIGKILL.
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    drop(first);
+    std::fs::write(folder.path().join("kept/0123.job.json"), b"{ half").unwrap();
+    let second = server(folder.path(), &options);
+    assert_eq!(second.pictures(&done), before);
+    assert_eq!(second.get(&format!("/v1/jobs/{unfinished}")).status, 404);
+    let again = second.request("POST", "/v1/samples", &headers, body);
+    assert_eq!(again.json()["id"].as_str(), Some(done.as_str()), "the key is known too");
+}
