@@ -13,8 +13,8 @@ use crate::tensor::Device;
 
 /// Serve models over HTTP, with a page to play with.
 ///
-/// Without --model the model that comes with the engine. Image k of a seed is the same image as `engine sample` draws, whatever
-/// else the server draws beside it. The API is described at /docs, and OpenAI's clients can ask at /v1.
+/// Without --model the model that comes with the engine. Image k of a seed is the same image as `engine sample` draws,
+/// whatever else the server draws beside it. The API is described at /docs, and OpenAI's clients can ask at /v1.
 #[derive(Clone, Debug, Args)]
 pub struct ServeCommand {
     /// A model file, a run folder, or the name of a model that comes with the engine; may be given several times
@@ -58,7 +58,7 @@ pub struct ServeCommand {
     /// A name by which the server may be called, besides localhost and addresses
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
-    /// An origin of another page that may ask, as in https://example.org
+    /// An origin of another page that may ask, as in `https://example.org`
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
     /// A folder in which finished jobs are kept: a server that is started again knows them

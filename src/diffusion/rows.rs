@@ -146,16 +146,16 @@ impl Rows {
         self.prepared.bytes()
     }
 
-    /// Plans the step over `count` rows, once. Returns whether it was not there yet: then weights are to be prepared anew.
-    pub fn plan(&mut self, count: usize) -> Result<bool> {
+    /// Plans the step over `count` rows, once.
+    pub fn plan(&mut self, count: usize) -> Result<()> {
         if self.programs.contains_key(&count) {
-            return Ok(false);
+            return Ok(());
         }
         let state = self.state.first(count)?;
         let (context, model) = (&self.context, self.model.as_ref());
         let program = Program::plan(context, || step(context, model, &self.parameters, &self.prepared, &state))?;
         self.programs.insert(count, (program, state));
-        Ok(true)
+        Ok(())
     }
 
     /// The planned step over `count` rows.
@@ -166,6 +166,11 @@ impl Rows {
     /// Takes the parameters as they are now.
     pub fn refresh(&self) -> Result<()> {
         self.prepared.refresh()
+    }
+
+    /// Prepares weights of which a new step has asked for another form.
+    pub fn prepare(&self) -> Result<()> {
+        if self.prepared.is_ready() { Ok(()) } else { self.prepared.refresh() }
     }
 
     /// Labels of the first rows.
@@ -240,8 +245,8 @@ impl Rows {
         Ok(())
     }
 
-    /// The x_0 that the network saw in `count` rows from `row` on when they did `stage`, in the last step, those without labels
-    /// `partner` rows on: clamped where the stage clamps. None without the buffers for it.
+    /// The x_0 that the network saw in `count` rows from `row` on when they did `stage`, in the last step, those
+    /// without labels `partner` rows on: clamped where the stage clamps. None without the buffers for it.
     pub fn predicted(
         &self,
         stage: &Stage,

@@ -57,9 +57,9 @@ impl Underway {
     }
 }
 
-/// A batch that images join and leave between any two of its steps. They share the network's evaluations and nothing else:
-/// whatever their samplers, steps, guidance and seeds, and whoever else is there, each is the same image, bit for bit, as
-/// [`Model::draw`] makes.
+/// A batch that images join and leave between any two of its steps. They share the network's evaluations and nothing
+/// else: whatever their samplers, steps, guidance and seeds, and whoever else is there, each is the same image, bit for
+/// bit, as [`Model::draw`] makes.
 pub struct Batch {
     rows: Rows,
     images: Vec<Underway>,
@@ -97,7 +97,7 @@ impl Batch {
     pub fn memory(&mut self, model: &Model) -> Result<usize> {
         let rows = self.rows.capacity();
         self.rows.plan(rows)?;
-        self.rows.refresh()?;
+        self.rows.prepare()?;
         let arena = self.rows.program(rows).map_or(0, crate::tensor::Program::arena_bytes);
         Ok(model.context().persistent_bytes() + arena)
     }
@@ -159,8 +159,8 @@ impl Batch {
         self.images.iter().find(|image| image.ticket == ticket).map(|image| image.stage)
     }
 
-    /// An image as the network took it to be in the last step, x_0: `[H, W, C]` in about [-1, 1], true to what is known of it.
-    /// None before its first step, and where it is not in the batch.
+    /// An image as the network took it to be in the last step, x_0: `[H, W, C]` in about [-1, 1], true to what is known
+    /// of it. None before its first step, and where it is not in the batch.
     ///
     /// # Errors
     /// What the device reports.
@@ -179,8 +179,8 @@ impl Batch {
         Ok(Some(values))
     }
 
-    /// Does one evaluation of the network for all images under way. Returns those that are finished, `[H, W, C]` each in about
-    /// [-1, 1]; they have left.
+    /// Does one evaluation of the network for all images under way. Returns those that are finished, `[H, W, C]` each
+    /// in about [-1, 1]; they have left.
     ///
     /// # Errors
     /// What the device reports: then no image of the batch can be relied on.
@@ -192,9 +192,8 @@ impl Batch {
         self.begin()?;
         let used = self.used();
         let size = self.sizes.iter().copied().find(|size| *size >= used).unwrap_or(used);
-        if self.rows.plan(size)? {
-            self.rows.refresh()?;
-        }
+        self.rows.plan(size)?;
+        self.rows.prepare()?;
         let mut labels = vec![0; size];
         (0..size).for_each(|row| self.rows.idle(row));
         for image in &self.images {

@@ -123,7 +123,8 @@ impl Task {
         self.underway.push((ticket, place));
     }
 
-    /// Its images under way, with their places. Those of the ends of an interpolation between images are nobody's to see.
+    /// Its images under way, with their places. Those of the ends of an interpolation between images are nobody's to
+    /// see.
     pub fn underway(&self) -> &[(super::Ticket, usize)] {
         &self.underway
     }

@@ -269,7 +269,11 @@ impl ModelView {
 }
 
 /// The models that can be asked for.
-#[utoipa::path(get, path = "/v1/models", responses((status = 200, body = ModelsView), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody)))]
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    responses((status = 200, body = ModelsView), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody))
+)]
 pub async fn models(State(app): State<App>) -> Response {
     let data = app.models.all().iter().map(|card| ModelView::new(card)).collect();
     json(StatusCode::OK, &ModelsView { object: "list", data })
@@ -280,7 +284,10 @@ pub async fn models(State(app): State<App>) -> Response {
     get,
     path = "/v1/models/{name}",
     params(("name" = String, Path)),
-    responses((status = 200, body = ModelDetail), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody))
+    responses(
+        (status = 200, body = ModelDetail), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
+        (status = 404, body = ErrorBody),
+    )
 )]
 pub async fn model(State(app): State<App>, Path(name): Path<String>) -> Answer {
     let card = app.models.get(Some(&name))?;

@@ -134,7 +134,8 @@ impl Drawer {
         Ok(())
     }
 
-    /// The place of a model among those that are loaded; it is loaded if it is not there, and others go if there is no room.
+    /// The place of a model among those that are loaded; it is loaded if it is not there, and others go if there is no
+    /// room.
     fn load(&mut self, card: &Arc<Card>) -> Result<usize> {
         self.clock += 1;
         if let Some(at) = self.loaded.iter().position(|loaded| Arc::ptr_eq(&loaded.card, card)) {

@@ -30,8 +30,8 @@ struct Following {
     _watching: Option<Watching>,
 }
 
-/// The events of a job until it ends: `job` (its state), `preview` (what an image looks like), `image` (one that is there), and in
-/// the end `end`. A client that reads slowly misses states in between, never the last.
+/// The events of a job until it ends: `job` (its state), `preview` (what an image looks like), `image` (one that is
+/// there), and in the end `end`. A client that reads slowly misses states in between, never the last.
 pub fn follow(shared: &Arc<Shared>, job: Arc<Job>, previews: bool) -> Response {
     let mut changed = job.subscribe();
     changed.mark_changed();

@@ -32,8 +32,8 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Reads a file with a key a line: its SHA-256 in hexadecimal digits, as `sha256sum` prints it, and after it a name, if it is to
-    /// have one. Lines that begin with `#` are comments.
+    /// Reads a file with a key a line: its SHA-256 in hexadecimal digits, as `sha256sum` prints it, and after it a
+    /// name, if it is to have one. Lines that begin with `#` are comments.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::File`] for a line that is none, or no keys at all.
@@ -95,7 +95,8 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// By which names the server may be called, and from which pages: a page elsewhere can make its own name mean this machine.
+/// By which names the server may be called, and from which pages: a page elsewhere can make its own name mean this
+/// machine.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// Names besides `localhost` and addresses.

@@ -96,8 +96,8 @@ fn write(folder: &Path, record: &Record) -> Result<()> {
     write_atomically(&path, &text)
 }
 
-/// Takes in what an earlier server kept, the newest jobs first, as many as are kept at all. What cannot be read, or is of a model
-/// that is not there any more, is left alone. Returns how many there were.
+/// Takes in what an earlier server kept, the newest jobs first, as many as are kept at all. What cannot be read, or is
+/// of a model that is not there any more, is left alone. Returns how many there were.
 ///
 /// # Errors
 /// [`Error::Io`] for a folder that cannot be made or listed.

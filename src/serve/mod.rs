@@ -1,9 +1,9 @@
 //! `engine serve`: models as a service, and a page to play with.
 //!
-//! HTTP is on one thread, the device on another, which owns models and batches ([`crate::pipeline::Batch`]): requests of one
-//! model share denoising steps whatever they ask for. What keeps requests apart is the model, and nothing else: size and
-//! precision are the model's and the server's. Image k of a seed is the same bits whatever else is drawn, and those of `engine
-//! sample`.
+//! HTTP is on one thread, the device on another, which owns models and batches ([`crate::pipeline::Batch`]): requests
+//! of one model share denoising steps whatever they ask for. What keeps requests apart is the model, and nothing else:
+//! size and precision are the model's and the server's. Image k of a seed is the same bits whatever else is drawn, and
+//! those of `engine sample`.
 
 mod api;
 mod connection;

@@ -62,8 +62,8 @@ pub struct Models {
 }
 
 impl Models {
-    /// Those that are named, then those in a folder: its `.safetensors` files and run folders. With neither those that come with
-    /// the engine. What the folder holds besides diffusion models is told of by `note`.
+    /// Those that are named, then those in a folder: its `.safetensors` files and run folders. With neither those that
+    /// come with the engine. What the folder holds besides diffusion models is told of by `note`.
     ///
     /// # Errors
     /// Those of [`ModelFile::open`] for a named one; [`Error::Config`] for two of one name, or none at all.

@@ -33,8 +33,8 @@ use crate::picture::{Fit, Image};
 /// Most fields of a form.
 const FIELDS: usize = 40;
 
-/// `POST /v1/images/generations`. `prompt` is a class by name or number, `none`, or several classes with commas between them.
-/// `seed`, `steps`, `sampler`, `guidance` and `temperature` are ours (`extra_body` in OpenAI's clients).
+/// `POST /v1/images/generations`. `prompt` is a class by name or number, `none`, or several classes with commas between
+/// them. `seed`, `steps`, `sampler`, `guidance` and `temperature` are ours (`extra_body` in OpenAI's clients).
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImagesBody {
@@ -195,8 +195,8 @@ pub struct EditsForm {
     /// A picture file.
     #[schema(value_type = String, format = Binary)]
     image: Vec<u8>,
-    /// A picture of the same size: what is transparent is drawn. Without one, what is transparent in `image`; where nothing is,
-    /// the whole is varied by `strength`.
+    /// A picture of the same size: what is transparent is drawn. Without one, what is transparent in `image`; where
+    /// nothing is, the whole is varied by `strength`.
     #[schema(value_type = Option<String>, format = Binary)]
     mask: Option<Vec<u8>>,
     /// As in generations.

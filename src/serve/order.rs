@@ -14,8 +14,8 @@ use crate::diffusion::GuidanceSchedule;
 use crate::picture::{Fit, Image};
 use crate::pipeline::{Changes, Choice, Drawing, Edit, Ends, Inpaint, SampleRequest, free_pixels, image_values};
 
-/// `POST /v1/samples`. What is left out is as the model's own configuration has it. At most one of `vary`, `inpaint`, `upscale`
-/// and `interpolate` is given.
+/// `POST /v1/samples`. What is left out is as the model's own configuration has it. At most one of `vary`, `inpaint`,
+/// `upscale` and `interpolate` is given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplesBody {

@@ -155,7 +155,14 @@ fn none() -> Refusal {
 }
 
 /// The runs of the server's folder, each with its curves: read only.
-#[utoipa::path(get, path = "/v1/runs", responses((status = 200, body = Vec<RunView>), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+#[utoipa::path(
+    get,
+    path = "/v1/runs",
+    responses(
+        (status = 200, body = Vec<RunView>), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
+        (status = 404, body = ErrorBody),
+    )
+)]
 pub async fn runs(State(app): State<App>) -> Answer {
     let runs = app.runs.clone().ok_or_else(none)?;
     let views = aside(move || Ok(runs.views())).await?;
@@ -167,7 +174,10 @@ pub async fn runs(State(app): State<App>) -> Answer {
     get,
     path = "/v1/runs/{name}/samples.png",
     params(("name" = String, Path)),
-    responses((status = 200, body = Vec<u8>, content_type = "image/png"), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody))
+    responses(
+        (status = 200, body = Vec<u8>, content_type = "image/png"), (status = 401, body = ErrorBody),
+        (status = 403, body = ErrorBody), (status = 404, body = ErrorBody),
+    )
 )]
 pub async fn samples(State(app): State<App>, UrlPath(name): UrlPath<String>) -> Answer {
     let runs = app.runs.clone().ok_or_else(none)?;

@@ -102,7 +102,8 @@ impl Shared {
     /// Puts an order into the queue and waits until it is known whether it can be drawn.
     ///
     /// # Errors
-    /// 429 where the queue is full, 503 while the server stops, 409 for a key that was used otherwise; what the model says.
+    /// 429 where the queue is full, 503 while the server stops, 409 for a key that was used otherwise; what the model
+    /// says.
     pub async fn submit(self: &Arc<Self>, client: &str, order: Order, key: Option<Key>) -> Result<Arc<Job>, Refusal> {
         if self.is_stopping() {
             let message = "the server is stopping and takes no new jobs";

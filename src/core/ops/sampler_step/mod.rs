@@ -1,9 +1,9 @@
 //! Sampling on the device: the starting noise, a stage's time, the stage's update, and pixels.
 //!
-//! Every row of a batch goes its own way: its [`Row`] says which stage it is at, and whose noise it draws, so that one captured
-//! program serves every stage of every sampler at once. The rows' table is `[R, 24]` u32, floats as their bits. Under guidance an
-//! image has two rows, of which the network sees one with and one without the label. Nothing here has a gradient; everything is
-//! f32.
+//! Every row of a batch goes its own way: its [`Row`] says which stage it is at, and whose noise it draws, so that one
+//! captured program serves every stage of every sampler at once. The rows' table is `[R, 24]` u32, floats as their
+//! bits. Under guidance an image has two rows, of which the network sees one with and one without the label. Nothing
+//! here has a gradient; everything is f32.
 
 mod cases;
 mod cpu;
@@ -82,8 +82,8 @@ fn split(x: &Tensor) -> Result<(usize, usize)> {
     }
 }
 
-/// Fills the rows of `x` `[R, …]` that begin ([`Row::BEGINS`]), and their partners, with the noise that sampling starts from:
-/// [`Row::scale`] times the standard normal noise of the row's seed, item and step (purpose
+/// Fills the rows of `x` `[R, …]` that begin ([`Row::BEGINS`]), and their partners, with the noise that sampling starts
+/// from: [`Row::scale`] times the standard normal noise of the row's seed, item and step (purpose
 /// [`Noise`](crate::rng::Purpose::Noise)).
 ///
 /// # Errors
@@ -110,8 +110,8 @@ pub fn sampler_time(context: &Context, time: &Tensor, table: &Tensor) -> Result<
 pub struct SamplerState<'a> {
     /// The state: of rows that own an image it becomes the next state, in their partners too.
     pub x: &'a Tensor,
-    /// The network's output: under guidance of an image's own row with the label, of its partner without. The prediction is then
-    /// guidance · cond + (1 - guidance) · uncond, exactly cond at 1.
+    /// The network's output: under guidance of an image's own row with the label, of its partner without. The
+    /// prediction is then guidance · cond + (1 - guidance) · uncond, exactly cond at 1.
     pub prediction: &'a Tensor,
     /// For samplers some of whose stages save the state (Heun).
     pub saved_state: Option<&'a Tensor>,
@@ -119,8 +119,9 @@ pub struct SamplerState<'a> {
     pub saved: Option<&'a Tensor>,
 }
 
-/// Each row's stage. Its noise is that of the row's seed, item and step (purpose [`Noise`](crate::rng::Purpose::Noise)). A stage
-/// that reads a buffer which is `None` gives NaN. No row is the partner of two, and no partner owns an image.
+/// Each row's stage. Its noise is that of the row's seed, item and step (purpose
+/// [`Noise`](crate::rng::Purpose::Noise)). A stage that reads a buffer which is `None` gives NaN. No row is the partner
+/// of two, and no partner owns an image.
 ///
 /// # Errors
 /// [`Error::Shape`] for buffers that do not fit together.
@@ -146,7 +147,8 @@ pub fn sampler_step(context: &Context, state: &SamplerState, table: &Tensor) -> 
     run!(f32 x, advance(state, table))
 }
 
-/// Pixels of `x` (f32, [-1, 1] from black to white): `pixels` (u8, as many) = round((clamp(x) + 1) · 127.5), halves upwards.
+/// Pixels of `x` (f32, [-1, 1] from black to white): `pixels` (u8, as many) = round((clamp(x) + 1) · 127.5), halves
+/// upwards.
 ///
 /// # Errors
 /// [`Error::Shape`] for operands of different lengths or other dtypes.
