@@ -148,7 +148,9 @@ pub async fn image(
     let place = file.strip_suffix(".png").and_then(|place| place.parse::<usize>().ok());
     let place = place.filter(|place| *place < job.order.request.labels.len());
     let place = place.ok_or_else(|| Refusal::unknown("the job has no such image; name one as in 0.png"))?;
-    let image = job.state().images[place].clone().ok_or_else(|| not_yet(&job.view(None)))?;
+    // In two statements: the state is locked until the end of one.
+    let image = job.state().images[place].clone();
+    let image = image.ok_or_else(|| not_yet(&job.view(None)))?;
     encode(&job, &[image], File::Png(place)).map(|(kind, bytes)| file_response(kind, bytes))
 }
 

@@ -336,7 +336,10 @@ async fn answer(app: &App, job: Arc<Job>, body: &ImagesBody, headers: &HeaderMap
         }
     }
     waiting.keep();
-    let (phase, error) = (job.state().phase, job.state().error.clone());
+    let (phase, error) = {
+        let state = job.state();
+        (state.phase, state.error.clone())
+    };
     if phase != Phase::Done {
         return Err(failure(phase, error));
     }
