@@ -18,7 +18,8 @@ use engine_core::device::emulator::{EmulatorDevice, Order};
 use engine_core::ops::case::Case;
 use engine_core::ops::cases;
 use engine_core::ops::control::Control;
-use engine_core::ops::sampler_step::fill_noise;
+use engine_core::ops::dropout::dropout;
+use engine_core::tape::Tape;
 use engine_core::tensor::{Context, DType, Device, Program};
 
 const ORDERS: [Order; 3] = [Order::Forward, Order::Reverse, Order::Random(7)];
@@ -503,14 +504,18 @@ fn a_step_number_baked_into_a_kernel_is_caught() {
     });
 }
 
-/// The noise after each of four runs of a program that draws it: from the control buffer, or, the bug, from a launch's
+/// The mask after each of four runs of a program that draws it: from the control buffer, or, the bug, from a launch's
 /// argument.
 fn four_draws(graphs: bool, baked_in: bool) -> Vec<Vec<f32>> {
     let context = Context::new(Device::Accelerator(emulator::device()));
-    let x = context.zeros([2, 4, 4, 1], DType::F32).unwrap();
+    let (x, y) = (context.tensor(&[1f32; 32], [2, 16]).unwrap(), context.zeros([2, 16], DType::F32).unwrap());
     let control = Control::buffer(&context).unwrap();
     let step = Cell::new(0);
-    let body = || fill_noise(&context, &x, 1, &control, if baked_in { step.get() } else { 0 }, 1.0);
+    let body = || {
+        let tape = Tape::inference(&context);
+        let seed = if baked_in { step.get() } else { 0 };
+        y.copy_from(dropout(&tape, &tape.constant(&x), 0.5, seed, 0, &control)?.tensor())
+    };
     let mut program = Program::plan(&context, body).unwrap();
     program.set_graphs(graphs);
     (0..4u32)
@@ -519,7 +524,7 @@ fn four_draws(graphs: bool, baked_in: bool) -> Vec<Vec<f32>> {
             let first_item = if baked_in { 0 } else { 2 * number };
             control.upload(&Control { first_item, ..Control::default() }.words()).unwrap();
             program.run(body).unwrap();
-            x.download::<f32>().unwrap()
+            y.download::<f32>().unwrap()
         })
         .collect()
 }
@@ -533,5 +538,5 @@ fn a_step_number_baked_into_a_launch_is_caught() {
     let (eager, replayed) = (four_draws(false, true), four_draws(true, true));
     assert_ne!(eager, replayed);
     assert_eq!(eager[..2], replayed[..2], "the capture itself runs with its own step");
-    assert!(replayed[1..].iter().all(|noise| *noise == replayed[1]), "a replay repeats the captured argument");
+    assert!(replayed[1..].iter().all(|mask| *mask == replayed[1]), "a replay repeats the captured argument");
 }

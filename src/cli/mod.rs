@@ -17,6 +17,8 @@ pub mod presets;
 mod progress;
 pub mod sample;
 pub mod score;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod train;
 mod train_data;
 pub mod upscale;
@@ -47,6 +49,8 @@ enum Command {
     Inpaint(inpaint::InpaintCommand),
     Upscale(upscale::UpscaleCommand),
     Score(score::ScoreCommand),
+    #[cfg(feature = "serve")]
+    Serve(serve::ServeCommand),
     Classify(classify::ClassifyCommand),
     Compare(compare::CompareCommand),
     Convert(convert::ConvertCommand),
@@ -121,6 +125,8 @@ impl Command {
             Self::Inpaint(command) => command.run(),
             Self::Upscale(command) => command.run(),
             Self::Score(command) => command.run(),
+            #[cfg(feature = "serve")]
+            Self::Serve(command) => command.run(),
             Self::Classify(command) => command.run(),
             Self::Compare(command) => command.run(),
             Self::Convert(command) => command.run(),

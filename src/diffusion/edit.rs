@@ -208,6 +208,44 @@ pub struct Binding<'a> {
     pub rounds: usize,
 }
 
+impl Binding<'_> {
+    /// Refuses several rounds where a plan looks back.
+    pub(crate) fn check(&self, plan: &Plan) -> Result<()> {
+        if self.rounds > 1 && plan.needs_saved_buffers() {
+            return Err(Error::config(
+                "--resample",
+                "the sampler looks back at its last step, so that no step can be repeated",
+                "give --sampler ddim or ddpm, or leave --resample out",
+            ));
+        }
+        Ok(())
+    }
+
+    /// How often `stage` is done.
+    pub(crate) fn rounds_at(&self, stages: &[Stage], stage: usize) -> usize {
+        // Nothing is left to fit after the last step.
+        if stage + 1 < stages.len() { self.rounds.max(1) } else { 1 }
+    }
+
+    /// Readies the states `x` of images `first …` of `seed` for a round of a stage: noised back to its level if it is done again,
+    /// then with what is known in place. `noise` is what they started from.
+    pub(crate) fn bind(
+        &self,
+        stages: &[Stage],
+        (stage, round): (usize, usize),
+        (seed, first): (u64, u32),
+        noise: &[f32],
+        x: &mut [f32],
+    ) {
+        let level = stages[stage].level;
+        if let (Some(next), true) = (stages.get(stage + 1), round > 0) {
+            let step = RENOISE_STEP | (stage * self.rounds + round) as u32;
+            renoise(next.level, level, seed, first, step, x.len() / self.known.elements(), x);
+        }
+        self.known.impose(level, noise, x);
+    }
+}
+
 impl Sampler {
     /// Draws images `first .. first + labels.len()` of the seed with a known part: `[labels.len(), H, W, C]`.
     /// `after_stage(stage, sampler)` is called after each stage of [`Sampler::plan`] has been left for good.
@@ -221,27 +259,15 @@ impl Sampler {
         binding: Binding,
         mut after_stage: impl FnMut(usize, &Self) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let Binding { known, rounds } = binding;
-        if rounds > 1 && self.plan().needs_saved_buffers() {
-            return Err(Error::config(
-                "--resample",
-                "the sampler looks back at its last step, so that no step can be repeated",
-                "give --sampler ddim or ddpm, or leave --resample out",
-            ));
-        }
+        let known = binding.known;
+        binding.check(self.plan())?;
         self.begin(first, labels)?;
         let noise = self.state()?;
-        let levels: Vec<Level> = self.plan().stages().iter().map(|stage| stage.level).collect();
-        for (stage, &level) in levels.iter().enumerate() {
-            // Nothing is left to fit after the last step.
-            let next = levels.get(stage + 1);
-            for round in 0..if next.is_some() { rounds.max(1) } else { 1 } {
+        let (stages, seed) = (self.plan().stages().to_vec(), self.seed());
+        for stage in 0..stages.len() {
+            for round in 0..binding.rounds_at(&stages, stage) {
                 let mut x = self.state()?;
-                if let (Some(&from), true) = (next, round > 0) {
-                    let step = RENOISE_STEP | (stage * rounds + round) as u32;
-                    renoise(from, level, self.seed(), first, step, labels.len(), &mut x);
-                }
-                known.impose(level, &noise, &mut x);
+                binding.bind(&stages, (stage, round), (seed, first), &noise, &mut x);
                 self.set_state(&x)?;
                 self.advance(stage)?;
             }

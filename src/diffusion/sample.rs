@@ -1,14 +1,12 @@
-//! Sampling on a device: a plan's stages, each a forward pass and one fused update.
+//! Sampling on a device: a plan's stages for a batch of images that go together, each a forward pass and one fused update.
 
 use std::rc::Rc;
 
+use super::rows::{Beginning, Buffers, Going, Rows};
 use super::{Denoiser, NoiseSchedule, Plan, Prediction, SamplingConfig};
 use crate::error::{Error, Result};
 use crate::nn::Parameters;
-use crate::ops::control::{Control, WORDS};
-use crate::ops::sampler_step::{SamplerState, fill_noise, sampler_step, sampler_time};
-use crate::tape::{Prepared, Tape};
-use crate::tensor::{Context, DType, Program, Tensor};
+use crate::tensor::{Context, Program};
 
 /// What a sampler is made for.
 #[derive(Clone, Debug)]
@@ -27,42 +25,14 @@ pub struct SamplerSpec {
 
 /// A planned denoising program with its state on the device.
 pub struct Sampler {
-    context: Context,
-    model: Rc<dyn Denoiser>,
-    parameters: Rc<Parameters>,
     plan: Plan,
     spec: SamplerSpec,
     /// Batches side by side: 2 with guidance (labelled, then unlabelled), else 1.
     copies: usize,
-    state: State,
-    /// The weights as ops on the CPU read them, as they were when the images under way were begun.
-    prepared: Rc<Prepared>,
-    program: Program,
+    rows: Rows,
     /// The seed's number of the first image of those under way, and how many they are.
     first: u32,
     images: usize,
-}
-
-/// Persistent buffers of a sampler.
-#[derive(Clone)]
-struct State {
-    table: Tensor,
-    /// `[stages, words]`: the control words of each stage of the images under way.
-    rows: Tensor,
-    control: Tensor,
-    x: Tensor,
-    time: Tensor,
-    labels: Tensor,
-    saved_state: Option<Tensor>,
-    saved: Option<Tensor>,
-    kept: Option<Kept>,
-}
-
-/// Before a stage's update changes the state: the state, and the network's output, both of all copies.
-#[derive(Clone)]
-struct Kept {
-    x: Tensor,
-    prediction: Tensor,
 }
 
 impl Sampler {
@@ -125,54 +95,25 @@ impl Sampler {
                 "set it to 1",
             ));
         }
-        if spec.batch == 0 {
-            return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
-        }
         let copies = if plan.is_guided() { 2 } else { 1 };
-        let [h, w, c] = model.image_shape();
-        let rows = copies * spec.batch;
-        let rows_of_images = || context.zeros([rows, h, w, c], DType::F32);
-        let kept = || Ok(Kept { x: rows_of_images()?, prediction: rows_of_images()? });
-        let saved = |needed: bool| needed.then(|| context.zeros([spec.batch, h, w, c], DType::F32)).transpose();
-        let words: Vec<u32> = bytemuck::cast_slice(&plan.coefficients()).to_vec();
-        let state = State {
-            table: context.tensor(&words, [plan.stages().len(), words.len() / plan.stages().len()])?,
-            rows: context.zeros([plan.stages().len(), WORDS], DType::U32)?,
-            control: Control::buffer(context)?,
-            x: rows_of_images()?,
-            time: context.zeros([rows], DType::F32)?,
-            labels: context.zeros([rows], DType::I32)?,
-            saved_state: saved(plan.needs_saved_state())?,
-            saved: saved(plan.needs_saved_buffers())?,
-            kept: keeps.then(kept).transpose()?,
-        };
-        let prepared = Rc::new(parameters.prepared());
-        let program = Program::plan(context, || {
-            step(context, model.as_ref(), (&parameters, &prepared), &state, spec.seed, copies)
-        })?;
-        Ok(Self {
-            context: context.clone(),
-            model,
-            parameters,
-            plan,
-            spec,
-            copies,
-            state,
-            prepared,
-            program,
-            first: 0,
-            images: 0,
-        })
+        let buffers = Buffers { saved_state: plan.needs_saved_state(), saved: plan.needs_saved_buffers(), kept: keeps };
+        let mut rows = Rows::new(context, model, parameters, copies * spec.batch, buffers)?;
+        rows.plan(copies * spec.batch)?;
+        rows.reserve_course(plan.stages().len())?;
+        Ok(Self { plan, spec, copies, rows, first: 0, images: 0 })
     }
 
     /// Bytes of the weights in the order in which the CPU's products read them; 0 on other devices.
     pub fn prepared_bytes(&self) -> usize {
-        self.prepared.bytes()
+        self.rows.prepared_bytes()
     }
 
     /// The planned denoising step: memory and cost.
+    ///
+    /// # Panics
+    /// Never: it is planned when the sampler is made.
     pub fn program(&self) -> &Program {
-        &self.program
+        self.rows.program(self.rows.capacity()).expect("planned by `Sampler::planned`")
     }
 
     /// Model evaluations of one image, guidance's counted.
@@ -226,14 +167,18 @@ impl Sampler {
         if let (2, Some(null)) = (self.copies, self.spec.null_label) {
             rows[batch..].fill(null as i32);
         }
-        self.prepared.refresh()?;
-        self.state.labels.upload(&rows)?;
+        self.rows.refresh()?;
+        self.rows.set_labels(&rows)?;
         (self.first, self.images) = (first, labels.len());
-        let words = |row| Control { first_item: first, row, ..Control::default() }.words();
-        self.state.rows.upload(&(0..self.stages() as u32).flat_map(words).collect::<Vec<u32>>())?;
-        self.turn_to(0)?;
-        let (state, temperature) = (&self.state, self.spec.sampling.temperature as f32);
-        fill_noise(&self.context, &state.x, self.copies, &state.control, self.spec.seed, temperature)
+        let (seed, scale) = (self.spec.seed, self.spec.sampling.temperature as f32);
+        let images: Vec<Beginning> = (0..batch)
+            .map(|row| {
+                let item = first.wrapping_add(row as u32);
+                Beginning { row, partner: self.partner(row), seed, item, scale }
+            })
+            .collect();
+        self.rows.begin(&images)?;
+        self.chart()
     }
 
     /// The state of the images under way, `[N, H, W, C]`.
@@ -241,10 +186,7 @@ impl Sampler {
     /// # Errors
     /// What the device reports.
     pub fn state(&self) -> Result<Vec<f32>> {
-        let image = self.image_len();
-        let mut values = self.state.x.part(0, [self.spec.batch * image])?.download::<f32>()?;
-        values.truncate(self.images * image);
-        Ok(values)
+        self.rows.read(0, self.images)
     }
 
     /// The x_0 that the network saw in the images under way at `stage`, the last one that was done: `[N, H, W, C]`, clamped
@@ -253,24 +195,10 @@ impl Sampler {
     /// # Errors
     /// A stage that the plan does not have; what the device reports.
     pub fn predicted(&self, stage: usize) -> Result<Option<Vec<f32>>> {
-        let Some(Kept { x, prediction }) = &self.state.kept else { return Ok(None) };
         let Some(stage) = self.plan.stages().get(stage) else {
             return Err(Error::shape("sampler", format!("stage {stage} of {}", self.stages())));
         };
-        let (image, batch) = (self.image_len(), self.spec.batch);
-        let (x, prediction) = (x.download::<f32>()?, prediction.download::<f32>()?);
-        let guided = |at: usize| match self.copies {
-            1 => f64::from(prediction[at]),
-            _ => {
-                let unlabelled = f64::from(prediction[batch * image + at]);
-                stage.guidance * f64::from(prediction[at]) + (1.0 - stage.guidance) * unlabelled
-            }
-        };
-        let x0 = |at: usize| {
-            let raw = stage.inverse.x0_x * f64::from(x[at]) + stage.inverse.x0_pred * guided(at);
-            raw.clamp(-stage.clip, stage.clip) as f32
-        };
-        Ok(Some((0..self.images * image).map(x0).collect()))
+        self.rows.predicted(stage, 0, self.images, self.partner(0))
     }
 
     /// Puts another state `[N, H, W, C]` in the place of that of the images under way.
@@ -278,18 +206,13 @@ impl Sampler {
     /// # Errors
     /// [`Error::Shape`] for one of another length; what the device reports.
     pub fn set_state(&mut self, values: &[f32]) -> Result<()> {
-        let (image, places) = (self.image_len(), self.spec.batch - self.images);
+        let (image, places) = (self.rows.image_len(), self.spec.batch - self.images);
         if values.len() != self.images * image {
             let message = format!("a state of {} elements for {} images of {image}", values.len(), self.images);
             return Err(Error::shape("sampler", message));
         }
         let full: Vec<f32> = values.iter().copied().chain(std::iter::repeat_n(0.0, places * image)).collect();
-        self.state.x.upload(&full.repeat(self.copies))
-    }
-
-    /// Brings a stage's words into the control buffer: on the device, without a wait.
-    fn turn_to(&self, stage: usize) -> Result<()> {
-        self.state.control.copy_from(&self.state.rows.part(stage * WORDS, [WORDS])?)
+        self.rows.write(0, &full.repeat(self.copies))
     }
 
     /// Does one stage of the plan, of images that were begun. On an accelerator it is only submitted: whoever asks for the state waits.
@@ -300,10 +223,7 @@ impl Sampler {
         if stage >= self.stages() {
             return Err(Error::shape("sampler", format!("stage {stage} of {}", self.stages())));
         }
-        self.turn_to(stage)?;
-        let (context, model, state) = (&self.context, self.model.as_ref(), &self.state);
-        let (parameters, seed, copies) = ((&*self.parameters, &self.prepared), self.spec.seed, self.copies);
-        self.program.run(|| step(context, model, parameters, state, seed, copies))
+        self.rows.advance(stage)
     }
 
     /// The rest of a run.
@@ -318,36 +238,22 @@ impl Sampler {
         self.state()
     }
 
-    /// Elements of an image.
-    fn image_len(&self) -> usize {
-        self.state.x.len() / (self.copies * self.spec.batch)
+    /// What every row does at every stage goes to the device at once, so that no stage has to wait for the host.
+    fn chart(&mut self) -> Result<()> {
+        let mut course = Vec::with_capacity(self.stages() * self.rows.capacity());
+        for (going, step) in self.plan.stages().iter().zip(1..) {
+            for row in 0..self.spec.batch {
+                let item = self.first.wrapping_add(row as u32);
+                let partner = self.partner(row);
+                self.rows.set(row, Going { stage: going, step, seed: self.spec.seed, item, partner });
+            }
+            course.extend_from_slice(self.rows.table());
+        }
+        self.rows.set_course(&course)
     }
-}
 
-/// One stage: the time input of the control buffer's row, the prediction, the update.
-fn step(
-    context: &Context,
-    model: &dyn Denoiser,
-    (parameters, prepared): (&Parameters, &Rc<Prepared>),
-    state: &State,
-    seed: u64,
-    copies: usize,
-) -> Result<()> {
-    let tape = Tape::inference(context).with_prepared(prepared);
-    sampler_time(context, &state.time, &state.table, &state.control)?;
-    let s = parameters.bind(&tape, None)?;
-    let (x, time, labels) = (s.constant(&state.x), s.constant(&state.time), s.constant(&state.labels));
-    let prediction = model.forward(&s, &x, &time, &labels)?;
-    if let Some(kept) = &state.kept {
-        kept.x.copy_from(&state.x)?;
-        kept.prediction.copy_from(prediction.tensor())?;
+    /// The row without the label of the image in row `row`.
+    fn partner(&self, row: usize) -> Option<usize> {
+        (self.copies == 2).then_some(self.spec.batch + row)
     }
-    let buffers = SamplerState {
-        x: &state.x,
-        prediction: prediction.tensor(),
-        saved_state: state.saved_state.as_ref(),
-        saved: state.saved.as_ref(),
-        copies,
-    };
-    sampler_step(context, &buffers, &state.table, &state.control, seed)
 }

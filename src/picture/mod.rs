@@ -29,7 +29,7 @@ mod resample;
 mod text;
 
 pub use self::image::Image;
-pub use self::npy::write_npy;
+pub use self::npy::{encode_npy, write_npy};
 pub use self::npy_header::NpyHeader;
 pub use self::png::{encode_png, read_png, write_png};
 pub use self::read::{LONGEST_FILE, Note, Picture, PictureKind, decode_picture, is_decoding, read_picture};

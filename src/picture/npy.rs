@@ -7,11 +7,19 @@ use super::npy_header::NpyHeader;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
-/// Writes pictures of one size as f32 in [0, 1]: `[N, H, W]` where they are grey, `[N, H, W, 3]` where they are RGB.
+/// Writes pictures of one size to a file, as [`encode_npy`] does.
 ///
 /// # Errors
-/// [`Error::Shape`] where there is no picture or they differ in size or channels; [`Error::Io`] with the path.
+/// Those of [`encode_npy`]; [`Error::Io`] with the path.
 pub fn write_npy(path: impl AsRef<Path>, images: &[Image]) -> Result<()> {
+    write_atomically(path, &encode_npy(images)?)
+}
+
+/// The bytes of pictures of one size as f32 in [0, 1]: `[N, H, W]` where they are grey, `[N, H, W, 3]` where they are RGB.
+///
+/// # Errors
+/// [`Error::Shape`] where there is no picture or they differ in size or channels.
+pub fn encode_npy(images: &[Image]) -> Result<Vec<u8>> {
     let Some(first) = images.first() else {
         return Err(Error::shape("npy", "there is no picture to write; give at least one"));
     };
@@ -29,8 +37,7 @@ pub fn write_npy(path: impl AsRef<Path>, images: &[Image]) -> Result<()> {
     bytes.reserve(images.len() * first.pixels().len() * 4);
     let pixels = images.iter().flat_map(|image| image.pixels());
     bytes.extend(pixels.flat_map(|value| (f32::from(*value) / 255.0).to_le_bytes()));
-    let path = path.as_ref();
-    write_atomically(path, &bytes)
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Drawing, whatever it starts from: one loop over batches and stages, which tells whoever watches.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use super::{Ends, Inpaint, Model, SampleRequest};
 use crate::diffusion::{Binding, Known, NoiseSchedule, Plan, Sampler, SamplerSpec};
@@ -106,14 +107,27 @@ impl<F: FnMut(&Stage) -> Result<()>> Watch for Previewed<F> {
     }
 }
 
-/// What a batch of images starts from.
-pub(super) enum Start<'a> {
-    /// Its noise; the first image is the request's.
+/// What a state is made by, of an image's place in its request and its noise.
+pub(super) type StateOf = dyn Fn(usize, &[f32]) -> Vec<f32>;
+
+/// What an image starts from.
+#[derive(Clone)]
+pub(super) enum Start {
+    /// Its noise.
     Noise,
     /// Image k from the state that this makes of k and its noise.
-    From(&'a dyn Fn(usize, &[f32]) -> Vec<f32>),
+    From(Rc<StateOf>),
     /// Its noise, around what is known, each step so often.
-    Around(&'a Known, usize),
+    Around(Rc<Known>, usize),
+}
+
+/// Images that are drawn along one plan.
+pub(super) struct Work {
+    pub plan: Plan,
+    pub spec: SamplerSpec,
+    pub start: Start,
+    /// The number of the first image.
+    pub first: u32,
 }
 
 impl Model {
@@ -193,21 +207,29 @@ impl Model {
         watch: &mut dyn Watch,
         sink: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        let (spec, noise) = self.checked(request)?;
-        let plan = Plan::new(&noise, spec.prediction, &spec.sampling)?;
-        self.in_batches(plan, spec, request, &Start::Noise, watch, sink)
+        self.in_batches(self.work_of_noise(request)?, request, watch, sink)
     }
 
-    /// Does a request batch by batch along a plan, and hands over each image.
+    pub(super) fn work_of_noise(&self, request: &SampleRequest) -> Result<Work> {
+        Ok(Work { first: request.first, ..self.work(request, Start::Noise)? })
+    }
+
+    /// A request's images along its own plan.
+    pub(super) fn work(&self, request: &SampleRequest, start: Start) -> Result<Work> {
+        let (spec, noise) = self.checked(request)?;
+        let plan = Plan::new(&noise, spec.prediction, &spec.sampling)?;
+        Ok(Work { plan, spec, start, first: 0 })
+    }
+
+    /// Does a request's work batch by batch, and hands over each image.
     pub(super) fn in_batches(
         &self,
-        plan: Plan,
-        spec: SamplerSpec,
+        work: Work,
         request: &SampleRequest,
-        start: &Start,
         watch: &mut dyn Watch,
         mut sink: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
+        let Work { plan, spec, start, first } = work;
         let mut sampler = self.planned(plan, spec, watch.previews())?;
         let (batch, stages) = (sampler.batch(), sampler.stages());
         let total = request.labels.len().div_ceil(batch) * stages;
@@ -218,18 +240,18 @@ impl Model {
                 let (done, images) = (number * stages + stage + 1, place..place + labels.len());
                 watch.stage(&Stage { done, total, images, view: View { sampler, stage, known } })
             };
-            let drawn = match *start {
+            let first = first + place as u32;
+            let drawn = match &start {
                 Start::Around(known, rounds) => {
-                    let binding = Binding { known, rounds };
-                    sampler
-                        .run_bound(place as u32, &labels, binding, |stage, sampler| tell(sampler, stage, Some(known)))?
+                    let binding = Binding { known, rounds: *rounds };
+                    sampler.run_bound(first, &labels, binding, |stage, sampler| tell(sampler, stage, Some(known)))?
                 }
                 Start::Noise => {
-                    sampler.begin(request.first + place as u32, &labels)?;
+                    sampler.begin(first, &labels)?;
                     finish(&mut sampler, tell)?
                 }
                 Start::From(state) => {
-                    sampler.begin(place as u32, &labels)?;
+                    sampler.begin(first, &labels)?;
                     let noise = sampler.state()?;
                     let noises = noise.chunks_exact(noise.len() / labels.len());
                     let states: Vec<f32> = noises.enumerate().flat_map(|(k, noise)| state(place + k, noise)).collect();
@@ -245,16 +267,9 @@ impl Model {
     }
 
     /// As [`Model::in_batches`], and keeps the images.
-    pub(super) fn all_of(
-        &self,
-        plan: Plan,
-        spec: SamplerSpec,
-        request: &SampleRequest,
-        start: &Start,
-        watch: &mut dyn Watch,
-    ) -> Result<Vec<Vec<f32>>> {
+    pub(super) fn all_of(&self, work: Work, request: &SampleRequest, watch: &mut dyn Watch) -> Result<Vec<Vec<f32>>> {
         let mut images = Vec::with_capacity(request.labels.len());
-        self.in_batches(plan, spec, request, start, watch, |_, image| {
+        self.in_batches(work, request, watch, |_, image| {
             images.push(image.to_vec());
             Ok(())
         })?;

@@ -3,9 +3,11 @@
 //! Images are `[H, W, C]` of the model's size, in [-1, 1]. Of a seed's noise every method takes what [`Model::sample`] takes,
 //! so that its images belong together with those.
 
-use super::draw::{Part, Start};
+use std::rc::Rc;
+
+use super::draw::{Part, Start, Work};
 use super::{Drawing, Model, SampleRequest, Stage, Watch};
-use crate::diffusion::{Known, Plan, SamplerKind, SamplingConfig, slerp};
+use crate::diffusion::{Binding, Known, Plan, SamplerKind, SamplingConfig, slerp};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 
@@ -55,63 +57,28 @@ impl Model {
         request: &SampleRequest,
         watch: &mut dyn Watch,
     ) -> Result<Vec<Vec<f32>>> {
-        let frames = request.labels.len();
-        if frames < 2 {
-            return Err(Error::config("--frames", format!("{frames} frames"), "give 2 or more: the ends are two"));
-        }
-        let noisy =
-            |s: &SamplingConfig| s.sampler == SamplerKind::Ddpm || (s.sampler == SamplerKind::Ddim && s.eta > 0.0);
-        if noisy(&request.sampling) {
-            let message = "the sampler adds noise on the way, in which neighbouring frames would differ";
-            return Err(Error::config("--sampler", message, "give --sampler ddim --eta 0, heun or dpmpp2m"));
-        }
-        let t = |frame: usize| frame as f64 / (frames - 1) as f64;
-        let (from, to) = match ends {
-            Ends::Seeds(from, to) => (self.first_noise(request, from)?, self.first_noise(request, to)?),
-            Ends::Images(from, to) => return self.draw_between_images([from, to], request, watch),
-        };
-        let (spec, noise) = self.checked(request)?;
-        let plan = Plan::new(&noise, spec.prediction, &spec.sampling)?;
-        self.all_of(plan, spec, request, &Start::From(&|frame, _| slerp(&from, &to, t(frame))), watch)
-    }
-
-    /// By way of both images' noises, each reconstruction's error blended back in.
-    fn draw_between_images(
-        &self,
-        ends: [&[f32]; 2],
-        request: &SampleRequest,
-        watch: &mut dyn Watch,
-    ) -> Result<Vec<Vec<f32>>> {
-        let frames = request.labels.len();
-        let t = |frame: usize| frame as f64 / (frames - 1) as f64;
-        for image in ends {
-            check_image(image, self.image_shape())?;
-        }
-        let mut request = request.clone();
-        request.sampling = request.sampling.unguided();
-        let labels = vec![request.labels[0], request.labels[frames - 1]];
-        let pair = SampleRequest { labels, batch: 2, ..request.clone() };
-        let (spec, noise) = self.checked(&pair)?;
-        let plan = Plan::inverted(&noise, spec.prediction, &spec.sampling)?;
-        // A third of the way, roughly: the frames are most of the work where they are many.
-        let mut part = Part { watch: &mut *watch, before: 0, weight: 1, all: 3, shown: false };
-        let back = self.all_of(plan, spec, &pair, &Start::From(&|k, _| ends[k].to_vec()), &mut part)?;
-        let (spec, noise) = self.checked(&request)?;
-        let plan = Plan::new(&noise, spec.prediction, &spec.sampling)?;
-        let start = |frame: usize, _: &[f32]| slerp(&back[0], &back[1], t(frame));
-        let mut part = Part { watch, before: 1, weight: 2, all: 3, shown: true };
-        let mut drawn = self.all_of(plan, spec, &request, &Start::From(&start), &mut part)?;
-        let miss = |image: &[f32], drawn: &[f32]| -> Vec<f32> { image.iter().zip(drawn).map(|(x, y)| x - y).collect() };
-        let misses = [miss(ends[0], &drawn[0]), miss(ends[1], &drawn[frames - 1])];
-        for (frame, image) in drawn.iter_mut().enumerate() {
-            let t = t(frame) as f32;
-            for ((x, first), last) in image.iter_mut().zip(&misses[0]).zip(&misses[1]) {
-                *x += (1.0 - t) * first + t * last;
+        match ends {
+            Ends::Seeds(from, to) => self.all_of(self.work_between(from, to, request)?, request, watch),
+            Ends::Images(from, to) => {
+                let bridge = Bridge::new(self, [from, to], request)?;
+                // A third of the way, roughly: the frames are most of the work where they are many.
+                let mut part = Part { watch: &mut *watch, before: 0, weight: 1, all: 3, shown: false };
+                let back = self.all_of(bridge.back(self)?, bridge.pair(), &mut part)?;
+                let mut part = Part { watch, before: 1, weight: 2, all: 3, shown: true };
+                let mut drawn = self.all_of(bridge.frames(self, &back)?, &bridge.request, &mut part)?;
+                bridge.finish(&mut drawn);
+                Ok(drawn)
             }
         }
-        drawn[0].copy_from_slice(ends[0]);
-        drawn[frames - 1].copy_from_slice(ends[1]);
-        Ok(drawn)
+    }
+
+    /// Frames between the noises of two seeds.
+    pub(super) fn work_between(&self, from: u64, to: u64, request: &SampleRequest) -> Result<Work> {
+        check_frames(request)?;
+        let (from, to) = (self.first_noise(request, from)?, self.first_noise(request, to)?);
+        let last = request.labels.len() - 1;
+        let frame = move |frame: usize, _: &[f32]| slerp(&from, &to, frame as f64 / last as f64);
+        self.work(request, Start::From(Rc::new(frame)))
     }
 
     /// Variations of an image, one for each of the request's labels: the image is noised, and what is left of sampling from
@@ -141,6 +108,19 @@ impl Model {
         request: &SampleRequest,
         watch: &mut dyn Watch,
     ) -> Result<Vec<Vec<f32>>> {
+        match self.work_of_variations(image, strength, request)? {
+            Some(work) => self.all_of(work, request, watch),
+            None => Ok(vec![image.to_vec(); request.labels.len()]),
+        }
+    }
+
+    /// None where nothing is to be done: each is the image itself.
+    pub(super) fn work_of_variations(
+        &self,
+        image: &[f32],
+        strength: f64,
+        request: &SampleRequest,
+    ) -> Result<Option<Work>> {
         if !(0.0..=1.0).contains(&strength) {
             let message = format!("a strength of {strength} is outside [0, 1]");
             return Err(Error::config("--strength", message, "0 returns the image, 1 ignores it; 0.4 to 0.8 is usual"));
@@ -148,19 +128,19 @@ impl Model {
         check_image(image, self.image_shape())?;
         let (spec, noise) = self.checked(request)?;
         if strength == 0.0 {
-            return Ok(vec![image.to_vec(); request.labels.len()]);
+            return Ok(None);
         }
         let steps = Plan::new(&noise, spec.prediction, &spec.sampling)?.steps();
         // A product that rounding has put just above a whole number is that number.
         let left = ((strength * steps as f64 - 1e-9).ceil() as usize).clamp(1, steps);
         let plan = Plan::last_steps(&noise, spec.prediction, &spec.sampling, left)?;
         let level = plan.stages()[0].level;
-        let noised = |z: &[f32]| -> Vec<f32> {
+        let image = image.to_vec();
+        let start = move |_: usize, z: &[f32]| -> Vec<f32> {
             let mix = |(x, z): (&f32, &f32)| (level.a * f64::from(*x) + level.s * f64::from(*z)) as f32;
-            image.iter().zip(z).map(mix).collect()
+            if strength == 1.0 { z.to_vec() } else { image.iter().zip(z).map(mix).collect() }
         };
-        let start = |_: usize, z: &[f32]| if strength == 1.0 { z.to_vec() } else { noised(z) };
-        self.all_of(plan, spec, request, &Start::From(&start), watch)
+        Ok(Some(Work { plan, spec, start: Start::From(Rc::new(start)), first: 0 }))
     }
 
     /// Fills in what is free of an image, once for each of the request's labels; every other pixel is kept, bit for bit.
@@ -178,6 +158,10 @@ impl Model {
         request: &SampleRequest,
         watch: &mut dyn Watch,
     ) -> Result<Vec<Vec<f32>>> {
+        self.all_of(self.work_of_inpainting(inpaint, request)?, request, watch)
+    }
+
+    pub(super) fn work_of_inpainting(&self, inpaint: Inpaint, request: &SampleRequest) -> Result<Work> {
         let [h, w, c] = self.image_shape();
         check_image(inpaint.image, [h, w, c])?;
         if inpaint.free.len() != h * w {
@@ -185,7 +169,7 @@ impl Model {
             return Err(Error::shape("inpaint", message));
         }
         let mask = inpaint.free.iter().flat_map(|free| std::iter::repeat_n(!free, c)).collect();
-        self.draw_known(&Known::Pixels { image: inpaint.image.to_vec(), mask }, inpaint.rounds, request, watch)
+        self.work_around(Known::Pixels { image: inpaint.image.to_vec(), mask }, inpaint.rounds, request)
     }
 
     /// Larger versions of a small image, one for each of the request's labels: `factor` times as wide and high, which is the
@@ -214,6 +198,16 @@ impl Model {
         request: &SampleRequest,
         watch: &mut dyn Watch,
     ) -> Result<Vec<Vec<f32>>> {
+        self.all_of(self.work_of_upscaling(small, factor, rounds, request)?, request, watch)
+    }
+
+    pub(super) fn work_of_upscaling(
+        &self,
+        small: &[f32],
+        factor: usize,
+        rounds: usize,
+        request: &SampleRequest,
+    ) -> Result<Work> {
         let [h, w, c] = self.image_shape();
         if factor < 2 || !h.is_multiple_of(factor) || !w.is_multiple_of(factor) {
             let size = ImageSize::new(h, w);
@@ -222,24 +216,20 @@ impl Model {
         }
         check_image(small, [h / factor, w / factor, c])?;
         let known = Known::Means { small: small.to_vec(), factor, shape: [h, w, c] };
-        self.draw_known(&known, rounds, request, watch)
+        self.work_around(known, rounds, request)
     }
 
-    /// Draws a request's images around what is known of them.
-    fn draw_known(
-        &self,
-        known: &Known,
-        rounds: usize,
-        request: &SampleRequest,
-        watch: &mut dyn Watch,
-    ) -> Result<Vec<Vec<f32>>> {
+    /// A request's images around what is known of them.
+    fn work_around(&self, known: Known, rounds: usize, request: &SampleRequest) -> Result<Work> {
         if !(1..=1000).contains(&rounds) {
             let message = format!("each step {rounds} times");
             return Err(Error::config("--resample", message, "give 1 to 1000; 5 is much"));
         }
-        let (spec, noise) = self.checked(request)?;
-        let plan = Plan::new(&noise, spec.prediction, &spec.sampling)?;
-        self.all_of(plan, spec, request, &Start::Around(known, rounds), watch)
+        let work = self.work(request, Start::Around(Rc::new(known), rounds))?;
+        if let Start::Around(known, rounds) = &work.start {
+            Binding { known, rounds: *rounds }.check(&work.plan)?;
+        }
+        Ok(work)
     }
 
     /// The noise that the first image of a seed starts from.
@@ -250,6 +240,79 @@ impl Model {
         sampler.begin(0, &[first.labels[0] as i32])?;
         sampler.state()
     }
+}
+
+/// A way between two images by way of both images' noises, each reconstruction's error blended back in.
+pub(super) struct Bridge {
+    ends: [Vec<f32>; 2],
+    /// Of the frames, without guidance.
+    pub request: SampleRequest,
+    pair: SampleRequest,
+}
+
+impl Bridge {
+    /// # Errors
+    /// As [`Model::interpolate`].
+    pub fn new(model: &Model, ends: [&[f32]; 2], request: &SampleRequest) -> Result<Self> {
+        check_frames(request)?;
+        for image in ends {
+            check_image(image, model.image_shape())?;
+        }
+        let mut request = request.clone();
+        request.sampling = request.sampling.unguided();
+        let labels = vec![request.labels[0], request.labels[request.labels.len() - 1]];
+        let pair = SampleRequest { labels, batch: 2, ..request.clone() };
+        Ok(Self { ends: ends.map(<[f32]>::to_vec), request, pair })
+    }
+
+    /// The request of both ends.
+    pub fn pair(&self) -> &SampleRequest {
+        &self.pair
+    }
+
+    /// The way of both ends back to their noises.
+    pub fn back(&self, model: &Model) -> Result<Work> {
+        let (spec, noise) = model.checked(&self.pair)?;
+        let plan = Plan::inverted(&noise, spec.prediction, &spec.sampling)?;
+        let ends = self.ends.clone();
+        Ok(Work { plan, spec, start: Start::From(Rc::new(move |k, _| ends[k].clone())), first: 0 })
+    }
+
+    /// The frames between the noises that `back` led to.
+    pub fn frames(&self, model: &Model, back: &[Vec<f32>]) -> Result<Work> {
+        let (back, last) = ([back[0].clone(), back[1].clone()], self.request.labels.len() - 1);
+        let start = move |frame: usize, _: &[f32]| slerp(&back[0], &back[1], frame as f64 / last as f64);
+        model.work(&self.request, Start::From(Rc::new(start)))
+    }
+
+    /// Blends what the reconstructed ends miss into all frames: the ends become the images themselves.
+    pub fn finish(&self, drawn: &mut [Vec<f32>]) {
+        let last = drawn.len() - 1;
+        let miss = |image: &[f32], drawn: &[f32]| -> Vec<f32> { image.iter().zip(drawn).map(|(x, y)| x - y).collect() };
+        let misses = [miss(&self.ends[0], &drawn[0]), miss(&self.ends[1], &drawn[last])];
+        for (frame, image) in drawn.iter_mut().enumerate() {
+            let t = (frame as f64 / last as f64) as f32;
+            for ((x, first), last) in image.iter_mut().zip(&misses[0]).zip(&misses[1]) {
+                *x += (1.0 - t) * first + t * last;
+            }
+        }
+        drawn[0].copy_from_slice(&self.ends[0]);
+        drawn[last].copy_from_slice(&self.ends[1]);
+    }
+}
+
+/// Refuses frames that cannot be.
+fn check_frames(request: &SampleRequest) -> Result<()> {
+    let frames = request.labels.len();
+    if frames < 2 {
+        return Err(Error::config("--frames", format!("{frames} frames"), "give 2 or more: the ends are two"));
+    }
+    let SamplingConfig { sampler, eta, .. } = request.sampling;
+    if sampler == SamplerKind::Ddpm || (sampler == SamplerKind::Ddim && eta > 0.0) {
+        let message = "the sampler adds noise on the way, in which neighbouring frames would differ";
+        return Err(Error::config("--sampler", message, "give --sampler ddim --eta 0, heun or dpmpp2m"));
+    }
+    Ok(())
 }
 
 /// A [`Watch`] that counts evaluations.

@@ -34,6 +34,7 @@
 //! # Ok::<(), engine::Error>(())
 //! ```
 
+mod batch;
 mod changes;
 mod choice;
 mod draw;
@@ -42,12 +43,14 @@ mod pictures;
 mod recipe;
 mod request;
 mod sheet;
+mod task;
 
 use std::rc::Rc;
 
 use crate::diffusion::Denoiser;
 use crate::model_file::Loaded;
 
+pub use batch::{Batch, Joining, Ticket};
 pub use changes::Changes;
 pub use choice::Choice;
 pub use draw::{Drawing, Previewed, Stage, Watch};
@@ -56,6 +59,7 @@ pub use pictures::{free_pixels, image_values, pictures, read_fitted};
 pub use recipe::{Edit, EditRecipe, Recipe, png_text};
 pub use request::{SampleRequest, even_batch};
 pub use sheet::{layout, sheet, strip};
+pub use task::Task;
 
 /// A model that draws, with its weights on a device.
 pub type Model = Loaded<Rc<dyn Denoiser>>;

@@ -13,6 +13,7 @@ fn root() -> &'static Path {
 /// but for those in [`LOW`].
 const ROWS: &[&[&str]] = &[
     &["cli"],
+    &["serve"],
     &["train"],
     &["eval"],
     &["pipeline"],

@@ -14,4 +14,8 @@ mod large;
 mod pipeline;
 mod sample;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
+#[cfg(feature = "serve")]
+mod serve_client;
 mod sizes;

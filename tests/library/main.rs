@@ -8,6 +8,7 @@ mod emulator;
 mod tiny;
 
 mod backbone;
+mod batch;
 mod goldens;
 mod guidance;
 mod models;

@@ -4,9 +4,10 @@ use engine::Result;
 use engine::diffusion::{
     DiffusionConfig, NoiseSchedule, Plan, Prediction, SamplerKind, SamplingConfig, Schedule, StageCoefficients,
 };
-use engine::ops::control::Control;
 use engine::ops::host::normal::fill_normal_as;
-use engine::ops::sampler_step::{STAGE_WORDS, SamplerState, fill_noise, sampler_step, sampler_time, to_pixels};
+use engine::ops::sampler_step::{
+    ROW_WORDS, Row, STAGE_WORDS, SamplerState, fill_noise, sampler_step, sampler_time, to_pixels,
+};
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType, Tensor};
 
@@ -33,21 +34,31 @@ fn plan(sampler: SamplerKind, flow: bool, guidance: f64, clip_x0: bool, temperat
 /// Samples `batch` images from number `first` on with the ops.
 fn sample(context: &Context, dtype: DType, plan: &Plan, first: u32, batch: usize, temperature: f32) -> Result<Tensor> {
     let copies = if plan.is_guided() { 2 } else { 1 };
-    let rows = plan.coefficients();
-    let words: &[u32] = bytemuck::cast_slice(&rows);
-    let table = context.tensor(words, [rows.len(), STAGE_WORDS])?;
-    let x = context.persistent([copies * batch, 2, 2, 3], dtype)?;
-    let (time, prediction) = (context.persistent([copies * batch], dtype)?, context.persistent(x.shape(), dtype)?);
-    let saved = [(); 2].map(|()| context.zeros([batch, 2, 2, 3], dtype));
+    let rows = copies * batch;
+    let table = context.zeros([rows, ROW_WORDS], DType::U32)?;
+    let x = context.persistent([rows, 2, 2, 3], dtype)?;
+    let (time, prediction) = (context.persistent([rows], dtype)?, context.persistent(x.shape(), dtype)?);
+    let saved = [(); 2].map(|()| context.zeros(x.shape(), dtype));
     let [saved_state, saved] = saved;
     let (saved_state, saved) = (saved_state?, saved?);
-    let control = Control::buffer(context)?;
-    for row in 0..rows.len() as u32 {
-        control.upload(&Control { row, first_item: first, ..Control::default() }.words())?;
-        if row == 0 {
-            fill_noise(context, &x, copies, &control, SEED, temperature)?;
+    let words = |stage: &StageCoefficients, step: u32, flags: u32| -> Vec<Row> {
+        let row = |row: usize| {
+            let mut stage: [u32; STAGE_WORDS] = bytemuck::cast(*stage);
+            // What stands for an image without its label is nobody's own.
+            stage[STAGE_WORDS - 1] = if row < batch { stage[STAGE_WORDS - 1] | flags } else { 0 };
+            let partner = (row % batch + (copies - 1) * batch) as u32;
+            let item = first + (row % batch) as u32;
+            Row { stage, seed: [SEED as u32, 0], item, step, partner, scale: temperature, reserved: [0; 2] }
+        };
+        (0..rows).map(row).collect()
+    };
+    for (number, stage) in plan.coefficients().iter().enumerate() {
+        if number == 0 {
+            Row::upload(&words(stage, 0, Row::BEGINS), &table)?;
+            fill_noise(context, &x, &table)?;
         }
-        sampler_time(context, &time, &table, &control)?;
+        Row::upload(&words(stage, number as u32 + 1, Row::OWNS), &table)?;
+        sampler_time(context, &time, &table)?;
         let (state, times) = (x.to_f64()?, time.to_f64()?);
         assert!((1..copies).all(|copy| state[copy * batch * SIZE..][..batch * SIZE] == state[..batch * SIZE]));
         let mut pred = vec![0.0; state.len()];
@@ -60,9 +71,8 @@ fn sample(context: &Context, dtype: DType, plan: &Plan, first: u32, batch: usize
             prediction: &prediction,
             saved_state: plan.needs_saved_state().then_some(&saved_state),
             saved: plan.needs_saved_buffers().then_some(&saved),
-            copies,
         };
-        sampler_step(context, &state, &table, &control, SEED)?;
+        sampler_step(context, &state, &table)?;
     }
     x.part(0, [batch, 2, 2, 3])
 }
@@ -130,13 +140,17 @@ fn pixels_are_rounded_and_clamped() -> Result<()> {
 #[test]
 fn a_stage_without_its_buffer_shows() -> Result<()> {
     let context = Context::cpu();
-    let mut words = [0u32; STAGE_WORDS];
+    let mut row = Row::default();
     // next = saved_state.
-    (words[8], words[15]) = (1.0f32.to_bits(), StageCoefficients::BASE_IS_SAVED);
-    let table = context.tensor(&words, [1, STAGE_WORDS])?;
+    (row.stage[8], row.stage[15]) = (1.0f32.to_bits(), StageCoefficients::BASE_IS_SAVED | Row::OWNS);
+    let idle = Row { partner: 1, ..Row::default() };
+    let table = context.zeros([2, ROW_WORDS], DType::U32)?;
+    Row::upload(&[row, idle], &table)?;
     let (x, prediction) = (context.zeros([2, 3], DType::F32)?, context.zeros([2, 3], DType::F32)?);
-    let state = SamplerState { x: &x, prediction: &prediction, saved_state: None, saved: None, copies: 1 };
-    sampler_step(&context, &state, &table, &Control::buffer(&context)?, SEED)?;
-    assert!(x.download::<f32>()?.iter().all(|value| value.is_nan()));
+    let state = SamplerState { x: &x, prediction: &prediction, saved_state: None, saved: None };
+    sampler_step(&context, &state, &table)?;
+    let values = x.download::<f32>()?;
+    assert!(values[..3].iter().all(|value| value.is_nan()));
+    assert_eq!(values[3..], [0.0; 3], "a row that owns nothing stays");
     Ok(())
 }

@@ -38,6 +38,11 @@ impl Prepared {
         Self { sources, forms: RefCell::default(), ready: Cell::new(false) }
     }
 
+    /// Whether every form that has been asked for is made.
+    pub fn is_ready(&self) -> bool {
+        self.ready.get()
+    }
+
     /// Makes every form anew from its weight as it now is.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
-//! Sampling on the CPU: items in parallel.
+//! Sampling on the CPU: rows in parallel.
 
-use super::{STAGE_WORDS, SamplerState};
-use crate::ops::control::Control;
+use super::{Row, STAGE_WORDS, SamplerState};
 use crate::ops::host::normal::fill_normal_as;
 use crate::ops::host::{Float, parallel, vector};
 use crate::rng::{Philox, Purpose};
@@ -13,81 +12,113 @@ const NEEDS_NOISE: u32 = 4;
 const SAVES_STATE: u32 = 8;
 const SAVES: u32 = 16;
 
-/// The number of the row that this step uses, and its words.
-fn stage(table: &Tensor, control: &Control) -> (u32, [u32; STAGE_WORDS]) {
-    let (rows, _) = table.host::<u32>().as_chunks();
-    let row = (control.row as usize).min(rows.len() - 1);
-    (row as u32, rows[row])
+impl Row {
+    fn has(&self, flag: u32) -> bool {
+        self.stage[STAGE_WORDS - 1] & flag != 0
+    }
+
+    fn fill_normal<T: Float>(&self, x: &mut [T]) {
+        let seed = u64::from(self.seed[1]) << 32 | u64::from(self.seed[0]);
+        fill_normal_as(x, Philox::new(seed), self.item, self.step, Purpose::Noise);
+    }
 }
 
-/// Copies the first `len` elements over the rest, which is as many several times.
-fn repeat<T: Copy>(x: &mut [T], len: usize) {
-    let (first, rest) = x.split_at_mut(len);
-    rest.chunks_exact_mut(len).for_each(|copy| copy.copy_from_slice(first));
+/// The rows of a table.
+fn rows(table: &Tensor) -> &[Row] {
+    bytemuck::cast_slice(table.host::<u32>())
 }
 
-pub(super) fn fill_noise<T: Float>(x: &Tensor, batch: usize, control: &Tensor, seed: u64, scale: f32) {
-    let control = Control::from_words(control.host());
-    let elements = x.len() / x.sizes()[0];
-    let x = x.host_mut::<T>();
-    parallel::for_rows(&mut x[..batch * elements], elements, |b, x| {
-        fill_normal_as(x, Philox::new(seed), control.first_item.wrapping_add(b as u32), 0, Purpose::Noise);
-        x.iter_mut().for_each(|x| *x *= T::from_f32(scale));
-    });
-    repeat(x, batch * elements);
-}
-
-pub(super) fn time<T: Float>(time: &Tensor, table: &Tensor, control: &Tensor) {
-    let (_, words) = stage(table, &Control::from_words(control.host()));
-    time.host_mut::<T>().fill(T::from_f32(f32::from_bits(words[0])));
-}
-
-/// One item's part of every buffer.
-struct Item<'a, T> {
-    number: usize,
+/// A row that owns an image, with its part of every buffer.
+struct Owner<'a, T> {
+    row: &'a Row,
     x: &'a mut [T],
+    /// The partner's state and prediction.
+    twin: Option<(&'a mut [T], &'a [T])>,
     conditional: &'a [T],
-    unconditional: Option<&'a [T]>,
     saved_state: Option<&'a mut [T]>,
     saved: Option<&'a mut [T]>,
 }
 
-pub(super) fn advance<T: Float>(state: &SamplerState, table: &Tensor, control: &Tensor, seed: u64) {
-    let control = Control::from_words(control.host());
-    let (row, words) = stage(table, &control);
-    let (len, elements) = (state.x.len() / state.copies, state.x.len() / state.x.sizes()[0]);
-    let x = state.x.host_mut::<T>();
-    let (conditional, unconditional) = state.prediction.host::<T>().split_at(len);
-    let mut unconditional = unconditional.chunks_exact(elements);
-    let mut saved_state = state.saved_state.map(|tensor| tensor.host_mut::<T>().chunks_exact_mut(elements));
-    let mut saved = state.saved.map(|tensor| tensor.host_mut::<T>().chunks_exact_mut(elements));
-    let items = x[..len].chunks_exact_mut(elements).zip(conditional.chunks_exact(elements)).enumerate();
-    let mut items: Vec<Item<T>> = items
-        .map(|(number, (x, conditional))| Item {
-            number,
+/// The rows of a buffer, none where it is not there.
+fn parts<T: Float>(tensor: Option<&Tensor>, rows: usize, elements: usize) -> Vec<Option<&mut [T]>> {
+    match tensor {
+        Some(tensor) => tensor.host_mut::<T>().chunks_exact_mut(elements).map(Some).collect(),
+        None => (0..rows).map(|_| None).collect(),
+    }
+}
+
+/// The rows of `x` with `flag`, each with its number, and with its partner's number and part where it has one.
+type Claimed<'a, T> = Vec<(usize, &'a mut [T], Option<(usize, &'a mut [T])>)>;
+
+fn claim<'a, T>(x: &'a mut [T], elements: usize, rows: &[Row], flag: u32) -> Claimed<'a, T> {
+    let mut parts: Vec<Option<&mut [T]>> = x.chunks_exact_mut(elements).map(Some).collect();
+    let mut claimed = Vec::with_capacity(rows.len());
+    for (number, row) in rows.iter().enumerate().filter(|(_, row)| row.has(flag)) {
+        let partner = (row.partner as usize).min(rows.len() - 1);
+        let Some(own) = parts[number].take() else { continue };
+        let twin = if partner == number { None } else { parts[partner].take().map(|twin| (partner, twin)) };
+        claimed.push((number, own, twin));
+    }
+    claimed
+}
+
+pub(super) fn fill_noise<T: Float>(x: &Tensor, table: &Tensor) {
+    let (rows, elements) = (rows(table), x.len() / x.sizes()[0]);
+    let mut beginning = claim(x.host_mut::<T>(), elements, rows, Row::BEGINS);
+    let work = beginning.len() * elements;
+    parallel::for_slots(&mut beginning, work, |(number, x, twin)| {
+        let row = &rows[*number];
+        row.fill_normal(x);
+        x.iter_mut().for_each(|x| *x *= T::from_f32(row.scale));
+        if let Some((_, twin)) = twin {
+            twin.copy_from_slice(x);
+        }
+    });
+}
+
+pub(super) fn time<T: Float>(time: &Tensor, table: &Tensor) {
+    for (time, row) in time.host_mut::<T>().iter_mut().zip(rows(table)) {
+        *time = T::from_f32(f32::from_bits(row.stage[0]));
+    }
+}
+
+pub(super) fn advance<T: Float>(state: &SamplerState, table: &Tensor) {
+    let (rows, elements) = (rows(table), state.x.len() / state.x.sizes()[0]);
+    let prediction = state.prediction.host::<T>();
+    let predicted = |number: usize| &prediction[number * elements..][..elements];
+    let parts = |tensor| parts::<T>(tensor, rows.len(), elements);
+    let (mut saved_state, mut saved) = (parts(state.saved_state), parts(state.saved));
+    let claimed = claim(state.x.host_mut::<T>(), elements, rows, Row::OWNS);
+    let mut owners: Vec<Owner<T>> = claimed
+        .into_iter()
+        .map(|(number, x, twin)| Owner {
+            row: &rows[number],
             x,
-            conditional,
-            unconditional: unconditional.next(),
-            saved_state: saved_state.as_mut().and_then(Iterator::next),
-            saved: saved.as_mut().and_then(Iterator::next),
+            twin: twin.map(|(partner, x)| (x, predicted(partner))),
+            conditional: predicted(number),
+            saved_state: saved_state[number].take(),
+            saved: saved[number].take(),
         })
         .collect();
-    parallel::for_slots(&mut items, len, |item| {
+    let work = owners.len() * elements;
+    parallel::for_slots(&mut owners, work, |owner| {
         T::with_scratch(3 * elements, |scratch| {
             let (noise, rest) = scratch.split_at_mut(elements);
-            if words[STAGE_WORDS - 1] & NEEDS_NOISE != 0 {
-                let number = control.first_item.wrapping_add(item.number as u32);
-                fill_normal_as(noise, Philox::new(seed), number, row + 1, Purpose::Noise);
+            if owner.row.has(NEEDS_NOISE) {
+                owner.row.fill_normal(noise);
             }
             // A buffer that is not there: NaN shows where a stage reads it.
             rest.fill(T::from_f32(f32::NAN));
             let (state, combination) = rest.split_at_mut(elements);
-            let state = item.saved_state.as_deref_mut().unwrap_or(state);
-            let combination = item.saved.as_deref_mut().unwrap_or(combination);
-            update(&words, item.x, item.conditional, item.unconditional, state, combination, noise);
+            let state = owner.saved_state.as_deref_mut().unwrap_or(state);
+            let combination = owner.saved.as_deref_mut().unwrap_or(combination);
+            let unconditional = owner.twin.as_ref().map(|(_, prediction)| *prediction);
+            update(&owner.row.stage, owner.x, owner.conditional, unconditional, state, combination, noise);
         });
+        if let Some((twin, _)) = &mut owner.twin {
+            twin.copy_from_slice(owner.x);
+        }
     });
-    repeat(x, len);
 }
 
 /// The update of one item, in the order of operations that `diffusion`'s samplers state.

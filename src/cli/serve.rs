@@ -1,0 +1,128 @@
+//! `engine serve`: models as a service, with a page.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::machine::MachineOptions;
+use crate::error::{Error, Result};
+use crate::serve::{Keys, Limits, Runs, Settings, run};
+use crate::tensor::Device;
+
+/// Serve models over HTTP, with a page to play with.
+///
+/// Without --model the model that comes with the engine. Image k of a seed is the same image as `engine sample` draws,
+/// whatever else the server draws beside it. The API is described at /docs, and OpenAI's clients can ask at /v1.
+#[derive(Clone, Debug, Args)]
+pub struct ServeCommand {
+    /// A model file, a run folder, or the name of a model that comes with the engine; may be given several times
+    #[arg(long, value_name = "FILE|RUN|NAME")]
+    model: Vec<PathBuf>,
+    /// A folder of more models: .safetensors files and run folders
+    #[arg(long, value_name = "DIR")]
+    models: Option<PathBuf>,
+    /// Where to listen; port 0 is any that is free
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7860")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    machine: MachineOptions,
+    /// Images that share a denoising step; one under guidance counts twice [default: 16 on the CPU, 256 on a GPU]
+    #[arg(long, value_name = "N")]
+    max_batch: Option<usize>,
+    /// Unfinished jobs; beyond them requests are turned away
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    queue: usize,
+    /// Most images of a job
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_images: usize,
+    /// Most denoising steps of an image
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    max_steps: usize,
+    /// Seconds that a job may take, the queue included
+    #[arg(long, value_name = "S", default_value_t = 300)]
+    timeout: u64,
+    /// Seconds that running jobs have when the server is told to stop
+    #[arg(long, value_name = "S", default_value_t = 20)]
+    grace: u64,
+    /// Open connections
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    connections: usize,
+    /// MiB that models and their batches may take; models that are not needed make room for others
+    #[arg(long, value_name = "MIB", default_value_t = 4096)]
+    memory: usize,
+    /// A file with the SHA-256 of each key that may ask, a line each, and a name after it
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
+    /// A name by which the server may be called, besides localhost and addresses
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// An origin of another page that may ask, as in `https://example.org`
+    #[arg(long, value_name = "ORIGIN")]
+    allow_origin: Vec<String>,
+    /// A folder in which finished jobs are kept: a server that is started again knows them
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// A folder of run folders to be shown while they train
+    #[arg(long, value_name = "DIR")]
+    runs: Option<PathBuf>,
+    /// Say nothing but the address
+    #[arg(long)]
+    quiet: bool,
+}
+
+impl ServeCommand {
+    /// Serves until it is told to stop.
+    ///
+    /// # Errors
+    /// Those of [`run`], and what is wrong with the options.
+    pub fn run(self) -> Result<()> {
+        let bounds = [("--queue", self.queue), ("--max-images", self.max_images), ("--max-steps", self.max_steps)];
+        let more =
+            [("--connections", self.connections), ("--timeout", self.timeout as usize), ("--memory", self.memory)];
+        for (option, value) in bounds.into_iter().chain(more) {
+            if !(1..=1_000_000).contains(&value) {
+                return Err(Error::config(option, value.to_string(), "give 1 to 1000000"));
+            }
+        }
+        let machine = self.machine.open()?;
+        let keys = self.api_keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default();
+        if keys.is_empty() && !self.listen.ip().is_loopback() && !self.quiet {
+            eprintln!("warning: everyone who reaches {} can ask; give --api-keys, or listen at 127.0.0.1", self.listen);
+        }
+        let usual = if matches!(machine.device, Device::Cpu) { 16 } else { 256 };
+        let settings = Settings {
+            listen: self.listen,
+            models: self.model,
+            folder: self.models,
+            keep: self.keep,
+            runs: self.runs.as_deref().map(Runs::new).transpose()?,
+            precision: machine.dtype(),
+            device: machine.device,
+            note: machine.note,
+            rows: self.max_batch.unwrap_or(usual),
+            memory: self.memory << 20,
+            keys,
+            hosts: self.allow_host,
+            origins: self.allow_origin,
+            limits: Limits {
+                queue: self.queue,
+                images: self.max_images,
+                steps: self.max_steps,
+                job: Duration::from_secs(self.timeout),
+                grace: Duration::from_secs(self.grace),
+                connections: self.connections,
+                ..Limits::default()
+            },
+        };
+        let quiet = self.quiet;
+        run(settings, move |text| {
+            if text.starts_with("http") {
+                println!("{text}");
+            } else if !quiet {
+                eprintln!("{text}");
+            }
+        })
+    }
+}

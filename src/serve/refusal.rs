@@ -1,0 +1,123 @@
+//! What a client is told when it cannot have what it asked for.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// A refusal: a status, a word for programs and a sentence for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    /// The status.
+    pub status: StatusCode,
+    /// For programs: `queue_full`.
+    pub code: &'static str,
+    /// For people, in one sentence.
+    pub message: String,
+    /// The field that is meant, if one is.
+    pub param: Option<String>,
+    /// Seconds after which it may be different.
+    pub retry_after: Option<u64>,
+}
+
+/// As OpenAI's clients expect it.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct ErrorBody {
+    error: ErrorDetail,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+struct ErrorDetail {
+    /// One sentence.
+    message: String,
+    /// `invalid_request_error` or `server_error`.
+    r#type: &'static str,
+    /// The field that is meant.
+    param: Option<String>,
+    /// A word for programs.
+    code: &'static str,
+}
+
+impl Refusal {
+    /// With a status, a word and a sentence.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), param: None, retry_after: None }
+    }
+
+    /// 400.
+    pub fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_value", message)
+    }
+
+    /// 400 that names the field.
+    pub fn field(param: &str, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::bad(message) }
+    }
+
+    /// 404.
+    pub fn unknown(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    /// After so many seconds it may be different.
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+}
+
+/// The request's field that an option or a configuration's key stands for.
+fn field(place: &str) -> &str {
+    match place {
+        "sampling.sampler" => "sampler",
+        "sampling.num_steps" => "steps",
+        "sampling.eta" => "eta",
+        "sampling.schedule" => "schedule",
+        "sampling.timesteps" => "timesteps",
+        "sampling.temperature" => "temperature",
+        "sampling.guidance" => "guidance",
+        "guidance schedule" | "sampling.guidance_schedule" | "--guidance-schedule" => "guidance_schedule",
+        other => other.trim_start_matches("--"),
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        // Sentences are made for a command line, whose options are fields here.
+        let plain = |text: &str| text.replace("--", "").replace(['\n', '\r'], " ");
+        match error {
+            Error::Config { place, message, mend } => {
+                let place = field(&place);
+                Self::field(place, plain(&format!("{place}: {message}; {mend}")))
+            }
+            Error::Shape { .. } | Error::File { .. } => Self::bad(plain(&error.to_string())),
+            Error::OutOfMemory { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "out_of_memory", plain(&error.to_string()))
+            }
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "device_failed", plain(&error.to_string())),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let kind = if self.status.is_server_error() { "server_error" } else { "invalid_request_error" };
+        let detail = ErrorDetail { message: self.message, r#type: kind, param: self.param, code: self.code };
+        let mut response = json(self.status, &ErrorBody { error: detail });
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// A response of JSON.
+pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    // Strings, numbers and lists of ours: nothing in them can fail.
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+}
