@@ -90,6 +90,8 @@ pub(crate) struct Rows {
     programs: BTreeMap<usize, (Program, State)>,
     /// The table, on the host.
     rows: Vec<Row>,
+    /// Tables of steps to come, `[steps, capacity, words]`.
+    course: Option<Tensor>,
 }
 
 /// What a row does in the next step.
@@ -130,6 +132,7 @@ impl Rows {
             state,
             programs: BTreeMap::new(),
             rows: vec![Row::default(); capacity],
+            course: None,
         })
     }
 
@@ -214,12 +217,45 @@ impl Rows {
         fill_noise(&self.context, &self.state.x, &self.state.table)
     }
 
+    /// The table as it has been set, for the next step.
+    pub fn table(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// Makes room on the device for the tables of `steps` steps.
+    pub fn reserve_course(&mut self, steps: usize) -> Result<()> {
+        self.course = Some(self.context.zeros([steps, self.capacity, ROW_WORDS], DType::U32)?);
+        Ok(())
+    }
+
+    /// Uploads the tables of all steps to come, one after the other.
+    pub fn set_course(&mut self, tables: &[Row]) -> Result<()> {
+        match &self.course {
+            Some(course) => Row::upload(tables, course),
+            None => Err(Error::shape("sampler", "no room was made for a course")),
+        }
+    }
+
+    /// Does step `step` of the course, of all rows: on an accelerator it is only submitted, without a wait.
+    pub fn advance(&mut self, step: usize) -> Result<()> {
+        if let Some(course) = &self.course {
+            let table = course.part(step * self.capacity * ROW_WORDS, [self.capacity, ROW_WORDS])?;
+            self.state.table.copy_from(&table)?;
+        }
+        self.submit(self.capacity)
+    }
+
     /// Does a step of the first `count` rows, for which it has been planned.
     pub fn step(&mut self, count: usize) -> Result<()> {
+        let table = self.state.table.part(0, [count, ROW_WORDS])?;
+        Row::upload(&self.rows[..count], &table)?;
+        self.submit(count)
+    }
+
+    fn submit(&mut self, count: usize) -> Result<()> {
         let Some((program, state)) = self.programs.get_mut(&count) else {
             return Err(Error::shape("sampler", format!("no step over {count} rows has been planned")));
         };
-        Row::upload(&self.rows[..count], &state.table)?;
         let (context, model) = (&self.context, self.model.as_ref());
         program.run(|| step(context, model, &self.parameters, &self.prepared, state))
     }
