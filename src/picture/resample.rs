@@ -122,11 +122,14 @@ mod tests {
         Image::new(width, height, channels, pixels).unwrap()
     }
 
+    /// A picture, what of it is taken, the size, and the pixels that are expected.
+    type Case = (Image, Region, (usize, usize), &'static [u8]);
+
     /// `Image.frombytes(…).resize(size, Image.LANCZOS, box=…)` of Pillow 12, which rounds and clips between its two passes: one level apart at most
     /// where nothing is clipped.
     #[test]
     fn pixels_are_pillows() {
-        let cases: [(Image, Region, (usize, usize), &[u8]); 4] = include!("resample_pillow.in");
+        let cases: [Case; 4] = include!("resample_pillow.in");
         for (source, region, (width, height), expected) in cases {
             let found = resample(&source, region, width, height);
             assert_eq!(found.len(), expected.len());
