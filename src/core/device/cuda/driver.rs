@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// The oldest driver: the first that loads PTX 8.4.
 const OLDEST_DRIVER: c_int = 12_040;
 
-/// Loads and initialises the driver once. After `Ok` every function of [`SYMBOLS`] can be called.
+/// Loads and initialises the driver once. After `Ok` every function of [`api`] can be called.
 pub(super) fn driver() -> Result<()> {
     static OUTCOME: OnceLock<Result<(), (String, &'static str)>> = OnceLock::new();
     match OUTCOME.get_or_init(probe) {
