@@ -191,7 +191,8 @@ fn given_pictures_are_varied_filled_in_enlarged_and_walked_between() {
 fn events_tell_all_and_end() {
     let folder = folder();
     let server = server(folder.path(), &[]);
-    let id = server.submit(&json!({ "class": "star", "count": 2, "steps": 60, "sampler": "heun" }));
+    // Long enough for a preview, which comes every 60 ms, on a fast machine too.
+    let id = server.submit(&json!({ "class": "star", "count": 2, "steps": 500, "sampler": "heun" }));
     let events = server.get(&format!("/v1/jobs/{id}/events?previews=1"));
     assert_eq!((events.status, events.header("content-type")), (200, Some("text/event-stream")));
     let text = String::from_utf8(events.body).unwrap();
