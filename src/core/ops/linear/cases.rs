@@ -30,6 +30,7 @@ pub fn cases() -> Vec<Case> {
         case("silu_odd_m5_n37_k23", [5, 37, 23], true, Silu, true),
         case("gelu_no_bias_m7_n9_k65", [7, 9, 65], false, Gelu, false),
         case("odd_columns_m70_n67_k66", [70, 67, 66], false, None, true),
+        case("whole_tiles_m9_n128_k128", [9, 128, 128], true, None, false),
         case("one_m1_n1_k1", [1, 1, 1], true, None, false),
         case("split_odd_m520_n5_k7", [520, 5, 7], true, None, false),
         case("split_m600_n24_k17", [600, 24, 17], true, None, false),
