@@ -10,7 +10,7 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use super::{Dataset, ExportFormat, Format, ImportOptions, LabelKind, Parts, Split, export, shapes};
 
 /// Imports with pixels in memory and on the disk: the sets are one, the errors too, and nothing is left behind.
-fn import(source: impl AsRef<Path>, options: &ImportOptions) -> crate::Result<Dataset> {
+pub(super) fn import(source: impl AsRef<Path>, options: &ImportOptions) -> crate::Result<Dataset> {
     let source = source.as_ref();
     let scratch = tempfile::tempdir().unwrap();
     let on_disk = ImportOptions { scratch: Some(scratch.path().to_path_buf()), ..options.clone() };

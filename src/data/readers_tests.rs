@@ -9,36 +9,10 @@ use flate2::write::GzEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 use tar::{Builder, EntryType, Header};
 
+use super::formats_tests::import;
 use super::{Colour, Dataset, Format, ImportOptions, Split};
 use crate::picture::Fit;
 use crate::rng::{Philox, Purpose};
-
-/// Imports with pixels in memory and on the disk: the sets are one, the errors too, and nothing is left behind.
-fn import(source: impl AsRef<Path>, options: &ImportOptions) -> crate::Result<Dataset> {
-    let source = source.as_ref();
-    let scratch = tempfile::tempdir().unwrap();
-    let on_disk = ImportOptions { scratch: Some(scratch.path().to_path_buf()), ..options.clone() };
-    let (here, there) = (super::import(source, options), super::import(source, &on_disk));
-    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
-    match (&here, &there) {
-        (Ok(here), Ok(there)) => {
-            assert!((0..here.len()).all(|index| here.image(index) == there.image(index)));
-            assert_eq!((here.labels(), here.class_names()), (there.labels(), there.class_names()));
-            assert_eq!((here.notes(), here.sources()), (there.notes(), there.sources()));
-            let files = [here, there].map(|set| {
-                let file = scratch.path().join("set.safetensors");
-                set.write(&file, true).unwrap();
-                fs::read(&file).unwrap()
-            });
-            assert!(files[0] == files[1] && Dataset::open(scratch.path().join("set.safetensors")).is_ok());
-        }
-        (here, there) => assert_eq!(
-            here.as_ref().map(|_| ()).map_err(ToString::to_string),
-            there.as_ref().map(|_| ()).map_err(ToString::to_string)
-        ),
-    }
-    here
-}
 
 const RECORD: usize = 3073;
 
