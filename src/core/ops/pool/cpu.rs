@@ -21,7 +21,7 @@ pub(super) fn max<T: Float>(sizes: Sizes, x: &Tensor, y: &Tensor, winners: &Tens
         let (image, row, col) = (pixel / (rows * cols), pixel / cols % rows, pixel % cols);
         let ((vertical, ky), (horizontal, kx)) = (within(row, sizes, height), within(col, sizes, width));
         let mut first = true;
-        vector::dispatch(
+        T::dispatch(
             #[inline(always)]
             || {
                 for (iy, ky) in vertical.clone().zip(ky..) {
@@ -62,7 +62,7 @@ pub(super) fn max_backward<T: Float>(sizes: Sizes, dy: &Tensor, winners: &Tensor
         if mode == Accumulate::Write {
             to.fill(T::ZERO);
         }
-        vector::dispatch(
+        T::dispatch(
             #[inline(always)]
             || {
                 for oy in holding(row, rows) {
@@ -89,7 +89,7 @@ pub(super) fn average<T: Float>(pixels: usize, x: &Tensor, y: &Tensor) {
         y.host_mut::<T>().chunks_exact_mut(channels).zip(x.chunks_exact(pixels * channels)).collect();
     parallel::for_slots(&mut images, x.len(), |(y, x)| {
         y.fill(T::ZERO);
-        vector::dispatch(
+        T::dispatch(
             #[inline(always)]
             || {
                 for x in x.chunks_exact(channels) {
