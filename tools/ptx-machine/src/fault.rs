@@ -14,7 +14,7 @@ pub enum FaultKind {
     Race,
     /// `ld.global.nc` of what the same grid writes.
     ReadOnlyPath,
-    /// Data of `cp.async` touched before it has landed.
+    /// Data of `cp.async` touched, or its source written, before it has landed.
     AsyncCopy,
     /// What a grid that may still run writes or reads, touched before `griddepcontrol.wait`.
     DependentLaunch,
@@ -24,6 +24,8 @@ pub enum FaultKind {
     WarpSync,
     /// A barrier that not all threads reach.
     Barrier,
+    /// An integer division or remainder by zero, whose result the ISA leaves open.
+    DivisionByZero,
     /// More instructions than are allowed.
     Endless,
     Trap,
@@ -73,7 +75,7 @@ impl fmt::Display for Report {
         }
         write!(f, ": {}", self.message)?;
         if self.line > 0 {
-            write!(f, " at {}:{}", self.module, self.line)?;
+            write!(f, "; at {}:{}", self.module, self.line)?;
         }
         if let Some(source) = &self.source {
             write!(f, " ({source})")?;

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 
 /// The library that was built with this program.
 fn library() -> Result<PathBuf, String> {
-    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let own = std::env::current_exe().map_err(|error| format!("cannot tell where this program is: {error}"))?;
     let folder = own.parent().unwrap_or(Path::new("."));
     let found = ["libptx_machine.so", "deps/libptx_machine.so"].map(|name| folder.join(name));
     let newest = found
@@ -43,7 +43,12 @@ fn library() -> Result<PathBuf, String> {
 
 fn install(folder: &Path) -> Result<(), String> {
     let library = library()?;
-    let fault = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    let fault = |path: &Path, error: std::io::Error| {
+        format!(
+            "cannot write {}: {error}; name a folder that you may write to, such as target/ptx-machine",
+            path.display()
+        )
+    };
     std::fs::create_dir_all(folder).map_err(|error| fault(folder, error))?;
     // Written beside and renamed: a process that has the old one loaded keeps it. One file under two names: whoever loads both has
     // one driver.

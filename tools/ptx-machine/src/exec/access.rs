@@ -190,6 +190,9 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
                 let first = memory.offset(addresses[mask.trailing_zeros() as usize]);
                 let base = start.wrapping_sub(first as usize);
                 let offsets = addresses.map(|address| memory.offset(address));
+                if CHECKED && self.copies != 0 && !access.is_read() {
+                    self.writes_source(warp, bytes, mask, addresses)?;
+                }
                 if CHECKED && let Some(shadow) = memory.shadow() {
                     if let Some(first) = self.grid.beside {
                         let early = if self.waited { 0 } else { mask & !warp.waited };
@@ -288,6 +291,17 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             }
         }
         Ok(())
+    }
+
+    #[cold]
+    pub(super) fn source_written(&self, bytes: u64, lane: u32, addresses: &[u64; LANES], reader: u32) -> Box<Fault> {
+        let place = self.place(Space::Global, addresses[lane as usize]);
+        let [bx, by, _] = self.grid.block;
+        let (x, y, z) = (reader % bx, reader / bx % by, reader / (bx * by));
+        let message = format!(
+            "writes {bytes} bytes at {place}, from which a cp.async of thread ({x},{y},{z}) is under way that nobody waited for"
+        );
+        Fault::new(FaultKind::AsyncCopy, lane, message)
     }
 
     #[cold]
@@ -401,6 +415,12 @@ unsafe fn read_lanes(lanes_: &mut Lanes, to: Slot, part: &Part, shift: u64, flag
                 for lane in 0..LANES {
                     out[lane] = all[lane] as $register;
                 }
+            } else if part.mask == ALL {
+                for lane in 0..LANES {
+                    let from = base.wrapping_add(part.offsets[lane] as usize).cast::<$memory>();
+                    // SAFETY: the caller's promise.
+                    out[lane] = unsafe { from.read_unaligned() } as $register;
+                }
             } else {
                 for lane in lanes(part.mask) {
                     let from = base.wrapping_add(part.offsets[lane as usize] as usize).cast::<$memory>();
@@ -448,6 +468,12 @@ unsafe fn write_lanes(lanes_: &Lanes, from: Slot, part: &Part, shift: u64, flags
                 let all = values.map(|value| value as $memory);
                 // SAFETY: the caller's promise.
                 unsafe { base.wrapping_add(part.offsets[0] as usize).cast::<[$memory; LANES]>().write_unaligned(all) };
+            } else if part.mask == ALL {
+                for lane in 0..LANES {
+                    let to = base.wrapping_add(part.offsets[lane] as usize).cast::<$memory>();
+                    // SAFETY: the caller's promise.
+                    unsafe { to.write_unaligned(values[lane] as $memory) };
+                }
             } else {
                 for lane in lanes(part.mask) {
                     let to = base.wrapping_add(part.offsets[lane as usize] as usize).cast::<$memory>();
