@@ -33,6 +33,11 @@ pub enum FaultKind {
     Launch,
 }
 
+/// A number of things: `1 byte`, `2 bytes`.
+pub(crate) fn counted(number: u64, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
 /// What went wrong in an instruction, without its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {

@@ -10,14 +10,17 @@ A program that is started with LD_LIBRARY_PATH=FOLDER finds it as its CUDA drive
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder] = arguments.as_slice() else {
-        eprintln!("{USAGE}");
-        return ExitCode::FAILURE;
+    let folder = match arguments.as_slice() {
+        [word] if matches!(word.as_str(), "--help" | "-h") => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        [folder] if !folder.is_empty() && !folder.starts_with('-') => folder,
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::FAILURE;
+        }
     };
-    if matches!(folder.as_str(), "--help" | "-h") {
-        println!("{USAGE}");
-        return ExitCode::SUCCESS;
-    }
     match install(Path::new(folder)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {

@@ -5,7 +5,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use super::lanes::{ALL, LANES, UNIT};
 use super::warp::{State, Warp};
 use super::{Grid, Observer};
-use crate::fault::{Fault, FaultKind, Report};
+use crate::fault::{Fault, FaultKind, Report, counted};
 use crate::ir::op::{Kind, Unknown};
 use crate::ir::{Demands, Inst, NO_GUARD};
 use crate::memory::shadow::{Moment, SharedShadow};
@@ -294,9 +294,10 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
     fn stuck(&self) -> Box<Report> {
         let number = self.warps.iter().position(|warp| warp.state != State::Done).unwrap_or(0);
         let (gone, waiting) = self.warps.iter().fold((0, 0), |(gone, waiting), warp| {
-            (gone + (warp.present & !warp.alive).count_ones(), waiting + warp.alive.count_ones())
+            (gone + u64::from((warp.present & !warp.alive).count_ones()), waiting + u64::from(warp.alive.count_ones()))
         });
-        let message = format!("a barrier at which {waiting} threads wait, and {gone} others have left the kernel");
+        let (waiting, gone) = (counted(waiting, "thread"), counted(gone, "other"));
+        let message = format!("a barrier at which there wait {waiting}; {gone} left the kernel");
         self.report(number, Fault { kind: FaultKind::Barrier, lane: None, message })
     }
 
