@@ -112,7 +112,7 @@ impl DoctorCommand {
                 let seconds = start.elapsed().as_secs_f64();
                 let result = if faults.is_empty() { "pass" } else { "FAIL" };
                 println!("  {op:<24}{:<7}{:>6}{seconds:>8.2} s  {result}", dtype.to_string(), cases.len());
-                faults.iter().for_each(|fault| println!("      {fault}"));
+                faults.iter().for_each(|fault| println!("      {}", told(fault)));
                 failures += usize::from(!faults.is_empty());
                 tested += 1;
             }
@@ -125,13 +125,18 @@ impl DoctorCommand {
     }
 }
 
+/// A fault in words; what everything else advises, to run this command, is no advice here.
+fn told(fault: &Error) -> String {
+    fault.to_string().replace("run `engine doctor`, and this command under", "run this command under")
+}
+
 fn cpu() -> String {
     let model = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("model name"))?;
         Some(line.trim_start_matches([' ', '\t', ':']).to_string())
     });
     format!(
-        "\ncpu\n  {}\n  {} threads used of {}\n  vector instructions: {}\n",
+        "\ncpu\n  {}\n  threads: {} used of {}\n  vector instructions: {}\n",
         model.unwrap_or_else(|| std::env::consts::ARCH.to_string()),
         threads(),
         std::thread::available_parallelism().map_or(1, usize::from),
@@ -240,7 +245,9 @@ mod tests {
 
     #[test]
     fn the_machine_is_described() {
-        assert!(cpu().contains("threads used of"));
+        assert!(cpu().contains("threads: "));
+        let fault = Error::device("cuda:0", "x", "a kernel is wrong: run `engine doctor`, and this command under `y`");
+        assert_eq!(told(&fault), "cuda:0: x; a kernel is wrong: run this command under `y`");
         assert!(kernels().contains("kernels in"));
         assert!(gpus().lines().count() >= 3);
         let folder = tempfile::tempdir().unwrap();

@@ -205,7 +205,7 @@ impl Driver {
     fn write_files(&self) {
         let write = |path: &std::path::Path, text: String| {
             if let Err(error) = std::fs::write(path, text) {
-                eprintln!("ptx-machine: {}: {error}", path.display());
+                eprintln!("ptx-machine: cannot write {}: {error}; name another file", path.display());
             }
         };
         if let Some(path) = &self.count_file {
