@@ -33,6 +33,7 @@ fn misuses_give_the_documented_errors() {
     let opened = Opened::new(0);
     let other = Opened::new(1);
     let foreign = other.function(ADD);
+    with_capability_9(&mut table, &opened, &other);
     unsafe {
         table.expect("a stream of another context", cuStreamSynchronize(opened.stream), INVALID_HANDLE);
         cuCtxSetCurrent(opened.context);
@@ -46,6 +47,24 @@ fn misuses_give_the_documented_errors() {
     drop((opened, other));
     assert!(table.wrong.is_empty(), "{}", table.wrong.join("\n"));
     assert!(table.asked >= 50, "{}", table.asked);
+}
+
+/// What a device of capability 9.0 takes and one of 8.0 does not.
+fn with_capability_9(table: &mut Table, older: &Opened, newer: &Opened) {
+    let own = common::module(1, 1, ADD).replace("sm_80", "sm_90a");
+    unsafe {
+        for (opened, what, most, expected) in
+            [(older, "8.0", 163 << 10, INVALID_PTX), (newer, "9.0", 227 << 10, SUCCESS)]
+        {
+            assert_eq!(cuCtxSetCurrent(opened.context), SUCCESS);
+            let loaded = opened.load(&own).map_or_else(|(code, _)| code, |_| SUCCESS);
+            table.expect(&format!("PTX of sm_90a on {what}"), loaded, expected);
+            let function = opened.function(ADD);
+            table.expect(&format!("shared memory of {what}"), cuFuncSetAttribute(function, 8, most), SUCCESS);
+            let beyond = cuFuncSetAttribute(function, 8, most + 1);
+            table.expect(&format!("shared memory beyond that of {what}"), beyond, INVALID_VALUE);
+        }
+    }
 }
 
 fn without_a_context(table: &mut Table) {
