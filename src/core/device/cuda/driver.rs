@@ -28,7 +28,7 @@ const CHECK: &str = "check `nvidia-smi`, or use --device cpu";
 
 const FABRIC: &str = "on a machine with NVSwitch start `nvidia-fabricmanager`, or use --device cpu";
 
-const SETTINGS: &str = "set it so, or unset it";
+const SETTINGS: &str = "correct it, or unset it";
 
 /// Why the machine of `tools/ptx-machine` was not found, and what to do: where the loader was sent to its folder, or tests are.
 fn machine() -> Option<(String, String)> {
