@@ -80,15 +80,6 @@ enum Size {
 /// Operations and bytes of a forward pass from which on a case is of the largest.
 const LARGEST: f64 = 5e7;
 
-/// Operations of a forward pass in `f32`, which no tensor core takes, from which on the machine runs a case only where
-/// `ENGINE_MACHINE_LARGE=1` asks for it: three cases, which are half of all instructions and would take CI minutes.
-const BEYOND: f64 = 1.5e10;
-
-fn is_left_out(case: &Case, dtype: DType) -> bool {
-    let asked = std::env::var("ENGINE_MACHINE_LARGE").is_ok_and(|value| value == "1");
-    machine::is_here() && !asked && dtype == DType::F32 && case.cost().unwrap().flops > BEYOND
-}
-
 /// The machine without its checks of races and of unwritten memory, which take most of its time.
 const UNCHECKED: [(&str, &str); 1] = [("PTX_MACHINE_CHECKS", "off")];
 
@@ -124,10 +115,6 @@ fn every_case(test: &str, size: Size, dtype: DType) {
     let mut faults = Vec::new();
     let mut ran = 0;
     for case in of_op.into_iter().filter(|case| Size::of(case) == size) {
-        if is_left_out(case, dtype) {
-            println!("{} {dtype}: left out; ENGINE_MACHINE_LARGE=1 runs it", case.id());
-            continue;
-        }
         ran += 1;
         let start = Instant::now();
         let twice = size != Size::Largest || !machine::is_here();
