@@ -91,8 +91,8 @@ fn an_empty_batch_of_tokens_is_no_work() {
     }
 }
 
-/// A large case is there to be timed. What it launches, a small case of its op launches in the same way: the machine, which takes
-/// minutes for a large one, need not run it.
+/// A large case is there to be timed. What it launches, a small case of its op launches in the same way: there the emulator and the
+/// machine check every access, for which a large case is too long.
 #[test]
 fn every_large_case_has_small_twins() {
     let only = std::env::var("ENGINE_OP").ok();

@@ -213,7 +213,8 @@ fn said(verdicts: &Verdicts, seconds: f64) -> String {
         format!(": {classes} classes x {levels} levels x {draws} draws, {evaluations} evaluations")
     });
     let speed = count as f64 / seconds.max(1e-9);
-    format!("{text}{count} images{of} in {seconds:.1} s, {speed:.1} images/s{how}\n")
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{text}{count} image{plural}{of} in {seconds:.1} s, {speed:.1} images/s{how}\n")
 }
 
 /// Accuracy, and the confusion as a table.

@@ -77,7 +77,7 @@ impl DoctorCommand {
             0 => Ok(()),
             count => {
                 let message = format!("{count} failure{}, named above", if count == 1 { "" } else { "s" });
-                Err(Error::config("doctor", message, "mend those, or report them with this output"))
+                Err(Error::config("doctor", message, "repair those, or report them with this output"))
             }
         }
     }
@@ -99,22 +99,22 @@ impl DoctorCommand {
             }
         }
         let (mut failures, mut tested) = (0, 0);
-        for (op, cases) in &by_op {
+        'ops: for (op, cases) in &by_op {
             for &dtype in types {
                 let start = Instant::now();
-                let faults: Vec<Error> = cases
-                    .iter()
-                    .filter_map(|case| match device {
-                        Device::Cpu => case.check_oracle().err(),
-                        Device::Accelerator(_) => case.check_device(device, dtype).err(),
-                    })
-                    .collect();
+                let faults = faults(device, cases, dtype);
                 let seconds = start.elapsed().as_secs_f64();
                 let result = if faults.is_empty() { "pass" } else { "FAIL" };
                 println!("  {op:<24}{:<7}{:>6}{seconds:>8.2} s  {result}", dtype.to_string(), cases.len());
-                faults.iter().for_each(|fault| println!("      {fault}"));
+                faults.iter().for_each(|fault| println!("      {}", told(fault)));
                 failures += usize::from(!faults.is_empty());
                 tested += 1;
+                if !faults.is_empty() && is_lost(device) {
+                    println!(
+                        "  the rest was not tested: a kernel's fault stays with the device; --op tests one op alone"
+                    );
+                    break 'ops;
+                }
             }
         }
         match failures {
@@ -125,13 +125,39 @@ impl DoctorCommand {
     }
 }
 
+/// What is wrong with an op's cases. Where a kernel's fault has made the device useless, the later ones would only repeat it.
+fn faults(device: &Device, cases: &[Case], dtype: DType) -> Vec<Error> {
+    let mut faults = Vec::new();
+    for case in cases {
+        let outcome = match device {
+            Device::Cpu => case.check_oracle(),
+            Device::Accelerator(_) => case.check_device(device, dtype).map(drop),
+        };
+        faults.extend(outcome.err());
+        if !faults.is_empty() && is_lost(device) {
+            break;
+        }
+    }
+    faults
+}
+
+/// Whether the device refuses everything, as it does behind a kernel's fault.
+fn is_lost(device: &Device) -> bool {
+    matches!(device, Device::Accelerator(accelerator) if accelerator.synchronize().is_err())
+}
+
+/// A fault in words; what everything else advises, to run this command, is no advice here.
+fn told(fault: &Error) -> String {
+    fault.to_string().replace("run `engine doctor`, and this command under", "run this command under")
+}
+
 fn cpu() -> String {
     let model = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("model name"))?;
         Some(line.trim_start_matches([' ', '\t', ':']).to_string())
     });
     format!(
-        "\ncpu\n  {}\n  {} threads used of {}\n  vector instructions: {}\n",
+        "\ncpu\n  {}\n  threads: {} used of {}\n  vector instructions: {}\n",
         model.unwrap_or_else(|| std::env::consts::ARCH.to_string()),
         threads(),
         std::thread::available_parallelism().map_or(1, usize::from),
@@ -240,7 +266,9 @@ mod tests {
 
     #[test]
     fn the_machine_is_described() {
-        assert!(cpu().contains("threads used of"));
+        assert!(cpu().contains("threads: "));
+        let fault = Error::device("cuda:0", "x", "a kernel is wrong: run `engine doctor`, and this command under `y`");
+        assert_eq!(told(&fault), "cuda:0: x; a kernel is wrong: run this command under `y`");
         assert!(kernels().contains("kernels in"));
         assert!(gpus().lines().count() >= 3);
         let folder = tempfile::tempdir().unwrap();

@@ -80,7 +80,8 @@ impl PlanCommand {
         }
         let (training, precision) = (&config.training, config.training.precision);
         let count = training.batch_size * training.gradient_accumulation;
-        text += &format!("\ntraining step, {count} images\n");
+        let plural = if count == 1 { "" } else { "s" };
+        text += &format!("\ntraining step, {count} image{plural}\n");
         text += &table(&estimate.training, &peak, precision);
         let roofline = estimate.training.roofline(&peak, precision);
         text += &floor(&estimate.training, &peak, precision, count, "a step");

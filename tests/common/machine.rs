@@ -19,10 +19,11 @@ pub fn ran(test: &str, environment: &[(&str, &str)]) -> bool {
     if is_here() {
         return false;
     }
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let named = Path::new(&folder).display();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(&folder);
     assert!(
         folder.join("libcuda.so.1").exists(),
-        "{FOLDER}: no libcuda.so.1 in {}; run `cargo run --release -p ptx-machine -- target/ptx-machine`",
+        "{FOLDER}: no libcuda.so.1 in {}; run `cargo run --release -p ptx-machine -- {named}`",
         folder.display()
     );
     let counts = tempfile::NamedTempFile::new().unwrap();

@@ -21,6 +21,7 @@ mod weights;
 
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
 
 use engine::device::DeviceChoice;
 use engine::ops::case::Case;
@@ -66,43 +67,66 @@ fn choice() -> String {
     std::env::var("ENGINE_DEVICE").unwrap_or_else(|_| "cuda".into())
 }
 
-/// Operations and bytes from which on a large case is left out on the machine, which would take minutes for it: large cases are there
-/// to be timed, and `tests/kernels.rs` shows of each that small ones launch the same kernels in the same ways.
-const MACHINE_COST: f64 = 5e7;
-
-fn is_left_out(case: &Case) -> bool {
-    let cost = case.cost().unwrap();
-    case.large && machine::is_here() && cost.flops + cost.bytes > MACHINE_COST
+/// Sizes of cases, by what the machine can do with them in CI's minutes.
+#[derive(Clone, Copy, PartialEq)]
+enum Size {
+    Small,
+    Large,
+    /// On the machine once, without its checks of races and of unwritten memory: small cases of the op launch the same kernels in the
+    /// same ways, as `tests/kernels.rs` shows, and run with them.
+    Largest,
 }
 
-/// Every case agrees with the CPU op, and a second run has the same bits.
-fn every_case(test: &str, large: bool, dtype: DType) {
-    let Some((_guard, device)) = device(test) else { return };
+/// Operations and bytes of a forward pass from which on a case is of the largest.
+const LARGEST: f64 = 5e7;
+
+/// The machine without its checks of races and of unwritten memory, which take most of its time.
+const UNCHECKED: [(&str, &str); 1] = [("PTX_MACHINE_CHECKS", "off")];
+
+impl Size {
+    fn of(case: &Case) -> Self {
+        if !case.large {
+            return Self::Small;
+        }
+        let cost = case.cost().unwrap();
+        if cost.flops + cost.bytes > LARGEST { Self::Largest } else { Self::Large }
+    }
+}
+
+/// A case agrees with the CPU op, and a second run has the same bits; or what is wrong.
+fn check(case: &Case, device: &Device, dtype: DType, twice: bool) -> Result<(), String> {
+    let first = case.check_device(device, dtype).map_err(|error| error.to_string())?;
+    if !twice {
+        return Ok(());
+    }
+    let second = case.run_poisoned(device, dtype).map_err(|error| error.to_string())?;
+    let outputs = first.outputs.iter().zip(&second.outputs).map(|(a, b)| (&a.0, &b.0));
+    let gradients = first.gradients.iter().zip(&second.gradients).map(|(a, b)| (&a.1, &b.1));
+    if outputs.chain(gradients).any(|(a, b)| a != b) { Err("other bits in a second run".into()) } else { Ok(()) }
+}
+
+fn every_case(test: &str, size: Size, dtype: DType) {
+    let environment: &[_] = if size == Size::Largest { &UNCHECKED } else { &[] };
+    let Some((_guard, device)) = device_with(test, environment) else { return };
     let only = std::env::var("ENGINE_OP").ok();
     let cases = cases();
+    let of_op: Vec<&Case> = cases.iter().filter(|case| only.as_deref().is_none_or(|op| case.op == op)).collect();
+    assert!(!of_op.is_empty(), "ENGINE_OP names no op: {only:?}");
     let mut faults = Vec::new();
-    let (mut ran, mut left_out) = (0, 0);
-    for case in cases.iter().filter(|case| case.large == large && only.as_deref().is_none_or(|op| case.op == op)) {
-        if is_left_out(case) {
-            left_out += 1;
-            continue;
-        }
+    let mut ran = 0;
+    for case in of_op.into_iter().filter(|case| Size::of(case) == size) {
         ran += 1;
-        let outcomes = [(); 2].map(|()| case.check_device(&device, dtype));
-        let [Ok(first), Ok(second)] = &outcomes else {
-            let fault = outcomes.into_iter().find_map(Result::err).map_or_else(String::new, |error| error.to_string());
+        let start = Instant::now();
+        let twice = size != Size::Largest || !machine::is_here();
+        if let Err(fault) = check(case, &device, dtype, twice) {
             faults.push(format!("{} {dtype}: {fault}", case.id()));
-            continue;
-        };
-        let outputs = first.outputs.iter().zip(&second.outputs).map(|(a, b)| (&a.0, &b.0));
-        let gradients = first.gradients.iter().zip(&second.gradients).map(|(a, b)| (&a.1, &b.1));
-        if outputs.chain(gradients).any(|(a, b)| a != b) {
-            faults.push(format!("{} {dtype}: other bits in a second run", case.id()));
+        }
+        if size == Size::Largest {
+            println!("{} {dtype}: {:.1} s", case.id(), start.elapsed().as_secs_f64());
         }
     }
-    assert!(ran + left_out > 0, "ENGINE_OP names no op: {only:?}");
     assert!(faults.is_empty(), "{} of {ran} cases:\n{}", faults.len(), faults.join("\n"));
-    println!("{ran} cases, {left_out} left to their smaller twins");
+    println!("{ran} case{}", if ran == 1 { "" } else { "s" });
 }
 
 /// What `tools/gpu-pack` asks before anything else.
@@ -115,22 +139,32 @@ fn a_gpu_is_usable() {
 
 #[test]
 fn small_cases_in_f32() {
-    every_case("small_cases_in_f32", false, DType::F32);
+    every_case("small_cases_in_f32", Size::Small, DType::F32);
 }
 
 #[test]
 fn small_cases_in_bf16() {
-    every_case("small_cases_in_bf16", false, DType::BF16);
+    every_case("small_cases_in_bf16", Size::Small, DType::BF16);
 }
 
 #[test]
 fn large_cases_in_f32() {
-    every_case("large_cases_in_f32", true, DType::F32);
+    every_case("large_cases_in_f32", Size::Large, DType::F32);
 }
 
 #[test]
 fn large_cases_in_bf16() {
-    every_case("large_cases_in_bf16", true, DType::BF16);
+    every_case("large_cases_in_bf16", Size::Large, DType::BF16);
+}
+
+#[test]
+fn largest_cases_in_f32() {
+    every_case("largest_cases_in_f32", Size::Largest, DType::F32);
+}
+
+#[test]
+fn largest_cases_in_bf16() {
+    every_case("largest_cases_in_bf16", Size::Largest, DType::BF16);
 }
 
 const BF16: &str = "training.precision=bf16";

@@ -16,7 +16,7 @@ use engine::tensor::{Context, DType, Device};
 use engine::train::{Recipe, Trainer};
 
 use super::common::golden::{place, relative_error};
-use super::device_with;
+use super::{UNCHECKED, device_with};
 
 /// The goldens' bounds in bf16: of half the tensors, and of all.
 struct Bounds {
@@ -29,8 +29,6 @@ const UNET: Bounds = Bounds { median: 0.04, most: 0.2 };
 
 /// The seed of the goldens' weights.
 const WEIGHTS: u64 = 1;
-
-const UNCHECKED: [(&str, &str); 1] = [("PTX_MACHINE_CHECKS", "off")];
 
 fn norm(values: &[f64]) -> f64 {
     values.iter().map(|x| x * x).sum::<f64>().sqrt()

@@ -382,6 +382,9 @@ impl Case {
 
     /// Use 3: kernels against the CPU op. The error allowed is twice that of the CPU op in `f32` with inputs, outputs
     /// and declared intermediates rounded to `dtype`, plus what another order of the longest sum can make.
+    ///
+    /// # Errors
+    /// What differs, by how much; and the op's own.
     pub fn check_device(&self, device: &Device, dtype: DType) -> Result<Outcome> {
         let context = poisoned(device.clone());
         let outcome = self.run(&context, dtype, dtype, 1)?;
@@ -413,6 +416,14 @@ impl Case {
             }
         }
         Ok(outcome)
+    }
+
+    /// The run that [`Case::check_device`] looks at, alone: memory that the op does not write holds NaN.
+    ///
+    /// # Errors
+    /// The op's own.
+    pub fn run_poisoned(&self, device: &Device, dtype: DType) -> Result<Outcome> {
+        self.run(&poisoned(device.clone()), dtype, dtype, 1)
     }
 
     /// Use 4: the op, forward and (where differentiable) backward, ready to be timed.

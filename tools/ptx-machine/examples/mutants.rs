@@ -162,8 +162,16 @@ fn main() {
         std::process::exit(1);
     };
     let (engine, machine) = (PathBuf::from(engine), PathBuf::from(machine));
-    let count: usize = rest.first().and_then(|text| text.parse().ok()).unwrap_or(200);
-    let mut random = Random(rest.get(1).and_then(|text| text.parse().ok()).unwrap_or(1) * 0x9e37_79b9 + 1);
+    let number = |at: usize, default: u64| match rest.get(at).map(|text| text.parse()) {
+        None => default,
+        Some(Ok(number)) => number,
+        Some(Err(_)) => {
+            eprintln!("mutants: {:?} is no number; COUNT and SEED are", rest[at]);
+            std::process::exit(1);
+        }
+    };
+    let count = number(0, 200) as usize;
+    let mut random = Random(number(1, 1).wrapping_mul(0x9e37_79b9) + 1);
     let only: Vec<&str> = rest.get(2).map_or_else(Vec::new, |ops| ops.split(',').collect());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/prebuilt");
     let mut files: Vec<PathBuf> =

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use ptx_machine::exec::{Counter, Grid, Limits, run_observed};
+use ptx_machine::exec::{Counter, Grid, Limits, MOST_CORES, run_observed};
 use ptx_machine::ir::Program;
 use ptx_machine::memory::DeviceMemory;
 use ptx_machine::parse::parse;
@@ -46,9 +46,14 @@ const KERNELS: &[(&str, &str)] = &[
 ];
 
 fn main() {
-    let cores = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(1);
+    let cores = std::env::args().nth(1).map_or(Ok(1), |text| text.parse());
+    let Some(cores) = cores.ok().filter(|cores| (1..=MOST_CORES).contains(cores)) else {
+        eprintln!("speed [THREADS]: a number of host threads from 1 to {MOST_CORES}");
+        std::process::exit(1);
+    };
+    let plural = if cores == 1 { "" } else { "s" };
     println!(
-        "{:<12} {:>16} {:>16}   million thread instructions a second, {cores} host threads",
+        "{:<12} {:>16} {:>16}   million thread instructions a second, {cores} host thread{plural}",
         "kernel", "checked", "unchecked"
     );
     for (name, body) in KERNELS {

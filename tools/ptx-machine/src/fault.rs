@@ -14,7 +14,7 @@ pub enum FaultKind {
     Race,
     /// `ld.global.nc` of what the same grid writes.
     ReadOnlyPath,
-    /// Data of `cp.async` touched before it has landed.
+    /// Data of `cp.async` touched, or its source written, before it has landed.
     AsyncCopy,
     /// What a grid that may still run writes or reads, touched before `griddepcontrol.wait`.
     DependentLaunch,
@@ -24,11 +24,18 @@ pub enum FaultKind {
     WarpSync,
     /// A barrier that not all threads reach.
     Barrier,
+    /// An integer division or remainder by zero, whose result the ISA leaves open.
+    DivisionByZero,
     /// More instructions than are allowed.
     Endless,
     Trap,
     /// A launch beyond the kernel's or the device's limits.
     Launch,
+}
+
+/// A number of things: `1 byte`, `2 bytes`.
+pub(crate) fn counted(number: u64, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
 }
 
 /// What went wrong in an instruction, without its place.
@@ -73,7 +80,7 @@ impl fmt::Display for Report {
         }
         write!(f, ": {}", self.message)?;
         if self.line > 0 {
-            write!(f, " at {}:{}", self.module, self.line)?;
+            write!(f, "; at {}:{}", self.module, self.line)?;
         }
         if let Some(source) = &self.source {
             write!(f, " ({source})")?;

@@ -10,14 +10,17 @@ A program that is started with LD_LIBRARY_PATH=FOLDER finds it as its CUDA drive
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder] = arguments.as_slice() else {
-        eprintln!("{USAGE}");
-        return ExitCode::FAILURE;
+    let folder = match arguments.as_slice() {
+        [word] if matches!(word.as_str(), "--help" | "-h") => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        [folder] if !folder.is_empty() && !folder.starts_with('-') => folder,
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::FAILURE;
+        }
     };
-    if matches!(folder.as_str(), "--help" | "-h") {
-        println!("{USAGE}");
-        return ExitCode::SUCCESS;
-    }
     match install(Path::new(folder)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
@@ -29,7 +32,7 @@ fn main() -> ExitCode {
 
 /// The library that was built with this program.
 fn library() -> Result<PathBuf, String> {
-    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let own = std::env::current_exe().map_err(|error| format!("cannot tell where this program is: {error}"))?;
     let folder = own.parent().unwrap_or(Path::new("."));
     let found = ["libptx_machine.so", "deps/libptx_machine.so"].map(|name| folder.join(name));
     let newest = found
@@ -43,7 +46,12 @@ fn library() -> Result<PathBuf, String> {
 
 fn install(folder: &Path) -> Result<(), String> {
     let library = library()?;
-    let fault = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    let fault = |path: &Path, error: std::io::Error| {
+        format!(
+            "cannot write {}: {error}; name a folder that you may write to, such as target/ptx-machine",
+            path.display()
+        )
+    };
     std::fs::create_dir_all(folder).map_err(|error| fault(folder, error))?;
     // Written beside and renamed: a process that has the old one loaded keeps it. One file under two names: whoever loads both has
     // one driver.

@@ -209,6 +209,58 @@ const FAULTS: &[(&str, FaultKind, &str, &str)] = &[
          cp.async.ca.shared.global [%r5], [%d2], 4;",
     ),
     (
+        "a store into what a copy is under way to",
+        AsyncCopy,
+        "cp.async.ca.shared.global [%r5], [%d2], 4; st.shared.u32 [%r5], 1; cp.async.wait_all;",
+        "cp.async.ca.shared.global [%r5], [%d2], 4; cp.async.wait_all; st.shared.u32 [%r5], 1;",
+    ),
+    (
+        "two copies to one place",
+        AsyncCopy,
+        "cp.async.ca.shared.global [%r5], [%d2], 4; cp.async.ca.shared.global [%r5], [%d2], 4; cp.async.wait_all;",
+        "cp.async.ca.shared.global [%r5], [%d2], 4; cp.async.wait_all; cp.async.ca.shared.global [%r5], [%d2], 4; \
+         cp.async.wait_all;",
+    ),
+    (
+        "a copy's source written by its thread before its wait",
+        AsyncCopy,
+        "cp.async.ca.shared.global [%r5], [%d2], 4; cp.async.commit_group; st.global.u32 [%d2], 1; cp.async.wait_group 0;",
+        "cp.async.ca.shared.global [%r5], [%d2], 4; cp.async.commit_group; cp.async.wait_group 0; st.global.u32 [%d2], 1;",
+    ),
+    (
+        "a copy's source written by another warp behind a barrier, before its wait",
+        AsyncCopy,
+        "cp.async.ca.shared.global [%r5], [%d2], 4; bar.sync 0; xor.b32 %r7, %r3, 32; mul.wide.u32 %d4, %r7, 4; \
+         add.s64 %d4, %d20, %d4; atom.global.add.u32 %r8, [%d4], 1; cp.async.wait_all;",
+        "cp.async.ca.shared.global [%r5], [%d2], 4; cp.async.wait_all; bar.sync 0; xor.b32 %r7, %r3, 32; \
+         mul.wide.u32 %d4, %r7, 4; add.s64 %d4, %d20, %d4; st.global.u32 [%d4], 1;",
+    ),
+    (
+        "the part of a source that a short copy reads",
+        AsyncCopy,
+        "mov.u32 %r7, 4; cp.async.ca.shared.global [%r5], [%d2], 4, %r7; st.global.u32 [%d2], 1; cp.async.wait_all;",
+        "mov.u32 %r7, 2; cp.async.ca.shared.global [%r5], [%d2], 4, %r7; mov.u16 %h1, 1; st.global.u16 [%d2+2], %h1; \
+         cp.async.wait_all;",
+    ),
+    (
+        "an integer division by zero",
+        DivisionByZero,
+        "div.u32 %r7, 100, %r0;",
+        "add.s32 %r8, %r0, 1; div.u32 %r7, 100, %r8;",
+    ),
+    (
+        "a signed remainder by zero",
+        DivisionByZero,
+        "cvt.s64.s32 %d4, %r0; rem.s64 %d5, 100, %d4;",
+        "cvt.s64.s32 %d4, %r0; @!%p3 rem.s64 %d5, 100, %d4;",
+    ),
+    (
+        "a short division by a constant zero",
+        DivisionByZero,
+        "mov.u16 %h1, 9; div.s16 %h2, %h1, 0;",
+        "mov.u16 %h1, 9; div.s16 %h2, %h1, 2; mov.u32 %r31, %r30; div.u32 %r7, 100, %r31;",
+    ),
+    (
         "a copy of more than its size",
         OutOfBounds,
         "mov.u32 %r7, 5; cp.async.ca.shared.global [%r5], [%d2], 4, %r7;",
@@ -334,7 +386,7 @@ $L__info_string0:
     assert_eq!((report.kind, report.line), (OutOfBounds, 15));
     assert_eq!((report.block, report.thread), ([0; 3], Some([40, 0, 0])));
     assert_eq!(
-        report.to_string().split(" at test.ptx").nth(1).unwrap(),
+        report.to_string().split("; at test.ptx").nth(1).unwrap(),
         ":15 (kernels/common/types.cuh:40, called at kernels/common/vec.cuh:30, called at kernels/my_op.cu:18)"
     );
 }

@@ -37,6 +37,10 @@ const FAULTS: &[(&str, FaultKind)] = &[
     ("copy_not_waited_for", AsyncCopy),
     ("copy_without_barrier", Race),
     ("misaligned_copy", Misaligned),
+    ("copy_source_written", AsyncCopy),
+    ("copied_onto_twice", AsyncCopy),
+    ("divided_by_zero", DivisionByZero),
+    ("remainder_by_zero", DivisionByZero),
     ("trap", Trap),
 ];
 

@@ -1,6 +1,8 @@
 //! The driver: whether it is there and usable, and its errors in words.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_int};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::api::{self, Code, Missing};
@@ -11,10 +13,10 @@ const OLDEST_DRIVER: c_int = 12_040;
 
 /// Loads and initialises the driver once. After `Ok` every function of [`api`] can be called.
 pub(super) fn driver() -> Result<()> {
-    static OUTCOME: OnceLock<Result<(), (String, &'static str)>> = OnceLock::new();
+    static OUTCOME: OnceLock<Result<(), (String, Cow<'static, str>)>> = OnceLock::new();
     match OUTCOME.get_or_init(probe) {
         Ok(()) => Ok(()),
-        Err((message, mend)) => Err(Error::device("cuda", message.clone(), *mend)),
+        Err((message, mend)) => Err(Error::device("cuda", message.clone(), mend.clone())),
     }
 }
 
@@ -26,14 +28,43 @@ const CHECK: &str = "check `nvidia-smi`, or use --device cpu";
 
 const FABRIC: &str = "on a machine with NVSwitch start `nvidia-fabricmanager`, or use --device cpu";
 
-fn probe() -> Result<(), (String, &'static str)> {
+const SETTINGS: &str = "correct it, or unset it";
+
+/// Why the machine of `tools/ptx-machine` was not found, and what to do: where the loader was sent to its folder, or tests are.
+fn machine() -> Option<(String, String)> {
+    let is_there = |folder: &Path| folder.join("libcuda.so.1").exists();
+    let paths = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let sent = std::env::split_paths(&paths).find(|folder| folder.ends_with("ptx-machine") && !is_there(folder));
+    let of_tests = || std::env::var_os("ENGINE_PTX_MACHINE").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let folder = sent.or_else(of_tests)?;
+    let shown = folder.display();
+    Some(if is_there(&folder) {
+        let message = "no CUDA driver (libcuda) where the loader looks; ENGINE_PTX_MACHINE is for tests alone";
+        (message.into(), format!("set LD_LIBRARY_PATH={shown}, or use --device cpu"))
+    } else {
+        let command = format!("cargo run --release -p ptx-machine -- {shown}");
+        (format!("no libcuda.so.1 in {shown}"), format!("build the machine, `{command}`, or use --device cpu"))
+    })
+}
+
+fn probe() -> Result<(), (String, Cow<'static, str>)> {
     match api::load() {
         Ok(()) => {}
-        Err(Missing::Library) => return Err(("no CUDA driver (libcuda) on this machine".into(), CPU)),
+        Err(Missing::Library) => {
+            return Err(match machine() {
+                Some((message, mend)) => (message, mend.into()),
+                None => ("no CUDA driver (libcuda) on this machine".into(), CPU.into()),
+            });
+        }
         Err(Missing::Symbol(name)) => {
-            return Err((format!("libcuda has no {name}: it is a stub, or older than CUDA 12.4"), STUB));
+            return Err((format!("libcuda has no {name}: it is a stub, or older than CUDA 12.4"), STUB.into()));
         }
     }
+    start().map_err(|(message, mend)| (message, mend.into()))
+}
+
+/// Initialises the driver that was loaded.
+fn start() -> Result<(), (String, &'static str)> {
     let mut version: c_int = 0;
     // SAFETY: the version outlives the call; nothing is asked of these two calls.
     let (known, initialised) = unsafe { (api::cuDriverGetVersion(&mut version), api::cuInit(0)) };
@@ -48,7 +79,11 @@ fn probe() -> Result<(), (String, &'static str)> {
         Code::COMPAT_NOT_SUPPORTED_ON_DEVICE => {
             return Err(("the compatibility libcuda does not support this device".into(), STUB));
         }
-        Code(number) => return Err((format!("the driver does not start (cuInit: error {number})"), CHECK)),
+        // Without flags nothing is wrong but what the environment sets; the machine of `tools/ptx-machine` says what.
+        Code::INVALID_VALUE => {
+            return Err((format!("the driver refuses its settings: {}", explain(initialised)), SETTINGS));
+        }
+        code => return Err((format!("the driver does not start (cuInit: {})", describe(code)), CHECK)),
     }
     if known != Code::SUCCESS || version < OLDEST_DRIVER {
         let (major, minor) = (version / 1000, version % 1000 / 10);
@@ -59,18 +94,25 @@ fn probe() -> Result<(), (String, &'static str)> {
 
 /// `CUDA_ERROR_OUT_OF_MEMORY (out of memory)`; `error 12345` where the driver has no name for its result.
 pub(super) fn describe(code: Code) -> String {
-    let said = |ask: unsafe fn(Code, *mut *const c_char) -> Code| {
-        let mut text = std::ptr::null();
-        // SAFETY: the pointer outlives the call.
-        let told = unsafe { ask(code, &mut text) } == Code::SUCCESS && !text.is_null();
-        // SAFETY: cuda.h: a text of the library's own, which stays loaded, with a zero byte at its end.
-        told.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
-    };
-    let name = said(api::cuGetErrorName).unwrap_or_else(|| format!("error {}", code.0));
-    match said(api::cuGetErrorString) {
+    let name = said(code, api::cuGetErrorName).unwrap_or_else(|| format!("error {}", code.0));
+    match said(code, api::cuGetErrorString) {
         Some(text) => format!("{name} ({text})"),
         None => name,
     }
+}
+
+/// The driver's words for a result alone, where it has any.
+fn explain(code: Code) -> String {
+    said(code, api::cuGetErrorString).unwrap_or_else(|| describe(code))
+}
+
+/// One of the driver's two texts for a result.
+fn said(code: Code, ask: unsafe fn(Code, *mut *const c_char) -> Code) -> Option<String> {
+    let mut text = std::ptr::null();
+    // SAFETY: the pointer outlives the call.
+    let told = unsafe { ask(code, &mut text) } == Code::SUCCESS && !text.is_null();
+    // SAFETY: cuda.h: a text of the library's own, which stays loaded, with a zero byte at its end.
+    told.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
 }
 
 /// What to do about an error of the driver.

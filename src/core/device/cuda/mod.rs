@@ -90,7 +90,8 @@ impl CudaDevice {
                 1 => "use cuda:0".to_string(),
                 n => format!("use cuda:0 to cuda:{}", n - 1),
             };
-            return Err(Error::device(place, format!("this machine has {count} CUDA devices"), mend));
+            let plural = if count == 1 { "" } else { "s" };
+            return Err(Error::device(place, format!("this machine has {count} CUDA device{plural}"), mend));
         }
         let mut device: sys::CUdevice = 0;
         // SAFETY: `device` outlives the call.

@@ -65,6 +65,29 @@ fn compile(source: &str, library: &Path) -> bool {
     done
 }
 
+/// A loader that was sent to the machine's folder before the machine was put there.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_missing_machine_is_told_with_the_command_that_builds_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = folder.path().join("ptx-machine");
+    let wanted = format!(
+        "cuda: no libcuda.so.1 in {0}; build the machine, `cargo run --release -p ptx-machine -- {0}`",
+        machine.display()
+    );
+    let outcomes = [
+        child(OPENING, &machine, &[]),
+        child(OPENING, folder.path(), &[("ENGINE_PTX_MACHINE", machine.to_str().unwrap())]),
+    ];
+    // Or the driver's own was found.
+    let is = |outcome: &str, wanted: &str| outcome.starts_with("opened") || outcome.contains(wanted);
+    assert!(outcomes.iter().all(|outcome| is(outcome, &wanted)), "{outcomes:?}");
+    std::fs::create_dir(&machine).unwrap();
+    std::fs::write(machine.join("libcuda.so.1"), "").unwrap();
+    let outcome = child(OPENING, folder.path(), &[("ENGINE_PTX_MACHINE", machine.to_str().unwrap())]);
+    assert!(is(&outcome, &format!("set LD_LIBRARY_PATH={}", machine.display())), "{outcome}");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn stub_libraries_are_errors() {

@@ -1,6 +1,7 @@
 //! The driver's results, as numbers: cuda.h's `CUresult`.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
+use std::sync::OnceLock;
 
 pub type Code = u32;
 pub type Outcome<T = ()> = Result<T, Code>;
@@ -67,11 +68,20 @@ codes! {
     UNKNOWN = 999, "CUDA_ERROR_UNKNOWN", "unknown error";
 }
 
+/// What `INVALID_VALUE` means in a driver that does not start.
+static EXPLAINED: OnceLock<CString> = OnceLock::new();
+
+/// Has [`cuGetErrorString`] say this of an invalid value.
+pub(super) fn explain(message: &str) {
+    EXPLAINED.get_or_init(|| CString::new(message.replace('\0', " ")).unwrap_or_default());
+}
+
 fn text(code: Code, to: *mut *const c_char, name: bool) -> Code {
     if to.is_null() {
         return INVALID_VALUE;
     }
-    let found = known(code).map(|(word, words)| if name { word } else { words });
+    let explained = EXPLAINED.get().filter(|_| code == INVALID_VALUE).map(CString::as_c_str);
+    let found = known(code).map(|(word, words)| if name { word } else { explained.unwrap_or(words) });
     // SAFETY: the caller's pointer, which is not null.
     unsafe { *to = found.map_or(std::ptr::null(), CStr::as_ptr) };
     if found.is_some() { SUCCESS } else { INVALID_VALUE }

@@ -13,8 +13,9 @@ pub unsafe extern "C" fn cuInit(flags: c_uint) -> Code {
         if flags != 0 {
             return Err(code::INVALID_VALUE);
         }
-        if driver.devices.is_empty() {
-            return Err(code::NO_DEVICE);
+        if let Some(fault) = &driver.fault {
+            code::explain(fault);
+            return Err(code::INVALID_VALUE);
         }
         driver.initialised = true;
         Ok(())

@@ -6,13 +6,16 @@
 //! | variable | |
 //! |---|---|
 //! | `PTX_MACHINE_DEVICE` | the devices: `a100` (compute capability 8.0, the default), `h100` (9.0), or a list of them |
-//! | `PTX_MACHINE_CHECKS` | `off`: no checks of races and of unwritten memory |
+//! | `PTX_MACHINE_CHECKS` | `on` (the default), or `off`: no checks of races, of unwritten memory and of `cp.async` |
 //! | `PTX_MACHINE_STEPS` | the most warp instructions of a block, after which a kernel counts as endless |
 //! | `PTX_MACHINE_DRIVER` | the CUDA version that is reported: `12.4` (the default), `13.0` |
 //! | `PTX_MACHINE_CORES` | host threads that a grid is spread over |
 //! | `PTX_MACHINE_REPLACE` | a folder: a module made from `kernels/x.cu` is read from `x.ptx` there, where that exists |
 //! | `PTX_MACHINE_COUNT` | a file that receives how often each call was made, whenever a device is given back |
 //! | `PTX_MACHINE_EXECUTED` | a file that receives the executed lines of each module's PTX, then too |
+//!
+//! A variable of such a name that is not known, or a value that is not, is an error: `cuInit` returns `CUDA_ERROR_INVALID_VALUE`, and
+//! `cuGetErrorString` of it says what is wrong.
 
 #![allow(non_snake_case, reason = "cuda.h's names")]
 #![allow(
@@ -28,6 +31,7 @@ mod memory;
 pub mod model;
 mod module;
 mod queue;
+pub mod settings;
 mod state;
 mod stream;
 

@@ -22,6 +22,11 @@ pub struct Model {
 pub const SHARED_FREE: u32 = 48 << 10;
 /// Registers of a block, and of a multiprocessor.
 pub const REGISTERS: u32 = 65_536;
+/// Registers of a thread: at most, at least, and in which steps a warp gets them; and of how many warps at once a block consists.
+pub const MOST_REGISTERS: u32 = 255;
+pub const LEAST_REGISTERS: u32 = 16;
+pub const REGISTER_STEP: u32 = 8;
+pub const WARPS_AT_ONCE: u32 = 4;
 pub const THREADS_PER_BLOCK: u32 = 1024;
 pub const BLOCK_LIMITS: [u32; 3] = [1024, 1024, 64];
 pub const GRID_LIMITS: [u32; 3] = [0x7fff_ffff, 65_535, 65_535];

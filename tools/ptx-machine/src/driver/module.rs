@@ -5,7 +5,10 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use super::code::{self, Code, Outcome};
-use super::model::{BLOCK_LIMITS, GRID_LIMITS, REGISTERS, SHARED_FREE, THREADS_PER_BLOCK};
+use super::model::{
+    BLOCK_LIMITS, GRID_LIMITS, LEAST_REGISTERS, MOST_REGISTERS, REGISTER_STEP, REGISTERS, SHARED_FREE,
+    THREADS_PER_BLOCK, WARPS_AT_ONCE,
+};
 use super::queue::{Launch, Op};
 use super::state::{Driver, Function, Handle, Module, handle, pointer};
 use super::{call, put};
@@ -245,16 +248,31 @@ pub unsafe extern "C" fn cuFuncLoad(of: *mut c_void) -> Code {
     })
 }
 
-/// Registers a thread: a compiler keeps to what lets the largest block run.
-fn registers(program: &Program) -> u32 {
-    let threads = program.max_threads.map_or(THREADS_PER_BLOCK, |sizes| sizes.iter().product::<u32>().max(1));
-    program.registers.min(255).min((REGISTERS / threads.next_multiple_of(32)) / 8 * 8).max(16)
+/// The threads of a block that the kernel itself allows.
+fn bound(program: &Program) -> Option<u32> {
+    let sizes = program.required_threads.or(program.max_threads)?;
+    Some(sizes.iter().fold(1u32, |all, &size| all.saturating_mul(size)).clamp(1, THREADS_PER_BLOCK))
 }
 
+/// The most registers that threads of such blocks can have, in the steps in which warps get them.
+fn registers_that_fit(threads: u32, blocks: u32) -> u32 {
+    let threads = threads.next_multiple_of(WARPS_AT_ONCE * 32).saturating_mul(blocks.max(1));
+    REGISTERS / threads / REGISTER_STEP * REGISTER_STEP
+}
+
+/// Registers a thread. A compiler saves them, by spilling, only where the kernel says how many threads there will be or how many
+/// registers: without that it takes what it needs, and a large block does not launch.
+fn registers(program: &Program) -> u32 {
+    let fit = bound(program).map_or(MOST_REGISTERS, |threads| registers_that_fit(threads, program.min_blocks));
+    let stated = program.max_registers.unwrap_or(MOST_REGISTERS);
+    program.registers.min(MOST_REGISTERS).min(fit).min(stated).max(LEAST_REGISTERS)
+}
+
+/// The most threads of a block: as the kernel says, and as its registers allow.
 fn max_threads(program: &Program) -> u32 {
-    program.max_threads.or(program.required_threads).map_or(THREADS_PER_BLOCK, |sizes| {
-        sizes.iter().fold(1u32, |all, &size| all.saturating_mul(size)).min(THREADS_PER_BLOCK)
-    })
+    let each = registers(program).next_multiple_of(REGISTER_STEP);
+    let warps = REGISTERS / (each * 32) / WARPS_AT_ONCE * WARPS_AT_ONCE;
+    bound(program).unwrap_or(THREADS_PER_BLOCK).min(32 * warps)
 }
 
 #[unsafe(no_mangle)]
@@ -337,8 +355,7 @@ fn launch(
     if program.required_threads.is_some_and(|required| required != block) {
         return Err(code::INVALID_VALUE);
     }
-    let allocated = threads.next_multiple_of(32) * u64::from(registers(&program));
-    if threads > u64::from(max_threads(&program)) || allocated > u64::from(REGISTERS) {
+    if threads > u64::from(max_threads(&program)) {
         return Err(code::LAUNCH_OUT_OF_RESOURCES);
     }
     let params = parameters(&program, params, extra)?;
@@ -493,7 +510,8 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
         // One kilobyte of each block's shared memory is the system's.
         let bytes = shared as u64 + u64::from(found.program.static_shared) + 1024;
         let by_threads = model.threads_per_multiprocessor as u32 / threads;
-        let by_registers = REGISTERS / (registers(&found.program) * threads);
+        let each = registers(&found.program).next_multiple_of(REGISTER_STEP);
+        let by_registers = REGISTERS / (each * threads.next_multiple_of(WARPS_AT_ONCE * 32));
         let by_shared = (model.shared_per_multiprocessor as u64 / bytes) as u32;
         put(blocks, by_threads.min(by_registers).min(by_shared).min(32) as c_int)
     })

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::code::{self, Code};
 use super::state::{Driver, Handle};
 use crate::exec::{self, Grid};
-use crate::fault::{FaultKind, Report};
+use crate::fault::{FaultKind, Report, counted};
 use crate::ir::Program;
 
 /// A place on the host.
@@ -199,7 +199,7 @@ impl Driver {
         if self.memory_of(context)?.contains(address, bytes) {
             return Ok(());
         }
-        eprintln!("ptx-machine: a copy of {bytes} bytes at {address:#x}, which is not allocated any more");
+        eprintln!("ptx-machine: a copy of {} at {address:#x}, which is not allocated any more", counted(bytes, "byte"));
         Err(code::ILLEGAL_ADDRESS)
     }
 

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::code::{self, Code, Outcome};
 use super::model::Model;
 use super::queue::{Last, Op};
+use super::settings::Settings;
 use crate::exec::Limits;
 use crate::ir::Program;
 use crate::memory::DeviceMemory;
@@ -112,6 +113,8 @@ pub struct Graph {
 
 pub struct Driver {
     pub initialised: bool,
+    /// What is wrong with the environment's settings: the driver does not start.
+    pub fault: Option<String>,
     pub version: i32,
     pub checked: bool,
     pub limits: Limits,
@@ -150,33 +153,20 @@ pub fn lock() -> MutexGuard<'static, Driver> {
     DRIVER.get_or_init(|| Mutex::new(Driver::new())).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn version(text: &str) -> Option<i32> {
-    let (major, minor) = text.split_once('.')?;
-    Some(major.parse::<i32>().ok()? * 1000 + minor.parse::<i32>().ok()? * 10)
-}
-
 impl Driver {
     fn new() -> Self {
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let mut limits = Limits::default();
-        if let Some(steps) = variable("PTX_MACHINE_STEPS").and_then(|text| text.parse().ok()) {
-            limits.steps = steps;
-        }
-        if let Some(cores) = variable("PTX_MACHINE_CORES").and_then(|text| text.parse().ok()) {
-            limits.cores = cores;
-        }
-        let models = variable("PTX_MACHINE_DEVICE").unwrap_or_else(|| "a100".into());
-        let models = Model::list(&models).unwrap_or_else(|| {
-            eprintln!("ptx-machine: PTX_MACHINE_DEVICE={models}: a100 and h100 are known, or a list of them");
-            Vec::new()
-        });
+        let (settings, fault) = match Settings::read(std::env::vars_os()) {
+            Ok(settings) => (settings, None),
+            Err(message) => (Settings::default(), Some(message)),
+        };
         let device = |model| Device { model, primary: None, memory: None, launches: 0 };
         Self {
             initialised: false,
-            version: variable("PTX_MACHINE_DRIVER").and_then(|text| version(&text)).unwrap_or(12_040),
-            checked: variable("PTX_MACHINE_CHECKS").is_none_or(|value| value != "off"),
-            limits,
-            devices: models.into_iter().map(device).collect(),
+            fault,
+            version: settings.version,
+            checked: settings.checked,
+            limits: settings.limits,
+            devices: settings.models.into_iter().map(device).collect(),
             contexts: HashMap::new(),
             streams: HashMap::new(),
             captures: HashMap::new(),
@@ -186,13 +176,13 @@ impl Driver {
             graphs: HashMap::new(),
             executables: HashMap::new(),
             pinned: BTreeMap::new(),
-            replace: variable("PTX_MACHINE_REPLACE").map(Into::into),
+            replace: settings.replace,
             answers: HashMap::new(),
             next: 0x1_0000,
             counts: BTreeMap::new(),
-            count_file: variable("PTX_MACHINE_COUNT").map(Into::into),
-            executed: variable("PTX_MACHINE_EXECUTED").map(|_| BTreeMap::new()),
-            executed_file: variable("PTX_MACHINE_EXECUTED").map(Into::into),
+            count_file: settings.count,
+            executed: settings.executed.as_ref().map(|_| BTreeMap::new()),
+            executed_file: settings.executed,
         }
     }
 
@@ -215,7 +205,7 @@ impl Driver {
     fn write_files(&self) {
         let write = |path: &std::path::Path, text: String| {
             if let Err(error) = std::fs::write(path, text) {
-                eprintln!("ptx-machine: {}: {error}", path.display());
+                eprintln!("ptx-machine: cannot write {}: {error}; name another file", path.display());
             }
         };
         if let Some(path) = &self.count_file {

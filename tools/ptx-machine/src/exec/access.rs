@@ -9,7 +9,7 @@ use super::block::Worker;
 use super::lanes::{ALL, LANES, Lanes, Slot};
 use super::sync::lanes;
 use super::warp::Warp;
-use crate::fault::{Fault, FaultKind};
+use crate::fault::{Fault, FaultKind, counted};
 use crate::ir::Inst;
 use crate::ir::decode::{LOCAL_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 use crate::ir::op::{Atomic, Memory, MemoryFlags};
@@ -190,6 +190,9 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
                 let first = memory.offset(addresses[mask.trailing_zeros() as usize]);
                 let base = start.wrapping_sub(first as usize);
                 let offsets = addresses.map(|address| memory.offset(address));
+                if CHECKED && self.copies != 0 && !access.is_read() {
+                    self.writes_source(warp, bytes, mask, addresses)?;
+                }
                 if CHECKED && let Some(shadow) = memory.shadow() {
                     if let Some(first) = self.grid.beside {
                         let early = if self.waited { 0 } else { mask & !warp.waited };
@@ -218,9 +221,10 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         }
         let lane = outside.trailing_zeros();
         let message = format!(
-            "accesses {bytes} bytes at {} of {} bytes of {} memory",
+            "accesses {} at {} of {} of {} memory",
+            counted(bytes, "byte"),
             offsets[lane as usize] as i64,
-            size,
+            counted(size, "byte"),
             space.name()
         );
         Err(Fault::new(FaultKind::OutOfBounds, lane, message))
@@ -255,13 +259,14 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             match memory.allocation(address) {
                 Some((start, end)) if bytes <= end - address => self.caches[at] = (start, end),
                 found => {
+                    let size = counted(bytes, "byte");
                     let message = match found {
                         Some((start, end)) => format!(
-                            "accesses {bytes} bytes at {address:#x}, {} of {} bytes of its allocation",
+                            "accesses {size} at {address:#x}, {} of {} of its allocation",
                             address - start,
-                            end - start
+                            counted(end - start, "byte")
                         ),
-                        None => format!("accesses {bytes} bytes at {address:#x}, in no allocation"),
+                        None => format!("accesses {size} at {address:#x}, in no allocation"),
                     };
                     return Err(Fault::new(FaultKind::OutOfBounds, lane, message));
                 }
@@ -283,7 +288,8 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             if matches!(access, Access::Write | Access::WriteStrong) {
                 written.fill(1);
             } else if written.contains(&0) {
-                let message = format!("reads {bytes} bytes of local memory that it never wrote");
+                let size = counted(bytes, "byte");
+                let message = format!("reads {size} of local memory that it never wrote");
                 return Err(Fault::new(FaultKind::UnwrittenMemory, lane, message));
             }
         }
@@ -291,11 +297,24 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
     }
 
     #[cold]
+    pub(super) fn source_written(&self, bytes: u64, lane: u32, addresses: &[u64; LANES], reader: u32) -> Box<Fault> {
+        let size = counted(bytes, "byte");
+        let place = self.place(Space::Global, addresses[lane as usize]);
+        let [bx, by, _] = self.grid.block;
+        let (x, y, z) = (reader % bx, reader / bx % by, reader / (bx * by));
+        let message = format!(
+            "writes {size} at {place}, from which a cp.async of thread ({x},{y},{z}) is under way that nobody waited for"
+        );
+        Fault::new(FaultKind::AsyncCopy, lane, message)
+    }
+
+    #[cold]
     fn too_early(&self, access: Access, bytes: u64, addresses: &[u64; LANES], lane: u32) -> Box<Fault> {
+        let size = counted(bytes, "byte");
         let place = self.place(Space::Global, addresses[lane as usize]);
         let (does, did) = if access.is_read() { ("reads", "wrote") } else { ("writes", "used") };
         let message = format!(
-            "{does} {bytes} bytes at {place}, which a launch before {did}; it may still run: no griddepcontrol.wait between"
+            "{does} {size} at {place}, which a launch before {did}; it may still run: no griddepcontrol.wait between"
         );
         Fault::new(FaultKind::DependentLaunch, lane, message)
     }
@@ -323,6 +342,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         lane: u32,
         conflict: Conflict,
     ) -> Box<Fault> {
+        let size = counted(bytes, "byte");
         let place = self.place(space, addresses[lane as usize]);
         let does = if access.is_read() { "reads" } else { "writes" };
         let [gx, gy, _] = self.grid.grid.map(u64::from);
@@ -337,26 +357,23 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         };
         let (kind, message) = match conflict {
             Conflict::Unwritten => {
-                (FaultKind::UnwrittenMemory, format!("{does} {bytes} bytes at {place}, which nobody wrote"))
+                (FaultKind::UnwrittenMemory, format!("{does} {size} at {place}, which nobody wrote"))
             }
             Conflict::Written(who) => (
                 FaultKind::Race,
-                format!("{does} {bytes} bytes at {place}, which {} wrote without a barrier between", name(who)),
+                format!("{does} {size} at {place}, which {} wrote without a barrier between", name(who)),
             ),
             Conflict::ReadBy(who) => (
                 FaultKind::Race,
-                format!("{does} {bytes} bytes at {place}, which {} read without a barrier between", name(who)),
+                format!("{does} {size} at {place}, which {} read without a barrier between", name(who)),
             ),
             Conflict::NotConstant(who) => (
                 FaultKind::ReadOnlyPath,
-                format!(
-                    "{does} {bytes} bytes at {place}: read by ld.global.nc and written ({}) in one grid",
-                    name(who)
-                ),
+                format!("{does} {size} at {place}: read by ld.global.nc and written ({}) in one grid", name(who)),
             ),
             Conflict::InFlight => (
                 FaultKind::AsyncCopy,
-                format!("{does} {bytes} bytes at {place}, to which a cp.async is under way that nobody waited for"),
+                format!("{does} {size} at {place}, to which a cp.async is under way that nobody waited for"),
             ),
         };
         Fault::new(kind, lane, message)
@@ -366,7 +383,8 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
 #[cold]
 fn misaligned(mask: u32, bytes: u64, addresses: &[u64; LANES]) -> Box<Fault> {
     let lane = lanes(mask).find(|&lane| addresses[lane as usize] & (bytes - 1) != 0).unwrap_or(0);
-    let message = format!("accesses {bytes} bytes at {:#x}, which is not aligned to them", addresses[lane as usize]);
+    let size = counted(bytes, "byte");
+    let message = format!("accesses {size} at {:#x}, which is not aligned to them", addresses[lane as usize]);
     Fault::new(FaultKind::Misaligned, lane, message)
 }
 
@@ -400,6 +418,12 @@ unsafe fn read_lanes(lanes_: &mut Lanes, to: Slot, part: &Part, shift: u64, flag
                     unsafe { base.wrapping_add(part.offsets[0] as usize).cast::<[$memory; LANES]>().read_unaligned() };
                 for lane in 0..LANES {
                     out[lane] = all[lane] as $register;
+                }
+            } else if part.mask == ALL {
+                for lane in 0..LANES {
+                    let from = base.wrapping_add(part.offsets[lane] as usize).cast::<$memory>();
+                    // SAFETY: the caller's promise.
+                    out[lane] = unsafe { from.read_unaligned() } as $register;
                 }
             } else {
                 for lane in lanes(part.mask) {
@@ -448,6 +472,12 @@ unsafe fn write_lanes(lanes_: &Lanes, from: Slot, part: &Part, shift: u64, flags
                 let all = values.map(|value| value as $memory);
                 // SAFETY: the caller's promise.
                 unsafe { base.wrapping_add(part.offsets[0] as usize).cast::<[$memory; LANES]>().write_unaligned(all) };
+            } else if part.mask == ALL {
+                for lane in 0..LANES {
+                    let to = base.wrapping_add(part.offsets[lane] as usize).cast::<$memory>();
+                    // SAFETY: the caller's promise.
+                    unsafe { to.write_unaligned(values[lane] as $memory) };
+                }
             } else {
                 for lane in lanes(part.mask) {
                     let to = base.wrapping_add(part.offsets[lane as usize] as usize).cast::<$memory>();

@@ -72,8 +72,11 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         self.parts(warp, at, Space::Shared, size, Access::WriteLater, &to, |_, _| ())?;
         for lane in lanes(all) {
             let index = lane as usize;
-            warp.copies.push(Copy { lane, group: warp.groups[index], to: to[index], bytes, data: data[index] });
+            let read = read[index] as u8;
+            let (group, data) = (warp.groups[index], data[index]);
+            warp.copies.push(Copy { lane, group, from: from[index], read, to: to[index], bytes, data });
         }
+        self.copies += warp.lanes.mask.count_ones();
         Ok(())
     }
 
@@ -95,6 +98,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
                 rest.push(copy);
                 continue;
             }
+            self.copies -= 1;
             if CHECKED {
                 let mut offsets = [0; LANES];
                 offsets[lane] = copy.to;
@@ -118,6 +122,30 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             }
         }
         warp.copies = rest;
+        Ok(())
+    }
+
+    /// Refuses a write to what a copy of this block is still to read. Other blocks' accesses are ordered by nothing: those are races.
+    pub(super) fn writes_source(
+        &self,
+        warp: &Warp,
+        bytes: u64,
+        mask: u32,
+        addresses: &[u64; LANES],
+    ) -> Result<(), Box<Fault>> {
+        let written = lanes(mask).map(|lane| addresses[lane as usize]);
+        let (first, last) = written.fold((u64::MAX, 0), |(low, high), at| (low.min(at), high.max(at)));
+        let copies = self.warps.iter().chain([warp]).flat_map(|warp| warp.copies.iter().map(move |copy| (warp, copy)));
+        for (of, copy) in copies {
+            let (start, end) = (copy.from, copy.from + u64::from(copy.read));
+            if copy.read == 0 || start >= last + bytes || end <= first {
+                continue;
+            }
+            let hits = |lane: &u32| start < addresses[*lane as usize] + bytes && addresses[*lane as usize] < end;
+            if let Some(lane) = lanes(mask).find(hits) {
+                return Err(self.source_written(bytes, lane, addresses, 32 * of.index + copy.lane));
+            }
+        }
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use super::lanes::{ALL, LANES, UNIT};
 use super::warp::{State, Warp};
 use super::{Grid, Observer};
-use crate::fault::{Fault, FaultKind, Report};
+use crate::fault::{Fault, FaultKind, Report, counted};
 use crate::ir::op::{Kind, Unknown};
 use crate::ir::{Demands, Inst, NO_GUARD};
 use crate::memory::shadow::{Moment, SharedShadow};
@@ -104,7 +104,7 @@ pub(super) struct Worker<'g, const CHECKED: bool, O> {
     pub local: Buffer,
     /// A byte a byte of local memory: not 0 where it was written.
     pub local_written: Vec<u8>,
-    warps: Vec<Warp>,
+    pub warps: Vec<Warp>,
     pub threads: u32,
     pub block: [u32; 3],
     pub block_index: u64,
@@ -112,6 +112,8 @@ pub(super) struct Worker<'g, const CHECKED: bool, O> {
     pub barriers: [Barrier; 16],
     /// The allocation that each operation accessed last, start and end.
     pub caches: Vec<(u64, u64)>,
+    /// Copies of the block's threads that have not landed.
+    pub copies: u32,
     pub steps: u64,
     /// A barrier of the block lies behind a thread's `griddepcontrol.wait`.
     pub waited: bool,
@@ -155,6 +157,7 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
             epoch: 0,
             barriers: [Barrier::default(); 16],
             caches: vec![(0, 0); program.code.len()],
+            copies: 0,
             steps: 0,
             waited: false,
         }
@@ -199,6 +202,7 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
         self.block_index = index;
         self.epoch = 0;
         self.barriers = [Barrier::default(); 16];
+        self.copies = 0;
         self.steps = 0;
         self.waited = false;
         // What a block finds in shared and local memory is no number.
@@ -290,9 +294,10 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
     fn stuck(&self) -> Box<Report> {
         let number = self.warps.iter().position(|warp| warp.state != State::Done).unwrap_or(0);
         let (gone, waiting) = self.warps.iter().fold((0, 0), |(gone, waiting), warp| {
-            (gone + (warp.present & !warp.alive).count_ones(), waiting + warp.alive.count_ones())
+            (gone + u64::from((warp.present & !warp.alive).count_ones()), waiting + u64::from(warp.alive.count_ones()))
         });
-        let message = format!("a barrier at which {waiting} threads wait, and {gone} others have left the kernel");
+        let (waiting, gone) = (counted(waiting, "thread"), counted(gone, "other"));
+        let message = format!("a barrier at which there wait {waiting}; {gone} left the kernel");
         self.report(number, Fault { kind: FaultKind::Barrier, lane: None, message })
     }
 
@@ -444,8 +449,38 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
         Ok(())
     }
 
+    fn divide(&mut self, warp: &mut Warp, inst: &Inst, width: Width) -> Result<(), Box<Fault>> {
+        let program = self.grid.program;
+        let is_zero = |lane: usize| {
+            // SAFETY: the divisor's slot, of this width.
+            unsafe {
+                match width {
+                    Width::B64 => warp.lanes.lane::<u64>(inst.slots.b, lane) == 0,
+                    Width::B32 => warp.lanes.lane::<u32>(inst.slots.b, lane) == 0,
+                    _ => warp.lanes.lane::<u16>(inst.slots.b, lane) == 0,
+                }
+            }
+        };
+        let zeros = (0..LANES).fold(0u32, |all, lane| all | u32::from(is_zero(lane)) << lane);
+        // What comes of a divisor that nobody computed counts only where it is used.
+        let known = match program.demands(inst).and_then(|demands| demands.reads.get(1).copied().flatten()) {
+            Some(reg) if CHECKED => warp.written[reg as usize],
+            Some(_) => 0,
+            None => ALL,
+        };
+        let wrong = zeros & known & warp.lanes.mask;
+        if wrong != 0 {
+            let message = "divides an integer by zero, which gives any value";
+            return Err(Fault::new(FaultKind::DivisionByZero, wrong.trailing_zeros(), message));
+        }
+        // SAFETY: as for `Kind::Lanes`.
+        unsafe { (inst.run)(&mut warp.lanes, &inst.slots) };
+        Ok(())
+    }
+
     fn other(&mut self, warp: &mut Warp, inst: &Inst, at: usize) -> Result<(), Box<Fault>> {
         match inst.kind {
+            Kind::Divide(width) => self.divide(warp, inst, width),
             Kind::Load(memory) => self.load(warp, inst, at, memory),
             Kind::Store(memory) => self.store(warp, inst, at, memory),
             Kind::Atomic(memory, operation, returns) => self.atomic(warp, inst, at, memory, operation, returns),

@@ -7,7 +7,7 @@ use super::Observer;
 use super::access::addresses;
 use super::approx::{bf16_to, f16_to};
 use super::block::Worker;
-use super::lanes::{LANES, Slot};
+use super::lanes::{LANES, level};
 use super::warp::Warp;
 use crate::fault::{Fault, FaultKind};
 use crate::ir::Inst;
@@ -68,60 +68,99 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
     pub(super) fn mma(&mut self, warp: &mut Warp, inst: &Inst) {
         let Kind::Mma { kind, k } = inst.kind else { return };
         let program = self.grid.program;
-        let (k, sources) = (usize::from(k), program.sources(inst));
-        let read = |slot: Slot| -> [u32; LANES] {
-            // SAFETY: words' slots.
-            unsafe { warp.lanes.read(slot) }
-        };
-        let (a_words, b_words) = (sources.len() - 4 - (sources.len() - 4) / 3, (sources.len() - 4) / 3);
-        let mut a = [[0f32; 16]; 16];
-        let mut b = [[0f32; 8]; 16];
-        let value = |word: u32, half: usize| match kind {
-            MmaType::Bf16 => bf16_to((word >> (16 * half)) as u16),
-            MmaType::F16 => f16_to((word >> (16 * half)) as u16),
-            // The lower 13 bits are not looked at.
-            MmaType::Tf32 => f32::from_bits(word & !0x1fff),
-        };
-        let halves = if kind == MmaType::Tf32 { 1 } else { 2 };
-        for (index, &slot) in sources[..a_words].iter().enumerate() {
-            let words = read(slot);
-            for (lane, &word) in words.iter().enumerate() {
-                let (group, t) = (lane / 4, lane % 4);
-                for half in 0..halves {
-                    // Words go down the rows first, then along k by half of it.
-                    let (row, column) = (group + 8 * (index % 2), halves * t + half + 4 * halves * (index / 2));
-                    a[row][column] = value(word, half);
-                }
+        let sources = program.sources(inst);
+        // A has twice the words of B, and C four.
+        let b_words = (sources.len() - 4) / 3;
+        let (a_slots, rest) = sources.split_at(2 * b_words);
+        let (b_slots, c_slots) = rest.split_at(b_words);
+        let (mut a, mut b, mut c) = ([[0; LANES]; 4], [[0; LANES]; 2], [[0; LANES]; 4]);
+        for (words, slots) in [(&mut a[..], a_slots), (&mut b[..], b_slots), (&mut c[..], c_slots)] {
+            for (words, &slot) in words.iter_mut().zip(slots) {
+                // SAFETY: words' slots.
+                *words = unsafe { warp.lanes.read(slot) };
             }
         }
-        for (index, &slot) in sources[a_words..a_words + b_words].iter().enumerate() {
-            let words = read(slot);
-            for (lane, &word) in words.iter().enumerate() {
-                let (group, t) = (lane / 4, lane % 4);
-                for half in 0..halves {
-                    b[halves * t + half + 4 * halves * index][group] = value(word, half);
-                }
-            }
-        }
-        let mut c = [[0f32; 8]; 16];
-        for (index, &slot) in sources[a_words + b_words..].iter().enumerate() {
-            let words = read(slot);
-            for (lane, &word) in words.iter().enumerate() {
-                c[lane / 4 + 8 * (index / 2)][2 * (lane % 4) + index % 2] = f32::from_bits(word);
-            }
-        }
-        for (row, sums) in c.iter_mut().enumerate() {
-            for (a, b) in a[row][..k].iter().zip(&b) {
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum += a * b;
-                }
-            }
-        }
-        for (index, &to) in program.destinations(inst).iter().enumerate() {
-            let words: [u32; LANES] =
-                std::array::from_fn(|lane| c[lane / 4 + 8 * (index / 2)][2 * (lane % 4) + index % 2].to_bits());
+        // SAFETY: the processor has the instructions of its level.
+        unsafe { PRODUCTS[level()](kind, usize::from(k), &a[..2 * b_words], &b[..b_words], &mut c) };
+        for (words, &to) in c.iter().zip(program.destinations(inst)) {
             // SAFETY: a word's slot.
-            unsafe { warp.lanes.write(to, &words) };
+            unsafe { warp.lanes.write(to, words) };
+        }
+    }
+}
+
+type Words = [u32; LANES];
+
+/// C becomes A B + C.
+type Product = unsafe fn(MmaType, usize, &[Words], &[Words], &mut [Words; 4]);
+
+/// By [`level`].
+const PRODUCTS: [Product; 3] = [product, wide, widest];
+
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt"))]
+unsafe fn wide(kind: MmaType, k: usize, a: &[Words], b: &[Words], c: &mut [Words; 4]) {
+    product(kind, k, a, b, c);
+}
+
+#[cfg_attr(
+    target_arch = "x86_64",
+    target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,lzcnt,popcnt")
+)]
+unsafe fn widest(kind: MmaType, k: usize, a: &[Words], b: &[Words], c: &mut [Words; 4]) {
+    product(kind, k, a, b, c);
+}
+
+#[inline(always)]
+fn product(kind: MmaType, k: usize, a: &[Words], b: &[Words], c: &mut [Words; 4]) {
+    match kind {
+        MmaType::Bf16 => product_of::<2>(k, a, b, c, |word, half| bf16_to((word >> (16 * half)) as u16)),
+        MmaType::F16 => product_of::<2>(k, a, b, c, |word, half| f16_to((word >> (16 * half)) as u16)),
+        // The lower 13 bits are not looked at.
+        MmaType::Tf32 => product_of::<1>(k, a, b, c, |word, _| f32::from_bits(word & !0x1fff)),
+    }
+}
+
+/// For `ELEMENTS` a word, each of which `value` takes out.
+#[inline(always)]
+fn product_of<const ELEMENTS: usize>(
+    k: usize,
+    a: &[Words],
+    b: &[Words],
+    c: &mut [Words; 4],
+    value: impl Fn(u32, usize) -> f32,
+) {
+    let (mut left, mut right, mut sums) = ([[0f32; 16]; 16], [[0f32; 8]; 16], [[0f32; 8]; 16]);
+    for (index, words) in a.iter().enumerate() {
+        for (lane, &word) in words.iter().enumerate() {
+            // Words go down the rows first, then along k by half of it.
+            let (row, column) = (lane / 4 + 8 * (index % 2), ELEMENTS * (lane % 4 + 4 * (index / 2)));
+            for element in 0..ELEMENTS {
+                left[row][column + element] = value(word, element);
+            }
+        }
+    }
+    for (index, words) in b.iter().enumerate() {
+        for (lane, &word) in words.iter().enumerate() {
+            for element in 0..ELEMENTS {
+                right[ELEMENTS * (lane % 4 + 4 * index) + element][lane / 4] = value(word, element);
+            }
+        }
+    }
+    for (index, words) in c.iter().enumerate() {
+        for (lane, &word) in words.iter().enumerate() {
+            sums[lane / 4 + 8 * (index / 2)][2 * (lane % 4) + index % 2] = f32::from_bits(word);
+        }
+    }
+    for (row, sums) in sums.iter_mut().enumerate() {
+        for (a, b) in left[row][..k].iter().zip(&right) {
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum += a * b;
+            }
+        }
+    }
+    for (index, words) in c.iter_mut().enumerate() {
+        for (lane, word) in words.iter_mut().enumerate() {
+            *word = sums[lane / 4 + 8 * (index / 2)][2 * (lane % 4) + index % 2].to_bits();
         }
     }
 }

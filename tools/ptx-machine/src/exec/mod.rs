@@ -72,6 +72,9 @@ pub struct Grid<'g> {
     pub limits: Limits,
 }
 
+/// The most host threads that blocks are spread over.
+pub const MOST_CORES: usize = 64;
+
 /// Bounds on an execution.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -105,7 +108,7 @@ pub fn run_observed<O: Observer>(grid: &Grid<'_>, observer: impl Fn() -> O) -> R
 
 fn spread<const CHECKED: bool, O: Observer>(grid: &Grid<'_>, observer: impl Fn() -> O) -> Result<Vec<O>, Box<Report>> {
     let blocks = grid.grid.iter().map(|&size| u64::from(size)).product::<u64>();
-    let cores = grid.limits.cores.clamp(1, 64).min(blocks.max(1) as usize);
+    let cores = grid.limits.cores.clamp(1, MOST_CORES).min(blocks.max(1) as usize);
     let constants = block::constants(grid)?;
     let next = AtomicU64::new(0);
     let stopped = AtomicBool::new(false);

@@ -4,7 +4,7 @@ use super::Observer;
 use super::block::Worker;
 use super::lanes::LANES;
 use super::warp::{State, Warp};
-use crate::fault::{Fault, FaultKind};
+use crate::fault::{Fault, FaultKind, counted};
 use crate::ir::Inst;
 use crate::ir::op::{Kind, Reduction, Shuffle, Vote};
 
@@ -40,8 +40,8 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             Kind::Barrier { .. } => self.barrier(warp, inst),
             _ => {
                 if warp.alive != !0 {
-                    let message = format!("a warp of {} threads", warp.alive.count_ones());
-                    let message = format!("an instruction of whole warps in {message}");
+                    let alive = counted(warp.alive.count_ones().into(), "thread");
+                    let message = format!("an instruction of whole warps in a warp of {alive}");
                     return Err(Fault::new(FaultKind::Diverged, None, message));
                 }
                 let at = warp.pc as usize;
@@ -348,7 +348,10 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             return fault(format!("barrier {number}: a block has 16"));
         }
         if counted && (count == 0 || count % 32 != 0) {
-            return fault(format!("a barrier of {count} threads: not a multiple of a warp"));
+            return fault(format!(
+                "a barrier of {}: not a multiple of a warp",
+                crate::fault::counted(count.into(), "thread")
+            ));
         }
         let barrier = &mut self.barriers[number as usize];
         if barrier.expected != 0 && barrier.expected != count {

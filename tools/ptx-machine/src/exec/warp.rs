@@ -20,6 +20,9 @@ pub(super) struct Copy {
     pub lane: u32,
     /// The lane's group that it belongs to.
     pub group: u32,
+    pub from: u64,
+    /// Bytes that it reads; the rest is zero.
+    pub read: u8,
     pub to: u64,
     pub bytes: u8,
     pub data: [u8; 16],

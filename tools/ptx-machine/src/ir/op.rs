@@ -103,6 +103,8 @@ pub enum MmaType {
 pub enum Kind {
     /// On lanes alone: [`Step::run`] does it.
     Lanes,
+    /// As `Lanes`, where the second source, an integer of this width, must not be zero.
+    Divide(Width),
     /// To the instruction of this index.
     Branch(u32),
     Exit,

@@ -95,6 +95,10 @@ pub struct Program {
     pub local_bytes: u32,
     pub max_threads: Option<[u32; 3]>,
     pub required_threads: Option<[u32; 3]>,
+    /// Blocks that a multiprocessor is to have at once, for which a compiler saves registers.
+    pub min_blocks: u32,
+    /// The most registers of a thread that the kernel allows a compiler.
+    pub max_registers: Option<u32>,
     /// Registers that a compiler would need, about: the most 32-bit values alive at once.
     pub registers: u32,
 }
@@ -154,6 +158,8 @@ impl Program {
             local_bytes,
             max_threads: entry.max_threads,
             required_threads: entry.required_threads,
+            min_blocks: entry.min_blocks.unwrap_or(1),
+            max_registers: entry.max_registers,
             registers: builder.pressure.max(8) + 8,
         })
     }

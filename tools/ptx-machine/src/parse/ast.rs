@@ -197,6 +197,8 @@ pub struct Entry {
     pub max_threads: Option<[u32; 3]>,
     pub required_threads: Option<[u32; 3]>,
     pub max_registers: Option<u32>,
+    /// Blocks that a multiprocessor is to have at once.
+    pub min_blocks: Option<u32>,
     pub registers: Vec<Register>,
     pub variables: Vec<Variable>,
     pub body: Vec<Instruction>,

@@ -247,7 +247,8 @@ impl<'t> Parser<'t> {
             match self.dot()? {
                 "maxntid" => entry.max_threads = Some(self.dimensions()?),
                 "reqntid" => entry.required_threads = Some(self.dimensions()?),
-                "minnctapersm" | "maxnctapersm" => {
+                "minnctapersm" => entry.min_blocks = Some(self.number_to(1 << 16)? as u32),
+                "maxnctapersm" => {
                     self.number_to(1 << 16)?;
                 }
                 "maxnreg" => entry.max_registers = Some(self.number_to(1 << 16)? as u32),

@@ -179,6 +179,39 @@ extern "C" __global__ void __launch_bounds__(64) misaligned_copy(u32* __restrict
     y[own()] = tile[threadIdx.x][0];
 }
 
+extern "C" __global__ void __launch_bounds__(64) copy_source_written(u32* __restrict__ y, const u32* __restrict__ x) {
+    SHARED(u32, tile, [64][4]);
+    y[own()] = x[own()];
+    __syncthreads();
+    async_copy16(tile[threadIdx.x], y + 4 * (own() / 4));
+    async_commit();
+    __syncthreads();
+    y[own()] = 7;  // fault
+    async_wait<0>();
+    __syncthreads();
+    y[own()] = tile[threadIdx.x][0];
+}
+
+extern "C" __global__ void __launch_bounds__(64) copied_onto_twice(u32* __restrict__ y, const u32* __restrict__ x) {
+    SHARED(u32, tile, [64][4]);
+    async_copy16(tile[threadIdx.x], x + 4 * (own() / 4));
+    async_commit();
+    async_copy16(tile[threadIdx.x], x);  // fault
+    async_commit();
+    async_wait<0>();
+    y[own()] = tile[threadIdx.x][0];
+}
+
+extern "C" __global__ void __launch_bounds__(64) divided_by_zero(u32* __restrict__ y, const u32* __restrict__ x) {
+    u32 v = 100u / x[own()];  // fault
+    y[own()] = v;
+}
+
+extern "C" __global__ void __launch_bounds__(64) remainder_by_zero(u32* __restrict__ y, const u32* __restrict__ x) {
+    i32 v = 100 % static_cast<i32>(x[own()]);  // fault
+    y[own()] = static_cast<u32>(v);
+}
+
 extern "C" __global__ void __launch_bounds__(64) trap(u32* __restrict__ y, const u32* __restrict__ x) {
     if (x[own()] == 77) __trap();  // fault
     y[own()] = 1;

@@ -242,6 +242,19 @@ fn a_result_that_nobody_knows_is_an_error() {
 }
 
 #[test]
+fn wrong_settings_are_told() {
+    for (variable, value) in [("PTX_MACHINE_DEVICE", "v100"), ("PTX_MACHINE_CHECK", "off")] {
+        on_machine("wrong_settings_are_told", &[(variable, value)], || {
+            let words = match std::env::var_os("PTX_MACHINE_CHECK") {
+                Some(_) => "PTX_MACHINE_CHECK is no variable of the machine",
+                None => "PTX_MACHINE_DEVICE=v100 is not known; it takes a100, h100",
+            };
+            fails(CudaDevice::open(0).map(drop), &format!("cuda: the driver refuses its settings: {words}"));
+        });
+    }
+}
+
+#[test]
 fn a_fault_stays_and_names_its_kernel() {
     on_machine("a_fault_stays_and_names_its_kernel", &[], || {
         let device = CudaDevice::open(0).unwrap();

@@ -1,6 +1,6 @@
 //! Integer arithmetic, logic and shifts.
 
-use super::{Decoded, Decoder, Fault, pick, width};
+use super::{Decoded, Decoder, Fault, Kind, Source, pick, width};
 use crate::exec::lanes::{Levels, levels};
 use crate::parse::{Operand, Width};
 
@@ -39,7 +39,14 @@ impl Decoder<'_> {
         let Some((levels, sources)) = done else { return Err(format!("not of type .{kind}")) };
         self.kind()?;
         let width = width(kind).ok_or("unknown type")?;
-        self.lanes(levels, width, &[width; 2][..sources])
+        let mut steps = self.lanes(levels, width, &[width; 2][..sources])?;
+        if matches!(self.base, "div" | "rem") {
+            for step in steps.iter_mut().flatten() {
+                let safe = matches!(step.sources[1], Source::Value(divisor, _) if divisor != 0);
+                step.kind = if safe { Kind::Lanes } else { Kind::Divide(width) };
+            }
+        }
+        Ok(steps)
     }
 
     fn two(&self, kind: &str) -> Option<(Levels, usize)> {
@@ -62,7 +69,7 @@ impl Decoder<'_> {
                 pick!(kind, T, ["u16" => u16, "s16" => i16, "u32" => u32, "s32" => i32, "u64" => u64, "s64" => i64],
                 binary!(T, |a, b| if a > b { a } else { b }))
             }
-            // A division by zero gives a value that the ISA does not state; GPUs give all ones.
+            // A division by zero gives a value that the ISA does not state: a fault, found before this is executed.
             "div" => {
                 pick!(kind, T, ["u16" => u16, "s16" => i16, "u32" => u32, "s32" => i32, "u64" => u64, "s64" => i64],
                 binary!(T, |a, b| if b == 0 { !0 } else { a.wrapping_div(b) }))
@@ -214,7 +221,7 @@ impl Decoder<'_> {
         let bits = u64::from(width.bits());
         let ones = if length >= 64 { !0 } else { (1u64 << length) - 1 };
         let mask = if at >= bits { 0 } else { ones << at };
-        let value = |number: u64| super::Source::Value(super::truncated(number, width), width);
+        let value = |number: u64| Source::Value(super::truncated(number, width), width);
         // d = (b & !mask) | ((f << at) & mask), as a product of f and a power of two.
         let factor = if at >= bits { 0 } else { 1u64 << at };
         let levels = pick!(kind, T, ["b32" => u32, "b64" => u64], {
@@ -226,18 +233,18 @@ impl Decoder<'_> {
         let temporary = self.destination(0, width)?;
         let (field, into) = (self.source(1, width)?, self.source(2, width)?);
         // The destination holds the moved field between the two steps; it must not be the one merged into.
-        if let (super::Source::Reg(reg), Some(to)) = (into, temporary)
+        if let (Source::Reg(reg), Some(to)) = (into, temporary)
             && reg == to
         {
             return Err("the destination is the field's surroundings".into());
         }
-        let mut first = super::Step::new(super::Kind::Lanes);
+        let mut first = super::Step::new(Kind::Lanes);
         first.run = Some(product);
         first.destinations.push(temporary);
         first.sources = vec![field, value(factor)];
         let mut second = first.clone();
         second.run = Some(merge);
-        second.sources = vec![temporary.map_or(value(0), super::Source::Reg), into, value(mask)];
+        second.sources = vec![temporary.map_or(value(0), Source::Reg), into, value(mask)];
         Ok(Some(vec![first, second]))
     }
 

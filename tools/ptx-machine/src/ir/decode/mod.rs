@@ -116,7 +116,7 @@ impl<'m> Decoder<'m> {
     pub fn expects(&self, operands: usize) -> Result<(), Fault> {
         match self.count() {
             count if count == operands => Ok(()),
-            count => Err(format!("{count} operands, {operands} expected")),
+            count => Err(format!("{}, {operands} expected", crate::fault::counted(count as u64, "operand"))),
         }
     }
 
