@@ -7,6 +7,7 @@ pub mod attention;
 pub mod balanced_loss;
 pub mod batch_norm;
 pub mod case;
+pub mod concat;
 pub mod control;
 pub mod conv2d;
 pub mod cross_entropy;
@@ -53,6 +54,7 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "attention", cases: attention::cases },
     Op { name: "balanced_loss", cases: balanced_loss::cases },
     Op { name: "batch_norm", cases: batch_norm::cases },
+    Op { name: "concat", cases: concat::cases },
     Op { name: "conv2d", cases: conv2d::cases },
     Op { name: "cross_entropy", cases: cross_entropy::cases },
     Op { name: "dropout", cases: dropout::cases },
