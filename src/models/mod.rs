@@ -4,6 +4,7 @@ mod classifier;
 mod config;
 mod custom;
 pub mod dit;
+pub mod inception;
 mod limits;
 pub mod linear_transformer;
 pub mod resnet;
