@@ -17,6 +17,7 @@ use crate::eval::evaluation::{
 use crate::eval::{Extractor, Gallery, Rule, Statistics, metrics};
 use crate::files::write_atomically;
 use crate::model_file::{ClassifierModel, ModelFile};
+use crate::models::efficientnet::EfficientNetWeights;
 use crate::models::inception::InceptionWeights;
 use crate::ops::host::parallel::install;
 use crate::picture::write_png;
@@ -72,7 +73,7 @@ pub struct EvalCommand {
     /// InceptionV3's file [default: weights/pt_inception-2015-12-05-6726825d.pth, where `engine fetch inception` puts it]
     #[arg(long, value_name = "FILE")]
     inception: Option<PathBuf>,
-    /// A classifier of the engine's own, on whose features distances are taken
+    /// A classifier on whose features distances are taken: one of the engine's own, or EfficientNet-lite0's .pth
     #[arg(long, value_name = "FILE|RUN", conflicts_with = "inception")]
     extractor: Option<PathBuf>,
     /// A classifier that tells the samples' classes [default: the extractor, where it is one]
@@ -267,6 +268,15 @@ impl EvalCommand {
     }
 
     fn classified(&self, machine: &Machine, path: &Path) -> Result<Extractor> {
+        if path.extension().is_some_and(|ending| ending == "pth") {
+            let weights = EfficientNetWeights::open(path)?;
+            return Extractor::efficientnet(
+                &Context::new(machine.device.clone()),
+                &weights,
+                self.feature_batch,
+                DType::F32,
+            );
+        }
         let file = ModelFile::open(path)?;
         let model: ClassifierModel = file.load(&Context::new(machine.device.clone()), DType::F32, None)?;
         Extractor::classifier(&model, self.feature_batch)

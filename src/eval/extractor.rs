@@ -4,11 +4,12 @@ use std::rc::Rc;
 
 use serde_json::{Value, json};
 
-use super::rules::{Prepared as PreparedRule, Rule};
+use super::rules::{Prepared as PreparedRule, Resize, Rule, Scaling, Treatment};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::model_file::ClassifierModel;
 use crate::models::Classifier;
+use crate::models::efficientnet::{self, EfficientNet, EfficientNetWeights};
 use crate::models::inception::{self, Inception, InceptionWeights};
 use crate::nn::Parameters;
 use crate::ops::host::parallel;
@@ -16,8 +17,16 @@ use crate::picture::Image;
 use crate::tape::{Prepared, Tape};
 use crate::tensor::{Context, DType, Device, Program, Tensor};
 
+/// What EfficientNet-lite0 was trained on: (x − 127) / 128.
+const LITE0: Treatment = Treatment {
+    resize: Resize::BicubicAntialiased,
+    scaling: Scaling { factor: 1.0 / 128.0, shift: -127.0 / 128.0 },
+    size: efficientnet::SIZE,
+};
+
 enum Network {
     Inception(Box<Inception>, Rule),
+    EfficientNet(Box<EfficientNet>),
     Classifier(Rc<dyn Classifier>),
 }
 
@@ -55,6 +64,24 @@ impl Extractor {
         let network = Network::Inception(Box::new(network), rule);
         let widths = [inception::FEATURES, inception::CLASSES];
         Self::planned(context, network, Rc::new(parameters), (sizes, widths), batch, ("inception", weights.hash()))
+    }
+
+    /// EfficientNet-lite0, likewise. Pictures are brought to 224x224 by PIL's antialiased bicubic, as clean-fid's are to 299x299.
+    ///
+    /// # Errors
+    /// As [`Extractor::inception`].
+    pub fn efficientnet(
+        context: &Context,
+        weights: &EfficientNetWeights,
+        batch: usize,
+        precision: DType,
+    ) -> Result<Self> {
+        let (network, parameters) = weights.network(context, precision)?;
+        let sizes = [efficientnet::SIZE, efficientnet::SIZE, 3];
+        let network = Network::EfficientNet(Box::new(network));
+        let widths = [efficientnet::FEATURES, efficientnet::CLASSES];
+        let name = ("efficientnet-lite0", weights.hash());
+        Self::planned(context, network, Rc::new(parameters), (sizes, widths), batch, name)
     }
 
     /// A classifier.
@@ -138,7 +165,7 @@ impl Extractor {
     pub fn rule(&self) -> Option<Rule> {
         match &self.network {
             Network::Inception(_, rule) => Some(*rule),
-            Network::Classifier(_) => None,
+            Network::Classifier(_) | Network::EfficientNet(_) => None,
         }
     }
 
@@ -207,8 +234,13 @@ impl Extractor {
 
     /// Brings pictures to what the network sees.
     fn place(&mut self, pictures: &[Image], len: usize, to: &mut [f64]) -> Result<()> {
-        match &self.network {
-            Network::Inception(_, rule) => {
+        let treatment = match &self.network {
+            Network::Inception(_, rule) => Some(rule.treatment()),
+            Network::EfficientNet(_) => Some(LITE0),
+            Network::Classifier(_) => None,
+        };
+        match (&self.network, treatment) {
+            (_, Some(treatment)) => {
                 // Runs of one size at once.
                 let mut slots = to.chunks_exact_mut(len).zip(pictures).collect::<Vec<_>>();
                 let mut rest = slots.as_mut_slice();
@@ -217,7 +249,7 @@ impl Extractor {
                     let same = |picture: &Image| (picture.height(), picture.width()) == (height, width);
                     let count = rest.iter().take_while(|(_, picture)| same(picture)).count();
                     let known = self.rule.take().filter(|known| known.size() == [height, width]);
-                    let known = known.unwrap_or_else(|| PreparedRule::new(*rule, height, width));
+                    let known = known.unwrap_or_else(|| PreparedRule::new(treatment, height, width));
                     let (now, later) = rest.split_at_mut(count);
                     parallel::for_slots(now, count * len, |(to, picture)| {
                         known.apply(picture.pixels(), picture.channels(), to);
@@ -227,7 +259,7 @@ impl Extractor {
                 }
                 Ok(())
             }
-            Network::Classifier(network) => {
+            (Network::Classifier(network), _) => {
                 let [height, width, channels] = network.image_shape();
                 for (picture, to) in pictures.iter().zip(to.chunks_exact_mut(len)) {
                     if (picture.height(), picture.width()) != (height, width) {
@@ -244,6 +276,7 @@ impl Extractor {
                 }
                 Ok(())
             }
+            _ => Ok(()),
         }
     }
 }
@@ -275,6 +308,10 @@ fn forward(
         Network::Inception(network, _) => {
             let features = network.features(&s, &images)?;
             let logits = network.logits_without_bias(&s, &features)?;
+            (features, logits)
+        }
+        Network::EfficientNet(network) => {
+            let [features, logits] = network.forward(&s, &images)?;
             (features, logits)
         }
         Network::Classifier(network) => match network.features(&s, &images)? {

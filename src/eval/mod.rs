@@ -31,5 +31,5 @@ pub use levels::CommonLevels;
 pub use metric::{Better, Difference, Metric, mean_and_error, rounded, with_error};
 pub use network::NetworkClassifier;
 pub use rows::{MappedRows, Rows};
-pub use rules::{Prepared, Resize, Rule, Scaling};
+pub use rules::{Prepared, Resize, Rule, Scaling, Treatment};
 pub use statistics::Statistics;

