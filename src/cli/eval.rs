@@ -6,7 +6,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::eval_text::{ablation, panel, table};
+use super::eval_text::{ablation, ablation_curve, panel, table};
 use super::machine::{Machine, MachineOptions};
 use crate::data::{Dataset, ResolveOptions, Split, WEIGHTS_DIR, resolve};
 use crate::diffusion::{SamplerKind, SamplingConfig};
@@ -20,7 +20,7 @@ use crate::model_file::{ClassifierModel, ModelFile};
 use crate::models::efficientnet::EfficientNetWeights;
 use crate::models::inception::InceptionWeights;
 use crate::ops::host::parallel::install;
-use crate::picture::write_png;
+use crate::picture::{render_metric_curve, write_png};
 use crate::pipeline::{Changes, Model, even_batch};
 use crate::tensor::{Context, DType};
 
@@ -180,6 +180,9 @@ impl EvalCommand {
             let markdown = ablation(&results);
             print!("{markdown}");
             write_atomically(self.out.join("ablation.md"), markdown.as_bytes())?;
+            if let Some(curve) = ablation_curve(&results) {
+                write_png(self.out.join("ablation.png"), &render_metric_curve(&curve)?, &[])?;
+            }
         }
         self.note(&format!("written to {}", self.out.display()));
         Ok(())
@@ -530,6 +533,9 @@ impl EvalCommand {
         warned: &[String],
     ) -> Value {
         let mut result = json!({ "name": job.name, "num_samples": count });
+        if let Some(guidance) = job.changes.guidance {
+            result["guidance"] = json!(guidance);
+        }
         let Some(fields) = result.as_object_mut() else { return result };
         fields.extend(told.as_object().cloned().unwrap_or_default());
         for measured in found {

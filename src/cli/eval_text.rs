@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::error::Result;
 use crate::eval::evaluation::Measured;
 use crate::eval::{Gallery, rounded, with_error};
-use crate::picture::{Image, Labels, Layout, beside, labelled_grid};
+use crate::picture::{Image, Labels, Layout, MetricCurve, beside, labelled_grid};
 
 /// Pictures of a panel, at most.
 const SHOWN: usize = 40;
@@ -54,6 +54,42 @@ pub(super) fn ablation(results: &[Value]) -> String {
         text += &format!("| {name} | {step} | {} | {} |\n", result["num_samples"], values.join(" | "));
     }
     text
+}
+
+/// The first metric of several models: over sampling steps where these differ, a line for each model and guidance, else over optimizer
+/// steps. None where neither differs.
+pub(super) fn ablation_curve(results: &[Value]) -> Option<MetricCurve> {
+    let number = |result: &Value, by_sampling: bool| match by_sampling {
+        true => result["sampling"]["num_steps"].as_f64(),
+        false => result["step"].as_f64(),
+    };
+    let differ = |by_sampling: bool| {
+        let first = results.first().and_then(|result| number(result, by_sampling));
+        results.iter().any(|result| number(result, by_sampling) != first)
+    };
+    let by_sampling = differ(true);
+    if !by_sampling && !differ(false) {
+        return None;
+    }
+    let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+    for result in results {
+        let (Some(x), Some(y)) = (number(result, by_sampling), result["metrics"][0]["value"].as_f64()) else {
+            continue;
+        };
+        let guidance = result["guidance"].as_f64().map(|scale| format!("guidance {scale}")).unwrap_or_default();
+        let name = match (by_sampling, result["checkpoint"].as_str()) {
+            (true, Some(checkpoint)) => format!("{checkpoint} {guidance}").trim().to_string(),
+            _ => guidance,
+        };
+        match lines.iter_mut().find(|line| line.0 == name) {
+            Some(line) => line.1.push((x, y)),
+            None => lines.push((name, vec![(x, y)])),
+        }
+    }
+    lines.iter_mut().for_each(|line| line.1.sort_by(|a, b| a.0.total_cmp(&b.0)));
+    let metric = results.first()?["metrics"][0]["name"].as_str()?.to_string();
+    let over = if by_sampling { "sampling steps" } else { "optimizer step" };
+    Some(MetricCurve { title: format!("{metric} by {over}"), metric, over: over.into(), lines })
 }
 
 /// Samples beside real images; with `nearest` the samples that lie nearest to reference images, beside those. None where there is

@@ -136,7 +136,7 @@ fn a_model_is_measured_and_says_what_by() {
     );
     assert_eq!(out.lines().filter(|line| line.starts_with("| model.safetensors, ")).count(), 4, "{out}");
     assert_eq!(place.json("table")["models"].as_array().map(Vec::len), Some(4));
-    assert!(place.at("table/ablation.md").is_file());
+    assert!(place.at("table/ablation.md").is_file() && place.at("table/ablation.png").is_file());
 }
 
 /// Killed in the middle and started again, an evaluation ends with the digits of one that was left alone.
