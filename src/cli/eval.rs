@@ -1,11 +1,13 @@
 //! `engine eval`: FID and other metrics of models and of sets of pictures.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::eval_paths::{checkpoints, is_statistics};
 use super::eval_text::{ablation, ablation_curve, panel, table};
 use super::machine::{Machine, MachineOptions};
 use crate::data::{Dataset, ResolveOptions, Split, WEIGHTS_DIR, resolve};
@@ -161,15 +163,7 @@ impl EvalCommand {
             statistics.data = against.told["sha256"].as_str().map(String::from);
             statistics.write(path)?;
         }
-        let floor = match &against.held_out {
-            Some((_, set)) => {
-                let kinds: Vec<MetricKind> =
-                    asked.iter().copied().filter(|kind| *kind != MetricKind::Accuracy).collect();
-                let asking = self.asking(&kinds, &extractor);
-                self.measured(set, &against, &Asking { draws: 0, ..asking })?.0
-            }
-            None => Vec::new(),
-        };
+        let floor = self.floor(&asked, &extractor, &against)?;
         let mut results = Vec::with_capacity(jobs.len());
         for job in &jobs {
             let result = self.one(job, &asked, &mut extractor, classifier.as_mut(), (&against, &floor), machine)?;
@@ -186,6 +180,21 @@ impl EvalCommand {
         }
         self.note(&format!("written to {}", self.out.display()));
         Ok(())
+    }
+
+    /// The metrics of held-out real images, of those that so many images have.
+    fn floor(&self, asked: &[MetricKind], extractor: &Extractor, against: &Against) -> Result<Vec<Measured>> {
+        let Some((_, set)) = &against.held_out else { return Ok(Vec::new()) };
+        let has = |kind: &MetricKind| match kind {
+            MetricKind::Fid | MetricKind::Kid => set.count() >= 2,
+            MetricKind::Is => set.count() >= metrics::SPLITS,
+            MetricKind::FidInfinity => set.count() > 2 * metrics::SIZES + 1,
+            MetricKind::Accuracy => false,
+            _ => set.count() > metrics::COVERAGE_NEIGHBOURS,
+        };
+        let kinds: Vec<MetricKind> = asked.iter().copied().filter(has).collect();
+        let asking = Asking { draws: 0, ..self.asking(&kinds, extractor) };
+        Ok(self.measured(set, against, &asking)?.0)
     }
 
     /// The ways of sampling, for each of the models.
@@ -324,12 +333,19 @@ impl EvalCommand {
         what: &str,
     ) -> Result<FeatureSet> {
         let bar = self.bar(what);
+        // From the end of the first batch on, which pays for what is prepared once.
+        let mut first = None;
         let set = FeatureSet::extracted(gallery, of, count, extractor, &self.cache(), &mut |done, all| {
+            first.get_or_insert_with(|| (done, Instant::now()));
             bar.set_length(all as u64);
             bar.set_position(done as u64);
             Ok(())
         });
         bar.finish_and_clear();
+        if let Some((from, started)) = first.filter(|(from, _)| *from < count) {
+            let seconds = started.elapsed().as_secs_f64().max(1e-9);
+            self.note(&format!("{what}: {:.1} pictures a second", (count - from) as f64 / seconds));
+        }
         set
     }
 
@@ -383,8 +399,10 @@ impl EvalCommand {
             );
             return Err(Error::file(path, message, "name statistics of the same network"));
         }
-        let ours = extractor.rule().map_or("none", Rule::name);
+        let ours = extractor.rule().map_or("", Rule::name);
         match self.reference_rule.as_deref().or(statistics.rule.as_deref()) {
+            // A classifier of ours sees pictures as they are.
+            _ if ours.is_empty() => {}
             Some(rule) if rule != ours => {
                 self.note(&format!("warning: {} is by the rule of {rule}, the samples by {ours}", path.display()));
             }
@@ -574,30 +592,4 @@ impl EvalCommand {
         };
         write_atomically(self.out.join("evaluation_results.json"), format!("{all:#}\n").as_bytes())
     }
-}
-
-/// Whether a path names statistics rather than pictures: an archive of arrays with `mu`.
-fn is_statistics(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "npz")
-        && crate::data::read_npz(path).is_ok_and(|arrays| arrays.contains_key("mu") || arrays.contains_key("sigma"))
-}
-
-/// The checkpoints of a run, by their steps.
-fn checkpoints(run: &Path) -> Result<Vec<PathBuf>> {
-    let folder = run.join("checkpoints");
-    let entries = std::fs::read_dir(&folder).map_err(Error::io(&folder, "read"))?;
-    let mut found: Vec<(u64, PathBuf)> = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(Error::io(&folder, "read"))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let step = name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".safetensors"));
-        if let Some(step) = step.and_then(|step| step.parse().ok()) {
-            found.push((step, path));
-        }
-    }
-    if found.is_empty() {
-        return Err(Error::file(&folder, "there is no checkpoint", "name the folder of a run that has saved some"));
-    }
-    found.sort();
-    Ok(found.into_iter().map(|(_, path)| path).collect())
 }

@@ -9,6 +9,7 @@ pub mod data;
 pub mod doctor;
 mod edit;
 pub mod eval;
+mod eval_paths;
 mod eval_text;
 pub mod fetch;
 pub mod inpaint;

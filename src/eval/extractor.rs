@@ -45,6 +45,8 @@ pub struct Extractor {
     /// The rule for pictures of the size that came last.
     rule: Option<PreparedRule>,
     scratch: Vec<f64>,
+    /// Whether the weights are prepared.
+    ready: bool,
 }
 
 impl Extractor {
@@ -140,6 +142,7 @@ impl Extractor {
             hash: hash.to_string(),
             rule: None,
             scratch: Vec::new(),
+            ready: false,
         })
     }
 
@@ -211,7 +214,9 @@ impl Extractor {
     /// For more pictures than a batch.
     pub fn extract(&mut self, pictures: &[Image]) -> Result<[Vec<f64>; 2]> {
         assert!(pictures.len() <= self.batch(), "{} pictures in a batch of {}", pictures.len(), self.batch());
-        self.prepared.refresh()?;
+        if !std::mem::replace(&mut self.ready, true) {
+            self.prepared.refresh()?;
+        }
         let len = self.images.len() / self.batch();
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.resize(self.images.len(), 0.0);

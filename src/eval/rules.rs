@@ -34,11 +34,10 @@ pub enum Rule {
 /// A kernel of a resize along one axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Resize {
-    /// Linear between the two nearest pixels; pixel i of the result lies at (i + `shift`) · scale − `shift`.
-    Bilinear {
-        /// ½ where pixels' centres are aligned, 0 where their corners are.
-        shift: f64,
-    },
+    /// Linear between the two nearest pixels; pixel i of the result lies at (i + ½) · scale − ½: the pixels' centres are aligned.
+    Bilinear,
+    /// The same, pixel i lying at i · scale, both in f32: the pixels' corners are aligned, as TensorFlow 1 did.
+    TensorFlowBilinear,
     /// The cubic kernel with a = −½ over (i + ½) · scale, stretched by the scale where the image shrinks.
     BicubicAntialiased,
 }
@@ -65,8 +64,8 @@ impl Rule {
     /// The resize.
     pub fn resize(self) -> Resize {
         match self {
-            Self::PytorchFid => Resize::Bilinear { shift: 0.5 },
-            Self::TorchFidelity => Resize::Bilinear { shift: 0.0 },
+            Self::PytorchFid => Resize::Bilinear,
+            Self::TorchFidelity => Resize::TensorFlowBilinear,
             Self::CleanFid => Resize::BicubicAntialiased,
         }
     }
@@ -167,8 +166,7 @@ impl Prepared {
 /// The taps of each pixel of the result, of an axis of `length` pixels.
 fn taps(resize: Resize, length: usize, size: usize) -> Vec<Taps> {
     let scale = length as f64 / size as f64;
-    let bilinear = |i: usize, shift: f64| {
-        let at = ((i as f64 + shift) * scale - shift).max(0.0);
+    let linear = |at: f64| {
         let first = (at as usize).min(length - 1);
         let share = at - first as f64;
         match first + 1 < length {
@@ -188,7 +186,8 @@ fn taps(resize: Resize, length: usize, size: usize) -> Vec<Taps> {
     (0..size)
         .map(|i| match resize {
             _ if length == size => Taps { first: i, weights: vec![1.0] },
-            Resize::Bilinear { shift } => bilinear(i, shift),
+            Resize::Bilinear => linear(((i as f64 + 0.5) * scale - 0.5).max(0.0)),
+            Resize::TensorFlowBilinear => linear(f64::from(i as f32 * scale as f32)),
             Resize::BicubicAntialiased => bicubic(i),
         })
         .collect()
@@ -236,8 +235,8 @@ mod tests {
         assert!((0..SIZE).all(|i| (half[i] + half[SIZE - 1 - i]).abs() < 1e-12));
         let first = ramp(Rule::TorchFidelity);
         assert_eq!(first[0], -1.0);
-        // Pixel 149 lies at 149 · 2 / 299, just before the second column; what follows is that column.
-        assert!((first[149] - (255.0 * 298.0 / 299.0 - 128.0) / 128.0).abs() < 1e-12);
+        // Pixel 149 lies at 149 · 2 / 299 in f32, just before the second column; what follows is that column.
+        assert!((first[149] - (255.0 * 298.0 / 299.0 - 128.0) / 128.0).abs() < 1e-6);
         assert!(first[150..].iter().all(|&x| x == 127.0 / 128.0));
         // A cubic overshoots, and is clipped.
         let cubic = ramp(Rule::CleanFid);

@@ -91,7 +91,8 @@ def resized(picture, rule):
     if rule == "pytorch-fid":
         x = torch.nn.functional.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
     elif rule == "torch-fidelity":
-        x = tensorflow(x).double()
+        # In f32, as the tool does.
+        x = tensorflow(x.float()).double()
     else:
         return cleanfid.resize.build_resizer("clean")(picture).astype(np.float64)
     return x[0].permute(1, 2, 0).numpy()
