@@ -100,9 +100,16 @@ impl Rows {
     /// # Errors
     /// [`Error::Io`].
     pub fn map(&self) -> Result<MappedRows> {
-        // SAFETY: this process has the file locked, and appends only.
+        // SAFETY: whole rows are never changed, and whoever opens the file cuts off only what is beyond them.
         let map = unsafe { Mmap::map(&self.file) }.map_err(Error::io(&self.path, "map"))?;
         Ok(MappedRows { map, row_bytes: self.row_bytes, count: self.count })
+    }
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        // A map holds the open file, and its lock, for as long as it lives.
+        let _ = self.file.unlock();
     }
 }
 
@@ -174,8 +181,11 @@ mod tests {
         rows.append(bytemuck::cast_slice(&[5.0f32, 6.0])).unwrap();
         assert_eq!(rows.map().unwrap().floats(3), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         rows.truncate(1).unwrap();
-        assert_eq!(rows.map().unwrap().floats(1), [1.0, 2.0]);
+        let mapped = rows.map().unwrap();
         drop(rows);
+        // What is mapped is not in the way of those who add to it.
+        open().unwrap().append(bytemuck::cast_slice(&[7.0f32, 8.0])).unwrap();
+        assert_eq!(mapped.floats(1), [1.0, 2.0]);
         // Of something else, another file; a name that lies is refused.
         let other = Rows::open(folder.path(), "features", &json!({ "a": 2 }), 8).unwrap();
         assert_eq!((other.count(), other.path() == path), (0, false));
