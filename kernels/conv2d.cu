@@ -1,9 +1,10 @@
 // Convolution in two dimensions, channels last, as implicit products: no patch is ever stored.
 //
 // x [B, h, w, Cin], seen as x^ [B, H, W, Cin] (nearest neighbour: row i of x^ is row floor(i h / H) of x; zero outside),
-// W [Cout, k, k, Cin], y [B, Ho, Wo, Cout] with Ho = ceil(H / s), stride s 1 or 2, p rows and columns of zeros before:
+// W [Cout, k, l, Cin], y [B, Ho, Wo, Cout] with Ho = ceil(H / s), or less where windows stay inside; stride s 1 or 2, p rows and q
+// columns of zeros before:
 //
-//   y[b, i, j] = sum over (ky, kx, c) of W[:, ky, kx, c] x^[b, s i + ky - p, s j + kx - p, c] + bias + channel_add[b] + residual
+//   y[b, i, j] = sum over (ky, kx, c) of W[:, ky, kx, c] x^[b, s i + ky - p, s j + kx - q, c] + bias + channel_add[b] + residual
 //   dx = sum over the copies (cy, cx) of a pixel in x^, and (ky, kx, o), of W[o, ky, kx] dy[b, (i + p - ky) / s, .., o]
 //   dW = sum over output pixels of dy x^      dchannel_add[b] = sum over b's pixels of dy      dbias = sum over all of them
 //
@@ -19,11 +20,11 @@
 // channels come in eights (bf16) or fours (f32); else elements are copied one by one. That a pixel of an enlarged image is
 // used by each of its copies is part of dx's sum, so that there is neither scratch nor a second kernel for it.
 //
-// dW's sum is cut into splits of `rows_per_split` pixels by shapes alone; each writes its own [Cout, k k Cin] of scratch, and
+// dW's sum is cut into splits of `rows_per_split` pixels by shapes alone; each writes its own [Cout, k l Cin] of scratch, and
 // _bwd_weight_sum adds them in order. The other sums: _bwd_columns over `rows_per_part` pixels of a sample, then
 // _bwd_channel over a sample's parts and _bwd_bias over all.
 //
-// Floor: 2 B Ho Wo k k Cin Cout FLOPs each over the tensor rate, or x, y and W once over the bandwidth. B = 128, 32x32,
+// Floor: 2 B Ho Wo k l Cin Cout FLOPs each over the tensor rate, or x, y and W once over the bandwidth. B = 128, 32x32,
 // 128 -> 128 channels, bf16: 38.7 GFLOP and 67 MB, 39 us at 990 TFLOP/s against 20 us at 3.35 TB/s. dx with stride 2
 // multiplies zeros: four times the floor.
 //
@@ -39,15 +40,15 @@
 struct Tap {
     u32 channel, x, y;
 };
-DEV Tap tap_of(u32 col, u32 channels, u32 kernel) {
+DEV Tap tap_of(u32 col, u32 channels, u32 kernel_width) {
     u32 tap = col / channels;
-    return Tap{col % channels, tap % kernel, tap / kernel};
+    return Tap{col % channels, tap % kernel_width, tap / kernel_width};
 }
 // One tap further; true where ky begins anew.
-DEV bool tap_next(Tap& tap, u32 kernel) {
-    if (++tap.x < kernel) return false;
+DEV bool tap_next(Tap& tap, u32 kernel_height, u32 kernel_width) {
+    if (++tap.x < kernel_width) return false;
     tap.x = 0;
-    if (++tap.y < kernel) return false;
+    if (++tap.y < kernel_height) return false;
     tap.y = 0;
     return true;
 }
@@ -67,7 +68,8 @@ struct Patches {
     const T* data;
     u32 outer;
     bool wide;
-    u32 source_height, source_width, height, width, out_height, out_width, channels, kernel, stride, pad;
+    u32 source_height, source_width, height, width, out_height, out_width, channels, kernel_height, kernel_width, stride,
+        pad_height, pad_width;
     u64 row_scale, col_scale;
 
     template <u32 P>
@@ -75,7 +77,7 @@ struct Patches {
 };
 template <u32 DEPTH, typename T, u32 P>
 DEV void walk_from(const Patches<T>& at, PatchWalk<P>& walk, u32 row, u32 apart, u32 col) {
-    walk.tap = tap_of(col, at.channels, at.kernel);
+    walk.tap = tap_of(col, at.channels, at.kernel_width);
 #pragma unroll
     for (u32 p = 0; p < P; p++) {
         u32 pixel = row + p * apart;
@@ -92,7 +94,7 @@ DEV void walk_columns(const Patches<T>& at, PatchWalk<P>& walk) {
     walk.tap.channel += N;
     while (walk.tap.channel >= at.channels) {
         walk.tap.channel -= at.channels;
-        tap_next(walk.tap, at.kernel);
+        tap_next(walk.tap, at.kernel_height, at.kernel_width);
     }
 }
 template <u32 DEPTH, typename T, u32 P>
@@ -110,7 +112,7 @@ DEV void walk_rows(const Patches<T>& at, PatchWalk<P>& walk) {
 template <typename T, u32 P>
 DEV const T* walk_place(const Patches<T>& at, const PatchWalk<P>& walk, u32 p, u32, u32) {
     // Before the first row or column these wrap around, and are too large as well.
-    u32 y = walk.y[p] * at.stride + walk.tap.y - at.pad, x = walk.x[p] * at.stride + walk.tap.x - at.pad;
+    u32 y = walk.y[p] * at.stride + walk.tap.y - at.pad_height, x = walk.x[p] * at.stride + walk.tap.x - at.pad_width;
     if (y >= at.height || x >= at.width) return nullptr;
     u32 row = (u32)(y * at.row_scale >> 32), col = (u32)(x * at.col_scale >> 32);
     u32 pixel = (walk.sample[p] * at.source_height + row) * at.source_width + col;
@@ -129,15 +131,17 @@ struct Uses {
     const T* data;
     u32 outer;
     bool wide;
-    u32 source_height, source_width, height, width, out_height, out_width, channels, kernel, stride, pad;
+    u32 source_height, source_width, height, width, out_height, out_width, channels, kernel_height, kernel_width, stride,
+        pad_height, pad_width;
 
     template <u32 P>
     using Walk = UseWalk<P>;
 };
 template <u32 DEPTH, typename T, u32 P>
 DEV void walk_from(const Uses<T>& at, UseWalk<P>& walk, u32 row, u32 apart, u32 col) {
-    u32 of_copy = at.kernel * at.kernel * at.channels, copy = col / of_copy, across = ceil_div(at.width, at.source_width);
-    walk.tap = tap_of(col % of_copy, at.channels, at.kernel);
+    u32 of_copy = at.kernel_height * at.kernel_width * at.channels, copy = col / of_copy;
+    u32 across = ceil_div(at.width, at.source_width);
+    walk.tap = tap_of(col % of_copy, at.channels, at.kernel_width);
     walk.copy_y = copy / across;
     walk.copy_x = copy % across;
 #pragma unroll
@@ -155,7 +159,7 @@ DEV void walk_columns(const Uses<T>& at, UseWalk<P>& walk) {
     walk.tap.channel += N;
     while (walk.tap.channel >= at.channels) {
         walk.tap.channel -= at.channels;
-        if (!tap_next(walk.tap, at.kernel)) continue;
+        if (!tap_next(walk.tap, at.kernel_height, at.kernel_width)) continue;
         if (++walk.copy_x * at.source_width < at.width) continue;
         walk.copy_x = 0;
         walk.copy_y++;
@@ -164,7 +168,8 @@ DEV void walk_columns(const Uses<T>& at, UseWalk<P>& walk) {
 template <typename T, u32 P>
 DEV const T* walk_place(const Uses<T>& at, const UseWalk<P>& walk, u32 p, u32, u32) {
     if (walk.copy_y >= walk.copies_y[p] || walk.copy_x >= walk.copies_x[p]) return nullptr;
-    u32 y = walk.y[p] + walk.copy_y + at.pad - walk.tap.y, x = walk.x[p] + walk.copy_x + at.pad - walk.tap.x;
+    u32 y = walk.y[p] + walk.copy_y + at.pad_height - walk.tap.y;
+    u32 x = walk.x[p] + walk.copy_x + at.pad_width - walk.tap.x;
     // Stride 2: windows begin at even places.
     u32 odd = at.stride - 1;
     if (((y | x) & odd) != 0) return nullptr;
@@ -174,7 +179,7 @@ DEV const T* walk_place(const Uses<T>& at, const UseWalk<P>& walk, u32 p, u32, u
     return at.data + (u64)pixel * at.channels + walk.tap.channel;
 }
 
-// W [Cout, k k, Cin] with a row per (cy, cx, ky, kx, o) and a column per c: the same for each copy.
+// W [Cout, k l, Cin] with a row per (cy, cx, ky, kx, o) and a column per c: the same for each copy.
 template <u32 P>
 struct TapWalk {
     u32 output[P], tap[P];
@@ -251,11 +256,12 @@ DEV void finish(const Added<T, N>& to, u32 row, u32 col, f32 (&v)[N]) {
 template <u32 SIDE, typename T>
 DEV void conv2d_fwd(T* y, const T* x, const T* weight, const f32* bias, const T* channel_add, const T* residual, u32 pixels,
                     u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin,
-                    u32 cout, u32 kernel, u32 stride, u32 pad, u64 row_scale, u64 col_scale) {
+                    u32 cout, u32 kernel_height, u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale,
+                    u64 col_scale) {
     constexpr u32 N = Vec16<T>::COUNT;
-    u32 depth = kernel * kernel * cin;
+    u32 depth = kernel_height * kernel_width * cin;
     Patches<T> patches = {x,     pixels, cin % N == 0 && aligned16(x), source_height, source_width, height, width, out_height,
-                          out_width, cin, kernel, stride, pad, row_scale, col_scale};
+                          out_width, cin, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale};
     bool wide = cout % N == 0 && aligned16(y) && aligned16(bias) && aligned16(channel_add) && aligned16(residual);
     Added<T, N> to = {y, bias, channel_add, residual, cout, out_height * out_width, wide};
     product<SIDE, true, true>(patches, Stored<T>::make(weight, depth, cout), 0, depth, to);
@@ -263,25 +269,27 @@ DEV void conv2d_fwd(T* y, const T* x, const T* weight, const f32* bias, const T*
 
 template <u32 SIDE, typename T>
 DEV void conv2d_bwd_input(T* dx, const T* dy, const T* weight, u32 pixels, u32 source_height, u32 source_width, u32 height,
-                          u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad,
-                          u32 accumulate) {
+                          u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width,
+                          u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 copies = ceil_div(height, source_height) * ceil_div(width, source_width);
     Uses<T> uses = {dy,     pixels, cout % N == 0 && aligned16(dy), source_height, source_width, height, width, out_height,
-                    out_width, cout, kernel, stride, pad};
-    Taps<T> taps = {weight, cin, cin % N == 0 && aligned16(weight), kernel * kernel, cout};
-    product<SIDE, true, false>(uses, taps, 0, copies * kernel * kernel * cout, Gradient<T, N>::make(dx, cin, accumulate));
+                    out_width, cout, kernel_height, kernel_width, stride, pad_height, pad_width};
+    Taps<T> taps = {weight, cin, cin % N == 0 && aligned16(weight), kernel_height * kernel_width, cout};
+    Gradient<T, N> to = Gradient<T, N>::make(dx, cin, accumulate);
+    product<SIDE, true, false>(uses, taps, 0, copies * kernel_height * kernel_width * cout, to);
 }
 
-// dw [Cout, k k Cin], or scratch [splits, Cout, k k Cin] with accumulate = 0.
+// dw [Cout, k l Cin], or scratch [splits, Cout, k l Cin] with accumulate = 0.
 template <u32 SIDE, typename T>
 DEV void conv2d_bwd_weight(f32* dw, const T* dy, const T* x, u32 pixels, u32 source_height, u32 source_width, u32 height,
-                           u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride, u32 pad,
-                           u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
+                           u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width,
+                           u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
     constexpr u32 N = Vec16<T>::COUNT;
-    u32 depth = kernel * kernel * cin, r = blockIdx.z * rows_per_split, r_end = min_of(pixels - r, rows_per_split) + r;
+    u32 depth = kernel_height * kernel_width * cin, r = blockIdx.z * rows_per_split;
+    u32 r_end = min_of(pixels - r, rows_per_split) + r;
     Patches<T> patches = {x,     depth, cin % N == 0 && aligned16(x), source_height, source_width, height, width, out_height,
-                          out_width, cin, kernel, stride, pad, row_scale, col_scale};
+                          out_width, cin, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale};
     Gradient<f32, N> to = Gradient<f32, N>::make(dw + (u64)blockIdx.z * cout * depth, depth, accumulate);
     product<SIDE, false, false>(Stored<T>::make(dy, cout, cout), patches, r, r_end, to);
 }
@@ -310,90 +318,90 @@ DEV void conv2d_bwd_channel(T* __restrict__ to, const f32* __restrict__ partial,
 extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_f32(
     f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
     const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u64 row_scale, u64 col_scale) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
     conv2d_fwd<128>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale);
+        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_bf16(
     bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias,
     const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u64 row_scale, u64 col_scale) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
     conv2d_fwd<128>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale);
+        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_small_f32(
     f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
     const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u64 row_scale, u64 col_scale) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
     conv2d_fwd<64>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale);
+        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
 extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_small_bf16(
     bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias,
     const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u64 row_scale, u64 col_scale) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
     conv2d_fwd<64>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel, stride, pad, row_scale, col_scale);
+        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_f32(
     f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u32 accumulate) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
     conv2d_bwd_input<128>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
-        cin, cout, kernel, stride, pad, accumulate);
+        cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u32 accumulate) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
     conv2d_bwd_input<128>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
-        cin, cout, kernel, stride, pad, accumulate);
+        cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_small_f32(
     f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u32 accumulate) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
     conv2d_bwd_input<64>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel, stride, pad, accumulate);
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_small_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u32 accumulate) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
     conv2d_bwd_input<64>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel, stride, pad, accumulate);
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_f32(
     f32* __restrict__ dw, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
     conv2d_bwd_weight<128>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate);
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_bf16(
     f32* __restrict__ dw, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
     conv2d_bwd_weight<128>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate);
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_small_f32(
     f32* __restrict__ dw, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
     conv2d_bwd_weight<64>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate);
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_bf16(
     f32* __restrict__ dw, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel, u32 stride,
-    u32 pad, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
     conv2d_bwd_weight<64>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel, stride, pad, row_scale, col_scale, rows_per_split, accumulate);
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_sum(
     f32* __restrict__ dw, const f32* __restrict__ partial, u32 splits, u32 len, u32 accumulate) {

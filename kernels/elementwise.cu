@@ -1,6 +1,6 @@
 // Elementwise operations: one family, a functor each.
 //
-//   gelu, silu   y = f(x);  dx = dy f'(x)
+//   gelu, silu, relu, relu6   y = f(x);  dx = dy f'(x)
 //   add          y = a + b
 //   add_into     to += x
 //   scale        y = factor x (its own gradient)
@@ -29,6 +29,18 @@ struct Silu {
 };
 struct SiluBackward {
     DEV f32 of(f32 dy, f32 x) { return dy * silu_derivative(x); }
+};
+struct Relu {
+    DEV f32 of(f32 x) { return x < 0.0f ? 0.0f : x; }
+};
+struct ReluBackward {
+    DEV f32 of(f32 dy, f32 x) { return x > 0.0f ? dy : 0.0f; }
+};
+struct Relu6 {
+    DEV f32 of(f32 x) { return x < 0.0f ? 0.0f : x > 6.0f ? 6.0f : x; }
+};
+struct Relu6Backward {
+    DEV f32 of(f32 dy, f32 x) { return x > 0.0f && x < 6.0f ? dy : 0.0f; }
 };
 struct Identity {
     DEV f32 of(f32 x) { return x; }
@@ -190,6 +202,38 @@ extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_f32(
 extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) {
     binary<SiluBackward>(dx, dy, x, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_relu_fwd_f32(
+    f32* __restrict__ y, const f32* __restrict__ x, u64 len) {
+    map<Relu>(y, x, len, 0);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_relu_fwd_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) {
+    map<Relu>(y, x, len, 0);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_relu_bwd_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) {
+    binary<ReluBackward>(dx, dy, x, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_relu_bwd_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) {
+    binary<ReluBackward>(dx, dy, x, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_relu6_fwd_f32(
+    f32* __restrict__ y, const f32* __restrict__ x, u64 len) {
+    map<Relu6>(y, x, len, 0);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_relu6_fwd_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) {
+    map<Relu6>(y, x, len, 0);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_relu6_bwd_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) {
+    binary<Relu6Backward>(dx, dy, x, len, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) elementwise_relu6_bwd_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) {
+    binary<Relu6Backward>(dx, dy, x, len, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) elementwise_add_f32(
     f32* __restrict__ y, const f32* __restrict__ a, const f32* __restrict__ b, u64 len) {

@@ -1,10 +1,10 @@
-// Pooling, channels last: the largest of a window, and the mean of an image.
+// Pooling, channels last: the largest and the mean of a window, and the mean of an image.
 //
-//   x, dx [batch, height, width, channels] T; y, dy [batch, rows, cols, channels] T (max) or [batch, channels] T (average);
+//   x, dx [batch, height, width, channels] T; y, dy [batch, rows, cols, channels] T (max, mean) or [batch, channels] T (average);
 //   winners [batch, rows, cols, channels] u8: which pixel of its window, ky * kernel + kx, was the largest; the first of equals.
 //
-// Window (oy, ox) begins at pixel (oy * stride - padding, ox * stride - padding); pixels outside the image are not there. Backwards a
-// pixel gathers from the windows that hold it, in their order: no two threads share a sum.
+// Window (oy, ox) begins at pixel (oy * stride - padding, ox * stride - padding); pixels outside the image are not there, and
+// no mean counts them. Backwards a pixel gathers from the windows that hold it, in their order: no two threads share a sum.
 //
 // Floor: x read once and y and winners written; backward reads dy and winners and writes dx. A window's pixels are neighbours'
 // too: they come from L1 and L2. Average: x read once; dx written once.
@@ -132,6 +132,74 @@ DEV void pool_bwd_max(T* dx, const T* dy, const u8* winners, u32 batch, u32 heig
     finish(gradient, (p.image * z.height + p.row) * z.width + p.col, p.c, sum);
 }
 
+// Pixels of window `at` along a side of `length`.
+DEV u32 inside(u32 at, u32 length, u32 kernel, u32 stride, u32 padding) {
+    u32 first = at * stride;
+    u32 last = min_of(first + kernel, length + padding);
+    return last - max_of(first, padding);
+}
+
+// One thread per piece of y.
+template <typename T>
+DEV void pool_fwd_mean(T* y, const T* x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel,
+                       u32 stride, u32 padding) {
+    constexpr u32 N = Vec16<T>::COUNT;
+    u32 at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= batch * rows * cols * ceil_div(channels, N)) return;
+    Piece p = piece_of<N>(at, rows, cols, channels);
+    u32 left = channels - p.c;
+    bool whole = channels % N == 0, wide = whole && aligned16(x);
+    f32 sum[N];
+#pragma unroll
+    for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
+    for (u32 ky = 0; ky < kernel; ky++) {
+        u32 iy = p.row * stride + ky - padding;
+        if (iy >= height) continue;
+        for (u32 kx = 0; kx < kernel; kx++) {
+            u32 ix = p.col * stride + kx - padding;
+            if (ix >= width) continue;
+            f32 v[N];
+            load_wide(x + ((u64)(p.image * height + iy) * width + ix) * channels + p.c, left, wide, v);
+#pragma unroll
+            for (u32 i = 0; i < N; i++) sum[i] += v[i];
+        }
+    }
+    f32 count = (f32)(inside(p.row, height, kernel, stride, padding) * inside(p.col, width, kernel, stride, padding));
+#pragma unroll
+    for (u32 i = 0; i < N; i++) sum[i] /= count;
+    store_wide(y + ((u64)(p.image * rows + p.row) * cols + p.col) * channels + p.c, left, whole && aligned16(y), sum);
+}
+
+// One thread per piece of dx.
+template <typename T>
+DEV void pool_bwd_mean(T* dx, const T* dy, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel,
+                       u32 stride, u32 padding, u32 accumulate) {
+    constexpr u32 N = Vec16<T>::COUNT;
+    u32 at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= batch * height * width * ceil_div(channels, N)) return;
+    Piece p = piece_of<N>(at, height, width, channels);
+    u32 left = channels - p.c;
+    bool wide = channels % N == 0 && aligned16(dy);
+    u32 y = p.row + padding, x = p.col + padding;
+    u32 y0 = y < kernel ? 0 : (y - kernel) / stride + 1, y1 = min_of(y / stride + 1, rows);
+    u32 x0 = x < kernel ? 0 : (x - kernel) / stride + 1, x1 = min_of(x / stride + 1, cols);
+    f32 sum[N];
+#pragma unroll
+    for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
+    for (u32 oy = y0; oy < y1; oy++) {
+        u32 tall = inside(oy, height, kernel, stride, padding);
+        for (u32 ox = x0; ox < x1; ox++) {
+            f32 count = (f32)(tall * inside(ox, width, kernel, stride, padding));
+            f32 d[N];
+            load_wide(dy + ((u64)(p.image * rows + oy) * cols + ox) * channels + p.c, left, wide, d);
+#pragma unroll
+            for (u32 i = 0; i < N; i++) sum[i] += d[i] / count;
+        }
+    }
+    Gradient<T, N> gradient = Gradient<T, N>::make(dx, channels, accumulate);
+    finish(gradient, (p.image * height + p.row) * width + p.col, p.c, sum);
+}
+
 // Block [image, 32 pieces of channels]: eight warps share the pixels, then their sums are added in order.
 template <typename T>
 DEV void pool_fwd_average(T* y, const T* x, u32 pixels, u32 channels) {
@@ -195,6 +263,26 @@ extern "C" __global__ void __launch_bounds__(128) pool_bwd_max_bf16(
     u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 accumulate) {
     pool_bwd_max<bf16>(dx, dy, winners, batch, height, width, channels, rows, cols, kernel, stride, padding,
         accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) pool_fwd_mean_f32(
+    f32* __restrict__ y, const f32* __restrict__ x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
+    u32 kernel, u32 stride, u32 padding) {
+    pool_fwd_mean<f32>(y, x, batch, height, width, channels, rows, cols, kernel, stride, padding);
+}
+extern "C" __global__ void __launch_bounds__(128) pool_fwd_mean_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
+    u32 kernel, u32 stride, u32 padding) {
+    pool_fwd_mean<bf16>(y, x, batch, height, width, channels, rows, cols, kernel, stride, padding);
+}
+extern "C" __global__ void __launch_bounds__(128) pool_bwd_mean_f32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
+    u32 kernel, u32 stride, u32 padding, u32 accumulate) {
+    pool_bwd_mean<f32>(dx, dy, batch, height, width, channels, rows, cols, kernel, stride, padding, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) pool_bwd_mean_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dy, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
+    u32 kernel, u32 stride, u32 padding, u32 accumulate) {
+    pool_bwd_mean<bf16>(dx, dy, batch, height, width, channels, rows, cols, kernel, stride, padding, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) pool_fwd_average_f32(
     f32* __restrict__ y, const f32* __restrict__ x, u32 pixels, u32 channels) {

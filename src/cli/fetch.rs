@@ -8,13 +8,13 @@ use crate::data::{FetchOptions, WEIGHTS_DIR, fetch_weights};
 use crate::error::Result;
 use crate::weights::WeightFile;
 
-/// Download the weights of a pretrained network: resnet18.
+/// Download the weights of a pretrained network: resnet18 or inception.
 ///
 /// A transfer that was interrupted goes on where it stopped. The file is held against its published length and checksum
 /// and read; nothing in it is run. Data sets are fetched with `engine data fetch`.
 #[derive(Debug, Args)]
 pub struct FetchCommand {
-    /// resnet18: torchvision's ResNet-18, trained on ImageNet-1k.
+    /// resnet18: torchvision's ResNet-18, trained on ImageNet-1k; inception: the InceptionV3 of 2015 that FID goes by.
     name: String,
     /// The folder to put it in.
     #[arg(long, value_name = "DIR", default_value = WEIGHTS_DIR)]

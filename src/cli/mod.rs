@@ -8,6 +8,9 @@ pub mod convert;
 pub mod data;
 pub mod doctor;
 mod edit;
+pub mod eval;
+mod eval_paths;
+mod eval_text;
 pub mod fetch;
 pub mod inpaint;
 pub mod interpolate;
@@ -52,6 +55,7 @@ enum Command {
     #[cfg(feature = "serve")]
     Serve(serve::ServeCommand),
     Classify(classify::ClassifyCommand),
+    Eval(eval::EvalCommand),
     Compare(compare::CompareCommand),
     Convert(convert::ConvertCommand),
     Plan(plan::PlanCommand),
@@ -128,6 +132,7 @@ impl Command {
             #[cfg(feature = "serve")]
             Self::Serve(command) => command.run(),
             Self::Classify(command) => command.run(),
+            Self::Eval(command) => command.run(),
             Self::Compare(command) => command.run(),
             Self::Convert(command) => command.run(),
             Self::Plan(command) => command.run(),

@@ -173,7 +173,7 @@ fn folder(set: &Dataset, out: &Path, splits: &[Split], force: bool) -> Result<Ve
     Ok(vec![out.to_path_buf()])
 }
 
-fn zip_fault(out: &Path) -> impl Fn(ZipError) -> Error {
+pub(super) fn zip_fault(out: &Path) -> impl Fn(ZipError) -> Error {
     let out = out.to_path_buf();
     move |error| match error {
         ZipError::Io(error) => Error::io(&out, "write")(error),
@@ -181,7 +181,7 @@ fn zip_fault(out: &Path) -> impl Fn(ZipError) -> Error {
     }
 }
 
-fn member<W: Write + Seek>(zip: &mut ZipWriter<W>, out: &Path, name: &str, parts: &[&[u8]]) -> Result<()> {
+pub(super) fn member<W: Write + Seek>(zip: &mut ZipWriter<W>, out: &Path, name: &str, parts: &[&[u8]]) -> Result<()> {
     begin(zip, out, name, parts.iter().map(|part| part.len()).sum())?;
     parts.iter().try_for_each(|part| zip.write_all(part)).map_err(Error::io(out, "write"))
 }
@@ -225,7 +225,7 @@ fn npz(set: &Dataset, out: &Path, splits: &[Split], file: BufWriter<File>) -> Re
 }
 
 /// What stands before the elements of an array in row-major order (NEP 1, version 1.0).
-fn npy_head(dtype: &str, shape: &str) -> Vec<u8> {
+pub(super) fn npy_head(dtype: &str, shape: &str) -> Vec<u8> {
     let mut text = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}");
     // Elements begin at a multiple of 64 bytes.
     while (10 + text.len() + 1) % 64 != 0 {

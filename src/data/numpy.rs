@@ -17,6 +17,7 @@ use super::draft::{BLOCK, Draft, Spool};
 use super::import::{ImportOptions, hold_out};
 use super::layout::{UNLABELLED, split_of};
 use super::members::interleave;
+use super::npz::NpzArray;
 use super::source::HashedFile;
 use super::storage::Bytes;
 use crate::error::{Error, Result};
@@ -111,6 +112,19 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
         parts.test = 0;
     }
     Ok(parts)
+}
+
+/// The arrays of an archive that are numbers or texts.
+pub(super) fn named_arrays(source: &Path) -> Result<BTreeMap<String, NpzArray>> {
+    let (arrays, _) = load(source, &ImportOptions::default())?;
+    let named = arrays.into_iter().filter_map(|(key, array)| {
+        let found = match array.kind {
+            'U' | 'S' => NpzArray::Texts(array.texts()),
+            _ => NpzArray::Numbers { values: array.numbers()?.collect(), shape: array.shape.clone() },
+        };
+        Some((key, found))
+    });
+    Ok(named.collect())
 }
 
 /// The arrays of a file by their keys, in lower case.

@@ -50,13 +50,20 @@ pub struct OfficialWeights {
 pub const WEIGHTS_DIR: &str = "weights";
 
 /// The published weights that the engine knows.
-pub static WEIGHTS: [OfficialWeights; 1] = [
+pub static WEIGHTS: [OfficialWeights; 2] = [
     // torchvision's `ResNet18_Weights.IMAGENET1K_V1`; the digits in its files' names begin their SHA-256.
     OfficialWeights {
         name: "resnet18",
         title: "ResNet-18 of torchvision, trained on ImageNet-1k",
         bases: &["https://download.pytorch.org/models/"],
         file: OfficialFile { name: "resnet18-f37072fd.pth", bytes: 46_830_571, sha256: "f37072fd" },
+    },
+    // The graph of 2015-12-05 that FID goes by, as pytorch-fid converted it.
+    OfficialWeights {
+        name: "inception",
+        title: "InceptionV3 of 2015, as FID uses it",
+        bases: &["https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"],
+        file: OfficialFile { name: "pt_inception-2015-12-05-6726825d.pth", bytes: 95_628_359, sha256: "6726825d" },
     },
 ];
 

@@ -20,6 +20,21 @@ pub trait Classifier {
     /// # Errors
     /// Those of the ops.
     fn forward(&self, s: &Scope, images: &Var) -> Result<Var>;
+
+    /// Of the same images: the features that the logits are a linear function of, `[B, width]`, and the logits, both f32; None of a
+    /// network that shows none. Distances of image sets are taken on them.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    fn features(&self, s: &Scope, images: &Var) -> Result<Option<[Var; 2]>> {
+        let _ = (s, images);
+        Ok(None)
+    }
+
+    /// The width of [`Classifier::features`]; 0 where there are none.
+    fn num_features(&self) -> usize {
+        0
+    }
 }
 
 impl Classifier for Resnet {
@@ -33,5 +48,13 @@ impl Classifier for Resnet {
 
     fn forward(&self, s: &Scope, images: &Var) -> Result<Var> {
         self.forward(s, images)
+    }
+
+    fn features(&self, s: &Scope, images: &Var) -> Result<Option<[Var; 2]>> {
+        self.pooled(s, images).map(Some)
+    }
+
+    fn num_features(&self) -> usize {
+        *self.config().widths.last().unwrap_or(&0)
     }
 }

@@ -36,4 +36,4 @@ pub use self::read::{LONGEST_FILE, Note, Picture, PictureKind, decode_picture, i
 pub use animation::{Timing as AnimationTiming, encode_apng, encode_gif, write_animation};
 pub use fit::Fit;
 pub use grid::{Labels, Layout, beside, grid, labelled_grid, strip};
-pub use plot::{LossCurve, Timing, loss_curve, render_loss_curve};
+pub use plot::{LossCurve, MetricCurve, Timing, loss_curve, render_loss_curve, render_metric_curve};

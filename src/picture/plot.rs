@@ -1,5 +1,7 @@
 //! The loss curve of a run.
 
+mod curve;
+
 use std::path::Path;
 
 use plotters::coord::Shift;
@@ -9,6 +11,8 @@ use plotters::prelude::*;
 use super::text::{draw_text, fitted, text_width};
 use super::{Image, write_png};
 use crate::{Error, Result};
+
+pub use curve::{MetricCurve, render_metric_curve};
 
 const WIDTH: i32 = 1080;
 const HEIGHT: i32 = 640;
@@ -68,13 +72,18 @@ pub fn loss_curve(path: impl AsRef<Path>, curve: &LossCurve) -> Result<()> {
 /// # Errors
 /// [`Error::Unsupported`] where the plotting library refuses, which no input is known to cause.
 pub fn render_loss_curve(curve: &LossCurve) -> Result<Image> {
+    rendered("loss curve", |area, words| draw(area, words, curve))
+}
+
+/// A picture of what `draw` draws, and of its words.
+fn rendered(what: &'static str, draw: impl FnOnce(&Area, &mut Vec<Word>) -> Drawn) -> Result<Image> {
     let mut pixels = vec![255; (WIDTH * FINE * HEIGHT * FINE * 3) as usize];
     let mut words = Vec::new();
     {
         let size = ((WIDTH * FINE) as u32, (HEIGHT * FINE) as u32);
         let area = BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area();
-        draw(&area, &mut words, curve).and_then(|()| Ok(area.present()?)).map_err(|error| Error::Unsupported {
-            op: "loss curve",
+        draw(&area, &mut words).and_then(|()| Ok(area.present()?)).map_err(|error| Error::Unsupported {
+            op: what,
             device: "the plotting library".into(),
             reason: error.to_string(),
         })?;
@@ -198,7 +207,8 @@ fn draw(area: &Area, words: &mut Vec<Word>, curve: &LossCurve) -> Drawn {
         .margin_top(TOP * FINE)
         .margin_bottom(FINE * if curve.steps_per_epoch.is_some() { 74 } else { 56 })
         .build_cartesian_2d(0.0..last * 1.01, floor..top + room)?;
-    axes(words, &mut chart, curve, last, scale, (floor, top + room))?;
+    let name = if scale.log { "loss (logarithmic)" } else { "loss" };
+    axes(words, &mut chart, (curve.steps_per_epoch, "optimizer step", name), last, scale, (floor, top + room))?;
 
     let line = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
         let inside = |loss: f64| scale.of(if scale.log { loss.max(low * 0.1) } else { loss }).clamp(floor, top + room);
@@ -262,7 +272,7 @@ fn draw_legend(area: &Area, words: &mut Vec<Word>, entries: &[(&str, ShapeStyle,
 fn axes(
     words: &mut Vec<Word>,
     chart: &mut Chart,
-    curve: &LossCurve,
+    (steps_per_epoch, over, of): (Option<f64>, &str, &str),
     last: f64,
     scale: Scale,
     (floor, top): (f64, f64),
@@ -287,8 +297,8 @@ fn axes(
     let corner = [(0.0, top), (0.0, floor), (last * 1.01, floor)];
     chart.draw_series(LineSeries::new(corner, AXIS.stroke_width(FINE as u32)))?;
 
-    let mut name = "optimizer step".to_string();
-    if let Some(steps) = curve.steps_per_epoch.filter(|steps| *steps >= 1.0 && steps.is_finite()) {
+    let mut name = over.to_string();
+    if let Some(steps) = steps_per_epoch.filter(|steps| *steps >= 1.0 && steps.is_finite()) {
         name = format!("optimizer step ({} an epoch)", grouped(steps.round() as u64));
         if last >= steps {
             for epoch in round_steps(last / steps) {
@@ -300,8 +310,7 @@ fn axes(
     }
     let below = HEIGHT - 26;
     words.push(Word::new((WIDTH - RIGHT, below), Anchor::Right, name, 14.0, INK));
-    let name = if scale.log { "loss (logarithmic)" } else { "loss" };
-    words.push(Word::new((left, below), Anchor::Left, name, 14.0, INK));
+    words.push(Word::new((left, below), Anchor::Left, of, 14.0, INK));
     Ok(())
 }
 

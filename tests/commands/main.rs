@@ -9,6 +9,7 @@ mod compare;
 mod convert;
 mod data;
 mod edit;
+mod eval;
 mod house;
 mod large;
 mod pipeline;

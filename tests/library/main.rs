@@ -9,6 +9,7 @@ mod tiny;
 
 mod backbone;
 mod batch;
+mod evaluation;
 mod goldens;
 mod guidance;
 mod models;

@@ -168,7 +168,7 @@ fn conv2d_agrees() {
     for (op, geometry) in [
         ("conv2d_point", Geometry::same(1)),
         ("conv2d_down", Geometry { stride: 2, ..same }),
-        ("conv2d_down_after", Geometry { stride: 2, pad_before: 0, ..same }),
+        ("conv2d_down_after", Geometry { stride: 2, pad_before: [0, 0], ..same }),
         ("conv2d_stem", Geometry { stride: 2, ..Geometry::same(7) }),
         ("conv2d_up", Geometry { resize: Some([8, 12]), ..same }),
         ("conv2d_up_odd", Geometry { resize: Some([7, 11]), ..same }),

@@ -7,9 +7,11 @@ pub mod attention;
 pub mod balanced_loss;
 pub mod batch_norm;
 pub mod case;
+pub mod concat;
 pub mod control;
 pub mod conv2d;
 pub mod cross_entropy;
+pub mod depthwise_conv2d;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
@@ -53,8 +55,10 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "attention", cases: attention::cases },
     Op { name: "balanced_loss", cases: balanced_loss::cases },
     Op { name: "batch_norm", cases: batch_norm::cases },
+    Op { name: "concat", cases: concat::cases },
     Op { name: "conv2d", cases: conv2d::cases },
     Op { name: "cross_entropy", cases: cross_entropy::cases },
+    Op { name: "depthwise_conv2d", cases: depthwise_conv2d::cases },
     Op { name: "dropout", cases: dropout::cases },
     Op { name: "elementwise", cases: elementwise::cases },
     Op { name: "embedding", cases: embedding::cases },

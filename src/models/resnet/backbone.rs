@@ -69,14 +69,14 @@ struct BasicBlock {
 impl BasicBlock {
     fn new(builder: &mut Builder, name: &str, channels: usize, out: usize, stride: usize, moving: Moving) -> Self {
         let part = |part: &str| format!("{name}.{part}");
-        let strided = |pad_before| Geometry { stride, pad_before, resize: None };
+        let strided = |kernel| Geometry::same(kernel).strided(stride);
         Self {
-            conv1: conv(builder, &part("conv1"), channels, out, 3).geometry(strided(1)),
+            conv1: conv(builder, &part("conv1"), channels, out, 3).geometry(strided(3)),
             bn1: BatchNorm::new(builder, &part("bn1"), out, moving),
             conv2: conv(builder, &part("conv2"), out, out, 3),
             bn2: BatchNorm::new(builder, &part("bn2"), out, moving),
             downsample: (stride > 1 || channels != out).then(|| {
-                let projection = conv(builder, &part("downsample.0"), channels, out, 1).geometry(strided(0));
+                let projection = conv(builder, &part("downsample.0"), channels, out, 1).geometry(strided(1));
                 (projection, BatchNorm::new(builder, &part("downsample.1"), out, moving))
             }),
         }
@@ -113,7 +113,7 @@ impl Backbone {
             Stem::Small => (Geometry::same(3), 3, None),
             Stem::Imagenet => {
                 let window = Window { kernel: 3, stride: 2, padding: 1 };
-                (Geometry { stride: 2, pad_before: 3, resize: None }, 7, Some(window))
+                (Geometry::same(7).strided(2), 7, Some(window))
             }
         };
         let normalisation = Normalisation::new(builder, colours);

@@ -78,8 +78,18 @@ impl Resnet {
     /// [`Error::Shape`] for images of another size.
     pub fn forward(&self, s: &Scope, images: &Var) -> Result<Var> {
         check_images("resnet", images, self.image_shape())?;
-        let features = self.backbone.forward(s, images)?;
-        let logits = self.fc.forward(s, &global_average_pool(s, &features)?)?;
-        cast(s, &logits, DType::F32)
+        let [_, logits] = self.pooled(s, images)?;
+        Ok(logits)
+    }
+
+    /// Of the same images: the features of the last layer's mean pixel `[B, width]`, and the logits; both f32.
+    ///
+    /// # Errors
+    /// As [`Resnet::forward`].
+    pub fn pooled(&self, s: &Scope, images: &Var) -> Result<[Var; 2]> {
+        check_images("resnet", images, self.image_shape())?;
+        let features = global_average_pool(s, &self.backbone.forward(s, images)?)?;
+        let logits = self.fc.forward(s, &features)?;
+        Ok([cast(s, &features, DType::F32)?, cast(s, &logits, DType::F32)?])
     }
 }

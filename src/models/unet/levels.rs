@@ -165,5 +165,5 @@ fn halving(padding: DownsamplePadding, size: ImageSize) -> Geometry {
         // An odd image needs two rows, one on each side; an even one a single row. Both sides are alike in this.
         DownsamplePadding::Same => size.height % 2,
     };
-    Geometry { stride: 2, pad_before, resize: None }
+    Geometry { stride: 2, pad_before: [pad_before; 2], ..Geometry::same(3) }
 }

@@ -16,9 +16,16 @@ const BIAS: With = With { bias: true, ..NOTHING };
 const ALL: With = With { bias: true, channel_add: true, residual: true };
 
 /// x `[b, h, w, cin]`, weight `[cout, k, k, cin]`.
-fn case(name: &str, [b, h, w, cin]: [usize; 4], cout: usize, k: usize, geometry: Geometry, with: With) -> Case {
-    let [ho, wo] = geometry.resize.unwrap_or([h, w]).map(|n| n.div_ceil(geometry.stride));
-    let mut inputs = vec![Input::activation("x", [b, h, w, cin]), Input::weight("weight", [cout, k, k, cin])];
+fn case(name: &str, x: [usize; 4], cout: usize, k: usize, geometry: Geometry, with: With) -> Case {
+    window(name, x, cout, [k, k], geometry, with)
+}
+
+/// x `[b, h, w, cin]`, weight `[cout, ky, kx, cin]`.
+fn window(name: &str, x: [usize; 4], cout: usize, kernel: [usize; 2], geometry: Geometry, with: With) -> Case {
+    let ([b, h, w, cin], [ky, kx]) = (x, kernel);
+    let size = geometry.resize.unwrap_or([h, w]);
+    let [ho, wo] = [0, 1].map(|axis| geometry.out(size[axis], kernel[axis], axis).expect("a window that fits"));
+    let mut inputs = vec![Input::activation("x", x), Input::weight("weight", [cout, ky, kx, cin])];
     if with.bias {
         inputs.push(Input::parameter("bias", [cout]));
     }
@@ -35,7 +42,7 @@ fn case(name: &str, [b, h, w, cin]: [usize; 4], cout: usize, k: usize, geometry:
         let residual = with.residual.then(|| rest.next()).flatten();
         Ok(vec![conv2d(tape, &inputs[0], &inputs[1], bias, geometry, channel_add, residual)?])
     })
-    .sums((k * k * cin.max(cout)).max(b * ho * wo))
+    .sums((ky * kx * cin.max(cout)).max(b * ho * wo))
 }
 
 /// Windows of 1, 3, 5 and 7, strides, both ways of padding, resizing, odd sizes, and the presets' shapes to time.
@@ -43,7 +50,7 @@ pub fn cases() -> Vec<Case> {
     let same = Geometry::same(3);
     let point = Geometry::same(1);
     let down = Geometry { stride: 2, ..same };
-    let down_after = Geometry { stride: 2, pad_before: 0, resize: None };
+    let down_after = Geometry { stride: 2, pad_before: [0, 0], ..same };
     let up = |h, w| Geometry { resize: Some([h, w]), ..same };
     vec![
         case("b2_h5_w6_c8_o16", [2, 5, 6, 8], 16, 3, same, BIAS),
@@ -88,6 +95,23 @@ pub fn cases() -> Vec<Case> {
             Geometry { resize: Some([6, 8]), ..Geometry::same(5) },
             BIAS,
         ),
+        // Windows that are no squares, and windows that stay within the image.
+        window("row_b2_h5_w9_c8_o16", [2, 5, 9, 8], 16, [1, 7], Geometry::centred([1, 7]), BIAS),
+        window("column_b2_h9_w5_c16_o9", [2, 9, 5, 16], 9, [7, 1], Geometry::centred([7, 1]), ALL),
+        window("row3_b1_h4_w6_c5_o7", [1, 4, 6, 5], 7, [1, 3], Geometry::centred([1, 3]), NOTHING),
+        window("tall_down_b2_h7_w6_c6_o8", [2, 7, 6, 6], 8, [5, 3], Geometry::centred([5, 3]).strided(2), BIAS),
+        window(
+            "row_up_b1_h3_w4_to_h6_w8_c4_o8",
+            [1, 3, 4, 4],
+            8,
+            [1, 7],
+            Geometry { resize: Some([6, 8]), ..Geometry::centred([1, 7]) },
+            BIAS,
+        ),
+        case("within_b2_h6_w9_c16_o16", [2, 6, 9, 16], 16, 3, Geometry::within(1), ALL),
+        case("within_down_b2_h9_w8_c3_o8", [2, 9, 8, 3], 8, 3, Geometry::within(2), BIAS),
+        case("within_exact_b1_h3_w3_c5_o6", [1, 3, 3, 5], 6, 3, Geometry::within(2), NOTHING),
+        window("row_b16_h17_c192_o192", [16, 17, 17, 192], 192, [1, 7], Geometry::centred([1, 7]), BIAS).large(),
         case("level0_b32_h32_c64_o64", [32, 32, 32, 64], 64, 3, same, ALL).large(),
         case("level1_b32_h16_c128_o128", [32, 16, 16, 128], 128, 3, same, ALL).large(),
         case("level2_b32_h8_c256_o256", [32, 8, 8, 256], 256, 3, same, ALL).large(),

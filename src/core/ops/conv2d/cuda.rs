@@ -54,9 +54,11 @@ macro_rules! launch_product {
             out_width: $sizes.out[1] as u32,
             cin: $sizes.cin as u32,
             cout: $sizes.cout as u32,
-            kernel: $sizes.kernel as u32,
+            kernel_height: $sizes.kernel[0] as u32,
+            kernel_width: $sizes.kernel[1] as u32,
             stride: $sizes.stride as u32,
-            pad: $sizes.pad as u32,
+            pad_height: $sizes.pad[0] as u32,
+            pad_width: $sizes.pad[1] as u32,
             $($field: $value),*
         })
     };
@@ -195,9 +197,9 @@ mod tests {
                 out: [size; 2],
                 cin: 1,
                 cout: 1,
-                kernel: 3,
+                kernel: [3, 3],
                 stride: 1,
-                pad: 1,
+                pad: [1, 1],
             };
             for i in 0..size {
                 assert_eq!((i as u64 * scale(sizes, 0)) >> 32, (i * source / size) as u64, "{i} of {source} to {size}");

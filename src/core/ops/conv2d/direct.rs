@@ -177,13 +177,13 @@ impl Direct {
         let along = |axis: usize, count: usize| -> Vec<Option<usize>> {
             (0..count)
                 .map(|i| {
-                    i.checked_sub(pad)
+                    i.checked_sub(pad[axis])
                         .filter(|&i| i < sizes.size[axis])
                         .map(|i| i * sizes.source[axis] / sizes.size[axis])
                 })
                 .collect()
         };
-        let reach = |axis: usize| (sizes.out[axis] - 1) * stride + kernel;
+        let reach = |axis: usize| (sizes.out[axis] - 1) * stride + kernel[axis];
         let width = reach(1).div_ceil(stride);
         let columns = along(1, width * stride);
         let column = (0..stride).flat_map(|plane| columns[plane..].iter().step_by(stride).copied()).collect();
@@ -196,9 +196,9 @@ impl Direct {
             stride: (sizes.source[1] == sizes.size[1]).then_some(stride * cin),
             source_width: sizes.source[1],
         };
-        let taps = (0..kernel * kernel)
+        let taps = (0..sizes.taps())
             .map(|tap| {
-                let (ky, kx) = (tap / kernel, tap % kernel);
+                let (ky, kx) = sizes.tap(tap);
                 (ky * rows.pitch() + kx % stride * cin * width + kx / stride, tap * cin)
             })
             .collect();
@@ -206,7 +206,7 @@ impl Direct {
             rows,
             classes: vec![Class { taps, first: [0, 0], count: sizes.out }],
             row_step: stride,
-            reach: kernel,
+            reach: kernel[0],
             spread: 1,
             out: sizes.out,
             cout: sizes.cout,
@@ -217,11 +217,13 @@ impl Direct {
     /// From dy to dx̂.
     pub(super) fn input_gradient(sizes: &Sizes) -> Self {
         let Sizes { kernel, stride, pad, cin, cout, .. } = *sizes;
-        // Row i of x̂ gets, by tap k, row (i + pad - k) / stride of dy where that is whole: at most `before` rows above the first.
-        let before = (kernel - 1).saturating_sub(pad).div_ceil(stride);
-        let after = |axis: usize| (sizes.size[axis] - 1 + pad) / stride + 1;
+        // Along each axis: row i of x̂ gets, by tap k, row (i + pad - k) / stride of dy where that is whole: at most `before` rows above the first.
+        let before = [0, 1].map(|axis| (kernel[axis] - 1).saturating_sub(pad[axis]).div_ceil(stride));
+        let after = |axis: usize| (sizes.size[axis] - 1 + pad[axis]) / stride + 1;
         let along = |axis: usize| -> Vec<Option<usize>> {
-            (0..before + after(axis)).map(|i| i.checked_sub(before).filter(|&i| i < sizes.out[axis])).collect()
+            (0..before[axis] + after(axis))
+                .map(|i| i.checked_sub(before[axis]).filter(|&i| i < sizes.out[axis]))
+                .collect()
         };
         let column = along(1);
         let rows = Rows {
@@ -234,23 +236,24 @@ impl Direct {
             source_width: sizes.out[1],
         };
         // The padded row of tap k for row `stride * j + parity`, counted from j.
-        let reached = |parity: usize, k: usize| {
-            let at = (parity + pad + stride * before).checked_sub(k)?;
+        let reached = |axis: usize, parity: usize, k: usize| {
+            let at = (parity + pad[axis] + stride * before[axis]).checked_sub(k)?;
             at.is_multiple_of(stride).then_some(at / stride)
         };
         let mut classes = Vec::new();
         for parity in 0..stride * stride {
             let first = [parity / stride, parity % stride];
             let mut taps = Vec::new();
-            for (ky, kx) in (0..kernel * kernel).map(|tap| (tap / kernel, tap % kernel)) {
-                if let (Some(row), Some(column)) = (reached(first[0], ky), reached(first[1], kx)) {
-                    taps.push((row * rows.pitch() + column, (ky * kernel + kx) * cin));
+            for tap in 0..sizes.taps() {
+                let (ky, kx) = sizes.tap(tap);
+                if let (Some(row), Some(column)) = (reached(0, first[0], ky), reached(1, first[1], kx)) {
+                    taps.push((row * rows.pitch() + column, tap * cin));
                 }
             }
             let count = [0, 1].map(|axis| (sizes.size[axis] + stride - 1 - first[axis]) / stride);
             classes.push(Class { taps, first, count });
         }
-        let reach = (stride - 1 + pad + stride * before) / stride + 1;
+        let reach = (stride - 1 + pad[0] + stride * before[0]) / stride + 1;
         Self {
             rows,
             classes,

@@ -17,8 +17,8 @@ const TAPS: usize = 16;
 
 /// Whether this module's way is open to a convolution.
 pub(super) fn fits(sizes: &Sizes) -> bool {
-    let Sizes { source, size, kernel, stride, pad, .. } = *sizes;
-    kernel == 3 && stride == 1 && pad == 1 && size == source.map(|source| 2 * source)
+    let Sizes { source, size, out, kernel, stride, pad, .. } = *sizes;
+    kernel == [3, 3] && stride == 1 && pad == [1, 1] && out == size && size == source.map(|source| 2 * source)
 }
 
 /// y from x; `output` says where it goes.

@@ -1,8 +1,8 @@
 //! Convolution in two dimensions, channels last, with everything that usually surrounds it in the same pass.
 //!
-//! With stride s, padding p, and x̂ the image x, or x resized by nearest neighbour, zero outside:
+//! With stride s, padding (p, q), and x̂ the image x, or x resized by nearest neighbour, zero outside:
 //!
-//! y\[b, i, j, o\] = Σ over (ky, kx, c) of w\[o, ky, kx, c\] · x̂\[b, s i + ky − p, s j + kx − p, c\], plus bias\[o\], plus
+//! y\[b, i, j, o\] = Σ over (ky, kx, c) of w\[o, ky, kx, c\] · x̂\[b, s i + ky − p, s j + kx − q, c\], plus bias\[o\], plus
 //! channel_add\[b, o\], plus residual\[b, i, j, o\].
 //!
 //! The gradients: dx̂ is the transposed convolution of dy (and dx sums x̂'s copies), dw = Σ over pixels of dy · x̂,
@@ -61,15 +61,41 @@ pub struct Geometry {
     /// Distance of neighbouring windows: 1 or 2.
     pub stride: usize,
     /// Rows and columns of zeros before the first one; behind the last come as many as the windows reach.
-    pub pad_before: usize,
+    pub pad_before: [usize; 2],
     /// Height and width to which the input is resized before, by nearest neighbour (row i of H comes from row ⌊i h / H⌋).
     pub resize: Option<[usize; 2]>,
+    /// Whether no window reaches behind the last row or column: there are no zeros behind, and the result is smaller.
+    pub valid: bool,
 }
 
 impl Geometry {
-    /// A window that stays centred: stride 1, `kernel / 2` zeros around; the result has the input's size.
+    /// A square window that stays centred: stride 1, `kernel / 2` zeros around; the result has the input's size.
     pub fn same(kernel: usize) -> Self {
-        Self { stride: 1, pad_before: kernel / 2, resize: None }
+        Self::centred([kernel; 2])
+    }
+
+    /// The same of a window of `kernel` rows and columns.
+    pub fn centred(kernel: [usize; 2]) -> Self {
+        Self { stride: 1, pad_before: kernel.map(|side| side / 2), resize: None, valid: false }
+    }
+
+    /// Windows of `stride` that lie within the image: no zeros at all.
+    pub fn within(stride: usize) -> Self {
+        Self { stride, pad_before: [0, 0], resize: None, valid: true }
+    }
+
+    /// The same windows, further apart.
+    pub fn strided(self, stride: usize) -> Self {
+        Self { stride, ..self }
+    }
+
+    /// Height or width of the result along `axis`, of `size` pixels (after the resize) and a window of `kernel`; None where it fits
+    /// nowhere.
+    fn out(&self, size: usize, kernel: usize, axis: usize) -> Option<usize> {
+        match self.valid {
+            true => (size + self.pad_before[axis]).checked_sub(kernel).map(|last| last / self.stride + 1),
+            false => Some(size.div_ceil(self.stride)),
+        }
     }
 }
 
@@ -85,15 +111,26 @@ struct Sizes {
     out: [usize; 2],
     cin: usize,
     cout: usize,
-    kernel: usize,
+    /// Rows and columns of the window.
+    kernel: [usize; 2],
     stride: usize,
-    pad: usize,
+    pad: [usize; 2],
 }
 
 impl Sizes {
+    /// Pixels of the window.
+    fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+
+    /// Row and column of a tap.
+    fn tap(&self, tap: usize) -> (usize, usize) {
+        (tap / self.kernel[1], tap % self.kernel[1])
+    }
+
     /// Taps times channels: the length of the sum behind an element of y.
     fn depth(&self) -> usize {
-        self.kernel * self.kernel * self.cin
+        self.taps() * self.cin
     }
 
     /// Pixels of y in one image.
@@ -104,17 +141,19 @@ impl Sizes {
     /// Multiply-adds that meet the image rather than its padding, in one output channel of one image.
     fn taps_inside(&self) -> usize {
         let along = |axis: usize| -> usize {
-            let inside =
-                |i: usize, k: usize| (i * self.stride + k).checked_sub(self.pad).is_some_and(|at| at < self.size[axis]);
-            (0..self.out[axis]).map(|i| (0..self.kernel).filter(|&k| inside(i, k)).count()).sum()
+            let inside = |i: usize, k: usize| {
+                (i * self.stride + k).checked_sub(self.pad[axis]).is_some_and(|at| at < self.size[axis])
+            };
+            (0..self.out[axis]).map(|i| (0..self.kernel[axis]).filter(|&k| inside(i, k)).count()).sum()
         };
         along(0) * along(1)
     }
 }
 
-/// Convolves `x` `[B, h, w, Cin]` with `weight` `[Cout, k, k, Cin]` (k odd) of the same dtype.
+/// Convolves `x` `[B, h, w, Cin]` with `weight` `[Cout, ky, kx, Cin]` (ky, kx odd) of the same dtype.
 ///
-/// With H, W the size after `geometry.resize` the result is `[B, ⌈H / stride⌉, ⌈W / stride⌉, Cout]` in the dtype of `x`. Added, where
+/// With H, W the size after `geometry.resize` the result is `[B, ⌈H / stride⌉, ⌈W / stride⌉, Cout]` in the dtype of `x`; of a
+/// `geometry.valid` it is as many windows as fit, `⌊(H + pad_before − ky) / stride⌋ + 1` rows. Added, where
 /// given: `bias` `[Cout]` in `f32`, `channel_add` `[B, Cout]` and `residual` (of the result's shape) in the dtype of `x`. The weight's
 /// gradient is `f32` (`f64` in oracle runs).
 ///
@@ -178,13 +217,13 @@ pub fn conv2d(
 }
 
 fn sizes(x: &Var, weight: &Var, geometry: Geometry) -> Result<Sizes> {
-    let (&[batch, h, w, cin], &[cout, kernel, columns, channels]) = (x.sizes(), weight.sizes()) else {
+    let (&[batch, h, w, cin], &[cout, rows, columns, channels]) = (x.sizes(), weight.sizes()) else {
         let message =
-            format!("x {} and weight {}; they are [B, H, W, Cin] and [Cout, k, k, Cin]", x.shape(), weight.shape());
+            format!("x {} and weight {}; they are [B, H, W, Cin] and [Cout, ky, kx, Cin]", x.shape(), weight.shape());
         return Err(Error::shape(OP, message));
     };
-    if kernel != columns
-        || kernel.is_multiple_of(2)
+    let kernel = [rows, columns];
+    if kernel.iter().any(|side| side.is_multiple_of(2))
         || channels != cin
         || cin * cout == 0
         || x.dtype() != weight.dtype()
@@ -194,16 +233,20 @@ fn sizes(x: &Var, weight: &Var, geometry: Geometry) -> Result<Sizes> {
             format!("x {} {} and weight {} {} do not fit", x.shape(), x.dtype(), weight.shape(), weight.dtype()),
         ));
     }
-    let Geometry { stride, pad_before: pad, resize } = geometry;
+    let Geometry { stride, pad_before: pad, resize, .. } = geometry;
     let size = resize.unwrap_or([h, w]);
     if !matches!(stride, 1 | 2)
-        || pad >= kernel
+        || pad.iter().zip(&kernel).any(|(pad, kernel)| pad >= kernel)
         || (size.contains(&0) && h * w > 0)
         || (h * w == 0 && !size.contains(&0))
     {
-        return Err(Error::shape(OP, format!("{geometry:?} for x {} and a window of {kernel}", x.shape())));
+        return Err(Error::shape(OP, format!("{geometry:?} for x {} and a window of {rows} x {columns}", x.shape())));
     }
-    let out = size.map(|n| n.div_ceil(stride));
+    let out = [0, 1].map(|axis| geometry.out(size[axis], kernel[axis], axis));
+    let [Some(height), Some(width)] = out else {
+        return Err(Error::shape(OP, format!("a window of {rows} x {columns} is larger than x {}", x.shape())));
+    };
+    let out = [height, width];
     Ok(Sizes { batch, source: [h, w], size, out, cin, cout, kernel, stride, pad })
 }
 

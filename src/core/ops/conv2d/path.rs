@@ -62,9 +62,9 @@ mod tests {
             out: [size.div_ceil(stride); 2],
             cin: channels,
             cout: channels,
-            kernel,
+            kernel: [kernel; 2],
             stride,
-            pad: kernel / 2,
+            pad: [kernel / 2; 2],
         };
         for (sizes, dtype, ways) in [
             (sizes(8, 8, 32, 3, 1), DType::F32, [Path::Winograd, Path::Winograd]),

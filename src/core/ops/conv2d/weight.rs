@@ -17,7 +17,7 @@ use crate::tape::Accumulate;
 /// Pixels in a chunk, about; enough that loading and storing the sums costs little.
 const CHUNK_PIXELS: usize = 256;
 
-/// dw `[Cout, k, k, Cin]` from dy `[B, Ho, Wo, Cout]` and x `[B, h, w, Cin]`.
+/// dw `[Cout, ky, kx, Cin]` from dy `[B, Ho, Wo, Cout]` and x `[B, h, w, Cin]`.
 pub(super) fn weight_gradient<T: Float>(sizes: &Sizes, dw: &mut [T], dy: &[T], x: &[T], mode: Accumulate) {
     assert_eq!(dw.len(), sizes.cout * sizes.depth());
     assert_eq!(dy.len(), sizes.batch * sizes.out_pixels() * sizes.cout);
@@ -40,10 +40,10 @@ const fn tile_rows<S: Simd>() -> usize {
 
 /// The windows along one axis that a tap takes to the image, and where the first one meets it.
 fn reach(sizes: &Sizes, axis: usize, k: usize) -> (usize, usize, usize) {
-    let first = sizes.pad.saturating_sub(k).div_ceil(sizes.stride);
+    let first = sizes.pad[axis].saturating_sub(k).div_ceil(sizes.stride);
     // i * stride + k - pad < size
-    let last = (sizes.size[axis] + sizes.pad).saturating_sub(k).div_ceil(sizes.stride).min(sizes.out[axis]);
-    (first.min(last), last, (first * sizes.stride + k).saturating_sub(sizes.pad))
+    let last = (sizes.size[axis] + sizes.pad[axis]).saturating_sub(k).div_ceil(sizes.stride).min(sizes.out[axis]);
+    (first.min(last), last, (first * sizes.stride + k).saturating_sub(sizes.pad[axis]))
 }
 
 /// Some pixels: whole images, or rows `rows` of one.
@@ -75,7 +75,7 @@ impl<T: Float> WithSimd for Gradient<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { sizes, dw, dy, x, mode } = self;
-        let Sizes { cin, cout, kernel, .. } = *sizes;
+        let Sizes { cin, cout, .. } = *sizes;
         let panel = 2 * T::lanes::<S>();
         let panels = cin.div_ceil(panel);
         let tiles = cout.div_ceil(tile_rows::<S>());
@@ -99,7 +99,7 @@ impl<T: Float> WithSimd for Gradient<'_, T> {
             }
             let x = if copies { &*hats } else { x };
             // Tiles of the gradient, by output channels first: a task then reads a part of dy only.
-            let units = tiles * kernel * kernel;
+            let units = tiles * sizes.taps();
             let threads = parallel::threads();
             let groups = if threads == 1 { 1 } else { (2 * threads).min(units) };
             let to = Shared::new(dw);
@@ -144,16 +144,17 @@ impl<T: Float, S: Simd> NullaryFnOnce for Group<'_, T, S> {
     #[inline(always)]
     fn call(self) {
         let Self { simd, sizes, chunks, units, tiles, to, dy, x, pitch, add } = self;
-        let Sizes { cin, cout, kernel, stride, .. } = *sizes;
-        let (panel, depth, taps) = (2 * T::lanes::<S>(), sizes.depth(), kernel * kernel);
+        let Sizes { cin, cout, stride, .. } = *sizes;
+        let (panel, depth, taps) = (2 * T::lanes::<S>(), sizes.depth(), sizes.taps());
         let ([_, out_width], [height, width]) = (sizes.out, sizes.size);
         for (number, chunk) in chunks.iter().enumerate() {
             let images = chunk.images.1 - chunk.images.0;
             for unit in units.0..units.1 {
                 let (tile, tap) = (unit / taps, unit % taps);
                 let (o0, o1) = (tile * cout / tiles, (tile + 1) * cout / tiles);
-                let (top, bottom, source_top) = reach(sizes, 0, tap / kernel);
-                let (left, right, source_left) = reach(sizes, 1, tap % kernel);
+                let (ky, kx) = sizes.tap(tap);
+                let (top, bottom, source_top) = reach(sizes, 0, ky);
+                let (left, right, source_left) = reach(sizes, 1, kx);
                 let (first, last) = (top.max(chunk.rows.0), bottom.min(chunk.rows.1));
                 let (rows, columns) = (last.saturating_sub(first), right - left);
                 let images = if rows * columns == 0 { 0 } else { images };

@@ -39,8 +39,8 @@ const SKEW: usize = 16;
 
 /// Whether a convolution is one of 3x3 taps that keeps the image's size, with channels in whole blocks.
 pub(super) fn fits(sizes: &Sizes) -> bool {
-    let Sizes { kernel, stride, pad, cin, cout, .. } = *sizes;
-    kernel == 3 && stride == 1 && pad == 1 && cin % BLOCK == 0 && cout % BLOCK == 0
+    let Sizes { size, out, kernel, stride, pad, cin, cout, .. } = *sizes;
+    kernel == [3, 3] && stride == 1 && pad == [1, 1] && out == size && cin % BLOCK == 0 && cout % BLOCK == 0
 }
 
 /// Where tiles lie in images.

@@ -11,7 +11,7 @@ fn values(len: usize, salt: usize) -> Vec<f32> {
 
 fn sizes(batch: usize) -> Sizes {
     let size = [11, 14];
-    Sizes { batch, source: size, size, out: size, cin: 32, cout: 48, kernel: 3, stride: 1, pad: 1 }
+    Sizes { batch, source: size, size, out: size, cin: 32, cout: 48, kernel: [3, 3], stride: 1, pad: [1, 1] }
 }
 
 fn plain(data: &mut [f32]) -> Output<'_, f32> {

@@ -10,6 +10,14 @@ pub(super) fn unary<T: Float>(function: Function, x: &Tensor, y: &Tensor) {
     match function {
         Function::Gelu => vector::par_map(y, x, Accumulate::Write, activation::gelu),
         Function::Silu => vector::par_map(y, x, Accumulate::Write, activation::silu),
+        Function::Relu => vector::par_map(y, x, Accumulate::Write, |x| if x < T::ZERO { T::ZERO } else { x }),
+        Function::Relu6 => {
+            let six = T::from_f32(6.0);
+            vector::par_map(y, x, Accumulate::Write, move |x| {
+                let x = if x < T::ZERO { T::ZERO } else { x };
+                if x > six { six } else { x }
+            });
+        }
     }
 }
 
@@ -18,6 +26,11 @@ pub(super) fn unary_backward<T: Float>(function: Function, x: &Tensor, dy: &Tens
     match function {
         Function::Gelu => vector::par_map2(to, dy, x, mode, |dy, x| dy * activation::gelu_derivative(x)),
         Function::Silu => vector::par_map2(to, dy, x, mode, |dy, x| dy * activation::silu_derivative(x)),
+        Function::Relu => vector::par_map2(to, dy, x, mode, |dy, x| if x > T::ZERO { dy } else { T::ZERO }),
+        Function::Relu6 => {
+            let six = T::from_f32(6.0);
+            vector::par_map2(to, dy, x, mode, move |dy, x| if x > T::ZERO && x < six { dy } else { T::ZERO });
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::{Function, Gate, GateBackward};
 use crate::device::launches::{
-    ElementwiseAdd, ElementwiseGateBwd, ElementwiseGateFwd, ElementwiseGeluBwd, ElementwiseGeluFwd, ElementwiseScale,
+    ElementwiseAdd, ElementwiseGateBwd, ElementwiseGateFwd, ElementwiseGeluBwd, ElementwiseGeluFwd,
+    ElementwiseRelu6Bwd, ElementwiseRelu6Fwd, ElementwiseReluBwd, ElementwiseReluFwd, ElementwiseScale,
     ElementwiseSiluBwd, ElementwiseSiluFwd,
 };
 use crate::device::{Accelerator, LaunchConfig};
@@ -34,6 +35,8 @@ pub(super) fn unary<T: Stored>(
     match function {
         Function::Gelu => ElementwiseGeluFwd::<T> { y, x, len }.launch(accelerator, config),
         Function::Silu => ElementwiseSiluFwd::<T> { y, x, len }.launch(accelerator, config),
+        Function::Relu => ElementwiseReluFwd::<T> { y, x, len }.launch(accelerator, config),
+        Function::Relu6 => ElementwiseRelu6Fwd::<T> { y, x, len }.launch(accelerator, config),
     }
 }
 
@@ -50,6 +53,8 @@ pub(super) fn unary_backward<T: Stored>(
     match function {
         Function::Gelu => ElementwiseGeluBwd::<T> { dx, dy, x, len, accumulate }.launch(accelerator, config),
         Function::Silu => ElementwiseSiluBwd::<T> { dx, dy, x, len, accumulate }.launch(accelerator, config),
+        Function::Relu => ElementwiseReluBwd::<T> { dx, dy, x, len, accumulate }.launch(accelerator, config),
+        Function::Relu6 => ElementwiseRelu6Bwd::<T> { dx, dy, x, len, accumulate }.launch(accelerator, config),
     }
 }
 

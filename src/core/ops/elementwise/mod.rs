@@ -2,7 +2,7 @@
 //!
 //! | op | value | gradients |
 //! |---|---|---|
-//! | [`gelu`], [`silu`] | f(x) | dx = dy · f′(x) |
+//! | [`gelu`], [`silu`], [`relu`], [`relu6`] | f(x) | dx = dy · f′(x) |
 //! | [`add`] | a + b | dy, dy |
 //! | [`scale`] | factor · x | dx = factor · dy |
 //! | [`cast`] | x in another dtype | dx = dy in x's dtype |
@@ -30,6 +30,8 @@ const OP: &str = "elementwise";
 enum Function {
     Gelu,
     Silu,
+    Relu,
+    Relu6,
 }
 
 /// GELU in the tanh form (Hendrycks and Gimpel 2016) of `x`, any shape. Saves `x`.
@@ -40,6 +42,16 @@ pub fn gelu(tape: &Tape, x: &Var) -> Result<Var> {
 /// SiLU (Elfwing et al. 2017) of `x`, any shape. Saves `x`.
 pub fn silu(tape: &Tape, x: &Var) -> Result<Var> {
     unary(tape, x, Function::Silu, "silu_fwd", "silu_bwd")
+}
+
+/// ReLU of `x`, any shape: max(x, 0), and at 0 no gradient. A NaN stays. Saves `x`.
+pub fn relu(tape: &Tape, x: &Var) -> Result<Var> {
+    unary(tape, x, Function::Relu, "relu_fwd", "relu_bwd")
+}
+
+/// min(ReLU(x), 6) (Howard et al. 2017, MobileNets) of `x`, any shape; no gradient at 0 and at 6. A NaN stays. Saves `x`.
+pub fn relu6(tape: &Tape, x: &Var) -> Result<Var> {
+    unary(tape, x, Function::Relu6, "relu6_fwd", "relu6_bwd")
 }
 
 fn unary(tape: &Tape, x: &Var, function: Function, fwd: &'static str, bwd: &'static str) -> Result<Var> {

@@ -1,6 +1,6 @@
 //! Pooling on the CPU: pixels in parallel, vectorised over the channels.
 
-use super::Sizes;
+use super::{Sizes, Window};
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::Tensor;
@@ -47,15 +47,58 @@ pub(super) fn max<T: Float>(sizes: Sizes, x: &Tensor, y: &Tensor, winners: &Tens
     });
 }
 
+pub(super) fn mean<T: Float>(sizes: Sizes, x: &Tensor, y: &Tensor) {
+    let Sizes { height, width, channels, rows, cols, .. } = sizes;
+    let x = x.host::<T>();
+    parallel::for_rows(y.host_mut::<T>(), channels, |pixel, y| {
+        let (image, row, col) = (pixel / (rows * cols), pixel / cols % rows, pixel % cols);
+        let ((vertical, _), (horizontal, _)) = (within(row, sizes, height), within(col, sizes, width));
+        let inverse = T::ONE / T::from_f64((vertical.len() * horizontal.len()) as f64);
+        y.fill(T::ZERO);
+        vector::dispatch(
+            #[inline(always)]
+            || {
+                for iy in vertical.clone() {
+                    for ix in horizontal.clone() {
+                        let x = &x[((image * height + iy) * width + ix) * channels..][..channels];
+                        y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+                    }
+                }
+                y.iter_mut().for_each(|y| *y *= inverse);
+            },
+        );
+    });
+}
+
+pub(super) fn mean_backward<T: Float>(sizes: Sizes, dy: &Tensor, dx: &Destination) {
+    let Sizes { height, width, channels, rows, cols, window, .. } = sizes;
+    let (dy, mode) = (dy.host::<T>(), dx.mode);
+    parallel::for_rows(dx.host_mut::<T>(), channels, |pixel, to| {
+        let (image, row, col) = (pixel / (height * width), pixel / width % height, pixel % width);
+        if mode == Accumulate::Write {
+            to.fill(T::ZERO);
+        }
+        for oy in holding(window, row, rows) {
+            let tall = within(oy, sizes, height).0.len();
+            for ox in holding(window, col, cols) {
+                let count = tall * within(ox, sizes, width).0.len();
+                let from = ((image * rows + oy) * cols + ox) * channels;
+                vector::axpy(to, T::ONE / T::from_f64(count as f64), &dy[from..][..channels]);
+            }
+        }
+    });
+}
+
+/// The windows that hold a pixel: from the first that ends behind it to the last that begins no later.
+fn holding(window: Window, at: usize, windows: usize) -> std::ops::Range<usize> {
+    let at = at + window.padding;
+    let first = if at < window.kernel { 0 } else { (at - window.kernel) / window.stride + 1 };
+    first..windows.min(at / window.stride + 1)
+}
+
 pub(super) fn max_backward<T: Float>(sizes: Sizes, dy: &Tensor, winners: &Tensor, dx: &Destination) {
     let Sizes { height, width, channels, rows, cols, window, .. } = sizes;
     let (dy, winners) = (dy.host::<T>(), winners.host::<u8>());
-    // The windows that hold a pixel: from the first that ends behind it to the last that begins no later.
-    let holding = |at: usize, windows: usize| {
-        let at = at + window.padding;
-        let first = if at < window.kernel { 0 } else { (at - window.kernel) / window.stride + 1 };
-        first..windows.min(at / window.stride + 1)
-    };
     let mode = dx.mode;
     parallel::for_rows(dx.host_mut::<T>(), channels, |pixel, to| {
         let (image, row, col) = (pixel / (height * width), pixel / width % height, pixel % width);
@@ -65,8 +108,8 @@ pub(super) fn max_backward<T: Float>(sizes: Sizes, dy: &Tensor, winners: &Tensor
         T::dispatch(
             #[inline(always)]
             || {
-                for oy in holding(row, rows) {
-                    for ox in holding(col, cols) {
+                for oy in holding(window, row, rows) {
+                    for ox in holding(window, col, cols) {
                         let ky = row + window.padding - oy * window.stride;
                         let kx = col + window.padding - ox * window.stride;
                         let number = (ky * window.kernel + kx) as u8;

@@ -1,7 +1,7 @@
 //! Pooling on accelerators: a thread per 16 bytes.
 
 use super::Sizes;
-use crate::device::launches::{PoolBwdAverage, PoolBwdMax, PoolFwdAverage, PoolFwdMax};
+use crate::device::launches::{PoolBwdAverage, PoolBwdMax, PoolBwdMean, PoolFwdAverage, PoolFwdMax, PoolFwdMean};
 use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
 use crate::ops::Stored;
@@ -55,6 +55,48 @@ pub(super) fn max_backward<T: Stored>(
         dx: dx.slice_mut(),
         dy: dy.slice(),
         winners: winners.slice(),
+        batch: sizes.batch as u32,
+        height: sizes.height as u32,
+        width: sizes.width as u32,
+        channels: sizes.channels as u32,
+        rows: sizes.rows as u32,
+        cols: sizes.cols as u32,
+        kernel: sizes.window.kernel as u32,
+        stride: sizes.window.stride as u32,
+        padding: sizes.window.padding as u32,
+        accumulate: dx.mode.flag(),
+    }
+    .launch(accelerator, LaunchConfig::elements(threads, THREADS))
+}
+
+pub(super) fn mean<T: Stored>(accelerator: &dyn Accelerator, sizes: Sizes, x: &Tensor, y: &Tensor) -> Result<()> {
+    let threads = sizes.batch * sizes.rows * sizes.cols * pieces::<T>(sizes.channels);
+    PoolFwdMean::<T> {
+        y: y.slice_mut(),
+        x: x.slice(),
+        batch: sizes.batch as u32,
+        height: sizes.height as u32,
+        width: sizes.width as u32,
+        channels: sizes.channels as u32,
+        rows: sizes.rows as u32,
+        cols: sizes.cols as u32,
+        kernel: sizes.window.kernel as u32,
+        stride: sizes.window.stride as u32,
+        padding: sizes.window.padding as u32,
+    }
+    .launch(accelerator, LaunchConfig::elements(threads, THREADS))
+}
+
+pub(super) fn mean_backward<T: Stored>(
+    accelerator: &dyn Accelerator,
+    sizes: Sizes,
+    dy: &Tensor,
+    dx: &Destination,
+) -> Result<()> {
+    let threads = sizes.batch * sizes.height * sizes.width * pieces::<T>(sizes.channels);
+    PoolBwdMean::<T> {
+        dx: dx.slice_mut(),
+        dy: dy.slice(),
         batch: sizes.batch as u32,
         height: sizes.height as u32,
         width: sizes.width as u32,

@@ -1,0 +1,151 @@
+//! An evaluation: pictures to features, once, and all metrics of them.
+
+mod draw;
+mod measure;
+mod warnings;
+
+pub use draw::{Drawn, drawn};
+pub use measure::{Asking, Measured, MetricKind, Nearest, measure};
+pub use warnings::warnings;
+
+use std::cell::OnceCell;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::metrics::{Features, Gaussian, subset};
+use super::rows::{MappedRows, Rows};
+use super::{Extractor, Gallery, Statistics};
+use crate::error::Result;
+
+/// Features and logits of pictures, on disk.
+pub struct FeatureSet {
+    features: MappedRows,
+    logits: MappedRows,
+    count: usize,
+    widths: [usize; 2],
+    gaussian: OnceCell<Gaussian>,
+    /// Of halves, by draw.
+    halves: OnceCell<Vec<Gaussian>>,
+}
+
+impl FeatureSet {
+    /// Those of the first `count` pictures, extracted where they are not in the folder `cache` already, under what `of` says of them.
+    /// Whenever it is stopped, what was done stays. `progress(done, of)` counts pictures.
+    ///
+    /// # Errors
+    /// Those of the pictures, of [`Extractor::extract`] and of [`Rows`]; what `progress` returns.
+    pub fn extracted(
+        gallery: &Gallery,
+        of: &Value,
+        count: usize,
+        extractor: &mut Extractor,
+        cache: &Path,
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Self> {
+        let of = json!({ "pictures": of, "extractor": extractor.identity() });
+        let widths = [extractor.width(), extractor.classes()];
+        let mut features = Rows::open(cache, "features", &of, widths[0] * size_of::<f32>())?;
+        let mut logits = Rows::open(cache, "logits", &of, widths[1] * size_of::<f32>())?;
+        let whole = features.count().min(logits.count());
+        features.truncate(whole)?;
+        logits.truncate(whole)?;
+        let mut at = whole;
+        while at < count {
+            let last = (at + extractor.batch()).min(count);
+            let pictures = (at..last).map(|index| gallery.picture(index)).collect::<Result<Vec<_>>>()?;
+            let [of_features, of_logits] = extractor.extract(&pictures)?;
+            let bytes =
+                |values: &[f64]| -> Vec<u8> { values.iter().flat_map(|&value| (value as f32).to_le_bytes()).collect() };
+            features.append(&bytes(&of_features))?;
+            logits.append(&bytes(&of_logits))?;
+            at = last;
+            progress(at, count)?;
+        }
+        Ok(Self {
+            features: features.map()?,
+            logits: logits.map()?,
+            count,
+            widths,
+            gaussian: OnceCell::new(),
+            halves: OnceCell::new(),
+        })
+    }
+
+    /// The number of pictures.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Their features.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for features that are no finite numbers.
+    pub fn features(&self) -> Result<Features<'_>> {
+        Features::new(self.features.floats(self.count), self.widths[0])
+    }
+
+    /// Their logits.
+    ///
+    /// # Errors
+    /// As [`FeatureSet::features`].
+    pub fn logits(&self) -> Result<Features<'_>> {
+        Features::new(self.logits.floats(self.count), self.widths[1])
+    }
+
+    /// Their normal distribution, worked out once.
+    fn gaussian(&self) -> Result<&Gaussian> {
+        if self.gaussian.get().is_none() {
+            let _ = self.gaussian.set(Gaussian::of_features(&self.features()?)?);
+        }
+        Ok(self.gaussian.get().expect("just set"))
+    }
+
+    /// Those of `draws` halves by `seed`, worked out once.
+    fn halves(&self, draws: usize, seed: u64) -> Result<&[Gaussian]> {
+        if self.halves.get().is_none() {
+            let features = self.features()?;
+            let half = |draw: usize| {
+                let rows = subset(self.count, self.count / 2, seed, draw as u32);
+                Gaussian::of_features(&features.part(&rows))
+            };
+            let _ = self.halves.set((0..draws).map(half).collect::<Result<_>>()?);
+        }
+        Ok(self.halves.get().expect("just set"))
+    }
+}
+
+/// What samples are compared with.
+pub enum Reference {
+    /// Features of pictures.
+    Pictures(Box<FeatureSet>),
+    /// Mean and covariance alone.
+    Statistics(Box<(Statistics, Gaussian)>),
+}
+
+impl Reference {
+    /// Of a file of statistics.
+    ///
+    /// # Errors
+    /// Those of [`Statistics::read`] and of [`Statistics::gaussian`].
+    pub fn of_statistics(path: &Path) -> Result<Self> {
+        let statistics = Statistics::read(path)?;
+        let gaussian = statistics.gaussian()?;
+        Ok(Self::Statistics(Box::new((statistics, gaussian))))
+    }
+
+    fn gaussian(&self) -> Result<&Gaussian> {
+        match self {
+            Self::Pictures(set) => set.gaussian(),
+            Self::Statistics(both) => Ok(&both.1),
+        }
+    }
+
+    /// Images behind it, where that is known.
+    pub fn count(&self) -> Option<usize> {
+        match self {
+            Self::Pictures(set) => Some(set.count()),
+            Self::Statistics(both) => both.0.count,
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Networks that make features of pictures: InceptionV3 by a rule, or a classifier of the engine's own.
+
+use std::rc::Rc;
+
+use serde_json::{Value, json};
+
+use super::rules::{Prepared as PreparedRule, Resize, Rule, Scaling, Treatment};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::model_file::ClassifierModel;
+use crate::models::Classifier;
+use crate::models::efficientnet::{self, EfficientNet, EfficientNetWeights};
+use crate::models::inception::{self, Inception, InceptionWeights};
+use crate::nn::Parameters;
+use crate::ops::host::parallel;
+use crate::picture::Image;
+use crate::tape::{Prepared, Tape};
+use crate::tensor::{Context, DType, Device, Program, Tensor};
+
+/// What EfficientNet-lite0 was trained on: (x − 127) / 128.
+const LITE0: Treatment = Treatment {
+    resize: Resize::BicubicAntialiased,
+    scaling: Scaling { factor: 1.0 / 128.0, shift: -127.0 / 128.0 },
+    size: efficientnet::SIZE,
+};
+
+enum Network {
+    Inception(Box<Inception>, Rule),
+    EfficientNet(Box<EfficientNet>),
+    Classifier(Rc<dyn Classifier>),
+}
+
+/// A network in use: pictures to features `[N, width]` and logits `[N, classes]`.
+pub struct Extractor {
+    context: Context,
+    network: Network,
+    parameters: Rc<Parameters>,
+    prepared: Rc<Prepared>,
+    images: Tensor,
+    features: Tensor,
+    logits: Tensor,
+    program: Program,
+    name: String,
+    hash: String,
+    /// The rule for pictures of the size that came last.
+    rule: Option<PreparedRule>,
+    scratch: Vec<f64>,
+    /// Whether the weights are prepared.
+    ready: bool,
+}
+
+impl Extractor {
+    /// InceptionV3, its activations in `precision` (f64 on the CPU, for comparisons), `batch` pictures at once.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a batch of 0; what the device reports.
+    pub fn inception(
+        context: &Context,
+        weights: &InceptionWeights,
+        rule: Rule,
+        batch: usize,
+        precision: DType,
+    ) -> Result<Self> {
+        let (network, parameters) = weights.network(context, precision)?;
+        let sizes = [inception::SIZE, inception::SIZE, 3];
+        let network = Network::Inception(Box::new(network), rule);
+        let widths = [inception::FEATURES, inception::CLASSES];
+        Self::planned(context, network, Rc::new(parameters), (sizes, widths), batch, ("inception", weights.hash()))
+    }
+
+    /// EfficientNet-lite0, likewise. Pictures are brought to 224x224 by PIL's antialiased bicubic, as clean-fid's are to 299x299.
+    ///
+    /// # Errors
+    /// As [`Extractor::inception`].
+    pub fn efficientnet(
+        context: &Context,
+        weights: &EfficientNetWeights,
+        batch: usize,
+        precision: DType,
+    ) -> Result<Self> {
+        let (network, parameters) = weights.network(context, precision)?;
+        let sizes = [efficientnet::SIZE, efficientnet::SIZE, 3];
+        let network = Network::EfficientNet(Box::new(network));
+        let widths = [efficientnet::FEATURES, efficientnet::CLASSES];
+        let name = ("efficientnet-lite0", weights.hash());
+        Self::planned(context, network, Rc::new(parameters), (sizes, widths), batch, name)
+    }
+
+    /// A classifier.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a batch of 0, and for a network that shows no features; what the device reports.
+    pub fn classifier(model: &ClassifierModel, batch: usize) -> Result<Self> {
+        let widths = [model.network.num_features(), model.network.num_classes()];
+        if widths[0] == 0 {
+            let message = format!("{} shows no features", model.path.display());
+            return Err(Error::config("--extractor", message, "name a residual network, or give --inception"));
+        }
+        let name = classifier_name(&model.info.config.model, &model.info.config.data.name);
+        let network = Network::Classifier(model.network.clone());
+        let hash = model.digest.sha256.clone();
+        Self::planned(
+            model.context(),
+            network,
+            model.parameters.clone(),
+            (model.network.image_shape(), widths),
+            batch,
+            (&name, &hash),
+        )
+    }
+
+    fn planned(
+        context: &Context,
+        network: Network,
+        parameters: Rc<Parameters>,
+        ([height, width, channels], [features, classes]): ([usize; 3], [usize; 2]),
+        batch: usize,
+        (name, hash): (&str, &str),
+    ) -> Result<Self> {
+        if !(1..=4096).contains(&batch) {
+            let message = format!("{batch} pictures in a batch");
+            return Err(Error::config("--feature-batch", message, "give 1 to 4096; 32 is usual"));
+        }
+        let dtype = parameters.precision().exact();
+        let images = context.zeros([batch, height, width, channels], dtype)?;
+        let of_features = context.zeros([batch, features], dtype)?;
+        let logits = context.zeros([batch, classes], dtype)?;
+        let prepared = Rc::new(parameters.prepared());
+        let program = Program::plan(context, || {
+            forward(context, &network, (&parameters, &prepared), &images, [&of_features, &logits])
+        })?;
+        Ok(Self {
+            context: context.clone(),
+            network,
+            parameters,
+            prepared,
+            images,
+            features: of_features,
+            logits,
+            program,
+            name: name.to_string(),
+            hash: hash.to_string(),
+            rule: None,
+            scratch: Vec::new(),
+            ready: false,
+        })
+    }
+
+    /// `inception`, or the classifier's network and data set: `resnet18-cifar10`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether this is InceptionV3 of 2015: whether a Fréchet distance on its features is FID.
+    pub fn is_inception(&self) -> bool {
+        matches!(self.network, Network::Inception(..))
+    }
+
+    /// How a Fréchet distance on its features is called.
+    pub fn distance_name(&self) -> String {
+        match self.is_inception() {
+            true => "FID".into(),
+            false => format!("FD-{}", self.name),
+        }
+    }
+
+    /// The rule by which pictures reach InceptionV3.
+    pub fn rule(&self) -> Option<Rule> {
+        match &self.network {
+            Network::Inception(_, rule) => Some(*rule),
+            Network::Classifier(_) | Network::EfficientNet(_) => None,
+        }
+    }
+
+    /// SHA-256 of the network's file.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Features of a picture.
+    pub fn width(&self) -> usize {
+        self.features.shape().last()
+    }
+
+    /// Logits of a picture.
+    pub fn classes(&self) -> usize {
+        self.logits.shape().last()
+    }
+
+    /// Pictures that are computed together.
+    pub fn batch(&self) -> usize {
+        self.images.sizes()[0]
+    }
+
+    /// All that its features depend on besides the pictures, for a cache.
+    pub fn identity(&self) -> Value {
+        let device = match self.context.device() {
+            Device::Cpu => "cpu",
+            Device::Accelerator(_) => "accelerator",
+        };
+        json!({
+            "network": self.name, "hash": self.hash, "rule": self.rule().map(Rule::name),
+            "precision": self.parameters.precision().to_string(), "device": device,
+        })
+    }
+
+    /// Features `[N, width]` and logits `[N, classes]` of up to a batch of pictures; InceptionV3's logits are without the bias. Row k is
+    /// of picture k alone: neither other pictures nor the batch nor threads change a bit of it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for pictures of another size than a classifier's; what the device reports.
+    ///
+    /// # Panics
+    /// For more pictures than a batch.
+    pub fn extract(&mut self, pictures: &[Image]) -> Result<[Vec<f64>; 2]> {
+        assert!(pictures.len() <= self.batch(), "{} pictures in a batch of {}", pictures.len(), self.batch());
+        if !std::mem::replace(&mut self.ready, true) {
+            self.prepared.refresh()?;
+        }
+        let len = self.images.len() / self.batch();
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize(self.images.len(), 0.0);
+        let placed = self.place(pictures, len, &mut scratch);
+        let run = placed.and_then(|()| {
+            self.images.upload_f64(&scratch)?;
+            let (context, network, weights) = (&self.context, &self.network, (&*self.parameters, &self.prepared));
+            let (images, results) = (&self.images, [&self.features, &self.logits]);
+            self.program.run(|| forward(context, network, weights, images, results))
+        });
+        self.scratch = scratch;
+        run?;
+        let rows = |tensor: &Tensor| -> Result<Vec<f64>> {
+            let mut values = tensor.to_f64()?;
+            values.truncate(pictures.len() * tensor.shape().last());
+            Ok(values)
+        };
+        Ok([rows(&self.features)?, rows(&self.logits)?])
+    }
+
+    /// Brings pictures to what the network sees.
+    fn place(&mut self, pictures: &[Image], len: usize, to: &mut [f64]) -> Result<()> {
+        let treatment = match &self.network {
+            Network::Inception(_, rule) => Some(rule.treatment()),
+            Network::EfficientNet(_) => Some(LITE0),
+            Network::Classifier(_) => None,
+        };
+        match (&self.network, treatment) {
+            (_, Some(treatment)) => {
+                // Runs of one size at once.
+                let mut slots = to.chunks_exact_mut(len).zip(pictures).collect::<Vec<_>>();
+                let mut rest = slots.as_mut_slice();
+                while let Some((_, first)) = rest.first() {
+                    let (height, width) = (first.height(), first.width());
+                    let same = |picture: &Image| (picture.height(), picture.width()) == (height, width);
+                    let count = rest.iter().take_while(|(_, picture)| same(picture)).count();
+                    let known = self.rule.take().filter(|known| known.size() == [height, width]);
+                    let known = known.unwrap_or_else(|| PreparedRule::new(treatment, height, width));
+                    let (now, later) = rest.split_at_mut(count);
+                    parallel::for_slots(now, count * len, |(to, picture)| {
+                        known.apply(picture.pixels(), picture.channels(), to);
+                    });
+                    self.rule = Some(known);
+                    rest = later;
+                }
+                Ok(())
+            }
+            (Network::Classifier(network), _) => {
+                let [height, width, channels] = network.image_shape();
+                for (picture, to) in pictures.iter().zip(to.chunks_exact_mut(len)) {
+                    if (picture.height(), picture.width()) != (height, width) {
+                        let found = format!("a picture of {}x{}", picture.width(), picture.height());
+                        let message = format!("{found} for a classifier of {width}x{height}");
+                        return Err(Error::config(
+                            "--extractor",
+                            message,
+                            "name a classifier of pictures of this size",
+                        ));
+                    }
+                    let values = picture.to_signed(channels)?;
+                    to.iter_mut().zip(values).for_each(|(to, x)| *to = f64::from(x));
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `resnet18-cifar10`.
+fn classifier_name(model: &ModelConfig, data: &str) -> String {
+    let network = match model {
+        ModelConfig::Resnet(config) if config.blocks == [2, 2, 2, 2] => "resnet18",
+        ModelConfig::Resnet(config) if config.blocks == [3, 4, 6, 3] => "resnet34",
+        other => other.kind(),
+    };
+    match data {
+        "" => network.to_string(),
+        data => format!("{network}-{data}"),
+    }
+}
+
+fn forward(
+    context: &Context,
+    network: &Network,
+    (parameters, prepared): (&Parameters, &Rc<Prepared>),
+    images: &Tensor,
+    [features, logits]: [&Tensor; 2],
+) -> Result<()> {
+    let tape = Tape::inference(context).with_prepared(prepared);
+    let s = parameters.bind(&tape, None)?;
+    let images = s.constant(images);
+    let (of_features, of_logits) = match network {
+        Network::Inception(network, _) => {
+            let features = network.features(&s, &images)?;
+            let logits = network.logits_without_bias(&s, &features)?;
+            (features, logits)
+        }
+        Network::EfficientNet(network) => {
+            let [features, logits] = network.forward(&s, &images)?;
+            (features, logits)
+        }
+        Network::Classifier(network) => match network.features(&s, &images)? {
+            Some([features, logits]) => (features, logits),
+            None => return Err(Error::shape("extractor", "the network shows no features")),
+        },
+    };
+    features.copy_from(of_features.tensor())?;
+    logits.copy_from(of_logits.tensor())
+}

@@ -1,0 +1,172 @@
+//! The Fréchet distance of two normal distributions (Dowson and Landau 1982), as FID has it (Heusel et al. 2017).
+//!
+//! ```text
+//! d² = |μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½
+//! ```
+//!
+//! With Fᵢ Fᵢᵀ = Σᵢ, the last trace is the sum of the singular values of F₁ᵀ F₂ (its nuclear norm): the eigenvalues of Σ₁ Σ₂ are those of
+//! (F₁ᵀ F₂)(F₁ᵀ F₂)ᵀ. That is real and not negative whatever the rounding, where a matrix square root of Σ₁ Σ₂, which is not
+//! symmetric, turns complex; and singular values are exact to ε times the largest, where those of the product of the square would
+//! be exact to √ε.
+//!
+//! F is the centred features themselves where there are fewer of them than dimensions; else it comes from Σ = U Λ Uᵀ, a symmetric
+//! eigen-decomposition, as U Λ^½. A singular Σ needs no ε on its diagonal.
+
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::{Accum, Mat, Side};
+
+use super::Features;
+use crate::error::{Error, Result};
+
+/// Rows that are summed at once into a covariance.
+const BLOCK: usize = 1024;
+
+/// A normal distribution: its mean, and a factor of its covariance.
+#[derive(Clone, Debug)]
+pub struct Gaussian {
+    mean: Vec<f64>,
+    /// tr Σ.
+    trace: f64,
+    /// F `[width, r]`, F Fᵀ = Σ.
+    factor: Mat<f64>,
+}
+
+impl Gaussian {
+    /// Of features' mean and unbiased covariance (the sum of squares over N − 1, as NumPy's `cov`).
+    ///
+    /// # Errors
+    /// [`Error::Config`] for fewer than 2 images: they have no covariance.
+    pub fn of_features(features: &Features) -> Result<Self> {
+        let (count, width) = (features.count(), features.width());
+        if count < 2 {
+            let message = format!("{count} images have no covariance");
+            return Err(Error::config("--num-samples", message, "give 2 images or more; 10,000 is usual"));
+        }
+        if count > width {
+            let (mean, covariance) = moments(features)?;
+            return Self::of_moments(mean, &covariance);
+        }
+        let mean = features.mean();
+        let mut factor = features.columns(0..count, &mean);
+        let scale = 1.0 / ((count - 1) as f64).sqrt();
+        let mut trace = 0.0;
+        for column in 0..count {
+            for x in factor.col_as_slice_mut(column) {
+                *x *= scale;
+                trace += *x * *x;
+            }
+        }
+        Ok(Self { mean, trace, factor })
+    }
+
+    /// Of a mean `[width]` and a covariance `[width, width]`, row-major, whose upper triangle is not read.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for sizes that do not fit; [`Error::Config`] for what is no finite number, and for a matrix that is no
+    /// covariance: one with an eigenvalue below −1e-6 of the largest, or of another value on the other side of the diagonal.
+    pub fn of_moments(mean: Vec<f64>, covariance: &[f64]) -> Result<Self> {
+        let width = mean.len();
+        if covariance.len() != width * width || width == 0 {
+            let message = format!("a mean of {width} and a covariance of {} values", covariance.len());
+            return Err(Error::shape("statistics", message));
+        }
+        let wrong = |message: String| Err(Error::config("statistics", message, "give the moments of features"));
+        if mean.iter().chain(covariance).any(|x| !x.is_finite()) {
+            return wrong("a value is no finite number".into());
+        }
+        let trace: f64 = (0..width).map(|i| covariance[i * width + i]).sum();
+        let largest = covariance.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));
+        let crossed = (0..width).flat_map(|i| (0..i).map(move |j| (i, j)));
+        let apart = crossed.map(|(i, j)| (covariance[i * width + j] - covariance[j * width + i]).abs());
+        if apart.fold(0.0, f64::max) > 1e-6 * largest {
+            return wrong("the covariance is not symmetric".into());
+        }
+        let matrix = Mat::from_fn(width, width, |i, j| covariance[i.max(j) * width + i.min(j)]);
+        let eigen = matrix.self_adjoint_eigen(Side::Lower).map_err(|error| {
+            Error::config("statistics", format!("no eigenvalues: {error:?}"), "give the moments of features")
+        })?;
+        let values = eigen.S().column_vector();
+        let (least, most) = (values[0], values[width - 1].max(0.0));
+        if least < -1e-6 * most.max(f64::MIN_POSITIVE) {
+            return wrong(format!("the covariance has an eigenvalue of {least:.3e} beside one of {most:.3e}"));
+        }
+        // Rising: those that rounding left at zero or below come first, and have no part in the factor.
+        let first = (0..width).take_while(|&i| values[i] <= 0.0).count();
+        let vectors = eigen.U();
+        let factor = Mat::from_fn(width, width - first, |i, j| vectors[(i, first + j)] * values[first + j].sqrt());
+        Ok(Self { mean, trace, factor })
+    }
+
+    /// The mean.
+    pub fn mean(&self) -> &[f64] {
+        &self.mean
+    }
+
+    /// The sum of the variances, tr Σ.
+    pub fn trace(&self) -> f64 {
+        self.trace
+    }
+
+    /// The squared Fréchet distance; never negative.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for distributions of different widths.
+    pub fn distance(&self, other: &Self) -> Result<f64> {
+        if self.mean.len() != other.mean.len() {
+            let message = format!("{} features beside {}", self.mean.len(), other.mean.len());
+            return Err(Error::shape("Fréchet distance", message));
+        }
+        let means: f64 = self.mean.iter().zip(&other.mean).map(|(a, b)| (a - b) * (a - b)).sum();
+        let product = self.factor.transpose() * &other.factor;
+        let root: f64 = match product.nrows().min(product.ncols()) {
+            0 => 0.0,
+            _ => {
+                let values = product.singular_values().map_err(|error| {
+                    Error::config(
+                        "statistics",
+                        format!("no singular values: {error:?}"),
+                        "give the moments of features",
+                    )
+                })?;
+                // From the smallest on, so that none is lost beside a large sum.
+                values.iter().rev().sum()
+            }
+        };
+        Ok((means + self.trace + other.trace - 2.0 * root).max(0.0))
+    }
+}
+
+/// The mean `[width]` and the unbiased covariance `[width, width]` of features.
+///
+/// # Errors
+/// [`Error::Config`] for fewer than 2 images.
+pub(crate) fn moments(features: &Features) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (count, width) = (features.count(), features.width());
+    if count < 2 {
+        let message = format!("{count} images have no covariance");
+        return Err(Error::config("--num-samples", message, "give 2 images or more; 10,000 is usual"));
+    }
+    let mean = features.mean();
+    let mut sums = Mat::<f64>::zeros(width, width);
+    for first in (0..count).step_by(BLOCK) {
+        let columns = features.columns(first..(first + BLOCK).min(count), &mean);
+        triangular::matmul(
+            &mut sums,
+            BlockStructure::TriangularLower,
+            Accum::Add,
+            &columns,
+            BlockStructure::Rectangular,
+            columns.transpose(),
+            BlockStructure::Rectangular,
+            1.0,
+            faer::get_global_parallelism(),
+        );
+    }
+    let scale = 1.0 / (count - 1) as f64;
+    let element = |at: usize| sums[((at / width).max(at % width), (at / width).min(at % width))] * scale;
+    Ok((mean, (0..width * width).map(element).collect()))
+}
+
+#[cfg(test)]
+#[path = "frechet_tests.rs"]
+mod tests;

