@@ -7,6 +7,8 @@
 
 mod api;
 mod connection;
+#[cfg(test)]
+mod description;
 mod drawer;
 mod events;
 mod guard;
