@@ -21,6 +21,7 @@ mod models;
 mod openai;
 mod order;
 mod page;
+mod patience;
 mod refusal;
 mod results;
 mod runs;
