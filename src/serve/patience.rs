@@ -7,20 +7,27 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
-/// A stream that fails where nothing could be written for a while that wanted to be.
+/// How many times one write's patience the other end may be behind: who reads a byte now and then would else never be
+/// given up.
+const BEHIND: u32 = 12;
+
+/// A stream that fails where nothing could be written for a while that wanted to be, or where what has been written was
+/// not all taken for a longer one.
 pub struct Patient<S> {
     stream: S,
     patience: Duration,
     /// Runs while something waits to be written.
     waiting: Option<Pin<Box<Sleep>>>,
+    /// Since when there was always something that waited.
+    behind: Option<Instant>,
 }
 
 impl<S> Patient<S> {
     /// With so much patience for each write.
     pub fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, waiting: None }
+        Self { stream, patience, waiting: None, behind: None }
     }
 
     /// Passes on what became of a write, or that it has taken too long.
@@ -30,7 +37,10 @@ impl<S> Patient<S> {
             return outcome;
         }
         let patience = self.patience;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let waiting = self.waiting.get_or_insert_with(|| {
+            let behind = self.behind.get_or_insert_with(Instant::now).elapsed();
+            Box::pin(sleep(patience.min((BEHIND * patience).saturating_sub(behind))))
+        });
         match waiting.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(Error::new(ErrorKind::TimedOut, "the other end does not read"))),
             Poll::Pending => Poll::Pending,
@@ -64,6 +74,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        // It is asked for when all has been written.
+        self.behind = None;
         let outcome = Pin::new(&mut self.stream).poll_flush(context);
         self.watched(context, outcome)
     }
@@ -103,6 +115,26 @@ mod tests {
             near.write_all(&[8; 16]).await.unwrap();
             let refused = near.write_all(&[9; 16]).await.unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::TimedOut);
+
+            // Each write is in time, and all of them would take 8 s.
+            let (near, mut far) = tokio::io::duplex(1);
+            let mut near = Patient::new(near, Duration::from_millis(50));
+            let drip = async {
+                let mut read = 0;
+                while far.read(&mut [0]).await.unwrap() == 1 {
+                    read += 1;
+                    sleep(Duration::from_millis(20)).await;
+                }
+                read
+            };
+            let giving = async {
+                let outcome = near.write_all(&[7; 400]).await;
+                drop(near);
+                outcome
+            };
+            let (refused, read) = tokio::join!(giving, drip);
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::TimedOut);
+            assert!((10..100).contains(&read), "{read} bytes");
         });
     }
 }
