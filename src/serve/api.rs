@@ -298,7 +298,11 @@ pub async fn healthz() -> &'static str {
 }
 
 /// Whether it takes jobs: the first model is loaded, and it is not stopping.
-#[cfg_attr(test, utoipa::path(get, path = "/readyz", responses((status = 200, body = String), (status = 503, body = String))))]
+#[cfg_attr(test, utoipa::path(
+    get,
+    path = "/readyz",
+    responses((status = 200, body = String), (status = 503, body = String))
+))]
 pub async fn readyz(State(app): State<App>) -> Response {
     match app.is_ready() {
         true => (StatusCode::OK, "ready\n").into_response(),
