@@ -1,7 +1,9 @@
 //! `engine serve`: models as a service, with a page.
 
+use std::fs::DirBuilder;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -61,8 +63,9 @@ pub struct ServeCommand {
     /// An origin of another page that may ask, as in `https://example.org`
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
-    /// A folder in which finished jobs are kept: a server that is started again knows them
-    #[arg(long, value_name = "DIR")]
+    /// Where finished jobs are kept, so that a server that is started again knows them, or none [default: a folder of
+    /// the address under ~/.local/state/engine; none for port 0]
+    #[arg(long, value_name = "DIR|none")]
     keep: Option<PathBuf>,
     /// A folder of run folders to be shown while they train
     #[arg(long, value_name = "DIR")]
@@ -96,7 +99,9 @@ impl ServeCommand {
             listen: self.listen,
             models: self.model,
             folder: self.models,
-            keep: self.keep,
+            keep: self
+                .keep
+                .map_or_else(|| usual_folder(self.listen), |folder| (folder != Path::new("none")).then_some(folder)),
             runs: self.runs.as_deref().map(Runs::new).transpose()?,
             precision: machine.dtype(),
             device: machine.device,
@@ -125,4 +130,21 @@ impl ServeCommand {
             }
         })
     }
+}
+
+/// The folder for the jobs of a server at an address, as the XDG base directory specification has it. None where there
+/// is none that can be written to.
+fn usual_folder(listen: SocketAddr) -> Option<PathBuf> {
+    if listen.port() == 0 {
+        return None;
+    }
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
+    let folder = state.join("engine").join(format!("serve-{}", listen.to_string().replace(':', "-")));
+    // Read-only file systems are no error: containers have them. What was drawn is for this user alone.
+    let probe = folder.join(".probe");
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+    made.and_then(|()| std::fs::write(&probe, "")).ok()?;
+    let _ = std::fs::remove_file(probe);
+    Some(folder)
 }

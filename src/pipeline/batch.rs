@@ -6,7 +6,7 @@ use super::Model;
 use super::draw::Start;
 use crate::diffusion::{Beginning, Binding, Buffers, Going, Plan, Rows};
 use crate::error::{Error, Result};
-use crate::tensor::Device;
+use crate::tensor::{Device, Program};
 
 /// An image that wants to be drawn.
 pub struct Joining {
@@ -63,13 +63,18 @@ impl Underway {
 pub struct Batch {
     rows: Rows,
     images: Vec<Underway>,
-    /// Numbers of rows for which a step is planned, ascending.
+    /// Numbers of rows for which there is a step, ascending; the last is the capacity.
     sizes: Vec<usize>,
+    /// Bytes of the arena, for whichever of the steps.
+    arena: usize,
     tickets: u64,
 }
 
 impl Batch {
     /// A batch of at most `rows` rows: as many images, half as many under guidance.
+    ///
+    /// Memory for the largest step is taken here. On an accelerator the sizes are few (1, 2, 4, … and `rows`), and each
+    /// is captured once: a graph is void as soon as the arena moves, and it never does.
     ///
     /// # Errors
     /// [`Error::Config`] for fewer than 2 rows; what the device reports.
@@ -80,26 +85,28 @@ impl Batch {
         }
         let buffers = Buffers { saved_state: true, saved: true, kept: true };
         let (network, parameters) = (model.network.clone(), model.parameters.clone());
-        let sizes = match model.context().device() {
+        let sizes: Vec<usize> = match model.context().device() {
             // Each row costs, a program nothing.
             Device::Cpu => (1..=rows).collect(),
             // A captured graph each: rows beyond those that are wanted compute what nobody sees.
             Device::Accelerator(_) => (0..).map(|k| 1 << k).take_while(|&size| size < rows).chain([rows]).collect(),
         };
-        let rows = Rows::new(model.context(), network, parameters, rows, buffers)?;
-        Ok(Self { rows, images: Vec::new(), sizes, tickets: 0 })
+        let planned = match model.context().device() {
+            // The others are planned when they are needed; none is larger.
+            Device::Cpu => std::slice::from_ref(&rows),
+            Device::Accelerator(_) => &sizes[..],
+        };
+        let mut all = Rows::new(model.context(), network, parameters, rows, buffers)?;
+        planned.iter().try_for_each(|&size| all.plan(size))?;
+        all.prepare()?;
+        let arena = planned.iter().filter_map(|&size| all.program(size)).map(Program::arena_bytes).max().unwrap_or(0);
+        model.context().reserve_arena(arena)?;
+        Ok(Self { rows: all, images: Vec::new(), sizes, arena, tickets: 0 })
     }
 
     /// Bytes of the device's memory of a full batch, the model's weights among them.
-    ///
-    /// # Errors
-    /// What the device reports.
-    pub fn memory(&mut self, model: &Model) -> Result<usize> {
-        let rows = self.rows.capacity();
-        self.rows.plan(rows)?;
-        self.rows.prepare()?;
-        let arena = self.rows.program(rows).map_or(0, crate::tensor::Program::arena_bytes);
-        Ok(model.context().persistent_bytes() + arena)
+    pub fn memory(&self, model: &Model) -> usize {
+        model.context().persistent_bytes() + self.arena
     }
 
     /// Rows in all.

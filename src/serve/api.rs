@@ -6,40 +6,35 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use utoipa::ToSchema;
 
+#[cfg(test)]
+use super::description::{Asks, Finds, Posts};
 use super::events;
 use super::guard::Client;
 use super::input::{self, App, aside};
 use super::job::JobView;
 use super::models::Card;
 use super::order::{Order, SamplesBody};
-use super::refusal::{ErrorBody, Refusal, json};
+#[cfg(test)]
+use super::refusal::ErrorBody;
+use super::refusal::{Refusal, json};
 use super::results::{File, encode};
 
 /// What a handler answers.
 pub type Answer = Result<Response, Refusal>;
 
 /// Asks for images: answered with a job.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     post,
     path = "/v1/samples",
     request_body = SamplesBody,
     params(("idempotency-key" = Option<String>, Header, description = "The same key and body mean the same job.")),
     responses(
         (status = 202, description = "The job", body = JobView),
-        (status = 400, description = "What cannot be drawn, by its field", body = ErrorBody),
-        (status = 401, description = "A key is needed", body = ErrorBody),
-        (status = 403, description = "Another name or origin", body = ErrorBody),
-        (status = 404, description = "An unknown model", body = ErrorBody),
-        (status = 408, description = "A body that is too slow", body = ErrorBody),
         (status = 409, description = "The idempotency key was used with another body", body = ErrorBody),
-        (status = 413, description = "A body that is too long", body = ErrorBody),
-        (status = 415, description = "Another content type", body = ErrorBody),
-        (status = 429, description = "The queue is full", body = ErrorBody),
-        (status = 503, description = "The server stops, or the model does not fit", body = ErrorBody),
+        Posts,
     )
-)]
+))]
 pub async fn samples(State(app): State<App>, Extension(Client(client)): Extension<Client>, request: Request) -> Answer {
     let (parts, bytes) = input::body(request, &app.limits).await?;
     let key = input::key(&parts.headers, &bytes)?;
@@ -62,17 +57,15 @@ fn accepted(_: &App, view: &JobView) -> Response {
 }
 
 /// A job: where it is, how far, and what came of it.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/jobs/{id}",
     params(("id" = String, Path)),
     responses(
         (status = 200, description = "The job", body = JobView),
-        (status = 401, description = "A key is needed", body = ErrorBody),
-        (status = 403, description = "Another name or origin", body = ErrorBody),
-        (status = 404, description = "No such job", body = ErrorBody),
+        Finds,
     )
-)]
+))]
 pub async fn job(
     State(app): State<App>,
     Extension(Client(client)): Extension<Client>,
@@ -83,17 +76,15 @@ pub async fn job(
 }
 
 /// Cancels a job; others go on. A job that has ended stays as it is.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     delete,
     path = "/v1/jobs/{id}",
     params(("id" = String, Path)),
     responses(
         (status = 202, description = "The job as it is; it ends at the next step", body = JobView),
-        (status = 401, description = "A key is needed", body = ErrorBody),
-        (status = 403, description = "Another name or origin", body = ErrorBody),
-        (status = 404, description = "No such job", body = ErrorBody),
+        Finds,
     )
-)]
+))]
 pub async fn cancel(
     State(app): State<App>,
     Extension(Client(client)): Extension<Client>,
@@ -105,17 +96,15 @@ pub async fn cancel(
 }
 
 /// A job's events until it ends, as server-sent events: `job`, `image`, with `previews=1` `preview`, and `end`.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/jobs/{id}/events",
     params(("id" = String, Path), ("previews" = Option<String>, Query, description = "1 for pictures on the way")),
     responses(
         (status = 200, description = "Events", body = String, content_type = "text/event-stream"),
-        (status = 401, description = "A key is needed", body = ErrorBody),
-        (status = 403, description = "Another name or origin", body = ErrorBody),
-        (status = 404, description = "No such job", body = ErrorBody),
+        Finds,
     )
-)]
+))]
 pub async fn events(
     State(app): State<App>,
     Extension(Client(client)): Extension<Client>,
@@ -123,22 +112,20 @@ pub async fn events(
     parts: Parts,
 ) -> Answer {
     let job = app.jobs.get(&client, &id)?;
-    Ok(events::follow(&app, job, input::query(&parts, "previews") == Some("1")))
+    Ok(events::own(&app, job, input::query(&parts, "previews") == Some("1")))
 }
 
 /// An image of a job, once it is there, with the parameters that made it inside.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/jobs/{id}/images/{file}",
     params(("id" = String, Path), ("file" = String, Path, description = "The image's place: `0.png`")),
     responses(
         (status = 200, description = "The image", body = Vec<u8>, content_type = "image/png"),
-        (status = 401, description = "A key is needed", body = ErrorBody),
-        (status = 403, description = "Another name or origin", body = ErrorBody),
-        (status = 404, description = "No such job or image", body = ErrorBody),
+        Finds,
         (status = 409, description = "It is not there yet", body = ErrorBody),
     )
-)]
+))]
 pub async fn image(
     State(app): State<App>,
     Extension(Client(client)): Extension<Client>,
@@ -155,7 +142,7 @@ pub async fn image(
 }
 
 /// All images of a job in one file: `images.npy` (f32 in [0, 1]), `sheet.png`, `animation.gif` or `animation.apng`.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/jobs/{id}/{file}",
     params(
@@ -167,12 +154,10 @@ pub async fn image(
     responses(
         (status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 400, description = "A delay that cannot be", body = ErrorBody),
-        (status = 401, description = "A key is needed", body = ErrorBody),
-        (status = 403, description = "Another name or origin", body = ErrorBody),
-        (status = 404, description = "No such job or file", body = ErrorBody),
+        Finds,
         (status = 409, description = "It is not there yet", body = ErrorBody),
     )
-)]
+))]
 pub async fn file(
     State(app): State<App>,
     Extension(Client(client)): Extension<Client>,
@@ -204,7 +189,8 @@ fn file_response(kind: &'static str, bytes: Vec<u8>) -> Response {
 }
 
 /// A model as clients see it.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ModelView {
     /// Its name.
     id: String,
@@ -221,14 +207,15 @@ pub struct ModelView {
     /// Its architecture.
     kind: String,
     /// How it draws where nothing else is asked for.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     sampling: serde_json::Value,
     /// Noise levels: the most steps.
     noise_levels: usize,
 }
 
 /// All models.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ModelsView {
     /// `list`.
     object: &'static str,
@@ -237,7 +224,8 @@ pub struct ModelsView {
 }
 
 /// A model in full.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ModelDetail {
     /// As in the list.
     #[serde(flatten)]
@@ -249,7 +237,7 @@ pub struct ModelDetail {
     /// Milliseconds that an evaluation of the network takes for one image, as measured so far.
     milliseconds_per_evaluation: Option<f64>,
     /// The whole configuration.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     config: serde_json::Value,
 }
 
@@ -271,26 +259,23 @@ impl ModelView {
 }
 
 /// The models that can be asked for.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/models",
-    responses((status = 200, body = ModelsView), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody))
-)]
+    responses((status = 200, body = ModelsView), Asks)
+))]
 pub async fn models(State(app): State<App>) -> Response {
     let data = app.models.all().iter().map(|card| ModelView::new(card)).collect();
     json(StatusCode::OK, &ModelsView { object: "list", data })
 }
 
 /// One model: its classes, its configuration, its speed.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/models/{name}",
     params(("name" = String, Path)),
-    responses(
-        (status = 200, body = ModelDetail), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody),
-    )
-)]
+    responses((status = 200, body = ModelDetail), Finds)
+))]
 pub async fn model(State(app): State<App>, Path(name): Path<String>) -> Answer {
     let card = app.models.get(Some(&name))?;
     let mut config = card.info.config.clone();
@@ -307,13 +292,17 @@ pub async fn model(State(app): State<App>, Path(name): Path<String>) -> Answer {
 }
 
 /// Whether the process lives.
-#[utoipa::path(get, path = "/healthz", responses((status = 200, body = String)))]
+#[cfg_attr(test, utoipa::path(get, path = "/healthz", responses((status = 200, body = String))))]
 pub async fn healthz() -> &'static str {
     "ok\n"
 }
 
 /// Whether it takes jobs: the first model is loaded, and it is not stopping.
-#[utoipa::path(get, path = "/readyz", responses((status = 200, body = String), (status = 503, body = String)))]
+#[cfg_attr(test, utoipa::path(
+    get,
+    path = "/readyz",
+    responses((status = 200, body = String), (status = 503, body = String))
+))]
 pub async fn readyz(State(app): State<App>) -> Response {
     match app.is_ready() {
         true => (StatusCode::OK, "ready\n").into_response(),
@@ -322,7 +311,7 @@ pub async fn readyz(State(app): State<App>) -> Response {
 }
 
 /// Counts for Prometheus.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String), (status = 401, body = ErrorBody)))]
+#[cfg_attr(test, utoipa::path(get, path = "/metrics", responses((status = 200, body = String), Asks)))]
 pub async fn metrics(State(app): State<App>) -> Response {
     let (queued, drawing) = app.jobs.unfinished();
     let mut headers = HeaderMap::new();
@@ -331,7 +320,8 @@ pub async fn metrics(State(app): State<App>) -> Response {
 }
 
 /// Which version serves, on what, for how long.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Version {
     name: &'static str,
     version: &'static str,
@@ -348,7 +338,7 @@ pub struct Version {
 }
 
 /// Which version serves, on what, for how long.
-#[utoipa::path(get, path = "/version", responses((status = 200, body = Version)))]
+#[cfg_attr(test, utoipa::path(get, path = "/version", responses((status = 200, body = Version))))]
 pub async fn version(State(app): State<App>) -> Response {
     let version = Version {
         name: "engine",

@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::guard::Peer;
 use super::metrics::count;
+use super::patience::Patient;
 use super::state::{Shared, closing};
 
 /// What one connection too many is told.
@@ -81,7 +82,7 @@ async fn serve(stream: TcpStream, peer: Peer, router: Router, shared: Arc<Shared
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(shared.limits.arrival).max_buf_size(HEAD);
-    let connection = builder.serve_connection(TokioIo::new(stream), with_peer);
+    let connection = builder.serve_connection(TokioIo::new(Patient::new(stream, shared.limits.reading)), with_peer);
     let mut stopping = shared.stopping.subscribe();
     tokio::pin!(connection);
     tokio::select! {

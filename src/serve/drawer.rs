@@ -146,8 +146,8 @@ impl Drawer {
         self.make_room(card, 4 * card.parameters)?;
         let context = Context::new(self.bench.device.clone());
         let model: Model = ModelFile::open(&card.path)?.load(&context, self.bench.precision, None)?;
-        let mut batch = Batch::new(&model, self.bench.rows)?;
-        let bytes = batch.memory(&model)?;
+        let batch = Batch::new(&model, self.bench.rows)?;
+        let bytes = batch.memory(&model);
         self.make_room(card, bytes)?;
         self.loaded.push(Loaded { card: card.clone(), model, batch, bytes, used: self.clock });
         self.count_memory();

@@ -1,4 +1,4 @@
-//! A job's events: how far it is, and what it looks like.
+//! A job's way as server-sent events: how far it is, and what it looks like.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,52 +13,69 @@ use futures_util::stream::unfold;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::job::{Job, Watching};
+use super::job::{Job, Phase, Watching};
 use super::state::{Shared, Stopping, closing};
 
-/// A stream of events: where it has got to.
-struct Following {
-    shared: Arc<Shared>,
+/// How often a line is sent where there is nothing to tell, so that nobody takes the connection for dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// What is new about a job.
+pub enum News {
+    /// Its state, in some way.
+    State,
+    /// A picture of an image on the way: its place, a PNG, and the share of the job that was done.
+    Preview(usize, Arc<Vec<u8>>, f64),
+    /// An image is there, at this place.
+    Image(usize),
+    /// It has ended, and why if it failed. Nothing comes after it.
+    End(Phase, Option<String>),
+}
+
+/// A stream of news: where it has got to.
+struct Following<W> {
     job: Arc<Job>,
     changed: watch::Receiver<u64>,
     stopping: watch::Receiver<Stopping>,
-    /// The last preview of each image that was sent, and how many images.
-    sent: Vec<u64>,
-    images: Vec<bool>,
-    pending: VecDeque<Event>,
+    /// Of each image the version of the last preview that was told, and whether it was told of.
+    told: Vec<(u64, bool)>,
+    pending: VecDeque<News>,
     ended: bool,
-    _watching: Option<Watching>,
+    watching: Option<Watching>,
+    words: W,
 }
 
-/// The events of a job until it ends: `job` (its state), `preview` (what an image looks like), `image` (one that is
-/// there), and in the end `end`. A client that reads slowly misses states in between, never the last.
-pub fn follow(shared: &Arc<Shared>, job: Arc<Job>, previews: bool) -> Response {
+/// The events of a job until it ends, in the words that `words` finds for each piece of news; with previews where they
+/// are wanted. A client that reads slowly misses states and previews in between, never an image or the end.
+pub fn follow<W>(shared: &Shared, job: Arc<Job>, previews: bool, words: W) -> Response
+where
+    W: FnMut(&Job, News) -> Option<Event> + Send + 'static,
+{
     let mut changed = job.subscribe();
     changed.mark_changed();
-    let count = job.order.request.labels.len();
     let following = Following {
-        shared: shared.clone(),
-        stopping: shared.stopping.subscribe(),
         changed,
-        sent: vec![0; count],
-        images: vec![false; count],
+        stopping: shared.stopping.subscribe(),
+        told: vec![(0, false); job.order.request.labels.len()],
         pending: VecDeque::new(),
         ended: false,
-        _watching: previews.then(|| job.watch()),
+        watching: previews.then(|| job.watch()),
         job,
+        words,
     };
     let stream = unfold(following, |mut following| async move {
         let event = following.next().await?;
         Some((Ok::<Event, Infallible>(event), following))
     });
-    Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10))).into_response()
+    Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 
-impl Following {
+impl<W: FnMut(&Job, News) -> Option<Event>> Following<W> {
     async fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some(event) = self.pending.pop_front() {
-                return Some(event);
+            while let Some(news) = self.pending.pop_front() {
+                if let Some(event) = (self.words)(&self.job, news) {
+                    return Some(event);
+                }
             }
             if self.ended {
                 return None;
@@ -74,33 +91,48 @@ impl Following {
 
     /// Notes what is new.
     fn look(&mut self) {
-        let view = self.job.view(Some(self.shared.jobs.place(&self.job)));
-        let ends = view.status.is_end();
-        let state = serde_json::to_string(&view).unwrap_or_default();
-        self.pending.push_back(Event::default().event("job").data(state));
-        let job = self.job.clone();
-        let state = job.state();
-        if self._watching.is_some() {
-            for (index, preview) in state.previews.iter().enumerate() {
-                let Some((version, png)) = preview.as_ref().filter(|(version, _)| *version > self.sent[index]) else {
-                    continue;
-                };
-                self.sent[index] = *version;
-                let data =
-                    json!({ "index": index, "image": format!("data:image/png;base64,{}", BASE64.encode(&**png)) });
-                self.pending.push_back(Event::default().event("preview").data(data.to_string()));
+        let state = self.job.state();
+        self.pending.push_back(News::State);
+        let share = state.done as f64 / state.total.max(1) as f64;
+        for (place, ((last, _), preview)) in self.told.iter_mut().zip(&state.previews).enumerate() {
+            if let Some((version, png)) = preview.as_ref().filter(|(version, _)| version > last)
+                && self.watching.is_some()
+            {
+                *last = *version;
+                self.pending.push_back(News::Preview(place, png.clone(), share));
             }
         }
-        for (index, image) in state.images.iter().enumerate() {
-            if image.is_some() && !self.images[index] {
-                self.images[index] = true;
-                let data = json!({ "index": index, "url": format!("/v1/jobs/{}/images/{index}.png", job.id) });
-                self.pending.push_back(Event::default().event("image").data(data.to_string()));
+        for (place, ((_, told), image)) in self.told.iter_mut().zip(&state.images).enumerate() {
+            if image.is_some() && !std::mem::replace(told, true) {
+                self.pending.push_back(News::Image(place));
             }
         }
-        if ends {
+        if state.phase.is_end() {
             self.ended = true;
-            self.pending.push_back(Event::default().event("end").data(json!({ "status": view.status }).to_string()));
+            self.pending.push_back(News::End(state.phase, state.error.clone()));
         }
     }
+}
+
+/// Our own words: `job` (its state), `preview` (what an image looks like), `image` (one that is there), and in the end
+/// `end`.
+pub fn own(shared: &Arc<Shared>, job: Arc<Job>, previews: bool) -> Response {
+    let all = shared.clone();
+    follow(shared, job, previews, move |job, news| {
+        let (name, data) = match news {
+            News::State => {
+                let view = job.view(Some(all.jobs.place(job)));
+                ("job", serde_json::to_value(&view).unwrap_or_default())
+            }
+            News::Preview(place, png, _) => {
+                let url = format!("data:image/png;base64,{}", BASE64.encode(&*png));
+                ("preview", json!({ "index": place, "image": url }))
+            }
+            News::Image(place) => {
+                ("image", json!({ "index": place, "url": format!("/v1/jobs/{}/images/{place}.png", job.id) }))
+            }
+            News::End(phase, _) => ("end", json!({ "status": phase })),
+        };
+        Some(Event::default().event(name).data(data.to_string()))
+    })
 }

@@ -9,7 +9,6 @@ use std::time::Instant;
 use axum::http::StatusCode;
 use serde::Serialize;
 use tokio::sync::watch;
-use utoipa::ToSchema;
 
 use super::kept::{self, Restored};
 use super::limits::Limits;
@@ -36,7 +35,8 @@ pub enum Made {
 }
 
 /// Where a job is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     Queued,
@@ -98,7 +98,8 @@ pub struct Job {
 }
 
 /// A job as clients see it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct JobView {
     /// Its name.
     pub id: String,
@@ -132,7 +133,7 @@ pub struct JobView {
     /// The number of the first image.
     pub first: u32,
     /// Sampler, steps, guidance.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub sampling: serde_json::Value,
 }
 

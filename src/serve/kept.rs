@@ -13,7 +13,6 @@ use super::models::Models;
 use super::order::{Order, Subject};
 use crate::diffusion::SamplingConfig;
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
 use crate::picture::Image;
 use crate::pipeline::{Recipe, SampleRequest};
 
@@ -21,6 +20,9 @@ use crate::pipeline::{Recipe, SampleRequest};
 const LONGEST: u64 = 256 << 20;
 /// Keywords of a picture's texts.
 const KEYWORDS: [&str; 2] = ["Software", "engine.edit"];
+
+/// How a file's name ends that is being written.
+const PART: &str = "part";
 
 /// A finished job as it lies in its file.
 #[derive(Serialize, Deserialize)]
@@ -93,7 +95,10 @@ fn record(job: &Job) -> Option<Record> {
 fn write(folder: &Path, record: &Record) -> Result<()> {
     let path = path(folder, &record.id);
     let text = serde_json::to_vec(record).map_err(|error| Error::file(&path, error.to_string(), "report it"))?;
-    write_atomically(&path, &text)
+    // Not synced: it has to outlive the process, not the machine, and every image would wait for the disk. What a power cut
+    // leaves of it is not read.
+    let beside = path.with_extension(PART);
+    std::fs::write(&beside, &text).and_then(|()| std::fs::rename(&beside, &path)).map_err(Error::io(&path, "write"))
 }
 
 /// Takes in what an earlier server kept, the newest jobs first, as many as are kept at all. What cannot be read, or is
@@ -107,6 +112,10 @@ pub fn load(folder: &Path, most: usize, models: &Models, jobs: &Jobs) -> Result<
     let mut files: Vec<(std::time::SystemTime, PathBuf)> = listed
         .filter_map(|entry| {
             let path = entry.ok()?.path();
+            if path.to_string_lossy().ends_with(&format!(".job.{PART}")) {
+                // Of a server that was killed while it wrote.
+                let _ = std::fs::remove_file(&path);
+            }
             let is_job = path.to_string_lossy().ends_with(".job.json");
             let data = path.metadata().ok().filter(|data| is_job && data.len() <= LONGEST)?;
             Some((data.modified().ok()?, path))

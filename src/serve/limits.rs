@@ -19,6 +19,8 @@ pub struct Limits {
     pub body: usize,
     /// How long a body, or the head of a request, may take to arrive.
     pub arrival: Duration,
+    /// How long a client may read nothing of what waits for it.
+    pub reading: Duration,
     /// How long a job may take, the time in the queue included.
     pub job: Duration,
     /// Open connections.
@@ -40,6 +42,7 @@ impl Default for Limits {
             side: 2048,
             body: 8 << 20,
             arrival: Duration::from_secs(10),
+            reading: Duration::from_secs(10),
             job: Duration::from_secs(300),
             connections: 256,
             kept: 256,

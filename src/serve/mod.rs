@@ -7,6 +7,8 @@
 
 mod api;
 mod connection;
+#[cfg(test)]
+mod description;
 mod drawer;
 mod events;
 mod guard;
@@ -19,6 +21,7 @@ mod models;
 mod openai;
 mod order;
 mod page;
+mod patience;
 mod refusal;
 mod results;
 mod runs;

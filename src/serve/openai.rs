@@ -1,33 +1,31 @@
 //! OpenAI's images face, so that its clients work: a prompt names classes.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Multipart, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use axum::response::sse::Event;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use futures_util::stream::unfold;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json as object};
-use tokio::sync::watch;
-use utoipa::ToSchema;
 
 use super::api::Answer;
+#[cfg(test)]
+use super::description::Posts;
+use super::events::{News, follow};
 use super::guard::Client;
 use super::input::{self, App, aside};
-use super::job::{Job, Phase, Watching};
+use super::job::{Job, Phase};
 use super::order::{ClassField, Given, OneClass, Order, SamplesBody, Subject};
-use super::refusal::{ErrorBody, Refusal, json};
+use super::refusal::{Refusal, json};
 use super::results::{File, encode};
-use super::state::{Stopping, Waiting, closing};
+use super::state::Waiting;
 use crate::picture::{Fit, Image};
 
 /// Most fields of a form.
@@ -35,7 +33,8 @@ const FIELDS: usize = 40;
 
 /// `POST /v1/images/generations`. `prompt` is a class by name or number, `none`, or several classes with commas between
 /// them. `seed`, `steps`, `sampler`, `guidance` and `temperature` are ours (`extra_body` in OpenAI's clients).
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ImagesBody {
     pub model: Option<String>,
@@ -72,7 +71,8 @@ pub struct ImagesBody {
 }
 
 /// What is answered.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ImagesAnswer {
     /// Seconds since 1970.
     created: u64,
@@ -84,7 +84,8 @@ pub struct ImagesAnswer {
 }
 
 /// One image.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 struct ImageAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
     b64_json: Option<String>,
@@ -163,18 +164,15 @@ impl ImagesBody {
 }
 
 /// Draws images of the classes that a prompt names.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     post,
     path = "/v1/images/generations",
     request_body = ImagesBody,
     responses(
         (status = 200, description = "The images, or with `stream` their events", body = ImagesAnswer),
-        (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody), (status = 408, body = ErrorBody), (status = 413, body = ErrorBody),
-        (status = 415, body = ErrorBody), (status = 429, body = ErrorBody), (status = 500, body = ErrorBody),
-        (status = 503, body = ErrorBody),
+        Posts,
     )
-)]
+))]
 pub async fn generations(
     State(app): State<App>,
     Extension(Client(client)): Extension<Client>,
@@ -189,7 +187,8 @@ pub async fn generations(
 }
 
 /// A form of `POST /v1/images/edits`.
-#[derive(ToSchema)]
+#[cfg(test)]
+#[derive(utoipa::ToSchema)]
 #[allow(dead_code)] // For its schema alone: a form is read field by field.
 pub struct EditsForm {
     /// A picture file.
@@ -206,18 +205,15 @@ pub struct EditsForm {
 }
 
 /// Draws what is transparent in a picture or a mask.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     post,
     path = "/v1/images/edits",
     request_body(content = EditsForm, content_type = "multipart/form-data"),
     responses(
         (status = 200, description = "The images, or with `stream` their events", body = ImagesAnswer),
-        (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody), (status = 408, body = ErrorBody), (status = 413, body = ErrorBody),
-        (status = 415, body = ErrorBody), (status = 429, body = ErrorBody), (status = 500, body = ErrorBody),
-        (status = 503, body = ErrorBody),
+        Posts,
     )
-)]
+))]
 pub async fn edits(State(app): State<App>, Extension(Client(client)): Extension<Client>, request: Request) -> Answer {
     let (parts, bytes) = input::body(request, &app.limits).await?;
     if input::media_type(&parts.headers) != "multipart/form-data" {
@@ -375,109 +371,46 @@ fn failure(phase: Phase, error: Option<String>) -> Refusal {
     }
 }
 
-/// A stream of OpenAI's events.
-struct Streaming {
-    job: Arc<Job>,
-    name: &'static str,
-    changed: watch::Receiver<u64>,
-    stopping: watch::Receiver<Stopping>,
-    /// Partial images that are wanted, and of each image how many were sent and the last one's version.
-    partials: usize,
-    sent: Vec<(usize, u64)>,
-    complete: Vec<bool>,
-    pending: VecDeque<Event>,
-    ended: bool,
-    waiting: Option<Waiting>,
-    _watching: Option<Watching>,
-}
-
+/// The job's way in OpenAI's events. The job is cancelled if the client goes before its end.
 fn stream(app: &App, job: Arc<Job>, partials: usize, name: &'static str, waiting: Waiting) -> Response {
-    let mut changed = job.subscribe();
-    changed.mark_changed();
-    let count = job.order.request.labels.len();
-    let streaming = Streaming {
-        name,
-        changed,
-        stopping: app.stopping.subscribe(),
-        partials,
-        sent: vec![(0, 0); count],
-        complete: vec![false; count],
-        pending: VecDeque::new(),
-        ended: false,
-        waiting: Some(waiting),
-        _watching: (partials > 0).then(|| job.watch()),
-        job,
-    };
-    let events = unfold(streaming, |mut streaming| async move {
-        let event = streaming.next().await?;
-        Some((Ok::<Event, Infallible>(event), streaming))
-    });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(10))).into_response()
+    // Partial images of each image that were sent.
+    let mut sent = vec![0; job.order.request.labels.len()];
+    let mut waiting = Some(waiting);
+    follow(app, job, partials > 0, move |job, news| match news {
+        News::State => None,
+        // At even distances of the way.
+        News::Preview(place, png, share) => {
+            let before = sent[place];
+            (before < partials && share >= before as f64 / (partials + 1) as f64).then(|| {
+                sent[place] += 1;
+                let data = object!({ "b64_json": BASE64.encode(&*png), "partial_image_index": before });
+                event(job, format!("{name}.partial_image"), data)
+            })
+        }
+        News::Image(place) => {
+            let details = object!({ "image_tokens": 0, "text_tokens": 0 });
+            let usage =
+                object!({ "input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": details });
+            let data = object!({ "b64_json": png(job, place).ok()?, "usage": usage });
+            Some(event(job, format!("{name}.completed"), data))
+        }
+        News::End(phase, error) => {
+            waiting.take().into_iter().for_each(Waiting::keep);
+            (phase != Phase::Done).then(|| {
+                let refusal = failure(phase, error);
+                let data = object!({ "error": { "message": refusal.message, "type": "server_error", "code": refusal.code, "param": null } });
+                Event::default().event("error").data(data.to_string())
+            })
+        }
+    })
 }
 
-impl Streaming {
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.pending.pop_front() {
-                return Some(event);
-            }
-            if self.ended {
-                return None;
-            }
-            tokio::select! {
-                change = self.changed.changed() => change.ok()?,
-                () = closing(&mut self.stopping) => return None,
-            }
-            self.look();
-        }
+fn event(job: &Job, kind: String, mut data: Value) -> Event {
+    data["type"] = kind.clone().into();
+    data["created_at"] = seconds().into();
+    for (key, value) in [("background", "opaque"), ("output_format", "png"), ("quality", "auto")] {
+        data[key] = value.into();
     }
-
-    fn push(&mut self, kind: &str, mut data: Value) {
-        let name = format!("{}.{kind}", self.name);
-        data["type"] = name.clone().into();
-        data["created_at"] = seconds().into();
-        for (key, value) in [("background", "opaque"), ("output_format", "png"), ("quality", "auto")] {
-            data[key] = value.into();
-        }
-        data["size"] = size(&self.job).into();
-        self.pending.push_back(Event::default().event(name).data(data.to_string()));
-    }
-
-    fn look(&mut self) {
-        let job = self.job.clone();
-        let (phase, progress, error, previews, there) = {
-            let state = job.state();
-            let progress = state.done as f64 / state.total.max(1) as f64;
-            let there: Vec<bool> = state.images.iter().map(Option::is_some).collect();
-            (state.phase, progress, state.error.clone(), state.previews.clone(), there)
-        };
-        for (place, preview) in previews.into_iter().enumerate() {
-            let Some((version, png)) = preview else { continue };
-            let (sent, last) = self.sent[place];
-            // At even distances of the way.
-            if sent < self.partials && version > last && progress >= sent as f64 / (self.partials + 1) as f64 {
-                self.sent[place] = (sent + 1, version);
-                self.push("partial_image", object!({ "b64_json": BASE64.encode(&*png), "partial_image_index": sent }));
-            }
-        }
-        if phase == Phase::Done {
-            for place in (0..there.len()).filter(|place| there[*place]) {
-                if !std::mem::replace(&mut self.complete[place], true)
-                    && let Ok(png) = png(&job, place)
-                {
-                    let details = object!({ "image_tokens": 0, "text_tokens": 0 });
-                    let usage = object!({ "input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": details });
-                    self.push("completed", object!({ "b64_json": png, "usage": usage }));
-                }
-            }
-        } else if phase.is_end() {
-            let refusal = failure(phase, error);
-            let data = object!({ "error": { "message": refusal.message, "type": "server_error", "code": refusal.code, "param": null } });
-            self.pending.push_back(Event::default().event("error").data(data.to_string()));
-        }
-        if phase.is_end() {
-            self.ended = true;
-            self.waiting.take().into_iter().for_each(Waiting::keep);
-        }
-    }
+    data["size"] = size(job).into();
+    Event::default().event(kind).data(data.to_string())
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use super::limits::Limits;
 use super::models::{Card, Models};
@@ -16,7 +15,8 @@ use crate::pipeline::{Changes, Choice, Drawing, Edit, Ends, Inpaint, SampleReque
 
 /// `POST /v1/samples`. What is left out is as the model's own configuration has it. At most one of `vary`, `inpaint`,
 /// `upscale` and `interpolate` is given.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplesBody {
     /// A name from `/v1/models`; the first of them if left out.
@@ -60,7 +60,8 @@ pub struct SamplesBody {
 }
 
 /// One class or several.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum ClassField {
     /// By number.
@@ -72,7 +73,8 @@ pub enum ClassField {
 }
 
 /// One class of several.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum OneClass {
     /// By number.
@@ -82,7 +84,8 @@ pub enum OneClass {
 }
 
 /// Variations of a picture.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VaryField {
     /// A picture file in base64, or a `data:` URL of one.
@@ -93,7 +96,8 @@ pub struct VaryField {
 }
 
 /// A part of a picture to be filled in.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct InpaintField {
     /// A picture file in base64, or a `data:` URL of one.
@@ -106,7 +110,8 @@ pub struct InpaintField {
 }
 
 /// A small picture to be drawn larger.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct UpscaleField {
     /// A picture file in base64, or a `data:` URL of one.
@@ -119,7 +124,8 @@ pub struct UpscaleField {
 }
 
 /// The ends of an interpolation: either two seeds or two pictures.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct InterpolateField {
     /// Two seeds.

@@ -9,11 +9,12 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
-use utoipa::ToSchema;
 
 use super::api::Answer;
+#[cfg(test)]
+use super::description::Finds;
 use super::input::{App, aside};
-use super::refusal::{ErrorBody, Refusal, json};
+use super::refusal::{Refusal, json};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
@@ -31,12 +32,13 @@ const PICTURE: u64 = 32 << 20;
 pub struct Runs(PathBuf);
 
 /// A run as clients see it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct RunView {
     /// Its folder's name.
     name: String,
     /// The last line of its log.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     last: Value,
     /// Step and training loss.
     loss: Vec<[f64; 2]>,
@@ -155,14 +157,11 @@ fn none() -> Refusal {
 }
 
 /// The runs of the server's folder, each with its curves: read only.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/runs",
-    responses(
-        (status = 200, body = Vec<RunView>), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody),
-    )
-)]
+    responses((status = 200, body = Vec<RunView>), Finds)
+))]
 pub async fn runs(State(app): State<App>) -> Answer {
     let runs = app.runs.clone().ok_or_else(none)?;
     let views = aside(move || Ok(runs.views())).await?;
@@ -170,15 +169,12 @@ pub async fn runs(State(app): State<App>) -> Answer {
 }
 
 /// The newest sheet of samples of a run.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/runs/{name}/samples.png",
     params(("name" = String, Path)),
-    responses(
-        (status = 200, body = Vec<u8>, content_type = "image/png"), (status = 401, body = ErrorBody),
-        (status = 403, body = ErrorBody), (status = 404, body = ErrorBody),
-    )
-)]
+    responses((status = 200, body = Vec<u8>, content_type = "image/png"), Finds)
+))]
 pub async fn samples(State(app): State<App>, UrlPath(name): UrlPath<String>) -> Answer {
     let runs = app.runs.clone().ok_or_else(none)?;
     let bytes = aside(move || {

@@ -516,11 +516,9 @@ fn several_models_share_a_bound_and_take_turns() {
     assert!(drawn.iter().all(|pixels| *pixels == drawn[0]), "the same weights");
 }
 
-#[test]
-fn a_server_that_was_killed_loses_only_what_was_unfinished() {
-    let folder = folder();
-    let options = ["--keep", "kept", "--max-batch", "2"];
-    let mut first = server(folder.path(), &options);
+/// Kills a server in the middle, starts it again with the same options, and holds that what was finished is there.
+fn killed_and_started_again(folder: &Path, options: &[&str]) {
+    let mut first = server(folder, options);
     let body = br#"{"class": "star", "count": 2, "steps": 3, "seed": 8}"#;
     let headers = [("content-type", "application/json"), ("idempotency-key", "k")];
     let done = first.request("POST", "/v1/samples", &headers, body).json()["id"].as_str().unwrap().to_string();
@@ -530,10 +528,91 @@ fn a_server_that_was_killed_loses_only_what_was_unfinished() {
     first.child.kill().unwrap();
     first.child.wait().unwrap();
     drop(first);
-    std::fs::write(folder.path().join("kept/0123.job.json"), b"{ half").unwrap();
-    let second = server(folder.path(), &options);
+    let second = server(folder, options);
     assert_eq!(second.pictures(&done), before);
     assert_eq!(second.get(&format!("/v1/jobs/{unfinished}")).status, 404);
     let again = second.request("POST", "/v1/samples", &headers, body);
     assert_eq!(again.json()["id"].as_str(), Some(done.as_str()), "the key is known too");
+}
+
+#[test]
+fn a_server_that_was_killed_loses_only_what_was_unfinished() {
+    let folder = folder();
+    let kept = folder.path().join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    std::fs::write(kept.join("0123.job.json"), b"{ half").unwrap();
+    std::fs::write(kept.join("4567.job.part"), b"{ ha").unwrap();
+    killed_and_started_again(folder.path(), &["--keep", "kept", "--max-batch", "2"]);
+    assert!(!kept.join("4567.job.part").exists(), "what was being written is cleared away");
+}
+
+#[test]
+fn finished_jobs_are_kept_without_being_asked_to() {
+    let folder = folder();
+    // A port that was free a moment ago: the folder goes by it.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    killed_and_started_again(folder.path(), &["--listen", &address, "--max-batch", "2"]);
+    let kept = folder.path().join(format!("engine/serve-{}", address.replace(':', "-")));
+    assert_eq!(std::fs::read_dir(&kept).unwrap().count(), 1);
+    let none = server(folder.path(), &["--listen", &address, "--keep", "none"]);
+    none.pictures(&none.submit(&json!({ "class": 1, "steps": 2 })));
+    assert_eq!(std::fs::read_dir(&kept).unwrap().count(), 1, "none is kept where none is wanted");
+}
+
+#[test]
+fn whoever_never_reads_holds_nothing_for_ever() {
+    let folder = folder();
+    let server = server(folder.path(), &["--connections", "2"]);
+    let id = server.submit(&json!({ "class": "star", "count": 64, "steps": 2 }));
+    server.wait(&id);
+    // Three quarters of a megabyte each: more than any socket's buffers take.
+    let request = format!("GET /v1/jobs/{id}/images.npy HTTP/1.1\r\nhost: localhost\r\n\r\n").repeat(40);
+    let idle: Vec<_> = (0..2).map(|_| server.connect()).collect();
+    for mut stream in &idle {
+        stream.write_all(request.as_bytes()).unwrap();
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(server.get("/healthz").status, 503, "both places are taken");
+    let started = Instant::now();
+    while server.get("/healthz").status == 503 {
+        assert!(started.elapsed() < Duration::from_secs(30), "they are held for ever");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert!(started.elapsed() > Duration::from_secs(5), "there is time to read");
+    drop(idle);
+}
+
+#[test]
+fn runs_are_shown_while_they_train() {
+    let folder = folder();
+    let run = folder.path().join("runs/one");
+    std::fs::create_dir_all(run.join("samples")).unwrap();
+    let mut config = Config::preset("quickstart").unwrap();
+    config.set("training.num_steps=400").unwrap();
+    std::fs::write(run.join("config.yaml"), config.to_yaml().unwrap()).unwrap();
+    let line = |step: usize| json!({ "step": step, "loss": 1.0 / step as f64, "seconds": 0.5 * step as f64, "images_per_second": 64.0 });
+    let lines: Vec<String> = (1..=1000).step_by(3).take(67).map(|step| line(step).to_string()).collect();
+    std::fs::write(run.join("metrics.jsonl"), lines.join("\n") + "\n{\"step\": 2").unwrap();
+    let sheet = encode_png(&Image::filled(8, 8, [1, 2, 3]), &[]).unwrap();
+    std::fs::write(run.join("samples/step-1.png"), b"an older one").unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    std::fs::write(run.join("samples/step-2.png"), &sheet).unwrap();
+    std::fs::create_dir_all(folder.path().join("runs/no run")).unwrap();
+    let server = server(folder.path(), &["--runs", "runs"]);
+    let runs = server.get("/v1/runs").json();
+    assert_eq!(runs.as_array().unwrap().len(), 1, "{runs}");
+    let one = &runs[0];
+    assert_eq!((&one["name"], &one["last"]["step"]), (&json!("one"), &json!(199)), "half a line is not read");
+    assert_eq!(one["loss"].as_array().unwrap().len(), 67);
+    assert_eq!(one["seconds_left"].as_f64().unwrap().round(), 101.0, "half a second a step, 201 steps");
+    assert_eq!(server.get(one["samples"].as_str().unwrap()).body, sheet, "the newest sheet");
+    std::fs::write(run.join("metrics.jsonl"), format!("{}\n{}\n", lines.join("\n"), line(300))).unwrap();
+    assert_eq!(server.get("/v1/runs").json()[0]["last"]["step"], 300, "it follows the run");
+    for path in ["/v1/runs/two/samples.png", "/v1/runs/../samples.png", "/v1/runs/..%2f..%2fsmall/samples.png"] {
+        assert_eq!(server.get(path).status, 404, "{path}");
+    }
+    assert_eq!(server.request("POST", "/v1/runs", &[], b"").status, 405, "read only");
+    assert_eq!(server.get("/version").json()["runs"], true);
 }

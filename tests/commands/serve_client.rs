@@ -48,7 +48,11 @@ impl Server {
     /// Starts with these options and waits until it says where it is.
     pub fn start(folder: &Path, options: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
-        command.current_dir(folder).args(["serve", "--device", "cpu", "--listen", "127.0.0.1:0"]).args(options);
+        command.current_dir(folder).args(["serve", "--device", "cpu"]).args(options);
+        if !options.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        command.env("XDG_STATE_HOME", folder);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();

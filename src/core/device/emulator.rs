@@ -163,6 +163,11 @@ impl EmulatorDevice {
         self.lock().waits
     }
 
+    /// Graphs that were captured so far, those that were forgotten since among them.
+    pub fn captures(&self) -> u64 {
+        self.lock().next_graph
+    }
+
     /// Allocations, pinned ones too, that are live now: 0 at the end of a test that leaks nothing.
     pub fn live_allocations(&self) -> usize {
         let state = self.lock();
