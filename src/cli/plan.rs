@@ -79,7 +79,7 @@ impl PlanCommand {
             }
         }
         let (training, precision) = (&config.training, config.training.precision);
-        let count = training.batch_size * training.gradient_accumulation;
+        let count = training.batch_size * training.micro_batches();
         text += &format!("\ntraining step, {count} images\n");
         text += &table(&estimate.training, &peak, precision);
         let roofline = estimate.training.roofline(&peak, precision);

@@ -73,7 +73,7 @@ impl Terminal {
 
     fn start(&mut self, start: &Start) {
         let training = &start.config.training;
-        let images = training.batch_size * training.gradient_accumulation;
+        let images = training.batch_size * training.micro_batches();
         self.images_per_step = images as f64;
         self.steps = start.steps;
         let on_cpu = start.device.starts_with("cpu");

@@ -88,9 +88,6 @@ impl Mesh {
         Ok(Self { rank, peers, count: 0 })
     }
 
-    pub fn ranks(&self) -> usize {
-        self.peers.len()
-    }
 
     /// Sends and receives all at once, so that nobody waits for somebody who waits. `kind` tells exchanges apart.
     pub fn exchange(&mut self, kind: u8, transfers: Vec<Transfer>, watch: &Watch) -> Result<()> {

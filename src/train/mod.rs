@@ -58,6 +58,7 @@ mod start;
 mod step;
 mod task;
 mod tensorboard;
+mod together;
 mod trainer;
 
 pub use checkpoint::{Progress, Tally, checkpoint_config, list_checkpoints};
@@ -70,5 +71,5 @@ pub use pace::{learning_rate, steps_per_epoch};
 pub use request::{Event, Start, Summary, TrainRequest, fingerprint};
 pub use residency::Residency;
 pub use run::{Run, train, train_observed};
-pub use task::{Classify, Criterion, Denoise, Pass, Task, Terms};
+pub use task::{Classify, Criterion, Denoise, Learns, Pass, Task, Terms};
 pub use trainer::{DataSizes, Recipe, StepMetrics, Trainer, Validation};

@@ -228,6 +228,25 @@ impl Tensor {
         Ok(values)
     }
 
+    /// Lets `change` change the elements on the host, after all work before: in place on the CPU, in a copy of an accelerator's,
+    /// which then goes back. Does nothing in shape-only mode. Call it outside of programs.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another element type; those of `change` and of the device.
+    pub fn change<T: Element>(&self, change: impl FnOnce(&mut [T]) -> Result<()>) -> Result<()> {
+        self.expect::<T>("change")?;
+        self.check_writable("change")?;
+        match self.context().backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => change(self.host_mut()),
+            Backend::Accelerator(_) => {
+                let mut values = self.download::<T>()?;
+                change(&mut values)?;
+                self.upload(&values)
+            }
+        }
+    }
+
     /// The elements as `f64`, whatever the dtype: for tests, reports and files.
     pub fn to_f64(&self) -> Result<Vec<f64>> {
         fn widen<T: Element>(tensor: &Tensor, convert: impl Fn(T) -> f64) -> Result<Vec<f64>> {
