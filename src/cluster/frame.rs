@@ -24,16 +24,8 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
-        Self::Hello,
-        Self::Welcome,
-        Self::Refused,
-        Self::Beat,
-        Self::Command,
-        Self::Failed,
-        Self::Leave,
-        Self::Stop,
-    ];
+    const ALL: [Self; 8] =
+        [Self::Hello, Self::Welcome, Self::Refused, Self::Beat, Self::Command, Self::Failed, Self::Leave, Self::Stop];
 }
 
 /// Sends a frame by one write.

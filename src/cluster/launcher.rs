@@ -135,7 +135,8 @@ pub fn placement(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Pla
 
 /// The word of an MPI's `mpirun`.
 fn inner(v: &Variables) -> Result<Option<Claim>> {
-    let open = ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"];
+    let open =
+        ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"];
     if let Some(claim) = Claim::read(v, "OpenMPI", open)? {
         return Ok(Some(claim));
     }
@@ -170,7 +171,8 @@ fn own(v: &Variables) -> Result<Placement> {
     let Some(claim) = Claim::read(v, "engine", names)? else { unreachable!("asked for above") };
     let leader = v.text("ENGINE_LEADER").unwrap_or_default();
     let parsed = leader.rsplit_once(':').and_then(|(host, port)| Some((host.to_string(), port.parse().ok()?)));
-    let unknown = || Error::config("ENGINE_LEADER", "it names no host and port", "let `engine train --processes` set it");
+    let unknown =
+        || Error::config("ENGINE_LEADER", "it names no host and port", "let `engine train --processes` set it");
     checked(Placement {
         launcher: "engine",
         rank: claim.rank,
@@ -215,10 +217,13 @@ fn placed(v: &Variables, claim: &Claim) -> Result<Placement> {
     let whole = claim.local_ranks == Some(claim.ranks) || claim.ranks == 1;
     let slurm = v.text("SLURM_JOB_ID").map(|job| format!("{job}.{}", v.text("SLURM_STEP_ID").unwrap_or_default()));
     let job = match claim.launcher {
-        "torchrun" => ["TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"].map(|name| v.text(name).unwrap_or_default()).join("."),
+        "torchrun" => {
+            ["TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"].map(|name| v.text(name).unwrap_or_default()).join(".")
+        }
         _ => slurm.clone().or_else(|| v.text("PMIX_NAMESPACE")).unwrap_or_else(of_parent),
     };
-    let first = v.text("SLURM_STEP_NODELIST").or_else(|| v.text("SLURM_JOB_NODELIST")).and_then(|list| first_host(&list));
+    let first =
+        v.text("SLURM_STEP_NODELIST").or_else(|| v.text("SLURM_JOB_NODELIST")).and_then(|list| first_host(&list));
     let host = v.text("MASTER_ADDR").or(first).or_else(|| whole.then(|| "127.0.0.1".to_string()));
     let missing = || {
         let message = format!("it is not set, and {} does not say where rank 0 is", claim.launcher);
@@ -267,7 +272,8 @@ fn of_parent() -> String {
 
 /// A port that follows from the job.
 fn port_of(job: &str) -> u16 {
-    let hash = job.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let hash =
+        job.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     (PORTS.start + (hash ^ hash >> 32) % (PORTS.end - PORTS.start)) as u16
 }
 

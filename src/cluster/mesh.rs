@@ -1,6 +1,6 @@
 //! A connection between each two ranks, and the exchange over all of them at once.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,13 @@ struct Course<'a> {
 
 impl Mesh {
     /// Connects to all of lower rank, and takes the connections of all others.
-    pub fn connect(rank: usize, meeting: &Meeting, listener: &TcpListener, limits: Limits, watch: &Watch) -> Result<Self> {
+    pub fn connect(
+        rank: usize,
+        meeting: &Meeting,
+        listener: &TcpListener,
+        limits: Limits,
+        watch: &Watch,
+    ) -> Result<Self> {
         let until = Instant::now() + limits.rendezvous;
         let mut peers: Vec<Option<TcpStream>> = meeting.members.iter().map(|_| None).collect();
         let failed = |peer: usize, why: String| {
@@ -72,7 +78,9 @@ impl Mesh {
             match listener.accept() {
                 Ok((stream, _)) => {
                     // Whoever is no rank of this meeting is let go.
-                    if let Some(peer) = introduced(&stream, meeting.nonce).filter(|peer| (rank + 1..peers.len()).contains(peer)) {
+                    if let Some(peer) =
+                        introduced(&stream, meeting.nonce).filter(|peer| (rank + 1..peers.len()).contains(peer))
+                    {
                         peers[peer] = Some(stream);
                     }
                 }
@@ -87,7 +95,6 @@ impl Mesh {
         }
         Ok(Self { rank, peers, count: 0 })
     }
-
 
     /// Sends and receives all at once, so that nobody waits for somebody who waits. `kind` tells exchanges apart.
     pub fn exchange(&mut self, kind: u8, transfers: Vec<Transfer>, watch: &Watch) -> Result<()> {
@@ -129,7 +136,9 @@ impl Mesh {
             std::thread::sleep(Duration::from_millis(10));
         }
         let message = match error.kind() {
-            io::ErrorKind::InvalidData => format!("{} does something else than rank {}: {error}", watch.describe(peer), self.rank),
+            io::ErrorKind::InvalidData => {
+                format!("{} does something else than rank {}: {error}", watch.describe(peer), self.rank)
+            }
             _ => format!("rank {} lost {}: {error}", self.rank, watch.describe(peer)),
         };
         Error::cluster(message, "look at that rank's own error, and resume the run")
@@ -176,9 +185,12 @@ impl Course<'_> {
     fn advance(&mut self, mut stream: &TcpStream, number: u64) -> io::Result<bool> {
         let before = self.written + self.read;
         while !self.has_written() {
-            let done = self.written.saturating_sub(HEAD);
-            let parts = [IoSlice::new(&self.head[self.written.min(HEAD)..]), IoSlice::new(&self.transfer.sent[done..])];
-            match stream.write_vectored(&parts) {
+            let part = match self.written.checked_sub(HEAD) {
+                None => &self.head[self.written..],
+                Some(done) => &self.transfer.sent[done..],
+            };
+            // Not `write_vectored`, which raises a signal where the peer is gone.
+            match stream.write(part) {
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -206,7 +218,8 @@ impl Course<'_> {
 
     /// What comes is what is expected.
     fn check(&self, number: u64) -> io::Result<()> {
-        let word = |at: usize| self.their_head[at..at + 8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let word =
+            |at: usize| self.their_head[at..at + 8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
         let (theirs, len, wanted) = (word(0), word(8), self.transfer.received.len() as u64);
         if (theirs, len) == (number, wanted) {
             return Ok(());

@@ -169,14 +169,19 @@ pub fn agree(team: &dyn Collective, facts: &[Fact]) -> Result<()> {
     own.resize(most, 0);
     let mut all = vec![0; most * team.ranks()];
     team.gather(&own, &mut all)?;
-    let texts: Vec<String> =
-        lens.iter().zip(all.chunks(most.max(1))).map(|(len, text)| String::from_utf8_lossy(&text[..*len]).into()).collect();
-    let differences: Vec<String> = (1..texts.len()).filter_map(|rank| difference(&texts[0], &texts[rank], rank)).collect();
+    let texts: Vec<String> = lens
+        .iter()
+        .zip(all.chunks(most.max(1)))
+        .map(|(len, text)| String::from_utf8_lossy(&text[..*len]).into())
+        .collect();
+    let differences: Vec<String> =
+        (1..texts.len()).filter_map(|rank| difference(&texts[0], &texts[rank], rank)).collect();
     if differences.is_empty() {
         return Ok(());
     }
     let shown = differences.len().min(4);
-    let more = if shown < differences.len() { format!("; and {} more", differences.len() - shown) } else { String::new() };
+    let more =
+        if shown < differences.len() { format!("; and {} more", differences.len() - shown) } else { String::new() };
     Err(crate::Error::cluster(
         format!("the ranks do not fit together: {}{more}", differences[..shown].join("; ")),
         "start all of them with the same engine, options and data",

@@ -52,7 +52,8 @@ struct Hello {
 impl Hello {
     fn write(&self) -> Vec<u8> {
         let fields = Fields::default().number(MAGIC).text(&self.version).text(&self.job);
-        let fields = fields.number(self.rank).number(self.ranks).text(&self.host).number(self.process).number(self.port);
+        let fields =
+            fields.number(self.rank).number(self.ranks).text(&self.host).number(self.process).number(self.port);
         fields.0
     }
 
@@ -122,7 +123,9 @@ pub fn listen(placement: &Placement) -> Result<TcpListener> {
     let place = at(&placement.leader);
     let refused = |error: std::io::Error| {
         let mend = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "is another rank 0, or another program, there? Set ENGINE_PORT to a free port",
+            std::io::ErrorKind::AddrInUse => {
+                "is another rank 0, or another program, there? Set ENGINE_PORT to a free port"
+            }
             _ => "set MASTER_ADDR to this machine's name, and MASTER_PORT or ENGINE_PORT to a free port",
         };
         Error::cluster(format!("rank 0 cannot listen at {place}: {error}"), mend)
@@ -198,7 +201,8 @@ fn lead(
     limits: Limits,
     still: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Met> {
-    let broken = |error: std::io::Error| Error::cluster(format!("rank 0 cannot listen: {error}"), "start the job again");
+    let broken =
+        |error: std::io::Error| Error::cluster(format!("rank 0 cannot listen: {error}"), "start the job again");
     let until = Instant::now() + limits.rendezvous;
     listener.set_nonblocking(true).map_err(broken)?;
     let ip = listener.local_addr().map_err(broken)?.ip();
@@ -372,7 +376,8 @@ fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
             None => {}
         }
     }
-    let message = format!("whoever listens at {place} gave rank {rank} no answer that an engine gives within {seconds} s");
+    let message =
+        format!("whoever listens at {place} gave rank {rank} no answer that an engine gives within {seconds} s");
     Err(Error::cluster(message, "another program holds that port: set ENGINE_PORT on all ranks to a free one"))
 }
 

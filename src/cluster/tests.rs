@@ -24,8 +24,7 @@ fn placed(rank: usize, ranks: usize, port: u16) -> Placement {
     }
 }
 
-const SOON: Limits =
-    Limits { rendezvous: Duration::from_secs(10), silence: Duration::from_secs(10), grace: None };
+const SOON: Limits = Limits { rendezvous: Duration::from_secs(10), silence: Duration::from_secs(10), grace: None };
 const BRIEF: Limits = Limits { rendezvous: Duration::from_secs(2), ..SOON };
 
 type Met = Result<Arc<dyn Collective>>;
@@ -97,7 +96,10 @@ fn ranks_that_do_not_fit_are_told_on_all_ranks_in_time() {
     let began = Instant::now();
     let port = free_port();
     let missing = faults(meet(vec![placed(0, 3, port), placed(1, 3, port)], BRIEF));
-    assert!(missing.iter().all(|text| text.contains("rank 2 of 3 did not come") && text.contains("waited 2 s")), "{missing:?}");
+    assert!(
+        missing.iter().all(|text| text.contains("rank 2 of 3 did not come") && text.contains("waited 2 s")),
+        "{missing:?}"
+    );
     let port = free_port();
     let twice = faults(meet(vec![placed(0, 3, port), placed(1, 3, port), placed(1, 3, port)], BRIEF));
     assert!(twice.iter().all(|text| text.contains("say that they are rank 1")), "{twice:?}");
@@ -155,7 +157,7 @@ fn whoever_is_of_another_job_or_none_is_passed_over() {
 
 #[test]
 fn the_error_of_one_rank_ends_all_others_with_its_words() {
-    let found = on_all(3, |team| match team.rank() {
+    let found = on_all(3, |team| match team.barrier().map(|()| team.rank()).unwrap() {
         2 => {
             team.leave(Some("the disk is full"));
             String::new()

@@ -19,7 +19,8 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How often a thread looks whether it is still needed.
 const TICK: Duration = Duration::from_millis(100);
 
-const MEND: &str = "look at that rank's own error; `engine train --resume` goes on from the last checkpoint, on any number of ranks";
+const MEND: &str =
+    "look at that rank's own error; `engine train --resume` goes on from the last checkpoint, on any number of ranks";
 
 /// What the threads of a rank share.
 pub(super) struct Watch {
@@ -54,7 +55,8 @@ impl Watch {
         control: Vec<(usize, TcpStream)>,
         latecomers: Option<TcpListener>,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Vec<u8>>)> {
-        let broken = |error: io::Error| Error::cluster(format!("the control channel broke: {error}"), "start the job again");
+        let broken =
+            |error: io::Error| Error::cluster(format!("the control channel broke: {error}"), "start the job again");
         let mut readers = Vec::new();
         for (peer, stream) in &control {
             stream.set_read_timeout(Some(BEAT)).map_err(broken)?;

@@ -12,6 +12,7 @@ mod edit;
 mod house;
 mod large;
 mod pipeline;
+mod ranks;
 mod sample;
 mod score;
 #[cfg(feature = "serve")]
