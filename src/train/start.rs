@@ -164,6 +164,9 @@ fn started<'a>(
     report: Report<'a>,
 ) -> Result<Run<'a>> {
     trainer.share_state()?;
+    if let Some(team) = &request.team {
+        start.ranks = format!("{} processes, by {}", team.ranks(), trainer.exchange());
+    }
     start.folder = folder.root().to_path_buf();
     let mut run = Run::new(request, trainer, folder, progress, report)?;
     run.report(&Event::Start(Box::new(start)));
@@ -225,8 +228,7 @@ fn prepare(
                 _ => "",
             }
         ),
-        ranks: (request.team.as_ref())
-            .map_or(String::new(), |team| format!("{} processes, by {}", team.ranks(), team.name())),
+        ranks: String::new(),
         device: chosen.note,
         memory,
         steps: plan.total_steps(),

@@ -8,7 +8,8 @@ use std::rc::Rc;
 
 use super::feed::{Feed, Take};
 use super::task::{Criterion, Pass, Terms};
-use super::together::{Records, Share};
+use super::together::{Exchange, Records, Share};
+use crate::cluster::Collective;
 use crate::config::{Config, OptimizerKind, Precision};
 use crate::diffusion::Purpose;
 use crate::error::{Error, Result};
@@ -100,6 +101,8 @@ pub(super) struct Step {
     pub share: Share,
     /// Whether the update waits for other processes, or for other shards.
     pub shared: bool,
+    /// How it comes together with them.
+    pub exchange: Exchange,
     /// The gradient of the loss by itself.
     one: Tensor,
     pub training: Feed,
@@ -116,10 +119,12 @@ impl Step {
         config: &Config,
         (criterion, builder): (Box<dyn Criterion>, Builder),
         (training, validation): (Feed, Option<Feed>),
-        (rank, ranks): (usize, usize),
+        team: &dyn Collective,
     ) -> Result<Self> {
         let t = &config.training;
-        let share = Share::new(rank, ranks, t.micro_batches(), t.shards)?;
+        let ranks = team.ranks();
+        let share = Share::new(team.rank(), ranks, t.micro_batches(), t.shards)?;
+        let exchange = Exchange::of(context, team)?;
         let shared = ranks > 1 || t.shards.is_some();
         let parameters = Rc::new(Parameters::new(context, builder, dtype(config, context)?)?);
         let ema = parameters.flat_zeros()?;
@@ -132,13 +137,16 @@ impl Step {
         let items = (recorded && learns.items).then(|| Ok::<_, Error>((kept(DType::F32)?, kept(DType::I32)?)));
         let buffers = if shared { parameters.buffers()? } else { Vec::new() };
         let sizes = (t.batch_size, terms, learns.items);
-        let records = recorded.then(|| Records::new(context, share, sizes, buffers, &gradients)).transpose()?;
+        let gathering = if exchange == Exchange::Devices && t.shards.is_some() { ranks } else { 0 };
+        let records = || Records::new(context, share, sizes, buffers, &gradients, gathering);
+        let records = recorded.then(records).transpose()?;
         Ok(Self {
             gradients,
             items: items.transpose()?,
             records,
             share,
             shared,
+            exchange,
             first: parameters.flat_zeros()?,
             second: parameters.flat_zeros()?,
             ema,

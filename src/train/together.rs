@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::ops::elementwise::{add, scale};
 use crate::ops::pool::global_average_pool;
 use crate::tape::{Tape, add_to};
-use crate::tensor::{Context, DType, Tensor};
+use crate::tensor::{Context, DType, Device, Tensor};
 
 /// The weight of a batch's statistics in the running ones is 1 − this: the layers' momentum.
 const KEPT: f32 = 0.9;
@@ -51,6 +51,52 @@ impl Share {
     }
 }
 
+/// How ranks exchange what a step has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Exchange {
+    /// The devices do it by themselves (NCCL), and the host waits for nothing.
+    Devices,
+    /// Through the hosts; why, where devices might.
+    Hosts(String),
+}
+
+impl Exchange {
+    /// Joins the devices of all ranks, where they all can be. All ranks come to the same.
+    pub fn of(context: &Context, team: &dyn Collective) -> Result<Self> {
+        let (rank, ranks) = (team.rank(), team.ranks());
+        let Device::Accelerator(accelerator) = context.device() else { return Ok(Self::Hosts(String::new())) };
+        if ranks == 1 || context.is_shape_only() {
+            return Ok(Self::Hosts(String::new()));
+        }
+        let found = accelerator.communicator_id();
+        let mut able = vec![0; ranks];
+        team.gather(&[u8::from(found.is_ok())], &mut able)?;
+        if let Some(unable) = able.iter().position(|able| *able == 0) {
+            let why = match &found {
+                Err(error) => error.to_string(),
+                Ok(_) => format!("rank {unable} has no NCCL"),
+            };
+            return Ok(Self::Hosts(why));
+        }
+        let mut id = found?;
+        let mut len = (id.len() as u64).to_le_bytes();
+        team.broadcast(&mut len, 0)?;
+        id.resize((u64::from_le_bytes(len) as usize).min(4096), 0);
+        team.broadcast(&mut id, 0)?;
+        accelerator.communicate(&id, rank, ranks)?;
+        Ok(Self::Devices)
+    }
+
+    /// For people.
+    pub fn describe(&self, team: &dyn Collective) -> String {
+        match self {
+            Self::Devices => "NCCL".into(),
+            Self::Hosts(why) if why.is_empty() => team.name().into(),
+            Self::Hosts(why) => format!("{} through the hosts' memory ({why})", team.name()),
+        }
+    }
+}
+
 /// The records of a step's batches. All of it persistent.
 pub(super) struct Records {
     share: Share,
@@ -63,6 +109,8 @@ pub(super) struct Records {
     statistics: Option<Statistics>,
     /// Sums of 1, 2, 4, … shards that wait for as many more.
     sums: Vec<Tensor>,
+    /// The gradients of all ranks, where devices gather them to add them up in a tree.
+    gathered: Vec<Tensor>,
 }
 
 /// Running statistics, which each batch moves on from where the step found them.
@@ -123,12 +171,19 @@ impl Records {
         (batch, terms, items): (usize, usize, bool),
         buffers: Vec<Tensor>,
         gradients: &Tensor,
+        gathering: usize,
     ) -> Result<Self> {
         let all = share.all;
         let rows = |width: usize, dtype| context.zeros([all, width], dtype);
         // Half the shards of this process wait for the other half, half of those for theirs.
         let shards = (share.count / share.in_a_row).max(1);
-        let sums = (0..shards.ilog2()).map(|_| context.zeros(gradients.shape(), gradients.dtype()));
+        let like = |_| context.zeros(gradients.shape(), gradients.dtype());
+        let sums = (0..shards.ilog2()).map(like);
+        // One tensor of them all, seen rank by rank.
+        let len = gradients.len();
+        let all_ranks = (gathering > 0).then(|| context.zeros([gathering * len], gradients.dtype())).transpose()?;
+        let part = |rank: usize| all_ranks.iter().map(move |all| all.part(rank * len, [len]));
+        let gathered = all_ranks.iter().cloned().map(Ok).chain((0..gathering).flat_map(part));
         Ok(Self {
             share,
             losses: context.zeros([all], DType::F32)?,
@@ -136,6 +191,7 @@ impl Records {
             items: items.then(|| Ok::<_, Error>((rows(batch, DType::F32)?, rows(batch, DType::I32)?))).transpose()?,
             statistics: Statistics::new(context, buffers, all)?,
             sums: sums.collect::<Result<_>>()?,
+            gathered: gathered.collect::<Result<_>>()?,
         })
     }
 
@@ -178,7 +234,28 @@ impl Records {
         }
     }
 
-    /// Brings the gradient and the records of all ranks together.
+    /// Brings the gradient and the records of all ranks together, by the devices themselves: the host only submits it.
+    pub fn exchange_on_devices(&self, team: &dyn Collective, gradients: &Tensor) -> Result<()> {
+        let (rank, ranks) = (team.rank(), team.ranks());
+        match self.gathered.split_first() {
+            None => gradients.all_reduce()?,
+            Some((all, parts)) => {
+                parts[rank].copy_from(gradients)?;
+                all.all_gather(rank, ranks)?;
+                let mut distance = 1;
+                while distance < ranks {
+                    for first in (0..ranks - distance).step_by(2 * distance) {
+                        add_to(&parts[first], &parts[first + distance])?;
+                    }
+                    distance *= 2;
+                }
+                gradients.copy_from(&parts[0])?;
+            }
+        }
+        self.rows().try_for_each(|row| row.all_gather(rank, ranks))
+    }
+
+    /// Brings the gradient and the records of all ranks together, through the hosts.
     pub fn exchange(&self, team: &dyn Collective, gradients: &Tensor) -> Result<()> {
         if team.ranks() == 1 {
             return Ok(());
@@ -270,7 +347,7 @@ mod tests {
         let values: Vec<f32> = [1.0, 1e-8, 3e-8, 1e8, -1e8, 5e-8, 7.0, 0.1].to_vec();
         let tree = |v: &[f32]| ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
         let gradients = context.zeros([1], DType::F32)?;
-        let records = Records::new(&context, Share::new(0, 1, 8, Some(8))?, (1, 0, false), Vec::new(), &gradients)?;
+        let records = Records::new(&context, Share::new(0, 1, 8, Some(8))?, (1, 0, false), Vec::new(), &gradients, 0)?;
         for (number, value) in values.iter().enumerate() {
             gradients.upload(&[*value])?;
             records.after_shard(&gradients, number)?;

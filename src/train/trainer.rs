@@ -8,7 +8,7 @@ use super::pace::Pace;
 use super::residency::Residency;
 use super::step::{RING, Role, Step, takes};
 use super::task::{Task, Terms};
-use super::together::Records;
+use super::together::{Exchange, Records};
 use crate::cluster::{Alone, Collective};
 use crate::config::Config;
 use crate::data::{Dataset, Split};
@@ -160,7 +160,7 @@ impl Trainer {
     ) -> Result<Self> {
         config.validate()?;
         let pace = Pace::new(context, &config.training, feeds.0.len(), RING)?;
-        let step = Step::new(context, &config, task.build(context, &config)?, feeds, (team.rank(), team.ranks()))?;
+        let step = Step::new(context, &config, task.build(context, &config)?, feeds, team.as_ref())?;
         let roles = match step.shared {
             true => Role::shared(step.share.in_a_row),
             false => Role::all(step.share.all),
@@ -280,6 +280,11 @@ impl Trainer {
         self.config.training.batch_size * self.config.training.micro_batches()
     }
 
+    /// How the processes that train together exchange, for people.
+    pub fn exchange(&self) -> String {
+        self.step.exchange.describe(self.team.as_ref())
+    }
+
     /// The processes that train together.
     pub fn team(&self) -> &Arc<dyn Collective> {
         &self.team
@@ -354,7 +359,11 @@ impl Trainer {
                 self.records()?.after_shard(&self.step.gradients, local / share.in_a_row)?;
             }
         }
-        self.records()?.exchange(self.team.as_ref(), &self.step.gradients)?;
+        let (team, gradients) = (self.team.as_ref(), &self.step.gradients);
+        match self.step.exchange {
+            Exchange::Devices => self.records()?.exchange_on_devices(team, gradients)?,
+            Exchange::Hosts(_) => self.records()?.exchange(team, gradients)?,
+        }
         self.finish()?;
         // As if one process had done them all, one after the other.
         for micro in 0..share.all {
