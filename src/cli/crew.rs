@@ -50,7 +50,11 @@ impl Crew {
         }
         let mut local = start(&placement)?;
         let limits = Limits { grace: Some(GRACE), ..Limits::default() };
-        let team = join(&placement, listener, limits, &mut || local.check())?;
+        let team = match placement.launcher {
+            #[cfg(feature = "mpi")]
+            "OpenMPI" | "MPICH" => crate::cluster::join_by_mpi(&placement, limits)?,
+            _ => join(&placement, listener, limits, &mut || local.check())?,
+        };
         Ok(Some(Self { team, placement, local }))
     }
 

@@ -11,6 +11,8 @@ mod frame;
 mod launcher;
 mod local;
 mod mesh;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod rendezvous;
 mod tcp;
 mod watch;
@@ -24,6 +26,8 @@ use crate::error::Result;
 
 pub use launcher::{MOST_RANKS, Placement, placement};
 pub use local::{LocalRanks, here, start};
+#[cfg(feature = "mpi")]
+pub use mpi::join_by_mpi;
 pub use rendezvous::listen;
 pub use tcp::join;
 

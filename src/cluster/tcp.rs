@@ -93,7 +93,7 @@ impl fmt::Debug for Tcp {
 }
 
 /// Adds rows up in pairs, then the sums in pairs, and so on; the sum is then in the first.
-fn add_up(rows: &mut [f32], len: usize) {
+pub(super) fn add_up(rows: &mut [f32], len: usize) {
     let count = rows.len().checked_div(len).unwrap_or(0);
     let mut distance = 1;
     while distance < count {
