@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::feed::{Feed, Feeds};
 use super::pace::Pace;
+use super::pictures;
 use super::residency::Residency;
 use super::step::{RING, Role, Step, takes};
 use super::task::{Task, Terms};
@@ -473,9 +474,22 @@ impl Trainer {
                 [command] if *command == Command::Validate as u8 => {
                     self.validate()?;
                 }
+                [command, count @ ..] if *command == Command::Draw as u8 => {
+                    let classes = count.first_chunk().map_or(0, |count| u32::from_le_bytes(*count));
+                    // What comes of it is rank 0's.
+                    let _ = pictures::draw(self, classes as usize, &mut || true)?;
+                }
                 [command] if *command == Command::End as u8 => return Ok(()),
                 other => return Err(Error::shape("trainer", format!("an unknown command of {} bytes", other.len()))),
             }
+        }
+    }
+
+    /// Rank 0 lets those that follow draw their share of samples of so many classes.
+    pub(super) fn tell_to_draw(&self, classes: usize) -> Result<()> {
+        match (self.team.rank(), self.team.ranks()) {
+            (0, 2..) => self.team.tell(&[&[Command::Draw as u8][..], &(classes as u32).to_le_bytes()].concat()),
+            _ => Ok(()),
         }
     }
 
@@ -534,6 +548,7 @@ enum Command {
     Step = 1,
     Validate = 2,
     End = 3,
+    Draw = 4,
 }
 
 fn none_to_train_on() -> Error {

@@ -109,6 +109,10 @@ fn fifty_steps_of_quickstart_have_the_same_bits_on_1_2_and_4_processes() {
         assert!(text.contains(&format!("{processes} processes, by TCP")), "{text}");
         assert_eq!(losses(&folder.join(processes)), losses(&folder.join("one")));
         assert!(model(&folder.join(processes)) == model(&folder.join("one")), "{processes} processes");
+        for picture in ["final.png", "timesteps.png"] {
+            let of = |run: &str| fs::read(folder.join(run).join("samples").join(picture)).unwrap();
+            assert!(of(processes) == of("one"), "{picture} of {processes} processes");
+        }
     }
 }
 
