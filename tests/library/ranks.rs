@@ -87,7 +87,7 @@ fn kinds() -> Vec<(&'static str, Config)> {
         null_label: true,
         ..UnetConfig::default()
     });
-    let mut classifier = of(&["training.label_dropout=0"]);
+    let mut classifier = of(&["training.label_dropout=0", "training.sample_every=never"]);
     (classifier.diffusion, classifier.sampling) = Default::default();
     classifier.model = ModelConfig::Resnet(ResnetConfig {
         image_size: engine::image_size::ImageSize::new(8, 8),
@@ -109,15 +109,15 @@ fn kinds() -> Vec<(&'static str, Config)> {
 
 const NOWHERE: fn(&mut Trainer) = |_| ();
 
-/// Losses and weights of two runs that differ by the order of their gradients' sums. A rounding of 6e-8 in a gradient is a part of
-/// the learning rate in a weight, whatever the gradient's size (Adam divides by it), and grows over 50 steps.
+/// Losses and weights of two runs that differ by the order of their gradients' sums: a rounding of 6e-8 a step, which 50 steps carry on.
+/// Some 2e-7 is what comes of it; what is not rounding (an image twice, statistics of another batch) is 1e-3 at least.
 fn near(name: &str, ranks: usize, one: &End, other: &End) {
     let (first, all) = (&one.state.metrics, &other.state.metrics);
     assert_eq!(first.len(), all.len());
     let loss = first.iter().zip(all).map(|(a, b)| (a.loss - b.loss).abs() / a.loss).fold(0.0, f64::max);
     let weights = distance(&one.all, &other.all);
     println!("{name}, {ranks} ranks: losses {loss:.1e}, weights {weights:.1e}");
-    assert!(loss < 1e-3 && weights < 1e-3, "{name}, {ranks} ranks: losses {loss:.1e}, weights {weights:.1e}");
+    assert!(loss < 1e-5 && weights < 1e-5, "{name}, {ranks} ranks: losses {loss:.1e}, weights {weights:.1e}");
     // Before anything has grown.
     let step = |end: &End| (end.state.metrics[0].loss, end.state.metrics[0].gradient_norm);
     let ((loss, norm), (other_loss, other_norm)) = (step(one), step(other));
