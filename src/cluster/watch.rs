@@ -169,8 +169,13 @@ impl Watch {
 
     /// Says that this rank is alive, and looks who else is.
     fn beat(&self, latecomers: Option<TcpListener>) {
-        let mut next = Instant::now();
+        let (mut next, mut last) = (Instant::now(), Instant::now());
         while !self.ended.load(Ordering::Acquire) {
+            // Whoever was suspended itself, as a laptop is, has heard nobody meanwhile.
+            if std::mem::replace(&mut last, Instant::now()).elapsed() > 3 * BEAT {
+                let now = self.began.elapsed().as_millis() as u64;
+                self.heard.values().for_each(|heard| heard.store(now, Ordering::Release));
+            }
             if Instant::now() >= next {
                 next = Instant::now() + BEAT;
                 self.tell(Kind::Beat, b"");

@@ -96,7 +96,6 @@ fn kinds() -> Vec<(&'static str, Config)> {
         blocks: vec![1, 1],
         widths: vec![8, 16],
         stem: Stem::Small,
-        ..ResnetConfig::default()
     });
     vec![
         ("quickstart", of(&[])),
