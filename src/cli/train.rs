@@ -71,6 +71,9 @@ pub struct TrainCommand {
     /// Train on so many GPUs of this machine, a process for each
     #[arg(long, value_name = "N", conflicts_with = "processes")]
     gpus: Option<usize>,
+    /// Submit each step anew to a GPU instead of replaying a captured graph: slower, with the same bits
+    #[arg(long)]
+    no_graph: bool,
     /// Change a value of the configuration: --set training.learning_rate=1e-3
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
@@ -125,7 +128,7 @@ impl TrainCommand {
             request.data = self.resumed_data()?;
         }
         request.data_dir = self.data_dir.clone();
-        request.device = device;
+        (request.device, request.graphs) = (device, !self.no_graph);
         request.team = crew.map(|crew| crew.team.clone());
         (request.steps, request.epochs) = (self.steps, self.epochs);
         request.show_downloads = !self.quiet;

@@ -46,6 +46,8 @@ pub struct TrainRequest {
     /// The processes that train together: rank 0 by [`train`](super::train()), the others by [`follow`](super::follow()), with the same
     /// request. None is this one alone.
     pub team: Option<Arc<dyn Collective>>,
+    /// Capture steps as graphs, which a GPU replays; the bits are the same without.
+    pub graphs: bool,
 }
 
 impl TrainRequest {
@@ -66,6 +68,7 @@ impl TrainRequest {
             stop: Arc::default(),
             show_downloads: false,
             team: None,
+            graphs: true,
         }
     }
 

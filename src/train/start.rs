@@ -237,7 +237,9 @@ fn prepare(
     };
     drop(plan);
     let recipe = Recipe { residency: Some(residency), team: ranks::team(request), ..Recipe::new(config, device) };
-    Ok((Trainer::new(task.as_ref(), dataset, &recipe)?, start))
+    let mut trainer = Trainer::new(task.as_ref(), dataset, &recipe)?;
+    trainer.set_graphs(request.graphs);
+    Ok((trainer, start))
 }
 
 /// Where the images are to lie, with the plan and the memory of the run: on an accelerator where that has room for them, else
