@@ -2,10 +2,11 @@
 //!
 //! Imports run downwards only:
 //! `cli → serve → train → eval → pipeline → model_file → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
-//! `data → picture, weights, tensor`; `picture` and `weights` stand on `files, error`; `names → error`;
+//! `data → picture, weights, tensor`; `picture`, `weights` and `cluster` stand on `files, error`; `names → error`;
 //! `image_size` stands on nothing.
 
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod data;
 pub mod diffusion;

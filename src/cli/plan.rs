@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::machine::PrecisionChoice;
+use super::plan_ranks;
 use crate::config::{Config, Precision};
 use crate::data::{Dataset, Split};
 use crate::device::DeviceChoice;
@@ -35,6 +36,12 @@ pub struct PlanCommand {
     /// f32 or bf16 [default: the configuration's; auto is bf16 on tensor cores, else f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionChoice>,
+    /// Model the step on 1 to N GPUs, each with a batch of its own
+    #[arg(long, value_name = "N")]
+    gpus: Option<usize>,
+    /// What connects them: nvlink, pcie or 100gbe
+    #[arg(long, value_name = "LINK", default_value = "nvlink")]
+    link: String,
     /// The data set file, for its size [default: the published size of the set that the configuration names]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
@@ -79,7 +86,7 @@ impl PlanCommand {
             }
         }
         let (training, precision) = (&config.training, config.training.precision);
-        let count = training.batch_size * training.gradient_accumulation;
+        let count = training.batch_size * training.micro_batches();
         let plural = if count == 1 { "" } else { "s" };
         text += &format!("\ntraining step, {count} image{plural}\n");
         text += &table(&estimate.training, &peak, precision);
@@ -92,6 +99,9 @@ impl PlanCommand {
             number(estimate.total_steps as usize),
             time(roofline.seconds * estimate.total_steps as f64),
         );
+        if let Some(gpus) = self.gpus {
+            text += &plan_ranks::text(&config, &estimate, &peak, gpus, plan_ranks::link(&self.link)?)?;
+        }
 
         let Some(work) = &estimate.sampling else { return Ok(text) };
         let (sampling, batch) = (&config.sampling, training.batch_size);
@@ -323,7 +333,7 @@ fn floor(work: &StepWork, peak: &Peak, precision: Precision, count: usize, what:
 }
 
 /// `19,108,048`.
-fn number(value: usize) -> String {
+pub(super) fn number(value: usize) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (place, digit) in digits.chars().enumerate() {
@@ -336,7 +346,7 @@ fn number(value: usize) -> String {
 }
 
 /// `8,127 images/s`.
-fn images(rate: f64) -> String {
+pub(super) fn images(rate: f64) -> String {
     if rate < 10.0 {
         format!("{} images/s", three(rate))
     } else {
@@ -352,7 +362,7 @@ fn si(value: f64) -> String {
 }
 
 /// `1.53 GiB`.
-fn bytes(value: f64) -> String {
+pub(super) fn bytes(value: f64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let (scaled, unit) = scale(value, 1024.0, &UNITS);
     if unit == "B" { format!("{scaled:.0} B") } else { format!("{} {unit}", three(scaled)) }
@@ -371,7 +381,7 @@ fn scale<'a>(value: f64, step: f64, units: &[&'a str]) -> (f64, &'a str) {
     (scaled, unit)
 }
 
-fn three(value: f64) -> String {
+pub(super) fn three(value: f64) -> String {
     match value.abs() {
         size if size >= 99.95 => format!("{value:.0}"),
         size if size >= 9.995 => format!("{value:.1}"),
@@ -380,7 +390,7 @@ fn three(value: f64) -> String {
 }
 
 /// `12.3 µs`, `1.50 ms`, `2 h 05 min`.
-fn time(seconds: f64) -> String {
+pub(super) fn time(seconds: f64) -> String {
     match seconds {
         s if s < 1e-3 => format!("{} µs", three(s * 1e6)),
         s if s < 1.0 => format!("{} ms", three(s * 1e3)),
@@ -402,9 +412,28 @@ mod tests {
             batch: Some(256),
             on: on.into(),
             precision: None,
+            gpus: None,
+            link: "nvlink".into(),
             data: None,
             set: Vec::new(),
         }
+    }
+
+    #[test]
+    fn several_gpus_are_planned_with_what_they_exchange() {
+        let mut plan = command("dit-cifar10", "h100");
+        (plan.gpus, plan.link) = (Some(1024), "pcie".into());
+        let text = plan.text().unwrap();
+        for part in ["72.9 MiB of gradients in f32 (36.4 MiB in bf16)", "1,024", "efficiency", "ZeRO", "from "] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        plan.set = vec!["training.shards=8".into()];
+        let sharded = plan.text().unwrap();
+        assert!(sharded.contains("one tree (training.shards)") && !sharded.contains("1,024  "), "{sharded}");
+        plan.link = "carrier pigeon".into();
+        assert!(plan.text().unwrap_err().to_string().contains("there are nvlink, pcie and 100gbe"));
+        (plan.link, plan.gpus) = ("nvlink".into(), Some(0));
+        assert!(plan.text().unwrap_err().to_string().starts_with("--gpus"));
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Terminal {
 
     fn start(&mut self, start: &Start) {
         let training = &start.config.training;
-        let images = training.batch_size * training.gradient_accumulation;
+        let images = training.batch_size * training.micro_batches();
         self.images_per_step = images as f64;
         self.steps = start.steps;
         let on_cpu = start.device.starts_with("cpu");
@@ -85,7 +85,11 @@ impl Terminal {
             format!("model    {}: {}, {} parameters", start.name, start.config.model.kind(), count(start.parameters)),
             format!("data     {}", start.data),
             format!("device   {device}, {}", training.precision.name()),
-            format!("memory   {} planned{free}", size(start.memory.needed())),
+            format!(
+                "memory   {} planned{free}{}",
+                size(start.memory.needed()),
+                if start.ranks.is_empty() { "" } else { ", on each" }
+            ),
             format!(
                 "run      {}: {} steps of {images} images ({epochs:.1} epochs){from}",
                 start.folder.display(),
@@ -94,6 +98,17 @@ impl Terminal {
         ];
         for line in &lines {
             self.say(line);
+        }
+        if !start.ranks.is_empty() {
+            let (rate, count) = (training.learning_rate, training.micro_batches());
+            let note = match count {
+                1 => String::new(),
+                _ => format!(
+                    "; the learning rate stays {rate} (linear scaling to {count} batches a step would be {})",
+                    rate * count as f64
+                ),
+            };
+            self.say(&format!("ranks    {}{note}", start.ranks));
         }
         if self.live {
             let bar = ProgressBar::with_draw_target(Some(start.steps), ProgressDrawTarget::stderr());

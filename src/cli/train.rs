@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 
+use super::crew::Crew;
 use super::data::{ClassList, PictureArgs};
 use super::progress::Terminal;
 use super::train_data::{self, Given};
 use crate::config::{Config, ModelConfig, presets};
 use crate::data::{FetchOptions, WEIGHTS, WEIGHTS_DIR, fetch_weights};
+use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::set_threads;
-use crate::train::{TrainRequest, train};
+use crate::train::{TrainRequest, follow, train};
 
 /// Train a model; without options, a small one on built-in shapes.
 ///
@@ -63,6 +65,15 @@ pub struct TrainCommand {
     /// CPU threads of the computation [default: all]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Train by so many processes on this machine, each with its share of the cores; a step is of as many batches
+    #[arg(long, value_name = "N")]
+    processes: Option<usize>,
+    /// Train on so many GPUs of this machine, a process for each
+    #[arg(long, value_name = "N", conflicts_with = "processes")]
+    gpus: Option<usize>,
+    /// Submit each step anew to a GPU instead of replaying a captured graph: slower, with the same bits
+    #[arg(long)]
+    no_graph: bool,
     /// Change a value of the configuration: --set training.learning_rate=1e-3
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
@@ -79,6 +90,28 @@ impl TrainCommand {
     /// # Errors
     /// Those of [`train()`], and of the configuration.
     pub fn run(self) -> Result<()> {
+        let device: DeviceChoice = self.device.parse()?;
+        let option = if self.gpus.is_some() { "--gpus" } else { "--processes" };
+        let crew = Crew::gather(self.processes.or(self.gpus), option)?;
+        let device = match (&crew, device) {
+            (None, DeviceChoice::Auto) if self.gpus.is_some() => DeviceChoice::Cuda(0),
+            (None, device) => device,
+            (Some(crew), DeviceChoice::Auto) if self.gpus.is_some() => crew.device(DeviceChoice::Cuda(0)),
+            (Some(_), DeviceChoice::Auto) if self.processes.is_some() => DeviceChoice::Cpu,
+            (Some(crew), device) => crew.device(device),
+        };
+        let outcome = self.train(crew.as_ref(), device);
+        if let (Some(crew), Err(error)) = (&crew, &outcome) {
+            // A rank that could not even begin ends the others.
+            crew.team.leave(Some(&error.to_string()));
+        }
+        outcome
+    }
+
+    fn train(&self, crew: Option<&Crew>, device: DeviceChoice) -> Result<()> {
+        if let Some(crew) = crew {
+            crew.share_threads(self.threads)?;
+        }
         if let Some(threads) = self.threads {
             if !(1..=4096).contains(&threads) {
                 let message = format!("{threads} threads");
@@ -86,25 +119,24 @@ impl TrainCommand {
             }
             set_threads(Some(threads))?;
         }
-        let mut request = match &self.resume {
-            Some(folder) => {
-                self.refuse_changes()?;
-                TrainRequest::resume(folder)
-            }
-            None => {
-                let (name, mut config) = self.configuration()?;
-                let data = self.find_data(&mut config)?;
-                TrainRequest { data, ..TrainRequest::new(name, config) }
-            }
+        let mut request = match crew {
+            Some(crew) => crew.leader_first(|| self.request(crew.leads()))?,
+            None => self.request(true)?,
         };
         request.out = self.out.clone();
         if request.resume.is_some() {
             request.data = self.resumed_data()?;
         }
         request.data_dir = self.data_dir.clone();
-        request.device = self.device.parse()?;
+        (request.device, request.graphs) = (device, !self.no_graph);
+        request.team = crew.map(|crew| crew.team.clone());
         (request.steps, request.epochs) = (self.steps, self.epochs);
         request.show_downloads = !self.quiet;
+        if let Some(crew) = crew.filter(|crew| !crew.leads()) {
+            let team = crew.team.clone();
+            on_interrupt(move || team.ask_to_stop())?;
+            return follow(&request);
+        }
         if let Some(config) = &request.config {
             fetch_backbone(config, self.quiet)?;
         }
@@ -115,15 +147,27 @@ impl TrainCommand {
         outcome.map(|_| ())
     }
 
+    /// The run that the options ask for, with its data found or imported; `tells` what it does.
+    fn request(&self, tells: bool) -> Result<TrainRequest> {
+        let Some(folder) = &self.resume else {
+            let (name, mut config) = self.configuration(tells)?;
+            let data = self.find_data(&mut config, tells)?;
+            return Ok(TrainRequest { data, ..TrainRequest::new(name, config) });
+        };
+        self.refuse_changes()?;
+        Ok(TrainRequest::resume(folder))
+    }
+
     /// The data set that `--data` names, imported where it is no data set file; the model follows it.
-    fn find_data(&self, config: &mut Config) -> Result<Option<String>> {
+    fn find_data(&self, config: &mut Config, tells: bool) -> Result<Option<String>> {
         let text = match &self.config {
             Some(path) => Some(std::fs::read_to_string(path).map_err(Error::io(path, "read"))?),
             None => None,
         };
         let given = Given::new(&self.set, text.as_deref());
+        let quiet = self.quiet || !tells;
         let mut say = |text: String| {
-            if !self.quiet {
+            if !quiet {
                 println!("{text}");
             }
         };
@@ -132,7 +176,7 @@ impl TrainCommand {
             Some(path) if self.data.is_empty() && path.exists() => vec![path.display().to_string()],
             _ => self.data.clone(),
         };
-        let found = train_data::find(&data, &self.pictures, &self.data_dir, config, &given, self.quiet, &mut say)?;
+        let found = train_data::find(&data, &self.pictures, &self.data_dir, config, &given, quiet, &mut say)?;
         let Some((data, set)) = found else { return Ok(None) };
         train_data::follow(config, &set, &given, &mut say)?;
         Ok(Some(data))
@@ -152,7 +196,7 @@ impl TrainCommand {
     }
 
     /// The configuration of a new run, and its name.
-    fn configuration(&self) -> Result<(String, Config)> {
+    fn configuration(&self, tells: bool) -> Result<(String, Config)> {
         let (name, mut config) = match &self.config {
             Some(path) => {
                 let name = path.file_stem().map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned());
@@ -173,13 +217,13 @@ impl TrainCommand {
             config.set(&format!("training.seed={seed}"))?;
         }
         if let Some(ClassList(classes)) = &self.classes {
-            self.keep(classes, &mut config)?;
+            self.keep(classes, &mut config, tells)?;
         }
         Ok((name, config))
     }
 
     /// Sets `data.classes`, and `model.num_classes` where the model has classes and nobody has set their number.
-    fn keep(&self, classes: &[String], config: &mut Config) -> Result<()> {
+    fn keep(&self, classes: &[String], config: &mut Config, tells: bool) -> Result<()> {
         if classes.is_empty() {
             let mend = "name one or more, as in cat,dog";
             return Err(Error::config("--classes", "an empty subset: no class is named", mend));
@@ -191,7 +235,7 @@ impl TrainCommand {
             return Ok(());
         }
         config.set(&format!("model.num_classes={count}"))?;
-        if !self.quiet {
+        if tells && !self.quiet {
             println!("classes  {}: model.num_classes is {count}, not {before}", classes.join(", "));
         }
         Ok(())
@@ -230,11 +274,15 @@ fn fetch_backbone(config: &Config, quiet: bool) -> Result<()> {
 
 /// The first Ctrl-C (or SIGTERM) asks the run to save and end; a second one ends it at once.
 fn catch_interrupts(stop: Arc<AtomicBool>) -> Result<()> {
-    ctrlc::set_handler(move || {
+    on_interrupt(move || {
         if stop.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
         eprintln!("\nsaving after this step; once more ends at once");
     })
-    .map_err(|error| Error::config("Ctrl-C", format!("cannot be caught: {error}"), "report this as a bug"))
+}
+
+fn on_interrupt(act: impl FnMut() + Send + 'static) -> Result<()> {
+    ctrlc::set_handler(act)
+        .map_err(|error| Error::config("Ctrl-C", format!("cannot be caught: {error}"), "report this as a bug"))
 }

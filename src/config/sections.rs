@@ -224,8 +224,12 @@ pub struct TrainingConfig {
     pub num_steps: Option<u64>,
     /// Images in a batch, on each device.
     pub batch_size: usize,
-    /// Batches whose gradients are averaged into one step.
+    /// Batches whose gradients are averaged into one step; of a run of several processes, those of all of them.
     pub gradient_accumulation: usize,
+    /// Cuts a step into so many shards (a power of two) of `gradient_accumulation` batches each, whose gradients are added up in
+    /// one fixed tree: the bits are the same on 1, 2, 4, … processes, up to as many as there are shards. null: one process adds
+    /// its batches up one after the other.
+    pub shards: Option<usize>,
     /// The rule that turns gradients into steps.
     pub optimizer: OptimizerKind,
     /// Peak learning rate, reached at the end of the warm-up.
@@ -286,6 +290,7 @@ impl Default for TrainingConfig {
             num_steps: None,
             batch_size: 64,
             gradient_accumulation: 1,
+            shards: None,
             optimizer: OptimizerKind::Adamw,
             learning_rate: 2e-4,
             beta1: 0.9,
@@ -336,6 +341,10 @@ impl TrainingConfig {
         }
         whole("training.batch_size", self.batch_size as u64, 1, 1 << 20, "64 is usual")?;
         whole("training.gradient_accumulation", self.gradient_accumulation as u64, 1, 1 << 20, "1 is no accumulation")?;
+        if let Some(shards) = self.shards.filter(|shards| !shards.is_power_of_two() || *shards > 1024) {
+            let message = format!("{shards} is no power of two up to 1024");
+            return Err(Error::config("training.shards", message, "8 serves 1, 2, 4 and 8 processes; null is none"));
+        }
         whole("training.warmup_steps", self.warmup_steps, 0, LONG, "0 is no warm-up")?;
         whole("training.log_every", self.log_every, 1, LONG, "50 is usual")?;
         whole("training.checkpoint_every", self.checkpoint_every, 1, LONG, "1000 is usual")?;
@@ -366,6 +375,11 @@ impl TrainingConfig {
             return Err(Error::config("training.min_learning_rate", message, "give at most training.learning_rate"));
         }
         Ok(())
+    }
+
+    /// Batches of an optimizer step, on all processes together.
+    pub fn micro_batches(&self) -> usize {
+        self.gradient_accumulation.saturating_mul(self.shards.unwrap_or(1))
     }
 
     /// Length of the run in optimizer steps, an epoch being `steps_per_epoch` of them.

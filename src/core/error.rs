@@ -48,6 +48,10 @@ pub enum Error {
     #[error("{place}: {message}; {mend}")]
     Config { place: String, message: String, mend: String },
 
+    /// Ranks of a job that do not come together, or of which one is gone. `mend` says what to do.
+    #[error("{message}; {mend}")]
+    Cluster { message: String, mend: String },
+
     /// The user asked to stop; what was saved and how to go on.
     #[error("interrupted: {message}")]
     Interrupted { message: String },
@@ -73,6 +77,11 @@ impl Error {
     /// A bad configuration value or command-line option.
     pub fn config(place: impl Into<String>, message: impl Into<String>, mend: impl Into<String>) -> Self {
         Self::Config { place: place.into(), message: message.into(), mend: mend.into() }
+    }
+
+    /// Ranks of a job that do not come together, or of which one is gone.
+    pub fn cluster(message: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self::Cluster { message: message.into(), mend: mend.into() }
     }
 
     /// A device that is missing or failed.

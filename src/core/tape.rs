@@ -19,6 +19,7 @@ use backward::NamedInput;
 pub use backward::{Backward, Input, Inputs};
 pub use destination::Destination;
 pub use prepared::Prepared;
+pub use sum::add_to;
 pub(crate) use sum::convert;
 
 use crate::error::{Error, Result};

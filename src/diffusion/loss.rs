@@ -36,6 +36,8 @@ pub struct Loss {
     pub mean: Var,
     /// Besides it: the batch means of the terms of [`LossKind::Balanced`] `[5]`, or a classifier's right answers `[1]`.
     pub terms: Option<Tensor>,
+    /// Under adaptive times: the items' losses `[B]` and the bins that they were drawn in `[B]`.
+    pub items: Option<(Tensor, Tensor)>,
 }
 
 /// Everything about the loss that stays from step to step, on the device.
@@ -127,9 +129,34 @@ impl Objective {
         }
     }
 
+    /// Whether [`Objective::learn`] does anything.
+    pub fn learns(&self) -> bool {
+        self.levels.is_some() || self.magnitudes.is_some()
+    }
+
+    /// Whether it learns from [`Loss::items`].
+    pub fn learns_from_items(&self) -> bool {
+        self.levels.is_some()
+    }
+
+    /// Takes note of a step's losses for the steps to come: the mean of its batches' `terms`, the losses and bins of all its
+    /// items.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for what is none of these.
+    pub fn learn(&self, context: &Context, terms: Option<&Tensor>, items: Option<&(Tensor, Tensor)>) -> Result<()> {
+        if let (Some((state, decay)), Some(terms)) = (&self.magnitudes, terms) {
+            update_magnitudes(context, state, terms, *decay)?;
+        }
+        if let (Some((state, law)), Some((losses, bins))) = (&self.levels, items) {
+            level_sampling::update(context, state, losses, bins, *law)?;
+        }
+        Ok(())
+    }
+
     /// The loss of `batch`, times `scale`: draws times, noise and dropped labels for the step and the items that `control`
-    /// names, predicts, compares, and takes note of the losses for the batches to come. The images are given away, so that
-    /// their memory is free before the network runs.
+    /// names, predicts, compares. The images are given away, so that their memory is free before the network runs.
+    /// [`Objective::learn`] takes note of it.
     ///
     /// # Errors
     /// Those of the network and of the ops.
@@ -142,24 +169,18 @@ impl Objective {
             model.forward(s, &constant(&noised.x_t), &constant(&noised.time), &constant(&noised.labels))?;
         let weight = self.weighted.then(|| constant(&noised.weight));
         let target = constant(&noised.target);
-        let (loss, items) = match self.kind {
+        let (mean, terms, items) = match self.kind {
             LossKind::Mse => {
                 let (mean, items) = mse_loss(s, &prediction, &target, weight.as_ref(), scale)?;
-                (Loss { mean, terms: None }, items)
+                (mean, None, items)
             }
             LossKind::Balanced => {
                 let config = BalancedLoss { weights: self.balanced, scale };
                 let magnitudes = self.magnitudes.as_ref().map(|(state, _)| state);
                 let balanced = balanced_loss(s, &prediction, &target, weight.as_ref(), magnitudes, &config)?;
-                if let Some((state, decay)) = &self.magnitudes {
-                    update_magnitudes(context, state, &balanced.terms, *decay)?;
-                }
-                (Loss { mean: balanced.loss, terms: Some(balanced.terms) }, balanced.items)
+                (balanced.loss, Some(balanced.terms), balanced.items)
             }
         };
-        if let (Some((state, law)), Some(bins)) = (&self.levels, &noised.level) {
-            level_sampling::update(context, state, &items, bins, *law)?;
-        }
-        Ok(loss)
+        Ok(Loss { mean, terms, items: noised.level.map(|bins| (items, bins)) })
     }
 }

@@ -306,6 +306,16 @@ impl Parameters {
         Ok(flat)
     }
 
+    /// The buffers that are no parameters, such as running statistics: slices of the masters, in order.
+    ///
+    /// # Errors
+    /// None that a model's declarations can cause.
+    pub fn buffers(&self) -> Result<Vec<Tensor>> {
+        let Some(fixed) = &self.fixed else { return Ok(Vec::new()) };
+        let specs = self.specs.iter().filter(|spec| spec.role == Role::Buffer);
+        specs.map(|spec| fixed.master.part(spec.offset - self.trained_len(), spec.shape)).collect()
+    }
+
     /// Draws every parameter's start from `seed`: element e of parameter i from counter (e/4, i, 0, Initialisation).
     pub fn initialise(&self, seed: u64) -> Result<()> {
         let philox = Philox { seed };

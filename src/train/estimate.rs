@@ -197,10 +197,12 @@ impl Estimate {
         memory.push(("tables and results", trainer.context().persistent_bytes().saturating_sub(named)));
         memory.push(("arena", arena));
 
-        let accumulation = config.training.gradient_accumulation;
-        let times = |name: &str| match name {
-            "further batch of a step" => accumulation - 2,
-            "validation batch" => 0,
+        let (accumulation, shards) = (config.training.gradient_accumulation, config.training.shards);
+        let times = |name: &str| match (name, shards) {
+            ("first batch of a step", Some(shards)) => shards,
+            ("further batch of a step", Some(shards)) => shards * (accumulation - 1),
+            ("further batch of a step", None) => accumulation - 2,
+            ("validation batch", _) => 0,
             _ => 1,
         };
         let training = StepWork::new(trainer.programs().map(|(name, program)| (times(name), program.charges())));

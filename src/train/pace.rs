@@ -10,7 +10,7 @@ const AHEAD: u64 = 256;
 
 /// Steps of an epoch of `images` images.
 pub fn steps_per_epoch(training: &TrainingConfig, images: usize) -> u64 {
-    (images / (training.batch_size * training.gradient_accumulation)).max(1) as u64
+    (images / (training.batch_size * training.micro_batches())).max(1) as u64
 }
 
 /// The learning rate of update `number` (1 for the first) of `total`: linear warm-up to the peak at update
@@ -37,7 +37,7 @@ pub(super) struct Pace {
     total_steps: u64,
     /// Rows of the ring of metrics.
     ring: u64,
-    /// `[AHEAD, words]`: those of the batches from `first` on.
+    /// `[AHEAD or a step's, words]`: those of the batches from `first` on, which begins a step.
     rows: Tensor,
     first: u64,
     filled: bool,
@@ -47,7 +47,8 @@ impl Pace {
     /// Of a run on `images` images, whose metrics go through a ring of `ring` rows.
     pub fn new(context: &Context, training: &TrainingConfig, images: usize, ring: u64) -> Result<Self> {
         let steps_per_epoch = steps_per_epoch(training, images);
-        let rows = context.zeros([AHEAD as usize, WORDS], DType::U32)?;
+        let ahead = (AHEAD as usize).max(training.micro_batches());
+        let rows = context.zeros([ahead, WORDS], DType::U32)?;
         let total_steps = training.total_steps(steps_per_epoch);
         Ok(Self { training: training.clone(), steps_per_epoch, total_steps, ring, rows, first: 0, filled: false })
     }
@@ -67,7 +68,7 @@ impl Pace {
         let t = &self.training;
         let (number, batch) = (step + 1, t.batch_size as u64);
         let within = step % self.steps_per_epoch;
-        let accumulation = t.gradient_accumulation as u64;
+        let accumulation = t.micro_batches() as u64;
         let decay = match t.ema_warmup {
             true => t.ema_decay.min((1.0 + number as f64) / (10.0 + number as f64)),
             false => t.ema_decay,
@@ -90,12 +91,14 @@ impl Pace {
     /// Brings the words of batch `micro` of the step after `step` into the buffer `control`. The host computes many batches'
     /// words at once and waits for the device then; in between it only submits a copy on the device, and waits for nothing.
     pub fn set(&mut self, control: &Tensor, step: u64, micro: u64) -> Result<()> {
-        let accumulation = self.training.gradient_accumulation as u64;
+        let accumulation = self.training.micro_batches() as u64;
         let number = step * accumulation + micro;
-        if !self.filled || !(self.first..self.first + AHEAD).contains(&number) {
-            let words = (number..number + AHEAD).flat_map(|n| self.control(n / accumulation, n % accumulation).words());
+        let ahead = (self.rows.len() / WORDS) as u64;
+        if !self.filled || !(self.first..self.first + ahead).contains(&number) {
+            let first = number - micro;
+            let words = (first..first + ahead).flat_map(|n| self.control(n / accumulation, n % accumulation).words());
             self.rows.upload(&words.collect::<Vec<u32>>())?;
-            (self.first, self.filled) = (number, true);
+            (self.first, self.filled) = (first, true);
         }
         control.copy_from(&self.rows.part((number - self.first) as usize * WORDS, [WORDS])?)
     }

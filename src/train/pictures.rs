@@ -32,47 +32,95 @@ pub(super) fn sheets(
     mut go_on: impl FnMut() -> bool,
 ) -> Result<Option<Sheets>> {
     let classes = known(trainer, classes, MOST_CLASSES);
+    trainer.tell_to_draw(classes.len())?;
+    let Some(Drawn { images, strips, shown, stages }) = draw(trainer, classes.len(), &mut go_on)? else {
+        return Ok(None);
+    };
     let count = trainer.config().sampling.count_per_class;
-    let labels: Vec<i32> =
-        (0..classes.len().max(1)).flat_map(|class| std::iter::repeat_n(class as i32, count)).collect();
+    let [samples, denoising] = titles;
+    let labels = Labels { title: samples, rows: classes.to_vec(), ..Labels::default() };
+    let columns = if classes.is_empty() { count.min(COLUMNS) } else { count };
+    let samples = labelled_grid(&images, layout(trainer, columns), &labels)?;
+    let columns = shown.iter().map(|stage| format!("{:.0} %", 100.0 * (stage + 1) as f64 / stages as f64));
+    let names = classes[..classes.len().min(strips.len())].to_vec();
+    let labels = Labels { title: denoising, rows: names, columns: columns.collect(), cells: Vec::new() };
+    let strips: Vec<Image> = strips.into_iter().flatten().collect();
+    let denoising = labelled_grid(&strips, layout(trainer, shown.len()), &labels)?;
+    Ok(Some(Sheets { samples, denoising }))
+}
+
+/// What was drawn.
+pub(super) struct Drawn {
+    images: Vec<Image>,
+    /// Of each row its stages.
+    strips: Vec<Vec<Image>>,
+    /// The stages that are shown, of so many.
+    shown: Vec<usize>,
+    stages: usize,
+}
+
+/// Draws samples of `classes` classes, in batches that processes which train together share out; each image is the same whoever
+/// draws it. `go_on` is asked by a process that draws alone.
+pub(super) fn draw(trainer: &Trainer, classes: usize, go_on: &mut dyn FnMut() -> bool) -> Result<Option<Drawn>> {
+    let count = trainer.config().sampling.count_per_class;
+    let labels: Vec<i32> = (0..classes.max(1)).flat_map(|class| std::iter::repeat_n(class as i32, count)).collect();
     // The samples whose stages are shown: every so many, so many of them.
-    let (every, rows) = if classes.is_empty() { (1, count.min(STAGES)) } else { (count, classes.len().min(STAGES)) };
+    let (every, rows) = if classes == 0 { (1, count.min(STAGES)) } else { (count, classes.min(STAGES)) };
     let mut sampler = sampler(trainer, labels.len())?;
     let shown = shown_stages(trainer.config().sampling.sampler, sampler.stages());
-    let mut images = Vec::with_capacity(labels.len());
-    let mut strips: Vec<Vec<Image>> = vec![Vec::new(); rows];
-    let mut stopped = false;
-    for (number, labels) in labels.chunks(sampler.batch()).enumerate() {
+    let (batch, len) = (sampler.batch(), trainer.config().model.image_shape().iter().product::<usize>());
+    let of_strip = |number: usize, size: usize| -> Vec<usize> {
+        let own = number * batch..number * batch + size;
+        (0..rows).filter(|row| own.contains(&(row * every))).collect()
+    };
+    let (rank, ranks) = (trainer.team().rank(), trainer.team().ranks());
+    // Of each batch of this process its images, then the stages of its strips.
+    let sizes: Vec<usize> = labels
+        .chunks(batch)
+        .enumerate()
+        .map(|(number, labels)| len * (labels.len() + of_strip(number, labels.len()).len() * shown.len()))
+        .collect();
+    let most = sizes.iter().copied().max().unwrap_or(0);
+    let mut own: Vec<f32> = Vec::with_capacity(most * sizes.len().div_ceil(ranks));
+    for (number, labels) in labels.chunks(batch).enumerate().skip(rank).step_by(ranks) {
+        let strips = of_strip(number, labels.len());
+        let mut stages = Vec::new();
+        let mut stopped = ranks == 1 && !go_on();
         // What a stopped sampler has drawn is thrown away: its remaining stages are not worth a special path.
-        if !go_on() {
+        if stopped {
             return Ok(None);
         }
-        let first = number * sampler.batch();
-        let of_strip: Vec<usize> =
-            (0..rows).filter(|row| (first..first + labels.len()).contains(&(row * every))).collect();
-        let values = sampler.run(first as u32, labels, |stage, state| {
-            stopped |= !go_on();
-            if shown.contains(&stage) && !of_strip.is_empty() && !stopped {
-                let states = cut(trainer, &state()?)?;
-                of_strip.iter().for_each(|&row| strips[row].push(states[row * every - first].clone()));
+        let values = sampler.run((number * batch) as u32, labels, |stage, state| {
+            stopped |= ranks == 1 && !go_on();
+            if shown.contains(&stage) && !strips.is_empty() && !stopped {
+                let states = state()?;
+                for row in &strips {
+                    stages.extend_from_slice(&states[(row * every - number * batch) * len..][..len]);
+                }
             }
             Ok(())
         })?;
         if stopped {
             return Ok(None);
         }
-        images.extend(cut(trainer, &values)?);
+        own.extend(values);
+        own.extend(stages);
+        own.resize(own.len().next_multiple_of(most), 0.0);
     }
-    let [samples, denoising] = titles;
-    let labels = Labels { title: samples, rows: classes.to_vec(), ..Labels::default() };
-    let columns = if classes.is_empty() { count.min(COLUMNS) } else { count };
-    let samples = labelled_grid(&images, layout(trainer, columns), &labels)?;
-    let columns = shown.iter().map(|stage| format!("{:.0} %", 100.0 * (stage + 1) as f64 / sampler.stages() as f64));
-    let names = classes[..classes.len().min(rows)].to_vec();
-    let labels = Labels { title: denoising, rows: names, columns: columns.collect(), cells: Vec::new() };
-    let strips: Vec<Image> = strips.into_iter().flatten().collect();
-    let denoising = labelled_grid(&strips, layout(trainer, shown.len()), &labels)?;
-    Ok(Some(Sheets { samples, denoising }))
+    own.resize(most * sizes.len().div_ceil(ranks), 0.0);
+    let mut all = vec![0f32; own.len() * ranks];
+    trainer.team().gather(bytemuck::cast_slice(&own), bytemuck::cast_slice_mut(&mut all))?;
+    let (mut images, mut strips) = (Vec::with_capacity(labels.len()), vec![Vec::new(); rows]);
+    for (number, labels) in labels.chunks(batch).enumerate() {
+        let drawn = &all[number % ranks * own.len() + number / ranks * most..][..sizes[number]];
+        let (values, stages) = drawn.split_at(labels.len() * len);
+        images.extend(cut(trainer, values)?);
+        let rows = of_strip(number, labels.len());
+        for (place, state) in cut(trainer, stages)?.into_iter().enumerate() {
+            strips[rows[place % rows.len()]].push(state);
+        }
+    }
+    Ok(Some(Drawn { images, strips, shown, stages: sampler.stages() }))
 }
 
 /// Ten stages at even distances, the last among them; fewer where there are fewer. Of Heun's two stages a step only the

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::{Memory, Task, TrainingLine, ValidationLine};
+use crate::cluster::Collective;
 use crate::config::Config;
 use crate::data::{BUILTIN, Dataset, OFFICIAL, ResolveOptions, Split, resolve};
 use crate::device::DeviceChoice;
@@ -42,6 +43,11 @@ pub struct TrainRequest {
     pub stop: Arc<AtomicBool>,
     /// Show the progress of a download, where there is one, on standard error.
     pub show_downloads: bool,
+    /// The processes that train together: rank 0 by [`train`](super::train()), the others by [`follow`](super::follow()), with the same
+    /// request. None is this one alone.
+    pub team: Option<Arc<dyn Collective>>,
+    /// Capture steps as graphs, which a GPU replays; the bits are the same without.
+    pub graphs: bool,
 }
 
 impl TrainRequest {
@@ -61,6 +67,8 @@ impl TrainRequest {
             epochs: None,
             stop: Arc::default(),
             show_downloads: false,
+            team: None,
+            graphs: true,
         }
     }
 
@@ -165,6 +173,8 @@ pub struct Start {
     pub data: String,
     /// The device in words, and why it was chosen.
     pub device: String,
+    /// The processes that train together, in words; empty for one alone.
+    pub ranks: String,
     /// What it needs and what there is.
     pub memory: Memory,
     /// Its length in optimizer steps.

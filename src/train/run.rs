@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use super::journal::Journal;
 use super::metrics::Metrics;
 use super::observers::standard;
-use super::{Ending, Event, Observer, Place, Progress, RunFolder, StepMetrics, Summary, TrainRequest, Trainer, start};
+use super::{
+    Ending, Event, Observer, Place, Progress, RunFolder, StepMetrics, Summary, TrainRequest, Trainer, ranks, start,
+};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::{install, set_threads};
@@ -41,12 +43,27 @@ pub fn train_observed(
     report: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
     set_threads(None)?;
-    install(|| {
+    let outcome = install(|| {
         let run = start::begin(&request, report)?;
         let mut all = standard(&run.trainer.config().training);
         all.extend(observers);
         run.drive(&mut all)
-    })
+    });
+    ranks::leave(ranks::team(&request).as_ref(), &outcome);
+    outcome
+}
+
+/// The part of the ranks other than 0 in a run that rank 0 makes by [`train`] with the same request: they do their share of each
+/// step and write nothing. Ends when rank 0's run does.
+///
+/// # Errors
+/// [`Error::Cluster`] on all ranks where their requests do not fit together, before anything is written, and where one of them is
+/// gone; what the device reports.
+pub fn follow(request: &TrainRequest) -> Result<()> {
+    set_threads(None)?;
+    let outcome = install(|| start::join(request)?.follow());
+    ranks::leave(ranks::team(request).as_ref(), &outcome);
+    outcome
 }
 
 /// A run under way, as its observers find it.
@@ -136,7 +153,7 @@ impl<'a> Run<'a> {
 
     /// Whether somebody asked the run to stop: what takes long had better end early.
     pub fn is_stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.stop.load(Ordering::Relaxed) || self.trainer.team().stop().load(Ordering::Relaxed)
     }
 
     /// Tells whoever started the run.
@@ -205,8 +222,16 @@ impl<'a> Run<'a> {
 
     /// The whole run: steps, and after each the observers that are due.
     fn drive(mut self, observers: &mut [Box<dyn Observer>]) -> Result<Summary> {
+        let outcome = self.steps(observers);
+        if matches!(outcome, Ok(_) | Err(Error::Interrupted { .. })) {
+            self.trainer.dismiss()?;
+        }
+        outcome
+    }
+
+    fn steps(&mut self, observers: &mut [Box<dyn Observer>]) -> Result<Summary> {
         let immediate = matches!(self.trainer.context().device(), Device::Cpu);
-        observers.iter_mut().try_for_each(|observer| observer.begin(&mut self))?;
+        observers.iter_mut().try_for_each(|observer| observer.begin(self))?;
         self.clock = Instant::now();
         while self.place().step < self.place().steps {
             if self.is_stopping() {
@@ -222,13 +247,13 @@ impl<'a> Run<'a> {
             self.lap(true);
             if any {
                 for observer in observers.iter_mut().filter(|observer| observer.is_due(place)) {
-                    observer.act(&mut self)?;
+                    observer.act(self)?;
                 }
                 self.lap(false);
             }
         }
         for observer in observers.iter_mut() {
-            observer.end(&mut self, Ending::Finished)?;
+            observer.end(self, Ending::Finished)?;
         }
         if self.is_stopping() {
             return Err(self.interrupted());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::space::check_space;
 use super::{
     DataSizes, Event, Memory, Progress, Recipe, Residency, Run, RunFolder, Start, Task, TrainRequest, Trainer,
-    backbone, checkpoint_config, fingerprint, folder, list_checkpoints,
+    backbone, checkpoint_config, fingerprint, folder, list_checkpoints, ranks,
 };
 use crate::config::{Config, LrSchedule, Precision};
 use crate::data::{Dataset, Split};
@@ -24,6 +24,18 @@ pub(super) fn begin<'a>(request: &TrainRequest, report: Report<'a>) -> Result<Ru
     }
 }
 
+/// Does what comes before the first step on the ranks that follow rank 0: nothing is written.
+pub(super) fn join(request: &TrainRequest) -> Result<Trainer> {
+    let team = ranks::team(request);
+    let mut config = ranks::told(team.as_ref())?;
+    let mut found = config.clone();
+    let dataset = request.find_data(&mut found)?;
+    ranks::compare(team.as_ref(), ranks::asked(request)?, &dataset)?;
+    let (mut trainer, _) = prepare(request, &mut config, &dataset, &mut |_| ())?;
+    trainer.share_state()?;
+    Ok(trainer)
+}
+
 fn new<'a>(request: &TrainRequest, mut config: Config, report: Report<'a>) -> Result<Run<'a>> {
     if let Some(out) = &request.out {
         folder::refuse_taken(out)?;
@@ -35,6 +47,9 @@ fn new<'a>(request: &TrainRequest, mut config: Config, report: Report<'a>) -> Re
     config.validate()?;
     let pretrained = backbone::find(&mut config)?;
     let dataset = request.find_data(&mut config)?;
+    let team = ranks::team(request);
+    ranks::count_all(team.as_ref(), &mut config);
+    ranks::lead(team.as_ref(), ranks::asked(request)?, &config, &dataset)?;
     let (trainer, start) = prepare(request, &mut config, &dataset, report)?;
     if let Some(pretrained) = &pretrained {
         trainer.set_backbone(pretrained)?;
@@ -66,6 +81,7 @@ fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result
     }
     let mut found = config.clone();
     let dataset = request.find_data(&mut found)?;
+    ranks::lead(ranks::team(request).as_ref(), ranks::asked(request)?, &config, &dataset)?;
     let (mut trainer, mut start) = prepare(request, &mut config, &dataset, report)?;
     let fresh = progress(&dataset);
     let progress = match &newest {
@@ -141,12 +157,16 @@ fn progress(dataset: &Dataset) -> Progress {
 
 fn started<'a>(
     request: &TrainRequest,
-    trainer: Trainer,
+    mut trainer: Trainer,
     folder: RunFolder,
     progress: Progress,
     mut start: Start,
     report: Report<'a>,
 ) -> Result<Run<'a>> {
+    trainer.share_state()?;
+    if let Some(team) = &request.team {
+        start.ranks = format!("{} processes, by {}", team.ranks(), trainer.exchange());
+    }
     start.folder = folder.root().to_path_buf();
     let mut run = Run::new(request, trainer, folder, progress, report)?;
     run.report(&Event::Start(Box::new(start)));
@@ -208,6 +228,7 @@ fn prepare(
                 _ => "",
             }
         ),
+        ranks: String::new(),
         device: chosen.note,
         memory,
         steps: plan.total_steps(),
@@ -215,8 +236,10 @@ fn prepare(
         from: 0,
     };
     drop(plan);
-    let recipe = Recipe { residency: Some(residency), ..Recipe::new(config, device) };
-    Ok((Trainer::new(task.as_ref(), dataset, &recipe)?, start))
+    let recipe = Recipe { residency: Some(residency), team: ranks::team(request), ..Recipe::new(config, device) };
+    let mut trainer = Trainer::new(task.as_ref(), dataset, &recipe)?;
+    trainer.set_graphs(request.graphs);
+    Ok((trainer, start))
 }
 
 /// Where the images are to lie, with the plan and the memory of the run: on an accelerator where that has room for them, else

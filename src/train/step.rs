@@ -1,12 +1,15 @@
 //! The programs of a trainer: a batch of a training step, and one of validation.
 //!
 //! A step is one program (batch, forward, backward, clip, update, moving average), so one captured graph. With gradient
-//! accumulation it is a program for the first batch, one for those between, and one for the last.
+//! accumulation it is a program for the first batch, one for those between, and one for the last. Where processes share a step,
+//! the update is a program of its own: before it their gradients come together.
 
 use std::rc::Rc;
 
 use super::feed::{Feed, Take};
 use super::task::{Criterion, Pass, Terms};
+use super::together::{Exchange, Records, Share};
+use crate::cluster::Collective;
 use crate::config::{Config, OptimizerKind, Precision};
 use crate::diffusion::Purpose;
 use crate::error::{Error, Result};
@@ -44,6 +47,12 @@ impl Role {
             roles.push(Self { first: false, last: true });
         }
         roles
+    }
+
+    /// The roles of batches that are added up, so many in a row, before an update of its own.
+    pub fn shared(in_a_row: usize) -> Vec<Self> {
+        let all = [Self { first: true, last: false }, Self { first: false, last: false }];
+        all[..in_a_row.min(2)].to_vec()
     }
 
     /// The name of the program.
@@ -84,6 +93,16 @@ pub(super) struct Step {
     pub loss: Tensor,
     /// The loss's terms of the last batch, where it has any.
     pub terms: Option<Tensor>,
+    /// The items' losses and bins of the last batch, where a step learns from those of all its batches.
+    pub items: Option<(Tensor, Tensor)>,
+    /// What the batches of a step leave, where something comes of all of them.
+    pub records: Option<Records>,
+    /// The batches of a step that this process does.
+    pub share: Share,
+    /// Whether the update waits for other processes, or for other shards.
+    pub shared: bool,
+    /// How it comes together with them.
+    pub exchange: Exchange,
     /// The gradient of the loss by itself.
     one: Tensor,
     pub training: Feed,
@@ -100,14 +119,34 @@ impl Step {
         config: &Config,
         (criterion, builder): (Box<dyn Criterion>, Builder),
         (training, validation): (Feed, Option<Feed>),
+        team: &dyn Collective,
     ) -> Result<Self> {
         let t = &config.training;
+        let ranks = team.ranks();
+        let share = Share::new(team.rank(), ranks, t.micro_batches(), t.shards)?;
+        let exchange = Exchange::of(context, team)?;
+        let shared = ranks > 1 || t.shards.is_some();
         let parameters = Rc::new(Parameters::new(context, builder, dtype(config, context)?)?);
         let ema = parameters.flat_zeros()?;
         let averaged = Rc::new(parameters.with_master(ema.clone())?);
         let terms = criterion.terms().names().len();
+        let gradients = parameters.flat_zeros()?;
+        let learns = criterion.learns();
+        let recorded = shared || (learns.any && share.all > 1);
+        let kept = |dtype| context.zeros([t.batch_size], dtype);
+        let items = (recorded && learns.items).then(|| Ok::<_, Error>((kept(DType::F32)?, kept(DType::I32)?)));
+        let buffers = if shared { parameters.buffers()? } else { Vec::new() };
+        let sizes = (t.batch_size, terms, learns.items);
+        let gathering = if exchange == Exchange::Devices && t.shards.is_some() { ranks } else { 0 };
+        let records = || Records::new(context, share, sizes, buffers, &gradients, gathering);
+        let records = recorded.then(records).transpose()?;
         Ok(Self {
-            gradients: parameters.flat_zeros()?,
+            gradients,
+            items: items.transpose()?,
+            records,
+            share,
+            shared,
+            exchange,
             first: parameters.flat_zeros()?,
             second: parameters.flat_zeros()?,
             ema,
@@ -128,7 +167,7 @@ impl Step {
                 decoupled: t.optimizer == OptimizerKind::Adamw,
             },
             gradient_clip: t.gradient_clip.map(|norm| norm as f32),
-            scale: 1.0 / t.gradient_accumulation as f32,
+            scale: 1.0 / t.micro_batches() as f32,
             seed: t.seed,
             criterion,
             parameters,
@@ -139,11 +178,27 @@ impl Step {
     /// One batch of a step.
     pub fn train(&self, role: Role) -> Result<()> {
         self.differentiate(role)?;
-        // Between the two lies the step's gradient, flat: all that ranks have to bring together before they go on alike.
+        // Between the two lies the step's gradient, flat: what ranks bring together before they go on alike.
+        if self.shared {
+            return Ok(());
+        }
         if role.last {
             self.update()?;
         }
+        self.record()
+    }
+
+    /// Puts the loss, its terms and the gradient's norm into the ring.
+    pub fn record(&self) -> Result<()> {
         record(&self.context, &self.ring, &self.loss, self.terms.as_ref(), &self.statistics, &self.control)
+    }
+
+    /// What comes of all batches of a step together, where that is not part of its last batch.
+    pub fn finish(&self) -> Result<()> {
+        if self.shared {
+            self.update()?;
+        }
+        self.records.as_ref().map_or(Ok(()), |records| records.finish(self))
     }
 
     /// Loss and gradients of a batch.
@@ -154,11 +209,19 @@ impl Step {
         let batch = self.training.batch(&self.context, &self.control)?;
         let (purpose, control, scale) = (Purpose::Training, &self.control, self.scale);
         let pass = Pass { purpose, scope: &s, control, scale };
-        let loss = self.criterion.loss(&pass, batch)?;
+        let mut loss = self.criterion.loss(&pass, batch)?;
         self.loss.copy_from(loss.mean.tensor())?;
         if let (Some(kept), Some(terms)) = (&self.terms, &loss.terms) {
             kept.copy_from(terms)?;
         }
+        let items = loss.items.take();
+        if self.records.is_none() {
+            self.criterion.learn(&self.context, loss.terms.as_ref(), items.as_ref())?;
+        } else if let (Some(kept), Some(items)) = (&self.items, &items) {
+            kept.0.copy_from(&items.0)?;
+            kept.1.copy_from(&items.1)?;
+        }
+        drop(items);
         tape.backward(&loss.mean, self.one.clone())
     }
 

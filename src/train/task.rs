@@ -49,12 +49,36 @@ pub trait Criterion {
         Vec::new()
     }
 
+    /// Whether [`Criterion::learn`] does anything, and whether from the items.
+    fn learns(&self) -> Learns {
+        Learns::default()
+    }
+
+    /// Takes note of a step's losses for the steps to come, after its last batch: the mean of its batches' terms, the losses and
+    /// bins of all its items. Every rank of a job is told the same.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    fn learn(&self, context: &Context, terms: Option<&Tensor>, items: Option<&(Tensor, Tensor)>) -> Result<()> {
+        let _ = (context, terms, items);
+        Ok(())
+    }
+
     /// The loss of a batch. A step is captured once and then replayed, so everything that changes from step to step is read
     /// from the device: the images, the labels and the control buffer.
     ///
     /// # Errors
     /// Those of the network and of the ops.
     fn loss(&self, pass: &Pass, batch: Batch) -> Result<Loss>;
+}
+
+/// From what a loss learns for the steps to come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Learns {
+    /// From anything at all.
+    pub any: bool,
+    /// From the items' losses and their bins.
+    pub items: bool,
 }
 
 /// The parts of a loss that are told besides its mean.
@@ -275,6 +299,14 @@ impl Criterion for Denoising {
         self.training.state()
     }
 
+    fn learns(&self) -> Learns {
+        Learns { any: self.training.learns(), items: self.training.learns_from_items() }
+    }
+
+    fn learn(&self, context: &Context, terms: Option<&Tensor>, items: Option<&(Tensor, Tensor)>) -> Result<()> {
+        self.training.learn(context, terms, items)
+    }
+
     fn loss(&self, pass: &Pass, batch: Batch) -> Result<Loss> {
         let objective = if pass.purpose == Purpose::Training { &self.training } else { &self.validation };
         objective.loss(pass.scope, self.model.as_ref(), batch, pass.control, pass.scale)
@@ -307,6 +339,6 @@ impl Criterion for Classifying {
         let logits = self.model.forward(s, &s.constant(&batch.images))?;
         let smoothing = if pass.purpose == Purpose::Training { self.smoothing } else { 0.0 };
         let found = cross_entropy(s, &logits, &s.constant(&batch.labels), smoothing, pass.scale)?;
-        Ok(Loss { mean: found.loss, terms: Some(found.correct) })
+        Ok(Loss { mean: found.loss, terms: Some(found.correct), items: None })
     }
 }

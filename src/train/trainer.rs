@@ -1,12 +1,16 @@
 //! The trainer: a task, its optimizer state and its data on one device, and the programs that step it.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::feed::{Feed, Feeds};
 use super::pace::Pace;
+use super::pictures;
 use super::residency::Residency;
 use super::step::{RING, Role, Step, takes};
 use super::task::{Task, Terms};
+use super::together::{Exchange, Records};
+use crate::cluster::{Alone, Collective};
 use crate::config::Config;
 use crate::data::{Dataset, Split};
 use crate::diffusion::{Denoiser, NoiseSchedule, Sampler, SamplerSpec, SamplingConfig};
@@ -47,12 +51,14 @@ pub struct Recipe {
     pub device: Device,
     /// Where the images lie; None follows the device and `data.device_memory`, without a look at how much is free.
     pub residency: Option<Residency>,
+    /// The processes that train together, each with a trainer of the same recipe; by default this one alone.
+    pub team: Arc<dyn Collective>,
 }
 
 impl Recipe {
     /// By this configuration, on this device.
     pub fn new(config: &Config, device: Device) -> Self {
-        Self { config: config.clone(), device, residency: None }
+        Self { config: config.clone(), device, residency: None, team: Arc::new(Alone::default()) }
     }
 }
 
@@ -90,6 +96,9 @@ pub struct Trainer {
     /// One program per role of a batch in its step.
     programs: Vec<(Role, Program)>,
     validation: Option<Program>,
+    /// What comes of all batches of a step together, where it is a program of its own.
+    finish: Option<Program>,
+    team: Arc<dyn Collective>,
     pace: Pace,
     done: u64,
     drained: u64,
@@ -112,7 +121,7 @@ impl Trainer {
         let feeds = Feeds::new(&context, recipe.residency.unwrap_or_else(chosen), shape, training.size)?;
         let training = feeds.of(data, Split::Train, training)?.ok_or_else(none_to_train_on)?;
         let validation = feeds.of(data, Split::Validation, validation)?;
-        let trainer = Self::build(task, config, &context, (training, validation))?;
+        let trainer = Self::build(task, config, &context, (training, validation), recipe.team.clone())?;
         let seed = trainer.config.training.seed;
         trainer.step.parameters.initialise(seed)?;
         trainer.step.ema.copy_from(trainer.step.parameters.master())?;
@@ -140,14 +149,24 @@ impl Trainer {
         let feeds = Feeds::new(&context, residency, shape, training.size)?;
         let training = feeds.planned(sizes.training, training)?.ok_or_else(none_to_train_on)?;
         let validation = feeds.planned(sizes.validation, validation)?;
-        Self::build(task, config, &context, (training, validation))
+        Self::build(task, config, &context, (training, validation), Arc::new(Alone::default()))
     }
 
-    fn build(task: &dyn Task, config: Config, context: &Context, feeds: (Feed, Option<Feed>)) -> Result<Self> {
+    fn build(
+        task: &dyn Task,
+        config: Config,
+        context: &Context,
+        feeds: (Feed, Option<Feed>),
+        team: Arc<dyn Collective>,
+    ) -> Result<Self> {
         config.validate()?;
         let pace = Pace::new(context, &config.training, feeds.0.len(), RING)?;
-        let step = Step::new(context, &config, task.build(context, &config)?, feeds)?;
-        let programs = Role::all(config.training.gradient_accumulation)
+        let step = Step::new(context, &config, task.build(context, &config)?, feeds, team.as_ref())?;
+        let roles = match step.shared {
+            true => Role::shared(step.share.in_a_row),
+            false => Role::all(step.share.all),
+        };
+        let programs = roles
             .into_iter()
             .map(|role| Ok((role, Program::plan(context, || step.train(role))?)))
             .collect::<Result<_>>()?;
@@ -155,7 +174,8 @@ impl Trainer {
             Some(feed) => Some(Program::plan(context, || step.validate(feed))?),
             None => None,
         };
-        Ok(Self { config, step, programs, validation, pace, done: 0, drained: 0 })
+        let finish = step.records.is_some().then(|| Program::plan(context, || step.finish())).transpose()?;
+        Ok(Self { config, step, programs, validation, finish, team, pace, done: 0, drained: 0 })
     }
 
     /// The configuration.
@@ -256,45 +276,107 @@ impl Trainer {
         self.pace.total_steps()
     }
 
-    /// Images that one step sees.
+    /// Images that one step sees, on all processes together.
     pub fn images_per_step(&self) -> usize {
-        self.config.training.batch_size * self.config.training.gradient_accumulation
+        self.config.training.batch_size * self.config.training.micro_batches()
+    }
+
+    /// How the processes that train together exchange, for people.
+    pub fn exchange(&self) -> String {
+        self.step.exchange.describe(self.team.as_ref())
+    }
+
+    /// The processes that train together.
+    pub fn team(&self) -> &Arc<dyn Collective> {
+        &self.team
     }
 
     /// The planned programs by name: memory and cost.
     pub fn programs(&self) -> impl Iterator<Item = (&'static str, &Program)> {
         let training = self.programs.iter().map(|(role, program)| (role.name(), program));
-        training.chain(self.validation.iter().map(|program| ("validation batch", program)))
+        let finish = self.finish.iter().map(|program| ("end of a step", program));
+        training.chain(finish).chain(self.validation.iter().map(|program| ("validation batch", program)))
     }
 
     /// Turns the capture of steps off (or on), for comparison and for debugging: the bits are the same either way.
     pub fn set_graphs(&mut self, graphs: bool) {
         self.programs.iter_mut().for_each(|(_, program)| program.set_graphs(graphs));
-        self.validation.iter_mut().for_each(|program| program.set_graphs(graphs));
+        self.validation.iter_mut().chain(&mut self.finish).for_each(|program| program.set_graphs(graphs));
     }
 
-    /// Does one optimizer step. Its metrics come out of [`Trainer::drain_metrics`].
+    /// Does one optimizer step. Its metrics come out of [`Trainer::drain_metrics`]. Where processes train together each of them
+    /// does its part, of which rank 0 tells those that [`Trainer::follow`] it.
     ///
     /// # Errors
-    /// [`Error::Shape`] where [`Trainer::must_drain`]; what the device reports.
+    /// [`Error::Shape`] where [`Trainer::must_drain`]; what the device reports; [`Error::Cluster`] where another process is gone.
     pub fn train_step(&mut self) -> Result<()> {
         if self.must_drain() {
             return Err(Error::shape("trainer", format!("{RING} steps without reading their metrics")));
         }
-        let accumulation = self.config.training.gradient_accumulation as u64;
-        for micro in 0..accumulation {
-            self.step.training.send(&self.pace.control(self.done, micro))?;
-            self.pace.set(&self.step.control, self.done, micro)?;
-            let (role, step) = (Role::of(micro, accumulation), &self.step);
-            let (_, program) = self
-                .programs
-                .iter_mut()
-                .find(|(r, _)| *r == role)
-                .ok_or_else(|| Error::shape("trainer", "a step without its program"))?;
-            program.run(|| step.train(role))?;
+        self.tell(Command::Step)?;
+        if self.step.shared {
+            self.shared_step()?;
+        } else {
+            for micro in 0..self.step.share.all {
+                self.batch(micro, Role::of(micro as u64, self.step.share.all as u64))?;
+                if let Some(records) = &self.step.records {
+                    records.after_batch(&self.step, micro)?;
+                }
+            }
+            self.finish()?;
         }
         self.done += 1;
         Ok(())
+    }
+
+    /// Batch `micro` of the present step.
+    fn batch(&mut self, micro: usize, role: Role) -> Result<()> {
+        self.step.training.send(&self.pace.control(self.done, micro as u64))?;
+        self.pace.set(&self.step.control, self.done, micro as u64)?;
+        let step = &self.step;
+        let (_, program) = self
+            .programs
+            .iter_mut()
+            .find(|(r, _)| *r == role)
+            .ok_or_else(|| Error::shape("trainer", "a step without its program"))?;
+        program.run(|| step.train(role))
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let (Some(program), step) = (&mut self.finish, &self.step) else { return Ok(()) };
+        program.run(|| step.finish())
+    }
+
+    /// A step of which this process does its share.
+    fn shared_step(&mut self) -> Result<()> {
+        let share = self.step.share;
+        self.records()?.begin()?;
+        for local in 0..share.count {
+            let (micro, within) = (share.first + local, local % share.in_a_row);
+            self.records()?.before_batch()?;
+            self.batch(micro, Role { first: within == 0, last: false })?;
+            self.records()?.after_batch(&self.step, micro)?;
+            if within + 1 == share.in_a_row {
+                self.records()?.after_shard(&self.step.gradients, local / share.in_a_row)?;
+            }
+        }
+        let (team, gradients) = (self.team.as_ref(), &self.step.gradients);
+        match self.step.exchange {
+            Exchange::Devices => self.records()?.exchange_on_devices(team, gradients)?,
+            Exchange::Hosts(_) => self.records()?.exchange(team, gradients)?,
+        }
+        self.finish()?;
+        // As if one process had done them all, one after the other.
+        for micro in 0..share.all {
+            self.pace.set(&self.step.control, self.done, micro as u64)?;
+            self.records()?.recall(&self.step, micro)?;
+            self.step.record()?;
+        }
+        Ok(())
+    }
+
+    fn records(&self) -> Result<&Records> {
+        self.step.records.as_ref().ok_or_else(|| Error::shape("trainer", "a shared step without its records"))
     }
 
     /// Whether the ring is full, so that metrics have to be drained before the next step.
@@ -311,10 +393,10 @@ impl Trainer {
             return Ok(Vec::new());
         }
         let ring = self.step.ring.download::<f32>()?;
-        let (t, terms) = (&self.config.training, self.step.criterion.terms());
+        let terms = self.step.criterion.terms();
         let width = 2 + terms.names().len();
         // The device adds the terms up over the step's batches; right answers it counts.
-        let batches = t.gradient_accumulation as f64 * terms.items(t.batch_size);
+        let batches = self.step.share.all as f64 * terms.items(self.config.training.batch_size);
         let metrics = (self.drained..self.done)
             .map(|step| {
                 let row = &ring[(step % RING) as usize * width..][..width];
@@ -327,34 +409,118 @@ impl Trainer {
     }
 
     /// The mean loss of the averaged weights over the validation images, as many as full batches take, with the same noise
-    /// each time; and how many a classifier tells. None where the data set holds none out.
+    /// each time; and how many a classifier tells. None where the data set holds none out. Processes that train together share
+    /// the batches.
     ///
     /// # Errors
     /// What the device reports.
     pub fn validate(&mut self) -> Result<Option<Validation>> {
+        self.tell(Command::Validate)?;
         let (Some(program), Some(feed)) = (&mut self.validation, &self.step.validation) else { return Ok(None) };
         self.step.averaged.refresh()?;
         let all = (feed.len() / feed.batch_size()).max(1);
         let batches = self.config.training.validation_batches.map_or(all, |most| most.min(all));
-        let (mut sum, mut correct) = (0.0, 0.0);
+        let (rank, ranks) = (self.team.rank(), self.team.ranks());
+        let mut found = vec![[0f32; 2]; batches.div_ceil(ranks)];
         let terms = self.step.criterion.terms();
         let classifies = terms == Terms::RightAnswers;
         // Spread over the set, whose images may be in the order of their classes.
         let stride = feed.len() / batches;
-        for number in 0..batches {
+        for number in (rank..batches).step_by(ranks) {
             let (cursor, first_item) = ((number * stride) as u32, (number * feed.batch_size()) as u32);
             let control = Control { cursor, first_item, ..Control::default() };
             feed.send(&control)?;
             self.step.control.upload(&feed.found_by(control).words())?;
             let step = &self.step;
             program.run(|| step.validate(feed))?;
-            sum += self.step.loss.download::<f32>()?[0] as f64;
+            let found = &mut found[number / ranks];
+            found[0] = self.step.loss.download::<f32>()?[0];
             if let (true, Some(terms)) = (classifies, &self.step.terms) {
-                correct += f64::from(terms.download::<f32>()?[0]);
+                found[1] = terms.download::<f32>()?[0];
             }
+        }
+        let mut all = vec![[0f32; 2]; found.len() * ranks];
+        self.team.gather(bytemuck::cast_slice(&found), bytemuck::cast_slice_mut(&mut all))?;
+        // In the order of the batches, whoever did them.
+        let (mut sum, mut correct) = (0.0, 0.0);
+        for number in 0..batches {
+            let [loss, right] = all[number % ranks * found.len() + number / ranks];
+            (sum, correct) = (sum + f64::from(loss), correct + f64::from(right));
         }
         let accuracy = classifies.then_some(correct / (batches as f64 * terms.items(feed.batch_size())));
         Ok(Some(Validation { loss: sum / batches as f64, accuracy }))
+    }
+
+    /// Tells those that follow what comes.
+    fn tell(&self, command: Command) -> Result<()> {
+        match (self.team.rank(), self.team.ranks()) {
+            (0, 2..) => self.team.tell(&[command as u8]),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does what rank 0's trainer does, until [`Trainer::dismiss`].
+    ///
+    /// # Errors
+    /// Those of a step, and [`Error::Cluster`] where rank 0 is gone or failed.
+    pub fn follow(&mut self) -> Result<()> {
+        loop {
+            match self.team.listen()?.as_slice() {
+                [command] if *command == Command::Step as u8 => {
+                    // Rank 0 alone reads them.
+                    self.drained = self.done;
+                    self.train_step()?;
+                }
+                [command] if *command == Command::Validate as u8 => {
+                    self.validate()?;
+                }
+                [command, count @ ..] if *command == Command::Draw as u8 => {
+                    let classes = count.first_chunk().map_or(0, |count| u32::from_le_bytes(*count));
+                    // What comes of it is rank 0's.
+                    let _ = pictures::draw(self, classes as usize, &mut || true)?;
+                }
+                [command] if *command == Command::End as u8 => return Ok(()),
+                other => return Err(Error::shape("trainer", format!("an unknown command of {} bytes", other.len()))),
+            }
+        }
+    }
+
+    /// Rank 0 lets those that follow draw their share of samples of so many classes.
+    pub(super) fn tell_to_draw(&self, classes: usize) -> Result<()> {
+        match (self.team.rank(), self.team.ranks()) {
+            (0, 2..) => self.team.tell(&[&[Command::Draw as u8][..], &(classes as u32).to_le_bytes()].concat()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Rank 0 lets those that follow go.
+    ///
+    /// # Errors
+    /// [`Error::Cluster`] where one of them is gone.
+    pub fn dismiss(&self) -> Result<()> {
+        self.tell(Command::End)
+    }
+
+    /// Puts the trainers of all processes where rank 0's is: weights, optimizer state, step.
+    ///
+    /// # Errors
+    /// [`Error::Cluster`] where another process is gone; what the device reports.
+    pub fn share_state(&mut self) -> Result<()> {
+        if self.team.ranks() == 1 {
+            return Ok(());
+        }
+        let team = self.team.clone();
+        let mut weights = self.parameters().download()?;
+        team.broadcast(bytemuck::cast_slice_mut(&mut weights), 0)?;
+        self.parameters().set_flat(&weights)?;
+        let objective = self.objective_state().into_iter().map(|(_, state)| state);
+        for state in self.optimizer_state().into_iter().chain(objective) {
+            state.change::<f32>(|values| team.broadcast(bytemuck::cast_slice_mut(values), 0))?;
+        }
+        let mut step = self.done.to_le_bytes();
+        team.broadcast(&mut step, 0)?;
+        self.set_step_count(u64::from_le_bytes(step));
+        Ok(())
     }
 
     /// A sampler over the averaged weights.
@@ -373,6 +539,16 @@ impl Trainer {
         let noise = NoiseSchedule::new(&self.config.diffusion)?;
         Sampler::new(&self.step.context, self.denoiser()?, self.step.averaged.clone(), &noise, spec)
     }
+}
+
+/// What rank 0 tells those that follow.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Command {
+    Step = 1,
+    Validate = 2,
+    End = 3,
+    Draw = 4,
 }
 
 fn none_to_train_on() -> Error {

@@ -27,7 +27,7 @@ const ROWS: &[&[&str]] = &[
     &["data"],
     &["tensor"],
     &["device"],
-    &["picture", "weights"],
+    &["picture", "weights", "cluster"],
     &["names"],
     &["rng", "error", "files", "image_size"],
 ];
@@ -37,6 +37,7 @@ const LOW: &[(&str, &[&str])] = &[
     ("data", &["picture", "weights", "tensor", "device", "names", "rng", "error", "files", "image_size"]),
     ("picture", &["error", "files", "image_size"]),
     ("weights", &["error", "files"]),
+    ("cluster", &["error", "files"]),
 ];
 
 /// Modules that look at data sets.

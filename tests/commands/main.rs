@@ -13,6 +13,7 @@ mod eval;
 mod house;
 mod large;
 mod pipeline;
+mod ranks;
 mod sample;
 mod score;
 #[cfg(feature = "serve")]

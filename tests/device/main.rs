@@ -16,6 +16,7 @@ mod tiny;
 
 mod command;
 mod models;
+mod ranks;
 mod waits;
 mod weights;
 

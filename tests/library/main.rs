@@ -17,6 +17,7 @@ mod own;
 mod parity;
 mod plan;
 mod prepared;
+mod ranks;
 mod replay;
 mod resnet;
 mod sampler_step;

@@ -237,7 +237,7 @@ impl Criterion for Autoencoder {
         let x = s.constant(&batch.images);
         let h = silu(s, &self.inner.forward(s, &x)?)?;
         let (mean, _) = mse_loss(s, &self.outer.forward(s, &h)?, &x, None, pass.scale)?;
-        Ok(Loss { mean, terms: None })
+        Ok(Loss { mean, terms: None, items: None })
     }
 }
 

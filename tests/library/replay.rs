@@ -71,7 +71,8 @@ fn replayed_accumulation_equals_eager_accumulation_in_bf16() {
 #[test]
 fn a_replayed_step_that_learns_of_its_loss_equals_an_eager_one() {
     replays_equal_eager_steps(&BALANCED, 1);
-    replays_equal_eager_steps(&[&BALANCED[..], &["training.gradient_accumulation=2", BF16]].concat(), 2);
+    // What it learns of both batches is a program of its own.
+    replays_equal_eager_steps(&[&BALANCED[..], &["training.gradient_accumulation=2", BF16]].concat(), 3);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 pub use choose::{Chosen, DeviceChoice};
 pub use ptx::{EmbeddedModule, embedded_modules};
@@ -209,6 +209,48 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
 
     /// Waits for all submitted work; reports what failed in it.
     fn synchronize(&self) -> Result<()>;
+
+    /// What the devices of several processes have to have in common to exchange by themselves: one process makes it, all give
+    /// it to [`Accelerator::communicate`].
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], or what is missing for it: the processes then exchange through their hosts.
+    fn communicator_id(&self) -> Result<Vec<u8>> {
+        Err(no_collectives(self.name()))
+    }
+
+    /// Joins the devices of `ranks` processes, of which this is `rank`. Waits until all have come; once in a device's life.
+    ///
+    /// # Errors
+    /// As above.
+    fn communicate(&self, id: &[u8], rank: usize, ranks: usize) -> Result<()> {
+        let _ = (id, rank, ranks);
+        Err(no_collectives(self.name()))
+    }
+
+    /// Submits the sum of `len` f32 over the devices that were joined, in place, behind the work before it. Refused during capture.
+    ///
+    /// # Safety
+    /// `address` begins as many live elements, and all processes submit the same calls in the same order.
+    unsafe fn all_reduce(&self, address: u64, len: usize) -> Result<()> {
+        let _ = (address, len);
+        Err(no_collectives(self.name()))
+    }
+
+    /// Submits a gather of `bytes` from each device: this one's lie at `source`, at its rank's place in `destination`, which has room for
+    /// all. Refused during capture.
+    ///
+    /// # Safety
+    /// As above, of both ranges.
+    unsafe fn all_gather(&self, source: u64, destination: u64, bytes: usize) -> Result<()> {
+        let _ = (source, destination, bytes);
+        Err(no_collectives(self.name()))
+    }
+}
+
+fn no_collectives(device: String) -> Error {
+    let reason = "devices of this kind exchange through their hosts".into();
+    Error::Unsupported { op: "collectives", device, reason }
 }
 
 /// A capture under way: dropped before [`Capture::finish`], on an error or a panic, it ends the capture and drops what

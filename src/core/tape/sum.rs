@@ -1,6 +1,7 @@
 //! The tape's own sum of gradients, which also converts between the kernels' dtypes.
 
 use std::ops::AddAssign;
+use std::rc::Rc;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -21,6 +22,15 @@ pub(super) fn add_into(to: &Destination, x: &Tensor) -> Result<()> {
     let reads = 1 + (to.mode == Accumulate::Add) as usize;
     x.context().charge("add_into", Cost::memory(x.bytes() + reads * to.bytes()));
     convert(to, x)
+}
+
+/// Adds `x` to `sum`, which has as many elements, outside of any tape: flat gradients of one step.
+///
+/// # Errors
+/// As for a sum of the tape: [`Error::Shape`] where the lengths differ, [`Error::Unsupported`] for dtypes that the device does
+/// not convert.
+pub fn add_to(sum: &Tensor, x: &Tensor) -> Result<()> {
+    add_into(&Destination::new(sum.clone(), Accumulate::Add, Rc::default()), x)
 }
 
 /// Writes or adds `x` to a destination of as many elements, in the destination's dtype.

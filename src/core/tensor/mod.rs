@@ -228,6 +228,70 @@ impl Tensor {
         Ok(values)
     }
 
+    /// Lets `change` change the elements on the host, after all work before: in place on the CPU, in a copy of an accelerator's,
+    /// which then goes back. Does nothing in shape-only mode. Call it outside of programs.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another element type; those of `change` and of the device.
+    pub fn change<T: Element>(&self, change: impl FnOnce(&mut [T]) -> Result<()>) -> Result<()> {
+        self.expect::<T>("change")?;
+        self.check_writable("change")?;
+        match self.context().backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => change(self.host_mut()),
+            Backend::Accelerator(_) => {
+                let mut values = self.download::<T>()?;
+                change(&mut values)?;
+                self.upload(&values)
+            }
+        }
+    }
+
+    /// Replaces the elements, which are f32, by their sums over the devices that were joined ([`Accelerator::communicate`]), without a
+    /// wait. Call it outside of programs.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on a device that was not joined, and on the CPU.
+    ///
+    /// [`Accelerator::communicate`]: crate::device::Accelerator::communicate
+    pub fn all_reduce(&self) -> Result<()> {
+        self.expect::<f32>("all_reduce")?;
+        self.check_writable("all_reduce")?;
+        match self.context().backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => Err(self.no_device("all_reduce")),
+            // SAFETY: the range lies in this tensor's live storage.
+            Backend::Accelerator(accelerator) => unsafe { accelerator.all_reduce(self.address(), self.len()) },
+        }
+    }
+
+    /// Fills the parts of the other ranks, all as long as that of `rank`, which is this process's own and lies in its place; as
+    /// [`Tensor::all_reduce`].
+    ///
+    /// # Errors
+    /// As there; [`Error::Shape`] where the elements cannot be parted so.
+    pub fn all_gather(&self, rank: usize, ranks: usize) -> Result<()> {
+        self.check_writable("all_gather")?;
+        if rank >= ranks || !self.bytes().is_multiple_of(ranks) {
+            return Err(Error::shape("all_gather", format!("{self:?} for rank {rank} of {ranks}")));
+        }
+        let bytes = self.bytes() / ranks;
+        match self.context().backend() {
+            Backend::Plan => Ok(()),
+            Backend::Cpu => Err(self.no_device("all_gather")),
+            Backend::Accelerator(accelerator) => {
+                let source = self.address() + (rank * bytes) as u64;
+                // SAFETY: both ranges lie in this tensor's live storage.
+                unsafe { accelerator.all_gather(source, self.address(), bytes) }
+            }
+        }
+    }
+
+    fn no_device(&self, op: &'static str) -> Error {
+        let reason = "processes exchange through their hosts there".into();
+        Error::Unsupported { op, device: self.context().device_name(), reason }
+    }
+
     /// The elements as `f64`, whatever the dtype: for tests, reports and files.
     pub fn to_f64(&self) -> Result<Vec<f64>> {
         fn widen<T: Element>(tensor: &Tensor, convert: impl Fn(T) -> f64) -> Result<Vec<f64>> {

@@ -7,6 +7,7 @@ mod api;
 mod driver;
 mod launch;
 mod modules;
+mod nccl;
 mod pinned;
 
 use std::collections::HashMap;
@@ -62,6 +63,8 @@ struct State {
     forgotten: Vec<sys::CUgraphExec>,
     /// For errors that show themselves later.
     last_kernel: Option<&'static str>,
+    /// To the GPUs of other processes.
+    communicator: Option<nccl::Communicator>,
 }
 
 impl CudaDevice {
@@ -205,6 +208,12 @@ impl CudaDevice {
         Err(Error::device(&self.label, format!("the submitted work failed{last}: {}", describe(code)), mend(code)))
     }
 
+    fn communicator<'a>(&self, state: &'a State) -> Result<&'a nccl::Communicator> {
+        self.refuse_in_capture(state, "exchange with other GPUs")?;
+        let none = || Error::device(&self.label, "it has met no other GPUs", "call communicate first");
+        state.communicator.as_ref().ok_or_else(none)
+    }
+
     fn instantiate(&self, state: &State, graph: sys::CUgraph) -> Result<sys::CUgraphExec> {
         let mut executable: sys::CUgraphExec = ptr::null_mut();
         // SAFETY: `graph` is the capture's; the executable graph does not need it any more.
@@ -248,6 +257,7 @@ impl Drop for CudaDevice {
             for address in state.released.drain(..) {
                 api::cuMemFree_v2(address);
             }
+            state.communicator = None;
             state.modules.unload();
             if let Some(buffer) = state.staging.take() {
                 api::cuMemFreeHost(buffer);
@@ -497,6 +507,32 @@ impl Accelerator for CudaDevice {
         let state = self.enter()?;
         self.refuse_in_capture(&state, "wait")?;
         self.wait(&state)
+    }
+
+    fn communicator_id(&self) -> Result<Vec<u8>> {
+        nccl::unique_id().map(|id| id.to_vec())
+    }
+
+    fn communicate(&self, id: &[u8], rank: usize, ranks: usize) -> Result<()> {
+        let id: &[u8; nccl::ID] = id.try_into().map_err(|_| {
+            Error::device(&self.label, format!("an id of {} bytes", id.len()), "take that of communicator_id")
+        })?;
+        let mut state = self.enter()?;
+        self.refuse_in_capture(&state, "meet other GPUs")?;
+        state.communicator = Some(nccl::Communicator::new(id, rank, ranks)?);
+        Ok(())
+    }
+
+    unsafe fn all_reduce(&self, address: u64, len: usize) -> Result<()> {
+        let state = self.enter()?;
+        // SAFETY: the caller's promise; the stream is this device's.
+        unsafe { self.communicator(&state)?.all_reduce(address, len, self.stream) }
+    }
+
+    unsafe fn all_gather(&self, source: u64, destination: u64, bytes: usize) -> Result<()> {
+        let state = self.enter()?;
+        // SAFETY: as above.
+        unsafe { self.communicator(&state)?.all_gather(source, destination, bytes, self.stream) }
     }
 }
 

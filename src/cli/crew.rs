@@ -1,0 +1,104 @@
+//! The processes of a command: those that a launcher started, or that it starts itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::{Collective, Limits, LocalRanks, Placement, here, join, placement, start};
+use crate::device::DeviceChoice;
+use crate::error::{Error, Result};
+use crate::ops::host::parallel::set_threads;
+
+/// How long a process may take to end by itself after another one is gone.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// This process among the others. Dropped, it waits for those that it started.
+pub(super) struct Crew {
+    pub team: Arc<dyn Collective>,
+    placement: Placement,
+    #[expect(dead_code, reason = "held until the command ends")]
+    local: LocalRanks,
+}
+
+impl Crew {
+    /// Meets the others: those of the launcher whose variables are set, or `processes` on this machine. None where this process
+    /// is alone.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for variables that contradict each other or the options; [`Error::Cluster`] where the ranks do not come
+    /// together.
+    pub fn gather(processes: Option<usize>, option: &str) -> Result<Option<Self>> {
+        let found = placement(&|name| std::env::var(name).ok())?;
+        // Those that were started here have the same command line.
+        let own = found.as_ref().is_some_and(|placement| placement.launcher == "engine");
+        let (placement, listener) = match (found, processes) {
+            (Some(placement), Some(count)) if !own => {
+                let Placement { launcher, rank, ranks, .. } = placement;
+                let message = format!(
+                    "{count} processes are asked for, and {launcher} has started this one as rank {rank} of {ranks}"
+                );
+                return Err(Error::config(option, message, "leave the option out, or unset the launcher's variables"));
+            }
+            (Some(placement), _) => (placement, None),
+            (None, None | Some(1)) => return Ok(None),
+            (None, Some(count)) => {
+                let (placement, listener) = here(count)?;
+                (placement, Some(listener))
+            }
+        };
+        if placement.ranks == 1 {
+            return Ok(None);
+        }
+        let mut local = start(&placement)?;
+        let limits = Limits { grace: Some(GRACE), ..Limits::default() };
+        let team = match placement.launcher {
+            #[cfg(feature = "mpi")]
+            "OpenMPI" | "MPICH" => crate::cluster::join_by_mpi(&placement, limits)?,
+            _ => join(&placement, listener, limits, &mut || local.check())?,
+        };
+        Ok(Some(Self { team, placement, local }))
+    }
+
+    /// Whether this process leads: the others follow it and write nothing.
+    pub fn leads(&self) -> bool {
+        self.team.rank() == 0
+    }
+
+    /// Divides the machine's cores among its processes, where nobody says otherwise.
+    ///
+    /// # Errors
+    /// Those of [`set_threads`].
+    pub fn share_threads(&self, given: Option<usize>) -> Result<()> {
+        let local = self.placement.local_ranks.unwrap_or(1).max(1);
+        if given.is_none() && std::env::var_os("ENGINE_THREADS").is_none() && local > 1 {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            set_threads(Some((cores / local).max(1)))?;
+        }
+        Ok(())
+    }
+
+    /// The device of this process: where there are GPUs, each of a machine's processes takes one.
+    pub fn device(&self, choice: DeviceChoice) -> DeviceChoice {
+        match choice {
+            DeviceChoice::Auto if DeviceChoice::Cuda(0).open().is_ok() => {
+                DeviceChoice::Cuda(self.placement.local_rank as u32)
+            }
+            DeviceChoice::Auto => DeviceChoice::Cpu,
+            DeviceChoice::Cuda(0) => DeviceChoice::Cuda(self.placement.local_rank as u32),
+            other => other,
+        }
+    }
+
+    /// Rank 0 does `f` first, the others after it: what it downloads or imports then lies there.
+    ///
+    /// # Errors
+    /// Those of `f`; [`Error::Cluster`] where rank 0's failed.
+    pub fn leader_first<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.leads() {
+            let done = f().inspect_err(|error| self.team.leave(Some(&error.to_string())))?;
+            self.team.tell(b"found")?;
+            return Ok(done);
+        }
+        self.team.listen()?;
+        f().inspect_err(|error| self.team.leave(Some(&error.to_string())))
+    }
+}

@@ -1,0 +1,212 @@
+//! The control channel: who is alive, what rank 0 tells, and why a job ends.
+//!
+//! Each rank says every second that it is alive. Rank 0 hears all others, all others hear rank 0; whoever is gone or silent for
+//! too long is named by rank 0 to all, which end by it. The first reason stays: what follows from it is not told.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use super::Limits;
+use super::frame::{Kind, Reader, printable, send};
+use super::rendezvous::{Meeting, turn_away};
+use crate::error::{Error, Result};
+
+const BEAT: Duration = Duration::from_secs(1);
+/// How often a thread looks whether it is still needed.
+const TICK: Duration = Duration::from_millis(100);
+
+const MEND: &str =
+    "look at that rank's own error; `engine train --resume` goes on from the last checkpoint, on any number of ranks";
+
+/// What the threads of a rank share.
+pub(super) struct Watch {
+    rank: usize,
+    meeting: Meeting,
+    limits: Limits,
+    /// To whom this rank writes: rank 0 to all others, they to rank 0.
+    peers: BTreeMap<usize, Mutex<TcpStream>>,
+    began: Instant,
+    /// Milliseconds after `began` at which each peer was heard last.
+    heard: BTreeMap<usize, AtomicU64>,
+    /// Peers that have said their last word.
+    left: BTreeMap<usize, AtomicBool>,
+    failure: Mutex<Option<(String, Instant)>>,
+    failed: AtomicBool,
+    /// This rank has said its last word.
+    ended: AtomicBool,
+    pub stop: Arc<AtomicBool>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What a panicking thread left is a stream or a text: whole either way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watch {
+    /// Starts the threads of a rank; what rank 0 tells comes out of the receiver.
+    pub fn start(
+        rank: usize,
+        meeting: Meeting,
+        limits: Limits,
+        control: Vec<(usize, TcpStream)>,
+        latecomers: Option<TcpListener>,
+    ) -> Result<(Arc<Self>, mpsc::Receiver<Vec<u8>>)> {
+        let broken =
+            |error: io::Error| Error::cluster(format!("the control channel broke: {error}"), "start the job again");
+        let mut readers = Vec::new();
+        for (peer, stream) in &control {
+            stream.set_read_timeout(Some(BEAT)).map_err(broken)?;
+            readers.push((*peer, stream.try_clone().map_err(broken)?));
+        }
+        let peers: Vec<usize> = control.iter().map(|(peer, _)| *peer).collect();
+        let watch = Arc::new(Self {
+            rank,
+            meeting,
+            limits,
+            heard: peers.iter().map(|peer| (*peer, AtomicU64::new(0))).collect(),
+            left: peers.iter().map(|peer| (*peer, AtomicBool::new(false))).collect(),
+            peers: control.into_iter().map(|(peer, stream)| (peer, Mutex::new(stream))).collect(),
+            began: Instant::now(),
+            failure: Mutex::new(None),
+            failed: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            stop: Arc::default(),
+        });
+        let (sender, receiver) = mpsc::channel();
+        for (peer, stream) in readers {
+            let (watch, sender) = (watch.clone(), sender.clone());
+            std::thread::spawn(move || watch.hear(peer, stream, &sender));
+        }
+        let own = watch.clone();
+        std::thread::spawn(move || own.beat(latecomers));
+        Ok((watch, receiver))
+    }
+
+    /// Why the job is over, if it is.
+    pub fn check(&self) -> Result<()> {
+        if !self.failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let failure = locked(&self.failure).as_ref().map(|(message, _)| message.clone());
+        Err(Error::cluster(failure.unwrap_or_default(), MEND))
+    }
+
+    /// Takes note of the first reason, and tells it where this is rank 0.
+    pub fn fail(&self, message: String) {
+        {
+            let mut failure = locked(&self.failure);
+            if failure.is_some() || self.ended.load(Ordering::Acquire) {
+                return;
+            }
+            *failure = Some((message.clone(), Instant::now()));
+        }
+        self.failed.store(true, Ordering::Release);
+        if self.rank == 0 {
+            self.tell(Kind::Failed, message.as_bytes());
+        }
+    }
+
+    /// Writes to all peers that are still there. Whoever cannot be written to is noticed by the reader.
+    pub fn tell(&self, kind: Kind, payload: &[u8]) {
+        for (peer, stream) in &self.peers {
+            if !self.left[peer].load(Ordering::Acquire) {
+                let _ = send(&mut *locked(stream), kind, payload);
+            }
+        }
+    }
+
+    pub fn describe(&self, rank: usize) -> String {
+        self.meeting.members[rank].describe(rank)
+    }
+
+    /// The last word of this rank.
+    pub fn leave(&self, error: Option<&str>) {
+        if self.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // What others know already, or told this rank, they need not hear again.
+        let error = error.filter(|_| !self.failed.load(Ordering::Acquire)).unwrap_or_default();
+        let short: String = error.chars().take(2000).collect();
+        self.tell(Kind::Leave, short.as_bytes());
+    }
+
+    /// Hears one peer until it has left or is gone.
+    fn hear(&self, peer: usize, mut stream: TcpStream, commands: &mpsc::Sender<Vec<u8>>) {
+        let mut reader = Reader::default();
+        while !self.ended.load(Ordering::Acquire) {
+            match reader.next(&mut stream) {
+                Ok(None) => {}
+                Ok(Some((kind, payload))) => {
+                    self.heard[&peer].store(self.began.elapsed().as_millis() as u64, Ordering::Release);
+                    match kind {
+                        Kind::Command => {
+                            let _ = commands.send(payload);
+                        }
+                        Kind::Failed => self.fail(printable(&payload)),
+                        Kind::Stop => self.stop.store(true, Ordering::Release),
+                        Kind::Leave => {
+                            self.left[&peer].store(true, Ordering::Release);
+                            if !payload.is_empty() {
+                                self.fail(format!("{} failed: {}", self.describe(peer), printable(&payload)));
+                            }
+                            return;
+                        }
+                        _ => {}
+                    }
+                }
+                Err(_) => {
+                    self.left[&peer].store(true, Ordering::Release);
+                    self.fail(format!("{} is gone: it ended without a word", self.describe(peer)));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Says that this rank is alive, and looks who else is.
+    fn beat(&self, latecomers: Option<TcpListener>) {
+        let (mut next, mut last) = (Instant::now(), Instant::now());
+        while !self.ended.load(Ordering::Acquire) {
+            // Whoever was suspended itself, as a laptop is, has heard nobody meanwhile.
+            if std::mem::replace(&mut last, Instant::now()).elapsed() > 3 * BEAT {
+                let now = self.began.elapsed().as_millis() as u64;
+                self.heard.values().for_each(|heard| heard.store(now, Ordering::Release));
+            }
+            if Instant::now() >= next {
+                next = Instant::now() + BEAT;
+                self.tell(Kind::Beat, b"");
+                self.look();
+            }
+            if let Some(listener) = &latecomers {
+                turn_away(listener, self.meeting.members.len());
+            }
+            self.end_the_process();
+            std::thread::sleep(TICK);
+        }
+    }
+
+    fn look(&self) {
+        let now = self.began.elapsed().as_millis() as u64;
+        for (peer, heard) in &self.heard {
+            let silent = Duration::from_millis(now.saturating_sub(heard.load(Ordering::Acquire)));
+            if silent > self.limits.silence && !self.left[peer].load(Ordering::Acquire) {
+                let seconds = silent.as_secs();
+                self.fail(format!("{} hangs: it has not been heard for {seconds} s", self.describe(*peer)));
+            }
+        }
+    }
+
+    /// Ends a process that does not notice by itself that the job is over, or cannot: it may hang in a driver.
+    fn end_the_process(&self) {
+        let Some(grace) = self.limits.grace else { return };
+        let late = |(_, since): &&(String, Instant)| since.elapsed() > grace;
+        if let Some((message, _)) = locked(&self.failure).as_ref().filter(late) {
+            eprintln!("error: {message}; {MEND}");
+            std::process::exit(1);
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! What the batches of a step leave, until the step knows it of all of them: on one process or on several.
+//!
+//! The M batches of a step are numbered; rank r of R does the M / R from r · M / R on. Each leaves its loss, the loss's terms, the
+//! items' losses and bins where noise levels follow them, and the running statistics as it would have left them alone. All
+//! ranks then have the records of all batches, in the order of their numbers, and go through them as one process would: so
+//! what is logged and what is learnt of the losses has the bits that it has on one process. Only the gradient is a sum whose
+//! order depends on the number of ranks; with `training.shards` it is one tree on all of them.
+
+use super::step::Step;
+use crate::cluster::Collective;
+use crate::error::{Error, Result};
+use crate::ops::elementwise::{add, scale};
+use crate::ops::pool::global_average_pool;
+use crate::tape::{Tape, add_to};
+use crate::tensor::{Context, DType, Device, Tensor};
+
+/// The weight of a batch's statistics in the running ones is 1 − this: the layers' momentum.
+const KEPT: f32 = 0.9;
+
+/// The batches of a step that one process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Share {
+    /// The number of its first one.
+    pub first: usize,
+    /// How many.
+    pub count: usize,
+    /// Those of all processes.
+    pub all: usize,
+    /// Batches whose gradients are added up one after the other.
+    pub in_a_row: usize,
+}
+
+impl Share {
+    /// Of a step of `all` batches in `shards`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the ranks cannot share them.
+    pub fn new(rank: usize, ranks: usize, all: usize, shards: Option<usize>) -> Result<Self> {
+        let (parts, key, what) = match shards {
+            Some(shards) => (shards, "training.shards", "shards"),
+            None => (all, "training.gradient_accumulation", "batches, as the run was begun with,"),
+        };
+        if !parts.is_multiple_of(ranks) {
+            let fitting: Vec<String> =
+                (1..=parts.min(64)).filter(|n| parts.is_multiple_of(*n)).map(|n| n.to_string()).collect();
+            let message = format!("a step of {parts} {what} cannot be shared by {ranks} processes");
+            return Err(Error::config(key, message, format!("start {} of them", fitting.join(", "))));
+        }
+        let count = all / ranks;
+        Ok(Self { first: rank * count, count, all, in_a_row: shards.map_or(count, |shards| all / shards) })
+    }
+}
+
+/// How ranks exchange what a step has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Exchange {
+    /// The devices do it by themselves (NCCL), and the host waits for nothing.
+    Devices,
+    /// Through the hosts; why, where devices might.
+    Hosts(String),
+}
+
+impl Exchange {
+    /// Joins the devices of all ranks, where they all can be. All ranks come to the same.
+    pub fn of(context: &Context, team: &dyn Collective) -> Result<Self> {
+        let (rank, ranks) = (team.rank(), team.ranks());
+        let Device::Accelerator(accelerator) = context.device() else { return Ok(Self::Hosts(String::new())) };
+        if ranks == 1 || context.is_shape_only() {
+            return Ok(Self::Hosts(String::new()));
+        }
+        let found = accelerator.communicator_id();
+        let mut able = vec![0; ranks];
+        team.gather(&[u8::from(found.is_ok())], &mut able)?;
+        if let Some(unable) = able.iter().position(|able| *able == 0) {
+            let why = match &found {
+                Err(error) => error.to_string(),
+                Ok(_) => format!("rank {unable} has no NCCL"),
+            };
+            return Ok(Self::Hosts(why));
+        }
+        let mut id = found?;
+        let mut len = (id.len() as u64).to_le_bytes();
+        team.broadcast(&mut len, 0)?;
+        id.resize((u64::from_le_bytes(len) as usize).min(4096), 0);
+        team.broadcast(&mut id, 0)?;
+        accelerator.communicate(&id, rank, ranks)?;
+        Ok(Self::Devices)
+    }
+
+    /// For people.
+    pub fn describe(&self, team: &dyn Collective) -> String {
+        match self {
+            Self::Devices => "NCCL".into(),
+            Self::Hosts(why) if why.is_empty() => team.name().into(),
+            Self::Hosts(why) => format!("{} through the hosts' memory ({why})", team.name()),
+        }
+    }
+}
+
+/// The records of a step's batches. All of it persistent.
+pub(super) struct Records {
+    share: Share,
+    /// `[M]`
+    losses: Tensor,
+    /// `[M, terms]`
+    terms: Option<Tensor>,
+    /// Losses `[M, B]` f32 and bins `[M, B]` i32 of the items.
+    items: Option<(Tensor, Tensor)>,
+    statistics: Option<Statistics>,
+    /// Sums of 1, 2, 4, … shards that wait for as many more.
+    sums: Vec<Tensor>,
+    /// The gradients of all ranks, where devices gather them to add them up in a tree.
+    gathered: Vec<Tensor>,
+}
+
+/// Running statistics, which each batch moves on from where the step found them.
+struct Statistics {
+    buffers: Vec<Tensor>,
+    /// As the step found them, one after the other `[L]`.
+    before: Tensor,
+    /// As each batch leaves them `[M, L]`.
+    after: Tensor,
+}
+
+impl Statistics {
+    fn new(context: &Context, buffers: Vec<Tensor>, all: usize) -> Result<Option<Self>> {
+        let len: usize = buffers.iter().map(Tensor::len).sum();
+        if len == 0 {
+            return Ok(None);
+        }
+        let (before, after) = (context.zeros([len], DType::F32)?, context.zeros([all, len], DType::F32)?);
+        Ok(Some(Self { buffers, before, after }))
+    }
+
+    /// The buffers, each with its place in `row`.
+    fn each(&self, row: &Tensor, f: impl Fn(&Tensor, &Tensor) -> Result<()>) -> Result<()> {
+        let mut at = 0;
+        for buffer in &self.buffers {
+            f(buffer, &row.part(at, buffer.shape())?)?;
+            at += buffer.len();
+        }
+        Ok(())
+    }
+
+    fn row(&self, micro: usize) -> Result<Tensor> {
+        let len = self.before.len();
+        self.after.part(micro * len, [len])
+    }
+
+    /// Moves the statistics on by each batch in turn. Alone, batch m with the statistics s would leave 0.9·r + 0.1·s of r; from where the
+    /// step found them it left a = 0.9·r₀ + 0.1·s. So it leaves a + 0.9·(r − r₀): exactly r₀ of what does not move.
+    fn move_on(&self, context: &Context, all: usize) -> Result<()> {
+        let tape = Tape::inference(context);
+        let before = tape.constant(&self.before);
+        let minus = scale(&tape, &before, -1.0)?;
+        let mut running = before;
+        for micro in 0..all {
+            let moved = scale(&tape, &add(&tape, &running, &minus)?, KEPT)?;
+            running = add(&tape, &tape.constant(&self.row(micro)?), &moved)?;
+        }
+        self.each(running.tensor(), |buffer, moved| buffer.copy_from(moved))
+    }
+}
+
+impl Records {
+    /// Of steps whose batches have `batch` items and whose loss has `terms` terms; with items where `items`. `buffers` are the running
+    /// statistics, and `gradients` the flat gradient, where ranks share a step.
+    pub fn new(
+        context: &Context,
+        share: Share,
+        (batch, terms, items): (usize, usize, bool),
+        buffers: Vec<Tensor>,
+        gradients: &Tensor,
+        gathering: usize,
+    ) -> Result<Self> {
+        let all = share.all;
+        let rows = |width: usize, dtype| context.zeros([all, width], dtype);
+        // Half the shards of this process wait for the other half, half of those for theirs.
+        let shards = (share.count / share.in_a_row).max(1);
+        let like = |_| context.zeros(gradients.shape(), gradients.dtype());
+        let sums = (0..shards.ilog2()).map(like);
+        // One tensor of them all, seen rank by rank.
+        let len = gradients.len();
+        let all_ranks = (gathering > 0).then(|| context.zeros([gathering * len], gradients.dtype())).transpose()?;
+        let part = |rank: usize| all_ranks.iter().map(move |all| all.part(rank * len, [len]));
+        let gathered = all_ranks.iter().cloned().map(Ok).chain((0..gathering).flat_map(part));
+        Ok(Self {
+            share,
+            losses: context.zeros([all], DType::F32)?,
+            terms: (terms > 0).then(|| rows(terms, DType::F32)).transpose()?,
+            items: items.then(|| Ok::<_, Error>((rows(batch, DType::F32)?, rows(batch, DType::I32)?))).transpose()?,
+            statistics: Statistics::new(context, buffers, all)?,
+            sums: sums.collect::<Result<_>>()?,
+            gathered: gathered.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Takes note of the running statistics that the step finds.
+    pub fn begin(&self) -> Result<()> {
+        let Some(statistics) = &self.statistics else { return Ok(()) };
+        statistics.each(&statistics.before, |buffer, kept| kept.copy_from(buffer))
+    }
+
+    /// Before a batch: the running statistics as the step found them.
+    pub fn before_batch(&self) -> Result<()> {
+        let Some(statistics) = &self.statistics else { return Ok(()) };
+        statistics.each(&statistics.before, |buffer, kept| buffer.copy_from(kept))
+    }
+
+    /// After batch `micro`: keeps what it left.
+    pub fn after_batch(&self, step: &Step, micro: usize) -> Result<()> {
+        self.losses.part(micro, [1])?.copy_from(&step.loss)?;
+        if let (Some(rows), Some(terms)) = (&self.terms, &step.terms) {
+            rows.part(micro * terms.len(), terms.shape())?.copy_from(terms)?;
+        }
+        if let (Some((losses, bins)), Some((own_losses, own_bins))) = (&self.items, &step.items) {
+            let at = micro * own_losses.len();
+            losses.part(at, own_losses.shape())?.copy_from(own_losses)?;
+            bins.part(at, own_bins.shape())?.copy_from(own_bins)?;
+        }
+        let Some(statistics) = &self.statistics else { return Ok(()) };
+        statistics.each(&statistics.row(micro)?, |buffer, kept| kept.copy_from(buffer))
+    }
+
+    /// After a shard, the `number`-th of this process: adds the gradient to those that waited for it.
+    pub fn after_shard(&self, gradients: &Tensor, number: usize) -> Result<()> {
+        let waiting = number.trailing_ones() as usize;
+        for sum in &self.sums[..waiting] {
+            add_to(gradients, sum)?;
+        }
+        match self.sums.get(waiting) {
+            Some(sum) if (number + 1) * self.share.in_a_row < self.share.count => sum.copy_from(gradients),
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings the gradient and the records of all ranks together, by the devices themselves: the host only submits it.
+    pub fn exchange_on_devices(&self, team: &dyn Collective, gradients: &Tensor) -> Result<()> {
+        let (rank, ranks) = (team.rank(), team.ranks());
+        match self.gathered.split_first() {
+            None => gradients.all_reduce()?,
+            Some((all, parts)) => {
+                parts[rank].copy_from(gradients)?;
+                all.all_gather(rank, ranks)?;
+                let mut distance = 1;
+                while distance < ranks {
+                    for first in (0..ranks - distance).step_by(2 * distance) {
+                        add_to(&parts[first], &parts[first + distance])?;
+                    }
+                    distance *= 2;
+                }
+                gradients.copy_from(&parts[0])?;
+            }
+        }
+        self.rows().try_for_each(|row| row.all_gather(rank, ranks))
+    }
+
+    /// Brings the gradient and the records of all ranks together, through the hosts.
+    pub fn exchange(&self, team: &dyn Collective, gradients: &Tensor) -> Result<()> {
+        if team.ranks() == 1 {
+            return Ok(());
+        }
+        gradients.change::<f32>(|values| team.all_reduce(values))?;
+        let rows: Vec<&Tensor> = self.rows().collect();
+        let (first, count, all) = (self.share.first, self.share.count, self.share.all);
+        let mut own = Vec::new();
+        for row in &rows {
+            let width = row.len() / all;
+            let part = row.part(first * width, [count * width])?;
+            match row.dtype() {
+                DType::I32 => own.extend_from_slice(bytemuck::cast_slice(&part.download::<i32>()?)),
+                _ => own.extend_from_slice(bytemuck::cast_slice(&part.download::<f32>()?)),
+            }
+        }
+        let mut bytes = vec![0; own.len() * team.ranks()];
+        team.gather(&own, &mut bytes)?;
+        let mut at = 0;
+        for row in rows {
+            let len = 4 * count * row.len() / all;
+            let parts = bytes.chunks(own.len()).flat_map(|rank| rank[at..at + len].as_chunks::<4>().0);
+            match row.dtype() {
+                DType::I32 => row.upload(&parts.map(|word| i32::from_ne_bytes(*word)).collect::<Vec<_>>())?,
+                _ => row.upload(&parts.map(|word| f32::from_ne_bytes(*word)).collect::<Vec<_>>())?,
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &Tensor> {
+        let items = self.items.iter().flat_map(|(losses, bins)| [losses, bins]);
+        let statistics = self.statistics.iter().map(|statistics| &statistics.after);
+        std::iter::once(&self.losses).chain(&self.terms).chain(items).chain(statistics)
+    }
+
+    /// Puts what batch `micro` left where it left it.
+    pub fn recall(&self, step: &Step, micro: usize) -> Result<()> {
+        step.loss.copy_from(&self.losses.part(micro, [1])?)?;
+        match (&self.terms, &step.terms) {
+            (Some(rows), Some(terms)) => terms.copy_from(&rows.part(micro * terms.len(), terms.shape())?),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the loss learns of the step, and the running statistics.
+    pub fn finish(&self, step: &Step) -> Result<()> {
+        let (context, all) = (&step.context, self.share.all);
+        if let Some(statistics) = &self.statistics {
+            statistics.move_on(context, all)?;
+        }
+        if !step.criterion.learns().any {
+            return Ok(());
+        }
+        let tape = Tape::inference(context);
+        let mean = |rows: &Tensor| -> Result<Tensor> {
+            let width = rows.len() / all;
+            let mean = global_average_pool(&tape, &tape.constant(&rows.part(0, [1, all, 1, width])?))?;
+            mean.tensor().part(0, [width])
+        };
+        let terms = self.terms.as_ref().map(mean).transpose()?;
+        let flat = |(losses, bins): &(Tensor, Tensor)| -> Result<_> {
+            Ok((losses.part(0, [losses.len()])?, bins.part(0, [bins.len()])?))
+        };
+        let items = self.items.as_ref().map(flat).transpose()?;
+        step.criterion.learn(context, terms.as_ref(), items.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_do_whole_shares_in_order() {
+        let share = |rank, ranks, all, shards| Share::new(rank, ranks, all, shards).unwrap();
+        assert_eq!(share(1, 2, 6, None), Share { first: 3, count: 3, all: 6, in_a_row: 3 });
+        assert_eq!(share(3, 4, 16, Some(8)), Share { first: 12, count: 4, all: 16, in_a_row: 2 });
+        assert_eq!(share(0, 1, 8, Some(8)), Share { first: 0, count: 8, all: 8, in_a_row: 1 });
+        let refused = Share::new(0, 4, 6, None).unwrap_err().to_string();
+        assert!(refused.contains("a step of 6 batches") && refused.contains("start 1, 2, 3, 6 of them"), "{refused}");
+        assert!(Share::new(0, 3, 8, Some(8)).unwrap_err().to_string().contains("training.shards"));
+    }
+
+    #[test]
+    fn shards_are_added_up_in_one_tree() -> Result<()> {
+        let context = Context::cpu();
+        let values: Vec<f32> = [1.0, 1e-8, 3e-8, 1e8, -1e8, 5e-8, 7.0, 0.1].to_vec();
+        let tree = |v: &[f32]| ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+        let gradients = context.zeros([1], DType::F32)?;
+        let records = Records::new(&context, Share::new(0, 1, 8, Some(8))?, (1, 0, false), Vec::new(), &gradients, 0)?;
+        for (number, value) in values.iter().enumerate() {
+            gradients.upload(&[*value])?;
+            records.after_shard(&gradients, number)?;
+        }
+        assert_eq!(gradients.download::<f32>()?[0].to_bits(), tree(&values).to_bits());
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! `engine train` by several processes: the same bits however many, a dead one named, nothing written where they do not fit.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const SETTINGS: [&str; 9] = [
+    "training.shards=4",
+    "training.batch_size=2",
+    "data.shapes_count=120",
+    "training.log_every=5",
+    "training.validate_every=never",
+    "training.sample_every=never",
+    "training.lr_schedule=constant",
+    "sampling.num_steps=2",
+    "sampling.count_per_class=1",
+];
+
+const TINY: [&str; 5] = [
+    "model.hidden_dim=16",
+    "model.depth=1",
+    "model.patch_size=8",
+    "model.num_heads=2",
+    "model.condition_hidden_dim=16",
+];
+
+fn train(folder: &Path, arguments: &[&str], settings: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+    command.current_dir(folder).args(["train", "--device", "cpu"]).args(arguments);
+    for setting in settings {
+        command.args(["--set", setting]);
+    }
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        let launchers =
+            ["RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "PET_", "SLURM_", "OMPI_", "PMI", "TORCHELASTIC_", "ENGINE_"];
+        if launchers.iter().any(|launcher| name.starts_with(launcher)) {
+            command.env_remove(name);
+        }
+    }
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Waits at most `most`: whether it succeeded, and what it said.
+fn wait(mut child: Child, most: Duration) -> (bool, String) {
+    let mut streams: Vec<Box<dyn Read + Send>> =
+        vec![Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+    let readers: Vec<_> = streams
+        .drain(..)
+        .map(|mut stream| {
+            std::thread::spawn(move || {
+                let mut text = String::new();
+                stream.read_to_string(&mut text).unwrap();
+                text
+            })
+        })
+        .collect();
+    let until = Instant::now() + most;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break Some(status);
+        }
+        if Instant::now() > until {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let text: String = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
+    let status = status.unwrap_or_else(|| panic!("it did not end within {most:?}: {text}"));
+    (status.success(), text)
+}
+
+const LONG: Duration = Duration::from_secs(120);
+
+fn done(command: &mut Command) -> String {
+    let (success, text) = wait(command.spawn().unwrap(), LONG);
+    assert!(success, "{text}");
+    text
+}
+
+fn model(run: &Path) -> Vec<u8> {
+    fs::read(run.join("model.safetensors")).unwrap()
+}
+
+fn losses(run: &Path) -> Vec<(u64, f64)> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let line = |line: &str| {
+        let value: serde_json::Value = serde_json::from_str(line).unwrap();
+        (value["step"].as_u64().unwrap(), value["loss"].as_f64().unwrap_or(0.0))
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn fifty_steps_of_quickstart_have_the_same_bits_on_1_2_and_4_processes() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path();
+    done(&mut train(folder, &["--steps", "50", "--out", "one"], &SETTINGS));
+    for processes in ["2", "4"] {
+        let text =
+            done(&mut train(folder, &["--steps", "50", "--out", processes, "--processes", processes], &SETTINGS));
+        assert!(text.contains(&format!("{processes} processes, by TCP")), "{text}");
+        assert_eq!(losses(&folder.join(processes)), losses(&folder.join("one")));
+        assert!(model(&folder.join(processes)) == model(&folder.join("one")), "{processes} processes");
+        for picture in ["final.png", "timesteps.png"] {
+            let of = |run: &str| fs::read(folder.join(run).join("samples").join(picture)).unwrap();
+            assert!(of(processes) == of("one"), "{picture} of {processes} processes");
+        }
+    }
+}
+
+/// A run of four processes, once it has a checkpoint; and the process of one of those that it started.
+fn under_way(folder: &Path, out: &str, which: usize) -> (Child, u32) {
+    let every = ["training.checkpoint_every=10"];
+    let settings = [&SETTINGS[..], &TINY, &every].concat();
+    let arguments = ["--processes", "4", "--threads", "1", "--steps", "1000000", "--out", out];
+    let child = train(folder, &arguments, &settings).spawn().unwrap();
+    let until = Instant::now() + LONG;
+    while fs::read_dir(folder.join(out).join("checkpoints")).map_or(0, Iterator::count) == 0 {
+        assert!(Instant::now() < until, "no checkpoint after {LONG:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    let children: Vec<u32> = children.split_whitespace().map(|id| id.parse().unwrap()).collect();
+    assert_eq!(children.len(), 3);
+    (child, children[which])
+}
+
+fn signal(process: u32, name: &str) {
+    assert!(Command::new("kill").args([name, &process.to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on_with_two() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path();
+    for (how, sent, which, word) in [("killed", "-KILL", 1, "is gone"), ("stopped", "-STOP", 2, "hangs")] {
+        let (child, victim) = under_way(folder, how, which);
+        signal(victim, sent);
+        let (success, text) = wait(child, Duration::from_secs(30));
+        let named = format!("rank {} (process {victim} on", which + 1);
+        assert!(!success && text.contains(&named) && text.contains(word), "{text}");
+        assert!(!Path::new(&format!("/proc/{victim}")).exists(), "nobody is left behind");
+        let last = losses(&folder.join(how)).last().unwrap().0;
+        let steps = (last + 25).to_string();
+        done(&mut train(folder, &["--resume", how, "--steps", &steps, "--processes", "2"], &[]));
+        let whole = [&SETTINGS[..], &TINY, &["training.checkpoint_every=10"]].concat();
+        let name = format!("{how}-never");
+        done(&mut train(folder, &["--steps", &steps, "--out", &name], &whole));
+        // No image lost or doubled: every loss and every weight is the uninterrupted run's.
+        assert_eq!(losses(&folder.join(how)), losses(&folder.join(&name)), "{how}");
+        assert!(model(&folder.join(how)) == model(&folder.join(&name)), "{how}");
+    }
+}
+
+/// Processes as a launcher starts them, each with its own settings.
+fn launched(folder: &Path, port: u16, ranks: usize, more: impl Fn(usize) -> Vec<String>) -> Vec<(bool, String)> {
+    let start = |rank: usize| {
+        let settings = [&SETTINGS[..], &TINY].concat();
+        let mut command = train(folder, &["--steps", "4", "--threads", "1", "--out", "run"], &settings);
+        command.args(more(rank)).env("RANK", rank.to_string()).env("WORLD_SIZE", ranks.to_string());
+        command.env("LOCAL_RANK", rank.to_string()).env("LOCAL_WORLD_SIZE", ranks.to_string());
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+        command.env("TORCHELASTIC_RUN_ID", format!("job{port}")).env("TORCHELASTIC_USE_AGENT_STORE", "True");
+        command.spawn().unwrap()
+    };
+    let children: Vec<Child> = (0..ranks).map(start).collect();
+    children.into_iter().map(|child| wait(child, LONG)).collect()
+}
+
+#[test]
+fn torchruns_variables_are_enough_and_its_agent_keeps_its_port() {
+    let agent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = agent.local_addr().unwrap().port();
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // Two jobs on one machine.
+    let other = second.path().to_path_buf();
+    let beside = std::thread::spawn(move || {
+        done(&mut train(
+            &other,
+            &["--steps", "4", "--processes", "2", "--out", "run"],
+            &[&SETTINGS[..], &TINY].concat(),
+        ));
+    });
+    let ends = launched(first.path(), port, 2, |_| Vec::new());
+    assert!(ends.iter().all(|(success, _)| *success), "{ends:?}");
+    beside.join().unwrap();
+    assert!(model(&first.path().join("run")) == model(&second.path().join("run")));
+    assert_eq!(fs::read_dir(first.path()).unwrap().count(), 1, "rank 0 alone writes");
+}
+
+#[test]
+fn ranks_that_do_not_fit_together_say_so_and_write_nothing() {
+    let port = || TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    type More = fn(usize) -> Vec<String>;
+    let cases: [(More, &str); 2] = [
+        (
+            |rank| vec!["--set".into(), format!("training.learning_rate=1e-{}", 3 + rank)],
+            "another configuration than rank 0: `",
+        ),
+        (|rank| vec!["--set".into(), format!("data.shapes_seed={}", 3 + rank)], "another configuration than rank 0: `"),
+    ];
+    for (more, expected) in cases {
+        let place = tempfile::tempdir().unwrap();
+        for (success, text) in launched(place.path(), port(), 2, more) {
+            assert!(!success && text.contains("rank 1 has ") && text.contains(expected), "{text}");
+        }
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "nothing is written");
+    }
+    let place = tempfile::tempdir().unwrap();
+    let mut command = train(place.path(), &["--processes", "2"], &TINY);
+    let (success, text) =
+        wait(command.env("RANK", "0").env("WORLD_SIZE", "2").env("MASTER_ADDR", "h").spawn().unwrap(), LONG);
+    assert!(!success && text.contains("--processes: 2 processes are asked for, and torchrun has started"), "{text}");
+}
