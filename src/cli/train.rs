@@ -133,8 +133,13 @@ impl TrainCommand {
         (request.steps, request.epochs) = (self.steps, self.epochs);
         request.show_downloads = !self.quiet;
         if let Some(crew) = crew.filter(|crew| !crew.leads()) {
-            let team = crew.team.clone();
-            on_interrupt(move || team.ask_to_stop())?;
+            // The handler stays until the process ends; the team has to end before.
+            let team = Arc::downgrade(&crew.team);
+            on_interrupt(move || {
+                if let Some(team) = team.upgrade() {
+                    team.ask_to_stop();
+                }
+            })?;
             return follow(&request);
         }
         if let Some(config) = &request.config {

@@ -41,8 +41,8 @@ pub struct Communicator {
     calls: u64,
 }
 
-/// The listener behind the id that this process gave out.
-static LISTENER: Mutex<Option<TcpListener>> = Mutex::new(None);
+/// The listeners behind the ids that this process gave out: of several, one is used.
+static LISTENERS: Mutex<Vec<TcpListener>> = Mutex::new(Vec::new());
 
 fn log(line: &str) {
     let Some(path) = std::env::var_os("NCCL_DOUBLE_LOG") else { return };
@@ -77,7 +77,7 @@ pub unsafe extern "C" fn ncclGetUniqueId(id: *mut UniqueId) -> c_int {
     let mut bytes = [0 as c_char; 128];
     let port = address.port().to_le_bytes();
     (bytes[0], bytes[1]) = (port[0] as c_char, port[1] as c_char);
-    *LISTENER.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+    LISTENERS.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
     // SAFETY: nccl.h's contract.
     unsafe { id.write(UniqueId { bytes }) };
     SUCCESS
@@ -116,10 +116,23 @@ fn connect(rank: usize, ranks: usize, port: u16) -> Option<Vec<TcpStream>> {
         (&stream).write_all(&(rank as u64).to_le_bytes()).ok()?;
         return Some(vec![stream]);
     }
-    let listener = LISTENER.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+    let listener = {
+        let mut all = LISTENERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = all.iter().position(|listener| listener.local_addr().is_ok_and(|address| address.port() == port))?;
+        all.swap_remove(own)
+    };
+    listener.set_nonblocking(true).ok()?;
     let mut peers: Vec<Option<TcpStream>> = (1..ranks).map(|_| None).collect();
     while peers.iter().any(Option::is_none) {
-        let (stream, _) = listener.accept().ok()?;
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(_) if Instant::now() > until => return None,
+            Err(_) => {
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            }
+        };
+        stream.set_nonblocking(false).ok()?;
         let mut theirs = [0; 8];
         (&stream).read_exact(&mut theirs).ok()?;
         let theirs = u64::from_le_bytes(theirs) as usize;
