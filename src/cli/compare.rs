@@ -6,12 +6,15 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::compare_samples::{SampleTask, joined};
 use super::compare_text::{Row, deviations, picture, short_names, tables};
 use super::edit::moves;
+use super::features::FeatureOptions;
 use super::machine::{Machine, MachineOptions};
 use super::sample::by_option;
 use crate::diffusion::NoiseSchedule;
 use crate::error::{Error, Result};
+use crate::eval::evaluation::{Measured as Of, MetricKind};
 use crate::eval::{
     Better, CommonLevels, Comparison, DenoisingErrors, Drawn, ErrorSpec, HeldOut, HeldOutSource, Metric, WARM_UP,
     draw_timed, label_of,
@@ -36,14 +39,14 @@ pub struct CompareCommand {
     /// Two or more of: a model file, a checkpoint, a run folder (its model.safetensors), the name of a model that comes with the
     /// engine
     #[arg(value_name = "MODEL", required = true)]
-    models: Vec<PathBuf>,
+    pub(super) models: Vec<PathBuf>,
     /// A data set file, a published set's name, or `builtin`, whose held-out images are denoised [default: the set that the
     /// first model was trained on]
     #[arg(long, value_name = "DATA")]
-    data: Option<String>,
+    pub(super) data: Option<String>,
     /// The folder of data sets
     #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    pub(super) data_dir: PathBuf,
     /// How many images are denoised: of each class its share
     #[arg(long, value_name = "N", default_value_t = 256)]
     images: usize,
@@ -55,7 +58,7 @@ pub struct CompareCommand {
     count: usize,
     /// Seed of the pictures, and of the noise
     #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    pub(super) seed: u64,
     /// ddpm, ddim, heun or dpmpp2m, for all models [default: each model's own]
     #[arg(long, value_name = "SAMPLER")]
     sampler: Option<String>,
@@ -67,7 +70,15 @@ pub struct CompareCommand {
     guidance: Option<f64>,
     /// Images that are computed together [default: up to 32 on the CPU, 256 on a GPU]
     #[arg(long, value_name = "N")]
-    batch: Option<usize>,
+    pub(super) batch: Option<usize>,
+    /// Metrics of samples too, as `engine eval` takes them [default: none]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "METRIC,…")]
+    pub(super) metrics: Vec<MetricKind>,
+    /// How many samples of each model the metrics are taken of, the classes in turn
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub(super) num_samples: usize,
+    #[command(flatten)]
+    pub(super) features: FeatureOptions,
     #[command(flatten)]
     machine: MachineOptions,
     /// The picture
@@ -78,7 +89,7 @@ pub struct CompareCommand {
     json: Option<PathBuf>,
     /// Print nothing
     #[arg(long)]
-    quiet: bool,
+    pub(super) quiet: bool,
 }
 
 /// What each model is asked to draw, and what the places are called.
@@ -97,6 +108,7 @@ struct Task<'a> {
     /// Each model's labels of the held-out images.
     labels: &'a [Vec<usize>],
     places: &'a Places,
+    samples: Option<&'a SampleTask>,
 }
 
 /// Each model's errors, of each image at each level, and its pictures.
@@ -104,6 +116,8 @@ struct Task<'a> {
 struct Measured {
     errors: Vec<Vec<Vec<f64>>>,
     drawn: Vec<Drawn>,
+    /// Metrics of samples.
+    metrics: Vec<Vec<Of>>,
 }
 
 /// Everything that was found.
@@ -111,6 +125,8 @@ struct Found {
     comparison: Comparison,
     drawn: Vec<Drawn>,
     notes: Vec<String>,
+    /// The network and the reference of metrics of samples, for JSON.
+    by: Option<Value>,
 }
 
 impl CompareCommand {
@@ -175,23 +191,39 @@ impl CompareCommand {
         let facts = facts(&models, &places.requests);
         let described: Vec<Value> =
             models.iter().zip(&places.requests).map(|(model, request)| told(model, request)).collect();
+        let samples = match self.metrics.is_empty() {
+            true => None,
+            false => Some(SampleTask::new(self, machine)?),
+        };
         let parameters = models.iter().map(|model| model.parameters.count() as f64).collect();
-        let task = Task { names: &names, levels: &levels, held_out: &held_out, labels: &labels, places: &places };
-        let Measured { errors, drawn } = self.measure(machine, models, task)?;
+        let task = Task {
+            names: &names,
+            levels: &levels,
+            held_out: &held_out,
+            labels: &labels,
+            places: &places,
+            samples: samples.as_ref(),
+        };
+        let Measured { errors, drawn, metrics } = self.measure(machine, models, task)?;
 
         let mut comparison = Comparison::new(names, levels, errors)?;
         comparison.add(Metric::of_values("parameters", "", Better::Lower, parameters, None))?;
         let times = drawn.iter().map(|drawn| 1e3 * drawn.seconds_per_image).collect();
         comparison.add(Metric::of_values("sampling", "ms/image", Better::Lower, times, None))?;
         notes.extend(deviations(&comparison));
-        let found = Found { comparison, drawn, notes };
+        let by = samples.as_ref().map(SampleTask::told);
+        if let Some(samples) = &samples {
+            joined(&metrics).into_iter().try_for_each(|metric| comparison.add(metric))?;
+            notes.extend(samples.notes(self.num_samples, &metrics));
+        }
+        let found = Found { comparison, drawn, notes, by };
         self.draw(&found, &places, &described, shape)?;
         self.tell(machine, &found, &held_out, &facts, described)
     }
 
     /// Measures the models one by one: a model goes when its turn is over, and its memory with it.
     fn measure(&self, machine: &Machine, models: Vec<Model>, task: Task) -> Result<Measured> {
-        let Task { names, levels, held_out, labels, places } = task;
+        let Task { names, levels, held_out, labels, places, samples } = task;
         let mut found = Measured::default();
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
         if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} evaluations, {eta} left") {
@@ -210,6 +242,9 @@ impl CompareCommand {
             bar.set_message(format!("{} draws", names[place]));
             let request = SampleRequest { batch: batch(self.count), ..places.requests[place].clone() };
             found.drawn.push(draw_timed(&model, &request, moves(&bar)).map_err(by_option).map_err(within)?);
+            if let Some(samples) = samples {
+                found.metrics.push(samples.measured(self, &model, &request.sampling).map_err(within)?);
+            }
         }
         bar.finish_and_clear();
         Ok(found)
@@ -377,6 +412,7 @@ impl CompareCommand {
                 "count": self.count,
                 "seed": self.seed,
                 "picture": self.out.display().to_string(),
+                "samples": found.by,
             },
             "notes": found.notes,
             "timing": {

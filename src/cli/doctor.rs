@@ -6,14 +6,18 @@ use std::time::Instant;
 
 use clap::Args;
 
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Split, WEIGHTS, WEIGHTS_DIR};
 use crate::device::cuda::CudaDevice;
 use crate::device::{Accelerator, DeviceChoice, embedded_modules, launches};
 use crate::error::{Error, Result};
+use crate::models::efficientnet::EfficientNetWeights;
+use crate::models::inception::InceptionWeights;
+use crate::models::resnet::torchvision::Pretrained;
 use crate::ops::case::Case;
 use crate::ops::cases;
 use crate::ops::host::parallel::{set_threads, threads};
 use crate::tensor::{DType, Device};
+use crate::weights::WeightFile;
 
 /// Say what this machine can run, and test every op on the device found.
 ///
@@ -54,6 +58,7 @@ impl DoctorCommand {
         print!("{}", kernels());
         print!("{}", gpus());
         print!("{}", data(&self.data_dir));
+        print!("{}", networks(Path::new(WEIGHTS_DIR)));
 
         let chosen = choice.open()?;
         let mut failures = 0;
@@ -260,6 +265,25 @@ fn data(folder: &Path) -> String {
     text
 }
 
+/// The published networks: whether their files are there, and sound.
+fn networks(folder: &Path) -> String {
+    let mut text = format!("\nnetworks in {}\n", folder.display());
+    for weights in &WEIGHTS {
+        let path = folder.join(weights.file.name);
+        let opened = || match weights.name {
+            "inception" => InceptionWeights::open(&path).map(|_| ()),
+            "efficientnet-lite0" => EfficientNetWeights::open(&path).map(|_| ()),
+            _ => Pretrained::of_torchvision(&WeightFile::open(&path)?).map(|_| ()),
+        };
+        let found = match path.exists() {
+            false => format!("not there; `engine fetch {}` gets it", weights.name),
+            true => opened().map_or_else(|error| format!("not usable: {error}"), |()| weights.title.to_string()),
+        };
+        text += &format!("  {}: {found}\n", weights.name);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,6 +300,10 @@ mod tests {
         assert!(data(folder.path()).contains("no data sets"));
         std::fs::write(folder.path().join("x.safetensors"), b"nothing").unwrap();
         assert!(data(folder.path()).contains("not usable"));
+        std::fs::write(folder.path().join(WEIGHTS[1].file.name), b"nothing").unwrap();
+        let told = networks(folder.path());
+        assert!(told.contains("resnet18: not there; `engine fetch resnet18`"), "{told}");
+        assert!(told.contains("inception: not usable: ") && told.contains("its name says 6726825d"), "{told}");
     }
 
     #[test]

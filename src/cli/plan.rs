@@ -6,13 +6,14 @@ use clap::Args;
 
 use super::machine::PrecisionChoice;
 use super::plan_ranks;
-use crate::config::{Config, Precision};
+use crate::config::{Config, ModelConfig, Precision};
 use crate::data::{Dataset, Split};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
+use crate::eval::Extractor;
 use crate::ops::host::parallel::{install, threads};
 use crate::ops::host::rates::{self, Rates};
-use crate::tensor::Device;
+use crate::tensor::{DType, Device};
 use crate::train::{DataSizes, Estimate, Peak, Residency, StepWork, available_memory};
 
 /// State the memory, the work and the least time of a training step and a sampling step, from shapes alone.
@@ -27,6 +28,9 @@ pub struct PlanCommand {
     /// A YAML file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// A network that makes features for `engine eval`, instead: inception or efficientnet-lite0
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["preset", "config", "data", "set"])]
+    extractor: Option<String>,
     /// Images in a batch
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -61,6 +65,9 @@ impl PlanCommand {
     }
 
     fn text(&self) -> Result<String> {
+        if let Some(name) = &self.extractor {
+            return self.extraction(name);
+        }
         let (name, mut config) = self.configuration()?;
         let sizes = self.sizes(&config)?;
         let peak = device(&self.on)?;
@@ -127,6 +134,35 @@ impl PlanCommand {
         Ok(text)
     }
 
+    /// The plan of a network that makes features, in f32 as `engine eval` runs it.
+    fn extraction(&self, name: &str) -> Result<String> {
+        if self.precision == Some(PrecisionChoice::Bf16) {
+            return Err(Error::config("--precision", "features are extracted in f32", "leave it out"));
+        }
+        let (batch, precision) = (self.batch.unwrap_or(32), Precision::F32);
+        let extractor = Extractor::of_shapes(name, batch, DType::F32)?;
+        let (parameters, program, peak) = (extractor.parameters(), extractor.program(), device(&self.on)?);
+        let work = StepWork::of(program);
+        let weights = parameters.master().bytes() + parameters.fixed_bytes();
+        let mut text = format!(
+            "{name}: {} parameters ({:.1} M), {} features, batch {batch}, f32\non {}: {}FLOP/s f32, {}B/s\n\nmemory\n",
+            number(parameters.count()),
+            parameters.count() as f64 / 1e6,
+            number(extractor.width()),
+            peak.name,
+            si(peak.f32),
+            si(peak.bandwidth),
+        );
+        let rows =
+            [("weights", weights), ("pictures, features", extractor.io_bytes()), ("arena", program.arena_bytes())];
+        for (kind, size) in rows {
+            text += &format!("  {kind:<20}{:>12}\n", bytes(size as f64));
+        }
+        text += &format!("  {:<20}{:>12}\n", "total", bytes(rows.iter().map(|row| row.1).sum::<usize>() as f64));
+        text += &format!("\nfeatures of {batch} pictures\n{}", table(&work, &peak, precision));
+        Ok(text + &floor(&work, &peak, precision, batch, "a batch"))
+    }
+
     fn configuration(&self) -> Result<(String, Config)> {
         let (name, mut config) = match (&self.config, &self.preset) {
             (Some(path), _) => (path.display().to_string(), Config::from_file(path)?),
@@ -144,6 +180,9 @@ impl PlanCommand {
         }
         if let Some(precision) = self.precision {
             config.training.precision = precision.into();
+        }
+        if let ModelConfig::ResnetDit(model) = &mut config.model {
+            model.follow_backbone();
         }
         config.validate()?;
         Ok((name, config))
@@ -409,6 +448,7 @@ mod tests {
         PlanCommand {
             preset: Some(preset.into()),
             config: None,
+            extractor: None,
             batch: Some(256),
             on: on.into(),
             precision: None,
@@ -466,6 +506,19 @@ mod tests {
         assert!(plan.text().unwrap().contains("batch 256, f32"));
         plan.precision = Some(PrecisionChoice::Bf16);
         assert!(plan.text().unwrap_err().to_string().starts_with("--precision: "));
+    }
+
+    #[test]
+    fn networks_of_features_are_planned() {
+        for (name, parameters) in [("inception", "23,833,744"), ("efficientnet-lite0", "4,631,000")] {
+            let plan = PlanCommand { preset: None, extractor: Some(name.into()), ..command("quickstart", "h100") };
+            let text = plan.text().unwrap();
+            for part in [parameters, "batch 256, f32", "arena", "conv2d_fwd", "roofline"] {
+                assert!(text.contains(part), "{part} is missing in\n{text}");
+            }
+        }
+        let plan = PlanCommand { extractor: Some("vgg".into()), ..command("quickstart", "h100") };
+        assert!(plan.text().unwrap_err().to_string().contains("there are inception, efficientnet-lite0"));
     }
 
     #[test]

@@ -47,6 +47,14 @@ impl Terminal {
                     line.validation_accuracy.map_or(String::new(), |share| format!(", accuracy {}", percent(share)));
                 self.say(&format!("Step {}: validation loss {:.6}{accuracy}{best}", line.step, line.validation_loss));
             }
+            Event::Evaluated { line, best, last } => {
+                let best = if *best { " (best so far)" } else { "" };
+                let samples = line.samples;
+                self.say(&format!("Step {}: {} {:.6} of {samples} samples{best}", line.step, line.metric, line.value));
+                if *last {
+                    self.say("No better one came for as long as training.patience says: the run ends here.");
+                }
+            }
             Event::Busy(doing) => self.bar.set_message(*doing),
             Event::Wrote(path) => {
                 if path.extension().is_some_and(|extension| extension == "png") {

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
 pub use presets::{Preset, presets};
-pub use sections::{DataConfig, Every, LrSchedule, OptimizerKind, Precision, TrainingConfig};
+pub use sections::{BestBy, DataConfig, Every, LrSchedule, OptimizerKind, Precision, SampleMetric, TrainingConfig};
 
 use crate::error::nearest;
 use crate::{Error, Result};
@@ -215,6 +215,10 @@ impl Config {
         if self.training.sample_every != Every::Never {
             let message = "a classifier draws no samples; its pictures come at the end";
             return Err(Error::config("training.sample_every", message, "set it to never"));
+        }
+        if self.training.evaluate_every != Every::Never {
+            let message = "a classifier draws no samples that a metric could be taken of";
+            return Err(Error::config("training.evaluate_every", message, "set it to never"));
         }
         Ok(())
     }

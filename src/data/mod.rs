@@ -3,8 +3,8 @@
 //! Whatever the source, the result is a [`Dataset`]: 8-bit images `[N, H, W, C]` with one label each, training images
 //! first. [`import()`] reads pictures in folders and archives, and data sets in the forms that they have on people's disks;
 //! [`import_once()`] does so once for the same bytes; [`export()`] writes what other tools read; [`shapes()`] draws
-//! the built-in set; [`fetch()`] downloads the well-known ones, [`fetch_weights()`] a pretrained network's file;
-//! [`resolve()`] finds the set that a preset names. [`Dataset::subset`] keeps some classes, and
+//! the built-in set; [`fetch()`] downloads the well-known ones, [`fetch_weights()`] a pretrained network's file, which
+//! [`place_weights()`] takes from a copy; [`resolve()`] finds the set that a preset names. [`Dataset::subset`] keeps some classes, and
 //! [`Dataset::stratified`] holds validation images out of the training images.
 //!
 //! ```
@@ -58,7 +58,7 @@ mod write;
 
 pub use dataset::{Dataset, Parts, Source, Split};
 pub use export::{ExportFormat, export};
-pub use fetch::{FetchOptions, fetch, fetch_weights};
+pub use fetch::{FetchOptions, fetch, fetch_weights, place_weights};
 pub use images::picture_files;
 pub use import::{Colour, Format, ImportOptions, LabelKind, import};
 pub use npz::{NpzArray, read_npz, write_npz};

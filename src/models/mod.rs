@@ -9,6 +9,7 @@ mod folded;
 pub mod inception;
 mod limits;
 pub mod linear_transformer;
+mod normalisation;
 pub mod resnet;
 pub mod resnet_dit;
 pub mod unet;

@@ -12,12 +12,15 @@ use super::text::{draw_text, fitted, text_width};
 use super::{Image, write_png};
 use crate::{Error, Result};
 
+use curve::over_own_scale;
 pub use curve::{MetricCurve, render_metric_curve};
 
 const WIDTH: i32 = 1080;
 const HEIGHT: i32 = 640;
 const LEFT: i32 = 76;
 const RIGHT: i32 = 28;
+/// The same where a second scale stands there.
+const RIGHT_OF_SCALE: i32 = 76;
 const TOP: i32 = 84;
 /// Lines are drawn this many times larger and then averaged, which smooths them; words are drawn at the final size.
 const FINE: i32 = 2;
@@ -29,6 +32,7 @@ const RAW: RGBColor = RGBColor(188, 207, 232);
 const TRAINING: RGBColor = RGBColor(31, 90, 166);
 const VALIDATION: RGBColor = RGBColor(214, 96, 30);
 const MARK: RGBColor = RGBColor(38, 140, 78);
+const METRIC: RGBColor = RGBColor(128, 70, 160);
 
 /// Most points of one line that are drawn; beyond it neighbours are averaged.
 const MAX_POINTS: usize = 3000;
@@ -52,6 +56,8 @@ pub struct LossCurve<'a> {
     pub training: &'a [(u64, f64)],
     /// Validation loss: drawn as points; the lowest is marked.
     pub validation: &'a [(u64, f64)],
+    /// A metric's name, and its points: drawn over a scale of its own at the right edge.
+    pub metric: Option<(&'a str, &'a [(u64, f64)])>,
     /// Steps of an epoch, for a second scale along the lower edge.
     pub steps_per_epoch: Option<f64>,
     /// Time statistics, written below the heading.
@@ -183,18 +189,11 @@ fn draw(area: &Area, words: &mut Vec<Word>, curve: &LossCurve) -> Drawn {
     words.push(Word::new((LEFT, 18), Anchor::Left, title, 22.0, INK));
     words.push(Word::new((LEFT, 50), Anchor::Left, facts(curve, &training, &validation), 15.0, FAINT));
 
-    let last = training.iter().chain(&validation).map(|point| point.0).fold(0.0, f64::max).max(1.0);
-    // The first few raw losses of a run tower over the rest; the smoothed line and validation set the axis, and the raw
-    // line only widens it by what most of its points need.
-    let mut shown: Vec<f64> = smooth.iter().chain(&validation).map(|point| point.1).collect();
-    let mut sorted: Vec<f64> = raw.iter().map(|point| point.1).collect();
-    sorted.sort_by(f64::total_cmp);
-    if let (Some(low), Some(high)) = (sorted.get(sorted.len() / 200), sorted.get(sorted.len() * 199 / 200)) {
-        shown.extend([low, high]);
-    }
-    let low = shown.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = shown.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let (low, high) = if low.is_finite() { (low, high) } else { (0.0, 1.0) };
+    let metric = curve.metric.map(|(name, points)| (name, finite(points))).filter(|(_, points)| !points.is_empty());
+    let right = if metric.is_some() { RIGHT_OF_SCALE } else { RIGHT };
+    let measured = metric.iter().flat_map(|(_, points)| points);
+    let last = training.iter().chain(&validation).chain(measured).map(|point| point.0).fold(0.0, f64::max).max(1.0);
+    let (low, high) = extent(&raw, smooth.iter().chain(&validation));
     let scale = Scale { log: low > 0.0 && high > 5.0 * low };
     let (bottom, top) = (scale.of(low), scale.of(high));
     let room = ((top - bottom) * 0.06).max(top.abs() * 1e-3).max(1e-9);
@@ -203,7 +202,7 @@ fn draw(area: &Area, words: &mut Vec<Word>, curve: &LossCurve) -> Drawn {
 
     let mut chart = ChartBuilder::on(area)
         .margin_left(LEFT * FINE)
-        .margin_right(RIGHT * FINE)
+        .margin_right(right * FINE)
         .margin_top(TOP * FINE)
         .margin_bottom(FINE * if curve.steps_per_epoch.is_some() { 74 } else { 56 })
         .build_cartesian_2d(0.0..last * 1.01, floor..top + room)?;
@@ -238,21 +237,39 @@ fn draw(area: &Area, words: &mut Vec<Word>, curve: &LossCurve) -> Drawn {
             legend.push(("lowest validation loss", stroke(MARK, 2), 6));
         }
     }
+    if let Some((name, points)) = &metric {
+        over_own_scale(words, &mut chart, (name, points), (floor, top + room), last)?;
+        legend.push((name, METRIC.filled(), 4));
+    }
     if training.is_empty() && validation.is_empty() {
         let middle = (WIDTH / 2, HEIGHT / 2);
         words.push(Word::new(middle, Anchor::Middle, "no loss has been logged yet", 18.0, FAINT));
     }
-    draw_legend(area, words, &legend)
+    draw_legend(area, words, right, &legend)
+}
+
+/// The lowest and the highest loss that the axis has to show. The first few raw losses of a run tower over the rest; the smoothed line
+/// and validation set the axis, and the raw line only widens it by what most of its points need.
+fn extent<'a>(raw: &[(f64, f64)], others: impl Iterator<Item = &'a (f64, f64)>) -> (f64, f64) {
+    let mut shown: Vec<f64> = others.map(|point| point.1).collect();
+    let mut sorted: Vec<f64> = raw.iter().map(|point| point.1).collect();
+    sorted.sort_by(f64::total_cmp);
+    if let (Some(low), Some(high)) = (sorted.get(sorted.len() / 200), sorted.get(sorted.len() * 199 / 200)) {
+        shown.extend([low, high]);
+    }
+    let low = shown.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = shown.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if low.is_finite() { (low, high) } else { (0.0, 1.0) }
 }
 
 /// The legend, in the upper right corner of the plot on white: names, styles, and radii of points (0 for a line).
-fn draw_legend(area: &Area, words: &mut Vec<Word>, entries: &[(&str, ShapeStyle, i32)]) -> Drawn {
+fn draw_legend(area: &Area, words: &mut Vec<Word>, right: i32, entries: &[(&str, ShapeStyle, i32)]) -> Drawn {
     if entries.is_empty() {
         return Ok(());
     }
     let widest = entries.iter().map(|entry| text_width(entry.0, 14.0) as i32).max().unwrap_or(0);
     let (width, height) = (widest + 56, 12 + 22 * entries.len() as i32);
-    let (x, y) = (WIDTH - RIGHT - width - 8, TOP + 8);
+    let (x, y) = (WIDTH - right - width - 8, TOP + 8);
     let fine = |x: i32, y: i32| (x * FINE, y * FINE);
     let corners = [fine(x, y), fine(x + width, y + height)];
     area.draw(&Rectangle::new(corners, WHITE.filled()))?;
@@ -493,10 +510,13 @@ mod tests {
         for (training, validation) in cases {
             for steps_per_epoch in [None, Some(100.0), Some(0.0), Some(f64::NAN)] {
                 let title = "a title\nof two lines";
-                let curve = LossCurve { title, training, validation, steps_per_epoch, timing: Some(timing) };
+                let timing = Some(timing);
+                let curve = LossCurve { title, training, validation, metric: None, steps_per_epoch, timing };
                 let image = render_loss_curve(&curve).unwrap();
-                let ink = image.pixels().chunks(3).filter(|pixel| *pixel != [255; 3]).count();
-                assert!(ink > 2000, "{ink}");
+                let ink = |image: &Image| image.pixels().chunks(3).filter(|pixel| *pixel != [255; 3]).count();
+                assert!(ink(&image) > 2000, "{}", ink(&image));
+                let with_metric = LossCurve { metric: Some(("FID", validation)), ..curve };
+                assert!(ink(&render_loss_curve(&with_metric).unwrap()) > 2000);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Finding the pretrained network that a model stands on, and putting it there.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::Trainer;
@@ -7,19 +8,36 @@ use crate::config::{Config, ModelConfig};
 use crate::data::{WEIGHTS, WEIGHTS_DIR};
 use crate::error::{Error, Result};
 use crate::model_file::{ClassifierModel, ModelFile};
+use crate::models::efficientnet::EfficientNetWeights;
 use crate::models::resnet::torchvision::Pretrained;
-use crate::models::resnet_dit::BACKBONE;
+use crate::models::resnet_dit::{BACKBONE, BackboneKind};
 use crate::tensor::{Context, DType};
 use crate::weights::WeightFile;
 
 const KEY: &str = "model.backbone";
+
+/// The weights of a backbone.
+pub(super) enum Found {
+    Resnet(Pretrained),
+    /// For images of so many colours.
+    EfficientNet(EfficientNetWeights, usize),
+}
+
+impl Found {
+    fn array(&self, name: &str) -> Option<Cow<'_, [f32]>> {
+        match self {
+            Self::Resnet(pretrained) => pretrained.array(name).map(Cow::Borrowed),
+            Self::EfficientNet(weights, channels) => weights.array(name, *channels).map(Cow::Owned),
+        }
+    }
+}
 
 /// The weights of the backbone that `config` names, fit for its images, where its model has one. How deep and wide the network
 /// is goes into the configuration, and the path as one that holds from anywhere.
 ///
 /// # Errors
 /// [`Error::Config`] where none is named or none is there; those of reading it, strict about each array.
-pub(super) fn find(config: &mut Config) -> Result<Option<Pretrained>> {
+pub(super) fn find(config: &mut Config) -> Result<Option<Found>> {
     let ModelConfig::ResnetDit(model) = &mut config.model else { return Ok(None) };
     let train = "train one with `engine train --preset resnet18-cifar10` and name its run: --set model.backbone=runs/…";
     let Some(given) = model.backbone.clone() else {
@@ -32,9 +50,19 @@ pub(super) fn find(config: &mut Config) -> Result<Option<Pretrained>> {
             published.map_or(String::new(), |weights| format!("`engine fetch {}` downloads it; or ", weights.name));
         return Err(Error::config(KEY, format!("{} is not there", path.display()), format!("{fetch}{train}")));
     }
-    let found = read(&path)?.adapted(model.backbone_stem, model.image_channels)?;
-    model.backbone_blocks = found.config.blocks.clone();
-    model.backbone_widths = found.config.widths.clone();
+    let found = match read(&path)? {
+        Found::Resnet(found) => {
+            let found = found.adapted(model.backbone_stem, model.image_channels)?;
+            model.backbone_kind = BackboneKind::Resnet;
+            model.backbone_blocks = found.config.blocks.clone();
+            model.backbone_widths = found.config.widths.clone();
+            Found::Resnet(found)
+        }
+        Found::EfficientNet(weights, _) => {
+            model.become_efficientnet();
+            Found::EfficientNet(weights, model.image_channels)
+        }
+    };
     let path = std::path::absolute(&path).map_err(Error::io(&path, "find"))?;
     model.backbone = Some(
         path.into_os_string()
@@ -45,10 +73,16 @@ pub(super) fn find(config: &mut Config) -> Result<Option<Pretrained>> {
     Ok(Some(found))
 }
 
-/// A file of torchvision's, or a classifier of ours.
-fn read(path: &Path) -> Result<Pretrained> {
+/// A file of torchvision's, EfficientNet-lite0's, or a classifier of ours.
+fn read(path: &Path) -> Result<Found> {
     let file = match ModelFile::open(path) {
-        Err(_) if !path.is_dir() => return Pretrained::of_torchvision(&WeightFile::open(path)?),
+        Err(_) if !path.is_dir() => {
+            let weights = WeightFile::open(path)?;
+            return match EfficientNetWeights::fits(&weights) {
+                true => Ok(Found::EfficientNet(EfficientNetWeights::open(path)?, 3)),
+                false => Pretrained::of_torchvision(&weights).map(Found::Resnet),
+            };
+        }
         opened => opened?,
     };
     let classifier: ClassifierModel = file.load(&Context::cpu(), DType::F32, None)?;
@@ -57,7 +91,7 @@ fn read(path: &Path) -> Result<Pretrained> {
         let message = format!("{} is a classifier of another kind than resnet", path.display());
         return Err(Error::config(KEY, message, "name a run of `engine train --preset resnet18-cifar10`"));
     };
-    Ok(Pretrained::of_engine(config, &classifier.parameters, &flat))
+    Ok(Found::Resnet(Pretrained::of_engine(config, &classifier.parameters, &flat)))
 }
 
 impl Trainer {
@@ -65,7 +99,7 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::Shape`] for a network of other sizes.
-    pub(super) fn set_backbone(&self, pretrained: &Pretrained) -> Result<()> {
+    pub(super) fn set_backbone(&self, pretrained: &Found) -> Result<()> {
         let parameters = self.parameters();
         let mut flat = parameters.download()?;
         for spec in parameters.specs() {
@@ -73,7 +107,7 @@ impl Trainer {
             let values = pretrained
                 .array(name)
                 .ok_or_else(|| Error::shape("backbone", format!("the pretrained network has no {name}")))?;
-            parameters.place(&mut flat, &spec.name, values)?;
+            parameters.place(&mut flat, &spec.name, &values)?;
         }
         parameters.set_flat(&flat)?;
         self.averaged().master().copy_from(parameters.master())

@@ -19,6 +19,8 @@ use crate::nn::{Init, Kind, Role, Spec};
 pub struct Progress {
     /// The lowest validation loss so far and its step.
     pub best: Option<(f64, u64)>,
+    /// What evaluations found so far.
+    pub evaluations: Evaluations,
     /// Seconds of training so far, over all sittings.
     pub seconds: f64,
     /// Names of the classes.
@@ -29,6 +31,29 @@ pub struct Progress {
     pub line: Tally,
     /// The steps since the last epoch's end.
     pub epoch: Tally,
+}
+
+/// The course of the metric that a run evaluates.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Evaluations {
+    /// The best value so far and its step.
+    pub best: Option<(f64, u64)>,
+    /// Evaluations since then.
+    pub worse: u64,
+}
+
+impl Evaluations {
+    /// As bits, so that comparisons come out as they would have.
+    fn write(self) -> Option<String> {
+        self.best.map(|(value, step)| format!("{:016x} {step} {}", value.to_bits(), self.worse))
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let [value, step, worse] = words.as_slice() else { return None };
+        let value = u64::from_str_radix(value, 16).ok().map(f64::from_bits)?;
+        Some(Self { best: Some((value, step.parse().ok()?)), worse: worse.parse().ok()? })
+    }
 }
 
 /// Sums over steps that have not been reported yet.
@@ -116,6 +141,7 @@ impl Trainer {
             metadata.insert("best_loss".into(), format!("{:016x}", loss.to_bits()));
             metadata.insert("best_step".into(), step.to_string());
         }
+        metadata.extend(progress.evaluations.write().map(|text| ("evaluations".to_string(), text)));
         write_arrays(path, &all, metadata, Storage::F32)
     }
 
@@ -149,7 +175,13 @@ impl Trainer {
         let tally = |key: &str| -> Result<Tally> {
             Tally::read(file.entry(key)?).ok_or_else(|| file.fault(format!("its metadata's `{key}` cannot be read")))
         };
+        let evaluations = match file.metadata.get("evaluations") {
+            Some(text) => Evaluations::read(text)
+                .ok_or_else(|| file.fault("its metadata's `evaluations` cannot be read".into()))?,
+            None => Evaluations::default(),
+        };
         let progress = Progress {
+            evaluations,
             data: file.entry("data")?.to_string(),
             line: tally("line")?,
             epoch: tally("epoch")?,

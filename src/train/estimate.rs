@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{DataSizes, Residency, Trainer};
 use crate::config::{Config, Precision};
 use crate::error::Result;
-use crate::tensor::Cost;
+use crate::tensor::{Cost, Program};
 
 /// The rates of a device.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,6 +87,11 @@ pub struct Roofline {
 }
 
 impl StepWork {
+    /// That of one program.
+    pub fn of(program: &Program) -> Self {
+        Self::new([(1, program.charges())])
+    }
+
     fn new<'a>(parts: impl IntoIterator<Item = (usize, &'a BTreeMap<&'static str, (usize, Cost)>)>) -> Self {
         let mut sums: BTreeMap<&'static str, (usize, Cost)> = BTreeMap::new();
         for (times, charges) in parts {

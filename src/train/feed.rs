@@ -116,6 +116,11 @@ impl Feed {
         self.count
     }
 
+    /// The data set; None in planning.
+    pub fn dataset(&self) -> Option<&Dataset> {
+        self.source.as_ref().map(|(dataset, _)| dataset)
+    }
+
     /// Images in a batch.
     pub fn batch_size(&self) -> usize {
         self.take.size

@@ -2,7 +2,7 @@
 
 use super::metrics::Metrics;
 use super::tensorboard::Events;
-use super::{RunFolder, TrainingLine, ValidationLine};
+use super::{EvaluationLine, RunFolder, TrainingLine, ValidationLine};
 use crate::error::Result;
 use crate::picture::Image;
 
@@ -48,6 +48,12 @@ impl Journal {
             self.events.scalar("validation/accuracy", line.step, accuracy)?;
         }
         self.metrics.log_validation(line)
+    }
+
+    /// A line of evaluation, in both files.
+    pub fn evaluation(&mut self, line: &EvaluationLine) -> Result<()> {
+        self.events.scalar(&format!("evaluation/{}", line.metric), line.step, line.value)?;
+        self.metrics.log_evaluation(line)
     }
 
     /// A number, for TensorBoard.

@@ -74,10 +74,27 @@ pub struct ValidationLine {
     pub validation_accuracy: Option<f64>,
 }
 
+/// A metric of samples.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvaluationLine {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// As in [`TrainingLine`].
+    pub epoch: f64,
+    /// As people write it: `FID`, `FD-resnet18-cifar10`.
+    pub metric: String,
+    /// Its value.
+    pub value: f64,
+    /// Samples behind it.
+    pub samples: usize,
+}
+
 /// What is read back of a line.
 #[derive(Deserialize)]
 struct Line {
     step: u64,
+    metric: Option<String>,
+    value: Option<f64>,
     loss: Option<f64>,
     validation_loss: Option<f64>,
     validation_accuracy: Option<f64>,
@@ -94,6 +111,10 @@ pub(super) struct Metrics {
     pub validation: Vec<(u64, f64)>,
     /// The last of them that has an accuracy.
     pub accuracy: Option<f64>,
+    /// Step and value of the lines of evaluation.
+    pub evaluation: Vec<(u64, f64)>,
+    /// The metric of the last of them.
+    pub metric: Option<String>,
 }
 
 impl Metrics {
@@ -109,7 +130,8 @@ impl Metrics {
             .map_err(Error::io(path, "open"))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
-        let (mut training, mut validation, mut accuracy, mut kept) = (Vec::new(), Vec::new(), None, 0);
+        let (mut training, mut validation, mut evaluation) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut accuracy, mut metric, mut kept) = (None, None, 0);
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             if line.last() != Some(&b'\n') {
                 break;
@@ -121,12 +143,14 @@ impl Metrics {
                 training.extend(line.loss.map(|loss| (line.step, loss)));
                 validation.extend(line.validation_loss.map(|loss| (line.step, loss)));
                 accuracy = line.validation_accuracy.or(accuracy);
+                evaluation.extend(line.value.map(|value| (line.step, value)));
+                metric = line.metric.or(metric);
             }
             kept += line.len() as u64;
         }
         file.set_len(kept).map_err(Error::io(path, "cut back"))?;
         file.seek(SeekFrom::Start(kept)).map_err(Error::io(path, "read"))?;
-        Ok(Self { path: path.to_path_buf(), file, training, validation, accuracy })
+        Ok(Self { path: path.to_path_buf(), file, training, validation, accuracy, evaluation, metric })
     }
 
     pub fn log(&mut self, line: &TrainingLine) -> Result<()> {
@@ -139,6 +163,13 @@ impl Metrics {
         self.write(line)?;
         self.validation.push((line.step, line.validation_loss));
         self.accuracy = line.validation_accuracy.or(self.accuracy);
+        Ok(())
+    }
+
+    pub fn log_evaluation(&mut self, line: &EvaluationLine) -> Result<()> {
+        self.write(line)?;
+        self.evaluation.push((line.step, line.value));
+        self.metric = Some(line.metric.clone());
         Ok(())
     }
 
@@ -185,6 +216,10 @@ mod tests {
         }
         let validation = ValidationLine { step: 6, epoch: 0.75, validation_loss: 0.25, validation_accuracy: None };
         metrics.log_validation(&validation).unwrap();
+        let evaluation = EvaluationLine { step: 6, epoch: 0.75, metric: "FID".into(), value: 31.25, samples: 64 };
+        metrics.log_evaluation(&evaluation).unwrap();
+        let found = Metrics::open(&path, 6).unwrap();
+        assert_eq!((found.evaluation, found.metric.as_deref()), (vec![(6, 31.25)], Some("FID")));
         let whole = std::fs::read(&path).unwrap();
         // Torn anywhere, it is cut back to whole lines and to the step.
         for len in 0..=whole.len() {
@@ -213,8 +248,15 @@ mod tests {
             return;
         }
         let file = File::options().write(true).open("/dev/full").unwrap();
-        let mut metrics =
-            Metrics { path: "m.jsonl".into(), file, training: Vec::new(), validation: Vec::new(), accuracy: None };
+        let mut metrics = Metrics {
+            path: "m.jsonl".into(),
+            file,
+            training: Vec::new(),
+            validation: Vec::new(),
+            accuracy: None,
+            evaluation: Vec::new(),
+            metric: None,
+        };
         let message = metrics.log(&line(1, 1.0)).unwrap_err().to_string();
         assert!(message.starts_with("m.jsonl: cannot write") && message.contains("free some space"), "{message}");
     }

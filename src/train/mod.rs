@@ -63,11 +63,11 @@ mod tensorboard;
 mod together;
 mod trainer;
 
-pub use checkpoint::{Progress, Tally, checkpoint_config, list_checkpoints};
+pub use checkpoint::{Evaluations, Progress, Tally, checkpoint_config, list_checkpoints};
 pub use estimate::{Estimate, OpWork, Peak, Roofline, SamplingWork, StepWork};
 pub use folder::RunFolder;
 pub use memory::{Memory, available_memory};
-pub use metrics::{LossTerms, TrainingLine, ValidationLine};
+pub use metrics::{EvaluationLine, LossTerms, TrainingLine, ValidationLine};
 pub use observer::{Ending, Observer, Place};
 pub use pace::{learning_rate, steps_per_epoch};
 pub use request::{Event, Start, Summary, TrainRequest, fingerprint};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::{Memory, Task, TrainingLine, ValidationLine};
+use super::{EvaluationLine, Memory, Task, TrainingLine, ValidationLine};
 use crate::cluster::Collective;
 use crate::config::Config;
 use crate::data::{BUILTIN, Dataset, OFFICIAL, ResolveOptions, Split, resolve};
@@ -217,6 +217,15 @@ pub enum Event {
         line: ValidationLine,
         /// Whether it is the lowest loss so far.
         best: bool,
+    },
+    /// A metric of samples was taken.
+    Evaluated {
+        /// The line in `metrics.jsonl`.
+        line: EvaluationLine,
+        /// Whether it is the best so far.
+        best: bool,
+        /// Whether the run ends with it, for no better one came for long.
+        last: bool,
     },
     /// Something slow besides training begins: `draws samples`.
     Busy(&'static str),

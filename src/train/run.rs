@@ -75,6 +75,10 @@ pub struct Run<'a> {
     journal: Journal,
     report: &'a mut (dyn FnMut(&Event) + Send),
     stop: Arc<AtomicBool>,
+    /// Where features of the training images are kept.
+    cache: PathBuf,
+    /// The last step, where the run ends before its length is over.
+    ended: Option<u64>,
     title: String,
     /// The step of the newest checkpoint.
     saved: Option<u64>,
@@ -106,6 +110,8 @@ impl<'a> Run<'a> {
             journal,
             report,
             stop,
+            cache: request.data_dir.join("evaluation"),
+            ended: None,
             title,
             saved,
             clock: now,
@@ -133,7 +139,18 @@ impl<'a> Run<'a> {
     /// The place that the run has come to.
     pub fn place(&self) -> Place {
         let trainer = &self.trainer;
-        Place { step: trainer.step_count(), steps: trainer.total_steps(), steps_per_epoch: trainer.steps_per_epoch() }
+        let steps = self.ended.unwrap_or(trainer.total_steps());
+        Place { step: trainer.step_count(), steps, steps_per_epoch: trainer.steps_per_epoch() }
+    }
+
+    /// Makes the present step the last one: the run finishes as it would have at its full length.
+    pub fn end_here(&mut self) {
+        self.ended = Some(self.trainer.step_count());
+    }
+
+    /// The folder in which features of the training images are kept.
+    pub(super) fn cache(&self) -> &Path {
+        &self.cache
     }
 
     /// The names of the data set's classes.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::observers::find_extractor;
 use super::space::check_space;
 use super::{
     DataSizes, Event, Memory, Progress, Recipe, Residency, Run, RunFolder, Start, Task, TrainRequest, Trainer,
@@ -46,6 +47,7 @@ fn new<'a>(request: &TrainRequest, mut config: Config, report: Report<'a>) -> Re
     }
     config.validate()?;
     let pretrained = backbone::find(&mut config)?;
+    find_extractor(&mut config)?;
     let dataset = request.find_data(&mut config)?;
     let team = ranks::team(request);
     ranks::count_all(team.as_ref(), &mut config);

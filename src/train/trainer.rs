@@ -256,6 +256,11 @@ impl Trainer {
         self.step.validation.as_ref().map_or_else(|| Ok(Default::default()), |feed| feed.spread(count))
     }
 
+    /// The data set that is trained on; None in planning.
+    pub(super) fn dataset(&self) -> Option<&Dataset> {
+        self.step.training.dataset()
+    }
+
     /// Optimizer steps done.
     pub fn step_count(&self) -> u64 {
         self.done

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use engine::config::Config;
 use engine::data::{Dataset, Parts, shapes};
 use engine::eval::{CommonLevels, Comparison, DenoisingErrors, ErrorSpec};
+use engine::model_file::ClassifierModel;
 use engine::picture::{Image, Labels, Layout, beside, labelled_grid, read_png};
 use engine::pipeline::Model;
 use engine::tensor::{Context, DType, Device};
@@ -33,6 +34,34 @@ const FIFTY: [&str; 6] = [
     "diffusion.beta_start=0.002",
     "diffusion.beta_end=0.4",
 ];
+
+/// Metrics of samples stand in the table beside the errors, with a verdict, and are those of `engine eval`.
+#[test]
+fn metrics_of_samples_are_compared() {
+    let place = Place::new();
+    let mut config = Config::preset("resnet18-cifar10").unwrap();
+    for set in ["model.blocks=[1, 1]", "model.widths=[8, 16]", "data.name=shapes"] {
+        config.set(set).unwrap();
+    }
+    let classifier = ClassifierModel::untrained(&config, &Context::cpu(), DType::F32, 2).unwrap();
+    classifier.save(place.path("classifier.safetensors")).unwrap();
+    let by = "--metrics fid,kid --num-samples 30 --extractor classifier.safetensors --draws 4";
+    let call = format!("flow.safetensors fifty.safetensors --images 8 --levels 2 --count 2 {by}");
+    let text = place.succeed(&call);
+    assert!(text.contains("FD-resnet-shapes") && text.contains("KD-resnet-shapes"), "{text}");
+    assert!(text.contains("30 samples of each model") && text.contains("in FD-resnet-shapes"), "{text}");
+    let json = place.json(&call);
+    let metric =
+        json["metrics"].as_array().unwrap().iter().find(|metric| metric["name"] == "FD-resnet-shapes").unwrap();
+    assert!(metric["standard_errors"][0].as_f64().unwrap() > 0.0, "{metric}");
+    assert_eq!(json["settings"]["samples"]["extractor"]["network"], "resnet-shapes");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+    let arguments = format!("eval --device cpu --model fifty.safetensors {by}");
+    assert!(command.current_dir(place.0.path()).args(arguments.split(' ')).output().unwrap().status.success());
+    let alone = std::fs::read(place.path("outputs/evaluation_results.json")).unwrap();
+    let alone: Value = serde_json::from_slice(&alone).unwrap();
+    assert_eq!(alone["fd_score"], metric["values"][1]);
+}
 
 /// A folder in which models are made and compared.
 struct Place(tempfile::TempDir);

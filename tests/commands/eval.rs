@@ -139,6 +139,31 @@ fn a_model_is_measured_and_says_what_by() {
     assert!(place.at("table/ablation.md").is_file() && place.at("table/ablation.png").is_file());
 }
 
+#[test]
+fn seeds_come_together_and_checkpoints_make_a_table() {
+    let place = Place::new();
+    let by = "--data noise.safetensors --extractor classifier.safetensors --num-samples 20 --metrics fid --draws 0";
+    let (out, _) = place.succeed(&format!("--model model.safetensors --seeds 0,1,2 {by}"));
+    assert!(out.contains("| model.safetensors, 3 seeds |"), "{out}");
+    let json = place.json("outputs");
+    let values: Vec<f64> =
+        json["models"].as_array().unwrap().iter().map(|model| model["fd_score"].as_f64().unwrap()).collect();
+    let mean = json["over_seeds"][0]["metrics"][0]["value"].as_f64().unwrap();
+    assert!((mean - values.iter().sum::<f64>() / 3.0).abs() < 1e-12 * mean && values[0] != values[1], "{json}");
+    assert!(json["over_seeds"][0]["metrics"][0]["standard_error"].as_f64().unwrap() > 0.0);
+    assert!(place.at("outputs/real_vs_fake.png").is_file() && place.at("outputs/real_vs_fake-3.png").is_file());
+    // All checkpoints of a run.
+    std::fs::create_dir_all(place.at("run/checkpoints")).unwrap();
+    for step in [5, 20, 100] {
+        let to = place.at(&format!("run/checkpoints/step-{step}.safetensors"));
+        std::fs::copy(place.at("model.safetensors"), to).unwrap();
+    }
+    let (out, _) = place.succeed(&format!("--checkpoints run --out ablation {by}"));
+    let steps = ["step-5.", "step-20.", "step-100."].map(|step| out.rfind(step).unwrap());
+    assert!(steps.is_sorted(), "{out}");
+    assert!(place.refused(&format!("--checkpoints nowhere {by}")).contains("nowhere"));
+}
+
 /// Killed in the middle and started again, an evaluation ends with the digits of one that was left alone.
 #[test]
 fn killed_and_restarted_it_ends_with_the_same_digits() {

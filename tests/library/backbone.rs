@@ -5,10 +5,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
-use engine::config::Config;
+use engine::config::{Config, ModelConfig};
 use engine::data::{Dataset, Parts, shapes};
 use engine::device::DeviceChoice;
 use engine::model_file::ClassifierModel;
+use engine::models::efficientnet::EfficientNetWeights;
 use engine::nn::Parameters;
 use engine::pipeline::Model;
 use engine::rng::{Philox, Purpose};
@@ -217,6 +218,64 @@ fn freezing_saves_memory_and_work() {
     assert_eq!(frozen.parameters, thawed.parameters);
     assert!(frozen.total_bytes() < thawed.total_bytes());
     assert!(frozen.training.total().flops < 0.9 * thawed.training.total().flops);
+}
+
+/// EfficientNet-lite0's stages under a transformer: planned as they are built, trained or not.
+#[test]
+fn efficientnet_is_a_backbone() {
+    for (size, channels, layers, freeze) in [(28, 1, 3, true), (32, 3, 2, true), (32, 3, 2, false)] {
+        let mut config = transformer(&["training.batch_size=2", "model.backbone=efficientnet-lite0"]);
+        let more = format!(
+            "model.image_size={size} model.image_channels={channels} model.backbone_layers={layers} \
+             model.freeze_backbone={freeze}"
+        );
+        more.split(' ').for_each(|assignment| config.set(assignment).unwrap());
+        let ModelConfig::ResnetDit(model) = &mut config.model else { unreachable!("the preset's kind") };
+        model.follow_backbone();
+        let plan = Estimate::new(&config, DataSizes { training: 4, validation: 2 }).unwrap();
+        let mut trainer =
+            Trainer::new(&config.model, &noise(size, channels), &Recipe::new(&config, Device::Cpu)).unwrap();
+        let before = trainer.parameters().download().unwrap();
+        // The last convolution begins at zero: the first step's gradient ends there.
+        (0..3).for_each(|_| trainer.train_step().unwrap());
+        let metrics = trainer.drain_metrics().unwrap();
+        assert!(metrics[0].loss.is_finite() && metrics[0].gradient_norm > 0.0, "{size}x{channels}");
+        assert_eq!(plan.parameters, trainer.parameters().count());
+        let after = trainer.parameters().download().unwrap();
+        let backbone: Vec<_> =
+            trainer.parameters().specs().iter().filter(|spec| spec.name.starts_with("backbone.")).collect();
+        let moved = backbone.iter().filter(|spec| {
+            let part = spec.offset..spec.offset + spec.shape.len();
+            before[part.clone()] != after[part]
+        });
+        match (freeze, moved.count()) {
+            (true, moved) => assert_eq!(moved, 0),
+            (false, moved) => assert!(moved > backbone.len() / 2, "{moved} of {}", backbone.len()),
+        }
+    }
+}
+
+/// The real network's features of real pictures, as a backbone at its own size, are what it makes of them as a classifier; and a run
+/// stands on its file.
+#[test]
+fn a_run_stands_on_the_real_efficientnet() {
+    let Some(folder) = std::env::var_os("ENGINE_EFFICIENTNET").map(std::path::PathBuf::from) else {
+        assert!(std::env::var("ENGINE_REQUIRE_EFFICIENTNET").is_err(), "ENGINE_EFFICIENTNET names no folder");
+        eprintln!("SKIPPED: ENGINE_EFFICIENTNET names no folder with efficientnet-lite0-57934424.pth");
+        return;
+    };
+    let file = folder.join("efficientnet-lite0-57934424.pth");
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("run");
+    run(&out, transformer(&[&format!("model.backbone={}", file.display())]));
+    let kept = arrays(&out.join("model.safetensors"), "backbone.");
+    // Stem and blocks 0 to 2: the first has two convolutions, the others three; each a weight and a bias.
+    assert_eq!(kept.len(), 2 * (1 + 2 + 3 + 3));
+    let weights = EfficientNetWeights::open(&file).unwrap();
+    for (name, bytes) in &kept {
+        assert!(bytemuck::cast_slice::<f32, u8>(&weights.array(name, 3).unwrap()) == &bytes[..], "{name}");
+    }
+    Model::load(&out, &Context::cpu(), DType::F32).unwrap();
 }
 
 fn noise(size: usize, channels: usize) -> Dataset {

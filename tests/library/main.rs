@@ -26,3 +26,4 @@ mod sizes;
 mod streaming;
 mod tensorboard;
 mod train;
+mod train_metric;

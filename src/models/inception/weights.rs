@@ -43,7 +43,8 @@ impl InceptionWeights {
     }
 }
 
-fn declared(context: &Context, precision: DType) -> Result<(Inception, Parameters)> {
+/// The network and its parameters, without values.
+pub(crate) fn declared(context: &Context, precision: DType) -> Result<(Inception, Parameters)> {
     let mut builder = Builder::default();
     let network = builder.freeze(true, Inception::new);
     Ok((network, Parameters::new(context, builder, precision)?))

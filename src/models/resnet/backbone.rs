@@ -2,8 +2,8 @@
 
 use super::config::{ResnetConfig, Stem};
 use crate::error::{Error, Result};
-use crate::nn::{BatchNorm, Builder, ConstantId, Conv2d, Init, Moving, Scope};
-use crate::ops::batch_norm::{self, batch_norm};
+use crate::models::normalisation::Normalisation;
+use crate::nn::{BatchNorm, Builder, Conv2d, Init, Moving, Scope};
 use crate::ops::conv2d::Geometry;
 use crate::ops::elementwise::cast;
 use crate::ops::pool::{Window, max_pool};
@@ -15,40 +15,14 @@ const IMAGENET: ([f64; 3], [f64; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.
 const GREY: (f64, f64) = (0.449, 0.226);
 
 /// Images in [-1, 1] to ImageNet's mean and deviation, channel by channel.
-struct Normalisation {
-    mean: ConstantId,
-    variance: ConstantId,
-    one: ConstantId,
-    zero: ConstantId,
-}
-
-impl Normalisation {
-    fn new(builder: &mut Builder, channels: usize) -> Self {
-        let (mean, deviation) = match channels {
-            1 => (vec![GREY.0], vec![GREY.1]),
-            _ => (IMAGENET.0.to_vec(), IMAGENET.1.to_vec()),
-        };
-        // Of values in [-1, 1], which are 2 · values in [0, 1] − 1.
-        let mean = mean.iter().map(|mean| 2.0 * mean - 1.0).collect();
-        let variance = deviation.iter().map(|deviation| 4.0 * deviation * deviation).collect();
-        Self {
-            mean: builder.constant([channels], mean),
-            variance: builder.constant([channels], variance),
-            one: builder.constant([channels], vec![1.0; channels]),
-            zero: builder.constant([channels], vec![0.0; channels]),
-        }
-    }
-
-    fn forward(&self, s: &Scope, x: &Var) -> Result<Var> {
-        let running =
-            batch_norm::Running { mean: s[self.mean].tensor().clone(), variance: s[self.variance].tensor().clone() };
-        let norm = batch_norm::BatchNorm {
-            statistics: batch_norm::Statistics::Running,
-            epsilon: 0.0,
-            ..batch_norm::BatchNorm::default()
-        };
-        batch_norm(s, x, None, &s[self.one], &s[self.zero], &running, norm)
-    }
+fn normalisation(builder: &mut Builder, channels: usize) -> Normalisation {
+    let (mean, deviation) = match channels {
+        1 => (vec![GREY.0], vec![GREY.1]),
+        _ => (IMAGENET.0.to_vec(), IMAGENET.1.to_vec()),
+    };
+    // Of values in [-1, 1], which are 2 · values in [0, 1] − 1.
+    let mean = mean.iter().map(|mean| 2.0 * mean - 1.0).collect();
+    Normalisation::new(builder, mean, deviation.iter().map(|deviation| 4.0 * deviation * deviation).collect())
 }
 
 /// A convolution as torchvision draws it (He et al. 2015): normal, deviation √(2 / fan_out).
@@ -116,7 +90,7 @@ impl Backbone {
                 (Geometry::same(7).strided(2), 7, Some(window))
             }
         };
-        let normalisation = Normalisation::new(builder, colours);
+        let normalisation = normalisation(builder, colours);
         let conv1 = conv(builder, &format!("{prefix}conv1"), colours, first, kernel).geometry(geometry);
         let bn1 = BatchNorm::new(builder, &format!("{prefix}bn1"), first, moving);
         let mut channels = first;

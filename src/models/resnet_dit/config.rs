@@ -5,8 +5,10 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use super::ResnetDit;
+use super::features::BackboneKind;
 use crate::image_size::ImageSize;
 use crate::models::dit::{Conditioning, DitConfig};
+use crate::models::efficientnet::Stages;
 use crate::models::limits::{colours, divides, even, labels, sides, within};
 use crate::models::resnet::{ResnetConfig, Stem};
 use crate::models::{Architecture, Interface, Network};
@@ -25,9 +27,11 @@ pub struct ResnetDitConfig {
     /// Colour channels: 1 (grey) or 3 (RGB).
     pub image_channels: usize,
     /// Where training takes the backbone's weights from: `resnet18` (what `engine fetch resnet18` downloads), a `.pth` or
-    /// `.safetensors` file of torchvision's, or a model file or run folder of `engine train --preset resnet18-cifar10`. Null in
-    /// model files, which hold the weights themselves.
+    /// `.safetensors` file of torchvision's, `efficientnet-lite0` or its file, or a model file or run folder of
+    /// `engine train --preset resnet18-cifar10`. Null in model files, which hold the weights themselves.
     pub backbone: Option<String>,
+    /// What it is; read from its file when training begins.
+    pub backbone_kind: BackboneKind,
     /// Residual blocks of the backbone's layers; read from its file when training begins.
     pub backbone_blocks: Vec<usize>,
     /// Channels of the backbone's layers; read from its file when training begins.
@@ -67,6 +71,7 @@ impl Default for ResnetDitConfig {
             image_size: 32.into(),
             image_channels: 3,
             backbone: Some("resnet18".into()),
+            backbone_kind: BackboneKind::Resnet,
             backbone_blocks: backbone.blocks,
             backbone_widths: backbone.widths,
             backbone_stem: Stem::Small,
@@ -86,7 +91,7 @@ impl Default for ResnetDitConfig {
 }
 
 impl ResnetDitConfig {
-    /// The whole network of which the backbone is the first layers.
+    /// The whole residual network of which a backbone of that kind is the first layers.
     pub fn backbone(&self) -> ResnetConfig {
         ResnetConfig {
             image_size: self.image_size,
@@ -100,7 +105,12 @@ impl ResnetDitConfig {
 
     /// Height and width of the feature map, in pixels: a token each.
     pub fn feature_size(&self) -> ImageSize {
-        self.backbone().feature_size(self.backbone_layers)
+        match self.backbone_kind {
+            BackboneKind::Resnet => self.backbone().feature_size(self.backbone_layers),
+            BackboneKind::EfficientnetLite0 => {
+                Stages::feature_size(self.image_size, self.backbone_layers, self.backbone_stem == Stem::Imagenet)
+            }
+        }
     }
 
     /// Channels of the feature map. Not before [`ResnetDitConfig::validate`].
@@ -169,13 +179,16 @@ impl Architecture for ResnetDitConfig {
         sides(self.image_size, 1024)?;
         colours(self.image_channels)?;
         labels(self.num_classes, self.null_label)?;
-        self.backbone().validate().map_err(|error| match error {
-            Error::Config { place, message, mend } => {
-                let place = place.replace("model.", "model.backbone_");
-                Error::config(place, message, mend.replace("model.blocks", "model.backbone_blocks"))
-            }
-            other => other,
-        })?;
+        match self.backbone_kind {
+            BackboneKind::Resnet => self.backbone().validate().map_err(|error| match error {
+                Error::Config { place, message, mend } => {
+                    let place = place.replace("model.", "model.backbone_");
+                    Error::config(place, message, mend.replace("model.blocks", "model.backbone_blocks"))
+                }
+                other => other,
+            })?,
+            BackboneKind::EfficientnetLite0 => self.check_efficientnet()?,
+        }
         divides("num_heads", self.num_heads, "hidden_dim", self.hidden_dim)?;
         divides("norm_groups", self.norm_groups, "decoder_channels", self.decoder_channels)?;
         even(self.time_embedding_dim)

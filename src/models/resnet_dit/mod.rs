@@ -1,6 +1,7 @@
 //! A diffusion transformer on the features of a pretrained residual network.
 //!
-//! The backbone's stem and first layers, frozen, with batch norm by running statistics, turn the noisy image into a feature
+//! The backbone (or EfficientNet-lite0's stages, its batch norms folded) is frozen: its stem and first layers, with batch norm by running
+//! statistics, turn the noisy image into a feature
 //! map; an adapter brings its channels to the transformer's width, a token for each of its pixels. A class token carries time
 //! and, optionally, the label. A decoder leads back to the image by convolutions that double the map, with a skip from the
 //! noisy image, without which its noise could not be told from what the features kept of it:
@@ -19,17 +20,19 @@
 
 mod config;
 mod decoder;
+mod features;
 
 pub use config::ResnetDitConfig;
+pub use features::BackboneKind;
 
 use decoder::Decoder;
+use features::Features;
 
 use crate::diffusion::Denoiser;
 use crate::error::Result;
 use crate::models::dit::{Block, Condition};
-use crate::models::resnet::Backbone;
 use crate::models::{Architecture, check_images};
-use crate::nn::{Builder, Init, Kind, LayerNorm, Linear, Moving, ParamId, Scope};
+use crate::nn::{Builder, Init, Kind, LayerNorm, Linear, ParamId, Scope};
 use crate::ops::elementwise::cast;
 use crate::ops::patchify::unpatchify;
 use crate::ops::tokens::tokens;
@@ -39,10 +42,10 @@ use crate::tensor::DType;
 /// The prefix of the names of the backbone's parameters.
 pub const BACKBONE: &str = "backbone.";
 
-/// A transformer on the features of a residual network.
+/// A transformer on the features of a pretrained network.
 pub struct ResnetDit {
     config: ResnetDitConfig,
-    backbone: Backbone,
+    backbone: Features,
     adapter: Linear,
     position: ParamId,
     condition: Condition,
@@ -59,9 +62,7 @@ impl ResnetDit {
     pub fn new(builder: &mut Builder, config: &ResnetDitConfig) -> Result<Self> {
         config.validate()?;
         let (transformer, width) = (config.transformer(), config.hidden_dim);
-        let backbone = builder.freeze(config.freeze_backbone, |builder| {
-            Backbone::new(builder, BACKBONE, &config.backbone(), config.backbone_layers, Moving::Never)
-        });
+        let backbone = builder.freeze(config.freeze_backbone, |builder| Features::new(builder, config));
         let grid = Init::Grid { skip: 1, columns: config.feature_size().width };
         Ok(Self {
             backbone,

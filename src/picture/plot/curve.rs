@@ -59,7 +59,32 @@ fn lines(area: &Area, words: &mut Vec<Word>, curve: &MetricCurve) -> Drawn {
         chart.draw_series(points.iter().map(|point| Circle::new(*point, 4 * FINE, colour.filled())))?;
         legend.push((name, colour.filled(), 4));
     }
-    draw_legend(area, words, if shown.len() > 1 { &legend } else { &[] })
+    draw_legend(area, words, RIGHT, if shown.len() > 1 { &legend } else { &[] })
+}
+
+/// Points over a scale of their own, whose numbers stand at the right edge and whose name above them.
+pub(super) fn over_own_scale(
+    words: &mut Vec<Word>,
+    chart: &mut Chart,
+    (name, points): (&str, &[(f64, f64)]),
+    (floor, top): (f64, f64),
+    last: f64,
+) -> Drawn {
+    let low = points.iter().map(|point| point.1).fold(f64::INFINITY, f64::min);
+    let high = points.iter().map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
+    let room = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-9);
+    let (low, high) = (low - room, high + room);
+    let place = |value: f64| floor + (value - low) / (high - low) * (top - floor);
+    let shown: Vec<(f64, f64)> = points.iter().map(|&(step, value)| (step, place(value))).collect();
+    chart.draw_series(LineSeries::new(shown.clone(), METRIC.stroke_width((2 * FINE) as u32)))?;
+    chart.draw_series(shown.iter().map(|point| Circle::new(*point, 4 * FINE, METRIC.filled())))?;
+    let edge = WIDTH - RIGHT_OF_SCALE;
+    for value in round_values(low, high, 7).into_iter().filter(|value| (low..=high).contains(value)) {
+        let (_, y) = chart.backend_coord(&(last, place(value)));
+        words.push(Word::new((edge + 8, y / FINE - 7), Anchor::Left, number(value), 14.0, INK));
+    }
+    words.push(Word::new((WIDTH - 12, TOP - 20), Anchor::Right, name, 14.0, INK));
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Checkpoints, the newest model, and the removal of checkpoints that need not be kept any more.
 
-use crate::config::TrainingConfig;
+use crate::config::{BestBy, TrainingConfig};
 use crate::error::Result;
 use crate::train::{Ending, Event, Observer, Place, Run};
 
@@ -11,6 +11,7 @@ pub(super) struct Checkpoints {
     keep: usize,
     /// Epochs whose last one is kept for good.
     milestones: Vec<u64>,
+    best_by: BestBy,
 }
 
 impl Checkpoints {
@@ -19,6 +20,7 @@ impl Checkpoints {
             every: training.checkpoint_every,
             keep: training.keep_checkpoints,
             milestones: training.milestone_epochs.clone(),
+            best_by: training.best_by,
         }
     }
 
@@ -35,7 +37,11 @@ impl Observer for Checkpoints {
     fn act(&mut self, run: &mut Run) -> Result<()> {
         let path = run.save_checkpoint()?;
         run.save_model(&run.folder().model())?;
-        let (place, best) = (run.place(), run.progress.best.map(|(_, step)| step));
+        let best = match self.best_by {
+            BestBy::ValidationLoss => run.progress.best,
+            BestBy::Metric => run.progress.evaluations.best,
+        };
+        let (place, best) = (run.place(), best.map(|(_, step)| step));
         let keeps = |step| Some(step) == best || self.is_milestone(Place { step, ..place });
         run.folder().prune(self.keep, keeps)?;
         run.report(&Event::Wrote(path));

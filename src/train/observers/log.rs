@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::train::metrics::LossTerms;
-use crate::train::{Event, Observer, Place, Run, TrainingLine, learning_rate};
+use crate::train::{Ending, Event, Observer, Place, Run, TrainingLine, learning_rate};
 
 pub(super) struct Log {
     /// Steps between two lines.
@@ -33,6 +33,16 @@ impl Observer for Log {
         }
         Ok(())
     }
+
+    /// The steps since the last line of a run that ended before its length was over.
+    fn end(&mut self, run: &mut Run, ending: Ending) -> Result<()> {
+        if ending == Ending::Finished && run.progress.line.steps > 0 {
+            let line = line(run, run.place());
+            run.journal(|journal| journal.training(&line))?;
+            run.report(&Event::Logged(line));
+        }
+        Ok(())
+    }
 }
 
 /// The line over the steps since the last one.
@@ -47,7 +57,7 @@ fn line(run: &mut Run, place: Place) -> TrainingLine {
         epoch: run.epochs(),
         loss: tally.mean(),
         gradient_norm: run.gradient_norm(),
-        learning_rate: learning_rate(&trainer.config().training, place.step, place.steps),
+        learning_rate: learning_rate(&trainer.config().training, place.step, trainer.total_steps()),
         images_per_second: images / tally.seconds.max(1e-9),
         seconds: run.progress.seconds,
         accuracy: if classifies { means.first().copied() } else { None },

@@ -70,14 +70,15 @@ fn draw_predictions(run: &mut Run) -> Result<()> {
 
 fn draw_curve(run: &Run) -> Result<()> {
     let epochs = run.place().epochs();
-    let total_seconds = run.progress.seconds;
+    let (total_seconds, curves) = (run.progress.seconds, run.curves());
     let seconds_per_epoch = (epochs > 0.0).then(|| total_seconds / epochs);
     loss_curve(
         run.folder().plot("loss"),
         &LossCurve {
             title: run.title(),
-            training: &run.curves().training,
-            validation: &run.curves().validation,
+            training: &curves.training,
+            validation: &curves.validation,
+            metric: curves.metric.as_deref().map(|name| (name, curves.evaluation.as_slice())),
             steps_per_epoch: Some(run.place().steps_per_epoch as f64),
             timing: (total_seconds > 0.0).then_some(Timing { seconds_per_epoch, total_seconds }),
         },

@@ -6,6 +6,8 @@ use crate::train::{Ending, Event, Observer, Place, Run, ValidationLine};
 
 pub(super) struct Validate {
     pub every: Every,
+    /// Whether the lowest loss makes the best model.
+    pub keeps_best: bool,
 }
 
 impl Observer for Validate {
@@ -21,7 +23,9 @@ impl Observer for Validate {
         let best = run.progress.best.is_none_or(|(lowest, _)| validation_loss < lowest);
         if best {
             run.progress.best = Some((validation_loss, step));
-            run.save_model(&run.folder().best())?;
+            if self.keeps_best {
+                run.save_model(&run.folder().best())?;
+            }
         }
         run.journal(|journal| journal.validation(&line))?;
         run.report(&Event::Validated { line, best });

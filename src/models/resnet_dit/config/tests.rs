@@ -22,6 +22,21 @@ fn tokens_and_decoder_follow_the_feature_map() {
 }
 
 #[test]
+fn efficientnets_stages_are_layers() {
+    let mut config = ResnetDitConfig { backbone: Some("efficientnet-lite0".into()), ..ResnetDitConfig::default() };
+    config.follow_backbone();
+    config.validate().unwrap();
+    let sizes = |config: &ResnetDitConfig| (config.feature_size().sides(), config.feature_channels());
+    assert_eq!(sizes(&config), ([16, 16], 24));
+    let deep = ResnetDitConfig { backbone_layers: 7, image_size: 224.into(), backbone_stem: Stem::Imagenet, ..config };
+    deep.validate().unwrap();
+    assert_eq!(sizes(&deep), ([7, 7], 320));
+    let other = ResnetDitConfig { backbone_widths: vec![16], ..deep.clone() };
+    assert!(other.validate().unwrap_err().to_string().starts_with("model.backbone_widths and"));
+    assert!(ResnetDitConfig { backbone_layers: 8, ..deep }.validate().is_err());
+}
+
+#[test]
 fn each_bad_size_names_its_key() {
     let base = ResnetDitConfig::default;
     for (key, config) in [

@@ -1,0 +1,92 @@
+//! `engine compare --metrics`: FID and others of samples of each model, from the same reference.
+
+use std::cell::RefCell;
+
+use serde_json::{Value, json};
+
+use super::compare::CompareCommand;
+use super::features::{Work, data_set, network};
+use super::machine::Machine;
+use crate::data::Split;
+use crate::diffusion::SamplingConfig;
+use crate::error::{Error, Result};
+use crate::eval::evaluation::{Drawn, Measured, Reference};
+use crate::eval::{Extractor, Gallery, Metric};
+use crate::pipeline::Model;
+
+/// Samples below which a Fréchet distance is mostly bias.
+const USUAL: usize = 10_000;
+
+/// What samples of each model are measured with and from.
+pub(super) struct SampleTask {
+    extractor: RefCell<Extractor>,
+    reference: Reference,
+    /// The reference's name, number of images and hash.
+    of: Value,
+    work: Work,
+}
+
+impl SampleTask {
+    /// The network, and its features of the data set's training images.
+    pub fn new(asked: &CompareCommand, machine: &Machine) -> Result<Self> {
+        let features = &asked.features;
+        let cache = features.cache.clone().unwrap_or_else(|| asked.data_dir.join("evaluation"));
+        let work = Work { cache, quiet: asked.quiet };
+        let mut extractor = features.extractor(machine)?;
+        let model = asked.models.first().map(|path| path.as_path());
+        let Some(set) = data_set(asked.data.as_deref(), model, &asked.data_dir, asked.quiet)? else {
+            return Err(Error::config("--data", "a metric needs something to measure from", "name a data set"));
+        };
+        let gallery = Gallery::of_set(set, Split::Train, features.reference_count)?;
+        let of = gallery.identity()?;
+        let set = work.features(&gallery, &of, gallery.len(), &mut extractor, "reference")?;
+        let of = json!({ "name": gallery.name, "images": gallery.len(), "sha256": of["sha256"] });
+        Ok(Self { extractor: RefCell::new(extractor), reference: Reference::Pictures(Box::new(set)), of, work })
+    }
+
+    /// The metrics of a model's samples.
+    pub fn measured(&self, asked: &CompareCommand, model: &Model, sampling: &SamplingConfig) -> Result<Vec<Measured>> {
+        let Drawn { gallery, of } = self.work.drawn(model, sampling, asked.seed, (asked.num_samples, asked.batch))?;
+        let mut extractor = self.extractor.borrow_mut();
+        let set = self.work.features(&gallery, &of, asked.num_samples, &mut extractor, "features")?;
+        let mut asking = asked.features.asking(&asked.metrics, &extractor, asked.seed);
+        let labels: Vec<Option<usize>> = (0..asked.num_samples).map(|index| gallery.label(index)).collect();
+        if !extractor.is_inception() && labels.iter().any(Option::is_some) {
+            asking.classes = Some((labels, set.logits()?));
+        }
+        Ok(self.work.measured(&set, Some(&self.reference), &asking)?.0)
+    }
+
+    /// Network and reference.
+    pub fn told(&self) -> Value {
+        json!({ "extractor": self.extractor.borrow().identity(), "reference": self.of })
+    }
+
+    /// By what the metrics were taken, and where their number of samples misleads.
+    pub fn notes(&self, count: usize, metrics: &[Vec<Measured>]) -> Vec<String> {
+        let (name, images) = (self.of["name"].as_str().unwrap_or_default(), &self.of["images"]);
+        let network = network(&self.extractor.borrow());
+        let mut notes =
+            vec![format!("metrics of {count} samples of each model, from {images} images of {name}, by {network}")];
+        let distance = metrics.first().and_then(|all| all.iter().find(|measured| measured.key == "fid_score"));
+        if let Some(distance) = distance.filter(|_| count < USUAL) {
+            let bias = distance.bias.map_or(String::new(), |bias| format!(", about {bias:.2} too high"));
+            let name = &distance.name;
+            notes.push(format!("{count} samples are few for {name}{bias}: it compares with others of {count} alone"));
+        }
+        notes
+    }
+}
+
+/// Each metric over the models.
+pub(super) fn joined(models: &[Vec<Measured>]) -> Vec<Metric> {
+    let Some(first) = models.first() else { return Vec::new() };
+    (first.iter().enumerate())
+        .map(|(place, metric)| {
+            let of = |told: &dyn Fn(&Measured) -> f64| models.iter().map(|all| told(&all[place])).collect::<Vec<f64>>();
+            let known = models.iter().all(|all| all[place].error.is_some());
+            let errors = known.then(|| of(&|measured| measured.error.unwrap_or_default()));
+            Metric::of_values(metric.name.clone(), "", metric.better, of(&|measured| measured.value), errors)
+        })
+        .collect()
+}

@@ -1,0 +1,55 @@
+//! Results of several seeds, together.
+
+use serde_json::{Value, json};
+
+use crate::eval::mean_and_error;
+
+/// The mean of each metric over the seeds of a model that is sampled in one way, and its standard error over them; None where there is
+/// one seed alone.
+pub(super) fn over_seeds(results: &[Value]) -> Option<Vec<Value>> {
+    let mut groups: Vec<(&Value, Vec<&Value>)> = Vec::new();
+    for result in results {
+        match groups.iter_mut().find(|(name, _)| **name == result["group"]) {
+            Some((_, members)) => members.push(result),
+            None => groups.push((&result["group"], vec![result])),
+        }
+    }
+    if groups.iter().all(|(_, members)| members.len() < 2) {
+        return None;
+    }
+    Some(groups.into_iter().map(|(name, members)| together(name, &members)).collect())
+}
+
+fn together(name: &Value, members: &[&Value]) -> Value {
+    let name = format!("{}, {} seeds", name.as_str().unwrap_or_default(), members.len());
+    let metrics: Vec<Value> = (members[0]["metrics"].as_array().into_iter().flatten().enumerate())
+        .map(|(place, metric)| {
+            let values: Vec<f64> =
+                members.iter().filter_map(|member| member["metrics"][place]["value"].as_f64()).collect();
+            let (mean, error) = mean_and_error(&values);
+            json!({ "name": metric["name"], "value": mean, "standard_error": error.is_finite().then_some(error) })
+        })
+        .collect();
+    let seeds: Vec<&Value> = members.iter().map(|member| &member["seed"]).collect();
+    json!({
+        "name": name, "step": members[0]["step"], "num_samples": members[0]["num_samples"], "seeds": seeds,
+        "metrics": metrics,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_of_one_model_come_together() {
+        let result = |group: &str, seed: u64, value: f64| json!({ "group": group, "seed": seed, "num_samples": 5, "metrics": [{ "name": "FID", "value": value }] });
+        let all = [result("a", 0, 1.0), result("a", 1, 2.0), result("b", 0, 5.0), result("a", 2, 3.0)];
+        let found = over_seeds(&all).unwrap();
+        assert_eq!((found.len(), found[0]["name"].as_str()), (2, Some("a, 3 seeds")));
+        assert_eq!(found[0]["metrics"][0]["value"], 2.0);
+        assert_eq!(found[0]["metrics"][0]["standard_error"], (1.0f64 / 3.0).sqrt());
+        assert!(found[1]["metrics"][0]["standard_error"].is_null());
+        assert_eq!(over_seeds(&all[..1]), None);
+    }
+}

@@ -1,0 +1,207 @@
+//! Features of pictures: the options and the progress that `engine eval` and `engine compare` share.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use super::machine::Machine;
+use crate::config::DataConfig;
+use crate::data::{Dataset, ResolveOptions, resolve};
+use crate::diffusion::SamplingConfig;
+use crate::error::Result;
+use crate::eval::evaluation::{Asking, Drawn, FeatureSet, Measured, MetricKind, Nearest, Reference, drawn, measure};
+use crate::eval::{Extractor, Gallery, Rule, data_of, metrics};
+use crate::model_file::ModelFile;
+use crate::models::inception::InceptionWeights;
+use crate::pipeline::{Model, even_batch};
+use crate::tensor::{Context, DType};
+
+/// By which network, and how.
+#[derive(Clone, Debug, Args)]
+pub(super) struct FeatureOptions {
+    /// The tool whose resize, scaling and moments are followed
+    #[arg(long, value_enum, default_value_t)]
+    pub rule: Rule,
+    /// InceptionV3's file [default: weights/pt_inception-2015-12-05-6726825d.pth, where `engine fetch inception` puts it]
+    #[arg(long, value_name = "FILE")]
+    pub inception: Option<PathBuf>,
+    /// Another network on whose features distances are taken, under its name: a classifier of the engine's own, efficientnet-lite0
+    /// (`engine fetch efficientnet-lite0`) or its .pth
+    #[arg(long, value_name = "FILE|RUN|NAME", conflicts_with = "inception")]
+    pub extractor: Option<PathBuf>,
+    /// Pictures whose features are extracted together
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub feature_batch: usize,
+    /// How many reference images [default: all]
+    #[arg(long, value_name = "N")]
+    pub reference_count: Option<usize>,
+    /// Halves of the samples that standard errors are taken from; 0: none
+    #[arg(long, value_name = "N", default_value_t = metrics::DRAWS)]
+    pub draws: usize,
+    /// Where samples and features are kept [default: the folder `evaluation` of --data-dir]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+}
+
+impl FeatureOptions {
+    /// The network.
+    ///
+    /// # Errors
+    /// Those of [`Extractor::find`] and [`Extractor::open`].
+    pub fn extractor(&self, machine: &Machine) -> Result<Extractor> {
+        if let Some(path) = &self.extractor {
+            return self.opened(machine, path, "--extractor");
+        }
+        let path = match &self.inception {
+            Some(path) => path.clone(),
+            None => Extractor::find(Path::new("inception"), "--inception")?,
+        };
+        let weights = InceptionWeights::open(path)?;
+        Extractor::inception(&Context::new(machine.device.clone()), &weights, self.rule, self.feature_batch, DType::F32)
+    }
+
+    /// The network that `option` names.
+    ///
+    /// # Errors
+    /// As [`FeatureOptions::extractor`].
+    pub fn opened(&self, machine: &Machine, given: &Path, option: &str) -> Result<Extractor> {
+        let path = Extractor::find(given, option)?;
+        Extractor::open(&Context::new(machine.device.clone()), &path, self.rule, self.feature_batch)
+    }
+
+    /// What is asked of features, but for classes.
+    pub fn asking<'a>(&self, metrics: &'a [MetricKind], extractor: &Extractor, seed: u64) -> Asking<'a> {
+        Asking { metrics, distance: extractor.distance_name(), draws: self.draws, seed, classes: None }
+    }
+}
+
+/// The network in words: its name, the first digits of its hash, the rule.
+pub(super) fn network(extractor: &Extractor) -> String {
+    let rule = extractor.rule().map(|rule| format!(", rule {}", rule.name())).unwrap_or_default();
+    format!("{} ({}…{rule})", extractor.name(), &extractor.hash()[..extractor.hash().len().min(8)])
+}
+
+/// The metrics of held-out real images beside which others are read: of `kinds` those that so many images have.
+pub(super) fn of_floor(kinds: &[MetricKind], count: usize) -> Vec<MetricKind> {
+    let has = |kind: &MetricKind| match kind {
+        MetricKind::Fid | MetricKind::Kid => count >= 2,
+        MetricKind::Is => count >= metrics::SPLITS,
+        MetricKind::FidInfinity => count > 2 * metrics::SIZES + 1,
+        MetricKind::Accuracy => false,
+        _ => count > metrics::COVERAGE_NEIGHBOURS,
+    };
+    kinds.iter().copied().filter(has).collect()
+}
+
+/// Where features and samples are kept, and whether anything is said of the way there.
+pub(super) struct Work {
+    pub cache: PathBuf,
+    pub quiet: bool,
+}
+
+impl Work {
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    fn bar(&self, what: &str) -> ProgressBar {
+        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
+        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}, {per_sec}, {eta} left") {
+            bar.set_style(style);
+        }
+        bar.set_message(what.to_string());
+        bar
+    }
+
+    /// Features of a gallery's first pictures.
+    pub fn features(
+        &self,
+        gallery: &Gallery,
+        of: &Value,
+        count: usize,
+        extractor: &mut Extractor,
+        what: &str,
+    ) -> Result<FeatureSet> {
+        let bar = self.bar(what);
+        // From the end of the first batch on, which pays for what is prepared once.
+        let mut first = None;
+        let set = FeatureSet::extracted(gallery, of, count, extractor, &self.cache, &mut |done, all| {
+            first.get_or_insert_with(|| (done, Instant::now()));
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+            Ok(())
+        });
+        bar.finish_and_clear();
+        if let Some((from, started)) = first.filter(|(from, _)| *from < count) {
+            let seconds = started.elapsed().as_secs_f64().max(1e-9);
+            self.note(&format!("{what}: {:.1} pictures a second", (count - from) as f64 / seconds));
+        }
+        set
+    }
+
+    /// Samples of a model.
+    pub fn drawn(
+        &self,
+        model: &Model,
+        sampling: &SamplingConfig,
+        seed: u64,
+        (count, batch): (usize, Option<usize>),
+    ) -> Result<Drawn> {
+        let batch = batch.unwrap_or_else(|| even_batch(model.context().device(), count));
+        let bar = self.bar("samples");
+        let drawn = drawn(model, sampling, seed, (count, batch), &self.cache, &mut |done, all| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+            Ok(())
+        });
+        bar.finish_and_clear();
+        drawn
+    }
+
+    /// Metrics of features.
+    pub fn measured(
+        &self,
+        set: &FeatureSet,
+        reference: Option<&Reference>,
+        asking: &Asking,
+    ) -> Result<(Vec<Measured>, Option<Nearest>)> {
+        let bar = self.bar("metrics");
+        let found = measure(set, reference, asking, &mut |name, done, of| {
+            bar.set_message(name.to_string());
+            bar.set_length(of as u64);
+            bar.set_position(done as u64);
+            Ok(())
+        });
+        bar.finish_and_clear();
+        found
+    }
+}
+
+/// The data set that is named, as it is, else that of the model, divided as for its training; None without both.
+///
+/// # Errors
+/// Those of the model's file and of [`data_of`].
+pub(super) fn data_set(
+    name: Option<&str>,
+    model: Option<&Path>,
+    data_dir: &Path,
+    quiet: bool,
+) -> Result<Option<Dataset>> {
+    let info = model.map(|path| ModelFile::open(path).map(|file| file.info().clone())).transpose()?;
+    if let Some(name) = name {
+        let usual = DataConfig::default();
+        let config = info.as_ref().map_or(&usual, |info| &info.config.data);
+        let (shapes_seed, shapes_count) = (config.shapes_seed, config.shapes_count);
+        let options = ResolveOptions { data_dir, shapes_seed, shapes_count, quiet };
+        return resolve(name, Path::new(name).exists().then_some(name), &options).map(Some);
+    }
+    let Some(info) = info else { return Ok(None) };
+    let config = &info.config.data;
+    let set = data_of(&info, None, "--data", data_dir, quiet)?;
+    set.arranged(&config.classes, config.validation_fraction, config.split_seed).map(Some)
+}

@@ -1,0 +1,93 @@
+//! Extractors by the name or the file of their network.
+
+use std::path::{Path, PathBuf};
+
+use super::{Extractor, Rule};
+use crate::data::{WEIGHTS, WEIGHTS_DIR};
+use crate::error::{Error, Result};
+use crate::model_file::{ClassifierModel, ModelFile};
+use crate::models::efficientnet::{self, EfficientNetWeights};
+use crate::models::inception::{self, InceptionWeights};
+use crate::tensor::{Context, DType};
+use crate::weights::WeightFile;
+
+/// The published networks that make features, by the names under which `engine fetch` has them.
+pub const EXTRACTORS: [&str; 2] = ["inception", "efficientnet-lite0"];
+
+impl Extractor {
+    /// Where the network called `given` lies: the file that `engine fetch` leaves of one of [`EXTRACTORS`], else the path itself.
+    /// `place` is the option or key that gave it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a file that is not there, with what would bring it.
+    pub fn find(given: &Path, place: &str) -> Result<PathBuf> {
+        if given.exists() {
+            return Ok(given.to_path_buf());
+        }
+        let published = WEIGHTS
+            .iter()
+            .filter(|weights| EXTRACTORS.contains(&weights.name))
+            .find(|weights| given == Path::new(weights.name));
+        let Some(weights) = published else {
+            let mend = format!("name a network's file, a run of a classifier, or one of {}", EXTRACTORS.join(", "));
+            return Err(Error::config(place, format!("{} is not there", given.display()), mend));
+        };
+        let path = Path::new(WEIGHTS_DIR).join(weights.file.name);
+        if path.exists() {
+            return Ok(path);
+        }
+        let message = format!("{} is not at {}", weights.title, path.display());
+        let mend = format!("run `engine fetch {}`, or name a network's file or a run of a classifier", weights.name);
+        Err(Error::config(place, message, mend))
+    }
+
+    /// One of [`EXTRACTORS`] in shape-only mode: planned, nothing allocated.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for another name, or a batch of 0.
+    pub fn of_shapes(name: &str, batch: usize, precision: DType) -> Result<Self> {
+        let context = Context::shape_only();
+        match name {
+            "inception" => {
+                let (network, parameters) = inception::declared(&context, precision)?;
+                Self::of_inception(&context, (network, parameters), "", Rule::default(), batch)
+            }
+            "efficientnet-lite0" => {
+                let (network, parameters) = efficientnet::declared(&context, precision)?;
+                Self::of_efficientnet(&context, (network, parameters), "", batch)
+            }
+            _ => {
+                let mend = format!("there are {}", EXTRACTORS.join(", "));
+                Err(Error::config("--extractor", format!("no published network is called {name:?}"), mend))
+            }
+        }
+    }
+
+    /// The network of a file: InceptionV3 of 2015 by `rule`, EfficientNet-lite0, or a classifier of the engine's own (a model file
+    /// or a run folder); `batch` pictures at once, in f32.
+    ///
+    /// # Errors
+    /// Those of reading the file, which name what it is not; those of [`Extractor::inception`].
+    pub fn open(context: &Context, path: &Path, rule: Rule, batch: usize) -> Result<Self> {
+        let ours = match ModelFile::open(path) {
+            Ok(file) => {
+                let model: ClassifierModel = file.load(context, DType::F32, None)?;
+                return Self::classifier(&model, batch);
+            }
+            Err(error) => error,
+        };
+        let weights = match path.is_dir() {
+            true => return Err(ours),
+            false => WeightFile::open(path)?,
+        };
+        if EfficientNetWeights::fits(&weights) {
+            return Self::efficientnet(context, &EfficientNetWeights::open(path)?, batch, DType::F32);
+        }
+        match InceptionWeights::open(path) {
+            Ok(weights) => Self::inception(context, &weights, rule, batch, DType::F32),
+            // A damaged file of the engine's own is told as that.
+            Err(_) if path.extension().is_some_and(|ending| ending == "safetensors") => Err(ours),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! A metric of samples as training goes on: the best model by it, and the end of a run that only gets worse.
+
+use std::path::Path;
+
+use crate::config::{BestBy, Config, Every, SampleMetric, TrainingConfig};
+use crate::data::Split;
+use crate::error::{Error, Result};
+use crate::eval::evaluation::{Asking, FeatureSet, Measured, MetricKind, Reference, measure};
+use crate::eval::{Better, Extractor, Gallery, Rule};
+use crate::picture::Image;
+use crate::tensor::Context;
+use crate::train::{Ending, EvaluationLine, Event, Observer, Place, Run};
+
+const EXTRACTOR: &str = "training.evaluate_extractor";
+/// Pictures whose features are extracted together.
+const BATCH: usize = 32;
+
+pub(super) struct Evaluate {
+    every: Every,
+    metric: SampleMetric,
+    samples: usize,
+    images: Option<usize>,
+    keeps_best: bool,
+    patience: Option<u64>,
+    /// Features of the training images, known from the beginning of a sitting on.
+    reference: Option<Reference>,
+}
+
+impl Evaluate {
+    pub fn new(training: &TrainingConfig) -> Self {
+        Self {
+            every: training.evaluate_every,
+            metric: training.evaluate_metric,
+            samples: training.evaluate_samples,
+            images: training.evaluate_reference,
+            keeps_best: training.best_by == BestBy::Metric,
+            patience: training.patience,
+            reference: None,
+        }
+    }
+
+    /// The network is opened each time: it would take memory from training in between.
+    fn extractor(&self, run: &Run) -> Result<Extractor> {
+        let (trainer, rule) = (run.trainer(), Rule::default());
+        let path = Path::new(&trainer.config().training.evaluate_extractor);
+        let context = Context::new(trainer.context().device().clone());
+        Extractor::open(&context, &Extractor::find(path, EXTRACTOR)?, rule, BATCH)
+    }
+
+    /// Features of the training images, which a later run on them finds on disk.
+    fn reference(&self, run: &mut Run) -> Result<Reference> {
+        run.report(&Event::Busy("extracts features of training images"));
+        let Some(dataset) = run.trainer().dataset() else {
+            return Err(Error::shape("evaluation", "a run without a data set"));
+        };
+        let gallery = Gallery::of_set(dataset.clone(), Split::Train, self.images)?;
+        let (of, mut extractor) = (gallery.identity()?, self.extractor(run)?);
+        let mut go_on = |_, _| stopped(run);
+        let set = FeatureSet::extracted(&gallery, &of, gallery.len(), &mut extractor, run.cache(), &mut go_on)?;
+        Ok(Reference::Pictures(Box::new(set)))
+    }
+
+    /// None where the run is to stop.
+    fn found(&mut self, run: &mut Run) -> Result<Option<Measured>> {
+        let mut extractor = self.extractor(run)?;
+        run.report(&Event::Busy("draws samples and evaluates them"));
+        let Some(set) = drawn(run, &mut extractor, self.samples)? else { return Ok(None) };
+        let (kind, key) = kind(self.metric);
+        let seed = run.trainer().config().training.seed;
+        let asking = Asking { metrics: &[kind], distance: extractor.distance_name(), draws: 0, seed, classes: None };
+        let (found, _) = measure(&set, self.reference.as_ref(), &asking, &mut |_, _, _| Ok(()))?;
+        let found = found.into_iter().find(|measured| measured.key == key);
+        found.map(Some).ok_or_else(|| Error::shape("evaluation", format!("no {key} was measured")))
+    }
+
+    fn is_exhausted(&self, run: &Run) -> bool {
+        self.patience.is_some_and(|patience| run.progress.evaluations.worse >= patience)
+    }
+}
+
+impl Observer for Evaluate {
+    /// An evaluation that an interruption prevented is made up for, and a run that had ended early ends again.
+    fn begin(&mut self, run: &mut Run) -> Result<()> {
+        if self.every == Every::Never {
+            return Ok(());
+        }
+        if self.is_exhausted(run) {
+            run.end_here();
+            return Ok(());
+        }
+        self.reference = Some(self.reference(run)?);
+        let place = run.place();
+        if self.is_due(place) && !is_done(run) { self.act(run) } else { Ok(()) }
+    }
+
+    fn is_due(&self, place: Place) -> bool {
+        place.is_due(self.every)
+    }
+
+    fn act(&mut self, run: &mut Run) -> Result<()> {
+        let Some(found) = self.found(run)? else { return Ok(()) };
+        let (step, epoch, value) = (run.place().step, run.epochs(), found.value);
+        let evaluations = &mut run.progress.evaluations;
+        let best = match (evaluations.best, found.better) {
+            (None, _) => true,
+            (Some((best, _)), Better::Lower) => value < best,
+            (Some((best, _)), Better::Higher) => value > best,
+        };
+        if best {
+            (evaluations.best, evaluations.worse) = (Some((value, step)), 0);
+        } else {
+            evaluations.worse += 1;
+        }
+        if best && self.keeps_best {
+            run.save_model(&run.folder().best())?;
+        }
+        let line = EvaluationLine { step, epoch, metric: found.name, value, samples: self.samples };
+        run.journal(|journal| journal.evaluation(&line))?;
+        let last = self.is_exhausted(run);
+        if last {
+            run.end_here();
+        }
+        run.report(&Event::Evaluated { line, best, last });
+        Ok(())
+    }
+
+    fn end(&mut self, run: &mut Run, ending: Ending) -> Result<()> {
+        match ending {
+            Ending::Finished if self.every != Every::Never && !is_done(run) => self.act(run),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether the present step's evaluation is in the log.
+fn is_done(run: &Run) -> bool {
+    run.curves().evaluation.last().is_some_and(|(last, _)| *last == run.place().step)
+}
+
+fn stopped(run: &Run) -> Result<()> {
+    match run.is_stopping() {
+        true => Err(Error::Interrupted { message: "the features that were extracted are kept".into() }),
+        false => Ok(()),
+    }
+}
+
+/// Features of the first `count` images of the run's seed, the classes in turn, as `engine eval` draws them. None where the run is to
+/// stop.
+fn drawn(run: &Run, extractor: &mut Extractor, count: usize) -> Result<Option<FeatureSet>> {
+    let trainer = run.trainer();
+    let config = trainer.config();
+    let [height, width, channels] = config.model.image_shape();
+    // As for the sheets: a batch that surely has room.
+    let batch = count.min(config.training.batch_size.div_ceil(2).max(1));
+    let mut sampler = trainer.sampler(&config.sampling, batch, config.training.seed)?;
+    let classes = config.model.num_classes().max(1);
+    let labels: Vec<i32> = (0..count).map(|k| (k % classes) as i32).collect();
+    let (mut at, mut waiting, mut stopping) = (0, Vec::new(), false);
+    let set = FeatureSet::held(extractor, |most| {
+        while waiting.len() < most && at < count {
+            stopping |= run.is_stopping();
+            if stopping {
+                return Ok(Vec::new());
+            }
+            let labels = &labels[at..(at + sampler.batch()).min(count)];
+            let values = sampler.run(at as u32, labels, |_, _| Ok(()))?;
+            at += labels.len();
+            for image in values.chunks(height * width * channels) {
+                waiting.push(Image::from_signed(width, height, channels, image)?);
+            }
+        }
+        Ok(waiting.drain(..most.min(waiting.len())).collect())
+    })?;
+    Ok((!stopping).then_some(set))
+}
+
+/// The metric's work, and its key among what that finds.
+fn kind(metric: SampleMetric) -> (MetricKind, &'static str) {
+    match metric {
+        SampleMetric::Fid => (MetricKind::Fid, "fid_score"),
+        SampleMetric::Kid => (MetricKind::Kid, "kid_mean"),
+        SampleMetric::Is => (MetricKind::Is, "inception_score_mean"),
+        SampleMetric::Precision => (MetricKind::PrecisionRecall, "precision"),
+        SampleMetric::Recall => (MetricKind::PrecisionRecall, "recall"),
+        SampleMetric::Density => (MetricKind::DensityCoverage, "density"),
+        SampleMetric::Coverage => (MetricKind::DensityCoverage, "coverage"),
+    }
+}
+
+/// Lets the configuration name the network's file so that it holds from anywhere, where the run evaluates.
+///
+/// # Errors
+/// [`Error::Config`] for a file that is not there.
+pub(in crate::train) fn find_extractor(config: &mut Config) -> Result<()> {
+    if config.training.evaluate_every == Every::Never {
+        return Ok(());
+    }
+    let path = Extractor::find(Path::new(&config.training.evaluate_extractor), EXTRACTOR)?;
+    let path = std::path::absolute(&path).map_err(Error::io(&path, "find"))?;
+    config.training.evaluate_extractor = path
+        .into_os_string()
+        .into_string()
+        .map_err(|path| Error::config(EXTRACTOR, format!("{} is not UTF-8", path.display()), "rename the file"))?;
+    Ok(())
+}
