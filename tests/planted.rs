@@ -132,7 +132,10 @@ fn bugs_in_what_a_resnet_needs_are_caught() {
     let exponentials = "    exponentials = warp_sum(exponentials);\n";
     is_caught(&entropy("cross_entropy_sum", exponentials, "", WRONG));
     let pool = |name, from, to, words| bug(name, "pool", DType::F32, from, to, words);
-    is_caught(&pool("pool_last", "oy < y1", "oy + 1 < y1", WRONG));
+    let windows = "oy < y1; oy++) {\n        for";
+    is_caught(&pool("pool_last", windows, "oy + 1 < y1; oy++) {\n        for", WRONG));
+    let windows = "oy < y1; oy++) {\n        u32 tall";
+    is_caught(&pool("pool_mean_last", windows, "oy + 1 < y1; oy++) {\n        u32 tall", WRONG));
     // Only what lies before the image is left out.
     let before = "if (ix >= 0x80000000u) continue;";
     is_caught(&pool("pool_outside", "if (ix >= z.width) continue;", before, OUTSIDE));
@@ -372,8 +375,27 @@ fn a_wrong_stride_is_caught() {
         op: "conv2d",
         dtype: DType::F32,
         file: "conv2d.cu",
-        from: "x = walk.x[p] * at.stride + walk.tap.x - at.pad;",
-        to: "x = walk.x[p] + walk.tap.x - at.pad;",
+        from: "x = walk.x[p] * at.stride + walk.tap.x - at.pad_width;",
+        to: "x = walk.x[p] + walk.tap.x - at.pad_width;",
+        words: WRONG,
+    });
+    // Only windows that are no squares notice.
+    is_caught(&Bug {
+        name: "padding_of_the_other_axis",
+        op: "conv2d",
+        dtype: DType::F32,
+        file: "conv2d.cu",
+        from: "+ walk.tap.x - at.pad_width;",
+        to: "+ walk.tap.x - at.pad_height;",
+        words: WRONG,
+    });
+    is_caught(&Bug {
+        name: "stride_of_a_depthwise_gradient",
+        op: "depthwise_conv2d",
+        dtype: DType::F32,
+        file: "depthwise_conv2d.cu",
+        from: "if (ox % stride != 0 || ox / stride >= cols) continue;",
+        to: "if (ox / stride >= cols) continue;",
         words: WRONG,
     });
     // Within the extent, so that only the values tell.
