@@ -32,26 +32,26 @@ fn run(config: &Config, device: &Device, team: Arc<dyn Collective>, steps: u64, 
 
 /// The same on `ranks` ranks, all of which come to the same.
 fn on_ranks(config: &Config, ranks: usize, steps: u64, begin: impl Fn(&mut Trainer) + Copy + Send + 'static) -> End {
-    on_devices(config, &Device::Cpu, ranks, steps, begin)
+    on_devices(config, || Device::Cpu, ranks, steps, begin)
 }
 
-/// The same on this device.
+/// The same, each rank on a device of its own: two processes never share one's captures either.
 fn on_devices(
     config: &Config,
-    device: &Device,
+    device: impl Fn() -> Device,
     ranks: usize,
     steps: u64,
     begin: impl Fn(&mut Trainer) + Copy + Send + 'static,
 ) -> End {
     if ranks == 1 {
-        return run(config, device, Arc::new(Alone::default()), steps, begin);
+        return run(config, &device(), Arc::new(Alone::default()), steps, begin);
     }
     let (leader, listener) = here(ranks).unwrap();
     let mut listener = Some(listener);
     let threads: Vec<_> = (0..ranks)
         .map(|rank| {
             let (placement, listener) = (Placement { rank, local_rank: rank, ..leader.clone() }, listener.take());
-            let (config, device) = (config.clone(), device.clone());
+            let (config, device) = (config.clone(), device());
             thread::spawn(move || {
                 let team = join(&placement, listener, Limits::default(), &mut || Ok(())).unwrap();
                 let end = run(&config, &device, team.clone(), steps, begin);
@@ -172,9 +172,9 @@ fn with_shards_any_number_of_ranks_has_the_same_bits_and_resumes_on_any_other() 
 fn accelerators_exchange_through_the_host() {
     let mut config = config(&[&BALANCED[..], &["training.batch_size=2", "training.precision=bf16"]].concat());
     config.training.shards = Some(2);
-    let device = Device::Accelerator(crate::emulator::device());
-    let one = on_devices(&config, &device, 1, 4, NOWHERE);
-    assert!(on_devices(&config, &device, 2, 4, NOWHERE) == one);
+    let device = || Device::Accelerator(crate::emulator::device());
+    let one = on_devices(&config, device, 1, 4, NOWHERE);
+    assert!(on_devices(&config, device, 2, 4, NOWHERE) == one);
 }
 
 #[test]
