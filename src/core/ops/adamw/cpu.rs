@@ -62,7 +62,7 @@ pub(super) fn update<T: Float>(state: &AdamWState, control: &Tensor, statistics:
         chunks.push(Chunk { parameters, first, second, gradients, ema, compute });
     }
     parallel::for_slots(&mut chunks, state.parameters.len(), |chunk| {
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
                 let masters = chunk.parameters.iter_mut().zip(chunk.first.iter_mut());
@@ -76,7 +76,7 @@ pub(super) fn update<T: Float>(state: &AdamWState, control: &Tensor, statistics:
             },
         );
         if let Some(ema) = &mut chunk.ema {
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || ema.iter_mut().zip(&*chunk.parameters).for_each(|(e, &p)| *e = ema_decay.mul_add(*e - p, p)),
             );

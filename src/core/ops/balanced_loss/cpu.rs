@@ -4,7 +4,7 @@
 //! vector code.
 
 use super::{COSINE_GUARD, Call, EDGE_EPSILON, Image, LARGEST_RATIO, Results, STATISTICS, TERMS};
-use crate::ops::host::vector;
+use crate::ops::host::vector::{self, dispatch};
 use crate::ops::host::{Float, parallel};
 use crate::tape::Destination;
 use crate::tensor::Tensor;
@@ -75,7 +75,7 @@ fn item<T: Float>(bordered: Bordered, prediction: &[T], target: &[T], statistics
     T::with_scratch(bordered.len() + 2 * elements, |scratch| {
         let (d, fields) = scratch.split_at_mut(bordered.len());
         let (high, edge) = fields.split_at_mut(elements);
-        T::dispatch(
+        dispatch(
             #[inline(always)]
             || {
                 bordered.difference(d, prediction, target);
@@ -175,7 +175,7 @@ fn local_gradient<T: Float>(bordered: Bordered, d: &[T], factors: &[T], gradient
         [two * factors[0], inverse * factors[1], two * factors[3], inverse * factors[4]];
     let (high, edges) = scratch.split_at_mut(bordered.len());
     let (edge_x, edge_y) = edges.split_at_mut(bordered.len());
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || {
             for y in 0..bordered.image.height {
@@ -225,7 +225,7 @@ pub(super) fn backward<T: Float>(call: &Call, dloss: &Tensor, destination: &Dest
         T::with_scratch(elements + 4 * bordered.len(), |scratch| {
             let (gradient, scratch) = scratch.split_at_mut(elements);
             let (d, scratch) = scratch.split_at_mut(bordered.len());
-            T::dispatch(
+            dispatch(
                 #[inline(always)]
                 || bordered.difference(d, p, t),
             );

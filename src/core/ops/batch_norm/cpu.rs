@@ -65,7 +65,7 @@ pub(super) fn statistics<T: Float>(call: &Call, running: &Running, partial: Opti
     let channels = layout.channels;
     for_chunks(layout, partial, |rows, partial| {
         let x = &x[rows.start * channels..rows.end * channels];
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
                 let at = mean_stripes::<FORWARD, T>(x, channels, 0, partial);
@@ -83,7 +83,7 @@ pub(super) fn statistics<T: Float>(call: &Call, running: &Running, partial: Opti
     mean.fill(T::ZERO);
     // The sums of squares about the common mean, until they become rstd.
     rstd.fill(T::ZERO);
-    T::dispatch(
+    vector::dispatch(
         #[inline(always)]
         || {
             for (chunk, partial) in partial.chunks_exact(2 * channels).enumerate() {
@@ -168,7 +168,7 @@ pub(super) fn apply<T: Float>(call: &Call, y: &Tensor, residual: Option<&Tensor>
             let x = &x[within.clone()];
             let residual = residual.map(|residual| &residual[within]);
             let affine = Affine { mean, gain, bias };
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || {
                     for (row, (y, x)) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).enumerate() {
@@ -251,7 +251,7 @@ impl<T: Float> View<'_, T> {
 
     fn chunk_sums<const MASK: u8>(&self, layout: Layout, partial: &mut [T]) {
         for_chunks(layout, partial, |rows, partial| {
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || {
                     let at = self.sum_stripes::<MASK, BACKWARD>(rows.clone(), 0, partial);
@@ -280,7 +280,7 @@ impl<T: Float> View<'_, T> {
             .collect();
         parallel::for_slots(&mut slots, self.dy.len(), |(first, dx, dresidual)| {
             let end = self.dy.len().min(*first + task);
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || {
                     for at in (*first..end).step_by(channels) {

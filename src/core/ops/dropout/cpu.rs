@@ -2,7 +2,7 @@
 
 use super::Mask;
 use crate::ops::control::Control;
-use crate::ops::host::{Float, parallel};
+use crate::ops::host::{Float, parallel, vector};
 use crate::rng::{philox4x32_10, uniform};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::Tensor;
@@ -29,7 +29,7 @@ pub(super) fn apply<T: Float>(mask: Mask, from: &Tensor, control: &Tensor, to: &
     let work: usize = tasks.iter().map(|(.., from)| from.len()).sum();
     parallel::for_slots(&mut tasks, work, |(b, first, to, from)| {
         let item = control.first_item.wrapping_add(*b);
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
                 let chunks = to.chunks_mut(4 * WIDTH).zip(from.chunks(4 * WIDTH));

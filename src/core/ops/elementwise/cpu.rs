@@ -94,7 +94,7 @@ pub(super) fn gate_backward<T: Float>(call: &GateBackward) {
             if let (Some(dm), Some(y)) = (&mut sample.dm, y) {
                 let sums = &mut dm[sizes.column..][..sizes.cols];
                 let y = &y[at..][..sizes.cols];
-                T::dispatch(|| {
+                vector::dispatch(|| {
                     for ((sum, &d), &y) in sums.iter_mut().zip(dout).zip(y) {
                         *sum = d.mul_add(y, *sum);
                     }

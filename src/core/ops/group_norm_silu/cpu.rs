@@ -5,7 +5,7 @@
 
 use super::{Call, Gradients, Sizes};
 use crate::ops::host::activation::{silu, silu_derivative};
-use crate::ops::host::{Float, parallel};
+use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::Tensor;
 
@@ -115,7 +115,7 @@ fn sums_by_column<T: Float>(
         let mut slots: Vec<_> = x.chunks(CHUNK * cols).zip(partial.chunks_exact_mut(cols)).collect();
         parallel::for_slots(&mut slots, work, |(x, sums)| {
             let x = Rows { values: x, cols };
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || {
                     let at = sum_stripes::<WIDE, T>(x, 0, about, sums, &f);
@@ -196,7 +196,7 @@ pub(super) fn forward<T: Float>(call: &Call, y: &Tensor, _partial: Option<&Tenso
 
 /// y = f(a · x + b).
 fn affine<T: Float>(x: &[T], a: &[T], b: &[T], y: &mut [T], f: impl Fn(T) -> T) {
-    T::dispatch(
+    vector::dispatch(
         #[inline(always)]
         || {
             let (x, x_rest) = x.as_chunks::<NARROW>();
@@ -293,7 +293,7 @@ fn pre_activation<T: Float>(
     silu: bool,
 ) {
     for ((x, dy), dv) in x.chunks(CHUNK * cols).zip(dy.chunks(CHUNK * channels)).zip(dv.chunks_mut(CHUNK * cols)) {
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
                 let (x, dy) = (Rows { values: x, cols }, Rows { values: dy, cols: channels });
@@ -320,7 +320,7 @@ fn input_gradient<T: Float>(
 ) {
     let rows = x.chunks_exact(cols).zip(dx.chunks_exact_mut(cols)).enumerate();
     for (row, (x, dx)) in rows {
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
                 let coefficients = of.a.iter().zip(of.mean).zip(slope.iter().zip(constant));

@@ -1,7 +1,7 @@
 //! Head norm on the CPU: rows in blocks, each compiled as a whole for the processor's vectors.
 
 use super::{Call, Gradients, ROWS_PER_PART, Sizes};
-use crate::ops::host::{Float, parallel};
+use crate::ops::host::{Float, parallel, vector};
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 
@@ -45,7 +45,7 @@ pub(super) fn forward<T: Float>(call: &Call, y: &Tensor) {
     let (inverse, epsilon) = (T::ONE / T::from_f64(dim as f64), T::from_f32(sizes.epsilon));
     parallel::for_rows2((y.host_mut::<T>(), width), (call.rstd.host_mut::<T>(), normed), |row, y, rstd| {
         let x = &x[row * width..][..width];
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
                 let heads = y.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(rstd);
@@ -77,7 +77,7 @@ pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients
         let (dq, dk) = sums.split_at_mut(dim);
         T::with_scratch(2 * dim, |scratch| {
             let (g, n) = scratch.split_at_mut(dim);
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || {
                     for (i, dx) in dx.chunks_exact_mut(width).enumerate() {

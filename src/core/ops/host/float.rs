@@ -82,8 +82,7 @@ pub trait Float:
     /// Neither infinite nor NaN.
     fn is_finite(self) -> bool;
 
-    /// Runs `op`, a closure too, compiled for the best instruction set here that this type is compiled for. Only what is inlined
-    /// into `op` gains: loops written in it, and functions marked `#[inline(always)]` such as the ones here. `f64` is not compiled for AVX-512:
+    /// Runs `op` compiled for the best instruction set here that this type is compiled for. `f64` is not compiled for AVX-512:
     /// an oracle is seldom run, and its copy of every loop is a sixth of the ops' code.
     fn dispatch<Op: WithSimd>(op: Op) -> Op::Output;
 

@@ -100,23 +100,17 @@ fn on_threads(threads: usize, work: &(dyn Fn(usize) + Sync)) {
 /// Each thread takes the next number that nobody has taken, so that none waits for a share that another was given: with
 /// few tasks of equal size, halving the range would leave a thread idle for a whole task.
 pub fn for_each(count: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
-    share(count, work, &f);
-}
-
-/// [`for_each`] behind a pointer: a task is called once in the machine code, so that its loops are compiled once and not
-/// anew for each way to run them.
-fn share(count: usize, work: usize, f: &(dyn Fn(usize) + Sync)) {
     let threads = threads().min(count);
     if threads <= 1 || work < GRAIN {
         return (0..count).for_each(f);
     }
     let next = AtomicUsize::new(0);
-    on_threads(threads, &|_| take_all(&next, count, f));
+    on_threads(threads, &|_| take_all(&next, count, &f));
 }
 
-/// As [`share`], for many small tasks: thread `t` begins with part `t` of them, so that the part of a buffer that it wrote last
+/// As [`for_each`], for many small tasks: thread `t` begins with part `t` of them, so that the part of a buffer that it wrote last
 /// time is still in its cache, and then helps with the others' parts.
-fn share_near(count: usize, work: usize, f: &(dyn Fn(usize) + Sync)) {
+fn for_each_near(count: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
     let threads = threads().min(count);
     if threads <= 1 || work < GRAIN {
         return (0..count).for_each(f);
@@ -125,13 +119,13 @@ fn share_near(count: usize, work: usize, f: &(dyn Fn(usize) + Sync)) {
     let next: Vec<AtomicUsize> = (0..threads).map(|part| AtomicUsize::new(part * count / threads)).collect();
     on_threads(threads, &|thread| {
         for part in (thread..threads).chain(0..thread) {
-            take_all(&next[part], end(part), f);
+            take_all(&next[part], end(part), &f);
         }
     });
 }
 
 /// Takes tasks of `count`, one at a time, as long as there are any.
-fn take_all(next: &AtomicUsize, count: usize, f: &dyn Fn(usize)) {
+fn take_all(next: &AtomicUsize, count: usize, f: impl Fn(usize)) {
     loop {
         let task = next.fetch_add(1, Ordering::Relaxed);
         if task >= count {
@@ -161,15 +155,6 @@ pub(crate) fn for_phases(
     tasks: impl Fn(usize) -> usize + Send + Sync,
     f: impl Fn(usize, usize) + Send + Sync,
 ) {
-    share_phases(threads, phases, &tasks, &f);
-}
-
-fn share_phases(
-    threads: usize,
-    phases: usize,
-    tasks: &(dyn Fn(usize) -> usize + Sync),
-    f: &(dyn Fn(usize, usize) + Sync),
-) {
     if threads <= 1 {
         (0..phases).for_each(|phase| (0..tasks(phase)).for_each(|task| f(phase, task)));
         return;
@@ -178,7 +163,7 @@ fn share_phases(
     on_threads(threads, &|_| {
         for (phase, (taken, done)) in counters.iter().enumerate() {
             let count = tasks(phase);
-            take_all(taken, count, &|task| {
+            take_all(taken, count, |task| {
                 // Counted also where the task panics: nobody must wait for it.
                 let _done = Done(done);
                 f(phase, task);
@@ -214,11 +199,15 @@ pub fn for_row_blocks<T: Send>(dst: &mut [T], row_len: usize, block: usize, f: i
         return;
     }
     let (len, chunk) = (dst.len(), block.max(1) * row_len);
-    let shared = Shared::new(dst);
-    share_near(len.div_ceil(chunk), len, &|i| {
-        // SAFETY: chunk `i` is this task's alone, and the last one ends where the buffer does.
-        f(i * block, unsafe { shared.row(i * chunk, chunk.min(len - i * chunk)) });
-    });
+    if len < GRAIN || len <= chunk || threads() == 1 {
+        dst.chunks_mut(chunk).enumerate().for_each(|(i, rows)| f(i * block, rows));
+    } else {
+        let shared = Shared::new(dst);
+        for_each_near(len.div_ceil(chunk), len, |i| {
+            // SAFETY: chunk `i` is this task's alone, and the last one ends where the buffer does.
+            f(i * block, unsafe { shared.row(i * chunk, chunk.min(len - i * chunk)) });
+        });
+    }
 }
 
 /// As [`for_row_blocks`], with a row of zeros for each block, of `sums` (`[blocks, sums_len]`): `f(first_row, rows, sums)`. The
@@ -263,7 +252,7 @@ pub fn for_rows2<A: Send, B: Send>(
     let block = rows_per_block(a_len.max(b_len));
     let (rows, work) = (a.len() / a_len, a.len().max(b.len()));
     let (a, b) = (Shared::new(a), Shared::new(b));
-    share_near(rows.div_ceil(block), work, &|i| {
+    for_each_near(rows.div_ceil(block), work, |i| {
         for row in i * block..rows.min((i + 1) * block) {
             // SAFETY: the rows of block `i` are this task's alone.
             unsafe { f(row, a.row(row * a_len, a_len), b.row(row * b_len, b_len)) };
@@ -280,7 +269,7 @@ fn rows_per_block(row_len: usize) -> usize {
 pub fn for_slots<T: Send>(slots: &mut [T], work: usize, f: impl Fn(&mut T) + Send + Sync) {
     let (count, slots) = (slots.len(), Shared::new(slots));
     // SAFETY: slot `i` is this task's alone.
-    share_near(count, work, &|i| f(unsafe { &mut *slots.get().add(i) }));
+    for_each_near(count, work, |i| f(unsafe { &mut *slots.get().add(i) }));
 }
 
 #[cfg(test)]

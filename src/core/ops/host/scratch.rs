@@ -42,26 +42,17 @@ thread_local! {
 /// Lends `bytes` initialised bytes (contents unspecified) to `f`. Calls may nest, and `f` may run parallel work.
 pub(super) fn with<R>(bytes: usize, f: impl FnOnce(NonNull<u8>) -> R) -> R {
     // Nothing stays borrowed while `f` runs: parallel work in `f` may bring this thread back here.
-    let piece = take(bytes);
-    let result = f(piece.pointer);
-    keep(piece);
-    result
-}
-
-/// A piece of at least `bytes`: the smallest kept one that suffices, or a new one.
-fn take(bytes: usize) -> Piece {
     let kept = PIECES.with_borrow_mut(|pieces| {
         let best = (0..pieces.len()).filter(|&i| pieces[i].bytes >= bytes).min_by_key(|&i| pieces[i].bytes);
         // Where all are too small, one makes room for a larger one.
         best.map(|i| pieces.swap_remove(i)).or_else(|| pieces.pop())
     });
-    kept.filter(|piece| piece.bytes >= bytes).unwrap_or_else(|| Piece::new(bytes))
-}
-
-fn keep(piece: Piece) {
+    let piece = kept.filter(|piece| piece.bytes >= bytes).unwrap_or_else(|| Piece::new(bytes));
+    let result = f(piece.pointer);
     PIECES.with_borrow_mut(|pieces| {
         if pieces.len() < KEPT {
             pieces.push(piece);
         }
     });
+    result
 }

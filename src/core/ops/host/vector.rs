@@ -1,7 +1,7 @@
 //! Loops over slices, compiled for AVX-512, AVX2 and plain scalar code and chosen at run time.
 //!
-//! [`Float::dispatch`] compiles what is inlined into it for each instruction set that its type is worth. The loops here are plain
-//! Rust: a new elementwise function is a closure over [`Float`]'s methods given to [`map`], [`map2`] or [`map3`], nothing else.
+//! [`dispatch`] compiles what is inlined into it for each instruction set. The loops here are plain Rust: a new elementwise
+//! function is a closure over [`Float`]'s methods given to [`map`], [`map2`] or [`map3`], nothing else.
 //!
 //! **Order of sums.** A sum over a slice runs over 32 virtual lanes: lane `l` takes elements `l`, `l + 32`, `l + 64`, … in that
 //! order, starting from zero; then lane `l` adds lane `l + 16` for `l < 16`, then `l + 8`, `l + 4`, `l + 2`, `l + 1`. The bits
@@ -21,8 +21,9 @@ const BLOCK_COLS: usize = 64;
 /// Elements per task of a parallel elementwise loop.
 const TASK: usize = GRAIN / 2;
 
-/// Runs `f` compiled for the best instruction set here, for loops over other types than [`Float`]. Only what is inlined into `f`
-/// gains: loops written in it, closures, and functions marked `#[inline(always)]` such as [`Float`]'s.
+/// Runs `f` compiled for the best instruction set here. Only what is inlined into `f` gains: loops written in it, closures,
+/// and functions marked `#[inline(always)]` such as [`Float`]'s.
+///
 #[inline(always)]
 pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
@@ -55,7 +56,7 @@ pub(crate) fn prefetch<T>(from: &[T], start: usize, len: usize) {
 #[inline]
 pub fn map<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate, f: impl Fn(T) -> T) {
     assert_eq!(dst.len(), src.len(), "map: lengths differ");
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || match mode {
             Accumulate::Write => dst.iter_mut().zip(src).for_each(|(dst, &x)| *dst = f(x)),
@@ -67,7 +68,7 @@ pub fn map<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate, f: impl Fn(T) -
 /// `dst[i] = f(dst[i])`.
 #[inline]
 pub fn map_in_place<T: Float>(dst: &mut [T], f: impl Fn(T) -> T) {
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || dst.iter_mut().for_each(|x| *x = f(*x)),
     );
@@ -77,7 +78,7 @@ pub fn map_in_place<T: Float>(dst: &mut [T], f: impl Fn(T) -> T) {
 #[inline]
 pub fn map2<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate, f: impl Fn(T, T) -> T) {
     assert!(dst.len() == a.len() && a.len() == b.len(), "map2: lengths differ");
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || match mode {
             Accumulate::Write => dst.iter_mut().zip(a).zip(b).for_each(|((dst, &a), &b)| *dst = f(a, b)),
@@ -90,7 +91,7 @@ pub fn map2<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate, f: impl
 #[inline]
 pub fn map3<T: Float>(dst: &mut [T], a: &[T], b: &[T], c: &[T], mode: Accumulate, f: impl Fn(T, T, T) -> T) {
     assert!(dst.len() == a.len() && a.len() == b.len() && b.len() == c.len(), "map3: lengths differ");
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || {
             let sources = a.iter().zip(b).zip(c);
@@ -189,7 +190,7 @@ pub fn sum<T: Float>(a: &[T]) -> T {
 /// Σ f(a\[i\]), in the documented order.
 #[inline]
 pub fn sum_by<T: Float>(a: &[T], f: impl Fn(T) -> T) -> T {
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || reduce(a, T::ZERO, |sum, x| sum + f(x), |a, b| a + b),
     )
@@ -198,7 +199,7 @@ pub fn sum_by<T: Float>(a: &[T], f: impl Fn(T) -> T) -> T {
 /// Σ a\[i\]², fused, in the documented order.
 #[inline]
 pub fn sum_of_squares<T: Float>(a: &[T]) -> T {
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || reduce(a, T::ZERO, |sum, x| x.mul_add(x, sum), |a, b| a + b),
     )
@@ -207,7 +208,7 @@ pub fn sum_of_squares<T: Float>(a: &[T]) -> T {
 /// Σ (a\[i\] - mean)², fused, in the documented order.
 #[inline]
 pub fn sum_of_squares_about<T: Float>(a: &[T], mean: T) -> T {
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || reduce(a, T::ZERO, |sum, x| (x - mean).mul_add(x - mean, sum), |a, b| a + b),
     )
@@ -220,7 +221,7 @@ pub fn sum_of_squares_about<T: Float>(a: &[T], mean: T) -> T {
 #[inline]
 pub fn dot<T: Float>(a: &[T], b: &[T]) -> T {
     assert_eq!(a.len(), b.len(), "dot: lengths differ");
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || reduce2(a, b, |sum, a, b| a.mul_add(b, sum)),
     )
@@ -233,7 +234,7 @@ pub fn dot<T: Float>(a: &[T], b: &[T]) -> T {
 #[inline]
 pub fn sum_by2<T: Float>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
     assert_eq!(a.len(), b.len(), "sum_by2: lengths differ");
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || reduce2(a, b, |sum, a, b| sum + f(a, b)),
     )
@@ -242,7 +243,7 @@ pub fn sum_by2<T: Float>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
 /// The largest value; -∞ of none. NaN is passed over.
 #[inline]
 pub fn max<T: Float>(a: &[T]) -> T {
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || reduce(a, T::NEG_INFINITY, |most, x| x.larger(most), |a, b| b.larger(a)),
     )
@@ -252,7 +253,7 @@ pub fn max<T: Float>(a: &[T]) -> T {
 #[inline]
 pub fn axpy<T: Float>(dst: &mut [T], alpha: T, x: &[T]) {
     assert_eq!(dst.len(), x.len(), "axpy: lengths differ");
-    T::dispatch(
+    dispatch(
         #[inline(always)]
         || dst.iter_mut().zip(x).for_each(|(dst, &x)| *dst = alpha.mul_add(x, *dst)),
     );
@@ -277,7 +278,7 @@ pub fn column_sums<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate) {
     // Parallel over columns, never over rows.
     let run = |first: usize, dst: &mut [T]| {
         let width = dst.len();
-        T::dispatch(
+        dispatch(
             #[inline(always)]
             || {
                 let mut total = [T::ZERO; BLOCK_COLS];

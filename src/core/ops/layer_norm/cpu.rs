@@ -40,14 +40,14 @@ impl<'a, T: Float> View<'a, T> {
     fn scale(&self, row: usize, values: &mut [T]) {
         match (self.weight, self.matrix) {
             (Some(weight), _) => {
-                T::dispatch(
+                vector::dispatch(
                     #[inline(always)]
                     || values.iter_mut().zip(weight).for_each(|(v, &w)| *v *= w),
                 );
             }
             (None, Some(matrix)) => {
                 let scale = self.modulation(matrix, row, self.sizes.scale_column);
-                T::dispatch(
+                vector::dispatch(
                     #[inline(always)]
                     || values.iter_mut().zip(scale).for_each(|(v, &s)| *v = s.mul_add(*v, *v)),
                 );
@@ -71,14 +71,14 @@ pub(super) fn forward<T: Float>(call: &Call, bias: Option<&Tensor>, y: &Tensor) 
     let bias = bias.map(Tensor::host::<T>);
     parallel::for_rows(y.host_mut::<T>(), sizes.cols, |row, y| {
         let (x, mean, rstd) = (view.row(view.x, row), view.mean[row], view.rstd[row]);
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - mean) * rstd),
         );
         view.scale(row, y);
         let shift = bias.or(view.matrix.map(|matrix| view.modulation(matrix, row, sizes.shift_column)));
         if let Some(shift) = shift {
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || y.iter_mut().zip(shift).for_each(|(y, &s)| *y += s),
             );
@@ -99,13 +99,13 @@ pub(super) fn backward_input<T: Float>(call: &Call, dy: &Tensor, dx: &Destinatio
             let (g, n) = scratch.split_at_mut(cols);
             g.copy_from_slice(view.row(dy, row));
             view.scale(row, g);
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || n.iter_mut().zip(x).for_each(|(n, &x)| *n = (x - mean) * rstd),
             );
             let mean_g = vector::sum(g) * inverse;
             let mean_gn = vector::dot(g, n) * inverse;
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || {
                     for ((dx, &g), &n) in dx.iter_mut().zip(&*g).zip(&*n) {
@@ -135,7 +135,7 @@ pub(super) fn backward_affine<T: Float>(
         bias.fill(T::ZERO);
         for row in part * ROWS_PER_PART..rows.min((part + 1) * ROWS_PER_PART) {
             let (x, dy, mean, rstd) = (view.row(view.x, row), view.row(dy, row), view.mean[row], view.rstd[row]);
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || {
                     for (((w, b), &dy), &x) in weight.iter_mut().zip(bias.iter_mut()).zip(dy).zip(x) {
@@ -152,7 +152,7 @@ pub(super) fn backward_affine<T: Float>(
             sum.fill(T::ZERO);
         }
         for part in partial.chunks_exact(cols) {
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || sum.iter_mut().zip(part).for_each(|(s, &p)| *s += p),
             );
@@ -169,12 +169,12 @@ pub(super) fn backward_modulation<T: Float>(call: &Call, dy: &Tensor, dm: &Desti
         for row in sample * sizes.rows_per_sample..(sample + 1) * sizes.rows_per_sample {
             let (x, dy, mean, rstd) = (view.row(view.x, row), view.row(dy, row), view.mean[row], view.rstd[row]);
             let shift = &mut dm[sizes.shift_column..][..sizes.cols];
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || shift.iter_mut().zip(dy).for_each(|(s, &dy)| *s += dy),
             );
             let scale = &mut dm[sizes.scale_column..][..sizes.cols];
-            T::dispatch(
+            vector::dispatch(
                 #[inline(always)]
                 || {
                     for ((s, &dy), &x) in scale.iter_mut().zip(dy).zip(x) {

@@ -109,7 +109,7 @@ pub(super) fn activation_backward<T: Float>(call: &Call, dy: &Tensor, bias: Opti
 /// z becomes dy · derivative(z).
 #[inline(always)]
 fn bend<T: Float>(z: &mut [T], dy: &[T], derivative: impl Fn(T) -> T) {
-    T::dispatch(|| z.iter_mut().zip(dy).for_each(|(z, &dy)| *z = dy * derivative(*z)));
+    vector::dispatch(|| z.iter_mut().zip(dy).for_each(|(z, &dy)| *z = dy * derivative(*z)));
 }
 
 pub(super) fn input_backward<T: Float>(sizes: Sizes, dz: &Tensor, weight: &Tensor, dx: &Destination) {

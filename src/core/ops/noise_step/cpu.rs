@@ -3,7 +3,7 @@
 use super::{Draw, FLOW_TIME_SCALE, NoiseStep, Noised, Target, Times};
 use crate::ops::control::Control;
 use crate::ops::host::normal::{fill_normal_as, normal4};
-use crate::ops::host::{Float, parallel};
+use crate::ops::host::{Float, parallel, vector};
 use crate::rng::{Philox, Purpose};
 use crate::tensor::Tensor;
 
@@ -91,7 +91,7 @@ pub(super) fn forward<T: Float>(x0: &Tensor, labels: &Tensor, control: &Tensor, 
         let (level, x0) = (&levels[b], &x0[b * elements..][..elements]);
         // The noise stands in the target until the target does.
         fill_normal_as(target, philox, item(b), control.step, Purpose::Noise);
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
                 for ((x_t, target), &x0) in x_t.iter_mut().zip(target.iter_mut()).zip(x0) {

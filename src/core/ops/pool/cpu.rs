@@ -21,7 +21,7 @@ pub(super) fn max<T: Float>(sizes: Sizes, x: &Tensor, y: &Tensor, winners: &Tens
         let (image, row, col) = (pixel / (rows * cols), pixel / cols % rows, pixel % cols);
         let ((vertical, ky), (horizontal, kx)) = (within(row, sizes, height), within(col, sizes, width));
         let mut first = true;
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
                 for (iy, ky) in vertical.clone().zip(ky..) {
@@ -105,7 +105,7 @@ pub(super) fn max_backward<T: Float>(sizes: Sizes, dy: &Tensor, winners: &Tensor
         if mode == Accumulate::Write {
             to.fill(T::ZERO);
         }
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
                 for oy in holding(window, row, rows) {
@@ -132,7 +132,7 @@ pub(super) fn average<T: Float>(pixels: usize, x: &Tensor, y: &Tensor) {
         y.host_mut::<T>().chunks_exact_mut(channels).zip(x.chunks_exact(pixels * channels)).collect();
     parallel::for_slots(&mut images, x.len(), |(y, x)| {
         y.fill(T::ZERO);
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
                 for x in x.chunks_exact(channels) {

@@ -2,7 +2,7 @@
 
 use super::{Row, STAGE_WORDS, SamplerState};
 use crate::ops::host::normal::fill_normal_as;
-use crate::ops::host::{Float, parallel};
+use crate::ops::host::{Float, parallel, vector};
 use crate::rng::{Philox, Purpose};
 use crate::tensor::Tensor;
 
@@ -139,7 +139,7 @@ fn update<T: Float>(
     let without = T::ONE - guidance;
     let (guided, unconditional) = (unconditional.is_some(), unconditional.unwrap_or(conditional));
     let n = x.len();
-    T::dispatch(
+    vector::dispatch(
         #[inline(always)]
         || {
             let (conditional, unconditional, noise) = (&conditional[..n], &unconditional[..n], &noise[..n]);
@@ -176,7 +176,7 @@ pub(super) fn pixels<T: Float>(x: &Tensor, pixels: &Tensor) {
     let x = x.host::<T>();
     parallel::for_row_blocks(pixels.host_mut::<u8>(), 1, parallel::GRAIN, |first, pixels| {
         let x = &x[first..][..pixels.len()];
-        T::dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
                 for (pixel, &x) in pixels.iter_mut().zip(x) {
