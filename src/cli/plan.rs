@@ -158,7 +158,7 @@ impl PlanCommand {
         for (kind, size) in rows {
             text += &format!("  {kind:<20}{:>12}\n", bytes(size as f64));
         }
-        text += &format!("  {:<20}{:>12}\n", "total", bytes(rows.iter().map(|row| row.1).sum::<usize>() as f64));
+        text += &format!("  {:<20}{:>12}\n", "total", bytes(extractor.bytes() as f64));
         text += &format!("\nfeatures of {batch} pictures\n{}", table(&work, &peak, precision));
         Ok(text + &floor(&work, &peak, precision, batch, "a batch"))
     }

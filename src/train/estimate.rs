@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{DataSizes, Residency, Trainer};
+use super::{DataSizes, Residency, Trainer, observers};
 use crate::config::{Config, Precision};
 use crate::error::Result;
 use crate::tensor::{Cost, Program};
@@ -201,6 +201,11 @@ impl Estimate {
         let named: usize = memory.iter().map(|(_, bytes)| bytes).sum();
         memory.push(("tables and results", trainer.context().persistent_bytes().saturating_sub(named)));
         memory.push(("arena", arena));
+        // While an evaluation goes on; its programs are planned apart from the run's.
+        let evaluation = observers::network_bytes(config)?;
+        if evaluation > 0 {
+            memory.push(("evaluation network", evaluation));
+        }
 
         let (accumulation, shards) = (config.training.gradient_accumulation, config.training.shards);
         let times = |name: &str| match (name, shards) {

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use crate::config::{BestBy, Config, Every, SampleMetric, TrainingConfig};
+use crate::config::{BestBy, Config, Every, Rule, SampleMetric, TrainingConfig};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::eval::evaluation::{Asking, FeatureSet, Measured, MetricKind, Reference, measure};
-use crate::eval::{Better, Extractor, Gallery, Rule};
+use crate::eval::{Better, Extractor, Gallery};
 use crate::picture::Image;
 use crate::tensor::Context;
 use crate::train::{Ending, EvaluationLine, Event, Observer, Place, Run};
@@ -18,6 +18,7 @@ const BATCH: usize = 32;
 pub(super) struct Evaluate {
     every: Every,
     metric: SampleMetric,
+    rule: Rule,
     samples: usize,
     images: Option<usize>,
     keeps_best: bool,
@@ -31,6 +32,7 @@ impl Evaluate {
         Self {
             every: training.evaluate_every,
             metric: training.evaluate_metric,
+            rule: training.evaluate_rule,
             samples: training.evaluate_samples,
             images: training.evaluate_reference,
             keeps_best: training.best_by == BestBy::Metric,
@@ -41,10 +43,10 @@ impl Evaluate {
 
     /// The network is opened each time: it would take memory from training in between.
     fn extractor(&self, run: &Run) -> Result<Extractor> {
-        let (trainer, rule) = (run.trainer(), Rule::default());
+        let trainer = run.trainer();
         let path = Path::new(&trainer.config().training.evaluate_extractor);
         let context = Context::new(trainer.context().device().clone());
-        Extractor::open(&context, &Extractor::find(path, EXTRACTOR)?, rule, BATCH)
+        Extractor::open(&context, &Extractor::find(path, EXTRACTOR)?, self.rule, BATCH)
     }
 
     /// Features of the training images, which a later run on them finds on disk.
@@ -61,7 +63,7 @@ impl Evaluate {
     }
 
     /// None where the run is to stop.
-    fn found(&mut self, run: &mut Run) -> Result<Option<Measured>> {
+    fn found(&mut self, run: &mut Run) -> Result<Option<(Measured, Option<Rule>)>> {
         let mut extractor = self.extractor(run)?;
         run.report(&Event::Busy("draws samples and evaluates them"));
         let Some(set) = drawn(run, &mut extractor, self.samples)? else { return Ok(None) };
@@ -70,7 +72,9 @@ impl Evaluate {
         let asking = Asking { metrics: &[kind], distance: extractor.distance_name(), draws: 0, seed, classes: None };
         let (found, _) = measure(&set, self.reference.as_ref(), &asking, &mut |_, _, _| Ok(()))?;
         let found = found.into_iter().find(|measured| measured.key == key);
-        found.map(Some).ok_or_else(|| Error::shape("evaluation", format!("no {key} was measured")))
+        found
+            .map(|found| Some((found, extractor.rule())))
+            .ok_or_else(|| Error::shape("evaluation", format!("no {key} was measured")))
     }
 
     fn is_exhausted(&self, run: &Run) -> bool {
@@ -98,7 +102,7 @@ impl Observer for Evaluate {
     }
 
     fn act(&mut self, run: &mut Run) -> Result<()> {
-        let Some(found) = self.found(run)? else { return Ok(()) };
+        let Some((found, rule)) = self.found(run)? else { return Ok(()) };
         let (step, epoch, value) = (run.place().step, run.epochs(), found.value);
         let evaluations = &mut run.progress.evaluations;
         let best = match (evaluations.best, found.better) {
@@ -114,7 +118,7 @@ impl Observer for Evaluate {
         if best && self.keeps_best {
             run.save_model(&run.folder().best())?;
         }
-        let line = EvaluationLine { step, epoch, metric: found.name, value, samples: self.samples };
+        let line = EvaluationLine { step, epoch, metric: found.name, value, samples: self.samples, rule };
         run.journal(|journal| journal.evaluation(&line))?;
         let last = self.is_exhausted(run);
         if last {
@@ -184,6 +188,17 @@ fn kind(metric: SampleMetric) -> (MetricKind, &'static str) {
         SampleMetric::Recall => (MetricKind::PrecisionRecall, "recall"),
         SampleMetric::Density => (MetricKind::DensityCoverage, "density"),
         SampleMetric::Coverage => (MetricKind::DensityCoverage, "coverage"),
+    }
+}
+
+/// Bytes that the network of a run's evaluations takes on its device while one goes on; 0 for a run without evaluations.
+///
+/// # Errors
+/// As [`find_extractor`]; those of opening a classifier.
+pub(in crate::train) fn network_bytes(config: &Config) -> Result<usize> {
+    match config.training.evaluate_every {
+        Every::Never => Ok(0),
+        _ => Extractor::bytes_of(Path::new(&config.training.evaluate_extractor), EXTRACTOR, BATCH),
     }
 }
 
