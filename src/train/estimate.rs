@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{DataSizes, Residency, Trainer, observers};
+use super::{DataSizes, Residency, Trainer, available_memory, observers};
 use crate::config::{Config, Precision};
 use crate::error::Result;
-use crate::tensor::{Cost, Program};
+use crate::ops::host::parallel::{install, threads};
+use crate::ops::host::rates::{self, Rates};
+use crate::tensor::{Cost, Device, Program};
 
 /// The rates of a device.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +51,21 @@ impl Peak {
                 memory: Some(memory * 1_000_000_000),
             })
             .collect()
+    }
+
+    /// Those of this CPU on all threads, measured: about a quarter of a second.
+    pub fn of_this_cpu() -> Self {
+        install(|| {
+            let Rates { flops, bandwidth } = rates::measure();
+            Self {
+                key: "cpu",
+                name: format!("this cpu, {} threads, measured now", threads()),
+                bf16: flops,
+                f32: flops,
+                bandwidth,
+                memory: available_memory(&Device::Cpu),
+            }
+        })
     }
 
     /// Seconds that `cost` takes at least, and whether memory rather than arithmetic bounds it.
