@@ -18,7 +18,7 @@ use std::ptr::NonNull;
 use crate::error::{Error, Result};
 
 pub use choose::{Chosen, DeviceChoice};
-pub use ptx::{EmbeddedModule, embedded_modules};
+pub use ptx::{EmbeddedModule, embedded_modules, module_text};
 
 /// A kernel entry point, as `build.rs` found it in `kernels/*.cu`.
 #[derive(Debug, PartialEq, Eq)]
@@ -209,6 +209,24 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
 
     /// Waits for all submitted work; reports what failed in it.
     fn synchronize(&self) -> Result<()>;
+
+    /// From here on every launch, copy and zeroing is timed by itself, until [`Accelerator::end_timing`]. Refused during capture.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the device has no clock of its own.
+    fn begin_timing(&self) -> Result<()> {
+        let reason = "devices of this kind have no clock of their own".into();
+        Err(Error::Unsupported { op: "timing", device: self.name(), reason })
+    }
+
+    /// Waits for all submitted work. Seconds of each launch, copy and zeroing since [`Accelerator::begin_timing`], in the order of
+    /// their submission; none where it was not called.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn end_timing(&self) -> Result<Vec<f64>> {
+        Ok(Vec::new())
+    }
 
     /// What the devices of several processes have to have in common to exchange by themselves: one process makes it, all give
     /// it to [`Accelerator::communicate`].

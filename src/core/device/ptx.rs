@@ -85,6 +85,18 @@ pub fn embedded_modules() -> Vec<EmbeddedModule> {
         .collect()
 }
 
+/// The PTX that a device of this compute capability is given for a module; None where there is no such module.
+///
+/// # Errors
+/// [`Error::Kernel`] where it is damaged.
+pub fn module_text(module: &str, capability: (u32, u32)) -> Result<Option<String>> {
+    let Some(found) = candidates(module, capability).into_iter().next() else { return Ok(None) };
+    let mut text = found.text()?;
+    // Without the driver's zero byte.
+    text.pop();
+    Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
