@@ -69,6 +69,11 @@ impl DeviceMemory {
         Ok(Self { host, base, reserved, capacity, used: 0, allocations: BTreeMap::new(), free, shadow })
     }
 
+    /// The first address, and the bytes that are reserved from there on.
+    pub fn span(&self) -> (u64, u64) {
+        (self.base, self.reserved)
+    }
+
     pub fn total(&self) -> u64 {
         self.capacity
     }
