@@ -49,7 +49,7 @@ pub struct KernelCounters {
     pub sectors: u64,
     /// Passes over the banks of shared memory beyond the least.
     pub conflicts: u64,
-    /// Registers of a thread.
+    /// Registers of a thread, as the machine estimates them: they follow the PTX, whether or not a compiler is at hand.
     pub registers: u64,
 }
 
@@ -61,7 +61,7 @@ impl KernelCounters {
             slots: counters.warp_instructions,
             sectors: counters.global_sectors,
             conflicts: counters.shared_wavefronts.saturating_sub(counters.shared_wavefronts_least),
-            registers: row.last.figures.as_ref().map_or(0, |figures| u64::from(figures.registers)),
+            registers: row.last.estimated_registers,
         }
     }
 

@@ -7,8 +7,14 @@ use super::counters::Counters;
 use super::file::{KernelLines, MachineFile};
 use crate::device::module_text;
 
-/// A folder of PTX that the machine took in the place of the embedded one.
-pub const REPLACE: &str = "PTX_MACHINE_REPLACE";
+/// A folder of PTX that the machine takes in the place of the embedded one.
+const REPLACE: &str = "PTX_MACHINE_REPLACE";
+
+/// The file that the machine takes in the place of a module's embedded PTX, if there is one.
+pub fn replaced(module: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os(REPLACE).filter(|folder| !folder.is_empty())?;
+    Some(Path::new(&folder).join(format!("{module}.ptx"))).filter(|path| path.is_file())
+}
 
 /// A line of a kernel's source with what it did.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,7 +119,6 @@ fn width(instruction: &str) -> Option<u32> {
 
 /// The PTX of the modules of a file as the machine had it, by module.
 pub fn texts(file: &MachineFile) -> HashMap<String, String> {
-    let replaced = std::env::var_os(REPLACE).filter(|folder| !folder.is_empty()).map(PathBuf::from);
     let capability = (file.capability[0], file.capability[1]);
     let mut texts = HashMap::new();
     for kernel in &file.kernels {
@@ -121,7 +126,7 @@ pub fn texts(file: &MachineFile) -> HashMap<String, String> {
         if texts.contains_key(module) {
             continue;
         }
-        let other = replaced.as_ref().and_then(|folder| std::fs::read_to_string(folder.join(format!("{module}.ptx"))).ok());
+        let other = replaced(module).and_then(|path| std::fs::read_to_string(path).ok());
         if let Some(text) = other.or_else(|| module_text(module, capability).ok().flatten()) {
             texts.insert(module.clone(), text);
         }

@@ -39,8 +39,7 @@ use report::Report;
 /// # Errors
 /// Where what was counted is not what was submitted.
 pub fn profile(counted: &Counted, gpu: Gpu, calibration: Option<&Calibration>) -> Result<Report> {
-    let replaced = std::env::var_os(lines::REPLACE).is_some_and(|folder| !folder.is_empty());
-    let pieces = pieces::pieces(counted, &gpu, replaced, calibration)?;
+    let pieces = pieces::pieces(counted, &gpu, calibration)?;
     let rows = Report::rows(&pieces);
     let findings = findings::findings(&rows, &counted.machine, &gpu);
     Ok(Report {

@@ -6,6 +6,7 @@ use super::calibration::Calibration;
 use super::counters::Counters;
 use super::file::{Counted, Launch, Node};
 use super::gpu::Gpu;
+use super::lines::replaced;
 use super::memory::{Touch, Traffic, traffic};
 use super::model::{Modelled, Occupancy, Part, Work, model};
 use super::registers::{Figures, figures};
@@ -29,6 +30,8 @@ pub struct Piece {
     pub launch: Option<Launch>,
     /// Registers and the like; None for copies.
     pub figures: Option<Figures>,
+    /// Registers of a thread by the machine's own estimate.
+    pub estimated_registers: u64,
     /// What it counted.
     pub counters: Counters,
     /// What it moves.
@@ -45,7 +48,7 @@ pub struct Piece {
 ///
 /// # Errors
 /// Where the machine launched something else than the engine submitted.
-pub fn pieces(counted: &Counted, gpu: &Gpu, replaced: bool, calibration: Option<&Calibration>) -> Result<Vec<Piece>> {
+pub fn pieces(counted: &Counted, gpu: &Gpu, calibration: Option<&Calibration>) -> Result<Vec<Piece>> {
     let launches = matched(counted)?;
     let touches: Vec<Touch> = counted.nodes.iter().zip(&launches).map(|(node, launch)| touch(node, *launch)).collect();
     let moved = by_section(&counted.nodes, &touches, gpu.l2);
@@ -56,8 +59,9 @@ pub fn pieces(counted: &Counted, gpu: &Gpu, replaced: bool, calibration: Option<
             None => copy(node, gpu, traffic),
             Some(launch) => {
                 let kernel = &counted.machine.kernels[launch.kernel];
+                let (capability, replaced) = (counted.machine.capability, replaced(&kernel.module).is_some());
                 let figures =
-                    known.entry(launch.kernel).or_insert_with(|| figures(kernel, counted.machine.capability, replaced));
+                    known.entry(launch.kernel).or_insert_with(|| figures(kernel, capability, replaced));
                 let counters = launch.counters.unwrap_or_default();
                 let work = Work {
                     blocks: launch.blocks(),
@@ -76,6 +80,7 @@ pub fn pieces(counted: &Counted, gpu: &Gpu, replaced: bool, calibration: Option<
                     module: kernel.module.clone(),
                     launch: Some(launch.clone()),
                     figures: Some(figures.clone()),
+                    estimated_registers: u64::from(kernel.registers),
                     counters,
                     traffic,
                     seconds: modelled.seconds,
@@ -163,6 +168,7 @@ fn copy(node: &Node, gpu: &Gpu, traffic: Traffic) -> Piece {
         module: String::new(),
         launch: None,
         figures: None,
+        estimated_registers: 0,
         counters: Counters::default(),
         traffic,
         modelled: Modelled { parts, bound, second, seconds, gap, floor, occupancy, busiest: 0, idle: 0.0 },

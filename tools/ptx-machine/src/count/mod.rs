@@ -217,6 +217,23 @@ impl Sums {
         }
     }
 
+    /// Multiplied by `all / part`, and rounded.
+    pub fn scale(&mut self, all: u64, part: u64) {
+        let scaled = |count: &mut u64| {
+            let product = u128::from(*count) * u128::from(all) + u128::from(part / 2);
+            *count = u64::try_from(product / u128::from(part.max(1))).unwrap_or(u64::MAX);
+        };
+        for Issued { issues, lanes, skipped } in &mut self.issued {
+            [issues, lanes, skipped].into_iter().for_each(scaled);
+        }
+        for one in &mut self.accessed {
+            let Accessed { global_requests, global_sectors, global_sectors_least, .. } = one;
+            [global_requests, global_sectors, global_sectors_least].into_iter().for_each(scaled);
+            let Accessed { shared_requests, shared_wavefronts, shared_wavefronts_least, local_bytes, .. } = one;
+            [shared_requests, shared_wavefronts, shared_wavefronts_least, local_bytes].into_iter().for_each(scaled);
+        }
+    }
+
     /// The counters of each operation that was executed, with its index.
     pub fn operations<'s>(&'s self, program: &'s Program) -> impl Iterator<Item = (usize, Counters)> + 's {
         self.issued.iter().zip(&self.accessed).enumerate().filter(|(_, (issued, _))| issued.issues > 0).map(

@@ -42,7 +42,7 @@ pub use event::*;
 pub use graph::*;
 pub use memory::*;
 pub use module::*;
-pub use profile::{ptxMachineExecute, ptxMachineMark};
+pub use profile::{ptxMachineExecute, ptxMachineMark, ptxMachineSample};
 pub use stream::*;
 
 use code::{Code, Outcome};

@@ -5,10 +5,11 @@
 //! count means. A count of zero is left out.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::call;
 use super::code::{self, Code, Outcome};
@@ -53,6 +54,18 @@ pub extern "C" fn ptxMachineExecute(on: c_int) -> Code {
     })
 }
 
+/// No call of cuda.h: all that was submitted is done; of launches in a section that have more than `blocks` blocks, only so many are executed
+/// from here on, until a call with 0. They are spread over the grid, one in each of as many equal parts, at a fixed place that
+/// follows no period. What they count is multiplied to stand for all; what the launch writes is incomplete. Results as for
+/// [`ptxMachineMark`].
+#[unsafe(no_mangle)]
+pub extern "C" fn ptxMachineSample(blocks: c_uint) -> Code {
+    call("ptxMachineSample", |driver| {
+        finish(driver)?.sample = blocks;
+        Ok(())
+    })
+}
+
 /// Does all work, and gives the profile.
 fn finish(driver: &mut Driver) -> Outcome<&mut Profile> {
     if driver.profile.is_none() {
@@ -83,9 +96,18 @@ struct Listed {
     block: [u32; 3],
     dynamic_shared: u32,
     dependent: bool,
-    counted: Option<(Counters, Footprint)>,
+    counted: Option<Counted>,
     /// The first launch whose touches count as before this one.
     first: usize,
+}
+
+/// What a launch did.
+struct Counted {
+    counters: Counters,
+    /// None where not every block was executed.
+    footprint: Option<Footprint>,
+    /// How many blocks were executed in the place of all, and the least and the most warp instructions of one.
+    sampled: Option<(u64, [u64; 2])>,
 }
 
 /// What is done with a launch.
@@ -101,6 +123,8 @@ pub struct Profile {
     pub file: PathBuf,
     model: Model,
     executes: bool,
+    /// The most blocks of a launch that are executed; 0: all.
+    sample: u32,
     sections: Vec<String>,
     section: Option<usize>,
     /// The first launch of the section that is open.
@@ -115,6 +139,7 @@ impl Profile {
             file: file.into(),
             model,
             executes: true,
+            sample: 0,
             sections: Vec::new(),
             section: None,
             first: 0,
@@ -158,6 +183,11 @@ impl Profile {
         touches: Option<&Touches>,
     ) -> Result<Vec<u32>, Box<Report>> {
         let program = &launch.program;
+        let blocks = grid.grid.iter().map(|&size| u64::from(size)).product::<u64>();
+        if self.sample > 0 && blocks > u64::from(self.sample) {
+            let (sums, sampled) = sample(grid, program, blocks, u64::from(self.sample))?;
+            return Ok(self.keep(launch, dependent, &sums, None, Some(sampled)));
+        }
         let base = grid.memory.span().0;
         // Launches are numbered from 1 on: 0 is a sector that nobody touched.
         let number = |index: usize| u32::try_from(index + 1).unwrap_or(u32::MAX);
@@ -165,20 +195,32 @@ impl Profile {
         let place = touches.map(|touches| Place { touches, base, launch: own, first });
         let counted = exec::run_observed(grid, || Counts::new(program, place))?;
         let (sums, footprint) = Sums::of(program, counted);
-        let lines = sums.executed().map(|index| program.lines[index].ptx).collect();
-        let total = sums.total(program);
-        if let Some((kernel, section)) = self.add(launch, dependent, Some((total, footprint))) {
+        Ok(self.keep(launch, dependent, &sums, Some(footprint), None))
+    }
+
+    /// Adds what a launch did to its kernel. Returns the lines of PTX that were executed.
+    fn keep(
+        &mut self,
+        launch: &Launch,
+        dependent: bool,
+        sums: &Sums,
+        footprint: Option<Footprint>,
+        sampled: Option<(u64, [u64; 2])>,
+    ) -> Vec<u32> {
+        let program = &launch.program;
+        let counted = Counted { counters: sums.total(program), footprint, sampled };
+        if let Some((kernel, section)) = self.add(launch, dependent, Some(counted)) {
             let all = self.kernels[kernel].sums.entry(section).or_insert_with(|| Sums::new(program));
-            all.add(&sums);
+            all.add(sums);
         }
-        Ok(lines)
+        sums.executed().map(|index| program.lines[index].ptx).collect()
     }
 
     fn add(
         &mut self,
         launch: &Launch,
         dependent: bool,
-        counted: Option<(Counters, Footprint)>,
+        counted: Option<Counted>,
     ) -> Option<(usize, usize)> {
         let section = self.section?;
         let kernel = self.kernel(&launch.program);
@@ -267,8 +309,16 @@ impl Profile {
              \"dynamic_shared\": {dynamic_shared}, \"dependent\": {dependent}, ",
             quoted(&self.sections[section])
         );
-        let Some((counters, footprint)) = counted else {
+        let Some(Counted { counters, footprint, sampled }) = counted else {
             text.push_str("\"counters\": null, \"footprint\": null}");
+            return;
+        };
+        let _ = write!(text, "\"counters\": {}, ", object(counters));
+        if let Some((executed, slots)) = sampled {
+            let _ = write!(text, "\"executed_blocks\": {executed}, \"block_slots\": {slots:?}, ");
+        }
+        let Some(footprint) = footprint else {
+            text.push_str("\"footprint\": null}");
             return;
         };
         let reused: Vec<String> = footprint
@@ -280,13 +330,57 @@ impl Profile {
             .collect();
         let _ = write!(
             text,
-            "\"counters\": {}, \"footprint\": {{\"read_bytes\": {}, \"written_bytes\": {}, \"reused\": [{}]}}}}",
-            object(counters),
+            "\"footprint\": {{\"read_bytes\": {}, \"written_bytes\": {}, \"reused\": [{}]}}}}",
             footprint.read * SECTOR,
             footprint.written * SECTOR,
             reused.join(", ")
         );
     }
+}
+
+/// Executes `count` of a grid's blocks, on as many host threads as its limits say: what they did, multiplied to stand for all, their
+/// number, and the least and the most warp instructions of one.
+fn sample(grid: &Grid<'_>, program: &Program, blocks: u64, count: u64) -> Result<(Sums, (u64, [u64; 2])), Box<Report>> {
+    let next = AtomicU64::new(0);
+    let work = || -> Result<Vec<Sums>, Box<Report>> {
+        let mut done = Vec::new();
+        loop {
+            let part = next.fetch_add(1, Ordering::Relaxed);
+            if part >= count {
+                return Ok(done);
+            }
+            let counts = exec::run_block(grid, place(part, blocks, count), Counts::new(program, None))?;
+            done.push(Sums::of(program, vec![counts]).0);
+        }
+    };
+    let cores = grid.limits.cores.clamp(1, count as usize);
+    let parts = std::thread::scope(|scope| {
+        let running: Vec<_> = (1..cores).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        // A thread that panicked has its message on standard error; what it did not do is missed below.
+        let others = running.into_iter().filter_map(|thread| thread.join().ok());
+        std::iter::once(own).chain(others).collect::<Result<Vec<_>, _>>()
+    })?;
+    let mut all = Sums::new(program);
+    let (mut executed, mut slots) = (0, [u64::MAX, 0]);
+    for sums in parts.iter().flatten() {
+        let own = sums.total(program).warp_instructions;
+        slots = [slots[0].min(own), slots[1].max(own)];
+        all.add(sums);
+        executed += 1;
+    }
+    all.scale(blocks, executed);
+    Ok((all, (executed, slots)))
+}
+
+/// The block that stands for part `part` of `count` of a grid.
+fn place(part: u64, blocks: u64, count: u64) -> u64 {
+    let (first, end) = (part * blocks / count, (part + 1) * blocks / count);
+    // Steps of SplitMix64: grids have periods of a few blocks, such as the columns of a product's tiles.
+    let mut mixed = (part + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed ^= mixed >> 27;
+    first + mixed % (end - first).max(1)
 }
 
 /// `linear` for the PTX of `kernels/linear.cu`.

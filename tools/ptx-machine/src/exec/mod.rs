@@ -120,6 +120,24 @@ pub fn run_observed<O: Observer>(grid: &Grid<'_>, observer: impl Fn() -> O) -> R
     if grid.memory.is_checked() { spread::<true, O>(grid, observer) } else { spread::<false, O>(grid, observer) }
 }
 
+/// Runs one block of a grid, by its linear index, on this thread, and returns the observer.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_block<O: Observer>(grid: &Grid<'_>, index: u64, observer: O) -> Result<O, Box<Report>> {
+    fn alone<const CHECKED: bool, O: Observer>(grid: &Grid<'_>, index: u64, observer: O) -> Result<O, Box<Report>> {
+        let constants = block::constants(grid)?;
+        let mut worker = Worker::<CHECKED, O>::new(grid, &constants, observer);
+        worker.run(index)?;
+        Ok(worker.into_observer())
+    }
+    if grid.memory.is_checked() {
+        alone::<true, O>(grid, index, observer)
+    } else {
+        alone::<false, O>(grid, index, observer)
+    }
+}
+
 fn spread<const CHECKED: bool, O: Observer>(grid: &Grid<'_>, observer: impl Fn() -> O) -> Result<Vec<O>, Box<Report>> {
     let blocks = grid.grid.iter().map(|&size| u64::from(size)).product::<u64>();
     let cores = grid.limits.cores.clamp(1, MOST_CORES).min(blocks.max(1) as usize);
