@@ -163,7 +163,8 @@ impl Nvrtc {
 }
 
 /// Files called `name` below `folder`, links not followed.
-fn search(folder: &Path, name: &str) -> Vec<PathBuf> {
+#[must_use]
+pub fn search(folder: &Path, name: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![folder.to_path_buf()];
     while let Some(folder) = open.pop() {
