@@ -146,11 +146,8 @@ impl RunOptions {
     pub fn count(&self, gpu: &Gpu) -> Result<Counted> {
         let (name, config) = self.configuration()?;
         let progress = Progress::new();
-        let order = Order {
-            arguments: self.arguments(&config),
-            device: gpu.counted_as,
-            run: self.words(&name, &config),
-        };
+        let order =
+            Order { arguments: self.arguments(&config), device: gpu.counted_as, run: self.words(&name, &config) };
         machine::count(order, &mut |begun| progress.say(begun))
     }
 }
@@ -215,7 +212,8 @@ impl ProfileCommand {
         let wanted = self.run.words(&name, &config);
         let device = &counted.machine.device;
         if counted.run != wanted || device != gpu.counted_as {
-            let message = format!("it has the counters of {} on {device}, not of {wanted} on {}", counted.run, gpu.counted_as);
+            let message =
+                format!("it has the counters of {} on {device}, not of {wanted} on {}", counted.run, gpu.counted_as);
             return Err(Error::file(path, message, "delete it, or name another file"));
         }
         Ok(counted)

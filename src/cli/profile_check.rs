@@ -38,7 +38,11 @@ pub(super) fn run(path: &Path, update: bool, gpu: &Gpu) -> Result<()> {
         Some(first) => {
             let more = if faults == 1 { String::new() } else { format!(", and {} more", faults - 1) };
             let mend = format!("make it cheaper, or acknowledge it: `{command}`, and commit the file");
-            Err(Error::config(path.display().to_string(), format!("a counter grew by more than 2 %: {first}{more}"), mend))
+            Err(Error::config(
+                path.display().to_string(),
+                format!("a counter grew by more than 2 %: {first}{more}"),
+                mend,
+            ))
         }
     }
 }

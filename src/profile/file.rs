@@ -175,7 +175,8 @@ impl MachineFile {
 }
 
 /// Engine and machine belong together.
-const REBUILD: &str = "build engine and machine (`cargo run --release -p ptx-machine -- target/ptx-machine`) from one tree";
+const REBUILD: &str =
+    "build engine and machine (`cargo run --release -p ptx-machine -- target/ptx-machine`) from one tree";
 
 impl Launch {
     /// Blocks of the grid.

@@ -1,6 +1,6 @@
 //! What strikes in the counters, in words: idle multiprocessors, few warps, sectors half used, conflicts, narrow accesses, slots.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
@@ -12,6 +12,8 @@ use super::report::{Row, Shape};
 
 /// Idle share of the multiprocessors from which on whole blocks are worth a word.
 const IDLE: f64 = 0.2;
+/// Grids that are named.
+const GRIDS: usize = 4;
 /// Resident warps of a multiprocessor up to which they are few: two for each scheduler.
 const FEW_WARPS: u64 = 8;
 /// Sectors, or passes over the banks, over the least.
@@ -45,8 +47,10 @@ pub struct Finding {
 /// What strikes in the kernels of a profile, those of the dearest kernels first.
 pub fn findings(rows: &[Row], file: &MachineFile, gpu: &Gpu) -> Vec<Finding> {
     let texts = texts(file);
-    let split: HashMap<&String, Vec<&str>> = texts.iter().map(|(module, text)| (module, text.lines().collect())).collect();
-    let total = |section: &str| -> f64 { rows.iter().filter(|row| row.section == section).map(|row| row.seconds).sum() };
+    let split: HashMap<&String, Vec<&str>> =
+        texts.iter().map(|(module, text)| (module, text.lines().collect())).collect();
+    let total =
+        |section: &str| -> f64 { rows.iter().filter(|row| row.section == section).map(|row| row.seconds).sum() };
     let mut all = Vec::new();
     for row in rows.iter().filter(|row| row.last.launch.is_some()) {
         let is_small = row.seconds < SMALL * total(&row.section);
@@ -84,18 +88,34 @@ fn waves(row: &Row, gpu: &Gpu) -> Option<(&'static str, String)> {
     if matches!(row.bound_by(), Part::Dram | Part::L2) {
         return None;
     }
-    let mut idle: Vec<&Shape> = row.shapes.iter().filter(|shape| shape.idle >= IDLE).collect();
+    let idle: Vec<&Shape> = row.shapes.iter().filter(|shape| shape.idle >= IDLE).collect();
     let dear: f64 = idle.iter().map(|shape| shape.seconds).sum();
     if idle.is_empty() || dear < 0.25 * row.seconds {
         return None;
     }
-    idle.truncate(4);
-    let grids: Vec<String> = idle
+    let mut grids: BTreeMap<u64, (usize, f64)> = BTreeMap::new();
+    for shape in idle {
+        let (calls, share) = grids.entry(blocks(shape)).or_default();
+        *calls += shape.calls;
+        *share = shape.idle;
+    }
+    let mut grids: Vec<(u64, (usize, f64))> = grids.into_iter().collect();
+    grids.sort_by_key(|(_, (calls, _))| std::cmp::Reverse(*calls));
+    let said: Vec<String> = grids
         .iter()
-        .map(|shape| format!("{} of {} blocks ({:.0} % idle)", shape.calls, blocks(shape), 100.0 * shape.idle))
+        .take(GRIDS)
+        .map(|(blocks, (calls, idle))| format!("{calls} of {} ({:.0} % idle)", plural(*blocks, "block"), 100.0 * idle))
         .collect();
     let count = gpu.multiprocessors;
-    Some(("waves", format!("whole blocks leave multiprocessors idle: launches {} on {count}", grids.join(", "))))
+    Some((
+        "waves",
+        format!("blocks are whole, so that of {count} multiprocessors some idle: launches {}", said.join(", ")),
+    ))
+}
+
+/// `1 block`, `2 blocks`.
+fn plural(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Few warps on a multiprocessor, by what fits or by what there is.
@@ -106,16 +126,19 @@ fn occupancy(row: &Row) -> Option<(&'static str, String)> {
     if resident * warps > FEW_WARPS {
         return None;
     }
+    // A grid without as many blocks as there are multiprocessors is told of above.
+    if resident == shape.busiest && shape.busiest == 1 {
+        return None;
+    }
     let why = if resident < shape.busiest {
         let registers = row.last.figures.as_ref().map_or(0, |figures| figures.registers);
         let of = if shape.limit == "registers" { format!(", {registers} a thread") } else { String::new() };
-        format!("for {} more in turn; no further one fits ({}{of})", shape.busiest - resident, shape.limit)
+        format!("{} more wait for their turn, for no further one fits ({}{of})", shape.busiest - resident, shape.limit)
     } else {
         "all that the grid has for it".into()
     };
-    let plural = |count: u64| if count == 1 { "" } else { "s" };
-    let (b, w) = (plural(resident), plural(warps));
-    Some(("occupancy", format!("{resident} block{b} of {warps} warp{w} on a multiprocessor: {why}")))
+    let (blocks, warps) = (plural(resident, "block"), plural(warps, "warp"));
+    Some(("occupancy", format!("{blocks} of {warps} on a multiprocessor at once: {why}")))
 }
 
 /// Sectors and banks that are not made full use of, and lanes.
@@ -125,7 +148,10 @@ fn waste(row: &Row) -> Vec<(&'static str, String)> {
     let mut said = Vec::new();
     if sectors >= WASTE {
         let used = 100.0 / sectors;
-        said.push(("sectors", format!("uses {used:.0} % of each sector of global memory ({sectors:.2} times the least)")));
+        said.push((
+            "sectors",
+            format!("uses {used:.0} % of each sector of global memory ({sectors:.2} times the least)"),
+        ));
     }
     if conflicts >= WASTE {
         said.push(("conflicts", format!("{conflicts:.2} times the least passes over the banks of shared memory")));
@@ -164,7 +190,12 @@ fn slots(row: &Row, gpu: &Gpu) -> Option<(&'static str, String)> {
     };
     (slots > room * mma).then(|| {
         let room = room * mma;
-        ("slots", format!("{slots:.0} issue slots a warp for {mma:.0} mma in {place}; {room:.0} would keep tensor cores busy"))
+        (
+            "slots",
+            format!(
+                "{slots:.0} issue slots a warp for {mma:.0} mma in {place}; {room:.0} would keep tensor cores busy"
+            ),
+        )
     })
 }
 

@@ -72,8 +72,21 @@ impl Gpu {
     pub fn known() -> Vec<Self> {
         let peaks = Peak::known();
         let of = |sheet: &Sheet| {
-            let &(key, counted_as, multiprocessors, clock, tensor, share, float, shared, threads, blocks, l2, near, far) =
-                sheet;
+            let &(
+                key,
+                counted_as,
+                multiprocessors,
+                clock,
+                tensor,
+                share,
+                float,
+                shared,
+                threads,
+                blocks,
+                l2,
+                near,
+                far,
+            ) = sheet;
             let peak = peaks.iter().find(|peak| peak.key == key)?;
             Some(Self {
                 key,

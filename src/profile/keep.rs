@@ -67,7 +67,13 @@ impl KernelCounters {
 
     fn named(&self) -> [(&'static str, u64); 5] {
         let Self { calls, slots, sectors, conflicts, registers } = *self;
-        [("launches", calls), ("issue slots", slots), ("sectors", sectors), ("bank conflicts", conflicts), ("registers", registers)]
+        [
+            ("launches", calls),
+            ("issue slots", slots),
+            ("sectors", sectors),
+            ("bank conflicts", conflicts),
+            ("registers", registers),
+        ]
     }
 }
 
@@ -202,7 +208,10 @@ mod tests {
     fn what_grows_is_named_and_what_shrinks_is_noted() {
         assert_eq!(changed(|_, _| ()), Changes::default());
         let slots = changed(|_, kernel| kernel.slots = 1030);
-        assert_eq!(slots.faults, ["quickstart in bf16 at batch 2, training: kernel linear_fwd, issue slots: 1000 to 1030 (+3.0 %)"]);
+        assert_eq!(
+            slots.faults,
+            ["quickstart in bf16 at batch 2, training: kernel linear_fwd, issue slots: 1000 to 1030 (+3.0 %)"]
+        );
         let within = changed(|_, kernel| kernel.slots = 1020);
         assert_eq!((within.faults.len(), within.notes.len()), (0, 1));
         assert!(changed(|_, kernel| kernel.conflicts = 1).faults[0].contains("bank conflicts: 0 to 1"));

@@ -153,7 +153,8 @@ mod tests {
         let stores = |global_store| Counters { global_store, ..Counters::default() };
         let lines = vec![line(1, stores(30)), line(2, stores(10)), line(9, stores(5))];
         let kernel = KernelLines { lines, ..KernelLines::default() };
-        let found = widths(&kernel, "training", &["st.global.b16 [%rd1], %rs1;", "st.global.v2.b32 [%rd1], {%r1, %r2};"]);
+        let found =
+            widths(&kernel, "training", &["st.global.b16 [%rd1], %rs1;", "st.global.v2.b32 [%rd1], {%r1, %r2};"]);
         assert_eq!(found.stores, BTreeMap::from([(2, 30), (8, 10)]));
         assert_eq!((Widths::narrow(&found.stores, 2), Widths::narrow(&found.loads, 2)), (0.75, 0.0));
         assert_eq!(widths(&kernel, "sampling", &[]), Widths::default());
@@ -161,7 +162,8 @@ mod tests {
 
     #[test]
     fn lines_are_sorted_by_what_they_cost_and_have_their_text() {
-        let line = |file: &str, line, counters| Line { section: "training".into(), file: file.into(), line, counters, ptx: 1 };
+        let line =
+            |file: &str, line, counters| Line { section: "training".into(), file: file.into(), line, counters, ptx: 1 };
         let slots = |warp_instructions| Counters { warp_instructions, ..Counters::default() };
         let lines = vec![
             line("kernels/linear.cu", 1, slots(10)),

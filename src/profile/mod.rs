@@ -61,9 +61,11 @@ pub fn profile(counted: &Counted, gpu: Gpu, calibration: Option<&Calibration>) -
 pub fn beside(report: &mut Report, measured: steps::Measured) -> Result<()> {
     let names = |piece: &pieces::Piece| (piece.section.clone(), piece.launch.is_some().then(|| piece.kernel.clone()));
     let same = report.pieces.len() == measured.nodes.len()
-        && report.pieces.iter().zip(&measured.nodes).all(|(piece, (node, _))| {
-            names(piece) == (node.section.clone(), node.kernel.clone())
-        });
+        && report
+            .pieces
+            .iter()
+            .zip(&measured.nodes)
+            .all(|(piece, (node, _))| names(piece) == (node.section.clone(), node.kernel.clone()));
     if !same {
         let mend = "count for this device: leave out --counters";
         return Err(crate::Error::device(measured.device, "it runs other work than was counted", mend));

@@ -60,8 +60,7 @@ pub fn pieces(counted: &Counted, gpu: &Gpu, calibration: Option<&Calibration>) -
             Some(launch) => {
                 let kernel = &counted.machine.kernels[launch.kernel];
                 let (capability, replaced) = (counted.machine.capability, replaced(&kernel.module).is_some());
-                let figures =
-                    known.entry(launch.kernel).or_insert_with(|| figures(kernel, capability, replaced));
+                let figures = known.entry(launch.kernel).or_insert_with(|| figures(kernel, capability, replaced));
                 let counters = launch.counters.unwrap_or_default();
                 let work = Work {
                     blocks: launch.blocks(),

@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_kernel_that_is_not_known_has_the_machines_figures() {
-        let kernel = KernelLines { name: "no_such_kernel".into(), registers: 40, static_shared: 8, ..Default::default() };
+        let kernel =
+            KernelLines { name: "no_such_kernel".into(), registers: 40, static_shared: 8, ..Default::default() };
         let figures = figures(&kernel, [9, 0], false);
         assert_eq!((figures.registers, figures.static_shared, figures.compiled), (40, 8, false));
         assert_eq!(figures.slots_per_ptx, 1.0);

@@ -9,7 +9,7 @@ use super::counters::Counters;
 use super::file::Scaling;
 use super::findings::Finding;
 use super::gpu::Gpu;
-use super::model::Part;
+use super::model::{Modelled, Part};
 use super::pieces::Piece;
 
 /// What is said wherever a modelled number stands.
@@ -59,6 +59,10 @@ pub struct Row {
     pub parts: [f64; 6],
     /// Seconds of launches that each part binds.
     bound: [f64; 6],
+    /// Seconds of the parts that come next in their launches.
+    next: [f64; 6],
+    /// Seconds of the parts that bind.
+    longest: f64,
     /// What it counted.
     pub counters: Counters,
     /// Bytes from and to memory.
@@ -79,13 +83,12 @@ impl Row {
         order[0]
     }
 
-    /// The part that takes longest beside [`Row::bound_by`], and the ratio of the two.
+    /// The part that is most often the next one, and how many times as long as their next ones the launches' binding parts take.
     pub fn second(&self) -> (Part, f64) {
-        let first = self.bound_by();
         let mut order = Part::ALL;
-        order.sort_by(|a, b| self.parts[*b as usize].total_cmp(&self.parts[*a as usize]));
-        let second = if order[0] == first { order[1] } else { order[0] };
-        (second, self.parts[first as usize] / self.parts[second as usize].max(1e-12))
+        order.sort_by(|a, b| self.next[*b as usize].total_cmp(&self.next[*a as usize]));
+        let (first, next): (f64, f64) = (self.longest, self.next.iter().sum());
+        (order[0], first / next.max(1e-12))
     }
 
     /// Issue slots of the real instructions.
@@ -106,6 +109,8 @@ impl Row {
             gaps: 0.0,
             parts: [0.0; 6],
             bound: [0.0; 6],
+            next: [0.0; 6],
+            longest: 0.0,
             counters: Counters::default(),
             dram: 0.0,
             shapes: Vec::new(),
@@ -123,7 +128,10 @@ impl Row {
         self.floor += piece.modelled.floor;
         self.gaps += piece.modelled.gap;
         self.parts.iter_mut().zip(piece.modelled.parts).for_each(|(sum, part)| *sum += part);
-        self.bound[piece.modelled.bound as usize] += piece.modelled.seconds;
+        let Modelled { bound, second, .. } = piece.modelled;
+        self.bound[bound as usize] += piece.modelled.seconds;
+        self.next[second as usize] += piece.modelled.of(second);
+        self.longest += piece.modelled.of(bound);
         self.counters += piece.counters;
         self.dram += piece.traffic.dram();
         self.last = piece.clone();

@@ -152,7 +152,11 @@ impl Steps {
 pub fn count(config: &Config, blocks: u32, said: &mut dyn FnMut(&str)) -> Result<Vec<Node>> {
     let Some(machine) = PtxMachine::find()? else {
         let message = "the driver is not the PTX machine, or one of another version";
-        return Err(Error::device("cuda", message, "build it again: `cargo run --release -p ptx-machine -- target/ptx-machine`"));
+        return Err(Error::device(
+            "cuda",
+            message,
+            "build it again: `cargo run --release -p ptx-machine -- target/ptx-machine`",
+        ));
     };
     said("prepare");
     let mut steps = Steps::new(config)?;

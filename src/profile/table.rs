@@ -55,7 +55,11 @@ fn step(report: &Report, section: &str, op: Option<&str>) -> String {
     let all: Vec<&Row> = report.rows.iter().filter(|row| row.section == section).collect();
     let floor: f64 = all.iter().map(|row| row.floor).sum();
     let gaps: f64 = all.iter().map(|row| row.gaps).sum();
-    let what = if section == "sampling" { "sampling step (one evaluation of the network and its update)" } else { "training step" };
+    let what = if section == "sampling" {
+        "sampling step (one evaluation of the network and its update)"
+    } else {
+        "training step"
+    };
     let mut text = format!("\n{what}: {}, {}", time(seconds), note(report.calibrated_by.is_some()));
     if let Some(measured) = measured {
         let _ = write!(text, "; measured {}", time(measured));
@@ -127,9 +131,8 @@ fn rows(rows: &[&Row], total: f64, measured: bool) -> String {
 }
 
 fn findings(report: &Report, section: &str, op: Option<&str>) -> String {
-    let of_op = |kernel: &str| {
-        op.is_none_or(|op| report.rows.iter().any(|row| row.kernel == kernel && row.module == op))
-    };
+    let of_op =
+        |kernel: &str| op.is_none_or(|op| report.rows.iter().any(|row| row.kernel == kernel && row.module == op));
     let found = || report.findings.iter().filter(|finding| finding.section == section && of_op(&finding.kernel));
     let mut text = String::new();
     let mut last = "";

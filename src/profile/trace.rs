@@ -33,7 +33,14 @@ pub fn trace(report: &Report) -> Value {
             });
             events.push(complete(&piece.kernel, &piece.module, process, 1, (start, length), arguments));
             let bound = piece.modelled.bound.name();
-            events.push(complete(bound, "bound", process, 2, (start, length), json!({ "margin": piece.modelled.margin() })));
+            events.push(complete(
+                bound,
+                "bound",
+                process,
+                2,
+                (start, length),
+                json!({ "margin": piece.modelled.margin() }),
+            ));
         }
     }
     json!({
@@ -48,7 +55,14 @@ fn metadata(name: &str, process: usize, thread: usize, value: &str) -> Value {
 }
 
 /// An event with a beginning and a length.
-fn complete(name: &str, category: &str, process: usize, thread: usize, (start, length): (f64, f64), args: Value) -> Value {
+fn complete(
+    name: &str,
+    category: &str,
+    process: usize,
+    thread: usize,
+    (start, length): (f64, f64),
+    args: Value,
+) -> Value {
     let category = if category.is_empty() { "memory" } else { category };
     json!({ "ph": "X", "name": name, "cat": category, "pid": process, "tid": thread, "ts": start, "dur": length, "args": args })
 }

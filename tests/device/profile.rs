@@ -128,7 +128,10 @@ fn small_profile_without_a_machine_names_the_command() {
     let Some(profile) = Profile::new("small_profile_without_a_machine_names_the_command") else { return };
     let nowhere = profile.folder.path().join("nowhere");
     let (done, _, errors) = profile.command(&SMALL, &[("ENGINE_PTX_MACHINE", &nowhere)]);
-    assert!(!done && errors.contains("cargo run --release -p ptx-machine -- ") && errors.lines().count() == 1, "{errors}");
+    assert!(
+        !done && errors.contains("cargo run --release -p ptx-machine -- ") && errors.lines().count() == 1,
+        "{errors}"
+    );
 }
 
 /// Times beside the model, on what is a driver with events and no GPU.
@@ -143,7 +146,11 @@ fn small_profile_measures_where_it_runs() {
     assert_eq!(json["on"], "a100");
     assert!(json["measured_training_step_ms"].as_f64().unwrap() > 0.0);
     assert!(json["kernels"].as_array().unwrap().iter().all(|kernel| kernel["measured_ms"].as_f64().is_some()));
-    let corrected = profile.ok(&[&SMALL[..], &["--set", "diffusion.num_steps=20", "--on", "a100", "--calibration", "p.json"]].concat());
+    let corrected = profile.ok(&[
+        &SMALL[..],
+        &["--set", "diffusion.num_steps=20", "--on", "a100", "--calibration", "p.json"],
+    ]
+    .concat());
     assert!(corrected.contains("corrected by times that were measured on PTX machine (A100)"), "{corrected}");
     assert!(!corrected.contains("never measured"), "{corrected}");
 }
@@ -172,7 +179,11 @@ fn apart(line: &str, opcode: &str, single: &str, bytes: usize) -> Option<Vec<Str
     let offset: usize = offset.parse().ok()?;
     let one = |(at, register): (usize, &str)| {
         let place = format!("[{base}+{}]", offset + at * bytes);
-        if rest.starts_with('{') { format!("{single} {register}, {place};") } else { format!("{single} {place}, {register};") }
+        if rest.starts_with('{') {
+            format!("{single} {register}, {place};")
+        } else {
+            format!("{single} {place}, {register};")
+        }
     };
     Some(vector.split(", ").enumerate().map(one).collect())
 }
@@ -260,12 +271,16 @@ fn small_planted_slowdowns_are_named() {
     for slowdown in &SLOWDOWNS {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(format!("{}.ptx", slowdown.module)), slowdown.planted()).unwrap();
-        let (done, said, errors) = profile.command(&["--check", "counters.json"], &[("PTX_MACHINE_REPLACE", folder.path())]);
+        let (done, said, errors) =
+            profile.command(&["--check", "counters.json"], &[("PTX_MACHINE_REPLACE", folder.path())]);
         let named = format!("kernel {}, {}: ", slowdown.kernel, slowdown.counter);
         assert!(!done && said.contains(&named), "{named} is missing in\n{said}{errors}");
         let others: Vec<&str> =
             said.lines().filter(|line| line.starts_with("GREW") && !line.contains(slowdown.kernel)).collect();
         assert!(others.is_empty(), "{named}{others:?}");
-        assert!(errors.contains(slowdown.kernel) && errors.contains("engine profile --check counters.json --update"), "{errors}");
+        assert!(
+            errors.contains(slowdown.kernel) && errors.contains("engine profile --check counters.json --update"),
+            "{errors}"
+        );
     }
 }

@@ -216,12 +216,7 @@ impl Profile {
         sums.executed().map(|index| program.lines[index].ptx).collect()
     }
 
-    fn add(
-        &mut self,
-        launch: &Launch,
-        dependent: bool,
-        counted: Option<Counted>,
-    ) -> Option<(usize, usize)> {
+    fn add(&mut self, launch: &Launch, dependent: bool, counted: Option<Counted>) -> Option<(usize, usize)> {
         let section = self.section?;
         let kernel = self.kernel(&launch.program);
         let Launch { grid, block, dynamic_shared, .. } = *launch;
