@@ -179,7 +179,13 @@ impl Driver {
             Op::Set { to, value, width, count } => {
                 let bytes = count * u64::from(*width);
                 self.reaches(context, *to, bytes)?;
+                let lists = self.profile.as_ref().is_some_and(|profile| profile.way() == Way::Skip);
                 let memory = self.memory_of(context)?;
+                if lists && *value == 0 {
+                    memory.clear(*to, bytes);
+                    memory.mark_written(*to, bytes);
+                    return Ok(());
+                }
                 let pattern = value.to_le_bytes();
                 // SAFETY: the range was looked at.
                 let range = unsafe { std::slice::from_raw_parts_mut(memory.at(*to), bytes as usize) };
