@@ -50,7 +50,7 @@ pub struct ProfileCommand {
     /// Correct the model by measured times: what `--on here --json FILE` wrote on a GPU
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
-    /// Keep what is counted in FILE, or take it from there where it exists
+    /// Keep what is counted in FILE, or take it from there where it exists: a GPU machine then needs no PTX machine
     #[arg(long, value_name = "FILE")]
     counters: Option<PathBuf>,
     /// Count the runs of FILE and hold them against its counters: one that grew by more than 2 % is an error
@@ -146,8 +146,7 @@ impl RunOptions {
     pub fn count(&self, gpu: &Gpu) -> Result<Counted> {
         let (name, config) = self.configuration()?;
         let progress = Progress::new();
-        let order =
-            Order { arguments: self.arguments(&config), device: gpu.counted_as, run: self.words(&name, &config) };
+        let order = Order { arguments: self.arguments(&config), device: gpu.key, run: self.words(&name, &config) };
         machine::count(order, &mut |begun| progress.say(begun))
     }
 }
@@ -211,9 +210,8 @@ impl ProfileCommand {
         let (name, config) = self.run.configuration()?;
         let wanted = self.run.words(&name, &config);
         let device = &counted.machine.device;
-        if counted.run != wanted || device != gpu.counted_as {
-            let message =
-                format!("it has the counters of {} on {device}, not of {wanted} on {}", counted.run, gpu.counted_as);
+        if counted.run != wanted || device != gpu.key {
+            let message = format!("it has the counters of {} on {device}, not of {wanted} on {}", counted.run, gpu.key);
             return Err(Error::file(path, message, "delete it, or name another file"));
         }
         Ok(counted)
@@ -273,7 +271,9 @@ impl Progress {
         match &self.bar {
             Some(bar) => bar.set_message(text),
             // Nobody is left to tell if this cannot be printed.
-            None => drop(writeln!(std::io::stderr(), "{text}")),
+            None => {
+                let _ = writeln!(std::io::stderr(), "{text}");
+            }
         }
     }
 }

@@ -61,8 +61,7 @@ fn options(kept: &Kept, path: &Path) -> Result<RunOptions> {
         batch: Some(kept.batch),
         precision: Some(precision),
         set: kept.set.clone(),
-        // Every block: a change in a single one counts.
-        blocks: 0,
+        blocks: kept.blocks,
         ..RunOptions::default()
     })
 }

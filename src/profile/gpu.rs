@@ -9,12 +9,10 @@ use crate::train::Peak;
 /// A GPU, as far as the model needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gpu {
-    /// What `--on` takes.
+    /// What `--on` takes; the PTX machine knows the device by the same word.
     pub key: &'static str,
     /// For people.
     pub name: String,
-    /// The device that the PTX machine is while it counts: kernels differ by compute capability.
-    pub counted_as: &'static str,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
     /// Cycles a second, at which the sheet's rates hold.
@@ -55,16 +53,16 @@ pub struct Gpu {
     pub launch_gap: f64,
 }
 
-/// What differs: key, the machine's device, multiprocessors, clock in MHz, tensor FLOPs a cycle, `mma.sync`'s share, f32 FMAs a cycle, KiB
+/// What differs: key, multiprocessors, clock in MHz, tensor FLOPs a cycle, `mma.sync`'s share, f32 FMAs a cycle, KiB
 /// of shared memory, threads, blocks, MiB of L2, latencies of L2 and memory.
-type Sheet = (&'static str, &'static str, u32, f64, f64, f64, f64, u32, u32, u32, u64, f64, f64);
+type Sheet = (&'static str, u32, f64, f64, f64, f64, u32, u32, u32, u64, f64, f64);
 
 const SHEETS: &[Sheet] = &[
-    ("a100", "a100", 108, 1410.0, 2048.0, 1.0, 64.0, 164, 2048, 32, 40, 262.0, 466.0),
-    ("h100", "h100", 132, 1830.0, 4096.0, 0.62, 128.0, 228, 2048, 32, 50, 263.0, 479.0),
-    ("h200", "h100", 132, 1830.0, 4096.0, 0.62, 128.0, 228, 2048, 32, 50, 263.0, 479.0),
-    ("rtx4090", "a100", 128, 2520.0, 512.0, 1.0, 128.0, 100, 1536, 24, 72, 273.0, 542.0),
-    ("b200", "h100", 148, 1860.0, 8192.0, 0.31, 128.0, 228, 2048, 32, 126, 263.0, 479.0),
+    ("a100", 108, 1410.0, 2048.0, 1.0, 64.0, 164, 2048, 32, 40, 262.0, 466.0),
+    ("h100", 132, 1830.0, 4096.0, 0.62, 128.0, 228, 2048, 32, 50, 263.0, 479.0),
+    ("h200", 132, 1830.0, 4096.0, 0.62, 128.0, 228, 2048, 32, 50, 263.0, 479.0),
+    ("rtx4090", 128, 2520.0, 512.0, 1.0, 128.0, 100, 1536, 24, 72, 273.0, 542.0),
+    ("b200", 148, 1860.0, 8192.0, 0.31, 128.0, 228, 2048, 32, 126, 263.0, 479.0),
 ];
 
 impl Gpu {
@@ -72,26 +70,11 @@ impl Gpu {
     pub fn known() -> Vec<Self> {
         let peaks = Peak::known();
         let of = |sheet: &Sheet| {
-            let &(
-                key,
-                counted_as,
-                multiprocessors,
-                clock,
-                tensor,
-                share,
-                float,
-                shared,
-                threads,
-                blocks,
-                l2,
-                near,
-                far,
-            ) = sheet;
+            let &(key, multiprocessors, clock, tensor, share, float, shared, threads, blocks, l2, near, far) = sheet;
             let peak = peaks.iter().find(|peak| peak.key == key)?;
             Some(Self {
                 key,
                 name: peak.name.clone(),
-                counted_as,
                 multiprocessors,
                 clock: clock * 1e6,
                 issue_per_cycle: 4.0,

@@ -24,6 +24,9 @@ pub struct Kept {
     /// `--set`
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set: Vec<String>,
+    /// `--blocks`: blocks of a launch that are executed and stand for all; 0 are all.
+    #[serde(default)]
+    pub blocks: u32,
     /// By section: nodes of its graph, and each kernel's counters.
     #[serde(default)]
     pub sections: BTreeMap<String, Section>,
@@ -108,7 +111,7 @@ impl KeptFile {
             let comma = if number > 0 { "," } else { "" };
             let (preset, precision, set) = (json!(run.preset), json!(run.precision), json!(run.set));
             text += &format!("{comma}\n{{\"preset\": {preset}, \"batch\": {}, \"precision\": {precision}, ", run.batch);
-            text += &format!("\"set\": {set}, \"sections\": {{");
+            text += &format!("\"set\": {set}, \"blocks\": {}, \"sections\": {{", run.blocks);
             for (number, (name, section)) in run.sections.iter().enumerate() {
                 let comma = if number > 0 { "," } else { "" };
                 text += &format!("{comma}\n {}: {{\"nodes\": {}, \"kernels\": {{", json!(name), section.nodes);
@@ -191,6 +194,7 @@ mod tests {
             batch: 2,
             precision: "bf16".into(),
             set: vec!["model.depth=1".into()],
+            blocks: 6,
             sections: BTreeMap::from([("training".into(), section)]),
         }
     }

@@ -116,9 +116,11 @@ fn small_profile_tells_everything() {
     }
     is_a_trace(&profile.json("t.json"));
 
-    // What was counted serves again, for another device of the same kernels, and for no other run.
-    let again = profile.ok(&[&SMALL[..], &["--counters", "c.json", "--on", "b200"]].concat());
-    assert!(again.contains("B200"), "{again}");
+    // What was counted serves again, and for no other run or device.
+    let again = profile.ok(&[&SMALL[..], &["--counters", "c.json", "--op", "linear", "--lines"]].concat());
+    assert_eq!(again, said);
+    let (done, _, errors) = profile.command(&[&SMALL[..], &["--counters", "c.json", "--on", "b200"]].concat(), &[]);
+    assert!(!done && errors.contains("on b200"), "{errors}");
     let (done, _, errors) = profile.command(&["--preset", "quickstart", "--batch", "4", "--counters", "c.json"], &[]);
     assert!(!done && errors.contains("c.json: it has the counters of") && errors.lines().count() == 1, "{errors}");
 }

@@ -195,6 +195,62 @@ fn launches_can_be_listed_without_being_executed() {
     assert!(found[1].contains("\"warp_instructions\": ") && found[1].contains("\"reused\": []"), "{}", found[1]);
 }
 
+/// Some blocks of a launch stand for all: exactly where blocks are alike, and told where they are not.
+#[test]
+fn some_blocks_stand_for_all() {
+    let run = |cores: &str, file: &str| {
+        let settings = [("PTX_MACHINE_CORES", cores), ("PTX_MACHINE_CHECKS", "off"), ("PTX_MACHINE_DEVICE", "h100")];
+        child("some_blocks_stand_for_all", &settings, file)
+    };
+    let Some(file) = run("1", "sampled") else {
+        let opened = started();
+        // In every third block a loop goes round as often as the block's number says.
+        let uneven = "mov.u32 %r1, %ctaid.x; rem.u32 %r2, %r1, 3; setp.ne.u32 %p1, %r2, 0; @%p1 bra E;\n\
+                      mov.u32 %r7, 0;\nL: add.u32 %r7, %r7, 1; setp.lt.u32 %p2, %r7, %r1; @%p2 bra L;\nE: ret;";
+        let (even, uneven) = (opened.function(ADD), opened.function(uneven));
+        let memory = opened.alloc(128);
+        mark("training");
+        let grid = [1000, 1, 1];
+        for function in [even, uneven] {
+            assert_eq!(opened.launch(function, grid, WARP, 0, memory, 1), SUCCESS);
+        }
+        assert_eq!(ptxMachineSample(7), SUCCESS);
+        for function in [even, uneven] {
+            assert_eq!(opened.launch(function, grid, WARP, 0, memory, 1), SUCCESS);
+        }
+        assert_eq!(opened.launch(even, [7, 1, 1], WARP, 0, memory, 1), SUCCESS);
+        assert_eq!(ptxMachineSample(0), SUCCESS);
+        assert_eq!(opened.launch(even, grid, WARP, 0, memory, 1), SUCCESS);
+        return;
+    };
+    let found = launches(&file);
+    let counters = |launch: &str| {
+        let (_, rest) = launch.split_once("\"counters\": ").unwrap();
+        rest.split_once('}').unwrap().0.to_string()
+    };
+    assert_eq!(counters(found[2]), counters(found[0]));
+    assert!(
+        found[2].contains("\"executed_blocks\": 7, \"block_slots\": [") && found[2].ends_with("\"footprint\": null}"),
+        "{}",
+        found[2]
+    );
+    let slots = |launch: &str| {
+        let (_, rest) = launch.split_once("\"block_slots\": [").unwrap();
+        let (least, most) = rest.split_once(']').unwrap().0.split_once(", ").unwrap();
+        (least.parse::<u64>().unwrap(), most.parse::<u64>().unwrap())
+    };
+    let ((least, most), (fewest, largest)) = (slots(found[2]), slots(found[3]));
+    assert!(least == most && fewest < largest, "{} {}", found[2], found[3]);
+    // As many blocks as may be executed are all of them; so are all behind a call with 0.
+    for launch in &found[4..] {
+        assert!(!launch.contains("executed_blocks") && launch.contains("\"footprint\": {"), "{launch}");
+    }
+    assert_eq!(counters(found[5]), counters(found[0]));
+    for (cores, file) in [("2", "sampled-2"), ("5", "sampled-5")] {
+        assert!(run(cores, file).is_some_and(|other| launches(&other) == found), "{cores} host threads");
+    }
+}
+
 /// A fault ends it as it does without counting, and is told by the next mark.
 #[test]
 fn wrong_calls_and_faults() {
