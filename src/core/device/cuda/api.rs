@@ -122,6 +122,7 @@ functions! {
     cuDriverGetVersion(version: *mut c_int);
     cuEventCreate(event: *mut sys::CUevent, flags: c_uint);
     cuEventDestroy_v2(event: sys::CUevent);
+    cuEventElapsedTime(milliseconds: *mut f32, start: sys::CUevent, end: sys::CUevent);
     cuEventRecord(event: sys::CUevent, stream: sys::CUstream);
     cuEventSynchronize(event: sys::CUevent);
     cuFuncGetAttribute(value: *mut c_int, which: sys::CUfunction_attribute, function: sys::CUfunction);
