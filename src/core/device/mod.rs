@@ -14,6 +14,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -189,7 +190,8 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// The arguments match the kernel's signature and the buffers are live.
     unsafe fn launch(&self, kernel: &'static Kernel, config: LaunchConfig, arguments: &[KernelArgument]) -> Result<()>;
 
-    /// Loads the module of every kernel in `modules`, so that a capture need not.
+    /// Loads these modules with all their kernels, those that are not loaded yet, so that a capture need not and a step does not wait for one after
+    /// the other.
     fn preload(&self, modules: &[&'static str]) -> Result<()>;
 
     /// From here on launches, copies and zeroings are recorded, not executed.
@@ -203,6 +205,15 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// # Safety
     /// Every buffer that the sequence uses is still live.
     unsafe fn replay(&self, graph: GraphId) -> Result<()>;
+
+    /// Submits a recorded sequence behind all other work and waits for it: the time that it took, on the device's own clock. None where the
+    /// device has no clock; then nothing was submitted.
+    ///
+    /// # Safety
+    /// That of [`Accelerator::replay`].
+    unsafe fn time(&self, _graph: GraphId) -> Result<Option<Duration>> {
+        Ok(None)
+    }
 
     /// Drops a recorded sequence.
     fn forget(&self, graph: GraphId);

@@ -1,5 +1,6 @@
 //! Writes and checks `kernels/prebuilt/*.ptx`, and tries every kernel with nvcc.
 
+mod cubins;
 mod nvcc;
 mod table;
 mod usage;
@@ -18,6 +19,8 @@ Usage: prebuild-kernels [--nvrtc PATH]          write kernels/prebuilt/*.ptx wit
        prebuild-kernels --registers FOLDER      write kernels/prebuilt/registers.json with ptxas and nvdisasm below FOLDER:
                                                 registers, shared memory, spills and SASS of each kernel; with --check
                                                 fail where the file says otherwise
+       prebuild-kernels --cubins FOLDER …       write kernels/cubins/*.cubin, which builds embed where they are there: machine code,
+                                                with NVRTC 12.4 up to sm_90 and NVRTC 12.8 for sm_100 and sm_120, below FOLDERs
        prebuild-kernels --nvcc PATH             compile every kernel for sm_80, sm_90a and sm_100; report registers
                                                 and spills
 
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Vec<String>) -> Result<()> {
     let (mut check, mut nvrtc, mut nvcc, mut registers) = (false, None, None, None);
+    let mut cubins: Option<Vec<PathBuf>> = None;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let mut path = || arguments.next().map(PathBuf::from).ok_or(format!("{argument} wants a path\n{USAGE}"));
@@ -46,9 +50,13 @@ fn run(arguments: Vec<String>) -> Result<()> {
             "--nvrtc" => nvrtc = Some(path()?),
             "--nvcc" => nvcc = Some(path()?),
             "--registers" => registers = Some(path()?),
+            "--cubins" => cubins = Some(vec![path()?]),
             "--help" | "-h" => {
                 println!("{USAGE}");
                 return Ok(());
+            }
+            folder if !folder.starts_with('-') && cubins.is_some() => {
+                cubins.iter_mut().for_each(|all| all.push(folder.into()))
             }
             _ => return Err(format!("unknown argument {argument}\n{USAGE}").into()),
         }
@@ -60,6 +68,9 @@ fn run(arguments: Vec<String>) -> Result<()> {
     }
     if let Some(nvcc) = nvcc {
         return nvcc::compile_all(&nvcc, &kernels, &files);
+    }
+    if let Some(folders) = cubins {
+        return cubins::write(&folders, &kernels, &files);
     }
     let mut wanted = Vec::new();
     for file in &files {

@@ -4,6 +4,7 @@
 //! ordered as it was submitted. Tensors are raw addresses, therefore no events track them.
 
 mod api;
+mod clock;
 mod driver;
 mod launch;
 mod machine;
@@ -18,6 +19,7 @@ use std::fmt;
 use std::ptr::{self, NonNull};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 use cudarc::driver::sys;
 
@@ -217,6 +219,18 @@ impl CudaDevice {
         self.refuse_in_capture(state, "exchange with other GPUs")?;
         let none = || Error::device(&self.label, "it has met no other GPUs", "call communicate first");
         state.communicator.as_ref().ok_or_else(none)
+    }
+
+    /// # Safety
+    /// The graph's buffers are live; the context is current.
+    unsafe fn launch_graph(&self, state: &State, graph: GraphId) -> Result<()> {
+        self.refuse_in_capture(state, "replay a graph")?;
+        let Some(&executable) = state.graphs.get(&graph) else {
+            return Err(Error::device(&self.label, "this graph was dropped", "capture it again"));
+        };
+        // SAFETY: the graph is this device's and its buffers are live (the caller's promise).
+        let code = unsafe { api::cuGraphLaunch(executable, self.stream) };
+        self.check(state, code, "replay the graph")
     }
 
     fn instantiate(&self, state: &State, graph: sys::CUgraph) -> Result<sys::CUgraphExec> {
@@ -420,7 +434,7 @@ impl Accelerator for CudaDevice {
     fn preload(&self, modules: &[&'static str]) -> Result<()> {
         let mut state = self.enter()?;
         self.refuse_in_capture(&state, "load kernels")?;
-        modules.iter().try_for_each(|module| state.modules.preload(module, self.capability))
+        state.modules.preload(modules, self.capability, &|| self.bind())
     }
 
     fn begin_capture(&self) -> Result<()> {
@@ -490,13 +504,13 @@ impl Accelerator for CudaDevice {
 
     unsafe fn replay(&self, graph: GraphId) -> Result<()> {
         let state = self.enter()?;
-        self.refuse_in_capture(&state, "replay a graph")?;
-        let Some(&executable) = state.graphs.get(&graph) else {
-            return Err(Error::device(&self.label, "this graph was dropped", "capture it again"));
-        };
-        // SAFETY: the graph is this device's and its buffers are live (the caller's promise).
-        let code = unsafe { api::cuGraphLaunch(executable, self.stream) };
-        self.check(&state, code, "replay the graph")
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_graph(&state, graph) }
+    }
+
+    unsafe fn time(&self, graph: GraphId) -> Result<Option<Duration>> {
+        // SAFETY: the same promise.
+        unsafe { self.time_graph(graph) }.map(Some)
     }
 
     fn forget(&self, graph: GraphId) {
