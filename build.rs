@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, io, thread};
 
 use kernel_signatures::{
-    PREBUILT_FLAGS, Prebuilt, Result, closure_hash, generate, kernel_files, parse, with_project_paths,
+    Cubin, PREBUILT_FLAGS, Prebuilt, Result, closure_hash, generate, kernel_files, parse, with_project_paths,
 };
 
 /// What makes the committed PTX.
@@ -28,7 +28,9 @@ fn main() {
     }
 }
 
-fn build() -> std::result::Result<(), Box<dyn std::error::Error>> {
+type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
+
+fn build() -> Outcome {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let kernels = Path::new("kernels");
     let files = kernel_files(kernels)?;
@@ -49,7 +51,14 @@ fn build() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut manifest = String::from("/// Every embedded PTX.\npub(crate) static EMBEDDED: &[EmbeddedPtx] = &[\n");
     for (part, ptx) in wanted.iter().zip(compile_all(kernels, &wanted, &out)?) {
         if let Some((version, ptx)) = ptx {
-            embed(&mut manifest, &out, part, &format!("Origin::Nvcc {{ version: {version:?} }}"), &ptx)?;
+            embed(
+                &mut manifest,
+                &out,
+                &part.module,
+                &part.arch,
+                &format!("Origin::Nvcc {{ version: {version:?} }}"),
+                &ptx,
+            )?;
         }
     }
     for part in &wanted {
@@ -65,26 +74,48 @@ fn build() -> std::result::Result<(), Box<dyn std::error::Error>> {
                 path.display()
             );
         }
-        embed(&mut manifest, &out, part, &format!("Origin::Prebuilt {{ stale: {stale} }}"), &ptx)?;
+        embed(&mut manifest, &out, &part.module, &part.arch, &format!("Origin::Prebuilt {{ stale: {stale} }}"), &ptx)?;
     }
+    embed_cubins(kernels, &files, &out, &mut manifest)?;
     manifest.push_str("];\n");
     write_if_changed(&out.join("embedded_ptx.rs"), manifest.as_bytes())?;
     Ok(())
 }
 
-/// Compresses one PTX into `out` and adds its line to the manifest.
-fn embed(manifest: &mut String, out: &Path, part: &Prebuilt, origin: &str, ptx: &[u8]) -> io::Result<()> {
-    let kind = if origin.contains("Nvcc") { "nvcc" } else { "prebuilt" };
-    let name = format!("{}.{}.{kind}.z", part.module, part.arch);
+/// Embeds the machine code of `kernels/cubins/` (`prebuild-kernels --cubins`), which is none of the repository's files. What belongs to other source
+/// is not looked at.
+fn embed_cubins(kernels: &Path, files: &[PathBuf], out: &Path, manifest: &mut String) -> Outcome {
+    let (mut found, mut missing) = (0, 0);
+    for file in files.iter().filter(|_| kernels.join("cubins").exists()) {
+        for cubin in Cubin::all_of(file)? {
+            let Ok(code) = fs::read(cubin.path(kernels)?) else {
+                missing += 1;
+                continue;
+            };
+            let origin = format!("Origin::Cubin {{ capability: {:?} }}", cubin.capability);
+            embed(manifest, out, &cubin.module, &cubin.arch, &origin, &code)?;
+            found += 1;
+        }
+    }
+    if found > 0 && missing > 0 {
+        println!(
+            "cargo::warning=kernels/cubins lacks {missing} files of this source: there the driver compiles PTX; run prebuild-kernels --cubins"
+        );
+    }
+    Ok(())
+}
+
+/// Compresses one PTX or cubin into `out` and adds its line to the manifest.
+fn embed(manifest: &mut String, out: &Path, module: &str, arch: &str, origin: &str, ptx: &[u8]) -> io::Result<()> {
+    let kind = origin.split_once("::").map_or(origin, |(_, kind)| kind).split(' ').next().unwrap_or_default();
+    let name = format!("{module}.{arch}.{}.z", kind.to_lowercase());
     let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(ptx)?;
     write_if_changed(&out.join(&name), &encoder.finish()?)?;
     let _ = writeln!(
         manifest,
-        "    EmbeddedPtx {{ module: {:?}, arch: {:?}, origin: {origin}, length: {}, \
+        "    EmbeddedPtx {{ module: {module:?}, arch: {arch:?}, origin: {origin}, length: {}, \
          compressed: include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\")) }},",
-        part.module,
-        part.arch,
         ptx.len(),
     );
     Ok(())

@@ -1,7 +1,7 @@
 //! `engine`: a hand-written CUDA kernel engine that trains, samples and judges small diffusion models.
 //!
 //! Imports run downwards only:
-//! `cli → serve → train → eval → pipeline → model_file → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
+//! `cli → serve, profile → train → eval → pipeline → model_file → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
 //! `data → picture, weights, tensor`; `picture`, `weights` and `cluster` stand on `files, error`; `names → error`;
 //! `image_size` stands on nothing.
 
@@ -19,6 +19,7 @@ pub mod names;
 pub mod nn;
 pub mod picture;
 pub mod pipeline;
+pub mod profile;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod train;

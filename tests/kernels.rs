@@ -110,3 +110,15 @@ fn every_large_case_has_small_twins() {
     }
     assert!(missing.is_empty(), "no small case launches this:\n{}", missing.join("\n"));
 }
+
+/// A driver compiles a module while it loads it: a program loads what it needs before its first run, and neither more nor less.
+#[test]
+fn a_program_loads_the_modules_that_it_launches_from() {
+    let only = std::env::var("ENGINE_OP").ok();
+    for case in cases().iter().filter(|case| !case.large && only.as_deref().is_none_or(|op| case.op == op)) {
+        for dtype in [DType::F32, DType::BF16] {
+            let (loaded, launched) = kinds::modules(case, dtype);
+            assert_eq!(loaded, launched, "{} {dtype}", case.id());
+        }
+    }
+}

@@ -189,7 +189,7 @@ fn instruction_set() -> &'static str {
 fn kernels() -> String {
     let modules = embedded_modules();
     let all: BTreeSet<&str> = launches::ALL.iter().map(|kernel| kernel.module).collect();
-    let prebuilt: BTreeSet<&str> = modules.iter().filter(|m| m.nvcc.is_none()).map(|m| m.module).collect();
+    let prebuilt: BTreeSet<&str> = modules.iter().filter(|m| m.nvcc.is_none() && !m.cubin).map(|m| m.module).collect();
     let stale: BTreeSet<&str> = modules.iter().filter(|m| m.stale).map(|m| m.module).collect();
     let nvcc: Vec<&str> = modules.iter().filter_map(|m| m.nvcc).collect();
     let list = |names: &BTreeSet<&str>| names.iter().copied().collect::<Vec<_>>().join(", ");
@@ -205,6 +205,10 @@ fn kernels() -> String {
             list(&missing)
         ),
     };
+    let machine_code: BTreeSet<&str> = modules.iter().filter(|m| m.cubin).map(|m| m.arch).collect();
+    if !machine_code.is_empty() {
+        text += &format!("  machine code for {}, tried before PTX\n", list(&machine_code));
+    }
     text + &match nvcc.first() {
         Some(version) => format!("  compiled by nvcc {version} when the engine was built, tried before the prebuilt\n"),
         None => "  no nvcc when the engine was built: the prebuilt PTX is used\n".to_string(),

@@ -22,6 +22,8 @@ pub mod machine;
 pub mod plan;
 mod plan_ranks;
 pub mod presets;
+pub mod profile;
+mod profile_check;
 mod progress;
 pub mod sample;
 pub mod score;
@@ -64,12 +66,15 @@ enum Command {
     Compare(compare::CompareCommand),
     Convert(convert::ConvertCommand),
     Plan(plan::PlanCommand),
+    Profile(profile::ProfileCommand),
     Presets(presets::PresetsCommand),
     Data(data::DataCommand),
     Fetch(fetch::FetchCommand),
     Doctor(doctor::DoctorCommand),
     #[command(hide = true)]
     BenchStep(bench_step::BenchStepCommand),
+    #[command(hide = true)]
+    ProfileCount(profile::ProfileCountCommand),
 }
 
 /// Runs the command line of this process. What failed is told in one line on standard error.
@@ -141,11 +146,13 @@ impl Command {
             Self::Compare(command) => command.run(),
             Self::Convert(command) => command.run(),
             Self::Plan(command) => command.run(),
+            Self::Profile(command) => command.run(),
             Self::Presets(command) => command.run(),
             Self::Data(command) => command.run(),
             Self::Fetch(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::BenchStep(command) => command.run(),
+            Self::ProfileCount(command) => command.run(),
         }
     }
 }

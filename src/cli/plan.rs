@@ -32,7 +32,7 @@ pub struct PlanCommand {
     /// Images in a batch
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// h100, h200, a100, l40s, l4, rtx4090, rtx3090, cpu (this one, measured), or here: this machine's GPU or else its CPU
+    /// h100, h200, b200, a100, l40s, l4, rtx4090, rtx3090, cpu (this one, measured), or here: this machine's GPU or else its CPU
     #[arg(long, value_name = "DEVICE", default_value = "here")]
     on: String,
     /// f32 or bf16 [default: the configuration's; auto is bf16 on tensor cores, else f32]

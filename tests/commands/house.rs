@@ -13,7 +13,7 @@ fn root() -> &'static Path {
 /// but for those in [`LOW`].
 const ROWS: &[&[&str]] = &[
     &["cli"],
-    &["serve"],
+    &["serve", "profile"],
     &["train"],
     &["eval"],
     &["pipeline"],

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine_core::device::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Ticket};
 use engine_core::ops::case::{Case, Values};
-use engine_core::tensor::{Context, DType, Device};
+use engine_core::tensor::{Context, DType, Device, Program};
 use engine_core::{Error, Result};
 
 /// How a kernel is launched, but for the number of blocks.
@@ -27,6 +27,8 @@ pub struct Launch {
 #[derive(Debug, Default)]
 struct Log {
     launches: Mutex<(Vec<Launch>, u64)>,
+    /// What was loaded ahead, and what was launched from.
+    modules: Mutex<(BTreeSet<&'static str>, BTreeSet<&'static str>)>,
     allocated: AtomicU64,
 }
 
@@ -85,6 +87,7 @@ impl Accelerator for Log {
     }
 
     unsafe fn launch(&self, kernel: &'static Kernel, config: LaunchConfig, _: &[KernelArgument]) -> Result<()> {
+        self.modules.lock().unwrap().1.insert(kernel.module);
         let (launches, threads) = &mut *self.launches.lock().unwrap();
         let opted_in = config.shared_bytes > 48 << 10;
         launches.push(Launch { kernel: kernel.name, block: config.block, opted_in });
@@ -92,7 +95,8 @@ impl Accelerator for Log {
         Ok(())
     }
 
-    fn preload(&self, _modules: &[&'static str]) -> Result<()> {
+    fn preload(&self, modules: &[&'static str]) -> Result<()> {
+        self.modules.lock().unwrap().0.extend(modules);
         Ok(())
     }
 
@@ -130,6 +134,19 @@ pub fn launches(case: &mut Case, dtype: DType) -> BTreeSet<Launch> {
         }
     }
     run(case, dtype).0.into_iter().collect()
+}
+
+/// The modules that a program of a case loads ahead of its first run, and those that the run launches from.
+pub fn modules(case: &Case, dtype: DType) -> (BTreeSet<&'static str>, BTreeSet<&'static str>) {
+    let log = Arc::new(Log::default());
+    let context = Context::new(Device::Accelerator(log.clone()));
+    let prepared = case.prepare(&context, dtype).unwrap();
+    let backward = case.inputs.iter().any(|input| input.gradient);
+    let step = || if backward { prepared.forward_backward() } else { prepared.forward() };
+    // What was launched so far filled the inputs.
+    log.modules.lock().unwrap().1.clear();
+    Program::plan(&context, step).and_then(|mut program| program.run(step)).unwrap();
+    std::mem::take(&mut *log.modules.lock().unwrap())
 }
 
 /// Of the differentiable cases of each op that launch the same kernels for the same inputs, the one with the fewest threads.

@@ -16,6 +16,7 @@ mod tiny;
 
 mod command;
 mod models;
+mod profile;
 mod ranks;
 mod waits;
 mod weights;

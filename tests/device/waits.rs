@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use engine::ops::repeats::Repeats;
 use engine::tensor::{DType, Device};
 
 use super::tiny::{TOKEN, config, sample, train};
@@ -60,4 +61,25 @@ fn small_sampling_waits_for_nothing() {
         let config = config(&[&TOKEN[..], &["sampling.sampler=ddim", "sampling.guidance=2", &stages]].concat());
         drop(sample(&config, device, DType::BF16, 3, 3));
     });
+}
+
+#[test]
+fn small_repeats_are_one_graph() {
+    const TEST: &str = "waits::small_repeats_are_one_graph";
+    let Some((_guard, _)) = device(TEST) else { return };
+    let all = engine::ops::cases();
+    let case = all.iter().find(|case| case.op == "linear" && !case.large).unwrap();
+    let work = |device: &Device, times: usize| {
+        let repeats = Repeats::capture(device, case, DType::BF16, true).unwrap().unwrap();
+        assert!(repeats.count() >= 32 && repeats.bytes() > 0.0, "{}", repeats.count());
+        let times: Vec<_> = (0..times).map(|_| repeats.time().unwrap().expect("the device has a clock")).collect();
+        assert!(times.iter().all(|time| !time.is_zero()), "{times:?}");
+    };
+    let (Some(short), Some(long)) = (calls(|device| work(device, 1)), calls(|device| work(device, 4))) else {
+        work(&open().unwrap(), 2);
+        return;
+    };
+    let calls = ["cuEventCreate", "cuEventDestroy_v2", "cuEventRecord"].map(|name| (name.to_string(), 6)).into_iter();
+    let once = ["cuCtxSetCurrent", "cuEventElapsedTime", "cuGraphLaunch", "cuStreamSynchronize"];
+    assert_eq!(more(&short, &long), calls.chain(once.map(|name| (name.to_string(), 3))).collect());
 }

@@ -14,11 +14,12 @@ use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
 pub use choose::{Chosen, DeviceChoice};
-pub use ptx::{EmbeddedModule, embedded_modules};
+pub use ptx::{EmbeddedModule, embedded_modules, module_text};
 
 /// A kernel entry point, as `build.rs` found it in `kernels/*.cu`.
 #[derive(Debug, PartialEq, Eq)]
@@ -189,7 +190,8 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// The arguments match the kernel's signature and the buffers are live.
     unsafe fn launch(&self, kernel: &'static Kernel, config: LaunchConfig, arguments: &[KernelArgument]) -> Result<()>;
 
-    /// Loads the module of every kernel in `modules`, so that a capture need not.
+    /// Loads these modules with all their kernels, those that are not loaded yet, so that a capture need not and a step does not wait for one after
+    /// the other.
     fn preload(&self, modules: &[&'static str]) -> Result<()>;
 
     /// From here on launches, copies and zeroings are recorded, not executed.
@@ -204,11 +206,38 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// Every buffer that the sequence uses is still live.
     unsafe fn replay(&self, graph: GraphId) -> Result<()>;
 
+    /// Submits a recorded sequence behind all other work and waits for it: the time that it took, on the device's own clock. None where the
+    /// device has no clock; then nothing was submitted.
+    ///
+    /// # Safety
+    /// That of [`Accelerator::replay`].
+    unsafe fn time(&self, _graph: GraphId) -> Result<Option<Duration>> {
+        Ok(None)
+    }
+
     /// Drops a recorded sequence.
     fn forget(&self, graph: GraphId);
 
     /// Waits for all submitted work; reports what failed in it.
     fn synchronize(&self) -> Result<()>;
+
+    /// From here on every launch, copy and zeroing is timed by itself, until [`Accelerator::end_timing`]. Refused during capture.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the device has no clock of its own.
+    fn begin_timing(&self) -> Result<()> {
+        let reason = "devices of this kind have no clock of their own".into();
+        Err(Error::Unsupported { op: "timing", device: self.name(), reason })
+    }
+
+    /// Waits for all submitted work. Seconds of each launch, copy and zeroing since [`Accelerator::begin_timing`], in the order of
+    /// their submission; none where it was not called.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn end_timing(&self) -> Result<Vec<f64>> {
+        Ok(Vec::new())
+    }
 
     /// What the devices of several processes have to have in common to exchange by themselves: one process makes it, all give
     /// it to [`Accelerator::communicate`].

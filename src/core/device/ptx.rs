@@ -1,28 +1,32 @@
-//! The PTX that `build.rs` embedded: compiled where the engine was built if nvcc was there, and the committed one.
+//! The PTX that `build.rs` embedded: compiled where the engine was built if nvcc was there, and the committed one; and machine code, where
+//! `kernels/cubins/` had some.
 
 use std::io::Read;
 
 use crate::error::{Error, Result};
 
-/// Where an embedded PTX comes from.
+/// Where an embedded module comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// Compiled by this nvcc when the engine was built.
     #[allow(dead_code, reason = "constructed only where nvcc was found")]
     Nvcc { version: &'static str },
+    /// Machine code from `kernels/cubins/`, which devices of this major capability run from this minor one on.
+    #[allow(dead_code, reason = "constructed only where there were cubins")]
+    Cubin { capability: (u32, u32) },
     /// From `kernels/prebuilt/`; stale where its source has changed since.
     Prebuilt { stale: bool },
 }
 
-/// One module's PTX for one virtual architecture.
+/// One module's PTX for one virtual architecture, or its machine code for one architecture.
 #[derive(Debug)]
 pub(crate) struct EmbeddedPtx {
     /// The kernel file's stem.
     pub module: &'static str,
-    /// `compute_80` or `compute_90a`.
+    /// `compute_80` or `compute_90a`; of machine code `sm_80` and the like.
     pub arch: &'static str,
     pub origin: Origin,
-    /// Bytes of the text.
+    /// Bytes of the text or of the machine code.
     pub length: usize,
     /// zlib.
     pub compressed: &'static [u8],
@@ -31,14 +35,14 @@ pub(crate) struct EmbeddedPtx {
 include!(concat!(env!("OUT_DIR"), "/embedded_ptx.rs"));
 
 impl EmbeddedPtx {
-    /// The text, with the zero byte that the driver expects at its end.
+    /// The text, with the zero byte that the driver expects at its end; or the machine code, which it does not harm.
     pub(crate) fn text(&self) -> Result<Vec<u8>> {
         let mut text = Vec::with_capacity(self.length + 1);
         let read = flate2::read::ZlibDecoder::new(self.compressed).take(self.length as u64).read_to_end(&mut text);
         if read.is_err() || text.len() != self.length {
             return Err(Error::Kernel {
                 kernel: self.module.into(),
-                message: "the embedded PTX is damaged; build the engine again".into(),
+                message: "what is embedded of it is damaged; build the engine again".into(),
             });
         }
         text.push(0);
@@ -46,15 +50,23 @@ impl EmbeddedPtx {
     }
 
     fn runs_on(&self, capability: (u32, u32)) -> bool {
+        if let Origin::Cubin { capability: (major, minor) } = self.origin {
+            let exact = self.arch.ends_with('a');
+            return capability.0 == major && if exact { capability.1 == minor } else { capability.1 >= minor };
+        }
         // An architecture's own instructions (the `a`) are in no other one, later ones included.
         if self.arch == "compute_90a" { capability == (9, 0) } else { capability >= (8, 0) }
     }
 }
 
-/// A module's PTX for a device, in the order to try: Hopper's own before the common one, nvcc's before the prebuilt.
+/// What a device runs of a module, in the order to try: machine code before PTX, which the driver has to compile; then Hopper's own before the
+/// common one, nvcc's before the prebuilt.
 pub(crate) fn candidates(module: &str, capability: (u32, u32)) -> Vec<&'static EmbeddedPtx> {
     let mut found: Vec<_> = EMBEDDED.iter().filter(|e| e.module == module && e.runs_on(capability)).collect();
-    found.sort_by_key(|e| (e.arch != "compute_90a", matches!(e.origin, Origin::Prebuilt { .. })));
+    found.sort_by_key(|e| {
+        let cubin = matches!(e.origin, Origin::Cubin { .. });
+        (!cubin, e.arch != "compute_90a", matches!(e.origin, Origin::Prebuilt { .. }))
+    });
     found
 }
 
@@ -63,26 +75,42 @@ pub(crate) fn candidates(module: &str, capability: (u32, u32)) -> Vec<&'static E
 pub struct EmbeddedModule {
     /// The kernel file's stem.
     pub module: &'static str,
-    /// `compute_80` or `compute_90a`.
+    /// `compute_80` or `compute_90a`; of machine code `sm_80` and the like.
     pub arch: &'static str,
-    /// The nvcc that compiled it when the engine was built; None for the committed PTX.
+    /// Machine code, which a driver need not compile.
+    pub cubin: bool,
+    /// The nvcc that compiled it when the engine was built; None for the committed PTX and for machine code.
     pub nvcc: Option<&'static str>,
     /// Committed PTX whose source has changed since: it cannot be loaded.
     pub stale: bool,
 }
 
-/// The PTX of every kernel module in this binary.
+/// The PTX and the machine code of every kernel module in this binary.
 pub fn embedded_modules() -> Vec<EmbeddedModule> {
     EMBEDDED
         .iter()
         .map(|ptx| {
             let (nvcc, stale) = match ptx.origin {
                 Origin::Nvcc { version } => (Some(version), false),
+                Origin::Cubin { .. } => (None, false),
                 Origin::Prebuilt { stale } => (None, stale),
             };
-            EmbeddedModule { module: ptx.module, arch: ptx.arch, nvcc, stale }
+            let cubin = matches!(ptx.origin, Origin::Cubin { .. });
+            EmbeddedModule { module: ptx.module, arch: ptx.arch, cubin, nvcc, stale }
         })
         .collect()
+}
+
+/// The PTX that a device of this compute capability is given for a module; None where there is no such module.
+///
+/// # Errors
+/// [`Error::Kernel`] where it is damaged.
+pub fn module_text(module: &str, capability: (u32, u32)) -> Result<Option<String>> {
+    let Some(found) = candidates(module, capability).into_iter().next() else { return Ok(None) };
+    let mut text = found.text()?;
+    // Without the driver's zero byte.
+    text.pop();
+    Ok(Some(String::from_utf8_lossy(&text).into_owned()))
 }
 
 #[cfg(test)]
@@ -94,6 +122,10 @@ mod tests {
         for ptx in EMBEDDED {
             let text = ptx.text().unwrap();
             assert_eq!(text.last(), Some(&0));
+            if matches!(ptx.origin, Origin::Cubin { .. }) {
+                assert!(text.starts_with(b"\x7fELF"), "{} {}", ptx.module, ptx.arch);
+                continue;
+            }
             let text = String::from_utf8(text).unwrap();
             assert!(text.contains(".target sm_"), "{}", ptx.module);
             if ptx.origin == (Origin::Prebuilt { stale: true }) {
@@ -103,6 +135,16 @@ mod tests {
                 assert!(text.contains(&format!(".entry {}(", kernel.name)), "{}", kernel.name);
             }
         }
+    }
+
+    #[test]
+    fn machine_code_is_for_its_major_capability() {
+        let runs = |arch, capability, device| {
+            let origin = Origin::Cubin { capability };
+            EmbeddedPtx { module: "m", arch, origin, length: 0, compressed: &[] }.runs_on(device)
+        };
+        assert!(runs("sm_80", (8, 0), (8, 9)) && runs("sm_90", (9, 0), (9, 0)) && runs("sm_100", (10, 0), (10, 3)));
+        assert!(!runs("sm_80", (8, 0), (9, 0)) && !runs("sm_100", (10, 0), (12, 0)) && !runs("sm_90a", (9, 0), (9, 1)));
     }
 
     #[test]

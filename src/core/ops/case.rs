@@ -3,7 +3,7 @@
 //! 1. [`Case::check_oracle`]: the CPU op in `f32` against itself in `f64`;
 //! 2. [`Case::check_gradients`]: gradients against finite differences in `f64`, with random cotangents;
 //! 3. [`Case::check_device`]: kernels (emulated or real) against the CPU op, in `f32` and `bf16`;
-//! 4. [`Case::prepare`]: a closure to be timed (`cargo bench`);
+//! 4. [`Case::prepare`]: a closure to be timed (`cargo bench`), on a GPU by [`Repeats`](super::repeats::Repeats);
 //! 5. [`Case::check_cost`]: the cost model against the tensors' sizes;
 //! 6. [`Case::check_wirings`]: every choice of inputs that want a gradient, each gradient written and added to (`wirings.rs`).
 
@@ -261,17 +261,17 @@ impl Case {
     /// Puts `values` on the device as variables of a tape. Gradients of weights go to an `f32` tensor.
     fn place(&self, tape: &Tape, dtype: DType, values: &[Vec<f64>]) -> Result<Vec<Var>> {
         let tensors = self.tensors(tape.context(), dtype, values)?;
-        let inputs = self.inputs.iter().zip(tensors);
+        let gradients = self.weight_gradients(tape.context(), dtype)?;
+        Ok(self.variables(tape, &tensors, &gradients))
+    }
+
+    fn variables(&self, tape: &Tape, tensors: &[Tensor], gradients: &[Option<Tensor>]) -> Vec<Var> {
+        let inputs = self.inputs.iter().zip(tensors).zip(gradients);
         inputs
-            .map(|(input, tensor)| {
-                Ok(match (input.gradient, input.kind) {
-                    (false, _) => tape.constant(&tensor),
-                    (true, Kind::Weight) => {
-                        let gradient = tape.context().persistent(input.shape, input.gradient_dtype(dtype))?;
-                        tape.parameter(&tensor, &gradient, Accumulate::Write)
-                    }
-                    (true, _) => tape.leaf(&tensor),
-                })
+            .map(|((input, tensor), gradient)| match gradient {
+                Some(gradient) => tape.parameter(tensor, gradient, Accumulate::Write),
+                None if input.gradient => tape.leaf(tensor),
+                None => tape.constant(tensor),
             })
             .collect()
     }
@@ -428,10 +428,18 @@ impl Case {
 
     /// Use 4: the op, forward and (where differentiable) backward, ready to be timed.
     pub fn prepare(&self, context: &Context, dtype: DType) -> Result<Prepared<'_>> {
-        let values = self.values(dtype, 1);
-        let tape = Tape::inference(context);
-        let tensors = self.place(&tape, dtype, &values)?.iter().map(|var| var.tensor().clone()).collect();
-        Ok(Prepared { case: self, context: context.clone(), tensors })
+        let tensors = self.tensors(context, dtype, &self.values(dtype, 1))?;
+        let gradients = self.weight_gradients(context, dtype)?;
+        Ok(Prepared { case: self, context: context.clone(), dtype, tensors, gradients })
+    }
+
+    /// Where the gradients of weights go, which have a dtype of their own.
+    fn weight_gradients(&self, context: &Context, dtype: DType) -> Result<Vec<Option<Tensor>>> {
+        let of_input = |input: &Input| match (input.gradient, input.kind) {
+            (true, Kind::Weight) => context.persistent(input.shape, input.gradient_dtype(dtype)).map(Some),
+            _ => Ok(None),
+        };
+        self.inputs.iter().map(of_input).collect()
     }
 
     /// Use 5: the op charges for itself, and for no fewer bytes than its inputs and outputs have.
@@ -484,10 +492,33 @@ impl Case {
 pub struct Prepared<'a> {
     case: &'a Case,
     context: Context,
+    dtype: DType,
     tensors: Vec<Tensor>,
+    /// By input: of weights alone.
+    gradients: Vec<Option<Tensor>>,
 }
 
 impl Prepared<'_> {
+    /// The same with memory of its own, in another context of the same device.
+    pub(super) fn copy(&self, context: &Context) -> Result<Self> {
+        let copy = |tensor: &Tensor| {
+            let copy = context.persistent(tensor.shape(), tensor.dtype())?;
+            copy.copy_from(tensor).map(|()| copy)
+        };
+        let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
+        let gradients = self.case.weight_gradients(context, self.dtype)?;
+        Ok(Self { case: self.case, context: context.clone(), dtype: self.dtype, tensors, gradients })
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Everything of it that outlives a run.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.tensors.iter().chain(self.gradients.iter().flatten())
+    }
+
     /// Runs forward only.
     pub fn forward(&self) -> Result<()> {
         let tape = Tape::inference(&self.context);
@@ -498,9 +529,7 @@ impl Prepared<'_> {
     /// Runs forward and backward.
     pub fn forward_backward(&self) -> Result<()> {
         let tape = Tape::new(&self.context);
-        let inputs: Vec<Var> = (self.case.inputs.iter().zip(&self.tensors))
-            .map(|(input, tensor)| if input.gradient { tape.leaf(tensor) } else { tape.constant(tensor) })
-            .collect();
+        let inputs = self.case.variables(&tape, &self.tensors, &self.gradients);
         let outputs = (self.case.build)(&tape, &inputs)?;
         match outputs.iter().find(|output| output.needs_gradient()) {
             Some(output) => tape.backward(output, output.tensor().clone()),

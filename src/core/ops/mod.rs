@@ -28,6 +28,7 @@ pub mod mse_loss;
 pub mod noise_step;
 pub mod patchify;
 pub mod pool;
+pub mod repeats;
 pub mod sampler_step;
 mod tile;
 pub mod timestep_embedding;
@@ -117,12 +118,13 @@ pub(crate) fn by_item(batch: usize, elements: usize, threads: u32) -> LaunchConf
 /// run!(f32 loss, forward(loss))?; // cuda::forward(accelerator, loss)?: kernels that are compiled for f32 alone
 /// ```
 ///
-/// `OP`, `cpu` and `cuda` are those of the module that it stands in. A dtype that the device does not compute in is
+/// `OP`, `cpu` and `cuda` are those of the module that it stands in; `OP` is also the name of the op's `.cu`, which a program loads before
+/// its first run. A dtype that the device does not compute in is
 /// [`Error::Unsupported`].
 macro_rules! run {
     (f32 $like:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $like.context().backend() {
-            $crate::tensor::Backend::Plan => Ok(()),
+            $crate::tensor::Backend::Plan => Ok($like.context().note_module(OP)),
             $crate::tensor::Backend::Cpu => $crate::ops::with_host_float!(OP, $like.dtype(), T => {
                 cpu::$function::<T>($($argument),*);
                 Ok(())
@@ -135,7 +137,7 @@ macro_rules! run {
     };
     ($like:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $like.context().backend() {
-            $crate::tensor::Backend::Plan => Ok(()),
+            $crate::tensor::Backend::Plan => Ok($like.context().note_module(OP)),
             $crate::tensor::Backend::Cpu => $crate::ops::with_host_float!(OP, $like.dtype(), T => {
                 cpu::$function::<T>($($argument),*);
                 Ok(())

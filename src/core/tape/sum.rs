@@ -50,7 +50,7 @@ pub(crate) fn convert(to: &Destination, x: &Tensor) -> Result<()> {
         Err(Error::Unsupported { op: "elementwise", device, reason })
     };
     match (x.context().backend(), from, dtype) {
-        (Backend::Plan, ..) => {}
+        (Backend::Plan, ..) => x.context().note_module("elementwise"),
         (Backend::Cpu, DType::F32, DType::F32) => add_host::<f32>(to, x),
         (Backend::Cpu, DType::F64, DType::F64) => add_host::<f64>(to, x),
         (Backend::Cpu, ..) => {

@@ -257,6 +257,13 @@ impl Context {
         }
     }
 
+    /// Tells the plan that a kernel of this module is launched; does nothing unless planning.
+    pub(crate) fn note_module(&self, module: &'static str) {
+        if let Mode::Planning(recorder) = &mut *self.inner.mode.borrow_mut() {
+            recorder.modules.insert(module);
+        }
+    }
+
     /// Waits for all submitted work.
     pub fn synchronize(&self) -> Result<()> {
         match self.backend() {

@@ -1,6 +1,6 @@
 //! Memory plans: lifetimes recorded in shape-only mode, offsets assigned offline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::memory::ALIGNMENT;
 
@@ -64,6 +64,8 @@ pub(super) struct Recorder {
     lifetimes: Vec<Lifetime>,
     clock: usize,
     pub(super) charges: BTreeMap<&'static str, (usize, Cost)>,
+    /// The kernel modules that it launches from.
+    pub(super) modules: BTreeSet<&'static str>,
 }
 
 struct Lifetime {

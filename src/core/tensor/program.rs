@@ -1,11 +1,11 @@
 //! Programs: a step that runs again and again with the same shapes.
 //!
 //! A program is planned once in shape-only mode; every allocation gets a number, a lifetime and an offset in the
-//! context's arena. On an accelerator the first run is eager (modules load, libraries set up), the second is captured,
+//! context's arena. On an accelerator the first run loads the modules of the program's kernels and is eager, the second is captured,
 //! and from then on the host only replays the graph. What changes from step to step is therefore read from a control
 //! buffer on the device, and results leave through persistent tensors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::Context;
@@ -19,6 +19,7 @@ pub struct Program {
     context: Context,
     plan: Rc<MemoryPlan>,
     charges: BTreeMap<&'static str, (usize, Cost)>,
+    modules: BTreeSet<&'static str>,
     runs: u64,
     graph: Option<(GraphId, u64)>,
     graphs: bool,
@@ -29,7 +30,8 @@ impl Program {
     pub fn plan(context: &Context, body: impl FnOnce() -> Result<()>) -> Result<Self> {
         let recorder = context.record(body)?;
         let plan = Rc::new(recorder.assign());
-        Ok(Self { context: context.clone(), plan, charges: recorder.charges, runs: 0, graph: None, graphs: true })
+        let (charges, modules) = (recorder.charges, recorder.modules);
+        Ok(Self { context: context.clone(), plan, charges, modules, runs: 0, graph: None, graphs: true })
     }
 
     /// Bytes of the arena that this program needs.
@@ -40,6 +42,11 @@ impl Program {
     /// Calls and summed cost by op name.
     pub fn charges(&self) -> &BTreeMap<&'static str, (usize, Cost)> {
         &self.charges
+    }
+
+    /// The kernel modules that it launches from, by the name of their `.cu`.
+    pub fn modules(&self) -> &BTreeSet<&'static str> {
+        &self.modules
     }
 
     /// Turns capture off (or on): for comparison and for debugging.
@@ -69,6 +76,10 @@ impl Program {
                 // SAFETY: the graph was captured over this generation of the arena, which the context keeps alive, and
                 // over persistent tensors, which the caller's body holds.
                 return unsafe { accelerator.replay(graph) };
+            }
+            if self.runs == 0 {
+                // All at once, for a driver compiles each at its first load, which takes seconds.
+                accelerator.preload(&self.modules.iter().copied().collect::<Vec<_>>())?;
             }
             if self.runs > 0 && self.graphs {
                 let capture = Capture::begin(accelerator)?;

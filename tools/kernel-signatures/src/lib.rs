@@ -6,6 +6,7 @@
 
 #![warn(missing_docs)]
 
+mod cubin;
 mod generate;
 mod parse;
 mod prebuilt;
@@ -13,6 +14,7 @@ mod source;
 
 use std::fmt;
 
+pub use cubin::{CUBIN_FLAGS, CUBINS, Cubin};
 pub use generate::generate;
 pub use parse::parse;
 pub use prebuilt::{PREBUILT_ARCH, PREBUILT_COMPILER, PREBUILT_FLAGS, Prebuilt, hopper_requested, with_project_paths};

@@ -2,11 +2,12 @@
 
     python tools/peers/pytorch/peer.py --model dit-cifar10 --batch 32 --threads 2
     python tools/peers/pytorch/peer.py --model ddpm-cifar10 --layout channels_last --batch 32 --threads 2
-    python tools/peers/pytorch/peer.py --device cuda --dtype bf16 --compile max-autotune --batch 256
+    python tools/peers/pytorch/peer.py --device cuda --dtype bf16 --compile max-autotune --batch 256   # with CUDA graphs
 
 A classifier's training step compares logits by cross-entropy with label smoothing, and its forward pass stands for the DDIM step.
 Else a training step is what the engine does in one: gather u8 images that lie on the device, draw timesteps and noise, mix them,
-forward, MSE (or the preset's balanced loss), backward, clip at global norm 1, fused AdamW, EMA. Prints one JSON line. Peak memory is the process's
+forward, MSE (or the preset's balanced loss), backward, clip at global norm 1, fused AdamW, EMA by `_foreach`. It is meant to be as fast as a user
+makes it, `tools/peers/run --best` tries every combination of modes. Prints one JSON line. Peak memory is the process's
 largest resident set on the CPU (Python and PyTorch included, as a user pays for them; `import_mib` is their share) and
 PyTorch's allocations on CUDA, both up to the end of the training steps.
 """
@@ -132,7 +133,11 @@ def main():
     on_cuda = device.type == "cuda"
     if args.group is None:
         args.group = 10 if on_cuda else 1
-    torch.backends.cuda.matmul.allow_tf32 = args.tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
+    if args.tf32:
+        torch.set_float32_matmul_precision("high")
+    # The sizes never change: it pays to try cuDNN's algorithms.
+    torch.backends.cudnn.benchmark = True
     synchronize = torch.cuda.synchronize if on_cuda else lambda: None
 
     config, diffusion, model = build(args.model, args.layout)
@@ -142,7 +147,10 @@ def main():
     pairs = [(p, a) for p, a in zip(model.parameters(), average.parameters()) if p.requires_grad]
     parameters, averages = [p for p, _ in pairs], [a for _, a in pairs]
     optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0.01, fused=True)
-    run = torch.compile(model, mode=args.compile) if args.compile else model
+    run = torch.compile(model, mode=args.compile, dynamic=False) if args.compile else model
+    # These two modes replay CUDA graphs, whose memory a new step may use again.
+    graphs = on_cuda and args.compile in ("max-autotune", "reduce-overhead")
+    begin_step = torch.compiler.cudagraph_mark_step_begin if graphs else lambda: None
 
     def autocast():
         # Entered anew in each step: autocast keeps the weights it has converted until its end.
@@ -177,6 +185,7 @@ def main():
         return F.mse_loss(prediction.float(), noise)
 
     def train_step():
+        begin_step()
         index = torch.randint(IMAGES, (args.batch,), device=device)
         x0 = images[index].float() / 127.5 - 1
         loss = (classifier_loss if classifier else denoiser_loss)(x0, labels[index])
@@ -200,6 +209,7 @@ def main():
     time_input = torch.full((DDIM_BATCH,), float(t), device=device)
 
     def ddim_step():
+        begin_step()
         if classifier:
             with torch.no_grad(), autocast():
                 return run(state)

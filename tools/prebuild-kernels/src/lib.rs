@@ -2,6 +2,6 @@
 
 mod nvrtc;
 
-pub use nvrtc::Nvrtc;
+pub use nvrtc::{Nvrtc, search};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

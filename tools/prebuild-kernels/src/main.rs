@@ -1,6 +1,9 @@
 //! Writes and checks `kernels/prebuilt/*.ptx`, and tries every kernel with nvcc.
 
+mod cubins;
 mod nvcc;
+mod table;
+mod usage;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -13,6 +16,11 @@ const USAGE: &str = "\
 Usage: prebuild-kernels [--nvrtc PATH]          write kernels/prebuilt/*.ptx with NVRTC 12.4
        prebuild-kernels --check [--nvrtc PATH]  fail where a file is stale, missing or orphaned; with NVRTC also where
                                                 its text is not what NVRTC writes
+       prebuild-kernels --registers FOLDER      write kernels/prebuilt/registers.json with ptxas and nvdisasm below FOLDER:
+                                                registers, shared memory, spills and SASS of each kernel; with --check
+                                                fail where the file says otherwise
+       prebuild-kernels --cubins FOLDER …       write kernels/cubins/*.cubin, which builds embed where they are there: machine code,
+                                                with NVRTC 12.4 up to sm_90 and NVRTC 12.8 for sm_100 and sm_120, below FOLDERs
        prebuild-kernels --nvcc PATH             compile every kernel for sm_80, sm_90a and sm_100; report registers
                                                 and spills
 
@@ -32,7 +40,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Vec<String>) -> Result<()> {
-    let (mut check, mut nvrtc, mut nvcc) = (false, None, None);
+    let (mut check, mut nvrtc, mut nvcc, mut registers) = (false, None, None, None);
+    let mut cubins: Option<Vec<PathBuf>> = None;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let mut path = || arguments.next().map(PathBuf::from).ok_or(format!("{argument} wants a path\n{USAGE}"));
@@ -40,9 +49,14 @@ fn run(arguments: Vec<String>) -> Result<()> {
             "--check" => check = true,
             "--nvrtc" => nvrtc = Some(path()?),
             "--nvcc" => nvcc = Some(path()?),
+            "--registers" => registers = Some(path()?),
+            "--cubins" => cubins = Some(vec![path()?]),
             "--help" | "-h" => {
                 println!("{USAGE}");
                 return Ok(());
+            }
+            folder if !folder.starts_with('-') && cubins.is_some() => {
+                cubins.iter_mut().for_each(|all| all.push(folder.into()))
             }
             _ => return Err(format!("unknown argument {argument}\n{USAGE}").into()),
         }
@@ -55,14 +69,23 @@ fn run(arguments: Vec<String>) -> Result<()> {
     if let Some(nvcc) = nvcc {
         return nvcc::compile_all(&nvcc, &kernels, &files);
     }
+    if let Some(folders) = cubins {
+        return cubins::write(&folders, &kernels, &files);
+    }
     let mut wanted = Vec::new();
     for file in &files {
         wanted.extend(Prebuilt::all_of(file)?);
     }
     let orphans = orphans(&kernels, &wanted)?;
+    if let Some(folder) = registers {
+        // A table of stale PTX would be a stale table.
+        check_all(&kernels, &wanted, &orphans, None, Vec::new())?;
+        return table::run(&folder, &kernels, &wanted, check);
+    }
     if check {
         let nvrtc = nvrtc.map(|path| Nvrtc::find(Some(&path))).transpose()?;
-        return check_all(&kernels, &wanted, &orphans, nvrtc.as_ref());
+        let stale = table::stale(&kernels, &wanted)?;
+        return check_all(&kernels, &wanted, &orphans, nvrtc.as_ref(), stale);
     }
     let nvrtc = Nvrtc::find(nvrtc.as_deref())?;
     std::fs::create_dir_all(kernels.join("prebuilt"))?;
@@ -105,8 +128,16 @@ fn orphans(kernels: &Path, wanted: &[Prebuilt]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn check_all(kernels: &Path, wanted: &[Prebuilt], orphans: &[PathBuf], nvrtc: Option<&Nvrtc>) -> Result<()> {
-    let mut wrong: Vec<String> = orphans.iter().map(|o| format!("{}: no kernel of that name", o.display())).collect();
+/// Fails with everything that is wrong, `others` included.
+fn check_all(
+    kernels: &Path,
+    wanted: &[Prebuilt],
+    orphans: &[PathBuf],
+    nvrtc: Option<&Nvrtc>,
+    others: Vec<String>,
+) -> Result<()> {
+    let mut wrong = others;
+    wrong.extend(orphans.iter().map(|o| format!("{}: no kernel of that name", o.display())));
     for part in wanted {
         let path = part.path(kernels);
         let Ok(text) = std::fs::read_to_string(&path) else {

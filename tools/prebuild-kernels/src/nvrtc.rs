@@ -12,7 +12,7 @@ use crate::Result;
 type Status = c_int;
 type Program = *mut c_void;
 
-/// NVRTC of the version that the prebuilt PTX is made with.
+/// NVRTC, of the version that the prebuilt PTX is made with unless another is asked for.
 pub struct Nvrtc {
     library: Library,
     /// Loaded first, so that NVRTC finds it whatever the loader's path.
@@ -25,32 +25,49 @@ impl Nvrtc {
     /// # Errors
     /// Where there is none of this version, with what was tried.
     pub fn find(path: Option<&Path>) -> Result<Self> {
+        match path {
+            Some(path) => Self::find_version(&[path.to_path_buf()], PREBUILT_COMPILER),
+            None => Self::find_version(&[], PREBUILT_COMPILER),
+        }
+    }
+
+    /// Loads the library of a version (`NVRTC 12.8`) at or below one of `paths`; where there are none from `$VIRTUAL_ENV` or the loader's
+    /// path.
+    ///
+    /// # Errors
+    /// Where there is none of this version, with what was tried.
+    pub fn find_version(paths: &[PathBuf], wanted: &str) -> Result<Self> {
         let mut tried = Vec::new();
         let environment = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from);
-        let candidates = match path {
-            Some(path) if path.is_dir() => search(path, "libnvrtc.so.12"),
-            Some(path) => vec![path.to_path_buf()],
-            None => {
-                let mut found = environment.map_or(Vec::new(), |folder| search(&folder, "libnvrtc.so.12"));
-                found.push("libnvrtc.so.12".into());
-                found
+        let mut candidates: Vec<PathBuf> = Vec::new();
+        for path in paths {
+            if path.is_dir() {
+                candidates.extend(search(path, "libnvrtc.so.12"));
+            } else {
+                candidates.push(path.clone());
             }
-        };
+        }
+        if paths.is_empty() {
+            candidates.extend(environment.map_or(Vec::new(), |folder| search(&folder, "libnvrtc.so.12")));
+            candidates.push("libnvrtc.so.12".into());
+        }
         for candidate in candidates {
-            match Self::open(&candidate) {
+            match Self::open(&candidate, wanted) {
                 Ok(nvrtc) => return Ok(nvrtc),
                 Err(error) => tried.push(format!("{}: {error}", candidate.display())),
             }
         }
         let tried = if tried.is_empty() { "no libnvrtc.so.12 there".to_string() } else { tried.join("; ") };
         Err(format!(
-            "{PREBUILT_COMPILER} is needed ({tried}); pip install 'nvidia-cuda-nvrtc-cu12==12.4.*' and name its folder with --nvrtc"
+            "{wanted} is needed ({tried}); pip install 'nvidia-cuda-nvrtc-cu12=={}.*' and name its folder",
+            wanted.trim_start_matches("NVRTC ")
         )
         .into())
     }
 
-    fn open(path: &Path) -> Result<Self> {
-        let builtins = path.parent().map(|folder| folder.join("libnvrtc-builtins.so.12.4")).filter(|p| p.exists());
+    fn open(path: &Path, wanted: &str) -> Result<Self> {
+        let name = format!("libnvrtc-builtins.so.{}", wanted.trim_start_matches("NVRTC "));
+        let builtins = path.parent().map(|folder| folder.join(name)).filter(|p| p.exists());
         // SAFETY: NVIDIA's libraries run no initialisers that touch our state.
         let builtins = builtins.map(|path| unsafe { Library::new(path) }).transpose()?;
         // SAFETY: as above.
@@ -65,7 +82,7 @@ impl Nvrtc {
         };
         nvrtc.check(status, "nvrtcVersion")?;
         match format!("NVRTC {major}.{minor}") {
-            version if version == PREBUILT_COMPILER => Ok(nvrtc),
+            version if version == wanted => Ok(nvrtc),
             version => Err(format!("this is {version}").into()),
         }
     }
@@ -89,10 +106,24 @@ impl Nvrtc {
     /// # Errors
     /// NVRTC's log, where it refuses the source.
     pub fn compile(&self, path: &Path, include: &Path, arch: &str) -> Result<String> {
+        let text = self.make(path, include, PREBUILT_FLAGS, arch, [b"nvrtcGetPTXSize", b"nvrtcGetPTX"])?;
+        Ok(String::from_utf8(without_end(text))?)
+    }
+
+    /// The machine code of a source for an architecture (`sm_80`), with these flags.
+    ///
+    /// # Errors
+    /// NVRTC's log, where it refuses the source.
+    pub fn cubin(&self, path: &Path, include: &Path, flags: &[&str], arch: &str) -> Result<Vec<u8>> {
+        self.make(path, include, flags, arch, [b"nvrtcGetCUBINSize", b"nvrtcGetCUBIN"])
+    }
+
+    /// What `get`, a getter of a size and one of so many bytes, says of a source that was compiled.
+    fn make(&self, path: &Path, include: &Path, flags: &[&str], arch: &str, get: [&[u8]; 2]) -> Result<Vec<u8>> {
         let source = CString::new(std::fs::read(path)?)?;
         // Its whole path: the line tables name it as they do what it includes.
         let name = CString::new(path.display().to_string())?;
-        let options = PREBUILT_FLAGS
+        let options = flags
             .iter()
             .map(|flag| CString::new(*flag))
             .chain([
@@ -128,9 +159,10 @@ impl Nvrtc {
                 pointers.as_ptr(),
             );
             let outcome = match self.check(status, "nvrtcCompileProgram") {
-                Ok(()) => self.text(program, b"nvrtcGetPTXSize", b"nvrtcGetPTX"),
+                Ok(()) => self.bytes(program, get[0], get[1]),
                 Err(error) => {
-                    let log = self.text(program, b"nvrtcGetProgramLogSize", b"nvrtcGetProgramLog")?;
+                    let log = self.bytes(program, b"nvrtcGetProgramLogSize", b"nvrtcGetProgramLog")?;
+                    let log = String::from_utf8_lossy(&without_end(log)).into_owned();
                     Err(format!("{} for {arch}: {error}\n{}", path.display(), log.trim_end()).into())
                 }
             };
@@ -140,8 +172,8 @@ impl Nvrtc {
     }
 
     /// # Safety
-    /// `program` is live, and the two names are a getter of a size and of so many bytes of text.
-    unsafe fn text(&self, program: Program, size: &[u8], get: &[u8]) -> Result<String> {
+    /// `program` is live, and the two names are a getter of a size and of so many bytes.
+    unsafe fn bytes(&self, program: Program, size: &[u8], get: &[u8]) -> Result<Vec<u8>> {
         let mut length = 0usize;
         // SAFETY: `nvrtcResult f(nvrtcProgram, size_t *)`, then `nvrtcResult g(nvrtcProgram, char *)` into that many bytes.
         unsafe {
@@ -153,17 +185,23 @@ impl Nvrtc {
                 program,
                 bytes.as_mut_ptr().cast(),
             );
-            self.check(status, "text")?;
-            while bytes.last() == Some(&0) {
-                bytes.pop();
-            }
-            Ok(String::from_utf8(bytes)?)
+            self.check(status, "bytes")?;
+            Ok(bytes)
         }
     }
 }
 
+/// A text without the zero bytes at its end.
+fn without_end(mut text: Vec<u8>) -> Vec<u8> {
+    while text.last() == Some(&0) {
+        text.pop();
+    }
+    text
+}
+
 /// Files called `name` below `folder`, links not followed.
-fn search(folder: &Path, name: &str) -> Vec<PathBuf> {
+#[must_use]
+pub fn search(folder: &Path, name: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![folder.to_path_buf()];
     while let Some(folder) = open.pop() {

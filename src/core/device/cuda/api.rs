@@ -122,6 +122,7 @@ functions! {
     cuDriverGetVersion(version: *mut c_int);
     cuEventCreate(event: *mut sys::CUevent, flags: c_uint);
     cuEventDestroy_v2(event: sys::CUevent);
+    cuEventElapsedTime(milliseconds: *mut f32, start: sys::CUevent, end: sys::CUevent);
     cuEventRecord(event: sys::CUevent, stream: sys::CUstream);
     cuEventSynchronize(event: sys::CUevent);
     cuFuncGetAttribute(value: *mut c_int, which: sys::CUfunction_attribute, function: sys::CUfunction);
@@ -208,7 +209,9 @@ pub(super) fn load() -> Result<(), Missing> {
 }
 
 /// A function that only the machine of `tools/ptx-machine` has.
-#[cfg(test)]
+///
+/// # Safety
+/// `T` is the type of a function pointer, with the function's signature.
 pub(super) unsafe fn machine<T: Copy>(name: &str) -> Option<T> {
     // SAFETY: the caller names the function's type; nothing is used of the library but what it has.
     LIBRARIES.iter().find_map(|&library| unsafe { symbol(&Library::new(library).ok()?, name) })

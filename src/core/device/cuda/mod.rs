@@ -4,11 +4,14 @@
 //! ordered as it was submitted. Tensors are raw addresses, therefore no events track them.
 
 mod api;
+mod clock;
 mod driver;
 mod launch;
+mod machine;
 mod modules;
 mod nccl;
 mod pinned;
+mod timing;
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
@@ -16,6 +19,7 @@ use std::fmt;
 use std::ptr::{self, NonNull};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 use cudarc::driver::sys;
 
@@ -24,6 +28,8 @@ use crate::error::{Error, Result};
 use api::Code;
 use driver::{check, describe, driver, mend};
 use modules::Modules;
+
+pub use machine::PtxMachine;
 
 /// Bytes of the pinned buffer that host copies go through.
 const STAGING_BYTES: usize = 8 << 20;
@@ -56,6 +62,7 @@ struct State {
     graphs_made: u64,
     staging: Option<*mut c_void>,
     uploads: pinned::Uploads,
+    timing: timing::Timing,
     /// The thread that captures: what it submits is recorded, and what others want has to wait.
     capturing: Option<ThreadId>,
     /// Given back during a capture, when the driver refuses to free.
@@ -214,6 +221,18 @@ impl CudaDevice {
         state.communicator.as_ref().ok_or_else(none)
     }
 
+    /// # Safety
+    /// The graph's buffers are live; the context is current.
+    unsafe fn launch_graph(&self, state: &State, graph: GraphId) -> Result<()> {
+        self.refuse_in_capture(state, "replay a graph")?;
+        let Some(&executable) = state.graphs.get(&graph) else {
+            return Err(Error::device(&self.label, "this graph was dropped", "capture it again"));
+        };
+        // SAFETY: the graph is this device's and its buffers are live (the caller's promise).
+        let code = unsafe { api::cuGraphLaunch(executable, self.stream) };
+        self.check(state, code, "replay the graph")
+    }
+
     fn instantiate(&self, state: &State, graph: sys::CUgraph) -> Result<sys::CUgraphExec> {
         let mut executable: sys::CUgraphExec = ptr::null_mut();
         // SAFETY: `graph` is the capture's; the executable graph does not need it any more.
@@ -263,6 +282,7 @@ impl Drop for CudaDevice {
                 api::cuMemFreeHost(buffer);
             }
             state.uploads.destroy();
+            state.timing.destroy();
             if !self.stream.is_null() {
                 api::cuStreamDestroy_v2(self.stream);
             }
@@ -378,39 +398,43 @@ impl Accelerator for CudaDevice {
         if bytes == 0 {
             return Ok(());
         }
-        let state = self.enter()?;
-        // SAFETY: the ranges are the caller's promise.
-        let code = unsafe { api::cuMemcpyDtoDAsync_v2(destination, source, bytes, self.stream) };
-        self.check(&state, code, "copy on the device")
+        let mut state = self.enter()?;
+        self.timed(&mut state, |state| {
+            // SAFETY: the ranges are the caller's promise.
+            let code = unsafe { api::cuMemcpyDtoDAsync_v2(destination, source, bytes, self.stream) };
+            self.check(state, code, "copy on the device")
+        })
     }
 
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
-        let state = self.enter()?;
-        // SAFETY: the range is the caller's promise.
-        let code = unsafe {
-            // Words where it can be: a byte-wise fill is several times slower.
-            if (address | bytes as u64).is_multiple_of(4) {
-                api::cuMemsetD32Async(address, 0, bytes / 4, self.stream)
-            } else {
-                api::cuMemsetD8Async(address, 0, bytes, self.stream)
-            }
-        };
-        self.check(&state, code, "clear memory")
+        let mut state = self.enter()?;
+        self.timed(&mut state, |state| {
+            // SAFETY: the range is the caller's promise.
+            let code = unsafe {
+                // Words where it can be: a byte-wise fill is several times slower.
+                if (address | bytes as u64).is_multiple_of(4) {
+                    api::cuMemsetD32Async(address, 0, bytes / 4, self.stream)
+                } else {
+                    api::cuMemsetD8Async(address, 0, bytes, self.stream)
+                }
+            };
+            self.check(state, code, "clear memory")
+        })
     }
 
     unsafe fn launch(&self, kernel: &'static Kernel, config: LaunchConfig, arguments: &[KernelArgument]) -> Result<()> {
         let mut state = self.enter()?;
         // SAFETY: the caller's promise.
-        unsafe { self.submit(&mut state, kernel, config, arguments) }
+        self.timed(&mut state, |state| unsafe { self.submit(state, kernel, config, arguments) })
     }
 
     fn preload(&self, modules: &[&'static str]) -> Result<()> {
         let mut state = self.enter()?;
         self.refuse_in_capture(&state, "load kernels")?;
-        modules.iter().try_for_each(|module| state.modules.preload(module, self.capability))
+        state.modules.preload(modules, self.capability, &|| self.bind())
     }
 
     fn begin_capture(&self) -> Result<()> {
@@ -480,13 +504,13 @@ impl Accelerator for CudaDevice {
 
     unsafe fn replay(&self, graph: GraphId) -> Result<()> {
         let state = self.enter()?;
-        self.refuse_in_capture(&state, "replay a graph")?;
-        let Some(&executable) = state.graphs.get(&graph) else {
-            return Err(Error::device(&self.label, "this graph was dropped", "capture it again"));
-        };
-        // SAFETY: the graph is this device's and its buffers are live (the caller's promise).
-        let code = unsafe { api::cuGraphLaunch(executable, self.stream) };
-        self.check(&state, code, "replay the graph")
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_graph(&state, graph) }
+    }
+
+    unsafe fn time(&self, graph: GraphId) -> Result<Option<Duration>> {
+        // SAFETY: the same promise.
+        unsafe { self.time_graph(graph) }.map(Some)
     }
 
     fn forget(&self, graph: GraphId) {
@@ -507,6 +531,14 @@ impl Accelerator for CudaDevice {
         let state = self.enter()?;
         self.refuse_in_capture(&state, "wait")?;
         self.wait(&state)
+    }
+
+    fn begin_timing(&self) -> Result<()> {
+        self.start_timing()
+    }
+
+    fn end_timing(&self) -> Result<Vec<f64>> {
+        self.stop_timing()
     }
 
     fn communicator_id(&self) -> Result<Vec<u8>> {

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
-use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{panic, ptr, thread};
 
 use cudarc::driver::sys;
 
@@ -66,9 +67,32 @@ impl Modules {
         Ok(function.handle)
     }
 
-    /// Loads a module and all its functions.
-    pub(super) fn preload(&mut self, module: &'static str, capability: (u32, u32)) -> Result<()> {
-        for &kernel in launches::ALL.iter().filter(|kernel| kernel.module == module) {
+    /// Loads modules and all their functions. The driver compiles PTX while it loads it: several modules at once, each in a thread of its own
+    /// that `bind` gives the context.
+    ///
+    /// # Errors
+    /// One of those that cannot be loaded; those that can stay.
+    pub(super) fn preload(
+        &mut self,
+        modules: &[&'static str],
+        capability: (u32, u32),
+        bind: &(dyn Fn() -> Result<()> + Sync),
+    ) -> Result<()> {
+        let mut missing: Vec<&'static str> =
+            modules.iter().copied().filter(|m| !self.modules.contains_key(m)).collect();
+        // The longest first: it is what all wait for.
+        let length = |module: &str| ptx::candidates(module, capability).first().map_or(0, |ptx| ptx.length);
+        missing.sort_by_key(|module| std::cmp::Reverse(length(module)));
+        missing.dedup();
+        let mut first = Ok(());
+        for (module, loaded) in load_all(&missing, capability, bind) {
+            match loaded {
+                Ok(Loaded(handle)) => drop(self.modules.insert(module, handle)),
+                Err(error) => first = first.and(Err(error)),
+            }
+        }
+        first?;
+        for &kernel in launches::ALL.iter().filter(|kernel| modules.contains(&kernel.module)) {
             self.function(kernel, 0, capability, false)?;
         }
         Ok(())
@@ -123,8 +147,40 @@ fn fail(kernel: &str, message: impl Into<String>) -> Error {
     Error::Kernel { kernel: kernel.into(), message: message.into() }
 }
 
-/// The first candidate whose PTX version the driver knows.
-fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Result<sys::CUmodule> {
+/// A module's handle, which any thread may use.
+struct Loaded(sys::CUmodule);
+
+// SAFETY: the driver's handles belong to the context, not to a thread.
+unsafe impl Send for Loaded {}
+
+/// Loads modules on as many threads as there are processors; the results in the order of `modules`.
+fn load_all(
+    modules: &[&'static str],
+    capability: (u32, u32),
+    bind: &(dyn Fn() -> Result<()> + Sync),
+) -> Vec<(&'static str, Result<Loaded>)> {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        while let Some(&module) = modules.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let loaded = bind().and_then(|()| load(module, ptx::candidates(module, capability)));
+            done.push((module, loaded.map(Loaded)));
+        }
+        done
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(modules.len());
+    let mut all: Vec<_> = thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(worker)).collect();
+        let own = worker();
+        let join = |other: thread::ScopedJoinHandle<'_, _>| other.join().unwrap_or_else(|p| panic::resume_unwind(p));
+        others.into_iter().flat_map(join).chain(own).collect()
+    });
+    all.sort_by_key(|(module, _)| modules.iter().position(|m| m == module));
+    all
+}
+
+/// The first candidate that the driver takes: machine code may be of a compiler that it is too old for, and so may PTX.
+pub(super) fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Result<sys::CUmodule> {
     if candidates.is_empty() {
         return Err(Error::StaleKernel { module: module.into() });
     }
@@ -136,10 +192,12 @@ fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Result<sys::CUmo
         match code {
             Code::SUCCESS => return Ok(handle),
             Code::UNSUPPORTED_PTX_VERSION => {}
+            // Whatever it has against it, the PTX comes next, and what stands in the way of both is said of that.
+            _ if matches!(candidate.origin, Origin::Cubin { .. }) => {}
             code => {
                 let made = match candidate.origin {
                     Origin::Nvcc { version } => format!("PTX of nvcc {version}"),
-                    Origin::Prebuilt { .. } => "prebuilt PTX".to_string(),
+                    Origin::Cubin { .. } | Origin::Prebuilt { .. } => "prebuilt PTX".to_string(),
                 };
                 let message = format!("the driver refuses its {made}: {}{log}; {}", describe(code), mend(code));
                 return Err(fail(module, message));
@@ -149,7 +207,7 @@ fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Result<sys::CUmo
     Err(fail(module, "the driver is too old for its PTX; update NVIDIA's driver to 550 or newer"))
 }
 
-/// Hands PTX to the driver's compiler: the result, the module, and the compiler's first complaint.
+/// Hands PTX, or machine code, to the driver: the result, the module, and the compiler's first complaint.
 fn load_text(text: &[u8]) -> (Code, sys::CUmodule, String) {
     let mut log = vec![0u8; LOG_BYTES];
     let mut options =

@@ -94,7 +94,7 @@ pub fn gather(
     let batch_labels = context.empty([batch], DType::I32)?;
     context.charge(OP, Cost::memory(x0.len() + x0.bytes() + 2 * batch_labels.bytes() + control.bytes()));
     match context.backend() {
-        Backend::Plan => {}
+        Backend::Plan => context.note_module(OP),
         Backend::Cpu => cpu::forward(&call, images, labels, control, &x0, &batch_labels),
         Backend::Accelerator(accelerator) => {
             cuda::forward(accelerator, &call, images, labels, control, &x0, &batch_labels)?;

@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use super::code::{self, Code, Outcome};
 use super::state::{CURRENT, Context, Driver, Handle, handle, pointer};
 use super::{call, put};
+use crate::count::Touches;
 use crate::memory::DeviceMemory;
 
 #[unsafe(no_mangle)]
@@ -88,13 +89,15 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, number: c_int) -
 }
 
 fn open(driver: &mut Driver, index: usize) -> Outcome<Handle> {
-    let checked = driver.checked;
+    let (checked, counts) = (driver.checked, driver.profile.is_some());
     let found = &mut driver.devices[index];
     if found.memory.is_none() {
-        let memory = DeviceMemory::new(index as u32, found.model.memory, checked).map_err(|error| {
+        let refused = |error: std::io::Error| {
             eprintln!("ptx-machine: cannot reserve the addresses of a device: {error}");
             code::OUT_OF_MEMORY
-        })?;
+        };
+        let memory = DeviceMemory::new(index as u32, found.model.memory, checked).map_err(refused)?;
+        found.touches = counts.then(|| Touches::new(memory.span().1)).transpose().map_err(refused)?;
         found.memory = Some(memory);
     }
     let made = driver.fresh();
@@ -123,7 +126,7 @@ fn close(driver: &mut Driver, context: Handle) {
         device.primary = None;
     }
     if last {
-        device.memory = None;
+        (device.memory, device.touches) = (None, None);
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! | variable | |
 //! |---|---|
-//! | `PTX_MACHINE_DEVICE` | the devices: `a100` (compute capability 8.0, the default), `h100` (9.0), or a list of them |
+//! | `PTX_MACHINE_DEVICE` | the devices: `a100` (compute capability 8.0, the default), `rtx4090` (8.9), `h100` and `h200` (9.0), `b200` (10.0), or a list of them |
 //! | `PTX_MACHINE_CHECKS` | `on` (the default), or `off`: no checks of races, of unwritten memory and of `cp.async` |
 //! | `PTX_MACHINE_STEPS` | the most warp instructions of a block, after which a kernel counts as endless |
 //! | `PTX_MACHINE_DRIVER` | the CUDA version that is reported: `12.4` (the default), `13.0` |
@@ -13,6 +13,7 @@
 //! | `PTX_MACHINE_REPLACE` | a folder: a module made from `kernels/x.cu` is read from `x.ptx` there, where that exists |
 //! | `PTX_MACHINE_COUNT` | a file that receives how often each call was made, whenever a device is given back |
 //! | `PTX_MACHINE_EXECUTED` | a file that receives the executed lines of each module's PTX, then too |
+//! | `PTX_MACHINE_PROFILE` | a file that receives, then too, what the launches did that [`ptxMachineMark`] has counted; for one device |
 //!
 //! A variable of such a name that is not known, or a value that is not, is an error: `cuInit` returns `CUDA_ERROR_INVALID_VALUE`, and
 //! `cuGetErrorString` of it says what is wrong.
@@ -30,6 +31,7 @@ mod graph;
 mod memory;
 pub mod model;
 mod module;
+mod profile;
 mod queue;
 pub mod settings;
 mod state;
@@ -40,6 +42,7 @@ pub use event::*;
 pub use graph::*;
 pub use memory::*;
 pub use module::*;
+pub use profile::{ptxMachineExecute, ptxMachineMark, ptxMachineSample};
 pub use stream::*;
 
 use code::{Code, Outcome};
@@ -50,10 +53,15 @@ fn call(name: &'static str, body: impl FnOnce(&mut Driver) -> Outcome) -> Code {
     let run = std::panic::AssertUnwindSafe(|| {
         let mut driver = state::lock();
         driver.count(name);
-        match driver.answers.remove(name) {
+        let outcome = match driver.answers.remove(name) {
             Some(code) => Err(code),
             None => body(&mut driver),
+        };
+        // The driver has no end of its own: who wants to know gives its device back.
+        if name == "cuDevicePrimaryCtxRelease_v2" {
+            driver.write_files();
         }
+        outcome
     });
     match std::panic::catch_unwind(run) {
         Ok(Ok(())) => code::SUCCESS,

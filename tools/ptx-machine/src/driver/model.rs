@@ -12,6 +12,7 @@ pub struct Model {
     pub shared_optin: u32,
     pub shared_per_multiprocessor: i32,
     pub threads_per_multiprocessor: i32,
+    pub blocks_per_multiprocessor: i32,
     pub clock_khz: i32,
     pub memory_clock_khz: i32,
     pub bus_bits: i32,
@@ -40,6 +41,7 @@ pub const A100: Model = Model {
     shared_optin: 163 << 10,
     shared_per_multiprocessor: 164 << 10,
     threads_per_multiprocessor: 2048,
+    blocks_per_multiprocessor: 32,
     clock_khz: 1_410_000,
     memory_clock_khz: 1_215_000,
     bus_bits: 5120,
@@ -55,16 +57,66 @@ pub const H100: Model = Model {
     shared_optin: 227 << 10,
     shared_per_multiprocessor: 228 << 10,
     threads_per_multiprocessor: 2048,
+    blocks_per_multiprocessor: 32,
     clock_khz: 1_980_000,
     memory_clock_khz: 2_619_000,
     bus_bits: 5120,
     l2_bytes: 50 << 20,
 };
 
+/// H200 SXM: an H100 with 141 GB of HBM3e at 4.8 TB/s (data sheet), over six stacks of 1024 bits.
+pub const H200: Model = Model {
+    word: "h200",
+    name: "PTX machine (H200)",
+    memory: 141_000_000_000,
+    memory_clock_khz: 3_125_000,
+    bus_bits: 6144,
+    ..H100
+};
+
+/// GeForce RTX 4090: "NVIDIA Ada GPU Architecture" whitepaper, appendix A (128 multiprocessors, 2520 MHz boost, 24 GB of GDDR6X at 21 Gbit/s
+/// on 384 bits, 72 MB of L2); capability 8.9 of the programming guide's table (1536 threads, 24 blocks, 100 KB of shared memory).
+pub const RTX4090: Model = Model {
+    word: "rtx4090",
+    name: "PTX machine (RTX 4090)",
+    capability: (8, 9),
+    multiprocessors: 128,
+    memory: 24 << 30,
+    shared_optin: 99 << 10,
+    shared_per_multiprocessor: 100 << 10,
+    threads_per_multiprocessor: 1536,
+    blocks_per_multiprocessor: 24,
+    clock_khz: 2_520_000,
+    memory_clock_khz: 10_501_000,
+    bus_bits: 384,
+    l2_bytes: 72 << 20,
+};
+
+/// B200: what its driver reports (148 multiprocessors, 178.35 GiB, 7680 bits at 3996 MHz, 126.5 MiB of L2: github.com/pytorch/ao pull
+/// request 4002; the Blackwell tuning guide rounds the L2 to 126 MB); capability 10.0 of the programming guide's table.
+pub const B200: Model = Model {
+    word: "b200",
+    name: "PTX machine (B200)",
+    capability: (10, 0),
+    multiprocessors: 148,
+    memory: 178 << 30,
+    shared_optin: 227 << 10,
+    shared_per_multiprocessor: 228 << 10,
+    threads_per_multiprocessor: 2048,
+    blocks_per_multiprocessor: 32,
+    clock_khz: 1_965_000,
+    memory_clock_khz: 3_996_000,
+    bus_bits: 7680,
+    l2_bytes: 253 << 19,
+};
+
+/// All that there are.
+pub const MODELS: [Model; 5] = [A100, RTX4090, H100, H200, B200];
+
 impl Model {
     /// The models that a list like `a100,h100` names; None where one is not known.
     pub fn list(words: &str) -> Option<Vec<Model>> {
-        let found = |word: &str| [A100, H100].into_iter().find(|model| model.word == word.trim());
+        let found = |word: &str| MODELS.into_iter().find(|model| model.word == word.trim());
         words.split(',').map(found).collect()
     }
 
@@ -94,7 +146,7 @@ impl Model {
             81 => self.shared_per_multiprocessor,
             95 => 1,
             97 => self.shared_optin as i32,
-            106 => 32,
+            106 => self.blocks_per_multiprocessor,
             111 => 1 << 10,
             _ => return None,
         })

@@ -262,7 +262,7 @@ fn registers_that_fit(threads: u32, blocks: u32) -> u32 {
 
 /// Registers a thread. A compiler saves them, by spilling, only where the kernel says how many threads there will be or how many
 /// registers: without that it takes what it needs, and a large block does not launch.
-fn registers(program: &Program) -> u32 {
+pub(super) fn registers(program: &Program) -> u32 {
     let fit = bound(program).map_or(MOST_REGISTERS, |threads| registers_that_fit(threads, program.min_blocks));
     let stated = program.max_registers.unwrap_or(MOST_REGISTERS);
     program.registers.min(MOST_REGISTERS).min(fit).min(stated).max(LEAST_REGISTERS)
@@ -513,6 +513,6 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
         let each = registers(&found.program).next_multiple_of(REGISTER_STEP);
         let by_registers = REGISTERS / (each * threads.next_multiple_of(WARPS_AT_ONCE * 32));
         let by_shared = (model.shared_per_multiprocessor as u64 / bytes) as u32;
-        put(blocks, by_threads.min(by_registers).min(by_shared).min(32) as c_int)
+        put(blocks, by_threads.min(by_registers).min(by_shared).min(model.blocks_per_multiprocessor as u32) as c_int)
     })
 }

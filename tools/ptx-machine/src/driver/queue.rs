@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::code::{self, Code};
+use super::profile::{Profile, Way};
 use super::state::{Driver, Handle};
 use crate::exec::{self, Grid};
 use crate::fault::{FaultKind, Report, counted};
@@ -178,7 +179,13 @@ impl Driver {
             Op::Set { to, value, width, count } => {
                 let bytes = count * u64::from(*width);
                 self.reaches(context, *to, bytes)?;
+                let lists = self.profile.as_ref().is_some_and(|profile| profile.way() == Way::Skip);
                 let memory = self.memory_of(context)?;
+                if lists && *value == 0 {
+                    memory.clear(*to, bytes);
+                    memory.mark_written(*to, bytes);
+                    return Ok(());
+                }
                 let pattern = value.to_le_bytes();
                 // SAFETY: the range was looked at.
                 let range = unsafe { std::slice::from_raw_parts_mut(memory.at(*to), bytes as usize) };
@@ -220,6 +227,11 @@ impl Driver {
         let last = &mut self.contexts.get_mut(&context).ok_or(code::INVALID_CONTEXT)?.last;
         let beside = last.get(&stream).filter(|_| granted).map(|last| last.beside.unwrap_or(last.number));
         last.insert(stream, Last { number, beside });
+        let way = self.profile.as_ref().map_or(Way::Execute, Profile::way);
+        if way == Way::Skip {
+            self.profile.iter_mut().for_each(|profile| profile.list(launch, granted));
+            return Ok(());
+        }
         let device = self.devices.get_mut(index).ok_or(code::INVALID_DEVICE)?;
         let memory = device.memory.as_ref().ok_or(code::INVALID_CONTEXT)?;
         let grid = Grid {
@@ -233,7 +245,15 @@ impl Driver {
             beside,
             limits,
         };
-        let outcome = if self.executed.is_some() {
+        let outcome = if way == Way::Count
+            && let Some(profile) = &mut self.profile
+        {
+            profile.count(&grid, launch, granted, device.touches.as_ref()).map(|lines| {
+                if let Some(executed) = &mut self.executed {
+                    executed.entry(launch.program.module.clone()).or_default().extend(lines);
+                }
+            })
+        } else if self.executed.is_some() {
             let length = launch.program.code.len();
             exec::run_observed(&grid, || Executed(vec![false; length])).map(|observers| {
                 if let Some(executed) = &mut self.executed {

@@ -27,6 +27,8 @@ pub struct Settings {
     pub count: Option<PathBuf>,
     /// `PTX_MACHINE_EXECUTED`
     pub executed: Option<PathBuf>,
+    /// `PTX_MACHINE_PROFILE`
+    pub profile: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -39,6 +41,7 @@ impl Default for Settings {
             replace: None,
             count: None,
             executed: None,
+            profile: None,
         }
     }
 }
@@ -46,8 +49,8 @@ impl Default for Settings {
 /// A variable behind [`PREFIX`], the values that it may have, and how one is taken; false for another value.
 type Variable = (&'static str, &'static str, fn(&mut Settings, &str) -> bool);
 
-const VARIABLES: [Variable; 8] = [
-    ("DEVICE", "a100, h100, or a list of them such as a100,h100", |settings, value| {
+const VARIABLES: [Variable; 9] = [
+    ("DEVICE", "a100, rtx4090, h100, h200, b200, or a list of them such as a100,h100", |settings, value| {
         let models = Model::list(value);
         models.map(|models| settings.models = models).is_some()
     }),
@@ -76,6 +79,10 @@ const VARIABLES: [Variable; 8] = [
     }),
     ("EXECUTED", "a file in a folder that is there", |settings, value| {
         settings.executed = Some(value.into());
+        is_file_to_be(value)
+    }),
+    ("PROFILE", "a file in a folder that is there", |settings, value| {
+        settings.profile = Some(value.into());
         is_file_to_be(value)
     }),
 ];
@@ -115,6 +122,10 @@ impl Settings {
             {
                 return Err(format!("{PREFIX}{name}={} is not known; it takes {allowed}", value.escape_debug()));
             }
+        }
+        let devices = settings.models.len();
+        if settings.profile.is_some() && devices > 1 {
+            return Err(format!("{PREFIX}PROFILE counts on one device; {PREFIX}DEVICE names {devices}: name one"));
         }
         let Some(name) = set.into_keys().min() else { return Ok(settings) };
         let known: Vec<&str> = VARIABLES.iter().map(|(name, ..)| *name).collect();

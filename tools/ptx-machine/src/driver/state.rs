@@ -9,8 +9,10 @@ use std::time::Instant;
 
 use super::code::{self, Code, Outcome};
 use super::model::Model;
+use super::profile::Profile;
 use super::queue::{Last, Op};
 use super::settings::Settings;
+use crate::count::Touches;
 use crate::exec::Limits;
 use crate::ir::Program;
 use crate::memory::DeviceMemory;
@@ -31,6 +33,8 @@ pub struct Device {
     pub primary: Option<Handle>,
     /// Made with the first context.
     pub memory: Option<DeviceMemory>,
+    /// Beside the memory, where launches are counted.
+    pub touches: Option<Touches>,
     pub launches: u64,
 }
 
@@ -133,6 +137,8 @@ pub struct Driver {
     pub replace: Option<std::path::PathBuf>,
     /// Executed lines of each module's text, where somebody wants them.
     pub executed: Option<BTreeMap<String, BTreeSet<u32>>>,
+    /// What launches do, where somebody wants to know.
+    pub profile: Option<Profile>,
     /// What the next call of a name returns without doing anything, for tests of whoever calls.
     pub answers: HashMap<String, Code>,
     next: Handle,
@@ -159,7 +165,9 @@ impl Driver {
             Ok(settings) => (settings, None),
             Err(message) => (Settings::default(), Some(message)),
         };
-        let device = |model| Device { model, primary: None, memory: None, launches: 0 };
+        let profile = settings.profile.as_ref().zip(settings.models.first());
+        let profile = profile.map(|(file, &model)| Profile::new(file, model));
+        let device = |model| Device { model, primary: None, memory: None, touches: None, launches: 0 };
         Self {
             initialised: false,
             fault,
@@ -182,6 +190,7 @@ impl Driver {
             counts: BTreeMap::new(),
             count_file: settings.count,
             executed: settings.executed.as_ref().map(|_| BTreeMap::new()),
+            profile,
             executed_file: settings.executed,
         }
     }
@@ -196,13 +205,9 @@ impl Driver {
         if self.count_file.is_some() {
             *self.counts.entry(name).or_default() += 1;
         }
-        // The driver has no end of its own: who wants to know gives its device back.
-        if name == "cuDevicePrimaryCtxRelease_v2" {
-            self.write_files();
-        }
     }
 
-    fn write_files(&self) {
+    pub fn write_files(&self) {
         let write = |path: &std::path::Path, text: String| {
             if let Err(error) = std::fs::write(path, text) {
                 eprintln!("ptx-machine: cannot write {}: {error}; name another file", path.display());
@@ -215,6 +220,9 @@ impl Driver {
             let lines =
                 executed.iter().flat_map(|(module, lines)| lines.iter().map(move |line| format!("{line} {module}\n")));
             write(path, lines.collect());
+        }
+        if let Some(profile) = &self.profile {
+            write(&profile.file, profile.json());
         }
     }
 

@@ -4,11 +4,11 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::Observer;
 use super::block::Worker;
 use super::lanes::{ALL, LANES, Lanes, Slot};
 use super::sync::lanes;
 use super::warp::Warp;
+use super::{Observer, Request};
 use crate::fault::{Fault, FaultKind, counted};
 use crate::ir::Inst;
 use crate::ir::decode::{LOCAL_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
@@ -98,7 +98,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         })
     }
 
-    /// Splits a warp's access by spaces, checks each part and hands it on.
+    /// Splits a warp's access by spaces, checks each part, shows it to the observer and hands it on.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "an access has this many sides")]
     pub(super) fn parts(
@@ -121,6 +121,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         }
         if space != Space::Generic {
             let part = self.part(warp, at, space, mask, bytes, access, addresses)?;
+            self.observer.access(at, Request { space, access, bytes, mask, addresses });
             act(&mut warp.lanes, &part);
             return Ok(());
         }
@@ -139,15 +140,17 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             warp.lanes.mask = part;
             let outcome = self.part(warp, at, space, part, bytes, access, &moved);
             let part = outcome?;
+            self.observer.access(at, Request { space, access, bytes, mask: part.mask, addresses: &moved });
             act(&mut warp.lanes, &part);
             warp.lanes.mask = mask;
         }
         Ok(())
     }
 
+    /// Checks an access within one space.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "an access has this many sides")]
-    fn part(
+    pub(super) fn part(
         &mut self,
         warp: &Warp,
         at: usize,
@@ -157,7 +160,6 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         access: Access,
         addresses: &[u64; LANES],
     ) -> Result<Part, Box<Fault>> {
-        self.observer.access(at, space, bytes, mask, addresses);
         let moment = self.moment(warp);
         let what = WarpAccess { access, bytes, mask, moment, generation: self.grid.launch };
         match space {

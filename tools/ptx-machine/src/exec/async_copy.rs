@@ -1,11 +1,11 @@
 //! `cp.async`: a copy lands where its thread waits for its group.
 
-use super::Observer;
 use super::access::addresses;
 use super::block::Worker;
 use super::lanes::LANES;
 use super::sync::lanes;
 use super::warp::{Copy, Warp};
+use super::{Observer, Request};
 use crate::fault::{Fault, FaultKind};
 use crate::ir::Inst;
 use crate::ir::op::Kind;
@@ -54,21 +54,24 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
                     })
                     .fold(0u32, |all, lane| all | 1 << lane);
                 if mask != 0 {
-                    warp.lanes.mask = mask;
                     let places = from.map(|address| address.wrapping_add(byte));
-                    self.parts(warp, at, Space::Global, step, Access::Read, &places, |_, part| {
-                        for lane in lanes(part.mask) {
-                            let source = part.base.wrapping_add(part.offsets[lane as usize] as usize);
-                            let target = &mut data[lane as usize][byte as usize..(byte + step) as usize];
-                            // SAFETY: bytes of an allocation, as `parts` has found.
-                            unsafe { std::ptr::copy_nonoverlapping(source, target.as_mut_ptr(), target.len()) };
-                        }
-                    })?;
+                    let part = self.part(warp, at, Space::Global, mask, step, Access::Read, &places)?;
+                    for lane in lanes(part.mask) {
+                        let source = part.base.wrapping_add(part.offsets[lane as usize] as usize);
+                        let target = &mut data[lane as usize][byte as usize..(byte + step) as usize];
+                        // SAFETY: bytes of an allocation, as `part` has found.
+                        unsafe { std::ptr::copy_nonoverlapping(source, target.as_mut_ptr(), target.len()) };
+                    }
                 }
                 byte += step;
             }
         }
-        warp.lanes.mask = all;
+        // One request, whatever part of its bytes a lane wants.
+        let mask = lanes(all).filter(|&lane| read[lane as usize] != 0).fold(0u32, |all, lane| all | 1 << lane);
+        if mask != 0 {
+            let request = Request { space: Space::Global, access: Access::Read, bytes: size, mask, addresses: &from };
+            self.observer.access(at, request);
+        }
         self.parts(warp, at, Space::Shared, size, Access::WriteLater, &to, |_, _| ())?;
         for lane in lanes(all) {
             let index = lane as usize;

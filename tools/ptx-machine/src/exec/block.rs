@@ -344,20 +344,24 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
                 mask &= if inst.negated { !bits } else { bits };
             }
             self.steps += 1;
-            self.observer.issue(at, mask);
             if CHECKED && let Some(demands) = program.demands(inst) {
                 self.demand(warp, demands, inst, all, mask)?;
             }
             match inst.kind {
                 Kind::Lanes => {
+                    self.observer.issue(at, mask);
                     warp.lanes.mask = mask;
                     // SAFETY: decoded slots have the operation's widths and lie within registers and constants.
                     unsafe { (inst.run)(&mut warp.lanes, &inst.slots) };
                     warp.lanes.mask = all;
                     warp.pc += 1;
                 }
-                Kind::Branch(to) => self.branch(warp, to, mask)?,
+                Kind::Branch(to) => {
+                    self.observer.issue(at, mask);
+                    self.branch(warp, to, mask)?;
+                }
                 Kind::Exit => {
+                    self.observer.issue(at, mask);
                     let rest = all & !mask;
                     warp.lanes.mask = mask;
                     warp.leave();
@@ -368,13 +372,17 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
                         return Ok(());
                     }
                 }
-                _ if mask == 0 => warp.pc += 1,
+                _ if mask == 0 => {
+                    self.observer.issue(at, 0);
+                    warp.pc += 1;
+                }
                 kind if kind.is_aligned() || kind.is_masked() => {
                     if self.together(warp, kind, mask)? {
                         return Ok(());
                     }
                 }
                 _ => {
+                    self.observer.issue(at, mask);
                     warp.lanes.mask = mask;
                     let outcome = self.other(warp, inst, at);
                     warp.lanes.mask = all;

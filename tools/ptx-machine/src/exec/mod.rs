@@ -15,21 +15,35 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::fault::{FaultKind, Report};
 use crate::ir::Program;
 use crate::memory::DeviceMemory;
+use crate::memory::shadow::Access;
 use crate::parse::Space;
 use block::Worker;
 
+/// What a warp asks of one memory in one instruction: one request. Every address is one of the space and aligned to `bytes`.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub space: Space,
+    pub access: Access,
+    /// Bytes of each lane, a power of two.
+    pub bytes: u64,
+    pub mask: u32,
+    /// Of the lanes in `mask`; offsets in shared and local memory.
+    pub addresses: &'a [u64; 32],
+}
+
 /// Sees what a kernel does. An observer whose methods are empty costs nothing.
 pub trait Observer: Send {
-    /// A warp executes the operation `index` of the program with these lanes.
+    /// A warp executes the operation `index` of the program with these lanes, none where its guard holds in no lane. An operation at
+    /// which lanes wait for others is seen when it is executed.
     #[inline(always)]
     fn issue(&mut self, index: usize, mask: u32) {
         let _ = (index, mask);
     }
 
-    /// It accesses memory: bytes a lane, and the lanes' addresses (offsets in shared and local memory).
+    /// It accesses memory. An atomic reads and writes, which are two calls; a `cp.async` reads global memory and writes shared memory.
     #[inline(always)]
-    fn access(&mut self, index: usize, space: Space, bytes: u64, mask: u32, addresses: &[u64; 32]) {
-        let _ = (index, space, bytes, mask, addresses);
+    fn access(&mut self, index: usize, request: Request<'_>) {
+        let _ = (index, request);
     }
 }
 
@@ -104,6 +118,24 @@ pub fn run(grid: &Grid<'_>) -> Result<(), Box<Report>> {
 /// As [`run`].
 pub fn run_observed<O: Observer>(grid: &Grid<'_>, observer: impl Fn() -> O) -> Result<Vec<O>, Box<Report>> {
     if grid.memory.is_checked() { spread::<true, O>(grid, observer) } else { spread::<false, O>(grid, observer) }
+}
+
+/// Runs one block of a grid, by its linear index, on this thread, and returns the observer.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_block<O: Observer>(grid: &Grid<'_>, index: u64, observer: O) -> Result<O, Box<Report>> {
+    fn alone<const CHECKED: bool, O: Observer>(grid: &Grid<'_>, index: u64, observer: O) -> Result<O, Box<Report>> {
+        let constants = block::constants(grid)?;
+        let mut worker = Worker::<CHECKED, O>::new(grid, &constants, observer);
+        worker.run(index)?;
+        Ok(worker.into_observer())
+    }
+    if grid.memory.is_checked() {
+        alone::<true, O>(grid, index, observer)
+    } else {
+        alone::<false, O>(grid, index, observer)
+    }
 }
 
 fn spread<const CHECKED: bool, O: Observer>(grid: &Grid<'_>, observer: impl Fn() -> O) -> Result<Vec<O>, Box<Report>> {

@@ -36,6 +36,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             return self.wait_for_others(warp);
         }
         let inst = &self.grid.program.code[warp.pc as usize];
+        self.observer.issue(warp.pc as usize, warp.lanes.mask);
         match kind {
             Kind::Barrier { .. } => self.barrier(warp, inst),
             _ => {
@@ -180,6 +181,9 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
         let program = self.grid.program;
         let kind = program.code[parts[0].0 as usize].kind;
         let members = parts.iter().fold(0, |all, (_, mask)| all | mask);
+        for &(pc, mask) in parts {
+            self.observer.issue(pc as usize, mask);
+        }
         match kind {
             Kind::WarpBarrier => warp.epoch += 1,
             Kind::Shuffle { mode, with_predicate } => self.shuffle(warp, parts, members, mode, with_predicate)?,

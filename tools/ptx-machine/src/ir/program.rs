@@ -1,8 +1,8 @@
 //! The compact form of a kernel that is executed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 
+use super::class::Cost;
 use super::decode::{self, Layout, truncated};
 use super::flow::{self, Flow};
 use super::op::{Kind, Source, Step, Unknown};
@@ -75,6 +75,8 @@ pub struct Program {
     pub code: Vec<Inst>,
     pub slots: Vec<Slot>,
     pub lines: Vec<Line>,
+    /// What each operation costs.
+    pub costs: Vec<Cost>,
     pub files: HashMap<u32, String>,
     pub places: Vec<Place>,
     /// Units of a warp's registers.
@@ -112,12 +114,14 @@ impl Program {
         let (layout, static_shared, local_bytes) = layout(module, entry, globals)?;
         let decoded = decode::decode(module, entry, &layout)?;
         let mut first = Vec::with_capacity(decoded.len() + 1);
-        let (mut steps, mut lines) = (Vec::new(), Vec::new());
+        let (mut steps, mut lines, mut costs) = (Vec::new(), Vec::new(), Vec::new());
         for (instruction, parts) in entry.body.iter().zip(decoded) {
-            first.push(steps.len() as u32);
+            let from = steps.len();
+            first.push(from as u32);
             for step in parts {
                 let dropped = step.kind == Kind::Lanes && step.destinations.iter().all(Option::is_none);
                 if !dropped {
+                    costs.push(if steps.len() == from { Cost::of(instruction, step.kind) } else { Cost::PART });
                     steps.push(step);
                     lines.push(Line { ptx: instruction.line, place: instruction.place });
                 }
@@ -125,6 +129,7 @@ impl Program {
         }
         first.push(steps.len() as u32);
         steps.push(Step::new(Kind::Exit));
+        costs.push(Cost::PART);
         lines.push(lines.last().copied().unwrap_or(Line { ptx: entry.line, ..Line::default() }));
         for step in &mut steps {
             if let Kind::Branch(to) = &mut step.kind {
@@ -144,6 +149,7 @@ impl Program {
             code,
             slots: builder.slots,
             lines,
+            costs,
             files: module.files.clone(),
             places: entry.places.clone(),
             units: builder.units,
@@ -177,19 +183,25 @@ impl Program {
         &self.slots[inst.wide as usize + usize::from(inst.destinations)..][..usize::from(inst.sources)]
     }
 
-    /// Where an operation stands in the sources, if line tables are there: where it was written, and the calls that were inlined, up
-    /// to the kernel.
-    pub fn source_line(&self, index: usize) -> Option<String> {
-        let mut next = self.lines.get(index)?.place;
-        let mut shown = String::new();
+    /// Where an operation stands in the sources, if line tables are there: file and line where it was written, and those of the
+    /// calls that were inlined, up to the kernel.
+    pub fn source_places(&self, index: usize) -> Vec<(&str, u32)> {
+        let mut next = self.lines.get(index).and_then(|line| line.place);
+        let mut places = Vec::new();
         for _ in 0..MOST_CALLS {
             let Some(place) = next.and_then(|place| self.places.get(place as usize)) else { break };
             let Some(file) = self.files.get(&place.at.file) else { break };
-            let between = if shown.is_empty() { "" } else { ", called at " };
-            let _ = write!(shown, "{between}{file}:{}", place.at.line);
+            places.push((file.as_str(), place.at.line));
             next = place.caller;
         }
-        (!shown.is_empty()).then_some(shown)
+        places
+    }
+
+    /// [`Program::source_places`] in words.
+    pub fn source_line(&self, index: usize) -> Option<String> {
+        let places = self.source_places(index);
+        let shown: Vec<String> = places.iter().map(|(file, line)| format!("{file}:{line}")).collect();
+        (!shown.is_empty()).then(|| shown.join(", called at "))
     }
 }
 

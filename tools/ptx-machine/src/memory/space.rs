@@ -69,6 +69,11 @@ impl DeviceMemory {
         Ok(Self { host, base, reserved, capacity, used: 0, allocations: BTreeMap::new(), free, shadow })
     }
 
+    /// The first address, and the bytes that are reserved from there on.
+    pub fn span(&self) -> (u64, u64) {
+        (self.base, self.reserved)
+    }
+
     pub fn total(&self) -> u64 {
         self.capacity
     }
@@ -132,13 +137,29 @@ impl DeviceMemory {
             to = stop;
         }
         self.free.insert(from, to);
-        // Whole pages go back to the system.
-        let (first, last) = (address.next_multiple_of(4096), end / 4096 * 4096);
-        if first < last {
-            // SAFETY: within the mapping; nothing is allocated there.
-            unsafe { libc::madvise(self.at(first).cast(), (last - first) as usize, libc::MADV_DONTNEED) };
-        }
+        self.give_back(address, end);
         true
+    }
+
+    /// Whole pages of a range go back to the system; what is read there next is zero. Returns the range of the pages.
+    fn give_back(&self, from: u64, to: u64) -> (u64, u64) {
+        let (first, last) = (from.next_multiple_of(4096), to / 4096 * 4096);
+        if first >= last {
+            return (to, to);
+        }
+        // SAFETY: within the mapping, whose owner does not want the bytes any more.
+        unsafe { libc::madvise(self.at(first).cast(), (last - first) as usize, libc::MADV_DONTNEED) };
+        (first, last)
+    }
+
+    /// Fills a range that [`DeviceMemory::contains`] has allowed with zeros, and gives its pages back: it costs no memory.
+    pub fn clear(&self, address: u64, bytes: u64) {
+        let end = address + bytes;
+        let (first, last) = self.give_back(address, end);
+        for (from, to) in [(address, first), (last, end)] {
+            // SAFETY: within the range.
+            unsafe { std::ptr::write_bytes(self.at(from), 0, (to - from) as usize) };
+        }
     }
 
     /// The allocation that an address lies in.

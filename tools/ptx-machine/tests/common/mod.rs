@@ -3,7 +3,8 @@
 // Each test file compiles this module for itself and uses its own part of it.
 #![allow(dead_code)]
 
-use ptx_machine::exec::{Grid, Limits, run};
+use ptx_machine::count::{Counters, Counts, Footprint, Place, Sums, Touches};
+use ptx_machine::exec::{Grid, Limits, run, run_observed};
 use ptx_machine::fault::Report;
 use ptx_machine::ir::Program;
 use ptx_machine::memory::DeviceMemory;
@@ -116,22 +117,49 @@ impl Kernel {
         self
     }
 
-    pub fn run(&mut self) -> Result<(), Box<Report>> {
-        self.launches += 1;
+    fn params(&self) -> Vec<u8> {
         let mut params = Vec::new();
         self.buffers.iter().for_each(|(address, _)| params.extend(address.to_le_bytes()));
         self.words.iter().for_each(|word| params.extend(word.to_le_bytes()));
-        run(&Grid {
+        params
+    }
+
+    fn launched<'g>(&'g self, params: &'g [u8]) -> Grid<'g> {
+        Grid {
             program: &self.program,
             memory: &self.memory,
             grid: self.grid,
             block: self.block,
             dynamic_shared: self.dynamic_shared,
-            params: &params,
+            params,
             launch: self.launches,
             beside: None,
             limits: self.limits,
-        })
+        }
+    }
+
+    pub fn run(&mut self) -> Result<(), Box<Report>> {
+        self.launches += 1;
+        run(&self.launched(&self.params()))
+    }
+
+    /// Runs it and counts; with `touches`, this is launch `number` and those from 1 on count as before it.
+    pub fn count(&mut self, touches: Option<(&Touches, u32)>) -> (Sums, Footprint) {
+        self.launches += 1;
+        let base = self.memory.span().0;
+        let place = touches.map(|(touches, launch)| Place { touches, base, launch, first: 1 });
+        let params = self.params();
+        let counted = run_observed(&self.launched(&params), || Counts::new(&self.program, place));
+        let counted = counted.unwrap_or_else(|report| panic!("{report}"));
+        Sums::of(&self.program, counted)
+    }
+
+    /// What the operations of one line of the PTX count.
+    pub fn of_line(&self, sums: &Sums, line: u32) -> Counters {
+        let mut all = Counters::default();
+        let operations = sums.operations(&self.program);
+        operations.filter(|(index, _)| self.program.lines[*index].ptx == line).for_each(|(_, one)| all += one);
+        all
     }
 
     pub fn read<T: Copy + Default>(&self, buffer: usize) -> Vec<T> {

@@ -4,7 +4,7 @@ use std::ffi::{CStr, OsString};
 use std::process::Command;
 
 use ptx_machine::driver::code::*;
-use ptx_machine::driver::model::{A100, H100};
+use ptx_machine::driver::model::{A100, B200, H100, H200, RTX4090};
 use ptx_machine::driver::settings::Settings;
 use ptx_machine::driver::*;
 
@@ -30,6 +30,12 @@ fn known_values_are_taken() {
     assert_eq!((settings.models, settings.checked, settings.version), (vec![H100, A100], false, 13_000));
     assert_eq!((settings.limits.steps, settings.limits.cores), (5, 3));
     assert_eq!((settings.replace, settings.count, settings.executed), (Some(folder.into()), Some(file), None));
+    assert_eq!(settings.profile, None);
+    let settings = read(&[("PTX_MACHINE_DEVICE", "rtx4090,b200,h200")]).unwrap();
+    assert_eq!(settings.models, [RTX4090, B200, H200]);
+    let file = std::env::temp_dir().join("profile.json");
+    let settings = read(&[("PTX_MACHINE_DEVICE", "h200"), ("PTX_MACHINE_PROFILE", file.to_str().unwrap())]).unwrap();
+    assert_eq!((settings.models, settings.profile), (vec![H200], Some(file)));
     let settings = read(&[("PTX_MACHINE_DEVICE", ""), ("PTX_MACHINE_CHECKS", "on")]).unwrap();
     assert_eq!((settings.models, settings.checked, settings.version), (vec![A100], true, 12_040));
 }
@@ -37,8 +43,8 @@ fn known_values_are_taken() {
 #[test]
 fn unknown_ones_are_refused_by_name_and_value_with_what_is_allowed() {
     let wrong = [
-        ("PTX_MACHINE_DEVICE", "v100", "a100, h100, or a list"),
-        ("PTX_MACHINE_DEVICE", "a100,", "a100, h100, or a list"),
+        ("PTX_MACHINE_DEVICE", "v100", "a100, rtx4090, h100, h200, b200, or a list"),
+        ("PTX_MACHINE_DEVICE", "a100,", "a100, rtx4090, h100, h200, b200, or a list"),
         ("PTX_MACHINE_CHECKS", "of", "on or off"),
         ("PTX_MACHINE_STEPS", "many", "1 or more"),
         ("PTX_MACHINE_STEPS", "0", "1 or more"),
@@ -48,7 +54,8 @@ fn unknown_ones_are_refused_by_name_and_value_with_what_is_allowed() {
         ("PTX_MACHINE_REPLACE", "/no/such/folder", "a folder that is there"),
         ("PTX_MACHINE_COUNT", "/no/such/folder/file", "a file in a folder that is there"),
         ("PTX_MACHINE_EXECUTED", "/", "a file in a folder that is there"),
-        ("PTX_MACHINE_CHECK", "off", "DEVICE, CHECKS, STEPS, CORES, DRIVER, REPLACE, COUNT, EXECUTED"),
+        ("PTX_MACHINE_PROFILE", "/no/such/folder/file", "a file in a folder that is there"),
+        ("PTX_MACHINE_CHECK", "off", "DEVICE, CHECKS, STEPS, CORES, DRIVER, REPLACE, COUNT, EXECUTED, PROFILE"),
         ("PTX_MACHINE_", "on", "it has DEVICE"),
     ];
     for (name, value, allowed) in wrong {
@@ -58,6 +65,10 @@ fn unknown_ones_are_refused_by_name_and_value_with_what_is_allowed() {
         assert!(message.starts_with(&named) && message.contains(allowed), "{message}");
         assert_eq!(message.lines().count(), 1);
     }
+    let file = std::env::temp_dir().join("profile.json");
+    let two =
+        read(&[("PTX_MACHINE_DEVICE", "a100,h100"), ("PTX_MACHINE_PROFILE", file.to_str().unwrap())]).unwrap_err();
+    assert_eq!(two, "PTX_MACHINE_PROFILE counts on one device; PTX_MACHINE_DEVICE names 2: name one");
     let message = read(&[("PTX_MACHINE_CHECKS", "of\nf")]).unwrap_err();
     assert_eq!(message.lines().count(), 1, "{message}");
 }

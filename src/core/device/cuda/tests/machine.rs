@@ -387,3 +387,46 @@ fn the_drivers_own_name_comes_first() {
     std::fs::write(folder.path().join("libcuda.so"), "a stub").unwrap();
     assert!(child(OPENING, folder.path(), &[]).starts_with("opened PTX machine"));
 }
+
+/// Modules that are asked for at once are loaded once each, by whichever thread; of those that cannot be loaded the error names one.
+#[test]
+fn loads_modules_at_once() {
+    let counts = tempfile::NamedTempFile::new().unwrap();
+    let file = counts.path().to_str().unwrap().to_string();
+    on_machine("loads_modules_at_once", &[("PTX_MACHINE_COUNT", &file)], || {
+        let device = CudaDevice::open(0).unwrap();
+        device.preload(&["layer_norm", "concat", "tokens", "gather"]).unwrap();
+        let before = live();
+        device.preload(&["concat", "gather", "concat"]).unwrap();
+        assert_eq!(live(), before, "they are there");
+        answer("cuModuleLoadDataEx", 209);
+        fails(device.preload(&["mse_loss", "tokens", "dropout"]), "the driver refuses its");
+        assert!(live() > before, "the other one stays");
+        device.preload(&["mse_loss", "dropout"]).unwrap();
+        let (from, to) = operands(&device);
+        sum(&device, from, to, 0, CONFIG).unwrap();
+        assert_eq!(floats(&device, to), [9.0, 12.0, 27.0, 30.0]);
+        device.preload(&[]).unwrap();
+        drop(device);
+        let calls = std::fs::read_to_string(std::env::var("PTX_MACHINE_COUNT").unwrap()).unwrap();
+        let has = |call: &str| calls.lines().any(|line| line == call);
+        assert!(has("cuModuleLoadDataEx 7") && has("cuModuleUnload 6"), "six modules, one of them twice:\n{calls}");
+    });
+}
+
+/// The machine runs no machine code: with PTX behind it the module is there all the same, alone it is refused.
+#[test]
+fn refused_machine_code_falls_back_to_ptx() {
+    on_machine("refused_machine_code_falls_back_to_ptx", &[], || {
+        let device = CudaDevice::open(0).unwrap();
+        let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut packed, b"\x7fELF\x02\x01\x01").unwrap();
+        let compressed = packed.finish().unwrap().leak();
+        let origin = ptx::Origin::Cubin { capability: (8, 0) };
+        let cubin = ptx::EmbeddedPtx { module: "layer_norm", arch: "sm_80", origin, length: 7, compressed };
+        let mut both = vec![&*Box::leak(Box::new(cubin))];
+        both.extend(ptx::candidates("layer_norm", device.capability()).iter().filter(|c| c.arch == "compute_80"));
+        assert!(modules::load("layer_norm", both.clone()).is_ok());
+        fails(modules::load("layer_norm", both[..1].to_vec()).map(drop), "the driver is too old");
+    });
+}

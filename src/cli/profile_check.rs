@@ -1,0 +1,67 @@
+//! `engine profile --check`: counters that were acknowledged against those of this tree.
+
+use std::path::Path;
+
+use super::machine::PrecisionChoice;
+use super::profile::RunOptions;
+use crate::error::{Error, Result};
+use crate::profile::gpu::Gpu;
+use crate::profile::keep::{Changes, Kept, KeptFile, compare, sections};
+use crate::profile::profile;
+
+/// Counts each of the file's runs; `update` writes what came out into it.
+pub(super) fn run(path: &Path, update: bool, gpu: &Gpu) -> Result<()> {
+    let mut file = KeptFile::read(path)?;
+    let mut all = Changes::default();
+    for kept in &mut file.runs {
+        let report = profile(&options(kept, path)?.count(gpu)?, gpu.clone(), None)?;
+        let new = sections(&report);
+        let changes = compare(kept, &new);
+        all.faults.extend(changes.faults);
+        all.notes.extend(changes.notes);
+        kept.sections = new;
+    }
+    all.faults.iter().for_each(|line| println!("GREW     {line}"));
+    all.notes.iter().for_each(|line| println!("changed  {line}"));
+    let (faults, notes) = (all.faults.len(), all.notes.len());
+    let command = format!("engine profile --check {} --update", path.display());
+    if update {
+        file.write(path)?;
+        println!("{}: {} counters acknowledged that differ", path.display(), faults + notes);
+        return Ok(());
+    }
+    match all.faults.first() {
+        None => {
+            println!("{} runs, no counter grew by more than 2 %, {notes} other changes", file.runs.len());
+            Ok(())
+        }
+        Some(first) => {
+            let more = if faults == 1 { String::new() } else { format!(", and {} more", faults - 1) };
+            let mend = format!("make it cheaper, or acknowledge it: `{command}`, and commit the file");
+            Err(Error::config(
+                path.display().to_string(),
+                format!("a counter grew by more than 2 %: {first}{more}"),
+                mend,
+            ))
+        }
+    }
+}
+
+fn options(kept: &Kept, path: &Path) -> Result<RunOptions> {
+    let precision = match kept.precision.as_str() {
+        "f32" => PrecisionChoice::F32,
+        "bf16" => PrecisionChoice::Bf16,
+        other => {
+            let message = format!("a precision of `{}`", other.escape_debug());
+            return Err(Error::file(path, message, "write f32 or bf16"));
+        }
+    };
+    Ok(RunOptions {
+        preset: Some(kept.preset.clone()),
+        batch: Some(kept.batch),
+        precision: Some(precision),
+        set: kept.set.clone(),
+        blocks: kept.blocks,
+        ..RunOptions::default()
+    })
+}

@@ -1,0 +1,126 @@
+//! The counters of a launch, a line or a kernel, under the names that the machine writes.
+
+use std::ops::AddAssign;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What a profiler counts. A counter that a file does not name is 0, one that it names and this does not is left out.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl AddAssign for Counters {
+            fn add_assign(&mut self, other: Self) {
+                $(self.$name = self.$name.saturating_add(other.$name);)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Warp instructions of the PTX: issue slots before `ptxas`.
+    warp_instructions,
+    /// Active lanes, summed over them.
+    thread_instructions,
+    /// Warp instructions by class, from here to [`Counters::other`].
+    integer,
+    /// f32 arithmetic.
+    float,
+    /// Between number formats.
+    conversion,
+    /// `ex2`, `rcp`, `sqrt`, `sin`, divisions.
+    special,
+    /// Tensor cores.
+    mma,
+    /// `ldmatrix`.
+    load_matrix,
+    /// With votes, `redux` and matches.
+    shuffle,
+    /// Loads of global memory.
+    global_load,
+    /// Stores to global memory.
+    global_store,
+    /// Loads of shared memory.
+    shared_load,
+    /// Stores to shared memory.
+    shared_store,
+    /// Local memory: spills and arrays.
+    local_access,
+    /// `cp.async`.
+    async_copy,
+    /// Atomics.
+    atomic,
+    /// Barriers of blocks and warps, fences.
+    barrier,
+    /// Branches.
+    branch,
+    /// Moves, selections, predicates.
+    other,
+    /// FLOPs of tensor cores: 2 m n k a warp's `mma`.
+    mma_flops,
+    /// FLOPs of f32, a multiply-add two.
+    float_flops,
+    /// Requests to global memory: warp instructions that reach it.
+    global_requests,
+    /// Sectors of 32 bytes that they touch.
+    global_sectors,
+    /// The fewest sectors that hold as many distinct bytes.
+    global_sectors_least,
+    /// Of [`Counters::global_sectors`], those of loads.
+    global_load_sectors,
+    /// Of [`Counters::global_sectors`], those of stores.
+    global_store_sectors,
+    /// Requests to shared memory.
+    shared_requests,
+    /// Passes over the banks that they take.
+    shared_wavefronts,
+    /// The fewest passes for as many distinct bytes.
+    shared_wavefronts_least,
+    /// Bytes of local memory.
+    local_bytes,
+    /// Atomic operations of lanes.
+    atomics,
+    /// Warps that met a barrier of their block.
+    barrier_waits,
+}
+
+impl Counters {
+    /// Sectors over the fewest possible: 1 is coalesced, 4 touches four times what it uses. 1 without any.
+    pub fn sector_ratio(&self) -> f64 {
+        ratio(self.global_sectors, self.global_sectors_least)
+    }
+
+    /// Passes over the banks over the fewest possible: 1 is free of conflicts.
+    pub fn conflict_ratio(&self) -> f64 {
+        ratio(self.shared_wavefronts, self.shared_wavefronts_least)
+    }
+
+    /// Lanes that a warp instruction has, of 32.
+    pub fn lanes(&self) -> f64 {
+        self.thread_instructions as f64 / self.warp_instructions.max(1) as f64
+    }
+}
+
+/// `a / b`; 1 where there is nothing to compare.
+fn ratio(a: u64, b: u64) -> f64 {
+    if b == 0 { 1.0 } else { a as f64 / b as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_names_are_left_out_and_missing_ones_are_zero() {
+        let read: Counters =
+            serde_json::from_str(r#"{"global_sectors": 8, "global_sectors_least": 2, "of_tomorrow": 3}"#).unwrap();
+        assert_eq!((read.sector_ratio(), read.conflict_ratio(), read.mma), (4.0, 1.0, 0));
+        let mut sum = read;
+        sum += Counters { warp_instructions: 2, thread_instructions: 48, ..read };
+        assert_eq!((sum.global_sectors, sum.lanes()), (16, 24.0));
+    }
+}

@@ -1,0 +1,265 @@
+//! What was counted: the machine's file, and the work that the engine submitted meanwhile.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::counters::Counters;
+use crate::error::{Error, Result};
+
+/// The version of the machine's file.
+const FORMAT: u32 = 1;
+
+/// The file that the machine of `tools/ptx-machine` writes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MachineFile {
+    /// Version of the format.
+    pub format: u32,
+    /// The device that the machine was: `h100`.
+    pub device: String,
+    /// Its compute capability.
+    pub capability: [u32; 2],
+    /// The kernels that were launched.
+    pub kernels: Vec<KernelLines>,
+    /// What was launched, in order.
+    pub launches: Vec<Launch>,
+}
+
+/// A kernel and where its counters arose.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KernelLines {
+    /// The stem of its source.
+    pub module: String,
+    /// Its entry.
+    pub name: String,
+    /// Registers of a thread, as the machine estimates them.
+    #[serde(default)]
+    pub registers: u32,
+    /// Bytes of shared memory that the kernel declares.
+    #[serde(default)]
+    pub static_shared: u32,
+    /// By line of PTX.
+    #[serde(default)]
+    pub lines: Vec<Line>,
+}
+
+/// A line of PTX with its counters, over all launches of a section.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// `training` or `sampling`.
+    pub section: String,
+    /// Counted from 1.
+    pub ptx: u32,
+    /// The source: `kernels/linear.cu`.
+    #[serde(default)]
+    pub file: String,
+    /// Counted from 1; 0 where it is not known.
+    #[serde(default)]
+    pub line: u32,
+    /// What the line did.
+    pub counters: Counters,
+}
+
+/// One launch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// `training` or `sampling`.
+    pub section: String,
+    /// Which of the file's kernels.
+    pub kernel: usize,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    #[serde(default)]
+    pub dynamic_shared: u32,
+    /// Whether it may begin before the one in front of it has ended.
+    #[serde(default)]
+    pub dependent: bool,
+    /// None where it was listed alone.
+    pub counters: Option<Counters>,
+    /// How many blocks were executed and stand for all; None: all of them.
+    #[serde(default)]
+    pub executed_blocks: Option<u64>,
+    /// Warp instructions of one executed block: the least and the most.
+    #[serde(default)]
+    pub block_slots: Option<[u64; 2]>,
+    /// What it touched; None where not every block was executed.
+    #[serde(default)]
+    pub footprint: Option<Footprint>,
+}
+
+/// Distinct sectors of 32 bytes that a launch touched, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Read.
+    pub read_bytes: u64,
+    /// Written.
+    pub written_bytes: u64,
+}
+
+/// A piece of submitted work: a node of the step's graph.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// `training` or `sampling`.
+    pub section: String,
+    /// The kernel, or None for a copy or a zeroing.
+    pub kernel: Option<String>,
+    /// `(address, bytes, written)` of each tensor.
+    pub buffers: Vec<(u64, u64, bool)>,
+}
+
+/// Everything that was counted of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counted {
+    /// What was run, in words: preset, batch, precision, overrides.
+    pub run: String,
+    /// The step's work, in order.
+    pub nodes: Vec<Node>,
+    /// What the machine counted.
+    pub machine: MachineFile,
+}
+
+impl Counted {
+    /// Reads what [`Counted::write`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::File`] for another file or one of another version.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        let counted: Self = serde_json::from_slice(&text).map_err(|error| {
+            Error::file(path, format!("no counters of `engine profile`: {error}"), "delete it, or name another file")
+        })?;
+        counted.machine.check(path)?;
+        Ok(counted)
+    }
+
+    /// Writes it as JSON.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec(self).map_err(|error| Error::file(path, error.to_string(), "report this"))?;
+        std::fs::write(path, text).map_err(Error::io(path, "write"))
+    }
+}
+
+impl MachineFile {
+    /// Reads the file that the machine wrote.
+    ///
+    /// # Errors
+    /// As [`Counted::read`].
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        let file: Self = serde_json::from_slice(&text)
+            .map_err(|error| Error::file(path, format!("no file of the PTX machine: {error}"), REBUILD))?;
+        file.check(path)?;
+        Ok(file)
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        if self.format != FORMAT {
+            let message = format!("format {}, and this engine reads {FORMAT}", self.format);
+            return Err(Error::file(path, message, REBUILD));
+        }
+        let kernels = self.kernels.len();
+        match self.launches.iter().position(|launch| launch.kernel >= kernels) {
+            None => Ok(()),
+            Some(at) => {
+                let message = format!("launch {at} is of kernel {} of {kernels}", self.launches[at].kernel);
+                Err(Error::file(path, message, REBUILD))
+            }
+        }
+    }
+}
+
+/// Engine and machine belong together.
+const REBUILD: &str =
+    "build engine and machine (`cargo run --release -p ptx-machine -- target/ptx-machine`) from one tree";
+
+impl Launch {
+    /// Blocks of the grid.
+    pub fn blocks(&self) -> u64 {
+        self.grid.iter().map(|&size| u64::from(size)).product()
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> u32 {
+        self.block.iter().product()
+    }
+
+    /// Warps of a block.
+    pub fn warps(&self) -> u32 {
+        self.threads().div_ceil(32)
+    }
+
+    /// How the counters of the whole launch were come by.
+    pub fn scaling(&self) -> Scaling {
+        match (self.executed_blocks, self.block_slots) {
+            (None, _) => Scaling::Exact,
+            (Some(executed), Some([least, most])) if least == most => Scaling::Uniform { executed },
+            (Some(executed), slots) => {
+                let [least, most] = slots.unwrap_or([0, 0]);
+                Scaling::Sampled { executed, spread: 1.0 - least as f64 / most.max(1) as f64 }
+            }
+        }
+    }
+}
+
+/// How the counters of a launch were come by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scaling {
+    /// Every block was executed.
+    Exact,
+    /// Some blocks were, each with as many warp instructions as the others.
+    Uniform {
+        /// How many.
+        executed: u64,
+    },
+    /// Some blocks were, and they differ.
+    Sampled {
+        /// How many.
+        executed: u64,
+        /// By how much the smallest is smaller than the largest: 0 to 1.
+        spread: f64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"{"format": 1, "device": "h100", "capability": [9, 0], "multiprocessors": 132, "l2_bytes": 52428800,
+        "kernels": [{"module": "linear", "name": "linear_fwd", "registers": 96, "static_shared": 0, "lines": []}],
+        "launches": [{"section": "training", "kernel": 0, "grid": [5, 2, 1], "block": [100, 1, 1], "dynamic_shared": 16,
+            "dependent": false, "counters": {"mma": 7}, "executed_blocks": 4, "block_slots": [9, 12], "footprint": null}]}"#;
+
+    fn read(text: &str) -> Result<MachineFile> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        MachineFile::read(file.path())
+    }
+
+    #[test]
+    fn the_machines_file_is_read() {
+        let file = read(TEXT).unwrap();
+        let launch = &file.launches[0];
+        assert_eq!((launch.blocks(), launch.warps(), launch.counters.unwrap().mma), (10, 4, 7));
+        assert_eq!(launch.scaling(), Scaling::Sampled { executed: 4, spread: 0.25 });
+        let even = TEXT.replace("[9, 12]", "[9, 9]");
+        assert_eq!(read(&even).unwrap().launches[0].scaling(), Scaling::Uniform { executed: 4 });
+    }
+
+    #[test]
+    fn another_file_is_told() {
+        for (text, words) in [
+            (TEXT.replace("\"format\": 1", "\"format\": 2"), "format 2"),
+            (TEXT.replace("\"kernel\": 0", "\"kernel\": 1"), "launch 0 is of kernel 1 of 1"),
+            ("{}".into(), "no file of the PTX machine"),
+        ] {
+            let error = read(&text).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("from one tree"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! What strikes in the counters, in words: idle multiprocessors, few warps, sectors half used, conflicts, narrow accesses, slots.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Serialize;
+
+use super::file::{KernelLines, MachineFile};
+use super::gpu::Gpu;
+use super::lines::{Widths, texts, widths};
+use super::model::Part;
+use super::report::{Row, Shape};
+
+/// Idle share of the multiprocessors from which on whole blocks are worth a word.
+const IDLE: f64 = 0.2;
+/// Grids that are named.
+const GRIDS: usize = 4;
+/// Resident warps of a multiprocessor up to which they are few: two for each scheduler.
+const FEW_WARPS: u64 = 8;
+/// Sectors, or passes over the banks, over the least.
+const WASTE: f64 = 1.25;
+/// The share of a kernel's accesses from which on narrow ones are worth a word.
+const NARROW: f64 = 0.1;
+/// Bytes a lane that are narrow.
+const NARROW_BYTES: u32 = 2;
+/// Active lanes of a warp instruction under which branches are worth a word.
+const LANES: f64 = 24.0;
+/// The share of a section under which nothing of a kernel is worth a word.
+const SMALL: f64 = 0.002;
+
+/// Something that strikes in a kernel.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Finding {
+    /// `training` or `sampling`.
+    pub section: String,
+    /// The kernel.
+    pub kernel: String,
+    /// `waves`, `occupancy`, `sectors`, `conflicts`, `narrow`, `slots`, `spills`, `lanes`.
+    pub kind: &'static str,
+    /// In words.
+    pub text: String,
+    /// The kernel's modelled milliseconds, all launches together.
+    pub modelled_ms: f64,
+    /// It comes of a model and of counters; nothing was measured.
+    pub modelled: bool,
+}
+
+/// What strikes in the kernels of a profile, those of the dearest kernels first.
+pub fn findings(rows: &[Row], file: &MachineFile, gpu: &Gpu) -> Vec<Finding> {
+    let texts = texts(file);
+    let split: HashMap<&String, Vec<&str>> =
+        texts.iter().map(|(module, text)| (module, text.lines().collect())).collect();
+    let total =
+        |section: &str| -> f64 { rows.iter().filter(|row| row.section == section).map(|row| row.seconds).sum() };
+    let mut all = Vec::new();
+    for row in rows.iter().filter(|row| row.last.launch.is_some()) {
+        let is_small = row.seconds < SMALL * total(&row.section);
+        let kernel = file.kernels.iter().find(|kernel| kernel.name == row.kernel);
+        let mut said: Vec<(&'static str, String)> = Vec::new();
+        if !is_small {
+            said.extend(waves(row, gpu));
+            said.extend(occupancy(row));
+            said.extend(slots(row, gpu));
+        }
+        said.extend(waste(row).into_iter().filter(|_| !is_small));
+        if let Some(kernel) = kernel.filter(|_| !is_small) {
+            said.extend(narrow(row, kernel, split.get(&kernel.module).map_or(&[][..], Vec::as_slice)));
+        }
+        said.extend(spills(row));
+        all.extend(said.into_iter().map(|(kind, text)| Finding {
+            section: row.section.clone(),
+            kernel: row.kernel.clone(),
+            kind,
+            text,
+            modelled_ms: 1e3 * row.seconds,
+            modelled: true,
+        }));
+    }
+    all.sort_by(|a, b| b.section.cmp(&a.section).then(b.modelled_ms.total_cmp(&a.modelled_ms)));
+    all
+}
+
+fn blocks(shape: &Shape) -> u64 {
+    shape.grid.iter().map(|&size| u64::from(size)).product()
+}
+
+/// Grids that leave multiprocessors idle, where the time is theirs and not memory's.
+fn waves(row: &Row, gpu: &Gpu) -> Option<(&'static str, String)> {
+    if matches!(row.bound_by(), Part::Dram | Part::L2) {
+        return None;
+    }
+    let idle: Vec<&Shape> = row.shapes.iter().filter(|shape| shape.idle >= IDLE).collect();
+    let dear: f64 = idle.iter().map(|shape| shape.seconds).sum();
+    if idle.is_empty() || dear < 0.25 * row.seconds {
+        return None;
+    }
+    let mut grids: BTreeMap<u64, (usize, f64)> = BTreeMap::new();
+    for shape in idle {
+        let (calls, share) = grids.entry(blocks(shape)).or_default();
+        *calls += shape.calls;
+        *share = shape.idle;
+    }
+    let mut grids: Vec<(u64, (usize, f64))> = grids.into_iter().collect();
+    grids.sort_by_key(|(_, (calls, _))| std::cmp::Reverse(*calls));
+    let said: Vec<String> = grids
+        .iter()
+        .take(GRIDS)
+        .map(|(blocks, (calls, idle))| format!("{calls} of {} ({:.0} % idle)", plural(*blocks, "block"), 100.0 * idle))
+        .collect();
+    let count = gpu.multiprocessors;
+    Some((
+        "waves",
+        format!("blocks are whole, so that of {count} multiprocessors some idle: launches {}", said.join(", ")),
+    ))
+}
+
+/// `1 block`, `2 blocks`.
+fn plural(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Few warps on a multiprocessor, by what fits or by what there is.
+fn occupancy(row: &Row) -> Option<(&'static str, String)> {
+    let shape = row.shapes.first()?;
+    let warps = u64::from(shape.block.iter().product::<u32>().div_ceil(32));
+    let resident = u64::from(shape.resident_blocks).min(shape.busiest);
+    if resident * warps > FEW_WARPS {
+        return None;
+    }
+    // A grid without as many blocks as there are multiprocessors is told of above.
+    if resident == shape.busiest && shape.busiest == 1 {
+        return None;
+    }
+    let why = if resident < shape.busiest {
+        let registers = row.last.figures.as_ref().map_or(0, |figures| figures.registers);
+        let of = if shape.limit == "registers" { format!(", {registers} a thread") } else { String::new() };
+        format!("{} more wait for their turn, for no further one fits ({}{of})", shape.busiest - resident, shape.limit)
+    } else {
+        "all that the grid has for it".into()
+    };
+    let (blocks, warps) = (plural(resident, "block"), plural(warps, "warp"));
+    Some(("occupancy", format!("{blocks} of {warps} on a multiprocessor at once: {why}")))
+}
+
+/// Sectors and banks that are not made full use of, and lanes.
+fn waste(row: &Row) -> Vec<(&'static str, String)> {
+    let counters = &row.counters;
+    let (sectors, conflicts, lanes) = (counters.sector_ratio(), counters.conflict_ratio(), counters.lanes());
+    let mut said = Vec::new();
+    if sectors >= WASTE {
+        let used = 100.0 / sectors;
+        said.push((
+            "sectors",
+            format!("uses {used:.0} % of each sector of global memory ({sectors:.2} times the least)"),
+        ));
+    }
+    if conflicts >= WASTE {
+        said.push(("conflicts", format!("{conflicts:.2} times the least passes over the banks of shared memory")));
+    }
+    if lanes < LANES {
+        said.push(("lanes", format!("{lanes:.1} of 32 lanes are active, on average")));
+    }
+    said
+}
+
+/// Loads and stores of 16 bits a lane and less.
+fn narrow(row: &Row, kernel: &KernelLines, ptx: &[&str]) -> Option<(&'static str, String)> {
+    let widths = widths(kernel, &row.section, ptx);
+    let of = |name: &str, found| {
+        let share = Widths::narrow(found, NARROW_BYTES);
+        (share >= NARROW).then(|| format!("{:.0} % of its {name}", 100.0 * share))
+    };
+    let said: Vec<String> = [of("loads", &widths.loads), of("stores", &widths.stores)].into_iter().flatten().collect();
+    (!said.is_empty()).then(|| {
+        let bits = 8 * NARROW_BYTES;
+        ("narrow", format!("{} of global memory have {bits} bits a lane or less", said.join(" and ")))
+    })
+}
+
+/// Issue slots beside what tensor cores leave time for.
+fn slots(row: &Row, gpu: &Gpu) -> Option<(&'static str, String)> {
+    if row.counters.mma == 0 {
+        return None;
+    }
+    let flops = row.counters.mma_flops as f64 / row.counters.mma as f64;
+    let room = flops / (gpu.tensor_per_cycle * gpu.mma_sync_share) * gpu.issue_per_cycle;
+    let hot = row.last.figures.as_ref().and_then(|figures| figures.hot.as_ref()).filter(|hot| hot.by == "mma");
+    let (slots, mma, place) = match hot {
+        Some(hot) => (hot.sass as f64, hot.anchors as f64, "a turn of its loop (ptxas)"),
+        None => (row.slots() / row.counters.mma as f64 * 32.0, 32.0, "the whole kernel"),
+    };
+    (slots > room * mma).then(|| {
+        let room = room * mma;
+        (
+            "slots",
+            format!(
+                "{slots:.0} issue slots a warp for {mma:.0} mma in {place}; {room:.0} would keep tensor cores busy"
+            ),
+        )
+    })
+}
+
+fn spills(row: &Row) -> Option<(&'static str, String)> {
+    let figures = row.last.figures.as_ref()?;
+    (figures.spill > 0).then(|| ("spills", format!("{} bytes of registers are spilled to local memory", figures.spill)))
+}

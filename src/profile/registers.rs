@@ -1,0 +1,136 @@
+//! What NVIDIA's compiler makes of the prebuilt PTX: registers, shared memory, and the issue slots that an instruction costs.
+//!
+//! The figures lie beside the PTX (`kernels/prebuilt/registers.json`, made by `tools/prebuild-kernels`, which states the file's form).
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use serde::Deserialize;
+
+use super::file::KernelLines;
+
+const TABLE: &str = include_str!("../../kernels/prebuilt/registers.json");
+
+#[derive(Debug, Default, Deserialize)]
+struct Table {
+    #[serde(default)]
+    kernels: BTreeMap<String, Row>,
+}
+
+/// A kernel: instructions of its PTX, and what becomes of them by compute capability.
+#[derive(Debug, Default, Deserialize)]
+struct Row {
+    #[serde(default)]
+    ptx: u64,
+    sm_80: Option<Compiled>,
+    sm_90: Option<Compiled>,
+    sm_100: Option<Compiled>,
+}
+
+/// A kernel as `ptxas` compiles it.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Compiled {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of shared memory that it declares.
+    pub static_shared: u32,
+    /// Bytes of spill stores and loads.
+    #[serde(default)]
+    pub spill: u32,
+    /// Instructions.
+    #[serde(default)]
+    pub sass: u64,
+    /// Its hot loop.
+    #[serde(default, rename = "loop")]
+    pub hot: Option<HotLoop>,
+}
+
+/// A kernel's hot loop.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct HotLoop {
+    /// What it is known by: `mma`, `float`, `global`.
+    pub by: String,
+    /// How many of these a turn has.
+    pub anchors: u64,
+    /// Issue slots of a turn.
+    pub sass: u64,
+    /// Instructions of PTX of a turn.
+    pub ptx: u64,
+}
+
+/// A kernel's figures, with where they come from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figures {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of shared memory that the kernel declares.
+    pub static_shared: u32,
+    /// Bytes of spills.
+    pub spill: u32,
+    /// Issue slots that an instruction of PTX costs.
+    pub slots_per_ptx: f64,
+    /// The hot loop, where the compiler's listing is known.
+    pub hot: Option<HotLoop>,
+    /// Whether `ptxas` said so; else the machine's estimate, at one slot an instruction.
+    pub compiled: bool,
+}
+
+fn table() -> &'static BTreeMap<String, Row> {
+    static PARSED: OnceLock<BTreeMap<String, Row>> = OnceLock::new();
+    PARSED.get_or_init(|| serde_json::from_str::<Table>(TABLE).unwrap_or_default().kernels)
+}
+
+/// The figures of a kernel for a compute capability; `replaced` where its PTX is not the embedded one, so that the table is of another.
+pub fn figures(kernel: &KernelLines, capability: [u32; 2], replaced: bool) -> Figures {
+    let row = table().get(&kernel.name).filter(|_| !replaced);
+    let compiled = row.and_then(|row| match capability {
+        [8, _] => row.sm_80.as_ref(),
+        [9, _] => row.sm_90.as_ref(),
+        _ => row.sm_100.as_ref(),
+    });
+    let Some((row, compiled)) = row.zip(compiled) else {
+        return Figures {
+            registers: kernel.registers,
+            static_shared: kernel.static_shared,
+            spill: 0,
+            slots_per_ptx: 1.0,
+            hot: None,
+            compiled: false,
+        };
+    };
+    let ratio = |sass: u64, ptx: u64| if sass > 0 && ptx > 0 { sass as f64 / ptx as f64 } else { 1.0 };
+    let slots_per_ptx = match &compiled.hot {
+        Some(hot) => ratio(hot.sass, hot.ptx),
+        None => ratio(compiled.sass, row.ptx),
+    };
+    let Compiled { registers, static_shared, spill, hot, .. } = compiled.clone();
+    Figures { registers, static_shared, spill, slots_per_ptx, hot, compiled: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_is_not_known_has_the_machines_figures() {
+        let kernel =
+            KernelLines { name: "no_such_kernel".into(), registers: 40, static_shared: 8, ..Default::default() };
+        let figures = figures(&kernel, [9, 0], false);
+        assert_eq!((figures.registers, figures.static_shared, figures.compiled), (40, 8, false));
+        assert_eq!(figures.slots_per_ptx, 1.0);
+    }
+
+    #[test]
+    fn the_table_has_every_kernel() {
+        for kernel in crate::device::launches::ALL {
+            let row = table().get(kernel.name).unwrap_or_else(|| panic!("{} is not in registers.json", kernel.name));
+            for compiled in [&row.sm_80, &row.sm_90, &row.sm_100] {
+                let compiled = compiled.as_ref().unwrap_or_else(|| panic!("{} lacks a device", kernel.name));
+                assert!((1..=255).contains(&compiled.registers), "{}: {compiled:?}", kernel.name);
+            }
+            let lines = KernelLines { name: kernel.name.into(), ..Default::default() };
+            let figures = figures(&lines, [9, 0], false);
+            assert!(figures.compiled && (0.2..5.0).contains(&figures.slots_per_ptx), "{}: {figures:?}", kernel.name);
+        }
+    }
+}
