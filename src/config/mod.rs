@@ -28,7 +28,9 @@ use serde::{Deserialize, Serialize};
 pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
 pub use presets::{Preset, presets};
-pub use sections::{BestBy, DataConfig, Every, LrSchedule, OptimizerKind, Precision, SampleMetric, TrainingConfig};
+pub use sections::{
+    BestBy, CommunicationDtype, DataConfig, Every, LrSchedule, OptimizerKind, Precision, SampleMetric, TrainingConfig,
+};
 
 use crate::error::nearest;
 use crate::{Error, Result};

@@ -38,6 +38,7 @@
 //! ```
 
 mod backbone;
+mod buckets;
 mod checkpoint;
 mod estimate;
 mod feed;

@@ -11,7 +11,7 @@ use super::step::{RING, Role, Step, takes};
 use super::task::{Task, Terms};
 use super::together::{Exchange, Records};
 use crate::cluster::{Alone, Collective};
-use crate::config::Config;
+use crate::config::{CommunicationDtype, Config};
 use crate::data::{Dataset, Split};
 use crate::diffusion::{Denoiser, NoiseSchedule, Sampler, SamplerSpec, SamplingConfig};
 use crate::error::{Error, Result};
@@ -162,11 +162,9 @@ impl Trainer {
         config.validate()?;
         let pace = Pace::new(context, &config.training, feeds.0.len(), RING)?;
         let step = Step::new(context, &config, task.build(context, &config)?, feeds, team.as_ref())?;
-        let roles = match step.shared {
-            true => Role::shared(step.share.in_a_row),
-            false => Role::all(step.share.all),
-        };
-        let programs = roles
+        step.warm_up()?;
+        let programs = step
+            .roles()
             .into_iter()
             .map(|role| Ok((role, Program::plan(context, || step.train(role))?)))
             .collect::<Result<_>>()?;
@@ -174,7 +172,7 @@ impl Trainer {
             Some(feed) => Some(Program::plan(context, || step.validate(feed))?),
             None => None,
         };
-        let finish = step.records.is_some().then(|| Program::plan(context, || step.finish())).transpose()?;
+        let finish = step.finishes_apart().then(|| Program::plan(context, || step.finish())).transpose()?;
         Ok(Self { config, step, programs, validation, finish, team, pace, done: 0, drained: 0 })
     }
 
@@ -288,7 +286,13 @@ impl Trainer {
 
     /// How the processes that train together exchange, for people.
     pub fn exchange(&self) -> String {
-        self.step.exchange.describe(self.team.as_ref())
+        let brief = self.config.training.communication_dtype == CommunicationDtype::Bf16;
+        let described = self.step.exchange.describe(self.team.as_ref());
+        match &self.step.buckets {
+            Some(buckets) if brief => format!("{described} in {}", buckets.dtype()),
+            None if brief => format!("{described} in f32 (training.communication_dtype is for NCCL)"),
+            _ => described,
+        }
     }
 
     /// The processes that train together.
@@ -357,18 +361,20 @@ impl Trainer {
         let share = self.step.share;
         self.records()?.begin()?;
         for local in 0..share.count {
-            let (micro, within) = (share.first + local, local % share.in_a_row);
+            let role = self.step.role(local);
             self.records()?.before_batch()?;
-            self.batch(micro, Role { first: within == 0, last: false })?;
-            self.records()?.after_batch(&self.step, micro)?;
-            if within + 1 == share.in_a_row {
+            self.batch(share.first + local, role)?;
+            if role.last {
+                // Its program has done what follows.
+                break;
+            }
+            self.records()?.after_batch(&self.step, share.first + local)?;
+            if self.step.buckets.is_none() && (local + 1) % share.in_a_row == 0 {
                 self.records()?.after_shard(&self.step.gradients, local / share.in_a_row)?;
             }
         }
-        let (team, gradients) = (self.team.as_ref(), &self.step.gradients);
-        match self.step.exchange {
-            Exchange::Devices => self.records()?.exchange_on_devices(team, gradients)?,
-            Exchange::Hosts(_) => self.records()?.exchange(team, gradients)?,
+        if self.step.exchange != Exchange::Devices {
+            self.records()?.exchange(self.team.as_ref(), &self.step.gradients)?;
         }
         self.finish()?;
         // As if one process had done them all, one after the other.

@@ -9,6 +9,7 @@ mod launch;
 mod modules;
 mod nccl;
 mod pinned;
+mod side;
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
@@ -19,7 +20,7 @@ use std::thread::{self, ThreadId};
 
 use cudarc::driver::sys;
 
-use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Ticket};
+use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Summand, Ticket};
 use crate::error::{Error, Result};
 use api::Code;
 use driver::{check, describe, driver, mend};
@@ -64,7 +65,7 @@ struct State {
     /// For errors that show themselves later.
     last_kernel: Option<&'static str>,
     /// To the GPUs of other processes.
-    communicator: Option<nccl::Communicator>,
+    side: Option<side::Side>,
 }
 
 impl CudaDevice {
@@ -208,12 +209,6 @@ impl CudaDevice {
         Err(Error::device(&self.label, format!("the submitted work failed{last}: {}", describe(code)), mend(code)))
     }
 
-    fn communicator<'a>(&self, state: &'a State) -> Result<&'a nccl::Communicator> {
-        self.refuse_in_capture(state, "exchange with other GPUs")?;
-        let none = || Error::device(&self.label, "it has met no other GPUs", "call communicate first");
-        state.communicator.as_ref().ok_or_else(none)
-    }
-
     fn instantiate(&self, state: &State, graph: sys::CUgraph) -> Result<sys::CUgraphExec> {
         let mut executable: sys::CUgraphExec = ptr::null_mut();
         // SAFETY: `graph` is the capture's; the executable graph does not need it any more.
@@ -257,7 +252,7 @@ impl Drop for CudaDevice {
             for address in state.released.drain(..) {
                 api::cuMemFree_v2(address);
             }
-            state.communicator = None;
+            state.side = None;
             state.modules.unload();
             if let Some(buffer) = state.staging.take() {
                 api::cuMemFreeHost(buffer);
@@ -441,6 +436,7 @@ impl Accelerator for CudaDevice {
         // SAFETY: this stream is being captured, by this thread. Whatever the result, it is not captured after this.
         let code = unsafe { api::cuStreamEndCapture(self.stream, &mut graph) };
         state.capturing = None;
+        Self::close_side(&mut state);
         self.captured.notify_all();
         let captured = match self.check(&state, code, "capture the graph") {
             Ok(()) => self.instantiate(&state, graph),
@@ -519,20 +515,25 @@ impl Accelerator for CudaDevice {
         })?;
         let mut state = self.enter()?;
         self.refuse_in_capture(&state, "meet other GPUs")?;
-        state.communicator = Some(nccl::Communicator::new(id, rank, ranks)?);
+        state.side = Some(side::Side::new(id, rank, ranks, &self.label)?);
         Ok(())
     }
 
-    unsafe fn all_reduce(&self, address: u64, len: usize) -> Result<()> {
-        let state = self.enter()?;
-        // SAFETY: the caller's promise; the stream is this device's.
-        unsafe { self.communicator(&state)?.all_reduce(address, len, self.stream) }
+    unsafe fn all_reduce(&self, address: u64, len: usize, of: Summand) -> Result<()> {
+        let mut state = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { self.add_up_beside(&mut state, address, len, of) }
     }
 
     unsafe fn all_gather(&self, source: u64, destination: u64, bytes: usize) -> Result<()> {
-        let state = self.enter()?;
-        // SAFETY: as above.
-        unsafe { self.communicator(&state)?.all_gather(source, destination, bytes, self.stream) }
+        let mut state = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { self.gather_beside(&mut state, source, destination, bytes) }
+    }
+
+    fn join(&self) -> Result<()> {
+        let mut state = self.enter()?;
+        self.join_side(&mut state)
     }
 }
 

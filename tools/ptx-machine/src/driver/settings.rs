@@ -27,6 +27,10 @@ pub struct Settings {
     pub count: Option<PathBuf>,
     /// `PTX_MACHINE_EXECUTED`
     pub executed: Option<PathBuf>,
+    /// `PTX_MACHINE_TRACE`
+    pub trace: Option<PathBuf>,
+    /// `PTX_MACHINE_FORKS`: whether a captured fork's work is done where it was submitted, or where it is joined.
+    pub early_forks: bool,
 }
 
 impl Default for Settings {
@@ -39,6 +43,8 @@ impl Default for Settings {
             replace: None,
             count: None,
             executed: None,
+            trace: None,
+            early_forks: false,
         }
     }
 }
@@ -46,7 +52,7 @@ impl Default for Settings {
 /// A variable behind [`PREFIX`], the values that it may have, and how one is taken; false for another value.
 type Variable = (&'static str, &'static str, fn(&mut Settings, &str) -> bool);
 
-const VARIABLES: [Variable; 8] = [
+const VARIABLES: [Variable; 10] = [
     ("DEVICE", "a100, h100, or a list of them such as a100,h100", |settings, value| {
         let models = Model::list(value);
         models.map(|models| settings.models = models).is_some()
@@ -77,6 +83,14 @@ const VARIABLES: [Variable; 8] = [
     ("EXECUTED", "a file in a folder that is there", |settings, value| {
         settings.executed = Some(value.into());
         is_file_to_be(value)
+    }),
+    ("TRACE", "a file in a folder that is there", |settings, value| {
+        settings.trace = Some(value.into());
+        is_file_to_be(value)
+    }),
+    ("FORKS", "early or late", |settings, value| {
+        settings.early_forks = value == "early";
+        matches!(value, "early" | "late")
     }),
 ];
 
