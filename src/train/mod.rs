@@ -43,6 +43,7 @@ mod checkpoint;
 mod estimate;
 mod feed;
 mod folder;
+mod follow;
 mod journal;
 mod memory;
 mod metrics;

@@ -4,13 +4,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::feed::{Feed, Feeds};
+use super::follow::Command;
 use super::pace::Pace;
-use super::pictures;
 use super::residency::Residency;
 use super::step::{RING, Role, Step, takes};
 use super::task::{Task, Terms};
 use super::together::{Exchange, Records};
-use crate::cluster::{Alone, Collective};
+use crate::cluster::{Alone, Collective, Moving};
 use crate::config::{CommunicationDtype, Config};
 use crate::data::{Dataset, Split};
 use crate::diffusion::{Denoiser, NoiseSchedule, Sampler, SamplerSpec, SamplingConfig};
@@ -340,6 +340,7 @@ impl Trainer {
 
     /// Batch `micro` of the present step.
     fn batch(&mut self, micro: usize, role: Role) -> Result<()> {
+        self.team.go_on(Moving::Alone);
         self.step.training.send(&self.pace.control(self.done, micro as u64))?;
         self.pace.set(&self.step.control, self.done, micro as u64)?;
         let step = &self.step;
@@ -390,6 +391,11 @@ impl Trainer {
         self.step.records.as_ref().ok_or_else(|| Error::shape("trainer", "a shared step without its records"))
     }
 
+    /// Nobody reads the metrics of this process: they are rank 0's.
+    pub(super) fn pass_over_metrics(&mut self) {
+        self.drained = self.done;
+    }
+
     /// Whether the ring is full, so that metrics have to be drained before the next step.
     pub fn must_drain(&self) -> bool {
         self.done - self.drained >= RING
@@ -438,6 +444,7 @@ impl Trainer {
         // Spread over the set, whose images may be in the order of their classes.
         let stride = feed.len() / batches;
         for number in (rank..batches).step_by(ranks) {
+            self.team.go_on(Moving::Alone);
             let (cursor, first_item) = ((number * stride) as u32, (number * feed.batch_size()) as u32);
             let control = Control { cursor, first_item, ..Control::default() };
             feed.send(&control)?;
@@ -460,56 +467,6 @@ impl Trainer {
         }
         let accuracy = classifies.then_some(correct / (batches as f64 * terms.items(feed.batch_size())));
         Ok(Some(Validation { loss: sum / batches as f64, accuracy }))
-    }
-
-    /// Tells those that follow what comes.
-    fn tell(&self, command: Command) -> Result<()> {
-        match (self.team.rank(), self.team.ranks()) {
-            (0, 2..) => self.team.tell(&[command as u8]),
-            _ => Ok(()),
-        }
-    }
-
-    /// Does what rank 0's trainer does, until [`Trainer::dismiss`].
-    ///
-    /// # Errors
-    /// Those of a step, and [`Error::Cluster`] where rank 0 is gone or failed.
-    pub fn follow(&mut self) -> Result<()> {
-        loop {
-            match self.team.listen()?.as_slice() {
-                [command] if *command == Command::Step as u8 => {
-                    // Rank 0 alone reads them.
-                    self.drained = self.done;
-                    self.train_step()?;
-                }
-                [command] if *command == Command::Validate as u8 => {
-                    self.validate()?;
-                }
-                [command, count @ ..] if *command == Command::Draw as u8 => {
-                    let classes = count.first_chunk().map_or(0, |count| u32::from_le_bytes(*count));
-                    // What comes of it is rank 0's.
-                    let _ = pictures::draw(self, classes as usize, &mut || true)?;
-                }
-                [command] if *command == Command::End as u8 => return Ok(()),
-                other => return Err(Error::shape("trainer", format!("an unknown command of {} bytes", other.len()))),
-            }
-        }
-    }
-
-    /// Rank 0 lets those that follow draw their share of samples of so many classes.
-    pub(super) fn tell_to_draw(&self, classes: usize) -> Result<()> {
-        match (self.team.rank(), self.team.ranks()) {
-            (0, 2..) => self.team.tell(&[&[Command::Draw as u8][..], &(classes as u32).to_le_bytes()].concat()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Rank 0 lets those that follow go.
-    ///
-    /// # Errors
-    /// [`Error::Cluster`] where one of them is gone.
-    pub fn dismiss(&self) -> Result<()> {
-        self.tell(Command::End)
     }
 
     /// Puts the trainers of all processes where rank 0's is: weights, optimizer state, step.
@@ -550,16 +507,6 @@ impl Trainer {
         let noise = NoiseSchedule::new(&self.config.diffusion)?;
         Sampler::new(&self.step.context, self.denoiser()?, self.step.averaged.clone(), &noise, spec)
     }
-}
-
-/// What rank 0 tells those that follow.
-#[derive(Clone, Copy)]
-#[repr(u8)]
-enum Command {
-    Step = 1,
-    Validate = 2,
-    End = 3,
-    Draw = 4,
 }
 
 fn none_to_train_on() -> Error {
