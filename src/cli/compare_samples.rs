@@ -1,12 +1,14 @@
 //! `engine compare --metrics`: FID and others of samples of each model, from the same reference.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::compare::CompareCommand;
 use super::features::{Work, data_set, network};
 use super::machine::Machine;
+use crate::cluster::Alone;
 use crate::data::Split;
 use crate::diffusion::SamplingConfig;
 use crate::error::{Error, Result};
@@ -31,7 +33,7 @@ impl SampleTask {
     pub fn new(asked: &CompareCommand, machine: &Machine) -> Result<Self> {
         let features = &asked.features;
         let cache = features.cache.clone().unwrap_or_else(|| asked.data_dir.join("evaluation"));
-        let work = Work { cache, quiet: asked.quiet };
+        let work = Work { cache, quiet: asked.quiet, team: Arc::new(Alone::default()) };
         let mut extractor = features.extractor(machine)?;
         let model = asked.models.first().map(|path| path.as_path());
         let Some(set) = data_set(asked.data.as_deref(), model, &asked.data_dir, asked.quiet)? else {
@@ -46,7 +48,8 @@ impl SampleTask {
 
     /// The metrics of a model's samples.
     pub fn measured(&self, asked: &CompareCommand, model: &Model, sampling: &SamplingConfig) -> Result<Vec<Measured>> {
-        let Drawn { gallery, of } = self.work.drawn(model, sampling, asked.seed, (asked.num_samples, asked.batch))?;
+        let Drawn { gallery, of } =
+            self.work.drawn(model, sampling, asked.seed, (asked.num_samples, asked.batch), 0)?;
         let mut extractor = self.extractor.borrow_mut();
         let set = self.work.features(&gallery, &of, asked.num_samples, &mut extractor, "features")?;
         let mut asking = asked.features.asking(&asked.metrics, &extractor, asked.seed);

@@ -11,6 +11,20 @@ use crate::ops::host::parallel::set_threads;
 /// How long a process may take to end by itself after another one is gone.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How long ranks wait for each other to come.
+fn patience() -> Result<Duration> {
+    const NAME: &str = "ENGINE_RENDEZVOUS";
+    let Ok(text) = std::env::var(NAME) else { return Ok(Limits::default().rendezvous) };
+    match text.trim().parse() {
+        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => {
+            let short: String = text.chars().take(40).collect();
+            let message = format!("`{}` is no number of seconds", short.escape_debug());
+            Err(Error::config(NAME, message, "give 1 to 86400, or unset it for 30"))
+        }
+    }
+}
+
 /// This process among the others. Dropped, it waits for those that it started.
 pub(super) struct Crew {
     pub team: Arc<dyn Collective>,
@@ -48,8 +62,8 @@ impl Crew {
         if placement.ranks == 1 {
             return Ok(None);
         }
+        let limits = Limits { grace: Some(GRACE), rendezvous: patience()?, ..Limits::default() };
         let mut local = start(&placement)?;
-        let limits = Limits { grace: Some(GRACE), ..Limits::default() };
         let team = match placement.launcher {
             #[cfg(feature = "mpi")]
             "OpenMPI" | "MPICH" => crate::cluster::join_by_mpi(&placement, limits)?,
@@ -85,6 +99,17 @@ impl Crew {
             DeviceChoice::Auto => DeviceChoice::Cpu,
             DeviceChoice::Cuda(0) => DeviceChoice::Cuda(self.placement.local_rank as u32),
             other => other,
+        }
+    }
+
+    /// The device of a command's process, with or without others, where `gpus` or `processes` of them were asked for.
+    pub fn device_of(crew: Option<&Self>, device: DeviceChoice, gpus: bool, processes: bool) -> DeviceChoice {
+        match (crew, device) {
+            (None, DeviceChoice::Auto) if gpus => DeviceChoice::Cuda(0),
+            (None, device) => device,
+            (Some(crew), DeviceChoice::Auto) if gpus => crew.device(DeviceChoice::Cuda(0)),
+            (Some(_), DeviceChoice::Auto) if processes => DeviceChoice::Cpu,
+            (Some(crew), device) => crew.device(device),
         }
     }
 

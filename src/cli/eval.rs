@@ -1,22 +1,25 @@
 //! `engine eval`: FID and other metrics of models and of sets of pictures.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::crew::Crew;
 use super::eval_paths::{checkpoints, is_statistics};
 use super::eval_seeds::over_seeds;
 use super::eval_text::{ablation, ablation_curve, panel, table};
 use super::features::{FeatureOptions, Work, data_set, network, of_floor};
 use super::machine::{Machine, MachineOptions};
+use crate::cluster::{Alone, Collective, Fact, agree};
 use crate::data::Split;
 use crate::diffusion::{SamplerKind, SamplingConfig};
 use crate::error::{Error, Result};
-use crate::eval::evaluation::{Asking, Drawn, FeatureSet, Measured, MetricKind, Reference, warnings};
+use crate::eval::evaluation::{Asking, DrawOrder, Drawn, Draws, FeatureSet, Measured, MetricKind, Reference, warnings};
 use crate::eval::{Extractor, Gallery, Rule, Statistics};
 use crate::files::write_atomically;
-use crate::ops::host::parallel::install;
+use crate::ops::host::parallel::{install, set_threads};
 use crate::picture::{render_metric_curve, write_png};
 use crate::pipeline::{Changes, Model};
 
@@ -91,10 +94,19 @@ pub struct EvalCommand {
     data_dir: PathBuf,
     #[command(flatten)]
     machine: MachineOptions,
+    /// So many processes on this machine, on the CPU unless --device says otherwise: the same results in less time
+    #[arg(long, value_name = "N", conflicts_with = "gpus")]
+    processes: Option<usize>,
+    /// So many GPUs of this machine, each with a process
+    #[arg(long, value_name = "N")]
+    gpus: Option<usize>,
     /// Say nothing but the table
     #[arg(long)]
     quiet: bool,
 }
+
+/// Lets the other processes go.
+const END: &[u8] = b"end";
 
 /// What is measured: a model in one way of sampling, or pictures.
 struct Job {
@@ -126,18 +138,55 @@ impl EvalCommand {
     /// # Errors
     /// Those of the models, the data, the network's file and the metrics.
     pub fn run(self) -> Result<()> {
-        let machine = self.machine.open()?;
-        install(move || self.evaluate(&machine))
+        let option = if self.gpus.is_some() { "--gpus" } else { "--processes" };
+        let crew = Crew::gather(self.processes.or(self.gpus), option)?;
+        let outcome = self.run_in(crew.as_ref());
+        if let Some(crew) = &crew {
+            crew.team.leave(outcome.as_ref().err().map(Error::to_string).as_deref());
+        }
+        outcome
     }
 
-    fn evaluate(&self, machine: &Machine) -> Result<()> {
+    fn run_in(self, crew: Option<&Crew>) -> Result<()> {
+        let threads = self.machine.checked_threads()?;
+        if let Some(crew) = crew {
+            crew.share_threads(threads)?;
+        }
+        if crew.is_none() || threads.is_some() {
+            set_threads(threads)?;
+        }
+        let device = self.machine.device.parse()?;
+        let device = Crew::device_of(crew, device, self.gpus.is_some(), self.processes.is_some());
+        let machine = self.machine.opened(device)?;
+        let team = crew.map_or_else(|| Arc::new(Alone::default()) as Arc<dyn Collective>, |crew| crew.team.clone());
+        install(move || match team.rank() {
+            0 => self.evaluate(&machine, &team),
+            _ => self.assist(&machine, team.as_ref()),
+        })
+    }
+
+    /// What all processes have to have alike.
+    fn facts(&self) -> [Fact; 1] {
+        let ways = (&self.model, &self.checkpoints, &self.steps, &self.guidance, self.sampler, self.seed, &self.seeds);
+        let networks = (&self.features.extractor, &self.features.inception, &self.classifier, self.features.rule);
+        let value = format!("{ways:?}\n{networks:?}\nin batches of {}", self.features.feature_batch);
+        [Fact { name: "command", value }]
+    }
+
+    /// Rank 0 reads, measures and writes.
+    fn evaluate(&self, machine: &Machine, team: &Arc<dyn Collective>) -> Result<()> {
         let jobs = self.jobs()?;
         let asked = self.asked();
-        let mut extractor = self.features.extractor(machine)?;
+        agree(team.as_ref(), &self.facts())?;
+        let mut extractor = self.features.extractor(machine)?.shared_with(team, 0);
         let opened = |path: &PathBuf| self.features.opened(machine, path, "--classifier");
-        let mut classifier = self.classifier.as_ref().map(opened).transpose()?;
-        let work = self.work();
-        work.note(&format!("features by {}, on {}", network(&extractor), machine.note));
+        let mut classifier = self.classifier.as_ref().map(opened).transpose()?.map(|own| own.shared_with(team, 1));
+        let work = self.work(team);
+        let all = match team.ranks() {
+            1 => String::new(),
+            ranks => format!(", {ranks} processes, by {}", team.name()),
+        };
+        work.note(&format!("features by {}, on {}{all}", network(&extractor), machine.note));
         let against = self.against(&jobs, &mut extractor, &work)?;
         if let (Some(path), Some(Reference::Pictures(set))) = (&self.write_statistics, &against.reference) {
             let mut statistics = Statistics::of_features(&set.features()?)?;
@@ -163,12 +212,50 @@ impl EvalCommand {
             }
         }
         work.note(&format!("written to {}", self.out.display()));
-        Ok(())
+        team.tell(END)
     }
 
-    fn work(&self) -> Work {
+    /// The others draw and extract what rank 0 tells them to, until it lets them go.
+    fn assist(&self, machine: &Machine, team: &dyn Collective) -> Result<()> {
+        let jobs = self.jobs()?;
+        agree(team, &self.facts())?;
+        let (mut extractor, mut classifier) = (None, None);
+        let mut model: Option<(usize, Model)> = None;
+        loop {
+            let order = team.listen()?;
+            let unknown = || Error::cluster("rank 0 tells something unknown", "start all ranks with one engine");
+            if order == END {
+                return Ok(());
+            }
+            if let Some(draw) = DrawOrder::read(&order) {
+                let job = jobs.get(draw.job).ok_or_else(unknown)?;
+                let path = job.model.as_ref().ok_or_else(unknown)?;
+                let known = model.take().filter(|(number, _)| *number == draw.job);
+                let load = || Ok::<_, Error>((draw.job, machine.load(path)?));
+                let (_, model) = model.insert(known.map_or_else(load, Ok)?);
+                let mut sampling = model.info.config.sampling.clone();
+                job.changes.apply(&mut sampling);
+                Draws { model, sampling: &sampling, seed: job.seed, batch: draw.batch }.assist(team, &draw)?;
+                continue;
+            }
+            match (Extractor::is_asked_of(&order), &self.classifier) {
+                (Some(0), _) => {
+                    let known = extractor.take().map_or_else(|| self.features.extractor(machine), Ok)?;
+                    extractor.insert(known).assist(team, &order)?;
+                }
+                (Some(1), Some(path)) => {
+                    let open = || self.features.opened(machine, path, "--classifier");
+                    let known = classifier.take().map_or_else(open, Ok)?;
+                    classifier.insert(known).assist(team, &order)?;
+                }
+                _ => return Err(unknown()),
+            }
+        }
+    }
+
+    fn work(&self, team: &Arc<dyn Collective>) -> Work {
         let cache = self.features.cache.clone().unwrap_or_else(|| self.data_dir.join("evaluation"));
-        Work { cache, quiet: self.quiet }
+        Work { cache, quiet: self.quiet, team: team.clone() }
     }
 
     /// The metrics of held-out real images, of those that so many images have.
@@ -371,7 +458,7 @@ impl EvalCommand {
         let mut sampling: SamplingConfig = model.info.config.sampling.clone();
         job.changes.apply(&mut sampling);
         let count = self.num_samples.unwrap_or(10_000);
-        let Drawn { gallery, of } = work.drawn(&model, &sampling, job.seed, (count, self.batch))?;
+        let Drawn { gallery, of } = work.drawn(&model, &sampling, job.seed, (count, self.batch), job.number)?;
         let told = json!({
             "checkpoint": path.display().to_string(), "step": model.info.step, "epoch": model.info.epoch,
             "model_sha256": model.digest.sha256, "weights": model.info.weights, "seed": job.seed, "sampling": sampling,

@@ -1,6 +1,7 @@
 //! Features of pictures: the options and the progress that `engine eval` and `engine compare` share.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
@@ -8,11 +9,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 use super::machine::Machine;
+use crate::cluster::Collective;
 use crate::config::DataConfig;
 use crate::data::{Dataset, ResolveOptions, resolve};
 use crate::diffusion::SamplingConfig;
 use crate::error::Result;
-use crate::eval::evaluation::{Asking, Drawn, FeatureSet, Measured, MetricKind, Nearest, Reference, drawn, measure};
+use crate::eval::evaluation::{
+    Asking, Drawn, Draws, FeatureSet, Measured, MetricKind, Nearest, Reference, drawn, measure,
+};
 use crate::eval::{Extractor, Gallery, Rule, data_of, metrics};
 use crate::model_file::ModelFile;
 use crate::models::inception::InceptionWeights;
@@ -100,6 +104,8 @@ pub(super) fn of_floor(kinds: &[MetricKind], count: usize) -> Vec<MetricKind> {
 pub(super) struct Work {
     pub cache: PathBuf,
     pub quiet: bool,
+    /// Who draws.
+    pub team: Arc<dyn Collective>,
 }
 
 impl Work {
@@ -144,17 +150,20 @@ impl Work {
         set
     }
 
-    /// Samples of a model.
+    /// Samples of a model; of the job of this number, where other processes draw with this one.
     pub fn drawn(
         &self,
         model: &Model,
         sampling: &SamplingConfig,
         seed: u64,
         (count, batch): (usize, Option<usize>),
+        job: usize,
     ) -> Result<Drawn> {
-        let batch = batch.unwrap_or_else(|| even_batch(model.context().device(), count));
+        let each = count.div_ceil(self.team.ranks());
+        let batch = batch.unwrap_or_else(|| even_batch(model.context().device(), each));
         let bar = self.bar("samples");
-        let drawn = drawn(model, sampling, seed, (count, batch), &self.cache, &mut |done, all| {
+        let (draws, team) = (Draws { model, sampling, seed, batch }, (self.team.as_ref(), job));
+        let drawn = drawn(draws, count, &self.cache, team, &mut |done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
             Ok(())

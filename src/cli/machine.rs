@@ -60,12 +60,28 @@ impl MachineOptions {
     /// [`Error::Device`] where a CUDA device was named that cannot be used; [`Error::Config`] for 0 threads, or bf16 on
     /// the CPU.
     pub fn open(&self) -> Result<Machine> {
+        set_threads(self.checked_threads()?)?;
+        self.opened(self.device.parse()?)
+    }
+
+    /// The number of threads that is asked for.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for 0 of them, or very many.
+    pub fn checked_threads(&self) -> Result<Option<usize>> {
         if self.threads.is_some_and(|threads| !(1..=4096).contains(&threads)) {
             let message = format!("{} threads", self.threads.unwrap_or_default());
             return Err(Error::config("--threads", message, "give 1 to 4096, or leave it out to use all"));
         }
-        set_threads(self.threads)?;
-        let chosen = self.device.parse::<DeviceChoice>()?.open()?;
+        Ok(self.threads)
+    }
+
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// As [`MachineOptions::open`].
+    pub fn opened(&self, choice: DeviceChoice) -> Result<Machine> {
+        let chosen = choice.open()?;
         let precision = self.precision.map(Precision::from);
         let device = match chosen.accelerator {
             Some(accelerator) => Device::Accelerator(accelerator),

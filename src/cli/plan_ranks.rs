@@ -1,7 +1,7 @@
 //! The part of `engine plan` on several GPUs.
 
 use super::plan::{bytes, images, number, three, time};
-use crate::config::Config;
+use crate::config::{CommunicationDtype, Config};
 use crate::error::{Error, Result};
 use crate::train::{Estimate, Link, Peak, Scaling};
 
@@ -29,20 +29,22 @@ pub(super) fn text(config: &Config, estimate: &Estimate, peak: &Peak, gpus: usiz
     // What is planned is one process's step: with shards each GPU does its part of it, else as much as one.
     let of = |kind: &str| estimate.memory.iter().find(|(name, _)| *name == kind).map_or(0, |(_, size)| *size);
     let gradients = of("gradients") as f64;
+    let brief = training.communication_dtype == CommunicationDtype::Bf16;
+    let exchanged = if brief { gradients / 2.0 } else { gradients };
     let mut text = format!(
         "\nstep on several GPUs, modelled; {} of gradients in f32 ({} in bf16) {}\n  {}\n",
         bytes(gradients),
         bytes(gradients / 2.0),
-        if sharded {
-            "gathered by all, then added in one tree (training.shards)"
-        } else {
-            "added up by ring or double tree"
+        match (sharded, brief) {
+            (true, _) => "gathered by all, then added in one tree (training.shards)",
+            (_, false) => "added up in f32 by ring or double tree beside the backward",
+            (_, true) => "added up in bf16 by ring or double tree beside the backward",
         },
         link.describe(),
     );
     text += &format!(
         "  {:>6}{:>12}{:>12}{:>12}{:>12}{:>12}{:>16}\n",
-        "GPUs", "images", "exchange", "step", "overlapped", "efficiency", "images/s"
+        "GPUs", "images", "exchange", "one by one", "step", "efficiency", "images/s"
     );
     let mut rows: Vec<usize> = (0..).map(|power| 1 << power).take_while(|count| *count < gpus).collect();
     rows.push(gpus);
@@ -53,7 +55,7 @@ pub(super) fn text(config: &Config, estimate: &Estimate, peak: &Peak, gpus: usiz
             Some(_) => 1.0 / gpus as f64,
             None => 1.0,
         };
-        let step = Scaling::new(link, gpus, compute * share, gradients, sharded);
+        let step = Scaling::new(link, gpus, compute * share, exchanged, sharded);
         let count = training.batch_size as f64 * batches * share * gpus as f64;
         if step.efficiency() < 0.5 {
             stops.get_or_insert(gpus);
@@ -64,9 +66,9 @@ pub(super) fn text(config: &Config, estimate: &Estimate, peak: &Peak, gpus: usiz
             number(count as usize),
             time(step.exchange),
             time(step.after),
-            time(step.beside),
+            time(step.taken),
             three(100.0 * step.efficiency()),
-            images(count / step.after).trim_end_matches(" images/s"),
+            images(count / step.taken).trim_end_matches(" images/s"),
         );
     }
     text += &match stops {

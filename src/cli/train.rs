@@ -93,13 +93,7 @@ impl TrainCommand {
         let device: DeviceChoice = self.device.parse()?;
         let option = if self.gpus.is_some() { "--gpus" } else { "--processes" };
         let crew = Crew::gather(self.processes.or(self.gpus), option)?;
-        let device = match (&crew, device) {
-            (None, DeviceChoice::Auto) if self.gpus.is_some() => DeviceChoice::Cuda(0),
-            (None, device) => device,
-            (Some(crew), DeviceChoice::Auto) if self.gpus.is_some() => crew.device(DeviceChoice::Cuda(0)),
-            (Some(_), DeviceChoice::Auto) if self.processes.is_some() => DeviceChoice::Cpu,
-            (Some(crew), device) => crew.device(device),
-        };
+        let device = Crew::device_of(crew.as_ref(), device, self.gpus.is_some(), self.processes.is_some());
         let outcome = self.train(crew.as_ref(), device);
         if let (Some(crew), Err(error)) = (&crew, &outcome) {
             // A rank that could not even begin ends the others.

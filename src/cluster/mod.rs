@@ -2,7 +2,8 @@
 //!
 //! [`placement`] reads the launcher's variables, [`start`] brings the ranks of one machine up, [`join`] meets the others:
 //! rank 0 listens, the others say who they are, rank 0 tells all whether they fit. After that each rank has a connection to
-//! rank 0 that stays open, on which both say every second that they are alive, and one to each other rank for what they exchange.
+//! rank 0 that stays open, on which both say every second that they are alive and how far they are, and one to each other rank for
+//! what they exchange.
 //!
 //! A [`Collective`] is the seam to whoever trains: one process alone ([`Alone`]) or several by TCP. All is in plain text and
 //! believes whoever knows the job's number: it is for networks that are trusted, as with torchrun and MPI.
@@ -13,6 +14,7 @@ mod local;
 mod mesh;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod pulse;
 mod rendezvous;
 mod tcp;
 mod watch;
@@ -38,14 +40,31 @@ pub struct Limits {
     pub rendezvous: Duration,
     /// A rank that says nothing for so long hangs, or its machine or network does.
     pub silence: Duration,
+    /// A rank that lives and stands still, while all others wait for it, hangs after so long, or after four times the longest pause that any
+    /// rank has made lately. It counts from the third batch of a training on: before, kernels are loaded.
+    pub standstill: Duration,
     /// A process that has been told that the job failed, and has not ended by itself so long after, is ended.
     pub grace: Option<Duration>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { rendezvous: Duration::from_secs(30), silence: Duration::from_secs(15), grace: None }
+        Self {
+            rendezvous: Duration::from_secs(30),
+            silence: Duration::from_secs(15),
+            standstill: Duration::from_secs(25),
+            grace: None,
+        }
     }
+}
+
+/// How a rank goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moving {
+    /// It begins what all ranks do together.
+    Together,
+    /// It begins a piece of work of its own: a batch, a stage of a sampler.
+    Alone,
 }
 
 /// What several ranks do together. All of them call the same methods in the same order, with arguments of the same lengths; a
@@ -82,6 +101,9 @@ pub trait Collective: Debug + Send + Sync {
 
     /// What rank 0 tells next; for the others.
     fn listen(&self) -> Result<Vec<u8>>;
+
+    /// This rank goes on: it begins an exchange that the seam does not see, or a piece of work of its own.
+    fn go_on(&self, _: Moving) {}
 
     /// Set where any rank was asked to stop; for rank 0, which decides when.
     fn stop(&self) -> Arc<AtomicBool>;

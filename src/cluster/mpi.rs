@@ -13,7 +13,7 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
 use super::tcp::add_up;
-use super::{Collective, Limits, LocalRanks, Placement};
+use super::{Collective, Limits, LocalRanks, Moving, Placement};
 use crate::error::{Error, Result};
 
 struct World {
@@ -79,6 +79,7 @@ impl Collective for Mpi {
     }
 
     fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
+        self.control.go_on(Moving::Together);
         let ranks = self.ranks();
         let each = values.len().div_ceil(ranks);
         let World { communicator, scratch: [parts, mine], .. } = &mut *self.world();
@@ -94,6 +95,7 @@ impl Collective for Mpi {
     }
 
     fn broadcast(&self, bytes: &mut [u8], root: usize) -> Result<()> {
+        self.control.go_on(Moving::Together);
         self.world().communicator.process_at_rank(root as i32).broadcast_into(bytes);
         Ok(())
     }
@@ -103,11 +105,13 @@ impl Collective for Mpi {
             let message = format!("{} bytes for {} ranks of {}", all.len(), self.ranks(), own.len());
             return Err(Error::shape("gather", message));
         }
+        self.control.go_on(Moving::Together);
         self.world().communicator.all_gather_into(own, all);
         Ok(())
     }
 
     fn barrier(&self) -> Result<()> {
+        self.control.go_on(Moving::Together);
         self.world().communicator.barrier();
         Ok(())
     }
@@ -118,6 +122,10 @@ impl Collective for Mpi {
 
     fn listen(&self) -> Result<Vec<u8>> {
         self.control.listen()
+    }
+
+    fn go_on(&self, how: Moving) {
+        self.control.go_on(how);
     }
 
     fn stop(&self) -> Arc<AtomicBool> {

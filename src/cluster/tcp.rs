@@ -14,7 +14,7 @@ use super::frame::{Kind, MOST};
 use super::mesh::{Mesh, Transfer};
 use super::rendezvous::meet;
 use super::watch::Watch;
-use super::{Collective, Limits, Placement};
+use super::{Collective, Limits, Moving, Placement};
 use crate::error::{Error, Result};
 
 /// Kinds of exchanges.
@@ -140,6 +140,7 @@ impl Collective for Tcp {
     }
 
     fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
+        self.go_on(Moving::Together);
         let (mut mesh, mut scratch) = (locked(&self.mesh), locked(&self.scratch));
         let own = self.part(values.len(), self.rank);
         let len = own.len();
@@ -162,6 +163,7 @@ impl Collective for Tcp {
     }
 
     fn broadcast(&self, bytes: &mut [u8], root: usize) -> Result<()> {
+        self.go_on(Moving::Together);
         let mut mesh = locked(&self.mesh);
         let transfers = match self.rank == root {
             true => {
@@ -174,6 +176,7 @@ impl Collective for Tcp {
     }
 
     fn gather(&self, own: &[u8], all: &mut [u8]) -> Result<()> {
+        self.go_on(Moving::Together);
         if all.len() != self.ranks * own.len() {
             let message = format!("{} bytes for {} ranks of {}", all.len(), self.ranks, own.len());
             return Err(Error::shape("gather", message));
@@ -193,6 +196,7 @@ impl Collective for Tcp {
         if command.len() > MOST {
             return Err(Error::shape("tell", format!("a command of {} bytes; at most {MOST}", command.len())));
         }
+        self.go_on(Moving::Together);
         self.watch.tell(Kind::Command, command);
         Ok(())
     }
@@ -201,7 +205,10 @@ impl Collective for Tcp {
         let commands = locked(&self.commands);
         loop {
             match commands.recv_timeout(Duration::from_millis(100)) {
-                Ok(command) => return Ok(command),
+                Ok(command) => {
+                    self.go_on(Moving::Together);
+                    return Ok(command);
+                }
                 Err(mpsc::RecvTimeoutError::Timeout) => self.watch.check()?,
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     self.watch.check()?;
@@ -210,6 +217,10 @@ impl Collective for Tcp {
                 }
             }
         }
+    }
+
+    fn go_on(&self, how: Moving) {
+        self.watch.go_on(how);
     }
 
     fn stop(&self) -> Arc<AtomicBool> {

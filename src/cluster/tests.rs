@@ -24,7 +24,12 @@ fn placed(rank: usize, ranks: usize, port: u16) -> Placement {
     }
 }
 
-const SOON: Limits = Limits { rendezvous: Duration::from_secs(10), silence: Duration::from_secs(10), grace: None };
+const SOON: Limits = Limits {
+    rendezvous: Duration::from_secs(10),
+    silence: Duration::from_secs(10),
+    standstill: Duration::from_secs(25),
+    grace: None,
+};
 const BRIEF: Limits = Limits { rendezvous: Duration::from_secs(2), ..SOON };
 
 type Met = Result<Arc<dyn Collective>>;
@@ -192,4 +197,36 @@ fn facts_that_differ_are_named() {
     });
     let expected = "rank 2 has another configuration than rank 0: `learning_rate: 2e-3` for `learning_rate: 1e-3`";
     assert!(found.iter().all(|text| text.contains(expected)), "{found:?}");
+}
+
+/// Three ranks in step, of which `which` stands still in its fifth batch while its heart beats.
+fn standing_still(which: usize) -> (Vec<String>, Duration) {
+    const HASTY: Limits = Limits { standstill: Duration::from_secs(3), ..SOON };
+    let (port, began) = (free_port(), Instant::now());
+    let one = |rank| {
+        thread::spawn(move || {
+            let team = join(&placed(rank, 3, port), None, HASTY, &mut || Ok(())).unwrap();
+            let failed = (0..100).find_map(|step| {
+                team.go_on(Moving::Alone);
+                if step == 4 && rank == which {
+                    thread::sleep(Duration::from_secs(8));
+                }
+                team.all_reduce(&mut [1.0; 8]).err()
+            });
+            team.leave(None);
+            failed.map_or(String::new(), |error| error.to_string())
+        })
+    };
+    let all: Vec<_> = (0..3).map(one).collect();
+    (all.into_iter().map(|rank| rank.join().unwrap()).collect(), began.elapsed())
+}
+
+#[test]
+fn a_rank_that_lives_and_stands_still_is_named_on_all() {
+    for which in [0, 1] {
+        let (found, took) = standing_still(which);
+        let named = format!("rank {which} (process ");
+        assert!(found.iter().all(|text| text.contains(&named) && text.contains("hangs: it lives, and")), "{found:?}");
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    }
 }

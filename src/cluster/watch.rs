@@ -1,7 +1,7 @@
 //! The control channel: who is alive, what rank 0 tells, and why a job ends.
 //!
-//! Each rank says every second that it is alive. Rank 0 hears all others, all others hear rank 0; whoever is gone or silent for
-//! too long is named by rank 0 to all, which end by it. The first reason stays: what follows from it is not told.
+//! Each rank says every second that it is alive, and how far it is. Rank 0 hears all others, all others hear rank 0; whoever is gone,
+//! silent or standing still for too long is named by rank 0 to all, which end by it. The first reason stays: what follows from it is not told.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use super::Limits;
 use super::frame::{Kind, Reader, printable, send};
+use super::pulse::{Pulse, Pulses};
 use super::rendezvous::{Meeting, turn_away};
+use super::{Limits, Moving};
 use crate::error::{Error, Result};
 
 const BEAT: Duration = Duration::from_secs(1);
@@ -34,6 +35,10 @@ pub(super) struct Watch {
     heard: BTreeMap<usize, AtomicU64>,
     /// Peers that have said their last word.
     left: BTreeMap<usize, AtomicBool>,
+    /// How far this rank is: steps of the job's course, pieces of work of its own.
+    own: [AtomicU64; 2],
+    /// How far all are; rank 0's alone.
+    pulses: Mutex<Pulses>,
     failure: Mutex<Option<(String, Instant)>>,
     failed: AtomicBool,
     /// This rank has said its last word.
@@ -63,14 +68,17 @@ impl Watch {
             readers.push((*peer, stream.try_clone().map_err(broken)?));
         }
         let peers: Vec<usize> = control.iter().map(|(peer, _)| *peer).collect();
+        let began = Instant::now();
         let watch = Arc::new(Self {
             rank,
+            own: Default::default(),
+            pulses: Mutex::new(Pulses::new(meeting.members.len(), limits.standstill, began)),
             meeting,
             limits,
             heard: peers.iter().map(|peer| (*peer, AtomicU64::new(0))).collect(),
             left: peers.iter().map(|peer| (*peer, AtomicBool::new(false))).collect(),
             peers: control.into_iter().map(|(peer, stream)| (peer, Mutex::new(stream))).collect(),
-            began: Instant::now(),
+            began,
             failure: Mutex::new(None),
             failed: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -93,6 +101,20 @@ impl Watch {
         }
         let failure = locked(&self.failure).as_ref().map(|(message, _)| message.clone());
         Err(Error::cluster(failure.unwrap_or_default(), MEND))
+    }
+
+    /// This rank goes on.
+    pub fn go_on(&self, how: Moving) {
+        let [course, work] = &self.own;
+        match how {
+            Moving::Together => course.fetch_add(1, Ordering::AcqRel),
+            Moving::Alone => work.fetch_add(1, Ordering::AcqRel),
+        };
+    }
+
+    fn pulse(&self) -> Pulse {
+        let [course, work] = self.own.each_ref().map(|count| count.load(Ordering::Acquire));
+        Pulse { course, work }
     }
 
     /// Takes note of the first reason, and tells it where this is rank 0.
@@ -143,6 +165,11 @@ impl Watch {
                 Ok(Some((kind, payload))) => {
                     self.heard[&peer].store(self.began.elapsed().as_millis() as u64, Ordering::Release);
                     match kind {
+                        Kind::Beat => {
+                            if let (0, Some(pulse)) = (self.rank, Pulse::read(&payload)) {
+                                locked(&self.pulses).hear(peer, pulse, Instant::now());
+                            }
+                        }
                         Kind::Command => {
                             let _ = commands.send(payload);
                         }
@@ -175,11 +202,15 @@ impl Watch {
             if std::mem::replace(&mut last, Instant::now()).elapsed() > 3 * BEAT {
                 let now = self.began.elapsed().as_millis() as u64;
                 self.heard.values().for_each(|heard| heard.store(now, Ordering::Release));
+                locked(&self.pulses).forgive(Instant::now());
             }
             if Instant::now() >= next {
                 next = Instant::now() + BEAT;
-                self.tell(Kind::Beat, b"");
+                self.tell(Kind::Beat, &self.pulse().write());
                 self.look();
+                if self.rank == 0 {
+                    self.look_who_stands_still();
+                }
             }
             if let Some(listener) = &latecomers {
                 turn_away(listener, self.meeting.members.len());
@@ -198,6 +229,18 @@ impl Watch {
                 self.fail(format!("{} hangs: it has not been heard for {seconds} s", self.describe(*peer)));
             }
         }
+    }
+
+    fn look_who_stands_still(&self) {
+        let still = {
+            let mut pulses = locked(&self.pulses);
+            pulses.hear(0, self.pulse(), Instant::now());
+            pulses.standing_still(Instant::now())
+        };
+        let Some((behind, since)) = still else { return };
+        let names: Vec<String> = behind.iter().map(|rank| self.describe(*rank)).collect();
+        let (names, seconds) = (names.join(" and "), since.as_secs());
+        self.fail(format!("{names} hangs: it lives, and the others have waited for it for {seconds} s"));
     }
 
     /// Ends a process that does not notice by itself that the job is over, or cannot: it may hang in a driver.

@@ -97,6 +97,16 @@ pub enum LrSchedule {
     Linear,
 }
 
+/// The type in which GPUs exchange their gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CommunicationDtype {
+    /// 32-bit floating point: nothing is rounded.
+    F32,
+    /// bfloat16: half the bytes; each GPU's gradient and each partial sum is rounded to 8 bits of precision.
+    Bf16,
+}
+
 /// The type that activations and products are stored in; master weights, statistics and losses are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -274,6 +284,9 @@ pub struct TrainingConfig {
     /// one fixed tree: the bits are the same on 1, 2, 4, … processes, up to as many as there are shards. null: one process adds
     /// its batches up one after the other.
     pub shards: Option<usize>,
+    /// What GPUs exchange their gradients in by NCCL: `f32`, or `bf16`, half the bytes with rounded sums. Processes that exchange through
+    /// their hosts take f32.
+    pub communication_dtype: CommunicationDtype,
     /// The rule that turns gradients into steps.
     pub optimizer: OptimizerKind,
     /// Peak learning rate, reached at the end of the warm-up.
@@ -352,6 +365,7 @@ impl Default for TrainingConfig {
             batch_size: 64,
             gradient_accumulation: 1,
             shards: None,
+            communication_dtype: CommunicationDtype::F32,
             optimizer: OptimizerKind::Adamw,
             learning_rate: 2e-4,
             beta1: 0.9,
@@ -413,6 +427,14 @@ impl TrainingConfig {
         if let Some(shards) = self.shards.filter(|shards| !shards.is_power_of_two() || *shards > 1024) {
             let message = format!("{shards} is no power of two up to 1024");
             return Err(Error::config("training.shards", message, "8 serves 1, 2, 4 and 8 processes; null is none"));
+        }
+        if self.shards.is_some() && self.communication_dtype == CommunicationDtype::Bf16 {
+            let message = "sums that are rounded on the way would not have the bits that training.shards promises";
+            return Err(Error::config(
+                "training.communication_dtype",
+                message,
+                "set it to f32, or training.shards to null",
+            ));
         }
         whole("training.warmup_steps", self.warmup_steps, 0, LONG, "0 is no warm-up")?;
         whole("training.log_every", self.log_every, 1, LONG, "50 is usual")?;

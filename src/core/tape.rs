@@ -196,6 +196,20 @@ impl Tape {
     /// [`Error::Shape`] where the output wants no gradient or one of another shape or dtype, and by an op's name where its
     /// backward leaves out a gradient that is wanted; what the ops report.
     pub fn backward(&self, output: &Var, gradient: Tensor) -> Result<()> {
+        self.backward_then(output, gradient, |_| Ok(()))
+    }
+
+    /// The same; `done` is called with each parameter's gradient as soon as nothing behind changes it any more: an exchange of it
+    /// may begin then. It is called once for each parameter, in the same order on every pass of one network.
+    ///
+    /// # Errors
+    /// As there, and those of `done`.
+    pub fn backward_then(
+        &self,
+        output: &Var,
+        gradient: Tensor,
+        mut done: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<()> {
         let Some(id) = output.id else {
             return Err(Error::shape("backward", "the output depends on nothing that wants a gradient"));
         };
@@ -211,22 +225,57 @@ impl Tape {
                 ),
             ));
         }
+        let (last, unused) = self.last_uses();
         self.slots.borrow_mut()[id] = Slot::Held { tensor: gradient, given: false };
         loop {
             let Some(node) = self.nodes.borrow_mut().pop() else { break };
+            let number = self.nodes.borrow().len();
             let slot = std::mem::replace(&mut self.slots.borrow_mut()[node.output], Slot::Vacant(None));
             // A vacant output: nothing that led to the loss used it.
-            let Slot::Held { tensor: gradient, .. } = slot else { continue };
-            let backward = Backward::new(self, node.op, node.inputs, gradient);
-            (node.closure)(&backward)?;
-            backward.check_all_written()?;
+            if let Slot::Held { tensor: gradient, .. } = slot {
+                let backward = Backward::new(self, node.op, node.inputs, gradient);
+                (node.closure)(&backward)?;
+                backward.check_all_written()?;
+            }
+            last[number].iter().try_for_each(|id| self.settle(*id, &mut done))?;
         }
-        for slot in self.slots.borrow().iter() {
-            if let Slot::Vacant(Some((tensor, Accumulate::Write))) = slot {
-                tensor.zero()?;
+        unused.iter().try_for_each(|id| self.settle(*id, &mut done))
+    }
+
+    /// By node: the parameters whose gradients are whole once it has run backwards. And those that no node uses.
+    fn last_uses(&self) -> (Vec<Vec<usize>>, Vec<usize>) {
+        let (nodes, slots) = (self.nodes.borrow(), self.slots.borrow());
+        let mut open: Vec<bool> = slots.iter().map(|slot| matches!(slot, Slot::Vacant(Some(_)))).collect();
+        let mut last = vec![Vec::new(); nodes.len()];
+        // Backwards the first one that used it comes last.
+        for (node, done) in nodes.iter().zip(&mut last) {
+            for id in node.inputs.iter().filter_map(NamedInput::id) {
+                if std::mem::replace(&mut open[id], false) {
+                    done.push(id);
+                }
             }
         }
-        Ok(())
+        let unused = (0..open.len()).filter(|id| open[*id]).collect();
+        (last, unused)
+    }
+
+    /// No op sends a parameter's gradient anything any more: what none has sent is zero.
+    fn settle(&self, id: usize, done: &mut impl FnMut(&Tensor) -> Result<()>) -> Result<()> {
+        let slot = std::mem::replace(&mut self.slots.borrow_mut()[id], Slot::Vacant(None));
+        match slot {
+            Slot::Held { tensor, given } => {
+                done(&tensor)?;
+                self.slots.borrow_mut()[id] = Slot::Held { tensor, given };
+                Ok(())
+            }
+            Slot::Vacant(Some((tensor, mode))) => {
+                if mode == Accumulate::Write {
+                    tensor.zero()?;
+                }
+                done(&tensor)
+            }
+            Slot::Vacant(None) => Ok(()),
+        }
     }
 
     /// The gradient that arrived at a leaf or parameter, after [`Tape::backward`]. None where no op sent one.

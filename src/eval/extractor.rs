@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use serde_json::{Value, json};
 
+use super::helpers::Helpers;
 use super::rules::{Prepared as PreparedRule, Resize, Rule, Scaling, Treatment};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -47,6 +48,8 @@ pub struct Extractor {
     scratch: Vec<f64>,
     /// Whether the weights are prepared.
     ready: bool,
+    /// Other processes that do their part.
+    pub(super) helpers: Option<Helpers>,
 }
 
 impl Extractor {
@@ -160,6 +163,7 @@ impl Extractor {
             rule: None,
             scratch: Vec::new(),
             ready: false,
+            helpers: None,
         })
     }
 
@@ -225,8 +229,13 @@ impl Extractor {
         self.logits.shape().last()
     }
 
-    /// Pictures that are computed together.
+    /// Pictures that are computed together, on all processes that share them.
     pub fn batch(&self) -> usize {
+        self.alone() * self.helpers.as_ref().map_or(1, Helpers::ranks)
+    }
+
+    /// Those that this process computes together.
+    fn alone(&self) -> usize {
         self.images.sizes()[0]
     }
 
@@ -252,10 +261,18 @@ impl Extractor {
     /// For more pictures than a batch.
     pub fn extract(&mut self, pictures: &[Image]) -> Result<[Vec<f64>; 2]> {
         assert!(pictures.len() <= self.batch(), "{} pictures in a batch of {}", pictures.len(), self.batch());
+        let Some(helpers) = self.helpers.take() else { return self.extract_alone(pictures) };
+        let found = self.extract_together(&helpers, pictures);
+        self.helpers = Some(helpers);
+        found
+    }
+
+    /// The same by this process alone.
+    pub(super) fn extract_alone(&mut self, pictures: &[Image]) -> Result<[Vec<f64>; 2]> {
         if !std::mem::replace(&mut self.ready, true) {
             self.prepared.refresh()?;
         }
-        let len = self.images.len() / self.batch();
+        let len = self.images.len() / self.alone();
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.resize(self.images.len(), 0.0);
         let placed = self.place(pictures, len, &mut scratch);

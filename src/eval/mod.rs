@@ -8,6 +8,7 @@ pub mod evaluation;
 mod extractor;
 mod gallery;
 mod held_out;
+pub mod helpers;
 mod images;
 mod judge;
 mod levels;

@@ -38,10 +38,12 @@
 //! ```
 
 mod backbone;
+mod buckets;
 mod checkpoint;
 mod estimate;
 mod feed;
 mod folder;
+mod follow;
 mod journal;
 mod memory;
 mod metrics;

@@ -1,6 +1,7 @@
 //! The pictures of a run: samples by class, denoising by stage, the loss curve.
 
 use super::Trainer;
+use crate::cluster::Moving;
 use crate::diffusion::{Sampler, SamplerKind};
 use crate::error::Result;
 use crate::picture::{Image, Labels, Layout, labelled_grid};
@@ -91,6 +92,7 @@ pub(super) fn draw(trainer: &Trainer, classes: usize, go_on: &mut dyn FnMut() ->
             return Ok(None);
         }
         let values = sampler.run((number * batch) as u32, labels, |stage, state| {
+            trainer.team().go_on(Moving::Alone);
             stopped |= ranks == 1 && !go_on();
             if shown.contains(&stage) && !strips.is_empty() && !stopped {
                 let states = state()?;

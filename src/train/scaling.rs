@@ -5,6 +5,8 @@
 //! NCCL 2.27 itself chooses (`src/graph/tuning.cc`, protocol Simple): 8.4 µs a call, a hop of 3.4 µs over NVLink, 5.7 µs over PCIe,
 //! 14 µs over a network. Nothing is measured here.
 
+use super::buckets;
+
 /// What connects the GPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
@@ -105,15 +107,12 @@ pub struct Scaling {
     pub exchange: f64,
     /// Seconds of a step that exchanges after its backward.
     pub after: f64,
-    /// Seconds of a step whose exchange runs beside its backward, but for the last bucket.
-    pub beside: f64,
+    /// Seconds of a step as it is: its exchange runs beside its backward, but for the last bucket; with shards it comes after that.
+    pub taken: f64,
 }
 
 /// Share of a step that its backward takes: twice the forward's products.
 const BACKWARD: f64 = 2.0 / 3.0;
-
-/// Buckets of gradients that an exchange beside the backward is cut in.
-const BUCKETS: f64 = 8.0;
 
 impl Scaling {
     /// Of steps that take `compute` seconds on one GPU, with `bytes` of gradients; each of the GPUs does such a step.
@@ -121,15 +120,16 @@ impl Scaling {
         let one = |bytes| if shards { link.all_gather(gpus, bytes) } else { link.all_reduce(gpus, bytes) };
         let exchange = one(bytes);
         // The buckets but the last hide behind the backward; each has its own latency.
-        let bucket = one(bytes / BUCKETS);
-        let shown = (BUCKETS * bucket - BACKWARD * compute * (1.0 - 1.0 / BUCKETS)).max(bucket);
-        let beside = if gpus < 2 { 0.0 } else { shown.min(exchange) };
-        Self { gpus, exchange, after: compute + exchange, beside: compute + beside }
+        let buckets = (bytes / buckets::LEAST as f64).floor().clamp(1.0, buckets::MOST as f64);
+        let bucket = one(bytes / buckets);
+        let shown = (buckets * bucket - BACKWARD * compute * (1.0 - 1.0 / buckets)).max(bucket);
+        let shown = if shards || gpus < 2 { exchange } else { shown.min(exchange) };
+        Self { gpus, exchange, after: compute + exchange, taken: compute + shown }
     }
 
-    /// The share of their work that the GPUs do while they do not wait, exchanging after the backward.
+    /// The share of their time in which the GPUs do not wait.
     pub fn efficiency(&self) -> f64 {
-        (self.after - self.exchange) / self.after
+        (self.after - self.exchange) / self.taken
     }
 }
 
@@ -161,9 +161,11 @@ mod tests {
     fn an_exchange_beside_the_backward_is_never_slower_and_hides_at_most_all() {
         for gpus in [1, 2, 8, 64, 1024] {
             let step = Scaling::new(Link::Pcie, gpus, 20e-3, 76.4e6, false);
-            assert!(step.beside <= step.after && step.beside >= 20e-3, "{step:?}");
+            assert!(step.taken <= step.after && step.taken >= 20e-3, "{step:?}");
             assert!((0.0..=1.0).contains(&step.efficiency()));
         }
+        let sharded = Scaling::new(Link::Pcie, 8, 20e-3, 76.4e6, true);
+        assert_eq!(sharded.taken, sharded.after);
         assert_eq!(Scaling::new(Link::Pcie, 1, 20e-3, 76.4e6, false).after, 20e-3);
     }
 }

@@ -1,16 +1,18 @@
 //! The programs of a trainer: a batch of a training step, and one of validation.
 //!
 //! A step is one program (batch, forward, backward, clip, update, moving average), so one captured graph. With gradient
-//! accumulation it is a program for the first batch, one for those between, and one for the last. Where processes share a step,
-//! the update is a program of its own: before it their gradients come together.
+//! accumulation it is a program for the first batch, one for those between, and one for the last. Where processes share a step and
+//! their devices exchange by themselves, that is part of the last batch's program: each bucket of the gradient is added up beside the
+//! backward of what lies before it. Where the hosts exchange, and with shards, the update is a program of its own.
 
 use std::rc::Rc;
 
+use super::buckets::Buckets;
 use super::feed::{Feed, Take};
 use super::task::{Criterion, Pass, Terms};
 use super::together::{Exchange, Records, Share};
 use crate::cluster::Collective;
-use crate::config::{Config, OptimizerKind, Precision};
+use crate::config::{CommunicationDtype, Config, OptimizerKind, Precision, TrainingConfig};
 use crate::diffusion::Purpose;
 use crate::error::{Error, Result};
 use crate::nn::{Builder, Parameters};
@@ -103,6 +105,8 @@ pub(super) struct Step {
     pub shared: bool,
     /// How it comes together with them.
     pub exchange: Exchange,
+    /// The gradient, where the devices add it up within the last batch's program.
+    pub buckets: Option<Buckets>,
     /// The gradient of the loss by itself.
     one: Tensor,
     pub training: Feed,
@@ -140,7 +144,10 @@ impl Step {
         let gathering = if exchange == Exchange::Devices && t.shards.is_some() { ranks } else { 0 };
         let records = || Records::new(context, share, sizes, buffers, &gradients, gathering);
         let records = recorded.then(records).transpose()?;
+        let buckets = || buckets(context, t, &parameters, &gradients);
+        let buckets = (exchange == Exchange::Devices && t.shards.is_none()).then(buckets).transpose()?;
         Ok(Self {
+            buckets,
             gradients,
             items: items.transpose()?,
             records,
@@ -175,17 +182,62 @@ impl Step {
         })
     }
 
+    /// The roles of the batches that this process does of a step.
+    pub fn roles(&self) -> Vec<Role> {
+        match (self.shared, &self.buckets) {
+            (true, None) => Role::shared(self.share.in_a_row),
+            (true, Some(_)) => Role::all(self.share.count),
+            (false, _) => Role::all(self.share.all),
+        }
+    }
+
+    /// The role of the `local`-th of them.
+    pub fn role(&self, local: usize) -> Role {
+        match (self.shared, &self.buckets) {
+            (true, None) => Role { first: local % self.share.in_a_row == 0, last: false },
+            _ => Role::of(local as u64, self.share.count as u64),
+        }
+    }
+
+    /// Whether what comes of all batches together is a program of its own.
+    pub fn finishes_apart(&self) -> bool {
+        self.records.is_some() && self.buckets.is_none()
+    }
+
     /// One batch of a step.
     pub fn train(&self, role: Role) -> Result<()> {
         self.differentiate(role)?;
         // Between the two lies the step's gradient, flat: what ranks bring together before they go on alike.
         if self.shared {
-            return Ok(());
+            return if role.last { self.come_together() } else { Ok(()) };
         }
         if role.last {
             self.update()?;
         }
         self.record()
+    }
+
+    /// The end of a step whose gradient the devices add up by now: they gather its records, and the optimizer's step follows.
+    fn come_together(&self) -> Result<()> {
+        let (Some(buckets), Some(records)) = (&self.buckets, &self.records) else { return Ok(()) };
+        records.after_batch(self, self.share.last())?;
+        records.gather_on_devices()?;
+        buckets.join()?;
+        self.update()?;
+        records.finish(self)
+    }
+
+    /// Exchanges all that devices will exchange in a step once before any of it is captured, and waits for it: NCCL then has its
+    /// connections. Only zeros are there to be exchanged.
+    pub fn warm_up(&self) -> Result<()> {
+        let (Exchange::Devices, Some(records)) = (&self.exchange, &self.records) else { return Ok(()) };
+        match &self.buckets {
+            Some(buckets) => buckets.warm_up()?,
+            None => records.add_up_on_devices(&self.gradients)?,
+        }
+        records.gather_on_devices()?;
+        self.context.join()?;
+        self.context.synchronize()
     }
 
     /// Puts the loss, its terms and the gradient's norm into the ring.
@@ -195,6 +247,11 @@ impl Step {
 
     /// What comes of all batches of a step together, where that is not part of its last batch.
     pub fn finish(&self) -> Result<()> {
+        if let (Exchange::Devices, Some(records)) = (&self.exchange, &self.records) {
+            records.gather_on_devices()?;
+            records.add_up_on_devices(&self.gradients)?;
+            self.context.join()?;
+        }
         if self.shared {
             self.update()?;
         }
@@ -222,7 +279,12 @@ impl Step {
             kept.1.copy_from(&items.1)?;
         }
         drop(items);
-        tape.backward(&loss.mean, self.one.clone())
+        let Some(buckets) = self.buckets.as_ref().filter(|_| role.last) else {
+            return tape.backward(&loss.mean, self.one.clone());
+        };
+        let mut arrivals = buckets.begin();
+        tape.backward_then(&loss.mean, self.one.clone(), |gradient| arrivals.add(gradient))?;
+        arrivals.end()
     }
 
     /// Clips the gradient and takes the optimizer's step.
@@ -251,6 +313,18 @@ impl Step {
         }
         self.loss.copy_from(loss.mean.tensor())
     }
+}
+
+/// The buckets that the devices exchange, and what they are exchanged in.
+fn buckets(
+    context: &Context,
+    training: &TrainingConfig,
+    parameters: &Parameters,
+    gradients: &Tensor,
+) -> Result<Buckets> {
+    let brief = training.communication_dtype == CommunicationDtype::Bf16;
+    let rounded = brief.then(|| context.zeros(gradients.shape(), DType::BF16)).transpose()?;
+    Ok(Buckets::new(gradients, &parameters.trained_specs(), rounded))
 }
 
 /// The dtype of activations.

@@ -31,6 +31,16 @@ pub(super) struct Share {
 }
 
 impl Share {
+    /// The process's number.
+    pub fn rank(&self) -> usize {
+        self.first / self.count
+    }
+
+    /// The number of its last batch.
+    pub fn last(&self) -> usize {
+        self.first + self.count - 1
+    }
+
     /// Of a step of `all` batches in `shards`.
     ///
     /// # Errors
@@ -234,24 +244,26 @@ impl Records {
         }
     }
 
-    /// Brings the gradient and the records of all ranks together, by the devices themselves: the host only submits it.
-    pub fn exchange_on_devices(&self, team: &dyn Collective, gradients: &Tensor) -> Result<()> {
-        let (rank, ranks) = (team.rank(), team.ranks());
-        match self.gathered.split_first() {
-            None => gradients.all_reduce()?,
-            Some((all, parts)) => {
-                parts[rank].copy_from(gradients)?;
-                all.all_gather(rank, ranks)?;
-                let mut distance = 1;
-                while distance < ranks {
-                    for first in (0..ranks - distance).step_by(2 * distance) {
-                        add_to(&parts[first], &parts[first + distance])?;
-                    }
-                    distance *= 2;
-                }
-                gradients.copy_from(&parts[0])?;
+    /// Adds the gradients of all ranks up in a tree, which the devices gather: the host only submits it.
+    pub fn add_up_on_devices(&self, gradients: &Tensor) -> Result<()> {
+        let Some((all, parts)) = self.gathered.split_first() else { return Ok(()) };
+        let (rank, ranks) = (self.share.rank(), parts.len());
+        parts[rank].copy_from(gradients)?;
+        all.all_gather(rank, ranks)?;
+        gradients.context().join()?;
+        let mut distance = 1;
+        while distance < ranks {
+            for first in (0..ranks - distance).step_by(2 * distance) {
+                add_to(&parts[first], &parts[first + distance])?;
             }
+            distance *= 2;
         }
+        gradients.copy_from(&parts[0])
+    }
+
+    /// Gathers the records of all ranks, by the devices.
+    pub fn gather_on_devices(&self) -> Result<()> {
+        let (rank, ranks) = (self.share.rank(), self.share.all / self.share.count);
         self.rows().try_for_each(|row| row.all_gather(rank, ranks))
     }
 

@@ -4,14 +4,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::feed::{Feed, Feeds};
+use super::follow::Command;
 use super::pace::Pace;
-use super::pictures;
 use super::residency::Residency;
 use super::step::{RING, Role, Step, takes};
 use super::task::{Task, Terms};
 use super::together::{Exchange, Records};
-use crate::cluster::{Alone, Collective};
-use crate::config::Config;
+use crate::cluster::{Alone, Collective, Moving};
+use crate::config::{CommunicationDtype, Config};
 use crate::data::{Dataset, Split};
 use crate::diffusion::{Denoiser, NoiseSchedule, Sampler, SamplerSpec, SamplingConfig};
 use crate::error::{Error, Result};
@@ -162,11 +162,9 @@ impl Trainer {
         config.validate()?;
         let pace = Pace::new(context, &config.training, feeds.0.len(), RING)?;
         let step = Step::new(context, &config, task.build(context, &config)?, feeds, team.as_ref())?;
-        let roles = match step.shared {
-            true => Role::shared(step.share.in_a_row),
-            false => Role::all(step.share.all),
-        };
-        let programs = roles
+        step.warm_up()?;
+        let programs = step
+            .roles()
             .into_iter()
             .map(|role| Ok((role, Program::plan(context, || step.train(role))?)))
             .collect::<Result<_>>()?;
@@ -174,7 +172,7 @@ impl Trainer {
             Some(feed) => Some(Program::plan(context, || step.validate(feed))?),
             None => None,
         };
-        let finish = step.records.is_some().then(|| Program::plan(context, || step.finish())).transpose()?;
+        let finish = step.finishes_apart().then(|| Program::plan(context, || step.finish())).transpose()?;
         Ok(Self { config, step, programs, validation, finish, team, pace, done: 0, drained: 0 })
     }
 
@@ -288,7 +286,13 @@ impl Trainer {
 
     /// How the processes that train together exchange, for people.
     pub fn exchange(&self) -> String {
-        self.step.exchange.describe(self.team.as_ref())
+        let brief = self.config.training.communication_dtype == CommunicationDtype::Bf16;
+        let described = self.step.exchange.describe(self.team.as_ref());
+        match &self.step.buckets {
+            Some(buckets) if brief => format!("{described} in {}", buckets.dtype()),
+            None if brief => format!("{described} in f32 (training.communication_dtype is for NCCL)"),
+            _ => described,
+        }
     }
 
     /// The processes that train together.
@@ -336,6 +340,7 @@ impl Trainer {
 
     /// Batch `micro` of the present step.
     fn batch(&mut self, micro: usize, role: Role) -> Result<()> {
+        self.team.go_on(Moving::Alone);
         self.step.training.send(&self.pace.control(self.done, micro as u64))?;
         self.pace.set(&self.step.control, self.done, micro as u64)?;
         let step = &self.step;
@@ -357,18 +362,20 @@ impl Trainer {
         let share = self.step.share;
         self.records()?.begin()?;
         for local in 0..share.count {
-            let (micro, within) = (share.first + local, local % share.in_a_row);
+            let role = self.step.role(local);
             self.records()?.before_batch()?;
-            self.batch(micro, Role { first: within == 0, last: false })?;
-            self.records()?.after_batch(&self.step, micro)?;
-            if within + 1 == share.in_a_row {
+            self.batch(share.first + local, role)?;
+            if role.last {
+                // Its program has done what follows.
+                break;
+            }
+            self.records()?.after_batch(&self.step, share.first + local)?;
+            if self.step.buckets.is_none() && (local + 1) % share.in_a_row == 0 {
                 self.records()?.after_shard(&self.step.gradients, local / share.in_a_row)?;
             }
         }
-        let (team, gradients) = (self.team.as_ref(), &self.step.gradients);
-        match self.step.exchange {
-            Exchange::Devices => self.records()?.exchange_on_devices(team, gradients)?,
-            Exchange::Hosts(_) => self.records()?.exchange(team, gradients)?,
+        if self.step.exchange != Exchange::Devices {
+            self.records()?.exchange(self.team.as_ref(), &self.step.gradients)?;
         }
         self.finish()?;
         // As if one process had done them all, one after the other.
@@ -382,6 +389,11 @@ impl Trainer {
 
     fn records(&self) -> Result<&Records> {
         self.step.records.as_ref().ok_or_else(|| Error::shape("trainer", "a shared step without its records"))
+    }
+
+    /// Nobody reads the metrics of this process: they are rank 0's.
+    pub(super) fn pass_over_metrics(&mut self) {
+        self.drained = self.done;
     }
 
     /// Whether the ring is full, so that metrics have to be drained before the next step.
@@ -432,6 +444,7 @@ impl Trainer {
         // Spread over the set, whose images may be in the order of their classes.
         let stride = feed.len() / batches;
         for number in (rank..batches).step_by(ranks) {
+            self.team.go_on(Moving::Alone);
             let (cursor, first_item) = ((number * stride) as u32, (number * feed.batch_size()) as u32);
             let control = Control { cursor, first_item, ..Control::default() };
             feed.send(&control)?;
@@ -454,56 +467,6 @@ impl Trainer {
         }
         let accuracy = classifies.then_some(correct / (batches as f64 * terms.items(feed.batch_size())));
         Ok(Some(Validation { loss: sum / batches as f64, accuracy }))
-    }
-
-    /// Tells those that follow what comes.
-    fn tell(&self, command: Command) -> Result<()> {
-        match (self.team.rank(), self.team.ranks()) {
-            (0, 2..) => self.team.tell(&[command as u8]),
-            _ => Ok(()),
-        }
-    }
-
-    /// Does what rank 0's trainer does, until [`Trainer::dismiss`].
-    ///
-    /// # Errors
-    /// Those of a step, and [`Error::Cluster`] where rank 0 is gone or failed.
-    pub fn follow(&mut self) -> Result<()> {
-        loop {
-            match self.team.listen()?.as_slice() {
-                [command] if *command == Command::Step as u8 => {
-                    // Rank 0 alone reads them.
-                    self.drained = self.done;
-                    self.train_step()?;
-                }
-                [command] if *command == Command::Validate as u8 => {
-                    self.validate()?;
-                }
-                [command, count @ ..] if *command == Command::Draw as u8 => {
-                    let classes = count.first_chunk().map_or(0, |count| u32::from_le_bytes(*count));
-                    // What comes of it is rank 0's.
-                    let _ = pictures::draw(self, classes as usize, &mut || true)?;
-                }
-                [command] if *command == Command::End as u8 => return Ok(()),
-                other => return Err(Error::shape("trainer", format!("an unknown command of {} bytes", other.len()))),
-            }
-        }
-    }
-
-    /// Rank 0 lets those that follow draw their share of samples of so many classes.
-    pub(super) fn tell_to_draw(&self, classes: usize) -> Result<()> {
-        match (self.team.rank(), self.team.ranks()) {
-            (0, 2..) => self.team.tell(&[&[Command::Draw as u8][..], &(classes as u32).to_le_bytes()].concat()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Rank 0 lets those that follow go.
-    ///
-    /// # Errors
-    /// [`Error::Cluster`] where one of them is gone.
-    pub fn dismiss(&self) -> Result<()> {
-        self.tell(Command::End)
     }
 
     /// Puts the trainers of all processes where rank 0's is: weights, optimizer state, step.
@@ -544,16 +507,6 @@ impl Trainer {
         let noise = NoiseSchedule::new(&self.config.diffusion)?;
         Sampler::new(&self.step.context, self.denoiser()?, self.step.averaged.clone(), &noise, spec)
     }
-}
-
-/// What rank 0 tells those that follow.
-#[derive(Clone, Copy)]
-#[repr(u8)]
-enum Command {
-    Step = 1,
-    Validate = 2,
-    End = 3,
-    Draw = 4,
 }
 
 fn none_to_train_on() -> Error {

@@ -200,6 +200,44 @@ fn killed_and_restarted_it_ends_with_the_same_digits() {
     assert_eq!(place.json("killed")["metrics"], place.json("whole")["metrics"]);
 }
 
+/// However many processes share it, and whichever of them was killed, the digits are those of one process.
+#[test]
+fn by_several_processes_it_ends_with_the_digits_of_one() {
+    let place = Place::new();
+    let call = |out: &str, more: &str| {
+        format!(
+            "--model model.safetensors --data noise.safetensors --extractor classifier.safetensors --classifier \
+             classifier.safetensors --num-samples 61 --batch 4 --feature-batch 4 --steps 2,3 --draws 4 --threads 1 \
+             --cache {out}-cache --out {out}{more}"
+        )
+    };
+    place.succeed(&call("one", ""));
+    let (_, err) = place.succeed(&call("two", " --processes 2"));
+    assert!(err.contains("2 processes, by TCP"), "{err}");
+    place.succeed(&call("three", " --processes 3"));
+    // Rank 0 is killed while samples are drawn; another number of processes goes on.
+    let mut child =
+        place.command(&call("killed", " --processes 2")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let began = Instant::now();
+    let drawn = || {
+        let files = std::fs::read_dir(place.at("killed-cache")).into_iter().flatten().flatten();
+        let mut samples =
+            files.filter(|file| Path::new(&file.file_name()).extension().is_some_and(|end| end == "samples"));
+        samples.any(|file| file.metadata().is_ok_and(|data| data.len() >= 8192 + 8 * 192))
+    };
+    while !drawn() && child.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    place.succeed(&call("killed", " --processes 3"));
+    for out in ["two", "three", "killed"] {
+        assert!(place.json(out) == place.json("one"), "{out}");
+        let table = |out: &str| std::fs::read(place.at(out).join("ablation.md")).unwrap();
+        assert!(table(out) == table("one"), "{out}");
+    }
+}
+
 #[test]
 fn pictures_are_compared_and_statistics_go_in_and_out() {
     let place = Place::new();

@@ -4,9 +4,14 @@
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use engine::config::Config;
+use engine::data::shapes;
+use engine::model_file::ClassifierModel;
+use engine::tensor::{Context, DType};
 
 const SETTINGS: [&str; 9] = [
     "training.shards=4",
@@ -29,7 +34,11 @@ const TINY: [&str; 5] = [
 ];
 
 fn train(folder: &Path, arguments: &[&str], settings: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+    train_by(Path::new(env!("CARGO_BIN_EXE_engine")), folder, arguments, settings)
+}
+
+fn train_by(program: &Path, folder: &Path, arguments: &[&str], settings: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.current_dir(folder).args(["train", "--device", "cpu"]).args(arguments);
     for setting in settings {
         command.args(["--set", setting]);
@@ -160,11 +169,49 @@ fn a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on_with_two() {
     }
 }
 
+#[test]
+fn rank_0_that_is_stopped_is_named_by_all_others() {
+    let place = tempfile::tempdir().unwrap();
+    let (child, _) = under_way(place.path(), "run", 0);
+    let others = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    let others: Vec<u32> = others.split_whitespace().map(|id| id.parse().unwrap()).collect();
+    signal(child.id(), "-STOP");
+    // Their parent is stopped, so that they stay as zombies.
+    let has_ended = |id: &u32| {
+        let state = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        state.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+    };
+    let until = Instant::now() + Duration::from_secs(30);
+    while !others.iter().all(has_ended) {
+        assert!(Instant::now() < until, "the others wait for a rank 0 that is stopped");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (leader, last) = (child.id(), losses(&place.path().join("run")).last().unwrap().0);
+    signal(leader, "-CONT");
+    let (success, text) = wait(child, Duration::from_secs(30));
+    let named = format!("rank 0 (process {leader} on");
+    assert!(!success && text.matches(&named).count() >= 3 && text.contains("hangs"), "{text}");
+    let steps = (last + 15).to_string();
+    done(&mut train(place.path(), &["--resume", "run", "--steps", &steps, "--processes", "2"], &[]));
+}
+
 /// Processes as a launcher starts them, each with its own settings.
 fn launched(folder: &Path, port: u16, ranks: usize, more: impl Fn(usize) -> Vec<String>) -> Vec<(bool, String)> {
+    launched_by(|_| PathBuf::from(env!("CARGO_BIN_EXE_engine")), folder, port, ranks, more)
+}
+
+/// The same, each by a program of its own.
+fn launched_by(
+    program: impl Fn(usize) -> PathBuf,
+    folder: &Path,
+    port: u16,
+    ranks: usize,
+    more: impl Fn(usize) -> Vec<String>,
+) -> Vec<(bool, String)> {
     let start = |rank: usize| {
         let settings = [&SETTINGS[..], &TINY].concat();
-        let mut command = train(folder, &["--steps", "4", "--threads", "1", "--out", "run"], &settings);
+        let arguments = ["--steps", "4", "--threads", "1", "--out", "run"];
+        let mut command = train_by(&program(rank), folder, &arguments, &settings);
         command.args(more(rank)).env("RANK", rank.to_string()).env("WORLD_SIZE", ranks.to_string());
         command.env("LOCAL_RANK", rank.to_string()).env("LOCAL_WORLD_SIZE", ranks.to_string());
         command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
@@ -219,4 +266,66 @@ fn ranks_that_do_not_fit_together_say_so_and_write_nothing() {
     let (success, text) =
         wait(command.env("RANK", "0").env("WORLD_SIZE", "2").env("MASTER_ADDR", "h").spawn().unwrap(), LONG);
     assert!(!success && text.contains("--processes: 2 processes are asked for, and torchrun has started"), "{text}");
+}
+
+/// A port that nobody has.
+fn a_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// That each rank says this of rank 1, once, and that nothing was written.
+fn all_say(ends: &[(bool, String)], folder: &Path, what: &str) {
+    for (success, text) in ends {
+        let said = format!("the ranks do not fit together: rank 1 has another {what} than rank 0: `");
+        assert!(!success && text.matches("error: ").count() == 1 && text.contains(&said), "{text}");
+    }
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "nothing is written");
+}
+
+#[test]
+fn another_data_set_on_one_rank_is_told_on_all() {
+    let (place, sets) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = |rank: usize| sets.path().join(format!("set-{rank}.safetensors"));
+    // As many images of the same names and sizes: they differ by their pixels alone.
+    (0..2).for_each(|rank| shapes(rank as u64, 120).write(path(rank), false).unwrap());
+    let data = |rank: usize| vec!["--data".to_string(), path(rank).display().to_string()];
+    all_say(&launched(place.path(), a_port(), 2, data), place.path(), "data set");
+}
+
+#[test]
+fn another_program_on_one_rank_is_told_on_all() {
+    let (place, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // One byte behind its end changes nothing of what it does. A process of its own writes it: this one starts others meanwhile.
+    let other = programs.path().join("engine");
+    let copy = format!("cp '{}' '{1}' && printf x >>'{1}'", env!("CARGO_BIN_EXE_engine"), other.display());
+    assert!(Command::new("sh").args(["-c", &copy]).status().unwrap().success());
+    let program = |rank| if rank == 0 { PathBuf::from(env!("CARGO_BIN_EXE_engine")) } else { other.clone() };
+    all_say(&launched_by(program, place.path(), a_port(), 2, |_| Vec::new()), place.path(), "engine");
+}
+
+#[test]
+fn a_metric_in_training_has_the_same_digits_on_1_and_2_processes() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path();
+    let size = Config::preset("quickstart").unwrap().model.image_size();
+    let mut config = Config::preset("resnet18-cifar10").unwrap();
+    for setting in
+        [&format!("model.image_size={}", size.width), "model.blocks=[1, 1]", "model.widths=[8, 16]", "data.name=shapes"]
+    {
+        config.set(setting).unwrap();
+    }
+    let judge = ClassifierModel::untrained(&config, &Context::cpu(), DType::F32, 2).unwrap();
+    judge.save(folder.join("judge.safetensors")).unwrap();
+    let extractor = format!("training.evaluate_extractor={}", folder.join("judge.safetensors").display());
+    let of_metric =
+        ["training.evaluate_every=5", "training.evaluate_samples=13", "training.evaluate_reference=40", &extractor];
+    let settings = [&SETTINGS[..], &TINY, &of_metric].concat();
+    let values = |out: &str, more: &[&str]| -> Vec<String> {
+        done(&mut train(folder, &[&["--steps", "10", "--out", out, "--data-dir", out][..], more].concat(), &settings));
+        let text = fs::read_to_string(folder.join(out).join("metrics.jsonl")).unwrap();
+        text.lines().filter(|line| line.contains("fd") || line.contains("FD")).map(String::from).collect()
+    };
+    let one = values("one", &[]);
+    assert_eq!(one.len(), 2, "{one:?}");
+    assert_eq!(values("two", &["--processes", "2"]), one);
 }

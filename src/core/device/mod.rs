@@ -113,6 +113,15 @@ pub struct GraphId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
 
+/// What devices of several processes add up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Summand {
+    /// `f32`
+    F32,
+    /// `bf16`, whose sums are rounded to it at each hop.
+    Bf16,
+}
+
 /// A device that runs kernels: memory, copies, launches, capture and replay.
 ///
 /// All work is ordered as it was submitted. Addresses are the device's own; arithmetic on them within an allocation is
@@ -257,23 +266,33 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
         Err(no_collectives(self.name()))
     }
 
-    /// Submits the sum of `len` f32 over the devices that were joined, in place, behind the work before it. Refused during capture.
+    /// Submits the sum of `len` elements over the devices that were joined, in place: behind the work before it, and beside the work behind it,
+    /// until [`Accelerator::join`]. May be captured, once a call of its size was made that was not.
     ///
     /// # Safety
-    /// `address` begins as many live elements, and all processes submit the same calls in the same order.
-    unsafe fn all_reduce(&self, address: u64, len: usize) -> Result<()> {
-        let _ = (address, len);
+    /// `address` begins as many live elements, which nothing uses until the join, and all processes submit the same calls in the
+    /// same order.
+    unsafe fn all_reduce(&self, address: u64, len: usize, of: Summand) -> Result<()> {
+        let _ = (address, len, of);
         Err(no_collectives(self.name()))
     }
 
     /// Submits a gather of `bytes` from each device: this one's lie at `source`, at its rank's place in `destination`, which has room for
-    /// all. Refused during capture.
+    /// all. As [`Accelerator::all_reduce`], until the join too.
     ///
     /// # Safety
-    /// As above, of both ranges.
+    /// As there, of both ranges.
     unsafe fn all_gather(&self, source: u64, destination: u64, bytes: usize) -> Result<()> {
         let _ = (source, destination, bytes);
         Err(no_collectives(self.name()))
+    }
+
+    /// Work that is submitted from here on waits for what the devices exchange by now. A capture ends joined.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn join(&self) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -23,6 +23,12 @@ pub(super) struct NamedInput {
     written: Rc<Cell<bool>>,
 }
 
+impl NamedInput {
+    pub(super) fn id(&self) -> Option<usize> {
+        self.id
+    }
+}
+
 /// The inputs of one call of an op: [`Tape::inputs`].
 ///
 /// ```

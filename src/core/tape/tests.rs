@@ -102,3 +102,28 @@ fn a_destination_that_can_only_be_added_to_starts_from_zero() {
         assert!(written.get() && tensor.host::<f32>() == [first + 1.0]);
     }
 }
+
+#[test]
+fn a_parameters_gradient_is_told_of_when_nothing_changes_it_any_more() -> Result<()> {
+    let context = Context::cpu();
+    let flat = context.tensor(&[9f32; 8], [8])?;
+    let tape = Tape::new(&context);
+    let weights = context.zeros([2], DType::F32)?;
+    let parameter = |number: usize, mode| Ok::<_, Error>(tape.parameter(&weights, &flat.part(2 * number, [2])?, mode));
+    let (first, second) = (parameter(0, Accumulate::Write)?, parameter(1, Accumulate::Add)?);
+    let (unused, aside) = (parameter(2, Accumulate::Write)?, parameter(3, Accumulate::Add)?);
+    let early = sum(&tape, &first, &second, Fault::None)?;
+    // Used by something that does not lead to the loss.
+    sum(&tape, &aside, &early, Fault::None)?;
+    let output = sum(&tape, &early, &second, Fault::None)?;
+    assert!(unused.needs_gradient());
+    let mut told = Vec::new();
+    tape.backward_then(&output, context.tensor(&[5f32, 6.0], [2])?, |gradient| {
+        told.push((gradient.offset_in(&flat).unwrap() / 2, gradient.download::<f32>()?));
+        Ok(())
+    })?;
+    // The second is used last, but first too: it is whole where the first is.
+    let expected = [(3, vec![9.0; 2]), (0, vec![5.0, 6.0]), (1, vec![19.0, 21.0]), (2, vec![0.0; 2])];
+    assert_eq!(told, expected);
+    Ok(())
+}

@@ -272,6 +272,17 @@ impl Context {
         }
     }
 
+    /// Lets the work that is submitted from here on wait for what the devices of several processes exchange by now.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn join(&self) -> Result<()> {
+        match self.backend() {
+            Backend::Accelerator(accelerator) => accelerator.join(),
+            _ => Ok(()),
+        }
+    }
+
     /// Runs `body` in shape-only mode and returns what it recorded.
     pub(super) fn record(&self, body: impl FnOnce() -> Result<()>) -> Result<Recorder> {
         self.enter(Mode::Planning(Recorder::default()))?;

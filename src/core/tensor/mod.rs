@@ -19,7 +19,7 @@ pub use program::Program;
 pub use shape::Shape;
 pub use uplink::Uplink;
 
-use crate::device::{KernelScalar, Slice, SliceMut};
+use crate::device::{KernelScalar, Slice, SliceMut, Summand};
 use crate::error::{Error, Result};
 
 /// A contiguous array on a device. Cloning shares the memory.
@@ -100,6 +100,12 @@ impl Tensor {
             return Err(Error::shape("reinterpret", format!("{self:?} cannot be seen as {shape} of {dtype}")));
         }
         Ok(Self { offset: start / dtype.size(), shape, dtype, ..self.clone() })
+    }
+
+    /// The element of `whole` that it begins with; None where it lies in other memory, or before it.
+    pub fn offset_in(&self, whole: &Tensor) -> Option<usize> {
+        let same = Rc::ptr_eq(&self.storage, &whole.storage) && self.dtype == whole.dtype;
+        self.offset.checked_sub(whole.offset).filter(|_| same)
     }
 
     /// Which memory it lies in, and its first element there: the same for two tensors that begin with the same element.
@@ -247,21 +253,25 @@ impl Tensor {
         }
     }
 
-    /// Replaces the elements, which are f32, by their sums over the devices that were joined ([`Accelerator::communicate`]), without a
-    /// wait. Call it outside of programs.
+    /// Replaces the elements, f32 or bf16, by their sums over the devices that were joined ([`Accelerator::communicate`]), beside the work that
+    /// is submitted next: nobody may touch them until [`Context::join`].
     ///
     /// # Errors
-    /// [`Error::Unsupported`] on a device that was not joined, and on the CPU.
+    /// [`Error::Unsupported`] on a device that was not joined, and on the CPU; [`Error::Shape`] for another dtype.
     ///
     /// [`Accelerator::communicate`]: crate::device::Accelerator::communicate
     pub fn all_reduce(&self) -> Result<()> {
-        self.expect::<f32>("all_reduce")?;
+        let of = match self.dtype {
+            DType::F32 => Summand::F32,
+            DType::BF16 => Summand::Bf16,
+            other => return Err(Error::shape("all_reduce", format!("sums are of f32 or bf16, not of {other}"))),
+        };
         self.check_writable("all_reduce")?;
         match self.context().backend() {
             Backend::Plan => Ok(()),
             Backend::Cpu => Err(self.no_device("all_reduce")),
             // SAFETY: the range lies in this tensor's live storage.
-            Backend::Accelerator(accelerator) => unsafe { accelerator.all_reduce(self.address(), self.len()) },
+            Backend::Accelerator(accelerator) => unsafe { accelerator.all_reduce(self.address(), self.len(), of) },
         }
     }
 

@@ -4,13 +4,18 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::cluster::{Collective, Moving};
 use crate::diffusion::SamplingConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::Gallery;
+use crate::eval::helpers::{gathered, share};
 use crate::eval::rows::Rows;
 use crate::picture::Image;
 use crate::pipeline::{Choice, Model, SampleRequest};
 use crate::tensor::Device;
+
+/// Begins an order to draw.
+const DRAW: u8 = 33;
 
 /// Samples, and what they depend on.
 pub struct Drawn {
@@ -20,20 +25,34 @@ pub struct Drawn {
     pub of: Value,
 }
 
-/// The first `count` samples of a model, the classes in turn: those that are in the folder `cache` already, and the rest drawn, `batch` at
-/// once. Image k is the same image whatever the count, so a stopped drawing goes on, and a longer one begins with a shorter.
+/// Whose samples, and how they are drawn.
+#[derive(Clone, Copy)]
+pub struct Draws<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// The way of sampling.
+    pub sampling: &'a SamplingConfig,
+    /// The samples' seed.
+    pub seed: u64,
+    /// How many a process draws together.
+    pub batch: usize,
+}
+
+/// The first `count` samples of a model, the classes in turn: those that are in the folder `cache` already, and the rest drawn, a batch on
+/// each process at once. Image k is the same image whatever the count and whoever draws it, so a stopped drawing goes on, and a
+/// longer one begins with a shorter. The other processes of the team [`assist`](Draws::assist), under the number `job`.
 /// `progress(done, of)` counts images.
 ///
 /// # Errors
-/// Those of [`Model::sample_each`] and of [`Rows`]; what `progress` returns.
+/// Those of [`Model::sample_each`] and of [`Rows`]; what `progress` returns; [`Error::Cluster`] where another process is gone.
 pub fn drawn(
-    model: &Model,
-    sampling: &SamplingConfig,
-    seed: u64,
-    (count, batch): (usize, usize),
+    draws: Draws,
+    count: usize,
     cache: &Path,
+    (team, job): (&dyn Collective, usize),
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Drawn> {
+    let Draws { model, sampling, seed, batch } = draws;
     let info = &model.info;
     let (_, labels) = Choice::new(info, None, Some(count))?;
     let device = match model.context().device() {
@@ -47,33 +66,102 @@ pub fn drawn(
     let [height, width, channels] = model.image_shape();
     let mut rows = Rows::open(cache, "samples", &of, height * width * channels)?;
     let done = rows.count();
-    if done < count {
-        let request = SampleRequest {
-            labels: labels[done..].to_vec(),
-            sampling: sampling.clone(),
-            seed,
-            first: done as u32,
-            batch: batch.min(count - done),
-        };
-        let mut waiting = Vec::new();
-        let mut at = done;
-        model.sample_each(
-            &request,
-            |_, _| Ok(()),
-            |k, values| {
-                waiting.extend_from_slice(Image::from_signed(width, height, channels, values)?.pixels());
-                at = done + k + 1;
-                if (k + 1) % request.batch == 0 || at == count {
-                    rows.append(&waiting)?;
-                    waiting.clear();
-                    progress(at, count)?;
-                }
-                Ok(())
-            },
-        )?;
+    if team.ranks() == 1 {
+        let draws = Draws { batch: batch.min(count.saturating_sub(done)), ..draws };
+        draws.each(done, &labels, &mut |at, pixels| {
+            rows.append(pixels)?;
+            progress(at, count)
+        })?;
+    }
+    let mut at = rows.count();
+    while at < count {
+        let now = (batch * team.ranks()).min(count - at);
+        let words = [job, at, now, batch].map(|word| (word as u64).to_le_bytes()).concat();
+        team.tell(&[&[DRAW][..], &words, model.digest.sha256.as_bytes()].concat())?;
+        let all = draws.together(team, at, now)?;
+        rows.append(&all)?;
+        at += now;
+        progress(at, count)?;
     }
     let classes = info.class_names().len();
     let labels = labels.into_iter().map(|label| (label < classes).then_some(label)).collect();
     let name = model.path.display().to_string();
     Ok(Drawn { gallery: Gallery::drawn(rows.map()?, [height, width, channels], labels, name), of })
+}
+
+/// What rank 0 tells to draw.
+#[derive(Clone, Debug)]
+pub struct DrawOrder {
+    /// The number of the model and its way of sampling.
+    pub job: usize,
+    /// How many a process draws together.
+    pub batch: usize,
+    first: usize,
+    count: usize,
+    model: String,
+}
+
+impl DrawOrder {
+    /// None for another order.
+    pub fn read(order: &[u8]) -> Option<Self> {
+        let (words, model) = order.strip_prefix(&[DRAW])?.split_at_checked(32)?;
+        let word = |at: usize| words[8 * at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word) as usize);
+        let model = String::from_utf8_lossy(model).into_owned();
+        Some(Self { job: word(0), first: word(1), count: word(2), batch: word(3), model })
+    }
+}
+
+impl Draws<'_> {
+    /// Samples from `first` on to the last of `labels`, a batch after the other: `sink(done, pixels)`.
+    fn each(&self, first: usize, labels: &[usize], sink: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+        let Some(labels) = labels.get(first..).filter(|labels| !labels.is_empty()) else { return Ok(()) };
+        let (last, [height, width, channels]) = (first + labels.len(), self.model.image_shape());
+        let request = SampleRequest {
+            labels: labels.to_vec(),
+            sampling: self.sampling.clone(),
+            seed: self.seed,
+            first: first as u32,
+            batch: self.batch,
+        };
+        let mut waiting = Vec::new();
+        self.model.sample_each(
+            &request,
+            |_, _| Ok(()),
+            |k, values| {
+                waiting.extend_from_slice(Image::from_signed(width, height, channels, values)?.pixels());
+                let at = first + k + 1;
+                if (k + 1) % request.batch == 0 || at == last {
+                    sink(at, &waiting)?;
+                    waiting.clear();
+                }
+                Ok(())
+            },
+        )
+    }
+
+    /// This process's part of `count` samples from `first` on, and those of all.
+    fn together(&self, team: &dyn Collective, first: usize, count: usize) -> Result<Vec<u8>> {
+        team.go_on(Moving::Alone);
+        let own = share(count, team.rank(), team.ranks());
+        let (_, labels) = Choice::new(&self.model.info, None, Some(first + own.end))?;
+        let mut pixels = Vec::new();
+        let batch = self.batch.min(own.len().max(1));
+        Draws { batch, ..*self }.each(first + own.start, &labels, &mut |_, drawn| {
+            pixels.extend_from_slice(drawn);
+            Ok(())
+        })?;
+        gathered(team, pixels, count, self.model.image_shape().iter().product())
+    }
+
+    /// Another rank's part of what rank 0 draws.
+    ///
+    /// # Errors
+    /// [`Error::Cluster`] where its model is another one; as [`drawn`].
+    pub fn assist(&self, team: &dyn Collective, order: &DrawOrder) -> Result<()> {
+        if order.model != self.model.digest.sha256 {
+            let message = format!("rank {} has another model at {}", team.rank(), self.model.path.display());
+            return Err(Error::cluster(message, "give all machines the same model file"));
+        }
+        self.together(team, order.first, order.count).map(|_| ())
+    }
 }

@@ -4,7 +4,7 @@ mod draw;
 mod measure;
 mod warnings;
 
-pub use draw::{Drawn, drawn};
+pub use draw::{DrawOrder, Drawn, Draws, drawn};
 pub use measure::{Asking, Measured, MetricKind, Nearest, measure};
 pub use warnings::warnings;
 

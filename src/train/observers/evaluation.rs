@@ -9,7 +9,8 @@ use crate::eval::evaluation::{Asking, FeatureSet, Measured, MetricKind, Referenc
 use crate::eval::{Better, Extractor, Gallery};
 use crate::picture::Image;
 use crate::tensor::Context;
-use crate::train::{Ending, EvaluationLine, Event, Observer, Place, Run};
+use crate::train::follow::Sampling;
+use crate::train::{Ending, EvaluationLine, Event, Observer, Place, Run, Trainer};
 
 const EXTRACTOR: &str = "training.evaluate_extractor";
 /// Pictures whose features are extracted together.
@@ -18,7 +19,6 @@ const BATCH: usize = 32;
 pub(super) struct Evaluate {
     every: Every,
     metric: SampleMetric,
-    rule: Rule,
     samples: usize,
     images: Option<usize>,
     keeps_best: bool,
@@ -32,7 +32,6 @@ impl Evaluate {
         Self {
             every: training.evaluate_every,
             metric: training.evaluate_metric,
-            rule: training.evaluate_rule,
             samples: training.evaluate_samples,
             images: training.evaluate_reference,
             keeps_best: training.best_by == BestBy::Metric,
@@ -41,12 +40,9 @@ impl Evaluate {
         }
     }
 
-    /// The network is opened each time: it would take memory from training in between.
+    /// The network is opened each time: it would take memory from training in between. Processes that train together share the pictures.
     fn extractor(&self, run: &Run) -> Result<Extractor> {
-        let trainer = run.trainer();
-        let path = Path::new(&trainer.config().training.evaluate_extractor);
-        let context = Context::new(trainer.context().device().clone());
-        Extractor::open(&context, &Extractor::find(path, EXTRACTOR)?, self.rule, BATCH)
+        Ok(network(run.trainer())?.shared_with(run.trainer().team(), 0))
     }
 
     /// Features of the training images, which a later run on them finds on disk.
@@ -136,6 +132,13 @@ impl Observer for Evaluate {
     }
 }
 
+/// The network whose features are compared.
+pub(in crate::train) fn network(trainer: &Trainer) -> Result<Extractor> {
+    let training = &trainer.config().training;
+    let path = Extractor::find(Path::new(&training.evaluate_extractor), EXTRACTOR)?;
+    Extractor::open(&Context::new(trainer.context().device().clone()), &path, training.evaluate_rule, BATCH)
+}
+
 /// Whether the present step's evaluation is in the log.
 fn is_done(run: &Run) -> bool {
     run.curves().evaluation.last().is_some_and(|(last, _)| *last == run.place().step)
@@ -152,13 +155,8 @@ fn stopped(run: &Run) -> Result<()> {
 /// stop.
 fn drawn(run: &Run, extractor: &mut Extractor, count: usize) -> Result<Option<FeatureSet>> {
     let trainer = run.trainer();
-    let config = trainer.config();
-    let [height, width, channels] = config.model.image_shape();
-    // As for the sheets: a batch that surely has room.
-    let batch = count.min(config.training.batch_size.div_ceil(2).max(1));
-    let mut sampler = trainer.sampler(&config.sampling, batch, config.training.seed)?;
-    let classes = config.model.num_classes().max(1);
-    let labels: Vec<i32> = (0..count).map(|k| (k % classes) as i32).collect();
+    let [height, width, channels] = trainer.config().model.image_shape();
+    let mut sampling = Sampling::new(trainer, count)?;
     let (mut at, mut waiting, mut stopping) = (0, Vec::new(), false);
     let set = FeatureSet::held(extractor, |most| {
         while waiting.len() < most && at < count {
@@ -166,9 +164,9 @@ fn drawn(run: &Run, extractor: &mut Extractor, count: usize) -> Result<Option<Fe
             if stopping {
                 return Ok(Vec::new());
             }
-            let labels = &labels[at..(at + sampler.batch()).min(count)];
-            let values = sampler.run(at as u32, labels, |_, _| Ok(()))?;
-            at += labels.len();
+            let now = sampling.batch(trainer).min(count - at);
+            let values = sampling.round(trainer, at, now)?;
+            at += now;
             for image in values.chunks(height * width * channels) {
                 waiting.push(Image::from_signed(width, height, channels, image)?);
             }

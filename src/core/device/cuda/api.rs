@@ -161,6 +161,7 @@ functions! {
     cuStreamDestroy_v2(stream: sys::CUstream);
     cuStreamEndCapture(stream: sys::CUstream, graph: *mut sys::CUgraph);
     cuStreamSynchronize(stream: sys::CUstream);
+    cuStreamWaitEvent(stream: sys::CUstream, event: sys::CUevent, flags: c_uint);
 }
 
 static FUNCTIONS: OnceLock<Functions> = OnceLock::new();

@@ -11,6 +11,7 @@ mod machine;
 mod modules;
 mod nccl;
 mod pinned;
+mod side;
 mod timing;
 
 use std::collections::HashMap;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use cudarc::driver::sys;
 
-use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Ticket};
+use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Summand, Ticket};
 use crate::error::{Error, Result};
 use api::Code;
 use driver::{check, describe, driver, mend};
@@ -71,7 +72,7 @@ struct State {
     /// For errors that show themselves later.
     last_kernel: Option<&'static str>,
     /// To the GPUs of other processes.
-    communicator: Option<nccl::Communicator>,
+    side: Option<side::Side>,
 }
 
 impl CudaDevice {
@@ -215,12 +216,6 @@ impl CudaDevice {
         Err(Error::device(&self.label, format!("the submitted work failed{last}: {}", describe(code)), mend(code)))
     }
 
-    fn communicator<'a>(&self, state: &'a State) -> Result<&'a nccl::Communicator> {
-        self.refuse_in_capture(state, "exchange with other GPUs")?;
-        let none = || Error::device(&self.label, "it has met no other GPUs", "call communicate first");
-        state.communicator.as_ref().ok_or_else(none)
-    }
-
     /// # Safety
     /// The graph's buffers are live; the context is current.
     unsafe fn launch_graph(&self, state: &State, graph: GraphId) -> Result<()> {
@@ -276,7 +271,7 @@ impl Drop for CudaDevice {
             for address in state.released.drain(..) {
                 api::cuMemFree_v2(address);
             }
-            state.communicator = None;
+            state.side = None;
             state.modules.unload();
             if let Some(buffer) = state.staging.take() {
                 api::cuMemFreeHost(buffer);
@@ -465,6 +460,7 @@ impl Accelerator for CudaDevice {
         // SAFETY: this stream is being captured, by this thread. Whatever the result, it is not captured after this.
         let code = unsafe { api::cuStreamEndCapture(self.stream, &mut graph) };
         state.capturing = None;
+        Self::close_side(&mut state);
         self.captured.notify_all();
         let captured = match self.check(&state, code, "capture the graph") {
             Ok(()) => self.instantiate(&state, graph),
@@ -551,20 +547,25 @@ impl Accelerator for CudaDevice {
         })?;
         let mut state = self.enter()?;
         self.refuse_in_capture(&state, "meet other GPUs")?;
-        state.communicator = Some(nccl::Communicator::new(id, rank, ranks)?);
+        state.side = Some(side::Side::new(id, rank, ranks, &self.label)?);
         Ok(())
     }
 
-    unsafe fn all_reduce(&self, address: u64, len: usize) -> Result<()> {
-        let state = self.enter()?;
-        // SAFETY: the caller's promise; the stream is this device's.
-        unsafe { self.communicator(&state)?.all_reduce(address, len, self.stream) }
+    unsafe fn all_reduce(&self, address: u64, len: usize, of: Summand) -> Result<()> {
+        let mut state = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { self.add_up_beside(&mut state, address, len, of) }
     }
 
     unsafe fn all_gather(&self, source: u64, destination: u64, bytes: usize) -> Result<()> {
-        let state = self.enter()?;
-        // SAFETY: as above.
-        unsafe { self.communicator(&state)?.all_gather(source, destination, bytes, self.stream) }
+        let mut state = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { self.gather_beside(&mut state, source, destination, bytes) }
+    }
+
+    fn join(&self) -> Result<()> {
+        let mut state = self.enter()?;
+        self.join_side(&mut state)
     }
 }
 

@@ -1,7 +1,8 @@
 //! NVIDIA's collective communication library, where it is installed.
 //!
 //! Loaded by its own name, `libnccl.so.2`, when several GPUs train one model; nothing else needs it. Its calls are submitted to
-//! the device's stream like kernels, and the host waits for none of them.
+//! a stream like kernels, captured ones too, and the host waits for none of them. `ncclCommAbort` is never called, for it hangs where the
+//! peers do: whoever waits for a rank that is gone is ended by the control channel's watch, with its process.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
@@ -11,6 +12,7 @@ use std::sync::OnceLock;
 use cudarc::driver::sys;
 use libloading::Library;
 
+use crate::device::Summand;
 use crate::error::{Error, Result};
 
 /// nccl.h's `ncclUniqueId`.
@@ -23,8 +25,9 @@ struct UniqueId {
 /// Bytes of an id.
 pub(super) const ID: usize = 128;
 
-/// nccl.h's `ncclFloat32`, `ncclUint8` and `ncclSum`.
+/// nccl.h's `ncclFloat32`, `ncclBfloat16`, `ncclUint8` and `ncclSum`.
 const FLOAT32: c_int = 7;
+const BFLOAT16: c_int = 9;
 const UINT8: c_int = 1;
 const SUM: c_int = 0;
 
@@ -125,11 +128,15 @@ impl Communicator {
     }
 
     /// # Safety
-    /// `address` is that of `len` live f32 of the current context's device, and `stream` is its stream.
-    pub unsafe fn all_reduce(&self, address: u64, len: usize, stream: sys::CUstream) -> Result<()> {
+    /// `address` is that of `len` live elements of the current context's device, and `stream` is one of its streams.
+    pub unsafe fn all_reduce(&self, address: u64, len: usize, of: Summand, stream: sys::CUstream) -> Result<()> {
         let buffer = address as *mut c_void;
+        let dtype = match of {
+            Summand::F32 => FLOAT32,
+            Summand::Bf16 => BFLOAT16,
+        };
         // SAFETY: as the caller promises; in place is allowed.
-        let code = unsafe { (self.functions.all_reduce)(buffer, buffer, len, FLOAT32, SUM, self.handle, stream) };
+        let code = unsafe { (self.functions.all_reduce)(buffer, buffer, len, dtype, SUM, self.handle, stream) };
         check(self.functions, code, "add up over the GPUs")
     }
 

@@ -101,8 +101,14 @@ fn open(driver: &mut Driver, index: usize) -> Outcome<Handle> {
         found.memory = Some(memory);
     }
     let made = driver.fresh();
-    let context =
-        Context { device: index, references: 1, fault: None, queue: Default::default(), last: Default::default() };
+    let context = Context {
+        device: index,
+        references: 1,
+        fault: None,
+        queue: Default::default(),
+        last: Default::default(),
+        in_host_function: false,
+    };
     driver.contexts.insert(made, context);
     Ok(made)
 }

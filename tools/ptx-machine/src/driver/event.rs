@@ -34,6 +34,7 @@ pub unsafe extern "C" fn cuEventRecord(event: *mut c_void, stream: *mut c_void) 
     call("cuEventRecord", |driver| {
         let context = driver.current()?;
         let (event, stream) = (handle(event), handle(stream));
+        driver.trace(|| format!("record {event:#x} {stream:#x}"));
         let capture = driver.stream(context, stream)?.and_then(|stream| stream.capture);
         let found =
             driver.events.get_mut(&event).filter(|event| event.context == context).ok_or(code::INVALID_HANDLE)?;
@@ -53,6 +54,7 @@ pub unsafe extern "C" fn cuStreamWaitEvent(stream: *mut c_void, event: *mut c_vo
     call("cuStreamWaitEvent", |driver| {
         let context = driver.current()?;
         let (stream, event) = (handle(stream), handle(event));
+        driver.trace(|| format!("wait {stream:#x} {event:#x}"));
         if flags > 1 {
             return Err(code::INVALID_VALUE);
         }
@@ -77,7 +79,10 @@ pub unsafe extern "C" fn cuStreamWaitEvent(stream: *mut c_void, event: *mut c_vo
                 driver.invalidate(other);
                 Err(code::STREAM_CAPTURE_MERGE)
             }
-            (Some(_), Some((_, recorded))) => {
+            (Some(own), Some((_, recorded))) => {
+                if let Some(capture) = driver.captures.get_mut(&own) {
+                    capture.join(recorded, stream);
+                }
                 // The fork is joined where its last work is waited for.
                 if let Some(fork) = driver.streams.get_mut(&recorded) {
                     fork.loose = false;
@@ -112,6 +117,7 @@ pub unsafe extern "C" fn cuEventSynchronize(event: *mut c_void) -> Code {
         let context = driver.current()?;
         driver.safe_in_capture()?;
         let event = handle(event);
+        driver.trace(|| format!("synchronize-event {event:#x}"));
         loop {
             let found = driver.events.get(&event).ok_or(code::INVALID_HANDLE)?;
             if found.capture.is_some() {

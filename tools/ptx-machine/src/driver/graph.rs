@@ -60,7 +60,8 @@ pub unsafe extern "C" fn cuGraphLaunch(graph: *mut c_void, to: *mut c_void) -> C
         }
         let ops = Arc::clone(&found.ops);
         stream::not_captured(driver, context, handle(to))?;
-        driver.submit(context, handle(to), Op::Graph(ops))
+        driver.trace(|| format!("launch-graph {:#x}", handle(to)));
+        driver.submit(context, handle(to), Op::Graph(ops, 0))
     })
 }
 

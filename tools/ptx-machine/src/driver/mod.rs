@@ -14,6 +14,8 @@
 //! | `PTX_MACHINE_COUNT` | a file that receives how often each call was made, whenever a device is given back |
 //! | `PTX_MACHINE_EXECUTED` | a file that receives the executed lines of each module's PTX, then too |
 //! | `PTX_MACHINE_PROFILE` | a file that receives, then too, what the launches did that [`ptxMachineMark`] has counted; for one device |
+//! | `PTX_MACHINE_TRACE` | a file that receives a line for each call of streams, events, graphs and launches, when it is made |
+//! | `PTX_MACHINE_FORKS` | `late` (the default): a captured fork's work is done where it is joined; `early`: where it was submitted |
 //!
 //! A variable of such a name that is not known, or a value that is not, is an error: `cuInit` returns `CUDA_ERROR_INVALID_VALUE`, and
 //! `cuGetErrorString` of it says what is wrong.
@@ -53,6 +55,9 @@ fn call(name: &'static str, body: impl FnOnce(&mut Driver) -> Outcome) -> Code {
     let run = std::panic::AssertUnwindSafe(|| {
         let mut driver = state::lock();
         driver.count(name);
+        if queue::DOES_WORK.contains(&name) {
+            driver = queue::do_host_functions(driver);
+        }
         let outcome = match driver.answers.remove(name) {
             Some(code) => Err(code),
             None => body(&mut driver),

@@ -359,6 +359,7 @@ fn launch(
         return Err(code::LAUNCH_OUT_OF_RESOURCES);
     }
     let params = parameters(&program, params, extra)?;
+    driver.trace(|| format!("launch {stream:#x} {}", program.name));
     let launch = Launch { program, grid, block, dynamic_shared, params, dependent };
     driver.submit(context, stream, Op::Launch(Arc::new(launch)))
 }

@@ -1,11 +1,13 @@
 //! Submitted work and how it is done.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
 
 use super::code::{self, Code};
 use super::profile::{Profile, Way};
-use super::state::{Driver, Handle};
+use super::state::{self, Driver, Handle};
 use crate::exec::{self, Grid};
 use crate::fault::{FaultKind, Report, counted};
 use crate::ir::Program;
@@ -50,8 +52,71 @@ pub enum Op {
         event: Handle,
         number: u64,
     },
-    /// A graph's work, in its order.
-    Graph(Arc<Vec<Op>>),
+    /// A graph's work in its order, from this piece on.
+    Graph(Arc<Vec<Op>>, usize),
+    Host(HostFunction),
+}
+
+/// A function of the host that was submitted.
+#[derive(Clone, Copy, Debug)]
+pub struct HostFunction {
+    pub function: unsafe extern "C" fn(*mut c_void),
+    /// The address that it is called with.
+    pub data: usize,
+}
+
+/// The calls that do pending work.
+pub const DOES_WORK: [&str; 11] = [
+    "cuCtxSynchronize",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuEventQuery",
+    "cuEventSynchronize",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuMemcpyDtoD_v2",
+    "cuMemcpyDtoH_v2",
+    "cuMemcpyHtoD_v2",
+    "cuStreamQuery",
+    "cuStreamSynchronize",
+];
+
+/// Where a graph's next host function is.
+fn next_host_function(ops: &[Op], from: usize) -> Option<usize> {
+    ops[from..].iter().position(|op| matches!(op, Op::Host(_))).map(|next| from + next)
+}
+
+pub fn has_host_function(queue: &VecDeque<(Handle, Op)>) -> bool {
+    queue.iter().any(|(_, op)| match op {
+        Op::Host(_) => true,
+        Op::Graph(ops, from) => next_host_function(ops, *from).is_some(),
+        _ => false,
+    })
+}
+
+/// Does the work of the thread's context up to its last host function. Those run without the lock: one may wait for another device's,
+/// which another thread drives.
+pub fn do_host_functions(mut driver: MutexGuard<'static, Driver>) -> MutexGuard<'static, Driver> {
+    loop {
+        let Ok(context) = driver.current() else { return driver };
+        let Ok(found) = driver.context(context) else { return driver };
+        if found.in_host_function {
+            drop(driver);
+            std::thread::sleep(Duration::from_millis(1));
+            driver = state::lock();
+            continue;
+        }
+        if !has_host_function(&found.queue) {
+            return driver;
+        }
+        let Some(host) = driver.up_to_host_function(context) else { return driver };
+        drop(driver);
+        // SAFETY: cuda.h: it may be called once with its data at each place where it was submitted.
+        unsafe { (host.function)(std::ptr::with_exposed_provenance_mut(host.data)) };
+        driver = state::lock();
+        if let Ok(found) = driver.context(context) {
+            found.in_host_function = false;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -95,15 +160,8 @@ impl Driver {
         for _ in 0..count {
             let Some(found) = self.contexts.get_mut(&context) else { return };
             let Some((stream, op)) = found.queue.pop_front() else { return };
-            if found.fault.is_some() {
-                // Nothing is done behind a fault, but whoever waits for an event comes back.
-                continue;
-            }
-            if let Err(code) = self.perform(context, stream, &op)
-                && let Some(found) = self.contexts.get_mut(&context)
-            {
-                found.fault = Some(code);
-            }
+            // Nothing is done behind a fault, but whoever waits for an event comes back.
+            self.attempt(context, stream, &op);
         }
     }
 
@@ -112,14 +170,48 @@ impl Driver {
         let Some((stream, op)) = self.contexts.get_mut(&context).and_then(|found| found.queue.pop_front()) else {
             return false;
         };
+        self.attempt(context, stream, &op);
+        true
+    }
+
+    /// Does a piece of work, unless the context has a fault already; a fault of it stays.
+    fn attempt(&mut self, context: Handle, stream: Handle, op: &Op) {
         let faulty = self.contexts.get(&context).is_some_and(|found| found.fault.is_some());
         if !faulty
-            && let Err(code) = self.perform(context, stream, &op)
+            && let Err(code) = self.perform(context, stream, op)
             && let Some(found) = self.contexts.get_mut(&context)
         {
             found.fault = Some(code);
         }
-        true
+    }
+
+    /// Does a context's work up to its next host function, which is taken out; None behind a fault.
+    fn up_to_host_function(&mut self, context: Handle) -> Option<HostFunction> {
+        loop {
+            let (stream, op) = self.context(context).ok()?.queue.pop_front()?;
+            let host = match &op {
+                Op::Host(host) => Some(*host),
+                Op::Graph(ops, from) => next_host_function(ops, *from).and_then(|next| {
+                    ops[*from..next].iter().for_each(|op| self.attempt(context, stream, op));
+                    let rest = (stream, Op::Graph(Arc::clone(ops), next + 1));
+                    self.context(context).ok()?.queue.push_front(rest);
+                    match ops[next] {
+                        Op::Host(host) => Some(host),
+                        _ => None,
+                    }
+                }),
+                _ => None,
+            };
+            let Some(host) = host else {
+                self.attempt(context, stream, &op);
+                continue;
+            };
+            let found = self.context(context).ok()?;
+            if found.fault.is_none() {
+                found.in_host_function = true;
+                return Some(host);
+            }
+        }
     }
 
     fn perform(&mut self, context: Handle, stream: Handle, op: &Op) -> Result<(), Code> {
@@ -134,9 +226,15 @@ impl Driver {
                 }
                 Ok(())
             }
-            Op::Graph(ops) => {
-                ops.iter().try_for_each(|op| self.perform(context, stream, op))?;
+            Op::Graph(ops, from) => {
+                ops[*from..].iter().try_for_each(|op| self.perform(context, stream, op))?;
                 self.context(context)?.last.remove(&stream);
+                Ok(())
+            }
+            // Those that nobody has waited for, of a context that is closed.
+            Op::Host(host) => {
+                // SAFETY: as in `do_host_functions`.
+                unsafe { (host.function)(std::ptr::with_exposed_provenance_mut(host.data)) };
                 Ok(())
             }
             Op::Launch(launch) => self.launch_now(context, stream, launch),

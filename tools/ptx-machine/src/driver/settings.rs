@@ -29,6 +29,10 @@ pub struct Settings {
     pub executed: Option<PathBuf>,
     /// `PTX_MACHINE_PROFILE`
     pub profile: Option<PathBuf>,
+    /// `PTX_MACHINE_TRACE`
+    pub trace: Option<PathBuf>,
+    /// `PTX_MACHINE_FORKS`: whether a captured fork's work is done where it was submitted, or where it is joined.
+    pub early_forks: bool,
 }
 
 impl Default for Settings {
@@ -42,6 +46,8 @@ impl Default for Settings {
             count: None,
             executed: None,
             profile: None,
+            trace: None,
+            early_forks: false,
         }
     }
 }
@@ -49,8 +55,8 @@ impl Default for Settings {
 /// A variable behind [`PREFIX`], the values that it may have, and how one is taken; false for another value.
 type Variable = (&'static str, &'static str, fn(&mut Settings, &str) -> bool);
 
-const VARIABLES: [Variable; 9] = [
-    ("DEVICE", "a100, rtx4090, h100, h200, b200, or a list of them such as a100,h100", |settings, value| {
+const VARIABLES: [Variable; 11] = [
+    ("DEVICE", "a100, rtx40110, h100, h200, b200, or a list of them such as a100,h100", |settings, value| {
         let models = Model::list(value);
         models.map(|models| settings.models = models).is_some()
     }),
@@ -84,6 +90,14 @@ const VARIABLES: [Variable; 9] = [
     ("PROFILE", "a file in a folder that is there", |settings, value| {
         settings.profile = Some(value.into());
         is_file_to_be(value)
+    }),
+    ("TRACE", "a file in a folder that is there", |settings, value| {
+        settings.trace = Some(value.into());
+        is_file_to_be(value)
+    }),
+    ("FORKS", "early or late", |settings, value| {
+        settings.early_forks = value == "early";
+        matches!(value, "early" | "late")
     }),
 ];
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::code::{self, Code, Outcome};
 use super::model::Model;
 use super::profile::Profile;
-use super::queue::{Last, Op};
+use super::queue::{self, Last, Op};
 use super::settings::Settings;
 use crate::count::Touches;
 use crate::exec::Limits;
@@ -47,6 +47,8 @@ pub struct Context {
     pub queue: VecDeque<(Handle, Op)>,
     /// By stream; captured work counts as the launching stream's.
     pub last: HashMap<Handle, Last>,
+    /// A host function of it is under way: nothing behind it is done.
+    pub in_host_function: bool,
 }
 
 pub struct Stream {
@@ -81,7 +83,24 @@ pub struct Capture {
     pub mode: Mode,
     pub thread: ThreadId,
     pub ops: Vec<Op>,
+    /// What was submitted to the streams that joined it, and waits for whoever waits for it.
+    pub forks: HashMap<Handle, Vec<Op>>,
     pub invalid: bool,
+}
+
+impl Capture {
+    /// A stream waits for another one: what that one did comes before what this one does next. It is done no earlier, so that whoever
+    /// waits too late, or for nothing, does not find it.
+    pub fn join(&mut self, from: Handle, to: Handle) {
+        if from == to {
+            return;
+        }
+        let work = self.forks.remove(&from).unwrap_or_default();
+        match to == self.origin {
+            true => self.ops.extend(work),
+            false => self.forks.entry(to).or_default().extend(work),
+        }
+    }
 }
 
 pub struct Event {
@@ -141,6 +160,9 @@ pub struct Driver {
     pub profile: Option<Profile>,
     /// What the next call of a name returns without doing anything, for tests of whoever calls.
     pub answers: HashMap<String, Code>,
+    /// Whether the work of captured forks is done where it was submitted.
+    pub early_forks: bool,
+    trace: Option<std::fs::File>,
     next: Handle,
     counts: BTreeMap<&'static str, u64>,
     count_file: Option<std::path::PathBuf>,
@@ -186,6 +208,8 @@ impl Driver {
             pinned: BTreeMap::new(),
             replace: settings.replace,
             answers: HashMap::new(),
+            early_forks: settings.early_forks,
+            trace: settings.trace.and_then(|path| std::fs::File::options().create(true).append(true).open(path).ok()),
             next: 0x1_0000,
             counts: BTreeMap::new(),
             count_file: settings.count,
@@ -204,6 +228,15 @@ impl Driver {
     pub fn count(&mut self, name: &'static str) {
         if self.count_file.is_some() {
             *self.counts.entry(name).or_default() += 1;
+        }
+    }
+
+    /// Writes a call down, where somebody wants to know.
+    pub fn trace(&mut self, line: impl FnOnce() -> String) {
+        use std::io::Write;
+        if let Some(file) = &mut self.trace {
+            // A full disk is no reason to change what a program does.
+            let _ = file.write_all((line() + "\n").as_bytes());
         }
     }
 
@@ -299,7 +332,10 @@ impl Driver {
                 return Err(code::STREAM_CAPTURE_INVALIDATED);
             }
             let origin = capture.origin;
-            capture.ops.push(op);
+            match stream == origin || self.early_forks {
+                true => capture.ops.push(op),
+                false => capture.forks.entry(stream).or_default().push(op),
+            }
             if let Some(stream) = self.streams.get_mut(&stream).filter(|_| stream != origin) {
                 stream.loose = true;
             }
@@ -310,7 +346,7 @@ impl Driver {
         }
         let queue = &mut self.context(context)?.queue;
         queue.push_back((stream, op));
-        if queue.len() > 4096 {
+        if queue.len() > 4096 && !queue::has_host_function(queue) {
             self.drain(context, None);
         }
         Ok(())

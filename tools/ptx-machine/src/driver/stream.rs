@@ -4,6 +4,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use super::code::{self, Code, Outcome};
+use super::queue::{HostFunction, Op};
 use super::state::{Capture, Driver, Graph, Handle, INTERACTION, Mode, Stream, handle, pointer};
 use super::{call, put};
 
@@ -59,10 +60,26 @@ pub unsafe extern "C" fn cuStreamSynchronize(stream: *mut c_void) -> Code {
     call("cuStreamSynchronize", |driver| {
         let context = driver.current()?;
         let stream = handle(stream);
+        driver.trace(|| format!("synchronize {stream:#x}"));
         not_captured(driver, context, stream)?;
         // The legacy stream is behind all blocking streams.
         driver.drain(context, (stream > 1).then_some(stream));
         driver.current().map(|_| ())
+    })
+}
+
+/// A function of the host behind the work before it. It runs in the thread that waits for it, and may call nothing of the driver.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuLaunchHostFunc(
+    stream: *mut c_void,
+    function: Option<unsafe extern "C" fn(*mut c_void)>,
+    data: *mut c_void,
+) -> Code {
+    call("cuLaunchHostFunc", |driver| {
+        let (context, stream) = (driver.current()?, handle(stream));
+        let function = function.ok_or(code::INVALID_VALUE)?;
+        driver.trace(|| format!("host-function {stream:#x}"));
+        driver.submit(context, stream, Op::Host(HostFunction { function, data: data.expose_provenance() }))
     })
 }
 
@@ -94,7 +111,9 @@ pub unsafe extern "C" fn cuStreamBeginCapture_v2(stream: *mut c_void, mode: c_ui
         }
         let made = driver.fresh();
         let thread = std::thread::current().id();
-        driver.captures.insert(made, Capture { origin: stream, mode, thread, ops: Vec::new(), invalid: false });
+        let (ops, forks) = Default::default();
+        driver.captures.insert(made, Capture { origin: stream, mode, thread, ops, forks, invalid: false });
+        driver.trace(|| format!("begin-capture {stream:#x}"));
         if let Some(found) = driver.streams.get_mut(&stream) {
             found.capture = Some(made);
             found.loose = false;
@@ -136,6 +155,7 @@ pub unsafe extern "C" fn cuStreamEndCapture(stream: *mut c_void, graph: *mut *mu
     call("cuStreamEndCapture", |driver| {
         let context = driver.current()?;
         put(graph, std::ptr::null_mut())?;
+        driver.trace(|| format!("end-capture {:#x}", handle(stream)));
         let made = end(driver, context, handle(stream))?;
         put(graph, pointer(made))
     })

@@ -157,3 +157,52 @@ fn captured_copies_read_pinned_memory_at_each_replay() {
         assert_eq!(opened.synchronize(), ILLEGAL_ADDRESS);
     }
 }
+
+/// A fork is done where it is joined, so that who joins it too late, or not at all, does not find its work; a function of the host runs
+/// at each replay, between the copies that it was captured between.
+#[test]
+fn forks_are_done_late_and_host_functions_at_each_replay() {
+    unsafe extern "C" fn add_ten(data: *mut c_void) {
+        // SAFETY: the first word of pinned memory that lives as long as the graph.
+        unsafe { *data.cast::<u32>() += 10 };
+    }
+    let _guard = driver();
+    let opened = Opened::new(0);
+    let function = opened.function(ADD);
+    let (counted, moved, seen) = (opened.alloc(128), opened.alloc(128), opened.alloc(128));
+    let (mut side, mut fork, mut done, mut host) = (null_mut(), null_mut(), null_mut(), null_mut());
+    unsafe {
+        assert_eq!(cuMemsetD8Async(counted, 0, 128, opened.stream), SUCCESS);
+        assert_eq!(cuStreamCreate(&mut side, 1), SUCCESS);
+        assert_eq!((cuEventCreate(&mut fork, 2), cuEventCreate(&mut done, 2)), (SUCCESS, SUCCESS));
+        assert_eq!(cuMemHostAlloc(&mut host, 128, 0), SUCCESS);
+        opened.capture(1);
+        assert_eq!(opened.launch(function, ONE, WARP, 0, counted, 1), SUCCESS);
+        assert_eq!((cuEventRecord(fork, opened.stream), cuStreamWaitEvent(side, fork, 0)), (SUCCESS, SUCCESS));
+        assert_eq!(cuMemcpyDtoHAsync_v2(host, counted, 128, side), SUCCESS);
+        assert_eq!(cuLaunchHostFunc(side, None, host), INVALID_VALUE);
+        assert_eq!(cuLaunchHostFunc(side, Some(add_ten), host), SUCCESS);
+        assert_eq!(cuMemcpyHtoDAsync_v2(moved, host, 128, side), SUCCESS);
+        // Beside the fork, which reads what this writes: on the machine the fork comes later.
+        assert_eq!(opened.launch(function, ONE, WARP, 0, counted, 5), SUCCESS);
+        assert_eq!((cuEventRecord(done, side), cuStreamWaitEvent(opened.stream, done, 0)), (SUCCESS, SUCCESS));
+        assert_eq!(cuMemcpyDtoDAsync_v2(seen, moved, 128, opened.stream), SUCCESS);
+        let (code, graph) = opened.end();
+        assert_eq!(code, SUCCESS);
+        let mut executable = null_mut();
+        assert_eq!(cuGraphInstantiateWithFlags(&mut executable, graph, 0), SUCCESS);
+        for replay in 1..4 {
+            assert_eq!(cuGraphLaunch(executable, opened.stream), SUCCESS);
+            assert_eq!(opened.synchronize(), SUCCESS);
+            assert_eq!(
+                (opened.words(seen, 2), opened.words(counted, 1)),
+                (vec![6 * replay + 10, 6 * replay], vec![6 * replay])
+            );
+        }
+        // Not captured: behind what is before it.
+        assert_eq!(cuLaunchHostFunc(opened.stream, Some(add_ten), host), SUCCESS);
+        assert_eq!(*host.cast::<u32>(), 28, "nobody has waited");
+        assert_eq!(opened.synchronize(), SUCCESS);
+        assert_eq!(*host.cast::<u32>(), 38);
+    }
+}

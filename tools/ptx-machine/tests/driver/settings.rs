@@ -25,10 +25,13 @@ fn known_values_are_taken() {
         ("PTX_MACHINE_DRIVER", "13.0"),
         ("PTX_MACHINE_REPLACE", folder),
         ("PTX_MACHINE_COUNT", file.to_str().unwrap()),
+        ("PTX_MACHINE_TRACE", file.to_str().unwrap()),
+        ("PTX_MACHINE_FORKS", "early"),
     ])
     .unwrap();
     assert_eq!((settings.models, settings.checked, settings.version), (vec![H100, A100], false, 13_000));
     assert_eq!((settings.limits.steps, settings.limits.cores), (5, 3));
+    assert_eq!((settings.trace.as_ref(), settings.early_forks), (Some(&file), true));
     assert_eq!((settings.replace, settings.count, settings.executed), (Some(folder.into()), Some(file), None));
     assert_eq!(settings.profile, None);
     let settings = read(&[("PTX_MACHINE_DEVICE", "rtx4090,b200,h200")]).unwrap();
@@ -46,6 +49,7 @@ fn unknown_ones_are_refused_by_name_and_value_with_what_is_allowed() {
         ("PTX_MACHINE_DEVICE", "v100", "a100, rtx4090, h100, h200, b200, or a list"),
         ("PTX_MACHINE_DEVICE", "a100,", "a100, rtx4090, h100, h200, b200, or a list"),
         ("PTX_MACHINE_CHECKS", "of", "on or off"),
+        ("PTX_MACHINE_FORKS", "soon", "early or late"),
         ("PTX_MACHINE_STEPS", "many", "1 or more"),
         ("PTX_MACHINE_STEPS", "0", "1 or more"),
         ("PTX_MACHINE_CORES", "65", "from 1 to 64"),
