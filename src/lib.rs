@@ -3,7 +3,7 @@
 //! Imports run downwards only:
 //! `cli → serve, profile → train → eval → pipeline → model_file → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
 //! `data → picture, weights, tensor`; `picture`, `weights` and `cluster` stand on `files, error`; `names → error`;
-//! `image_size` stands on nothing.
+//! `image_size` stands on nothing. [`guide`] is the guide, in words.
 
 pub mod cli;
 pub mod cluster;
@@ -12,6 +12,7 @@ pub mod data;
 pub mod diffusion;
 pub mod eval;
 pub mod files;
+pub mod guide;
 pub mod image_size;
 pub mod model_file;
 pub mod models;

@@ -12,6 +12,7 @@ fn root() -> &'static Path {
 /// Top-level modules, highest first; those of one row never import each other. The last ones, from `ops` on, are engine-core's
 /// but for those in [`LOW`].
 const ROWS: &[&[&str]] = &[
+    &["guide"],
     &["cli"],
     &["serve", "profile"],
     &["train"],
