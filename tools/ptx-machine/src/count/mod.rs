@@ -2,7 +2,8 @@
 //! sector before. Every count is exact and is the same in each run and on any number of host threads.
 //!
 //! **Instructions.** A warp instruction is one of the PTX that a warp executes with at least one lane there; one whose guard holds in no
-//! lane counts too. Its active lanes are those in which the guard holds (of a jump, those that make it). What several places of a warp do together (`shfl` in both sides of a branch) counts once a place.
+//! lane counts too. Its active lanes are those in which the guard holds (of a jump, those that make it). What several places of a warp
+//! do together (`shfl` in both sides of a branch) counts once a place.
 //! Classes are those of [`Class`](crate::ir::Class); an instruction by a generic address counts as one on global memory, its requests as
 //! those of the memory that they reach.
 //!
