@@ -2,7 +2,7 @@
 //!
 //! The rule, over the tensors that launches are given as arguments, in the order of the step:
 //!
-//! - a range that is read hits where fewer bytes than the cache holds have been touched since it was last touched, else it is a miss;
+//! - a range that is read hits where it and all that was touched since it was last touched are less than the cache holds, else it is a miss;
 //! - written bytes go to memory once, unless the same range is written again before the cache's size has been touched: the earlier write
 //!   then never left the cache;
 //! - the step is gone through twice and the second time counts, for a step follows a step.
@@ -75,16 +75,19 @@ impl Cache {
         self.ranges.range(address..address + bytes).map(|(&start, &range)| (start, range)).collect()
     }
 
-    /// Whether a range is still there when `clock` bytes have been touched.
-    fn is_near(&self, range: &Range, clock: f64) -> bool {
-        clock - range.clock < self.size
+    /// Whether a range from `start` on is still there when `clock` bytes have been touched.
+    fn is_near(&self, start: u64, range: &Range, clock: f64) -> bool {
+        clock - range.clock + ((range.end - start) as f64) < self.size
     }
 
     /// Bytes of a range that are not in the cache.
     fn missing(&mut self, range: (u64, u64)) -> f64 {
         let found = self.within(range);
-        let near: u64 =
-            found.iter().filter(|(_, range)| self.is_near(range, self.clock)).map(|(start, r)| r.end - start).sum();
+        let near: u64 = found
+            .iter()
+            .filter(|(start, range)| self.is_near(*start, range, self.clock))
+            .map(|(start, r)| r.end - start)
+            .sum();
         (range.1 - near) as f64
     }
 
@@ -96,7 +99,7 @@ impl Cache {
                 self.ranges.insert(at, Range { end: start, clock: self.clock, writer: None });
             }
             // What had left the cache has been stored, and comes back clean.
-            let writer = range.writer.filter(|_| self.is_near(&range, before));
+            let writer = range.writer.filter(|_| self.is_near(start, &range, before));
             self.ranges.insert(start, Range { clock: self.clock, writer, ..range });
             at = range.end;
         }
@@ -124,7 +127,7 @@ pub fn traffic(work: &[Touch], size: u64) -> Vec<Traffic> {
             touch.reads.iter().for_each(|&range| cache.read(range, before));
             for &(address, bytes) in &touch.writes {
                 for (start, range) in cache.within((address, bytes)) {
-                    if let Some(writer) = range.writer.filter(|_| cache.is_near(&range, before)) {
+                    if let Some(writer) = range.writer.filter(|_| cache.is_near(start, &range, before)) {
                         saved[writer] += (range.end - start) as f64;
                     }
                     cache.ranges.remove(&start);
