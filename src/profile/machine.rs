@@ -61,7 +61,7 @@ pub struct Order<'a> {
 pub fn count(order: Order, said: &mut dyn FnMut(&str)) -> Result<Counted> {
     let machine = folder()?;
     let place = std::env::temp_dir().join(format!("engine-profile-{}", std::process::id()));
-    std::fs::create_dir_all(&place).map_err(Error::io(&place, "create"))?;
+    std::fs::create_dir(&place).map_err(Error::io(&place, "create"))?;
     let outcome = child(&order, &machine, &place, said);
     // Only this process knows the folder; it may stay where it cannot be removed.
     let _ = std::fs::remove_dir_all(&place);

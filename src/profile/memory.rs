@@ -2,7 +2,7 @@
 //!
 //! The rule, over the tensors that launches are given as arguments, in the order of the step:
 //!
-//! - a range that is read hits where fewer bytes than the cache holds have been touched since it was last touched, else it is a miss;
+//! - a range that is read hits where it and all that was touched since it was last touched are less than the cache holds, else it is a miss;
 //! - written bytes go to memory once, unless the same range is written again before the cache's size has been touched: the earlier write
 //!   then never left the cache;
 //! - the step is gone through twice and the second time counts, for a step follows a step.
@@ -75,25 +75,32 @@ impl Cache {
         self.ranges.range(address..address + bytes).map(|(&start, &range)| (start, range)).collect()
     }
 
-    fn is_near(&self, range: &Range) -> bool {
-        self.clock - range.clock < self.size
+    /// Whether a range from `start` on is still there when `clock` bytes have been touched.
+    fn is_near(&self, start: u64, range: &Range, clock: f64) -> bool {
+        clock - range.clock + ((range.end - start) as f64) < self.size
     }
 
     /// Bytes of a range that are not in the cache.
     fn missing(&mut self, range: (u64, u64)) -> f64 {
         let found = self.within(range);
-        let near: u64 = found.iter().filter(|(_, range)| self.is_near(range)).map(|(start, r)| r.end - start).sum();
+        let near: u64 = found
+            .iter()
+            .filter(|(start, range)| self.is_near(*start, range, self.clock))
+            .map(|(start, r)| r.end - start)
+            .sum();
         (range.1 - near) as f64
     }
 
-    fn read(&mut self, (address, bytes): (u64, u64)) {
-        // What is dirty stays so: it is written back once, whenever that is.
+    /// Touches a range by work that began when `before` bytes had been touched.
+    fn read(&mut self, (address, bytes): (u64, u64), before: f64) {
         let mut at = address;
         for (start, range) in self.within((address, bytes)) {
             if start > at {
                 self.ranges.insert(at, Range { end: start, clock: self.clock, writer: None });
             }
-            self.ranges.insert(start, Range { clock: self.clock, ..range });
+            // What had left the cache has been stored, and comes back clean.
+            let writer = range.writer.filter(|_| self.is_near(start, &range, before));
+            self.ranges.insert(start, Range { clock: self.clock, writer, ..range });
             at = range.end;
         }
         if at < address + bytes {
@@ -115,11 +122,12 @@ pub fn traffic(work: &[Touch], size: u64) -> Vec<Traffic> {
             let (read, written) = (touch.share * extent(&touch.reads), extent(&touch.writes));
             let missed = touch.share * touch.reads.iter().map(|&range| cache.missing(range)).sum::<f64>();
             moved[number] = Traffic { read, written, missed, stored: written };
+            let before = cache.clock;
             cache.clock += read + written;
-            touch.reads.iter().for_each(|&range| cache.read(range));
+            touch.reads.iter().for_each(|&range| cache.read(range, before));
             for &(address, bytes) in &touch.writes {
                 for (start, range) in cache.within((address, bytes)) {
-                    if let Some(writer) = range.writer.filter(|_| cache.is_near(&range)) {
+                    if let Some(writer) = range.writer.filter(|_| cache.is_near(start, &range, before)) {
                         saved[writer] += (range.end - start) as f64;
                     }
                     cache.ranges.remove(&start);
@@ -170,6 +178,13 @@ mod tests {
         let work = [touch(&[], &[(0, 100)]), touch(&[], &[(0, 60)]), touch(&[(1000, 4000)], &[])];
         let moved = traffic(&work, 1000);
         assert_eq!([moved[0].stored, moved[1].stored], [40.0, 60.0]);
+    }
+
+    /// What was stored before it came back is not saved by being overwritten then.
+    #[test]
+    fn what_left_the_cache_was_stored() {
+        let work = [touch(&[], &[(0, 100)]), touch(&[(1000, 4000)], &[]), touch(&[(0, 100)], &[])];
+        assert_eq!(traffic(&work, 1000)[0].stored, 100.0);
     }
 
     #[test]

@@ -100,10 +100,10 @@ impl Occupancy {
         let of_warp = (32 * registers.max(1)).next_multiple_of(REGISTER_UNIT);
         let of_block = (shared + RESERVED_SHARED).next_multiple_of(SHARED_UNIT);
         let limits = [
-            (gpu.registers / of_warp / warps, "registers"),
-            (gpu.shared / of_block, "shared memory"),
             (gpu.threads / (32 * warps), "threads"),
             (gpu.blocks, "blocks"),
+            (gpu.registers / of_warp / warps, "registers"),
+            (gpu.shared / of_block, "shared memory"),
         ];
         let (blocks, limit) = limits.into_iter().min_by_key(|(blocks, _)| *blocks).unwrap_or((1, "blocks"));
         let blocks = blocks.max(1);

@@ -2,6 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::file::Node;
 use crate::device::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Ticket};
@@ -135,6 +136,11 @@ impl Accelerator for Recorder {
     unsafe fn replay(&self, graph: GraphId) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.inner.replay(graph) }
+    }
+
+    unsafe fn time(&self, graph: GraphId) -> Result<Option<Duration>> {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.time(graph) }
     }
 
     fn forget(&self, graph: GraphId) {

@@ -165,10 +165,10 @@ pub fn lines(kernel: &KernelLines, section: &str) -> String {
         let counters = &line.counters;
         let of = |count: u64, ratio: f64| if count == 0 { "-".into() } else { format!("{ratio:.2}x") };
         let place = if line.line == 0 { "(no line)".into() } else { format!("{}:{}", line.file, line.line) };
-        let source: String = line.text.as_deref().unwrap_or_default().chars().take(90).collect();
+        let source: String = line.text.iter().flat_map(|text| "  ".chars().chain(text.chars().take(90))).collect();
         let _ = writeln!(
             text,
-            "  {:>6.1}%{:>9}{:>11}{:>7.1}  {place}  {source}",
+            "  {:>6.1}%{:>9}{:>11}{:>7.1}  {place}{source}",
             100.0 * counters.warp_instructions as f64 / all.max(1) as f64,
             of(counters.global_sectors, counters.sector_ratio()),
             of(counters.shared_wavefronts, counters.conflict_ratio()),

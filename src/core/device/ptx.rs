@@ -106,7 +106,8 @@ pub fn embedded_modules() -> Vec<EmbeddedModule> {
 /// # Errors
 /// [`Error::Kernel`] where it is damaged.
 pub fn module_text(module: &str, capability: (u32, u32)) -> Result<Option<String>> {
-    let Some(found) = candidates(module, capability).into_iter().next() else { return Ok(None) };
+    let is_text = |candidate: &&EmbeddedPtx| !matches!(candidate.origin, Origin::Cubin { .. });
+    let Some(found) = candidates(module, capability).into_iter().find(is_text) else { return Ok(None) };
     let mut text = found.text()?;
     // Without the driver's zero byte.
     text.pop();

@@ -430,3 +430,33 @@ fn refused_machine_code_falls_back_to_ptx() {
         fails(modules::load("layer_norm", both[..1].to_vec()).map(drop), "the driver is too old");
     });
 }
+
+/// Each launch, copy and zeroing has a time of its own, and only while somebody asks.
+#[test]
+fn work_is_timed_piece_by_piece() {
+    on_machine("work_is_timed_piece_by_piece", &[], || {
+        let device = CudaDevice::open(0).unwrap();
+        let (from, to) = operands(&device);
+        for _ in 0..2 {
+            device.begin_timing().unwrap();
+            sum(&device, from, to, 0, CONFIG).unwrap();
+            // SAFETY: within the allocations, which do not overlap.
+            unsafe {
+                device.copy(from, to, 16).unwrap();
+                device.zero(to, 16).unwrap();
+                device.zero(to, 0).unwrap();
+            }
+            let times = device.end_timing().unwrap();
+            assert!(times.len() == 3 && times.iter().all(|&seconds| (0.0..10.0).contains(&seconds)), "{times:?}");
+            sum(&device, from, to, 0, CONFIG).unwrap();
+            assert!(device.end_timing().unwrap().is_empty());
+        }
+        let capture = Capture::begin(&device).unwrap();
+        fails(device.begin_timing(), "cannot begin to take times");
+        drop(capture);
+        // SAFETY: nothing uses them any more.
+        unsafe { [from, to].into_iter().for_each(|address| device.release(address)) };
+        drop(device);
+        assert_eq!(live(), 0, "events were given back");
+    });
+}
