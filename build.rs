@@ -1,5 +1,6 @@
 //! Generates the typed launches from `kernels/*.cu`, and embeds their PTX: the committed one always, and one compiled here
-//! where nvcc is found (`ENGINE_NVCC` names it, `ENGINE_NVCC=off` does without).
+//! where nvcc is found (`ENGINE_NVCC` names it, `ENGINE_NVCC=off` does without). Machine code of `kernels/cubins/` too (`ENGINE_CUBINS=off` does
+//! without).
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -16,7 +17,7 @@ use kernel_signatures::{
 const PREBUILD: &str = "`cargo run --release -p prebuild-kernels -- --nvrtc FOLDER` (see CONTRIBUTING.md)";
 
 fn main() {
-    for variable in ["ENGINE_NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
+    for variable in ["ENGINE_CUBINS", "ENGINE_NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     // The script runs for `engine-core`, in `src/core`.
@@ -86,7 +87,8 @@ fn build() -> Outcome {
 /// is not looked at.
 fn embed_cubins(kernels: &Path, files: &[PathBuf], out: &Path, manifest: &mut String) -> Outcome {
     let (mut found, mut missing) = (0, 0);
-    for file in files.iter().filter(|_| kernels.join("cubins").exists()) {
+    let wanted = kernels.join("cubins").exists() && env::var_os("ENGINE_CUBINS").is_none_or(|value| value != "off");
+    for file in files.iter().filter(|_| wanted) {
         for cubin in Cubin::all_of(file)? {
             let Ok(code) = fs::read(cubin.path(kernels)?) else {
                 missing += 1;
