@@ -19,7 +19,7 @@ use crate::models::{Classifier, Network};
 use crate::ops::host::parallel::{install, threads};
 use crate::rng::{Philox, Purpose};
 use crate::tensor::Device;
-use crate::train::{Recipe, Trainer};
+use crate::train::{DataSizes, Estimate, Peak, Recipe, Residency, StepWork, Trainer};
 
 /// Images in the set, as the peers have.
 const IMAGES: usize = 4096;
@@ -113,10 +113,12 @@ impl BenchStepCommand {
             None => peak_rss_mib(),
         };
 
-        let (ddim, ddim_fastest) = match trainer.network() {
+        let (ddim, ddim_fastest, ddim_work) = match trainer.network() {
             Some(Network::Classifier(network)) => self.measure_classifier(&trainer, network, group)?,
             _ => self.measure_sampler(&trainer, &config, group)?,
         };
+        let shares = on_cpu.then(|| self.roofline(&config, &ddim_work)).transpose()?;
+        let share = |place: usize, time: f64| shares.map(|least| (1e3 * least[place] / time).round() / 1e3);
         let round = |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
         println!(
             "{}",
@@ -137,13 +139,25 @@ impl BenchStepCommand {
                 "ddim_batch": DDIM_BATCH,
                 "ddim_step_ms": round(1e3 * ddim, 3),
                 "ddim_step_min_ms": round(1e3 * ddim_fastest, 3),
+                // Of the fastest step: the time that this CPU's rates, measured now, allow, over the step's.
+                "share_of_roofline": share(0, fastest),
+                "ddim_share_of_roofline": share(1, ddim_fastest),
             })
         );
         Ok(())
     }
 
-    /// Median and smallest time of a DDIM step.
-    fn measure_sampler(&self, trainer: &Trainer, config: &Config, group: usize) -> Result<(f64, f64)> {
+    /// Seconds that this CPU's rates allow for a training step and for a DDIM step.
+    fn roofline(&self, config: &Config, ddim: &StepWork) -> Result<[f64; 2]> {
+        let (peak, precision) = (Peak::of_this_cpu(), config.training.precision);
+        let sizes = DataSizes { training: IMAGES, validation: 0 };
+        let training = Estimate::with(config, sizes, Residency::InPlace)?.training;
+        let seconds = |work: &StepWork| work.roofline(&peak, precision).seconds;
+        Ok([seconds(&training), seconds(ddim)])
+    }
+
+    /// Median and smallest time of a DDIM step, and its work.
+    fn measure_sampler(&self, trainer: &Trainer, config: &Config, group: usize) -> Result<(f64, f64, StepWork)> {
         let context = trainer.context();
         // One group of stages for each time that is wanted; the first stages warm up.
         let needed = group * (self.warmup + self.repeat);
@@ -165,11 +179,17 @@ impl BenchStepCommand {
                 Ok(())
             })?;
         }
-        Ok(median(&mut times))
+        let (middle, fastest) = median(&mut times);
+        Ok((middle, fastest, StepWork::of(sampler.program())))
     }
 
-    /// Median and smallest time of a forward pass.
-    fn measure_classifier(&self, trainer: &Trainer, network: Rc<dyn Classifier>, group: usize) -> Result<(f64, f64)> {
+    /// Median and smallest time of a forward pass, and its work.
+    fn measure_classifier(
+        &self,
+        trainer: &Trainer,
+        network: Rc<dyn Classifier>,
+        group: usize,
+    ) -> Result<(f64, f64, StepWork)> {
         let len: usize = network.image_shape().iter().product();
         let images: Vec<f32> = (0..DDIM_BATCH * len).map(|place| (place % 511) as f32 / 255.0 - 1.0).collect();
         let mut classifier =
@@ -184,7 +204,8 @@ impl BenchStepCommand {
                 times.push(start.elapsed().as_secs_f64() / group as f64);
             }
         }
-        Ok(median(&mut times))
+        let (middle, fastest) = median(&mut times);
+        Ok((middle, fastest, StepWork::of(classifier.program())))
     }
 }
 

@@ -11,10 +11,8 @@ use crate::data::{Dataset, Split};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::eval::Extractor;
-use crate::ops::host::parallel::{install, threads};
-use crate::ops::host::rates::{self, Rates};
-use crate::tensor::{DType, Device};
-use crate::train::{DataSizes, Estimate, Peak, Residency, StepWork, available_memory};
+use crate::tensor::DType;
+use crate::train::{DataSizes, Estimate, Peak, Residency, StepWork};
 
 /// State the memory, the work and the least time of a training step and a sampling step, from shapes alone.
 ///
@@ -158,7 +156,7 @@ impl PlanCommand {
         for (kind, size) in rows {
             text += &format!("  {kind:<20}{:>12}\n", bytes(size as f64));
         }
-        text += &format!("  {:<20}{:>12}\n", "total", bytes(rows.iter().map(|row| row.1).sum::<usize>() as f64));
+        text += &format!("  {:<20}{:>12}\n", "total", bytes(extractor.bytes() as f64));
         text += &format!("\nfeatures of {batch} pictures\n{}", table(&work, &peak, precision));
         Ok(text + &floor(&work, &peak, precision, batch, "a batch"))
     }
@@ -230,9 +228,9 @@ fn device(on: &str) -> Result<Peak> {
         return Ok(peak.clone());
     }
     match on {
-        "cpu" => Ok(measure_cpu()),
+        "cpu" => Ok(Peak::of_this_cpu()),
         "here" => match DeviceChoice::Auto.open()?.accelerator {
-            None => Ok(measure_cpu()),
+            None => Ok(Peak::of_this_cpu()),
             Some(accelerator) => {
                 let name = accelerator.name();
                 let plain = name.to_lowercase().replace([' ', '-'], "");
@@ -256,21 +254,6 @@ fn device(on: &str) -> Result<Peak> {
             Err(Error::config("--on", message, format!("there are {}", keys.join(", "))))
         }
     }
-}
-
-/// This CPU's rates, measured: about a quarter of a second.
-fn measure_cpu() -> Peak {
-    install(|| {
-        let Rates { flops, bandwidth } = rates::measure();
-        Peak {
-            key: "cpu",
-            name: format!("this cpu, {} threads, measured now", threads()),
-            bf16: flops,
-            f32: flops,
-            bandwidth,
-            memory: available_memory(&Device::Cpu),
-        }
-    })
 }
 
 fn heading(name: &str, config: &Config, estimate: &Estimate, peak: &Peak) -> String {

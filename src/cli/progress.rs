@@ -49,8 +49,9 @@ impl Terminal {
             }
             Event::Evaluated { line, best, last } => {
                 let best = if *best { " (best so far)" } else { "" };
-                let samples = line.samples;
-                self.say(&format!("Step {}: {} {:.6} of {samples} samples{best}", line.step, line.metric, line.value));
+                let rule = line.rule.map_or(String::new(), |rule| format!(", rule {}", rule.name()));
+                let (step, metric, value, samples) = (line.step, &line.metric, line.value, line.samples);
+                self.say(&format!("Step {step}: {metric} {value:.6} of {samples} samples{rule}{best}"));
                 if *last {
                     self.say("No better one came for as long as training.patience says: the run ends here.");
                 }

@@ -29,7 +29,8 @@ pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
 pub use presets::{Preset, presets};
 pub use sections::{
-    BestBy, CommunicationDtype, DataConfig, Every, LrSchedule, OptimizerKind, Precision, SampleMetric, TrainingConfig,
+    BestBy, CommunicationDtype, DataConfig, Every, LrSchedule, OptimizerKind, Precision, Rule, SampleMetric,
+    TrainingConfig,
 };
 
 use crate::error::nearest;

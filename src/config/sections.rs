@@ -159,6 +159,20 @@ pub enum SampleMetric {
     Coverage,
 }
 
+/// Which evaluation tool's treatment of images InceptionV3 sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+#[value(rename_all = "kebab-case")]
+pub enum Rule {
+    /// Seitzer's pytorch-fid: half-pixel bilinear without antialias.
+    PytorchFid,
+    /// torch-fidelity, and the original TensorFlow code: TensorFlow 1's bilinear.
+    #[default]
+    TorchFidelity,
+    /// Parmar's clean-fid: PIL's antialiased bicubic.
+    CleanFid,
+}
+
 /// What makes a model the best of its run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -317,6 +331,8 @@ pub struct TrainingConfig {
     pub evaluate_every: Every,
     /// The metric, from the training images: `fid`, `kid`, `is`, `precision`, `recall`, `density` or `coverage`.
     pub evaluate_metric: SampleMetric,
+    /// How images are brought to InceptionV3: `torch-fidelity`, `pytorch-fid` or `clean-fid`.
+    pub evaluate_rule: Rule,
     /// Samples that are drawn each time, the same noise and labels every time.
     pub evaluate_samples: usize,
     /// Training images that they are measured from, of each class its share; null takes all.
@@ -372,6 +388,7 @@ impl Default for TrainingConfig {
             sample_every: Every::Epochs(10),
             evaluate_every: Every::Never,
             evaluate_metric: SampleMetric::Fid,
+            evaluate_rule: Rule::TorchFidelity,
             evaluate_samples: 2000,
             evaluate_reference: None,
             evaluate_extractor: "inception".into(),

@@ -203,6 +203,12 @@ impl Extractor {
         &self.program
     }
 
+    /// Bytes on the device: weights, pictures, features, arena.
+    pub fn bytes(&self) -> usize {
+        let weights = self.parameters.master().bytes() + self.parameters.fixed_bytes();
+        weights + self.io_bytes() + self.program.arena_bytes()
+    }
+
     /// Bytes that a batch of pictures, features and logits takes.
     pub fn io_bytes(&self) -> usize {
         [&self.images, &self.features, &self.logits].map(Tensor::bytes).iter().sum()

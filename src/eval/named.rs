@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::model_file::{ClassifierModel, ModelFile};
 use crate::models::efficientnet::{self, EfficientNetWeights};
 use crate::models::inception::{self, InceptionWeights};
-use crate::tensor::{Context, DType};
+use crate::tensor::{Context, DType, Device};
 use crate::weights::WeightFile;
 
 /// The published networks that make features, by the names under which `engine fetch` has them.
@@ -61,6 +61,24 @@ impl Extractor {
                 Err(Error::config("--extractor", format!("no published network is called {name:?}"), mend))
             }
         }
+    }
+
+    /// The bytes on a device of the network called `given`, as [`Extractor::find`] takes it: weights, pictures, features and arena at
+    /// `batch` pictures in f32. One of [`EXTRACTORS`] need not be there yet.
+    ///
+    /// # Errors
+    /// Those of [`Extractor::find`] for another file, and of opening a classifier.
+    pub fn bytes_of(given: &Path, place: &str, batch: usize) -> Result<usize> {
+        if let Some(name) = EXTRACTORS.iter().find(|name| given == Path::new(name)) {
+            return Ok(Self::of_shapes(name, batch, DType::F32)?.bytes());
+        }
+        let path = Self::find(given, place)?;
+        if ModelFile::open(&path).is_ok() {
+            return Ok(Self::open(&Context::new(Device::Cpu), &path, Rule::default(), batch)?.bytes());
+        }
+        let is_lite = !path.is_dir() && EfficientNetWeights::fits(&WeightFile::open(&path)?);
+        let name = if is_lite { "efficientnet-lite0" } else { "inception" };
+        Ok(Self::of_shapes(name, batch, DType::F32)?.bytes())
     }
 
     /// The network of a file: InceptionV3 of 2015 by `rule`, EfficientNet-lite0, or a classifier of the engine's own (a model file

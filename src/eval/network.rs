@@ -44,6 +44,11 @@ impl NetworkClassifier {
         Ok(Self { context: context.clone(), network, parameters, prepared, images, logits, program })
     }
 
+    /// A forward pass: memory and cost.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
     /// Classifies images `[N, H, W, C]` in [-1, 1] among all classes of the network; `progress(done, total)` counts batches. An
     /// image's result is its own: neither other images nor the batch nor threads change a bit of it.
     ///

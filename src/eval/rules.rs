@@ -13,23 +13,8 @@
 //! EDM's statistics (`fid-refs/*.npz`) were made by StyleGAN's port of the 2015 graph, with TensorFlow 1's resize: nearest to
 //! torch-fidelity's rule. They are read, and said to be EDM's; that network is not claimed.
 
-use serde::{Deserialize, Serialize};
-
+pub use crate::config::Rule;
 use crate::models::inception::SIZE;
-
-/// Which tool's treatment of images.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-#[value(rename_all = "kebab-case")]
-pub enum Rule {
-    /// Seitzer's pytorch-fid: half-pixel bilinear without antialias.
-    PytorchFid,
-    /// torch-fidelity, and the original TensorFlow code: TensorFlow 1's bilinear.
-    #[default]
-    TorchFidelity,
-    /// Parmar's clean-fid: PIL's antialiased bicubic.
-    CleanFid,
-}
 
 /// A kernel of a resize along one axis.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{DataSizes, Residency, Trainer};
+use super::{DataSizes, Residency, Trainer, available_memory, observers};
 use crate::config::{Config, Precision};
 use crate::error::Result;
-use crate::tensor::{Cost, Program};
+use crate::ops::host::parallel::{install, threads};
+use crate::ops::host::rates::{self, Rates};
+use crate::tensor::{Cost, Device, Program};
 
 /// The rates of a device.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +51,21 @@ impl Peak {
                 memory: Some(memory * 1_000_000_000),
             })
             .collect()
+    }
+
+    /// Those of this CPU on all threads, measured: about a quarter of a second.
+    pub fn of_this_cpu() -> Self {
+        install(|| {
+            let Rates { flops, bandwidth } = rates::measure();
+            Self {
+                key: "cpu",
+                name: format!("this cpu, {} threads, measured now", threads()),
+                bf16: flops,
+                f32: flops,
+                bandwidth,
+                memory: available_memory(&Device::Cpu),
+            }
+        })
     }
 
     /// Seconds that `cost` takes at least, and whether memory rather than arithmetic bounds it.
@@ -201,6 +218,11 @@ impl Estimate {
         let named: usize = memory.iter().map(|(_, bytes)| bytes).sum();
         memory.push(("tables and results", trainer.context().persistent_bytes().saturating_sub(named)));
         memory.push(("arena", arena));
+        // While an evaluation goes on; its programs are planned apart from the run's.
+        let evaluation = observers::network_bytes(config)?;
+        if evaluation > 0 {
+            memory.push(("evaluation network", evaluation));
+        }
 
         let (accumulation, shards) = (config.training.gradient_accumulation, config.training.shards);
         let times = |name: &str| match (name, shards) {

@@ -7,7 +7,7 @@ use crate::tensor::Device;
 /// What a run needs and what there is, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Data set, weights, optimizer state: whatever the batch.
+    /// Data set, weights, optimizer state, the network of evaluations: whatever the batch.
     pub persistent: u64,
     /// The largest program's activations and scratch: proportional to the batch.
     pub arena: u64,
@@ -16,10 +16,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The memory of a planned run on `device`.
-    pub fn of(plan: &Trainer, device: &Device) -> Self {
+    /// The memory of a planned run on `device`, with `evaluation` bytes for the network of its evaluations.
+    pub fn of(plan: &Trainer, evaluation: usize, device: &Device) -> Self {
         let arena = plan.programs().map(|(_, program)| program.arena_bytes()).max().unwrap_or(0);
-        let persistent = plan.context().persistent_bytes();
+        let persistent = plan.context().persistent_bytes() + evaluation;
         Self { persistent: persistent as u64, arena: arena as u64, available: available_memory(device) }
     }
 

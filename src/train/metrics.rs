@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::config::Rule;
 use crate::error::{Error, Result};
 
 /// A logged step. The training set's share is told by `loss`, that of the images held out by [`ValidationLine`].
@@ -87,6 +88,9 @@ pub struct EvaluationLine {
     pub value: f64,
     /// Samples behind it.
     pub samples: usize,
+    /// How they were brought to InceptionV3; none for another network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<Rule>,
 }
 
 /// What is read back of a line.
@@ -216,7 +220,8 @@ mod tests {
         }
         let validation = ValidationLine { step: 6, epoch: 0.75, validation_loss: 0.25, validation_accuracy: None };
         metrics.log_validation(&validation).unwrap();
-        let evaluation = EvaluationLine { step: 6, epoch: 0.75, metric: "FID".into(), value: 31.25, samples: 64 };
+        let evaluation =
+            EvaluationLine { step: 6, epoch: 0.75, metric: "FID".into(), value: 31.25, samples: 64, rule: None };
         metrics.log_evaluation(&evaluation).unwrap();
         let found = Metrics::open(&path, 6).unwrap();
         assert_eq!((found.evaluation, found.metric.as_deref()), (vec![(6, 31.25)], Some("FID")));

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::observers::find_extractor;
+use super::observers::{self, find_extractor};
 use super::space::check_space;
 use super::{
     DataSizes, Event, Memory, Progress, Recipe, Residency, Run, RunFolder, Start, Task, TrainRequest, Trainer,
@@ -253,9 +253,10 @@ fn place(
     sizes: DataSizes,
     device: &Device,
 ) -> Result<(Residency, Trainer, Memory)> {
+    let evaluation = observers::network_bytes(config)?;
     let planned = |residency: Residency| -> Result<_> {
         let plan = Trainer::plan_with(task, config, sizes, residency)?;
-        let memory = Memory::of(&plan, device);
+        let memory = Memory::of(&plan, evaluation, device);
         Ok((residency, plan, memory))
     };
     let first = planned(Residency::of(device, dataset, config.data.device_memory))?;

@@ -123,6 +123,26 @@ fn the_plan_says_where_images_lie() {
     assert!(plan.contains("stream from the mapped file") && !plan.contains("TOO MUCH"), "{plan}");
 }
 
+/// A run that evaluates holds the network that makes features while it does.
+#[test]
+fn the_plan_counts_the_network_of_evaluations() {
+    let total = |text: &str, row: &str| -> String {
+        let line =
+            text.lines().find(|line| line.trim_start().starts_with(row)).unwrap_or_else(|| panic!("{row}: {text}"));
+        line.trim_start()[row.len()..].trim().to_string()
+    };
+    let run = ["plan", "--on", "h100", "--set", "training.evaluate_every=100"];
+    for name in ["inception", "efficientnet-lite0"] {
+        let extractor = format!("training.evaluate_extractor={name}");
+        let planned = text(&[&run[..], &["--set", &extractor]].concat());
+        let alone = text(&["plan", "--extractor", name, "--on", "h100"]);
+        assert_eq!(total(&planned, "evaluation network"), total(&alone, "total"));
+    }
+    assert!(!text(&["plan", "--on", "h100"]).contains("evaluation network"));
+    let fault = fault(&[&run[..], &["--set", "training.evaluate_extractor=nowhere.pth"]].concat());
+    assert!(fault.contains("training.evaluate_extractor: nowhere.pth is not there"), "{fault}");
+}
+
 #[test]
 fn plans_that_cannot_be_made_are_told() {
     assert!(fault(&["plan", "--preset", "dit-cifr10"]).contains("did you mean dit-cifar10?"));

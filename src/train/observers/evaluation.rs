@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use crate::config::{BestBy, Config, Every, SampleMetric, TrainingConfig};
+use crate::config::{BestBy, Config, Every, Rule, SampleMetric, TrainingConfig};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::eval::evaluation::{Asking, FeatureSet, Measured, MetricKind, Reference, measure};
-use crate::eval::{Better, Extractor, Gallery, Rule};
+use crate::eval::{Better, Extractor, Gallery};
 use crate::picture::Image;
 use crate::tensor::Context;
 use crate::train::follow::Sampling;
@@ -59,7 +59,7 @@ impl Evaluate {
     }
 
     /// None where the run is to stop.
-    fn found(&mut self, run: &mut Run) -> Result<Option<Measured>> {
+    fn found(&mut self, run: &mut Run) -> Result<Option<(Measured, Option<Rule>)>> {
         let mut extractor = self.extractor(run)?;
         run.report(&Event::Busy("draws samples and evaluates them"));
         let Some(set) = drawn(run, &mut extractor, self.samples)? else { return Ok(None) };
@@ -68,7 +68,9 @@ impl Evaluate {
         let asking = Asking { metrics: &[kind], distance: extractor.distance_name(), draws: 0, seed, classes: None };
         let (found, _) = measure(&set, self.reference.as_ref(), &asking, &mut |_, _, _| Ok(()))?;
         let found = found.into_iter().find(|measured| measured.key == key);
-        found.map(Some).ok_or_else(|| Error::shape("evaluation", format!("no {key} was measured")))
+        found
+            .map(|found| Some((found, extractor.rule())))
+            .ok_or_else(|| Error::shape("evaluation", format!("no {key} was measured")))
     }
 
     fn is_exhausted(&self, run: &Run) -> bool {
@@ -96,7 +98,7 @@ impl Observer for Evaluate {
     }
 
     fn act(&mut self, run: &mut Run) -> Result<()> {
-        let Some(found) = self.found(run)? else { return Ok(()) };
+        let Some((found, rule)) = self.found(run)? else { return Ok(()) };
         let (step, epoch, value) = (run.place().step, run.epochs(), found.value);
         let evaluations = &mut run.progress.evaluations;
         let best = match (evaluations.best, found.better) {
@@ -112,7 +114,7 @@ impl Observer for Evaluate {
         if best && self.keeps_best {
             run.save_model(&run.folder().best())?;
         }
-        let line = EvaluationLine { step, epoch, metric: found.name, value, samples: self.samples };
+        let line = EvaluationLine { step, epoch, metric: found.name, value, samples: self.samples, rule };
         run.journal(|journal| journal.evaluation(&line))?;
         let last = self.is_exhausted(run);
         if last {
@@ -132,9 +134,9 @@ impl Observer for Evaluate {
 
 /// The network whose features are compared.
 pub(in crate::train) fn network(trainer: &Trainer) -> Result<Extractor> {
-    let path = Path::new(&trainer.config().training.evaluate_extractor);
-    let context = Context::new(trainer.context().device().clone());
-    Extractor::open(&context, &Extractor::find(path, EXTRACTOR)?, Rule::default(), BATCH)
+    let training = &trainer.config().training;
+    let path = Extractor::find(Path::new(&training.evaluate_extractor), EXTRACTOR)?;
+    Extractor::open(&Context::new(trainer.context().device().clone()), &path, training.evaluate_rule, BATCH)
 }
 
 /// Whether the present step's evaluation is in the log.
@@ -184,6 +186,17 @@ fn kind(metric: SampleMetric) -> (MetricKind, &'static str) {
         SampleMetric::Recall => (MetricKind::PrecisionRecall, "recall"),
         SampleMetric::Density => (MetricKind::DensityCoverage, "density"),
         SampleMetric::Coverage => (MetricKind::DensityCoverage, "coverage"),
+    }
+}
+
+/// Bytes that the network of a run's evaluations takes on its device while one goes on; 0 for a run without evaluations.
+///
+/// # Errors
+/// As [`find_extractor`]; those of opening a classifier.
+pub(in crate::train) fn network_bytes(config: &Config) -> Result<usize> {
+    match config.training.evaluate_every {
+        Every::Never => Ok(0),
+        _ => Extractor::bytes_of(Path::new(&config.training.evaluate_extractor), EXTRACTOR, BATCH),
     }
 }
 

@@ -7,7 +7,7 @@ mod log;
 mod pictures;
 mod validation;
 
-pub(super) use evaluation::{find_extractor, network as evaluation_network};
+pub(super) use evaluation::{find_extractor, network as evaluation_network, network_bytes};
 
 use super::Observer;
 use crate::config::{BestBy, TrainingConfig};
