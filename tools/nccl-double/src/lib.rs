@@ -46,7 +46,7 @@ pub struct Communicator {
     peers: Vec<TcpStream>,
     calls: u64,
     /// What was submitted: a captured call is made again at each replay.
-    submitted: Vec<Box<Call>>,
+    submitted: Vec<*mut Call>,
     /// Calls that were not captured, to be made again: by bytes, kind and dtype.
     eager: HashMap<(usize, u64), *mut Call>,
 }
@@ -295,7 +295,7 @@ fn sum(all: &[Vec<u8>], brief: bool) -> Vec<u8> {
         // Rounded to the nearest, of two the even one.
         true => sum
             .iter()
-            .map(|value| ((value.to_bits() + 0x7fff + (value.to_bits() >> 16 & 1)) >> 16) as u16)
+            .map(|value| (value.to_bits().wrapping_add(0x7fff + (value.to_bits() >> 16 & 1)) >> 16) as u16)
             .flat_map(u16::to_le_bytes)
             .collect(),
         false => sum.into_iter().flat_map(f32::to_le_bytes).collect(),
@@ -363,9 +363,8 @@ unsafe fn submit(
             Some(call) => *call,
             None => {
                 let (memory, all) = (driver.pin(bytes)?, driver.pin(answer)?);
-                let mut made = Box::new(Call { communicator, kind, own: memory, bytes, all });
-                let call: *mut Call = &mut *made;
-                own.submitted.push(made);
+                let call = Box::into_raw(Box::new(Call { communicator, kind, own: memory, bytes, all }));
+                own.submitted.push(call);
                 if !captured {
                     own.eager.insert((bytes, kind), call);
                 }
@@ -430,8 +429,11 @@ pub unsafe extern "C" fn ncclCommDestroy(communicator: *mut Communicator) -> c_i
     // SAFETY: nccl.h's contract: nobody uses it after this.
     let communicator = unsafe { Box::from_raw(communicator) };
     log(&format!("{} destroy", communicator.rank));
-    if let Some(driver) = Driver::open() {
-        for call in &communicator.submitted {
+    let driver = Driver::open();
+    for call in &communicator.submitted {
+        // SAFETY: made by `submit`, and given back once; nccl.h's contract: no graph that would call it is left.
+        let call = unsafe { Box::from_raw(*call) };
+        if let Some(driver) = &driver {
             driver.unpin(call.own);
             driver.unpin(call.all);
         }

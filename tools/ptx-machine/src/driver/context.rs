@@ -108,6 +108,7 @@ fn open(driver: &mut Driver, index: usize) -> Outcome<Handle> {
         queue: Default::default(),
         last: Default::default(),
         in_host_function: false,
+        in_background: false,
     };
     driver.contexts.insert(made, context);
     Ok(made)

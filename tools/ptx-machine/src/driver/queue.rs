@@ -85,19 +85,40 @@ fn next_host_function(ops: &[Op], from: usize) -> Option<usize> {
     ops[from..].iter().position(|op| matches!(op, Op::Host(_))).map(|next| from + next)
 }
 
-pub fn has_host_function(queue: &VecDeque<(Handle, Op)>) -> bool {
-    queue.iter().any(|(_, op)| match op {
+/// Whether it is a host function, or has one.
+pub fn is_host_function(op: &Op) -> bool {
+    match op {
         Op::Host(_) => true,
         Op::Graph(ops, from) => next_host_function(ops, *from).is_some(),
         _ => false,
-    })
+    }
 }
 
-/// Does the work of the thread's context up to its last host function. Those run without the lock: one may wait for another device's,
-/// which another thread drives.
-pub fn do_host_functions(mut driver: MutexGuard<'static, Driver>) -> MutexGuard<'static, Driver> {
+pub fn has_host_function(queue: &VecDeque<(Handle, Op)>) -> bool {
+    queue.iter().any(|(_, op)| is_host_function(op))
+}
+
+/// How long a context's host functions wait for somebody who waits for them.
+const DELAY: Duration = Duration::from_millis(10);
+
+/// From here on a context's host functions are done though nobody in this process waits for them: another process may.
+pub fn do_in_background(context: Handle) {
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(DELAY);
+            let mut driver = state::lock();
+            if driver.context(context).is_err() {
+                return;
+            }
+            drop(do_host_functions(driver, context));
+        }
+    });
+}
+
+/// Does a context's work up to its last host function. Those run without the lock: one may wait for another device's, which another
+/// thread drives.
+pub fn do_host_functions(mut driver: MutexGuard<'static, Driver>, context: Handle) -> MutexGuard<'static, Driver> {
     loop {
-        let Ok(context) = driver.current() else { return driver };
         let Ok(found) = driver.context(context) else { return driver };
         if found.in_host_function {
             drop(driver);

@@ -49,6 +49,8 @@ pub struct Context {
     pub last: HashMap<Handle, Last>,
     /// A host function of it is under way: nothing behind it is done.
     pub in_host_function: bool,
+    /// It has had host functions, which a thread of its own does where nobody waits for them.
+    pub in_background: bool,
 }
 
 pub struct Stream {
@@ -343,6 +345,10 @@ impl Driver {
         }
         if stream <= 1 {
             self.legacy_is_free(context)?;
+        }
+        let found = self.context(context)?;
+        if queue::is_host_function(&op) && !std::mem::replace(&mut found.in_background, true) {
+            queue::do_in_background(context);
         }
         let queue = &mut self.context(context)?.queue;
         queue.push_back((stream, op));

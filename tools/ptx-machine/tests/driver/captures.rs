@@ -199,10 +199,12 @@ fn forks_are_done_late_and_host_functions_at_each_replay() {
                 (vec![6 * replay + 10, 6 * replay], vec![6 * replay])
             );
         }
-        // Not captured: behind what is before it.
+        // Not captured; and it comes to be done though nobody waits: another process may.
         assert_eq!(cuLaunchHostFunc(opened.stream, Some(add_ten), host), SUCCESS);
-        assert_eq!(*host.cast::<u32>(), 28, "nobody has waited");
-        assert_eq!(opened.synchronize(), SUCCESS);
-        assert_eq!(*host.cast::<u32>(), 38);
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while host.cast::<u32>().read_volatile() != 38 {
+            assert!(std::time::Instant::now() < until, "nobody does it");
+            std::thread::yield_now();
+        }
     }
 }
