@@ -107,7 +107,7 @@ struct Counted {
     /// None where not every block was executed.
     footprint: Option<Footprint>,
     /// How many blocks were executed in the place of all, and the least and the most warp instructions of one.
-    sampled: Option<(u64, [u64; 2])>,
+    sampled: Option<Sampled>,
 }
 
 /// What is done with a launch.
@@ -205,7 +205,7 @@ impl Profile {
         dependent: bool,
         sums: &Sums,
         footprint: Option<Footprint>,
-        sampled: Option<(u64, [u64; 2])>,
+        sampled: Option<Sampled>,
     ) -> Vec<u32> {
         let program = &launch.program;
         let counted = Counted { counters: sums.total(program), footprint, sampled };
@@ -333,9 +333,12 @@ impl Profile {
     }
 }
 
+/// Blocks that were executed of a grid, and the least and the most warp instructions of one.
+type Sampled = (u64, [u64; 2]);
+
 /// Executes `count` of a grid's blocks, on as many host threads as its limits say: what they did, multiplied to stand for all, their
 /// number, and the least and the most warp instructions of one.
-fn sample(grid: &Grid<'_>, program: &Program, blocks: u64, count: u64) -> Result<(Sums, (u64, [u64; 2])), Box<Report>> {
+fn sample(grid: &Grid<'_>, program: &Program, blocks: u64, count: u64) -> Result<(Sums, Sampled), Box<Report>> {
     let next = AtomicU64::new(0);
     let work = || -> Result<Vec<Sums>, Box<Report>> {
         let mut done = Vec::new();
