@@ -20,7 +20,7 @@ use engine::data::{Dataset, Parts};
 use engine::picture::{Image, write_png};
 use engine::rng::{Philox, Purpose};
 
-use crate::pages::{Command, Mode, Page, pages, root, words};
+use crate::pages::{Block, Command, Mode, Page, pages, root, words};
 
 /// How long a block may take. A test machine's two cores do each in seconds.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -129,8 +129,8 @@ fn commands_are_made_small_and_keep_their_words() {
     assert_eq!(of("cargo test --release"), None);
 }
 
-/// What the pages take for granted: `data/` with small sets of noise under the published names, `photos/` in two folders, the run
-/// `quickstart`, which the README's first command makes.
+/// What the pages take for granted: `data/` with small sets of noise under the published names, `photos/` in two folders, the runs
+/// `quickstart`, which the README's first command makes, and `classifier`.
 struct Fixture(tempfile::TempDir);
 
 impl Fixture {
@@ -150,7 +150,8 @@ impl Fixture {
                 fixture.picture(&format!("photos/{class}/{number}.png"), 40);
             }
         }
-        fixture.train();
+        fixture.train("engine train");
+        fixture.train("engine train --preset resnet18-cifar10 --data builtin --out runs/classifier");
         fixture
     }
 
@@ -163,15 +164,22 @@ impl Fixture {
         write_png(self.path(name), &Image::new(side, side, 3, pixels).unwrap(), &[]).unwrap();
     }
 
-    fn train(&self) {
-        let script = small(&words("engine train")).unwrap().join(" ");
+    fn train(&self, command: &str) {
+        let script = small(&words(command)).unwrap().join(" ");
         run(&script, self.0.path()).unwrap_or_else(|error| panic!("{script}: {error}"));
     }
 
-    /// A copy for a page.
-    fn copy(&self) -> tempfile::TempDir {
+    /// A copy for a page, without the runs that its own commands make.
+    fn copy(&self, blocks: &[Block]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         copy(self.0.path(), folder.path());
+        for command in blocks.iter().flat_map(|block| &block.commands) {
+            let words = words(&command.text);
+            let out = words.iter().zip(words.iter().skip(1)).find(|(option, _)| *option == "--out");
+            if let Some((_, run)) = out.filter(|(_, run)| run.starts_with("runs/")) {
+                let _ = fs::remove_dir_all(folder.path().join(run));
+            }
+        }
         folder
     }
 }
@@ -301,7 +309,7 @@ fn has_curl() -> bool {
 /// What is wrong with the commands of a page.
 fn try_commands(page: &Page, fixture: &Fixture) -> Vec<String> {
     let (blocks, mut faults) = page.blocks();
-    let folder = fixture.copy();
+    let folder = fixture.copy(&blocks);
     for block in &blocks {
         faults.extend(block.commands.iter().filter_map(|command| unknown_names(page, command)));
         let asks = |command: &Command| command.text.contains("curl ");
