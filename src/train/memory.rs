@@ -54,7 +54,7 @@ pub fn available_memory(device: &Device) -> Option<u64> {
     match device {
         Device::Accelerator(accelerator) => accelerator.memory().ok().map(|(free, _)| free),
         Device::Cpu => {
-            let host = host_available(&std::fs::read_to_string("/proc/meminfo").ok()?);
+            let host = host_entry(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:");
             // A container's limit, where there is one ("max" is none).
             let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
             let limit = number("/sys/fs/cgroup/memory.max")
@@ -67,9 +67,15 @@ pub fn available_memory(device: &Device) -> Option<u64> {
     }
 }
 
-/// `MemAvailable` of `/proc/meminfo`.
-fn host_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// All memory of the host, with what it can swap; none where it does not say.
+pub(super) fn host_memory() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    Some(host_entry(&meminfo, "MemTotal:")? + host_entry(&meminfo, "SwapTotal:").unwrap_or(0))
+}
+
+/// Bytes of an entry of `/proc/meminfo`, such as `MemAvailable:`.
+fn host_entry(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -79,9 +85,10 @@ mod tests {
 
     #[test]
     fn meminfo_is_read() {
-        assert_eq!(host_available("MemTotal: 10 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
-        assert_eq!(host_available("MemFree: 1 kB"), None);
-        assert_eq!(host_available("MemAvailable: many kB"), None);
+        let available = |meminfo| host_entry(meminfo, "MemAvailable:");
+        assert_eq!(available("MemTotal: 10 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
+        assert_eq!(available("MemFree: 1 kB"), None);
+        assert_eq!(available("MemAvailable: many kB"), None);
     }
 
     #[test]

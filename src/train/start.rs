@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::memory::host_memory;
 use super::observers::{self, find_extractor};
 use super::space::check_space;
 use super::{
@@ -209,8 +210,10 @@ fn prepare(
     let (residency, plan, memory) = place(task.as_ref(), config, dataset, sizes, &device)?;
     match (memory.check(&chosen.note, config.training.batch_size), &device) {
         (Ok(()), _) => {}
-        // The operating system may still find room, by swapping.
-        (Err(error), Device::Cpu) => report(&Event::Warning(error.to_string())),
+        // The operating system may still find room, by ending others or by swapping, but not beyond all that it has.
+        (Err(error), Device::Cpu) if host_memory().is_none_or(|most| memory.needed() <= most) => {
+            report(&Event::Warning(error.to_string()))
+        }
         (Err(error), _) => return Err(error),
     }
     let start = Start {

@@ -474,6 +474,7 @@ fn bad_inputs_are_refused_in_one_line() {
         (&["--set", "training.batch_size"], &["--set", "SECTION.KEY=VALUE"]),
         (&["--set", "model.num_heads=3"], &["model.num_heads", "divide"]),
         (&["--batch", "0"], &["training.batch_size", "0 is outside"]),
+        (&["--batch", "1000000"], &["out of memory", "--batch", "would fit"]),
         (&["--steps", "0"], &["training.num_steps", "at least one"]),
         (&["--threads", "0"], &["--threads"]),
         (&["--config", &torn], &[&torn]),
