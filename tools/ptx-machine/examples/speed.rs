@@ -1,9 +1,10 @@
-//! Thread instructions a second, with checks and without: `cargo run --release -p ptx-machine --example speed [THREADS]`.
+//! Thread instructions a second, with checks, without, and without but counted: `cargo run --release -p ptx-machine --example speed [THREADS]`.
 //!
 //! Four kernels of one's own: arithmetic alone, a sum through shared memory, a copy, and a product of tiles as a GPU does it.
 
 use std::time::Instant;
 
+use ptx_machine::count::{Counts, Place, Sums, Touches};
 use ptx_machine::exec::{Counter, Grid, Limits, MOST_CORES, run_observed};
 use ptx_machine::ir::Program;
 use ptx_machine::memory::DeviceMemory;
@@ -53,8 +54,8 @@ fn main() {
     };
     let plural = if cores == 1 { "" } else { "s" };
     println!(
-        "{:<12} {:>16} {:>16}   million thread instructions a second, {cores} host thread{plural}",
-        "kernel", "checked", "unchecked"
+        "{:<12} {:>16} {:>16} {:>16}   million thread instructions a second, {cores} host thread{plural}",
+        "kernel", "checked", "unchecked", "counted"
     );
     for (name, body) in KERNELS {
         // One thread writes the tile of the product.
@@ -63,11 +64,12 @@ fn main() {
         let module = parse("speed", &text).unwrap_or_else(|error| panic!("{error}"));
         let program = Program::build(&module, &module.entries[0], &[]).unwrap_or_else(|error| panic!("{error}"));
         let mut rates = Vec::new();
-        for checked in [true, false] {
+        for (checked, counts) in [(true, false), (false, false), (false, true)] {
             let mut memory = DeviceMemory::new(0, 64 << 20, checked).unwrap();
             let buffers = [(); 2].map(|()| memory.allocate(256 * 64 * 4).unwrap());
             memory.mark_written(buffers[0], 256 * 64 * 4);
             let params: Vec<u8> = buffers.iter().flat_map(|address| address.to_le_bytes()).collect();
+            let touches = Touches::new(memory.span().1).unwrap();
             let mut best = 0f64;
             for launch in 1..4 {
                 let limits = Limits { cores, ..Limits::default() };
@@ -85,12 +87,19 @@ fn main() {
                     limits,
                 };
                 let start = Instant::now();
-                let counters = run_observed(&grid, Counter::default).unwrap_or_else(|report| panic!("{report}"));
-                let count: u64 = counters.iter().map(|counter| counter.thread_instructions).sum();
+                let count = if counts {
+                    let place = Place { touches: &touches, base: memory.span().0, launch: launch as u32, first: 1 };
+                    let counted = run_observed(&grid, || Counts::new(&program, Some(place)));
+                    let (sums, _) = Sums::of(&program, counted.unwrap_or_else(|report| panic!("{report}")));
+                    sums.total(&program).thread_instructions
+                } else {
+                    let counters = run_observed(&grid, Counter::default).unwrap_or_else(|report| panic!("{report}"));
+                    counters.iter().map(|counter| counter.thread_instructions).sum()
+                };
                 best = best.max(count as f64 / start.elapsed().as_secs_f64() / 1e6);
             }
             rates.push(best);
         }
-        println!("{name:<12} {:>16.0} {:>16.0}", rates[0], rates[1]);
+        println!("{name:<12} {:>16.0} {:>16.0} {:>16.0}", rates[0], rates[1], rates[2]);
     }
 }

@@ -3,7 +3,10 @@
 mod common;
 
 use common::{Kernel, THREAD, module};
-use ptx_machine::count::{Counters, Sums, Touches};
+use std::collections::{BTreeMap, BTreeSet};
+
+use ptx_machine::count::rules::{Pieces, wavefronts as waves};
+use ptx_machine::count::{Counters, SECTOR, Sums, Touches};
 
 /// Behind the instruction that a test looks at.
 const HERE: &str = "// here";
@@ -191,6 +194,55 @@ fn wavefronts_of_shared_memory() {
     ];
     for (name, offset, instruction, expected) in cases {
         assert_eq!(wavefronts(offset, instruction), *expected, "{name}");
+    }
+}
+
+/// Requests of every pattern, against the rules done naively.
+#[test]
+fn the_rules_on_requests_of_every_kind() {
+    let mut state = 7u64;
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for round in 0..20_000 {
+        let bytes = 1u64 << random(5);
+        let (base, stride, range) = (random(1 << 20), random(80), 1 << random(12));
+        let addresses: [u64; 32] = std::array::from_fn(|lane| {
+            let place = match round % 4 {
+                0 => base + lane as u64 * stride,
+                1 => base + random(range),
+                2 => base + (lane as u64 ^ stride) * 8,
+                _ => base + lane as u64 / (stride + 1),
+            };
+            place * bytes
+        });
+        let mask = if random(2) == 0 { !0 } else { random(1 << 32) as u32 | 1 << random(32) };
+        let active: Vec<usize> = (0..32).filter(|lane| mask >> lane & 1 != 0).collect();
+        let touched: BTreeSet<u64> = active.iter().flat_map(|&lane| addresses[lane]..addresses[lane] + bytes).collect();
+        let sectors: BTreeSet<u64> = touched.iter().map(|byte| byte / 32).collect();
+        let pieces = Pieces::of(mask, bytes, &addresses);
+        let mut seen = Vec::new();
+        assert_eq!(pieces.sectors(|sector| seen.push(sector)), sectors.len() as u64);
+        assert!(seen.iter().eq(&sectors));
+        assert_eq!((pieces.bytes(), pieces.least(SECTOR)), (touched.len() as u64, touched.len().div_ceil(32) as u64));
+        // Words of each bank, by phase; with atomics each lane's own.
+        let phase_lanes = 128 / bytes.max(4) as usize;
+        let (mut together, mut in_turn) = (0, 0);
+        for phase in active.chunk_by(|a, b| a / phase_lanes == b / phase_lanes) {
+            let mut words: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+            let mut lanes: BTreeMap<u64, u64> = BTreeMap::new();
+            for &lane in phase {
+                for word in addresses[lane] / 4..(addresses[lane] + bytes).div_ceil(4) {
+                    words.entry(word % 32).or_default().insert(word);
+                    *lanes.entry(word % 32).or_default() += 1;
+                }
+            }
+            together += words.values().map(BTreeSet::len).max().unwrap_or(0) as u64;
+            in_turn += lanes.into_values().max().unwrap_or(0);
+        }
+        let found = (waves(mask, bytes, &addresses, true), waves(mask, bytes, &addresses, false));
+        assert_eq!(found, (together, in_turn), "{bytes} bytes, {mask:#x}, {addresses:?}");
     }
 }
 

@@ -2,21 +2,23 @@
 //! sector before. Every count is exact and is the same in each run and on any number of host threads.
 //!
 //! **Instructions.** A warp instruction is one of the PTX that a warp executes with at least one lane there; one whose guard holds in no
-//! lane counts too. Its active lanes are those in which the guard holds (of a jump, those that make it). What several places of a warp do together (`shfl` in both sides of a branch) counts once a place.
+//! lane counts too. Its active lanes are those in which the guard holds (of a jump, those that make it). What several places of a warp
+//! do together (`shfl` in both sides of a branch) counts once a place.
 //! Classes are those of [`Class`](crate::ir::Class); an instruction by a generic address counts as one on global memory, its requests as
 //! those of the memory that they reach.
 //!
-//! **Global memory** moves in sectors of 32 bytes (CUDA C++ Best Practices Guide, "Coalesced Access to Global Memory": a warp's accesses
-//! "coalesce into a number of transactions equal to the number of 32-byte transactions necessary to service all of the threads").
-//! A load, store, atomic or `cp.async` of a warp is one request, whatever the bytes of its lanes; its sectors are the different ones that
+//! **Global memory** moves in sectors of 32 bytes, as many as a warp's lanes touch together (CUDA C++ Best Practices Guide, "Coalesced
+//! Access to Global Memory", capability 6.0 and newer). A load, store, atomic or `cp.async` of a warp is one request, whatever the bytes of its lanes; its sectors are the different ones that
 //! its active lanes touch. The least is what its different bytes would fill, `ceil(bytes / 32)`. Each lane of a `cp.async` asks for
 //! the whole copy's bytes, unless it reads none.
 //!
-//! **Shared memory** has 32 banks of 4 bytes (CUDA C++ Programming Guide, "Shared Memory" of capability 5.x, which holds for 8.x to 10.x). A
-//! request is done in phases: all lanes for accesses of up to 4 bytes, half warps for 8, quarter warps for 16. A phase takes as many
-//! wavefronts as the most different words that it wants of one bank; lanes that want the same word get it together. `ldmatrix` is a
-//! phase for each matrix, of 8 rows of 16 bytes; `cp.async` writes as a store does. For an atomic, lanes at the same word take turns:
-//! a phase takes as many wavefronts as lanes come to one bank. The least is what the different bytes would fill, `ceil(bytes / 128)`.
+//! **Shared memory** has 32 banks of 4 bytes, and lanes that want the same word get it together (CUDA C++ Programming Guide, "Shared Memory"
+//! of the capabilities from 5.x on). A request is done in phases: all lanes for accesses of up to 4 bytes, half warps for 8, quarter warps
+//! for 16 (NVIDIA at GTC 2019, session S9593, on accesses of shared memory; NVIDIA/cutlass issue 328). A phase takes as many wavefronts
+//! as the most different words that it wants of one bank. `ldmatrix` is a phase for each matrix, of 8 rows of 16 bytes; `cp.async`
+//! writes as a store does. For an atomic, lanes at the same word take turns: a phase takes as many wavefronts as lanes come to one
+//! bank. The least is what the different bytes would fill, `ceil(bytes / 128)`. Hardware may join phases that want the same words; that
+//! is not counted here, so wide loads of few places take one wavefront a phase.
 //!
 //! **Local memory** counts in bytes: the system lays it out so that a warp's lanes lie side by side.
 //!

@@ -66,7 +66,7 @@ impl Pieces {
         self.count as u64 * self.bytes
     }
 
-    /// The most and fewest units of `size` bytes: at least one.
+    /// The units of `size` bytes that its different bytes would fill, at least one.
     pub fn least(&self, size: u64) -> u64 {
         self.bytes().div_ceil(size).max(1)
     }

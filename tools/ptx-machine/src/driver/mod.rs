@@ -5,7 +5,7 @@
 //!
 //! | variable | |
 //! |---|---|
-//! | `PTX_MACHINE_DEVICE` | the devices: `a100` (compute capability 8.0, the default), `rtx4090` (8.9), `h100` and `h200` (9.0), `b200` (10.0), or a list of them |
+//! | `PTX_MACHINE_DEVICE` | the devices: `a100` (capability 8.0, the default), `rtx4090` (8.9), `h100`, `h200` (9.0), `b200` (10.0), or a list of them |
 //! | `PTX_MACHINE_CHECKS` | `on` (the default), or `off`: no checks of races, of unwritten memory and of `cp.async` |
 //! | `PTX_MACHINE_STEPS` | the most warp instructions of a block, after which a kernel counts as endless |
 //! | `PTX_MACHINE_DRIVER` | the CUDA version that is reported: `12.4` (the default), `13.0` |

@@ -4,7 +4,7 @@ use std::ffi::{CStr, OsString};
 use std::process::Command;
 
 use ptx_machine::driver::code::*;
-use ptx_machine::driver::model::{A100, B200, H100, H200, RTX4090};
+use ptx_machine::driver::model::{A100, B200, H100, H200, MODELS, Model, RTX4090};
 use ptx_machine::driver::settings::Settings;
 use ptx_machine::driver::*;
 
@@ -71,6 +71,26 @@ fn unknown_ones_are_refused_by_name_and_value_with_what_is_allowed() {
     assert_eq!(two, "PTX_MACHINE_PROFILE counts on one device; PTX_MACHINE_DEVICE names 2: name one");
     let message = read(&[("PTX_MACHINE_CHECKS", "of\nf")]).unwrap_err();
     assert_eq!(message.lines().count(), 1, "{message}");
+}
+
+#[test]
+fn models_agree_with_their_data_sheets() {
+    // Bytes of DRAM a second, in both halves of a clock, against the sheets' GB/s; capability; blocks of a multiprocessor.
+    let sheets = [
+        (A100, 1555, (8, 0), 32),
+        (RTX4090, 1008, (8, 9), 24),
+        (H100, 3350, (9, 0), 32),
+        (H200, 4800, (9, 0), 32),
+        (B200, 7672, (10, 0), 32),
+    ];
+    assert_eq!(sheets.map(|(model, ..)| model), MODELS);
+    for (model, gigabytes, capability, blocks) in sheets {
+        let found = 2.0 * f64::from(model.memory_clock_khz) * f64::from(model.bus_bits) / 8.0 / 1e6;
+        assert!((found / f64::from(gigabytes) - 1.0).abs() < 0.01, "{}: {found}", model.word);
+        let [major, minor, most] = [75, 76, 106].map(|which| model.attribute(which));
+        assert_eq!((major, minor, most), (Some(capability.0), Some(capability.1), Some(blocks)), "{}", model.word);
+        assert_eq!(Model::list(model.word), Some(vec![model]));
+    }
 }
 
 /// Set in a child.
