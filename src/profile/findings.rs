@@ -146,7 +146,17 @@ fn waste(row: &Row) -> Vec<(&'static str, String)> {
     let counters = &row.counters;
     let (sectors, conflicts, lanes) = (counters.sector_ratio(), counters.conflict_ratio(), counters.lanes());
     let mut said = Vec::new();
-    if sectors >= WASTE {
+    let worst = row.shapes.iter().filter(|shape| shape.sectors[1] > 0 && shape.seconds >= 0.05 * row.seconds);
+    let worst = worst.map(|shape| (shape.sectors[0] as f64 / shape.sectors[1] as f64, shape));
+    if let Some((ratio, shape)) = worst.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(ratio, _)| *ratio >= 1.1 * sectors)
+        && ratio >= WASTE
+    {
+        let launches = format!("{} of {}", shape.calls, plural(blocks(shape), "block"));
+        let (used, all) = (100.0 / ratio, 100.0 / sectors);
+        let text =
+            format!("launches {launches} use {used:.0} % of each sector of global memory, all launches {all:.0} %");
+        said.push(("sectors", text));
+    } else if sectors >= WASTE {
         let used = 100.0 / sectors;
         said.push((
             "sectors",

@@ -34,6 +34,8 @@ pub struct Shape {
     pub resident_blocks: u32,
     /// What stops one more.
     pub limit: &'static str,
+    /// Sectors of global memory, and the fewest possible, of all of them.
+    pub sectors: [u64; 2],
 }
 
 /// A kernel in a section.
@@ -83,12 +85,13 @@ impl Row {
         order[0]
     }
 
-    /// The part that is most often the next one, and how many times as long as their next ones the launches' binding parts take.
+    /// The part that comes next beside [`Row::bound_by`], and how many times as long as their next ones the launches' binding parts take.
     pub fn second(&self) -> (Part, f64) {
+        let bound = self.bound_by();
         let mut order = Part::ALL;
         order.sort_by(|a, b| self.next[*b as usize].total_cmp(&self.next[*a as usize]));
         let (first, next): (f64, f64) = (self.longest, self.next.iter().sum());
-        (order[0], first / next.max(1e-12))
+        (if order[0] == bound { order[1] } else { order[0] }, first / next.max(1e-12))
     }
 
     /// Issue slots of the real instructions.
@@ -137,11 +140,13 @@ impl Row {
         self.last = piece.clone();
         let Some(launch) = &piece.launch else { return };
         self.scaling = worse(self.scaling, launch.scaling());
+        let sectors = [piece.counters.global_sectors, piece.counters.global_sectors_least];
         let same = |shape: &&mut Shape| (shape.grid, shape.block) == (launch.grid, launch.block);
         match self.shapes.iter_mut().find(same) {
             Some(shape) => {
                 shape.calls += 1;
                 shape.seconds += piece.seconds;
+                shape.sectors.iter_mut().zip(sectors).for_each(|(sum, count)| *sum += count);
             }
             None => self.shapes.push(Shape {
                 grid: launch.grid,
@@ -152,6 +157,7 @@ impl Row {
                 idle: piece.modelled.idle,
                 resident_blocks: piece.modelled.occupancy.blocks,
                 limit: piece.modelled.occupancy.limit,
+                sectors,
             }),
         }
     }
