@@ -106,8 +106,16 @@ struct Counted {
     counters: Counters,
     /// None where not every block was executed.
     footprint: Option<Footprint>,
-    /// How many blocks were executed in the place of all, and the least and the most warp instructions of one.
+    /// None where every block was.
     sampled: Option<Sampled>,
+}
+
+/// Blocks that stand for all.
+#[derive(Clone, Copy, Debug)]
+struct Sampled {
+    executed: u64,
+    /// The least and the most warp instructions of one.
+    slots: [u64; 2],
 }
 
 /// What is done with a launch.
@@ -309,7 +317,7 @@ impl Profile {
             return;
         };
         let _ = write!(text, "\"counters\": {}, ", object(counters));
-        if let Some((executed, slots)) = sampled {
+        if let Some(Sampled { executed, slots }) = sampled {
             let _ = write!(text, "\"executed_blocks\": {executed}, \"block_slots\": {slots:?}, ");
         }
         let Some(footprint) = footprint else {
@@ -333,11 +341,7 @@ impl Profile {
     }
 }
 
-/// Blocks that were executed of a grid, and the least and the most warp instructions of one.
-type Sampled = (u64, [u64; 2]);
-
-/// Executes `count` of a grid's blocks, on as many host threads as its limits say: what they did, multiplied to stand for all, their
-/// number, and the least and the most warp instructions of one.
+/// Executes `count` of a grid's blocks, on as many host threads as its limits say: what they did, multiplied to stand for all.
 fn sample(grid: &Grid<'_>, program: &Program, blocks: u64, count: u64) -> Result<(Sums, Sampled), Box<Report>> {
     let next = AtomicU64::new(0);
     let work = || -> Result<Vec<Sums>, Box<Report>> {
@@ -368,7 +372,7 @@ fn sample(grid: &Grid<'_>, program: &Program, blocks: u64, count: u64) -> Result
         executed += 1;
     }
     all.scale(blocks, executed);
-    Ok((all, (executed, slots)))
+    Ok((all, Sampled { executed, slots }))
 }
 
 /// The block that stands for part `part` of `count` of a grid.
