@@ -194,7 +194,7 @@ impl Step {
     /// The role of the `local`-th of them.
     pub fn role(&self, local: usize) -> Role {
         match (self.shared, &self.buckets) {
-            (true, None) => Role { first: local % self.share.in_a_row == 0, last: false },
+            (true, None) => Role { first: local.is_multiple_of(self.share.in_a_row), last: false },
             _ => Role::of(local as u64, self.share.count as u64),
         }
     }
