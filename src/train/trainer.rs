@@ -370,7 +370,7 @@ impl Trainer {
                 break;
             }
             self.records()?.after_batch(&self.step, share.first + local)?;
-            if self.step.buckets.is_none() && (local + 1) % share.in_a_row == 0 {
+            if self.step.buckets.is_none() && (local + 1).is_multiple_of(share.in_a_row) {
                 self.records()?.after_shard(&self.step.gradients, local / share.in_a_row)?;
             }
         }
