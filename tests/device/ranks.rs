@@ -174,7 +174,7 @@ fn order_of_calls(test: &str, forks: &str) {
         let sums: Vec<usize> =
             (0..step.len()).filter(|at| step[*at].starts_with(&format!("{rank} all-reduce"))).collect();
         // Each exchange is forked where its bucket is whole: record, wait, exchange.
-        let exchanges = (0..step.len()).filter(|at| step[*at].starts_with(&format!("{rank} all-")));
+        let mut exchanges = (0..step.len()).filter(|at| step[*at].starts_with(&format!("{rank} all-")));
         for at in exchanges.clone() {
             assert_eq!(step[at - 2..at], ["record fork main", "wait side fork"], "{at}");
         }
@@ -189,7 +189,7 @@ fn order_of_calls(test: &str, forks: &str) {
         // It is joined once, behind the last exchange and before the update.
         let joins: Vec<usize> = (0..step.len()).filter(|at| step[*at].starts_with("wait main ")).collect();
         let update = step.iter().position(|line| line.starts_with("launch main adamw")).expect("an update");
-        let last = exchanges.last().unwrap();
+        let last = exchanges.next_back().unwrap();
         assert!(joins.len() == 1 && last < joins[0] && joins[0] < update, "{joins:?} {last} {update}");
         assert!(step[joins[0] - 1].starts_with("record ") && step[joins[0] - 1].ends_with(" side"));
         let norm = step.iter().position(|line| line.starts_with("launch main gradient_norm"));
