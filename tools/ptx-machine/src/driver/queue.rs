@@ -295,30 +295,33 @@ impl Driver {
                 self.memory_of(context)?.copy(*from, *to, *bytes);
                 Ok(())
             }
-            Op::Set { to, value, width, count } => {
-                let bytes = count * u64::from(*width);
-                self.reaches(context, *to, bytes)?;
-                let lists = self.profile.as_ref().is_some_and(|profile| profile.way() == Way::Skip);
-                let memory = self.memory_of(context)?;
-                if lists && *value == 0 {
-                    memory.clear(*to, bytes);
-                    memory.mark_written(*to, bytes);
-                    return Ok(());
-                }
-                let pattern = value.to_le_bytes();
-                // SAFETY: the range was looked at.
-                let range = unsafe { std::slice::from_raw_parts_mut(memory.at(*to), bytes as usize) };
-                if pattern.iter().all(|&byte| byte == pattern[0]) || *width == 1 {
-                    range.fill(pattern[0]);
-                } else {
-                    range.chunks_exact_mut(usize::from(*width)).for_each(|part| {
-                        part.copy_from_slice(&pattern[..usize::from(*width)]);
-                    });
-                }
-                memory.mark_written(*to, bytes);
-                Ok(())
-            }
+            Op::Set { to, value, width, count } => self.fill(context, (*to, *count), *value, *width),
         }
+    }
+
+    /// Sets `count` values of `width` bytes from an address on.
+    fn fill(&mut self, context: Handle, (to, count): (u64, u64), value: u32, width: u8) -> Result<(), Code> {
+        let bytes = count * u64::from(width);
+        self.reaches(context, to, bytes)?;
+        let lists = self.profile.as_ref().is_some_and(|profile| profile.way() == Way::Skip);
+        let memory = self.memory_of(context)?;
+        if lists && value == 0 {
+            memory.clear(to, bytes);
+            memory.mark_written(to, bytes);
+            return Ok(());
+        }
+        let pattern = value.to_le_bytes();
+        // SAFETY: the range was looked at.
+        let range = unsafe { std::slice::from_raw_parts_mut(memory.at(to), bytes as usize) };
+        if pattern.iter().all(|&byte| byte == pattern[0]) || width == 1 {
+            range.fill(pattern[0]);
+        } else {
+            range.chunks_exact_mut(usize::from(width)).for_each(|part| {
+                part.copy_from_slice(&pattern[..usize::from(width)]);
+            });
+        }
+        memory.mark_written(to, bytes);
+        Ok(())
     }
 
     fn reaches(&mut self, context: Handle, address: u64, bytes: u64) -> Result<(), Code> {
