@@ -15,7 +15,7 @@ use super::pieces::Piece;
 /// What is said wherever a modelled number stands.
 pub const NEVER: &str = "modelled, never measured";
 
-/// A kernel's launches of one grid and block.
+/// A kernel's launches of one grid and block that use sectors of memory alike.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Shape {
     /// Blocks.
@@ -141,7 +141,11 @@ impl Row {
         let Some(launch) = &piece.launch else { return };
         self.scaling = worse(self.scaling, launch.scaling());
         let sectors = [piece.counters.global_sectors, piece.counters.global_sectors_least];
-        let same = |shape: &&mut Shape| (shape.grid, shape.block) == (launch.grid, launch.block);
+        // One grid may serve tensors of several shapes, of which some fill their sectors and others do not.
+        let ratio = |[sectors, least]: [u64; 2]| sectors as f64 / least.max(1) as f64;
+        let alike = |other: [u64; 2]| (ratio(other) - ratio(sectors)).abs() <= 0.1 * ratio(sectors);
+        let same =
+            |shape: &&mut Shape| (shape.grid, shape.block) == (launch.grid, launch.block) && alike(shape.sectors);
         match self.shapes.iter_mut().find(same) {
             Some(shape) => {
                 shape.calls += 1;
