@@ -56,7 +56,7 @@ impl Default for Settings {
 type Variable = (&'static str, &'static str, fn(&mut Settings, &str) -> bool);
 
 const VARIABLES: [Variable; 11] = [
-    ("DEVICE", "a100, rtx40110, h100, h200, b200, or a list of them such as a100,h100", |settings, value| {
+    ("DEVICE", "a100, rtx4090, h100, h200, b200, or a list of them such as a100,h100", |settings, value| {
         let models = Model::list(value);
         models.map(|models| settings.models = models).is_some()
     }),

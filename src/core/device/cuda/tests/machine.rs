@@ -247,7 +247,7 @@ fn wrong_settings_are_told() {
         on_machine("wrong_settings_are_told", &[(variable, value)], || {
             let words = match std::env::var_os("PTX_MACHINE_CHECK") {
                 Some(_) => "PTX_MACHINE_CHECK is no variable of the machine",
-                None => "PTX_MACHINE_DEVICE=v100 is not known; it takes a100, h100",
+                None => "PTX_MACHINE_DEVICE=v100 is not known; it takes a100, rtx4090, h100, h200",
             };
             fails(CudaDevice::open(0).map(drop), &format!("cuda: the driver refuses its settings: {words}"));
         });
