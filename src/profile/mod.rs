@@ -5,7 +5,7 @@
 //! splits of sums), so that no small batch tells of a large one. Where the blocks that ran issued differently many instructions, a kernel is said not
 //! to be exact. Every output says "modelled, never measured" until a calibration file has measured times.
 //!
-//! - [`steps`] runs the steps and writes down what is submitted, [`machine`] starts the child, [`file`] is what both leave;
+//! - [`steps`] runs the steps and writes down what is submitted, [`machine`] starts the child, [`mod@file`] is what both leave;
 //! - [`gpu`] has devices as data, [`registers`] what `ptxas` makes of the kernels, [`memory`] which bytes the second-level cache keeps;
 //! - [`model`] makes times of all that, [`calibration`] corrects them;
 //! - [`report`], [`findings`], [`lines`], [`table`] and [`trace`] tell; [`keep`] holds counters against those that were acknowledged.
