@@ -141,7 +141,11 @@ fn small_profile_without_a_machine_names_the_command() {
 fn small_profile_measures_where_it_runs() {
     let Some(profile) = Profile::new("small_profile_measures_where_it_runs") else { return };
     let arguments = [&SMALL[..], &["--set", "diffusion.num_steps=20", "--on", "here", "--json", "p.json"]].concat();
-    let environment = [("LD_LIBRARY_PATH", profile.machine.as_path()), ("PTX_MACHINE_CHECKS", Path::new("off"))];
+    let environment = [
+        ("LD_LIBRARY_PATH", profile.machine.as_path()),
+        ("PTX_MACHINE_CHECKS", Path::new("off")),
+        ("PTX_MACHINE_DEVICE", Path::new("a100")),
+    ];
     let (done, said, errors) = profile.command(&arguments, &environment);
     assert!(done && said.contains("; measured "), "{said}{errors}");
     let json = profile.json("p.json");
