@@ -8,12 +8,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use engine::config::{Config, Precision};
-use engine::data::{Dataset, Parts};
 use engine::device::DeviceChoice;
 use engine::diffusion::{SamplerKind, SamplingConfig};
-use engine::rng::{Philox, Purpose};
 use engine::tensor::Device;
-use engine::train::{Recipe, Trainer};
+use engine::train::{Recipe, Trainer, random_set};
 
 /// Denoising steps of one call: its start and end (labels up, noise, images down) weigh little beside them.
 const DENOISING_STEPS: usize = 10;
@@ -26,28 +24,6 @@ fn device() -> (Device, usize, &'static [Precision]) {
         Some(accelerator) => (Device::Accelerator(accelerator), 256, &[Precision::F32, Precision::Bf16]),
         None => (Device::Cpu, 32, &[Precision::F32]),
     }
-}
-
-/// `count` images of random pixels in the model's size.
-fn pixels(config: &Config, count: usize) -> engine::Result<Dataset> {
-    let (size, channels) = (config.model.image_size(), config.model.image_channels());
-    let philox = Philox::new(0);
-    let blocks = (count * size.pixels() * channels).div_ceil(4) as u32;
-    let mut images: Vec<u8> =
-        (0..blocks).flat_map(|block| philox.bits4(block, 0, 0, Purpose::Probe)).map(|bits| bits as u8).collect();
-    images.truncate(count * size.pixels() * channels);
-    let classes = config.model.num_classes().max(1);
-    Dataset::from_parts(Parts {
-        name: "random pixels".into(),
-        height: size.height,
-        width: size.width,
-        channels,
-        class_names: (0..classes).map(|class| class.to_string()).collect(),
-        images,
-        labels: (0..count).map(|image| (image % classes) as u16).collect(),
-        train: count,
-        ..Parts::default()
-    })
 }
 
 fn steps(criterion: &mut Criterion) {
@@ -64,7 +40,7 @@ fn bench_preset(criterion: &mut Criterion, preset: &str) -> engine::Result<()> {
         config.training.batch_size = batch;
         config.training.precision = precision;
         let mut trainer =
-            Trainer::new(&config.model, &pixels(&config, 2 * batch)?, &Recipe::new(&config, device.clone()))?;
+            Trainer::new(&config.model, &random_set(&config, 2 * batch)?, &Recipe::new(&config, device.clone()))?;
         let dtype = trainer.parameters().precision();
         let place = format!("{}/{dtype}/{batch}", trainer.context().device_name());
         let mut group = criterion.benchmark_group(preset);

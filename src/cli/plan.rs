@@ -6,7 +6,8 @@ use clap::Args;
 
 use super::machine::PrecisionChoice;
 use super::plan_ranks;
-use crate::config::{Config, ModelConfig, Precision};
+use super::presets::configuration;
+use crate::config::{Config, Precision};
 use crate::data::{Dataset, Split};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
@@ -66,7 +67,8 @@ impl PlanCommand {
         if let Some(name) = &self.extractor {
             return self.extraction(name);
         }
-        let (name, mut config) = self.configuration()?;
+        let (preset, file) = (self.preset.as_deref(), self.config.as_deref());
+        let (name, mut config) = configuration(preset, file, &self.set, self.batch, self.precision)?;
         let sizes = self.sizes(&config)?;
         let peak = device(&self.on)?;
         config.training.precision = config.training.precision.settled(peak.key != "cpu");
@@ -159,31 +161,6 @@ impl PlanCommand {
         text += &format!("  {:<20}{:>12}\n", "total", bytes(extractor.bytes() as f64));
         text += &format!("\nfeatures of {batch} pictures\n{}", table(&work, &peak, precision));
         Ok(text + &floor(&work, &peak, precision, batch, "a batch"))
-    }
-
-    fn configuration(&self) -> Result<(String, Config)> {
-        let (name, mut config) = match (&self.config, &self.preset) {
-            (Some(path), _) => (path.display().to_string(), Config::from_file(path)?),
-            (None, Some(name)) => (name.clone(), Config::preset(name)?),
-            (None, None) => ("quickstart".to_string(), Config::preset("quickstart")?),
-        };
-        for assignment in &self.set {
-            config.set(assignment)?;
-        }
-        if let Some(batch) = self.batch {
-            if batch == 0 {
-                return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
-            }
-            config.training.batch_size = batch;
-        }
-        if let Some(precision) = self.precision {
-            config.training.precision = precision.into();
-        }
-        if let ModelConfig::ResnetDit(model) = &mut config.model {
-            model.follow_backbone();
-        }
-        config.validate()?;
-        Ok((name, config))
     }
 
     fn sizes(&self, config: &Config) -> Result<DataSizes> {

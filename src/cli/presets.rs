@@ -1,9 +1,12 @@
 //! `engine presets`: the configurations that come with the engine.
 
+use std::path::Path;
+
 use clap::Args;
 
-use crate::config::{Config, presets};
-use crate::error::Result;
+use super::machine::PrecisionChoice;
+use crate::config::{Config, ModelConfig, presets};
+use crate::error::{Error, Result};
 use crate::model_file::pretrained;
 
 /// List the presets, or print one as YAML to start a configuration of your own from.
@@ -17,7 +20,7 @@ impl PresetsCommand {
     /// Prints to standard output.
     ///
     /// # Errors
-    /// [`crate::Error::Config`] for an unknown name; the nearest one is named.
+    /// [`Error::Config`] for an unknown name; the nearest one is named.
     pub fn run(self) -> Result<()> {
         print!("{}", self.text()?);
         Ok(())
@@ -37,6 +40,41 @@ impl PresetsCommand {
             }
         }
     }
+}
+
+/// The configuration of a file, else of a preset (`quickstart` where neither is named), with what flags set of it, and its name.
+///
+/// # Errors
+/// [`Error::Config`] for what is not known, not there or cannot work together.
+pub(super) fn configuration(
+    preset: Option<&str>,
+    file: Option<&Path>,
+    set: &[String],
+    batch: Option<usize>,
+    precision: Option<PrecisionChoice>,
+) -> Result<(String, Config)> {
+    let (name, mut config) = match file {
+        Some(path) => (path.display().to_string(), Config::from_file(path)?),
+        None => {
+            let name = preset.unwrap_or("quickstart");
+            (name.to_string(), Config::preset(name)?)
+        }
+    };
+    set.iter().try_for_each(|assignment| config.set(assignment))?;
+    if let Some(batch) = batch {
+        if batch == 0 {
+            return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
+        }
+        config.training.batch_size = batch;
+    }
+    if let Some(precision) = precision {
+        config.training.precision = precision.into();
+    }
+    if let ModelConfig::ResnetDit(model) = &mut config.model {
+        model.follow_backbone();
+    }
+    config.validate()?;
+    Ok((name, config))
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::machine::PrecisionChoice;
+use super::presets::configuration;
 use super::profile_check;
-use crate::config::{Config, ModelConfig, Precision};
+use crate::config::{Config, Precision};
 use crate::device::{DeviceChoice, launches};
 use crate::error::{Error, Result, nearest};
 use crate::profile::calibration::Calibration;
@@ -87,28 +88,9 @@ pub(super) struct RunOptions {
 impl RunOptions {
     /// Name and configuration.
     fn configuration(&self) -> Result<(String, Config)> {
-        let (name, mut config) = match (&self.config, &self.preset) {
-            (Some(path), _) => (path.display().to_string(), Config::from_file(path)?),
-            (None, name) => {
-                let name = name.as_deref().unwrap_or("quickstart");
-                (name.to_string(), Config::preset(name)?)
-            }
-        };
-        self.set.iter().try_for_each(|assignment| config.set(assignment))?;
-        if let Some(batch) = self.batch {
-            if batch == 0 {
-                return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
-            }
-            config.training.batch_size = batch;
-        }
-        if let Some(precision) = self.precision {
-            config.training.precision = precision.into();
-        }
+        let (preset, file) = (self.preset.as_deref(), self.config.as_deref());
+        let (name, mut config) = configuration(preset, file, &self.set, self.batch, self.precision)?;
         config.training.precision = config.training.precision.settled(true);
-        if let ModelConfig::ResnetDit(model) = &mut config.model {
-            model.follow_backbone();
-        }
-        config.validate()?;
         Ok((name, config))
     }
 

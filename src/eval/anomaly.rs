@@ -121,7 +121,14 @@ impl Scores {
     /// The images, for a file.
     pub fn json(&self) -> Vec<Value> {
         let images = self.names.iter().zip(&self.scores).zip(&self.errors);
-        let told = |((name, score), errors): ((&String, &Score), &Vec<f64>)| json!({ "image": name, "score": score.score, "percentile": score.percentile, "errors": errors });
+        let told = |((name, score), errors): ((&String, &Score), &Vec<f64>)| {
+            json!({
+                "image": name,
+                "score": score.score,
+                "percentile": score.percentile,
+                "errors": errors,
+            })
+        };
         images.map(told).collect()
     }
 }

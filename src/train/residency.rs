@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | [`Resident`](Residency::Resident) | on an accelerator, where they fit | the whole set, on the device | N·H·W·C bytes of the device |
 //! | [`InPlace`](Residency::InPlace) | on the CPU | the whole set, where it lies: in its mapped file | nothing: the system's file cache |
-//! | [`Streamed`](Residency::Streamed) | where the set does not fit; on the CPU, where it is no one piece | one batch, always in one place | a batch of the device, two of pinned host memory |
+//! | [`Streamed`](Residency::Streamed) | where the set does not fit, or is no one piece | one batch, in one place | a batch there, two in pinned memory |
 //!
 //! A set fits where the run, images included, takes no more than the device has free, and no more of it for images than
 //! `data.device_memory` says.

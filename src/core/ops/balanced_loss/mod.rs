@@ -8,7 +8,7 @@
 //! | l1 | mean \|d\|, of derivative 0 at 0 |
 //! | cosine | 1 − ⟨p, t⟩ / (‖p‖·‖t‖) over the whole image |
 //! | high frequency | mean (L d)², L d = d minus the mean of its four neighbours, edges replicated |
-//! | edge | mean of √(x² + y² + ε²) − ε, x and y the differences of d to the pixels on the right and below (0 in the last column and row), ε = 10⁻³ |
+//! | edge | mean of √(x² + y² + ε²) − ε, x and y the differences of d to the right and below (0 in the last column and row), ε = 10⁻³ |
 //!
 //! Where ‖p‖·‖t‖ ≤ 10⁻⁸ there is no direction to compare: the cosine term is 1 and sends no gradient (a network whose last
 //! layer begins at zero would otherwise get one of 10⁸ times the target). With replicated edges L is a quarter of the
