@@ -16,6 +16,7 @@
 //! # Ok::<(), engine::Error>(())
 //! ```
 
+mod evaluation;
 mod presets;
 mod sections;
 mod tree;
@@ -27,11 +28,9 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
+pub use evaluation::{BestBy, Rule, SampleMetric};
 pub use presets::{Preset, presets};
-pub use sections::{
-    BestBy, CommunicationDtype, DataConfig, Every, LrSchedule, OptimizerKind, Precision, Rule, SampleMetric,
-    TrainingConfig,
-};
+pub use sections::{CommunicationDtype, DataConfig, Every, LrSchedule, OptimizerKind, Precision, TrainingConfig};
 
 use crate::error::nearest;
 use crate::{Error, Result};
