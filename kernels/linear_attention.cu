@@ -28,17 +28,18 @@
 // sum: those of group g add tokens g, g + groups, .. of each tile. Products with S: 4 tokens by 4 columns per thread. So the order
 // of every sum depends on T and D alone.
 //
+// In bf16 heads of up to 64 columns take tensor cores instead (common/linear_attention_mma.cuh): blocks of 4 warps, 16 tokens
+// each at a time, B H of them, and with d8 = D rounded up to 16, plus 8, dynamic shared memory of 4 (d8 - 8) bytes for z and
+// 2 d8 (2 (d8 - 8) + 192) for state, tiles and results. `tile` and `groups` are not for them.
+//
 // Entries _narrow: R = 4, for D <= 64; _wide: R = 8, for D <= 128. With p = D rounded up to R, c = p / 4: launches with B H
 // blocks of 128 or 256 threads, tile / 4 * c <= threads (one product per thread), (p / R)^2 * groups <= threads, and
 // dynamic shared memory in floats p (p + 2) + tile (2 c + 2) + max(2 tile p, groups > 1 ? groups p (p + 1) : 0).
+#include "common/linear_attention_mma.cuh"
 #include "common/types.cuh"
 #include "common/vec.cuh"
 
-constexpr f32 LEAST = 8.673617379884035e-19f;  // 2^-60
-
 DEV f32 phi(f32 x) { return x > 0.0f ? x + 1.0f : max_f32(exp_f32(x), LEAST); }
-// From phi(x).
-DEV f32 phi_slope(f32 f) { return f > LEAST ? min_f32(f, 1.0f) : 0.0f; }
 
 // Where a head lies, and the block's shared memory.
 template <typename T>
@@ -394,9 +395,9 @@ extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_narrow_f3
     f32* __restrict__ y, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) {
     linear_attention_fwd<4>(y, qkv, tokens, heads, d, tile, groups);
 }
-extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_narrow_bf16(
+extern "C" __global__ void __launch_bounds__(128, 4) linear_attention_fwd_narrow_bf16(
     bf16* __restrict__ y, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) {
-    linear_attention_fwd<4>(y, qkv, tokens, heads, d, tile, groups);
+    linear_attention_fwd_mma(y, qkv, tokens, heads, d, tile, groups);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_wide_f32(
     f32* __restrict__ y, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) {
@@ -411,10 +412,10 @@ extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_narrow_f3
     u32 tile, u32 groups, u32 accumulate) {
     linear_attention_bwd<4>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate);
 }
-extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_narrow_bf16(
+extern "C" __global__ void __launch_bounds__(128, 4) linear_attention_bwd_narrow_bf16(
     bf16* __restrict__ dqkv, const bf16* __restrict__ dy, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d,
     u32 tile, u32 groups, u32 accumulate) {
-    linear_attention_bwd<4>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate);
+    linear_attention_bwd_mma(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_wide_f32(
     f32* __restrict__ dqkv, const f32* __restrict__ dy, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d,

@@ -193,9 +193,9 @@ fn a_missing_syncthreads_is_caught() {
         name: "barrier_before_delta",
         op: "attention",
         dtype: DType::BF16,
-        file: "common/attention_mma.cuh",
-        from: "    if (IN_SHARED) __syncthreads();\n",
-        to: "",
+        file: "common/attention_keys.cuh",
+        from: "        if (WHOLE) __syncthreads();\n        if (active)",
+        to: "        if (active)",
         words: RACE,
     });
     is_caught(&Bug {
@@ -230,6 +230,25 @@ fn bugs_of_a_group_norm_are_caught() {
     is_caught(&bug("equal_parts", DType::F32, pixels, "chunk", WRONG));
 }
 
+/// Rows of several heads in one tile, keys beyond the last, the ninth of sixteen, and who may write where others read.
+#[test]
+fn bugs_of_attention_on_tensor_cores_are_caught() {
+    let bug = |name, file, from, to, words| Bug { name, op: "attention", dtype: DType::BF16, file, from, to, words };
+    let shared = |name, from, to, words| bug(name, "common/attention_mma.cuh", from, to, words);
+    let head = "return rows.first + head * at.d + (u64)";
+    is_caught(&shared("head_of_a_stacked_row", head, "return rows.first + (u64)", WRONG));
+    let beyond = "if (8 * j + lane % 4 * 2 + i % 2 >= count) tile[i] = -infinity_f32();";
+    is_caught(&shared("keys_beyond_the_last", beyond, "{}", WRONG));
+    is_caught(&shared("ninth_key", "bool second = count > 8;", "bool second = count > 9;", WRONG));
+    is_caught(&shared("delta_of_another_row", "lane / 4 * 4 + lane / 8;", "lane / 4 * 4 + lane / 16;", WRONG));
+    let keys = |name, from, to, words| bug(name, "common/attention_keys.cuh", from, to, words);
+    let finished = "        __syncthreads();\n        if (WHOLE && warp < there)";
+    is_caught(&keys("barrier_before_dq", finished, "        if (WHOLE && warp < there)", RACE));
+    is_caught(&keys("barrier_before_keys_go", "    if (WHOLE) __syncthreads();\n    if (acc", "    if (acc", RACE));
+    let made = "        __syncthreads();\n        bool of_keys";
+    is_caught(&keys("barrier_before_sums", made, "        bool of_keys", RACE));
+}
+
 /// A state that several threads share, tokens beyond the last, and the two orientations of its gradient.
 #[test]
 fn bugs_of_linear_attention_are_caught() {
@@ -248,12 +267,25 @@ fn bugs_of_linear_attention_are_caught() {
     is_caught(&bug("barrier_before_normalising", DType::F32, normaliser, unordered, RACE));
     let groups = "for (u32 g = 1; g < at.groups; g++) sum";
     let fewer = "for (u32 g = 1; g + 1 < at.groups; g++) sum";
-    is_caught(&bug("last_group", DType::BF16, groups, fewer, WRONG));
+    is_caught(&bug("last_group", DType::F32, groups, fewer, WRONG));
     // The padding of a tile: phi(0) is 1.
     let zeros = "PHI && row < count && c + e < at.d ? phi(v[e])";
     is_caught(&bug("phi_of_padding", DType::F32, zeros, "PHI ? phi(v[e])", WRONG));
     let turned = "put_sums<R, true>(at.dz, sums, at);";
     is_caught(&bug("state_not_turned", DType::F32, turned, "put_sums<R, false>(at.dz, sums, at);", WRONG));
+    let mma = |name, from, to, words| Bug {
+        file: "common/linear_attention_mma.cuh",
+        ..bug(name, DType::BF16, from, to, words)
+    };
+    is_caught(&mma("mma_phi_of_padding", "e < left ? phi_approx(v[e]) : 0.0f", "phi_approx(v[e])", WRONG));
+    is_caught(&mma(
+        "sign_of_delta",
+        "at.steps, -delta[half], -remainder_of(delta[half])",
+        "at.steps, delta[half], 0.0f",
+        WRONG,
+    ));
+    let queries = "        __syncthreads();\n        add_products(sums, block.x, block.y, min_of";
+    is_caught(&mma("barrier_before_products", queries, "        add_products(sums, block.x, block.y, min_of", RACE));
 }
 
 /// Only a kernel that sums twice meets it.
@@ -431,14 +463,14 @@ fn a_forgotten_term_is_caught() {
         to: "walk.copies_x[p] = at.width / at.source_width;",
         words: WRONG,
     });
-    // A head's columns from the 129th on, whose dK and dV are a block's of their own.
+    // A head's columns that a warp has beside its first 16.
     is_caught(&Bug {
-        name: "second_half_of_a_head",
+        name: "further_columns_of_a_head",
         op: "attention",
         dtype: DType::BF16,
-        file: "common/attention_mma.cuh",
-        from: "u32 summed_first = blockIdx.y * SUMMED, col",
-        to: "u32 summed_first = 0, col",
+        file: "common/attention_keys.cuh",
+        from: "u32 step = warp / 2 + i * (warps / 2);",
+        to: "u32 step = warp / 2 + i;",
         words: &["race", "relative error"],
     });
     // The last split of the weight's gradient.

@@ -1,152 +1,215 @@
-// Attention on the tensor cores, for bf16; the head of attention.cu says what is computed, and states the launches.
+// Attention on the tensor cores, for bf16; the head of attention.cu says what is computed, and states the launches. Here: what
+// all passes share, the forward pass and dQ; attention_keys.cuh has dK and dV.
 //
-// A warp owns 16 rows (an A fragment's); what streams past comes in tiles of 16 PAIRS rows, as bf16, rows d8 elements apart
-// (an odd number of 16 bytes: ldmatrix without bank conflicts). Weights and dS are rounded to bf16 before they are
-// multiplied; scores, softmax and accumulators are f32. STEPS steps of 16 columns are a head's most.
+// The queries of a group's heads, which meet the same keys and values, are stacked: row r of a group is token r % T of its
+// head r / T, and a warp owns 16 of them (an A fragment's), whichever heads they are of. What goes through shared memory lies
+// there as bf16, rows an odd number of 16 bytes apart: ldmatrix without bank conflicts. Weights and dS are rounded to bf16 before
+// they are multiplied; scores, softmax and accumulators are f32. Powers are of 2, with the scale in the factor of their exponent.
+// STEPS steps of 16 columns are a head's most.
 #pragma once
+#include "common/async.cuh"
 #include "common/attention.cuh"
 #include "common/mma.cuh"
 #include "common/types.cuh"
+#include "common/wide.cuh"
 
-struct __align__(16) Words4 {
-    u32 w[4];
+constexpr f32 LOG2_E = 1.4426950408889634f;
+
+// Quotients by the same number, without a division each: the product with 2^32 / n is at most one too small.
+struct Divisor {
+    u32 n, inverse;
+};
+DEV Divisor divisor(u32 n) { return Divisor{n, 0xffffffffu / n}; }
+DEV u32 quotient(u32 x, const Divisor& by) {
+    u32 q = (u32)((u64)x * by.inverse >> 32);
+    return x - q * by.n >= by.n ? q + 1 : q;
+}
+
+// Rows of a tensor: row r is token r % tokens of head r / tokens. `count` exist, `stride` elements from token to token.
+struct Rows {
+    u64 first;
+    u32 stride, count;
 };
 
-// The words of A fragments at rows `row` and `row + 8` (zeros from row `rows` on), for a step of 16 columns.
-DEV void load_fragment(u32 (&words)[4], const bf16* from, u64 stride, u32 row, u32 rows, u32 d, u32 t, u32 step) {
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        u32 r = row + i % 2 * 8, c = 16 * step + i / 2 * 8 + 2 * t;
-        const bf16* p = from + r * stride + c;
-        u32 low = r < rows && c < d ? p[0].bits : 0, high = r < rows && c + 1 < d ? p[1].bits : 0;
-        words[i] = low | high << 16;
-    }
+// A sample's key head with the queries that read it. Columns: `steps` of 16, d8 elements from row to row in shared memory,
+// pieces of 8 (`packs`), which are accessed at once where `wide`.
+struct Group {
+    u32 d, steps, d8;
+    bool wide;
+    Divisor packs, tokens;
+    Rows q, k, v, out;
+    // Where the stacked rows' statistics begin.
+    u64 statistics;
+    // 1 / sqrt(D), and that times log2(e).
+    f32 scale, scale2;
+};
+
+DEV Group group_of(u32 slice, u32 tokens, u32 heads, u32 kv_heads, u32 d, bool aligned) {
+    const Layout at = layout_of(tokens, heads, kv_heads, d);
+    u32 sample = slice / kv_heads, group = slice % kv_heads, size = heads / kv_heads, steps = ceil_div(d, 16u);
+    u32 width = (heads + 2 * kv_heads) * d;
+    Group g;
+    g.d = d, g.steps = steps, g.d8 = 16 * steps + 8, g.wide = aligned && d % 8 == 0;
+    g.packs = divisor(2 * steps), g.tokens = divisor(tokens);
+    g.q = Rows{q_start(at, sample, group * size), width, size * tokens};
+    g.k = Rows{k_start(at, sample, group), width, tokens};
+    g.v = Rows{v_start(at, sample, group), width, tokens};
+    g.out = Rows{out_start(at, sample, group * size), heads * d, size * tokens};
+    g.statistics = ((u64)sample * heads + group * size) * tokens;
+    g.scale = rsqrt_f32((f32)d), g.scale2 = g.scale * LOG2_E;
+    return g;
 }
 
-// `rows` rows into shared memory, d8 elements apart; zeros beyond `count` rows and d columns, up to d16 columns.
-DEV void load_bf16_tile(bf16* to, u32 d8, const bf16* from, u64 stride, u32 rows, u32 count, u32 d, u32 d16) {
-    bool wide = d % 8 == 0 && (u64)from % 16 == 0 && stride % 8 == 0;
-    u32 packs = d16 / 8;
-    for (u32 i = threadIdx.x; i < rows * packs; i += blockDim.x) {
-        u32 row = i / packs, c = 8 * (i % packs);
-        Words4 words = {{0, 0, 0, 0}};
-        const bf16* p = from + row * stride + c;
-        if (row < count && c < d) {
-            if (wide) {
-                words = *reinterpret_cast<const Words4*>(p);
-            } else {
-#pragma unroll
-                for (u32 e = 0; e < 8; e++)
-                    if (c + e < d) words.w[e / 2] |= (u32)p[e].bits << (e % 2 * 16);
-            }
+DEV u64 row_at(const Rows& rows, u32 r, const Group& at) {
+    u32 head = quotient(r, at.tokens);
+    return rows.first + head * at.d + (u64)(r - head * at.tokens.n) * rows.stride;
+}
+
+// Keys of a tile: as many in each, rounded up to 8, of as few tiles as `most` keys each allow.
+DEV u32 keys_of_tile(u32 tokens, u32 most) { return round_up(ceil_div(tokens, ceil_div(tokens, most)), 8u); }
+
+// `rows` rows from `first` on into shared memory, `to_stride` elements apart; zeros beyond those that exist and beyond d
+// columns. Thread `thread` of `threads` does its part; async_commit, async_wait and a barrier have to follow.
+DEV void load_rows(bf16* to, u32 to_stride, const bf16* from, const Rows& of, u32 first, u32 rows, const Group& at,
+                   u32 thread, u32 threads) {
+#pragma unroll 1
+    for (u32 i = thread; i < rows * at.packs.n; i += threads) {
+        u32 row = quotient(i, at.packs), c = 8 * (i - row * at.packs.n);
+        bool there = first + row < of.count && c < at.d;
+        const bf16* p = from + (there ? row_at(of, first + row, at) + c : 0);
+        bf16* place = to + row * to_stride + c;
+        if (at.wide) {
+            async_copy16_zero_fill(place, p, there ? 16 : 0);
+            continue;
         }
-        *reinterpret_cast<Words4*>(to + row * d8 + c) = words;
+        Vec16<bf16> pack;
+#pragma unroll
+        for (u32 e = 0; e < 8; e++) pack.v[e] = there && c + e < at.d ? p[e] : bf16{0};
+        store16(place, pack);
     }
 }
 
-// The warp's own 16 rows: as fragments in registers, straight from global memory, where the accumulators leave room for
-// them; else in shared memory.
+// The counterpart: rows that exist, out of shared memory.
+DEV void store_rows(bf16* to, const Rows& of, u32 first, u32 rows, const bf16* from, u32 from_stride, const Group& at,
+                    u32 thread, u32 threads) {
+#pragma unroll 1
+    for (u32 i = thread; i < rows * at.packs.n; i += threads) {
+        u32 row = quotient(i, at.packs), c = 8 * (i - row * at.packs.n);
+        if (first + row >= of.count || c >= at.d) continue;
+        bf16* p = to + row_at(of, first + row, at) + c;
+        Vec16<bf16> pack = load16(from + row * from_stride + c);
+        if (at.wide) {
+            store16(p, pack);
+            continue;
+        }
+#pragma unroll
+        for (u32 e = 0; e < 8; e++)
+            if (c + e < at.d) p[e] = pack.v[e];
+    }
+}
+
+// What this thread's copies bring is there for the warp.
+DEV void arrive_in_warp() {
+    async_commit();
+    async_wait<0>();
+    __syncwarp();
+}
+// The same, for the block.
+DEV void arrive_in_block() {
+    async_commit();
+    async_wait<0>();
+    __syncthreads();
+}
+
+// 16 rows in shared memory as A fragments: in registers where they are used often and the accumulators leave room, else
+// loaded from there for each use.
 template <u32 STEPS, bool IN_SHARED>
 struct Own {
     u32 words[STEPS][4];
 };
 template <u32 STEPS>
 struct Own<STEPS, true> {
-    const bf16* rows;
-    u32 d8;
+    const bf16* at;
 };
 
-// Rows `block_first` and on, 16 for each warp. What shared memory they take, `shared` moves past; a barrier must follow.
+DEV const bf16* own_start(const bf16* rows, u32 d8, u32 lane) { return rows + lane % 16 * d8 + lane / 16 * 8; }
 template <u32 STEPS>
-DEV void load_own(Own<STEPS, false>& own, bf16*&, const bf16* from, u64 stride, u32 block_first, u32 tokens, u32 d) {
-    u32 row = block_first + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+DEV void take_own(Own<STEPS, false>& own, const bf16* rows, const Group& at, u32 lane) {
 #pragma unroll
     for (u32 step = 0; step < STEPS; step++)
-        load_fragment(own.words[step], from, stride, row, tokens, d, threadIdx.x % 4, step);
+        if (step < at.steps) ldmatrix_x4(own.words[step], own_start(rows, at.d8, lane) + 16 * step);
 }
 template <u32 STEPS>
-DEV void load_own(Own<STEPS, true>& own, bf16*& shared, const bf16* from, u64 stride, u32 block_first, u32 tokens, u32 d) {
-    u32 d16 = round_up(d, 16u), rows = blockDim.x / WARP * 16;
-    own.d8 = d16 + 8;
-    own.rows = shared + threadIdx.x / WARP * 16 * own.d8;
-    load_bf16_tile(shared, own.d8, from + block_first * stride, stride, rows, min_of(tokens - block_first, rows), d, d16);
-    shared += rows * own.d8;
+DEV void take_own(Own<STEPS, true>& own, const bf16* rows, const Group& at, u32 lane) {
+    own.at = own_start(rows, at.d8, lane);
 }
 
 template <u32 STEPS>
-DEV void own_fragment(u32 (&words)[4], const Own<STEPS, false>& own, u32 step, u32) {
+DEV void own_fragment(u32 (&words)[4], const Own<STEPS, false>& own, u32 step) {
 #pragma unroll
     for (u32 i = 0; i < 4; i++) words[i] = own.words[step][i];
 }
 template <u32 STEPS>
-DEV void own_fragment(u32 (&words)[4], const Own<STEPS, true>& own, u32 step, u32 lane) {
-    ldmatrix_x4(words, own.rows + lane % 16 * own.d8 + lane / 16 * 8 + 16 * step);
+DEV void own_fragment(u32 (&words)[4], const Own<STEPS, true>& own, u32 step) {
+    ldmatrix_x4(words, own.at + 16 * step);
 }
 
-// s[j] = the products of the warp's rows with the tile's rows 8 j .. 8 j + 8; the first `pairs` pairs of j only.
-template <u32 STEPS, u32 PAIRS, bool IN_SHARED>
-DEV void fragment_dots(f32 (&s)[2 * PAIRS][4], const Own<STEPS, IN_SHARED>& own, const bf16* tile, u32 d8, u32 steps,
-                       u32 pairs, u32 lane) {
-    const bf16* at = tile + (lane / 16 * 8 + lane % 8) * d8 + lane / 8 % 2 * 8;
-#pragma unroll
-    for (u32 j = 0; j < 2 * PAIRS; j++) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) s[j][i] = 0.0f;
-    }
+// Where a lane's address of B begins: with B's columns as the rows of shared memory, and with its rows (transposed loads).
+DEV const bf16* columns_start(const bf16* tile, u32 stride, u32 lane) {
+    return tile + (lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 8;
+}
+DEV const bf16* rows_start(const bf16* tile, u32 stride, u32 lane) { return tile + lane % 16 * stride + lane / 16 * 8; }
+
+// c[0] and c[1] += A B, for B's 16 columns; `second`: whether those from the eighth on count.
+DEV void mma_pair(f32 (&c)[2][4], const u32 (&a)[4], const u32 (&b)[4], bool second) {
+    u32 left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
+    mma_m16n8k16(c[0], a, left);
+    if (second) mma_m16n8k16(c[1], a, right);
+}
+
+// acc += A B, with A [16, 16] and B 16 rows of shared memory.
+template <u32 STEPS>
+DEV void fragment_accumulate(f32 (&acc)[STEPS][2][4], const u32 (&a)[4], const bf16* rows, u32 d8, u32 steps, u32 lane) {
+    const bf16* b_at = rows_start(rows, d8, lane);
 #pragma unroll
     for (u32 step = 0; step < STEPS; step++) {
         if (step >= steps) continue;
-        u32 a[4];
-        own_fragment(a, own, step, lane);
-#pragma unroll
-        for (u32 j = 0; j < PAIRS; j++) {
-            if (j >= pairs) continue;
-            u32 words[4];
-            ldmatrix_x4(words, at + 16 * j * d8 + 16 * step);
-            u32 first[2] = {words[0], words[1]}, second[2] = {words[2], words[3]};
-            mma_m16n8k16(s[2 * j], a, first);
-            mma_m16n8k16(s[2 * j + 1], a, second);
-        }
+        u32 b[4];
+        ldmatrix_x4_trans(b, b_at + 16 * step);
+        mma_pair(acc[step], a, b, true);
     }
 }
 
-// acc += P B with P [16, 16 PAIRS] in the layout of `fragment_dots`' result, rounded to bf16, and B the tile's rows.
-template <u32 STEPS, u32 PAIRS>
-DEV void fragment_accumulate(f32 (&acc)[2 * STEPS][4], const f32 (&p)[2 * PAIRS][4], const bf16* tile, u32 d8,
-                             u32 steps, u32 pairs, u32 lane) {
-    const bf16* at = tile + lane % 16 * d8 + lane / 16 * 8;
-#pragma unroll
-    for (u32 j = 0; j < PAIRS; j++) {
-        if (j >= pairs) continue;
-        u32 a[4] = {bf16_pair(p[2 * j][0], p[2 * j][1]), bf16_pair(p[2 * j][2], p[2 * j][3]),
-                    bf16_pair(p[2 * j + 1][0], p[2 * j + 1][1]), bf16_pair(p[2 * j + 1][2], p[2 * j + 1][3])};
-#pragma unroll
-        for (u32 step = 0; step < STEPS; step++) {
-            if (step >= steps) continue;
-            u32 words[4];
-            ldmatrix_x4_trans(words, at + 16 * j * d8 + 16 * step);
-            u32 first[2] = {words[0], words[1]}, second[2] = {words[2], words[3]};
-            mma_m16n8k16(acc[2 * step], a, first);
-            mma_m16n8k16(acc[2 * step + 1], a, second);
-        }
-    }
-}
-
-// Writes or adds accumulators, row `half` (0: group, 1: group + 8) times factor[half].
+// Writes accumulators, row `half` (0: group, 1: group + 8) times factor[half], to 16 rows of shared memory, or adds them to
+// what is there.
 template <u32 STEPS>
-DEV void store_fragments(bf16* to, u64 stride, u32 row, u32 rows, u32 d, const f32 (&acc)[2 * STEPS][4],
-                         const f32 (&factor)[2], u32 t, u32 accumulate) {
+DEV void put_fragments(bf16* rows, u32 stride, const f32 (&acc)[STEPS][2][4], const f32 (&factor)[2], u32 steps,
+                       u32 lane, bool add) {
 #pragma unroll
     for (u32 n = 0; n < 2 * STEPS; n++) {
+        if (n / 2 >= steps) continue;
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            u32 r = row + i / 2 * 8, c = 8 * n + 2 * t + i % 2;
-            if (r >= rows || c >= d) continue;
-            bf16* p = to + r * stride + c;
-            f32 value = acc[n][i] * factor[i / 2];
-            store_f32(p, accumulate != 0 ? to_f32(*p) + value : value);
+        for (u32 half = 0; half < 2; half++) {
+            u32* p = reinterpret_cast<u32*>(rows + (lane / 4 + 8 * half) * stride + 8 * n + lane % 4 * 2);
+            f32 low = acc[n / 2][n % 2][2 * half] * factor[half], high = acc[n / 2][n % 2][2 * half + 1] * factor[half];
+            if (add) low += bf16_low(*p), high += bf16_high(*p);
+            *p = bf16_pair(low, high);
         }
     }
+}
+
+// A warp's 16 rows of dQ or of the output, by way of its 16 rows of shared memory.
+template <u32 STEPS>
+DEV void store_own(bf16* to, const Rows& of, u32 first, bf16* rows, u32 stride, const f32 (&acc)[STEPS][2][4],
+                   const f32 (&factor)[2], const Group& at, u32 lane, bool add) {
+    __syncwarp();
+    if (add) {
+        load_rows(rows, stride, to, of, first, 16, at, lane, WARP);
+        arrive_in_warp();
+    }
+    put_fragments<STEPS>(rows, stride, acc, factor, at.steps, lane, add);
+    __syncwarp();
+    store_rows(to, of, first, 16, rows, stride, at, lane, WARP);
 }
 
 // Over the four lanes that share a fragment's row.
@@ -159,204 +222,242 @@ DEV f32 quad_max(f32 v) {
     return max_f32(v, __shfl_xor_sync(FULL_MASK, v, 2));
 }
 
-template <u32 STEPS, u32 PAIRS, bool IN_SHARED>
+// delta of a lane's two rows: the diagonal of dout out^T, 16 rows of each. A row's lies with one lane of its four.
+template <u32 STEPS, bool IN_SHARED>
+DEV void row_deltas(f32 (&delta)[2], const Own<STEPS, IN_SHARED>& dy, const bf16* out, u32 stride, const Group& at,
+                    u32 lane) {
+    f32 c[2][4] = {};
+    const bf16* b_at = columns_start(out, stride, lane);
+#pragma unroll
+    for (u32 step = 0; step < STEPS; step++) {
+        if (step >= at.steps) continue;
+        u32 a[4], b[4];
+        own_fragment(a, dy, step);
+        ldmatrix_x4(b, b_at + 16 * step);
+        mma_pair(c, a, b, true);
+    }
+    bool odd = lane / 4 % 2 == 1;
+    u32 from = lane / 4 * 4 + lane / 8;
+    delta[0] = __shfl_sync(FULL_MASK, odd ? c[0][1] : c[0][0], from);
+    delta[1] = __shfl_sync(FULL_MASK, odd ? c[1][3] : c[1][2], from);
+}
+
+// What a lane needs of its two rows, from row `row` on, to find their weights again.
+struct Statistics {
+    f32 lse2[2], delta[2];
+};
+DEV void load_statistics(f32 (&values)[2], const f32* from, const Group& at, u32 row, f32 factor) {
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        u32 r = row + 8 * half;
+        values[half] = r < at.q.count ? from[at.statistics + r] * factor : 0.0f;
+    }
+}
+
+// P and dS of 16 queries and 16 keys, `count` of which exist, as an A fragment's words; both are zero for the others.
+template <u32 STEPS, bool IN_SHARED>
+DEV void weights_again(u32 (&p)[4], u32 (&ds)[4], const Own<STEPS, IN_SHARED>& q, const Own<STEPS, IN_SHARED>& dy,
+                       const bf16* k, const bf16* v, const Statistics& rows, u32 count, const Group& at, u32 lane) {
+    bool second = count > 8;
+    f32 s[2][4] = {}, dp[2][4];
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) dp[i / 4][i % 4] = -rows.delta[i / 2 % 2];
+    const bf16* k_at = columns_start(k, at.d8, lane);
+    const bf16* v_at = columns_start(v, at.d8, lane);
+#pragma unroll
+    for (u32 step = 0; step < STEPS; step++) {
+        if (step >= at.steps) continue;
+        u32 a[4], b[4];
+        own_fragment(a, q, step);
+        ldmatrix_x4(b, k_at + 16 * step);
+        mma_pair(s, a, b, second);
+        own_fragment(a, dy, step);
+        ldmatrix_x4(b, v_at + 16 * step);
+        mma_pair(dp, a, b, second);
+    }
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        f32 weight = exp2_approx(fma_f32(s[i / 4][i % 4], at.scale2, -rows.lse2[i / 2 % 2]));
+        if (count < 16 && i / 4 * 8 + lane % 4 * 2 + i % 2 >= count) weight = 0.0f;
+        s[i / 4][i % 4] = weight;
+        dp[i / 4][i % 4] *= weight;
+    }
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        p[i] = bf16_pair(s[i / 2][i % 2 * 2], s[i / 2][i % 2 * 2 + 1]);
+        ds[i] = bf16_pair(dp[i / 2][i % 2 * 2], dp[i / 2][i % 2 * 2 + 1]);
+    }
+}
+
+// A tile's scores become weights exp(s - m), m each row's largest so far; what was summed up before is brought down to it.
+template <u32 TILES, u32 STEPS>
+DEV void softmax_tile(f32 (&s)[(TILES + 1) / 2][2][4], f32 (&m)[2], f32 (&l)[2], f32 (&acc)[STEPS][2][4], u32 count,
+                      f32 scale2, u32 lane) {
+    f32 most[2] = {m[0], m[1]};
+#pragma unroll
+    for (u32 j = 0; j < TILES; j++) {
+        f32(&tile)[4] = s[j / 2][j % 2];
+        if (8 * j + 8 > count) {
+#pragma unroll
+            for (u32 i = 0; i < 4; i++)
+                if (8 * j + lane % 4 * 2 + i % 2 >= count) tile[i] = -infinity_f32();
+        }
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) most[i / 2] = max_f32(most[i / 2], tile[i]);
+    }
+    f32 keep[2], minus[2];
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        most[half] = quad_max(most[half]);
+        keep[half] = exp2_approx((m[half] - most[half]) * scale2);
+        m[half] = most[half];
+        minus[half] = -most[half] * scale2;
+        l[half] *= keep[half];
+    }
+#pragma unroll
+    for (u32 j = 0; j < TILES; j++) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            f32 weight = exp2_approx(fma_f32(s[j / 2][j % 2][i], scale2, minus[i / 2]));
+            s[j / 2][j % 2][i] = weight;
+            l[i / 2] += weight;
+        }
+    }
+#pragma unroll
+    for (u32 n = 0; n < 2 * STEPS; n++) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) acc[n / 2][n % 2][i] *= keep[i / 2];
+    }
+}
+
+// Scores of a warp's 16 queries and a tile's keys.
+template <u32 STEPS, u32 TILES>
+DEV void score_tile(f32 (&s)[(TILES + 1) / 2][2][4], const bf16* q, const bf16* k, u32 pairs, const Group& at, u32 lane) {
+#pragma unroll
+    for (u32 i = 0; i < (TILES + 1) / 2 * 8; i++) s[i / 8][i / 4 % 2][i % 4] = 0.0f;
+#pragma unroll
+    for (u32 step = 0; step < STEPS; step++) {
+        if (step >= at.steps) continue;
+        u32 a[4], b[4];
+        ldmatrix_x4(a, own_start(q, at.d8, lane) + 16 * step);
+        const bf16* k_at = columns_start(k, at.d8, lane) + 16 * step;
+#pragma unroll
+        for (u32 j = 0; j < (TILES + 1) / 2; j++) {
+            if (j >= pairs) continue;
+            ldmatrix_x4(b, k_at);
+            mma_pair(s[j], a, b, 2 * j + 1 < TILES);
+            k_at += 16 * at.d8;
+        }
+    }
+}
+
+// Blocks in y share a group's tiles of 16 stacked queries, and a block's warps the block's; keys come in tiles of at most 8 TILES. One
+// tile of keys stays for all of a block's queries, of several each is loaded again.
+template <u32 STEPS, u32 TILES>
 DEV void attention_fwd_mma(bf16* __restrict__ out, f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens,
                            u32 heads, u32 kv_heads, u32 d) {
     SMEM_DYN(shared);
-    constexpr u32 KEYS = 16 * PAIRS;
-    const Layout at = layout_of(tokens, heads, kv_heads, d);
-    u32 steps = ceil_div(d, 16u), d16 = 16 * steps, d8 = d16 + 8;
-    u32 lane = threadIdx.x % WARP, t = lane % 4, rows = blockDim.x / WARP * 16, tiles = ceil_div(tokens, rows);
-    u32 block_first = blockIdx.x % tiles * rows, first = block_first + threadIdx.x / WARP * 16, row = first + lane / 4;
-    u32 slice = blockIdx.x / tiles;
-    u32 sample = slice / heads, head = slice % heads, group = head / (heads / kv_heads);
-    const bf16* k_rows = qkv + k_start(at, sample, group);
-    const bf16* v_rows = qkv + v_start(at, sample, group);
-    bf16* memory = reinterpret_cast<bf16*>(shared);
-    Own<STEPS, IN_SHARED> q;
-    load_own(q, memory, qkv + q_start(at, sample, head), at.width, block_first, tokens, d);
-    bf16* k = memory;
-    bf16* v = k + KEYS * d8;
-
-    f32 acc[2 * STEPS][4] = {}, m[2] = {-infinity_f32(), -infinity_f32()}, l[2] = {0.0f, 0.0f};
-    for (u32 key = 0; key < tokens; key += KEYS) {
-        u32 count = min_of(tokens - key, KEYS), pairs = ceil_div(count, 16u);
-        __syncthreads();
-        load_bf16_tile(k, d8, k_rows + key * at.width, at.width, 16 * pairs, count, d, d16);
-        load_bf16_tile(v, d8, v_rows + key * at.width, at.width, 16 * pairs, count, d, d16);
-        __syncthreads();
-        if (first >= tokens) continue;
-        f32 s[2 * PAIRS][4];
-        fragment_dots<STEPS, PAIRS, IN_SHARED>(s, q, k, d8, steps, pairs, lane);
-        f32 most[2] = {m[0], m[1]};
+    constexpr u32 PAIRS = (TILES + 1) / 2;
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const Group at = group_of(blockIdx.x, tokens, heads, kv_heads, d, aligned16(qkv) && aligned16(out));
+    u32 keys = keys_of_tile(tokens, 8 * TILES), d8 = at.d8, tiles = ceil_div(at.q.count, 16u);
+    bf16* own = reinterpret_cast<bf16*>(shared) + 16 * warp * d8;
+    bf16* k = reinterpret_cast<bf16*>(shared) + 16 * warps * d8;
+    bf16* v = k + round_up(keys, 16u) * d8;
+    bool again = keys < tokens, begun = false;
+    for (u32 tile = blockIdx.y * warps; tile < tiles; tile += gridDim.y * warps) {
+        u32 first = 16 * (tile + warp);
+        bool active = first < at.q.count;
+        __syncwarp();
+        if (active) load_rows(own, d8, qkv, at.q, first, 16, at, lane, WARP);
+        if (begun) arrive_in_warp();
+        f32 acc[STEPS][2][4] = {}, m[2] = {-infinity_f32(), -infinity_f32()}, l[2] = {0.0f, 0.0f};
+        for (u32 key = 0; key < tokens; key += keys) {
+            u32 count = min_of(tokens - key, keys), pairs = ceil_div(count, 16u);
+            if (again || !begun) {
+                if (begun) __syncthreads();
+                load_rows(k, d8, qkv, at.k, key, 16 * pairs, at, threadIdx.x, blockDim.x);
+                load_rows(v, d8, qkv, at.v, key, 16 * pairs, at, threadIdx.x, blockDim.x);
+                arrive_in_block();
+                begun = true;
+            }
+            if (!active) continue;
+            f32 s[PAIRS][2][4];
+            score_tile<STEPS, TILES>(s, own, k, pairs, at, lane);
+            softmax_tile<TILES>(s, m, l, acc, count, at.scale2, lane);
 #pragma unroll
-        for (u32 j = 0; j < 2 * PAIRS; j++) {
+            for (u32 j = 0; j < PAIRS; j++) {
+                if (j >= pairs) continue;
+                u32 a[4];
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                s[j][i] = 8 * j + 2 * t + i % 2 < count ? s[j][i] * at.scale : -infinity_f32();
-                most[i / 2] = max_f32(most[i / 2], s[j][i]);
+                for (u32 i = 0; i < 4; i++) a[i] = bf16_pair(s[j][i / 2][i % 2 * 2], s[j][i / 2][i % 2 * 2 + 1]);
+                fragment_accumulate<STEPS>(acc, a, v + 16 * j * d8, d8, at.steps, lane);
             }
         }
-        f32 keep[2];
+        if (!active) continue;
+        f32 inverse[2];
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            most[half] = quad_max(most[half]);
-            keep[half] = exp_f32(m[half] - most[half]);
-            m[half] = most[half];
-            l[half] *= keep[half];
+            f32 sum = quad_sum(l[half]);
+            inverse[half] = 1.0f / sum;
+            u32 r = first + lane / 4 + 8 * half;
+            if (lane % 4 == 0 && r < at.q.count) lse[at.statistics + r] = m[half] * at.scale + log_f32(sum);
         }
-#pragma unroll
-        for (u32 j = 0; j < 2 * PAIRS; j++) {
-            if (j >= 2 * pairs) continue;
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                s[j][i] = exp_f32(s[j][i] - m[i / 2]);
-                l[i / 2] += s[j][i];
-            }
-        }
-#pragma unroll
-        for (u32 n = 0; n < 2 * STEPS; n++) {
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) acc[n][i] *= keep[i / 2];
-        }
-        fragment_accumulate<STEPS, PAIRS>(acc, s, v, d8, steps, pairs, lane);
+        store_own<STEPS>(out, at.out, first, own, d8, acc, inverse, at, lane, false);
     }
-    if (first >= tokens) return;
-    f32 inverse[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        f32 sum = quad_sum(l[half]);
-        inverse[half] = 1.0f / sum;
-        u32 r = row + 8 * half;
-        if (t == 0 && r < tokens) lse[(u64)slice * tokens + r] = m[half] + log_f32(sum);
-    }
-    store_fragments<STEPS>(out + out_start(at, sample, head), (u64)heads * d, row, tokens, d, acc, inverse, t, 0);
 }
 
+// A block's warps own 16 stacked queries each; keys come in tiles of at most 16 PAIRS. What a warp's rows of the output lay in
+// has its queries afterwards, and its rows of dQ in the end.
 template <u32 STEPS, u32 PAIRS, bool IN_SHARED>
 DEV void attention_bwd_q_mma(bf16* __restrict__ dqkv, f32* __restrict__ delta, const bf16* __restrict__ dout,
                              const bf16* __restrict__ out, const f32* __restrict__ lse, const bf16* __restrict__ qkv,
                              u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
     SMEM_DYN(shared);
-    constexpr u32 KEYS = 16 * PAIRS;
-    const Layout at = layout_of(tokens, heads, kv_heads, d);
-    u32 steps = ceil_div(d, 16u), d16 = 16 * steps, d8 = d16 + 8;
-    u32 lane = threadIdx.x % WARP, t = lane % 4, rows = blockDim.x / WARP * 16, tiles = ceil_div(tokens, rows);
-    u32 block_first = blockIdx.x % tiles * rows, first = block_first + threadIdx.x / WARP * 16, row = first + lane / 4;
-    u32 slice = blockIdx.x / tiles;
-    u32 sample = slice / heads, head = slice % heads, group = head / (heads / kv_heads);
-    const bf16* k_rows = qkv + k_start(at, sample, group);
-    const bf16* v_rows = qkv + v_start(at, sample, group);
-    u64 stride = (u64)heads * d, out_rows = out_start(at, sample, head);
-    bf16* memory = reinterpret_cast<bf16*>(shared);
-    Own<STEPS, IN_SHARED> q, dy;
-    load_own(q, memory, qkv + q_start(at, sample, head), at.width, block_first, tokens, d);
-    load_own(dy, memory, dout + out_rows, stride, block_first, tokens, d);
-    bf16* k = memory;
-    bf16* v = k + KEYS * d8;
-    if (IN_SHARED) __syncthreads();
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, rows = blockDim.x / WARP * 16;
+    u32 blocks = ceil_div(heads / kv_heads * tokens, rows), first = blockIdx.x % blocks * rows + 16 * warp;
+    bool aligned = aligned16(qkv) && aligned16(out) && aligned16(dout) && aligned16(dqkv);
+    const Group at = group_of(blockIdx.x / blocks, tokens, heads, kv_heads, d, aligned);
+    u32 keys = keys_of_tile(tokens, 16 * PAIRS), d8 = at.d8;
+    bf16* own = reinterpret_cast<bf16*>(shared) + 32 * warp * d8;
+    bf16* k = reinterpret_cast<bf16*>(shared) + 2 * rows * d8;
+    bf16* v = k + round_up(keys, 16u) * d8;
+    bool active = first < at.q.count;
 
-    f32 lse_of[2], delta_of[2] = {0.0f, 0.0f};
-#pragma unroll
-    for (u32 step = 0; step < STEPS; step++) {
-        if (step >= steps) continue;
-        u32 y[4], with[4];
-        load_fragment(y, out + out_rows, stride, row, tokens, d, t, step);
-        own_fragment(with, dy, step, lane);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            f32 low = f32_from_bits(y[i] << 16) * f32_from_bits(with[i] << 16);
-            f32 high = f32_from_bits(y[i] & 0xffff0000u) * f32_from_bits(with[i] & 0xffff0000u);
-            delta_of[i % 2] += low + high;
+    Own<STEPS, IN_SHARED> q, dy;
+    Statistics mine;
+    if (active) {
+        load_rows(own, d8, out, at.out, first, 16, at, lane, WARP);
+        load_rows(own + 16 * d8, d8, dout, at.out, first, 16, at, lane, WARP);
+        arrive_in_warp();
+        take_own(dy, own + 16 * d8, at, lane);
+        row_deltas(mine.delta, dy, own, d8, at, lane);
+        load_statistics(mine.lse2, lse, at, first + lane / 4, LOG2_E);
+        __syncwarp();
+        load_rows(own, d8, qkv, at.q, first, 16, at, lane, WARP);
+    }
+    f32 acc[STEPS][2][4] = {};
+    for (u32 key = 0; key < tokens; key += keys) {
+        u32 count = min_of(tokens - key, keys), pairs = ceil_div(count, 16u);
+        if (key > 0) __syncthreads();
+        load_rows(k, d8, qkv, at.k, key, 16 * pairs, at, threadIdx.x, blockDim.x);
+        load_rows(v, d8, qkv, at.v, key, 16 * pairs, at, threadIdx.x, blockDim.x);
+        arrive_in_block();
+        if (!active) continue;
+        if (key == 0) take_own(q, own, at, lane);
+#pragma unroll 1
+        for (u32 j = 0; j < pairs; j++) {
+            u32 p[4], ds[4], offset = 16 * j * d8;
+            weights_again<STEPS, IN_SHARED>(p, ds, q, dy, k + offset, v + offset, mine, count - 16 * j, at, lane);
+            fragment_accumulate<STEPS>(acc, ds, k + offset, d8, at.steps, lane);
         }
     }
+    if (!active) return;
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
-        u32 r = row + 8 * half;
-        delta_of[half] = quad_sum(delta_of[half]);
-        lse_of[half] = lse[(u64)slice * tokens + min_of(r, tokens - 1)];
-        if (t == 0 && r < tokens) delta[(u64)slice * tokens + r] = delta_of[half];
+        u32 r = first + lane / 4 + 8 * half;
+        if (lane % 4 == 0 && r < at.q.count) delta[at.statistics + r] = mine.delta[half];
     }
-    f32 acc[2 * STEPS][4] = {};
-    for (u32 key = 0; key < tokens; key += KEYS) {
-        u32 count = min_of(tokens - key, KEYS), pairs = ceil_div(count, 16u);
-        __syncthreads();
-        load_bf16_tile(k, d8, k_rows + key * at.width, at.width, 16 * pairs, count, d, d16);
-        load_bf16_tile(v, d8, v_rows + key * at.width, at.width, 16 * pairs, count, d, d16);
-        __syncthreads();
-        if (first >= tokens) continue;
-        f32 s[2 * PAIRS][4], dp[2 * PAIRS][4];
-        fragment_dots<STEPS, PAIRS, IN_SHARED>(s, q, k, d8, steps, pairs, lane);
-        fragment_dots<STEPS, PAIRS, IN_SHARED>(dp, dy, v, d8, steps, pairs, lane);
-#pragma unroll
-        for (u32 j = 0; j < 2 * PAIRS; j++) {
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                f32 weight = 8 * j + 2 * t + i % 2 < count ? exp_f32(s[j][i] * at.scale - lse_of[i / 2]) : 0.0f;
-                s[j][i] = weight * (dp[j][i] - delta_of[i / 2]);
-            }
-        }
-        fragment_accumulate<STEPS, PAIRS>(acc, s, k, d8, steps, pairs, lane);
-    }
-    if (first >= tokens) return;
     f32 factor[2] = {at.scale, at.scale};
-    store_fragments<STEPS>(dqkv + q_start(at, sample, head), at.width, row, tokens, d, acc, factor, t, accumulate);
-}
-
-// Blocks in y share the columns of dK and dV: each adds up 16 SUMMED of them, from all the columns' scores.
-template <u32 STEPS, u32 SUMMED, u32 PAIRS, bool IN_SHARED>
-DEV void attention_bwd_kv_mma(bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const f32* __restrict__ lse,
-                              const f32* __restrict__ delta, const bf16* __restrict__ qkv, u32 tokens, u32 heads,
-                              u32 kv_heads, u32 d, u32 accumulate) {
-    SMEM_DYN(shared);
-    constexpr u32 QUERIES = 16 * PAIRS;
-    const Layout at = layout_of(tokens, heads, kv_heads, d);
-    u32 steps = ceil_div(d, 16u), d16 = 16 * steps, d8 = d16 + 8;
-    u32 lane = threadIdx.x % WARP, t = lane % 4, rows = blockDim.x / WARP * 16, tiles = ceil_div(tokens, rows);
-    u32 block_first = blockIdx.x % tiles * rows, first = block_first + threadIdx.x / WARP * 16, row = first + lane / 4;
-    u32 slice = blockIdx.x / tiles;
-    u32 sample = slice / kv_heads, group = slice % kv_heads, size = heads / kv_heads;
-    u64 k_rows = k_start(at, sample, group), v_rows = v_start(at, sample, group), stride = (u64)heads * d;
-    bf16* memory = reinterpret_cast<bf16*>(shared);
-    Own<STEPS, IN_SHARED> k, v;
-    load_own(k, memory, qkv + k_rows, at.width, block_first, tokens, d);
-    load_own(v, memory, qkv + v_rows, at.width, block_first, tokens, d);
-    bf16* q = memory;
-    bf16* dy = q + QUERIES * d8;
-    u32 summed_first = blockIdx.y * SUMMED, col = 16 * summed_first;
-
-    f32 dk[2 * SUMMED][4] = {}, dv[2 * SUMMED][4] = {};
-    for (u32 head = group * size; head < (group + 1) * size; head++) {
-        const bf16* q_rows = qkv + q_start(at, sample, head);
-        const bf16* dy_rows = dout + out_start(at, sample, head);
-        u64 statistics = ((u64)sample * heads + head) * tokens;
-        for (u32 query = 0; query < tokens; query += QUERIES) {
-            u32 count = min_of(tokens - query, QUERIES), pairs = ceil_div(count, 16u);
-            __syncthreads();
-            load_bf16_tile(q, d8, q_rows + query * at.width, at.width, 16 * pairs, count, d, d16);
-            load_bf16_tile(dy, d8, dy_rows + query * stride, stride, 16 * pairs, count, d, d16);
-            __syncthreads();
-            if (first >= tokens) continue;
-            f32 s[2 * PAIRS][4], dp[2 * PAIRS][4];
-            fragment_dots<STEPS, PAIRS, IN_SHARED>(s, k, q, d8, steps, pairs, lane);
-            fragment_dots<STEPS, PAIRS, IN_SHARED>(dp, v, dy, d8, steps, pairs, lane);
-#pragma unroll
-            for (u32 j = 0; j < 2 * PAIRS; j++) {
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) {
-                    u32 column = 8 * j + 2 * t + i % 2;
-                    u64 mine = statistics + query + min_of(column, count - 1);
-                    f32 weight = column < count ? exp_f32(s[j][i] * at.scale - lse[mine]) : 0.0f;
-                    s[j][i] = weight;
-                    dp[j][i] = weight * (dp[j][i] - delta[mine]);
-                }
-            }
-            fragment_accumulate<SUMMED, PAIRS>(dv, s, dy + col, d8, steps - summed_first, pairs, lane);
-            fragment_accumulate<SUMMED, PAIRS>(dk, dp, q + col, d8, steps - summed_first, pairs, lane);
-        }
-    }
-    if (first >= tokens) return;
-    f32 factor[2] = {at.scale, at.scale}, one[2] = {1.0f, 1.0f};
-    store_fragments<SUMMED>(dqkv + k_rows + col, at.width, row, tokens, d - col, dk, factor, t, accumulate);
-    store_fragments<SUMMED>(dqkv + v_rows + col, at.width, row, tokens, d - col, dv, one, t, accumulate);
+    store_own<STEPS>(dqkv, at.q, first, own, d8, acc, factor, at, lane, accumulate != 0);
 }

@@ -231,12 +231,12 @@ const SLOWDOWNS: [Slowdown; 5] = [
             other.starts_with('%').then(|| vec![format!("mov.b32 {to}, {from};")])
         },
     },
-    // Stores whose lanes meet in a quarter of the banks.
+    // Loads whose lanes meet in a quarter of the banks.
     Slowdown {
         module: "attention",
         kernel: "attention_fwd_narrow_bf16",
         counter: "bank conflicts",
-        edit: |line| apart(line, "st.shared.v4.u32", "st.shared.u32", 4),
+        edit: |line| apart(line, "ld.shared.v4.u32", "ld.shared.u32", 4),
     },
 ];
 

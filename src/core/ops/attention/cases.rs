@@ -32,6 +32,18 @@ pub fn cases() -> Vec<Case> {
         case("eight_warps_b1_t250_h1_kv1_d12", [1, 250, 1, 1, 12]),
         case("six_warps_b1_t90_h2_kv1_d24", [1, 90, 2, 1, 24]),
         case("b1_t64_h4_kv4_d64", [1, 64, 4, 4, 64]),
+        // Tiles of 8 and 16 rows, the last of them with one row, and full; queries of several heads in one of them; on both sides of
+        // the longest sequence whose keys a block has all, and with several tiles of keys.
+        case("whole_b1_t8_h4_kv2_d64", [1, 8, 4, 2, 64]),
+        case("whole_b1_t9_h4_kv2_d40", [1, 9, 4, 2, 40]),
+        case("whole_odd_b1_t64_h2_kv1_d37", [1, 64, 2, 1, 37]),
+        case("whole_b1_t72_h2_kv1_d32", [1, 72, 2, 1, 32]),
+        case("whole_b1_t65_h2_kv1_d56", [1, 65, 2, 1, 56]),
+        case("b1_t73_h2_kv1_d24", [1, 73, 2, 1, 24]),
+        case("odd_b1_t80_h3_kv1_d33", [1, 80, 3, 1, 33]),
+        case("b1_t128_h1_kv1_d64", [1, 128, 1, 1, 64]),
+        case("b1_t256_h2_kv1_d16", [1, 256, 2, 1, 16]),
+        case("b1_t257_h1_kv1_d8", [1, 257, 1, 1, 8]),
         case("b128_t256_h1_kv1_d256", [128, 256, 1, 1, 256]).large(),
         case("b128_t256_h4_kv4_d64", [128, 256, 4, 4, 64]).large(),
         case("b256_t65_h8_kv2_d48", [256, 65, 8, 2, 48]).large(),

@@ -3,7 +3,8 @@
 use super::{Call, OP, Sizes};
 use crate::device::launches::{
     AttentionBwdKvNarrow, AttentionBwdKvWide, AttentionBwdKvWidest, AttentionBwdQNarrow, AttentionBwdQWide,
-    AttentionBwdQWidest, AttentionFwdNarrow, AttentionFwdWide, AttentionFwdWidest,
+    AttentionBwdQWidest, AttentionBwdWholeNarrowBf16, AttentionBwdWholeSlimBf16, AttentionFwdNarrow, AttentionFwdWide,
+    AttentionFwdWidest,
 };
 use crate::device::{Accelerator, LaunchConfig};
 use crate::error::{Error, Result};
@@ -13,12 +14,18 @@ use crate::tensor::{DType, Tensor};
 
 /// The largest head dimension that the kernels' registers are laid out for.
 const MAX_DIM: usize = 256;
+/// The most steps of 16 columns of the kernel for slim heads.
+const SLIM_STEPS: usize = 3;
+/// Blocks that fill a large device: about four for each of 132 multiprocessors.
+const FULL_GRID: usize = 512;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pass {
     Forward,
     Queries,
     KeysValues,
+    /// All three, in one kernel.
+    Whole,
 }
 
 /// Which of three layouts of the registers a head dimension takes.
@@ -40,52 +47,104 @@ impl Width {
             _ => Width::Widest,
         }
     }
+
+    /// The most keys of a tile in bf16.
+    fn keys(self, pass: Pass) -> usize {
+        match (self, pass) {
+            (Width::Narrow, Pass::Queries) => 64,
+            (Width::Narrow, _) => 72,
+            (Width::Wide | Width::Widest, _) => 32,
+        }
+    }
+}
+
+/// Whether one kernel makes all of the gradient: a block has all keys of a sequence.
+fn is_whole(sizes: Sizes, dtype: DType) -> bool {
+    let width = Width::of(sizes.dim);
+    dtype == DType::BF16 && width == Width::Narrow && sizes.tokens <= width.keys(Pass::Whole)
+}
+
+/// As few tiles as there can be, of as many keys each, rounded up to 8.
+fn keys_of_tile(tokens: usize, most: usize) -> usize {
+    tokens.div_ceil(tokens.div_ceil(most)).next_multiple_of(8)
 }
 
 /// The launch of a pass over tensors of `dtype`, as the head of `kernels/attention.cu` states it.
 fn config(sizes: Sizes, pass: Pass, dtype: DType) -> LaunchConfig {
-    let heads = if pass == Pass::KeysValues { sizes.kv_heads } else { sizes.heads };
-    let width = Width::of(sizes.dim);
-    let mut parts = 1;
-    let (rows, threads, bytes) = if dtype == DType::BF16 {
-        // Of the block's own rows, those operands that are in shared memory.
-        let in_shared = match (width, pass) {
-            (Width::Narrow, _) | (Width::Wide, Pass::Forward | Pass::Queries) => 0,
-            (Width::Widest, Pass::Forward) => 1,
-            (Width::Wide, Pass::KeysValues) | (Width::Widest, Pass::Queries | Pass::KeysValues) => 2,
-        };
-        if (width, pass) == (Width::Widest, Pass::KeysValues) {
-            parts = 2;
-        }
-        // Fragments of 16 rows, spread evenly over blocks of at most as many warps.
-        let most_warps = if in_shared > 0 { 4 } else { 8 };
-        let fragments = sizes.tokens.div_ceil(16);
-        let warps = fragments.div_ceil(fragments.div_ceil(most_warps));
-        let tile = if (width, pass) == (Width::Narrow, Pass::Forward) { 64 } else { 32 };
-        let row_bytes = 2 * (sizes.dim.next_multiple_of(16) + 8);
-        (16 * warps, 32 * warps, (2 * tile + in_shared * 16 * warps) * row_bytes)
-    } else {
-        let rows = match (width, pass) {
-            (Width::Narrow, _) => 4 * 8,
-            (_, Pass::Forward) => 4 * 4,
-            (_, Pass::Queries | Pass::KeysValues) => 4 * 2,
-        };
-        // Rows of 16 bytes each, and apart by an odd number of 16 bytes.
-        let d4 = sizes.dim.next_multiple_of(4);
-        let k4 = 4 * ((d4 / 4) | 1);
-        let floats = match pass {
-            Pass::Forward => rows * (d4 + 32) + 32 * (k4 + d4),
-            Pass::Queries => rows * (2 * d4 + 32) + 64 * k4,
-            Pass::KeysValues => rows * (2 * d4 + 64) + 64 * k4,
-        };
-        (rows, 128, 4 * floats)
-    };
+    let Blocks { x, y, threads, bytes } =
+        if dtype == DType::BF16 { tensor_cores(sizes, pass) } else { fma(sizes, pass) };
     LaunchConfig {
-        grid: [(sizes.batch * heads * sizes.tokens.div_ceil(rows)) as u32, parts, 1],
+        grid: [(sizes.batch * x) as u32, y as u32, 1],
         block: [threads as u32, 1, 1],
         shared_bytes: bytes as u32,
         ..LaunchConfig::default()
     }
+}
+
+/// Blocks of a sample and of all samples together, threads of a block and its bytes of shared memory.
+struct Blocks {
+    x: usize,
+    y: usize,
+    threads: usize,
+    bytes: usize,
+}
+
+fn tensor_cores(sizes: Sizes, pass: Pass) -> Blocks {
+    let width = Width::of(sizes.dim);
+    let steps = sizes.dim.div_ceil(16);
+    let row = 16 * steps + 8;
+    let keys = keys_of_tile(sizes.tokens, width.keys(pass));
+    let key_rows = keys.next_multiple_of(16);
+    // 16 stacked queries of a group each.
+    let tiles = (sizes.heads / sizes.kv_heads * sizes.tokens).div_ceil(16);
+    if matches!(pass, Pass::Forward | Pass::Queries) {
+        // Of all keys at once a block makes use for several tiles of queries. Else they are spread evenly over blocks of at most as many
+        // warps: of 8, if no more of them idle than of 4, for they load keys less often.
+        let resident = pass == Pass::Forward && keys >= sizes.tokens;
+        let narrow = width == Width::Narrow && !resident;
+        let most = if narrow && tiles.next_multiple_of(8) == tiles.next_multiple_of(4) { 8 } else { 4 };
+        let warps = tiles.div_ceil(tiles.div_ceil(most));
+        let mut parts = tiles.div_ceil(warps);
+        if resident {
+            parts = parts.min(FULL_GRID.div_ceil(sizes.batch * sizes.kv_heads));
+        }
+        let own = if pass == Pass::Forward { 16 } else { 32 };
+        let bytes = 2 * row * (own * warps + 2 * key_rows);
+        return if pass == Pass::Forward {
+            Blocks { x: sizes.kv_heads, y: parts, threads: 32 * warps, bytes }
+        } else {
+            Blocks { x: sizes.kv_heads * parts, y: 1, threads: 32 * warps, bytes }
+        };
+    }
+    // Warps that share the columns of dK and of dV, and tiles of queries at a time.
+    let (warps, most) = match width {
+        Width::Narrow if pass == Pass::Whole && steps <= SLIM_STEPS => (2 * steps.next_power_of_two(), 8),
+        Width::Narrow => (2 * steps.next_power_of_two(), 4),
+        Width::Wide => (2 * steps.div_ceil(2), 4),
+        Width::Widest => (2 * steps.div_ceil(4), 2),
+    };
+    let queries = 16 * warps.min(most);
+    let weights = if pass == Pass::Whole { key_rows.max(16 * steps) } else { key_rows } + 8;
+    let elements = 2 * (key_rows * row + queries * row + queries * weights);
+    Blocks { x: sizes.kv_heads * sizes.tokens.div_ceil(keys), y: 1, threads: 32 * warps, bytes: 2 * elements }
+}
+
+/// The same in f32.
+fn fma(sizes: Sizes, pass: Pass) -> Blocks {
+    let rows = match (Width::of(sizes.dim), pass) {
+        (Width::Narrow, _) => 4 * 8,
+        (_, Pass::Forward) => 4 * 4,
+        _ => 4 * 2,
+    };
+    // Rows of 16 bytes each, and apart by an odd number of 16 bytes.
+    let d4 = sizes.dim.next_multiple_of(4);
+    let k4 = 4 * ((d4 / 4) | 1);
+    let (heads, floats) = match pass {
+        Pass::Forward => (sizes.heads, rows * (d4 + 32) + 32 * (k4 + d4)),
+        Pass::Queries => (sizes.heads, rows * (2 * d4 + 32) + 64 * k4),
+        Pass::KeysValues | Pass::Whole => (sizes.kv_heads, rows * (2 * d4 + 64) + 64 * k4),
+    };
+    Blocks { x: heads * sizes.tokens.div_ceil(rows), y: 1, threads: 128, bytes: 4 * floats }
 }
 
 /// Launches the kernel of the width among three that take the same arguments.
@@ -136,6 +195,9 @@ pub(super) fn backward<T: Stored>(
     let sizes = call.sizes;
     check(accelerator, sizes)?;
     let [tokens, heads, kv_heads, d] = [sizes.tokens, sizes.heads, sizes.kv_heads, sizes.dim].map(|n| n as u32);
+    if is_whole(sizes, T::DTYPE) {
+        return backward_whole(accelerator, call, dout, to);
+    }
     let (width, queries) = (Width::of(sizes.dim), config(sizes, Pass::Queries, T::DTYPE));
     launch_width!(width, AttentionBwdQNarrow, AttentionBwdQWide, AttentionBwdQWidest, accelerator, queries, {
         dqkv: to.slice_mut(),
@@ -165,6 +227,21 @@ pub(super) fn backward<T: Stored>(
     })
 }
 
+fn backward_whole(accelerator: &dyn Accelerator, call: &Call, dout: &Tensor, to: &Destination) -> Result<()> {
+    let sizes = call.sizes;
+    let [tokens, heads, kv_heads, d] = [sizes.tokens, sizes.heads, sizes.kv_heads, sizes.dim].map(|n| n as u32);
+    let (dqkv, dout, out) = (to.slice_mut(), dout.slice(), call.out.slice());
+    let (lse, qkv, accumulate) = (call.lse.slice(), call.qkv.slice(), to.mode.flag());
+    let config = config(sizes, Pass::Whole, DType::BF16);
+    if sizes.dim <= 16 * SLIM_STEPS {
+        AttentionBwdWholeSlimBf16 { dqkv, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate }
+            .launch(accelerator, config)
+    } else {
+        AttentionBwdWholeNarrowBf16 { dqkv, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate }
+            .launch(accelerator, config)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,7 +249,7 @@ mod tests {
     #[test]
     fn every_row_has_a_warp_and_shared_memory_is_there() {
         for dim in 1..=MAX_DIM {
-            for tokens in [1, 16, 65, 300] {
+            for tokens in [1, 16, 65, 72, 73, 257, 300] {
                 let sizes = Sizes { batch: 3, tokens, heads: 8, kv_heads: 2, dim };
                 for (pass, dtype) in [
                     (Pass::Forward, DType::F32),
@@ -181,16 +258,56 @@ mod tests {
                     (Pass::Forward, DType::BF16),
                     (Pass::Queries, DType::BF16),
                     (Pass::KeysValues, DType::BF16),
+                    (Pass::Whole, DType::BF16),
                 ] {
+                    if pass == Pass::Whole && !is_whole(sizes, dtype) {
+                        continue;
+                    }
                     let config = config(sizes, pass, dtype);
-                    // What every device from compute capability 8.0 on has by opt-in, and without.
-                    let most = if dim <= 64 || dtype == DType::F32 && dim <= 128 { 48 } else { 99 };
-                    assert!(config.shared_bytes <= most << 10, "{pass:?} {dim}: {}", config.shared_bytes);
-                    assert!(config.block[0] <= 256);
-                    let heads = if pass == Pass::KeysValues { 2 } else { 8 };
-                    assert!((config.grid[0] * config.block[0] / 32 * 16) as usize >= 3 * heads * tokens);
+                    // What every device from compute capability 8.0 on has by opt-in.
+                    assert!(config.shared_bytes <= 99 << 10, "{pass:?} {dim}: {}", config.shared_bytes);
+                    assert!((32..=256).contains(&config.block[0]), "{pass:?} {dim}");
+                    let blocks = (config.grid[0] * config.grid[1]) as usize;
+                    match (pass, dtype) {
+                        (Pass::KeysValues | Pass::Whole, DType::BF16) => {
+                            let keys = keys_of_tile(tokens, Width::of(dim).keys(pass));
+                            assert!(keys <= Width::of(dim).keys(pass) && blocks * keys >= 3 * 2 * tokens);
+                        }
+                        (Pass::KeysValues, _) => assert!(blocks * 32 >= 3 * 2 * tokens || dim > 64),
+                        (Pass::Forward, DType::BF16) if keys_of_tile(tokens, Width::of(dim).keys(pass)) >= tokens => {
+                            assert!(blocks >= 3 * 2);
+                        }
+                        (_, DType::BF16) => {
+                            assert!(blocks * config.block[0] as usize / 32 * 16 >= 3 * 2 * (4 * tokens));
+                        }
+                        (Pass::Forward | Pass::Queries, _) => {
+                            let rows = blocks * if dim <= 64 { 32 } else { 16 };
+                            assert!(rows >= 3 * 8 * tokens, "{pass:?} {dim}");
+                        }
+                    }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_large_batch_shares_keys_and_a_small_one_fills_the_device() {
+        let grid = |batch, tokens| {
+            let sizes = Sizes { batch, tokens, heads: 8, kv_heads: 2, dim: 48 };
+            config(sizes, Pass::Forward, DType::BF16).grid
+        };
+        assert_eq!(grid(256, 65), [512, 1, 1]);
+        assert_eq!(grid(64, 65), [128, 4, 1]);
+        assert_eq!(grid(512, 65), [1024, 1, 1]);
+        assert_eq!(grid(1, 65), [2, 5, 1]);
+        assert_eq!(grid(256, 257), [512, 17, 1]);
+    }
+
+    #[test]
+    fn tiles_of_keys_are_alike() {
+        for (tokens, most, keys) in [(65, 72, 72), (64, 72, 64), (73, 72, 40), (257, 72, 72), (256, 72, 64), (1, 72, 8)]
+        {
+            assert_eq!(keys_of_tile(tokens, most), keys, "{tokens}");
         }
     }
 }

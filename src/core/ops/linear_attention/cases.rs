@@ -41,6 +41,9 @@ pub fn cases() -> Vec<Case> {
         // A tile of more tokens than a block has threads.
         case("narrow_b1_t301_h2_d8", [1, 301, 2, 8]),
         case("b1_t70_h2_d64", [1, 70, 2, 64]),
+        // On tensor cores a tile is of 64 tokens.
+        case("tiles_b1_t65_h1_d16", [1, 65, 1, 16]),
+        case("tiles_b1_t130_h1_d40", [1, 130, 1, 40]),
         case("wide_b1_t35_h1_d72", [1, 35, 1, 72]),
         case("wide_odd_b2_t41_h1_d101", [2, 41, 1, 101]),
         case("wide_b1_t53_h1_d128", [1, 53, 1, 128]),

@@ -8,12 +8,19 @@ use crate::device::{Accelerator, LaunchConfig};
 use crate::error::{Error, Result};
 use crate::ops::Stored;
 use crate::tape::Destination;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// The largest head dimension whose state fits a thread's registers and a block's shared memory.
 const MAX_DIM: usize = 128;
 /// The largest of the narrow kernels.
 const NARROW: usize = 64;
+/// Tokens of a tile on tensor cores: 16 for each of four warps.
+const MMA_TILE: usize = 64;
+
+/// Whether the products are for tensor cores.
+pub(super) fn has_tensor_cores(sizes: Sizes, dtype: DType) -> bool {
+    dtype == DType::BF16 && sizes.dim <= NARROW
+}
 
 /// A launch, as the head of `kernels/linear_attention.cu` states it.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +33,13 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(sizes: Sizes) -> Self {
+    fn new(sizes: Sizes, dtype: DType) -> Self {
+        if has_tensor_cores(sizes, dtype) {
+            let columns = sizes.dim.next_multiple_of(16);
+            // z; the state in two parts, two tiles of tokens, and a tile for results.
+            let bytes = 4 * columns + 2 * (columns + 8) * (2 * columns + 3 * MMA_TILE);
+            return Self { config: Self::config(sizes, 128, bytes), tile: MMA_TILE, groups: 1 };
+        }
         let side = if sizes.dim <= NARROW { 4 } else { 8 };
         let padded = sizes.dim.next_multiple_of(side);
         let threads: usize = if padded <= 32 { 128 } else { 256 };
@@ -37,13 +50,16 @@ impl Plan {
         let groups = if side == 4 { (threads / cells).min(tile / 4) } else { 1 };
         let scratch = if groups > 1 { groups * padded * (padded + 1) } else { 0 };
         let floats = padded * (padded + 2) + tile * (padded / 2 + 2) + scratch.max(2 * tile * padded);
-        let config = LaunchConfig {
+        Self { config: Self::config(sizes, threads, 4 * floats), tile, groups }
+    }
+
+    fn config(sizes: Sizes, threads: usize, bytes: usize) -> LaunchConfig {
+        LaunchConfig {
             grid: [(sizes.batch * sizes.heads) as u32, 1, 1],
             block: [threads as u32, 1, 1],
-            shared_bytes: 4 * floats as u32,
+            shared_bytes: bytes as u32,
             ..LaunchConfig::default()
-        };
-        Self { config, tile, groups }
+        }
     }
 }
 
@@ -60,7 +76,7 @@ macro_rules! launch {
     ($narrow:ident, $wide:ident, $accelerator:expr, $call:expr, { $($field:ident: $value:expr),* $(,)? }) => {{
         let sizes = $call.sizes;
         check($accelerator, sizes)?;
-        let plan = Plan::new(sizes);
+        let plan = Plan::new(sizes, T::DTYPE);
         let [tokens, heads, d, tile, groups] =
             [sizes.tokens, sizes.heads, sizes.dim, plan.tile, plan.groups].map(|n| n as u32);
         if sizes.dim <= NARROW {
@@ -98,7 +114,10 @@ mod tests {
     fn every_product_has_a_thread_and_shared_memory_is_there() {
         for dim in 1..=MAX_DIM {
             for tokens in [1, 3, 16, 65, 1024] {
-                let Plan { config, tile, groups } = Plan::new(Sizes { batch: 3, tokens, heads: 8, dim });
+                let sizes = Sizes { batch: 3, tokens, heads: 8, dim };
+                let mma = Plan::new(sizes, DType::BF16).config;
+                assert!(mma.shared_bytes <= if dim <= NARROW { 48 } else { 99 } << 10, "{dim}: {}", mma.shared_bytes);
+                let Plan { config, tile, groups } = Plan::new(sizes, DType::F32);
                 let (side, threads) = (if dim <= NARROW { 4 } else { 8 }, config.block[0] as usize);
                 let padded = dim.next_multiple_of(side);
                 assert!(tile.is_multiple_of(4) && tile > 0 && tile / 4 * (padded / 4) <= threads, "{dim} {tokens}");

@@ -95,7 +95,11 @@ struct Call {
 
 impl Call {
     fn cost(&self, products: usize, bytes: usize) -> Cost {
-        Cost::scalar(2 * products * self.sizes.products(), bytes)
+        Cost {
+            flops: 2.0 * products as f64 * self.sizes.products() as f64,
+            bytes: bytes as f64,
+            tensor_cores: cuda::has_tensor_cores(self.sizes, self.qkv.dtype()),
+        }
     }
 
     fn forward(&self, out: &Tensor) -> Result<()> {
