@@ -16,6 +16,8 @@ pub struct Destination {
     tensor: Tensor,
     /// Overwrite or add.
     pub mode: Accumulate,
+    /// Not 0: it holds z, and what is written is multiplied by the derivative of the f of this number.
+    chain: u32,
     written: Rc<Cell<bool>>,
 }
 
@@ -28,7 +30,16 @@ impl Destination {
     pub(super) fn new(tensor: Tensor, mode: Accumulate, written: Rc<Cell<bool>>) -> Self {
         // Of nothing there is nothing to write.
         written.set(written.get() || tensor.is_empty());
-        Self { tensor, mode, written }
+        Self { tensor, mode, chain: 0, written }
+    }
+
+    pub(super) fn chained(z: Tensor, code: u32, written: Rc<Cell<bool>>) -> Self {
+        Self { chain: code, ..Self::new(z, Accumulate::Write, written) }
+    }
+
+    /// As a kernel's `accumulate` argument: 0 to overwrite, 1 to add, 1 + the number of f to multiply by f'(z), z being what is there.
+    pub fn flag(&self) -> u32 {
+        if self.chain > 0 { 1 + self.chain } else { self.mode.flag() }
     }
 
     /// The context it lives in.
