@@ -175,7 +175,7 @@ DEV void apply(T* y, const f32 (&x)[HELD][V], const Sizes& sizes, const Share& s
 #pragma unroll
         for (u32 j = 0; j < V; j++) {
             v[j] = fma_f32((x[i][j] - mean) * rstd, k[j], l[j]);
-            if (silu_follows != 0) v[j] = silu(v[j]);
+            if (silu_follows != 0) v[j] = silu<T>(v[j]);
         }
         store_channels(to + (u64)pixel * s.channels, wide, v);
     }
@@ -256,7 +256,7 @@ DEV void hold_gradient(const T* dy, const Source<const T>& from, const Sizes& si
 #pragma unroll
         for (u32 j = 0; j < V; j++) {
             n[i][j] = (n[i][j] - mean) * rstd;
-            if (silu_follows != 0) dv[i][j] *= silu_derivative(fma_f32(n[i][j], k[j], l[j]));
+            if (silu_follows != 0) dv[i][j] *= silu_derivative<T>(fma_f32(n[i][j], k[j], l[j]));
         }
 }
 
