@@ -4,6 +4,9 @@
 //
 //   dx = dz W [m, k]      dW = dz^T x [n, k] in f32      db = column sums of dz in f32      dresidual = dy
 //
+// Where x = act(z') is an activation that nothing else uses, _bwd_input multiplies by act'(z') as it writes, over z': what it
+// leaves is the dz of the layer before.
+//
 // All three products are C[i, j] = sum over r of A[i, r] B[j, r]; they differ in which index of an operand is contiguous:
 //
 //             i   j   r    A                      B
@@ -79,7 +82,8 @@ DEV void linear_fwd(T* y, T* z, const T* x, const T* weight, const f32* bias, co
 
 template <u32 SIDE, typename T>
 DEV void linear_bwd_input(T* dx, const T* dz, const T* weight, u32 m, u32 n, u32 k, u32 accumulate) {
-    Gradient<T, Vec16<T>::COUNT> to = Gradient<T, Vec16<T>::COUNT>::make(dx, k, accumulate);
+    typedef Gradient<T, Vec16<T>::COUNT, true> To;
+    To to = To::make(dx, k, accumulate);
     product<SIDE, true, false>(Stored<T>::make(dz, n, m), Stored<T>::make(weight, k, k), 0, n, to);
 }
 

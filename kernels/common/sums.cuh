@@ -4,27 +4,33 @@
 #include "common/types.cuh"
 #include "common/wide.cuh"
 
-// A gradient's destination: written, or added to.
-template <typename T, u32 N>
+// A gradient's destination: written (0) or added to (1); with CHAIN also (1 + activation) where z of y = act(z) lies, y being what
+// the gradient is of: dy act'(z) takes its place.
+template <typename T, u32 N, bool CHAIN = false>
 struct Gradient {
     T* to;
     u32 cols;
-    bool accumulate;
+    u32 accumulate;
     bool wide;
 
     DEV Gradient make(T* to, u32 cols, u32 accumulate) {
-        return Gradient{to, cols, accumulate != 0, cols % N == 0 && aligned16(to)};
+        return Gradient{to, cols, accumulate, cols % N == 0 && aligned16(to)};
     }
 };
-template <typename T, u32 N>
-DEV void finish(const Gradient<T, N>& gradient, u32 row, u32 col, f32 (&v)[N]) {
+template <typename T, u32 N, bool CHAIN>
+DEV void finish(const Gradient<T, N, CHAIN>& gradient, u32 row, u32 col, f32 (&v)[N]) {
     T* to = gradient.to + (u64)row * gradient.cols + col;
     u32 left = gradient.cols - col;
-    if (gradient.accumulate) {
+    if (gradient.accumulate != 0) {
         f32 old[N];
         load_wide(to, left, gradient.wide, old);
+        if (!CHAIN || gradient.accumulate == 1) {
 #pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] += old[i];
+            for (u32 i = 0; i < N; i++) v[i] += old[i];
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < N; i++) v[i] *= activation_derivative<T>(old[i], gradient.accumulate - 1);
+        }
     }
     store_wide(to, left, gradient.wide, v);
 }

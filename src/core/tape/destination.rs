@@ -37,6 +37,11 @@ impl Destination {
         Self { chain: code, ..Self::new(z, Accumulate::Write, written) }
     }
 
+    /// Whether it holds a z whose gradient takes its place: see [`Destination::flag`].
+    pub fn is_chained(&self) -> bool {
+        self.chain > 0
+    }
+
     /// As a kernel's `accumulate` argument: 0 to overwrite, 1 to add, 1 + the number of f to multiply by f'(z), z being what is there.
     pub fn flag(&self) -> u32 {
         if self.chain > 0 { 1 + self.chain } else { self.mode.flag() }

@@ -20,6 +20,21 @@ fn case(name: &str, [m, n, k]: [usize; 3], bias: bool, activation: Activation, r
     .sums(m.max(n).max(k))
 }
 
+/// Two layers, an activation between them: on accelerators the second one's gradient of its input is multiplied by the derivative.
+/// With `twice` the activation is used again, so that it is not.
+fn chain(name: &str, [m, n, k]: [usize; 3], activation: Activation, twice: bool) -> Case {
+    let mut inputs = vec![Input::activation("x", [m, k]), Input::weight("up", [n, k]), Input::weight("down", [k, n])];
+    if !twice {
+        inputs.push(Input::parameter("bias", [n]));
+    }
+    Case::new("linear", name, inputs, move |tape, inputs| {
+        let hidden = linear(tape, &inputs[0], &inputs[1], inputs.get(3), activation, None)?;
+        let y = linear(tape, &hidden, &inputs[2], None, Activation::None, None)?;
+        Ok(if twice { vec![y, hidden] } else { vec![y] })
+    })
+    .sums(m.max(n).max(k))
+}
+
 /// Shapes of the presets, odd ones, sums that are split, both tiles for each product, and some large enough to time.
 pub fn cases() -> Vec<Case> {
     use Activation::{Gelu, None, Silu};
@@ -29,6 +44,9 @@ pub fn cases() -> Vec<Case> {
         case("residual_m65_n64_k128", [65, 64, 128], true, None, true),
         case("silu_odd_m5_n37_k23", [5, 37, 23], true, Silu, true),
         case("gelu_no_bias_m7_n9_k65", [7, 9, 65], false, Gelu, false),
+        chain("gelu_chain_m33_n72_k24", [33, 72, 24], Gelu, false),
+        chain("silu_chain_odd_m9_n21_k13", [9, 21, 13], Silu, false),
+        chain("gelu_chain_used_twice_m9_n24_k8", [9, 24, 8], Gelu, true),
         case("odd_columns_m70_n67_k66", [70, 67, 66], false, None, true),
         case("whole_tiles_m9_n128_k128", [9, 128, 128], true, None, false),
         case("one_m1_n1_k1", [1, 1, 1], true, None, false),

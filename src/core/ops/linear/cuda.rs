@@ -92,7 +92,7 @@ pub(super) fn input_backward<T: Stored>(
         m: m as u32,
         n: n as u32,
         k: k as u32,
-        accumulate: dx.mode.flag(),
+        accumulate: dx.flag(),
     })
 }
 

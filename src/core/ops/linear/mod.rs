@@ -5,7 +5,8 @@
 //! dx = dz · W, dW = dzᵀ · x, db = Σ over rows of dz, and dy itself for the residual.
 //!
 //! Saved for backward: `x` where the weight wants a gradient, and with an activation `z`, rounded to storage; backwards dz
-//! takes its place.
+//! takes its place. On accelerators the next linear layer writes it there, as it works out dy ([`Chain`]), where nothing else uses
+//! `y`.
 
 mod cases;
 mod cpu;
@@ -15,7 +16,7 @@ pub use cases::cases;
 
 use crate::error::{Error, Result};
 use crate::ops::{run, with_host_float};
-use crate::tape::{Backward, Destination, Input, Tape, Var};
+use crate::tape::{Backward, Chain, Destination, Input, Tape, Var};
 use crate::tensor::{Cost, DType, Device, Shape, Tensor};
 
 const OP: &str = "linear";
@@ -132,7 +133,12 @@ pub fn linear(
         bias: inputs.optional("bias", bias),
         residual: inputs.optional("residual", residual),
     };
-    Ok(inputs.record(y, move |backward| call.backward(backward, to)))
+    let chain = call.z.clone().filter(|_| residual.is_none()).map(|z| Chain { z, code: activation.code() });
+    let closure = move |backward: &Backward| call.backward(backward, to);
+    Ok(match chain {
+        Some(chain) => inputs.record_chained(y, chain, closure),
+        None => inputs.record(y, closure),
+    })
 }
 
 /// `shape` with another innermost size.
@@ -187,8 +193,12 @@ impl Call {
         cost
     }
 
-    fn backward(self, backward: &Backward, to: To) -> Result<()> {
+    fn backward(mut self, backward: &Backward, to: To) -> Result<()> {
         let (context, dy) = (backward.context(), backward.gradient());
+        if backward.is_chained() {
+            // What arrived is dz.
+            self.z = None;
+        }
         let Sizes { m, n, k } = self.sizes;
         backward.pass(to.residual)?;
         let db = backward.destination(to.bias)?;
@@ -198,8 +208,16 @@ impl Call {
             self.activation_backward(dy, db)?;
         }
         let dz = self.z.as_ref().unwrap_or(dy);
-        if let (Some(weight), Some(dx)) = (&self.weight, backward.destination(to.x)?) {
-            context.charge("linear_bwd_input", Cost::product(m, k, n, dy.dtype().size()));
+        let dx = match context.device() {
+            Device::Accelerator(_) => backward.chained_destination(to.x)?,
+            _ => backward.destination(to.x)?,
+        };
+        if let (Some(weight), Some(dx)) = (&self.weight, dx) {
+            let mut cost = Cost::product(m, k, n, dy.dtype().size());
+            if dx.is_chained() {
+                cost += Cost::memory(dx.bytes());
+            }
+            context.charge("linear_bwd_input", cost);
             run!(dz, input_backward(self.sizes, dz, weight, &dx))?;
         }
         if let (Some(x), Some(dw)) = (&self.x, backward.destination(to.weight)?) {
