@@ -18,17 +18,21 @@
 #include "common/types.cuh"
 #include "common/wide.cuh"
 
+template <typename T>
 struct Gelu {
-    DEV f32 of(f32 x) { return gelu(x); }
+    DEV f32 of(f32 x) { return gelu<T>(x); }
 };
+template <typename T>
 struct GeluBackward {
-    DEV f32 of(f32 dy, f32 x) { return dy * gelu_derivative(x); }
+    DEV f32 of(f32 dy, f32 x) { return dy * gelu_derivative<T>(x); }
 };
+template <typename T>
 struct Silu {
-    DEV f32 of(f32 x) { return silu(x); }
+    DEV f32 of(f32 x) { return silu<T>(x); }
 };
+template <typename T>
 struct SiluBackward {
-    DEV f32 of(f32 dy, f32 x) { return dy * silu_derivative(x); }
+    DEV f32 of(f32 dy, f32 x) { return dy * silu_derivative<T>(x); }
 };
 struct Relu {
     DEV f32 of(f32 x) { return x < 0.0f ? 0.0f : x; }
@@ -99,6 +103,24 @@ DEV void binary(T* __restrict__ y, const T* __restrict__ a, const T* __restrict_
 #pragma unroll
     for (u32 i = 0; i < N; i++) v[i] = F::of(v[i], w[i]);
     put(y + at, left, wide, v, accumulate);
+}
+
+// The activations whose accuracy is that of their storage.
+template <typename T>
+DEV void gelu_fwd(T* __restrict__ y, const T* __restrict__ x, u64 len) {
+    map<Gelu<T>>(y, x, len, 0);
+}
+template <typename T>
+DEV void gelu_bwd(T* __restrict__ dx, const T* __restrict__ dy, const T* __restrict__ x, u64 len, u32 accumulate) {
+    binary<GeluBackward<T>>(dx, dy, x, len, accumulate);
+}
+template <typename T>
+DEV void silu_fwd(T* __restrict__ y, const T* __restrict__ x, u64 len) {
+    map<Silu<T>>(y, x, len, 0);
+}
+template <typename T>
+DEV void silu_bwd(T* __restrict__ dx, const T* __restrict__ dy, const T* __restrict__ x, u64 len, u32 accumulate) {
+    binary<SiluBackward<T>>(dx, dy, x, len, accumulate);
 }
 
 template <typename T>
@@ -173,35 +195,35 @@ DEV void gate_bwd(T* __restrict__ dy, T* __restrict__ dmodulation, const T* __re
 
 extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_fwd_f32(
     f32* __restrict__ y, const f32* __restrict__ x, u64 len) {
-    map<Gelu>(y, x, len, 0);
+    gelu_fwd<f32>(y, x, len);
 }
 extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_fwd_bf16(
     bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) {
-    map<Gelu>(y, x, len, 0);
+    gelu_fwd<bf16>(y, x, len);
 }
 extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_bwd_f32(
     f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) {
-    binary<GeluBackward>(dx, dy, x, len, accumulate);
+    gelu_bwd<f32>(dx, dy, x, len, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_bwd_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) {
-    binary<GeluBackward>(dx, dy, x, len, accumulate);
+    gelu_bwd<bf16>(dx, dy, x, len, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) elementwise_silu_fwd_f32(
     f32* __restrict__ y, const f32* __restrict__ x, u64 len) {
-    map<Silu>(y, x, len, 0);
+    silu_fwd<f32>(y, x, len);
 }
 extern "C" __global__ void __launch_bounds__(256) elementwise_silu_fwd_bf16(
     bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) {
-    map<Silu>(y, x, len, 0);
+    silu_fwd<bf16>(y, x, len);
 }
 extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_f32(
     f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) {
-    binary<SiluBackward>(dx, dy, x, len, accumulate);
+    silu_bwd<f32>(dx, dy, x, len, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) {
-    binary<SiluBackward>(dx, dy, x, len, accumulate);
+    silu_bwd<bf16>(dx, dy, x, len, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) elementwise_relu_fwd_f32(
     f32* __restrict__ y, const f32* __restrict__ x, u64 len) {

@@ -138,7 +138,7 @@ DEV void apply(T* y, const u32 (&held)[HELD][WORDS<V>], const Memory& m, const S
 #pragma unroll
         for (u32 j = 0; j < V; j++) {
             v[j] = fma_f32(v[j] - mean[j], factor[j], offset[j]);
-            if (silu_follows != 0) v[j] = silu(v[j]);
+            if (silu_follows != 0) v[j] = silu<T>(v[j]);
         }
         if (dropped.control != nullptr) {
             u32 bits[V];
@@ -260,7 +260,7 @@ DEV void hold_gradient(const Saved<T>& saved, const Memory& m, const Sizes& size
 }
 
 // x - mean and dv of a pixel.
-template <u32 V, u32 W>
+template <typename T, u32 V, u32 W>
 DEV void gradient_of(const u32 (&x)[W], const u32 (&dy)[W], const f32 (&mean)[V], const f32 (&factor)[V], const f32 (&offset)[V],
                      u32 silu_follows, f32 (&centered)[V], f32 (&dv)[V]) {
     values_of(x, centered);
@@ -268,7 +268,7 @@ DEV void gradient_of(const u32 (&x)[W], const u32 (&dy)[W], const f32 (&mean)[V]
 #pragma unroll
     for (u32 j = 0; j < V; j++) {
         centered[j] -= mean[j];
-        if (silu_follows != 0) dv[j] *= silu_derivative(fma_f32(centered[j], factor[j], offset[j]));
+        if (silu_follows != 0) dv[j] *= silu_derivative<T>(fma_f32(centered[j], factor[j], offset[j]));
     }
 }
 
@@ -285,7 +285,7 @@ DEV void channel_sums(const u32 (&x)[HELD][WORDS<V>], const u32 (&dy)[HELD][WORD
 #pragma unroll
     for (u32 i = 0; i < HELD; i++) {
         if (s.pixel + i * s.rows >= s.end) break;
-        gradient_of(x[i], dy[i], mean, factor, offset, silu_follows, centered, dv);
+        gradient_of<T>(x[i], dy[i], mean, factor, offset, silu_follows, centered, dv);
 #pragma unroll
         for (u32 j = 0; j < V; j++) {
             sums[0][j] += dv[j];
@@ -331,7 +331,7 @@ DEV void input_gradient(T* dx, T* dskip, const u32 (&x)[HELD][WORDS<V>], const u
         if (s.pixel + i * s.rows >= s.end) break;
         T* at = to.at + (u64)(i * to.step);
         f32 centered[V], dv[V];
-        gradient_of(x[i], dy[i], mean, factor, offset, silu_follows, centered, dv);
+        gradient_of<T>(x[i], dy[i], mean, factor, offset, silu_follows, centered, dv);
 #pragma unroll
         for (u32 j = 0; j < V; j++) dv[j] = fma_f32(dv[j], factor[j] * scale, fma_f32(centered[j], slope[j], constant[j]));
         if (add) {

@@ -57,7 +57,7 @@ DEV void finish(const Finish<T, N>& to, u32 row, u32 col, f32 (&v)[N]) {
     if (to.z != nullptr) store_wide(to.z + at, left, to.wide, v);
     if (to.activation != ACTIVATION_NONE) {
 #pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] = activate(v[i], to.activation);
+        for (u32 i = 0; i < N; i++) v[i] = activate<T>(v[i], to.activation);
     }
     if (to.residual != nullptr) {
         load_wide(to.residual + at, left, to.wide, other);

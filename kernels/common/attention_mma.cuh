@@ -12,10 +12,6 @@ struct __align__(16) Words4 {
     u32 w[4];
 };
 
-DEV u32 pack_bf16(f32 low, f32 high) {
-    return (u32)bf16_from_f32(low).bits | (u32)bf16_from_f32(high).bits << 16;
-}
-
 // The words of A fragments at rows `row` and `row + 8` (zeros from row `rows` on), for a step of 16 columns.
 DEV void load_fragment(u32 (&words)[4], const bf16* from, u64 stride, u32 row, u32 rows, u32 d, u32 t, u32 step) {
 #pragma unroll
@@ -122,8 +118,8 @@ DEV void fragment_accumulate(f32 (&acc)[2 * STEPS][4], const f32 (&p)[2 * PAIRS]
 #pragma unroll
     for (u32 j = 0; j < PAIRS; j++) {
         if (j >= pairs) continue;
-        u32 a[4] = {pack_bf16(p[2 * j][0], p[2 * j][1]), pack_bf16(p[2 * j][2], p[2 * j][3]),
-                    pack_bf16(p[2 * j + 1][0], p[2 * j + 1][1]), pack_bf16(p[2 * j + 1][2], p[2 * j + 1][3])};
+        u32 a[4] = {bf16_pair(p[2 * j][0], p[2 * j][1]), bf16_pair(p[2 * j][2], p[2 * j][3]),
+                    bf16_pair(p[2 * j + 1][0], p[2 * j + 1][1]), bf16_pair(p[2 * j + 1][2], p[2 * j + 1][3])};
 #pragma unroll
         for (u32 step = 0; step < STEPS; step++) {
             if (step >= steps) continue;

@@ -73,7 +73,7 @@ DEV void sum_columns(T* __restrict__ dz, f32* __restrict__ partial, const T* __r
                 f32 z[N];
                 load_wide(dz + at, left, wide, z);
 #pragma unroll
-                for (u32 i = 0; i < N; i++) d[i] *= activation_derivative(z[i], activation);
+                for (u32 i = 0; i < N; i++) d[i] *= activation_derivative<T>(z[i], activation);
                 store_wide(dz + at, left, wide, d);
             }
 #pragma unroll

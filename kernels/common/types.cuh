@@ -53,11 +53,29 @@ DEV f32 f32_from_bits(u32 bits) {
     return __uint_as_float(bits);
 }
 
-// Rounds to nearest, ties to even; a NaN stays a (quiet) NaN. The same bits as Rust's `half::bf16::from_f32`.
+// Rounds to nearest, ties to even, by the GPU's own instruction (compute capability 8.0 on). But for NaN the same bits as Rust's
+// `half::bf16::from_f32`: there the sign and the upper bits stay, here every NaN becomes 0x7fff.
 DEV bf16 bf16_from_f32(f32 x) {
+#ifdef __CUDACC__
+    bf16 y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+#else
     u32 b = f32_bits(x);
-    if ((b & 0x7fffffffu) > 0x7f800000u) return bf16{(u16)((b >> 16) | 0x40u)};
+    if ((b & 0x7fffffffu) > 0x7f800000u) return bf16{0x7fff};
     return bf16{(u16)((b + 0x7fffu + ((b >> 16) & 1u)) >> 16)};
+#endif
+}
+
+// Two neighbouring elements as a word, the lower index in its low half.
+DEV u32 bf16_pair(f32 low, f32 high) {
+#ifdef __CUDACC__
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    return (u32)bf16_from_f32(low).bits | ((u32)bf16_from_f32(high).bits << 16);
+#endif
 }
 
 DEV f32 to_f32(f32 x) {
@@ -99,7 +117,7 @@ DEV T round_up(T a, T b) {
     return ceil_div(a, b) * b;
 }
 
-// Device maths in f32, never the fast approximations: within 2 units in the last place of the host's.
+// Device maths in f32: within 2 units in the last place of the host's.
 #ifdef __CUDACC__
 DEV f32 exp_f32(f32 x) { return expf(x); }
 DEV f32 tanh_f32(f32 x) { return tanhf(x); }
@@ -127,5 +145,34 @@ DEV f32 max_f32(f32 a, f32 b) { return __builtin_fmaxf(a, b); }
 DEV f32 abs_f32(f32 x) { return __builtin_fabsf(x); }
 DEV f32 floor_f32(f32 x) { return __builtin_floorf(x); }
 #endif
-DEV f32 sigmoid_f32(f32 x) { return 1.0f / (1.0f + exp_f32(-x)); }
 DEV f32 infinity_f32() { return f32_from_bits(0x7f800000u); }
+
+// The special-function unit's approximations, for what is rounded to bf16 or corrected afterwards: 2^x within a relative 2^-22 and
+// 1 / x within 2^-23 (PTX ISA, ex2 and rcp). Subnormal arguments and results are zeros.
+#ifdef __CUDACC__
+DEV f32 exp2_approx(f32 x) {
+    f32 y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEV f32 rcp_approx(f32 x) {
+    f32 y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+#else
+DEV f32 flushed_f32(f32 x) {
+    u32 bits = f32_bits(x);
+    return (bits & 0x7f800000u) == 0 ? f32_from_bits(bits & 0x80000000u) : x;
+}
+DEV f32 exp2_approx(f32 x) { return flushed_f32(__builtin_exp2f(flushed_f32(x))); }
+DEV f32 rcp_approx(f32 x) { return flushed_f32(1.0f / flushed_f32(x)); }
+#endif
+
+// 1 / d for d >= 1 within a unit in the last place, by a Newton step instead of a division, which has a slow path in a branch. From
+// 2^126 on it is 0, as the approximation is; a NaN stays one.
+DEV f32 rcp_from_one(f32 d) {
+    f32 r = rcp_approx(d), better = fma_f32(r, fma_f32(-d, r, 1.0f), r);
+    return d < 8.50705917302346158658e37f ? better : r;
+}
+DEV f32 sigmoid_f32(f32 x) { return rcp_from_one(1.0f + exp_f32(-x)); }

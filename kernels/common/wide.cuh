@@ -5,9 +5,6 @@
 
 DEV f32 bf16_low(u32 pair) { return f32_from_bits(pair << 16); }
 DEV f32 bf16_high(u32 pair) { return f32_from_bits(pair & 0xffff0000u); }
-DEV u32 bf16_pair(f32 low, f32 high) {
-    return (u32)bf16_from_f32(low).bits | ((u32)bf16_from_f32(high).bits << 16);
-}
 
 // N neighbouring elements as f32, N a multiple of Vec16<T>::COUNT: 16 bytes at a time where `wide`, which needs
 // `aligned16(p)` and N elements; else `min(left, N)` of them one by one, zeros behind.

@@ -66,11 +66,11 @@ fn two_matrices_of_fragments() {
     }
 }
 
-/// Round to nearest, ties to even, by exact comparison with the two neighbours.
+/// Round to nearest, ties to even, by exact comparison with the two neighbours; a NaN as the GPU's instruction gives it.
 fn bf16(x: f32) -> u16 {
     let below = (x.to_bits() >> 16) as u16;
     if x.is_nan() {
-        return below | 0x40;
+        return 0x7fff;
     }
     let value = |bits: u32| f64::from(f32::from_bits(bits << 16));
     if value(u32::from(below)).is_infinite() {
@@ -104,6 +104,53 @@ fn conversion_to_bf16_rounds_to_nearest_even() {
     launch("products_to_bf16", Grid::linear(x.len().div_ceil(256) as u32, 256), Order::Forward, arguments);
     for (x, y) in x.iter().zip(&y) {
         assert_eq!(*y, bf16(*x), "{x} {:#x}", x.to_bits());
+    }
+    let high: Vec<f32> = x.iter().rev().copied().collect();
+    let mut pairs = vec![0u32; x.len()];
+    let arguments =
+        [Argument::write(&mut pairs), Argument::read(&x), Argument::read(&high), Argument::U32(x.len() as u32)];
+    launch("products_pairs_to_bf16", Grid::linear(x.len().div_ceil(256) as u32, 256), Order::Forward, arguments);
+    for ((low, high), pair) in x.iter().zip(&high).zip(&pairs) {
+        assert_eq!(*pair, u32::from(bf16(*high)) << 16 | u32::from(bf16(*low)), "{low} {high}");
+    }
+}
+
+/// Within what `common/activation.cuh` derives, for results in bf16 and in f32.
+#[test]
+fn activations_are_as_exact_as_derived() {
+    let x: Vec<f32> = (-80_000..=80_000).map(|i| i as f32 * 1e-3).chain([-80.0, 80.0, 1e-30, -0.0]).collect();
+    let blocks = Grid::linear(x.len().div_ceil(256) as u32, 256);
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    for (narrow, bound) in [(1, 2f64.powi(-18)), (0, 2f64.powi(-21))] {
+        let (mut s, mut g) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
+        let arguments = [Argument::write(&mut s), Argument::write(&mut g), Argument::read(&x)];
+        let sizes = [Argument::U32(x.len() as u32), Argument::U32(narrow)];
+        launch("products_activations", blocks, Order::Forward, arguments.into_iter().chain(sizes));
+        for ((&x, &s), &g) in x.iter().zip(&s).zip(&g) {
+            let x = f64::from(x);
+            let error = (f64::from(s) / sigmoid(x) - 1.0).abs();
+            assert!(error <= bound, "sigmoid({x}): {error:e}");
+            let two_u = 2.0 * (2.0 / std::f64::consts::PI).sqrt() * x * (1.0 + 0.044715 * x * x);
+            let exact = x * sigmoid(two_u);
+            if two_u < -80.0 {
+                assert!(g.abs() < 1e-30, "gelu({x}) = {g}");
+                continue;
+            }
+            let error = (f64::from(g) - exact).abs();
+            let bound = (bound + 2f64.powi(-22) * two_u.abs()) * exact.abs();
+            assert!(error <= bound + 1e-37, "gelu({x}): {error:e}");
+        }
+    }
+    // Where f32 ends: neither NaN nor a sigmoid that leaves [0, 1].
+    let x = [-1e30f32, -104.0, -88.5, 88.5, 104.0, 1e30, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+    for narrow in [0, 1] {
+        let (mut s, mut g) = ([f32::NAN; 9], [f32::NAN; 9]);
+        let arguments = [Argument::write(&mut s), Argument::write(&mut g), Argument::read(&x)];
+        let sizes = [Argument::U32(9), Argument::U32(narrow)];
+        launch("products_activations", Grid::linear(1, 32), Order::Forward, arguments.into_iter().chain(sizes));
+        assert!(s[..3].iter().chain(&s[7..8]).all(|&s| (0.0..1e-38).contains(&s)), "{s:?}");
+        assert!(s[3..7].iter().all(|&s| s == 1.0) && s[8].is_nan() && g[8].is_nan(), "{s:?} {g:?}");
+        assert_eq!(g[5], 1e30);
     }
 }
 

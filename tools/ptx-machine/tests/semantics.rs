@@ -121,6 +121,40 @@ fn floats() {
     }
 }
 
+/// To bf16: ties to even, and every NaN the same, as single values and as pairs.
+#[test]
+fn conversions_to_bf16() {
+    let (mut a, b) = numbers();
+    let ties = [0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x7f80_0001, 0xffc1_2345, 0x7f80_0000, 0xff7f_8000, 0x0000_8000];
+    a[..8].copy_from_slice(&ties);
+    let rounded = |x: u32| {
+        let near = (x.wrapping_add(0x7fff + (x >> 16 & 1))) >> 16;
+        if f32::from_bits(x).is_nan() { 0x7fff } else { near }
+    };
+    let one = through("cvt.rn.bf16.f32 %h1, %r10; cvt.u32.u16 %r12, %h1;", a, b);
+    let two = through("cvt.rn.bf16x2.f32 %r12, %r11, %r10;", a, b);
+    for lane in 0..32 {
+        assert_eq!(one[lane], rounded(a[lane]), "{:#x}", a[lane]);
+        assert_eq!(two[lane], rounded(b[lane]) << 16 | rounded(a[lane]), "{:#x} {:#x}", a[lane], b[lane]);
+    }
+}
+
+/// The sigmoid that kernels make of the two approximations, over a grid: within 2^-18 where |x| <= 80.
+#[test]
+fn a_sigmoid_of_approximations() {
+    // -log2 e in two parts, as `exp_minus` in kernels/common/activation.cuh has them.
+    let body = "mul.f32 %r12, %r10, 0fB2A57060; fma.rn.f32 %r12, %r10, 0fBFB8AA3B, %r12; ex2.approx.ftz.f32 %r12, %r12;\n\
+                add.f32 %r12, %r12, 0f3F800000; rcp.approx.ftz.f32 %r12, %r12;";
+    for turn in 0..200u32 {
+        let x: [f32; 32] = std::array::from_fn(|lane| (turn * 32 + lane as u32) as f32 * 0.025 - 80.0);
+        for (x, s) in x.iter().zip(through(body, x.map(f32::to_bits), [0; 32])) {
+            let exact = 1.0 / (1.0 + (-f64::from(*x)).exp());
+            let error = (f64::from(f32::from_bits(s)) / exact - 1.0).abs();
+            assert!(error <= 2f64.powi(-18), "{x}: {error:e}");
+        }
+    }
+}
+
 #[test]
 fn directed_rounding_encloses_the_exact_value() {
     let (a, b) = numbers();

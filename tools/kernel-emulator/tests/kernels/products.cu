@@ -1,4 +1,5 @@
 // One warp multiplies A [16, 16] by B [16, 16] (both row-major bf16) through the tensor-core wrappers.
+#include "common/activation.cuh"
 #include "common/mma.cuh"
 
 // B's fragments through ldmatrix.trans (`transposed` 0), or from B's transpose through plain ldmatrix (1).
@@ -50,3 +51,19 @@ DEV void convert(u16* y, const f32* x, u32 n) {
     if (i < n) y[i] = bf16_from_f32(x[i]).bits;
 }
 extern "C" __global__ void __launch_bounds__(256) products_to_bf16(u16* __restrict__ y, const f32* __restrict__ x, u32 n) { convert(y, x, n); }
+
+// The same two at a time.
+DEV void convert_pairs(u32* y, const f32* low, const f32* high, u32 n) {
+    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = bf16_pair(low[i], high[i]);
+}
+extern "C" __global__ void __launch_bounds__(256) products_pairs_to_bf16(u32* __restrict__ y, const f32* __restrict__ low, const f32* __restrict__ high, u32 n) { convert_pairs(y, low, high, n); }
+
+// Sigmoid and GELU with the accuracy of results that are stored as bf16 (`narrow`), or as f32.
+DEV void activations(f32* s, f32* g, const f32* x, u32 n, u32 narrow) {
+    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    s[i] = narrow ? sigmoid<bf16>(x[i]) : sigmoid<f32>(x[i]);
+    g[i] = narrow ? gelu<bf16>(x[i]) : gelu<f32>(x[i]);
+}
+extern "C" __global__ void __launch_bounds__(256) products_activations(f32* __restrict__ s, f32* __restrict__ g, const f32* __restrict__ x, u32 n, u32 narrow) { activations(s, g, x, n, narrow); }
