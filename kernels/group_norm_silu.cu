@@ -34,6 +34,7 @@
 #include "common/control.cuh"
 #include "common/philox.cuh"
 #include "common/strip.cuh"
+#include "common/vec.cuh"
 
 // k and l of channel c.
 template <typename T>
@@ -72,30 +73,32 @@ DEV void draw(const Dropped& dropped, u32 sample, u32 element, u32 (&bits)[V]) {
         }
     }
 }
-template <u32 W>
-DEV void drop(u32 (&words)[W], const u32 (&bits)[W], u32 least) {
+template <u32 V>
+DEV void drop(u32 (&words)[WORDS<V>], const u32 (&bits)[V], u32 least) {
 #pragma unroll
-    for (u32 i = 0; i < W; i++) words[i] = bits[i] >= least ? words[i] : 0;
-}
-DEV void drop(u32 (&words)[4], const u32 (&bits)[8], u32 least) {
-#pragma unroll
-    for (u32 i = 0; i < 4; i++)
-        words[i] &= (bits[2 * i] >= least ? 0xffffu : 0u) | (bits[2 * i + 1] >= least ? 0xffff0000u : 0u);
+    for (u32 i = 0; i < WORDS<V>; i++) {
+        if constexpr (V == 8) words[i] &= (bits[2 * i] >= least ? 0xffffu : 0u) | (bits[2 * i + 1] >= least ? 0xffff0000u : 0u);
+        else words[i] = bits[i] >= least ? words[i] : 0;
+    }
 }
 
-// The strip's means in memory, and the thread's squares about them.
-template <u32 V, u32 W>
-DEV void statistics(const u32 (&held)[HELD][W], const Memory& m, const Sizes& sizes, const Share& s, f32& squares) {
-    f32 v[V], mean[V], sums[1][V], total[1];
+// The strip's means in memory, and in thread t < channels the squares about them of its channel t.
+template <u32 V>
+DEV f32 statistics(const u32 (&held)[HELD][WORDS<V>], const Memory& m, const Sizes& sizes, const Share& s) {
+    f32 v[PIECE<V>], mean[PIECE<V>], sums[PIECE<V>], total[1];
 #pragma unroll
-    for (u32 j = 0; j < V; j++) sums[0][j] = 0.0f;
+    for (u32 piece = 0; piece < PIECES<V>; piece++) {
 #pragma unroll
-    for (u32 i = 0; i < HELD; i++) {
-        values_of(held[i], v);
+        for (u32 j = 0; j < PIECE<V>; j++) sums[j] = 0.0f;
 #pragma unroll
-        for (u32 j = 0; j < V; j++) sums[0][j] += v[j];
+        for (u32 i = 0; i < HELD; i++) {
+            values_of<V>(held[i], piece, v);
+#pragma unroll
+            for (u32 j = 0; j < PIECE<V>; j++) sums[j] += v[j];
+        }
+        put_sums<V>(m, 0, piece, sums);
     }
-    sum_rows(sums, m, sizes, s, total);
+    sum_rows<V>(m, sizes, s, total);
     if (threadIdx.x < s.channels) m.channel[FIRST_SUM][threadIdx.x] = total[0];
     __syncthreads();
     for (u32 group = threadIdx.x / WARP; group < s.groups; group += WARPS) {
@@ -104,49 +107,63 @@ DEV void statistics(const u32 (&held)[HELD][W], const Memory& m, const Sizes& si
         for (u32 c = threadIdx.x % WARP; c < s.width; c += WARP) m.channel[MEAN][first + c] = mu;
     }
     __syncthreads();
-    channels_of(m.channel[MEAN], s, mean);
 #pragma unroll
-    for (u32 j = 0; j < V; j++) sums[0][j] = 0.0f;
+    for (u32 piece = 0; piece < PIECES<V>; piece++) {
+        channels_of<V>(m.channel[MEAN], s, piece, mean);
 #pragma unroll
-    for (u32 i = 0; i < HELD; i++) {
-        if (s.pixel + i * s.rows >= s.end) break;
-        values_of(held[i], v);
+        for (u32 j = 0; j < PIECE<V>; j++) sums[j] = 0.0f;
 #pragma unroll
-        for (u32 j = 0; j < V; j++) {
-            f32 d = v[j] - mean[j];
-            sums[0][j] = fma_f32(d, d, sums[0][j]);
+        for (u32 i = 0; i < HELD; i++) {
+            if (s.pixel + i * s.rows >= s.end) break;
+            values_of<V>(held[i], piece, v);
+#pragma unroll
+            for (u32 j = 0; j < PIECE<V>; j++) {
+                f32 d = v[j] - mean[j];
+                sums[j] = fma_f32(d, d, sums[j]);
+            }
         }
+        put_sums<V>(m, 0, piece, sums);
     }
-    sum_rows(sums, m, sizes, s, total);
-    squares = total[0];
+    sum_rows<V>(m, sizes, s, total);
+    return total[0];
 }
 
+// y of what is held, in its place.
 template <typename T, u32 V>
-DEV void apply(T* y, const u32 (&held)[HELD][WORDS<V>], const Memory& m, const Sizes& sizes, const Share& s, const Dropped& dropped,
+DEV void apply(T* y, u32 (&held)[HELD][WORDS<V>], const Memory& m, const Sizes& sizes, const Share& s, const Dropped& dropped,
                u32 silu_follows) {
-    f32 mean[V], factor[V], offset[V];
-    channels_of(m.channel[MEAN], s, mean);
-    channels_of(m.channel[FACTOR], s, factor);
-    channels_of(m.channel[OFFSET], s, offset);
+    bool drops = dropped.control != nullptr;
+#pragma unroll
+    for (u32 piece = 0; piece < PIECES<V>; piece++) {
+        f32 mean[PIECE<V>], factor[PIECE<V>], offset[PIECE<V>];
+        channels_of<V>(m.channel[MEAN], s, piece, mean);
+        channels_of<V>(m.channel[FACTOR], s, piece, factor);
+        channels_of<V>(m.channel[OFFSET], s, piece, offset);
+#pragma unroll
+        for (u32 i = 0; i < HELD; i++) {
+            if (s.pixel + i * s.rows >= s.end) break;
+            f32 v[PIECE<V>];
+            values_of<V>(held[i], piece, v);
+#pragma unroll
+            for (u32 j = 0; j < PIECE<V>; j++) {
+                v[j] = fma_f32(v[j] - mean[j], factor[j], offset[j]);
+                if (silu_follows != 0) v[j] = silu<T>(v[j]);
+                if (drops) v[j] *= dropped.scale;
+            }
+            put_values<V>(held[i], piece, v);
+        }
+    }
     Source<T> to = source_of(y, sizes, s);
 #pragma unroll
     for (u32 i = 0; i < HELD; i++) {
         u32 pixel = s.pixel + i * s.rows;
         if (pixel >= s.end) break;
-        f32 v[V];
-        values_of(held[i], v);
-#pragma unroll
-        for (u32 j = 0; j < V; j++) {
-            v[j] = fma_f32(v[j] - mean[j], factor[j], offset[j]);
-            if (silu_follows != 0) v[j] = silu<T>(v[j]);
-        }
-        if (dropped.control != nullptr) {
+        if (drops) {
             u32 bits[V];
             draw(dropped, s.sample, pixel * (sizes.ca + sizes.cb) + s.first + s.within, bits);
-#pragma unroll
-            for (u32 j = 0; j < V; j++) v[j] = bits[j] >= dropped.least ? v[j] * dropped.scale : 0.0f;
+            drop<V>(held[i], bits, dropped.least);
         }
-        write(to.at + (u64)(i * to.step), to.wide, v);
+        write(to.at + (u64)(i * to.step), to.wide, held[i]);
     }
 }
 
@@ -158,9 +175,9 @@ DEV void forward(T* y, f32* mean, f32* rstd, const f32* partial, const T* x, con
     Memory m = memory();
     u32 held[HELD][WORDS<V>], t = threadIdx.x, lane = t % WARP;
     hold(source_of(x, skip, sizes, s), s, held);
-    f32 k = 0.0f, l = 0.0f, squares, count = (f32)(sizes.pixels * sizes.width);
+    f32 k = 0.0f, l = 0.0f, squares = 0.0f, count = (f32)(sizes.pixels * sizes.width);
     if (t < s.channels) affine_of(weight, bias, scale_shift, s.sample, sizes.ca + sizes.cb, s.first + t, k, l);
-    if (partial == nullptr) statistics<V>(held, m, sizes, s, squares);
+    if (partial == nullptr) squares = statistics<V>(held, m, sizes, s);
     if (t < s.channels) {
         m.channel[FACTOR][t] = k;
         m.channel[OFFSET][t] = l;
@@ -203,9 +220,8 @@ DEV void forward_partial(f32* partial, const T* x, const T* skip, const Sizes& s
     Share s = share_of<V>(sizes);
     Memory m = memory();
     u32 held[HELD][WORDS<V>];
-    f32 squares;
     hold(source_of(x, skip, sizes, s), s, held);
-    statistics<V>(held, m, sizes, s, squares);
+    f32 squares = statistics<V>(held, m, sizes, s);
     if (threadIdx.x < s.channels) m.channel[FIRST_SUM][threadIdx.x] = squares;
     __syncthreads();
     for (u32 group = threadIdx.x / WARP; group < s.groups; group += WARPS) {
@@ -253,22 +269,34 @@ DEV void hold_gradient(const Saved<T>& saved, const Memory& m, const Sizes& size
             u32 pixel = s.pixel + i * s.rows, bits[V];
             if (pixel >= s.end) break;
             draw(dropped, s.sample, pixel * channels + s.first + s.within, bits);
-            drop(dy[i], bits, dropped.least);
+            drop<V>(dy[i], bits, dropped.least);
         }
     }
     __syncthreads();
 }
 
+// What is known by channel of a thread's piece.
+template <u32 V>
+struct Known {
+    f32 mean[PIECE<V>], factor[PIECE<V>], offset[PIECE<V>];
+};
+template <u32 V>
+DEV void know(const Memory& m, const Share& s, u32 piece, Known<V>& known) {
+    channels_of<V>(m.channel[MEAN], s, piece, known.mean);
+    channels_of<V>(m.channel[FACTOR], s, piece, known.factor);
+    channels_of<V>(m.channel[OFFSET], s, piece, known.offset);
+}
+
 // x - mean and dv of a pixel.
-template <typename T, u32 V, u32 W>
-DEV void gradient_of(const u32 (&x)[W], const u32 (&dy)[W], const f32 (&mean)[V], const f32 (&factor)[V], const f32 (&offset)[V],
-                     u32 silu_follows, f32 (&centered)[V], f32 (&dv)[V]) {
-    values_of(x, centered);
-    values_of(dy, dv);
+template <typename T, u32 V>
+DEV void gradient_of(const u32 (&x)[WORDS<V>], const u32 (&dy)[WORDS<V>], u32 piece, const Known<V>& known, u32 silu_follows,
+                     f32 (&centered)[PIECE<V>], f32 (&dv)[PIECE<V>]) {
+    values_of<V>(x, piece, centered);
+    values_of<V>(dy, piece, dv);
 #pragma unroll
-    for (u32 j = 0; j < V; j++) {
-        centered[j] -= mean[j];
-        if (silu_follows != 0) dv[j] *= silu_derivative<T>(fma_f32(centered[j], factor[j], offset[j]));
+    for (u32 j = 0; j < PIECE<V>; j++) {
+        centered[j] -= known.mean[j];
+        if (silu_follows != 0) dv[j] *= silu_derivative<T>(fma_f32(centered[j], known.factor[j], known.offset[j]));
     }
 }
 
@@ -276,32 +304,37 @@ DEV void gradient_of(const u32 (&x)[W], const u32 (&dy)[W], const f32 (&mean)[V]
 template <typename T, u32 V>
 DEV void channel_sums(const u32 (&x)[HELD][WORDS<V>], const u32 (&dy)[HELD][WORDS<V>], const Memory& m, const Sizes& sizes, const Share& s,
                       const Dropped& dropped, u32 silu_follows, f32 (&totals)[2]) {
-    f32 mean[V], factor[V], offset[V], centered[V], dv[V], sums[2][V];
-    channels_of(m.channel[MEAN], s, mean);
-    channels_of(m.channel[FACTOR], s, factor);
-    channels_of(m.channel[OFFSET], s, offset);
 #pragma unroll
-    for (u32 j = 0; j < V; j++) sums[0][j] = sums[1][j] = 0.0f;
+    for (u32 piece = 0; piece < PIECES<V>; piece++) {
+        Known<V> known;
+        know(m, s, piece, known);
+        f32 centered[PIECE<V>], dv[PIECE<V>], plain[PIECE<V>], with_n[PIECE<V>];
 #pragma unroll
-    for (u32 i = 0; i < HELD; i++) {
-        if (s.pixel + i * s.rows >= s.end) break;
-        gradient_of<T>(x[i], dy[i], mean, factor, offset, silu_follows, centered, dv);
+        for (u32 j = 0; j < PIECE<V>; j++) plain[j] = with_n[j] = 0.0f;
 #pragma unroll
-        for (u32 j = 0; j < V; j++) {
-            sums[0][j] += dv[j];
-            sums[1][j] = fma_f32(dv[j], centered[j], sums[1][j]);
+        for (u32 i = 0; i < HELD; i++) {
+            if (s.pixel + i * s.rows >= s.end) break;
+            gradient_of<T, V>(x[i], dy[i], piece, known, silu_follows, centered, dv);
+#pragma unroll
+            for (u32 j = 0; j < PIECE<V>; j++) {
+                plain[j] += dv[j];
+                with_n[j] = fma_f32(dv[j], centered[j], with_n[j]);
+            }
         }
+        put_sums<V>(m, 0, piece, plain);
+        put_sums<V>(m, 1, piece, with_n);
     }
-    sum_rows(sums, m, sizes, s, totals);
+    sum_rows<V>(m, sizes, s, totals);
     if (threadIdx.x >= s.channels) return;
     f32 scale = dropped.control != nullptr ? dropped.scale : 1.0f;
     totals[0] *= scale;
     totals[1] *= scale * m.channel[RSTD][threadIdx.x];
 }
 
-// dx and dskip of what is held; memory has sum(k S0) and sum(k S1) of the strip's channels, or of parts of its one group's.
+// dx and dskip of what is held, in the place of dy; memory has sum(k S0) and sum(k S1) of the strip's channels, or of parts of its one
+// group's.
 template <typename T, u32 V>
-DEV void input_gradient(T* dx, T* dskip, const u32 (&x)[HELD][WORDS<V>], const u32 (&dy)[HELD][WORDS<V>], const Memory& m,
+DEV void input_gradient(T* dx, T* dskip, const u32 (&x)[HELD][WORDS<V>], u32 (&dy)[HELD][WORDS<V>], const Memory& m,
                         const Sizes& sizes, const Share& s, const Dropped& dropped, u32 silu_follows, u32 accumulate_x,
                         u32 accumulate_skip) {
     f32 count = (f32)(sizes.pixels * sizes.width);
@@ -317,32 +350,41 @@ DEV void input_gradient(T* dx, T* dskip, const u32 (&x)[HELD][WORDS<V>], const u
         }
     }
     __syncthreads();
+    bool first = s.first + s.within < sizes.ca, add = (first ? accumulate_x : accumulate_skip) != 0;
+    if ((first ? dx : dskip) == nullptr) return;
     Source<T> to = source_of(dx, dskip, sizes, s);
-    if (to.at == nullptr) return;
-    bool add = (s.first + s.within < sizes.ca ? accumulate_x : accumulate_skip) != 0;
-    f32 mean[V], factor[V], offset[V], slope[V], constant[V], scale = dropped.control != nullptr ? dropped.scale : 1.0f;
-    channels_of(m.channel[MEAN], s, mean);
-    channels_of(m.channel[FACTOR], s, factor);
-    channels_of(m.channel[OFFSET], s, offset);
-    channels_of(m.channel[SLOPE], s, slope);
-    channels_of(m.channel[CONSTANT], s, constant);
+    f32 scale = dropped.control != nullptr ? dropped.scale : 1.0f;
+#pragma unroll
+    for (u32 piece = 0; piece < PIECES<V>; piece++) {
+        Known<V> known;
+        know(m, s, piece, known);
+        f32 slope[PIECE<V>], constant[PIECE<V>], scaled[PIECE<V>];
+        channels_of<V>(m.channel[SLOPE], s, piece, slope);
+        channels_of<V>(m.channel[CONSTANT], s, piece, constant);
+#pragma unroll
+        for (u32 j = 0; j < PIECE<V>; j++) scaled[j] = scale * known.factor[j];
+#pragma unroll
+        for (u32 i = 0; i < HELD; i++) {
+            if (s.pixel + i * s.rows >= s.end) break;
+            f32 centered[PIECE<V>], dv[PIECE<V>];
+            gradient_of<T, V>(x[i], dy[i], piece, known, silu_follows, centered, dv);
+#pragma unroll
+            for (u32 j = 0; j < PIECE<V>; j++) dv[j] = fma_f32(dv[j], scaled[j], fma_f32(centered[j], slope[j], constant[j]));
+            if (add) {
+                const T* at = to.at + (u64)(i * to.step) + piece * PIECE<V>;
+                f32 old[PIECE<V>];
+                if constexpr (V == 1) old[0] = to_f32(*at);
+                else load4(at, 4, to.wide, old);
+#pragma unroll
+                for (u32 j = 0; j < PIECE<V>; j++) dv[j] += old[j];
+            }
+            put_values<V>(dy[i], piece, dv);
+        }
+    }
 #pragma unroll
     for (u32 i = 0; i < HELD; i++) {
         if (s.pixel + i * s.rows >= s.end) break;
-        T* at = to.at + (u64)(i * to.step);
-        f32 centered[V], dv[V];
-        gradient_of<T>(x[i], dy[i], mean, factor, offset, silu_follows, centered, dv);
-#pragma unroll
-        for (u32 j = 0; j < V; j++) dv[j] = fma_f32(dv[j], factor[j] * scale, fma_f32(centered[j], slope[j], constant[j]));
-        if (add) {
-            u32 words[WORDS<V>];
-            f32 old[V];
-            read(at, to.wide, words);
-            values_of(words, old);
-#pragma unroll
-            for (u32 j = 0; j < V; j++) dv[j] += old[j];
-        }
-        write(at, to.wide, dv);
+        write(to.at + (u64)(i * to.step), to.wide, dy[i]);
     }
 }
 

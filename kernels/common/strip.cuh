@@ -79,45 +79,72 @@ DEV Share share_of(const Sizes& sizes) {
     return s;
 }
 
-// 16 bytes of channels as they are stored, or one channel as f32.
+// 16 bytes of channels as they are stored, or one channel as f32; worked on in PIECES of PIECE channels, so that what is known of them by
+// channel does not fill the registers.
 template <u32 V>
 constexpr u32 WORDS = V == 1 ? 1 : 4;
+template <u32 V>
+constexpr u32 PIECE = V > 4 ? 4 : V;
+template <u32 V>
+constexpr u32 PIECES = V / PIECE<V>;
+
 template <typename T>
-DEV void read(const T* p, bool, u32 (&words)[1]) {
+DEV void read(const T* p, u32 (&words)[1]) {
     words[0] = f32_bits(to_f32(*p));
 }
+template <typename T>
+DEV void read(const T* p, u32 (&words)[4]) {
+    Vec16<u32> at_once = load16(reinterpret_cast<const u32*>(p));
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) words[i] = at_once.v[i];
+}
+// The same where the address is no multiple of 16.
 DEV u32 word_at(const f32* p, u32 i) { return f32_bits(p[i]); }
 DEV u32 word_at(const bf16* p, u32 i) { return (u32)p[2 * i].bits | (u32)p[2 * i + 1].bits << 16; }
 template <typename T>
-DEV void read(const T* p, bool wide, u32 (&words)[4]) {
-    if (wide) {
-        Vec16<u32> at_once = load16(reinterpret_cast<const u32*>(p));
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) words[i] = at_once.v[i];
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) words[i] = word_at(p, i);
-    }
-}
-template <u32 W>
-DEV void values_of(const u32 (&words)[W], f32 (&v)[W]) {
-#pragma unroll
-    for (u32 i = 0; i < W; i++) v[i] = f32_from_bits(words[i]);
-}
-DEV void values_of(const u32 (&words)[4], f32 (&v)[8]) {
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        v[2 * i] = bf16_low(words[i]);
-        v[2 * i + 1] = bf16_high(words[i]);
-    }
+DEV void read_narrow(const T* p, u32 (&words)[1]) {
+    read(p, words);
 }
 template <typename T>
-DEV void write(T* p, bool, const f32 (&v)[1]) {
-    store_f32(p, v[0]);
+DEV void read_narrow(const T* p, u32 (&words)[4]) {
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) words[i] = word_at(p, i);
 }
-template <typename T, u32 V>
-DEV void write(T* p, bool wide, const f32 (&v)[V]) {
-    store_wide(p, V, wide, v);
+template <typename T>
+DEV void write(T* p, bool, const u32 (&words)[1]) {
+    store_f32(p, f32_from_bits(words[0]));
+}
+DEV void write(f32* p, bool wide, const u32 (&words)[4]) {
+    f32 v[4] = {f32_from_bits(words[0]), f32_from_bits(words[1]), f32_from_bits(words[2]), f32_from_bits(words[3])};
+    store_wide(p, 4, wide, v);
+}
+DEV void write(bf16* p, bool wide, const u32 (&words)[4]) {
+    if (wide) {
+        store16(reinterpret_cast<u32*>(p), Vec16<u32>{words[0], words[1], words[2], words[3]});
+        return;
+    }
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) p[i] = bf16{(u16)(words[i / 2] >> (i % 2 * 16))};
+}
+
+// A piece's values, and back.
+template <u32 V>
+DEV void values_of(const u32 (&words)[WORDS<V>], u32 piece, f32 (&v)[PIECE<V>]) {
+#pragma unroll
+    for (u32 i = 0; i < PIECE<V>; i++) {
+        if constexpr (V == 8) v[i] = i % 2 == 0 ? bf16_low(words[2 * piece + i / 2]) : bf16_high(words[2 * piece + i / 2]);
+        else v[i] = f32_from_bits(words[i]);
+    }
+}
+template <u32 V>
+DEV void put_values(u32 (&words)[WORDS<V>], u32 piece, const f32 (&v)[PIECE<V>]) {
+    if constexpr (V == 8) {
+        words[2 * piece] = bf16_pair(v[0], v[1]);
+        words[2 * piece + 1] = bf16_pair(v[2], v[3]);
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < PIECE<V>; i++) words[i] = f32_bits(v[i]);
+    }
 }
 
 // The thread's channels of a tensor at its first pixel, and the elements from one of its pixels to the next. With vectors of 16 bytes
@@ -128,17 +155,18 @@ struct Source {
     u32 step;
     bool wide;
 };
+// `c` is the channel in x, of `channels`.
 template <typename T>
 DEV Source<T> source_of(T* x, u32 channels, u32 c, const Sizes& sizes, const Share& s) {
-    T* at = x == nullptr ? x : x + ((u64)s.sample * sizes.pixels + s.pixel) * channels + c;
+    T* at = x + ((u64)s.sample * sizes.pixels + s.pixel) * channels + c;
     return Source<T>{at, s.rows * channels, aligned16(at)};
 }
 // Of one of two tensors.
 template <typename T>
 DEV Source<T> source_of(T* x, T* skip, const Sizes& sizes, const Share& s) {
     u32 c = s.first + s.within;
-    if (c < sizes.ca) return source_of(x, sizes.ca, c, sizes, s);
-    return source_of(skip, sizes.cb, c - sizes.ca, sizes, s);
+    bool first = c < sizes.ca;
+    return source_of(first ? x : skip, first ? sizes.ca : sizes.cb, first ? c : c - sizes.ca, sizes, s);
 }
 // Of all channels.
 template <typename T>
@@ -150,31 +178,33 @@ DEV Source<T> source_of(T* y, const Sizes& sizes, const Share& s) {
 template <u32 W, typename T>
 DEV void hold(const Source<T>& from, const Share& s, u32 (&held)[HELD][W]) {
 #pragma unroll
-    for (u32 i = 0; i < HELD; i++) {
+    for (u32 i = 0; i < HELD; i++)
 #pragma unroll
         for (u32 j = 0; j < W; j++) held[i][j] = 0;
-        if (s.pixel + i * s.rows < s.end) read(from.at + (u64)(i * from.step), from.wide, held[i]);
+    if (W == 1 || from.wide) {
+#pragma unroll
+        for (u32 i = 0; i < HELD; i++)
+            if (s.pixel + i * s.rows < s.end) read(from.at + (u64)(i * from.step), held[i]);
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < HELD; i++)
+            if (s.pixel + i * s.rows < s.end) read_narrow(from.at + (u64)(i * from.step), held[i]);
     }
 }
 
-// N values of each of the thread's V channels, summed over the block's rows: those of channel `threadIdx.x` of the strip.
+// Puts the N-th kind of sums of a thread's piece where `sum_rows` finds them.
+template <u32 V>
+DEV void put_sums(const Memory& m, u32 n, u32 piece, const f32 (&v)[PIECE<V>]) {
+    if constexpr (V == 1) m.lanes[2 * n][threadIdx.x] = v[0];
+    else store_wide(&m.lanes[2 * n + piece][4 * threadIdx.x], 4, true, v);
+}
+
+// N kinds of sums of the threads' pieces over the block's rows: those of channel `threadIdx.x` of the strip.
 template <u32 V, u32 N>
-DEV void sum_rows(const f32 (&v)[N][V], const Memory& m, const Sizes& sizes, const Share& s, f32 (&totals)[N]) {
-    constexpr u32 ACROSS = V < 4 ? V : 4;
-#pragma unroll
-    for (u32 n = 0; n < N; n++)
-#pragma unroll
-        for (u32 j = 0; j < V; j += 4) {
-            if constexpr (V == 1) {
-                m.lanes[2 * n][threadIdx.x] = v[n][0];
-            } else {
-                f32 four[4] = {v[n][j], v[n][j + 1], v[n][j + 2], v[n][j + 3]};
-                store_wide(&m.lanes[2 * n + j / 4][4 * threadIdx.x], 4, true, four);
-            }
-        }
+DEV void sum_rows(const Memory& m, const Sizes& sizes, const Share& s, f32 (&totals)[N]) {
     __syncthreads();
     u32 share = threadIdx.x * sizes.over_strip >> 16, shares = min_of(THREADS * sizes.over_strip >> 16, SHARES);
-    u32 c = threadIdx.x - share * sizes.strip, at = c / V * ACROSS + c % ACROSS, plane = c % V / 4;
+    u32 c = threadIdx.x - share * sizes.strip, at = c / V * PIECE<V> + c % PIECE<V>, plane = c % V / PIECE<V>;
     if (share < shares) {
         f32 sums[N];
 #pragma unroll
@@ -182,7 +212,7 @@ DEV void sum_rows(const f32 (&v)[N][V], const Memory& m, const Sizes& sizes, con
 #pragma unroll 4
         for (u32 row = share; row < s.rows; row += shares) {
 #pragma unroll
-            for (u32 n = 0; n < N; n++) sums[n] += m.lanes[2 * n + plane][row * sizes.columns * ACROSS + at];
+            for (u32 n = 0; n < N; n++) sums[n] += m.lanes[2 * n + plane][row * sizes.columns * PIECE<V> + at];
         }
 #pragma unroll
         for (u32 n = 0; n < N; n++) m.shares[n][threadIdx.x] = sums[n];
@@ -205,9 +235,9 @@ DEV f32 sum_group(const f32* of, u32 width) {
     return warp_sum(sum);
 }
 
-// The thread's channels of what the block knows by channel.
+// What the block knows by channel of a thread's piece.
 template <u32 V>
-DEV void channels_of(const f32* of, const Share& s, f32 (&v)[V]) {
+DEV void channels_of(const f32* of, const Share& s, u32 piece, f32 (&v)[PIECE<V>]) {
     if constexpr (V == 1) v[0] = of[s.within];
-    else load_wide(of + s.within, V, true, v);
+    else load_wide(of + s.within + piece * PIECE<V>, 4, true, v);
 }
