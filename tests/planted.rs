@@ -169,11 +169,11 @@ fn bugs_of_a_gradients_destination_are_caught() {
         } else {
             ["conv2d_tail_of_splits", "conv2d_tail_not_added"]
         };
-        let last = "    if (at >= len) return;\n    bool wide = len % 4 == 0 && aligned16(dw)";
-        let short = "    if (at + 4 > len) return;\n    bool wide = len % 4 == 0 && aligned16(dw)";
+        let last = "    if (at >= len) return;\n    bool wide = len % 4 == 0 && stride";
+        let short = "    if (at + 4 > len) return;\n    bool wide = len % 4 == 0 && stride";
         is_caught_by_wirings(&tail(names[0], last, short));
-        let added = "    if (accumulate != 0) {\n        load_wide(dw + at";
-        let whole = "    if (accumulate != 0 && at + 4 <= len) {\n        load_wide(dw + at";
+        let added = "    if (accumulate != 0) {\n        load_wide(to + at";
+        let whole = "    if (accumulate != 0 && at + 4 <= len) {\n        load_wide(to + at";
         is_caught_by_wirings(&tail(names[1], added, whole));
     }
 }
@@ -301,10 +301,34 @@ fn a_missing_async_wait_is_caught() {
         op: "linear",
         dtype: DType::BF16,
         file: "common/product.cuh",
-        from: "        async_wait<MMA_STAGES - 2>();\n",
+        from: "    async_wait<MMA_STAGES - 2>();\n",
         to: "",
         words: &["async_wait is missing", "in flight", "race"],
     });
+}
+
+#[test]
+fn bugs_of_a_products_tiles_are_caught() {
+    let bug = |name, from, to, words| Bug {
+        name,
+        op: "linear",
+        dtype: DType::BF16,
+        file: "common/product.cuh",
+        from,
+        to,
+        words,
+    };
+    let whole = "for (; at + MMA_DEPTH <= r_end; at";
+    let outside: &[&str] = &["outside its", "relative error"];
+    is_caught(&bug("product_cut_step", whole, "for (; at < r_end; at", outside));
+    let sent = "upper ? first[e] : second[e], 2);";
+    is_caught(&bug("product_neighbours", sent, "upper ? second[e] : first[e], 2);", WRONG));
+    let dealt = "row / 2 * 4 + row % 2 + o_half * 2";
+    is_caught(&bug("product_dealt_columns", dealt, "o_half * 8 + row", WRONG));
+    let first = "summing = to.sums != nullptr && col0 == 0;";
+    is_caught(&bug("product_sums_of_all", first, "summing = to.sums != nullptr;", RACE));
+    let own = "warp % Tile::ACROSS * Sums::SUM_BLOCKS * 16";
+    is_caught(&bug("product_sums_of_one_block", own, "warp % Tile::ACROSS * 0", &["race", "relative error"]));
 }
 
 #[test]
