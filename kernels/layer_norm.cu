@@ -18,99 +18,335 @@
 //
 // `accumulate` != 0 adds to the destination instead of writing it. The backward reads x, mean and rstd, not y.
 //
-// Sums run in an order that cols alone decides. A row belongs to a warp where cols <= 1024 and to a block beyond: the
-// variance is of the differences to the mean, in a second pass over a row that is in cache by then.
+// Sums over a row run in an order that cols alone decides. A row belongs to a warp where cols <= 1024, which then holds it in
+// registers (STEPS of 128 columns, four neighbours a lane), and to a block beyond, which reads it again for each pass.
 //
-// Launches: _fwd and _bwd_input: blocks of 256 threads (any multiple of 32), ceil(rows / warps of a block) of them where
-// cols <= 1024, else rows. _bwd_affine_partial: grid [parts, ceil(cols / threads)], parts = ceil(rows / rows_per_part).
-// _bwd_affine_final: grid ceil(cols / 32), exactly 256 threads. _bwd_modulation: grid [samples, ceil(cols / threads)].
+// Backward where a row belongs to a warp, _bwd: one pass over dy and x. A block has `rows_per_part` rows, of one sample where
+// shift and scale are its own; warp w takes rows w, w + 8, .. and sums dy n and dy by columns as it goes; then the block adds its
+// eight warps' sums in order. What it writes is dshift and dscale themselves, or a part of dgamma and dbeta, which
+// _affine_final adds up in order. Floor: three passes over rows x cols (forward: two) over the bandwidth. Beyond 1024 columns:
+// _bwd_input by rows, then _bwd_columns by columns, and dy and x are read twice.
+//
+// Launches: _fwd_narrow (cols <= 512) and _fwd_wide (<= 1024): ceil(rows / (8 rows_per_warp)) blocks, _fwd_widest: rows;
+// with rows_per_warp: rows of a warp, one behind the other. _bwd_*: a block for each part, _narrow and _wide as above; where
+// modulated a part is a sample. _bwd_input: rows blocks. _bwd_columns: grid [parts, ceil(cols / 256)]. _bwd_affine_final: grid
+// [ceil(cols / 32), 2], dgamma and dbeta in y. All in blocks of exactly 256 threads.
 #include "common/reduce.cuh"
+#include "common/sums.cuh"
 #include "common/types.cuh"
 #include "common/vec.cuh"
 
-constexpr u32 WARP_COLS = 1024;
+constexpr u32 WARPS = 8, THREADS = WARPS * WARP;
 
-// The threads that share a row.
-struct Team {
-    bool warp;
-    u32 row, lane, lanes;
+// What a sample's or every row is scaled and shifted by, at column c; `wide` as for load4.
+template <typename T>
+struct Affine {
+    const f32* gamma;
+    const f32* beta;
+    const T* scale;
+    const T* shift;
+
+    DEV Affine of(const f32* gamma, const f32* beta, const T* modulation, u32 sample, u32 stride, u32 shift_column,
+                  u32 scale_column) {
+        if (modulation == nullptr) return Affine{gamma, beta, nullptr, nullptr};
+        modulation += (u64)sample * stride;
+        return Affine{nullptr, nullptr, modulation + scale_column, modulation + shift_column};
+    }
+    DEV bool aligned(const Affine& at) {
+        return aligned4(at.gamma) && aligned4(at.beta) && aligned4(at.scale) && aligned4(at.shift);
+    }
 };
 
-DEV Team team_of(u32 cols) {
-    if (cols > WARP_COLS) return Team{false, blockIdx.x, threadIdx.x, blockDim.x};
-    return Team{true, blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, threadIdx.x % WARP, WARP};
-}
-
-template <u32 N>
-DEV void team_sum(const Team& team, f32 (&v)[N]) {
-    if (team.warp) {
+// g at column c: 1, gamma or 1 + scale.
+template <typename T>
+DEV void affine_factor(const Affine<T>& affine, u32 c, u32 left, bool wide, f32 (&g)[4]) {
+    if (affine.gamma != nullptr) {
+        load4(affine.gamma + c, left, wide, g);
+    } else if (affine.scale != nullptr) {
+        load4(affine.scale + c, left, wide, g);
 #pragma unroll
-        for (u32 n = 0; n < N; n++) v[n] = warp_sum(v[n]);
+        for (u32 i = 0; i < 4; i++) g[i] += 1.0f;
     } else {
-        block_sum(v);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) g[i] = 1.0f;
     }
 }
 
+// What is added: beta or shift.
 template <typename T>
+DEV void affine_term(const Affine<T>& affine, u32 c, u32 left, bool wide, f32 (&b)[4]) {
+    if (affine.beta != nullptr) load4(affine.beta + c, left, wide, b);
+    else if (affine.shift != nullptr) load4(affine.shift + c, left, wide, b);
+}
+
+// --- a row belongs to a warp: STEPS pieces of four columns in each lane's registers ---
+
+// The first column of a lane's piece, and how many are left from there on.
+DEV u32 piece_column(u32 step) { return (step * WARP + threadIdx.x % WARP) * 4; }
+DEV u32 piece_left(u32 c, u32 cols) { return c < cols ? cols - c : 0; }
+
+template <bool WIDE, u32 STEPS, typename T>
+DEV void row_load(const T* row, u32 cols, f32 (&v)[STEPS][4]) {
+#pragma unroll
+    for (u32 s = 0; s < STEPS; s++) {
+        u32 c = piece_column(s);
+        if (!WIDE || c < cols) {
+            load4(row + c, piece_left(c, cols), WIDE, v[s]);
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) v[s][i] = 0.0f;
+        }
+    }
+}
+template <bool WIDE, u32 STEPS, typename T>
+DEV void row_store(T* row, u32 cols, const f32 (&v)[STEPS][4]) {
+#pragma unroll
+    for (u32 s = 0; s < STEPS; s++) {
+        u32 c = piece_column(s);
+        if (!WIDE || c < cols) store4(row + c, piece_left(c, cols), WIDE, v[s]);
+    }
+}
+
+template <bool WIDE, u32 STEPS, typename T>
+DEV void layer_norm_fwd_rows(T* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const T* __restrict__ x,
+                             const f32* __restrict__ gamma, const f32* __restrict__ beta,
+                             const T* __restrict__ modulation, u32 first, u32 last, u32 cols, u32 rows_per_sample,
+                             u32 modulation_stride, u32 shift_column, u32 scale_column, f32 eps) {
+    bool shifted = gamma != nullptr || modulation != nullptr;
+    u32 sample = first / rows_per_sample, next = first;
+    f32 g[STEPS][4] = {}, b[STEPS][4] = {};
+    for (u32 row = first; row < last; row++) {
+        f32 v[STEPS][4], sum = 0.0f, squares = 0.0f;
+        row_load<WIDE>(x + (u64)row * cols, cols, v);
+        // What it is scaled and shifted by stays in registers until the sample ends.
+        if (shifted && row == next) {
+            Affine<T> affine =
+                Affine<T>::of(gamma, beta, modulation, sample, modulation_stride, shift_column, scale_column);
+#pragma unroll
+            for (u32 s = 0; s < STEPS; s++) {
+                u32 c = piece_column(s), left = piece_left(c, cols);
+                if (WIDE && left == 0) continue;
+                affine_factor(affine, c, left, WIDE, g[s]);
+                affine_term(affine, c, left, WIDE, b[s]);
+            }
+            sample++;
+            next = modulation != nullptr ? sample * rows_per_sample : last;
+        }
+#pragma unroll
+        for (u32 s = 0; s < STEPS; s++) sum += (v[s][0] + v[s][1]) + (v[s][2] + v[s][3]);
+        f32 mu = warp_sum(sum) / (f32)cols;
+#pragma unroll
+        for (u32 s = 0; s < STEPS; s++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                v[s][i] -= mu;
+                f32 d = piece_column(s) + i < cols ? v[s][i] : 0.0f;
+                squares = fma_f32(d, d, squares);
+            }
+        f32 r = 1.0f / sqrt_f32(warp_sum(squares) / (f32)cols + eps);
+        if (threadIdx.x % WARP == 0) {
+            mean[row] = mu;
+            rstd[row] = r;
+        }
+#pragma unroll
+        for (u32 s = 0; s < STEPS; s++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                f32 n = v[s][i] * r;
+                v[s][i] = shifted ? fma_f32(n, g[s][i], b[s][i]) : n;
+            }
+        row_store<WIDE>(y + (u64)row * cols, cols, v);
+    }
+}
+
+template <u32 STEPS, typename T>
 DEV void layer_norm_fwd(T* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const T* __restrict__ x,
                         const f32* __restrict__ gamma, const f32* __restrict__ beta, const T* __restrict__ modulation,
                         u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 shift_column,
-                        u32 scale_column, f32 eps) {
-    Team team = team_of(cols);
-    if (team.row >= rows) return;
-    const T* x_row = x + (u64)team.row * cols;
-    T* y_row = y + (u64)team.row * cols;
-    const T* shift = nullptr;
-    const T* scale = nullptr;
-    if (modulation != nullptr) {
-        const T* sample = modulation + (u64)(team.row / rows_per_sample) * modulation_stride;
-        shift = sample + shift_column;
-        scale = sample + scale_column;
-    }
-    bool wide = cols % 4 == 0 && aligned4(x_row) && aligned4(y_row) && aligned4(gamma) && aligned4(beta) &&
-                aligned4(shift) && aligned4(scale);
+                        u32 scale_column, u32 rows_per_warp, f32 eps) {
+    u32 first = (blockIdx.x * WARPS + threadIdx.x / WARP) * rows_per_warp;
+    if (first >= rows) return;
+    u32 last = min_of(rows - first, rows_per_warp) + first;
+    bool wide = cols % 4 == 0 && modulation_stride % 4 == 0 && aligned4(x) && aligned4(y) &&
+                Affine<T>::aligned(Affine<T>::of(gamma, beta, modulation, 0, 0, shift_column, scale_column));
+    if (wide)
+        layer_norm_fwd_rows<true, STEPS>(y, mean, rstd, x, gamma, beta, modulation, first, last, cols, rows_per_sample,
+            modulation_stride, shift_column, scale_column, eps);
+    else
+        layer_norm_fwd_rows<false, STEPS>(y, mean, rstd, x, gamma, beta, modulation, first, last, cols, rows_per_sample,
+            modulation_stride, shift_column, scale_column, eps);
+}
 
-    f32 sum[1] = {0.0f};
-    for (u32 c = 4 * team.lane; c < cols; c += 4 * team.lanes) {
+// Rows first .. last of one block: dx, and this warp's sums of dy n and dy by columns.
+template <bool WIDE, u32 STEPS, typename T>
+DEV void layer_norm_bwd_rows(T* __restrict__ dx, const T* __restrict__ dy, const T* __restrict__ x,
+                             const f32* __restrict__ mean, const f32* __restrict__ rstd, const Affine<T>& affine,
+                             u32 first, u32 last, u32 cols, u32 accumulate, f32 (&with_n)[STEPS][4],
+                             f32 (&plain)[STEPS][4]) {
+    f32 g[STEPS][4];
+#pragma unroll
+    for (u32 s = 0; s < STEPS; s++) {
+        u32 c = piece_column(s), left = piece_left(c, cols);
+        if (!WIDE || left > 0) affine_factor(affine, c, left, WIDE, g[s]);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) with_n[s][i] = plain[s][i] = 0.0f;
+    }
+    f32 part = 1.0f / (f32)cols;
+    for (u32 row = first + threadIdx.x / WARP; row < last; row += WARPS) {
+        u64 start = (u64)row * cols;
+        f32 d[STEPS][4], n[STEPS][4], sums[2] = {0.0f, 0.0f};
+        row_load<WIDE>(dy + start, cols, d);
+        row_load<WIDE>(x + start, cols, n);
+        f32 mu = mean[row], r = rstd[row];
+#pragma unroll
+        for (u32 s = 0; s < STEPS; s++) {
+            if (WIDE && piece_column(s) >= cols) continue;
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                n[s][i] = (n[s][i] - mu) * r;
+                with_n[s][i] = fma_f32(d[s][i], n[s][i], with_n[s][i]);
+                plain[s][i] += d[s][i];
+                d[s][i] *= g[s][i];
+                sums[0] += d[s][i];
+                sums[1] = fma_f32(d[s][i], n[s][i], sums[1]);
+            }
+        }
+        if (dx == nullptr) continue;
+        f32 mean_dn = warp_sum(sums[0]) * part, mean_dn_n = warp_sum(sums[1]) * part;
+#pragma unroll
+        for (u32 s = 0; s < STEPS; s++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) d[s][i] = r * (d[s][i] - mean_dn - n[s][i] * mean_dn_n);
+        if (accumulate != 0) {
+            row_load<WIDE>(dx + start, cols, n);
+#pragma unroll
+            for (u32 s = 0; s < STEPS; s++)
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) d[s][i] += n[s][i];
+        }
+        row_store<WIDE>(dx + start, cols, d);
+    }
+}
+
+// The block's column sums, its warps' in order: in v[s][i] of thread t that of column s THREADS + t (garbage beyond cols). All
+// threads call; `tile` holds a row of STEPS 128 columns for each warp.
+template <u32 STEPS>
+DEV void column_sums(f32 (&tile)[WARPS][STEPS * WARP * 4], const f32 (&mine)[STEPS][4], f32 (&sums)[STEPS / 2]) {
+    __syncthreads();
+#pragma unroll
+    for (u32 s = 0; s < STEPS; s++) store4(&tile[threadIdx.x / WARP][piece_column(s)], 4, true, mine[s]);
+    __syncthreads();
+#pragma unroll
+    for (u32 s = 0; s < STEPS / 2; s++) {
+        sums[s] = 0.0f;
+#pragma unroll
+        for (u32 w = 0; w < WARPS; w++) sums[s] += tile[w][s * THREADS + threadIdx.x];
+    }
+}
+
+// Where column sums go: a part of dgamma's and dbeta's in partial [2, parts, cols], or (null: affine) a sample's own row of
+// dmodulation.
+template <typename T>
+struct ColumnSums {
+    f32* partial;
+    T* dmodulation;
+    u32 parts, cols, modulation_stride, shift_column, scale_column;
+    bool accumulate;
+};
+template <typename T>
+DEV void put_sums(const ColumnSums<T>& to, u32 part, u32 c, f32 with_n, f32 plain) {
+    if (to.partial != nullptr) {
+        to.partial[(u64)part * to.cols + c] = with_n;
+        to.partial[(u64)(to.parts + part) * to.cols + c] = plain;
+    }
+    if (to.dmodulation == nullptr) return;
+    T* row = to.dmodulation + (u64)part * to.modulation_stride + c;
+    if (to.accumulate) {
+        plain += to_f32(row[to.shift_column]);
+        with_n += to_f32(row[to.scale_column]);
+    }
+    store_f32(row + to.shift_column, plain);
+    store_f32(row + to.scale_column, with_n);
+}
+
+template <u32 STEPS, typename T>
+DEV void layer_norm_bwd(T* __restrict__ dx, f32* __restrict__ partial, T* __restrict__ dmodulation,
+                        const T* __restrict__ dy, const T* __restrict__ x, const f32* __restrict__ mean,
+                        const f32* __restrict__ rstd, const f32* __restrict__ gamma, const T* __restrict__ modulation,
+                        u32 rows, u32 cols, u32 rows_per_part, u32 modulation_stride, u32 shift_column,
+                        u32 scale_column, u32 accumulate, u32 accumulate_modulation) {
+    SHARED(f32, layer_norm_tile, [WARPS][STEPS * WARP * 4]);
+    ColumnSums<T> to{partial,           dmodulation,  gridDim.x,    cols,
+                     modulation_stride, shift_column, scale_column, accumulate_modulation != 0};
+    u32 part = blockIdx.x, first = part * rows_per_part, last = min_of(rows_per_part, rows - first) + first;
+    Affine<T> affine =
+        Affine<T>::of(gamma, nullptr, modulation, part, modulation_stride, shift_column, scale_column);
+    bool wide = cols % 4 == 0 && aligned4(x) && aligned4(dy) && aligned4(dx) && Affine<T>::aligned(affine);
+    f32 with_n[STEPS][4], plain[STEPS][4], sums[2][STEPS / 2];
+    if (wide)
+        layer_norm_bwd_rows<true>(dx, dy, x, mean, rstd, affine, first, last, cols, accumulate, with_n, plain);
+    else
+        layer_norm_bwd_rows<false>(dx, dy, x, mean, rstd, affine, first, last, cols, accumulate, with_n, plain);
+    if (partial == nullptr && dmodulation == nullptr) return;
+    column_sums(layer_norm_tile, with_n, sums[0]);
+    column_sums(layer_norm_tile, plain, sums[1]);
+#pragma unroll
+    for (u32 s = 0; s < STEPS / 2; s++) {
+        u32 c = s * THREADS + threadIdx.x;
+        if (c < cols) put_sums(to, part, c, sums[0][s], sums[1][s]);
+    }
+}
+
+// --- a row belongs to a block, which reads it again for each pass ---
+
+template <typename T>
+DEV void layer_norm_fwd_block(T* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd,
+                              const T* __restrict__ x, const f32* __restrict__ gamma, const f32* __restrict__ beta,
+                              const T* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride,
+                              u32 shift_column, u32 scale_column, f32 eps) {
+    u32 row = blockIdx.x;
+    const T* x_row = x + (u64)row * cols;
+    T* y_row = y + (u64)row * cols;
+    Affine<T> affine = Affine<T>::of(gamma, beta, modulation, row / rows_per_sample, modulation_stride, shift_column,
+                                     scale_column);
+    bool wide = cols % 4 == 0 && aligned4(x_row) && aligned4(y_row) && Affine<T>::aligned(affine);
+    bool shifted = gamma != nullptr || modulation != nullptr;
+
+    f32 sum = 0.0f;
+    for (u32 c = 4 * threadIdx.x; c < cols; c += 4 * THREADS) {
         f32 v[4];
         load4(x_row + c, cols - c, wide, v);
-        sum[0] += (v[0] + v[1]) + (v[2] + v[3]);
+        sum += (v[0] + v[1]) + (v[2] + v[3]);
     }
-    team_sum(team, sum);
-    f32 mu = sum[0] / (f32)cols;
+    f32 mu = block_sum(sum) / (f32)cols;
 
-    f32 squares[1] = {0.0f};
-    for (u32 c = 4 * team.lane; c < cols; c += 4 * team.lanes) {
+    f32 squares = 0.0f;
+    for (u32 c = 4 * threadIdx.x; c < cols; c += 4 * THREADS) {
         f32 v[4];
         load4(x_row + c, cols - c, wide, v);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             f32 d = c + i < cols ? v[i] - mu : 0.0f;
-            squares[0] = fma_f32(d, d, squares[0]);
+            squares = fma_f32(d, d, squares);
         }
     }
-    team_sum(team, squares);
-    f32 r = 1.0f / sqrt_f32(squares[0] / (f32)cols + eps);
-    if (team.lane == 0) {
-        mean[team.row] = mu;
-        rstd[team.row] = r;
+    f32 r = 1.0f / sqrt_f32(block_sum(squares) / (f32)cols + eps);
+    if (threadIdx.x == 0) {
+        mean[row] = mu;
+        rstd[row] = r;
     }
 
-    for (u32 c = 4 * team.lane; c < cols; c += 4 * team.lanes) {
-        f32 v[4], a[4], b[4];
+    for (u32 c = 4 * threadIdx.x; c < cols; c += 4 * THREADS) {
+        f32 v[4], g[4], b[4];
         load4(x_row + c, cols - c, wide, v);
+        if (shifted) {
+            affine_factor(affine, c, cols - c, wide, g);
+            affine_term(affine, c, cols - c, wide, b);
+        }
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) v[i] = (v[i] - mu) * r;
-        if (gamma != nullptr) {
-            load4(gamma + c, cols - c, wide, a);
-            load4(beta + c, cols - c, wide, b);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) v[i] = fma_f32(v[i], a[i], b[i]);
-        } else if (modulation != nullptr) {
-            load4(scale + c, cols - c, wide, a);
-            load4(shift + c, cols - c, wide, b);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) v[i] = fma_f32(v[i], 1.0f + a[i], b[i]);
+        for (u32 i = 0; i < 4; i++) {
+            f32 n = (v[i] - mu) * r;
+            v[i] = shifted ? fma_f32(n, g[i], b[i]) : n;
         }
         store4(y_row + c, cols - c, wide, v);
     }
@@ -118,58 +354,50 @@ DEV void layer_norm_fwd(T* __restrict__ y, f32* __restrict__ mean, f32* __restri
 
 // From dy and x at column c of a row: dn = g dy and the normalised value n; zeros beyond the row.
 template <typename T>
-DEV void layer_norm_bwd_terms(const T* dy_row, const T* x_row, const f32* gamma, const T* scale, f32 mu, f32 r, u32 c,
-                              u32 cols, bool wide, f32 (&dn)[4], f32 (&n)[4]) {
+DEV void layer_norm_bwd_terms(const T* dy_row, const T* x_row, const Affine<T>& affine, f32 mu, f32 r, u32 c, u32 left,
+                              bool wide, f32 (&dn)[4], f32 (&n)[4]) {
     f32 g[4];
-    load4(dy_row + c, cols - c, wide, dn);
-    load4(x_row + c, cols - c, wide, n);
-    if (gamma != nullptr) {
-        load4(gamma + c, cols - c, wide, g);
+    load4(dy_row + c, left, wide, dn);
+    load4(x_row + c, left, wide, n);
+    affine_factor(affine, c, left, wide, g);
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) dn[i] *= g[i];
-    } else if (scale != nullptr) {
-        load4(scale + c, cols - c, wide, g);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) dn[i] *= 1.0f + g[i];
+    for (u32 i = 0; i < 4; i++) {
+        dn[i] *= g[i];
+        n[i] = (n[i] - mu) * r;
     }
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) n[i] = (n[i] - mu) * r;
 }
 
 template <typename T>
 DEV void layer_norm_bwd_input(T* __restrict__ dx, const T* __restrict__ dy, const T* __restrict__ x,
                               const f32* __restrict__ mean, const f32* __restrict__ rstd,
-                              const f32* __restrict__ gamma, const T* __restrict__ modulation, u32 rows, u32 cols,
+                              const f32* __restrict__ gamma, const T* __restrict__ modulation, u32 cols,
                               u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate) {
-    Team team = team_of(cols);
-    if (team.row >= rows) return;
-    u64 start = (u64)team.row * cols;
+    u32 row = blockIdx.x;
+    u64 start = (u64)row * cols;
     const T* dy_row = dy + start;
     const T* x_row = x + start;
     T* dx_row = dx + start;
-    const T* scale = nullptr;
-    if (modulation != nullptr)
-        scale = modulation + (u64)(team.row / rows_per_sample) * modulation_stride + scale_column;
-    f32 mu = mean[team.row], r = rstd[team.row];
-    bool wide = cols % 4 == 0 && aligned4(dy_row) && aligned4(x_row) && aligned4(dx_row) && aligned4(gamma) &&
-                aligned4(scale);
+    Affine<T> affine =
+        Affine<T>::of(gamma, nullptr, modulation, row / rows_per_sample, modulation_stride, 0, scale_column);
+    f32 mu = mean[row], r = rstd[row];
+    bool wide = cols % 4 == 0 && aligned4(dy_row) && aligned4(x_row) && aligned4(dx_row) && Affine<T>::aligned(affine);
 
     f32 sums[2] = {0.0f, 0.0f};
-    for (u32 c = 4 * team.lane; c < cols; c += 4 * team.lanes) {
+    for (u32 c = 4 * threadIdx.x; c < cols; c += 4 * THREADS) {
         f32 dn[4], n[4];
-        layer_norm_bwd_terms(dy_row, x_row, gamma, scale, mu, r, c, cols, wide, dn, n);
+        layer_norm_bwd_terms(dy_row, x_row, affine, mu, r, c, cols - c, wide, dn, n);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             sums[0] += dn[i];
             sums[1] = fma_f32(dn[i], n[i], sums[1]);
         }
     }
-    team_sum(team, sums);
+    block_sum(sums);
     f32 mean_dn = sums[0] / (f32)cols, mean_dn_n = sums[1] / (f32)cols;
 
-    for (u32 c = 4 * team.lane; c < cols; c += 4 * team.lanes) {
+    for (u32 c = 4 * threadIdx.x; c < cols; c += 4 * THREADS) {
         f32 dn[4], n[4], old[4];
-        layer_norm_bwd_terms(dy_row, x_row, gamma, scale, mu, r, c, cols, wide, dn, n);
+        layer_norm_bwd_terms(dy_row, x_row, affine, mu, r, c, cols - c, wide, dn, n);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) dn[i] = r * (dn[i] - mean_dn - n[i] * mean_dn_n);
         if (accumulate != 0) {
@@ -181,12 +409,18 @@ DEV void layer_norm_bwd_input(T* __restrict__ dx, const T* __restrict__ dy, cons
     }
 }
 
-// sum(dy n) and sum(dy) of one column over rows first .. last, in order.
+// The sums of one column over a part's rows, in order.
 template <typename T>
-DEV void layer_norm_column_sums(const T* dy, const T* x, const f32* mean, const f32* rstd, u32 first, u32 last,
-                                u32 cols, u32 c, f32& with_n, f32& plain) {
-    with_n = 0.0f;
-    plain = 0.0f;
+DEV void layer_norm_bwd_columns(f32* __restrict__ partial, T* __restrict__ dmodulation, const T* __restrict__ dy,
+                                const T* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd,
+                                u32 rows, u32 cols, u32 rows_per_part, u32 modulation_stride, u32 shift_column,
+                                u32 scale_column, u32 accumulate) {
+    ColumnSums<T> to{partial,           dmodulation,  gridDim.x,    cols,
+                     modulation_stride, shift_column, scale_column, accumulate != 0};
+    u32 c = blockIdx.y * THREADS + threadIdx.x, part = blockIdx.x, first = part * rows_per_part;
+    if (c >= cols) return;
+    u32 last = min_of(rows_per_part, rows - first) + first;
+    f32 with_n = 0.0f, plain = 0.0f;
 #pragma unroll 4
     for (u32 row = first; row < last; row++) {
         u64 at = (u64)row * cols + c;
@@ -194,116 +428,116 @@ DEV void layer_norm_column_sums(const T* dy, const T* x, const f32* mean, const 
         with_n = fma_f32(d, (to_f32(x[at]) - mean[row]) * rstd[row], with_n);
         plain += d;
     }
+    put_sums(to, part, c, with_n, plain);
 }
 
-// partial [2, parts, cols]: dgamma's sums over rows_per_part rows each, then dbeta's.
-template <typename T>
-DEV void layer_norm_bwd_affine_partial(f32* __restrict__ partial, const T* __restrict__ dy, const T* __restrict__ x,
-                                       const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 rows, u32 cols,
-                                       u32 rows_per_part) {
-    u32 c = blockIdx.y * blockDim.x + threadIdx.x, part = blockIdx.x, parts = ceil_div(rows, rows_per_part);
-    if (c >= cols || part >= parts) return;
-    u32 first = part * rows_per_part, last = min_of(rows_per_part, rows - first) + first;
-    f32 dgamma, dbeta;
-    layer_norm_column_sums(dy, x, mean, rstd, first, last, cols, c, dgamma, dbeta);
-    partial[(u64)part * cols + c] = dgamma;
-    partial[(u64)(parts + part) * cols + c] = dbeta;
-}
-
-// A block sums 32 columns: warp w takes parts w, w + 8, ..; then the first two warps add the eight sums in order.
+// A block sums 32 columns of one of the two: warp w takes parts w, w + 8, .., then the first warp adds the eight sums in order.
 DEV void layer_norm_affine_final(f32* __restrict__ dgamma, f32* __restrict__ dbeta,
                                  const f32* __restrict__ partial, u32 parts, u32 cols, u32 accumulate) {
-    constexpr u32 SLICES = 8;
-    SHARED(f32, tile, [2][SLICES][WARP]);
-    u32 lane = threadIdx.x % WARP, slice = threadIdx.x / WARP, c = blockIdx.x * WARP + lane;
-    f32 sums[2] = {0.0f, 0.0f};
-    if (c < cols) {
-#pragma unroll 4
-        for (u32 part = slice; part < parts; part += SLICES) {
-            sums[0] += partial[(u64)part * cols + c];
-            sums[1] += partial[(u64)(parts + part) * cols + c];
-        }
-    }
-    tile[0][slice][lane] = sums[0];
-    tile[1][slice][lane] = sums[1];
-    __syncthreads();
-    if (slice > 1 || c >= cols) return;
-    f32 total = 0.0f;
-#pragma unroll
-    for (u32 s = 0; s < SLICES; s++) total += tile[slice][s][lane];
-    f32* to = (slice == 0 ? dgamma : dbeta) + c;
-    *to = accumulate != 0 ? *to + total : total;
+    bool is_beta = blockIdx.y == 1;
+    sum_parts(is_beta ? dbeta : dgamma, partial + (is_beta ? (u64)parts * cols : 0), parts, cols, accumulate);
 }
 
-template <typename T>
-DEV void layer_norm_bwd_modulation(T* __restrict__ dmodulation, const T* __restrict__ dy, const T* __restrict__ x,
-                                   const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 cols,
-                                   u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column,
-                                   u32 accumulate) {
-    u32 c = blockIdx.y * blockDim.x + threadIdx.x, sample = blockIdx.x;
-    if (c >= cols) return;
-    u32 first = sample * rows_per_sample;
-    f32 dscale, dshift;
-    layer_norm_column_sums(dy, x, mean, rstd, first, first + rows_per_sample, cols, c, dscale, dshift);
-    T* to = dmodulation + (u64)sample * modulation_stride + c;
-    if (accumulate != 0) {
-        dshift += to_f32(to[shift_column]);
-        dscale += to_f32(to[scale_column]);
-    }
-    store_f32(to + shift_column, dshift);
-    store_f32(to + scale_column, dscale);
-}
-
-extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_f32(
+extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_narrow_f32(
     f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ x,
     const f32* __restrict__ gamma, const f32* __restrict__ beta, const f32* __restrict__ modulation, u32 rows, u32 cols,
+    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 rows_per_warp, f32 eps) {
+    layer_norm_fwd<4>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
+        shift_column, scale_column, rows_per_warp, eps);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_narrow_bf16(
+    bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const bf16* __restrict__ x,
+    const f32* __restrict__ gamma, const f32* __restrict__ beta, const bf16* __restrict__ modulation, u32 rows, u32 cols,
+    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 rows_per_warp, f32 eps) {
+    layer_norm_fwd<4>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
+        shift_column, scale_column, rows_per_warp, eps);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_wide_f32(
+    f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ x,
+    const f32* __restrict__ gamma, const f32* __restrict__ beta, const f32* __restrict__ modulation, u32 rows, u32 cols,
+    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 rows_per_warp, f32 eps) {
+    layer_norm_fwd<8>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
+        shift_column, scale_column, rows_per_warp, eps);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_wide_bf16(
+    bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const bf16* __restrict__ x,
+    const f32* __restrict__ gamma, const f32* __restrict__ beta, const bf16* __restrict__ modulation, u32 rows, u32 cols,
+    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 rows_per_warp, f32 eps) {
+    layer_norm_fwd<8>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
+        shift_column, scale_column, rows_per_warp, eps);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_widest_f32(
+    f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ x,
+    const f32* __restrict__ gamma, const f32* __restrict__ beta, const f32* __restrict__ modulation, u32 cols,
     u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, f32 eps) {
-    layer_norm_fwd<f32>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
+    layer_norm_fwd_block(y, mean, rstd, x, gamma, beta, modulation, cols, rows_per_sample, modulation_stride,
         shift_column, scale_column, eps);
 }
-extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_bf16(
+extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_widest_bf16(
     bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const bf16* __restrict__ x,
-    const f32* __restrict__ gamma, const f32* __restrict__ beta, const bf16* __restrict__ modulation, u32 rows,
-    u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, f32 eps) {
-    layer_norm_fwd<bf16>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
+    const f32* __restrict__ gamma, const f32* __restrict__ beta, const bf16* __restrict__ modulation, u32 cols,
+    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, f32 eps) {
+    layer_norm_fwd_block(y, mean, rstd, x, gamma, beta, modulation, cols, rows_per_sample, modulation_stride,
         shift_column, scale_column, eps);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_narrow_f32(
+    f32* __restrict__ dx, f32* __restrict__ partial, f32* __restrict__ dmodulation, const f32* __restrict__ dy,
+    const f32* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd,
+    const f32* __restrict__ gamma, const f32* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_part,
+    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate, u32 accumulate_modulation) {
+    layer_norm_bwd<4>(dx, partial, dmodulation, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_part,
+        modulation_stride, shift_column, scale_column, accumulate, accumulate_modulation);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_narrow_bf16(
+    bf16* __restrict__ dx, f32* __restrict__ partial, bf16* __restrict__ dmodulation, const bf16* __restrict__ dy,
+    const bf16* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd,
+    const f32* __restrict__ gamma, const bf16* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_part,
+    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate, u32 accumulate_modulation) {
+    layer_norm_bwd<4>(dx, partial, dmodulation, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_part,
+        modulation_stride, shift_column, scale_column, accumulate, accumulate_modulation);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_wide_f32(
+    f32* __restrict__ dx, f32* __restrict__ partial, f32* __restrict__ dmodulation, const f32* __restrict__ dy,
+    const f32* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd,
+    const f32* __restrict__ gamma, const f32* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_part,
+    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate, u32 accumulate_modulation) {
+    layer_norm_bwd<8>(dx, partial, dmodulation, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_part,
+        modulation_stride, shift_column, scale_column, accumulate, accumulate_modulation);
+}
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_wide_bf16(
+    bf16* __restrict__ dx, f32* __restrict__ partial, bf16* __restrict__ dmodulation, const bf16* __restrict__ dy,
+    const bf16* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd,
+    const f32* __restrict__ gamma, const bf16* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_part,
+    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate, u32 accumulate_modulation) {
+    layer_norm_bwd<8>(dx, partial, dmodulation, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_part,
+        modulation_stride, shift_column, scale_column, accumulate, accumulate_modulation);
 }
 extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_input_f32(
     f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ mean,
-    const f32* __restrict__ rstd, const f32* __restrict__ gamma, const f32* __restrict__ modulation, u32 rows, u32 cols,
+    const f32* __restrict__ rstd, const f32* __restrict__ gamma, const f32* __restrict__ modulation, u32 cols,
     u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate) {
-    layer_norm_bwd_input<f32>(dx, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_sample, modulation_stride,
+    layer_norm_bwd_input(dx, dy, x, mean, rstd, gamma, modulation, cols, rows_per_sample, modulation_stride,
         scale_column, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_input_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, const f32* __restrict__ mean,
-    const f32* __restrict__ rstd, const f32* __restrict__ gamma, const bf16* __restrict__ modulation, u32 rows,
-    u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate) {
-    layer_norm_bwd_input<bf16>(dx, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_sample, modulation_stride,
+    const f32* __restrict__ rstd, const f32* __restrict__ gamma, const bf16* __restrict__ modulation, u32 cols,
+    u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate) {
+    layer_norm_bwd_input(dx, dy, x, mean, rstd, gamma, modulation, cols, rows_per_sample, modulation_stride,
         scale_column, accumulate);
 }
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_affine_partial_f32(
-    f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ mean,
-    const f32* __restrict__ rstd, u32 rows, u32 cols, u32 rows_per_part) {
-    layer_norm_bwd_affine_partial<f32>(partial, dy, x, mean, rstd, rows, cols, rows_per_part);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_affine_partial_bf16(
-    f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x, const f32* __restrict__ mean,
-    const f32* __restrict__ rstd, u32 rows, u32 cols, u32 rows_per_part) {
-    layer_norm_bwd_affine_partial<bf16>(partial, dy, x, mean, rstd, rows, cols, rows_per_part);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_modulation_f32(
-    f32* __restrict__ dmodulation, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ mean,
-    const f32* __restrict__ rstd, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 shift_column,
-    u32 scale_column, u32 accumulate) {
-    layer_norm_bwd_modulation<f32>(dmodulation, dy, x, mean, rstd, cols, rows_per_sample, modulation_stride,
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_columns_f32(
+    f32* __restrict__ partial, f32* __restrict__ dmodulation, const f32* __restrict__ dy, const f32* __restrict__ x,
+    const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 rows, u32 cols, u32 rows_per_part,
+    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate) {
+    layer_norm_bwd_columns(partial, dmodulation, dy, x, mean, rstd, rows, cols, rows_per_part, modulation_stride,
         shift_column, scale_column, accumulate);
 }
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_modulation_bf16(
-    bf16* __restrict__ dmodulation, const bf16* __restrict__ dy, const bf16* __restrict__ x,
-    const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 cols, u32 rows_per_sample, u32 modulation_stride,
-    u32 shift_column, u32 scale_column, u32 accumulate) {
-    layer_norm_bwd_modulation<bf16>(dmodulation, dy, x, mean, rstd, cols, rows_per_sample, modulation_stride,
+extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_columns_bf16(
+    f32* __restrict__ partial, bf16* __restrict__ dmodulation, const bf16* __restrict__ dy, const bf16* __restrict__ x,
+    const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 rows, u32 cols, u32 rows_per_part,
+    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate) {
+    layer_norm_bwd_columns(partial, dmodulation, dy, x, mean, rstd, rows, cols, rows_per_part, modulation_stride,
         shift_column, scale_column, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_affine_final(

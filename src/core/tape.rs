@@ -13,6 +13,7 @@ mod prepared;
 mod sum;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use backward::NamedInput;
@@ -102,11 +103,28 @@ enum Slot {
     Held { tensor: Tensor, given: bool },
 }
 
+/// How an op ended: its output is y = f(z), f elementwise and number `code` (not 0) of the consumers' kernels. A consumer that is
+/// the only one may write dz = dy f'(z) over z instead of dy: the pass over both is saved. See [`Inputs::record_chained`].
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// z, of the output's shape and dtype; nobody reads it afterwards.
+    pub z: Tensor,
+    /// f, as a kernel's argument.
+    pub code: u32,
+}
+
+/// A chain of a variable, and whether its consumer took it.
+struct Link {
+    chain: Option<Chain>,
+    uses: usize,
+}
+
 /// A record of the ops of one forward pass.
 pub struct Tape {
     context: Context,
     nodes: RefCell<Vec<Node>>,
     slots: RefCell<Vec<Slot>>,
+    links: RefCell<HashMap<usize, Link>>,
     recording: bool,
     prepared: Option<Rc<Prepared>>,
 }
@@ -118,6 +136,7 @@ impl Tape {
             context: context.clone(),
             nodes: RefCell::default(),
             slots: RefCell::default(),
+            links: RefCell::default(),
             recording: true,
             prepared: None,
         }
@@ -231,9 +250,10 @@ impl Tape {
             let Some(node) = self.nodes.borrow_mut().pop() else { break };
             let number = self.nodes.borrow().len();
             let slot = std::mem::replace(&mut self.slots.borrow_mut()[node.output], Slot::Vacant(None));
+            let chained = self.links.borrow_mut().remove(&node.output).is_some_and(|link| link.chain.is_none());
             // A vacant output: nothing that led to the loss used it.
             if let Slot::Held { tensor: gradient, .. } = slot {
-                let backward = Backward::new(self, node.op, node.inputs, gradient);
+                let backward = Backward::new(self, node.op, node.inputs, gradient, chained);
                 (node.closure)(&backward)?;
                 backward.check_all_written()?;
             }

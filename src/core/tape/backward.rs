@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::sum::add_into;
-use super::{Accumulate, Destination, Node, Slot, Tape, Var};
+use super::{Accumulate, Chain, Destination, Link, Node, Slot, Tape, Var};
 use crate::error::{Error, Result};
 use crate::tensor::{Backend, Context, DType, Shape, Tensor};
 
@@ -85,8 +85,29 @@ impl<'a> Inputs<'a> {
             return Var { tensor: output, id: None };
         }
         let id = tape.slot(Slot::Vacant(None));
+        for id in inputs.iter().filter_map(|input| input.id) {
+            if let Some(link) = tape.links.borrow_mut().get_mut(&id) {
+                link.uses += 1;
+            }
+        }
         tape.nodes.borrow_mut().push(Node { op, output: id, inputs, closure: Box::new(closure) });
         Var { tensor: output, id: Some(id) }
+    }
+
+    /// As [`Inputs::record`], for an output that is `chain`'s f(z). Where [`Backward::is_chained`] says so, the gradient that the
+    /// closure gets is dz, in z's memory.
+    pub fn record_chained(
+        self,
+        output: Tensor,
+        chain: Chain,
+        closure: impl FnOnce(&Backward) -> Result<()> + 'static,
+    ) -> Var {
+        let tape = self.tape;
+        let var = self.record(output, closure);
+        if let Some(id) = var.id {
+            tape.links.borrow_mut().insert(id, Link { chain: Some(chain), uses: 0 });
+        }
+        var
     }
 }
 
@@ -96,11 +117,23 @@ pub struct Backward<'a> {
     op: &'static str,
     inputs: Vec<NamedInput>,
     gradient: Tensor,
+    chained: bool,
 }
 
 impl<'a> Backward<'a> {
-    pub(super) fn new(tape: &'a Tape, op: &'static str, inputs: Vec<NamedInput>, gradient: Tensor) -> Self {
-        Self { tape, op, inputs, gradient }
+    pub(super) fn new(
+        tape: &'a Tape,
+        op: &'static str,
+        inputs: Vec<NamedInput>,
+        gradient: Tensor,
+        chained: bool,
+    ) -> Self {
+        Self { tape, op, inputs, gradient, chained }
+    }
+
+    /// Whether the gradient is that of the z of this output's [`Chain`], and lies in z's memory.
+    pub fn is_chained(&self) -> bool {
+        self.chained
     }
 
     /// The context, for scratch.
@@ -150,7 +183,26 @@ impl<'a> Backward<'a> {
         Ok(Some(Destination::new(tensor.view(*shape)?, mode, written.clone())))
     }
 
-    /// The same for kernels that work out several gradients at once: what nobody wants goes to scratch.
+    /// As [`Backward::destination`], for an op that can multiply what it writes by f'(z): where the input is an f(z) that nobody else
+    /// uses, the destination is z itself, and [`Destination::flag`] says by which f.
+    ///
+    /// # Errors
+    /// As [`Backward::destination`].
+    pub fn chained_destination(&self, input: Input) -> Result<Option<Destination>> {
+        let NamedInput { id: Some(id), shape, asked, written, .. } = &self.inputs[input.0] else { return Ok(None) };
+        let vacant = matches!(self.tape.slots.borrow()[*id], Slot::Vacant(None));
+        let chain = match self.tape.links.borrow_mut().get_mut(id) {
+            Some(link) if link.uses == 1 && vacant => link.chain.take(),
+            _ => None,
+        };
+        let Some(Chain { z, code }) = chain else { return self.destination(input) };
+        asked.set(true);
+        let to = Destination::chained(z.view(*shape)?, code, written.clone());
+        self.tape.slots.borrow_mut()[*id] = Slot::Held { tensor: z, given: false };
+        Ok(Some(to))
+    }
+
+    /// As [`Backward::destination`] for kernels that work out several gradients at once: what nobody wants goes to scratch.
     ///
     /// # Errors
     /// As [`Backward::destination`].

@@ -16,6 +16,8 @@ pub struct Destination {
     tensor: Tensor,
     /// Overwrite or add.
     pub mode: Accumulate,
+    /// Not 0: it holds z, and what is written is multiplied by the derivative of the f of this number.
+    chain: u32,
     written: Rc<Cell<bool>>,
 }
 
@@ -28,7 +30,21 @@ impl Destination {
     pub(super) fn new(tensor: Tensor, mode: Accumulate, written: Rc<Cell<bool>>) -> Self {
         // Of nothing there is nothing to write.
         written.set(written.get() || tensor.is_empty());
-        Self { tensor, mode, written }
+        Self { tensor, mode, chain: 0, written }
+    }
+
+    pub(super) fn chained(z: Tensor, code: u32, written: Rc<Cell<bool>>) -> Self {
+        Self { chain: code, ..Self::new(z, Accumulate::Write, written) }
+    }
+
+    /// Whether it holds a z whose gradient takes its place: see [`Destination::flag`].
+    pub fn is_chained(&self) -> bool {
+        self.chain > 0
+    }
+
+    /// As a kernel's `accumulate` argument: 0 to overwrite, 1 to add, 1 + the number of f to multiply by f'(z), z being what is there.
+    pub fn flag(&self) -> u32 {
+        if self.chain > 0 { 1 + self.chain } else { self.mode.flag() }
     }
 
     /// The context it lives in.
@@ -59,6 +75,11 @@ impl Destination {
     /// Bytes of its elements.
     pub fn bytes(&self) -> usize {
         self.tensor.bytes()
+    }
+
+    /// As [`Tensor::is_aligned`].
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.tensor.is_aligned()
     }
 
     /// The elements on the host, for `cpu.rs` to write or to add to.

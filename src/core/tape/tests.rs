@@ -127,3 +127,60 @@ fn a_parameters_gradient_is_told_of_when_nothing_changes_it_any_more() -> Result
     assert_eq!(told, expected);
     Ok(())
 }
+
+/// f(x) = x² with its chain, number 3; the gradient of x is 2 x dy, and where the chain was taken what arrived.
+fn squared(tape: &Tape, x: &Var) -> Result<Var> {
+    let y = tape.context().tensor(&x.tensor().host::<f32>().iter().map(|x| x * x).collect::<Vec<_>>(), x.shape())?;
+    let z = tape.context().tensor(x.tensor().host::<f32>(), x.shape())?;
+    let mut inputs = tape.inputs("squared");
+    let dx = inputs.add("x", x);
+    let chain = Chain { z: z.clone(), code: 3 };
+    Ok(inputs.record_chained(y, chain, move |backward| {
+        if backward.is_chained() {
+            return backward.pass(dx);
+        }
+        let dx = backward.destination(dx)?.expect("a gradient is wanted");
+        let terms = z.host::<f32>().iter().zip(backward.gradient().host::<f32>());
+        dx.host_mut::<f32>().iter_mut().zip(terms).for_each(|(dx, (z, dy))| *dx = 2.0 * z * dy);
+        Ok(())
+    }))
+}
+
+/// 5 x, whose backward can take a chain; and whether it was given one.
+fn times_five(tape: &Tape, x: &Var, taken: &Rc<std::cell::Cell<bool>>) -> Result<Var> {
+    let y = tape.context().tensor(&x.tensor().host::<f32>().iter().map(|x| 5.0 * x).collect::<Vec<_>>(), x.shape())?;
+    let mut inputs = tape.inputs("times_five");
+    let (dx, taken) = (inputs.add("x", x), taken.clone());
+    Ok(inputs.record(y, move |backward| {
+        let dx = backward.chained_destination(dx)?.expect("a gradient is wanted");
+        taken.set(dx.flag() == 4);
+        let terms = backward.gradient().host::<f32>();
+        let flag = dx.flag();
+        dx.host_mut::<f32>().iter_mut().zip(terms).for_each(|(dx, dy)| match flag {
+            0 => *dx = 5.0 * dy,
+            1 => *dx += 5.0 * dy,
+            _ => *dx *= 2.0 * 5.0 * dy,
+        });
+        Ok(())
+    }))
+}
+
+/// d/dx of 5 x² is 10 x, whoever works out the square's part; with a second use of the square nobody else may.
+#[test]
+fn the_only_consumer_of_a_chain_may_take_it() -> Result<()> {
+    for second in [false, true] {
+        let context = Context::cpu();
+        let (tape, taken) = (Tape::new(&context), Rc::default());
+        let x = tape.leaf(&context.tensor(&[1f32, -2.0], [2])?);
+        let square = squared(&tape, &x)?;
+        let mut y = times_five(&tape, &square, &taken)?;
+        if second {
+            y = sum(&tape, &y, &square, Fault::None)?;
+        }
+        tape.backward(&y, context.tensor(&[1f32, 10.0], [2])?)?;
+        let slope = if second { 12.0 } else { 10.0 };
+        assert_eq!(tape.gradient(&x).expect("x's").download::<f32>()?, [slope, -20.0 * slope]);
+        assert_eq!(taken.get(), !second);
+    }
+    Ok(())
+}

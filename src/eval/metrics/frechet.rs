@@ -9,11 +9,15 @@
 //! symmetric, turns complex; and singular values are exact to ε times the largest, where those of the product of the square would
 //! be exact to √ε.
 //!
-//! F is the centred features themselves where there are fewer of them than dimensions; else it comes from Σ = U Λ Uᵀ, a symmetric
-//! eigen-decomposition, as U Λ^½. A singular Σ needs no ε on its diagonal.
+//! F is the centred features themselves where there are fewer of them than dimensions; else it is Σ's Cholesky factor with pivots from
+//! the diagonal, which for a singular Σ ends at its rank (Higham 2002, Accuracy and Stability of Numerical Algorithms, 10.3) and takes
+//! a tenth of the time of eigenvectors. Where F Fᵀ is not Σ to rounding, Σ is no covariance, or only almost one: then F comes from the
+//! symmetric eigen-decomposition Σ = U Λ Uᵀ, as U Λ^½, and Λ tells which of both it is. A singular Σ needs no ε on its diagonal.
 
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt_pivoting::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::{Accum, Mat, Side};
+use faer::{Accum, Mat, Side, Spec};
 
 use super::Features;
 use crate::error::{Error, Result};
@@ -82,6 +86,9 @@ impl Gaussian {
             return wrong("the covariance is not symmetric".into());
         }
         let matrix = Mat::from_fn(width, width, |i, j| covariance[i.max(j) * width + i.min(j)]);
+        if let Some(factor) = cholesky(&matrix) {
+            return Ok(Self { mean, trace, factor });
+        }
         let eigen = matrix.self_adjoint_eigen(Side::Lower).map_err(|error| {
             Error::config("statistics", format!("no eigenvalues: {error:?}"), "give the moments of features")
         })?;
@@ -134,6 +141,42 @@ impl Gaussian {
         };
         Ok((means + self.trace + other.trace - 2.0 * root).max(0.0))
     }
+}
+
+/// F `[width, rank]` of a symmetric `[width, width]`, F Fᵀ being the matrix to rounding; none where there is no such F.
+fn cholesky(matrix: &Mat<f64>) -> Option<Mat<f64>> {
+    let width = matrix.nrows();
+    let largest = (0..width).map(|i| matrix[(i, i)]).fold(0.0, f64::max);
+    if largest == 0.0 {
+        return None;
+    }
+    let (par, mut lower) = (faer::get_global_parallelism(), matrix.clone());
+    let (mut order, mut places) = (vec![0usize; width], vec![0usize; width]);
+    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<usize, f64>(width, par, Spec::default()));
+    let stack = MemStack::new(&mut memory);
+    let (info, _) =
+        cholesky_in_place(lower.as_mut(), &mut order, &mut places, par, stack, Spec::default()).ok()?;
+    for (place, &row) in order.iter().enumerate() {
+        places[row] = place;
+    }
+    let factor = Mat::from_fn(width, info.rank, |i, j| if places[i] >= j { lower[(places[i], j)] } else { 0.0 });
+    let mut rest = matrix.clone();
+    let whole = BlockStructure::Rectangular;
+    triangular::matmul(
+        &mut rest,
+        BlockStructure::TriangularLower,
+        Accum::Add,
+        &factor,
+        whole,
+        factor.transpose(),
+        whole,
+        -1.0,
+        par,
+    );
+    // Pivots end below width ε of the largest, and each of the steps may have rounded by ε.
+    let bound = 4.0 * width as f64 * f64::EPSILON * largest;
+    let exact = (0..width).all(|j| (j..width).all(|i| rest[(i, j)].abs() <= bound));
+    exact.then_some(factor)
 }
 
 /// The mean `[width]` and the unbiased covariance `[width, width]` of features.

@@ -13,12 +13,12 @@ use kernel_signatures::{Prebuilt, kernel_files, parse, with_project_paths};
 use prebuild_kernels::Nvrtc;
 
 const USAGE: &str = "\
-Usage: prebuild-kernels [--nvrtc PATH]          write kernels/prebuilt/*.ptx with NVRTC 12.4
+Usage: prebuild-kernels [--nvrtc PATH]          write those of kernels/prebuilt/*.ptx that are stale, with NVRTC 12.4
        prebuild-kernels --check [--nvrtc PATH]  fail where a file is stale, missing or orphaned; with NVRTC also where
                                                 its text is not what NVRTC writes
        prebuild-kernels --registers FOLDER      write kernels/prebuilt/registers.json with ptxas and nvdisasm below FOLDER:
-                                                registers, shared memory, spills and SASS of each kernel; with --check
-                                                fail where the file says otherwise
+                                                registers, shared memory, spills and SASS of each kernel (of modules
+                                                that changed); with --check measure all and fail where the file says otherwise
        prebuild-kernels --cubins FOLDER …       write kernels/cubins/*.cubin, which builds embed where they are there: machine code,
                                                 with NVRTC 12.4 up to sm_90 and NVRTC 12.8 for sm_100 and sm_120, below FOLDERs
        prebuild-kernels --nvcc PATH             compile every kernel for sm_80, sm_90a and sm_100; report registers
@@ -90,14 +90,17 @@ fn run(arguments: Vec<String>) -> Result<()> {
     let nvrtc = Nvrtc::find(nvrtc.as_deref())?;
     std::fs::create_dir_all(kernels.join("prebuilt"))?;
     for part in &wanted {
-        let text = render(&nvrtc, &kernels, part)?;
         let path = part.path(&kernels);
-        let current = std::fs::read(&path).is_ok_and(|old| old == text.as_bytes());
-        if !current {
-            std::fs::write(&path, &text)?;
+        // Of the same source, flags and compiler NVRTC writes the same text: --check holds it to that.
+        let hash = part.expected_hash(&kernels)?;
+        if std::fs::read_to_string(&path).is_ok_and(|old| Prebuilt::carried_hash(&old) == Some(&hash)) {
+            continue;
         }
-        println!("{} {} ({} bytes)", if current { "current" } else { "written" }, part.file_name(), text.len());
+        let text = render(&nvrtc, &kernels, part)?;
+        std::fs::write(&path, &text)?;
+        println!("written {} ({} bytes)", part.file_name(), text.len());
     }
+    println!("{} prebuilt files are current", wanted.len());
     for orphan in orphans {
         std::fs::remove_file(&orphan)?;
         println!("removed {}: its kernel is gone", orphan.display());

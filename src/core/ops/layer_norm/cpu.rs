@@ -1,6 +1,6 @@
 //! Layer norm on the CPU: a row at a time, sums in the fixed order of [`vector`].
 
-use super::{Call, ROWS_PER_PART, Sizes};
+use super::{AffineSums, Call, Gradients, ROWS_PER_PART, Sizes};
 use crate::ops::host::{Float, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::Tensor;
@@ -86,8 +86,20 @@ pub(super) fn forward<T: Float>(call: &Call, bias: Option<&Tensor>, y: &Tensor) 
     });
 }
 
+pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, to: &Gradients) {
+    if let Some(dx) = &to.x {
+        backward_input::<T>(call, dy, dx);
+    }
+    if let Some(AffineSums { weight, bias, partial }) = &to.affine {
+        backward_affine::<T>(call, dy, partial, weight, bias);
+    }
+    if let Some(dm) = &to.matrix {
+        backward_modulation::<T>(call, dy, dm);
+    }
+}
+
 /// With g = dy · scale: dx = rstd · (g − mean(g) − n · mean(g · n)).
-pub(super) fn backward_input<T: Float>(call: &Call, dy: &Tensor, dx: &Destination) {
+fn backward_input<T: Float>(call: &Call, dy: &Tensor, dx: &Destination) {
     let view = View::<T>::new(call);
     let dy = dy.host::<T>();
     let cols = call.sizes.cols;
@@ -119,7 +131,7 @@ pub(super) fn backward_input<T: Float>(call: &Call, dy: &Tensor, dx: &Destinatio
 }
 
 /// dweight = Σ dy · n and dbias = Σ dy over rows: first within parts of fixed size, then over the parts in order.
-pub(super) fn backward_affine<T: Float>(
+fn backward_affine<T: Float>(
     call: &Call,
     dy: &Tensor,
     partial: &Tensor,
@@ -161,7 +173,7 @@ pub(super) fn backward_affine<T: Float>(
 }
 
 /// dshift = Σ dy and dscale = Σ dy · n over a sample's rows, added into their columns.
-pub(super) fn backward_modulation<T: Float>(call: &Call, dy: &Tensor, dm: &Destination) {
+fn backward_modulation<T: Float>(call: &Call, dy: &Tensor, dm: &Destination) {
     let view = View::<T>::new(call);
     let dy = dy.host::<T>();
     let sizes = call.sizes;

@@ -1,31 +1,64 @@
 //! Layer norm on accelerators: launch configurations from sizes, and the launches.
 
-use super::{Call, ROWS_PER_PART, Sizes};
+use super::{AffineSums, Call, Gradients, ROWS_PER_PART, Sizes};
 use crate::device::launches::{
-    LayerNormBwdAffineFinal, LayerNormBwdAffinePartial, LayerNormBwdInput, LayerNormBwdModulation, LayerNormFwd,
+    LayerNormBwdAffineFinal, LayerNormBwdColumns, LayerNormBwdInput, LayerNormBwdNarrow, LayerNormBwdWide,
+    LayerNormFwdNarrow, LayerNormFwdWide, LayerNormFwdWidest,
 };
 use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
-use crate::ops::{Stored, optional};
-use crate::tape::Destination;
+use crate::ops::{Stored, optional, optional_mut, wanted};
 use crate::tensor::Tensor;
 
 /// Threads of a block.
 const THREADS: u32 = 256;
-/// Widest row that a warp takes; beyond, a block does (`WARP_COLS` in the kernel).
-const WARP_COLS: usize = 1024;
+/// Rows that a block takes at once, one by each warp.
+const WARPS: usize = 8;
 /// Columns of a block that sums the parts.
 const FINAL_COLS: usize = 32;
+/// Warps that a large GPU holds at once, about; with more rows a warp takes several, and what they share stays in registers.
+const WARPS_AT_ONCE: usize = 4096;
 
-/// A warp per row, or a block where rows are wide.
-fn by_row(sizes: Sizes) -> LaunchConfig {
-    let rows_per_block = if sizes.cols <= WARP_COLS { THREADS as usize / 32 } else { 1 };
-    LaunchConfig::linear(sizes.rows.div_ceil(rows_per_block) as u32, THREADS)
+/// Who a row belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// A warp that holds up to 512 columns in registers.
+    Narrow,
+    /// A warp that holds up to 1024.
+    Wide,
+    /// A block.
+    Widest,
 }
 
-/// A thread per column, for each of `groups` groups of rows.
-fn by_column(sizes: Sizes, groups: usize) -> LaunchConfig {
-    LaunchConfig::grid([groups, sizes.cols.div_ceil(THREADS as usize)], THREADS)
+impl Form {
+    fn of(sizes: Sizes) -> Self {
+        match sizes.cols {
+            0..=512 => Form::Narrow,
+            513..=1024 => Form::Wide,
+            _ => Form::Widest,
+        }
+    }
+}
+
+impl Sizes {
+    /// Rows of a warp in the forward.
+    fn rows_per_warp(&self) -> usize {
+        (self.rows / WARPS_AT_ONCE).clamp(1, 16)
+    }
+
+    fn forward_config(&self) -> LaunchConfig {
+        let rows_per_block = if Form::of(*self) == Form::Widest { 1 } else { WARPS * self.rows_per_warp() };
+        LaunchConfig::linear(self.rows.div_ceil(rows_per_block) as u32, THREADS)
+    }
+
+    /// Rows of a block in the backward: a sample's where it has a scale and shift of its own.
+    fn rows_per_part(&self) -> usize {
+        if self.modulation_stride > 0 { self.rows_per_sample } else { ROWS_PER_PART }
+    }
+
+    fn backward_parts(&self) -> usize {
+        self.rows.div_ceil(self.rows_per_part().max(1))
+    }
 }
 
 pub(super) fn forward<T: Stored>(
@@ -35,102 +68,147 @@ pub(super) fn forward<T: Stored>(
     y: &Tensor,
 ) -> Result<()> {
     let sizes = call.sizes;
-    LayerNormFwd::<T> {
-        y: y.slice_mut(),
-        mean: call.mean.slice_mut(),
-        rstd: call.rstd.slice_mut(),
-        x: call.x.slice(),
-        gamma: optional(call.weight.as_ref()),
-        beta: optional(bias),
-        modulation: optional(call.matrix.as_ref()),
-        rows: sizes.rows as u32,
-        cols: sizes.cols as u32,
-        rows_per_sample: sizes.rows_per_sample as u32,
-        modulation_stride: sizes.modulation_stride as u32,
-        shift_column: sizes.shift_column as u32,
-        scale_column: sizes.scale_column as u32,
-        eps: sizes.epsilon,
+    /// The forms take the same arguments, but for how rows are shared out.
+    macro_rules! launch {
+        ($form:ident { $($field:ident: $value:expr),* }) => {
+            $form::<T> {
+                y: y.slice_mut(),
+                mean: call.mean.slice_mut(),
+                rstd: call.rstd.slice_mut(),
+                x: call.x.slice(),
+                gamma: optional(call.weight.as_ref()),
+                beta: optional(bias),
+                modulation: optional(call.matrix.as_ref()),
+                $($field: $value,)*
+                cols: sizes.cols as u32,
+                rows_per_sample: sizes.rows_per_sample as u32,
+                modulation_stride: sizes.modulation_stride as u32,
+                shift_column: sizes.shift_column as u32,
+                scale_column: sizes.scale_column as u32,
+                eps: sizes.epsilon,
+            }
+            .launch(accelerator, sizes.forward_config())
+        };
     }
-    .launch(accelerator, by_row(sizes))
+    let (rows, rows_per_warp) = (sizes.rows as u32, sizes.rows_per_warp() as u32);
+    match Form::of(sizes) {
+        Form::Narrow => launch!(LayerNormFwdNarrow { rows: rows, rows_per_warp: rows_per_warp }),
+        Form::Wide => launch!(LayerNormFwdWide { rows: rows, rows_per_warp: rows_per_warp }),
+        Form::Widest => launch!(LayerNormFwdWidest {}),
+    }
 }
 
-pub(super) fn backward_input<T: Stored>(
+pub(super) fn backward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
-    dx: &Destination,
+    to: &Gradients,
 ) -> Result<()> {
     let sizes = call.sizes;
-    LayerNormBwdInput::<T> {
-        dx: dx.slice_mut(),
-        dy: dy.slice(),
-        x: call.x.slice(),
-        mean: call.mean.slice(),
-        rstd: call.rstd.slice(),
-        gamma: optional(call.weight.as_ref()),
-        modulation: optional(call.matrix.as_ref()),
-        rows: sizes.rows as u32,
-        cols: sizes.cols as u32,
-        rows_per_sample: sizes.rows_per_sample as u32,
-        modulation_stride: sizes.modulation_stride as u32,
-        scale_column: sizes.scale_column as u32,
-        accumulate: dx.mode.flag(),
+    if sizes.rows > 0 && sizes.cols > 0 {
+        match Form::of(sizes) {
+            Form::Widest => backward_by_block::<T>(accelerator, call, dy, to)?,
+            form => backward_by_warp::<T>(accelerator, call, dy, to, form)?,
+        }
     }
-    .launch(accelerator, by_row(sizes))
-}
-
-pub(super) fn backward_affine<T: Stored>(
-    accelerator: &dyn Accelerator,
-    call: &Call,
-    dy: &Tensor,
-    partial: &Tensor,
-    dw: &Destination,
-    db: &Destination,
-) -> Result<()> {
-    let sizes = call.sizes;
-    LayerNormBwdAffinePartial::<T> {
-        partial: partial.slice_mut(),
-        dy: dy.slice(),
-        x: call.x.slice(),
-        mean: call.mean.slice(),
-        rstd: call.rstd.slice(),
-        rows: sizes.rows as u32,
-        cols: sizes.cols as u32,
-        rows_per_part: ROWS_PER_PART as u32,
-    }
-    .launch(accelerator, by_column(sizes, sizes.parts()))?;
+    let Some(AffineSums { weight, bias, partial }) = &to.affine else { return Ok(()) };
     LayerNormBwdAffineFinal {
-        dgamma: dw.slice_mut(),
-        dbeta: db.slice_mut(),
+        dgamma: weight.slice_mut(),
+        dbeta: bias.slice_mut(),
         partial: partial.slice(),
         parts: sizes.parts() as u32,
         cols: sizes.cols as u32,
-        accumulate: dw.mode.flag(),
+        accumulate: weight.mode.flag(),
     }
-    .launch(accelerator, LaunchConfig::linear(sizes.cols.div_ceil(FINAL_COLS) as u32, THREADS))
+    .launch(accelerator, LaunchConfig::grid([sizes.cols.div_ceil(FINAL_COLS), 2], THREADS))
 }
 
-pub(super) fn backward_modulation<T: Stored>(
+/// All sums in one pass over `dy` and `x`.
+fn backward_by_warp<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
-    dm: &Destination,
+    to: &Gradients,
+    form: Form,
 ) -> Result<()> {
     let sizes = call.sizes;
-    LayerNormBwdModulation::<T> {
-        dmodulation: dm.slice_mut(),
+    let config = LaunchConfig::linear(sizes.backward_parts() as u32, THREADS);
+    let ((dx, accumulate), (dmodulation, accumulate_modulation)) = (wanted(to.x.as_ref()), wanted(to.matrix.as_ref()));
+    macro_rules! launch {
+        ($form:ident) => {
+            $form::<T> {
+                dx,
+                partial: optional_mut(to.affine.as_ref().map(|affine| &affine.partial)),
+                dmodulation,
+                dy: dy.slice(),
+                x: call.x.slice(),
+                mean: call.mean.slice(),
+                rstd: call.rstd.slice(),
+                gamma: optional(call.weight.as_ref()),
+                modulation: optional(call.matrix.as_ref()),
+                rows: sizes.rows as u32,
+                cols: sizes.cols as u32,
+                rows_per_part: sizes.rows_per_part() as u32,
+                modulation_stride: sizes.modulation_stride as u32,
+                shift_column: sizes.shift_column as u32,
+                scale_column: sizes.scale_column as u32,
+                accumulate,
+                accumulate_modulation,
+            }
+            .launch(accelerator, config)
+        };
+    }
+    match form {
+        Form::Narrow => launch!(LayerNormBwdNarrow),
+        _ => launch!(LayerNormBwdWide),
+    }
+}
+
+/// By rows, then by columns.
+fn backward_by_block<T: Stored>(
+    accelerator: &dyn Accelerator,
+    call: &Call,
+    dy: &Tensor,
+    to: &Gradients,
+) -> Result<()> {
+    let sizes = call.sizes;
+    if let Some(dx) = &to.x {
+        LayerNormBwdInput::<T> {
+            dx: dx.slice_mut(),
+            dy: dy.slice(),
+            x: call.x.slice(),
+            mean: call.mean.slice(),
+            rstd: call.rstd.slice(),
+            gamma: optional(call.weight.as_ref()),
+            modulation: optional(call.matrix.as_ref()),
+            cols: sizes.cols as u32,
+            rows_per_sample: sizes.rows_per_sample as u32,
+            modulation_stride: sizes.modulation_stride as u32,
+            scale_column: sizes.scale_column as u32,
+            accumulate: dx.mode.flag(),
+        }
+        .launch(accelerator, LaunchConfig::linear(sizes.rows as u32, THREADS))?;
+    }
+    if to.affine.is_none() && to.matrix.is_none() {
+        return Ok(());
+    }
+    let (dmodulation, accumulate) = wanted(to.matrix.as_ref());
+    LayerNormBwdColumns::<T> {
+        partial: optional_mut(to.affine.as_ref().map(|affine| &affine.partial)),
+        dmodulation,
         dy: dy.slice(),
         x: call.x.slice(),
         mean: call.mean.slice(),
         rstd: call.rstd.slice(),
+        rows: sizes.rows as u32,
         cols: sizes.cols as u32,
-        rows_per_sample: sizes.rows_per_sample as u32,
+        rows_per_part: sizes.rows_per_part() as u32,
         modulation_stride: sizes.modulation_stride as u32,
         shift_column: sizes.shift_column as u32,
         scale_column: sizes.scale_column as u32,
-        accumulate: dm.mode.flag(),
+        accumulate,
     }
-    .launch(accelerator, by_column(sizes, sizes.samples()))
+    .launch(accelerator, LaunchConfig::grid([sizes.backward_parts(), sizes.cols.div_ceil(THREADS as usize)], THREADS))
 }
 
 #[cfg(test)]
@@ -139,22 +217,19 @@ mod tests {
 
     #[test]
     fn every_row_and_column_has_a_thread() {
-        for (rows, cols) in [(1, 1), (130, 384), (7, 129), (3, 2000)] {
-            let sizes = Sizes {
-                rows,
-                cols,
-                rows_per_sample: rows,
-                modulation_stride: 0,
-                shift_column: 0,
-                scale_column: 0,
-                epsilon: 1e-5,
-            };
-            let config = by_row(sizes);
-            let rows_per_block = if cols > WARP_COLS { 1 } else { config.block[0] as usize / 32 };
-            assert!(config.grid[0] as usize * rows_per_block >= rows);
-            let config = by_column(sizes, 3);
-            assert!((config.grid[1] * config.block[0]) as usize >= cols);
-            assert_eq!(config.grid[0], 3);
+        for (samples, rows_per_sample, cols) in [(1, 1, 1), (256, 65, 384), (7, 1, 129), (2, 9, 1024), (3, 1, 2000)] {
+            for modulation_stride in [0, 6 * cols] {
+                let rows = samples * rows_per_sample;
+                let (shift_column, scale_column, epsilon) = (0, 0, 1e-5);
+                let sizes =
+                    Sizes { rows, cols, rows_per_sample, modulation_stride, shift_column, scale_column, epsilon };
+                let config = sizes.forward_config();
+                let of_block = if cols > 1024 { 1 } else { WARPS * sizes.rows_per_warp() };
+                assert!(config.grid[0] as usize * of_block >= rows && config.grid[0] as usize * of_block < rows + of_block);
+                let parts = if modulation_stride > 0 { samples } else { sizes.parts() };
+                assert_eq!(sizes.backward_parts(), parts, "the parts that scratch has room for");
+                assert!(Form::of(sizes) == Form::Widest || cols <= 1024);
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ pub use cases::cases;
 
 use crate::error::{Error, Result};
 use crate::ops::run;
-use crate::tape::{Tape, Var};
+use crate::tape::{Destination, Tape, Var};
 use crate::tensor::{Cost, Tensor};
 
 const OP: &str = "layer_norm";
@@ -41,10 +41,6 @@ struct Sizes {
 impl Sizes {
     fn parts(&self) -> usize {
         self.rows.div_ceil(ROWS_PER_PART)
-    }
-
-    fn samples(&self) -> usize {
-        self.rows / self.rows_per_sample
     }
 }
 
@@ -118,24 +114,39 @@ pub fn layer_norm(tape: &Tape, x: &Var, affine: Affine, epsilon: f32) -> Result<
     Ok(inputs.record(y, move |backward| {
         let dy = backward.gradient();
         backward.context().charge("layer_norm_bwd", call.cost(3));
-        if let Some(dx) = backward.destination(dx)? {
-            run!(dy, backward_input(&call, dy, &dx))?;
-        }
-        if backward.wants(dweight) || backward.wants(dbias) {
-            // One kernel works out both sums, in one mode.
-            let (mut dw, mut db) = (backward.destination_or_scratch(dweight)?, backward.destination_or_scratch(dbias)?);
-            if dw.mode != db.mode {
-                (dw, db) = (dw.into_sum()?, db.into_sum()?);
+        let dx = backward.destination(dx)?;
+        let affine = match backward.wants(dweight) || backward.wants(dbias) {
+            true => {
+                // One kernel works out both sums, in one mode.
+                let weight = backward.destination_or_scratch(dweight)?;
+                let bias = backward.destination_or_scratch(dbias)?;
+                let (weight, bias) = match weight.mode == bias.mode {
+                    true => (weight, bias),
+                    false => (weight.into_sum()?, bias.into_sum()?),
+                };
+                let partial = backward.context().empty([2, sizes.parts(), sizes.cols], call.mean.dtype())?;
+                Some(AffineSums { weight, bias, partial })
             }
-            let partial = backward.context().empty([2, sizes.parts(), sizes.cols], call.mean.dtype())?;
-            run!(dy, backward_affine(&call, dy, &partial, &dw, &db))?;
-        }
-        if let Some(dm) = backward.destination(dmatrix)? {
-            // Only the shift and scale columns are this call's: the others start from zero.
-            run!(dy, backward_modulation(&call, dy, &dm.into_sum()?))?;
-        }
-        Ok(())
+            false => None,
+        };
+        // Only the shift and scale columns are this call's: the others start from zero.
+        let matrix = backward.destination(dmatrix)?.map(Destination::into_sum).transpose()?;
+        run!(dy, backward(&call, dy, &Gradients { x: dx, affine, matrix }))
     }))
+}
+
+/// Where the gradients go that are wanted.
+struct Gradients {
+    x: Option<Destination>,
+    affine: Option<AffineSums>,
+    matrix: Option<Destination>,
+}
+
+/// Where the gradients of weight and bias go, and scratch for the sums of parts `[2, parts, D]`.
+struct AffineSums {
+    weight: Destination,
+    bias: Destination,
+    partial: Tensor,
 }
 
 /// One call: sizes and saved tensors.

@@ -20,6 +20,21 @@ fn case(name: &str, [m, n, k]: [usize; 3], bias: bool, activation: Activation, r
     .sums(m.max(n).max(k))
 }
 
+/// Two layers, an activation between them: on accelerators the second one's gradient of its input is multiplied by the derivative.
+/// With `twice` the activation is used again, so that it is not.
+fn chain(name: &str, [m, n, k]: [usize; 3], activation: Activation, twice: bool) -> Case {
+    let mut inputs = vec![Input::activation("x", [m, k]), Input::weight("up", [n, k]), Input::weight("down", [k, n])];
+    if !twice {
+        inputs.push(Input::parameter("bias", [n]));
+    }
+    Case::new("linear", name, inputs, move |tape, inputs| {
+        let hidden = linear(tape, &inputs[0], &inputs[1], inputs.get(3), activation, None)?;
+        let y = linear(tape, &hidden, &inputs[2], None, Activation::None, None)?;
+        Ok(if twice { vec![y, hidden] } else { vec![y] })
+    })
+    .sums(m.max(n).max(k))
+}
+
 /// Shapes of the presets, odd ones, sums that are split, both tiles for each product, and some large enough to time.
 pub fn cases() -> Vec<Case> {
     use Activation::{Gelu, None, Silu};
@@ -29,6 +44,9 @@ pub fn cases() -> Vec<Case> {
         case("residual_m65_n64_k128", [65, 64, 128], true, None, true),
         case("silu_odd_m5_n37_k23", [5, 37, 23], true, Silu, true),
         case("gelu_no_bias_m7_n9_k65", [7, 9, 65], false, Gelu, false),
+        chain("gelu_chain_m33_n72_k24", [33, 72, 24], Gelu, false),
+        chain("silu_chain_odd_m9_n21_k13", [9, 21, 13], Silu, false),
+        chain("gelu_chain_used_twice_m9_n24_k8", [9, 24, 8], Gelu, true),
         case("odd_columns_m70_n67_k66", [70, 67, 66], false, None, true),
         case("whole_tiles_m9_n128_k128", [9, 128, 128], true, None, false),
         case("one_m1_n1_k1", [1, 1, 1], true, None, false),
@@ -38,6 +56,15 @@ pub fn cases() -> Vec<Case> {
         case("large_tile_bwd_input_m8189_n3_k65", [8189, 3, 65], false, None, false),
         case("large_tile_bwd_weight_m2049_n67_k72", [2049, 67, 72], false, None, false),
         case("large_tiles_bwd_weight_m1024_n129_k65", [1024, 129, 65], false, None, false),
+        case("split_m520_n24_k16", [520, 24, 16], true, None, false),
+        case("long_m130_n136_k264", [130, 136, 264], true, None, true),
+        // Tensor cores take large and wide tiles only of whole pieces, and where small ones would take more waves.
+        case("large_tile_fwd_m8540_n120_k24", [8540, 120, 24], true, None, true).constants(&["x", "weight"]),
+        case("large_tile_bwd_input_m8540_n24_k120", [8540, 24, 120], false, None, false).constants(&["weight"]),
+        case("large_tile_bwd_weight_m40_n1080_k1080", [40, 1080, 1080], true, None, false).constants(&["x"]),
+        case("wide_tile_fwd_m11400_n184_k40", [11400, 184, 40], true, Silu, false).constants(&["x", "weight"]),
+        case("wide_tile_bwd_input_m11400_n8_k184", [11400, 8, 184], false, None, false).constants(&["weight"]),
+        case("wide_tile_bwd_weight_m33_n2872_k760", [33, 2872, 760], true, None, false).constants(&["x"]),
         case("qkv_m16640_n576_k384", [16640, 576, 384], true, None, false).large(),
         case("up_m16640_n1536_k384", [16640, 1536, 384], true, Gelu, false).large(),
         case("down_m16640_n384_k1536", [16640, 384, 1536], true, None, true).large(),

@@ -171,45 +171,15 @@ struct Job<'a> {
     arch: &'a str,
 }
 
-/// Writes the table, or (`check`) fails where the file is not it.
+/// Writes the table, measuring only modules that changed since, or (`check`) measures all and fails where the file is not it.
 pub fn run(folder: &Path, kernels: &Path, wanted: &[Prebuilt], check: bool) -> Result<()> {
     let tools = Tools::find(folder)?;
-    let scratch = tempfile::tempdir()?;
-    let mut jobs = Vec::new();
-    for (device, (_, choices)) in DEVICES.iter().enumerate() {
-        let of_module = |part: &&Prebuilt| {
-            let better = choices.iter().take_while(|(ptx, _)| *ptx != part.arch);
-            let taken = better.clone().any(|(ptx, _)| wanted.iter().any(|p| p.module == part.module && p.arch == *ptx));
-            !taken && better.count() < choices.len()
-        };
-        for part in wanted.iter().filter(of_module) {
-            let arch = choices.iter().find(|(ptx, _)| *ptx == part.arch).map_or("", |(_, arch)| arch);
-            jobs.push(Job { device, part, arch });
-        }
-    }
-    let rows = Mutex::new(BTreeMap::new());
-    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let worker = || {
-        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match rows_of(&tools, kernels, job, scratch.path()) {
-                Ok(found) => rows.lock().unwrap_or_else(|e| e.into_inner()).extend(found),
-                Err(error) => failed.lock().unwrap_or_else(|e| e.into_inner()).push(error.to_string()),
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(worker);
-        }
-    });
-    let (rows, failed) =
-        (rows.into_inner().unwrap_or_else(|e| e.into_inner()), failed.into_inner().unwrap_or_else(|e| e.into_inner()));
-    if !failed.is_empty() {
-        return Err(failed.join("\n").into());
-    }
-    let text = render(kernels, wanted, &rows)?;
     let path = kernels.join("prebuilt").join(FILE);
     let old = std::fs::read_to_string(&path).unwrap_or_default();
+    let kept = if check { BTreeMap::new() } else { kept(&old, kernels, wanted)? };
+    let mut lines = measure(&tools, kernels, &jobs(wanted, &kept))?;
+    lines.extend(kept.into_values().flatten());
+    let text = render(kernels, wanted, &lines)?;
     if check && old != text {
         return Err(format!(
             "{} is not what ptxas and nvdisasm say; {MAKE}\n{}",
@@ -228,6 +198,72 @@ pub fn run(folder: &Path, kernels: &Path, wanted: &[Prebuilt], check: bool) -> R
         text.len()
     );
     Ok(())
+}
+
+/// Lines of the file, by kernel.
+type Lines = BTreeMap<String, String>;
+
+/// The lines of modules that are as they were when the file was written by the same tools.
+fn kept(old: &str, kernels: &Path, wanted: &[Prebuilt]) -> Result<BTreeMap<String, Lines>> {
+    let mut kept = BTreeMap::new();
+    if !old.starts_with(&head()) {
+        return Ok(kept);
+    }
+    let mut changed = Vec::new();
+    for part in wanted {
+        if !old.contains(&module_line(kernels, part)?) {
+            changed.push(part.module.as_str());
+        }
+    }
+    for part in wanted.iter().filter(|part| !changed.contains(&part.module.as_str())) {
+        let of_module = format!(": {{\"module\": \"{}\", ", part.module);
+        let lines = old.lines().filter(|line| line.contains(&of_module)).filter_map(|line| {
+            let kernel = line.split('"').nth(1)?;
+            Some((kernel.to_string(), line.trim_end_matches(',').to_string()))
+        });
+        kept.insert(part.module.clone(), lines.collect());
+    }
+    Ok(kept)
+}
+
+/// What ptxas has to compile: of modules that are not kept.
+fn jobs<'a>(wanted: &'a [Prebuilt], kept: &BTreeMap<String, Lines>) -> Vec<Job<'a>> {
+    let mut jobs = Vec::new();
+    for (device, (_, choices)) in DEVICES.iter().enumerate() {
+        let of_module = |part: &&Prebuilt| {
+            let better = choices.iter().take_while(|(ptx, _)| *ptx != part.arch);
+            let taken = better.clone().any(|(ptx, _)| wanted.iter().any(|p| p.module == part.module && p.arch == *ptx));
+            !taken && better.count() < choices.len()
+        };
+        for part in wanted.iter().filter(of_module).filter(|part| !kept.contains_key(&part.module)) {
+            let arch = choices.iter().find(|(ptx, _)| *ptx == part.arch).map_or("", |(_, arch)| arch);
+            jobs.push(Job { device, part, arch });
+        }
+    }
+    jobs
+}
+
+/// Does the jobs, on all cores.
+fn measure(tools: &Tools, kernels: &Path, jobs: &[Job]) -> Result<Lines> {
+    let scratch = tempfile::tempdir()?;
+    let rows = Mutex::new(BTreeMap::new());
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let worker = || {
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match rows_of(tools, kernels, job, scratch.path()) {
+                Ok(found) => rows.lock().unwrap_or_else(|e| e.into_inner()).extend(found),
+                Err(error) => failed.lock().unwrap_or_else(|e| e.into_inner()).push(error.to_string()),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(worker);
+        }
+    });
+    let (rows, failed) =
+        (rows.into_inner().unwrap_or_else(|e| e.into_inner()), failed.into_inner().unwrap_or_else(|e| e.into_inner()));
+    if failed.is_empty() { Ok(lines_of(&rows)) } else { Err(failed.join("\n").into()) }
 }
 
 /// What the rows are found by: kernel, module, place of the device.
@@ -270,42 +306,51 @@ fn rows_of(tools: &Tools, kernels: &Path, job: &Job, scratch: &Path) -> Result<V
     Ok(rows)
 }
 
-fn render(kernels: &Path, wanted: &[Prebuilt], rows: &BTreeMap<Key, (usize, Row)>) -> Result<String> {
-    let mut text = format!(
+/// The file up to its modules.
+fn head() -> String {
+    format!(
         "{{\n\"about\": \"Generated by tools/prebuild-kernels, do not edit. What ptxas makes of the prebuilt PTX: \
          tools/prebuild-kernels/src/table/mod.rs tells what each number is.\",\n\"format\": 1,\n\"ptxas\": \"{PTXAS}\",\n\"nvdisasm\": \"{NVDISASM}\",\n\"modules\": {{\n"
-    );
-    for (index, part) in wanted.iter().enumerate() {
-        let end = if index + 1 < wanted.len() { "," } else { "" };
-        let _ = writeln!(text, "\"{}.{}\": \"{}\"{end}", part.module, part.arch, part.expected_hash(kernels)?);
-    }
-    text.push_str("},\n\"kernels\": {\n");
-    let mut last = None;
+    )
+}
+
+/// A module and the hash of its prebuilt file.
+fn module_line(kernels: &Path, part: &Prebuilt) -> Result<String> {
+    Ok(format!("\"{}.{}\": \"{}\"", part.module, part.arch, part.expected_hash(kernels)?))
+}
+
+/// One line for each kernel.
+fn lines_of(rows: &BTreeMap<Key, (usize, Row)>) -> Lines {
+    let mut lines = Lines::new();
     for ((kernel, module, device), (ptx, row)) in rows {
-        if last != Some(kernel) {
-            text.push_str(if last.is_some() { "},\n" } else { "" });
-            let _ = write!(text, "\"{kernel}\": {{\"module\": \"{module}\", \"ptx\": {ptx}");
-            last = Some(kernel);
-        }
+        let line = lines
+            .entry(kernel.clone())
+            .or_insert_with(|| format!("\"{kernel}\": {{\"module\": \"{module}\", \"ptx\": {ptx}"));
         let Usage { registers, spills, shared, stack, .. } = &row.usage;
         let _ = write!(
-            text,
+            line,
             ", \"{}\": {{\"registers\": {registers}, \"static_shared\": {shared}, \"spill\": {spills}, \"stack\": {stack}, \"sass\": {}, \"loop\": ",
             DEVICES[*device].0, row.sass
         );
         let _ = match &row.hot {
             Some(Hot { by, anchors, sass, ptx, unroll, lines }) => write!(
-                text,
+                line,
                 "{{\"by\": \"{}\", \"anchors\": {anchors}, \"sass\": {sass}, \"ptx\": {ptx}, \"unroll\": {unroll}, \"lines\": [{}, {}]}}}}",
                 by.name(),
                 lines.0,
                 lines.1
             ),
-            None => write!(text, "null}}"),
+            None => write!(line, "null}}"),
         };
     }
-    text.push_str(if last.is_some() { "}\n}\n}\n" } else { "}\n}\n" });
-    Ok(text)
+    lines.values_mut().for_each(|line| line.push('}'));
+    lines
+}
+
+fn render(kernels: &Path, wanted: &[Prebuilt], lines: &Lines) -> Result<String> {
+    let modules = wanted.iter().map(|part| module_line(kernels, part)).collect::<Result<Vec<_>>>()?;
+    let kernels: Vec<&str> = lines.values().map(String::as_str).collect();
+    Ok(format!("{}{}\n}},\n\"kernels\": {{\n{}\n}}\n}}\n", head(), modules.join(",\n"), kernels.join(",\n")))
 }
 
 /// The first lines that differ, as they are and as they should be.
@@ -324,8 +369,7 @@ pub fn stale(kernels: &Path, wanted: &[Prebuilt]) -> Result<Vec<String>> {
     };
     let mut wrong = Vec::new();
     for part in wanted {
-        let line = format!("\"{}.{}\": \"{}\"", part.module, part.arch, part.expected_hash(kernels)?);
-        if !text.contains(&line) {
+        if !text.contains(&module_line(kernels, part)?) {
             wrong.push(format!("{}: older than {}; {MAKE}", path.display(), part.file_name()));
         }
     }
