@@ -417,7 +417,7 @@ fn a_border_that_is_off_by_one_is_caught() {
             name,
             op: "conv2d",
             dtype,
-            file: "conv2d.cu",
+            file: "common/patches.cuh",
             from: "if (y >= at.height || x >= at.width) return nullptr;",
             to: "if (y > at.height || x >= at.width) return nullptr;",
             words: OUTSIDE,
@@ -428,11 +428,38 @@ fn a_border_that_is_off_by_one_is_caught() {
         name: "border_of_the_gradient",
         op: "conv2d",
         dtype: DType::BF16,
-        file: "conv2d.cu",
-        from: "if (y >= at.out_height || x >= at.out_width) return nullptr;",
-        to: "if (y >= at.out_height || x > at.out_width) return nullptr;",
+        file: "common/patches.cuh",
+        from: "if (y >= at.out_height || x >= at.out_width) continue;",
+        to: "if (y >= at.out_height || x > at.out_width) continue;",
         words: &["outside its", "relative error"],
     });
+}
+
+/// Walks that step through taps and pixels instead of finding each anew, and the kernel for few channels.
+#[test]
+fn bugs_of_a_convolutions_walks_are_caught() {
+    let bug = |name, dtype, file, from, to, words| Bug { name, op: "conv2d", dtype, file, from, to, words };
+    let walk =
+        |name, from, to| bug(name, DType::BF16, "common/patches.cuh", from, to, &["relative error", "outside its"]);
+    is_caught(&walk("images_of_a_strip", "            if (y >= at.out_height) y -= at.out_height;\n", ""));
+    is_caught(&walk("rows_of_a_window", "step += ((u64)at.width - at.kernel_width) * at.channels;", ""));
+    is_caught(&walk("border_of_a_window", "if (x + i < width) columns", "if (x + i <= width) columns"));
+    is_caught(&walk("tap_back", "step -= 2 * (u64)at.channels;", "step -= (u64)at.channels;"));
+    is_caught(&walk("border_of_uses", "if (y - i < at.out_height) inside", "if (y - i <= at.out_height) inside"));
+    is_caught(&walk("next_tap", "step -= ((u64)at.outputs * at.taps - 1)", "step -= ((u64)at.outputs * at.taps)"));
+    is_caught(&walk("steps_of_a_strip", "walk.inside[p] >> 1 | walk.inside[p] << 31", "walk.inside[p]"));
+    let thin = |name, from, to, words| bug(name, DType::F32, "common/thin.cuh", from, to, words);
+    is_caught(&thin("thin_turned", "(n * 9 + 8 - tap)", "(n * 9 + tap)", WRONG));
+    is_caught(&thin("thin_border", "y = row0 + row - 1, x", "y = row0 + row, x", WRONG));
+    is_caught(&thin("thin_race", "        __syncthreads();\n        thin_patch", "        thin_patch", RACE));
+    is_caught(&thin(
+        "thin_order",
+        "        __syncthreads();\n        if (threadIdx.x / WARP != warp)",
+        "        if (threadIdx.x / WARP != warp)",
+        RACE,
+    ));
+    let last = "c < sizes.wide_channels && col0 + col + i < sizes.width";
+    is_caught(&thin("thin_last", last, "c < sizes.wide_channels", &["relative error", "outside its"]));
 }
 
 #[test]
@@ -441,9 +468,9 @@ fn a_wrong_stride_is_caught() {
         name: "stride_of_the_window",
         op: "conv2d",
         dtype: DType::F32,
-        file: "conv2d.cu",
-        from: "x = walk.x[p] * at.stride + walk.tap.x - at.pad_width;",
-        to: "x = walk.x[p] + walk.tap.x - at.pad_width;",
+        file: "common/patches.cuh",
+        from: "x = (yx & 0xffffu) * at.stride + tap.x - at.pad_width;",
+        to: "x = (yx & 0xffffu) + tap.x - at.pad_width;",
         words: WRONG,
     });
     // Only windows that are no squares notice.
@@ -451,9 +478,9 @@ fn a_wrong_stride_is_caught() {
         name: "padding_of_the_other_axis",
         op: "conv2d",
         dtype: DType::F32,
-        file: "conv2d.cu",
-        from: "+ walk.tap.x - at.pad_width;",
-        to: "+ walk.tap.x - at.pad_height;",
+        file: "common/patches.cuh",
+        from: "+ tap.x - at.pad_width;",
+        to: "+ tap.x - at.pad_height;",
         words: WRONG,
     });
     is_caught(&Bug {
@@ -493,9 +520,9 @@ fn a_forgotten_term_is_caught() {
         name: "copies_of_a_pixel",
         op: "conv2d",
         dtype: DType::BF16,
-        file: "conv2d.cu",
-        from: "walk.copies_x[p] = ceil_div((x + 1) * at.width, at.source_width) - walk.x[p];",
-        to: "walk.copies_x[p] = at.width / at.source_width;",
+        file: "common/patches.cuh",
+        from: "ceil_div((x + 1) * at.width, at.source_width) - first_x",
+        to: "at.width / at.source_width",
         words: WRONG,
     });
     // A head's columns that a warp has beside its first 16.

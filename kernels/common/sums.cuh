@@ -61,11 +61,6 @@ DEV void sum_piece(f32* __restrict__ to, const f32* __restrict__ partial, u32 pi
     store_wide(to + at, len - at, wide, sum);
 }
 
-// dw = the sum of the splits' products, four elements a thread.
-DEV void sum_splits(f32* __restrict__ dw, const f32* __restrict__ partial, u32 splits, u32 len, u32 accumulate) {
-    sum_piece(dw, partial, blockIdx.x * blockDim.x + threadIdx.x, splits, len, len, accumulate);
-}
-
 // Column sums of rows `first` to `last` to partial [cols]; a block takes 32 pieces of 16 bytes in y, eight warps share the rows.
 template <typename T>
 DEV void sum_columns(f32* __restrict__ partial, const T* __restrict__ dy, u32 first, u32 last, u32 cols) {

@@ -78,6 +78,17 @@ pub fn cases() -> Vec<Case> {
         case("large_tile_b1_h95_w91_c8_o72", [1, 95, 91, 8], 72, 3, same, BIAS).constants(&["x", "weight"]),
         case("large_tile_bwd_input_b2_h64_w68_c72_o8", [2, 64, 68, 72], 8, 3, same, NOTHING).constants(&["weight"]),
         case("large_tile_bwd_weight_b1_h4_w8_c120_o1080", [1, 4, 8, 120], 1080, 3, same, NOTHING).constants(&["x"]),
+        case("large_tile_bwd_weight_odd_b1_h5_w7_c120_o1080", [1, 5, 7, 120], 1080, 3, same, NOTHING).constants(&["x"]),
+        // Whole rows a step: images that repeat their padding after 1, 2, 8 and 32 steps, of several splits.
+        case("strips_b5_h4_w8_c8_o16", [5, 4, 8, 8], 16, 3, same, NOTHING),
+        case("strips_b3_h16_w16_c16_o8", [3, 16, 16, 16], 8, 3, same, BIAS),
+        case("strips_b1_h32_w32_c8_o8", [1, 32, 32, 8], 8, 3, same, NOTHING),
+        case("strips_down_b2_h32_w16_c8_o8", [2, 32, 16, 8], 8, 3, down, NOTHING),
+        case("strips_down_after_b9_h16_w16_c8_o8", [9, 16, 16, 8], 8, 3, down_after, NOTHING),
+        // Few channels on one side, several patches an image, wide ones beyond a block's.
+        case("thin_b3_h19_w37_c4_o72", [3, 19, 37, 4], 72, 3, same, NOTHING),
+        case("thin_b2_h9_w33_c66_o2", [2, 9, 33, 66], 2, 3, same, BIAS),
+        case("thin_b2_h17_w5_c3_o16", [2, 17, 5, 3], 16, 3, same, NOTHING),
         // Whole blocks of channels: odd images, several tasks and chunks of tiles, a long sum, a resized image.
         case("blocks_b2_h5_w7_c32_o48", [2, 5, 7, 32], 48, 3, same, ALL),
         case("blocks_b3_h14_w17_c16_o32", [3, 14, 17, 16], 32, 3, same, BIAS),

@@ -8,7 +8,7 @@
 //! The gradients: dx̂ is the transposed convolution of dy (and dx sums x̂'s copies), dw = Σ over pixels of dy · x̂,
 //! dchannel_add = Σ over an image's pixels of dy, dbias = Σ over all pixels, dresidual = dy.
 //!
-//! Saved for backward: `x` where the weight wants a gradient; never x̂. Which way is taken when: `path.rs`.
+//! Saved for backward: `x` where the weight wants a gradient (on accelerators also where the bias does); never x̂. Which way is taken when: `path.rs`.
 
 mod cases;
 mod cpu;
@@ -181,9 +181,13 @@ pub fn conv2d(
     fits("channel_add", channel_add, Shape::new(&[sizes.batch, sizes.cout]), x.dtype())?;
     fits("residual", residual, shape, x.dtype())?;
     let y = context.empty(shape, x.dtype())?;
+    let on_accelerator = matches!(context.device(), Device::Accelerator(_));
+    let sums_with_weight = on_accelerator && channel_add.is_none() && cuda::sums_with_weight(sizes);
+    let sums = sums_with_weight && bias.is_some_and(Var::needs_gradient);
     let call = Call {
         sizes,
-        x: weight.needs_gradient().then(|| x.tensor().clone()),
+        sums_with_weight,
+        x: (weight.needs_gradient() || sums).then(|| x.tensor().clone()),
         weight: x.needs_gradient().then(|| weight.tensor().clone()),
     };
     context.charge("conv2d_fwd", call.cost(x.dtype(), residual.map_or(0, |residual| residual.tensor().bytes())));
@@ -280,6 +284,9 @@ struct Sums {
 /// One call: sizes, and what backward reads.
 struct Call {
     sizes: Sizes,
+    /// Whether the bias's gradient comes with the weight's, whose kernels read all of dy: by what the call has, not by what is wanted, so
+    /// that its bits are the same whatever else is.
+    sums_with_weight: bool,
     x: Option<Tensor>,
     weight: Option<Tensor>,
 }
@@ -301,7 +308,7 @@ impl Call {
         let (context, dy) = (backward.context(), backward.gradient());
         backward.pass(to.residual)?;
         let sums = Sums { bias: backward.destination(to.bias)?, channel_add: backward.destination(to.channel_add)? };
-        if sums.bias.is_some() || sums.channel_add.is_some() {
+        if !self.sums_with_weight && (sums.bias.is_some() || sums.channel_add.is_some()) {
             context.charge("conv2d_bwd_sums", Cost::memory(dy.bytes()));
             self.sums_backward(dy, &sums)?;
         }
@@ -311,9 +318,18 @@ impl Call {
                 run!(dy, input_backward(self.sizes, dy, weight, &dx))?;
             }
         }
-        if let (Some(x), Some(dw)) = (&self.x, backward.destination(to.weight)?) {
+        let db = sums.bias.filter(|_| self.sums_with_weight);
+        let dw = match backward.destination(to.weight)? {
+            // Nobody's.
+            None if db.is_some() => {
+                let scratch = context.empty([self.sizes.cout * self.sizes.depth()], dy.dtype().exact())?;
+                Some(Destination::overwrite(&scratch))
+            }
+            dw => dw,
+        };
+        if let (Some(x), Some(dw)) = (&self.x, dw) {
             context.charge("conv2d_bwd_weight", self.cost(dy.dtype(), 0));
-            self.weight_backward(dy, x, &dw)?;
+            self.weight_backward(dy, x, &dw, db.as_ref())?;
         }
         Ok(())
     }
@@ -332,7 +348,8 @@ impl Call {
         run!(dy, sums_backward(self.sizes, dy, &partial, to))
     }
 
-    fn weight_backward(&self, dy: &Tensor, x: &Tensor, dw: &Destination) -> Result<()> {
+    /// Also of the bias, where it comes with the weight's.
+    fn weight_backward(&self, dy: &Tensor, x: &Tensor, dw: &Destination, db: Option<&Destination>) -> Result<()> {
         if dw.dtype() != dy.dtype().exact() {
             return Err(Error::shape(
                 OP,
@@ -340,14 +357,15 @@ impl Call {
             ));
         }
         if dy.is_empty() || x.is_empty() {
-            return dw.put_zero();
+            return [Some(dw), db].into_iter().flatten().try_for_each(Destination::put_zero);
         }
         let context = dy.context();
         let splits = match context.device() {
             Device::Accelerator(_) => cuda::splits(self.sizes, dy.dtype()),
             Device::Cpu => 1,
         };
-        let partial = (splits > 1).then(|| context.empty([splits, dw.len()], DType::F32)).transpose()?;
-        run!(dy, weight_backward(self.sizes, partial.as_ref(), dy, x, dw))
+        let part = dw.len() + db.map_or(0, Destination::len);
+        let partial = (splits > 1).then(|| context.empty([splits, part], DType::F32)).transpose()?;
+        run!(dy, weight_backward(self.sizes, partial.as_ref(), dy, x, [Some(dw), db]))
     }
 }

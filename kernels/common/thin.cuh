@@ -1,0 +1,128 @@
+// The gradient of a 3x3 convolution's weight where one side has few channels, N = 1 to 4 (an image's): the other side's have a lane each for two of
+// them, and the N by nine products of a pixel stay in registers.
+//
+//   flipped = 0: dW[c, ky, kx, n] = sum over pixels (i, j) of wide[i, j, c] thin[i + ky - 1, j + kx - 1, n]     wide is dy, thin is x
+//   flipped = 1: dW[n, ky, kx, c] = sum over pixels (i, j) of wide[i, j, c] thin[i + 1 - ky, j + 1 - kx, n]     wide is x, thin is dy
+//
+// A block of four warps takes 64 wide channels and some patches of 8 rows by 32 columns, of which it has the thin channels and a border in
+// shared memory; a warp two rows of each. The sums are those of a warp's pixels in order, then of the warps in order, then of the blocks.
+//
+// Launch: 128 threads, grid [splits, ceil(wide channels / 64)]; split s takes `of_split` patches, of image after image.
+#pragma once
+#include "common/types.cuh"
+#include "common/wide.cuh"
+
+constexpr u32 THIN_ROWS = 8, THIN_COLS = 32, THIN_WARPS = 4, THIN_AHEAD = 4;
+
+template <typename T>
+struct ThinSizes {
+    const T* wide;
+    const T* thin;
+    bool even;
+    u32 height, width, wide_channels, thin_channels, patches, of_split;
+};
+
+// Two neighbouring channels; `even` where their address is a multiple of 4.
+DEV void load_pair(const f32* p, bool, f32 (&v)[2]) {
+    v[0] = p[0];
+    v[1] = p[1];
+}
+DEV void load_pair(const bf16* p, bool even, f32 (&v)[2]) {
+    u32 word = even ? *reinterpret_cast<const u32*>(p) : (u32)p[0].bits | (u32)p[1].bits << 16;
+    v[0] = bf16_low(word);
+    v[1] = bf16_high(word);
+}
+
+// Adds a patch's pixels to the thread's sums.
+template <u32 N, typename T>
+DEV void thin_patch(f32 (&sums)[9][N][2], const f32 (&tile)[THIN_ROWS + 2][THIN_COLS + 2][4], const ThinSizes<T>& sizes, u32 sample, u32 row0,
+                    u32 col0, u32 c) {
+#pragma unroll 1
+    for (u32 row = threadIdx.x / WARP; row < THIN_ROWS && row0 + row < sizes.height; row += THIN_WARPS) {
+        const T* from = sizes.wide + (((u64)sample * sizes.height + row0 + row) * sizes.width + col0) * sizes.wide_channels + c;
+#pragma unroll 1
+        for (u32 col = 0; col < THIN_COLS && col0 + col < sizes.width; col += THIN_AHEAD) {
+            f32 v[THIN_AHEAD][2];
+#pragma unroll
+            for (u32 i = 0; i < THIN_AHEAD; i++) {
+                v[i][0] = v[i][1] = 0.0f;
+                if (c < sizes.wide_channels && col0 + col + i < sizes.width) load_pair(from + (u64)(col + i) * sizes.wide_channels, sizes.even, v[i]);
+            }
+#pragma unroll
+            for (u32 ky = 0; ky < 3; ky++) {
+                f32 around[THIN_AHEAD + 2][4];
+#pragma unroll
+                for (u32 i = 0; i < THIN_AHEAD + 2; i++) load_wide(&tile[row + ky][col + i][0], 4, true, around[i]);
+#pragma unroll
+                for (u32 i = 0; i < THIN_AHEAD; i++)
+#pragma unroll
+                    for (u32 kx = 0; kx < 3; kx++)
+#pragma unroll
+                        for (u32 n = 0; n < N; n++)
+#pragma unroll
+                            for (u32 j = 0; j < 2; j++)
+                                sums[3 * ky + kx][n][j] = fma_f32(v[i][j], around[i + kx][n], sums[3 * ky + kx][n][j]);
+            }
+        }
+    }
+}
+
+// partial [splits, Cout, 9, Cin].
+template <u32 N, typename T>
+DEV void thin_weight(f32* partial, const ThinSizes<T>& sizes, f32 (&tile)[THIN_ROWS + 2][THIN_COLS + 2][4], f32 (&all)[9 * 4 * 2][WARP],
+                     u32 flipped) {
+    u32 lane = threadIdx.x % WARP, c = blockIdx.y * 2 * WARP + 2 * lane;
+    u32 across = ceil_div(sizes.width, THIN_COLS), down = ceil_div(sizes.height, THIN_ROWS);
+    f32 sums[9][N][2];
+#pragma unroll
+    for (u32 tap = 0; tap < 9; tap++)
+#pragma unroll
+        for (u32 n = 0; n < N; n++) sums[tap][n][0] = sums[tap][n][1] = 0.0f;
+    u32 first = blockIdx.x * sizes.of_split, last = min_of(first + sizes.of_split, sizes.patches);
+#pragma unroll 1
+    for (u32 patch = first; patch < last; patch++) {
+        u32 col0 = patch % across * THIN_COLS, row0 = patch / across % down * THIN_ROWS, sample = patch / across / down;
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < (THIN_ROWS + 2) * (THIN_COLS + 2); i += THIN_WARPS * WARP) {
+            u32 row = i / (THIN_COLS + 2), col = i % (THIN_COLS + 2);
+            // Before the first row or column these wrap around, and are too large as well.
+            u32 y = row0 + row - 1, x = col0 + col - 1;
+            bool inside = y < sizes.height && x < sizes.width;
+            f32 v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            const T* from = sizes.thin + (((u64)sample * sizes.height + y) * sizes.width + x) * N;
+#pragma unroll
+            for (u32 n = 0; n < N; n++)
+                if (inside) v[n] = to_f32(from[n]);
+            store_wide(&tile[row][col][0], 4, true, v);
+        }
+        __syncthreads();
+        thin_patch<N>(sums, tile, sizes, sample, row0, col0, c);
+    }
+    for (u32 warp = 0; warp < THIN_WARPS; warp++) {
+        __syncthreads();
+        if (threadIdx.x / WARP != warp) continue;
+#pragma unroll
+        for (u32 i = 0; i < 9 * N * 2; i++) {
+            f32 own = sums[i / 2 / N][i / 2 % N][i % 2];
+            all[i][lane] = warp == 0 ? own : all[i][lane] + own;
+        }
+    }
+    __syncthreads();
+    f32* to = partial + (u64)blockIdx.x * 9 * N * sizes.wide_channels;
+    for (u32 i = threadIdx.x / WARP; i < 9 * N * 2; i += THIN_WARPS) {
+        u32 tap = i / 2 / N, n = i / 2 % N, channel = c + i % 2;
+        if (channel >= sizes.wide_channels) continue;
+        u64 at = flipped != 0 ? (u64)(n * 9 + 8 - tap) * sizes.wide_channels + channel : (u64)(channel * 9 + tap) * N + n;
+        to[at] = all[i][lane];
+    }
+}
+
+template <typename T>
+DEV void thin_weight(f32* partial, const ThinSizes<T>& sizes, u32 flipped) {
+    SHARED(f32, tile, [THIN_ROWS + 2][THIN_COLS + 2][4]);
+    SHARED(f32, all, [9 * 4 * 2][WARP]);
+    if (sizes.thin_channels == 1) thin_weight<1>(partial, sizes, tile, all, flipped);
+    else if (sizes.thin_channels == 2) thin_weight<2>(partial, sizes, tile, all, flipped);
+    else if (sizes.thin_channels == 3) thin_weight<3>(partial, sizes, tile, all, flipped);
+    else thin_weight<4>(partial, sizes, tile, all, flipped);
+}
