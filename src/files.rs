@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let path = path.as_ref();
     let Some(name) = path.file_name() else {
-        return Err(Error::file(path, "is not a file's name", "name a file, as in samples/grid.png"));
+        return Err(Error::file(path, "is not a file's name", "give a file, as in samples/grid.png"));
     };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(Error::io(folder, "create the folder"))?;

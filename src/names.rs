@@ -26,8 +26,8 @@ pub fn unknown_class(place: &str, owner: &str, names: &[String], count: usize, t
     let more = if names.len() > 40 { ", …" } else { "" };
     let all = format!("{}{more}, or a number below {count}", listed(names.iter().take(40)));
     let mend = match nearest(text, names.iter().map(String::as_str)) {
-        Some(near) => format!("did you mean {near}? There are {all}"),
-        None => format!("there are {all}"),
+        Some(near) => format!("did you mean {near}? Known: {all}"),
+        None => format!("use one of {all}"),
     };
     let short: String = text.chars().take(60).collect();
     Error::config(place, format!("{owner} has no class `{}`", short.escape_debug()), mend)

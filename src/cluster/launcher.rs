@@ -59,7 +59,7 @@ impl Variables<'_> {
         let number = text.trim().parse::<usize>().ok().filter(|number| *number < 1 << 31);
         number
             .map(Some)
-            .ok_or_else(|| Error::config(name, format!("`{}` is no number", short.escape_debug()), "give a number"))
+            .ok_or_else(|| Error::config(name, format!("`{}` is not a number", short.escape_debug()), "give a number"))
     }
 
     fn needed(&self, name: &'static str, beside: &str) -> Result<usize> {
@@ -70,7 +70,7 @@ impl Variables<'_> {
     fn port(&self, name: &str) -> Result<Option<u16>> {
         let Some(number) = self.number(name)? else { return Ok(None) };
         let port = u16::try_from(number).ok().filter(|port| *port > 0);
-        port.map(Some).ok_or_else(|| Error::config(name, format!("{number} is no port"), "give 1 to 65535"))
+        port.map(Some).ok_or_else(|| Error::config(name, format!("{number} is not a port"), "give 1 to 65535"))
     }
 }
 
@@ -200,7 +200,7 @@ fn kubeflow(v: &Variables, plain: Option<&Claim>) -> Result<Placement> {
     }
     let host = v.text("PET_MASTER_ADDR").or_else(|| v.text("MASTER_ADDR"));
     let port = v.port("PET_MASTER_PORT")?.or(v.port("MASTER_PORT")?).unwrap_or(29_500);
-    let missing = || Error::config("PET_MASTER_ADDR", "it is not set", "name the host of node rank 0");
+    let missing = || Error::config("PET_MASTER_ADDR", "it is not set", "give the host of node rank 0");
     checked(Placement {
         launcher: "Kubeflow",
         rank: node.saturating_mul(each),
@@ -367,12 +367,12 @@ mod tests {
         let pet = refused(&[&plain[..], &[("PET_NODE_RANK", "1"), ("PET_NNODES", "2")]].concat());
         assert!(pet.contains("PET_NODE_RANK=1") && pet.contains("RANK=0"), "{pet}");
         assert!(refused(&[("RANK", "0")]).contains("WORLD_SIZE: it is not set, though RANK is"));
-        assert!(refused(&[("RANK", "x"), ("WORLD_SIZE", "2")]).contains("`x` is no number"));
+        assert!(refused(&[("RANK", "x"), ("WORLD_SIZE", "2")]).contains("`x` is not a number"));
         assert!(refused(&[("RANK", "2"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "h")]).contains("rank 2 of 2"));
         assert!(refused(&[("RANK", "0"), ("WORLD_SIZE", "99999"), ("MASTER_ADDR", "h")]).contains("at most 4096"));
         assert!(refused(&[("RANK", "0"), ("WORLD_SIZE", "2")]).contains("MASTER_ADDR: it is not set"));
         let port = refused(&[&plain[..], &[("MASTER_PORT", "70000")]].concat());
-        assert!(port.contains("70000 is no port"), "{port}");
+        assert!(port.contains("70000 is not a port"), "{port}");
         assert!(refused(&[("PMI_RANK", "0"), ("PMI_SIZE", "2")]).contains("MPICH does not say where rank 0 is"));
     }
 

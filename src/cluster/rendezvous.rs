@@ -223,7 +223,7 @@ fn lead(
     }
     if let Some(fault) = fault(placement, &guests, limits) {
         refuse(&guests, &fault);
-        return Err(Error::cluster(fault, "start all ranks of one job with one engine, each with a rank of its own"));
+        return Err(Error::cluster(fault, "start all ranks of a job with the same engine, each with its own rank"));
     }
     guests.sort_by_key(|guest| guest.hello.rank);
     let first = find(&placement.leader).ok().and_then(|found| found.first().copied());
@@ -330,7 +330,7 @@ fn welcomed(payload: &[u8], ranks: usize, leader: IpAddr) -> Option<Meeting> {
 fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
     let (rank, place, seconds) = (placement.rank, at(&placement.leader), limits.rendezvous.as_secs());
     let until = Instant::now() + limits.rendezvous;
-    let mut last = String::from("nobody answers");
+    let mut last = String::from("no answer");
     let stream = loop {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -369,7 +369,7 @@ fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
                 return Ok(Met { meeting, control: vec![(0, stream)], listener, latecomers: None });
             }
             Some((Kind::Refused, message)) => {
-                let mend = "start all ranks of one job with one engine, each with a rank of its own";
+                let mend = "start all ranks of a job with the same engine, each with its own rank";
                 return Err(Error::cluster(printable(&message), mend));
             }
             Some(_) => break,

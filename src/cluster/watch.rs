@@ -21,7 +21,7 @@ const BEAT: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
 const MEND: &str =
-    "look at that rank's own error; `engine train --resume` goes on from the last checkpoint, on any number of ranks";
+    "look at that rank's own error; `engine train --resume` resumes from the last checkpoint, on any number of ranks";
 
 /// What the threads of a rank share.
 pub(super) struct Watch {

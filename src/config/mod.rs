@@ -80,8 +80,8 @@ impl Config {
             let names: Vec<&str> = presets().iter().map(|preset| preset.name).collect();
             let all = names.join(", ");
             let mend = match nearest(name, names) {
-                Some(near) => format!("did you mean {near}? There are {all}"),
-                None => format!("there are {all}"),
+                Some(near) => format!("did you mean {near}? Known: {all}"),
+                None => format!("use one of {all}"),
             };
             let short: String = name.chars().take(60).collect();
             return Err(Error::config(place, format!("no preset is called `{}`", short.escape_debug()), mend));
@@ -106,7 +106,7 @@ impl Config {
         let place = path.display().to_string();
         let text = std::str::from_utf8(&bytes).map_err(|error| {
             let message = format!("byte {} is not UTF-8 text", error.valid_up_to());
-            Error::config(&place, message, "name a YAML file; a model or run goes to --model or --resume")
+            Error::config(&place, message, "give a YAML file; a model or run goes to --model or --resume")
         })?;
         Self::from_yaml(text, &place)
     }

@@ -380,9 +380,9 @@ impl TrainingConfig {
             }
         }
         whole("training.batch_size", self.batch_size as u64, 1, 1 << 20, "64 is usual")?;
-        whole("training.gradient_accumulation", self.gradient_accumulation as u64, 1, 1 << 20, "1 is no accumulation")?;
+        whole("training.gradient_accumulation", self.gradient_accumulation as u64, 1, 1 << 20, "1 means no accumulation")?;
         if let Some(shards) = self.shards.filter(|shards| !shards.is_power_of_two() || *shards > 1024) {
-            let message = format!("{shards} is no power of two up to 1024");
+            let message = format!("{shards} is not a power of two up to 1024");
             return Err(Error::config("training.shards", message, "8 serves 1, 2, 4 and 8 processes; null is none"));
         }
         if self.shards.is_some() && self.communication_dtype == CommunicationDtype::Bf16 {
@@ -393,7 +393,7 @@ impl TrainingConfig {
                 "set it to f32, or training.shards to null",
             ));
         }
-        whole("training.warmup_steps", self.warmup_steps, 0, LONG, "0 is no warm-up")?;
+        whole("training.warmup_steps", self.warmup_steps, 0, LONG, "0 means no warm-up")?;
         whole("training.log_every", self.log_every, 1, LONG, "50 is usual")?;
         whole("training.checkpoint_every", self.checkpoint_every, 1, LONG, "1000 is usual")?;
         whole("training.keep_checkpoints", self.keep_checkpoints as u64, 1, 1 << 20, "3 is usual")?;

@@ -89,10 +89,10 @@ fn unknown_presets_name_the_nearest_and_list_all() {
     let error = message(Config::preset("quikstart"));
     assert_eq!(
         error,
-        "--preset: no preset is called `quikstart`; did you mean quickstart? There are quickstart, dit-cifar10, dit-fashion, \
+        "--preset: no preset is called `quikstart`; did you mean quickstart? Known: quickstart, dit-cifar10, dit-fashion, \
          ddpm-cifar10, ddpm-cifar10-paper, unet-fashion, unet-fashion-small, pets, pets-small, resnet18-cifar10, resnet-dit, dit-original"
     );
-    assert!(message(Config::preset("xyz\n")).contains("there are quickstart, "));
+    assert!(message(Config::preset("xyz\n")).contains("use one of quickstart, "));
 }
 
 #[test]

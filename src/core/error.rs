@@ -95,8 +95,8 @@ fn io_mend(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match source.kind() {
         ErrorKind::NotFound => "; check the path",
-        ErrorKind::PermissionDenied => "; check its permissions or name another place",
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space or name another disk with --out",
+        ErrorKind::PermissionDenied => "; check its permissions or give another place",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space or give another disk with --out",
         _ => "",
     }
 }

@@ -102,7 +102,7 @@ pub(super) fn for_each_member(file: &mut HashedFile, visit: impl FnMut(Member<'_
         return Err(Error::file(
             file.path(),
             message,
-            "name a source of a known form (see `engine data import --help`)",
+            "give a source of a known form (see `engine data import --help`)",
         ));
     }
     for_each_in_tar(file, visit)

@@ -164,7 +164,7 @@ impl Dataset {
         let entries = tensors.metadata().as_ref();
         let text = |key: &str| {
             entries.and_then(|entries| entries.get(key)).ok_or_else(|| {
-                Error::file(path, format!("has no `{key}` in its metadata"), "name a file that `engine data` wrote")
+                Error::file(path, format!("has no `{key}` in its metadata"), "give a file that `engine data` wrote")
             })
         };
         if text("format")? != FORMAT {
@@ -405,7 +405,7 @@ fn check(parts: &Parts, image_bytes: usize) -> Result<(), String> {
 /// An error where `path` exists and may not be replaced.
 pub(super) fn refuse_to_overwrite(path: &Path, force: bool) -> Result<()> {
     if !force && path.exists() {
-        return Err(Error::file(path, "exists already", "name another file, or replace it with --force"));
+        return Err(Error::file(path, "already exists", "give another file, or replace it with --force"));
     }
     Ok(())
 }

@@ -54,7 +54,7 @@ pub(super) fn data_file(data_dir: &Path, name: &str) -> PathBuf {
 pub fn fetch(name: &str, options: &FetchOptions) -> Result<Dataset> {
     let Some(official) = official(name) else {
         let known: Vec<&str> = OFFICIAL.iter().map(|official| official.name).collect();
-        let mend = format!("name one of {}, or import a copy with `engine data import`", known.join(", "));
+        let mend = format!("use one of {}, or import a copy with `engine data import`", known.join(", "));
         return Err(Error::config("data fetch", format!("{name:?} is not a set that can be downloaded"), mend));
     };
     fetch_official(official, options)
@@ -98,7 +98,7 @@ pub fn fetch_weights(name: &str, options: &FetchOptions) -> Result<PathBuf> {
 fn official_weights(name: &str) -> Result<&'static OfficialWeights> {
     let Some(weights) = WEIGHTS.iter().find(|weights| weights.name == name) else {
         let known: Vec<&str> = WEIGHTS.iter().map(|weights| weights.name).collect();
-        let mut mend = format!("name one of {}", known.join(", "));
+        let mut mend = format!("use one of {}", known.join(", "));
         if official(name).is_some() {
             mend = format!("it is a data set: run `engine data fetch {name}`");
         }
@@ -143,7 +143,7 @@ fn place_official_weights(weights: &OfficialWeights, from: &Path, options: &Fetc
         Err(_) if is_archive(from)? => {
             fs::write(&part, member(from, &weights.file)?).map_err(Error::io(&part, "write"))?;
         }
-        Err(Error::File { message, .. }) => return Err(Error::file(from, message, "name an undamaged copy")),
+        Err(Error::File { message, .. }) => return Err(Error::file(from, message, "give an undamaged copy")),
         Err(other) => return Err(other),
     }
     if let Err(error) = check(&part, &weights.file) {
@@ -164,7 +164,7 @@ fn member(archive: &Path, file: &OfficialFile) -> Result<Vec<u8>> {
         }
         Ok(Next::Continue)
     })?;
-    found.ok_or_else(|| Error::file(archive, format!("{} is not in it", file.name), "name the archive that has it"))
+    found.ok_or_else(|| Error::file(archive, format!("{} is not in it", file.name), "give the archive that has it"))
 }
 
 /// Brings `file` into `folder` from the first place that has it.
@@ -186,7 +186,7 @@ fn download(bases: &[&str], file: &OfficialFile, folder: &Path, options: &FetchO
             Err(error) => failure = Some(error),
         }
     }
-    Err(failure.unwrap_or_else(|| Error::config(file.name, "has no place to fetch from", "name one with --base-url")))
+    Err(failure.unwrap_or_else(|| Error::config(file.name, "has no place to fetch from", "give one with --base-url")))
 }
 
 fn download_from(url: &str, file: &OfficialFile, path: &Path, options: &FetchOptions) -> Result<()> {
@@ -358,7 +358,7 @@ fn check(path: &Path, file: &OfficialFile) -> Result<()> {
 
 fn unreachable(url: &str, reason: &str) -> Error {
     let message = format!("cannot be fetched: {}", reason.replace('\n', " "));
-    let mend = "check the network and run it again (it goes on where it stopped), or name a mirror with --base-url";
+    let mend = "check the network and run it again (it resumes), or give a mirror with --base-url";
     Error::config(url, message, mend)
 }
 

@@ -447,7 +447,7 @@ fn parquet_gives_the_same_set_back() {
 fn a_format_is_never_taken_for_another() {
     let folder = tempfile::tempdir().unwrap();
     let cases: [(&str, &[u8], &str); 5] = [
-        ("weights.pth", b"\x80\x02}q\x01.", "a pickle, which is no source"),
+        ("weights.pth", b"\x80\x02}q\x01.", "a pickle, which is not a source"),
         ("x.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         ("page.tar.gz", b"<!doctype html>", "a web page"),
         ("x.rar", b"Rar!\x1a\x07", "a rar archive"),

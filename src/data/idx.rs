@@ -51,7 +51,7 @@ fn prefix(folder: &Path, options: &ImportOptions) -> Result<String> {
     let parts: Vec<String> = prefixes.iter().map(part).collect();
     if let Some(wanted) = &options.part {
         let found = prefixes.iter().find(|prefix| part(prefix) == *wanted);
-        let mend = format!("name one of {}", parts.join(", "));
+        let mend = format!("use one of {}", parts.join(", "));
         return found.cloned().ok_or_else(|| Error::config("--part", format!("there is no {wanted:?}"), mend));
     }
     match prefixes.len() {
@@ -59,7 +59,7 @@ fn prefix(folder: &Path, options: &ImportOptions) -> Result<String> {
         1 => Ok(prefixes.into_iter().next().unwrap_or_default()),
         _ => {
             let message = format!("has several sets: {}", parts.join(", "));
-            Err(Error::file(folder, message, format!("name one with --part {}", parts[0])))
+            Err(Error::file(folder, message, format!("give one with --part {}", parts[0])))
         }
     }
 }
@@ -144,7 +144,7 @@ fn emnist(folder: &Path, prefix: &str, parts: &mut Parts) -> Result<()> {
 fn missing(folder: &Path, split: &str) -> Error {
     let message = format!("has no {split}-images-idx3-ubyte with {split}-labels-idx1-ubyte (.gz or plain)");
     let mend = match split {
-        "train" => "name the folder of the four IDX files",
+        "train" => "give the folder of the four IDX files",
         _ => "add it, or hold out some training images instead with --allow-partial",
     };
     Error::file(folder, message, mend)

@@ -177,7 +177,7 @@ impl Found {
             } else if kind.is_dir() {
                 if depth == DEEPEST {
                     let message = format!("is more than {DEEPEST} folders below {}", root.display());
-                    return Err(Error::file(entry.path(), message, "name the folder of the classes"));
+                    return Err(Error::file(entry.path(), message, "give the folder of the classes"));
                 }
                 self.list(root, &path, depth + 1)?;
             } else if kind.is_file() && below.is_empty() && is_archive_name(&path) {
@@ -263,7 +263,7 @@ impl<'a> Pictures<'a> {
     pub fn new(root: &'a Path, options: &'a ImportOptions, files: Option<usize>) -> Result<Self> {
         let sides = options.resize.map_or([1, 1], ImageSize::sides);
         if sides.iter().any(|side| !(1..=4096).contains(side)) {
-            let mend = "name a size in pixels such as 32, or HEIGHTxWIDTH";
+            let mend = "give a size in pixels such as 32, or HEIGHTxWIDTH";
             return Err(Error::config("--resize", "is not from 1 to 4096", mend));
         }
         let progress = match (options.quiet, files) {
@@ -450,7 +450,7 @@ impl<'a> Pictures<'a> {
                 ),
                 damaged => format!("has no sound pictures: {damaged} are damaged, as {}", self.damaged[0]),
             };
-            return Err(Error::file(self.root, message, "name a folder or an archive of pictures"));
+            return Err(Error::file(self.root, message, "give a folder or an archive of pictures"));
         }
         self.decoded.sort_by(|a, b| a.path.cmp(&b.path));
         if let Some(pair) = self.decoded.windows(2).find(|pair| pair[0].path == pair[1].path) {
@@ -466,7 +466,7 @@ impl<'a> Pictures<'a> {
             .collect();
         order.sort_unstable_by_key(|&(held_out, label, i)| (held_out, if listed { 0 } else { label }, i));
         let Some((height, width)) = self.decoded.first().map(|picture| (picture.height, picture.width)) else {
-            return Err(Error::file(self.root, "has no pictures", "name a folder or an archive of pictures"));
+            return Err(Error::file(self.root, "has no pictures", "give a folder or an archive of pictures"));
         };
         if order.is_empty() {
             return Err(Error::file(self.root, "has no pictures that have a class", "take them with --unlabelled"));

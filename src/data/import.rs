@@ -16,7 +16,7 @@ use crate::image_size::ImageSize;
 use crate::picture::{Fit, PictureKind};
 use crate::rng::{Philox, Purpose};
 
-const SEE_HELP: &str = "name a source of a known form (see `engine data import --help`)";
+const SEE_HELP: &str = "give a source of a known form (see `engine data import --help`)";
 
 /// What a source consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -152,8 +152,8 @@ impl Default for ImportOptions {
 pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Dataset> {
     let source = source.as_ref();
     if !(0.0..1.0).contains(&options.validation) {
-        let message = format!("is {}, which is no share", options.validation);
-        return Err(Error::config("--validation", message, "name a number from 0 to 1, such as 0.1"));
+        let message = format!("is {}, which is not a share", options.validation);
+        return Err(Error::config("--validation", message, "give a number from 0 to 1, such as 0.1"));
     }
     let is_folder = fs::metadata(source).map_err(Error::io(source, "read"))?.is_dir();
     let format = match options.format {
@@ -169,7 +169,7 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
         (Format::Cifar10, true) => cifar::read_folder(source, options),
         (Format::Cifar10, false) => cifar::read_archive(source, options),
         (Format::Idx, true) => idx::read(source, options),
-        (Format::Idx, false) => Err(Error::file(source, "is one file", "name the folder of the four IDX files")),
+        (Format::Idx, false) => Err(Error::file(source, "is one file", "give the folder of the four IDX files")),
         (Format::Cifar10Python, _) => cifar_python::read_10(source, options),
         (Format::Cifar100, _) => cifar_python::read_100(source, options),
         (Format::Svhn, _) => mat::read(source, options),
@@ -248,7 +248,7 @@ fn detect_file(path: &Path) -> Result<Format> {
     let name = file_name(path);
     let start = peek(path, 512)?;
     if name.ends_with(".safetensors") || describe(&start) == "a safetensors file" {
-        return Err(Error::file(path, "is no source to import", "it is used as it is: `engine train --data FILE`"));
+        return Err(Error::file(path, "is not a source to import", "it is used as it is: `engine train --data FILE`"));
     }
     if idx::is_images_file(&name) || start.starts_with(&[0, 0, 8]) {
         return Ok(Format::Idx);
@@ -264,10 +264,10 @@ fn detect_file(path: &Path) -> Result<Format> {
     }
     if PictureKind::of(&start).is_some() {
         let message = format!("is {}, one alone", describe(&start));
-        return Err(Error::file(path, message, "name the folder of the pictures"));
+        return Err(Error::file(path, message, "give the folder of the pictures"));
     }
     if !is_archive(path)? {
-        let message = format!("is {}, which is no source of images", describe(&start));
+        let message = format!("is {}, which is not a source of images", describe(&start));
         return Err(Error::file(path, message, SEE_HELP));
     }
     let mut found = None;

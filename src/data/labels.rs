@@ -323,7 +323,7 @@ fn dataset_json(bytes: &[u8]) -> Result<Vec<Entry>, String> {
         if read.is_none() && !label.is_null() {
             let shown: String = label.to_string().chars().take(60).collect();
             let file: String = file.chars().take(100).collect::<String>().escape_debug().collect();
-            return Err(format!("gives {file} the label {shown}, which is no class"));
+            return Err(format!("gives {file} the label {shown}, which is not a class"));
         }
         Ok(Entry { file: file.to_owned(), label: read, split: None })
     };

@@ -153,7 +153,7 @@ fn columns(path: &Path, reader: &impl FileReader, options: &ImportOptions) -> Re
     let Some(image) = image else {
         let all: Vec<String> = schema.columns().iter().map(|column| column.path().string()).collect();
         let message = format!("has no column of images among {}", all.join(", "));
-        return Err(Error::file(path, message, "name a file with a column `image`, as the datasets library writes it"));
+        return Err(Error::file(path, message, "give a file with a column `image`, as the datasets library writes it"));
     };
     let wanted: &[&str] = match options.labels {
         LabelKind::Fine => &["label", "labels", "fine_label", "class", "target"],

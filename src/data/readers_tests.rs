@@ -137,7 +137,7 @@ fn missing_idx_files_are_named() {
     refused(folder.path(), &ImportOptions::default(), &["has no t10k-images", "--allow-partial"]);
     let set = import(folder.path(), &ImportOptions { validation: 0.5, ..partial() }).unwrap();
     assert_eq!(set.split_len(Split::Train), 3, "one image of each class stays for training");
-    refused(&folder.path().join("train-labels-idx1-ubyte"), &partial(), &["name the folder"]);
+    refused(&folder.path().join("train-labels-idx1-ubyte"), &partial(), &["give the folder"]);
 }
 
 #[test]

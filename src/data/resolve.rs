@@ -96,12 +96,12 @@ fn named(name: &str, options: &ResolveOptions) -> Result<Dataset> {
         several => {
             let files: Vec<String> = several.iter().map(|file| file.display().to_string()).collect();
             let message = format!("{} imported sets have that name", several.len());
-            return Err(Error::config(place, message, format!("name the file that is meant: {}", files.join(", "))));
+            return Err(Error::config(place, message, format!("give the intended file: {}", files.join(", "))));
         }
     }
     if official(name).is_none() {
         let mend = format!(
-            "import it with `engine data import SRC --out {}`, or name a file or folder with --data",
+            "import it with `engine data import SRC --out {}`, or give a file or folder with --data",
             path.display()
         );
         return Err(Error::config(place, format!("is not in {}", options.data_dir.display()), mend));

@@ -43,8 +43,8 @@ impl Dataset {
         if classes.is_empty() {
             return Err(Error::config(
                 CLASSES,
-                "an empty subset: no class is named",
-                "name one or more, as in cat,dog",
+                "the list of classes is empty",
+                "give one or more, as in cat,dog",
             ));
         }
         // The new label of each old one.
@@ -160,7 +160,7 @@ impl Dataset {
     /// [`Error::Config`] for no set, and for images of different sizes or channels.
     pub fn joined(sets: &[Self]) -> Result<Self> {
         let [first, rest @ ..] = sets else {
-            return Err(Error::config("--data", "no data set is named", "name one or more"));
+            return Err(Error::config("--data", "no data set is named", "give one or more"));
         };
         if rest.is_empty() {
             return Ok(first.clone());
@@ -325,7 +325,7 @@ mod tests {
         let shapes = shapes(0, 40);
         let told = fault(shapes.subset(&names(&["circle", "Stripe"])));
         let expected =
-            "data.classes: shapes has no class `Stripe`; did you mean stripes? There are circle, ring, square, ";
+            "data.classes: shapes has no class `Stripe`; did you mean stripes? Known: circle, ring, square, ";
         assert!(told.starts_with(expected), "{told}");
         assert!(fault(shapes.subset(&names(&["10"]))).contains("no class `10`; there are circle, "));
         let told = fault(shapes.subset(&names(&["ring", "star", "RING"])));

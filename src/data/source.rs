@@ -31,7 +31,7 @@ impl HashedFile {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let metadata = file.metadata().map_err(Error::io(path, "read"))?;
         if !metadata.is_file() {
-            return Err(Error::file(path, "is not a regular file", "name a file"));
+            return Err(Error::file(path, "is not a regular file", "give a file"));
         }
         Ok(Self { file, path: path.to_path_buf(), len: metadata.len(), sha: Sha256::new() })
     }

@@ -334,7 +334,7 @@ impl SamplingConfig {
         }
         if !(0.0..=100.0).contains(&self.guidance) {
             let message = format!("a guidance scale of {} is outside [0, 100]", self.guidance);
-            return Err(Error::config("sampling.guidance", message, "1 is no guidance, 1.5 to 4 is usual"));
+            return Err(Error::config("sampling.guidance", message, "1 means no guidance, 1.5 to 4 is usual"));
         }
         self.guidance_schedule.validate()?;
         if !(1..=1000).contains(&self.count_per_class) {

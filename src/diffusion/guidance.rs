@@ -114,7 +114,7 @@ impl FromStr for GuidanceSchedule {
                 let scales = list.split(',').map(|scale| scale.trim().parse::<f64>());
                 Self::List(scales.collect::<std::result::Result<_, _>>().map_err(|_| {
                     let short: String = list.chars().take(60).collect();
-                    let message = format!("`{}` is no course of guidance", short.escape_debug());
+                    let message = format!("`{}` is not a guidance schedule", short.escape_debug());
                     Error::config("guidance schedule", message, "write constant, adaptive, or scales such as 1,2,3")
                 })?)
             }

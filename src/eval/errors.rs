@@ -115,7 +115,7 @@ impl DenoisingErrors {
         let [h, w, c] = model.image_shape();
         let at = |&time: &f64| {
             if !noise.has(time) {
-                let message = format!("time {time} is no noise level of {}", noise.num_steps());
+                let message = format!("time {time} is not a noise level of {}", noise.num_steps());
                 return Err(Error::config("denoising errors", message, "give times of the model's own schedule"));
             }
             let level = noise.level(time);

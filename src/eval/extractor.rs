@@ -114,7 +114,7 @@ impl Extractor {
         let widths = [model.network.num_features(), model.network.num_classes()];
         if widths[0] == 0 {
             let message = format!("{} shows no features", model.path.display());
-            return Err(Error::config("--extractor", message, "name a residual network, or give --inception"));
+            return Err(Error::config("--extractor", message, "give a residual network, or give --inception"));
         }
         let name = classifier_name(&model.info.config.model, &model.info.config.data.name);
         let network = Network::Classifier(model.network.clone());
@@ -328,7 +328,7 @@ impl Extractor {
                         return Err(Error::config(
                             "--extractor",
                             message,
-                            "name a classifier of pictures of this size",
+                            "give a classifier of pictures of this size",
                         ));
                     }
                     let values = picture.to_signed(channels)?;

@@ -40,7 +40,7 @@ impl Gallery {
         if path.is_dir() {
             let files = picture_files(path)?;
             if files.is_empty() {
-                return Err(Error::file(path, "has no pictures", "name a folder of pictures, an archive or an array"));
+                return Err(Error::file(path, "has no pictures", "give a folder of pictures, an archive or an array"));
             }
             let mut notes = Vec::new();
             let nested = files.iter().filter(|file| file.parent() != Some(path)).count();
@@ -71,7 +71,7 @@ impl Gallery {
         let all: Vec<usize> = set.split_indices(split).collect();
         if all.is_empty() {
             let message = format!("it has no images in its split {split:?}");
-            return Err(Error::config(format!("data set {:?}", set.name()), message, "name another data set"));
+            return Err(Error::config(format!("data set {:?}", set.name()), message, "give another data set"));
         }
         let places = match count {
             Some(count) if count < all.len() => in_proportion(&set, &all, count),

@@ -65,7 +65,7 @@ impl HeldOutSource<'_> {
             }
             Some(fraction) => (set.stratified(fraction, config.split_seed)?, Split::Validation, "validation"),
             None => {
-                let mend = "name a set that holds images out with --data, as `engine data import --validation` makes";
+                let mend = "give a set that holds images out with --data, as `engine data import --validation` makes";
                 return Err(Error::config(place(), "it holds no images out: a model may know all of them", mend));
             }
         };
@@ -98,7 +98,7 @@ impl HeldOutSource<'_> {
         }
         if images.len() < 2 {
             let message = format!("{} of its {total} held-out images are new to all the models", images.len());
-            return Err(Error::config(place(), message, "name another set with --data"));
+            return Err(Error::config(place(), message, "give another set with --data"));
         }
         if images.len() < self.images {
             notes.push(format!("{} images asked, there are {}", self.images, images.len()));

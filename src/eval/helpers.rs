@@ -90,7 +90,7 @@ impl Extractor {
     /// # Errors
     /// [`Error::Cluster`] for an order of another network, or where another process is gone; those of [`Extractor::extract`].
     pub fn assist(&mut self, team: &dyn Collective, order: &[u8]) -> Result<()> {
-        let unknown = || Error::cluster("rank 0 tells of pictures that are none", "start all ranks with one engine");
+        let unknown = || Error::cluster("rank 0 tells of pictures that are none", "start all ranks with the same engine");
         let (words, hash) = order.get(2..).and_then(|rest| rest.split_at_checked(16)).ok_or_else(unknown)?;
         if hash != self.hash().as_bytes() {
             let message = format!("rank {} has another {} than rank 0", team.rank(), self.name());

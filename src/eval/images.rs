@@ -34,7 +34,7 @@ impl Images {
         for path in paths {
             let files = if path.is_dir() { picture_files(path)? } else { vec![path.clone()] };
             if files.is_empty() {
-                return Err(Error::file(path, "has no pictures", "name a folder of pictures, or the files"));
+                return Err(Error::file(path, "has no pictures", "give a folder of pictures, or the files"));
             }
             for path in files {
                 let (values, note) = read_fitted(&path, info.config.model.image_shape(), fit, background)?;
@@ -88,7 +88,7 @@ pub fn data_of(info: &ModelInfo, name: Option<&str>, option: &str, data_dir: &Pa
     if (set.size(), set.channels()) != (size, channels) {
         let (own, models) = (set.size().with_channels(set.channels()), size.with_channels(channels));
         let message = format!("its images are {own}, the model's {models}");
-        let mend = format!("name another with {option}");
+        let mend = format!("give another with {option}");
         return Err(Error::config(format!("data set {:?}", set.name()), message, mend));
     }
     Ok(set)
@@ -191,7 +191,7 @@ pub fn real_images(dataset: &Dataset, classes: &[Option<String>], shape: [usize;
     let said = |[h, w, c]: [usize; 3]| ImageSize::new(h, w).with_channels(c);
     if sizes != shape {
         let message = format!("{} holds images of {}, the model draws {}", dataset.name(), said(sizes), said(shape));
-        return Err(Error::config(PLACE, message, "name the data set that it was trained on"));
+        return Err(Error::config(PLACE, message, "give the data set that it was trained on"));
     }
     let held_out = dataset.split_len(Split::Validation) > 0;
     let indices = dataset.split_indices(if held_out { Split::Validation } else { Split::Train });

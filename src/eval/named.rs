@@ -29,7 +29,7 @@ impl Extractor {
             .filter(|weights| EXTRACTORS.contains(&weights.name))
             .find(|weights| given == Path::new(weights.name));
         let Some(weights) = published else {
-            let mend = format!("name a network's file, a run of a classifier, or one of {}", EXTRACTORS.join(", "));
+            let mend = format!("give a network's file, a run of a classifier, or one of {}", EXTRACTORS.join(", "));
             return Err(Error::config(place, format!("{} is not there", given.display()), mend));
         };
         let path = Path::new(WEIGHTS_DIR).join(weights.file.name);
@@ -37,7 +37,7 @@ impl Extractor {
             return Ok(path);
         }
         let message = format!("{} is not at {}", weights.title, path.display());
-        let mend = format!("run `engine fetch {}`, or name a network's file or a run of a classifier", weights.name);
+        let mend = format!("run `engine fetch {}`, or give a network's file or a run of a classifier", weights.name);
         Err(Error::config(place, message, mend))
     }
 
@@ -57,7 +57,7 @@ impl Extractor {
                 Self::of_efficientnet(&context, (network, parameters), "", batch)
             }
             _ => {
-                let mend = format!("there are {}", EXTRACTORS.join(", "));
+                let mend = format!("use one of {}", EXTRACTORS.join(", "));
                 Err(Error::config("--extractor", format!("no published network is called {name:?}"), mend))
             }
         }

@@ -50,7 +50,7 @@ impl Statistics {
             Error::file(
                 path,
                 message,
-                "name statistics with mu [D] and sigma [D, D], as pytorch-fid, clean-fid and EDM write them",
+                "give statistics with mu [D] and sigma [D, D], as pytorch-fid, clean-fid and EDM write them",
             )
         };
         let mut arrays = read_npz(path)?;
@@ -67,7 +67,7 @@ impl Statistics {
             return Err(wrong(format!("mu {mean_shape:?} and sigma {shape:?} do not fit each other")));
         }
         if mean.iter().chain(&covariance).any(|value| !value.is_finite()) {
-            return Err(wrong("a value of mu or sigma is no finite number".into()));
+            return Err(wrong("a value of mu or sigma is not finite".into()));
         }
         let mut text = |name: &str| match arrays.remove(name) {
             Some(NpzArray::Texts(texts)) => texts.into_iter().next(),

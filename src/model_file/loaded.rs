@@ -48,7 +48,7 @@ impl FromNetwork for Rc<dyn Denoiser> {
             Network::Denoiser(model) => Ok(model),
             Network::Classifier(_) => {
                 let message = format!("it is a classifier ({kind}): it draws nothing");
-                Err((message, "name a diffusion model; `engine classify` takes classifiers"))
+                Err((message, "give a diffusion model; `engine classify` takes classifiers"))
             }
         }
     }

@@ -38,7 +38,7 @@ impl ModelFile {
             return Err(Error::file(
                 given,
                 "a folder without model.safetensors",
-                "name a run folder whose training has saved a model, or a model file",
+                "give a run folder whose training has saved a model, or a model file",
             ));
         }
         // What cannot be asked about cannot be opened either, and opening it tells why.
@@ -106,7 +106,7 @@ impl ModelFile {
             weights.prefix()
         } else if let Some(weights) = weights.filter(|weights| weights.name() != info.weights) {
             let message = format!("it holds the {} weights alone, not the {}", info.weights, weights.name());
-            return Err(Error::file(path, message, "name a checkpoint, as in RUN/checkpoints/step-1000.safetensors"));
+            return Err(Error::file(path, message, "give a checkpoint, as in RUN/checkpoints/step-1000.safetensors"));
         } else {
             ""
         };

@@ -61,7 +61,7 @@ pub(super) fn nowhere(given: &Path, table: &[Pretrained]) -> Error {
     } else if names.is_empty() {
         "check the path".into()
     } else {
-        format!("check the path, or name one of {}", names.join(", "))
+        format!("check the path, or use one of {}", names.join(", "))
     };
     Error::file(given, "there is no such model file, run folder or pretrained model", mend)
 }
@@ -87,7 +87,7 @@ mod tests {
         let text = |name: &str, table| nowhere(Path::new(name), table).to_string();
         let message = "there is no such model file, run folder or pretrained model";
         assert_eq!(text("x/y.safetensors", &[]), format!("x/y.safetensors: {message}; check the path"));
-        assert!(text("x/y.safetensors", TABLE).ends_with("; check the path, or name one of unet-tiny"));
+        assert!(text("x/y.safetensors", TABLE).ends_with("; check the path, or use one of unet-tiny"));
         assert!(text("unet-tny", TABLE).ends_with("; did you mean unet-tiny?"));
         assert!(text("quickstart", TABLE).contains("is a preset, not a trained model; train it with"));
     }

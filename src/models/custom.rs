@@ -75,7 +75,7 @@ impl Architecture for CustomConfig {
     }
 
     fn network(&self, _: &mut Builder) -> Result<Network> {
-        let message = format!("the network `{}` is no part of the engine: its code is needed", self.name);
+        let message = format!("the network `{}` is not part of the engine: its code is needed", self.name);
         Err(Error::config("model.kind", message, "use the program that trained it"))
     }
 }

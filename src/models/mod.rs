@@ -63,7 +63,7 @@ pub fn build(config: &ModelConfig) -> Result<(Rc<dyn Denoiser>, Builder)> {
         (Network::Denoiser(model), builder) => Ok((model, builder)),
         (Network::Classifier(_), _) => {
             let message = format!("{} is a classifier: it takes no noise away and draws nothing", config.kind());
-            Err(Error::config("model.kind", message, "name a diffusion model"))
+            Err(Error::config("model.kind", message, "give a diffusion model"))
         }
     }
 }

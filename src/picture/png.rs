@@ -63,7 +63,7 @@ pub fn read_png(path: impl AsRef<Path>) -> Result<(Image, Vec<(String, String)>)
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Error::file(path, format!("is larger than {MAX_BYTES} bytes"), "give a smaller picture"));
     }
-    decode(&bytes).map_err(|message| Error::file(path, message, "give a whole PNG file, or make it anew"))
+    decode(&bytes).map_err(|message| Error::file(path, message, "give a whole PNG file, or create it again"))
 }
 
 fn decode(bytes: &[u8]) -> Result<(Image, Vec<(String, String)>), String> {

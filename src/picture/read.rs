@@ -148,7 +148,7 @@ pub fn read_picture(path: impl AsRef<Path>, background: [u8; 3]) -> Result<Pictu
         return Err(Error::file(path, format!("is larger than {LONGEST_FILE} bytes"), "give a smaller picture"));
     }
     decode_picture(&bytes, background)
-        .map_err(|message| Error::file(path, message, "give a whole picture file, or make it anew"))
+        .map_err(|message| Error::file(path, message, "give a whole picture file, or create it again"))
 }
 
 /// The picture in a file's `bytes`. Transparent pixels are laid on `background`.

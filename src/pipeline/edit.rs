@@ -305,7 +305,7 @@ impl Bridge {
 fn check_frames(request: &SampleRequest) -> Result<()> {
     let frames = request.labels.len();
     if frames < 2 {
-        return Err(Error::config("--frames", format!("{frames} frames"), "give 2 or more: the ends are two"));
+        return Err(Error::config("--frames", format!("{frames} frames"), "give 2 or more"));
     }
     let SamplingConfig { sampler, eta, .. } = request.sampling;
     if sampler == SamplerKind::Ddpm || (sampler == SamplerKind::Ddim && eta > 0.0) {

@@ -104,11 +104,11 @@ impl Recipe {
         let Some((_, text)) = texts.iter().find(|(keyword, _)| keyword == SAMPLING) else {
             return Err(fault(
                 "holds no sampling parameters".into(),
-                "name a PNG that `engine sample` wrote, not a copy that another program saved",
+                "give a PNG that `engine sample` wrote, not a copy that another program saved",
             ));
         };
         if text.len() > MAX_BYTES {
-            return Err(fault(format!("holds {} bytes of sampling parameters", text.len()), "name another PNG"));
+            return Err(fault(format!("holds {} bytes of sampling parameters", text.len()), "give another PNG"));
         }
         serde_json::from_str(text).map_err(|error| {
             let message = format!("holds sampling parameters that cannot be read: {error}");
@@ -139,7 +139,7 @@ impl Recipe {
             start(&self.model_sha256),
             self.step
         );
-        Err(Error::file(&model.path, message, "name that one with --model, or draw without --like"))
+        Err(Error::file(&model.path, message, "give that one with --model, or draw without --like"))
     }
 }
 

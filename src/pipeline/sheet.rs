@@ -36,7 +36,7 @@ pub fn layout(
         None => Err(Error::config(
             "--out",
             format!("{count} images are too many for one sheet"),
-            "name a folder or a .npy file, or draw fewer with --count",
+            "give a folder or a .npy file, or draw fewer with --count",
         )),
     }
 }

@@ -129,7 +129,7 @@ impl Counted {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let counted: Self = serde_json::from_slice(&text).map_err(|error| {
-            Error::file(path, format!("no counters of `engine profile`: {error}"), "delete it, or name another file")
+            Error::file(path, format!("no counters of `engine profile`: {error}"), "delete it, or give another file")
         })?;
         counted.machine.check(path)?;
         Ok(counted)

@@ -110,8 +110,8 @@ impl Gpu {
         let keys: Vec<&str> = known.iter().map(|gpu| gpu.key).chain(["here"]).collect();
         let all = keys.join(", ");
         let mend = match nearest(key, keys) {
-            Some(near) => format!("did you mean {near}? There are {all}"),
-            None => format!("there are {all}"),
+            Some(near) => format!("did you mean {near}? Known: {all}"),
+            None => format!("use one of {all}"),
         };
         let short: String = key.chars().take(60).collect();
         Err(Error::config("--on", format!("no device is called `{}`", short.escape_debug()), mend))
@@ -128,7 +128,7 @@ impl Gpu {
         found.ok_or_else(|| {
             let keys: Vec<&str> = known.iter().map(|gpu| gpu.key).collect();
             let message = format!("the model does not know {name}");
-            Error::config("--on here", message, format!("name one of {}", keys.join(", ")))
+            Error::config("--on here", message, format!("use one of {}", keys.join(", ")))
         })
     }
 
@@ -167,6 +167,6 @@ mod tests {
         assert!(error.starts_with("--on: ") && error.contains("did you mean h100?"), "{error}");
         assert_eq!(Gpu::of_name("NVIDIA GeForce RTX 4090 (cuda:1)").unwrap().key, "rtx4090");
         assert_eq!(Gpu::of_name("NVIDIA A100-SXM4-80GB (cuda:0)").unwrap().key, "a100");
-        assert!(Gpu::of_name("NVIDIA L4 (cuda:0)").unwrap_err().to_string().contains("name one of a100"));
+        assert!(Gpu::of_name("NVIDIA L4 (cuda:0)").unwrap_err().to_string().contains("use one of a100"));
     }
 }

@@ -134,7 +134,7 @@ pub async fn image(
     let job = app.jobs.get(&client, &id)?;
     let place = file.strip_suffix(".png").and_then(|place| place.parse::<usize>().ok());
     let place = place.filter(|place| *place < job.order.request.labels.len());
-    let place = place.ok_or_else(|| Refusal::unknown("the job has no such image; name one as in 0.png"))?;
+    let place = place.ok_or_else(|| Refusal::unknown("the job has no such image; give one as in 0.png"))?;
     // In two statements: the state is locked until the end of one.
     let image = job.state().images[place].clone();
     let image = image.ok_or_else(|| not_yet(&job.view(None)))?;

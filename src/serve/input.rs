@@ -67,7 +67,7 @@ pub fn json<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T,
     }
     serde_json::from_slice(bytes).map_err(|error| {
         let text: String = error.to_string().chars().filter(|c| !c.is_control()).take(300).collect();
-        Refusal::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is no request: {text}"))
+        Refusal::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not a valid request: {text}"))
     })
 }
 

@@ -418,7 +418,7 @@ impl Jobs {
     pub fn get(&self, client: &str, id: &str) -> Result<Arc<Job>, Refusal> {
         let job = lock(&self.table).jobs.get(id).cloned();
         job.filter(|job| job.client == client)
-            .ok_or_else(|| Refusal::unknown("there is no such job: it never was, or it was forgotten after newer ones"))
+            .ok_or_else(|| Refusal::unknown("there is no such job: it never existed, or newer jobs have displaced it"))
     }
 
     /// Jobs before one in the queue.

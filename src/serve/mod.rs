@@ -188,7 +188,7 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, address: SocketAddr, 
     };
     if let Some(loaded) = loaded {
         let bytes =
-            loaded.map_err(|refusal| Error::device("the first model", refusal.message, "name another with --model"))?;
+            loaded.map_err(|refusal| Error::device("the first model", refusal.message, "give another with --model"))?;
         shared.ready.store(true, Ordering::Release);
         let models = shared.models.all().len();
         let others = if models > 1 { format!(" (and {} more)", models - 1) } else { String::new() };

@@ -268,7 +268,7 @@ async fn form(parts: Parts, bytes: Bytes) -> Result<Form, Refusal> {
     }
     let body = serde_json::from_value(Value::Object(fields)).map_err(|error| {
         let text: String = error.to_string().chars().filter(|c| !c.is_control()).take(300).collect();
-        Refusal::bad(format!("the form is no request: {text}"))
+        Refusal::bad(format!("the form is not a valid request: {text}"))
     })?;
     let image = image.ok_or_else(|| Refusal::field("image", "image: the form has none"))?;
     Ok(Form { body, image, mask })

@@ -370,7 +370,7 @@ impl Given<'_> {
             None => Some(text),
         };
         text.and_then(|text| BASE64.decode(text.trim()).ok())
-            .ok_or_else(|| Refusal::field(field, format!("{field}: is no base64 of a picture file")))
+            .ok_or_else(|| Refusal::field(field, format!("{field}: is not base64 of a picture file")))
     }
 
     /// The picture of a field.
@@ -390,7 +390,7 @@ impl Given<'_> {
         let size = image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format().ok();
         let size = size.and_then(|reader| reader.into_dimensions().ok());
         let Some((width, height)) = size else {
-            return Err(Refusal::field(field, format!("{field}: is no picture file that can be read")));
+            return Err(Refusal::field(field, format!("{field}: is not a picture file that can be read")));
         };
         if width > most || height > most {
             let message = format!("{field}: {width}x{height} pixels are more than {most} a side");

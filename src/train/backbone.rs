@@ -89,7 +89,7 @@ fn read(path: &Path) -> Result<Found> {
     let flat = classifier.parameters.download()?;
     let ModelConfig::Resnet(config) = &classifier.info.config.model else {
         let message = format!("{} is a classifier of another kind than resnet", path.display());
-        return Err(Error::config(KEY, message, "name a run of `engine train --preset resnet18-cifar10`"));
+        return Err(Error::config(KEY, message, "give a run of `engine train --preset resnet18-cifar10`"));
     };
     Ok(Found::Resnet(Pretrained::of_engine(config, &classifier.parameters, &flat)))
 }

@@ -97,7 +97,7 @@ impl Arrivals<'_> {
         let number = at.and_then(|at| ranges.iter().position(|range| range.contains(&at)));
         let left = number.and_then(|number| self.missing[number].checked_sub(gradient.len()));
         let (Some(number), Some(left)) = (number, left) else {
-            return Err(Error::shape("buckets", format!("{gradient:?} is no gradient that is waited for")));
+            return Err(Error::shape("buckets", format!("{gradient:?} is not an expected gradient")));
         };
         self.missing[number] = left;
         if left == 0 { self.buckets.exchange(number) } else { Ok(()) }

@@ -76,7 +76,7 @@ impl RunFolder {
     pub fn resume(root: &Path) -> Result<Self> {
         if !holds_run(root) {
             let message = if root.is_dir() { "this folder holds no run" } else { "there is no such run folder" };
-            let mend = "name the folder that training printed at its start, as in --resume runs/quickstart";
+            let mend = "give the folder that training printed at its start, as in --resume runs/quickstart";
             return Err(Error::config(format!("--resume {}", root.display()), message, mend));
         }
         Self::lock(root)?.prepared()
@@ -92,7 +92,7 @@ impl RunFolder {
             Err(TryLockError::WouldBlock) => Err(Error::config(
                 root.display().to_string(),
                 "another process is training in this folder",
-                "wait for it or stop it, or name another folder with --out",
+                "wait for it or stop it, or give another folder with --out",
             )),
             Err(TryLockError::Error(fault)) => Err(Error::io(&path, "lock")(fault)),
         }
@@ -189,11 +189,11 @@ fn holds_run(root: &Path) -> bool {
 /// [`Error::Config`] naming both ways on.
 pub(super) fn refuse_taken(out: &Path) -> Result<()> {
     if out.exists() && !out.is_dir() {
-        return Err(Error::config(format!("--out {}", out.display()), "this is a file", "name a folder"));
+        return Err(Error::config(format!("--out {}", out.display()), "this is a file", "give a folder"));
     }
     if holds_run(out) {
-        let mend = format!("go on with it by --resume {}, or name another folder", out.display());
-        return Err(Error::config(format!("--out {}", out.display()), "this folder holds a run already", mend));
+        let mend = format!("resume it with --resume {}, or give another folder", out.display());
+        return Err(Error::config(format!("--out {}", out.display()), "this folder already holds a run", mend));
     }
     Ok(())
 }

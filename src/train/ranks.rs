@@ -15,7 +15,7 @@ pub(super) fn team(request: &TrainRequest) -> Arc<dyn Collective> {
 /// What a process was asked for, as text: where a data set lies may differ from machine to machine.
 pub(super) fn asked(request: &TrainRequest) -> Result<String> {
     let length = format!("steps: {:?}\nepochs: {:?}\n", request.steps, request.epochs);
-    let Some(config) = &request.config else { return Ok(format!("{length}a run that goes on\n")) };
+    let Some(config) = &request.config else { return Ok(format!("{length}a resumed run\n")) };
     let mut config = config.clone();
     config.data.path = None;
     Ok(format!("{length}{}", config.to_yaml()?))

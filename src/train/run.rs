@@ -291,8 +291,8 @@ impl<'a> Run<'a> {
     /// How to go on with the run.
     fn way_on(&self) -> String {
         match self.trainer.config().model {
-            ModelConfig::Custom(_) => "go on with TrainRequest::resume, in the program that has the network".into(),
-            _ => format!("go on with `engine train --resume {}`", self.folder.root().display()),
+            ModelConfig::Custom(_) => "resume with TrainRequest::resume, in the program that has the network".into(),
+            _ => format!("resume with `engine train --resume {}`", self.folder.root().display()),
         }
     }
 

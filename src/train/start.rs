@@ -80,7 +80,7 @@ fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result
     config.validate()?;
     if request.task.as_ref().is_some_and(|task| task.model() != config.model) {
         let message = "the run trains another model than this task's";
-        return Err(Error::config(root.display().to_string(), message, "name the task that it was begun with"));
+        return Err(Error::config(root.display().to_string(), message, "give the task that it was begun with"));
     }
     let mut found = config.clone();
     let dataset = request.find_data(&mut found)?;
@@ -96,7 +96,7 @@ fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result
     };
     if progress.data != fresh.data {
         let message = format!("the run was begun on {}, and this is {}", progress.data, fresh.data);
-        return Err(Error::config("--data", message, "name the data set that the run was begun on"));
+        return Err(Error::config("--data", message, "give the data set that the run was begun on"));
     }
     start.from = trainer.step_count();
     if start.from > start.steps {
@@ -200,7 +200,7 @@ fn prepare(
     let chosen = request.device.open()?;
     let device = chosen.accelerator.map_or(Device::Cpu, Device::Accelerator);
     if request.resume.is_some() && config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) {
-        let message = "the run goes on in bf16, as it was begun, which is for accelerators, and this is the cpu";
+        let message = "the run was started in bf16, which needs an accelerator, but the device is the cpu";
         return Err(Error::config("training.precision", message, "resume it with --device cuda"));
     }
     config.training.precision = config.training.precision.settled(device.has_tensor_cores());

@@ -251,7 +251,7 @@ fn check_same(file: &ModelConfig, own: &ModelConfig) -> Result<()> {
         return Ok(());
     }
     let message = "the file holds another network than this task's";
-    Err(Error::config("model", message, "name a file that the same task trained"))
+    Err(Error::config("model", message, "give a file that the same task trained"))
 }
 
 fn check_shape(model: &ModelConfig, shape: [usize; 3]) -> Result<()> {

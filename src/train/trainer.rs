@@ -196,10 +196,10 @@ impl Trainer {
         match self.network() {
             Some(Network::Denoiser(model)) => Ok(model),
             Some(Network::Classifier(_)) => {
-                Err(Error::config("model.kind", "a classifier draws nothing", "name a diffusion model"))
+                Err(Error::config("model.kind", "a classifier draws nothing", "give a diffusion model"))
             }
             None => {
-                let message = "this network is no denoiser, so it draws nothing";
+                let message = "this network is not a denoiser, so it draws nothing";
                 Err(Error::config("model.kind", message, "let its criterion's network() name one"))
             }
         }
@@ -510,7 +510,7 @@ impl Trainer {
 }
 
 fn none_to_train_on() -> Error {
-    Error::config("data", "there are no training images", "name a set that has some")
+    Error::config("data", "there are no training images", "give a set that has some")
 }
 
 /// A model and a data set that cannot go together are told apart before anything is allocated.
@@ -525,7 +525,7 @@ fn check_fit(config: &Config, dataset: &Dataset) -> Result<()> {
                 dataset.size().with_channels(dataset.channels()),
                 size.with_channels(channels)
             ),
-            "set model.image_size and model.image_channels, or name another data set with --data",
+            "set model.image_size and model.image_channels, or give another data set with --data",
         ));
     }
     // A model without classes takes no labels.

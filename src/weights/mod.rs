@@ -71,7 +71,7 @@ impl WeightFile {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let metadata = file.metadata().map_err(Error::io(path, "read"))?;
         if !metadata.is_file() || metadata.len() == 0 {
-            return Err(Error::file(path, "holds no bytes of weights", "name a .pth or .safetensors file"));
+            return Err(Error::file(path, "holds no bytes of weights", "give a .pth or .safetensors file"));
         }
         // SAFETY: the bytes are only read. A file that somebody cuts short meanwhile would raise SIGBUS, as with any mapped
         // file; downloads of this engine are renamed into place.
@@ -143,7 +143,7 @@ impl WeightFile {
             return Ok(found);
         }
         let message = format!("its arrays are not those of the network: {}", faults.join("; "));
-        Err(Error::file(&self.path, message, "name a file of the same network, saved as its state_dict"))
+        Err(Error::file(&self.path, message, "give a file of the same network, saved as its state_dict"))
     }
 }
 

@@ -36,7 +36,7 @@ fn read(bytes: &[u8]) -> Parsed<BTreeMap<String, Pickled>> {
     let pickle = pickle::read_as(Dialect::Numpy, bytes, 0, "the pickle")?;
     let Value::Dict(entries) = &pickle.values[pickle.root] else {
         let message = format!("it holds {}, not a dictionary", pickle.values[pickle.root].kind());
-        return Err(Fault::new(message, "name a file of the data set as it was published"));
+        return Err(Fault::new(message, "give a file of the data set as it was published"));
     };
     let mut room = bytes.len();
     let mut values = BTreeMap::new();

@@ -61,7 +61,7 @@ fn a_model_of_two_classes_is_trained_resumed_and_sampled() {
         (&["c", "a"].map(String::from)[..], &config.data.classes)
     );
     // A run that has ended ends again, on the same images.
-    assert!(folder.succeed("train --resume run --device cpu").contains("goes on after step 3"));
+    assert!(folder.succeed("train --resume run --device cpu").contains("resumes after step 3"));
     folder.succeed("sample --model run --class C --steps 2 --device cpu --out c.png");
     assert!(folder.path("c.png").exists());
     let told = folder.fault("sample --model run --class b --steps 2 --device cpu --out b.png");
@@ -72,7 +72,7 @@ fn a_model_of_two_classes_is_trained_resumed_and_sampled() {
 fn bad_subsets_are_told_before_there_is_a_run() {
     let folder = Folder::new(&[]);
     for (arguments, told) in [
-        ("--classes a,cc", "data.classes: noise has no class `cc`; did you mean c? There are a, b, c"),
+        ("--classes a,cc", "data.classes: noise has no class `cc`; did you mean c? Known: a, b, c"),
         ("--classes a,A", "data.classes: a is named twice"),
         ("--classes ,", "--classes: an empty subset"),
         (
@@ -89,7 +89,7 @@ fn bad_subsets_are_told_before_there_is_a_run() {
         let text = folder.fault(&format!("{TRAIN} {arguments}"));
         assert!(text.contains(told) && !folder.path("run").exists(), "{arguments}: {text}");
     }
-    assert!(folder.fault("train --resume run --classes a").contains("--classes: a run that goes on keeps"));
+    assert!(folder.fault("train --resume run --classes a").contains("--classes: a resumed run keeps"));
 }
 
 #[test]

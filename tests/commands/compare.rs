@@ -278,7 +278,7 @@ fn no_model_is_judged_by_what_it_was_trained_on() {
     place.train("most", 1, &["data.shapes_count=230"]);
     place.faulty(
         &format!("flow.safetensors most.safetensors {SMALL}"),
-        "data set \"shapes\": 0 of its 20 held-out images are new to all the models; name another set with --data",
+        "data set \"shapes\": 0 of its 20 held-out images are new to all the models; give another set with --data",
     );
     // Three models, and a set that none of them knows.
     shapes(5, 100).write(place.path("others.safetensors"), false).unwrap();
@@ -307,7 +307,7 @@ fn what_cannot_be_compared_is_told_in_one_line() {
     Dataset::from_parts(unsplit).unwrap().write(place.path("unsplit.safetensors"), false).unwrap();
     Dataset::from_parts(strange).unwrap().write(place.path("strange.safetensors"), false).unwrap();
     for (arguments, told) in [
-        ("flow.safetensors", "compare: flow.safetensors alone: there is nothing to compare it with"),
+        ("flow.safetensors", "compare: flow.safetensors alone cannot be compared"),
         ("flow.safetensors absent.safetensors", "absent.safetensors: there is no such model file, run folder or"),
         (
             "flow.safetensors small.safetensors",
@@ -334,7 +334,7 @@ fn what_cannot_be_compared_is_told_in_one_line() {
         ("--steps 0", "--steps: flow: 0 denoising steps"),
         ("--steps 51", "--steps: fifty: 51 denoising steps on a schedule of 50; give 1 to 50"),
         ("--sampler euler", "--sampler: flow: no sampler is called `euler`"),
-        ("--out both.jpg", "--out: both.jpg is no PNG"),
+        ("--out both.jpg", "--out: both.jpg is not a PNG"),
         ("--data absent.safetensors", "absent.safetensors: cannot open"),
         ("--data unsplit.safetensors", "data set \"kept\": it holds no images out: a model may know all of them"),
     ] {
@@ -343,10 +343,10 @@ fn what_cannot_be_compared_is_told_in_one_line() {
     // Classes that nobody knows: without them where that can be done.
     let json = place.json(&format!("{BOTH} --data strange.safetensors {SMALL}"));
     let notes = json["notes"].to_string();
-    assert!(notes.contains("flow denoises 2 of the 2 images without being told their class"), "{notes}");
+    assert!(notes.contains("flow denoises 2 of the 2 images without their class"), "{notes}");
     assert!(notes.contains("20 images asked, there are 2"), "{notes}");
     place
-        .faulty("flow.safetensors bare.safetensors --data strange.safetensors", "--data: bare knows no class x and no");
+        .faulty("flow.safetensors bare.safetensors --data strange.safetensors", "--data: bare has no class x and no");
     assert!(!place.path("both.jpg").exists());
 }
 

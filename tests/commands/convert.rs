@@ -125,7 +125,7 @@ fn what_cannot_be_converted_is_one_error_and_overwrites_nothing() {
         assert!(message.contains(told) && !path("new.safetensors").exists(), "{input}: {message}");
     }
     let message = fault(&convert(&["model.safetensors", "taken.safetensors"], folder.path()));
-    assert!(message.contains("taken.safetensors: exists already") && message.contains("--force"), "{message}");
+    assert!(message.contains("taken.safetensors: already exists") && message.contains("--force"), "{message}");
     let message = fault(&convert(&["model.safetensors", "empty", "--force"], folder.path()));
     assert!(message.contains("is a folder"), "{message}");
     let message = fault(&convert(&["model.safetensors", "new.safetensors", "--weights", "raw"], folder.path()));

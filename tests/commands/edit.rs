@@ -387,8 +387,8 @@ fn the_command_line_interpolates_into_strips_and_animations() {
     for (arguments, told) in [
         ("interpolate --seeds 1 2 --frames 1 --out x.png", "--frames: 1 frames"),
         ("interpolate --seeds 1 2 --sampler ddpm --out x.png", "--sampler: the sampler adds noise"),
-        ("interpolate --seeds 1 2 --out x.bmp", "--out: x.bmp is no kind of file"),
-        ("interpolate --seeds 1 2 --out 1.png", "1.png: exists already"),
+        ("interpolate --seeds 1 2 --out x.bmp", "--out: x.bmp is not a supported kind of file"),
+        ("interpolate --seeds 1 2 --out 1.png", "1.png: already exists"),
         ("interpolate --images 1.png no.png --out x.png", "no.png: cannot open"),
         ("interpolate --seeds 1 2 --class z --out x.png", "--class: the model has no class `z`"),
     ] {
@@ -443,13 +443,13 @@ fn the_command_line_edits_given_images() {
         ("inpaint --image 1.png --mask black.png --out x.png", "black.png: this mask leaves nothing to fill"),
         ("inpaint --image 1.png --mask no.png --out x.png", "no.png: cannot open"),
         ("inpaint --image 1.png --mask mask.png --resample 0 --out x.png", "--resample: "),
-        ("inpaint --image 1.png --mask mask.png --out filled.png", "filled.png: exists already"),
+        ("inpaint --image 1.png --mask mask.png --out filled.png", "filled.png: already exists"),
         ("upscale --image small.png --factor 3 --out x.png", "--factor: "),
         ("vary --image 1.png --strength 2 --out x.png", "--strength: a strength of 2 is outside [0, 1]"),
         ("vary --image 1.png --count 0 --out x.png", "--count: 0 images"),
         ("vary --image 1.png --steps 0 --out x.png", "0 denoising steps"),
         ("vary --image model.safetensors --out x.png", "model.safetensors: is a safetensors file, not a picture"),
-        ("vary --image 1.png --out x.gif", "--out: x.gif would be an animation"),
+        ("vary --image 1.png --out x.gif", "--out: x.gif is an animation format"),
     ] {
         let message = place.fault(arguments);
         assert!(message.contains(told), "{arguments}: {message}");

@@ -265,7 +265,7 @@ fn ranks_that_do_not_fit_together_say_so_and_write_nothing() {
     let mut command = train(place.path(), &["--processes", "2"], &TINY);
     let (success, text) =
         wait(command.env("RANK", "0").env("WORLD_SIZE", "2").env("MASTER_ADDR", "h").spawn().unwrap(), LONG);
-    assert!(!success && text.contains("--processes: 2 processes are asked for, and torchrun has started"), "{text}");
+    assert!(!success && text.contains("--processes: 2 processes are requested, but torchrun has started"), "{text}");
 }
 
 /// A port that nobody has.

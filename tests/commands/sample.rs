@@ -228,7 +228,7 @@ fn a_folder_gets_single_images_that_are_not_written_over_unasked() {
     assert_eq!(pixels, values[3 * 3072..][..3072]);
 
     let text = fault(&run.sample(&arguments));
-    assert!(text.contains("00000-circle.png: exists already") && text.contains("--force"), "{text}");
+    assert!(text.contains("00000-circle.png: already exists") && text.contains("--force"), "{text}");
     assert!(run.sample(&[&arguments[..], &["--force"]].concat()).status.success());
 }
 
@@ -485,7 +485,7 @@ fn what_cannot_be_repeated_is_told_in_one_line() {
     let image = engine::picture::Image::filled(4, 4, [9; 3]);
     let with = |text: &[(&str, &str)]| engine::picture::write_png(run.path("x.png"), &image, text).unwrap();
     with(&[]);
-    assert!(like(&["x.png"]).contains("x.png: holds no sampling parameters; name a PNG that"));
+    assert!(like(&["x.png"]).contains("x.png: holds no sampling parameters; give a PNG that"));
     let recipe = read_png(run.path("p.png")).unwrap().1.into_iter().find(|text| text.0 == "engine.sampling").unwrap().1;
     let bf16 = recipe.replace(r#""precision":"f32""#, r#""precision":"bf16""#);
     let vast = recipe.replace(r#""count":1"#, r#""count":1000000000000"#);

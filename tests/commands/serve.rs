@@ -244,7 +244,7 @@ fn bad_input_is_refused_in_a_sentence_and_leaves_no_trace() {
         (json!({ "class": 99 }), "class"),
         (json!({ "count": 0 }), "count"),
         (json!({ "count": 1000 }), "count"),
-        (json!({ "count": -1 }), "the body is no request"),
+        (json!({ "count": -1 }), "the body is not a valid request"),
         (json!({ "steps": 0 }), "steps"),
         (json!({ "steps": 201 }), "steps"),
         (json!({ "timesteps": [] }), "timesteps"),

@@ -110,7 +110,7 @@ fn a_run_goes_on_in_its_precision() {
             std::fs::remove_file(engine.file(out).join(file)).unwrap();
         }
     }
-    engine.refused(&["train", "--resume", "half", "--device", "cpu"], &["goes on in bf16", "--device cuda"]);
+    engine.refused(&["train", "--resume", "half", "--device", "cpu"], &["started in bf16", "--device cuda"]);
     let said = engine.ok(&["train", "--resume", "whole", "--device", "DEVICE"]);
     assert!(tells(&said, "f32"), "{said}");
 }

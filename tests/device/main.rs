@@ -61,7 +61,7 @@ fn device_with(test: &str, environment: &[(&str, &str)]) -> Option<(MutexGuard<'
 fn open() -> Result<Device, String> {
     let choice = choice();
     let chosen = choice.parse::<DeviceChoice>().and_then(DeviceChoice::open).map_err(|error| error.to_string())?;
-    chosen.accelerator.map(Device::Accelerator).ok_or_else(|| format!("ENGINE_DEVICE={choice} is no GPU"))
+    chosen.accelerator.map(Device::Accelerator).ok_or_else(|| format!("ENGINE_DEVICE={choice} is not a GPU"))
 }
 
 /// The device that is asked for.

@@ -122,7 +122,7 @@ fn small_profile_tells_everything() {
     let (done, _, errors) = profile.command(&[&SMALL[..], &["--counters", "c.json", "--on", "b200"]].concat(), &[]);
     assert!(!done && errors.contains("on b200"), "{errors}");
     let (done, _, errors) = profile.command(&["--preset", "quickstart", "--batch", "4", "--counters", "c.json"], &[]);
-    assert!(!done && errors.contains("c.json: it has the counters of") && errors.lines().count() == 1, "{errors}");
+    assert!(!done && errors.contains("c.json: it holds the counters of") && errors.lines().count() == 1, "{errors}");
 }
 
 #[test]

@@ -123,7 +123,7 @@ fn killed_at_random_moments_the_example_ends_with_the_same_bits() {
         let output = command.args(arguments).current_dir(base.path()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{text}");
-        assert!(text.contains("`tiny` is no part of the engine: its code is needed"), "{text}");
+        assert!(text.contains("`tiny` is not part of the engine: its code is needed"), "{text}");
     }
     // With its code it is a model like any other.
     let load = |task: &Denoise, folder: &Path| -> Result<engine::pipeline::Model> {

@@ -146,7 +146,7 @@ fn the_plan_counts_the_network_of_evaluations() {
 #[test]
 fn plans_that_cannot_be_made_are_told() {
     assert!(fault(&["plan", "--preset", "dit-cifr10"]).contains("did you mean dit-cifar10?"));
-    assert!(fault(&["plan", "--on", "abacus"]).contains("there are h100"));
+    assert!(fault(&["plan", "--on", "abacus"]).contains("use one of h100"));
     assert!(fault(&["plan", "--batch", "0"]).contains("--batch"));
     assert!(fault(&["plan", "--config", "missing.yaml"]).contains("missing.yaml"));
     assert!(fault(&["plan", "--set", "model.deep=3"]).contains("depth"));

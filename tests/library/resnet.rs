@@ -19,7 +19,7 @@ fn training_error(file: &str, device: Device, precision: DType) -> (f64, String)
     let golden = Whole::load(file);
     let config: serde_json::Value = serde_json::from_str(&golden.metadata["model"]).unwrap();
     let config: engine::models::ModelConfig = serde_json::from_value(config).unwrap();
-    let engine::models::ModelConfig::Resnet(config) = config else { panic!("{file} is no residual network's") };
+    let engine::models::ModelConfig::Resnet(config) = config else { panic!("{file} is not a residual network's") };
     let (seed, batch): (u64, usize) =
         (golden.metadata["seed"].parse().unwrap(), golden.metadata["batch"].parse().unwrap());
     let context = poisoned(device);

@@ -355,7 +355,7 @@ fn an_interrupt_saves_and_says_how_to_go_on() {
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let rest = reader.join().unwrap();
-    assert!(rest.contains("is saved; go on with `engine train --resume"), "{rest}");
+    assert!(rest.contains("is saved; resume with `engine train --resume"), "{rest}");
     assert_eq!(list_checkpoints(&out.join("checkpoints")).unwrap().len(), 1);
 }
 
@@ -367,7 +367,7 @@ fn one_folder_takes_one_run() {
     finish(request(&out, &[]));
     let before = tensors(&out.join("model.safetensors"));
     let again = engine(&with_tiny(&["--out", name])).output().unwrap();
-    assert_refused(&again, &[name, "holds a run already", "--resume"]);
+    assert_refused(&again, &[name, "already holds a run", "--resume"]);
     let held = RunFolder::resume(&out).unwrap();
     assert_refused(&engine(&["--resume", name]).output().unwrap(), &[name, "another process"]);
     drop(held);

@@ -71,7 +71,7 @@ impl FromStr for DeviceChoice {
             Some(("cuda", digits)) => number(digits).map(Self::Cuda),
             _ => None,
         }
-        .ok_or_else(|| Error::config("--device", format!("{text:?} is no device"), "use auto, cpu, cuda or cuda:N"))
+        .ok_or_else(|| Error::config("--device", format!("{text:?} is not a device"), "use auto, cpu, cuda or cuda:N"))
     }
 }
 

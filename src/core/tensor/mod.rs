@@ -125,7 +125,7 @@ impl Tensor {
     /// Refuses to write to memory that is somebody else's.
     fn check_writable(&self, op: &'static str) -> Result<()> {
         match self.storage.is_borrowed() {
-            true => Err(Error::shape(op, format!("{self:?} is somebody else's memory, which is only read"))),
+            true => Err(Error::shape(op, format!("{self:?} is borrowed memory, which is read-only"))),
             false => Ok(()),
         }
     }
@@ -158,7 +158,7 @@ impl Tensor {
     #[allow(clippy::mut_from_ref)] // tensors are handles; the discipline above replaces the borrow
     pub(crate) fn host_mut<T: Element>(&self) -> &mut [T] {
         self.assert_host::<T>();
-        assert!(!self.storage.is_borrowed(), "a write to somebody else's memory");
+        assert!(!self.storage.is_borrowed(), "a write to borrowed memory");
         // SAFETY: as in `host`; the caller keeps the discipline stated above.
         unsafe { std::slice::from_raw_parts_mut(self.address() as *mut T, self.len()) }
     }

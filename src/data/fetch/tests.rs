@@ -237,7 +237,7 @@ fn a_place_that_is_not_there_is_an_error_at_once() {
     let error = fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap_err().to_string();
     assert!(error.contains("cannot be fetched"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(5));
-    assert!(fetch("cifar11", &FetchOptions::default()).unwrap_err().to_string().contains("name one of cifar10"));
+    assert!(fetch("cifar11", &FetchOptions::default()).unwrap_err().to_string().contains("use one of cifar10"));
 }
 
 /// Published weights of which the first digits of the checksum are known.
@@ -319,7 +319,7 @@ fn weights_of_another_checksum_or_length_are_refused() {
         fetch().unwrap();
     }
     let fault = |name| fetch_weights(name, &FetchOptions::default()).unwrap_err().to_string();
-    assert!(fault("resnet19").contains("name one of resnet18"));
+    assert!(fault("resnet19").contains("use one of resnet18"));
     assert!(fault("cifar10").contains("engine data fetch cifar10"));
     for weights in &WEIGHTS {
         let digits = weights.file.name.rsplit(['-', '.']).nth(1).unwrap();

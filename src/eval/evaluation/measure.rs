@@ -152,7 +152,7 @@ fn pictures<'a>(reference: Option<&'a Reference>, what: &str) -> Result<&'a Feat
         Reference::Pictures(set) => Ok(set),
         Reference::Statistics(_) => {
             let message = format!("{what} cannot be had of mean and covariance alone");
-            Err(Error::config("--reference", message, "name the pictures, or leave the metric out of --metrics"))
+            Err(Error::config("--reference", message, "give the pictures, or leave the metric out of --metrics"))
         }
     }
 }
@@ -233,7 +233,7 @@ fn limit(
 fn accuracy(asking: &Asking) -> Result<Option<Measured>> {
     let Some((labels, logits)) = &asking.classes else {
         let message = "class accuracy needs a classifier and samples of known classes";
-        return Err(Error::config("--classifier", message, "name a classifier, and a model with classes"));
+        return Err(Error::config("--classifier", message, "give a classifier, and a model with classes"));
     };
     let mut confusion = Confusion::new(logits.width());
     for (index, label) in labels.iter().enumerate() {

@@ -76,7 +76,7 @@ impl Gaussian {
         }
         let wrong = |message: String| Err(Error::config("statistics", message, "give the moments of features"));
         if mean.iter().chain(covariance).any(|x| !x.is_finite()) {
-            return wrong("a value is no finite number".into());
+            return wrong("a value is not finite".into());
         }
         let trace: f64 = (0..width).map(|i| covariance[i * width + i]).sum();
         let largest = covariance.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));

@@ -119,7 +119,7 @@ impl Architecture for LinearTransformerConfig {
         divides("num_heads", self.num_heads, "hidden_dim", self.hidden_dim)?;
         divides("norm_groups", self.norm_groups, "refine_channels", self.refine_channels)?;
         if !self.hidden_dim.is_multiple_of(4) {
-            let message = format!("{} is no multiple of 4, as two-dimensional positions need it", self.hidden_dim);
+            let message = format!("{} is not a multiple of 4, as two-dimensional positions need it", self.hidden_dim);
             let mend = format!("give {}", self.hidden_dim.next_multiple_of(4));
             return Err(Error::config("model.hidden_dim", message, mend));
         }

@@ -77,7 +77,7 @@ impl Pretrained {
     pub fn adapted(mut self, stem: Stem, channels: usize) -> Result<Self> {
         let (out, from) = (self.config.widths[0], self.config.image_channels);
         let Some(mut weight) = self.arrays.remove("conv1.weight") else {
-            return Err(Error::config("model.backbone", "it has no conv1.weight", "name a file of a whole network"));
+            return Err(Error::config("model.backbone", "it has no conv1.weight", "give a file of a whole network"));
         };
         match (self.config.stem, stem) {
             (Stem::Imagenet, Stem::Small) => weight = centre(&weight, out, from),
@@ -91,7 +91,7 @@ impl Pretrained {
             (from, 1) if from > 1 => weight = weight.chunks_exact(from).map(|colours| colours.iter().sum()).collect(),
             (from, channels) if from != channels => {
                 let message = format!("the network was made for {from} colour channels, the images have {channels}");
-                return Err(Error::config("model.image_channels", message, "name another backbone"));
+                return Err(Error::config("model.image_channels", message, "give another backbone"));
             }
             _ => {}
         }
@@ -107,7 +107,7 @@ fn config_of(file: &WeightFile) -> Result<ResnetConfig> {
     let shape = |name: &str| arrays.get(name).map(|array| array.shape.as_slice());
     let foreign = |what: &str| {
         let message = format!("no residual network of torchvision's basic blocks: {what}");
-        Error::file(file.path(), message, "name a state_dict of resnet18 or resnet34")
+        Error::file(file.path(), message, "give a state_dict of resnet18 or resnet34")
     };
     let (mut blocks, mut widths) = (Vec::new(), Vec::new());
     for layer in 1..=8 {

@@ -188,7 +188,7 @@ impl Architecture for UnetConfig {
         {
             let all: Vec<String> = sizes.iter().map(|size| size.height.to_string()).collect();
             let message = format!("no level is {stranger} pixels high");
-            return Err(Error::config("model.attention_sizes", message, format!("there are {}", all.join(", "))));
+            return Err(Error::config("model.attention_sizes", message, format!("use one of {}", all.join(", "))));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             let message = format!("{} is outside [0, 1)", self.dropout);

@@ -2,7 +2,7 @@
 
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 
-/** The texts of a PNG by keyword, of `tEXt` and uncompressed `iTXt` chunks; null for what is no PNG. */
+/** The texts of a PNG by keyword, of `tEXt` and uncompressed `iTXt` chunks; null for what is not a PNG. */
 export function texts(bytes) {
   if (SIGNATURE.some((byte, at) => bytes[at] !== byte)) return null;
   const found = {};

@@ -61,7 +61,7 @@ fn load() -> Result<Functions, String> {
     fn symbol<T: Copy>(library: &Library, name: &str) -> Result<T, String> {
         // SAFETY: the types are those of nccl.h, which have not changed since NCCL 2.0.
         let found = unsafe { library.get::<T>(name.as_bytes()) };
-        found.map(|symbol| *symbol).map_err(|_| format!("libnccl has no {name}: it is no NCCL"))
+        found.map(|symbol| *symbol).map_err(|_| format!("libnccl has no {name}: it is not NCCL"))
     }
     Ok(Functions {
         get_unique_id: symbol(&library, "ncclGetUniqueId")?,
