@@ -385,7 +385,7 @@ mod tests {
         ];
         assert_eq!(dataset_json(edm).unwrap(), expected);
         assert_eq!(dataset_json(br#"{"labels": null}"#).unwrap(), []);
-        assert!(dataset_json(br#"{"labels": [["a.png", [0.5, 0.2]]]}"#).unwrap_err().contains("no class"));
+        assert!(dataset_json(br#"{"labels": [["a.png", [0.5, 0.2]]]}"#).unwrap_err().contains("not a class"));
     }
 
     #[test]

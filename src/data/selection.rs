@@ -327,7 +327,7 @@ mod tests {
         let expected =
             "data.classes: shapes has no class `Stripe`; did you mean stripes? Known: circle, ring, square, ";
         assert!(told.starts_with(expected), "{told}");
-        assert!(fault(shapes.subset(&names(&["10"]))).contains("no class `10`; there are circle, "));
+        assert!(fault(shapes.subset(&names(&["10"]))).contains("no class `10`; use one of circle, "));
         let told = fault(shapes.subset(&names(&["ring", "star", "RING"])));
         assert_eq!(told, "data.classes: ring is named twice; name each class once");
         assert!(fault(shapes.subset(&[])).starts_with("data.classes: an empty subset"));

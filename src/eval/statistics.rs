@@ -131,7 +131,7 @@ mod tests {
         for (arrays, part) in [
             (vec![("mu", numbers(&[1], &[1.0]))], "lacks mu or sigma"),
             (vec![("mu", numbers(&[2], &[1.0; 2])), ("sigma", numbers(&[2], &[1.0; 2]))], "do not fit"),
-            (vec![("mu", numbers(&[1], &[f64::NAN])), ("sigma", numbers(&[1, 1], &[1.0]))], "no finite number"),
+            (vec![("mu", numbers(&[1], &[f64::NAN])), ("sigma", numbers(&[1, 1], &[1.0]))], "not finite"),
         ] {
             write_npz(&path, &arrays).unwrap();
             let message = Statistics::read(&path).unwrap_err().to_string();

@@ -65,7 +65,7 @@ fn a_model_of_two_classes_is_trained_resumed_and_sampled() {
     folder.succeed("sample --model run --class C --steps 2 --device cpu --out c.png");
     assert!(folder.path("c.png").exists());
     let told = folder.fault("sample --model run --class b --steps 2 --device cpu --out b.png");
-    assert!(told.contains("the model has no class `b`; there are c, a, or a number below 2"), "{told}");
+    assert!(told.contains("the model has no class `b`; use one of c, a, or a number below 2"), "{told}");
 }
 
 #[test]

@@ -271,7 +271,7 @@ fn what_cannot_be_classified_is_told_in_one_line() {
             "its images are 32x32x3, the model's 8x8x3; give another with --data",
         ),
         ("--model model.safetensors --data unsplit.safetensors", "it has no test images; give --split train"),
-        ("--model model.safetensors --data foreign.safetensors", "--data: foreign has no class `red`; there are x, y"),
+        ("--model model.safetensors --data foreign.safetensors", "--data: foreign has no class `red`; use one of x, y"),
         ("--model model.safetensors absent.png", "absent.png: cannot open"),
         ("--model absent.safetensors large.png", "there is no such model file"),
     ] {

@@ -187,7 +187,7 @@ fn the_model_has_the_size_the_channels_and_the_classes_of_its_data() {
     let sample =
         |more: &[&str]| engine(folder.path(), &[&["sample", "--model", "run", "--device", "cpu"], more].concat());
     let (done, _, told) = sample(&["--class", "5"]);
-    assert!(!done && told.contains("--class: the model has no class `5`; there are a dog, cat"), "{told}");
+    assert!(!done && told.contains("--class: the model has no class `5`; use one of a dog, cat"), "{told}");
     // Labelled samples are a data set; two sets are trained on together.
     let (done, _, told) = sample(&["--count", "4", "--out", "drawn.safetensors"]);
     assert!(done, "{told}");

@@ -315,7 +315,7 @@ fn a_trainer_of_a_task_saves_and_goes_on_without_a_folder() {
     assert!(whole.parameters().download().unwrap() == resumed.parameters().download().unwrap());
     // Only a denoiser can be sampled from.
     let error = whole.sampler(&whole.config().sampling.clone(), 1, 0).err().unwrap().to_string();
-    assert!(error.contains("no denoiser"), "{error}");
+    assert!(error.contains("not a denoiser"), "{error}");
     // A task whose record and network disagree is told.
     let wrong = CustomConfig { image_size: 28.into(), ..CustomConfig::default() };
     let error = Trainer::plan(

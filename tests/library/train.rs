@@ -276,7 +276,7 @@ fn a_run_grows_longer_under_a_constant_learning_rate_alone() {
     assert!(tensors(&long.join("model.safetensors")) == tensors(&short.join("model.safetensors")));
     assert_eq!(Config::from_file(short.join("config.yaml")).unwrap().training.num_steps, Some(12));
     let message = |request| train(request, &mut |_| ()).unwrap_err().to_string();
-    assert!(message(TrainRequest { steps: Some(8), ..resume(&short) }).contains("12 steps long already"));
+    assert!(message(TrainRequest { steps: Some(8), ..resume(&short) }).contains("already has 12 steps"));
     let cosine = base.path().join("cosine");
     finish(request(&cosine, &[]));
     assert!(message(TrainRequest { steps: Some(20), ..resume(&cosine) }).contains("training.lr_schedule"));
@@ -415,7 +415,7 @@ fn damaged_checkpoints_are_passed_over_and_never_trusted() {
     let refused = engine(&["--quiet", "--resume", out.to_str().unwrap()]).output().unwrap();
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1));
-    assert!(text.contains("none of its") && text.contains("begin a new run"), "{text}");
+    assert!(text.contains("none of its") && text.contains("start a new run"), "{text}");
     assert!(found.iter().zip(&before).all(|((_, path), bytes)| fs::read(path).unwrap() == *bytes));
     // Mended again, it goes on from step 6.
     for (path, bytes) in sound {
