@@ -54,7 +54,7 @@ impl Dataset {
             let label = self.class_label(class)?;
             let name = &self.class_names()[label];
             if renumbered[label].replace(new as u16).is_some() {
-                return Err(Error::config(CLASSES, format!("{name} is named twice"), "name each class once"));
+                return Err(Error::config(CLASSES, format!("{name} is given twice"), "give each class once"));
             }
             names.push(name.clone());
         }
@@ -329,7 +329,7 @@ mod tests {
         assert!(told.starts_with(expected), "{told}");
         assert!(fault(shapes.subset(&names(&["10"]))).contains("no class `10`; use one of circle, "));
         let told = fault(shapes.subset(&names(&["ring", "star", "RING"])));
-        assert_eq!(told, "data.classes: ring is named twice; name each class once");
+        assert_eq!(told, "data.classes: ring is given twice; give each class once");
         assert!(fault(shapes.subset(&[])).starts_with("data.classes: an empty subset"));
         let told = fault(set().subset(&names(&["c"])));
         assert_eq!(told, "data.classes: small has no validation images of c; name further classes");

@@ -73,7 +73,7 @@ fn bad_subsets_are_told_before_there_is_a_run() {
     let folder = Folder::new(&[]);
     for (arguments, told) in [
         ("--classes a,cc", "data.classes: noise has no class `cc`; did you mean c? Known: a, b, c"),
-        ("--classes a,A", "data.classes: a is named twice"),
+        ("--classes a,A", "data.classes: a is given twice"),
         ("--classes ,", "--classes: an empty subset"),
         (
             "--classes a,b --set model.num_classes=3",

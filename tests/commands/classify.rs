@@ -264,7 +264,7 @@ fn what_cannot_be_classified_is_told_in_one_line() {
         ("--model none.safetensors --data ramps.safetensors", "--model: the model was trained without classes"),
         (
             "--model one.safetensors --data ramps.safetensors",
-            "--classes: 1 class alone: there is nothing to tell apart",
+            "--classes: 1 class: there is nothing to classify",
         ),
         (
             "--model model.safetensors --data builtin",
@@ -281,7 +281,7 @@ fn what_cannot_be_classified_is_told_in_one_line() {
         ("--classes blue", "--classes: 1 class alone"),
         ("--classes blue,gren", "--classes: the model has no class `gren`; did you mean Green?"),
         ("--classes blue,none", "--classes: label 3 of a model of 3 classes"),
-        ("--classes blue,BLUE", "--classes: blue is named twice"),
+        ("--classes blue,BLUE", "--classes: blue is given twice"),
         ("--count 0", "--count: 0 images"),
         ("--levels 0", "--levels: 0 noise levels"),
         ("--draws 0", "--draws: 0 draws of noise"),

@@ -270,7 +270,7 @@ fn no_model_is_judged_by_what_it_was_trained_on() {
     let json = place.json(&format!("flow.safetensors more.safetensors {SMALL}"));
     let notes: Vec<&str> = json["notes"].as_array().unwrap().iter().map(|note| note.as_str().unwrap()).collect();
     assert_eq!(json["settings"]["images"].as_u64(), Some(2));
-    assert!(notes.contains(&"18 of 20 held-out images are left out: models were trained on the same"), "{notes:?}");
+    assert!(notes.contains(&"18 of 20 held-out images are left out, because models were trained on them"), "{notes:?}");
     assert!(
         notes[0].contains("more was trained on shapes (220 images, seed 0), flow on shapes (200 images"),
         "{notes:?}"
@@ -278,7 +278,7 @@ fn no_model_is_judged_by_what_it_was_trained_on() {
     place.train("most", 1, &["data.shapes_count=230"]);
     place.faulty(
         &format!("flow.safetensors most.safetensors {SMALL}"),
-        "data set \"shapes\": 0 of its 20 held-out images are new to all the models; give another set with --data",
+        "data set \"shapes\": 0 of its 20 held-out images are unseen by all models; give another set with --data",
     );
     // Three models, and a set that none of them knows.
     shapes(5, 100).write(place.path("others.safetensors"), false).unwrap();
@@ -336,7 +336,7 @@ fn what_cannot_be_compared_is_told_in_one_line() {
         ("--sampler euler", "--sampler: flow: no sampler is called `euler`"),
         ("--out both.jpg", "--out: both.jpg is not a PNG"),
         ("--data absent.safetensors", "absent.safetensors: cannot open"),
-        ("--data unsplit.safetensors", "data set \"kept\": it holds no images out: a model may know all of them"),
+        ("--data unsplit.safetensors", "data set \"kept\": it has no held-out images"),
     ] {
         place.faulty(&format!("{BOTH} {arguments}"), told);
     }
@@ -344,7 +344,7 @@ fn what_cannot_be_compared_is_told_in_one_line() {
     let json = place.json(&format!("{BOTH} --data strange.safetensors {SMALL}"));
     let notes = json["notes"].to_string();
     assert!(notes.contains("flow denoises 2 of the 2 images without their class"), "{notes}");
-    assert!(notes.contains("20 images asked, there are 2"), "{notes}");
+    assert!(notes.contains("20 images requested, 2 available"), "{notes}");
     place
         .faulty("flow.safetensors bare.safetensors --data strange.safetensors", "--data: bare has no class x and no");
     assert!(!place.path("both.jpg").exists());

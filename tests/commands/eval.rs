@@ -263,7 +263,7 @@ fn pictures_are_compared_and_statistics_go_in_and_out() {
     std::fs::create_dir(place.at("nested")).unwrap();
     std::fs::rename(place.at("b"), place.at("nested/b")).unwrap();
     let (_, err) = place.succeed(&format!("{call} fid --reference nested --out nested-out"));
-    assert!(err.contains("40 of 40 pictures of nested lie in folders below it"), "{err}");
+    assert!(err.contains("40 of 40 pictures of nested are in subfolders"), "{err}");
     assert!((place.json("nested-out")["fd_score"].as_f64().unwrap() / direct - 1.0).abs() < 1e-9);
 }
 
@@ -289,7 +289,7 @@ fn wrong_input_is_one_clear_error() {
         (format!("--samples a --reference wide.npz {by} fid"), "statistics of 3 features"),
         (format!("--samples a --reference cut.npz {by} fid"), "cut.npz"),
         (format!("--samples a --reference b {by} accuracy"), "class accuracy needs a classifier"),
-        (format!("--samples a {by} fid"), "a distance needs something to measure from"),
+        (format!("--samples a {by} fid"), "a distance needs a reference"),
         (format!("--reference b {by} fid"), "nothing to evaluate"),
         ("--samples a --reference b --inception model.safetensors".into(), "no InceptionV3 of 2015"),
         ("--samples a --reference b".into(), "engine fetch inception"),
