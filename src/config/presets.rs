@@ -5,13 +5,13 @@
 pub struct Preset {
     /// The name that `--preset` takes.
     pub name: &'static str,
-    /// What it is for, in one line.
+    /// A one-line description of its purpose.
     pub description: &'static str,
-    /// The YAML text: what differs from [`Config::default`](super::Config::default).
+    /// The YAML text: the differences from [`Config::default`](super::Config::default).
     pub yaml: &'static str,
 }
 
-/// All presets, the one that `engine train` takes by itself first.
+/// All presets; the first is the default of `engine train`.
 pub fn presets() -> &'static [Preset] {
     &[
         Preset {

@@ -440,7 +440,7 @@ fn the_command_line_edits_given_images() {
 
     for (arguments, told) in [
         ("inpaint --image 1.png --mask small.png --out x.png", "small.png: this mask is 4x4 pixels, the image 8x8"),
-        ("inpaint --image 1.png --mask black.png --out x.png", "black.png: this mask leaves nothing to fill"),
+        ("inpaint --image 1.png --mask black.png --out x.png", "black.png: this mask has no white area"),
         ("inpaint --image 1.png --mask no.png --out x.png", "no.png: cannot open"),
         ("inpaint --image 1.png --mask mask.png --resample 0 --out x.png", "--resample: "),
         ("inpaint --image 1.png --mask mask.png --out filled.png", "filled.png: already exists"),
