@@ -209,7 +209,7 @@ impl Config {
             ("sampling", self.sampling != SamplingConfig::default()),
         ] {
             if changed {
-                let message = "the model is a classifier: it takes no noise away and draws nothing";
+                let message = "the model is a classifier: it does not denoise, so it cannot draw";
                 return Err(Error::config(section, message, "leave this section out"));
             }
         }

@@ -129,7 +129,7 @@ fn what_cannot_be_converted_is_one_error_and_overwrites_nothing() {
     let message = fault(&convert(&["model.safetensors", "empty", "--force"], folder.path()));
     assert!(message.contains("is a folder"), "{message}");
     let message = fault(&convert(&["model.safetensors", "new.safetensors", "--weights", "raw"], folder.path()));
-    assert!(message.contains("holds the ema weights alone") && message.contains("checkpoint"), "{message}");
+    assert!(message.contains("holds only the ema weights") && message.contains("checkpoint"), "{message}");
     assert_eq!(fs::read(path("taken.safetensors")).unwrap(), b"precious");
     assert_eq!(fs::read(path("model.safetensors")).unwrap(), whole);
 

@@ -374,7 +374,7 @@ fn steps_are_spread_named_or_listed_and_what_is_dropped_is_told() {
     }
     let text = told(&["--timesteps", "999,500,500,-3,20,4000", "--sampler", "dpmpp2m"]);
     assert!(
-        text.contains("note: 6 timesteps asked, 3 remain: 1 repeat is dropped, 2 outside 0…999 are dropped"),
+        text.contains("note: 6 timesteps requested, 3 remain: 1 repeat is dropped, 2 outside 0…999 are dropped"),
         "{text}"
     );
     assert!(text.contains("(dpmpp2m 3 steps"), "{text}");
@@ -400,7 +400,7 @@ fn steps_are_spread_named_or_listed_and_what_is_dropped_is_told() {
     untrained(&config).save(run.path("model.safetensors")).unwrap();
     let text = told(&["--schedule", "logarithmic", "--steps", "50", "--sampler", "ddim"]);
     assert!(
-        text.contains("note: 50 steps asked, 42 remain after repeats") && text.contains("(ddim 42 steps"),
+        text.contains("note: 50 steps requested, 42 remain after repeats") && text.contains("(ddim 42 steps"),
         "{text}"
     );
 }
