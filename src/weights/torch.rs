@@ -101,7 +101,7 @@ fn read_stream(file: &[u8]) -> Parsed<BTreeMap<String, WeightArray>> {
             return Err(Fault::damaged(message));
         };
         if storages.insert(key, bytes).is_some() {
-            return Err(Fault::damaged(format!("storage {} is there twice", short(key))));
+            return Err(Fault::damaged(format!("storage {} occurs twice", short(key))));
         }
         at += 8 + bytes.len();
     }
@@ -162,7 +162,7 @@ fn arrays(
         room -= count;
         let array = WeightArray { shape: tensor.shape.clone(), values: elements(name, tensor, count, storages)? };
         if arrays.insert(name.to_owned(), array).is_some() {
-            return Err(Fault::damaged(format!("{} is there twice", short(name))));
+            return Err(Fault::damaged(format!("{} occurs twice", short(name))));
         }
     }
     Ok(arrays)

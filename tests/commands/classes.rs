@@ -74,7 +74,7 @@ fn bad_subsets_are_told_before_there_is_a_run() {
     for (arguments, told) in [
         ("--classes a,cc", "data.classes: noise has no class `cc`; did you mean c? Known: a, b, c"),
         ("--classes a,A", "data.classes: a is given twice"),
-        ("--classes ,", "--classes: an empty subset"),
+        ("--classes ,", "--classes: the list of classes is empty"),
         (
             "--classes a,b --set model.num_classes=3",
             "model.num_classes: 2 classes in data.classes, 3 in the model; set it to 2",

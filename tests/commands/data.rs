@@ -152,8 +152,8 @@ fn a_folder_of_mixed_photos_trains_and_draws_in_one_command() {
         "pictures: turned from grey to RGB",
         "pictures: laid on the background where transparent",
         "pictures: resized to 32x32 (--fit crop), since they have several sizes",
-        "note: passed over 1 files that are no pictures: notes.txt",
-        "note: passed over 1 hidden files and folders: .thumbnails",
+        "note: skipped 1 files that are not pictures: notes.txt",
+        "note: skipped 1 hidden files and folders: .thumbnails",
         "the model follows the data: without classes",
     ] {
         assert!(said.contains(part), "{said:?} lacks {part:?}");

@@ -1,4 +1,4 @@
-//! The data set file: what it holds, and what is refused.
+//! The data set file: its content, and invalid files.
 
 use std::fs;
 
