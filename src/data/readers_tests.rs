@@ -294,12 +294,12 @@ fn grey_among_coloured_becomes_rgb_and_transparent_pixels_lie_on_the_background(
     let set = import(folder.path(), &whole).unwrap();
     assert_eq!((set.channels(), &set.image(0)[..3], &set.image(1)[..3]), (3, &[50; 3][..], &[255; 3][..]));
     let expected =
-        ["1 of 2 pictures: laid on the background where transparent", "1 of 2 pictures: turned from grey to RGB"];
+        ["1 of 2 pictures: composited on the background", "1 of 2 pictures: converted from grey to RGB"];
     assert_eq!(set.notes()[..2], expected);
     let black = ImportOptions { background: [0; 3], color: Some(Colour::Grey), ..whole.clone() };
     let set = import(folder.path(), &black).unwrap();
     assert_eq!((set.channels(), set.image(1)[0]), (1, 0));
-    assert_eq!(set.notes()[1], "1 of 2 pictures: turned from colour to grey");
+    assert_eq!(set.notes()[1], "1 of 2 pictures: converted from colour to grey");
     let rgb = ImportOptions { color: Some(Colour::Rgb), ..whole.clone() };
     fs::remove_file(folder.path().join("a/2.png")).unwrap();
     assert_eq!(import(folder.path(), &rgb).unwrap().channels(), 3);

@@ -484,7 +484,7 @@ fn given_images_of_every_form_and_size_are_fitted_and_told() {
     );
     told("vary --image photo.jpg --strength 0 --fit pad --background black --out b.png", &["resized from 12x20"]);
     assert_eq!(place.pixels("b.png")[..3], [0; 3], "the padding");
-    let notes = ["note: clear.png: laid on the background where transparent, turned from grey to RGB"];
+    let notes = ["note: clear.png: composited on the background, converted from grey to RGB"];
     told("vary --image clear.png --strength 0 --out white.png", &notes);
     assert_eq!(place.pixels("white.png")[..3], [255; 3]);
     // On a colour it is coloured at once.

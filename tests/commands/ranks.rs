@@ -276,7 +276,7 @@ fn a_port() -> u16 {
 /// That each rank says this of rank 1, once, and that nothing was written.
 fn all_say(ends: &[(bool, String)], folder: &Path, what: &str) {
     for (success, text) in ends {
-        let said = format!("the ranks do not fit together: rank 1 has another {what} than rank 0: `");
+        let said = format!("the ranks do not match: rank 1 has a different {what} than rank 0: `");
         assert!(!success && text.matches("error: ").count() == 1 && text.contains(&said), "{text}");
     }
     assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "nothing is written");
