@@ -188,7 +188,7 @@ impl Watch {
                 }
                 Err(_) => {
                     self.left[&peer].store(true, Ordering::Release);
-                    self.fail(format!("{} is gone: it ended without a word", self.describe(peer)));
+                    self.fail(format!("{} is gone: it ended without a message", self.describe(peer)));
                     return;
                 }
             }

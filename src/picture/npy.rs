@@ -69,7 +69,7 @@ mod tests {
     fn unlike_pictures_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npy");
-        assert!(write_npy(&path, &[]).unwrap_err().to_string().starts_with("npy: there is no picture"));
+        assert!(write_npy(&path, &[]).unwrap_err().to_string().starts_with("npy: no pictures"));
         let unlike = [Image::filled(2, 2, [0; 3]), Image::filled(3, 2, [0; 3])];
         assert!(write_npy(&path, &unlike).unwrap_err().to_string().contains("picture 1 is [2, 3, 3]"));
         assert!(!path.exists());

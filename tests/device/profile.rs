@@ -97,7 +97,7 @@ fn small_profile_tells_everything() {
         "sampling step (one evaluation",
         "bound by",
         "linear_fwd_small_bf16",
-        "its dearest lines",
+        "its most expensive lines",
         "kernels/common/",
     ] {
         assert!(said.contains(part), "{part} is missing in\n{said}");
