@@ -1,4 +1,4 @@
-//! Training on some classes of a data set: `--classes`, the split that it makes, and what the model remembers.
+//! Training on some classes of a data set: `--classes`, the resulting split, and its record in the model.
 
 use crate::tiny;
 use std::process::{Command, Output};
@@ -60,7 +60,7 @@ fn a_model_of_two_classes_is_trained_resumed_and_sampled() {
         (info.classes.as_slice(), &info.config.data.classes),
         (&["c", "a"].map(String::from)[..], &config.data.classes)
     );
-    // A run that has ended ends again, on the same images.
+    // Resuming a finished run ends again, with the same images.
     assert!(folder.succeed("train --resume run --device cpu").contains("resumes after step 3"));
     folder.succeed("sample --model run --class C --steps 2 --device cpu --out c.png");
     assert!(folder.path("c.png").exists());
@@ -129,7 +129,7 @@ fn a_subset_and_a_split_show_in_the_fingerprint() {
         arranged(&["a", "b"], Some(0.25), 1),
         arranged(&["a", "b"], Some(0.5), 0),
     ];
-    // Nothing has changed for a whole set, whose runs go on.
+    // Nothing changes for a whole set, whose runs resume.
     assert_eq!((arranged(&[], None, 9), &prints[0]), (fingerprint(&set), &fingerprint(&set)));
     assert!(prints[3].contains(", divided 7/2/3, checksum "), "{}", prints[3]);
     prints.sort();
