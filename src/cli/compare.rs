@@ -264,7 +264,7 @@ impl CompareCommand {
             .filter(|&number| with_classes.iter().all(|model| label(model, number).is_some()))
             .collect();
         if common.is_empty() && !with_classes.is_empty() {
-            notes.push("the models have no class in common: they draw images of none".to_string());
+            notes.push("the models have no class in common: all images are unconditional".to_string());
         } else if with_classes.len() < models.len() && !with_classes.is_empty() {
             let bare: Vec<&str> = (names.iter().zip(models))
                 .filter(|(_, model)| !classes_of(model))

@@ -113,7 +113,7 @@ struct Job {
     name: String,
     /// The name without the seed.
     group: String,
-    /// Of the samples.
+    /// Settings of the samples.
     seed: u64,
     /// Its index among the jobs.
     number: usize,
@@ -215,7 +215,7 @@ impl EvalCommand {
         team.tell(END)
     }
 
-    /// The other ranks draw and extract as rank 0 tells them, until it ends the evaluation.
+    /// The other ranks draw and extract on commands of rank 0, until it ends the evaluation.
     fn assist(&self, machine: &Machine, team: &dyn Collective) -> Result<()> {
         let jobs = self.jobs()?;
         agree(team, &self.facts())?;

@@ -119,7 +119,7 @@ impl PlanCommand {
             0 => String::new(),
             prepared => format!(", of that {} weights packed for products", bytes(prepared as f64)),
         };
-        text += &format!("\nsampling step, {batch} images{guided}: {alone} by itself{of_that}\n");
+        text += &format!("\nsampling step, {batch} images{guided}: {alone} without training{of_that}\n");
         text += &table(&work.evaluation, &peak, precision);
         text += &floor(&work.evaluation, &peak, precision, batch, "an evaluation");
         let all = work.evaluation.roofline(&peak, precision).seconds * work.stages as f64;

@@ -335,7 +335,7 @@ fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             let message = format!("rank {rank} found no rank 0 at {place} within {seconds} s: {last}");
-            let mend = "start rank 0, and look at its own error; MASTER_ADDR and MASTER_PORT say where it is";
+            let mend = "start rank 0, and look at its own error; check MASTER_ADDR and MASTER_PORT";
             return Err(Error::cluster(message, mend));
         }
         let found = find(&placement.leader).unwrap_or_default();
@@ -377,7 +377,7 @@ fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
         }
     }
     let message =
-        format!("whoever listens at {place} gave rank {rank} no answer that an engine gives within {seconds} s");
+        format!("the program at {place} gave rank {rank} no answer of an engine within {seconds} s");
     Err(Error::cluster(message, "another program holds that port: set ENGINE_PORT on all ranks to a free one"))
 }
 

@@ -450,7 +450,7 @@ impl TrainingConfig {
             [("training.best_by", self.best_by == BestBy::Metric), ("training.patience", self.patience.is_some())]
         {
             if asked && never {
-                let message = "goes by a metric, and training.evaluate_every says never";
+                let message = "needs a metric, but training.evaluate_every is never";
                 return Err(Error::config(key, message, "set training.evaluate_every, as to 10 epochs"));
             }
         }

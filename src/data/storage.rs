@@ -74,7 +74,7 @@ impl Storage {
         }
     }
 
-    /// All images in one piece, where they lie so.
+    /// All images in one piece, if they are contiguous.
     pub fn whole(&self) -> Option<&[u8]> {
         match self {
             Self::Whole(bytes, range) => Some(&bytes[range.clone()]),
@@ -82,7 +82,7 @@ impl Storage {
         }
     }
 
-    /// All images, of `size` bytes each, in one piece: copied into memory, once, where they do not lie so.
+    /// All images, of `size` bytes each, in one piece: copied into memory, once, unless they are contiguous.
     pub fn gathered(&self, size: usize) -> &[u8] {
         match self {
             Self::Whole(bytes, range) => &bytes[range.clone()],

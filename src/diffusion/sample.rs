@@ -13,7 +13,7 @@ use crate::tensor::{Context, Program};
 pub struct SamplerSpec {
     /// Sampler, times, temperature, guidance, clamp.
     pub sampling: SamplingConfig,
-    /// What the model predicts.
+    /// The model's prediction.
     pub prediction: Prediction,
     /// The label that guidance contrasts with; None if the model has none.
     pub null_label: Option<usize>,

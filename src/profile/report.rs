@@ -32,7 +32,7 @@ pub struct Shape {
     pub idle: f64,
     /// Resident blocks of a multiprocessor.
     pub resident_blocks: u32,
-    /// What limits them.
+    /// Their limit.
     pub limit: &'static str,
     /// Sectors of global memory, and the minimum, of all of them.
     pub sectors: [u64; 2],

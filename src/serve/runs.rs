@@ -55,7 +55,7 @@ pub struct RunView {
 }
 
 impl Runs {
-    /// Of a folder.
+    /// Opens a folder.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be listed.

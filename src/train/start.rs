@@ -90,7 +90,7 @@ fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result
     let progress = match &newest {
         Some((path, _)) => trainer.load_checkpoint(path)?,
         None => {
-            report(&Event::Warning("there is no checkpoint yet: the run begins at its first step".into()));
+            report(&Event::Warning("there is no checkpoint yet: the run starts from the beginning".into()));
             fresh.clone()
         }
     };

@@ -34,7 +34,7 @@ impl Device {
     }
 }
 
-/// What an op must do now.
+/// The work required of an op.
 pub enum Backend<'a> {
     /// Nothing: shapes only.
     Plan,
@@ -135,7 +135,7 @@ impl Context {
         }
     }
 
-    /// What an op must do now.
+    /// The work required of an op.
     pub fn backend(&self) -> Backend<'_> {
         if self.inner.shape_only || matches!(*self.inner.mode.borrow(), Mode::Planning(_)) {
             return Backend::Plan;

@@ -59,7 +59,7 @@ fn refuse_others(file: &WeightFile) -> Result<()> {
     let arrays = file.arrays();
     let classes = arrays.get("fc.weight").and_then(|array| array.shape.first()).copied();
     if arrays.keys().any(|name| name.starts_with("AuxLogits.")) || classes == Some(1000) {
-        let message = "this is torchvision's inception_v3_google, which is another network: its distances are no FID";
+        let message = "this is torchvision's inception_v3_google, which is another network: its distances are not FID";
         return Err(Error::file(file.path(), message, MEND));
     }
     if arrays.get("fc.weight").map(|array| array.shape.as_slice()) != Some(&[CLASSES, FEATURES]) {

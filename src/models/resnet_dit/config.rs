@@ -91,7 +91,7 @@ impl Default for ResnetDitConfig {
 }
 
 impl ResnetDitConfig {
-    /// The whole residual network of which a backbone of that kind is the first layers.
+    /// The whole residual network whose first layers are a backbone of that kind.
     pub fn backbone(&self) -> ResnetConfig {
         ResnetConfig {
             image_size: self.image_size,
@@ -103,7 +103,7 @@ impl ResnetDitConfig {
         }
     }
 
-    /// Height and width of the feature map, in pixels: a token each.
+    /// Height and width of the feature map, in pixels: one token each.
     pub fn feature_size(&self) -> ImageSize {
         match self.backbone_kind {
             BackboneKind::Resnet => self.backbone().feature_size(self.backbone_layers),
@@ -113,12 +113,12 @@ impl ResnetDitConfig {
         }
     }
 
-    /// Channels of the feature map. Not before [`ResnetDitConfig::validate`].
+    /// Channels of the feature map. Call [`ResnetDitConfig::validate`] first.
     pub fn feature_channels(&self) -> usize {
         self.backbone_widths[self.backbone_layers - 1]
     }
 
-    /// The sizes, in pixels, of the decoder's doublings: from that behind the feature map to the image.
+    /// The sizes, in pixels, of the decoder's doublings: from the feature map's to the image's.
     pub fn decoder_sizes(&self) -> Vec<ImageSize> {
         let from = self.feature_size();
         let sizes = std::iter::successors(Some(self.image_size), |size| Some(size.halved()));
@@ -127,7 +127,7 @@ impl ResnetDitConfig {
         sizes
     }
 
-    /// The transformer over the features: a class token that carries time and label, and a token for each pixel.
+    /// The transformer over the features: a class token for time and label, and a token per pixel.
     pub(super) fn transformer(&self) -> DitConfig {
         DitConfig {
             image_size: self.feature_size(),

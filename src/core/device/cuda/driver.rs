@@ -39,7 +39,7 @@ fn machine() -> Option<(String, String)> {
     let folder = sent.or_else(of_tests)?;
     let shown = folder.display();
     Some(if is_there(&folder) {
-        let message = "no CUDA driver (libcuda) where the loader looks; ENGINE_PTX_MACHINE is for tests alone";
+        let message = "no CUDA driver (libcuda) where the loader looks; ENGINE_PTX_MACHINE is only for tests";
         (message.into(), format!("set LD_LIBRARY_PATH={shown}, or use --device cpu"))
     } else {
         let command = format!("cargo run --release -p ptx-machine -- {shown}");
