@@ -17,18 +17,18 @@
 // Floor: gradients read once for the norm; then gradients read, p, m, v (and ema) read and written, compute written.
 #include "common/control.cuh"
 #include "common/reduce.cuh"
-#include "common/vec.cuh"
+#include "common/wide.cuh"
 
 // A block sums the squares of `part` elements (a multiple of four): partial[block].
 DEV void squares_part(f32* partial, const f32* gradients, u64 n, u32 part) {
     u64 first = (u64)blockIdx.x * part;
     u64 end = min_of(n, first + part);
-    bool aligned = aligned4(gradients);
+    bool aligned = aligned16(gradients);
     f32 sum = 0.0f;
     for (u64 i = first + 4 * threadIdx.x; i < end; i += 4 * blockDim.x) {
         u32 left = (u32)(end - i);
         f32 g[4];
-        load4(gradients + i, left, aligned && left >= 4, g);
+        load_wide(gradients + i, left, aligned && left >= 4, g);
 #pragma unroll
         for (u32 k = 0; k < 4; k++) sum = fma_f32(g[k], g[k], sum);
     }
@@ -54,43 +54,83 @@ DEV void norm_of_parts(f32* statistics, const f32* partial, u32 parts, f32 max_n
     statistics[3] = 0.0f;
 }
 
-// Four elements a thread. rest1 = 1 - beta1 and rest2 = 1 - beta2, rounded once.
+// Two times four elements of a warp's 256 to the copy, 16 bytes a lane whatever its type: of bf16 two neighbouring lanes have eight of the
+// first 128 and eight of the second, and take one of them each.
+DEV void store_copy(f32* to, const f32 (&p)[2][4]) {
+    u32 lane = threadIdx.x % WARP;
+    store_wide(to + 4 * lane, 4, true, p[0]);
+    store_wide(to + 4 * WARP + 4 * lane, 4, true, p[1]);
+}
+DEV void store_copy(bf16* to, const f32 (&p)[2][4]) {
+    u32 lane = threadIdx.x % WARP, half = lane % 2;
+    Vec16<u32> words;
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        u32 first = bf16_pair(p[0][2 * i], p[0][2 * i + 1]), second = bf16_pair(p[1][2 * i], p[1][2 * i + 1]);
+        u32 got = __shfl_xor_sync(FULL_MASK, half == 0 ? second : first, 1);
+        words.v[i] = half == 0 ? first : got;
+        words.v[2 + i] = half == 0 ? got : second;
+    }
+    store16(reinterpret_cast<u32*>(to + half * 4 * WARP + 4 * (lane - half)), words);
+}
+
+// A warp takes 256 elements, a thread four of each half: every access has 16 bytes a lane, next to its neighbour's. rest1 = 1 - beta1
+// and rest2 = 1 - beta2, rounded once.
 template <typename T>
 DEV void update(f32* parameters, T* compute, f32* first, f32* second, f32* ema, const f32* gradients, const u32* control,
                 const f32* statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) {
-    u64 i = 4 * ((u64)blockIdx.x * blockDim.x + threadIdx.x);
-    if (i >= n) return;
-    u32 left = (u32)min_of(n - i, (u64)4);
-    bool wide = left == 4 && aligned4(parameters) && aligned4(first) && aligned4(second) && aligned4(gradients);
+    u32 lane = threadIdx.x % WARP;
+    u64 base = 8 * WARP * (((u64)blockIdx.x * blockDim.x + threadIdx.x) / WARP);
+    if (base >= n) return;
+    bool whole = base + 8 * WARP <= n;
+    bool wide = whole && aligned16(parameters) && aligned16(first) && aligned16(second) && aligned16(gradients);
     f32 rate = control_f32(control, CONTROL_LEARNING_RATE);
     f32 correction1 = control_f32(control, CONTROL_FIRST_CORRECTION);
     f32 correction2 = control_f32(control, CONTROL_SECOND_CORRECTION);
     f32 clip = statistics[1];
     f32 kept = decoupled != 0 ? 1.0f - rate * decay : 1.0f, penalty = decoupled != 0 ? 0.0f : decay;
-    f32 p[4], m[4], v[4], g[4];
-    load4(parameters + i, left, wide, p);
-    load4(first + i, left, wide, m);
-    load4(second + i, left, wide, v);
-    load4(gradients + i, left, wide, g);
+    f32 p[2][4], m[2][4], v[2][4], g[2][4];
+    u64 at[2];
+    u32 left[2];
 #pragma unroll
-    for (u32 k = 0; k < 4; k++) {
-        f32 gradient = fma_f32(penalty, p[k], g[k] * clip);
-        m[k] = fma_f32(rest1, gradient - m[k], m[k]);
-        v[k] = fma_f32(rest2 * gradient, gradient, beta2 * v[k]);
-        f32 step = rate * correction1 * m[k] / (sqrt_f32(v[k] * correction2) + epsilon);
-        p[k] = fma_f32(p[k], kept, -step);
+    for (u32 h = 0; h < 2; h++) {
+        at[h] = base + 4 * (h * WARP + lane);
+        left[h] = at[h] < n ? (u32)min_of(n - at[h], (u64)4) : 0;
+        load_wide(parameters + at[h], left[h], wide, p[h]);
+        load_wide(first + at[h], left[h], wide, m[h]);
+        load_wide(second + at[h], left[h], wide, v[h]);
+        load_wide(gradients + at[h], left[h], wide, g[h]);
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) {
+            f32 gradient = fma_f32(penalty, p[h][k], g[h][k] * clip);
+            m[h][k] = fma_f32(rest1, gradient - m[h][k], m[h][k]);
+            v[h][k] = fma_f32(rest2 * gradient, gradient, beta2 * v[h][k]);
+            f32 step = rate * correction1 * m[h][k] / (sqrt_f32(v[h][k] * correction2) + epsilon);
+            p[h][k] = fma_f32(p[h][k], kept, -step);
+        }
+        store_wide(parameters + at[h], left[h], wide, p[h]);
+        store_wide(first + at[h], left[h], wide, m[h]);
+        store_wide(second + at[h], left[h], wide, v[h]);
     }
-    store4(parameters + i, left, wide, p);
-    store4(first + i, left, wide, m);
-    store4(second + i, left, wide, v);
-    if (compute != nullptr) store4(compute + i, left, left == 4 && aligned4(compute), p);
-    if (ema != nullptr) {
-        f32 d = control_f32(control, CONTROL_EMA_DECAY), average[4];
-        bool even = left == 4 && aligned4(ema);
-        load4(ema + i, left, even, average);
+    if (compute != nullptr) {
+        if (whole && aligned16(compute)) {
+            store_copy(compute + base, p);
+        } else {
 #pragma unroll
-        for (u32 k = 0; k < 4; k++) average[k] = fma_f32(d, average[k] - p[k], p[k]);
-        store4(ema + i, left, even, average);
+            for (u32 i = 0; i < 8; i++)
+                if (i % 4 < left[i / 4]) store_f32(compute + at[i / 4] + i % 4, p[i / 4][i % 4]);
+        }
+    }
+    if (ema == nullptr) return;
+    f32 d = control_f32(control, CONTROL_EMA_DECAY);
+    bool even = whole && aligned16(ema);
+#pragma unroll
+    for (u32 h = 0; h < 2; h++) {
+        f32 average[4];
+        load_wide(ema + at[h], left[h], even, average);
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) average[k] = fma_f32(d, average[k] - p[h][k], p[h][k]);
+        store_wide(ema + at[h], left[h], even, average);
     }
 }
 

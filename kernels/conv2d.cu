@@ -28,7 +28,7 @@
 // 128 -> 128 channels, bf16: 38.7 GFLOP and 67 MB, 39 us at 990 TFLOP/s against 20 us at 3.35 TB/s. dx with stride 2
 // multiplies zeros: four times the floor.
 //
-// Launches: products as in common/product.cuh, SIDE = 128 (large) or 64 (small), splits in z. _bwd_columns: 256 threads,
+// Launches: products as in common/product.cuh, on LargeTile or SmallTile, splits in z. _bwd_columns: 256 threads,
 // grid [B * parts of a sample, ceil(Cout / (32 * elements in 16 bytes))]. _bwd_bias: 256 threads, a block per 32 columns.
 // _bwd_channel: one element a thread. _bwd_weight_sum: 4 elements a thread.
 #include "common/product.cuh"
@@ -72,22 +72,24 @@ struct Patches {
         pad_height, pad_width;
     u64 row_scale, col_scale;
 
+    static constexpr bool DENSE = false;
     template <u32 P>
     using Walk = PatchWalk<P>;
 };
-template <u32 DEPTH, typename T, u32 P>
-DEV void walk_from(const Patches<T>& at, PatchWalk<P>& walk, u32 row, u32 apart, u32 col) {
-    walk.tap = tap_of(col, at.channels, at.kernel_width);
+template <typename S, typename T, u32 P>
+DEV void walk_from(const Patches<T>& at, PatchWalk<P>& walk, u32 first, u32 r) {
+    static_assert(S::ONE_COLUMN, "the pieces have one tap");
+    walk.tap = tap_of(share_col<S>(at, first, r, 0), at.channels, at.kernel_width);
 #pragma unroll
     for (u32 p = 0; p < P; p++) {
-        u32 pixel = row + p * apart;
+        u32 pixel = share_row<S>(at, first, r, p);
         walk.x[p] = pixel % at.out_width;
         walk.y[p] = pixel / at.out_width % at.out_height;
         walk.sample[p] = pixel / at.out_width / at.out_height;
     }
-    walk.step_x = DEPTH % at.out_width;
-    walk.step_y = DEPTH / at.out_width % at.out_height;
-    walk.step_samples = DEPTH / at.out_width / at.out_height;
+    walk.step_x = S::DEPTH % at.out_width;
+    walk.step_y = S::DEPTH / at.out_width % at.out_height;
+    walk.step_samples = S::DEPTH / at.out_width / at.out_height;
 }
 template <u32 N, typename T, u32 P>
 DEV void walk_columns(const Patches<T>& at, PatchWalk<P>& walk) {
@@ -110,7 +112,7 @@ DEV void walk_rows(const Patches<T>& at, PatchWalk<P>& walk) {
     }
 }
 template <typename T, u32 P>
-DEV const T* walk_place(const Patches<T>& at, const PatchWalk<P>& walk, u32 p, u32, u32) {
+DEV const T* walk_place(const Patches<T>& at, const PatchWalk<P>& walk, u32 p) {
     // Before the first row or column these wrap around, and are too large as well.
     u32 y = walk.y[p] * at.stride + walk.tap.y - at.pad_height, x = walk.x[p] * at.stride + walk.tap.x - at.pad_width;
     if (y >= at.height || x >= at.width) return nullptr;
@@ -134,19 +136,21 @@ struct Uses {
     u32 source_height, source_width, height, width, out_height, out_width, channels, kernel_height, kernel_width, stride,
         pad_height, pad_width;
 
+    static constexpr bool DENSE = false;
     template <u32 P>
     using Walk = UseWalk<P>;
 };
-template <u32 DEPTH, typename T, u32 P>
-DEV void walk_from(const Uses<T>& at, UseWalk<P>& walk, u32 row, u32 apart, u32 col) {
-    u32 of_copy = at.kernel_height * at.kernel_width * at.channels, copy = col / of_copy;
+template <typename S, typename T, u32 P>
+DEV void walk_from(const Uses<T>& at, UseWalk<P>& walk, u32 first, u32 r) {
+    static_assert(S::ONE_COLUMN, "the pieces have one tap");
+    u32 of_copy = at.kernel_height * at.kernel_width * at.channels, col = share_col<S>(at, first, r, 0), copy = col / of_copy;
     u32 across = ceil_div(at.width, at.source_width);
     walk.tap = tap_of(col % of_copy, at.channels, at.kernel_width);
     walk.copy_y = copy / across;
     walk.copy_x = copy % across;
 #pragma unroll
     for (u32 p = 0; p < P; p++) {
-        u32 pixel = row + p * apart, x = pixel % at.source_width, y = pixel / at.source_width % at.source_height;
+        u32 pixel = share_row<S>(at, first, r, p), x = pixel % at.source_width, y = pixel / at.source_width % at.source_height;
         walk.sample[p] = pixel / at.source_width / at.source_height;
         walk.y[p] = ceil_div(y * at.height, at.source_height);
         walk.x[p] = ceil_div(x * at.width, at.source_width);
@@ -166,7 +170,7 @@ DEV void walk_columns(const Uses<T>& at, UseWalk<P>& walk) {
     }
 }
 template <typename T, u32 P>
-DEV const T* walk_place(const Uses<T>& at, const UseWalk<P>& walk, u32 p, u32, u32) {
+DEV const T* walk_place(const Uses<T>& at, const UseWalk<P>& walk, u32 p) {
     if (walk.copy_y >= walk.copies_y[p] || walk.copy_x >= walk.copies_x[p]) return nullptr;
     u32 y = walk.y[p] + walk.copy_y + at.pad_height - walk.tap.y;
     u32 x = walk.x[p] + walk.copy_x + at.pad_width - walk.tap.x;
@@ -182,7 +186,7 @@ DEV const T* walk_place(const Uses<T>& at, const UseWalk<P>& walk, u32 p, u32, u
 // W [Cout, k l, Cin] with a row per (cy, cx, ky, kx, o) and a column per c: the same for each copy.
 template <u32 P>
 struct TapWalk {
-    u32 output[P], tap[P];
+    u32 output[P], tap[P], col;
 };
 template <typename T>
 struct Taps {
@@ -191,19 +195,25 @@ struct Taps {
     bool wide;
     u32 taps, outputs;
 
+    static constexpr bool DENSE = true;
     template <u32 P>
     using Walk = TapWalk<P>;
 };
-template <u32 DEPTH, typename T, u32 P>
-DEV void walk_from(const Taps<T>& at, TapWalk<P>& walk, u32 row, u32 apart, u32) {
+template <typename S, typename T, u32 P>
+DEV void walk_from(const Taps<T>& at, TapWalk<P>& walk, u32 first, u32 r) {
+    static_assert(S::ONE_COLUMN, "the pieces have one column");
+    walk.col = share_col<S>(at, first, r, 0);
 #pragma unroll
     for (u32 p = 0; p < P; p++) {
-        walk.output[p] = (row + p * apart) % at.outputs;
-        walk.tap[p] = (row + p * apart) / at.outputs % at.taps;
+        u32 row = share_row<S>(at, first, r, p);
+        walk.output[p] = row % at.outputs;
+        walk.tap[p] = row / at.outputs % at.taps;
     }
 }
 template <u32 N, typename T, u32 P>
-DEV void walk_columns(const Taps<T>&, TapWalk<P>&) {}
+DEV void walk_columns(const Taps<T>&, TapWalk<P>& walk) {
+    walk.col += N;
+}
 template <u32 DEPTH, typename T, u32 P>
 DEV void walk_rows(const Taps<T>& at, TapWalk<P>& walk) {
 #pragma unroll
@@ -216,13 +226,19 @@ DEV void walk_rows(const Taps<T>& at, TapWalk<P>& walk) {
     }
 }
 template <typename T, u32 P>
-DEV const T* walk_place(const Taps<T>& at, const TapWalk<P>& walk, u32 p, u32, u32 col) {
-    return at.data + ((u64)walk.output[p] * at.taps + walk.tap[p]) * at.outer + col;
+DEV const T* walk_place(const Taps<T>& at, const TapWalk<P>& walk, u32 p) {
+    return at.data + ((u64)walk.output[p] * at.taps + walk.tap[p]) * at.outer + walk.col;
 }
 
-// What is added to N neighbouring sums of an output pixel.
-template <typename T, u32 N>
+// What is added to neighbouring sums of an output pixel.
+template <typename T>
 struct Added {
+    static constexpr u32 N = 4;
+    static constexpr bool SUMS = false;
+    struct Columns {
+        f32 bias[4];
+    };
+
     T* y;
     const f32* bias;
     const T* channel_add;
@@ -230,30 +246,37 @@ struct Added {
     u32 cols, image;
     bool wide;
 };
-template <typename T, u32 N>
-DEV void finish(const Added<T, N>& to, u32 row, u32 col, f32 (&v)[N]) {
+template <typename T>
+DEV void columns_of(const Added<T>& to, u32 col, bool wide, typename Added<T>::Columns& columns) {
+    if (to.bias != nullptr) {
+        load_wide(to.bias + col, to.cols - col, wide, columns.bias);
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) columns.bias[i] = 0.0f;
+    }
+}
+template <typename T>
+DEV void finish(const Added<T>& to, const typename Added<T>::Columns& columns, u32 row, u32 col, f32 (&v)[4], bool wide) {
+    constexpr u32 N = 4;
     u64 at = (u64)row * to.cols + col;
     u32 left = to.cols - col;
     f32 other[N];
-    if (to.bias != nullptr) {
-        load_wide(to.bias + col, left, to.wide, other);
 #pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] += other[i];
-    }
+    for (u32 i = 0; i < N; i++) v[i] += columns.bias[i];
     if (to.channel_add != nullptr) {
-        load_wide(to.channel_add + (u64)(row / to.image) * to.cols + col, left, to.wide, other);
+        load_wide(to.channel_add + (u64)(row / to.image) * to.cols + col, left, wide, other);
 #pragma unroll
         for (u32 i = 0; i < N; i++) v[i] += other[i];
     }
     if (to.residual != nullptr) {
-        load_wide(to.residual + at, left, to.wide, other);
+        load_wide(to.residual + at, left, wide, other);
 #pragma unroll
         for (u32 i = 0; i < N; i++) v[i] += other[i];
     }
-    store_wide(to.y + at, left, to.wide, v);
+    store_wide(to.y + at, left, wide, v);
 }
 
-template <u32 SIDE, typename T>
+template <typename Tile, typename T>
 DEV void conv2d_fwd(T* y, const T* x, const T* weight, const f32* bias, const T* channel_add, const T* residual, u32 pixels,
                     u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin,
                     u32 cout, u32 kernel_height, u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale,
@@ -263,11 +286,11 @@ DEV void conv2d_fwd(T* y, const T* x, const T* weight, const f32* bias, const T*
     Patches<T> patches = {x,     pixels, cin % N == 0 && aligned16(x), source_height, source_width, height, width, out_height,
                           out_width, cin, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale};
     bool wide = cout % N == 0 && aligned16(y) && aligned16(bias) && aligned16(channel_add) && aligned16(residual);
-    Added<T, N> to = {y, bias, channel_add, residual, cout, out_height * out_width, wide};
-    product<SIDE, true, true>(patches, Stored<T>::make(weight, depth, cout), 0, depth, to);
+    Added<T> to = {y, bias, channel_add, residual, cout, out_height * out_width, wide};
+    product<Tile, true, true>(patches, Stored<T>::make(weight, depth, cout), 0, depth, to);
 }
 
-template <u32 SIDE, typename T>
+template <typename Tile, typename T>
 DEV void conv2d_bwd_input(T* dx, const T* dy, const T* weight, u32 pixels, u32 source_height, u32 source_width, u32 height,
                           u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width,
                           u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
@@ -276,12 +299,12 @@ DEV void conv2d_bwd_input(T* dx, const T* dy, const T* weight, u32 pixels, u32 s
     Uses<T> uses = {dy,     pixels, cout % N == 0 && aligned16(dy), source_height, source_width, height, width, out_height,
                     out_width, cout, kernel_height, kernel_width, stride, pad_height, pad_width};
     Taps<T> taps = {weight, cin, cin % N == 0 && aligned16(weight), kernel_height * kernel_width, cout};
-    Gradient<T, N> to = Gradient<T, N>::make(dx, cin, accumulate);
-    product<SIDE, true, false>(uses, taps, 0, copies * kernel_height * kernel_width * cout, to);
+    Gradient<T, 4> to = Gradient<T, 4>::make(dx, cin, accumulate);
+    product<Tile, true, false>(uses, taps, 0, copies * kernel_height * kernel_width * cout, to);
 }
 
 // dw [Cout, k l Cin], or scratch [splits, Cout, k l Cin] with accumulate = 0.
-template <u32 SIDE, typename T>
+template <typename Tile, typename T>
 DEV void conv2d_bwd_weight(f32* dw, const T* dy, const T* x, u32 pixels, u32 source_height, u32 source_width, u32 height,
                            u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width,
                            u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
@@ -290,8 +313,9 @@ DEV void conv2d_bwd_weight(f32* dw, const T* dy, const T* x, u32 pixels, u32 sou
     u32 r_end = min_of(pixels - r, rows_per_split) + r;
     Patches<T> patches = {x,     depth, cin % N == 0 && aligned16(x), source_height, source_width, height, width, out_height,
                           out_width, cin, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale};
-    Gradient<f32, N> to = Gradient<f32, N>::make(dw + (u64)blockIdx.z * cout * depth, depth, accumulate);
-    product<SIDE, false, false>(Stored<T>::make(dy, cout, cout), patches, r, r_end, to);
+    typedef Gradient<f32, WEIGHT_NEIGHBOURS<T>> To;
+    To to = To::make(dw + (u64)blockIdx.z * cout * depth, depth, accumulate);
+    product<Tile, false, false>(Stored<T>::make(dy, cout, cout), patches, r, r_end, to);
 }
 
 // partial [B, parts, Cout]: sums over `rows_per_part` of a sample's `image` pixels.
@@ -300,7 +324,7 @@ DEV void conv2d_bwd_columns(f32* __restrict__ partial, const T* __restrict__ dy,
                             u32 rows_per_part) {
     u32 sample = blockIdx.x / parts, row = blockIdx.x % parts * rows_per_part;
     u32 first = sample * image + row, last = first + min_of(image - row, rows_per_part);
-    sum_columns<T>(nullptr, partial + (u64)blockIdx.x * cols, dy, first, last, cols, 0);
+    sum_columns(partial + (u64)blockIdx.x * cols, dy, first, last, cols);
 }
 
 // to [B, Cout]: the sum of a sample's parts.
@@ -320,15 +344,15 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_f32(
     const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<128>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+    conv2d_fwd<LargeTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
         out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
-extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_bf16(
+extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_large_bf16(
     bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias,
     const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<128>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+    conv2d_fwd<LargeTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
         out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_small_f32(
@@ -336,7 +360,7 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_small_f32(
     const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<64>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+    conv2d_fwd<SmallTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
         out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
 extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_small_bf16(
@@ -344,63 +368,63 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_small_bf16(
     const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<64>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+    conv2d_fwd<SmallTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
         out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_f32(
     f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<128>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
+    conv2d_bwd_input<LargeTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
         cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_bf16(
+extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_large_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<128>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
+    conv2d_bwd_input<LargeTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
         cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_small_f32(
     f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<64>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+    conv2d_bwd_input<SmallTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_small_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<64>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+    conv2d_bwd_input<SmallTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_f32(
     f32* __restrict__ dw, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
-    conv2d_bwd_weight<128>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+    conv2d_bwd_weight<LargeTile>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, accumulate);
 }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_bf16(
+extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_large_bf16(
     f32* __restrict__ dw, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
-    conv2d_bwd_weight<128>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+    conv2d_bwd_weight<LargeTile>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_small_f32(
     f32* __restrict__ dw, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
-    conv2d_bwd_weight<64>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+    conv2d_bwd_weight<SmallTile>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_bf16(
     f32* __restrict__ dw, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 accumulate) {
-    conv2d_bwd_weight<64>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+    conv2d_bwd_weight<SmallTile>(dw, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_sum(

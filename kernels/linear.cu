@@ -4,8 +4,8 @@
 //
 //   dx = dz W [m, k]      dW = dz^T x [n, k] in f32      db = column sums of dz in f32      dresidual = dy
 //
-// Where x = act(z') is an activation that nothing else uses, _bwd_input multiplies by act'(z') as it writes, over z': what it
-// leaves is the dz of the layer before.
+// Where x = act(z') is an activation that nothing else uses, _bwd_input multiplies by act'(z') as it writes, over z': the result
+// is the dz of the layer before.
 //
 // All three products are C[i, j] = sum over r of A[i, r] B[j, r]; they differ in which index of an operand is contiguous:
 //
@@ -17,172 +17,280 @@
 // They run on the tiles of common/product.cuh: bf16 on the tensor cores, f32 with plain FMA.
 //
 // dW's sum over m is cut into splits of `rows_per_split` (by shapes alone) where the tiles alone would not fill a GPU; each
-// split writes its own [n, k] of scratch, and _bwd_weight_sum adds them in order.
+// split writes its own part of scratch, [n, k] and behind it db's [n] where it is wanted, and _bwd_weight_sum adds the parts in
+// order. db, the sum over m of dW's other operand, is a product with ones in the blocks of dW's first columns.
 //
 // Floor: 2 m n k FLOPs over the tensor rate, or (m k + n k + m n) elements over the bandwidth. At m = 16640 (256 samples of
 // 65 tokens), n = k = 384, bf16, that is 4.9 GFLOP and 26 MB: memory and tensor cores nearly in balance on an H100.
 //
-// Launches: products: as in common/product.cuh, SIDE = 128 (large) or 64 (small), splits in z. _bwd_activation: 256 threads,
-// grid [ceil(rows / rows_per_part), ceil(cols / (32 * elements in 16 bytes))]. _bwd_bias_final: 256 threads, a block per 32
-// columns. _bwd_weight_sum: 4 elements a thread.
+// Launches: products as in common/product.cuh, on WideTile, LargeTile or SmallTile, splits in z; _bwd_bias (db without dW) as a
+// small one of one column of tiles. _bwd_activation: 16 bytes a thread, 256 threads. _bwd_weight_sum: 4 elements a thread,
+// those of dW and, in threads of their own, those of db.
 #include "common/activation.cuh"
 #include "common/product.cuh"
 #include "common/sums.cuh"
 #include "common/types.cuh"
 #include "common/wide.cuh"
 
-// What happens to N neighbouring sums of a row: bias, activation, residual.
-template <typename T, u32 N>
+// What happens to neighbouring sums of a row: bias, activation, residual.
+template <typename T>
 struct Finish {
+    static constexpr u32 N = 4;
+    static constexpr bool SUMS = false;
+    struct Columns {
+        f32 bias[4];
+    };
+
     T* y;
     T* z;
     const f32* bias;
     const T* residual;
     u32 cols;
     u32 activation;
+    // Bits for z and residual.
+    u32 has;
     bool wide;
 
     DEV Finish make(T* y, T* z, const f32* bias, const T* residual, u32 cols, u32 activation) {
         bool wide = cols % N == 0 && aligned16(y) && aligned16(z) && aligned16(bias) && aligned16(residual);
-        return Finish{y, z, bias, residual, cols, activation, wide};
+        u32 has = (z != nullptr ? 1 : 0) | (residual != nullptr ? 2 : 0);
+        return Finish{y, z, bias, residual, cols, activation, has, wide};
     }
 };
-template <typename T, u32 N>
-DEV void finish(const Finish<T, N>& to, u32 row, u32 col, f32 (&v)[N]) {
-    u64 at = (u64)row * to.cols + col;
-    u32 left = to.cols - col;
-    f32 other[N];
+template <typename T>
+DEV void columns_of(const Finish<T>& to, u32 col, bool wide, typename Finish<T>::Columns& columns) {
     if (to.bias != nullptr) {
-        load_wide(to.bias + col, left, to.wide, other);
+        load_wide(to.bias + col, to.cols - col, wide, columns.bias);
+    } else {
 #pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] += other[i];
+        for (u32 i = 0; i < 4; i++) columns.bias[i] = 0.0f;
     }
-    if (to.z != nullptr) store_wide(to.z + at, left, to.wide, v);
-    if (to.activation != ACTIVATION_NONE) {
+}
+template <typename T>
+DEV void finish(const Finish<T>& to, const typename Finish<T>::Columns& columns, u32 row, u32 col, f32 (&v)[4], bool wide) {
+    u64 at = (u64)row * to.cols + col;
+    u32 left = to.cols - col, has = opaque(to.has), activation = opaque(to.activation);
 #pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] = activate<T>(v[i], to.activation);
-    }
-    if (to.residual != nullptr) {
-        load_wide(to.residual + at, left, to.wide, other);
+    for (u32 i = 0; i < 4; i++) v[i] += columns.bias[i];
+    if ((has & 1) != 0) store_wide(to.z + at, left, wide, v);
+    if (activation != ACTIVATION_NONE) {
 #pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] += other[i];
+        for (u32 i = 0; i < 4; i++) v[i] = activate<T>(v[i], activation);
     }
-    store_wide(to.y + at, left, to.wide, v);
+    if ((has & 2) != 0) {
+        f32 other[4];
+        load_wide(to.residual + at, left, wide, other);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) v[i] += other[i];
+    }
+    store_wide(to.y + at, left, wide, v);
 }
 
 // --- the three products ---
 
-template <u32 SIDE, typename T>
+template <typename Tile, typename T>
 DEV void linear_fwd(T* y, T* z, const T* x, const T* weight, const f32* bias, const T* residual, u32 m, u32 n, u32 k,
                     u32 activation) {
-    constexpr u32 N = Vec16<T>::COUNT;
-    Finish<T, N> to = Finish<T, N>::make(y, z, bias, residual, n, activation);
-    product<SIDE, true, true>(Stored<T>::make(x, k, m), Stored<T>::make(weight, k, n), 0, k, to);
+    Finish<T> to = Finish<T>::make(y, z, bias, residual, n, activation);
+    product<Tile, true, true>(Stored<T>::make(x, k, m), Stored<T>::make(weight, k, n), 0, k, to);
 }
 
-template <u32 SIDE, typename T>
-DEV void linear_bwd_input(T* dx, const T* dz, const T* weight, u32 m, u32 n, u32 k, u32 accumulate) {
-    typedef Gradient<T, Vec16<T>::COUNT, true> To;
-    To to = To::make(dx, k, accumulate);
-    product<SIDE, true, false>(Stored<T>::make(dz, n, m), Stored<T>::make(weight, k, k), 0, n, to);
-}
-
-// dw [n, k], or scratch [splits, n, k] with accumulate = 0.
-template <u32 SIDE, typename T>
-DEV void linear_bwd_weight(f32* dw, const T* dz, const T* x, u32 m, u32 n, u32 k, u32 rows_per_split, u32 accumulate) {
-    constexpr u32 N = Vec16<T>::COUNT;
-    u32 r = blockIdx.z * rows_per_split, r_end = min_of(m - r, rows_per_split) + r;
-    Gradient<f32, N> to = Gradient<f32, N>::make(dw + (u64)blockIdx.z * n * k, k, accumulate);
-    product<SIDE, false, false>(Stored<T>::make(dz, n, n), Stored<T>::make(x, k, k), r, r_end, to);
-}
-
-// --- dz and the bias's gradient ---
-
-// Replaces z by dz = dy act'(z) (null: without an activation, dz is dy) and writes column sums of dz over rows_per_part rows
-// each to partial [parts, cols] (null: not wanted). A warp reads 32 pieces of 16 bytes of a row; eight warps share the rows.
+// dx, or the dz of the layer before, over its z: 1 + activation in `accumulate` says that x = activation(z).
 template <typename T>
-DEV void linear_bwd_activation(T* __restrict__ dz, f32* __restrict__ partial, const T* __restrict__ dy, u32 rows, u32 cols,
-                               u32 rows_per_part, u32 activation) {
-    u32 first = blockIdx.x * rows_per_part, last = first + min_of(rows - first, rows_per_part);
-    if (partial != nullptr) partial += (u64)blockIdx.x * cols;
-    sum_columns(dz, partial, dy, first, last, cols, activation);
+struct InputGradient : Gradient<T, 4> {
+    u32 activation;
+
+    DEV InputGradient make(T* dx, u32 cols, u32 accumulate) {
+        return InputGradient{Gradient<T, 4>::make(dx, cols, accumulate == 1), accumulate > 1 ? accumulate - 1 : ACTIVATION_NONE};
+    }
+};
+template <typename T>
+DEV void finish(const InputGradient<T>& to, const typename Gradient<T, 4>::Columns& columns, u32 row, u32 col, f32 (&v)[4],
+                bool wide) {
+    u32 activation = opaque(to.activation);
+    if (activation != ACTIVATION_NONE) {
+        f32 z[4];
+        load_wide(to.to + (u64)row * to.cols + col, to.cols - col, wide, z);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) v[i] *= activation_derivative<T>(z[i], activation);
+    }
+    finish(static_cast<const Gradient<T, 4>&>(to), columns, row, col, v, wide);
+}
+
+template <typename Tile, typename T>
+DEV void linear_bwd_input(T* dx, const T* dz, const T* weight, u32 m, u32 n, u32 k, u32 accumulate) {
+    InputGradient<T> to = InputGradient<T>::make(dx, k, accumulate);
+    product<Tile, true, false>(Stored<T>::make(dz, n, m), Stored<T>::make(weight, k, k), 0, n, to);
+}
+
+// The gradients of weight and bias.
+template <u32 N_>
+struct WeightGradient : Gradient<f32, N_> {
+    static constexpr bool SUMS = true;
+
+    f32* sums;
+    bool accumulate_sums;
+};
+template <u32 N>
+DEV void finish_sum(const WeightGradient<N>& to, u32 row, f32 sum) {
+    to.sums[row] = to.accumulate_sums ? to.sums[row] + sum : sum;
+}
+
+// dw [n, k] and db [n] (null: not wanted); or, where split_len != 0, a split's part of split_len elements in dw, with db behind
+// dw where there is room for it.
+template <typename Tile, typename T>
+DEV void linear_bwd_weight(f32* dw, f32* db, const T* dz, const T* x, u32 m, u32 n, u32 k, u32 rows_per_split, u32 split_len,
+                           u32 accumulate, u32 accumulate_bias) {
+    constexpr u32 N = WEIGHT_NEIGHBOURS<T>;
+    u32 r = blockIdx.z * rows_per_split, r_end = min_of(m - r, rows_per_split) + r;
+    dw += (u64)blockIdx.z * split_len;
+    if (split_len > n * k) db = dw + (u64)n * k;
+    WeightGradient<N> to = {Gradient<f32, N>::make(dw, k, accumulate), db, accumulate_bias != 0};
+    product<Tile, false, false>(Stored<T>::make(dz, n, n), Stored<T>::make(x, k, k), r, r_end, to);
+}
+
+// dw [n, k] and, where bias_len = n, db = the sums of the splits' parts.
+DEV void sum_weight(f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ partial, u32 splits, u32 len,
+                    u32 bias_len, u32 accumulate, u32 accumulate_bias) {
+    u32 piece = blockIdx.x * blockDim.x + threadIdx.x, pieces = ceil_div(len, 4u), stride = len + bias_len;
+    if (piece < pieces) sum_piece(dw, partial, piece, splits, len, stride, accumulate);
+    else sum_piece(db, partial + len, piece - pieces, splits, bias_len, stride, accumulate_bias);
+}
+
+// db alone, by the same sums: the products that they come with are nobody's, and are those of dz's first columns.
+struct Dropped {
+    static constexpr u32 N = 2;
+    static constexpr bool SUMS = true, wide = true;
+    struct Columns {};
+
+    f32* sums;
+    bool accumulate_sums;
+};
+DEV void columns_of(const Dropped&, u32, bool, Dropped::Columns&) {}
+template <u32 N>
+DEV void finish(const Dropped&, const Dropped::Columns&, u32, u32, f32 (&)[N], bool) {}
+DEV void finish_sum(const Dropped& to, u32 row, f32 sum) {
+    to.sums[row] = to.accumulate_sums ? to.sums[row] + sum : sum;
+}
+
+// db [n], or scratch [splits, n] with accumulate = 0.
+template <typename T>
+DEV void linear_bwd_bias(f32* db, const T* dz, u32 m, u32 n, u32 rows_per_split, u32 accumulate) {
+    u32 r = blockIdx.z * rows_per_split, r_end = min_of(m - r, rows_per_split) + r;
+    Stored<T> first = Stored<T>::make(dz, n, min_of(n, 64u));
+    product<SmallTile, false, false>(Stored<T>::make(dz, n, n), first, r, r_end,
+                                     Dropped{db + (u64)blockIdx.z * n, accumulate != 0});
+}
+
+// Replaces z by dz = dy act'(z), 16 bytes a thread.
+template <typename T>
+DEV void linear_bwd_activation(T* __restrict__ dz, const T* __restrict__ dy, u64 len, u32 activation) {
+    constexpr u32 N = Vec16<T>::COUNT;
+    u64 at = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * N;
+    if (at >= len) return;
+    u32 left = (u32)min_of<u64>(len - at, N);
+    bool wide = left == N && aligned16(dy) && aligned16(dz);
+    f32 d[N], z[N];
+    load_wide(dy + at, left, wide, d);
+    load_wide(dz + at, left, wide, z);
+#pragma unroll
+    for (u32 i = 0; i < N; i++) d[i] *= activation_derivative<T>(z[i], activation);
+    store_wide(dz + at, left, wide, d);
 }
 
 extern "C" __global__ void __launch_bounds__(256) linear_fwd_large_f32(
     f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
     const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<128>(y, z, x, weight, bias, residual, m, n, k, activation);
+    linear_fwd<LargeTile>(y, z, x, weight, bias, residual, m, n, k, activation);
 }
-extern "C" __global__ void __launch_bounds__(256) linear_fwd_large_bf16(
+extern "C" __global__ void __launch_bounds__(128) linear_fwd_large_bf16(
     bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
     const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<128>(y, z, x, weight, bias, residual, m, n, k, activation);
+    linear_fwd<LargeTile>(y, z, x, weight, bias, residual, m, n, k, activation);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_fwd_small_f32(
     f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
     const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<64>(y, z, x, weight, bias, residual, m, n, k, activation);
+    linear_fwd<SmallTile>(y, z, x, weight, bias, residual, m, n, k, activation);
 }
 extern "C" __global__ void __launch_bounds__(128) linear_fwd_small_bf16(
     bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
     const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<64>(y, z, x, weight, bias, residual, m, n, k, activation);
+    linear_fwd<SmallTile>(y, z, x, weight, bias, residual, m, n, k, activation);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_large_f32(
     f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
     u32 accumulate) {
-    linear_bwd_input<128>(dx, dz, weight, m, n, k, accumulate);
+    linear_bwd_input<LargeTile>(dx, dz, weight, m, n, k, accumulate);
 }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_large_bf16(
+extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_large_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
     u32 accumulate) {
-    linear_bwd_input<128>(dx, dz, weight, m, n, k, accumulate);
+    linear_bwd_input<LargeTile>(dx, dz, weight, m, n, k, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_small_f32(
     f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
     u32 accumulate) {
-    linear_bwd_input<64>(dx, dz, weight, m, n, k, accumulate);
+    linear_bwd_input<SmallTile>(dx, dz, weight, m, n, k, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_small_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
     u32 accumulate) {
-    linear_bwd_input<64>(dx, dz, weight, m, n, k, accumulate);
+    linear_bwd_input<SmallTile>(dx, dz, weight, m, n, k, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_large_f32(
-    f32* __restrict__ dw, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n, u32 k,
-    u32 rows_per_split, u32 accumulate) {
-    linear_bwd_weight<128>(dw, dz, x, m, n, k, rows_per_split, accumulate);
+    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
+    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    linear_bwd_weight<LargeTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
 }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_large_bf16(
-    f32* __restrict__ dw, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n, u32 k,
-    u32 rows_per_split, u32 accumulate) {
-    linear_bwd_weight<128>(dw, dz, x, m, n, k, rows_per_split, accumulate);
+extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_large_bf16(
+    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
+    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    linear_bwd_weight<LargeTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_small_f32(
-    f32* __restrict__ dw, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n, u32 k,
-    u32 rows_per_split, u32 accumulate) {
-    linear_bwd_weight<64>(dw, dz, x, m, n, k, rows_per_split, accumulate);
+    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
+    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    linear_bwd_weight<SmallTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
 }
 extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_small_bf16(
-    f32* __restrict__ dw, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n, u32 k,
-    u32 rows_per_split, u32 accumulate) {
-    linear_bwd_weight<64>(dw, dz, x, m, n, k, rows_per_split, accumulate);
+    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
+    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    linear_bwd_weight<SmallTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_fwd_wide_bf16(
+    bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
+    const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
+    linear_fwd<WideTile>(y, z, x, weight, bias, residual, m, n, k, activation);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_wide_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
+    u32 accumulate) {
+    linear_bwd_input<WideTile>(dx, dz, weight, m, n, k, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_wide_bf16(
+    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
+    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    linear_bwd_weight<WideTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_sum(
-    f32* __restrict__ dw, const f32* __restrict__ partial, u32 splits, u32 len, u32 accumulate) {
-    sum_splits(dw, partial, splits, len, accumulate);
+    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ partial, u32 splits, u32 len, u32 bias_len,
+    u32 accumulate, u32 accumulate_bias) {
+    sum_weight(dw, db, partial, splits, len, bias_len, accumulate, accumulate_bias);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_activation_f32(
-    f32* __restrict__ dz, f32* __restrict__ partial, const f32* __restrict__ dy, u32 rows, u32 cols, u32 rows_per_part,
-    u32 activation) {
-    linear_bwd_activation<f32>(dz, partial, dy, rows, cols, rows_per_part, activation);
+    f32* __restrict__ dz, const f32* __restrict__ dy, u64 len, u32 activation) {
+    linear_bwd_activation(dz, dy, len, activation);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_activation_bf16(
-    bf16* __restrict__ dz, f32* __restrict__ partial, const bf16* __restrict__ dy, u32 rows, u32 cols,
-    u32 rows_per_part, u32 activation) {
-    linear_bwd_activation<bf16>(dz, partial, dy, rows, cols, rows_per_part, activation);
+    bf16* __restrict__ dz, const bf16* __restrict__ dy, u64 len, u32 activation) {
+    linear_bwd_activation(dz, dy, len, activation);
 }
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_bias_final(
-    f32* __restrict__ db, const f32* __restrict__ partial, u32 parts, u32 cols, u32 accumulate) {
-    sum_parts(db, partial, parts, cols, accumulate);
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_bias_f32(
+    f32* __restrict__ db, const f32* __restrict__ dz, u32 m, u32 n, u32 rows_per_split, u32 accumulate) {
+    linear_bwd_bias(db, dz, m, n, rows_per_split, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) linear_bwd_bias_bf16(
+    f32* __restrict__ db, const bf16* __restrict__ dz, u32 m, u32 n, u32 rows_per_split, u32 accumulate) {
+    linear_bwd_bias(db, dz, m, n, rows_per_split, accumulate);
 }

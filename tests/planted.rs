@@ -169,11 +169,11 @@ fn bugs_of_a_gradients_destination_are_caught() {
         } else {
             ["conv2d_tail_of_splits", "conv2d_tail_not_added"]
         };
-        let last = "    if (at >= len) return;\n    bool wide = len % 4 == 0 && aligned16(dw)";
-        let short = "    if (at + 4 > len) return;\n    bool wide = len % 4 == 0 && aligned16(dw)";
+        let last = "    if (at >= len) return;\n    bool wide = len % 4 == 0 && stride";
+        let short = "    if (at + 4 > len) return;\n    bool wide = len % 4 == 0 && stride";
         is_caught_by_wirings(&tail(names[0], last, short));
-        let added = "    if (accumulate != 0) {\n        load_wide(dw + at";
-        let whole = "    if (accumulate != 0 && at + 4 <= len) {\n        load_wide(dw + at";
+        let added = "    if (accumulate != 0) {\n        load_wide(to + at";
+        let whole = "    if (accumulate != 0 && at + 4 <= len) {\n        load_wide(to + at";
         is_caught_by_wirings(&tail(names[1], added, whole));
     }
 }
@@ -209,25 +209,36 @@ fn a_missing_syncthreads_is_caught() {
     });
 }
 
-/// The steps of a halving sum; the tail and the parts of a group shared by several blocks.
+/// Row sums of a strip; the tail, the parts and the last strip; adjacent groups in a strip, and a group that is cut; two sources;
+/// dropout.
 #[test]
 fn bugs_of_a_group_norm_are_caught() {
-    let bug = |name, dtype, from, to, words| Bug {
-        name,
-        op: "group_norm_silu",
-        dtype,
-        file: "group_norm_silu.cu",
-        from,
-        to,
-        words,
-    };
-    let halving = "        u32 half = (rows + 1) / 2;\n        __syncthreads();";
-    is_caught(&bug("barrier_between_halvings", DType::F32, halving, "        u32 half = (rows + 1) / 2;", RACE));
-    let tail = "        if (pixel >= s.end) continue;\n        f32 v[V];";
-    let short = "        if (pixel + 1 >= s.end) continue;\n        f32 v[V];";
-    is_caught(&bug("last_pixel", DType::BF16, tail, short, WRONG));
-    let pixels = "min_of(chunk, sizes.pixels - part / sizes.tiles * chunk)";
-    is_caught(&bug("equal_parts", DType::F32, pixels, "chunk", WRONG));
+    let bug = |name, dtype, file, from, to, words| Bug { name, op: "group_norm_silu", dtype, file, from, to, words };
+    let strip = |name, dtype, from, to, words| bug(name, dtype, "common/strip.cuh", from, to, words);
+    let norm = |name, dtype, from, to, words| bug(name, dtype, "group_norm_silu.cu", from, to, words);
+    let summing = "    __syncthreads();\n    u32 share = threadIdx.x";
+    is_caught(&strip("barrier_before_rows", DType::F32, summing, "    u32 share = threadIdx.x", RACE));
+    let shares = "    __syncthreads();\n    if (threadIdx.x >= s.channels) return;\n#pragma unroll";
+    let unordered = "    if (threadIdx.x >= s.channels) return;\n#pragma unroll";
+    is_caught(&strip("barrier_before_shares", DType::BF16, shares, unordered, RACE));
+    let rows = "row < s.rows; row += shares";
+    is_caught(&strip("last_row", DType::BF16, rows, "row + shares < s.rows; row += shares", WRONG));
+    let tail = "if (s.pixel + i * s.rows < s.end) read(from.at";
+    is_caught(&strip("last_pixel", DType::BF16, tail, "if (s.pixel + i * s.rows + 1 < s.end) read(from.at", WRONG));
+    is_caught(&strip("equal_parts", DType::F32, "min_of(chunk, sizes.pixels - part * chunk)", "chunk", WRONG));
+    let groups = "min_of(sizes.strip_groups, sizes.groups - s.group)";
+    is_caught(&strip("last_strip", DType::BF16, groups, "sizes.strip_groups", &["outside its", "null pointer"]));
+    is_caught(&strip("second_source", DType::F32, "first ? c : c - sizes.ca", "c", &["outside its", "relative error"]));
+    let group = "sizes.tiles > 1 ? 0 : t * sizes.over_width >> 16";
+    is_caught(&norm("group_of_a_channel", DType::BF16, group, "0", WRONG));
+    let all = "sizes.tiles > 1 ? sizes.width : s.channels, chunks";
+    is_caught(&norm("tiles_of_a_group", DType::F32, all, "s.channels, chunks", &["relative error", "has written"]));
+    let held = "            if (partial != nullptr) m.channel[MEAN][c] = mu;";
+    is_caught(&norm("mean_of_parts", DType::F32, held, "", &["has written", "relative error"]));
+    let drawn = "pixel * (sizes.ca + sizes.cb) + s.first + s.within, bits";
+    is_caught(&norm("mask_of_a_strip", DType::BF16, drawn, "pixel * (sizes.ca + sizes.cb) + s.within, bits", WRONG));
+    let scale = "    totals[0] *= scale;\n    totals[1] *= scale * m";
+    is_caught(&norm("scale_of_the_kept", DType::F32, scale, "    totals[0] *= scale;\n    totals[1] *= m", WRONG));
 }
 
 /// A state shared by several threads, tokens beyond the last, and the two orientations of its gradient.
@@ -290,10 +301,34 @@ fn a_missing_async_wait_is_caught() {
         op: "linear",
         dtype: DType::BF16,
         file: "common/product.cuh",
-        from: "        async_wait<MMA_STAGES - 2>();\n",
+        from: "    async_wait<MMA_STAGES - 2>();\n",
         to: "",
         words: &["async_wait is missing", "in flight", "race"],
     });
+}
+
+#[test]
+fn bugs_of_a_products_tiles_are_caught() {
+    let bug = |name, from, to, words| Bug {
+        name,
+        op: "linear",
+        dtype: DType::BF16,
+        file: "common/product.cuh",
+        from,
+        to,
+        words,
+    };
+    let whole = "for (; at + MMA_DEPTH <= r_end; at";
+    let outside: &[&str] = &["outside its", "relative error"];
+    is_caught(&bug("product_cut_step", whole, "for (; at < r_end; at", outside));
+    let sent = "upper ? first[e] : second[e], 2);";
+    is_caught(&bug("product_neighbours", sent, "upper ? second[e] : first[e], 2);", WRONG));
+    let dealt = "row / 2 * 4 + row % 2 + o_half * 2";
+    is_caught(&bug("product_dealt_columns", dealt, "o_half * 8 + row", WRONG));
+    let first = "summing = to.sums != nullptr && col0 == 0;";
+    is_caught(&bug("product_sums_of_all", first, "summing = to.sums != nullptr;", RACE));
+    let own = "warp % Tile::ACROSS * Sums::SUM_BLOCKS * 16";
+    is_caught(&bug("product_sums_of_one_block", own, "warp % Tile::ACROSS * 0", &["race", "relative error"]));
 }
 
 #[test]
@@ -523,6 +558,16 @@ fn a_step_number_baked_into_a_kernel_is_caught() {
         from: "f32 rate = control_f32(control, CONTROL_LEARNING_RATE);",
         to: "f32 rate = 1e-3f;",
         words: WRONG,
+    });
+    // The copy in bf16, of which lanes exchange halves.
+    is_caught(&Bug {
+        name: "halves_of_a_copy",
+        op: "adamw",
+        dtype: DType::BF16,
+        file: "adamw.cu",
+        from: "store16(reinterpret_cast<u32*>(to + half * 4 * WARP + 4 * (lane - half)), words);",
+        to: "store16(reinterpret_cast<u32*>(to + half * 4 * WARP + 4 * lane), words);",
+        words: &["relative error", "race", "aligned"],
     });
 }
 

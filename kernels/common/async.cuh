@@ -7,23 +7,25 @@
 #include "common/types.cuh"
 
 // Copies 16 bytes; both addresses are multiples of 16.
-DEV void async_copy16(void* shared, const void* global) {
+DEV void async_copy16(SharedAddress to, const void* global) {
 #ifdef __CUDACC__
-    u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(global) : "memory");
 #else
-    emulator_async_copy(shared, global, 16);
+    emulator_async_copy(to, global, 16);
 #endif
 }
+DEV void async_copy16(void* shared, const void* global) { async_copy16(shared_address(shared), global); }
 
 // Copies `bytes` (0 to 16) bytes and fills the rest of the 16 with zeros. With 0, `global` is not read and may be null.
-DEV void async_copy16_zero_fill(void* shared, const void* global, u32 bytes) {
+DEV void async_copy16_zero_fill(SharedAddress to, const void* global, u32 bytes) {
 #ifdef __CUDACC__
-    u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(bytes) : "memory");
 #else
-    emulator_async_copy(shared, global, bytes);
+    emulator_async_copy(to, global, bytes);
 #endif
+}
+DEV void async_copy16_zero_fill(void* shared, const void* global, u32 bytes) {
+    async_copy16_zero_fill(shared_address(shared), global, bytes);
 }
 
 // Closes the copies that this thread started since the last commit into a group (an empty one if there are none).

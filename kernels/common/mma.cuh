@@ -29,32 +29,36 @@ DEV void mma_m16n8k16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 // aligned to 16) and receives of matrix i, in words[i], the pair at (group, 2t).
 //
 // For A at `tile` with `stride` elements a row: row address tile + (lane % 16) * stride + (lane / 16) * 8 gives a[0..4].
-DEV void ldmatrix_x4(u32 (&words)[4], const void* row) {
+DEV void ldmatrix_x4(u32 (&words)[4], SharedAddress row) {
 #ifdef __CUDACC__
-    u32 address = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(address)
+                 : "r"(row)
                  : "memory");
 #else
     emulator_ldmatrix(words, row, 4, 0, __builtin_FILE(), __builtin_LINE());
 #endif
 }
 
+DEV void ldmatrix_x4(u32 (&words)[4], const void* row) { ldmatrix_x4(words, shared_address(const_cast<void*>(row))); }
+
 // The same, each matrix transposed: the lane receives the elements (2t, group) and (2t + 1, group).
 //
 // For B stored row-major [k, n] with `stride` elements a row: tile + (lane % 16) * stride + (lane / 16) * 8 gives the b of
 // columns 0..8 in words[0..2] and of columns 8..16 in words[2..4].
-DEV void ldmatrix_x4_trans(u32 (&words)[4], const void* row) {
+DEV void ldmatrix_x4_trans(u32 (&words)[4], SharedAddress row) {
 #ifdef __CUDACC__
-    u32 address = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(address)
+                 : "r"(row)
                  : "memory");
 #else
     emulator_ldmatrix(words, row, 4, 1, __builtin_FILE(), __builtin_LINE());
 #endif
+}
+
+DEV void ldmatrix_x4_trans(u32 (&words)[4], const void* row) {
+    ldmatrix_x4_trans(words, shared_address(const_cast<void*>(row)));
 }
 
 // Two matrices: lanes 0..16 give the row addresses.

@@ -1,30 +1,72 @@
 // Products C[i, j] = sum over r of A[i, r] B[j, r] by tiles: f32 with plain FMA, bf16 on the tensor cores with f32 sums.
 //
-// bf16: mma.sync m16n8k16 on tiles of 128x128 or 64x64 by 32, three stages of cp.async, shared memory swizzled so that
-// neither the copies nor ldmatrix meet a bank twice. f32: the same tiles by 16, 8x8 or 4x4 results a thread. Whatever the
-// tile, an element is one chain over r in ascending order, so that the choice of tile changes no bit and a row's result
-// depends on the sum's length alone. Edges are filled with zeros, which change no sum.
+// bf16: mma.sync m16n8k16 on tiles by 32 steps of r, four stages of cp.async. A tile is SmallTile (64x64, warps of 32x32), LargeTile
+// (128x128, warps of 64x64) or WideTile (128x192, warps of 64x48): shared memory gives a fragment to as many mma as the warp
+// is wide or high, and the second-level cache a row of A to as many columns as the tile is wide. Large and wide ones take only
+// operands and results in pieces of 16 bytes (`wide`, by the launch); the small one finds out at the block's start. f32: tiles of
+// 128x128 or 64x64 by 16, 8x8 or 4x4 results a thread. Whatever the tile, an element is one chain over r in ascending order, so that the
+// choice of tile changes no bit and a row's result depends on the sum's length alone. Beyond r's end come zeros, which change no sum;
+// beyond the tile's rows and columns whatever is read again, for nobody stores those sums.
 //
-// Launches: ceil(i / SIDE) * ceil(j / SIDE) blocks in x, j fastest (neighbours share rows of A in the L2); f32 256 threads;
-// bf16 2 SIDE threads, dynamic shared memory 3 * 2 * SIDE * 64 bytes.
+// Launches: ceil(i / ROWS) * ceil(j / COLS) blocks in x, j fastest (neighbours share rows of A in the L2); f32 256 threads;
+// bf16 32 threads a warp, dynamic shared memory 4 * 32 * (2 (ROWS + COLS) + 32) bytes: 36864, 69632, 86016.
 //
 // An operand is a matrix, stored or imagined, in which neighbours in a row lie side by side in memory. The sum runs along
 // its rows (R_ALONG_ROW: r is the column) or down its columns (r is the row). A thread copies pieces of neighbouring
-// columns: in each step the piece at one column of P rows that are `apart` from each other, each step DEPTH further along
-// r. An operand O has
+// columns, in each step DEPTH further along r. An operand O has
 //
 //   data, outer, wide   its memory, the size of the index that is not summed, whether pieces of 16 bytes are whole and aligned
-//   O::Walk<P>          where a thread stands, if that is worth to be remembered from step to step, and
-//   walk_from<DEPTH>(o, walk, row, apart, col)                the first step
+//   O::DENSE            whether every element has a place
+//   O::Walk<P>          where a thread's P pieces are
+//   walk_from<S>(o, walk, first, r)                           the first step of the tile at outer index `first`, as S shares it
 //   walk_columns<N>(o, walk), walk_rows<DEPTH>(o, walk)       further along (also N = 1), or down
-//   walk_place(o, walk, p, row, col)                          where the p-th row's element lies; null: it is zero
+//   walk_place(o, walk, p)                                    where the p-th piece lies; null: it is zero
 //
-// and what takes the sums has finish(to, row, col, sums).
+// and what takes the sums has N, the neighbours that it takes together (4, or 2 where they are f32: a quad of lanes then fills
+// sectors of 32 bytes), `wide`, finish(to, row, col, sums, wide), and SUMS: whether it may want the sum over r of
+// A[i, r] too, which the blocks of the first column then make where `sums` is not null: finish_sum(to, row, sum).
 #pragma once
 #include "common/async.cuh"
 #include "common/mma.cuh"
 #include "common/types.cuh"
 #include "common/wide.cuh"
+
+// How THREADS threads share the pieces of N elements of a tile of SIDE outer indices by DEPTH steps of r.
+template <u32 SIDE, u32 DEPTH_, u32 THREADS, u32 N_, bool R_ALONG_ROW_>
+struct Share {
+    static constexpr u32 DEPTH = DEPTH_, N = N_;
+    static constexpr bool R_ALONG_ROW = R_ALONG_ROW_;
+    static constexpr u32 ACROSS = (R_ALONG_ROW ? DEPTH : SIDE) / N;
+    static constexpr u32 COUNT = SIDE * DEPTH / N / THREADS;
+    // Whether a thread's pieces lie below each other.
+    static constexpr bool ONE_COLUMN = THREADS % ACROSS == 0;
+    static_assert(COUNT * N * THREADS == SIDE * DEPTH, "every thread has as many pieces");
+
+    // Within the tile; the column in pieces.
+    DEV u32 row(u32 p) {
+        return ONE_COLUMN ? threadIdx.x / ACROSS + p * (THREADS / ACROSS) : (threadIdx.x + p * THREADS) / ACROSS;
+    }
+    DEV u32 piece(u32 p) { return (threadIdx.x + (ONE_COLUMN ? 0 : p * THREADS)) % ACROSS; }
+};
+
+// The p-th piece's place in the operand. Beyond the last outer index is the last one again.
+template <typename S, typename O>
+DEV u32 share_row(const O& operand, u32 first, u32 r, u32 p) {
+    return S::R_ALONG_ROW ? min_of(first + S::row(p), operand.outer - 1) : r + S::row(p);
+}
+template <typename S, typename O>
+DEV u32 share_col(const O& operand, u32 first, u32 r, u32 p) {
+    if (S::R_ALONG_ROW) return r + S::piece(p) * S::N;
+    u32 col = first + S::piece(p) * S::N;
+    return operand.wide ? min_of(col, operand.outer - S::N) : col;
+}
+// Elements that are left of a piece in its row of the operand: none below the last row.
+template <typename S, typename O>
+DEV u32 share_left(const O& operand, u32 first, u32 r, u32 r_end, u32 p) {
+    u32 rows = S::R_ALONG_ROW ? operand.outer : r_end, cols = S::R_ALONG_ROW ? r_end : operand.outer;
+    u32 row = (S::R_ALONG_ROW ? first : r) + S::row(p), col = (S::R_ALONG_ROW ? r : first) + S::piece(p) * S::N;
+    return row < rows && col < cols ? min_of(cols - col, S::N) : 0;
+}
 
 // A matrix as it is stored, `stride` elements from row to row.
 template <typename T>
@@ -34,40 +76,39 @@ struct Stored {
     u32 outer;
     bool wide;
 
+    static constexpr bool DENSE = true;
     template <u32 P>
-    struct Walk {};
+    struct Walk {
+        const T* at[P];
+    };
 
     DEV Stored make(const T* data, u32 stride, u32 outer) {
         return Stored{data, stride, outer, stride % Vec16<T>::COUNT == 0 && aligned16(data)};
     }
 };
-template <u32 DEPTH, typename T, typename Walk>
-DEV void walk_from(const Stored<T>&, Walk&, u32, u32, u32) {}
+template <typename S, typename T, typename Walk>
+DEV void walk_from(const Stored<T>& operand, Walk& walk, u32 first, u32 r) {
+#pragma unroll
+    for (u32 p = 0; p < S::COUNT; p++)
+        walk.at[p] = operand.data + (u64)share_row<S>(operand, first, r, p) * operand.stride + share_col<S>(operand, first, r, p);
+}
 template <u32 N, typename T, typename Walk>
-DEV void walk_columns(const Stored<T>&, Walk&) {}
+DEV void walk_columns(const Stored<T>&, Walk& walk) {
+#pragma unroll
+    for (auto& at : walk.at) at += N;
+}
 template <u32 DEPTH, typename T, typename Walk>
-DEV void walk_rows(const Stored<T>&, Walk&) {}
+DEV void walk_rows(const Stored<T>& operand, Walk& walk) {
+    u64 step = (u64)DEPTH * operand.stride;
+#pragma unroll
+    for (auto& at : walk.at) at += step;
+}
 template <typename T, typename Walk>
-DEV const T* walk_place(const Stored<T>& operand, const Walk&, u32, u32 row, u32 col) {
-    return operand.data + (u64)row * operand.stride + col;
+DEV const T* walk_place(const Stored<T>&, const Walk& walk, u32 p) {
+    return walk.at[p];
 }
 
-// How THREADS threads share the pieces of N elements of a tile of SIDE outer indices by DEPTH steps of r.
-template <u32 SIDE, u32 DEPTH_, u32 THREADS, u32 N_, bool R_ALONG_ROW_>
-struct Share {
-    static constexpr u32 DEPTH = DEPTH_, N = N_;
-    static constexpr bool R_ALONG_ROW = R_ALONG_ROW_;
-    static constexpr u32 ACROSS = (R_ALONG_ROW ? DEPTH : SIDE) / N;
-    static constexpr u32 COUNT = SIDE * DEPTH / N / THREADS;
-    static constexpr u32 APART = THREADS / ACROSS;
-    static_assert(THREADS % ACROSS == 0, "a thread's pieces begin at one column");
-};
-
-template <typename S, typename O, typename Walk>
-DEV void share_from(const O& operand, Walk& walk, u32 first, u32 r) {
-    u32 row = threadIdx.x / S::ACROSS, col = threadIdx.x % S::ACROSS * S::N;
-    walk_from<S::DEPTH>(operand, walk, row + (S::R_ALONG_ROW ? first : r), S::APART, col + (S::R_ALONG_ROW ? r : first));
-}
+// One step of r further.
 template <typename S, typename O, typename Walk>
 DEV void share_next(const O& operand, Walk& walk) {
     if constexpr (S::R_ALONG_ROW) walk_columns<S::DEPTH>(operand, walk);
@@ -85,20 +126,17 @@ using FmaShare = Share<SIDE, FMA_DEPTH, 256, 4, R_ALONG_ROW>;
 template <u32 SIDE, bool R_ALONG_ROW, typename O, typename Walk>
 DEV void fma_read(f32 (&ahead)[SIDE / 64][4], const O& operand, Walk& walk, u32 first, u32 r, u32 r_end) {
     typedef FmaShare<SIDE, R_ALONG_ROW> S;
-    u32 rows = R_ALONG_ROW ? operand.outer : r_end, cols = R_ALONG_ROW ? r_end : operand.outer;
-    u32 col = (R_ALONG_ROW ? r : first) + threadIdx.x % S::ACROSS * 4;
 #pragma unroll
     for (u32 p = 0; p < S::COUNT; p++) {
-        u32 row = (R_ALONG_ROW ? first : r) + threadIdx.x / S::ACROSS + p * S::APART;
-        u32 left = row < rows && col < cols ? cols - col : 0;
+        u32 left = share_left<S>(operand, first, r, r_end, p);
         if (operand.wide && left >= 4) {
-            const f32* from = walk_place(operand, walk, p, row, col);
+            const f32* from = walk_place(operand, walk, p);
             load_wide(from, 0, from != nullptr, ahead[p]);
         } else {
             Walk at = walk;
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
-                const f32* from = i < left ? walk_place(operand, at, p, row, col + i) : nullptr;
+                const f32* from = i < left ? walk_place(operand, at, p) : nullptr;
                 ahead[p][i] = from != nullptr ? *from : 0.0f;
                 walk_columns<1>(operand, at);
             }
@@ -130,15 +168,17 @@ DEV void fma_product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
     u32 x = threadIdx.x % 16 * 4, y = threadIdx.x / 16 * 4;
     typename A::template Walk<PARTS> a_walk;
     typename B::template Walk<PARTS> b_walk;
-    share_from<FmaShare<SIDE, A_R_ALONG_ROW>>(a, a_walk, row0, r);
-    share_from<FmaShare<SIDE, B_R_ALONG_ROW>>(b, b_walk, col0, r);
-    f32 sums[PARTS * 4][PARTS][4];
+    walk_from<FmaShare<SIDE, A_R_ALONG_ROW>>(a, a_walk, row0, r);
+    walk_from<FmaShare<SIDE, B_R_ALONG_ROW>>(b, b_walk, col0, r);
+    f32 sums[PARTS * 4][PARTS][4], row_sums[PARTS * 4];
 #pragma unroll
-    for (u32 i = 0; i < PARTS * 4; i++)
+    for (u32 i = 0; i < PARTS * 4; i++) {
+        row_sums[i] = 0.0f;
 #pragma unroll
         for (u32 q = 0; q < PARTS; q++)
 #pragma unroll
             for (u32 j = 0; j < 4; j++) sums[i][q][j] = 0.0f;
+    }
 
     f32 a_ahead[PARTS][4], b_ahead[PARTS][4];
     fma_read<SIDE, A_R_ALONG_ROW>(a_ahead, a, a_walk, row0, r, r_end);
@@ -160,184 +200,345 @@ DEV void fma_product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
                 load_wide(&fma_b[d][q * 64 + x], 4, true, bv[q]);
             }
 #pragma unroll
-            for (u32 i = 0; i < PARTS * 4; i++)
+            for (u32 i = 0; i < PARTS * 4; i++) {
+                if constexpr (To::SUMS) row_sums[i] += av[i / 4][i % 4];
 #pragma unroll
                 for (u32 q = 0; q < PARTS; q++)
 #pragma unroll
                     for (u32 j = 0; j < 4; j++) sums[i][q][j] = fma_f32(av[i / 4][i % 4], bv[q][j], sums[i][q][j]);
+            }
         }
         __syncthreads();
     }
+    if constexpr (To::SUMS) {
 #pragma unroll
-    for (u32 i = 0; i < PARTS * 4; i++) {
-        u32 row = row0 + i / 4 * 64 + y + i % 4;
-        if (row >= a.outer) continue;
+        for (u32 i = 0; i < PARTS * 4; i++) {
+            u32 row = row0 + i / 4 * 64 + y + i % 4;
+            if (to.sums != nullptr && col0 == 0 && x == 0 && row < a.outer) finish_sum(to, row, row_sums[i]);
+        }
+    }
 #pragma unroll
-        for (u32 q = 0; q < PARTS; q++) {
-            u32 col = col0 + q * 64 + x;
-            if (col < b.outer) finish(to, row, col, sums[i][q]);
+    for (u32 q = 0; q < PARTS; q++) {
+        u32 col = col0 + q * 64 + x;
+        if (col >= b.outer) continue;
+        typename To::Columns columns;
+        columns_of(to, col, to.wide, columns);
+#pragma unroll
+        for (u32 i = 0; i < PARTS * 4; i++) {
+            u32 row = row0 + i / 4 * 64 + y + i % 4;
+            if (row < a.outer) finish(to, columns, row, col, sums[i][q], to.wide);
         }
     }
 }
 
-// --- bf16: tensor cores, SIDE * 2 threads in warps of (SIDE / 2) x 32 results ---
+// --- bf16: tensor cores ---
 
 constexpr u32 MMA_DEPTH = 32;
-constexpr u32 MMA_STAGES = 3;
+constexpr u32 MMA_STAGES = 4;
 
-// Where eight neighbouring elements of a tile lie: row `row`, piece `piece`. A tile with r contiguous has rows of 64 bytes, so two
-// rows share the 32 banks; one with r outside has rows of SIDE elements. Either way the eight rows of an ldmatrix, and the
-// pieces that eight lanes copy, fall into different banks.
-template <u32 SIDE, bool R_ALONG_ROW>
-DEV u32 mma_place(u32 row, u32 piece) {
-    if (R_ALONG_ROW) return row * MMA_DEPTH + ((piece ^ (row >> 1 & 3)) * 8);
-    return row * SIDE + ((piece ^ (row & 7)) * 8);
-}
+// A tile of results and how warps share it: warps side by side take WARP_COLS columns each, those below each other WARP_ROWS rows.
+template <u32 ROWS_, u32 COLS_, u32 WARP_ROWS_, u32 WARP_COLS_, u32 FMA_SIDE_>
+struct MmaTile {
+    static constexpr u32 ROWS = ROWS_, COLS = COLS_, WARP_ROWS = WARP_ROWS_, WARP_COLS = WARP_COLS_;
+    static constexpr u32 ACROSS = COLS / WARP_COLS, THREADS = ROWS / WARP_ROWS * ACROSS * WARP;
+    // What takes its place in f32.
+    static constexpr u32 FMA_SIDE = FMA_SIDE_;
+};
+typedef MmaTile<64, 64, 32, 32, 64> SmallTile;
+typedef MmaTile<128, 128, 64, 64, 128> LargeTile;
+typedef MmaTile<128, 192, 64, 48, 0> WideTile;
 
-template <u32 SIDE, bool R_ALONG_ROW>
-using MmaShare = Share<SIDE, MMA_DEPTH, 2 * SIDE, 8, R_ALONG_ROW>;
-constexpr u32 MMA_PIECES = 2;
+// How an operand's SIDE outer indices by MMA_DEPTH steps of r lie in a stage, in bytes, and which of its columns or rows a lane's
+// fragments come from.
+//
+// r along the row: rows of 64 bytes, so that two share the 32 banks; the four pieces of 16 bytes change places by the row, so
+// that the eight rows of an ldmatrix fall into different banks. As B, a group of 16 columns is dealt out so that the sums of a
+// lane are four neighbours of a row: columns 4t, 4t + 1 are in the group's first n8 block, 4t + 2 and 4t + 3 in its second.
+// r down the column: a row's pieces are followed by one that is left free, so that eight rows fall into different banks.
+template <u32 SIDE, bool R_ALONG_ROW, bool IS_B>
+struct MmaPlace {
+    static constexpr u32 ROW = R_ALONG_ROW ? 2 * MMA_DEPTH : 2 * SIDE + 16;
+    static constexpr u32 BYTES = ROW * (R_ALONG_ROW ? SIDE : MMA_DEPTH);
+    // From fragments of 16 outer indices to the next 16, and from a step's first 16 r to its second.
+    static constexpr u32 NEXT = R_ALONG_ROW ? 16 * ROW : 32;
+    static constexpr u32 DOWN = R_ALONG_ROW ? 0 : 16 * ROW;
+    static constexpr u32 FLIP = R_ALONG_ROW ? 32 : 0;
 
-// Starts to copy the SIDE x MMA_DEPTH tile at (first, r); beyond the operand come zeros.
-template <u32 SIDE, bool R_ALONG_ROW, typename O, typename Walk>
-DEV void mma_copy(bf16* tile, const O& operand, Walk& walk, u32 first, u32 r, u32 r_end) {
-    typedef MmaShare<SIDE, R_ALONG_ROW> S;
-    static_assert(S::COUNT == MMA_PIECES, "what walks have room for");
-    u32 rows = R_ALONG_ROW ? operand.outer : r_end, cols = R_ALONG_ROW ? r_end : operand.outer;
-    u32 piece = threadIdx.x % S::ACROSS, col = (R_ALONG_ROW ? r : first) + piece * 8;
+    DEV u32 of_piece(u32 row, u32 piece) {
+        return row * ROW + (R_ALONG_ROW ? piece ^ (row >> (IS_B ? 2 : 1) & 3) : piece) * 16;
+    }
+    // This lane's row address for the fragments at outer index `outer` (a multiple of 16): of A in the order of an m16k16
+    // fragment, of B two n8k16 fragments one after the other.
+    DEV u32 of_lane(u32 outer) {
+        u32 matrix = threadIdx.x % WARP / 8, row = threadIdx.x % 8;
+        u32 o_half = IS_B ? matrix / 2 : matrix % 2, r_half = IS_B ? matrix % 2 : matrix / 2;
+        if (!R_ALONG_ROW) return of_piece(r_half * 8 + row, outer / 8 + o_half);
+        return of_piece(outer + (IS_B ? row / 2 * 4 + row % 2 + o_half * 2 : o_half * 8 + row), r_half);
+    }
+    // Four words of fragments, i groups of 16 and d steps of r (0 or 16) from a lane's address.
+    DEV void load(u32 (&words)[4], SharedAddress lane, u32 i, u32 d) {
+        SharedAddress at = (d == 0 ? lane : shared_xor(lane, FLIP) + DOWN) + i * NEXT;
+        if (R_ALONG_ROW) ldmatrix_x4(words, at);
+        else ldmatrix_x4_trans(words, at);
+    }
+};
+
+// Starts to copy whole pieces of an operand's next step.
+template <typename S, typename Place, typename O, typename Walk>
+DEV void mma_copy(SharedAddress stage, const O& operand, const Walk& walk) {
 #pragma unroll
     for (u32 p = 0; p < S::COUNT; p++) {
-        u32 in_tile = threadIdx.x / S::ACROSS + p * S::APART, row = (R_ALONG_ROW ? first : r) + in_tile;
-        u32 left = row < rows && col < cols ? min_of(cols - col, 8u) : 0;
-        bf16* to = tile + mma_place<SIDE, R_ALONG_ROW>(in_tile, piece);
-        if (operand.wide) {
-            const bf16* from = left > 0 ? walk_place(operand, walk, p, row, col) : nullptr;
+        SharedAddress to = stage + Place::of_piece(S::row(p), S::piece(p));
+        const bf16* from = walk_place(operand, walk, p);
+        if constexpr (O::DENSE) async_copy16(to, from);
+        else async_copy16_zero_fill(to, from != nullptr ? from : operand.data, from != nullptr ? 16 : 0);
+    }
+}
+
+// The same for a step that r's end cuts, or (not WIDE) for elements that are no whole pieces: zeros beyond the operand.
+template <typename S, typename Place, bool WIDE, typename O, typename Walk>
+DEV void mma_copy_part(u8* stage, const O& operand, const Walk& walk, u32 first, u32 r, u32 r_end) {
+#pragma unroll
+    for (u32 p = 0; p < S::COUNT; p++) {
+        u32 left = share_left<S>(operand, first, r, r_end, p);
+        u8* to = stage + Place::of_piece(S::row(p), S::piece(p));
+        if (WIDE) {
+            const bf16* from = left > 0 ? walk_place(operand, walk, p) : nullptr;
             async_copy16_zero_fill(to, from != nullptr ? from : operand.data, from != nullptr ? left * 2 : 0);
         } else {
             Walk at = walk;
 #pragma unroll 1
             for (u32 i = 0; i < 8; i += 2) {
-                const bf16* low = i < left ? walk_place(operand, at, p, row, col + i) : nullptr;
+                const bf16* low = i < left ? walk_place(operand, at, p) : nullptr;
                 walk_columns<1>(operand, at);
-                const bf16* high = i + 1 < left ? walk_place(operand, at, p, row, col + i + 1) : nullptr;
+                const bf16* high = i + 1 < left ? walk_place(operand, at, p) : nullptr;
                 walk_columns<1>(operand, at);
                 u32 word = low != nullptr ? low->bits : 0;
                 if (high != nullptr) word |= (u32)high->bits << 16;
-                *reinterpret_cast<u32*>(to + i) = word;
+                *reinterpret_cast<u32*>(to + i * 2) = word;
             }
         }
     }
-    share_next<S>(operand, walk);
 }
 
-// The fragments of 16 outer indices from `o` on by 16 steps of r from `d` on. For A they are in the order of an m16k16
-// fragment; for B (`pair_r_first`) two n8k16 fragments follow each other.
-template <u32 SIDE, bool R_ALONG_ROW>
-DEV void mma_fragments(u32 (&fragments)[4], const bf16* tile, u32 o, u32 d, bool pair_r_first) {
-    u32 lane = threadIdx.x % WARP, matrix = lane / 8, row = lane % 8;
-    u32 o_half = pair_r_first ? matrix / 2 : matrix % 2, r_half = pair_r_first ? matrix % 2 : matrix / 2;
-    if (R_ALONG_ROW) {
-        ldmatrix_x4(fragments, tile + mma_place<SIDE, true>(o + o_half * 8 + row, d / 8 + r_half));
-    } else {
-        ldmatrix_x4_trans(fragments, tile + mma_place<SIDE, false>(d + r_half * 8 + row, o / 8 + o_half));
-    }
-}
+// The operands' stages and walks of one block.
+template <typename Tile, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, bool WIDE, typename A, typename B>
+struct MmaOperands {
+    typedef Share<Tile::ROWS, MMA_DEPTH, Tile::THREADS, 8, A_R_ALONG_ROW> ShareA;
+    typedef Share<Tile::COLS, MMA_DEPTH, Tile::THREADS, 8, B_R_ALONG_ROW> ShareB;
+    typedef MmaPlace<Tile::ROWS, A_R_ALONG_ROW, false> PlaceA;
+    typedef MmaPlace<Tile::COLS, B_R_ALONG_ROW, true> PlaceB;
+    static constexpr u32 STAGE = PlaceA::BYTES + PlaceB::BYTES;
 
-template <u32 SIDE, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, typename A, typename B, typename To>
-DEV void mma_product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
-    SMEM_DYN(memory);
-    constexpr u32 TILE = SIDE * MMA_DEPTH, WARP_ROWS = SIDE / 2, WARPS_ACROSS = SIDE / 32, BLOCKS = WARP_ROWS / 16;
-    bf16* stages = reinterpret_cast<bf16*>(memory);
-    u32 tiles = ceil_div(b.outer, SIDE), row0 = blockIdx.x / tiles * SIDE, col0 = blockIdx.x % tiles * SIDE;
-    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    u32 warp_row = warp / WARPS_ACROSS * WARP_ROWS, warp_col = warp % WARPS_ACROSS * 32;
-    typename A::template Walk<MMA_PIECES> a_walk;
-    typename B::template Walk<MMA_PIECES> b_walk;
-    share_from<MmaShare<SIDE, A_R_ALONG_ROW>>(a, a_walk, row0, r);
-    share_from<MmaShare<SIDE, B_R_ALONG_ROW>>(b, b_walk, col0, r);
-    f32 sums[BLOCKS][4][4];
-#pragma unroll
-    for (u32 i = 0; i < BLOCKS; i++)
-#pragma unroll
-        for (u32 j = 0; j < 4; j++)
-#pragma unroll
-            for (u32 e = 0; e < 4; e++) sums[i][j][e] = 0.0f;
+    const A& a;
+    const B& b;
+    u32 row0, col0, r_end;
+    u8* memory;
+    typename A::template Walk<ShareA::COUNT> a_walk;
+    typename B::template Walk<ShareB::COUNT> b_walk;
 
-    u32 steps = ceil_div(r_end - r, MMA_DEPTH);
-#pragma unroll 1
-    for (u32 s = 0; s < MMA_STAGES - 1; s++) {
-        if (s < steps) {
-            bf16* stage = stages + s * 2 * TILE;
-            mma_copy<SIDE, A_R_ALONG_ROW>(stage, a, a_walk, row0, r + s * MMA_DEPTH, r_end);
-            mma_copy<SIDE, B_R_ALONG_ROW>(stage + TILE, b, b_walk, col0, r + s * MMA_DEPTH, r_end);
-        }
+    // Starts the copies of a whole step into the stage at `offset`, and walks on.
+    DEV void fill_whole(MmaOperands& own, u32 offset) {
+        SharedAddress stage = shared_address(own.memory) + offset;
+        mma_copy<ShareA, PlaceA>(stage, own.a, own.a_walk);
+        mma_copy<ShareB, PlaceB>(stage + PlaceA::BYTES, own.b, own.b_walk);
+        share_next<ShareA>(own.a, own.a_walk);
+        share_next<ShareB>(own.b, own.b_walk);
         async_commit();
     }
-    u32 reading = 0, filling = MMA_STAGES - 1;
-    for (u32 step = 0; step < steps; step++) {
-        // The oldest copy has landed, and behind the barrier everybody is done with the stage that is filled next.
-        async_wait<MMA_STAGES - 2>();
-        __syncthreads();
-        if (step + MMA_STAGES - 1 < steps) {
-            bf16* stage = stages + filling * 2 * TILE;
-            u32 at = r + (step + MMA_STAGES - 1) * MMA_DEPTH;
-            mma_copy<SIDE, A_R_ALONG_ROW>(stage, a, a_walk, row0, at, r_end);
-            mma_copy<SIDE, B_R_ALONG_ROW>(stage + TILE, b, b_walk, col0, at, r_end);
+    // The same of any step, also of one behind the last.
+    DEV void fill(MmaOperands& own, u32 offset, u32 r) {
+        if (WIDE && r + MMA_DEPTH <= own.r_end) return fill_whole(own, offset);
+        u8* stage = own.memory + offset;
+        if (r < own.r_end) {
+            mma_copy_part<ShareA, PlaceA, WIDE>(stage, own.a, own.a_walk, own.row0, r, own.r_end);
+            mma_copy_part<ShareB, PlaceB, WIDE>(stage + PlaceA::BYTES, own.b, own.b_walk, own.col0, r, own.r_end);
         }
+        share_next<ShareA>(own.a, own.a_walk);
+        share_next<ShareB>(own.b, own.b_walk);
         async_commit();
-        const bf16* stage = stages + reading * 2 * TILE;
+    }
+};
+
+// A warp's sums, and the products of one step. SUMMING: A's rows are summed too, as products with ones; the warps side by side share
+// the row blocks of 16.
+template <typename Tile, typename PlaceA, typename PlaceB, bool SUMS>
+struct MmaSums {
+    static constexpr u32 BLOCKS = Tile::WARP_ROWS / 16, GROUPS = Tile::WARP_COLS / 16;
+    static constexpr u32 SUM_BLOCKS = SUMS ? BLOCKS / Tile::ACROSS : 1;
+
+    f32 of[BLOCKS][2 * GROUPS][4];
+    f32 of_rows[SUM_BLOCKS][4];
+
+    DEV void clear(MmaSums& own) {
+#pragma unroll
+        for (u32 i = 0; i < BLOCKS; i++)
+#pragma unroll
+            for (u32 j = 0; j < 2 * GROUPS; j++)
+#pragma unroll
+                for (u32 e = 0; e < 4; e++) own.of[i][j][e] = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < SUM_BLOCKS; i++)
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) own.of_rows[i][e] = 0.0f;
+    }
+    // The fragments lie at a lane's addresses `a` and `b` of a stage; A's of its own row blocks at `a_rows`.
+    DEV void add(MmaSums& own, SharedAddress a, SharedAddress b, SharedAddress a_rows, bool summing) {
 #pragma unroll
         for (u32 d = 0; d < MMA_DEPTH; d += 16) {
-            u32 af[BLOCKS][4], bf[2][4];
+            u32 af[BLOCKS][4];
 #pragma unroll
-            for (u32 i = 0; i < BLOCKS; i++)
-                mma_fragments<SIDE, A_R_ALONG_ROW>(af[i], stage, warp_row + i * 16, d, false);
+            for (u32 i = 0; i < BLOCKS; i++) PlaceA::load(af[i], a, i, d);
 #pragma unroll
-            for (u32 j = 0; j < 2; j++)
-                mma_fragments<SIDE, B_R_ALONG_ROW>(bf[j], stage + TILE, warp_col + j * 16, d, true);
+            for (u32 j = 0; j < GROUPS; j++) {
+                u32 bf[4];
+                PlaceB::load(bf, b, j, d);
+                const u32 first[2] = {bf[0], bf[1]}, second[2] = {bf[2], bf[3]};
 #pragma unroll
-            for (u32 i = 0; i < BLOCKS; i++)
-#pragma unroll
-                for (u32 j = 0; j < 4; j++) {
-                    const u32 pair[2] = {bf[j / 2][j % 2 * 2], bf[j / 2][j % 2 * 2 + 1]};
-                    mma_m16n8k16(sums[i][j], af[i], pair);
+                for (u32 i = 0; i < BLOCKS; i++) {
+                    mma_m16n8k16(own.of[i][2 * j], af[i], first);
+                    mma_m16n8k16(own.of[i][2 * j + 1], af[i], second);
                 }
+            }
+            if (SUMS && summing) {
+                const u32 ones[2] = {0x3f803f80u, 0x3f803f80u};
+#pragma unroll
+                for (u32 i = 0; i < SUM_BLOCKS; i++) {
+                    u32 rows[4];
+                    PlaceA::load(rows, a_rows, i, d);
+                    mma_m16n8k16(own.of_rows[i], rows, ones);
+                }
+            }
         }
-        reading = reading + 1 == MMA_STAGES ? 0 : reading + 1;
-        filling = filling + 1 == MMA_STAGES ? 0 : filling + 1;
     }
+};
 
-    // Each warp turns its fragments into rows through 16 x 32 sums of the stages' memory, so that global accesses are 16
-    // bytes a lane.
-    constexpr u32 STRIDE = 40;
-    async_wait<0>();
-    __syncthreads();
-    f32* staging = reinterpret_cast<f32*>(memory) + warp * 16 * STRIDE;
+// Four neighbours of a row from a quad of lanes t that each hold the columns 2t, 2t + 1 of two blocks of eight, `first` and `second`:
+// lane t gets the columns 4t to 4t + 3 of the sixteen.
+DEV void mma_neighbours(f32 (&v)[4], const f32 (&first)[2], const f32 (&second)[2]) {
+    u32 t = threadIdx.x % 4;
+    bool upper = t >= 2, odd = t % 2 != 0;
+    f32 low[2], high[2];
 #pragma unroll
-    for (u32 i = 0; i < BLOCKS; i++) {
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            f32* at = staging + lane / 4 * STRIDE + j * 8 + lane % 4 * 2;
-            at[0] = sums[i][j][0];
-            at[1] = sums[i][j][1];
-            at[8 * STRIDE] = sums[i][j][2];
-            at[8 * STRIDE + 1] = sums[i][j][3];
-        }
-        __syncwarp();
-#pragma unroll 1
-        for (u32 half = 0; half < 2; half++) {
-            f32 v[8];
-            load_wide(staging + (half * 8 + lane / 4) * STRIDE + lane % 4 * 8, 8, true, v);
-            u32 row = row0 + warp_row + i * 16 + half * 8 + lane / 4, col = col0 + warp_col + lane % 4 * 8;
-            if (row < a.outer && col < b.outer) finish(to, row, col, v);
-        }
-        __syncwarp();
+    for (u32 e = 0; e < 2; e++) {
+        // Of the own block, lane t has one pair and the lane two further the other.
+        f32 own = upper ? second[e] : first[e];
+        f32 got = __shfl_xor_sync(FULL_MASK, upper ? first[e] : second[e], 2);
+        low[e] = upper ? got : own;
+        high[e] = upper ? own : got;
+        // Low has the pair t % 2 of the block, high the pair t % 2 + 2; they should be 2 (t % 2) and the next.
+        f32 next = __shfl_xor_sync(FULL_MASK, odd ? low[e] : high[e], 1);
+        v[e] = odd ? next : low[e];
+        v[2 + e] = odd ? high[e] : next;
     }
 }
 
-// The one for the operands' type.
-template <u32 SIDE, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, typename A, typename B, typename To>
+template <bool B_R_ALONG_ROW, bool WIDE, u32 BLOCKS, u32 COLUMNS, typename To>
+DEV void mma_finish(const f32 (&sums)[BLOCKS][COLUMNS][4], u32 row0, u32 col0, u32 rows, u32 cols, const To& to) {
+    u32 t = threadIdx.x % 4;
+    row0 += threadIdx.x % WARP / 4;
+    bool wide = WIDE || to.wide;
+#pragma unroll
+    for (u32 j = 0; j < COLUMNS; j += 2) {
+        u32 col = col0 + j * 8 + To::N * t;
+        typename To::Columns columns;
+        if (col < cols) columns_of(to, col, wide, columns);
+#pragma unroll
+        for (u32 i = 0; i < 2 * BLOCKS; i++) {
+            u32 row = row0 + i * 8;
+            const f32 first[2] = {sums[i / 2][j][i % 2 * 2], sums[i / 2][j][i % 2 * 2 + 1]};
+            const f32 second[2] = {sums[i / 2][j + 1][i % 2 * 2], sums[i / 2][j + 1][i % 2 * 2 + 1]};
+            if constexpr (To::N == 2) {
+                static_assert(!B_R_ALONG_ROW, "a group's columns are dealt out for four neighbours");
+                f32 v[2] = {first[0], first[1]}, w[2] = {second[0], second[1]};
+                if (row < rows && col < cols) finish(to, columns, row, col, v, wide);
+                if (row < rows && col + 8 < cols) finish(to, columns, row, col + 8, w, wide);
+            } else {
+                f32 v[4] = {first[0], first[1], second[0], second[1]};
+                if constexpr (!B_R_ALONG_ROW) mma_neighbours(v, first, second);
+                if (row < rows && col < cols) finish(to, columns, row, col, v, wide);
+            }
+        }
+    }
+}
+
+// The oldest copy has landed, and behind the barrier everybody is done with the stage that is filled next.
+DEV void mma_wait() {
+    async_wait<MMA_STAGES - 2>();
+    __syncthreads();
+}
+
+template <typename Tile, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, bool WIDE, typename A, typename B, typename To>
+DEV void mma_tile(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
+    SMEM_DYN(memory);
+    typedef MmaOperands<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, WIDE, A, B> Operands;
+    typedef typename Operands::PlaceA PlaceA;
+    typedef typename Operands::PlaceB PlaceB;
+    typedef MmaSums<Tile, PlaceA, PlaceB, To::SUMS> Sums;
+    constexpr u32 STAGE = Operands::STAGE, LAST = (MMA_STAGES - 1) * STAGE;
+    u32 tiles = ceil_div(b.outer, Tile::COLS), row0 = blockIdx.x / tiles * Tile::ROWS, col0 = blockIdx.x % tiles * Tile::COLS;
+    u32 warp = threadIdx.x / WARP, warp_row = warp / Tile::ACROSS * Tile::WARP_ROWS;
+    u32 warp_col = warp % Tile::ACROSS * Tile::WARP_COLS, sum_row = warp_row + warp % Tile::ACROSS * Sums::SUM_BLOCKS * 16;
+    Operands own = {a, b, row0, col0, r_end, memory, {}, {}};
+    walk_from<typename Operands::ShareA>(a, own.a_walk, row0, r);
+    walk_from<typename Operands::ShareB>(b, own.b_walk, col0, r);
+    SharedAddress a_lane = shared_address(memory) + PlaceA::of_lane(warp_row);
+    SharedAddress b_lane = shared_address(memory) + PlaceA::BYTES + PlaceB::of_lane(warp_col);
+    SharedAddress rows_lane = shared_address(memory) + PlaceA::of_lane(sum_row);
+    bool summing = false;
+    if constexpr (To::SUMS) summing = to.sums != nullptr && col0 == 0;
+    Sums sums;
+    Sums::clear(sums);
+
+    // `at` is the step that is copied next, three ahead of the one that is multiplied.
+    u32 at = r, reading = 0, filling = LAST;
+#pragma unroll 1
+    for (u32 s = 0; s < LAST; s += STAGE, at += MMA_DEPTH) Operands::fill(own, s, at);
+    if (WIDE) {
+#pragma unroll 1
+        for (; at + MMA_DEPTH <= r_end; at += MMA_DEPTH) {
+            mma_wait();
+            Operands::fill_whole(own, filling);
+            Sums::add(sums, a_lane + reading, b_lane + reading, rows_lane + reading, summing);
+            filling = reading;
+            reading = reading == LAST ? 0 : reading + STAGE;
+        }
+    }
+#pragma unroll 1
+    for (; at - (MMA_STAGES - 1) * MMA_DEPTH < r_end; at += MMA_DEPTH) {
+        mma_wait();
+        Operands::fill(own, filling, at);
+        Sums::add(sums, a_lane + reading, b_lane + reading, rows_lane + reading, summing);
+        filling = reading;
+        reading = reading == LAST ? 0 : reading + STAGE;
+    }
+    async_wait<0>();
+    if constexpr (To::SUMS) {
+        if (summing && threadIdx.x % 4 == 0) {
+#pragma unroll
+            for (u32 e = 0; e < 2 * Sums::SUM_BLOCKS; e++) {
+                u32 row = row0 + sum_row + e * 8 + threadIdx.x % WARP / 4;
+                if (row < a.outer) finish_sum(to, row, sums.of_rows[e / 2][e % 2 * 2]);
+            }
+        }
+    }
+    mma_finish<B_R_ALONG_ROW, WIDE>(sums.of, row0 + warp_row, col0 + warp_col, a.outer, b.outer, to);
+}
+
+// Neighbouring f32 sums of a weight's gradient that are taken together, by the operands' type.
+template <typename T>
+constexpr u32 WEIGHT_NEIGHBOURS = sizeof(T) == sizeof(f32) ? 4 : 2;
+
+// The one for the operands' type. Large and wide tiles are launched where all pieces are whole.
+template <typename Tile, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, typename A, typename B, typename To>
 DEV void product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
-    if constexpr (sizeof(*a.data) == sizeof(f32)) fma_product<SIDE, A_R_ALONG_ROW, B_R_ALONG_ROW>(a, b, r, r_end, to);
-    else mma_product<SIDE, A_R_ALONG_ROW, B_R_ALONG_ROW>(a, b, r, r_end, to);
+    if constexpr (sizeof(*a.data) == sizeof(f32)) {
+        fma_product<Tile::FMA_SIDE, A_R_ALONG_ROW, B_R_ALONG_ROW>(a, b, r, r_end, to);
+    } else if constexpr (Tile::ROWS > 64) {
+        mma_tile<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, true>(a, b, r, r_end, to);
+    } else if (a.wide && b.wide && to.wide) {
+        mma_tile<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, true>(a, b, r, r_end, to);
+    } else {
+        mma_tile<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, false>(a, b, r, r_end, to);
+    }
 }

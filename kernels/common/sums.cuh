@@ -1,92 +1,91 @@
 // The sums over rows and over splits that gradients of layers end in, in fixed order; and a gradient's destination.
 #pragma once
-#include "common/activation.cuh"
 #include "common/types.cuh"
 #include "common/wide.cuh"
 
-// A gradient's destination: written (0) or added to (1); with CHAIN also (1 + activation) where z of y = act(z) lies, y being what
-// the gradient is of: dy act'(z) takes its place.
-template <typename T, u32 N, bool CHAIN = false>
+// A gradient's destination: written, or added to.
+template <typename T, u32 N_>
 struct Gradient {
+    static constexpr u32 N = N_;
+    static constexpr bool SUMS = false;
+    struct Columns {};
+
     T* to;
     u32 cols;
-    u32 accumulate;
+    bool accumulate;
     bool wide;
 
     DEV Gradient make(T* to, u32 cols, u32 accumulate) {
-        return Gradient{to, cols, accumulate, cols % N == 0 && aligned16(to)};
+        return Gradient{to, cols, accumulate != 0, cols % N == 0 && aligned16(to)};
     }
 };
-template <typename T, u32 N, bool CHAIN>
-DEV void finish(const Gradient<T, N, CHAIN>& gradient, u32 row, u32 col, f32 (&v)[N]) {
+template <typename T, u32 N>
+DEV void columns_of(const Gradient<T, N>&, u32, bool, typename Gradient<T, N>::Columns&) {}
+template <typename T, u32 N>
+DEV void finish(const Gradient<T, N>& gradient, const typename Gradient<T, N>::Columns&, u32 row, u32 col, f32 (&v)[N],
+                bool wide) {
     T* to = gradient.to + (u64)row * gradient.cols + col;
     u32 left = gradient.cols - col;
-    if (gradient.accumulate != 0) {
+    if (gradient.accumulate) {
         f32 old[N];
-        load_wide(to, left, gradient.wide, old);
-        if (!CHAIN || gradient.accumulate == 1) {
+        load_wide(to, left, wide, old);
 #pragma unroll
-            for (u32 i = 0; i < N; i++) v[i] += old[i];
-        } else {
-#pragma unroll
-            for (u32 i = 0; i < N; i++) v[i] *= activation_derivative<T>(old[i], gradient.accumulate - 1);
-        }
+        for (u32 i = 0; i < N; i++) v[i] += old[i];
     }
-    store_wide(to, left, gradient.wide, v);
+    store_wide(to, left, wide, v);
+}
+template <typename T, u32 N>
+DEV void finish(const Gradient<T, N>& gradient, u32 row, u32 col, f32 (&v)[N]) {
+    finish(gradient, {}, row, col, v, gradient.wide);
 }
 
-// dw = the sum of the splits' products, in order.
-DEV void sum_splits(f32* __restrict__ dw, const f32* __restrict__ partial, u32 splits, u32 len, u32 accumulate) {
-    u32 at = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
+// The elements 4 `piece` to 4 `piece` + 3 of to [len] = the sum of the splits' [splits, stride], in order.
+DEV void sum_piece(f32* __restrict__ to, const f32* __restrict__ partial, u32 piece, u32 splits, u32 len, u32 stride,
+                   u32 accumulate) {
+    u32 at = piece * 4;
     if (at >= len) return;
-    bool wide = len % 4 == 0 && aligned16(dw) && aligned16(partial);
+    bool wide = len % 4 == 0 && stride % 4 == 0 && aligned16(to) && aligned16(partial);
     f32 sum[4], v[4];
     load_wide(partial + at, len - at, wide, sum);
 #pragma unroll 4
     for (u32 split = 1; split < splits; split++) {
-        load_wide(partial + (u64)split * len + at, len - at, wide, v);
+        load_wide(partial + (u64)split * stride + at, len - at, wide, v);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) sum[i] += v[i];
     }
     if (accumulate != 0) {
-        load_wide(dw + at, len - at, wide, v);
+        load_wide(to + at, len - at, wide, v);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) sum[i] += v[i];
     }
-    store_wide(dw + at, len - at, wide, sum);
+    store_wide(to + at, len - at, wide, sum);
 }
 
-// Column sums of rows `first` to `last` to partial [cols] (null: not wanted); a block takes 32 pieces of 16 bytes in y, eight
-// warps share the rows. Where dz is given it holds z, and dy act'(z) takes its place and is what is summed.
+// dw = the sum of the splits' products, four elements a thread.
+DEV void sum_splits(f32* __restrict__ dw, const f32* __restrict__ partial, u32 splits, u32 len, u32 accumulate) {
+    sum_piece(dw, partial, blockIdx.x * blockDim.x + threadIdx.x, splits, len, len, accumulate);
+}
+
+// Column sums of rows `first` to `last` to partial [cols]; a block takes 32 pieces of 16 bytes in y, eight warps share the rows.
 template <typename T>
-DEV void sum_columns(T* __restrict__ dz, f32* __restrict__ partial, const T* __restrict__ dy, u32 first, u32 last, u32 cols,
-                     u32 activation) {
+DEV void sum_columns(f32* __restrict__ partial, const T* __restrict__ dy, u32 first, u32 last, u32 cols) {
     constexpr u32 N = Vec16<T>::COUNT, WARPS = 8;
     SHARED(f32, column_parts, [WARPS][WARP * N]);
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 col0 = blockIdx.y * WARP * N, col = col0 + lane * N;
-    bool wide = cols % N == 0 && aligned16(dy) && aligned16(dz);
+    bool wide = cols % N == 0 && aligned16(dy);
     f32 sums[N];
 #pragma unroll
     for (u32 i = 0; i < N; i++) sums[i] = 0.0f;
     if (col < cols) {
         u32 left = cols - col;
         for (u32 row = first + warp; row < last; row += WARPS) {
-            u64 at = (u64)row * cols + col;
             f32 d[N];
-            load_wide(dy + at, left, wide, d);
-            if (dz != nullptr) {
-                f32 z[N];
-                load_wide(dz + at, left, wide, z);
-#pragma unroll
-                for (u32 i = 0; i < N; i++) d[i] *= activation_derivative<T>(z[i], activation);
-                store_wide(dz + at, left, wide, d);
-            }
+            load_wide(dy + (u64)row * cols + col, left, wide, d);
 #pragma unroll
             for (u32 i = 0; i < N; i++) sums[i] += d[i];
         }
     }
-    if (partial == nullptr) return;
     store_wide(&column_parts[warp][lane * N], N, true, sums);
     __syncthreads();
     u32 c = threadIdx.x;

@@ -37,6 +37,17 @@ static_assert(sizeof(u16) == 2 && sizeof(u32) == 4 && sizeof(u64) == 8, "the siz
             emulator_static_shared(&name##_identity, sizeof(name##_array), sizeof(type), #name))
 #endif
 
+// An address of shared memory, as the instructions take it; bytes are added to it.
+#ifdef __CUDACC__
+typedef u32 SharedAddress;
+DEV SharedAddress shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+DEV SharedAddress shared_xor(SharedAddress address, u32 bits) { return address ^ bits; }
+#else
+typedef u8* SharedAddress;
+DEV SharedAddress shared_address(void* p) { return static_cast<u8*>(p); }
+DEV SharedAddress shared_xor(SharedAddress address, u32 bits) { return reinterpret_cast<u8*>((u64)address ^ bits); }
+#endif
+
 // Lanes of a warp, and the mask that names them all.
 constexpr u32 WARP = 32;
 constexpr u32 FULL_MASK = 0xffffffffu;
@@ -45,6 +56,14 @@ constexpr u32 FULL_MASK = 0xffffffffu;
 struct __align__(2) bf16 {
     u16 bits;
 };
+
+// x, of which the compiler knows nothing: a choice by it stays a branch, instead of a copy of the loop around it for each outcome.
+DEV u32 opaque(u32 x) {
+#ifdef __CUDACC__
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
 
 DEV u32 f32_bits(f32 x) {
     return __float_as_uint(x);

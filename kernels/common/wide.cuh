@@ -1,22 +1,32 @@
 // Neighbouring elements as f32, 16 bytes at a time where address and length allow it: the widest access that a thread can
-// make. The values are the same either way.
+// make; or 8, where a thread has no more. The values are the same either way.
 #pragma once
 #include "common/vector.cuh"
 
 DEV f32 bf16_low(u32 pair) { return f32_from_bits(pair << 16); }
 DEV f32 bf16_high(u32 pair) { return f32_from_bits(pair & 0xffff0000u); }
 
-// N neighbouring elements as f32, N a multiple of Vec16<T>::COUNT: 16 bytes at a time where `wide`, which needs
-// `aligned16(p)` and N elements; else `min(left, N)` of them one by one, zeros behind.
+// What one access moves: as many bytes as N elements have, at most 16.
+template <u32 COUNT>
+struct __align__(4 * COUNT) WideWords {
+    u32 v[COUNT];
+};
+template <typename T, u32 N>
+using WideAccess = WideWords<(N * sizeof(T) < 16 ? N * sizeof(T) : 16) / 4>;
+
+// N neighbouring elements as f32, 8 bytes or whole pieces of 16: at once where `wide`, which needs an address that is a
+// multiple of the access and N elements; else `min(left, N)` of them one by one, zeros behind.
 template <u32 N>
 DEV void load_wide(const f32* p, u32 left, bool wide, f32 (&v)[N]) {
-    static_assert(N % 4 == 0, "whole 16-byte pieces");
+    typedef WideAccess<f32, N> Words;
+    constexpr u32 COUNT = sizeof(Words) / 4;
+    static_assert(N % COUNT == 0 && COUNT >= 2, "whole accesses");
     if (wide) {
 #pragma unroll
-        for (u32 i = 0; i < N; i += 4) {
-            Vec16<u32> words = load16(reinterpret_cast<const u32*>(p + i));
+        for (u32 i = 0; i < N; i += COUNT) {
+            Words words = *reinterpret_cast<const Words*>(p + i);
 #pragma unroll
-            for (u32 j = 0; j < 4; j++) v[i + j] = f32_from_bits(words.v[j]);
+            for (u32 j = 0; j < COUNT; j++) v[i + j] = f32_from_bits(words.v[j]);
         }
     } else {
 #pragma unroll
@@ -25,13 +35,15 @@ DEV void load_wide(const f32* p, u32 left, bool wide, f32 (&v)[N]) {
 }
 template <u32 N>
 DEV void load_wide(const bf16* p, u32 left, bool wide, f32 (&v)[N]) {
-    static_assert(N % 8 == 0, "whole 16-byte pieces");
+    typedef WideAccess<bf16, N> Words;
+    constexpr u32 COUNT = sizeof(Words) / 4;
+    static_assert(N % (2 * COUNT) == 0 && COUNT >= 2, "whole accesses");
     if (wide) {
 #pragma unroll
-        for (u32 i = 0; i < N; i += 8) {
-            Vec16<u32> words = load16(reinterpret_cast<const u32*>(p + i));
+        for (u32 i = 0; i < N; i += 2 * COUNT) {
+            Words words = *reinterpret_cast<const Words*>(p + i);
 #pragma unroll
-            for (u32 j = 0; j < 4; j++) {
+            for (u32 j = 0; j < COUNT; j++) {
                 v[i + 2 * j] = bf16_low(words.v[j]);
                 v[i + 2 * j + 1] = bf16_high(words.v[j]);
             }
@@ -45,14 +57,16 @@ DEV void load_wide(const bf16* p, u32 left, bool wide, f32 (&v)[N]) {
 // The counterpart of `load_wide`: rounds to storage and writes.
 template <u32 N>
 DEV void store_wide(f32* p, u32 left, bool wide, const f32 (&v)[N]) {
-    static_assert(N % 4 == 0, "whole 16-byte pieces");
+    typedef WideAccess<f32, N> Words;
+    constexpr u32 COUNT = sizeof(Words) / 4;
+    static_assert(N % COUNT == 0 && COUNT >= 2, "whole accesses");
     if (wide) {
 #pragma unroll
-        for (u32 i = 0; i < N; i += 4) {
-            Vec16<u32> words;
+        for (u32 i = 0; i < N; i += COUNT) {
+            Words words;
 #pragma unroll
-            for (u32 j = 0; j < 4; j++) words.v[j] = f32_bits(v[i + j]);
-            store16(reinterpret_cast<u32*>(p + i), words);
+            for (u32 j = 0; j < COUNT; j++) words.v[j] = f32_bits(v[i + j]);
+            *reinterpret_cast<Words*>(p + i) = words;
         }
     } else {
 #pragma unroll
@@ -62,14 +76,16 @@ DEV void store_wide(f32* p, u32 left, bool wide, const f32 (&v)[N]) {
 }
 template <u32 N>
 DEV void store_wide(bf16* p, u32 left, bool wide, const f32 (&v)[N]) {
-    static_assert(N % 8 == 0, "whole 16-byte pieces");
+    typedef WideAccess<bf16, N> Words;
+    constexpr u32 COUNT = sizeof(Words) / 4;
+    static_assert(N % (2 * COUNT) == 0 && COUNT >= 2, "whole accesses");
     if (wide) {
 #pragma unroll
-        for (u32 i = 0; i < N; i += 8) {
-            Vec16<u32> words;
+        for (u32 i = 0; i < N; i += 2 * COUNT) {
+            Words words;
 #pragma unroll
-            for (u32 j = 0; j < 4; j++) words.v[j] = bf16_pair(v[i + 2 * j], v[i + 2 * j + 1]);
-            store16(reinterpret_cast<u32*>(p + i), words);
+            for (u32 j = 0; j < COUNT; j++) words.v[j] = bf16_pair(v[i + 2 * j], v[i + 2 * j + 1]);
+            *reinterpret_cast<Words*>(p + i) = words;
         }
     } else {
 #pragma unroll

@@ -53,7 +53,9 @@ use crate::error::Result;
 use crate::ops::dropout::dropout;
 use crate::ops::embedding::embedding;
 use crate::ops::linear::{Activation, linear};
+use crate::ops::mask::Mask;
 use crate::tape::Var;
+use crate::tensor::Tensor;
 
 /// y = x · weightᵀ + bias; `weight` `[out, in]`, `bias` `[out]`.
 pub struct Linear {
@@ -225,6 +227,16 @@ impl Dropout {
                 dropout(s, x, self.probability, *seed, self.layer, control)
             }
             _ => Ok(x.clone()),
+        }
+    }
+
+    /// For an op fused with dropout: the mask and the control buffer, if elements are dropped.
+    fn mask<'s>(&self, s: &'s Scope) -> Result<Option<(Mask, &'s Tensor)>> {
+        match s.mode() {
+            Mode::Training { control, seed } if self.probability > 0.0 => {
+                Ok(Some((Mask::new(self.probability, *seed, self.layer)?, control)))
+            }
+            _ => Ok(None),
         }
     }
 }

@@ -268,6 +268,25 @@ fn ranks_that_do_not_fit_together_say_so_and_write_nothing() {
     assert!(!success && text.contains("--processes: 2 processes are requested, but torchrun has started"), "{text}");
 }
 
+/// `ENGINE_RENDEZVOUS` bounds the wait for ranks that do not connect.
+#[test]
+fn ranks_wait_as_long_as_the_variable_says() {
+    let place = tempfile::tempdir().unwrap();
+    let alone = |seconds: &str| {
+        let mut command = train(place.path(), &["--steps", "4", "--out", "run"], &TINY);
+        command.env("RANK", "0").env("WORLD_SIZE", "2").env("LOCAL_RANK", "0").env("LOCAL_WORLD_SIZE", "2");
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", a_port().to_string());
+        wait(command.env("ENGINE_RENDEZVOUS", seconds).spawn().unwrap(), LONG)
+    };
+    let started = Instant::now();
+    let (success, text) = alone("2");
+    assert!(!success && text.contains("rank 1 of 2 did not connect") && text.contains("waited 2 s"), "{text}");
+    assert!(started.elapsed() < Duration::from_secs(25), "less than without the variable");
+    let (success, text) = alone("soon");
+    assert!(!success && text.contains("ENGINE_RENDEZVOUS: `soon` is not a number of seconds"), "{text}");
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "nothing is written");
+}
+
 /// A free port.
 fn a_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()

@@ -105,7 +105,7 @@ fn group_norm_agrees() {
         each(op, |golden| {
             let (x, weight, bias) = (golden.input("x"), golden.input("weight"), golden.input("bias"));
             let norm = GroupNorm { groups, epsilon: 1e-5, silu };
-            let y = group_norm_silu(&golden.tape, &x, None, &weight, &bias, None, norm).unwrap();
+            let y = group_norm_silu(&golden.tape, &x, None, [&weight, &bias], None, norm, None).unwrap();
             golden.check(&y, &[("x", &x), ("weight", &weight), ("bias", &bias)]);
         });
     }
@@ -113,7 +113,7 @@ fn group_norm_agrees() {
         let [x, skip, weight, bias, matrix] =
             ["x", "skip", "weight", "bias", "scale_shift"].map(|name| golden.input(name));
         let norm = GroupNorm { groups: 4, epsilon: 1e-5, silu: true };
-        let y = group_norm_silu(&golden.tape, &x, Some(&skip), &weight, &bias, Some(&matrix), norm).unwrap();
+        let y = group_norm_silu(&golden.tape, &x, Some(&skip), [&weight, &bias], Some(&matrix), norm, None).unwrap();
         let inputs = [("x", &x), ("skip", &skip), ("weight", &weight), ("bias", &bias), ("scale_shift", &matrix)];
         golden.check(&y, &inputs);
     });

@@ -223,6 +223,12 @@ impl Case {
         self
     }
 
+    /// With these inputs constant: without their gradients' work.
+    pub fn constants(mut self, names: &[&'static str]) -> Self {
+        self.inputs.iter_mut().filter(|input| names.contains(&input.name)).for_each(|input| input.gradient = false);
+        self
+    }
+
     /// Lets some inputs, by name, or the `cotangent` begin one element into their memory, as parts of a larger tensor do: kernels
     /// read four elements at once only where they may.
     pub fn misaligned(mut self, names: &[&'static str]) -> Self {

@@ -24,6 +24,7 @@ pub mod layer_norm;
 pub mod level_sampling;
 pub mod linear;
 pub mod linear_attention;
+pub mod mask;
 pub mod mse_loss;
 pub mod noise_step;
 pub mod patchify;

@@ -1,62 +1,119 @@
 //! The tiles of the kernels' products (`kernels/common/product.cuh`): which one a product takes, and how a long sum is cut.
+//!
+//! Both are functions of shapes alone, with one GPU in mind ([`MULTIPROCESSORS`]), so that bits are the same on every GPU. Blocks are
+//! whole: a launch takes as long as the multiprocessor with the most of them.
 
 use crate::device::LaunchConfig;
 use crate::tensor::{DType, Element};
 
-/// Large tiles from which on the grid keeps a large GPU's multiprocessors busy enough.
+/// Multiprocessors that blocks are counted for: those of an H100.
+const MULTIPROCESSORS: usize = 132;
+/// In f32, large tiles from which on the grid keeps them busy enough.
 const ENOUGH_TILES: usize = 64;
-/// Blocks that a weight gradient is cut into, about: one for each multiprocessor of a large GPU.
-const WANTED_BLOCKS: usize = 144;
 /// Rows that a split sums at least, so that its scratch costs little against its work.
 const LEAST_ROWS: usize = 256;
 /// Steps of a tile along the sum; splits are whole steps.
 const STEP: usize = 32;
+/// What an element of a split's scratch costs, stored and loaded again, in quarters of a product on one multiprocessor
+/// ([`Tile::work`]).
+const SCRATCH: usize = 7;
 
-/// The tile of a product's result. Both give the same bits.
+/// The tile of a product's result. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tile {
+    /// 128 x 192, on tensor cores only.
+    Wide,
     /// 128 x 128.
     Large,
     /// 64 x 64.
     Small,
 }
 
+/// The tiles that a product has kernels for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tiles {
+    /// All, in bf16; the wide one is none of f32's.
+    All,
+    /// Large and small ones.
+    LargeAndSmall,
+}
+
+impl Tiles {
+    /// Those that a product of `T` may take. `whole`: rows of operands and result are whole pieces of 16 bytes; in bf16 nothing but the
+    /// small tile copies elements.
+    fn allowed<T: Element>(self, whole: bool) -> &'static [Tile] {
+        match self {
+            _ if T::DTYPE != DType::BF16 => &[Tile::Large, Tile::Small],
+            _ if !whole => &[Tile::Small],
+            Tiles::All => &[Tile::Wide, Tile::Large, Tile::Small],
+            Tiles::LargeAndSmall => &[Tile::Large, Tile::Small],
+        }
+    }
+}
+
 impl Tile {
     /// For a result of this many rows and columns.
-    pub(super) fn of(result: [usize; 2]) -> Self {
-        Self::for_copies(result, 1, ENOUGH_TILES)
+    pub(super) fn of<T: Element>(tiles: Tiles, whole: bool, result: [usize; 2]) -> Self {
+        if T::DTYPE != DType::BF16 {
+            return Self::of_floats(result, 1, ENOUGH_TILES);
+        }
+        let allowed = tiles.allowed::<T>(whole).iter();
+        allowed.copied().min_by_key(|tile| waves(tile.count(result)) * tile.work()).unwrap_or(Tile::Small)
     }
 
-    /// The large one where it fits and `copies` of the result (the splits of its sum) have `enough` of them.
-    fn for_copies(result: [usize; 2], copies: usize, enough: usize) -> Self {
+    /// In f32: the large one where it fits and `copies` of the result (the splits of its sum) have `enough` of them.
+    fn of_floats(result: [usize; 2], copies: usize, enough: usize) -> Self {
         let large = result[0] > 64 && result[1] > 64 && Tile::Large.count(result) * copies >= enough;
         if large { Tile::Large } else { Tile::Small }
     }
 
-    fn side(self) -> usize {
+    /// Rows and columns.
+    fn sides(self) -> [usize; 2] {
         match self {
-            Tile::Large => 128,
-            Tile::Small => 64,
+            Tile::Wide => [128, 192],
+            Tile::Large => [128, 128],
+            Tile::Small => [64, 64],
         }
     }
 
-    fn count(self, [rows, cols]: [usize; 2]) -> usize {
-        rows.div_ceil(self.side()) * cols.div_ceil(self.side())
+    fn count(self, result: [usize; 2]) -> usize {
+        let [rows, cols] = self.sides();
+        result[0].div_ceil(rows) * result[1].div_ceil(cols)
+    }
+
+    /// Elements of it, weighted by what the second-level cache and shared memory make of it (modelled): the smaller a tile, the more
+    /// often operands are loaded.
+    fn work(self) -> usize {
+        match self {
+            Tile::Wide => 128 * 192,
+            Tile::Large => 128 * 128 * 11 / 10,
+            Tile::Small => 64 * 64 * 41 / 20,
+        }
     }
 
     /// Threads and shared memory as at the head of `kernels/common/product.cuh`.
     pub(super) fn config<T: Element>(self, result: [usize; 2], splits: usize) -> LaunchConfig {
-        let tensor_cores = T::DTYPE == DType::BF16;
+        let [rows, cols] = self.sides();
+        let (threads, shared) = match (T::DTYPE, self) {
+            (DType::BF16, Tile::Wide) => (256, 4 * 32 * (2 * (rows + cols) + 32)),
+            (DType::BF16, _) => (128, 4 * 32 * (2 * (rows + cols) + 32)),
+            _ => (256, 0),
+        };
         LaunchConfig {
             grid: [self.count(result) as u32, 1, splits as u32],
-            block: [if tensor_cores { 2 * self.side() as u32 } else { 256 }, 1, 1],
-            shared_bytes: if tensor_cores { 3 * 2 * 64 * self.side() as u32 } else { 0 },
+            block: [threads, 1, 1],
+            shared_bytes: shared as u32,
             ..LaunchConfig::default()
         }
     }
 }
 
-/// How a weight gradient's sum over the rows is cut: by shapes alone, so that its bits are the same on every GPU.
+/// Blocks of the busiest multiprocessor.
+fn waves(blocks: usize) -> usize {
+    blocks.div_ceil(MULTIPROCESSORS)
+}
+
+/// How a weight gradient's sum over the rows is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Split {
     pub(super) tile: Tile,
@@ -67,13 +124,30 @@ pub(super) struct Split {
 }
 
 impl Split {
-    /// A sum over `rows` for a gradient of this many rows and columns.
-    pub(super) fn of(rows: usize, result: [usize; 2]) -> Self {
-        let most = (rows / LEAST_ROWS).max(1);
-        let tile = Tile::for_copies(result, most, 8);
-        let count = (WANTED_BLOCKS / tile.count(result).max(1)).clamp(1, most);
-        let of_one = rows.div_ceil(count).max(1).next_multiple_of(STEP);
-        Self { tile, count: rows.div_ceil(of_one).max(1), rows: of_one }
+    /// A sum over `rows` for a gradient of this many rows and columns: the tile and the number of splits of which product and scratch
+    /// take least time.
+    pub(super) fn of<T: Element>(tiles: Tiles, whole: bool, rows: usize, result: [usize; 2]) -> Self {
+        let most = (rows / LEAST_ROWS).clamp(1, 2 * MULTIPROCESSORS);
+        let scratch = result[0] * result[1];
+        let allowed = match T::DTYPE {
+            DType::BF16 => tiles.allowed::<T>(whole).to_vec(),
+            _ => vec![Tile::of_floats(result, most, 8)],
+        };
+        let of = |tile, count| {
+            let rows_of_one = rows.div_ceil(count).max(1).next_multiple_of(STEP);
+            Self { tile, count: rows.div_ceil(rows_of_one).max(1), rows: rows_of_one }
+        };
+        let cost = |split: &Self| {
+            let stored = if split.count > 1 { split.count * scratch } else { 0 };
+            4 * waves(split.tile.count(result) * split.count) * split.rows * split.tile.work() + SCRATCH * stored
+        };
+        let all = allowed.into_iter().flat_map(|tile| (1..=most).map(move |count| of(tile, count)));
+        all.min_by_key(cost).unwrap_or_else(|| of(Tile::Small, 1))
+    }
+
+    /// The same cut on the tile that takes any operands: for those whose memory begins between two pieces of 16 bytes.
+    pub(super) fn anywhere(self) -> Self {
+        Self { tile: Tile::Small, ..self }
     }
 
     /// As [`Tile::config`].
@@ -82,10 +156,17 @@ impl Split {
     }
 }
 
-/// Launches the tile's kernel of two that take the same arguments.
+/// Launches the tile's kernel of two or three that take the same arguments; the wide one's are of bf16.
 macro_rules! launch_tile {
     ($tile:expr, $large:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, { $($field:ident: $value:expr),* $(,)? }) => {
         match $tile {
+            $crate::ops::tile::Tile::Small => $small::<$T> { $($field: $value),* }.launch($accelerator, $config),
+            _ => $large::<$T> { $($field: $value),* }.launch($accelerator, $config),
+        }
+    };
+    ($tile:expr, $wide:ident, $large:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, { $($field:ident: $value:expr),* $(,)? }) => {
+        match $tile {
+            $crate::ops::tile::Tile::Wide => $wide { $($field: $value),* }.launch($accelerator, $config),
             $crate::ops::tile::Tile::Large => $large::<$T> { $($field: $value),* }.launch($accelerator, $config),
             $crate::ops::tile::Tile::Small => $small::<$T> { $($field: $value),* }.launch($accelerator, $config),
         }
@@ -95,31 +176,57 @@ pub(super) use launch_tile;
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     #[test]
     fn tiles_cover_the_result() {
         for (rows, cols) in [(1, 1), (65, 400), (8189, 65), (16640, 1536)] {
-            let tile = Tile::of([rows, cols]);
-            let config = tile.config::<half::bf16>([rows, cols], 1);
-            assert!(config.grid[0] as usize * tile.side() * tile.side() >= rows * cols);
-            assert!(config.shared_bytes <= 48 << 10, "more needs an opt-in");
+            for tiles in [Tiles::All, Tiles::LargeAndSmall] {
+                for whole in [false, true] {
+                    let tile = Tile::of::<bf16>(tiles, whole, [rows, cols]);
+                    let config = tile.config::<bf16>([rows, cols], 1);
+                    assert!(config.grid[0] as usize * tile.sides()[0] * tile.sides()[1] >= rows * cols);
+                    assert!(config.shared_bytes <= 99 << 10, "more than the smallest GPUs have");
+                    assert!(whole || tile == Tile::Small);
+                }
+            }
         }
-        assert_eq!(Tile::of([16640, 384]), Tile::Large);
-        assert_eq!(Tile::of([16640, 48]), Tile::Small);
-        assert_eq!(Tile::of([256, 384]), Tile::Small);
+        let of = |result| Tile::of::<bf16>(Tiles::All, true, result);
+        assert_eq!([384, 576, 1536].map(|cols| of([16640, cols])), [Tile::Wide; 3]);
+        assert_eq!(Tile::of::<bf16>(Tiles::LargeAndSmall, true, [131072, 128]), Tile::Large);
+        assert_eq!([of([16640, 48]), of([256, 384])], [Tile::Small; 2]);
+        assert_eq!(Tile::of::<f32>(Tiles::All, true, [16640, 384]), Tile::Large);
     }
 
     #[test]
     fn splits_cover_the_rows_once() {
         for m in [1, 31, 256, 2049, 2080, 16640] {
-            for (n, k) in [(3, 5), (65, 65), (384, 48), (384, 384), (1536, 384)] {
-                let split = Split::of(m, [n, k]);
-                assert!(split.rows.is_multiple_of(STEP) && split.count <= 144, "{split:?}");
-                assert!(split.count * split.rows >= m && (split.count - 1) * split.rows < m, "{split:?} of {m}");
+            for result in [[3, 5], [65, 65], [384, 48], [384, 384], [1536, 384]] {
+                for split in [
+                    Split::of::<bf16>(Tiles::All, true, m, result),
+                    Split::of::<bf16>(Tiles::LargeAndSmall, false, m, result),
+                    Split::of::<f32>(Tiles::All, true, m, result),
+                ] {
+                    assert!(split.rows.is_multiple_of(STEP) && split.count <= 264, "{split:?}");
+                    assert!(split.count * split.rows >= m && (split.count - 1) * split.rows < m, "{split:?} of {m}");
+                }
             }
         }
-        assert!(Split::of(16640, [384, 384]).count > 8);
-        assert_eq!(Split::of(65, [384, 384]).count, 1);
+        assert_eq!(Split::of::<bf16>(Tiles::All, true, 65, [384, 384]).count, 1);
+    }
+
+    /// The weights of a transformer's layers at batch 256: at most 5 % of the multiprocessors' time is idle.
+    #[test]
+    fn weight_gradients_take_whole_waves() {
+        for result in [[576, 384], [384, 384], [1536, 384], [384, 1536]] {
+            let split = Split::of::<bf16>(Tiles::All, true, 16640, result);
+            let blocks = split.tile.count(result) * split.count;
+            let [rows, cols] = split.tile.sides();
+            let busy = waves(blocks) * MULTIPROCESSORS * rows * cols * split.rows;
+            let least = 16640 * result[0] * result[1];
+            assert!(least * 100 >= busy * 88, "{result:?}: {split:?}, {blocks} blocks, {}", least as f64 / busy as f64);
+        }
     }
 }

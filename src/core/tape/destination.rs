@@ -77,6 +77,11 @@ impl Destination {
         self.tensor.bytes()
     }
 
+    /// As [`Tensor::is_aligned`].
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.tensor.is_aligned()
+    }
+
     /// The elements on the host, for `cpu.rs` to write or to add to.
     pub(crate) fn host_mut<T: Element>(&self) -> &mut [T] {
         self.written.set(true);

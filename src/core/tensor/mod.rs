@@ -118,6 +118,11 @@ impl Tensor {
         Rc::strong_count(&self.storage) > 1
     }
 
+    /// Whether accesses of 16 bytes may begin at its first element.
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.address().is_multiple_of(16)
+    }
+
     fn address(&self) -> u64 {
         self.storage.address + (self.offset * self.dtype.size()) as u64
     }
@@ -367,9 +372,16 @@ impl Tensor {
         }
     }
 
+    /// For `cpu.rs`: whether a declared intermediate is rounded to bf16, as [`Tensor::round_declared`] does.
+    pub(crate) fn is_rounded(&self) -> bool {
+        matches!((self.context().rounding(), self.context().backend()), (Some(DType::BF16), Backend::Cpu))
+    }
+
     /// For `cpu.rs`: rounds a declared intermediate to the dtype under test (see [`Instrument::rounding`]).
     pub(crate) fn round_declared(&self) {
-        let (Some(DType::BF16), Backend::Cpu) = (self.context().rounding(), self.context().backend()) else { return };
+        if !self.is_rounded() {
+            return;
+        }
         match self.dtype {
             DType::F32 => self.host_mut::<f32>().iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
             DType::F64 => self.host_mut::<f64>().iter_mut().for_each(|x| *x = bf16::from_f64(*x).to_f64()),

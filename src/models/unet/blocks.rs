@@ -84,8 +84,7 @@ impl ResBlock {
             TimeConditioning::ScaleShift => (None, Some(&time)),
         };
         h = self.conv1.channel_add(channel_add).forward(s, &h)?;
-        h = self.norm2.silu().scale_shift(scale_shift).forward(s, &h)?;
-        h = self.dropout.forward(s, &h)?;
+        h = self.norm2.silu().scale_shift(scale_shift).dropout(&self.dropout).forward(s, &h)?;
         let shortcut = self.shortcut.forward(s, x, skip)?;
         self.conv2.residual(&shortcut).forward(s, &h)
     }

@@ -2,6 +2,7 @@
 
 use super::super::scope::Scope;
 use super::super::store::{Builder, Init, Kind, ParamId};
+use super::Dropout;
 use crate::error::Result;
 use crate::ops::batch_norm::{self, Running, Statistics, batch_norm};
 use crate::ops::group_norm_silu::{self, group_norm_silu};
@@ -59,7 +60,7 @@ impl GroupNorm {
     }
 
     fn call(&self) -> GroupNormCall<'_> {
-        GroupNormCall { layer: self, silu: false, skip: None, scale_shift: None }
+        GroupNormCall { layer: self, silu: false, skip: None, scale_shift: None, dropout: None }
     }
 
     /// SiLU(GN(x)).
@@ -76,13 +77,14 @@ impl GroupNorm {
     }
 }
 
-/// A [`GroupNorm`] with fused operations: SiLU(GN(\[x | skip\]) · (1 + scale) + shift).
+/// A [`GroupNorm`] with fused operations: dropout(SiLU(GN(\[x | skip\]) · (1 + scale) + shift)).
 #[derive(Clone, Copy)]
 pub struct GroupNormCall<'a> {
     layer: &'a GroupNorm,
     silu: bool,
     skip: Option<&'a Var>,
     scale_shift: Option<&'a Var>,
+    dropout: Option<&'a Dropout>,
 }
 
 impl<'a> GroupNormCall<'a> {
@@ -96,6 +98,11 @@ impl<'a> GroupNormCall<'a> {
         Self { scale_shift: scale_shift.into(), ..self }
     }
 
+    /// Applies `dropout`, in training only.
+    pub fn dropout(self, dropout: &'a Dropout) -> Self {
+        Self { dropout: Some(dropout), ..self }
+    }
+
     /// As [`GroupNorm::forward`].
     ///
     /// # Errors
@@ -103,7 +110,8 @@ impl<'a> GroupNormCall<'a> {
     pub fn forward(self, s: &Scope, x: &Var) -> Result<Var> {
         let GroupNorm { weight, bias, groups } = *self.layer;
         let norm = group_norm_silu::GroupNorm { groups, epsilon: GroupNorm::EPSILON, silu: self.silu };
-        group_norm_silu(s, x, self.skip, &s[weight], &s[bias], self.scale_shift, norm)
+        let dropout = self.dropout.map(|dropout| dropout.mask(s)).transpose()?.flatten();
+        group_norm_silu(s, x, self.skip, [&s[weight], &s[bias]], self.scale_shift, norm, dropout)
     }
 }
 

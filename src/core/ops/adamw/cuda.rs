@@ -8,6 +8,8 @@ use crate::ops::{Stored, optional, optional_mut};
 use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
+/// Elements of a thread in the update.
+const ELEMENTS: usize = 8;
 
 pub(super) fn gradient_norm(
     accelerator: &dyn Accelerator,
@@ -57,7 +59,7 @@ pub(super) fn update<T: Stored>(
         decay: hyper.weight_decay as f32,
         decoupled: hyper.decoupled.into(),
     }
-    .launch(accelerator, LaunchConfig::elements(n.div_ceil(4), THREADS))
+    .launch(accelerator, LaunchConfig::elements(n.div_ceil(ELEMENTS), THREADS))
 }
 
 pub(super) fn record(

@@ -75,6 +75,9 @@ pub fn cases() -> Vec<Case> {
         case("large_tile_b1_h91_w90_c8_o65", [1, 91, 90, 8], 65, 3, same, BIAS),
         case("large_tile_bwd_input_b2_h64_w64_c65_o2", [2, 64, 64, 65], 2, 3, same, NOTHING),
         case("large_tiles_bwd_weight_b1_h32_w32_c16_o65", [1, 32, 32, 16], 65, 3, same, NOTHING),
+        case("large_tile_b1_h95_w91_c8_o72", [1, 95, 91, 8], 72, 3, same, BIAS).constants(&["x", "weight"]),
+        case("large_tile_bwd_input_b2_h64_w68_c72_o8", [2, 64, 68, 72], 8, 3, same, NOTHING).constants(&["weight"]),
+        case("large_tile_bwd_weight_b1_h4_w8_c120_o1080", [1, 4, 8, 120], 1080, 3, same, NOTHING).constants(&["x"]),
         // Whole blocks of channels: odd images, several tasks and chunks of tiles, a long sum, a resized image.
         case("blocks_b2_h5_w7_c32_o48", [2, 5, 7, 32], 48, 3, same, ALL),
         case("blocks_b3_h14_w17_c16_o32", [3, 14, 17, 16], 32, 3, same, BIAS),

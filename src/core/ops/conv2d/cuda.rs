@@ -7,10 +7,10 @@ use crate::device::launches::{
 };
 use crate::device::{Accelerator, LaunchConfig};
 use crate::error::{Error, Result};
-use crate::ops::tile::{Split, Tile, launch_tile};
+use crate::ops::tile::{Split, Tile, Tiles, launch_tile};
 use crate::ops::{Stored, optional};
 use crate::tape::Destination;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Element, Tensor};
 
 /// Pixels whose sums are one block's, before the blocks' are added.
 const ROWS_PER_PART: usize = 256;
@@ -22,9 +22,28 @@ pub(super) fn parts(sizes: Sizes) -> usize {
     sizes.out_pixels().div_ceil(ROWS_PER_PART).max(1)
 }
 
+/// Whether pixels of both sides are whole pieces of 16 bytes in bf16.
+fn whole(sizes: Sizes) -> bool {
+    sizes.cin.is_multiple_of(8) && sizes.cout.is_multiple_of(8)
+}
+
 /// How the weight's gradient is cut.
-pub(super) fn split(sizes: Sizes) -> Split {
-    Split::of(sizes.batch * sizes.out_pixels(), [sizes.cout, sizes.depth()])
+fn split<T: Element>(sizes: Sizes) -> Split {
+    let result = [sizes.cout, sizes.depth()];
+    Split::of::<T>(Tiles::LargeAndSmall, whole(sizes), sizes.batch * sizes.out_pixels(), result)
+}
+
+/// Into how many parts, for operands of that dtype.
+pub(super) fn splits(sizes: Sizes, dtype: DType) -> usize {
+    match dtype {
+        DType::BF16 => split::<half::bf16>(sizes).count,
+        _ => split::<f32>(sizes).count,
+    }
+}
+
+/// The tile of a product with this result.
+fn tile<T: Element>(sizes: Sizes, result: [usize; 2], aligned: bool) -> Tile {
+    Tile::of::<T>(Tiles::LargeAndSmall, aligned && whole(sizes), result)
 }
 
 /// `source / size` times 2^32, rounded up: what the kernels find a pixel's source with.
@@ -73,7 +92,9 @@ pub(super) fn forward<T: Stored>(
     check(accelerator, sizes)?;
     let pixels = sizes.batch * sizes.out_pixels();
     let result = [pixels, sizes.cout];
-    let tile = Tile::of(result);
+    let Operands { x, weight, bias, channel_add, residual, .. } = operands;
+    let others = [Some(*x), Some(*weight), *bias, *channel_add, *residual, Some(y)];
+    let tile = tile::<T>(sizes, result, others.into_iter().flatten().all(Tensor::is_aligned));
     launch_product!(tile, Conv2dFwdLarge, Conv2dFwdSmall, T, accelerator, tile.config::<T>(result, 1), sizes, {
         y: y.slice_mut(),
         x: operands.x.slice(),
@@ -97,7 +118,7 @@ pub(super) fn input_backward<T: Stored>(
     check(accelerator, sizes)?;
     let pixels = sizes.batch * sizes.source[0] * sizes.source[1];
     let result = [pixels, sizes.cin];
-    let tile = Tile::of(result);
+    let tile = tile::<T>(sizes, result, dy.is_aligned() && weight.is_aligned() && dx.is_aligned());
     launch_product!(tile, Conv2dBwdInputLarge, Conv2dBwdInputSmall, T, accelerator, tile.config::<T>(result, 1), sizes, {
         dx: dx.slice_mut(),
         dy: dy.slice(),
@@ -116,7 +137,10 @@ pub(super) fn weight_backward<T: Stored>(
     dw: &Destination,
 ) -> Result<()> {
     check(accelerator, sizes)?;
-    let (split, result) = (split(sizes), [sizes.cout, sizes.depth()]);
+    let (mut split, result) = (split::<T>(sizes), [sizes.cout, sizes.depth()]);
+    if !(dy.is_aligned() && x.is_aligned() && dw.is_aligned()) {
+        split = split.anywhere();
+    }
     let config = split.config::<T>(result);
     launch_product!(split.tile, Conv2dBwdWeightLarge, Conv2dBwdWeightSmall, T, accelerator, config, sizes, {
         dw: partial.map_or_else(|| dw.slice_mut(), Tensor::slice_mut),

@@ -342,11 +342,12 @@ impl Call {
         if dy.is_empty() || x.is_empty() {
             return dw.put_zero();
         }
-        let (context, split) = (dy.context(), cuda::split(self.sizes));
-        let partial = match context.device() {
-            Device::Accelerator(_) if split.count > 1 => Some(context.empty([split.count, dw.len()], DType::F32)?),
-            Device::Cpu | Device::Accelerator(_) => None,
+        let context = dy.context();
+        let splits = match context.device() {
+            Device::Accelerator(_) => cuda::splits(self.sizes, dy.dtype()),
+            Device::Cpu => 1,
         };
+        let partial = (splits > 1).then(|| context.empty([splits, dw.len()], DType::F32)).transpose()?;
         run!(dy, weight_backward(self.sizes, partial.as_ref(), dy, x, dw))
     }
 }

@@ -1,8 +1,8 @@
 //! Dropout on accelerators.
 
-use super::Mask;
 use crate::device::{Accelerator, launches};
 use crate::error::Result;
+use crate::ops::mask::Mask;
 use crate::ops::{Stored, by_item};
 use crate::tape::Destination;
 use crate::tensor::Tensor;
@@ -24,7 +24,7 @@ pub(super) fn apply<T: Stored>(
         control: control.slice(),
         elements: elements as u32,
         probability: mask.probability,
-        scale: 1.0 / (1.0 - mask.probability),
+        scale: mask.scale(),
         seed: mask.seed,
         purpose: mask.purpose,
         accumulate: to.mode.flag(),

@@ -1,9 +1,7 @@
 //! Dropout: y = x · keep / (1 − p), each element kept with probability 1 − p.
 //!
-//! Element e of item b is kept where uniform number e mod 4 of Philox's call (element e / 4, item = `control.first_item` + b,
-//! step = `control.step`, purpose [`Dropout`](crate::rng::Purpose::Dropout) + 256 · layer) is at least p. So the mask depends
-//! neither on an item's place in the batch nor on the device. Backward draws it again: nothing is saved, and the control buffer
-//! has to hold the same words then.
+//! Which elements are kept: [`Mask`]. Backward draws the mask again: nothing is saved, and the control buffer has to hold the same
+//! words then.
 //!
 //! Srivastava et al. 2014, *Dropout: A Simple Way to Prevent Neural Networks from Overfitting*.
 
@@ -13,37 +11,25 @@ mod cuda;
 
 pub use cases::cases;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::ops::mask::Mask;
 use crate::ops::{control, run};
-use crate::rng::Purpose;
 use crate::tape::{Destination, Tape, Var};
 use crate::tensor::{Cost, Tensor};
 
 const OP: &str = "dropout";
 
-/// Which mask is drawn.
-#[derive(Clone, Copy, Debug)]
-struct Mask {
-    probability: f32,
-    seed: u64,
-    /// The last word of Philox's counter.
-    purpose: u32,
-}
-
 /// Sets elements of `x` `[B, …]` to zero with `probability` (below 1) and divides the others by 1 − `probability`; `layer` (below
 /// 2²⁴) numbers the calls of one model, so that each draws a mask of its own. Probability 0 is the identity.
 ///
 /// # Errors
-/// [`Error::Shape`] for a probability outside [0, 1), too large a layer, or what is no control buffer.
+/// [`Error::Shape`](crate::Error::Shape) for a probability outside [0, 1), too large a layer, or what is no control buffer.
 pub fn dropout(tape: &Tape, x: &Var, probability: f32, seed: u64, layer: u32, control: &Tensor) -> Result<Var> {
     control::check(OP, control)?;
-    if !(0.0..1.0).contains(&probability) || layer >> 24 != 0 {
-        return Err(Error::shape(OP, format!("probability {probability} in layer {layer}; below 1 and below 2^24")));
-    }
+    let mask = Mask::new(probability, seed, layer)?;
     if probability == 0.0 || x.tensor().is_empty() {
         return Ok(x.clone());
     }
-    let mask = Mask { probability, seed, purpose: Purpose::Dropout as u32 | layer << 8 };
     let y = x.context().empty(x.shape(), x.dtype())?;
     apply("dropout_fwd", mask, x.tensor(), control, &Destination::overwrite(&y))?;
     let control = control.clone();

@@ -164,7 +164,8 @@ pub(super) fn forward<T: Float>(call: &Call, y: &Tensor, _partial: Option<&Tenso
     let epsilon = T::from_f64(sizes.norm.epsilon as f64);
     let (mean, rstd) = (call.mean.host_mut::<T>(), call.rstd.host_mut::<T>());
     let statistics = mean.chunks_exact_mut(groups).zip(rstd.chunks_exact_mut(groups));
-    let y = y.host_mut::<T>().chunks_exact_mut(sizes.pixels * channels);
+    let all = y.host_mut::<T>();
+    let y = all.chunks_exact_mut(sizes.pixels * channels);
     let mut samples: Vec<_> = y.zip(statistics).enumerate().collect();
     let (outer, inner) = work(sizes);
     parallel::for_slots(&mut samples, outer, |(sample, (y, (mean, rstd)))| {
@@ -192,6 +193,9 @@ pub(super) fn forward<T: Float>(call: &Call, y: &Tensor, _partial: Option<&Tenso
             }
         });
     });
+    if let Some((mask, control)) = &call.dropout {
+        mask.apply(control, sizes.pixels * channels, None, all, false);
+    }
 }
 
 /// y = f(a · x + b).
@@ -348,10 +352,20 @@ fn input_gradient<T: Float>(
 ///
 /// dv is kept where dx will be, or in scratch where dx is added to something.
 pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients) {
+    let dy = dy.host::<T>();
+    let Some((mask, control)) = &call.dropout else { return backward_of(call, dy, gradients) };
+    T::with_scratch(dy.len(), |kept| {
+        mask.apply(control, dy.len() / call.sizes.samples, Some(dy), kept, false);
+        backward_of(call, kept, gradients);
+    });
+}
+
+/// The same without dropout.
+fn backward_of<T: Float>(call: &Call, dy: &[T], gradients: &Gradients) {
     let view = View::<T>::new(call);
     let sizes = call.sizes;
     let (channels, width, groups) = (sizes.channels(), sizes.width(), sizes.norm.groups);
-    let (mean, rstd, dy) = (call.mean.host::<T>(), call.rstd.host::<T>(), dy.host::<T>());
+    let (mean, rstd) = (call.mean.host::<T>(), call.rstd.host::<T>());
     let inverse = T::ONE / T::from_f64((sizes.pixels * width) as f64);
     let sums = gradients.sums.host_mut::<T>().chunks_exact_mut(2 * channels);
     let ways = ways(&gradients.dx, sizes.samples).into_iter().zip(ways(&gradients.dskip, sizes.samples));

@@ -1,12 +1,13 @@
 //! Group norm on accelerators: launch configurations from sizes, and the launches.
 
-use super::{Call, Gradients, Sizes, THREADS};
+use super::cut::{Cut, THREADS, over};
+use super::{Call, Gradients};
 use crate::device::launches::{
-    GroupNormSiluBwd, GroupNormSiluBwdInput, GroupNormSiluBwdParameters, GroupNormSiluBwdPartial, GroupNormSiluBwdSums,
-    GroupNormSiluFwd, GroupNormSiluFwdApply, GroupNormSiluFwdPartial,
+    GroupNormSiluBwd, GroupNormSiluBwdParameters, GroupNormSiluBwdPartial, GroupNormSiluFwd, GroupNormSiluFwdPartial,
 };
-use crate::device::{Accelerator, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig, Slice};
 use crate::error::Result;
+use crate::ops::mask::Mask;
 use crate::ops::{Stored, optional, wanted};
 use crate::tensor::Tensor;
 
@@ -17,9 +18,56 @@ fn blocks(grid: [usize; 2]) -> LaunchConfig {
     LaunchConfig::grid(grid, THREADS as u32)
 }
 
-/// Blocks \[sample and group, part\].
-fn by_part(sizes: Sizes) -> LaunchConfig {
-    blocks([sizes.samples * sizes.norm.groups, sizes.parts()])
+/// Blocks \[sample and strip, part\].
+fn by_part(samples: usize, cut: Cut) -> LaunchConfig {
+    blocks([samples * cut.strips, cut.parts()])
+}
+
+/// Launches a kernel with the sizes that all that take strips want.
+macro_rules! launch_strips {
+    ($Kernel:ident, $T:ident, $accelerator:expr, $call:expr, { $($field:ident: $value:expr),* $(,)? }) => {{
+        let (sizes, cut) = ($call.sizes, $call.cut());
+        $Kernel::<$T> {
+            x: $call.x.slice(),
+            skip: optional($call.skip.as_ref()),
+            pixels: sizes.pixels as u32,
+            ca: sizes.sources[0] as u32,
+            cb: sizes.sources[1] as u32,
+            groups: sizes.norm.groups as u32,
+            width: sizes.width() as u32,
+            strips: cut.strips as u32,
+            strip_groups: cut.groups as u32,
+            strip: cut.channels as u32,
+            columns: cut.columns() as u32,
+            tiles: cut.tiles as u32,
+            over_columns: over(cut.columns()),
+            over_strip: over(cut.channels),
+            over_width: over(sizes.width().min(THREADS)),
+            vector: cut.vector as u32,
+            $($field: $value),*
+        }
+        .launch($accelerator, by_part(sizes.samples, cut))
+    }};
+}
+
+/// The same with the affine map and with dropout, null where there is none.
+macro_rules! launch_mapped {
+    ($Kernel:ident, $T:ident, $accelerator:expr, $call:expr, { $($field:ident: $value:expr),* $(,)? }) => {{
+        let dropout = $call.dropout.as_ref();
+        let mask = dropout.map(|(mask, _)| *mask);
+        launch_strips!($Kernel, $T, $accelerator, $call, {
+            weight: $call.weight.slice(),
+            bias: $call.bias.slice(),
+            scale_shift: optional($call.scale_shift.as_ref()),
+            silu: $call.sizes.norm.silu as u32,
+            control: dropout.map_or(Slice::none(), |(_, control)| control.slice()),
+            least: mask.map_or(0, Mask::least),
+            keep_scale: mask.map_or(1.0, Mask::scale),
+            seed: mask.map_or(0, |mask| mask.seed),
+            purpose: mask.map_or(0, |mask| mask.purpose),
+            $($field: $value),*
+        })
+    }};
 }
 
 pub(super) fn forward<T: Stored>(
@@ -28,63 +76,16 @@ pub(super) fn forward<T: Stored>(
     y: &Tensor,
     partial: Option<&Tensor>,
 ) -> Result<()> {
-    let sizes = call.sizes;
-    let Some(partial) = partial else {
-        return GroupNormSiluFwd::<T> {
-            y: y.slice_mut(),
-            mean: call.mean.slice_mut(),
-            rstd: call.rstd.slice_mut(),
-            x: call.x.slice(),
-            skip: optional(call.skip.as_ref()),
-            weight: call.weight.slice(),
-            bias: call.bias.slice(),
-            scale_shift: optional(call.scale_shift.as_ref()),
-            pixels: sizes.pixels as u32,
-            ca: sizes.sources[0] as u32,
-            cb: sizes.sources[1] as u32,
-            groups: sizes.norm.groups as u32,
-            columns: sizes.columns() as u32,
-            tiles: sizes.tiles() as u32,
-            vector: sizes.vector() as u32,
-            eps: sizes.norm.epsilon,
-            silu: sizes.norm.silu as u32,
-        }
-        .launch(accelerator, by_part(sizes));
-    };
-    GroupNormSiluFwdPartial::<T> {
-        partial: partial.slice_mut(),
-        x: call.x.slice(),
-        skip: optional(call.skip.as_ref()),
-        pixels: sizes.pixels as u32,
-        ca: sizes.sources[0] as u32,
-        cb: sizes.sources[1] as u32,
-        groups: sizes.norm.groups as u32,
-        columns: sizes.columns() as u32,
-        tiles: sizes.tiles() as u32,
-        vector: sizes.vector() as u32,
+    if let Some(partial) = partial {
+        launch_strips!(GroupNormSiluFwdPartial, T, accelerator, call, { partial: partial.slice_mut() })?;
     }
-    .launch(accelerator, by_part(sizes))?;
-    GroupNormSiluFwdApply::<T> {
+    launch_mapped!(GroupNormSiluFwd, T, accelerator, call, {
         y: y.slice_mut(),
         mean: call.mean.slice_mut(),
         rstd: call.rstd.slice_mut(),
-        partial: partial.slice(),
-        x: call.x.slice(),
-        skip: optional(call.skip.as_ref()),
-        weight: call.weight.slice(),
-        bias: call.bias.slice(),
-        scale_shift: optional(call.scale_shift.as_ref()),
-        pixels: sizes.pixels as u32,
-        ca: sizes.sources[0] as u32,
-        cb: sizes.sources[1] as u32,
-        groups: sizes.norm.groups as u32,
-        columns: sizes.columns() as u32,
-        tiles: sizes.tiles() as u32,
-        vector: sizes.vector() as u32,
-        eps: sizes.norm.epsilon,
-        silu: sizes.norm.silu as u32,
-    }
-    .launch(accelerator, by_part(sizes))
+        partial: optional(partial),
+        eps: call.sizes.norm.epsilon,
+    })
 }
 
 pub(super) fn backward<T: Stored>(
@@ -94,10 +95,28 @@ pub(super) fn backward<T: Stored>(
     gradients: &Gradients,
 ) -> Result<()> {
     let sizes = call.sizes;
-    match &gradients.partial {
-        None => backward_whole::<T>(accelerator, call, dy, gradients)?,
-        Some(partial) => backward_parts::<T>(accelerator, call, dy, gradients, partial)?,
+    let partial = gradients.partial.as_ref();
+    if let Some(partial) = partial {
+        launch_mapped!(GroupNormSiluBwdPartial, T, accelerator, call, {
+            partial: partial.slice_mut(),
+            dy: dy.slice(),
+            mean: call.mean.slice(),
+            rstd: call.rstd.slice(),
+        })?;
     }
+    let (dx, accumulate_x) = wanted(gradients.dx.as_ref());
+    let (dskip, accumulate_skip) = wanted(gradients.dskip.as_ref());
+    launch_mapped!(GroupNormSiluBwd, T, accelerator, call, {
+        dx: dx,
+        dskip: dskip,
+        sums: gradients.sums.slice_mut(),
+        partial: optional(partial),
+        dy: dy.slice(),
+        mean: call.mean.slice(),
+        rstd: call.rstd.slice(),
+        accumulate_x: accumulate_x,
+        accumulate_skip: accumulate_skip,
+    })?;
     let (dweight, accumulate_weight) = wanted(gradients.dweight.as_ref());
     let (dbias, accumulate_bias) = wanted(gradients.dbias.as_ref());
     let (dscale_shift, accumulate_scale_shift) = wanted(gradients.dscale_shift.as_ref());
@@ -116,140 +135,4 @@ pub(super) fn backward<T: Stored>(
         accumulate_scale_shift,
     }
     .launch(accelerator, blocks([sizes.channels().div_ceil(PARAMETER_CHANNELS), 1]))
-}
-
-/// Sums and the sources' gradients where a block has a whole group.
-fn backward_whole<T: Stored>(
-    accelerator: &dyn Accelerator,
-    call: &Call,
-    dy: &Tensor,
-    gradients: &Gradients,
-) -> Result<()> {
-    let sizes = call.sizes;
-    let (dx, accumulate_x) = wanted(gradients.dx.as_ref());
-    let (dskip, accumulate_skip) = wanted(gradients.dskip.as_ref());
-    GroupNormSiluBwd::<T> {
-        dx,
-        dskip,
-        sums: gradients.sums.slice_mut(),
-        dy: dy.slice(),
-        x: call.x.slice(),
-        skip: optional(call.skip.as_ref()),
-        mean: call.mean.slice(),
-        rstd: call.rstd.slice(),
-        weight: call.weight.slice(),
-        bias: call.bias.slice(),
-        scale_shift: optional(call.scale_shift.as_ref()),
-        pixels: sizes.pixels as u32,
-        ca: sizes.sources[0] as u32,
-        cb: sizes.sources[1] as u32,
-        groups: sizes.norm.groups as u32,
-        columns: sizes.columns() as u32,
-        tiles: sizes.tiles() as u32,
-        vector: sizes.vector() as u32,
-        silu: sizes.norm.silu as u32,
-        accumulate_x,
-        accumulate_skip,
-    }
-    .launch(accelerator, by_part(sizes))
-}
-
-/// The same where several blocks share a group: sums by part, sums, gradients.
-fn backward_parts<T: Stored>(
-    accelerator: &dyn Accelerator,
-    call: &Call,
-    dy: &Tensor,
-    gradients: &Gradients,
-    partial: &Tensor,
-) -> Result<()> {
-    let sizes = call.sizes;
-    let channels = sizes.channels();
-    GroupNormSiluBwdPartial::<T> {
-        partial: partial.slice_mut(),
-        dy: dy.slice(),
-        x: call.x.slice(),
-        skip: optional(call.skip.as_ref()),
-        mean: call.mean.slice(),
-        rstd: call.rstd.slice(),
-        weight: call.weight.slice(),
-        bias: call.bias.slice(),
-        scale_shift: optional(call.scale_shift.as_ref()),
-        pixels: sizes.pixels as u32,
-        ca: sizes.sources[0] as u32,
-        cb: sizes.sources[1] as u32,
-        groups: sizes.norm.groups as u32,
-        columns: sizes.columns() as u32,
-        tiles: sizes.tiles() as u32,
-        vector: sizes.vector() as u32,
-        silu: sizes.norm.silu as u32,
-    }
-    .launch(accelerator, by_part(sizes))?;
-    GroupNormSiluBwdSums {
-        sums: gradients.sums.slice_mut(),
-        partial: partial.slice(),
-        channels: channels as u32,
-        chunks: sizes.chunks() as u32,
-    }
-    .launch(accelerator, blocks([sizes.samples, channels.div_ceil(THREADS)]))?;
-    let (dx, accumulate_x) = wanted(gradients.dx.as_ref());
-    let (dskip, accumulate_skip) = wanted(gradients.dskip.as_ref());
-    if gradients.dx.is_none() && gradients.dskip.is_none() {
-        return Ok(());
-    }
-    GroupNormSiluBwdInput::<T> {
-        dx,
-        dskip,
-        sums: gradients.sums.slice(),
-        dy: dy.slice(),
-        x: call.x.slice(),
-        skip: optional(call.skip.as_ref()),
-        mean: call.mean.slice(),
-        rstd: call.rstd.slice(),
-        weight: call.weight.slice(),
-        bias: call.bias.slice(),
-        scale_shift: optional(call.scale_shift.as_ref()),
-        pixels: sizes.pixels as u32,
-        ca: sizes.sources[0] as u32,
-        cb: sizes.sources[1] as u32,
-        groups: sizes.norm.groups as u32,
-        columns: sizes.columns() as u32,
-        tiles: sizes.tiles() as u32,
-        vector: sizes.vector() as u32,
-        silu: sizes.norm.silu as u32,
-        accumulate_x,
-        accumulate_skip,
-    }
-    .launch(accelerator, by_part(sizes))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::{GroupNorm, HELD};
-    use super::*;
-
-    #[test]
-    fn every_element_has_one_place_and_small_groups_one_block() {
-        for (pixels, sources, groups, parts) in [
-            (1024, [64, 0], 8, Some(1)),
-            (256, [128, 64], 8, Some(1)),
-            (64, [256, 256], 8, Some(1)),
-            (1024, [64, 64], 8, Some(2)),
-            (1200, [16, 0], 2, None),
-            (660, [6, 3], 3, None),
-            (6, [1036, 0], 1, None),
-            (21, [301, 0], 1, None),
-            (3, [2300, 0], 1, None),
-        ] {
-            let norm = GroupNorm { groups, epsilon: 1e-5, silu: true };
-            let sizes = Sizes { samples: 3, pixels, sources, norm };
-            assert_eq!(by_part(sizes).grid, [3 * groups as u32, sizes.parts() as u32, 1]);
-            assert!(parts.is_none_or(|parts| parts == sizes.parts()), "{sizes:?}: {} parts", sizes.parts());
-            let vectors = sizes.width() / sizes.vector();
-            assert_eq!((sizes.width() % sizes.vector(), sizes.sources[0] % sizes.vector()), (0, 0));
-            assert!(sizes.columns() <= THREADS && (sizes.tiles() - 1) * sizes.columns() < vectors);
-            assert!(sizes.tiles() * sizes.columns() >= vectors);
-            assert_eq!(sizes.chunk(), HELD * (THREADS / sizes.columns()));
-            assert!(sizes.chunks() * sizes.chunk() >= pixels && (sizes.chunks() - 1) * sizes.chunk() < pixels);
-        }
-    }
 }

@@ -1,33 +1,33 @@
-//! Group norm with what follows it in a residual block: scale and shift, and SiLU; of one tensor or of two side by side.
+//! Group norm with what follows it in a residual block: scale and shift, SiLU, dropout; of one tensor or of two side by side.
 //!
 //! With the channels of `x` and `skip` side by side cut into groups, μ and σ² the mean and variance of a sample's group over its
 //! pixels and channels, and n = (x − μ) / √(σ² + ε):
 //!
 //! u = n · weight + bias,  v = u · (1 + scale) + shift,  y = v · sigmoid(v)
 //!
-//! scale and shift are columns of a per-sample matrix; without one, v = u. Without SiLU, y = v. A group may lie across the border
-//! of the two sources: their concatenation is never made, only its normalised form is.
+//! scale and shift are columns of a per-sample matrix; without one, v = u. Without SiLU, y = v. Where a [`Mask`] is given, y goes through
+//! its dropout. A group may lie across the border of the two sources: their concatenation is never made, only its normalised form is.
 //!
 //! Wu and He 2018, *Group Normalization*; scale and shift: Dhariwal and Nichol 2021, *Diffusion Models Beat GANs on Image
-//! Synthesis*. Saved for backward: the sources, and per sample and group μ and 1/√(σ² + ε).
+//! Synthesis*. Saved for backward: the sources, and per sample and group μ and 1/√(σ² + ε). The mask is drawn
+//! again backwards.
 
 mod cases;
 mod cpu;
 mod cuda;
+mod cut;
 
 pub use cases::cases;
 
+use cut::Cut;
+
 use crate::error::{Error, Result};
-use crate::ops::run;
+use crate::ops::mask::Mask;
+use crate::ops::{control, run};
 use crate::tape::{Backward, Destination, Input, Tape, Var};
 use crate::tensor::{Context, Cost, Tensor};
 
 const OP: &str = "group_norm_silu";
-
-/// Threads of a kernel's block.
-const THREADS: usize = 256;
-/// Vectors that a thread of a kernel holds in registers (`HELD` in the kernel).
-const HELD: usize = 8;
 
 /// How to normalise.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,40 +60,12 @@ impl Sizes {
     fn width(self) -> usize {
         self.channels() / self.norm.groups
     }
-
-    /// Neighbouring channels that kernels take at once: four where no vector can lie across a border.
-    fn vector(self) -> usize {
-        if self.sources[0].is_multiple_of(4) && self.width().is_multiple_of(4) { 4 } else { 1 }
-    }
-
-    /// Pieces into which a block's reach cuts a group's channels.
-    fn tiles(self) -> usize {
-        (self.width() / self.vector()).div_ceil(THREADS)
-    }
-
-    /// Vectors of a pixel in one tile (the last tile may have fewer).
-    fn columns(self) -> usize {
-        (self.width() / self.vector()).div_ceil(self.tiles())
-    }
-
-    /// Pixels that a block takes.
-    fn chunk(self) -> usize {
-        HELD * (THREADS / self.columns())
-    }
-
-    fn chunks(self) -> usize {
-        self.pixels.div_ceil(self.chunk())
-    }
-
-    /// Blocks that share a sample's group; with one, statistics and result come of one pass.
-    fn parts(self) -> usize {
-        self.tiles() * self.chunks()
-    }
 }
 
 /// Normalises `x` `[B, H, W, Ca]` (or any `[B, …, Ca]`) and `skip` `[B, H, W, Cb]` as the one tensor `[B, H, W, Ca + Cb]`, the
-/// result's shape. `weight` and `bias` `[Ca + Cb]`, f32; `scale_shift` `[B, 2 (Ca + Cb)]`, of the dtype of `x`: the scales' columns,
-/// then the shifts'. `x` and `skip` are different variables.
+/// result's shape. `affine`, weight and bias `[Ca + Cb]`, f32; `scale_shift` `[B, 2 (Ca + Cb)]`, of the dtype of `x`: the scales' columns,
+/// then the shifts'. `x` and `skip` are different variables. `dropout`: the mask, and the control buffer, which holds the same words
+/// backwards.
 ///
 /// # Errors
 /// [`Error::Shape`] where the operands do not fit each other or the groups do not divide the channels.
@@ -101,11 +73,12 @@ pub fn group_norm_silu(
     tape: &Tape,
     x: &Var,
     skip: Option<&Var>,
-    weight: &Var,
-    bias: &Var,
+    affine: [&Var; 2],
     scale_shift: Option<&Var>,
     norm: GroupNorm,
+    dropout: Option<(Mask, &Tensor)>,
 ) -> Result<Var> {
+    let [weight, bias] = affine;
     let context = x.context().clone();
     let outer = &x.sizes()[..x.sizes().len() - 1];
     let sizes = Sizes {
@@ -135,6 +108,9 @@ pub fn group_norm_silu(
         let shape = matrix.shape();
         return Err(Error::shape(OP, format!("scale_shift {shape} {} for {channels} channels", matrix.dtype())));
     }
+    if let Some((_, control)) = dropout {
+        control::check(OP, control)?;
+    }
     let mut shape = x.sizes().to_vec();
     shape[outer.len()] = channels;
     let y = context.empty(shape.as_slice(), x.dtype())?;
@@ -146,6 +122,7 @@ pub fn group_norm_silu(
         weight: weight.tensor().clone(),
         bias: bias.tensor().clone(),
         scale_shift: scale_shift.map(|matrix| matrix.tensor().clone()),
+        dropout: dropout.map(|(mask, control)| (mask, control.clone())),
         mean: context.empty([sizes.samples, norm.groups], statistics)?,
         rstd: context.empty([sizes.samples, norm.groups], statistics)?,
     };
@@ -170,6 +147,7 @@ struct Call {
     weight: Tensor,
     bias: Tensor,
     scale_shift: Option<Tensor>,
+    dropout: Option<(Mask, Tensor)>,
     mean: Tensor,
     rstd: Tensor,
 }
@@ -198,17 +176,22 @@ struct Gradients {
 }
 
 impl Call {
-    /// `passes` tensors of the result's size; about 24 operations an element, of which SiLU makes most.
+    /// `passes` tensors of the result's size; about 24 operations an element, of which SiLU makes most, and 26 of dropout's.
     fn cost(&self, y: &Tensor, passes: usize) -> Cost {
-        let operations = if self.sizes.norm.silu { 24 } else { 8 };
-        Cost::scalar(operations * y.len(), passes * y.bytes() + 2 * self.mean.bytes())
+        let operations = if self.sizes.norm.silu { 24 } else { 8 } + if self.dropout.is_some() { 26 } else { 0 };
+        let control = self.dropout.as_ref().map_or(0, |(_, control)| control.bytes());
+        Cost::scalar(operations * y.len(), passes * y.bytes() + 2 * self.mean.bytes() + control)
     }
 
     /// Scratch of kernels with several blocks a group: their means and sums of squares.
     fn parts(&self, context: &Context) -> Result<Option<Tensor>> {
-        let (sizes, parts) = (self.sizes, self.sizes.parts());
+        let (sizes, parts) = (self.sizes, self.cut().parts());
         let shape = [sizes.samples, sizes.norm.groups, parts, 2];
         (parts > 1).then(|| context.empty(shape, self.mean.dtype())).transpose()
+    }
+
+    fn cut(&self) -> Cut {
+        Cut::of(self.sizes, self.x.dtype())
     }
 
     fn forward(&self, y: &Tensor) -> Result<()> {
@@ -219,8 +202,8 @@ impl Call {
     fn backward(&self, backward: &Backward, to: To) -> Result<()> {
         let (context, dy, sizes) = (backward.context(), backward.gradient(), self.sizes);
         context.charge("group_norm_silu_bwd", self.cost(dy, 3));
-        let (samples, channels) = (sizes.samples, sizes.channels());
-        let partial = [samples, sizes.chunks(), 2, channels];
+        let (samples, channels, cut) = (sizes.samples, sizes.channels(), self.cut());
+        let partial = [samples, cut.chunks, 2, channels];
         let gradients = Gradients {
             dx: backward.destination(to.x)?,
             dskip: backward.destination(to.skip)?,
@@ -228,7 +211,7 @@ impl Call {
             dbias: backward.destination(to.bias)?,
             dscale_shift: backward.destination(to.scale_shift)?,
             sums: context.empty([samples, 2, channels], self.mean.dtype())?,
-            partial: (sizes.parts() > 1).then(|| context.empty(partial, self.mean.dtype())).transpose()?,
+            partial: (cut.parts() > 1).then(|| context.empty(partial, self.mean.dtype())).transpose()?,
         };
         run!(dy, backward(self, dy, &gradients))
     }

@@ -1,5 +1,7 @@
 //! The linear layer on the CPU: products with bias, activation and residual applied while a row is in the cache.
 
+use half::bf16;
+
 use super::{Activation, BiasSum, Call, Operands, ROWS_PER_PART, Sizes};
 use crate::ops::host::product::{self, Weight};
 use crate::ops::host::{self, Float, parallel, vector};
@@ -76,6 +78,8 @@ pub(super) fn activation_backward<T: Float>(call: &Call, dy: &Tensor, bias: Opti
     let mut parts: Vec<Part<T>> = rows
         .map(|dy| Part { dz: dz.as_mut().and_then(Iterator::next), dy, sum: sums.as_mut().and_then(Iterator::next) })
         .collect();
+    // Kernels sum what they have stored.
+    let rounded = call.z.as_ref().is_some_and(Tensor::is_rounded);
     parallel::for_slots(&mut parts, dy.len(), |part| {
         if let Some(sum) = &mut part.sum {
             sum.fill(T::ZERO);
@@ -89,6 +93,9 @@ pub(super) fn activation_backward<T: Float>(call: &Call, dy: &Tensor, bias: Opti
                         Activation::Gelu => bend(dz, dy, host::activation::gelu_derivative),
                         Activation::Silu => bend(dz, dy, host::activation::silu_derivative),
                     }
+                    if rounded {
+                        dz.iter_mut().for_each(|d| *d = T::from_f64(bf16::from_f64(d.to_f64()).to_f64()));
+                    }
                     &*dz
                 }
                 None => dy,
@@ -98,9 +105,6 @@ pub(super) fn activation_backward<T: Float>(call: &Call, dy: &Tensor, bias: Opti
             }
         }
     });
-    if let Some(z) = &call.z {
-        z.round_declared();
-    }
     if let Some(BiasSum { to, partial }) = bias {
         vector::column_sums(to.host_mut::<T>(), partial.host::<T>(), to.mode);
     }
@@ -123,7 +127,13 @@ pub(super) fn weight_backward<T: Float>(
     dz: &Tensor,
     x: &Tensor,
     dw: &Destination,
+    _db: Option<&Destination>,
 ) {
     let Sizes { m, n, k } = sizes;
     product::linear_backward_weight(dw.host_mut::<T>(), dz.host(), x.host(), (m, n, k), dw.mode);
+}
+
+/// The bias's gradient alone: [`activation_backward`] has made it.
+pub(super) fn bias_backward<T: Float>(_sizes: Sizes, _partial: Option<&Tensor>, dz: &Tensor, db: &Destination) {
+    vector::column_sums(db.host_mut::<T>(), dz.host::<T>(), db.mode);
 }

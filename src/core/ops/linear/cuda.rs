@@ -1,20 +1,34 @@
 //! The linear layer on accelerators: the launches.
 
-use super::{BiasSum, Call, Operands, ROWS_PER_PART, Sizes};
+use super::{BiasSum, Call, Operands, Sizes};
 use crate::device::launches::{
-    LinearBwdActivation, LinearBwdBiasFinal, LinearBwdInputLarge, LinearBwdInputSmall, LinearBwdWeightLarge,
-    LinearBwdWeightSmall, LinearBwdWeightSum, LinearFwdLarge, LinearFwdSmall,
+    LinearBwdActivation, LinearBwdBias, LinearBwdInputLarge, LinearBwdInputSmall, LinearBwdInputWideBf16,
+    LinearBwdWeightLarge, LinearBwdWeightSmall, LinearBwdWeightSum, LinearBwdWeightWideBf16, LinearFwdLarge,
+    LinearFwdSmall, LinearFwdWideBf16,
 };
-use crate::device::{Accelerator, LaunchConfig};
+use crate::device::{Accelerator, LaunchConfig, SliceMut};
 use crate::error::Result;
-use crate::ops::tile::{Split, Tile, launch_tile};
-use crate::ops::{Stored, optional, optional_mut};
+use crate::ops::tile::{Split, Tile, Tiles, launch_tile};
+use crate::ops::{Stored, optional, optional_mut, wanted};
 use crate::tape::Destination;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Element, Tensor};
 
 /// How the weight's gradient is cut.
-pub(super) fn split(sizes: Sizes) -> Split {
-    Split::of(sizes.m, [sizes.n, sizes.k])
+fn split<T: Element>(Sizes { m, n, k }: Sizes) -> Split {
+    Split::of::<T>(Tiles::All, n.is_multiple_of(8) && k.is_multiple_of(8), m, [n, k])
+}
+
+/// Into how many parts, for operands of that dtype.
+pub(super) fn splits(sizes: Sizes, dtype: DType) -> usize {
+    match dtype {
+        DType::BF16 => split::<half::bf16>(sizes).count,
+        _ => split::<f32>(sizes).count,
+    }
+}
+
+/// The tile of a product with this result, whose sum runs over `depth`.
+fn tile<T: Element>([rows, cols]: [usize; 2], depth: usize, aligned: bool) -> Tile {
+    Tile::of::<T>(Tiles::All, aligned && cols.is_multiple_of(8) && depth.is_multiple_of(8), [rows, cols])
 }
 
 pub(super) fn forward<T: Stored>(
@@ -27,8 +41,10 @@ pub(super) fn forward<T: Stored>(
     if m * n == 0 {
         return Ok(());
     }
-    let tile = Tile::of([m, n]);
-    launch_tile!(tile, LinearFwdLarge, LinearFwdSmall, T, accelerator, tile.config::<T>([m, n], 1), {
+    let Operands { x, weight, bias, residual, .. } = operands;
+    let others = [Some(*x), Some(*weight), *bias, *residual, call.z.as_ref(), Some(y)];
+    let tile = tile::<T>([m, n], k, others.into_iter().flatten().all(Tensor::is_aligned));
+    launch_tile!(tile, LinearFwdWideBf16, LinearFwdLarge, LinearFwdSmall, T, accelerator, tile.config::<T>([m, n], 1), {
         y: y.slice_mut(),
         z: optional_mut(call.z.as_ref()),
         x: operands.x.slice(),
@@ -42,35 +58,50 @@ pub(super) fn forward<T: Stored>(
     })
 }
 
+/// The bias's gradient is summed with the weight's.
 pub(super) fn activation_backward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
     dy: &Tensor,
-    bias: Option<&BiasSum>,
+    _bias: Option<&BiasSum>,
 ) -> Result<()> {
-    let Sizes { m, n, .. } = call.sizes;
-    if m * n > 0 {
-        let columns = 32 * 16 / size_of::<T>();
-        LinearBwdActivation::<T> {
-            dz: optional_mut(call.z.as_ref()),
-            partial: optional_mut(bias.map(|bias| &bias.partial)),
-            dy: dy.slice(),
-            rows: m as u32,
-            cols: n as u32,
-            rows_per_part: ROWS_PER_PART as u32,
-            activation: call.activation.code(),
-        }
-        .launch(accelerator, LaunchConfig::grid([call.sizes.parts(), n.div_ceil(columns)], 256))?;
+    let (len, Some(z)) = (dy.len(), &call.z) else { return Ok(()) };
+    if len == 0 {
+        return Ok(());
     }
-    let Some(BiasSum { to, partial }) = bias.filter(|_| n > 0) else { return Ok(()) };
-    LinearBwdBiasFinal {
-        db: to.slice_mut(),
+    LinearBwdActivation::<T> { dz: z.slice_mut(), dy: dy.slice(), len: len as u64, activation: call.activation.code() }
+        .launch(accelerator, LaunchConfig::elements(len.div_ceil(16 / size_of::<T>()), 256))
+}
+
+pub(super) fn bias_backward<T: Stored>(
+    accelerator: &dyn Accelerator,
+    sizes: Sizes,
+    partial: Option<&Tensor>,
+    dz: &Tensor,
+    db: &Destination,
+) -> Result<()> {
+    let (n, split) = (sizes.n, split::<T>(sizes).anywhere());
+    LinearBwdBias::<T> {
+        db: partial.map_or_else(|| db.slice_mut(), Tensor::slice_mut),
+        dz: dz.slice(),
+        m: sizes.m as u32,
+        n: n as u32,
+        rows_per_split: split.rows as u32,
+        accumulate: if partial.is_some() { 0 } else { db.mode.flag() },
+    }
+    .launch(accelerator, split.config::<T>([n, 1]))?;
+    let Some(partial) = partial else { return Ok(()) };
+    LinearBwdWeightSum {
+        dw: SliceMut::none(),
+        db: db.slice_mut(),
         partial: partial.slice(),
-        parts: call.sizes.parts() as u32,
-        cols: n as u32,
-        accumulate: to.mode.flag(),
+        splits: split.count as u32,
+        len: 0,
+        bias_len: n as u32,
+        accumulate: 0,
+        accumulate_bias: db.mode.flag(),
     }
-    .launch(accelerator, LaunchConfig::linear(n.div_ceil(32) as u32, 256))
+    .launch(accelerator, LaunchConfig::elements(n.div_ceil(4), 256))
 }
 
 pub(super) fn input_backward<T: Stored>(
@@ -84,8 +115,9 @@ pub(super) fn input_backward<T: Stored>(
     if m * k == 0 {
         return Ok(());
     }
-    let tile = Tile::of([m, k]);
-    launch_tile!(tile, LinearBwdInputLarge, LinearBwdInputSmall, T, accelerator, tile.config::<T>([m, k], 1), {
+    let tile = tile::<T>([m, k], n, dz.is_aligned() && weight.is_aligned() && dx.is_aligned());
+    let config = tile.config::<T>([m, k], 1);
+    launch_tile!(tile, LinearBwdInputWideBf16, LinearBwdInputLarge, LinearBwdInputSmall, T, accelerator, config, {
         dx: dx.slice_mut(),
         dz: dz.slice(),
         weight: weight.slice(),
@@ -103,30 +135,46 @@ pub(super) fn weight_backward<T: Stored>(
     dz: &Tensor,
     x: &Tensor,
     dw: &Destination,
+    db: Option<&Destination>,
 ) -> Result<()> {
     let Sizes { m, n, k } = sizes;
     if n * k == 0 {
         return Ok(());
     }
-    let split = split(sizes);
+    let mut split = split::<T>(sizes);
+    if !(dz.is_aligned() && x.is_aligned() && dw.is_aligned()) {
+        split = split.anywhere();
+    }
     let config = split.config::<T>([n, k]);
-    launch_tile!(split.tile, LinearBwdWeightLarge, LinearBwdWeightSmall, T, accelerator, config, {
-        dw: partial.map_or_else(|| dw.slice_mut(), Tensor::slice_mut),
+    let ((db_at, accumulate_bias), bias_len) = (wanted(db), db.map_or(0, Destination::len));
+    let (dw_at, db_at, split_len, accumulate, accumulate_db) = match partial {
+        Some(partial) => (partial.slice_mut(), SliceMut::none(), n * k + bias_len, 0, 0),
+        None => (dw.slice_mut(), db_at, 0, dw.mode.flag(), accumulate_bias),
+    };
+    launch_tile!(split.tile, LinearBwdWeightWideBf16, LinearBwdWeightLarge, LinearBwdWeightSmall, T, accelerator, config, {
+        dw: dw_at,
+        db: db_at,
         dz: dz.slice(),
         x: x.slice(),
         m: m as u32,
         n: n as u32,
         k: k as u32,
         rows_per_split: split.rows as u32,
-        accumulate: if partial.is_some() { 0 } else { dw.mode.flag() },
+        split_len: split_len as u32,
+        accumulate: accumulate,
+        accumulate_bias: accumulate_db,
     })?;
     let Some(partial) = partial else { return Ok(()) };
+    let (db_at, accumulate_bias) = wanted(db);
     LinearBwdWeightSum {
         dw: dw.slice_mut(),
+        db: db_at,
         partial: partial.slice(),
         splits: split.count as u32,
         len: (n * k) as u32,
+        bias_len: bias_len as u32,
         accumulate: dw.mode.flag(),
+        accumulate_bias,
     }
-    .launch(accelerator, LaunchConfig::elements((n * k).div_ceil(4), 256))
+    .launch(accelerator, LaunchConfig::elements((n * k).div_ceil(4) + bias_len.div_ceil(4), 256))
 }

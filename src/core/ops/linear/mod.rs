@@ -5,8 +5,8 @@
 //! dx = dz · W, dW = dzᵀ · x, db = Σ over rows of dz, and dy itself for the residual.
 //!
 //! Saved for backward: `x` where the weight wants a gradient, and with an activation `z`, rounded to storage; backwards dz
-//! takes its place. On accelerators the next linear layer writes it there, as it works out dy ([`Chain`]), where nothing else uses
-//! `y`.
+//! takes its place. On accelerators the next linear layer writes it there as it works out dy ([`Chain`]), where nothing else uses
+//! `y`, and db is made with dW, whose product reads dz anyway; on the CPU a pass of its own makes dz and db.
 
 mod cases;
 mod cpu;
@@ -21,7 +21,7 @@ use crate::tensor::{Cost, DType, Device, Shape, Tensor};
 
 const OP: &str = "linear";
 
-/// Rows whose contributions to the bias's gradient are summed by one block, before the blocks' sums are.
+/// On the CPU, rows whose contributions to the bias's gradient are summed by one task, before the tasks' sums are.
 const ROWS_PER_PART: usize = 64;
 
 /// What follows the product and the bias.
@@ -202,10 +202,12 @@ impl Call {
         let Sizes { m, n, k } = self.sizes;
         backward.pass(to.residual)?;
         let db = backward.destination(to.bias)?;
-        if self.z.is_some() || db.is_some() {
+        let on_cpu = !matches!(context.device(), Device::Accelerator(_));
+        let (db_with_dz, db_with_dw) = if on_cpu { (db, None) } else { (None, db) };
+        if self.z.is_some() || db_with_dz.is_some() {
             let reads = 1 + 2 * self.z.is_some() as usize;
             context.charge("linear_bwd_activation", Cost::memory(reads * dy.bytes()));
-            self.activation_backward(dy, db)?;
+            self.activation_backward(dy, db_with_dz)?;
         }
         let dz = self.z.as_ref().unwrap_or(dy);
         let dx = match context.device() {
@@ -220,14 +222,23 @@ impl Call {
             context.charge("linear_bwd_input", cost);
             run!(dz, input_backward(self.sizes, dz, weight, &dx))?;
         }
-        if let (Some(x), Some(dw)) = (&self.x, backward.destination(to.weight)?) {
-            context.charge("linear_bwd_weight", Cost::product(n, k, m, dy.dtype().size()));
-            self.weight_backward(dz, x, &dw)?;
+        match (&self.x, backward.destination(to.weight)?) {
+            (Some(x), Some(dw)) => {
+                let mut cost = Cost::product(n, k, m, dy.dtype().size());
+                cost += Cost::memory(db_with_dw.as_ref().map_or(0, Destination::bytes));
+                context.charge("linear_bwd_weight", cost);
+                self.weight_backward(dz, x, &dw, db_with_dw.as_ref())?;
+            }
+            _ => {
+                if let Some(db) = &db_with_dw {
+                    self.bias_backward(dz, db)?;
+                }
+            }
         }
         Ok(())
     }
 
-    /// Turns `z` into dz and sums the bias's gradient, in one pass.
+    /// Turns `z` into dz and, on the CPU, sums the bias's gradient, in one pass.
     fn activation_backward(&self, dy: &Tensor, db: Option<Destination>) -> Result<()> {
         let shape = [self.sizes.parts(), self.sizes.n];
         let partial = |to| Ok(BiasSum { to, partial: dy.context().empty(shape, dy.dtype().exact())? });
@@ -235,24 +246,39 @@ impl Call {
         run!(dy, activation_backward(self, dy, bias.as_ref()))
     }
 
-    fn weight_backward(&self, dz: &Tensor, x: &Tensor, dw: &Destination) -> Result<()> {
+    /// A part of scratch, `len` elements, for each of the splits that kernels cut a sum over m into; the CPU's runs over m at once.
+    fn parts_of_sum(&self, dz: &Tensor, len: usize) -> Result<Option<Tensor>> {
+        let splits = match dz.context().device() {
+            Device::Accelerator(_) => cuda::splits(self.sizes, dz.dtype()),
+            _ => 1,
+        };
+        (splits > 1).then(|| dz.context().empty([splits, len], DType::F32)).transpose()
+    }
+
+    /// The bias's gradient where the weight has none: the same sums, of the same bits.
+    fn bias_backward(&self, dz: &Tensor, db: &Destination) -> Result<()> {
+        if dz.is_empty() {
+            return db.put_zero();
+        }
+        dz.context().charge("linear_bwd_bias", Cost::memory(dz.bytes() + db.bytes()));
+        let partial = self.parts_of_sum(dz, self.sizes.n)?;
+        run!(dz, bias_backward(self.sizes, partial.as_ref(), dz, db))
+    }
+
+    fn weight_backward(&self, dz: &Tensor, x: &Tensor, dw: &Destination, db: Option<&Destination>) -> Result<()> {
         if dw.dtype() != dz.dtype().exact() {
             return Err(Error::shape(
                 OP,
                 format!("a weight's gradient in {}: make the weight a parameter with an f32 gradient", dw.dtype()),
             ));
         }
-        if self.sizes.m == 0 {
-            return dw.put_zero();
+        let Sizes { m, n, k } = self.sizes;
+        if m == 0 || k == 0 {
+            dw.put_zero()?;
+            return db.map_or(Ok(()), |db| self.bias_backward(dz, db));
         }
-        let (context, split) = (dz.context(), cuda::split(self.sizes));
-        // Only kernels cut this sum; the CPU's runs over m at once.
-        let partial = match context.device() {
-            Device::Accelerator(_) if split.count > 1 => {
-                Some(context.empty([split.count, self.sizes.n, self.sizes.k], DType::F32)?)
-            }
-            _ => None,
-        };
-        run!(dz, weight_backward(self.sizes, partial.as_ref(), dz, x, dw))
+        // Behind dW a part has room for db.
+        let partial = self.parts_of_sum(dz, n * k + db.map_or(0, |_| n))?;
+        run!(dz, weight_backward(self.sizes, partial.as_ref(), dz, x, dw, db))
     }
 }

@@ -49,7 +49,8 @@ pub fn hot_loop(json: &str, kernel: &str) -> Result<usize, String> {
                 span,
             )
         });
-        if let Some((1.., hot)) = counts.max_by_key(|(count, _)| *count) {
+        // Of equals the first: a loop's last steps follow it as a loop of their own.
+        if let Some((1.., hot)) = counts.max_by_key(|(count, span)| (*count, std::cmp::Reverse(span.start))) {
             return Ok(hot.clone().filter(|&index| innermost(index) == Some(hot)).count());
         }
     }
