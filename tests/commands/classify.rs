@@ -278,7 +278,7 @@ fn what_cannot_be_classified_is_told_in_one_line() {
         faulty(&run, arguments, told);
     }
     for (arguments, told) in [
-        ("--classes blue", "--classes: 1 class alone"),
+        ("--classes blue", "--classes: 1 class"),
         ("--classes blue,gren", "--classes: the model has no class `gren`; did you mean Green?"),
         ("--classes blue,none", "--classes: label 3 of a model of 3 classes"),
         ("--classes blue,BLUE", "--classes: blue is given twice"),

@@ -315,7 +315,7 @@ fn what_cannot_be_compared_is_told_in_one_line() {
         ),
         (
             "small.safetensors grey.safetensors",
-            "have different channels: small 8x8x3, grey 8x8x1; compare models of one",
+            "have different channels: small 8x8x3, grey 8x8x1; compare models with the same",
         ),
         (
             "flow.safetensors bare.safetensors --guidance 2",
@@ -366,7 +366,7 @@ fn names_and_run_folders_are_models_too() {
     let first = text.lines().next().unwrap();
     assert!(first.split_whitespace().eq(["unet-fashion-small", "mine"]), "{text}");
     // Nothing is downloaded to check for training images.
-    assert!(text.contains("note: unet-fashion-small's training images (fashion-mnist) are not at hand"), "{text}");
+    assert!(text.contains("note: unet-fashion-small's training images (fashion-mnist) are not available"), "{text}");
     let picture = read_png(place.path("comparison.png")).unwrap().0;
     assert!(picture.width() > 4 * 28 * 3 && picture.height() > 28 * 3);
 }

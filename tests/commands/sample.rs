@@ -266,7 +266,7 @@ fn wrong_options_are_told_before_anything_is_drawn() {
         (&["--guidance", "nan"], &["--guidance"]),
         (&["--sampler", "euler"], &["--sampler: no sampler is called `euler`", "ddpm, ddim, heun or dpmpp2m"]),
         (&["--threads", "0"], &["--threads"]),
-        (&["--precision", "bf16"], &["--precision: bf16 is for accelerators"]),
+        (&["--precision", "bf16"], &["--precision: bf16 needs an accelerator"]),
         (&["--schedule", "karras"], &["--schedule: no timestep schedule is called `karras`", "logarithmic"]),
         (&["--timesteps", ""], &["--timesteps: the list is empty; give timesteps in 0…999"]),
         (&["--timesteps", " , "], &["--timesteps: the list is empty"]),
@@ -462,7 +462,7 @@ fn what_cannot_be_repeated_is_told_in_one_line() {
         fault(&command.output().unwrap())
     };
     let before = std::fs::read(run.path("p.png")).unwrap();
-    assert!(like(&["p.png", "--out", "p.png"]).contains("p.png: would be replaced"));
+    assert!(like(&["p.png", "--out", "p.png"]).contains("p.png: would be overwritten"));
 
     // Another model in its place, no file, and an unknown name.
     let good = std::fs::read(run.path("model.safetensors")).unwrap();

@@ -97,7 +97,7 @@ fn three_steps_from_the_command_line() {
     let like = ["sample", "--like", "bf16.png", "--device", "cpu"];
     engine.refused(&like, &["bf16.png: was drawn in bf16", "--precision f32", "--device cuda"]);
     let said = engine.ok(&[&like[..], &["--precision", "f32", "--out", "near.png"]].concat());
-    assert!(said.contains("equal within rounding") && said.contains(" in f32\n"), "{said}");
+    assert!(said.contains("agree within rounding") && said.contains(" in f32\n"), "{said}");
 }
 
 #[test]

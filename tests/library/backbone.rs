@@ -141,7 +141,7 @@ fn a_classifier_reports_its_accuracy_and_resumes_to_the_bit() {
     for (more, told) in [
         (["--levels", "4"], "--levels: the model is a classifier"),
         (["--classes", "star,star"], "--classes: star is given twice"),
-        (["--classes", "star"], "--classes: 1 class alone"),
+        (["--classes", "star"], "--classes: 1 class"),
     ] {
         let (well, text) = program(&[&["classify", "--model", "whole", "--data", "builtin"][..], &more].concat());
         assert!(!well && text.contains(told), "{text}");

@@ -329,7 +329,7 @@ fn foreign_and_damaged_network_files_are_refused() {
     lacking.remove("Mixed_7c.branch3x3_2b.bn.running_var");
     assert!(error(&lacking, "c.safetensors").contains("Mixed_7c.branch3x3_2b.bn.running_var"));
     let tiny: BTreeMap<_, _> = [("x".to_string(), (vec![1], vec![0.0]))].into();
-    assert!(error(&tiny, "d.safetensors").contains("no InceptionV3 of 2015"));
+    assert!(error(&tiny, "d.safetensors").contains("not InceptionV3 of 2015"));
     // A name with digits that do not match its bytes.
     let named = folder.path().join("pt_inception-2015-12-05-6726825d.pth");
     std::fs::write(&named, b"not it").unwrap();

@@ -30,7 +30,7 @@ fn run(config: &Config, device: &Device, team: Arc<dyn Collective>, steps: u64, 
     End { state: State::of(&mut trainer), all: trainer.parameters().download().unwrap(), validation }
 }
 
-/// As [`alone`] on `ranks` ranks, which must all agree.
+/// As `run` on `ranks` ranks, which must all agree.
 fn on_ranks(config: &Config, ranks: usize, steps: u64, begin: impl Fn(&mut Trainer) + Copy + Send + 'static) -> End {
     on_devices(config, || Device::Cpu, ranks, steps, begin)
 }

@@ -522,7 +522,7 @@ fn a_run_goes_on_only_as_it_began() {
     let mut config = Config::from_file(out.join("config.yaml")).unwrap();
     config.training.learning_rate *= 2.0;
     fs::write(out.join("config.yaml"), config.to_yaml().unwrap()).unwrap();
-    assert!(message(resume(&out)).contains("changed since the run began"));
+    assert!(message(resume(&out)).contains("changed after the start"));
     // A lost configuration is no problem: checkpoints have it.
     fs::remove_file(out.join("config.yaml")).unwrap();
     stop_after(resume(&out), 4);

@@ -435,7 +435,7 @@ mod tests {
         let tensor = unsafe { context.borrowed(&bytes[..], Box::new(bytes.clone()), [3, 2]) }?;
         assert_eq!((tensor.host::<u8>().as_ptr(), context.persistent_bytes()), (bytes.as_ptr(), 0));
         for refused in [tensor.zero(), tensor.upload(&[0u8; 6]), tensor.copy_from(&context.zeros([6], DType::U8)?)] {
-            assert!(refused.unwrap_err().to_string().contains("only read"));
+            assert!(refused.unwrap_err().to_string().contains("read-only"));
         }
         let address = bytes.as_ptr();
         drop(bytes);
