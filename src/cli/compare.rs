@@ -341,8 +341,8 @@ impl CompareCommand {
         println!("{}", tables(comparison, facts));
         println!(
             "ε-error: mean squared error of the predicted noise on {} held-out images of {} ({}), the same noise for all \
-             (seed {}); the mean weighs all levels alike; ± is one standard error over the images (that another training would \
-             vary is not included)",
+             (seed {}); the mean weights all levels equally; ± is one standard error over the images (variation \
+             between training runs is not included)",
             comparison.images(),
             held_out.set,
             held_out.split,

@@ -100,7 +100,7 @@ impl PlanCommand {
         let roofline = estimate.training.roofline(&peak, precision);
         text += &floor(&estimate.training, &peak, precision, count, "a step");
         text += &format!(
-            "  at the roof an epoch ({} steps) takes {}, the run ({} steps) {}\n",
+            "  at the roofline an epoch ({} steps) takes {}, the run ({} steps) {}\n",
             number(estimate.steps_per_epoch as usize),
             time(roofline.seconds * estimate.steps_per_epoch as f64),
             number(estimate.total_steps as usize),
@@ -124,7 +124,7 @@ impl PlanCommand {
         text += &floor(&work.evaluation, &peak, precision, batch, "an evaluation");
         let all = work.evaluation.roofline(&peak, precision).seconds * work.stages as f64;
         text += &format!(
-            "  at the roof {} {} steps ({} evaluations) take {}, {}\n",
+            "  at the roofline {} {} steps ({} evaluations) take {}, {}\n",
             sampling.sampler,
             sampling.num_steps,
             work.stages,

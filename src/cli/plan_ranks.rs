@@ -78,7 +78,7 @@ pub(super) fn text(config: &Config, estimate: &Estimate, peak: &Peak, gpus: usiz
     let state = of("optimizer state") + of("moving average");
     text += &format!(
         "  each GPU holds all state, {}; sharding optimizer state and average (ZeRO) would save at most {} and cost a gather\n  \
-         of the weights a step, so it is not done\n",
+         of the weights per step, so it is not done\n",
         bytes(estimate.total_bytes() as f64),
         bytes(state as f64),
     );

@@ -160,11 +160,11 @@ fn waste(row: &Row) -> Vec<(&'static str, String)> {
         let used = 100.0 / sectors;
         said.push((
             "sectors",
-            format!("uses {used:.0} % of each sector of global memory ({sectors:.2} times the least)"),
+            format!("uses {used:.0} % of each sector of global memory ({sectors:.2} times the minimum)"),
         ));
     }
     if conflicts >= WASTE {
-        said.push(("conflicts", format!("{conflicts:.2} times the least passes over the banks of shared memory")));
+        said.push(("conflicts", format!("{conflicts:.2} times the minimum passes over the banks of shared memory")));
     }
     if lanes < LANES {
         said.push(("lanes", format!("{lanes:.1} of 32 lanes are active, on average")));

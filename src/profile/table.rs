@@ -37,7 +37,7 @@ pub fn text(report: &Report, op: Option<&str>) -> String {
     if estimated > 0 {
         let _ = writeln!(
             text,
-            "registers of {estimated} kernels are the machine's estimate, at one issue slot an instruction of PTX: \
+            "registers of {estimated} kernels are the PTX machine's estimate, at one issue slot per PTX instruction: \
              kernels/prebuilt/registers.json does not list them"
         );
     }
@@ -204,9 +204,9 @@ fn time(seconds: f64) -> String {
 pub fn legend() -> String {
     let parts: Vec<&str> = Part::ALL.into_iter().map(Part::name).collect();
     format!(
-        "bound by: the slowest of {}, and how many times as long as the next; floor: the roofline's share of the time, above 100 % where\n\
-         the second-level cache keeps what the roofline reads from memory; sectors, conflicts: sectors of global memory and passes over\n\
-         the banks of shared memory, times the least; warps: resident on a multiprocessor\n",
+        "bound by: the slowest of {}, and its ratio to the next; floor: the roofline's share of the time, above 100 % where\n\
+         the second-level cache keeps data that the roofline counts as memory traffic; sectors, conflicts: sectors of global\n\
+         memory and passes over the banks of shared memory, as ratios to the minimum; warps: resident on a multiprocessor\n",
         parts.join(", ")
     )
 }
