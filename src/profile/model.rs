@@ -187,8 +187,8 @@ pub fn model(gpu: &Gpu, work: &Work) -> Modelled {
     }
 }
 
-/// Seconds of the busiest multiprocessor's warps, in as many rounds as do not fit at once: each warp issues and waits at barriers
-/// and for its loads, with no other work to hide that.
+/// Seconds of the busiest multiprocessor's warps in rounds of as many as fit at once: each warp issues and waits at barriers and
+/// for its loads, without overlap with other warps.
 fn latency(gpu: &Gpu, work: &Work, occupancy: Occupancy, busiest: u64) -> f64 {
     let warps = (work.blocks.max(1) * u64::from(work.warps.max(1))) as f64;
     let of_warp = |count: u64| count as f64 / warps;
