@@ -2,7 +2,7 @@
 //!
 //! | launcher | variables |
 //! |---|---|
-//! | `engine train --processes`, `--gpus` | `ENGINE_RANK`, `ENGINE_RANKS`, `ENGINE_LOCAL_RANK`, `ENGINE_LOCAL_RANKS`, `ENGINE_LEADER`, `ENGINE_JOB`; only for its own children |
+//! | `engine train --processes`, `--gpus` | `ENGINE_RANK`, `…_RANKS`, `…_LOCAL_RANK`, `…_LOCAL_RANKS`, `…_LEADER`, `…_JOB`; only for its own children |
 //! | torchrun, or set by hand | `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT` |
 //! | Kubeflow's trainer | `PET_NNODES`, `PET_NPROC_PER_NODE`, `PET_NODE_RANK`, `PET_MASTER_ADDR`, `PET_MASTER_PORT` |
 //! | Slurm's `srun` | `SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`, `SLURM_JOB_NODELIST`, `SLURM_JOB_ID` |
