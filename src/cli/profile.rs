@@ -194,7 +194,8 @@ impl ProfileCommand {
         let wanted = self.run.words(&name, &config);
         let device = &counted.machine.device;
         if counted.run != wanted || device != gpu.key {
-            let message = format!("it holds the counters of {} on {device}, not of {wanted} on {}", counted.run, gpu.key);
+            let message =
+                format!("it holds the counters of {} on {device}, not of {wanted} on {}", counted.run, gpu.key);
             return Err(Error::file(path, message, "delete it, or give another file"));
         }
         Ok(counted)

@@ -127,8 +127,7 @@ impl SampleCommand {
             if let (Some(like), Some(path)) = (&job.like, &job.command.like) {
                 like.check_model(&model, path)?;
                 if like.device.starts_with("cpu") != matches!(machine.device, Device::Cpu) {
-                    let note =
-                        format!("{} was drawn on {}: pixels agree within rounding", path.display(), like.device);
+                    let note = format!("{} was drawn on {}: pixels agree within rounding", path.display(), like.device);
                     job.note(&note);
                 }
             }
@@ -193,11 +192,9 @@ impl Job {
             _ => false,
         };
         match &self.command.like {
-            Some(like) if same(like) && !self.command.force => Err(Error::file(
-                like,
-                "would be overwritten by its reproduction",
-                "give another --out, or add --force",
-            )),
+            Some(like) if same(like) && !self.command.force => {
+                Err(Error::file(like, "would be overwritten by its reproduction", "give another --out, or add --force"))
+            }
             _ => Ok(()),
         }
     }
@@ -482,7 +479,8 @@ impl SampleCommand {
                 "bf16" => PrecisionChoice::Bf16,
                 "f32" => PrecisionChoice::F32,
                 other => {
-                    let message = format!("the picture was drawn in {}, which this engine does not know", other.escape_debug());
+                    let message =
+                        format!("the picture was drawn in {}, which this engine does not know", other.escape_debug());
                     return Err(Error::config("--like", message, "give --precision"));
                 }
             });

@@ -186,11 +186,7 @@ impl TrainCommand {
         match &self.data[..] {
             [] => Ok(None),
             [data] => Ok(Some(data.clone())),
-            _ => Err(Error::config(
-                "--data",
-                "a resumed run keeps its data set",
-                "give one file, or leave it out",
-            )),
+            _ => Err(Error::config("--data", "a resumed run keeps its data set", "give one file, or leave it out")),
         }
     }
 

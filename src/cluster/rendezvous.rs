@@ -376,8 +376,7 @@ fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
             None => {}
         }
     }
-    let message =
-        format!("the program at {place} gave rank {rank} no answer of an engine within {seconds} s");
+    let message = format!("the program at {place} gave rank {rank} no answer of an engine within {seconds} s");
     Err(Error::cluster(message, "another program holds that port: set ENGINE_PORT on all ranks to a free one"))
 }
 

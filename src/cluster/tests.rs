@@ -110,7 +110,10 @@ fn ranks_that_do_not_fit_are_told_on_all_ranks_in_time() {
     assert!(twice.iter().all(|text| text.contains("claim to be rank 1")), "{twice:?}");
     let port = free_port();
     let sizes = faults(meet(vec![placed(0, 2, port), placed(2, 3, port)], BRIEF));
-    assert!(sizes.iter().all(|text| text.contains("rank 2 belongs to a job of 3 ranks, rank 0 to one of 2")), "{sizes:?}");
+    assert!(
+        sizes.iter().all(|text| text.contains("rank 2 belongs to a job of 3 ranks, rank 0 to one of 2")),
+        "{sizes:?}"
+    );
     let alone = faults(meet(vec![placed(1, 2, free_port())], BRIEF)).remove(0);
     assert!(alone.contains("rank 1 found no rank 0 at 127.0.0.1") && alone.contains("within 2 s"), "{alone}");
     let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -226,7 +229,10 @@ fn a_rank_that_lives_and_stands_still_is_named_on_all() {
     for which in [0, 1] {
         let (found, took) = standing_still(which);
         let named = format!("rank {which} (process ");
-        assert!(found.iter().all(|text| text.contains(&named) && text.contains("hangs: it is alive, but")), "{found:?}");
+        assert!(
+            found.iter().all(|text| text.contains(&named) && text.contains("hangs: it is alive, but")),
+            "{found:?}"
+        );
         assert!(took < Duration::from_secs(20), "{took:?}");
     }
 }

@@ -379,10 +379,20 @@ impl TrainingConfig {
             }
         }
         whole("training.batch_size", self.batch_size as u64, 1, 1 << 20, "64 is usual")?;
-        whole("training.gradient_accumulation", self.gradient_accumulation as u64, 1, 1 << 20, "1 means no accumulation")?;
+        whole(
+            "training.gradient_accumulation",
+            self.gradient_accumulation as u64,
+            1,
+            1 << 20,
+            "1 means no accumulation",
+        )?;
         if let Some(shards) = self.shards.filter(|shards| !shards.is_power_of_two() || *shards > 1024) {
             let message = format!("{shards} is not a power of two up to 1024");
-            return Err(Error::config("training.shards", message, "8 serves 1, 2, 4 and 8 processes; null turns it off"));
+            return Err(Error::config(
+                "training.shards",
+                message,
+                "8 serves 1, 2, 4 and 8 processes; null turns it off",
+            ));
         }
         if self.shards.is_some() && self.communication_dtype == CommunicationDtype::Bf16 {
             let message = "sums that are rounded on the way would not have the bits that training.shards promises";

@@ -115,7 +115,11 @@ impl<'a> Batches<'a> {
         if let Some(bad) = records.clone().position(|record| record[0] > 9) {
             let label = bytes[bad * RECORD];
             let message = format!("{member}record {bad} (byte {}) has label {label}, outside 0 to 9", bad * RECORD);
-            return Err(Error::file(path, message, "it is damaged or not CIFAR-10's binary version: download it again"));
+            return Err(Error::file(
+                path,
+                message,
+                "it is damaged or not CIFAR-10's binary version: download it again",
+            ));
         }
         if count < RECORDS {
             let left = if rest > 0 { format!(" and left {rest} bytes of a broken one") } else { String::new() };

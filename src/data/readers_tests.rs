@@ -293,8 +293,7 @@ fn grey_among_coloured_becomes_rgb_and_transparent_pixels_lie_on_the_background(
     file(folder.path(), "a/2.png", &png(8, 8, ExtendedColorType::Rgba8, 0));
     let set = import(folder.path(), &whole).unwrap();
     assert_eq!((set.channels(), &set.image(0)[..3], &set.image(1)[..3]), (3, &[50; 3][..], &[255; 3][..]));
-    let expected =
-        ["1 of 2 pictures: composited on the background", "1 of 2 pictures: converted from grey to RGB"];
+    let expected = ["1 of 2 pictures: composited on the background", "1 of 2 pictures: converted from grey to RGB"];
     assert_eq!(set.notes()[..2], expected);
     let black = ImportOptions { background: [0; 3], color: Some(Colour::Grey), ..whole.clone() };
     let set = import(folder.path(), &black).unwrap();
@@ -487,10 +486,7 @@ fn links_and_huge_declarations_in_archives_do_no_harm() {
     tar.append_data(&mut header, "a/../../../escape.png", image.as_slice()).unwrap_err();
     let path = file(folder.path(), "links.tar", &tar.into_inner().unwrap());
     let set = import(&path, &ImportOptions::default()).unwrap();
-    assert_eq!(
-        (set.len(), set.notes()[0].as_str()),
-        (1, "skipped 1 links, which are not followed: 1 in links.tar")
-    );
+    assert_eq!((set.len(), set.notes()[0].as_str()), (1, "skipped 1 links, which are not followed: 1 in links.tar"));
 
     for (kind, size, expected) in [
         (EntryType::Regular, 1u64 << 40, "a/1.png is declared 1099511627776 bytes long"),

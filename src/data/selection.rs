@@ -39,11 +39,7 @@ impl Dataset {
     /// images, or a split that becomes empty.
     pub fn subset(&self, classes: &[String]) -> Result<Self> {
         if classes.is_empty() {
-            return Err(Error::config(
-                CLASSES,
-                "the list of classes is empty",
-                "give one or more, as in cat,dog",
-            ));
+            return Err(Error::config(CLASSES, "the list of classes is empty", "give one or more, as in cat,dog"));
         }
         // The new label of each old one.
         let mut renumbered = vec![None; self.class_names().len()];

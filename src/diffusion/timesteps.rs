@@ -135,7 +135,8 @@ impl SamplingConfig {
                 .collect(),
         };
         times.dedup();
-        let note = (times.len() < asked).then(|| format!("{asked} steps requested, {} remain after repeats", times.len()));
+        let note =
+            (times.len() < asked).then(|| format!("{asked} steps requested, {} remain after repeats", times.len()));
         Ok(Times { times, note })
     }
 }
@@ -168,8 +169,8 @@ pub(super) fn listed(list: &[i64], steps: usize) -> Result<(Vec<usize>, Option<S
     if outside > 0 {
         why.push(format!("{outside} outside 0…{} {} dropped", steps - 1, if outside == 1 { "is" } else { "are" }));
     }
-    let note =
-        (!why.is_empty()).then(|| format!("{} timesteps requested, {} remain: {}", list.len(), kept.len(), why.join(", ")));
+    let note = (!why.is_empty())
+        .then(|| format!("{} timesteps requested, {} remain: {}", list.len(), kept.len(), why.join(", ")));
     Ok((kept, note))
 }
 
@@ -240,7 +241,8 @@ mod tests {
         let messy = list(&[-3, 7, 7, 1000, 2000, 7, 0]).times(&linear).unwrap();
         assert_eq!(messy.times, [999.0, 7.0, 0.0]);
         let note = messy.note.unwrap();
-        for part in ["7 timesteps requested, 3 remain", "1000 is taken as 999", "2 repeats are", "2 outside 0…999 are"] {
+        for part in ["7 timesteps requested, 3 remain", "1000 is taken as 999", "2 repeats are", "2 outside 0…999 are"]
+        {
             assert!(note.contains(part), "{note}");
         }
         for (bad, part) in [(&[][..], "the list is empty"), (&[-1, 1001][..], "none of the 2 timesteps (-1, …)")] {

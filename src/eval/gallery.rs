@@ -45,10 +45,7 @@ impl Gallery {
             let mut notes = Vec::new();
             let nested = files.iter().filter(|file| file.parent() != Some(path)).count();
             if nested > 0 {
-                notes.push(format!(
-                    "{nested} of {} pictures of {name} are in subfolders; all are used",
-                    files.len()
-                ));
+                notes.push(format!("{nested} of {} pictures of {name} are in subfolders; all are used", files.len()));
             }
             return Ok(Self { source: Source::Files(files), name, notes });
         }

@@ -25,8 +25,11 @@ pub fn encode_npy(images: &[Image]) -> Result<Vec<u8>> {
     };
     let size = |image: &Image| [image.height(), image.width(), image.channels()];
     if let Some((index, other)) = images.iter().enumerate().find(|(_, image)| size(image) != size(first)) {
-        let message =
-            format!("picture {index} is {:?} and the first {:?}; all must have the same shape", size(other), size(first));
+        let message = format!(
+            "picture {index} is {:?} and the first {:?}; all must have the same shape",
+            size(other),
+            size(first)
+        );
         return Err(Error::shape("npy", message));
     }
     let mut shape = vec![images.len(), first.height(), first.width()];

@@ -211,11 +211,7 @@ async fn drain(shared: &Arc<Shared>, say: impl Fn(&str)) {
     shared.stopping.send_replace(Stopping::Draining);
     let open = shared.jobs.open();
     if !open.is_empty() {
-        say(&format!(
-            "stopping: finishing {} jobs first, for up to {} s",
-            open.len(),
-            shared.limits.grace.as_secs()
-        ));
+        say(&format!("stopping: finishing {} jobs first, for up to {} s", open.len(), shared.limits.grace.as_secs()));
     }
     let finished = async {
         for job in &open {

@@ -110,7 +110,10 @@ impl ImagesBody {
                 let short: String = given.chars().take(30).collect();
                 let mend =
                     if taken.is_empty() { "leave it out".into() } else { format!("give {}", taken.join(" or ")) };
-                return Err(Refusal::field(name, format!("{name}: `{}` is not supported; {mend}", short.escape_debug())));
+                return Err(Refusal::field(
+                    name,
+                    format!("{name}: `{}` is not supported; {mend}", short.escape_debug()),
+                ));
             }
         }
         if self.output_compression.is_some_and(|share| share != 100) {
@@ -133,7 +136,12 @@ impl ImagesBody {
         let class = match prompt {
             // A model without classes ignores the prompt.
             _ if card.info.config.model.num_classes() == 0 => None,
-            "" => return Err(Refusal::field("prompt", "prompt: give a class of the model, or several separated by commas")),
+            "" => {
+                return Err(Refusal::field(
+                    "prompt",
+                    "prompt: give a class of the model, or several separated by commas",
+                ));
+            }
             one if card.info.class_label(one).is_ok() => Some(ClassField::Name(one.into())),
             several => {
                 let names: Vec<&str> = several.split(',').map(str::trim).collect();

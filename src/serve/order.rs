@@ -436,9 +436,8 @@ impl Given<'_> {
             return Err(Refusal::field(field, message));
         }
         let mask = mask.resized(width, height, self.fit, [0; 3])?;
-        free_pixels(&mask, std::path::Path::new(field), [height, width]).map_err(|_| {
-            Refusal::field(field, format!("{field}: has no white area; paint the area to fill white"))
-        })
+        free_pixels(&mask, std::path::Path::new(field), [height, width])
+            .map_err(|_| Refusal::field(field, format!("{field}: has no white area; paint the area to fill white")))
     }
 
     fn check_rounds(&self, field: &str, rounds: usize) -> Result<(), Refusal> {

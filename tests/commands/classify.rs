@@ -262,10 +262,7 @@ fn what_cannot_be_classified_is_told_in_one_line() {
 
     for (arguments, told) in [
         ("--model none.safetensors --data ramps.safetensors", "--model: the model was trained without classes"),
-        (
-            "--model one.safetensors --data ramps.safetensors",
-            "--classes: 1 class: there is nothing to classify",
-        ),
+        ("--model one.safetensors --data ramps.safetensors", "--classes: 1 class: there is nothing to classify"),
         (
             "--model model.safetensors --data builtin",
             "its images are 32x32x3, the model's 8x8x3; give another with --data",

@@ -345,8 +345,7 @@ fn what_cannot_be_compared_is_told_in_one_line() {
     let notes = json["notes"].to_string();
     assert!(notes.contains("flow denoises 2 of the 2 images without their class"), "{notes}");
     assert!(notes.contains("20 images requested, 2 available"), "{notes}");
-    place
-        .faulty("flow.safetensors bare.safetensors --data strange.safetensors", "--data: bare has no class x and no");
+    place.faulty("flow.safetensors bare.safetensors --data strange.safetensors", "--data: bare has no class x and no");
     assert!(!place.path("both.jpg").exists());
 }
 

@@ -488,7 +488,10 @@ fn given_images_of_every_form_and_size_are_fitted_and_told() {
     told("vary --image clear.png --strength 0 --out white.png", &notes);
     assert_eq!(place.pixels("white.png")[..3], [255; 3]);
     // On a coloured background it becomes RGB.
-    told("vary --image clear.png --strength 0 --background 102030 --out c.png", &["clear.png: composited on the background"]);
+    told(
+        "vary --image clear.png --strength 0 --background 102030 --out c.png",
+        &["clear.png: composited on the background"],
+    );
     assert_eq!(place.pixels("c.png")[..3], [16, 32, 48]);
     // A mask for the original photo is fitted like the photo.
     let mask: Vec<u8> = (0..240).map(|at| if at % 20 < 8 { 255 } else { 0 }).collect();

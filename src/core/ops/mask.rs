@@ -51,7 +51,14 @@ impl Mask {
     }
 
     /// `to` = keep · `from` / (1 − p), or `+=`; without `from`, of what is there. Items of `elements`.
-    pub(super) fn apply<T: Float>(self, control: &Tensor, elements: usize, from: Option<&[T]>, to: &mut [T], add: bool) {
+    pub(super) fn apply<T: Float>(
+        self,
+        control: &Tensor,
+        elements: usize,
+        from: Option<&[T]>,
+        to: &mut [T],
+        add: bool,
+    ) {
         let control = Control::from_words(control.host());
         let scale = T::ONE / (T::ONE - T::from_f32(self.probability));
         let work = to.len();
@@ -111,12 +118,16 @@ mod tests {
 
     #[test]
     fn the_least_word_is_where_the_uniform_number_reaches_the_probability() {
-        for probability in [0.0, 1e-8, 6e-8, 0.01, 0.1, 0.25, 0.3, 0.5, 0.9, 1.0 - f32::EPSILON, 1.0 - f32::EPSILON / 2.0] {
+        for probability in
+            [0.0, 1e-8, 6e-8, 0.01, 0.1, 0.25, 0.3, 0.5, 0.9, 1.0 - f32::EPSILON, 1.0 - f32::EPSILON / 2.0]
+        {
             let least = Mask::new(probability, 1, 2).unwrap().least();
             for word in [0, least.saturating_sub(1), least, least.saturating_add(1 << 9), u32::MAX] {
                 assert_eq!(word >= least, uniform(word) >= probability, "{probability} {word:x} {least:x}");
             }
         }
-        assert!(Mask::new(1.0, 1, 0).is_err() && Mask::new(f32::NAN, 1, 0).is_err() && Mask::new(0.5, 1, 1 << 24).is_err());
+        assert!(
+            Mask::new(1.0, 1, 0).is_err() && Mask::new(f32::NAN, 1, 0).is_err() && Mask::new(0.5, 1, 1 << 24).is_err()
+        );
     }
 }

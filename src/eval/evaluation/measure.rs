@@ -142,9 +142,7 @@ fn measured(key: &str, name: &str, value: f64, error: Option<f64>, better: Bette
 }
 
 fn needed(reference: Option<&Reference>) -> Result<&Reference> {
-    reference.ok_or_else(|| {
-        Error::config("--reference", "a distance needs a reference", "give --data, or --reference")
-    })
+    reference.ok_or_else(|| Error::config("--reference", "a distance needs a reference", "give --data, or --reference"))
 }
 
 fn pictures<'a>(reference: Option<&'a Reference>, what: &str) -> Result<&'a FeatureSet> {

@@ -155,8 +155,7 @@ fn cholesky(matrix: &Mat<f64>) -> Option<Mat<f64>> {
     let (mut order, mut places) = (vec![0usize; width], vec![0usize; width]);
     let mut memory = MemBuffer::new(cholesky_in_place_scratch::<usize, f64>(width, par, Spec::default()));
     let stack = MemStack::new(&mut memory);
-    let (info, _) =
-        cholesky_in_place(lower.as_mut(), &mut order, &mut places, par, stack, Spec::default()).ok()?;
+    let (info, _) = cholesky_in_place(lower.as_mut(), &mut order, &mut places, par, stack, Spec::default()).ok()?;
     for (place, &row) in order.iter().enumerate() {
         places[row] = place;
     }

@@ -163,12 +163,17 @@ mod tests {
         let (x, six, eight) = (var(&[2, 3, 3, 6]), var(&[6]), var(&[8]));
         let norm = |groups| GroupNorm { groups, epsilon: 1e-5, silu: true };
         let fault = |result: crate::Result<crate::tape::Var>| result.unwrap_err().to_string();
-        assert!(fault(group_norm_silu(&tape, &x, None, [&six, &six], None, norm(4), None)).contains("4 groups of 6 channels"));
+        assert!(
+            fault(group_norm_silu(&tape, &x, None, [&six, &six], None, norm(4), None))
+                .contains("4 groups of 6 channels")
+        );
         assert!(fault(group_norm_silu(&tape, &x, None, [&six, &six], None, norm(0), None)).contains("0 groups"));
         assert!(fault(group_norm_silu(&tape, &x, None, [&six, &eight], None, norm(2), None)).contains("weight"));
         let skip = var(&[2, 3, 4, 2]);
         assert!(fault(group_norm_silu(&tape, &x, Some(&skip), [&eight, &eight], None, norm(2), None)).contains("skip"));
         let matrix = var(&[2, 6]);
-        assert!(fault(group_norm_silu(&tape, &x, None, [&six, &six], Some(&matrix), norm(2), None)).contains("scale_shift"));
+        assert!(
+            fault(group_norm_silu(&tape, &x, None, [&six, &six], Some(&matrix), norm(2), None)).contains("scale_shift")
+        );
     }
 }
