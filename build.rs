@@ -1,6 +1,6 @@
-//! Generates the typed launches from `kernels/*.cu`, and embeds their PTX: the committed one always, and one compiled here
-//! where nvcc is found (`ENGINE_NVCC` names it, `ENGINE_NVCC=off` does without). Machine code of `kernels/cubins/` too (`ENGINE_CUBINS=off` does
-//! without).
+//! Generates the typed launches from `kernels/*.cu`, and embeds their PTX: always the committed one, and one compiled here if nvcc
+//! is found (`ENGINE_NVCC` gives its path, `ENGINE_NVCC=off` skips it). Also embeds machine code from `kernels/cubins/`
+//! (`ENGINE_CUBINS=off` skips it).
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use kernel_signatures::{
     Cubin, PREBUILT_FLAGS, Prebuilt, Result, closure_hash, generate, kernel_files, parse, with_project_paths,
 };
 
-/// What makes the committed PTX.
+/// The command that builds the committed PTX.
 const PREBUILD: &str = "`cargo run --release -p prebuild-kernels -- --nvrtc FOLDER` (see CONTRIBUTING.md)";
 
 fn main() {
@@ -83,8 +83,8 @@ fn build() -> Outcome {
     Ok(())
 }
 
-/// Embeds the machine code of `kernels/cubins/` (`prebuild-kernels --cubins`), which is none of the repository's files. What belongs to other source
-/// is not looked at.
+/// Embeds the machine code of `kernels/cubins/` (`prebuild-kernels --cubins`), which is not in the repository. Files of other
+/// sources are ignored.
 fn embed_cubins(kernels: &Path, files: &[PathBuf], out: &Path, manifest: &mut String) -> Outcome {
     let (mut found, mut missing) = (0, 0);
     let wanted = kernels.join("cubins").exists() && env::var_os("ENGINE_CUBINS").is_none_or(|value| value != "off");
@@ -127,10 +127,10 @@ fn write_if_changed(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if fs::read(path).is_ok_and(|old| old == bytes) { Ok(()) } else { fs::write(path, bytes) }
 }
 
-/// What nvcc made of one part: its version and the PTX.
+/// nvcc's output for one part: its version and the PTX.
 type Compiled = (String, Vec<u8>);
 
-/// What nvcc makes of each part, with nvcc's version: `None` where there is no nvcc or it failed, which is a warning.
+/// nvcc's output for each part, with its version: `None` if there is no nvcc or it failed, which is a warning.
 fn compile_all(kernels: &Path, wanted: &[Prebuilt], out: &Path) -> Result<Vec<Option<Compiled>>> {
     let Some((nvcc, version)) = find_nvcc() else {
         return Ok(vec![None; wanted.len()]);
@@ -169,7 +169,7 @@ fn compile_all(kernels: &Path, wanted: &[Prebuilt], out: &Path) -> Result<Vec<Op
     Ok(all)
 }
 
-/// One run of nvcc, or what an earlier one left for the same text, flags and version.
+/// One run of nvcc, or the cached result for the same text, flags and version.
 fn compile(
     nvcc: &Path,
     version: &str,
@@ -201,7 +201,7 @@ fn compile(
             let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
             return Err(io::Error::other(first.to_string()));
         }
-        // Its line tables have whole paths.
+        // Its line tables have absolute paths.
         let ptx = String::from_utf8(fs::read(&beside)?).map_err(io::Error::other)?;
         fs::write(&beside, with_project_paths(&ptx, &kernels.canonicalize()?))?;
         fs::rename(&beside, &target)?;
@@ -210,7 +210,7 @@ fn compile(
     Ok(run().map_err(|error| error.to_string()))
 }
 
-/// nvcc and its version: `ENGINE_NVCC`, the toolkit of `CUDA_HOME` or `CUDA_PATH`, then the `PATH`.
+/// nvcc and its version: from `ENGINE_NVCC`, the toolkit of `CUDA_HOME` or `CUDA_PATH`, then the `PATH`.
 fn find_nvcc() -> Option<(PathBuf, String)> {
     let name = if cfg!(windows) { "nvcc.exe" } else { "nvcc" };
     let asked = env::var_os("ENGINE_NVCC").filter(|value| !value.is_empty());

@@ -1,1 +1,1 @@
-//! The benchmarks of `engine` are `ops.rs` and `steps.rs`; this library is empty, for a package needs a target that is built.
+//! The benchmarks of `engine` are `ops.rs` and `steps.rs`; this library is empty, because a package needs a target that is built.

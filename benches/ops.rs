@@ -1,9 +1,9 @@
 //! Every op's cases, timed: `cargo bench -p benches --bench ops -- layer_norm`.
 //!
-//! On the CPU in f32; with a GPU (`ENGINE_DEVICE=cuda`) in f32 and bf16 on it. There a measurement is a graph of 32 repeats or more between
-//! two events, over copies of the case that are together larger than an L2: neither the host's launches and waits are in it, nor what the
-//! repeat before left in the caches (`engine::ops::repeats`). The ids are `op/case/direction/device/dtype`;
-//! throughput is in the bytes that the op cannot avoid.
+//! On the CPU in f32; with a GPU (`ENGINE_DEVICE=cuda`) in f32 and bf16 on it. There a measurement is a graph of at least 32
+//! repeats between two events, over copies of the case that exceed the L2 cache: it includes neither the host's launches and waits
+//! nor cache hits from the previous repeat (`engine::ops::repeats`). The ids are `op/case/direction/device/dtype`; throughput is
+//! in the minimum bytes of the op.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ fn on_a_gpu(
     group.throughput(Throughput::Bytes(repeats.bytes() as u64));
     group.bench_function(id, |bencher| {
         bencher.iter_custom(|iterations| {
-            // So many graphs as have that many repeats; the time of a repeat is their mean.
+            // As many graphs as give that many repeats; the result is the mean per repeat.
             let graphs = iterations.div_ceil(repeats.count() as u64);
             let spent = (0..graphs).map(|_| repeats.time().unwrap().expect("a GPU has a clock")).sum::<Duration>();
             spent.div_f64(graphs as f64).mul_f64(iterations as f64)

@@ -1,8 +1,8 @@
 //! A training step and a denoising step of whole models: `cargo bench -p benches --bench steps -- dit-cifar10`.
 //!
-//! On the CPU in f32 at batch 32; with a GPU (`ENGINE_DEVICE=cuda`) at batch 256 in f32 and bf16. Training steps follow one
-//! another without a wait, which comes behind the last of a measurement; a call of the sampler waits for its pictures.
-//! The ids are `preset/step/device/dtype/batch`; throughput is in images. Pixels are random.
+//! On the CPU in f32 at batch 32; with a GPU (`ENGINE_DEVICE=cuda`) at batch 256 in f32 and bf16. Training steps follow each other
+//! without waiting, except after the last of a measurement; a sampler call waits for its pictures. The ids are
+//! `preset/step/device/dtype/batch`; throughput is in images. Pixels are random.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use engine::diffusion::{SamplerKind, SamplingConfig};
 use engine::tensor::Device;
 use engine::train::{Recipe, Trainer, random_set};
 
-/// Denoising steps of one call: its start and end (labels up, noise, images down) weigh little beside them.
+/// Denoising steps per call: its start and end (uploading labels, noise, downloading images) are negligible.
 const DENOISING_STEPS: usize = 10;
 
 fn device() -> (Device, usize, &'static [Precision]) {
@@ -46,7 +46,7 @@ fn bench_preset(criterion: &mut Criterion, preset: &str) -> engine::Result<()> {
         let mut group = criterion.benchmark_group(preset);
         group.sample_size(10).throughput(Throughput::Elements(batch as u64));
         group.bench_function(format!("training/{place}"), |bencher| {
-            // As a run does it: a step is submitted while the one before it works, and the metrics are read now and then.
+            // As in a run: a step is submitted while the previous one runs, and the metrics are read occasionally.
             bencher.iter_custom(|iterations| {
                 trainer.context().synchronize().unwrap();
                 let start = Instant::now();
@@ -78,7 +78,7 @@ fn bench_preset(criterion: &mut Criterion, preset: &str) -> engine::Result<()> {
             let labels = vec![0; batch];
             group.bench_function(format!("denoising_guidance_{guidance}/{place}"), |bencher| {
                 bencher.iter_custom(|iterations| {
-                    // A call takes several steps: its time is divided among them.
+                    // A call takes several steps: its time is divided by their number.
                     let mut spent = Duration::ZERO;
                     for _ in 0..iterations {
                         let start = Instant::now();

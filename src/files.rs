@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all, and what a file is by its first bytes.
+//! Atomic writes, and detection of file types by their first bytes.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -6,15 +6,15 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Writes `bytes` to a file beside `path`, syncs it, and renames it to `path`; missing folders are made. On failure what
-/// was at `path` before is untouched.
+/// Writes `bytes` to a temporary file, syncs it, and renames it to `path`; creates missing folders. After an error the old file at
+/// `path` is unchanged.
 ///
 /// # Errors
-/// [`Error::Io`] with the path and what the operating system refused.
+/// [`Error::Io`] with the path and the operating system's error.
 pub fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let path = path.as_ref();
     let Some(name) = path.file_name() else {
-        return Err(Error::file(path, "is not a file's name", "name a file, as in samples/grid.png"));
+        return Err(Error::file(path, "is not a file's name", "give a file, as in samples/grid.png"));
     };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(Error::io(folder, "create the folder"))?;
@@ -29,19 +29,18 @@ pub fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
         })
         .and_then(|()| fs::rename(&beside, path));
     written.map_err(|error| {
-        // The error that matters is the first one; the leftover may not even exist.
+        // The first error is the one that matters; the leftover may not even exist.
         let _ = fs::remove_file(&beside);
         Error::io(path, "write")(error)
     })?;
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        // Without this a crash of the machine may forget the rename; not every file system allows it.
+        // Otherwise a crash of the machine may lose the rename; not every file system allows it.
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
     }
     Ok(())
 }
 
-/// What a file is that starts with `bytes`, of which 512 suffice: "a zip archive". For messages about files that are not
-/// what was expected.
+/// The type of a file that starts with `bytes`, of which 512 suffice: "a zip archive". For messages about unexpected files.
 pub fn describe(bytes: &[u8]) -> &'static str {
     let is_text =
         || !bytes.is_empty() && bytes.iter().all(|&byte| byte >= 0x20 || matches!(byte, b'\t' | b'\n' | b'\r'));

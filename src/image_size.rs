@@ -1,4 +1,4 @@
-//! Sizes of images. Wherever two sides are written, in configurations, on command lines and in messages, the height stands first.
+//! Sizes of images. In configurations, on command lines and in messages, the height always comes first.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Height and width of images, in pixels.
 ///
-/// A number stands for a square, in YAML and JSON as in `ImageSize::from(32)`; else it is `[height, width]`. A square is written as
-/// a number.
+/// A single number means a square, in YAML and JSON as in `ImageSize::from(32)`; else it is `[height, width]`. A square is written
+/// as a number.
 ///
 /// ```
 /// use engine::image_size::ImageSize;
@@ -38,7 +38,7 @@ impl ImageSize {
         [self.height, self.width]
     }
 
-    /// Pixels of an image.
+    /// Number of pixels.
     pub const fn pixels(self) -> usize {
         self.height * self.width
     }
@@ -48,12 +48,12 @@ impl ImageSize {
         self.height == self.width
     }
 
-    /// Half as high and wide, rounded up.
+    /// Half the height and width, rounded up.
     pub const fn halved(self) -> Self {
         Self::new(self.height.div_ceil(2), self.width.div_ceil(2))
     }
 
-    /// As it stands in a configuration: `32`, or `[48, 32]`.
+    /// In a configuration: `32`, or `[48, 32]`.
     pub fn as_value(self) -> String {
         if self.is_square() { self.height.to_string() } else { format!("[{}, {}]", self.height, self.width) }
     }

@@ -1,9 +1,9 @@
-//! `engine`: a hand-written CUDA kernel engine that trains, samples and judges small diffusion models.
+//! `engine`: a hand-written CUDA kernel engine that trains, samples and evaluates small diffusion models.
 //!
 //! Imports run downwards only:
 //! `cli → serve, profile → train → eval → pipeline → model_file → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
-//! `data → picture, weights, tensor`; `picture`, `weights` and `cluster` stand on `files, error`; `names → error`;
-//! `image_size` stands on nothing. [`guide`] is the guide, in words.
+//! `data → picture, weights, tensor`; `picture`, `weights` and `cluster` use only `files` and `error`; `names → error`;
+//! `image_size` uses nothing. Start with the [`guide`].
 
 pub mod cli;
 pub mod cluster;

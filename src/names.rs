@@ -1,9 +1,9 @@
-//! Classes by what a person types: of a data set and of a model alike.
+//! Lookup of classes by user input, for data sets and models.
 
 use crate::error::{Error, nearest};
 
-/// The class that `text` means, of `count` whose names are known or not: a name, a number, or a name with other upper and lower
-/// case where it fits only one.
+/// The class that `text` means, of `count` classes whose names may be unknown: by name, number, or name in another case if that is
+/// unique.
 pub fn find_class(names: &[String], count: usize, text: &str) -> Option<usize> {
     let number = || text.parse().ok().filter(|&label: &usize| label < count);
     let folded = || {
@@ -13,7 +13,7 @@ pub fn find_class(names: &[String], count: usize, text: &str) -> Option<usize> {
     names.iter().position(|name| name == text).or_else(number).or_else(folded)
 }
 
-/// Names as a list that `--classes` reads: those with a comma stand in quotes.
+/// Names as a list for `--classes`: those with a comma are quoted.
 pub fn listed<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
     let quoted = |name: &String| {
         if name.contains([',', '"']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name.clone() }
@@ -21,13 +21,13 @@ pub fn listed<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
     names.into_iter().map(quoted).collect::<Vec<_>>().join(", ")
 }
 
-/// For a `text` that means none of `owner`'s classes: names the nearest one and lists all. `place` is where the text was given.
+/// The error for a `text` that is none of `owner`'s classes, with the nearest one and a list of all. `place` is where the text was given.
 pub fn unknown_class(place: &str, owner: &str, names: &[String], count: usize, text: &str) -> Error {
     let more = if names.len() > 40 { ", …" } else { "" };
     let all = format!("{}{more}, or a number below {count}", listed(names.iter().take(40)));
     let mend = match nearest(text, names.iter().map(String::as_str)) {
-        Some(near) => format!("did you mean {near}? There are {all}"),
-        None => format!("there are {all}"),
+        Some(near) => format!("did you mean {near}? Known: {all}"),
+        None => format!("use one of {all}"),
     };
     let short: String = text.chars().take(60).collect();
     Error::config(place, format!("{owner} has no class `{}`", short.escape_debug()), mend)

@@ -13,7 +13,7 @@ use engine_core::tape::Tape;
 use engine_core::tensor::{Context, DType, Device};
 use rayon::prelude::*;
 
-/// Forward, reverse and shuffled: a race that one order hides shows in another, and bits must not depend on it.
+/// Forward, reverse and shuffled: a race hidden by one order shows in another, and bits must not depend on it.
 const ORDERS: [Order; 3] = [Order::Forward, Order::Reverse, Order::Random(7)];
 
 fn check(case: &Case, dtype: DType) -> Result<(), String> {
@@ -36,7 +36,7 @@ fn check(case: &Case, dtype: DType) -> Result<(), String> {
     Ok(())
 }
 
-/// The cases that `ENGINE_OP` picks.
+/// The cases selected by `ENGINE_OP`.
 fn picked() -> Vec<Case> {
     let only = std::env::var("ENGINE_OP").ok();
     let cases: Vec<Case> =
@@ -70,7 +70,7 @@ fn every_choice_of_gradients_is_written_and_added_to() {
     }
 }
 
-/// No launch of nothing, and no division by it: a batch without items has no tokens, and gives the positions a gradient of zero.
+/// No empty launch, and no division by zero: a batch without items has no tokens, and gives the positions a gradient of zero.
 #[test]
 fn an_empty_batch_of_tokens_is_no_work() {
     for device in [Device::Cpu, Device::Accelerator(emulator::device())] {
@@ -91,8 +91,8 @@ fn an_empty_batch_of_tokens_is_no_work() {
     }
 }
 
-/// A large case is there to be timed. What it launches, a small case of its op launches in the same way: there the emulator and the
-/// machine check every access, for which a large case is too long.
+/// A large case is for timing. A small case of its op must launch its kernels in the same way: there the emulator and the PTX
+/// machine check every access, for which a large case is too slow.
 #[test]
 fn every_large_case_has_small_twins() {
     let only = std::env::var("ENGINE_OP").ok();
@@ -111,7 +111,7 @@ fn every_large_case_has_small_twins() {
     assert!(missing.is_empty(), "no small case launches this:\n{}", missing.join("\n"));
 }
 
-/// A driver compiles a module while it loads it: a program loads what it needs before its first run, and neither more nor less.
+/// A driver compiles a module while loading it: a program loads exactly the modules it needs before its first run.
 #[test]
 fn a_program_loads_the_modules_that_it_launches_from() {
     let only = std::env::var("ENGINE_OP").ok();

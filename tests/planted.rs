@@ -1,8 +1,8 @@
-//! A test of the tests: one bug at a time is planted in a copy of the project's own kernels, and the op's own cases, run as
-//! `tests/kernels.rs` runs them, have to fail and to say why.
+//! A test of the tests: one bug at a time is planted in a copy of the project's kernels, and the op's own cases, run as in
+//! `tests/kernels.rs`, must fail with the right reason.
 //!
-//! A bug is an exact replacement in a source; text that is not found once fails the test, so that this list keeps up with
-//! the kernels. The emulator's checks have a list of their own, on kernels made for it: `tools/kernel-emulator/tests`.
+//! A bug is an exact replacement in a source; text that is not found exactly once fails the test, so this list stays current. The
+//! emulator's checks have their own list, on kernels made for it: `tools/kernel-emulator/tests`.
 
 #[path = "common/emulator.rs"]
 mod emulator;
@@ -24,22 +24,22 @@ use engine_core::tensor::{Context, DType, Device, Program};
 
 const ORDERS: [Order; 3] = [Order::Forward, Order::Reverse, Order::Random(7)];
 
-/// A memory model's bug shows as a race, as a read of what nobody has written, or as NaNs, depending on the order.
+/// A memory ordering bug shows as a race, as a read of unwritten memory, or as NaNs, depending on the order.
 const RACE: &[&str] = &["race", "has written"];
 const OUTSIDE: &[&str] = &["outside its"];
 const WRONG: &[&str] = &["relative error"];
 
 struct Bug {
-    /// In the folder's name.
+    /// The name of its folder.
     name: &'static str,
-    /// Whose cases are to fail.
+    /// The op whose cases must fail.
     op: &'static str,
     dtype: DType,
     /// Relative to `kernels/`.
     file: &'static str,
     from: &'static str,
     to: &'static str,
-    /// One of these is in the message.
+    /// The message must contain one of these.
     words: &'static [&'static str],
 }
 
@@ -49,7 +49,7 @@ fn write_if_changed(path: &Path, text: &str) {
     }
 }
 
-/// The op's kernels with the bug, compiled. The copy stays where it is between runs, so that it is compiled once.
+/// The op's kernels with the bug, compiled. The copy is kept between runs, so that it is compiled once.
 fn plant(bug: &Bug) -> PathBuf {
     let (kernels, out) = (
         Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels")).to_path_buf(),
@@ -82,7 +82,7 @@ fn is_caught(bug: &Bug) {
     });
 }
 
-/// The same by what becomes of gradients' destinations.
+/// As [`is_caught`], by gradient destinations.
 fn is_caught_by_wirings(bug: &Bug) {
     is_caught_by(bug, kinds::smallest_of_each_kind(own_cases(bug)), |case, device| {
         case.check_wirings(&device(Order::Forward), bug.dtype).err().map(|fault| fault.to_string())
@@ -117,7 +117,7 @@ fn bugs_in_what_a_resnet_needs_are_caught() {
         Bug { name, op, dtype, file, from, to, words }
     };
     let norm = |name, dtype, from, to, words| bug(name, "batch_norm", dtype, from, to, words);
-    // Chunks of different lengths count alike.
+    // Chunks of different lengths would count equally.
     let center = "sum = fma_f32(count, partial[(u64)chunk * 2 * channels + c] - origin, sum);";
     let alike = "sum = fma_f32((f32)chunk_rows, partial[(u64)chunk * 2 * channels + c] - origin, sum);";
     is_caught(&norm("batch_norm_alike", DType::F32, center, alike, WRONG));
@@ -136,13 +136,13 @@ fn bugs_in_what_a_resnet_needs_are_caught() {
     is_caught(&pool("pool_last", windows, "oy + 1 < y1; oy++) {\n        for", WRONG));
     let windows = "oy < y1; oy++) {\n        u32 tall";
     is_caught(&pool("pool_mean_last", windows, "oy + 1 < y1; oy++) {\n        u32 tall", WRONG));
-    // Only what lies before the image is left out.
+    // Only padding before the image is left out.
     let before = "if (ix >= 0x80000000u) continue;";
     is_caught(&pool("pool_outside", "if (ix >= z.width) continue;", before, OUTSIDE));
     is_caught(&pool("pool_race", "    __syncthreads();\n", "", RACE));
 }
 
-/// Only where a gradient is added to what is there, and its neighbour's is not; and behind the last four of a sum of splits.
+/// Only if a gradient accumulates and its neighbour does not; and behind the last four of a sum of splits.
 #[test]
 fn bugs_of_a_gradients_destination_are_caught() {
     let norm = |name, from, to| Bug {
@@ -209,8 +209,8 @@ fn a_missing_syncthreads_is_caught() {
     });
 }
 
-/// Sums over the rows of a strip; the tail, the parts and the last strip; groups that a strip has beside each other, and one that is cut; two
-/// sources; what is dropped.
+/// Row sums of a strip; the tail, the parts and the last strip; adjacent groups in a strip, and a group that is cut; two sources;
+/// dropout.
 #[test]
 fn bugs_of_a_group_norm_are_caught() {
     let bug = |name, dtype, file, from, to, words| Bug { name, op: "group_norm_silu", dtype, file, from, to, words };
@@ -260,7 +260,7 @@ fn bugs_of_attention_on_tensor_cores_are_caught() {
     is_caught(&keys("barrier_before_sums", made, "        bool of_keys", RACE));
 }
 
-/// A state that several threads share, tokens beyond the last, and the two orientations of its gradient.
+/// A state shared by several threads, tokens beyond the last, and the two orientations of its gradient.
 #[test]
 fn bugs_of_linear_attention_are_caught() {
     let bug = |name, dtype, from, to, words| Bug {
@@ -299,7 +299,7 @@ fn bugs_of_linear_attention_are_caught() {
     is_caught(&mma("barrier_before_products", queries, "        add_products(sums, block.x, block.y, min_of", RACE));
 }
 
-/// Only a kernel that sums twice meets it.
+/// Only a kernel with two sums is affected.
 #[test]
 fn a_missing_syncthreads_before_overwriting_is_caught() {
     is_caught(&Bug {
@@ -365,7 +365,7 @@ fn bugs_of_a_products_tiles_are_caught() {
 
 #[test]
 fn an_unlocked_update_is_caught() {
-    // A sum that every thread of the block adds, instead of one.
+    // A sum added by every thread of the block, instead of one.
     is_caught(&Bug {
         name: "every_thread_adds",
         op: "mse_loss",
@@ -375,7 +375,7 @@ fn an_unlocked_update_is_caught() {
         to: "    loss[0] += scale",
         words: RACE,
     });
-    // A gradient that the items of a batch scatter into the table, instead of a row that gathers them.
+    // A gradient scattered into the table by the items of a batch, instead of gathered by row.
     is_caught(&Bug {
         name: "scattered_gradient",
         op: "embedding",
@@ -409,7 +409,7 @@ fn a_bound_that_is_off_by_one_is_caught() {
     });
 }
 
-/// The row below an image is the next sample's first, and nobody's behind the last sample.
+/// The row below an image is the next sample's first, or beyond the last sample.
 #[test]
 fn a_border_that_is_off_by_one_is_caught() {
     for (name, dtype) in [("border_f32", DType::F32), ("border_bf16", DType::BF16)] {
@@ -423,7 +423,7 @@ fn a_border_that_is_off_by_one_is_caught() {
             words: OUTSIDE,
         });
     }
-    // Within the extent: a column to the right of the image is the next row's first.
+    // Within the extent: the column right of the image is the next row's first.
     is_caught(&Bug {
         name: "border_of_the_gradient",
         op: "conv2d",
@@ -473,7 +473,7 @@ fn a_wrong_stride_is_caught() {
         to: "x = (yx & 0xffffu) + tap.x - at.pad_width;",
         words: WRONG,
     });
-    // Only windows that are no squares notice.
+    // Only windows that are not square detect it.
     is_caught(&Bug {
         name: "padding_of_the_other_axis",
         op: "conv2d",
@@ -492,7 +492,7 @@ fn a_wrong_stride_is_caught() {
         to: "if (ox / stride >= cols) continue;",
         words: WRONG,
     });
-    // Within the extent, so that only the values tell.
+    // Within the extent, so that only the values show it.
     is_caught(&Bug {
         name: "stride_of_a_row",
         op: "tokens",
@@ -569,7 +569,7 @@ fn an_unwritten_tail_is_caught() {
     });
 }
 
-/// A stencil and its adjoint, of which every side has a way to be wrong; state that is read where it must not be.
+/// A stencil and its adjoint, each side of which can be wrong; state that must not be read.
 #[test]
 fn bugs_of_a_balanced_loss_are_caught() {
     let bug = |name, from, to, words| Bug {
@@ -581,7 +581,7 @@ fn bugs_of_a_balanced_loss_are_caught() {
         to,
         words,
     };
-    // The pixel to the right of a row's last is the next row's first, and nobody's behind the last row.
+    // The pixel right of a row's last is the next row's first, or beyond the last row.
     let right = "right = row - column > channels ? e + channels : e;";
     is_caught(&bug("right_of_the_image", right, "right = row - column >= channels ? e + channels : e;", OUTSIDE));
     let down = "down = elements - e > row ? e + row : e;";
@@ -592,7 +592,7 @@ fn bugs_of_a_balanced_loss_are_caught() {
     is_caught(&bug("edge_from_above", "inverse(ur - u, d - u)", "inverse(ul - u, d - u)", WRONG));
     let column = &["outside its", "relative error"];
     is_caught(&bug("column_of_the_next_element", "column += step;", "column += blockDim.x;", column));
-    // Zeros are what the state begins with.
+    // Zeros are the initial state.
     let unset = "state[TERMS] <= 0.0f || state[term] <= 0.0f";
     is_caught(&bug("factors_of_no_state", unset, "state[term] < 0.0f", WRONG));
     is_caught(&bug("every_thread_updates", "    if (i > TERMS) return;\n", "", OUTSIDE));
@@ -630,8 +630,7 @@ fn a_step_number_baked_into_a_kernel_is_caught() {
     });
 }
 
-/// The mask after each of four runs of a program that draws it: from the control buffer, or, the bug, from a launch's
-/// argument.
+/// The mask after each of four runs of a program that draws it: from the control buffer, or, with the bug, from a launch argument.
 fn four_draws(graphs: bool, baked_in: bool) -> Vec<Vec<f32>> {
     let context = Context::new(Device::Accelerator(emulator::device()));
     let (x, y) = (context.tensor(&[1f32; 32], [2, 16]).unwrap(), context.zeros([2, 16], DType::F32).unwrap());
@@ -655,7 +654,7 @@ fn four_draws(graphs: bool, baked_in: bool) -> Vec<Vec<f32>> {
         .collect()
 }
 
-/// What `tests/replay.rs` compares for the whole step.
+/// The comparison of `tests/replay.rs` for a whole step.
 #[test]
 fn a_step_number_baked_into_a_launch_is_caught() {
     let right = four_draws(false, false);

@@ -1,8 +1,8 @@
 //! `engine bench-step`: one measurement of a training step and a DDIM step, for `tools/peers/run`.
 //!
-//! What is measured is what `tools/peers/pytorch/peer.py` measures: the whole training step (gather, noise, forward, loss,
-//! backward, clip, AdamW, moving average) on random images that lie on the device, then one DDIM step without guidance on
-//! a batch of its own; a classifier's forward pass stands for it.
+//! It measures the same as `tools/peers/pytorch/peer.py`: the whole training step (gather, noise, forward, loss, backward, clip,
+//! AdamW, moving average) on random images in device memory, then one DDIM step without guidance on a separate batch, or a
+//! classifier's forward pass instead.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -19,9 +19,9 @@ use crate::ops::host::parallel::{install, threads};
 use crate::tensor::Device;
 use crate::train::{DataSizes, Estimate, Peak, Recipe, Residency, StepWork, Trainer, random_set};
 
-/// Images in the set, as the peers have.
+/// Images in the set, as in the peers.
 const IMAGES: usize = 4096;
-/// Images of a DDIM step, as the peers have.
+/// Images of a DDIM step, as in the peers.
 const DDIM_BATCH: usize = 32;
 
 /// Measure a training step and a DDIM step of a preset's model on random images; the last line is JSON.
@@ -42,16 +42,16 @@ pub struct BenchStepCommand {
     /// CPU threads [default: all]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Steps, or groups of them, that are not counted
+    /// Warm-up steps, or groups of steps, that are not measured
     #[arg(long, value_name = "N", default_value_t = 2)]
     warmup: usize,
-    /// Steps, or groups of them, of which the median is taken
+    /// Measured steps, or groups of steps; the result is the median
     #[arg(long, value_name = "N", default_value_t = 7)]
     repeat: usize,
     /// Override a value of the preset's model, as in --set model.freeze_backbone=false
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// Steps between two looks at the clock [default: 1 on the CPU, 10 on a GPU]
+    /// Steps between two clock readings [default: 1 on the CPU, 10 on a GPU]
     #[arg(long, value_name = "N")]
     group: Option<usize>,
 }
@@ -137,7 +137,7 @@ impl BenchStepCommand {
                 "ddim_batch": DDIM_BATCH,
                 "ddim_step_ms": round(1e3 * ddim, 3),
                 "ddim_step_min_ms": round(1e3 * ddim_fastest, 3),
-                // Of the fastest step: the time that this CPU's rates, measured now, allow, over the step's.
+                // For the fastest step: the time that this CPU's rates, measured now, allow, divided by the step's time.
                 "share_of_roofline": share(0, fastest),
                 "ddim_share_of_roofline": share(1, ddim_fastest),
             })
@@ -154,10 +154,10 @@ impl BenchStepCommand {
         Ok([seconds(&training), seconds(ddim)])
     }
 
-    /// Median and smallest time of a DDIM step, and its work.
+    /// Median and smallest time of a DDIM step, and its cost.
     fn measure_sampler(&self, trainer: &Trainer, config: &Config, group: usize) -> Result<(f64, f64, StepWork)> {
         let context = trainer.context();
-        // One group of stages for each time that is wanted; the first stages warm up.
+        // One group of stages for each measurement; the first stages warm up.
         let needed = group * (self.warmup + self.repeat);
         let levels = config.diffusion.num_steps;
         let sampling = SamplingConfig { num_steps: needed.clamp(1, levels), ..config.sampling.clone() };
@@ -181,7 +181,7 @@ impl BenchStepCommand {
         Ok((middle, fastest, StepWork::of(sampler.program())))
     }
 
-    /// Median and smallest time of a forward pass, and its work.
+    /// Median and smallest time of a forward pass, and its cost.
     fn measure_classifier(
         &self,
         trainer: &Trainer,
@@ -215,7 +215,7 @@ fn free_memory(device: &Device) -> Result<Option<u64>> {
     }
 }
 
-/// The largest resident set of this process so far, where the system tells.
+/// Peak resident set size of this process, in MiB, if the system reports it.
 fn peak_rss_mib() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

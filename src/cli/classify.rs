@@ -1,4 +1,4 @@
-//! `engine classify`: which class images are of, told by a diffusion model or by a classifier.
+//! `engine classify`: finds the class of images, with a diffusion model or a classifier.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -15,17 +15,17 @@ use crate::files::write_atomically;
 use crate::model_file::ModelInfo;
 use crate::ops::host::parallel::install;
 
-/// Most classes whose confusion is printed; of more it would be wider than a screen.
+/// Most classes for which the confusion matrix is printed; with more it would be wider than a screen.
 const MOST_COLUMNS: usize = 20;
 
-/// Tell the class of images by the class under which the model denoises them best.
+/// Classify images: the class under which the model denoises an image best.
 ///
 /// Each image is noised to several levels and denoised under each class, with the same noise. A model that was trained as a
-/// classifier, as by the preset resnet18-cifar10, is asked for its verdict instead. Without image files, a split of a data set
-/// is classified, and the accuracy told.
+/// classifier, as with the preset resnet18-cifar10, classifies directly. Without image files, the command classifies a split of a
+/// data set and prints the accuracy.
 #[derive(Clone, Debug, Args)]
 pub struct ClassifyCommand {
-    /// Pictures, or folders of them; brought to the model's size and channels
+    /// Pictures, or folders of them; fitted to the model's size and channels
     #[arg(value_name = "FILE|FOLDER", conflicts_with_all = ["data", "split", "count"])]
     images: Vec<PathBuf>,
     /// A model file, a checkpoint, a run folder, or the name of a model that comes with the engine
@@ -37,13 +37,13 @@ pub struct ClassifyCommand {
     /// The folder of data sets
     #[arg(long, value_name = "DIR", default_value = "data")]
     data_dir: PathBuf,
-    /// Which of its images [default: test]
+    /// The split to classify [default: test]
     #[arg(long, value_enum)]
     split: Option<SplitChoice>,
-    /// Tell these classes apart, on images of them alone [default: all that the model knows]
+    /// Choose among these classes, using only their images [default: all classes of the model]
     #[arg(long, value_name = "A,B,…")]
     classes: Option<ClassList>,
-    /// How many images: the first ones of each class, in its share [default: all]
+    /// Number of images: the first ones of each class, in proportion [default: all]
     #[arg(long, value_name = "N")]
     count: Option<usize>,
     /// Noise levels [default: 8]
@@ -55,7 +55,7 @@ pub struct ClassifyCommand {
     /// Seed of the noise [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Evaluations of the model (an image, a class, a level and a draw; of a classifier an image) that are computed together
+    /// Evaluations of the model computed together (one per image, class, level and draw; for a classifier one per image)
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch: usize,
     #[command(flatten)]
@@ -73,11 +73,11 @@ pub struct ClassifyCommand {
 /// `--split`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SplitChoice {
-    /// What the data set's file holds out.
+    /// The held-out images of the data set file.
     Test,
-    /// What training validated on: the same, unless data.validation_fraction held images out of the training images.
+    /// The validation images of the training run: as `Test`, unless data.validation_fraction held images out of the training images.
     Validation,
-    /// What the model learned from.
+    /// The training images of the model.
     Train,
 }
 
@@ -95,7 +95,7 @@ impl ClassifyCommand {
     /// Classifies, counts, prints.
     ///
     /// # Errors
-    /// Those of the model's file, of the data set, of the pictures and of the judge.
+    /// Those of the model file, the data set, the pictures and the judge.
     pub fn run(self) -> Result<()> {
         if self.count == Some(0) {
             return Err(Error::config("--count", "0 images", "give 1 or more, or leave it out to take all"));
@@ -120,7 +120,7 @@ impl ClassifyCommand {
         }
         let (labels, names) = (self.labels(info)?, info.class_names());
         let mut planned = judge.plan(&labels, self.spec())?;
-        // The judge has refused labels of no class, such as the null label.
+        // The judge has refused labels without a class, such as the null label.
         let classes = labels.iter().map(|&label| names[label].clone()).collect::<Vec<String>>();
         let images = self.images(info, &classes)?;
         let started = Instant::now();
@@ -143,7 +143,7 @@ impl ClassifyCommand {
         Ok(())
     }
 
-    /// How a diffusion model is asked.
+    /// How a diffusion model is evaluated.
     fn spec(&self) -> ErrorSpec {
         ErrorSpec {
             levels: self.levels.unwrap_or(8),
@@ -153,7 +153,7 @@ impl ClassifyCommand {
         }
     }
 
-    /// A classifier is shown no noise.
+    /// A classifier takes no noise.
     fn refuse_noise(&self) -> Result<()> {
         let given = [self.levels.map(|_| "--levels"), self.draws.map(|_| "--draws"), self.seed.map(|_| "--seed")];
         match given.into_iter().flatten().next() {
@@ -165,7 +165,7 @@ impl ClassifyCommand {
         }
     }
 
-    /// The model's labels that are told apart.
+    /// The model's labels to choose among.
     fn labels(&self, info: &ModelInfo) -> Result<Vec<usize>> {
         let known = info.config.model.num_classes();
         match &self.classes {
@@ -176,7 +176,7 @@ impl ClassifyCommand {
         }
     }
 
-    /// The pictures, or the images of a split of a data set that are of the classes.
+    /// The pictures, or the images of these classes in a split of a data set.
     fn images(&self, info: &ModelInfo, classes: &[String]) -> Result<Images> {
         if !self.images.is_empty() {
             let (fit, background) = self.fit.chosen();
@@ -190,7 +190,7 @@ impl ClassifyCommand {
     }
 }
 
-/// The same error at another place.
+/// The error with another place.
 fn at(place: &str, error: Error) -> Error {
     match error {
         Error::Config { message, mend, .. } => Error::config(place, message, mend),
@@ -198,7 +198,7 @@ fn at(place: &str, error: Error) -> Error {
     }
 }
 
-/// Everything that was found, for people.
+/// All results as text.
 fn said(verdicts: &Verdicts, seconds: f64) -> String {
     let Verdicts { classes, images, found, asked, confusion } = verdicts;
     let text = match confusion {
@@ -250,7 +250,7 @@ fn measured(confusion: &Confusion, classes: &[String]) -> String {
     text + "\n"
 }
 
-/// What files were taken for.
+/// The classes found for files.
 fn guesses(names: &[String], found: &[Classification], classes: &[String]) -> String {
     let widest = classes.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("class".len());
     let mut text = format!("{:widest$}  probability  {:widest$}  probability  image\n", "class", "next");
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(lines[3], "cat             120           7    0     94.5%");
         assert_eq!(lines[4], "Ankle boot        1           3    0     75.0%");
         assert_eq!(lines[5], "ü                 0           0    0         -");
-        // More classes than a screen is wide.
+        // More classes than fit on a screen.
         let many: Vec<String> = (0..30).map(|class| format!("class {class}")).collect();
         assert!(measured(&Confusion::new(30), &many).lines().all(|line| line.chars().count() < 80));
     }

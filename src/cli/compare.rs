@@ -1,4 +1,4 @@
-//! `engine compare`: models side by side.
+//! `engine compare`: compares models.
 
 use std::path::PathBuf;
 
@@ -26,14 +26,14 @@ use crate::picture::write_png;
 use crate::pipeline::{Changes, Model, SampleRequest, even_batch, pictures, png_text};
 use crate::tensor::Device;
 
-/// The keyword under which the PNG holds what was compared, as JSON.
+/// The PNG keyword for the compared settings, as JSON.
 const KEYWORD: &str = "engine.compare";
 
 /// Compare models: pictures of the same seeds side by side, errors by noise level, size and speed.
 ///
-/// All models denoise the same held-out images with the same noise at the same signal-to-noise ratios, so that schedules of
-/// any number of steps compare. The error is the mean squared error of the noise that a model finds; what is better is said
-/// with its 95 % interval.
+/// All models denoise the same held-out images with the same noise at the same signal-to-noise ratios, so schedules with any
+/// number of steps can be compared. The error is the mean squared error of the predicted noise; differences come with a 95 %
+/// interval.
 #[derive(Clone, Debug, Args)]
 pub struct CompareCommand {
     /// Two or more of: a model file, a checkpoint, a run folder (its model.safetensors), the name of a model that comes with the
@@ -47,13 +47,13 @@ pub struct CompareCommand {
     /// The folder of data sets
     #[arg(long, value_name = "DIR", default_value = "data")]
     pub(super) data_dir: PathBuf,
-    /// How many images are denoised: of each class its share
+    /// Number of images to denoise, in proportion to the classes
     #[arg(long, value_name = "N", default_value_t = 256)]
     images: usize,
     /// Noise levels
     #[arg(long, value_name = "N", default_value_t = 8)]
     levels: usize,
-    /// How many images each model draws
+    /// Images that each model draws
     #[arg(long, value_name = "N", default_value_t = 20)]
     count: usize,
     /// Seed of the pictures, and of the noise
@@ -68,20 +68,20 @@ pub struct CompareCommand {
     /// Classifier-free guidance, for all models [default: each model's own]
     #[arg(long, value_name = "SCALE")]
     guidance: Option<f64>,
-    /// Images that are computed together [default: up to 32 on the CPU, 256 on a GPU]
+    /// Images computed together [default: up to 32 on the CPU, 256 on a GPU]
     #[arg(long, value_name = "N")]
     pub(super) batch: Option<usize>,
-    /// Metrics of samples too, as `engine eval` takes them [default: none]
+    /// Metrics of samples, as for `engine eval` [default: none]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "METRIC,…")]
     pub(super) metrics: Vec<MetricKind>,
-    /// How many samples of each model the metrics are taken of, the classes in turn
+    /// Samples of each model for the metrics, the classes in turn
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub(super) num_samples: usize,
     #[command(flatten)]
     pub(super) features: FeatureOptions,
     #[command(flatten)]
     machine: MachineOptions,
-    /// The picture
+    /// The picture to write
     #[arg(long, value_name = "FILE.png", default_value = "comparison.png")]
     out: PathBuf,
     /// Write everything as JSON; `-` prints it instead of the tables
@@ -92,14 +92,14 @@ pub struct CompareCommand {
     pub(super) quiet: bool,
 }
 
-/// What each model is asked to draw, and what the places are called.
+/// The labels that each model draws, and the captions.
 struct Places {
     requests: Vec<SampleRequest>,
     captions: Vec<String>,
     notes: Vec<String>,
 }
 
-/// All that the models are measured by.
+/// The data for the errors.
 #[derive(Clone, Copy)]
 struct Task<'a> {
     names: &'a [String],
@@ -111,7 +111,7 @@ struct Task<'a> {
     samples: Option<&'a SampleTask>,
 }
 
-/// Each model's errors, of each image at each level, and its pictures.
+/// The errors of each model, by image and level, and its pictures.
 #[derive(Default)]
 struct Measured {
     errors: Vec<Vec<Vec<f64>>>,
@@ -120,12 +120,12 @@ struct Measured {
     metrics: Vec<Vec<Of>>,
 }
 
-/// Everything that was found.
+/// All results.
 struct Found {
     comparison: Comparison,
     drawn: Vec<Drawn>,
     notes: Vec<String>,
-    /// The network and the reference of metrics of samples, for JSON.
+    /// The extractor and the reference of the sample metrics, for JSON.
     by: Option<Value>,
 }
 
@@ -133,8 +133,8 @@ impl CompareCommand {
     /// Loads, denoises, draws, compares, prints.
     ///
     /// # Errors
-    /// Those of [`Model::load`], of the data set, of sampling and of writing; [`Error::Config`] for models that cannot be
-    /// compared and options that cannot be met, before anything is computed.
+    /// Those of [`Model::load`], of the data set, of sampling and of writing; [`Error::Config`] for models that cannot be compared
+    /// and invalid options, before anything is computed.
     pub fn run(self) -> Result<()> {
         self.check()?;
         let machine = self.machine.open()?;
@@ -143,8 +143,8 @@ impl CompareCommand {
 
     fn check(&self) -> Result<()> {
         if let [alone] = self.models.as_slice() {
-            let message = format!("{} alone: there is nothing to compare it with", alone.display());
-            return Err(Error::config("compare", message, "name two models or more"));
+            let message = format!("{} alone cannot be compared", alone.display());
+            return Err(Error::config("compare", message, "give two models or more"));
         }
         if self.images < 2 {
             let message = format!("{} images have no standard error", self.images);
@@ -159,7 +159,7 @@ impl CompareCommand {
         }
         let ending = self.out.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         if !ending.eq_ignore_ascii_case("png") {
-            let message = format!("{} is no PNG, and the comparison is drawn as one", self.out.display());
+            let message = format!("{} is not a PNG file", self.out.display());
             return Err(Error::config("--out", message, "end it in .png"));
         }
         Ok(())
@@ -184,7 +184,7 @@ impl CompareCommand {
         let mut notes = std::mem::take(&mut held_out.notes);
         notes.extend(places.notes.iter().cloned());
         if levels.len() < self.levels {
-            notes.push(format!("{} noise levels asked, the models have {} in common", self.levels, levels.len()));
+            notes.push(format!("{} noise levels requested; the models have {} in common", self.levels, levels.len()));
         }
 
         let shape = models[0].image_shape();
@@ -221,7 +221,7 @@ impl CompareCommand {
         self.tell(machine, &found, &held_out, &facts, described)
     }
 
-    /// Measures the models one by one: a model goes when its turn is over, and its memory with it.
+    /// Measures one model at a time; each one's memory is freed before the next is loaded.
     fn measure(&self, machine: &Machine, models: Vec<Model>, task: Task) -> Result<Measured> {
         let Task { names, levels, held_out, labels, places, samples } = task;
         let mut found = Measured::default();
@@ -250,7 +250,7 @@ impl CompareCommand {
         Ok(found)
     }
 
-    /// The same class at the same place for every model that has classes.
+    /// The same class in the same place for every model that has classes.
     fn places(&self, names: &[String], models: &[Model]) -> Result<Places> {
         let mut notes = Vec::new();
         let classes_of = |model: &&Model| model.info.config.model.num_classes() > 0;
@@ -264,13 +264,13 @@ impl CompareCommand {
             .filter(|&number| with_classes.iter().all(|model| label(model, number).is_some()))
             .collect();
         if common.is_empty() && !with_classes.is_empty() {
-            notes.push("the models have no class in common: they draw images of none".to_string());
+            notes.push("the models have no class in common: all images are unconditional".to_string());
         } else if with_classes.len() < models.len() && !with_classes.is_empty() {
             let bare: Vec<&str> = (names.iter().zip(models))
                 .filter(|(_, model)| !classes_of(model))
                 .map(|(name, _)| name.as_str())
                 .collect();
-            notes.push(format!("{} knows no classes: what it draws is of none", bare.join(" and ")));
+            notes.push(format!("{} has no classes: its images are unconditional", bare.join(" and ")));
         }
         let place = |k: usize| (!common.is_empty()).then(|| common[k % common.len()]);
         let request = |(name, model): (&String, &Model)| {
@@ -286,7 +286,7 @@ impl CompareCommand {
         Ok(Places { requests, captions: captions.collect(), notes })
     }
 
-    /// A model's own way of sampling, with what the command line says of all.
+    /// A model's own sampling settings, with the overrides of the command line.
     fn request(&self, model: &Model, labels: Vec<usize>) -> Result<SampleRequest> {
         let mut request = SampleRequest { seed: self.seed, ..model.request(labels) };
         let sampler = self.sampler.as_deref().map(str::parse).transpose().map_err(by_option)?;
@@ -340,9 +340,9 @@ impl CompareCommand {
         let comparison = &found.comparison;
         println!("{}", tables(comparison, facts));
         println!(
-            "ε-error: mean squared error of the noise that a model finds in {} held-out images of {} ({}), the same noise for all \
-             (seed {}); the mean weighs all levels alike; ± is one standard error over the images (that another training would \
-             give another model is not in it)",
+            "ε-error: mean squared error of the predicted noise on {} held-out images of {} ({}), the same noise for all \
+             (seed {}); the mean weights all levels equally; ± is one standard error over the images (variation \
+             between training runs is not included)",
             comparison.images(),
             held_out.set,
             held_out.split,
@@ -360,7 +360,7 @@ impl CompareCommand {
         Ok(())
     }
 
-    /// Everything that was found. What differs from run to run, as times, is under `timing` alone.
+    /// All results. Values that vary between runs, such as times, are only under `timing`.
     fn all(&self, found: &Found, held_out: &HeldOut, models: Vec<Value>, device: &str) -> Value {
         let comparison = &found.comparison;
         let levels = comparison.levels();
@@ -426,7 +426,7 @@ impl CompareCommand {
     }
 }
 
-/// The same error, told of a model.
+/// The error with the model's name.
 fn of_model(name: &str, error: Error) -> Error {
     match error {
         Error::Config { place, message, mend } => Error::Config { place, message: format!("{name}: {message}"), mend },
@@ -434,7 +434,7 @@ fn of_model(name: &str, error: Error) -> Error {
     }
 }
 
-/// Models of other sizes or channels draw and denoise other images.
+/// Models of different sizes or channels draw and denoise different images.
 fn check_sizes(names: &[String], models: &[Model]) -> Result<()> {
     let shapes: Vec<[usize; 3]> = models.iter().map(|model| model.image_shape()).collect();
     let Some(other) = shapes.iter().position(|shape| *shape != shapes[0]) else { return Ok(()) };
@@ -444,10 +444,10 @@ fn check_sizes(names: &[String], models: &[Model]) -> Result<()> {
         format!("{} {}", names[place], ImageSize::new(height, width).with_channels(channels))
     };
     let message = format!("the models' images have different {what}: {}, {}", told(0), told(other));
-    Err(Error::config("compare", message, "compare models of one kind of image"))
+    Err(Error::config("compare", message, "compare models with the same image size and channels"))
 }
 
-/// Each model's labels of the images, with a note where a model is not told the class.
+/// Each model's labels of the images, with a note if a model is not given the class.
 fn labels(names: &[String], models: &[Model], held_out: &mut HeldOut) -> Result<Vec<Vec<usize>>> {
     let mut all = Vec::with_capacity(models.len());
     for (name, model) in names.iter().zip(models) {
@@ -455,17 +455,17 @@ fn labels(names: &[String], models: &[Model], held_out: &mut HeldOut) -> Result<
         let classes = &held_out.classes;
         let label = |&class: &usize| {
             let Some((label, told)) = label_of(model, &classes[class], class, classes.len()) else {
-                let message = format!("{name} knows no class {} and no image without a class", classes[class]);
-                return Err(Error::config("--data", message, "name a data set of the classes that all models know"));
+                let message = format!("{name} has no class {} and no null label", classes[class]);
+                return Err(Error::config("--data", message, "give a data set whose classes all models have"));
             };
             untold += usize::from(!told);
             Ok(label)
         };
         all.push(held_out.labels.iter().map(label).collect::<Result<Vec<_>>>()?);
-        // Worth a word where others are told.
+        // Note it if other models get the class.
         if untold > 0 && models.iter().any(|model| model.info.config.model.num_classes() > 0) {
             let of = held_out.labels.len();
-            held_out.notes.push(format!("{name} denoises {untold} of the {of} images without being told their class"));
+            held_out.notes.push(format!("{name} denoises {untold} of the {of} images without their class"));
         }
     }
     Ok(all)
@@ -485,7 +485,7 @@ fn word(value: impl serde::Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(String::from)).unwrap_or_default()
 }
 
-/// What models are, for the first table.
+/// Properties of the models, for the first table.
 fn facts(models: &[Model], requests: &[SampleRequest]) -> Vec<Row> {
     let of = |told: &dyn Fn(&Model) -> String| models.iter().map(told).collect::<Vec<_>>();
     vec![
@@ -503,7 +503,7 @@ fn facts(models: &[Model], requests: &[SampleRequest]) -> Vec<Row> {
     ]
 }
 
-/// What a model is, for JSON.
+/// Properties of a model, for JSON.
 fn told(model: &Model, request: &SampleRequest) -> Value {
     let (info, diffusion) = (&model.info, &model.info.config.diffusion);
     json!({
@@ -541,12 +541,12 @@ mod tests {
     #[test]
     fn what_cannot_be_met_is_told_before_anything_is_loaded() {
         for (arguments, told) in [
-            (&["a"][..], "compare: a alone: there is nothing to compare it with; name two models or more"),
+            (&["a"][..], "compare: a alone cannot be compared; give two models or more"),
             (&["a", "b", "--images", "1"], "--images: 1 images have no standard error"),
             (&["a", "b", "--count", "0"], "--count: 0 images of each model"),
             (&["a", "b", "--count", "10001"], "--count: 10001 images of each model"),
             (&["a", "b", "--batch", "0"], "--batch: 0 images in a batch"),
-            (&["a", "b", "--out", "x.gif"], "--out: x.gif is no PNG"),
+            (&["a", "b", "--out", "x.gif"], "--out: x.gif is not a PNG file"),
         ] {
             assert!(fault(arguments).starts_with(told), "{arguments:?}: {}", fault(arguments));
         }

@@ -19,7 +19,7 @@ use crate::pipeline::Model;
 /// Samples below which a Fréchet distance is mostly bias.
 const USUAL: usize = 10_000;
 
-/// What samples of each model are measured with and from.
+/// The extractor, reference and options for metrics of samples.
 pub(super) struct SampleTask {
     extractor: RefCell<Extractor>,
     reference: Reference,
@@ -37,7 +37,7 @@ impl SampleTask {
         let mut extractor = features.extractor(machine)?;
         let model = asked.models.first().map(|path| path.as_path());
         let Some(set) = data_set(asked.data.as_deref(), model, &asked.data_dir, asked.quiet)? else {
-            return Err(Error::config("--data", "a metric needs something to measure from", "name a data set"));
+            return Err(Error::config("--data", "a metric needs a reference", "give a data set"));
         };
         let gallery = Gallery::of_set(set, Split::Train, features.reference_count)?;
         let of = gallery.identity()?;
@@ -60,12 +60,12 @@ impl SampleTask {
         Ok(self.work.measured(&set, Some(&self.reference), &asking)?.0)
     }
 
-    /// Network and reference.
+    /// Extractor and reference.
     pub fn told(&self) -> Value {
         json!({ "extractor": self.extractor.borrow().identity(), "reference": self.of })
     }
 
-    /// By what the metrics were taken, and where their number of samples misleads.
+    /// Notes: how the metrics were computed, and a warning if there are few samples.
     pub fn notes(&self, count: usize, metrics: &[Vec<Measured>]) -> Vec<String> {
         let (name, images) = (self.of["name"].as_str().unwrap_or_default(), &self.of["images"]);
         let network = network(&self.extractor.borrow());
@@ -75,7 +75,7 @@ impl SampleTask {
         if let Some(distance) = distance.filter(|_| count < USUAL) {
             let bias = distance.bias.map_or(String::new(), |bias| format!(", about {bias:.2} too high"));
             let name = &distance.name;
-            notes.push(format!("{count} samples are few for {name}{bias}: it compares with others of {count} alone"));
+            notes.push(format!("{count} samples are few for {name}{bias}: compare it only with others of {count}"));
         }
         notes
     }

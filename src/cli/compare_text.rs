@@ -1,4 +1,4 @@
-//! What `engine compare` prints and what it draws.
+//! The text output and the picture of `engine compare`.
 
 use std::path::{Path, PathBuf};
 
@@ -9,11 +9,11 @@ use crate::pipeline::{Choice, layout};
 
 /// White pixels between the models' blocks.
 const GAP: usize = 24;
-/// By how much a model's log-SNR may miss the common one without a word: 5 % of the ratio.
+/// The largest difference between a model's log-SNR and the common one that is not noted: 5 % of the ratio.
 const LITTLE: f64 = 0.05;
 
-/// The shortest ends of the models' paths that tell them apart, as in `dit-cifar10` for `runs/dit-cifar10/model.safetensors`; the
-/// same model twice is numbered.
+/// The shortest path suffixes that distinguish the models, as in `dit-cifar10` for `runs/dit-cifar10/model.safetensors`;
+/// duplicates are numbered.
 pub(super) fn short_names(paths: &[PathBuf]) -> Vec<String> {
     let parts: Vec<Vec<String>> = paths.iter().map(|path| parts(path)).collect();
     let tail = |parts: &[String], length: usize| parts[parts.len().saturating_sub(length)..].join("/");
@@ -30,12 +30,12 @@ pub(super) fn short_names(paths: &[PathBuf]) -> Vec<String> {
     parts.iter().enumerate().map(numbered).collect()
 }
 
-/// The parts of a path that say which model it is.
+/// The parts of a path that identify the model.
 fn parts(path: &Path) -> Vec<String> {
     let whole = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let mut parts: Vec<String> = whole.iter().map(|part| part.to_string_lossy().into_owned()).collect();
     match parts.pop() {
-        // A run's newest model is the run.
+        // A run's newest model is named after the run.
         Some(last) if last == "model.safetensors" && !parts.is_empty() => {}
         Some(last) => parts.push(last.strip_suffix(".safetensors").unwrap_or(&last).to_string()),
         None => parts.push("model".into()),
@@ -43,10 +43,10 @@ fn parts(path: &Path) -> Vec<String> {
     parts
 }
 
-/// A row of the first table: what it is called, and a word on each model.
+/// A row of the first table: its title, and a value for each model.
 pub(super) type Row = (&'static str, Vec<String>);
 
-/// The tables: `facts`, then the metrics; errors by noise level beside the differences from the best model.
+/// The tables: `facts`, then the metrics, then the errors by noise level with the differences from the best model.
 pub(super) fn tables(comparison: &Comparison, facts: &[Row]) -> String {
     let names = comparison.names();
     let mut rows = vec![[vec![String::new()], names.to_vec()].concat()];
@@ -91,9 +91,9 @@ fn value(metric: &Metric, model: usize) -> String {
     let value = metric.values[model];
     match &metric.standard_errors {
         Some(errors) => with_error(value, errors[model]),
-        // Counts, and what needs no decimals.
+        // Counts and other values without decimals.
         None if (value.fract() == 0.0 || value.abs() >= 1e3) && value.abs() < 1e15 => thousands(value.round() as i64),
-        // Three digits are what a time is measured to.
+        // Times are measured to three digits.
         None => rounded(value, value / 10.0),
     }
 }
@@ -109,7 +109,7 @@ fn thousands(number: i64) -> String {
     if number < 0 { format!("-{grouped}") } else { grouped }
 }
 
-/// Rows as a table: the first column left, the others right.
+/// Rows as a table: the first column aligned left, the others right.
 fn aligned(rows: &[Vec<String>]) -> String {
     let width = |text: &str| text.chars().count();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -128,7 +128,7 @@ fn aligned(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Where a model has no noise level near a common one.
+/// A note if a model has no noise level near a common one.
 pub(super) fn deviations(comparison: &Comparison) -> Vec<String> {
     let levels = comparison.levels();
     let of = |(name, actual): (&String, &Vec<f64>)| {
@@ -141,11 +141,11 @@ pub(super) fn deviations(comparison: &Comparison) -> Vec<String> {
     comparison.names().iter().zip(&levels.actual).filter_map(of).collect()
 }
 
-/// A block for each model, titled, with the same places in each; `cells` are captions below the pictures.
+/// One titled block per model, with the same places in each; `cells` are captions below the pictures.
 pub(super) fn picture(blocks: &[(String, Vec<Image>)], cells: &[String], shape: [usize; 3]) -> Result<Image> {
     let count = cells.len();
     let square = count.isqrt() + usize::from(count.isqrt() * count.isqrt() < count);
-    // Rather wide than with a last row that is not full.
+    // Prefer a wide block to one whose last row is not full.
     let columns = (square..=2 * square).find(|columns| count.is_multiple_of(*columns)).unwrap_or(square);
     let layout = layout(&Choice::Each(columns), count, 0, shape, blocks.len())?;
     let block = |(title, images): &(String, Vec<Image>)| {
@@ -229,7 +229,7 @@ mod tests {
         let both = picture(&blocks, &cells, [8, 8, 3]).unwrap();
         let alone = picture(&blocks[1..], &cells, [8, 8, 3]).unwrap();
         assert_eq!(both.height(), alone.height());
-        // The right block is as it is alone, at the right edge.
+        // The right block has the same pixels as alone, at the right edge.
         for y in (0..alone.height()).step_by(3) {
             for x in (0..alone.width()).step_by(3) {
                 assert_eq!(both.colour(both.width() - alone.width() + x, y), alone.colour(x, y));
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn levels_that_miss_are_told() {
-        // All but the coarse one come near its levels.
+        // All but the coarse model have levels near the common ones.
         assert!(deviations(&comparison(2)).is_empty());
         let mut few = [10, 11].map(|num_steps| {
             let config = DiffusionConfig { num_steps, beta_start: 0.01, beta_end: 0.9, ..DiffusionConfig::default() };

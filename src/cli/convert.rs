@@ -1,4 +1,4 @@
-//! `engine convert`: a model file of other weights or in another dtype.
+//! `engine convert`: writes a model file with other weights or another dtype.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,9 @@ use crate::model_file::{Loaded, Storage, Weights};
 use crate::models::Network;
 use crate::tensor::{Context, DType};
 
-/// Make a model file out of a checkpoint, a run or another model file.
+/// Make a model file from a checkpoint, a run or another model file.
 ///
-/// What is written holds all that sampling needs. In bf16 or f16 it is half as large, and half of the weights' precision
-/// is gone for good.
+/// The file holds everything needed to sample. bf16 and f16 halve its size and permanently reduce the precision of the weights.
 #[derive(Clone, Debug, Args)]
 pub struct ConvertCommand {
     /// A model file, a checkpoint, or a run folder: its model.safetensors
@@ -25,7 +24,7 @@ pub struct ConvertCommand {
     /// ema of a checkpoint]
     #[arg(long, value_enum)]
     weights: Option<WeightsChoice>,
-    /// What the weights are stored in
+    /// The dtype of the stored weights
     #[arg(long, value_enum, default_value = "f32")]
     dtype: StorageChoice,
     /// Replace OUT if it exists
@@ -39,9 +38,9 @@ pub struct ConvertCommand {
 /// `--weights`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum WeightsChoice {
-    /// The exponential moving average: what is sampled from.
+    /// The exponential moving average, used for sampling.
     Ema,
-    /// As the optimizer left them.
+    /// The raw weights of the optimizer.
     Raw,
 }
 
@@ -57,16 +56,16 @@ enum StorageChoice {
 }
 
 impl ConvertCommand {
-    /// Reads, writes, and says so.
+    /// Reads, writes, and reports.
     ///
     /// # Errors
-    /// Those of [`Loaded::load_weights`] and [`Loaded::save_as`]; [`Error::File`] where OUT exists. OUT is then untouched.
+    /// Those of [`Loaded::load_weights`] and [`Loaded::save_as`]; [`Error::File`] if OUT exists, which is then unchanged.
     pub fn run(self) -> Result<()> {
         if self.output.is_dir() {
-            return Err(Error::file(&self.output, "is a folder", "name a file, as in model.safetensors"));
+            return Err(Error::file(&self.output, "is a folder", "give a file, as in model.safetensors"));
         }
         if self.output.exists() && !self.force {
-            return Err(Error::file(&self.output, "exists already", "name another file, or replace it with --force"));
+            return Err(Error::file(&self.output, "already exists", "give another file, or replace it with --force"));
         }
         let weights = self.weights.map(|weights| match weights {
             WeightsChoice::Ema => Weights::Ema,

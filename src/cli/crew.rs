@@ -1,4 +1,4 @@
-//! The processes of a command: those that a launcher started, or that it starts itself.
+//! The processes of a command: started by a launcher, or by the command.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::set_threads;
 
-/// How long a process may take to end by itself after another one is gone.
+/// Time that a process has to end after another one has failed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How long ranks wait for each other to come.
+/// The environment variable for the rendezvous timeout.
 fn patience() -> Result<Duration> {
     const NAME: &str = "ENGINE_RENDEZVOUS";
     let Ok(text) = std::env::var(NAME) else { return Ok(Limits::default().rendezvous) };
@@ -19,13 +19,13 @@ fn patience() -> Result<Duration> {
         Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
         _ => {
             let short: String = text.chars().take(40).collect();
-            let message = format!("`{}` is no number of seconds", short.escape_debug());
+            let message = format!("`{}` is not a number of seconds", short.escape_debug());
             Err(Error::config(NAME, message, "give 1 to 86400, or unset it for 30"))
         }
     }
 }
 
-/// This process among the others. Dropped, it waits for those that it started.
+/// This process and its peers. On drop, it waits for the processes that it started.
 pub(super) struct Crew {
     pub team: Arc<dyn Collective>,
     placement: Placement,
@@ -34,21 +34,20 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// Meets the others: those of the launcher whose variables are set, or `processes` on this machine. None where this process
-    /// is alone.
+    /// Joins the other processes: those of the launcher whose variables are set, or `processes` on this machine. None if this
+    /// process is alone.
     ///
     /// # Errors
-    /// [`Error::Config`] for variables that contradict each other or the options; [`Error::Cluster`] where the ranks do not come
-    /// together.
+    /// [`Error::Config`] for variables that contradict each other or the options; [`Error::Cluster`] if the rendezvous fails.
     pub fn gather(processes: Option<usize>, option: &str) -> Result<Option<Self>> {
         let found = placement(&|name| std::env::var(name).ok())?;
-        // Those that were started here have the same command line.
+        // Processes started by this command have the same command line.
         let own = found.as_ref().is_some_and(|placement| placement.launcher == "engine");
         let (placement, listener) = match (found, processes) {
             (Some(placement), Some(count)) if !own => {
                 let Placement { launcher, rank, ranks, .. } = placement;
                 let message = format!(
-                    "{count} processes are asked for, and {launcher} has started this one as rank {rank} of {ranks}"
+                    "{count} processes are requested, but {launcher} has started this one as rank {rank} of {ranks}"
                 );
                 return Err(Error::config(option, message, "leave the option out, or unset the launcher's variables"));
             }
@@ -77,7 +76,7 @@ impl Crew {
         self.team.rank() == 0
     }
 
-    /// Divides the machine's cores among its processes, where nobody says otherwise.
+    /// Divides the machine's cores among its processes, unless the number of threads is given.
     ///
     /// # Errors
     /// Those of [`set_threads`].
@@ -90,7 +89,7 @@ impl Crew {
         Ok(())
     }
 
-    /// The device of this process: where there are GPUs, each of a machine's processes takes one.
+    /// The device of this process: with GPUs, each process of a machine uses one.
     pub fn device(&self, choice: DeviceChoice) -> DeviceChoice {
         match choice {
             DeviceChoice::Auto if DeviceChoice::Cuda(0).open().is_ok() => {
@@ -102,7 +101,7 @@ impl Crew {
         }
     }
 
-    /// The device of a command's process, with or without others, where `gpus` or `processes` of them were asked for.
+    /// The device of a command's process, if `gpus` or `processes` were requested.
     pub fn device_of(crew: Option<&Self>, device: DeviceChoice, gpus: bool, processes: bool) -> DeviceChoice {
         match (crew, device) {
             (None, DeviceChoice::Auto) if gpus => DeviceChoice::Cuda(0),
@@ -113,10 +112,10 @@ impl Crew {
         }
     }
 
-    /// Rank 0 does `f` first, the others after it: what it downloads or imports then lies there.
+    /// Rank 0 runs `f` first, the others after it, so that they find its downloads and imports.
     ///
     /// # Errors
-    /// Those of `f`; [`Error::Cluster`] where rank 0's failed.
+    /// Those of `f`; [`Error::Cluster`] if rank 0's call failed.
     pub fn leader_first<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         if self.leads() {
             let done = f().inspect_err(|error| self.team.leave(Some(&error.to_string())))?;

@@ -1,4 +1,4 @@
-//! `engine data`: import, look at, check and fetch data sets.
+//! `engine data`: import, inspect, verify and fetch data sets.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::image_size::ImageSize;
 use crate::names::listed;
 use crate::picture::{Fit, Image, Labels, Layout, labelled_grid, write_png};
 
-/// Import, look at, check and fetch data sets.
+/// Import, inspect, verify and fetch data sets.
 #[derive(Debug, Args)]
 pub struct DataCommand {
     #[command(subcommand)]
@@ -22,27 +22,26 @@ pub struct DataCommand {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make a data set file of pictures, or of a data set in another form.
+    /// Make a data set file from pictures, or from another data set format.
     ///
     /// SRC is a folder or an archive (.zip, .tar, .tar.gz, .tar.zst) of pictures: all in one folder; as CLASS/x.png; as
     /// train/CLASS/x.jpg and test/CLASS/x.jpg; with labels.csv, metadata.jsonl or dataset.json beside them; or WebDataset
     /// shards. Pictures are PNG, JPEG, WebP, GIF, BMP, TIFF or PNM.
     ///
-    /// Or SRC is a published set as it lies on the disk, as a folder or in its archive: CIFAR-10 and CIFAR-100 (binary or for
-    /// Python), MNIST, Fashion-MNIST, KMNIST, EMNIST (IDX), SVHN (.mat), STL-10 (binary); parquet files of Hugging Face; or
-    /// NumPy's .npz and .npy.
+    /// SRC can also be a published set on disk, as a folder or an archive: CIFAR-10 and CIFAR-100 (binary or Python), MNIST,
+    /// Fashion-MNIST, KMNIST, EMNIST (IDX), SVHN (.mat), STL-10 (binary); parquet files of Hugging Face; or NumPy's .npz and .npy.
     ///
-    /// Where the source does not say what is held out, a share of each class is.
+    /// If the source has no held-out images, a share of each class is held out.
     Import(Box<Import>),
-    /// Say what a data set file holds.
+    /// Show the contents of a data set file.
     Info {
         /// A data set file, or `builtin`.
         file: String,
-        /// Of these classes alone.
+        /// Only these classes.
         #[arg(long, value_name = "A,B,…")]
         classes: Option<ClassList>,
     },
-    /// Check a data set file: every byte against its checksums, the classes' balance, and the published sets.
+    /// Check a data set file: all checksums, the class balance, and the checksums of published sets.
     Verify {
         /// A data set file, or `builtin`.
         file: String,
@@ -60,7 +59,7 @@ enum Action {
         /// Draw validation images instead of training images.
         #[arg(long)]
         validation: bool,
-        /// These classes alone, in this order.
+        /// Only these classes, in this order.
         #[arg(long, value_name = "A,B,…")]
         classes: Option<ClassList>,
     },
@@ -71,22 +70,22 @@ enum Action {
         /// F.npz, F.parquet, F.zip, or a folder.
         #[arg(long, value_name = "F.npz|F.parquet|F.zip|DIR")]
         out: PathBuf,
-        /// What to write [default: what the name of the output tells]
+        /// The format [default: from the ending of the output]
         #[arg(long, value_enum)]
         format: Option<ExportFormat>,
-        /// These images alone: train, validation or test [default: all; for a .zip, train]
+        /// Only these images: train, validation or test [default: all; for a .zip, train]
         #[arg(long, value_name = "SPLIT")]
         split: Option<String>,
-        /// These classes alone.
+        /// Only these classes.
         #[arg(long, value_name = "A,B,…")]
         classes: Option<ClassList>,
-        /// Replace what is there.
+        /// Replace existing files.
         #[arg(long)]
         force: bool,
     },
     /// Download and import a published data set: cifar10 or fashion-mnist.
     ///
-    /// A transfer that was interrupted goes on where it stopped. The files are held against the official checksums.
+    /// An interrupted transfer resumes. The files are checked against the official checksums.
     Fetch {
         /// cifar10 or fashion-mnist.
         name: String,
@@ -96,7 +95,7 @@ enum Action {
         /// A mirror that has the official files under their own names.
         #[arg(long, value_name = "URL")]
         base_url: Option<String>,
-        /// Fetch again what is there already.
+        /// Fetch again even if the set exists.
         #[arg(long)]
         force: bool,
     },
@@ -113,15 +112,15 @@ struct Import {
     /// The set's name [default: the source's]
     #[arg(long)]
     name: Option<String>,
-    /// What the source consists of [default: what it looks like]
+    /// The format of the source [default: detected]
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Take what is there of files that are cut short, and say what that is.
+    /// Take the complete records of truncated files, and note it.
     #[arg(long)]
     allow_partial: bool,
     #[command(flatten)]
     pictures: PictureArgs,
-    /// Which labels of a set that has two kinds
+    /// Which labels of a set that has two kinds of labels
     #[arg(long, value_enum, default_value_t = LabelKind::Fine)]
     labels: LabelKind,
     /// Which of several sets in one folder: EMNIST's balanced, letters, …
@@ -130,10 +129,10 @@ struct Import {
     /// The share of each class to hold out for validation where the source has no split.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
     validation: f64,
-    /// Chooses which images are held out.
+    /// Seed for choosing the held-out images.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Write these classes alone; their labels are 0, 1, … in this order.
+    /// Write only these classes; their labels are 0, 1, … in this order.
     #[arg(long, value_name = "A,B,…")]
     classes: Option<ClassList>,
     /// Replace the data set file if it exists.
@@ -144,33 +143,33 @@ struct Import {
 /// How pictures are read.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct PictureArgs {
-    /// Make pictures N pixels high and wide, or H high and W wide [default: their own size; where they differ, 32 or the model's]
+    /// Resize pictures to N pixels high and wide, or H high and W wide [default: their own size; if sizes differ, 32 or the model's]
     #[arg(long, value_name = "N|HxW")]
     resize: Option<ImageSize>,
-    /// How pictures of another shape are brought to the size [default: crop]
+    /// How pictures of another aspect ratio are fitted [default: crop]
     #[arg(long, value_enum)]
     fit: Option<Fit>,
-    /// Make all pictures RGB or grey [default: RGB where any is coloured]
+    /// Convert all pictures to RGB or grey [default: RGB if any is coloured]
     #[arg(long, value_enum)]
     color: Option<Colour>,
-    /// The colour under transparent pixels and beside padded ones: white, black, grey or RRGGBB [default: white]
+    /// The colour under transparent pixels and for padding: white, black, grey or RRGGBB [default: white]
     #[arg(long, value_name = "COLOUR")]
     background: Option<Background>,
-    /// Leave damaged pictures out, and list them
+    /// Skip damaged pictures, and list them
     #[arg(long)]
     skip_damaged: bool,
-    /// Take all pictures as a set without classes, whatever their folders
+    /// Import all pictures without classes, whatever their folders
     #[arg(long)]
     unlabelled: bool,
 }
 
 impl PictureArgs {
-    /// Whether a size is asked for.
+    /// Whether a size is given.
     pub fn is_resized(&self) -> bool {
         self.resize.is_some()
     }
 
-    /// The options of an import that is told nothing else.
+    /// The default import options.
     pub fn options(&self) -> ImportOptions {
         let defaults = ImportOptions::default();
         ImportOptions {
@@ -202,12 +201,12 @@ impl std::str::FromStr for Background {
         let digits = text.trim_start_matches('#');
         let number = (digits.len() == 6).then(|| u32::from_str_radix(digits, 16).ok()).flatten();
         let colour = named.or(number.map(|number| [16, 8, 0].map(|shift| (number >> shift) as u8)));
-        colour.map(Self).ok_or_else(|| "name white, black, grey or six hexadecimal digits, as ff8800".into())
+        colour.map(Self).ok_or_else(|| "give white, black, grey or six hexadecimal digits, as ff8800".into())
     }
 }
 
 impl DataCommand {
-    /// Runs the command; what it finds goes to standard output.
+    /// Runs the command; results go to standard output.
     ///
     /// # Errors
     ///
@@ -232,15 +231,15 @@ impl DataCommand {
                 let format = format.unwrap_or_else(|| ExportFormat::of(&out));
                 let set = keep(open(&file)?, classes.as_ref())?;
                 let split = match split.as_deref() {
-                    // The zip has no splits.
+                    // The zip format has no splits.
                     None => (format == ExportFormat::Edm).then_some(Split::Train),
                     Some("all") => None,
                     Some("train") => Some(Split::Train),
                     Some("validation") => Some(Split::Validation),
                     Some("test") => Some(Split::Test),
                     Some(other) => {
-                        let message = format!("there is no {other:?}");
-                        return Err(Error::config("--split", message, "name train, validation, test or all"));
+                        let message = format!("{other:?} is not a split");
+                        return Err(Error::config("--split", message, "give train, validation, test or all"));
                     }
                 };
                 let written = export(&set, &out, format, split, force)?;
@@ -259,8 +258,8 @@ impl DataCommand {
 impl Import {
     fn run(self) -> Result<()> {
         if !self.force && self.out.exists() {
-            // Before the work, not after it.
-            return Err(Error::file(&self.out, "exists already", "name another file, or replace it with --force"));
+            // Check before the work, not after it.
+            return Err(Error::file(&self.out, "already exists", "give another file, or replace it with --force"));
         }
         let start = std::time::Instant::now();
         let options = ImportOptions {
@@ -295,7 +294,7 @@ impl std::str::FromStr for ClassList {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // Commas within quotes belong to a name: `"a, b",c`.
+        // Commas within quotes are part of a name: `"a, b",c`.
         let mut reader = csv::ReaderBuilder::new().has_headers(false).trim(csv::Trim::All).from_reader(text.as_bytes());
         let names = reader
             .records()
@@ -305,7 +304,7 @@ impl std::str::FromStr for ClassList {
     }
 }
 
-/// The classes asked for; all of them where none are.
+/// The requested classes, or all.
 fn keep(set: Dataset, classes: Option<&ClassList>) -> Result<Dataset> {
     classes.map_or_else(|| Ok(set.clone()), |ClassList(names)| set.subset(names))
 }
@@ -382,7 +381,7 @@ fn show(set: &Dataset, out: &Path, count: usize, split: Split) -> Result<()> {
     for index in rows.iter().flat_map(|row| (0..columns).map(|column| row.get(column))) {
         images.push(match index {
             Some(&index) => Image::new(set.width(), set.height(), set.channels(), set.image(index).to_vec())?,
-            // A class with fewer images leaves its places empty.
+            // A class with fewer images leaves empty cells.
             None => Image::filled(set.width(), set.height(), [255; 3]),
         });
     }
@@ -391,7 +390,7 @@ fn show(set: &Dataset, out: &Path, count: usize, split: Split) -> Result<()> {
         rows: set.class_names().to_vec(),
         ..Labels::default()
     };
-    // Small images are drawn large enough to be seen.
+    // Small images are enlarged to be visible.
     let scale = (64 / set.height().max(set.width())).clamp(1, 4);
     let sheet = labelled_grid(&images, Layout { columns, scale, ..Layout::default() }, &labels)?;
     write_png(out, &sheet, &[("Software", "engine"), ("Source", set.name())])?;

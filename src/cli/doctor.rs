@@ -1,4 +1,4 @@
-//! `engine doctor`: what this machine can run, and whether it runs it rightly.
+//! `engine doctor`: reports what this machine can run, and tests it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,13 +19,13 @@ use crate::ops::host::parallel::{set_threads, threads};
 use crate::tensor::{DType, Device};
 use crate::weights::WeightFile;
 
-/// Say what this machine can run, and test every op on the device found.
+/// Report what this machine can run, and test every op on its device.
 ///
-/// On a GPU every kernel is held against the CPU's op; without one the CPU's ops are held against themselves in double
-/// precision. Ends with an error if anything fails. ENGINE_REQUIRE_GPU=1 makes a missing GPU a failure.
+/// On a GPU every kernel is compared with the CPU op; without a GPU the CPU ops are compared with themselves in double precision.
+/// Any failure is an error. ENGINE_REQUIRE_GPU=1 makes a missing GPU a failure.
 #[derive(Clone, Debug, Args)]
 pub struct DoctorCommand {
-    /// auto, cpu, cuda or cuda:N: what the self-test runs on
+    /// auto, cpu, cuda or cuda:N: the device of the self-test
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
     /// The folder of data sets
@@ -40,7 +40,7 @@ impl DoctorCommand {
     /// Prints the findings to standard output.
     ///
     /// # Errors
-    /// [`Error::Config`] that counts the failures; each is named above it.
+    /// [`Error::Config`] with the number of failures; each is printed above it.
     pub fn run(self) -> Result<()> {
         let known: BTreeSet<&str> = cases().iter().map(|case| case.op).collect();
         if let Some(op) = self.op.as_deref().filter(|op| !known.contains(op)) {
@@ -48,7 +48,7 @@ impl DoctorCommand {
             return Err(Error::config(
                 "--op",
                 format!("no op is called `{}`", op.escape_debug()),
-                format!("there are {}", list.join(", ")),
+                format!("use one of {}", list.join(", ")),
             ));
         }
         let choice: DeviceChoice = self.device.parse()?;
@@ -66,7 +66,7 @@ impl DoctorCommand {
             Some(accelerator) => Device::Accelerator(accelerator),
             None => {
                 let why = match choice {
-                    DeviceChoice::Cpu => "--device cpu says so".to_string(),
+                    DeviceChoice::Cpu => "requested by --device cpu".to_string(),
                     _ => format!("there is no usable GPU: {}", chosen.note),
                 };
                 println!("\nSKIPPED: the CUDA kernels were not tested, for {why}.");
@@ -81,13 +81,13 @@ impl DoctorCommand {
         match failures {
             0 => Ok(()),
             count => {
-                let message = format!("{count} failure{}, named above", if count == 1 { "" } else { "s" });
-                Err(Error::config("doctor", message, "repair those, or report them with this output"))
+                let message = format!("{count} failure{}, listed above", if count == 1 { "" } else { "s" });
+                Err(Error::config("doctor", message, "fix them, or report them with this output"))
             }
         }
     }
 
-    /// Tests the ops and prints a line for each; the number of ops and types that failed.
+    /// Tests the ops and prints a line for each; returns the number of ops and dtypes that failed.
     fn self_test(&self, device: &Device) -> usize {
         let (what, types): (String, &[DType]) = match device {
             Device::Cpu => ("the CPU's ops in f32 against f64".into(), &[DType::F32]),
@@ -116,7 +116,7 @@ impl DoctorCommand {
                 tested += 1;
                 if !faults.is_empty() && is_lost(device) {
                     println!(
-                        "  the rest was not tested: a kernel's fault stays with the device; --op tests one op alone"
+                        "  the rest was not tested: the device is unusable after a kernel fault; use --op to test a single op"
                     );
                     break 'ops;
                 }
@@ -130,7 +130,7 @@ impl DoctorCommand {
     }
 }
 
-/// What is wrong with an op's cases. Where a kernel's fault has made the device useless, the later ones would only repeat it.
+/// The faults of an op's cases. After a kernel fault the device is unusable, and later cases would only repeat the fault.
 fn faults(device: &Device, cases: &[Case], dtype: DType) -> Vec<Error> {
     let mut faults = Vec::new();
     for case in cases {
@@ -146,12 +146,12 @@ fn faults(device: &Device, cases: &[Case], dtype: DType) -> Vec<Error> {
     faults
 }
 
-/// Whether the device refuses everything, as it does behind a kernel's fault.
+/// Whether the device refuses all work, as after a kernel fault.
 fn is_lost(device: &Device) -> bool {
     matches!(device, Device::Accelerator(accelerator) if accelerator.synchronize().is_err())
 }
 
-/// A fault in words; what everything else advises, to run this command, is no advice here.
+/// A fault as text, without the usual advice to run this command.
 fn told(fault: &Error) -> String {
     fault.to_string().replace("run `engine doctor`, and this command under", "run this command under")
 }
@@ -218,7 +218,7 @@ fn kernels() -> String {
 fn gpus() -> String {
     let mut text = String::from("\ncuda\n");
     let count = match CudaDevice::count() {
-        Ok(0) => return text + "  the driver is there, but no device\n",
+        Ok(0) => return text + "  the driver is installed, but there is not a device\n",
         Ok(count) => count,
         Err(error) => return text + &format!("  not usable: {error}\n"),
     };
@@ -269,7 +269,7 @@ fn data(folder: &Path) -> String {
     text
 }
 
-/// The published networks: whether their files are there, and sound.
+/// The published networks: whether their files exist and are intact.
 fn networks(folder: &Path) -> String {
     let mut text = format!("\nnetworks in {}\n", folder.display());
     for weights in &WEIGHTS {

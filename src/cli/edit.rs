@@ -1,4 +1,4 @@
-//! What the commands share that make images out of given images.
+//! Shared parts of the commands that edit images.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::ops::host::parallel::install;
 use crate::picture::{Fit, Image, read_picture, write_npy, write_png};
 use crate::pipeline::{Changes, Edit, EditRecipe, Model, SampleRequest, read_fitted, strip};
 
-/// Which model, and how it samples.
+/// The model and its sampling options.
 #[derive(Clone, Debug, Args)]
 pub struct EditOptions {
     /// A model file, a checkpoint, a run folder (its model.safetensors), or the name of a model that comes with the engine
@@ -30,38 +30,38 @@ pub struct EditOptions {
     /// Denoising steps [default: the model's]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
-    /// A number of steps by name: 20, 50 or 100
+    /// Steps by name: fast (20), standard (50) or high (100)
     #[arg(long, value_enum, conflicts_with = "steps")]
     pub profile: Option<Profile>,
     /// The share of DDPM's noise in a DDIM step: 0 to 1
     #[arg(long, value_name = "ETA")]
     pub eta: Option<f64>,
-    /// Classifier-free guidance: 1 is none, more follows the class harder
+    /// Classifier-free guidance: 1 is none, higher values follow the class more strictly
     #[arg(long, value_name = "SCALE")]
     pub guidance: Option<f64>,
-    /// How that goes over the steps: constant, adaptive (little, then all, then more), or a list of scales such as 1,2,3
+    /// Guidance over the steps: constant, adaptive (little, then all, then more), or a list of scales such as 1,2,3
     #[arg(long, value_name = "COURSE")]
     pub guidance_schedule: Option<String>,
     /// Scale of all noise: less gives smoother images
     #[arg(long, value_name = "T")]
     pub temperature: Option<f64>,
-    /// Images that are computed together [default: up to 32]
+    /// Images computed together [default: up to 32]
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
     #[command(flatten)]
     pub fit: FitOptions,
     #[command(flatten)]
     pub machine: MachineOptions,
-    /// Replace files that exist
+    /// Replace existing files
     #[arg(long)]
     pub force: bool,
-    /// Say nothing unless something goes wrong
+    /// Print only errors
     #[arg(long)]
     pub quiet: bool,
 }
 
 impl EditOptions {
-    /// Opens the device, loads the model and does `work` with it.
+    /// Opens the device, loads the model and calls `work` with it.
     ///
     /// # Errors
     /// Those of [`Model::load`], and of `work`.
@@ -80,7 +80,7 @@ impl EditOptions {
     /// A request for `count` images.
     ///
     /// # Errors
-    /// [`Error::Config`] for a class, a sampler or a value that cannot be.
+    /// [`Error::Config`] for an invalid class, sampler or value.
     pub fn request(&self, model: &Model, count: usize, seed: u64) -> Result<SampleRequest> {
         if !(1..=1_000_000).contains(&count) {
             return Err(Error::config("--count", format!("{count} images"), "give 1 to 1000000"));
@@ -97,10 +97,10 @@ impl EditOptions {
         Ok(request)
     }
 
-    /// What the options say of sampling.
+    /// The sampling options that were given.
     ///
     /// # Errors
-    /// [`Error::Config`] for a sampler or a course of guidance that cannot be read.
+    /// [`Error::Config`] for an invalid sampler or guidance schedule.
     pub fn changes(&self) -> Result<Changes> {
         let guidance_schedule = self.guidance_schedule.as_deref().map(str::parse);
         Ok(Changes {
@@ -114,18 +114,18 @@ impl EditOptions {
         })
     }
 
-    /// Refuses to write over a file, unless `--force` was given.
+    /// Refuses to overwrite a file without `--force`.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn refuse_taken(&self, out: &Path) -> Result<()> {
         if out.is_file() && !self.force {
-            return Err(Error::file(out, "exists already", "name another file, or replace it with --force"));
+            return Err(Error::file(out, "already exists", "give another file, or replace it with --force"));
         }
         Ok(())
     }
 
-    /// A bar of evaluations of the network, and what moves it.
+    /// A progress bar over evaluations of the network, and its update function.
     pub fn bar(&self) -> ProgressBar {
         if self.quiet {
             return ProgressBar::hidden();
@@ -137,12 +137,12 @@ impl EditOptions {
         bar
     }
 
-    /// What made a picture, for its PNG.
+    /// The parameters of a picture, for its PNG.
     pub fn text(&self, model: &Model, request: &SampleRequest, edit: Edit) -> Vec<(&'static str, String)> {
         EditRecipe::new(model, request, self.class.as_deref(), edit).text()
     }
 
-    /// Says what was written.
+    /// Reports what was written.
     pub fn report(&self, out: &Path, what: &str, request: &SampleRequest, started: Instant) {
         if !self.quiet {
             println!(
@@ -158,7 +158,7 @@ impl EditOptions {
     }
 }
 
-/// Shows what a [`ProgressBar`] should show.
+/// Updates a [`ProgressBar`].
 pub fn moves(bar: &ProgressBar) -> impl FnMut(usize, usize) {
     |done, total| {
         bar.set_length(total as u64);
@@ -166,26 +166,26 @@ pub fn moves(bar: &ProgressBar) -> impl FnMut(usize, usize) {
     }
 }
 
-/// How pictures that are given are brought to the model's size.
+/// How input pictures are fitted to the model's size.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct FitOptions {
-    /// How a picture of another shape than the model's is brought to its size [default: crop]
+    /// How a picture of another aspect ratio is fitted [default: crop]
     #[arg(long, value_enum)]
     pub fit: Option<Fit>,
-    /// The colour under transparent pixels and beside padded ones: white, black, grey or RRGGBB [default: white]
+    /// The colour under transparent pixels and for padding: white, black, grey or RRGGBB [default: white]
     #[arg(long, value_name = "COLOUR")]
     pub background: Option<Background>,
 }
 
 impl FitOptions {
-    /// The way and the colour.
+    /// The fit mode and the colour.
     pub fn chosen(&self) -> (Fit, [u8; 3]) {
         (self.fit.unwrap_or_default(), self.background.map_or([255; 3], |Background(colour)| colour))
     }
 }
 
 impl EditOptions {
-    /// Reads a picture of any form as values in [-1, 1], brought to `[height, width, channels]`, and says so.
+    /// Reads a picture of any format as values in [-1, 1], fitted to `[height, width, channels]`, and reports the change.
     ///
     /// # Errors
     /// Those of [`read_fitted`].
@@ -198,8 +198,7 @@ impl EditOptions {
         Ok(values)
     }
 
-    /// Reads a mask over the picture at `image`: of its size or of `[height, width]`, and brought there as that is. What is
-    /// padded is kept.
+    /// Reads a mask for the picture at `image`: of its size or of `[height, width]`, and fitted like the picture. Padding is kept.
     ///
     /// # Errors
     /// Those of [`read_picture`]; [`Error::File`] for a mask of another size.
@@ -214,10 +213,10 @@ impl EditOptions {
     }
 }
 
-/// Where results go, told by the name.
+/// The output format, from the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// One PNG: the image itself where there is one, else a sheet.
+    /// One PNG: a single image, or a sheet.
     Png,
     /// `.gif`.
     Gif,
@@ -231,7 +230,7 @@ pub enum Output {
 
 impl Output {
     /// # Errors
-    /// [`Error::Config`] for an ending that means nothing.
+    /// [`Error::Config`] for an unknown ending.
     pub fn of(out: &Path) -> Result<Self> {
         let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
         let named_folder = out.is_dir() || out.as_os_str().to_string_lossy().ends_with('/');
@@ -244,7 +243,7 @@ impl Output {
             "" => Ok(Self::Folder),
             other => Err(Error::config(
                 "--out",
-                format!("{} is no kind of file that can be written: .{other}", out.display()),
+                format!("{} is not a supported kind of file: .{other}", out.display()),
                 "end it in .png or .npy, or in / for a folder",
             )),
         }
@@ -255,7 +254,7 @@ impl Output {
     pub fn still(out: &Path) -> Result<Self> {
         match Self::of(out)? {
             Self::Gif | Self::Apng => {
-                let message = format!("{} would be an animation", out.display());
+                let message = format!("{} is an animation format", out.display());
                 Err(Error::config("--out", message, "end it in .png or .npy, or in / for a folder"))
             }
             output => Ok(output),
@@ -274,7 +273,7 @@ pub fn write_images(out: &Path, images: &[Image], text: &[(&'static str, String)
         (Output::Folder, _) => {
             let paths: Vec<PathBuf> = (0..images.len()).map(|k| out.join(format!("{k:05}.png"))).collect();
             if let Some(taken) = paths.iter().find(|path| path.exists() && !force) {
-                return Err(Error::file(taken, "exists already", "name another folder, or replace with --force"));
+                return Err(Error::file(taken, "already exists", "give another folder, or replace with --force"));
             }
             paths.iter().zip(images).try_for_each(|(path, image)| write_png(path, image, &text))
         }

@@ -25,44 +25,44 @@ use crate::pipeline::{Changes, Model};
 
 /// Evaluate models or sets of pictures: FID, KID, Inception Score, precision and recall and more, with their uncertainty.
 ///
-/// Samples are drawn and kept, features extracted and kept: a stopped evaluation goes on where it was, and one with more samples
-/// begins with those of a smaller one. Without InceptionV3's file (`engine fetch inception`) name a classifier with --extractor; its
-/// Fréchet distance is then called FD-NAME, never FID.
+/// Samples and features are cached: a stopped evaluation resumes, and a larger one reuses the samples of a smaller one. Without
+/// InceptionV3's file (`engine fetch inception`) give a classifier with --extractor; its Fréchet distance is then called FD-NAME,
+/// never FID.
 #[derive(Clone, Debug, Args)]
 pub struct EvalCommand {
-    /// Models: files, checkpoints, run folders, or the name of one that comes with the engine
+    /// Models: files, checkpoints, run folders, or the name of a model that comes with the engine
     #[arg(long, visible_alias = "checkpoint", value_name = "FILE|RUN|NAME", num_args = 1..)]
     model: Vec<PathBuf>,
-    /// Evaluate every checkpoint of a run: one table of all
+    /// Evaluate every checkpoint of a run, in one table
     #[arg(long, value_name = "RUN")]
     checkpoints: Option<PathBuf>,
     /// Pictures instead of a model's samples: a folder, an archive, an array (.npy, .npz) or a data set file
     #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "checkpoints"])]
     samples: Option<PathBuf>,
-    /// The data set to measure from: its training images; its held-out images give the floor [default: the model's]
+    /// The reference data set: its training images; its held-out images give the floor [default: the model's]
     #[arg(long, value_name = "DATA")]
     data: Option<String>,
-    /// Statistics (.npz with mu and sigma, as pytorch-fid, clean-fid and EDM write them) or pictures to measure from instead
+    /// Reference statistics (.npz with mu and sigma, as pytorch-fid, clean-fid and EDM write them) or pictures, in place of --data
     #[arg(long, value_name = "F.npz|PATH", conflicts_with = "data")]
     reference: Option<PathBuf>,
-    /// The tool that wrote a statistics file that does not say it
+    /// The tool that wrote a statistics file, if the file does not record it
     #[arg(long, value_name = "TOOL", requires = "reference")]
     reference_rule: Option<String>,
-    /// How many samples [default: 10000, or all pictures of --samples]
+    /// Number of samples [default: 10000, or all pictures of --samples]
     #[arg(long, value_name = "N")]
     num_samples: Option<usize>,
     /// Which metrics [default: fid, kid, is, precision-recall, density-coverage, authenticity; accuracy with a classifier]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "METRIC,…")]
     metrics: Vec<MetricKind>,
-    /// The same as --metrics fid
+    /// Short for --metrics fid
     #[arg(long)]
     calculate_fid: bool,
-    /// The same as --metrics is
+    /// Short for --metrics is
     #[arg(long)]
     calculate_is: bool,
     #[command(flatten)]
     features: FeatureOptions,
-    /// A classifier that tells the samples' classes [default: the extractor, where it is one]
+    /// A classifier that finds the samples' classes [default: the extractor, if it is one]
     #[arg(long, value_name = "FILE|RUN")]
     classifier: Option<PathBuf>,
     /// Denoising steps; several make a table
@@ -74,19 +74,19 @@ pub struct EvalCommand {
     /// ddpm, ddim, heun or dpmpp2m
     #[arg(long, value_name = "SAMPLER")]
     sampler: Option<SamplerKind>,
-    /// Seed of the samples, and of subsets
+    /// Seed of the samples and of the subsets
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Seeds of the samples: all of it for each, and the mean over them with its standard error
+    /// Seeds of the samples: evaluates each, and prints the mean with its standard error
     #[arg(long, value_delimiter = ',', value_name = "N,…", conflicts_with = "seed")]
     seeds: Vec<u64>,
-    /// Samples that are drawn together [default: up to 32 on the CPU, 256 on a GPU]
+    /// Samples computed together [default: up to 32 on the CPU, 256 on a GPU]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Write the reference's mean and covariance here, for the next time and for other tools
+    /// Write the reference's mean and covariance to this file, for reuse and for other tools
     #[arg(long, value_name = "F.npz")]
     write_statistics: Option<PathBuf>,
-    /// Where results go
+    /// The folder for results
     #[arg(long, value_name = "DIR", default_value = "outputs")]
     out: PathBuf,
     /// The folder of data sets
@@ -94,41 +94,41 @@ pub struct EvalCommand {
     data_dir: PathBuf,
     #[command(flatten)]
     machine: MachineOptions,
-    /// So many processes on this machine, on the CPU unless --device says otherwise: the same results in less time
+    /// Number of processes on this machine, on the CPU unless --device is given: the same results in less time
     #[arg(long, value_name = "N", conflicts_with = "gpus")]
     processes: Option<usize>,
-    /// So many GPUs of this machine, each with a process
+    /// Number of GPUs of this machine, with one process each
     #[arg(long, value_name = "N")]
     gpus: Option<usize>,
-    /// Say nothing but the table
+    /// Print only the table
     #[arg(long)]
     quiet: bool,
 }
 
-/// Lets the other processes go.
+/// Tells the other processes to end.
 const END: &[u8] = b"end";
 
-/// What is measured: a model in one way of sampling, or pictures.
+/// The object to evaluate: a model with sampling settings, or pictures.
 struct Job {
     name: String,
     /// The name without the seed.
     group: String,
-    /// Of the samples.
+    /// Settings of the samples.
     seed: u64,
-    /// Its place among the jobs.
+    /// Its index among the jobs.
     number: usize,
     model: Option<PathBuf>,
     changes: Changes,
 }
 
-/// What every job is measured from.
+/// The reference of all jobs.
 struct Against {
     reference: Option<Reference>,
     gallery: Option<Gallery>,
     classes: Option<usize>,
-    /// For files: its name, hash and number of images.
+    /// For files: name, hash and number of images.
     told: Value,
-    /// Held-out real images.
+    /// Real held-out images.
     held_out: Option<(Gallery, FeatureSet)>,
 }
 
@@ -165,7 +165,7 @@ impl EvalCommand {
         })
     }
 
-    /// What all processes have to have alike.
+    /// Settings that all processes must share.
     fn facts(&self) -> [Fact; 1] {
         let ways = (&self.model, &self.checkpoints, &self.steps, &self.guidance, self.sampler, self.seed, &self.seeds);
         let networks = (&self.features.extractor, &self.features.inception, &self.classifier, self.features.rule);
@@ -215,7 +215,7 @@ impl EvalCommand {
         team.tell(END)
     }
 
-    /// The others draw and extract what rank 0 tells them to, until it lets them go.
+    /// The other ranks draw and extract on commands of rank 0, until it ends the evaluation.
     fn assist(&self, machine: &Machine, team: &dyn Collective) -> Result<()> {
         let jobs = self.jobs()?;
         agree(team, &self.facts())?;
@@ -223,7 +223,7 @@ impl EvalCommand {
         let mut model: Option<(usize, Model)> = None;
         loop {
             let order = team.listen()?;
-            let unknown = || Error::cluster("rank 0 tells something unknown", "start all ranks with one engine");
+            let unknown = || Error::cluster("rank 0 sent an unknown message", "start all ranks with the same engine");
             if order == END {
                 return Ok(());
             }
@@ -258,7 +258,7 @@ impl EvalCommand {
         Work { cache, quiet: self.quiet, team: team.clone() }
     }
 
-    /// The metrics of held-out real images, of those that so many images have.
+    /// The metrics of real held-out images, if there are enough of them.
     fn floor(
         &self,
         asked: &[MetricKind],
@@ -272,7 +272,7 @@ impl EvalCommand {
         Ok(work.measured(set, against.reference.as_ref(), &asking)?.0)
     }
 
-    /// The ways of sampling, for each of the models.
+    /// The sampling settings for each of the models.
     fn jobs(&self) -> Result<Vec<Job>> {
         if let Some(path) = &self.samples {
             let name = path.display().to_string();
@@ -339,7 +339,7 @@ impl EvalCommand {
         asked
     }
 
-    /// The reference, and the held-out images that its floor is taken from.
+    /// The reference, and the held-out images for its floor.
     fn against(&self, jobs: &[Job], extractor: &mut Extractor, work: &Work) -> Result<Against> {
         let none = Against { reference: None, gallery: None, classes: None, told: Value::Null, held_out: None };
         if let Some(path) = &self.reference {
@@ -383,7 +383,7 @@ impl EvalCommand {
         Ok(Against { reference, gallery: Some(gallery), classes, told, held_out: None })
     }
 
-    /// What a statistics file says of itself, and whether that fits.
+    /// The identity that a statistics file records, and whether it fits.
     fn statistics_told(&self, path: &Path, reference: &Reference, extractor: &Extractor, work: &Work) -> Result<Value> {
         let Reference::Statistics(both) = reference else { return Ok(Value::Null) };
         let statistics = &both.0;
@@ -394,21 +394,21 @@ impl EvalCommand {
                 extractor.name(),
                 extractor.width()
             );
-            return Err(Error::file(path, message, "name statistics of the same network"));
+            return Err(Error::file(path, message, "give statistics of the same network"));
         }
         let ours = extractor.rule().map_or("", Rule::name);
         match self.reference_rule.as_deref().or(statistics.rule.as_deref()) {
-            // A classifier of ours sees pictures as they are.
+            // Our classifiers take pictures unscaled.
             _ if ours.is_empty() => {}
             Some(rule) if rule != ours => {
                 work.note(&format!("warning: {} is by the rule of {rule}, the samples by {ours}", path.display()));
             }
             Some(_) => {}
-            None => work.note(&format!("warning: {} does not say its rule; it is taken for {ours}'s", path.display())),
+            None => work.note(&format!("warning: {} does not record its rule; {ours} is assumed", path.display())),
         }
         if statistics.network.as_deref().is_some_and(|network| network != extractor.hash()) {
             let message = "statistics of another network's file";
-            return Err(Error::file(path, message, "name statistics of the same network, or that network"));
+            return Err(Error::file(path, message, "give statistics of the same network, or use that network"));
         }
         let rule = self.reference_rule.clone().or(statistics.rule.clone());
         Ok(
@@ -446,7 +446,7 @@ impl EvalCommand {
         Ok(self.result(job, (count, told), extractor, (&found, floor), &against.told, &warned))
     }
 
-    /// The pictures of a job, what tells them from others, what a file says of them, and the model's classes.
+    /// The pictures of a job, its cache key, its description, and the model's classes.
     fn pictures(&self, job: &Job, machine: &Machine, work: &Work) -> Result<(Gallery, Value, Value, Option<usize>)> {
         let Some(path) = &job.model else {
             let gallery = Gallery::open(self.samples.as_deref().unwrap_or(Path::new("")))?;
@@ -468,7 +468,7 @@ impl EvalCommand {
         Ok((gallery, of, told, classes))
     }
 
-    /// `real_vs_fake.png`, numbered from the second model on, and the samples that are nearest to reference images beside those.
+    /// `real_vs_fake.png`, numbered from the second model on, and `nearest.png`: the samples nearest to reference images, with those images.
     fn panels(
         &self,
         gallery: &Gallery,
@@ -510,7 +510,7 @@ impl EvalCommand {
         let Some(fields) = result.as_object_mut() else { return result };
         fields.extend(told.as_object().cloned().unwrap_or_default());
         for measured in found {
-            // FID is said of InceptionV3's features alone.
+            // Only distances on InceptionV3's features are called FID.
             let key = if extractor.is_inception() { measured.key.clone() } else { measured.key.replace("fid_", "fd_") };
             fields.insert(key, json!(measured.value));
             if measured.key == "inception_score_mean" {

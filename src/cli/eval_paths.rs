@@ -1,16 +1,16 @@
-//! What the paths that `engine eval` is given name.
+//! The meaning of the paths given to `engine eval`.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Whether a path names statistics rather than pictures: an archive of arrays with `mu`.
+/// Whether a path holds statistics rather than pictures: an archive of arrays with `mu`.
 pub(super) fn is_statistics(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == "npz")
         && crate::data::read_npz(path).is_ok_and(|arrays| arrays.contains_key("mu") || arrays.contains_key("sigma"))
 }
 
-/// The checkpoints of a run, by their steps.
+/// The checkpoints of a run, sorted by step.
 pub(super) fn checkpoints(run: &Path) -> Result<Vec<PathBuf>> {
     let folder = run.join("checkpoints");
     let entries = std::fs::read_dir(&folder).map_err(Error::io(&folder, "read"))?;
@@ -24,7 +24,7 @@ pub(super) fn checkpoints(run: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if found.is_empty() {
-        return Err(Error::file(&folder, "there is no checkpoint", "name the folder of a run that has saved some"));
+        return Err(Error::file(&folder, "there is no checkpoint", "give the folder of a run that has checkpoints"));
     }
     found.sort();
     Ok(found.into_iter().map(|(_, path)| path).collect())

@@ -1,11 +1,11 @@
-//! Results of several seeds, together.
+//! Results combined over seeds.
 
 use serde_json::{Value, json};
 
 use crate::eval::mean_and_error;
 
-/// The mean of each metric over the seeds of a model that is sampled in one way, and its standard error over them; None where there is
-/// one seed alone.
+/// The mean of each metric over the seeds of a model with the same sampling settings, and its standard error; None for a single
+/// seed.
 pub(super) fn over_seeds(results: &[Value]) -> Option<Vec<Value>> {
     let mut groups: Vec<(&Value, Vec<&Value>)> = Vec::new();
     for result in results {

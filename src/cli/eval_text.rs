@@ -1,4 +1,4 @@
-//! What `engine eval` shows: a table, a table of several models, and pictures.
+//! The output of `engine eval`: a table, a table of several models, and pictures.
 
 use serde_json::Value;
 
@@ -7,14 +7,14 @@ use crate::eval::evaluation::Measured;
 use crate::eval::{Gallery, rounded, with_error};
 use crate::picture::{Image, Labels, Layout, MetricCurve, beside, labelled_grid};
 
-/// Pictures of a panel, at most.
+/// Most pictures of a panel.
 const SHOWN: usize = 40;
-/// Pairs of a panel of nearest images.
+/// Most pairs of a panel of nearest images.
 const PAIRS: usize = 16;
 /// White pixels between two panels.
 const GAP: usize = 24;
 
-/// Metrics of one model, each with its error and the floor.
+/// Metrics of one model, with standard error and floor.
 pub(super) fn table(name: &str, count: usize, network: &str, found: &[Measured], floor: &[Measured]) -> String {
     let mut text = format!("{name}: {count} samples, {network}\n");
     let width = found.iter().map(|measured| measured.name.chars().count()).max().unwrap_or(0);
@@ -32,7 +32,7 @@ pub(super) fn table(name: &str, count: usize, network: &str, found: &[Measured],
     text
 }
 
-/// Several models in one Markdown table: a row each, a column for each metric.
+/// Several models in one Markdown table: a row for each, a column for each metric.
 pub(super) fn ablation(results: &[Value]) -> String {
     let metrics = |result: &Value| result["metrics"].as_array().cloned().unwrap_or_default();
     let Some(first) = results.first() else { return String::new() };
@@ -56,8 +56,8 @@ pub(super) fn ablation(results: &[Value]) -> String {
     text
 }
 
-/// The first metric of several models: over sampling steps where these differ, a line for each model and guidance, else over optimizer
-/// steps. None where neither differs.
+/// The first metric of several models: over sampling steps if these differ, with a line for each model and guidance; else over
+/// optimizer steps. None if neither differs.
 pub(super) fn ablation_curve(results: &[Value]) -> Option<MetricCurve> {
     let number = |result: &Value, by_sampling: bool| match by_sampling {
         true => result["sampling"]["num_steps"].as_f64(),
@@ -92,8 +92,8 @@ pub(super) fn ablation_curve(results: &[Value]) -> Option<MetricCurve> {
     Some(MetricCurve { title: format!("{metric} by {over}"), metric, over: over.into(), lines })
 }
 
-/// Samples beside real images; with `nearest` the samples that lie nearest to reference images, beside those. None where there is
-/// nothing to show.
+/// Samples beside real images; with `nearest`, the samples nearest to reference images, beside those. None if there is nothing to
+/// show.
 pub(super) fn panel(
     samples: &Gallery,
     real: &Gallery,
@@ -117,7 +117,7 @@ pub(super) fn panel(
         let pictures = places.iter().map(|&place| gallery.picture(place)).collect::<Result<Vec<_>>>()?;
         let Some(first) = pictures.first() else { return Ok(None) };
         let size = (first.width(), first.height());
-        // Pictures of several sizes do not make a grid.
+        // Pictures of different sizes do not form a grid.
         let alike: Vec<Image> =
             pictures.iter().filter(|picture| (picture.width(), picture.height()) == size).map(Image::to_rgb).collect();
         let scale = (96 / size.0).clamp(1, 3);

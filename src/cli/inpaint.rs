@@ -14,16 +14,16 @@ use crate::pipeline::{Edit, Inpaint, free_pixels, pictures};
 pub struct InpaintCommand {
     #[command(flatten)]
     edit: EditOptions,
-    /// A picture: PNG, JPEG, WebP, GIF, BMP, TIFF or PNM; brought to the model's size
+    /// A picture: PNG, JPEG, WebP, GIF, BMP, TIFF or PNM; fitted to the model's size
     #[arg(long, value_name = "FILE")]
     image: PathBuf,
-    /// A picture of the same size: what is white is filled, what is black is kept
+    /// A picture of the same size: white is filled, black is kept
     #[arg(long, value_name = "FILE")]
     mask: PathBuf,
-    /// How often each step is done: more fits better to what is kept, and takes as much longer
+    /// Repetitions of each step: more blend better with the kept pixels, and take proportionally longer
     #[arg(long, value_name = "N", default_value_t = 1)]
     resample: usize,
-    /// How many results
+    /// Number of results
     #[arg(long, value_name = "N", default_value_t = 1)]
     count: usize,
     /// Result k of a seed is always the same image
@@ -35,10 +35,10 @@ pub struct InpaintCommand {
 }
 
 impl InpaintCommand {
-    /// Draws, writes, and says so.
+    /// Draws, writes, and reports.
     ///
     /// # Errors
-    /// Those of [`Model::inpaint`](crate::pipeline::Model::inpaint), and what is wrong with the options.
+    /// Those of [`Model::inpaint`](crate::pipeline::Model::inpaint), and invalid options.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
         Output::still(&self.out)?;

@@ -1,4 +1,4 @@
-//! `engine interpolate`: a smooth way between two samples or two images.
+//! `engine interpolate`: interpolates between two samples or two images.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::picture::{AnimationTiming, Image, write_animation, write_png};
 use crate::pipeline::{Edit, Ends, Model, SampleRequest, pictures, strip};
 
-/// Draw a smooth way between two seeds' images, or between two given images.
+/// Interpolate between the images of two seeds, or between two given images.
 ///
 /// Between seeds the ends are the images that `engine sample --count 1` draws with the same class, sampler and steps; between
 /// images they are the images themselves.
@@ -21,10 +21,10 @@ pub struct InterpolateCommand {
     /// Two seeds
     #[arg(long, num_args = 2, value_names = ["A", "B"], required_unless_present = "images", conflicts_with = "images")]
     seeds: Option<Vec<u64>>,
-    /// Two pictures, brought to the model's size
+    /// Two pictures, fitted to the model's size
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     images: Option<Vec<PathBuf>>,
-    /// Images in all, the ends included
+    /// Number of images, including both ends
     #[arg(long, value_name = "N", default_value_t = 16)]
     frames: usize,
     /// F.png: a strip; F.gif and F.apng: an animation; F.npy; else a folder of PNG files. May be given several times
@@ -33,16 +33,16 @@ pub struct InterpolateCommand {
     /// Frames a second of an animation: 1 to 50
     #[arg(long, value_name = "N", default_value_t = 12)]
     fps: u16,
-    /// Let an animation come back to its beginning
+    /// Append the frames in reverse, so that an animation loops
     #[arg(long)]
     bounce: bool,
 }
 
 impl InterpolateCommand {
-    /// Draws, writes, and says so.
+    /// Draws, writes, and reports.
     ///
     /// # Errors
-    /// Those of [`Model::interpolate`], and what is wrong with the options, which is found before anything is drawn.
+    /// Those of [`Model::interpolate`], and invalid options, before anything is drawn.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
         for out in &self.out {
@@ -54,7 +54,7 @@ impl InterpolateCommand {
         }
         if self.frames < 2 {
             let message = format!("{} frames", self.frames);
-            return Err(Error::config("--frames", message, "give 2 or more: the ends are two"));
+            return Err(Error::config("--frames", message, "give 2 or more"));
         }
         self.edit.with_model(|model| self.draw(model, started))
     }
@@ -62,10 +62,10 @@ impl InterpolateCommand {
     fn draw(&self, model: &Model, started: Instant) -> Result<()> {
         let seed = self.seeds.as_ref().map_or(0, |seeds| seeds[0]);
         let mut request = self.edit.request(model, self.frames, seed)?;
-        // A sampler with noise of its own is the model's choice here, not the user's.
+        // A stochastic sampler comes from the model here, not from the user.
         self.edit.changes()?.apply_without_noise(&mut request.sampling);
         if self.images.is_some() {
-            // Which is what the library does, said here for the report and the PNG.
+            // The library does the same; it is repeated here for the report and the PNG.
             request.sampling = request.sampling.unguided();
         }
         let bar = self.edit.bar();
@@ -89,7 +89,7 @@ impl InterpolateCommand {
         self.write(&pictures(&drawn, model.image_shape())?, &text, &request, started)
     }
 
-    /// Writes the frames to every place that was named.
+    /// Writes the frames to every output.
     fn write(
         &self,
         frames: &[Image],

@@ -1,4 +1,4 @@
-//! Options that say where and in which precision a command computes.
+//! Device, precision and thread options.
 
 use std::path::Path;
 
@@ -43,12 +43,12 @@ impl From<PrecisionChoice> for Precision {
     }
 }
 
-/// A device that has been opened.
+/// An open device.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// What tensors are put on.
+    /// The device for tensors.
     pub device: Device,
-    /// The device in words, and why `auto` chose it.
+    /// The device as text, and why `auto` chose it.
     pub note: String,
     precision: Option<Precision>,
 }
@@ -57,17 +57,16 @@ impl MachineOptions {
     /// Sets the number of threads and opens the device.
     ///
     /// # Errors
-    /// [`Error::Device`] where a CUDA device was named that cannot be used; [`Error::Config`] for 0 threads, or bf16 on
-    /// the CPU.
+    /// [`Error::Device`] if a requested CUDA device cannot be used; [`Error::Config`] for 0 threads, or bf16 on the CPU.
     pub fn open(&self) -> Result<Machine> {
         set_threads(self.checked_threads()?)?;
         self.opened(self.device.parse()?)
     }
 
-    /// The number of threads that is asked for.
+    /// The requested number of threads.
     ///
     /// # Errors
-    /// [`Error::Config`] for 0 of them, or very many.
+    /// [`Error::Config`] for 0 threads, or too many.
     pub fn checked_threads(&self) -> Result<Option<usize>> {
         if self.threads.is_some_and(|threads| !(1..=4096).contains(&threads)) {
             let message = format!("{} threads", self.threads.unwrap_or_default());
@@ -86,8 +85,8 @@ impl MachineOptions {
         let device = match chosen.accelerator {
             Some(accelerator) => Device::Accelerator(accelerator),
             None if precision == Some(Precision::Bf16) => {
-                let message = format!("bf16 is for accelerators, and this is {}", chosen.note);
-                return Err(Error::config("--precision", message, "leave it out, or give --device cuda"));
+                let message = format!("bf16 needs an accelerator, but the device is {}", chosen.note);
+                return Err(Error::config("--precision", message, "leave it out, or use --device cuda"));
             }
             None => Device::Cpu,
         };
@@ -96,7 +95,7 @@ impl MachineOptions {
 }
 
 impl Machine {
-    /// Opens a model file once and loads it, in a context of its own, so that its memory goes with it.
+    /// Opens a model file once and loads it in a context of its own, so that its memory is freed with it.
     ///
     /// # Errors
     /// Those of [`ModelFile::open`] and [`ModelFile::load`].
@@ -105,7 +104,7 @@ impl Machine {
         file.load(&Context::new(self.device.clone()), self.dtype(), None)
     }
 
-    /// The dtype of activations: the one asked for, else bf16 on tensor cores and f32 elsewhere.
+    /// The dtype of activations: the requested one, else bf16 on tensor cores and f32 elsewhere.
     pub fn dtype(&self) -> DType {
         match self.precision.unwrap_or(Precision::Auto).settled(self.device.has_tensor_cores()) {
             Precision::Auto | Precision::F32 => DType::F32,

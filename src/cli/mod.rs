@@ -42,7 +42,7 @@ use clap::{Parser, Subcommand};
 use crate::error::{Error, Result};
 use crate::picture::is_decoding;
 
-/// Trains, samples and judges small diffusion models.
+/// Trains, samples and evaluates small diffusion models.
 #[derive(Debug, Parser)]
 #[command(name = "engine", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
@@ -77,12 +77,12 @@ enum Command {
     ProfileCount(profile::ProfileCountCommand),
 }
 
-/// Runs the command line of this process. What failed is told in one line on standard error.
+/// Runs the command line of this process. Errors are one line on standard error.
 ///
 /// The exit code is 0, 1 for an error, 2 for a command line that cannot be read, and 130 for a run that was interrupted.
 pub fn main() -> ExitCode {
     end_with_the_reader();
-    // A decoder that panics over a damaged picture is caught and told of as a damaged picture.
+    // Panics of a decoder over a damaged picture are caught and reported as a damaged picture.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !is_decoding() {
@@ -92,10 +92,10 @@ pub fn main() -> ExitCode {
     run(std::env::args_os())
 }
 
-/// Lets a closed pipe end the process quietly, as it does other tools: `engine doctor | head -1`.
+/// Lets a closed pipe end the process quietly, like other tools: `engine doctor | head -1`.
 fn end_with_the_reader() {
-    // SAFETY: the default action is set before any thread or handler is there; sockets are written with MSG_NOSIGNAL, which the
-    // standard library does, so that a peer that hangs up raises no signal.
+    // SAFETY: the default action is set before any thread or handler exists; the standard library writes sockets with
+    // MSG_NOSIGNAL, so a peer that hangs up raises no signal.
     #[cfg(unix)]
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
@@ -106,7 +106,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // Nobody is left to tell if this cannot be printed.
+            // If this cannot be printed, nothing else can be done.
             let _ = error.print();
             return ExitCode::from(error.exit_code() as u8);
         }
@@ -157,7 +157,7 @@ impl Command {
     }
 }
 
-/// A message without line breaks: libraries below may put some into theirs.
+/// A message without line breaks: errors of dependencies may contain some.
 fn one_line(message: &str) -> String {
     message.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }

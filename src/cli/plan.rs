@@ -1,4 +1,4 @@
-//! `engine plan`: what a run needs before it starts.
+//! `engine plan`: the cost of a run before it starts.
 
 use std::path::PathBuf;
 
@@ -15,10 +15,10 @@ use crate::eval::Extractor;
 use crate::tensor::DType;
 use crate::train::{DataSizes, Estimate, Peak, Residency, StepWork};
 
-/// State the memory, the work and the least time of a training step and a sampling step, from shapes alone.
+/// Print the memory, the work and the minimum time of a training step and a sampling step, from shapes alone.
 ///
-/// Nothing is allocated and no GPU is needed. The roofline time is the sum over the ops of the larger of FLOPs over the
-/// device's rate and bytes over its bandwidth; data sheet rates for dense products.
+/// Allocates nothing and needs no GPU. The roofline time is the sum over the ops of the larger of FLOPs over the device's rate and
+/// bytes over its bandwidth; rates are those of data sheets, for dense products.
 #[derive(Clone, Debug, Args)]
 pub struct PlanCommand {
     /// A preset [default: quickstart]
@@ -27,7 +27,7 @@ pub struct PlanCommand {
     /// A YAML file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A network that makes features for `engine eval`, instead: inception or efficientnet-lite0
+    /// A feature extractor for `engine eval` in place of a model: inception or efficientnet-lite0
     #[arg(long, value_name = "NAME", conflicts_with_all = ["preset", "config", "data", "set"])]
     extractor: Option<String>,
     /// Images in a batch
@@ -42,10 +42,10 @@ pub struct PlanCommand {
     /// Model the step on 1 to N GPUs, each with a batch of its own
     #[arg(long, value_name = "N")]
     gpus: Option<usize>,
-    /// What connects them: nvlink, pcie or 100gbe
+    /// The link between them: nvlink, pcie or 100gbe
     #[arg(long, value_name = "LINK", default_value = "nvlink")]
     link: String,
-    /// The data set file, for its size [default: the published size of the set that the configuration names]
+    /// The data set file, for its size [default: the published size of the configured set]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Override a value, as in --set model.depth=6
@@ -57,7 +57,7 @@ impl PlanCommand {
     /// Prints the plan to standard output.
     ///
     /// # Errors
-    /// [`Error::Config`] for what cannot be planned.
+    /// [`Error::Config`] for a configuration that cannot be planned.
     pub fn run(self) -> Result<()> {
         print!("{}", self.text()?);
         Ok(())
@@ -73,7 +73,11 @@ impl PlanCommand {
         let peak = device(&self.on)?;
         config.training.precision = config.training.precision.settled(peak.key != "cpu");
         if config.training.precision == Precision::Bf16 && peak.key == "cpu" {
-            return Err(Error::config("--precision", "bf16 is for accelerators, and this is a cpu", "plan for f32"));
+            return Err(Error::config(
+                "--precision",
+                "bf16 needs an accelerator, but the device is a CPU",
+                "use --precision f32",
+            ));
         }
         let estimate = placed(&config, sizes, &peak)?;
         let mut text = heading(&name, &config, &estimate, &peak);
@@ -83,7 +87,7 @@ impl PlanCommand {
             if needed as u64 > available {
                 let batch = Estimate::largest_batch(&config, sizes, available, estimate.residency)?;
                 let mend = match batch {
-                    0 => "no batch of it fits: take a smaller model".to_string(),
+                    0 => "no batch fits: use a smaller model".to_string(),
                     batch => format!("a batch of {batch} fits: --batch {batch}"),
                 };
                 text += &format!("  TOO MUCH: the device has {}; {mend}\n", bytes(available as f64));
@@ -100,7 +104,7 @@ impl PlanCommand {
         let roofline = estimate.training.roofline(&peak, precision);
         text += &floor(&estimate.training, &peak, precision, count, "a step");
         text += &format!(
-            "  at the roof an epoch ({} steps) takes {}, the run ({} steps) {}\n",
+            "  at the roofline an epoch ({} steps) takes {}, the run ({} steps) {}\n",
             number(estimate.steps_per_epoch as usize),
             time(roofline.seconds * estimate.steps_per_epoch as f64),
             number(estimate.total_steps as usize),
@@ -119,12 +123,12 @@ impl PlanCommand {
             0 => String::new(),
             prepared => format!(", of that {} weights packed for products", bytes(prepared as f64)),
         };
-        text += &format!("\nsampling step, {batch} images{guided}: {alone} by itself{of_that}\n");
+        text += &format!("\nsampling step, {batch} images{guided}: {alone} without training{of_that}\n");
         text += &table(&work.evaluation, &peak, precision);
         text += &floor(&work.evaluation, &peak, precision, batch, "an evaluation");
         let all = work.evaluation.roofline(&peak, precision).seconds * work.stages as f64;
         text += &format!(
-            "  at the roof {} {} steps ({} evaluations) take {}, {}\n",
+            "  at the roofline {} {} steps ({} evaluations) take {}, {}\n",
             sampling.sampler,
             sampling.num_steps,
             work.stages,
@@ -134,7 +138,7 @@ impl PlanCommand {
         Ok(text)
     }
 
-    /// The plan of a network that makes features, in f32 as `engine eval` runs it.
+    /// The plan of a feature extractor, in f32 as `engine eval` runs it.
     fn extraction(&self, name: &str) -> Result<String> {
         if self.precision == Some(PrecisionChoice::Bf16) {
             return Err(Error::config("--precision", "features are extracted in f32", "leave it out"));
@@ -172,7 +176,7 @@ impl PlanCommand {
                 validation: set.split_len(Split::Validation),
             });
         }
-        // The known sets have ten classes of equally many images.
+        // The known sets have ten classes with equally many images.
         let sizes = |training: usize, validation: usize| {
             let kept = if data.classes.is_empty() { 10 } else { data.classes.len().min(10) };
             let training = training * kept / 10;
@@ -192,13 +196,13 @@ impl PlanCommand {
             "fashion-mnist" => Ok(sizes(60_000, 10_000)),
             name => {
                 let place = format!("data set {name}");
-                Err(Error::config(place, "its size is not known", "name its file with --data FILE"))
+                Err(Error::config(place, "its size is not known", "give its file with --data FILE"))
             }
         }
     }
 }
 
-/// The rates of what `--on` names.
+/// The rates of the device given with `--on`.
 fn device(on: &str) -> Result<Peak> {
     let known = Peak::known();
     if let Some(peak) = known.iter().find(|peak| peak.key == on) {
@@ -211,14 +215,14 @@ fn device(on: &str) -> Result<Peak> {
             Some(accelerator) => {
                 let name = accelerator.name();
                 let plain = name.to_lowercase().replace([' ', '-'], "");
-                // The longest key first: an L40S is no L4.
+                // Longest key first: an L40S is not an L4.
                 let mut known = known;
                 known.sort_by_key(|peak| std::cmp::Reverse(peak.key.len()));
                 let peak = known.into_iter().find(|peak| plain.contains(peak.key)).ok_or_else(|| {
                     Error::config(
                         "--on here",
                         format!("the rates of {name} are not known"),
-                        "name a device, as in --on h100",
+                        "give a device, as in --on h100",
                     )
                 })?;
                 Ok(Peak { memory: Some(accelerator.memory()?.1), name, ..peak })
@@ -228,7 +232,7 @@ fn device(on: &str) -> Result<Peak> {
             let keys: Vec<&str> = known.iter().map(|peak| peak.key).chain(["cpu", "here"]).collect();
             let short: String = other.chars().take(60).collect();
             let message = format!("no device is called `{}`", short.escape_debug());
-            Err(Error::config("--on", message, format!("there are {}", keys.join(", "))))
+            Err(Error::config("--on", message, format!("use one of {}", keys.join(", "))))
         }
     }
 }
@@ -251,7 +255,7 @@ fn heading(name: &str, config: &Config, estimate: &Estimate, peak: &Peak) -> Str
     )
 }
 
-/// The plan of a run as [`train`](crate::train::train()) would place its images on that device.
+/// The plan of a run, with images placed as [`train`](crate::train::train()) would place them on that device.
 fn placed(config: &Config, sizes: DataSizes, peak: &Peak) -> Result<Estimate> {
     if peak.key == "cpu" {
         let is_whole = config.data.classes.is_empty() && config.data.validation_fraction.is_none();
@@ -431,7 +435,7 @@ mod tests {
         let sharded = plan.text().unwrap();
         assert!(sharded.contains("one tree (training.shards)") && !sharded.contains("1,024  "), "{sharded}");
         plan.link = "carrier pigeon".into();
-        assert!(plan.text().unwrap_err().to_string().contains("there are nvlink, pcie and 100gbe"));
+        assert!(plan.text().unwrap_err().to_string().contains("use nvlink, pcie or 100gbe"));
         (plan.link, plan.gpus) = ("nvlink".into(), Some(0));
         assert!(plan.text().unwrap_err().to_string().starts_with("--gpus"));
     }
@@ -456,7 +460,7 @@ mod tests {
         {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
-        // By itself it takes bf16 where there are tensor cores.
+        // The default is bf16 on tensor cores.
         assert!(text.contains("batch 256, bf16") && text.contains("bf16 copies"), "{text}");
         plan.precision = Some(PrecisionChoice::F32);
         let whole = plan.text().unwrap();
@@ -478,7 +482,7 @@ mod tests {
             }
         }
         let plan = PlanCommand { extractor: Some("vgg".into()), ..command("quickstart", "h100") };
-        assert!(plan.text().unwrap_err().to_string().contains("there are inception, efficientnet-lite0"));
+        assert!(plan.text().unwrap_err().to_string().contains("use one of inception, efficientnet-lite0"));
     }
 
     #[test]
@@ -488,7 +492,7 @@ mod tests {
             change(&mut plan);
             plan.text().unwrap_err().to_string()
         };
-        assert!(fault(&|plan| plan.on = "tpu".into()).contains("there are h100"));
+        assert!(fault(&|plan| plan.on = "tpu".into()).contains("use one of h100"));
         assert!(fault(&|plan| plan.batch = Some(0)).starts_with("--batch"));
         assert!(fault(&|plan| plan.preset = Some("dit".into())).starts_with("--preset"));
         assert!(fault(&|plan| plan.set = vec!["data.name=mine".into()]).contains("--data FILE"));

@@ -1,23 +1,23 @@
-//! The part of `engine plan` on several GPUs.
+//! The part of `engine plan` for several GPUs.
 
 use super::plan::{bytes, images, number, three, time};
 use crate::config::{CommunicationDtype, Config};
 use crate::error::{Error, Result};
 use crate::train::{Estimate, Link, Peak, Scaling};
 
-/// Most GPUs that are planned for.
+/// Most GPUs to plan for.
 const MOST: usize = 1024;
 
-/// The link that `--link` names.
+/// The link given with `--link`.
 pub(super) fn link(name: &str) -> Result<Link> {
     Link::ALL.into_iter().find(|link| link.key() == name).ok_or_else(|| {
         let short: String = name.chars().take(60).collect();
         let message = format!("no link is called `{}`", short.escape_debug());
-        Error::config("--link", message, "there are nvlink, pcie and 100gbe")
+        Error::config("--link", message, "use nvlink, pcie or 100gbe")
     })
 }
 
-/// What 1, 2, 4, … up to `gpus` GPUs come to.
+/// The plan for 1, 2, 4, … up to `gpus` GPUs.
 pub(super) fn text(config: &Config, estimate: &Estimate, peak: &Peak, gpus: usize, link: Link) -> Result<String> {
     if !(1..=MOST).contains(&gpus) {
         return Err(Error::config("--gpus", format!("{gpus} GPUs"), format!("give 1 to {MOST}")));
@@ -26,7 +26,7 @@ pub(super) fn text(config: &Config, estimate: &Estimate, peak: &Peak, gpus: usiz
     let sharded = training.shards.is_some();
     let compute = estimate.training.roofline(peak, training.precision).seconds;
     let batches = training.micro_batches() as f64;
-    // What is planned is one process's step: with shards each GPU does its part of it, else as much as one.
+    // The plan covers one process's step: with shards its part of the step, else a whole one.
     let of = |kind: &str| estimate.memory.iter().find(|(name, _)| *name == kind).map_or(0, |(_, size)| *size);
     let gradients = of("gradients") as f64;
     let brief = training.communication_dtype == CommunicationDtype::Bf16;
@@ -77,8 +77,8 @@ pub(super) fn text(config: &Config, estimate: &Estimate, peak: &Peak, gpus: usiz
     };
     let state = of("optimizer state") + of("moving average");
     text += &format!(
-        "  each GPU holds everything, {}; sharing out optimizer state and average (ZeRO) would save at most {} and cost a gather\n  \
-         of the weights a step, so it is not done\n",
+        "  each GPU holds all state, {}; sharding optimizer state and average (ZeRO) would save at most {} and cost a gather\n  \
+         of the weights per step, so it is not done\n",
         bytes(estimate.total_bytes() as f64),
         bytes(state as f64),
     );

@@ -9,7 +9,7 @@ use crate::config::{Config, ModelConfig, presets};
 use crate::error::{Error, Result};
 use crate::model_file::pretrained;
 
-/// List the presets, or print one as YAML to start a configuration of your own from.
+/// List the presets, or print one as YAML, as a start for your own configuration.
 #[derive(Clone, Debug, Args)]
 pub struct PresetsCommand {
     /// The preset to print
@@ -28,7 +28,7 @@ impl PresetsCommand {
 
     fn text(&self) -> Result<String> {
         match &self.name {
-            // In full: what a preset leaves to the defaults belongs to it as well.
+            // Print it in full: defaults are part of a preset.
             Some(name) => Config::preset(name)?.to_yaml(),
             None => {
                 let presets = presets().iter().map(|preset| (preset.name, preset.description));
@@ -42,10 +42,10 @@ impl PresetsCommand {
     }
 }
 
-/// The configuration of a file, else of a preset (`quickstart` where neither is named), with what flags set of it, and its name.
+/// The configuration of a file, else of a preset (`quickstart` by default), with the flags applied, and its name.
 ///
 /// # Errors
-/// [`Error::Config`] for what is not known, not there or cannot work together.
+/// [`Error::Config`] for unknown names, missing files and invalid combinations.
 pub(super) fn configuration(
     preset: Option<&str>,
     file: Option<&Path>,

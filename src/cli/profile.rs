@@ -1,4 +1,4 @@
-//! `engine profile`: where the time of a step goes, kernel by kernel and line by line, with a GPU and without.
+//! `engine profile`: the time of a step by kernel and source line, with or without a GPU.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -20,26 +20,27 @@ use crate::profile::machine::{BEGINS, Order};
 use crate::profile::report::Report;
 use crate::profile::{self, machine, steps, table, trace};
 
-/// Kernels of a section whose lines are shown where no op is named.
+/// Kernels of a section whose lines are shown if no op is given.
 const KERNELS: usize = 3;
-/// Steps that are measured on a GPU.
+/// Measured steps on a GPU.
 const REPEATS: usize = 5;
 
-/// Count what the kernels of a training step and a sampling step do, line by line, and model their times on a GPU.
+/// Count the work of the kernels of a training step and a sampling step, by line, and model their times on a GPU.
 ///
-/// Needs no GPU: kernels run on the PTX machine, `cargo run --release -p ptx-machine -- target/ptx-machine`. A few blocks of each launch
-/// are executed, at the real batch, and stand for all. Times are modelled, never measured; `--on here` on a GPU measures them too.
+/// Needs no GPU: kernels run on the PTX machine, `cargo run --release -p ptx-machine -- target/ptx-machine`. A few blocks of each
+/// launch are executed, at the real batch size, and represent all. Times are modelled, never measured; `--on here` on a GPU also
+/// measures them.
 #[derive(Clone, Debug, Args)]
 pub struct ProfileCommand {
     #[command(flatten)]
     run: RunOptions,
-    /// The GPU whose times are modelled: a100, h100, h200, b200, rtx4090, or here: this machine's, which is measured too
+    /// The GPU to model: a100, h100, h200, b200, rtx4090, or here: this machine's GPU, which is also measured
     #[arg(long, value_name = "DEVICE", default_value = "h100")]
     on: String,
-    /// Show the kernels of this op alone
+    /// Show only the kernels of this op
     #[arg(long, value_name = "OP")]
     op: Option<String>,
-    /// Show the dearest lines of kernels too
+    /// Also show the most expensive lines of kernels
     #[arg(long)]
     lines: bool,
     /// Write everything as JSON
@@ -48,21 +49,21 @@ pub struct ProfileCommand {
     /// Write both steps as a trace that ui.perfetto.dev opens
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Correct the model by measured times: what `--on here --json FILE` wrote on a GPU
+    /// Correct the model with measured times: the output of `--on here --json FILE` on a GPU
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
-    /// Keep what is counted in FILE, or take it from there where it exists: a GPU machine then needs no PTX machine
+    /// Store the counters in FILE, or read them if it exists: a GPU machine then needs no PTX machine
     #[arg(long, value_name = "FILE")]
     counters: Option<PathBuf>,
-    /// Count the runs of FILE and hold them against its counters: one that grew by more than 2 % is an error
+    /// Count the runs in FILE and compare with its counters: growth of more than 2 % is an error
     #[arg(long, value_name = "FILE", conflicts_with_all = ["op", "lines", "json", "trace", "calibration", "counters"])]
     check: Option<PathBuf>,
-    /// With --check: write the new counters into FILE, which acknowledges them
+    /// With --check: write the new counters to FILE, which accepts them
     #[arg(long, requires = "check")]
     update: bool,
 }
 
-/// What is run.
+/// The run to profile.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct RunOptions {
     /// A preset [default: quickstart]
@@ -80,7 +81,7 @@ pub(super) struct RunOptions {
     /// Override a value, as in --set model.depth=6
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// Blocks of a launch that are executed and stand for all; 0: all of them
+    /// Executed blocks of a launch, which represent all; 0: all of them
     #[arg(long, value_name = "N", default_value_t = 6)]
     pub blocks: u32,
 }
@@ -94,7 +95,7 @@ impl RunOptions {
         Ok((name, config))
     }
 
-    /// What is run, in words; two that are alike are the same run.
+    /// The run as text; equal texts mean equal runs.
     fn words(&self, name: &str, config: &Config) -> String {
         let precision = config.training.precision.name();
         let mut words = format!("{name}, batch {}, {precision}", config.training.batch_size);
@@ -106,7 +107,7 @@ impl RunOptions {
         format!("{words}; {blocks}")
     }
 
-    /// As arguments of the child.
+    /// The arguments of the child process.
     fn arguments(&self, config: &Config) -> Vec<String> {
         let mut arguments = vec!["profile-count".to_string()];
         let mut add = |flag: &str, value: String| arguments.extend([flag.to_string(), value]);
@@ -124,7 +125,7 @@ impl RunOptions {
         arguments
     }
 
-    /// Counts both steps, in a child on the machine.
+    /// Counts both steps, in a child process on the PTX machine.
     pub fn count(&self, gpu: &Gpu) -> Result<Counted> {
         let (name, config) = self.configuration()?;
         let progress = Progress::new();
@@ -137,7 +138,7 @@ impl ProfileCommand {
     /// Prints the profile to standard output.
     ///
     /// # Errors
-    /// [`Error::Config`] for what cannot be run or is not known; [`Error::Device`] where the machine is missing or a kernel fails on it;
+    /// [`Error::Config`] for an unknown or invalid run; [`Error::Device`] if the PTX machine is missing or a kernel fails on it;
     /// files that cannot be read or written.
     pub fn run(self) -> Result<()> {
         if let Some(path) = &self.check {
@@ -173,14 +174,14 @@ impl ProfileCommand {
         }
         let all = known.join(", ");
         let mend = match nearest(op, known) {
-            Some(near) => format!("did you mean {near}? There are {all}"),
-            None => format!("there are {all}"),
+            Some(near) => format!("did you mean {near}? Known: {all}"),
+            None => format!("use one of {all}"),
         };
         let short: String = op.chars().take(60).collect();
-        Err(Error::config("--op", format!("no kernels are called `{}`", short.escape_debug()), mend))
+        Err(Error::config("--op", format!("no op is called `{}`", short.escape_debug()), mend))
     }
 
-    /// What was counted, now or before.
+    /// The counters, counted now or read from a file.
     fn counted(&self, gpu: &Gpu) -> Result<Counted> {
         let Some(path) = &self.counters else { return self.run.count(gpu) };
         if !path.exists() {
@@ -193,8 +194,9 @@ impl ProfileCommand {
         let wanted = self.run.words(&name, &config);
         let device = &counted.machine.device;
         if counted.run != wanted || device != gpu.key {
-            let message = format!("it has the counters of {} on {device}, not of {wanted} on {}", counted.run, gpu.key);
-            return Err(Error::file(path, message, "delete it, or name another file"));
+            let message =
+                format!("it holds the counters of {} on {device}, not of {wanted} on {}", counted.run, gpu.key);
+            return Err(Error::file(path, message, "delete it, or give another file"));
         }
         Ok(counted)
     }
@@ -215,11 +217,11 @@ impl ProfileCommand {
     }
 }
 
-/// This machine's GPU in words.
+/// This machine's GPU as text.
 fn here_name() -> Result<String> {
     match DeviceChoice::Cuda(0).open()?.accelerator {
         Some(accelerator) => Ok(accelerator.name()),
-        None => Err(Error::config("--on here", "this machine has no GPU", "name one, as in --on h100")),
+        None => Err(Error::config("--on here", "this machine has no GPU", "give one, as in --on h100")),
     }
 }
 
@@ -227,7 +229,7 @@ fn write(path: &Path, value: &serde_json::Value) -> Result<()> {
     std::fs::write(path, format!("{value}\n")).map_err(Error::io(path, "write"))
 }
 
-/// Says on standard error what is counted.
+/// Reports progress on standard error.
 struct Progress {
     bar: Option<ProgressBar>,
 }
@@ -252,7 +254,7 @@ impl Progress {
         };
         match &self.bar {
             Some(bar) => bar.set_message(text),
-            // Nobody is left to tell if this cannot be printed.
+            // If this cannot be printed, nothing else can be done.
             None => {
                 let _ = writeln!(std::io::stderr(), "{text}");
             }
@@ -268,7 +270,7 @@ impl Drop for Progress {
     }
 }
 
-/// The child of `engine profile`: runs both steps on the machine and writes what the engine submits.
+/// The child process of `engine profile`: runs both steps on the PTX machine and writes the submitted work.
 #[derive(Clone, Debug, Args)]
 pub struct ProfileCountCommand {
     #[command(flatten)]

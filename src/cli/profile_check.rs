@@ -1,4 +1,4 @@
-//! `engine profile --check`: counters that were acknowledged against those of this tree.
+//! `engine profile --check`: compares the accepted counters with those of this tree.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::profile::gpu::Gpu;
 use crate::profile::keep::{Changes, Kept, KeptFile, compare, sections};
 use crate::profile::profile;
 
-/// Counts each of the file's runs; `update` writes what came out into it.
+/// Counts each of the file's runs; `update` writes the results to the file.
 pub(super) fn run(path: &Path, update: bool, gpu: &Gpu) -> Result<()> {
     let mut file = KeptFile::read(path)?;
     let mut all = Changes::default();
@@ -27,7 +27,7 @@ pub(super) fn run(path: &Path, update: bool, gpu: &Gpu) -> Result<()> {
     let command = format!("engine profile --check {} --update", path.display());
     if update {
         file.write(path)?;
-        println!("{}: {} counters acknowledged that differ", path.display(), faults + notes);
+        println!("{}: {} changed counters accepted", path.display(), faults + notes);
         return Ok(());
     }
     match all.faults.first() {
@@ -37,7 +37,7 @@ pub(super) fn run(path: &Path, update: bool, gpu: &Gpu) -> Result<()> {
         }
         Some(first) => {
             let more = if faults == 1 { String::new() } else { format!(", and {} more", faults - 1) };
-            let mend = format!("make it cheaper, or acknowledge it: `{command}`, and commit the file");
+            let mend = format!("reduce the cost, or accept it with `{command}`, and commit the file");
             Err(Error::config(
                 path.display().to_string(),
                 format!("a counter grew by more than 2 %: {first}{more}"),

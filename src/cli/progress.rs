@@ -1,4 +1,4 @@
-//! A run on the terminal: a bar where one can be shown, lines elsewhere.
+//! The progress of a run: a bar on a terminal, lines elsewhere.
 
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
@@ -8,10 +8,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::ops::host::parallel::threads;
 use crate::train::{Event, Start, Summary, TrainingLine};
 
-/// Shows a run's events: lines that stay on standard output, the rest on standard error.
+/// Shows a run's events: permanent lines on standard output, the rest on standard error.
 pub(super) struct Terminal {
     quiet: bool,
-    /// Whether standard error is a terminal, so that a bar is worth drawing.
+    /// Whether standard error is a terminal, for a bar.
     live: bool,
     bar: ProgressBar,
     steps: u64,
@@ -65,7 +65,7 @@ impl Terminal {
         }
     }
 
-    /// The last lines; `summary` is None for a run that failed, whose error is told elsewhere.
+    /// The last lines; `summary` is None for a run that failed, whose error is reported elsewhere.
     pub fn end(&mut self, summary: Option<&Summary>) {
         self.bar.finish_and_clear();
         if let (Some(summary), false) = (summary, self.quiet) {
@@ -89,7 +89,7 @@ impl Terminal {
         let device = if on_cpu { format!("{}, {} threads", start.device, threads()) } else { start.device.clone() };
         let free = start.memory.available.map_or(String::new(), |free| format!(", {} free", size(free)));
         let epochs = start.steps as f64 / start.steps_per_epoch as f64;
-        let from = if start.from > 0 { format!(", goes on after step {}", start.from) } else { String::new() };
+        let from = if start.from > 0 { format!(", resumes after step {}", start.from) } else { String::new() };
         let lines = [
             format!("model    {}: {}, {} parameters", start.name, start.config.model.kind(), count(start.parameters)),
             format!("data     {}", start.data),
@@ -142,9 +142,9 @@ impl Terminal {
         self.last = Some(line.clone());
     }
 
-    /// A line that stays.
+    /// A permanent line.
     fn say(&self, line: &str) {
-        // A reader that has gone away, as `head` does, is no reason to end a run.
+        // A closed reader, such as `head`, does not end a run.
         self.bar.suspend(|| {
             let _ = writeln!(std::io::stdout(), "{line}");
         });
@@ -155,12 +155,12 @@ impl Terminal {
     }
 }
 
-/// Images being drawn: a bar on a terminal, else, on request, a line a second.
+/// Progress of sampling: a bar on a terminal; else, on request, one line per second.
 pub(super) struct Drawing {
     bar: ProgressBar,
     images: usize,
     started: Instant,
-    /// When the last line was written, where lines are wanted.
+    /// Time of the last line, if lines are requested.
     line: Option<Instant>,
 }
 
@@ -224,7 +224,7 @@ fn size(bytes: u64) -> String {
 
 /// `1 h 05 min`, `3 min 20 s`, `12 s`
 fn duration(seconds: f64) -> String {
-    // Beyond a hundred years nobody counts; the cast would saturate anyway.
+    // Longer than a hundred years is not shown in full; the cast would saturate.
     let whole = seconds.clamp(0.0, 4e9).round() as u64;
     match (whole / 3600, whole / 60 % 60, whole % 60) {
         (0, 0, s) => format!("{s} s"),

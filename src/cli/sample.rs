@@ -18,17 +18,17 @@ use crate::tensor::Device;
 
 /// Draw images from a trained model.
 ///
-/// What is not given is taken from the model's own configuration. Image k of a seed is the same image whatever the batch,
-/// the number of threads and the number of images. Each PNG holds the parameters that made it, for --like.
+/// Settings that you do not give come from the model's configuration. Image k of a seed is the same for any batch size, number of
+/// threads and number of images. Each PNG holds its parameters, for --like.
 #[derive(Clone, Debug, Args)]
 pub struct SampleCommand {
     /// A model file, a run folder (its model.safetensors), or the name of a model that comes with the engine
     #[arg(long, value_name = "FILE|RUN|NAME", required_unless_present = "like")]
     model: Option<PathBuf>,
-    /// Draw what FILE.png shows again, from the parameters in it; options that are given too replace those
+    /// Reproduce the picture FILE.png from the parameters in it; other options override them
     #[arg(long, value_name = "FILE.png")]
     like: Option<PathBuf>,
-    /// How many images; with --class all, how many of each class [default: one of each class; with --class, the model's]
+    /// Number of images; with --class all, per class [default: one of each class; with --class, the model's]
     #[arg(long, value_name = "N")]
     count: Option<usize>,
     /// A class by name or number, all (a row for each), or none [default: all classes in turn]
@@ -37,16 +37,16 @@ pub struct SampleCommand {
     /// ddpm, ddim, heun or dpmpp2m (DPM-Solver++)
     #[arg(long, value_name = "SAMPLER")]
     sampler: Option<String>,
-    /// A number of steps by name
+    /// Steps by name: fast (20), standard (50) or high (100)
     #[arg(long, value_enum, conflicts_with_all = ["steps", "timesteps"])]
     profile: Option<Profile>,
     /// Denoising steps
     #[arg(long, value_name = "N", conflicts_with = "timesteps")]
     steps: Option<usize>,
-    /// How the steps are spread over the noise levels: uniform, quadratic or logarithmic (more steps at little noise)
+    /// Spacing of the steps over the noise levels: uniform, quadratic or logarithmic (more steps at low noise)
     #[arg(long, value_name = "SCHEDULE", conflicts_with = "timesteps")]
     schedule: Option<String>,
-    /// The steps one by one, as in 999,750,500,250,0; repeats and what is outside the model's noise levels are dropped
+    /// The timesteps one by one, as in 999,750,500,250,0; repeats and values outside the model's noise levels are dropped
     #[arg(long, value_name = "T,T,…", allow_hyphen_values = true)]
     timesteps: Option<String>,
     /// The share of DDPM's noise in a DDIM step: 0 to 1
@@ -55,22 +55,21 @@ pub struct SampleCommand {
     /// Scale of all noise: 1 is as in training, less gives smoother and less varied images
     #[arg(long, value_name = "SCALE")]
     temperature: Option<f64>,
-    /// Classifier-free guidance: 1 is none, more follows the class harder
+    /// Classifier-free guidance: 1 is none, higher values follow the class more strictly
     #[arg(long, value_name = "SCALE")]
     guidance: Option<f64>,
-    /// How that goes over the steps: constant, adaptive (little, then all, then more), or a list of scales such as 1,2,3
+    /// Guidance over the steps: constant, adaptive (little, then all, then more), or a list of scales such as 1,2,3
     #[arg(long, value_name = "COURSE")]
     guidance_schedule: Option<String>,
     /// Image k of a seed is always the same image [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Images that are computed together [default: up to 32 on the CPU, 256 on a GPU]
+    /// Images computed together [default: up to 32 on the CPU, 256 on a GPU]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     #[command(flatten)]
     machine: MachineOptions,
-    /// Put real images of the same classes beside the generated ones: a data set file, the name of a published set, or
-    /// `builtin`
+    /// Show real images of the same classes beside the generated ones: a data set file, the name of a published set, or `builtin`
     #[arg(long, value_name = "DATA")]
     compare_with: Option<String>,
     /// The folder of data sets, for --compare-with
@@ -80,22 +79,22 @@ pub struct SampleCommand {
     /// PNG files [default: samples.png; with --like, repeated.png]
     #[arg(long, value_name = "F.png|F.npy|F.safetensors|DIR")]
     out: Option<PathBuf>,
-    /// Replace images that are in the folder already
+    /// Replace existing images in the folder
     #[arg(long)]
     force: bool,
-    /// Show progress even where there is no terminal, as lines on standard error
+    /// Show progress without a terminal too, as lines on standard error
     #[arg(long, conflicts_with = "quiet")]
     progress: bool,
-    /// Say nothing unless something goes wrong
+    /// Print only errors
     #[arg(long)]
     quiet: bool,
 }
 
-/// Where the images go.
+/// The output.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Output {
     Sheet,
-    /// A single image, as a folder's are.
+    /// A single image, named as in a folder.
     Single,
     Array,
     /// A data set file.
@@ -103,23 +102,22 @@ enum Output {
     Folder,
 }
 
-/// What is drawn, and where to.
+/// The images to draw, and their output.
 struct Job {
-    /// The command, filled up from the picture that it repeats.
+    /// The command, completed from the picture of `--like`.
     command: SampleCommand,
     model: PathBuf,
     out: PathBuf,
     output: Output,
-    /// The recipe of that picture.
+    /// The recipe in that picture.
     like: Option<Recipe>,
 }
 
 impl SampleCommand {
-    /// Draws the images, writes them, and says so.
+    /// Draws the images, writes them, and reports.
     ///
     /// # Errors
-    /// Those of [`Model::load`] and [`Model::sample_each`], and what is wrong with the options, which is found before
-    /// anything is drawn.
+    /// Those of [`Model::load`] and [`Model::sample_each`], and invalid options, before anything is drawn.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
         let job = Job::new(self)?;
@@ -129,8 +127,7 @@ impl SampleCommand {
             if let (Some(like), Some(path)) = (&job.like, &job.command.like) {
                 like.check_model(&model, path)?;
                 if like.device.starts_with("cpu") != matches!(machine.device, Device::Cpu) {
-                    let note =
-                        format!("{} was drawn on {}: pixels are equal within rounding", path.display(), like.device);
+                    let note = format!("{} was drawn on {}: pixels agree within rounding", path.display(), like.device);
                     job.note(&note);
                 }
             }
@@ -143,7 +140,7 @@ impl SampleCommand {
     }
 }
 
-/// What `--timesteps` lists; it may well be nothing.
+/// The list of `--timesteps`; it may be empty.
 fn timesteps(text: &str) -> Result<Vec<i64>> {
     let parts = text.split([',', ' ']).map(str::trim).filter(|part| !part.is_empty());
     let number = |part: &str| {
@@ -170,7 +167,7 @@ impl Job {
             command.fill_up(like, output)?;
         }
         let job = Self {
-            // One of the two is there: the parser has seen to it.
+            // The argument parser ensures that one of the two is given.
             model: command.model.clone().unwrap_or_default(),
             command,
             out,
@@ -187,24 +184,22 @@ impl Job {
             return Err(Error::config("--compare-with", message, "end --out in .png"));
         }
         if self.output == Output::Set && self.out.exists() && !self.command.force {
-            // Before the work, not after it.
-            return Err(Error::file(&self.out, "exists already", "name another file, or replace it with --force"));
+            // Check before the work, not after it.
+            return Err(Error::file(&self.out, "already exists", "give another file, or replace it with --force"));
         }
         let same = |path: &Path| match (path.canonicalize(), self.out.canonicalize()) {
             (Ok(path), Ok(out)) => path == out,
             _ => false,
         };
         match &self.command.like {
-            Some(like) if same(like) && !self.command.force => Err(Error::file(
-                like,
-                "would be replaced by what is drawn like it",
-                "name another --out, or add --force",
-            )),
+            Some(like) if same(like) && !self.command.force => {
+                Err(Error::file(like, "would be overwritten by its reproduction", "give another --out, or add --force"))
+            }
             _ => Ok(()),
         }
     }
 
-    /// Adds what somebody who repeats a picture needs to know.
+    /// Adds advice for `--like` to an error.
     fn explain(&self, error: Error) -> Error {
         let (Some(_), Some(path)) = (&self.like, &self.command.like) else { return error };
         match error {
@@ -216,7 +211,7 @@ impl Job {
             Error::File { path: model, message, mend } if !model.exists() => Error::File {
                 path: path.clone(),
                 message: format!("was drawn by {}: {message}", model.display()),
-                mend: format!("{mend}, or name where it is now with --model"),
+                mend: format!("{mend}, or give its new path with --model"),
             },
             error => error,
         }
@@ -235,7 +230,7 @@ impl Job {
         format!("{}{newest}: {weights} after step {} (epoch {})", model.path.display(), info.step, info.epoch)
     }
 
-    /// What the options say of sampling.
+    /// The sampling options that were given.
     fn changes(&self) -> Result<Changes> {
         let command = &self.command;
         let schedule = command.schedule.as_deref().map(str::parse);
@@ -308,7 +303,7 @@ impl Job {
         Ok(())
     }
 
-    /// What the output needs before anything is drawn: the layout of a sheet and the real images beside it, or a folder.
+    /// Prepares the output before anything is drawn: the layout of a sheet and the real images for it, or a folder.
     fn prepare(
         &self,
         model: &Model,
@@ -328,7 +323,7 @@ impl Job {
         }
     }
 
-    /// The data set's name and a real image for each that is drawn.
+    /// The data set's name and a real image for each drawn image.
     fn real(&self, model: &Model, request: &SampleRequest, shape: [usize; 3]) -> Result<Option<(String, Vec<Image>)>> {
         let Some(given) = &self.command.compare_with else { return Ok(None) };
         let data = &model.info.config.data;
@@ -339,7 +334,7 @@ impl Job {
             quiet: self.command.quiet,
         };
         let dataset: Dataset = resolve(&data.name, Some(given), &options)?;
-        // A model file without names has numbers in their place; then the data set's own order counts.
+        // A model file without class names has numbers in their place; then the data set's order applies.
         let names = if model.info.classes.is_empty() { dataset.class_names() } else { &model.info.classes };
         let class_of = |&label: &usize| {
             let of_no_class = label >= model.info.config.model.num_classes();
@@ -363,7 +358,7 @@ impl Job {
         )
     }
 
-    /// Makes the folder and refuses to write over images in it.
+    /// Makes the folder and refuses to overwrite images in it.
     fn prepare_folder(&self, names: &[String], first: u32) -> Result<()> {
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create the folder"))?;
         if self.command.force {
@@ -371,34 +366,34 @@ impl Job {
         }
         let paths = names.iter().enumerate().map(|(k, name)| self.out.join(file_name(first as usize + k, name)));
         match paths.into_iter().find(|path| path.exists()) {
-            Some(taken) => Err(Error::file(taken, "exists already", "name another folder, or replace with --force")),
+            Some(taken) => Err(Error::file(taken, "already exists", "give another folder, or replace with --force")),
             None => Ok(()),
         }
     }
 }
 
-/// A sheet before its images are there.
+/// A sheet before its images are drawn.
 struct SheetPlan {
     layout: Layout,
-    /// The data set's name and a real image for each that is drawn.
+    /// The data set's name and a real image for each drawn image.
     real: Option<(String, Vec<Image>)>,
 }
 
-/// Where images go as they are drawn.
+/// Where images are written as they are drawn.
 struct Target<'a> {
     job: &'a Job,
     request: &'a SampleRequest,
-    /// The class of each image, in words.
+    /// The class name of each image.
     names: &'a [String],
-    /// The model's classes in the order of their labels.
+    /// The model's classes, by label.
     classes: Vec<String>,
     recipe: &'a Recipe,
-    /// Those that are written together.
+    /// Images that are written together.
     images: Vec<Image>,
 }
 
 impl Target<'_> {
-    /// Writes image k of the request, or keeps it until all are there.
+    /// Writes image k of the request, or keeps it for a joint file.
     fn take(&mut self, k: usize, image: Image) -> Result<()> {
         let out = &self.job.out;
         match self.job.output {
@@ -421,7 +416,7 @@ impl Target<'_> {
         write_with(path, image, &recipe, &text)
     }
 
-    /// Writes what is written together.
+    /// Writes a joint file.
     fn finish(&self, choice: &Choice, plan: Option<SheetPlan>) -> Result<()> {
         if let Some(SheetPlan { layout, real }) = plan {
             let real = real.as_ref().map(|(source, images)| (source.as_str(), images.as_slice()));
@@ -437,7 +432,7 @@ impl Target<'_> {
 }
 
 impl Target<'_> {
-    /// The images as a data set for training; those of no class are of one.
+    /// The images as a data set for training; unconditional images get one class.
     fn data_set(&self) -> Result<Dataset> {
         let label = |name: &String| self.classes.iter().position(|class| class == name);
         let labels: Option<Vec<u16>> = self.names.iter().map(|name| label(name).map(|label| label as u16)).collect();
@@ -463,7 +458,7 @@ impl Target<'_> {
 }
 
 impl SampleCommand {
-    /// Takes from the recipe of a picture what was not given.
+    /// Takes missing settings from the recipe of a picture.
     fn fill_up(&mut self, like: &Recipe, output: Output) -> Result<()> {
         self.model.get_or_insert_with(|| like.model.clone().into());
         self.count.get_or_insert(like.count);
@@ -484,7 +479,8 @@ impl SampleCommand {
                 "bf16" => PrecisionChoice::Bf16,
                 "f32" => PrecisionChoice::F32,
                 other => {
-                    let message = format!("the picture was drawn in {}, which is not known here", other.escape_debug());
+                    let message =
+                        format!("the picture was drawn in {}, which this engine does not know", other.escape_debug());
                     return Err(Error::config("--like", message, "give --precision"));
                 }
             });
@@ -493,7 +489,7 @@ impl SampleCommand {
     }
 }
 
-/// What kind of output a path means.
+/// The output format of a path.
 fn output(out: &Path) -> Result<Output> {
     let extension = out.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let named_folder = out.is_dir() || out.as_os_str().to_string_lossy().ends_with('/');
@@ -505,27 +501,27 @@ fn output(out: &Path) -> Result<Output> {
         "" => Ok(Output::Folder),
         other => Err(Error::config(
             "--out",
-            format!("{} is no kind of file that can be written: .{other}", out.display()),
+            format!("{} is not a supported kind of file: .{other}", out.display()),
             "end it in .png, .npy or .safetensors, or in / for a folder",
         )),
     }
 }
 
-/// Writes a PNG with its recipe and `more` text inside.
+/// Writes a PNG with its recipe and `more` text chunks.
 fn write_with(path: &Path, image: &Image, recipe: &Recipe, more: &[(&'static str, String)]) -> Result<()> {
     let recipe = recipe.text();
     let text: Vec<(&str, &str)> = recipe.iter().chain(more).map(|(keyword, text)| (*keyword, text.as_str())).collect();
     write_png(path, image, &text)
 }
 
-/// `00012-dog.png`, `00012.png` without a class; what a file's name may not have becomes a dash.
+/// `00012-dog.png`, `00012.png` without a class; characters that a file name cannot have become dashes.
 fn file_name(k: usize, class: &str) -> String {
     let plain = |c: char| if c.is_alphanumeric() || matches!(c, '_' | '-') { c } else { '-' };
     let class: String = class.chars().take(40).map(plain).collect();
     if class.is_empty() { format!("{k:05}.png") } else { format!("{k:05}-{class}.png") }
 }
 
-/// Names the option instead of the configuration's key.
+/// Replaces the configuration's key with the option's name.
 pub(super) fn by_option(error: Error) -> Error {
     match error {
         Error::Config { place, message, mend } => {

@@ -1,4 +1,4 @@
-//! `engine score`: how unlike the training data images are.
+//! `engine score`: rates how unlike the training data images are.
 
 use std::path::PathBuf;
 
@@ -16,11 +16,11 @@ use crate::pipeline::Model;
 
 /// Score how unlike the training data images are (anomaly detection).
 ///
-/// Each image is noised to several levels and denoised. Its score says by how many standard deviations its error lies above
-/// that of reference images: near 0 for images like those, several for strange ones.
+/// Each image is noised to several levels and denoised. The score is how many standard deviations its error lies above that of
+/// reference images: near 0 for similar images, several for unusual ones.
 #[derive(Clone, Debug, Args)]
 pub struct ScoreCommand {
-    /// Pictures, or folders of them; brought to the model's size and channels
+    /// Pictures, or folders of them; fitted to the model's size and channels
     #[arg(value_name = "FILE|FOLDER", required_unless_present = "data", conflicts_with = "data")]
     images: Vec<PathBuf>,
     /// A model file, a checkpoint, or a run folder: its model.safetensors
@@ -29,19 +29,19 @@ pub struct ScoreCommand {
     /// Score the validation images of a data set instead: a file, a published set's name, or `builtin`
     #[arg(long, value_name = "DATA")]
     data: Option<String>,
-    /// How many of them
+    /// Number of those images
     #[arg(long, value_name = "N", default_value_t = 100)]
     count: usize,
-    /// The data set whose training images are the reference [default: the one that the model was trained on]
+    /// The data set whose training images are the reference [default: the model's training set]
     #[arg(long, value_name = "DATA")]
     reference: Option<String>,
-    /// How many reference images
+    /// Number of reference images
     #[arg(long, value_name = "N", default_value_t = 256)]
     reference_count: usize,
     /// The folder of data sets
     #[arg(long, value_name = "DIR", default_value = "data")]
     data_dir: PathBuf,
-    /// Score images as ones of this class, against reference images of it [default: of no class, against all]
+    /// Score images as members of this class, against reference images of that class [default: no class, against all]
     #[arg(long, value_name = "NAME|N")]
     class: Option<String>,
     /// Noise levels
@@ -50,7 +50,7 @@ pub struct ScoreCommand {
     /// Seed of the noise
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Images that are computed together
+    /// Images computed together
     #[arg(long, value_name = "N", default_value_t = 32)]
     batch: usize,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `engine serve`: models as a service, with a page.
+//! `engine serve`: serves models over HTTP, with a page.
 
 use std::fs::DirBuilder;
 use std::net::SocketAddr;
@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 use crate::serve::{Keys, Limits, Runs, Settings, run};
 use crate::tensor::Device;
 
-/// Serve models over HTTP, with a page to play with.
+/// Serve models over HTTP, with an interactive page.
 ///
-/// Without --model the model that comes with the engine. Image k of a seed is the same image as `engine sample` draws,
-/// whatever else the server draws beside it. The API is described at /docs, and OpenAI's clients can ask at /v1.
+/// The default model is the one that comes with the engine. Image k of a seed is the same as from `engine sample`, whatever else
+/// the server draws with it. The API is described at /docs; OpenAI clients can use /v1.
 #[derive(Clone, Debug, Args)]
 pub struct ServeCommand {
     /// A model file, a run folder, or the name of a model that comes with the engine; may be given several times
@@ -25,15 +25,15 @@ pub struct ServeCommand {
     /// A folder of more models: .safetensors files and run folders
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
-    /// Where to listen; port 0 is any that is free
+    /// Address to listen on; port 0 chooses a free port
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7860")]
     listen: SocketAddr,
     #[command(flatten)]
     machine: MachineOptions,
-    /// Images that share a denoising step; one under guidance counts twice [default: 16 on the CPU, 256 on a GPU]
+    /// Images that share a denoising step; a guided image counts twice [default: 16 on the CPU, 256 on a GPU]
     #[arg(long, value_name = "N")]
     max_batch: Option<usize>,
-    /// Unfinished jobs; beyond them requests are turned away
+    /// Most unfinished jobs; further requests are refused
     #[arg(long, value_name = "N", default_value_t = 64)]
     queue: usize,
     /// Most images of a job
@@ -42,44 +42,44 @@ pub struct ServeCommand {
     /// Most denoising steps of an image
     #[arg(long, value_name = "N", default_value_t = 1000)]
     max_steps: usize,
-    /// Seconds that a job may take, the queue included
+    /// Longest time of a job in seconds, including the queue
     #[arg(long, value_name = "S", default_value_t = 300)]
     timeout: u64,
-    /// Seconds that running jobs have when the server is told to stop
+    /// Seconds that running jobs may take after the server is told to stop
     #[arg(long, value_name = "S", default_value_t = 20)]
     grace: u64,
-    /// Open connections
+    /// Most open connections
     #[arg(long, value_name = "N", default_value_t = 256)]
     connections: usize,
-    /// MiB that models and their batches may take; models that are not needed make room for others
+    /// Memory in MiB for models and their batches; unused models are evicted
     #[arg(long, value_name = "MIB", default_value_t = 4096)]
     memory: usize,
-    /// A file with the SHA-256 of each key that may ask, a line each, and a name after it
+    /// A file of accepted keys: the SHA-256 of each, one per line, followed by a name
     #[arg(long, value_name = "FILE")]
     api_keys: Option<PathBuf>,
-    /// A name by which the server may be called, besides localhost and addresses
+    /// An additional host name for the server, besides localhost and addresses
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
-    /// An origin of another page that may ask, as in `https://example.org`
+    /// An allowed origin of another page, as in `https://example.org`
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
-    /// Where finished jobs are kept, so that a server that is started again knows them, or none [default: a folder of
-    /// the address under ~/.local/state/engine; none for port 0]
+    /// Folder for finished jobs, which survive a restart, or none [default: a folder per address under ~/.local/state/engine; none
+    /// for port 0]
     #[arg(long, value_name = "DIR|none")]
     keep: Option<PathBuf>,
-    /// A folder of run folders to be shown while they train
+    /// A folder of run folders, shown during training
     #[arg(long, value_name = "DIR")]
     runs: Option<PathBuf>,
-    /// Say nothing but the address
+    /// Print only the address
     #[arg(long)]
     quiet: bool,
 }
 
 impl ServeCommand {
-    /// Serves until it is told to stop.
+    /// Serves until it is stopped.
     ///
     /// # Errors
-    /// Those of [`run`], and what is wrong with the options.
+    /// Those of [`run`], and invalid options.
     pub fn run(self) -> Result<()> {
         let bounds = [("--queue", self.queue), ("--max-images", self.max_images), ("--max-steps", self.max_steps)];
         let more =
@@ -132,8 +132,7 @@ impl ServeCommand {
     }
 }
 
-/// The folder for the jobs of a server at an address, as the XDG base directory specification has it. None where there
-/// is none that can be written to.
+/// The job folder of a server at an address, following the XDG base directory specification. None if no such folder is writable.
 fn usual_folder(listen: SocketAddr) -> Option<PathBuf> {
     if listen.port() == 0 {
         return None;
@@ -141,7 +140,7 @@ fn usual_folder(listen: SocketAddr) -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
     let folder = state.join("engine").join(format!("serve-{}", listen.to_string().replace(':', "-")));
-    // Read-only file systems are no error: containers have them. What was drawn is for this user alone.
+    // Read-only file systems, as in containers, are not an error. Only this user may read the images.
     let probe = folder.join(".probe");
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.and_then(|()| std::fs::write(&probe, "")).ok()?;

@@ -19,8 +19,8 @@ use crate::train::{TrainRequest, follow, train};
 
 /// Train a model; without options, a small one on built-in shapes.
 ///
-/// Everything goes into the run folder: the model, checkpoints, samples, the loss curve, metrics.jsonl. Ctrl-C saves and
-/// says how to go on.
+/// The run folder holds everything: the model, checkpoints, samples, the loss curve, metrics.jsonl. Ctrl-C saves and prints how to
+/// resume.
 #[derive(Debug, Args)]
 pub struct TrainCommand {
     /// A configuration that comes with the engine; see `engine presets` [default: quickstart]
@@ -29,13 +29,13 @@ pub struct TrainCommand {
     /// A configuration file (YAML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A folder or an archive of pictures, a data set in another form, a data set file, the name of a published set, or
-    /// `builtin`; given twice or more, all of them together [default: the set that the configuration names]
+    /// A folder or an archive of pictures, a data set in another format, a data set file, the name of a published set, or
+    /// `builtin`; give it several times to join sets [default: the configured set]
     ///
-    /// What is no data set file is imported into the data folder, once; `engine data import --help` lists the forms.
+    /// Anything but a data set file is imported into the data folder, once; `engine data import --help` lists the formats.
     #[arg(long, value_name = "DATA")]
     data: Vec<String>,
-    /// Train on these classes of the data set alone, and give the model as many
+    /// Train only on these classes of the data set, and set the model's class count
     #[arg(long, value_name = "A,B,…")]
     classes: Option<ClassList>,
     /// The folder of data sets
@@ -47,7 +47,7 @@ pub struct TrainCommand {
     /// The run folder [default: runs/NAME, or runs/NAME-2 …]
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
-    /// Go on with the run in this folder, from its newest checkpoint
+    /// Resume the run in this folder from its newest checkpoint
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
     /// The run's length in optimizer steps
@@ -59,25 +59,25 @@ pub struct TrainCommand {
     /// Images in a batch
     #[arg(long, value_name = "N")]
     batch: Option<u64>,
-    /// Seed of everything random
+    /// Seed of all random numbers
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// CPU threads of the computation [default: all]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Train by so many processes on this machine, each with its share of the cores; a step is of as many batches
+    /// Number of processes on this machine, which share its cores; a step has as many batches
     #[arg(long, value_name = "N")]
     processes: Option<usize>,
-    /// Train on so many GPUs of this machine, a process for each
+    /// Number of GPUs of this machine, with one process each
     #[arg(long, value_name = "N", conflicts_with = "processes")]
     gpus: Option<usize>,
-    /// Submit each step anew to a GPU instead of replaying a captured graph: slower, with the same bits
+    /// Launch each step eagerly on a GPU instead of replaying a captured graph: slower, with the same bits
     #[arg(long)]
     no_graph: bool,
-    /// Change a value of the configuration: --set training.learning_rate=1e-3
+    /// Override a value of the configuration: --set training.learning_rate=1e-3
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// Print nothing but errors
+    /// Print only errors
     #[arg(long, short)]
     quiet: bool,
     #[command(flatten, next_help_heading = "Pictures that --data imports")]
@@ -96,7 +96,7 @@ impl TrainCommand {
         let device = Crew::device_of(crew.as_ref(), device, self.gpus.is_some(), self.processes.is_some());
         let outcome = self.train(crew.as_ref(), device);
         if let (Some(crew), Err(error)) = (&crew, &outcome) {
-            // A rank that could not even begin ends the others.
+            // A rank that fails at the start ends the others.
             crew.team.leave(Some(&error.to_string()));
         }
         outcome
@@ -127,7 +127,7 @@ impl TrainCommand {
         (request.steps, request.epochs) = (self.steps, self.epochs);
         request.show_downloads = !self.quiet;
         if let Some(crew) = crew.filter(|crew| !crew.leads()) {
-            // The handler stays until the process ends; the team has to end before.
+            // The handler lives until the process ends; the team must end before.
             let team = Arc::downgrade(&crew.team);
             on_interrupt(move || {
                 if let Some(team) = team.upgrade() {
@@ -146,7 +146,7 @@ impl TrainCommand {
         outcome.map(|_| ())
     }
 
-    /// The run that the options ask for, with its data found or imported; `tells` what it does.
+    /// The run that the options describe, with its data found or imported; `tells` reports progress.
     fn request(&self, tells: bool) -> Result<TrainRequest> {
         let Some(folder) = &self.resume else {
             let (name, mut config) = self.configuration(tells)?;
@@ -157,7 +157,7 @@ impl TrainCommand {
         Ok(TrainRequest::resume(folder))
     }
 
-    /// The data set that `--data` names, imported where it is no data set file; the model follows it.
+    /// The data set given with `--data`, imported if it is not a data set file; the model adapts to it.
     fn find_data(&self, config: &mut Config, tells: bool) -> Result<Option<String>> {
         let text = match &self.config {
             Some(path) => Some(std::fs::read_to_string(path).map_err(Error::io(path, "read"))?),
@@ -171,7 +171,7 @@ impl TrainCommand {
             }
         };
         let data = match &config.data.path {
-            // A configuration may name a folder too.
+            // A configuration may also give a folder.
             Some(path) if self.data.is_empty() && path.exists() => vec![path.display().to_string()],
             _ => self.data.clone(),
         };
@@ -181,16 +181,12 @@ impl TrainCommand {
         Ok(Some(data))
     }
 
-    /// A run that goes on may be told where its data set lies now.
+    /// A resumed run may get a new path for its data set.
     fn resumed_data(&self) -> Result<Option<String>> {
         match &self.data[..] {
             [] => Ok(None),
             [data] => Ok(Some(data.clone())),
-            _ => Err(Error::config(
-                "--data",
-                "a run that goes on keeps its data set",
-                "name the one file, or leave it out",
-            )),
+            _ => Err(Error::config("--data", "a resumed run keeps its data set", "give one file, or leave it out")),
         }
     }
 
@@ -221,11 +217,11 @@ impl TrainCommand {
         Ok((name, config))
     }
 
-    /// Sets `data.classes`, and `model.num_classes` where the model has classes and nobody has set their number.
+    /// Sets `data.classes`, and `model.num_classes` if the model has classes and the user did not set it.
     fn keep(&self, classes: &[String], config: &mut Config, tells: bool) -> Result<()> {
         if classes.is_empty() {
-            let mend = "name one or more, as in cat,dog";
-            return Err(Error::config("--classes", "an empty subset: no class is named", mend));
+            let mend = "give one or more, as in cat,dog";
+            return Err(Error::config("--classes", "the list of classes is empty", mend));
         }
         config.data.classes = classes.to_vec();
         let given = self.set.iter().any(|assignment| assignment.trim_start().starts_with("model.num_classes"));
@@ -240,7 +236,7 @@ impl TrainCommand {
         Ok(())
     }
 
-    /// A run that goes on takes its configuration with it.
+    /// A resumed run keeps its configuration.
     fn refuse_changes(&self) -> Result<()> {
         let given = [
             ("--preset", self.preset.is_some()),
@@ -253,15 +249,15 @@ impl TrainCommand {
         match given.into_iter().find(|(_, given)| *given) {
             Some((option, _)) => Err(Error::config(
                 option,
-                "a run that goes on keeps its configuration",
-                "leave it out, or begin a new run without --resume",
+                "a resumed run keeps its configuration",
+                "leave it out, or start a new run without --resume",
             )),
             None => Ok(()),
         }
     }
 }
 
-/// Downloads the published network that the model stands on, unless it is there, as a data set is.
+/// Downloads the model's pretrained backbone if it is missing, like a data set.
 fn fetch_backbone(config: &Config, quiet: bool) -> Result<()> {
     let ModelConfig::ResnetDit(model) = &config.model else { return Ok(()) };
     let Some(name) = model.backbone.as_deref().filter(|name| !Path::new(name).exists()) else { return Ok(()) };
@@ -271,7 +267,7 @@ fn fetch_backbone(config: &Config, quiet: bool) -> Result<()> {
     Ok(())
 }
 
-/// The first Ctrl-C (or SIGTERM) asks the run to save and end; a second one ends it at once.
+/// The first Ctrl-C (or SIGTERM) saves and ends the run; a second one ends it immediately.
 fn catch_interrupts(stop: Arc<AtomicBool>) -> Result<()> {
     on_interrupt(move || {
         if stop.swap(true, Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! What `--data` of `engine train` means: files, folders and archives become data sets, and the model follows them.
+//! `--data` of `engine train`: imports files, folders and archives as data sets, and adapts the model to them.
 
 use std::path::{Path, PathBuf};
 
@@ -9,31 +9,31 @@ use crate::error::{Error, Result};
 use crate::models::Architecture;
 use crate::ops::host::parallel::with_threads;
 
-/// Sets of one size up to this keep it; larger pictures are brought to the model's size.
+/// Sets with one size up to this keep it; larger pictures are resized to the model's size.
 const KEPT_SIZE: usize = 64;
 
-/// The keys of a configuration that follow the data where the user did not set them.
+/// The configuration keys taken from the data unless the user set them.
 const SIZE: &str = "model.image_size";
 const CHANNELS: &str = "model.image_channels";
 const CLASSES: &str = "model.num_classes";
 
-/// Which levels of a U-Net have attention: they keep it at other sizes.
+/// The U-Net levels with attention; they keep it at other sizes.
 const ATTENTION: &str = "model.attention_sizes";
 
-/// The numbers of a U-Net's levels that have attention, the smallest last; None for other models, and for one that is refused.
+/// The indices of a U-Net's levels with attention, largest level first; None for other models, and for an invalid one.
 fn attended_levels(model: &ModelConfig) -> Option<Vec<usize>> {
     let ModelConfig::Unet(unet) = model else { return None };
     unet.validate().ok()?;
     Some((0..unet.channels.len()).filter(|&level| unet.has_attention(level)).collect())
 }
 
-/// What the user set in so many words.
+/// The keys that the user set.
 pub(super) struct Given {
     keys: Vec<String>,
 }
 
 impl Given {
-    /// By `--set`, and by a configuration file whose text is `file`.
+    /// From `--set`, and from a configuration file with the text `file`.
     pub fn new(set: &[String], file: Option<&str>) -> Self {
         let key = |assignment: &String| assignment.split('=').next().unwrap_or_default().trim().to_owned();
         let mut keys: Vec<String> = set.iter().map(key).collect();
@@ -52,8 +52,7 @@ impl Given {
     }
 }
 
-/// The data set that `--data` names, given once or more, and what the run is told of it: a file, or a name. None where
-/// `--data` is not given. `say` is told what was done.
+/// The data set given with `--data`, once or more, as a file or a name. None without `--data`. `say` receives progress messages.
 pub(super) fn find(
     data: &[String],
     pictures: &PictureArgs,
@@ -96,7 +95,7 @@ fn one(
     let is_set = !path.is_dir() && is_data_set(path);
     if !path.exists() || is_set {
         if !path.exists() && !data.contains(['/', '.']) && OFFICIAL.iter().all(|official| official.name != data) {
-            // A set of the data folder by its name.
+            // A set of the data folder, by name.
             let named = data_dir.join(format!("{data}.safetensors"));
             if named.exists() {
                 return Ok((text(&named)?, Dataset::open(named)?));
@@ -118,7 +117,7 @@ fn one(
     if given.has(CHANNELS) {
         options.color.get_or_insert(if config.model.image_channels() == 1 { Colour::Grey } else { Colour::Rgb });
     }
-    // Arrays and published sets have a size of their own.
+    // Arrays and published sets have their own size.
     let import = || match import_once(path, &options, data_dir) {
         Err(Error::Config { place, .. }) if place == "--resize" && !pictures.is_resized() => {
             import_once(path, &ImportOptions { resize: None, ..options.clone() }, data_dir)
@@ -136,7 +135,7 @@ fn one(
     Ok((text(&file)?, set))
 }
 
-/// A note as a terminal shows it; the data set's file has the whole of it.
+/// A note for the terminal; the data set file has the full text.
 fn shortened(note: &str) -> String {
     const LONGEST: usize = 300;
     match note.char_indices().nth(LONGEST) {
@@ -145,7 +144,7 @@ fn shortened(note: &str) -> String {
     }
 }
 
-/// Whether a file looks like one of our data sets; any other is a source to import.
+/// Whether a file looks like one of our data sets; others are imported.
 fn is_data_set(path: &Path) -> bool {
     use std::io::Read;
     let mut start = Vec::new();
@@ -158,10 +157,10 @@ fn text(path: &Path) -> Result<String> {
     let absolute: PathBuf = std::path::absolute(path).map_err(Error::io(path, "find"))?;
     let absolute = absolute.into_os_string().into_string();
     absolute
-        .map_err(|path| Error::config("--data-dir", format!("{} is not UTF-8", path.display()), "name another folder"))
+        .map_err(|path| Error::config("--data-dir", format!("{} is not UTF-8", path.display()), "give another folder"))
 }
 
-/// Lets the model have the images' size and channels and as many classes as the set, where the user did not set them.
+/// Sets the model's image size, channels and classes from the set, unless the user set them.
 pub(super) fn follow(config: &mut Config, set: &Dataset, given: &Given, say: &mut dyn FnMut(String)) -> Result<()> {
     let mut changed = Vec::new();
     let mut change = |config: &mut Config, key: &str, value: String| -> Result<()> {
@@ -191,7 +190,7 @@ pub(super) fn follow(config: &mut Config, set: &Dataset, given: &Given, say: &mu
         if classes > 1 || config.model.is_classifier() {
             change(config, CLASSES, classes.to_string())?;
         } else {
-            // One class is no choice: the model learns images alone.
+            // With a single class, train unconditionally.
             for (key, value) in [
                 (CLASSES, "0"),
                 ("model.null_label", "false"),

@@ -10,21 +10,21 @@ use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::pipeline::{Edit, pictures};
 
-/// Draw an image of the model's size whose blocks of pixels have the means that a small image gives.
+/// Draw an image of the model's size whose block means equal the pixels of a small image.
 #[derive(Clone, Debug, Args)]
 pub struct UpscaleCommand {
     #[command(flatten)]
     edit: EditOptions,
-    /// A picture; brought to the size of which --factor times is the model's
+    /// A picture; resized so that --factor times its size is the model's
     #[arg(long, value_name = "FILE")]
     image: PathBuf,
     /// 2 or 4
     #[arg(long, value_name = "N", default_value_t = 2)]
     factor: usize,
-    /// How often each step is done: more fits better to what is given, and takes as much longer
+    /// Repetitions of each step: more fit better to the given image, and take proportionally longer
     #[arg(long, value_name = "N", default_value_t = 1)]
     resample: usize,
-    /// How many results
+    /// Number of results
     #[arg(long, value_name = "N", default_value_t = 1)]
     count: usize,
     /// Result k of a seed is always the same image
@@ -36,10 +36,10 @@ pub struct UpscaleCommand {
 }
 
 impl UpscaleCommand {
-    /// Draws, writes, and says so.
+    /// Draws, writes, and reports.
     ///
     /// # Errors
-    /// Those of [`Model::upscale`](crate::pipeline::Model::upscale), and what is wrong with the options.
+    /// Those of [`Model::upscale`](crate::pipeline::Model::upscale), and invalid options.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
         Output::still(&self.out)?;

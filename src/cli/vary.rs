@@ -9,18 +9,18 @@ use super::edit::{EditOptions, Output, moves, write_images};
 use crate::error::Result;
 use crate::pipeline::{Edit, pictures};
 
-/// Make variations of an image: noise it, and denoise it again.
+/// Make variations of an image: add noise and denoise it again.
 #[derive(Clone, Debug, Args)]
 pub struct VaryCommand {
     #[command(flatten)]
     edit: EditOptions,
-    /// A picture: PNG, JPEG, WebP, GIF, BMP, TIFF or PNM; brought to the model's size
+    /// A picture: PNG, JPEG, WebP, GIF, BMP, TIFF or PNM; fitted to the model's size
     #[arg(long, value_name = "FILE")]
     image: PathBuf,
-    /// The share of the denoising steps that are done: 0 returns the image, 1 ignores it
+    /// The share of the denoising steps to run: 0 returns the image, 1 ignores it
     #[arg(long, value_name = "0…1", default_value_t = 0.6)]
     strength: f64,
-    /// How many variations
+    /// Number of variations
     #[arg(long, value_name = "N", default_value_t = 1)]
     count: usize,
     /// Variation k of a seed is always the same image
@@ -32,10 +32,10 @@ pub struct VaryCommand {
 }
 
 impl VaryCommand {
-    /// Draws, writes, and says so.
+    /// Draws, writes, and reports.
     ///
     /// # Errors
-    /// Those of [`Model::vary`](crate::pipeline::Model::vary), and what is wrong with the options.
+    /// Those of [`Model::vary`](crate::pipeline::Model::vary), and invalid options.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
         Output::still(&self.out)?;

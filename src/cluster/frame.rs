@@ -1,4 +1,4 @@
-//! Frames of the control channel: a length, a kind, a payload. What comes from outside is bounded before it is believed.
+//! Frames of the control channel: a length, a kind, a payload. Input is checked against limits before it is used.
 
 use std::io::{self, Read, Write};
 
@@ -13,13 +13,13 @@ pub(super) enum Kind {
     Refused,
     /// The sender is alive.
     Beat,
-    /// What the followers are to do next.
+    /// A command for the followers.
     Command,
-    /// The job is over: why.
+    /// The job is over, with the reason.
     Failed,
-    /// The sender ends: an error, or nothing where it is done.
+    /// The sender ends: with an error, or empty when it is done.
     Leave,
-    /// Somebody asked the sender to stop.
+    /// The sender was asked to stop.
     Stop,
 }
 
@@ -28,7 +28,7 @@ impl Kind {
         [Self::Hello, Self::Welcome, Self::Refused, Self::Beat, Self::Command, Self::Failed, Self::Leave, Self::Stop];
 }
 
-/// Sends a frame by one write.
+/// Sends a frame with one write.
 pub(super) fn send(stream: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> {
     let payload = &payload[..payload.len().min(MOST)];
     let mut bytes = Vec::with_capacity(5 + payload.len());
@@ -38,17 +38,17 @@ pub(super) fn send(stream: &mut impl Write, kind: Kind, payload: &[u8]) -> io::R
     stream.write_all(&bytes)
 }
 
-/// Reads frames from a stream whose reads may time out in the middle of one.
+/// Reads frames from a stream whose reads may time out within a frame.
 #[derive(Default)]
 pub(super) struct Reader {
     bytes: Vec<u8>,
 }
 
 impl Reader {
-    /// The next frame; None where the read timed out before it was whole.
+    /// The next frame; None if the read timed out before it was complete.
     ///
     /// # Errors
-    /// What the stream reports, `UnexpectedEof` at its end, `InvalidData` for what is no frame.
+    /// Those of the stream, `UnexpectedEof` at its end, `InvalidData` for an invalid frame.
     pub fn next(&mut self, stream: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
         loop {
             if let Some(frame) = self.whole()? {
@@ -96,7 +96,7 @@ impl Fields {
     }
 }
 
-/// Reads the fields of a payload: None where it ends early.
+/// Reads the fields of a payload: None if it ends early.
 pub(super) struct Parser<'a>(pub &'a [u8]);
 
 impl Parser<'_> {
@@ -115,7 +115,7 @@ impl Parser<'_> {
     }
 }
 
-/// Bytes of somebody else as one line.
+/// External bytes as one printable line.
 pub(super) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()

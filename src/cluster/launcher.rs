@@ -1,15 +1,15 @@
-//! The variables of launchers: which rank this process is, of how many, and where rank 0 listens.
+//! The environment variables of launchers: this process's rank, the number of ranks, and the address of rank 0.
 //!
 //! | launcher | variables |
 //! |---|---|
-//! | `engine train --processes`, `--gpus` | `ENGINE_RANK`, `ENGINE_RANKS`, `ENGINE_LOCAL_RANK`, `ENGINE_LOCAL_RANKS`, `ENGINE_LEADER`, `ENGINE_JOB`; its own children alone |
-//! | torchrun, and whoever sets the same by hand | `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT` |
+//! | `engine train --processes`, `--gpus` | `ENGINE_RANK`, `…_RANKS`, `…_LOCAL_RANK`, `…_LOCAL_RANKS`, `…_LEADER`, `…_JOB`; only for its own children |
+//! | torchrun, or set by hand | `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT` |
 //! | Kubeflow's trainer | `PET_NNODES`, `PET_NPROC_PER_NODE`, `PET_NODE_RANK`, `PET_MASTER_ADDR`, `PET_MASTER_PORT` |
 //! | Slurm's `srun` | `SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`, `SLURM_JOB_NODELIST`, `SLURM_JOB_ID` |
 //! | OpenMPI's `mpirun` | `OMPI_COMM_WORLD_RANK`, `…_SIZE`, `…_LOCAL_RANK`, `…_LOCAL_SIZE` |
 //! | MPICH's `mpirun` | `PMI_RANK`, `PMI_SIZE`, `MPI_LOCALRANKID`, `MPI_LOCALNRANKS` |
 //!
-//! `ENGINE_PORT` overrides the port. Where `TORCHELASTIC_USE_AGENT_STORE` says that torchrun's agent holds MASTER_PORT, rank 0
+//! `ENGINE_PORT` overrides the port. If `TORCHELASTIC_USE_AGENT_STORE` says that torchrun's agent holds MASTER_PORT, rank 0
 //! listens on the next one.
 
 use crate::error::{Error, Result};
@@ -17,31 +17,31 @@ use crate::error::{Error, Result};
 /// Most ranks of a job.
 pub const MOST_RANKS: usize = 4096;
 
-/// Ports from which one follows from the number of a job: below those that systems hand out by themselves.
+/// Range of ports derived from the number of a job: below the ephemeral ports.
 const PORTS: std::ops::Range<u64> = 20_000..32_000;
 
-/// A process's place among its job's.
+/// The place of a process in its job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
-    /// Who started it, for people.
+    /// The launcher's name.
     pub launcher: &'static str,
-    /// Its number, from 0.
+    /// Its rank, from 0.
     pub rank: usize,
     /// The number of processes.
     pub ranks: usize,
-    /// Its number on its machine.
+    /// Its rank on its machine.
     pub local_rank: usize,
-    /// The number on its machine, where known.
+    /// The number of processes on its machine, if known.
     pub local_ranks: Option<usize>,
-    /// Host and port at which rank 0 listens.
+    /// Host and port of rank 0.
     pub leader: (String, u16),
-    /// Tells the job from others.
+    /// Identifies the job.
     pub job: String,
-    /// Ranks that this process starts on its machine, itself included: Kubeflow starts one process a node.
+    /// Number of ranks that this process starts on its machine, including itself: Kubeflow starts one process per node.
     pub starts: usize,
 }
 
-/// Looks variables up.
+/// Access to environment variables.
 struct Variables<'a>(&'a dyn Fn(&str) -> Option<String>);
 
 impl Variables<'_> {
@@ -59,7 +59,7 @@ impl Variables<'_> {
         let number = text.trim().parse::<usize>().ok().filter(|number| *number < 1 << 31);
         number
             .map(Some)
-            .ok_or_else(|| Error::config(name, format!("`{}` is no number", short.escape_debug()), "give a number"))
+            .ok_or_else(|| Error::config(name, format!("`{}` is not a number", short.escape_debug()), "give a number"))
     }
 
     fn needed(&self, name: &'static str, beside: &str) -> Result<usize> {
@@ -70,11 +70,11 @@ impl Variables<'_> {
     fn port(&self, name: &str) -> Result<Option<u16>> {
         let Some(number) = self.number(name)? else { return Ok(None) };
         let port = u16::try_from(number).ok().filter(|port| *port > 0);
-        port.map(Some).ok_or_else(|| Error::config(name, format!("{number} is no port"), "give 1 to 65535"))
+        port.map(Some).ok_or_else(|| Error::config(name, format!("{number} is not a port"), "give 1 to 65535"))
     }
 }
 
-/// One launcher's word on rank and number of ranks.
+/// One launcher's values of rank and number of ranks.
 struct Claim {
     launcher: &'static str,
     names: [&'static str; 2],
@@ -105,10 +105,10 @@ impl Claim {
     }
 }
 
-/// The place that launchers' variables give this process; None where no launcher started it.
+/// The place from the launchers' variables; None if no launcher started this process.
 ///
 /// # Errors
-/// [`Error::Config`] for variables that contradict each other or are incomplete: all of them are listed.
+/// [`Error::Config`] with all variables if they contradict each other or are incomplete.
 pub fn placement(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Placement>> {
     let v = Variables(variable);
     if v.has("ENGINE_RANK") {
@@ -133,7 +133,7 @@ pub fn placement(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Pla
     }
 }
 
-/// The word of an MPI's `mpirun`.
+/// The claim of an MPI's `mpirun`.
 fn inner(v: &Variables) -> Result<Option<Claim>> {
     let open =
         ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"];
@@ -143,7 +143,7 @@ fn inner(v: &Variables) -> Result<Option<Claim>> {
     Claim::read(v, "MPICH", ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"])
 }
 
-/// Slurm's word, to a process that `srun` started: a batch script has rank and size too, and is no task.
+/// Slurm's claim, for a process started by `srun`: a batch script also has rank and size, but is not a task.
 fn slurm(v: &Variables) -> Result<Option<Claim>> {
     if !v.has("SLURM_STEP_NUM_TASKS") {
         return Ok(None);
@@ -151,7 +151,7 @@ fn slurm(v: &Variables) -> Result<Option<Claim>> {
     Claim::read(v, "Slurm", ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "ENGINE_LOCAL_RANKS"])
 }
 
-/// Refuses launchers that contradict each other. Slurm starts an MPI's daemons, so it has no say beside an MPI.
+/// Refuses contradicting launchers. Slurm starts an MPI's daemons, so the MPI takes precedence.
 fn agree(v: &Variables, others: &[&Option<Claim>]) -> Result<()> {
     let mpi = inner(v)?;
     let slurm = if mpi.is_some() { None } else { slurm(v)? };
@@ -171,8 +171,7 @@ fn own(v: &Variables) -> Result<Placement> {
     let Some(claim) = Claim::read(v, "engine", names)? else { unreachable!("asked for above") };
     let leader = v.text("ENGINE_LEADER").unwrap_or_default();
     let parsed = leader.rsplit_once(':').and_then(|(host, port)| Some((host.to_string(), port.parse().ok()?)));
-    let unknown =
-        || Error::config("ENGINE_LEADER", "it names no host and port", "let `engine train --processes` set it");
+    let unknown = || Error::config("ENGINE_LEADER", "it has no host and port", "let `engine train --processes` set it");
     checked(Placement {
         launcher: "engine",
         rank: claim.rank,
@@ -185,7 +184,7 @@ fn own(v: &Variables) -> Result<Placement> {
     })
 }
 
-/// One process a node, which starts the node's ranks itself.
+/// One process per node, which starts the node's ranks itself.
 fn kubeflow(v: &Variables, plain: Option<&Claim>) -> Result<Placement> {
     let node = v.needed("PET_NODE_RANK", "PET_NNODES")?;
     let nodes = v.needed("PET_NNODES", "PET_NODE_RANK")?;
@@ -200,7 +199,7 @@ fn kubeflow(v: &Variables, plain: Option<&Claim>) -> Result<Placement> {
     }
     let host = v.text("PET_MASTER_ADDR").or_else(|| v.text("MASTER_ADDR"));
     let port = v.port("PET_MASTER_PORT")?.or(v.port("MASTER_PORT")?).unwrap_or(29_500);
-    let missing = || Error::config("PET_MASTER_ADDR", "it is not set", "name the host of node rank 0");
+    let missing = || Error::config("PET_MASTER_ADDR", "it is not set", "give the host of node rank 0");
     checked(Placement {
         launcher: "Kubeflow",
         rank: node.saturating_mul(each),
@@ -230,7 +229,7 @@ fn placed(v: &Variables, claim: &Claim) -> Result<Placement> {
         Error::config("MASTER_ADDR", message, "set it to rank 0's host, and MASTER_PORT to a free port there")
     };
     let port = match v.port("MASTER_PORT")? {
-        // torchrun's agent listens on that one.
+        // torchrun's agent listens on that port.
         Some(port) if v.text("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True") => port.checked_add(1),
         Some(port) => Some(port),
         None if claim.launcher == "torchrun" => Some(29_500),
@@ -262,7 +261,7 @@ fn checked(placement: Placement) -> Result<Placement> {
     Ok(placement)
 }
 
-/// The job of processes that have nothing in common but who started them.
+/// The job id of processes that share only their parent.
 fn of_parent() -> String {
     #[cfg(unix)]
     return format!("parent {}", std::os::unix::process::parent_id());
@@ -270,21 +269,21 @@ fn of_parent() -> String {
     return String::new();
 }
 
-/// A port that follows from the job.
+/// A port derived from the job.
 fn port_of(job: &str) -> u16 {
     let hash =
         job.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     (PORTS.start + (hash ^ hash >> 32) % (PORTS.end - PORTS.start)) as u16
 }
 
-/// The first host of Slurm's list: `node[03-08,11],other` begins with `node03`.
+/// The first host of Slurm's list: `node[03-08,11],other` starts with `node03`.
 fn first_host(list: &str) -> Option<String> {
     let list: String = list.chars().take(4096).collect();
     let end = list.find([',', '[']).unwrap_or(list.len());
     let (name, rest) = list.split_at(end);
     let Some(inside) = rest.strip_prefix('[') else { return (!name.is_empty()).then(|| name.to_string()) };
     let number: String = inside.chars().take_while(char::is_ascii_digit).collect();
-    // What follows the bracket, as in `rack[1-4]-gpu`.
+    // A suffix after the bracket, as in `rack[1-4]-gpu`.
     let tail: String = inside.split_once(']')?.1.chars().take_while(|c| !matches!(c, ',' | '[')).collect();
     (!number.is_empty()).then(|| format!("{name}{number}{tail}"))
 }
@@ -329,7 +328,7 @@ mod tests {
         let (rank, ranks, local, leader) = found(&slurm);
         assert_eq!((rank, ranks, local), (3, 4, 1));
         assert!(leader.starts_with("gpu03:") && leader == found(&slurm).3, "{leader}");
-        // A batch script is no task, and torchrun that srun started has the say over its workers.
+        // A batch script is not a task, and torchrun started by srun takes precedence over its workers.
         assert_eq!(of(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4")]).unwrap(), None);
         assert_eq!(found(&[&agent[..], &slurm].concat()).0, 5);
         let open = [
@@ -340,7 +339,7 @@ mod tests {
         ];
         let (rank, ranks, local, leader) = found(&open);
         assert!((rank, ranks, local) == (1, 2, 1) && leader.starts_with("127.0.0.1:"), "{leader}");
-        // mpirun starts its daemons by srun.
+        // mpirun starts its daemons with srun.
         assert_eq!(found(&[&open[..], &slurm].concat()).0, 1);
         let mpich = [("PMI_RANK", "1"), ("PMI_SIZE", "3"), ("MASTER_ADDR", "h"), ("MASTER_PORT", "5")];
         assert_eq!(found(&mpich), (1, 3, 0, "h:5".into()));
@@ -367,12 +366,12 @@ mod tests {
         let pet = refused(&[&plain[..], &[("PET_NODE_RANK", "1"), ("PET_NNODES", "2")]].concat());
         assert!(pet.contains("PET_NODE_RANK=1") && pet.contains("RANK=0"), "{pet}");
         assert!(refused(&[("RANK", "0")]).contains("WORLD_SIZE: it is not set, though RANK is"));
-        assert!(refused(&[("RANK", "x"), ("WORLD_SIZE", "2")]).contains("`x` is no number"));
+        assert!(refused(&[("RANK", "x"), ("WORLD_SIZE", "2")]).contains("`x` is not a number"));
         assert!(refused(&[("RANK", "2"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "h")]).contains("rank 2 of 2"));
         assert!(refused(&[("RANK", "0"), ("WORLD_SIZE", "99999"), ("MASTER_ADDR", "h")]).contains("at most 4096"));
         assert!(refused(&[("RANK", "0"), ("WORLD_SIZE", "2")]).contains("MASTER_ADDR: it is not set"));
         let port = refused(&[&plain[..], &[("MASTER_PORT", "70000")]].concat());
-        assert!(port.contains("70000 is no port"), "{port}");
+        assert!(port.contains("70000 is not a port"), "{port}");
         assert!(refused(&[("PMI_RANK", "0"), ("PMI_SIZE", "2")]).contains("MPICH does not say where rank 0 is"));
     }
 

@@ -1,4 +1,4 @@
-//! The ranks that this process starts on its machine: itself again, with the same command line.
+//! The ranks that this process starts on its machine: the same program with the same command line.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use super::{MOST_RANKS, Placement};
 use crate::error::{Error, Result};
 
-/// How long ranks may take to end after the one that started them.
+/// Time that ranks have to end after the process that started them.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Ranks that were started here: dropped, they are waited for, and ended where they do not end.
+/// Ranks started by this process: on drop it waits for them, then kills those that do not end.
 #[derive(Debug, Default)]
 pub struct LocalRanks {
     children: Vec<(usize, Child)>,
@@ -20,7 +20,7 @@ impl LocalRanks {
     /// Whether all of them are still running.
     ///
     /// # Errors
-    /// [`Error::Cluster`] that names one which has ended.
+    /// [`Error::Cluster`] with a rank that has ended.
     pub fn check(&mut self) -> Result<()> {
         for (rank, child) in &mut self.children {
             if let Ok(Some(status)) = child.try_wait() {
@@ -38,7 +38,7 @@ impl Drop for LocalRanks {
         for (_, child) in &mut self.children {
             while matches!(child.try_wait(), Ok(None)) {
                 if Instant::now() > until {
-                    // It may have been stopped, so that it cannot end by itself.
+                    // It may be suspended, and then cannot end.
                     let _ = child.kill();
                     let _ = child.wait();
                     break;
@@ -49,11 +49,11 @@ impl Drop for LocalRanks {
     }
 }
 
-/// A job of `ranks` ranks on this machine alone, of which this process is rank 0: its placement, and the listener by which the
-/// others find it, at a port that the system chose.
+/// A job of `ranks` ranks on this machine only, with this process as rank 0: its placement, and the listener for the others, on a
+/// port chosen by the system.
 ///
 /// # Errors
-/// [`Error::Cluster`] where there can be no such job.
+/// [`Error::Cluster`] if such a job is impossible.
 pub fn here(ranks: usize) -> Result<(Placement, TcpListener)> {
     if !(1..=MOST_RANKS).contains(&ranks) {
         return Err(Error::config("--processes", format!("{ranks} processes"), format!("give 1 to {MOST_RANKS}")));
@@ -76,10 +76,10 @@ pub fn here(ranks: usize) -> Result<(Placement, TcpListener)> {
     Ok((placement, listener))
 }
 
-/// Starts the ranks that `placement` says this process starts, besides itself.
+/// Starts the other ranks of this machine according to `placement`.
 ///
 /// # Errors
-/// [`Error::Cluster`] where the system refuses.
+/// [`Error::Cluster`] if the system refuses.
 pub fn start(placement: &Placement) -> Result<LocalRanks> {
     let refused = |error: std::io::Error| {
         Error::cluster(format!("the ranks of this machine cannot be started: {error}"), "start fewer, or free memory")

@@ -1,4 +1,4 @@
-//! A connection between each two ranks, and the exchange over all of them at once.
+//! A connection between each pair of ranks, and the exchange over all of them at once.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,7 +14,7 @@ const MAGIC: u64 = u64::from_le_bytes(*b"exchange");
 const HELLO: usize = 24;
 /// Bytes before the data of an exchange: number and kind, length.
 const HEAD: usize = 16;
-/// How long ranks wait for rank 0 to say who is gone, before they say what they saw.
+/// Time for rank 0 to report the failed rank, before a rank reports its own view.
 const VERDICT: Duration = Duration::from_secs(3);
 
 /// The connections of a rank.
@@ -22,18 +22,18 @@ pub(super) struct Mesh {
     rank: usize,
     /// By rank; None for its own.
     peers: Vec<Option<TcpStream>>,
-    /// Exchanges so far: ranks that are out of step notice.
+    /// Number of exchanges so far: detects ranks that are out of step.
     count: u64,
 }
 
-/// What goes to a peer, and what comes from it.
+/// Data to a peer, and data from it.
 pub(super) struct Transfer<'a> {
     pub peer: usize,
     pub sent: &'a [u8],
     pub received: &'a mut [u8],
 }
 
-/// How far a transfer is.
+/// The progress of a transfer.
 struct Course<'a> {
     transfer: Transfer<'a>,
     head: [u8; HEAD],
@@ -43,7 +43,7 @@ struct Course<'a> {
 }
 
 impl Mesh {
-    /// Connects to all of lower rank, and takes the connections of all others.
+    /// Connects to all lower ranks, and accepts the connections of all higher ones.
     pub fn connect(
         rank: usize,
         meeting: &Meeting,
@@ -77,7 +77,7 @@ impl Mesh {
             watch.check()?;
             match listener.accept() {
                 Ok((stream, _)) => {
-                    // Whoever is no rank of this meeting is let go.
+                    // Connections that are not from a rank of this job are closed.
                     if let Some(peer) =
                         introduced(&stream, meeting.nonce).filter(|peer| (rank + 1..peers.len()).contains(peer))
                     {
@@ -96,7 +96,7 @@ impl Mesh {
         Ok(Self { rank, peers, count: 0 })
     }
 
-    /// Sends and receives all at once, so that nobody waits for somebody who waits. `kind` tells exchanges apart.
+    /// Sends and receives concurrently, so that there is no deadlock. `kind` identifies the exchange.
     pub fn exchange(&mut self, kind: u8, transfers: Vec<Transfer>, watch: &Watch) -> Result<()> {
         self.count += 1;
         let number = self.count << 8 | u64::from(kind);
@@ -126,7 +126,7 @@ impl Mesh {
         }
     }
 
-    /// The reason that rank 0 gives, or else what this rank saw.
+    /// The reason from rank 0, or else this rank's own view.
     fn broken(&self, peer: usize, error: io::Error, watch: &Watch) -> Error {
         let until = Instant::now() + VERDICT;
         while error.kind() != io::ErrorKind::InvalidData && Instant::now() < until {
@@ -137,14 +137,14 @@ impl Mesh {
         }
         let message = match error.kind() {
             io::ErrorKind::InvalidData => {
-                format!("{} does something else than rank {}: {error}", watch.describe(peer), self.rank)
+                format!("{} is out of step with rank {}: {error}", watch.describe(peer), self.rank)
             }
             _ => format!("rank {} lost {}: {error}", self.rank, watch.describe(peer)),
         };
         Error::cluster(message, "look at that rank's own error, and resume the run")
     }
 
-    /// Waits until a connection is ready, at most a moment.
+    /// Waits briefly until a connection is ready.
     #[cfg(unix)]
     fn wait(&self, courses: &[Course]) {
         use std::os::fd::AsRawFd;
@@ -158,7 +158,7 @@ impl Mesh {
                 Some(libc::pollfd { fd, events: reads | writes, revents: 0 })
             })
             .collect();
-        // SAFETY: the array has as many entries as are named, and the descriptors are open: the streams are borrowed.
+        // SAFETY: the array has the given number of entries, and the descriptors are open: the streams are borrowed.
         unsafe { libc::poll(all.as_mut_ptr(), all.len() as libc::nfds_t, 100) };
     }
 
@@ -181,7 +181,7 @@ impl Course<'_> {
         self.has_written() && self.has_read()
     }
 
-    /// Does what can be done without waiting; whether that was anything.
+    /// Transfers what is possible without blocking; whether that was anything.
     fn advance(&mut self, mut stream: &TcpStream, number: u64) -> io::Result<bool> {
         let before = self.written + self.read;
         while !self.has_written() {
@@ -189,7 +189,7 @@ impl Course<'_> {
                 None => &self.head[self.written..],
                 Some(done) => &self.transfer.sent[done..],
             };
-            // Not `write_vectored`, which raises a signal where the peer is gone.
+            // Not `write_vectored`, which raises a signal if the peer is gone.
             match stream.write(part) {
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -216,7 +216,7 @@ impl Course<'_> {
         Ok(self.written + self.read > before)
     }
 
-    /// What comes is what is expected.
+    /// Whether the received header is the expected one.
     fn check(&self, number: u64) -> io::Result<()> {
         let word =
             |at: usize| self.their_head[at..at + 8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
@@ -229,7 +229,7 @@ impl Course<'_> {
     }
 }
 
-/// The rank that a connection says it is from.
+/// The rank that a connection claims.
 fn introduced(stream: &TcpStream, nonce: u64) -> Option<usize> {
     stream.set_nonblocking(false).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;

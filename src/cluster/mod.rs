@@ -1,12 +1,11 @@
-//! Several processes that train one model: how they find each other, agree, exchange, and notice that one is gone.
+//! Several processes that train one model: rendezvous, agreement, exchange, and failure detection.
 //!
-//! [`placement`] reads the launcher's variables, [`start`] brings the ranks of one machine up, [`join`] meets the others:
-//! rank 0 listens, the others say who they are, rank 0 tells all whether they fit. After that each rank has a connection to
-//! rank 0 that stays open, on which both say every second that they are alive and how far they are, and one to each other rank for
-//! what they exchange.
+//! [`placement`] reads the launcher's variables, [`start`] starts the ranks of one machine, [`join`] connects to the others: rank
+//! 0 listens, the others introduce themselves, and rank 0 tells all whether they match. Then each rank keeps a connection to rank
+//! 0, on which both sides report progress every second, and one to each other rank for exchanges.
 //!
-//! A [`Collective`] is the seam to whoever trains: one process alone ([`Alone`]) or several by TCP. All is in plain text and
-//! believes whoever knows the job's number: it is for networks that are trusted, as with torchrun and MPI.
+//! A [`Collective`] is the interface to training: a single process ([`Alone`]) or several over TCP. Everything is plain text, and
+//! anyone who knows the job's number is trusted: use it in trusted networks only, as with torchrun and MPI.
 
 mod frame;
 mod launcher;
@@ -33,17 +32,17 @@ pub use mpi::join_by_mpi;
 pub use rendezvous::listen;
 pub use tcp::join;
 
-/// How long ranks wait for each other.
+/// Timeouts of ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Until all have come together.
+    /// For the rendezvous.
     pub rendezvous: Duration,
-    /// A rank that says nothing for so long hangs, or its machine or network does.
+    /// A rank that is silent for this long hangs, or its machine or network does.
     pub silence: Duration,
-    /// A rank that lives and stands still, while all others wait for it, hangs after so long, or after four times the longest pause that any
-    /// rank has made lately. It counts from the third batch of a training on: before, kernels are loaded.
+    /// A rank that is alive but makes no progress while all others wait for it hangs after this time, or after four times the
+    /// longest recent pause of any rank. This counts from the third batch of a training on, after kernels are loaded.
     pub standstill: Duration,
-    /// A process that has been told that the job failed, and has not ended by itself so long after, is ended.
+    /// A process that has been told that the job failed, and has not ended after this time, is killed.
     pub grace: Option<Duration>,
 }
 
@@ -58,64 +57,64 @@ impl Default for Limits {
     }
 }
 
-/// How a rank goes on.
+/// A kind of progress of a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moving {
-    /// It begins what all ranks do together.
+    /// It starts a joint operation of all ranks.
     Together,
-    /// It begins a piece of work of its own: a batch, a stage of a sampler.
+    /// It starts its own work: a batch, a stage of a sampler.
     Alone,
 }
 
-/// What several ranks do together. All of them call the same methods in the same order, with arguments of the same lengths; a
-/// call ends when this rank's part of it is done.
+/// Joint operations of several ranks. All of them call the same methods in the same order, with arguments of the same lengths; a
+/// call returns when this rank's part is done.
 ///
 /// # Errors
-/// Each method's are [`Error::Cluster`](crate::Error::Cluster), that says which rank is gone, hangs or failed; all ranks get
-/// the same.
+/// All methods: [`Error::Cluster`](crate::Error::Cluster) with the rank that is gone, hangs or failed; all ranks get the same
+/// error.
 pub trait Collective: Debug + Send + Sync {
-    /// This process's number.
+    /// This process's rank.
     fn rank(&self) -> usize;
 
     /// The number of processes.
     fn ranks(&self) -> usize;
 
-    /// How they exchange, for people: `TCP`.
+    /// The transport's name: `TCP`.
     fn name(&self) -> &'static str;
 
     /// Replaces `values` on every rank by the sum over the ranks: of ranks 0 and 1, 2 and 3, …, then of these sums in pairs, and
-    /// so on. The bits depend on the values and the number of ranks alone, and are the same on all.
+    /// so on. The bits depend only on the values and the number of ranks, and are the same on all.
     fn all_reduce(&self, values: &mut [f32]) -> Result<()>;
 
-    /// Puts the bytes of `root` into those of all others.
+    /// Copies the bytes of `root` to all others.
     fn broadcast(&self, bytes: &mut [u8], root: usize) -> Result<()>;
 
-    /// Puts each rank's `own` into `all`, in the order of the ranks: `all` is as many times as long.
+    /// Gathers each rank's `own` into `all`, in the order of the ranks: `all` is as many times as long.
     fn gather(&self, own: &[u8], all: &mut [u8]) -> Result<()>;
 
-    /// Ends when all ranks have come here.
+    /// A barrier.
     fn barrier(&self) -> Result<()>;
 
-    /// Rank 0 tells the others what they do next, and does not wait.
+    /// Rank 0 sends a command to the others, without waiting.
     fn tell(&self, command: &[u8]) -> Result<()>;
 
-    /// What rank 0 tells next; for the others.
+    /// Receives the next command of rank 0; for the others.
     fn listen(&self) -> Result<Vec<u8>>;
 
-    /// This rank goes on: it begins an exchange that the seam does not see, or a piece of work of its own.
+    /// Reports progress: an exchange outside this interface starts, or this rank's own work.
     fn go_on(&self, _: Moving) {}
 
-    /// Set where any rank was asked to stop; for rank 0, which decides when.
+    /// Set if any rank was asked to stop; for rank 0, which decides when.
     fn stop(&self) -> Arc<AtomicBool>;
 
     /// Tells rank 0 that this rank was asked to stop.
     fn ask_to_stop(&self);
 
-    /// The last word: `error` ends all others with it, None is a good end.
+    /// Ends the job: `error` ends all others with it, None is a normal end.
     fn leave(&self, error: Option<&str>);
 }
 
-/// One process by itself.
+/// A single process.
 #[derive(Debug, Default)]
 pub struct Alone {
     stop: Arc<AtomicBool>,
@@ -168,22 +167,22 @@ impl Collective for Alone {
     fn leave(&self, _: Option<&str>) {}
 }
 
-/// Something that all ranks have to have alike, as text of a few kilobytes: `configuration`, `data`, `version`.
+/// A setting that all ranks must share, as text of a few kilobytes: `configuration`, `data`, `version`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fact {
     /// Its name.
     pub name: &'static str,
-    /// Its value, a line for each part of it.
+    /// Its value, with a line for each part.
     pub value: String,
 }
 
 /// Most bytes of all facts of a rank.
 const MOST_FACTS: usize = 1 << 18;
 
-/// Compares what each rank has. The facts are the same ones, in the same order, on all ranks.
+/// Compares the facts of all ranks. All ranks give the same facts in the same order.
 ///
 /// # Errors
-/// [`Error::Cluster`](crate::Error::Cluster), the same on all ranks, that names the ranks that differ from rank 0, and in what.
+/// [`Error::Cluster`](crate::Error::Cluster), the same on all ranks, with the ranks that differ from rank 0 and how.
 pub fn agree(team: &dyn Collective, facts: &[Fact]) -> Result<()> {
     let text = facts.iter().map(|fact| format!("{}\u{1f}{}", fact.name, fact.value)).collect::<Vec<_>>().join("\u{1e}");
     let mut lens = vec![0; 8 * team.ranks()];
@@ -209,12 +208,12 @@ pub fn agree(team: &dyn Collective, facts: &[Fact]) -> Result<()> {
     let more =
         if shown < differences.len() { format!("; and {} more", differences.len() - shown) } else { String::new() };
     Err(crate::Error::cluster(
-        format!("the ranks do not fit together: {}{more}", differences[..shown].join("; ")),
+        format!("the ranks do not match: {}{more}", differences[..shown].join("; ")),
         "start all of them with the same engine, options and data",
     ))
 }
 
-/// In what rank `rank` differs from rank 0.
+/// How rank `rank` differs from rank 0.
 fn difference(first: &str, other: &str, rank: usize) -> Option<String> {
     let parts = |text: &str| -> Vec<(String, String)> {
         let pairs = text.split('\u{1e}').filter_map(|fact| fact.split_once('\u{1f}'));
@@ -223,12 +222,12 @@ fn difference(first: &str, other: &str, rank: usize) -> Option<String> {
     let (first, other) = (parts(first), parts(other));
     let mut differing = first.iter().zip(&other).filter(|(a, b)| a != b);
     let Some(((name, ours), (_, theirs))) = differing.next() else {
-        return (first.len() != other.len()).then(|| format!("rank {rank} has other facts than rank 0"));
+        return (first.len() != other.len()).then(|| format!("rank {rank} has different facts than rank 0"));
     };
     let line = ours.lines().zip(theirs.lines()).find(|(a, b)| a != b);
     let (a, b) = line.unwrap_or((ours.lines().last().unwrap_or(""), theirs.lines().last().unwrap_or("")));
     let short = |text: &str| frame::printable(text.trim().chars().take(120).collect::<String>().as_bytes());
-    Some(format!("rank {rank} has another {name} than rank 0: `{}` for `{}`", short(b), short(a)))
+    Some(format!("rank {rank} has a different {name} than rank 0: `{}` for `{}`", short(b), short(a)))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Ranks that exchange by MPI, in builds with the feature `mpi`, where `mpirun` started them.
+//! Ranks that exchange over MPI, in builds with the feature `mpi`, if `mpirun` started them.
 //!
-//! The gradient's sum is the same tree as by TCP: everybody's parts are scattered, added up and gathered. The control channel stays
-//! TCP, for MPI does not say which rank is gone.
+//! The gradient's sum is the same tree as over TCP: all parts are scattered, summed and gathered. The control channel stays TCP,
+//! because MPI does not report which rank is gone.
 
 use std::fmt;
 use std::sync::atomic::AtomicBool;
@@ -19,11 +19,11 @@ use crate::error::{Error, Result};
 struct World {
     communicator: SimpleCommunicator,
     scratch: [Vec<f32>; 2],
-    /// Ends MPI when it is dropped, last.
+    /// Finalizes MPI when it is dropped, last.
     _universe: Universe,
 }
 
-// SAFETY: MPI was initialised for calls from several threads, one at a time: the mutex sees to it.
+// SAFETY: MPI was initialized for serialized calls from several threads; the mutex ensures that.
 unsafe impl Send for World {}
 
 struct Mpi {
@@ -31,10 +31,10 @@ struct Mpi {
     world: Mutex<World>,
 }
 
-/// As [`join`](super::join), for ranks that `mpirun` started.
+/// As [`join`](super::join), for ranks started by `mpirun`.
 ///
 /// # Errors
-/// As there; [`Error::Cluster`] where MPI does not start or numbers the ranks otherwise.
+/// As [`join`](super::join); [`Error::Cluster`] if MPI does not start or numbers the ranks differently.
 pub fn join_by_mpi(placement: &Placement, limits: Limits) -> Result<Arc<dyn Collective>> {
     let refused = |message: String| Error::cluster(message, "start it by the mpirun of the MPI that it was built with");
     let (universe, threading) =
@@ -139,7 +139,7 @@ impl Collective for Mpi {
     fn leave(&self, error: Option<&str>) {
         self.control.leave(error);
         if error.is_some() {
-            // The others may wait in MPI, and so would its end here: mpirun ends them all.
+            // The others may wait in MPI, and so would finalizing it here: mpirun ends them all.
             eprintln!("error: {}", error.unwrap_or_default());
             std::process::exit(1);
         }

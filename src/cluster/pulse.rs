@@ -1,26 +1,26 @@
-//! Whether the ranks go on: a rank whose control thread lives and whose main thread stands still is found by what its beats say.
+//! Detection of hanging ranks: a rank whose control thread is alive but whose main thread makes no progress is detected by its beats.
 //!
-//! Each beat tells how many steps of the job's course (exchanges, and commands of rank 0) a rank has begun, and how many pieces of work
-//! of its own (batches, stages of a sampler). All ranks go through the same course. Where no rank has moved at all for some time and
-//! some are behind, the others wait for those: they hang. A rank that works for long while nobody waits for it in the course (rank 0
-//! that writes files, and whoever listens to it) is no hang.
+//! Each beat has the number of joint steps (exchanges, and commands of rank 0) that a rank has started, and of its own pieces of
+//! work (batches, stages of a sampler). All ranks run the same joint steps. If no rank has progressed for some time and some are
+//! behind, the others wait for those: they hang. A rank that works for long while no other waits for it (rank 0 that writes files,
+//! and the ranks that wait for its next command) does not hang.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Pauses that are remembered of a rank.
+/// Number of pauses remembered per rank.
 const PAUSES: usize = 64;
-/// A rank may pause so many times as long as any did lately.
+/// A rank may pause this many times as long as any recent pause.
 const LENIENCE: u32 = 4;
-/// Pieces of work after which a rank counts: before, kernels are loaded and memory is touched for the first time.
+/// Pieces of work after which a rank is watched: before, kernels are loaded and memory is touched for the first time.
 const WARM_UP: u64 = 3;
 
-/// How far a rank is.
+/// The progress of a rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pulse {
-    /// Steps of the job's course.
+    /// Joint steps.
     pub course: u64,
-    /// Pieces of work of its own.
+    /// Its own pieces of work.
     pub work: u64,
 }
 
@@ -29,7 +29,7 @@ impl Pulse {
         [self.course, self.work].map(u64::to_le_bytes).concat()
     }
 
-    /// None for a beat that tells nothing.
+    /// None for a beat without content.
     pub fn read(payload: &[u8]) -> Option<Self> {
         let (words, _) = payload.as_chunks::<8>();
         let [course, work] = words else { return None };
@@ -37,7 +37,7 @@ impl Pulse {
     }
 }
 
-/// What is known of a rank.
+/// The state of a rank.
 #[derive(Debug)]
 struct Course {
     pulse: Pulse,
@@ -45,11 +45,11 @@ struct Course {
     pauses: VecDeque<Duration>,
 }
 
-/// What rank 0 knows of all.
+/// The state of all ranks, on rank 0.
 #[derive(Debug)]
 pub(super) struct Pulses {
     ranks: Vec<Course>,
-    /// The shortest time after which a standstill is one.
+    /// The shortest pause that counts as hanging.
     patience: Duration,
 }
 
@@ -74,12 +74,12 @@ impl Pulses {
         (course.pulse, course.moved) = (pulse, now);
     }
 
-    /// All have moved by now, as far as this rank can tell: it was suspended itself.
+    /// After a suspension of this rank, all count as having progressed now.
     pub fn forgive(&mut self, now: Instant) {
         self.ranks.iter_mut().for_each(|course| course.moved = now);
     }
 
-    /// How long a standstill may last.
+    /// The longest allowed pause.
     fn bound(&self) -> Duration {
         let longest = self.ranks.iter().flat_map(|course| &course.pauses).max().copied().unwrap_or_default();
         self.patience.max(LENIENCE * longest)
@@ -108,7 +108,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Three ranks that go on together for some seconds, of which rank 1 then stays behind.
+    /// Three ranks that progress together for some seconds, then rank 1 stays behind.
     fn after(seconds: u32, each: Duration) -> (Pulses, Instant) {
         let mut now = Instant::now();
         let mut pulses = Pulses::new(3, 30 * SECOND, now);
@@ -134,7 +134,7 @@ mod tests {
         let (pulses, now) = after(10, 20 * SECOND);
         assert_eq!(pulses.standing_still(now + 80 * SECOND), None);
         assert_eq!(pulses.standing_still(now + 81 * SECOND), Some((vec![1], 81 * SECOND)));
-        // Long ago is forgotten.
+        // Old pauses are forgotten.
         let (mut pulses, mut now) = after(10, 20 * SECOND);
         for step in 100..200 {
             now += SECOND;
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn work_that_nobody_waits_for_and_the_first_batches_take_as_long_as_they_take() {
-        // Rank 0 writes for an hour; the others have begun what it told them last, and listen.
+        // Rank 0 writes for an hour; the others have started its last command, and wait for the next.
         let now = Instant::now();
         let mut pulses = Pulses::new(2, 30 * SECOND, now);
         (0..2).for_each(|rank| pulses.hear(rank, Pulse { course: 9, work: 5 }, now));
@@ -156,11 +156,11 @@ mod tests {
         pulses.hear(0, Pulse { course: 9, work: 5 }, now);
         pulses.hear(1, Pulse { course: 8, work: 1 }, now);
         assert_eq!(pulses.standing_still(now + 3600 * SECOND), None);
-        // A rank that works is no standstill, however far behind it is.
+        // A rank that works does not hang, however far behind it is.
         pulses.hear(1, Pulse { course: 8, work: 4 }, now);
         pulses.hear(1, Pulse { course: 8, work: 5 }, now + 60 * SECOND);
         assert_eq!(pulses.standing_still(now + 89 * SECOND), None);
-        // A machine that slept has heard nobody.
+        // A machine that was suspended has heard nobody.
         pulses.forgive(now + 900 * SECOND);
         assert_eq!(pulses.standing_still(now + 901 * SECOND), None);
         assert_eq!(Pulse::read(&Pulse { course: 3, work: 4 }.write()), Some(Pulse { course: 3, work: 4 }));

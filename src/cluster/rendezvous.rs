@@ -1,4 +1,4 @@
-//! How ranks meet: rank 0 listens, the others come and say who they are, and hear whether all fit.
+//! The rendezvous of ranks: rank 0 listens, the others connect and introduce themselves, and learn whether all match.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc;
@@ -8,10 +8,10 @@ use super::frame::{Fields, Kind, Parser, Reader, printable, send};
 use super::{Limits, Placement};
 use crate::error::{Error, Result};
 
-/// Begins every hello: the name of the protocol and its version.
+/// The start of every hello: the name of the protocol and its version.
 const MAGIC: u64 = u64::from_le_bytes(*b"engine\x00\x01");
 
-/// How long whoever connects may take to say who they are.
+/// Time for a connection to introduce itself.
 const INTRODUCTION: Duration = Duration::from_secs(5);
 
 const PAUSE: Duration = Duration::from_millis(10);
@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// A rank, as all others know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member {
-    /// Where it listens for what is exchanged.
+    /// Its address for exchanges.
     pub address: SocketAddr,
     pub host: String,
     pub process: u64,
@@ -31,14 +31,14 @@ impl Member {
     }
 }
 
-/// All ranks, and what tells this meeting from others.
+/// All ranks, and the identity of this job.
 #[derive(Clone, Debug)]
 pub(super) struct Meeting {
     pub members: Vec<Member>,
     pub nonce: u64,
 }
 
-/// What a rank says of itself.
+/// A rank's introduction.
 struct Hello {
     version: String,
     job: String,
@@ -57,7 +57,7 @@ impl Hello {
         fields.0
     }
 
-    /// None for whoever speaks another protocol.
+    /// None for another protocol.
     fn read(payload: &[u8]) -> Option<Self> {
         let mut parser = Parser(payload);
         if parser.number()? != MAGIC {
@@ -97,7 +97,7 @@ fn host_name() -> String {
     if name.is_empty() { "its host".into() } else { name }
 }
 
-/// Where this process may be reached, for a job whose rank 0 is at `leader`: on one machine nobody else has to.
+/// The address of this process, for a job whose rank 0 is at `leader`: on a single machine only the loopback.
 fn any_address(leader: IpAddr) -> SocketAddr {
     let ip = match leader {
         ip if ip.is_loopback() => ip,
@@ -115,10 +115,10 @@ fn at(leader: &(String, u16)) -> String {
     format!("{}:{}", leader.0, leader.1)
 }
 
-/// A listener where rank 0 of this placement is to listen.
+/// A listener at the address of rank 0 in this placement.
 ///
 /// # Errors
-/// [`Error::Cluster`] where the port is taken or the host is not this machine.
+/// [`Error::Cluster`] if the port is taken or the host is not this machine.
 pub fn listen(placement: &Placement) -> Result<TcpListener> {
     let place = at(&placement.leader);
     let refused = |error: std::io::Error| {
@@ -128,25 +128,25 @@ pub fn listen(placement: &Placement) -> Result<TcpListener> {
             }
             _ => "set MASTER_ADDR to this machine's name, and MASTER_PORT or ENGINE_PORT to a free port",
         };
-        Error::cluster(format!("rank 0 cannot listen at {place}: {error}"), mend)
+        Error::cluster(format!("rank 0 cannot listen on {place}: {error}"), mend)
     };
     let found = find(&placement.leader).map_err(refused)?;
     let first = found.first().copied().ok_or_else(|| refused(std::io::ErrorKind::AddrNotAvailable.into()))?;
     TcpListener::bind(SocketAddr::new(any_address(first.ip()).ip(), placement.leader.1)).map_err(refused)
 }
 
-/// The connections that a rank has after the meeting.
+/// The connections of a rank after the rendezvous.
 pub(super) struct Met {
     pub meeting: Meeting,
     /// To rank 0; rank 0 has those to the others, by rank.
     pub control: Vec<(usize, TcpStream)>,
-    /// For what is exchanged.
+    /// The listener for exchanges.
     pub listener: TcpListener,
-    /// Rank 0 goes on telling latecomers that they are too late.
+    /// On rank 0: tells late ranks that they are too late.
     pub latecomers: Option<TcpListener>,
 }
 
-/// Meets the other ranks. `still` is asked while rank 0 waits: whether those that it started are still there.
+/// Meets the other ranks. `still` is called while rank 0 waits: whether the ranks that it started are alive.
 pub(super) fn meet(
     placement: &Placement,
     listener: Option<TcpListener>,
@@ -160,14 +160,14 @@ pub(super) fn meet(
     }
 }
 
-/// Somebody who said who they are.
+/// A connection that has introduced itself.
 struct Guest {
     hello: Hello,
     stream: TcpStream,
     ip: IpAddr,
 }
 
-/// Hears whoever connected, and hands on who speaks the protocol.
+/// Accepts connections and passes on those that speak the protocol.
 fn hear(stream: TcpStream, ip: IpAddr, job: String, guests: mpsc::Sender<Guest>) {
     std::thread::spawn(move || {
         let Some(hello) = introduction(&stream) else { return };
@@ -223,7 +223,7 @@ fn lead(
     }
     if let Some(fault) = fault(placement, &guests, limits) {
         refuse(&guests, &fault);
-        return Err(Error::cluster(fault, "start all ranks of one job with one engine, each with a rank of its own"));
+        return Err(Error::cluster(fault, "start all ranks of a job with the same engine, each with its own rank"));
     }
     guests.sort_by_key(|guest| guest.hello.rank);
     let first = find(&placement.leader).ok().and_then(|found| found.first().copied());
@@ -250,12 +250,12 @@ fn lead(
 
 fn refuse(guests: &[Guest], fault: &str) {
     for guest in guests {
-        // Whoever is gone needs no answer.
+        // A closed connection needs no answer.
         let _ = send(&mut &guest.stream, Kind::Refused, fault.as_bytes());
     }
 }
 
-/// All that does not fit, as one line.
+/// All mismatches, as one line.
 fn fault(placement: &Placement, guests: &[Guest], limits: Limits) -> Option<String> {
     let (ranks, own) = (placement.ranks, version());
     let mut faults = Vec::new();
@@ -266,7 +266,7 @@ fn fault(placement: &Placement, guests: &[Guest], limits: Limits) -> Option<Stri
             faults.push(format!("rank {rank} is engine {version}, rank 0 is {own}"));
         }
         if *theirs != ranks as u64 {
-            faults.push(format!("rank {rank} is of a job of {theirs} ranks, rank 0 of {ranks}"));
+            faults.push(format!("rank {rank} belongs to a job of {theirs} ranks, rank 0 to one of {ranks}"));
         } else if *rank == 0 {
             faults.push(format!("{} is a second rank 0", who(guest)));
         } else if *rank >= ranks as u64 {
@@ -276,9 +276,9 @@ fn fault(placement: &Placement, guests: &[Guest], limits: Limits) -> Option<Stri
     for rank in 1..ranks as u64 {
         let claiming: Vec<String> = guests.iter().filter(|guest| guest.hello.rank == rank).map(who).collect();
         match claiming.len() {
-            0 => faults.push(format!("rank {rank} of {ranks} did not come")),
+            0 => faults.push(format!("rank {rank} of {ranks} did not connect")),
             1 => {}
-            _ => faults.push(format!("{} say that they are rank {rank}", claiming.join(" and "))),
+            _ => faults.push(format!("{} claim to be rank {rank}", claiming.join(" and "))),
         }
     }
     if faults.is_empty() {
@@ -288,10 +288,10 @@ fn fault(placement: &Placement, guests: &[Guest], limits: Limits) -> Option<Stri
     let waited = if missing { format!(" (waited {} s)", limits.rendezvous.as_secs()) } else { String::new() };
     let more = if faults.len() > 6 { format!("; and {} more", faults.len() - 6) } else { String::new() };
     faults.truncate(6);
-    Some(format!("the ranks did not come together: {}{more}{waited}", faults.join("; ")))
+    Some(format!("the ranks did not meet: {}{more}{waited}", faults.join("; ")))
 }
 
-/// Enough to tell meetings apart: it is no secret.
+/// Enough to distinguish jobs: it is not a secret.
 fn nonce() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
@@ -307,7 +307,7 @@ fn welcome(meeting: &Meeting) -> Vec<u8> {
     all.0
 }
 
-/// What rank 0 tells of the meeting; addresses of its own machine are `leader`'s to others.
+/// Rank 0's description of the job; addresses of its own machine become `leader`'s for others.
 fn welcomed(payload: &[u8], ranks: usize, leader: IpAddr) -> Option<Meeting> {
     let mut parser = Parser(payload);
     if parser.number()? != MAGIC {
@@ -330,12 +330,12 @@ fn welcomed(payload: &[u8], ranks: usize, leader: IpAddr) -> Option<Meeting> {
 fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
     let (rank, place, seconds) = (placement.rank, at(&placement.leader), limits.rendezvous.as_secs());
     let until = Instant::now() + limits.rendezvous;
-    let mut last = String::from("nobody answers");
+    let mut last = String::from("no answer");
     let stream = loop {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             let message = format!("rank {rank} found no rank 0 at {place} within {seconds} s: {last}");
-            let mend = "start rank 0, and look at its own error; MASTER_ADDR and MASTER_PORT say where it is";
+            let mend = "start rank 0, and look at its own error; check MASTER_ADDR and MASTER_PORT";
             return Err(Error::cluster(message, mend));
         }
         let found = find(&placement.leader).unwrap_or_default();
@@ -359,7 +359,7 @@ fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
     stream.set_read_timeout(Some(Duration::from_secs(1))).map_err(gone)?;
     stream.set_write_timeout(Some(INTRODUCTION)).map_err(gone)?;
     send(&mut &stream, Kind::Hello, &Hello::own(placement, port).write()).map_err(gone)?;
-    // Rank 0 may have begun to wait only now.
+    // Rank 0 may have started to wait only now.
     let until = Instant::now() + limits.rendezvous + INTRODUCTION;
     let mut reader = Reader::default();
     while Instant::now() < until {
@@ -369,19 +369,18 @@ fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
                 return Ok(Met { meeting, control: vec![(0, stream)], listener, latecomers: None });
             }
             Some((Kind::Refused, message)) => {
-                let mend = "start all ranks of one job with one engine, each with a rank of its own";
+                let mend = "start all ranks of a job with the same engine, each with its own rank";
                 return Err(Error::cluster(printable(&message), mend));
             }
             Some(_) => break,
             None => {}
         }
     }
-    let message =
-        format!("whoever listens at {place} gave rank {rank} no answer that an engine gives within {seconds} s");
+    let message = format!("the program at {place} gave rank {rank} no answer of an engine within {seconds} s");
     Err(Error::cluster(message, "another program holds that port: set ENGINE_PORT on all ranks to a free one"))
 }
 
-/// Tells whoever comes after the meeting that they are one too many; false where nobody was there.
+/// Tells connections after the rendezvous that they are one too many; false if there was none.
 pub(super) fn turn_away(listener: &TcpListener, ranks: usize) -> bool {
     let Ok((stream, _)) = listener.accept() else { return false };
     std::thread::spawn(move || {

@@ -1,7 +1,7 @@
-//! Ranks that exchange by TCP, each with each.
+//! Ranks that exchange over TCP, each with each.
 //!
-//! A sum is scattered, then gathered: rank r gets everybody's part r, adds the parts up in a tree, and sends its sum to all. Each
-//! rank sends 2 (R − 1) / R times the bytes, as with a ring (Patarasuk and Yuan 2009), in two rounds instead of 2 (R − 1).
+//! A sum is scattered, then gathered: rank r receives part r from all, sums the parts in a tree, and sends the result to all. Each
+//! rank sends 2 (R − 1) / R times the bytes, as in a ring (Patarasuk and Yuan 2009), in two rounds instead of 2 (R − 1).
 
 use std::fmt;
 use std::net::TcpListener;
@@ -23,7 +23,7 @@ const COLLECT: u8 = 2;
 const GATHER: u8 = 3;
 const BROADCAST: u8 = 4;
 
-/// Elements that parts begin at multiples of.
+/// Alignment of parts, in elements.
 const ALIGNMENT: usize = 16;
 
 struct Tcp {
@@ -35,12 +35,11 @@ struct Tcp {
     commands: Mutex<mpsc::Receiver<Vec<u8>>>,
 }
 
-/// Meets the other ranks of a job. Rank 0 listens by `listener`, or where its placement says; `still` is asked while it waits
-/// whether to go on.
+/// Meets the other ranks of a job. Rank 0 listens on `listener`, or at its placement's address; `still` is called while it waits,
+/// and can end the wait.
 ///
 /// # Errors
-/// [`Error::Cluster`] on every rank where one is missing, one too many, of another job or another engine; the errors of
-/// `still`.
+/// [`Error::Cluster`] on every rank if one is missing, one too many, of another job or another engine; the errors of `still`.
 pub fn join(
     placement: &Placement,
     listener: Option<TcpListener>,
@@ -67,7 +66,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Tcp {
-    /// The part of `len` elements that a rank adds up.
+    /// The part of `len` elements that a rank sums.
     fn part(&self, len: usize, rank: usize) -> Range<usize> {
         let each = len.div_ceil(self.ranks).next_multiple_of(ALIGNMENT);
         (each * rank).min(len)..(each * (rank + 1)).min(len)
@@ -78,7 +77,7 @@ impl Tcp {
         (0..self.ranks).filter(move |peer| *peer != rank)
     }
 
-    /// `all` in pieces, one a rank.
+    /// `all` in pieces, one per rank.
     fn exchange(&self, mesh: &mut Mesh, kind: u8, own: &[u8], pieces: Vec<&mut [u8]>) -> Result<()> {
         let pieces = pieces.into_iter().enumerate().filter(|(peer, _)| *peer != self.rank);
         let transfers = pieces.map(|(peer, received)| Transfer { peer, sent: own, received }).collect();
@@ -92,7 +91,7 @@ impl fmt::Debug for Tcp {
     }
 }
 
-/// Adds rows up in pairs, then the sums in pairs, and so on; the sum is then in the first.
+/// Sums rows in pairs, then the sums in pairs, and so on; the result is in the first.
 pub(super) fn add_up(rows: &mut [f32], len: usize) {
     let count = rows.len().checked_div(len).unwrap_or(0);
     let mut distance = 1;
@@ -105,7 +104,7 @@ pub(super) fn add_up(rows: &mut [f32], len: usize) {
     }
 }
 
-/// `to += from`. In pieces of one length, so that it is vectors however the crate is compiled.
+/// `to += from`. In pieces of one length, so that it is vectorized however the crate is compiled.
 fn add(to: &mut [f32], from: &[f32]) {
     let ((to, to_rest), (from, from_rest)) = (to.as_chunks_mut::<16>(), from.as_chunks::<16>());
     for (to, from) in to.iter_mut().zip(from) {
@@ -116,7 +115,7 @@ fn add(to: &mut [f32], from: &[f32]) {
     to_rest.iter_mut().zip(from_rest).for_each(|(to, from)| *to += from);
 }
 
-/// Pieces of `all` by these lengths, one after the other.
+/// Consecutive pieces of `all` with these lengths.
 fn cut(mut all: &mut [u8], lens: impl Iterator<Item = usize>) -> Vec<&mut [u8]> {
     lens.map(|len| {
         let (piece, rest) = std::mem::take(&mut all).split_at_mut(len);
@@ -251,7 +250,7 @@ mod tests {
 
     #[test]
     fn rows_are_added_in_a_tree() {
-        // Sums that rounding tells apart.
+        // Sums whose rounding depends on the order.
         let rows = [1.0f32, 1e-8, 3e-8, 1e8, -1e8, 5e-8, 7.0];
         let tree = |r: &[f32]| ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + r[6]);
         let mut all: Vec<f32> = rows.iter().flat_map(|row| [*row; 35]).collect();

@@ -40,7 +40,7 @@ fn meet(placements: Vec<Placement>, limits: Limits) -> Vec<Met> {
     all.into_iter().map(|rank| rank.join().unwrap()).collect()
 }
 
-/// What `f` gives on each of `ranks` ranks.
+/// The results of `f` on each of `ranks` ranks.
 fn on_all<R: Send + 'static>(ranks: usize, f: impl Fn(&dyn Collective) -> R + Send + Sync + Copy + 'static) -> Vec<R> {
     let port = free_port();
     let one = |rank| {
@@ -102,21 +102,24 @@ fn ranks_that_do_not_fit_are_told_on_all_ranks_in_time() {
     let port = free_port();
     let missing = faults(meet(vec![placed(0, 3, port), placed(1, 3, port)], BRIEF));
     assert!(
-        missing.iter().all(|text| text.contains("rank 2 of 3 did not come") && text.contains("waited 2 s")),
+        missing.iter().all(|text| text.contains("rank 2 of 3 did not connect") && text.contains("waited 2 s")),
         "{missing:?}"
     );
     let port = free_port();
     let twice = faults(meet(vec![placed(0, 3, port), placed(1, 3, port), placed(1, 3, port)], BRIEF));
-    assert!(twice.iter().all(|text| text.contains("say that they are rank 1")), "{twice:?}");
+    assert!(twice.iter().all(|text| text.contains("claim to be rank 1")), "{twice:?}");
     let port = free_port();
     let sizes = faults(meet(vec![placed(0, 2, port), placed(2, 3, port)], BRIEF));
-    assert!(sizes.iter().all(|text| text.contains("rank 2 is of a job of 3 ranks, rank 0 of 2")), "{sizes:?}");
+    assert!(
+        sizes.iter().all(|text| text.contains("rank 2 belongs to a job of 3 ranks, rank 0 to one of 2")),
+        "{sizes:?}"
+    );
     let alone = faults(meet(vec![placed(1, 2, free_port())], BRIEF)).remove(0);
     assert!(alone.contains("rank 1 found no rank 0 at 127.0.0.1") && alone.contains("within 2 s"), "{alone}");
     let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     let both = faults(meet(vec![placed(0, 2, port)], BRIEF)).remove(0);
-    assert!(both.contains("rank 0 cannot listen at 127.0.0.1") && both.contains("ENGINE_PORT"), "{both}");
+    assert!(both.contains("rank 0 cannot listen on 127.0.0.1") && both.contains("ENGINE_PORT"), "{both}");
     assert!(began.elapsed() < Duration::from_secs(20));
 }
 
@@ -130,14 +133,14 @@ fn whoever_is_of_another_job_or_none_is_passed_over() {
             if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) {
                 use std::io::{Read, Write};
                 let _ = stream.write_all(b"GET / HTTP/1.1\r\n\r\n");
-                // It is let go without a word.
+                // It is closed without an answer.
                 return stream.read(&mut [0; 16]).unwrap_or(0);
             }
         }
         0
     });
     let late = thread::spawn(move || {
-        // The one that does not belong comes first.
+        // The one that does not belong connects first.
         let refused = join(&other, None, SOON, &mut || Ok(())).unwrap_err().to_string();
         (refused, join(&placed(1, 2, port), None, SOON, &mut || Ok(())))
     });
@@ -195,11 +198,11 @@ fn facts_that_differ_are_named() {
         agree(team, &facts[..1]).unwrap();
         agree(team, &facts).unwrap_err().to_string()
     });
-    let expected = "rank 2 has another configuration than rank 0: `learning_rate: 2e-3` for `learning_rate: 1e-3`";
+    let expected = "rank 2 has a different configuration than rank 0: `learning_rate: 2e-3` for `learning_rate: 1e-3`";
     assert!(found.iter().all(|text| text.contains(expected)), "{found:?}");
 }
 
-/// Three ranks in step, of which `which` stands still in its fifth batch while its heart beats.
+/// Three ranks in step, of which `which` hangs in its fifth batch while its control thread is alive.
 fn standing_still(which: usize) -> (Vec<String>, Duration) {
     const HASTY: Limits = Limits { standstill: Duration::from_secs(3), ..SOON };
     let (port, began) = (free_port(), Instant::now());
@@ -226,7 +229,10 @@ fn a_rank_that_lives_and_stands_still_is_named_on_all() {
     for which in [0, 1] {
         let (found, took) = standing_still(which);
         let named = format!("rank {which} (process ");
-        assert!(found.iter().all(|text| text.contains(&named) && text.contains("hangs: it lives, and")), "{found:?}");
+        assert!(
+            found.iter().all(|text| text.contains(&named) && text.contains("hangs: it is alive, but")),
+            "{found:?}"
+        );
         assert!(took < Duration::from_secs(20), "{took:?}");
     }
 }

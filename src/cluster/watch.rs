@@ -1,7 +1,8 @@
-//! The control channel: who is alive, what rank 0 tells, and why a job ends.
+//! The control channel: liveness of ranks, commands of rank 0, and the reason why a job ends.
 //!
-//! Each rank says every second that it is alive, and how far it is. Rank 0 hears all others, all others hear rank 0; whoever is gone,
-//! silent or standing still for too long is named by rank 0 to all, which end by it. The first reason stays: what follows from it is not told.
+//! Each rank reports every second that it is alive, and its progress. Rank 0 hears all others, all others hear rank 0. If a rank
+//! is gone, silent or makes no progress for too long, rank 0 names it to all, and they end. Only the first reason is reported, not
+//! its consequences.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,42 +18,42 @@ use super::{Limits, Moving};
 use crate::error::{Error, Result};
 
 const BEAT: Duration = Duration::from_secs(1);
-/// How often a thread looks whether it is still needed.
+/// How often a thread checks whether it is still needed.
 const TICK: Duration = Duration::from_millis(100);
 
 const MEND: &str =
-    "look at that rank's own error; `engine train --resume` goes on from the last checkpoint, on any number of ranks";
+    "look at that rank's own error; `engine train --resume` resumes from the last checkpoint, on any number of ranks";
 
-/// What the threads of a rank share.
+/// State shared by the threads of a rank.
 pub(super) struct Watch {
     rank: usize,
     meeting: Meeting,
     limits: Limits,
-    /// To whom this rank writes: rank 0 to all others, they to rank 0.
+    /// The peers that this rank writes to: rank 0 to all others, they to rank 0.
     peers: BTreeMap<usize, Mutex<TcpStream>>,
     began: Instant,
     /// Milliseconds after `began` at which each peer was heard last.
     heard: BTreeMap<usize, AtomicU64>,
-    /// Peers that have said their last word.
+    /// Peers that have left.
     left: BTreeMap<usize, AtomicBool>,
-    /// How far this rank is: steps of the job's course, pieces of work of its own.
+    /// The progress of this rank: joint steps, its own pieces of work.
     own: [AtomicU64; 2],
-    /// How far all are; rank 0's alone.
+    /// The progress of all; only on rank 0.
     pulses: Mutex<Pulses>,
     failure: Mutex<Option<(String, Instant)>>,
     failed: AtomicBool,
-    /// This rank has said its last word.
+    /// This rank has left.
     ended: AtomicBool,
     pub stop: Arc<AtomicBool>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What a panicking thread left is a stream or a text: whole either way.
+    // A panicking thread leaves a stream or a text: consistent either way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Watch {
-    /// Starts the threads of a rank; what rank 0 tells comes out of the receiver.
+    /// Starts the threads of a rank; the receiver returns rank 0's commands.
     pub fn start(
         rank: usize,
         meeting: Meeting,
@@ -103,7 +104,7 @@ impl Watch {
         Err(Error::cluster(failure.unwrap_or_default(), MEND))
     }
 
-    /// This rank goes on.
+    /// This rank makes progress.
     pub fn go_on(&self, how: Moving) {
         let [course, work] = &self.own;
         match how {
@@ -117,7 +118,7 @@ impl Watch {
         Pulse { course, work }
     }
 
-    /// Takes note of the first reason, and tells it where this is rank 0.
+    /// Records the first reason, and on rank 0 sends it to all.
     pub fn fail(&self, message: String) {
         {
             let mut failure = locked(&self.failure);
@@ -132,7 +133,7 @@ impl Watch {
         }
     }
 
-    /// Writes to all peers that are still there. Whoever cannot be written to is noticed by the reader.
+    /// Writes to all remaining peers. The reader notices write failures.
     pub fn tell(&self, kind: Kind, payload: &[u8]) {
         for (peer, stream) in &self.peers {
             if !self.left[peer].load(Ordering::Acquire) {
@@ -145,18 +146,18 @@ impl Watch {
         self.meeting.members[rank].describe(rank)
     }
 
-    /// The last word of this rank.
+    /// The final message of this rank.
     pub fn leave(&self, error: Option<&str>) {
         if self.ended.swap(true, Ordering::AcqRel) {
             return;
         }
-        // What others know already, or told this rank, they need not hear again.
+        // Others need not hear what they already know or have told this rank.
         let error = error.filter(|_| !self.failed.load(Ordering::Acquire)).unwrap_or_default();
         let short: String = error.chars().take(2000).collect();
         self.tell(Kind::Leave, short.as_bytes());
     }
 
-    /// Hears one peer until it has left or is gone.
+    /// Reads from one peer until it has left or is gone.
     fn hear(&self, peer: usize, mut stream: TcpStream, commands: &mpsc::Sender<Vec<u8>>) {
         let mut reader = Reader::default();
         while !self.ended.load(Ordering::Acquire) {
@@ -187,18 +188,18 @@ impl Watch {
                 }
                 Err(_) => {
                     self.left[&peer].store(true, Ordering::Release);
-                    self.fail(format!("{} is gone: it ended without a word", self.describe(peer)));
+                    self.fail(format!("{} is gone: it ended without a message", self.describe(peer)));
                     return;
                 }
             }
         }
     }
 
-    /// Says that this rank is alive, and looks who else is.
+    /// Reports that this rank is alive, and checks the others.
     fn beat(&self, latecomers: Option<TcpListener>) {
         let (mut next, mut last) = (Instant::now(), Instant::now());
         while !self.ended.load(Ordering::Acquire) {
-            // Whoever was suspended itself, as a laptop is, has heard nobody meanwhile.
+            // A machine that was suspended itself, such as a laptop, has heard nobody meanwhile.
             if std::mem::replace(&mut last, Instant::now()).elapsed() > 3 * BEAT {
                 let now = self.began.elapsed().as_millis() as u64;
                 self.heard.values().for_each(|heard| heard.store(now, Ordering::Release));
@@ -226,7 +227,7 @@ impl Watch {
             let silent = Duration::from_millis(now.saturating_sub(heard.load(Ordering::Acquire)));
             if silent > self.limits.silence && !self.left[peer].load(Ordering::Acquire) {
                 let seconds = silent.as_secs();
-                self.fail(format!("{} hangs: it has not been heard for {seconds} s", self.describe(*peer)));
+                self.fail(format!("{} hangs: it has been silent for {seconds} s", self.describe(*peer)));
             }
         }
     }
@@ -240,10 +241,10 @@ impl Watch {
         let Some((behind, since)) = still else { return };
         let names: Vec<String> = behind.iter().map(|rank| self.describe(*rank)).collect();
         let (names, seconds) = (names.join(" and "), since.as_secs());
-        self.fail(format!("{names} hangs: it lives, and the others have waited for it for {seconds} s"));
+        self.fail(format!("{names} hangs: it is alive, but the others have waited for it for {seconds} s"));
     }
 
-    /// Ends a process that does not notice by itself that the job is over, or cannot: it may hang in a driver.
+    /// Kills a process that does not notice that the job is over, or cannot: it may hang in a driver.
     fn end_the_process(&self) {
         let Some(grace) = self.limits.grace else { return };
         let late = |(_, since): &&(String, Instant)| since.elapsed() > grace;

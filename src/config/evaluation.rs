@@ -1,8 +1,8 @@
-//! How a run is evaluated as it goes on: values of the `training` section.
+//! Settings of evaluation during training: values of the `training` section.
 
 use serde::{Deserialize, Serialize};
 
-/// A metric of drawn samples, from training images.
+/// A metric of drawn samples against training images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SampleMetric {
@@ -12,17 +12,17 @@ pub enum SampleMetric {
     Kid,
     /// The Inception Score.
     Is,
-    /// The share of samples that lie among training images.
+    /// The share of samples within the manifold of training images.
     Precision,
-    /// The share of training images that lie among samples.
+    /// The share of training images within the manifold of samples.
     Recall,
-    /// How crowded the surroundings of training images are.
+    /// The density of samples around training images.
     Density,
     /// The share of training images that have a sample nearby.
     Coverage,
 }
 
-/// Which evaluation tool's treatment of images InceptionV3 sees.
+/// The evaluation tool whose preprocessing InceptionV3 gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 #[value(rename_all = "kebab-case")]
@@ -36,7 +36,7 @@ pub enum Rule {
     CleanFid,
 }
 
-/// What makes a model the best of its run.
+/// The criterion for the best model of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BestBy {

@@ -36,23 +36,23 @@ use crate::error::nearest;
 use crate::{Error, Result};
 use tree::{Entry, MAX_BYTES, Node, Origin, Overlay};
 
-/// Everything that decides a run. The default is the preset `dit-cifar10`.
+/// The whole configuration of a run. The default is the preset `dit-cifar10`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The architecture and its sizes.
     pub model: ModelConfig,
-    /// What is trained on.
+    /// The training data.
     pub data: DataConfig,
     /// Noise schedule, prediction, loss weighting.
     pub diffusion: DiffusionConfig,
     /// Length, optimizer, logs and checkpoints.
     pub training: TrainingConfig,
-    /// How pictures are made.
+    /// Settings of sampling.
     pub sampling: SamplingConfig,
 }
 
-/// What a classifier has of a configuration.
+/// The sections of a classifier's configuration.
 #[derive(Serialize)]
 struct ClassifierSections<'a> {
     model: &'a ModelConfig,
@@ -67,10 +67,10 @@ impl<'a> ClassifierSections<'a> {
 }
 
 impl Config {
-    /// The preset of that name, from [`presets()`].
+    /// The preset called `name`, from [`presets()`].
     ///
     /// # Errors
-    /// [`Error::Config`] that names the nearest preset and lists all.
+    /// [`Error::Config`] with the nearest preset and a list of all.
     pub fn preset(name: &str) -> Result<Self> {
         Self::preset_at(name, "--preset")
     }
@@ -80,8 +80,8 @@ impl Config {
             let names: Vec<&str> = presets().iter().map(|preset| preset.name).collect();
             let all = names.join(", ");
             let mend = match nearest(name, names) {
-                Some(near) => format!("did you mean {near}? There are {all}"),
-                None => format!("there are {all}"),
+                Some(near) => format!("did you mean {near}? Known: {all}"),
+                None => format!("use one of {all}"),
             };
             let short: String = name.chars().take(60).collect();
             return Err(Error::config(place, format!("no preset is called `{}`", short.escape_debug()), mend));
@@ -92,12 +92,11 @@ impl Config {
         overlay.finish()
     }
 
-    /// Reads a YAML file. `preset: NAME` at its top names what it starts from, else that is [`Config::default`]; a key
-    /// that the file does not mention keeps its value. The result is not yet validated, since overrides may follow.
+    /// Reads a YAML file. `preset: NAME` at its top selects its base, which is [`Config::default`] otherwise; keys that are not in
+    /// the file keep their values. The result is not yet validated, because overrides may follow.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be read, [`Error::Config`] that names file, line and key for everything that
-    /// is wrong in it.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Config`] with file, line and key of the first error.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
@@ -106,15 +105,15 @@ impl Config {
         let place = path.display().to_string();
         let text = std::str::from_utf8(&bytes).map_err(|error| {
             let message = format!("byte {} is not UTF-8 text", error.valid_up_to());
-            Error::config(&place, message, "name a YAML file; a model or run goes to --model or --resume")
+            Error::config(&place, message, "give a YAML file; a model or run goes to --model or --resume")
         })?;
         Self::from_yaml(text, &place)
     }
 
-    /// Reads YAML as [`Config::from_file`] does; `place` stands for the file's name in errors.
+    /// Reads YAML as [`Config::from_file`] does; `place` is the file's name in errors.
     ///
     /// # Errors
-    /// [`Error::Config`] that names place, line and key.
+    /// [`Error::Config`] with place, line and key.
     pub fn from_yaml(text: &str, place: &str) -> Result<Self> {
         let document = Node::parse(text, place)?;
         let base = match &document {
@@ -140,8 +139,8 @@ impl Config {
     /// Setting one of `training.num_steps` and `training.num_epochs` clears the other.
     ///
     /// # Errors
-    /// [`Error::Config`]: not of the form KEY=VALUE, an unknown key (the nearest known one is named), or a value of
-    /// another type.
+    /// [`Error::Config`] for text not of the form KEY=VALUE, an unknown key (with the nearest known one), or a value of another
+    /// type.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
         let Some((key, value)) = assignment.split_once('=') else {
             let short: String = assignment.chars().take(60).collect();
@@ -162,10 +161,10 @@ impl Config {
         Ok(())
     }
 
-    /// Refuses what cannot work, before anything is allocated: each section by itself, then what they must agree on.
+    /// Refuses an invalid configuration before anything is allocated: first each section alone, then their combinations.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key and the mend.
+    /// [`Error::Config`] with the key and advice.
     pub fn validate(&self) -> Result<()> {
         self.model.validate()?;
         self.data.validate()?;
@@ -203,14 +202,14 @@ impl Config {
         Ok(())
     }
 
-    /// What a classifier has no use for would be passed over in silence.
+    /// Settings that a classifier does not use would be ignored silently.
     fn validate_classifier(&self) -> Result<()> {
         for (section, changed) in [
             ("diffusion", self.diffusion != DiffusionConfig::default()),
             ("sampling", self.sampling != SamplingConfig::default()),
         ] {
             if changed {
-                let message = "the model is a classifier: it takes no noise away and draws nothing";
+                let message = "the model is a classifier: it does not denoise, so it cannot draw";
                 return Err(Error::config(section, message, "leave this section out"));
             }
         }
@@ -228,7 +227,7 @@ impl Config {
     /// The whole configuration as YAML that [`Config::from_yaml`] reads back equal.
     ///
     /// # Errors
-    /// [`Error::Config`] where a path is not UTF-8.
+    /// [`Error::Config`] if a path is not UTF-8.
     pub fn to_yaml(&self) -> Result<String> {
         let text = match self.model.is_classifier() {
             true => serde_saphyr::to_string(&ClassifierSections::of(self)),
@@ -242,7 +241,7 @@ impl Config {
     /// The whole configuration as one line of JSON, for the model file's metadata.
     ///
     /// # Errors
-    /// [`Error::Config`] where a path is not UTF-8.
+    /// [`Error::Config`] if a path is not UTF-8.
     pub fn to_json(&self) -> Result<String> {
         let text = match self.model.is_classifier() {
             true => serde_json::to_string(&ClassifierSections::of(self)),
@@ -253,11 +252,10 @@ impl Config {
         })
     }
 
-    /// Reads what [`Config::to_json`] wrote. Keys that are missing, since the writer did not know them yet, take their
-    /// defaults; unknown ones are an error.
+    /// Reads the output of [`Config::to_json`]. Keys missing in older files take their defaults; unknown ones are an error.
     ///
     /// # Errors
-    /// [`Error::Config`] that names `place` and the key.
+    /// [`Error::Config`] with `place` and the key.
     pub fn from_json(text: &str, place: &str) -> Result<Self> {
         let document = Node::parse_json(text, place)?;
         let mut overlay = Overlay::new(&Self::default())?;

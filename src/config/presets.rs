@@ -5,13 +5,13 @@
 pub struct Preset {
     /// The name that `--preset` takes.
     pub name: &'static str,
-    /// What it is for, in one line.
+    /// A one-line description of its purpose.
     pub description: &'static str,
-    /// The YAML text: what differs from [`Config::default`](super::Config::default).
+    /// The YAML text: the differences from [`Config::default`](super::Config::default).
     pub yaml: &'static str,
 }
 
-/// All presets, the one that `engine train` takes by itself first.
+/// All presets; the first is the default of `engine train`.
 pub fn presets() -> &'static [Preset] {
     &[
         Preset {
@@ -51,7 +51,7 @@ pub fn presets() -> &'static [Preset] {
         },
         Preset {
             name: "pets",
-            description: "cats and dogs of CIFAR-10 by linear attention, 7.2 M parameters: draws them and tells them apart",
+            description: "cats and dogs of CIFAR-10 with linear attention, 7.2 M parameters: samples and classifies them",
             yaml: include_str!("presets/pets.yaml"),
         },
         Preset {
@@ -61,7 +61,7 @@ pub fn presets() -> &'static [Preset] {
         },
         Preset {
             name: "resnet18-cifar10",
-            description: "ResNet-18 that tells CIFAR-10's classes apart, 11.2 M parameters: backbone and judge",
+            description: "ResNet-18 classifier for CIFAR-10, 11.2 M parameters: a backbone, and for evaluation",
             yaml: include_str!("presets/resnet18-cifar10.yaml"),
         },
         Preset {

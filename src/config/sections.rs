@@ -1,4 +1,4 @@
-//! The `data` and `training` sections; `model`, `diffusion` and `sampling` live with what they configure.
+//! The `data` and `training` sections; `model`, `diffusion` and `sampling` are defined in the modules that they configure.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,32 +9,32 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::evaluation::{BestBy, Rule, SampleMetric};
 use crate::{Error, Result};
 
-/// The `data` section: what is trained on.
+/// The `data` section: the training data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// The data set's name: `cifar10`, `fashion-mnist`, `shapes` (built in), or that of an imported file.
     pub name: String,
-    /// The data set file, where it is not `NAME.safetensors` in the data folder.
+    /// The data set file, if it is not `NAME.safetensors` in the data folder.
     pub path: Option<PathBuf>,
-    /// The classes that are kept, by name, in the order of their labels; an empty list keeps all.
+    /// The classes to keep, by name, in the order of their labels; an empty list keeps all.
     pub classes: Vec<String>,
-    /// The share of each class's training images that is held out for validation, in (0, 1); the file's own held-out images
-    /// are then its test images, which training never sees. Null validates on the file's own held-out images.
+    /// The share of each class's training images to hold out for validation, in (0, 1); the file's own held-out images then become
+    /// test images, which training never sees. Null validates on the file's own held-out images.
     pub validation_fraction: Option<f64>,
-    /// Chooses the images that `validation_fraction` holds out.
+    /// Seed for the images that `validation_fraction` holds out.
     pub split_seed: u64,
-    /// Mirror every second training image, drawn by image and epoch.
+    /// Mirror each training image with probability 1/2, drawn per image and epoch.
     pub flip: bool,
-    /// Shift each training image by up to so many pixels up, down, left and right, drawn by image and epoch; what comes in is
-    /// black. 0 shifts none.
+    /// Shift each training image by up to this many pixels in each direction, drawn per image and epoch; new pixels are black. 0
+    /// turns it off.
     pub crop: u16,
-    /// Images that the built-in set `shapes` consists of; a tenth of them is held out for validation.
+    /// Number of images of the built-in set `shapes`; a tenth of them is held out for validation.
     pub shapes_count: usize,
     /// Seed of the built-in set `shapes`.
     pub shapes_seed: u64,
-    /// Most of an accelerator's memory that images may take, in MiB; a larger set streams to it batch by batch, with the same
-    /// result. Null takes what is free besides the rest of the run.
+    /// Most accelerator memory for images, in MiB; a larger set streams to it batch by batch, with the same result. Null uses the
+    /// memory that the rest of the run leaves free.
     pub device_memory: Option<u64>,
 }
 
@@ -56,10 +56,10 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// Refuses a set that cannot be found or made.
+    /// Refuses an invalid data section.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key and the mend.
+    /// [`Error::Config`] with the key and advice.
     pub fn validate(&self) -> Result<()> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
@@ -76,7 +76,7 @@ impl DataConfig {
     }
 }
 
-/// The rule that turns gradients into steps.
+/// The optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerKind {
@@ -86,33 +86,33 @@ pub enum OptimizerKind {
     Adam,
 }
 
-/// The learning rate's course after the warm-up.
+/// The learning rate schedule after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrSchedule {
-    /// `learning_rate` to the end.
+    /// Constant at `learning_rate`.
     Constant,
     /// Half a cosine from `learning_rate` to `min_learning_rate`.
     Cosine,
-    /// A straight line from `learning_rate` to `min_learning_rate`.
+    /// Linear from `learning_rate` to `min_learning_rate`.
     Linear,
 }
 
-/// The type in which GPUs exchange their gradients.
+/// The dtype in which GPUs exchange their gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CommunicationDtype {
-    /// 32-bit floating point: nothing is rounded.
+    /// 32-bit floating point: no rounding.
     F32,
     /// bfloat16: half the bytes; each GPU's gradient and each partial sum is rounded to 8 bits of precision.
     Bf16,
 }
 
-/// The type that activations and products are stored in; master weights, statistics and losses are always f32.
+/// The storage dtype of activations and products; master weights, statistics and losses are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// bf16 on a device with tensor cores, else f32. A run settles it before its first step and records the one it took.
+    /// bf16 on a device with tensor cores, else f32. A run settles it before its first step and records the result.
     Auto,
     /// 32-bit floating point.
     F32,
@@ -121,7 +121,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The one that is taken on a device with or without tensor cores: never [`Precision::Auto`].
+    /// The settled precision on a device with or without tensor cores: never [`Precision::Auto`].
     pub fn settled(self, tensor_cores: bool) -> Self {
         match self {
             Self::Auto if tensor_cores => Self::Bf16,
@@ -130,7 +130,7 @@ impl Precision {
         }
     }
 
-    /// The name in configurations.
+    /// Its name in configurations.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -140,20 +140,19 @@ impl Precision {
     }
 }
 
-/// How often something happens during training. In YAML: a whole number of steps (`500`, `500 steps`), `5 epochs`, or
-/// `never` (also `0`).
+/// An interval during training. In YAML: a whole number of steps (`500`, `500 steps`), `5 epochs`, or `never` (also `0`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Every {
-    /// Not at all.
+    /// Never.
     Never,
-    /// After every so many optimizer steps; above 0.
+    /// Every this many optimizer steps; above 0.
     Steps(u64),
-    /// After every so many epochs; above 0.
+    /// Every this many epochs; above 0.
     Epochs(u64),
 }
 
 impl Every {
-    /// Whether it is due when `step` optimizer steps are done (1 after the first), an epoch being `steps_per_epoch`.
+    /// Whether it is due after `step` optimizer steps (1 for the first), with `steps_per_epoch` steps per epoch.
     pub fn is_due(self, step: u64, steps_per_epoch: u64) -> bool {
         let interval = match self {
             Self::Never => return false,
@@ -225,7 +224,7 @@ impl<'de> Deserialize<'de> for Every {
     }
 }
 
-/// The `training` section. Steps are optimizer steps: `gradient_accumulation` batches each.
+/// The `training` section. Steps are optimizer steps of `gradient_accumulation` batches each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainingConfig {
@@ -233,18 +232,18 @@ pub struct TrainingConfig {
     pub num_epochs: Option<u64>,
     /// Length of the run in optimizer steps; either this or `num_epochs`.
     pub num_steps: Option<u64>,
-    /// Images in a batch, on each device.
+    /// Images per batch, on each device.
     pub batch_size: usize,
-    /// Batches whose gradients are averaged into one step; of a run of several processes, those of all of them.
+    /// Batches whose gradients are averaged in one step; with several processes, the total of all.
     pub gradient_accumulation: usize,
-    /// Cuts a step into so many shards (a power of two) of `gradient_accumulation` batches each, whose gradients are added up in
-    /// one fixed tree: the bits are the same on 1, 2, 4, … processes, up to as many as there are shards. null: one process adds
-    /// its batches up one after the other.
+    /// Divides a step into this many shards (a power of two) of `gradient_accumulation` batches each, whose gradients are summed
+    /// in one fixed tree: the bits are the same on 1, 2, 4, … processes, up to the number of shards. null: each process sums its
+    /// batches in order.
     pub shards: Option<usize>,
-    /// What GPUs exchange their gradients in by NCCL: `f32`, or `bf16`, half the bytes with rounded sums. Processes that exchange through
-    /// their hosts take f32.
+    /// The dtype of the gradient exchange by NCCL: `f32`, or `bf16` with half the bytes and rounded sums. Processes that exchange
+    /// through their hosts use f32.
     pub communication_dtype: CommunicationDtype,
-    /// The rule that turns gradients into steps.
+    /// The optimizer.
     pub optimizer: OptimizerKind,
     /// Peak learning rate, reached at the end of the warm-up.
     pub learning_rate: f64,
@@ -258,59 +257,59 @@ pub struct TrainingConfig {
     pub weight_decay: f64,
     /// Steps over which the learning rate rises linearly from 0.
     pub warmup_steps: u64,
-    /// The learning rate's course after the warm-up.
+    /// The learning rate schedule after the warm-up.
     pub lr_schedule: LrSchedule,
     /// Learning rate at the end of the `cosine` and `linear` schedules.
     pub min_learning_rate: f64,
-    /// Largest global norm of the gradient, which is scaled down to it; null switches clipping off.
+    /// Largest global norm of the gradient, to which it is scaled down; null turns clipping off.
     pub gradient_clip: Option<f64>,
     /// Decay per step of the exponential moving average of the weights, in [0, 1); 0 makes it equal to the weights.
     pub ema_decay: f64,
-    /// Let the average's decay rise as (1 + step) / (10 + step) up to `ema_decay`, so that short runs forget the start.
+    /// Let the average's decay rise as (1 + step) / (10 + step) up to `ema_decay`, so that short runs forget the initial weights.
     pub ema_warmup: bool,
-    /// Share of labels replaced by the null label, in [0, 1): what classifier-free guidance learns from.
+    /// Share of labels replaced by the null label, in [0, 1), which classifier-free guidance needs.
     pub label_dropout: f64,
     /// Share of a classifier's target that is spread evenly over all classes, in [0, 1) (Szegedy et al. 2016).
     pub label_smoothing: f64,
-    /// The type that activations and products are stored in.
+    /// The storage dtype of activations and products.
     pub precision: Precision,
-    /// Seed of everything random in a run: weights, order of images, noise, timesteps, dropped labels.
+    /// Seed of all random numbers of a run: weights, order of images, noise, timesteps, dropped labels.
     pub seed: u64,
     /// Steps between two lines of `metrics.jsonl`.
     pub log_every: u64,
-    /// When the validation loss is computed: steps, `N epochs` or `never`.
+    /// Interval of the validation loss: steps, `N epochs` or `never`.
     pub validate_every: Every,
-    /// Batches of validation images used each time, always the same ones, spread over the set; null takes all.
+    /// Number of validation batches, always the same ones, spread over the set; null uses all.
     pub validation_batches: Option<usize>,
-    /// When a grid of samples is drawn: steps, `N epochs` or `never`. One is always drawn at the end.
+    /// Interval of sample grids: steps, `N epochs` or `never`. One is always drawn at the end.
     pub sample_every: Every,
-    /// When `evaluate_metric` is taken of samples drawn from the averaged weights: steps, `N epochs` or `never`.
+    /// Interval of `evaluate_metric` on samples from the averaged weights: steps, `N epochs` or `never`.
     pub evaluate_every: Every,
-    /// The metric, from the training images: `fid`, `kid`, `is`, `precision`, `recall`, `density` or `coverage`.
+    /// The metric against training images: `fid`, `kid`, `is`, `precision`, `recall`, `density` or `coverage`.
     pub evaluate_metric: SampleMetric,
-    /// How images are brought to InceptionV3: `torch-fidelity`, `pytorch-fid` or `clean-fid`.
+    /// Preprocessing for InceptionV3: `torch-fidelity`, `pytorch-fid` or `clean-fid`.
     pub evaluate_rule: Rule,
-    /// Samples that are drawn each time, the same noise and labels every time.
+    /// Number of samples, with the same noise and labels every time.
     pub evaluate_samples: usize,
-    /// Training images that they are measured from, of each class its share; null takes all.
+    /// Number of reference training images, in proportion to the classes; null uses all.
     pub evaluate_reference: Option<usize>,
-    /// The network whose features are compared: `inception` or `efficientnet-lite0` (what `engine fetch` downloads), or a file as
-    /// `engine eval --extractor` takes it.
+    /// The network for the features: `inception` or `efficientnet-lite0` (downloaded by `engine fetch`), or a file as for `engine
+    /// eval --extractor`.
     pub evaluate_extractor: String,
-    /// What makes a model the best, which goes to `best.safetensors`: `validation_loss` or `metric`.
+    /// The criterion for the best model, which is saved as `best.safetensors`: `validation_loss` or `metric`.
     pub best_by: BestBy,
-    /// Ends the run after so many evaluations in a row that found no better metric; null never does.
+    /// Ends the run after this many evaluations in a row without improvement; null never does.
     pub patience: Option<u64>,
-    /// When a histogram of each weight tensor goes to TensorBoard: steps, `N epochs` or `never`.
+    /// Interval of weight histograms for TensorBoard: steps, `N epochs` or `never`.
     pub histograms_every: Every,
-    /// Steps between two checkpoints.
+    /// Steps between checkpoints.
     pub checkpoint_every: u64,
-    /// How many of the newest checkpoints are kept, besides the best and the milestones.
+    /// Number of newest checkpoints to keep, besides the best and the milestones.
     pub keep_checkpoints: usize,
     /// Epochs whose last checkpoint is never pruned; those past the run's end are ignored.
     pub milestone_epochs: Vec<u64>,
-    /// CPU threads that prepare data: what decodes the pictures that `--data` imports; 0 is automatic. `--threads` sets the
-    /// computation's.
+    /// CPU threads for data preparation: decoding the pictures that `--data` imports; 0 is automatic. `--threads` sets those of
+    /// the computation.
     pub num_workers: usize,
 }
 
@@ -361,10 +360,10 @@ impl Default for TrainingConfig {
 }
 
 impl TrainingConfig {
-    /// Refuses values that no run can be made with.
+    /// Refuses an invalid training section.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key and the mend.
+    /// [`Error::Config`] with the key and advice.
     pub fn validate(&self) -> Result<()> {
         const LONG: u64 = 1_000_000_000;
         match (self.num_epochs, self.num_steps) {
@@ -372,18 +371,28 @@ impl TrainingConfig {
             (None, Some(steps)) => whole("training.num_steps", steps, 1, LONG, "give at least one step")?,
             (None, None) => {
                 let mend = "set training.num_epochs or training.num_steps";
-                return Err(Error::config("training.num_steps", "nothing says how long to train", mend));
+                return Err(Error::config("training.num_steps", "the length of the run is not set", mend));
             }
             (Some(epochs), Some(steps)) => {
-                let message = format!("the run cannot last both {steps} steps and {epochs} epochs");
+                let message = format!("the length is given twice, as {steps} steps and {epochs} epochs");
                 return Err(Error::config("training.num_steps", message, "set one of the two to null"));
             }
         }
         whole("training.batch_size", self.batch_size as u64, 1, 1 << 20, "64 is usual")?;
-        whole("training.gradient_accumulation", self.gradient_accumulation as u64, 1, 1 << 20, "1 is no accumulation")?;
+        whole(
+            "training.gradient_accumulation",
+            self.gradient_accumulation as u64,
+            1,
+            1 << 20,
+            "1 means no accumulation",
+        )?;
         if let Some(shards) = self.shards.filter(|shards| !shards.is_power_of_two() || *shards > 1024) {
-            let message = format!("{shards} is no power of two up to 1024");
-            return Err(Error::config("training.shards", message, "8 serves 1, 2, 4 and 8 processes; null is none"));
+            let message = format!("{shards} is not a power of two up to 1024");
+            return Err(Error::config(
+                "training.shards",
+                message,
+                "8 serves 1, 2, 4 and 8 processes; null turns it off",
+            ));
         }
         if self.shards.is_some() && self.communication_dtype == CommunicationDtype::Bf16 {
             let message = "sums that are rounded on the way would not have the bits that training.shards promises";
@@ -393,7 +402,7 @@ impl TrainingConfig {
                 "set it to f32, or training.shards to null",
             ));
         }
-        whole("training.warmup_steps", self.warmup_steps, 0, LONG, "0 is no warm-up")?;
+        whole("training.warmup_steps", self.warmup_steps, 0, LONG, "0 means no warm-up")?;
         whole("training.log_every", self.log_every, 1, LONG, "50 is usual")?;
         whole("training.checkpoint_every", self.checkpoint_every, 1, LONG, "1000 is usual")?;
         whole("training.keep_checkpoints", self.keep_checkpoints as u64, 1, 1 << 20, "3 is usual")?;
@@ -408,16 +417,16 @@ impl TrainingConfig {
         positive("training.learning_rate", self.learning_rate, "2e-4 is usual")?;
         positive("training.epsilon", self.epsilon, "1e-8 is usual")?;
         if let Some(norm) = self.gradient_clip {
-            positive("training.gradient_clip", norm, "null switches clipping off")?;
+            positive("training.gradient_clip", norm, "null turns clipping off")?;
         }
         share("training.beta1", self.beta1, "0.9 is usual")?;
         share("training.beta2", self.beta2, "0.999 is usual")?;
         share("training.ema_decay", self.ema_decay, "0.9999 is usual, 0 keeps no average")?;
         share("training.label_dropout", self.label_dropout, "0.1 is usual, 0 drops none")?;
-        share("training.label_smoothing", self.label_smoothing, "0.1 is usual for a classifier, 0 is none")?;
+        share("training.label_smoothing", self.label_smoothing, "0.1 is usual for a classifier, 0 turns it off")?;
         if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
             let message = format!("{} is not 0 or more", self.weight_decay);
-            return Err(Error::config("training.weight_decay", message, "0.01 is usual, 0 is none"));
+            return Err(Error::config("training.weight_decay", message, "0.01 is usual, 0 turns it off"));
         }
         if !(0.0..=self.learning_rate).contains(&self.min_learning_rate) {
             let message = format!("{} is outside 0…{}", self.min_learning_rate, self.learning_rate);
@@ -426,7 +435,7 @@ impl TrainingConfig {
         Ok(())
     }
 
-    /// Batches of an optimizer step, on all processes together.
+    /// Batches per optimizer step, over all processes.
     pub fn micro_batches(&self) -> usize {
         self.gradient_accumulation.saturating_mul(self.shards.unwrap_or(1))
     }
@@ -438,7 +447,7 @@ impl TrainingConfig {
             self.evaluate_samples as u64,
             10,
             MOST,
-            "2000 tells a trend, 10000 is usual",
+            "2000 shows a trend, 10000 is usual",
         )?;
         if let Some(images) = self.evaluate_reference {
             whole("training.evaluate_reference", images as u64, 10, MOST, "null takes all training images")?;
@@ -451,14 +460,14 @@ impl TrainingConfig {
             [("training.best_by", self.best_by == BestBy::Metric), ("training.patience", self.patience.is_some())]
         {
             if asked && never {
-                let message = "goes by a metric, and training.evaluate_every says never";
+                let message = "needs a metric, but training.evaluate_every is never";
                 return Err(Error::config(key, message, "set training.evaluate_every, as to 10 epochs"));
             }
         }
         Ok(())
     }
 
-    /// Length of the run in optimizer steps, an epoch being `steps_per_epoch` of them.
+    /// Length of the run in optimizer steps, with `steps_per_epoch` steps per epoch.
     pub fn total_steps(&self, steps_per_epoch: u64) -> u64 {
         match (self.num_steps, self.num_epochs) {
             (Some(steps), _) => steps,

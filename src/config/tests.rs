@@ -2,7 +2,7 @@ use super::*;
 use crate::diffusion::{Prediction, SamplerKind, Schedule, TimestepSampling};
 use crate::models::dit::{Conditioning, DitConfig};
 
-/// A small deterministic generator, so that mangled inputs are the same in every run.
+/// A small deterministic generator, so that fuzzed inputs are the same in every run.
 struct Lcg(u64);
 
 impl Lcg {
@@ -89,10 +89,10 @@ fn unknown_presets_name_the_nearest_and_list_all() {
     let error = message(Config::preset("quikstart"));
     assert_eq!(
         error,
-        "--preset: no preset is called `quikstart`; did you mean quickstart? There are quickstart, dit-cifar10, dit-fashion, \
+        "--preset: no preset is called `quikstart`; did you mean quickstart? Known: quickstart, dit-cifar10, dit-fashion, \
          ddpm-cifar10, ddpm-cifar10-paper, unet-fashion, unet-fashion-small, pets, pets-small, resnet18-cifar10, resnet-dit, dit-original"
     );
-    assert!(message(Config::preset("xyz\n")).contains("there are quickstart, "));
+    assert!(message(Config::preset("xyz\n")).contains("use one of quickstart, "));
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn overrides_are_typed() {
     assert_eq!((training.checkpoint_every, training.seed), (7, u64::MAX));
     assert_eq!(config.diffusion.prediction, Prediction::V);
     assert_eq!(config.data.path.as_deref(), Some(Path::new("/tmp/a=b.safetensors")));
-    // Choosing the kind anew starts that kind's keys from their defaults.
+    // Setting the kind again resets that kind's keys to their defaults.
     assert_eq!(config.model, ModelConfig::default());
     assert_eq!(yaml(&config.to_yaml().unwrap()).unwrap(), config);
     assert_eq!(Config::from_json(&config.to_json().unwrap(), "model").unwrap(), config);
@@ -222,7 +222,7 @@ fn sections_must_agree() {
     config.set("model.num_classes=2").unwrap();
     config.validate().unwrap();
     assert_eq!(yaml(&config.to_yaml().unwrap()).unwrap(), config);
-    // A model that takes no labels may be trained on any subset.
+    // A model that takes no labels can be trained on any subset.
     let mut config = Config::preset("ddpm-cifar10").unwrap();
     config.set("data.classes=[cat]").unwrap();
     config.validate().unwrap();

@@ -1,7 +1,7 @@
-//! YAML as a tree that remembers lines, and its careful application to a configuration.
+//! YAML as a tree with line numbers, and its validated application to a configuration.
 //!
-//! A configuration is held as JSON while values are laid over it: each value is set on its own and the whole is typed
-//! again, so that an error can name the file, the line, the key, and what was expected there.
+//! A configuration is held as JSON while values are set: after each value the whole is deserialized again, so that an error can
+//! give the file, the line, the key, and the expected type.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use crate::error::nearest;
 use crate::models::ModelConfig;
 use crate::{Error, Result};
 
-/// Largest configuration text that is read, in bytes.
+/// Largest configuration text, in bytes.
 pub(super) const MAX_BYTES: usize = 1 << 20;
 
 /// A YAML node. Mappings keep their order and the line of each key.
@@ -25,7 +25,7 @@ pub(super) enum Node {
     Mapping(Vec<Entry>),
 }
 
-/// A key of a mapping, the line it stands on (from 1, 0 where unknown), and its value.
+/// A key of a mapping, its line (from 1, 0 if unknown), and its value.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub key: String,
@@ -99,7 +99,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
 }
 
 impl Node {
-    /// Parses YAML; `place` names the file in errors.
+    /// Parses YAML; `place` is the file's name in errors.
     pub fn parse(text: &str, place: &str) -> Result<Self> {
         if text.len() > MAX_BYTES {
             let message = format!("{} bytes is too long for a configuration", text.len());
@@ -127,20 +127,20 @@ impl Node {
         }
     }
 
-    /// Parses JSON; `place` names its origin in errors.
+    /// Parses JSON; `place` is its origin in errors.
     pub fn parse_json(text: &str, place: &str) -> Result<Self> {
         if text.len() > MAX_BYTES {
             let message = format!("{} bytes is too long for a configuration", text.len());
-            return Err(Error::config(place, message, "the file is damaged or not made by engine"));
+            return Err(Error::config(place, message, "the file is damaged or was not written by engine"));
         }
         let value = serde_json::from_str(text).map_err(|error| {
             let message = format!("is not valid JSON: {}", one_line(&error.to_string()));
-            Error::config(place, message, "the file is damaged or not made by engine")
+            Error::config(place, message, "the file is damaged or was not written by engine")
         })?;
         Ok(Self::from_json(value))
     }
 
-    /// As JSON, for a value below a section: mappings are refused, since no key takes one.
+    /// As JSON, for a value below a section: mappings are refused, because no key takes one.
     fn into_value(self) -> Option<Value> {
         match self {
             Self::Scalar(value) => Some(value),
@@ -150,13 +150,13 @@ impl Node {
     }
 }
 
-/// Line breaks and control characters as blanks.
+/// Replaces line breaks and control characters with spaces.
 fn one_line(text: &str) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     clean.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A key as it stands in error messages: short and on one line.
+/// A key for error messages: short and on one line.
 fn shown(key: &str) -> String {
     let mut short: String = key.chars().take(60).collect();
     if short.len() < key.len() {
@@ -165,7 +165,7 @@ fn shown(key: &str) -> String {
     one_line(&short)
 }
 
-/// Where values come from, for errors.
+/// The origin of values, for errors.
 pub(super) struct Origin<'a> {
     pub place: &'a str,
 }
@@ -179,7 +179,7 @@ impl Origin<'_> {
     }
 }
 
-/// A configuration as JSON, with values laid over it one by one.
+/// A configuration as JSON, whose values are set one by one.
 pub(super) struct Overlay {
     root: Map<String, Value>,
 }
@@ -200,8 +200,7 @@ impl Overlay {
         })
     }
 
-    /// Lays a whole document over the base: a mapping of sections. `extra` are further keys allowed at the top, which
-    /// the caller has dealt with.
+    /// Applies a whole document: a mapping of sections. `extra` are further keys allowed at the top, which the caller handles.
     pub fn apply_document(&mut self, document: Node, extra: &[&str], origin: &Origin) -> Result<()> {
         let sections = match document {
             Node::Mapping(sections) => sections,
@@ -240,7 +239,7 @@ impl Overlay {
         }
         // The model's kind decides which keys are known, so it comes first.
         entries.sort_by_key(|entry| !(section == "model" && entry.key == "kind"));
-        // A group of values may only make sense together (a bound and its value), but types do so singly.
+        // A group of values may only be valid together (a bound and its value), but each type can be checked alone.
         for entry in entries {
             self.apply_value(section, entry, origin)?;
         }
@@ -262,7 +261,7 @@ impl Overlay {
         if path == "model.kind" {
             changed.insert(section.into(), model_of_kind(&value, &place)?);
         } else if let Some(Value::Object(keys)) = changed.get_mut(section) {
-            // The run's length is one choice written under two keys: a later one replaces an earlier one.
+            // The run's length has two alternative keys: a later one replaces an earlier one.
             let other = match path.as_str() {
                 "training.num_steps" => Some("num_epochs"),
                 "training.num_epochs" => Some("num_steps"),
@@ -284,7 +283,7 @@ impl Overlay {
         self.root.keys().map(String::as_str).collect()
     }
 
-    /// The error for a key that nobody knows: names the nearest known one.
+    /// The error for an unknown key, with the nearest known one.
     pub fn unknown(&self, path: &str, place: String) -> Error {
         let all: Vec<String> = self
             .root
@@ -333,7 +332,7 @@ fn model_of_kind(value: &Value, place: &str) -> Result<Value> {
     }
 }
 
-/// Serde's complaint about a type, in the words of someone who writes YAML.
+/// Serde's type error, in terms of YAML.
 fn mistyped(message: &str, place: String) -> Error {
     let message = one_line(message);
     let (found, expected) = message.split_once(", expected ").unwrap_or((&message, "a value of another type"));

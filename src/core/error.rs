@@ -1,11 +1,11 @@
-//! The one error type. Every message is one line and says the place (op, shapes, device or path) and the mend.
+//! The error type. Every message is one line with the place (op, shapes, device or path), the fault and advice.
 
 use std::path::{Path, PathBuf};
 
 /// `Result` with the engine's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong, in words for the person who must mend it.
+/// All errors, worded for the person who must act on them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,15 +17,15 @@ pub enum Error {
     #[error("{op} is not supported on {device}: {reason}")]
     Unsupported { op: &'static str, device: String, reason: String },
 
-    /// A device that is missing or failed. `mend` says what to do.
+    /// A device that is missing or failed, with advice.
     #[error("{device}: {message}; {mend}")]
     Device { device: String, message: String, mend: String },
 
-    /// More memory asked for than there is.
+    /// Not enough memory.
     #[error("{device}: out of memory: {needed} bytes needed, {available} bytes available; {mend}")]
     OutOfMemory { device: String, needed: u64, available: u64, mend: String },
 
-    /// Prebuilt PTX that no longer belongs to its source.
+    /// Prebuilt PTX that does not match its source.
     #[error(
         "kernel module {module}: the prebuilt PTX is older than kernels/{module}.cu; \
          run `cargo run --release -p prebuild-kernels -- --nvrtc FOLDER` (see CONTRIBUTING.md) or build where nvcc is on the PATH"
@@ -36,23 +36,23 @@ pub enum Error {
     #[error("kernel {kernel}: {message}")]
     Kernel { kernel: String, message: String },
 
-    /// A file whose bytes are not what they should be: `message` names the offset or field.
+    /// A file with invalid content: `message` gives the offset or field.
     #[error("{}: {message}; {mend}", path.display())]
     File { path: PathBuf, message: String, mend: String },
 
-    /// The operating system refused.
+    /// An error of the operating system.
     #[error("{}: cannot {doing}: {source}{}", path.display(), io_mend(source))]
     Io { path: PathBuf, doing: &'static str, source: std::io::Error },
 
-    /// A configuration key or value: `place` is `file: section.key` or the option's name.
+    /// An invalid configuration key or value: `place` is `file: section.key` or the option's name.
     #[error("{place}: {message}; {mend}")]
     Config { place: String, message: String, mend: String },
 
-    /// Ranks of a job that do not come together, or of which one is gone. `mend` says what to do.
+    /// Ranks of a job that do not meet, or of which one is gone, with advice.
     #[error("{message}; {mend}")]
     Cluster { message: String, mend: String },
 
-    /// The user asked to stop; what was saved and how to go on.
+    /// The user asked to stop: what was saved and how to resume.
     #[error("interrupted: {message}")]
     Interrupted { message: String },
 }
@@ -63,7 +63,7 @@ impl Error {
         Self::Shape { op, message: message.into() }
     }
 
-    /// A damaged or foreign file.
+    /// A damaged file, or one of another kind.
     pub fn file(path: impl AsRef<Path>, message: impl Into<String>, mend: impl Into<String>) -> Self {
         Self::File { path: path.as_ref().to_path_buf(), message: message.into(), mend: mend.into() }
     }
@@ -79,7 +79,7 @@ impl Error {
         Self::Config { place: place.into(), message: message.into(), mend: mend.into() }
     }
 
-    /// Ranks of a job that do not come together, or of which one is gone.
+    /// Ranks of a job that do not meet, or of which one is gone.
     pub fn cluster(message: impl Into<String>, mend: impl Into<String>) -> Self {
         Self::Cluster { message: message.into(), mend: mend.into() }
     }
@@ -90,25 +90,25 @@ impl Error {
     }
 }
 
-/// What to do about the operating system's commoner refusals.
+/// Advice for common errors of the operating system.
 fn io_mend(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match source.kind() {
         ErrorKind::NotFound => "; check the path",
-        ErrorKind::PermissionDenied => "; check its permissions or name another place",
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space or name another disk with --out",
+        ErrorKind::PermissionDenied => "; check its permissions or give another place",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space or give another disk with --out",
         _ => "",
     }
 }
 
-/// The candidate nearest to `name`, if any comes near at all; upper and lower case are the same. For "did you mean …?".
+/// The candidate most similar to `name`, if any is similar enough; case is ignored. For "did you mean …?".
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let name: String = name.chars().take(100).collect::<String>().to_lowercase();
     let rated = candidates.into_iter().map(|candidate| {
         let folded = candidate.to_lowercase();
         let edits = strsim::damerau_levenshtein(&name, &folded) as f64;
         let share = 1.0 - edits / name.chars().count().max(folded.chars().count()).max(1) as f64;
-        // An abbreviation or a forgotten part (`lr_warmup_steps`, `batch`) is near too, however many letters differ;
+        // An abbreviation or a part (`lr_warmup_steps`, `batch`) is similar too, however many letters differ;
         // so are initials (`lr`).
         let part = name.len() >= 3 && (folded.contains(name.as_str()) || name.contains(&folded));
         let initials = name.len() >= 2 && folded.split('_').filter_map(|word| word.chars().next()).eq(name.chars());

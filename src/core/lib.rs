@@ -1,5 +1,5 @@
-//! `engine-core`: what authors of kernels and ops need, without the application: devices, tensors, the autograd tape, the
-//! ops and their random numbers. The crate `engine` re-exports all of it under the same names.
+//! `engine-core`: everything for authors of kernels and ops, without the application: devices, tensors, the autograd tape, the ops
+//! and their random numbers. The crate `engine` re-exports all of it under the same names.
 //!
 //! Imports run downwards only: `ops → tape → tensor → device → rng, error`.
 

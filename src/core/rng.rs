@@ -1,9 +1,8 @@
-//! Random numbers without state: Philox4x32-10 and a keyed permutation, the same bits on every device.
+//! Stateless random numbers: Philox4x32-10 and a keyed permutation, with the same bits on every device.
 //!
-//! A number is a pure function of the 64-bit seed and of *where it is used* (element, item, step, purpose), so nothing
-//! has to be saved for an exact resume, and sample `k` of seed `s` is the same whatever the batch size, the number of
-//! threads or the number of devices. Everything here is 32-bit integer arithmetic followed by one exact conversion;
-//! `kernels/common` repeats it word for word.
+//! A number is a pure function of the 64-bit seed and of its *position* (element, item, step, purpose), so nothing has to be saved
+//! for an exact resume, and sample `k` of seed `s` is the same for any batch size, number of threads and number of devices.
+//! Everything here is 32-bit integer arithmetic followed by one exact conversion; `kernels/common` has the same code.
 //!
 //! Salmon, Moraes, Dror, Shaw, *Parallel random numbers: as easy as 1, 2, 3*, SC 2011.
 
@@ -31,13 +30,13 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
-/// What a random number is for: the last word of the counter, so that two uses never share a number.
+/// The purpose of a random number: the last word of the counter, so that two uses never share a number.
 ///
-/// The values are part of every checkpoint's meaning and of the kernels: never renumber them.
+/// Checkpoints and kernels depend on the values: never renumber them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Purpose {
-    /// The Gaussian noise of a training step or of a sampler.
+    /// The Gaussian noise of a training step or a sampler.
     Noise = 0,
     /// The diffusion time of a training example.
     Timestep = 1,
@@ -57,14 +56,14 @@ pub enum Purpose {
     Dropout = 8,
     /// Test inputs and finite-difference cotangents.
     Probe = 9,
-    /// How far an example is shifted.
+    /// The random shift of an example.
     Crop = 10,
 }
 
 /// A uniform number in the open interval (0, 1): the upper 23 bits, centred in their cells.
 ///
-/// `(bits >> 9) * 2^-23 + 2^-24` is exact in `f32`, so it needs no rounding rule and reaches neither 0 nor 1. (With 24
-/// bits the largest value would round to 1, and an index made from it would be out of bounds.)
+/// `(bits >> 9) * 2^-23 + 2^-24` is exact in `f32`, so it needs no rounding and is never 0 or 1. (With 24 bits the largest value
+/// would round to 1, and an index computed from it would be out of bounds.)
 #[inline]
 pub fn uniform(bits: u32) -> f32 {
     const CELL: f32 = 1.0 / (1 << 23) as f32;
@@ -103,11 +102,11 @@ impl Philox {
 /// Number of Feistel rounds of [`permute`].
 const ROUNDS: usize = 8;
 
-/// Where `index` goes in the shuffled order of `len` items: a bijection of `0..len` for each `(seed, epoch)`.
+/// The place of `index` in the shuffled order of `len` items: a bijection of `0..len` for each `(seed, epoch)`.
 ///
-/// No table is needed: a thread computes the example of its own place. A balanced Feistel network of eight rounds
-/// permutes the smallest domain of `2^(2h)` ≥ `len` numbers, h ≥ 1, and is applied until its value falls below `len`
-/// (cycle walking; fewer than four times on average). Exactly, in 32-bit unsigned arithmetic:
+/// No table is needed: a thread computes the example of its own place. A balanced Feistel network of eight rounds permutes the
+/// smallest domain of `2^(2h)` ≥ `len` numbers, h ≥ 1, and is applied until its value is below `len` (cycle walking; fewer than
+/// four times on average). Exactly, in 32-bit unsigned arithmetic:
 ///
 /// ```text
 /// k[0..4] = philox4x32_10(counter = (0, 0, epoch, Purpose::Epoch), key = (low, high word of seed))
@@ -124,13 +123,13 @@ const ROUNDS: usize = 8;
 ///
 /// # Panics
 ///
-/// If `index` is not below `len`: the walk might not end.
+/// If `index` is not below `len`, for which the walk might not end.
 #[inline]
 pub fn permute(index: u32, len: u32, seed: u64, epoch: u32) -> u32 {
     Permutation::new(len, seed, epoch).apply(index)
 }
 
-/// [`permute`] with its round keys computed once, for a caller that wants many places of one epoch.
+/// [`permute`] with precomputed round keys, for many places of one epoch.
 #[derive(Debug, Clone, Copy)]
 pub struct Permutation {
     len: u32,
@@ -153,7 +152,7 @@ impl Permutation {
         Self { len, half_bits, keys }
     }
 
-    /// Where `index` goes.
+    /// The place of `index`.
     ///
     /// # Panics
     ///
@@ -245,7 +244,7 @@ mod tests {
         }
     }
 
-    /// As the documented procedure gives them, written once more in Python.
+    /// Expected values from an independent implementation in Python.
     #[test]
     fn a_permutation_is_the_documented_one() {
         let places: Vec<u32> = (0..8).map(|index| permute(index, 1000, 42, 3)).collect();

@@ -1,5 +1,5 @@
-//! Tar and zip archives as a stream of files. Nothing is unpacked to the disk, links are passed over, and what comes before
-//! a file (long names, extended headers) is bounded.
+//! Tar and zip archives as a stream of files. Nothing is unpacked to disk, links are skipped, and headers before a file (long
+//! names, extended headers) are bounded.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -14,10 +14,10 @@ use super::source::{COPY_AGAIN, HashedFile, peek, read_error};
 use crate::error::{Error, Result};
 use crate::files::describe;
 
-/// The longest extended header that is read: far more than any path takes.
+/// The longest extended header that is read: far longer than any path needs.
 const LONGEST_HEADER: u64 = 1 << 16;
 
-/// Whether to go on with an archive.
+/// Whether to continue with an archive.
 #[derive(PartialEq, Eq)]
 pub(super) enum Next {
     Continue,
@@ -26,14 +26,14 @@ pub(super) enum Next {
 
 /// A regular file in an archive.
 pub(super) struct Member<'a> {
-    /// Its path, as the archive spells it.
+    /// Its path in the archive.
     pub path: String,
     pub size: u64,
     reader: &'a mut dyn Read,
 }
 
 impl Member<'_> {
-    /// The bytes, of which at most `limit` are allowed.
+    /// The bytes, at most `limit`.
     pub fn read(&mut self, archive: &Path, limit: u64) -> Result<Vec<u8>> {
         self.check_size(archive, limit)?;
         let mut bytes = Vec::new();
@@ -42,7 +42,7 @@ impl Member<'_> {
         Ok(bytes)
     }
 
-    /// Brings the bytes, of which at most `limit` are allowed, into `spool`.
+    /// Copies the bytes, at most `limit`, into `spool`.
     pub fn spool(&mut self, archive: &Path, limit: u64, spool: &mut Spool) -> Result<()> {
         self.check_size(archive, limit)?;
         let taken = spool.take(&mut *self.reader, self.size, archive)?;
@@ -66,7 +66,7 @@ impl Member<'_> {
     }
 }
 
-/// Whether the file is an archive: zip, or tar as it is or in gzip or Zstandard.
+/// Whether the file is an archive: zip, or tar, plain or compressed with gzip or Zstandard.
 pub(super) fn is_archive(path: &Path) -> Result<bool> {
     let start = peek(path, 512)?;
     Ok(is_zip(&start) || is_tar(&start))
@@ -77,7 +77,7 @@ pub(super) fn is_zip(start: &[u8]) -> bool {
     start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06")
 }
 
-/// Whether the block is a tar header: by its mark, or by its checksum as in archives before POSIX.
+/// Whether the block is a tar header: by its magic, or by its checksum as in archives before POSIX.
 fn is_tar(block: &[u8]) -> bool {
     let Some(block) = block.get(..512) else { return false };
     if &block[257..262] == b"ustar" {
@@ -90,8 +90,8 @@ fn is_tar(block: &[u8]) -> bool {
     block[0] != 0 && stated == Some(sum)
 }
 
-/// Shows `visit` each regular file of the archive (`.zip`, `.tar`, `.tar.gz`, `.tar.zst`) in order. Returns how many links
-/// there were.
+/// Passes each regular file of the archive (`.zip`, `.tar`, `.tar.gz`, `.tar.zst`) to `visit` in order. Returns the number of
+/// links.
 pub(super) fn for_each_member(file: &mut HashedFile, visit: impl FnMut(Member<'_>) -> Result<Next>) -> Result<usize> {
     let start = peek(file.path(), 512)?;
     if is_zip(&start) {
@@ -102,7 +102,7 @@ pub(super) fn for_each_member(file: &mut HashedFile, visit: impl FnMut(Member<'_
         return Err(Error::file(
             file.path(),
             message,
-            "name a source of a known form (see `engine data import --help`)",
+            "give a source of a known format (see `engine data import --help`)",
         ));
     }
     for_each_in_tar(file, visit)
@@ -157,7 +157,7 @@ fn for_each_in_tar(file: &mut HashedFile, mut visit: impl FnMut(Member<'_>) -> R
             }
             EntryType::Regular | EntryType::Continuous => {
                 let name = long_name.take().unwrap_or_else(|| lossy(&entry.path_bytes()));
-                // Before POSIX, a folder was a file with a slash at its end.
+                // Before POSIX, a folder was a file with a trailing slash.
                 if !name.ends_with('/') && visit(Member { path: name, size, reader: &mut entry })? == Next::Stop {
                     return Ok(links);
                 }
@@ -190,7 +190,7 @@ fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Counts the zero bytes at the end of what was read: an archive ends with at least one block of them.
+/// Counts the zero bytes at the end of the stream: an archive ends with at least one block of them.
 struct TrailingZeros<R> {
     reader: R,
     count: usize,

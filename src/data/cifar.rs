@@ -1,4 +1,4 @@
-//! CIFAR-10's binary batches, in a folder or in the archive they are published in.
+//! CIFAR-10's binary batches, in a folder or in the published archive.
 //!
 //! A record is a label byte and the red, green and blue planes of 32x32 bytes; a batch is 10,000 records. Krizhevsky,
 //! *Learning Multiple Layers of Features from Tiny Images*, 2009.
@@ -33,12 +33,12 @@ const RECORD: usize = 1 + IMAGE;
 const RECORDS: usize = 10_000;
 const BATCH_BYTES: usize = RECORDS * RECORD;
 
-/// Whether a file of this name is one of the batches.
+/// Whether a file with this name is one of the batches.
 pub(super) fn is_batch(name: &str) -> bool {
     BATCHES.contains(&name)
 }
 
-/// Reads the batches in `folder`, or in the folder of the archive's name inside it.
+/// Reads the batches in `folder`, or in its subfolder with the archive's name.
 pub(super) fn read_folder(folder: &Path, options: &ImportOptions) -> Result<Draft> {
     let inner = folder.join("cifar-10-batches-bin");
     let folder = if inner.is_dir() { &inner } else { folder };
@@ -77,10 +77,10 @@ pub(super) fn read_archive(path: &Path, options: &ImportOptions) -> Result<Draft
     batches.finish(path)
 }
 
-/// The batches read so far, as the archive has them.
+/// The batches read so far, in the archive's order.
 struct Batches<'a> {
     options: &'a ImportOptions,
-    /// The images of each, counted in the order in which they were read.
+    /// The number of images of each, in reading order.
     read: [Option<Range<usize>>; 6],
     parts: Draft,
 }
@@ -91,7 +91,7 @@ impl<'a> Batches<'a> {
         Ok(Self { options, read: Default::default(), parts: Draft::new(parts, options)? })
     }
 
-    /// `member` names the batch, with a space after it, where `path` is an archive.
+    /// `member` is the batch's name, followed by a space, if `path` is an archive.
     fn check_length(&self, path: &Path, member: &str, index: usize, len: u64) -> Result<()> {
         if len == BATCH_BYTES as u64 || (len < BATCH_BYTES as u64 && self.options.allow_partial) {
             return Ok(());
@@ -103,7 +103,7 @@ impl<'a> Batches<'a> {
             whole if whole < RECORDS as u64 => {
                 format!("get the whole file, or take its {whole} whole records with --allow-partial")
             }
-            _ => format!("{} is not a file of the binary version: get it again", BATCHES[index]),
+            _ => format!("{} is not a file of the binary version: download it again", BATCHES[index]),
         };
         Err(Error::file(path, message, mend))
     }
@@ -114,8 +114,12 @@ impl<'a> Batches<'a> {
         let (count, rest) = (records.len(), records.remainder().len());
         if let Some(bad) = records.clone().position(|record| record[0] > 9) {
             let label = bytes[bad * RECORD];
-            let message = format!("{member}record {bad} (byte {}) has label {label} where 0 to 9 can be", bad * RECORD);
-            return Err(Error::file(path, message, "it is damaged or not CIFAR-10's binary version: get it again"));
+            let message = format!("{member}record {bad} (byte {}) has label {label}, outside 0 to 9", bad * RECORD);
+            return Err(Error::file(
+                path,
+                message,
+                "it is damaged or not CIFAR-10's binary version: download it again",
+            ));
         }
         if count < RECORDS {
             let left = if rest > 0 { format!(" and left {rest} bytes of a broken one") } else { String::new() };
@@ -144,7 +148,7 @@ impl<'a> Batches<'a> {
                 Some(places) => order.extend(places),
                 None if self.options.allow_partial => self.parts.notes.push(format!("there is no {}", BATCHES[index])),
                 None => {
-                    let mend = "get the whole set, or do without it with --allow-partial";
+                    let mend = "download the whole set, or do without it with --allow-partial";
                     return Err(Error::file(path, format!("has no {}", BATCHES[index]), mend));
                 }
             }
@@ -156,7 +160,7 @@ impl<'a> Batches<'a> {
             self.parts.permute(&order);
         }
         if self.parts.train == 0 {
-            return Err(Error::file(path, "has no training records", "get the whole set"));
+            return Err(Error::file(path, "has no training records", "download the whole set"));
         }
         self.parts.class_names = official::official("cifar10").map(official::Official::classes).unwrap_or_default();
         Ok(self.parts)

@@ -1,7 +1,7 @@
-//! CIFAR-10 and CIFAR-100 as they come for Python, and CIFAR-100's binary version: in a folder or the published archive.
+//! The Python versions of CIFAR-10 and CIFAR-100, and CIFAR-100's binary version: in a folder or the published archive.
 //!
-//! A batch is a pickled dictionary of an array of bytes `[N, 3072]`, red, green and blue planes of 32x32, and lists of
-//! labels. Nothing in a pickle is run. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
+//! A batch is a pickled dictionary of an array of bytes `[N, 3072]`, red, green and blue planes of 32x32, and lists of labels.
+//! Pickles are parsed, never executed. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
 
 use std::path::Path;
 
@@ -15,11 +15,11 @@ use crate::weights::{Pickled, numpy_pickle};
 
 const SIZE: usize = 32;
 const IMAGE: usize = 3 * SIZE * SIZE;
-const AGAIN: &str = "it is damaged or not of CIFAR: get it again";
+const AGAIN: &str = "it is damaged or not of CIFAR: download it again";
 const BATCHES: [&str; 6] =
     ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"];
 
-/// Whether a file of this name belongs to CIFAR-10's Python version.
+/// Whether a file with this name belongs to CIFAR-10's Python version.
 pub(super) fn is_batch(name: &str) -> bool {
     BATCHES.contains(&name) || name == "batches.meta"
 }
@@ -86,7 +86,7 @@ fn finish(members: Members, mut parts: Draft) -> Result<Draft> {
     Ok(parts)
 }
 
-/// The names of the classes, where the file that has them is there.
+/// The names of the classes, if their file exists.
 fn meta(members: &Members, name: &str, key: &str) -> Result<Option<Vec<String>>> {
     let Some(bytes) = members.files.get(name) else { return Ok(None) };
     let mut values = numpy_pickle(bytes).map_err(|(message, mend)| members.fault(name, message, &mend))?;

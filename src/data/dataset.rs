@@ -6,7 +6,7 @@
 //! |---|---|---|---|
 //! | `images` | u8 | `[N, H, W, C]` | C is 1 (grey) or 3 (red, green, blue); training images first |
 //! | `labels` | u16 | `[N]` | index into `class_names` |
-//! | `split` | u8 | `[N]` | 0 training, 1 validation, 2 test; rising |
+//! | `split` | u8 | `[N]` | 0 training, 1 validation, 2 test; ascending |
 //!
 //! Metadata (strings, the structured ones as JSON): `format`, `name`, `class_names`, `counts`, `sources` (file, bytes,
 //! SHA-256), `notes` (what the import left out or changed) and `sha256` (of each tensor's bytes).
@@ -29,34 +29,34 @@ use crate::image_size::ImageSize;
 pub(super) const FORMAT: &str = "engine data set 1";
 const REIMPORT: &str = "write it again with `engine data import`";
 
-/// Which part of a data set an image belongs to.
+/// The part of a data set that an image belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Split {
-    /// Images to learn from.
+    /// Images for training.
     Train,
-    /// Images held out to measure on while training (`test` in many sources).
+    /// Images held out for validation during training (`test` in many sources).
     Validation,
-    /// Images that training never sees, where validation images are held out of the training images: what the source held
-    /// out (see [`Dataset::stratified`]). Most sets have none.
+    /// Images that training never sees, if validation images are held out of the training images: the held-out images of the
+    /// source (see [`Dataset::stratified`]). Most sets have none.
     Test,
 }
 
-/// Where images came from.
+/// A source of images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// The file's name without its folder; a folder of pictures ends in `/`.
     pub file: String,
     /// Its size in bytes.
     pub bytes: u64,
-    /// SHA-256 of its bytes, 64 hexadecimal digits. Of a folder: of a line `SHA-256  path` for each picture, sorted by
-    /// path, as `sha256sum` prints it.
+    /// SHA-256 of its bytes, 64 hexadecimal digits. For a folder: the hash of a line `SHA-256  path` for each picture, sorted by
+    /// path, as printed by `sha256sum`.
     pub sha256: String,
 }
 
-/// What a [`Dataset`] is made of.
+/// The content of a [`Dataset`].
 #[derive(Debug, Clone, Default)]
 pub struct Parts {
-    /// A short name, as in `--data` and on pictures.
+    /// A short name, for `--data` and on pictures.
     pub name: String,
     /// Rows of an image.
     pub height: usize,
@@ -64,23 +64,23 @@ pub struct Parts {
     pub width: usize,
     /// 1 (grey) or 3 (red, green, blue).
     pub channels: usize,
-    /// The class of each label.
+    /// The class names, by label.
     pub class_names: Vec<String>,
     /// `[N, H, W, C]`, the training images first.
     pub images: Vec<u8>,
     /// `[N]`.
     pub labels: Vec<u16>,
-    /// How many of the images, from the first on, are for training.
+    /// Number of training images, which come first.
     pub train: usize,
-    /// How many of the images, at the end, are test images; the rest is for validation.
+    /// Number of test images, which come last; those between are for validation.
     pub test: usize,
-    /// Files it was read from.
+    /// Source files.
     pub sources: Vec<Source>,
-    /// What the import left out or changed, a sentence each.
+    /// Notes of the import on omissions and changes, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// A set of labelled 8-bit images of one size, in memory, mapped from its file, or made of images of other sets. Cloning is cheap: clones share it.
+/// A set of labelled 8-bit images of one size, in memory, mapped from its file, or a view of other sets. Cloning is cheap: clones share the data.
 #[derive(Debug, Clone)]
 pub struct Dataset(pub(super) Arc<Inner>);
 
@@ -106,7 +106,7 @@ pub(super) struct Digests {
 pub(super) struct Counts {
     pub train: usize,
     pub validation: usize,
-    /// Not in files without test images.
+    /// Omitted in files without test images.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub test: usize,
 }
@@ -120,8 +120,8 @@ impl Dataset {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] unless there are 1 to 2³²−1 images, at least one for training, of 1 or 3 channels, as many bytes
-    /// and labels as that takes, and labels below the number of class names, which are distinct.
+    /// [`Error::Shape`] unless there are 1 to 2³²−1 images, at least one for training, with 1 or 3 channels, matching numbers of
+    /// bytes and labels, and labels below the number of class names, which are distinct.
     pub fn from_parts(mut parts: Parts) -> Result<Self> {
         let storage = Storage::owned(std::mem::take(&mut parts.images));
         Self::from_storage(parts, storage)
@@ -135,14 +135,13 @@ impl Dataset {
         Ok(Self(Arc::new(Inner { parts, storage, path: None, stored: None })))
     }
 
-    /// Maps the data set file at `path`. Reads and checks all but the images, whose bytes [`Dataset::verify`] checks.
+    /// Maps the data set file at `path`. Reads and checks everything but the images, whose bytes [`Dataset::verify`] checks.
     ///
-    /// The file must not be cut short or rewritten in place while it is open; [`Dataset::write`] replaces it as a whole,
-    /// which is safe.
+    /// The file must not be truncated or rewritten in place while it is open; [`Dataset::write`] safely replaces it as a whole.
     ///
     /// # Errors
     ///
-    /// [`Error::File`] where it is not a data set file or contradicts itself, [`Error::Io`] where it cannot be read.
+    /// [`Error::File`] if it is not a consistent data set file, [`Error::Io`] if it cannot be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bad = |message: String| Error::file(path, message, REIMPORT);
@@ -155,8 +154,8 @@ impl Dataset {
         if metadata.len() < 8 {
             return Err(bad(format!("is {} bytes long: too short for a data set file", metadata.len())));
         }
-        // SAFETY: the map is only ever read as bytes. That nobody shortens the file meanwhile is the documented
-        // condition of this function, as it is of every memory-mapped reader.
+        // SAFETY: the map is only read as bytes. That nobody truncates the file meanwhile is the documented condition of this
+        // function, as of every memory-mapped reader.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
         let (header, tensors) =
             SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, describe(&e, map.len()), mend(&map)))?;
@@ -164,7 +163,7 @@ impl Dataset {
         let entries = tensors.metadata().as_ref();
         let text = |key: &str| {
             entries.and_then(|entries| entries.get(key)).ok_or_else(|| {
-                Error::file(path, format!("has no `{key}` in its metadata"), "name a file that `engine data` wrote")
+                Error::file(path, format!("has no `{key}` in its metadata"), "give a file that `engine data` wrote")
             })
         };
         if text("format")? != FORMAT {
@@ -225,7 +224,7 @@ impl Dataset {
         &self.0.parts.name
     }
 
-    /// The file it comes from; `None` for one that was made.
+    /// The file of the set; `None` if it was not read from one.
     pub fn path(&self) -> Option<&Path> {
         self.0.path.as_deref()
     }
@@ -261,26 +260,26 @@ impl Dataset {
         self.height() * self.width() * self.channels()
     }
 
-    /// The class of each label.
+    /// The class names, by label.
     pub fn class_names(&self) -> &[String] {
         &self.0.parts.class_names
     }
 
     /// All images, `[N, H, W, C]`, the training images first.
     ///
-    /// Of a set whose images do not lie in one piece ([`Dataset::subset`], [`Dataset::stratified`], [`Dataset::joined`]) they are
-    /// copied into memory, once: take them by [`Dataset::image`] where the set may be large.
+    /// If the images are not contiguous ([`Dataset::subset`], [`Dataset::stratified`], [`Dataset::joined`]), they are copied into
+    /// memory, once: for large sets use [`Dataset::image`].
     pub fn images(&self) -> &[u8] {
         self.0.storage.gathered(self.image_bytes())
     }
 
-    /// The images of `split` in one piece, `[n, H, W, C]`, where they lie so, in memory or in a mapped file.
+    /// The contiguous images of `split`, `[n, H, W, C]`, in memory or in a mapped file, if they are contiguous.
     pub fn in_one_piece(&self, split: Split) -> Option<&[u8]> {
         let (range, bytes) = (self.split_indices(split), self.image_bytes());
         self.0.storage.whole().map(|images| &images[range.start * bytes..range.end * bytes])
     }
 
-    /// The images of `range`, one after the other, in pieces as long as they lie together.
+    /// The images of `range` in order, as contiguous pieces.
     pub(crate) fn runs(&self, range: Range<usize>) -> impl Iterator<Item = &[u8]> {
         let bytes = self.image_bytes();
         let piece = self.0.storage.whole().map(|images| &images[range.start * bytes..range.end * bytes]);
@@ -327,17 +326,17 @@ impl Dataset {
         &self.labels()[self.split_indices(split)]
     }
 
-    /// The labels of `split` as kernels take them, `[n]`.
+    /// The labels of `split` as i32 for kernels, `[n]`.
     pub fn split_labels_i32(&self, split: Split) -> Vec<i32> {
         self.split_labels(split).iter().map(|&label| i32::from(label)).collect()
     }
 
-    /// The files it was read from.
+    /// The source files.
     pub fn sources(&self) -> &[Source] {
         &self.0.parts.sources
     }
 
-    /// What its import left out or changed, a sentence each.
+    /// Notes of the import on omissions and changes, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.0.parts.notes
     }
@@ -368,12 +367,12 @@ impl Dataset {
     }
 }
 
-/// What is wrong with `parts`, whose images are `image_bytes` long.
+/// The error in `parts`, whose images are `image_bytes` long, if any.
 fn check(parts: &Parts, image_bytes: usize) -> Result<(), String> {
     let &Parts { height, width, channels, train, test, .. } = parts;
     let n = parts.labels.len();
     if n == 0 || u32::try_from(n).is_err() {
-        return Err(format!("has {n} images where 1 to {} can be", u32::MAX));
+        return Err(format!("has {n} images, outside 1 to {}", u32::MAX));
     }
     if train == 0 || train > n {
         return Err(format!("has {train} training images of {n} in all"));
@@ -402,15 +401,15 @@ fn check(parts: &Parts, image_bytes: usize) -> Result<(), String> {
     }
 }
 
-/// An error where `path` exists and may not be replaced.
+/// An error if `path` exists and must not be replaced.
 pub(super) fn refuse_to_overwrite(path: &Path, force: bool) -> Result<()> {
     if !force && path.exists() {
-        return Err(Error::file(path, "exists already", "name another file, or replace it with --force"));
+        return Err(Error::file(path, "already exists", "give another file, or replace it with --force"));
     }
     Ok(())
 }
 
-/// Where `path` is written before it is complete.
+/// The temporary path for writing `path`.
 pub(super) fn part_path(path: &Path) -> PathBuf {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
@@ -434,7 +433,7 @@ fn describe(error: &SafeTensorError, len: usize) -> String {
     }
 }
 
-/// What to do about a file that is not safetensors: perhaps it is what one imports from.
+/// Advice for a file that is not safetensors: it may be a source to import.
 fn mend(bytes: &[u8]) -> &'static str {
     let is_source = bytes.starts_with(&[0x1f, 0x8b]) || bytes.get(257..262) == Some(b"ustar");
     if is_source { "import it first: `engine data import SRC --out FILE.safetensors`" } else { REIMPORT }

@@ -1,6 +1,6 @@
-//! A data set while it is imported: pixels go to the disk as they come, so that no import holds a whole set in memory.
+//! A data set during import: pixels are written to disk as they arrive, so that no import holds a whole set in memory.
 //!
-//! Without a scratch folder ([`ImportOptions::scratch`](super::ImportOptions::scratch)) they are gathered in memory.
+//! Without a scratch folder ([`ImportOptions::scratch`](super::ImportOptions::scratch)) they are collected in memory.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Read, Write};
@@ -17,11 +17,10 @@ use super::source::read_error;
 use super::storage::{Bytes, Storage};
 use crate::error::{Error, Result};
 
-/// Bytes that are read, converted and passed on at a time.
+/// Bytes per read.
 pub(super) const BLOCK: usize = 4 << 20;
 
-/// Bytes that are gathered one after the other: in memory, or in a file of a scratch folder that has no name any more, so that
-/// nothing is left of it whatever happens.
+/// A growing sequence of bytes: in memory, or in an unlinked file in a scratch folder, which disappears in any case.
 #[derive(Debug)]
 pub(super) enum Spool {
     Memory(Vec<u8>),
@@ -38,7 +37,7 @@ impl Spool {
             let number = MADE.fetch_add(1, Ordering::Relaxed);
             let path = folder.join(format!(".engine-{}-{number}.scratch", std::process::id()));
             match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
-                // Left over of a process that had this number before.
+                // Left over from an earlier process with the same id.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io(path, "write")(error)),
                 Ok(file) => {
@@ -68,7 +67,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Takes what `reader` gives, at most `limit` bytes, of the file at `path`; returns how many they were.
+    /// Appends the data of `reader`, at most `limit` bytes, of the file at `path`; returns their number.
     pub fn take(&mut self, reader: impl Read, limit: u64, path: &Path) -> Result<u64> {
         let mut reader = reader.take(limit);
         if let Self::Memory(bytes) = self {
@@ -89,26 +88,26 @@ impl Spool {
         }
     }
 
-    /// All of them, mapped where they are on the disk.
+    /// All bytes, mapped if they are on disk.
     pub fn finish(self) -> Result<Bytes> {
         match self {
             Self::Memory(bytes) => Ok(Bytes::Owned(bytes)),
             Self::File { len: 0, .. } => Ok(Bytes::Owned(Vec::new())),
             Self::File { writer, folder, .. } => {
                 let file = writer.into_inner().map_err(|error| Error::io(&*folder, "write")(error.into_error()))?;
-                // SAFETY: nobody else can open the file, which has no name, and this one is only read from here on.
+                // SAFETY: nobody else can open the file, which has no name, and it is only read from here on.
                 unsafe { Mmap::map(&file) }.map(Bytes::Mapped).map_err(Error::io(&*folder, "map"))
             }
         }
     }
 }
 
-/// What an importer makes: everything of the set but the images in `parts`, whose own stay empty, and the pixels.
+/// The result of an importer: the set without its images in `parts`, and the pixels.
 pub(super) struct Draft {
     parts: Parts,
-    /// One image after the other.
+    /// The images in sequence.
     pub pixels: Spool,
-    /// The place in `pixels` of each image, where that is another than its own.
+    /// The index in `pixels` of each image, if the order differs.
     order: Option<Vec<u32>>,
 }
 
@@ -127,24 +126,24 @@ impl DerefMut for Draft {
 }
 
 impl Draft {
-    /// Of `parts` without pixels.
+    /// With `parts` but without pixels.
     pub fn new(parts: Parts, options: &ImportOptions) -> Result<Self> {
         Ok(Self { parts, pixels: Spool::new(options.scratch.as_deref())?, order: None })
     }
 
-    /// Of `parts` whose images lie in `pixels`, image k at place `order[k]`.
+    /// With `parts` and images in `pixels`, image k at index `order[k]`.
     pub fn of(parts: Parts, pixels: Spool, order: Vec<u32>) -> Self {
         Self { parts, pixels, order: Some(order) }
     }
 
-    /// Brings images and labels into another order: the new k-th is the old `order[k]`-th.
+    /// Reorders images and labels: the new k-th is the old `order[k]`-th.
     pub fn permute(&mut self, order: &[usize]) {
         let place = |&i: &usize| self.order.as_ref().map_or(i as u32, |order| order[i]);
         self.order = Some(order.iter().map(place).collect());
         self.parts.labels = order.iter().map(|&i| self.parts.labels[i]).collect();
     }
 
-    /// The set: its pixels stay where they are.
+    /// The finished set; its pixels are not copied.
     ///
     /// # Errors
     /// As [`Dataset::from_parts`].

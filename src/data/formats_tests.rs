@@ -1,4 +1,4 @@
-//! Data sets in other programs' forms, made here, and the round trips through our own exports.
+//! Data sets in formats of other programs, made here, and round trips through our own exports.
 
 use std::fs;
 use std::io::Write;
@@ -9,7 +9,7 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 
 use super::{Dataset, ExportFormat, Format, ImportOptions, LabelKind, Parts, Split, export, shapes};
 
-/// Imports with pixels in memory and on the disk: the sets are one, the errors too, and nothing is left behind.
+/// Imports with pixels in memory and on disk: sets and errors must be equal, and no file is left behind.
 pub(super) fn import(source: impl AsRef<Path>, options: &ImportOptions) -> crate::Result<Dataset> {
     let source = source.as_ref();
     let scratch = tempfile::tempdir().unwrap();
@@ -70,7 +70,7 @@ fn refused(source: &Path, options: &ImportOptions, expected: &[&str]) {
     expected.iter().for_each(|part| assert!(message.contains(part), "{message:?} lacks {part:?}"));
 }
 
-/// A pickle of protocol 2 as Python 2 wrote CIFAR's: `{"data": u8 [n, 3072], KEY: labels}`.
+/// A pickle of protocol 2 as written by Python 2 for CIFAR: `{"data": u8 [n, 3072], KEY: labels}`.
 fn batch(labels: &[(&str, &[u8])], first: u8) -> Vec<u8> {
     let n = labels[0].1.len();
     let mut bytes = b"\x80\x02}q\x01(U\x04data".to_vec();
@@ -356,7 +356,7 @@ fn bad_numpy_files_are_refused() {
     }
 }
 
-/// A set of three splits whose class names no folder can have.
+/// A set of three splits with class names that are invalid as folder names.
 fn awkward() -> Dataset {
     let set = shapes(3, 60);
     let mut parts = Parts {
@@ -377,7 +377,7 @@ fn awkward() -> Dataset {
     Dataset::from_parts(parts).unwrap()
 }
 
-/// Images with their classes' names, in order of the classes.
+/// Images with their class names, sorted by class.
 fn content(set: &Dataset, splits: &[Split]) -> Vec<(String, Vec<u8>)> {
     let of = |i: usize| (set.class_names()[usize::from(set.labels()[i])].clone(), set.image(i).to_vec());
     let mut content: Vec<_> = splits.iter().flat_map(|split| set.split_indices(*split)).map(of).collect();
@@ -397,7 +397,7 @@ fn every_export_gives_the_same_set_back() {
             assert_eq!(written, std::slice::from_ref(&out));
             let back = import(&out, &whole()).unwrap();
             if format == ExportFormat::Edm {
-                // It has no splits and no names.
+                // The zip has no splits and no class names.
                 assert_eq!((back.images(), back.labels()), (set.images(), set.labels()));
                 continue;
             }
@@ -447,7 +447,7 @@ fn parquet_gives_the_same_set_back() {
 fn a_format_is_never_taken_for_another() {
     let folder = tempfile::tempdir().unwrap();
     let cases: [(&str, &[u8], &str); 5] = [
-        ("weights.pth", b"\x80\x02}q\x01.", "a pickle, which is no source"),
+        ("weights.pth", b"\x80\x02}q\x01.", "a pickle, which is not a source"),
         ("x.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         ("page.tar.gz", b"<!doctype html>", "a web page"),
         ("x.rar", b"Rar!\x1a\x07", "a rar archive"),

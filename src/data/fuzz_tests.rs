@@ -1,13 +1,13 @@
-//! Every reader of outside bytes under mutated inputs: none panics, none takes long, and none takes much memory.
+//! Fuzz tests of every reader of external bytes: no input may panic, take long, or take much memory.
 //!
-//! A second each in an ordinary run, counted as CPU time of the thread that reads. For ten minutes each:
+//! One second each in an ordinary run, measured as CPU time of the reading thread. For ten minutes each:
 //!
 //! ```text
 //! ENGINE_FUZZ_SECONDS=600 cargo test --release --lib fuzz_ -- --nocapture --test-threads 1
 //! ```
 //!
-//! What is mutated are the files of `tests/seeds/READER/`; its README says where they come from. An input that fails is written
-//! down, and becomes a seed with the repair.
+//! The mutated inputs are the files in `tests/seeds/READER/`; its README gives their origin. A failing input is saved, and becomes
+//! a seed together with its fix.
 
 use std::fs;
 use std::io::Read;
@@ -20,10 +20,10 @@ use super::{Format, ImportOptions, import};
 use crate::picture::{decode_picture, is_decoding};
 use crate::weights::numpy_pickle;
 
-/// The longest that one input may take, in CPU time. A lossless WebP of one colour may be 16384 pixels wide in a hundred bytes,
-/// which takes seconds to decode.
+/// The longest CPU time for one input. A lossless WebP of one colour may be 16384 pixels wide in a hundred bytes, which takes
+/// seconds to decode.
 const LONGEST: Duration = Duration::from_secs(60);
-/// The most memory that the process may ever have had: pictures may take 512 MiB each, on every processor.
+/// The peak memory limit of the process: pictures may take 512 MiB each, on every processor.
 const MOST_MEMORY: u64 = 6 << 30;
 
 /// A 64-bit linear congruential generator (Knuth).
@@ -79,7 +79,7 @@ impl Random {
     }
 }
 
-/// The seeds of a reader, by name: those that end in `.gz` unpacked.
+/// The seeds of a reader, by name; those that end in `.gz` are decompressed.
 fn seeds(reader: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/seeds").join(reader);
     let mut paths: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -96,17 +96,17 @@ fn seeds(reader: &str) -> Vec<(String, Vec<u8>)> {
     paths.iter().map(read).collect()
 }
 
-/// CPU time that this thread has had.
+/// CPU time of this thread.
 #[cfg(unix)]
 fn thread_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid place for the answer.
+    // SAFETY: `time` is a valid output location.
     let status = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     assert_eq!(status, 0, "the system has no clock of a thread's CPU time");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Where no such clock is known, the time that has passed.
+/// Elapsed time, if there is no such clock.
 #[cfg(not(unix))]
 fn thread_time() -> Duration {
     static START: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
@@ -117,7 +117,7 @@ fn thread_time() -> Duration {
 /// unless its name says that it is refused or once failed; an error must be one line.
 fn fuzz(reader: &str, read: impl FnMut(&[u8]) -> Result<(), String> + Send) {
     static QUIET: Once = Once::new();
-    // A decoder's panic that `decode_picture` catches is no finding.
+    // A decoder panic that `decode_picture` catches is not a finding.
     QUIET.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
@@ -126,7 +126,7 @@ fn fuzz(reader: &str, read: impl FnMut(&[u8]) -> Result<(), String> + Send) {
             }
         }));
     });
-    // One thread, so that its clock counts all that is done to read.
+    // A single thread, so that its clock covers all of the reading.
     rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(|| run(reader, read));
 }
 
@@ -172,7 +172,7 @@ fn run(reader: &str, mut read: impl FnMut(&[u8]) -> Result<(), String>) {
     assert!(memory.is_none_or(|memory| memory < MOST_MEMORY), "{reader}: {memory:?} bytes of memory");
 }
 
-/// The most memory that this process has had, where the system says it.
+/// Peak memory of this process, if the system reports it.
 fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
@@ -183,11 +183,11 @@ fn options(format: Option<Format>) -> ImportOptions {
     ImportOptions { format, quiet: true, allow_partial: true, resize: None, ..ImportOptions::default() }
 }
 
-/// Where a reader's input lies: a file of a folder of its own, beside the files that it needs.
+/// The place of a reader's input: a file in its own folder, with the other files that it needs.
 struct Place {
     folder: tempfile::TempDir,
     name: &'static str,
-    /// Whether the folder is the source, and not the file.
+    /// Whether the folder is the source, not the file.
     whole: bool,
     format: Option<Format>,
 }
@@ -203,7 +203,7 @@ impl Place {
         place
     }
 
-    /// Imports `bytes` from here.
+    /// Imports `bytes` from this place.
     fn import(&self, bytes: &[u8]) -> Result<(), String> {
         let path = self.folder.path().join(self.name);
         fs::write(&path, bytes).map_err(|error| error.to_string())?;
@@ -212,7 +212,7 @@ impl Place {
     }
 }
 
-/// The seed of a reader that is called `name`, unpacked.
+/// The seed of a reader called `name`, decompressed.
 fn seed(reader: &str, name: &str) -> Vec<u8> {
     seeds(reader).into_iter().find(|(found, _)| found == name).expect("is committed").1
 }
@@ -266,7 +266,7 @@ archives! {
     fuzz_webdataset "webdataset"
 }
 
-/// A test of a label file of this name, beside two pictures.
+/// A test of a label file with this name, beside two pictures.
 macro_rules! label_files {
     ($($test:ident $reader:literal $name:literal)*) => {$(
         #[test]

@@ -1,8 +1,8 @@
-//! IDX files, as MNIST and its successors come: big-endian extents, then bytes; plain or gzipped.
+//! IDX files, the format of MNIST and its successors: big-endian extents, then bytes; plain or gzipped.
 //!
 //! LeCun, Cortes, Burges, *The MNIST database of handwritten digits*. A folder holds `train-images-idx3-ubyte`,
-//! `train-labels-idx1-ubyte` and the same two of `t10k`. EMNIST (Cohen et al. 2017) puts several sets into one folder, each with a
-//! prefix such as `emnist-balanced-`, and its images lie on their sides.
+//! `train-labels-idx1-ubyte` and the same two files for `t10k`. EMNIST (Cohen et al. 2017) has several sets in one folder, each
+//! with a prefix such as `emnist-balanced-`, and its images are transposed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,13 +21,13 @@ use crate::image_size::ImageSize;
 
 const DAMAGED: &str = "it is damaged or not an IDX file: copy or download it again";
 
-/// Whether a file of this name can hold a split's images.
+/// Whether a file with this name can hold the images of a split.
 pub(super) fn is_images_file(name: &str) -> bool {
     let name = without_gz(name);
     TRAIN.iter().chain(&TEST).any(|split| stems(split, "images", "idx3").iter().any(|stem| ends_with_stem(name, stem)))
 }
 
-/// Whether a name is a stem, alone or behind a prefix of EMNIST's.
+/// Whether a name is a stem, alone or after a prefix of EMNIST's.
 fn ends_with_stem(name: &str, stem: &str) -> bool {
     name.strip_suffix(stem).is_some_and(|prefix| prefix.is_empty() || is_emnist(prefix))
 }
@@ -36,7 +36,7 @@ fn is_emnist(prefix: &str) -> bool {
     prefix.starts_with("emnist-") && prefix.ends_with('-')
 }
 
-/// The prefix of the set that is asked for: of several, `--part` tells which.
+/// The prefix of the requested set; `--part` chooses among several.
 fn prefix(folder: &Path, options: &ImportOptions) -> Result<String> {
     let mut prefixes = BTreeSet::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
@@ -51,7 +51,7 @@ fn prefix(folder: &Path, options: &ImportOptions) -> Result<String> {
     let parts: Vec<String> = prefixes.iter().map(part).collect();
     if let Some(wanted) = &options.part {
         let found = prefixes.iter().find(|prefix| part(prefix) == *wanted);
-        let mend = format!("name one of {}", parts.join(", "));
+        let mend = format!("use one of {}", parts.join(", "));
         return found.cloned().ok_or_else(|| Error::config("--part", format!("there is no {wanted:?}"), mend));
     }
     match prefixes.len() {
@@ -59,7 +59,7 @@ fn prefix(folder: &Path, options: &ImportOptions) -> Result<String> {
         1 => Ok(prefixes.into_iter().next().unwrap_or_default()),
         _ => {
             let message = format!("has several sets: {}", parts.join(", "));
-            Err(Error::file(folder, message, format!("name one with --part {}", parts[0])))
+            Err(Error::file(folder, message, format!("give one with --part {}", parts[0])))
         }
     }
 }
@@ -67,7 +67,7 @@ fn prefix(folder: &Path, options: &ImportOptions) -> Result<String> {
 const TRAIN: [&str; 1] = ["train"];
 const TEST: [&str; 2] = ["t10k", "test"];
 
-/// `train-images-idx3-ubyte`, and `train-images.idx3-ubyte` as some copies have it.
+/// `train-images-idx3-ubyte`, or `train-images.idx3-ubyte` as in some copies.
 fn stems(split: &str, what: &str, idx: &str) -> [String; 2] {
     [format!("{split}-{what}-{idx}-ubyte"), format!("{split}-{what}.{idx}-ubyte")]
 }
@@ -76,7 +76,7 @@ fn without_gz(name: &str) -> &str {
     name.strip_suffix(".gz").unwrap_or(name)
 }
 
-/// Reads the four files in `folder`; with `allow_partial` only the training pair need be there.
+/// Reads the four files in `folder`; with `allow_partial` only the training pair is required.
 pub(super) fn read(folder: &Path, options: &ImportOptions) -> Result<Draft> {
     // torchvision unpacks into `raw`, EMNIST's archive into `gzip`.
     let inner = ["raw", "gzip"].iter().map(|inner| folder.join(inner)).find(|inner| inner.is_dir());
@@ -107,7 +107,7 @@ pub(super) fn read(folder: &Path, options: &ImportOptions) -> Result<Draft> {
     Ok(parts)
 }
 
-/// Sets square images upright that lie on their sides, as EMNIST's do.
+/// Transposes square images, as EMNIST needs it.
 fn transpose(images: &mut [u8], size: usize) {
     for image in images.chunks_exact_mut(size * size) {
         for (y, x) in (0..size).flat_map(|y| (0..y).map(move |x| (y, x))) {
@@ -116,7 +116,7 @@ fn transpose(images: &mut [u8], size: usize) {
     }
 }
 
-/// Says that EMNIST's images were set upright, and names its classes by the file that maps them to characters.
+/// Notes that EMNIST's images were transposed, and reads its class names from the file that maps them to characters.
 fn emnist(folder: &Path, prefix: &str, parts: &mut Parts) -> Result<()> {
     if parts.height == parts.width {
         parts.notes.push("images were transposed, which sets EMNIST's letters upright".into());
@@ -132,7 +132,7 @@ fn emnist(folder: &Path, prefix: &str, parts: &mut Parts) -> Result<()> {
                 *name = character.to_string();
             }
         }
-        // Letters count from 1: what has no character keeps its number, if no character is the same.
+        // Letters count from 1: labels without a character keep their number, unless it equals a character.
         let distinct: BTreeSet<&String> = parts.class_names.iter().collect();
         if distinct.len() < parts.class_names.len() {
             parts.class_names = (0..parts.class_names.len()).map(|label| label.to_string()).collect();
@@ -144,13 +144,13 @@ fn emnist(folder: &Path, prefix: &str, parts: &mut Parts) -> Result<()> {
 fn missing(folder: &Path, split: &str) -> Error {
     let message = format!("has no {split}-images-idx3-ubyte with {split}-labels-idx1-ubyte (.gz or plain)");
     let mend = match split {
-        "train" => "name the folder of the four IDX files",
+        "train" => "give the folder of the four IDX files",
         _ => "add it, or hold out some training images instead with --allow-partial",
     };
     Error::file(folder, message, mend)
 }
 
-/// The images' and the labels' file of a split; an error where only one is there.
+/// The image and label files of a split; an error if only one exists.
 fn pair(folder: &Path, prefix: &str, splits: &[&str]) -> Result<Option<[PathBuf; 2]>> {
     for split in splits {
         let find = |what, idx| {
@@ -173,8 +173,7 @@ fn pair(folder: &Path, prefix: &str, splits: &[&str]) -> Result<Option<[PathBuf;
     Ok(None)
 }
 
-/// Adds a split to `parts`, its images transposed where they are to be set `upright`. Returns SHA-256 of the labels' file,
-/// decompressed.
+/// Adds a split to `parts`, transposing its images if `upright`. Returns SHA-256 of the decompressed label file.
 fn append(parts: &mut Draft, [images, labels]: [PathBuf; 2], upright: bool) -> Result<String> {
     let pixels = &mut parts.pixels;
     let (extents, source) = read_file(&images, 3, |extents, bytes| {
@@ -215,8 +214,8 @@ fn append(parts: &mut Draft, [images, labels]: [PathBuf; 2], upright: bool) -> R
     Ok(hex(&sha.finalize()))
 }
 
-/// Shows `take` the bytes of an IDX file of unsigned bytes with `rank` extents, some whole items at a time, with the extents.
-/// Returns these.
+/// Passes the bytes of an IDX file of unsigned bytes with `rank` extents to `take`, some whole items at a time, with the extents.
+/// Returns the extents.
 fn read_file(
     path: &Path,
     rank: u8,
@@ -255,7 +254,7 @@ fn read_file(
         }
         take(&extents, &mut buffer)?;
     }
-    // One byte more than declared, so that a longer file shows.
+    // One byte more than declared, to detect a longer file.
     let mut more = Vec::new();
     (&mut content).take(1).read_to_end(&mut more).map_err(|e| read_error(path, e))?;
     if read < total || !more.is_empty() {

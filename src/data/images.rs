@@ -1,9 +1,8 @@
 //! Pictures in a folder or an archive: flat, by class (`CLASS/x.png`, or `train/CLASS/x.jpg` and `test/CLASS/x.jpg`), with a
 //! label file beside them, or as WebDataset shards.
 //!
-//! Classes are the folders' names, sorted (numbers by value), and images are sorted by class and path, so that the result
-//! does not depend on the order of a folder or an archive. Whatever is done to pictures and whatever is left out is told
-//! in the data set's notes.
+//! Classes are the folders' names, sorted (numbers by value), and images are sorted by class and path, so that the result does not
+//! depend on the order of a folder or an archive. The data set's notes list all changes and omissions.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,14 +24,14 @@ use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::picture::{Image, LONGEST_FILE, Note, Picture, PictureKind, decode_picture};
 
-/// How much is read before it is decoded in parallel.
+/// Bytes read before decoding in parallel.
 const BATCH_BYTES: u64 = 16 << 20;
 const BATCH_FILES: usize = 4096;
-/// How much of decoded pictures is in memory at a time, unless as many as there are processors are larger.
+/// Bytes of decoded pictures in memory at a time, unless one picture per processor is larger.
 const DECODED_BYTES: usize = 16 << 20;
-/// How deep below the source a picture can lie.
+/// Deepest folder level of a picture below the source.
 const DEEPEST: usize = 16;
-/// How many of a file's first bytes tell what it is.
+/// Number of leading bytes that identify a file.
 const START: u64 = 32;
 
 /// Whether a path is hidden, or in a hidden folder: `.ipynb_checkpoints/`, and `._x.jpg`, which macOS puts beside `x.jpg`.
@@ -40,12 +39,12 @@ pub(super) fn is_hidden(path: &str) -> bool {
     path.split('/').any(|part| (part.starts_with('.') && !matches!(part, "." | "..")) || part == "__MACOSX")
 }
 
-/// Whether a path ends as a picture's does.
+/// Whether a path has a picture's ending.
 pub(super) fn is_image(path: &str) -> bool {
     !is_hidden(path) && PictureKind::is_named(path)
 }
 
-/// Reads the pictures below `folder`, which may lie in archives (shards) too.
+/// Reads the pictures below `folder`, which may also be in archives (shards).
 pub(super) fn read_folder(folder: &Path, options: &ImportOptions) -> Result<Draft> {
     let mut found = Found::default();
     found.list(folder, "", 0)?;
@@ -65,7 +64,7 @@ pub(super) fn read_folder(folder: &Path, options: &ImportOptions) -> Result<Draf
         let count = found.files[at..].iter().take(BATCH_FILES).take_while(small).count().max(1);
         let batch = &found.files[at..at + count];
         at += count;
-        // All results first, so that of several errors it is the first file's that is reported.
+        // All results first, so that the error of the first file is reported.
         let files = batch.par_iter().map(|(path, len)| read_file(folder, path, *len)).collect::<Vec<Result<_>>>();
         for (file, (path, _)) in files.into_iter().zip(batch) {
             if let Some((digest, content)) = file? {
@@ -87,11 +86,10 @@ pub(super) fn read_folder(folder: &Path, options: &ImportOptions) -> Result<Draf
     pictures.finish(vec![source])
 }
 
-/// The pictures below a folder, sorted by their paths: files that start as pictures do, or are named so. Hidden ones and links
-/// are passed over.
+/// The pictures below a folder, sorted by path: files with a picture's first bytes or ending. Hidden files and links are skipped.
 ///
 /// # Errors
-/// [`Error::Io`] where a folder cannot be listed, [`Error::File`] where it is too deep.
+/// [`Error::Io`] if a folder cannot be listed, [`Error::File`] if it is too deep.
 pub fn picture_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Found::default();
     found.list(folder, "", 0)?;
@@ -116,7 +114,7 @@ pub(super) fn read_archive(path: &Path, options: &ImportOptions) -> Result<Draft
     pictures.finish(vec![source])
 }
 
-/// Reads the archives in a folder as parts of one set. Their names tell splits: `train-00000.tar`.
+/// Reads the archives in a folder as parts of one set. Their names give the splits: `train-00000.tar`.
 fn read_shards(folder: &Path, archives: &[String], mut pictures: Pictures) -> Result<Draft> {
     let split = |name: &str| {
         let word: String = name.chars().take_while(|c| c.is_ascii_alphabetic()).collect();
@@ -131,7 +129,7 @@ fn read_shards(folder: &Path, archives: &[String], mut pictures: Pictures) -> Re
     pictures.finish(sources)
 }
 
-/// The bytes of a file with their SHA-256; None for one that is neither a picture nor a label file.
+/// The bytes of a file with their SHA-256; None if it is neither a picture nor a label file.
 fn read_file(folder: &Path, path: &str, len: u64) -> Result<Option<(String, Vec<u8>)>> {
     let place = folder.join(path);
     let mut file = File::open(&place).map_err(Error::io(&place, "open"))?;
@@ -150,10 +148,10 @@ fn read_file(folder: &Path, path: &str, len: u64) -> Result<Option<(String, Vec<
     Ok(Some((hex(&Sha256::digest(&bytes)), bytes)))
 }
 
-/// The files below a folder, as paths relative to it with `/` between the components.
+/// The files below a folder, as relative paths with `/` between the components.
 #[derive(Default)]
 struct Found {
-    /// Each with its length.
+    /// Paths with lengths.
     files: Vec<(String, u64)>,
     /// Archives in the folder itself.
     archives: Vec<String>,
@@ -177,7 +175,7 @@ impl Found {
             } else if kind.is_dir() {
                 if depth == DEEPEST {
                     let message = format!("is more than {DEEPEST} folders below {}", root.display());
-                    return Err(Error::file(entry.path(), message, "name the folder of the classes"));
+                    return Err(Error::file(entry.path(), message, "give the folder of the classes"));
                 }
                 self.list(root, &path, depth + 1)?;
             } else if kind.is_file() && below.is_empty() && is_archive_name(&path) {
@@ -192,31 +190,31 @@ impl Found {
     }
 }
 
-/// Whether a file of this name is an archive that pictures may lie in.
+/// Whether a file with this name is an archive that may contain pictures.
 pub(super) fn is_archive_name(name: &str) -> bool {
     [".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip"].iter().any(|ending| name.ends_with(ending))
 }
 
-/// The most bytes that an archive's member of this name may have; None for one that is neither a picture nor a label file.
+/// The size limit of an archive member with this name; None if it is neither a picture nor a label file.
 fn longest(name: &str) -> Option<u64> {
     if labels::form_of(name).is_some() {
         Some(labels::LONGEST_LABELS)
     } else if labels::is_keyed(name) {
         Some(labels::LONGEST_LABEL)
     } else {
-        // Without an ending, the bytes tell.
+        // Without an ending, the bytes decide.
         let bare = !name.rsplit('/').next().unwrap_or_default().contains('.');
         (PictureKind::is_named(name) || bare).then_some(LONGEST_FILE)
     }
 }
 
-/// A picture whose pixels were put away.
+/// A picture whose pixels are stored.
 struct Decoded {
     path: String,
     height: u32,
     width: u32,
     channels: u8,
-    /// The first of its bytes.
+    /// The offset of its bytes.
     at: u64,
 }
 
@@ -232,24 +230,24 @@ impl Decoded {
     }
 }
 
-/// Pictures as they are gathered.
+/// Pictures during collection.
 pub(super) struct Pictures<'a> {
     options: &'a ImportOptions,
     root: &'a Path,
-    /// Read and not yet decoded.
+    /// Read but not yet decoded.
     batch: Vec<(String, Vec<u8>)>,
     batch_bytes: u64,
     decoded: Vec<Decoded>,
     /// Their pixels.
     pixels: Spool,
-    /// Bytes of the largest of them.
+    /// Bytes of the largest one.
     largest: usize,
     pub labels: Labels,
-    /// Whether folders and label files say nothing.
+    /// Whether to ignore folders and label files.
     pub unlabelled: bool,
-    /// Height and width that all are brought to.
+    /// The common height and width of all.
     target: Option<ImageSize>,
-    /// Why, where `--resize` does not say so.
+    /// The reason for it, if not `--resize`.
     reason: Option<String>,
     counts: BTreeMap<Note, usize>,
     damaged: Vec<String>,
@@ -263,7 +261,7 @@ impl<'a> Pictures<'a> {
     pub fn new(root: &'a Path, options: &'a ImportOptions, files: Option<usize>) -> Result<Self> {
         let sides = options.resize.map_or([1, 1], ImageSize::sides);
         if sides.iter().any(|side| !(1..=4096).contains(side)) {
-            let mend = "name a size in pixels such as 32, or HEIGHTxWIDTH";
+            let mend = "give a size in pixels such as 32, or HEIGHTxWIDTH";
             return Err(Error::config("--resize", "is not from 1 to 4096", mend));
         }
         let progress = match (options.quiet, files) {
@@ -302,7 +300,7 @@ impl<'a> Pictures<'a> {
         self.decoded.is_empty() && self.damaged.is_empty()
     }
 
-    /// Takes the pictures of an archive, as if it were the folder `below`.
+    /// Adds the pictures of an archive, as if it were the folder `below`.
     fn archive(&mut self, path: &Path, below: &str) -> Result<Source> {
         let mut file = HashedFile::open(path)?;
         let links = for_each_member(&mut file, |mut member| {
@@ -332,7 +330,7 @@ impl<'a> Pictures<'a> {
         file.finish()
     }
 
-    /// Takes a label file at once, a picture with the next batch.
+    /// Processes a label file immediately, a picture with the next batch.
     pub fn member(&mut self, path: &str, bytes: Vec<u8>) -> Result<()> {
         if let Some(form) = labels::form_of(path) {
             return self.labels.add(self.root, path, form, &bytes);
@@ -346,12 +344,12 @@ impl<'a> Pictures<'a> {
         Ok(())
     }
 
-    /// Decodes what has been read, once it is enough for all processors.
+    /// Decodes the read files once there are enough for all processors.
     pub fn decode_when_full(&mut self) -> Result<()> {
         if self.batch_bytes >= BATCH_BYTES || self.batch.len() >= BATCH_FILES { self.decode() } else { Ok(()) }
     }
 
-    /// Decodes what has been read.
+    /// Decodes the read files.
     pub fn decode(&mut self) -> Result<()> {
         let mut batch = std::mem::take(&mut self.batch).into_iter();
         self.batch_bytes = 0;
@@ -382,7 +380,7 @@ impl<'a> Pictures<'a> {
         self.choose_size()
     }
 
-    /// How many pictures are decoded at a time: of the first nobody knows how large they are.
+    /// Number of pictures decoded at a time: the size of the first ones is unknown.
     fn at_a_time(&self) -> usize {
         let processors = rayon::current_num_threads();
         DECODED_BYTES.checked_div(self.largest).map_or(processors, |count| count.max(processors))
@@ -395,7 +393,7 @@ impl<'a> Pictures<'a> {
         self.pixels.push(image.pixels())
     }
 
-    /// Brings all to one size as soon as it shows that they have several, or a large one where that is not wanted.
+    /// Resizes all pictures as soon as there are several sizes, or a large one that is not wanted.
     fn choose_size(&mut self) -> Result<()> {
         if self.target.is_some() || self.decoded.is_empty() {
             return Ok(());
@@ -448,25 +446,25 @@ impl<'a> Pictures<'a> {
                     self.links.len(),
                     self.hidden.len()
                 ),
-                damaged => format!("has no sound pictures: {damaged} are damaged, as {}", self.damaged[0]),
+                damaged => format!("has no intact pictures: {damaged} are damaged, as {}", self.damaged[0]),
             };
-            return Err(Error::file(self.root, message, "name a folder or an archive of pictures"));
+            return Err(Error::file(self.root, message, "give a folder or an archive of pictures"));
         }
         self.decoded.sort_by(|a, b| a.path.cmp(&b.path));
         if let Some(pair) = self.decoded.windows(2).find(|pair| pair[0].path == pair[1].path) {
-            return Err(Error::file(self.root.join(&pair[0].path), "is there twice", "leave one out"));
+            return Err(Error::file(self.root.join(&pair[0].path), "occurs twice", "leave one out"));
         }
         let paths: Vec<&str> = self.decoded.iter().map(|picture| picture.path.as_str()).collect();
         let arranged = arrange(self.root, &paths, &self.labels, self.unlabelled)?;
         let channels = self.channels();
-        // Where labels are listed, the order is that of the paths; else classes come one after the other.
+        // With listed labels the order is that of the paths; else sorted by class.
         let listed = !self.labels.is_empty();
         let mut order: Vec<(bool, u16, usize)> = (arranged.places.iter().enumerate())
             .filter_map(|(i, place)| place.map(|place| (place.split != Split::Train, place.label, i)))
             .collect();
         order.sort_unstable_by_key(|&(held_out, label, i)| (held_out, if listed { 0 } else { label }, i));
         let Some((height, width)) = self.decoded.first().map(|picture| (picture.height, picture.width)) else {
-            return Err(Error::file(self.root, "has no pictures", "name a folder or an archive of pictures"));
+            return Err(Error::file(self.root, "has no pictures", "give a folder or an archive of pictures"));
         };
         if order.is_empty() {
             return Err(Error::file(self.root, "has no pictures that have a class", "take them with --unlabelled"));
@@ -490,7 +488,7 @@ impl<'a> Pictures<'a> {
         Ok(draft)
     }
 
-    /// The set of the pictures at `places`, all in as many channels.
+    /// The set of the pictures at `places`, converted to the same number of channels.
     fn draft(&mut self, parts: Parts, places: &[usize]) -> Result<Draft> {
         let channels = parts.channels;
         let of = |other: usize| places.iter().filter(|&&i| usize::from(self.decoded[i].channels) == other).count();
@@ -499,7 +497,7 @@ impl<'a> Pictures<'a> {
         self.counts
             .extend([(Note::Coloured, coloured), (Note::Greyed, greyed)].into_iter().filter(|(_, count)| *count > 0));
         if self.decoded.iter().all(|picture| usize::from(picture.channels) == channels) {
-            // All are as large, so the first byte tells how many lie before.
+            // All have the same size, so the offset gives the index.
             let size = self.decoded.first().map_or(1, Decoded::bytes) as u64;
             let order = places.iter().map(|&i| (self.decoded[i].at / size) as u32).collect();
             return Ok(Draft::of(parts, pixels, order));
@@ -521,7 +519,7 @@ impl<'a> Pictures<'a> {
         }
     }
 
-    /// What was done and what was left out, a sentence each.
+    /// Notes on changes and omissions, one sentence each.
     fn notes(&self, arranged: Vec<String>) -> Vec<String> {
         let mut notes = arranged;
         let total = self.decoded.len();
@@ -538,9 +536,9 @@ impl<'a> Pictures<'a> {
         }
         for (what, names) in [
             ("left out {} damaged pictures", &self.damaged),
-            ("passed over {} files that are no pictures", &self.others),
-            ("passed over {} links, which are not followed", &self.links),
-            ("passed over {} hidden files and folders", &self.hidden),
+            ("skipped {} files that are not pictures", &self.others),
+            ("skipped {} links, which are not followed", &self.links),
+            ("skipped {} hidden files and folders", &self.hidden),
         ] {
             if !names.is_empty() {
                 notes.push(format!("{}: {}", what.replace("{}", &names.len().to_string()), listed(names)));
@@ -550,12 +548,12 @@ impl<'a> Pictures<'a> {
     }
 }
 
-/// A picture that was put away in the size that is wanted.
+/// A stored picture in the requested size.
 fn fitted_to(image: Image, target: Option<ImageSize>, options: &ImportOptions) -> Result<Picture, String> {
     fitted(Picture { image, notes: Vec::new() }, target, options)
 }
 
-/// A picture in the size that is wanted.
+/// A picture in the requested size.
 fn fitted(picture: Picture, target: Option<ImageSize>, options: &ImportOptions) -> Result<Picture, String> {
     let Some(ImageSize { height, width }) = target else { return Ok(picture) };
     let shape = [height, width, picture.image.channels()];

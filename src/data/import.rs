@@ -1,4 +1,4 @@
-//! From other people's files to a [`Dataset`].
+//! Imports other programs' files as a [`Dataset`].
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,18 +16,18 @@ use crate::image_size::ImageSize;
 use crate::picture::{Fit, PictureKind};
 use crate::rng::{Philox, Purpose};
 
-const SEE_HELP: &str = "name a source of a known form (see `engine data import --help`)";
+const SEE_HELP: &str = "give a source of a known format (see `engine data import --help`)";
 
-/// What a source consists of.
+/// The format of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// CIFAR-10's binary batches, in a folder or a tar archive.
     Cifar10,
-    /// A folder of IDX files, as MNIST and Fashion-MNIST come.
+    /// A folder of IDX files, the format of MNIST and Fashion-MNIST.
     Idx,
-    /// CIFAR-10's batches for Python, in a folder or an archive.
+    /// CIFAR-10's Python batches, in a folder or an archive.
     Cifar10Python,
-    /// CIFAR-100, for Python or binary, in a folder or an archive.
+    /// CIFAR-100, Python or binary version, in a folder or an archive.
     Cifar100,
     /// SVHN's cropped digits: MATLAB files.
     Svhn,
@@ -41,7 +41,7 @@ pub enum Format {
     Images,
 }
 
-/// Which labels of a set that has two kinds.
+/// Which labels of a set that has two kinds of labels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum LabelKind {
     /// The finer ones: CIFAR-100's 100 classes.
@@ -51,7 +51,7 @@ pub enum LabelKind {
     Coarse,
 }
 
-/// Whether pictures are to be coloured.
+/// The colour mode of imported pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Colour {
     /// Red, green, blue.
@@ -65,40 +65,40 @@ pub enum Colour {
 pub struct ImportOptions {
     /// The set's name; by default the source's.
     pub name: Option<String>,
-    /// What the source consists of; by default what it looks like.
+    /// The format of the source; by default detected.
     pub format: Option<Format>,
-    /// Take what is there of a source that is cut short; the data set's notes say what that was.
+    /// Take the complete records of a truncated source; the data set's notes list them.
     pub allow_partial: bool,
-    /// Make pictures this high and wide.
+    /// Resize pictures to this height and width.
     pub resize: Option<ImageSize>,
-    /// How pictures of another shape are brought to a size.
+    /// How pictures of another aspect ratio are fitted.
     pub fit: Fit,
-    /// The size for pictures of several sizes where `resize` gives none.
+    /// The size for pictures of several sizes if `resize` is not given.
     pub fallback_size: ImageSize,
-    /// Pictures of one size that are higher or wider than this are brought to `fallback_size` too; None keeps any.
+    /// Pictures of one size that are higher or wider than this are resized to `fallback_size` too; None keeps any size.
     pub keep_size_to: Option<usize>,
-    /// As are those of one size of which a side is no multiple of this: a transformer's images are cut into patches.
+    /// So are those of one size with a side that is not a multiple of this: a transformer cuts images into patches.
     pub keep_multiples_of: usize,
-    /// RGB or grey; by default RGB where any picture is coloured.
+    /// RGB or grey; by default RGB if any picture is coloured.
     pub color: Option<Colour>,
-    /// The colour that transparent pixels are laid on, and that padding has.
+    /// The colour under transparent pixels and for padding.
     pub background: [u8; 3],
-    /// Leave damaged pictures out, and list them, instead of ending with an error.
+    /// Skip damaged pictures and list them, instead of failing.
     pub skip_damaged: bool,
-    /// Take pictures without regard to folders and label files, as a set of one class.
+    /// Ignore folders and label files, and import a set of one class.
     pub unlabelled: bool,
-    /// Which labels of a set that has two kinds.
+    /// Which labels of a set that has two kinds of labels.
     pub labels: LabelKind,
     /// Which of several sets in one folder: EMNIST's `balanced`, `letters` and so on.
     pub part: Option<String>,
     /// Show no progress.
     pub quiet: bool,
-    /// The folder, on a disk with room for the whole set, where pixels are kept until the set is written; None keeps them in
-    /// memory. No file is left there.
+    /// The folder, on a disk with room for the whole set, for pixels until the set is written; None keeps them in memory. No file
+    /// is left there.
     pub scratch: Option<PathBuf>,
-    /// The share of each class to hold out for validation where the source has no split, 0 to 1 (1 excluded).
+    /// The share of each class to hold out for validation if the source has no split, 0 to 1 (1 excluded).
     pub validation: f64,
-    /// Chooses which images are held out.
+    /// Seed for choosing the held-out images.
     pub seed: u64,
 }
 
@@ -128,15 +128,15 @@ impl Default for ImportOptions {
 }
 
 /// Reads the images at `source`: pictures in a folder or an archive (`.zip`, `.tar`, `.tar.gz`, `.tar.zst`), flat, as
-/// `CLASS/x.png`, as `train/CLASS/x.jpg` and `test/CLASS/x.jpg`, or with a label file beside them; or a data set in one of the
-/// forms of [`Format`]. Where the source has no split, a share is held out.
+/// `CLASS/x.png`, as `train/CLASS/x.jpg` and `test/CLASS/x.jpg`, or with a label file; or a data set in one of the formats of
+/// [`Format`]. If the source has no split, a share is held out.
 ///
-/// With a [scratch folder](ImportOptions::scratch) the set never lies in memory: pixels go there as they are decoded, in the order
-/// of the source, and [`Dataset::write`] brings them into the set's order. What an import takes then is a fixed part, the pictures
-/// that are being decoded (16 MiB, or one for each processor where they are larger), and for each image its label and its place;
-/// for each picture also its path, what a label file says of it, and its entry in a zip archive's directory: up to about half a
-/// kilobyte. Besides, a batch of CIFAR for Python lies in memory (31 MB; CIFAR-100's 154 MB), and so do a page of a parquet file
-/// and a picture's own file (256 MiB at most).
+/// With a [scratch folder](ImportOptions::scratch) the set is never in memory: pixels are written there as they are decoded, in
+/// the order of the source, and [`Dataset::write`] sorts them. An import then needs a fixed amount of memory, plus the pictures
+/// being decoded (16 MiB, or one per processor if they are larger), and for each image its label and index; for each picture also
+/// its path, its entry in a label file, and its entry in a zip directory: up to about half a kilobyte. In addition, a batch of
+/// CIFAR for Python is in memory (31 MB; CIFAR-100's 154 MB), as are a page of a parquet file and a picture's own file (256 MiB at
+/// most).
 ///
 /// ```no_run
 /// use engine::data::{ImportOptions, import};
@@ -148,12 +148,12 @@ impl Default for ImportOptions {
 ///
 /// # Errors
 ///
-/// [`Error::File`] names the file that is damaged, short or unlike the others, and the option that would accept it.
+/// [`Error::File`] with the file that is damaged, truncated or unlike the others, and the option that would accept it.
 pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Dataset> {
     let source = source.as_ref();
     if !(0.0..1.0).contains(&options.validation) {
-        let message = format!("is {}, which is no share", options.validation);
-        return Err(Error::config("--validation", message, "name a number from 0 to 1, such as 0.1"));
+        let message = format!("is {}, which is not a share", options.validation);
+        return Err(Error::config("--validation", message, "give a number from 0 to 1, such as 0.1"));
     }
     let is_folder = fs::metadata(source).map_err(Error::io(source, "read"))?.is_dir();
     let format = match options.format {
@@ -169,7 +169,7 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
         (Format::Cifar10, true) => cifar::read_folder(source, options),
         (Format::Cifar10, false) => cifar::read_archive(source, options),
         (Format::Idx, true) => idx::read(source, options),
-        (Format::Idx, false) => Err(Error::file(source, "is one file", "name the folder of the four IDX files")),
+        (Format::Idx, false) => Err(Error::file(source, "is one file", "give the folder of the four IDX files")),
         (Format::Cifar10Python, _) => cifar_python::read_10(source, options),
         (Format::Cifar100, _) => cifar_python::read_100(source, options),
         (Format::Svhn, _) => mat::read(source, options),
@@ -188,14 +188,14 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
     draft.finish().map_err(|e| Error::file(source, e.to_string(), "import a source that has them"))
 }
 
-/// The source's name without the endings of archives.
+/// The source's name without archive endings.
 pub(super) fn default_name(source: &Path) -> String {
     let name = source.canonicalize().map_or_else(|_| file_name(source), |path| file_name(&path));
     let stem = [".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip"].iter().find_map(|ending| name.strip_suffix(ending));
     stem.unwrap_or(&name).to_owned()
 }
 
-/// The format that a file of this name in a folder or an archive tells.
+/// The format indicated by the name of a file in a folder or an archive.
 fn of_name(path: &str) -> Option<Format> {
     let parts: Vec<&str> = path.split('/').collect();
     let name = *parts.last()?;
@@ -248,7 +248,7 @@ fn detect_file(path: &Path) -> Result<Format> {
     let name = file_name(path);
     let start = peek(path, 512)?;
     if name.ends_with(".safetensors") || describe(&start) == "a safetensors file" {
-        return Err(Error::file(path, "is no source to import", "it is used as it is: `engine train --data FILE`"));
+        return Err(Error::file(path, "is not a source to import", "it is used as it is: `engine train --data FILE`"));
     }
     if idx::is_images_file(&name) || start.starts_with(&[0, 0, 8]) {
         return Ok(Format::Idx);
@@ -263,11 +263,11 @@ fn detect_file(path: &Path) -> Result<Format> {
         return Ok(Format::Svhn);
     }
     if PictureKind::of(&start).is_some() {
-        let message = format!("is {}, one alone", describe(&start));
-        return Err(Error::file(path, message, "name the folder of the pictures"));
+        let message = format!("is {}, a single file", describe(&start));
+        return Err(Error::file(path, message, "give the folder of the pictures"));
     }
     if !is_archive(path)? {
-        let message = format!("is {}, which is no source of images", describe(&start));
+        let message = format!("is {}, which is not a source of images", describe(&start));
         return Err(Error::file(path, message, SEE_HELP));
     }
     let mut found = None;
@@ -283,11 +283,11 @@ fn detect_file(path: &Path) -> Result<Format> {
         }
         Ok(if found.is_some() { Next::Stop } else { Next::Continue })
     })?;
-    found.ok_or_else(|| Error::file(path, "is an archive without pictures or a data set of a known form", SEE_HELP))
+    found.ok_or_else(|| Error::file(path, "is an archive without pictures or a data set of a known format", SEE_HELP))
 }
 
-/// Turns a share of each class's training images into validation images, for a source without a split. The choice
-/// depends on the seed and on each image's place alone.
+/// Turns a share of each class's training images into validation images, for a source without a split. The choice depends only on
+/// the seed and on each image's index.
 pub(super) fn hold_out(draft: &mut Draft, options: &ImportOptions) {
     let mut by_class = vec![Vec::new(); usize::from(u16::MAX) + 1];
     for (i, &label) in draft.labels.iter().enumerate() {
@@ -298,7 +298,7 @@ pub(super) fn hold_out(draft: &mut Draft, options: &ImportOptions) {
     for mut members in by_class {
         let count = (members.len() as f64 * options.validation).round() as usize;
         members.sort_by_key(|&i| (philox.bits4(0, i as u32, 0, Purpose::Split)[0], i));
-        // At least one of each class stays for training.
+        // At least one of each class stays in training.
         for &i in members.iter().take(count.min(members.len().saturating_sub(1))) {
             held[i] = true;
         }

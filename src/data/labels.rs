@@ -1,4 +1,4 @@
-//! Label files that lie beside pictures: `labels.csv`, `metadata.csv` and `metadata.jsonl` (Hugging Face's imagefolder),
+//! Label files beside pictures: `labels.csv`, `metadata.csv` and `metadata.jsonl` (Hugging Face's imagefolder),
 //! `dataset.json` (StyleGAN's and EDM's), and WebDataset's `.cls` and `.json` members.
 
 use std::cell::LazyCell;
@@ -34,15 +34,15 @@ const LABEL_COLUMNS: [&str; 9] =
     ["label", "labels", "class", "class_name", "category", "target", "label_name", "cls", "y"];
 const MEND: &str = "give it the columns file_name and label, or remove it";
 
-/// A class as a label file names it.
+/// A class as given in a label file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Label {
-    /// By its number, unless a class has that name.
+    /// By number, unless a class has that name.
     Number(u64),
-    /// By its number alone.
-    #[cfg_attr(not(feature = "formats"), allow(dead_code))] // parquet alone has numbers
+    /// By number only.
+    #[cfg_attr(not(feature = "formats"), allow(dead_code))] // only parquet has numbers
     Index(u64),
-    /// By its name.
+    /// By name.
     Name(String),
 }
 
@@ -57,10 +57,10 @@ impl Label {
     }
 }
 
-/// What a label file says about one picture.
+/// A label file's entry for one picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// Its path from the label file's folder, perhaps without folders or ending.
+    /// Its path relative to the label file's folder, possibly without folders or ending.
     pub file: String,
     pub label: Option<Label>,
     pub split: Option<Split>,
@@ -74,27 +74,27 @@ pub(super) struct LabelFile {
     pub entries: Vec<Entry>,
 }
 
-/// All that the label files of a source say.
+/// The content of all label files of a source.
 #[derive(Debug, Default)]
 pub(super) struct Labels {
     files: Vec<LabelFile>,
-    /// WebDataset's: the label by the member's path without ending.
+    /// WebDataset's labels by the member's path without ending.
     keyed: HashMap<String, Label>,
-    /// The classes in the order of their numbers, where the source gives it.
+    /// The classes by number, if the source gives them.
     class_names: Option<Vec<String>>,
 }
 
-/// How a label file is written.
+/// The format of a label file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Csv,
     JsonLines,
     DatasetJson,
-    /// The classes' names, one a line.
+    /// The class names, one per line.
     Classes,
 }
 
-/// The form of a label file of this path; None where it is none.
+/// The format of the label file at this path; None if it is not one.
 pub(super) fn form_of(path: &str) -> Option<Form> {
     match path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase().as_str() {
         "labels.csv" | "label.csv" | "metadata.csv" | "trainlabels.csv" | "train_labels.csv" | "labels.tsv" => {
@@ -107,7 +107,7 @@ pub(super) fn form_of(path: &str) -> Option<Form> {
     }
 }
 
-/// Whether a member of this path may hold the label of the picture of the same name.
+/// Whether a member at this path may hold the label of the picture with the same name.
 pub(super) fn is_keyed(path: &str) -> bool {
     let ending = path.rsplit_once('.').map(|(_, ending)| ending);
     matches!(ending, Some("cls" | "json")) && form_of(path).is_none()
@@ -138,24 +138,24 @@ impl Labels {
             "cls" => std::str::from_utf8(bytes).ok().and_then(Label::of),
             _ => serde_json::from_slice::<Value>(bytes).ok().as_ref().and_then(label_in),
         };
-        // A `.cls` is the label itself and goes before what a `.json` says.
+        // A `.cls` is the label itself and takes precedence over a `.json`.
         if let Some(label) = label.filter(|_| ending == "cls" || !self.keyed.contains_key(key)) {
             self.keyed.insert(key.to_owned(), label);
         }
     }
 
-    /// The label of the picture of this path, if it has one.
+    /// The label of the picture at this path, if it has one.
     #[cfg(feature = "formats")]
     pub fn insert(&mut self, path: &str, label: Option<Label>) {
         self.keyed.extend(label.map(|label| (path.to_owned(), label)));
     }
 
-    /// The classes in the order of their numbers.
+    /// The classes by number.
     pub fn name_classes(&mut self, names: Vec<String>) {
         self.class_names = Some(names).filter(|names| !names.is_empty());
     }
 
-    /// The classes in the order of their numbers, where the source gives it.
+    /// The classes by number, if the source gives them.
     pub fn class_names(&self) -> Option<&[String]> {
         self.class_names.as_deref()
     }
@@ -164,7 +164,7 @@ impl Labels {
         self.files.is_empty() && self.keyed.is_empty()
     }
 
-    /// How they are named in notes.
+    /// Their names in notes.
     pub fn names(&self) -> String {
         match &self.files[..] {
             [] => "its labels".into(),
@@ -172,7 +172,7 @@ impl Labels {
         }
     }
 
-    /// What they say about each of `paths`, and what the files name that is not there.
+    /// The labels of `paths`, and the listed files that do not exist.
     pub fn of(&self, paths: &[&str]) -> (Vec<Option<Said<'_>>>, Vec<&str>) {
         let mut found: Vec<Option<Said>> = vec![None; paths.len()];
         let mut missing = Vec::new();
@@ -181,7 +181,7 @@ impl Labels {
             paths.iter().zip(0..).for_each(|(path, i)| index.entry(name(path)).or_default().push(i));
             index
         };
-        // Most files name pictures by their whole paths: the other ways are looked up where that fails.
+        // Most files list whole paths: other ways are tried only if that fails.
         let whole = LazyCell::new(|| index(&normal));
         let stems = LazyCell::new(|| index(&|path| stem(&normal(path)).to_owned()));
         let bases = LazyCell::new(|| index(&|path| base(path).to_owned()));
@@ -214,7 +214,7 @@ impl Labels {
     }
 }
 
-/// What is said about a picture.
+/// The label of a picture.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Said<'a> {
     pub label: Option<&'a Label>,
@@ -264,7 +264,7 @@ fn csv_entries(bytes: &[u8]) -> Result<Vec<Entry>, String> {
         // Without a header: the file and its label, in this order.
         (None, None) if head.len() == 2 => (0, Some(1), 0),
         _ => {
-            // What stands there may be anything, line breaks too.
+            // The header may contain anything, even line breaks.
             let shown: String = head.join(", ").chars().take(200).collect::<String>().escape_debug().collect();
             return Err(format!("has no column of the files' names among {shown}"));
         }
@@ -306,7 +306,7 @@ fn label_value(value: &Value) -> Option<Label> {
     match value {
         Value::Number(number) => number.as_u64().map(Label::Number),
         Value::String(text) => Label::of(text),
-        // One-hot, as some write classes.
+        // One-hot, as in some files.
         Value::Array(numbers) => {
             let ones: Vec<usize> = (0..numbers.len()).filter(|&i| numbers[i].as_f64() == Some(1.0)).collect();
             let zeros = numbers.iter().filter(|number| number.as_f64() == Some(0.0)).count();
@@ -323,7 +323,7 @@ fn dataset_json(bytes: &[u8]) -> Result<Vec<Entry>, String> {
         if read.is_none() && !label.is_null() {
             let shown: String = label.to_string().chars().take(60).collect();
             let file: String = file.chars().take(100).collect::<String>().escape_debug().collect();
-            return Err(format!("gives {file} the label {shown}, which is no class"));
+            return Err(format!("gives {file} the label {shown}, which is not a class"));
         }
         Ok(Entry { file: file.to_owned(), label: read, split: None })
     };
@@ -337,7 +337,7 @@ fn dataset_json(bytes: &[u8]) -> Result<Vec<Entry>, String> {
             pairs.iter().map(pair).collect()
         }
         Some(Value::Object(pairs)) => pairs.iter().map(|(file, label)| entry(file, label)).collect(),
-        Some(_) => Err("its `labels` are no list".into()),
+        Some(_) => Err("its `labels` is not a list".into()),
     }
 }
 
@@ -368,7 +368,7 @@ mod tests {
         assert_eq!(split[0], Entry { file: "1".into(), label: Some(Label::Number(0)), split: Some(Split::Train) });
         assert_eq!((split[1].label.clone(), split[1].split), (None, Some(Split::Validation)));
         assert!(csv_entries(b"a,b,c\n").unwrap_err().contains("a, b, c"));
-        // Found by the mutator: a cell with line breaks.
+        // Found by fuzzing: a cell with line breaks.
         assert!(!csv_entries(b"\"7\n\n2\t0\n2\t0\x02").unwrap_err().contains('\n'));
     }
 
@@ -385,7 +385,7 @@ mod tests {
         ];
         assert_eq!(dataset_json(edm).unwrap(), expected);
         assert_eq!(dataset_json(br#"{"labels": null}"#).unwrap(), []);
-        assert!(dataset_json(br#"{"labels": [["a.png", [0.5, 0.2]]]}"#).unwrap_err().contains("no class"));
+        assert!(dataset_json(br#"{"labels": [["a.png", [0.5, 0.2]]]}"#).unwrap_err().contains("not a class"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Which class and split a picture belongs to: by its folders, or by a label file beside it.
+//! Class and split of pictures: from their folders, or from a label file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,25 +13,25 @@ pub(super) const UNLABELLED: &str = "unlabelled";
 /// The most names that a note lists.
 const MAX_LISTED: usize = 1000;
 
-/// What is known of each picture.
+/// The arrangement of all pictures.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Arranged {
-    /// Split and label of each; None for those that are left out.
+    /// Split and label of each; None for omitted ones.
     pub places: Vec<Option<Place>>,
     pub class_names: Vec<String>,
     pub notes: Vec<String>,
-    /// Whether the source says what is held out.
+    /// Whether the source defines the held-out images.
     pub has_split: bool,
 }
 
-/// Where one picture belongs.
+/// The place of one picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub split: Split,
     pub label: u16,
 }
 
-/// The split that a folder's name says.
+/// The split indicated by a folder's name.
 pub(super) fn split_of(folder: &str) -> Option<Split> {
     match folder.to_ascii_lowercase().as_str() {
         "train" | "training" => Some(Split::Train),
@@ -63,12 +63,12 @@ pub(super) fn arrange(root: &Path, paths: &[&str], labels: &Labels, unlabelled: 
 fn folders(path: &str) -> Vec<&str> {
     let mut folders: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     folders.pop();
-    // A shard is no class.
+    // A shard is not a class.
     folders.retain(|folder| !is_archive_name(folder));
     folders
 }
 
-/// Every picture, of one class; splits by the folders' names.
+/// All pictures in one class; splits by folder names.
 fn without_labels(paths: &[&str], note: Option<String>) -> Arranged {
     let splits: Vec<Option<Split>> = paths.iter().map(|path| folders(path).into_iter().find_map(split_of)).collect();
     let place = |split: &Option<Split>| Some(Place { split: split.unwrap_or(Split::Train), label: 0 });
@@ -95,7 +95,7 @@ fn by_labels(root: &Path, paths: &[&str], labels: &Labels) -> Result<Arranged> {
     let named = labels.class_names().filter(|names| known.iter().all(|label| place_in(names, label).is_some()));
     let class_names: Vec<String> = match (named, &numbers) {
         (Some(names), _) => names.to_vec(),
-        // Numbers keep their place, unless most places would be empty.
+        // Numbers are used as labels, unless most labels would be unused.
         (None, Some(numbers)) if numbers.last().is_some_and(|&last| last < 2 * numbers.len() as u64 + 8) => {
             (0..=numbers.last().copied().unwrap_or(0)).map(|number| number.to_string()).collect()
         }
@@ -132,7 +132,7 @@ fn by_labels(root: &Path, paths: &[&str], labels: &Labels) -> Result<Arranged> {
     Ok(Arranged { places, class_names, notes, has_split })
 }
 
-/// The place of a label among the classes: by its name, else by its number.
+/// The index of a label among the classes: by name, else by number.
 fn place_in(names: &[String], label: &Label) -> Option<u16> {
     let name = || {
         let name = class_name(label);
@@ -154,7 +154,7 @@ fn class_name(label: &Label) -> String {
     }
 }
 
-/// Names in order, numbers by value.
+/// Sorts names, numbers by value.
 fn sorted(mut names: Vec<String>) -> Vec<String> {
     names.sort_by(|a, b| {
         let key = |name: &str| name.parse::<u64>().unwrap_or(u64::MAX);
@@ -171,7 +171,7 @@ fn check_count(root: &Path, classes: usize) -> Result<()> {
     Ok(())
 }
 
-/// The folders that all have in common at their start.
+/// The common leading folders of all paths.
 fn common<'a>(folders: impl Iterator<Item = &'a [&'a str]>) -> usize {
     let mut first: Option<&[&str]> = None;
     let mut length = 0;
@@ -190,7 +190,7 @@ fn common<'a>(folders: impl Iterator<Item = &'a [&'a str]>) -> usize {
 fn by_folders(root: &Path, paths: &[&str], folders: &[Vec<&str>]) -> Result<Arranged> {
     let shared = common(folders.iter().map(Vec::as_slice));
     let above = folders.first().map_or(&[][..], |folders| &folders[..shared]);
-    // The whole of one split: `train/CLASS/…` alone.
+    // A single split: only `train/CLASS/…`.
     let whole = above.iter().find_map(|folder| split_of(folder));
     let below: Vec<&[&str]> = folders.iter().map(|folders| &folders[shared..]).collect();
     if below.iter().all(|below| below.is_empty()) {
@@ -202,7 +202,7 @@ fn by_folders(root: &Path, paths: &[&str], folders: &[Vec<&str>]) -> Result<Arra
     }
     let split_below = |below: &[&str]| below.first().and_then(|folder| split_of(folder));
     let has_split = whole.is_some() || below.iter().any(|below| split_below(below).is_some());
-    // What lies outside every split, or outside every class, is a stray.
+    // A picture outside every split, or outside every class, is a stray.
     let in_splits = whole.is_none() && has_split;
     let inner: Vec<Option<(Split, &[&str])>> = below
         .iter()
@@ -247,7 +247,7 @@ fn by_folders(root: &Path, paths: &[&str], folders: &[Vec<&str>]) -> Result<Arra
     Ok(Arranged { places, class_names, notes, has_split })
 }
 
-/// Whether a picture lies as StyleGAN's and EDM's tools write them: `00000/img00000000.png`.
+/// Whether a path is like those of StyleGAN's and EDM's tools: `00000/img00000000.png`.
 fn is_shard(class: &Option<&str>, path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
     let digits = |text: &str, count: usize| text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -255,13 +255,13 @@ fn is_shard(class: &Option<&str>, path: &str) -> bool {
     class.is_some_and(|class| digits(class, 5)) && number.is_some_and(|number| digits(number, 8))
 }
 
-/// Leaves the strays out, and says so.
+/// Leaves the strays out, with a note.
 fn leave_out(places: &mut [Option<Place>], paths: &[&str], is_stray: impl Fn(usize) -> bool) -> Vec<String> {
     let strays: Vec<&str> = (0..paths.len()).filter(|&i| is_stray(i)).map(|i| paths[i]).collect();
     places.iter_mut().enumerate().filter(|(i, _)| is_stray(*i)).for_each(|(_, place)| *place = None);
     match strays.len() {
         0 => Vec::new(),
-        count => vec![format!("left out {count} pictures that lie beside the class folders: {}", listed(&strays))],
+        count => vec![format!("left out {count} pictures outside the class folders: {}", listed(&strays))],
     }
 }
 
@@ -308,7 +308,7 @@ mod tests {
         }
         assert_eq!(arranged(&["9/x.png", "10/x.png"]).class_names, ["9", "10"], "numbers by value");
         let note = &arranged(&["a/1.png", "stray.png"]).notes[0];
-        assert_eq!(note, "left out 1 pictures that lie beside the class folders: stray.png");
+        assert_eq!(note, "left out 1 pictures outside the class folders: stray.png");
         let error = arrange(Path::new("set"), &["a/1.png", "b/c/2.png"], &Labels::default(), false).unwrap_err();
         assert!(error.to_string().contains("set/b/c/2.png: lies deeper than a/1.png"), "{error}");
         let all = arrange(Path::new("set"), &["a/1.png", "b/c/2.png"], &Labels::default(), true).unwrap();

@@ -1,7 +1,7 @@
 //! SVHN's cropped digits: MATLAB files of level 5 with `X`, bytes `[H, W, C, N]`, and `y`, `[N, 1]`.
 //!
-//! MathWorks, *MAT-File Format*, chapter 1. Arrays lie column by column, so that the first index runs fastest. The digit 0
-//! has label 10. Netzer et al., *Reading Digits in Natural Images with Unsupervised Feature Learning*, 2011.
+//! MathWorks, *MAT-File Format*, chapter 1. Arrays are column-major: the first index varies fastest. The digit 0 has label 10.
+//! Netzer et al., *Reading Digits in Natural Images with Unsupervised Feature Learning*, 2011.
 
 use std::path::Path;
 
@@ -15,13 +15,13 @@ use super::storage::Bytes;
 use crate::error::{Error, Result};
 use crate::files::describe;
 
-const AGAIN: &str = "it is damaged or not of SVHN: get it again";
-/// Deflate's best ratio.
+const AGAIN: &str = "it is damaged or not of SVHN: download it again";
+/// Deflate's best compression ratio.
 const RATIO: usize = 1032;
 const COMPRESSED: u32 = 15;
 const MATRIX: u32 = 14;
 
-/// Whether a file of this name is one of SVHN's.
+/// Whether a file with this name is one of SVHN's.
 pub(super) fn is_member(name: &str) -> bool {
     matches!(name, "train_32x32.mat" | "test_32x32.mat" | "extra_32x32.mat")
 }
@@ -38,14 +38,14 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
         }
     }
     if parts.labels.is_empty() {
-        return Err(Error::file(source, "has no train_32x32.mat", "name SVHN's folder, or one of its files"));
+        return Err(Error::file(source, "has no train_32x32.mat", "give SVHN's folder, or one of its files"));
     }
     if source.is_dir() && source.join("extra_32x32.mat").exists() {
-        parts.notes.push("passed over extra_32x32.mat; import it by itself".into());
+        parts.notes.push("skipped extra_32x32.mat; import it separately".into());
     }
     parts.class_names = (0..=9).map(|digit: u8| digit.to_string()).collect();
     if let Some(&label) = parts.labels.iter().find(|&&label| label > 9) {
-        return Err(Error::file(source, format!("has the label {label} where 1 to 10 can be"), AGAIN));
+        return Err(Error::file(source, format!("has the label {label}, outside 1 to 10"), AGAIN));
     }
     let single = parts.train == parts.labels.len() || parts.train == 0;
     parts.sources = members.sources;
@@ -101,10 +101,10 @@ fn append(members: &Members, name: &str, options: &ImportOptions, parts: &mut Dr
         parts.pixels.push(&rows)?;
     }
     for class in classes {
-        // The digit 0 is class 10.
+        // The digit 0 is stored as label 10.
         let label = if class == 10.0 { 0.0 } else { class };
         if !(0.0..=9.0).contains(&label) || label.fract() != 0.0 {
-            return Err(fault(format!("has the label {class} where 1 to 10 can be")));
+            return Err(fault(format!("has the label {class}, outside 1 to 10")));
         }
         parts.labels.push(label as u16);
     }
@@ -139,10 +139,10 @@ impl Array<'_> {
     }
 }
 
-/// A part of a file at its first level.
+/// A top-level element of a file.
 enum Element<'a> {
     Plain(&'a [u8]),
-    /// Element and head together, as they were unpacked.
+    /// A decompressed element with its header.
     Unpacked(Bytes),
 }
 
@@ -157,13 +157,13 @@ impl Element<'_> {
     }
 }
 
-/// An error of the content, or one that is told already.
+/// An error in the content, or one that is already complete.
 enum Fault {
     Content(String),
     Other(Error),
 }
 
-/// The elements of `bytes` behind the header, which is 128 bytes long; compressed ones unpacked into the scratch folder.
+/// The elements of `bytes` after the header, which is 128 bytes long; compressed ones are unpacked into the scratch folder.
 fn elements<'a>(bytes: &'a [u8], scratch: Option<&Path>, path: &Path) -> Result<Vec<Element<'a>>, Fault> {
     let content = |message: &str| Fault::Content(message.into());
     if bytes.get(126..128) != Some(b"IM") {
@@ -190,12 +190,12 @@ fn elements<'a>(bytes: &'a [u8], scratch: Option<&Path>, path: &Path) -> Result<
     Ok(elements)
 }
 
-/// Kind and body of the element that `bytes` start with, and what follows.
+/// Type and body of the first element of `bytes`, and the rest.
 fn element(bytes: &[u8]) -> Option<(u32, &[u8], &[u8])> {
     let word = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
     let first = word(0)?;
     if first >> 16 != 0 {
-        // The small form: kind and length in one word, at most four bytes in the next.
+        // The small format: type and length in one word, at most four bytes in the next.
         let len = (first >> 16) as usize;
         return (len <= 4).then_some(()).and_then(|()| Some((first & 0xffff, bytes.get(4..4 + len)?, bytes.get(8..)?)));
     }
@@ -207,7 +207,7 @@ fn element(bytes: &[u8]) -> Option<(u32, &[u8], &[u8])> {
     Some((first, body, &bytes[next..]))
 }
 
-/// A matrix: flags, dimensions, name, elements. None where it is not one of numbers.
+/// A matrix: flags, dimensions, name, elements. None if it is not numeric.
 fn matrix(body: &[u8]) -> Option<Array<'_>> {
     let (_, _flags, rest) = element(body)?;
     let (kind, dimensions, rest) = element(rest)?;

@@ -1,4 +1,4 @@
-//! The files of a published set, which lie in a folder or in the archive they are published in.
+//! The files of a published set, in a folder or in the published archive.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// The longest file of a published set: SVHN's and STL-10's are below 3 GB.
 const LONGEST: u64 = 4 << 30;
 
-/// Files by their names without folders, whole and decompressed: mapped from the scratch folder, where there is one.
+/// Decompressed files by name without folders: mapped from the scratch folder, if there is one.
 #[derive(Debug, Default)]
 pub(super) struct Members {
     pub files: BTreeMap<String, Bytes>,
@@ -26,7 +26,7 @@ pub(super) struct Members {
 }
 
 impl Members {
-    /// Reads the files that `wanted` names, of a folder, of the folder `inner` in it, or of an archive.
+    /// Reads the files that `wanted` accepts from a folder, from its subfolder `inner`, or from an archive.
     pub fn read(source: &Path, inner: &[&str], wanted: impl Fn(&str) -> bool, options: &ImportOptions) -> Result<Self> {
         let mut members = Self { root: source.to_path_buf(), scratch: options.scratch.clone(), ..Self::default() };
         if source.is_dir() {
@@ -86,7 +86,7 @@ impl Members {
         Ok(())
     }
 
-    /// How a file is named in messages.
+    /// The name of a file in messages.
     pub fn place(&self, name: &str) -> PathBuf {
         if self.is_folder { self.root.join(name) } else { self.root.clone() }
     }
@@ -97,20 +97,20 @@ impl Members {
         Error::file(self.place(name), format!("{named}{message}"), mend)
     }
 
-    /// An error unless `name` is there.
+    /// An error if `name` is missing.
     pub fn get(&self, name: &str) -> Result<&[u8]> {
-        let missing = || Error::file(&self.root, format!("has no {name}"), "get the whole set");
+        let missing = || Error::file(&self.root, format!("has no {name}"), "download the whole set");
         self.files.get(name).map(|bytes| &**bytes).ok_or_else(missing)
     }
 
-    /// The lines of a text file; none where it is not there.
+    /// The lines of a text file; none if it is missing.
     pub fn lines(&self, name: &str) -> Vec<String> {
         let text = self.files.get(name).map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default();
         text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect()
     }
 }
 
-/// Pixels of planes, `[C, H, W]`, as they are kept, `[H, W, C]`.
+/// Converts planes `[C, H, W]` to pixels `[H, W, C]`.
 pub(super) fn interleave(planes: &[u8], channels: usize, pixels: &mut Vec<u8>) {
     let size = planes.len() / channels.max(1);
     for i in 0..size {

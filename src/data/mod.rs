@@ -1,11 +1,11 @@
-//! Data sets: the engine's own file, the built-in set, and readers of other people's formats.
+//! Data sets: the engine's file format, the built-in set, and readers of other formats.
 //!
-//! Whatever the source, the result is a [`Dataset`]: 8-bit images `[N, H, W, C]` with one label each, training images
-//! first. [`import()`] reads pictures in folders and archives, and data sets in the forms that they have on people's disks;
-//! [`import_once()`] does so once for the same bytes; [`export()`] writes what other tools read; [`shapes()`] draws
-//! the built-in set; [`fetch()`] downloads the well-known ones, [`fetch_weights()`] a pretrained network's file, which
-//! [`place_weights()`] takes from a copy; [`resolve()`] finds the set that a preset names. [`Dataset::subset`] keeps some classes, and
-//! [`Dataset::stratified`] holds validation images out of the training images.
+//! The result is always a [`Dataset`]: 8-bit images `[N, H, W, C]` with one label each, training images first. [`import()`] reads
+//! pictures in folders and archives, and data sets in common formats; [`import_once()`] caches the result for the same bytes;
+//! [`export()`] writes files for other tools; [`shapes()`] draws the built-in set; [`fetch()`] downloads published sets,
+//! [`fetch_weights()`] a pretrained network's file, which [`place_weights()`] copies from a local file; [`resolve()`] finds the
+//! set of a preset. [`Dataset::subset`] keeps some classes, and [`Dataset::stratified`] holds validation images out of the
+//! training images.
 //!
 //! ```
 //! use engine::data::{Split, shapes};
@@ -16,8 +16,8 @@
 //! assert_eq!(set.class_names()[usize::from(set.labels()[0])], "circle");
 //! ```
 //!
-//! The readers take nothing on trust: they never panic, execute nothing, write no file but the one asked for, and ask for
-//! no more memory than the size of what they read can justify.
+//! The readers do not trust their input: they never panic, execute nothing, write only the requested file, and allocate no more
+//! memory than the size of the input can justify.
 
 mod archive;
 mod cifar;

@@ -1,4 +1,4 @@
-//! NumPy's `.npz` as named arrays of numbers and texts: statistics of features, as evaluation tools exchange them.
+//! NumPy's `.npz` as named arrays of numbers and strings: feature statistics of evaluation tools.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,26 +13,26 @@ use crate::files::write_atomically;
 /// An array of an archive.
 #[derive(Clone, Debug, PartialEq)]
 pub enum NpzArray {
-    /// Numbers of any type, in row-major order.
+    /// Numbers of any type, converted to row-major order.
     Numbers {
-        /// Its shape; `[]` of a single number.
+        /// Its shape; `[]` for a single number.
         shape: Vec<usize>,
         /// Its elements.
         values: Vec<f64>,
     },
-    /// Texts.
+    /// Strings.
     Texts(Vec<String>),
 }
 
-/// The arrays of an archive by their keys, in lower case. Arrays of objects, which are pickles, are passed over.
+/// The arrays of an archive by lower-case key. Arrays of objects, which are pickles, are skipped.
 ///
 /// # Errors
-/// [`Error::Io`](crate::Error::Io) and [`Error::File`](crate::Error::File) for what is no archive, damaged or cut short.
+/// [`Error::Io`](crate::Error::Io) and [`Error::File`](crate::Error::File) for a file that is not an archive, damaged or truncated.
 pub fn read_npz(path: impl AsRef<Path>) -> Result<BTreeMap<String, NpzArray>> {
     numpy::named_arrays(path.as_ref())
 }
 
-/// Writes arrays of f64 and of texts, whole or not at all.
+/// Writes arrays of f64 and of strings, atomically.
 ///
 /// # Errors
 /// [`Error::Io`](crate::Error::Io) with the path.

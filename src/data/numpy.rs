@@ -1,8 +1,8 @@
-//! NumPy's `.npy` and `.npz`: bytes, or numbers in [0, 1] or [-1, 1], as `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, with labels
-//! beside them; and the `.npz` that `engine data export` writes.
+//! NumPy's `.npy` and `.npz`: bytes, or numbers in [0, 1] or [-1, 1], as `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, with
+//! labels; and the `.npz` of `engine data export`.
 //!
-//! Images are found under the keys `images`, `x`, `arr_0` and their like, labels under `labels`, `y`, `arr_1`; `train`, `val` and
-//! `test` in a key tell the split (`x_train`, `test_images`).
+//! Images are found under the keys `images`, `x`, `arr_0` and the like, labels under `labels`, `y`, `arr_1`; `train`, `val` and
+//! `test` in a key give the split (`x_train`, `test_images`).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -29,16 +29,16 @@ const IMAGES: [&str; 9] = ["images", "image", "x", "arr_0", "data", "img", "imgs
 const LABELS: [&str; 8] = ["labels", "label", "y", "arr_1", "targets", "target", "classes", "class"];
 const MEND: &str = "save images as u8 [N, H, W, C] under `images` and whole numbers [N] under `labels`";
 
-/// An array as it lies in its file.
+/// An array as stored in its file.
 struct Array {
     shape: Vec<usize>,
     /// As in NumPy's type codes: b, i, u, f, U, S.
     kind: char,
     size: usize,
     big_endian: bool,
-    /// Whether the first index runs fastest, else the last.
+    /// Whether the first index varies fastest, instead of the last.
     fortran: bool,
-    /// The file, and where its elements begin.
+    /// The file, and the offset of its elements.
     bytes: Bytes,
     start: usize,
 }
@@ -77,7 +77,7 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
         let count = images.shape[0];
         append_images(&images, &mut parts, &bad)?;
         if *labelled.get_or_insert(pair.labels.is_some()) != pair.labels.is_some() {
-            return Err(bad("has labels for some of its splits alone".into()));
+            return Err(bad("has labels only for some of its splits".into()));
         }
         match pair.labels {
             Some(labels) => append_labels(&labels, count, &mut names, &mut parts).map_err(bad)?,
@@ -90,7 +90,7 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
         return Err(bad(message));
     }
     if !passed_over.is_empty() {
-        parts.notes.push(format!("passed over the arrays {}", passed_over.join(", ")));
+        parts.notes.push(format!("skipped the arrays {}", passed_over.join(", ")));
     }
     if labelled != Some(true) {
         parts.notes.push("there are no labels: the set is unlabelled".into());
@@ -108,13 +108,13 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
         parts.test = 0;
         hold_out(&mut parts, options);
     } else if counts[1] == 0 {
-        // What the source held out is measured on.
+        // The held-out images of the source are for validation.
         parts.test = 0;
     }
     Ok(parts)
 }
 
-/// The arrays of an archive that are numbers or texts.
+/// The numeric and string arrays of an archive.
 pub(super) fn named_arrays(source: &Path) -> Result<BTreeMap<String, NpzArray>> {
     let (arrays, _) = load(source, &ImportOptions::default())?;
     let named = arrays.into_iter().filter_map(|(key, array)| {
@@ -127,7 +127,7 @@ pub(super) fn named_arrays(source: &Path) -> Result<BTreeMap<String, NpzArray>> 
     Ok(named.collect())
 }
 
-/// The arrays of a file by their keys, in lower case.
+/// The arrays of a file by lower-case key.
 fn load(source: &Path, options: &ImportOptions) -> Result<(BTreeMap<String, Array>, super::Source)> {
     let mut file = HashedFile::open(source)?;
     let bad = |key: &str, message: String| {
@@ -164,7 +164,7 @@ fn is_needed(key: &str) -> bool {
     IMAGES.contains(&base.as_str()) || LABELS.contains(&base.as_str())
 }
 
-/// The split (0 training, 1 validation, 2 test) that a key tells, and the rest of it.
+/// The split (0 training, 1 validation, 2 test) in a key, and the rest of the key.
 fn split_key(key: &str) -> (u8, String) {
     let mut split = 0;
     let kept: Vec<&str> = key
@@ -200,7 +200,7 @@ impl Array {
         &self.bytes[self.start..]
     }
 
-    /// What makes a number of an element; None where they are no numbers.
+    /// Converts an element to a number; None if the type is not numeric.
     fn number(&self) -> Option<impl Fn(&[u8]) -> f64 + Sync + '_> {
         let native = |element: &[u8]| -> [u8; 8] {
             let mut wide = [0; 8];
@@ -224,7 +224,7 @@ impl Array {
         Some(move |element: &[u8]| number(native(element)))
     }
 
-    /// The place of element `index`, counted with the last axis running fastest, among the elements as they lie.
+    /// The storage index of element `index`, which is counted with the last axis varying fastest.
     fn place(&self, index: usize) -> usize {
         if !self.fortran {
             return index;
@@ -238,14 +238,14 @@ impl Array {
         place
     }
 
-    /// The elements as numbers, the last axis running fastest; None where they are none.
+    /// The elements as numbers, the last axis varying fastest; None if they are not numeric.
     fn numbers(&self) -> Option<impl Iterator<Item = f64> + '_> {
         let (number, size) = (self.number()?, self.size);
         let count = self.data().len() / size;
         Some((0..count).map(move |index| number(&self.data()[self.place(index) * size..][..size])))
     }
 
-    /// The texts of an array of them; none of another.
+    /// The strings of a string array; none for other types.
     fn texts(&self) -> Vec<String> {
         let unicode = |element: &[u8]| -> String {
             let code = |b: &[u8; 4]| if self.big_endian { u32::from_be_bytes(*b) } else { u32::from_le_bytes(*b) };
@@ -261,12 +261,12 @@ impl Array {
         }
     }
 
-    /// How elements become bytes of an image: by a factor and an addend, and in words. None where they are bytes.
+    /// How elements become image bytes: a factor, an addend, and a description. None if they already are bytes.
     fn scale(&self) -> Result<Option<(f64, f64, &'static str)>, String> {
         if (self.kind, self.size) == ('u', 1) {
             return Ok(None);
         }
-        let number = self.number().ok_or("has images of elements that are no numbers")?;
+        let number = self.number().ok_or("has images of elements that are not numbers")?;
         let (mut least, mut most, mut whole) = (f64::MAX, f64::MIN, true);
         for number in self.data().chunks_exact(self.size).map(number) {
             if !number.is_finite() {
@@ -276,7 +276,7 @@ impl Array {
             whole &= number.fract() == 0.0;
         }
         match (least, most) {
-            // Zeros and ones of a whole-number type are bytes, not shares.
+            // Zeros and ones of an integer type are bytes, not shares.
             (0.0.., ..=255.0) if self.kind != 'f' || (most > 1.0 && whole) => {
                 Ok(Some((1.0, 0.0, "numbers from 0 to 255")))
             }
@@ -286,13 +286,13 @@ impl Array {
         }
     }
 
-    /// The elements of `items`, of which each has so many, one item after the other.
+    /// The elements of the `items`, in sequence; each has the given number of elements.
     fn rows(&self, items: Range<usize>, elements: usize) -> Cow<'_, [u8]> {
         let size = self.size;
         if !self.fortran {
             return Cow::Borrowed(&self.data()[items.start * elements * size..items.end * elements * size]);
         }
-        // An element of one item lies beside that of the next.
+        // Elements of consecutive items are adjacent.
         let mut rows = vec![0; items.len() * elements * size];
         for element in 0..elements {
             let run = &self.data()[(self.place(element) + items.start) * size..][..items.len() * size];
@@ -362,7 +362,7 @@ fn append_labels(
             return Err(wrong());
         }
         let known = names.get_or_insert_with(Vec::new);
-        // In order of their names, whichever comes first.
+        // Sorted by name.
         let mut all: Vec<String> = known.iter().chain(&texts).cloned().collect();
         all.sort();
         all.dedup();
@@ -373,7 +373,7 @@ fn append_labels(
         *known = all;
         return Ok(());
     }
-    let mut elements = labels.numbers().ok_or("has labels that are no numbers")?;
+    let mut elements = labels.numbers().ok_or("has labels that are not numbers")?;
     let numbers: Vec<f64> = match labels.shape[..] {
         [n] | [n, 1] if n == count => elements.collect(),
         // One-hot.
@@ -395,13 +395,13 @@ fn append_labels(
         _ => return Err(wrong()),
     };
     if let Some(bad) = numbers.iter().find(|&&n| n.fract() != 0.0 || !(0.0..f64::from(u16::MAX)).contains(&n)) {
-        return Err(format!("has the label {bad}, where whole numbers from 0 can be"));
+        return Err(format!("has the label {bad}, not a whole number from 0"));
     }
     parts.labels.extend(numbers.iter().map(|&number| number as u16));
     Ok(())
 }
 
-/// Arranges the images as the array `split` says: 0 training, 1 validation, 2 test.
+/// Arranges the images by the array `split`: 0 training, 1 validation, 2 test.
 fn by_split(split: &Array, parts: &mut Draft) -> Result<(), String> {
     let numbers = split
         .numbers()
@@ -409,7 +409,7 @@ fn by_split(split: &Array, parts: &mut Draft) -> Result<(), String> {
         .filter(|numbers| numbers.len() == parts.labels.len())
         .ok_or("has a `split` that is not one number for each image")?;
     if let Some(bad) = numbers.iter().find(|&&n| ![0.0, 1.0, 2.0].contains(&n)) {
-        return Err(format!("has {bad} in `split` where 0, 1 and 2 can be"));
+        return Err(format!("has {bad} in `split`, outside 0 to 2"));
     }
     let mut order: Vec<usize> = (0..numbers.len()).collect();
     order.sort_by_key(|&i| numbers[i] as u8);

@@ -1,4 +1,4 @@
-//! The well-known sets that `fetch` downloads and `verify` recognises, with the checksums of their official files.
+//! The published sets that `fetch` downloads and `verify` recognises, with the checksums of their official files.
 
 use sha2::{Digest, Sha256};
 
@@ -7,53 +7,53 @@ use super::dataset::{Dataset, Split, hex};
 /// A published data set.
 #[derive(Debug)]
 pub struct Official {
-    /// As in `--data`, in `engine data fetch` and in a preset: `cifar10`.
+    /// Its name for `--data`, `engine data fetch` and presets: `cifar10`.
     pub name: &'static str,
-    /// As people write it: `CIFAR-10`.
+    /// Its display name: `CIFAR-10`.
     pub title: &'static str,
-    /// The classes in the order of their labels.
+    /// The class names, by label.
     pub class_names: [&'static str; 10],
-    /// Where the files lie, best place first; each ends in `/`.
+    /// Base URLs of the files, best first; each ends in `/`.
     pub bases: &'static [&'static str],
-    /// What to download.
+    /// The files to download.
     pub files: &'static [OfficialFile],
     /// Rows, columns and channels of an image.
     pub(super) extent: [usize; 3],
     pub(super) contents: &'static [Content],
 }
 
-/// A file that a published data set consists of.
+/// A file of a published data set.
 #[derive(Debug)]
 pub struct OfficialFile {
     /// Its name.
     pub name: &'static str,
     /// Its size.
     pub bytes: u64,
-    /// SHA-256 of its bytes in hexadecimal; of weights as many of the first digits as their publisher gives.
+    /// SHA-256 of its bytes in hexadecimal; for weights as many of the first digits as published.
     pub sha256: &'static str,
 }
 
 /// Published weights of a network.
 #[derive(Debug)]
 pub struct OfficialWeights {
-    /// As in `engine fetch`: `resnet18`.
+    /// Its name for `engine fetch`: `resnet18`.
     pub name: &'static str,
-    /// What they are, in one line.
+    /// A one-line description.
     pub title: &'static str,
-    /// Where the file lies, best place first; each ends in `/`.
+    /// Base URLs of the file, best first; each ends in `/`.
     pub bases: &'static [&'static str],
-    /// What to download.
+    /// The file to download.
     pub file: OfficialFile,
-    /// How to come by it where no place has the file by itself.
+    /// How to get the file if no server has it on its own.
     pub elsewhere: &'static str,
 }
 
-/// The folder that `engine fetch` puts weights into, and in which training looks for them.
+/// The folder into which `engine fetch` puts weights, and in which training looks for them.
 pub const WEIGHTS_DIR: &str = "weights";
 
 /// The published weights that the engine knows.
 pub static WEIGHTS: [OfficialWeights; 3] = [
-    // torchvision's `ResNet18_Weights.IMAGENET1K_V1`; the digits in its files' names begin their SHA-256.
+    // torchvision's `ResNet18_Weights.IMAGENET1K_V1`; the digits in its files' names are the start of their SHA-256.
     OfficialWeights {
         name: "resnet18",
         title: "ResNet-18 of torchvision, trained on ImageNet-1k",
@@ -61,7 +61,7 @@ pub static WEIGHTS: [OfficialWeights; 3] = [
         file: OfficialFile { name: "resnet18-f37072fd.pth", bytes: 46_830_571, sha256: "f37072fd" },
         elsewhere: "",
     },
-    // The graph of 2015-12-05 that FID goes by, as pytorch-fid converted it.
+    // The graph of 2015-12-05 that FID uses, as converted by pytorch-fid.
     OfficialWeights {
         name: "inception",
         title: "InceptionV3 of 2015, as FID uses it",
@@ -80,14 +80,14 @@ pub static WEIGHTS: [OfficialWeights; 3] = [
     },
 ];
 
-/// An uncompressed official file, which can be made again from a data set and compared.
+/// An uncompressed official file, which can be rebuilt from a data set and compared.
 #[derive(Debug)]
 pub(super) struct Content {
     pub name: &'static str,
     pub sha256: &'static str,
     layout: Layout,
     split: Split,
-    /// Its images among those of the split.
+    /// Its images within the split.
     first: usize,
     count: usize,
 }
@@ -219,13 +219,13 @@ pub(super) fn official(name: &str) -> Option<&'static Official> {
     OFFICIAL.iter().find(|official| official.name == name)
 }
 
-/// IDX labels say nothing about their classes; the checksum of Fashion-MNIST's does.
+/// IDX labels do not include class names; the checksum identifies Fashion-MNIST's.
 pub(super) fn of_idx_labels(sha256: &str) -> Option<&'static Official> {
     (sha256 == FASHION_TRAIN_LABELS.1).then(|| official("fashion-mnist")).flatten()
 }
 
 impl Official {
-    /// Its class names as a data set holds them.
+    /// Its class names for a data set.
     pub(super) fn classes(&self) -> Vec<String> {
         self.class_names.map(String::from).into()
     }
@@ -237,7 +237,7 @@ impl Content {
         self.digest(set).is_some_and(|digest| digest == self.sha256)
     }
 
-    /// SHA-256 of this file as `set` would make it; `None` where `set` has too few images.
+    /// SHA-256 of this file as rebuilt from `set`; `None` if `set` has too few images.
     fn digest(&self, set: &Dataset) -> Option<String> {
         let range = self.first..self.first.checked_add(self.count)?;
         let labels = set.split_labels(self.split).get(range.clone())?;

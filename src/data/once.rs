@@ -1,4 +1,4 @@
-//! Imports that are done once: the data set file lies in the data folder under the source's checksum.
+//! Cached imports: the data set file is in the data folder under the source's checksum.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -12,13 +12,13 @@ use super::images::is_hidden;
 use super::import::{ImportOptions, default_name, import};
 use crate::error::{Error, Result};
 
-/// Changes when the same source would become another data set.
+/// Increase when the same source would give a different data set.
 const VERSION: u32 = 1;
 /// The folder of imports in the data folder.
 const FOLDER: &str = "imported";
 
-/// The data set of `source`, a folder or a file, imported into `data_dir` unless it is there already: a source of the same
-/// bytes, imported with the same options, has the same file. Returns the file, and whether it was written now.
+/// The data set of `source`, a folder or a file, imported into `data_dir` unless it exists already: a source with the same bytes
+/// and options has the same file. Returns the file, and whether it was written now.
 ///
 /// # Errors
 ///
@@ -33,12 +33,12 @@ pub fn import_once(source: &Path, options: &ImportOptions, data_dir: &Path) -> R
     if Dataset::open(&file).is_ok() {
         return Ok((file, false));
     }
-    // One that cannot be opened is of another version, or damaged.
+    // A file that cannot be opened is of another version, or damaged.
     import(source, &ImportOptions { scratch, ..options.clone() })?.write(&file, true)?;
     Ok((file, true))
 }
 
-/// The images of several sets as one, written into `data_dir` unless it is there already. Returns the file, and whether it was
+/// The images of several sets as one, written into `data_dir` unless it exists already. Returns the file, and whether it was
 /// written now.
 ///
 /// # Errors
@@ -62,7 +62,7 @@ fn once_file(data_dir: &Path, name: &str, digest: &str) -> PathBuf {
     data_dir.join(FOLDER).join(format!("{}-{}.safetensors", safe(name), &digest[..12]))
 }
 
-/// A set's name as its file's name begins.
+/// A set's name as the start of its file's name.
 fn safe(name: &str) -> String {
     name.chars().map(|c| if c.is_alphanumeric() || "-_+".contains(c) { c } else { '_' }).take(60).collect()
 }
@@ -81,7 +81,7 @@ pub(super) fn imported(data_dir: &Path, name: &str) -> Vec<PathBuf> {
     found
 }
 
-/// SHA-256 of a file's bytes; of a folder, of the paths and checksums of all files below it that are not hidden.
+/// SHA-256 of a file's bytes; for a folder, of the paths and checksums of all visible files below it.
 fn digest(source: &Path) -> Result<String> {
     if !source.is_dir() {
         return file_digest(source);
@@ -107,7 +107,7 @@ fn list(root: &Path, below: &str, paths: &mut Vec<String>) -> Result<()> {
         if is_hidden(&name) {
             continue;
         }
-        // Links are not followed, so that this ends.
+        // Links are not followed, so this terminates.
         if kind.is_dir() {
             list(root, &path, paths)?;
         } else if kind.is_file() {
@@ -148,10 +148,10 @@ mod tests {
         assert!(file.file_name().unwrap().to_str().unwrap().starts_with("my_photos-"));
         assert_eq!(Dataset::open(&file).unwrap().name(), "my photos");
         assert_eq!(import_once(&photos, &options, &data).unwrap(), (file.clone(), false));
-        // A run that was trained on it finds it by its name.
+        // A run trained on it finds it by its name.
         let places = ResolveOptions { data_dir: &data, ..ResolveOptions::default() };
         assert_eq!(resolve("my photos", None, &places).unwrap().path(), Some(file.as_path()));
-        // Other options, other bytes: another file. A damaged one is written again.
+        // Other options or other bytes give another file. A damaged one is rewritten.
         let other = ImportOptions { resize: Some(4.into()), ..options.clone() };
         assert_ne!(import_once(&photos, &other, &data).unwrap().0, file);
         let error = resolve("my photos", None, &places).unwrap_err().to_string();

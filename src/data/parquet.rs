@@ -1,6 +1,6 @@
-//! Hugging Face's parquet files: a column `image` (a struct of `bytes` and `path`, or bytes alone) and a column `label`.
+//! Hugging Face's parquet files: a column `image` (a struct of `bytes` and `path`, or only bytes) and a column `label`.
 //!
-//! The classes' names come from the metadata that the `datasets` library writes. Splits are told by the files' names
+//! The class names come from the metadata that the `datasets` library writes. Splits come from the names of files
 //! (`train-00000-of-00001.parquet`) or folders.
 
 use std::fs::{self, File};
@@ -24,9 +24,9 @@ use crate::error::{Error, Result};
 
 const IMAGES: [&str; 4] = ["image", "img", "images", "picture"];
 const AGAIN: &str = "it is damaged or not of images: download it again";
-/// Rows that are read at once.
+/// Rows per read.
 const ROWS: usize = 256;
-/// The most bytes of pictures that are read at once, unless one has more.
+/// Most bytes of pictures per read, unless one has more.
 const ROWS_BYTES: usize = 16 << 20;
 
 /// Reads one file, or those below a folder.
@@ -74,13 +74,13 @@ fn list(root: &Path, below: &str, depth: usize, files: &mut Vec<String>) -> Resu
     Ok(())
 }
 
-/// The split that a file's path tells.
+/// The split in a file's path.
 fn split(path: &str) -> Split {
     let words = path.split(|c: char| !c.is_ascii_alphabetic());
     words.filter_map(split_of).next_back().unwrap_or(Split::Train)
 }
 
-/// Where the columns are.
+/// The indices of the columns.
 struct Columns {
     image: usize,
     label: Option<usize>,
@@ -153,7 +153,7 @@ fn columns(path: &Path, reader: &impl FileReader, options: &ImportOptions) -> Re
     let Some(image) = image else {
         let all: Vec<String> = schema.columns().iter().map(|column| column.path().string()).collect();
         let message = format!("has no column of images among {}", all.join(", "));
-        return Err(Error::file(path, message, "name a file with a column `image`, as the datasets library writes it"));
+        return Err(Error::file(path, message, "give a file with a column `image`, as the datasets library writes it"));
     };
     let wanted: &[&str] = match options.labels {
         LabelKind::Fine => &["label", "labels", "fine_label", "class", "target"],
@@ -167,7 +167,7 @@ fn columns(path: &Path, reader: &impl FileReader, options: &ImportOptions) -> Re
     })
 }
 
-/// The names of the classes, as the `datasets` library keeps them.
+/// The class names, as the `datasets` library stores them.
 fn class_names(reader: &impl FileReader, column: &str) -> Option<Vec<String>> {
     let entries = reader.metadata().file_metadata().key_value_metadata()?;
     let text = entries.iter().find(|entry| entry.key == "huggingface")?.value.as_ref()?;

@@ -1,30 +1,30 @@
-//! What the pages of a parquet column may ask for: a page's header says how long it is once unpacked, up to 2 GiB, and the
-//! decoder allocates that. So every header is read before: no page is longer than its bytes in the file can become.
+//! Checks the memory that the pages of a parquet column may need: a page header declares its decompressed size, up to 2 GiB, and
+//! the decoder allocates that. So every header is checked first: no page may be longer than its bytes in the file can become.
 //!
-//! Headers are Thrift's compact protocol: fields of a type and a number, numbers as varints.
+//! Headers use Thrift's compact protocol: fields of a type and a number, numbers as varints.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
 use parquet::basic::Compression;
 
-/// How deep the structs of a header may lie in each other; parquet's are two deep.
+/// Deepest nesting of structs in a header; parquet's are two deep.
 const DEEPEST: u32 = 8;
 
-/// How many times as long as its bytes in the file a page can be.
+/// The best compression ratio of a page.
 fn ratio(compression: Compression) -> u64 {
     match compression {
         Compression::UNCOMPRESSED => 1,
         // A copy of up to 64 bytes takes three.
         Compression::SNAPPY => 22,
         Compression::GZIP(_) => 1032,
-        // Zstandard's; others, which are not read, have less.
+        // Zstandard's; codecs that are not supported have less.
         _ => 1 << 15,
     }
 }
 
-/// An error in words unless each page of the column chunk at `start`, `len` bytes long, lies in it and is no longer than it
-/// can be.
+/// An error message unless each page of the column chunk at `start`, `len` bytes long, lies within it and declares a possible
+/// size.
 pub(super) fn check(file: &File, start: u64, len: u64, compression: Compression) -> Result<(), String> {
     let damaged = |error: io::Error| format!("has a damaged page header: {error}");
     let mut reader = BufReader::new(file);
@@ -49,7 +49,7 @@ pub(super) fn check(file: &File, start: u64, len: u64, compression: Compression)
 
 struct Header<R> {
     reader: io::Take<R>,
-    /// The page's bytes unpacked and in the file: fields 2 and 3.
+    /// The page's decompressed and compressed sizes: fields 2 and 3.
     sizes: [Option<i64>; 2],
 }
 
@@ -111,7 +111,7 @@ impl<R: BufRead> Header<R> {
                     let size = self.number()?;
                     self.sizes[(id - 2) as usize] = Some(size);
                 }
-                // A field that is true or false has its value in its type.
+                // The type of a boolean field is its value.
                 (.., 1 | 2) => {}
                 (.., kind) => self.value(kind, depth)?,
             }
@@ -130,7 +130,7 @@ impl<R: BufRead> Header<R> {
             9 | 10 => {
                 let head = self.byte()?;
                 let count = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
-                // Each takes a byte at least, so this ends with the chunk.
+                // Each takes at least a byte, so this ends with the chunk.
                 (0..count).try_for_each(|_| self.value(head & 15, depth + 1))
             }
             12 if depth < DEEPEST => self.fields(depth + 1),
@@ -159,7 +159,7 @@ mod tests {
 
     /// A page of as many zeros as `packed` says.
     fn page(unpacked: i64, packed: i64) -> Vec<u8> {
-        // Its kind, its sizes, its own header with a number, a text, a list of two numbers and a truth.
+        // Its type, its sizes, its own header with a number, a string, a list of two numbers and a boolean.
         let inner = [&[0x5c, 0x15][..], &number(7), &[0x18, 2, b'a', b'b', 0x19, 0x25, 2, 4, 0x11, 0]].concat();
         let head = [&[0x15][..], &number(0), &[0x15], &number(unpacked), &[0x15], &number(packed)].concat();
         // Field 5 comes two after field 3.
@@ -192,7 +192,7 @@ mod tests {
                 );
             }
         }
-        // Structs without an end, a text and a list longer than all.
+        // Unterminated structs, a string and a list longer than everything.
         for bad in [vec![0x1c; 100], vec![0x18, 0xff, 0xff, 0xff, 0xff, 0x0f], vec![0x19, 0xf5, 0xff, 0xff, 0xff, 0x7f]]
         {
             assert!(checked(&bad, Compression::SNAPPY).unwrap_err().contains("damaged page header"));

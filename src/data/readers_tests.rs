@@ -1,4 +1,4 @@
-//! The readers against sources of our own making: sound, contradictory, cut short, and with bytes flipped.
+//! The readers on test sources: valid, contradictory, truncated, and with flipped bits.
 
 use std::fs;
 use std::io::Write;
@@ -137,7 +137,7 @@ fn missing_idx_files_are_named() {
     refused(folder.path(), &ImportOptions::default(), &["has no t10k-images", "--allow-partial"]);
     let set = import(folder.path(), &ImportOptions { validation: 0.5, ..partial() }).unwrap();
     assert_eq!(set.split_len(Split::Train), 3, "one image of each class stays for training");
-    refused(&folder.path().join("train-labels-idx1-ubyte"), &partial(), &["name the folder"]);
+    refused(&folder.path().join("train-labels-idx1-ubyte"), &partial(), &["give the folder"]);
 }
 
 #[test]
@@ -213,8 +213,8 @@ fn pictures_are_sorted_by_split_class_and_path() {
     assert_eq!((set.class_names(), set.split_len(Split::Train)), (&["a".to_owned(), "b".to_owned()][..], 3));
     assert_eq!((set.height(), set.width(), set.channels()), (6, 8, 3));
     let expected = [
-        "passed over 1 files that are no pictures: train/a/notes.txt",
-        "passed over 1 hidden files and folders: train/a/._x.png",
+        "skipped 1 files that are not pictures: train/a/notes.txt",
+        "skipped 1 hidden files and folders: train/a/._x.png",
     ];
     assert_eq!(set.notes(), expected);
 
@@ -271,7 +271,7 @@ fn pictures_of_several_sizes_are_resized_and_told() {
     let small = ImportOptions { keep_size_to: Some(7), fallback_size: 6.into(), ..whole.clone() };
     assert_eq!(import(folder.path(), &small).unwrap().width(), 6);
     assert_eq!(import(folder.path(), &whole).unwrap().width(), 8);
-    // One size that is not square: kept, unless a side is no multiple of what the model needs.
+    // One size that is not square: kept, unless a side is not a multiple of what the model needs.
     file(folder.path(), "a/1.png", &png(6, 12, rgb, 10));
     let kept = ImportOptions { keep_size_to: Some(12), keep_multiples_of: 3, ..whole.clone() };
     assert_eq!(import(folder.path(), &kept).unwrap().size().sides(), [12, 6]);
@@ -293,13 +293,12 @@ fn grey_among_coloured_becomes_rgb_and_transparent_pixels_lie_on_the_background(
     file(folder.path(), "a/2.png", &png(8, 8, ExtendedColorType::Rgba8, 0));
     let set = import(folder.path(), &whole).unwrap();
     assert_eq!((set.channels(), &set.image(0)[..3], &set.image(1)[..3]), (3, &[50; 3][..], &[255; 3][..]));
-    let expected =
-        ["1 of 2 pictures: laid on the background where transparent", "1 of 2 pictures: turned from grey to RGB"];
+    let expected = ["1 of 2 pictures: composited on the background", "1 of 2 pictures: converted from grey to RGB"];
     assert_eq!(set.notes()[..2], expected);
     let black = ImportOptions { background: [0; 3], color: Some(Colour::Grey), ..whole.clone() };
     let set = import(folder.path(), &black).unwrap();
     assert_eq!((set.channels(), set.image(1)[0]), (1, 0));
-    assert_eq!(set.notes()[1], "1 of 2 pictures: turned from colour to grey");
+    assert_eq!(set.notes()[1], "1 of 2 pictures: converted from colour to grey");
     let rgb = ImportOptions { color: Some(Colour::Rgb), ..whole.clone() };
     fs::remove_file(folder.path().join("a/2.png")).unwrap();
     assert_eq!(import(folder.path(), &rgb).unwrap().channels(), 3);
@@ -321,7 +320,7 @@ fn damaged_pictures_are_an_error_or_left_out_and_named() {
     assert!(note.starts_with("left out 2 damaged pictures: a/2.jpg (is cut short"), "{note}");
     assert!(note.contains("a/3.png (is text, not a picture"), "{note}");
     fs::remove_file(folder.path().join("a/1.jpg")).unwrap();
-    refused(folder.path(), &skip, &["has no sound pictures: 2 are damaged"]);
+    refused(folder.path(), &skip, &["has no intact pictures: 2 are damaged"]);
 }
 
 #[test]
@@ -337,13 +336,13 @@ fn flat_folders_names_without_endings_and_strays_are_taken_as_they_are() {
     assert_eq!((set.len(), set.class_names()), (2, &["unlabelled".to_owned()][..]));
     let notes = set.notes();
     assert_eq!(notes[0], "there are no class folders: the set is unlabelled");
-    assert_eq!(notes[1], "passed over 1 files that are no pictures: readme");
-    assert_eq!(notes[2], "passed over 1 hidden files and folders: .cache");
+    assert_eq!(notes[1], "skipped 1 files that are not pictures: readme");
+    assert_eq!(notes[2], "skipped 1 hidden files and folders: .cache");
     file(folder.path(), "cat/4.png", &picture(4));
     file(folder.path(), "dog/5.png", &picture(5));
     let set = import(folder.path(), &whole).unwrap();
     assert_eq!((set.len(), set.class_names().len()), (2, 2));
-    assert_eq!(set.notes()[0], "left out 2 pictures that lie beside the class folders: 1, 2.jpg");
+    assert_eq!(set.notes()[0], "left out 2 pictures outside the class folders: 1, 2.jpg");
     file(folder.path(), "dog/deep/6.png", &picture(6));
     refused(folder.path(), &whole, &["dog/deep/6.png: lies deeper than cat/4.png", "--unlabelled"]);
     let set = import(folder.path(), &ImportOptions { unlabelled: true, ..whole }).unwrap();
@@ -381,9 +380,9 @@ fn archives_of_every_form_hold_the_same_set() {
         let set = import(file(folder.path(), name, &bytes), &whole).unwrap();
         assert_eq!((set.class_names(), set.labels()), (&["a".to_owned(), "b".into()][..], &[0, 1][..]), "{name}");
         assert_eq!((set.image(0)[0], set.image(1)[0]), (1, 2), "{name}");
-        let hidden = "passed over 2 hidden files and folders: set/.ipynb_checkpoints/3.png, __MACOSX/set/a/._1.png";
+        let hidden = "skipped 2 hidden files and folders: set/.ipynb_checkpoints/3.png, __MACOSX/set/a/._1.png";
         assert_eq!(set.notes()[0], hidden, "{name}");
-        // Cut short, each of them is an error.
+        // Truncated, each of them is an error.
         let path = file(folder.path(), &format!("cut-{name}"), &bytes[..bytes.len() * 2 / 3]);
         let error = import(path, &whole).unwrap_err().to_string();
         assert!(!error.contains('\n'), "{error}");
@@ -456,14 +455,14 @@ fn misplaced_and_foreign_files_are_named() {
     let path = file(folder.path(), "set.tar", &tar_of(&[("readme", b"hello")]));
     refused(&path, &ImportOptions::default(), &["is an archive without pictures"]);
     for (bytes, expected) in
-        [(&image[..], "is a PNG picture, one alone"), (b"\x01\x02\x03", "is a file of no known kind")]
+        [(&image[..], "is a PNG picture, a single file"), (b"\x01\x02\x03", "is a file of no known kind")]
     {
         refused(&file(folder.path(), "thing", bytes), &ImportOptions::default(), &[expected]);
     }
     fs::remove_file(folder.path().join("thing")).unwrap();
     fs::remove_file(folder.path().join("set.zip")).unwrap();
     let path = file(folder.path(), "twice.tar", &tar_of(&[("a/1.png", &image), ("a/1.png", &image)]));
-    refused(&path, &ImportOptions::default(), &["a/1.png", "is there twice"]);
+    refused(&path, &ImportOptions::default(), &["a/1.png", "occurs twice"]);
     let resize = ImportOptions { resize: Some(4.into()), format: Some(Format::Idx), ..ImportOptions::default() };
     refused(idx_folder().path(), &resize, &["--resize"]);
     let nonsense = ImportOptions { validation: f64::NAN, ..ImportOptions::default() };
@@ -481,16 +480,13 @@ fn links_and_huge_declarations_in_archives_do_no_harm() {
     tar.append_link(&mut link, "a/0.png", "/etc/hostname").unwrap();
     let mut header = Header::new_gnu();
     header.set_size(image.len() as u64);
-    // A name that takes a header of its own.
+    // A name that needs its own header.
     let long = format!("a/{}.png", "x".repeat(200));
     tar.append_data(&mut header, &long, image.as_slice()).unwrap();
     tar.append_data(&mut header, "a/../../../escape.png", image.as_slice()).unwrap_err();
     let path = file(folder.path(), "links.tar", &tar.into_inner().unwrap());
     let set = import(&path, &ImportOptions::default()).unwrap();
-    assert_eq!(
-        (set.len(), set.notes()[0].as_str()),
-        (1, "passed over 1 links, which are not followed: 1 in links.tar")
-    );
+    assert_eq!((set.len(), set.notes()[0].as_str()), (1, "skipped 1 links, which are not followed: 1 in links.tar"));
 
     for (kind, size, expected) in [
         (EntryType::Regular, 1u64 << 40, "a/1.png is declared 1099511627776 bytes long"),
@@ -520,7 +516,7 @@ fn a_picture_that_declares_a_huge_size_is_refused() {
     refused(folder.path(), &ImportOptions::default(), &["a/1.png", "cannot be decoded"]);
 }
 
-/// Every source once whole, then cut and with bytes flipped: never a panic, and an error is one line.
+/// Every source first whole, then truncated and with flipped bits: never a panic, and an error is one line.
 #[test]
 fn damaged_sources_never_panic() {
     let image = png(4, 4, ExtendedColorType::Rgb8, 77);

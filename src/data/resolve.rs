@@ -1,4 +1,4 @@
-//! Which data set a run uses.
+//! Finds the data set of a run.
 
 use std::path::Path;
 
@@ -9,12 +9,12 @@ use super::once::imported;
 use super::shapes::{SHAPES_COUNT, shapes};
 use crate::error::{Error, Result};
 
-/// What `--data` is given for the built-in set.
+/// The value of `--data` for the built-in set.
 pub const BUILTIN: &str = "builtin";
 /// The built-in set's name.
 const SHAPES: &str = "shapes";
 
-/// Where [`resolve`] looks, and what the built-in set is made of.
+/// Where [`resolve`] looks, and the parameters of the built-in set.
 #[derive(Debug, Clone)]
 pub struct ResolveOptions<'a> {
     /// The folder of data sets, `--data-dir`.
@@ -33,11 +33,10 @@ impl Default for ResolveOptions<'_> {
     }
 }
 
-/// The data set of a run: what `explicit` says (`--data`: a data set file, or `builtin`), else the set called `name`:
-/// `shapes` is built in, any other is `NAME.safetensors` in the data folder, or the one import of that name, and a published
-/// one that is not there is downloaded.
+/// The data set of a run: `explicit` (`--data`: a data set file, or `builtin`), else the set called `name`: `shapes` is built in,
+/// any other is `NAME.safetensors` in the data folder, or the only import of that name; a missing published set is downloaded.
 ///
-/// No set is ever taken in place of another.
+/// A set is never replaced by another.
 ///
 /// ```
 /// use engine::data::{BUILTIN, ResolveOptions, resolve};
@@ -49,13 +48,13 @@ impl Default for ResolveOptions<'_> {
 ///
 /// # Errors
 ///
-/// Those of [`Dataset::open`]; [`Error::Config`] where the set is not there, with the command that gets it.
+/// Those of [`Dataset::open`]; [`Error::Config`] if the set is missing, with the command that gets it.
 pub fn resolve(name: &str, explicit: Option<&str>, options: &ResolveOptions) -> Result<Dataset> {
     let built_in = |name| name == BUILTIN || name == SHAPES;
     match explicit {
         Some(explicit) if Path::new(explicit).exists() => Dataset::open(explicit),
         Some(explicit) if built_in(explicit) => made(options),
-        // A published set's name is as good as its file in the data folder.
+        // A published set's name is equivalent to its file in the data folder.
         Some(explicit) if official(explicit).is_some() => named(explicit, options),
         Some(explicit) => Dataset::open(explicit),
         None if built_in(name) => made(options),
@@ -63,7 +62,7 @@ pub fn resolve(name: &str, explicit: Option<&str>, options: &ResolveOptions) -> 
     }
 }
 
-/// As [`resolve`] for the set called `name`, but nothing is downloaded: None where the set is not there.
+/// As [`resolve`] for the set called `name`, but without downloading: None if the set is missing.
 ///
 /// # Errors
 ///
@@ -79,7 +78,7 @@ pub fn at_hand(name: &str, options: &ResolveOptions) -> Result<Option<Dataset>> 
 fn made(options: &ResolveOptions) -> Result<Dataset> {
     if options.shapes_count == 0 || u32::try_from(options.shapes_count).is_err() {
         let message = format!("is {}", options.shapes_count);
-        return Err(Error::config("data.shapes_count", message, format!("name 1 to {} images", u32::MAX)));
+        return Err(Error::config("data.shapes_count", message, format!("give 1 to {} images", u32::MAX)));
     }
     Ok(shapes(options.shapes_seed, options.shapes_count))
 }
@@ -96,12 +95,12 @@ fn named(name: &str, options: &ResolveOptions) -> Result<Dataset> {
         several => {
             let files: Vec<String> = several.iter().map(|file| file.display().to_string()).collect();
             let message = format!("{} imported sets have that name", several.len());
-            return Err(Error::config(place, message, format!("name the file that is meant: {}", files.join(", "))));
+            return Err(Error::config(place, message, format!("give the intended file: {}", files.join(", "))));
         }
     }
     if official(name).is_none() {
         let mend = format!(
-            "import it with `engine data import SRC --out {}`, or name a file or folder with --data",
+            "import it with `engine data import SRC --out {}`, or give a file or folder with --data",
             path.display()
         );
         return Err(Error::config(place, format!("is not in {}", options.data_dir.display()), mend));
@@ -109,7 +108,7 @@ fn named(name: &str, options: &ResolveOptions) -> Result<Dataset> {
     let fetch_options =
         FetchOptions { data_dir: options.data_dir.into(), quiet: options.quiet, ..FetchOptions::default() };
     fetch(name, &fetch_options).map_err(|error| match error {
-        // The network's fault: the set can still come by another way.
+        // A network error: the set can still be obtained in another way.
         Error::Config { message, place: url, .. } => {
             let message = format!("is not in {}, and {url} {message}", options.data_dir.display());
             let mend = format!(

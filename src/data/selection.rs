@@ -1,4 +1,4 @@
-//! A part of a data set: some of its classes, and validation images held out of its training images.
+//! Parts of a data set: some of its classes, and validation images held out of its training images.
 
 use std::sync::Arc;
 
@@ -8,25 +8,23 @@ use crate::error::{Error, Result};
 use crate::names::{find_class, unknown_class};
 use crate::rng::{Philox, Purpose};
 
-/// Where the classes come from, for errors.
+/// The source of the classes, for errors.
 const CLASSES: &str = "data.classes";
-/// Where the share comes from, for errors.
+/// The source of the share, for errors.
 const FRACTION: &str = "data.validation_fraction";
 
 impl Dataset {
-    /// The label of a class given by its name or its number; upper and lower case are told apart only where the names need
-    /// it, as for a model's `--class`.
+    /// The label of a class given by name or number; case matters only if names differ by case alone, as for a model's `--class`.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] that names the nearest class and lists all.
+    /// [`Error::Config`] with the nearest class and a list of all.
     pub fn class_label(&self, text: &str) -> Result<usize> {
         let (names, count) = (self.class_names(), self.class_names().len());
         find_class(names, count, text).ok_or_else(|| unknown_class(CLASSES, self.name(), names, count, text))
     }
 
-    /// The images of some classes alone, of every split. Labels are renumbered: the first class named is 0. The images stay
-    /// where they are: no pixel is copied.
+    /// Only the images of some classes, of every split. Labels are renumbered: the first given class is 0. No pixel is copied.
     ///
     /// ```
     /// let set = engine::data::shapes(0, 100).subset(&["Star".into(), "circle".into()])?;
@@ -37,15 +35,11 @@ impl Dataset {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for no class, a class that is unknown (see [`Dataset::class_label`]) or named twice, a class
-    /// without training images, or a split that none of the classes has images in although the whole set does.
+    /// [`Error::Config`] for no class, an unknown (see [`Dataset::class_label`]) or repeated class, a class without training
+    /// images, or a split that becomes empty.
     pub fn subset(&self, classes: &[String]) -> Result<Self> {
         if classes.is_empty() {
-            return Err(Error::config(
-                CLASSES,
-                "an empty subset: no class is named",
-                "name one or more, as in cat,dog",
-            ));
+            return Err(Error::config(CLASSES, "the list of classes is empty", "give one or more, as in cat,dog"));
         }
         // The new label of each old one.
         let mut renumbered = vec![None; self.class_names().len()];
@@ -54,7 +48,7 @@ impl Dataset {
             let label = self.class_label(class)?;
             let name = &self.class_names()[label];
             if renumbered[label].replace(new as u16).is_some() {
-                return Err(Error::config(CLASSES, format!("{name} is named twice"), "name each class once"));
+                return Err(Error::config(CLASSES, format!("{name} is given twice"), "give each class once"));
             }
             names.push(name.clone());
         }
@@ -74,7 +68,7 @@ impl Dataset {
         {
             if indices.is_empty() && self.split_len(split) > 0 {
                 let message = format!("{} has no {what} images of {}", self.name(), names.join(", "));
-                return Err(Error::config(CLASSES, message, "name further classes"));
+                return Err(Error::config(CLASSES, message, "give further classes"));
             }
         }
         let note = format!("the subset of {} of {} classes: {}", names.len(), renumbered.len(), names.join(", "));
@@ -86,13 +80,12 @@ impl Dataset {
         self.derived(subset, storage)
     }
 
-    /// The training images divided into training and validation images, each class in the same share; what was held out
-    /// before becomes [`Split::Test`], which training never sees.
+    /// Splits the training images into training and validation images, with the same share of each class; previously held-out
+    /// images become [`Split::Test`], which training never sees.
     ///
-    /// Of the n training images of a class, round(`fraction`·n), halves up, are held out: those with the smallest random
-    /// numbers, where the random number of the class's k-th image is Philox's of `seed`, the class's name and k. So the
-    /// choice is the same on every machine, and the same in every [subset](Dataset::subset) that has the class. The images
-    /// keep their order within each split.
+    /// Of the n training images of a class, round(`fraction`·n), halves up, are held out: those with the smallest random numbers,
+    /// where the random number of the class's k-th image is Philox's for `seed`, the class's name and k. So the choice is the same
+    /// on every machine, and in every [subset](Dataset::subset) with the class. The images keep their order within each split.
     ///
     /// ```
     /// use engine::data::{Split, shapes};
@@ -104,8 +97,8 @@ impl Dataset {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a fraction outside (0, 1), a set that has test images already, or a class that would be left
-    /// without training or without validation images.
+    /// [`Error::Config`] for a fraction outside (0, 1), a set that already has test images, or a class that would be left without
+    /// training or without validation images.
     pub fn stratified(&self, fraction: f64, seed: u64) -> Result<Self> {
         if !(fraction > 0.0 && fraction < 1.0) {
             let message = format!("{fraction} is outside (0, 1)");
@@ -153,14 +146,14 @@ impl Dataset {
         self.derived(parts, storage)
     }
 
-    /// The images of several sets, split by split, in this order. Classes of the same name are one class.
+    /// The images of several sets, split by split, in this order. Classes with the same name are merged.
     ///
     /// # Errors
     ///
     /// [`Error::Config`] for no set, and for images of different sizes or channels.
     pub fn joined(sets: &[Self]) -> Result<Self> {
         let [first, rest @ ..] = sets else {
-            return Err(Error::config("--data", "no data set is named", "name one or more"));
+            return Err(Error::config("--data", "no data set is named", "give one or more"));
         };
         if rest.is_empty() {
             return Ok(first.clone());
@@ -202,23 +195,23 @@ impl Dataset {
         Self::from_storage(parts, Storage::of(sets.to_vec(), places))
     }
 
-    /// What the `data` section of a configuration makes of a set: [`Dataset::subset`] where `classes` names any, then
-    /// [`Dataset::stratified`] where there is a `fraction`.
+    /// Applies the `data` section of a configuration to a set: [`Dataset::subset`] if `classes` is not empty, then
+    /// [`Dataset::stratified`] if there is a `fraction`.
     ///
     /// # Errors
     ///
-    /// Those of the two.
+    /// Those of both.
     pub fn arranged(&self, classes: &[String], fraction: Option<f64>, seed: u64) -> Result<Self> {
         let set = if classes.is_empty() { self.clone() } else { self.subset(classes)? };
         fraction.map_or_else(|| Ok(set.clone()), |fraction| set.stratified(fraction, seed))
     }
 
-    /// The images that the source held out: the test images where there are any, else the validation images.
+    /// The held-out images of the source: the test images if there are any, else the validation images.
     pub fn held_out(&self) -> Split {
         if self.split_len(Split::Test) > 0 { Split::Test } else { Split::Validation }
     }
 
-    /// The images at the indices of each split, with a further note.
+    /// The images at the indices of each split, with an additional note.
     fn selected(&self, splits: &[Vec<usize>; 3], note: String) -> (Parts, Storage) {
         let order = || splits.iter().flatten();
         let places = order().map(|&i| (0, i as u32)).collect();
@@ -240,7 +233,7 @@ impl Dataset {
         (parts, Storage::of(vec![self.clone()], places))
     }
 
-    /// A set made of this one, which comes from the same file.
+    /// A set derived from this one, which comes from the same file.
     fn derived(&self, parts: Parts, storage: Storage) -> Result<Self> {
         let mut set = Self::from_storage(parts, storage)?;
         if let Some(inner) = Arc::get_mut(&mut set.0) {
@@ -325,19 +318,19 @@ mod tests {
         let shapes = shapes(0, 40);
         let told = fault(shapes.subset(&names(&["circle", "Stripe"])));
         let expected =
-            "data.classes: shapes has no class `Stripe`; did you mean stripes? There are circle, ring, square, ";
+            "data.classes: shapes has no class `Stripe`; did you mean stripes? Known: circle, ring, square, ";
         assert!(told.starts_with(expected), "{told}");
-        assert!(fault(shapes.subset(&names(&["10"]))).contains("no class `10`; there are circle, "));
+        assert!(fault(shapes.subset(&names(&["10"]))).contains("no class `10`; use one of circle, "));
         let told = fault(shapes.subset(&names(&["ring", "star", "RING"])));
-        assert_eq!(told, "data.classes: ring is named twice; name each class once");
-        assert!(fault(shapes.subset(&[])).starts_with("data.classes: an empty subset"));
+        assert_eq!(told, "data.classes: ring is given twice; give each class once");
+        assert!(fault(shapes.subset(&[])).starts_with("data.classes: the list of classes is empty"));
         let told = fault(set().subset(&names(&["c"])));
-        assert_eq!(told, "data.classes: small has no validation images of c; name further classes");
+        assert_eq!(told, "data.classes: small has no validation images of c; give further classes");
         let mut parts = small();
         (parts.labels[2], parts.class_names) = (1, names(&["a", "B", "c"]));
         let told = fault(Dataset::from_parts(parts).unwrap().subset(&names(&["a", "c"])));
         assert_eq!(told, "data.classes: small has no training images of c; leave that class out");
-        // A set that holds nothing out needs no held-out images of a class.
+        // A set without held-out images needs none of a class.
         let unsplit = Parts { train: 57, ..small() };
         assert_eq!(sizes(&Dataset::from_parts(unsplit).unwrap().subset(&names(&["c"])).unwrap()), [1, 0, 0]);
     }
@@ -354,7 +347,7 @@ mod tests {
         assert_eq!(divided.split_images(Split::Test), whole.split_images(Split::Validation));
         let counts: Vec<_> = divided.class_counts().iter().map(|c| [c.train, c.validation, c.test]).collect();
         assert_eq!(counts, [[26, 4, 4], [17, 3, 2]]);
-        // All images are there once, in their order within each split, each with its label.
+        // Each image occurs once, in order within each split, with its label.
         let mut seen = divided.images().to_vec();
         seen.sort();
         let mut all = whole.images().to_vec();
@@ -378,7 +371,7 @@ mod tests {
         let first = held(&ab, 5, &|label| label == 0);
         assert_eq!((held(&ba, 5, &|label| label == 1), held(&a, 5, &|_| true)), (first.clone(), first.clone()));
         assert_ne!(held(&ab, 6, &|label| label == 0), first);
-        // As the documented procedure gives them, written once more in Python.
+        // Expected values from an independent implementation in Python.
         assert_eq!(held(&a, 0, &|_| true), [7, 13, 31, 41, 44, 49]);
     }
 
@@ -407,7 +400,7 @@ mod tests {
         assert_eq!((sizes(&read), read.labels()), ([45, 5, 6], divided.labels()));
         assert_eq!((read.images(), read.notes()), (divided.images(), divided.notes()));
         read.verify().unwrap();
-        // A subset of it comes from the same file, and has lost its last split if none is left of it.
+        // A subset of it comes from the same file, and loses its last split if that becomes empty.
         let subset = read.subset(&names(&["b"])).unwrap();
         assert_eq!((sizes(&subset), subset.path()), ([18, 2, 2], Some(path.as_path())));
         assert!(subset.verify().is_ok());

@@ -1,15 +1,15 @@
 //! The built-in set: ten classes of coloured shapes, drawn from a seed.
 //!
-//! Every pixel comes from Philox, `+ - * /` and square roots alone, all exactly rounded, so that the set is the same bits
-//! on every machine. A shape is a signed distance (negative inside, in pixels), and a pixel's coverage is that distance
-//! clamped: edges are smooth without oversampling.
+//! Every pixel is computed with Philox, `+ - * /` and square roots only, all exactly rounded, so the set has the same bits on
+//! every machine. A shape is a signed distance (negative inside, in pixels), and a pixel's coverage is that distance clamped:
+//! edges are smooth without oversampling.
 
 use rayon::prelude::*;
 
 use super::dataset::{Dataset, Parts};
 use crate::rng::{Philox, Purpose};
 
-/// How many images `--data builtin` has, a tenth of them for validation.
+/// Number of images of `--data builtin`, a tenth of them for validation.
 pub const SHAPES_COUNT: usize = 20_000;
 
 const SIZE: usize = 32;
@@ -17,8 +17,8 @@ const IMAGE: usize = SIZE * SIZE * 3;
 const CLASSES: [&str; 10] =
     ["circle", "ring", "square", "triangle", "star", "cross", "heart", "crescent", "stripes", "checkerboard"];
 
-/// `count` images, 32x32x3, of ten classes of shapes: image `i` depends on `seed` and `i` alone, and its label is
-/// `i % 10`. The last tenth is for validation.
+/// `count` images, 32x32x3, of ten classes of shapes: image `i` depends only on `seed` and `i`, and its label is `i % 10`. The
+/// last tenth is for validation.
 ///
 /// ```
 /// let set = engine::data::shapes(0, 50);
@@ -50,7 +50,7 @@ pub fn shapes(seed: u64, count: usize) -> Dataset {
     .expect("one to 2^32 - 1 shapes are a data set")
 }
 
-/// What varies between two images of a class. Lengths are in pixels.
+/// The random parameters of an image. Lengths are in pixels.
 struct Look {
     centre: [f32; 2],
     radius: f32,
@@ -139,7 +139,7 @@ fn boxed(x: f32, y: f32, half_width: f32, half_height: f32) -> f32 {
     length(dx.max(0.0), dy.max(0.0)) + dx.max(dy).min(0.0)
 }
 
-/// The distance from the nearest edge, negative where an odd number of edges lies to one side of the point.
+/// The distance from the nearest edge, negative if an odd number of edges lies to one side of the point.
 fn polygon<const N: usize>(corners: &[[f32; 2]; N], x: f32, y: f32) -> f32 {
     let mut nearest = f32::MAX;
     let mut inside = false;
@@ -150,14 +150,14 @@ fn polygon<const N: usize>(corners: &[[f32; 2]; N], x: f32, y: f32) -> f32 {
         let along = ((px * ex + py * ey) / (ex * ex + ey * ey)).clamp(0.0, 1.0);
         let (gx, gy) = (px - along * ex, py - along * ey);
         nearest = nearest.min(gx * gx + gy * gy);
-        // The edge crosses the point's row; which side of it the point is on is the sign of the cross product.
+        // The edge crosses the point's row; the sign of the cross product gives the side.
         inside ^= (a[1] > y) != (b[1] > y) && (py * ex > px * ey) == (ey > 0.0);
         a = b;
     }
     if inside { -nearest.sqrt() } else { nearest.sqrt() }
 }
 
-/// Two discs side by side and the kite that their tangents make with the point below.
+/// Two adjacent discs and the kite formed by their tangents and the point below.
 fn heart(x: f32, y: f32) -> f32 {
     let x = x.abs();
     let disc = length(x - 0.47, y + 0.35) - 0.51;

@@ -1,4 +1,4 @@
-//! Files of other people, read with their checksum and without trust in what they declare.
+//! External files, read with their checksum and without trusting what they declare.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -10,11 +10,11 @@ use sha2::{Digest, Sha256};
 use super::dataset::{Source, hex};
 use crate::error::{Error, Result};
 
-/// Deflate's best ratio: so much longer a decompressed file can be than the compressed one, and no longer.
+/// Deflate's best compression ratio, which bounds the decompressed size.
 const DEFLATE_RATIO: u64 = 1032;
 /// Zstandard's: a block of 128 KiB of one byte takes four.
 const ZSTANDARD_RATIO: u64 = 1 << 15;
-/// How far back a Zstandard file may reach: 128 MiB, as its own tool allows.
+/// Window limit of a Zstandard file: 128 MiB, as in its own tool.
 const ZSTANDARD_WINDOW: u32 = 27;
 pub(super) const COPY_AGAIN: &str = "it is damaged: copy or download it again";
 
@@ -31,7 +31,7 @@ impl HashedFile {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let metadata = file.metadata().map_err(Error::io(path, "read"))?;
         if !metadata.is_file() {
-            return Err(Error::file(path, "is not a regular file", "name a file"));
+            return Err(Error::file(path, "is not a regular file", "give a file"));
         }
         Ok(Self { file, path: path.to_path_buf(), len: metadata.len(), sha: Sha256::new() })
     }
@@ -40,13 +40,13 @@ impl HashedFile {
         &self.path
     }
 
-    /// The content, decompressed where it starts as gzip or Zstandard do.
+    /// The content, decompressed if it starts as gzip or Zstandard.
     pub fn content(&mut self) -> Result<Content<'_>> {
         let (path, len) = (self.path.clone(), self.len);
         decompressed(self, &path, len)
     }
 
-    /// Name, size and checksum of the whole file, whatever has been read of it.
+    /// Name, size and checksum of the whole file, however much has been read.
     pub fn finish(mut self) -> Result<Source> {
         let mut buffer = vec![0; 1 << 17];
         while self.read(&mut buffer).map_err(Error::io(self.path.clone(), "read"))? > 0 {}
@@ -62,7 +62,7 @@ impl Read for HashedFile {
     }
 }
 
-/// The content of `raw`, a file of `len` bytes at `path`, decompressed where it starts as gzip or Zstandard do.
+/// The content of `raw`, a file of `len` bytes at `path`, decompressed if it starts as gzip or Zstandard.
 fn decompressed<'a>(raw: impl Read + 'a, path: &Path, len: u64) -> Result<Content<'a>> {
     let mut raw = BufReader::with_capacity(1 << 17, raw);
     let start = raw.fill_buf().map_err(Error::io(path, "read"))?;
@@ -78,20 +78,20 @@ fn decompressed<'a>(raw: impl Read + 'a, path: &Path, len: u64) -> Result<Conten
     Ok(Content { reader: Box::new(raw), limit: len })
 }
 
-/// The first bytes of a file, at most `count`, decompressed where it is gzip or Zstandard; of a damaged one what there is.
+/// The first bytes of a file, at most `count`, decompressed if it is gzip or Zstandard; from a damaged one as many as possible.
 pub(super) fn peek(path: &Path, count: u64) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(Error::io(path, "open"))?;
     let len = file.metadata().map_err(Error::io(path, "read"))?.len();
     let mut start = Vec::new();
-    // What is damaged shows when it is read as a whole.
+    // Damage is reported when the whole file is read.
     let _ = decompressed(file, path, len)?.take(count).read_to_end(&mut start);
     Ok(start)
 }
 
-/// What a file contains once decompressed.
+/// The decompressed content of a file.
 pub(super) struct Content<'a> {
     reader: Box<dyn Read + 'a>,
-    /// The most bytes that a file of this size can decompress to.
+    /// The maximum decompressed size for a file of this size.
     pub limit: u64,
 }
 

@@ -1,4 +1,4 @@
-//! STL-10's binary version: `train_X.bin`, `train_y.bin` and the same of `test`, in a folder or the published archive.
+//! STL-10's binary version: `train_X.bin`, `train_y.bin` and the same files for `test`, in a folder or the published archive.
 //!
 //! An image is three planes of 96x96 bytes, each column by column; labels count from 1. Coates, Lee, Ng, *An Analysis of
 //! Single Layer Networks in Unsupervised Feature Learning*, 2011.
@@ -14,9 +14,9 @@ use crate::error::Result;
 const SIZE: usize = 96;
 const PLANE: usize = SIZE * SIZE;
 const FILES: [&str; 4] = ["train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"];
-const AGAIN: &str = "it is damaged or not of STL-10: get it again";
+const AGAIN: &str = "it is damaged or not of STL-10: download it again";
 
-/// Whether a file of this name belongs to the set.
+/// Whether a file with this name belongs to the set.
 pub(super) fn is_member(name: &str) -> bool {
     FILES.contains(&name)
 }
@@ -33,7 +33,7 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
             return Err(members.fault(images, message, AGAIN));
         }
         if let Some(&label) = classes.iter().find(|&&label| !(1..=10).contains(&label)) {
-            return Err(members.fault(labels, format!("has the label {label} where 1 to 10 can be"), AGAIN));
+            return Err(members.fault(labels, format!("has the label {label}, outside 1 to 10"), AGAIN));
         }
         parts.labels.extend(classes.iter().map(|&label| u16::from(label) - 1));
         let mut upright = Vec::with_capacity(3 * PLANE);

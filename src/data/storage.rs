@@ -1,7 +1,7 @@
-//! Where a set's pixels lie: in memory, in a mapped file, or in other sets.
+//! Storage of a set's pixels: in memory, in a mapped file, or in other sets.
 //!
-//! No set makes a copy of another's pixels: a subset, a division and a union are lists of places. The one exception is
-//! whoever asks for all images of such a set in one piece.
+//! Subsets, splits and unions do not copy pixels: they are lists of indices. Only a request for all images of such a set in one
+//! piece copies them.
 
 use std::ops::{Deref, Range};
 use std::sync::OnceLock;
@@ -10,12 +10,12 @@ use memmap2::Mmap;
 
 use super::dataset::Dataset;
 
-/// Bytes that stay where they are.
+/// Bytes with a stable address.
 #[derive(Debug)]
 pub(super) enum Bytes {
     /// In memory.
     Owned(Vec<u8>),
-    /// In a file: a data set's, or one without a name that an import gathers pixels in.
+    /// In a file: a data set's, or an unnamed one for the pixels of an import.
     Mapped(Mmap),
 }
 
@@ -33,11 +33,11 @@ impl Deref for Bytes {
 /// The pixels of a set.
 #[derive(Debug)]
 pub(super) enum Storage {
-    /// One image after the other, in the order of the set.
+    /// The images in sequence, in the order of the set.
     Whole(Bytes, Range<usize>),
-    /// One image after the other, in another order: the place of each.
+    /// The images in sequence in another order, with the index of each.
     Ordered(Bytes, Vec<u32>, OnceLock<Vec<u8>>),
-    /// Images of other sets: the set and the index in it of each.
+    /// Images of other sets: the set and the index of each.
     Of(Vec<Dataset>, Vec<(u32, u32)>, OnceLock<Vec<u8>>),
 }
 
@@ -74,7 +74,7 @@ impl Storage {
         }
     }
 
-    /// All images in one piece, where they lie so.
+    /// All images in one piece, if they are contiguous.
     pub fn whole(&self) -> Option<&[u8]> {
         match self {
             Self::Whole(bytes, range) => Some(&bytes[range.clone()]),
@@ -82,7 +82,7 @@ impl Storage {
         }
     }
 
-    /// All images, of `size` bytes each, in one piece: copied into memory, once, where they do not lie so.
+    /// All images, of `size` bytes each, in one piece: copied into memory, once, unless they are contiguous.
     pub fn gathered(&self, size: usize) -> &[u8] {
         match self {
             Self::Whole(bytes, range) => &bytes[range.clone()],

@@ -1,4 +1,4 @@
-//! The data check: checksums, class balance, and whether a set is byte for byte the published one.
+//! The data check: checksums, class balance, and comparison with published sets, byte for byte.
 
 use rayon::prelude::*;
 
@@ -6,7 +6,7 @@ use super::dataset::{Dataset, Split};
 use super::official::OFFICIAL;
 use crate::error::{Error, Result};
 
-/// How many images a class has.
+/// Number of images of a class.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClassCount {
     /// The class.
@@ -22,27 +22,27 @@ pub struct ClassCount {
 /// A published set that a data set was compared with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recognised {
-    /// As people write it: `CIFAR-10`.
+    /// Its display name: `CIFAR-10`.
     pub title: &'static str,
-    /// Official files whose content the data set holds byte for byte.
+    /// Official files with exactly the content of the data set.
     pub equal: Vec<&'static str>,
-    /// Official files whose content it does not hold.
+    /// Official files with different content.
     pub different: Vec<&'static str>,
 }
 
-/// What [`Dataset::verify`] found in a sound data set.
+/// The result of [`Dataset::verify`] for an intact data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verification {
     /// The classes, by label.
     pub classes: Vec<ClassCount>,
     /// SHA-256 of `images`, `labels` and `split`.
     pub sha256: [(&'static str, String); 3],
-    /// The published set that it is, in whole or in part.
+    /// The published set that it equals, in whole or in part.
     pub recognised: Option<Recognised>,
 }
 
 impl Verification {
-    /// Whether each class has the same number of images as the others, in every split.
+    /// Whether all classes have the same number of images, in every split.
     pub fn is_balanced(&self) -> bool {
         let counts = |class: &ClassCount| (class.train, class.validation, class.test);
         self.classes.windows(2).all(|pair| counts(&pair[0]) == counts(&pair[1]))
@@ -55,7 +55,7 @@ impl Dataset {
     ///
     /// # Errors
     ///
-    /// [`Error::File`] where a tensor is not what was written.
+    /// [`Error::File`] if a tensor differs from what was written.
     pub fn verify(&self) -> Result<Verification> {
         let digests = self.digests();
         if let Some(stored) = self.stored_digests() {
@@ -67,7 +67,7 @@ impl Dataset {
             for (name, actual, stored) in tensors {
                 if actual != stored {
                     let path = self.path().unwrap_or(std::path::Path::new(self.name()));
-                    let message = format!("tensor `{name}` has SHA-256 {actual} where {stored} was written");
+                    let message = format!("tensor `{name}` has SHA-256 {actual}, but {stored} was written");
                     return Err(Error::file(path, message, "it is damaged: copy it again or import its source again"));
                 }
             }
@@ -76,7 +76,7 @@ impl Dataset {
         Ok(Verification { classes: self.class_counts(), sha256, recognised: self.recognise() })
     }
 
-    /// How many images each class has, by label.
+    /// Number of images of each class, by label.
     pub fn class_counts(&self) -> Vec<ClassCount> {
         let none = |name: &String| ClassCount { name: name.clone(), train: 0, validation: 0, test: 0 };
         let mut classes: Vec<ClassCount> = self.class_names().iter().map(none).collect();

@@ -1,4 +1,4 @@
-//! The data set file as it is written: image by image, whatever the set's pixels lie in.
+//! Writing of the data set file: image by image, whatever stores the set's pixels.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,12 +12,12 @@ use super::dataset::{Counts, Dataset, Digests, FORMAT, Split, hex, part_path, re
 use crate::error::{Error, Result};
 
 impl Dataset {
-    /// Writes the data set to `path`: beside it first (`.part`), synced, then renamed, so that a half-written file is
-    /// never taken for a data set.
+    /// Writes the data set to `path`: to a temporary file first (`.part`), which is synced and renamed, so that a partial file is
+    /// never read as a data set.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] where it cannot be written, and where `path` exists unless `force`.
+    /// [`Error::Io`] if it cannot be written, and if `path` exists, unless `force`.
     pub fn write(&self, path: impl AsRef<Path>, force: bool) -> Result<()> {
         let path = path.as_ref();
         refuse_to_overwrite(path, force)?;
@@ -30,7 +30,7 @@ impl Dataset {
             fs::rename(&part, path).map_err(Error::io(path, "write"))
         });
         if written.is_err() {
-            // Best effort: the first error is the one to report.
+            // Best effort: the first error is the one reported.
             let _ = fs::remove_file(&part);
         }
         written
@@ -40,7 +40,7 @@ impl Dataset {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(part)?);
         let (labels, split) = (self.label_bytes(), self.split_bytes());
         let digest = |bytes: &[u8]| hex(&Sha256::digest(bytes));
-        // Of its length, in the place of what only the last image tells.
+        // A placeholder of the same length for values known only after the last image.
         let unknown = "0".repeat(64);
         let mut digests = Digests { images: unknown, labels: digest(&labels), split: digest(&split) };
         let header = self.header(&digests);
@@ -60,8 +60,7 @@ impl Dataset {
         file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
     }
 
-    /// The file's length of the header and the header. Tensors lie in the order of safetensors' own writer: by the size of their
-    /// elements, then by name.
+    /// The length and text of the header. Tensors are in the order of safetensors' own writer: by element size, then by name.
     fn header(&self, digests: &Digests) -> Vec<u8> {
         let [train, validation, test] =
             [Split::Train, Split::Validation, Split::Test].map(|split| self.split_len(split));
@@ -92,7 +91,7 @@ impl Dataset {
             at += bytes;
         }
         text.push('}');
-        // Tensors begin at a multiple of eight bytes.
+        // Tensors start at a multiple of eight bytes.
         text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
         [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
     }

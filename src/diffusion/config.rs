@@ -7,7 +7,7 @@ use super::timesteps::{self, TimestepSchedule};
 use crate::ops::level_sampling;
 use crate::{Error, Result};
 
-/// How the noise level grows with the timestep t in 0…`num_steps` - 1: x_t = α_t x_0 + σ_t ε.
+/// How noise grows with the timestep t in 0…`num_steps` - 1: x_t = α_t x_0 + σ_t ε.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
@@ -22,7 +22,7 @@ pub enum Schedule {
     Flow,
 }
 
-/// What the network is trained to output.
+/// The target of the network's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prediction {
@@ -40,13 +40,13 @@ pub enum Prediction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepSampling {
-    /// Every timestep equally often.
+    /// Uniformly.
     Uniform,
-    /// In proportion to where the loss is: the law of [`level_sampling`], with importance weights
-    /// that keep the mean loss what it is under uniform times.
+    /// In proportion to the loss, by [`level_sampling`], with importance weights that keep the mean loss the same as under uniform
+    /// times.
     Adaptive,
-    /// The unit-interval time is the logistic function of a normal variate with `logit_mean` and `logit_std`: middle
-    /// noise levels more often (Esser et al. 2024, "Scaling Rectified Flow Transformers").
+    /// The unit-interval time is the logistic function of a normal variate with `logit_mean` and `logit_std`, which favours middle
+    /// noise levels (Esser et al. 2024, "Scaling Rectified Flow Transformers").
     LogitNormal,
 }
 
@@ -61,7 +61,7 @@ pub enum LossWeighting {
     MinSnr,
 }
 
-/// What a prediction is compared with its target by.
+/// How a prediction is compared with its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossKind {
@@ -72,22 +72,22 @@ pub enum LossKind {
     Balanced,
 }
 
-/// The terms of [`LossKind::Balanced`], in the order of `diffusion.balanced_weights`, as logs name them.
+/// The terms of [`LossKind::Balanced`], in the order of `diffusion.balanced_weights`, as named in logs.
 pub const BALANCED_TERMS: [&str; 5] = ["mse", "l1", "cosine", "high_frequency", "edge"];
 
 /// The `diffusion` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiffusionConfig {
-    /// Number of noise levels T that the network is trained on; timesteps are 0…T - 1.
+    /// Number of noise levels T of the training; timesteps are 0…T - 1.
     pub num_steps: usize,
-    /// How the noise level grows with the timestep.
+    /// How noise grows with the timestep.
     pub schedule: Schedule,
     /// β at the first timestep (`linear` only), in (0, 1).
     pub beta_start: f64,
     /// β at the last timestep (`linear` only), in (0, 1).
     pub beta_end: f64,
-    /// What the network is trained to output.
+    /// The target of the network's output.
     pub prediction: Prediction,
     /// How a training image's timestep is drawn.
     pub timestep_sampling: TimestepSampling,
@@ -95,17 +95,17 @@ pub struct DiffusionConfig {
     pub logit_mean: f64,
     /// Standard deviation of the normal variate of `logit_normal`, dimensionless, above 0.
     pub logit_std: f64,
-    /// Bins of noise levels whose losses `adaptive` tells apart, 1 to 256.
+    /// Number of noise level bins whose losses `adaptive` tracks, 1 to 256.
     pub adaptive_bins: usize,
-    /// Share of the old mean in a bin's new one under `adaptive`, in [0, 1).
+    /// Decay of a bin's mean loss under `adaptive`, in [0, 1).
     pub adaptive_decay: f64,
-    /// Share of the draws that stay uniform under `adaptive`, in (0, 1].
+    /// Share of uniform draws under `adaptive`, in (0, 1].
     pub adaptive_uniform: f64,
-    /// What a prediction is compared with its target by.
+    /// How a prediction is compared with its target.
     pub loss: LossKind,
-    /// The weights λ of the squared, absolute, angular, high-frequency and edge error under `balanced`; 0 leaves a term out.
+    /// The weights λ of the squared, absolute, angular, high-frequency and edge errors under `balanced`; 0 turns a term off.
     pub balanced_weights: [f64; 5],
-    /// Share of the old magnitude of a term in its new one under `balanced`, in [0, 1).
+    /// Decay of a term's running magnitude under `balanced`, in [0, 1).
     pub balanced_decay: f64,
     /// The weight of an image's loss by its noise level.
     pub loss_weighting: LossWeighting,
@@ -137,13 +137,13 @@ impl Default for DiffusionConfig {
 }
 
 impl DiffusionConfig {
-    /// Refuses values that no schedule can be made of.
+    /// Refuses values without a valid schedule.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key and the mend.
+    /// [`Error::Config`] with the key and advice.
     pub fn validate(&self) -> Result<()> {
         if !(2..=1_000_000).contains(&self.num_steps) {
-            let message = format!("{} noise levels cannot be trained on", self.num_steps);
+            let message = format!("{} noise levels", self.num_steps);
             return Err(Error::config("diffusion.num_steps", message, "give 2 to 1000000; 1000 is usual"));
         }
         for (key, beta) in [("diffusion.beta_start", self.beta_start), ("diffusion.beta_end", self.beta_end)] {
@@ -162,7 +162,7 @@ impl DiffusionConfig {
         }
         if flow && matches!(self.prediction, Prediction::Epsilon | Prediction::V) {
             let message = "under the flow schedule α reaches 0 and α² + σ² is not 1";
-            return Err(Error::config("diffusion.prediction", message, "predict flow or x0, or take another schedule"));
+            return Err(Error::config("diffusion.prediction", message, "predict flow or x0, or use another schedule"));
         }
         if !(1..=level_sampling::MOST_BINS).contains(&self.adaptive_bins) {
             let message = format!("{} bins of noise levels", self.adaptive_bins);
@@ -182,7 +182,7 @@ impl DiffusionConfig {
         }
         let weights = &self.balanced_weights;
         if !weights.iter().all(|weight| (0.0..=1e6).contains(weight)) || weights.iter().all(|weight| *weight == 0.0) {
-            let message = format!("{weights:?} are no weights");
+            let message = format!("{weights:?} are not valid weights");
             let mend = "give five numbers from 0 to 1e6, one of them above 0: mse, l1, cosine, high frequency, edge";
             return Err(Error::config("diffusion.balanced_weights", message, mend));
         }
@@ -198,7 +198,7 @@ impl DiffusionConfig {
     }
 }
 
-/// The way from noise to an image.
+/// The sampling method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SamplerKind {
@@ -206,10 +206,10 @@ pub enum SamplerKind {
     Ddpm,
     /// Song et al. 2020, "Denoising Diffusion Implicit Models": deterministic at η = 0.
     Ddim,
-    /// Heun's second-order method on the probability-flow ODE (Karras et al. 2022): two network calls a step.
+    /// Heun's second-order method on the probability-flow ODE (Karras et al. 2022): two network calls per step.
     Heun,
-    /// DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
-    /// Models"): second order by way of the step before, one network call a step.
+    /// DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models"):
+    /// second order using the previous step, one network call per step.
     Dpmpp2m,
 }
 
@@ -217,7 +217,7 @@ impl SamplerKind {
     /// Every sampler.
     pub const ALL: [Self; 4] = [Self::Ddpm, Self::Ddim, Self::Heun, Self::Dpmpp2m];
 
-    /// The name in configurations and on the command line.
+    /// Its name in configurations and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ddpm => "ddpm",
@@ -246,32 +246,32 @@ impl std::str::FromStr for SamplerKind {
     }
 }
 
-/// The `sampling` section: how pictures are made during training, and `engine sample`'s defaults.
+/// The `sampling` section: sampling during training, and the defaults of `engine sample`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingConfig {
-    /// The way from noise to an image.
+    /// The sampling method.
     pub sampler: SamplerKind,
     /// Denoising steps, at most `diffusion.num_steps`; a schedule with repeats has fewer.
     pub num_steps: usize,
-    /// How the steps' times are spread.
+    /// How the steps are spaced.
     pub schedule: TimestepSchedule,
-    /// The steps' times one by one, in 0…`diffusion.num_steps` - 1, instead of `num_steps` of a `schedule`; see
+    /// The timesteps one by one, in 0…`diffusion.num_steps` - 1, instead of `num_steps` of a `schedule`; see
     /// [`SamplingConfig::times`].
     pub timesteps: Option<Vec<i64>>,
     /// η of DDIM in [0, 1]: 0 adds no noise, 1 as much as DDPM.
     pub eta: f64,
-    /// Scale of the starting noise and of all fresh noise: 1 is what the model was trained on, less gives smoother and
-    /// less varied images, 0 none at all.
+    /// Scale of the initial noise and of all fresh noise: 1 as in training, less gives smoother and less varied images, 0 none at
+    /// all.
     pub temperature: f64,
-    /// Classifier-free guidance scale (Ho & Salimans 2022): 1 is the plain conditional prediction, more follows the
-    /// class harder at twice the cost. Other values than 1 need the null label.
+    /// Classifier-free guidance scale (Ho & Salimans 2022): 1 is the plain conditional prediction, higher values follow the class
+    /// more strictly, at twice the cost. Values other than 1 need the null label.
     pub guidance: f64,
-    /// How the scale goes over a sample's progress: `constant`, `adaptive`, or a list of scales.
+    /// Guidance over a sample's progress: `constant`, `adaptive`, or a list of scales.
     pub guidance_schedule: GuidanceSchedule,
     /// Clamp each step's estimate of x_0 to the pixels' range [-1, 1].
     pub clip_x0: bool,
-    /// Images per class in the grids drawn during and after training; of a model without classes, images in all.
+    /// Images per class in sample grids; for a model without classes, images in all.
     pub count_per_class: usize,
 }
 
@@ -298,12 +298,12 @@ impl SamplingConfig {
         self.guidance_schedule.is_guided(self.guidance)
     }
 
-    /// The same without guidance.
+    /// The settings without guidance.
     pub fn unguided(self) -> Self {
         Self { guidance: 1.0, guidance_schedule: GuidanceSchedule::Constant, ..self }
     }
 
-    /// The guidance for people: `2`, `2 (adaptive)`, `1,2,3`.
+    /// The guidance as text: `2`, `2 (adaptive)`, `1,2,3`.
     pub fn describe_guidance(&self) -> String {
         match &self.guidance_schedule {
             GuidanceSchedule::Constant => self.guidance.to_string(),
@@ -312,10 +312,10 @@ impl SamplingConfig {
         }
     }
 
-    /// Refuses values that no sampler can run with; `num_levels` is `diffusion.num_steps`.
+    /// Refuses values that no sampler can use; `num_levels` is `diffusion.num_steps`.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key and the mend.
+    /// [`Error::Config`] with the key and advice.
     pub fn validate(&self, num_levels: usize) -> Result<()> {
         if self.num_steps == 0 || self.num_steps > num_levels {
             let message = format!("{} denoising steps on a schedule of {num_levels}", self.num_steps);
@@ -334,7 +334,7 @@ impl SamplingConfig {
         }
         if !(0.0..=100.0).contains(&self.guidance) {
             let message = format!("a guidance scale of {} is outside [0, 100]", self.guidance);
-            return Err(Error::config("sampling.guidance", message, "1 is no guidance, 1.5 to 4 is usual"));
+            return Err(Error::config("sampling.guidance", message, "1 means no guidance, 1.5 to 4 is usual"));
         }
         self.guidance_schedule.validate()?;
         if !(1..=1000).contains(&self.count_per_class) {

@@ -1,4 +1,4 @@
-//! The face of a model towards the trainer and the samplers.
+//! The interface of diffusion models for the trainer and the samplers.
 
 use crate::error::Result;
 use crate::nn::Scope;
@@ -9,9 +9,9 @@ pub trait Denoiser {
     /// Height, width and channels of the images.
     fn image_shape(&self) -> [usize; 3];
 
-    /// `x` `[B, H, W, C]` f32, `time` `[B]` f32 (see `NoiseSchedule::time_input`), `labels` `[B]` i32, the null label
-    /// included: the prediction `[B, H, W, C]` f32.
+    /// `x` `[B, H, W, C]` f32, `time` `[B]` f32 (see `NoiseSchedule::time_input`), `labels` `[B]` i32, including the null label:
+    /// the prediction `[B, H, W, C]` f32.
     ///
-    /// Row b of the result depends on row b of the inputs alone, to the bit.
+    /// Row b of the result depends only on row b of the inputs, to the bit.
     fn forward(&self, s: &Scope, x: &Var, time: &Var, labels: &Var) -> Result<Var>;
 }

@@ -1,5 +1,4 @@
-//! Sampling that begins or stays with something given: from a noised image, along a known part of one, backwards from an
-//! image to the noise that it would come from.
+//! Sampling from given images: from a noised image, with known pixels, or inverted from an image to its noise.
 
 use super::sample::Sampler;
 use super::sampler::{Plan, Stage};
@@ -8,15 +7,15 @@ use crate::error::{Error, Result};
 use crate::ops::host::normal::fill_normal;
 use crate::rng::{Philox, Purpose};
 
-/// What the steps of Philox begin with that re-noise a state, so that they meet no stage's.
+/// Offset of Philox steps that re-noise a state, so that they differ from all stages.
 const RENOISE_STEP: u32 = 1 << 31;
 
 /// Spherical interpolation (Shoemake 1985, "Animating Rotation with Quaternion Curves") from `from` (t = 0) to `to` (t = 1):
-/// between two draws of noise every point has the length of a draw, which a straight line's middle has not. The ends are
-/// `from` and `to` themselves, to the bit.
+/// between two draws of noise every point has the length of a draw, unlike on a straight line. The ends are `from` and `to`
+/// themselves, to the bit.
 ///
 /// # Panics
-/// Where the lengths differ.
+/// If the lengths differ.
 pub fn slerp(from: &[f32], to: &[f32], t: f64) -> Vec<f32> {
     assert_eq!(from.len(), to.len(), "ends of different lengths");
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
@@ -36,8 +35,8 @@ pub fn slerp(from: &[f32], to: &[f32], t: f64) -> Vec<f32> {
 }
 
 impl Plan {
-    /// The last `steps` of a plan's steps, on its own times: what is left of sampling for an image that has been noised to
-    /// the first of them (Meng et al. 2021, "SDEdit"). All of them are the plan itself.
+    /// The last `steps` of a plan's steps, on its own times: the rest of sampling for an image that has been noised to the first
+    /// of them (Meng et al. 2021, "SDEdit"). All of them are the plan itself.
     ///
     /// # Errors
     /// [`Error::Config`] for no steps; else as [`Plan::new`].
@@ -52,9 +51,9 @@ impl Plan {
         Self::with_times(noise, prediction, sampling, Variance::default(), times)
     }
 
-    /// The way from an image to the noise that DDIM without noise would make it of, on the plan's own times backwards (Song
-    /// et al. 2020, "Denoising Diffusion Implicit Models", section 4.3). Each step takes ε from the state at its beginning,
-    /// so that the way back misses the image by an error of first order in the steps.
+    /// The inversion of an image to the noise from which deterministic DDIM would make it, on the plan's own times in reverse
+    /// (Song et al. 2020, "Denoising Diffusion Implicit Models", section 4.3). Each step takes ε from the state at its start, so
+    /// the reconstruction has an error of first order in the step size.
     ///
     /// # Errors
     /// As [`Plan::new`].
@@ -64,7 +63,7 @@ impl Plan {
         let mut stages: Vec<Stage> = forward.stages().to_vec();
         stages.reverse();
         let levels: Vec<Level> = stages.iter().map(|stage| stage.level).collect();
-        // The image itself has no noise of which to tell ε: it is taken for a state of the least noisy level.
+        // ε is undetermined for the image itself: it is treated as a state of the least noisy level.
         let mut first = stages[0].clone();
         (first.next_base, first.next_x0, first.next_eps, first.clip) = (levels[0].a, 0.0, levels[0].s, f64::INFINITY);
         for (stage, to) in stages.iter_mut().zip(&levels[1..]) {
@@ -90,19 +89,18 @@ impl Plan {
     }
 }
 
-/// A part of an image that is known, and that its samples shall have: some pixels, or the means of blocks of them.
+/// A known part of an image, which its samples must match: some pixels, or block means.
 ///
-/// What is known is linear in the image, x ↦ A·x, so that of a noisy state a·x + s·ε the part a·A·x + s·A·ε is known: it is
-/// put in place before every evaluation of the network, which makes the rest fit to it (Lugmayr et al. 2022, "RePaint", for
-/// pixels; Choi et al. 2021, "ILVR", for low frequencies). ε is the noise that the sample starts from, so that the known part
-/// moves on a straight path.
+/// The known part is linear in the image, x ↦ A·x, so for a noisy state a·x + s·ε the part a·A·x + s·A·ε is known: it is inserted
+/// before every evaluation of the network, which adapts the rest to it (Lugmayr et al. 2022, "RePaint", for pixels; Choi et al.
+/// 2021, "ILVR", for low frequencies). ε is the sample's initial noise, so the known part moves on a straight path.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Known {
-    /// Elements of the image where `mask` says so; both `[H, W, C]`, the image in [-1, 1].
+    /// Elements of the image selected by `mask`; both `[H, W, C]`, the image in [-1, 1].
     Pixels {
-        /// The image; what the mask excludes is never read.
+        /// The image; elements outside the mask are never read.
         image: Vec<f32>,
-        /// What is known.
+        /// True for known elements.
         mask: Vec<bool>,
     },
     /// The mean of each block of `factor` x `factor` pixels.
@@ -117,7 +115,7 @@ pub enum Known {
 }
 
 impl Known {
-    /// Puts a·A·image + s·A·noise in the place of A·x in each image of `x` and `noise` `[N, H, W, C]`.
+    /// Replaces A·x by a·A·image + s·A·noise in each image of `x` and `noise` `[N, H, W, C]`.
     pub fn impose(&self, level: Level, noise: &[f32], x: &mut [f32]) {
         let known = |value: f32, noise: f64| level.a * f64::from(value) + level.s * noise;
         let elements = self.elements();
@@ -146,8 +144,8 @@ impl Known {
         }
     }
 
-    /// Makes finished images `[N, H, W, C]` true to what is known: pixels become the given ones; blocks are shifted until
-    /// their means, clamped to [-1, 1] as pictures are, are the given ones.
+    /// Makes finished images `[N, H, W, C]` match the known part: pixels are replaced; blocks are shifted until their means,
+    /// clamped to [-1, 1] like pictures, match.
     pub fn finish(&self, x: &mut [f32]) {
         for x in x.chunks_exact_mut(self.elements()) {
             match self {
@@ -178,14 +176,14 @@ impl Known {
     }
 }
 
-/// The elements of the block of an image `shape` whose mean is element `number` of the small image.
+/// The elements of the block, in an image of `shape`, whose mean is element `number` of the small image.
 fn block(factor: usize, [_, w, c]: [usize; 3], number: usize) -> impl Iterator<Item = usize> + Clone {
     let columns = w / factor;
     let (row, column, channel) = (number / c / columns, number / c % columns, number % c);
     (0..factor * factor).map(move |k| ((row * factor + k / factor) * w + column * factor + k % factor) * c + channel)
 }
 
-/// By how much `values` must be shifted so that they have the mean `target`, in [-1, 1], once clamped to [-1, 1].
+/// The shift after which `values`, clamped to [-1, 1], have the mean `target` in [-1, 1].
 fn clamped_shift(values: &[f64], target: f64) -> f64 {
     let mean = |shift: f64| values.iter().map(|v| (v + shift).clamp(-1.0, 1.0)).sum::<f64>() / values.len() as f64;
     let (least, greatest) = values.iter().fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
@@ -198,37 +196,37 @@ fn clamped_shift(values: &[f64], target: f64) -> f64 {
     0.5 * (low + high)
 }
 
-/// How sampling is bound to something given.
+/// The known part of samples, and the number of rounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Binding<'a> {
-    /// What each sample shall have.
+    /// The known part of each sample.
     pub known: &'a Known,
-    /// How often each step is done, at least once: before each repetition the state is noised back to the step's level, so
-    /// that the unknown part has another chance to fit to the known one (RePaint's resampling).
+    /// Repetitions of each step, at least 1: before each repetition the state is noised back to the step's level, so that the
+    /// unknown part can adapt again (RePaint's resampling).
     pub rounds: usize,
 }
 
 impl Binding<'_> {
-    /// Refuses several rounds where a plan looks back.
+    /// Refuses several rounds for a multistep plan.
     pub(crate) fn check(&self, plan: &Plan) -> Result<()> {
         if self.rounds > 1 && plan.needs_saved_buffers() {
             return Err(Error::config(
                 "--resample",
-                "the sampler looks back at its last step, so that no step can be repeated",
+                "the sampler uses its previous step, so no step can be repeated",
                 "give --sampler ddim or ddpm, or leave --resample out",
             ));
         }
         Ok(())
     }
 
-    /// How often `stage` is done.
+    /// Repetitions of `stage`.
     pub(crate) fn rounds_at(&self, stages: &[Stage], stage: usize) -> usize {
-        // Nothing is left to fit after the last step.
+        // After the last step nothing remains to adapt.
         if stage + 1 < stages.len() { self.rounds.max(1) } else { 1 }
     }
 
-    /// Readies the states `x` of images `first …` of `seed` for a round of a stage: noised back to its level if it is done again,
-    /// then with what is known in place. `noise` is what they started from.
+    /// Prepares the states `x` of images `first …` of `seed` for a round of a stage: noises them back to its level in later
+    /// rounds, then inserts the known part. `noise` is their initial noise.
     pub(crate) fn bind(
         &self,
         stages: &[Stage],
@@ -247,11 +245,11 @@ impl Binding<'_> {
 }
 
 impl Sampler {
-    /// Draws images `first .. first + labels.len()` of the seed with a known part: `[labels.len(), H, W, C]`.
-    /// `after_stage(stage, sampler)` is called after each stage of [`Sampler::plan`] has been left for good.
+    /// Draws images `first .. first + labels.len()` of the seed with a known part: `[labels.len(), H, W, C]`. `after_stage(stage,
+    /// sampler)` is called after the last round of each stage of [`Sampler::plan`].
     ///
     /// # Errors
-    /// As [`Sampler::run`]; [`Error::Config`] for several rounds with a sampler that looks back at earlier steps.
+    /// As [`Sampler::run`]; [`Error::Config`] for several rounds with a multistep sampler.
     pub fn run_bound(
         &mut self,
         first: u32,
@@ -279,7 +277,7 @@ impl Sampler {
     }
 }
 
-/// Adds fresh noise to `count` states at level `from`, so that they are at the noisier level `to`.
+/// Adds fresh noise to `count` states at level `from` to raise them to the noisier level `to`.
 fn renoise(from: Level, to: Level, seed: u64, first: u32, step: u32, count: usize, x: &mut [f32]) {
     let scale = to.a / from.a;
     let fresh = (to.s * to.s - (scale * from.s).powi(2)).max(0.0).sqrt();

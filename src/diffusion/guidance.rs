@@ -1,4 +1,4 @@
-//! The guidance scale as a function of how far a sample is.
+//! The guidance scale as a function of a sample's progress.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,17 +12,17 @@ const MOST: usize = 1000;
 /// Largest scale.
 const LARGEST: f64 = 100.0;
 
-/// How the scale of classifier-free guidance (Ho & Salimans 2022) goes over a sample's progress p, 0 at its first step and 1
-/// at its last (0 where there is only one). In YAML and on the command line: `constant`, `adaptive`, or a list of scales.
+/// The classifier-free guidance scale (Ho & Salimans 2022) over a sample's progress p, 0 at its first step and 1 at its last (0 if
+/// there is only one). In YAML and on the command line: `constant`, `adaptive`, or a list of scales.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum GuidanceSchedule {
     /// `sampling.guidance` at every step.
     #[default]
     Constant,
-    /// Little while the layout forms, the scale itself in the middle, more at the end: 1 + (`sampling.guidance` - 1) · f(p) with
-    /// f rising in a straight line from 0 at p = 0 to 1 at p = 0.3, 1 up to p = 0.7, and rising to 1.5 at p = 1.
+    /// Low while the layout forms, the full scale in the middle, higher at the end: 1 + (`sampling.guidance` - 1) · f(p), where f
+    /// rises linearly from 0 at p = 0 to 1 at p = 0.3, is 1 up to p = 0.7, and rises to 1.5 at p = 1.
     Adaptive,
-    /// These scales at even distances of progress, the first at p = 0 and the last at p = 1, in straight lines between them;
+    /// These scales at equal distances of progress, the first at p = 0 and the last at p = 1, interpolated linearly;
     /// `sampling.guidance` is not used.
     List(Vec<f64>),
 }
@@ -30,7 +30,7 @@ pub enum GuidanceSchedule {
 /// f of [`GuidanceSchedule::Adaptive`] as (progress, factor).
 const ADAPTIVE: [(f64, f64); 4] = [(0.0, 0.0), (0.3, 1.0), (0.7, 1.0), (1.0, 1.5)];
 
-/// The value at `x` of straight lines between points in ascending order; exact at the points and where neighbours are equal.
+/// Piecewise linear interpolation at `x` of points in ascending order; exact at the points and between equal neighbours.
 fn lines(points: impl IntoIterator<Item = (f64, f64)>, x: f64) -> f64 {
     let mut before: Option<(f64, f64)> = None;
     for (right, high) in points {
@@ -45,11 +45,11 @@ fn lines(points: impl IntoIterator<Item = (f64, f64)>, x: f64) -> f64 {
 }
 
 impl GuidanceSchedule {
-    /// The scale at progress `p` in [0, 1], `scale` being `sampling.guidance`.
+    /// The scale at progress `p` in [0, 1]; `scale` is `sampling.guidance`.
     pub fn at(&self, scale: f64, p: f64) -> f64 {
         match self {
             Self::Constant => scale,
-            // 1 stays 1 exactly: no guidance is no guidance.
+            // 1 stays exactly 1: guidance stays off.
             Self::Adaptive if scale == 1.0 => 1.0,
             Self::Adaptive => 1.0 + (scale - 1.0) * lines(ADAPTIVE, p),
             Self::List(scales) => {
@@ -59,7 +59,7 @@ impl GuidanceSchedule {
         }
     }
 
-    /// Whether any step is guided, `scale` being `sampling.guidance`.
+    /// Whether any step is guided; `scale` is `sampling.guidance`.
     pub fn is_guided(&self, scale: f64) -> bool {
         match self {
             Self::Constant | Self::Adaptive => scale != 1.0,
@@ -67,10 +67,10 @@ impl GuidanceSchedule {
         }
     }
 
-    /// Refuses lists that no sampler can run with.
+    /// Refuses invalid lists.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key and the mend.
+    /// [`Error::Config`] with the key and advice.
     pub fn validate(&self) -> Result<()> {
         let Self::List(scales) = self else { return Ok(()) };
         let refuse = |message: String| {
@@ -114,7 +114,7 @@ impl FromStr for GuidanceSchedule {
                 let scales = list.split(',').map(|scale| scale.trim().parse::<f64>());
                 Self::List(scales.collect::<std::result::Result<_, _>>().map_err(|_| {
                     let short: String = list.chars().take(60).collect();
-                    let message = format!("`{}` is no course of guidance", short.escape_debug());
+                    let message = format!("`{}` is not a guidance schedule", short.escape_debug());
                     Error::config("guidance schedule", message, "write constant, adaptive, or scales such as 1,2,3")
                 })?)
             }
@@ -175,7 +175,7 @@ mod tests {
         let at = |p| GuidanceSchedule::Adaptive.at(3.0, p);
         assert_eq!([0.0, 0.3, 0.5, 0.7, 1.0].map(at), [1.0, 3.0, 3.0, 3.0, 4.0]);
         assert!((at(0.15) - 2.0).abs() < 1e-12 && (at(0.85) - 3.5).abs() < 1e-12);
-        // Below 1, guidance away from the class grows alike.
+        // Below 1, guidance away from the class scales in the same way.
         assert_eq!(GuidanceSchedule::Adaptive.at(0.0, 1.0), -0.5);
         for p in [0.0, 0.1, 0.37, 0.9, 1.0] {
             assert_eq!(GuidanceSchedule::Adaptive.at(1.0, p), 1.0);

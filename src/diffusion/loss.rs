@@ -13,7 +13,7 @@ use crate::ops::noise_step::{Draw, NoiseStep, Target, Times, noise_step};
 use crate::tape::Var;
 use crate::tensor::{Context, DType, Tensor};
 
-/// Images that one holds, with their labels.
+/// A batch of images with their labels.
 pub struct Batch {
     /// `[B, H, W, C]` f32 in [-1, 1].
     pub images: Tensor,
@@ -21,26 +21,26 @@ pub struct Batch {
     pub labels: Tensor,
 }
 
-/// What an objective is made for.
+/// The purpose of an objective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Losses to learn from: noise levels and the weights of terms may follow the losses met so far.
+    /// Training: noise levels and term weights may adapt to earlier losses.
     Training,
-    /// Losses to compare by: uniform or logit-normal times, and the terms' weights λ as they are configured.
+    /// Validation: uniform or logit-normal times, and the configured term weights λ.
     Validation,
 }
 
 /// The loss of a batch.
 pub struct Loss {
-    /// The mean over the batch, times the scale asked for, `[1]`.
+    /// The mean over the batch, times the requested scale, `[1]`.
     pub mean: Var,
-    /// Besides it: the batch means of the terms of [`LossKind::Balanced`] `[5]`, or a classifier's right answers `[1]`.
+    /// The batch means of the terms of [`LossKind::Balanced`] `[5]`, or a classifier's correct predictions `[1]`.
     pub terms: Option<Tensor>,
-    /// Under adaptive times: the items' losses `[B]` and the bins that they were drawn in `[B]`.
+    /// Under adaptive times: the items' losses `[B]` and their noise level bins `[B]`.
     pub items: Option<(Tensor, Tensor)>,
 }
 
-/// Everything about the loss that stays from step to step, on the device.
+/// The constant part and the state of the loss, on the device.
 pub struct Objective {
     noise: NoiseStep,
     weighted: bool,
@@ -48,7 +48,7 @@ pub struct Objective {
     balanced: [f32; 5],
     /// The running magnitudes of the terms and their decay.
     magnitudes: Option<(Tensor, f32)>,
-    /// The state of adaptive times and their law.
+    /// The state of adaptive times and their distribution.
     levels: Option<(Tensor, Law)>,
 }
 
@@ -56,7 +56,7 @@ impl Objective {
     /// The objective of a configuration. `label_dropout` is the share of labels replaced by `null_label`.
     ///
     /// # Errors
-    /// Those of the schedule, and of putting its tables on the device.
+    /// Those of the schedule, and of copying its tables to the device.
     pub fn new(
         context: &Context,
         config: &DiffusionConfig,
@@ -115,13 +115,13 @@ impl Objective {
         })
     }
 
-    /// What the objective has learnt of the losses so far, by name: a checkpoint keeps it.
+    /// The state of the objective, by name: a checkpoint stores it.
     pub fn state(&self) -> Vec<(&'static str, &Tensor)> {
         let levels = self.levels.iter().map(|(state, _)| ("levels", state));
         levels.chain(self.magnitudes.iter().map(|(state, _)| ("magnitudes", state))).collect()
     }
 
-    /// Terms that [`Loss::terms`] has, by name.
+    /// The names of [`Loss::terms`].
     pub fn terms(&self) -> &'static [&'static str] {
         match self.kind {
             LossKind::Mse => &[],
@@ -139,11 +139,10 @@ impl Objective {
         self.levels.is_some()
     }
 
-    /// Takes note of a step's losses for the steps to come: the mean of its batches' `terms`, the losses and bins of all its
-    /// items.
+    /// Updates the state after a step: from the mean of its batches' `terms`, and the losses and bins of all its items.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for what is none of these.
+    /// [`Error::Shape`](crate::Error::Shape) for wrong shapes.
     pub fn learn(&self, context: &Context, terms: Option<&Tensor>, items: Option<&(Tensor, Tensor)>) -> Result<()> {
         if let (Some((state, decay)), Some(terms)) = (&self.magnitudes, terms) {
             update_magnitudes(context, state, terms, *decay)?;
@@ -154,9 +153,9 @@ impl Objective {
         Ok(())
     }
 
-    /// The loss of `batch`, times `scale`: draws times, noise and dropped labels for the step and the items that `control`
-    /// names, predicts, compares. The images are given away, so that their memory is free before the network runs.
-    /// [`Objective::learn`] takes note of it.
+    /// The loss of `batch`, times `scale`: draws times, noise and dropped labels for the step and items in `control`, predicts,
+    /// and compares. It consumes the images, so that their memory is free before the network runs. [`Objective::learn`] updates
+    /// the state.
     ///
     /// # Errors
     /// Those of the network and of the ops.

@@ -1,4 +1,4 @@
-//! The device's side of sampling: rows of images under way, each at a stage of its own.
+//! The device part of sampling: rows of images in progress, each at its own stage.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -10,14 +10,14 @@ use crate::ops::sampler_step::{ROW_WORDS, Row, STAGE_WORDS, SamplerState, fill_n
 use crate::tape::{Prepared, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
 
-/// Which optional buffers there are, each as large as the state.
+/// Which optional buffers exist, each as large as the state.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Buffers {
     /// The state that a stage saved.
     pub saved_state: bool,
     /// The combination that a stage saved.
     pub saved: bool,
-    /// What [`Rows::predicted`] needs.
+    /// The buffers for [`Rows::predicted`].
     pub kept: bool,
 }
 
@@ -33,7 +33,7 @@ struct State {
     kept: Option<Kept>,
 }
 
-/// Before a stage's update changes the state: the state, and the network's output.
+/// The state before a stage's update, and the network's output.
 #[derive(Clone)]
 struct Kept {
     x: Tensor,
@@ -78,30 +78,30 @@ impl State {
     }
 }
 
-/// A denoising step over the first rows of its buffers: a program for each number of rows that is used.
+/// A denoising step over the first rows of its buffers, with a program for each number of rows in use.
 pub(crate) struct Rows {
     context: Context,
     model: Rc<dyn Denoiser>,
     parameters: Rc<Parameters>,
-    /// The weights as ops on the CPU read them, as they were at the last [`Rows::refresh`].
+    /// The weights in the CPU's layout, as of the last [`Rows::refresh`].
     prepared: Rc<Prepared>,
     capacity: usize,
     state: State,
     programs: BTreeMap<usize, (Program, State)>,
     /// The table, on the host.
     rows: Vec<Row>,
-    /// Tables of steps to come, `[steps, capacity, words]`.
+    /// Tables of future steps, `[steps, capacity, words]`.
     course: Option<Tensor>,
 }
 
-/// What a row does in the next step.
+/// A row's work in the next step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Going<'a> {
     pub stage: &'a Stage,
     /// Philox's step, 1 for the first stage.
     pub step: u32,
     pub seed: u64,
-    /// The number of the image.
+    /// The index of the image.
     pub item: u32,
     /// The row without the label.
     pub partner: Option<usize>,
@@ -111,7 +111,7 @@ impl Rows {
     /// Makes the buffers.
     ///
     /// # Errors
-    /// [`Error::Config`] for no rows; what the device reports.
+    /// [`Error::Config`] for no rows; those of the device.
     pub fn new(
         context: &Context,
         model: Rc<dyn Denoiser>,
@@ -166,28 +166,28 @@ impl Rows {
         self.programs.get(&count).map(|(program, _)| program)
     }
 
-    /// Takes the parameters as they are now.
+    /// Uses the parameters' current values.
     pub fn refresh(&self) -> Result<()> {
         self.prepared.refresh()
     }
 
-    /// Prepares weights of which a new step has asked for another form.
+    /// Repacks weights in a layout that a new step needs.
     pub fn prepare(&self) -> Result<()> {
         if self.prepared.is_ready() { Ok(()) } else { self.prepared.refresh() }
     }
 
-    /// Labels of the first rows.
+    /// Sets the labels of the first rows.
     pub fn set_labels(&mut self, labels: &[i32]) -> Result<()> {
         self.state.labels.part(0, [labels.len()])?.upload(labels)
     }
 
-    /// Row `row` stays as it is in the steps to come.
+    /// Leaves row `row` unchanged in the next steps.
     pub fn idle(&mut self, row: usize) {
-        // The network still sees it; any time that it knows will do.
+        // The network still evaluates it, at any valid time.
         self.rows[row] = Row { stage: [0; STAGE_WORDS], partner: row as u32, ..Row::default() };
     }
 
-    /// What row `row` does in the next step.
+    /// Sets the work of row `row` in the next step.
     pub fn set(&mut self, row: usize, going: Going) {
         let words = |coefficients: StageCoefficients| bytemuck::cast::<_, [u32; STAGE_WORDS]>(coefficients);
         let mut coefficients = going.stage.coefficients();
@@ -207,7 +207,7 @@ impl Rows {
         }
     }
 
-    /// Fills the rows of images, and their partners, with the noise that they start from.
+    /// Fills the rows of images, and their partners, with their initial noise.
     pub fn begin(&mut self, images: &[Beginning]) -> Result<()> {
         let mut rows = vec![Row::default(); self.capacity];
         for image in images {
@@ -217,26 +217,26 @@ impl Rows {
         fill_noise(&self.context, &self.state.x, &self.state.table)
     }
 
-    /// The table as it has been set, for the next step.
+    /// Uploads the current table for the next step.
     pub fn table(&self) -> &[Row] {
         &self.rows
     }
 
-    /// Makes room on the device for the tables of `steps` steps.
+    /// Allocates device memory for the tables of `steps` steps.
     pub fn reserve_course(&mut self, steps: usize) -> Result<()> {
         self.course = Some(self.context.zeros([steps, self.capacity, ROW_WORDS], DType::U32)?);
         Ok(())
     }
 
-    /// Uploads the tables of all steps to come, one after the other.
+    /// Uploads the tables of all future steps.
     pub fn set_course(&mut self, tables: &[Row]) -> Result<()> {
         match &self.course {
             Some(course) => Row::upload(tables, course),
-            None => Err(Error::shape("sampler", "no room was made for a course")),
+            None => Err(Error::shape("sampler", "no room was reserved for the tables")),
         }
     }
 
-    /// Does step `step` of the course, of all rows: on an accelerator it is only submitted, without a wait.
+    /// Runs step `step` of the uploaded tables, for all rows: on an accelerator it is only submitted, without waiting.
     pub fn advance(&mut self, step: usize) -> Result<()> {
         if let Some(course) = &self.course {
             let table = course.part(step * self.capacity * ROW_WORDS, [self.capacity, ROW_WORDS])?;
@@ -245,7 +245,7 @@ impl Rows {
         self.submit(self.capacity)
     }
 
-    /// Does a step of the first `count` rows, for which it has been planned.
+    /// Runs a step of the first `count` rows, for which it has been planned.
     pub fn step(&mut self, count: usize) -> Result<()> {
         let table = self.state.table.part(0, [count, ROW_WORDS])?;
         Row::upload(&self.rows[..count], &table)?;
@@ -265,12 +265,12 @@ impl Rows {
         self.part(&self.state.x, row, count)?.download()
     }
 
-    /// Puts states in the place of those of the rows from `row` on.
+    /// Replaces the states of the rows from `row` on.
     pub fn write(&self, row: usize, values: &[f32]) -> Result<()> {
         self.part(&self.state.x, row, values.len() / self.image_len())?.upload(values)
     }
 
-    /// Row `from`'s state and what its stages saved, to row `to`.
+    /// Copies row `from`'s state and its saved buffers to row `to`.
     pub fn copy(&self, from: usize, to: usize) -> Result<()> {
         let State { x, saved_state, saved, kept, .. } = &self.state;
         let kept = kept.as_ref().map(|kept| [&kept.x, &kept.prediction]);
@@ -281,8 +281,8 @@ impl Rows {
         Ok(())
     }
 
-    /// The x_0 that the network saw in `count` rows from `row` on when they did `stage`, in the last step, those
-    /// without labels `partner` rows on: clamped where the stage clamps. None without the buffers for it.
+    /// The predicted x_0 of `count` rows from `row` on in the last step, which was `stage`, with unlabelled rows `partner` rows
+    /// further: clamped if the stage clamps. None without the buffers for it.
     pub fn predicted(
         &self,
         stage: &Stage,
@@ -312,7 +312,7 @@ impl Rows {
     }
 }
 
-/// An image that begins.
+/// An image at its start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Beginning {
     pub row: usize,

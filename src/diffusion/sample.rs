@@ -1,4 +1,4 @@
-//! Sampling on a device: a plan's stages for a batch of images that go together, each a forward pass and one fused update.
+//! Sampling on a device: a plan's stages for a batch of images in lockstep, each a forward pass and one fused update.
 
 use std::rc::Rc;
 
@@ -8,18 +8,18 @@ use crate::error::{Error, Result};
 use crate::nn::Parameters;
 use crate::tensor::{Context, Program};
 
-/// What a sampler is made for.
+/// The settings of a sampler.
 #[derive(Clone, Debug)]
 pub struct SamplerSpec {
     /// Sampler, times, temperature, guidance, clamp.
     pub sampling: SamplingConfig,
-    /// What the model predicts.
+    /// The model's prediction.
     pub prediction: Prediction,
-    /// The label that guidance contrasts with; None where the model has none.
+    /// The label that guidance contrasts with; None if the model has none.
     pub null_label: Option<usize>,
     /// Images in a batch.
     pub batch: usize,
-    /// The seed: image k of a seed is the same image in every batch.
+    /// The seed: image k of a seed is the same in every batch.
     pub seed: u64,
 }
 
@@ -27,19 +27,19 @@ pub struct SamplerSpec {
 pub struct Sampler {
     plan: Plan,
     spec: SamplerSpec,
-    /// Batches side by side: 2 with guidance (labelled, then unlabelled), else 1.
+    /// Copies of the batch: 2 with guidance (labelled, then unlabelled), else 1.
     copies: usize,
     rows: Rows,
-    /// The seed's number of the first image of those under way, and how many they are.
+    /// The index of the first image in progress, and the number of images.
     first: u32,
     images: usize,
 }
 
 impl Sampler {
-    /// Plans a denoising step and makes its buffers.
+    /// Plans a denoising step and allocates its buffers.
     ///
     /// # Errors
-    /// [`Error::Config`] for guidance of a model without a null label, and what [`Plan::new`] refuses.
+    /// [`Error::Config`] for guidance of a model without a null label, and those of [`Plan::new`].
     pub fn new(
         context: &Context,
         model: Rc<dyn Denoiser>,
@@ -51,7 +51,7 @@ impl Sampler {
         Self::with_plan(context, model, parameters, plan, spec)
     }
 
-    /// As [`Sampler::new`], on a plan of one's own instead of the one that `spec.sampling` describes.
+    /// As [`Sampler::new`], with a custom plan instead of that of `spec.sampling`.
     ///
     /// # Errors
     /// As [`Sampler::new`].
@@ -65,8 +65,8 @@ impl Sampler {
         Self::planned(context, model, parameters, plan, spec, false)
     }
 
-    /// As [`Sampler::with_plan`], and [`Sampler::predicted`] can be asked after each stage: two more states are kept on the
-    /// device for it. The images are the same, bit for bit.
+    /// As [`Sampler::with_plan`], and [`Sampler::predicted`] works after each stage: two more states are kept on the device for
+    /// it. The images are the same, bit for bit.
     ///
     /// # Errors
     /// As [`Sampler::with_plan`].
@@ -103,7 +103,7 @@ impl Sampler {
         Ok(Self { plan, spec, copies, rows, first: 0, images: 0 })
     }
 
-    /// Bytes of the weights in the order in which the CPU's products read them; 0 on other devices.
+    /// Bytes of the weights repacked for the CPU's products; 0 on other devices.
     pub fn prepared_bytes(&self) -> usize {
         self.rows.prepared_bytes()
     }
@@ -116,7 +116,7 @@ impl Sampler {
         self.rows.program(self.rows.capacity()).expect("planned by `Sampler::planned`")
     }
 
-    /// Model evaluations of one image, guidance's counted.
+    /// Model evaluations per image, including guidance.
     pub fn stages(&self) -> usize {
         self.plan.stages().len()
     }
@@ -126,7 +126,7 @@ impl Sampler {
         self.spec.batch
     }
 
-    /// What is done, stage by stage.
+    /// The stages.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -136,11 +136,11 @@ impl Sampler {
         self.spec.seed
     }
 
-    /// Draws images `first .. first + labels.len()` of the seed, at most a batch of them: `[labels.len(), H, W, C]` in
-    /// about [-1, 1]. `after_stage(stage, state)` is called after each stage with the state so far, if it wants it.
+    /// Draws images `first .. first + labels.len()` of the seed, at most a batch of them: `[labels.len(), H, W, C]` in about [-1,
+    /// 1]. `after_stage(stage, state)` is called after each stage and can read the state.
     ///
     /// # Errors
-    /// More labels than a batch has places; what the device reports.
+    /// More labels than the batch size; those of the device.
     pub fn run(
         &mut self,
         first: u32,
@@ -151,8 +151,8 @@ impl Sampler {
         self.finish(after_stage)
     }
 
-    /// Begins with images `first .. first + labels.len()` of the seed: their state becomes the noise that they start from.
-    /// They are denoised by the parameters as they are now: on the CPU, one that changes meanwhile may go unseen.
+    /// Starts images `first .. first + labels.len()` of the seed: their state becomes their initial noise. They are denoised with
+    /// the parameters' current values: on the CPU, later changes may be missed.
     ///
     /// # Errors
     /// As [`Sampler::run`].
@@ -161,7 +161,7 @@ impl Sampler {
         if labels.is_empty() || labels.len() > batch {
             return Err(Error::shape("sampler", format!("{} labels for a batch of {batch}", labels.len())));
         }
-        // A batch is always full: places without a request draw images that nobody sees.
+        // A batch is always full: the remaining places draw images that are not read.
         let mut rows = vec![0i32; self.copies * batch];
         rows[..labels.len()].copy_from_slice(labels);
         if let (2, Some(null)) = (self.copies, self.spec.null_label) {
@@ -181,19 +181,19 @@ impl Sampler {
         self.chart()
     }
 
-    /// The state of the images under way, `[N, H, W, C]`.
+    /// The state of the images in progress, `[N, H, W, C]`.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn state(&self) -> Result<Vec<f32>> {
         self.rows.read(0, self.images)
     }
 
-    /// The x_0 that the network saw in the images under way at `stage`, the last one that was done: `[N, H, W, C]`, clamped
-    /// where the plan clamps. None without [`Sampler::with_predictions`].
+    /// The predicted x_0 of the images in progress at `stage`, the last one that was run: `[N, H, W, C]`, clamped if the plan
+    /// clamps. None without [`Sampler::with_predictions`].
     ///
     /// # Errors
-    /// A stage that the plan does not have; what the device reports.
+    /// A stage that the plan does not have; those of the device.
     pub fn predicted(&self, stage: usize) -> Result<Option<Vec<f32>>> {
         let Some(stage) = self.plan.stages().get(stage) else {
             return Err(Error::shape("sampler", format!("stage {stage} of {}", self.stages())));
@@ -201,10 +201,10 @@ impl Sampler {
         self.rows.predicted(stage, 0, self.images, self.partner(0))
     }
 
-    /// Puts another state `[N, H, W, C]` in the place of that of the images under way.
+    /// Replaces the state `[N, H, W, C]` of the images in progress.
     ///
     /// # Errors
-    /// [`Error::Shape`] for one of another length; what the device reports.
+    /// [`Error::Shape`] for another length; those of the device.
     pub fn set_state(&mut self, values: &[f32]) -> Result<()> {
         let (image, places) = (self.rows.image_len(), self.spec.batch - self.images);
         if values.len() != self.images * image {
@@ -215,10 +215,10 @@ impl Sampler {
         self.rows.write(0, &full.repeat(self.copies))
     }
 
-    /// Does one stage of the plan, of images that were begun. On an accelerator it is only submitted: whoever asks for the state waits.
+    /// Runs one stage of the plan for the images in progress. On an accelerator it is only submitted; reading the state waits.
     ///
     /// # Errors
-    /// A stage that the plan does not have; what the device reports.
+    /// A stage that the plan does not have; those of the device.
     pub fn advance(&mut self, stage: usize) -> Result<()> {
         if stage >= self.stages() {
             return Err(Error::shape("sampler", format!("stage {stage} of {}", self.stages())));
@@ -238,7 +238,7 @@ impl Sampler {
         self.state()
     }
 
-    /// What every row does at every stage goes to the device at once, so that no stage has to wait for the host.
+    /// Uploads the work of every row and stage at once, so that no stage waits for the host.
     fn chart(&mut self) -> Result<()> {
         let mut course = Vec::with_capacity(self.stages() * self.rows.capacity());
         for (going, step) in self.plan.stages().iter().zip(1..) {
@@ -252,7 +252,7 @@ impl Sampler {
         self.rows.set_course(&course)
     }
 
-    /// The row without the label of the image in row `row`.
+    /// The unlabelled partner of row `row`.
     fn partner(&self, row: usize) -> Option<usize> {
         (self.copies == 2).then_some(self.spec.batch + row)
     }

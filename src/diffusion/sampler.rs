@@ -1,9 +1,9 @@
 //! Samplers as plans: every decision is made beforehand, so that a device runs a stage without asking the host.
 //!
-//! A [`Plan`] is a list of [`Stage`]s. A stage is one evaluation of the network and one update of the state, elementwise
-//! and linear but for the clamp, with plain numbers for coefficients. With the state x, the network's output `pred`
-//! (under guidance `guidance·cond + (1 - guidance)·uncond`), fresh standard normal noise z, and the buffers `saved_state` and
-//! `saved`, in this order:
+//! A [`Plan`] is a list of [`Stage`]s. A stage is one evaluation of the network and one update of the state, which is elementwise
+//! and, except for the clamp, linear with constant coefficients. With the state x, the network's output `pred` (under guidance
+//! `guidance·cond + (1 - guidance)·uncond`), fresh standard normal noise z, and the buffers `saved_state` and `saved`, in this
+//! order:
 //!
 //! ```text
 //! raw   = x0_x·x + x0_pred·pred
@@ -16,8 +16,8 @@
 //! x     = next
 //! ```
 //!
-//! `eps_clip` = -a/s keeps (x0, eps) a decomposition of x where the clamp acts, as in Ho et al. 2020 (and in diffusers
-//! with `use_clipped_model_output`). The state starts as standard normal noise, times the temperature.
+//! `eps_clip` = -a/s keeps (x0, eps) a decomposition of x when the clamp acts, as in Ho et al. 2020 (and in diffusers with
+//! `use_clipped_model_output`). The state starts as standard normal noise, times the temperature.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -28,33 +28,33 @@ use crate::{Error, Result};
 /// Pixels, and so x_0, lie in [-1, 1].
 const PIXEL_BOUND: f64 = 1.0;
 
-/// Heun corrects a step only where σ falls by at most this factor (and always under `flow`).
+/// Heun corrects a step only if σ falls by at most this factor (and always under `flow`).
 ///
-/// The trapezoid in σ multiplies any difference between the two derivatives by (σ - σ')/2. From the end of the cosine
-/// schedule (σ = 2e4) to the next level of a 20-step plan (σ' = 13) the state would be thrown far outside σ'; a plain
-/// step, which ends at exactly σ', is better there, as it is in the last step, to σ' = 0.
+/// The trapezoid in σ multiplies any difference between the two derivatives by (σ - σ')/2. From the end of the cosine schedule (σ
+/// = 2e4) to the next level of a 20-step plan (σ' = 13) the state would overshoot far beyond σ'; a plain step, which ends exactly
+/// at σ', is better there, as in the last step, to σ' = 0.
 const HEUN_MAX_SIGMA_RATIO: f64 = 20.0;
 
 /// The variance of the noise that a DDPM step adds (Ho et al. 2020, section 3.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Variance {
-    /// "Fixed small": the posterior variance β̃, optimal for data in one point; few steps need it.
+    /// "Fixed small": the posterior variance β̃, optimal for data at a single point; better for few steps.
     #[default]
     Posterior,
     /// "Fixed large": the forward process's β, optimal for normally distributed data; for many steps.
     Forward,
 }
 
-/// One evaluation of the network and the update that follows it; the module's text says what each number does.
+/// One evaluation of the network and its update; the module documentation defines each number.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
-    /// The sampling step that this stage belongs to, from 0; Heun's corrected steps have two stages.
+    /// The index of the sampling step, from 0; Heun's corrected steps have two stages.
     pub step: usize,
     /// The diffusion time at which the network is evaluated.
     pub time: f64,
-    /// What the network is told of the time.
+    /// The time input of the network.
     pub time_input: f64,
-    /// The noise level of the state that the network sees.
+    /// The noise level of the network's input state.
     pub level: Level,
     /// (x_0, ε) from the state and the prediction.
     pub inverse: Inverse,
@@ -76,15 +76,15 @@ pub struct Stage {
     pub next_noise: f64,
     /// Whether the current state is saved.
     pub saves_state: bool,
-    /// The combination `(weight of x_0, weight of ε)` that is saved after the saved one was used.
+    /// The combination `(weight of x_0, weight of ε)` to save after the saved one was used.
     pub saves: Option<(f64, f64)>,
 }
 
-/// A [`Stage`] as a device reads it: 64 bytes, all f32 but the flags.
+/// A [`Stage`] in the device's layout: 64 bytes, all f32 except for the flags.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub struct StageCoefficients {
-    /// What the network is told of the time.
+    /// The time input of the network.
     pub time_input: f32,
     /// Guidance scale.
     pub guidance: f32,
@@ -96,7 +96,7 @@ pub struct StageCoefficients {
     pub eps_x: f32,
     /// Weight of the prediction in ε.
     pub eps_pred: f32,
-    /// Weight in ε of what the clamp changed in x_0.
+    /// Weight in ε of the clamp's change of x_0.
     pub eps_clip: f32,
     /// The clamp of x_0; infinite for none.
     pub clip: f32,
@@ -132,7 +132,7 @@ impl StageCoefficients {
 }
 
 impl Stage {
-    /// A stage that adds up to nothing yet.
+    /// A stage with all weights zero.
     fn new(
         noise: &NoiseSchedule,
         prediction: Prediction,
@@ -169,7 +169,7 @@ impl Stage {
         -self.level.a / self.level.s
     }
 
-    /// The stage as a device reads it.
+    /// The stage in the device's layout.
     pub fn coefficients(&self) -> StageCoefficients {
         type C = StageCoefficients;
         let flag = |set: bool, bit: u32| if set { bit } else { 0 };
@@ -198,13 +198,13 @@ impl Stage {
         }
     }
 
-    /// Whether the network is evaluated without its label too.
+    /// Whether the network is also evaluated without the label.
     pub fn is_guided(&self) -> bool {
         self.guidance != 1.0
     }
 }
 
-/// What a sampler does, stage by stage.
+/// The stages of a sampler.
 #[derive(Clone, Debug)]
 pub struct Plan {
     stages: Vec<Stage>,
@@ -215,19 +215,19 @@ impl Plan {
     /// The plan of a configuration on its times ([`SamplingConfig::times`]), DDPM with [`Variance::Posterior`].
     ///
     /// # Errors
-    /// [`Error::Config`] for values that [`SamplingConfig::validate`] refuses.
+    /// [`Error::Config`] for values refused by [`SamplingConfig::validate`].
     pub fn new(noise: &NoiseSchedule, prediction: Prediction, sampling: &SamplingConfig) -> Result<Self> {
         sampling.validate(noise.num_steps())?;
         let times = sampling.times(noise)?.times;
         Self::with_times(noise, prediction, sampling, Variance::default(), &times)
     }
 
-    /// The plan on the given falling times, one a step (what `sampling` says of times is not used); after the last comes
-    /// the clean image. Skipped timesteps make larger steps (Nichol & Dhariwal 2021, section 4).
+    /// The plan on the given descending times, one per step (ignoring the times of `sampling`), ending at the clean image. Skipped
+    /// timesteps make larger steps (Nichol & Dhariwal 2021, section 4).
     ///
     /// # Errors
-    /// [`Error::Config`] if there are no times, if they do not fall, or if the schedule or the prediction has no
-    /// (x_0, ε) at one of them.
+    /// [`Error::Config`] if there are no times, if they do not descend, or if the schedule or the prediction has no (x_0, ε) at
+    /// one of them.
     pub fn with_times(
         noise: &NoiseSchedule,
         prediction: Prediction,
@@ -280,7 +280,7 @@ impl Plan {
         Ok(Self { stages, steps: times.len() })
     }
 
-    /// A plan of stages, one a step.
+    /// A plan with one stage per step.
     pub(super) fn of_stages(stages: Vec<Stage>) -> Self {
         Self { steps: stages.len(), stages }
     }
@@ -305,22 +305,21 @@ impl Plan {
         self.stages.iter().any(|stage| stage.saves_state)
     }
 
-    /// Whether any stage evaluates the network without its label too.
+    /// Whether any stage also evaluates the network without the label.
     pub fn is_guided(&self) -> bool {
         self.stages.iter().any(Stage::is_guided)
     }
 
-    /// The stages as a device reads them.
+    /// The stages in the device's layout.
     pub fn coefficients(&self) -> Vec<StageCoefficients> {
         self.stages.iter().map(Stage::coefficients).collect()
     }
 
-    /// Runs the plan in f64 on the host: the reference of every device.
+    /// Runs the plan in f64 on the host: the reference for every device.
     ///
-    /// `x` is the start at first (standard normal noise, times the temperature) and the image at last.
-    /// `model(x, time_input, conditional, pred)` writes the network's output, and is asked with `conditional = false` too
-    /// where a stage is guided. `noise(stage, z)` writes the standard normal noise of a stage, by its place in
-    /// [`Plan::stages`].
+    /// `x` holds the start (standard normal noise, times the temperature) and then the image. `model(x, time_input, conditional,
+    /// pred)` writes the network's output, and is also called with `conditional = false` if a stage is guided. `noise(stage, z)`
+    /// writes the standard normal noise of a stage, by its index in [`Plan::stages`].
     pub fn run_host(
         &self,
         x: &mut [f64],
@@ -365,7 +364,7 @@ impl Plan {
     }
 }
 
-/// Refuses times that are no plan.
+/// Refuses invalid times.
 fn check_times(noise: &NoiseSchedule, times: &[f64]) -> Result<()> {
     let last = if noise.is_continuous() {
         "0…1".to_owned()
@@ -374,7 +373,7 @@ fn check_times(noise: &NoiseSchedule, times: &[f64]) -> Result<()> {
     };
     let mend = || format!("give falling times, {last}");
     if times.is_empty() {
-        return Err(Error::config("sampling timesteps", "there are none", mend()));
+        return Err(Error::config("sampling timesteps", "the list is empty", mend()));
     }
     if let Some(time) = times.iter().find(|&&time| !noise.has(time) || noise.level(time).s == 0.0) {
         return Err(Error::config("sampling timesteps", format!("{time} is not a noise level"), mend()));
@@ -387,8 +386,8 @@ fn check_times(noise: &NoiseSchedule, times: &[f64]) -> Result<()> {
 
 /// Song et al. 2020, "Denoising Diffusion Implicit Models", equation (12), for any (a, s): η = 0 is DDIM, 1 is DDPM.
 ///
-/// x_0/a + σ·ε is a process whose noise only grows, so its posterior is known in (a, s) alone: with ρ = σ'/σ the noise
-/// added anew has variance s'²·(1 - ρ²), which is β̃ where a² + s² = 1.
+/// x_0/a + σ·ε is a process with growing noise, so its posterior depends only on (a, s): with ρ = σ'/σ the added noise has
+/// variance s'²·(1 - ρ²), which is β̃ if a² + s² = 1.
 fn ancestral(stage: &mut Stage, next: Level, eta: f64) {
     let rho = (next.s * stage.level.a) / (next.a * stage.level.s);
     let fresh = eta * (1.0 - rho * rho).sqrt();
@@ -397,8 +396,8 @@ fn ancestral(stage: &mut Stage, next: Level, eta: f64) {
     stage.next_noise = next.s * fresh;
 }
 
-/// Heun's corrector for `predictor`, a step to the corrector's level (Karras et al. 2022, "Elucidating the Design Space
-/// of Diffusion-Based Generative Models", algorithm 1): the same step again with the mean of both ends' derivatives.
+/// Heun's corrector for `predictor`, a step to the corrector's level (Karras et al. 2022, "Elucidating the Design Space of
+/// Diffusion-Based Generative Models", algorithm 1): repeats the step with the mean of both ends' derivatives.
 ///
 /// The equation is solved in σ for x/a, whose derivative is ε, or under flow in t for x, whose derivative is ε - x_0.
 fn heun(predictor: &mut Stage, mut corrector: Stage, flow: bool) -> Stage {
@@ -421,10 +420,10 @@ fn heun(predictor: &mut Stage, mut corrector: Stage, flow: bool) -> Stage {
 /// DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
 /// algorithm 2): the exponential integrator in λ = ln(a/s), with x_0 extrapolated over the step from its last two values.
 ///
-/// `stage` is the first-order step of the method, which is DDIM's at η = 0, and the saved combination is the x_0 of the
-/// step before, which began at `previous`. With h = λ' - λ and h₀ = λ - λ_previous, (1 - e^-h)/2 · h/h₀ of the difference
-/// of the two is added. As in diffusers, the first step and the last, to λ = ∞, are of first order. Flow takes the same
-/// steps: the equation is the same one in (a, s), and from pure noise, λ = -∞, nothing can be extrapolated (h/h₀ = 0).
+/// `stage` is the first-order step of the method, which is DDIM's at η = 0, and the saved combination is the x_0 of the previous
+/// step, which began at `previous`. With h = λ' - λ and h₀ = λ - λ_previous, (1 - e^-h)/2 · h/h₀ of the difference of the two is
+/// added. As in diffusers, the first step and the last, to λ = ∞, are of first order. Flow uses the same steps: the equation is
+/// the same in (a, s), and from pure noise, λ = -∞, nothing can be extrapolated (h/h₀ = 0).
 fn multistep(stage: &mut Stage, previous: Level, next: Level) {
     let (before, sigma, after) = (previous.sigma(), stage.level.sigma(), next.sigma());
     let slope = 0.5 * (1.0 - after / sigma) * (sigma / after).ln() / (before / sigma).ln();

@@ -1,14 +1,13 @@
-//! Noise levels: how much of an image and how much noise a noisy image holds, and what a network's output says of both.
+//! Noise levels: the amounts of image and noise in a noisy image, and the conversion of predictions.
 //!
-//! Everything here is x_t = a·x_0 + s·ε with ε standard normal. A [`Level`] is one such pair (a, s); a
-//! [`NoiseSchedule`] gives the level of each diffusion time. Predictions are linear in (x_0, ε), so that turning one
-//! into another is two multiplications, and the algebra is the same for every schedule. All of it is computed in f64
-//! and rounded once, to the f32 tables that a device reads.
+//! Everything here is x_t = a·x_0 + s·ε with ε standard normal. A [`Level`] is one such pair (a, s); a [`NoiseSchedule`] gives the
+//! level of each diffusion time. Predictions are linear in (x_0, ε), so converting one into another takes two multiplications,
+//! with the same algebra for every schedule. It is computed in f64 and rounded once, to the device's f32 tables.
 
 use super::{DiffusionConfig, Prediction, Schedule};
 use crate::Result;
 
-/// What a network trained on continuous flow times sees: t in (0, 1) times this, as if there were 1000 timesteps.
+/// Time input scale of continuous flow: t in (0, 1) times this, as if there were 1000 timesteps.
 pub const FLOW_TIME_SCALE: f64 = 1000.0;
 
 /// One noise level of x_t = a·x_0 + s·ε.
@@ -20,7 +19,7 @@ pub struct Level {
     pub s: f64,
 }
 
-/// How (x_t, prediction) become (x_0, ε): x_0 = `x0_x`·x_t + `x0_pred`·prediction, ε = `eps_x`·x_t +
+/// The conversion of (x_t, prediction) into (x_0, ε): x_0 = `x0_x`·x_t + `x0_pred`·prediction, ε = `eps_x`·x_t +
 /// `eps_pred`·prediction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Inverse {
@@ -43,12 +42,12 @@ impl Level {
         (self.a / self.s).powi(2)
     }
 
-    /// The noise level σ = s/a of x_t/a = x_0 + σ·ε (Karras et al. 2022); infinite where a = 0.
+    /// The noise level σ = s/a of x_t/a = x_0 + σ·ε (Karras et al. 2022); infinite for a = 0.
     pub fn sigma(self) -> f64 {
         self.s / self.a
     }
 
-    /// What a network with `prediction` is trained to output, as weights (of x_0, of ε).
+    /// The training target of a network with `prediction`, as weights (of x_0, of ε).
     ///
     /// ε: (0, 1); x_0: (1, 0); v: (-s, a) (Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion
     /// Models"); flow: (-1, 1).
@@ -61,8 +60,7 @@ impl Level {
         }
     }
 
-    /// (x_0, ε) from x_t and a prediction, or `None` where the prediction says nothing of one of them: ε where a = 0,
-    /// x_0 where s = 0.
+    /// (x_0, ε) from x_t and a prediction, or `None` if the prediction does not determine one of them: ε for a = 0, x_0 for s = 0.
     pub fn invert(self, prediction: Prediction) -> Option<Inverse> {
         let (c_x, c_n) = self.target(prediction);
         let determinant = self.a * c_n - self.s * c_x;
@@ -77,12 +75,12 @@ impl Level {
 
 /// The noise level of each diffusion time.
 ///
-/// Under `linear` and `cosine` a time is a timestep, a whole number in 0…T - 1, and a² + s² = 1. Under `flow` it is
-/// any t in [0, 1], with a = 1 - t and s = t.
+/// Under `linear` and `cosine` a time is a timestep, a whole number in 0…T - 1, and a² + s² = 1. Under `flow` it is any t in [0,
+/// 1], with a = 1 - t and s = t.
 #[derive(Clone, Debug)]
 pub struct NoiseSchedule {
     num_steps: usize,
-    /// One level a timestep; `None` where time is continuous.
+    /// One level per timestep; `None` if time is continuous.
     levels: Option<Vec<Level>>,
 }
 
@@ -124,7 +122,7 @@ impl NoiseSchedule {
         }
     }
 
-    /// Whether [`NoiseSchedule::level`] knows `time`.
+    /// Whether [`NoiseSchedule::level`] is defined at `time`.
     pub fn has(&self, time: f64) -> bool {
         match self.levels {
             Some(_) => time >= 0.0 && time < self.num_steps as f64 && time.fract() == 0.0,
@@ -132,24 +130,23 @@ impl NoiseSchedule {
         }
     }
 
-    /// What the network is told of a time: the timestep itself, or under `flow` 1000·t.
+    /// The time input of a network: the timestep itself, or under `flow` 1000·t.
     pub fn time_input(&self, time: f64) -> f64 {
         if self.is_continuous() { FLOW_TIME_SCALE * time } else { time }
     }
 
-    /// The tables a\[T\] and s\[T\] for a device, rounded once from f64; `None` under `flow`, whose levels are computed
-    /// from t.
+    /// The tables a\[T\] and s\[T\] for a device, rounded once from f64; `None` under `flow`, whose levels are computed from t.
     pub fn tables(&self) -> Option<(Vec<f32>, Vec<f32>)> {
         self.levels.as_ref().map(|levels| levels.iter().map(|level| (level.a as f32, level.s as f32)).unzip())
     }
 
-    /// The default times of a sampler with `steps` steps, falling: timesteps round(T·k/n) - 1, k = n…1 (halves up),
-    /// and under `flow` k/n. `steps` is clamped to 1…T.
+    /// The default times of a sampler with `steps` steps, descending: timesteps round(T·k/n) - 1, k = n…1 (halves up), and under
+    /// `flow` k/n. `steps` is clamped to 1…T.
     ///
-    /// This is the "trailing" spacing of Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are
-    /// Flawed": it begins at the noisiest level, the only one at which pure noise is what the network was trained on,
-    /// for any number of steps. ("Leading" begins below it, and pure noise is then too noisy for its level; "linspace"
-    /// spends its last step on the hardly noisy timestep 0.)
+    /// This is the "trailing" spacing of Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed": it
+    /// starts at the noisiest level, the only one at which the network was trained on pure noise, for any number of steps.
+    /// ("Leading" starts below it, where pure noise is too noisy for the level; "linspace" wastes its last step on the almost
+    /// noise-free timestep 0.)
     pub fn times(&self, steps: usize) -> Vec<f64> {
         let (t, n) = (self.num_steps as u64, steps.clamp(1, self.num_steps) as u64);
         let time = |k: u64| match self.levels {
@@ -160,7 +157,7 @@ impl NoiseSchedule {
     }
 }
 
-/// β from `start` to `end` in equal steps, both included (Ho et al. 2020).
+/// β from `start` to `end` in equal steps, including both (Ho et al. 2020).
 fn linear_betas(num_steps: usize, start: f64, end: f64) -> Vec<f64> {
     let last = (num_steps - 1) as f64;
     (0..num_steps).map(|t| start + (end - start) * (t as f64 / last)).collect()

@@ -1,24 +1,23 @@
-//! The times of a sampler's steps: how they are spread over the noise levels, or which ones a list names.
+//! The times of a sampler's steps: spaced by a schedule, or given as a list.
 
 use serde::{Deserialize, Serialize};
 
 use super::{NoiseSchedule, SamplingConfig};
 use crate::{Error, Result};
 
-/// How n steps are spread over T timesteps. Here they are counted from 1 to T as in the papers; timesteps are one less.
-/// Each begins at T, the noisiest level. What falls below 1 is 1, and repeats are dropped.
+/// The spacing of n steps over T timesteps. Here they are counted from 1 to T as in the papers; timesteps are one less. Each
+/// starts at T, the noisiest level. Values below 1 become 1, and repeats are dropped.
 ///
-/// Under `flow` the time is continuous: the same numbers over T, not rounded, so that there are no repeats.
+/// Under `flow` time is continuous: the numbers are divided by T, not rounded, so there are no repeats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepSchedule {
     /// Equal steps, round(T·k/n) for k = 1…n: [`NoiseSchedule::times`].
     #[default]
     Uniform,
-    /// ⌊T·k²/n²⌋ for k = 1…n (Song et al. 2020, "Denoising Diffusion Implicit Models", appendix D.2): more steps at
-    /// little noise.
+    /// ⌊T·k²/n²⌋ for k = 1…n (Song et al. 2020, "Denoising Diffusion Implicit Models", appendix D.2): more steps at low noise.
     Quadratic,
-    /// ⌊T^(k/(n - 1))⌋ for k = 0…n - 1, NumPy's `logspace(0, log10(T), n)`: most steps at little noise.
+    /// ⌊T^(k/(n - 1))⌋ for k = 0…n - 1, NumPy's `logspace(0, log10(T), n)`: most steps at low noise.
     Logarithmic,
 }
 
@@ -26,7 +25,7 @@ impl TimestepSchedule {
     /// Every schedule.
     pub const ALL: [Self; 3] = [Self::Uniform, Self::Quadratic, Self::Logarithmic];
 
-    /// The name in configurations and on the command line.
+    /// Its name in configurations and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Uniform => "uniform",
@@ -54,10 +53,10 @@ impl std::str::FromStr for TimestepSchedule {
     }
 }
 
-/// Named numbers of steps, from quick looks to final pictures.
+/// Named numbers of steps, from quick previews to final pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Profile {
-    /// 20 steps, for quick looks.
+    /// 20 steps, for quick previews.
     Fast,
     /// 50 steps.
     Standard,
@@ -79,17 +78,17 @@ impl Profile {
 /// The times of a sampler's steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Times {
-    /// Falling, in the terms of [`NoiseSchedule::level`].
+    /// Descending, in the units of [`NoiseSchedule::level`].
     pub times: Vec<f64>,
-    /// What became of the steps that were asked for, where fewer remain or others are meant.
+    /// A note if steps were dropped or changed.
     pub note: Option<String>,
 }
 
 impl SamplingConfig {
-    /// The times of the steps: those of `timesteps` where they are listed, else `num_steps` of `schedule`.
+    /// The times of the steps: those in `timesteps` if given, else `num_steps` of `schedule`.
     ///
-    /// Of a list, which may be in any order, repeats are dropped and what lies outside 0…T - 1; but T, the last step where
-    /// steps are counted from 1, means T - 1. Under `flow` timestep t is the time (t + 1)/T.
+    /// From a list, in any order, repeats and values outside 0…T - 1 are dropped; but T, the last step when counting from 1,
+    /// becomes T - 1. Under `flow` timestep t is the time (t + 1)/T.
     ///
     /// ```
     /// use engine::diffusion::{DiffusionConfig, NoiseSchedule, SamplingConfig, TimestepSchedule};
@@ -98,12 +97,12 @@ impl SamplingConfig {
     /// let sampling = SamplingConfig { schedule: TimestepSchedule::Logarithmic, num_steps: 50, ..Default::default() };
     /// let times = sampling.times(&noise)?;
     /// assert_eq!((times.times.len(), times.times[0]), (42, 999.0));
-    /// assert_eq!(times.note.as_deref(), Some("50 steps asked, 42 remain after repeats"));
+    /// assert_eq!(times.note.as_deref(), Some("50 steps requested, 42 remain after repeats"));
     /// # Ok::<(), engine::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::Config`] for a list of which nothing remains.
+    /// [`Error::Config`] for a list with no valid timestep.
     pub fn times(&self, noise: &NoiseSchedule) -> Result<Times> {
         let steps = noise.num_steps();
         if let Some(list) = &self.timesteps {
@@ -118,7 +117,7 @@ impl SamplingConfig {
                 .rev()
                 .map(|k| match noise.is_continuous() {
                     true => (k as f64 / asked as f64).powi(2),
-                    // At most a million steps each way: far below 2^64.
+                    // At most a million steps each: far below 2^64.
                     false => (steps as u64 * (k * k) as u64 / (asked * asked) as u64).max(1) as f64 - 1.0,
                 })
                 .collect(),
@@ -129,19 +128,20 @@ impl SamplingConfig {
                     let share = ((exponent - 1.0) * (steps as f64).ln()).exp();
                     match noise.is_continuous() {
                         true => share,
-                        // Whole powers may come out a little below the whole number.
+                        // Whole powers may be computed slightly below the whole number.
                         false => (steps as f64 * share * (1.0 + 1e-12)).floor().max(1.0) - 1.0,
                     }
                 })
                 .collect(),
         };
         times.dedup();
-        let note = (times.len() < asked).then(|| format!("{asked} steps asked, {} remain after repeats", times.len()));
+        let note =
+            (times.len() < asked).then(|| format!("{asked} steps requested, {} remain after repeats", times.len()));
         Ok(Times { times, note })
     }
 }
 
-/// The timesteps below `steps` that a list names, falling, and a word on those that it lost.
+/// The timesteps below `steps` in a list, descending, and a note about dropped ones.
 pub(super) fn listed(list: &[i64], steps: usize) -> Result<(Vec<usize>, Option<String>)> {
     let mend = || format!("give timesteps in 0…{}", steps - 1);
     let Some(first) = list.first() else {
@@ -169,8 +169,8 @@ pub(super) fn listed(list: &[i64], steps: usize) -> Result<(Vec<usize>, Option<S
     if outside > 0 {
         why.push(format!("{outside} outside 0…{} {} dropped", steps - 1, if outside == 1 { "is" } else { "are" }));
     }
-    let note =
-        (!why.is_empty()).then(|| format!("{} timesteps asked, {} remain: {}", list.len(), kept.len(), why.join(", ")));
+    let note = (!why.is_empty())
+        .then(|| format!("{} timesteps requested, {} remain: {}", list.len(), kept.len(), why.join(", ")));
     Ok((kept, note))
 }
 
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(times(TimestepSchedule::Logarithmic, 1), [999.0]);
         let quadratic = sampling(TimestepSchedule::Quadratic, 50).times(&linear).unwrap();
         // c·i² is 0.4 for i = 1 and 1.6 for i = 2.
-        assert_eq!(quadratic.note.as_deref(), Some("50 steps asked, 49 remain after repeats"));
+        assert_eq!(quadratic.note.as_deref(), Some("50 steps requested, 49 remain after repeats"));
         assert_eq!(quadratic.times[47..], [2.0, 0.0]);
         let flow = noise(Schedule::Flow, 1000);
         let times = |schedule, steps| sampling(schedule, steps).times(&flow).unwrap().times;
@@ -241,7 +241,8 @@ mod tests {
         let messy = list(&[-3, 7, 7, 1000, 2000, 7, 0]).times(&linear).unwrap();
         assert_eq!(messy.times, [999.0, 7.0, 0.0]);
         let note = messy.note.unwrap();
-        for part in ["7 timesteps asked, 3 remain", "1000 is taken as 999", "2 repeats are", "2 outside 0…999 are"] {
+        for part in ["7 timesteps requested, 3 remain", "1000 is taken as 999", "2 repeats are", "2 outside 0…999 are"]
+        {
             assert!(note.contains(part), "{note}");
         }
         for (bad, part) in [(&[][..], "the list is empty"), (&[-1, 1001][..], "none of the 2 timesteps (-1, …)")] {

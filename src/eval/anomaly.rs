@@ -1,4 +1,4 @@
-//! How unlike the training data an image is: a model denoises best what it was trained on (Graham et al. 2023, "Denoising
+//! Rates how unlike the training data an image is: a model denoises best what it was trained on (Graham et al. 2023, "Denoising
 //! Diffusion Models for Out-of-Distribution Detection").
 
 use serde_json::{Value, json};
@@ -9,25 +9,25 @@ use crate::error::{Error, Result};
 use crate::model_file::ModelInfo;
 use crate::pipeline::Model;
 
-/// Below this an error is that of arithmetic.
+/// Smaller errors are rounding noise.
 const LEAST_ERROR: f64 = 1e-12;
 
-/// What an image's errors come to beside a reference's.
+/// The score of an image relative to a reference.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
-    /// By how many standard deviations of the reference the logarithm of the error lies above its mean, averaged over the
-    /// noise levels: about 0 for images like the reference's, more for stranger ones.
+    /// How many standard deviations of the reference the logarithm of the error lies above its mean, averaged over the noise
+    /// levels: about 0 for images like the reference, more for unusual ones.
     pub score: f64,
     /// The share of the reference's images that score lower, in [0, 1].
     pub percentile: f64,
 }
 
-/// The errors of images that count as normal: means and deviations of their logarithms at each level.
+/// The errors of reference images: means and deviations of their logarithms at each level.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reference {
     mean: Vec<f64>,
     deviation: Vec<f64>,
-    /// The reference images' own scores, rising.
+    /// The reference images' own scores, ascending.
     scores: Vec<f64>,
 }
 
@@ -35,7 +35,7 @@ impl Reference {
     /// From [`DenoisingErrors::measure`](super::DenoisingErrors::measure)'s result.
     ///
     /// # Errors
-    /// [`Error::Config`] for fewer than 2 images: they have no deviation.
+    /// [`Error::Config`] for fewer than 2 images, which have no deviation.
     pub fn new(errors: &[Vec<f64>]) -> Result<Self> {
         let count = errors.len();
         if count < 2 {
@@ -48,7 +48,7 @@ impl Reference {
         let deviation = (0..levels)
             .map(|level| {
                 let squares: f64 = log(level).map(|x| (x - mean[level]).powi(2)).sum();
-                // Equal images have none.
+                // Identical images have none.
                 (squares / (count - 1) as f64).sqrt().max(1e-6)
             })
             .collect();
@@ -69,10 +69,10 @@ impl Reference {
     }
 }
 
-/// The scores of some images beside those of a data set's training images.
+/// The scores of some images relative to a data set's training images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
-    /// What each image is called.
+    /// The names of the images.
     pub names: Vec<String>,
     /// The score of each.
     pub scores: Vec<Score>,
@@ -80,13 +80,13 @@ pub struct Scores {
     pub errors: Vec<Vec<f64>>,
     /// The noise levels' diffusion times.
     pub times: Vec<f64>,
-    /// Images of the reference.
+    /// Number of reference images.
     pub reference: usize,
 }
 
 impl Scores {
-    /// Measures `given` and `reference` images under `label`; `progress(done, total)` counts evaluations of the network, of each
-    /// of the two by itself.
+    /// Measures `given` and `reference` images under `label`; `progress(done, total)` counts evaluations of the network, for each
+    /// of the two separately.
     ///
     /// # Errors
     /// Those of [`DenoisingErrors`] and [`Reference::new`].
@@ -106,7 +106,7 @@ impl Scores {
         Ok(Self { names: given.names, scores, errors, times: measure.times(), reference: reference.names.len() })
     }
 
-    /// The places of the images, the strangest first.
+    /// The indices of the images, highest score first.
     pub fn order(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.scores.len()).collect();
         order.sort_by(|a, b| self.scores[*b].score.total_cmp(&self.scores[*a].score));
@@ -133,8 +133,7 @@ impl Scores {
     }
 }
 
-/// A data set as the model's training divided it. A set without the classes that were trained on was named on purpose: it is
-/// taken as it is.
+/// A data set, split as for the model's training. A set without the trained classes was chosen on purpose: it is used unchanged.
 ///
 /// # Errors
 /// Those of [`Dataset::arranged`].
@@ -146,7 +145,7 @@ pub fn as_trained(set: Dataset, info: &ModelInfo) -> Result<Dataset> {
     }
 }
 
-/// The split of a data set whose images are scored: what it holds out, where it does.
+/// The split of a data set to score: the held-out images, if there are any.
 pub fn scored_split(set: &Dataset) -> Split {
     if set.split_len(Split::Validation) > 0 { Split::Validation } else { Split::Train }
 }

@@ -1,4 +1,4 @@
-//! A classifier out of a diffusion model (Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier"; Clark &
+//! Classification with a diffusion model (Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier"; Clark &
 //! Jaini 2023, "Text-to-Image Diffusion Models are Zero-Shot Classifiers").
 
 use super::{DenoisingErrors, ErrorSpec};
@@ -6,22 +6,22 @@ use crate::diffusion::Level;
 use crate::error::{Error, Result};
 use crate::pipeline::Model;
 
-/// Tells images' classes by a model's denoising errors: of all classes, an image's own lets the model denoise it best (Li et
-/// al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier").
+/// Classifies images by a model's denoising errors: the model denoises an image best under its own class (Li et al. 2023, "Your
+/// Diffusion Model is Secretly a Zero-Shot Classifier").
 ///
-/// For an image x_0 and a class c the model denoises x_t = a·x_0 + s·ε under c, at several noise levels t and draws of ε, the
-/// same ones for every class. With ε̂ the noise that it finds (predictions of x_0, v and velocity are converted):
+/// For an image x_0 and a class c the model denoises x_t = a·x_0 + s·ε under c, at several noise levels t and draws of ε, the same
+/// for every class. With the predicted noise ε̂ (converted from predictions of x_0, v and velocity):
 ///
 /// ```text
 /// E(c) = Σ_t w_t · mean over draws of ‖ε̂(x_t, t, c) − ε‖² / Σ_t w_t,   w_t = 1 / (1 + a²/s²)
 /// p(c | x_0) = exp(−E(c)) / Σ_c' exp(−E(c'))
 /// ```
 ///
-/// which is equation 6 of Li et al., all classes being equally likely before, but for the weights: theirs are 1. The error of ε
-/// is a²/s², the signal-to-noise ratio, times that of x_0. With weights of 1 the levels that hardly have any noise decide, where
-/// every class denoises alike; under a flow's schedule, which has many of them, most of all. The weights make it the error of
-/// ε where noise prevails and that of x_0 where the image does: the error of v (Salimans & Ho 2022), whatever the model
-/// predicts. The class of the lowest error wins.
+/// This is equation 6 of Li et al. with a uniform prior over classes, except for the weights: theirs are 1. The error of ε is
+/// a²/s², the signal-to-noise ratio, times that of x_0. With weights of 1 the levels with hardly any noise dominate, where all
+/// classes denoise alike, especially under a flow's schedule, which has many of them. The weights turn it into the error of ε
+/// where noise dominates and that of x_0 where the image does: the error of v (Salimans & Ho 2022), whatever the model predicts.
+/// The class with the lowest error wins.
 ///
 /// ```
 /// use engine::config::Config;
@@ -44,37 +44,37 @@ use crate::pipeline::Model;
 pub struct Classifier {
     errors: DenoisingErrors,
     labels: Vec<usize>,
-    /// The weight of each level, their sum 1.
+    /// The weight of each level; they sum to 1.
     weights: Vec<f64>,
     /// Values of an image.
     len: usize,
 }
 
-/// What a [`Classifier`] makes of an image.
+/// The result of a [`Classifier`] for an image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Classification {
-    /// The expected squared error E of each class, in the order of the classifier's labels; of a [`NetworkClassifier`] the
+    /// The expected squared error E of each class, in the order of the classifier's labels; for a [`NetworkClassifier`] the
     /// negative logit.
     ///
     /// [`NetworkClassifier`]: super::NetworkClassifier
     pub errors: Vec<f64>,
     /// The probability of each class.
     pub probabilities: Vec<f64>,
-    /// The place of the likeliest class among the classifier's labels; of equal ones the first.
+    /// The index of the most likely class among the classifier's labels; the first of equal ones.
     pub prediction: usize,
 }
 
 impl Classifier {
-    /// A classifier into `labels` of `model`'s.
+    /// A classifier over `labels` of `model`.
     ///
     /// # Errors
-    /// [`Error::Config`] for a model without classes, fewer than two labels, one that is no class of the model's (as the null
-    /// label) or is given twice; those of [`DenoisingErrors::new`].
+    /// [`Error::Config`] for a model without classes, fewer than two labels, and a label that is not a class of the model (such as
+    /// the null label) or is repeated; those of [`DenoisingErrors::new`].
     pub fn new(model: &Model, labels: &[usize], spec: ErrorSpec) -> Result<Self> {
         let classes = model.info.config.model.num_classes();
         if classes == 0 {
             let message = "the model was trained without classes, so it cannot tell them apart";
-            return Err(Error::config("--model", message, "name a model that was trained with classes"));
+            return Err(Error::config("--model", message, "give a model that was trained with classes"));
         }
         check_labels(labels, &model.class_names())?;
         let errors = DenoisingErrors::new(model, spec)?;
@@ -84,7 +84,7 @@ impl Classifier {
         Ok(Self { errors, labels: labels.to_vec(), weights, len: model.image_shape().iter().product() })
     }
 
-    /// The noise levels' diffusion times, rising.
+    /// The noise levels' diffusion times, ascending.
     pub fn times(&self) -> Vec<f64> {
         self.errors.times()
     }
@@ -96,8 +96,8 @@ impl Classifier {
 
     /// Classifies images `[N, H, W, C]` in [-1, 1]; `progress(done, total)` counts batches of evaluations.
     ///
-    /// An image's result is its own: neither other images nor the batch nor threads change a bit of it. Its noise is drawn from
-    /// the seed and its own values.
+    /// The result for an image does not depend on other images, the batch or threads. Its noise is drawn from the seed and its own
+    /// values.
     ///
     /// # Errors
     /// Those of [`DenoisingErrors::compare`].
@@ -111,36 +111,36 @@ impl Classifier {
     }
 }
 
-/// Two labels at least, each once and the number of one of the classes `names`.
+/// Checks for at least two distinct labels, each the index of one of the classes `names`.
 ///
 /// # Errors
-/// [`Error::Config`] naming the first that is not.
+/// [`Error::Config`] with the first invalid one.
 pub fn check_labels(labels: &[usize], names: &[String]) -> Result<()> {
     if labels.len() < 2 {
-        let message = format!("{} class alone: there is nothing to tell apart", labels.len());
-        return Err(Error::config("--classes", message, "name two or more, of a model that knows as many"));
+        let message = format!("{} class: there is nothing to classify", labels.len());
+        return Err(Error::config("--classes", message, "give two or more, of a model that has as many"));
     }
     for (k, label) in labels.iter().enumerate() {
         let message = match names.get(*label) {
             None => format!("label {label} of a model of {} classes", names.len()),
-            Some(name) if labels[..k].contains(label) => format!("{name} is named twice"),
+            Some(name) if labels[..k].contains(label) => format!("{name} is given twice"),
             Some(_) => continue,
         };
-        return Err(Error::config("--classes", message, "name each of the model's classes at most once"));
+        return Err(Error::config("--classes", message, "give each of the model's classes at most once"));
     }
     Ok(())
 }
 
 impl Classification {
-    /// The same among some of the classes alone, in this order.
+    /// The result restricted to some of the classes, in this order.
     ///
     /// # Panics
-    /// If one of `labels` is none of the classes.
+    /// If one of `labels` is not one of the classes.
     pub fn among(&self, labels: &[usize]) -> Self {
         Self::of(labels.iter().map(|&label| self.errors[label]).collect())
     }
 
-    /// Of the errors of each class: the softmax of their negatives.
+    /// From the errors of each class: the softmax of their negatives.
     pub(super) fn of(errors: Vec<f64>) -> Self {
         let least = |best: usize, k: usize| if errors[k] < errors[best] { k } else { best };
         let prediction = (1..errors.len()).fold(0, least);
@@ -156,14 +156,14 @@ fn level_weight(level: Level) -> f64 {
     noise / (signal + noise)
 }
 
-/// How often images of each class were taken for each.
+/// The confusion matrix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Confusion {
     counts: Vec<Vec<usize>>,
 }
 
 impl Confusion {
-    /// No image yet, of `classes` classes.
+    /// An empty matrix of `classes` classes.
     pub fn new(classes: usize) -> Self {
         Self { counts: vec![vec![0; classes]; classes] }
     }
@@ -171,38 +171,38 @@ impl Confusion {
     /// Counts an image.
     ///
     /// # Panics
-    /// If one of the two is not below the number of classes.
+    /// If an argument is not below the number of classes.
     pub fn add(&mut self, truth: usize, prediction: usize) {
         self.counts[truth][prediction] += 1;
     }
 
-    /// The images of class i that were taken for class j, at `[i][j]`.
+    /// Number of images of class i predicted as class j, at `[i][j]`.
     pub fn counts(&self) -> &[Vec<usize>] {
         &self.counts
     }
 
-    /// Images.
+    /// Number of images.
     pub fn total(&self) -> usize {
         self.counts.iter().flatten().sum()
     }
 
-    /// Images that were taken for what they are.
+    /// Number of correct predictions.
     pub fn correct(&self) -> usize {
         (0..self.counts.len()).map(|class| self.counts[class][class]).sum()
     }
 
-    /// The share of images that were taken for what they are; 0 without images.
+    /// The accuracy; 0 without images.
     pub fn accuracy(&self) -> f64 {
         self.correct() as f64 / self.total().max(1) as f64
     }
 
-    /// The same of the images of one class; None where there are none.
+    /// The accuracy for one class; None if it has no images.
     pub fn class_accuracy(&self, class: usize) -> Option<f64> {
         let total: usize = self.counts[class].iter().sum();
         (total > 0).then(|| self.counts[class][class] as f64 / total as f64)
     }
 
-    /// The mean of the classes' accuracies, of those that have images: what rare classes count in as much as common ones.
+    /// The mean of the per-class accuracies over classes with images: rare classes count as much as common ones.
     pub fn mean_class_accuracy(&self) -> f64 {
         let accuracies: Vec<f64> = (0..self.counts.len()).filter_map(|class| self.class_accuracy(class)).collect();
         accuracies.iter().sum::<f64>() / accuracies.len().max(1) as f64
@@ -214,15 +214,15 @@ impl Confusion {
     }
 }
 
-/// The 95 % score interval of a probability of which `successes` of `trials` were seen (Wilson 1927, "Probable Inference, the Law
-/// of Succession, and Statistical Inference"): \[0, 1\] where there were none.
+/// The 95 % score interval of a probability after `successes` in `trials` (Wilson 1927, "Probable Inference, the Law of
+/// Succession, and Statistical Inference"): \[0, 1\] for no trials.
 ///
 /// ```
 /// let [low, high] = engine::eval::wilson_interval(8, 10);
 /// assert!((low - 0.4902).abs() < 5e-5 && (high - 0.9433).abs() < 5e-5);
 /// ```
 pub fn wilson_interval(successes: usize, trials: usize) -> [f64; 2] {
-    /// The normal distribution's 97.5 % point.
+    /// The 97.5 % quantile of the normal distribution.
     const Z: f64 = 1.959_963_984_540_054;
     if trials == 0 {
         return [0.0, 1.0];
@@ -232,7 +232,7 @@ pub fn wilson_interval(successes: usize, trials: usize) -> [f64; 2] {
     let centre = p + Z * Z / (2.0 * n);
     let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
     let [low, high] = [centre - half, centre + half].map(|bound| bound / (1.0 + Z * Z / n));
-    // Exact where rounding would leave a probability's range, or just miss its end.
+    // Exact at the ends, where rounding would leave a probability's range or just miss its end.
     [if successes == 0 { 0.0 } else { low }, if successes == trials { 1.0 } else { high }]
 }
 
@@ -240,7 +240,7 @@ pub fn wilson_interval(successes: usize, trials: usize) -> [f64; 2] {
 mod tests {
     use super::*;
 
-    /// Known values, and what defines the bounds: |p̂ − p| = z·√(p (1 − p) / n).
+    /// Known values, and the definition of the bounds: |p̂ − p| = z·√(p (1 − p) / n).
     #[test]
     fn intervals_are_the_known_ones() {
         for (successes, trials, low, high) in [
@@ -278,7 +278,7 @@ mod tests {
         for (snr, expected) in [(1.0, 0.5), (1e6, 1e-6), (1e-6, 1.0)] {
             assert!((weight(snr) / expected - 1.0).abs() < 1e-5);
         }
-        // The level's scale does not matter: a flow's levels are no variance-preserving ones.
+        // The level's scale does not matter: a flow's levels are not variance-preserving.
         assert!((level_weight(Level { a: 0.2, s: 0.4 }) - 0.8).abs() < 1e-12);
     }
 

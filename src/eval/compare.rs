@@ -1,4 +1,4 @@
-//! Models held against each other: the same images and noise for all, drawn from the same seeds.
+//! Comparison of models on the same images and noise, drawn from the same seeds.
 
 use std::time::Instant;
 
@@ -6,11 +6,11 @@ use super::{Better, CommonLevels, Metric};
 use crate::error::{Error, Result};
 use crate::pipeline::{Model, SampleRequest};
 
-/// Evaluations of the network before [`draw_timed`]'s clock starts: on an accelerator the first one loads kernels and the second
-/// one is captured.
+/// Evaluations of the network before [`draw_timed`]'s clock starts: on an accelerator the first loads kernels and the second is
+/// captured.
 pub const WARM_UP: usize = 3;
 
-/// What several models come to on the same images with the same noise.
+/// The results of several models on the same images with the same noise.
 ///
 /// ```
 /// use engine::diffusion::{DiffusionConfig, NoiseSchedule};
@@ -33,17 +33,17 @@ pub const WARM_UP: usize = 3;
 pub struct Comparison {
     names: Vec<String>,
     levels: CommonLevels,
-    /// Of each model, of each image, at each level.
+    /// By model, image and level.
     errors: Vec<Vec<Vec<f64>>>,
     metrics: Vec<Metric>,
 }
 
 impl Comparison {
-    /// The name of the metric that every comparison has: the mean over the common levels, equally weighted, and over the images
-    /// of the mean squared error of the noise that a model finds.
+    /// The name of the metric that every comparison has: the mean squared error of the predicted noise, averaged over the common
+    /// levels with equal weights and over the images.
     pub const ERROR: &str = "mean ε-error";
 
-    /// Of models called `names`, from their errors: for each model, for each image, the mean squared error of ε at each level.
+    /// The comparison of models called `names` by their errors: for each model and image, the mean squared error of ε at each level.
     ///
     /// # Errors
     /// [`Error::Shape`] for fewer than two models or images, or lists of different lengths.
@@ -62,7 +62,7 @@ impl Comparison {
         Ok(Self { names, levels, errors, metrics })
     }
 
-    /// What the models are called.
+    /// The names of the models.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -72,7 +72,7 @@ impl Comparison {
         &self.levels
     }
 
-    /// Images behind the errors.
+    /// Number of images behind the errors.
     pub fn images(&self) -> usize {
         self.errors[0].len()
     }
@@ -87,7 +87,7 @@ impl Comparison {
         Metric::of_images(name, "", Better::Lower, items)
     }
 
-    /// Everything that was measured, the mean error first.
+    /// All metrics, the mean error first.
     pub fn metrics(&self) -> &[Metric] {
         &self.metrics
     }
@@ -97,10 +97,10 @@ impl Comparison {
         &self.metrics[0]
     }
 
-    /// Adds what else is known of the models.
+    /// Adds another metric of the models.
     ///
     /// # Errors
-    /// [`Error::Shape`] for another number of values than there are models.
+    /// [`Error::Shape`] if the number of values differs from the number of models.
     pub fn add(&mut self, metric: Metric) -> Result<()> {
         let errors = metric.standard_errors.as_ref().map_or(metric.values.len(), Vec::len);
         if [metric.values.len(), errors] != [self.names.len(); 2] {
@@ -111,8 +111,8 @@ impl Comparison {
         Ok(())
     }
 
-    /// One line for each metric whose uncertainty is known: see [`Metric::verdict`]. That of the mean error names the levels at
-    /// which the difference points the other way.
+    /// One line for each metric with known uncertainty: see [`Metric::verdict`]. The line of the mean error lists the levels at
+    /// which the difference is reversed.
     pub fn verdicts(&self) -> Vec<String> {
         let levels: Vec<Metric> = (0..self.levels.len()).map(|level| self.at_level(level)).collect();
         let against = |best: usize, other: usize| {
@@ -134,23 +134,23 @@ impl Comparison {
     }
 }
 
-/// Images, and how long they took.
+/// Images, and their timing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drawn {
     /// `[H, W, C]` each, in about [-1, 1].
     pub images: Vec<Vec<f32>>,
-    /// Wall-clock seconds for one of `batch` images that are drawn together, from noise to image.
+    /// Wall-clock seconds per image in batches of `batch`, from noise to image.
     pub seconds_per_image: f64,
-    /// Images that were drawn together.
+    /// Images per batch.
     pub batch: usize,
-    /// Batches that were timed.
+    /// Number of timed batches.
     pub batches: usize,
 }
 
 /// Draws the images of a request, as [`Model::sample`] does, and times it.
 ///
 /// The clock starts after planning and [`WARM_UP`] evaluations of the network, and stops when the last image is on the host. A
-/// batch that is not full takes as long as a full one and counts as one. `progress(done, total)` counts evaluations.
+/// partial batch takes as long as a full one and counts as one. `progress(done, total)` counts evaluations.
 ///
 /// # Errors
 /// As [`Model::sample`].
@@ -161,7 +161,7 @@ pub fn draw_timed(model: &Model, request: &SampleRequest, mut progress: impl FnM
     let batches = labels.len().div_ceil(batch);
     sampler.begin(request.first, &labels[..batch.min(labels.len())])?;
     (0..WARM_UP.min(stages)).try_for_each(|stage| sampler.advance(stage))?;
-    // Waits until all of it is done.
+    // Waits until everything is done.
     sampler.state()?;
     let started = Instant::now();
     let mut images = Vec::with_capacity(labels.len());

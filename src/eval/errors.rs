@@ -1,4 +1,4 @@
-//! By how much a model misses when it denoises given images.
+//! Denoising errors of a model on given images.
 
 use std::rc::Rc;
 
@@ -11,7 +11,7 @@ use crate::rng::{Philox, Purpose};
 use crate::tape::{Prepared, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
 
-/// At which noise levels images are denoised, and with which noise.
+/// The noise levels and the noise for denoising.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrorSpec {
     /// Number of noise levels, in the middles of equal parts of the diffusion time.
@@ -20,7 +20,7 @@ pub struct ErrorSpec {
     pub draws: usize,
     /// Seed of the noise.
     pub seed: u64,
-    /// Evaluations of the network that are computed together, above 0.
+    /// Evaluations of the network computed together, above 0.
     pub batch: usize,
 }
 
@@ -38,10 +38,10 @@ struct At {
     inverse: Inverse,
 }
 
-/// Denoises images at several noise levels and measures by how much it misses.
+/// Denoises images at several noise levels and measures the error.
 ///
-/// An error is the mean over an image's pixels and channels of (ε̂ − ε)²: what is wrong with the noise that the model finds
-/// in the noisy image. Models of every kind of prediction are measured by it: x_0, v and a flow's velocity are converted.
+/// An error is the mean over an image's pixels and channels of (ε̂ − ε)²: the squared error of the predicted noise in the noisy
+/// image. It applies to models of every kind of prediction: x_0, v and a flow's velocity are converted.
 pub struct DenoisingErrors {
     context: Context,
     model: Rc<dyn Denoiser>,
@@ -64,14 +64,14 @@ struct State {
 /// One evaluation of the network.
 #[derive(Clone, Copy)]
 struct Row {
-    /// Which image.
+    /// The index of the image.
     image: usize,
-    /// Whose noise: the item of Philox's counter.
+    /// The index of the noise: the item of Philox's counter.
     item: u32,
     level: usize,
     draw: usize,
     label: usize,
-    /// To which sum its error is added.
+    /// The index of the sum for its error.
     sum: usize,
 }
 
@@ -79,7 +79,7 @@ impl DenoisingErrors {
     /// Plans the program, at levels in the middles of equal parts of the model's diffusion time.
     ///
     /// # Errors
-    /// [`Error::Config`] for no level, more than the model has, no draw or a batch of 0; what the device reports.
+    /// [`Error::Config`] for no levels, more than the model has, no draws or a batch of 0; those of the device.
     pub fn new(model: &Model, spec: ErrorSpec) -> Result<Self> {
         let noise = NoiseSchedule::new(&model.info.config.diffusion)?;
         if !(1..=noise.num_steps().min(1000)).contains(&spec.levels) {
@@ -94,11 +94,11 @@ impl DenoisingErrors {
         Self::at_times(model, &times, spec)
     }
 
-    /// As [`DenoisingErrors::new`], but at these diffusion times of the model's, whatever `spec.levels` says.
+    /// As [`DenoisingErrors::new`], but at these diffusion times of the model, ignoring `spec.levels`.
     ///
     /// # Errors
-    /// As [`DenoisingErrors::new`]; [`Error::Config`] for no time, or one that the model does not have or at which its
-    /// prediction says nothing of the noise.
+    /// As [`DenoisingErrors::new`]; [`Error::Config`] for no times, and for a time that the model does not have or at which its
+    /// prediction does not determine the noise.
     pub fn at_times(model: &Model, times: &[f64], spec: ErrorSpec) -> Result<Self> {
         let config = &model.info.config.diffusion;
         let noise = NoiseSchedule::new(config)?;
@@ -115,12 +115,12 @@ impl DenoisingErrors {
         let [h, w, c] = model.image_shape();
         let at = |&time: &f64| {
             if !noise.has(time) {
-                let message = format!("time {time} is no noise level of {}", noise.num_steps());
+                let message = format!("time {time} is not a noise level of {}", noise.num_steps());
                 return Err(Error::config("denoising errors", message, "give times of the model's own schedule"));
             }
             let level = noise.level(time);
             let inverse = level.invert(config.prediction).ok_or_else(|| {
-                let message = format!("says nothing of the noise at time {time}");
+                let message = format!("does not determine the noise at time {time}");
                 Error::config("diffusion.prediction", message, "use another")
             })?;
             Ok(At { time, time_input: noise.time_input(time) as f32, level, inverse })
@@ -140,7 +140,7 @@ impl DenoisingErrors {
         Ok(Self { context, model: network, parameters, prepared, spec, levels, state, program })
     }
 
-    /// The noise levels' diffusion times, rising.
+    /// The noise levels' diffusion times, ascending.
     pub fn times(&self) -> Vec<f64> {
         self.levels.iter().map(|at| at.time).collect()
     }
@@ -150,14 +150,14 @@ impl DenoisingErrors {
         self.levels.iter().map(|at| at.level).collect()
     }
 
-    /// Mean squared errors of the predicted noise, for each image one at each level.
+    /// Mean squared errors of the predicted noise: for each image one at each level.
     ///
-    /// `images` are `[N, H, W, C]` in [-1, 1], `labels` one for each. `progress(done, total)` counts evaluations of the
-    /// network. At one level and draw the noise is the same for every image, so that the images alone make the difference;
-    /// an image's errors do not depend on the others.
+    /// `images` are `[N, H, W, C]` in [-1, 1], with one of `labels` each. `progress(done, total)` counts evaluations of the
+    /// network. At one level and draw the noise is the same for every image, so that differences come from the images only; an
+    /// image's errors do not depend on the others.
     ///
     /// # Errors
-    /// [`Error::Shape`] where lengths do not fit; what the device reports.
+    /// [`Error::Shape`] for mismatched lengths; those of the device.
     pub fn measure(
         &mut self,
         images: &[f32],
@@ -167,9 +167,9 @@ impl DenoisingErrors {
         self.labelled(images, labels, &vec![0; labels.len()], progress)
     }
 
-    /// As [`DenoisingErrors::measure`], but each image's noise is its own: that of the seed and of the image's own values,
-    /// so that errors of different images are independent and their mean has a standard error. Models that are given the same
-    /// images get the same noise.
+    /// As [`DenoisingErrors::measure`], but each image has its own noise, from the seed and the image's values, so that errors of
+    /// different images are independent and their mean has a standard error. Different models get the same noise for the same
+    /// images.
     ///
     /// # Errors
     /// As [`DenoisingErrors::measure`].
@@ -201,10 +201,10 @@ impl DenoisingErrors {
         Ok(errors.chunks(levels).map(<[f64]>::to_vec).collect())
     }
 
-    /// The same for each of several labels: for each image, for each of `labels`, an error at each level: `[N][K][levels]`.
+    /// Errors of each image under several labels: for each image, for each of `labels`, an error at each level: `[N][K][levels]`.
     ///
-    /// An image's noise is the same for every label, so that the labels alone make the difference. It is that of the seed
-    /// and of the image's own values: independent from one image to another, and the same for an image wherever it stands.
+    /// An image's noise is the same for every label, so that differences come from the labels only. It follows from the seed and
+    /// the image's values: independent between images, and independent of an image's position.
     ///
     /// # Errors
     /// As [`DenoisingErrors::measure`].
@@ -220,7 +220,7 @@ impl DenoisingErrors {
         let (levels, draws, classes) = (self.spec.levels, self.spec.draws, labels.len());
         let items = self.items(images);
         let per_image = levels * draws * classes;
-        // The labels of one noisy image side by side.
+        // The labels of one noisy image are adjacent.
         let rows = (0..count * per_image).map(|number| {
             let (image, rest) = (number / per_image, number % per_image);
             let (level, draw, class) = (rest / (draws * classes), rest / classes % draws, rest % classes);
@@ -232,7 +232,7 @@ impl DenoisingErrors {
         Ok(errors.chunks(classes * levels).map(image).collect())
     }
 
-    /// Numbers that tell images by their values.
+    /// Numbers that identify images by their values.
     fn items(&self, images: &[f32]) -> Vec<u32> {
         images.chunks_exact(self.image_len()).map(|image| crc32c::crc32c(bytemuck::cast_slice(image))).collect()
     }
@@ -251,7 +251,7 @@ impl DenoisingErrors {
     }
 
     /// Evaluates `total` rows, a batch at a time, and returns the `sums` means over their draws. Errors are added in the rows'
-    /// order, whatever the batch.
+    /// order, independent of the batch.
     fn run(
         &mut self,
         images: &[f32],
@@ -264,7 +264,7 @@ impl DenoisingErrors {
         let (batch, len) = (self.spec.batch, self.image_len());
         let mut errors = vec![0.0; sums];
         let (mut x, mut time, mut labels) = (vec![0f32; batch * len], vec![0f32; batch], vec![0i32; batch]);
-        // The noise of each row; rows of the same noise follow each other.
+        // The noise of each row; rows with the same noise are adjacent.
         let mut noise = vec![0f32; batch * len];
         let mut taken: Vec<Row> = Vec::with_capacity(batch);
         for done in 1..=total.div_ceil(batch) {
@@ -288,7 +288,7 @@ impl DenoisingErrors {
                 }
                 (time[k], labels[k]) = (at.time_input, row.label as i32);
             }
-            // A batch is always full: what is left of the last one repeats rows that nobody reads.
+            // A batch is always full: the last one is padded with rows that are not read.
             self.state.x.upload(&x)?;
             self.state.time.upload(&time)?;
             self.state.labels.upload(&labels)?;
@@ -314,7 +314,7 @@ impl DenoisingErrors {
     }
 }
 
-/// One evaluation of the network, its result kept.
+/// One evaluation of the network, whose result is stored.
 fn predict(
     context: &Context,
     model: &dyn Denoiser,

@@ -1,4 +1,4 @@
-//! Networks that make features of pictures: InceptionV3 by a rule, or a classifier of the engine's own.
+//! Feature extractors: InceptionV3 with a rule, or a classifier trained with the engine.
 
 use std::rc::Rc;
 
@@ -18,7 +18,7 @@ use crate::picture::Image;
 use crate::tape::{Prepared, Tape};
 use crate::tensor::{Context, DType, Device, Program, Tensor};
 
-/// What EfficientNet-lite0 was trained on: (x − 127) / 128.
+/// The input scaling of EfficientNet-lite0: (x − 127) / 128.
 const LITE0: Treatment = Treatment {
     resize: Resize::BicubicAntialiased,
     scaling: Scaling { factor: 1.0 / 128.0, shift: -127.0 / 128.0 },
@@ -31,7 +31,7 @@ enum Network {
     Classifier(Rc<dyn Classifier>),
 }
 
-/// A network in use: pictures to features `[N, width]` and logits `[N, classes]`.
+/// A network that maps pictures to features `[N, width]` and logits `[N, classes]`.
 pub struct Extractor {
     context: Context,
     network: Network,
@@ -43,20 +43,20 @@ pub struct Extractor {
     program: Program,
     name: String,
     hash: String,
-    /// The rule for pictures of the size that came last.
+    /// The resize for the last picture size.
     rule: Option<PreparedRule>,
     scratch: Vec<f64>,
-    /// Whether the weights are prepared.
+    /// Whether the weights are repacked.
     ready: bool,
-    /// Other processes that do their part.
+    /// Other processes that share the work.
     pub(super) helpers: Option<Helpers>,
 }
 
 impl Extractor {
-    /// InceptionV3, its activations in `precision` (f64 on the CPU, for comparisons), `batch` pictures at once.
+    /// InceptionV3, with activations in `precision` (f64 on the CPU, for comparisons), `batch` pictures at once.
     ///
     /// # Errors
-    /// [`Error::Config`] for a batch of 0; what the device reports.
+    /// [`Error::Config`] for a batch of 0; those of the device.
     pub fn inception(
         context: &Context,
         weights: &InceptionWeights,
@@ -80,7 +80,7 @@ impl Extractor {
         Self::planned(context, network, Rc::new(parameters), (sizes, widths), batch, ("inception", hash))
     }
 
-    /// EfficientNet-lite0, likewise. Pictures are brought to 224x224 by PIL's antialiased bicubic, as clean-fid's are to 299x299.
+    /// EfficientNet-lite0, in the same way. Pictures are resized to 224x224 with PIL's antialiased bicubic filter, as in clean-fid to 299x299.
     ///
     /// # Errors
     /// As [`Extractor::inception`].
@@ -109,12 +109,12 @@ impl Extractor {
     /// A classifier.
     ///
     /// # Errors
-    /// [`Error::Config`] for a batch of 0, and for a network that shows no features; what the device reports.
+    /// [`Error::Config`] for a batch of 0, and for a network without features; those of the device.
     pub fn classifier(model: &ClassifierModel, batch: usize) -> Result<Self> {
         let widths = [model.network.num_features(), model.network.num_classes()];
         if widths[0] == 0 {
-            let message = format!("{} shows no features", model.path.display());
-            return Err(Error::config("--extractor", message, "name a residual network, or give --inception"));
+            let message = format!("{} has no features", model.path.display());
+            return Err(Error::config("--extractor", message, "give a residual network, or use --inception"));
         }
         let name = classifier_name(&model.info.config.model, &model.info.config.data.name);
         let network = Network::Classifier(model.network.clone());
@@ -172,12 +172,12 @@ impl Extractor {
         &self.name
     }
 
-    /// Whether this is InceptionV3 of 2015: whether a Fréchet distance on its features is FID.
+    /// Whether this is InceptionV3 of 2015, so that a Fréchet distance on its features is FID.
     pub fn is_inception(&self) -> bool {
         matches!(self.network, Network::Inception(..))
     }
 
-    /// How a Fréchet distance on its features is called.
+    /// The name of a Fréchet distance on its features.
     pub fn distance_name(&self) -> String {
         match self.is_inception() {
             true => "FID".into(),
@@ -185,7 +185,7 @@ impl Extractor {
         }
     }
 
-    /// The rule by which pictures reach InceptionV3.
+    /// The preprocessing rule for InceptionV3.
     pub fn rule(&self) -> Option<Rule> {
         match &self.network {
             Network::Inception(_, rule) => Some(*rule),
@@ -209,7 +209,7 @@ impl Extractor {
         weights + self.io_bytes() + self.program.arena_bytes()
     }
 
-    /// Bytes that a batch of pictures, features and logits takes.
+    /// Bytes for a batch of pictures, features and logits.
     pub fn io_bytes(&self) -> usize {
         [&self.images, &self.features, &self.logits].map(Tensor::bytes).iter().sum()
     }
@@ -219,27 +219,27 @@ impl Extractor {
         &self.hash
     }
 
-    /// Features of a picture.
+    /// Width of the features.
     pub fn width(&self) -> usize {
         self.features.shape().last()
     }
 
-    /// Logits of a picture.
+    /// Number of logits.
     pub fn classes(&self) -> usize {
         self.logits.shape().last()
     }
 
-    /// Pictures that are computed together, on all processes that share them.
+    /// Pictures computed together, on all processes that share them.
     pub fn batch(&self) -> usize {
         self.alone() * self.helpers.as_ref().map_or(1, Helpers::ranks)
     }
 
-    /// Those that this process computes together.
+    /// Pictures that this process computes together.
     fn alone(&self) -> usize {
         self.images.sizes()[0]
     }
 
-    /// All that its features depend on besides the pictures, for a cache.
+    /// The cache key: everything that its features depend on besides the pictures.
     pub fn identity(&self) -> Value {
         let device = match self.context.device() {
             Device::Cpu => "cpu",
@@ -251,11 +251,11 @@ impl Extractor {
         })
     }
 
-    /// Features `[N, width]` and logits `[N, classes]` of up to a batch of pictures; InceptionV3's logits are without the bias. Row k is
-    /// of picture k alone: neither other pictures nor the batch nor threads change a bit of it.
+    /// Features `[N, width]` and logits `[N, classes]` of up to a batch of pictures; InceptionV3's logits are without the bias.
+    /// Row k depends only on picture k, not on other pictures, the batch or threads.
     ///
     /// # Errors
-    /// [`Error::Config`] for pictures of another size than a classifier's; what the device reports.
+    /// [`Error::Config`] for a picture size that differs from a classifier's; those of the device.
     ///
     /// # Panics
     /// For more pictures than a batch.
@@ -267,7 +267,7 @@ impl Extractor {
         found
     }
 
-    /// The same by this process alone.
+    /// As [`Extractor::extract`] on this process only.
     pub(super) fn extract_alone(&mut self, pictures: &[Image]) -> Result<[Vec<f64>; 2]> {
         if !std::mem::replace(&mut self.ready, true) {
             self.prepared.refresh()?;
@@ -292,7 +292,7 @@ impl Extractor {
         Ok([rows(&self.features)?, rows(&self.logits)?])
     }
 
-    /// Brings pictures to what the network sees.
+    /// Converts pictures to the network's input.
     fn place(&mut self, pictures: &[Image], len: usize, to: &mut [f64]) -> Result<()> {
         let treatment = match &self.network {
             Network::Inception(_, rule) => Some(rule.treatment()),
@@ -301,7 +301,7 @@ impl Extractor {
         };
         match (&self.network, treatment) {
             (_, Some(treatment)) => {
-                // Runs of one size at once.
+                // Handles consecutive pictures of the same size together.
                 let mut slots = to.chunks_exact_mut(len).zip(pictures).collect::<Vec<_>>();
                 let mut rest = slots.as_mut_slice();
                 while let Some((_, first)) = rest.first() {
@@ -328,7 +328,7 @@ impl Extractor {
                         return Err(Error::config(
                             "--extractor",
                             message,
-                            "name a classifier of pictures of this size",
+                            "give a classifier for pictures of this size",
                         ));
                     }
                     let values = picture.to_signed(channels)?;
@@ -376,7 +376,7 @@ fn forward(
         }
         Network::Classifier(network) => match network.features(&s, &images)? {
             Some([features, logits]) => (features, logits),
-            None => return Err(Error::shape("extractor", "the network shows no features")),
+            None => return Err(Error::shape("extractor", "the network has no features")),
         },
     };
     features.copy_from(of_features.tensor())?;

@@ -1,4 +1,4 @@
-//! Pictures in a fixed order, wherever they lie: files, archives, arrays, data sets, drawn samples.
+//! Pictures in a fixed order, from any source: files, archives, arrays, data sets, drawn samples.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::data::{Dataset, ImportOptions, Split, import, picture_files};
 use crate::error::{Error, Result};
 use crate::picture::{Image, read_picture};
 
-/// What transparent pixels are laid on.
+/// The background for transparent pixels.
 const BACKGROUND: [u8; 3] = [255; 3];
 
 enum Source {
@@ -23,15 +23,15 @@ enum Source {
 /// Pictures in a fixed order, read one by one.
 pub struct Gallery {
     source: Source,
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// What was noticed.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
 impl Gallery {
-    /// The pictures at a path: all that lie in a folder and below it (each is taken in the size that it has), or those of an archive or
-    /// an array, which have one size.
+    /// The pictures at a path: all in a folder and below it (each in its own size), or those of an archive or an array, which have
+    /// one size.
     ///
     /// # Errors
     /// [`Error::File`] for a folder without pictures; those of [`import`].
@@ -40,15 +40,12 @@ impl Gallery {
         if path.is_dir() {
             let files = picture_files(path)?;
             if files.is_empty() {
-                return Err(Error::file(path, "has no pictures", "name a folder of pictures, an archive or an array"));
+                return Err(Error::file(path, "has no pictures", "give a folder of pictures, an archive or an array"));
             }
             let mut notes = Vec::new();
             let nested = files.iter().filter(|file| file.parent() != Some(path)).count();
             if nested > 0 {
-                notes.push(format!(
-                    "{nested} of {} pictures of {name} lie in folders below it; all are taken",
-                    files.len()
-                ));
+                notes.push(format!("{nested} of {} pictures of {name} are in subfolders; all are used", files.len()));
             }
             return Ok(Self { source: Source::Files(files), name, notes });
         }
@@ -71,7 +68,7 @@ impl Gallery {
         let all: Vec<usize> = set.split_indices(split).collect();
         if all.is_empty() {
             let message = format!("it has no images in its split {split:?}");
-            return Err(Error::config(format!("data set {:?}", set.name()), message, "name another data set"));
+            return Err(Error::config(format!("data set {:?}", set.name()), message, "give another data set"));
         }
         let places = match count {
             Some(count) if count < all.len() => in_proportion(&set, &all, count),
@@ -81,7 +78,7 @@ impl Gallery {
         Ok(Self { source: Source::Set(Box::new(set), places), name, notes: Vec::new() })
     }
 
-    /// Drawn samples: u8 `[N, H, W, C]`, and the class of each where it has one.
+    /// Drawn samples: u8 `[N, H, W, C]`, and the class of each, if any.
     pub(super) fn drawn(rows: MappedRows, shape: [usize; 3], labels: Vec<Option<usize>>, name: String) -> Self {
         Self { source: Source::Drawn(rows, shape, labels), name, notes: Vec::new() }
     }
@@ -95,7 +92,7 @@ impl Gallery {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there are no pictures.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -118,7 +115,7 @@ impl Gallery {
         }
     }
 
-    /// The class of picture `index`, where it is known.
+    /// The class of picture `index`, if known.
     pub fn label(&self, index: usize) -> Option<usize> {
         match &self.source {
             Source::Files(_) => None,
@@ -127,7 +124,7 @@ impl Gallery {
         }
     }
 
-    /// The share of files whose names end as JPEG's; None where the pictures are no files.
+    /// The share of files with a JPEG ending; None if the pictures are not files.
     pub fn jpeg_share(&self) -> Option<f64> {
         let Source::Files(files) = &self.source else { return None };
         let jpeg = |file: &&PathBuf| {
@@ -137,7 +134,7 @@ impl Gallery {
         Some(files.iter().filter(jpeg).count() as f64 / files.len() as f64)
     }
 
-    /// Tells the pictures and their order apart from others, for a cache: a hash of the files' bytes, or of the pixels.
+    /// Identifies the pictures and their order, for a cache: a hash of the files' bytes, or of the pixels.
     ///
     /// # Errors
     /// [`Error::Io`] for a file that cannot be read.
@@ -165,7 +162,7 @@ impl Gallery {
         Ok(json!({ "pictures": self.len(), "sha256": hash }))
     }
 
-    /// One number for the sizes of the first pictures: height, width and channels where they agree.
+    /// The common size of the first pictures: height, width and channels where they agree.
     ///
     /// # Errors
     /// As [`Gallery::picture`].
@@ -181,7 +178,7 @@ impl Gallery {
     }
 }
 
-/// A short name of a JSON value: the first digits of its hash.
+/// A short key for a JSON value: the first digits of its hash.
 pub fn short_hash(value: &Value) -> String {
     hex(value.to_string().as_bytes())[..12].to_string()
 }

@@ -1,4 +1,4 @@
-//! The images that models are compared on: held out, and such as none of the models was trained on.
+//! Held-out images on which models are compared: none of the models was trained on them.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -12,24 +12,24 @@ use crate::pipeline::Model;
 /// The built-in data set's name.
 const BUILT_IN: &str = "shapes";
 
-/// Images in [-1, 1] of a data set's held-out ones.
+/// Held-out images of a data set, in [-1, 1].
 #[derive(Clone, Debug, Default)]
 pub struct HeldOut {
     /// `[N, H, W, C]`.
     pub values: Vec<f32>,
-    /// The class of each, a place in `classes`.
+    /// The class of each, an index into `classes`.
     pub labels: Vec<usize>,
     /// The data set's classes.
     pub classes: Vec<String>,
     /// The data set's name.
     pub set: String,
-    /// Which of its images.
+    /// The split.
     pub split: &'static str,
-    /// What somebody who reads the numbers should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// Where images come from.
+/// The source of the images.
 #[derive(Clone, Copy, Debug)]
 pub struct HeldOutSource<'a> {
     /// `--data`.
@@ -38,25 +38,25 @@ pub struct HeldOutSource<'a> {
     pub data_dir: &'a Path,
     /// `--images`.
     pub images: usize,
-    /// Whether a download is not told of.
+    /// Whether to hide the progress of a download.
     pub quiet: bool,
 }
 
 impl HeldOutSource<'_> {
-    /// Up to `images` held-out images of the data set that was named, else of the one that the first model was trained on: of
-    /// each class its share. What any of the models was trained on is left out, as far as its data set is there to tell.
+    /// Up to `images` held-out images of the given data set, else of the first model's training set, in proportion to the classes.
+    /// Training images of any of the models are left out, if their data sets are available.
     ///
     /// # Errors
-    /// Those of the data set; [`Error::Config`] where fewer than two such images remain.
+    /// Those of the data set; [`Error::Config`] if fewer than two images remain.
     pub fn held_out(&self, names: &[String], models: &[Model]) -> Result<HeldOut> {
         let whole = data_of(&models[0].info, self.data, "--data", self.data_dir, self.quiet)?;
         let config = &models[0].info.config.data;
         let place = || format!("data set {:?}", whole.name());
-        // A set without the classes that were trained on was named on purpose: it is taken as it is.
+        // A set without the trained classes was chosen on purpose: it is used unchanged.
         let known = config.classes.iter().all(|class| whole.class_label(class).is_ok());
         let set = if known && !config.classes.is_empty() { whole.subset(&config.classes)? } else { whole.clone() };
         let (set, split, name) = match config.validation_fraction {
-            // What the file holds out no model has seen, however training divided the rest.
+            // No model has seen the held-out images of the file, however training split the rest.
             _ if set.split_len(set.held_out()) > 0 => {
                 let split = set.held_out();
                 let name =
@@ -65,8 +65,8 @@ impl HeldOutSource<'_> {
             }
             Some(fraction) => (set.stratified(fraction, config.split_seed)?, Split::Validation, "validation"),
             None => {
-                let mend = "name a set that holds images out with --data, as `engine data import --validation` makes";
-                return Err(Error::config(place(), "it holds no images out: a model may know all of them", mend));
+                let mend = "give a set that holds images out with --data, as `engine data import --validation` makes";
+                return Err(Error::config(place(), "it has no held-out images", mend));
             }
         };
         let mut notes = self.differences(names, models);
@@ -74,7 +74,7 @@ impl HeldOutSource<'_> {
         let total = images.len();
         let mut asked: Vec<DataConfig> = Vec::new();
         for (name, model) in names.iter().zip(models) {
-            // How a set is shown in training makes no other set of it.
+            // Augmentation in training does not make it a different set.
             let config = DataConfig { flip: false, crop: 0, device_memory: None, ..model.info.config.data.clone() };
             if asked.contains(&config) {
                 continue;
@@ -82,7 +82,7 @@ impl HeldOutSource<'_> {
             let trained = self.trained_on(&config, &whole);
             if trained.is_empty() {
                 notes.push(format!(
-                    "{name}'s training images ({}) are not at hand: whether some are among these was not checked",
+                    "{name}'s training images ({}) are not available: overlap with these images was not checked",
                     config.name
                 ));
             }
@@ -94,14 +94,14 @@ impl HeldOutSource<'_> {
         }
         if images.len() < total {
             let left = total - images.len();
-            notes.push(format!("{left} of {total} held-out images are left out: models were trained on the same"));
+            notes.push(format!("{left} of {total} held-out images are left out, because models were trained on them"));
         }
         if images.len() < 2 {
-            let message = format!("{} of its {total} held-out images are new to all the models", images.len());
-            return Err(Error::config(place(), message, "name another set with --data"));
+            let message = format!("{} of its {total} held-out images are unseen by all models", images.len());
+            return Err(Error::config(place(), message, "give another set with --data"));
         }
         if images.len() < self.images {
-            notes.push(format!("{} images asked, there are {}", self.images, images.len()));
+            notes.push(format!("{} images requested, {} available", self.images, images.len()));
         }
         let images = in_proportion(&set, &images, self.images);
         let signed = |&index: &usize| set.image(index).iter().map(|value| f32::from(*value) / 127.5 - 1.0);
@@ -115,8 +115,8 @@ impl HeldOutSource<'_> {
         })
     }
 
-    /// The sets that a model may have been trained on, divided as for its training: none where that cannot be had without a
-    /// download. A model file names its set and not the file; where the one at hand has that name it is meant.
+    /// The data sets that a model may have been trained on, split as for its training; none if they would need a download. A model
+    /// file records the name of its set, not the file; a local set with that name is assumed to be it.
     fn trained_on(&self, config: &DataConfig, whole: &Dataset) -> Vec<Dataset> {
         let options = ResolveOptions {
             data_dir: self.data_dir,
@@ -129,7 +129,7 @@ impl HeldOutSource<'_> {
         let same = whole.path().is_some() && whole.name() == config.name;
         let sets = match file {
             Some(file) => vec![resolve(&config.name, Some(file), &options).ok()],
-            // A file may be called as the built-in set is.
+            // A file may have the name of the built-in set.
             None if same && config.name == BUILT_IN => vec![Some(whole.clone()), named()],
             None if same => vec![Some(whole.clone())],
             None => vec![named()],
@@ -138,7 +138,7 @@ impl HeldOutSource<'_> {
         sets.into_iter().flatten().filter_map(arranged).collect()
     }
 
-    /// Which models were trained on something else than the first.
+    /// Notes for models with other training data than the first.
     fn differences(&self, names: &[String], models: &[Model]) -> Vec<String> {
         let told: Vec<String> = models.iter().map(|model| described(&model.info.config.data)).collect();
         let others = names.iter().zip(&told).skip(1).filter(|(_, data)| **data != told[0]);
@@ -146,7 +146,7 @@ impl HeldOutSource<'_> {
     }
 }
 
-/// What is trained on, in words.
+/// The training data as text.
 fn described(config: &DataConfig) -> String {
     let mut text = config.name.clone();
     if config.name == BUILT_IN {
@@ -161,9 +161,9 @@ fn described(config: &DataConfig) -> String {
     text
 }
 
-/// A model's label for the class called `name`, the `number`th of `count`: of a model without classes 0, else the class of that
-/// name; of that number where the model's file has no names; else the null label. None where it has none of them. The second is
-/// false where the class is not told.
+/// A model's label for the class called `name`, the `number`th of `count`: 0 for a model without classes, else the class of that
+/// name; that number if the model file has no names; else the null label. None if it has none of these. The second value is false
+/// if the model is not given the class.
 pub fn label_of(model: &Model, name: &str, number: usize, count: usize) -> Option<(usize, bool)> {
     let classes = model.info.config.model.num_classes();
     if classes == 0 {

@@ -1,8 +1,8 @@
-//! An evaluation that several processes share: rank 0 reads, draws up and writes; the others compute what it tells them to.
+//! An evaluation shared by several processes: rank 0 reads, combines and writes; the others compute on its commands.
 //!
-//! Features of a picture, and samples of a seed, are the same whoever computes them, alone or with others: rank 0 has the rows of one
-//! process, in its order, whatever the number of processes is, and it alone has the files. A stopped evaluation goes on with any
-//! other number of processes.
+//! Features of a picture and samples of a seed do not depend on the process that computes them. Rank 0 has the same rows as a
+//! single process, in the same order, for any number of processes, and it alone has the files. A stopped evaluation can resume
+//! with another number of processes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,37 +12,37 @@ use crate::cluster::{Collective, Moving};
 use crate::error::{Error, Result};
 use crate::picture::Image;
 
-/// Begins an order to extract features; the other orders of a team begin with smaller numbers.
+/// Tag of a feature extraction command; other commands of a team begin with smaller numbers.
 pub const EXTRACT: u8 = 32;
 
 /// Bytes before a picture's pixels: width, height, channels.
 const HEAD: usize = 12;
 
-/// The part of `count` things that falls to a rank.
+/// A rank's part of `count` items.
 pub fn share(count: usize, rank: usize, ranks: usize) -> Range<usize> {
     let each = count.div_ceil(ranks);
     (rank * each).min(count)..((rank + 1) * each).min(count)
 }
 
-/// Puts the rows of all ranks together, of which each has its [`share`] of `count`, `width` numbers each.
+/// Combines the rows of all ranks; each has its [`share`] of `count`, with `width` numbers per row.
 ///
 /// # Errors
-/// [`Error::Cluster`] where another process is gone.
+/// [`Error::Cluster`] if another process is gone.
 pub fn gathered<T: bytemuck::Pod>(team: &dyn Collective, own: Vec<T>, count: usize, width: usize) -> Result<Vec<T>> {
     let (ranks, each) = (team.ranks(), count.div_ceil(team.ranks()) * width);
     let mut padded = own;
     padded.resize(each, T::zeroed());
     let mut all = vec![T::zeroed(); each * ranks];
     team.gather(bytemuck::cast_slice(&padded), bytemuck::cast_slice_mut(&mut all))?;
-    // Shares are whole but the last ones, so that what is left out lies at the end.
+    // All shares except the last are full, so padding is at the end.
     all.truncate(count * width);
     Ok(all)
 }
 
-/// Those with whom an extractor shares its pictures.
+/// The processes with which an extractor shares its pictures.
 pub(super) struct Helpers {
     team: Arc<dyn Collective>,
-    /// Which of a process's extractors it is.
+    /// The index of the extractor in its process.
     number: u8,
 }
 
@@ -53,8 +53,8 @@ impl Helpers {
 }
 
 impl Extractor {
-    /// Lets the other processes of a team, which call [`Extractor::assist`], do their part: a batch is as many times as large. `number` tells a
-    /// process's extractors apart.
+    /// Shares the work with the other processes of a team, which call [`Extractor::assist`]: a batch grows by their number.
+    /// `number` identifies the extractor within a process.
     pub fn shared_with(mut self, team: &Arc<dyn Collective>, number: u8) -> Self {
         if team.ranks() > 1 {
             self.helpers = Some(Helpers { team: team.clone(), number });
@@ -77,7 +77,7 @@ impl Extractor {
         self.in_rows(helpers.team.as_ref(), &pictures[own], pictures.len())
     }
 
-    /// The number of the extractor that an order is for.
+    /// The number of the extractor in a command.
     pub fn is_asked_of(order: &[u8]) -> Option<u8> {
         match order {
             [EXTRACT, number, ..] => Some(*number),
@@ -85,12 +85,12 @@ impl Extractor {
         }
     }
 
-    /// Another rank's part of what rank 0 extracts.
+    /// Another rank's part of an extraction command.
     ///
     /// # Errors
-    /// [`Error::Cluster`] for an order of another network, or where another process is gone; those of [`Extractor::extract`].
+    /// [`Error::Cluster`] for a command for another network, or if another process is gone; those of [`Extractor::extract`].
     pub fn assist(&mut self, team: &dyn Collective, order: &[u8]) -> Result<()> {
-        let unknown = || Error::cluster("rank 0 tells of pictures that are none", "start all ranks with one engine");
+        let unknown = || Error::cluster("rank 0 sent invalid pictures", "start all ranks with the same engine");
         let (words, hash) = order.get(2..).and_then(|rest| rest.split_at_checked(16)).ok_or_else(unknown)?;
         if hash != self.hash().as_bytes() {
             let message = format!("rank {} has another {} than rank 0", team.rank(), self.name());
@@ -108,7 +108,7 @@ impl Extractor {
         self.in_rows(team, &pictures, count).map(|_| ())
     }
 
-    /// Features and logits of this rank's pictures, and those of all.
+    /// Features and logits of this rank's pictures, and of all.
     fn in_rows(&mut self, team: &dyn Collective, own: &[Image], count: usize) -> Result<[Vec<f64>; 2]> {
         team.go_on(Moving::Alone);
         let widths = [self.width(), self.classes()];
@@ -120,7 +120,7 @@ impl Extractor {
     }
 }
 
-/// Those pictures of many, one after the other; None where bytes are missing.
+/// Some of many encoded pictures, in sequence; None if bytes are missing.
 fn pictures(mut bytes: &[u8], own: Range<usize>) -> Option<Vec<Image>> {
     let mut found = Vec::with_capacity(own.len());
     for number in 0..own.end {

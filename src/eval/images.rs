@@ -1,4 +1,4 @@
-//! Images that models are judged on: of files, and of data sets.
+//! Images for evaluation: from files and from data sets.
 
 use std::path::{Path, PathBuf};
 
@@ -9,23 +9,23 @@ use crate::model_file::ModelInfo;
 use crate::picture::{Fit, Image};
 use crate::pipeline::read_fitted;
 
-/// Images in [-1, 1], and what is known of them.
+/// Images in [-1, 1], with their metadata.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Images {
-    /// What each is called.
+    /// The names of the images.
     pub names: Vec<String>,
     /// `[N, H, W, C]`.
     pub values: Vec<f32>,
-    /// Which of some classes each is of, where known.
+    /// The class index of each image, if known.
     pub truth: Option<Vec<usize>>,
-    /// The data set's name and its split's, of images of a data set.
+    /// The names of the data set and the split, for images of a data set.
     pub data: Option<(String, &'static str)>,
-    /// What was done to bring files to the model's size and channels.
+    /// How files were fitted to the model's size and channels.
     pub notes: Vec<String>,
 }
 
 impl Images {
-    /// Pictures of any form, brought to the model's size and channels; of a folder all that lie below it.
+    /// Pictures of any format, fitted to the model's size and channels; from a folder, all pictures below it.
     ///
     /// # Errors
     /// Those of [`read_fitted`]; [`Error::File`] for a folder without pictures.
@@ -34,7 +34,7 @@ impl Images {
         for path in paths {
             let files = if path.is_dir() { picture_files(path)? } else { vec![path.clone()] };
             if files.is_empty() {
-                return Err(Error::file(path, "has no pictures", "name a folder of pictures, or the files"));
+                return Err(Error::file(path, "has no pictures", "give a folder of pictures, or the files"));
             }
             for path in files {
                 let (values, note) = read_fitted(&path, info.config.model.image_shape(), fit, background)?;
@@ -51,19 +51,19 @@ impl Images {
     }
 }
 
-/// Which images of a data set, as its file and a model's training divide it.
+/// The split of a data set, as defined by its file and a model's training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Division {
-    /// What the data set's file holds out.
+    /// The held-out images of the data set file.
     Test,
-    /// What training validated on: the same, unless data.validation_fraction held images out of the training images.
+    /// The validation images of the training run: as `Test`, unless data.validation_fraction held images out of the training images.
     Validation,
-    /// What the model learned from.
+    /// The training images.
     Train,
 }
 
 impl Division {
-    /// In words.
+    /// As text.
     pub fn name(self) -> &'static str {
         match self {
             Self::Test => "test",
@@ -73,11 +73,11 @@ impl Division {
     }
 }
 
-/// The whole data set that `name` means, or the one that the model was trained on; `option` is where `name` comes from. A
-/// download is told of unless `quiet`.
+/// The whole data set called `name`, or the model's training set; `option` is the source of `name`. A download is reported unless
+/// `quiet`.
 ///
 /// # Errors
-/// Those of [`resolve`]; [`Error::Config`] for images of another size than the model's.
+/// Those of [`resolve`]; [`Error::Config`] if its image size differs from the model's.
 pub fn data_of(info: &ModelInfo, name: Option<&str>, option: &str, data_dir: &Path, quiet: bool) -> Result<Dataset> {
     let config = &info.config.data;
     let options =
@@ -88,22 +88,22 @@ pub fn data_of(info: &ModelInfo, name: Option<&str>, option: &str, data_dir: &Pa
     if (set.size(), set.channels()) != (size, channels) {
         let (own, models) = (set.size().with_channels(set.channels()), size.with_channels(channels));
         let message = format!("its images are {own}, the model's {models}");
-        let mend = format!("name another with {option}");
+        let mend = format!("give another with {option}");
         return Err(Error::config(format!("data set {:?}", set.name()), message, mend));
     }
     Ok(set)
 }
 
-/// The images of a division of a data set, which has the classes to tell apart and no others: up to `count`, the first ones of
-/// each class, in its share.
+/// Up to `count` images of a split of a data set, which has only the classes to distinguish: the first ones of each class, in
+/// proportion.
 ///
 /// # Errors
-/// [`Error::Config`] where there are none.
+/// [`Error::Config`] if there are none.
 pub fn divided(set: Dataset, info: &ModelInfo, choice: Division, count: Option<usize>) -> Result<Images> {
     let config = &info.config.data;
     let (set, split) = match (choice, config.validation_fraction) {
         (Division::Test, _) => (set.clone(), set.held_out()),
-        // As training divided it. A file of three splits says so itself.
+        // Split as in training. A file with three splits defines them itself.
         (_, Some(fraction)) if set.split_len(Split::Test) == 0 => {
             let divided = set.stratified(fraction, config.split_seed)?;
             (divided, if choice == Division::Train { Split::Train } else { Split::Validation })
@@ -132,12 +132,12 @@ pub fn divided(set: Dataset, info: &ModelInfo, choice: Division, count: Option<u
     Ok(images)
 }
 
-/// Up to `count` images of a split, evenly spread over it, of one of the model's classes where one is named.
+/// Up to `count` images of a split, evenly spread over it, of one of the model's classes if one is given.
 ///
 /// # Errors
-/// [`Error::Config`] where there are none, or none are asked for.
+/// [`Error::Config`] if there are none, or `count` is 0.
 pub fn spread(set: &Dataset, info: &ModelInfo, split: Split, class: Option<usize>, count: usize) -> Result<Images> {
-    // By name: a model of some classes numbers them anew.
+    // By name: a model of some classes renumbers them.
     let names = info.class_names();
     let same = |class: usize| set.class_names().iter().position(|name| names.get(class) == Some(name));
     let wanted = class.map(|class| same(class).unwrap_or(class));
@@ -145,7 +145,7 @@ pub fn spread(set: &Dataset, info: &ModelInfo, split: Split, class: Option<usize
     let indices: Vec<usize> = set.split_indices(split).filter(fits).collect();
     if indices.is_empty() || count == 0 {
         let of = class.map_or(String::new(), |class| format!(" of class {}", names[class]));
-        let message = format!("{} of its images{of} are asked for, and it has {}", count, indices.len());
+        let message = format!("{} of its images{of} are requested, but it has {}", count, indices.len());
         return Err(Error::config(format!("data set {:?}", set.name()), message, "give another number or class"));
     }
     let count = count.min(indices.len());
@@ -160,7 +160,7 @@ pub fn spread(set: &Dataset, info: &ModelInfo, split: Split, class: Option<usize
     Ok(images)
 }
 
-/// Up to `count` of some images, which rise, as they do: the first ones of each class, in its share.
+/// Up to `count` of some images with ascending indices: the first ones of each class, in proportion.
 pub(super) fn in_proportion(set: &Dataset, images: &[usize], count: usize) -> Vec<usize> {
     let class = |index: usize| usize::from(set.labels()[index]);
     let mut totals = vec![0u32; set.class_names().len()];
@@ -180,22 +180,22 @@ pub(super) fn in_proportion(set: &Dataset, images: &[usize], count: usize) -> Ve
     indices
 }
 
-/// A real image for each of the classes (None: any class), from the held-out images where there are any, in the data set's
-/// order; where it has too few of a class, they come again.
+/// A real image for each of the classes (None: any class), from the held-out images if there are any, in the data set's order;
+/// repeated if a class has too few.
 ///
 /// # Errors
-/// [`Error::Config`] where its images are of other sizes than `shape` `[H, W, C]`, or it lacks a class.
+/// [`Error::Config`] if its image size differs from `shape` `[H, W, C]`, or it lacks a class.
 pub fn real_images(dataset: &Dataset, classes: &[Option<String>], shape: [usize; 3]) -> Result<Vec<Image>> {
     const PLACE: &str = "--compare-with";
     let sizes = [dataset.height(), dataset.width(), dataset.channels()];
     let said = |[h, w, c]: [usize; 3]| ImageSize::new(h, w).with_channels(c);
     if sizes != shape {
         let message = format!("{} holds images of {}, the model draws {}", dataset.name(), said(sizes), said(shape));
-        return Err(Error::config(PLACE, message, "name the data set that it was trained on"));
+        return Err(Error::config(PLACE, message, "give the model's training set"));
     }
     let held_out = dataset.split_len(Split::Validation) > 0;
     let indices = dataset.split_indices(if held_out { Split::Validation } else { Split::Train });
-    // The images of each class, and at the end those of any.
+    // The images of each class, and last those of any.
     let known = dataset.class_names();
     let mut of_class: Vec<Vec<usize>> = vec![Vec::new(); known.len()];
     for index in indices.clone() {
@@ -268,7 +268,7 @@ mod tests {
             assert_eq!(usize::from(dataset.labels()[found(image)]), k % 3);
         }
         assert_eq!(found(&images[30]), held_out.start);
-        // Twenty held-out images of ten classes: each class's come again.
+        // Twenty held-out images of ten classes: each class repeats.
         assert_ne!(images[0], images[3]);
         assert!(images[3..30].contains(&images[0]));
 

@@ -1,4 +1,4 @@
-//! Telling images' classes by a model of either kind.
+//! Classification with a model of either kind.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::models::Network;
 use crate::pipeline::Model;
 use crate::tensor::DType;
 
-/// A model that tells classes apart: by how well it denoises under each, or since it was trained to.
+/// A model that classifies: by its denoising errors, or because it was trained as a classifier.
 pub enum Judge {
     /// A diffusion model.
     Diffusion(Model),
@@ -19,7 +19,7 @@ pub enum Judge {
     Network(ClassifierModel),
 }
 
-/// How a diffusion model is asked.
+/// How a diffusion model is evaluated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asked {
     /// Levels, draws, seed.
@@ -30,7 +30,7 @@ pub struct Asked {
     pub weights: Vec<f64>,
 }
 
-/// A judge that is ready to tell some classes apart.
+/// A judge that is ready to classify into some classes.
 pub struct PlannedJudge {
     asks: Asks,
     labels: Vec<usize>,
@@ -42,7 +42,7 @@ enum Asks {
 }
 
 impl Judge {
-    /// A model of whatever kind its file holds.
+    /// A model of the kind in its file.
     ///
     /// # Errors
     /// As [`Loaded::into_kind`].
@@ -61,7 +61,7 @@ impl Judge {
         }
     }
 
-    /// Where it came from.
+    /// Its source.
     pub fn path(&self) -> &Path {
         match self {
             Self::Diffusion(model) => &model.path,
@@ -77,7 +77,7 @@ impl Judge {
         }
     }
 
-    /// Of its file.
+    /// The classes of its file.
     pub fn digest(&self) -> &Digest {
         match self {
             Self::Diffusion(model) => &model.digest,
@@ -85,7 +85,7 @@ impl Judge {
         }
     }
 
-    /// Plans telling `labels` apart. Of `spec` a classifier takes the batch alone: it is shown no noise.
+    /// Plans the classification into `labels`. A classifier uses only the batch of `spec`, because it takes no noise.
     ///
     /// # Errors
     /// Those of [`Classifier::new`], and of [`check_labels`] and [`NetworkClassifier::new`].
@@ -103,7 +103,7 @@ impl Judge {
 }
 
 impl PlannedJudge {
-    /// How a diffusion model is asked; None of a classifier.
+    /// How a diffusion model is evaluated; None for a classifier.
     pub fn asked(&self) -> Option<Asked> {
         match &self.asks {
             Asks::Diffusion(classifier, spec) => {
@@ -128,23 +128,23 @@ impl PlannedJudge {
     }
 }
 
-/// Everything that was found about some images.
+/// The results for some images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdicts {
-    /// The names of the classes that were told apart.
+    /// The names of the classes.
     pub classes: Vec<String>,
     /// The images.
     pub images: Images,
-    /// What each was taken for.
+    /// The prediction for each.
     pub found: Vec<Classification>,
-    /// How a diffusion model was asked.
+    /// How a diffusion model was evaluated.
     pub asked: Option<Asked>,
-    /// How often images of each class were taken for each, where their classes are known.
+    /// The confusion matrix, if the true classes are known.
     pub confusion: Option<Confusion>,
 }
 
 impl Verdicts {
-    /// Counts the `found` ones.
+    /// Counts the results `found`.
     pub fn new(classes: Vec<String>, images: Images, found: Vec<Classification>, asked: Option<Asked>) -> Self {
         let confusion = images.truth.as_ref().map(|truth| {
             let mut confusion = Confusion::new(classes.len());
@@ -154,7 +154,7 @@ impl Verdicts {
         Self { classes, images, found, asked, confusion }
     }
 
-    /// All of it, for a file. What differs from run to run, as the time taken, is not in it.
+    /// All results, for a file. Values that vary between runs, such as times, are not included.
     pub fn json(&self, judge: &Judge) -> Value {
         let (classes, given, asked) = (&self.classes, &self.images, self.asked.as_ref());
         let images: Vec<_> = (given.names.iter().zip(&self.found).enumerate())
@@ -164,7 +164,7 @@ impl Verdicts {
                     "label": given.truth.as_ref().map(|truth| &classes[truth[k]]),
                     "prediction": classes[found.prediction],
                     "probabilities": found.probabilities,
-                    // A classifier has logits, which stand here with the other sign.
+                    // For a classifier: its negated logits.
                     "errors": asked.map(|_| &found.errors),
                     "logits": asked.is_none().then(|| found.errors.iter().map(|error| -error).collect::<Vec<f64>>()),
                 })

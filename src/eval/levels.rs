@@ -1,21 +1,21 @@
-//! Noise levels that several models have in common.
+//! Noise levels common to several models.
 
 use crate::diffusion::{Level, NoiseSchedule};
 use crate::error::{Error, Result};
 
-/// Levels beyond this log-SNR, either way, are left out: 2 ln 99, noise of less than 1 % or more than 99 % on a flow's scale.
-/// There is next to no noise to find there, or next to no image to tell it from.
+/// Levels beyond this log-SNR, on either side, are left out: 2 ln 99, less than 1 % or more than 99 % noise on a flow's scale.
+/// There is almost no noise to predict, or almost no image.
 const LIMIT: f64 = 9.190_239_700_269_47;
 
-/// Noise levels told by the logarithm of their signal-to-noise ratio ln(a²/s²), and each model's own diffusion times for them.
+/// Noise levels given by the logarithm of their signal-to-noise ratio ln(a²/s²), with each model's diffusion times for them.
 ///
-/// Models of 50 timesteps, of 1000 and of continuous time meet there: x_t = a·x_0 + s·ε is as hard to denoise for one as for the
-/// other where a²/s² is the same, whatever the time is called.
+/// This makes models with 50 timesteps, 1000 timesteps or continuous time comparable: x_t = a·x_0 + s·ε is equally hard to denoise
+/// for all of them at the same a²/s², whatever the time is called.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CommonLevels {
-    /// ln(a²/s²) of each level, falling: the noisiest last.
+    /// ln(a²/s²) of each level, descending: the noisiest last.
     pub log_snr: Vec<f64>,
-    /// For each schedule its time at each level: the nearest timestep, or the exact time where time is continuous.
+    /// For each schedule its time at each level: the nearest timestep, or the exact time if time is continuous.
     pub times: Vec<Vec<f64>>,
     /// For each schedule the log-SNR at these times.
     pub actual: Vec<Vec<f64>>,
@@ -24,9 +24,8 @@ pub struct CommonLevels {
 impl CommonLevels {
     /// Up to `count` levels in the range that all `schedules` cover.
     ///
-    /// They lie in the middles of equal parts of that range, moved to the nearest timesteps of the schedule that has the fewest,
-    /// so that the others, which are finer, come near them. Where it has fewer than `count`, that many remain. The order of the
-    /// schedules does not matter.
+    /// They lie in the middles of equal parts of that range, moved to the nearest timesteps of the coarsest schedule, so that the
+    /// finer ones come near them. If it has fewer than `count`, that many remain. The order of the schedules does not matter.
     ///
     /// ```
     /// use engine::diffusion::{DiffusionConfig, NoiseSchedule};
@@ -41,7 +40,7 @@ impl CommonLevels {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Config`] for a count outside 1…1000, and for schedules without a level in common.
+    /// [`Error::Config`] for a count outside 1…1000, and for schedules without a common level.
     pub fn new(schedules: &[NoiseSchedule], count: usize) -> Result<Self> {
         if !(1..=1000).contains(&count) {
             return Err(Error::config("--levels", format!("{count} noise levels"), "give 1 to 1000"));
@@ -84,7 +83,7 @@ impl CommonLevels {
         self.log_snr.len()
     }
 
-    /// Whether there is none, which [`CommonLevels::new`] never returns.
+    /// Always false: [`CommonLevels::new`] returns at least one level.
     pub fn is_empty(&self) -> bool {
         self.log_snr.is_empty()
     }
@@ -92,7 +91,7 @@ impl CommonLevels {
 
 /// The log-SNR of a schedule's times.
 enum Scale {
-    /// One for each timestep, falling.
+    /// One for each timestep, descending.
     Timesteps(Vec<f64>),
     Flow,
 }
@@ -120,7 +119,7 @@ impl Scale {
         }
     }
 
-    /// The times nearest to some log-SNR, and their own.
+    /// The times nearest to the given log-SNR values, and their own log-SNR.
     fn find(&self, wanted: &[f64]) -> (Vec<f64>, Vec<f64>) {
         let find = |wanted: &f64| match self {
             Self::Timesteps(levels) => {
@@ -139,7 +138,7 @@ fn log_snr(level: Level) -> f64 {
     2.0 * (level.a / level.s).ln()
 }
 
-/// The place of the value nearest to `wanted` in a list that is not empty; of equally near ones the first.
+/// The index of the value nearest to `wanted` in a non-empty list; the first of equally near ones.
 fn nearest(values: &[f64], wanted: f64) -> usize {
     let distance = |place: usize| (values[place] - wanted).abs();
     (1..values.len()).fold(0, |best, place| if distance(place) < distance(best) { place } else { best })
@@ -168,13 +167,13 @@ mod tests {
         assert!(levels.log_snr.windows(2).all(|pair| pair[0] > pair[1]), "{:?}", levels.log_snr);
         // They span the range of the coarse one, which begins at ln((1 − 0.002)/0.002) = 6.21 and ends below the limit.
         assert!(levels.log_snr[0] > 4.0 && levels.log_snr[7] < -7.0, "{:?}", levels.log_snr);
-        // The coarse one meets them exactly, continuous time too, the fine ones nearly.
+        // The coarse one and continuous time match exactly, the fine ones nearly.
         assert_eq!((&levels.actual[1], &levels.actual[2]), (&levels.log_snr, &levels.log_snr));
         for (model, schedule) in schedules.iter().enumerate() {
             for (level, common) in levels.log_snr.iter().enumerate() {
                 let (time, own) = (levels.times[model][level], levels.actual[model][level]);
                 let at = schedule.level(time);
-                assert!((own - at.snr().ln()).abs() < 1e-9, "what is said of time {time} is so");
+                assert!((own - at.snr().ln()).abs() < 1e-9, "the log-SNR of time {time} is correct");
                 assert!((own - common).abs() < 0.1, "model {model}, level {level}: {own}, not {common}");
                 // No neighbour is nearer.
                 for next in [time - 1.0, time + 1.0].into_iter().filter(|next| model != 2 && schedule.has(*next)) {
@@ -227,7 +226,7 @@ mod tests {
             let message = CommonLevels::new(&[linear(1000, 1.0)], count).unwrap_err().to_string();
             assert!(message.starts_with("--levels: ") && message.contains(&count.to_string()), "{message}");
         }
-        // One that never gets noisy, and one that begins noisy.
+        // One that never gets noisy, and one that is noisy from the start.
         let config = |beta_start, beta_end| DiffusionConfig {
             num_steps: 10,
             beta_start,

@@ -1,15 +1,15 @@
-//! Numbers that models are judged by, and what may be said of their differences.
+//! Metrics of models, and the statistics of their differences.
 
 use std::f64::consts::FRAC_2_PI;
 
 use serde::Serialize;
 
-/// The share of intervals that hold what they are meant for, of all comparisons together.
+/// The joint coverage of the intervals of all comparisons.
 const CONFIDENCE: f64 = 0.95;
-/// From so many degrees of freedom on, Student's distribution counts as the normal one (the quantiles differ by 1e-4 of it).
+/// With this many degrees of freedom or more, Student's distribution is replaced by the normal one (the quantiles differ by 1e-4 relative).
 const NORMAL: usize = 10_000;
 
-/// Which way a metric points.
+/// The direction of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Better {
@@ -19,52 +19,52 @@ pub enum Better {
     Higher,
 }
 
-/// One number for each of several models, with its uncertainty where that is known.
+/// One number for each of several models, with its uncertainty if known.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {
-    /// What it is, as in `mean ε-error`.
+    /// Its name, as in `mean ε-error`.
     pub name: String,
     /// Its unit, as in `ms/image`; empty for a pure number.
     pub unit: String,
-    /// Which way it points.
+    /// Its direction.
     pub better: Better,
     /// A value for each model.
     pub values: Vec<f64>,
-    /// The values' standard errors; None where there are none, and then nothing is said of differences.
+    /// The values' standard errors; None if unknown, and then differences are not tested.
     pub standard_errors: Option<Vec<f64>>,
     /// For each model the values of single images, the same images for all.
     items: Option<Vec<Vec<f64>>>,
 }
 
-/// By how much one model's value lies above another's.
+/// The difference between two models.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Difference {
     /// The difference of the values.
     pub mean: f64,
     /// Its standard error.
     pub standard_error: f64,
-    /// Its 95 % interval; of several comparisons, the intervals hold together (Bonferroni).
+    /// Its 95 % interval; for several comparisons the intervals hold jointly (Bonferroni).
     pub interval: [f64; 2],
-    /// Whether it is made of differences image by image, in which what is hard about an image cancels.
+    /// Whether it is paired per image, which cancels the difficulty of an image.
     pub paired: bool,
 }
 
 impl Difference {
-    /// Whether the interval leaves 0 out.
+    /// Whether the interval excludes 0.
     pub fn is_shown(&self) -> bool {
         self.interval[0] > 0.0 || self.interval[1] < 0.0
     }
 }
 
 impl Metric {
-    /// The means over images, of which `items` holds one list a model: the same images in the same order. Standard errors are
-    /// those of the means over the images.
+    /// The means over images; `items` has one list per model, with the same images in the same order. Standard errors are those of
+    /// the means over the images.
     pub fn of_images(name: impl Into<String>, unit: &str, better: Better, items: Vec<Vec<f64>>) -> Self {
         let (values, errors) = items.iter().map(|items| mean_and_error(items)).unzip();
         Self { name: name.into(), unit: unit.into(), better, values, standard_errors: Some(errors), items: Some(items) }
     }
 
-    /// Values whose standard errors come from elsewhere, or None. Models are taken to be measured independently.
+    /// Values with standard errors from elsewhere, or None. Models are assumed to be measured independently.
     pub fn of_values(
         name: impl Into<String>,
         unit: &str,
@@ -75,7 +75,7 @@ impl Metric {
         Self { name: name.into(), unit: unit.into(), better, values, standard_errors, items: None }
     }
 
-    /// The place of the best model; of equal ones the first. A value that is no number is the worst.
+    /// The index of the best model; the first of equal ones. NaN is the worst.
     pub fn best(&self) -> usize {
         let key = |place: usize| match self.better {
             _ if self.values[place].is_nan() => f64::INFINITY,
@@ -85,11 +85,11 @@ impl Metric {
         (1..self.values.len()).fold(0, |best, place| if key(place) < key(best) { place } else { best })
     }
 
-    /// Model `a`'s value less model `b`'s, or None where there are no standard errors.
+    /// Model `a`'s value minus model `b`'s, or None without standard errors.
     ///
-    /// Image by image where the images are known: the mean of the differences, the standard error of that mean, and an interval
-    /// by Student's t. Else the standard errors add up as independent ones do, with the normal distribution. Each of the
-    /// m(m − 1)/2 pairs of m models has its share of the 5 % (Bonferroni), so that the best may be chosen after the fact.
+    /// If per-image values are known, the difference is paired: the mean of the differences, its standard error, and an interval
+    /// by Student's t. Else the variances of the independent values add up, with the normal distribution. Each of the m(m − 1)/2
+    /// pairs of m models has its share of the 5 % (Bonferroni), so that the best may be chosen after the fact.
     pub fn difference(&self, a: usize, b: usize) -> Option<Difference> {
         let models = self.values.len();
         let pairs = (models * models.saturating_sub(1) / 2).max(1);
@@ -107,7 +107,7 @@ impl Metric {
         Some(Difference { mean, standard_error, interval, paired: self.items.is_some() })
     }
 
-    /// By how much model `a` is better than model `b`: a [difference](Self::difference) that is above 0 where it is.
+    /// By how much model `a` is better than model `b`: a [difference](Self::difference) above 0 if it is.
     pub fn margin(&self, a: usize, b: usize) -> Option<Difference> {
         match self.better {
             Better::Lower => self.difference(b, a),
@@ -115,8 +115,8 @@ impl Metric {
         }
     }
 
-    /// The best model against the others, in one line that is no stronger than the intervals. `more(best, other)` may add
-    /// words on a pair. None where nothing is known of the uncertainty, or there is one model alone.
+    /// The best model against the others, in one line that claims no more than the intervals. `more(best, other)` may add text to
+    /// a pair. None if the uncertainty is unknown, or there is only one model.
     pub fn verdict(&self, names: &[String], more: impl Fn(usize, usize) -> String) -> Option<String> {
         let best = self.best();
         let others = (0..self.values.len()).filter(|other| *other != best);
@@ -153,7 +153,7 @@ impl Metric {
     }
 }
 
-/// The mean and its standard error √(Σ (x − mean)² / (n − 1) / n); that of fewer than two values is infinite.
+/// The mean and its standard error √(Σ (x − mean)² / (n − 1) / n), which is infinite for fewer than two values.
 ///
 /// ```
 /// // The deviations are −1, 0 and 1, their variance 1.
@@ -266,7 +266,7 @@ mod tests {
         assert!((difference.interval[0] - (3.0 - half)).abs() < 1e-8, "{difference:?}");
         assert!((difference.interval[1] - (3.0 + half)).abs() < 1e-8, "{difference:?}");
         assert!(!difference.is_shown());
-        // The other way round; and better is what points downwards.
+        // With the sign reversed; and with a metric where lower is better.
         let reversed =
             Difference { mean: -difference.mean, interval: difference.interval.map(|end| -end), ..difference };
         let [high, low] = reversed.interval;
@@ -275,7 +275,7 @@ mod tests {
         let higher = Metric { better: Better::Higher, ..metric };
         assert_eq!((higher.best(), higher.margin(1, 0)), (1, Some(difference)));
 
-        // Of three models each of three pairs has a third of the 5 %: t is 4.8567 (3 degrees, 0.05/3).
+        // With three models each of three pairs has a third of the 5 %: t is 4.8567 (3 degrees, 0.05/3).
         let three = Metric::of_images("error", "", Better::Lower, [items, vec![vec![0.0; 4]]].concat());
         let wider = three.difference(1, 0).unwrap();
         let ratio = (wider.interval[1] - wider.mean) / wider.standard_error;
@@ -307,17 +307,17 @@ mod tests {
         );
         let verdict = of(Better::Higher, close.clone()).verdict(&names(2), none).unwrap();
         assert!(verdict.starts_with("no difference shown: B − A = 0.25 ± 0.18 "), "{verdict}");
-        // Against itself: nothing at all.
+        // Against itself: no difference.
         let same = of(Better::Lower, vec![close[0].clone(), close[0].clone()]);
         assert_eq!(
             same.verdict(&names(2), none).unwrap(),
             "no difference shown: B − A = 0 ± 0 (95 % interval 0 … 0) in error"
         );
-        // What is no number wins nothing.
+        // NaN is never the best.
         let broken = of(Better::Lower, vec![vec![f64::NAN; 4], close[0].clone()]);
         assert_eq!(broken.best(), 1);
         assert!(broken.verdict(&names(2), none).unwrap().starts_with("no difference shown"));
-        // One image has no error of its own.
+        // A single image has no error.
         let single = of(Better::Lower, vec![vec![1.0], vec![2.0]]);
         assert!(!single.difference(0, 1).unwrap().is_shown());
     }

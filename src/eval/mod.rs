@@ -1,4 +1,4 @@
-//! Judging: metrics of models and of images, and the images that they are taken on.
+//! Evaluation: metrics of models and images, and the images for them.
 
 mod anomaly;
 mod classify;

@@ -1,4 +1,4 @@
-//! Extractors by the name or the file of their network.
+//! Extractors by name or by file.
 
 use std::path::{Path, PathBuf};
 
@@ -11,15 +11,15 @@ use crate::models::inception::{self, InceptionWeights};
 use crate::tensor::{Context, DType, Device};
 use crate::weights::WeightFile;
 
-/// The published networks that make features, by the names under which `engine fetch` has them.
+/// The published feature extractors, by their names for `engine fetch`.
 pub const EXTRACTORS: [&str; 2] = ["inception", "efficientnet-lite0"];
 
 impl Extractor {
-    /// Where the network called `given` lies: the file that `engine fetch` leaves of one of [`EXTRACTORS`], else the path itself.
-    /// `place` is the option or key that gave it.
+    /// The path of the network called `given`: the downloaded file of one of [`EXTRACTORS`], else the path itself. `place` is the
+    /// option or key that gave it.
     ///
     /// # Errors
-    /// [`Error::Config`] for a file that is not there, with what would bring it.
+    /// [`Error::Config`] for a missing file, with how to get it.
     pub fn find(given: &Path, place: &str) -> Result<PathBuf> {
         if given.exists() {
             return Ok(given.to_path_buf());
@@ -29,7 +29,7 @@ impl Extractor {
             .filter(|weights| EXTRACTORS.contains(&weights.name))
             .find(|weights| given == Path::new(weights.name));
         let Some(weights) = published else {
-            let mend = format!("name a network's file, a run of a classifier, or one of {}", EXTRACTORS.join(", "));
+            let mend = format!("give a network's file, a run of a classifier, or one of {}", EXTRACTORS.join(", "));
             return Err(Error::config(place, format!("{} is not there", given.display()), mend));
         };
         let path = Path::new(WEIGHTS_DIR).join(weights.file.name);
@@ -37,7 +37,7 @@ impl Extractor {
             return Ok(path);
         }
         let message = format!("{} is not at {}", weights.title, path.display());
-        let mend = format!("run `engine fetch {}`, or name a network's file or a run of a classifier", weights.name);
+        let mend = format!("run `engine fetch {}`, or give a network's file or a run of a classifier", weights.name);
         Err(Error::config(place, message, mend))
     }
 
@@ -57,14 +57,14 @@ impl Extractor {
                 Self::of_efficientnet(&context, (network, parameters), "", batch)
             }
             _ => {
-                let mend = format!("there are {}", EXTRACTORS.join(", "));
+                let mend = format!("use one of {}", EXTRACTORS.join(", "));
                 Err(Error::config("--extractor", format!("no published network is called {name:?}"), mend))
             }
         }
     }
 
-    /// The bytes on a device of the network called `given`, as [`Extractor::find`] takes it: weights, pictures, features and arena at
-    /// `batch` pictures in f32. One of [`EXTRACTORS`] need not be there yet.
+    /// The device bytes of the network called `given`, as [`Extractor::find`] takes it: weights, pictures, features and arena at
+    /// `batch` pictures in f32. The file of one of [`EXTRACTORS`] need not exist yet.
     ///
     /// # Errors
     /// Those of [`Extractor::find`] for another file, and of opening a classifier.
@@ -81,11 +81,11 @@ impl Extractor {
         Ok(Self::of_shapes(name, batch, DType::F32)?.bytes())
     }
 
-    /// The network of a file: InceptionV3 of 2015 by `rule`, EfficientNet-lite0, or a classifier of the engine's own (a model file
-    /// or a run folder); `batch` pictures at once, in f32.
+    /// The network of a file: InceptionV3 of 2015 with `rule`, EfficientNet-lite0, or a classifier trained with the engine (a
+    /// model file or a run folder); `batch` pictures at once, in f32.
     ///
     /// # Errors
-    /// Those of reading the file, which name what it is not; those of [`Extractor::inception`].
+    /// Those of reading the file; those of [`Extractor::inception`].
     pub fn open(context: &Context, path: &Path, rule: Rule, batch: usize) -> Result<Self> {
         let ours = match ModelFile::open(path) {
             Ok(file) => {
@@ -103,7 +103,7 @@ impl Extractor {
         }
         match InceptionWeights::open(path) {
             Ok(weights) => Self::inception(context, &weights, rule, batch, DType::F32),
-            // A damaged file of the engine's own is told as that.
+            // A damaged file of the engine is reported as such.
             Err(_) if path.extension().is_some_and(|ending| ending == "safetensors") => Err(ours),
             Err(error) => Err(error),
         }

@@ -1,4 +1,4 @@
-//! A classifier that was trained as one.
+//! A network that was trained as a classifier.
 
 use std::rc::Rc;
 
@@ -9,12 +9,12 @@ use crate::nn::Parameters;
 use crate::tape::{Prepared, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
 
-/// Tells images' classes by a network that was trained to: p(c | x) is the softmax of its logits.
+/// Classifies images with a network trained for it: p(c | x) is the softmax of its logits.
 pub struct NetworkClassifier {
     context: Context,
     network: Rc<dyn Classifier>,
     parameters: Rc<Parameters>,
-    /// The weights as the CPU reads them, made anew at each call.
+    /// The weights in the CPU's layout, repacked at each call.
     prepared: Rc<Prepared>,
     images: Tensor,
     logits: Tensor,
@@ -25,7 +25,7 @@ impl NetworkClassifier {
     /// Plans a forward pass of `batch` images.
     ///
     /// # Errors
-    /// [`Error::Config`] for a batch of 0; what the device reports.
+    /// [`Error::Config`] for a batch of 0; those of the device.
     pub fn new(
         context: &Context,
         network: Rc<dyn Classifier>,
@@ -49,15 +49,15 @@ impl NetworkClassifier {
         &self.program
     }
 
-    /// Classifies images `[N, H, W, C]` in [-1, 1] among all classes of the network; `progress(done, total)` counts batches. An
-    /// image's result is its own: neither other images nor the batch nor threads change a bit of it.
+    /// Classifies images `[N, H, W, C]` in [-1, 1] among all classes of the network; `progress(done, total)` counts batches. The
+    /// result for an image does not depend on other images, the batch or threads.
     ///
     /// # Errors
-    /// [`Error::Shape`] for values that are no whole images; what the device reports.
+    /// [`Error::Shape`] for incomplete images; those of the device.
     pub fn classify(&mut self, images: &[f32], mut progress: impl FnMut(usize, usize)) -> Result<Vec<Classification>> {
         let len: usize = self.network.image_shape().iter().product();
         if !images.len().is_multiple_of(len) {
-            let message = format!("{} values, which are no whole images of {len}", images.len());
+            let message = format!("{} values, which do not make whole images of {len}", images.len());
             return Err(Error::shape("classifier", message));
         }
         let (batch, classes) = (self.images.sizes()[0], self.logits.shape().last());
@@ -65,7 +65,7 @@ impl NetworkClassifier {
         let total = chunks.len();
         self.prepared.refresh()?;
         let mut found = Vec::with_capacity(images.len() / len);
-        // A batch is always full: what is left of the last one repeats images that nobody reads.
+        // A batch is always full: the last one is padded with images whose results are not read.
         let mut full = vec![0f32; batch * len];
         for (number, chunk) in chunks.enumerate() {
             full[..chunk.len()].copy_from_slice(chunk);
@@ -75,7 +75,7 @@ impl NetworkClassifier {
             let (images, logits) = (&self.images, &self.logits);
             self.program.run(|| forward(context, network, weights, images, logits))?;
             let logits = self.logits.download::<f32>()?;
-            // The least "error" is the largest logit.
+            // The smallest "error" is the largest logit.
             let rows = logits.chunks(classes).take(chunk.len() / len);
             found.extend(rows.map(|row| Classification::of(row.iter().map(|&logit| -f64::from(logit)).collect())));
             progress(number + 1, total);

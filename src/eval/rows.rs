@@ -1,4 +1,4 @@
-//! A file of equal rows that grows: what an evaluation has done already, taken up where it was stopped.
+//! A growing file of equal rows: the cached work of an evaluation, which resumes from it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// Bytes before the first row: what the rows are of, as JSON, and spaces.
+/// Bytes before the first row: the description of the rows as JSON, padded with spaces.
 const HEAD: usize = 8192;
 
-/// Equal rows on disk. Whole rows are kept whenever the process ends; a piece of one is dropped when the file is opened again.
+/// Equal rows on disk. Whole rows survive any end of the process; a partial row is dropped when the file is opened again.
 pub struct Rows {
     path: PathBuf,
     file: File,
@@ -22,11 +22,11 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// The rows of what `of` describes, in `folder`, under a name that its hash tells; made where there are none. `of` has to name all
-    /// that a row depends on.
+    /// The rows described by `of`, in `folder`, under a name from its hash; created if missing. `of` must contain everything that
+    /// a row depends on.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::File`] for a file that another process writes, and for one that holds something else.
+    /// [`Error::Io`]; [`Error::File`] for a file that another process writes, and for one with other content.
     pub fn open(folder: &Path, kind: &str, of: &Value, row_bytes: usize) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
         let head = head(of, row_bytes);
@@ -40,7 +40,7 @@ impl Rows {
             .map_err(Error::io(&path, "open"))?;
         if file.try_lock().is_err() {
             let message = "another evaluation is writing it";
-            return Err(Error::file(&path, message, "wait for it, or name another folder with --cache"));
+            return Err(Error::file(&path, message, "wait for it, or give another folder with --cache"));
         }
         let length = file.metadata().map_err(Error::io(&path, "read"))?.len() as usize;
         if length < HEAD {
@@ -51,24 +51,24 @@ impl Rows {
         let mut found = vec![0; HEAD];
         file.read_exact(&mut found).map_err(Error::io(&path, "read"))?;
         if found != head {
-            return Err(Error::file(&path, "it holds something else than its name says", "delete it"));
+            return Err(Error::file(&path, "its content does not match its name", "delete it"));
         }
         let mut rows = Self { path, file, row_bytes, count: (length - HEAD) / row_bytes };
         rows.truncate(rows.count)?;
         Ok(rows)
     }
 
-    /// Whole rows.
+    /// Number of whole rows.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Where they lie.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Forgets the rows from `count` on.
+    /// Removes the rows from `count` on.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -80,13 +80,13 @@ impl Rows {
         Ok(())
     }
 
-    /// Adds whole rows, which are on the disk when it returns.
+    /// Appends whole rows, which are synced to disk on return.
     ///
     /// # Errors
     /// [`Error::Io`].
     ///
     /// # Panics
-    /// For bytes that are no whole rows.
+    /// For incomplete rows.
     pub fn append(&mut self, rows: &[u8]) -> Result<()> {
         assert!(rows.len().is_multiple_of(self.row_bytes), "{} bytes of rows of {}", rows.len(), self.row_bytes);
         self.file.write_all(rows).map_err(Error::io(&self.path, "write"))?;
@@ -95,12 +95,12 @@ impl Rows {
         Ok(())
     }
 
-    /// The rows, mapped: memory that the system takes back when it needs it.
+    /// The rows, memory-mapped, so that the system can reclaim the memory.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn map(&self) -> Result<MappedRows> {
-        // SAFETY: whole rows are never changed, and whoever opens the file cuts off only what is beyond them.
+        // SAFETY: whole rows never change, and opening the file truncates only what is beyond them.
         let map = unsafe { Mmap::map(&self.file) }.map_err(Error::io(&self.path, "map"))?;
         Ok(MappedRows { map, row_bytes: self.row_bytes, count: self.count })
     }
@@ -108,12 +108,12 @@ impl Rows {
 
 impl Drop for Rows {
     fn drop(&mut self) {
-        // A map holds the open file, and its lock, for as long as it lives.
+        // A map keeps the file open and locked as long as it lives.
         let _ = self.file.unlock();
     }
 }
 
-/// Rows of a file, read only.
+/// The rows of a file, read-only.
 pub struct MappedRows {
     map: Mmap,
     row_bytes: usize,
@@ -142,7 +142,7 @@ impl MappedRows {
 fn head(of: &Value, row_bytes: usize) -> Vec<u8> {
     let mut text = serde_json::json!({ "format": "engine-rows-1", "row_bytes": row_bytes, "of": of }).to_string();
     if text.len() >= HEAD {
-        // Something very long (a list of classes) is named by its hash.
+        // A very long description (such as a list of classes) is replaced by its hash.
         text = serde_json::json!({ "format": "engine-rows-1", "row_bytes": row_bytes, "of": hex(text.as_bytes()) })
             .to_string();
     }
@@ -183,15 +183,15 @@ mod tests {
         rows.truncate(1).unwrap();
         let mapped = rows.map().unwrap();
         drop(rows);
-        // What is mapped is not in the way of those who add to it.
+        // A map does not prevent appending.
         open().unwrap().append(bytemuck::cast_slice(&[7.0f32, 8.0])).unwrap();
         assert_eq!(mapped.floats(1), [1.0, 2.0]);
-        // Of something else, another file; a name that lies is refused.
+        // Other content gets another file; a wrong name is refused.
         let other = Rows::open(folder.path(), "features", &json!({ "a": 2 }), 8).unwrap();
         assert_eq!((other.count(), other.path() == path), (0, false));
         let (from, to) = (other.path().to_path_buf(), path);
         drop(other);
         std::fs::copy(from, to).unwrap();
-        assert!(open().err().unwrap().to_string().contains("something else"));
+        assert!(open().err().unwrap().to_string().contains("does not match its name"));
     }
 }

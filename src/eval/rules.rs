@@ -1,4 +1,4 @@
-//! How images reach InceptionV3: the rules of the tools in use. On the same images they give different distances, for the resize alone.
+//! Preprocessing for InceptionV3: the rules of common tools. They give different distances for the same images, because of the resize alone.
 //!
 //! | rule | resize to 299x299 | scaling of u8 |
 //! |---|---|---|
@@ -6,12 +6,12 @@
 //! | torch-fidelity | bilinear as TensorFlow 1's, pixels' corners aligned, no antialias | (x − 128) / 128 |
 //! | clean-fid | bicubic of PIL (a = −½), antialiased where it shrinks, each channel in floating point, clipped to 0 … 255 | (x − 128) / 128 |
 //!
-//! Moments are the same in all three: the mean, and the covariance over N − 1; here both in f64. Pytorch-fid and clean-fid add 1e-6 to
-//! the diagonals where SciPy's matrix square root of the product is not finite; here nothing has to be added
+//! Moments are the same in all three: the mean, and the covariance over N − 1; here both in f64. Pytorch-fid and clean-fid add
+//! 1e-6 to the diagonals if SciPy's matrix square root of the product is not finite; that is not needed here
 //! ([`metrics`](super::metrics)).
 //!
-//! EDM's statistics (`fid-refs/*.npz`) were made by StyleGAN's port of the 2015 graph, with TensorFlow 1's resize: nearest to
-//! torch-fidelity's rule. They are read, and said to be EDM's; that network is not claimed.
+//! EDM's statistics (`fid-refs/*.npz`) were made with StyleGAN's port of the 2015 graph, with TensorFlow 1's resize, closest to
+//! torch-fidelity's rule. They can be read and are labelled as EDM's; the engine does not reimplement that network.
 
 pub use crate::config::Rule;
 use crate::models::inception::SIZE;
@@ -19,25 +19,25 @@ use crate::models::inception::SIZE;
 /// A kernel of a resize along one axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Resize {
-    /// Linear between the two nearest pixels; pixel i of the result lies at (i + ½) · scale − ½: the pixels' centres are aligned.
+    /// Linear between the two nearest pixels; pixel i of the result lies at (i + ½) · scale − ½: pixel centres are aligned.
     Bilinear,
-    /// The same, pixel i lying at i · scale, both in f32: the pixels' corners are aligned, as TensorFlow 1 did.
+    /// Linear, with pixel i at i · scale, both in f32: pixel corners are aligned, as in TensorFlow 1.
     TensorFlowBilinear,
     /// The cubic kernel with a = −½ over (i + ½) · scale, stretched by the scale where the image shrinks.
     BicubicAntialiased,
 }
 
-/// Values of a pixel, 0 to 255, to those of the network: `factor` · x + `shift`.
+/// Maps pixel values, 0 to 255, to the network's input: `factor` · x + `shift`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scaling {
-    /// What a value is multiplied with.
+    /// The factor.
     pub factor: f64,
-    /// What is added.
+    /// The offset.
     pub shift: f64,
 }
 
 impl Rule {
-    /// As it is written on a command line and in files.
+    /// Its name on the command line and in files.
     pub fn name(self) -> &'static str {
         match self {
             Self::PytorchFid => "pytorch-fid",
@@ -63,30 +63,30 @@ impl Rule {
         }
     }
 
-    /// What is done to a picture for InceptionV3.
+    /// The preprocessing of a picture for InceptionV3.
     pub fn treatment(self) -> Treatment {
         Treatment { resize: self.resize(), scaling: self.scaling(), size: SIZE }
     }
 }
 
-/// All that is done to a picture before a network sees it.
+/// The whole preprocessing of a picture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Treatment {
-    /// How it is resized.
+    /// The resize.
     pub resize: Resize,
-    /// How its values are scaled.
+    /// The scaling of values.
     pub scaling: Scaling,
     /// Height and width of the result.
     pub size: usize,
 }
 
-/// Pixels of a source that make one of the result, along an axis: the first, and their weights.
+/// Source pixels of one result pixel along an axis: the index of the first, and the weights.
 struct Taps {
     first: usize,
     weights: Vec<f64>,
 }
 
-/// A treatment for images of one size.
+/// The preprocessing for images of one size.
 pub struct Prepared {
     treatment: Treatment,
     size: [usize; 2],
@@ -105,16 +105,16 @@ impl Prepared {
         Self { treatment, size: [height, width], rows: taps(height), columns: taps(width) }
     }
 
-    /// Height and width of the images that it takes.
+    /// Height and width of its input images.
     pub fn size(&self) -> [usize; 2] {
         self.size
     }
 
-    /// What the network sees of an image `[height, width, channels]` of one channel or three: `[size, size, 3]`. Grey is taken for red,
-    /// green and blue alike.
+    /// The network's input for an image `[height, width, channels]` with one or three channels: `[size, size, 3]`. Grey is copied
+    /// to red, green and blue.
     ///
     /// # Panics
-    /// For pixels of another number.
+    /// For a wrong number of pixels.
     pub fn apply(&self, pixels: &[u8], channels: usize, to: &mut [f64]) {
         let ([height, width], Treatment { resize, scaling, size }) = (self.size, self.treatment);
         assert_eq!(pixels.len(), height * width * channels, "an image of another size");
@@ -148,7 +148,7 @@ impl Prepared {
     }
 }
 
-/// The taps of each pixel of the result, of an axis of `length` pixels.
+/// The taps of each result pixel, along an axis of `length` pixels.
 fn taps(resize: Resize, length: usize, size: usize) -> Vec<Taps> {
     let scale = length as f64 / size as f64;
     let linear = |at: f64| {
@@ -220,10 +220,10 @@ mod tests {
         assert!((0..SIZE).all(|i| (half[i] + half[SIZE - 1 - i]).abs() < 1e-12));
         let first = ramp(Rule::TorchFidelity);
         assert_eq!(first[0], -1.0);
-        // Pixel 149 lies at 149 · 2 / 299 in f32, just before the second column; what follows is that column.
+        // Pixel 149 lies at 149 · 2 / 299 in f32, just before the second column; later pixels are that column.
         assert!((first[149] - (255.0 * 298.0 / 299.0 - 128.0) / 128.0).abs() < 1e-6);
         assert!(first[150..].iter().all(|&x| x == 127.0 / 128.0));
-        // A cubic overshoots, and is clipped.
+        // A cubic kernel overshoots, and is clipped.
         let cubic = ramp(Rule::CleanFid);
         assert_eq!((cubic[0], cubic[SIZE - 1]), (-1.0, 127.0 / 128.0));
     }

@@ -1,7 +1,7 @@
-//! Statistics of a reference set, as evaluation tools exchange them: `.npz` with `mu` and `sigma`.
+//! Statistics of a reference set in the exchange format of evaluation tools: `.npz` with `mu` and `sigma`.
 //!
-//! Pytorch-fid, clean-fid and EDM write and read these two arrays and nothing else. Ours hold besides, where they know it, `rule`,
-//! `network` (SHA-256 of its file), `count` and `data` (the images' hash), which those tools pass over.
+//! Pytorch-fid, clean-fid and EDM write and read only these two arrays. Our files also hold, if known, `rule`, `network` (SHA-256
+//! of its file), `count` and `data` (the images' hash), which those tools ignore.
 
 use std::path::Path;
 
@@ -9,28 +9,28 @@ use super::metrics::{Features, Gaussian, moments};
 use crate::data::{NpzArray, read_npz, write_npz};
 use crate::error::{Error, Result};
 
-/// The widest features whose covariance is read: 8192² numbers are 512 MiB.
+/// The largest feature width whose covariance is read: 8192² numbers are 512 MiB.
 const WIDEST: usize = 8192;
 
-/// Mean and covariance of features, and what is known of where they come from.
+/// Mean and covariance of features, with their known origin.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
     /// μ.
     pub mean: Vec<f64>,
     /// Σ, row-major.
     pub covariance: Vec<f64>,
-    /// The rule by which images were brought to the network, where the file says so.
+    /// The preprocessing rule, if recorded.
     pub rule: Option<String>,
     /// SHA-256 of the network's file.
     pub network: Option<String>,
-    /// Images behind them.
+    /// Number of images.
     pub count: Option<usize>,
     /// The hash of the images.
     pub data: Option<String>,
 }
 
 impl Statistics {
-    /// Of features.
+    /// From features.
     ///
     /// # Errors
     /// [`Error::Config`] for fewer than 2 images.
@@ -43,14 +43,14 @@ impl Statistics {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error::File`] for a file that is no such archive, damaged, or whose arrays do not fit each other.
+    /// [`Error::File`] for another kind of file, a damaged one, or arrays that do not match.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let wrong = |message: String| {
             Error::file(
                 path,
                 message,
-                "name statistics with mu [D] and sigma [D, D], as pytorch-fid, clean-fid and EDM write them",
+                "give statistics with mu [D] and sigma [D, D], as pytorch-fid, clean-fid and EDM write them",
             )
         };
         let mut arrays = read_npz(path)?;
@@ -64,10 +64,10 @@ impl Statistics {
         let count = numbers("count").and_then(|(_, values)| values.first().map(|&count| count as usize));
         let width = mean.len();
         if mean_shape.len() != 1 || shape != [width, width] || !(1..=WIDEST).contains(&width) {
-            return Err(wrong(format!("mu {mean_shape:?} and sigma {shape:?} do not fit each other")));
+            return Err(wrong(format!("mu {mean_shape:?} and sigma {shape:?} do not match")));
         }
         if mean.iter().chain(&covariance).any(|value| !value.is_finite()) {
-            return Err(wrong("a value of mu or sigma is no finite number".into()));
+            return Err(wrong("a value of mu or sigma is not finite".into()));
         }
         let mut text = |name: &str| match arrays.remove(name) {
             Some(NpzArray::Texts(texts)) => texts.into_iter().next(),
@@ -130,8 +130,8 @@ mod tests {
             |shape: &[usize], values: &[f64]| NpzArray::Numbers { shape: shape.to_vec(), values: values.to_vec() };
         for (arrays, part) in [
             (vec![("mu", numbers(&[1], &[1.0]))], "lacks mu or sigma"),
-            (vec![("mu", numbers(&[2], &[1.0; 2])), ("sigma", numbers(&[2], &[1.0; 2]))], "do not fit"),
-            (vec![("mu", numbers(&[1], &[f64::NAN])), ("sigma", numbers(&[1, 1], &[1.0]))], "no finite number"),
+            (vec![("mu", numbers(&[2], &[1.0; 2])), ("sigma", numbers(&[2], &[1.0; 2]))], "do not match"),
+            (vec![("mu", numbers(&[1], &[f64::NAN])), ("sigma", numbers(&[1, 1], &[1.0]))], "not finite"),
         ] {
             write_npz(&path, &arrays).unwrap();
             let message = Statistics::read(&path).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Named arrays in a safetensors file, written whole or not at all and checked when read.
+//! Named arrays in a safetensors file, written atomically and verified when read.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -12,23 +12,23 @@ use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::nn::Spec;
 
-/// The mend for a file that is not whole.
+/// The advice for a file that is not intact.
 const MEND: &str = "take the file from its source again, or another checkpoint";
 
-/// What a file stores weights in. They are computed with as always: in f32, or as the precision says.
+/// The storage type of weights. Computation does not depend on it: f32, or as the precision says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Storage {
     /// 32-bit floating point: all bits of the weights.
     #[default]
     F32,
-    /// bfloat16: half the size, 8 significant bits, any weight fits.
+    /// bfloat16: half the size, 8 significant bits, the range of f32.
     Bf16,
-    /// Half precision: half the size, 11 significant bits, weights up to 65504 fit and those below 6e-5 lose bits.
+    /// Half precision: half the size, 11 significant bits, weights up to 65504; those below 6e-5 lose bits.
     F16,
 }
 
 impl Storage {
-    /// The name on the command line.
+    /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -45,7 +45,7 @@ impl Storage {
         }
     }
 
-    /// The values as a file's bytes, rounded to nearest; the value that does not fit, where one does not.
+    /// The values as a file's bytes, rounded to nearest; or the value that does not fit.
     fn encode(self, values: &[f32]) -> Result<Cow<'_, [u8]>, f32> {
         Ok(match self {
             Self::F32 => Cow::Borrowed(bytemuck::cast_slice(values)),
@@ -61,10 +61,10 @@ impl Storage {
     }
 }
 
-/// Tells a file from all others.
+/// Identifies a file by its content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Digest {
-    /// SHA-256 of its bytes in hexadecimal; empty where there is no file.
+    /// SHA-256 of its bytes in hexadecimal; empty without a file.
     pub sha256: String,
     /// Its length in bytes.
     pub bytes: usize,
@@ -77,7 +77,7 @@ impl Digest {
     }
 }
 
-/// A named array of f32 in a file to be written.
+/// A named f32 array for writing.
 pub struct Array<'a> {
     /// Its name.
     pub name: String,
@@ -87,7 +87,7 @@ pub struct Array<'a> {
     pub values: &'a [f32],
 }
 
-/// The parameters of a flat buffer as arrays, their names behind `prefix`.
+/// The parameters of a flat buffer as arrays, with `prefix` before their names.
 pub fn arrays<'a>(specs: &[Spec], flat: &'a [f32], prefix: &str) -> Vec<Array<'a>> {
     let array = |spec: &Spec| Array {
         name: format!("{prefix}{}", spec.name),
@@ -97,11 +97,11 @@ pub fn arrays<'a>(specs: &[Spec], flat: &'a [f32], prefix: &str) -> Vec<Array<'a
     specs.iter().map(array).collect()
 }
 
-/// Writes a safetensors file beside `path`, syncs it and renames it over `path`: whoever looks finds the old file or the
-/// new one, never a part. A checksum of the tensors' bytes joins `metadata`.
+/// Writes a safetensors file next to `path`, syncs it and renames it to `path`, so that a reader finds the old or the new file,
+/// never a part. Adds a checksum of the tensors' bytes to `metadata`.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::File`] for a value that does not fit `storage`. What stood at `path` is then untouched.
+/// [`Error::Io`]; [`Error::File`] for a value that does not fit `storage`. An existing file at `path` is then unchanged.
 pub fn write_arrays(
     path: &Path,
     arrays: &[Array],
@@ -128,10 +128,10 @@ pub fn write_arrays(
     write_atomically(path, &with_metadata(bytes, &metadata))
 }
 
-/// A safetensors file with `metadata` in its header, which had none. The format's library would put the entries in an order
-/// of chance, and equal runs shall give equal files.
+/// Adds `metadata` to a safetensors file without any. The library writes entries in random order, but equal runs must give equal
+/// files.
 fn with_metadata(mut file: Vec<u8>, metadata: &BTreeMap<String, String>) -> Vec<u8> {
-    // A length of 8 bytes, that much JSON, filled up with spaces to whole 8 bytes, then the tensors' bytes.
+    // A length of 8 bytes, the JSON of that length, padded with spaces to a multiple of 8 bytes, then the tensors' bytes.
     let (length, rest) = file.split_at(8);
     let old = u64::from_le_bytes(length.try_into().expect("8 bytes")) as usize;
     let tensors = rest[..old].trim_ascii_end().strip_prefix(b"{").expect("a header is an object");
@@ -140,12 +140,12 @@ fn with_metadata(mut file: Vec<u8>, metadata: &BTreeMap<String, String>) -> Vec<
     let mut header = [format!("{{\"__metadata__\":{entries}{comma}").as_bytes(), tensors].concat();
     header.resize(header.len().next_multiple_of(8), b' ');
     let length = (header.len() as u64).to_le_bytes();
-    // In place: a checkpoint is as long as four models.
+    // In place: a checkpoint is four times as large as a model.
     file.splice(..8 + old, length.into_iter().chain(header));
     file
 }
 
-/// CRC-32C over names and bytes in order of the names.
+/// CRC-32C over names and bytes, sorted by name.
 fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> u32 {
     let mut tensors: Vec<_> = tensors.collect();
     tensors.sort_by_key(|(name, _)| *name);
@@ -171,30 +171,30 @@ impl std::ops::Deref for Bytes {
     }
 }
 
-/// A safetensors file that has been read and whose checksum holds.
+/// A safetensors file whose checksum has been verified.
 pub struct ArrayFile {
     path: PathBuf,
     bytes: Bytes,
-    /// The one of the formats asked for that it has.
+    /// Its format, one of those requested.
     pub format: &'static str,
     /// Its metadata.
     pub metadata: HashMap<String, String>,
 }
 
 impl ArrayFile {
-    /// Maps the file, checks that it has one of the `formats`, its header against its length and its bytes against their
-    /// checksum. `what` it should be is for the errors, as in `a model`.
+    /// Maps the file, checks that it has one of the `formats`, and verifies its header against its length and its bytes against
+    /// their checksum. `what` is the expected kind for errors, as in `a model`.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::File`] for one that is cut short, damaged or of another kind.
+    /// [`Error::Io`], or [`Error::File`] for one that is truncated, damaged or of another kind.
     pub fn open(path: impl AsRef<Path>, formats: &[&'static str], what: &str) -> Result<Self> {
         let path = path.as_ref();
         let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
         if file.metadata().map_err(Error::io(path, "read"))?.len() < 8 {
             return Err(Error::file(path, format!("too short to be {what}"), MEND));
         }
-        // SAFETY: files of these kinds are replaced by renaming, never changed in place; a file that somebody cuts short
-        // meanwhile would raise SIGBUS, as with any mapped file.
+        // SAFETY: files of these kinds are replaced by renaming, never changed in place; if someone truncates a file meanwhile,
+        // that raises SIGBUS, as with any mapped file.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
         Self::check(path, Bytes::Mapped(map), formats, what)
     }
@@ -232,17 +232,17 @@ impl ArrayFile {
         self.bytes.len()
     }
 
-    /// What tells it from other files.
+    /// Its identity.
     pub(super) fn digest(&self) -> Digest {
         Digest::of(&self.bytes)
     }
 
-    /// A fault of this file.
+    /// An error about this file.
     pub fn fault(&self, message: String) -> Error {
         Error::file(&self.path, message, MEND)
     }
 
-    /// A metadata entry that has to be there.
+    /// A required metadata entry.
     pub fn entry(&self, key: &str) -> Result<&str> {
         self.metadata.get(key).map(String::as_str).ok_or_else(|| self.fault(format!("its metadata has no `{key}`")))
     }
@@ -260,7 +260,7 @@ impl ArrayFile {
     }
 
     /// Reads the parameters named `prefix` + name (f32, bf16 or f16) into a flat buffer of `len` elements. With `exact`,
-    /// tensors under the prefix that no parameter claims are an error too.
+    /// unexpected tensors under the prefix are an error too.
     pub fn flat(&self, specs: &[Spec], len: usize, prefix: &str, exact: bool) -> Result<Vec<f32>> {
         let tensors = self.tensors()?;
         if exact {

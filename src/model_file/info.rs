@@ -13,32 +13,32 @@ pub(super) const FORMAT: &str = "engine-model-1";
 /// The format of checkpoints.
 pub const CHECKPOINT_FORMAT: &str = "engine-checkpoint-1";
 
-/// What a model file says besides its weights.
+/// The metadata of a model file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {
-    /// The configuration that it was trained with.
+    /// The configuration of its training.
     pub config: Config,
     /// `ema` (the moving average) or `raw`.
     pub weights: String,
-    /// Optimizer steps behind it.
+    /// Optimizer steps of its training.
     pub step: u64,
-    /// Epochs behind it.
+    /// Epochs of its training.
     pub epoch: u64,
-    /// Names of the classes, in the order of their labels.
+    /// Names of the classes, by label.
     pub classes: Vec<String>,
 }
 
-/// Which of a run's weights.
+/// Which weights of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weights {
     /// Their exponential moving average.
     Ema,
-    /// As the optimizer left them.
+    /// The raw weights of the optimizer.
     Raw,
 }
 
 impl Weights {
-    /// The name in model files and on the command line.
+    /// Its name in model files and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ema => "ema",
@@ -46,7 +46,7 @@ impl Weights {
         }
     }
 
-    /// What stands before a parameter's name in a checkpoint.
+    /// The prefix of parameter names in a checkpoint.
     pub(super) fn prefix(self) -> &'static str {
         match self {
             Self::Ema => "ema.",
@@ -56,8 +56,7 @@ impl Weights {
 }
 
 impl ModelInfo {
-    /// The names of the classes in the order of their labels; numbers where the file has no names. None where the model
-    /// takes no labels.
+    /// The names of the classes by label; numbers if the file has no names. None if the model takes no labels.
     pub fn class_names(&self) -> Vec<String> {
         let count = self.config.model.num_classes();
         match self.classes.len() {
@@ -66,15 +65,15 @@ impl ModelInfo {
         }
     }
 
-    /// The label of a class given by its name, its number, or as `none` for the null label.
+    /// The label of a class given by name, by number, or as `none` for the null label.
     ///
-    /// Upper and lower case are told apart only where the model's names need it.
+    /// Case matters only if the model's names differ by case alone.
     ///
     /// # Errors
-    /// [`Error::Config`] that names the nearest class and lists all, or says that the model has none.
+    /// [`Error::Config`] that gives the nearest class and lists all, or says that the model has none.
     pub fn class_label(&self, text: &str) -> Result<usize> {
         let names = self.class_names();
-        // A model that has room for more classes than it was trained on knows nothing of the others.
+        // A model with more labels than trained classes does not know the other labels.
         let count = names.len();
         if count == 0 {
             return Err(Error::config("--class", "the model was trained without classes", "leave it out"));
@@ -86,22 +85,22 @@ impl ModelInfo {
         }
     }
 
-    /// The label of images of no class in particular.
+    /// The label of unconditional images.
     ///
     /// # Errors
-    /// [`Error::Config`] where the model has several classes and no null label.
+    /// [`Error::Config`] if the model has several classes and no null label.
     pub fn default_label(&self) -> Result<usize> {
         match (self.config.model.null_label(), self.config.model.num_classes()) {
             (Some(null), _) => Ok(null),
             (None, 0 | 1) => Ok(0),
             (None, _) => {
-                let mend = format!("name one of {}", self.class_names().join(", "));
+                let mend = format!("use one of {}", self.class_names().join(", "));
                 Err(Error::config("--class", "the model draws nothing without a class", mend))
             }
         }
     }
 
-    /// The class of each label in words: its name, `none` for the null label, empty where the model has no classes.
+    /// The class of each label as text: its name, `none` for the null label, empty if the model has no classes.
     pub fn label_names(&self, labels: &[usize]) -> Vec<String> {
         let (names, model) = (self.class_names(), &self.config.model);
         let name = |&label: &usize| match names.get(label) {
@@ -114,12 +113,12 @@ impl ModelInfo {
     }
 }
 
-/// Writes a model file; `flat` are the weights in the order of `specs`.
+/// Writes a model file; `flat` holds the weights in the order of `specs`.
 ///
 /// # Errors
 /// As [`write_arrays`].
 pub fn write_model(path: &Path, info: &ModelInfo, specs: &[Spec], flat: &[f32], storage: Storage) -> Result<()> {
-    // Model files are handed on; where the data lay on its maker's machine is not for others to know.
+    // Model files are shared; the path of the data on the original machine is private.
     let mut config = info.config.clone();
     config.data.path = None;
     if let ModelConfig::ResnetDit(model) = &mut config.model {

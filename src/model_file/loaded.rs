@@ -1,4 +1,4 @@
-//! Networks with their weights on a device, whatever they are for.
+//! Networks with their weights on a device, of any kind.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -11,27 +11,27 @@ use crate::models::{self, Classifier, Network};
 use crate::nn::Parameters;
 use crate::tensor::{Context, DType};
 
-/// A network of kind `N` with its weights on a device: `Network` for any, `Rc<dyn Denoiser>` for what draws,
-/// `Rc<dyn Classifier>` for classifiers.
+/// A network of kind `N` with its weights on a device: `Network` for any, `Rc<dyn Denoiser>` for diffusion models, `Rc<dyn
+/// Classifier>` for classifiers.
 pub struct Loaded<N> {
     /// The network.
     pub network: N,
     /// Its weights.
     pub parameters: Rc<Parameters>,
-    /// Everything that the file says besides its weights.
+    /// The metadata of the file.
     pub info: ModelInfo,
-    /// Where it came from: its file, or the name of a pretrained model.
+    /// Its source: its file, or the name of a pretrained model.
     pub path: PathBuf,
-    /// Of the file that it came from.
+    /// The identity of that file.
     pub digest: Digest,
 }
 
 /// A classifier with its weights on a device.
 pub type ClassifierModel = Loaded<Rc<dyn Classifier>>;
 
-/// A kind of network that a model file can be asked for.
+/// A kind of network that a model file can be loaded as.
 pub trait FromNetwork: Sized {
-    /// The network, where it is of this kind; else the message and the mend for somebody who named its file. `kind` is the
+    /// The network, if it is of this kind; else the message and the advice for the user who gave its file. `kind` is the
     /// architecture's name.
     fn from_network(network: Network, kind: &str) -> Result<Self, (String, &'static str)>;
 }
@@ -47,8 +47,8 @@ impl FromNetwork for Rc<dyn Denoiser> {
         match network {
             Network::Denoiser(model) => Ok(model),
             Network::Classifier(_) => {
-                let message = format!("it is a classifier ({kind}): it draws nothing");
-                Err((message, "name a diffusion model; `engine classify` takes classifiers"))
+                let message = format!("it is a classifier ({kind}), which cannot draw");
+                Err((message, "give a diffusion model; `engine classify` takes classifiers"))
             }
         }
     }
@@ -59,20 +59,20 @@ impl FromNetwork for Rc<dyn Classifier> {
         match network {
             Network::Classifier(network) => Ok(network),
             Network::Denoiser(_) => {
-                let message = format!("it is a diffusion model ({kind}), no classifier");
+                let message = format!("it is a diffusion model ({kind}), not a classifier");
                 Err((message, "train one with `engine train --preset resnet18-cifar10`"))
             }
         }
     }
 }
 
-/// The file at `path` holds another kind of network.
+/// The error for a file at `path` with another kind of network.
 pub(super) fn refused(path: &Path, (message, mend): (String, &'static str)) -> Error {
     Error::file(path, message, mend)
 }
 
 impl<N: FromNetwork> Loaded<N> {
-    /// Opens and loads what [`ModelFile::open`] takes: of a checkpoint its moving average.
+    /// Opens and loads a file as [`ModelFile::open`]; from a checkpoint, the moving average.
     ///
     /// # Errors
     /// Those of [`ModelFile::open`] and [`ModelFile::load`].
@@ -83,7 +83,7 @@ impl<N: FromNetwork> Loaded<N> {
     /// As [`Loaded::load`], with a choice of the weights: a checkpoint holds both, a model file one kind.
     ///
     /// # Errors
-    /// As [`Loaded::load`], and [`Error::File`] where the file does not hold the chosen ones.
+    /// As [`Loaded::load`], and [`Error::File`] if the file does not hold the chosen weights.
     pub fn load_weights(
         path: impl AsRef<Path>,
         context: &Context,
@@ -93,7 +93,7 @@ impl<N: FromNetwork> Loaded<N> {
         ModelFile::open(path)?.load(context, precision, weights)
     }
 
-    /// A file's metadata alone. Who loads the file too opens it once, as a [`ModelFile`].
+    /// The metadata of a file. To load it as well, open it once, as a [`ModelFile`].
     ///
     /// # Errors
     /// Those of [`ModelFile::open`].
@@ -101,10 +101,10 @@ impl<N: FromNetwork> Loaded<N> {
         ModelFile::open(path).map(|file| file.info().clone())
     }
 
-    /// A new network, its weights drawn from `seed` and never trained: for tests, and to start from.
+    /// A new, untrained network with weights initialized from `seed`: for tests, and to start from.
     ///
     /// # Errors
-    /// [`Error::Config`] for a configuration of which no network can be built, or one of another kind.
+    /// [`Error::Config`] for a configuration without a valid network, or one of another kind.
     pub fn untrained(config: &Config, context: &Context, precision: DType, seed: u64) -> Result<Self> {
         let (network, builder) = models::network(&config.model)?;
         let network = N::from_network(network, config.model.kind())
@@ -118,7 +118,7 @@ impl<N: FromNetwork> Loaded<N> {
 }
 
 impl Loaded<Network> {
-    /// The same as a network of one kind.
+    /// Converts it to a network of one kind.
     ///
     /// # Errors
     /// [`Error::File`] for a network of another kind.
@@ -130,7 +130,7 @@ impl Loaded<Network> {
 }
 
 impl<N> Loaded<N> {
-    /// Where the weights are.
+    /// The context of the weights.
     pub fn context(&self) -> &Context {
         self.parameters.master().context()
     }
@@ -148,7 +148,7 @@ impl<N> Loaded<N> {
     /// As [`ModelInfo::class_label`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`ModelInfo::class_label`].
     pub fn class_label(&self, text: &str) -> Result<usize> {
         self.info.class_label(text)
     }
@@ -156,15 +156,15 @@ impl<N> Loaded<N> {
     /// As [`ModelInfo::default_label`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`ModelInfo::default_label`].
     pub fn default_label(&self) -> Result<usize> {
         self.info.default_label()
     }
 
-    /// Writes the model file, all bits of the weights.
+    /// Writes the model file with f32 weights.
     ///
     /// # Errors
-    /// [`Error::Io`]; what stood at `path` is then untouched.
+    /// [`Error::Io`]; an existing file at `path` is then unchanged.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         self.save_as(path, Storage::F32)
     }

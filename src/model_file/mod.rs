@@ -4,10 +4,10 @@
 //! `epoch`, `classes` (JSON list of names), `crc32c` of the tensors' bytes. Tensors are the model's parameters by name, f32,
 //! bf16 or f16.
 //!
-//! A checkpoint (`engine-checkpoint-1`, written by training) is read as a model too: it holds the weights twice, as
-//! `ema.NAME` and, raw, as `weights.NAME`, where it also has what is frozen, and running statistics.
+//! A checkpoint (`engine-checkpoint-1`, written by training) can be loaded as a model too: it holds the weights twice, as
+//! `ema.NAME` and, raw, as `weights.NAME`, which includes frozen weights and running statistics.
 //!
-//! A file is opened and checked once, as a [`ModelFile`]; what it says of itself decides how it is loaded.
+//! A file is opened and verified once, as a [`ModelFile`]; its metadata decides how it is loaded.
 //!
 //! ```
 //! use engine::config::Config;

@@ -1,4 +1,4 @@
-//! A model file that has been opened and checked, before its weights go anywhere.
+//! A model file that has been opened and verified, before its weights are loaded.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use crate::models;
 use crate::nn::{Builder, Parameters};
 use crate::tensor::{Context, DType};
 
-/// A model file whose header, checksum and metadata are sound.
+/// A model file with a valid header, checksum and metadata.
 pub struct ModelFile {
     path: PathBuf,
     file: ArrayFile,
@@ -22,8 +22,8 @@ pub struct ModelFile {
 }
 
 impl ModelFile {
-    /// Opens a model file, a checkpoint, the newest model of a run folder (`model.safetensors` in it), or, where `given` is the
-    /// name of one and of nothing else, a [pretrained](pretrained()) model. All of its bytes are read once, for their checksum.
+    /// Opens a model file, a checkpoint, the newest model of a run folder (its `model.safetensors`), or a
+    /// [pretrained](pretrained()) model if `given` is only the name of one. All bytes are read once, for the checksum.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::File`] for a file that is missing, damaged or foreign.
@@ -38,10 +38,10 @@ impl ModelFile {
             return Err(Error::file(
                 given,
                 "a folder without model.safetensors",
-                "name a run folder whose training has saved a model, or a model file",
+                "give a run folder whose training has saved a model, or a model file",
             ));
         }
-        // What cannot be asked about cannot be opened either, and opening it tells why.
+        // If the path cannot be queried, opening it reports why.
         let file = if path.try_exists().unwrap_or(true) {
             ArrayFile::open(&path, &FORMATS, "a model")?
         } else {
@@ -62,17 +62,18 @@ impl ModelFile {
         Ok(Self { path, file, info })
     }
 
-    /// Everything that it says besides its weights.
+    /// Its metadata.
     pub fn info(&self) -> &ModelInfo {
         &self.info
     }
 
-    /// Puts the network and its weights on `context`'s device, activations in `precision`: `f32`, or `bf16` on accelerators.
-    /// Of a checkpoint, which holds both, the moving average unless `weights` says otherwise; a model file holds one kind.
+    /// Loads the network and its weights onto `context`'s device, with activations in `precision`: `f32`, or `bf16` on
+    /// accelerators. From a checkpoint, which holds both, the moving average unless `weights` says otherwise; a model file holds
+    /// one kind.
     ///
     /// # Errors
-    /// [`Error::File`] where the network is none of the kind `N`, where the file does not hold the chosen weights or not
-    /// all of them; what the device reports.
+    /// [`Error::File`] if the network is not of the kind `N`, or the file lacks the chosen weights or some of them; those of the
+    /// device.
     pub fn load<N: FromNetwork>(
         self,
         context: &Context,
@@ -87,8 +88,8 @@ impl ModelFile {
         })
     }
 
-    /// As [`ModelFile::load`], of a network that `build` makes, with the parameters that it declares: for networks that are no
-    /// part of the engine. It is called twice.
+    /// As [`ModelFile::load`], for a network made by `build` with its declared parameters: for networks that are not part of the
+    /// engine. `build` is called twice.
     ///
     /// # Errors
     /// As [`ModelFile::load`], and those of `build`.
@@ -105,12 +106,12 @@ impl ModelFile {
             info.weights = weights.name().into();
             weights.prefix()
         } else if let Some(weights) = weights.filter(|weights| weights.name() != info.weights) {
-            let message = format!("it holds the {} weights alone, not the {}", info.weights, weights.name());
-            return Err(Error::file(path, message, "name a checkpoint, as in RUN/checkpoints/step-1000.safetensors"));
+            let message = format!("it holds only the {} weights, not the {}", info.weights, weights.name());
+            return Err(Error::file(path, message, "give a checkpoint, as in RUN/checkpoints/step-1000.safetensors"));
         } else {
             ""
         };
-        // A damaged configuration may describe a network of any size: it is counted before there is room made for it.
+        // A damaged configuration may describe a network of any size: check its size before allocating.
         let (_, builder) = build(&info.config)?;
         let count = Parameters::new(&Context::shape_only(), builder, DType::F32)?.count();
         if count > file.len() / 2 {
@@ -121,7 +122,7 @@ impl ModelFile {
         let flat = if prefix.is_empty() {
             file.flat(parameters.specs(), parameters.flat_len(), prefix, true)?
         } else {
-            // Of what is not trained a checkpoint has no average.
+            // A checkpoint has no average of weights that are not trained.
             let mut flat = file.flat(parameters.specs(), parameters.flat_len(), Weights::Raw.prefix(), false)?;
             let trained = file.flat(&parameters.trained_specs(), parameters.trained_len(), prefix, false)?;
             flat[..trained.len()].copy_from_slice(&trained);
@@ -164,11 +165,11 @@ mod tests {
         let rounded = |value: &f32| half::bf16::from_f32(*value).to_f32();
         assert_eq!(weights(&embedded), weights(&model).iter().map(rounded).collect::<Vec<_>>());
         assert_eq!(embedded.parameters.precision(), DType::F32);
-        // The same as somebody's own network.
+        // Loaded as a custom network.
         let opened = ModelFile::open_among(Path::new("some-model"), &table).unwrap();
         let own = opened.load_as(&context, DType::F32, None, |config| models::build(&config.model)).unwrap();
         assert_eq!(weights(&own), weights(&embedded));
-        // The same from the file.
+        // Loaded from the file.
         let loaded = Model::load(&file, &context, DType::F32).unwrap();
         assert_eq!((weights(&loaded), &loaded.digest), (weights(&embedded), &embedded.digest));
         assert_eq!(loaded.digest.sha256.len(), 64);

@@ -8,9 +8,9 @@ use crate::error::{Error, nearest};
 /// A model inside the engine.
 #[derive(Clone, Copy)]
 pub struct Pretrained {
-    /// The name that stands for its file wherever a model is asked for.
+    /// The name to use in place of a file.
     pub name: &'static str,
-    /// What it draws, in one line.
+    /// A one-line description.
     pub description: &'static str,
     /// Its model file.
     pub bytes: &'static [u8],
@@ -40,16 +40,16 @@ pub fn pretrained() -> &'static [Pretrained] {
     }
 }
 
-/// The one that `given` names.
+/// The pretrained model called `given`.
 pub(super) fn named<'a>(given: &Path, table: &'a [Pretrained]) -> Option<&'a Pretrained> {
     table.iter().find(|model| Path::new(model.name) == given)
 }
 
-/// For a model that is no file, no folder and not in the table: says what somebody may have meant.
+/// The error for an unknown model, with a guess of what was meant.
 pub(super) fn nowhere(given: &Path, table: &[Pretrained]) -> Error {
     let name = given.to_str().unwrap_or_default();
     if presets().iter().any(|preset| preset.name == name) {
-        let mend = format!("train it with `engine train --preset {name}`, then name the run folder");
+        let mend = format!("train it with `engine train --preset {name}`, then give the run folder");
         return Error::file(given, "is a preset, not a trained model", mend);
     }
     let names: Vec<&str> = table.iter().map(|model| model.name).collect();
@@ -61,7 +61,7 @@ pub(super) fn nowhere(given: &Path, table: &[Pretrained]) -> Error {
     } else if names.is_empty() {
         "check the path".into()
     } else {
-        format!("check the path, or name one of {}", names.join(", "))
+        format!("check the path, or use one of {}", names.join(", "))
     };
     Error::file(given, "there is no such model file, run folder or pretrained model", mend)
 }
@@ -77,7 +77,7 @@ mod tests {
     fn only_the_whole_name_is_a_name() {
         assert_eq!(named(Path::new("unet-tiny"), TABLE).unwrap().name, "unet-tiny");
         for other in ["unet-tin", "./unet-tiny", "unet-tiny.safetensors", ""] {
-            // A path that is spelt as a path is one.
+            // A path written as a path is never a name.
             assert!(named(Path::new(other), TABLE).is_none(), "{other}");
         }
     }
@@ -87,7 +87,7 @@ mod tests {
         let text = |name: &str, table| nowhere(Path::new(name), table).to_string();
         let message = "there is no such model file, run folder or pretrained model";
         assert_eq!(text("x/y.safetensors", &[]), format!("x/y.safetensors: {message}; check the path"));
-        assert!(text("x/y.safetensors", TABLE).ends_with("; check the path, or name one of unet-tiny"));
+        assert!(text("x/y.safetensors", TABLE).ends_with("; check the path, or use one of unet-tiny"));
         assert!(text("unet-tny", TABLE).ends_with("; did you mean unet-tiny?"));
         assert!(text("quickstart", TABLE).contains("is a preset, not a trained model; train it with"));
     }

@@ -1,11 +1,11 @@
-//! What every classifier is to the trainer and to evaluation.
+//! The interface of classifiers for the trainer and the evaluation.
 
 use super::resnet::Resnet;
 use crate::error::Result;
 use crate::nn::Scope;
 use crate::tape::Var;
 
-/// A network that tells classes apart.
+/// A network that classifies images.
 pub trait Classifier {
     /// Height, width and channels of the images.
     fn image_shape(&self) -> [usize; 3];
@@ -15,14 +15,14 @@ pub trait Classifier {
 
     /// `images` `[B, H, W, C]` f32 in [-1, 1]: the logits `[B, num_classes]` f32.
     ///
-    /// Outside training, row b of the result depends on row b of the images alone, to the bit.
+    /// Outside training, row b of the result depends only on row b of the images, to the bit.
     ///
     /// # Errors
     /// Those of the ops.
     fn forward(&self, s: &Scope, images: &Var) -> Result<Var>;
 
-    /// Of the same images: the features that the logits are a linear function of, `[B, width]`, and the logits, both f32; None of a
-    /// network that shows none. Distances of image sets are taken on them.
+    /// The features of the images, of which the logits are a linear function, `[B, width]`, and the logits, both f32; None for a
+    /// network without features. Distances of image sets are computed on them.
     ///
     /// # Errors
     /// Those of the ops.
@@ -31,7 +31,7 @@ pub trait Classifier {
         Ok(None)
     }
 
-    /// The width of [`Classifier::features`]; 0 where there are none.
+    /// The width of [`Classifier::features`]; 0 if there are none.
     fn num_features(&self) -> usize {
         0
     }

@@ -1,4 +1,4 @@
-//! The `model` section of a configuration: which architecture, and its sizes.
+//! The `model` section of a configuration: the architecture and its sizes.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ use crate::models::resnet_dit::ResnetDitConfig;
 use crate::models::unet::UnetConfig;
 use crate::nn::Builder;
 
-/// The `model` section: the architecture's name under `kind`, its sizes beside it.
+/// The `model` section: the architecture's name under `kind`, with its sizes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -27,7 +27,7 @@ pub enum ModelConfig {
     Resnet(ResnetConfig),
     /// Transformer on the features of a pretrained residual network.
     ResnetDit(ResnetDitConfig),
-    /// Somebody's own network.
+    /// A custom network.
     Custom(CustomConfig),
 }
 
@@ -37,16 +37,16 @@ impl Default for ModelConfig {
     }
 }
 
-/// Sizes of a network's inputs, and the number of classes it knows.
+/// Sizes of a network's inputs, and its number of classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Height and width of the images, in pixels.
     pub image_size: ImageSize,
     /// Colour channels of the images: 1 or 3.
     pub image_channels: usize,
-    /// Number of classes, the null label not counted; 0 where the model takes no labels.
+    /// Number of classes, without the null label; 0 if the model takes no labels.
     pub num_classes: usize,
-    /// One more label, `num_classes`, that stands for "no class".
+    /// An additional label, `num_classes`, that means "no class".
     pub null_label: bool,
 }
 
@@ -56,13 +56,13 @@ impl Interface {
         [self.image_size.height, self.image_size.width, self.image_channels]
     }
 
-    /// Labels: the classes and, where there is one, the null label; 0 for a model without labels.
+    /// Number of labels: the classes and the null label, if any; 0 for a model without labels.
     pub fn num_labels(&self) -> usize {
         self.num_classes + usize::from(self.null_label)
     }
 }
 
-/// The sizes of one architecture: all that the rest of the engine asks of a `model` section.
+/// The sizes of one architecture, as far as the rest of the engine needs them.
 pub trait Architecture {
     /// The name under `kind`.
     fn kind(&self) -> &'static str;
@@ -70,31 +70,31 @@ pub trait Architecture {
     /// Sizes of its network's inputs.
     fn interface(&self) -> Interface;
 
-    /// Whether it tells classes apart instead of taking noise away.
+    /// Whether it is a classifier instead of a denoiser.
     fn is_classifier(&self) -> bool {
         false
     }
 
-    /// Both sides of an image are multiples of this many pixels.
+    /// Both sides of an image must be multiples of this many pixels.
     fn size_step(&self) -> usize {
         1
     }
 
-    /// Refuses sizes of which no network can be built. The methods of a configuration do not divide by zero after this.
+    /// Refuses sizes without a valid network. Afterwards the methods of a configuration do not divide by zero.
     ///
     /// # Errors
-    /// [`crate::Error::Config`] naming the key and the mend.
+    /// [`crate::Error::Config`] with the key and advice.
     fn validate(&self) -> Result<()>;
 
-    /// The network, its parameters declared to `builder`.
+    /// Builds the network and declares its parameters to `builder`.
     ///
     /// # Errors
-    /// As [`Architecture::validate`]; for a network whose code is no part of the engine, that it is needed.
+    /// As [`Architecture::validate`]; for a custom network, an error that its code is needed.
     fn network(&self, builder: &mut Builder) -> Result<Network>;
 }
 
 impl ModelConfig {
-    /// A default configuration of each kind, in the order in which error messages list them.
+    /// A default configuration of each kind, in the order of error messages.
     pub fn kinds() -> Vec<Self> {
         vec![
             Self::Dit(DitConfig::default()),
@@ -123,7 +123,7 @@ impl ModelConfig {
         self.architecture().kind()
     }
 
-    /// Whether it tells classes apart instead of taking noise away.
+    /// Whether it is a classifier instead of a denoiser.
     pub fn is_classifier(&self) -> bool {
         self.architecture().is_classifier()
     }
@@ -143,21 +143,21 @@ impl ModelConfig {
         self.architecture().interface().image_shape()
     }
 
-    /// Number of classes, the null label not counted; 0 where the model takes no labels.
+    /// Number of classes, without the null label; 0 if the model takes no labels.
     pub fn num_classes(&self) -> usize {
         self.architecture().interface().num_classes
     }
 
-    /// The label that stands for "no class", where the model has one.
+    /// The label that means "no class", if the model has one.
     pub fn null_label(&self) -> Option<usize> {
         let Interface { num_classes, null_label, .. } = self.architecture().interface();
         null_label.then_some(num_classes)
     }
 
-    /// Refuses sizes of which no network can be built.
+    /// Refuses sizes without a valid network.
     ///
     /// # Errors
-    /// [`crate::Error::Config`] naming the key and the mend.
+    /// [`crate::Error::Config`] with the key and advice.
     pub fn validate(&self) -> Result<()> {
         self.architecture().validate()
     }

@@ -1,4 +1,4 @@
-//! The `model` section of a network that is no part of the engine.
+//! The `model` section of a network that is not part of the engine.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,22 +8,22 @@ use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::nn::Builder;
 
-/// A network whose code is somebody's own. The section says what all else must know of it, and which network it was, so that
-/// its files are told from others; it cannot be built from it.
+/// A network with code outside the engine. The section holds what the engine needs to know about it, and its name, so that its
+/// files can be identified; the network cannot be built from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CustomConfig {
     /// The network's own name.
     pub name: String,
-    /// Whether it tells classes apart instead of taking noise away.
+    /// Whether it is a classifier instead of a denoiser.
     pub classifier: bool,
     /// Height and width of the images, in pixels: one number for a square, or `[height, width]`.
     pub image_size: ImageSize,
     /// Colour channels of the images: 1 or 3.
     pub image_channels: usize,
-    /// Number of classes, the null label not counted; 0 where the network takes no labels.
+    /// Number of classes, without the null label; 0 if the network takes no labels.
     pub num_classes: usize,
-    /// Whether there is a label besides that stands for "no class", number `num_classes`: guidance needs one.
+    /// Whether there is an additional label, number `num_classes`, that means "no class": guidance needs one.
     pub null_label: bool,
 }
 
@@ -68,14 +68,14 @@ impl Architecture for CustomConfig {
             return Err(Error::config("model.null_label", message, "set it to false"));
         }
         if self.classifier && self.num_classes < 2 {
-            let message = format!("{} classes: there is nothing to tell apart", self.num_classes);
+            let message = format!("{} classes: a classifier needs two", self.num_classes);
             return Err(Error::config("model.num_classes", message, "give 2 or more"));
         }
         labels(self.num_classes, self.null_label)
     }
 
     fn network(&self, _: &mut Builder) -> Result<Network> {
-        let message = format!("the network `{}` is no part of the engine: its code is needed", self.name);
+        let message = format!("the network `{}` is not part of the engine: its code is needed", self.name);
         Err(Error::config("model.kind", message, "use the program that trained it"))
     }
 }

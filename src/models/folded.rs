@@ -1,4 +1,4 @@
-//! Networks for inference out of files with batch norms: the norms folded into the convolutions before them.
+//! Networks for inference from files with batch norms, which are folded into the preceding convolutions.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -13,7 +13,7 @@ use crate::weights::WeightFile;
 /// ε of the batch norms of TensorFlow's networks.
 const EPSILON: f64 = 1e-3;
 
-/// A network's arrays under the names of its parameters, and the hash of their file.
+/// A network's arrays by parameter name, and the hash of their file.
 #[derive(Clone)]
 pub(super) struct Folded {
     pub(super) arrays: BTreeMap<String, Vec<f32>>,
@@ -21,17 +21,17 @@ pub(super) struct Folded {
     pub(super) hash: String,
 }
 
-/// The names in a file of a convolution's weight and of the batch norm behind it, for a convolution of ours.
+/// The names in a file of a convolution's weight and of its batch norm, for one of our convolutions.
 pub(super) type Names = fn(&str) -> Option<[String; 2]>;
 
 impl Folded {
-    /// Reads the arrays of `parameters` out of a file. A parameter `NAME.weight` for which `names(NAME)` knows a convolution and a norm is
-    /// folded out of both, with `NAME.bias`; others are read as they are. A file whose name ends in eight hexadecimal digits, as
-    /// PyTorch's downloads do, is held against them; `check` refuses files of another network by their arrays.
+    /// Reads the arrays of `parameters` from a file. A parameter `NAME.weight` for which `names(NAME)` returns a convolution and a
+    /// norm is folded from both, with `NAME.bias`; others are read unchanged. If the file's name ends in eight hexadecimal digits,
+    /// as PyTorch's downloads do, they are checked against its hash; `check` refuses files of another network by their arrays.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::File`] for a file of other digits than its name's, and for one that lacks an array, has one too many or
-    /// one of another shape.
+    /// [`Error::Io`]; [`Error::File`] for a hash that does not match the name, and for missing or unexpected arrays or wrong
+    /// shapes.
     pub(super) fn read(
         path: &Path,
         parameters: &Parameters,
@@ -63,7 +63,7 @@ impl Folded {
                     arrays.insert(format!("{base}.weight"), weight);
                     arrays.insert(format!("{base}.bias"), bias);
                 }
-                // The bias of a convolution came with its weight.
+                // The bias of a convolution was read with its weight.
                 None if base.strip_suffix(".bias").is_some_and(|base| names(base).is_some()) => {}
                 None => {
                     arrays.insert(spec.name.clone(), found[spec.name.as_str()].1.to_vec());
@@ -73,10 +73,10 @@ impl Folded {
         Ok(Self { arrays, hash })
     }
 
-    /// Puts the arrays into `parameters`.
+    /// Loads the arrays into `parameters`.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub(super) fn place(&self, parameters: &Parameters) -> Result<()> {
         let mut flat = vec![0f32; parameters.flat_len()];
         for (name, values) in &self.arrays {
@@ -86,14 +86,14 @@ impl Folded {
     }
 }
 
-/// The arrays that a file has to hold, with their shapes.
+/// The required arrays of a file, with their shapes.
 fn expected(parameters: &Parameters, names: Names) -> Vec<(String, Vec<usize>)> {
     let mut expected = Vec::new();
     for spec in parameters.specs() {
         let base = spec.name.strip_suffix(".weight").unwrap_or(&spec.name);
         let shape = match (names(base), spec.shape.sizes()) {
             (Some(names), &[out, height, width, channels]) => Some((names, vec![out, channels, height, width])),
-            // Depthwise: a window for each channel.
+            // Depthwise: one window per channel.
             (Some(names), &[height, width, channels]) => Some((names, vec![channels, 1, height, width])),
             _ => None,
         };
@@ -132,8 +132,8 @@ fn digits_of(path: &Path) -> Option<String> {
     fits.then(|| digits.to_string())
 }
 
-/// A convolution's weight `[out, in, ky, kx]` and the batch norm behind it, as weight `[out, ky, kx, in]` and bias `[out]`:
-/// γ (conv(x) − μ) / √(σ² + ε) + β. A depthwise one `[out, 1, ky, kx]` becomes `[ky, kx, out]`.
+/// Folds a convolution's weight `[out, in, ky, kx]` and its batch norm into weight `[out, ky, kx, in]` and bias `[out]`: γ
+/// (conv(x) − μ) / √(σ² + ε) + β. A depthwise one `[out, 1, ky, kx]` becomes `[ky, kx, out]`.
 fn folded(weight: &[f32], shape: &[usize], [gamma, beta, mean, variance]: [&[f32]; 4]) -> (Vec<f32>, Vec<f32>) {
     let (out, channels, taps) = (shape[0], shape[1], shape[2] * shape[3]);
     let depthwise = channels == 1 && out > 1;
@@ -171,7 +171,7 @@ mod tests {
         let (weight, bias) = folded(&[0.5, -1.0], &[1, 2, 1, 1], [&[2.0], &[1.0], &[3.0], &[0.999]]);
         assert!((weight[0] - 1.0).abs() < 1e-6 && (weight[1] + 2.0).abs() < 1e-6 && (bias[0] + 5.0).abs() < 1e-5);
         let rounded = |weight: Vec<f32>| weight.iter().map(|x| x.round()).collect::<Vec<f32>>();
-        // Channels go last.
+        // Channels move to the end.
         let (weight, _) = folded(&[1.0, 2.0, 3.0, 4.0], &[1, 2, 1, 2], [&[1.0], &[0.0], &[0.0], &[0.999]]);
         assert_eq!(rounded(weight), [1.0, 3.0, 2.0, 4.0]);
         let two: [&[f32]; 4] = [&[1.0, 1.0], &[0.0; 2], &[0.0; 2], &[0.999; 2]];

@@ -1,9 +1,9 @@
-//! Checks that several configurations share. Each error names the key and the mend.
+//! Checks shared by several configurations. Each error gives the key and advice.
 
 use crate::image_size::ImageSize;
 use crate::{Error, Result};
 
-/// Each value (key, value, most) must lie between 1 and its most.
+/// Each value (key, value, most) must lie between 1 and `most`.
 pub(super) fn within(limits: &[(&str, usize, usize)]) -> Result<()> {
     for &(key, value, most) in limits {
         if !(1..=most).contains(&value) {
@@ -19,7 +19,7 @@ pub(super) fn sides(size: ImageSize, most: usize) -> Result<()> {
     within(&[("image_size", size.height, most), ("image_size", size.width, most)])
 }
 
-/// `divisor` must divide both sides of the images; the mend lists what divides both.
+/// `divisor` must divide both sides of the images; the advice lists common divisors.
 pub(super) fn divides_sides(key: &str, divisor: usize, size: ImageSize) -> Result<()> {
     if size.is_square() {
         return divides(key, divisor, "image_size", size.height);
@@ -35,7 +35,7 @@ pub(super) fn divides_sides(key: &str, divisor: usize, size: ImageSize) -> Resul
     Err(Error::config(format!("model.{key}"), message, mend))
 }
 
-/// Images are grey or RGB.
+/// Checks that images are grey or RGB.
 pub(super) fn colours(channels: usize) -> Result<()> {
     if matches!(channels, 1 | 3) {
         return Ok(());
@@ -44,7 +44,7 @@ pub(super) fn colours(channels: usize) -> Result<()> {
     Err(Error::config("model.image_channels", message, "give 1 for grey or 3 for RGB"))
 }
 
-/// Classes, which may be none, and a null label, which needs some.
+/// Checks the number of classes, which may be 0, and the null label, which needs classes.
 pub(super) fn labels(num_classes: usize, null_label: bool) -> Result<()> {
     if num_classes > 65_535 {
         let message = format!("{num_classes} is outside 0…65535");
@@ -66,7 +66,7 @@ pub(super) fn even(width: usize) -> Result<()> {
     Err(Error::config("model.time_embedding_dim", message, "give an even width"))
 }
 
-/// `divisor` must divide `whole`; the mend lists the divisors next to it.
+/// `divisor` must divide `whole`; the advice gives the nearest divisors.
 pub(super) fn divides(key: &str, divisor: usize, whole_key: &str, whole: usize) -> Result<()> {
     if whole.is_multiple_of(divisor) {
         return Ok(());

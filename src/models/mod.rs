@@ -25,12 +25,12 @@ use crate::error::{Error, Result};
 use crate::nn::Builder;
 use crate::tape::Var;
 
-/// A network, by what it is for.
+/// A network, by its purpose.
 #[derive(Clone)]
 pub enum Network {
-    /// It takes noise away.
+    /// A denoiser.
     Denoiser(Rc<dyn Denoiser>),
-    /// It tells classes apart.
+    /// A classifier.
     Classifier(Rc<dyn Classifier>),
 }
 
@@ -44,17 +44,17 @@ impl Network {
     }
 }
 
-/// The network of a configuration and the parameters that it declares.
+/// The network of a configuration and its declared parameters.
 ///
 /// # Errors
-/// [`Error::Config`] for sizes that do not fit together, and for a network whose code is no part of the engine.
+/// [`Error::Config`] for inconsistent sizes, and for a network whose code is not part of the engine.
 pub fn network(config: &ModelConfig) -> Result<(Network, Builder)> {
     let mut builder = Builder::default();
     let network = config.architecture().network(&mut builder)?;
     Ok((network, builder))
 }
 
-/// As [`network`], of a configuration whose network is a denoiser.
+/// As [`network`], for a denoiser.
 ///
 /// # Errors
 /// As [`network`], and [`Error::Config`] for a classifier.
@@ -62,8 +62,8 @@ pub fn build(config: &ModelConfig) -> Result<(Rc<dyn Denoiser>, Builder)> {
     match network(config)? {
         (Network::Denoiser(model), builder) => Ok((model, builder)),
         (Network::Classifier(_), _) => {
-            let message = format!("{} is a classifier: it takes no noise away and draws nothing", config.kind());
-            Err(Error::config("model.kind", message, "name a diffusion model"))
+            let message = format!("{} is a classifier: it does not denoise, so it cannot draw", config.kind());
+            Err(Error::config("model.kind", message, "give a diffusion model"))
         }
     }
 }

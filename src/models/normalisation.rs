@@ -1,4 +1,4 @@
-//! Images to the mean and deviation that a pretrained network expects.
+//! Normalization of images to the mean and deviation that a pretrained network expects.
 
 use crate::error::Result;
 use crate::nn::{Builder, ConstantId, Scope};
@@ -24,7 +24,7 @@ impl Normalisation {
         }
     }
 
-    /// Of `x` `[B, H, W, C]`, f32.
+    /// Normalizes `x` `[B, H, W, C]`, f32.
     pub fn forward(&self, s: &Scope, x: &Var) -> Result<Var> {
         let running =
             batch_norm::Running { mean: s[self.mean].tensor().clone(), variance: s[self.variance].tensor().clone() };

@@ -1,13 +1,13 @@
 //! Layers: parameters with the op that uses them.
 //!
-//! A layer is called with a [`Scope`], as in `fc.forward(s, &x)`. What surrounds its op in the same pass is said before:
-//! `fc.gelu().forward(s, &x)` or `fc.residual(&x).forward(s, &h)`. An operand of such a call may be a [`Var`], an `Option<&Var>`
-//! or a reference to an `Option<Var>`; where it is none, nothing is added.
+//! A layer is called with a [`Scope`], as in `fc.forward(s, &x)`. Fused operations are added before: `fc.gelu().forward(s, &x)` or
+//! `fc.residual(&x).forward(s, &h)`. An operand of such a call may be a [`Var`], an `Option<&Var>` or a reference to an
+//! `Option<Var>`; None adds nothing.
 //!
 //! # An op as a layer
 //!
-//! A layer holds the ids of its parameters. `new` declares them, in the order in which a model file has them, and says how
-//! they start; `forward` hands them to the op. This is all of it, for an op with one parameter:
+//! A layer holds the ids of its parameters. `new` declares them, in the order of the model file, with their initialization;
+//! `forward` passes them to the op. For an op with one parameter, this is all:
 //!
 //! ```
 //! use engine::Result;
@@ -34,10 +34,10 @@
 //! }
 //! ```
 //!
-//! [`Kind::Matrix`](super::Kind) is for what matrix products read, in the dtype of activations; all else is
-//! [`Kind::Vector`](super::Kind), in `f32`. What differs between training and inference asks [`Scope::mode`]. An op with
-//! optional operands gets a struct of its own for its calls, as [`LinearCall`] is one, rather than arguments that are mostly
-//! `None`. A parameter that a model adds is added behind the others, or old model files are no longer read.
+//! [`Kind::Matrix`](super::Kind) is for operands of matrix products, in the dtype of activations; everything else is
+//! [`Kind::Vector`](super::Kind), in `f32`. For differences between training and inference use [`Scope::mode`]. An op with
+//! optional operands gets a struct for its calls, such as [`LinearCall`], rather than arguments that are mostly `None`. Add new
+//! parameters of a model behind the others, or old model files can no longer be read.
 
 mod conv;
 mod modulation;
@@ -64,12 +64,12 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Declares `name.weight` and `name.bias`, the weight by Glorot's rule, the bias zero.
+    /// Declares `name.weight` and `name.bias`, the weight with Glorot initialization, the bias zero.
     pub fn new(builder: &mut Builder, name: &str, fan_in: usize, fan_out: usize) -> Self {
         Self::with_init(builder, name, fan_in, fan_out, Init::xavier(fan_in, fan_out))
     }
 
-    /// The same with another start for the weight.
+    /// As [`Linear::new`] with another initialization of the weight.
     pub fn with_init(builder: &mut Builder, name: &str, fan_in: usize, fan_out: usize, init: Init) -> Self {
         Self {
             weight: builder.add(format!("{name}.weight"), [fan_out, fan_in], Kind::Matrix, init),
@@ -77,7 +77,7 @@ impl Linear {
         }
     }
 
-    /// Without a bias; `weight` `[out, in]` is one that is declared already.
+    /// Without a bias; `weight` `[out, in]` is already declared.
     pub fn of_weight(weight: ParamId) -> Self {
         Self { weight, bias: None }
     }
@@ -110,7 +110,7 @@ impl Linear {
     }
 }
 
-/// A [`Linear`], and what follows it in the same pass: activation(y) + residual.
+/// A [`Linear`] with fused operations: activation(y) + residual.
 #[derive(Clone, Copy)]
 pub struct LinearCall<'a> {
     layer: &'a Linear,
@@ -119,7 +119,7 @@ pub struct LinearCall<'a> {
 }
 
 impl<'a> LinearCall<'a> {
-    /// Plus `residual` `[…, out]`.
+    /// Adds `residual` `[…, out]`.
     pub fn residual(self, residual: impl Into<Option<&'a Var>>) -> Self {
         Self { residual: residual.into(), ..self }
     }
@@ -134,7 +134,7 @@ impl<'a> LinearCall<'a> {
     }
 }
 
-/// A perceptron of two layers: fc2(activation(fc1(x))).
+/// A two-layer perceptron: fc2(activation(fc1(x))).
 pub struct Mlp {
     fc1: Linear,
     fc2: Linear,
@@ -142,7 +142,7 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// Declares `name.fc1` and `name.fc2`. `widths`: of the input, between the layers, of the result.
+    /// Declares `name.fc1` and `name.fc2`. `widths`: of the input, the hidden layer and the result.
     pub fn new(builder: &mut Builder, name: &str, widths: [usize; 3], activation: Activation) -> Self {
         let [fan_in, hidden, fan_out] = widths;
         Self {
@@ -152,7 +152,7 @@ impl Mlp {
         }
     }
 
-    /// Plus `residual` `[…, out]`.
+    /// Adds `residual` `[…, out]`.
     pub fn residual<'a>(&'a self, residual: impl Into<Option<&'a Var>>) -> MlpCall<'a> {
         MlpCall { layer: self, residual: residual.into() }
     }
@@ -205,19 +205,19 @@ impl Embedding {
     }
 }
 
-/// Dropout (Srivastava et al. 2014): in training an element is zero with a probability, else scaled up to keep the mean.
+/// Dropout (Srivastava et al. 2014): in training an element is zeroed with a probability, and otherwise scaled to keep the mean.
 pub struct Dropout {
     probability: f32,
     layer: u32,
 }
 
 impl Dropout {
-    /// `layer` tells the model's layers of dropout apart.
+    /// `layer` distinguishes the model's dropout layers.
     pub fn new(probability: f32, layer: u32) -> Self {
         Self { probability, layer }
     }
 
-    /// `x` `[B, …]`; itself where the probability is 0 or this is no training step ([`Mode::Training`]).
+    /// `x` `[B, …]`; returned unchanged if the probability is 0 or this is not a training step ([`Mode::Training`]).
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) for an input without a batch.
@@ -230,7 +230,7 @@ impl Dropout {
         }
     }
 
-    /// For an op that ends in dropout: the mask and the control buffer, where anything is dropped.
+    /// For an op fused with dropout: the mask and the control buffer, if elements are dropped.
     fn mask<'s>(&self, s: &'s Scope) -> Result<Option<(Mask, &'s Tensor)>> {
         match s.mode() {
             Mode::Training { control, seed } if self.probability > 0.0 => {

@@ -1,4 +1,4 @@
-//! The scope of a forward pass: all that a layer needs beside its input.
+//! The scope of a forward pass: everything that a layer needs besides its input.
 
 use std::ops::{Deref, Index};
 
@@ -6,11 +6,11 @@ use super::store::{ConstantId, ParamId};
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Tensor};
 
-/// A forward pass under way: its tape, the parameters bound to it ([`super::Parameters::bind`]), the dtype of activations, and
+/// A forward pass in progress: its tape, the parameters bound to it ([`super::Parameters::bind`]), the dtype of activations, and
 /// whether it is a training step.
 ///
-/// Layers take it as `fc.forward(s, &x)`. It stands for its tape, so that ops take it too, as in `silu(s, &x)`; and `&s[id]` is
-/// a parameter or a constant.
+/// Layers take it as `fc.forward(s, &x)`. It dereferences to its tape, so ops take it too, as in `silu(s, &x)`; `&s[id]` is a
+/// parameter or a constant.
 pub struct Scope<'t> {
     tape: &'t Tape,
     parameters: Vec<Var>,
@@ -19,27 +19,27 @@ pub struct Scope<'t> {
     mode: Mode,
 }
 
-/// The purpose of a forward pass, where layers differ by it.
+/// The purpose of a forward pass, for layers that depend on it.
 #[derive(Clone)]
 pub enum Mode {
-    /// Sampling, validation, evaluation: dropout passes everything on, batch norms go by their running statistics.
+    /// Sampling, validation, evaluation: dropout is off, batch norms use their running statistics.
     Inference,
-    /// A training step: dropout drops, batch norms go by the batch and move their running statistics.
+    /// A training step: dropout is on, batch norms use batch statistics and update their running statistics.
     Training {
-        /// The control buffer, of which masks read the step and the number of the batch's first item.
+        /// The control buffer, from which masks read the step and the index of the batch's first item.
         control: Tensor,
-        /// The run's seed, of which masks are drawn.
+        /// The run's seed, from which masks are drawn.
         seed: u64,
     },
 }
 
 impl<'t> Scope<'t> {
-    /// A scope of inference.
+    /// A scope for inference.
     pub(super) fn new(tape: &'t Tape, parameters: Vec<Var>, constants: Vec<Var>, precision: DType) -> Self {
         Self { tape, parameters, constants, precision, mode: Mode::Inference }
     }
 
-    /// The same in a training step: [`Mode::Training`].
+    /// Turns it into a training step: [`Mode::Training`].
     pub fn in_training(self, control: &Tensor, seed: u64) -> Self {
         Self { mode: Mode::Training { control: control.clone(), seed }, ..self }
     }
@@ -76,7 +76,7 @@ impl Deref for Scope<'_> {
 impl Index<ParamId> for Scope<'_> {
     type Output = Var;
 
-    /// A parameter of the model whose builder gave `id`.
+    /// The parameter with the id `id`.
     fn index(&self, id: ParamId) -> &Var {
         &self.parameters[id.0]
     }
@@ -85,7 +85,7 @@ impl Index<ParamId> for Scope<'_> {
 impl Index<ConstantId> for Scope<'_> {
     type Output = Var;
 
-    /// A constant of the model whose builder gave `id`.
+    /// The constant with the id `id`.
     fn index(&self, id: ConstantId) -> &Var {
         &self.constants[id.0]
     }

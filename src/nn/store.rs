@@ -1,10 +1,10 @@
 //! The parameter store: every parameter of a model in flat `f32` buffers.
 //!
-//! A model declares its parameters once, in order, with a [`Builder`]. [`Parameters`] lays those that are trained out in one
-//! flat buffer, so that clipping, the optimizer and the moving average are one kernel each over one buffer, and a checkpoint
-//! is a few copies. What training leaves as it is (a frozen backbone) and what it moves by itself (running statistics) lie
-//! in a flat buffer of their own: no gradient, no moments and no moving average exist for them. With bf16 precision further
-//! flat buffers hold rounded copies, from which matrix products read; all else reads the masters.
+//! A model declares its parameters once, in order, with a [`Builder`]. [`Parameters`] puts the trained ones into one flat buffer,
+//! so that clipping, the optimizer and the moving average are one kernel each, and a checkpoint is a few copies. Frozen parameters
+//! (a backbone) and running statistics are in a separate flat buffer: they have no gradient, no moments and no moving average.
+//! With bf16 precision further flat buffers hold rounded copies, from which matrix products read; everything else reads the
+//! masters.
 
 use std::collections::HashSet;
 
@@ -16,10 +16,10 @@ use crate::rng::{Philox, Purpose};
 use crate::tape::{Accumulate, Prepared, Tape};
 use crate::tensor::{Context, DType, Shape, Tensor};
 
-/// Parameters start at multiples of this many elements, so that every one is aligned for vector access.
+/// Parameters start at multiples of this many elements, for aligned vector access.
 const ALIGNMENT: usize = 64;
 
-/// How a parameter is used, and so from which buffer it is read.
+/// How a parameter is used, which decides the buffer it is read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An operand of matrix products: read in the dtype of activations.
@@ -28,33 +28,34 @@ pub enum Kind {
     Vector,
 }
 
-/// How training treats a parameter.
+/// How training handles a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// It has a gradient, optimizer state and a moving average.
     Trained,
-    /// It stays what it is.
+    /// It is not changed.
     Frozen,
-    /// No parameter, but something that a layer keeps beside its parameters and moves by itself: running statistics.
+    /// Not a parameter, but state that a layer updates itself: running statistics.
     Buffer,
 }
 
-/// How a parameter starts.
+/// The initialization of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
-    /// All elements the same.
+    /// All elements equal.
     Constant(f32),
     /// Uniform in [-bound, bound].
     Uniform(f32),
     /// Normal with mean 0 and this standard deviation.
     Normal(f32),
-    /// `[tokens, width]`: sines and cosines of a token's row and column in a grid of `columns`, so that neighbours begin
-    /// alike (Dosovitskiy et al. 2021, appendix D.4). The first `skip` tokens belong to no grid and begin at zero.
+    /// `[tokens, width]`: sines and cosines of a token's row and column in a grid of `columns`, so that neighbours start similar
+    /// (Dosovitskiy et al. 2021, appendix D.4). The first `skip` tokens are not in the grid and start at zero.
     Grid { skip: usize, columns: usize },
 }
 
-/// Sines and cosines of the row and column of each cell of a grid, `[rows · columns, width]` in row-major order: the first half
-/// of the width tells the row, the second the column; of each half, sines first, of `position · 10000^(-i / (width / 4))`.
+/// Sines and cosines of the row and column of each cell of a grid, `[rows · columns, width]` in row-major order: the first half of
+/// the width encodes the row, the second the column; each half has first sines, then cosines, of `position · 10000^(-i / (width /
+/// 4))`.
 pub fn grid(rows: usize, columns: usize, width: usize) -> Vec<f64> {
     let cell = |place: usize| (0..width).map(move |channel| grid_element(place, channel, width, columns));
     (0..rows * columns).flat_map(cell).collect()
@@ -86,19 +87,19 @@ pub struct Spec {
     pub shape: Shape,
     /// Its use.
     pub kind: Kind,
-    /// Its start.
+    /// Its initialization.
     pub init: Init,
-    /// How training treats it.
+    /// How training handles it.
     pub role: Role,
-    /// Where it begins in a flat host copy of all, in elements: the trained ones first, then the others.
+    /// Its offset in a flat host copy of all, in elements: the trained ones first, then the others.
     pub offset: usize,
 }
 
-/// A parameter's number in its store.
+/// The index of a parameter in its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParamId(pub(super) usize);
 
-/// A constant's number in its store.
+/// The index of a constant in its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConstantId(pub(super) usize);
 
@@ -109,7 +110,7 @@ pub struct Builder {
     constants: Vec<(Shape, Vec<f64>)>,
     names: HashSet<String>,
     trained_len: usize,
-    /// Of what is not trained.
+    /// Elements that are not trained.
     fixed_len: usize,
     frozen: bool,
 }
@@ -118,13 +119,13 @@ impl Builder {
     /// Declares a parameter.
     ///
     /// # Panics
-    /// With a name that is taken: a model's programming error.
+    /// If the name is taken, which is a bug in the model.
     pub fn add(&mut self, name: impl Into<String>, shape: impl Into<Shape>, kind: Kind, init: Init) -> ParamId {
         let role = if self.frozen { Role::Frozen } else { Role::Trained };
         self.declare(name.into(), shape.into(), kind, init, role)
     }
 
-    /// Declares something of a layer that is no parameter: read and written in `f32`, in the model file, in no count.
+    /// Declares a buffer of a layer that is not a parameter: read and written in `f32`, stored in the model file, not counted.
     ///
     /// # Panics
     /// As [`Builder::add`].
@@ -132,7 +133,7 @@ impl Builder {
         self.declare(name.into(), shape.into(), Kind::Vector, init, Role::Buffer)
     }
 
-    /// Runs `declare`, whose parameters are frozen if `frozen`: no gradient is computed for them, and no optimizer state kept.
+    /// Runs `declare`; its parameters are frozen if `frozen`: they have no gradient and no optimizer state.
     pub fn freeze<T>(&mut self, frozen: bool, declare: impl FnOnce(&mut Self) -> T) -> T {
         let before = std::mem::replace(&mut self.frozen, frozen);
         let declared = declare(self);
@@ -148,11 +149,11 @@ impl Builder {
         ParamId(self.specs.len() - 1)
     }
 
-    /// Declares numbers that follow from the configuration, such as sinusoidal positions: read in `f32`, never trained, in
-    /// no file and in no count.
+    /// Declares constants that follow from the configuration, such as sinusoidal positions: read in `f32`, never trained, not
+    /// stored in files and not counted.
     ///
     /// # Panics
-    /// With another number of values than the shape has: a model's programming error.
+    /// If the number of values does not match the shape, which is a bug in the model.
     pub fn constant(&mut self, shape: impl Into<Shape>, values: Vec<f64>) -> ConstantId {
         let shape = shape.into();
         assert_eq!(shape.len(), values.len(), "a constant {shape}");
@@ -183,7 +184,7 @@ impl Flat {
         self.round()
     }
 
-    /// Overwrites the rounded copies, where there are any, with those of the masters, on their device.
+    /// Updates the rounded copies, if any, from the masters, on their device.
     fn round(&self) -> Result<()> {
         self.compute.as_ref().map_or(Ok(()), |compute| cast_into(&self.master, compute))
     }
@@ -201,15 +202,14 @@ impl Flat {
 pub struct Parameters {
     specs: Vec<Spec>,
     trained: Flat,
-    /// Frozen parameters and buffers; None where the model has neither.
+    /// Frozen parameters and buffers; None if the model has neither.
     fixed: Option<Flat>,
     constants: Vec<Tensor>,
     precision: DType,
 }
 
 impl Parameters {
-    /// Makes room for what `builder` collected; elements are zero until [`Parameters::initialise`] or
-    /// [`Parameters::set_flat`].
+    /// Allocates the parameters in `builder`; elements are zero until [`Parameters::initialise`] or [`Parameters::set_flat`].
     ///
     /// `precision` is the dtype of activations: `f32`, `bf16`, or `f64` for the oracle, whose masters are then `f64` too.
     pub fn new(context: &Context, builder: Builder, precision: DType) -> Result<Self> {
@@ -227,7 +227,7 @@ impl Parameters {
         Ok(Self { specs, trained, fixed, constants, precision })
     }
 
-    /// All that was declared, in order.
+    /// All declared entries, in order.
     pub fn specs(&self) -> &[Spec] {
         &self.specs
     }
@@ -237,17 +237,17 @@ impl Parameters {
         self.specs.iter().filter(|spec| spec.role == Role::Trained).cloned().collect()
     }
 
-    /// The number of parameters, frozen ones too, without the padding between them and without buffers.
+    /// The number of parameters, including frozen ones, without padding and buffers.
     pub fn count(&self) -> usize {
         self.specs.iter().filter(|spec| spec.role != Role::Buffer).map(|spec| spec.shape.len()).sum()
     }
 
-    /// The length of a flat host copy of all, padding included.
+    /// The length of a flat host copy of all, including padding.
     pub fn flat_len(&self) -> usize {
         self.trained_len() + self.fixed_len()
     }
 
-    /// The length of the flat buffers of what is trained: the first elements of [`Parameters::flat_len`].
+    /// The length of the flat buffers of trained parameters: the first elements of [`Parameters::flat_len`].
     pub fn trained_len(&self) -> usize {
         self.trained.master.len()
     }
@@ -256,17 +256,17 @@ impl Parameters {
         self.fixed.as_ref().map_or(0, |fixed| fixed.master.len())
     }
 
-    /// The flat masters of what is trained `[trained_len]`, `f32` (`f64` for the oracle).
+    /// The flat masters of the trained parameters `[trained_len]`, `f32` (`f64` for the oracle).
     pub fn master(&self) -> &Tensor {
         &self.trained.master
     }
 
-    /// The flat copies of what is trained in bf16, where the precision is bf16.
+    /// The flat bf16 copies of the trained parameters, if the precision is bf16.
     pub fn compute(&self) -> Option<&Tensor> {
         self.trained.compute.as_ref()
     }
 
-    /// Bytes of what is frozen and of buffers, with rounded copies.
+    /// Bytes of frozen parameters and buffers, with rounded copies.
     pub fn fixed_bytes(&self) -> usize {
         let fixed = self.fixed.iter().flat_map(|fixed| std::iter::once(&fixed.master).chain(&fixed.compute));
         fixed.map(Tensor::bytes).sum()
@@ -306,7 +306,7 @@ impl Parameters {
         Ok(flat)
     }
 
-    /// The buffers that are no parameters, such as running statistics: slices of the masters, in order.
+    /// The buffers, such as running statistics: slices of the masters, in order.
     ///
     /// # Errors
     /// None that a model's declarations can cause.
@@ -316,7 +316,7 @@ impl Parameters {
         specs.map(|spec| fixed.master.part(spec.offset - self.trained_len(), spec.shape)).collect()
     }
 
-    /// Draws every parameter's start from `seed`: element e of parameter i from counter (e/4, i, 0, Initialisation).
+    /// Initializes every parameter from `seed`: element e of parameter i from counter (e/4, i, 0, Initialisation).
     pub fn initialise(&self, seed: u64) -> Result<()> {
         let philox = Philox { seed };
         let mut flat = vec![0f32; self.flat_len()];
@@ -360,8 +360,8 @@ impl Parameters {
         self.fixed.as_ref().map_or(Ok(()), |own| own.upload(fixed))
     }
 
-    /// The same parameters with other masters of what is trained, such as their moving average; what is frozen, and buffers,
-    /// are shared. In bf16 the rounded copies are its own: [`Parameters::refresh`] makes them.
+    /// The parameters with other masters for the trained part, such as their moving average; frozen parameters and buffers are
+    /// shared. In bf16 it has its own rounded copies: [`Parameters::refresh`] updates them.
     pub fn with_master(&self, master: Tensor) -> Result<Self> {
         let compute = match &self.trained.compute {
             Some(compute) => Some(master.context().zeros(compute.shape(), DType::BF16)?),
@@ -371,7 +371,7 @@ impl Parameters {
         Ok(Self { specs, trained: Flat { master, compute }, fixed, constants, precision: self.precision })
     }
 
-    /// Rounds the masters of what is trained anew into the copies that products read: on the device, without a wait, with the bits of
+    /// Rounds the trained masters into the copies that products read: on the device, without waiting, with the bits of
     /// [`cast_into`].
     ///
     /// # Errors
@@ -380,7 +380,7 @@ impl Parameters {
         self.trained.round()
     }
 
-    /// Room for the weights in the forms that ops on the CPU read, to be refreshed whenever parameters may have changed.
+    /// Buffers for the weights in the layouts that CPU ops read, to be refreshed whenever parameters may have changed.
     pub fn prepared(&self) -> Prepared {
         let all = std::iter::once(&self.trained).chain(&self.fixed);
         let flat = all.map(|flat| flat.source(Kind::Matrix).clone());
@@ -390,7 +390,7 @@ impl Parameters {
     /// Overwrites the parameter called `name` in a flat host copy.
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is none of that name and length.
+    /// [`Error::Shape`] if there is no parameter of that name and length.
     pub fn place(&self, flat: &mut [f32], name: &str, values: &[f32]) -> Result<()> {
         let spec = self
             .specs
@@ -404,8 +404,8 @@ impl Parameters {
         Ok(())
     }
 
-    /// Puts the parameters on a tape. With `gradients` (flat, of the masters' shape) those that are trained want gradients,
-    /// which go there in `mode`; all others are constants. The scope is one of inference until [`Scope::in_training`].
+    /// Binds the parameters to a tape. With `gradients` (flat, of the masters' shape) the trained ones get gradients, which are
+    /// written there in `mode`; all others are constants. The scope is for inference until [`Scope::in_training`].
     ///
     /// # Errors
     /// [`Error::Shape`] for gradients of another length.

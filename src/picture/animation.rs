@@ -1,4 +1,4 @@
-//! Moving pictures: GIF, which everything shows, and APNG, which keeps all colours.
+//! Animations: GIF, which every program shows, and APNG, which keeps all colours.
 
 use std::path::Path;
 
@@ -10,19 +10,19 @@ use crate::files::write_atomically;
 use crate::image_size::ImageSize;
 use crate::{Error, Result};
 
-/// How frames follow each other; they repeat for ever.
+/// The order and timing of frames, which repeat forever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// How long a frame is shown, in hundredths of a second, above 0. Browsers show GIF frames for at least 2.
+    /// Duration of a frame in hundredths of a second, above 0. Browsers show GIF frames for at least 2.
     pub delay: u16,
-    /// Whether the frames come back in reverse, so that the end meets the beginning.
+    /// Whether the frames are repeated in reverse, so that the animation loops.
     pub bounce: bool,
 }
 
-/// The bytes of a GIF. Grey frames keep their values; colours are reduced to the best 256 of each frame.
+/// The bytes of a GIF. Grey frames keep their values; coloured ones are reduced to the best 256 colours of each frame.
 ///
 /// # Errors
-/// [`Error::Shape`] where there is no frame, their sizes differ, or one is larger than 65535 pixels a side.
+/// [`Error::Shape`] if there is no frame, their sizes differ, or one is larger than 65535 pixels per side.
 pub fn encode_gif(frames: &[Image], timing: Timing) -> Result<Vec<u8>> {
     let (width, height, channels) = check(frames, timing)?;
     let (Ok(width), Ok(height)) = (u16::try_from(width), u16::try_from(height)) else {
@@ -46,11 +46,11 @@ pub fn encode_gif(frames: &[Image], timing: Timing) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The bytes of an animated PNG; programs that know none show its first frame. `text` is embedded as by
+/// The bytes of an animated PNG; programs without APNG support show its first frame. `text` is embedded as by
 /// [`encode_png`](super::encode_png).
 ///
 /// # Errors
-/// [`Error::Shape`] where there is no frame or their sizes differ; [`Error::Config`] for a keyword that PNG does not allow.
+/// [`Error::Shape`] if there is no frame or their sizes differ; [`Error::Config`] for an invalid PNG keyword.
 pub fn encode_apng(frames: &[Image], timing: Timing, text: &[(&str, &str)]) -> Result<Vec<u8>> {
     let (width, height, channels) = check(frames, timing)?;
     let refused = |error: png::EncodingError| Error::config("APNG", error.to_string(), "give other frames or texts");
@@ -76,7 +76,7 @@ pub fn encode_apng(frames: &[Image], timing: Timing, text: &[(&str, &str)]) -> R
     Ok(bytes)
 }
 
-/// Writes frames to `path`, whole or not at all: an APNG where it ends in `.apng` or `.png`, else a GIF.
+/// Writes frames to `path`, atomically: an APNG if it ends in `.apng` or `.png`, else a GIF.
 ///
 /// # Errors
 /// Those of [`encode_gif`] and [`encode_apng`]; [`Error::Io`] with the path.
@@ -90,16 +90,16 @@ pub fn write_animation(path: impl AsRef<Path>, frames: &[Image], timing: Timing,
     write_atomically(path, &bytes)
 }
 
-/// Frames in the order in which they are shown.
+/// Frames in display order.
 fn order(frames: &[Image], timing: Timing) -> impl Iterator<Item = &Image> {
     let back = if timing.bounce && frames.len() > 2 { &frames[1..frames.len() - 1] } else { &[] };
     frames.iter().chain(back.iter().rev())
 }
 
-/// Width and height of the frames; 1 channel where all are grey, else 3.
+/// Width and height of the frames; 1 channel if all are grey, else 3.
 fn check(frames: &[Image], timing: Timing) -> Result<(usize, usize, usize)> {
     let Some(first) = frames.first() else {
-        return Err(Error::shape("animation", "there is no frame; give at least one"));
+        return Err(Error::shape("animation", "no frames; give at least one"));
     };
     if let Some((index, other)) = frames.iter().enumerate().find(|(_, image)| image.size() != first.size()) {
         let message =
@@ -107,7 +107,7 @@ fn check(frames: &[Image], timing: Timing) -> Result<(usize, usize, usize)> {
         return Err(Error::shape("animation", message));
     }
     if timing.delay == 0 {
-        return Err(Error::shape("animation", "frames are shown for no time; give a delay above 0"));
+        return Err(Error::shape("animation", "the delay of frames is 0; give a delay above 0"));
     }
     let channels = frames.iter().map(Image::channels).max().unwrap_or(1);
     Ok((first.width(), first.height(), channels))
@@ -124,7 +124,7 @@ mod tests {
         (0..count).map(|seed| Image::new(6, 5, channels, pixels(seed)).unwrap()).collect()
     }
 
-    /// Frames, each with its delay, and how often they repeat (0: for ever).
+    /// Frames, each with its delay, and the number of repeats (0: forever).
     fn read_gif(bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
         let mut options = gif::DecodeOptions::new();
         options.set_color_output(gif::ColorOutput::RGBA);

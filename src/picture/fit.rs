@@ -1,25 +1,25 @@
-//! Pictures brought to another size or number of channels.
+//! Resizing of pictures and conversion of channels.
 
 use super::image::check_size;
 use super::resample::{Region, resample};
 use super::{Image, Note, Picture};
 use crate::Result;
 
-/// How a picture of another shape is brought to a size.
+/// How a picture of another aspect ratio is fitted to a size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Fit {
-    /// Scaled until it covers the size; the middle is kept.
+    /// Scaled to cover the size, then cropped at the centre.
     #[default]
     Crop,
-    /// Scaled until it lies within the size; the rest is background.
+    /// Scaled to lie within the size, then padded with background.
     Pad,
-    /// Each side scaled by itself.
+    /// Each side scaled independently.
     Stretch,
 }
 
 impl Image {
-    /// The picture in `width` x `height` pixels (Lanczos, three lobes, as Pillow's). `background` is what [`Fit::Pad`] adds; where it has a colour, a grey
-    /// picture becomes RGB. A picture that has the size already stays as it is.
+    /// The picture in `width` x `height` pixels (Lanczos, three lobes, as Pillow's). [`Fit::Pad`] adds `background`; if that is
+    /// coloured, a grey picture becomes RGB. A picture of that size is returned unchanged.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) for a size of 0 or one beyond 2^28 pixels.
@@ -32,7 +32,7 @@ impl Image {
             Fit::Crop | Fit::Stretch => (width, height),
             Fit::Pad => self.within(width, height),
         };
-        // Of the picture's own shape where it is stretched or padded: all of it.
+        // The whole picture if it is stretched or padded.
         let aspect = match fit {
             Fit::Crop => width as f64 / height as f64,
             Fit::Stretch | Fit::Pad => self.width() as f64 / self.height() as f64,
@@ -48,7 +48,7 @@ impl Image {
         Ok(if channels == 1 && red == green && red == blue { canvas.to_grey() } else { canvas })
     }
 
-    /// The same picture in grey: the luma of ITU-R BT.601, rounded as Pillow does.
+    /// The picture in grey: the luma of ITU-R BT.601, rounded as in Pillow.
     pub fn to_grey(&self) -> Self {
         if self.channels() == 1 {
             return self.clone();
@@ -65,7 +65,7 @@ impl Image {
         if channels == 1 { self.to_grey() } else { self.to_rgb() }
     }
 
-    /// The largest part in the middle whose width over height is `aspect`.
+    /// The largest centred part with the aspect ratio `aspect` (width over height).
     fn middle(&self, aspect: f64) -> Region {
         let (width, height) = (self.width() as f64, self.height() as f64);
         let (inner_width, inner_height) = (width.min(height * aspect), height.min(width / aspect));
@@ -77,7 +77,7 @@ impl Image {
         }
     }
 
-    /// The largest size of this picture's shape that lies within `width` x `height`, of one pixel at least.
+    /// The largest size with this picture's aspect ratio within `width` x `height`, at least one pixel.
     fn within(&self, width: usize, height: usize) -> (usize, usize) {
         let scale = (width as f64 / self.width() as f64).min(height as f64 / self.height() as f64);
         let side = |length: usize, limit: usize| ((length as f64 * scale).round() as usize).clamp(1, limit);
@@ -86,7 +86,7 @@ impl Image {
 }
 
 impl Picture {
-    /// The picture as `[height, width, channels]`, with what was done to it.
+    /// The picture as `[height, width, channels]`, with notes on the changes.
     ///
     /// # Errors
     /// As [`Image::resized`].

@@ -11,10 +11,10 @@ const TEXT: f32 = 15.0;
 const TITLE: f32 = 19.0;
 const MARGIN: usize = 10;
 
-/// How pictures are placed on a sheet.
+/// The layout of pictures on a sheet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Pictures in a row, above 0.
+    /// Pictures per row, above 0.
     pub columns: usize,
     /// White pixels between pictures (of the sheet, not of the pictures).
     pub padding: usize,
@@ -29,10 +29,10 @@ impl Default for Layout {
     }
 }
 
-/// The words on a labelled sheet; what is empty takes no room.
+/// The captions of a labelled sheet; empty ones take no room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels {
-    /// Above everything, left.
+    /// At the top left.
     pub title: String,
     /// Left of each row, from the top.
     pub rows: Vec<String>,
@@ -42,10 +42,10 @@ pub struct Labels {
     pub cells: Vec<String>,
 }
 
-/// Pictures of one size side by side, `layout.columns` in a row, on white.
+/// Pictures of one size in a grid with `layout.columns` per row, on white.
 ///
 /// # Errors
-/// [`Error::Shape`] where there is no picture, their sizes differ, or the sheet would be too large.
+/// [`Error::Shape`] if there is no picture, their sizes differ, or the sheet would be too large.
 pub fn grid(images: &[Image], layout: Layout) -> Result<Image> {
     labelled_grid(images, layout, &Labels::default())
 }
@@ -58,13 +58,13 @@ pub fn strip(images: &[Image], padding: usize, scale: usize) -> Result<Image> {
     grid(images, Layout { columns: images.len().max(1), padding, scale })
 }
 
-/// Pictures of any sizes in a row, their tops on one line, on white.
+/// Pictures of any sizes in a row, aligned at the top, on white.
 ///
 /// # Errors
-/// [`Error::Shape`] where there is no picture or the result would be too large.
+/// [`Error::Shape`] if there is no picture or the result would be too large.
 pub fn beside(images: &[Image], padding: usize) -> Result<Image> {
     let Some(height) = images.iter().map(Image::height).max() else {
-        return Err(Error::shape("picture row", "there is no picture to place; give at least one"));
+        return Err(Error::shape("picture row", "no pictures; give at least one"));
     };
     let width = images.iter().fold(0, |width: usize, image| width.saturating_add(image.width()));
     let width = width.saturating_add(padding.saturating_mul(images.len() - 1));
@@ -78,14 +78,13 @@ pub fn beside(images: &[Image], padding: usize) -> Result<Image> {
     Ok(row)
 }
 
-/// As [`grid`], with a title, captions of rows and columns, and captions below each picture. Captions that are too long
-/// for their place are cut.
+/// As [`grid`], with a title, captions of rows and columns, and captions below each picture. Captions that are too long are cut.
 ///
 /// # Errors
 /// As [`grid`].
 pub fn labelled_grid(images: &[Image], layout: Layout, labels: &Labels) -> Result<Image> {
     let Some(first) = images.first() else {
-        return Err(Error::shape("picture grid", "there is no picture to place; give at least one"));
+        return Err(Error::shape("picture grid", "no pictures; give at least one"));
     };
     if layout.columns == 0 || layout.scale == 0 {
         let message = format!("{} columns at scale {}; give both above 0", layout.columns, layout.scale);
@@ -115,7 +114,7 @@ pub fn labelled_grid(images: &[Image], layout: Layout, labels: &Labels) -> Resul
     let top = margin + title + head;
     let width = columns.saturating_mul(step_x).saturating_sub(layout.padding).saturating_add(left + margin);
     let height = rows.saturating_mul(step_y).saturating_sub(layout.padding).saturating_add(top + margin);
-    // A small sheet still has room for its title, up to a limit.
+    // A small sheet is widened for its title, up to a limit.
     let width = if title > 0 { width.max(2 * margin + text_width(&labels.title, TITLE).min(640)) } else { width };
     check_size(width, height)?;
 
@@ -142,14 +141,14 @@ pub fn labelled_grid(images: &[Image], layout: Layout, labels: &Labels) -> Resul
     Ok(sheet)
 }
 
-/// The size at which every caption fits `room` pixels, so that one sheet shows one size; the smallest where none does.
+/// The font size at which every caption fits `room` pixels, common to the sheet; the smallest if none does.
 fn caption_size(captions: &[String], room: usize) -> f32 {
     let fits =
         |size: &f32| captions.iter().all(|caption| text_width(&fitted(caption, *size, usize::MAX), *size) <= room);
     [TEXT, 13.0, 11.0].into_iter().find(fits).unwrap_or(11.0)
 }
 
-/// A caption in the middle of `room` pixels from `x`, cut where it is wider.
+/// A centred caption in `room` pixels from `x`, cut if it is wider.
 fn centred(sheet: &mut Image, x: usize, y: usize, room: usize, caption: &str, size: f32) {
     let caption = fitted(caption, size, room);
     draw_text(sheet, x + room.saturating_sub(text_width(&caption, size)) / 2, y, &caption, size, INK);

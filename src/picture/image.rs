@@ -1,9 +1,9 @@
-//! The picture type: grey or RGB, 8 bits a channel.
+//! The picture type: grey or RGB, 8 bits per channel.
 
 use crate::image_size::ImageSize;
 use crate::{Error, Result};
 
-/// Most pixels that one picture may have: 2^28, or 16384 x 16384.
+/// Most pixels of a picture: 2^28, or 16384 x 16384.
 const MAX_PIXELS: usize = 1 << 28;
 
 /// A grey (1 channel) or RGB (3 channels) picture: `[height, width, channels]`, 8 bits each.
@@ -19,7 +19,7 @@ impl Image {
     /// A picture of the given pixels, `[height, width, channels]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where a size is 0, `channels` is neither 1 nor 3, or the number of values is another.
+    /// [`Error::Shape`] if a size is 0, `channels` is neither 1 nor 3, or the number of values is wrong.
     pub fn new(width: usize, height: usize, channels: usize, pixels: Vec<u8>) -> Result<Self> {
         check_size(width, height)?;
         if !matches!(channels, 1 | 3) {
@@ -33,8 +33,8 @@ impl Image {
         Ok(Self { width, height, channels, pixels })
     }
 
-    /// A picture of a model's values in [-1, 1], `[height, width, channels]`: -1 is black. Values outside are clamped; one
-    /// that is not a number becomes black.
+    /// A picture of a model's values in [-1, 1], `[height, width, channels]`: -1 is black. Values outside are clamped; NaN becomes
+    /// black.
     ///
     /// # Errors
     /// As [`Image::new`].
@@ -44,18 +44,18 @@ impl Image {
         Self::new(width, height, channels, pixels)
     }
 
-    /// The values in [-1, 1], `[height, width, channels]`, as models take them: [`Image::from_signed`] gives the same picture
-    /// back. Grey becomes RGB; RGB becomes grey where its channels are equal.
+    /// The values in [-1, 1], `[height, width, channels]`, for models: [`Image::from_signed`] restores the picture. Grey becomes
+    /// RGB; RGB becomes grey if its channels are equal.
     ///
     /// # Errors
-    /// [`Error::Shape`] where a coloured picture is asked for in grey, or `channels` is neither 1 nor 3.
+    /// [`Error::Shape`] if grey is requested of a coloured picture, or `channels` is neither 1 nor 3.
     pub fn to_signed(&self, channels: usize) -> Result<Vec<f32>> {
         let signed = |value: &u8| f32::from(*value) / 127.5 - 1.0;
         match (self.channels, channels) {
             (1, 3) => Ok(self.pixels.iter().flat_map(|value| [signed(value); 3]).collect()),
             (3, 1) => {
                 if self.pixels.chunks_exact(3).any(|p| p[0] != p[1] || p[0] != p[2]) {
-                    return Err(Error::shape("picture", "it is coloured, and grey is needed; convert it first"));
+                    return Err(Error::shape("picture", "it is coloured, but grey is needed; convert it first"));
                 }
                 Ok(self.pixels.chunks_exact(3).map(|p| signed(&p[0])).collect())
             }
@@ -95,7 +95,7 @@ impl Image {
         &self.pixels
     }
 
-    /// The values, `[height, width, channels]`, without a copy.
+    /// Takes the values, `[height, width, channels]`, without a copy.
     pub fn into_pixels(self) -> Vec<u8> {
         self.pixels
     }
@@ -112,7 +112,7 @@ impl Image {
         })
     }
 
-    /// The same picture in RGB.
+    /// The picture in RGB.
     pub fn to_rgb(&self) -> Self {
         if self.channels == 3 {
             return self.clone();
@@ -121,16 +121,16 @@ impl Image {
         Self { channels: 3, pixels, ..*self }
     }
 
-    /// Other pixels of the same extent; there are as many as that takes.
+    /// A picture of the same size with other pixels.
     pub(super) fn with_pixels(&self, channels: usize, pixels: Vec<u8>) -> Self {
         debug_assert_eq!(pixels.len(), self.width * self.height * channels);
         Self { channels, pixels, ..*self }
     }
 
-    /// Each pixel as a square of `scale` x `scale` pixels (nearest neighbour), so that small pictures can be seen.
+    /// Enlarges each pixel to a square of `scale` x `scale` pixels (nearest neighbour), so that small pictures are visible.
     ///
     /// # Errors
-    /// [`Error::Shape`] where `scale` is 0 or the result would be too large.
+    /// [`Error::Shape`] if `scale` is 0 or the result would be too large.
     pub fn upscale(&self, scale: usize) -> Result<Self> {
         let (width, height) = (self.width.saturating_mul(scale), self.height.saturating_mul(scale));
         check_size(width, height)?;
@@ -150,7 +150,7 @@ impl Image {
         Ok(Self { width, height, channels: self.channels, pixels })
     }
 
-    /// Draws `other` with its upper left corner at (`x`, `y`); what falls outside is cut off. `self` must be RGB.
+    /// Draws `other` with its upper left corner at (`x`, `y`), clipped. `self` must be RGB.
     pub(super) fn paste(&mut self, other: &Image, x: usize, y: usize) {
         debug_assert_eq!(self.channels, 3);
         for from_y in 0..other.height.min(self.height.saturating_sub(y)) {
@@ -162,7 +162,7 @@ impl Image {
         }
     }
 
-    /// Sets a pixel of an RGB picture; outside it does nothing.
+    /// Sets a pixel of an RGB picture; ignored outside.
     fn put(&mut self, x: usize, y: usize, colour: [u8; 3]) {
         if x < self.width && y < self.height {
             let at = (y * self.width + x) * 3;
@@ -170,7 +170,7 @@ impl Image {
         }
     }
 
-    /// Mixes `colour` into a pixel of an RGB picture with weight `share` in [0, 1].
+    /// Blends `colour` into a pixel of an RGB picture with weight `share` in [0, 1].
     pub(super) fn blend(&mut self, x: usize, y: usize, colour: [u8; 3], share: f32) {
         if let Some(under) = self.colour(x, y) {
             let mix = |under: u8, over: u8| (under as f32 + (over as f32 - under as f32) * share).round() as u8;
@@ -179,7 +179,7 @@ impl Image {
     }
 }
 
-/// Refuses empty pictures and those that no one could look at.
+/// Refuses empty and excessively large pictures.
 pub(super) fn check_size(width: usize, height: usize) -> Result<()> {
     match width.checked_mul(height) {
         Some(1..=MAX_PIXELS) => Ok(()),
@@ -208,7 +208,7 @@ mod tests {
     fn signed_values_become_bytes() {
         let values = [-1.0, 0.0, 1.0, -7.0, 7.0, f32::NAN];
         assert_eq!(Image::from_signed(6, 1, 1, &values).unwrap().pixels(), [0, 128, 255, 0, 255, 0]);
-        // Every byte survives the way to [-1, 1] and back.
+        // Every byte survives the conversion to [-1, 1] and back.
         let bytes: Vec<u8> = (0..=255).collect();
         let signed: Vec<f32> = bytes.iter().map(|b| *b as f32 / 127.5 - 1.0).collect();
         assert_eq!(Image::from_signed(256, 1, 1, &signed).unwrap().pixels(), bytes);

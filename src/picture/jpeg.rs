@@ -1,4 +1,4 @@
-//! JPEG files, whole ones: a decoder makes a picture of half a file too, whose rest is of one colour.
+//! JPEG files, checked for completeness: decoders also accept half a file and fill the rest with one colour.
 
 use image::DynamicImage;
 use image::metadata::Orientation;
@@ -11,7 +11,7 @@ use super::jpeg_scan;
 use super::read::{DECODER_BYTES, Note, Raw};
 use crate::image_size::ImageSize;
 
-/// The picture in a JPEG file that has all its rows and its end marker.
+/// The picture in a JPEG file with all its rows and its end marker.
 pub(super) fn decode(bytes: &[u8]) -> Result<Raw, String> {
     jpeg_scan::check(bytes)?;
     let options = DecoderOptions::default().set_strict_mode(false).set_max_width(1 << 16).set_max_height(1 << 16);
@@ -33,7 +33,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Raw, String> {
         (Note::Inks, matches!(space, ColorSpace::CMYK | ColorSpace::YCCK)),
         (Note::Profile, decoder.icc_profile().is_some()),
     ];
-    // Headers are taken as other readers take them; of the rows none may be missing.
+    // Headers are handled as by other readers; no rows may be missing.
     decoder.set_options(options.set_strict_mode(true).jpeg_set_out_colorspace(wanted));
     let mut pixels = vec![0; decoder.output_buffer_size().ok_or("cannot be decoded: it does not say its size")?];
     decoder.decode_into(&mut pixels).map_err(damaged)?;
@@ -43,7 +43,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Raw, String> {
         _ => image::RgbImage::from_raw(columns, rows, pixels).map(DynamicImage::ImageRgb8),
     };
     Ok(Raw {
-        image: image.ok_or("cannot be decoded: its pixels are not as many as it declares")?,
+        image: image.ok_or("cannot be decoded: the number of pixels differs from its header")?,
         orientation: orientation.unwrap_or(Orientation::NoTransforms),
         notes: notes.iter().filter(|(_, is)| *is).map(|(note, _)| *note).collect(),
     })

@@ -1,22 +1,22 @@
-//! Whether a JPEG file is whole: the markers lead to its end, and its scans hold every block of every row (ITU-T T.81).
+//! Checks that a JPEG file is complete: the markers lead to its end, and its scans hold every block of every row (ITU-T T.81).
 //!
-//! A decoder fills what is missing with one colour, and some programs put an end marker behind half a file. So the Huffman
-//! codes are walked, without their coefficients: all of a baseline file, and of a progressive one the scans that begin a band
-//! of coefficients. Those that add a bit to what earlier ones found cannot be walked without it, but all of them have to be
-//! there: every coefficient of every component down to its last bit (T.81, G.1.1.1).
+//! A decoder fills missing data with one colour, and some programs put an end marker after half a file. So the Huffman codes are
+//! walked without decoding coefficients: all of a baseline file, and in a progressive one the first scans of each band of
+//! coefficients. Refinement scans cannot be walked without the coefficients, but all of them must be there: every coefficient of
+//! every component down to its last bit (T.81, G.1.1.1).
 
-/// A Huffman table: for each length in bits the first code beyond those of that length, and where its values begin.
+/// A Huffman table: for each length in bits the first code beyond those of that length, and the offset of its values.
 #[derive(Clone, Default)]
 struct Huffman {
-    /// The length and value of the code that each 8 bits begin with; length 0 for longer codes.
+    /// The length and value of the code at the start of each 8 bits; length 0 for longer codes.
     short: Vec<(u8, u8)>,
-    /// For lengths 1 to 16: the last code and the place of the value of code 0, as if it had that length.
+    /// For lengths 1 to 16: the last code and the offset of the value of code 0, as if it had that length.
     long: Vec<(i32, i32)>,
     values: Vec<u8>,
 }
 
 impl Huffman {
-    /// Of the 16 counts by length and the values.
+    /// From the 16 counts by length and the values.
     fn new(counts: &[u8], values: &[u8]) -> Option<Self> {
         let total: usize = counts.iter().map(|&count| usize::from(count)).sum();
         let values = values.get(..total)?.to_vec();
@@ -48,7 +48,7 @@ struct Bits<'a> {
 }
 
 impl Bits<'_> {
-    /// Makes at least 16 bits ready, where there are so many before the next marker.
+    /// Fills the buffer to at least 16 bits, if there are so many before the next marker.
     fn fill(&mut self) {
         while self.count <= 48 {
             let Some(&byte) = self.bytes.get(self.at) else { return };
@@ -78,14 +78,14 @@ impl Bits<'_> {
         Some((self.held >> self.count) as u32 & ((1 << count) - 1))
     }
 
-    /// The value of the next code; None where the bits end, or begin no code.
+    /// The value of the next code; None if the bits end, or match no code.
     fn code(&mut self, table: &Huffman) -> Option<u8> {
         if self.count < 16 {
             self.fill();
         }
         let next = |bits: u32| match self.count.checked_sub(bits) {
             Some(rest) => (self.held >> rest) & ((1 << bits) - 1),
-            // The last code may be shorter than what is looked at.
+            // The last code may be shorter than the lookahead.
             None => (self.held << (bits - self.count)) & ((1 << bits) - 1),
         };
         let (length, value) = *table.short.get(next(8) as usize)?;
@@ -104,7 +104,7 @@ impl Bits<'_> {
         None
     }
 
-    /// Goes behind the next restart marker.
+    /// Skips the next restart marker.
     fn restart(&mut self) -> Option<()> {
         (self.held, self.count) = (0, 0);
         let rest = self.bytes.get(self.at..)?;
@@ -121,7 +121,7 @@ struct Component {
     down: usize,
 }
 
-/// What the segments before a scan say.
+/// The state from the segments before a scan.
 #[derive(Default)]
 struct Frame {
     progressive: bool,
@@ -131,7 +131,7 @@ struct Frame {
     /// Four for DC, four for AC.
     tables: [Option<Huffman>; 8],
     restart: usize,
-    /// For each component the bits that each coefficient still lacks, None where no scan has it.
+    /// For each component the missing bits of each coefficient, None if no scan has it.
     lacking: Vec<[Option<u8>; 64]>,
 }
 
@@ -140,7 +140,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let mut frame = Frame::default();
     let mut at = 2;
     while let Some(rest) = bytes.get(at..) {
-        // Between segments fill bytes may stand, and some writers leave others.
+        // There may be fill bytes between segments, and some writers leave others.
         let Some(found) = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff)) else {
             break;
         };
@@ -149,7 +149,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
         let body = match marker {
             0xd9 if frame.is_complete() => return Ok(()),
             0xd9 => return Err("is cut short: a JPEG file whose last scans are missing".into()),
-            // Markers that stand alone: restarts, TEM, a start.
+            // Markers without a length: restarts, TEM, a start.
             0x01 | 0xd0..=0xd8 => continue,
             _ => {
                 let length = bytes.get(at..at + 2).map(|b| usize::from(u16::from_be_bytes([b[0], b[1]])));
@@ -197,7 +197,7 @@ impl Frame {
         Some(())
     }
 
-    /// Notes which coefficients a scan brings, and how many of their bits.
+    /// Records the coefficients of a scan, and their bits.
     fn note(&mut self, head: &[u8]) -> Option<()> {
         let count = usize::from(*head.first()?);
         let [first, last, approximation] = *head.get(1 + 2 * count..)?.first_chunk()?;
@@ -208,7 +208,7 @@ impl Frame {
         for pair in head.get(1..1 + 2 * count)?.chunks_exact(2) {
             let place = self.components.iter().position(|component| component.id == pair[0])?;
             let coefficients = self.lacking.get_mut(place)?.get_mut(range.clone())?;
-            // A scan that adds a bit needs those before.
+            // A refinement scan needs the earlier ones.
             coefficients
                 .iter_mut()
                 .filter(|found| before == 0 || **found == Some(before))
@@ -222,8 +222,8 @@ impl Frame {
         self.lacking.iter().flatten().all(|lacking| *lacking == Some(0))
     }
 
-    /// Whether the scan has all its blocks. None for a scan that is not walked, or that contradicts itself: the decoder
-    /// tells what is wrong with it.
+    /// Whether the scan has all its blocks. None for a scan that is not walked, or that contradicts itself: the decoder reports
+    /// that.
     fn scan(&self, head: &[u8], data: &[u8]) -> Option<bool> {
         let count = usize::from(*head.first()?);
         let [first, last, approximation] = *head.get(1 + 2 * count..)?.first_chunk()?;
@@ -244,7 +244,7 @@ impl Frame {
             if !dc_only && ac.is_none() {
                 return None;
             }
-            // A component by itself comes block by block.
+            // A single component is stored block by block.
             let of_unit = if count == 1 { 1 } else { component.across * component.down };
             if count == 1 {
                 units = self.blocks(*component)?;
@@ -264,13 +264,13 @@ impl Frame {
         Some(true)
     }
 
-    /// The largest sampling factors, across and down.
+    /// The largest sampling factors, horizontally and vertically.
     fn most(&self) -> Option<(usize, usize)> {
         let most = |of: fn(&Component) -> usize| self.components.iter().map(of).max();
         Some((most(|c| c.across)?, most(|c| c.down)?))
     }
 
-    /// Rows and columns of blocks of a component by itself.
+    /// Rows and columns of blocks of a single component.
     fn blocks(&self, component: Component) -> Option<(usize, usize)> {
         let (across, down) = self.most()?;
         let rows = (self.size.0 * component.down).div_ceil(down);
@@ -278,14 +278,14 @@ impl Frame {
         Some((rows.div_ceil(8), columns.div_ceil(8)))
     }
 
-    /// As [`Frame::scan`], of one that begins the coefficients `first` to `last` of one component: T.81, G.1.2.2.
+    /// As [`Frame::scan`], for the first scan of the coefficients `first` to `last` of one component: T.81, G.1.2.2.
     fn band(&self, head: &[u8], data: &[u8], first: u8, last: u8) -> Option<bool> {
         let &[1, id, tables, ..] = head else { return None };
         let component = self.components.iter().find(|component| component.id == id)?;
         let table = self.tables[4 + usize::from(tables & 3)].as_ref()?;
         let (rows, columns) = self.blocks(*component)?;
         let mut bits = Bits { bytes: data, at: 0, held: 0, count: 0 };
-        // Blocks that have nothing more, behind one that says so.
+        // Remaining blocks of an end-of-band run.
         let mut empty = 0u32;
         for unit in 0..rows * columns {
             if self.restart > 0 && unit > 0 && unit % self.restart == 0 {
@@ -307,7 +307,7 @@ impl Frame {
     }
 }
 
-/// Walks one block's coefficients `first` to `last`; returns how many blocks behind it have none. None where the bits end.
+/// Walks one block's coefficients `first` to `last`; returns the number of following empty blocks. None if the bits end.
 fn band_of_block(bits: &mut Bits, table: &Huffman, first: u32, last: u32) -> Option<u32> {
     let mut at = first;
     while at <= last {
@@ -325,7 +325,7 @@ fn band_of_block(bits: &mut Bits, table: &Huffman, first: u32, last: u32) -> Opt
     Some(0)
 }
 
-/// Walks one block; None where the bits end.
+/// Walks one block; None if the bits end.
 fn block(bits: &mut Bits, dc: &Huffman, ac: Option<&Huffman>) -> Option<()> {
     let size = bits.code(dc)?;
     bits.skip(u32::from(size.min(16)))?;

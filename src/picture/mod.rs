@@ -1,8 +1,7 @@
-//! Pictures: the one reader of single ones in any common form, and what people look at: grids, strips, loss curves, PNG and
-//! NumPy files.
+//! Pictures: a reader of single pictures in any common format; grids, strips, loss curves; PNG and NumPy files.
 //!
-//! Nothing here reads the system: the font comes with the engine. Files are written beside their place, synced, and then
-//! renamed, so that a reader never meets half of one.
+//! Nothing here depends on the system: the font comes with the engine. Files are written to a temporary name, synced, and then
+//! renamed, so that a reader never sees a partial file.
 //!
 //! ```
 //! use engine::picture::{Image, Labels, Layout, labelled_grid};

@@ -1,4 +1,4 @@
-//! NumPy's `.npy`, for people who go on in Python.
+//! NumPy's `.npy`, for use in Python.
 
 use std::path::Path;
 
@@ -15,18 +15,21 @@ pub fn write_npy(path: impl AsRef<Path>, images: &[Image]) -> Result<()> {
     write_atomically(path, &encode_npy(images)?)
 }
 
-/// The bytes of pictures of one size as f32 in [0, 1]: `[N, H, W]` where they are grey, `[N, H, W, 3]` where they are RGB.
+/// The bytes of pictures of one size as f32 in [0, 1]: `[N, H, W]` if they are grey, `[N, H, W, 3]` if they are RGB.
 ///
 /// # Errors
-/// [`Error::Shape`] where there is no picture or they differ in size or channels.
+/// [`Error::Shape`] if there is no picture or they differ in size or channels.
 pub fn encode_npy(images: &[Image]) -> Result<Vec<u8>> {
     let Some(first) = images.first() else {
-        return Err(Error::shape("npy", "there is no picture to write; give at least one"));
+        return Err(Error::shape("npy", "no pictures; give at least one"));
     };
     let size = |image: &Image| [image.height(), image.width(), image.channels()];
     if let Some((index, other)) = images.iter().enumerate().find(|(_, image)| size(image) != size(first)) {
-        let message =
-            format!("picture {index} is {:?} and the first {:?}; all must be alike", size(other), size(first));
+        let message = format!(
+            "picture {index} is {:?} and the first {:?}; all must have the same shape",
+            size(other),
+            size(first)
+        );
         return Err(Error::shape("npy", message));
     }
     let mut shape = vec![images.len(), first.height(), first.width()];
@@ -69,7 +72,7 @@ mod tests {
     fn unlike_pictures_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npy");
-        assert!(write_npy(&path, &[]).unwrap_err().to_string().starts_with("npy: there is no picture"));
+        assert!(write_npy(&path, &[]).unwrap_err().to_string().starts_with("npy: no pictures"));
         let unlike = [Image::filled(2, 2, [0; 3]), Image::filled(3, 2, [0; 3])];
         assert!(write_npy(&path, &unlike).unwrap_err().to_string().contains("picture 1 is [2, 3, 3]"));
         assert!(!path.exists());

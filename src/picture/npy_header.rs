@@ -1,21 +1,21 @@
 //! The header of NumPy's `.npy` files (NEP 1; versions 1 to 3).
 //!
-//! Read here and not by a library: those that there are bring a parser generator for this one line, a twentieth of a fresh build.
+//! Parsed here, because the existing libraries bring a parser generator for this one line, a twentieth of a fresh build.
 
-/// What a `.npy` file says of its array.
+/// The array description in a `.npy` file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NpyHeader {
     /// NumPy's type code: b, i, u, f, c, U, S, M, m, V.
     pub kind: char,
     /// Bytes of an element.
     pub size: usize,
-    /// Whether elements have their high bytes first.
+    /// Whether elements are big-endian.
     pub big_endian: bool,
-    /// Whether the first index runs fastest; else the last.
+    /// Whether the first index varies fastest, instead of the last.
     pub fortran: bool,
     /// The lengths of the axes; none for a scalar.
     pub shape: Vec<usize>,
-    /// Where the elements begin.
+    /// The offset of the elements.
     pub start: usize,
 }
 
@@ -23,14 +23,14 @@ const DAMAGED: &str = "is damaged: not an array that NumPy wrote";
 const RECORDS: &str = "is an array of records, not of numbers";
 const OBJECTS: &str = "is an array of Python objects, which are not read";
 
-/// A header that is longer is damaged: a plain array's is below 128 bytes.
+/// A longer header is damaged: a plain array's is below 128 bytes.
 const LONGEST: usize = 1 << 16;
 
 impl NpyHeader {
-    /// Reads the header at the beginning of a file. Allocates no more than the header is long.
+    /// Reads the header at the start of a file. Allocates no more than its length.
     ///
     /// # Errors
-    /// What is wrong with the file, as the end of a sentence.
+    /// The fault of the file, as the end of a sentence.
     pub fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
         let (first, length) = match *bytes {
             [0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, low, high, ..] => {
@@ -84,7 +84,7 @@ impl NpyHeader {
         Ok(())
     }
 
-    /// The bytes before the elements of a row-major array: `descr` is a type as NumPy writes it, `<f4`.
+    /// The bytes before the elements of a row-major array: `descr` is a NumPy type such as `<f4`.
     pub fn encode(descr: &str, shape: &[usize]) -> Vec<u8> {
         let mut axes: String = shape.iter().map(|length| format!("{length}, ")).collect();
         if shape.len() > 1 {
@@ -92,7 +92,7 @@ impl NpyHeader {
         }
         let mut text =
             format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", axes.trim_end_matches(' '));
-        // A line end closes the header, which is a multiple of 64 bytes with its 10 before.
+        // A newline ends the header, whose length with its 10 leading bytes is a multiple of 64.
         let padding = 63 - (10 + text.len()) % 64;
         text.extend(std::iter::repeat_n(' ', padding).chain(['\n']));
         let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
@@ -102,7 +102,7 @@ impl NpyHeader {
     }
 }
 
-/// What is left of a Python literal.
+/// The rest of a Python literal.
 struct Literal<'a>(&'a str);
 
 impl<'a> Literal<'a> {
@@ -145,7 +145,7 @@ impl<'a> Literal<'a> {
         Ok(value)
     }
 
-    /// Whole numbers; Python 2 wrote some with an L behind.
+    /// Integers; Python 2 wrote some with a trailing L.
     fn tuple(&mut self) -> Result<Vec<usize>, &'static str> {
         self.expect('(')?;
         let mut values = Vec::new();

@@ -19,10 +19,10 @@ const WIDTH: i32 = 1080;
 const HEIGHT: i32 = 640;
 const LEFT: i32 = 76;
 const RIGHT: i32 = 28;
-/// The same where a second scale stands there.
+/// The lower margin with a second scale.
 const RIGHT_OF_SCALE: i32 = 76;
 const TOP: i32 = 84;
-/// Lines are drawn this many times larger and then averaged, which smooths them; words are drawn at the final size.
+/// Lines are drawn at this multiple of the size and then averaged, which smooths them; text is drawn at the final size.
 const FINE: i32 = 2;
 const INK: [u8; 3] = [38, 38, 42];
 const FAINT: [u8; 3] = [110, 110, 118];
@@ -34,38 +34,36 @@ const VALIDATION: RGBColor = RGBColor(214, 96, 30);
 const MARK: RGBColor = RGBColor(38, 140, 78);
 const METRIC: RGBColor = RGBColor(128, 70, 160);
 
-/// Most points of one line that are drawn; beyond it neighbours are averaged.
+/// Most points of a line; more are averaged.
 const MAX_POINTS: usize = 3000;
 
-/// How long training took.
+/// Time statistics.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timing {
-    /// Seconds per pass over the training images, where at least part of one was timed.
+    /// Seconds per pass over the training images, if at least part of one was timed.
     pub seconds_per_epoch: Option<f64>,
-    /// Seconds of training in all, resumed parts included.
+    /// Total seconds of training, including resumed parts.
     pub total_seconds: f64,
 }
 
-/// What a loss curve shows. Points are (optimizer step, loss) in the order of steps; those that are not finite are left
-/// out.
+/// The content of a loss curve. Points are (optimizer step, loss) in the order of steps; those that are not finite are left out.
 #[derive(Clone, Debug, Default)]
 pub struct LossCurve<'a> {
     /// The heading.
     pub title: &'a str,
-    /// Training loss: drawn faintly as it is, and boldly as a moving average.
+    /// Training loss: the raw values in a faint line, a moving average in a bold one.
     pub training: &'a [(u64, f64)],
     /// Validation loss: drawn as points; the lowest is marked.
     pub validation: &'a [(u64, f64)],
-    /// A metric's name, and its points: drawn over a scale of its own at the right edge.
+    /// A metric's name and points, drawn on its own scale at the right edge.
     pub metric: Option<(&'a str, &'a [(u64, f64)])>,
-    /// Steps of an epoch, for a second scale along the lower edge.
+    /// Steps per epoch, for a second scale along the lower edge.
     pub steps_per_epoch: Option<f64>,
     /// Time statistics, written below the heading.
     pub timing: Option<Timing>,
 }
 
-/// Draws the curve into a PNG file, whole or not at all. The loss axis is logarithmic where the losses span more than a
-/// factor of five.
+/// Draws the curve into a PNG file, atomically. The loss axis is logarithmic if the losses span more than a factor of five.
 ///
 /// # Errors
 /// [`Error::Io`] with the path.
@@ -76,12 +74,12 @@ pub fn loss_curve(path: impl AsRef<Path>, curve: &LossCurve) -> Result<()> {
 /// Draws the curve: 1080x640 RGB.
 ///
 /// # Errors
-/// [`Error::Unsupported`] where the plotting library refuses, which no input is known to cause.
+/// [`Error::Unsupported`] if the plotting library fails, which no input is known to cause.
 pub fn render_loss_curve(curve: &LossCurve) -> Result<Image> {
     rendered("loss curve", |area, words| draw(area, words, curve))
 }
 
-/// A picture of what `draw` draws, and of its words.
+/// Renders the lines and the text of `draw`.
 fn rendered(what: &'static str, draw: impl FnOnce(&Area, &mut Vec<Word>) -> Drawn) -> Result<Image> {
     let mut pixels = vec![255; (WIDTH * FINE * HEIGHT * FINE * 3) as usize];
     let mut words = Vec::new();
@@ -101,7 +99,7 @@ fn rendered(what: &'static str, draw: impl FnOnce(&Area, &mut Vec<Word>) -> Draw
     Ok(image)
 }
 
-/// The picture in which each pixel is the mean of [`FINE`] x [`FINE`] drawn ones.
+/// Downsamples the picture: each pixel is the mean of [`FINE`] x [`FINE`] drawn ones.
 fn averaged(fine: &[u8]) -> Result<Image> {
     let (width, height, factor) = (WIDTH as usize, HEIGHT as usize, FINE as usize);
     let mut pixels = Vec::with_capacity(width * height * 3);
@@ -117,7 +115,7 @@ fn averaged(fine: &[u8]) -> Result<Image> {
     Image::new(width, height, 3, pixels)
 }
 
-/// Which part of a text stands at its place.
+/// The anchor of a text.
 #[derive(Clone, Copy)]
 enum Anchor {
     Left,
@@ -178,7 +176,7 @@ impl Scale {
 fn draw(area: &Area, words: &mut Vec<Word>, curve: &LossCurve) -> Drawn {
     area.fill(&WHITE)?;
     let finite = |points: &[(u64, f64)]| -> Vec<(f64, f64)> {
-        // Losses near the largest float would overflow the axis' margins.
+        // Losses near the largest float would overflow the axis margins.
         points.iter().filter(|(_, loss)| loss.abs() < 1e30).map(|(step, loss)| (*step as f64, *loss)).collect()
     };
     let (training, validation) = (finite(curve.training), finite(curve.validation));
@@ -197,7 +195,7 @@ fn draw(area: &Area, words: &mut Vec<Word>, curve: &LossCurve) -> Drawn {
     let scale = Scale { log: low > 0.0 && high > 5.0 * low };
     let (bottom, top) = (scale.of(low), scale.of(high));
     let room = ((top - bottom) * 0.06).max(top.abs() * 1e-3).max(1e-9);
-    // A plain axis of a non-negative loss does not reach below 0.
+    // A plain axis of a non-negative loss does not extend below 0.
     let floor = if !scale.log && low >= 0.0 { (bottom - room).max(0.0) } else { bottom - room };
 
     let mut chart = ChartBuilder::on(area)
@@ -248,8 +246,8 @@ fn draw(area: &Area, words: &mut Vec<Word>, curve: &LossCurve) -> Drawn {
     draw_legend(area, words, right, &legend)
 }
 
-/// The lowest and the highest loss that the axis has to show. The first few raw losses of a run tower over the rest; the smoothed line
-/// and validation set the axis, and the raw line only widens it by what most of its points need.
+/// The range of the loss axis. The first few raw losses of a run are far above the rest; the smoothed line and validation set the
+/// axis, and the raw line only widens it as far as most of its points need.
 fn extent<'a>(raw: &[(f64, f64)], others: impl Iterator<Item = &'a (f64, f64)>) -> (f64, f64) {
     let mut shown: Vec<f64> = others.map(|point| point.1).collect();
     let mut sorted: Vec<f64> = raw.iter().map(|point| point.1).collect();
@@ -285,7 +283,7 @@ fn draw_legend(area: &Area, words: &mut Vec<Word>, right: i32, entries: &[(&str,
     Ok(())
 }
 
-/// Rules, numbers and names of the axes.
+/// Grid lines, numbers and names of the axes.
 fn axes(
     words: &mut Vec<Word>,
     chart: &mut Chart,
@@ -331,7 +329,7 @@ fn axes(
     Ok(())
 }
 
-/// The line below the heading: where the losses stand, and the time statistics.
+/// The line below the heading: current losses, and the time statistics.
 fn facts(curve: &LossCurve, training: &[(f64, f64)], validation: &[(f64, f64)]) -> String {
     let mut facts = Vec::new();
     if let Some((_, loss)) = smoothed(training).last() {
@@ -357,13 +355,13 @@ fn lowest(points: &[(f64, f64)]) -> Option<(f64, f64)> {
     points.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))
 }
 
-/// Points on either side that the moving average takes in, of `count`.
+/// Points on either side in the moving average, of `count`.
 fn window(count: usize) -> usize {
     (count / 40).min(250)
 }
 
-/// Moving average: [`window`] points on either side. At the start, where losses fall fastest, fewer on both sides, so that
-/// the fall is not smeared.
+/// Moving average: [`window`] points on either side. At the start, where losses fall fastest, fewer on both sides, so that the
+/// fall is not smeared.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let reach = window(points.len());
     let mean = |(index, point): (usize, &(f64, f64))| {
@@ -374,7 +372,7 @@ fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.iter().enumerate().map(mean).collect()
 }
 
-/// At most [`MAX_POINTS`] points: averages of as many neighbours as that takes.
+/// At most [`MAX_POINTS`] points: averages of as many neighbours as needed.
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let size = points.len().div_ceil(MAX_POINTS).max(1);
     let mean = |part: &[(f64, f64)]| {
@@ -384,13 +382,13 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(size).map(mean).collect()
 }
 
-/// Losses at which the axis is ruled, within `floor..top` on the axis.
+/// Losses of the axis grid lines, within `floor..top` on the axis.
 fn ticks(scale: Scale, floor: f64, top: f64) -> Vec<f64> {
     if !scale.log {
         return round_values(floor, top, 7);
     }
     let decades = (floor.floor() as i32)..=(top.ceil() as i32);
-    // The wider the range, the fewer numbers in a decade.
+    // The wider the range, the fewer numbers per decade.
     let digits: &[f64] = match top - floor {
         span if span < 1.0 => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0],
         span if span < 2.5 => &[1.0, 2.0, 5.0],

@@ -1,4 +1,4 @@
-//! PNG files, with the words that travel inside them.
+//! PNG files with embedded text.
 
 use std::io::{Cursor, Read};
 use std::path::Path;
@@ -9,14 +9,14 @@ use super::Image;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
-/// Largest PNG file that is read, in bytes.
+/// Size limit of a PNG file, in bytes.
 const MAX_BYTES: u64 = 1 << 28;
 
-/// The bytes of a PNG file. `text` is embedded as pairs of keyword (1 to 79 characters of Latin-1) and text (any): as
-/// `tEXt` where ASCII suffices, else as `iTXt`.
+/// The bytes of a PNG file. `text` is embedded as pairs of keyword (1 to 79 characters of Latin-1) and text (any): as `tEXt` for
+/// ASCII, else as `iTXt`.
 ///
 /// # Errors
-/// [`Error::Config`] for a keyword that PNG does not allow.
+/// [`Error::Config`] for an invalid PNG keyword.
 pub fn encode_png(image: &Image, text: &[(&str, &str)]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let refused = |error: png::EncodingError| {
@@ -41,20 +41,19 @@ pub fn encode_png(image: &Image, text: &[(&str, &str)]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a PNG file, whole or not at all, with `text` inside as [`encode_png`] does.
+/// Writes a PNG file, atomically, with `text` inside as [`encode_png`] does.
 ///
 /// # Errors
-/// [`Error::Io`] with the path, [`Error::Config`] for a keyword that PNG does not allow.
+/// [`Error::Io`] with the path, [`Error::Config`] for an invalid PNG keyword.
 pub fn write_png(path: impl AsRef<Path>, image: &Image, text: &[(&str, &str)]) -> Result<()> {
     write_atomically(path, &encode_png(image, text)?)
 }
 
-/// Reads a PNG file and the texts inside it, in the order of the file's kinds of text. Palettes are resolved, 16 bits become
-/// 8, and what is transparent is laid on white.
+/// Reads a PNG file and its texts, in the order of the file's kinds of text. Palettes are resolved, 16 bits become 8, and
+/// transparent pixels are composited on white.
 ///
 /// # Errors
-/// [`Error::Io`] where it cannot be read; [`Error::File`] where it is not a PNG, damaged, or claims a size that its bytes
-/// cannot hold.
+/// [`Error::Io`] if it cannot be read; [`Error::File`] if it is not a PNG, damaged, or declares a size that its bytes cannot hold.
 pub fn read_png(path: impl AsRef<Path>) -> Result<(Image, Vec<(String, String)>)> {
     let path = path.as_ref();
     let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
@@ -63,12 +62,12 @@ pub fn read_png(path: impl AsRef<Path>) -> Result<(Image, Vec<(String, String)>)
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Error::file(path, format!("is larger than {MAX_BYTES} bytes"), "give a smaller picture"));
     }
-    decode(&bytes).map_err(|message| Error::file(path, message, "give a whole PNG file, or make it anew"))
+    decode(&bytes).map_err(|message| Error::file(path, message, "give an intact PNG file, or create it again"))
 }
 
 fn decode(bytes: &[u8]) -> Result<(Image, Vec<(String, String)>), String> {
     let say = |error: DecodingError| format!("is not a whole PNG: {error}");
-    // Deflate shrinks at most about 1032-fold, so the file's length bounds what it can honestly hold.
+    // Deflate's ratio is at most about 1032, so the file's length bounds the real size.
     let bound = bytes.len().saturating_mul(1040).saturating_add(1 << 16);
     let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), Limits { bytes: bound });
     decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);

@@ -1,7 +1,7 @@
-//! The one reader of single pictures: PNG, JPEG, WebP, GIF, BMP, TIFF and PNM, told by their first bytes.
+//! The reader of single pictures: PNG, JPEG, WebP, GIF, BMP, TIFF and PNM, detected by their first bytes.
 //!
-//! Whatever a picture's form, the result is grey or RGB with 8 bits a channel, upright, without transparency. Everything
-//! that was done to make it so is told as a [`Note`].
+//! The result is always grey or RGB with 8 bits per channel, upright, without transparency. Every conversion is reported as a
+//! [`Note`].
 
 use std::cell::Cell;
 use std::fmt;
@@ -22,12 +22,12 @@ use super::{Image, jpeg};
 use crate::files::describe;
 use crate::{Error, Result};
 
-/// The longest picture file that is read, in bytes.
+/// Size limit of a picture file, in bytes.
 pub const LONGEST_FILE: u64 = 256 << 20;
-/// The most memory that one decoder may ask for, in bytes.
+/// Memory limit of one decoder, in bytes.
 pub(super) const DECODER_BYTES: u64 = 512 << 20;
 
-/// The forms of pictures that are read.
+/// The supported picture formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PictureKind {
     /// Portable Network Graphics.
@@ -36,18 +36,18 @@ pub enum PictureKind {
     Jpeg,
     /// WebP, lossy or lossless.
     WebP,
-    /// GIF, of which the first frame is taken.
+    /// GIF, first frame only.
     Gif,
     /// Windows bitmap.
     Bmp,
-    /// TIFF, of which the first page is taken.
+    /// TIFF, first page only.
     Tiff,
     /// The portable maps of Netpbm: PBM, PGM, PPM, PAM.
     Pnm,
 }
 
 impl PictureKind {
-    /// The form of a file that starts with `bytes`, of which 32 suffice. None where it is no picture that is read.
+    /// The format of a file that starts with `bytes`, of which 32 suffice. None if it is not supported.
     pub fn of(bytes: &[u8]) -> Option<Self> {
         match bytes {
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Self::Png),
@@ -55,7 +55,7 @@ impl PictureKind {
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::WebP),
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
             [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Some(Self::Tiff),
-            // Two letters alone are too few: the reserved bytes are 0 and the header has one of its known lengths.
+            // Two letters are not enough: the reserved bytes must be 0 and the header must have a known length.
             [b'B', b'M', _, _, _, _, 0, 0, 0, 0, _, _, _, _, 12 | 16 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0, ..] => {
                 Some(Self::Bmp)
             }
@@ -68,7 +68,7 @@ impl PictureKind {
         }
     }
 
-    /// Whether a file of this name calls itself a picture, of one of these forms or of another.
+    /// Whether a file has a picture's ending, supported or not.
     pub fn is_named(path: &str) -> bool {
         const ENDINGS: [&str; 22] = [
             "png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "dib", "tif", "tiff", "pnm", "pbm",
@@ -80,42 +80,42 @@ impl PictureKind {
     }
 }
 
-/// Something that was done to a picture so that it became grey or RGB with 8 bits.
+/// A conversion of a picture to 8-bit grey or RGB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Note {
-    /// 16 bits or floats a channel were scaled to 8 bits.
+    /// Scaled from 16 bits or floats per channel to 8 bits.
     Scaled,
-    /// CMYK inks became RGB.
+    /// Converted from CMYK to RGB.
     Inks,
-    /// What was transparent was laid on the background.
+    /// Transparent pixels were composited on the background.
     Transparent,
-    /// It was turned or mirrored, as its EXIF orientation says.
+    /// Rotated or mirrored by its EXIF orientation.
     Oriented,
-    /// Its ICC colour profile was ignored.
+    /// The ICC colour profile was ignored.
     Profile,
-    /// It has several frames or pages, of which the first was taken.
+    /// The first of several frames or pages was used.
     FirstFrame,
-    /// It was brought to another size.
+    /// Resized.
     Resized,
-    /// It was grey and became RGB.
+    /// Converted from grey to RGB.
     Coloured,
-    /// It was coloured and became grey.
+    /// Converted from colour to grey.
     Greyed,
 }
 
 impl Note {
-    /// In words that follow one picture or several.
+    /// A phrase that fits one picture or several.
     pub fn words(self) -> &'static str {
         match self {
-            Self::Scaled => "scaled from more than 8 bits a channel to 8",
-            Self::Inks => "turned from CMYK to RGB",
-            Self::Transparent => "laid on the background where transparent",
-            Self::Oriented => "turned as the EXIF orientation says",
+            Self::Scaled => "scaled from more than 8 bits per channel to 8",
+            Self::Inks => "converted from CMYK to RGB",
+            Self::Transparent => "composited on the background",
+            Self::Oriented => "rotated by the EXIF orientation",
             Self::Profile => "ICC colour profile ignored",
-            Self::FirstFrame => "the first of several frames or pages taken",
+            Self::FirstFrame => "the first of several frames or pages used",
             Self::Resized => "resized",
-            Self::Coloured => "turned from grey to RGB",
-            Self::Greyed => "turned from colour to grey",
+            Self::Coloured => "converted from grey to RGB",
+            Self::Greyed => "converted from colour to grey",
         }
     }
 }
@@ -126,19 +126,19 @@ impl fmt::Display for Note {
     }
 }
 
-/// A picture and what was done to it.
+/// A picture and its conversions.
 #[derive(Clone, Debug)]
 pub struct Picture {
     /// Its pixels.
     pub image: Image,
-    /// What was done, each once, in order.
+    /// The conversions, each once, in order.
     pub notes: Vec<Note>,
 }
 
-/// Reads a picture file. Transparent pixels are laid on `background`, red, green and blue.
+/// Reads a picture file. Transparent pixels are composited on `background`, red, green and blue.
 ///
 /// # Errors
-/// [`Error::Io`] where it cannot be read; [`Error::File`] where it is no picture, damaged, cut short, or too large.
+/// [`Error::Io`] if it cannot be read; [`Error::File`] if it is not a picture, damaged, truncated, or too large.
 pub fn read_picture(path: impl AsRef<Path>, background: [u8; 3]) -> Result<Picture> {
     let path = path.as_ref();
     let file = File::open(path).map_err(Error::io(path, "open"))?;
@@ -148,17 +148,17 @@ pub fn read_picture(path: impl AsRef<Path>, background: [u8; 3]) -> Result<Pictu
         return Err(Error::file(path, format!("is larger than {LONGEST_FILE} bytes"), "give a smaller picture"));
     }
     decode_picture(&bytes, background)
-        .map_err(|message| Error::file(path, message, "give a whole picture file, or make it anew"))
+        .map_err(|message| Error::file(path, message, "give an intact picture file, or create it again"))
 }
 
-/// The picture in a file's `bytes`. Transparent pixels are laid on `background`.
+/// The picture in a file's `bytes`. Transparent pixels are composited on `background`.
 ///
-/// At most 512 MiB are asked for, whatever the bytes declare.
+/// At most 512 MiB are allocated, whatever the bytes declare.
 ///
 /// # Errors
-/// A sentence without subject that says what is wrong: `is cut short: …`.
+/// The fault as a sentence without subject: `is cut short: …`.
 pub fn decode_picture(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
-    // Decoders of other people's making: a panic in one is a damaged file, not the end of the program.
+    // Third-party decoders: a panic means a damaged file, and must not end the program.
     let before = DECODING.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(|| decode(bytes, background)));
     DECODING.set(before);
@@ -169,12 +169,12 @@ thread_local! {
     static DECODING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread is in [`decode_picture`], which catches panics: a panic hook need not tell of them.
+/// Whether this thread is in [`decode_picture`], which catches panics: a panic hook should not report them.
 pub fn is_decoding() -> bool {
     DECODING.get()
 }
 
-/// A decoded picture before it is brought to 8 bits without transparency.
+/// A decoded picture before conversion to 8 bits without transparency.
 pub(super) struct Raw {
     pub image: DynamicImage,
     pub orientation: Orientation,
@@ -192,7 +192,7 @@ fn decode(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
     let raw = match kind {
         PictureKind::Jpeg => jpeg::decode(bytes),
         PictureKind::Png => {
-            // Deflate shrinks at most about 1032-fold, so the file's length bounds what it can honestly hold.
+            // Deflate's ratio is at most about 1032, so the file's length bounds the real size.
             let bound = (bytes.len() as u64).saturating_mul(1040).saturating_add(1 << 16).min(DECODER_BYTES);
             let decoder = PngDecoder::with_limits(input(), limits(bound)).map_err(damaged)?;
             let animated = decoder.is_apng().map_err(damaged)?;
@@ -207,7 +207,7 @@ fn decode(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
             let decoder = GifDecoder::new(input()).map_err(damaged)?;
             let found = raw(decoder, DECODER_BYTES, false)?;
             let mut frames = GifDecoder::new(input()).map_err(damaged)?.into_frames();
-            // A damaged second frame is no fault of the first, which is whole.
+            // A damaged second frame does not matter if the first is intact.
             let several = frames.nth(1).is_some();
             Ok(Raw { notes: noted(found.notes, Note::FirstFrame, several), ..found })
         }
@@ -229,7 +229,7 @@ fn tiff(_: &[u8]) -> Result<Raw, String> {
     Err("is a TIFF picture, which this build does not read: build with the feature `formats`".into())
 }
 
-/// What a decoder of the `image` crate makes of its bytes, with at most `bound` bytes of memory.
+/// Decodes bytes with the `image` crate, with at most `bound` bytes of memory.
 fn raw(mut decoder: impl ImageDecoder, bound: u64, animated: bool) -> Result<Raw, String> {
     let mut limits = limits(bound);
     limits.reserve(decoder.total_bytes()).map_err(damaged)?;
@@ -261,7 +261,7 @@ fn noted(mut notes: Vec<Note>, note: Note, is: bool) -> Vec<Note> {
     notes
 }
 
-/// Turns a picture, scales it to 8 bits and lays it on the background.
+/// Rotates a picture, scales it to 8 bits and composites it on the background.
 fn upright(raw: Raw, background: [u8; 3]) -> Result<Picture, String> {
     let Raw { mut image, orientation, mut notes } = raw;
     if orientation != Orientation::NoTransforms {

@@ -1,8 +1,8 @@
-//! Resampling as Pillow does it: separable, antialiased (the kernel widens where the picture shrinks), Lanczos with three lobes.
+//! Resampling as in Pillow: separable, antialiased (the kernel widens when downscaling), Lanczos with three lobes.
 //!
-//! Between the two passes nothing is rounded or clipped.
+//! Unlike there, nothing is rounded or clipped between the two passes.
 //!
-//! Work: a picture `H x W x C` to `h x w` takes `6 max(H, h) W C + 6 h max(W, w) C` products, the first part by vectors. Memory: `h W C` floats.
+//! Cost: a picture `H x W x C` to `h x w` takes `6 max(H, h) W C + 6 h max(W, w) C` products, the first part vectorized. Memory: `h W C` floats.
 
 use std::f64::consts::PI;
 
@@ -10,7 +10,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::Image;
 
-/// A part of a picture, in pixels; it need not begin at a whole one.
+/// A part of a picture, in pixels; its bounds may be fractional.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Region {
     pub left: f64,
@@ -19,13 +19,13 @@ pub(super) struct Region {
     pub height: f64,
 }
 
-/// Pixels of the source that make one of the result, along an axis: the first, and their weights.
+/// Source pixels of one result pixel along an axis: the index of the first, and the weights.
 struct Taps {
     first: usize,
     weights: Vec<f32>,
 }
 
-/// `region` of the picture in `width` x `height` pixels. A pixel's neighbours outside of the region count, those outside of the picture not.
+/// Resamples `region` of the picture to `width` x `height` pixels. Neighbours outside of the region count, those outside of the picture do not.
 pub(super) fn resample(source: &Image, region: Region, width: usize, height: usize) -> Vec<u8> {
     let channels = source.channels();
     let columns = taps(region.left, region.width, source.width(), width);
@@ -33,7 +33,7 @@ pub(super) fn resample(source: &Image, region: Region, width: usize, height: usi
     let wide = source.width() * channels;
     let mut sums = vec![0f32; height * wide];
     let mut line = vec![0f32; wide];
-    // Each row of the source is converted once, and goes to every row of the result that it belongs to.
+    // Each row of the source is converted once and added to every row of the result that uses it.
     let mut begin = 0;
     for (y, pixels) in source.pixels().chunks_exact(wide).enumerate() {
         while rows.get(begin).is_some_and(|taps| taps.first + taps.weights.len() <= y) {
@@ -59,7 +59,7 @@ pub(super) fn resample(source: &Image, region: Region, width: usize, height: usi
     pixels
 }
 
-/// The taps of each of `count` pixels that lie evenly over `[begin, begin + extent)` of an axis of `length` pixels; weights add up to 1.
+/// The taps of `count` pixels spread evenly over `[begin, begin + extent)` of an axis of `length` pixels; weights add up to 1.
 fn taps(begin: f64, extent: f64, length: usize, count: usize) -> Vec<Taps> {
     let scale = extent / count as f64;
     let stretch = scale.max(1.0);
@@ -85,7 +85,7 @@ fn lanczos(x: f64) -> f64 {
     }
 }
 
-/// `to += weight · from`. Product and sum are rounded one by one, so that no instruction set gives other pixels.
+/// `to += weight · from`. Product and sum are rounded separately, so that pixels do not depend on the instruction set.
 struct Add<'a> {
     to: &'a mut [f32],
     from: &'a [f32],
@@ -122,11 +122,11 @@ mod tests {
         Image::new(width, height, channels, pixels).unwrap()
     }
 
-    /// A picture, what of it is taken, the size, and the pixels that are expected.
+    /// A picture, the region, the size, and the expected pixels.
     type Case = (Image, Region, (usize, usize), &'static [u8]);
 
-    /// `Image.frombytes(…).resize(size, Image.LANCZOS, box=…)` of Pillow 12, which rounds and clips between its two passes: one level apart at most
-    /// where nothing is clipped.
+    /// `Image.frombytes(…).resize(size, Image.LANCZOS, box=…)` of Pillow 12, which rounds and clips between its two passes: at
+    /// most one level apart if nothing is clipped.
     #[test]
     fn pixels_are_pillows() {
         let cases: [Case; 4] = include!("resample_pillow.in");

@@ -1,4 +1,4 @@
-//! Words in pictures: DejaVu Sans, which comes with the engine, drawn with coverage as opacity.
+//! Text in pictures: DejaVu Sans, which comes with the engine, drawn with coverage as opacity.
 
 use std::sync::LazyLock;
 
@@ -28,7 +28,7 @@ fn layout(text: &str, size: f32) -> (Vec<Glyph>, f32) {
     (glyphs, x)
 }
 
-/// Width in pixels of `text` on one line, `size` being the height of a line in pixels.
+/// Width in pixels of `text` on one line; `size` is the line height in pixels.
 pub(super) fn text_width(text: &str, size: f32) -> usize {
     layout(text, size).1.ceil() as usize
 }
@@ -52,7 +52,7 @@ pub(super) fn draw_text(image: &mut Image, x: usize, y: usize, text: &str, size:
     }
 }
 
-/// `text`, cut and ended with an ellipsis where it is wider than `room` pixels.
+/// `text`, cut and ended with an ellipsis if it is wider than `room` pixels.
 pub(super) fn fitted(text: &str, size: f32, room: usize) -> String {
     let text: String = text.chars().take(400).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text_width(&text, size) <= room {
@@ -86,7 +86,7 @@ mod tests {
         draw_text(&mut image, 2, 2, "horse", 14.0, [0; 3]);
         let dark = |x: usize| (0..20).any(|y| image.colour(x, y).unwrap()[0] < 128);
         assert!((3..40).any(dark) && !(0..2).any(dark) && !(60..80).any(dark));
-        // Drawing over an edge is cut off.
+        // Drawing beyond an edge is clipped.
         draw_text(&mut image, 70, 15, "horse\n\0", 40.0, [0; 3]);
     }
 

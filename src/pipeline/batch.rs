@@ -1,4 +1,4 @@
-//! Images of many requests that share denoising steps.
+//! Batches in which images of many requests share denoising steps.
 
 use std::rc::Rc;
 
@@ -8,13 +8,13 @@ use crate::diffusion::{Beginning, Binding, Buffers, Going, Plan, Rows};
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Program};
 
-/// An image that wants to be drawn.
+/// An image that is ready to be drawn.
 pub struct Joining {
     pub(super) plan: Rc<Plan>,
-    /// Its place in its request, for [`Start::From`].
+    /// Its index in its request, for [`Start::From`].
     pub(super) place: usize,
     pub(super) label: usize,
-    /// The label that guidance contrasts with, where the plan is guided.
+    /// The label that guidance contrasts with, if the plan is guided.
     pub(super) null_label: Option<usize>,
     pub(super) seed: u64,
     pub(super) item: u32,
@@ -23,32 +23,32 @@ pub struct Joining {
 }
 
 impl Joining {
-    /// Rows that it takes of a batch: 2 under guidance.
+    /// The rows that it takes in a batch: 2 under guidance.
     pub fn rows(&self) -> usize {
         1 + usize::from(self.null_label.is_some())
     }
 }
 
-/// Names an image in a batch.
+/// Identifies an image in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
 
-/// An image under way.
+/// An image in progress.
 struct Underway {
     ticket: Ticket,
     joined: Joining,
     row: usize,
     partner: Option<usize>,
-    /// What is done next.
+    /// Its next operation.
     stage: usize,
     round: usize,
-    /// The noise that it starts from, where something is known of it.
+    /// Its initial noise, if part of it is known.
     noise: Vec<f32>,
     begun: bool,
 }
 
 impl Underway {
-    /// How it is bound to something given.
+    /// How it is tied to given pixels.
     fn binding(&self) -> Option<Binding<'_>> {
         match &self.joined.start {
             Start::Around(known, rounds) => Some(Binding { known, rounds: *rounds }),
@@ -57,42 +57,41 @@ impl Underway {
     }
 }
 
-/// A batch that images join and leave between any two of its steps. They share the network's evaluations and nothing
-/// else: whatever their samplers, steps, guidance and seeds, and whoever else is there, each is the same image, bit for
-/// bit, as [`Model::draw`] makes.
+/// A batch that images join and leave between steps. They only share the network's evaluations: whatever the samplers, steps,
+/// guidance and seeds of the others, each image is bit for bit the one that [`Model::draw`] makes.
 pub struct Batch {
     rows: Rows,
     images: Vec<Underway>,
-    /// Numbers of rows for which there is a step, ascending; the last is the capacity.
+    /// The planned numbers of rows, ascending; the last is the capacity.
     sizes: Vec<usize>,
-    /// Bytes of the arena, for whichever of the steps.
+    /// Bytes of the arena, shared by all steps.
     arena: usize,
     tickets: u64,
 }
 
 impl Batch {
-    /// A batch of at most `rows` rows: as many images, half as many under guidance.
+    /// A batch of at most `rows` rows: one image per row, or half as many under guidance.
     ///
-    /// Memory for the largest step is taken here. On an accelerator the sizes are few (1, 2, 4, … and `rows`), and each
-    /// is captured once: a graph is void as soon as the arena moves, and it never does.
+    /// Allocates the memory for the largest step. On an accelerator there are few sizes (1, 2, 4, … and `rows`), each captured
+    /// once: a graph is invalid as soon as the arena moves, which never happens.
     ///
     /// # Errors
-    /// [`Error::Config`] for fewer than 2 rows; what the device reports.
+    /// [`Error::Config`] for fewer than 2 rows; those of the device.
     pub fn new(model: &Model, rows: usize) -> Result<Self> {
         if rows < 2 {
-            let message = format!("{rows} rows, and a guided image takes two");
+            let message = format!("{rows} rows, but a guided image takes two");
             return Err(Error::config("--max-batch", message, "give 2 or more"));
         }
         let buffers = Buffers { saved_state: true, saved: true, kept: true };
         let (network, parameters) = (model.network.clone(), model.parameters.clone());
         let sizes: Vec<usize> = match model.context().device() {
-            // Each row costs, a program nothing.
+            // Each row costs time, a program nothing.
             Device::Cpu => (1..=rows).collect(),
-            // A captured graph each: rows beyond those that are wanted compute what nobody sees.
+            // One captured graph each: padding rows compute unused values.
             Device::Accelerator(_) => (0..).map(|k| 1 << k).take_while(|&size| size < rows).chain([rows]).collect(),
         };
         let planned = match model.context().device() {
-            // The others are planned when they are needed; none is larger.
+            // The others are planned on demand; none is larger.
             Device::Cpu => std::slice::from_ref(&rows),
             Device::Accelerator(_) => &sizes[..],
         };
@@ -104,27 +103,27 @@ impl Batch {
         Ok(Self { rows: all, images: Vec::new(), sizes, arena, tickets: 0 })
     }
 
-    /// Bytes of the device's memory of a full batch, the model's weights among them.
+    /// Device bytes of a full batch, including the model's weights.
     pub fn memory(&self, model: &Model) -> usize {
         model.context().persistent_bytes() + self.arena
     }
 
-    /// Rows in all.
+    /// Number of rows.
     pub fn capacity(&self) -> usize {
         self.rows.capacity()
     }
 
-    /// Rows that are free.
+    /// Number of free rows.
     pub fn room(&self) -> usize {
         self.rows.capacity() - self.used()
     }
 
-    /// Images under way.
+    /// Number of images in progress.
     pub fn len(&self) -> usize {
         self.images.len()
     }
 
-    /// Whether no image is under way.
+    /// Whether no image is in progress.
     pub fn is_empty(&self) -> bool {
         self.images.is_empty()
     }
@@ -133,10 +132,10 @@ impl Batch {
         self.images.iter().map(|image| image.joined.rows()).sum()
     }
 
-    /// Takes an image in, from the next step on.
+    /// Adds an image, starting with the next step.
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is no room for it.
+    /// [`Error::Shape`] if there is no room for it.
     pub fn join(&mut self, joined: Joining) -> Result<Ticket> {
         let mut taken = vec![false; self.rows.capacity()];
         for image in &self.images {
@@ -156,21 +155,21 @@ impl Batch {
         Ok(ticket)
     }
 
-    /// Lets an image go before it is finished; its rows are free at once.
+    /// Removes an unfinished image; its rows are free immediately.
     pub fn leave(&mut self, ticket: Ticket) {
         self.images.retain(|image| image.ticket != ticket);
     }
 
-    /// Stages of an image that are done; none where it is not in the batch.
+    /// Completed stages of an image; none if it is not in the batch.
     pub fn stages_done(&self, ticket: Ticket) -> Option<usize> {
         self.images.iter().find(|image| image.ticket == ticket).map(|image| image.stage)
     }
 
-    /// An image as the network took it to be in the last step, x_0: `[H, W, C]` in about [-1, 1], true to what is known
-    /// of it. None before its first step, and where it is not in the batch.
+    /// An image's predicted x_0 in the last step: `[H, W, C]` in about [-1, 1], with its known pixels. None before its first step,
+    /// and if it is not in the batch.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn preview(&self, ticket: Ticket) -> Result<Option<Vec<f32>>> {
         let Some(image) = self.images.iter().find(|image| image.ticket == ticket) else { return Ok(None) };
         let last = match (image.stage, image.round) {
@@ -186,11 +185,11 @@ impl Batch {
         Ok(Some(values))
     }
 
-    /// Does one evaluation of the network for all images under way. Returns those that are finished, `[H, W, C]` each
-    /// in about [-1, 1]; they have left.
+    /// Runs one evaluation of the network for all images in progress. Returns and removes the finished ones, each `[H, W, C]` in
+    /// about [-1, 1].
     ///
     /// # Errors
-    /// What the device reports: then no image of the batch can be relied on.
+    /// Those of the device: then no image of the batch is valid.
     pub fn step(&mut self) -> Result<Vec<(Ticket, Vec<f32>)>> {
         if self.images.is_empty() {
             return Ok(Vec::new());
@@ -223,7 +222,7 @@ impl Batch {
         self.settle()
     }
 
-    /// Fills the rows that were left with those at the end, so that the first rows are the used ones.
+    /// Moves rows from the end into freed rows, so that the first rows are the used ones.
     fn close_ranks(&mut self) -> Result<()> {
         let used = self.used();
         let mut taken = vec![false; self.rows.capacity()];
@@ -242,7 +241,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Gives those that have joined the state that they start from.
+    /// Writes the initial states of new images.
     fn begin(&mut self) -> Result<()> {
         let beginning: Vec<Beginning> = self
             .images
@@ -275,13 +274,13 @@ impl Batch {
         Ok(())
     }
 
-    /// Puts a state in the place of an image's.
+    /// Replaces the state of an image.
     fn put(&self, image: &Underway, state: &[f32]) -> Result<()> {
         self.rows.write(image.row, state)?;
         image.partner.map_or(Ok(()), |partner| self.rows.write(partner, state))
     }
 
-    /// Moves every image on, and takes out those that are finished.
+    /// Advances every image, and removes the finished ones.
     fn settle(&mut self) -> Result<Vec<(Ticket, Vec<f32>)>> {
         let mut finished = Vec::new();
         for image in &mut self.images {

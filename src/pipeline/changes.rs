@@ -1,15 +1,15 @@
-//! Another way of sampling than the model's own, value by value.
+//! Overrides of the model's own sampling settings.
 
 use crate::diffusion::{GuidanceSchedule, SamplerKind, SamplingConfig, TimestepSchedule};
 
-/// What a request says of sampling; all else stays as the model has it.
+/// The sampling settings of a request; all others are the model's.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Changes {
     /// The sampler.
     pub sampler: Option<SamplerKind>,
-    /// The number of steps, which ends a list of timesteps.
+    /// The number of steps, which discards a list of timesteps.
     pub steps: Option<usize>,
-    /// How the steps are spread, which ends a list of timesteps.
+    /// The step spacing, which discards a list of timesteps.
     pub schedule: Option<TimestepSchedule>,
     /// The timesteps one by one.
     pub timesteps: Option<Vec<i64>>,
@@ -17,14 +17,14 @@ pub struct Changes {
     pub eta: Option<f64>,
     /// Scale of all noise.
     pub temperature: Option<f64>,
-    /// Scale of guidance, which by itself ends a list of scales.
+    /// Guidance scale, which alone discards a list of scales.
     pub guidance: Option<f64>,
-    /// How guidance goes over the steps.
+    /// Guidance over the steps.
     pub guidance_schedule: Option<GuidanceSchedule>,
 }
 
 impl Changes {
-    /// Makes the changes. Whether the result can be sampled with is for [`SamplingConfig::validate`] to say.
+    /// Applies the changes. [`SamplingConfig::validate`] checks the result.
     pub fn apply(&self, sampling: &mut SamplingConfig) {
         sampling.sampler = self.sampler.unwrap_or(sampling.sampler);
         if self.steps.is_some() || self.schedule.is_some() {
@@ -47,8 +47,8 @@ impl Changes {
         sampling.guidance = self.guidance.unwrap_or(sampling.guidance);
     }
 
-    /// As [`Changes::apply`], for frames between two ends: a sampler with noise of its own, in which neighbouring frames would
-    /// differ, gives way to DDIM without noise unless it was asked for.
+    /// As [`Changes::apply`], for frames between two ends: a stochastic sampler, with which neighbouring frames would differ, is
+    /// replaced by deterministic DDIM unless it was requested.
     pub fn apply_without_noise(&self, sampling: &mut SamplingConfig) {
         self.apply(sampling);
         if self.sampler.is_none() && sampling.sampler == SamplerKind::Ddpm {

@@ -1,4 +1,4 @@
-//! Which images of a model's classes are drawn.
+//! Chooses the classes of the images to draw.
 
 use crate::error::{Error, Result};
 use crate::model_file::ModelInfo;
@@ -6,10 +6,10 @@ use crate::model_file::ModelInfo;
 /// Most images of one request.
 const MOST: usize = 10_000_000;
 
-/// Which images are drawn, and so how they are arranged.
+/// The chosen images, which determine their layout.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Choice {
-    /// So many of each of the classes, class by class.
+    /// This many of each class, class by class.
     Each(usize),
     /// The classes in turn.
     InTurn,
@@ -18,12 +18,12 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// The choice, and the label of each image: of `class`, a name, a number, `none` or `all`; without one of all classes in
-    /// turn. `count` is the number of images, with `all` of each class; without it one of each class in turn, else
+    /// The choice, and the label of each image. `class` is a name, a number, `none` or `all`; without it all classes are used in
+    /// turn. `count` is the number of images, with `all` per class; without it one of each class in turn, else
     /// `sampling.count_per_class`.
     ///
     /// # Errors
-    /// [`Error::Config`] for a class that the model does not have, no images, or too many.
+    /// [`Error::Config`] for an unknown class, no images, or too many.
     pub fn new(info: &ModelInfo, class: Option<&str>, count: Option<usize>) -> Result<(Self, Vec<usize>)> {
         if count == Some(0) {
             return Err(Error::config("--count", "0 images", "give 1 or more"));
@@ -43,7 +43,7 @@ impl Choice {
             }
         };
         if count > MOST {
-            return Err(Error::config("--count", format!("{count} images in one go"), "give up to 10000000 in all"));
+            return Err(Error::config("--count", format!("{count} images at once"), "give up to 10000000 in all"));
         }
         Ok((choice, (0..count).map(label).collect()))
     }

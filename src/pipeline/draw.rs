@@ -1,4 +1,4 @@
-//! Drawing, whatever it starts from: one loop over batches and stages, which tells whoever watches.
+//! Drawing from any start: one loop over batches and stages, which notifies a watcher.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -7,18 +7,18 @@ use super::{Ends, Inpaint, Model, SampleRequest};
 use crate::diffusion::{Binding, Known, NoiseSchedule, Plan, Sampler, SamplerSpec};
 use crate::error::Result;
 
-/// A kind of drawing: where images come from.
+/// The source of the images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Drawing<'a> {
-    /// Noise: see [`Model::sample`].
+    /// From noise: see [`Model::sample`].
     Sample,
     /// Between two seeds or images: see [`Model::interpolate`].
     Interpolate(Ends<'a>),
-    /// An image that is noised, at a strength in [0, 1]: see [`Model::vary`].
+    /// From a noised image, with a strength in [0, 1]: see [`Model::vary`].
     Vary {
         /// `[H, W, C]` in [-1, 1].
         image: &'a [f32],
-        /// The share of the sampling steps that are done.
+        /// The share of the sampling steps to run.
         strength: f64,
     },
     /// The known part of an image: see [`Model::inpaint`].
@@ -27,25 +27,25 @@ pub enum Drawing<'a> {
     Upscale {
         /// `[H / factor, W / factor, C]` in [-1, 1].
         small: &'a [f32],
-        /// How many times as wide and high as that the model's images are.
+        /// The factor to the model's image size.
         factor: usize,
-        /// How often each step is done, at least once.
+        /// Repetitions of each step, at least 1.
         rounds: usize,
     },
 }
 
-/// A stage of a drawing that has just been done: one evaluation of the network, guidance's counted with it.
+/// A stage of a drawing that has just ended: one evaluation of the network, including guidance.
 pub struct Stage<'a> {
-    /// Evaluations done so far.
+    /// Evaluations so far.
     pub done: usize,
-    /// Evaluations in all.
+    /// Total evaluations.
     pub total: usize,
-    /// The images under way, by their places in the request; none while given images are taken back to noise.
+    /// The images in progress, by index in the request; empty during the inversion of given images.
     pub images: Range<usize>,
     view: View<'a>,
 }
 
-/// Where a preview comes from.
+/// The source of previews.
 #[derive(Clone, Copy)]
 struct View<'a> {
     sampler: &'a Sampler,
@@ -54,12 +54,11 @@ struct View<'a> {
 }
 
 impl Stage<'_> {
-    /// The images as the network takes them to be, x_0: `[H, W, C]` each, in about [-1, 1], one for each of
-    /// [`Stage::images`], true to what is known of them. Asked for again it is computed again. None where [`Watch::previews`]
-    /// says that nobody asks.
+    /// The predicted x_0 of the images: `[H, W, C]` each, in about [-1, 1], one for each of [`Stage::images`], with their known
+    /// pixels. Every call computes it again. None if [`Watch::previews`] returns false.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn preview(&self) -> Result<Option<Vec<Vec<f32>>>> {
         let View { sampler, stage, known } = self.view;
         if self.images.is_empty() {
@@ -73,18 +72,18 @@ impl Stage<'_> {
     }
 }
 
-/// Whoever is told of a drawing under way. A closure that takes a [`Stage`] is one that wants no previews.
+/// Observes a drawing in progress. A closure that takes a [`Stage`] implements it without previews.
 pub trait Watch {
-    /// Whether [`Stage::preview`] will be asked for. Two more states are then kept on the device; the images stay the same.
+    /// Whether [`Stage::preview`] will be called. Two more states are then kept on the device; the images are the same.
     fn previews(&self) -> bool {
         false
     }
 
-    /// A stage has been done.
+    /// Called after each stage.
     ///
     /// # Errors
-    /// An error ends the drawing and is its result: [`Error::Interrupted`](crate::Error::Interrupted) to cancel it. The model
-    /// can draw again at once.
+    /// An error ends the drawing and is returned from it: [`Error::Interrupted`](crate::Error::Interrupted) to cancel it. The
+    /// model can then draw again.
     fn stage(&mut self, stage: &Stage) -> Result<()>;
 }
 
@@ -107,34 +106,34 @@ impl<F: FnMut(&Stage) -> Result<()>> Watch for Previewed<F> {
     }
 }
 
-/// What a state is made by, of an image's place in its request and its noise.
+/// Makes a state from an image's index in its request and its noise.
 pub(super) type StateOf = dyn Fn(usize, &[f32]) -> Vec<f32>;
 
-/// What an image starts from.
+/// The start of an image.
 #[derive(Clone)]
 pub(super) enum Start {
     /// Its noise.
     Noise,
-    /// Image k from the state that this makes of k and its noise.
+    /// Image k from the state computed from k and its noise.
     From(Rc<StateOf>),
-    /// Its noise, around what is known, each step so often.
+    /// Its noise, with known pixels, repeating each step.
     Around(Rc<Known>, usize),
 }
 
-/// Images that are drawn along one plan.
+/// Images drawn with the same plan.
 pub(super) struct Work {
     pub plan: Plan,
     pub spec: SamplerSpec,
     pub start: Start,
-    /// The number of the first image.
+    /// The index of the first image.
     pub first: u32,
 }
 
 impl Model {
-    /// Draws the images of a request, `[H, W, C]` each in about [-1, 1], and tells `watch` of every stage.
+    /// Draws the images of a request, `[H, W, C]` each in about [-1, 1], and notifies `watch` of every stage.
     ///
     /// # Errors
-    /// Those of the method that [`Drawing`] names for each kind; the error with which `watch` ended it.
+    /// Those of the method named at each kind of [`Drawing`]; the error with which `watch` ended it.
     pub fn draw(&self, drawing: Drawing, request: &SampleRequest, watch: &mut dyn Watch) -> Result<Vec<Vec<f32>>> {
         match drawing {
             Drawing::Sample => {
@@ -172,7 +171,7 @@ impl Model {
     /// let images = model.sample(&request)?;
     /// assert_eq!((images.len(), images[0].len()), (3, 32 * 32 * 3));
     ///
-    /// // Image 0 is the same image by itself.
+    /// // Image 0 is the same image alone.
     /// request.labels.truncate(1);
     /// assert_eq!(model.sample(&request)?[0], images[0]);
     /// # Ok::<(), engine::Error>(())
@@ -184,14 +183,12 @@ impl Model {
         self.draw(Drawing::Sample, request, &mut |_: &Stage| Ok(()))
     }
 
-    /// Draws the images of a request and hands over each as soon as it is there: `sink(k, image)`, k from 0
-    /// (in the request, whatever its first image).
+    /// Draws the images of a request and delivers each as soon as it is finished: `sink(k, image)`, k from 0 in the request.
     /// `progress(done, total)` counts evaluations of the network; an error from either ends the drawing.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for no images, a batch of 0, a label that the model does not have, guidance
-    /// without a null label, and what [`SamplingConfig::validate`](crate::config::SamplingConfig::validate) refuses; what the
-    /// device reports.
+    /// [`Error::Config`](crate::Error::Config) for no images, a batch of 0, an unknown label, guidance without a null label, and
+    /// what [`SamplingConfig::validate`](crate::config::SamplingConfig::validate) refuses; those of the device.
     pub fn sample_each(
         &self,
         request: &SampleRequest,
@@ -214,14 +211,14 @@ impl Model {
         Ok(Work { first: request.first, ..self.work(request, Start::Noise)? })
     }
 
-    /// A request's images along its own plan.
+    /// A request's images with its own plan.
     pub(super) fn work(&self, request: &SampleRequest, start: Start) -> Result<Work> {
         let (spec, noise) = self.checked(request)?;
         let plan = Plan::new(&noise, spec.prediction, &spec.sampling)?;
         Ok(Work { plan, spec, start, first: 0 })
     }
 
-    /// Does a request's work batch by batch, and hands over each image.
+    /// Processes a request batch by batch, and delivers each image.
     pub(super) fn in_batches(
         &self,
         work: Work,
@@ -266,7 +263,7 @@ impl Model {
         Ok(())
     }
 
-    /// As [`Model::in_batches`], and keeps the images.
+    /// As [`Model::in_batches`], and collects the images.
     pub(super) fn all_of(&self, work: Work, request: &SampleRequest, watch: &mut dyn Watch) -> Result<Vec<Vec<f32>>> {
         let mut images = Vec::with_capacity(request.labels.len());
         self.in_batches(work, request, watch, |_, image| {
@@ -276,8 +273,8 @@ impl Model {
         Ok(images)
     }
 
-    /// The denoising program of a request, for those who run it themselves, as often as they like: its batch, seed, steps and
-    /// guidance; of its labels only whether any is guided.
+    /// The denoising program of a request, to run it yourself, any number of times. It depends on the request's batch, seed, steps
+    /// and guidance; of its labels only on whether any is guided.
     ///
     /// # Errors
     /// As [`Model::sample_each`].
@@ -295,13 +292,13 @@ impl Model {
         }
     }
 
-    /// What a request means for a sampler, and the model's noise levels; or why it cannot be met.
+    /// The sampler's settings for a request, and the model's noise levels; or an error if the model cannot meet it.
     pub(super) fn checked(&self, request: &SampleRequest) -> Result<(SamplerSpec, NoiseSchedule)> {
         request.spec(&self.info)
     }
 }
 
-/// The stages of images that have been begun.
+/// The stages of the images so far.
 fn finish(
     sampler: &mut Sampler,
     mut tell: impl FnMut(&Sampler, usize, Option<&Known>) -> Result<()>,
@@ -313,15 +310,15 @@ fn finish(
     sampler.state()
 }
 
-/// A part of a drawing that has several: tells of its stages as a share of the whole.
+/// A part of a multi-part drawing: reports its stages as a share of the whole.
 pub(super) struct Part<'a> {
-    /// Who is told.
+    /// The watcher.
     pub watch: &'a mut dyn Watch,
-    /// The parts before this one, this one's weight, and all parts, in units of this one's stages.
+    /// The units of the parts before this one, of this one, and in total, in units of this one's stages.
     pub before: usize,
     pub weight: usize,
     pub all: usize,
-    /// Whether the images under way are the request's.
+    /// Whether the images in progress are the request's.
     pub shown: bool,
 }
 

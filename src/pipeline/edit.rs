@@ -1,7 +1,7 @@
-//! Images out of given images: between two, around a known part, in higher resolution, in variations.
+//! Edited images: interpolation, inpainting, upscaling and variations.
 //!
-//! Images are `[H, W, C]` of the model's size, in [-1, 1]. Of a seed's noise every method takes what [`Model::sample`] takes,
-//! so that its images belong together with those.
+//! Images are `[H, W, C]` of the model's size, in [-1, 1]. Every method uses the same noise for a seed as [`Model::sample`], so
+//! their images are comparable.
 
 use std::rc::Rc;
 
@@ -11,7 +11,7 @@ use crate::diffusion::{Binding, Known, Plan, SamplerKind, SamplingConfig, slerp}
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 
-/// What frames lead from and to.
+/// The two ends of an interpolation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Ends<'a> {
     /// The first image of each of two seeds.
@@ -20,33 +20,33 @@ pub enum Ends<'a> {
     Images(&'a [f32], &'a [f32]),
 }
 
-/// What to fill in, and how thoroughly.
+/// The area to fill, and the number of repetitions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Inpaint<'a> {
-    /// The image; what the mask leaves free is never read.
+    /// The image; its free pixels are never read.
     pub image: &'a [f32],
-    /// Which pixels `[H, W]` are free to be painted; all others are kept.
+    /// The free pixels `[H, W]`, which are painted; all others are kept.
     pub free: &'a [bool],
-    /// How often each step is done, at least once: more makes what is painted fit better to what is kept, at as many times
-    /// the cost (Lugmayr et al. 2022, "RePaint"). 1 for samplers that look back (`heun`, `dpmpp2m`).
+    /// Repetitions of each step, at least 1: more blend better with the kept pixels, at proportional cost (Lugmayr et al. 2022,
+    /// "RePaint"). Must be 1 for multistep samplers (`heun`, `dpmpp2m`).
     pub rounds: usize,
 }
 
-/// Told of evaluations of the network, done and in all.
+/// Receives the number of evaluations of the network, done and total.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
 impl Model {
-    /// A smooth way between two images: as many frames as the request has labels, at least 2, the ends included.
+    /// Interpolates between two images: as many frames as the request has labels, at least 2, including the ends.
     ///
-    /// Between seeds, frame t in [0, 1] is drawn from the spherical interpolation of both noises ([`slerp`]). The ends are
-    /// what [`Model::sample`] draws for the seeds, bit for bit; `request.seed` is not used.
+    /// Between seeds, frame t in [0, 1] is drawn from the spherical interpolation of both noises ([`slerp`]). The ends are the
+    /// images that [`Model::sample`] draws for the seeds, bit for bit; `request.seed` is not used.
     ///
-    /// Between images, both are first taken back to noise ([`Plan::inverted`]). What their reconstructions miss of them is
-    /// blended in, so that the ends are the images themselves. No guidance is used.
+    /// Between images, both are first inverted to noise ([`Plan::inverted`]). Their reconstruction errors are blended in, so that
+    /// the ends are the images themselves. No guidance is used.
     ///
     /// # Errors
-    /// Those of [`Model::sample_each`]; [`Error::Config`] for fewer than 2 frames, or a sampler that adds noise of its own:
-    /// then neighbours would differ in it.
+    /// Those of [`Model::sample_each`]; [`Error::Config`] for fewer than 2 frames, or a stochastic sampler, with which
+    /// neighbouring frames would differ.
     pub fn interpolate(&self, ends: Ends, request: &SampleRequest, progress: Progress) -> Result<Vec<Vec<f32>>> {
         self.draw(Drawing::Interpolate(ends), request, &mut counted(progress))
     }
@@ -61,7 +61,7 @@ impl Model {
             Ends::Seeds(from, to) => self.all_of(self.work_between(from, to, request)?, request, watch),
             Ends::Images(from, to) => {
                 let bridge = Bridge::new(self, [from, to], request)?;
-                // A third of the way, roughly: the frames are most of the work where they are many.
+                // Roughly a third: with many frames, the frames are most of the work.
                 let mut part = Part { watch: &mut *watch, before: 0, weight: 1, all: 3, shown: false };
                 let back = self.all_of(bridge.back(self)?, bridge.pair(), &mut part)?;
                 let mut part = Part { watch, before: 1, weight: 2, all: 3, shown: true };
@@ -81,12 +81,11 @@ impl Model {
         self.work(request, Start::From(Rc::new(frame)))
     }
 
-    /// Variations of an image, one for each of the request's labels: the image is noised, and what is left of sampling from
-    /// there makes another one of it (Meng et al. 2021, "SDEdit: Guided Image Synthesis and Editing with Stochastic
-    /// Differential Equations").
+    /// Variations of an image, one for each of the request's labels: noises the image and runs the remaining sampling steps (Meng
+    /// et al. 2021, "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations").
     ///
-    /// `strength` in [0, 1] is the share of the sampling steps that are done: 0 gives the image itself, 1 ignores it and
-    /// gives what [`Model::sample`] gives, both bit for bit.
+    /// `strength` in [0, 1] is the share of the sampling steps to run: 0 gives the image itself, 1 ignores it and gives the result
+    /// of [`Model::sample`], both bit for bit.
     ///
     /// # Errors
     /// Those of [`Model::sample_each`]; [`Error::Config`] for a strength outside [0, 1], [`Error::Shape`] for an image of
@@ -114,7 +113,7 @@ impl Model {
         }
     }
 
-    /// None where nothing is to be done: each is the image itself.
+    /// None if no step is run: each result is the image itself.
     pub(super) fn work_of_variations(
         &self,
         image: &[f32],
@@ -131,7 +130,7 @@ impl Model {
             return Ok(None);
         }
         let steps = Plan::new(&noise, spec.prediction, &spec.sampling)?.steps();
-        // A product that rounding has put just above a whole number is that number.
+        // A product that rounding has put just above a whole number counts as that number.
         let left = ((strength * steps as f64 - 1e-9).ceil() as usize).clamp(1, steps);
         let plan = Plan::last_steps(&noise, spec.prediction, &spec.sampling, left)?;
         let level = plan.stages()[0].level;
@@ -143,11 +142,11 @@ impl Model {
         Ok(Some(Work { plan, spec, start: Start::From(Rc::new(start)), first: 0 }))
     }
 
-    /// Fills in what is free of an image, once for each of the request's labels; every other pixel is kept, bit for bit.
+    /// Fills the free pixels of an image, once for each of the request's labels; every other pixel is kept, bit for bit.
     ///
     /// # Errors
     /// Those of [`Model::sample_each`]; [`Error::Shape`] for an image or a mask of another size; [`Error::Config`] for several
-    /// rounds with a sampler that looks back.
+    /// rounds with a multistep sampler.
     pub fn inpaint(&self, inpaint: Inpaint, request: &SampleRequest, progress: Progress) -> Result<Vec<Vec<f32>>> {
         self.draw(Drawing::Inpaint(inpaint), request, &mut counted(progress))
     }
@@ -172,9 +171,9 @@ impl Model {
         self.work_around(Known::Pixels { image: inpaint.image.to_vec(), mask }, inpaint.rounds, request)
     }
 
-    /// Larger versions of a small image, one for each of the request's labels: `factor` times as wide and high, which is the
-    /// model's size. The mean of each block of `factor` x `factor` pixels is the small image's pixel: its low frequencies are
-    /// kept, and what is drawn is the rest.
+    /// Larger versions of a small image, one for each of the request's labels: `factor` times as wide and high, the model's size.
+    /// The mean of each block of `factor` x `factor` pixels equals the small image's pixel: its low frequencies are kept, and the
+    /// rest is drawn.
     ///
     /// # Errors
     /// Those of [`Model::sample_each`]; [`Error::Config`] for a factor that does not divide the model's size; [`Error::Shape`]
@@ -219,11 +218,11 @@ impl Model {
         self.work_around(known, rounds, request)
     }
 
-    /// A request's images around what is known of them.
+    /// A request's images with known pixels.
     fn work_around(&self, known: Known, rounds: usize, request: &SampleRequest) -> Result<Work> {
         if !(1..=1000).contains(&rounds) {
             let message = format!("each step {rounds} times");
-            return Err(Error::config("--resample", message, "give 1 to 1000; 5 is much"));
+            return Err(Error::config("--resample", message, "give 1 to 1000; 5 is a lot"));
         }
         let work = self.work(request, Start::Around(Rc::new(known), rounds))?;
         if let Start::Around(known, rounds) = &work.start {
@@ -232,7 +231,7 @@ impl Model {
         Ok(work)
     }
 
-    /// The noise that the first image of a seed starts from.
+    /// The initial noise of the first image of a seed.
     fn first_noise(&self, request: &SampleRequest, seed: u64) -> Result<Vec<f32>> {
         let first = SampleRequest { labels: request.labels[..1].to_vec(), seed, batch: 1, ..request.clone() };
         let (spec, noise) = self.checked(&first)?;
@@ -242,10 +241,10 @@ impl Model {
     }
 }
 
-/// A way between two images by way of both images' noises, each reconstruction's error blended back in.
+/// A path between two images through their noises, with each reconstruction error blended back in.
 pub(super) struct Bridge {
     ends: [Vec<f32>; 2],
-    /// Of the frames, without guidance.
+    /// Settings of the frames, without guidance.
     pub request: SampleRequest,
     pair: SampleRequest,
 }
@@ -270,7 +269,7 @@ impl Bridge {
         &self.pair
     }
 
-    /// The way of both ends back to their noises.
+    /// The inversion of both ends to their noises.
     pub fn back(&self, model: &Model) -> Result<Work> {
         let (spec, noise) = model.checked(&self.pair)?;
         let plan = Plan::inverted(&noise, spec.prediction, &spec.sampling)?;
@@ -278,14 +277,14 @@ impl Bridge {
         Ok(Work { plan, spec, start: Start::From(Rc::new(move |k, _| ends[k].clone())), first: 0 })
     }
 
-    /// The frames between the noises that `back` led to.
+    /// The frames between the noises from `back`.
     pub fn frames(&self, model: &Model, back: &[Vec<f32>]) -> Result<Work> {
         let (back, last) = ([back[0].clone(), back[1].clone()], self.request.labels.len() - 1);
         let start = move |frame: usize, _: &[f32]| slerp(&back[0], &back[1], frame as f64 / last as f64);
         model.work(&self.request, Start::From(Rc::new(start)))
     }
 
-    /// Blends what the reconstructed ends miss into all frames: the ends become the images themselves.
+    /// Blends the reconstruction errors of the ends into all frames, so that the ends become the images themselves.
     pub fn finish(&self, drawn: &mut [Vec<f32>]) {
         let last = drawn.len() - 1;
         let miss = |image: &[f32], drawn: &[f32]| -> Vec<f32> { image.iter().zip(drawn).map(|(x, y)| x - y).collect() };
@@ -301,11 +300,11 @@ impl Bridge {
     }
 }
 
-/// Refuses frames that cannot be.
+/// Refuses an invalid number of frames.
 fn check_frames(request: &SampleRequest) -> Result<()> {
     let frames = request.labels.len();
     if frames < 2 {
-        return Err(Error::config("--frames", format!("{frames} frames"), "give 2 or more: the ends are two"));
+        return Err(Error::config("--frames", format!("{frames} frames"), "give 2 or more"));
     }
     let SamplingConfig { sampler, eta, .. } = request.sampling;
     if sampler == SamplerKind::Ddpm || (sampler == SamplerKind::Ddim && eta > 0.0) {

@@ -1,7 +1,7 @@
-//! A model in use: images out of noise and out of given images, as values. No flags are read here, and nothing is printed.
+//! A loaded model: sampling and editing of images. This module reads no flags and prints nothing.
 //!
-//! A [`Model`] is loaded once, on the thread that uses it, and draws as often as it is asked to. [`Model::draw`] takes every kind
-//! of drawing, tells a [`Watch`] of each stage, with a preview where it wants one, and stops where that says so:
+//! A [`Model`] is loaded once, on the thread that uses it, and draws any number of times. [`Model::draw`] takes every kind of
+//! drawing, notifies a [`Watch`] of each stage, with a preview on request, and stops on its error:
 //!
 //! ```
 //! use engine::Error;
@@ -24,7 +24,7 @@
 //! let images = model.draw(Drawing::Sample, &request, &mut watch)?;
 //! assert_eq!((images.len(), previews.len(), previews[0].len()), (2, 3, 2));
 //!
-//! // Whoever watches can stop it; the model is as it was.
+//! // A watcher can stop it; the model is unchanged.
 //! let mut stop = |stage: &Stage| match stage.done {
 //!     2 => Err(Error::Interrupted { message: "nobody waits for these images any more".into() }),
 //!     _ => Ok(()),

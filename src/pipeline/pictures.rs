@@ -1,4 +1,4 @@
-//! Pictures in and out of what models compute with.
+//! Conversion between picture files and model values.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::picture::{Fit, Image, Note, Picture, read_picture};
 
-/// Why a picture was brought to what a model takes, for a person: None where nothing was done.
+/// Describes how a picture was fitted to a model's input; None if it was not changed.
 pub fn fitted_note(name: &Path, was: ImageSize, picture: &Picture) -> Option<String> {
     let done: Vec<String> = picture
         .notes
@@ -21,8 +21,8 @@ pub fn fitted_note(name: &Path, was: ImageSize, picture: &Picture) -> Option<Str
     (!done.is_empty()).then(|| format!("{}: {}", name.display(), done.join(", ")))
 }
 
-/// Reads a picture file of any form, and brings it to `[height, width, channels]`. Returns its values in [-1, 1], and what was
-/// done to it, if anything, for a person.
+/// Reads a picture file of any format, fitted to `[height, width, channels]`. Returns its values in [-1, 1], and a description of
+/// the changes, if any.
 ///
 /// # Errors
 /// Those of [`read_picture`] and [`Picture::fitted`].
@@ -38,24 +38,24 @@ pub fn read_fitted(
     Ok((image_values(&picture.image, path, shape)?, fitted_note(path, was, &picture)))
 }
 
-/// A picture of `[height, width, channels]` as values in [-1, 1]; `name` stands for it in errors.
+/// A picture of `[height, width, channels]` as values in [-1, 1]; `name` is its name in errors.
 ///
 /// # Errors
-/// [`Error::File`] for a picture of another size, or in colour where grey is needed.
+/// [`Error::File`] for a picture of another size, or a coloured one if grey is needed.
 pub fn image_values(image: &Image, name: &Path, [height, width, channels]: [usize; 3]) -> Result<Vec<f32>> {
     if (image.height(), image.width()) != (height, width) {
-        let message = format!("is {} pixels, and {} are needed", image.size(), ImageSize::new(height, width));
-        return Err(Error::file(name, message, "bring it to that size first"));
+        let message = format!("is {} pixels, but {} are needed", image.size(), ImageSize::new(height, width));
+        return Err(Error::file(name, message, "resize it first"));
     }
     image
         .to_signed(channels)
-        .map_err(|_| Error::file(name, "is coloured, and the model's images are grey", "turn it to grey first"))
+        .map_err(|_| Error::file(name, "is coloured, but the model's images are grey", "convert it to grey first"))
 }
 
-/// The pixels that a mask of `[height, width]` leaves free: those brighter than the middle. `name` stands for it in errors.
+/// The free pixels of a mask of `[height, width]`: those brighter than the middle. `name` is its name in errors.
 ///
 /// # Errors
-/// [`Error::File`] for a mask of another size, or one that leaves nothing free.
+/// [`Error::File`] for a mask of another size, or one without free pixels.
 pub fn free_pixels(mask: &Image, name: &Path, [height, width]: [usize; 2]) -> Result<Vec<bool>> {
     if (mask.height(), mask.width()) != (height, width) {
         let message = format!("this mask is {} pixels, the image {}", mask.size(), ImageSize::new(height, width));
@@ -64,7 +64,7 @@ pub fn free_pixels(mask: &Image, name: &Path, [height, width]: [usize; 2]) -> Re
     let bright = |pixel: &[u8]| pixel.iter().map(|value| usize::from(*value)).sum::<usize>() > 127 * pixel.len();
     let free: Vec<bool> = mask.pixels().chunks_exact(mask.channels()).map(bright).collect();
     if !free.contains(&true) {
-        return Err(Error::file(name, "this mask leaves nothing to fill", "paint white what is to be filled"));
+        return Err(Error::file(name, "this mask has no white area", "paint the area to fill white"));
     }
     Ok(free)
 }

@@ -1,4 +1,4 @@
-//! What made a picture, as values: embedded in its PNG as text, and read back.
+//! The recipe of a picture: embedded in its PNG as text, and read back.
 
 use std::path::Path;
 
@@ -10,24 +10,24 @@ use crate::error::{Error, Result};
 
 /// The keyword under which a sampled PNG holds its recipe, as JSON.
 const SAMPLING: &str = "engine.sampling";
-/// The keyword of pictures that were made of given ones.
+/// The keyword of edited pictures.
 const EDIT: &str = "engine.edit";
 /// Longest recipe that is read, in bytes: a list of a million timesteps fits.
 const MAX_BYTES: usize = 1 << 23;
 
-/// Everything that is needed to draw the same picture again.
+/// Everything needed to draw the picture again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Where the model was: its file, or the name of a pretrained one.
+    /// The model's path: its file, or the name of a pretrained one.
     pub model: String,
     /// SHA-256 of the model's file.
     pub model_sha256: String,
     /// `ema` or `raw`.
     pub weights: String,
-    /// Optimizer steps behind the weights.
+    /// Optimizer steps of its training.
     pub step: u64,
-    /// As in [`SamplingConfig`], and so are the next ones.
+    /// As in [`SamplingConfig`], like the following fields.
     pub sampler: SamplerKind,
     pub steps: usize,
     pub schedule: TimestepSchedule,
@@ -40,25 +40,25 @@ pub struct Recipe {
     pub clip_x0: bool,
     /// The seed.
     pub seed: u64,
-    /// The number of the first image.
+    /// The index of the first image.
     pub first: u32,
-    /// Whether the picture is that image alone, without a sheet around it.
+    /// Whether the picture is that image alone, not a sheet.
     pub single: bool,
-    /// As `--count` and `--class` take them.
+    /// The values of `--count` and `--class`.
     pub count: usize,
     pub class: Option<String>,
-    /// Images in all.
+    /// Number of images.
     pub images: usize,
-    /// The data set that real images beside the generated ones are from, as `--compare-with` takes it.
+    /// The data set of the real images beside the generated ones, as for `--compare-with`.
     pub compare_with: Option<String>,
     /// Dtype of activations.
     pub precision: String,
-    /// What it was drawn on, in words.
+    /// The device as text.
     pub device: String,
 }
 
 impl Recipe {
-    /// What a request asks of a model.
+    /// The request to a model.
     pub fn new(model: &Model, request: &SampleRequest, device: &str) -> Self {
         let sampling = &request.sampling;
         Self {
@@ -87,7 +87,7 @@ impl Recipe {
         }
     }
 
-    /// Takes over what a command line has no word for, so that the picture is drawn again.
+    /// Applies settings without an option on the command line, so that the picture can be reproduced.
     pub fn resume(&self, request: &mut SampleRequest) {
         request.first = self.first;
         let sampling = &mut request.sampling;
@@ -95,20 +95,20 @@ impl Recipe {
         (sampling.timesteps, sampling.clip_x0) = (self.timesteps.clone(), self.clip_x0);
     }
 
-    /// Reads the recipe among the `texts` of a PNG; `name` stands for the picture in errors.
+    /// Reads the recipe among the `texts` of a PNG; `name` is the picture's name in errors.
     ///
     /// # Errors
-    /// [`Error::File`] for a picture that holds none, or one of another version of the engine.
+    /// [`Error::File`] for a picture without a recipe, or with that of another engine version.
     pub fn of_texts(texts: &[(String, String)], name: &Path) -> Result<Self> {
         let fault = |message: String, mend: &str| Error::file(name, message, mend);
         let Some((_, text)) = texts.iter().find(|(keyword, _)| keyword == SAMPLING) else {
             return Err(fault(
                 "holds no sampling parameters".into(),
-                "name a PNG that `engine sample` wrote, not a copy that another program saved",
+                "give a PNG that `engine sample` wrote, not a copy that another program saved",
             ));
         };
         if text.len() > MAX_BYTES {
-            return Err(fault(format!("holds {} bytes of sampling parameters", text.len()), "name another PNG"));
+            return Err(fault(format!("holds {} bytes of sampling parameters", text.len()), "give another PNG"));
         }
         serde_json::from_str(text).map_err(|error| {
             let message = format!("holds sampling parameters that cannot be read: {error}");
@@ -118,14 +118,14 @@ impl Recipe {
 
     /// The text for the PNG.
     pub fn text(&self) -> Vec<(&'static str, String)> {
-        // Strings, numbers and lists: nothing in them can fail; floats are finite once validated.
+        // Only strings, numbers and lists: serialization cannot fail; floats are finite once validated.
         png_text(SAMPLING, serde_json::to_string(self).unwrap_or_default())
     }
 
-    /// Refuses another model than the one that drew the picture `like`.
+    /// Refuses a model that differs from the one that drew the picture `like`.
     ///
     /// # Errors
-    /// [`Error::File`] that names both.
+    /// [`Error::File`] with both models.
     pub fn check_model(&self, model: &Model, like: &Path) -> Result<()> {
         if model.digest.sha256 == self.model_sha256 {
             return Ok(());
@@ -139,20 +139,20 @@ impl Recipe {
             start(&self.model_sha256),
             self.step
         );
-        Err(Error::file(&model.path, message, "name that one with --model, or draw without --like"))
+        Err(Error::file(&model.path, message, "give that one with --model, or draw without --like"))
     }
 }
 
-/// What made a picture out of given ones.
+/// The recipe of an edited picture.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EditRecipe {
-    /// Where the model was: its file, or the name of a pretrained one.
+    /// The model's path: its file, or the name of a pretrained one.
     pub model: String,
     /// `ema` or `raw`.
     pub weights: String,
-    /// Optimizer steps behind the weights.
+    /// Optimizer steps of its training.
     pub step: u64,
-    /// As `--class` takes it.
+    /// The value of `--class`.
     pub class: Option<String>,
     /// The seed.
     pub seed: u64,
@@ -160,12 +160,12 @@ pub struct EditRecipe {
     pub sampling: SamplingConfig,
     /// Dtype of activations.
     pub precision: String,
-    /// The command, and what is its own.
+    /// The command with its own options.
     #[serde(flatten)]
     pub edit: Edit,
 }
 
-/// A command that makes images of given ones; files by their names.
+/// A command that edits images; files by name.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "command", rename_all = "lowercase")]
 pub enum Edit {
@@ -186,7 +186,7 @@ pub enum Edit {
 }
 
 impl EditRecipe {
-    /// Of a request to a model, with the class as it was named.
+    /// For a request to a model, with the class as given.
     pub fn new(model: &Model, request: &SampleRequest, class: Option<&str>, edit: Edit) -> Self {
         Self {
             model: model.path.display().to_string(),
@@ -202,12 +202,12 @@ impl EditRecipe {
 
     /// The text for the PNG.
     pub fn text(&self) -> Vec<(&'static str, String)> {
-        // By way of a value, whose keys are in order.
+        // Through a value, whose keys are in order.
         png_text(EDIT, serde_json::to_value(self).unwrap_or_default().to_string())
     }
 }
 
-/// The texts of a PNG: which program made it, and how, under `keyword`.
+/// The texts of a PNG: the program that made it, and the recipe under `keyword`.
 pub fn png_text(keyword: &'static str, json: String) -> Vec<(&'static str, String)> {
     vec![("Software", format!("engine {}", env!("CARGO_PKG_VERSION"))), (keyword, json)]
 }

@@ -1,4 +1,4 @@
-//! What a model is asked to draw.
+//! Requests to a model.
 
 use super::Model;
 use crate::diffusion::{NoiseSchedule, SamplerSpec, SamplingConfig};
@@ -6,25 +6,23 @@ use crate::error::{Error, Result};
 use crate::model_file::ModelInfo;
 use crate::tensor::Device;
 
-/// The images to draw; [`Model::request`] fills in what the model's own configuration says.
+/// The images to draw; [`Model::request`] fills in the model's own configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleRequest {
-    /// A label for each image: a class, or the null label for an image of no class in particular. 0 where the model has no
-    /// classes.
+    /// A label for each image: a class, or the null label for an unconditional image. 0 if the model has no classes.
     pub labels: Vec<usize>,
     /// Sampler, steps, guidance.
     pub sampling: SamplingConfig,
-    /// Image k of a seed is the same image whatever the batch, the threads and the number of images.
+    /// Image k of a seed is the same for any batch size, number of threads and number of images.
     pub seed: u64,
-    /// The number k of the first image, for [`Model::sample`] and [`Model::sample_each`]; images that are made of given ones
-    /// are counted from 0.
+    /// The index k of the first image, for [`Model::sample`] and [`Model::sample_each`]; edited images are counted from 0.
     pub first: u32,
-    /// Images that are computed together, above 0.
+    /// Images computed together, above 0.
     pub batch: usize,
 }
 
-/// The batch for `count` images on a device where nobody says: up to 32 on the CPU, 256 on an accelerator, and all batches of
-/// one size, since the last one is computed whole too.
+/// The default batch for `count` images: up to 32 on the CPU, 256 on an accelerator, with all batches of equal size, because the
+/// last one is computed in full too.
 pub fn even_batch(device: &Device, count: usize) -> usize {
     let most = if matches!(device, Device::Cpu) { 32 } else { 256 };
     count.div_ceil(count.div_ceil(most).max(1))
@@ -40,7 +38,7 @@ impl Model {
 }
 
 impl SampleRequest {
-    /// The request as a sampler takes it, and the model's noise levels; or why the model cannot meet it.
+    /// The sampler's settings, and the model's noise levels; or an error if the model cannot meet the request.
     pub(super) fn spec(&self, info: &ModelInfo) -> Result<(SamplerSpec, NoiseSchedule)> {
         let config = &info.config;
         let (count, null_label) = (self.labels.len(), config.model.null_label());
@@ -60,7 +58,7 @@ impl SampleRequest {
         config.diffusion.validate()?;
         let mut sampling = self.sampling.clone();
         if self.labels.iter().all(|&label| Some(label) == null_label) {
-            // Guidance contrasts a label with the null label: between equals it changes nothing but the time it takes.
+            // Guidance contrasts a label with the null label; for the null label itself it only costs time.
             sampling = sampling.unguided();
         }
         let spec = SamplerSpec {

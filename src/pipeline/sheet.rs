@@ -1,16 +1,16 @@
-//! How images are laid out on one sheet, alone or beside real ones.
+//! Layout of images on a sheet, alone or beside real ones.
 
 use super::Choice;
 use crate::error::{Error, Result};
 use crate::picture::{Image, Labels, Layout, beside, grid, labelled_grid};
 
-/// Most pixels of a sheet, below what a picture may have.
+/// Most pixels of a sheet, below the limit of a picture.
 const MAX_SHEET_PIXELS: usize = 1 << 27;
 /// White pixels between generated and real images.
 const GAP: usize = 24;
 
-/// How a sheet of `count` images `[height, width, _]` is laid out; they are drawn smaller where there are many. `blocks` of
-/// them stand side by side.
+/// The layout of a sheet of `count` images `[height, width, _]`, which are drawn smaller if there are many, in `blocks` side by
+/// side.
 ///
 /// # Errors
 /// [`Error::Config`] for more images than a picture has room for.
@@ -36,12 +36,12 @@ pub fn layout(
         None => Err(Error::config(
             "--out",
             format!("{count} images are too many for one sheet"),
-            "name a folder or a .npy file, or draw fewer with --count",
+            "give a folder or a .npy file, or draw fewer with --count",
         )),
     }
 }
 
-/// The sheet of the images, whose classes are `names`; with `real` ones, titled by where they are from, beside them.
+/// The sheet of the images, whose classes are `names`; with `real` ones beside them, titled with their source.
 ///
 /// # Errors
 /// Those of [`labelled_grid`].
@@ -61,12 +61,12 @@ pub fn sheet(
         class => format!("{class}: {words}"),
     };
     let generated = Labels { title: title("generated"), ..labels.clone() };
-    // The rows' names stand left of the generated images already.
+    // The names of the rows are already left of the generated images.
     let beside_them = Labels { title: title(&format!("real, of {source}")), rows: Vec::new(), ..labels.clone() };
     beside(&[labelled_grid(images, layout, &generated)?, labelled_grid(real, layout, &beside_them)?], GAP)
 }
 
-/// The words on a sheet.
+/// The text on a sheet.
 fn captions(choice: &Choice, layout: Layout, names: &[String]) -> Labels {
     let title = names.first().cloned().unwrap_or_default();
     match choice {
@@ -78,7 +78,7 @@ fn captions(choice: &Choice, layout: Layout, names: &[String]) -> Labels {
     }
 }
 
-/// Images side by side, drawn as large as they still fit a screen.
+/// Images side by side, as large as fits a screen.
 ///
 /// # Errors
 /// Those of [`grid()`].
@@ -105,7 +105,7 @@ mod tests {
                 both.width() > 2 * layout.columns * 32 * layout.scale && both.width() > alone.width(),
                 "{choice:?}"
             );
-            // Every row of images of the left block has the same colours right.
+            // Every row of the left block has the same colours on the right.
             let rows = |x: usize| (0..both.height()).filter_map(|y| both.colour(x, y)).collect::<Vec<_>>();
             let first = rows(both.width() - 14);
             assert!(first.iter().any(|colour| *colour == [40 * (layout.columns as u8 - 1); 3]), "{choice:?}");

@@ -9,7 +9,7 @@ use super::{Drawing, Ends, Model, SampleRequest};
 use crate::diffusion::Plan;
 use crate::error::Result;
 
-/// A request on its way through a [`Batch`](super::Batch): hands out its images and takes them back.
+/// A request in a [`Batch`](super::Batch): supplies its images and takes back the results.
 ///
 /// ```
 /// use engine::config::Config;
@@ -40,13 +40,13 @@ pub struct Task {
     plan: Rc<Plan>,
     labels: Vec<usize>,
     null_label: Option<usize>,
-    /// The way between two images: until its ends are back at their noises.
+    /// The path between two images, until its ends are inverted.
     bridge: Option<(Bridge, bool)>,
-    /// Images of this part that have been handed out, and those that are under way.
+    /// Images of this part already supplied, and those in progress.
     begun: usize,
     underway: Vec<(super::Ticket, usize)>,
     images: Vec<Option<Vec<f32>>>,
-    /// Stages of the parts before this one, and of all.
+    /// Stages of the parts before this one, and in total.
     before: usize,
     total: usize,
 }
@@ -73,7 +73,7 @@ impl Task {
             Drawing::Interpolate(Ends::Seeds(from, to)) => model.work_between(from, to, request)?,
             Drawing::Interpolate(Ends::Images(from, to)) => {
                 let bridge = Bridge::new(model, [from, to], request)?;
-                // What the frames need is checked before anything is done.
+                // The requirements of the frames are checked before any work.
                 let frames = model.work_of_noise(&bridge.request)?.plan.stages().len() * request.labels.len();
                 let mut task = Self::part(bridge.back(model)?, bridge.pair().labels.clone());
                 task.total += frames;
@@ -92,17 +92,17 @@ impl Task {
         Self { work, plan, labels, null_label, bridge: None, begun: 0, underway: Vec::new(), images, before: 0, total }
     }
 
-    /// Rows that each of its images takes.
+    /// Rows per image.
     pub fn rows(&self) -> usize {
         1 + usize::from(self.null_label.is_some())
     }
 
-    /// The place of the next image to join, if one is left and `room` rows suffice for it.
+    /// The index of the next image to join, if one is left and fits into `room` rows.
     pub fn next_place(&self, room: usize) -> Option<usize> {
         (self.begun < self.labels.len() && self.rows() <= room).then_some(self.begun)
     }
 
-    /// The image at a place.
+    /// The image at an index.
     pub fn joining(&self, place: usize) -> Joining {
         let spec = &self.work.spec;
         Joining {
@@ -117,32 +117,31 @@ impl Task {
         }
     }
 
-    /// The image at a place has joined.
+    /// Records that an image has joined.
     pub fn joined(&mut self, place: usize, ticket: super::Ticket) {
         self.begun = place + 1;
         self.underway.push((ticket, place));
     }
 
-    /// Its images under way, with their places. Those of the ends of an interpolation between images are nobody's to
-    /// see.
+    /// Its images in progress, with their indices; empty during the inversion for an interpolation between images.
     pub fn underway(&self) -> &[(super::Ticket, usize)] {
         &self.underway
     }
 
-    /// Whether its images under way are the request's.
+    /// Whether its images in progress are the request's.
     pub fn is_shown(&self) -> bool {
         !matches!(self.bridge, Some((_, true)))
     }
 
-    /// Whether an image that is finished now is what is handed over in the end.
+    /// Whether images that finish now are final results.
     pub fn is_final(&self) -> bool {
         self.bridge.is_none()
     }
 
-    /// Takes an image that is finished; one of another task is left alone. Returns whether it was one of this task.
+    /// Takes a finished image; ignores one of another task. Returns whether it was one of this task.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn take(&mut self, model: &Model, ticket: super::Ticket, image: Vec<f32>) -> Result<bool> {
         let Some(at) = self.underway.iter().position(|(own, _)| *own == ticket) else { return Ok(false) };
         let (_, place) = self.underway.remove(at);
@@ -167,24 +166,24 @@ impl Task {
         Ok(true)
     }
 
-    /// Whether every image is there.
+    /// Whether every image is finished.
     pub fn is_done(&self) -> bool {
         !matches!(self.bridge, Some((_, true))) && self.images.iter().all(Option::is_some)
     }
 
-    /// Stages done and in all, of all images; `of` tells how many an image under way has done.
+    /// Stages of all images, done and total; `of` returns the completed stages of an image in progress.
     pub fn progress(&self, of: impl Fn(super::Ticket) -> usize) -> (usize, usize) {
         let finished = self.images.iter().flatten().count() * self.plan.stages().len();
         let done = self.before + finished + self.underway.iter().map(|(ticket, _)| of(*ticket)).sum::<usize>();
         (done.min(self.total), self.total)
     }
 
-    /// The image at a place, once it is there.
+    /// The finished image at an index.
     pub fn image(&self, place: usize) -> Option<&[f32]> {
         self.images.get(place)?.as_deref()
     }
 
-    /// The images, those that are there: `[H, W, C]` each, in about [-1, 1].
+    /// The finished images: `[H, W, C]` each, in about [-1, 1].
     pub fn into_images(self) -> Vec<Vec<f32>> {
         self.images.into_iter().flatten().collect()
     }

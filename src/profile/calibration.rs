@@ -1,4 +1,4 @@
-//! Measured times that correct the model: the JSON that `engine profile --on here` writes on a GPU.
+//! Measured times that correct the model: the JSON from `engine profile --on here` on a GPU.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,13 +8,13 @@ use serde::Deserialize;
 use super::gpu::Gpu;
 use crate::error::{Error, Result};
 
-/// By how much each kernel took longer than the model says.
+/// The ratio of measured to modelled time of each kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
-    /// The GPU that was measured, in words.
+    /// The measured GPU as text.
     pub device: String,
     kernels: BTreeMap<String, f64>,
-    /// Of kernels that were not measured: the median of the others.
+    /// The median ratio, for kernels that were not measured.
     median: f64,
 }
 
@@ -29,14 +29,14 @@ struct Document {
 struct Row {
     kernel: String,
     modelled_ms: f64,
-    /// Of the modelled time, the gaps between launches, which no event around a launch sees.
+    /// The modelled time includes the gaps between launches, which events around a launch do not.
     #[serde(default)]
     gaps_ms: f64,
     measured_ms: Option<f64>,
 }
 
 impl Calibration {
-    /// Reads measured times; they have to be of the GPU that is modelled.
+    /// Reads measured times, which must be of the modelled GPU.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::File`] for another file, one without measured times, and one of another GPU.
@@ -68,7 +68,7 @@ impl Calibration {
         }
     }
 
-    /// What a kernel's modelled time, without the gap in front of it, is multiplied with.
+    /// The factor for a kernel's modelled time without the gap before it.
     pub fn factor(&self, kernel: &str) -> f64 {
         self.kernels.get(kernel).copied().unwrap_or(self.median)
     }

@@ -1,4 +1,4 @@
-//! The counters of a launch, a line or a kernel, under the names that the machine writes.
+//! The counters of a launch, a line or a kernel, under the names in the PTX machine's file.
 
 use std::ops::AddAssign;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a profiler counts. A counter that a file does not name is 0, one that it names and this does not is left out.
+        /// Profile counters. Missing ones in a file are 0, unknown ones are ignored.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct Counters {
@@ -24,13 +24,13 @@ macro_rules! counters {
 counters! {
     /// Warp instructions of the PTX: issue slots before `ptxas`.
     warp_instructions,
-    /// Active lanes, summed over them.
+    /// Active lanes, summed over the warp instructions.
     thread_instructions,
     /// Warp instructions by class, from here to [`Counters::other`].
     integer,
     /// f32 arithmetic.
     float,
-    /// Between number formats.
+    /// Conversions between number formats.
     conversion,
     /// `ex2`, `rcp`, `sqrt`, `sin`, divisions.
     special,
@@ -38,7 +38,7 @@ counters! {
     mma,
     /// `ldmatrix`.
     load_matrix,
-    /// With votes, `redux` and matches.
+    /// Warp shuffles, including votes, `redux` and matches.
     shuffle,
     /// Loads of global memory.
     global_load,
@@ -60,52 +60,52 @@ counters! {
     branch,
     /// Moves, selections, predicates.
     other,
-    /// FLOPs of tensor cores: 2 m n k a warp's `mma`.
+    /// FLOPs of tensor cores: 2 m n k per warp `mma`.
     mma_flops,
-    /// FLOPs of f32, a multiply-add two.
+    /// FLOPs in f32; a multiply-add counts as two.
     float_flops,
-    /// Requests to global memory: warp instructions that reach it.
+    /// Requests to global memory: warp instructions that access it.
     global_requests,
-    /// Sectors of 32 bytes that they touch.
+    /// Sectors of 32 bytes that they access.
     global_sectors,
-    /// The fewest sectors that hold as many distinct bytes.
+    /// The minimum number of sectors for the same distinct bytes.
     global_sectors_least,
-    /// Of [`Counters::global_sectors`], those of loads.
+    /// The loads' part of [`Counters::global_sectors`].
     global_load_sectors,
-    /// Of [`Counters::global_sectors`], those of stores.
+    /// The stores' part of [`Counters::global_sectors`].
     global_store_sectors,
     /// Requests to shared memory.
     shared_requests,
-    /// Passes over the banks that they take.
+    /// Their passes over the banks.
     shared_wavefronts,
-    /// The fewest passes for as many distinct bytes.
+    /// The minimum number of passes for the same distinct bytes.
     shared_wavefronts_least,
     /// Bytes of local memory.
     local_bytes,
-    /// Atomic operations of lanes.
+    /// Atomic operations, by lane.
     atomics,
-    /// Warps that met a barrier of their block.
+    /// Warps that reached a barrier of their block.
     barrier_waits,
 }
 
 impl Counters {
-    /// Sectors over the fewest possible: 1 is coalesced, 4 touches four times what it uses. 1 without any.
+    /// Ratio of sectors to the minimum: 1 is coalesced, 4 accesses four times what it uses. 1 without accesses.
     pub fn sector_ratio(&self) -> f64 {
         ratio(self.global_sectors, self.global_sectors_least)
     }
 
-    /// Passes over the banks over the fewest possible: 1 is free of conflicts.
+    /// Ratio of passes over the banks to the minimum: 1 is free of conflicts.
     pub fn conflict_ratio(&self) -> f64 {
         ratio(self.shared_wavefronts, self.shared_wavefronts_least)
     }
 
-    /// Lanes that a warp instruction has, of 32.
+    /// Mean active lanes per warp instruction, of 32.
     pub fn lanes(&self) -> f64 {
         self.thread_instructions as f64 / self.warp_instructions.max(1) as f64
     }
 }
 
-/// `a / b`; 1 where there is nothing to compare.
+/// `a / b`; 1 if there is nothing to compare.
 fn ratio(a: u64, b: u64) -> f64 {
     if b == 0 { 1.0 } else { a as f64 / b as f64 }
 }

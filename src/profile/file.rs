@@ -1,4 +1,4 @@
-//! What was counted: the machine's file, and the work that the engine submitted meanwhile.
+//! Counted data: the PTX machine's file, and the work that the engine submitted.
 
 use std::path::Path;
 
@@ -7,35 +7,35 @@ use serde::{Deserialize, Serialize};
 use super::counters::Counters;
 use crate::error::{Error, Result};
 
-/// The version of the machine's file.
+/// The version of the PTX machine's file.
 const FORMAT: u32 = 1;
 
-/// The file that the machine of `tools/ptx-machine` writes.
+/// The file of `tools/ptx-machine`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MachineFile {
     /// Version of the format.
     pub format: u32,
-    /// The device that the machine was: `h100`.
+    /// The emulated device: `h100`.
     pub device: String,
     /// Its compute capability.
     pub capability: [u32; 2],
     /// The kernels that were launched.
     pub kernels: Vec<KernelLines>,
-    /// What was launched, in order.
+    /// The launches, in order.
     pub launches: Vec<Launch>,
 }
 
-/// A kernel and where its counters arose.
+/// A kernel with its counters by line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct KernelLines {
     /// The stem of its source.
     pub module: String,
     /// Its entry.
     pub name: String,
-    /// Registers of a thread, as the machine estimates them.
+    /// Registers per thread, as estimated by the PTX machine.
     #[serde(default)]
     pub registers: u32,
-    /// Bytes of shared memory that the kernel declares.
+    /// Bytes of shared memory declared by the kernel.
     #[serde(default)]
     pub static_shared: u32,
     /// By line of PTX.
@@ -53,10 +53,10 @@ pub struct Line {
     /// The source: `kernels/linear.cu`.
     #[serde(default)]
     pub file: String,
-    /// Counted from 1; 0 where it is not known.
+    /// Counted from 1; 0 if unknown.
     #[serde(default)]
     pub line: u32,
-    /// What the line did.
+    /// The counters of the line.
     pub counters: Counters,
 }
 
@@ -65,7 +65,7 @@ pub struct Line {
 pub struct Launch {
     /// `training` or `sampling`.
     pub section: String,
-    /// Which of the file's kernels.
+    /// The index of the kernel in the file.
     pub kernel: usize,
     /// Blocks.
     pub grid: [u32; 3],
@@ -74,23 +74,23 @@ pub struct Launch {
     /// Bytes of dynamic shared memory.
     #[serde(default)]
     pub dynamic_shared: u32,
-    /// Whether it may begin before the one in front of it has ended.
+    /// Whether it may start before the previous launch has ended.
     #[serde(default)]
     pub dependent: bool,
-    /// None where it was listed alone.
+    /// None if it was only listed.
     pub counters: Option<Counters>,
-    /// How many blocks were executed and stand for all; None: all of them.
+    /// Number of executed blocks that represent all; None: all of them.
     #[serde(default)]
     pub executed_blocks: Option<u64>,
-    /// Warp instructions of one executed block: the least and the most.
+    /// Warp instructions of an executed block: minimum and maximum.
     #[serde(default)]
     pub block_slots: Option<[u64; 2]>,
-    /// What it touched; None where not every block was executed.
+    /// The accessed sectors; None if not every block was executed.
     #[serde(default)]
     pub footprint: Option<Footprint>,
 }
 
-/// Distinct sectors of 32 bytes that a launch touched, in bytes.
+/// Distinct sectors of 32 bytes accessed by a launch, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Footprint {
     /// Read.
@@ -99,37 +99,37 @@ pub struct Footprint {
     pub written_bytes: u64,
 }
 
-/// A piece of submitted work: a node of the step's graph.
+/// A submitted piece of work: a node of the step's graph.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Node {
     /// `training` or `sampling`.
     pub section: String,
-    /// The kernel, or None for a copy or a zeroing.
+    /// The kernel, or None for a copy or a fill with zeros.
     pub kernel: Option<String>,
     /// `(address, bytes, written)` of each tensor.
     pub buffers: Vec<(u64, u64, bool)>,
 }
 
-/// Everything that was counted of a run.
+/// All counted data of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counted {
-    /// What was run, in words: preset, batch, precision, overrides.
+    /// The run as text: preset, batch, precision, overrides.
     pub run: String,
     /// The step's work, in order.
     pub nodes: Vec<Node>,
-    /// What the machine counted.
+    /// The PTX machine's data.
     pub machine: MachineFile,
 }
 
 impl Counted {
-    /// Reads what [`Counted::write`] wrote.
+    /// Reads the output of [`Counted::write`].
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::File`] for another file or one of another version.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let counted: Self = serde_json::from_slice(&text).map_err(|error| {
-            Error::file(path, format!("no counters of `engine profile`: {error}"), "delete it, or name another file")
+            Error::file(path, format!("no counters of `engine profile`: {error}"), "delete it, or give another file")
         })?;
         counted.machine.check(path)?;
         Ok(counted)
@@ -146,7 +146,7 @@ impl Counted {
 }
 
 impl MachineFile {
-    /// Reads the file that the machine wrote.
+    /// Reads the PTX machine's file.
     ///
     /// # Errors
     /// As [`Counted::read`].
@@ -174,9 +174,9 @@ impl MachineFile {
     }
 }
 
-/// Engine and machine belong together.
+/// Advice for mismatched versions of engine and PTX machine.
 const REBUILD: &str =
-    "build engine and machine (`cargo run --release -p ptx-machine -- target/ptx-machine`) from one tree";
+    "build engine and machine (`cargo run --release -p ptx-machine -- target/ptx-machine`) from the same tree";
 
 impl Launch {
     /// Blocks of the grid.
@@ -194,7 +194,7 @@ impl Launch {
         self.threads().div_ceil(32)
     }
 
-    /// How the counters of the whole launch were come by.
+    /// How the counters of the whole launch were obtained.
     pub fn scaling(&self) -> Scaling {
         match (self.executed_blocks, self.block_slots) {
             (None, _) => Scaling::Exact,
@@ -207,21 +207,21 @@ impl Launch {
     }
 }
 
-/// How the counters of a launch were come by.
+/// How the counters of a launch were obtained.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scaling {
     /// Every block was executed.
     Exact,
-    /// Some blocks were, each with as many warp instructions as the others.
+    /// Some blocks were executed, with equal numbers of warp instructions.
     Uniform {
-        /// How many.
+        /// Their number.
         executed: u64,
     },
-    /// Some blocks were, and they differ.
+    /// Some blocks were executed, with differing numbers.
     Sampled {
-        /// How many.
+        /// Their number.
         executed: u64,
-        /// By how much the smallest is smaller than the largest: 0 to 1.
+        /// Relative difference of the smallest to the largest: 0 to 1.
         spread: f64,
     },
 }
@@ -259,7 +259,7 @@ mod tests {
             ("{}".into(), "no file of the PTX machine"),
         ] {
             let error = read(&text).unwrap_err().to_string();
-            assert!(error.contains(words) && error.contains("from one tree"), "{error}");
+            assert!(error.contains(words) && error.contains("from the same tree"), "{error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What strikes in the counters, in words: idle multiprocessors, few warps, sectors half used, conflicts, narrow accesses, slots.
+//! Findings from the counters: idle multiprocessors, few warps, half-used sectors, conflicts, narrow accesses, issue slots.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,24 +10,24 @@ use super::lines::{Widths, texts, widths};
 use super::model::Part;
 use super::report::{Row, Shape};
 
-/// Idle share of the multiprocessors from which on whole blocks are worth a word.
+/// Smallest idle share of the multiprocessors that is reported.
 const IDLE: f64 = 0.2;
-/// Grids that are named.
+/// Most grids in a finding.
 const GRIDS: usize = 4;
-/// Resident warps of a multiprocessor up to which they are few: two for each scheduler.
+/// Number of resident warps per multiprocessor that counts as few: two per scheduler.
 const FEW_WARPS: u64 = 8;
-/// Sectors, or passes over the banks, over the least.
+/// Smallest reported ratio of sectors, or of passes over the banks, to the minimum.
 const WASTE: f64 = 1.25;
-/// The share of a kernel's accesses from which on narrow ones are worth a word.
+/// Smallest share of narrow accesses of a kernel that is reported.
 const NARROW: f64 = 0.1;
-/// Bytes a lane that are narrow.
+/// Bytes per lane of a narrow access.
 const NARROW_BYTES: u32 = 2;
-/// Active lanes of a warp instruction under which branches are worth a word.
+/// Number of active lanes below which divergence is reported.
 const LANES: f64 = 24.0;
-/// The share of a section under which nothing of a kernel is worth a word.
+/// Smallest share of a section for a kernel with findings.
 const SMALL: f64 = 0.002;
 
-/// Something that strikes in a kernel.
+/// A finding about a kernel.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
     /// `training` or `sampling`.
@@ -36,15 +36,15 @@ pub struct Finding {
     pub kernel: String,
     /// `waves`, `occupancy`, `sectors`, `conflicts`, `narrow`, `slots`, `spills`, `lanes`.
     pub kind: &'static str,
-    /// In words.
+    /// The text.
     pub text: String,
-    /// The kernel's modelled milliseconds, all launches together.
+    /// The kernel's modelled milliseconds over all launches.
     pub modelled_ms: f64,
-    /// It comes of a model and of counters; nothing was measured.
+    /// Always true: it follows from a model and counters; nothing was measured.
     pub modelled: bool,
 }
 
-/// What strikes in the kernels of a profile, those of the dearest kernels first.
+/// The findings of a profile, most expensive kernels first.
 pub fn findings(rows: &[Row], file: &MachineFile, gpu: &Gpu) -> Vec<Finding> {
     let texts = texts(file);
     let split: HashMap<&String, Vec<&str>> =
@@ -83,7 +83,7 @@ fn blocks(shape: &Shape) -> u64 {
     shape.grid.iter().map(|&size| u64::from(size)).product()
 }
 
-/// Grids that leave multiprocessors idle, where the time is theirs and not memory's.
+/// Grids that leave multiprocessors idle, for kernels that are not memory-bound.
 fn waves(row: &Row, gpu: &Gpu) -> Option<(&'static str, String)> {
     if matches!(row.bound_by(), Part::Dram | Part::L2) {
         return None;
@@ -118,7 +118,7 @@ fn plural(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Few warps on a multiprocessor, by what fits or by what there is.
+/// Few warps on a multiprocessor, because of its limits or of the grid.
 fn occupancy(row: &Row) -> Option<(&'static str, String)> {
     let shape = row.shapes.first()?;
     let warps = u64::from(shape.block.iter().product::<u32>().div_ceil(32));
@@ -126,7 +126,7 @@ fn occupancy(row: &Row) -> Option<(&'static str, String)> {
     if resident * warps > FEW_WARPS {
         return None;
     }
-    // A grid without as many blocks as there are multiprocessors is told of above.
+    // A grid with fewer blocks than multiprocessors is reported above.
     if resident == shape.busiest && shape.busiest == 1 {
         return None;
     }
@@ -141,7 +141,7 @@ fn occupancy(row: &Row) -> Option<(&'static str, String)> {
     Some(("occupancy", format!("{blocks} of {warps} on a multiprocessor at once: {why}")))
 }
 
-/// Sectors and banks that are not made full use of, and lanes.
+/// Sectors, banks and lanes that are not fully used.
 fn waste(row: &Row) -> Vec<(&'static str, String)> {
     let counters = &row.counters;
     let (sectors, conflicts, lanes) = (counters.sector_ratio(), counters.conflict_ratio(), counters.lanes());
@@ -160,11 +160,11 @@ fn waste(row: &Row) -> Vec<(&'static str, String)> {
         let used = 100.0 / sectors;
         said.push((
             "sectors",
-            format!("uses {used:.0} % of each sector of global memory ({sectors:.2} times the least)"),
+            format!("uses {used:.0} % of each sector of global memory ({sectors:.2} times the minimum)"),
         ));
     }
     if conflicts >= WASTE {
-        said.push(("conflicts", format!("{conflicts:.2} times the least passes over the banks of shared memory")));
+        said.push(("conflicts", format!("{conflicts:.2} times the minimum passes over the banks of shared memory")));
     }
     if lanes < LANES {
         said.push(("lanes", format!("{lanes:.1} of 32 lanes are active, on average")));
@@ -172,7 +172,7 @@ fn waste(row: &Row) -> Vec<(&'static str, String)> {
     said
 }
 
-/// Loads and stores of 16 bits a lane and less.
+/// Loads and stores of at most 16 bits per lane.
 fn narrow(row: &Row, kernel: &KernelLines, ptx: &[&str]) -> Option<(&'static str, String)> {
     let widths = widths(kernel, &row.section, ptx);
     let of = |name: &str, found| {
@@ -186,7 +186,7 @@ fn narrow(row: &Row, kernel: &KernelLines, ptx: &[&str]) -> Option<(&'static str
     })
 }
 
-/// Issue slots beside what tensor cores leave time for.
+/// Issue slots compared with what tensor cores leave time for.
 fn slots(row: &Row, gpu: &Gpu) -> Option<(&'static str, String)> {
     if row.counters.mma == 0 {
         return None;

@@ -1,37 +1,37 @@
-//! Devices as data: what the time model knows of a GPU, each figure with its source.
+//! GPU data for the time model, each figure with its source.
 //!
-//! Rates of products and of memory are those of [`Peak`]: NVIDIA's data sheets. What no sheet states is marked as assumed; a calibration
-//! corrects what follows from it.
+//! Rates of products and of memory are those of [`Peak`]: NVIDIA's data sheets. Figures without a source are marked as assumed; a
+//! calibration corrects their effect.
 
 use crate::error::{Error, Result, nearest};
 use crate::train::Peak;
 
-/// A GPU, as far as the model needs it.
+/// The properties of a GPU that the model needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gpu {
-    /// What `--on` takes; the PTX machine knows the device by the same word.
+    /// Its name for `--on`; the PTX machine uses the same name.
     pub key: &'static str,
-    /// For people.
+    /// Its display name.
     pub name: String,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
-    /// Cycles a second, at which the sheet's rates hold.
+    /// Cycles per second at which the sheet's rates hold.
     pub clock: f64,
-    /// Warp instructions that a multiprocessor issues a cycle: one for each of its four schedulers (CUDA C++ Programming Guide, from
-    /// compute capability 5.0 on).
+    /// Warp instructions issued per cycle by a multiprocessor: one per scheduler, four in all (CUDA C++ Programming Guide, from
+    /// compute capability 5.0).
     pub issue_per_cycle: f64,
-    /// Dense bf16 FLOPs with sums in f32 that a multiprocessor's tensor cores do a cycle: the sheet's rate over clock and count.
+    /// Dense bf16 FLOPs with f32 accumulation per cycle of a multiprocessor's tensor cores: the sheet's rate over clock and count.
     pub tensor_per_cycle: f64,
-    /// The share of it that `mma.sync` reaches. All of it up to compute capability 8.9; on Hopper 0.62, for only `wgmma` keeps its tensor
-    /// cores busy (Luo et al. 2024, arXiv:2402.13499); on Blackwell assumed to be Hopper's FLOPs a cycle.
+    /// The share of it that `mma.sync` reaches. All of it up to compute capability 8.9; 0.62 on Hopper, where only `wgmma` keeps
+    /// the tensor cores busy (Luo et al. 2024, arXiv:2402.13499); on Blackwell assumed to be Hopper's FLOPs per cycle.
     pub mma_sync_share: f64,
-    /// f32 multiply-adds of a multiprocessor a cycle (Programming Guide, table of arithmetic throughput).
+    /// f32 multiply-adds per cycle of a multiprocessor (Programming Guide, table of arithmetic throughput).
     pub float_per_cycle: f64,
-    /// Results of `ex2`, `rcp` and their like a cycle: 16 (the same table).
+    /// Results of `ex2`, `rcp` and the like per cycle: 16 (same table).
     pub special_per_cycle: f64,
-    /// Bytes of shared memory that a multiprocessor moves a cycle: 32 banks of 4 (Programming Guide).
+    /// Bytes of shared memory per cycle of a multiprocessor: 32 banks of 4 (Programming Guide).
     pub shared_per_cycle: f64,
-    /// 32-bit registers of a multiprocessor (Programming Guide, table of compute capabilities; so are the next three).
+    /// 32-bit registers of a multiprocessor (Programming Guide, table of compute capabilities, like the next three).
     pub registers: u32,
     /// Bytes of shared memory of a multiprocessor.
     pub shared: u32,
@@ -41,20 +41,20 @@ pub struct Gpu {
     pub blocks: u32,
     /// Bytes of the second-level cache (white papers of GA100, AD102, GH100; 126 MB for B200 by deviceQuery).
     pub l2: u64,
-    /// Bytes between it and the multiprocessors a cycle. 5120 on A100 (white paper of GA100); assumed to be as many elsewhere.
+    /// Bytes per cycle between it and the multiprocessors. 5120 on A100 (white paper of GA100); assumed to be the same elsewhere.
     pub l2_per_cycle: f64,
-    /// Cycles until a load that it answers is there: 262, 273 and 263 on A100, RTX 4090 and H100 (arXiv:2402.13499); B200 as H100.
+    /// Latency of a load from it in cycles: 262, 273 and 263 on A100, RTX 4090 and H100 (arXiv:2402.13499); B200 as H100.
     pub l2_latency: f64,
-    /// Cycles until a load from memory is there: 466, 542 and 479 (the same), B200 as H100.
+    /// Latency of a load from memory in cycles: 466, 542 and 479 (same source), B200 as H100.
     pub dram_latency: f64,
-    /// Bytes of memory a second.
+    /// Memory bandwidth in bytes per second.
     pub dram: f64,
     /// Seconds between the end of a kernel and the start of the next in a graph. Assumed: 1 µs.
     pub launch_gap: f64,
 }
 
-/// What differs: key, multiprocessors, clock in MHz, tensor FLOPs a cycle, `mma.sync`'s share, f32 FMAs a cycle, KiB
-/// of shared memory, threads, blocks, MiB of L2, latencies of L2 and memory.
+/// The differences: key, multiprocessors, clock in MHz, tensor FLOPs per cycle, `mma.sync`'s share, f32 FMAs per cycle, KiB of
+/// shared memory, threads, blocks, MiB of L2, latencies of L2 and memory.
 type Sheet = (&'static str, u32, f64, f64, f64, f64, u32, u32, u32, u64, f64, f64);
 
 const SHEETS: &[Sheet] = &[
@@ -66,7 +66,7 @@ const SHEETS: &[Sheet] = &[
 ];
 
 impl Gpu {
-    /// The devices that the model knows.
+    /// The modelled devices.
     pub fn known() -> Vec<Self> {
         let peaks = Peak::known();
         let of = |sheet: &Sheet| {
@@ -98,10 +98,10 @@ impl Gpu {
         SHEETS.iter().filter_map(of).collect()
     }
 
-    /// The device of that key.
+    /// The device with that key.
     ///
     /// # Errors
-    /// [`Error::Config`] that names the nearest one and lists all.
+    /// [`Error::Config`] with the nearest one and a list of all.
     pub fn named(key: &str) -> Result<Self> {
         let known = Self::known();
         if let Some(gpu) = known.iter().find(|gpu| gpu.key == key) {
@@ -110,17 +110,17 @@ impl Gpu {
         let keys: Vec<&str> = known.iter().map(|gpu| gpu.key).chain(["here"]).collect();
         let all = keys.join(", ");
         let mend = match nearest(key, keys) {
-            Some(near) => format!("did you mean {near}? There are {all}"),
-            None => format!("there are {all}"),
+            Some(near) => format!("did you mean {near}? Known: {all}"),
+            None => format!("use one of {all}"),
         };
         let short: String = key.chars().take(60).collect();
         Err(Error::config("--on", format!("no device is called `{}`", short.escape_debug()), mend))
     }
 
-    /// The device that an accelerator's name means: `NVIDIA H100 80GB HBM3 (cuda:0)`.
+    /// The device of an accelerator's name: `NVIDIA H100 80GB HBM3 (cuda:0)`.
     ///
     /// # Errors
-    /// [`Error::Config`] where it is not known.
+    /// [`Error::Config`] if it is unknown.
     pub fn of_name(name: &str) -> Result<Self> {
         let plain = name.to_lowercase().replace([' ', '-'], "");
         let known = Self::known();
@@ -128,16 +128,16 @@ impl Gpu {
         found.ok_or_else(|| {
             let keys: Vec<&str> = known.iter().map(|gpu| gpu.key).collect();
             let message = format!("the model does not know {name}");
-            Error::config("--on here", message, format!("name one of {}", keys.join(", ")))
+            Error::config("--on here", message, format!("use one of {}", keys.join(", ")))
         })
     }
 
-    /// Dense bf16 FLOPs a second of all tensor cores.
+    /// Dense bf16 FLOPs per second of all tensor cores.
     pub fn tensor_rate(&self) -> f64 {
         self.tensor_per_cycle * f64::from(self.multiprocessors) * self.clock
     }
 
-    /// f32 FLOPs a second outside tensor cores.
+    /// f32 FLOPs per second outside tensor cores.
     pub fn float_rate(&self) -> f64 {
         2.0 * self.float_per_cycle * f64::from(self.multiprocessors) * self.clock
     }
@@ -155,7 +155,7 @@ mod tests {
             let peak = peaks.iter().find(|peak| peak.key == gpu.key).unwrap();
             let apart = |a: f64, b: f64| (a / b - 1.0).abs();
             assert!(apart(gpu.tensor_rate(), peak.bf16) < 0.01, "{}: {:e} {:e}", gpu.key, gpu.tensor_rate(), peak.bf16);
-            // H100's sheet states f32 at a higher clock than its tensor cores run at.
+            // H100's sheet states f32 at a higher clock than that of its tensor cores.
             assert!(apart(gpu.float_rate(), peak.f32) < 0.1, "{}: {:e} {:e}", gpu.key, gpu.float_rate(), peak.f32);
         }
     }
@@ -167,6 +167,6 @@ mod tests {
         assert!(error.starts_with("--on: ") && error.contains("did you mean h100?"), "{error}");
         assert_eq!(Gpu::of_name("NVIDIA GeForce RTX 4090 (cuda:1)").unwrap().key, "rtx4090");
         assert_eq!(Gpu::of_name("NVIDIA A100-SXM4-80GB (cuda:0)").unwrap().key, "a100");
-        assert!(Gpu::of_name("NVIDIA L4 (cuda:0)").unwrap_err().to_string().contains("name one of a100"));
+        assert!(Gpu::of_name("NVIDIA L4 (cuda:0)").unwrap_err().to_string().contains("use one of a100"));
     }
 }

@@ -1,4 +1,4 @@
-//! Counters that were acknowledged: `benches/counters.json`. One that grows by more than [`MOST`] is a fault until it is acknowledged too.
+//! Accepted counters: `benches/counters.json`. Growth of more than [`MOST`] is an error until it is accepted too.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// The share by which a counter may grow.
 pub const MOST: f64 = 0.02;
 
-/// What one run was, as flags of `engine profile`.
+/// A run, as flags of `engine profile`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
     /// `--preset`
@@ -24,7 +24,7 @@ pub struct Kept {
     /// `--set`
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set: Vec<String>,
-    /// `--blocks`: blocks of a launch that are executed and stand for all; 0 are all.
+    /// `--blocks`: executed blocks of a launch, which represent all; 0 means all.
     #[serde(default)]
     pub blocks: u32,
     /// By section: nodes of its graph, and each kernel's counters.
@@ -35,13 +35,13 @@ pub struct Kept {
 /// A step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Section {
-    /// Launches, copies and zeroings.
+    /// Launches, copies and fills.
     pub nodes: u64,
     /// By kernel.
     pub kernels: BTreeMap<String, KernelCounters>,
 }
 
-/// What is held of a kernel: its launches together.
+/// The counters of a kernel, summed over its launches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct KernelCounters {
     /// Launches.
@@ -50,9 +50,9 @@ pub struct KernelCounters {
     pub slots: u64,
     /// Sectors of global memory.
     pub sectors: u64,
-    /// Passes over the banks of shared memory beyond the least.
+    /// Passes over the banks of shared memory beyond the minimum.
     pub conflicts: u64,
-    /// Registers of a thread, as the machine estimates them: they follow the PTX, whether or not a compiler is at hand.
+    /// Registers per thread, as estimated by the PTX machine: they depend only on the PTX, not on an available compiler.
     pub registers: u64,
 }
 
@@ -83,7 +83,7 @@ impl KernelCounters {
 /// The file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct KeptFile {
-    /// What it is, for whoever opens it.
+    /// A description for readers of the file.
     pub about: String,
     /// The runs.
     pub runs: Vec<Kept>,
@@ -101,7 +101,7 @@ impl KeptFile {
         })
     }
 
-    /// Writes it, a kernel a line, so that a change is a diff that can be read.
+    /// Writes it with one kernel per line, for readable diffs.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -140,16 +140,16 @@ pub fn sections(report: &Report) -> BTreeMap<String, Section> {
     all
 }
 
-/// What differs between kept and new counters: what grew too much, and all other changes.
+/// Differences between accepted and new counters: excessive growth, and all other changes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Changes {
-    /// Each names run, kernel and counter.
+    /// Each with run, kernel and counter.
     pub faults: Vec<String>,
-    /// Smaller changes, kernels that came and went.
+    /// Smaller changes, added and removed kernels.
     pub notes: Vec<String>,
 }
 
-/// Compares a run's kept counters with new ones.
+/// Compares a run's accepted counters with new ones.
 pub fn compare(kept: &Kept, new: &BTreeMap<String, Section>) -> Changes {
     let mut changes = Changes::default();
     let run = format!("{} in {} at batch {}", kept.preset, kept.precision, kept.batch);
@@ -172,7 +172,7 @@ pub fn compare(kept: &Kept, new: &BTreeMap<String, Section>) -> Changes {
             }
         }
         for kernel in before.kernels.keys().filter(|kernel| !section.kernels.contains_key(*kernel)) {
-            changes.notes.push(format!("{run}, {name}: kernel {kernel} is not launched any more"));
+            changes.notes.push(format!("{run}, {name}: kernel {kernel} is no longer launched"));
         }
     }
     changes

@@ -1,4 +1,4 @@
-//! Counters by line of source, and the width of accesses, which the PTX tells.
+//! Counters by source line, and the width of accesses from the PTX.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -7,31 +7,31 @@ use super::counters::Counters;
 use super::file::{KernelLines, MachineFile};
 use crate::device::module_text;
 
-/// A folder of PTX that the machine takes in the place of the embedded one.
+/// A folder of PTX files that replace the embedded ones.
 const REPLACE: &str = "PTX_MACHINE_REPLACE";
 
-/// The file that the machine takes in the place of a module's embedded PTX, if there is one.
+/// The file that replaces a module's embedded PTX, if there is one.
 pub fn replaced(module: &str) -> Option<PathBuf> {
     let folder = std::env::var_os(REPLACE).filter(|folder| !folder.is_empty())?;
     Some(Path::new(&folder).join(format!("{module}.ptx"))).filter(|path| path.is_file())
 }
 
-/// A line of a kernel's source with what it did.
+/// A line of a kernel's source with its counters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceLine {
     /// `kernels/linear.cu`.
     pub file: String,
     /// Counted from 1.
     pub line: u32,
-    /// Its text, where the source is at hand.
+    /// Its text, if the source is available.
     pub text: Option<String>,
-    /// What it did.
+    /// Its counters.
     pub counters: Counters,
-    /// The largest of its shares of the kernel's issue slots, sectors and passes over the banks, 0 to 1.
+    /// The largest of its shares of the kernel's issue slots, sectors and bank passes, 0 to 1.
     pub share: f64,
 }
 
-/// The lines of a kernel in a section, the dearest first. Instructions without a line count as line 0.
+/// The lines of a kernel in a section, most expensive first. Instructions without a line count as line 0.
 pub fn source_lines(kernel: &KernelLines, section: &str) -> Vec<SourceLine> {
     let mut sums: BTreeMap<(&str, u32), Counters> = BTreeMap::new();
     let mut all = Counters::default();
@@ -60,34 +60,34 @@ pub fn source_lines(kernel: &KernelLines, section: &str) -> Vec<SourceLine> {
     lines
 }
 
-/// The lines of a source; none where it is not at hand: the folder here, else the one that the engine was built in.
+/// The lines of a source file; none if it is missing: from the current folder, else from the build's.
 fn source(file: &str) -> Vec<String> {
     let built = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = [Path::new(file).to_path_buf(), built.join(file)].into_iter().find_map(|path| {
-        // A line table may name anything; only the project's kernels are read.
+        // A line table may name any file; only the project's kernels are read.
         (file.starts_with("kernels/") && !file.contains("..")).then(|| std::fs::read_to_string(path).ok()).flatten()
     });
     text.map_or_else(Vec::new, |text| text.lines().map(String::from).collect())
 }
 
-/// Accesses of global memory by how many bytes a lane has of each: warp instructions of loads and of stores.
+/// Global memory accesses by bytes per lane: warp instructions of loads and of stores.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Widths {
-    /// Bytes a lane to warp instructions.
+    /// Bytes per lane to warp instructions.
     pub loads: BTreeMap<u32, u64>,
-    /// As the loads.
+    /// As `loads`.
     pub stores: BTreeMap<u32, u64>,
 }
 
 impl Widths {
-    /// The share of warp instructions whose lanes have at most `bytes`, 0 to 1; 0 without any.
+    /// The share of warp instructions with at most `bytes` per lane, 0 to 1; 0 without any.
     pub fn narrow(widths: &BTreeMap<u32, u64>, bytes: u32) -> f64 {
         let all: u64 = widths.values().sum();
         widths.range(..=bytes).map(|(_, count)| count).sum::<u64>() as f64 / all.max(1) as f64
     }
 }
 
-/// The widths of a kernel's accesses in a section, from its PTX.
+/// The access widths of a kernel in a section, from its PTX.
 pub fn widths(kernel: &KernelLines, section: &str, ptx: &[&str]) -> Widths {
     let mut widths = Widths::default();
     for line in kernel.lines.iter().filter(|line| line.section == section) {
@@ -107,7 +107,7 @@ pub fn widths(kernel: &KernelLines, section: &str, ptx: &[&str]) -> Widths {
     widths
 }
 
-/// Bytes of a lane in a load or store of PTX: 16 of `st.global.v4.f32`.
+/// Bytes per lane of a load or store in PTX: 16 for `st.global.v4.f32`.
 fn width(instruction: &str) -> Option<u32> {
     let opcode = instruction.split_whitespace().find(|word| word.starts_with("ld.") || word.starts_with("st."))?;
     let mut parts = opcode.split('.').rev();
@@ -117,7 +117,7 @@ fn width(instruction: &str) -> Option<u32> {
     Some(bits / 8 * count)
 }
 
-/// The PTX of the modules of a file as the machine had it, by module.
+/// The PTX of a file's modules, as the PTX machine used it.
 pub fn texts(file: &MachineFile) -> HashMap<String, String> {
     let capability = (file.capability[0], file.capability[1]);
     let mut texts = HashMap::new();

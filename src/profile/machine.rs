@@ -1,4 +1,4 @@
-//! The machine that counts: where it is, and the child that runs on it.
+//! The PTX machine: its location, and the child process that runs on it.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -7,16 +7,16 @@ use std::process::{Command, Stdio};
 use super::file::{Counted, MachineFile};
 use crate::error::{Error, Result};
 
-/// Names the machine's folder, in the place of `target/ptx-machine`.
+/// Environment variable with the PTX machine's folder, instead of `target/ptx-machine`.
 pub const FOLDER: &str = "ENGINE_PTX_MACHINE";
 
-/// The machine's own variables.
+/// The prefix of the PTX machine's variables.
 const PREFIX: &str = "PTX_MACHINE_";
 
-/// What a child prints in front of the name of what it begins.
+/// The prefix of a child's progress lines.
 pub const BEGINS: &str = "counting: ";
 
-/// The folder with the machine's `libcuda.so.1`.
+/// The folder with the PTX machine's `libcuda.so.1`.
 ///
 /// # Errors
 /// [`Error::Device`] with the command that builds it.
@@ -43,27 +43,27 @@ fn is_there(folder: &Path) -> bool {
     folder.join("libcuda.so.1").is_file()
 }
 
-/// What a child is to count.
+/// An order for a child process.
 #[derive(Clone, Debug)]
 pub struct Order<'a> {
-    /// The program's arguments; behind them comes the file for what the engine submits.
+    /// The program's arguments; the file for the submitted work is appended.
     pub arguments: Vec<String>,
-    /// The device that the machine is: `h100`.
+    /// The emulated device: `h100`.
     pub device: &'a str,
-    /// What is counted, in words, for [`Counted::run`].
+    /// The run as text, for [`Counted::run`].
     pub run: String,
 }
 
-/// Counts in a child: this program with other arguments, on the machine. `said` hears what it begins.
+/// Counts in a child process: this program with other arguments, on the PTX machine. `said` receives progress.
 ///
 /// # Errors
-/// Where the machine is missing, and whatever the child fails with.
+/// If the PTX machine is missing, and those of the child.
 pub fn count(order: Order, said: &mut dyn FnMut(&str)) -> Result<Counted> {
     let machine = folder()?;
     let place = std::env::temp_dir().join(format!("engine-profile-{}", std::process::id()));
     std::fs::create_dir(&place).map_err(Error::io(&place, "create"))?;
     let outcome = child(&order, &machine, &place, said);
-    // Only this process knows the folder; it may stay where it cannot be removed.
+    // Only this process knows the folder; if it cannot be removed, it stays.
     let _ = std::fs::remove_dir_all(&place);
     outcome
 }
@@ -73,11 +73,11 @@ fn child(order: &Order, machine: &Path, place: &Path, said: &mut dyn FnMut(&str)
     let program = std::env::current_exe().map_err(Error::io("/proc/self/exe", "find"))?;
     let mut command = Command::new(&program);
     command.args(&order.arguments).arg(&nodes).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // What is set for the machine stays, but for what this run decides.
+    // The user's variables for the PTX machine are kept, except for those set here.
     command.env("LD_LIBRARY_PATH", machine).env(format!("{PREFIX}DEVICE"), order.device);
     command.env(format!("{PREFIX}CHECKS"), "off").env(format!("{PREFIX}PROFILE"), &counts);
     let mut child = command.spawn().map_err(Error::io(&program, "start"))?;
-    // A long fault must not fill the pipe while the other one is read.
+    // A long error must not fill the pipe while the other one is read.
     let errors = child.stderr.take().map(|pipe| std::thread::spawn(move || std::io::read_to_string(pipe)));
     if let Some(output) = child.stdout.take() {
         for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {

@@ -1,48 +1,48 @@
-//! Which bytes of a step come from the second-level cache and which from memory.
+//! The traffic of a step between the second-level cache and memory.
 //!
-//! The rule, over the tensors that launches are given as arguments, in the order of the step:
+//! The rule, over the tensor arguments of launches, in the order of the step:
 //!
-//! - a range that is read hits where it and all that was touched since it was last touched are less than the cache holds, else it is a miss;
-//! - written bytes go to memory once, unless the same range is written again before the cache's size has been touched: the earlier write
-//!   then never left the cache;
-//! - the step is gone through twice and the second time counts, for a step follows a step.
+//! - a read range hits if it and everything accessed since its last access fit into the cache, else it misses;
+//! - written bytes go to memory once, unless the same range is overwritten before the cache's size has been accessed: the earlier
+//!   write then never left the cache;
+//! - the step is simulated twice and the second pass counts, because steps follow each other.
 //!
-//! It is a least-recently-used cache of whole ranges. A real one has sets, two halves and a policy of its own: it keeps somewhat less.
+//! This is a least-recently-used cache of whole ranges. A real one has sets, two halves and its own policy: it keeps somewhat less.
 
 use std::collections::BTreeMap;
 
-/// What a piece of work touches.
+/// The accesses of a piece of work.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Touch {
     /// `(address, bytes)` that it reads.
     pub reads: Vec<(u64, u64)>,
-    /// The share of them that it really reads, 0 to 1: a gather reads few rows of its table.
+    /// The share of them that is actually read, 0 to 1: a gather reads few rows of its table.
     pub share: f64,
     /// `(address, bytes)` that it writes.
     pub writes: Vec<(u64, u64)>,
 }
 
-/// What a piece of work moves.
+/// The traffic of a piece of work.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Traffic {
-    /// Bytes that it reads, once each.
+    /// Bytes read, once each.
     pub read: f64,
-    /// Bytes that it writes, once each.
+    /// Bytes written, once each.
     pub written: f64,
-    /// Of what it reads, bytes from memory.
+    /// Bytes read from memory.
     pub missed: f64,
-    /// Of what it writes, bytes that go to memory.
+    /// Bytes written to memory.
     pub stored: f64,
 }
 
 impl Traffic {
-    /// Bytes from and to memory.
+    /// Total bytes from and to memory.
     pub fn dram(&self) -> f64 {
         self.missed + self.stored
     }
 }
 
-/// A range that was touched: its end, when, and by which work it was written and not yet stored.
+/// An accessed range: its end, its time, and the work whose write is not yet stored.
 #[derive(Clone, Copy, Debug)]
 struct Range {
     end: u64,
@@ -54,12 +54,12 @@ struct Cache {
     size: f64,
     /// By first address; never overlapping.
     ranges: BTreeMap<u64, Range>,
-    /// Bytes touched so far.
+    /// Bytes accessed so far.
     clock: f64,
 }
 
 impl Cache {
-    /// Cuts ranges at `address`, so that one begins there.
+    /// Splits ranges at `address`.
     fn cut(&mut self, address: u64) {
         let Some((&start, &range)) = self.ranges.range(..address).next_back() else { return };
         if range.end > address {
@@ -75,7 +75,7 @@ impl Cache {
         self.ranges.range(address..address + bytes).map(|(&start, &range)| (start, range)).collect()
     }
 
-    /// Whether a range from `start` on is still there when `clock` bytes have been touched.
+    /// Whether a range accessed at `start` is still cached after `clock` accessed bytes.
     fn is_near(&self, start: u64, range: &Range, clock: f64) -> bool {
         clock - range.clock + ((range.end - start) as f64) < self.size
     }
@@ -91,14 +91,14 @@ impl Cache {
         (range.1 - near) as f64
     }
 
-    /// Touches a range by work that began when `before` bytes had been touched.
+    /// Accesses a range in work that started when `before` bytes had been accessed.
     fn read(&mut self, (address, bytes): (u64, u64), before: f64) {
         let mut at = address;
         for (start, range) in self.within((address, bytes)) {
             if start > at {
                 self.ranges.insert(at, Range { end: start, clock: self.clock, writer: None });
             }
-            // What had left the cache has been stored, and comes back clean.
+            // Evicted data has been stored, and returns clean.
             let writer = range.writer.filter(|_| self.is_near(start, &range, before));
             self.ranges.insert(start, Range { clock: self.clock, writer, ..range });
             at = range.end;
@@ -109,11 +109,11 @@ impl Cache {
     }
 }
 
-/// What each piece of work moves, with a cache of `size` bytes.
+/// The traffic of each piece of work, with a cache of `size` bytes.
 pub fn traffic(work: &[Touch], size: u64) -> Vec<Traffic> {
     let mut cache = Cache { size: size as f64, ranges: BTreeMap::new(), clock: 0.0 };
     let mut moved = vec![Traffic::default(); work.len()];
-    // Bytes of each piece that are overwritten before they leave the cache.
+    // Bytes of each piece that are overwritten before they are evicted.
     let mut saved = vec![0.0; work.len()];
     for _ in 0..2 {
         saved.fill(0.0);
@@ -159,7 +159,7 @@ mod tests {
         ];
         let small = traffic(&work, 500);
         assert_eq!(small[1], Traffic { read: 100.0, written: 50.0, missed: 0.0, stored: 50.0 });
-        // Larger than the cache: never there when it is read.
+        // Larger than the cache: always evicted before it is read.
         assert_eq!(small[2].missed, 1000.0);
         assert_eq!(small[3].missed, 100.0);
         let large = traffic(&work, 5000);
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn parts_of_ranges_are_told_apart() {
-        // Written: the middle of what is read next.
+        // Written: the middle of the next read.
         let work = [touch(&[], &[(40, 20)]), touch(&[(0, 100)], &[]), touch(&[(1000, 4000)], &[])];
         assert_eq!(traffic(&work, 1000)[1].missed, 80.0);
     }
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!([moved[0].stored, moved[1].stored], [40.0, 60.0]);
     }
 
-    /// What was stored before it came back is not saved by being overwritten then.
+    /// Data that was stored before it was reloaded is not saved by overwriting it.
     #[test]
     fn what_left_the_cache_was_stored() {
         let work = [touch(&[], &[(0, 100)]), touch(&[(1000, 4000)], &[]), touch(&[(0, 100)], &[])];

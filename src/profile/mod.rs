@@ -1,14 +1,14 @@
-//! Where the time of a step goes, without a GPU: counters of the machine that executes PTX, and a model of what they cost on a GPU.
+//! The time of a step without a GPU: counters from a machine that executes PTX, and a model of their cost on a GPU.
 //!
-//! `engine profile` runs a training step and a sampling step at their real batch in a child process whose driver is the machine of
-//! `tools/ptx-machine`. It executes a few blocks of each launch, spread over the grid, and multiplies; for kernels differ with the batch (tiles,
-//! splits of sums), so that no small batch tells of a large one. Where the blocks that ran issued differently many instructions, a kernel is said not
-//! to be exact. Every output says "modelled, never measured" until a calibration file has measured times.
+//! `engine profile` runs a training step and a sampling step at their real batch size in a child process whose driver is
+//! `tools/ptx-machine`. It executes a few blocks of each launch, spread over the grid, and scales up; kernels depend on the batch
+//! (tiles, splits of sums), so a small batch would mislead. If the executed blocks issued different numbers of instructions, a
+//! kernel is reported as inexact. Every output says "modelled, never measured" until a calibration file provides measured times.
 //!
-//! - [`steps`] runs the steps and writes down what is submitted, [`machine`] starts the child, [`mod@file`] is what both leave;
-//! - [`gpu`] has devices as data, [`registers`] what `ptxas` makes of the kernels, [`memory`] which bytes the second-level cache keeps;
-//! - [`model`] makes times of all that, [`calibration`] corrects them;
-//! - [`report`], [`findings`], [`lines`], [`table`] and [`trace`] tell; [`keep`] holds counters against those that were acknowledged.
+//! - [`steps`] runs the steps and records the submitted work, [`machine`] starts the child process, [`mod@file`] has their data;
+//! - [`gpu`] has the devices, [`registers`] the results of `ptxas`, [`memory`] the traffic of the second-level cache;
+//! - [`model`] computes times, [`calibration`] corrects them;
+//! - [`report`], [`findings`], [`lines`], [`table`] and [`trace`] are the output; [`keep`] compares counters with accepted ones.
 
 pub mod calibration;
 pub mod counters;
@@ -37,7 +37,7 @@ use report::Report;
 /// The profile of counted steps on a GPU.
 ///
 /// # Errors
-/// Where what was counted is not what was submitted.
+/// If the counted work is not the submitted work.
 pub fn profile(counted: &Counted, gpu: Gpu, calibration: Option<&Calibration>) -> Result<Report> {
     let pieces = pieces::pieces(counted, &gpu, calibration)?;
     let rows = Report::rows(&pieces);
@@ -54,10 +54,10 @@ pub fn profile(counted: &Counted, gpu: Gpu, calibration: Option<&Calibration>) -
     })
 }
 
-/// Puts measured times beside the modelled ones.
+/// Adds measured times.
 ///
 /// # Errors
-/// Where other work was measured than was counted.
+/// If the measured work is not the counted work.
 pub fn beside(report: &mut Report, measured: steps::Measured) -> Result<()> {
     let names = |piece: &pieces::Piece| (piece.section.clone(), piece.launch.is_some().then(|| piece.kernel.clone()));
     let same = report.pieces.len() == measured.nodes.len()

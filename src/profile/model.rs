@@ -1,9 +1,9 @@
-//! The time model: what each part of a GPU would need for a launch by itself. The slowest of them is the launch's time.
+//! The time model: the time that each part of a GPU would need for a launch alone. The slowest part determines the launch's time.
 //!
-//! Counters say how much work a launch is, [`Gpu`] how fast each part is. Work is spread in whole blocks: the multiprocessor with the
-//! most of them ends last. What is left out: caches of multiprocessors (all sectors go through the second level), clocks that fall under
-//! load, how the halves of the second level differ, and everything that happens while two parts wait for each other. A modelled time is
-//! therefore a bound from below in most cases; its worth is in which part binds, and in comparing two versions of a kernel.
+//! Counters give the work of a launch, [`Gpu`] the rates of each part. Work is distributed in whole blocks: the multiprocessor
+//! with the most blocks ends last. Not modelled: caches of multiprocessors (all sectors go through the second level), clocks that
+//! drop under load, the two halves of the second level, and interactions between parts. A modelled time is therefore mostly a
+//! lower bound; its use is to find the limiting part, and to compare two versions of a kernel.
 
 use serde::Serialize;
 
@@ -11,22 +11,22 @@ use super::counters::Counters;
 use super::gpu::Gpu;
 use super::memory::Traffic;
 
-/// Cycles between two instructions of one warp, on average: dependent arithmetic takes four (arXiv:2402.13499), and about every second one
-/// depends on its neighbour (assumed).
+/// Mean cycles between two instructions of one warp: dependent arithmetic takes four (arXiv:2402.13499), and about every second
+/// instruction depends on the previous one (assumed).
 const CYCLES_PER_SLOT: f64 = 2.0;
 /// Cycles that a warp waits at a barrier of its block (assumed).
 const BARRIER_CYCLES: f64 = 30.0;
-/// Loads of a warp that are under way together (assumed: what compilers hoist in front of the first use).
+/// Concurrent loads of a warp (assumed: what compilers hoist before the first use).
 const LOADS_TOGETHER: f64 = 4.0;
-/// `cp.async` of a warp that are under way together (assumed: two stages of eight).
+/// Concurrent `cp.async` of a warp (assumed: two stages of eight).
 const COPIES_TOGETHER: f64 = 16.0;
-/// Bytes of shared memory that the system takes of each block (Programming Guide, from compute capability 8.0 on).
+/// Bytes of shared memory reserved per block by the system (Programming Guide, from compute capability 8.0).
 const RESERVED_SHARED: u32 = 1024;
-/// Registers that a warp gets at a time, and shared memory that a block does (the same).
+/// Allocation units of registers per warp, and of shared memory per block (same source).
 const REGISTER_UNIT: u32 = 256;
 const SHARED_UNIT: u32 = 128;
 
-/// A part of a GPU that can bind a launch.
+/// A part of a GPU that can limit a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
@@ -36,11 +36,11 @@ pub enum Part {
     Tensor,
     /// Shared memory's banks.
     Shared,
-    /// Between multiprocessors and the second-level cache.
+    /// The path between multiprocessors and the second-level cache.
     L2,
     /// Memory.
     Dram,
-    /// Waiting: too few warps to hide what each waits for.
+    /// Latency: too few warps to hide their waits.
     Latency,
 }
 
@@ -48,7 +48,7 @@ impl Part {
     /// All of them.
     pub const ALL: [Self; 6] = [Self::Issue, Self::Tensor, Self::Shared, Self::L2, Self::Dram, Self::Latency];
 
-    /// For tables.
+    /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Issue => "issue",
@@ -61,7 +61,7 @@ impl Part {
     }
 }
 
-/// A launch with all that the model takes.
+/// A launch with all inputs of the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Work {
     /// Blocks of the grid.
@@ -72,9 +72,9 @@ pub struct Work {
     pub registers: u32,
     /// Bytes of shared memory of a block, static and dynamic.
     pub shared: u32,
-    /// Whether it may begin before the one in front of it has ended.
+    /// Whether it may start before the previous launch has ended.
     pub dependent: bool,
-    /// Issue slots of the real instructions over those of the PTX.
+    /// Ratio of real issue slots to those of the PTX.
     pub slots_per_ptx: f64,
     /// Of the whole launch.
     pub counters: Counters,
@@ -82,19 +82,19 @@ pub struct Work {
     pub traffic: Traffic,
 }
 
-/// How full a multiprocessor is.
+/// The occupancy of a multiprocessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Occupancy {
-    /// Blocks that fit at once.
+    /// Resident blocks.
     pub blocks: u32,
     /// Their warps.
     pub warps: u32,
-    /// What stops one more: `registers`, `shared memory`, `threads` or `blocks`.
+    /// The limit: `registers`, `shared memory`, `threads` or `blocks`.
     pub limit: &'static str,
 }
 
 impl Occupancy {
-    /// Of a kernel with so many warps a block, registers a thread and bytes of shared memory a block. At least one block.
+    /// For a kernel with this many warps per block, registers per thread and bytes of shared memory per block. At least one block.
     pub fn of(gpu: &Gpu, warps: u32, registers: u32, shared: u32) -> Self {
         let warps = warps.max(1);
         let of_warp = (32 * registers.max(1)).next_multiple_of(REGISTER_UNIT);
@@ -116,26 +116,26 @@ impl Occupancy {
 pub struct Modelled {
     /// Seconds of each part, in the order of [`Part::ALL`].
     pub parts: [f64; 6],
-    /// The part that takes longest.
+    /// The slowest part.
     pub bound: Part,
-    /// The next one.
+    /// The second slowest part.
     pub second: Part,
-    /// Seconds, with the gap in front of the launch.
+    /// Seconds, including the gap before the launch.
     pub seconds: f64,
-    /// Seconds of the gap alone.
+    /// Seconds of the gap.
     pub gap: f64,
     /// The roofline: FLOPs over the sheet's rate, or each tensor once over memory's bandwidth.
     pub floor: f64,
-    /// What fits on a multiprocessor.
+    /// The occupancy.
     pub occupancy: Occupancy,
     /// Blocks on the busiest multiprocessor.
     pub busiest: u64,
-    /// The share of all multiprocessors' time that is idle because blocks are whole: 0 to 1.
+    /// The share of all multiprocessors' time that is idle because blocks are indivisible: 0 to 1.
     pub idle: f64,
 }
 
 impl Modelled {
-    /// By how much the binding part takes longer than the next.
+    /// The ratio of the slowest part's time to the next.
     pub fn margin(&self) -> f64 {
         self.of(self.bound) / self.of(self.second).max(1e-12)
     }
@@ -153,7 +153,7 @@ pub fn model(gpu: &Gpu, work: &Work) -> Modelled {
     let multiprocessors = u64::from(gpu.multiprocessors);
     let occupancy = Occupancy::of(gpu, warps, work.registers, work.shared);
     let busiest = blocks.div_ceil(multiprocessors);
-    // Of all work, what the busiest multiprocessor does.
+    // The busiest multiprocessor's share of all work.
     let share = busiest as f64 / blocks as f64;
     let cycles = |amount: f64, rate: f64| share * amount / rate / gpu.clock;
     let slots = work.slots_per_ptx * counters.warp_instructions as f64;
@@ -170,7 +170,7 @@ pub fn model(gpu: &Gpu, work: &Work) -> Modelled {
     let parts = [issue, tensor, shared, l2, dram, latency];
     let mut order = Part::ALL;
     order.sort_by(|a, b| parts[*b as usize].total_cmp(&parts[*a as usize]));
-    // A dependent launch is already there when the one in front of it ends: assumed to halve the gap.
+    // A dependent launch is already resident when the previous one ends: assumed to halve the gap.
     let gap = if work.dependent { 0.5 * gpu.launch_gap } else { gpu.launch_gap };
     let flops = counters.mma_flops as f64 / gpu.tensor_rate() + counters.float_flops as f64 / gpu.float_rate();
     let bytes = (work.traffic.read + work.traffic.written) / gpu.dram;
@@ -187,8 +187,8 @@ pub fn model(gpu: &Gpu, work: &Work) -> Modelled {
     }
 }
 
-/// Seconds that the warps of the busiest multiprocessor take one after the other, as many at once as fit: each issues, waits at
-/// barriers and for its loads, without help from others.
+/// Seconds of the busiest multiprocessor's warps in rounds of as many as fit at once: each warp issues and waits at barriers and
+/// for its loads, without overlap with other warps.
 fn latency(gpu: &Gpu, work: &Work, occupancy: Occupancy, busiest: u64) -> f64 {
     let warps = (work.blocks.max(1) * u64::from(work.warps.max(1))) as f64;
     let of_warp = |count: u64| count as f64 / warps;
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn blocks_are_whole() {
-        // As many slots a block: 132 of them take as long as 1, and 135 twice as long.
+        // With the same slots per block, 132 of them take as long as 1, and 135 twice as long.
         let slots = |blocks: u64| Counters { warp_instructions: blocks * 100_000, ..Counters::default() };
         let time = |blocks| model(&h100(), &work(blocks, slots(blocks)));
         let (one, full, more) = (time(1), time(132), time(135));

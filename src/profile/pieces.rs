@@ -1,4 +1,4 @@
-//! The work of a step, piece by piece: what was submitted, what it counted, and what the model makes of it.
+//! The work of a step, piece by piece: the submitted work, its counters, and its modelled time.
 
 use std::collections::HashMap;
 
@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 
 /// A kernel's name for copies on the device.
 pub const COPY: &str = "(copy)";
-/// A kernel's name for zeroings.
+/// A kernel's name for fills with zeros.
 pub const ZERO: &str = "(zero)";
 
-/// One launch, copy or zeroing.
+/// A launch, copy or fill.
 #[derive(Clone, Debug)]
 pub struct Piece {
     /// `training` or `sampling`.
@@ -26,28 +26,28 @@ pub struct Piece {
     pub kernel: String,
     /// The stem of its source: the op. Empty for copies.
     pub module: String,
-    /// How it was launched; None for copies.
+    /// Its launch; None for copies.
     pub launch: Option<Launch>,
-    /// Registers and the like; None for copies.
+    /// Registers and other figures; None for copies.
     pub figures: Option<Figures>,
-    /// Registers of a thread by the machine's own estimate.
+    /// Registers per thread as estimated by the PTX machine.
     pub estimated_registers: u64,
-    /// What it counted.
+    /// Its counters.
     pub counters: Counters,
-    /// What it moves.
+    /// Its traffic.
     pub traffic: Traffic,
-    /// What the model says.
+    /// Its modelled times.
     pub modelled: Modelled,
-    /// The modelled time, corrected where a calibration knows better.
+    /// The modelled time, corrected by a calibration if there is one.
     pub seconds: f64,
-    /// The measured time, where a GPU was at hand.
+    /// The measured time, if there is a GPU.
     pub measured: Option<f64>,
 }
 
 /// All pieces of a counted run, in order.
 ///
 /// # Errors
-/// Where the machine launched something else than the engine submitted.
+/// If the PTX machine's launches are not the engine's.
 pub fn pieces(counted: &Counted, gpu: &Gpu, calibration: Option<&Calibration>) -> Result<Vec<Piece>> {
     let launches = matched(counted)?;
     let touches: Vec<Touch> = counted.nodes.iter().zip(&launches).map(|(node, launch)| touch(node, *launch)).collect();
@@ -94,11 +94,11 @@ pub fn pieces(counted: &Counted, gpu: &Gpu, calibration: Option<&Calibration>) -
     Ok(all)
 }
 
-/// The machine's launch of each node; None for copies.
+/// The PTX machine's launch of each node; None for copies.
 fn matched(counted: &Counted) -> Result<Vec<Option<&Launch>>> {
     let mut launches = counted.machine.launches.iter();
     let other = |what: String| {
-        let mend = "build engine and machine from one tree";
+        let mend = "build engine and PTX machine from the same tree";
         Error::device("ptx-machine", format!("it counted other work than was submitted: {what}"), mend)
     };
     let mut found = Vec::with_capacity(counted.nodes.len());
@@ -120,15 +120,15 @@ fn matched(counted: &Counted) -> Result<Vec<Option<&Launch>>> {
     }
 }
 
-/// What a node touches, by its arguments; how much of what it may read it really reads, by its counters.
+/// The accesses of a node, by its arguments; the share that is actually read, by its counters.
 fn touch(node: &Node, launch: Option<&Launch>) -> Touch {
     let of = |written: bool| node.buffers.iter().filter(move |buffer| buffer.2 == written).map(|b| (b.0, b.1));
     let (mut reads, writes): (Vec<_>, Vec<_>) = (of(false).collect(), of(true).collect());
     let Some(launch) = launch else { return Touch { reads, share: 1.0, writes } };
     let extent = |ranges: &[(u64, u64)]| ranges.iter().map(|range| range.1).sum::<u64>() as f64;
     let loaded = 32.0 * launch.counters.unwrap_or_default().global_load_sectors as f64;
-    // Whether what is written is read too, as by an optimizer or a sum that goes on, no argument tells: it is, where loads come to about
-    // all tensors together. A product loads its operands many times over, which is no sign of it.
+    // Arguments do not tell whether an output is read too, as by an optimizer or an accumulation: it is assumed to be if the loads
+    // add up to about all tensors. A product loads its operands many times, which does not indicate it.
     let all = extent(&reads) + extent(&writes);
     if all > extent(&reads) && (0.9 * all..1.5 * all).contains(&loaded) {
         reads.extend(&writes);
@@ -138,7 +138,7 @@ fn touch(node: &Node, launch: Option<&Launch>) -> Touch {
     Touch { reads, share, writes }
 }
 
-/// The traffic of each node; sections follow themselves, not each other.
+/// The traffic of each node; each section repeats itself, independent of the other.
 fn by_section(nodes: &[Node], touches: &[Touch], l2: u64) -> Vec<Traffic> {
     let mut all = Vec::with_capacity(nodes.len());
     let mut first = 0;
@@ -150,7 +150,7 @@ fn by_section(nodes: &[Node], touches: &[Touch], l2: u64) -> Vec<Traffic> {
     all
 }
 
-/// A copy or zeroing: memory, and the gap in front of it.
+/// A copy or fill: its memory traffic, and the gap before it.
 fn copy(node: &Node, gpu: &Gpu, traffic: Traffic) -> Piece {
     let dram = traffic.dram() / gpu.dram;
     let l2 = (traffic.read + traffic.written) / gpu.l2_per_cycle / gpu.clock;

@@ -1,4 +1,4 @@
-//! An accelerator that writes down what is submitted to another one.
+//! An accelerator that records the work submitted to another one.
 
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,26 +8,26 @@ use super::file::Node;
 use crate::device::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Ticket};
 use crate::error::Result;
 
-/// Submits to `inner`, and writes down launches, copies and zeroings while a section is under way.
+/// Submits to `inner`, and records launches, copies and fills during a section.
 #[derive(Debug)]
 pub struct Recorder {
     inner: Arc<dyn Accelerator>,
-    /// The section, empty for none, and what was submitted.
+    /// The section, empty for none, and the recorded work.
     log: Mutex<(String, Vec<Node>)>,
 }
 
 impl Recorder {
-    /// Around an accelerator.
+    /// Wraps an accelerator.
     pub fn new(inner: Arc<dyn Accelerator>) -> Self {
         Self { inner, log: Mutex::default() }
     }
 
-    /// What is submitted from here on belongs to this section; to none where it is empty.
+    /// Starts a section for the following work; an empty name ends recording.
     pub fn section(&self, name: &str) {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).0 = name.into();
     }
 
-    /// What was submitted so far.
+    /// The work recorded so far.
     pub fn take(&self) -> Vec<Node> {
         std::mem::take(&mut self.log.lock().unwrap_or_else(PoisonError::into_inner).1)
     }

@@ -1,6 +1,6 @@
-//! What NVIDIA's compiler makes of the prebuilt PTX: registers, shared memory, and the issue slots that an instruction costs.
+//! The results of NVIDIA's compiler for the prebuilt PTX: registers, shared memory, and issue slots per instruction.
 //!
-//! The figures lie beside the PTX (`kernels/prebuilt/registers.json`, made by `tools/prebuild-kernels`, which states the file's form).
+//! The figures are stored with the PTX (`kernels/prebuilt/registers.json`, written by `tools/prebuild-kernels`, which documents the format).
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -17,7 +17,7 @@ struct Table {
     kernels: BTreeMap<String, Row>,
 }
 
-/// A kernel: instructions of its PTX, and what becomes of them by compute capability.
+/// A kernel: its number of PTX instructions, and the results by compute capability.
 #[derive(Debug, Default, Deserialize)]
 struct Row {
     #[serde(default)]
@@ -27,12 +27,12 @@ struct Row {
     sm_100: Option<Compiled>,
 }
 
-/// A kernel as `ptxas` compiles it.
+/// A kernel as compiled by `ptxas`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Compiled {
     /// Registers of a thread.
     pub registers: u32,
-    /// Bytes of shared memory that it declares.
+    /// Bytes of statically declared shared memory.
     pub static_shared: u32,
     /// Bytes of spill stores and loads.
     #[serde(default)]
@@ -48,30 +48,30 @@ pub struct Compiled {
 /// A kernel's hot loop.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct HotLoop {
-    /// What it is known by: `mma`, `float`, `global`.
+    /// Its key instruction: `mma`, `float`, `global`.
     pub by: String,
-    /// How many of these a turn has.
+    /// Number of these per iteration.
     pub anchors: u64,
-    /// Issue slots of a turn.
+    /// Issue slots per iteration.
     pub sass: u64,
-    /// Instructions of PTX of a turn.
+    /// PTX instructions per iteration.
     pub ptx: u64,
 }
 
-/// A kernel's figures, with where they come from.
+/// A kernel's figures, with their origin.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figures {
     /// Registers of a thread.
     pub registers: u32,
-    /// Bytes of shared memory that the kernel declares.
+    /// Bytes of shared memory declared by the kernel.
     pub static_shared: u32,
     /// Bytes of spills.
     pub spill: u32,
-    /// Issue slots that an instruction of PTX costs.
+    /// Issue slots per PTX instruction.
     pub slots_per_ptx: f64,
-    /// The hot loop, where the compiler's listing is known.
+    /// The hot loop, if the compiler's listing is known.
     pub hot: Option<HotLoop>,
-    /// Whether `ptxas` said so; else the machine's estimate, at one slot an instruction.
+    /// Whether they come from `ptxas`; else from the PTX machine's estimate, at one slot per instruction.
     pub compiled: bool,
 }
 
@@ -80,7 +80,7 @@ fn table() -> &'static BTreeMap<String, Row> {
     PARSED.get_or_init(|| serde_json::from_str::<Table>(TABLE).unwrap_or_default().kernels)
 }
 
-/// The figures of a kernel for a compute capability; `replaced` where its PTX is not the embedded one, so that the table is of another.
+/// The figures of a kernel for a compute capability; `replaced` if its PTX is not the embedded one, so the table does not apply.
 pub fn figures(kernel: &KernelLines, capability: [u32; 2], replaced: bool) -> Figures {
     let row = table().get(&kernel.name).filter(|_| !replaced);
     let compiled = row.and_then(|row| match capability {
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(figures.slots_per_ptx, 1.0);
     }
 
-    /// Of the prebuilt PTX: an op in the making has none yet, and needs no CUDA tools to pass the tests.
+    /// For the prebuilt PTX: an op in development has none yet, and its tests need no CUDA tools.
     #[test]
     fn the_table_has_every_kernel() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/prebuilt");

@@ -1,4 +1,4 @@
-//! What a step comes to, by kernel; and all of it as JSON.
+//! The cost of a step by kernel, and its JSON.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use super::gpu::Gpu;
 use super::model::{Modelled, Part};
 use super::pieces::Piece;
 
-/// What is said wherever a modelled number stands.
+/// The label of modelled numbers.
 pub const NEVER: &str = "modelled, never measured";
 
-/// A kernel's launches of one grid and block that use sectors of memory alike.
+/// A kernel's launches with the same grid, block and sector use.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Shape {
     /// Blocks.
@@ -24,17 +24,17 @@ pub struct Shape {
     pub block: [u32; 3],
     /// Launches.
     pub calls: usize,
-    /// Modelled, of all of them.
+    /// Modelled time of all of them.
     pub seconds: f64,
     /// Blocks on the busiest multiprocessor.
     pub busiest: u64,
-    /// The share of the multiprocessors' time that is idle because blocks are whole.
+    /// The share of the multiprocessors' time that is idle because blocks are indivisible.
     pub idle: f64,
-    /// Blocks that fit on a multiprocessor.
+    /// Resident blocks of a multiprocessor.
     pub resident_blocks: u32,
-    /// What stops one more.
+    /// Their limit.
     pub limit: &'static str,
-    /// Sectors of global memory, and the fewest possible, of all of them.
+    /// Sectors of global memory, and the minimum, of all of them.
     pub sectors: [u64; 2],
 }
 
@@ -49,43 +49,43 @@ pub struct Row {
     pub module: String,
     /// Launches.
     pub calls: usize,
-    /// Modelled, corrected by the calibration if there is one.
+    /// Modelled time, corrected by the calibration if there is one.
     pub seconds: f64,
-    /// Measured, where a GPU was at hand.
+    /// Measured time, if there is a GPU.
     pub measured: Option<f64>,
     /// The roofline's time.
     pub floor: f64,
-    /// Gaps in front of its launches.
+    /// Gaps before its launches.
     pub gaps: f64,
     /// Seconds of each part, in the order of [`Part::ALL`].
     pub parts: [f64; 6],
-    /// Seconds of launches that each part binds.
+    /// Seconds of launches by their limiting part.
     bound: [f64; 6],
-    /// Seconds of the parts that come next in their launches.
+    /// Seconds of the second slowest parts of their launches.
     next: [f64; 6],
-    /// Seconds of the parts that bind.
+    /// Seconds of the limiting parts.
     longest: f64,
-    /// What it counted.
+    /// Its counters.
     pub counters: Counters,
     /// Bytes from and to memory.
     pub dram: f64,
-    /// Its grids, the longest first.
+    /// Its grids, longest time first.
     pub shapes: Vec<Shape>,
     /// The last launch with its figures.
     pub last: Piece,
-    /// The worst of its launches' scalings.
+    /// The least exact scaling of its launches.
     pub scaling: Scaling,
 }
 
 impl Row {
-    /// The part that binds most of its time.
+    /// The part that limits most of its time.
     pub fn bound_by(&self) -> Part {
         let mut order = Part::ALL;
         order.sort_by(|a, b| self.bound[*b as usize].total_cmp(&self.bound[*a as usize]));
         order[0]
     }
 
-    /// The part that comes next beside [`Row::bound_by`], and how many times as long as their next ones the launches' binding parts take.
+    /// The next part after [`Row::bound_by`], and the ratio of the limiting parts' time to that of the next ones.
     pub fn second(&self) -> (Part, f64) {
         let bound = self.bound_by();
         let mut order = Part::ALL;
@@ -141,7 +141,7 @@ impl Row {
         let Some(launch) = &piece.launch else { return };
         self.scaling = worse(self.scaling, launch.scaling());
         let sectors = [piece.counters.global_sectors, piece.counters.global_sectors_least];
-        // One grid may serve tensors of several shapes, of which some fill their sectors and others do not.
+        // A grid may serve tensors of several shapes, some of which fill their sectors.
         let ratio = |[sectors, least]: [u64; 2]| sectors as f64 / least.max(1) as f64;
         let alike = |other: [u64; 2]| (ratio(other) - ratio(sectors)).abs() <= 0.1 * ratio(sectors);
         let same =
@@ -166,7 +166,7 @@ impl Row {
         }
     }
 
-    /// As JSON. `measured` says whether a calibration stands behind the modelled time.
+    /// As JSON. `measured` says whether the modelled time is calibrated.
     fn json(&self, total: f64, calibrated: bool) -> Value {
         let figures = self.last.figures.as_ref();
         let (second, margin) = self.second();
@@ -188,11 +188,11 @@ impl Row {
     }
 }
 
-/// How counters of a whole launch were come by, in words.
+/// How counters of a whole launch were obtained, as text.
 pub fn scaling(scaling: Scaling) -> String {
     match scaling {
         Scaling::Exact => "exact".into(),
-        Scaling::Uniform { executed } => format!("{executed} blocks, which are alike, stand for all"),
+        Scaling::Uniform { executed } => format!("{executed} equal blocks represent all"),
         Scaling::Sampled { executed, spread } => {
             format!("{executed} blocks, which differ by up to {:.0} %, stand for all", 100.0 * spread)
         }
@@ -208,7 +208,7 @@ fn worse(a: Scaling, b: Scaling) -> Scaling {
     if rank(b) > rank(a) { b } else { a }
 }
 
-/// What stands beside a modelled number.
+/// The label of a modelled number.
 pub fn note(calibrated: bool) -> &'static str {
     if calibrated { "modelled, corrected by measured times" } else { NEVER }
 }
@@ -216,21 +216,21 @@ pub fn note(calibrated: bool) -> &'static str {
 /// A profile of both steps.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What was run, in words.
+    /// The run as text.
     pub run: String,
-    /// The GPU that is modelled.
+    /// The modelled GPU.
     pub gpu: Gpu,
-    /// The GPU that was measured, in words.
+    /// The measured GPU as text.
     pub measured_on: Option<String>,
-    /// Measured seconds of a whole step as it is replayed, by section.
+    /// Measured seconds of a whole replayed step, by section.
     pub measured_steps: Vec<(&'static str, f64)>,
-    /// The GPU whose measured times correct the model.
+    /// The GPU whose measured times calibrate the model.
     pub calibrated_by: Option<String>,
     /// In order.
     pub pieces: Vec<Piece>,
-    /// By section and kernel, the longest first.
+    /// By section and kernel, longest time first.
     pub rows: Vec<Row>,
-    /// What strikes, the dearest first.
+    /// The findings, most expensive kernels first.
     pub findings: Vec<Finding>,
 }
 
@@ -251,14 +251,14 @@ impl Report {
         rows
     }
 
-    /// Pieces of a section, its modelled seconds, and the measured ones of its whole step if there are any.
+    /// Pieces of a section, its modelled seconds, and the measured seconds of its whole step, if any.
     pub fn total(&self, section: &str) -> (usize, f64, Option<f64>) {
         let of = || self.pieces.iter().filter(|piece| piece.section == section);
         let measured = self.measured_steps.iter().find(|(name, _)| *name == section).map(|(_, seconds)| *seconds);
         (of().count(), of().map(|piece| piece.seconds).sum(), measured)
     }
 
-    /// Everything, for programs.
+    /// All data as JSON.
     pub fn json(&self) -> Value {
         let calibrated = self.calibrated_by.is_some();
         let (training, sampling) = (self.total("training"), self.total("sampling"));

@@ -1,4 +1,4 @@
-//! The two steps that are profiled: one of training, and one of sampling, of random images at a configuration's batch.
+//! The profiled steps: one of training, and one of sampling, on random images at a configuration's batch size.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,13 +15,13 @@ use crate::models::Network;
 use crate::tensor::Device;
 use crate::train::{Recipe, Trainer, random_set};
 
-/// Images of the random set: enough that a step's are not all there are.
+/// Number of random images: more than a step uses.
 const IMAGES: usize = 4096;
 
-/// The sections, in the order in which they run.
+/// The sections, in order.
 pub const SECTIONS: [&str; 2] = ["training", "sampling"];
 
-/// Trainer and sampler of a configuration on a device that is written down.
+/// Trainer and sampler of a configuration on a recorded device.
 pub struct Steps {
     config: Config,
     recorder: Arc<Recorder>,
@@ -29,10 +29,10 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Opens the CUDA device and makes everything; nothing of it is written down.
+    /// Opens the CUDA device and builds everything; none of it is recorded.
     ///
     /// # Errors
-    /// Where there is no CUDA device; those of [`Trainer::new`].
+    /// If there is no CUDA device; those of [`Trainer::new`].
     pub fn new(config: &Config) -> Result<Self> {
         let Some(accelerator) = DeviceChoice::Cuda(0).open()?.accelerator else {
             return Err(Error::device("cuda", "no CUDA device", "check `nvidia-smi`"));
@@ -46,12 +46,12 @@ impl Steps {
         let set = random_set(&config, images)?;
         let device = Device::Accelerator(recorder.clone());
         let mut trainer = Trainer::new(&config.model, &set, &Recipe::new(&config, device))?;
-        // One launch after the other, as they are submitted.
+        // Launches one after the other, without a graph.
         trainer.set_graphs(false);
         Ok(Self { config, recorder, trainer })
     }
 
-    /// The device in words.
+    /// The device as text.
     pub fn device(&self) -> String {
         self.recorder.name()
     }
@@ -61,7 +61,7 @@ impl Steps {
         self.trainer.config().training.precision == Precision::Bf16
     }
 
-    /// Runs a section's step; `around` is called in front of it with its name, and behind it with an empty one.
+    /// Runs a section's step; `around` is called before it with its name, and after it with an empty one.
     ///
     /// # Errors
     /// Those of the device and of `around`.
@@ -97,8 +97,8 @@ impl Steps {
         begin("")
     }
 
-    /// Seconds of a section's step as it is replayed: the smallest of `repeats` groups. None for a classifier's forward pass, which
-    /// copies from and to the host.
+    /// Seconds of a section's replayed step: the minimum of `repeats` groups. None for a classifier's forward pass, which copies
+    /// from and to the host.
     fn replayed(&mut self, section: &str, repeats: usize) -> Result<Option<f64>> {
         const GROUP: usize = 10;
         let mut best = f64::INFINITY;
@@ -139,16 +139,16 @@ impl Steps {
         Ok(Some(best))
     }
 
-    /// What was submitted in sections so far.
+    /// The work submitted in sections so far.
     pub fn take(&self) -> Vec<Node> {
         self.recorder.take()
     }
 }
 
-/// Runs both steps on the machine, which counts them; at most `blocks` blocks of each launch are executed, all where that is 0.
+/// Runs both steps on the PTX machine, which counts them; executes at most `blocks` blocks of each launch, or all for 0.
 ///
 /// # Errors
-/// Where the driver is not the machine, those of the steps, and what [`Steps::new`] refuses. `said` hears what begins.
+/// If the driver is not the PTX machine; those of the steps and of [`Steps::new`]. `said` receives progress.
 pub fn count(config: &Config, blocks: u32, said: &mut dyn FnMut(&str)) -> Result<Vec<Node>> {
     let Some(machine) = PtxMachine::find()? else {
         let message = "the driver is not the PTX machine, or one of another version";
@@ -171,24 +171,24 @@ pub fn count(config: &Config, blocks: u32, said: &mut dyn FnMut(&str)) -> Result
 /// Measured times, in seconds.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// The GPU in words.
+    /// The GPU as text.
     pub device: String,
-    /// Each piece of work by itself: its smallest time.
+    /// Each piece of work alone: its minimum time.
     pub nodes: Vec<(Node, f64)>,
-    /// A whole step as it is replayed, by section: the smallest time of a group of steps, over their number.
+    /// A whole replayed step, by section: the minimum time of a group of steps, divided by their number.
     pub steps: Vec<(&'static str, f64)>,
 }
 
-/// Measures both steps on this machine's GPU, as often as `repeats` says.
+/// Measures both steps on this machine's GPU, `repeats` times.
 ///
 /// # Errors
-/// Those of the steps; steps that differ from one another.
+/// Those of the steps; steps that differ from each other.
 pub fn measure(config: &Config, repeats: usize) -> Result<Measured> {
     let mut steps = Steps::new(config)?;
     let (mut measured, mut whole) = (Vec::new(), Vec::new());
     for section in SECTIONS {
         let mut best: Vec<(Node, f64)> = Vec::new();
-        // The first one loads modules.
+        // The first step loads modules.
         for round in 0..=repeats {
             let (recorder, mut times) = (steps.recorder.clone(), Vec::new());
             steps.run(section, &mut |name| match name {

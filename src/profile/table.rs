@@ -1,4 +1,4 @@
-//! A profile for people.
+//! A profile as text.
 
 use std::fmt::Write;
 
@@ -7,12 +7,12 @@ use super::lines::source_lines;
 use super::model::Part;
 use super::report::{Report, Row, note, scaling};
 
-/// Lines of a kernel that are shown.
+/// Lines shown per kernel.
 const LINES: usize = 12;
-/// Findings that are shown of a section.
+/// Findings shown per section.
 const FINDINGS: usize = 24;
 
-/// Heading, both steps by kernel, and what strikes. `op` shows the kernels of one op alone.
+/// Heading, both steps by kernel, and the findings. `op` limits it to the kernels of one op.
 pub fn text(report: &Report, op: Option<&str>) -> String {
     let note = note(report.calibrated_by.is_some());
     let gpu = &report.gpu;
@@ -37,7 +37,7 @@ pub fn text(report: &Report, op: Option<&str>) -> String {
     if estimated > 0 {
         let _ = writeln!(
             text,
-            "registers of {estimated} kernels are the machine's estimate, at one issue slot an instruction of PTX: \
+            "registers of {estimated} kernels are the PTX machine's estimate, at one issue slot per PTX instruction: \
              kernels/prebuilt/registers.json does not list them"
         );
     }
@@ -77,7 +77,7 @@ fn step(report: &Report, section: &str, op: Option<&str>) -> String {
     if let Some(row) = told.iter().max_by(|a, b| spread(a).total_cmp(&spread(b))) {
         let _ = writeln!(
             text,
-            "  counters of {} of {} kernels are not exact: of a few blocks that are not alike (at most {}: {})",
+            "  counters of {} of {} kernels are not exact: their executed blocks differ (at most {}: {})",
             told.len(),
             shown.len(),
             row.kernel,
@@ -153,12 +153,12 @@ fn findings(report: &Report, section: &str, op: Option<&str>) -> String {
     text
 }
 
-/// The dearest lines of a kernel in a section.
+/// The most expensive lines of a kernel in a section.
 pub fn lines(kernel: &KernelLines, section: &str) -> String {
     let found = source_lines(kernel, section);
     let all: u64 = found.iter().map(|line| line.counters.warp_instructions).sum();
     let mut text = format!(
-        "\n{} in the {section} step, its dearest lines\n  {:>7}{:>9}{:>11}{:>7}  line\n",
+        "\n{} in the {section} step, its most expensive lines\n  {:>7}{:>9}{:>11}{:>7}  line\n",
         kernel.name, "slots", "sectors", "conflicts", "lanes"
     );
     for line in found.iter().take(LINES) {
@@ -204,9 +204,9 @@ fn time(seconds: f64) -> String {
 pub fn legend() -> String {
     let parts: Vec<&str> = Part::ALL.into_iter().map(Part::name).collect();
     format!(
-        "bound by: the slowest of {}, and how many times as long as the next; floor: the roofline's share of the time, above 100 % where\n\
-         the second-level cache keeps what the roofline reads from memory; sectors, conflicts: sectors of global memory and passes over\n\
-         the banks of shared memory, times the least; warps: resident on a multiprocessor\n",
+        "bound by: the slowest of {}, and its ratio to the next; floor: the roofline's share of the time, above 100 % where\n\
+         the second-level cache keeps data that the roofline counts as memory traffic; sectors, conflicts: sectors of global\n\
+         memory and passes over the banks of shared memory, as ratios to the minimum; warps: resident on a multiprocessor\n",
         parts.join(", ")
     )
 }

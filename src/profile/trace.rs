@@ -1,4 +1,4 @@
-//! A step as a trace that Perfetto and `chrome://tracing` open: Chrome's trace event format, JSON.
+//! A step as a trace for Perfetto and `chrome://tracing`: Chrome's trace event format, JSON.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::model::Part;
 use super::report::{Report, note};
 
-/// The trace: a process for each section, with a row of launches and one for what binds them. Times in microseconds.
+/// The trace: a process for each section, with a row of launches and one of their limiting parts. Times in microseconds.
 pub fn trace(report: &Report) -> Value {
     let note = note(report.calibrated_by.is_some());
     let mut events = Vec::new();
@@ -54,7 +54,7 @@ fn metadata(name: &str, process: usize, thread: usize, value: &str) -> Value {
     json!({ "ph": "M", "name": name, "pid": process, "tid": thread, "ts": 0, "args": { "name": value } })
 }
 
-/// An event with a beginning and a length.
+/// An event with a start and a duration.
 fn complete(
     name: &str,
     category: &str,

@@ -1,4 +1,4 @@
-//! Our own API: samples, jobs, models, and how the server is.
+//! The engine's own API: samples, jobs, models and the state of the server.
 
 use axum::Extension;
 use axum::extract::{Path, Request, State};
@@ -20,10 +20,10 @@ use super::refusal::ErrorBody;
 use super::refusal::{Refusal, json};
 use super::results::{File, encode};
 
-/// What a handler answers.
+/// The result of a handler.
 pub type Answer = Result<Response, Refusal>;
 
-/// Asks for images: answered with a job.
+/// Requests images; the answer is a job.
 #[cfg_attr(test, utoipa::path(
     post,
     path = "/v1/samples",
@@ -56,7 +56,7 @@ fn accepted(_: &App, view: &JobView) -> Response {
     response
 }
 
-/// A job: where it is, how far, and what came of it.
+/// A job: its state, progress and results.
 #[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/jobs/{id}",
@@ -75,13 +75,13 @@ pub async fn job(
     Ok(json(StatusCode::OK, &job.view(Some(app.jobs.place(&job)))))
 }
 
-/// Cancels a job; others go on. A job that has ended stays as it is.
+/// Cancels a job without affecting others. A job that has ended is not changed.
 #[cfg_attr(test, utoipa::path(
     delete,
     path = "/v1/jobs/{id}",
     params(("id" = String, Path)),
     responses(
-        (status = 202, description = "The job as it is; it ends at the next step", body = JobView),
+        (status = 202, description = "The job's current state; it ends at the next step", body = JobView),
         Finds,
     )
 ))]
@@ -99,7 +99,7 @@ pub async fn cancel(
 #[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/jobs/{id}/events",
-    params(("id" = String, Path), ("previews" = Option<String>, Query, description = "1 for pictures on the way")),
+    params(("id" = String, Path), ("previews" = Option<String>, Query, description = "1 for preview pictures")),
     responses(
         (status = 200, description = "Events", body = String, content_type = "text/event-stream"),
         Finds,
@@ -115,15 +115,15 @@ pub async fn events(
     Ok(events::own(&app, job, input::query(&parts, "previews") == Some("1")))
 }
 
-/// An image of a job, once it is there, with the parameters that made it inside.
+/// An image of a job, once it is finished; the PNG holds its parameters.
 #[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/jobs/{id}/images/{file}",
-    params(("id" = String, Path), ("file" = String, Path, description = "The image's place: `0.png`")),
+    params(("id" = String, Path), ("file" = String, Path, description = "The image's index: `0.png`")),
     responses(
         (status = 200, description = "The image", body = Vec<u8>, content_type = "image/png"),
         Finds,
-        (status = 409, description = "It is not there yet", body = ErrorBody),
+        (status = 409, description = "It is not finished yet", body = ErrorBody),
     )
 ))]
 pub async fn image(
@@ -134,8 +134,8 @@ pub async fn image(
     let job = app.jobs.get(&client, &id)?;
     let place = file.strip_suffix(".png").and_then(|place| place.parse::<usize>().ok());
     let place = place.filter(|place| *place < job.order.request.labels.len());
-    let place = place.ok_or_else(|| Refusal::unknown("the job has no such image; name one as in 0.png"))?;
-    // In two statements: the state is locked until the end of one.
+    let place = place.ok_or_else(|| Refusal::unknown("the job has no such image; give an index, as in 0.png"))?;
+    // Two statements, because the state is locked until the end of a statement.
     let image = job.state().images[place].clone();
     let image = image.ok_or_else(|| not_yet(&job.view(None)))?;
     encode(&job, &[image], File::Png(place)).map(|(kind, bytes)| file_response(kind, bytes))
@@ -148,14 +148,14 @@ pub async fn image(
     params(
         ("id" = String, Path),
         ("file" = String, Path),
-        ("delay" = Option<String>, Query, description = "Hundredths of a second that a frame is shown"),
-        ("bounce" = Option<String>, Query, description = "1: back again at the end"),
+        ("delay" = Option<String>, Query, description = "Duration of a frame in hundredths of a second"),
+        ("bounce" = Option<String>, Query, description = "1: append the frames in reverse"),
     ),
     responses(
         (status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 400, description = "A delay that cannot be", body = ErrorBody),
+        (status = 400, description = "An invalid delay", body = ErrorBody),
         Finds,
-        (status = 409, description = "It is not there yet", body = ErrorBody),
+        (status = 409, description = "It is not finished yet", body = ErrorBody),
     )
 ))]
 pub async fn file(
@@ -175,20 +175,20 @@ pub async fn file(
 
 fn not_yet(view: &JobView) -> Refusal {
     let status = serde_json::to_value(view.status).unwrap_or_default();
-    let message = format!("the job is {}: there is no such file of it", status.as_str().unwrap_or("unfinished"));
+    let message = format!("the job is {}: it has no such file", status.as_str().unwrap_or("unfinished"));
     Refusal::new(StatusCode::CONFLICT, "not_there", message)
 }
 
 fn file_response(kind: &'static str, bytes: Vec<u8>) -> Response {
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
-        // The name holds what it is of for ever.
+        // The URL identifies the content permanently.
         (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600, immutable")),
     ];
     (headers, bytes).into_response()
 }
 
-/// A model as clients see it.
+/// A model, as returned to clients.
 #[derive(Serialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ModelView {
@@ -200,16 +200,16 @@ pub struct ModelView {
     shape: [usize; 3],
     /// Names of its classes.
     classes: Vec<String>,
-    /// Whether it draws images of no class, and can be guided.
+    /// Whether it can draw unconditional images and use guidance.
     null_label: bool,
-    /// Trained numbers.
+    /// Number of trained parameters.
     parameters: usize,
     /// Its architecture.
     kind: String,
-    /// How it draws where nothing else is asked for.
+    /// Its default sampling settings.
     #[cfg_attr(test, schema(value_type = Object))]
     sampling: serde_json::Value,
-    /// Noise levels: the most steps.
+    /// Number of noise levels: the most steps.
     noise_levels: usize,
 }
 
@@ -219,11 +219,11 @@ pub struct ModelView {
 pub struct ModelsView {
     /// `list`.
     object: &'static str,
-    /// The first is the one that a request means that names none.
+    /// The default model comes first.
     data: Vec<ModelView>,
 }
 
-/// A model in full.
+/// A model with all details.
 #[derive(Serialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ModelDetail {
@@ -232,9 +232,9 @@ pub struct ModelDetail {
     model: ModelView,
     /// `ema` or `raw`.
     weights: String,
-    /// Optimizer steps behind the weights.
+    /// Number of optimizer steps of its training.
     step: u64,
-    /// Milliseconds that an evaluation of the network takes for one image, as measured so far.
+    /// Mean time so far of a network evaluation for one image, in milliseconds.
     milliseconds_per_evaluation: Option<f64>,
     /// The whole configuration.
     #[cfg_attr(test, schema(value_type = Object))]
@@ -258,7 +258,7 @@ impl ModelView {
     }
 }
 
-/// The models that can be asked for.
+/// The available models.
 #[cfg_attr(test, utoipa::path(
     get,
     path = "/v1/models",
@@ -279,7 +279,7 @@ pub async fn models(State(app): State<App>) -> Response {
 pub async fn model(State(app): State<App>, Path(name): Path<String>) -> Answer {
     let card = app.models.get(Some(&name))?;
     let mut config = card.info.config.clone();
-    // Where the data lay is not for others to know.
+    // The path of the data is not public.
     config.data.path = None;
     let detail = ModelDetail {
         model: ModelView::new(card),
@@ -291,13 +291,13 @@ pub async fn model(State(app): State<App>, Path(name): Path<String>) -> Answer {
     Ok(json(StatusCode::OK, &detail))
 }
 
-/// Whether the process lives.
+/// Whether the process is alive.
 #[cfg_attr(test, utoipa::path(get, path = "/healthz", responses((status = 200, body = String))))]
 pub async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Whether it takes jobs: the first model is loaded, and it is not stopping.
+/// Whether it accepts jobs: the first model is loaded, and it is not stopping.
 #[cfg_attr(test, utoipa::path(
     get,
     path = "/readyz",
@@ -310,7 +310,7 @@ pub async fn readyz(State(app): State<App>) -> Response {
     }
 }
 
-/// Counts for Prometheus.
+/// Metrics for Prometheus.
 #[cfg_attr(test, utoipa::path(get, path = "/metrics", responses((status = 200, body = String), Asks)))]
 pub async fn metrics(State(app): State<App>) -> Response {
     let (queued, drawing) = app.jobs.unfinished();
@@ -319,13 +319,13 @@ pub async fn metrics(State(app): State<App>) -> Response {
     (headers, app.metrics.text(queued, drawing)).into_response()
 }
 
-/// Which version serves, on what, for how long.
+/// Version, device and uptime of the server.
 #[derive(Serialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Version {
     name: &'static str,
     version: &'static str,
-    /// The device in words.
+    /// The device as text.
     device: String,
     seconds: f64,
     /// Whether requests need a key.
@@ -337,7 +337,7 @@ pub struct Version {
     steps: usize,
 }
 
-/// Which version serves, on what, for how long.
+/// Version, device and uptime of the server.
 #[cfg_attr(test, utoipa::path(get, path = "/version", responses((status = 200, body = Version))))]
 pub async fn version(State(app): State<App>) -> Response {
     let version = Version {

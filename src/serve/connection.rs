@@ -1,4 +1,4 @@
-//! Connections: how many, how slow, and their end.
+//! Connections: their number, timeouts and end.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -21,13 +21,13 @@ use super::metrics::count;
 use super::patience::Patient;
 use super::state::{Shared, closing};
 
-/// What one connection too many is told.
+/// The response to a connection over the limit.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\nconnection: close\r\ncontent-type: application/json\r\n\
 content-length: 115\r\n\r\n{\"error\":{\"message\":\"too many connections are open\",\"type\":\"server_error\",\"param\":null,\"code\":\"connections_full\"}}\n";
-/// Most bytes of a request's head.
+/// Most bytes of a request head.
 const HEAD: usize = 64 << 10;
 
-/// Takes connections until the server closes, then waits for those that are open to end.
+/// Accepts connections until the server closes, then waits for the open ones to end.
 pub async fn accept(listener: TcpListener, router: Router, shared: Arc<Shared>) {
     let room = Arc::new(Semaphore::new(shared.limits.connections));
     let mut stopping = shared.stopping.subscribe();
@@ -39,14 +39,14 @@ pub async fn accept(listener: TcpListener, router: Router, shared: Arc<Shared>) 
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Of a connection that has gone already, or out of file descriptors: then some have to end first.
+                // Either the peer has already gone, or there are no file descriptors left: then some connections must end first.
                 if !matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 continue;
             }
         };
-        // Answers are small and wanted at once; without it they only come later.
+        // Responses are small and urgent; Nagle's algorithm would only delay them.
         let _ = stream.set_nodelay(true);
         match room.clone().try_acquire_owned() {
             Ok(permit) => {
@@ -59,12 +59,12 @@ pub async fn accept(listener: TcpListener, router: Router, shared: Arc<Shared>) 
             }
         }
     }
-    // All of them together: none is open any more.
+    // All permits together: no connection is open any more.
     let all = room.acquire_many(shared.limits.connections as u32);
     let _ = tokio::time::timeout(Duration::from_secs(2), all).await;
 }
 
-/// Tells a client that there is no room, without reading what it wants.
+/// Refuses a client because there are too many connections, without reading its request.
 async fn refuse(mut stream: TcpStream) {
     let told = async {
         stream.write_all(FULL).await?;
@@ -86,7 +86,7 @@ async fn serve(stream: TcpStream, peer: Peer, router: Router, shared: Arc<Shared
     let mut stopping = shared.stopping.subscribe();
     tokio::pin!(connection);
     tokio::select! {
-        // What goes wrong on a connection is its client's to see.
+        // Connection errors are visible to the client only.
         _ = connection.as_mut() => {}
         () = closing(&mut stopping) => {
             connection.as_mut().graceful_shutdown();

@@ -1,5 +1,4 @@
-//! The API's description, made of the handlers and the bodies that they take: for `page/openapi.json`, which is what is
-//! served.
+//! The API's description, generated from the handlers and their bodies into `page/openapi.json`, which is served.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,13 +18,13 @@ fn described(refusals: &[(u16, &str)]) -> Described {
     refusals.iter().map(refusal).collect()
 }
 
-/// How whatever is asked for can be refused.
+/// Refusals of every request.
 pub struct Asks;
 
-/// How what is asked for by its name can be refused.
+/// Refusals of requests for a named object.
 pub struct Finds;
 
-/// How images that are asked for can be refused.
+/// Refusals of requests for images.
 pub struct Posts;
 
 impl IntoResponses for Asks {
@@ -37,7 +36,7 @@ impl IntoResponses for Asks {
 impl IntoResponses for Finds {
     fn responses() -> Described {
         let mut all = Asks::responses();
-        all.append(&mut described(&[(404, "There is nothing of this name")]));
+        all.append(&mut described(&[(404, "Unknown name")]));
         all
     }
 }
@@ -46,13 +45,13 @@ impl IntoResponses for Posts {
     fn responses() -> Described {
         let mut all = Finds::responses();
         all.append(&mut described(&[
-            (400, "What cannot be drawn, by its field"),
+            (400, "An invalid field, which is named"),
             (408, "A body that is too slow"),
             (413, "A body that is too long"),
             (415, "Another content type"),
             (429, "The queue is full"),
             (500, "The device failed"),
-            (503, "The server stops, or the model does not fit"),
+            (503, "The server is stopping, or the model does not fit"),
         ]));
         all
     }
@@ -86,7 +85,7 @@ impl IntoResponses for Posts {
 )]
 struct Api;
 
-/// `ENGINE_WRITE_OPENAPI=1` writes it.
+/// `ENGINE_WRITE_OPENAPI=1` writes the file.
 #[test]
 fn what_is_served_is_what_the_code_says() {
     let made = Api::openapi().to_pretty_json().unwrap() + "\n";

@@ -1,4 +1,4 @@
-//! The thread that owns the device: models, their batches, and which image joins next.
+//! The thread that owns the device: it holds the models and their batches, and chooses which image joins next.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,36 +20,36 @@ use crate::tensor::{Context, DType, Device};
 /// The shortest time between two previews of a job.
 const PREVIEW: Duration = Duration::from_millis(60);
 
-/// What the device's thread is told.
+/// A message to the device thread.
 pub enum Command {
-    /// Take a job in; answered once it is known whether the model can draw it.
+    /// Accept a job; answers whether the model can draw it.
     Admit(Arc<Job>, oneshot::Sender<Result<(), Refusal>>),
-    /// Load a model now; answered with the bytes that it takes, its batch included.
+    /// Load a model now; answers with its bytes, including its batch.
     Load(Arc<Card>, oneshot::Sender<Result<usize, Refusal>>),
-    /// Look at what has changed: a job was cancelled.
+    /// Check for changes: a job was cancelled.
     Look,
     /// End.
     Stop,
 }
 
-/// What the device's thread is made of.
+/// The configuration of the device thread.
 #[derive(Clone)]
 pub struct Bench {
-    /// What computes.
+    /// The device for computation.
     pub device: Device,
     /// Dtype of activations.
     pub precision: DType,
-    /// The device in words.
+    /// The device as text.
     pub note: String,
     /// Rows of a batch.
     pub rows: usize,
-    /// Bytes that models and batches may take.
+    /// Most bytes for models and batches.
     pub memory: usize,
-    /// How long a job may take.
+    /// Longest time of a job.
     pub time: Duration,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Who keeps finished jobs, and then tells that they are done.
+    /// The keeper of finished jobs, which then reports them as done.
     pub keeper: Option<Sender<Arc<Job>>>,
 }
 
@@ -59,11 +59,11 @@ struct Loaded {
     model: Model,
     batch: Batch,
     bytes: usize,
-    /// When it was last needed.
+    /// When it was last used.
     used: u64,
 }
 
-/// A job under way.
+/// A job in progress.
 struct Live {
     job: Arc<Job>,
     task: Task,
@@ -79,12 +79,12 @@ pub struct Drawer {
 }
 
 impl Drawer {
-    /// Nothing is loaded yet.
+    /// Starts with no model loaded.
     pub fn new(bench: Bench) -> Self {
         Self { bench, loaded: Vec::new(), live: Vec::new(), clock: 0 }
     }
 
-    /// Does what it is told until it is told to stop, or nobody is left to tell it.
+    /// Handles messages until it is told to stop, or all senders are gone.
     pub fn run(mut self, commands: Receiver<Command>) {
         loop {
             let first = if self.live.is_empty() {
@@ -97,7 +97,7 @@ impl Drawer {
             };
             for command in first.into_iter().chain(std::iter::from_fn(|| commands.try_recv().ok())) {
                 match command {
-                    // Nobody may wait for the answer any more.
+                    // The receiver of the answer may be gone.
                     Command::Admit(job, answer) => drop(answer.send(self.admit(&job))),
                     Command::Load(card, answer) => {
                         let loaded = self.load(&card).map(|at| self.loaded[at].bytes);
@@ -112,7 +112,7 @@ impl Drawer {
         }
     }
 
-    /// Takes a job in.
+    /// Accepts a job.
     fn admit(&mut self, job: &Arc<Job>) -> Result<(), Refusal> {
         let order = &job.order;
         let at = self.load(&order.card)?;
@@ -134,15 +134,14 @@ impl Drawer {
         Ok(())
     }
 
-    /// The place of a model among those that are loaded; it is loaded if it is not there, and others go if there is no
-    /// room.
+    /// The index of a loaded model; loads it if necessary, and evicts others if there is no room.
     fn load(&mut self, card: &Arc<Card>) -> Result<usize> {
         self.clock += 1;
         if let Some(at) = self.loaded.iter().position(|loaded| Arc::ptr_eq(&loaded.card, card)) {
             self.loaded[at].used = self.clock;
             return Ok(at);
         }
-        // Its weights alone, before anything is read.
+        // Check the size of its weights before reading anything.
         self.make_room(card, 4 * card.parameters)?;
         let context = Context::new(self.bench.device.clone());
         let model: Model = ModelFile::open(&card.path)?.load(&context, self.bench.precision, None)?;
@@ -154,7 +153,7 @@ impl Drawer {
         Ok(self.loaded.len() - 1)
     }
 
-    /// Lets go of the models that were not needed for longest until `bytes` more fit.
+    /// Evicts the least recently used models until `bytes` more fit.
     fn make_room(&mut self, card: &Card, bytes: usize) -> Result<()> {
         while self.loaded.iter().map(|loaded| loaded.bytes).sum::<usize>() + bytes > self.bench.memory {
             let busy = |loaded: &Loaded| self.live.iter().any(|live| Arc::ptr_eq(&live.job.order.card, &loaded.card));
@@ -178,7 +177,7 @@ impl Drawer {
         self.bench.metrics.memory.store(bytes as u64, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// Ends jobs that were cancelled or have taken too long; their rows are free at once.
+    /// Ends jobs that were cancelled or have taken too long; their rows are free immediately.
     fn sweep(&mut self) {
         let time = self.bench.time;
         let mut at = 0;
@@ -198,7 +197,7 @@ impl Drawer {
         }
     }
 
-    /// Takes a job out of its batch.
+    /// Removes a job from its batch.
     fn drop_job(&mut self, at: usize) {
         let live = self.live.remove(at);
         let card = &live.job.order.card;
@@ -207,7 +206,7 @@ impl Drawer {
         }
     }
 
-    /// Does a step of the model that has waited longest of those with work.
+    /// Runs a step of the model with work that has waited longest.
     fn step(&mut self) {
         let works = |loaded: &Loaded| self.live.iter().any(|live| Arc::ptr_eq(&live.job.order.card, &loaded.card));
         let with_work = self.loaded.iter().enumerate().filter(|(_, loaded)| works(loaded));
@@ -221,9 +220,9 @@ impl Drawer {
         let error = match outcome {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
-            Err(_) => "the device's work failed in a way that was not foreseen".into(),
+            Err(_) => "the device failed unexpectedly".into(),
         };
-        // Nothing in that batch can be relied on any more; the next request loads the model anew.
+        // The batch may be corrupt; the next request reloads the model.
         let card = self.loaded.remove(at).card;
         self.count_memory();
         self.live.retain(|live| {
@@ -236,7 +235,7 @@ impl Drawer {
         });
     }
 
-    /// Lets images join while there is room: of the client with the fewest rows, its oldest job first.
+    /// Lets images join while there is room: the oldest job of the client with the fewest rows comes first.
     fn fill(&mut self, at: usize) -> Result<()> {
         let loaded = &mut self.loaded[at];
         loop {
@@ -247,7 +246,7 @@ impl Drawer {
                 own.map(|live| live.task.underway().len() * live.task.rows()).sum()
             };
             let waiting = self.live.iter().enumerate().filter(|(_, live)| mine(live));
-            // With all room there is: whoever is next waits for its rows, so that nobody overtakes it for ever.
+            // The next job waits for its rows even if smaller ones would fit, so that it cannot starve.
             let waiting = waiting.filter(|(_, live)| live.task.next_place(usize::MAX).is_some());
             let next = waiting.min_by_key(|(_, live)| (rows(&live.job.client), live.job.number)).map(|(at, _)| at);
             let Some(live) = next.map(|next| &mut self.live[next]) else { return Ok(()) };
@@ -260,7 +259,7 @@ impl Drawer {
         }
     }
 
-    /// Does the step, and hands out what came of it.
+    /// Runs the step and distributes the results.
     fn advance(&mut self, at: usize) -> Result<()> {
         let loaded = &mut self.loaded[at];
         let (rows, started) = (loaded.batch.capacity() - loaded.batch.room(), Instant::now());
@@ -270,7 +269,7 @@ impl Drawer {
             for live in self.live.iter_mut().filter(|live| Arc::ptr_eq(&live.job.order.card, &loaded.card)) {
                 let place = live.task.underway().iter().find(|(own, _)| *own == ticket).map(|(_, place)| *place);
                 let Some(place) = place else { continue };
-                // Frames between given images are blended once all are there.
+                // Frames between given images are blended once all are finished.
                 if live.task.is_final() {
                     let image = picture(&loaded.card, &values)?;
                     live.job.update(|state| state.images[place] = Some(image));
@@ -301,7 +300,7 @@ impl Drawer {
         Ok(())
     }
 
-    /// Hands over a job's images.
+    /// Delivers a job's images.
     fn deliver(&mut self, at: usize) {
         let Live { job, task, .. } = self.live.remove(at);
         let images: Result<Vec<Image>> =

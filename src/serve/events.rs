@@ -1,4 +1,4 @@
-//! A job's way as server-sent events: how far it is, and what it looks like.
+//! A job's progress and previews as server-sent events.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -16,27 +16,27 @@ use tokio::sync::watch;
 use super::job::{Job, Phase, Watching};
 use super::state::{Shared, Stopping, closing};
 
-/// How often a line is sent where there is nothing to tell, so that nobody takes the connection for dead.
+/// Interval of keep-alive lines, so that an idle connection is not closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// What is new about a job.
+/// A change of a job.
 pub enum News {
-    /// Its state, in some way.
+    /// Its state has changed.
     State,
-    /// A picture of an image on the way: its place, a PNG, and the share of the job that was done.
+    /// A preview of an image: its index, a PNG, and the share of the job that is done.
     Preview(usize, Arc<Vec<u8>>, f64),
-    /// An image is there, at this place.
+    /// The image at this index is finished.
     Image(usize),
-    /// It has ended, and why if it failed. Nothing comes after it.
+    /// The job has ended, with an error if it failed. No event follows.
     End(Phase, Option<String>),
 }
 
-/// A stream of news: where it has got to.
+/// A stream of changes, and its position.
 struct Following<W> {
     job: Arc<Job>,
     changed: watch::Receiver<u64>,
     stopping: watch::Receiver<Stopping>,
-    /// Of each image the version of the last preview that was told, and whether it was told of.
+    /// For each image the version of the last preview sent, and whether the image was reported.
     told: Vec<(u64, bool)>,
     pending: VecDeque<News>,
     ended: bool,
@@ -44,8 +44,8 @@ struct Following<W> {
     words: W,
 }
 
-/// The events of a job until it ends, in the words that `words` finds for each piece of news; with previews where they
-/// are wanted. A client that reads slowly misses states and previews in between, never an image or the end.
+/// The events of a job until it ends, formatted by `words`; with previews on request. A client that reads slowly misses
+/// intermediate states and previews, but never an image or the end.
 pub fn follow<W>(shared: &Shared, job: Arc<Job>, previews: bool, words: W) -> Response
 where
     W: FnMut(&Job, News) -> Option<Event> + Send + 'static,
@@ -82,14 +82,14 @@ impl<W: FnMut(&Job, News) -> Option<Event>> Following<W> {
             }
             tokio::select! {
                 change = self.changed.changed() => change.ok()?,
-                // The server closes: whoever asks again is told by the next one.
+                // The server closes; a client that reconnects finds the next server.
                 () = closing(&mut self.stopping) => return None,
             }
             self.look();
         }
     }
 
-    /// Notes what is new.
+    /// Records the changes.
     fn look(&mut self) {
         let state = self.job.state();
         self.pending.push_back(News::State);
@@ -114,8 +114,7 @@ impl<W: FnMut(&Job, News) -> Option<Event>> Following<W> {
     }
 }
 
-/// Our own words: `job` (its state), `preview` (what an image looks like), `image` (one that is there), and in the end
-/// `end`.
+/// Our own events: `job` (its state), `preview` (a preview of an image), `image` (a finished one), and finally `end`.
 pub fn own(shared: &Arc<Shared>, job: Arc<Job>, previews: bool) -> Response {
     let all = shared.clone();
     follow(shared, job, previews, move |job, news| {

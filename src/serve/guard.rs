@@ -1,4 +1,4 @@
-//! Who may ask, by which name, and from which page.
+//! Access control: keys, host names and origins.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -14,33 +14,33 @@ use super::refusal::Refusal;
 use super::state::Shared;
 use crate::error::{Error, Result};
 
-/// Most bytes of a file of keys.
+/// Most bytes of a key file.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Whoever asks: a key's name, or an address.
+/// The client: a key's name, or an address.
 #[derive(Clone, Debug)]
 pub struct Client(pub String);
 
-/// The address at the other end of a connection.
+/// The peer address of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
-/// The keys, as their SHA-256. Nobody can read a key out of them.
+/// The accepted keys, stored as SHA-256 digests.
 #[derive(Clone, Debug, Default)]
 pub struct Keys {
     keys: Vec<([u8; 32], String)>,
 }
 
 impl Keys {
-    /// Reads a file with a key a line: its SHA-256 in hexadecimal digits, as `sha256sum` prints it, and after it a
-    /// name, if it is to have one. Lines that begin with `#` are comments.
+    /// Reads a file with one key per line: its SHA-256 in hexadecimal digits, as `sha256sum` prints it, then an optional name.
+    /// Lines that begin with `#` are comments.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::File`] for a line that is none, or no keys at all.
+    /// [`Error::Io`]; [`Error::File`] for an invalid line or a file without keys.
     pub fn read(path: &Path) -> Result<Self> {
         let size = std::fs::metadata(path).map_err(Error::io(path, "look at"))?.len();
         if size > MAX_BYTES {
-            return Err(Error::file(path, format!("is {size} bytes long"), "give a file of keys, a line each"));
+            return Err(Error::file(path, format!("is {size} bytes long"), "give a file with one key per line"));
         }
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         let mut keys = Vec::new();
@@ -65,12 +65,12 @@ impl Keys {
         Ok(Self { keys })
     }
 
-    /// Whether nobody needs a key.
+    /// Whether no key is needed.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// The name of a key. It takes as long for every key, right or wrong.
+    /// The name of a key. It takes constant time for all keys.
     pub fn name(&self, key: &str) -> Option<&str> {
         let given: [u8; 32] = Sha256::digest(key.as_bytes()).into();
         let mut found = None;
@@ -95,26 +95,25 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// By which names the server may be called, and from which pages: a page elsewhere can make its own name mean this
-/// machine.
+/// The allowed host names and origins. The check prevents DNS rebinding: a foreign page can point its own name at this machine.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
-    /// Names besides `localhost` and addresses.
+    /// Allowed names besides `localhost` and addresses.
     pub hosts: Vec<String>,
-    /// Origins of other pages that may ask, as in `https://example.org`.
+    /// Allowed foreign origins, as in `https://example.org`.
     pub origins: Vec<String>,
 }
 
 impl Names {
     fn knows(&self, authority: &str) -> bool {
         let host = host_of(authority);
-        // A page can only make a name of its own mean something else, never an address.
+        // A page can rebind its own name, but never an address.
         host.eq_ignore_ascii_case("localhost")
             || host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok()
             || self.hosts.iter().any(|name| name.eq_ignore_ascii_case(host))
     }
 
-    /// Whether an origin is the server's own, and whether it is one of the others that may ask.
+    /// Whether an origin is the server's own, and whether it is an allowed foreign one.
     fn origin(&self, origin: &str, authority: &str) -> (bool, bool) {
         let own = origin.split_once("://").is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(authority));
         (own, self.origins.iter().any(|allowed| allowed == origin))
@@ -129,7 +128,7 @@ fn host_of(authority: &str) -> &str {
     }
 }
 
-/// Looks at each request before anything else does, and at each response.
+/// Checks each request before anything else, and adds headers to each response.
 pub async fn guard(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
     let origin = request.headers().get(header::ORIGIN).cloned();
     let mut response = match check(&shared, &mut request) {
@@ -169,7 +168,7 @@ fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> &'a str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-/// Checks a request and notes whose it is. True for what only asks whether another page may ask.
+/// Checks a request and records its client. True for a CORS preflight request.
 fn check(shared: &Shared, request: &mut Request) -> Result<bool, Refusal> {
     let headers = request.headers();
     let authority = match request.uri().authority() {

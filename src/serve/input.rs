@@ -1,4 +1,4 @@
-//! What comes in: bodies, queries, headers.
+//! Request input: bodies, queries, headers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use super::refusal::Refusal;
 /// Longest idempotency key.
 const KEY: usize = 200;
 
-/// Reads a whole body, within its bound and its time.
+/// Reads a whole body within its size and time limits.
 ///
 /// # Errors
-/// 413 for a longer one, 408 for a slower one, 400 for one that breaks off.
+/// 413 if it is too long, 408 if too slow, 400 if it breaks off.
 pub async fn body(request: Request, limits: &Limits) -> Result<(Parts, Bytes), Refusal> {
     let too_long = || {
         let message = format!("the body is longer than {} bytes", limits.body);
@@ -32,7 +32,7 @@ pub async fn body(request: Request, limits: &Limits) -> Result<(Parts, Bytes), R
     if declared.is_some_and(|length| length > limits.body as u64) {
         return Err(too_long());
     }
-    // A long body may take longer, at the pace of a slow line.
+    // A long body gets more time, at the rate of a slow line.
     let time = limits.arrival + Duration::from_millis(declared.unwrap_or(0) / 64);
     match tokio::time::timeout(time, to_bytes(body, limits.body)).await {
         Ok(Ok(bytes)) => Ok((parts, bytes)),
@@ -51,30 +51,30 @@ pub fn media_type(headers: &HeaderMap) -> String {
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-/// 415 that names what is taken.
+/// 415 with the accepted type.
 pub fn other_type(taken: &str) -> Refusal {
     let message = format!("the body's content type is not taken here; send {taken}");
     Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
 }
 
-/// A body of JSON.
+/// A JSON body.
 ///
 /// # Errors
-/// 415 for another content type, 400 that says where it is wrong.
+/// 415 for another content type, 400 with the position of an error.
 pub fn json<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T, Refusal> {
     if media_type(headers) != "application/json" {
         return Err(other_type("application/json"));
     }
     serde_json::from_slice(bytes).map_err(|error| {
         let text: String = error.to_string().chars().filter(|c| !c.is_control()).take(300).collect();
-        Refusal::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is no request: {text}"))
+        Refusal::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not a valid request: {text}"))
     })
 }
 
 /// The idempotency key of a request, with the digest of its body.
 ///
 /// # Errors
-/// 400 for one that is too long or no text.
+/// 400 if it is too long or not text.
 pub fn key(headers: &HeaderMap, bytes: &[u8]) -> Result<Option<Key>, Refusal> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     match value.to_str() {
@@ -91,16 +91,16 @@ pub fn query<'a>(parts: &'a Parts, name: &str) -> Option<&'a str> {
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).next()
 }
 
-/// Does what takes a while on a thread that may wait.
+/// Runs slow work on a thread that may block.
 ///
 /// # Errors
-/// Those of `work`; 500 where it panics.
+/// Those of `work`; 500 if it panics.
 pub async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    let failed = |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", "the work failed in a way not foreseen");
+    let failed = |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", "the work failed unexpectedly");
     tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
 
-/// Shared by the threads that may wait.
+/// Shared by the blocking threads.
 pub type App = Arc<super::state::Shared>;

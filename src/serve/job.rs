@@ -1,4 +1,4 @@
-//! Jobs: what was asked for, how far it is, and what came of it.
+//! Jobs: requests, their progress and results.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -17,24 +17,24 @@ use super::refusal::Refusal;
 use crate::picture::Image;
 use crate::pipeline::Recipe;
 
-/// The texts of a picture: keywords and what they hold.
+/// The texts of a picture: keywords and values.
 pub type Texts = Vec<(&'static str, String)>;
 
-/// Locks, whatever happened to whoever held the lock before: every state that is stored is whole.
+/// Locks, ignoring poisoning: every stored state is consistent.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a picture's metadata says of how it was made.
+/// The origin of a picture, for its metadata.
 #[derive(Clone, Debug)]
 pub enum Made {
-    /// Out of noise: each picture has a recipe of its own.
+    /// From noise: each picture has its own recipe.
     Sampled(Box<Recipe>),
-    /// Out of given ones.
+    /// From given pictures.
     Edited(Texts),
 }
 
-/// Where a job is.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
@@ -47,30 +47,30 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Whether nothing more will come.
+    /// Whether the job has ended.
     pub fn is_end(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
     }
 }
 
-/// What changes about a job.
+/// The changing part of a job.
 #[derive(Debug)]
 pub struct State {
-    /// Where it is.
+    /// Its state.
     pub phase: Phase,
-    /// Evaluations of the network for one image each, done and in all.
+    /// Evaluations of the network for one image each: done and total.
     pub done: usize,
     pub total: usize,
-    /// Why it failed.
+    /// The error, if it failed.
     pub error: Option<String>,
     /// When it left the queue.
     pub started: Option<Instant>,
     pub ended: Option<Instant>,
-    /// PNGs of what is being drawn, with a number that rises with each.
+    /// PNGs of unfinished images, each with an increasing version.
     pub previews: Vec<Option<(u64, Arc<Vec<u8>>)>>,
-    /// The images that are there.
+    /// The finished images.
     pub images: Vec<Option<Image>>,
-    /// How they were made, once the model is known.
+    /// Their origins, once the model is known.
     pub made: Option<Made>,
     shown: u64,
 }
@@ -78,55 +78,55 @@ pub struct State {
 /// A job.
 #[derive(Debug)]
 pub struct Job {
-    /// Its name: nobody guesses it.
+    /// Its unguessable identifier.
     pub id: String,
-    /// Whose it is.
+    /// Its client.
     pub client: String,
-    /// What was asked for.
+    /// The request.
     pub order: Order,
     /// Its idempotency key.
     pub key: Option<Key>,
-    /// Jobs before it, ever.
+    /// Number of earlier jobs.
     pub number: u64,
-    /// When it came.
+    /// When it was accepted.
     pub created: Instant,
     cancelled: AtomicBool,
-    /// Event streams that want previews.
+    /// Number of event streams that want previews.
     watchers: AtomicUsize,
     state: Mutex<State>,
     changed: watch::Sender<u64>,
 }
 
-/// A job as clients see it.
+/// A job, as returned to clients.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct JobView {
-    /// Its name.
+    /// Its identifier.
     pub id: String,
-    /// Where it is.
+    /// Its state.
     pub status: Phase,
     /// The model's name.
     pub model: String,
-    /// How many images it has.
+    /// Number of images.
     pub count: usize,
     /// Jobs before it in the queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<usize>,
-    /// Evaluations of the network that are done, of each image.
+    /// Evaluations of the network done, one per image and step.
     pub done: usize,
-    /// Evaluations in all.
+    /// Total evaluations.
     pub total: usize,
-    /// Seconds since it came, or that it took.
+    /// Seconds since its arrival, or its duration.
     pub seconds: f64,
-    /// Seconds that it will still take, while it is being drawn.
+    /// Remaining seconds, while it is drawn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds_left: Option<f64>,
-    /// Why it failed.
+    /// The error, if it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Where its images are, those that are there.
+    /// URLs of its finished images.
     pub images: Vec<String>,
-    /// The class of each image in words.
+    /// The class name of each image.
     pub classes: Vec<String>,
     /// The seed.
     pub seed: u64,
@@ -143,39 +143,39 @@ impl Job {
         lock(&self.state)
     }
 
-    /// Changes the state and tells whoever watches.
+    /// Changes the state and notifies watchers.
     pub fn update(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state());
         self.changed.send_modify(|version| *version += 1);
     }
 
-    /// Is told of each change.
+    /// Subscribes to changes.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Asks for an end; whoever draws it will see.
+    /// Requests cancellation; the device thread notices it.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
     }
 
-    /// Whether an end was asked for.
+    /// Whether cancellation was requested.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Whether anyone wants to see previews.
+    /// Whether any stream wants previews.
     pub fn is_watched(&self) -> bool {
         self.watchers.load(Ordering::Relaxed) > 0
     }
 
-    /// Somebody wants previews until what is returned is dropped.
+    /// Requests previews until the returned guard is dropped.
     pub fn watch(self: &Arc<Self>) -> Watching {
         self.watchers.fetch_add(1, Ordering::Relaxed);
         Watching(self.clone())
     }
 
-    /// Ends it, unless it has ended: with an error, or cancelled.
+    /// Ends it, unless it has already ended: with an error, or cancelled.
     pub fn end(&self, phase: Phase, error: Option<String>) {
         self.update(|state| {
             if !state.phase.is_end() {
@@ -185,7 +185,7 @@ impl Job {
         });
     }
 
-    /// Shows a picture of what is being drawn at a place.
+    /// Stores a preview of the image at an index.
     pub fn show(&self, place: usize, png: Vec<u8>) {
         self.update(|state| {
             state.shown += 1;
@@ -196,7 +196,7 @@ impl Job {
         });
     }
 
-    /// The texts of the picture at a place.
+    /// The texts of the picture at an index.
     pub fn texts(&self, place: usize) -> Texts {
         let request = &self.order.request;
         match &self.state().made {
@@ -215,7 +215,7 @@ impl Job {
         }
     }
 
-    /// As clients see it; `place` is its place in the queue.
+    /// As returned to clients; `place` is its position in the queue.
     pub fn view(&self, place: Option<usize>) -> JobView {
         let state = self.state();
         let now = Instant::now();
@@ -253,7 +253,7 @@ impl Job {
     }
 }
 
-/// Somebody who wants previews.
+/// A subscription to previews.
 #[derive(Debug)]
 pub struct Watching(Arc<Job>);
 
@@ -266,7 +266,7 @@ impl Drop for Watching {
 #[derive(Debug, Default)]
 struct Table {
     jobs: HashMap<String, Arc<Job>>,
-    /// In the order in which they came.
+    /// In the order of arrival.
     order: VecDeque<Arc<Job>>,
     /// By client and idempotency key: the digest of the request, and the job.
     keys: HashMap<(String, String), (Vec<u8>, String)>,
@@ -274,7 +274,7 @@ struct Table {
 }
 
 impl Table {
-    /// Puts a new job at the end.
+    /// Appends a new job.
     fn insert(&mut self, new: Restored) -> Arc<Job> {
         self.number += 1;
         let Restored { id, client, order, key } = new;
@@ -317,16 +317,16 @@ impl Table {
     }
 }
 
-/// All jobs of a server that are not forgotten yet.
+/// All jobs that the server remembers.
 #[derive(Debug)]
 pub struct Jobs {
     table: Mutex<Table>,
     limits: Limits,
-    /// Where finished ones are kept.
+    /// The folder for finished jobs.
     folder: Option<PathBuf>,
 }
 
-/// Of an idempotency key.
+/// The data of an idempotency key.
 #[derive(Clone, Debug)]
 pub struct Key {
     /// The key.
@@ -336,15 +336,15 @@ pub struct Key {
 }
 
 impl Jobs {
-    /// None yet; finished ones that are forgotten go out of `folder` too.
+    /// Starts empty; finished jobs that are forgotten are also deleted from `folder`.
     pub fn new(limits: Limits, folder: Option<PathBuf>) -> Self {
         Self { table: Mutex::default(), limits, folder }
     }
 
-    /// The job that a client's idempotency key means already.
+    /// The earlier job with a client's idempotency key.
     ///
     /// # Errors
-    /// 409 where the key came with another body.
+    /// 409 if the key came with a different body.
     pub fn known(&self, client: &str, key: &Key) -> Result<Option<Arc<Job>>, Refusal> {
         let table = lock(&self.table);
         let Some((digest, id)) = table.keys.get(&(client.to_string(), key.key.clone())) else { return Ok(None) };
@@ -358,7 +358,7 @@ impl Jobs {
     /// Puts an order into the queue.
     ///
     /// # Errors
-    /// 429 where it is full; as [`Jobs::known`].
+    /// 429 if it is full; as [`Jobs::known`].
     pub fn add(
         &self,
         client: &str,
@@ -380,7 +380,7 @@ impl Jobs {
         Ok((table.insert(Restored { id, client: client.to_string(), order, key }), true))
     }
 
-    /// Takes in a job that an earlier server finished.
+    /// Adds a job that an earlier server finished.
     pub fn restore(&self, restored: Restored, made: Made, images: Vec<Image>) {
         let job = lock(&self.table).insert(restored);
         job.update(|state| {
@@ -389,12 +389,12 @@ impl Jobs {
         });
     }
 
-    /// Forgets a job that was never begun.
+    /// Forgets a job that was never started.
     pub fn remove(&self, job: &Job) {
         lock(&self.table).remove(&job.id);
     }
 
-    /// The oldest finished jobs go where there are too many.
+    /// Removes the oldest finished jobs over the limit.
     fn forget(&self, table: &mut Table) {
         let bytes =
             |job: &Arc<Job>| job.state().images.iter().flatten().map(|image| image.pixels().len()).sum::<usize>();
@@ -411,14 +411,14 @@ impl Jobs {
         }
     }
 
-    /// A client's job by its name.
+    /// A client's job by its identifier.
     ///
     /// # Errors
-    /// 404, for another client's too.
+    /// 404, also for another client's job.
     pub fn get(&self, client: &str, id: &str) -> Result<Arc<Job>, Refusal> {
         let job = lock(&self.table).jobs.get(id).cloned();
         job.filter(|job| job.client == client)
-            .ok_or_else(|| Refusal::unknown("there is no such job: it never was, or it was forgotten after newer ones"))
+            .ok_or_else(|| Refusal::unknown("there is no such job: it never existed, or newer jobs have displaced it"))
     }
 
     /// Jobs before one in the queue.
@@ -427,14 +427,14 @@ impl Jobs {
         lock(&self.table).order.iter().filter(before).count()
     }
 
-    /// Jobs that are queued, and that are being drawn.
+    /// Numbers of queued and running jobs.
     pub fn unfinished(&self) -> (usize, usize) {
         let table = lock(&self.table);
         let count = |phase| table.order.iter().filter(|job| job.state().phase == phase).count();
         (count(Phase::Queued), count(Phase::Drawing))
     }
 
-    /// Those that are unfinished.
+    /// The unfinished jobs.
     pub fn open(&self) -> Vec<Arc<Job>> {
         lock(&self.table).order.iter().filter(|job| !job.state().phase.is_end()).cloned().collect()
     }

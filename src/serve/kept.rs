@@ -1,4 +1,4 @@
-//! Finished jobs in a folder, so that a server that was killed knows them again.
+//! Finished jobs in a folder, so that they survive a killed server.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use crate::error::{Error, Result};
 use crate::picture::Image;
 use crate::pipeline::{Recipe, SampleRequest};
 
-/// Longest file that is read: more than the images of a job take.
+/// Longest file that is read: more than the images of a job need.
 const LONGEST: u64 = 256 << 20;
 /// Keywords of a picture's texts.
 const KEYWORDS: [&str; 2] = ["Software", "engine.edit"];
 
-/// How a file's name ends that is being written.
+/// The ending of a file that is being written.
 const PART: &str = "part";
 
-/// A finished job as it lies in its file.
+/// A finished job as stored in its file.
 #[derive(Serialize, Deserialize)]
 struct Record {
     id: String,
@@ -34,7 +34,7 @@ struct Record {
     sampling: SamplingConfig,
     seed: u64,
     first: u32,
-    /// What made its pictures: out of noise, or the texts of edited ones.
+    /// The origin of its pictures: noise, or the texts of edited ones.
     recipe: Option<Recipe>,
     texts: Vec<(String, String)>,
     /// The idempotency key, and the digest of its request.
@@ -45,18 +45,18 @@ struct Record {
     images: Vec<String>,
 }
 
-/// Where a job is kept. Its name is ours: 32 hexadecimal digits.
+/// The path of a job's file. The name is the engine's own: 32 hexadecimal digits.
 fn path(folder: &Path, id: &str) -> PathBuf {
     folder.join(format!("{id}.job.json"))
 }
 
-/// Forgets a job.
+/// Deletes a job's file.
 pub fn forget(folder: &Path, id: &str) {
-    // Of one that was never finished there is none.
+    // An unfinished job has no file.
     let _ = std::fs::remove_file(path(folder, id));
 }
 
-/// Writes each job that comes, and only then tells that it is done.
+/// Writes each finished job, and only then reports it as done.
 pub fn keep(folder: &Path, finished: &Receiver<Arc<Job>>) {
     while let Ok(job) = finished.recv() {
         match record(&job).map_or(Ok(()), |record| write(folder, &record)) {
@@ -95,14 +95,14 @@ fn record(job: &Job) -> Option<Record> {
 fn write(folder: &Path, record: &Record) -> Result<()> {
     let path = path(folder, &record.id);
     let text = serde_json::to_vec(record).map_err(|error| Error::file(&path, error.to_string(), "report it"))?;
-    // Not synced: it has to outlive the process, not the machine, and every image would wait for the disk. What a power cut
-    // leaves of it is not read.
+    // Not synced: the file must survive the process, not the machine, and syncing would delay every image. A file damaged by a
+    // power cut is ignored.
     let beside = path.with_extension(PART);
     std::fs::write(&beside, &text).and_then(|()| std::fs::rename(&beside, &path)).map_err(Error::io(&path, "write"))
 }
 
-/// Takes in what an earlier server kept, the newest jobs first, as many as are kept at all. What cannot be read, or is
-/// of a model that is not there any more, is left alone. Returns how many there were.
+/// Loads the jobs that an earlier server stored, newest first, up to the limit. Files that cannot be read, or whose model is gone,
+/// are left alone. Returns their number.
 ///
 /// # Errors
 /// [`Error::Io`] for a folder that cannot be made or listed.
@@ -113,7 +113,7 @@ pub fn load(folder: &Path, most: usize, models: &Models, jobs: &Jobs) -> Result<
         .filter_map(|entry| {
             let path = entry.ok()?.path();
             if path.to_string_lossy().ends_with(&format!(".job.{PART}")) {
-                // Of a server that was killed while it wrote.
+                // Left by a server that was killed while writing.
                 let _ = std::fs::remove_file(&path);
             }
             let is_job = path.to_string_lossy().ends_with(".job.json");
@@ -134,7 +134,7 @@ pub fn load(folder: &Path, most: usize, models: &Models, jobs: &Jobs) -> Result<
     Ok(count)
 }
 
-/// What a job is restored from.
+/// The data to restore a job.
 pub struct Restored {
     pub id: String,
     pub client: String,

@@ -1,34 +1,34 @@
-//! Bounds that hold whatever is asked.
+//! Fixed limits on all requests.
 
 use std::time::Duration;
 
-/// Bounds on requests and connections.
+/// Limits on requests and connections.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// Unfinished jobs, those that are being drawn among them.
+    /// Unfinished jobs, including running ones.
     pub queue: usize,
     /// Images of a job.
     pub images: usize,
     /// Denoising steps of an image.
     pub steps: usize,
-    /// How often a step is done again around what is known.
+    /// Repetitions of a step around known pixels.
     pub rounds: usize,
-    /// Pixels a side of a picture that is given.
+    /// Pixels per side of a given picture.
     pub side: u32,
     /// Bytes of a request's body.
     pub body: usize,
-    /// How long a body, or the head of a request, may take to arrive.
+    /// Time for a body, or a request head, to arrive.
     pub arrival: Duration,
-    /// How long a client may read nothing of what waits for it.
+    /// Time that a client may leave pending data unread.
     pub reading: Duration,
-    /// How long a job may take, the time in the queue included.
+    /// Time of a job, including the queue.
     pub job: Duration,
     /// Open connections.
     pub connections: usize,
-    /// Finished jobs that are kept, and the bytes of their pixels.
+    /// Stored finished jobs, and the bytes of their pixels.
     pub kept: usize,
     pub kept_bytes: usize,
-    /// How long running jobs may go on when the server is told to stop.
+    /// Time for running jobs after the server is told to stop.
     pub grace: Duration,
 }
 

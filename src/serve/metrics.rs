@@ -1,4 +1,4 @@
-//! Counts of what the server does, in the text format of Prometheus.
+//! Metrics of the server in the text format of Prometheus.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,22 +11,22 @@ const ROWS: [u64; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 /// Counters and gauges; all start at 0.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// Steps by their rows: up to each bound of [`ROWS`], and beyond.
+    /// Steps by number of rows: up to each bound of [`ROWS`], and beyond.
     rows: [AtomicU64; ROWS.len() + 1],
     row_sum: AtomicU64,
     steps: AtomicU64,
     step_nanoseconds: AtomicU64,
-    /// Images that were finished.
+    /// Finished images.
     pub images: AtomicU64,
     /// Jobs by how they ended.
     pub done: AtomicU64,
     pub failed: AtomicU64,
     pub cancelled: AtomicU64,
-    /// Requests that a full queue turned away.
+    /// Requests refused by a full queue.
     pub turned_away: AtomicU64,
     /// Responses by the first digit of their status, from 1.
     responses: [AtomicU64; 5],
-    /// Connections that are open, and that were turned away.
+    /// Open connections, and refused ones.
     pub connections: AtomicU64,
     pub connections_refused: AtomicU64,
     /// Bytes of the loaded models and their batches on the device.
@@ -39,7 +39,7 @@ pub fn count(counter: &AtomicU64) {
 }
 
 impl Metrics {
-    /// A step of `rows` rows was done.
+    /// Records a step of `rows` rows.
     pub fn step(&self, rows: usize, time: Duration) {
         let rows = rows as u64;
         let bucket = ROWS.iter().position(|most| rows <= *most).unwrap_or(ROWS.len());
@@ -49,20 +49,20 @@ impl Metrics {
         self.step_nanoseconds.fetch_add(time.as_nanos() as u64, RELAXED);
     }
 
-    /// A response with this status was sent.
+    /// Records a response with this status.
     pub fn response(&self, status: u16) {
         if let Some(counter) = self.responses.get((status as usize / 100).wrapping_sub(1)) {
             count(counter);
         }
     }
 
-    /// Seconds that a row takes of a step, on average; None before the first.
+    /// Mean seconds of a step per row; None before the first.
     pub fn seconds_per_row(&self) -> Option<f64> {
         let rows = self.row_sum.load(RELAXED);
         (rows > 0).then(|| self.step_nanoseconds.load(RELAXED) as f64 / 1e9 / rows as f64)
     }
 
-    /// The text, with the jobs that are queued and being drawn.
+    /// The text, including the numbers of queued and running jobs.
     pub fn text(&self, queued: usize, drawing: usize) -> String {
         let mut text = String::new();
         let mut family = |name: &str, kind: &str, help: &str, lines: &[(String, f64)]| {

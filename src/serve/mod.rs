@@ -1,9 +1,8 @@
-//! `engine serve`: models as a service, and a page to play with.
+//! `engine serve`: serves models, with an interactive page.
 //!
-//! HTTP is on one thread, the device on another, which owns models and batches ([`crate::pipeline::Batch`]): requests
-//! of one model share denoising steps whatever they ask for. What keeps requests apart is the model, and nothing else:
-//! size and precision are the model's and the server's. Image k of a seed is the same bits whatever else is drawn, and
-//! those of `engine sample`.
+//! HTTP runs on one thread, the device on another, which owns models and batches ([`crate::pipeline::Batch`]): requests for one
+//! model share denoising steps, whatever their settings. Size and precision are properties of the model and the server. Image k of
+//! a seed has the same bits whatever else is drawn, and the same as from `engine sample`.
 
 mod api;
 mod connection;
@@ -57,20 +56,20 @@ pub use guard::Keys;
 pub use limits::Limits;
 pub use runs::Runs;
 
-/// What a server is made of.
+/// The configuration of a server.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where it listens.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// Models by file, run folder or name; the first is the one that a request means that names none.
+    /// Models by file, run folder or name; the first is the default of requests.
     pub models: Vec<PathBuf>,
     /// A folder of more models.
     pub folder: Option<PathBuf>,
-    /// Where finished jobs are kept, so that the next server knows them.
+    /// The folder for finished jobs, which the next server loads.
     pub keep: Option<PathBuf>,
-    /// Run folders to be shown.
+    /// Run folders to show.
     pub runs: Option<Runs>,
-    /// What computes, and its name in words.
+    /// The device, and its name.
     pub device: Device,
     pub note: String,
     /// Dtype of activations.
@@ -79,28 +78,28 @@ pub struct Settings {
     pub rows: usize,
     /// Bytes that models and batches may take.
     pub memory: usize,
-    /// Who may ask.
+    /// The accepted keys.
     pub keys: Keys,
-    /// Names by which it may be called, besides addresses and `localhost`.
+    /// Allowed host names besides addresses and `localhost`.
     pub hosts: Vec<String>,
-    /// Origins of other pages that may ask.
+    /// Allowed foreign origins.
     pub origins: Vec<String>,
     /// Bounds.
     pub limits: Limits,
 }
 
-/// Serves until the process is told to stop (SIGTERM, SIGINT), then finishes the jobs that are there, for as long as
-/// [`Limits::grace`] allows. `say` is told of what a person wants to know.
+/// Serves until the process is told to stop (SIGTERM, SIGINT), then finishes accepted jobs within [`Limits::grace`]. `say`
+/// receives messages for the user.
 ///
 /// # Errors
-/// [`Error::Config`] for an address that cannot be listened at; those of the first model, which is loaded at once.
+/// [`Error::Config`] for an address that cannot be used; those of the first model, which is loaded immediately.
 pub fn run(settings: Settings, say: impl Fn(&str) + Clone + Send + 'static) -> Result<()> {
     let Settings { listen, device, note, precision, rows, memory, keys, limits, .. } = settings;
     let notes = say.clone();
     let models =
         Models::find(&settings.models, settings.folder.as_deref(), move |text| notes(&format!("note: {text}")))?;
     let refused = |error: std::io::Error| {
-        let message = format!("cannot listen at {listen}: {error}");
+        let message = format!("cannot listen on {listen}: {error}");
         Error::config("--listen", message, "give another address or port, as in 127.0.0.1:7861")
     };
     let listener = TcpListener::bind(listen).map_err(refused)?;
@@ -141,13 +140,13 @@ pub fn run(settings: Settings, say: impl Fn(&str) + Clone + Send + 'static) -> R
     let runtime =
         runtime.map_err(|error| Error::device("the server", error.to_string(), "free some file descriptors"))?;
     let outcome = runtime.block_on(serve(shared, listener, address, say));
-    // It has ended already where it panicked.
+    // It has already ended if it panicked.
     let _ = commands.send(Command::Stop);
     let _ = drawing.join();
     outcome
 }
 
-/// Takes in the jobs that an earlier server kept, and starts the thread that keeps new ones.
+/// Loads the jobs that an earlier server stored, and starts the thread that stores new ones.
 fn keeping(
     folder: PathBuf,
     limits: &Limits,
@@ -173,7 +172,7 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, address: SocketAddr, 
     let accepting = tokio::spawn(connection::accept(listener, router(shared.clone()), shared.clone()));
     let (answer, loaded) = oneshot::channel();
     let first = shared.models.all()[0].clone();
-    // Without the thread nothing is answered, which is told below.
+    // Without the thread nothing is answered; the error is reported below.
     let _ = shared.commands.send(Command::Load(first.clone(), answer));
     let stopped = async {
         tokio::select! {
@@ -188,7 +187,7 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, address: SocketAddr, 
     };
     if let Some(loaded) = loaded {
         let bytes =
-            loaded.map_err(|refusal| Error::device("the first model", refusal.message, "name another with --model"))?;
+            loaded.map_err(|refusal| Error::device("the first model", refusal.message, "give another with --model"))?;
         shared.ready.store(true, Ordering::Release);
         let models = shared.models.all().len();
         let others = if models > 1 { format!(" (and {} more)", models - 1) } else { String::new() };
@@ -202,21 +201,17 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, address: SocketAddr, 
         stopped.await;
     }
     drain(&shared, say).await;
-    // It waits for connections within a bound of its own.
+    // It waits for connections, with its own time limit.
     let _ = accepting.await;
     Ok(())
 }
 
-/// Finishes the jobs that are there, or says which were dropped.
+/// Finishes accepted jobs, or reports which were dropped.
 async fn drain(shared: &Arc<Shared>, say: impl Fn(&str)) {
     shared.stopping.send_replace(Stopping::Draining);
     let open = shared.jobs.open();
     if !open.is_empty() {
-        say(&format!(
-            "stopping: {} jobs are finished first, for up to {} s",
-            open.len(),
-            shared.limits.grace.as_secs()
-        ));
+        say(&format!("stopping: finishing {} jobs first, for up to {} s", open.len(), shared.limits.grace.as_secs()));
     }
     let finished = async {
         for job in &open {
@@ -236,7 +231,7 @@ async fn drain(shared: &Arc<Shared>, say: impl Fn(&str)) {
         }
         say(&format!("stopped: {} jobs were dropped", dropped.len()));
     }
-    // Streams have the time to say how their jobs ended.
+    // Streams need time to report how their jobs ended.
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     shared.stopping.send_replace(Stopping::Closing);
 }

@@ -1,4 +1,4 @@
-//! The models that a server knows by name, before any is loaded.
+//! The models that a server knows by name, before loading any.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use super::refusal::Refusal;
 /// Most models of a server.
 const MOST: usize = 1000;
 
-/// A model that can be asked for.
+/// An available model.
 #[derive(Debug)]
 pub struct Card {
     /// The name in requests.
     pub name: String,
-    /// What it is loaded from: a file, a run folder, or the name of a pretrained one.
+    /// Its source: a file, a run folder, or the name of a pretrained one.
     pub path: PathBuf,
-    /// What its file says besides the weights.
+    /// The metadata of its file.
     pub info: ModelInfo,
     /// Height, width, channels.
     pub shape: [usize; 3],
-    /// Trained numbers.
+    /// Number of trained parameters.
     pub parameters: usize,
 }
 
@@ -36,7 +36,7 @@ impl Card {
         let parameters = Parameters::new(&Context::shape_only(), builder, DType::F32)?.count();
         let name = name_of(path);
         if name.is_empty() {
-            return Err(Error::file(path, "has no name by which a request could call it", "rename it"));
+            return Err(Error::file(path, "has no name that a request could use", "rename it"));
         }
         Ok(Self { name, path: path.to_path_buf(), info, shape: network.image_shape(), parameters })
     }
@@ -55,18 +55,18 @@ fn name_of(path: &Path) -> String {
     }
 }
 
-/// The models of a server; the first is the one that a request means that names none.
+/// The models of a server; the first is the default of requests.
 #[derive(Debug)]
 pub struct Models {
     cards: Vec<Arc<Card>>,
 }
 
 impl Models {
-    /// Those that are named, then those in a folder: its `.safetensors` files and run folders. With neither those that
-    /// come with the engine. What the folder holds besides diffusion models is told of by `note`.
+    /// The given models, then those in a folder: its `.safetensors` files and run folders. With neither, the models that come with
+    /// the engine. Other files in the folder are reported with `note`.
     ///
     /// # Errors
-    /// Those of [`ModelFile::open`] for a named one; [`Error::Config`] for two of one name, or none at all.
+    /// Those of [`ModelFile::open`] for a given one; [`Error::Config`] for duplicate names, or no models.
     pub fn find(named: &[PathBuf], folder: Option<&Path>, mut note: impl FnMut(String)) -> Result<Self> {
         let mut cards: Vec<Arc<Card>> = Vec::new();
         for path in named {
@@ -113,10 +113,10 @@ impl Models {
         &self.cards
     }
 
-    /// The one that a request names, or the first.
+    /// The requested model, or the first.
     ///
     /// # Errors
-    /// 404 that names the nearest.
+    /// 404 with the nearest name.
     pub fn get(&self, name: Option<&str>) -> Result<&Arc<Card>, Refusal> {
         let Some(name) = name else { return Ok(&self.cards[0]) };
         self.cards.iter().find(|card| card.name == name).ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! OpenAI's images face, so that its clients work: a prompt names classes.
+//! OpenAI's images interface, for its clients: a prompt names classes.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -31,8 +31,8 @@ use crate::picture::{Fit, Image};
 /// Most fields of a form.
 const FIELDS: usize = 40;
 
-/// `POST /v1/images/generations`. `prompt` is a class by name or number, `none`, or several classes with commas between
-/// them. `seed`, `steps`, `sampler`, `guidance` and `temperature` are ours (`extra_body` in OpenAI's clients).
+/// `POST /v1/images/generations`. `prompt` is a class by name or number, `none`, or several classes separated by commas. `seed`,
+/// `steps`, `sampler`, `guidance` and `temperature` are extensions (`extra_body` in OpenAI's clients).
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
@@ -52,11 +52,11 @@ pub struct ImagesBody {
     pub background: Option<String>,
     /// `auto`.
     pub quality: Option<String>,
-    /// Not to be had.
+    /// Not supported.
     pub style: Option<String>,
     /// `auto` or `low`.
     pub moderation: Option<String>,
-    /// Not to be had.
+    /// Not supported.
     pub input_fidelity: Option<String>,
     pub user: Option<String>,
     pub stream: Option<bool>,
@@ -66,11 +66,11 @@ pub struct ImagesBody {
     pub sampler: Option<String>,
     pub guidance: Option<f64>,
     pub temperature: Option<f64>,
-    /// Of edits without a mask: the share of the steps that are done.
+    /// For edits without a mask: the share of the steps to run.
     pub strength: Option<f64>,
 }
 
-/// What is answered.
+/// The response.
 #[derive(Serialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ImagesAnswer {
@@ -94,7 +94,7 @@ struct ImageAnswer {
 }
 
 impl ImagesBody {
-    /// Refuses what cannot be honoured.
+    /// Refuses unsupported fields.
     fn check(&self) -> Result<(), Refusal> {
         let words = [
             ("response_format", &self.response_format, &["b64_json", "url"][..]),
@@ -110,11 +110,14 @@ impl ImagesBody {
                 let short: String = given.chars().take(30).collect();
                 let mend =
                     if taken.is_empty() { "leave it out".into() } else { format!("give {}", taken.join(" or ")) };
-                return Err(Refusal::field(name, format!("{name}: `{}` cannot be had; {mend}", short.escape_debug())));
+                return Err(Refusal::field(
+                    name,
+                    format!("{name}: `{}` is not supported; {mend}", short.escape_debug()),
+                ));
             }
         }
         if self.output_compression.is_some_and(|share| share != 100) {
-            return Err(Refusal::field("output_compression", "output_compression: a PNG is whole; leave it out"));
+            return Err(Refusal::field("output_compression", "output_compression: a PNG is lossless; leave it out"));
         }
         match self.partial_images {
             Some(4..) => Err(Refusal::field("partial_images", "partial_images: give 0 to 3")),
@@ -125,15 +128,20 @@ impl ImagesBody {
         }
     }
 
-    /// As our own API has it.
+    /// As a request of the engine's own API.
     fn samples(&self, app: &App) -> Result<SamplesBody, Refusal> {
         self.check()?;
         let card = app.models.get(self.model.as_deref())?;
         let prompt = self.prompt.as_deref().map(str::trim).unwrap_or_default();
         let class = match prompt {
-            // A model without classes draws whatever is asked for.
+            // A model without classes ignores the prompt.
             _ if card.info.config.model.num_classes() == 0 => None,
-            "" => return Err(Refusal::field("prompt", "prompt: name a class of the model, or several with commas")),
+            "" => {
+                return Err(Refusal::field(
+                    "prompt",
+                    "prompt: give a class of the model, or several separated by commas",
+                ));
+            }
             one if card.info.class_label(one).is_ok() => Some(ClassField::Name(one.into())),
             several => {
                 let names: Vec<&str> = several.split(',').map(str::trim).collect();
@@ -163,7 +171,7 @@ impl ImagesBody {
     }
 }
 
-/// Draws images of the classes that a prompt names.
+/// Draws images of the classes in a prompt.
 #[cfg_attr(test, utoipa::path(
     post,
     path = "/v1/images/generations",
@@ -194,17 +202,17 @@ pub struct EditsForm {
     /// A picture file.
     #[schema(value_type = String, format = Binary)]
     image: Vec<u8>,
-    /// A picture of the same size: what is transparent is drawn. Without one, what is transparent in `image`; where
-    /// nothing is, the whole is varied by `strength`.
+    /// A picture of the same size; its transparent area is drawn. Without it, the transparent area of `image`; if there is none,
+    /// the whole picture is varied by `strength`.
     #[schema(value_type = Option<String>, format = Binary)]
     mask: Option<Vec<u8>>,
     /// As in generations.
     prompt: String,
-    /// As in generations, and so are all its other fields.
+    /// As in generations, like all other fields.
     n: Option<usize>,
 }
 
-/// Draws what is transparent in a picture or a mask.
+/// Draws the transparent area of a picture or a mask.
 #[cfg_attr(test, utoipa::path(
     post,
     path = "/v1/images/edits",
@@ -227,7 +235,7 @@ pub async fn edits(State(app): State<App>, Extension(Client(client)): Extension<
     answer(&app, job, &body, &headers, "image_edit").await
 }
 
-/// A form that has been read.
+/// A parsed form.
 struct Form {
     body: ImagesBody,
     image: Vec<u8>,
@@ -256,7 +264,7 @@ async fn form(parts: Parts, bytes: Bytes) -> Result<Form, Refusal> {
             "mask" => mask = Some(field.bytes().await.map_err(broken)?.to_vec()),
             _ => {
                 let text = field.text().await.map_err(broken)?;
-                // Numbers and truth values are spelt as in JSON; what is not one is text.
+                // Numbers and booleans are written as in JSON; anything else is text.
                 let words = ["model", "prompt", "size", "user", "sampler"];
                 let value = match serde_json::from_str::<Value>(&text) {
                     Ok(value @ (Value::Number(_) | Value::Bool(_))) if !words.contains(&name.as_str()) => value,
@@ -268,15 +276,15 @@ async fn form(parts: Parts, bytes: Bytes) -> Result<Form, Refusal> {
     }
     let body = serde_json::from_value(Value::Object(fields)).map_err(|error| {
         let text: String = error.to_string().chars().filter(|c| !c.is_control()).take(300).collect();
-        Refusal::bad(format!("the form is no request: {text}"))
+        Refusal::bad(format!("the form is not a valid request: {text}"))
     })?;
     let image = image.ok_or_else(|| Refusal::field("image", "image: the form has none"))?;
     Ok(Form { body, image, mask })
 }
 
-/// An order to fill in what is transparent.
+/// An order to fill the transparent area.
 fn edit(app: &App, samples: &SamplesBody, form: Form) -> Result<Order, Refusal> {
-    // Everything but the picture is checked first.
+    // Check everything else before the picture.
     let mut order = Order::new(samples, &app.models, &app.limits)?;
     let given = Given { limits: &app.limits, fit: Fit::Crop };
     let shape = order.card.shape;
@@ -299,7 +307,7 @@ fn transparent(given: &Given, field: &str, bytes: &[u8]) -> Result<Image, Refusa
     let [on_black, on_white] = [[0; 3], [255; 3]].map(|background| given.decode(field, bytes, background));
     let (on_black, on_white) = (on_black?.to_rgb(), on_white?.to_rgb());
     let pixels = on_black.pixels().chunks_exact(3).zip(on_white.pixels().chunks_exact(3));
-    // What shows through of the background is what the picture lacks.
+    // Where the background shows through, the picture is missing.
     let pixels = pixels.map(|(black, white)| if white[0].saturating_sub(black[0]) > 127 { 255 } else { 0 }).collect();
     Ok(Image::new(on_black.width(), on_black.height(), 1, pixels)?)
 }
@@ -319,7 +327,7 @@ fn png(job: &Job, place: usize) -> Result<String, Refusal> {
     Ok(BASE64.encode(encode(job, &[image], File::Png(place))?.1))
 }
 
-/// Waits for a job, or streams its events. The job is cancelled if the client goes.
+/// Waits for a job, or streams its events. Cancels the job if the client disconnects.
 async fn answer(app: &App, job: Arc<Job>, body: &ImagesBody, headers: &HeaderMap, name: &'static str) -> Answer {
     let waiting = Waiting::new(&job, app);
     if body.stream == Some(true) {
@@ -371,14 +379,14 @@ fn failure(phase: Phase, error: Option<String>) -> Refusal {
     }
 }
 
-/// The job's way in OpenAI's events. The job is cancelled if the client goes before its end.
+/// A job's progress as OpenAI's events. Cancels the job if the client disconnects before its end.
 fn stream(app: &App, job: Arc<Job>, partials: usize, name: &'static str, waiting: Waiting) -> Response {
-    // Partial images of each image that were sent.
+    // Partial images sent for each image.
     let mut sent = vec![0; job.order.request.labels.len()];
     let mut waiting = Some(waiting);
     follow(app, job, partials > 0, move |job, news| match news {
         News::State => None,
-        // At even distances of the way.
+        // Evenly spaced over the steps.
         News::Preview(place, png, share) => {
             let before = sent[place];
             (before < partials && share >= before as f64 / (partials + 1) as f64).then(|| {

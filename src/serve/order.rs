@@ -1,4 +1,4 @@
-//! What a request asks for: its fields as they come, and an order that a model can draw.
+//! Requests: their fields as received, and an order that a model can draw.
 
 use std::sync::Arc;
 
@@ -13,21 +13,21 @@ use crate::diffusion::GuidanceSchedule;
 use crate::picture::{Fit, Image};
 use crate::pipeline::{Changes, Choice, Drawing, Edit, Ends, Inpaint, SampleRequest, free_pixels, image_values};
 
-/// `POST /v1/samples`. What is left out is as the model's own configuration has it. At most one of `vary`, `inpaint`,
-/// `upscale` and `interpolate` is given.
+/// `POST /v1/samples`. Missing fields come from the model's configuration. At most one of `vary`, `inpaint`, `upscale` and
+/// `interpolate` is given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplesBody {
-    /// A name from `/v1/models`; the first of them if left out.
+    /// A name from `/v1/models`; by default the first.
     pub model: Option<String>,
-    /// A class by name or number, `all`, `none`, or a list of classes, which the images take in turn.
+    /// A class by name or number, `all`, `none`, or a list of classes, used in turn.
     pub class: Option<ClassField>,
-    /// How many images; with `all`, of each class.
+    /// Number of images; with `all`, per class.
     pub count: Option<usize>,
     /// Image k of a seed is always the same image.
     pub seed: Option<u64>,
-    /// The number k of the first image.
+    /// The index k of the first image.
     pub first: Option<u32>,
     /// `ddpm`, `ddim`, `heun` or `dpmpp2m`.
     pub sampler: Option<String>,
@@ -41,19 +41,19 @@ pub struct SamplesBody {
     pub eta: Option<f64>,
     /// Scale of all noise.
     pub temperature: Option<f64>,
-    /// Classifier-free guidance; 1 is none.
+    /// Classifier-free guidance; 1 turns it off.
     pub guidance: Option<f64>,
     /// `constant`, `adaptive`, or a list of scales such as `1,2,3`.
     pub guidance_schedule: Option<String>,
-    /// The model's own size, as in `28x28`: width, height.
+    /// Must be the model's own size, as in `28x28`: width, height.
     pub size: Option<String>,
-    /// How given pictures are brought to the model's size: `crop`, `pad` or `stretch`.
+    /// How given pictures are fitted to the model's size: `crop`, `pad` or `stretch`.
     pub fit: Option<String>,
     /// Variations of a picture.
     pub vary: Option<VaryField>,
-    /// Fills in a part of a picture.
+    /// Fills a part of a picture.
     pub inpaint: Option<InpaintField>,
-    /// Draws a small picture larger.
+    /// Enlarges a small picture.
     pub upscale: Option<UpscaleField>,
     /// Draws `count` frames between two seeds or two pictures.
     pub interpolate: Option<InterpolateField>,
@@ -90,35 +90,35 @@ pub enum OneClass {
 pub struct VaryField {
     /// A picture file in base64, or a `data:` URL of one.
     pub image: String,
-    /// The share of the steps that are done: 0 returns it, 1 ignores it.
+    /// The share of the steps to run: 0 returns it, 1 ignores it.
     #[serde(default = "usual_strength")]
     pub strength: f64,
 }
 
-/// A part of a picture to be filled in.
+/// A part of a picture to fill.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct InpaintField {
     /// A picture file in base64, or a `data:` URL of one.
     pub image: String,
-    /// A picture of the same size, white where it is to be filled in.
+    /// A picture of the same size, white in the area to fill.
     pub mask: String,
-    /// How often each step is done.
+    /// Repetitions of each step.
     #[serde(default = "once")]
     pub resample: usize,
 }
 
-/// A small picture to be drawn larger.
+/// A small picture to enlarge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct UpscaleField {
     /// A picture file in base64, or a `data:` URL of one.
     pub image: String,
-    /// How many times as wide and high the model's images are: 2 or 4.
+    /// The factor to the model's image size: 2 or 4.
     pub factor: usize,
-    /// How often each step is done.
+    /// Repetitions of each step.
     #[serde(default = "once")]
     pub resample: usize,
 }
@@ -142,14 +142,14 @@ fn once() -> usize {
     1
 }
 
-/// A [`Drawing`] that owns what it is made of.
+/// A [`Drawing`] that owns its data.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Subject {
-    /// Out of noise.
+    /// From noise.
     Noise,
     /// Variations of an image.
     Vary { image: Vec<f32>, strength: f64 },
-    /// A part of an image.
+    /// A region of an image.
     Inpaint { image: Vec<f32>, free: Vec<bool>, rounds: usize },
     /// A small image.
     Upscale { small: Vec<f32>, factor: usize, rounds: usize },
@@ -172,7 +172,7 @@ impl Subject {
         }
     }
 
-    /// As a picture's metadata tells it; None for what is drawn out of noise alone.
+    /// As a picture's metadata records it; None for pictures drawn from noise.
     pub fn edit(&self, frames: usize) -> Option<Edit> {
         let given = || "given".to_string();
         match *self {
@@ -186,16 +186,16 @@ impl Subject {
     }
 }
 
-/// A request that has been read and is within the bounds.
+/// A validated request within the limits.
 #[derive(Clone, Debug)]
 pub struct Order {
     /// The model.
     pub card: Arc<Card>,
     /// Labels, sampling, seed.
     pub request: SampleRequest,
-    /// Out of what.
+    /// The source.
     pub subject: Subject,
-    /// The class as it was named, where it was one.
+    /// The class as given, if it was one.
     pub class: Option<String>,
 }
 
@@ -203,7 +203,7 @@ impl Order {
     /// Reads a body.
     ///
     /// # Errors
-    /// 400 or 404 that names the field.
+    /// 400 or 404 with the name of the field.
     pub fn new(body: &SamplesBody, models: &Models, limits: &Limits) -> Result<Self, Refusal> {
         let card = models.get(body.model.as_deref())?.clone();
         let [height, width, _] = card.shape;
@@ -241,7 +241,7 @@ fn changes(body: &SamplesBody, limits: &Limits) -> Result<Changes, Refusal> {
         ));
     }
     if body.timesteps.is_some() && (body.steps.is_some() || body.schedule.is_some()) {
-        return Err(Refusal::field("timesteps", "timesteps: give either these or steps and schedule"));
+        return Err(Refusal::field("timesteps", "timesteps: give either timesteps, or steps and schedule"));
     }
     let guidance_schedule = body.guidance_schedule.as_deref().map(str::parse::<GuidanceSchedule>).transpose()?;
     Ok(Changes {
@@ -256,7 +256,7 @@ fn changes(body: &SamplesBody, limits: &Limits) -> Result<Changes, Refusal> {
     })
 }
 
-/// The labels of the images, and the class as it was named.
+/// The labels of the images, and the class as given.
 fn labels(
     body: &SamplesBody,
     card: &Card,
@@ -289,7 +289,7 @@ fn labels(
         None => None,
     };
     if *subject != Subject::Noise {
-        // Of given images each is of one class, and of none where none is named.
+        // Edited images are of one class, or unconditional if none is given.
         let frames = matches!(subject, Subject::Seeds(..) | Subject::Images(..));
         let label = match &labels {
             Some(class) => card.info.class_label(class)?,
@@ -351,11 +351,11 @@ fn subject(body: &SamplesBody, card: &Card, limits: &Limits) -> Result<Subject, 
     }
 }
 
-/// How pictures that came with a request are read.
+/// How the pictures of a request are read.
 pub struct Given<'a> {
     /// The bounds.
     pub limits: &'a Limits,
-    /// How they are brought to a size.
+    /// How they are fitted to a size.
     pub fit: Fit,
 }
 
@@ -363,34 +363,34 @@ impl Given<'_> {
     /// The bytes of a field in base64, or of a `data:` URL.
     ///
     /// # Errors
-    /// 400 that names the field.
+    /// 400 with the name of the field.
     pub fn bytes(&self, field: &str, text: &str) -> Result<Vec<u8>, Refusal> {
         let text = match text.strip_prefix("data:") {
             Some(url) => url.split_once(";base64,").map(|(_, data)| data),
             None => Some(text),
         };
         text.and_then(|text| BASE64.decode(text.trim()).ok())
-            .ok_or_else(|| Refusal::field(field, format!("{field}: is no base64 of a picture file")))
+            .ok_or_else(|| Refusal::field(field, format!("{field}: is not base64 of a picture file")))
     }
 
     /// The picture of a field.
     ///
     /// # Errors
-    /// 400 that names the field.
+    /// 400 with the name of the field.
     pub fn picture(&self, field: &str, text: &str, background: [u8; 3]) -> Result<Image, Refusal> {
         self.decode(field, &self.bytes(field, text)?, background)
     }
 
-    /// The picture in a file's bytes; its size is looked at before it is decoded.
+    /// The picture in a file's bytes; its size is checked before it is decoded.
     ///
     /// # Errors
-    /// 400 that names the field.
+    /// 400 with the name of the field.
     pub fn decode(&self, field: &str, bytes: &[u8], background: [u8; 3]) -> Result<Image, Refusal> {
         let most = self.limits.side;
         let size = image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format().ok();
         let size = size.and_then(|reader| reader.into_dimensions().ok());
         let Some((width, height)) = size else {
-            return Err(Refusal::field(field, format!("{field}: is no picture file that can be read")));
+            return Err(Refusal::field(field, format!("{field}: is not a picture file that can be read")));
         };
         if width > most || height > most {
             let message = format!("{field}: {width}x{height} pixels are more than {most} a side");
@@ -400,10 +400,10 @@ impl Given<'_> {
         picture.map(|picture| picture.image).map_err(|message| Refusal::field(field, format!("{field}: {message}")))
     }
 
-    /// A picture as values of a shape, brought to it.
+    /// A picture as values, fitted to a shape.
     ///
     /// # Errors
-    /// 400 that names the field.
+    /// 400 with the name of the field.
     pub fn fitted(&self, field: &str, picture: Image, shape: [usize; 3]) -> Result<Vec<f32>, Refusal> {
         let [height, width, channels] = shape;
         let image = if (picture.height(), picture.width()) == (height, width) {
@@ -419,10 +419,10 @@ impl Given<'_> {
         self.fitted(field, self.picture(field, text, [255; 3])?, shape)
     }
 
-    /// The free pixels of a mask over a picture of `[height, width]`, brought to the model's size as that is.
+    /// The free pixels of a mask for a picture of `[height, width]`, fitted to the model's size like the picture.
     ///
     /// # Errors
-    /// 400 for a mask of another size, or one that leaves nothing free.
+    /// 400 for a mask of another size, or one without free pixels.
     pub fn mask(&self, field: &str, mask: Image, over: [usize; 2], shape: [usize; 3]) -> Result<Vec<bool>, Refusal> {
         let [height, width, _] = shape;
         if [mask.height(), mask.width()] != over && [mask.height(), mask.width()] != [height, width] {
@@ -436,9 +436,8 @@ impl Given<'_> {
             return Err(Refusal::field(field, message));
         }
         let mask = mask.resized(width, height, self.fit, [0; 3])?;
-        free_pixels(&mask, std::path::Path::new(field), [height, width]).map_err(|_| {
-            Refusal::field(field, format!("{field}: leaves nothing to fill; paint white what is to be filled"))
-        })
+        free_pixels(&mask, std::path::Path::new(field), [height, width])
+            .map_err(|_| Refusal::field(field, format!("{field}: has no white area; paint the area to fill white")))
     }
 
     fn check_rounds(&self, field: &str, rounds: usize) -> Result<(), Refusal> {

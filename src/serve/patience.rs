@@ -1,5 +1,5 @@
-//! A connection whose other end has to read: without that a client that asks and never reads would keep its place, and
-//! what it asked for, for ever.
+//! A connection whose peer must read: otherwise a client that requests but never reads would keep its connection, and its results,
+//! forever.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -9,28 +9,26 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// How many times one write's patience the other end may be behind: who reads a byte now and then would else never be
-/// given up.
+/// How many write timeouts the peer may lag behind in total: otherwise a peer that reads single bytes would never time out.
 const BEHIND: u32 = 12;
 
-/// A stream that fails where nothing could be written for a while that wanted to be, or where what has been written was
-/// not all taken for a longer one.
+/// A stream that fails if nothing could be written for a while, or if written data was not fully taken for a longer while.
 pub struct Patient<S> {
     stream: S,
     patience: Duration,
     /// Runs while something waits to be written.
     waiting: Option<Pin<Box<Sleep>>>,
-    /// Since when there was always something that waited.
+    /// When data began to wait without a break.
     behind: Option<Instant>,
 }
 
 impl<S> Patient<S> {
-    /// With so much patience for each write.
+    /// With this timeout for each write.
     pub fn new(stream: S, patience: Duration) -> Self {
         Self { stream, patience, waiting: None, behind: None }
     }
 
-    /// Passes on what became of a write, or that it has taken too long.
+    /// Passes on the result of a write, or a timeout.
     fn watched<T>(&mut self, context: &mut Context<'_>, outcome: Poll<Result<T>>) -> Poll<Result<T>> {
         if outcome.is_ready() {
             self.waiting = None;
@@ -74,7 +72,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
-        // It is asked for when all has been written.
+        // Called when all has been written.
         self.behind = None;
         let outcome = Pin::new(&mut self.stream).poll_flush(context);
         self.watched(context, outcome)
@@ -100,7 +98,7 @@ mod tests {
             let mut near = Patient::new(near, Duration::from_millis(200));
             let slow = async {
                 let mut read = Vec::new();
-                // Longer in all than any single write may wait.
+                // Takes longer in total than any single write may.
                 while read.len() < 160 {
                     sleep(Duration::from_millis(40)).await;
                     let mut some = [0; 16];
@@ -116,7 +114,7 @@ mod tests {
             let refused = near.write_all(&[9; 16]).await.unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::TimedOut);
 
-            // Each write is in time, and all of them would take 8 s.
+            // Each write is in time, but together they would take 8 s.
             let (near, mut far) = tokio::io::duplex(1);
             let mut near = Patient::new(near, Duration::from_millis(50));
             let drip = async {

@@ -1,4 +1,4 @@
-//! What a client is told when it cannot have what it asked for.
+//! Errors returned to clients.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -6,22 +6,22 @@ use serde::Serialize;
 
 use crate::error::Error;
 
-/// A refusal: a status, a word for programs and a sentence for people.
+/// A refusal: a status, a code for programs and a message for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refusal {
     /// The status.
     pub status: StatusCode,
     /// For programs: `queue_full`.
     pub code: &'static str,
-    /// For people, in one sentence.
+    /// One sentence for people.
     pub message: String,
-    /// The field that is meant, if one is.
+    /// The field concerned, if any.
     pub param: Option<String>,
-    /// Seconds after which it may be different.
+    /// Seconds to wait before trying again.
     pub retry_after: Option<u64>,
 }
 
-/// As OpenAI's clients expect it.
+/// In the format of OpenAI's clients.
 #[derive(Serialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ErrorBody {
@@ -35,14 +35,14 @@ struct ErrorDetail {
     message: String,
     /// `invalid_request_error` or `server_error`.
     r#type: &'static str,
-    /// The field that is meant.
+    /// The field concerned.
     param: Option<String>,
-    /// A word for programs.
+    /// A code for programs.
     code: &'static str,
 }
 
 impl Refusal {
-    /// With a status, a word and a sentence.
+    /// With a status, a code and a message.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), param: None, retry_after: None }
     }
@@ -52,7 +52,7 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "invalid_value", message)
     }
 
-    /// 400 that names the field.
+    /// 400 with the name of the field.
     pub fn field(param: &str, message: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..Self::bad(message) }
     }
@@ -62,14 +62,14 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
-    /// After so many seconds it may be different.
+    /// Adds the seconds to wait.
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after = Some(seconds);
         self
     }
 }
 
-/// The request's field that an option or a configuration's key stands for.
+/// The request's field for an option or a configuration key.
 fn field(place: &str) -> &str {
     match place {
         "sampling.sampler" => "sampler",
@@ -86,7 +86,7 @@ fn field(place: &str) -> &str {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        // Sentences are made for a command line, whose options are fields here.
+        // Messages are written for the command line; its options are fields here.
         let plain = |text: &str| text.replace("--", "").replace(['\n', '\r'], " ");
         match error {
             Error::Config { place, message, mend } => {
@@ -119,7 +119,7 @@ impl IntoResponse for Refusal {
 
 /// A response of JSON.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
-    // Strings, numbers and lists of ours: nothing in them can fail.
+    // Only our own strings, numbers and lists: serialization cannot fail.
     let body = serde_json::to_vec(value).unwrap_or_default();
     (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
 }

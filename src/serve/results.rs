@@ -1,4 +1,4 @@
-//! Files of what came of a job.
+//! Files of a job's images.
 
 use super::job::Job;
 use super::refusal::Refusal;
@@ -8,20 +8,20 @@ use crate::pipeline::strip;
 /// A file of a job's images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum File {
-    /// The image at a place.
+    /// The image at an index.
     Png(usize),
-    /// All on one sheet.
+    /// All images on one sheet.
     Sheet,
-    /// All as an array.
+    /// All images as an array.
     Npy,
-    /// All one after the other.
+    /// All images as a GIF animation.
     Gif(AnimationTiming),
-    /// All one after the other, with all their colours.
+    /// All images as an animation with full colours.
     Apng(AnimationTiming),
 }
 
 impl File {
-    /// What a name means.
+    /// The file with this name.
     ///
     /// # Errors
     /// 404.

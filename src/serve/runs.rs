@@ -1,4 +1,4 @@
-//! Run folders, to be looked at while they grow: read only.
+//! Run folders, shown read-only during training.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -18,9 +18,9 @@ use super::refusal::{Refusal, json};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// Most runs that are listed.
+/// Most listed runs.
 const MOST: usize = 500;
-/// Most bytes of `metrics.jsonl` that are read, from its end.
+/// Most bytes read from the end of `metrics.jsonl`.
 const TAIL: u64 = 4 << 20;
 /// Most points of a curve.
 const POINTS: usize = 500;
@@ -31,7 +31,7 @@ const PICTURE: u64 = 32 << 20;
 #[derive(Clone, Debug)]
 pub struct Runs(PathBuf);
 
-/// A run as clients see it.
+/// A run, as returned to clients.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct RunView {
@@ -44,9 +44,9 @@ pub struct RunView {
     loss: Vec<[f64; 2]>,
     /// Step and validation loss.
     validation: Vec<[f64; 2]>,
-    /// Seconds since something was written.
+    /// Seconds since the last write.
     quiet_seconds: Option<f64>,
-    /// Seconds of training that are left, at the pace so far.
+    /// Estimated seconds of training left.
     #[serde(skip_serializing_if = "Option::is_none")]
     seconds_left: Option<f64>,
     /// The newest sheet of samples.
@@ -55,10 +55,10 @@ pub struct RunView {
 }
 
 impl Runs {
-    /// Of a folder.
+    /// Opens a folder.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be listed.
+    /// [`Error::Io`] if it cannot be listed.
     pub fn new(path: &Path) -> Result<Self> {
         std::fs::read_dir(path).map_err(Error::io(path, "list the folder"))?;
         Ok(Self(path.to_path_buf()))
@@ -96,7 +96,7 @@ fn newest_samples(folder: &Path) -> Option<PathBuf> {
     pictures.max_by_key(|path| path.metadata().and_then(|data| data.modified()).ok())
 }
 
-/// The end of a file, from the beginning of a line on.
+/// The end of a file, starting at a full line.
 fn tail(path: &Path) -> std::io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -118,7 +118,7 @@ fn view(name: String, folder: &Path) -> Option<RunView> {
         };
         let all: Vec<[f64; 2]> = lines.iter().filter_map(point).collect();
         let every = all.len().div_ceil(POINTS).max(1);
-        // The last one is always there.
+        // Always keep the last one.
         all.iter().rev().step_by(every).rev().copied().collect()
     };
     let quiet = log.metadata().ok()?.modified().ok().and_then(|time| time.elapsed().ok());
@@ -134,7 +134,7 @@ fn view(name: String, folder: &Path) -> Option<RunView> {
     })
 }
 
-/// What is left of a run at the pace so far, by its configuration.
+/// Remaining time of a run at its pace so far, from its configuration.
 fn seconds_left(folder: &Path, last: &Value) -> Option<f64> {
     let training = Config::from_file(folder.join("config.yaml")).ok()?.training;
     let of = |key: &str| last.get(key)?.as_f64();
@@ -146,7 +146,7 @@ fn seconds_left(folder: &Path, last: &Value) -> Option<f64> {
     (done > 0.0).then_some(of("seconds")? * (all - done).max(0.0) / done)
 }
 
-/// A name as a part of a URL.
+/// A name escaped for a URL.
 fn encoded(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
     name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()

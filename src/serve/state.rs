@@ -1,4 +1,4 @@
-//! What all requests share.
+//! State shared by all requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,12 +18,12 @@ use super::order::Order;
 use super::refusal::Refusal;
 use super::runs::Runs;
 
-/// How far the end of the server is.
+/// The shutdown phase of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stopping {
-    /// It serves.
+    /// Serving.
     No,
-    /// No new jobs; those that are there are finished.
+    /// No new jobs; accepted ones are finished.
     Draining,
     /// Event streams end.
     Closing,
@@ -31,11 +31,11 @@ pub enum Stopping {
 
 /// Waits until the server closes.
 pub async fn closing(stopping: &mut watch::Receiver<Stopping>) {
-    // The server that is gone has closed too.
+    // A dropped server has closed too.
     let _ = stopping.wait_for(|stopping| *stopping == Stopping::Closing).await;
 }
 
-/// What all requests share.
+/// State shared by all requests.
 pub struct Shared {
     /// The models by name.
     pub models: Models,
@@ -45,34 +45,34 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Bounds.
     pub limits: Limits,
-    /// Who may ask.
+    /// The accepted keys.
     pub keys: Keys,
-    /// By which names the server may be called, and from which pages.
+    /// The allowed host names and origins.
     pub names: Names,
-    /// Run folders to be shown.
+    /// Run folders to show.
     pub runs: Option<Runs>,
-    /// To the device's thread.
+    /// Sender to the device thread.
     pub commands: Sender<Command>,
     /// Whether the first model is loaded.
     pub ready: AtomicBool,
-    /// How far the end is.
+    /// The shutdown phase.
     pub stopping: watch::Sender<Stopping>,
-    /// The device in words.
+    /// The device as text.
     pub device: String,
     /// When it was started.
     pub started: Instant,
 }
 
-/// Cancels a job that nobody waits for any more.
+/// Cancels a job whose client has gone.
 pub struct Waiting(Option<Arc<Job>>, Arc<Shared>);
 
 impl Waiting {
-    /// For as long as what is returned lives.
+    /// Active while the returned guard lives.
     pub fn new(job: &Arc<Job>, shared: &Arc<Shared>) -> Self {
         Self(Some(job.clone()), shared.clone())
     }
 
-    /// Somebody knows of the job now.
+    /// The client has received the job's identifier.
     pub fn keep(mut self) {
         self.0 = None;
     }
@@ -87,7 +87,7 @@ impl Drop for Waiting {
 }
 
 impl Shared {
-    /// Whether it still takes jobs.
+    /// Whether it still accepts jobs.
     pub fn is_stopping(&self) -> bool {
         *self.stopping.borrow() > Stopping::No
     }
@@ -95,15 +95,14 @@ impl Shared {
     /// Cancels a job; its rows are free at the next step.
     pub fn cancel(&self, job: &Job) {
         job.cancel();
-        // Without the device's thread nothing is drawn anyway.
+        // Without the device thread nothing is drawn anyway.
         let _ = self.commands.send(Command::Look);
     }
 
-    /// Puts an order into the queue and waits until it is known whether it can be drawn.
+    /// Puts an order into the queue and waits until it is clear whether it can be drawn.
     ///
     /// # Errors
-    /// 429 where the queue is full, 503 while the server stops, 409 for a key that was used otherwise; what the model
-    /// says.
+    /// 429 if the queue is full, 503 while the server stops, 409 for a reused key; those of the model.
     pub async fn submit(self: &Arc<Self>, client: &str, order: Order, key: Option<Key>) -> Result<Arc<Job>, Refusal> {
         if self.is_stopping() {
             let message = "the server is stopping and takes no new jobs";
@@ -135,7 +134,7 @@ impl Shared {
         }
     }
 
-    /// Whether the first model is loaded and jobs are taken.
+    /// Whether the first model is loaded and jobs are accepted.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire) && !self.is_stopping()
     }

@@ -1,4 +1,4 @@
-//! Finding the pretrained network that a model stands on, and putting it there.
+//! Finds and loads the pretrained backbone of a model.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const KEY: &str = "model.backbone";
 /// The weights of a backbone.
 pub(super) enum Found {
     Resnet(Pretrained),
-    /// For images of so many colours.
+    /// For images with this number of channels.
     EfficientNet(EfficientNetWeights, usize),
 }
 
@@ -32,11 +32,11 @@ impl Found {
     }
 }
 
-/// The weights of the backbone that `config` names, fit for its images, where its model has one. How deep and wide the network
-/// is goes into the configuration, and the path as one that holds from anywhere.
+/// The weights of the configured backbone, adapted to the images, if the model has one. Depth and width of the network, and the
+/// absolute path, are written to the configuration.
 ///
 /// # Errors
-/// [`Error::Config`] where none is named or none is there; those of reading it, strict about each array.
+/// [`Error::Config`] if none is configured or the file is missing; those of reading it, strict about each array.
 pub(super) fn find(config: &mut Config) -> Result<Option<Found>> {
     let ModelConfig::ResnetDit(model) = &mut config.model else { return Ok(None) };
     let train = "train one with `engine train --preset resnet18-cifar10` and name its run: --set model.backbone=runs/…";
@@ -73,7 +73,7 @@ pub(super) fn find(config: &mut Config) -> Result<Option<Found>> {
     Ok(Some(found))
 }
 
-/// A file of torchvision's, EfficientNet-lite0's, or a classifier of ours.
+/// A file of torchvision, of EfficientNet-lite0, or a classifier of the engine.
 fn read(path: &Path) -> Result<Found> {
     let file = match ModelFile::open(path) {
         Err(_) if !path.is_dir() => {
@@ -89,16 +89,16 @@ fn read(path: &Path) -> Result<Found> {
     let flat = classifier.parameters.download()?;
     let ModelConfig::Resnet(config) = &classifier.info.config.model else {
         let message = format!("{} is a classifier of another kind than resnet", path.display());
-        return Err(Error::config(KEY, message, "name a run of `engine train --preset resnet18-cifar10`"));
+        return Err(Error::config(KEY, message, "give a run of `engine train --preset resnet18-cifar10`"));
     };
     Ok(Found::Resnet(Pretrained::of_engine(config, &classifier.parameters, &flat)))
 }
 
 impl Trainer {
-    /// Puts the weights of a pretrained network into the backbone, frozen or not.
+    /// Loads the weights of a pretrained network into the backbone, frozen or not.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a network of other sizes.
+    /// [`Error::Shape`] for a network with different sizes.
     pub(super) fn set_backbone(&self, pretrained: &Found) -> Result<()> {
         let parameters = self.parameters();
         let mut flat = parameters.download()?;

@@ -1,9 +1,9 @@
-//! The gradient in buckets, which the devices of all processes add up while the backward goes on (Li et al. 2020, *PyTorch
-//! Distributed: Experiences on Accelerating Data Parallel Training*).
+//! Gradient buckets, which the devices of all processes all-reduce during the backward pass (Li et al. 2020, *PyTorch Distributed:
+//! Experiences on Accelerating Data Parallel Training*).
 //!
-//! A bucket is a range of the flat gradient. As soon as the backward has sent its last parameter's gradient the devices begin to add
-//! it up, beside what the backward still has to do; they go on alike once all of them are added up. A network's backward is the
-//! same on every process, so that all of them exchange the same buckets in the same order.
+//! A bucket is a range of the flat gradient. When the backward pass has finished its last parameter's gradient, the devices start
+//! to reduce it, concurrently with the rest of the backward pass. The optimizer step waits for all buckets. A network's backward
+//! is the same on every process, so all exchange the same buckets in the same order.
 
 use std::ops::Range;
 
@@ -12,29 +12,29 @@ use crate::nn::Spec;
 use crate::ops::elementwise::cast_into;
 use crate::tensor::{DType, Tensor};
 
-/// The most buckets: each call has its latency, and the last one waits for nothing to hide behind.
+/// Most buckets: each call has a latency, and the last one cannot overlap.
 pub(super) const MOST: usize = 8;
 
-/// The least bytes of a bucket but the first of the flat gradient, which is the last: below them a call is all latency.
+/// Least bytes of a bucket, except for the first of the flat gradient, which is exchanged last: smaller calls are all latency.
 pub(super) const LEAST: usize = 1 << 20;
 
 /// The buckets of a gradient.
 pub(super) struct Buckets {
     gradients: Tensor,
-    /// What is exchanged in its place, in another dtype.
+    /// The exchange buffer in another dtype.
     rounded: Option<Tensor>,
     ranges: Vec<Range<usize>>,
-    /// Elements of the parameters in each, without what lies between them.
+    /// Elements of the parameters in each, without padding.
     lens: Vec<usize>,
 }
 
 impl Buckets {
-    /// Of the flat gradient of these parameters, which are in its order; exchanged in bf16 where `rounded` has as many of those.
+    /// Buckets of the flat gradient of these parameters, in order; exchanged in bf16 if `rounded` is given.
     pub fn new(gradients: &Tensor, parameters: &[Spec], rounded: Option<Tensor>) -> Self {
         let least = (gradients.bytes() / MOST).max(LEAST) / gradients.dtype().size();
         let (mut ranges, mut lens) = (Vec::new(), Vec::new());
         let (mut end, mut len) = (gradients.len(), 0);
-        // From the end on, which the backward comes to first.
+        // From the end on, where the backward starts.
         for parameter in parameters.iter().rev() {
             len += parameter.shape.len();
             if end - parameter.offset >= least || parameter.offset == 0 {
@@ -46,7 +46,7 @@ impl Buckets {
         Self { gradients: gradients.clone(), rounded, ranges, lens }
     }
 
-    /// The devices begin to add a bucket up.
+    /// Starts the reduction of a bucket.
     fn exchange(&self, number: usize) -> Result<()> {
         let Range { start, end } = self.ranges[number];
         let own = self.gradients.part(start, [end - start])?;
@@ -56,12 +56,12 @@ impl Buckets {
         rounded.all_reduce()
     }
 
-    /// For one backward.
+    /// Starts a backward pass.
     pub fn begin(&self) -> Arrivals<'_> {
         Arrivals { buckets: self, missing: self.lens.clone() }
     }
 
-    /// The gradient is that of all processes from here on.
+    /// Waits; the gradient is then that of all processes.
     pub fn join(&self) -> Result<()> {
         self.gradients.context().join()?;
         match &self.rounded {
@@ -70,19 +70,19 @@ impl Buckets {
         }
     }
 
-    /// Exchanges each bucket once, outside of any capture: NCCL opens its connections then.
+    /// Exchanges each bucket once, outside a capture: NCCL then opens its connections.
     pub fn warm_up(&self) -> Result<()> {
         (0..self.ranges.len()).try_for_each(|number| self.exchange(number))?;
         self.join()
     }
 
-    /// The dtype of what is exchanged.
+    /// The dtype of the exchange.
     pub fn dtype(&self) -> DType {
         self.rounded.as_ref().unwrap_or(&self.gradients).dtype()
     }
 }
 
-/// What a backward has not sent yet.
+/// Gradients that a backward pass has not yet delivered.
 pub(super) struct Arrivals<'a> {
     buckets: &'a Buckets,
     /// Elements, by bucket.
@@ -90,20 +90,20 @@ pub(super) struct Arrivals<'a> {
 }
 
 impl Arrivals<'_> {
-    /// A parameter's gradient is whole.
+    /// A parameter's gradient is complete.
     pub fn add(&mut self, gradient: &Tensor) -> Result<()> {
         let Buckets { gradients, ranges, .. } = self.buckets;
         let at = gradient.offset_in(gradients);
         let number = at.and_then(|at| ranges.iter().position(|range| range.contains(&at)));
         let left = number.and_then(|number| self.missing[number].checked_sub(gradient.len()));
         let (Some(number), Some(left)) = (number, left) else {
-            return Err(Error::shape("buckets", format!("{gradient:?} is no gradient that is waited for")));
+            return Err(Error::shape("buckets", format!("{gradient:?} is not an expected gradient")));
         };
         self.missing[number] = left;
         if left == 0 { self.buckets.exchange(number) } else { Ok(()) }
     }
 
-    /// The backward is over.
+    /// The backward pass has ended.
     pub fn end(self) -> Result<()> {
         match self.missing.iter().sum::<usize>() {
             0 => Ok(()),
@@ -138,7 +138,7 @@ mod tests {
             end = range.start;
         }
         assert!(end == 0 && (3..=MOST).contains(&buckets.lens.len()), "{:?}", buckets.ranges);
-        // Whoever comes twice, or not at all, is told of.
+        // A gradient that arrives twice, or never, is an error.
         let part = |number: usize| gradients.part(specs[number].offset, specs[number].shape);
         let mut arrivals = buckets.begin();
         arrivals.add(&part(7)?)?;
@@ -147,7 +147,7 @@ mod tests {
         for number in (0..8).rev() {
             arrivals.add(&part(number)?)?;
         }
-        assert!(arrivals.add(&part(6)?).unwrap_err().to_string().contains("no gradient that is waited for"));
+        assert!(arrivals.add(&part(6)?).unwrap_err().to_string().contains("not an expected gradient"));
         arrivals.end()
     }
 }

@@ -1,9 +1,9 @@
-//! Checkpoints: everything that a run needs to go on with the same bits.
+//! Checkpoints: the state that a run needs to resume with the same bits.
 //!
-//! One safetensors file: `weights.NAME` for every parameter, frozen ones and running statistics too, `first.NAME`,
-//! `second.NAME`, `ema.NAME` for those that are trained, `objective.NAME` for what the loss has learnt of itself, and in the
-//! metadata the configuration, the step and the best validation loss so far.
-//! Random numbers need no state: they are functions of the seed and of where they are used.
+//! One safetensors file: `weights.NAME` for every parameter, including frozen ones and running statistics; `first.NAME`,
+//! `second.NAME` and `ema.NAME` for trained ones; `objective.NAME` for the state of the loss; and in the metadata the
+//! configuration, the step and the best validation loss. There is no random number state: numbers are functions of the seed and
+//! their position.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,18 +14,18 @@ use crate::error::{Error, Result};
 use crate::model_file::{Array, ArrayFile, CHECKPOINT_FORMAT, ModelInfo, Storage, arrays, write_arrays, write_model};
 use crate::nn::{Init, Kind, Role, Spec};
 
-/// What a checkpoint knows of its run besides the trainer's state.
+/// State of a run besides the trainer's.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Progress {
     /// The lowest validation loss so far and its step.
     pub best: Option<(f64, u64)>,
-    /// What evaluations found so far.
+    /// State of the evaluations.
     pub evaluations: Evaluations,
-    /// Seconds of training so far, over all sittings.
+    /// Seconds of training so far, over all sessions.
     pub seconds: f64,
     /// Names of the classes.
     pub classes: Vec<String>,
-    /// What tells the data set from others; see [`fingerprint`](super::fingerprint).
+    /// Identifies the data set; see [`fingerprint`](super::fingerprint).
     pub data: String,
     /// The steps since the last line of the log.
     pub line: Tally,
@@ -33,7 +33,7 @@ pub struct Progress {
     pub epoch: Tally,
 }
 
-/// The course of the metric that a run evaluates.
+/// The history of the metric that a run evaluates.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evaluations {
     /// The best value so far and its step.
@@ -43,7 +43,7 @@ pub struct Evaluations {
 }
 
 impl Evaluations {
-    /// As bits, so that comparisons come out as they would have.
+    /// As bits, so that comparisons after resuming are the same.
     fn write(self) -> Option<String> {
         self.best.map(|(value, step)| format!("{:016x} {step} {}", value.to_bits(), self.worse))
     }
@@ -56,7 +56,7 @@ impl Evaluations {
     }
 }
 
-/// Sums over steps that have not been reported yet.
+/// Sums over steps since the last report.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
     /// Sum of their losses.
@@ -65,7 +65,7 @@ pub struct Tally {
     pub steps: u64,
     /// Seconds that they took.
     pub seconds: f64,
-    /// Sums of their losses' terms, where there are any.
+    /// Sums of the loss terms, if any.
     pub terms: Vec<f64>,
 }
 
@@ -75,7 +75,7 @@ impl Tally {
         self.loss / self.steps.max(1) as f64
     }
 
-    /// Takes note of a step.
+    /// Adds a step.
     pub(super) fn add(&mut self, metrics: &StepMetrics) {
         self.loss += metrics.loss;
         self.steps += 1;
@@ -83,7 +83,7 @@ impl Tally {
         self.terms.iter_mut().zip(&metrics.terms).for_each(|(sum, term)| *sum += term);
     }
 
-    /// As bits, so that a log goes on as it would have.
+    /// As bits, so that the log continues with the same values.
     fn write(&self) -> String {
         let mut text = format!("{:016x} {} {:016x}", self.loss.to_bits(), self.steps, self.seconds.to_bits());
         for term in &self.terms {
@@ -102,10 +102,10 @@ impl Tally {
 }
 
 impl Trainer {
-    /// Writes a checkpoint to `path`: beside it first, then synced and renamed.
+    /// Writes a checkpoint to `path`: to a temporary file first, which is synced and renamed.
     ///
     /// # Errors
-    /// [`Error::Io`]; whatever stood at `path` is then untouched.
+    /// [`Error::Io`]; an existing file at `path` is then unchanged.
     pub fn save_checkpoint(&self, path: &Path, progress: &Progress) -> Result<()> {
         let specs = self.parameters().specs();
         let trained = self.parameters().trained_specs();
@@ -137,7 +137,7 @@ impl Trainer {
             ("epoch".to_string(), progress.epoch.write()),
         ]);
         if let Some((loss, step)) = progress.best {
-            // As bits: a comparison after resuming must come out as it would have without.
+            // As bits: comparisons after resuming must be the same.
             metadata.insert("best_loss".into(), format!("{:016x}", loss.to_bits()));
             metadata.insert("best_step".into(), step.to_string());
         }
@@ -145,7 +145,7 @@ impl Trainer {
         write_arrays(path, &all, metadata, Storage::F32)
     }
 
-    /// Puts the trainer where the checkpoint at `path` left it.
+    /// Restores the trainer from the checkpoint at `path`.
     ///
     /// # Errors
     /// [`Error::File`] for a damaged file or one of another model; the trainer is then unchanged.
@@ -217,7 +217,7 @@ impl Trainer {
     }
 }
 
-/// The configuration of the run behind a checkpoint.
+/// The configuration in a checkpoint.
 ///
 /// # Errors
 /// As [`ArrayFile::open`].

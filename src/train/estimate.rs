@@ -1,4 +1,4 @@
-//! What a run needs, from shapes alone: memory by kind, work by op, and the time that a device's rates allow.
+//! Cost of a run from shapes alone: memory by kind, work by op, and the minimum time at a device's rates.
 
 use std::collections::BTreeMap;
 
@@ -12,17 +12,17 @@ use crate::tensor::{Cost, Device, Program};
 /// The rates of a device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Peak {
-    /// What `engine plan --on` takes.
+    /// Its name for `engine plan --on`.
     pub key: &'static str,
-    /// For people.
+    /// Its display name.
     pub name: String,
-    /// Products of bf16 with sums in f32, dense, on tensor cores: FLOP/s.
+    /// Dense bf16 products with f32 accumulation on tensor cores: FLOP/s.
     pub bf16: f64,
     /// f32 multiply-adds outside tensor cores: FLOP/s.
     pub f32: f64,
-    /// Of the device's memory: bytes/s.
+    /// Memory bandwidth: bytes/s.
     pub bandwidth: f64,
-    /// Bytes of memory, where known.
+    /// Bytes of memory, if known.
     pub memory: Option<u64>,
 }
 
@@ -39,7 +39,7 @@ const SHEETS: &[(&str, &str, f64, f64, f64, u64)] = &[
 ];
 
 impl Peak {
-    /// The devices whose data sheets are known.
+    /// The devices with known data sheets.
     pub fn known() -> Vec<Self> {
         SHEETS
             .iter()
@@ -54,7 +54,7 @@ impl Peak {
             .collect()
     }
 
-    /// Those of this CPU on all threads, measured: about a quarter of a second.
+    /// Measured rates of this CPU on all threads; takes about a quarter of a second.
     pub fn of_this_cpu() -> Self {
         install(|| {
             let Rates { flops, bandwidth } = rates::measure();
@@ -69,7 +69,7 @@ impl Peak {
         })
     }
 
-    /// Seconds that `cost` takes at least, and whether memory rather than arithmetic bounds it.
+    /// Least seconds for `cost`, and whether memory rather than arithmetic limits it.
     pub fn floor(&self, cost: &Cost, precision: Precision) -> (f64, bool) {
         let rate = if cost.tensor_cores && precision == Precision::Bf16 { self.bf16 } else { self.f32 };
         let (compute, memory) = (cost.flops / rate, cost.bytes / self.bandwidth);
@@ -80,32 +80,32 @@ impl Peak {
 /// The work of one op in a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OpWork {
-    /// As the op charges for it: `layer_norm_bwd`.
+    /// The name under which the op reports its cost: `layer_norm_bwd`.
     pub op: &'static str,
     /// Calls in the step.
     pub calls: usize,
-    /// Of all calls.
+    /// The total of all calls.
     pub cost: Cost,
 }
 
-/// A step's work by op, the heaviest first.
+/// A step's work by op, most expensive first.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepWork {
     /// By op.
     pub ops: Vec<OpWork>,
 }
 
-/// How long a step takes at least, and why.
+/// The minimum time of a step, and its limits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Roofline {
-    /// Seconds: the sum over the ops of the larger of arithmetic and memory time, since ops run one after the other.
+    /// Seconds: the sum over the ops of the larger of arithmetic and memory time, because ops run one after the other.
     pub seconds: f64,
-    /// The share of that time, 0 to 1, in ops that memory bounds.
+    /// The share of that time, 0 to 1, in memory-bound ops.
     pub memory_bound: f64,
 }
 
 impl StepWork {
-    /// That of one program.
+    /// The work of one program.
     pub fn of(program: &Program) -> Self {
         Self::new([(1, program.charges())])
     }
@@ -133,7 +133,7 @@ impl StepWork {
         total
     }
 
-    /// The least time on a device.
+    /// The minimum time on a device.
     pub fn roofline(&self, peak: &Peak, precision: Precision) -> Roofline {
         let floors: Vec<(f64, bool)> = self.ops.iter().map(|op| peak.floor(&op.cost, precision)).collect();
         let seconds: f64 = floors.iter().map(|(seconds, _)| seconds).sum();
@@ -142,57 +142,57 @@ impl StepWork {
     }
 }
 
-/// What a configuration needs.
+/// The requirements of a configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Estimate {
     /// Parameters of the model.
     pub parameters: usize,
     /// Bytes by kind; their sum is what a run allocates on its device.
     pub memory: Vec<(&'static str, usize)>,
-    /// Where the images lie.
+    /// The placement of the images.
     pub residency: Residency,
     /// Bytes of all images.
     pub image_bytes: usize,
-    /// Bytes of pinned memory on the host of an accelerator that images stream to.
+    /// Bytes of pinned host memory for streaming to an accelerator.
     pub pinned_bytes: usize,
-    /// The program that the arena has its size from.
+    /// The program that determines the size of the arena.
     pub largest_program: &'static str,
     /// One optimizer step: `batch_size` x `gradient_accumulation` images.
     pub training: StepWork,
-    /// What sampling takes; None for a classifier.
+    /// The cost of sampling; None for a classifier.
     pub sampling: Option<SamplingWork>,
-    /// Optimizer steps of an epoch.
+    /// Optimizer steps per epoch.
     pub steps_per_epoch: u64,
     /// Optimizer steps of the run.
     pub total_steps: u64,
 }
 
-/// What sampling takes.
+/// The cost of sampling.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingWork {
     /// One evaluation of the network and update, for `batch_size` images.
     pub evaluation: StepWork,
-    /// Such evaluations for one batch of images, as the configuration samples.
+    /// Number of such evaluations for one batch of images, with the configured sampling.
     pub stages: usize,
-    /// Bytes that sampling a batch by itself, without training state, allocates.
+    /// Bytes to sample a batch without training state.
     pub bytes: usize,
-    /// Bytes that it allocates besides on the CPU: weights in the order in which products there read them.
+    /// Extra bytes on the CPU: weights repacked for its products.
     pub prepared_bytes: usize,
 }
 
 impl Estimate {
-    /// Plans a run in shape-only mode, with its images on the device: nothing is allocated, nothing computed.
+    /// Plans a run in shape-only mode with its images on the device: nothing is allocated or computed.
     ///
     /// # Errors
-    /// [`crate::Error::Config`] for a configuration that cannot work.
+    /// [`crate::Error::Config`] for an invalid configuration.
     pub fn new(config: &Config, sizes: DataSizes) -> Result<Self> {
         Self::with(config, sizes, Residency::Resident)
     }
 
-    /// As [`Estimate::new`], with the images elsewhere.
+    /// As [`Estimate::new`], with another placement of the images.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Estimate::new`].
     pub fn with(config: &Config, sizes: DataSizes, residency: Residency) -> Result<Self> {
         let trainer = Trainer::plan_with(&config.model, config, sizes, residency)?;
         let (master, fixed) = (trainer.parameters().master().bytes(), trainer.parameters().fixed_bytes());
@@ -219,7 +219,7 @@ impl Estimate {
         let named: usize = memory.iter().map(|(_, bytes)| bytes).sum();
         memory.push(("tables and results", trainer.context().persistent_bytes().saturating_sub(named)));
         memory.push(("arena", arena));
-        // While an evaluation goes on; its programs are planned apart from the run's.
+        // Used during an evaluation, whose programs are planned separately.
         let evaluation = observers::network_bytes(config)?;
         if evaluation > 0 {
             memory.push(("evaluation network", evaluation));
@@ -266,7 +266,7 @@ impl Estimate {
         self.memory.iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// The largest batch whose training fits `bytes`; 0 where not even one image does.
+    /// The largest batch whose training fits into `bytes`; 0 if no batch fits.
     ///
     /// # Errors
     /// As [`Estimate::new`].
@@ -276,7 +276,7 @@ impl Estimate {
             config.training.batch_size = batch;
             Ok(Self::with(&config, sizes, residency)?.total_bytes() as u64 <= bytes)
         };
-        // Memory grows with the batch: halve the interval.
+        // Memory grows with the batch: bisect.
         let (mut low, mut high) = (0, config.training.batch_size + 1);
         while high - low > 1 {
             let middle = low + (high - low) / 2;

@@ -1,4 +1,4 @@
-//! Batches of a split of the data set, assembled on the device.
+//! Batches from a split of the data set, assembled on the device.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -17,29 +17,29 @@ const LABEL: usize = size_of::<i32>();
 
 /// The images of a split, and how batches are taken from them.
 pub(super) struct Feed {
-    /// What a step reads: `[N, H, W, C]` u8 and `[N]` i32, of the whole split or, streamed, of one batch.
+    /// Input of a step: `[N, H, W, C]` u8 and `[N]` i32, of the whole split or, if streamed, of one batch.
     images: Tensor,
     labels: Tensor,
     /// Images of the split.
     count: usize,
     take: Take,
-    /// None in planning.
+    /// None when planning.
     source: Option<(Dataset, Split)>,
-    /// What batches come through, where they are streamed.
+    /// The path of streamed batches.
     uplink: Option<Rc<RefCell<Uplink>>>,
 }
 
-/// How a [`Feed`] takes its batches.
+/// The settings of a [`Feed`].
 pub(super) struct Take {
     /// Images in a batch.
     pub size: usize,
-    /// Which images a batch takes, from the control buffer's epoch and cursor on.
+    /// How a batch's images are chosen from the control buffer's epoch and cursor.
     pub order: Order,
-    /// How images are changed at random.
+    /// Random augmentation of images.
     pub augment: Augment,
 }
 
-/// Makes the feeds of a run, which share the way to the device.
+/// Makes the feeds of a run, which share the upload path.
 pub(super) struct Feeds<'a> {
     context: &'a Context,
     residency: Residency,
@@ -48,7 +48,7 @@ pub(super) struct Feeds<'a> {
 }
 
 impl<'a> Feeds<'a> {
-    /// For images of this height, width and channels in batches of `size`.
+    /// For images of this height, width and channels, in batches of `size`.
     pub fn new(context: &'a Context, residency: Residency, shape: [usize; 3], size: usize) -> Result<Self> {
         let bytes = size * (LABEL + shape.iter().product::<usize>());
         let uplink = match residency {
@@ -58,7 +58,7 @@ impl<'a> Feeds<'a> {
         Ok(Self { context, residency, shape, uplink })
     }
 
-    /// Of a split of `dataset`; None where it has no images.
+    /// The feed of a split of `dataset`; None if it has no images.
     pub fn of(&self, dataset: &Dataset, split: Split, take: Take) -> Result<Option<Feed>> {
         let (context, count, [height, width, channels]) = (self.context, dataset.split_len(split), self.shape);
         if count == 0 {
@@ -68,7 +68,7 @@ impl<'a> Feeds<'a> {
         let labels = || context.tensor(&dataset.split_labels_i32(split), [count]);
         let (images, labels) = match (self.residency, dataset.in_one_piece(split)) {
             (Residency::Streamed, _) => self.staged(take.size)?,
-            // SAFETY: the data set, of which the tensor keeps a clone, holds its pixels where they are and never changes them.
+            // SAFETY: the data set, a clone of which the tensor keeps, neither moves nor changes its pixels.
             (Residency::InPlace, Some(bytes)) => {
                 (unsafe { context.borrowed(bytes, Box::new(dataset.clone()), shape) }?, labels()?)
             }
@@ -86,7 +86,7 @@ impl<'a> Feeds<'a> {
         Ok(Some(Feed { images, labels, count, take, source, uplink: self.uplink.clone() }))
     }
 
-    /// Room for `count` images, to plan with; None for none.
+    /// A feed for planning with `count` images; None for none.
     pub fn planned(&self, count: usize, take: Take) -> Result<Option<Feed>> {
         let [height, width, channels] = self.shape;
         let shape = [count, height, width, channels];
@@ -101,7 +101,7 @@ impl<'a> Feeds<'a> {
         Ok(Some(Feed { images, labels, count, take, source: None, uplink: self.uplink.clone() }))
     }
 
-    /// The images and labels of one batch, as they come through the uplink: labels first, which want to lie at a multiple of 4.
+    /// The images and labels of one batch in the upload buffer: labels first, which need alignment to 4.
     fn staged(&self, size: usize) -> Result<(Tensor, Tensor)> {
         let Some(uplink) = &self.uplink else { unreachable!("made for streamed feeds") };
         let ([height, width, channels], uplink) = (self.shape, uplink.borrow());
@@ -116,7 +116,7 @@ impl Feed {
         self.count
     }
 
-    /// The data set; None in planning.
+    /// The data set; None when planning.
     pub fn dataset(&self) -> Option<&Dataset> {
         self.source.as_ref().map(|(dataset, _)| dataset)
     }
@@ -126,7 +126,7 @@ impl Feed {
         self.take.size
     }
 
-    /// Sends the batch that `control` names on its way, where batches are streamed; the step comes behind it.
+    /// Starts the upload of the batch that `control` selects, if batches are streamed; the step follows it.
     pub fn send(&self, control: &Control) -> Result<()> {
         let (Some(uplink), Some((dataset, split))) = (&self.uplink, &self.source) else { return Ok(()) };
         let (size, first) = (self.take.size, dataset.split_indices(*split).start);
@@ -142,13 +142,13 @@ impl Feed {
         })
     }
 
-    /// The control words by which the device finds that batch: where it is streamed, it is all that lies there.
+    /// The control words with which the device finds that batch: a streamed batch is the only one there.
     pub fn found_by(&self, control: Control) -> Control {
         if self.uplink.is_some() { Control { cursor: 0, ..control } } else { control }
     }
 
-    /// The batch that `control` names. A cursor that is a multiple of the batch, as in training, stands for the first of a
-    /// streamed batch.
+    /// The batch that `control` selects. A cursor at a multiple of the batch size, as in training, means the first batch when
+    /// streaming.
     pub fn batch(&self, context: &Context, control: &Tensor) -> Result<Batch> {
         let Take { size, order, augment } = self.take;
         let order = if self.uplink.is_some() { Order::Sequential } else { order };
@@ -156,7 +156,7 @@ impl Feed {
         Ok(Batch { images, labels })
     }
 
-    /// `count` images, or all where there are not as many, spread over the split: pixels `[N, H, W, C]`, and labels.
+    /// `count` images, or all if there are fewer, spread over the split: pixels `[N, H, W, C]`, and labels.
     pub fn spread(&self, count: usize) -> Result<(Vec<u8>, Vec<i32>)> {
         let Some((dataset, split)) = &self.source else { return Ok(Default::default()) };
         let (all, count, first) = (self.count, count.min(self.count), dataset.split_indices(*split).start);

@@ -1,4 +1,4 @@
-//! The folder of a run: what lies where, the lock, and what is thrown away.
+//! The folder of a run: its layout, its lock, and the removal of old files.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ const LOCK: &str = ".lock";
 /// checkpoints/step-N.safetensors  samples/  plots/
 /// ```
 ///
-/// The lock is the operating system's, so that it goes with the process however that ends.
+/// The lock is the operating system's, so it ends with the process in any case.
 #[derive(Debug)]
 pub struct RunFolder {
     root: PathBuf,
@@ -33,16 +33,16 @@ pub struct RunFolder {
 
 impl Drop for RunFolder {
     fn drop(&mut self) {
-        // Closing would do, but a child that this process is just about to start holds the file a moment longer.
+        // Closing the file is not enough: a child process that is just starting still holds it.
         let _ = self.lock.unlock();
     }
 }
 
 impl RunFolder {
-    /// The folder of a new run: `out` itself, else `runs/NAME`, or `runs/NAME-2` and so on where runs are already.
+    /// The folder of a new run: `out`, else `runs/NAME`, or `runs/NAME-2` and so on if that exists.
     ///
     /// # Errors
-    /// [`Error::Config`] where `out` holds a run or is in use, [`Error::Io`] where it cannot be made.
+    /// [`Error::Config`] if `out` holds a run or is in use, [`Error::Io`] if it cannot be created.
     pub fn create(out: Option<&Path>, name: &str) -> Result<Self> {
         Self::create_in(Path::new("runs"), out, name)
     }
@@ -51,7 +51,7 @@ impl RunFolder {
         if let Some(out) = out {
             refuse_taken(out)?;
             let folder = Self::lock(out)?;
-            // Another run may have begun and ended between the two lines above.
+            // Another run may have started and ended in between.
             refuse_taken(out)?;
             return folder.prepared();
         }
@@ -69,14 +69,14 @@ impl RunFolder {
         unreachable!("there are fewer runs than numbers")
     }
 
-    /// The folder of a run that is to go on. Remains of files that were being written are removed.
+    /// The folder of a run to resume. Partially written files are removed.
     ///
     /// # Errors
-    /// [`Error::Config`] where it holds no run or is in use, [`Error::Io`].
+    /// [`Error::Config`] if it holds no run or is in use, [`Error::Io`].
     pub fn resume(root: &Path) -> Result<Self> {
         if !holds_run(root) {
             let message = if root.is_dir() { "this folder holds no run" } else { "there is no such run folder" };
-            let mend = "name the folder that training printed at its start, as in --resume runs/quickstart";
+            let mend = "give the folder that training printed at its start, as in --resume runs/quickstart";
             return Err(Error::config(format!("--resume {}", root.display()), message, mend));
         }
         Self::lock(root)?.prepared()
@@ -92,20 +92,20 @@ impl RunFolder {
             Err(TryLockError::WouldBlock) => Err(Error::config(
                 root.display().to_string(),
                 "another process is training in this folder",
-                "wait for it or stop it, or name another folder with --out",
+                "wait for it or stop it, or give another folder with --out",
             )),
             Err(TryLockError::Error(fault)) => Err(Error::io(&path, "lock")(fault)),
         }
     }
 
-    /// Makes the folders inside and removes what an earlier process was writing when it ended.
+    /// Creates the subfolders and removes partially written files of an earlier process.
     fn prepared(self) -> Result<Self> {
         for name in [CHECKPOINTS, SAMPLES, PLOTS] {
             let folder = self.root.join(name);
             fs::create_dir_all(&folder).map_err(Error::io(&folder, "create the folder"))?;
             remove_parts(&folder, |_| true)?;
         }
-        // The folder may be one that people keep other things in.
+        // The folder may hold other files of the user.
         remove_parts(&self.root, |name| [CONFIG, METRICS, MODEL, BEST].iter().any(|own| name.starts_with(own)))?;
         Ok(self)
     }
@@ -158,12 +158,12 @@ impl RunFolder {
     /// Writes `config.yaml`.
     ///
     /// # Errors
-    /// [`Error::Io`]; the old one is then untouched.
+    /// [`Error::Io`]; an existing file is then unchanged.
     pub fn write_config(&self, config: &Config) -> Result<()> {
         write_atomically(self.config(), config.to_yaml()?.as_bytes())
     }
 
-    /// Removes checkpoints other than the newest `keep` and those of the steps that `keeps` names.
+    /// Removes checkpoints except the newest `keep` and those whose step `keeps` accepts.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -177,7 +177,7 @@ impl RunFolder {
     }
 }
 
-/// Whether there is anything of a run in the folder.
+/// Whether the folder holds any file of a run.
 fn holds_run(root: &Path) -> bool {
     let any = |names: &[&str]| names.iter().any(|name| root.join(name).exists());
     any(&[CONFIG, METRICS, MODEL, BEST]) || list_checkpoints(&root.join(CHECKPOINTS)).is_ok_and(|list| !list.is_empty())
@@ -186,19 +186,19 @@ fn holds_run(root: &Path) -> bool {
 /// A folder given with `--out` must not hold a run.
 ///
 /// # Errors
-/// [`Error::Config`] naming both ways on.
+/// [`Error::Config`] with both alternatives.
 pub(super) fn refuse_taken(out: &Path) -> Result<()> {
     if out.exists() && !out.is_dir() {
-        return Err(Error::config(format!("--out {}", out.display()), "this is a file", "name a folder"));
+        return Err(Error::config(format!("--out {}", out.display()), "this is a file", "give a folder"));
     }
     if holds_run(out) {
-        let mend = format!("go on with it by --resume {}, or name another folder", out.display());
-        return Err(Error::config(format!("--out {}", out.display()), "this folder holds a run already", mend));
+        let mend = format!("resume it with --resume {}, or give another folder", out.display());
+        return Err(Error::config(format!("--out {}", out.display()), "this folder already holds a run", mend));
     }
     Ok(())
 }
 
-/// Removes the files `*.part` of a folder whose names `own` claims.
+/// Removes the files `*.part` in a folder whose names `own` accepts.
 fn remove_parts(folder: &Path, own: impl Fn(&str) -> bool) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
         let entry = entry.map_err(Error::io(folder, "list"))?;
@@ -220,7 +220,7 @@ mod tests {
         let create = || RunFolder::create_in(base.path(), None, "quickstart").unwrap();
         let first = create();
         assert_eq!(first.root(), base.path().join("quickstart"));
-        // In use, though nothing is in it yet.
+        // In use, although still empty.
         assert_eq!(create().root(), base.path().join("quickstart-2"));
         first.write_config(&Config::default()).unwrap();
         drop(first);

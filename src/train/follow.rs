@@ -1,4 +1,4 @@
-//! What rank 0 tells the trainers of the other processes, and how those follow it.
+//! Commands that rank 0 sends to the other processes, and their execution.
 
 use super::Trainer;
 use super::observers::evaluation_network;
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::eval::Extractor;
 use crate::eval::helpers::{gathered, share};
 
-/// What rank 0 tells those that follow. Orders to extract features begin with other numbers.
+/// Commands of rank 0. Feature extraction commands use other numbers.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 pub(super) enum Command {
@@ -20,28 +20,28 @@ pub(super) enum Command {
     Sample = 5,
 }
 
-/// Samples that processes which train together draw, each its share: image k is the same whoever draws it.
+/// Samples drawn jointly by all processes, each its share: image k does not depend on which process draws it.
 pub(super) struct Sampling {
     sampler: Sampler,
     count: usize,
 }
 
 impl Sampling {
-    /// Of the averaged weights as they are, for `count` images of the run's seed, the classes in turn.
+    /// From the current averaged weights, `count` images of the run's seed, the classes in turn.
     pub fn new(trainer: &Trainer, count: usize) -> Result<Self> {
         let config = trainer.config();
-        // As for the sheets: a batch that surely has room.
+        // As for the sample sheets: a batch size that certainly fits.
         let batch = count.min(config.training.batch_size.div_ceil(2).max(1));
         let sampler = trainer.sampler(&config.sampling, batch, config.training.seed)?;
         Ok(Self { sampler, count })
     }
 
-    /// Images that all processes draw at once.
+    /// Images drawn at once by all processes.
     pub fn batch(&self, trainer: &Trainer) -> usize {
         self.sampler.batch() * trainer.team().ranks()
     }
 
-    /// The values of `count` images from `first` on, of which this process draws its share; rank 0 tells the others.
+    /// The values of `count` images from `first` on; this process draws its share, and rank 0 sends commands to the others.
     pub fn round(&mut self, trainer: &Trainer, first: usize, count: usize) -> Result<Vec<f32>> {
         let words = [first, count, self.count].map(|word| (word as u64).to_le_bytes()).concat();
         trainer.tell_with(Command::Sample, &words)?;
@@ -63,7 +63,7 @@ impl Sampling {
     }
 }
 
-/// What a process that follows keeps from one order of an evaluation to the next, and no longer: it takes memory from training.
+/// State that a follower keeps between commands of one evaluation, and then frees for training.
 #[derive(Default)]
 struct Evaluation {
     sampling: Option<Sampling>,
@@ -71,7 +71,7 @@ struct Evaluation {
 }
 
 impl Evaluation {
-    /// Does its part of what an order of rank 0 asks for; false for an order of another kind.
+    /// Executes a command of rank 0; false if it is of another kind.
     fn follow(&mut self, trainer: &Trainer, order: &[u8]) -> Result<bool> {
         if Extractor::is_asked_of(order).is_some() {
             let known = self.extractor.take().map_or_else(|| evaluation_network(trainer), Ok)?;
@@ -89,7 +89,7 @@ impl Evaluation {
 }
 
 impl Trainer {
-    /// Tells those that follow what comes.
+    /// Sends a command to the followers.
     pub(super) fn tell(&self, command: Command) -> Result<()> {
         self.tell_with(command, &[])
     }
@@ -101,10 +101,10 @@ impl Trainer {
         }
     }
 
-    /// Does what rank 0's trainer does, until [`Trainer::dismiss`].
+    /// Follows rank 0's trainer until [`Trainer::dismiss`].
     ///
     /// # Errors
-    /// Those of a step, and [`Error::Cluster`] where rank 0 is gone or failed.
+    /// Those of a step, and [`Error::Cluster`] if rank 0 is gone or failed.
     pub fn follow(&mut self) -> Result<()> {
         let mut evaluation = Evaluation::default();
         loop {
@@ -115,7 +115,7 @@ impl Trainer {
             evaluation = Evaluation::default();
             match order.as_slice() {
                 [command] if *command == Command::Step as u8 => {
-                    // Rank 0 alone reads them.
+                    // Only rank 0 reads them.
                     self.pass_over_metrics();
                     self.train_step()?;
                 }
@@ -124,7 +124,7 @@ impl Trainer {
                 }
                 [command, count @ ..] if *command == Command::Draw as u8 => {
                     let classes = count.first_chunk().map_or(0, |count| u32::from_le_bytes(*count));
-                    // What comes of it is rank 0's.
+                    // Rank 0 uses the result.
                     let _ = pictures::draw(self, classes as usize, &mut || true)?;
                 }
                 [command] if *command == Command::End as u8 => return Ok(()),
@@ -133,15 +133,15 @@ impl Trainer {
         }
     }
 
-    /// Rank 0 lets those that follow draw their share of samples of so many classes.
+    /// Lets the followers draw their share of samples of this many classes.
     pub(super) fn tell_to_draw(&self, classes: usize) -> Result<()> {
         self.tell_with(Command::Draw, &(classes as u32).to_le_bytes())
     }
 
-    /// Rank 0 lets those that follow go.
+    /// Dismisses the followers.
     ///
     /// # Errors
-    /// [`Error::Cluster`] where one of them is gone.
+    /// [`Error::Cluster`] if one of them is gone.
     pub fn dismiss(&self) -> Result<()> {
         self.tell(Command::End)
     }

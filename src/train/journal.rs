@@ -13,7 +13,7 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens the files of a folder and cuts them back to step `last`, after which the run goes on.
+    /// Opens the files of a folder and truncates them to step `last`, from which the run resumes.
     pub fn open(folder: &RunFolder, last: u64) -> Result<Self> {
         Ok(Self { metrics: Metrics::open(&folder.metrics(), last)?, events: Events::open(folder.root(), last)? })
     }
@@ -23,7 +23,7 @@ impl Journal {
         &self.metrics
     }
 
-    /// A line of training, in both files.
+    /// Writes a training line to both files.
     pub fn training(&mut self, line: &TrainingLine) -> Result<()> {
         let scalars = [
             ("train/loss", line.loss),
@@ -41,7 +41,7 @@ impl Journal {
         self.metrics.log(line)
     }
 
-    /// A line of validation, in both files.
+    /// Writes a validation line to both files.
     pub fn validation(&mut self, line: &ValidationLine) -> Result<()> {
         self.events.scalar("validation/loss", line.step, line.validation_loss)?;
         if let Some(accuracy) = line.validation_accuracy {
@@ -50,28 +50,28 @@ impl Journal {
         self.metrics.log_validation(line)
     }
 
-    /// A line of evaluation, in both files.
+    /// Writes an evaluation line to both files.
     pub fn evaluation(&mut self, line: &EvaluationLine) -> Result<()> {
         self.events.scalar(&format!("evaluation/{}", line.metric), line.step, line.value)?;
         self.metrics.log_evaluation(line)
     }
 
-    /// A number, for TensorBoard.
+    /// Writes a number for TensorBoard.
     pub fn scalar(&mut self, tag: &str, step: u64, value: f64) -> Result<()> {
         self.events.scalar(tag, step, value)
     }
 
-    /// A picture, for TensorBoard.
+    /// Writes a picture for TensorBoard.
     pub fn image(&mut self, tag: &str, step: u64, image: &Image) -> Result<()> {
         self.events.image(tag, step, image)
     }
 
-    /// The spread of numbers, for TensorBoard.
+    /// Writes a histogram for TensorBoard.
     pub fn histogram(&mut self, tag: &str, step: u64, values: &[f32]) -> Result<()> {
         self.events.histogram(tag, step, values)
     }
 
-    /// Brings both to the disk, so that nothing before a checkpoint can be missing after it.
+    /// Syncs both files, so that no line before a checkpoint can be missing after it.
     pub fn sync(&self) -> Result<()> {
         self.metrics.sync().and_then(|()| self.events.sync())
     }

@@ -1,17 +1,17 @@
-//! Whether a run fits into memory, told before it starts.
+//! Checks that a run fits into memory before it starts.
 
 use super::Trainer;
 use crate::error::{Error, Result};
 use crate::tensor::Device;
 
-/// What a run needs and what there is, in bytes.
+/// Required and available bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Data set, weights, optimizer state, the network of evaluations: whatever the batch.
+    /// Data set, weights, optimizer state, the network for evaluations: independent of the batch.
     pub persistent: u64,
     /// The largest program's activations and scratch: proportional to the batch.
     pub arena: u64,
-    /// What the device has left, where it can be known.
+    /// Free bytes of the device, if known.
     pub available: Option<u64>,
 }
 
@@ -23,39 +23,39 @@ impl Memory {
         Self { persistent: persistent as u64, arena: arena as u64, available: available_memory(device) }
     }
 
-    /// All of it.
+    /// The total.
     pub fn needed(&self) -> u64 {
         self.persistent + self.arena
     }
 
-    /// Whether it is no more than the device has left, as far as that is known.
+    /// Whether it fits into the free memory, as far as that is known.
     pub fn fits(&self) -> bool {
         self.available.is_none_or(|available| available >= self.needed())
     }
 
-    /// Refuses what cannot fit; `batch` is the planned one.
+    /// Refuses a run that cannot fit; `batch` is the planned one.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] with the batch that would fit.
+    /// [`Error::OutOfMemory`] with the largest batch that fits.
     pub fn check(&self, device: &str, batch: usize) -> Result<()> {
         let Some(available) = self.available.filter(|available| *available < self.needed()) else { return Ok(()) };
         let room = available.saturating_sub(self.persistent) as u128;
         let fits = (room * batch as u128 / u128::from(self.arena.max(1))) as usize;
         let mend = match fits {
-            0 => "take a smaller model".to_string(),
+            0 => "use a smaller model".to_string(),
             fits => format!("--batch {fits} would fit (and training.gradient_accumulation makes up for it)"),
         };
         Err(Error::OutOfMemory { device: device.into(), needed: self.needed(), available, mend })
     }
 }
 
-/// Bytes that the device has left; None where it does not say.
+/// Free bytes of the device; None if unknown.
 pub fn available_memory(device: &Device) -> Option<u64> {
     match device {
         Device::Accelerator(accelerator) => accelerator.memory().ok().map(|(free, _)| free),
         Device::Cpu => {
             let host = host_entry(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:");
-            // A container's limit, where there is one ("max" is none).
+            // A container's limit, if there is one ("max" means none).
             let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
             let limit = number("/sys/fs/cgroup/memory.max")
                 .map(|most| most.saturating_sub(number("/sys/fs/cgroup/memory.current").unwrap_or(0)));
@@ -67,7 +67,7 @@ pub fn available_memory(device: &Device) -> Option<u64> {
     }
 }
 
-/// All memory of the host, with what it can swap; none where it does not say.
+/// Total memory of the host, including swap; none if unknown.
 pub(super) fn host_memory() -> Option<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     Some(host_entry(&meminfo, "MemTotal:")? + host_entry(&meminfo, "SwapTotal:").unwrap_or(0))

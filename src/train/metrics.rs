@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: an object a line.
+//! `metrics.jsonl`: one JSON object per line.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::config::Rule;
 use crate::error::{Error, Result};
 
-/// A logged step. The training set's share is told by `loss`, that of the images held out by [`ValidationLine`].
+/// A logged step. `loss` covers the training images, [`ValidationLine`] the held-out ones.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrainingLine {
     /// Optimizer steps done.
     pub step: u64,
-    /// Passes over the training images done, with the fraction of the present one.
+    /// Passes over the training images, including the fraction of the current one.
     pub epoch: f64,
     /// Mean loss of the steps since the last line.
     pub loss: f64,
@@ -22,14 +22,14 @@ pub struct TrainingLine {
     pub gradient_norm: f64,
     /// The last step's learning rate.
     pub learning_rate: f64,
-    /// Training images a second since the last line, pictures, validation and checkpoints not counted.
+    /// Training images per second since the last line, excluding pictures, validation and checkpoints.
     pub images_per_second: f64,
-    /// Seconds of training so far, over all sittings.
+    /// Seconds of training so far, over all sessions.
     pub seconds: f64,
     /// The terms of the loss.
     #[serde(skip_serializing_if = "LossTerms::is_empty")]
     pub terms: LossTerms,
-    /// A classifier's share of right answers since the last line, on training images as they are flipped and cropped.
+    /// A classifier's accuracy since the last line, on augmented training images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
 }
@@ -70,7 +70,7 @@ pub struct ValidationLine {
     pub epoch: f64,
     /// Mean loss of the averaged weights over the validation images.
     pub validation_loss: f64,
-    /// A classifier's share of right answers.
+    /// A classifier's accuracy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_accuracy: Option<f64>,
 }
@@ -82,18 +82,18 @@ pub struct EvaluationLine {
     pub step: u64,
     /// As in [`TrainingLine`].
     pub epoch: f64,
-    /// As people write it: `FID`, `FD-resnet18-cifar10`.
+    /// Its display name: `FID`, `FD-resnet18-cifar10`.
     pub metric: String,
     /// Its value.
     pub value: f64,
-    /// Samples behind it.
+    /// Number of samples.
     pub samples: usize,
-    /// How they were brought to InceptionV3; none for another network.
+    /// The rule for InceptionV3's input; none for another network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<Rule>,
 }
 
-/// What is read back of a line.
+/// The fields that are read back from a line.
 #[derive(Deserialize)]
 struct Line {
     step: u64,
@@ -113,7 +113,7 @@ pub(super) struct Metrics {
     pub training: Vec<(u64, f64)>,
     /// Step and loss of the validation lines.
     pub validation: Vec<(u64, f64)>,
-    /// The last of them that has an accuracy.
+    /// The last accuracy of them.
     pub accuracy: Option<f64>,
     /// Step and value of the lines of evaluation.
     pub evaluation: Vec<(u64, f64)>,
@@ -122,8 +122,8 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file, or makes it, and cuts it back to step `last`: what was logged after the checkpoint from which a run
-    /// goes on will be logged again. A last line that was not finished goes too.
+    /// Opens or creates the file and truncates it to step `last`: a resumed run logs the later steps again. An incomplete last
+    /// line is removed too.
     pub fn open(path: &Path, last: u64) -> Result<Self> {
         let mut file = File::options()
             .create(true)
@@ -177,7 +177,7 @@ impl Metrics {
         Ok(())
     }
 
-    /// Brings the lines to the disk, so that none before a checkpoint can be missing after it.
+    /// Syncs the file, so that no line before a checkpoint can be missing after it.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(Error::io(&self.path, "write"))
     }
@@ -185,7 +185,7 @@ impl Metrics {
     fn write(&mut self, line: &impl Serialize) -> Result<()> {
         let mut bytes = serde_json::to_vec(line).map_err(|fault| Error::io(&self.path, "write")(fault.into()))?;
         bytes.push(b'\n');
-        // One write a line: a reader beside us meets whole lines.
+        // One write per line: a concurrent reader sees whole lines.
         self.file.write_all(&bytes).map_err(Error::io(&self.path, "write"))
     }
 }
@@ -226,7 +226,7 @@ mod tests {
         let found = Metrics::open(&path, 6).unwrap();
         assert_eq!((found.evaluation, found.metric.as_deref()), (vec![(6, 31.25)], Some("FID")));
         let whole = std::fs::read(&path).unwrap();
-        // Torn anywhere, it is cut back to whole lines and to the step.
+        // Cut at any place, it is truncated to whole lines and to the step.
         for len in 0..=whole.len() {
             std::fs::write(&path, &whole[..len]).unwrap();
             let lines = whole[..len].iter().filter(|byte| **byte == b'\n').count();

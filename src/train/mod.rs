@@ -1,8 +1,8 @@
-//! The loop, optimizer, EMA, checkpoints, logs.
+//! The training loop, optimizer, EMA, checkpoints and logs.
 //!
-//! [`train`] makes a whole run in a folder; a [`Trainer`] steps by itself, for those who want a loop of their own. Either
-//! trains any [`Task`]: the network of a configuration, or somebody's own with [`Denoise`] and [`Classify`]
-//! (`tools/examples/own_network.rs`). Everything that a run does between its steps is an [`Observer`].
+//! [`train`] makes a whole run in a folder; a [`Trainer`] runs single steps, for a loop of your own. Both train any [`Task`]: the
+//! network of a configuration, or your own with [`Denoise`] or [`Classify`] (`tools/examples/own_network.rs`). Everything that a
+//! run does between its steps is an [`Observer`].
 //!
 //! ```
 //! use engine::config::Config;
@@ -30,8 +30,7 @@
 //! assert_eq!((summary.steps, losses.len()), (3, 3));
 //! assert!(summary.model.is_file() && summary.samples.is_file());
 //!
-//! // A longer run from where that one ended, bit for bit as if it had never stopped: for this the learning rate must not
-//! // depend on the run's length.
+//! Extend the run, bit for bit as if it had never stopped: for this the learning rate must not depend on the run's length.
 //! let error = train(TrainRequest { steps: Some(5), ..TrainRequest::resume(&summary.folder) }, &mut |_| ()).unwrap_err();
 //! assert!(error.to_string().contains("training.lr_schedule"));
 //! # Ok::<(), engine::Error>(())

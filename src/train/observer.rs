@@ -1,22 +1,22 @@
-//! Observers: all that a run does besides stepping.
+//! Observers: everything that a run does besides stepping.
 
 use super::Run;
 use crate::config::Every;
 use crate::error::Result;
 
-/// A place in a run.
+/// A position in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Optimizer steps done.
     pub step: u64,
     /// Steps of the whole run.
     pub steps: u64,
-    /// Steps of an epoch.
+    /// Steps per epoch.
     pub steps_per_epoch: u64,
 }
 
 impl Place {
-    /// Whether something that happens so often happens here.
+    /// Whether something with this interval is due here.
     pub fn is_due(self, every: Every) -> bool {
         every.is_due(self.step, self.steps_per_epoch)
     }
@@ -31,7 +31,7 @@ impl Place {
         (self.step > 0 && self.step.is_multiple_of(self.steps_per_epoch)).then(|| self.step / self.steps_per_epoch)
     }
 
-    /// Passes over the training images done, with the fraction of the present one.
+    /// Passes over the training images, including the fraction of the current one.
     pub fn epochs(self) -> f64 {
         self.step as f64 / self.steps_per_epoch as f64
     }
@@ -40,26 +40,25 @@ impl Place {
 /// How a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Its last step is done. A run that goes on after that only ends, again.
+    /// The last step is done. Resuming such a run only runs this again.
     Finished,
-    /// Somebody stopped it: it is to be left so that it can go on.
+    /// Stopped by request: it must be left in a state from which it can resume.
     Stopped,
 }
 
-/// Something that a run does between its steps: logs, pictures, validation, checkpoints are observers, and whoever trains can
-/// add their own with [`train_observed`](super::train_observed).
+/// An action of a run between its steps: logs, pictures, validation and checkpoints are observers. Add your own with
+/// [`train_observed`](super::train_observed).
 ///
-/// The loop steps, and asks after each step who is due. Where anyone is, it waits for the device, reads the metrics of all
-/// steps so far, and lets each that is due act, one after the other, in the order in which they were added. The time that
-/// they take is no time of training.
+/// After each step the loop asks which observers are due. If any is, it waits for the device, reads the metrics of all steps so
+/// far, and lets each due observer act, in the order in which they were added. Their time does not count as training time.
 ///
-/// Whether an observer acts depends on the [`Place`] alone, never on what was measured or on the clock: several processes that
-/// train one model together come to the same answer without a word, and a run that goes on does as it would have.
+/// Whether an observer acts depends only on the [`Place`], never on measured values or the clock: several processes that train one
+/// model reach the same decision without communication, and a resumed run acts as it would have.
 pub trait Observer: Send {
-    /// Before the first step of this sitting.
+    /// Called before the first step of this session.
     ///
     /// # Errors
-    /// Whatever prevents the run.
+    /// Any error that prevents the run.
     fn begin(&mut self, run: &mut Run) -> Result<()> {
         let _ = run;
         Ok(())
@@ -68,16 +67,16 @@ pub trait Observer: Send {
     /// Whether it acts here.
     fn is_due(&self, place: Place) -> bool;
 
-    /// Acts.
+    /// Acts after a step.
     ///
     /// # Errors
-    /// Whatever makes the run end here.
+    /// Any error that must end the run.
     fn act(&mut self, run: &mut Run) -> Result<()>;
 
-    /// At the end of this sitting.
+    /// Called at the end of this session.
     ///
     /// # Errors
-    /// Whatever prevents a good end.
+    /// Any error that prevents a clean end.
     fn end(&mut self, run: &mut Run, ending: Ending) -> Result<()> {
         let _ = (run, ending);
         Ok(())

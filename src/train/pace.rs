@@ -1,20 +1,20 @@
-//! What changes from step to step: positions in the data, learning rate, corrections. All of it follows from the step's number.
+//! Values that change from step to step: data positions, learning rate, bias corrections. All are functions of the step's number.
 
 use crate::config::{LrSchedule, TrainingConfig};
 use crate::error::Result;
 use crate::ops::control::{Control, WORDS};
 use crate::tensor::{Context, DType, Tensor};
 
-/// Batches whose control words are on the device at a time.
+/// Batches whose control words are on the device at once.
 const AHEAD: u64 = 256;
 
-/// Steps of an epoch of `images` images.
+/// Steps per epoch of `images` images.
 pub fn steps_per_epoch(training: &TrainingConfig, images: usize) -> u64 {
     (images / (training.batch_size * training.micro_batches())).max(1) as u64
 }
 
-/// The learning rate of update `number` (1 for the first) of `total`: linear warm-up to the peak at update
-/// `warmup_steps`, then the schedule, whose last update has the lowest rate.
+/// The learning rate of update `number` (1 for the first) of `total`: linear warm-up to the peak at update `warmup_steps`, then
+/// the schedule, which reaches its minimum at the last update.
 pub fn learning_rate(training: &TrainingConfig, number: u64, total: u64) -> f64 {
     let peak = training.learning_rate;
     if number <= training.warmup_steps {
@@ -35,16 +35,16 @@ pub(super) struct Pace {
     training: TrainingConfig,
     steps_per_epoch: u64,
     total_steps: u64,
-    /// Rows of the ring of metrics.
+    /// Rows of the metrics ring.
     ring: u64,
-    /// `[AHEAD or a step's, words]`: those of the batches from `first` on, which begins a step.
+    /// `[AHEAD or a step's, words]`: those of the batches from `first` on, at the start of a step.
     rows: Tensor,
     first: u64,
     filled: bool,
 }
 
 impl Pace {
-    /// Of a run on `images` images, whose metrics go through a ring of `ring` rows.
+    /// For a run on `images` images, with a metrics ring of `ring` rows.
     pub fn new(context: &Context, training: &TrainingConfig, images: usize, ring: u64) -> Result<Self> {
         let steps_per_epoch = steps_per_epoch(training, images);
         let ahead = (AHEAD as usize).max(training.micro_batches());
@@ -53,7 +53,7 @@ impl Pace {
         Ok(Self { training: training.clone(), steps_per_epoch, total_steps, ring, rows, first: 0, filled: false })
     }
 
-    /// Steps of an epoch; only full batches are taken.
+    /// Steps per epoch; only full batches are used.
     pub fn steps_per_epoch(&self) -> u64 {
         self.steps_per_epoch
     }
@@ -88,8 +88,8 @@ impl Pace {
         }
     }
 
-    /// Brings the words of batch `micro` of the step after `step` into the buffer `control`. The host computes many batches'
-    /// words at once and waits for the device then; in between it only submits a copy on the device, and waits for nothing.
+    /// Copies the words of batch `micro` of the step after `step` into the buffer `control`. The host computes the words of many
+    /// batches at once and then waits for the device; in between it only submits a device copy.
     pub fn set(&mut self, control: &Tensor, step: u64, micro: u64) -> Result<()> {
         let accumulation = self.training.micro_batches() as u64;
         let number = step * accumulation + micro;
@@ -122,7 +122,7 @@ mod tests {
         let mut pace = Pace::new(&context, &training, 50, 16)?;
         assert_eq!((pace.steps_per_epoch(), pace.total_steps()), (4, 300));
         let control = Control::buffer(&context)?;
-        // On over the end of what lies on the device, back, and to a place far ahead.
+        // Past the end of the uploaded words, back, and far ahead.
         for step in (0..100).chain(0..2).chain([299, 250]) {
             for micro in 0..3 {
                 pace.set(&control, step, micro)?;

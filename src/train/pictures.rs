@@ -6,26 +6,26 @@ use crate::diffusion::{Sampler, SamplerKind};
 use crate::error::Result;
 use crate::picture::{Image, Labels, Layout, labelled_grid};
 
-/// Most classes that a sheet shows.
+/// Most classes on a sheet.
 const MOST_CLASSES: usize = 20;
-/// Stages and classes of the sheet of denoising.
+/// Stages and classes of the denoising sheet.
 const STAGES: usize = 10;
 
-/// Images in a row of a sheet without classes.
+/// Images per row of a sheet without classes.
 const COLUMNS: usize = 8;
 
-/// The pictures of one drawing of samples.
+/// The pictures of one set of samples.
 pub(super) struct Sheets {
-    /// Samples of each class, a row for each: `sampling.count_per_class` in a row. A model without classes has as many samples
-    /// in all.
+    /// Samples of each class, one row per class, with `sampling.count_per_class` in a row. A model without classes has as many
+    /// samples in total.
     pub samples: Image,
-    /// The first sample of each of ten classes at ten stages of its denoising: a row for each, the finished sample last. A
+    /// The first sample of each of ten classes at ten stages of its denoising: one row per class, with the finished sample last. A
     /// model without classes has a row for each of its first ten samples.
     pub denoising: Image,
 }
 
-/// Draws from the averaged weights with the run's seed, so that sheets of different steps compare. `titles` are the samples'
-/// and the denoising's. `go_on` is asked between stages; None where it refused.
+/// Draws from the averaged weights with the run's seed, so that sheets of different steps are comparable. `titles` are those of
+/// the samples and the denoising. `go_on` is called between stages; None if it returned false.
 pub(super) fn sheets(
     trainer: &Trainer,
     classes: &[String],
@@ -50,22 +50,22 @@ pub(super) fn sheets(
     Ok(Some(Sheets { samples, denoising }))
 }
 
-/// What was drawn.
+/// The drawn samples.
 pub(super) struct Drawn {
     images: Vec<Image>,
-    /// Of each row its stages.
+    /// The stages of each row.
     strips: Vec<Vec<Image>>,
-    /// The stages that are shown, of so many.
+    /// The stages shown, out of this number.
     shown: Vec<usize>,
     stages: usize,
 }
 
-/// Draws samples of `classes` classes, in batches that processes which train together share out; each image is the same whoever
-/// draws it. `go_on` is asked by a process that draws alone.
+/// Draws samples of `classes` classes, in batches shared by the processes; each image is the same whichever process draws it.
+/// `go_on` is called only by a single process.
 pub(super) fn draw(trainer: &Trainer, classes: usize, go_on: &mut dyn FnMut() -> bool) -> Result<Option<Drawn>> {
     let count = trainer.config().sampling.count_per_class;
     let labels: Vec<i32> = (0..classes.max(1)).flat_map(|class| std::iter::repeat_n(class as i32, count)).collect();
-    // The samples whose stages are shown: every so many, so many of them.
+    // The samples whose stages are shown, evenly spaced.
     let (every, rows) = if classes == 0 { (1, count.min(STAGES)) } else { (count, classes.min(STAGES)) };
     let mut sampler = sampler(trainer, labels.len())?;
     let shown = shown_stages(trainer.config().sampling.sampler, sampler.stages());
@@ -75,7 +75,7 @@ pub(super) fn draw(trainer: &Trainer, classes: usize, go_on: &mut dyn FnMut() ->
         (0..rows).filter(|row| own.contains(&(row * every))).collect()
     };
     let (rank, ranks) = (trainer.team().rank(), trainer.team().ranks());
-    // Of each batch of this process its images, then the stages of its strips.
+    // For each batch of this process its images, then the stages of its strips.
     let sizes: Vec<usize> = labels
         .chunks(batch)
         .enumerate()
@@ -87,7 +87,7 @@ pub(super) fn draw(trainer: &Trainer, classes: usize, go_on: &mut dyn FnMut() ->
         let strips = of_strip(number, labels.len());
         let mut stages = Vec::new();
         let mut stopped = ranks == 1 && !go_on();
-        // What a stopped sampler has drawn is thrown away: its remaining stages are not worth a special path.
+        // The images of a stopped sampler are discarded; finishing them is not worth a special path.
         if stopped {
             return Ok(None);
         }
@@ -125,8 +125,8 @@ pub(super) fn draw(trainer: &Trainer, classes: usize, go_on: &mut dyn FnMut() ->
     Ok(Some(Drawn { images, strips, shown, stages: sampler.stages() }))
 }
 
-/// Ten stages at even distances, the last among them; fewer where there are fewer. Of Heun's two stages a step only the
-/// second leaves a state on the path.
+/// Ten evenly spaced stages, including the last; fewer if there are fewer. Of Heun's two stages per step only the second leaves a
+/// state on the path.
 fn shown_stages(kind: SamplerKind, stages: usize) -> Vec<usize> {
     let on_path = |stage: &usize| kind != SamplerKind::Heun || stage % 2 == 1 || stage + 1 == stages;
     let all: Vec<usize> = (0..stages).filter(on_path).collect();
@@ -134,13 +134,13 @@ fn shown_stages(kind: SamplerKind, stages: usize) -> Vec<usize> {
     (1..=columns).map(|column| all[(column * all.len()).div_ceil(columns) - 1]).collect()
 }
 
-/// The first `most` of the data set's classes, where the model has any.
+/// The first `most` classes of the data set, if the model has classes.
 fn known<'a>(trainer: &Trainer, classes: &'a [String], most: usize) -> &'a [String] {
     &classes[..if trainer.config().model.num_classes() == 0 { 0 } else { classes.len().min(most) }]
 }
 
-/// A sampler of the averaged weights. Samples do not depend on the batch, so it is as large as memory surely allows:
-/// guidance doubles it, and a training batch needs more for its gradients than both.
+/// A sampler of the averaged weights. Samples do not depend on the batch, so its size is one that certainly fits: guidance doubles
+/// it, and a training batch needs more memory for its gradients than both.
 fn sampler(trainer: &Trainer, images: usize) -> Result<Sampler> {
     let config = trainer.config();
     let batch = images.clamp(1, config.training.batch_size.div_ceil(2).max(1));

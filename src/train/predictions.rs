@@ -1,4 +1,4 @@
-//! The picture of a classifier's run: held-out images with what they were taken for.
+//! The picture of a classifier's run: held-out images with their predictions.
 
 use super::Trainer;
 use crate::error::Result;
@@ -6,12 +6,12 @@ use crate::eval::NetworkClassifier;
 use crate::models::Network;
 use crate::picture::{Image, Labels, Layout, labelled_grid};
 
-/// Images on the sheet, and in a row of it.
+/// Images on the sheet, and per row.
 const IMAGES: usize = 40;
 const COLUMNS: usize = 8;
 
-/// Some held-out images, each with the class that the averaged weights take it for and, where that is wrong, its own in
-/// brackets. None for a network that is no classifier, and where no image is held out.
+/// Some held-out images, each with its class predicted by the averaged weights and, if that is wrong, the true class in brackets.
+/// None for a network that is not a classifier, or without held-out images.
 pub(super) fn sheet(trainer: &Trainer, classes: &[String], title: String) -> Result<Option<Image>> {
     let Some(Network::Classifier(network)) = trainer.network() else { return Ok(None) };
     let [height, width, channels] = network.image_shape();

@@ -1,14 +1,14 @@
-//! A set of random images, for what is measured rather than trained.
+//! Random images for benchmarks.
 
 use crate::config::Config;
 use crate::data::{Dataset, Parts};
 use crate::error::Result;
 use crate::rng::{Philox, Purpose};
 
-/// `count` random images of the configuration's size, all of them for training; the same ones each time.
+/// `count` random training images of the configuration's size; the same ones each time.
 ///
 /// # Errors
-/// Sizes that no set can have.
+/// Invalid sizes.
 pub fn random_set(config: &Config, count: usize) -> Result<Dataset> {
     let (size, channels, classes) =
         (config.model.image_size(), config.model.image_channels(), config.model.num_classes().max(1));

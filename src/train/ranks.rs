@@ -1,4 +1,4 @@
-//! How the processes of one run begin alike.
+//! How the processes of one run agree at the start.
 
 use super::{TrainRequest, fingerprint};
 use crate::cluster::{Alone, Collective, Fact, agree};
@@ -12,16 +12,16 @@ pub(super) fn team(request: &TrainRequest) -> Arc<dyn Collective> {
     request.team.clone().unwrap_or_else(|| Arc::new(Alone::default()))
 }
 
-/// What a process was asked for, as text: where a data set lies may differ from machine to machine.
+/// The settings of a process as text: paths of data sets may differ between machines.
 pub(super) fn asked(request: &TrainRequest) -> Result<String> {
     let length = format!("steps: {:?}\nepochs: {:?}\n", request.steps, request.epochs);
-    let Some(config) = &request.config else { return Ok(format!("{length}a run that goes on\n")) };
+    let Some(config) = &request.config else { return Ok(format!("{length}a resumed run\n")) };
     let mut config = config.clone();
     config.data.path = None;
     Ok(format!("{length}{}", config.to_yaml()?))
 }
 
-/// Rank 0 has found its data, and tells the others what is trained; then all compare.
+/// Rank 0 has found its data, and sends the configuration to the others; then all compare.
 pub(super) fn lead(team: &dyn Collective, asked: String, config: &Config, dataset: &Dataset) -> Result<()> {
     if team.ranks() == 1 {
         return Ok(());
@@ -30,11 +30,11 @@ pub(super) fn lead(team: &dyn Collective, asked: String, config: &Config, datase
     agree(team, &facts(asked, fingerprint(dataset)))
 }
 
-/// The configuration that rank 0 trains by.
+/// The configuration of rank 0.
 pub(super) fn told(team: &dyn Collective) -> Result<Config> {
     let text = String::from_utf8(team.listen()?)
-        .map_err(|_| Error::cluster("rank 0 tells of no configuration", "start all ranks with the same engine"))?;
-    Config::from_json(&text, "the configuration that rank 0 tells")
+        .map_err(|_| Error::cluster("rank 0 sent no configuration", "start all ranks with the same engine"))?;
+    Config::from_json(&text, "the configuration from rank 0")
 }
 
 /// The others have found their data too.
@@ -50,14 +50,14 @@ fn facts(asked: String, data: String) -> Vec<Fact> {
     ]
 }
 
-/// The program's version and checksum: another build may compute other bits.
+/// The program's version and checksum: another build may compute different bits.
 fn engine() -> String {
     let own = std::env::current_exe().and_then(std::fs::read).map(|bytes| crc32c::crc32c(&bytes)).unwrap_or_default();
     format!("{}, checksum {own:08x}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Without shards a configuration says how many batches each process does in a step; the run records those of all, so that it
-/// goes on with the same steps on any number of processes.
+/// Without shards a configuration gives the batches of each process per step; the run records the total, so that it resumes with
+/// the same steps on any number of processes.
 pub(super) fn count_all(team: &dyn Collective, config: &mut Config) {
     if config.training.shards.is_none() {
         let all = config.training.gradient_accumulation.saturating_mul(team.ranks());
@@ -65,7 +65,7 @@ pub(super) fn count_all(team: &dyn Collective, config: &mut Config) {
     }
 }
 
-/// Ends a job as a run ended on this rank: an interruption is decided by rank 0 and is no failure.
+/// Ends a job as its run ended on this rank: rank 0 decides on an interruption, which is not a failure.
 pub(super) fn leave<T>(team: &dyn Collective, outcome: &Result<T>) {
     match outcome {
         Ok(_) | Err(Error::Interrupted { .. }) => team.leave(None),

@@ -1,4 +1,4 @@
-//! What is asked of training, and what it reports.
+//! The request for a training run, and its events.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,47 +11,46 @@ use crate::data::{BUILTIN, Dataset, OFFICIAL, ResolveOptions, Split, resolve};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 
-/// A run that is to begin or to go on. Make one with [`TrainRequest::new`] or [`TrainRequest::resume`] and change what
-/// should be otherwise.
+/// A run to start or resume. Create one with [`TrainRequest::new`] or [`TrainRequest::resume`] and change its fields.
 #[derive(Clone, Debug)]
 pub struct TrainRequest {
-    /// Names the run folder `runs/NAME` where `out` does not.
+    /// Names the run folder `runs/NAME` if `out` is not given.
     pub name: String,
-    /// The configuration of a new run; None goes on with the one in `resume`.
+    /// The configuration of a new run; None resumes with the one in `resume`.
     pub config: Option<Config>,
-    /// The task; None trains the network that the configuration's `model` section describes, which a task's own replaces.
+    /// The task; None trains the network of the configuration's `model` section, which a task replaces with its own.
     pub task: Option<Arc<dyn Task>>,
-    /// The folder of the run that goes on.
+    /// The folder of the run to resume.
     pub resume: Option<PathBuf>,
     /// The folder of a new run.
     pub out: Option<PathBuf>,
-    /// The data set itself, all of it; else it is found as the configuration and the next two say. Of either, the
-    /// configuration's `data.classes` are kept and its `data.validation_fraction` is held out.
+    /// The whole data set; else it is found by the configuration and the next two fields. In any case the configuration's
+    /// `data.classes` are kept and its `data.validation_fraction` is held out.
     pub dataset: Option<Dataset>,
     /// A data set file, a published set's name, or `builtin`.
     pub data: Option<String>,
-    /// Where data sets lie.
+    /// The folder of data sets.
     pub data_dir: PathBuf,
-    /// Where to train.
+    /// The device.
     pub device: DeviceChoice,
-    /// The run's length in steps, where it is not what the configuration says. A run that goes on can become longer only
-    /// under a constant learning rate.
+    /// The run's length in steps, if different from the configuration. A resumed run can only become longer with a constant
+    /// learning rate.
     pub steps: Option<u64>,
-    /// The same in epochs.
+    /// The length in epochs.
     pub epochs: Option<u64>,
-    /// Set from elsewhere, it ends the run with a checkpoint and [`Error::Interrupted`].
+    /// Setting it ends the run with a checkpoint and [`Error::Interrupted`].
     pub stop: Arc<AtomicBool>,
-    /// Show the progress of a download, where there is one, on standard error.
+    /// Show the progress of downloads on standard error.
     pub show_downloads: bool,
-    /// The processes that train together: rank 0 by [`train`](super::train()), the others by [`follow`](super::follow()), with the same
-    /// request. None is this one alone.
+    /// The processes that train together: rank 0 with [`train`](super::train()), the others with [`follow`](super::follow()) and
+    /// the same request. None for a single process.
     pub team: Option<Arc<dyn Collective>>,
-    /// Capture steps as graphs, which a GPU replays; the bits are the same without.
+    /// Capture steps as graphs, which a GPU replays; without it the bits are the same.
     pub graphs: bool,
 }
 
 impl TrainRequest {
-    /// A new run, on the device that is best, in `runs/NAME`.
+    /// A new run, on the best device, in `runs/NAME`.
     pub fn new(name: impl Into<String>, config: Config) -> Self {
         Self {
             name: name.into(),
@@ -72,7 +71,7 @@ impl TrainRequest {
         }
     }
 
-    /// The run in `folder` goes on from its newest sound checkpoint.
+    /// Resumes the run in `folder` from its newest intact checkpoint.
     pub fn resume(folder: impl Into<PathBuf>) -> Self {
         let folder: PathBuf = folder.into();
         let name = folder.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
@@ -81,12 +80,12 @@ impl TrainRequest {
         request
     }
 
-    /// The same run of somebody's own task: [`Denoise`](super::Denoise), [`Classify`](super::Classify) or another.
+    /// The request with a task of your own: [`Denoise`](super::Denoise), [`Classify`](super::Classify) or another.
     pub fn with_task(self, task: impl Task + 'static) -> Self {
         Self { task: Some(Arc::new(task)), ..self }
     }
 
-    /// What is trained on, of the data set that `config` names afterwards.
+    /// The training data; `config` refers to the data set afterwards.
     pub(super) fn find_data(&self, config: &mut Config) -> Result<Dataset> {
         let whole = self.find_set(config)?;
         let data = &config.data;
@@ -123,7 +122,7 @@ impl TrainRequest {
     }
 }
 
-/// Lets the configuration say what `--data` said, so that a run that goes on finds the same set.
+/// Records `--data` in the configuration, so that a resumed run finds the set.
 fn choose_data(config: &mut Config, data: &str) -> Result<()> {
     let named = match data {
         BUILTIN | "shapes" => Some("shapes"),
@@ -136,7 +135,7 @@ fn choose_data(config: &mut Config, data: &str) -> Result<()> {
     Ok(())
 }
 
-/// Takes a data set's own name over where it can stand in a configuration.
+/// Takes a data set's name if it is valid in a configuration.
 fn name_data(config: &mut Config, name: &str) {
     let mut data = config.data.clone();
     data.name = name.into();
@@ -145,8 +144,7 @@ fn name_data(config: &mut Config, name: &str) {
     }
 }
 
-/// Tells a data set from others: sizes and a checksum of images and labels, so that a run never goes on with another one
-/// than it began with.
+/// Identifies a data set by its sizes and a checksum of images and labels, so that a run is never resumed with another one.
 pub fn fingerprint(dataset: &Dataset) -> String {
     let labels: Vec<u8> = dataset.labels().iter().flat_map(|label| label.to_le_bytes()).collect();
     let images = dataset.runs(0..dataset.len()).fold(0, crc32c::crc32c_append);
@@ -158,7 +156,7 @@ pub fn fingerprint(dataset: &Dataset) -> String {
     format!("{} images {height}x{width}x{channels}{divided}, checksum {crc:08x}", dataset.len())
 }
 
-/// What a run is, told once before its first step.
+/// Description of a run, reported once before its first step.
 #[derive(Clone, Debug)]
 pub struct Start {
     /// Its name.
@@ -169,29 +167,29 @@ pub struct Start {
     pub config: Config,
     /// Number of parameters.
     pub parameters: usize,
-    /// The data set in words.
+    /// The data set as text.
     pub data: String,
-    /// The device in words, and why it was chosen.
+    /// The device as text, and why it was chosen.
     pub device: String,
-    /// The processes that train together, in words; empty for one alone.
+    /// The processes that train together, as text; empty for a single one.
     pub ranks: String,
-    /// What it needs and what there is.
+    /// Required and available memory.
     pub memory: Memory,
     /// Its length in optimizer steps.
     pub steps: u64,
-    /// Steps of an epoch.
+    /// Steps per epoch.
     pub steps_per_epoch: u64,
-    /// The step after which it goes on; 0 for a new one.
+    /// The step from which it resumes; 0 for a new one.
     pub from: u64,
 }
 
-/// What happens during a run. The library itself prints nothing.
+/// The events of a run. The library itself prints nothing.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// The first of all.
+    /// Always the first event.
     Start(Box<Start>),
-    /// Something that a person should know.
+    /// A message for the user.
     Warning(String),
     /// A step is done.
     Step {
@@ -218,16 +216,16 @@ pub enum Event {
         /// Whether it is the lowest loss so far.
         best: bool,
     },
-    /// A metric of samples was taken.
+    /// A metric of samples was evaluated.
     Evaluated {
         /// The line in `metrics.jsonl`.
         line: EvaluationLine,
         /// Whether it is the best so far.
         best: bool,
-        /// Whether the run ends with it, for no better one came for long.
+        /// Whether the run ends because there was no improvement for long.
         last: bool,
     },
-    /// Something slow besides training begins: `draws samples`.
+    /// Slow work other than training begins: `draws samples`.
     Busy(&'static str),
     /// A file was written: a checkpoint or a picture.
     Wrote(PathBuf),
@@ -240,16 +238,16 @@ pub struct Summary {
     pub folder: PathBuf,
     /// `model.safetensors` in it: the averaged weights.
     pub model: PathBuf,
-    /// `samples/final.png` in it: there where the network is a denoiser or a classifier.
+    /// `samples/final.png` in it, if the network is a denoiser or a classifier.
     pub samples: PathBuf,
-    /// Optimizer steps done in all.
+    /// Total optimizer steps.
     pub steps: u64,
     /// Mean training loss of the last line of the log.
     pub loss: Option<f64>,
     /// The last validation loss.
     pub validation_loss: Option<f64>,
-    /// A classifier's last share of right answers in validation.
+    /// A classifier's last validation accuracy.
     pub validation_accuracy: Option<f64>,
-    /// Seconds of training, over all sittings.
+    /// Seconds of training, over all sessions.
     pub seconds: f64,
 }

@@ -1,4 +1,4 @@
-//! The loop of a run, and everything that its observers share.
+//! The loop of a run, and the state that its observers share.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,23 +17,22 @@ use crate::ops::host::parallel::{install, set_threads};
 use crate::picture::{Image, write_png};
 use crate::tensor::Device;
 
-/// How long metrics may stay on an accelerator: reading them waits for it. So long, about, the host runs ahead of it too.
+/// How long metrics may stay on an accelerator: reading them waits for it. The host runs ahead by about this time.
 const DRAIN: Duration = Duration::from_millis(250);
 
-/// Trains as `request` says and tells `report` what happens; prints nothing.
+/// Trains as `request` says and sends events to `report`; prints nothing.
 ///
-/// Everything lies in the run folder: see [`RunFolder`]. A run that ended anywhere, however it ended, goes on with
-/// [`TrainRequest::resume`] and comes to the same weights, bit for bit.
+/// Everything is in the run folder: see [`RunFolder`]. A run that ended in any way resumes with [`TrainRequest::resume`] and
+/// reaches the same weights, bit for bit.
 ///
 /// # Errors
-/// What a bad configuration, data set, device or folder causes, before the folder is made;
-/// [`Error::Interrupted`] after a checkpoint where `request.stop` was set; and while it runs what the device or the disk
-/// reports. What was saved before stays.
+/// Those of a bad configuration, data set, device or folder, before the folder is created; [`Error::Interrupted`] after a
+/// checkpoint if `request.stop` was set; during the run, those of the device or the disk. Saved files stay intact.
 pub fn train(request: TrainRequest, report: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary> {
     train_observed(request, Vec::new(), report)
 }
 
-/// As [`train`], with `observers` besides those that every run has: they act after them.
+/// As [`train`], with additional `observers`, which act after the standard ones.
 ///
 /// # Errors
 /// As [`train`], and those of the observers.
@@ -53,12 +52,12 @@ pub fn train_observed(
     outcome
 }
 
-/// The part of the ranks other than 0 in a run that rank 0 makes by [`train`] with the same request: they do their share of each
-/// step and write nothing. Ends when rank 0's run does.
+/// The part of ranks other than 0 in a run that rank 0 makes with [`train`] and the same request: they do their share of each step
+/// and write nothing. Ends when rank 0's run does.
 ///
 /// # Errors
-/// [`Error::Cluster`] on all ranks where their requests do not fit together, before anything is written, and where one of them is
-/// gone; what the device reports.
+/// [`Error::Cluster`] on all ranks if their requests do not match, before anything is written, and if one of them is gone; those
+/// of the device.
 pub fn follow(request: &TrainRequest) -> Result<()> {
     set_threads(None)?;
     let outcome = install(|| start::join(request)?.follow());
@@ -66,26 +65,26 @@ pub fn follow(request: &TrainRequest) -> Result<()> {
     outcome
 }
 
-/// A run under way, as its observers find it.
+/// A run in progress, as its observers see it.
 pub struct Run<'a> {
     trainer: Trainer,
     folder: RunFolder,
-    /// What a checkpoint keeps besides the trainer's state.
+    /// The part of a checkpoint besides the trainer's state.
     pub(super) progress: Progress,
     journal: Journal,
     report: &'a mut (dyn FnMut(&Event) + Send),
     stop: Arc<AtomicBool>,
-    /// Where features of the training images are kept.
+    /// The folder for features of the training images.
     cache: PathBuf,
-    /// The last step, where the run ends before its length is over.
+    /// The last step, if the run stops early.
     ended: Option<u64>,
     title: String,
     /// The step of the newest checkpoint.
     saved: Option<u64>,
     clock: Instant,
-    /// When metrics were read last, and after which step.
+    /// Time and step of the last reading of metrics.
     drained: (Instant, u64),
-    /// Steps that the device does in [`DRAIN`]: so many are submitted without reading.
+    /// Steps that the device does in [`DRAIN`]: this many are submitted without reading.
     ahead: u64,
     last: Option<StepMetrics>,
 }
@@ -100,7 +99,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let step = trainer.step_count();
         let (journal, now) = (Journal::open(&folder, step)?, Instant::now());
-        // Of the configuration alone, so that a run that goes on draws the same pictures.
+        // Depends only on the configuration, so that a resumed run draws the same pictures.
         let title = format!("{} on {}", trainer.config().model.kind(), trainer.config().data.name);
         let (stop, saved) = (request.stop.clone(), (step > 0).then_some(step));
         Ok(Self {
@@ -126,7 +125,7 @@ impl<'a> Run<'a> {
         &self.trainer
     }
 
-    /// The trainer, to validate with.
+    /// The trainer, for validation.
     pub fn trainer_mut(&mut self) -> &mut Trainer {
         &mut self.trainer
     }
@@ -136,14 +135,14 @@ impl<'a> Run<'a> {
         &self.folder
     }
 
-    /// The place that the run has come to.
+    /// The current position of the run.
     pub fn place(&self) -> Place {
         let trainer = &self.trainer;
         let steps = self.ended.unwrap_or(trainer.total_steps());
         Place { step: trainer.step_count(), steps, steps_per_epoch: trainer.steps_per_epoch() }
     }
 
-    /// Makes the present step the last one: the run finishes as it would have at its full length.
+    /// Makes the current step the last one: the run finishes as at its full length.
     pub fn end_here(&mut self) {
         self.ended = Some(self.trainer.step_count());
     }
@@ -158,39 +157,39 @@ impl<'a> Run<'a> {
         &self.progress.classes
     }
 
-    /// The metrics of the last step whose metrics were read in this sitting.
+    /// The metrics of the last step that was read in this session.
     pub fn last_metrics(&self) -> Option<&StepMetrics> {
         self.last.as_ref()
     }
 
-    /// The model and the data set in words: the pictures' title.
+    /// Model and data set as text: the title of pictures.
     pub fn title(&self) -> &str {
         &self.title
     }
 
-    /// Whether somebody asked the run to stop: what takes long had better end early.
+    /// Whether a stop was requested: slow work should end early.
     pub fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || self.trainer.team().stop().load(Ordering::Relaxed)
     }
 
-    /// Tells whoever started the run.
+    /// Reports an event.
     pub fn report(&mut self, event: &Event) {
         (self.report)(event);
     }
 
-    /// Writes a number to TensorBoard's file, at the present step.
+    /// Writes a number to TensorBoard's file, for the current step.
     ///
     /// # Errors
-    /// [`Error::File`] where the disk refuses.
+    /// [`Error::File`] if the write fails.
     pub fn scalar(&mut self, tag: &str, value: f64) -> Result<()> {
         let step = self.trainer.step_count();
         self.journal(|journal| journal.scalar(tag, step, value))
     }
 
-    /// Puts a picture into TensorBoard's file and then, as PNG, at `path`: where it lies, both are there.
+    /// Writes a picture to TensorBoard's file and then, as PNG, to `path`: if the PNG exists, both do.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::Io`] where the disk refuses.
+    /// [`Error::File`] and [`Error::Io`] if a write fails.
     pub fn picture(&mut self, tag: &str, path: PathBuf, image: &Image) -> Result<()> {
         let step = self.trainer.step_count();
         self.journal(|journal| journal.image(tag, step, image))?;
@@ -209,7 +208,7 @@ impl<'a> Run<'a> {
         self.journal.metrics()
     }
 
-    /// Passes over the training images, to four places.
+    /// Passes over the training images, to four decimals.
     pub(super) fn epochs(&self) -> f64 {
         (self.place().epochs() * 1e4).round() / 1e4
     }
@@ -219,7 +218,7 @@ impl<'a> Run<'a> {
         self.last.as_ref().map_or(0.0, |metrics| metrics.gradient_norm)
     }
 
-    /// Writes the present step's checkpoint where there is none yet; its path.
+    /// Writes the current step's checkpoint if it does not exist yet; returns its path.
     pub(super) fn save_checkpoint(&mut self) -> Result<PathBuf> {
         let step = self.trainer.step_count();
         let path = self.folder.checkpoint(step);
@@ -237,7 +236,7 @@ impl<'a> Run<'a> {
         self.trainer.save_model(path, &self.progress.classes).map_err(|error| self.unsaved(error))
     }
 
-    /// The whole run: steps, and after each the observers that are due.
+    /// The whole run: steps, each followed by the observers that are due.
     fn drive(mut self, observers: &mut [Box<dyn Observer>]) -> Result<Summary> {
         let outcome = self.steps(observers);
         if matches!(outcome, Ok(_) | Err(Error::Interrupted { .. })) {
@@ -278,7 +277,7 @@ impl<'a> Run<'a> {
         Ok(self.summary())
     }
 
-    /// Leaves the run so that it can go on, and says how.
+    /// Leaves the run ready to resume, and reports how.
     fn stopped(&mut self, observers: &mut [Box<dyn Observer>]) -> Result<Error> {
         observers.iter_mut().try_for_each(|observer| observer.end(self, Ending::Stopped))?;
         Ok(self.interrupted())
@@ -288,11 +287,11 @@ impl<'a> Run<'a> {
         Error::Interrupted { message: format!("step {} is saved; {}", self.trainer.step_count(), self.way_on()) }
     }
 
-    /// How to go on with the run.
+    /// How to resume the run.
     fn way_on(&self) -> String {
         match self.trainer.config().model {
-            ModelConfig::Custom(_) => "go on with TrainRequest::resume, in the program that has the network".into(),
-            _ => format!("go on with `engine train --resume {}`", self.folder.root().display()),
+            ModelConfig::Custom(_) => "resume with TrainRequest::resume, in the program that has the network".into(),
+            _ => format!("resume with `engine train --resume {}`", self.folder.root().display()),
         }
     }
 
@@ -310,7 +309,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Adds the time since the last call to the training's, if it was that.
+    /// Adds the time since the last call to the training time, if it was training.
     fn lap(&mut self, training: bool) {
         let seconds = std::mem::replace(&mut self.clock, Instant::now()).elapsed().as_secs_f64();
         if training {
@@ -320,7 +319,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Reads the losses of the steps since the last call, and refuses to go on with one that is no number.
+    /// Reads the losses of the steps since the last call, and fails if one is not finite.
     fn drain(&mut self) -> Result<()> {
         for metrics in self.trainer.drain_metrics()? {
             if !(metrics.loss.is_finite() && metrics.gradient_norm.is_finite()) {
@@ -336,7 +335,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Submitting a step takes the host no time, so the clock does not tell how far the device is: the steps since the last look, all done
+    /// Submitting a step takes the host no time, so the clock does not show the device's progress; the steps since the last
+    /// reading, now all done, show how long one takes.
     /// by now, tell how long one takes.
     fn pace(&mut self) {
         let (now, step) = (Instant::now(), self.trainer.step_count());
@@ -344,7 +344,7 @@ impl<'a> Run<'a> {
         let steps = step - before;
         if steps > 0 {
             let each = ((now - since).as_secs_f64() / steps as f64).max(1e-6);
-            // No more than twice as many as before: the first steps load kernels, and pictures come between steps.
+            // At most twice as many as before: the first steps load kernels, and pictures come between steps.
             self.ahead = ((DRAIN.as_secs_f64() / each) as u64).clamp(1, 2 * self.ahead);
         }
     }
@@ -360,13 +360,13 @@ impl<'a> Run<'a> {
             format!("step {}", metrics.step),
             format!("training diverged: loss {loss}, gradient norm {norm}; {kept}"),
             format!(
-                "begin a new run with a lower training.learning_rate (it was {rate}), a longer training.warmup_steps or \
+                "start a new run with a lower training.learning_rate (it was {rate}), a longer training.warmup_steps or \
                  training.gradient_clip=1"
             ),
         )
     }
 
-    /// The disk's refusal, with what is safe and how to go on.
+    /// A write error, with the saved state and how to resume.
     fn unsaved(&self, error: Error) -> Error {
         let Error::Io { path, doing, source } = error else { return error };
         let kept = match self.saved {

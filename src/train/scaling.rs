@@ -1,13 +1,13 @@
-//! How much several GPUs gain, by an α-β model: a message of n bytes takes α + n / β (Hockney 1994).
+//! Scaling over several GPUs by an α-β model: a message of n bytes takes α + n / β (Hockney 1994).
 //!
-//! A ring (Patarasuk and Yuan 2009) adds the gradients up in 2 (N − 1) hops, each GPU sending 2 (N − 1) / N times their bytes; a
-//! double tree (Sanders, Speck and Träff 2009) in 2 log₂ N, sending them twice. The faster one counts. Latencies are those by which
-//! NCCL 2.27 itself chooses (`src/graph/tuning.cc`, protocol Simple): 8.4 µs a call, a hop of 3.4 µs over NVLink, 5.7 µs over PCIe,
-//! 14 µs over a network. Nothing is measured here.
+//! A ring (Patarasuk and Yuan 2009) sums the gradients in 2 (N − 1) hops, where each GPU sends 2 (N − 1) / N times their bytes; a
+//! double tree (Sanders, Speck and Träff 2009) takes 2 log₂ N hops and sends them twice. The faster one counts. Latencies are
+//! those of NCCL 2.27's own cost model (`src/graph/tuning.cc`, protocol Simple): 8.4 µs per call, and per hop 3.4 µs over NVLink,
+//! 5.7 µs over PCIe, 14 µs over a network. Nothing is measured here.
 
 use super::buckets;
 
-/// What connects the GPUs.
+/// The link between the GPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     /// NVLink 4 between the 8 GPUs of a machine, a 400 Gb/s adapter a GPU between machines.
@@ -18,7 +18,7 @@ pub enum Link {
     Ethernet,
 }
 
-/// GPUs of a machine, but for [`Link::Ethernet`].
+/// GPUs of a machine, except for [`Link::Ethernet`].
 const GPUS: usize = 8;
 
 /// Seconds of a call.
@@ -39,7 +39,7 @@ impl Link {
         }
     }
 
-    /// What it is, and where its rate is from.
+    /// Its description, with the source of its rate.
     pub fn describe(self) -> &'static str {
         match self {
             Self::Nvlink => {
@@ -59,7 +59,7 @@ impl Link {
         if self == Self::Ethernet { 1 } else { GPUS }
     }
 
-    /// Bytes a second through the narrowest place of a ring over `gpus`, and seconds of a hop within a machine.
+    /// Bytes per second through the narrowest link of a ring over `gpus`, and seconds per hop within a machine.
     fn rates(self, gpus: usize) -> (f64, f64) {
         let many = gpus > self.machine();
         match self {
@@ -70,7 +70,7 @@ impl Link {
         }
     }
 
-    /// Seconds in which `gpus` GPUs add up `bytes` each.
+    /// Seconds in which `gpus` GPUs sum `bytes` each.
     pub fn all_reduce(self, gpus: usize, bytes: f64) -> f64 {
         if gpus < 2 {
             return 0.0;
@@ -86,7 +86,7 @@ impl Link {
         ring.min(tree)
     }
 
-    /// Seconds in which each of `gpus` GPUs gets the `bytes` of all others: what `training.shards` needs, whose order is fixed.
+    /// Seconds in which each of `gpus` GPUs receives the `bytes` of all others: needed by `training.shards`, whose order is fixed.
     pub fn all_gather(self, gpus: usize, bytes: f64) -> f64 {
         if gpus < 2 {
             return 0.0;
@@ -101,25 +101,25 @@ impl Link {
 /// A step on several GPUs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scaling {
-    /// How many.
+    /// Number of GPUs.
     pub gpus: usize,
     /// Seconds of the exchange.
     pub exchange: f64,
-    /// Seconds of a step that exchanges after its backward.
+    /// Seconds of a step that exchanges after its backward pass.
     pub after: f64,
-    /// Seconds of a step as it is: its exchange runs beside its backward, but for the last bucket; with shards it comes after that.
+    /// Seconds of an actual step: its exchange overlaps the backward pass, except for the last bucket; with shards it comes afterwards.
     pub taken: f64,
 }
 
-/// Share of a step that its backward takes: twice the forward's products.
+/// Share of a step spent in the backward pass: twice the forward's products.
 const BACKWARD: f64 = 2.0 / 3.0;
 
 impl Scaling {
-    /// Of steps that take `compute` seconds on one GPU, with `bytes` of gradients; each of the GPUs does such a step.
+    /// For steps that take `compute` seconds on one GPU, with `bytes` of gradients; each GPU runs such a step.
     pub fn new(link: Link, gpus: usize, compute: f64, bytes: f64, shards: bool) -> Self {
         let one = |bytes| if shards { link.all_gather(gpus, bytes) } else { link.all_reduce(gpus, bytes) };
         let exchange = one(bytes);
-        // The buckets but the last hide behind the backward; each has its own latency.
+        // All buckets but the last overlap the backward pass; each has its own latency.
         let buckets = (bytes / buckets::LEAST as f64).floor().clamp(1.0, buckets::MOST as f64);
         let bucket = one(bytes / buckets);
         let shown = (buckets * bucket - BACKWARD * compute * (1.0 - 1.0 / buckets)).max(bucket);
@@ -127,7 +127,7 @@ impl Scaling {
         Self { gpus, exchange, after: compute + exchange, taken: compute + shown }
     }
 
-    /// The share of their time in which the GPUs do not wait.
+    /// The share of time in which the GPUs compute.
     pub fn efficiency(&self) -> f64 {
         (self.after - self.exchange) / self.taken
     }

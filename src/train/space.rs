@@ -1,15 +1,15 @@
-//! Whether what a run writes fits on the disk, told before it starts.
+//! Checks the disk space for a run before it starts.
 
 use std::path::Path;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// Pictures, logs and TensorBoard's events: far more than an ordinary run writes of them.
+/// Room for pictures, logs and TensorBoard's events: far more than an ordinary run writes.
 const BESIDES: u64 = 64 << 20;
 
-/// The most bytes that a run of `config`, whose weights are `numbers` numbers, has on the disk at once: the checkpoints that are
-/// kept, one that is being written beside them, and the model's files.
+/// The most bytes that a run of `config` with `numbers` weights has on disk at once: the kept checkpoints, one being written, and
+/// the model files.
 fn needed_space(config: &Config, numbers: usize) -> u64 {
     let weights = 4 * numbers as u64;
     // A checkpoint has the weights, their average and two moments.
@@ -20,11 +20,10 @@ fn needed_space(config: &Config, numbers: usize) -> u64 {
     kept.saturating_mul(checkpoint).saturating_add(2 * weights + BESIDES)
 }
 
-/// Refuses a run of `config` in `folder`, which need not be there yet, where the disk has too little room. The model has
-/// `numbers` weights.
+/// Refuses a run of `config` with `numbers` weights in `folder`, which need not exist, if the disk has too little room.
 ///
 /// # Errors
-/// [`Error::File`] with what is needed and what there is.
+/// [`Error::File`] with the required and the available space.
 pub(super) fn check_space(config: &Config, numbers: usize, folder: &Path) -> Result<()> {
     let needed = needed_space(config, numbers);
     match free_space(folder) {
@@ -32,14 +31,14 @@ pub(super) fn check_space(config: &Config, numbers: usize, folder: &Path) -> Res
             let megabytes = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
             let message = format!("the run writes up to {}, and its disk has {}", megabytes(needed), megabytes(free));
             let mend =
-                "free some space, name another disk with --out, or keep fewer with --set training.keep_checkpoints=1";
+                "free some space, use another disk with --out, or keep fewer with --set training.keep_checkpoints=1";
             Err(Error::file(folder, message, mend))
         }
         _ => Ok(()),
     }
 }
 
-/// Bytes that are free for this user on the disk where `folder` is or will be; None where the system does not say.
+/// Free bytes for this user on the disk of `folder`, which need not exist; None if unknown.
 fn free_space(folder: &Path) -> Option<u64> {
     let folder = std::path::absolute(folder).ok()?;
     let there = folder.ancestors().find(|folder| folder.exists())?;
@@ -54,7 +53,7 @@ fn free_of(folder: &Path) -> Option<u64> {
     // SAFETY: zeros are a valid `statvfs`, which the call fills; the path ends with a zero byte and outlives the call.
     let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
     let outcome = unsafe { libc::statvfs(path.as_ptr(), &mut found) };
-    #[allow(clippy::unnecessary_cast, reason = "these are of other widths on other systems")]
+    #[allow(clippy::unnecessary_cast, reason = "these have other widths on other systems")]
     (outcome == 0).then(|| (found.f_bavail as u64).saturating_mul(found.f_frsize as u64))
 }
 

@@ -1,4 +1,4 @@
-//! The start of a run: a new one, or one that goes on from its newest checkpoint.
+//! The start of a run: a new one, or one resumed from its newest checkpoint.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use crate::tensor::Device;
 
 type Report<'a> = &'a mut (dyn FnMut(&Event) + Send);
 
-/// Does all that comes before the first step.
+/// Does everything that comes before the first step.
 pub(super) fn begin<'a>(request: &TrainRequest, report: Report<'a>) -> Result<Run<'a>> {
     match (&request.resume, &request.config) {
         (Some(root), _) => resume(request, root, report),
         (None, Some(config)) => new(request, config.clone(), report),
-        (None, None) => Err(Error::config("configuration", "there is none", "make the request with TrainRequest::new")),
+        (None, None) => Err(Error::config("configuration", "it is missing", "make the request with TrainRequest::new")),
     }
 }
 
-/// Does what comes before the first step on the ranks that follow rank 0: nothing is written.
+/// Prepares a follower's first step: nothing is written.
 pub(super) fn join(request: &TrainRequest) -> Result<Trainer> {
     let team = ranks::team(request);
     let mut config = ranks::told(team.as_ref())?;
@@ -73,14 +73,14 @@ fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result
     if config.training != before.training && before.training.lr_schedule != LrSchedule::Constant {
         return Err(Error::config(
             "training.lr_schedule",
-            "the learning rate of this run depends on its length, so the length cannot change any more",
-            "leave --steps and --epochs out, or begin a new run",
+            "the learning rate of this run depends on its length, so the length is fixed",
+            "leave --steps and --epochs out, or start a new run",
         ));
     }
     config.validate()?;
     if request.task.as_ref().is_some_and(|task| task.model() != config.model) {
         let message = "the run trains another model than this task's";
-        return Err(Error::config(root.display().to_string(), message, "name the task that it was begun with"));
+        return Err(Error::config(root.display().to_string(), message, "give the task of its first start"));
     }
     let mut found = config.clone();
     let dataset = request.find_data(&mut found)?;
@@ -90,17 +90,17 @@ fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result
     let progress = match &newest {
         Some((path, _)) => trainer.load_checkpoint(path)?,
         None => {
-            report(&Event::Warning("there is no checkpoint yet: the run begins at its first step".into()));
+            report(&Event::Warning("there is no checkpoint yet: the run starts from the beginning".into()));
             fresh.clone()
         }
     };
     if progress.data != fresh.data {
-        let message = format!("the run was begun on {}, and this is {}", progress.data, fresh.data);
-        return Err(Error::config("--data", message, "name the data set that the run was begun on"));
+        let message = format!("the run was started on {}, and this is {}", progress.data, fresh.data);
+        return Err(Error::config("--data", message, "give the data set of the run's first start"));
     }
     start.from = trainer.step_count();
     if start.from > start.steps {
-        let message = format!("the run is {} steps long already", start.from);
+        let message = format!("the run already has {} steps", start.from);
         return Err(Error::config("--steps", message, "give more, or leave it out"));
     }
     if config.training != before.training {
@@ -109,7 +109,7 @@ fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result
     started(request, trainer, folder, progress, start, report)
 }
 
-/// The newest checkpoint that can be read, and its configuration; None where there is none at all.
+/// The newest readable checkpoint, and its configuration; None if there is none at all.
 fn newest_checkpoint(folder: &RunFolder, report: &mut (dyn FnMut(&Event) + Send)) -> Result<Option<(PathBuf, Config)>> {
     let checkpoints = list_checkpoints(&folder.checkpoints())?;
     let count = checkpoints.len();
@@ -118,35 +118,35 @@ fn newest_checkpoint(folder: &RunFolder, report: &mut (dyn FnMut(&Event) + Send)
         match checkpoint_config(&path) {
             Ok(config) => return Ok(Some((path, config))),
             Err(error) => {
-                report(&Event::Warning(format!("this checkpoint is passed over: {error}")));
+                report(&Event::Warning(format!("this checkpoint is skipped: {error}")));
                 damage.get_or_insert(error);
             }
         }
     }
     let Some(error) = damage else { return Ok(None) };
     let message = format!("none of its {count} checkpoints can be read ({error})");
-    Err(Error::file(folder.root(), message, "begin a new run; its model.safetensors may still be sound"))
+    Err(Error::file(folder.root(), message, "start a new run; its model.safetensors may still be intact"))
 }
 
-/// The configuration of a run that goes on: what its folder says, which must be what its checkpoint says but for the length.
+/// The configuration of a resumed run: that of its folder, which must match its checkpoint except for the length.
 fn recorded(folder: &RunFolder, checkpoint: Option<&Config>) -> Result<Config> {
     let path = folder.config();
     let config = match (Config::from_file(&path), checkpoint) {
         (Ok(config), _) => config,
-        // Whoever deletes config.yaml has lost nothing: each checkpoint has it too.
+        // A deleted config.yaml is no loss: each checkpoint contains it.
         (Err(Error::Io { .. }), Some(config)) => config.clone(),
         (Err(error), _) => return Err(error),
     };
     if let Some(then) = checkpoint {
         let mut then = then.clone();
         (then.training.num_steps, then.training.num_epochs) = (config.training.num_steps, config.training.num_epochs);
-        // Where images lie changes no bit.
+        // The placement of images changes no bit.
         then.data.device_memory = config.data.device_memory;
         if then != config {
             return Err(Error::config(
                 path.display().to_string(),
-                "it was changed since the run began, so the run cannot go on as it would have",
-                "undo the change, or begin a new run with --config",
+                "it was changed after the start, so the run cannot resume exactly",
+                "undo the change, or start a new run with --config",
             ));
         }
     }
@@ -190,7 +190,7 @@ fn set_length(request: &TrainRequest, config: &mut Config) -> Result<()> {
     Ok(())
 }
 
-/// Opens the device, settles the precision, plans the run, tells whether it fits, and builds the trainer.
+/// Opens the device, settles the precision, plans the run, checks that it fits, and builds the trainer.
 fn prepare(
     request: &TrainRequest,
     config: &mut Config,
@@ -200,7 +200,7 @@ fn prepare(
     let chosen = request.device.open()?;
     let device = chosen.accelerator.map_or(Device::Cpu, Device::Accelerator);
     if request.resume.is_some() && config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) {
-        let message = "the run goes on in bf16, as it was begun, which is for accelerators, and this is the cpu";
+        let message = "the run was started in bf16, which needs an accelerator, but the device is the cpu";
         return Err(Error::config("training.precision", message, "resume it with --device cuda"));
     }
     config.training.precision = config.training.precision.settled(device.has_tensor_cores());
@@ -210,7 +210,7 @@ fn prepare(
     let (residency, plan, memory) = place(task.as_ref(), config, dataset, sizes, &device)?;
     match (memory.check(&chosen.note, config.training.batch_size), &device) {
         (Ok(()), _) => {}
-        // The operating system may still find room, by ending others or by swapping, but not beyond all that it has.
+        // The operating system may still free memory, by ending other processes or by swapping, but only up to its total.
         (Err(error), Device::Cpu) if host_memory().is_none_or(|most| memory.needed() <= most) => {
             report(&Event::Warning(error.to_string()))
         }
@@ -247,8 +247,7 @@ fn prepare(
     Ok((trainer, start))
 }
 
-/// Where the images are to lie, with the plan and the memory of the run: on an accelerator where that has room for them, else
-/// they stream.
+/// The placement of the images, with the plan and the memory of the run: on an accelerator if it has room for them, else streamed.
 fn place(
     task: &dyn Task,
     config: &Config,

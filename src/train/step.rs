@@ -1,9 +1,9 @@
 //! The programs of a trainer: a batch of a training step, and one of validation.
 //!
 //! A step is one program (batch, forward, backward, clip, update, moving average), so one captured graph. With gradient
-//! accumulation it is a program for the first batch, one for those between, and one for the last. Where processes share a step and
-//! their devices exchange by themselves, that is part of the last batch's program: each bucket of the gradient is added up beside the
-//! backward of what lies before it. Where the hosts exchange, and with shards, the update is a program of its own.
+//! accumulation there is a program for the first batch, one for those between, and one for the last. If the devices of several
+//! processes exchange gradients, the last batch's program does so: each bucket is reduced during the backward pass of earlier
+//! layers. If the hosts exchange, and with shards, the update is a separate program.
 
 use std::rc::Rc;
 
@@ -22,10 +22,10 @@ use crate::ops::gather::{Augment, Order};
 use crate::tape::{Accumulate, Tape};
 use crate::tensor::{Context, DType, Device, Tensor};
 
-/// Rows of the ring through which losses leave the device.
+/// Rows of the ring buffer for losses on the device.
 pub(super) const RING: u64 = 256;
 
-/// The part that a batch has in its step.
+/// The role of a batch in its step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Role {
     /// Overwrites the gradients.
@@ -35,14 +35,14 @@ pub(super) struct Role {
 }
 
 impl Role {
-    /// Of batch `micro` of `accumulation`.
+    /// The role of batch `micro` of `accumulation`.
     pub fn of(micro: u64, accumulation: u64) -> Self {
         Self { first: micro == 0, last: micro + 1 == accumulation }
     }
 
-    /// The roles that the batches of a step have.
+    /// The roles of a step's batches.
     pub fn all(accumulation: usize) -> Vec<Self> {
-        // A first batch, one of those between, a last one; fewer where a step has fewer.
+        // A first, a middle and a last batch; fewer if a step has fewer.
         let mut roles: Vec<Self> =
             (0..accumulation as u64).map(|micro| Self::of(micro, accumulation as u64)).take(2).collect();
         if accumulation > 2 {
@@ -51,7 +51,7 @@ impl Role {
         roles
     }
 
-    /// The roles of batches that are added up, so many in a row, before an update of its own.
+    /// The roles of batches that are accumulated, this many in a row, before a separate update.
     pub fn shared(in_a_row: usize) -> Vec<Self> {
         let all = [Self { first: true, last: false }, Self { first: false, last: false }];
         all[..in_a_row.min(2)].to_vec()
@@ -68,7 +68,7 @@ impl Role {
     }
 }
 
-/// How batches for training, and for validation, are taken from their splits.
+/// How training and validation batches are taken from their splits.
 pub(super) fn takes(config: &Config) -> (Take, Take) {
     let t = &config.training;
     let (size, augment) = (t.batch_size, Augment { seed: t.seed, flip: config.data.flip, crop: config.data.crop });
@@ -78,7 +78,7 @@ pub(super) fn takes(config: &Config) -> (Take, Take) {
     )
 }
 
-/// All that a step works on; all of it persistent.
+/// All tensors of a step; all of them persistent.
 pub(super) struct Step {
     pub context: Context,
     pub criterion: Box<dyn Criterion>,
@@ -93,21 +93,21 @@ pub(super) struct Step {
     statistics: Tensor,
     pub ring: Tensor,
     pub loss: Tensor,
-    /// The loss's terms of the last batch, where it has any.
+    /// The loss terms of the last batch, if any.
     pub terms: Option<Tensor>,
-    /// The items' losses and bins of the last batch, where a step learns from those of all its batches.
+    /// The items' losses and bins of the last batch, if the loss learns from all batches of a step.
     pub items: Option<(Tensor, Tensor)>,
-    /// What the batches of a step leave, where something comes of all of them.
+    /// The records of the batches of a step, if they are combined.
     pub records: Option<Records>,
-    /// The batches of a step that this process does.
+    /// The batches of a step that this process computes.
     pub share: Share,
     /// Whether the update waits for other processes, or for other shards.
     pub shared: bool,
-    /// How it comes together with them.
+    /// How the processes exchange.
     pub exchange: Exchange,
-    /// The gradient, where the devices add it up within the last batch's program.
+    /// The gradient buckets, if the devices reduce them within the last batch's program.
     pub buckets: Option<Buckets>,
-    /// The gradient of the loss by itself.
+    /// The gradient of the loss with respect to itself.
     one: Tensor,
     pub training: Feed,
     pub validation: Option<Feed>,
@@ -182,7 +182,7 @@ impl Step {
         })
     }
 
-    /// The roles of the batches that this process does of a step.
+    /// The roles of this process's batches in a step.
     pub fn roles(&self) -> Vec<Role> {
         match (self.shared, &self.buckets) {
             (true, None) => Role::shared(self.share.in_a_row),
@@ -199,7 +199,7 @@ impl Step {
         }
     }
 
-    /// Whether what comes of all batches together is a program of its own.
+    /// Whether the work after all batches is a separate program.
     pub fn finishes_apart(&self) -> bool {
         self.records.is_some() && self.buckets.is_none()
     }
@@ -207,7 +207,7 @@ impl Step {
     /// One batch of a step.
     pub fn train(&self, role: Role) -> Result<()> {
         self.differentiate(role)?;
-        // Between the two lies the step's gradient, flat: what ranks bring together before they go on alike.
+        // The step's flat gradient: ranks combine it before they continue identically.
         if self.shared {
             return if role.last { self.come_together() } else { Ok(()) };
         }
@@ -217,7 +217,7 @@ impl Step {
         self.record()
     }
 
-    /// The end of a step whose gradient the devices add up by now: they gather its records, and the optimizer's step follows.
+    /// The end of a step whose gradient is already reduced: gathers its records, then runs the optimizer step.
     fn come_together(&self) -> Result<()> {
         let (Some(buckets), Some(records)) = (&self.buckets, &self.records) else { return Ok(()) };
         records.after_batch(self, self.share.last())?;
@@ -227,8 +227,8 @@ impl Step {
         records.finish(self)
     }
 
-    /// Exchanges all that devices will exchange in a step once before any of it is captured, and waits for it: NCCL then has its
-    /// connections. Only zeros are there to be exchanged.
+    /// Exchanges everything once before any capture, and waits for it, so that NCCL has opened its connections. Only zeros are
+    /// exchanged.
     pub fn warm_up(&self) -> Result<()> {
         let (Exchange::Devices, Some(records)) = (&self.exchange, &self.records) else { return Ok(()) };
         match &self.buckets {
@@ -240,12 +240,12 @@ impl Step {
         self.context.synchronize()
     }
 
-    /// Puts the loss, its terms and the gradient's norm into the ring.
+    /// Writes the loss, its terms and the gradient's norm to the ring.
     pub fn record(&self) -> Result<()> {
         record(&self.context, &self.ring, &self.loss, self.terms.as_ref(), &self.statistics, &self.control)
     }
 
-    /// What comes of all batches of a step together, where that is not part of its last batch.
+    /// The work after all batches of a step, if it is not part of the last batch.
     pub fn finish(&self) -> Result<()> {
         if let (Exchange::Devices, Some(records)) = (&self.exchange, &self.records) {
             records.gather_on_devices()?;
@@ -258,7 +258,7 @@ impl Step {
         self.records.as_ref().map_or(Ok(()), |records| records.finish(self))
     }
 
-    /// Loss and gradients of a batch.
+    /// Computes loss and gradients of a batch.
     fn differentiate(&self, role: Role) -> Result<()> {
         let tape = Tape::new(&self.context);
         let mode = if role.first { Accumulate::Write } else { Accumulate::Add };
@@ -287,7 +287,7 @@ impl Step {
         arrivals.end()
     }
 
-    /// Clips the gradient and takes the optimizer's step.
+    /// Clips the gradient and applies the optimizer.
     fn update(&self) -> Result<()> {
         gradient_norm(&self.context, &self.gradients, &self.statistics, self.gradient_clip)?;
         let state = AdamWState {
@@ -315,7 +315,7 @@ impl Step {
     }
 }
 
-/// The buckets that the devices exchange, and what they are exchanged in.
+/// The gradient buckets, and the dtype of the exchange.
 fn buckets(
     context: &Context,
     training: &TrainingConfig,
@@ -330,11 +330,11 @@ fn buckets(
 /// The dtype of activations.
 fn dtype(config: &Config, context: &Context) -> Result<DType> {
     match config.training.precision {
-        // A trainer has settled it.
+        // Already settled by the trainer.
         Precision::Auto | Precision::F32 => Ok(DType::F32),
         Precision::Bf16 if matches!(context.device(), Device::Cpu) && !context.is_shape_only() => Err(Error::config(
             "training.precision",
-            "bf16 is for accelerators, and this run is on the cpu",
+            "bf16 needs an accelerator, but the device is the cpu",
             "set it to auto, which is f32 there",
         )),
         Precision::Bf16 => Ok(DType::BF16),

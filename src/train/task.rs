@@ -1,4 +1,4 @@
-//! The things that can be trained: a network, its parameters, and the loss that it is trained by.
+//! Training tasks: a network, its parameters, and its loss.
 
 use std::fmt;
 use std::rc::Rc;
@@ -13,49 +13,49 @@ use crate::nn::{Builder, Scope};
 use crate::ops::cross_entropy::cross_entropy;
 use crate::tensor::{Context, DType, Tensor};
 
-/// Separates the noise of validation from that of training.
+/// Separates the validation noise from the training noise.
 const VALIDATION_SEED: u64 = 0x5641_4C49_4441_5445;
 
-/// Something that a [`Trainer`](super::Trainer) trains.
+/// A task for a [`Trainer`](super::Trainer).
 ///
-/// A [`ModelConfig`] is one: it trains the network that it describes. [`Denoise`] and [`Classify`] make one of anybody's
-/// network. Whoever has a loss of their own implements this trait and [`Criterion`].
+/// A [`ModelConfig`] is a task: it trains the network that it describes. [`Denoise`] and [`Classify`] make a task of your own
+/// network. For your own loss implement this trait and [`Criterion`].
 pub trait Task: fmt::Debug + Send + Sync {
-    /// The `model` section that the run, its checkpoints and its model files record.
+    /// The `model` section for the run, its checkpoints and its model files.
     fn model(&self) -> ModelConfig;
 
-    /// Builds the network with its loss, and the parameters that it declares. Called more than once in a run: planning
-    /// builds on a context that has shapes alone. `config` is the whole configuration, its model section this task's.
+    /// Builds the network with its loss, and the parameters that it declares. Called more than once in a run: planning builds on a
+    /// shape-only context. `config` is the whole configuration with this task's model section.
     ///
     /// # Errors
-    /// [`Error::Config`] for a configuration of which no network can be built.
+    /// [`Error::Config`] for a configuration without a valid network.
     fn build(&self, context: &Context, config: &Config) -> Result<(Box<dyn Criterion>, Builder)>;
 }
 
 /// A network with its loss.
 pub trait Criterion {
-    /// The network, where it is one that pictures can be made with: samples or predictions.
+    /// The network, if it can make pictures: samples or predictions.
     fn network(&self) -> Option<Network> {
         None
     }
 
-    /// What [`Loss::terms`] has.
+    /// The values of [`Loss::terms`].
     fn terms(&self) -> Terms {
         Terms::None
     }
 
-    /// What the loss has learnt of the losses so far, by name: a checkpoint keeps it.
+    /// The state of the loss by name, which a checkpoint stores.
     fn state(&self) -> Vec<(&'static str, &Tensor)> {
         Vec::new()
     }
 
-    /// Whether [`Criterion::learn`] does anything, and whether from the items.
+    /// Whether [`Criterion::learn`] does anything, and whether it needs the items.
     fn learns(&self) -> Learns {
         Learns::default()
     }
 
-    /// Takes note of a step's losses for the steps to come, after its last batch: the mean of its batches' terms, the losses and
-    /// bins of all its items. Every rank of a job is told the same.
+    /// Updates the state of the loss after a step's last batch, from the mean of the batches' terms and the losses and bins of all
+    /// items. Every rank of a job gets the same values.
     ///
     /// # Errors
     /// Those of the ops.
@@ -64,31 +64,31 @@ pub trait Criterion {
         Ok(())
     }
 
-    /// The loss of a batch. A step is captured once and then replayed, so everything that changes from step to step is read
-    /// from the device: the images, the labels and the control buffer.
+    /// The loss of a batch. A step is captured once and then replayed, so everything that changes between steps is read from the
+    /// device: the images, the labels and the control buffer.
     ///
     /// # Errors
     /// Those of the network and of the ops.
     fn loss(&self, pass: &Pass, batch: Batch) -> Result<Loss>;
 }
 
-/// From what a loss learns for the steps to come.
+/// The data from which a loss updates its state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Learns {
-    /// From anything at all.
+    /// Nothing.
     pub any: bool,
     /// From the items' losses and their bins.
     pub items: bool,
 }
 
-/// The parts of a loss that are told besides its mean.
+/// The parts of a loss that are reported besides its mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Terms {
     /// None.
     None,
     /// Means over the batch, by name.
     Means(&'static [&'static str]),
-    /// The number of right answers in the batch, `[1]`: logs tell the share of them, in validation too.
+    /// The number of correct predictions in the batch, `[1]`: logs report their share, in validation too.
     RightAnswers,
 }
 
@@ -102,7 +102,7 @@ impl Terms {
         }
     }
 
-    /// The number that a term of a batch of `size` is divided by to be a mean.
+    /// The divisor that turns a term of a batch of `size` into a mean.
     pub(super) fn items(self, size: usize) -> f64 {
         if self == Self::RightAnswers { size as f64 } else { 1.0 }
     }
@@ -110,13 +110,13 @@ impl Terms {
 
 /// One pass of a batch through a network.
 pub struct Pass<'a> {
-    /// To learn from, or to compare by.
+    /// For training or for validation.
     pub purpose: Purpose,
-    /// The tape with the network's parameters: layers and ops take it.
+    /// The tape with the network's parameters, for layers and ops.
     pub scope: &'a Scope<'a>,
-    /// The control buffer: step, epoch, number of the batch's first item; random numbers are drawn from these alone.
+    /// The control buffer: step, epoch, index of the batch's first item; random numbers depend only on these.
     pub control: &'a Tensor,
-    /// The mean loss is multiplied by this.
+    /// Factor of the mean loss.
     pub scale: f32,
 }
 
@@ -137,14 +137,14 @@ impl Task for ModelConfig {
 
 type Build<N> = Box<dyn Fn(&mut Builder) -> Result<Rc<N>> + Send + Sync>;
 
-/// Trains somebody's own [`Denoiser`] by the diffusion loss of the configuration.
+/// Trains your own [`Denoiser`] with the diffusion loss of the configuration.
 pub struct Denoise {
     model: CustomConfig,
     network: Build<dyn Denoiser>,
 }
 
 impl Denoise {
-    /// `network` declares its parameters and is called whenever the network is built; `model` says what files record of it.
+    /// `network` declares its parameters and is called whenever the network is built; `model` is the record in files.
     pub fn new<N: Denoiser + 'static>(
         model: CustomConfig,
         network: impl Fn(&mut Builder) -> Result<N> + Send + Sync + 'static,
@@ -153,7 +153,7 @@ impl Denoise {
         Self { model, network: Box::new(move |builder| Ok(Rc::new(network(builder)?))) }
     }
 
-    /// Loads what was trained so, with the code that it needs: [`ModelFile::load_as`]. It then draws like any other model.
+    /// Loads a model trained this way, using its code: [`ModelFile::load_as`]. It then samples like any other model.
     ///
     /// # Errors
     /// Those of [`ModelFile::load_as`]; [`Error::Config`] for a file of another network.
@@ -189,14 +189,14 @@ impl Task for Denoise {
     }
 }
 
-/// Trains somebody's own [`Classifier`] by the cross entropy of its logits.
+/// Trains your own [`Classifier`] with the cross entropy of its logits.
 pub struct Classify {
     model: CustomConfig,
     network: Build<dyn Classifier>,
 }
 
 impl Classify {
-    /// As [`Denoise::new`], of a classifier.
+    /// As [`Denoise::new`], for a classifier.
     pub fn new<N: Classifier + 'static>(
         model: CustomConfig,
         network: impl Fn(&mut Builder) -> Result<N> + Send + Sync + 'static,
@@ -208,7 +208,7 @@ impl Classify {
     /// As [`Denoise::load`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Denoise::load`].
     pub fn load(&self, file: ModelFile, context: &Context, precision: DType) -> Result<ClassifierModel> {
         file.load_as(context, precision, None, |config| {
             check_same(&config.model, &self.model())?;
@@ -222,7 +222,7 @@ impl Classify {
         check_shape(&self.model(), network.image_shape())?;
         if network.num_classes() != self.model.num_classes {
             let message = format!("{} classes, and the network has {}", self.model.num_classes, network.num_classes());
-            return Err(Error::config("model.num_classes", message, "let the two agree"));
+            return Err(Error::config("model.num_classes", message, "make them equal"));
         }
         Ok((network, builder))
     }
@@ -245,13 +245,13 @@ impl Task for Classify {
     }
 }
 
-/// A file must be of the task's own network.
+/// Checks that a file is of the task's own network.
 fn check_same(file: &ModelConfig, own: &ModelConfig) -> Result<()> {
     if file == own {
         return Ok(());
     }
     let message = "the file holds another network than this task's";
-    Err(Error::config("model", message, "name a file that the same task trained"))
+    Err(Error::config("model", message, "give a file that the same task trained"))
 }
 
 fn check_shape(model: &ModelConfig, shape: [usize; 3]) -> Result<()> {
@@ -260,10 +260,10 @@ fn check_shape(model: &ModelConfig, shape: [usize; 3]) -> Result<()> {
     }
     let [ours, own] = [model.image_shape(), shape].map(|[h, w, c]| ImageSize::new(h, w).with_channels(c));
     let message = format!("images are {ours}, and the network's are {own}");
-    Err(Error::config("model.image_size", message, "let the two agree"))
+    Err(Error::config("model.image_size", message, "make them equal"))
 }
 
-/// A diffusion model with its objectives in training and in validation.
+/// A diffusion model with its training and validation objectives.
 struct Denoising {
     model: Rc<dyn Denoiser>,
     training: Objective,
@@ -313,7 +313,7 @@ impl Criterion for Denoising {
     }
 }
 
-/// A classifier, and the smoothing of its targets, in training alone.
+/// A classifier, with label smoothing in training only.
 struct Classifying {
     model: Rc<dyn Classifier>,
     smoothing: f32,

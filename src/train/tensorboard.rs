@@ -1,13 +1,12 @@
-//! TensorBoard's event files, written by hand: the format is small.
+//! Writes TensorBoard's event files directly: the format is simple.
 //!
-//! A file is a sequence of TFRecords: length (u64), its masked CRC-32C, the data, theirs; all little-endian. The data of a
-//! record is a protobuf `Event` (tensorflow/core/util/event.proto) with a `Summary` (summary.proto) of one value: a scalar,
-//! a PNG or a histogram. Each record is one write, so that a killed run leaves at most one torn record at the end, which
+//! A file is a sequence of TFRecords: length (u64), its masked CRC-32C, the data and their masked CRC-32C; all little-endian. The
+//! data of a record is a protobuf `Event` (tensorflow/core/util/event.proto) with a `Summary` (summary.proto) of one value: a
+//! scalar, a PNG or a histogram. Each record is one write, so a killed run leaves at most one torn record at the end, which
 //! readers drop.
 //!
-//! A run that goes on after step s writes a new file, which begins with a `SessionLog` of status START at step s + 1: readers
-//! forget what earlier files say of that step and later ones. What belongs to step s itself and is there already is not
-//! written again.
+//! A run resumed after step s writes a new file, which begins with a `SessionLog` of status START at step s + 1: readers then
+//! discard that step and later ones from earlier files. Values of step s itself that already exist are not written again.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -18,18 +17,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::error::{Error, Result};
 use crate::picture::{Image, encode_png};
 
-/// What every event file's name begins with.
+/// Prefix of the names of event files.
 const PREFIX: &str = "events.out.tfevents.";
 /// The longest record that is read back; a sheet of samples is far smaller.
 const LONGEST_RECORD: u64 = 1 << 28;
 /// Cells of a histogram.
 const CELLS: usize = 64;
 
-/// The event files of a run's folder; the one of this sitting is made with its first event.
+/// The event files of a run's folder; this session's file is created with its first event.
 #[derive(Debug)]
 pub(super) struct Events {
     folder: PathBuf,
-    /// The step after which the run goes on.
+    /// The step after which the run resumes.
     last: u64,
     /// Tags that have a value at that step.
     present: BTreeSet<String>,
@@ -37,7 +36,7 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// Looks at what earlier sittings wrote into `folder`, of which all up to step `last` stays valid.
+    /// Reads the files of earlier sessions in `folder`, which stay valid up to step `last`.
     pub fn open(folder: &Path, last: u64) -> Result<Self> {
         let mut present = BTreeSet::new();
         for path in event_files(folder)? {
@@ -47,12 +46,12 @@ impl Events {
         Ok(Self { folder: folder.to_path_buf(), last, present, file: None })
     }
 
-    /// A number.
+    /// Writes a number.
     pub fn scalar(&mut self, tag: &str, step: u64, value: f64) -> Result<()> {
         self.value(tag, step, |summary| summary.float(2, value as f32))
     }
 
-    /// A picture.
+    /// Writes a picture.
     pub fn image(&mut self, tag: &str, step: u64, image: &Image) -> Result<()> {
         let png = encode_png(image, &[])?;
         self.value(tag, step, |summary| {
@@ -65,14 +64,14 @@ impl Events {
         })
     }
 
-    /// How numbers are spread: cells of equal width from the least to the greatest. What is not finite is left out.
+    /// Writes a histogram with cells of equal width from minimum to maximum. Values that are not finite are left out.
     pub fn histogram(&mut self, tag: &str, step: u64, values: &[f32]) -> Result<()> {
         let finite = || values.iter().filter(|value| value.is_finite()).map(|value| f64::from(*value));
         let (least, greatest) = finite().fold((f64::MAX, f64::MIN), |(low, high), x| (low.min(x), high.max(x)));
         if least > greatest {
             return Ok(());
         }
-        // A single value still needs a cell of some width around it.
+        // A single value still needs a cell with some width.
         let width = ((greatest - least) / CELLS as f64).max(least.abs() * 1e-6).max(1e-12);
         let mut cells = [0.0; CELLS];
         let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
@@ -92,7 +91,7 @@ impl Events {
         })
     }
 
-    /// Brings the events to the disk.
+    /// Syncs the events to disk.
     pub fn sync(&self) -> Result<()> {
         match &self.file {
             Some((path, file)) => file.sync_data().map_err(Error::io(path, "write")),
@@ -124,8 +123,7 @@ impl Events {
         Ok(())
     }
 
-    /// The file of this sitting. Readers take files in the order of their names, so it must not sort before an older one,
-    /// whatever the clock says.
+    /// The file of this session. Readers sort files by name, so it must not sort before an older one, whatever the clock says.
     fn begin(&self) -> Result<(PathBuf, File)> {
         let old = event_files(&self.folder)?;
         let newest = old
@@ -145,7 +143,7 @@ impl Events {
     }
 }
 
-/// Adds the tags that a file has at step `last`, or takes them out where a session begins before it.
+/// Adds the tags that a file has at step `last`, or removes them if a session begins before it.
 fn scan(file: &mut impl Read, last: u64, present: &mut BTreeSet<String>) {
     while let Some(record) = read_record(file) {
         match parse_event(&record) {
@@ -158,7 +156,7 @@ fn scan(file: &mut impl Read, last: u64, present: &mut BTreeSet<String>) {
     }
 }
 
-/// The event files of a folder in the order in which they are read.
+/// The event files of a folder in reading order.
 fn event_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
@@ -183,18 +181,18 @@ fn event(wall_time: f64, step: u64, fill: impl FnOnce(&mut Proto)) -> Vec<u8> {
     event.0
 }
 
-/// A checksum that may itself be checksummed: rotated and shifted, as LevelDB began it.
+/// A checksum masked by rotation and addition, as in LevelDB.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// Data with its frame.
+/// Data as a framed record.
 fn record(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     [&length[..], &masked_crc(&length).to_le_bytes(), data, &masked_crc(data).to_le_bytes()].concat()
 }
 
-/// The next record's data; None at the end, and where a record is torn or damaged.
+/// The next record's data; None at the end, or at a torn or damaged record.
 fn read_record(file: &mut impl Read) -> Option<Vec<u8>> {
     let mut head = [0; 12];
     file.read_exact(&mut head).ok()?;
@@ -205,16 +203,16 @@ fn read_record(file: &mut impl Read) -> Option<Vec<u8>> {
         return None;
     }
     let mut data = Vec::new();
-    // As much memory as there are bytes, whatever the length claims.
+    // Allocates only as much memory as there are bytes, whatever the length claims.
     file.take(bytes + 4).read_to_end(&mut data).ok()?;
     let check = data.split_off(data.len().checked_sub(4)?);
     (data.len() as u64 == bytes && matches(&data, &check)).then_some(data)
 }
 
-/// What matters of an event that was written earlier.
+/// The relevant part of an earlier event.
 #[derive(Debug, PartialEq)]
 enum Seen {
-    /// A sitting that began with this step.
+    /// A session that began with this step.
     Start { step: u64 },
     /// A value.
     Value { step: u64, tag: String },
@@ -245,14 +243,14 @@ fn parse_event(data: &[u8]) -> Option<Seen> {
     })
 }
 
-/// A protobuf field's value, as far as it matters here.
+/// A protobuf field's value, as far as needed.
 enum Field<'a> {
     Number(u64),
     Bytes(&'a [u8]),
     Other,
 }
 
-/// The fields of a message up to its end or to the first that cannot be read.
+/// The fields of a message up to its end or to the first unreadable one.
 fn fields(mut data: &[u8]) -> impl Iterator<Item = (u64, Field<'_>)> {
     std::iter::from_fn(move || {
         let key = varint(&mut data)?;
@@ -282,7 +280,7 @@ fn varint(data: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// A protobuf message being written; zeros are written too.
+/// A protobuf message under construction; zeros are written too.
 #[derive(Default)]
 struct Proto(Vec<u8>);
 
@@ -401,7 +399,7 @@ mod tests {
         events.scalar("loss", 5, 0.5).unwrap();
         let seen = values(folder.path());
         assert_eq!(seen[7..], [Seen::Start { step: 5 }, value("validation", 4), value("loss", 5)]);
-        // From an earlier checkpoint: what is of later sittings does not count.
+        // From an earlier checkpoint: values of later sessions do not count.
         let mut events = Events::open(folder.path(), 3).unwrap();
         events.scalar("validation", 4, 0.5).unwrap();
         let mut events = Events::open(folder.path(), 4).unwrap();
@@ -414,7 +412,7 @@ mod tests {
         );
         assert_eq!(event_files(folder.path()).unwrap().len(), 4);
 
-        // Torn or damaged anywhere, a file is read up to there and never panics.
+        // A file torn or damaged anywhere is read up to that place and never panics.
         let scanned = |bytes: &[u8]| {
             let mut present = BTreeSet::new();
             scan(&mut &bytes[..], 4, &mut present);

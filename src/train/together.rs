@@ -1,10 +1,10 @@
-//! What the batches of a step leave, until the step knows it of all of them: on one process or on several.
+//! The records of a step's batches until they are combined, on one process or several.
 //!
-//! The M batches of a step are numbered; rank r of R does the M / R from r · M / R on. Each leaves its loss, the loss's terms, the
-//! items' losses and bins where noise levels follow them, and the running statistics as it would have left them alone. All
-//! ranks then have the records of all batches, in the order of their numbers, and go through them as one process would: so
-//! what is logged and what is learnt of the losses has the bits that it has on one process. Only the gradient is a sum whose
-//! order depends on the number of ranks; with `training.shards` it is one tree on all of them.
+//! The M batches of a step are numbered; rank r of R computes M / R of them from r · M / R on. Each leaves its loss, the loss
+//! terms, the items' losses and bins if noise levels adapt to them, and the running statistics as it alone would have updated
+//! them. All ranks then get the records of all batches and process them in order, like a single process: so logged values and the
+//! loss's state have the same bits as on one process. Only the order of the gradient sum depends on the number of ranks; with
+//! `training.shards` it is one fixed tree.
 
 use super::step::Step;
 use crate::cluster::Collective;
@@ -14,41 +14,41 @@ use crate::ops::pool::global_average_pool;
 use crate::tape::{Tape, add_to};
 use crate::tensor::{Context, DType, Device, Tensor};
 
-/// The weight of a batch's statistics in the running ones is 1 − this: the layers' momentum.
+/// 1 − the weight of a batch in the running statistics: the layers' momentum.
 const KEPT: f32 = 0.9;
 
-/// The batches of a step that one process does.
+/// The batches of a step that one process computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
-    /// The number of its first one.
+    /// The index of the first one.
     pub first: usize,
-    /// How many.
+    /// Their number.
     pub count: usize,
-    /// Those of all processes.
+    /// The number over all processes.
     pub all: usize,
-    /// Batches whose gradients are added up one after the other.
+    /// Batches whose gradients are accumulated in sequence.
     pub in_a_row: usize,
 }
 
 impl Share {
-    /// The process's number.
+    /// The process's rank.
     pub fn rank(&self) -> usize {
         self.first / self.count
     }
 
-    /// The number of its last batch.
+    /// The index of its last batch.
     pub fn last(&self) -> usize {
         self.first + self.count - 1
     }
 
-    /// Of a step of `all` batches in `shards`.
+    /// The share of a step of `all` batches in `shards`.
     ///
     /// # Errors
-    /// [`Error::Config`] where the ranks cannot share them.
+    /// [`Error::Config`] if the ranks cannot share them.
     pub fn new(rank: usize, ranks: usize, all: usize, shards: Option<usize>) -> Result<Self> {
         let (parts, key, what) = match shards {
             Some(shards) => (shards, "training.shards", "shards"),
-            None => (all, "training.gradient_accumulation", "batches, as the run was begun with,"),
+            None => (all, "training.gradient_accumulation", "batches, as at the run's start,"),
         };
         if !parts.is_multiple_of(ranks) {
             let fitting: Vec<String> =
@@ -61,17 +61,17 @@ impl Share {
     }
 }
 
-/// How ranks exchange what a step has.
+/// How ranks exchange the records and gradients of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Exchange {
-    /// The devices do it by themselves (NCCL), and the host waits for nothing.
+    /// By the devices (NCCL); the host does not wait.
     Devices,
-    /// Through the hosts; why, where devices might.
+    /// Through the hosts, with the reason if there are devices.
     Hosts(String),
 }
 
 impl Exchange {
-    /// Joins the devices of all ranks, where they all can be. All ranks come to the same.
+    /// Connects the devices of all ranks, if all can. All ranks decide the same.
     pub fn of(context: &Context, team: &dyn Collective) -> Result<Self> {
         let (rank, ranks) = (team.rank(), team.ranks());
         let Device::Accelerator(accelerator) = context.device() else { return Ok(Self::Hosts(String::new())) };
@@ -97,7 +97,7 @@ impl Exchange {
         Ok(Self::Devices)
     }
 
-    /// For people.
+    /// As text.
     pub fn describe(&self, team: &dyn Collective) -> String {
         match self {
             Self::Devices => "NCCL".into(),
@@ -117,18 +117,18 @@ pub(super) struct Records {
     /// Losses `[M, B]` f32 and bins `[M, B]` i32 of the items.
     items: Option<(Tensor, Tensor)>,
     statistics: Option<Statistics>,
-    /// Sums of 1, 2, 4, … shards that wait for as many more.
+    /// Sums of 1, 2, 4, … shards that wait for an equal partner.
     sums: Vec<Tensor>,
-    /// The gradients of all ranks, where devices gather them to add them up in a tree.
+    /// The gradients of all ranks, if the devices gather them to sum them in a tree.
     gathered: Vec<Tensor>,
 }
 
-/// Running statistics, which each batch moves on from where the step found them.
+/// Running statistics; each batch updates them from the values at the step's start.
 struct Statistics {
     buffers: Vec<Tensor>,
-    /// As the step found them, one after the other `[L]`.
+    /// The values at the step's start, concatenated `[L]`.
     before: Tensor,
-    /// As each batch leaves them `[M, L]`.
+    /// The values after each batch `[M, L]`.
     after: Tensor,
 }
 
@@ -142,7 +142,7 @@ impl Statistics {
         Ok(Some(Self { buffers, before, after }))
     }
 
-    /// The buffers, each with its place in `row`.
+    /// The buffers, each with its offset in `row`.
     fn each(&self, row: &Tensor, f: impl Fn(&Tensor, &Tensor) -> Result<()>) -> Result<()> {
         let mut at = 0;
         for buffer in &self.buffers {
@@ -157,8 +157,9 @@ impl Statistics {
         self.after.part(micro * len, [len])
     }
 
-    /// Moves the statistics on by each batch in turn. Alone, batch m with the statistics s would leave 0.9·r + 0.1·s of r; from where the
-    /// step found them it left a = 0.9·r₀ + 0.1·s. So it leaves a + 0.9·(r − r₀): exactly r₀ of what does not move.
+    /// Applies the batches' updates in turn. Alone, batch m with the statistics s would turn r into 0.9·r + 0.1·s. From the values
+    /// r₀ at the step's start it produced a = 0.9·r₀ + 0.1·s. So the update is a + 0.9·(r − r₀), exactly r₀ for constant
+    /// statistics.
     fn move_on(&self, context: &Context, all: usize) -> Result<()> {
         let tape = Tape::inference(context);
         let before = tape.constant(&self.before);
@@ -173,8 +174,8 @@ impl Statistics {
 }
 
 impl Records {
-    /// Of steps whose batches have `batch` items and whose loss has `terms` terms; with items where `items`. `buffers` are the running
-    /// statistics, and `gradients` the flat gradient, where ranks share a step.
+    /// For steps whose batches have `batch` items and whose loss has `terms` terms; with items if `items`. `buffers` are the
+    /// running statistics, and `gradients` the flat gradient if ranks share a step.
     pub fn new(
         context: &Context,
         share: Share,
@@ -189,7 +190,7 @@ impl Records {
         let shards = (share.count / share.in_a_row).max(1);
         let like = |_| context.zeros(gradients.shape(), gradients.dtype());
         let sums = (0..shards.ilog2()).map(like);
-        // One tensor of them all, seen rank by rank.
+        // One tensor of them all, viewed rank by rank.
         let len = gradients.len();
         let all_ranks = (gathering > 0).then(|| context.zeros([gathering * len], gradients.dtype())).transpose()?;
         let part = |rank: usize| all_ranks.iter().map(move |all| all.part(rank * len, [len]));
@@ -205,19 +206,19 @@ impl Records {
         })
     }
 
-    /// Takes note of the running statistics that the step finds.
+    /// Saves the running statistics at the step's start.
     pub fn begin(&self) -> Result<()> {
         let Some(statistics) = &self.statistics else { return Ok(()) };
         statistics.each(&statistics.before, |buffer, kept| kept.copy_from(buffer))
     }
 
-    /// Before a batch: the running statistics as the step found them.
+    /// Before a batch: restores the running statistics of the step's start.
     pub fn before_batch(&self) -> Result<()> {
         let Some(statistics) = &self.statistics else { return Ok(()) };
         statistics.each(&statistics.before, |buffer, kept| buffer.copy_from(kept))
     }
 
-    /// After batch `micro`: keeps what it left.
+    /// After batch `micro`: saves its records.
     pub fn after_batch(&self, step: &Step, micro: usize) -> Result<()> {
         self.losses.part(micro, [1])?.copy_from(&step.loss)?;
         if let (Some(rows), Some(terms)) = (&self.terms, &step.terms) {
@@ -232,7 +233,7 @@ impl Records {
         statistics.each(&statistics.row(micro)?, |buffer, kept| kept.copy_from(buffer))
     }
 
-    /// After a shard, the `number`-th of this process: adds the gradient to those that waited for it.
+    /// After a shard, the `number`-th of this process: adds the gradient to the waiting sums.
     pub fn after_shard(&self, gradients: &Tensor, number: usize) -> Result<()> {
         let waiting = number.trailing_ones() as usize;
         for sum in &self.sums[..waiting] {
@@ -244,7 +245,7 @@ impl Records {
         }
     }
 
-    /// Adds the gradients of all ranks up in a tree, which the devices gather: the host only submits it.
+    /// Sums the gradients of all ranks in a tree, gathered by the devices; the host only submits it.
     pub fn add_up_on_devices(&self, gradients: &Tensor) -> Result<()> {
         let Some((all, parts)) = self.gathered.split_first() else { return Ok(()) };
         let (rank, ranks) = (self.share.rank(), parts.len());
@@ -261,13 +262,13 @@ impl Records {
         gradients.copy_from(&parts[0])
     }
 
-    /// Gathers the records of all ranks, by the devices.
+    /// Gathers the records of all ranks with the devices.
     pub fn gather_on_devices(&self) -> Result<()> {
         let (rank, ranks) = (self.share.rank(), self.share.all / self.share.count);
         self.rows().try_for_each(|row| row.all_gather(rank, ranks))
     }
 
-    /// Brings the gradient and the records of all ranks together, through the hosts.
+    /// Exchanges the gradient and the records of all ranks through the hosts.
     pub fn exchange(&self, team: &dyn Collective, gradients: &Tensor) -> Result<()> {
         if team.ranks() == 1 {
             return Ok(());
@@ -305,7 +306,7 @@ impl Records {
         std::iter::once(&self.losses).chain(&self.terms).chain(items).chain(statistics)
     }
 
-    /// Puts what batch `micro` left where it left it.
+    /// Restores the records of batch `micro`.
     pub fn recall(&self, step: &Step, micro: usize) -> Result<()> {
         step.loss.copy_from(&self.losses.part(micro, [1])?)?;
         match (&self.terms, &step.terms) {
@@ -314,7 +315,7 @@ impl Records {
         }
     }
 
-    /// What the loss learns of the step, and the running statistics.
+    /// Updates the state of the loss and the running statistics after the step.
     pub fn finish(&self, step: &Step) -> Result<()> {
         let (context, all) = (&step.context, self.share.all);
         if let Some(statistics) = &self.statistics {

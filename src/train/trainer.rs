@@ -1,4 +1,4 @@
-//! The trainer: a task, its optimizer state and its data on one device, and the programs that step it.
+//! The trainer: a task, its optimizer state and its data on one device, with the programs of a step.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::tensor::{Context, Device, Program, Tensor};
 pub struct StepMetrics {
     /// The step, 1 after the first.
     pub step: u64,
-    /// Mean loss of the step's batches.
+    /// Mean loss over the step's batches.
     pub loss: f64,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
@@ -36,33 +36,33 @@ pub struct StepMetrics {
 /// The result of a validation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Validation {
-    /// The mean loss; a classifier's without smoothing.
+    /// The mean loss; for a classifier without label smoothing.
     pub loss: f64,
-    /// A classifier's share of right answers.
+    /// A classifier's accuracy.
     pub accuracy: Option<f64>,
 }
 
-/// How a task is trained, and where.
+/// The settings and the device of a trainer.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// The configuration. Its `model` section is the task's own: [`Trainer::new`] puts it there, and settles its precision.
+    /// The configuration. [`Trainer::new`] replaces its `model` section with the task's, and settles the precision.
     pub config: Config,
     /// The device.
     pub device: Device,
-    /// Where the images lie; None follows the device and `data.device_memory`, without a look at how much is free.
+    /// The placement of the images; None decides by the device and `data.device_memory`, without checking free memory.
     pub residency: Option<Residency>,
-    /// The processes that train together, each with a trainer of the same recipe; by default this one alone.
+    /// The processes that train together, each with a trainer of the same recipe; by default only this one.
     pub team: Arc<dyn Collective>,
 }
 
 impl Recipe {
-    /// By this configuration, on this device.
+    /// With this configuration, on this device.
     pub fn new(config: &Config, device: Device) -> Self {
         Self { config: config.clone(), device, residency: None, team: Arc::new(Alone::default()) }
     }
 }
 
-/// The sizes of a data set, all that planning needs.
+/// The sizes of a data set, which suffice for planning.
 #[derive(Clone, Copy, Debug)]
 pub struct DataSizes {
     /// Training images.
@@ -96,7 +96,7 @@ pub struct Trainer {
     /// One program per role of a batch in its step.
     programs: Vec<(Role, Program)>,
     validation: Option<Program>,
-    /// What comes of all batches of a step together, where it is a program of its own.
+    /// The work after all batches of a step, if it is a separate program.
     finish: Option<Program>,
     team: Arc<dyn Collective>,
     pace: Pace,
@@ -105,11 +105,11 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Builds the task's network, draws its weights, puts everything on the recipe's device and plans the programs. The
-    /// weights of a pretrained backbone are drawn too: [`train`](super::train()) puts those of its file in their place.
+    /// Builds the task's network, initializes its weights, moves everything to the recipe's device and plans the programs. The
+    /// weights of a pretrained backbone are initialized too: [`train`](super::train()) then loads those of its file.
     ///
     /// # Errors
-    /// [`Error::Config`] where task, data and configuration do not fit together; [`Error::OutOfMemory`].
+    /// [`Error::Config`] if task, data and configuration do not match; [`Error::OutOfMemory`].
     pub fn new(task: &dyn Task, data: &Dataset, recipe: &Recipe) -> Result<Self> {
         let mut config = Config { model: task.model(), ..recipe.config.clone() };
         config.training.precision = config.training.precision.settled(recipe.device.has_tensor_cores());
@@ -128,19 +128,19 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// The same in shape-only mode: programs are planned, nothing is allocated. A precision of `auto` is planned as f32: settle
-    /// it before, where a device is known.
+    /// As [`Trainer::new`] in shape-only mode: programs are planned, nothing is allocated. A precision of `auto` is planned as
+    /// f32: settle it first if the device is known.
     ///
     /// # Errors
-    /// [`Error::Config`] where task and configuration do not fit together.
+    /// [`Error::Config`] if task and configuration do not match.
     pub fn plan(task: &dyn Task, config: &Config, sizes: DataSizes) -> Result<Self> {
         Self::plan_with(task, config, sizes, Residency::Resident)
     }
 
-    /// As [`Trainer::plan`], with the images elsewhere.
+    /// As [`Trainer::plan`], with another placement of the images.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Trainer::plan`].
     pub fn plan_with(task: &dyn Task, config: &Config, sizes: DataSizes, residency: Residency) -> Result<Self> {
         let mut config = Config { model: task.model(), ..config.clone() };
         config.training.precision = config.training.precision.settled(false);
@@ -186,32 +186,32 @@ impl Trainer {
         &self.step.context
     }
 
-    /// The network, where it is one that pictures can be made with.
+    /// The network, if it can make pictures.
     pub fn network(&self) -> Option<Network> {
         self.step.criterion.network()
     }
 
-    /// The network, where it is a denoiser.
+    /// The network, if it is a denoiser.
     fn denoiser(&self) -> Result<Rc<dyn Denoiser>> {
         match self.network() {
             Some(Network::Denoiser(model)) => Ok(model),
             Some(Network::Classifier(_)) => {
-                Err(Error::config("model.kind", "a classifier draws nothing", "name a diffusion model"))
+                Err(Error::config("model.kind", "a classifier draws nothing", "give a diffusion model"))
             }
             None => {
-                let message = "this network is no denoiser, so it draws nothing";
-                Err(Error::config("model.kind", message, "let its criterion's network() name one"))
+                let message = "this network is not a denoiser, so it draws nothing";
+                Err(Error::config("model.kind", message, "return a denoiser from its criterion's network()"))
             }
         }
     }
 
-    /// The weights that are trained.
+    /// The trained weights.
     pub fn parameters(&self) -> &Rc<Parameters> {
         &self.step.parameters
     }
 
-    /// The gradient of the last step `[trained_len]`, f32, flat as [`Parameters::master`]: before it was clipped, and with
-    /// gradient accumulation the sum over the step's batches.
+    /// The gradient of the last step `[trained_len]`, f32, flat like [`Parameters::master`]: before clipping, and with gradient
+    /// accumulation the sum over the step's batches.
     pub fn gradients(&self) -> &Tensor {
         &self.step.gradients
     }
@@ -221,7 +221,7 @@ impl Trainer {
         &self.step.averaged
     }
 
-    /// Rounds the moving average anew for products in bf16.
+    /// Updates the bf16 copy of the moving average.
     ///
     /// # Errors
     /// Those of the device.
@@ -234,27 +234,27 @@ impl Trainer {
         [&self.step.first, &self.step.second, &self.step.ema]
     }
 
-    /// State of the loss itself, by name.
+    /// The state of the loss, by name.
     pub(crate) fn objective_state(&self) -> Vec<(&'static str, &Tensor)> {
         self.step.criterion.state()
     }
 
-    /// The terms of the loss, by name; none where it is the mean squared error. A classifier's is its accuracy.
+    /// The terms of the loss, by name; none for the mean squared error. A classifier's is its accuracy.
     pub fn loss_terms(&self) -> &'static [&'static str] {
         self.step.criterion.terms().names()
     }
 
-    /// Whether the loss counts right answers.
+    /// Whether the loss counts correct predictions.
     pub(super) fn classifies(&self) -> bool {
         self.step.criterion.terms() == Terms::RightAnswers
     }
 
-    /// `count` validation images, or fewer where there are not as many, spread over the set: pixels `[N, H, W, C]`, and labels.
+    /// `count` validation images, or all if there are fewer, spread over the set: pixels `[N, H, W, C]`, and labels.
     pub(super) fn held_out(&self, count: usize) -> Result<(Vec<u8>, Vec<i32>)> {
         self.step.validation.as_ref().map_or_else(|| Ok(Default::default()), |feed| feed.spread(count))
     }
 
-    /// The data set that is trained on; None in planning.
+    /// The training data; None when planning.
     pub(super) fn dataset(&self) -> Option<&Dataset> {
         self.step.training.dataset()
     }
@@ -264,12 +264,12 @@ impl Trainer {
         self.done
     }
 
-    /// Puts the trainer where a checkpoint left it.
+    /// Restores the trainer from a checkpoint.
     pub(crate) fn set_step_count(&mut self, step: u64) {
         (self.done, self.drained) = (step, step);
     }
 
-    /// Steps of an epoch; only full batches are taken.
+    /// Steps per epoch; only full batches are used.
     pub fn steps_per_epoch(&self) -> u64 {
         self.pace.steps_per_epoch()
     }
@@ -279,12 +279,12 @@ impl Trainer {
         self.pace.total_steps()
     }
 
-    /// Images that one step sees, on all processes together.
+    /// Images per step, over all processes.
     pub fn images_per_step(&self) -> usize {
         self.config.training.batch_size * self.config.training.micro_batches()
     }
 
-    /// How the processes that train together exchange, for people.
+    /// How the processes exchange gradients, as text.
     pub fn exchange(&self) -> String {
         let brief = self.config.training.communication_dtype == CommunicationDtype::Bf16;
         let described = self.step.exchange.describe(self.team.as_ref());
@@ -307,17 +307,17 @@ impl Trainer {
         training.chain(finish).chain(self.validation.iter().map(|program| ("validation batch", program)))
     }
 
-    /// Turns the capture of steps off (or on), for comparison and for debugging: the bits are the same either way.
+    /// Turns the capture of steps off or on, for comparison and debugging: the bits are the same.
     pub fn set_graphs(&mut self, graphs: bool) {
         self.programs.iter_mut().for_each(|(_, program)| program.set_graphs(graphs));
         self.validation.iter_mut().chain(&mut self.finish).for_each(|program| program.set_graphs(graphs));
     }
 
-    /// Does one optimizer step. Its metrics come out of [`Trainer::drain_metrics`]. Where processes train together each of them
-    /// does its part, of which rank 0 tells those that [`Trainer::follow`] it.
+    /// Runs one optimizer step. [`Trainer::drain_metrics`] returns its metrics. If several processes train together, each does its
+    /// share; rank 0 sends commands to those in [`Trainer::follow`].
     ///
     /// # Errors
-    /// [`Error::Shape`] where [`Trainer::must_drain`]; what the device reports; [`Error::Cluster`] where another process is gone.
+    /// [`Error::Shape`] if [`Trainer::must_drain`]; those of the device; [`Error::Cluster`] if another process is gone.
     pub fn train_step(&mut self) -> Result<()> {
         if self.must_drain() {
             return Err(Error::shape("trainer", format!("{RING} steps without reading their metrics")));
@@ -338,7 +338,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Batch `micro` of the present step.
+    /// Runs batch `micro` of the current step.
     fn batch(&mut self, micro: usize, role: Role) -> Result<()> {
         self.team.go_on(Moving::Alone);
         self.step.training.send(&self.pace.control(self.done, micro as u64))?;
@@ -357,7 +357,7 @@ impl Trainer {
         program.run(|| step.finish())
     }
 
-    /// A step of which this process does its share.
+    /// A step shared with other processes.
     fn shared_step(&mut self) -> Result<()> {
         let share = self.step.share;
         self.records()?.begin()?;
@@ -366,7 +366,7 @@ impl Trainer {
             self.records()?.before_batch()?;
             self.batch(share.first + local, role)?;
             if role.last {
-                // Its program has done what follows.
+                // Its program has already done the rest.
                 break;
             }
             self.records()?.after_batch(&self.step, share.first + local)?;
@@ -378,7 +378,7 @@ impl Trainer {
             self.records()?.exchange(self.team.as_ref(), &self.step.gradients)?;
         }
         self.finish()?;
-        // As if one process had done them all, one after the other.
+        // In order, as on a single process.
         for micro in 0..share.all {
             self.pace.set(&self.step.control, self.done, micro as u64)?;
             self.records()?.recall(&self.step, micro)?;
@@ -391,12 +391,12 @@ impl Trainer {
         self.step.records.as_ref().ok_or_else(|| Error::shape("trainer", "a shared step without its records"))
     }
 
-    /// Nobody reads the metrics of this process: they are rank 0's.
+    /// Only rank 0's metrics are read.
     pub(super) fn pass_over_metrics(&mut self) {
         self.drained = self.done;
     }
 
-    /// Whether the ring is full, so that metrics have to be drained before the next step.
+    /// Whether the ring is full, so that metrics must be drained before the next step.
     pub fn must_drain(&self) -> bool {
         self.done - self.drained >= RING
     }
@@ -404,7 +404,7 @@ impl Trainer {
     /// The metrics of the steps since the last call; waits for them.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn drain_metrics(&mut self) -> Result<Vec<StepMetrics>> {
         if self.drained == self.done {
             return Ok(Vec::new());
@@ -412,7 +412,7 @@ impl Trainer {
         let ring = self.step.ring.download::<f32>()?;
         let terms = self.step.criterion.terms();
         let width = 2 + terms.names().len();
-        // The device adds the terms up over the step's batches; right answers it counts.
+        // The device sums the terms over the step's batches; correct predictions are counts.
         let batches = self.step.share.all as f64 * terms.items(self.config.training.batch_size);
         let metrics = (self.drained..self.done)
             .map(|step| {
@@ -425,12 +425,11 @@ impl Trainer {
         Ok(metrics)
     }
 
-    /// The mean loss of the averaged weights over the validation images, as many as full batches take, with the same noise
-    /// each time; and how many a classifier tells. None where the data set holds none out. Processes that train together share
-    /// the batches.
+    /// The mean loss of the averaged weights over the validation images, in full batches, with the same noise each time; and a
+    /// classifier's accuracy. None if the data set has no validation images. Processes share the batches.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn validate(&mut self) -> Result<Option<Validation>> {
         self.tell(Command::Validate)?;
         let (Some(program), Some(feed)) = (&mut self.validation, &self.step.validation) else { return Ok(None) };
@@ -441,7 +440,7 @@ impl Trainer {
         let mut found = vec![[0f32; 2]; batches.div_ceil(ranks)];
         let terms = self.step.criterion.terms();
         let classifies = terms == Terms::RightAnswers;
-        // Spread over the set, whose images may be in the order of their classes.
+        // Spread over the set, whose images may be sorted by class.
         let stride = feed.len() / batches;
         for number in (rank..batches).step_by(ranks) {
             self.team.go_on(Moving::Alone);
@@ -459,7 +458,7 @@ impl Trainer {
         }
         let mut all = vec![[0f32; 2]; found.len() * ranks];
         self.team.gather(bytemuck::cast_slice(&found), bytemuck::cast_slice_mut(&mut all))?;
-        // In the order of the batches, whoever did them.
+        // In the order of the batches, whichever process computed them.
         let (mut sum, mut correct) = (0.0, 0.0);
         for number in 0..batches {
             let [loss, right] = all[number % ranks * found.len() + number / ranks];
@@ -469,10 +468,10 @@ impl Trainer {
         Ok(Some(Validation { loss: sum / batches as f64, accuracy }))
     }
 
-    /// Puts the trainers of all processes where rank 0's is: weights, optimizer state, step.
+    /// Copies rank 0's state to the trainers of all processes: weights, optimizer state, step.
     ///
     /// # Errors
-    /// [`Error::Cluster`] where another process is gone; what the device reports.
+    /// [`Error::Cluster`] if another process is gone; those of the device.
     pub fn share_state(&mut self) -> Result<()> {
         if self.team.ranks() == 1 {
             return Ok(());
@@ -491,10 +490,10 @@ impl Trainer {
         Ok(())
     }
 
-    /// A sampler over the averaged weights.
+    /// A sampler with the averaged weights.
     ///
     /// # Errors
-    /// [`Error::Config`] for a network that is no denoiser, and those of [`Sampler::new`].
+    /// [`Error::Config`] for a network that is not a denoiser, and those of [`Sampler::new`].
     pub fn sampler(&self, sampling: &SamplingConfig, batch: usize, seed: u64) -> Result<Sampler> {
         self.step.averaged.refresh()?;
         let spec = SamplerSpec {
@@ -510,10 +509,10 @@ impl Trainer {
 }
 
 fn none_to_train_on() -> Error {
-    Error::config("data", "there are no training images", "name a set that has some")
+    Error::config("data", "there are no training images", "give a set that has some")
 }
 
-/// A model and a data set that cannot go together are told apart before anything is allocated.
+/// Refuses a model and a data set that do not match, before anything is allocated.
 fn check_fit(config: &Config, dataset: &Dataset) -> Result<()> {
     let (size, channels) = (config.model.image_size(), config.model.image_channels());
     let file = dataset.path().map_or_else(|| dataset.name().to_string(), |path| path.display().to_string());
@@ -525,7 +524,7 @@ fn check_fit(config: &Config, dataset: &Dataset) -> Result<()> {
                 dataset.size().with_channels(dataset.channels()),
                 size.with_channels(channels)
             ),
-            "set model.image_size and model.image_channels, or name another data set with --data",
+            "set model.image_size and model.image_channels, or give another data set with --data",
         ));
     }
     // A model without classes takes no labels.

@@ -1,5 +1,5 @@
-//! The zip archive around PyTorch's weights: its directory, and entries that are stored as they are. `torch.save` never
-//! compresses, so nothing is ever unpacked, and no entry can be longer than the file.
+//! The zip archive around PyTorch's weights: its directory, and stored entries. `torch.save` never compresses, so nothing is ever
+//! unpacked, and no entry can be longer than the file.
 //!
 //! PKWARE, APPNOTE.TXT: 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end), 4.5.3 (64-bit sizes).
 
@@ -13,14 +13,14 @@ const LOCATOR_64: &[u8] = b"PK\x06\x07";
 const ENTRY: &[u8] = b"PK\x01\x02";
 const LOCAL: &[u8] = b"PK\x03\x04";
 
-/// The entries of an archive by name, as they lie in it.
+/// The entries of an archive by name.
 pub(super) struct Archive<'a> {
     entries: BTreeMap<&'a str, Entry<'a>>,
 }
 
 struct Entry<'a> {
     bytes: &'a [u8],
-    /// Zero where none was computed.
+    /// Zero if none was computed.
     crc32: u32,
 }
 
@@ -41,12 +41,12 @@ impl<'a> Archive<'a> {
         Ok(Self { entries })
     }
 
-    /// The bytes of an entry, which match their checksum.
+    /// The bytes of an entry, after verifying their checksum.
     pub fn get(&self, name: &str) -> Parsed<&'a [u8]> {
         let Some(entry) = self.entries.get(name) else {
             return Err(Fault::damaged(format!("the archive has no entry {}", short(name))));
         };
-        // `torch.save` can be told to compute none, and writes zero then.
+        // `torch.save` can be told not to compute one, and then writes zero.
         if entry.crc32 != 0 {
             let mut crc = flate2::Crc::new();
             crc.update(entry.bytes);
@@ -101,7 +101,7 @@ fn directory(file: &[u8]) -> Parsed<(u64, &[u8])> {
     read().ok_or_else(|| Fault::damaged(format!("the archive's end at byte {end} contradicts the file's length")))
 }
 
-/// The entry that `directory` begins with, and the directory behind it.
+/// The first entry of `directory`, and the rest of the directory.
 fn entry<'a>(file: &'a [u8], directory: &'a [u8], index: u64) -> Parsed<(&'a str, Entry<'a>, &'a [u8])> {
     let damaged = || Fault::damaged(format!("entry {index} of the archive's directory is damaged"));
     let read = || {
@@ -113,7 +113,7 @@ fn entry<'a>(file: &'a [u8], directory: &'a [u8], index: u64) -> Parsed<(&'a str
         let name = std::str::from_utf8(directory.get(46..name_end)?).ok()?;
         let extra = directory.get(name_end..extra_end)?;
         let rest = directory.get(extra_end + len(32)?..)?;
-        // Where 32 bits do not suffice the sizes stand in the extra field, in this order.
+        // Sizes beyond 32 bits are in the extra field, in this order.
         let mut wide = wide_sizes(extra);
         let mut size = |at| match u32_at(directory, at)? {
             u32::MAX => wide.next(),
@@ -158,7 +158,7 @@ fn entry<'a>(file: &'a [u8], directory: &'a [u8], index: u64) -> Parsed<(&'a str
     Ok((name, Entry { bytes, crc32 }, rest))
 }
 
-/// The 64-bit sizes of an entry's extra field.
+/// The 64-bit sizes in an entry's extra field.
 fn wide_sizes(mut extra: &[u8]) -> impl Iterator<Item = u64> {
     let mut found: &[u8] = &[];
     while let (Some(id), Some(len)) = (u16_at(extra, 0), u16_at(extra, 2)) {

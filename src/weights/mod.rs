@@ -1,14 +1,13 @@
-//! Weights that other programs wrote: PyTorch's `.pth` and `.pt`, and `.safetensors`, as named arrays of f32.
+//! Weights of other programs: PyTorch's `.pth` and `.pt`, and `.safetensors`, as named arrays of f32.
 //!
-//! [`WeightFile::open`] tells the formats apart by their bytes: the zip archive that PyTorch writes since 1.6, the pickle
-//! stream that it wrote before (many of torchvision's files), and safetensors. [`WeightFile::matched`] holds what is there
-//! against what a network expects.
+//! [`WeightFile::open`] detects the format by its bytes: the zip archive that PyTorch writes since 1.6, the older pickle stream
+//! (many of torchvision's files), and safetensors. [`WeightFile::matched`] compares the content with what a network expects.
 //!
-//! A pickle is a program, and Python runs whatever it names. Here nothing runs: the reader knows the dozen operations
-//! and names that weights consist of, builds plain values from them, and refuses a file that asks for anything else. It
-//! is our own, with the archive's directory, since the readers at hand skip what they do not know instead of
-//! refusing it, unpack compressed entries and copy what a pickle repeats: their memory is not bounded by the file's size.
-//! Here it is: arrays are at most as many f32 as the file has bytes, and nothing is ever unpacked.
+//! A pickle is a program, and Python runs whatever it imports. Here nothing runs: the reader knows the dozen operations and names
+//! that weights consist of, builds plain values from them, and refuses anything else. It is our own, like the archive reader,
+//! because existing readers skip what they do not know instead of refusing it, unpack compressed entries and copy what a pickle
+//! repeats: their memory is not bounded by the file's size. Here it is: arrays hold at most as many f32 as the file has bytes, and
+//! nothing is ever unpacked.
 
 mod archive;
 mod numpy;
@@ -26,14 +25,14 @@ use crate::error::{Error, Result};
 pub use numpy::{Pickled, numpy_pickle};
 
 const COPY_AGAIN: &str = "copy or download it again";
-/// What a file that is no weights might be mended by.
+/// Advice for a file that is not weights.
 const SAVE_AGAIN: &str = "save a state_dict with torch.save, or as safetensors";
-/// The prefixes of PyTorch's wrappers, in the order in which they can lie around each other.
+/// The prefixes of PyTorch's wrappers, in their possible nesting order.
 const WRAPPERS: [&str; 4] = ["_orig_mod.", "module.", "_orig_mod.", "module."];
-/// The most names that one error lists of a kind.
+/// Most names per kind in one error.
 const MAX_LISTED: usize = 200;
 
-/// One array of a file.
+/// An array of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightArray {
     /// Its sizes, outermost first; empty for a single number.
@@ -42,12 +41,12 @@ pub struct WeightArray {
     pub values: Vec<f32>,
 }
 
-/// The arrays of a file of weights.
+/// The arrays of a weight file.
 #[derive(Clone, Debug)]
 pub struct WeightFile {
     path: PathBuf,
     arrays: BTreeMap<String, WeightArray>,
-    /// What the names began with.
+    /// The common prefix of the names.
     wrapper: Option<String>,
 }
 
@@ -59,22 +58,22 @@ impl WeightArray {
 }
 
 impl WeightFile {
-    /// Reads all arrays of a `.pth`, `.pt` or `.safetensors` file. Elements of f16, bf16, f64 and the whole-number types
-    /// become f32, rounded to nearest. Of a checkpoint with other things in it, its `state_dict`, `model_state_dict` or
-    /// `model` is read. The prefixes that PyTorch's wrappers put before all names are left out (see [`WeightFile::wrapper`]).
+    /// Reads all arrays of a `.pth`, `.pt` or `.safetensors` file. Elements of f16, bf16, f64 and integer types become f32,
+    /// rounded to nearest. From a checkpoint with other content, `state_dict`, `model_state_dict` or `model` is read. The prefixes
+    /// of PyTorch's wrappers are removed (see [`WeightFile::wrapper`]).
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be read; [`Error::File`], which names the entry or the byte, for a file of another
-    /// kind, a damaged one, one that asks for anything but arrays, and one with NaN or infinity in an array.
+    /// [`Error::Io`] if it cannot be read; [`Error::File`], with the entry or the byte, for a file of another kind, a damaged one,
+    /// one with anything but arrays, and one with NaN or infinity in an array.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let metadata = file.metadata().map_err(Error::io(path, "read"))?;
         if !metadata.is_file() || metadata.len() == 0 {
-            return Err(Error::file(path, "holds no bytes of weights", "name a .pth or .safetensors file"));
+            return Err(Error::file(path, "holds no bytes of weights", "give a .pth or .safetensors file"));
         }
-        // SAFETY: the bytes are only read. A file that somebody cuts short meanwhile would raise SIGBUS, as with any mapped
-        // file; downloads of this engine are renamed into place.
+        // SAFETY: the bytes are only read. A file that is truncated meanwhile would raise SIGBUS, as with any mapped file;
+        // downloads of this engine are renamed into place.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
         Self::parse(path, &map)
     }
@@ -85,7 +84,7 @@ impl WeightFile {
         let mut arrays = arrays.map_err(|fault| Error::file(path, fault.message, fault.mend))?;
         if let Some((name, at)) = arrays.iter().find_map(|(name, array)| Some((name, array.first_bad()?))) {
             let message = format!("{} has {} at element {at}", short(name), arrays[name].values[at]);
-            return Err(Error::file(path, message, "the training that made it diverged: take an earlier checkpoint"));
+            return Err(Error::file(path, message, "the training that made it diverged: use an earlier checkpoint"));
         }
         let mut wrapper = None;
         for prefix in WRAPPERS {
@@ -97,12 +96,12 @@ impl WeightFile {
         Ok(Self { path: path.to_path_buf(), arrays, wrapper })
     }
 
-    /// What all names began with and was left out: `module.` of DistributedDataParallel, `_orig_mod.` of torch.compile.
+    /// The removed common prefix of the names: `module.` of DistributedDataParallel, `_orig_mod.` of torch.compile.
     pub fn wrapper(&self) -> Option<&str> {
         self.wrapper.as_deref()
     }
 
-    /// Where it was read from.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -112,11 +111,11 @@ impl WeightFile {
         &self.arrays
     }
 
-    /// The elements of the arrays that are `expected` by name and shape, in that order. Names must be the file's, all of
-    /// them, but for batch norms' counters `….num_batches_tracked`, which may be there or not.
+    /// The elements of the arrays that are `expected` by name and shape, in that order. The file must have exactly these names,
+    /// except for the optional counters `….num_batches_tracked` of batch norms.
     ///
     /// # Errors
-    /// One [`Error::File`] that lists all that is missing, unexpected, or of another shape.
+    /// One [`Error::File`] with all missing and unexpected arrays, and all wrong shapes.
     pub fn matched(&self, expected: &[(&str, &[usize])]) -> Result<Vec<&[f32]>> {
         let known: BTreeSet<&str> = expected.iter().map(|(name, _)| *name).collect();
         let mut found = Vec::with_capacity(expected.len());
@@ -143,7 +142,7 @@ impl WeightFile {
             return Ok(found);
         }
         let message = format!("its arrays are not those of the network: {}", faults.join("; "));
-        Err(Error::file(&self.path, message, "name a file of the same network, saved as its state_dict"))
+        Err(Error::file(&self.path, message, "give a file of the same network, saved as its state_dict"))
     }
 }
 
@@ -158,7 +157,7 @@ fn listed(what: &str, names: &[String]) -> String {
     format!("{} {what}: {}{more}", names.len(), names[..names.len() - rest].join(", "))
 }
 
-/// A name of the file as an error shows it.
+/// A name of the file for an error message.
 fn short(name: &str) -> String {
     let mut shown: String = name.chars().take(100).collect::<String>().escape_debug().collect();
     if name.chars().nth(100).is_some() {
@@ -167,7 +166,7 @@ fn short(name: &str) -> String {
     shown
 }
 
-/// What is wrong with a file's bytes, and what to do about it.
+/// An error in a file's bytes, and advice.
 #[derive(Debug)]
 struct Fault {
     message: String,
@@ -179,16 +178,16 @@ impl Fault {
         Self { message: message.into(), mend: mend.into() }
     }
 
-    /// Bytes that contradict each other.
+    /// Contradictory bytes.
     fn damaged(message: impl Into<String>) -> Self {
         Self::new(message, COPY_AGAIN)
     }
 }
 
-/// What the formats' readers return.
+/// The result of the format readers.
 type Parsed<T> = std::result::Result<T, Fault>;
 
-/// How a file stores an element.
+/// The element type of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Element {
     F32,
@@ -214,7 +213,7 @@ impl Element {
         }
     }
 
-    /// Appends the elements that `bytes` consist of, little-endian.
+    /// Appends the little-endian elements in `bytes`.
     fn decode(self, bytes: &[u8], values: &mut Vec<f32>) {
         macro_rules! each {
             ($size:literal, $convert:expr) => {

@@ -1,5 +1,4 @@
-//! Dictionaries of NumPy arrays as pickles, such as CIFAR's batches for Python: read as weights are, and nothing in them is
-//! run.
+//! Dictionaries of NumPy arrays as pickles, such as CIFAR's batches for Python: parsed like weights, never executed.
 
 use std::collections::BTreeMap;
 
@@ -16,18 +15,18 @@ pub enum Pickled {
         /// Its elements.
         values: Vec<u8>,
     },
-    /// A list of whole numbers, or an array of them with one dimension.
+    /// A list of integers, or a one-dimensional array of them.
     Numbers(Vec<i64>),
-    /// A list of texts.
+    /// A list of strings.
     Texts(Vec<String>),
-    /// Something else, in words.
+    /// Anything else, described.
     Other(&'static str),
 }
 
-/// The values of a pickled dictionary by their keys. The pickle takes the whole of `bytes`.
+/// The values of a pickled dictionary by key. The pickle takes all of `bytes`.
 ///
 /// # Errors
-/// The message and the advice for a pickle that is damaged, is no dictionary, or asks for anything but NumPy arrays.
+/// The message and the advice for a pickle that is damaged, is not a dictionary, or needs anything but NumPy arrays.
 pub fn numpy_pickle(bytes: &[u8]) -> Result<BTreeMap<String, Pickled>, (String, String)> {
     read(bytes).map_err(|fault| (fault.message, fault.mend))
 }
@@ -36,7 +35,7 @@ fn read(bytes: &[u8]) -> Parsed<BTreeMap<String, Pickled>> {
     let pickle = pickle::read_as(Dialect::Numpy, bytes, 0, "the pickle")?;
     let Value::Dict(entries) = &pickle.values[pickle.root] else {
         let message = format!("it holds {}, not a dictionary", pickle.values[pickle.root].kind());
-        return Err(Fault::new(message, "name a file of the data set as it was published"));
+        return Err(Fault::new(message, "give a file of the data set as it was published"));
     };
     let mut room = bytes.len();
     let mut values = BTreeMap::new();
@@ -51,7 +50,7 @@ fn read(bytes: &[u8]) -> Parsed<BTreeMap<String, Pickled>> {
     Ok(values)
 }
 
-/// None where there is no `room` for it: values may be referred to again and again.
+/// None if there is no `room` for it: values may be referred to repeatedly.
 fn convert(pickle: &Pickle, id: Id, room: &mut usize) -> Option<Pickled> {
     let mut take = |count: usize| {
         let left = room.checked_sub(count)?;
@@ -112,7 +111,7 @@ fn array_value(pickle: &Pickle, array: &Array) -> Pickled {
     }
 }
 
-/// The elements of an array that lies column by column, row by row.
+/// Converts the elements of an array from column-major to row-major order.
 fn row_major(bytes: &[u8], shape: &[usize]) -> Vec<u8> {
     let mut values = Vec::with_capacity(bytes.len());
     let mut index = vec![0; shape.len()];

@@ -1,9 +1,9 @@
-//! A pickle of weights as plain values: a stack machine with the operations that `torch.save` writes, protocols 2 to 5
-//! (CPython, Lib/pickletools.py), and the few names that tensors need. It imports nothing and calls nothing; whatever
-//! else a file asks for ends the reading.
+//! A pickle of weights as plain values: a stack machine with the operations that `torch.save` writes, protocols 2 to 5 (CPython,
+//! Lib/pickletools.py), and the few names that tensors need. It imports nothing and calls nothing; anything else in a file is an
+//! error.
 //!
-//! Values lie in one table and refer to each other by number, so that a value that is used twice is not copied, and
-//! nesting of any depth needs no recursion, not even to be freed.
+//! Values are in one table and refer to each other by index, so that a value that is used twice is not copied, and deep nesting
+//! needs no recursion, not even to free it.
 
 mod numpy;
 
@@ -14,12 +14,12 @@ pub(super) use numpy::{Array, Dtype};
 
 use super::{Element, Fault, Parsed, SAVE_AGAIN, short};
 
-/// The most values of one pickle. A tensor takes about 25: this is room for some 40,000.
+/// Most values of one pickle. A tensor takes about 25, so there is room for some 40,000.
 const MAX_VALUES: usize = 1_000_000;
-/// The most sizes of one tensor, as in PyTorch.
+/// Most dimensions of a tensor, as in PyTorch.
 const MAX_RANK: usize = 64;
 
-/// A value's place in [`Pickle::values`].
+/// The index of a value in [`Pickle::values`].
 pub(super) type Id = usize;
 
 pub(super) enum Value<'a> {
@@ -35,14 +35,14 @@ pub(super) enum Value<'a> {
     Name(Name),
     Storage(Storage<'a>),
     Tensor(Tensor<'a>),
-    /// Only in NumPy's pickles, as the next two.
+    /// Only in NumPy's pickles, like the next two.
     Bytes(Cow<'a, [u8]>),
     Dtype(Dtype),
     Array(Array),
 }
 
 impl Value<'_> {
-    /// What it is, for errors.
+    /// Its kind, for errors.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::None => "None",
@@ -62,7 +62,7 @@ impl Value<'_> {
     }
 }
 
-/// Whose pickles are read: what is known of one is refused in the other.
+/// The kind of pickle; each refuses the names of the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
     /// Weights of `torch.save`.
@@ -71,7 +71,7 @@ pub(super) enum Dialect {
     Numpy,
 }
 
-/// The names that weights may ask for.
+/// The names that weights may need.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Name {
     OrderedDict,
@@ -117,18 +117,18 @@ impl Name {
     }
 }
 
-/// A run of elements in the file, or a part of one.
+/// A storage in the file, or a part of one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Storage<'a> {
     pub element: Element,
     pub key: &'a str,
-    /// Elements of the whole.
+    /// Elements of the whole storage.
     pub len: usize,
-    /// The first element of the part, and how many it has.
+    /// The first element of the part, and its length.
     pub part: (usize, usize),
 }
 
-/// How a tensor lies in its storage.
+/// The layout of a tensor in its storage.
 #[derive(Clone, Debug)]
 pub(super) struct Tensor<'a> {
     pub storage: Storage<'a>,
@@ -137,22 +137,22 @@ pub(super) struct Tensor<'a> {
     pub strides: Vec<usize>,
 }
 
-/// What was read.
+/// The parsed pickle.
 pub(super) struct Pickle<'a> {
     pub values: Vec<Value<'a>>,
     pub root: Id,
-    /// Every storage that it refers to, as often as it does.
+    /// Every reference to a storage.
     pub storages: Vec<Storage<'a>>,
-    /// The number of bytes that it takes.
+    /// The length of the pickle in bytes.
     pub len: usize,
 }
 
-/// Reads the pickle that `bytes` begin with. For errors, they lie at byte `base` of `place`.
+/// Reads the pickle at the start of `bytes`. For errors, they are at byte `base` of `place`.
 pub(super) fn read<'a>(bytes: &'a [u8], base: usize, place: &str) -> Parsed<Pickle<'a>> {
     read_as(Dialect::Torch, bytes, base, place)
 }
 
-/// As [`read`], of a given dialect.
+/// As [`read`], for a given dialect.
 pub(super) fn read_as<'a>(dialect: Dialect, bytes: &'a [u8], base: usize, place: &str) -> Parsed<Pickle<'a>> {
     let mut machine = Machine {
         dialect,
@@ -178,30 +178,30 @@ struct Machine<'a, 'p> {
     dialect: Dialect,
     bytes: &'a [u8],
     at: usize,
-    /// Where the operation stands that is being done.
+    /// The position of the current operation.
     op_at: usize,
     base: usize,
     place: &'p str,
     values: Vec<Value<'a>>,
     stack: Vec<Id>,
-    /// The stack's heights where marks lie, which nothing is popped beneath.
+    /// The stack heights of marks, below which nothing is popped.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
     storages: Vec<Storage<'a>>,
-    /// Pairs and sizes copied out of other values: operations that make more than their own bytes.
+    /// Pairs and sizes copied from other values: operations that produce more than their own bytes.
     copied: usize,
-    /// Bytes made out of text.
+    /// Bytes decoded from text.
     encoded: usize,
 }
 
 impl<'a> Machine<'a, '_> {
-    /// Does the next operation; false for the last one.
+    /// Runs the next operation; false for the last one.
     fn step(&mut self) -> Parsed<bool> {
         self.op_at = self.at;
         match self.number::<1>()? as u8 {
             b'.' => return Ok(false),
             0x80 => self.protocol()?,
-            // A frame's length is for readers of streams.
+            // A frame's length only matters to stream readers.
             0x95 => drop(self.take(8)?),
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
@@ -243,7 +243,7 @@ impl<'a> Machine<'a, '_> {
         }
     }
 
-    /// Tuples of what lies on the stack (`t` and 0x85 to 0x87), and items for lists (`a`, `e`) and dictionaries (`s`, `u`).
+    /// Tuples from the stack (`t` and 0x85 to 0x87), and items of lists (`a`, `e`) and dictionaries (`s`, `u`).
     fn gather(&mut self, op: u8) -> Parsed<()> {
         match op {
             b't' => {
@@ -279,7 +279,7 @@ impl<'a> Machine<'a, '_> {
         Ok(())
     }
 
-    /// Keeps what lies on top (`q`, `r`, 0x94), and brings it back (`h`, `j`).
+    /// Stores the top of the stack in the memo (`q`, `r`, 0x94), and loads it (`h`, `j`).
     fn look_up(&mut self, op: u8) -> Parsed<()> {
         match op {
             b'q' => {
@@ -328,7 +328,7 @@ impl<'a> Machine<'a, '_> {
                 self.make(callable, arguments)?;
             }
             _ => {
-                // Attributes of a dictionary (`_metadata`) or tensor (hooks), which change no weight.
+                // Attributes of a dictionary (`_metadata`) or a tensor (hooks) change no weight.
                 let state = self.pop()?;
                 let owner = self.top()?;
                 if self.dialect == Dialect::Numpy {
@@ -341,7 +341,7 @@ impl<'a> Machine<'a, '_> {
         Ok(())
     }
 
-    /// Something is wrong with the operation at hand.
+    /// An error at the current operation.
     fn fault(&self, message: impl std::fmt::Display) -> Fault {
         Fault::damaged(format!("{}, byte {}: {message}", self.place, self.base + self.op_at))
     }
@@ -370,14 +370,14 @@ impl<'a> Machine<'a, '_> {
                 if len > 8 {
                     return Ok(Value::Number);
                 }
-                // Two's complement: the last byte's sign goes on upwards.
+                // Two's complement: extends the sign of the last byte.
                 let sign = if bytes.last().is_some_and(|byte| byte & 0x80 != 0) { -1 } else { 0 };
                 Value::Int(bytes.iter().rev().fold(sign, |number, &byte| number << 8 | i64::from(byte)))
             }
         })
     }
 
-    /// Text whose length has `N` bytes.
+    /// Text with a length of `N` bytes.
     fn text<const N: usize>(&mut self) -> Parsed<()> {
         let len = self.number::<N>()? as usize;
         let bytes = self.take(len)?;
@@ -387,7 +387,7 @@ impl<'a> Machine<'a, '_> {
 
     fn line(&mut self) -> Parsed<&'a str> {
         let rest = &self.bytes[self.at..];
-        // No name that is known comes near this length.
+        // No known name is nearly this long.
         let end =
             rest.iter().take(256).position(|&byte| byte == b'\n').ok_or_else(|| self.fault("a name has no end"))?;
         self.at += end + 1;
@@ -458,7 +458,7 @@ impl<'a> Machine<'a, '_> {
         Ok(())
     }
 
-    /// `GLOBAL`: where Python would import.
+    /// `GLOBAL`: Python would import here.
     fn name(&mut self, module: &str, name: &str) -> Parsed<()> {
         let Some(known) = Name::find(self.dialect, module, name) else {
             let message = format!(
@@ -487,7 +487,7 @@ impl<'a> Machine<'a, '_> {
                 [] => (0, len),
                 [part] => match &self.values[*part] {
                     Value::None => (0, len),
-                    // A part of an older file's storage: `(key, offset, len)`.
+                    // A part of a storage in an older file: `(key, offset, len)`.
                     Value::Tuple(fields) => match fields[..] {
                         [_, first, count] => (self.size(first)?, self.size(count)?),
                         _ => return None,
@@ -502,7 +502,7 @@ impl<'a> Machine<'a, '_> {
         read().ok_or_else(|| self.fault("this does not describe a storage"))
     }
 
-    /// A count that fits this machine.
+    /// A count that fits in `usize`.
     fn size(&self, id: Id) -> Option<usize> {
         match self.values[id] {
             Value::Int(size) => usize::try_from(size).ok(),
@@ -519,13 +519,13 @@ impl<'a> Machine<'a, '_> {
         }
     }
 
-    /// `REDUCE` and `NEWOBJ`: where Python would call. Here each of the known names has a value that it stands for.
+    /// `REDUCE` and `NEWOBJ`: Python would call here. Each known name has a plain value instead.
     fn make(&mut self, callable: Id, arguments: Id) -> Parsed<()> {
         let (&Value::Name(name), Value::Tuple(arguments)) = (&self.values[callable], &self.values[arguments]) else {
             let message = format!("{} is called: refused, nothing was run", self.values[callable].kind());
             return Err(self.fault(message));
         };
-        // None takes more: a long tuple that is used again and again is not copied as often.
+        // No call takes more: this prevents repeated copies of a long tuple.
         let arguments: Vec<Id> = arguments.iter().take(16).copied().collect();
         let made = match (name, &arguments[..]) {
             (Name::OrderedDict, []) => Some(Value::Dict(Vec::new())),
@@ -548,7 +548,7 @@ impl<'a> Machine<'a, '_> {
         let Some(made) = made else {
             return Err(self.fault(format!("{name:?} does not go with what it is given")));
         };
-        // The same list or shape may be copied again and again.
+        // The same list or shape may be copied repeatedly.
         self.copied += match &made {
             Value::Dict(pairs) => pairs.len(),
             Value::Tuple(items) => items.len(),

@@ -1,4 +1,4 @@
-//! Files that PyTorch wrote (`tools/goldens/weights.py`), and files that somebody made up.
+//! Files written by PyTorch (`tools/goldens/weights.py`), and crafted files.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn refused(bytes: &[u8]) -> String {
     text
 }
 
-/// A zip archive of entries that are stored, as `torch.save` writes it but for the padding.
+/// A zip archive of stored entries, as `torch.save` writes it except for the padding.
 fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for (name, bytes) in entries {
@@ -55,14 +55,14 @@ fn around(pickle: &[u8], values: &[f32]) -> Vec<u8> {
     archive(&[("a/data.pkl", pickle), ("a/byteorder", b"little"), ("a/data/0", &storage)])
 }
 
-/// What `torch.save` wrote before 1.6, around a pickle without storages.
+/// The format of `torch.save` before 1.6, around a pickle without storages.
 fn stream(object: &[u8]) -> Vec<u8> {
     let head = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\
                  \x80\x02}(X\x0d\0\0\0little_endian\x88u.";
     [head, object, b"\x80\x02]."].concat()
 }
 
-/// The pickle of `{"w": tensor}`, with the parts that a test may get wrong.
+/// The pickle of `{"w": tensor}`, with parts that a test can corrupt.
 fn tensor(storage: &str, len: i32, offset: i32, shape: &[i32], strides: &[i32]) -> Vec<u8> {
     let mut pickle = b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage".to_vec();
     pickle.extend(format!("c{}\n", storage.replace('.', "\n")).as_bytes());
@@ -83,7 +83,7 @@ fn tensor(storage: &str, len: i32, offset: i32, shape: &[i32], strides: &[i32]) 
     pickle
 }
 
-/// Numbers that look random.
+/// Pseudorandom numbers.
 struct Dice(u64);
 
 impl Dice {
@@ -121,7 +121,7 @@ fn both_containers_and_safetensors_hold_the_same_arrays() {
 #[test]
 fn files_are_opened_by_their_bytes_and_errors_name_them() {
     let folder = tempfile::tempdir().unwrap();
-    // What a file is called does not matter.
+    // The file's name does not matter.
     let path = folder.path().join("x.safetensors");
     std::fs::write(&path, golden("weights-zip.pth")).unwrap();
     let file = WeightFile::open(&path).unwrap();
@@ -137,14 +137,14 @@ fn files_are_opened_by_their_bytes_and_errors_name_them() {
 fn names_are_matched_strictly_and_all_that_is_wrong_is_told_at_once() {
     let file = parse(&around(&tensor("torch.FloatStorage", 4, 0, &[2, 2], &[2, 1]), &[1., 2., 3., 4.])).unwrap();
     assert_eq!(file.matched(&[("w", &[2, 2])]).unwrap(), [&[1f32, 2., 3., 4.]]);
-    // A counter may be expected and not there.
+    // A counter may be expected but missing.
     let counted = file.matched(&[("bn.num_batches_tracked", &[]), ("w", &[2, 2])]).unwrap();
     assert_eq!((counted[0].len(), counted[1].len()), (0, 4));
     let error = file.matched(&[("fc.weight", &[1]), ("fc.bias", &[1])]).unwrap_err().to_string();
     assert!(error.contains("2 missing: fc.weight, fc.bias; 1 unexpected: w"), "{error}");
     let error = file.matched(&[("w", &[4])]).unwrap_err().to_string();
     assert!(error.contains("1 of another shape: w (has [2, 2], expected [4])"), "{error}");
-    // Or be there and not expected.
+    // Or present but not expected.
     let golden = parse(&golden("weights-zip.pth")).unwrap();
     let expected: Vec<(&str, &[usize])> = golden.arrays().iter().map(|(k, v)| (k.as_str(), &v.shape[..])).collect();
     let without: Vec<_> = expected.iter().copied().filter(|(name, _)| !is_counter(name)).collect();
@@ -202,7 +202,7 @@ fn archives_that_claim_more_than_they_have_are_refused() {
         }
         refused(&file)
     };
-    // A bomb: few bytes that claim to become many. They are not unpacked.
+    // A zip bomb: few bytes that claim to become many. They are not unpacked.
     let bomb = with(&[(10, &[8, 0]), (24, &[0, 0, 0, 0xf0])]);
     assert!(bomb.contains("a/data.pkl of the archive is compressed") && bomb.contains("4026531840"), "{bomb}");
     assert!(with(&[(24, &[0, 0, 0, 0xf0])]).contains("compressed"));
@@ -232,7 +232,7 @@ fn tensors_that_do_not_fit_their_storage_are_refused() {
         let text = fault(float, 4, offset, shape, strides);
         assert!(text.contains("w of shape") && text.contains("beyond the 4 elements of storage 0"), "{text}");
     }
-    // Repeating an element costs the file nothing, and memory a lot.
+    // Repeating an element costs the file nothing, but needs memory.
     for shape in [[1 << 30, 1 << 30, 1 << 30], [1 << 20, 1, 1]] {
         let text = fault(float, 4, 0, &shape, &[0, 0, 0]);
         assert!(text.contains("more numbers than the file has bytes"), "{text}");
@@ -245,7 +245,7 @@ fn tensors_that_do_not_fit_their_storage_are_refused() {
     }
     assert!(fault("torch.UntypedStorage", 4, 0, &[4], &[1]).contains("asks for torch.UntypedStorage"));
     assert!(fault("torch.ComplexFloatStorage", 4, 0, &[4], &[1]).contains("asks for torch.ComplexFloatStorage"));
-    // In a pickle stream the storage has to be there, with that length.
+    // In a pickle stream the storage must exist with that length.
     let pickle = tensor(float, 1, 0, &[1], &[1]);
     assert!(refused(&stream(&pickle)).contains("storage 0 of w is not in the file"));
     let with = |len: u64, bytes: &[u8]| {
@@ -266,7 +266,7 @@ fn what_is_not_a_dictionary_of_tensors_is_told() {
     assert!(refused(b"<html>").contains("a web page"));
     assert!(refused(b"\x80\x04K\x05.").contains("a pickle that torch.save did not write"));
     assert!(refused(b"GIF89a").contains("neither a file of torch.save nor safetensors"));
-    // Ordered dictionaries as Python 2 wrote them, and nesting that recursion would not survive.
+    // Ordered dictionaries as written by Python 2, and nesting too deep for recursion.
     assert_eq!(parse(&around(b"\x80\x02ccollections\nOrderedDict\n]\x85R.", &[])).unwrap().arrays().len(), 0);
     let deep = [b"\x80\x02".as_slice(), &[b')'; 1], &[0x85; 300_000], b"."].concat();
     assert!(refused(&around(&deep, &[])).contains("it holds a tuple"));
@@ -301,7 +301,7 @@ fn damaged_files_never_panic_and_never_make_more_than_they_hold() {
     let zip = golden("weights-zip.pth");
     let pickle = pickle_of(&zip);
     for round in 0..6000 {
-        // A pickle in an archive whose checksums hold, or any byte of a file.
+        // A pickle in an archive with valid checksums, or any byte of a file.
         let mut bytes = match round % 4 {
             0 => pickle.clone(),
             1 => zip.clone(),
@@ -363,7 +363,7 @@ fn the_prefixes_of_wrappers_are_left_out_and_said() {
         assert_eq!(file.wrapper(), Some(prefix));
         file.matched(&[("a.weight", &[2]), ("b", &[1])]).unwrap();
     }
-    // Where some have it and some do not, it is a part of the names.
+    // If only some names have it, it is part of the names.
     let file = parse(&safetensors_of(&[("module.a", &[1.0]), ("b", &[3.0])])).unwrap();
     assert_eq!((file.wrapper(), file.arrays().len()), (None, 2));
     assert!(file.arrays().contains_key("module.a"));

@@ -6,15 +6,15 @@ use super::archive::Archive;
 use super::pickle::{self, Id, Pickle, Storage, Tensor, Value};
 use super::{Element, Fault, Parsed, SAVE_AGAIN, WeightArray, short};
 
-/// How files before PyTorch 1.6 begin: protocol 2 or 3 and the number 0x1950a86a20f9469cfc6c, as a pickle of its own.
+/// The start of files before PyTorch 1.6: protocol 2 or 3 and the number 0x1950a86a20f9469cfc6c, as a separate pickle.
 const MAGIC: [u8; 12] = [0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 const MAGIC_LEN: usize = 15;
-/// The protocol that those files state.
+/// The protocol number in those files.
 const PROTOCOL: i64 = 1001;
-/// Where checkpoints that hold more than weights have them.
+/// The keys of the weights in checkpoints with other content.
 const WITHIN: [&str; 3] = ["state_dict", "model_state_dict", "model"];
 
-/// The arrays of a file that `torch.save` wrote; none where it is of another kind.
+/// The arrays of a file written by `torch.save`; none for another kind of file.
 pub(super) fn read(file: &[u8]) -> Option<Parsed<BTreeMap<String, WeightArray>>> {
     if file.starts_with(b"PK") {
         return Some(read_archive(file));
@@ -51,8 +51,8 @@ fn read_archive(file: &[u8]) -> Parsed<BTreeMap<String, WeightArray>> {
     arrays(&pickle, &storages, file.len())
 }
 
-/// Pickles one after the other (the magic number, the protocol, the machine, the object, the storages' keys), then each
-/// storage in the order of the keys: its number of elements, 8 bytes, and the elements.
+/// Consecutive pickles (the magic number, the protocol, the machine, the object, the storages' keys), then each storage in the
+/// order of the keys: its number of elements, 8 bytes, and the elements.
 fn read_stream(file: &[u8]) -> Parsed<BTreeMap<String, WeightArray>> {
     let mut at = MAGIC_LEN;
     if file.get(MAGIC_LEN - 1) != Some(&b'.') {
@@ -101,7 +101,7 @@ fn read_stream(file: &[u8]) -> Parsed<BTreeMap<String, WeightArray>> {
             return Err(Fault::damaged(message));
         };
         if storages.insert(key, bytes).is_some() {
-            return Err(Fault::damaged(format!("storage {} is there twice", short(key))));
+            return Err(Fault::damaged(format!("storage {} occurs twice", short(key))));
         }
         at += 8 + bytes.len();
     }
@@ -115,16 +115,16 @@ fn big_endian() -> Fault {
     Fault::new("its numbers are big-endian, which is not read", "save it on a little-endian machine")
 }
 
-/// What a dictionary at the root has under `key`.
+/// The value of `key` in a root dictionary.
 fn entry<'p, 'a>(pickle: &'p Pickle<'a>, key: &str) -> Option<&'p Value<'a>> {
     let Value::Dict(entries) = &pickle.values[pickle.root] else { return None };
     let is_it = |id: Id| matches!(pickle.values[id], Value::Text(text) if text == key);
-    // As in Python, what is set last counts.
+    // As in Python, the last assignment counts.
     entries.iter().rev().find(|(name, _)| is_it(*name)).map(|&(_, value)| &pickle.values[value])
 }
 
-/// The tensors of a dictionary, out of the `storages`' bytes. Together they have at most `max_elements`: tensors may
-/// share a storage or repeat its elements, so that the file's size alone would not bound them.
+/// The tensors of a dictionary, from the bytes of `storages`. In total they have at most `max_elements`: tensors may share a
+/// storage or repeat its elements, so the file's size alone is not a bound.
 fn arrays(
     pickle: &Pickle,
     storages: &HashMap<&str, &[u8]>,
@@ -162,7 +162,7 @@ fn arrays(
         room -= count;
         let array = WeightArray { shape: tensor.shape.clone(), values: elements(name, tensor, count, storages)? };
         if arrays.insert(name.to_owned(), array).is_some() {
-            return Err(Fault::damaged(format!("{} is there twice", short(name))));
+            return Err(Fault::damaged(format!("{} occurs twice", short(name))));
         }
     }
     Ok(arrays)

@@ -1,4 +1,4 @@
-//! Training on some classes of a data set: `--classes`, the split that it makes, and what the model remembers.
+//! Training on some classes of a data set: `--classes`, the resulting split, and its record in the model.
 
 use crate::tiny;
 use std::process::{Command, Output};
@@ -60,21 +60,21 @@ fn a_model_of_two_classes_is_trained_resumed_and_sampled() {
         (info.classes.as_slice(), &info.config.data.classes),
         (&["c", "a"].map(String::from)[..], &config.data.classes)
     );
-    // A run that has ended ends again, on the same images.
-    assert!(folder.succeed("train --resume run --device cpu").contains("goes on after step 3"));
+    // Resuming a finished run ends again, with the same images.
+    assert!(folder.succeed("train --resume run --device cpu").contains("resumes after step 3"));
     folder.succeed("sample --model run --class C --steps 2 --device cpu --out c.png");
     assert!(folder.path("c.png").exists());
     let told = folder.fault("sample --model run --class b --steps 2 --device cpu --out b.png");
-    assert!(told.contains("the model has no class `b`; there are c, a, or a number below 2"), "{told}");
+    assert!(told.contains("the model has no class `b`; use one of c, a, or a number below 2"), "{told}");
 }
 
 #[test]
 fn bad_subsets_are_told_before_there_is_a_run() {
     let folder = Folder::new(&[]);
     for (arguments, told) in [
-        ("--classes a,cc", "data.classes: noise has no class `cc`; did you mean c? There are a, b, c"),
-        ("--classes a,A", "data.classes: a is named twice"),
-        ("--classes ,", "--classes: an empty subset"),
+        ("--classes a,cc", "data.classes: noise has no class `cc`; did you mean c? Known: a, b, c"),
+        ("--classes a,A", "data.classes: a is given twice"),
+        ("--classes ,", "--classes: the list of classes is empty"),
         (
             "--classes a,b --set model.num_classes=3",
             "model.num_classes: 2 classes in data.classes, 3 in the model; set it to 2",
@@ -89,7 +89,7 @@ fn bad_subsets_are_told_before_there_is_a_run() {
         let text = folder.fault(&format!("{TRAIN} {arguments}"));
         assert!(text.contains(told) && !folder.path("run").exists(), "{arguments}: {text}");
     }
-    assert!(folder.fault("train --resume run --classes a").contains("--classes: a run that goes on keeps"));
+    assert!(folder.fault("train --resume run --classes a").contains("--classes: a resumed run keeps"));
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_subset_and_a_split_show_in_the_fingerprint() {
         arranged(&["a", "b"], Some(0.25), 1),
         arranged(&["a", "b"], Some(0.5), 0),
     ];
-    // Nothing has changed for a whole set, whose runs go on.
+    // Nothing changes for a whole set, whose runs resume.
     assert_eq!((arranged(&[], None, 9), &prints[0]), (fingerprint(&set), &fingerprint(&set)));
     assert!(prints[3].contains(", divided 7/2/3, checksum "), "{}", prints[3]);
     prints.sort();

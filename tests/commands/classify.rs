@@ -1,4 +1,4 @@
-//! `engine classify`, and the same through the library: a model of three kinds of images tells them apart.
+//! `engine classify`, and the library call: a model of three kinds of images classifies them.
 
 use crate::tiny;
 use std::process::{Command, Output};
@@ -81,7 +81,7 @@ fn classify(model: &Model, labels: &[usize], images: &[u8], spec: ErrorSpec) -> 
 
 #[test]
 fn held_out_images_are_told_apart_whatever_the_model_predicts() {
-    // v, ε and a flow's velocity: the errors are the same kind of error.
+    // v, ε and a flow's velocity: the errors are comparable.
     let flow = ["diffusion.schedule=flow", "diffusion.prediction=flow", "training.num_steps=800"];
     for settings in [&[][..], &["diffusion.prediction=epsilon"], &flow] {
         let folder = trained(settings);
@@ -112,7 +112,7 @@ fn a_result_is_the_images_own() {
     for batch in [1, 7, 36] {
         assert_eq!(classify(&model, &[0, 1, 2], &images, ErrorSpec { batch, ..spec }), all, "batch {batch}");
     }
-    // By itself, and on one thread.
+    // Alone, and on one thread.
     let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let path = folder.path().join("model.safetensors");
     let last = alone.install(|| {
@@ -120,10 +120,10 @@ fn a_result_is_the_images_own() {
         classify(&model, &[0, 1, 2], &images[11 * 192..], spec)
     });
     assert_eq!(last, all[11..]);
-    // A class's error does not depend on what it is compared with.
+    // A class's error does not depend on the other classes.
     let pair = classify(&model, &[2, 0], &images, spec);
     assert!(pair.iter().zip(&all).all(|(pair, all)| pair.errors == [all.errors[2], all.errors[0]]));
-    // Noise depends on the seed, and draws are averaged: of one level, (first + second) / 2.
+    // Noise depends on the seed, and draws are averaged: at one level, (first + second) / 2.
     assert_ne!(classify(&model, &[0, 1, 2], &images, ErrorSpec { seed: 10, ..spec }), all);
     let one = |draws: usize| classify(&model, &[0, 1], &images, ErrorSpec { levels: 1, draws, seed: 9, batch: 5 });
     assert_ne!(one(1)[0].errors, one(2)[0].errors);
@@ -184,7 +184,7 @@ fn the_command_line_measures_a_split() {
     let sum: f64 = images[4]["probabilities"].as_array().unwrap().iter().map(|p| p.as_f64().unwrap()).sum();
     assert!((sum - 1.0).abs() < 1e-9);
 
-    // The same bits whatever computes them.
+    // The same bits in every configuration.
     let file = |name: &str| std::fs::read(run.0.path().join(name)).unwrap();
     for (name, how) in [("b.json", "--batch 5 --threads 1"), ("c.json", "--batch 100 --threads 3 --quiet")] {
         assert_eq!(run.succeed(&format!("{MODEL} --levels 4 --out {name} {how}")).is_empty(), how.ends_with("quiet"));
@@ -262,26 +262,23 @@ fn what_cannot_be_classified_is_told_in_one_line() {
 
     for (arguments, told) in [
         ("--model none.safetensors --data ramps.safetensors", "--model: the model was trained without classes"),
-        (
-            "--model one.safetensors --data ramps.safetensors",
-            "--classes: 1 class alone: there is nothing to tell apart",
-        ),
+        ("--model one.safetensors --data ramps.safetensors", "--classes: 1 class: there is nothing to classify"),
         (
             "--model model.safetensors --data builtin",
-            "its images are 32x32x3, the model's 8x8x3; name another with --data",
+            "its images are 32x32x3, the model's 8x8x3; give another with --data",
         ),
         ("--model model.safetensors --data unsplit.safetensors", "it has no test images; give --split train"),
-        ("--model model.safetensors --data foreign.safetensors", "--data: foreign has no class `red`; there are x, y"),
+        ("--model model.safetensors --data foreign.safetensors", "--data: foreign has no class `red`; use one of x, y"),
         ("--model model.safetensors absent.png", "absent.png: cannot open"),
         ("--model absent.safetensors large.png", "there is no such model file"),
     ] {
         faulty(&run, arguments, told);
     }
     for (arguments, told) in [
-        ("--classes blue", "--classes: 1 class alone"),
+        ("--classes blue", "--classes: 1 class"),
         ("--classes blue,gren", "--classes: the model has no class `gren`; did you mean Green?"),
         ("--classes blue,none", "--classes: label 3 of a model of 3 classes"),
-        ("--classes blue,BLUE", "--classes: blue is named twice"),
+        ("--classes blue,BLUE", "--classes: blue is given twice"),
         ("--count 0", "--count: 0 images"),
         ("--levels 0", "--levels: 0 noise levels"),
         ("--draws 0", "--draws: 0 draws of noise"),
@@ -295,7 +292,7 @@ fn what_cannot_be_classified_is_told_in_one_line() {
         text.contains("invalid value 'all'") && text.contains("[possible values: test, validation, train]"),
         "{text}"
     );
-    // A model without a null label is one that can be asked.
+    // A model without a null label can classify too.
     run.succeed("--model bare.safetensors --data ramps.safetensors --levels 1 --count 3");
 }
 

@@ -1,4 +1,4 @@
-//! `engine compare`: models that hardly learned anything, held against each other on the built-in shapes.
+//! `engine compare`: barely trained models, compared on the built-in shapes.
 
 use crate::tiny;
 use std::path::Path;
@@ -35,7 +35,7 @@ const FIFTY: [&str; 6] = [
     "diffusion.beta_end=0.4",
 ];
 
-/// Metrics of samples stand in the table beside the errors, with a verdict, and are those of `engine eval`.
+/// Metrics of samples are in the table with the errors, have a verdict, and equal those of `engine eval`.
 #[test]
 fn metrics_of_samples_are_compared() {
     let place = Place::new();
@@ -63,7 +63,7 @@ fn metrics_of_samples_are_compared() {
     assert_eq!(alone["fd_score"], metric["values"][1]);
 }
 
-/// A folder in which models are made and compared.
+/// A folder with models to compare.
 struct Place(tempfile::TempDir);
 
 impl Place {
@@ -126,7 +126,7 @@ fn numbers(list: &Value) -> Vec<f64> {
     list.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
 }
 
-/// The picture `both.png`: for each model the images that it draws of these seeds and classes, in the same places.
+/// The picture `both.png`: each model's images of these seeds and classes, in the same places.
 fn assert_picture(place: &Place, models: &[Model; 2], set: &Dataset) {
     let captions: Vec<String> = (0..12).map(|k| set.class_names()[k % 10].clone()).collect();
     let block = |model: &Model, title: &str| {
@@ -185,7 +185,7 @@ fn two_models_in_tables_json_and_a_picture() {
         assert_eq!(numbers(&level["actual_log_snr"]), [of(level, "log_snr"); 2], "both meet the levels of the fifty");
         assert!(numbers(&level["standard_errors"]).iter().all(|error| *error > 0.0));
     }
-    // What is in the table is what the library measures.
+    // The table has the library's results.
     let metric = &json["metrics"][0];
     assert_eq!((metric["name"].as_str(), metric["better"].as_str()), (Some(Comparison::ERROR), Some("lower")));
     let models = [place.load("flow"), place.load("fifty")];
@@ -255,7 +255,7 @@ fn numbers_are_the_same_whatever_computes_them() {
         assert!(json == all.0, "{how}: {json}");
         assert!(picture == all.1, "{how}");
     }
-    // Another seed is other noise; a run that is to be silent is.
+    // Another seed gives other noise; `--quiet` prints nothing.
     assert_ne!(numbers("--seed 1").0["metrics"], all.0["metrics"]);
     let quiet = place.run(&format!("{BOTH} {SMALL} --quiet --sampler heun --steps 2 --guidance 1 --out quiet.png"));
     assert!(quiet.status.success() && quiet.stdout.is_empty() && quiet.stderr.is_empty());
@@ -270,7 +270,7 @@ fn no_model_is_judged_by_what_it_was_trained_on() {
     let json = place.json(&format!("flow.safetensors more.safetensors {SMALL}"));
     let notes: Vec<&str> = json["notes"].as_array().unwrap().iter().map(|note| note.as_str().unwrap()).collect();
     assert_eq!(json["settings"]["images"].as_u64(), Some(2));
-    assert!(notes.contains(&"18 of 20 held-out images are left out: models were trained on the same"), "{notes:?}");
+    assert!(notes.contains(&"18 of 20 held-out images are left out, because models were trained on them"), "{notes:?}");
     assert!(
         notes[0].contains("more was trained on shapes (220 images, seed 0), flow on shapes (200 images"),
         "{notes:?}"
@@ -278,16 +278,16 @@ fn no_model_is_judged_by_what_it_was_trained_on() {
     place.train("most", 1, &["data.shapes_count=230"]);
     place.faulty(
         &format!("flow.safetensors most.safetensors {SMALL}"),
-        "data set \"shapes\": 0 of its 20 held-out images are new to all the models; name another set with --data",
+        "data set \"shapes\": 0 of its 20 held-out images are unseen by all models; give another set with --data",
     );
-    // Three models, and a set that none of them knows.
+    // Three models, and a set that none of them was trained on.
     shapes(5, 100).write(place.path("others.safetensors"), false).unwrap();
     let json = place.json(&format!("{BOTH} most.safetensors --data others.safetensors {SMALL}"));
     assert_eq!(json["metrics"][0]["differences"].as_array().unwrap().len(), 3);
     assert!(json["verdicts"][0].as_str().unwrap().contains("hold together for 3 pairs"), "{}", json["verdicts"]);
 }
 
-/// A model of 8x8 images that nobody trained.
+/// An untrained model of 8x8 images.
 fn untrained(path: &Path, config: &Config) {
     Model::untrained(config, &Context::cpu(), DType::F32, 0).unwrap().save(path).unwrap();
 }
@@ -307,7 +307,7 @@ fn what_cannot_be_compared_is_told_in_one_line() {
     Dataset::from_parts(unsplit).unwrap().write(place.path("unsplit.safetensors"), false).unwrap();
     Dataset::from_parts(strange).unwrap().write(place.path("strange.safetensors"), false).unwrap();
     for (arguments, told) in [
-        ("flow.safetensors", "compare: flow.safetensors alone: there is nothing to compare it with"),
+        ("flow.safetensors", "compare: flow.safetensors alone cannot be compared"),
         ("flow.safetensors absent.safetensors", "absent.safetensors: there is no such model file, run folder or"),
         (
             "flow.safetensors small.safetensors",
@@ -315,7 +315,7 @@ fn what_cannot_be_compared_is_told_in_one_line() {
         ),
         (
             "small.safetensors grey.safetensors",
-            "have different channels: small 8x8x3, grey 8x8x1; compare models of one",
+            "have different channels: small 8x8x3, grey 8x8x1; compare models with the same",
         ),
         (
             "flow.safetensors bare.safetensors --guidance 2",
@@ -334,19 +334,18 @@ fn what_cannot_be_compared_is_told_in_one_line() {
         ("--steps 0", "--steps: flow: 0 denoising steps"),
         ("--steps 51", "--steps: fifty: 51 denoising steps on a schedule of 50; give 1 to 50"),
         ("--sampler euler", "--sampler: flow: no sampler is called `euler`"),
-        ("--out both.jpg", "--out: both.jpg is no PNG"),
+        ("--out both.jpg", "--out: both.jpg is not a PNG"),
         ("--data absent.safetensors", "absent.safetensors: cannot open"),
-        ("--data unsplit.safetensors", "data set \"kept\": it holds no images out: a model may know all of them"),
+        ("--data unsplit.safetensors", "data set \"kept\": it has no held-out images"),
     ] {
         place.faulty(&format!("{BOTH} {arguments}"), told);
     }
-    // Classes that nobody knows: without them where that can be done.
+    // Unknown classes: denoised without them if possible.
     let json = place.json(&format!("{BOTH} --data strange.safetensors {SMALL}"));
     let notes = json["notes"].to_string();
-    assert!(notes.contains("flow denoises 2 of the 2 images without being told their class"), "{notes}");
-    assert!(notes.contains("20 images asked, there are 2"), "{notes}");
-    place
-        .faulty("flow.safetensors bare.safetensors --data strange.safetensors", "--data: bare knows no class x and no");
+    assert!(notes.contains("flow denoises 2 of the 2 images without their class"), "{notes}");
+    assert!(notes.contains("20 images requested, 2 available"), "{notes}");
+    place.faulty("flow.safetensors bare.safetensors --data strange.safetensors", "--data: bare has no class x and no");
     assert!(!place.path("both.jpg").exists());
 }
 
@@ -365,8 +364,8 @@ fn names_and_run_folders_are_models_too() {
         place.succeed("unet-fashion-small runs/mine --data grey.safetensors --images 3 --levels 2 --count 2 --steps 1");
     let first = text.lines().next().unwrap();
     assert!(first.split_whitespace().eq(["unet-fashion-small", "mine"]), "{text}");
-    // Nothing is downloaded to look at training images.
-    assert!(text.contains("note: unet-fashion-small's training images (fashion-mnist) are not at hand"), "{text}");
+    // Nothing is downloaded to check for training images.
+    assert!(text.contains("note: unet-fashion-small's training images (fashion-mnist) are not available"), "{text}");
     let picture = read_png(place.path("comparison.png")).unwrap().0;
     assert!(picture.width() > 4 * 28 * 3 && picture.height() > 28 * 3);
 }

@@ -1,5 +1,5 @@
-//! `engine convert`, and model files in every dtype: what is written can be sampled from, and what cannot be read leaves
-//! everything as it was.
+//! `engine convert`, and model files in every dtype: written files can be sampled from, and unreadable ones leave everything
+//! unchanged.
 
 use crate::tiny;
 use std::fs;
@@ -16,7 +16,7 @@ fn convert(arguments: &[&str], folder: &Path) -> Output {
     command.current_dir(folder).arg("convert").args(arguments).output().unwrap()
 }
 
-/// The one line that a failure prints.
+/// The one error line.
 fn fault(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(!output.status.success(), "succeeded: {text}");
@@ -83,7 +83,7 @@ fn every_dtype_and_either_weights_can_be_sampled_from() {
                 let original = Model::load(path("model.safetensors"), &Context::cpu(), DType::F32).unwrap();
                 assert_eq!(original.sample(&request).unwrap(), images);
             }
-            // Once more, of what was written: nothing is lost again.
+            // Converting the result again loses nothing more.
             model.save_as(path("again.safetensors"), Storage::F32).unwrap();
             assert!(flat(&path("again.safetensors")) == rounded);
         }
@@ -125,15 +125,15 @@ fn what_cannot_be_converted_is_one_error_and_overwrites_nothing() {
         assert!(message.contains(told) && !path("new.safetensors").exists(), "{input}: {message}");
     }
     let message = fault(&convert(&["model.safetensors", "taken.safetensors"], folder.path()));
-    assert!(message.contains("taken.safetensors: exists already") && message.contains("--force"), "{message}");
+    assert!(message.contains("taken.safetensors: already exists") && message.contains("--force"), "{message}");
     let message = fault(&convert(&["model.safetensors", "empty", "--force"], folder.path()));
     assert!(message.contains("is a folder"), "{message}");
     let message = fault(&convert(&["model.safetensors", "new.safetensors", "--weights", "raw"], folder.path()));
-    assert!(message.contains("holds the ema weights alone") && message.contains("checkpoint"), "{message}");
+    assert!(message.contains("holds only the ema weights") && message.contains("checkpoint"), "{message}");
     assert_eq!(fs::read(path("taken.safetensors")).unwrap(), b"precious");
     assert_eq!(fs::read(path("model.safetensors")).unwrap(), whole);
 
-    // A weight that f16 cannot hold.
+    // A weight beyond the range of f16.
     let model =
         Model::load_weights(path("step-5.safetensors"), &Context::cpu(), DType::F32, Some(Weights::Raw)).unwrap();
     let mut weights = model.parameters.master().download::<f32>().unwrap();
@@ -152,7 +152,7 @@ fn what_cannot_be_converted_is_one_error_and_overwrites_nothing() {
     );
 }
 
-/// Whatever holds both kinds of weights, the moving average is what is sampled from, and files say which they hold.
+/// Files with both kinds of weights are sampled with the moving average, and record which they hold.
 #[test]
 fn samples_come_of_the_moving_average_unless_the_file_says_raw() {
     let (folder, _, ema) = trained();

@@ -1,5 +1,5 @@
-//! Data sets from the command line, and the readers on real data, where `../shared/data` is there: all of Fashion-MNIST,
-//! CIFAR-10 as JPEG, and the heads of CIFAR-10's binary batches.
+//! Data sets on the command line, and the readers on real data, if `../shared/data` exists: all of Fashion-MNIST, CIFAR-10 as
+//! JPEG, and the first parts of CIFAR-10's binary batches.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use engine::data::{Dataset, ImportOptions, Split, import};
 use image::{ExtendedColorType, ImageFormat};
 
-/// The real data `name`, or `None` and a loud word.
+/// The real data `name`, or `None` with a message.
 fn real(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
     if path.exists() {
@@ -18,7 +18,7 @@ fn real(name: &str) -> Option<PathBuf> {
     None
 }
 
-/// Imports, writes, opens and verifies; says how long reading and writing took.
+/// Imports, writes, opens and verifies; prints the times of reading and writing.
 fn through_the_file(source: &Path, options: &ImportOptions) -> (Dataset, Duration) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("set.safetensors");
@@ -67,7 +67,7 @@ fn short_cifar_batches_are_refused_by_name_and_length_unless_asked_for() {
     let (set, _) = through_the_file(&source, &ImportOptions { allow_partial: true, ..ImportOptions::default() });
     assert_eq!((set.len(), set.split_len(Split::Train)), (8829, 7897));
     assert_eq!(set.notes().len(), 6);
-    // The official order of labels: batch by batch, each cut after its head.
+    // The official order of labels: batch by batch, each truncated.
     let all = std::fs::read(source.join("train-labels-all-50000.u8")).unwrap();
     let heads =
         [4000, 932, 932, 1101, 932].iter().enumerate().flat_map(|(batch, &count)| &all[batch * 10_000..][..count]);
@@ -75,14 +75,14 @@ fn short_cifar_batches_are_refused_by_name_and_length_unless_asked_for() {
     assert_eq!(set.class_names()[6], "frog");
 }
 
-/// A run in `folder`; what it prints.
+/// A run in `folder`; returns its output.
 pub fn engine(folder: &Path, arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_engine")).current_dir(folder).args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
-/// What makes `quickstart` small enough for a test.
+/// Settings that make `quickstart` small enough for a test.
 pub const SMALL: [&str; 22] = [
     "--set",
     "model.hidden_dim=32",
@@ -149,11 +149,11 @@ fn a_folder_of_mixed_photos_trains_and_draws_in_one_command() {
         "imported photos as data/imported/photos-",
         "500 images, 1 classes",
         "note: there are no class folders: the set is unlabelled",
-        "pictures: turned from grey to RGB",
-        "pictures: laid on the background where transparent",
+        "pictures: converted from grey to RGB",
+        "pictures: composited on the background",
         "pictures: resized to 32x32 (--fit crop), since they have several sizes",
-        "note: passed over 1 files that are no pictures: notes.txt",
-        "note: passed over 1 hidden files and folders: .thumbnails",
+        "note: skipped 1 files that are not pictures: notes.txt",
+        "note: skipped 1 hidden files and folders: .thumbnails",
         "the model follows the data: without classes",
     ] {
         assert!(said.contains(part), "{said:?} lacks {part:?}");
@@ -187,8 +187,8 @@ fn the_model_has_the_size_the_channels_and_the_classes_of_its_data() {
     let sample =
         |more: &[&str]| engine(folder.path(), &[&["sample", "--model", "run", "--device", "cpu"], more].concat());
     let (done, _, told) = sample(&["--class", "5"]);
-    assert!(!done && told.contains("--class: the model has no class `5`; there are a dog, cat"), "{told}");
-    // Labelled samples are a data set; two sets are trained on together.
+    assert!(!done && told.contains("--class: the model has no class `5`; use one of a dog, cat"), "{told}");
+    // Labelled samples form a data set; two sets are trained on together.
     let (done, _, told) = sample(&["--count", "4", "--out", "drawn.safetensors"]);
     assert!(done, "{told}");
     let drawn = Dataset::open(folder.path().join("drawn.safetensors")).unwrap();
@@ -198,7 +198,7 @@ fn the_model_has_the_size_the_channels_and_the_classes_of_its_data() {
     );
     let (done, said, told) = train(&["both", "--data", "set", "--data", "drawn.safetensors", "--batch", "2"]);
     assert!(done && said.contains("joined 9 images as "), "{said}{told}");
-    // What the user sets stays.
+    // User settings are kept.
     let set =
         ["fixed", "--data", "set", "--batch", "2", "--set", "model.image_size=16", "--set", "model.image_channels=3"];
     let (done, said, told) = train(&set);
@@ -224,7 +224,7 @@ fn what_a_place_has_not_got_is_not_fetched() {
     use std::io::{BufRead, BufReader, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let base = format!("http://{}/mirror", listener.local_addr().unwrap());
-    // Whatever is asked for under /mirror/page is a page, all else is not there.
+    // Requests under /mirror/page return a page, all others 404.
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);

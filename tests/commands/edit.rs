@@ -1,5 +1,5 @@
-//! `engine interpolate`, `vary`, `inpaint` and `upscale`, and the same through the library: what is given stays, to the bit
-//! where that is promised, and what does not fit is one line.
+//! `engine interpolate`, `vary`, `inpaint` and `upscale`, and the library calls: given pixels are kept, to the bit where promised,
+//! and invalid input is a one-line error.
 
 use crate::tiny;
 use std::fs;
@@ -13,7 +13,7 @@ use engine::pipeline::{Ends, Inpaint, Model, SampleRequest};
 use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType};
 
-/// A model of 8x8 RGB images that nobody trained, so that it does something to every noise.
+/// An untrained model of 8x8 RGB images whose output depends on its input.
 fn model(settings: &[&str]) -> Model {
     let settings = [&["model.conditioning=token", "sampling.num_steps=6", "sampling.guidance=1.5"], settings].concat();
     let mut model = Model::untrained(&tiny::config(&settings), &Context::cpu(), DType::F32, 5).unwrap();
@@ -31,7 +31,7 @@ fn models() -> Vec<Model> {
     ]
 }
 
-/// A U-Net of such images that knows no classes.
+/// A U-Net of such images without classes.
 fn unet() -> Model {
     let mut config = Config::preset("ddpm-cifar10").unwrap();
     for setting in [
@@ -49,7 +49,7 @@ fn unet() -> Model {
         config.set(setting).unwrap_or_else(|error| panic!("{setting}: {error}"));
     }
     let model = Model::untrained(&config, &Context::cpu(), DType::F32, 5).unwrap();
-    // Convolutions that begin at zero would hide what comes before them.
+    // Convolutions initialized to zero would hide earlier layers.
     let mut weights = model.parameters.master().download::<f32>().unwrap();
     for (block, weights) in weights.chunks_mut(4).enumerate() {
         let random = Philox::new(3).uniform4(block as u32, 0, 0, Purpose::Probe);
@@ -76,7 +76,7 @@ fn request(model: &Model, count: usize, sampler: SamplerKind) -> SampleRequest {
     request
 }
 
-/// As [`request`], without the clamp of x_0: at the clamp, a network that nobody trained jumps from black to white.
+/// As [`request`], without the clamp of x_0, at which an untrained network jumps from black to white.
 fn smooth_request(model: &Model, count: usize, sampler: SamplerKind) -> SampleRequest {
     let mut request = request(model, count, sampler);
     request.sampling.clip_x0 = false;
@@ -149,7 +149,7 @@ fn frames_between_images_are_smooth_and_end_with_the_images() {
 
 #[test]
 fn the_way_back_to_noise_leads_to_the_image_again() {
-    // A network whose ε is exact: the data are one point, x_0 = 0.3 everywhere.
+    // A network with exact ε: the data are one point, x_0 = 0.3 everywhere.
     for model in models() {
         let noise = NoiseSchedule::new(&model.info.config.diffusion).unwrap();
         let prediction = model.info.config.diffusion.prediction;
@@ -166,7 +166,7 @@ fn the_way_back_to_noise_leads_to_the_image_again() {
             let level_of = |plan: &Plan, input: f64| {
                 plan.stages().iter().find(|stage| stage.time_input == input).map(|stage| stage.level).unwrap()
             };
-            // Data of mean 0.3 and deviation 0.5.
+            // Data with mean 0.3 and deviation 0.5.
             let run = |plan: &Plan, x: f64| {
                 let mut state = [x];
                 let predict = |x: &[f64], input: f64, _: bool, pred: &mut [f64]| {
@@ -221,7 +221,7 @@ fn strength_0_returns_the_image_and_1_ignores_it() {
             assert!(whole == vary(&image(2), 1.0));
             let (some, more) = (vary(&given, 0.2), vary(&given, 0.9));
             assert!(some[0] != some[1] && some[0] != given && some != more && some != vary(&image(2), 0.2));
-            // Whatever the batch.
+            // For any batch size.
             let one = SampleRequest { batch: 1, ..request.clone() };
             assert!(model.vary(&given, 0.2, &one, &mut |_, _| ()).unwrap() == some);
         }
@@ -237,7 +237,7 @@ fn strength_0_returns_the_image_and_1_ignores_it() {
 fn inpainting_keeps_known_pixels_exactly_and_fills_the_others() {
     let given = image(1);
     let free: Vec<bool> = (0..64).map(|at| (2..6).contains(&(at / 8)) && at % 8 < 5).collect();
-    // What is free is never read.
+    // Free pixels are never read.
     let hidden: Vec<f32> = given.iter().enumerate().map(|(at, x)| if free[at / 3] { 0.111 } else { *x }).collect();
     for model in models() {
         for sampler in SamplerKind::ALL {
@@ -288,7 +288,7 @@ fn means(image: &[f32], factor: usize) -> Vec<f32> {
 fn upscaling_keeps_low_frequencies() {
     for model in models() {
         for (factor, sampler) in [2, 4].into_iter().flat_map(|f| SamplerKind::ALL.map(|s| (f, s))) {
-            // Black and white are there too, where clamping could shift a mean.
+            // Black and white occur too, where clamping could shift a mean.
             let mut small = picture(8 / factor, 8 / factor, 4).to_signed(3).unwrap();
             (small[0], small[1]) = (-1.0, 1.0);
             let request = request(&model, 2, sampler);
@@ -342,7 +342,7 @@ impl Place {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The one line that a failure prints.
+    /// The one error line.
     fn fault(&self, arguments: &str) -> String {
         let output = self.engine(arguments);
         let text = String::from_utf8(output.stderr).unwrap();
@@ -387,8 +387,8 @@ fn the_command_line_interpolates_into_strips_and_animations() {
     for (arguments, told) in [
         ("interpolate --seeds 1 2 --frames 1 --out x.png", "--frames: 1 frames"),
         ("interpolate --seeds 1 2 --sampler ddpm --out x.png", "--sampler: the sampler adds noise"),
-        ("interpolate --seeds 1 2 --out x.bmp", "--out: x.bmp is no kind of file"),
-        ("interpolate --seeds 1 2 --out 1.png", "1.png: exists already"),
+        ("interpolate --seeds 1 2 --out x.bmp", "--out: x.bmp is not a supported kind of file"),
+        ("interpolate --seeds 1 2 --out 1.png", "1.png: already exists"),
         ("interpolate --images 1.png no.png --out x.png", "no.png: cannot open"),
         ("interpolate --seeds 1 2 --class z --out x.png", "--class: the model has no class `z`"),
     ] {
@@ -402,7 +402,7 @@ fn the_command_line_interpolates_into_strips_and_animations() {
 #[test]
 fn the_command_line_edits_given_images() {
     let place = Place::new();
-    // Vary: from the image itself to one that has nothing of it.
+    // Vary: from the image itself to one independent of it.
     let said = place.succeed("vary --image 1.png --strength 0 --out same.png");
     assert!(said.starts_with("wrote same.png: 1 of strength 0 in "), "{said}");
     assert!(place.pixels("same.png") == place.pixels("1.png"));
@@ -428,7 +428,7 @@ fn the_command_line_edits_given_images() {
     place.succeed("inpaint --image 1.png --mask mask.png --count 3 --out many/");
     assert_eq!(fs::read_dir(place.path("many")).unwrap().count(), 3);
 
-    // Upscale: in the file, too, a block's mean is the given pixel, but for rounding.
+    // Upscale: in the file, too, a block's mean equals the given pixel up to rounding.
     place.succeed("upscale --image small.png --factor 2 --out large.png");
     let (small, large) = (place.pixels("small.png"), place.pixels("large.png"));
     for (at, &wanted) in small.iter().enumerate() {
@@ -440,16 +440,16 @@ fn the_command_line_edits_given_images() {
 
     for (arguments, told) in [
         ("inpaint --image 1.png --mask small.png --out x.png", "small.png: this mask is 4x4 pixels, the image 8x8"),
-        ("inpaint --image 1.png --mask black.png --out x.png", "black.png: this mask leaves nothing to fill"),
+        ("inpaint --image 1.png --mask black.png --out x.png", "black.png: this mask has no white area"),
         ("inpaint --image 1.png --mask no.png --out x.png", "no.png: cannot open"),
         ("inpaint --image 1.png --mask mask.png --resample 0 --out x.png", "--resample: "),
-        ("inpaint --image 1.png --mask mask.png --out filled.png", "filled.png: exists already"),
+        ("inpaint --image 1.png --mask mask.png --out filled.png", "filled.png: already exists"),
         ("upscale --image small.png --factor 3 --out x.png", "--factor: "),
         ("vary --image 1.png --strength 2 --out x.png", "--strength: a strength of 2 is outside [0, 1]"),
         ("vary --image 1.png --count 0 --out x.png", "--count: 0 images"),
         ("vary --image 1.png --steps 0 --out x.png", "0 denoising steps"),
         ("vary --image model.safetensors --out x.png", "model.safetensors: is a safetensors file, not a picture"),
-        ("vary --image 1.png --out x.gif", "--out: x.gif would be an animation"),
+        ("vary --image 1.png --out x.gif", "--out: x.gif is an animation format"),
     ] {
         let message = place.fault(arguments);
         assert!(message.contains(told), "{arguments}: {message}");
@@ -467,7 +467,7 @@ fn given_images_of_every_form_and_size_are_fitted_and_told() {
         assert!(output.status.success(), "{arguments}: {text}");
         notes.iter().for_each(|note| assert!(text.contains(note), "{arguments}: {text:?} lacks {note:?}"));
     };
-    // A JPEG of another size and a grey picture with clear pixels.
+    // A JPEG of another size and a grey picture with transparent pixels.
     let photo: Vec<u8> = (0..20 * 12 * 3).map(|at| (at % 200) as u8).collect();
     let mut bytes = Vec::new();
     let encoder = image::codecs::jpeg::JpegEncoder::new(&mut bytes);
@@ -484,13 +484,16 @@ fn given_images_of_every_form_and_size_are_fitted_and_told() {
     );
     told("vary --image photo.jpg --strength 0 --fit pad --background black --out b.png", &["resized from 12x20"]);
     assert_eq!(place.pixels("b.png")[..3], [0; 3], "the padding");
-    let notes = ["note: clear.png: laid on the background where transparent, turned from grey to RGB"];
+    let notes = ["note: clear.png: composited on the background, converted from grey to RGB"];
     told("vary --image clear.png --strength 0 --out white.png", &notes);
     assert_eq!(place.pixels("white.png")[..3], [255; 3]);
-    // On a colour it is coloured at once.
-    told("vary --image clear.png --strength 0 --background 102030 --out c.png", &["clear.png: laid on the background"]);
+    // On a coloured background it becomes RGB.
+    told(
+        "vary --image clear.png --strength 0 --background 102030 --out c.png",
+        &["clear.png: composited on the background"],
+    );
     assert_eq!(place.pixels("c.png")[..3], [16, 32, 48]);
-    // A mask over the photo as it is goes where the photo goes.
+    // A mask for the original photo is fitted like the photo.
     let mask: Vec<u8> = (0..240).map(|at| if at % 20 < 8 { 255 } else { 0 }).collect();
     write_png(place.path("mask.png"), &Image::new(20, 12, 1, mask).unwrap(), &[]).unwrap();
     told("inpaint --image photo.jpg --mask mask.png --out d.png", &["resized"]);

@@ -1,4 +1,4 @@
-//! `engine eval`: pictures and models against data sets, statistics in and out, stops and restarts, wrong input.
+//! `engine eval`: pictures and models against data sets, statistics in and out, interruption, invalid input.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::tiny;
 
-/// A folder with a data set, a model and a classifier of 8x8 pictures, none of which has learned anything.
+/// A folder with a data set, a model and a classifier of 8x8 pictures, both untrained.
 struct Place {
     folder: tempfile::TempDir,
 }
@@ -91,7 +91,7 @@ fn a_model_is_measured_and_says_what_by() {
     let place = Place::new();
     let call = "--checkpoint model.safetensors --data noise.safetensors --extractor classifier.safetensors --num-samples 40 --draws 4";
     let (out, err) = place.succeed(call);
-    // Never FID by another network.
+    // Never FID with another network.
     assert!(out.contains("FD-resnet-noise") && !out.contains("FID"), "{out}");
     assert!(
         out.contains("real held-out")
@@ -123,7 +123,7 @@ fn a_model_is_measured_and_says_what_by() {
     for picture in ["real_vs_fake.png", "nearest.png"] {
         assert!(place.at("outputs").join(picture).is_file(), "{picture}");
     }
-    // Again: from what is kept, to the last digit.
+    // Again: from the cache, to the last digit.
     place.succeed(&format!("{call} --out again --batch 7 --feature-batch 5"));
     let mut again = place.json("again");
     assert_eq!(again["fd_score"], json["fd_score"]);
@@ -164,7 +164,7 @@ fn seeds_come_together_and_checkpoints_make_a_table() {
     assert!(place.refused(&format!("--checkpoints nowhere {by}")).contains("nowhere"));
 }
 
-/// Killed in the middle and started again, an evaluation ends with the digits of one that was left alone.
+/// An evaluation that is killed and restarted gives the same digits as an uninterrupted one.
 #[test]
 fn killed_and_restarted_it_ends_with_the_same_digits() {
     let place = Place::new();
@@ -178,7 +178,7 @@ fn killed_and_restarted_it_ends_with_the_same_digits() {
     for kind in ["samples", "features"] {
         let mut child = place.command(&call("killed")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let started = Instant::now();
-        // A few rows beyond the head of 8 KiB, of the pictures that are evaluated.
+        // A few rows after the header of 8 KiB, for the evaluated pictures.
         let under_way = || {
             let files = std::fs::read_dir(place.at("killed-cache")).into_iter().flatten().flatten();
             let mut long = files.filter(|file| {
@@ -200,7 +200,7 @@ fn killed_and_restarted_it_ends_with_the_same_digits() {
     assert_eq!(place.json("killed")["metrics"], place.json("whole")["metrics"]);
 }
 
-/// However many processes share it, and whichever of them was killed, the digits are those of one process.
+/// The digits do not depend on the number of processes, nor on which of them was killed.
 #[test]
 fn by_several_processes_it_ends_with_the_digits_of_one() {
     let place = Place::new();
@@ -215,7 +215,7 @@ fn by_several_processes_it_ends_with_the_digits_of_one() {
     let (_, err) = place.succeed(&call("two", " --processes 2"));
     assert!(err.contains("2 processes, by TCP"), "{err}");
     place.succeed(&call("three", " --processes 3"));
-    // Rank 0 is killed while samples are drawn; another number of processes goes on.
+    // Rank 0 is killed while samples are drawn; another number of processes resumes.
     let mut child =
         place.command(&call("killed", " --processes 2")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let began = Instant::now();
@@ -250,7 +250,7 @@ fn pictures_are_compared_and_statistics_go_in_and_out() {
     let by_statistics = place.json("by-statistics")["fd_score"].as_f64().unwrap();
     assert!((direct / by_statistics - 1.0).abs() < 1e-6, "{direct} {by_statistics}");
     let message = place.refused(&format!("{call} kid --reference b.npz"));
-    assert!(message.contains("mean and covariance alone"), "{message}");
+    assert!(message.contains("more than mean and covariance"), "{message}");
     // A set against itself.
     place.succeed(&format!("{call} fid,precision-recall,authenticity --reference a --out same"));
     let json = place.json("same");
@@ -259,11 +259,11 @@ fn pictures_are_compared_and_statistics_go_in_and_out() {
         (json["precision"].as_f64(), json["recall"].as_f64(), json["auth_pct"].as_f64()),
         (Some(1.0), Some(1.0), Some(0.0))
     );
-    // Nested by class: all are taken, and it is said.
+    // Nested by class: all are used, with a note.
     std::fs::create_dir(place.at("nested")).unwrap();
     std::fs::rename(place.at("b"), place.at("nested/b")).unwrap();
     let (_, err) = place.succeed(&format!("{call} fid --reference nested --out nested-out"));
-    assert!(err.contains("40 of 40 pictures of nested lie in folders below it"), "{err}");
+    assert!(err.contains("40 of 40 pictures of nested are in subfolders"), "{err}");
     assert!((place.json("nested-out")["fd_score"].as_f64().unwrap() / direct - 1.0).abs() < 1e-9);
 }
 
@@ -289,9 +289,9 @@ fn wrong_input_is_one_clear_error() {
         (format!("--samples a --reference wide.npz {by} fid"), "statistics of 3 features"),
         (format!("--samples a --reference cut.npz {by} fid"), "cut.npz"),
         (format!("--samples a --reference b {by} accuracy"), "class accuracy needs a classifier"),
-        (format!("--samples a {by} fid"), "a distance needs something to measure from"),
+        (format!("--samples a {by} fid"), "a distance needs a reference"),
         (format!("--reference b {by} fid"), "nothing to evaluate"),
-        ("--samples a --reference b --inception model.safetensors".into(), "no InceptionV3 of 2015"),
+        ("--samples a --reference b --inception model.safetensors".into(), "not InceptionV3 of 2015"),
         ("--samples a --reference b".into(), "engine fetch inception"),
         ("--samples a --reference b --extractor model.safetensors".into(), "classif"),
     ] {

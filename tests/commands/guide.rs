@@ -1,10 +1,10 @@
-//! Every command of the README and of the guide is run against the built binary, in a folder of its page; every link and path
-//! leads somewhere. What is wrong is told by page and line.
+//! Runs every command of the README and of the guide with the built binary, in a folder per page; checks every link and path.
+//! Errors have page and line.
 //!
-//! A block of commands is marked ```` ```sh ````. Its `engine` commands are run as they stand, with data and runs of the
-//! published names that are tiny ([`Fixture`]), and with fewer steps and images ([`small`]). ```` ```sh server ```` starts a server
-//! for each `engine serve`, on a free port in place of 7860. A block that cannot be run says why (`pages::REASONS`); its `engine` commands are
-//! parsed. Of `cargo` commands the names are looked up.
+//! A block of commands is marked ```` ```sh ````. Its `engine` commands run unchanged except for fewer steps and images
+//! ([`small`]), with tiny data and runs under the published names ([`Fixture`]). ```` ```sh server ```` starts a server for each
+//! `engine serve`, on a free port instead of 7860. A block that cannot be run gives the reason (`pages::REASONS`); its `engine`
+//! commands are parsed. Names in `cargo` commands are checked.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,13 +22,13 @@ use engine::rng::{Philox, Purpose};
 
 use crate::pages::{Block, Command, Mode, Page, pages, root, words};
 
-/// How long a block may take. A test machine's two cores do each in seconds.
+/// Time limit of a block. Two cores need seconds for each.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The address in the pages, in any of its spellings, is replaced by the one that the server of the test has.
+/// The address in the pages, in any spelling, is replaced by the test server's.
 const ADDRESSES: [&str; 3] = ["http://127.0.0.1:7860", "http://localhost:7860", "localhost:7860"];
 
-/// Settings that make the network of a preset small.
+/// Settings that make a preset's network small.
 const SMALL_MODELS: &[(&str, &[&str])] = &[
     ("dit", &["model.depth=1"]),
     ("quickstart", &["model.depth=1"]),
@@ -38,8 +38,7 @@ const SMALL_MODELS: &[(&str, &[&str])] = &[
     ("resnet18", &["model.blocks=[1,1,1,1]", "model.widths=[8,8,8,8]"]),
 ];
 
-/// Options of a subcommand with small values: one that stands there is cut down to it, and those that end in `!` are added
-/// where they are missing.
+/// Small values for options of a subcommand: existing options are reduced, and those with a final `!` are added if missing.
 const SMALL_OPTIONS: &[(&str, &[(&str, &str)])] = &[
     ("train", &[("--steps!", "2"), ("--batch!", "4")]),
     ("sample", &[("--steps!", "2")]),
@@ -56,7 +55,7 @@ const SMALL_OPTIONS: &[(&str, &[(&str, &str)])] = &[
     ("eval", &[("--num-samples!", "20"), ("--steps!", "1"), ("--reference-count!", "20"), ("--draws!", "2")]),
 ];
 
-/// The arguments of `engine` in a command, made small; none where the command is another program's.
+/// The arguments of `engine` in a command, made small; none for other programs.
 fn small(words: &[String]) -> Option<Vec<String>> {
     let start = words.iter().position(|word| !word.contains('='))?;
     let (name, rest) = (words[start].as_str(), &words[start + 1..]);
@@ -91,7 +90,7 @@ fn small(words: &[String]) -> Option<Vec<String>> {
     Some([before, &["engine".to_string()], &own, behind].concat())
 }
 
-/// The settings that make a run small.
+/// Settings that make a run small.
 fn small_run(own: &[String]) -> Vec<String> {
     let value = |option: &str| own.iter().position(|word| word == option).map(|at| own[at + 1].as_str());
     let common = ["training.validation_batches=1", "data.shapes_count=200"];
@@ -107,7 +106,7 @@ fn small_run(own: &[String]) -> Vec<String> {
     all.map(|setting| format!("'{setting}'")).collect()
 }
 
-/// A number no larger than `most`; a list of numbers as a list of as many small ones.
+/// A number no larger than `most`; for a list, as many small numbers.
 fn cut(value: &str, most: &str) -> String {
     if value.contains(',') {
         return (1..=value.split(',').count()).map(|number| number.to_string()).collect::<Vec<_>>().join(",");
@@ -129,8 +128,8 @@ fn commands_are_made_small_and_keep_their_words() {
     assert_eq!(of("cargo test --release"), None);
 }
 
-/// What the pages take for granted: `data/` with small sets of noise under the published names, `photos/` in two folders, the runs
-/// `quickstart`, which the README's first command makes, and `classifier`.
+/// The data that the pages assume: `data/` with small sets of noise under the published names, `photos/` in two folders, the runs
+/// `quickstart`, from the README's first command, and `classifier`.
 struct Fixture(tempfile::TempDir);
 
 impl Fixture {
@@ -169,7 +168,7 @@ impl Fixture {
         run(&script, self.0.path()).unwrap_or_else(|error| panic!("{script}: {error}"));
     }
 
-    /// A copy for a page, without the runs that its own commands make.
+    /// A copy for a page, without the runs that its own commands create.
     fn copy(&self, blocks: &[Block]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         copy(self.0.path(), folder.path());
@@ -217,7 +216,7 @@ fn noise_set(name: &str, (side, channels): (usize, usize), classes: &[&str]) -> 
     .unwrap()
 }
 
-/// Runs a script of the shell; what it said on standard error where it failed, or where it took too long.
+/// Runs a shell script; an error has its standard error, or says that it took too long.
 fn run(script: &str, folder: &Path) -> Result<(), String> {
     let binary = Path::new(env!("CARGO_BIN_EXE_engine"));
     let path = format!("{}:{}", binary.parent().unwrap().display(), std::env::var("PATH").unwrap_or_default());
@@ -254,7 +253,7 @@ fn run(script: &str, folder: &Path) -> Result<(), String> {
     }
 }
 
-/// What marks on standard error which line of a page runs.
+/// The marker on standard error for the line of a page being run.
 const MARK: &str = "@line ";
 
 /// A block as a script that marks its lines.
@@ -279,7 +278,7 @@ fn script(mode: Mode, commands: &[Command]) -> String {
     text
 }
 
-/// Starts a server, in place of the one before, on a port that is free.
+/// Starts a server on a free port, in place of the previous one.
 fn served(words: &[String]) -> String {
     let mut words = words.to_vec();
     match words.iter().position(|word| word == "--listen") {
@@ -293,7 +292,7 @@ fn served(words: &[String]) -> String {
     )
 }
 
-/// A command to the server that runs.
+/// A command for the running server.
 fn asked(mode: Mode, command: &str) -> String {
     match (mode, ADDRESSES.iter().find(|address| command.contains(*address))) {
         (Mode::Server, Some(address)) => command.replace(address, "\"$address\""),
@@ -301,12 +300,12 @@ fn asked(mode: Mode, command: &str) -> String {
     }
 }
 
-/// Whether there is what the pages ask a server with; only the checks of the project install it.
+/// Whether the tools for server requests are installed; only the project's checks install them.
 fn has_curl() -> bool {
     Process::new("curl").arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// What is wrong with the commands of a page.
+/// Errors in the commands of a page.
 fn try_commands(page: &Page, fixture: &Fixture) -> Vec<String> {
     let (blocks, mut faults) = page.blocks();
     let folder = fixture.copy(&blocks);
@@ -328,7 +327,7 @@ fn try_commands(page: &Page, fixture: &Fixture) -> Vec<String> {
     faults
 }
 
-/// The first name in a `cargo` command, or the program of the project, that is not there.
+/// The first missing name in a `cargo` command, or the missing program of the project.
 fn unknown_names(page: &Page, command: &Command) -> Option<String> {
     let words = words(&command.text);
     let manifests = ["Cargo.toml", "src/core/Cargo.toml", "benches/Cargo.toml", "tools/ptx-machine/Cargo.toml"];
@@ -364,7 +363,7 @@ fn unknown_names(page: &Page, command: &Command) -> Option<String> {
 fn every_command_works() {
     let fixture = Fixture::new();
     let mut pages = pages();
-    // The longest first, so that the last one is short.
+    // Longest first, so that the last one is short.
     pages.sort_by_key(|page| page.text.matches("engine ").count());
     let (pages, faults) = (Mutex::new(pages), Mutex::new(Vec::new()));
     thread::scope(|scope| {
@@ -404,7 +403,7 @@ fn every_link_and_path_leads_somewhere() {
                 Page { name: target.clone(), text }.anchors()
             });
             if !path.exists() || !(anchor.is_empty() || known.iter().any(|known| known == anchor)) {
-                faults.push(format!("{}:{line}: the link leads nowhere: {target}", page.name));
+                faults.push(format!("{}:{line}: the link has no target: {target}", page.name));
             }
         }
         let missing = page.paths().into_iter().filter(|(_, path)| !root().join(path).exists());
@@ -422,7 +421,7 @@ fn the_readme_is_short_and_lists_every_preset() {
     }
 }
 
-/// Each page is a module of `engine::guide`, and each module has its page in the table of contents.
+/// Each page is a module of `engine::guide`, and each module's page is in the table of contents.
 #[test]
 fn every_page_is_in_the_guide() {
     let module = fs::read_to_string(root().join("src/guide/mod.rs")).unwrap();

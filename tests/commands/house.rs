@@ -1,4 +1,4 @@
-//! The house rules that a machine can check: imports run downwards, functions and models stay short. Those of the ops are in
+//! House rules that can be checked automatically: imports run downwards, functions and models are short. Those of the ops are in
 //! `tests/ops/house.rs`.
 
 use std::collections::BTreeSet;
@@ -9,8 +9,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Top-level modules, highest first; those of one row never import each other. The last ones, from `ops` on, are engine-core's
-/// but for those in [`LOW`].
+/// Top-level modules, highest first; modules in one row never import each other. From `ops` on they are engine-core's, except for
+/// those in [`LOW`].
 const ROWS: &[&[&str]] = &[
     &["guide"],
     &["cli"],
@@ -33,7 +33,7 @@ const ROWS: &[&[&str]] = &[
     &["rng", "error", "files", "image_size"],
 ];
 
-/// Modules that stand on less than all that is below them.
+/// Modules that use only some of those below them.
 const LOW: &[(&str, &[&str])] = &[
     ("data", &["picture", "weights", "tensor", "device", "names", "rng", "error", "files", "image_size"]),
     ("picture", &["error", "files", "image_size"]),
@@ -41,10 +41,10 @@ const LOW: &[(&str, &[&str])] = &[
     ("cluster", &["error", "files"]),
 ];
 
-/// Modules that look at data sets.
+/// Modules that use data sets.
 const USE_DATA: &[&str] = &["cli", "train", "eval"];
 
-/// Most lines of a function, from its `fn` to its brace.
+/// Most lines of a function, from its `fn` to its closing brace.
 const MOST_LINES: usize = 80;
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
@@ -68,7 +68,7 @@ fn identifier(text: &str) -> String {
     text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
-/// The first names of a path, or of each path in a group of them, over as many lines as it has.
+/// The first names of a path, or of each path in a group, over any number of lines.
 fn first_names(path: &str) -> Vec<String> {
     let Some(group) = path.trim_start().strip_prefix('{') else { return vec![identifier(path)] };
     let (mut depth, mut start, mut names) = (0, 0, Vec::new());
@@ -90,14 +90,14 @@ fn first_names(path: &str) -> Vec<String> {
     names
 }
 
-/// The top-level modules that code names by `crate::` or `engine_core::`, or by more `super::` than lead to its own module;
-/// `depth` is the number of modules around it.
+/// The top-level modules that code imports with `crate::` or `engine_core::`, or with more `super::` than lead to its own module;
+/// `depth` is the number of enclosing modules.
 fn imports(code: &str, depth: usize) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let up = "super::".repeat(depth);
     for root in ["crate::", "engine_core::", &up] {
         for (at, _) in code.match_indices(root) {
-            // `$crate::` of a macro is the same crate; `kernel_crate::` and the like are not, and longer ways up come later.
+            // `$crate::` of a macro is the same crate; `kernel_crate::` and the like are not; longer `super::` chains are handled separately.
             if !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
                 found.extend(first_names(&code[at + root.len()..]));
             }
@@ -115,7 +115,7 @@ fn every_way_to_write_an_import_is_seen() {
     assert_eq!(of("use super::super::{a, b::c};"), ["a", "b"]);
 }
 
-/// The place of a file's code: its top-level module, and how many modules are around it. None for the roots.
+/// The position of a file's code: its top-level module, and the number of enclosing modules. None for the roots.
 fn placed(within: &Path) -> Option<(String, usize)> {
     let parts: Vec<&str> = within.iter().map(|part| part.to_str().unwrap()).collect();
     let parts = parts.strip_prefix(&["core"]).unwrap_or(&parts);
@@ -151,7 +151,7 @@ fn imports_run_downwards() {
     assert!(faults.is_empty(), "imports run downwards only:\n{}", faults.join("\n"));
 }
 
-/// The functions of a source that is formatted, with the number of their lines.
+/// The functions of formatted source, with their number of lines.
 fn functions(source: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = source.lines().collect();
     let mut found = Vec::new();
@@ -195,13 +195,13 @@ fn functions_fit_on_a_screen() {
     assert!(long.is_empty(), "functions of more than {MOST_LINES} lines, which want to be two: {long:?}");
 }
 
-/// A model reads beside its paper's equations.
+/// A model fits beside its paper's equations.
 #[test]
 fn a_model_is_short() {
     for file in rust_files(&root().join("src/models")) {
         let (name, source) = (file.strip_prefix(root()).unwrap().display(), fs::read_to_string(&file).unwrap());
         let lines: Vec<&str> = source.lines().collect();
-        assert!(lines.len() <= 200, "{name} has {} lines; a part of the model wants a file of its own", lines.len());
+        assert!(lines.len() <= 200, "{name} has {} lines; move a part of the model into another file", lines.len());
         for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.contains("fn forward(")) {
             let end = format!("{}}}", &line[..line.len() - line.trim_start().len()]);
             let length = 1 + lines[at..].iter().position(|line| *line == end).unwrap();

@@ -1,5 +1,5 @@
-//! Sets that are larger than the memory that the program may have: imported, written for other tools, trained on. Two gigabytes
-//! in 512 MB are `tools/large-set`'s; here it is an eighth of both.
+//! Sets larger than the program's memory limit: imported, exported, trained on. `tools/large-set` uses two gigabytes in 512 MB;
+//! here it is an eighth of both.
 #![cfg(target_os = "linux")]
 
 use std::fs::{self, File};
@@ -10,18 +10,18 @@ use std::process::Command;
 use engine::data::{Dataset, Split};
 use image::{ExtendedColorType, ImageEncoder};
 
-/// The memory that the program may have besides files, in KiB: `ulimit -d` refuses what goes beyond.
+/// The memory limit of the program besides files, in KiB: `ulimit -d` refuses more.
 const MEMORY: usize = 64 << 10;
 /// Bytes of pixels.
 const PIXELS: usize = 256 << 20;
 
-/// What the program says, with as little memory.
+/// The output of the program with limited memory.
 fn engine(folder: &Path, arguments: &[&str]) -> String {
     let output = Command::new("sh")
         .args(["-c", &format!("ulimit -d {MEMORY} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_engine")])
         .args(arguments)
         .current_dir(folder)
-        // Threads have stacks: as many as two processors have.
+        // Threads have stacks: as many as on two processors.
         .env("ENGINE_THREADS", "2")
         .env("RAYON_NUM_THREADS", "2")
         .output()
@@ -31,7 +31,7 @@ fn engine(folder: &Path, arguments: &[&str]) -> String {
     told
 }
 
-/// Images of 32x32x3 as a NumPy array: zeros, of which the disk keeps none, and three images' first pixels.
+/// Images of 32x32x3 as a NumPy array: zeros, stored sparsely, and the first pixels of three images.
 fn array(path: &Path, count: usize) {
     let mut head = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({count}, 32, 32, 3), }}");
     head.extend(std::iter::repeat_n(' ', 127 - 10 - head.len()));
@@ -68,7 +68,7 @@ fn a_set_four_times_the_memory_is_imported_exported_and_trained_on() {
     engine(folder, &[&train[..], &sets].concat());
     assert!(folder.join("run/model.safetensors").exists());
 
-    // The same pixels come back, from another form.
+    // The same pixels are read back from another format.
     engine(folder, &["data", "export", "big.safetensors", "--out", "big.npz"]);
     engine(folder, &["data", "import", "big.npz", "--out", "again.safetensors"]);
     let told = ["big", "again"].map(|name| engine(folder, &["data", "verify", &format!("{name}.safetensors")]));
@@ -84,7 +84,7 @@ fn pictures_of_four_times_the_memory_are_imported() {
     let mut tar = tar::Builder::new(File::create(folder.join("big.tar")).unwrap());
     for index in 0..count {
         let mut png = Vec::new();
-        // A few are grey, so that all pass through another form at the end.
+        // A few are grey, so that all are converted at the end.
         let (channels, colour) =
             if index % 1000 == 0 { (1, ExtendedColorType::L8) } else { (3, ExtendedColorType::Rgb8) };
         let pixels = vec![(index % 251) as u8; size * size * channels];

@@ -1,4 +1,4 @@
-//! The commands as a user runs them, the data they read, and the rules of the house.
+//! The commands as a user runs them, the data that they read, and the house rules.
 
 #[path = "../common/tiny.rs"]
 mod tiny;

@@ -1,9 +1,9 @@
-//! The README and the guide as text: their blocks of commands, their links, the paths that they name.
+//! The README and the guide as text: their command blocks, links, and paths.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Why a block is not run. Its `engine` commands are parsed all the same.
+/// Reasons for not running a block. Its `engine` commands are still parsed.
 const REASONS: &[(&str, &str)] = &[
     ("network", "downloads something"),
     ("gpu", "needs a GPU"),
@@ -12,18 +12,18 @@ const REASONS: &[(&str, &str)] = &[
     ("long", "takes minutes however small it is made"),
 ];
 
-/// A page, by its path below the project's root.
+/// A page, by its path relative to the project's root.
 pub struct Page {
     pub name: String,
     pub text: String,
 }
 
-/// What is done with a block of commands.
+/// How a block of commands is handled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
     /// Each command is run, in the page's folder.
     Run,
-    /// Each `engine serve` starts a server; the other commands ask it.
+    /// Each `engine serve` starts a server; the other commands send requests to it.
     Server,
     /// Not run, for one of [`REASONS`].
     Skip,
@@ -61,7 +61,7 @@ pub fn pages() -> Vec<Page> {
     paths.into_iter().map(page).collect()
 }
 
-/// Where a character stands outside quotes.
+/// The positions of a character outside quotes.
 fn outside_quotes(text: &str) -> impl Iterator<Item = (usize, char)> + '_ {
     let mut quote = None;
     text.char_indices().filter(move |(_, c)| match (quote, *c) {
@@ -86,7 +86,7 @@ fn without_comment(line: &str) -> &str {
     line[..end].trim_end()
 }
 
-/// The shell's words, with their quotes.
+/// The shell words, with their quotes.
 pub fn words(text: &str) -> Vec<String> {
     let spaces = outside_quotes(text).filter(|(_, c)| c.is_whitespace()).map(|(at, _)| at);
     let mut ends: Vec<usize> = spaces.collect();
@@ -102,7 +102,7 @@ pub fn words(text: &str) -> Vec<String> {
     found
 }
 
-/// The mode that the words behind a fence ask for; none for blocks that hold no commands.
+/// The mode of a fence's info string; none for blocks without commands.
 fn mode(info: &str) -> Result<Option<Mode>, String> {
     let mut words = info.split_whitespace();
     match words.next() {
@@ -136,7 +136,7 @@ impl Page {
         found
     }
 
-    /// The blocks of commands, and what is wrong with blocks.
+    /// The command blocks, and errors in blocks.
     pub fn blocks(&self) -> (Vec<Block>, Vec<String>) {
         let (mut blocks, mut faults) = (Vec::new(), Vec::new());
         let mut lines = self.text.lines().enumerate().map(|(at, line)| (at + 1, line));
@@ -178,7 +178,7 @@ impl Page {
         found
     }
 
-    /// Paths of the project that stand in `code`, with their lines.
+    /// Paths of the project in `code`, with their lines.
     pub fn paths(&self) -> Vec<(usize, String)> {
         const FOLDERS: &[&str] = &["src/", "tests/", "tools/", "benches/", "kernels/", "assets/", ".ci/"];
         let mut found = Vec::new();
@@ -191,7 +191,7 @@ impl Page {
         found
     }
 
-    /// The anchors of the page's headings, as GitHub makes them.
+    /// The anchors of the page's headings, in GitHub's form.
     pub fn anchors(&self) -> Vec<String> {
         let headings = self.prose().into_iter().filter(|(_, line)| line.starts_with('#'));
         let kept = |c: char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');

@@ -1,5 +1,5 @@
-//! A model in long use: loaded once, it draws for many, shows what is coming, and stops where nobody waits; and no command opens
-//! its model file twice.
+//! Long-term use of a model: loaded once, it serves many requests, shows previews, and stops on request; and no command opens its
+//! model file twice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use engine::pipeline::{Drawing, Ends, Inpaint, Model, Previewed, SampleRequest, 
 use engine::tensor::{Context, DType};
 use engine::{Error, Result};
 
-/// A model of 8x8 RGB images and three classes that nobody trained: something comes out, always the same.
+/// An untrained model of 8x8 RGB images and three classes: its output is not trivial, and always the same.
 fn model() -> Model {
     let settings =
         ["model.conditioning=token", "sampling.sampler=ddim", "sampling.num_steps=5", "sampling.guidance=1.5"];
@@ -20,7 +20,7 @@ fn model() -> Model {
     model
 }
 
-/// Three images in batches of two, without noise on the way.
+/// Three images in batches of two, without fresh noise.
 fn request(model: &Model, sampler: SamplerKind) -> SampleRequest {
     let mut request = model.request([0, 1, 2]);
     (request.seed, request.batch, request.first) = (7, 2, 4);
@@ -70,7 +70,7 @@ fn whoever_watches_changes_no_bit_and_sees_every_stage() {
             Ok(())
         });
         assert_eq!(model.draw(drawing, &request, &mut watch).unwrap(), plain, "{drawing:?}");
-        // Evaluations are counted up to their number, and every image comes under way.
+        // Evaluations are counted up to their total, and every image appears.
         assert!(seen.windows(2).all(|pair| pair[0].0 < pair[1].0), "{drawing:?}");
         let last = seen.last().unwrap();
         assert_eq!((last.0, last.2.end), (last.1, 3));
@@ -81,7 +81,7 @@ fn whoever_watches_changes_no_bit_and_sees_every_stage() {
                     let kept = |at: &usize| !free[at / 3];
                     assert!(preview.iter().all(|shown| (0..192).filter(kept).all(|at| shown[at] == image[at])));
                 }
-                // After the last stage nothing is left to do but for images between others.
+                // After the last stage nothing is left except blending frames between images.
                 Drawing::Sample | Drawing::Vary { .. } if images.end == 3 && Some(preview) == last.3.as_ref() => {
                     let (shown, drawn) = (preview.concat(), plain[images.clone()].concat());
                     assert!(shown.iter().zip(&drawn).all(|(a, b)| (a - b).abs() < 1e-5), "{drawing:?}");
@@ -89,7 +89,7 @@ fn whoever_watches_changes_no_bit_and_sees_every_stage() {
                 _ => {}
             }
         }
-        // Without the wish there is none.
+        // None unless requested.
         let mut none = |stage: &Stage| {
             assert_eq!(stage.preview()?, None);
             Ok(())
@@ -98,7 +98,7 @@ fn whoever_watches_changes_no_bit_and_sees_every_stage() {
     }
 }
 
-/// DDIM goes from x to a'·x_0 + s'·ε with ε = (x − a·x_0) / s: what was shown leads from each state to the next.
+/// DDIM goes from x to a'·x_0 + s'·ε with ε = (x − a·x_0) / s: each preview leads from one state to the next.
 #[test]
 fn a_preview_is_what_the_step_was_made_of() {
     let model = model();
@@ -155,7 +155,7 @@ fn a_drawing_ends_where_it_is_told_to_and_the_model_goes_on() {
     }
 }
 
-/// What a server hands to the thread that has the model.
+/// A message to the thread that has the model.
 struct Job {
     labels: Vec<usize>,
     seed: u64,
@@ -176,7 +176,7 @@ fn serve(jobs: &mpsc::Receiver<Job>) {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted { message: "cancelled".into() });
             }
-            // Whoever has gone away needs no preview.
+            // A client that has gone needs no preview.
             let _ = events.send(Event::Preview(stage.preview()?.unwrap_or_default()));
             Ok(())
         });
@@ -220,7 +220,7 @@ fn a_thread_with_a_model_draws_for_many() {
     assert_eq!([ends[0].0, ends[2].0], [2 * 5, 5]);
 }
 
-/// Which files are opened, as the kernel tells it.
+/// The opened files, as reported by the kernel.
 #[cfg(target_os = "linux")]
 mod opens {
     use std::ffi::CString;
@@ -238,18 +238,18 @@ mod opens {
 
     use super::model;
 
-    /// How often a file is opened while `work` is done. Equal events that nobody has read yet become one, so each opening is
-    /// counted with the closing that follows it.
+    /// The number of times a file is opened during `work`. The kernel merges equal unread events, so each opening is counted with
+    /// its closing.
     fn opens(path: &Path, work: impl FnOnce()) -> usize {
         let name = CString::new(path.as_os_str().as_bytes()).unwrap();
-        // SAFETY: no pointers; the descriptor is the file's from then on.
+        // SAFETY: no pointers; the descriptor belongs to the file from now on.
         let mut events = unsafe {
             let descriptor = libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC);
             assert!(descriptor >= 0, "{}", std::io::Error::last_os_error());
             File::from_raw_fd(descriptor)
         };
         let mask = libc::IN_OPEN | libc::IN_CLOSE_NOWRITE | libc::IN_CLOSE_WRITE;
-        // SAFETY: a text that ends in 0.
+        // SAFETY: a zero-terminated text.
         let watch = unsafe { libc::inotify_add_watch(std::os::fd::AsRawFd::as_raw_fd(&events), name.as_ptr(), mask) };
         assert!(watch >= 0, "{}", std::io::Error::last_os_error());
         work();
@@ -258,7 +258,7 @@ mod opens {
         while let Ok(read @ 1..) = events.read(&mut chunk) {
             bytes.extend_from_slice(&chunk[..read]);
         }
-        // Of a file's own events: watch, mask, cookie, length 0.
+        // A file's own event: watch, mask, cookie, length 0.
         let masks = bytes.chunks_exact(16).map(|event| u32::from_ne_bytes(event[4..8].try_into().unwrap()));
         masks.filter(|mask| mask & libc::IN_OPEN != 0).count()
     }
@@ -285,7 +285,7 @@ mod opens {
         drawing.save(path("m.safetensors")).unwrap();
         let classifier = classifier();
         classifier.save(path("c.safetensors")).unwrap();
-        // A model of the built-in set's size, for what looks at data.
+        // A model of the built-in set's size, for commands that use data.
         let mut config = Config::preset("quickstart").unwrap();
         let small = ["model.hidden_dim=32", "model.depth=1", "sampling.num_steps=2", "data.shapes_count=60"];
         small.iter().for_each(|set| config.set(set).unwrap());
@@ -296,7 +296,7 @@ mod opens {
             let shade = if name == "mask" { 255 } else { 90 };
             write_png(path(&format!("{name}.png")), &Image::filled(size, size, [shade; 3]), &[]).unwrap();
         }
-        // The count itself: two openings one after the other are two.
+        // Checks the counting: two consecutive openings count as two.
         let read = || drop(std::fs::read(path("m.safetensors")).unwrap());
         assert_eq!(opens(&path("m.safetensors"), || (read(), read()).0), 2);
 

@@ -1,4 +1,4 @@
-//! `engine train` by several processes: the same bits however many, a dead one named, nothing written where they do not fit.
+//! `engine train` with several processes: the same bits for any number, a dead process named, nothing written on a mismatch.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -55,7 +55,7 @@ fn train_by(program: &Path, folder: &Path, arguments: &[&str], settings: &[&str]
     command
 }
 
-/// Waits at most `most`: whether it succeeded, and what it said.
+/// Waits at most `most`: returns whether it succeeded, and its output.
 fn wait(mut child: Child, most: Duration) -> (bool, String) {
     let mut streams: Vec<Box<dyn Read + Send>> =
         vec![Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
@@ -125,7 +125,7 @@ fn fifty_steps_of_quickstart_have_the_same_bits_on_1_2_and_4_processes() {
     }
 }
 
-/// A run of four processes, once it has a checkpoint; and the process of one of those that it started.
+/// A run of four processes, once it has a checkpoint; and one of the processes that it started.
 fn under_way(folder: &Path, out: &str, which: usize) -> (Child, u32) {
     let every = ["training.checkpoint_every=10"];
     let settings = [&SETTINGS[..], &TINY, &every].concat();
@@ -163,7 +163,7 @@ fn a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on_with_two() {
         let whole = [&SETTINGS[..], &TINY, &["training.checkpoint_every=10"]].concat();
         let name = format!("{how}-never");
         done(&mut train(folder, &["--steps", &steps, "--out", &name], &whole));
-        // No image lost or doubled: every loss and every weight is the uninterrupted run's.
+        // No image lost or repeated: every loss and every weight equals the uninterrupted run's.
         assert_eq!(losses(&folder.join(how)), losses(&folder.join(&name)), "{how}");
         assert!(model(&folder.join(how)) == model(&folder.join(&name)), "{how}");
     }
@@ -176,7 +176,7 @@ fn rank_0_that_is_stopped_is_named_by_all_others() {
     let others = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
     let others: Vec<u32> = others.split_whitespace().map(|id| id.parse().unwrap()).collect();
     signal(child.id(), "-STOP");
-    // Their parent is stopped, so that they stay as zombies.
+    // Their parent is suspended, so they stay zombies.
     let has_ended = |id: &u32| {
         let state = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
         state.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
@@ -195,12 +195,12 @@ fn rank_0_that_is_stopped_is_named_by_all_others() {
     done(&mut train(place.path(), &["--resume", "run", "--steps", &steps, "--processes", "2"], &[]));
 }
 
-/// Processes as a launcher starts them, each with its own settings.
+/// Processes as started by a launcher, each with its own settings.
 fn launched(folder: &Path, port: u16, ranks: usize, more: impl Fn(usize) -> Vec<String>) -> Vec<(bool, String)> {
     launched_by(|_| PathBuf::from(env!("CARGO_BIN_EXE_engine")), folder, port, ranks, more)
 }
 
-/// The same, each by a program of its own.
+/// As [`launched`], each with its own program.
 fn launched_by(
     program: impl Fn(usize) -> PathBuf,
     folder: &Path,
@@ -265,10 +265,10 @@ fn ranks_that_do_not_fit_together_say_so_and_write_nothing() {
     let mut command = train(place.path(), &["--processes", "2"], &TINY);
     let (success, text) =
         wait(command.env("RANK", "0").env("WORLD_SIZE", "2").env("MASTER_ADDR", "h").spawn().unwrap(), LONG);
-    assert!(!success && text.contains("--processes: 2 processes are asked for, and torchrun has started"), "{text}");
+    assert!(!success && text.contains("--processes: 2 processes are requested, but torchrun has started"), "{text}");
 }
 
-/// `ENGINE_RENDEZVOUS` bounds the wait for ranks that do not come.
+/// `ENGINE_RENDEZVOUS` bounds the wait for ranks that do not connect.
 #[test]
 fn ranks_wait_as_long_as_the_variable_says() {
     let place = tempfile::tempdir().unwrap();
@@ -280,22 +280,22 @@ fn ranks_wait_as_long_as_the_variable_says() {
     };
     let started = Instant::now();
     let (success, text) = alone("2");
-    assert!(!success && text.contains("rank 1 of 2 did not come") && text.contains("waited 2 s"), "{text}");
+    assert!(!success && text.contains("rank 1 of 2 did not connect") && text.contains("waited 2 s"), "{text}");
     assert!(started.elapsed() < Duration::from_secs(25), "less than without the variable");
     let (success, text) = alone("soon");
-    assert!(!success && text.contains("ENGINE_RENDEZVOUS: `soon` is no number of seconds"), "{text}");
+    assert!(!success && text.contains("ENGINE_RENDEZVOUS: `soon` is not a number of seconds"), "{text}");
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "nothing is written");
 }
 
-/// A port that nobody has.
+/// A free port.
 fn a_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
-/// That each rank says this of rank 1, once, and that nothing was written.
+/// Checks that each rank reports this about rank 1, once, and that nothing was written.
 fn all_say(ends: &[(bool, String)], folder: &Path, what: &str) {
     for (success, text) in ends {
-        let said = format!("the ranks do not fit together: rank 1 has another {what} than rank 0: `");
+        let said = format!("the ranks do not match: rank 1 has a different {what} than rank 0: `");
         assert!(!success && text.matches("error: ").count() == 1 && text.contains(&said), "{text}");
     }
     assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "nothing is written");
@@ -305,7 +305,7 @@ fn all_say(ends: &[(bool, String)], folder: &Path, what: &str) {
 fn another_data_set_on_one_rank_is_told_on_all() {
     let (place, sets) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let path = |rank: usize| sets.path().join(format!("set-{rank}.safetensors"));
-    // As many images of the same names and sizes: they differ by their pixels alone.
+    // As many images with the same names and sizes: only the pixels differ.
     (0..2).for_each(|rank| shapes(rank as u64, 120).write(path(rank), false).unwrap());
     let data = |rank: usize| vec!["--data".to_string(), path(rank).display().to_string()];
     all_say(&launched(place.path(), a_port(), 2, data), place.path(), "data set");
@@ -314,7 +314,7 @@ fn another_data_set_on_one_rank_is_told_on_all() {
 #[test]
 fn another_program_on_one_rank_is_told_on_all() {
     let (place, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    // One byte behind its end changes nothing of what it does. A process of its own writes it: this one starts others meanwhile.
+    // A byte after its end changes nothing in its behaviour. A separate process writes it: this one starts others meanwhile.
     let other = programs.path().join("engine");
     let copy = format!("cp '{}' '{1}' && printf x >>'{1}'", env!("CARGO_BIN_EXE_engine"), other.display());
     assert!(Command::new("sh").args(["-c", &copy]).status().unwrap().success());

@@ -1,5 +1,4 @@
-//! `engine sample`, and the same through the library: which image comes out depends on its seed and number alone, and
-//! whatever is wrong is told in one line.
+//! `engine sample`, and the library call: an image depends only on its seed and index, and every error is one line.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -11,7 +10,7 @@ use engine::picture::read_png;
 use engine::pipeline::Model;
 use engine::tensor::{Context, DType};
 
-/// A small model that nobody trained: noise comes out, but always the same noise.
+/// A small untrained model: its output is noise, but always the same noise.
 fn config() -> Config {
     let mut config = Config::preset("quickstart").unwrap();
     for set in [
@@ -80,7 +79,7 @@ fn sample(model: &Path, arguments: &[&str], folder: &Path) -> Output {
         .unwrap()
 }
 
-/// The one line that a failure prints.
+/// The one error line.
 fn fault(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(!output.status.success(), "succeeded: {text}");
@@ -95,7 +94,7 @@ fn an_image_has_the_same_bits_in_every_batch_and_on_any_number_of_threads() {
         let mut config = config();
         if sampler != SamplerKind::Heun {
             for set in ["diffusion.schedule=cosine", "diffusion.prediction=epsilon"] {
-                // One at a time leaves a pair that does not fit together; only the end counts.
+                // One at a time gives an invalid intermediate pair; only the end counts.
                 config.set(set).unwrap();
             }
         }
@@ -139,7 +138,7 @@ fn seeds_labels_and_guidance_matter() {
     let mut other = base.clone();
     other.sampling.guidance = 1.0;
     assert_ne!(model.sample(&other).unwrap(), images);
-    // Without a class there is nothing to be guided to.
+    // Without a class there is nothing to guide towards.
     let null = model.class_label("none").unwrap();
     let (mut guided, mut plain) = (model.request([null]), model.request([null]));
     (guided.sampling.guidance, plain.sampling.guidance) = (3.0, 1.0);
@@ -228,7 +227,7 @@ fn a_folder_gets_single_images_that_are_not_written_over_unasked() {
     assert_eq!(pixels, values[3 * 3072..][..3072]);
 
     let text = fault(&run.sample(&arguments));
-    assert!(text.contains("00000-circle.png: exists already") && text.contains("--force"), "{text}");
+    assert!(text.contains("00000-circle.png: already exists") && text.contains("--force"), "{text}");
     assert!(run.sample(&[&arguments[..], &["--force"]].concat()).status.success());
 }
 
@@ -267,7 +266,7 @@ fn wrong_options_are_told_before_anything_is_drawn() {
         (&["--guidance", "nan"], &["--guidance"]),
         (&["--sampler", "euler"], &["--sampler: no sampler is called `euler`", "ddpm, ddim, heun or dpmpp2m"]),
         (&["--threads", "0"], &["--threads"]),
-        (&["--precision", "bf16"], &["--precision: bf16 is for accelerators"]),
+        (&["--precision", "bf16"], &["--precision: bf16 needs an accelerator"]),
         (&["--schedule", "karras"], &["--schedule: no timestep schedule is called `karras`", "logarithmic"]),
         (&["--timesteps", ""], &["--timesteps: the list is empty; give timesteps in 0…999"]),
         (&["--timesteps", " , "], &["--timesteps: the list is empty"]),
@@ -283,7 +282,7 @@ fn wrong_options_are_told_before_anything_is_drawn() {
         (&["--count", "5000000"], &["too many for one sheet", ".npy"]),
         (&["--out", "model.safetensors/x.png"], &["model.safetensors"]),
     ] {
-        // A value that begins with a dash is not a value to the parser, unless joined.
+        // The parser accepts a value with a leading dash only if joined.
         let arguments = [format!("{}={}", arguments[0], arguments[1])];
         let text = fault(&run.sample(&arguments.iter().map(String::as_str).collect::<Vec<_>>()));
         for part in parts {
@@ -320,7 +319,7 @@ fn files_that_are_no_whole_model_are_told_in_one_line() {
         damaged
     });
     assert!(text.contains("checksum"), "{text}");
-    // A header that declares far more than there is.
+    // A header that declares far more than the file has.
     let mut huge = good.clone();
     huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     try_file("huge.safetensors", &huge);
@@ -374,11 +373,11 @@ fn steps_are_spread_named_or_listed_and_what_is_dropped_is_told() {
     }
     let text = told(&["--timesteps", "999,500,500,-3,20,4000", "--sampler", "dpmpp2m"]);
     assert!(
-        text.contains("note: 6 timesteps asked, 3 remain: 1 repeat is dropped, 2 outside 0…999 are dropped"),
+        text.contains("note: 6 timesteps requested, 3 remain: 1 repeat is dropped, 2 outside 0…999 are dropped"),
         "{text}"
     );
     assert!(text.contains("(dpmpp2m 3 steps"), "{text}");
-    // The same steps by another name are the same images; others are others.
+    // The same steps by another name give the same images; others give others.
     let array = |arguments: &[&str]| run.array(&[&["--count", "2"][..], arguments].concat()).1;
     let usual = array(&[]);
     assert_eq!(array(&["--steps", "3", "--schedule", "uniform", "--temperature", "1"]), usual);
@@ -388,11 +387,11 @@ fn steps_are_spread_named_or_listed_and_what_is_dropped_is_told() {
     {
         assert_ne!(array(&other), usual, "{other:?}");
     }
-    // Without noise nothing is left to tell images of one class apart.
+    // Without noise images of one class are identical.
     let still = array(&["--temperature", "0", "--class", "star"]);
     assert_eq!(still[..still.len() / 2], still[still.len() / 2..]);
 
-    // Timesteps that are whole numbers repeat where they are close.
+    // Whole timesteps repeat where they are close.
     let mut config = config();
     for set in ["diffusion.schedule=linear", "diffusion.prediction=epsilon"] {
         config.set(set).unwrap();
@@ -400,7 +399,7 @@ fn steps_are_spread_named_or_listed_and_what_is_dropped_is_told() {
     untrained(&config).save(run.path("model.safetensors")).unwrap();
     let text = told(&["--schedule", "logarithmic", "--steps", "50", "--sampler", "ddim"]);
     assert!(
-        text.contains("note: 50 steps asked, 42 remain after repeats") && text.contains("(ddim 42 steps"),
+        text.contains("note: 50 steps requested, 42 remain after repeats") && text.contains("(ddim 42 steps"),
         "{text}"
     );
 }
@@ -416,7 +415,7 @@ fn a_picture_is_repeated_from_the_parameters_inside_it() {
     };
     let bytes = |name: &str| std::fs::read(run.path(name)).unwrap();
     let model = ["--model", "model.safetensors"];
-    // No decimal of few digits: what is written has to be read back to the last bit.
+    // Not a short decimal: the written value must be read back to the last bit.
     let third =
         ["--guidance", "1.3333333333333333", "--temperature", "0.9123456789012345", "--seed", "18446744073709551615"];
     for arguments in [
@@ -434,14 +433,14 @@ fn a_picture_is_repeated_from_the_parameters_inside_it() {
         assert!(bytes("first.png") == bytes("third.png"));
     }
 
-    // One image out of many.
+    // One image of many.
     ok(&[&model[..], &["--count", "12", "--seed", "5", "--out", "many/"]].concat());
     ok(&["--like", "many/00011-square.png", "--out", "one.png"]);
     assert!(bytes("many/00011-square.png") == bytes("one.png"));
     ok(&["--like", "one.png", "--out", "again/"]);
     assert!(bytes("many/00011-square.png") == bytes("again/00011-square.png"));
 
-    // What is given replaces what the picture says, and the rest stays.
+    // Given options replace the picture's, and the rest stays.
     ok(&["--like", "first.png", "--seed", "6", "--out", "other.png"]);
     let parameters = |name: &str| -> serde_json::Value {
         let (_, texts) = read_png(run.path(name)).unwrap();
@@ -463,9 +462,9 @@ fn what_cannot_be_repeated_is_told_in_one_line() {
         fault(&command.output().unwrap())
     };
     let before = std::fs::read(run.path("p.png")).unwrap();
-    assert!(like(&["p.png", "--out", "p.png"]).contains("p.png: would be replaced"));
+    assert!(like(&["p.png", "--out", "p.png"]).contains("p.png: would be overwritten"));
 
-    // Another model in the old one's place, none there, and none of that name at all.
+    // Another model in its place, no file, and an unknown name.
     let good = std::fs::read(run.path("model.safetensors")).unwrap();
     Model::untrained(&config(), &Context::cpu(), DType::F32, 6).unwrap().save(run.path("model.safetensors")).unwrap();
     let text = like(&["p.png"]);
@@ -481,11 +480,11 @@ fn what_cannot_be_repeated_is_told_in_one_line() {
     command.current_dir(run.0.path()).args(["sample", "--quiet", "--like", "p.png", "--model", "moved.safetensors"]);
     assert!(command.output().unwrap().status.success());
 
-    // Pictures that are not ours, or no longer.
+    // Pictures of other programs, or modified ones.
     let image = engine::picture::Image::filled(4, 4, [9; 3]);
     let with = |text: &[(&str, &str)]| engine::picture::write_png(run.path("x.png"), &image, text).unwrap();
     with(&[]);
-    assert!(like(&["x.png"]).contains("x.png: holds no sampling parameters; name a PNG that"));
+    assert!(like(&["x.png"]).contains("x.png: holds no sampling parameters; give a PNG that"));
     let recipe = read_png(run.path("p.png")).unwrap().1.into_iter().find(|text| text.0 == "engine.sampling").unwrap().1;
     let bf16 = recipe.replace(r#""precision":"f32""#, r#""precision":"bf16""#);
     let vast = recipe.replace(r#""count":1"#, r#""count":1000000000000"#);

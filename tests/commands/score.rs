@@ -1,4 +1,4 @@
-//! `engine score`, and the same through the library: a model that has learned simple images finds the odd ones among others.
+//! `engine score`, and the library call: a model trained on simple images finds the odd ones among others.
 
 use crate::tiny;
 use std::process::{Command, Output};
@@ -82,13 +82,13 @@ fn strange_images_score_higher_than_held_out_ones() {
     let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
     assert!(mean(&scores(&normal)).abs() < 1e-9, "the reference scores 0 by itself");
     assert!(mean(&held_out).abs() < 1.0, "{held_out:?}");
-    // Of all pairs of one each, the share in which the strange one scores higher.
+    // The share of pairs in which the unusual image scores higher.
     let pairs = held_out.iter().flat_map(|a| strange.iter().map(move |b| f64::from(u8::from(b > a))));
     let share = pairs.sum::<f64>() / (held_out.len() * strange.len()) as f64;
     assert!(share > 0.95 && mean(&strange) > 2.0, "{share}: {held_out:?} and {strange:?}");
     assert!(reference.score(&normal[0]).percentile < 1.0);
 
-    // An image's errors are its own, whatever is measured with it.
+    // An image's errors do not depend on the other images.
     let all = measure(&odd);
     let mut small = DenoisingErrors::new(&model, ErrorSpec { batch: 3, ..ErrorSpec::default() }).unwrap();
     let mut calls = (0, 0);

@@ -1,4 +1,4 @@
-//! `engine serve`: the same bits as `engine sample`, whatever else it draws; bounds; its end.
+//! `engine serve`: the same bits as `engine sample`, whatever else it draws; limits; shutdown.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::serve_client::{Server, response};
 
-/// A small model that nobody trained, in `model.safetensors`.
+/// A small untrained model, in `model.safetensors`.
 fn folder() -> tempfile::TempDir {
     let mut config = Config::preset("quickstart").unwrap();
     for set in ["model.conditioning=token", "model.hidden_dim=32", "model.depth=1", "model.condition_hidden_dim=32"] {
@@ -41,12 +41,12 @@ fn pixels(png: &[u8]) -> Vec<u8> {
     decode_picture(png, [255; 3]).unwrap().image.into_pixels()
 }
 
-/// A request that takes a while.
+/// A slow request.
 fn long() -> Value {
     json!({ "class": "star", "count": 16, "steps": 1000, "sampler": "heun" })
 }
 
-/// What `engine sample` writes: the pixels of each image.
+/// The output of `engine sample`: the pixels of each image.
 fn sampled(folder: &Path, options: &[&str]) -> Vec<Vec<u8>> {
     let out = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
@@ -93,7 +93,7 @@ fn an_image_is_the_same_alone_in_company_after_a_cancel_after_a_restart_and_by_t
     let second = server(folder.path(), &[]);
     assert_eq!(drawn(&second), expected, "after a restart");
 
-    // The PNG holds what made it: the command draws it again from there.
+    // The PNG holds its parameters: the command reproduces it from them.
     let png = second.pictures(&second.submit(&body))[1].clone();
     std::fs::write(folder.path().join("served.png"), &png).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
@@ -191,7 +191,7 @@ fn given_pictures_are_varied_filled_in_enlarged_and_walked_between() {
 fn events_tell_all_and_end() {
     let folder = folder();
     let server = server(folder.path(), &[]);
-    // Long enough for a preview, which comes every 60 ms, on a fast machine too.
+    // Long enough for a preview, every 60 ms, on a fast machine too.
     let id = server.submit(&json!({ "class": "star", "count": 2, "steps": 500, "sampler": "heun" }));
     let events = server.get(&format!("/v1/jobs/{id}/events?previews=1"));
     assert_eq!((events.status, events.header("content-type")), (200, Some("text/event-stream")));
@@ -209,7 +209,7 @@ fn events_tell_all_and_end() {
         datas.iter().any(|data| data["image"].as_str().is_some_and(|url| url.starts_with("data:image/png;base64,")))
     );
     assert_eq!(datas.last().unwrap()["status"], "done");
-    // Of a job that has ended they come at once.
+    // For a finished job they come at once.
     assert!(server.get(&format!("/v1/jobs/{id}/events")).body.ends_with(b"\n\n"));
 }
 
@@ -244,7 +244,7 @@ fn bad_input_is_refused_in_a_sentence_and_leaves_no_trace() {
         (json!({ "class": 99 }), "class"),
         (json!({ "count": 0 }), "count"),
         (json!({ "count": 1000 }), "count"),
-        (json!({ "count": -1 }), "the body is no request"),
+        (json!({ "count": -1 }), "the body is not a valid request"),
         (json!({ "steps": 0 }), "steps"),
         (json!({ "steps": 201 }), "steps"),
         (json!({ "timesteps": [] }), "timesteps"),
@@ -296,7 +296,7 @@ fn bodies_and_pictures_are_bounded() {
     let head = format!("POST /v1/samples HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n", server.address);
     let long = server.raw(format!("{head}content-length: 99999999\r\n\r\n").as_bytes());
     assert_eq!((long.status, long.refusal().1.as_str()), (413, "body_too_long"));
-    // In chunks nothing is declared: it is cut off where it gets too long.
+    // A chunked body declares no length: it is cut off at the limit.
     let mut chunked = format!("{head}transfer-encoding: chunked\r\nconnection: close\r\n\r\n").into_bytes();
     for _ in 0..10 {
         chunked.extend(b"100000\r\n");
@@ -305,7 +305,7 @@ fn bodies_and_pictures_are_bounded() {
     }
     chunked.extend(b"0\r\n\r\n");
     assert_eq!(server.raw(&chunked).status, 413);
-    // A picture that says it is 60000 pixels wide is never decoded.
+    // A picture that declares a width of 60000 pixels is never decoded.
     let mut bomb = encode_png(&Image::filled(8, 8, [1; 3]), &[]).unwrap();
     bomb[16..20].copy_from_slice(&60_000u32.to_be_bytes());
     bomb[20..24].copy_from_slice(&60_000u32.to_be_bytes());
@@ -336,7 +336,7 @@ fn slow_bodies_and_idle_connections_end_and_too_many_are_told() {
         assert!(statuses.iter().all(|status| *status == 503), "{statuses:?}");
     }
     assert_eq!(response(&mut slow).status, 408);
-    // The idle ones are closed after the same time, and there is room again.
+    // The idle ones are closed after the timeout, and there is room again.
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(server.get("/healthz").status, 200);
     drop(idle);
@@ -516,7 +516,7 @@ fn several_models_share_a_bound_and_take_turns() {
     assert!(drawn.iter().all(|pixels| *pixels == drawn[0]), "the same weights");
 }
 
-/// Kills a server in the middle, starts it again with the same options, and holds that what was finished is there.
+/// Kills a server, restarts it with the same options, and checks that finished jobs are still there.
 fn killed_and_started_again(folder: &Path, options: &[&str]) {
     let mut first = server(folder, options);
     let body = br#"{"class": "star", "count": 2, "steps": 3, "seed": 8}"#;
@@ -549,7 +549,7 @@ fn a_server_that_was_killed_loses_only_what_was_unfinished() {
 #[test]
 fn finished_jobs_are_kept_without_being_asked_to() {
     let folder = folder();
-    // A port that was free a moment ago: the folder goes by it.
+    // A port that was just free: the folder is named after it.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap().to_string();
     drop(free);
@@ -567,7 +567,7 @@ fn whoever_never_reads_holds_nothing_for_ever() {
     let server = server(folder.path(), &["--connections", "2"]);
     let id = server.submit(&json!({ "class": "star", "count": 64, "steps": 2 }));
     server.wait(&id);
-    // Three quarters of a megabyte each: more than any socket's buffers take.
+    // Three quarters of a megabyte each: more than socket buffers hold.
     let request = format!("GET /v1/jobs/{id}/images.npy HTTP/1.1\r\nhost: localhost\r\n\r\n").repeat(40);
     let idle: Vec<_> = (0..2).map(|_| server.connect()).collect();
     for mut stream in &idle {

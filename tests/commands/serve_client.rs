@@ -1,4 +1,4 @@
-//! A server under test, and a client that speaks HTTP as plainly as can be.
+//! A server under test, and a minimal HTTP client.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// How long anything may take.
+/// Time limit of every operation.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `engine serve` as a process of its own, killed when it is dropped.
+/// `engine serve` as a child process, killed on drop.
 pub struct Server {
     pub child: Child,
     pub address: String,
@@ -36,7 +36,7 @@ impl Response {
         lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
     }
 
-    /// The sentence and the word of a refusal.
+    /// The message and the code of a refusal.
     pub fn refusal(&self) -> (String, String) {
         let error = &self.json()["error"];
         let text = |key: &str| error[key].as_str().unwrap_or_else(|| panic!("no {key} in {self:?}")).to_string();
@@ -45,7 +45,7 @@ impl Response {
 }
 
 impl Server {
-    /// Starts with these options and waits until it says where it is.
+    /// Starts with these options and waits until it prints its address.
     pub fn start(folder: &Path, options: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
         command.current_dir(folder).args(["serve", "--device", "cpu"]).args(options);
@@ -72,10 +72,10 @@ impl Server {
         stream
     }
 
-    /// Sends a request as it is written, and reads the response to its end.
+    /// Sends a raw request, and reads the response to its end.
     pub fn raw(&self, request: &[u8]) -> Response {
         let mut stream = self.connect();
-        // A server that refuses early may close before all is written.
+        // A server that refuses early may close before everything is written.
         let _ = stream.write_all(request);
         response(&mut stream)
     }
@@ -100,7 +100,7 @@ impl Server {
         self.request("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
     }
 
-    /// Asks for images and returns the job's name.
+    /// Requests images and returns the job's id.
     pub fn submit(&self, body: &Value) -> String {
         let response = self.post("/v1/samples", body);
         assert_eq!(response.status, 202, "{response:?}");
@@ -128,7 +128,7 @@ impl Server {
         job["images"].as_array().unwrap().iter().map(|image| self.get(&path(image)).body).collect()
     }
 
-    /// Tells it to stop, and waits until it has. Returns what it said, and its exit code.
+    /// Stops it and waits for its end. Returns its output and exit code.
     pub fn stop(mut self) -> (String, Option<i32>) {
         // SAFETY: the process is ours and has not been waited for.
         unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
@@ -155,7 +155,7 @@ impl Drop for Server {
 /// Reads a response to the end of the connection.
 pub fn response(stream: &mut TcpStream) -> Response {
     let mut bytes = Vec::new();
-    // What has arrived counts, even if the other end closed hard.
+    // Received data counts, even if the other end reset the connection.
     let _ = stream.read_to_end(&mut bytes);
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
     let end = end.unwrap_or_else(|| panic!("no head: {}", String::from_utf8_lossy(&bytes)));
@@ -166,7 +166,7 @@ pub fn response(stream: &mut TcpStream) -> Response {
     Response { status, body: if chunked { joined(&body) } else { body }, head }
 }
 
-/// The chunks of a body, put together.
+/// Joins the chunks of a body.
 fn joined(mut body: &[u8]) -> Vec<u8> {
     let mut whole = Vec::new();
     while let Some(end) = body.windows(2).position(|window| window == b"\r\n") {

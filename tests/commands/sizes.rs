@@ -1,4 +1,4 @@
-//! A folder of pictures that are higher than wide: the model follows it, and every command draws, reads and tells their size.
+//! A folder of pictures that are higher than wide: the model adapts to it, and every command handles their size.
 
 use std::path::Path;
 
@@ -50,7 +50,7 @@ fn portraits(folder: &Path) {
     }
 }
 
-/// Runs a command that must succeed; what it prints.
+/// Runs a command that must succeed; returns its output.
 fn done(folder: &Path, arguments: &[&str]) -> String {
     let (done, said, told) = engine(folder, arguments);
     assert!(done, "{arguments:?}: {told}");
@@ -79,7 +79,7 @@ fn a_folder_of_portraits_trains_and_every_command_keeps_their_shape() {
     };
     let model = ["--model", "run", "--device", "cpu"];
     let run = |command: &[&str], more: &[&str]| done(folder, &[command, &model, more].concat());
-    // One picture has the model's own shape; its recipe draws it again.
+    // One picture has the model's own size; its recipe reproduces it.
     run(&["sample"], &["--class", "cat", "--count", "1", "--out", "one"]);
     let one = alone(&folder.join("one"));
     assert_eq!(shape(&one), [24, 16]);
@@ -94,7 +94,7 @@ fn a_folder_of_portraits_trains_and_every_command_keeps_their_shape() {
     let info = done(folder, &["data", "info", "set.safetensors"]);
     assert!(info.contains("2 images 24x16x3 (height x width x channels)"), "{info}");
     done(folder, &["data", "show", "set.safetensors", "--out", "shown.png"]);
-    // A photograph of another shape becomes the model's.
+    // A photograph with another aspect ratio is fitted.
     let photo = Image::new(50, 30, 3, (0..4500).map(|at| (at * 7 % 251) as u8).collect()).unwrap();
     write_png(folder.join("photo.png"), &photo, &[]).unwrap();
     let mask = Image::new(50, 30, 1, (0..1500).map(|at| if at % 50 < 25 { 255 } else { 0 }).collect()).unwrap();
@@ -145,7 +145,7 @@ fn a_u_net_follows_portraits_and_keeps_attention_at_its_levels() {
     let (image, words) = read_png(alone(&folder.join("one"))).unwrap();
     assert_eq!(image.size().sides(), [24, 16]);
     assert!(words.iter().any(|(keyword, _)| keyword == "engine.sampling"));
-    // A set of ours that lies the other way, brought there by hand.
+    // A set of ours with the sides swapped, fitted explicitly.
     let import = ["data", "import", "portraits", "--out", "wide.safetensors", "--resize", "16x24", "--fit", "pad"];
     let said = done(folder, &import);
     assert!(said.contains("16x24") || folder.join("wide.safetensors").exists(), "{said}");

@@ -1,8 +1,8 @@
-//! Reads the goldens that `tools/goldens` writes, and makes the weights and inputs that they do not store.
+//! Reads the goldens of `tools/goldens`, and generates the weights and inputs that they do not store.
 //!
-//! What the files hold and how the values come from Philox is said in `tools/goldens/README.md`.
+//! `tools/goldens/README.md` describes the files and how the values come from Philox.
 
-// Each test file compiles this module for itself and uses its own part of it.
+// Each test file compiles this module separately and uses a part of it.
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
@@ -19,10 +19,10 @@ const TIME: u32 = 65537;
 const LABEL: u32 = 65538;
 pub const COTANGENT: u32 = 65539;
 
-/// The radius of weights that are not products' matrices.
+/// The radius of weights that are not product matrices.
 const SMALL: f32 = 0.1;
 
-/// Where a golden lies.
+/// The path of a golden.
 pub fn path(file: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(file)
 }
@@ -34,7 +34,7 @@ pub struct Tensor {
     pub values: Vec<f64>,
 }
 
-/// A golden that is stored whole: a safetensors file of f64, f32, i64 or i32.
+/// A golden with all values: a safetensors file of f64, f32, i64 or i32.
 pub struct Whole {
     pub tensors: BTreeMap<String, Tensor>,
     pub metadata: BTreeMap<String, String>,
@@ -81,7 +81,7 @@ fn bits(seed: u64, item: u32, step: u32, len: usize) -> impl Iterator<Item = u32
     (0..len.div_ceil(4) as u32).flat_map(move |block| philox.bits4(block, item, step, Purpose::Probe)).take(len)
 }
 
-/// The values of parameter `number`, as the reference model had them.
+/// The values of parameter `number`, as in the reference model.
 pub fn parameter(seed: u64, number: usize, name: &str, shape: &[usize]) -> Vec<f32> {
     let (item, len) = (number as u32, shape.iter().product());
     if name.ends_with(".bias") || name == "position" || name == "class.embedding" {
@@ -104,7 +104,7 @@ pub fn place(parameters: &Parameters, seed: u64) {
     parameters.set_flat(&flat).unwrap();
 }
 
-/// A tensor of images, times or their gradients: f32, but for the oracle.
+/// A tensor of images, times or their gradients: f32, except for the oracle.
 pub fn floats(context: &Context, precision: DType, values: &[f32], shape: &[usize]) -> engine::tensor::Tensor {
     let dtype = precision.exact();
     let tensor = context.persistent(shape, dtype).unwrap();
@@ -112,7 +112,7 @@ pub fn floats(context: &Context, precision: DType, values: &[f32], shape: &[usiz
     tensor
 }
 
-/// What the reference model was given.
+/// The inputs of the reference model.
 pub struct Inputs {
     /// `[B, H, W, C]`.
     pub input: Vec<f32>,
@@ -124,7 +124,7 @@ pub struct Inputs {
     pub cotangent: Vec<f32>,
 }
 
-/// The inputs of a golden with images of `image_len` values and `num_labels` labels, the null label included.
+/// The inputs of a golden with images of `image_len` values and `num_labels` labels, including the null label.
 pub fn inputs(seed: u64, batch: usize, image_len: usize, num_labels: usize) -> Inputs {
     let whole =
         |item, count: usize| uniform(seed, item, batch).into_iter().map(move |u| (f64::from(u) * count as f64).floor());
@@ -136,22 +136,22 @@ pub fn inputs(seed: u64, batch: usize, image_len: usize, num_labels: usize) -> I
     }
 }
 
-/// A golden that keeps norms, projections and samples: the parameters' gradients, `output` and the gradient of `input`.
+/// A golden with norms, projections and samples: of the parameters' gradients, `output` and the gradient of `input`.
 #[derive(Deserialize)]
 pub struct Projected {
     /// The `model` section of the configuration.
     pub model: serde_json::Value,
     pub seed: u64,
     pub batch: usize,
-    /// The number of parameters' values.
+    /// The number of parameter values.
     pub parameters: usize,
     pub time: Vec<f32>,
     pub label: Vec<i32>,
-    /// In the order of their numbers.
+    /// In the order of their indices.
     pub tensors: Vec<Summary>,
 }
 
-/// What is kept of one tensor.
+/// The stored data of one tensor.
 #[derive(Deserialize)]
 pub struct Summary {
     pub name: String,
@@ -167,11 +167,11 @@ impl Projected {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{file}: {error}"))
     }
 
-    /// How far `values` are from tensor `name`: the largest relative error of its norm, its projections and its samples.
+    /// The error of `values` against tensor `name`: the largest relative error of its norm, its projections and its samples.
     ///
-    /// Norm and projections are relative to D = max(‖reference‖, 1e-3 of the median gradient norm): some gradients, as
-    /// those of key biases, are zero in exact arithmetic. A projection's error is about the norm of the tensor's. A
-    /// sample's is relative to the largest sample or D/√size, the larger.
+    /// Norm and projections are relative to D = max(‖reference‖, 1e-3 of the median gradient norm): some gradients, such as those
+    /// of key biases, are zero in exact arithmetic. A projection's error is about the norm of the tensor's. A sample's is relative
+    /// to the largest sample or D/√size, whichever is larger.
     ///
     /// # Panics
     /// If there is no such tensor or `values` has another length.

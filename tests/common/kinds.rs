@@ -1,6 +1,6 @@
-//! Which kernels a case launches, found without running any: an accelerator that writes down names and sizes.
+//! Finds which kernels a case launches, without running any: an accelerator that records names and sizes.
 
-// Each test file compiles this module for itself and uses its own part of it.
+// Each test file compiles this module separately and uses a part of it.
 #![allow(dead_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,20 +14,20 @@ use engine_core::ops::case::{Case, Values};
 use engine_core::tensor::{Context, DType, Device, Program};
 use engine_core::{Error, Result};
 
-/// How a kernel is launched, but for the number of blocks.
+/// How a kernel is launched, except for the number of blocks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Launch {
     pub kernel: &'static str,
     pub block: [u32; 3],
-    /// Dynamic shared memory: more than a block has without asking.
+    /// Whether it uses more dynamic shared memory than allowed without opting in.
     pub opted_in: bool,
 }
 
-/// All launches in order, and the threads of all.
+/// All launches in order, and the total number of threads.
 #[derive(Debug, Default)]
 struct Log {
     launches: Mutex<(Vec<Launch>, u64)>,
-    /// What was loaded ahead, and what was launched from.
+    /// Modules loaded ahead, and modules of launches.
     modules: Mutex<(BTreeSet<&'static str>, BTreeSet<&'static str>)>,
     allocated: AtomicU64,
 }
@@ -129,32 +129,32 @@ fn run(case: &Case, dtype: DType) -> (Vec<Launch>, u64) {
 pub fn launches(case: &mut Case, dtype: DType) -> BTreeSet<Launch> {
     for input in &mut case.inputs {
         if !matches!(input.values, Values::Given(_)) {
-            // Nothing looks at them, and drawing those of a large case takes long.
+            // Nothing reads them, and drawing those of a large case is slow.
             input.values = Values::Given(vec![0.0; input.shape.len()]);
         }
     }
     run(case, dtype).0.into_iter().collect()
 }
 
-/// The modules that a program of a case loads ahead of its first run, and those that the run launches from.
+/// The modules that a case's program loads ahead of its first run, and those of its launches.
 pub fn modules(case: &Case, dtype: DType) -> (BTreeSet<&'static str>, BTreeSet<&'static str>) {
     let log = Arc::new(Log::default());
     let context = Context::new(Device::Accelerator(log.clone()));
     let prepared = case.prepare(&context, dtype).unwrap();
     let backward = case.inputs.iter().any(|input| input.gradient);
     let step = || if backward { prepared.forward_backward() } else { prepared.forward() };
-    // What was launched so far filled the inputs.
+    // Earlier launches filled the inputs.
     log.modules.lock().unwrap().1.clear();
     Program::plan(&context, step).and_then(|mut program| program.run(step)).unwrap();
     std::mem::take(&mut *log.modules.lock().unwrap())
 }
 
-/// Of the differentiable cases of each op that launch the same kernels for the same inputs, the one with the fewest threads.
+/// Of each op's differentiable cases that launch the same kernels for the same inputs, the one with the fewest threads.
 pub fn smallest_of_each_kind(cases: Vec<Case>) -> Vec<Case> {
     let mut kinds = BTreeMap::new();
     for case in cases.into_iter().filter(|case| !case.large && case.inputs.iter().any(|input| input.gradient)) {
         let (launches, threads) = run(&case, DType::F32);
-        // Two tiles of one product are one template, with the same arguments.
+        // Two tile sizes of a product are one template, with the same arguments.
         let mut names: Vec<_> =
             launches.iter().map(|launch| launch.kernel.replace("_large_", "_").replace("_small_", "_")).collect();
         names.sort_unstable();

@@ -1,19 +1,19 @@
-//! The machine that executes PTX in the place of a GPU: a test that asks for it runs in a child that loads it as its driver.
+//! The PTX machine in place of a GPU: a test that requests it runs in a child process that loads it as its driver.
 
 use std::path::Path;
 use std::process::Command;
 
-/// The folder with the machine's `libcuda.so.1`.
+/// The folder with the PTX machine's `libcuda.so.1`.
 const FOLDER: &str = "ENGINE_PTX_MACHINE";
 
 /// Set in the child.
 const CHILD: &str = "ENGINE_ON_PTX_MACHINE";
 
-/// A file that receives, in the child, how often each call of the driver was made, whenever a device is given back.
+/// A file in which the child process records the number of driver calls, whenever a device is closed.
 pub const COUNTS: &str = "PTX_MACHINE_COUNT";
 
-/// Whether `test` was run on the machine just now, in a child with these variables besides; false where none is asked for, and in the
-/// child itself.
+/// Whether `test` has just run on the PTX machine, in a child process with these variables; false if it is not requested, and in
+/// the child process itself.
 pub fn ran(test: &str, environment: &[(&str, &str)]) -> bool {
     let Some(folder) = std::env::var_os(FOLDER).filter(|folder| !folder.is_empty()) else { return false };
     if is_here() {
@@ -40,7 +40,7 @@ pub fn ran(test: &str, environment: &[(&str, &str)]) -> bool {
     true
 }
 
-/// Whether this is a child on the machine.
+/// Whether this is a child process on the PTX machine.
 pub fn is_here() -> bool {
     std::env::var_os(CHILD).is_some()
 }

@@ -1,3 +1,3 @@
-//! What several integration tests share.
+//! Shared parts of the integration tests.
 
 pub mod golden;

@@ -1,6 +1,6 @@
-//! A model and a data set that the emulator can train on in seconds, and what two runs of them are compared by.
+//! A model and a data set that the emulator can train on in seconds, and the comparison of two runs.
 
-// Each test file compiles this module for itself and uses its own part of it.
+// Each test file compiles this module separately and uses a part of it.
 #![allow(dead_code)]
 
 use std::rc::Rc;
@@ -14,10 +14,10 @@ use engine::rng::{Philox, Purpose};
 use engine::tensor::{Context, DType, Device};
 use engine::train::{Recipe, StepMetrics, Trainer};
 
-/// Images for training: no multiple of a batch, so that an epoch drops some.
+/// Number of training images: not a multiple of a batch, so that an epoch drops some.
 const TRAINING: usize = 13;
 
-/// Paths with what is set on top of a small `quickstart`: adaLN-zero, flow, cosine schedule after a warm-up.
+/// Settings on top of a small `quickstart`: adaLN-zero, flow, cosine schedule after a warm-up.
 pub fn config(settings: &[&str]) -> Config {
     const SMALL: [&str; 15] = [
         "training.precision=f32",
@@ -43,7 +43,7 @@ pub fn config(settings: &[&str]) -> Config {
     config
 }
 
-/// The rest of what a run can be made of: shifted images, a conditioning token, normed queries and keys, a table of noise levels, weights.
+/// The remaining features of a run: shifted images, a conditioning token, QK-norm, a table of noise levels, loss weights.
 pub const TOKEN: [&str; 7] = [
     "data.crop=2",
     "model.conditioning=token",
@@ -54,7 +54,7 @@ pub const TOKEN: [&str; 7] = [
     "diffusion.loss_weighting=min_snr",
 ];
 
-/// A loss that learns of itself: terms balanced by their magnitudes, noise levels drawn where the loss is.
+/// A loss with state: terms balanced by their magnitudes, adaptive noise levels.
 pub const BALANCED: [&str; 5] = [
     "diffusion.prediction=x0",
     "diffusion.schedule=cosine",
@@ -87,12 +87,12 @@ pub fn trainer(config: &Config, device: &Device) -> Trainer {
     Trainer::new(&config.model, &dataset(), &Recipe::new(config, device.clone())).unwrap()
 }
 
-/// What a run has come to. Floats compare by their bits where none is NaN, which these never are.
+/// The state of a run. Floats are compared by their bits, because none is NaN.
 #[derive(Debug, PartialEq)]
 pub struct State {
     pub weights: Vec<f32>,
     pub average: Vec<f32>,
-    /// Of the steps since the last look.
+    /// Metrics of the steps since the last look.
     pub metrics: Vec<StepMetrics>,
 }
 
@@ -107,7 +107,7 @@ impl State {
     }
 }
 
-/// `steps` steps, captured and replayed or each submitted anew.
+/// `steps` steps, captured and replayed or each launched eagerly.
 pub fn train(config: &Config, device: &Device, graphs: bool, steps: u64) -> State {
     let mut trainer = trainer(config, device);
     trainer.set_graphs(graphs);
@@ -120,7 +120,7 @@ pub fn sample(config: &Config, device: &Device, precision: DType, batch: usize, 
     let context = Context::new(device.clone());
     let (model, builder) = models::build(&config.model).unwrap();
     let parameters = Parameters::new(&context, builder, precision).unwrap();
-    // No zeros as training starts from, which would leave most of the network without a say.
+    // Not the zeros of training's initialization, which would disable most of the network.
     let philox = Philox::new(3);
     let flat: Vec<f32> =
         (0..parameters.flat_len()).map(|i| 0.6 * philox.uniform4(i as u32, 0, 0, Purpose::Probe)[0] - 0.3).collect();
@@ -144,7 +144,7 @@ pub fn sample(config: &Config, device: &Device, precision: DType, batch: usize, 
     images
 }
 
-/// Holds the rounded copies of weights on a device against those that the host makes, bit by bit.
+/// Compares the rounded copies of weights on a device with the host's, bit by bit.
 pub fn rounds_as_the_host(device: &Device) {
     let (_, builder) = models::build(&config(&[]).model).unwrap();
     let parameters = Parameters::new(&Context::new(device.clone()), builder, DType::BF16).unwrap();

@@ -1,5 +1,5 @@
-//! The program itself, not the library: a run of a few steps and its pictures, by default in bf16, which is said, recorded and taken
-//! again.
+//! The binary itself, not the library: a run of a few steps and its pictures, by default in bf16, which is printed, recorded and
+//! used again.
 
 use std::io::Write;
 use std::path::Path;
@@ -20,7 +20,7 @@ struct Engine {
 }
 
 impl Engine {
-    /// None, with a word, where there is no device, or no program, as where only this binary was carried.
+    /// None, with a message, if there is no device, or no binary, as when only this test binary was copied.
     fn new(test: &str) -> Option<Self> {
         let (guard, _) = device(test)?;
         let path = Path::new(env!("CARGO_BIN_EXE_engine"));
@@ -31,7 +31,7 @@ impl Engine {
         Some(Self { _guard: guard, path, folder: tempfile::tempdir().unwrap(), device: choice() })
     }
 
-    /// Runs it; `DEVICE` stands for the device. Whether it succeeded, and what it said.
+    /// Runs it; `DEVICE` stands for the device. Returns whether it succeeded, and its output.
     fn run(&self, arguments: &[&str]) -> (bool, String) {
         let arguments = arguments.iter().map(|word| if *word == "DEVICE" { self.device.as_str() } else { word });
         let output: Output = Command::new(self.path).args(arguments).current_dir(&self.folder).output().unwrap();
@@ -64,7 +64,7 @@ impl Engine {
     }
 }
 
-/// Whether it is said that a run computes in this precision.
+/// Whether the output reports this precision.
 fn tells(said: &str, precision: &str) -> bool {
     said.lines().any(|line| line.starts_with("device ") && line.ends_with(&format!(", {precision}")))
 }
@@ -86,7 +86,7 @@ fn three_steps_from_the_command_line() {
     let said = engine.ok(&[&draw[..], &["bf16.png"]].concat());
     assert!(said.contains(" in bf16\n"), "{said}");
     engine.ok(&[&draw[..], &["f32.png", "--precision", "f32"]].concat());
-    // A picture is drawn again in its own precision, whatever the device would take; or it is said why it cannot be.
+    // A picture is reproduced in its own precision, whatever the device's default; or an error says why not.
     for own in ["bf16", "f32"] {
         let (picture, again) = (format!("{own}.png"), format!("{own} again.png"));
         let said = engine.ok(&["sample", "--like", &picture, "--device", "DEVICE", "--out", &again]);
@@ -97,7 +97,7 @@ fn three_steps_from_the_command_line() {
     let like = ["sample", "--like", "bf16.png", "--device", "cpu"];
     engine.refused(&like, &["bf16.png: was drawn in bf16", "--precision f32", "--device cuda"]);
     let said = engine.ok(&[&like[..], &["--precision", "f32", "--out", "near.png"]].concat());
-    assert!(said.contains("equal within rounding") && said.contains(" in f32\n"), "{said}");
+    assert!(said.contains("agree within rounding") && said.contains(" in f32\n"), "{said}");
 }
 
 #[test]
@@ -105,12 +105,12 @@ fn a_run_goes_on_in_its_precision() {
     let Some(engine) = Engine::new("command::a_run_goes_on_in_its_precision") else { return };
     for (device, out) in [("DEVICE", "half"), ("cpu", "whole")] {
         engine.train(device, out, "4");
-        // As if it had been killed behind the second step.
+        // As if it had been killed after the second step.
         for file in ["model.safetensors", "checkpoints/step-4.safetensors"] {
             std::fs::remove_file(engine.file(out).join(file)).unwrap();
         }
     }
-    engine.refused(&["train", "--resume", "half", "--device", "cpu"], &["goes on in bf16", "--device cuda"]);
+    engine.refused(&["train", "--resume", "half", "--device", "cpu"], &["started in bf16", "--device cuda"]);
     let said = engine.ok(&["train", "--resume", "whole", "--device", "DEVICE"]);
     assert!(tells(&said, "f32"), "{said}");
 }

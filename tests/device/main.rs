@@ -1,11 +1,11 @@
 //! Every kernel on a real GPU: each op's cases in f32 and bf16 against the CPU op, then whole training steps and samples.
 //!
-//! Without a usable GPU everything here is skipped, loudly; with `ENGINE_REQUIRE_GPU=1` a skip is a failure. Needs nothing
-//! but the binary, so that `tools/gpu-pack` can carry it to a machine without Rust. `ENGINE_OP=linear` picks one op,
-//! `ENGINE_DEVICE=cuda:1` another GPU. The tests named `small_…` are those that run under `compute-sanitizer`.
+//! Without a usable GPU everything here is skipped, with a message; with `ENGINE_REQUIRE_GPU=1` a skip is a failure. Needs only
+//! the binary, so that `tools/gpu-pack` can copy it to a machine without Rust. `ENGINE_OP=linear` selects one op,
+//! `ENGINE_DEVICE=cuda:1` another GPU. The tests named `small_…` also run under `compute-sanitizer`.
 //!
-//! Where there is no GPU, `ENGINE_PTX_MACHINE=target/ptx-machine` runs them on the machine of `tools/ptx-machine`, which executes
-//! the same PTX on the CPU and checks every access: each test is then a child process that loads it as its driver.
+//! Without a GPU, `ENGINE_PTX_MACHINE=target/ptx-machine` runs them on `tools/ptx-machine`, which executes the same PTX on the CPU
+//! and checks every access: each test is then a child process that loads it as its driver.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -32,15 +32,15 @@ use engine::tensor::{DType, Device};
 use engine::train::{Recipe, Residency, Trainer};
 use tiny::{State, TOKEN, config, dataset, distance, sample, train};
 
-/// One test at a time has the GPU: its memory is not shared out.
+/// One test at a time uses the GPU, because its memory is not shared.
 static GPU: Mutex<()> = Mutex::new(());
 
-/// The GPU, or none with a word on why.
+/// The GPU, or none with a message.
 fn device(test: &str) -> Option<(MutexGuard<'static, ()>, Device)> {
     device_with(test, &[])
 }
 
-/// As [`device`]; on the machine with these variables set.
+/// As [`device`]; on the PTX machine with these variables set.
 fn device_with(test: &str, environment: &[(&str, &str)]) -> Option<(MutexGuard<'static, ()>, Device)> {
     let guard = GPU.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if machine::ran(test, environment) {
@@ -52,37 +52,37 @@ fn device_with(test: &str, environment: &[(&str, &str)]) -> Option<(MutexGuard<'
     };
     let required = std::env::var("ENGINE_REQUIRE_GPU").is_ok_and(|value| !["", "0"].contains(&value.as_str()));
     assert!(!required, "ENGINE_REQUIRE_GPU is set, and there is no usable GPU: {fault}");
-    // Not by a macro, whose output a passing test keeps to itself.
+    // Not with a macro, whose output a passing test hides.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: no GPU was tested: {fault}");
     None
 }
 
-/// The device that is asked for, opened anew; or why there is none.
+/// The requested device, newly opened; or why there is none.
 fn open() -> Result<Device, String> {
     let choice = choice();
     let chosen = choice.parse::<DeviceChoice>().and_then(DeviceChoice::open).map_err(|error| error.to_string())?;
-    chosen.accelerator.map(Device::Accelerator).ok_or_else(|| format!("ENGINE_DEVICE={choice} is no GPU"))
+    chosen.accelerator.map(Device::Accelerator).ok_or_else(|| format!("ENGINE_DEVICE={choice} is not a GPU"))
 }
 
-/// The device that is asked for.
+/// The requested device.
 fn choice() -> String {
     std::env::var("ENGINE_DEVICE").unwrap_or_else(|_| "cuda".into())
 }
 
-/// Sizes of cases, by what the machine can do with them in CI's minutes.
+/// Sizes of cases, by what the PTX machine can run in CI's minutes.
 #[derive(Clone, Copy, PartialEq)]
 enum Size {
     Small,
     Large,
-    /// On the machine once, without its checks of races and of unwritten memory: small cases of the op launch the same kernels in the
-    /// same ways, as `tests/kernels.rs` shows, and run with them.
+    /// Once on the PTX machine, without its checks of races and of unwritten memory: small cases of the op launch the same kernels
+    /// in the same ways, as `tests/kernels.rs` shows, and run with them.
     Largest,
 }
 
-/// Operations and bytes of a forward pass from which on a case is of the largest.
+/// Operations and bytes of a forward pass above which a case is one of the largest.
 const LARGEST: f64 = 5e7;
 
-/// The machine without its checks of races and of unwritten memory, which take most of its time.
+/// The PTX machine without its checks of races and of unwritten memory, which take most of its time.
 const UNCHECKED: [(&str, &str); 1] = [("PTX_MACHINE_CHECKS", "off")];
 
 impl Size {
@@ -95,7 +95,7 @@ impl Size {
     }
 }
 
-/// A case agrees with the CPU op, and a second run has the same bits; or what is wrong.
+/// Checks that a case agrees with the CPU op, and that a second run has the same bits; returns errors.
 fn check(case: &Case, device: &Device, dtype: DType, twice: bool) -> Result<(), String> {
     let first = case.check_device(device, dtype).map_err(|error| error.to_string())?;
     if !twice {
@@ -131,7 +131,7 @@ fn every_case(test: &str, size: Size, dtype: DType) {
     println!("{ran} case{}", if ran == 1 { "" } else { "s" });
 }
 
-/// What `tools/gpu-pack` asks before anything else.
+/// The first check of `tools/gpu-pack`.
 #[test]
 fn a_gpu_is_usable() {
     let Some((_guard, Device::Accelerator(accelerator))) = device("a_gpu_is_usable") else { return };

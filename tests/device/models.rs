@@ -1,8 +1,8 @@
 //! Training and denoising steps of whole presets in bf16, first eager, then captured and replayed, against the CPU in f32.
 //!
-//! Weights are those of the goldens, of which none is zero, so that every gradient flows. The bounds are the goldens' (see
-//! `tests/library/models.rs`). The machine runs these without its checks of races and of unwritten memory, which the ops' cases have
-//! on: a step of `dit-cifar10` is 30 GFLOP.
+//! Weights are those of the goldens, none of which is zero, so every gradient is nonzero. The bounds are the goldens' (see
+//! `tests/library/models.rs`). The PTX machine runs these without its checks of races and of unwritten memory, which are on for
+//! the ops' cases: a step of `dit-cifar10` is 30 GFLOP.
 
 use std::rc::Rc;
 
@@ -18,7 +18,7 @@ use engine::train::{Recipe, Trainer};
 use super::common::golden::{place, relative_error};
 use super::{UNCHECKED, device_with};
 
-/// The goldens' bounds in bf16: of half the tensors, and of all.
+/// The goldens' bounds in bf16: for half of the tensors, and for all.
 struct Bounds {
     median: f64,
     most: f64,
@@ -75,14 +75,14 @@ fn trainer(config: &Config, device: &Device) -> Trainer {
     trainer
 }
 
-/// Loss and gradients of the step that was done last.
+/// Loss and gradients of the last step.
 fn step(trainer: &mut Trainer) -> (f64, Vec<f64>) {
     trainer.train_step().unwrap();
     let loss = trainer.drain_metrics().unwrap().pop().unwrap().loss;
     (loss, doubles(&trainer.gradients().download::<f32>().unwrap()))
 }
 
-/// Steps of `preset`, the first eager, the second captured and replayed, the third replayed, each from the same weights as the CPU's.
+/// Steps of `preset`, the first eager, the second captured and replayed, the third replayed, each from the CPU's weights.
 fn training_steps(test: &str, preset: &str, batch: usize, bounds: &Bounds) {
     let Some((_guard, device)) = device_with(test, &UNCHECKED) else { return };
     let mut ours = trainer(&config(preset, batch, "bf16"), &device);
@@ -109,7 +109,7 @@ fn training_steps(test: &str, preset: &str, batch: usize, bounds: &Bounds) {
         assert!(apart <= bounds.median, "{how}: a loss of {loss} for {reference}");
         assert!(median <= bounds.median, "{how}: half the gradients are off by {median:.2e} and more");
         assert!(most <= bounds.most, "{how}: {name} is off by {most:.2e}");
-        // The optimizer divides by a gradient's size, so that signs of what is nearly zero show: on from the same weights.
+        // The optimizer divides by a gradient's size, so the signs of values near zero matter: continue from the same weights.
         cpu.parameters().set_flat(&ours.parameters().download().unwrap()).unwrap();
     }
 }
@@ -131,12 +131,12 @@ fn sampler(config: &Config, device: &Device, precision: DType, batch: usize) -> 
     Sampler::new(&context, model, Rc::new(parameters), &noise, spec).unwrap()
 }
 
-/// Denoising steps of `preset`, the first eager, the second captured and replayed: how each changes the state.
+/// Denoising steps of `preset`, the first eager, the second captured and replayed: the change of the state.
 fn denoising_steps(test: &str, preset: &str, batch: usize, bounds: &Bounds) {
     let Some((_guard, device)) = device_with(test, &UNCHECKED) else { return };
     let mut config = config(preset, batch, "bf16");
-    // Without clamping the change is linear in the prediction, and so is its error: a clamped x_0 jumps from -1 to 1 where an error of
-    // the prediction, divided by next to no signal, changes its sign.
+    // Without clamping the change is linear in the prediction, and so is its error: a clamped x_0 jumps from -1 to 1 if an error
+    // of the prediction, divided by almost no signal, changes its sign.
     let settings = ["sampling.sampler=ddim", "sampling.num_steps=2", "sampling.guidance=1", "sampling.clip_x0=false"];
     settings.iter().for_each(|setting| config.set(setting).unwrap());
     let mut ours = sampler(&config, &device, DType::BF16, batch);

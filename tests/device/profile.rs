@@ -1,4 +1,4 @@
-//! `engine profile` as a program, where the machine is at hand: counting, its outputs, and slow-downs that are planted in kernels.
+//! `engine profile` as a program, if the PTX machine is available: counting, its outputs, and slowdowns planted in kernels.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-/// A model that counts in seconds.
+/// A model that is counted in seconds.
 const SMALL: [&str; 10] = [
     "--preset",
     "quickstart",
@@ -28,7 +28,7 @@ struct Profile {
 }
 
 impl Profile {
-    /// None, with a word, where no machine is asked for.
+    /// None, with a message, if the PTX machine is not requested.
     fn new(test: &str) -> Option<Self> {
         let engine = Path::new(env!("CARGO_BIN_EXE_engine"));
         let machine = std::env::var_os("ENGINE_PTX_MACHINE").filter(|folder| !folder.is_empty());
@@ -97,7 +97,7 @@ fn small_profile_tells_everything() {
         "sampling step (one evaluation",
         "bound by",
         "linear_fwd_small_bf16",
-        "its dearest lines",
+        "its most expensive lines",
         "kernels/common/",
     ] {
         assert!(said.contains(part), "{part} is missing in\n{said}");
@@ -116,13 +116,13 @@ fn small_profile_tells_everything() {
     }
     is_a_trace(&profile.json("t.json"));
 
-    // What was counted serves again, and for no other run or device.
+    // Stored counters are used again, but not for another run or device.
     let again = profile.ok(&[&SMALL[..], &["--counters", "c.json", "--op", "linear", "--lines"]].concat());
     assert_eq!(again, said);
     let (done, _, errors) = profile.command(&[&SMALL[..], &["--counters", "c.json", "--on", "b200"]].concat(), &[]);
     assert!(!done && errors.contains("on b200"), "{errors}");
     let (done, _, errors) = profile.command(&["--preset", "quickstart", "--batch", "4", "--counters", "c.json"], &[]);
-    assert!(!done && errors.contains("c.json: it has the counters of") && errors.lines().count() == 1, "{errors}");
+    assert!(!done && errors.contains("c.json: it holds the counters of") && errors.lines().count() == 1, "{errors}");
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn small_profile_without_a_machine_names_the_command() {
     );
 }
 
-/// Times beside the model, on what is a driver with events and no GPU.
+/// Measured times beside the model, on a driver with events but no GPU.
 #[test]
 fn small_profile_measures_where_it_runs() {
     let Some(profile) = Profile::new("small_profile_measures_where_it_runs") else { return };
@@ -206,14 +206,14 @@ const SLOWDOWNS: [Slowdown; 5] = [
         counter: "sectors",
         edit: |line| repeated(line, "ld.global.v4.f32", 2),
     },
-    // Loads whose lanes are apart by more than they read.
+    // Loads whose lanes are further apart than the data that they read.
     Slowdown {
         module: "layer_norm",
         kernel: "layer_norm_fwd_bf16",
         counter: "sectors",
         edit: |line| apart(line, "ld.global.nc.v4.u16", "ld.global.nc.u16", 2),
     },
-    // Sums over the warp go round several times.
+    // Warp sums are repeated several times.
     Slowdown {
         module: "mse_loss",
         kernel: "mse_loss_fwd_items",
@@ -231,7 +231,7 @@ const SLOWDOWNS: [Slowdown; 5] = [
             other.starts_with('%').then(|| vec![format!("mov.b32 {to}, {from};")])
         },
     },
-    // Loads whose lanes meet in a quarter of the banks.
+    // Loads whose lanes use only a quarter of the banks.
     Slowdown {
         module: "attention",
         kernel: "attention_fwd_narrow_bf16",
@@ -241,7 +241,7 @@ const SLOWDOWNS: [Slowdown; 5] = [
 ];
 
 impl Slowdown {
-    /// The module's PTX with the edit in this kernel alone.
+    /// The module's PTX with the edit in this kernel only.
     fn planted(&self) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/prebuilt");
         let text = std::fs::read_to_string(path.join(format!("{}.compute_80.ptx", self.module))).unwrap();
@@ -263,7 +263,7 @@ impl Slowdown {
     }
 }
 
-/// A test of the check that CI makes.
+/// Tests the check that CI runs.
 #[test]
 fn small_planted_slowdowns_are_named() {
     let Some(profile) = Profile::new("small_planted_slowdowns_are_named") else { return };

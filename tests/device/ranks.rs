@@ -1,4 +1,4 @@
-//! Two GPUs that train one model by NCCL; on the PTX machine by the stand-in of `tools/nccl-double`, which writes its calls down.
+//! Two GPUs that train one model with NCCL; on the PTX machine with the stand-in of `tools/nccl-double`, which records its calls.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use super::machine::is_here;
 use super::tiny::{BALANCED, State, config, dataset, distance};
 
 const STEPS: u64 = 4;
-/// Where the stand-in writes its calls, and the machine its own.
+/// Files for the calls of the stand-in and of the PTX machine.
 const LOG: &str = "NCCL_DOUBLE_LOG";
 const TRACE: &str = "PTX_MACHINE_TRACE";
 
@@ -28,7 +28,7 @@ fn gpu(ordinal: u32) -> Device {
     Device::Accelerator(DeviceChoice::Cuda(ordinal).open().unwrap().accelerator.unwrap())
 }
 
-/// Two GPUs with NCCL, or none with a word on why.
+/// Two GPUs with NCCL, or none with a message.
 fn two(test: &str, environment: &[(&str, &str)]) -> Option<MutexGuard<'static, ()>> {
     let (guard, _) = device_with(test, &[&[("PTX_MACHINE_DEVICE", "a100,a100")], environment].concat())?;
     let double = std::env::var_os("LD_LIBRARY_PATH").map(|folder| Path::new(&folder).join("libnccl.so.2"));
@@ -41,7 +41,7 @@ fn two(test: &str, environment: &[(&str, &str)]) -> Option<MutexGuard<'static, (
     Some(guard)
 }
 
-/// One rank of each GPU, and how they said that they exchange.
+/// One rank on each GPU, and the transports that they report.
 fn on_two(config: &Config, data: &Dataset) -> (State, String) {
     let (leader, listener) = here(2).unwrap();
     let mut listener = Some(listener);
@@ -74,7 +74,7 @@ fn on_one(config: &Config, data: &Dataset) -> State {
     State::of(&mut trainer)
 }
 
-/// Two states that differ by the order of sums, or by their rounding.
+/// Whether two states differ only by the order of sums, or by rounding.
 fn near(state: &State, one: &State, weights: f64, loss: f64) {
     let apart = distance(&state.weights, &one.weights);
     assert!(apart < weights, "{apart}");
@@ -105,8 +105,8 @@ fn two_gpus_by_nccl() {
     assert_eq!(exchange, "NCCL in bf16");
     near(&state, &one, 1e-2, 1e-2);
     let (Some(before), Some(log), Some(last)) = (before, after, lines()) else { return };
-    // Each rank makes the same calls in the same order: the gradient, then the records of the batches; once to warm up, once as they
-    // are, and once to be captured, however many steps there are.
+    // Each rank makes the same calls in the same order: the gradient, then the records of the batches; once to warm up, once
+    // eagerly, and once captured, however many steps there are.
     let of = |text: &str, rank: &str, skip: usize| -> Vec<String> {
         let own = text.lines().skip(skip).filter_map(|line| line.strip_prefix(rank));
         own.map(|line| line.split(" 0x").next().unwrap().to_string()).collect()
@@ -121,7 +121,7 @@ fn two_gpus_by_nccl() {
     assert!(sums.len() == 3 && sums.iter().all(|call| call.ends_with(" bf16")), "{rounded:?}");
 }
 
-/// `quickstart` as it is, with small batches and two of them a step.
+/// `quickstart` with small batches, two per step.
 fn quickstart() -> (Config, Dataset) {
     let mut config = Config::preset("quickstart").unwrap();
     for setting in ["training.batch_size=1", "training.gradient_accumulation=2", "training.warmup_steps=1"] {
@@ -130,12 +130,12 @@ fn quickstart() -> (Config, Dataset) {
     (config, shapes(0, 40))
 }
 
-/// What a rank does between the beginning and the end of the capture in which it exchanges: the calls of its two streams.
+/// The calls of a rank's two streams during the capture of its exchanges.
 fn captured(trace: &str, rank: &str) -> (Vec<String>, Vec<String>) {
     let sum = format!("{rank} all-reduce");
     let is_sum = |line: &&str| line.starts_with(&sum);
     let side = trace.lines().find(is_sum).and_then(|line| line.rsplit(' ').next()).expect("an exchange").to_string();
-    // The side stream waits for an event that was recorded in the main one.
+    // The side stream waits for an event recorded in the main one.
     let wait = format!("wait {side} ");
     let event = trace.lines().find_map(|line| line.strip_prefix(&wait)).expect("a fork");
     let record = format!("record {event} ");
@@ -158,7 +158,7 @@ fn captured(trace: &str, rank: &str) -> (Vec<String>, Vec<String>) {
     (own[begin + 1..end].to_vec(), own[end..].to_vec())
 }
 
-/// The seam's calls in a captured step, and what a replay asks of the host.
+/// The exchange calls in a captured step, and the host's calls in a replay.
 fn order_of_calls(test: &str, forks: &str) {
     let calls = tempfile::NamedTempFile::new().unwrap();
     let path = calls.path().to_str().unwrap();
@@ -173,7 +173,7 @@ fn order_of_calls(test: &str, forks: &str) {
         let (step, rest) = captured(&trace, rank);
         let sums: Vec<usize> =
             (0..step.len()).filter(|at| step[*at].starts_with(&format!("{rank} all-reduce"))).collect();
-        // Each exchange is forked where its bucket is whole: record, wait, exchange.
+        // Each exchange is forked when its bucket is complete: record, wait, exchange.
         let mut exchanges = (0..step.len()).filter(|at| step[*at].starts_with(&format!("{rank} all-")));
         for at in exchanges.clone() {
             assert_eq!(step[at - 2..at], ["record fork main", "wait side fork"], "{at}");
@@ -182,11 +182,11 @@ fn order_of_calls(test: &str, forks: &str) {
         let elements = |at: &usize| step[*at].split(' ').nth(2).unwrap().parse::<usize>().unwrap();
         let gradient: usize = sums.iter().map(elements).sum();
         assert!(gradient >= state.weights.len(), "{gradient} of {}", state.weights.len());
-        // Backward goes on beside it, bucket after bucket.
+        // The backward pass continues concurrently, bucket after bucket.
         let backward =
             |range: &[String]| range.iter().any(|line| line.starts_with("launch main ") && line.contains("_bwd_"));
         assert!(sums.windows(2).filter(|pair| backward(&step[pair[0]..pair[1]])).count() > 1, "{step:?}");
-        // It is joined once, behind the last exchange and before the update.
+        // It is joined once, after the last exchange and before the update.
         let joins: Vec<usize> = (0..step.len()).filter(|at| step[*at].starts_with("wait main ")).collect();
         let update = step.iter().position(|line| line.starts_with("launch main adamw")).expect("an update");
         let last = exchanges.next_back().unwrap();
@@ -195,7 +195,7 @@ fn order_of_calls(test: &str, forks: &str) {
         let norm = step.iter().position(|line| line.starts_with("launch main gradient_norm"));
         assert!(norm.is_none_or(|norm| joins[0] < norm), "the norm is of all ranks' gradient");
         assert!(!step.iter().any(|line| line.contains("synchronize")), "{step:?}");
-        // From the first replay to the last nothing is waited for, and nothing is exchanged that is not in the graph.
+        // From the first replay to the last the host waits for nothing, and all exchanges are in the graph.
         let replays: Vec<usize> = (0..rest.len()).filter(|at| rest[*at] == "launch-graph main").collect();
         assert_eq!(replays.len() as u64, STEPS - 1);
         let between = &rest[replays[0]..replays[replays.len() - 1]];
@@ -209,7 +209,7 @@ fn buckets_are_exchanged_beside_the_backward_and_joined_before_the_update() {
     order_of_calls("ranks::buckets_are_exchanged_beside_the_backward_and_joined_before_the_update", "late");
 }
 
-/// As above, with work on the forked stream done as early as it can be: a bucket that is exchanged too early has other numbers.
+/// As above, with the forked stream's work done as early as possible: a bucket exchanged too early would have other numbers.
 #[test]
 fn buckets_are_whole_where_they_are_exchanged() {
     order_of_calls("ranks::buckets_are_whole_where_they_are_exchanged", "early");
@@ -247,7 +247,7 @@ fn two_processes_have_the_same_bits_captured_or_not_and_through_their_hosts() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    // The machine without NCCL.
+    // The PTX machine without NCCL.
     let machine = PathBuf::from(std::env::var_os("LD_LIBRARY_PATH").unwrap());
     let bare = folder.path().join("ptx-machine");
     std::fs::create_dir(&bare).unwrap();
@@ -261,12 +261,12 @@ fn two_processes_have_the_same_bits_captured_or_not_and_through_their_hosts() {
     };
     let captured = run("captured", &[], "2 processes, by NCCL", &machine);
     assert!(run("eager", &["--no-graph"], "2 processes, by NCCL", &machine) == captured);
-    // The sum of two has one order.
+    // A sum of two has only one order.
     let through = run("hosts", &[], "by TCP through the hosts' memory (nccl: no NCCL", &bare);
     assert!(through == captured, "by TCP");
 }
 
-/// The process that the first one has started.
+/// The process started by the first one.
 fn second(first: &Child) -> u32 {
     let until = Instant::now() + Duration::from_secs(60);
     loop {

@@ -1,4 +1,4 @@
-//! What the host asks of the driver while it only replays: counted by the machine.
+//! The host's driver calls during replays, counted by the PTX machine.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -9,10 +9,10 @@ use engine::tensor::{DType, Device};
 use super::tiny::{TOKEN, config, sample, train};
 use super::{BF16, device, machine, open};
 
-/// How often each call was made, by its name.
+/// Number of calls by name.
 type Counts = BTreeMap<String, u64>;
 
-/// The calls of work on a device of its own, which is given back at its end; None where the driver does not count.
+/// The calls of work on its own device, which is closed at its end; None if the driver does not count.
 fn calls(work: impl FnOnce(&Device)) -> Option<Counts> {
     let read = || {
         let text = std::fs::read_to_string(std::env::var_os(machine::COUNTS)?).ok()?;
@@ -26,13 +26,13 @@ fn calls(work: impl FnOnce(&Device)) -> Option<Counts> {
     Some(more(&before, &read()?))
 }
 
-/// What `all` has beyond `fewer`.
+/// The calls in `all` beyond those in `fewer`.
 fn more(fewer: &Counts, all: &Counts) -> Counts {
     let by = |(name, count): (&String, &u64)| (name.clone(), count - fewer.get(name).unwrap_or(&0));
     all.iter().map(by).filter(|(_, count)| *count > 0).collect()
 }
 
-/// The calls of four times what comes once captured: those of long work without those of the same that is shorter.
+/// The calls of four times the work after capture: those of long work minus those of shorter work.
 fn replayed(test: &str, work: impl Fn(&Device, u64)) {
     let (Some(short), Some(long)) = (calls(|device| work(device, 3)), calls(|device| work(device, 7))) else {
         let _ = writeln!(std::io::stderr(), "SKIPPED {test}: this driver counts no calls; the machine does");
@@ -40,7 +40,7 @@ fn replayed(test: &str, work: impl Fn(&Device, u64)) {
     };
     let expected = [("cuCtxSetCurrent", 8), ("cuGraphLaunch", 4), ("cuMemcpyDtoDAsync_v2", 4)];
     let expected: Counts = expected.map(|(name, count)| (name.to_string(), count)).into();
-    // One launch of the graph; its control words, which a copy on the device puts in place; no wait.
+    // One launch of the graph; one device copy of its control words; no wait.
     assert_eq!(more(&short, &long), expected);
 }
 

@@ -1,4 +1,4 @@
-//! Weights in bf16 are rounded where they lie.
+//! Weights are rounded to bf16 on their device.
 
 use super::device;
 use super::tiny::rounds_as_the_host;

@@ -1,4 +1,4 @@
-//! Classifiers are trained, resumed and made the backbone of a diffusion transformer, which leaves them as they are.
+//! Classifiers are trained, resumed and used as the backbone of a diffusion transformer, which does not change them.
 
 use crate::emulator;
 use std::path::Path;
@@ -113,13 +113,13 @@ fn a_classifier_reports_its_accuracy_and_resumes_to_the_bit() {
     for file in ["model.safetensors", "best.safetensors"] {
         assert_same(&whole.join(file), &cut.join(file));
     }
-    // A checkpoint is a model too: the average of what is trained, and the running statistics.
+    // A checkpoint is a model too: the average of trained weights, and the running statistics.
     let load = |file: &Path| {
         let model = ClassifierModel::load(file, &Context::cpu(), DType::F32).unwrap();
         model.parameters.download().unwrap()
     };
     assert!(load(&whole.join("checkpoints/step-6.safetensors")) == load(&whole));
-    // It tells the classes of the eight images held out apart, and a file of half the size does too.
+    // It classifies the eight held-out images, and so does a file of half the size.
     let program = |arguments: &[&str]| {
         let run =
             Command::new(env!("CARGO_BIN_EXE_engine")).args(arguments).current_dir(folder.path()).output().unwrap();
@@ -140,18 +140,18 @@ fn a_classifier_reports_its_accuracy_and_resumes_to_the_bit() {
     }
     for (more, told) in [
         (["--levels", "4"], "--levels: the model is a classifier"),
-        (["--classes", "star,star"], "--classes: star is named twice"),
-        (["--classes", "star"], "--classes: 1 class alone"),
+        (["--classes", "star,star"], "--classes: star is given twice"),
+        (["--classes", "star"], "--classes: 1 class"),
     ] {
         let (well, text) = program(&[&["classify", "--model", "whole", "--data", "builtin"][..], &more].concat());
         assert!(!well && text.contains(told), "{text}");
     }
-    // And a diffusion model's commands say what it is.
+    // And a diffusion model's commands report its kind.
     let message = Model::load(&whole, &Context::cpu(), DType::F32).err().unwrap().to_string();
     assert!(message.contains("it is a classifier (resnet)"), "{message}");
 }
 
-/// The arrays of a safetensors file whose names begin with `prefix`, by the rest of their names.
+/// The arrays of a safetensors file under `prefix`, by the rest of their names.
 fn arrays(file: &Path, prefix: &str) -> Vec<(String, Vec<u8>)> {
     let bytes = std::fs::read(file).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -180,7 +180,7 @@ fn a_frozen_backbone_stays_bit_identical_and_has_no_optimizer_state() {
     run(&at(frozen), transformer(&[&backbone]));
     run(&at(thawed), transformer(&[&backbone, "model.freeze_backbone=false"]));
 
-    // Depth, widths and weights are the teacher's, found without a word about them.
+    // Depth, widths and weights are the teacher's, found without being given.
     let original = arrays(&at(teacher).join("model.safetensors"), "");
     let of_backbone = |name: &str| arrays(&at(name).join("model.safetensors"), "backbone.");
     let kept = of_backbone(frozen);
@@ -197,7 +197,7 @@ fn a_frozen_backbone_stays_bit_identical_and_has_no_optimizer_state() {
         assert!(arrays(&checkpoint, &format!("{state}backbone.")).is_empty(), "{state}");
         assert!(!arrays(&checkpoint, state).is_empty());
     }
-    // The model file stands by itself: no path of this machine is in it, and the teacher is not needed any more.
+    // The model file is self-contained: it has no path of this machine, and the teacher is no longer needed.
     let model = Model::load(at(frozen), &Context::cpu(), DType::F32).unwrap();
     assert!(!model.info.config.to_json().unwrap().contains(&at(teacher).display().to_string()));
     std::fs::remove_dir_all(at(teacher)).unwrap();
@@ -220,7 +220,7 @@ fn freezing_saves_memory_and_work() {
     assert!(frozen.training.total().flops < 0.9 * thawed.training.total().flops);
 }
 
-/// EfficientNet-lite0's stages under a transformer: planned as they are built, trained or not.
+/// EfficientNet-lite0's stages under a transformer: planned as built, trained or not.
 #[test]
 fn efficientnet_is_a_backbone() {
     for (size, channels, layers, freeze) in [(28, 1, 3, true), (32, 3, 2, true), (32, 3, 2, false)] {
@@ -236,7 +236,7 @@ fn efficientnet_is_a_backbone() {
         let mut trainer =
             Trainer::new(&config.model, &noise(size, channels), &Recipe::new(&config, Device::Cpu)).unwrap();
         let before = trainer.parameters().download().unwrap();
-        // The last convolution begins at zero: the first step's gradient ends there.
+        // The last convolution starts at zero: the first step's gradient ends there.
         (0..3).for_each(|_| trainer.train_step().unwrap());
         let metrics = trainer.drain_metrics().unwrap();
         assert!(metrics[0].loss.is_finite() && metrics[0].gradient_norm > 0.0, "{size}x{channels}");
@@ -255,8 +255,8 @@ fn efficientnet_is_a_backbone() {
     }
 }
 
-/// The real network's features of real pictures, as a backbone at its own size, are what it makes of them as a classifier; and a run
-/// stands on its file.
+/// The real network's features of real pictures, as a backbone at its own size, equal those as a classifier; and a run can use its
+/// file.
 #[test]
 fn a_run_stands_on_the_real_efficientnet() {
     let Some(folder) = std::env::var_os("ENGINE_EFFICIENTNET").map(std::path::PathBuf::from) else {
@@ -342,7 +342,7 @@ fn a_backbone_that_is_not_there_or_not_one_is_told() {
     std::fs::write(&text, "<html>").unwrap();
     let message = fault(&out, transformer(&[&format!("model.backbone={}", text.display())]));
     assert!(message.contains("text.pth") && message.contains("web page"), "{message}");
-    // What a classifier has no use for is no secret.
+    // Settings that a classifier does not use are errors.
     for (assignment, told) in [
         ("sampling.num_steps=7", "sampling: "),
         ("diffusion.num_steps=7", "diffusion: "),
@@ -356,7 +356,7 @@ fn a_backbone_that_is_not_there_or_not_one_is_told() {
     assert!(message.contains("for classifiers"), "{message}");
 }
 
-/// Losses and all that stays of a few steps.
+/// Losses and the final state of a few steps.
 fn steps(config: &Config, set: &Dataset, device: Device, graphs: bool) -> Result<(Vec<f64>, Vec<f32>)> {
     let mut trainer = Trainer::new(&config.model, set, &Recipe::new(config, device))?;
     trainer.set_graphs(graphs);
@@ -378,7 +378,7 @@ fn running_statistics_move_in_replayed_steps_as_in_others() {
     let largest = captured.1.iter().zip(&cpu.1).map(|(a, b)| error(a, b)).fold(0.0, f64::max);
     assert!(largest < 2e-3, "the emulator's weights and statistics differ by {largest:.1e} from the CPU's");
     assert!(captured.0.iter().zip(&cpu.0).all(|(a, b)| (a - b).abs() < 1e-3), "{:?} {:?}", captured.0, cpu.0);
-    // The set that is built in can be learnt from too.
+    // The built-in set works too.
     let config = classifier(&[]);
     let mut trainer = Trainer::new(&config.model, &shapes(0, 80), &Recipe::new(&config, Device::Cpu)).unwrap();
     trainer.train_step().unwrap();

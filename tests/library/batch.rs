@@ -1,4 +1,4 @@
-//! Images of many requests in one batch: each is the same, bit for bit, as by itself.
+//! Images of many requests in one batch: each has the same bits as alone.
 
 use engine::Result;
 use engine::config::Config;
@@ -8,7 +8,7 @@ use engine::tensor::{Context, DType, Device};
 
 use crate::{emulator, tiny};
 
-/// A small model whose weights are no zeros, so that labels, times and guidance have a say.
+/// A small model with nonzero weights, so that labels, times and guidance matter.
 fn model(device: &Device) -> Model {
     let mut config: Config = tiny::config(&tiny::TOKEN);
     for set in ["sampling.num_steps=4", "diffusion.prediction=epsilon"] {
@@ -21,7 +21,7 @@ fn model(device: &Device) -> Model {
     model
 }
 
-/// Another request each: sampler, steps, guidance, temperature, seed, first image, classes.
+/// Different requests: sampler, steps, guidance, temperature, seed, first image, classes.
 fn requests(model: &Model) -> Vec<SampleRequest> {
     let samplers = [SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::Heun, SamplerKind::Dpmpp2m];
     let null = model.info.config.model.null_label().unwrap();
@@ -43,8 +43,8 @@ fn requests(model: &Model) -> Vec<SampleRequest> {
         .collect()
 }
 
-/// Runs tasks through one batch; one joins at every step, the last ones first where `reverse`. `cancel` leaves after its second
-/// step and gives nothing.
+/// Runs tasks through one batch; one joins at every step, the last ones first with `reverse`. `cancel` leaves after its second
+/// step and has no result.
 fn together(
     model: &Model,
     rows: usize,
@@ -191,7 +191,7 @@ fn what_cannot_be_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// On kernels, whose steps are captured: every size is a program of its own.
+/// On kernels, whose steps are captured: every size is a separate program.
 #[test]
 fn on_the_emulator_too() -> Result<()> {
     let model = model(&Device::Accelerator(emulator::device()));
@@ -213,7 +213,7 @@ fn every_size_is_captured_once() -> Result<()> {
     let mut batch = Batch::new(&model, 6)?;
     let task = Task::new(&model, Drawing::Sample, &request)?;
     let mut tickets = Vec::new();
-    // From the smallest size to the largest: whatever an earlier graph was captured over has to stay where it is.
+    // From the smallest size to the largest: the arena of earlier graphs must not move.
     for _ in 0..2 {
         for size in [1, 2, 3, 4, 5, 6, 5, 3, 1] {
             while tickets.len() < size {

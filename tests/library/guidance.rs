@@ -1,4 +1,4 @@
-//! Guidance: scale 1 is no guidance bit for bit, the scale follows its course, and both branches are one batch.
+//! Guidance: scale 1 equals no guidance bit for bit, the scale follows its schedule, and both branches are one batch.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use engine::tensor::{Context, DType};
 
 const BATCH: usize = 3;
 
-/// A model that writes down with how many rows it is asked.
+/// A model that records its number of rows.
 struct Counted {
     model: Rc<dyn Denoiser>,
     rows: RefCell<Vec<usize>>,
@@ -57,7 +57,7 @@ fn sample(sampling: &SamplingConfig) -> (Vec<Vec<f32>>, Vec<usize>) {
     let (model, builder) = models::build(&config.model).unwrap();
     let model = Rc::new(Counted { model, rows: RefCell::default() });
     let parameters = Parameters::new(&context, builder, DType::F32).unwrap();
-    // No zeros as training starts from, which would leave the label without a say.
+    // Not the zeros of training's initialization, which would ignore the label.
     let philox = Philox::new(7);
     let flat: Vec<f32> =
         (0..parameters.flat_len()).map(|i| philox.uniform4(i as u32, 0, 0, Purpose::Probe)[0] - 0.5).collect();
@@ -100,7 +100,7 @@ fn scale_one_is_no_guidance_bit_for_bit() {
     }
 }
 
-/// In a plan that is guided elsewhere, a step of scale 1 is exactly the conditional one.
+/// In a guided plan, a step of scale 1 is exactly the conditional one.
 #[test]
 fn a_step_of_scale_one_beside_guided_ones_is_exactly_the_plain_one() {
     let plain = sampling(1.0, GuidanceSchedule::Constant, SamplerKind::Ddim);
@@ -133,7 +133,7 @@ fn the_adaptive_scale_follows_its_law_over_the_steps() {
         }
         assert_eq!((plan.stages()[0].guidance, plan.stages().last().unwrap().guidance), (1.0, 4.0));
     }
-    // The preset's own: little at first, then 2, at the end half as much again.
+    // The preset's own: low at first, then 2, at the end 1.5 times as much.
     assert_eq!((config.sampling.guidance, &config.sampling.guidance_schedule), (2.0, &GuidanceSchedule::Adaptive));
 }
 

@@ -1,4 +1,4 @@
-//! The library: models, samplers and training against PyTorch, against themselves and on the emulator.
+//! The library: models, samplers and training against PyTorch, for consistency, and on the emulator.
 
 #[path = "../common/mod.rs"]
 mod common;

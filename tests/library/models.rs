@@ -9,7 +9,7 @@ use engine::ops::instruments::poisoned;
 use engine::tape::{Accumulate, Tape};
 use engine::tensor::{Context, DType, Device};
 
-/// What a model computed: by name, `output`, `input` (its gradient) and every parameter's gradient.
+/// A model's results: by name, `output`, `input` (its gradient) and every parameter's gradient.
 type Results = Vec<(String, Vec<f64>)>;
 
 fn run(config: &serde_json::Value, seed: u64, batch: usize, device: Device, precision: DType) -> Results {
@@ -43,7 +43,7 @@ fn run(config: &serde_json::Value, seed: u64, batch: usize, device: Device, prec
     results
 }
 
-/// The errors of a whole golden, the largest last, with DESIGN's denominator for gradients.
+/// The errors of a whole golden, the largest last, with the denominator for gradients of `tests/common/golden.rs`.
 fn whole_errors(file: &str, device: Device, precision: DType) -> Vec<(f64, String)> {
     let golden = Whole::load(file);
     let config: serde_json::Value = serde_json::from_str(&golden.metadata["model"]).unwrap();
@@ -102,7 +102,7 @@ fn small_models_agree_with_pytorch_on_the_emulator() {
         let (error, name) = whole_error(file, device(), DType::F32);
         assert!(error <= 1e-5, "{file} f32: {name} is off by {error:.2e}");
     }
-    // bf16 keeps 8 bits: a few roundings a layer, over two layers forward and back.
+    // bf16 keeps 8 bits: a few roundings per layer, over two layers forward and back.
     for file in TRANSFORMERS {
         let (error, name) = whole_error(file, device(), DType::BF16);
         assert!(error <= 0.05, "{file} bf16: {name} is off by {error:.2e}");
@@ -122,8 +122,8 @@ fn small_models_agree_with_pytorch_on_the_emulator() {
     }
 }
 
-/// f64 against PyTorch's norms, projections and samples, then f32 against that f64, whole tensor by whole tensor: so f32 is within
-/// 1e-5 of PyTorch in the norm that DESIGN.md measures by.
+/// f64 against PyTorch's norms, projections and samples, then f32 against that f64, tensor by tensor: so f32 is within 1e-5 of
+/// PyTorch in norm.
 fn agrees_with_pytorch(file: &str) {
     let golden = Projected::load(file);
     let [exact, single] =
@@ -141,8 +141,8 @@ fn agrees_with_pytorch(file: &str) {
 #[test]
 fn the_cifar_transformer_agrees_with_pytorch() {
     agrees_with_pytorch("dit-cifar10.json");
-    // And f32 against each number directly, which is more than that: one projection of a difference may exceed the
-    // difference's norm. (In the U-Nets one does, by up to 1.3e-5, as in PyTorch's own f32.)
+    // And f32 against each number directly, which is stricter: one projection of a difference may exceed the difference's norm.
+    // (In the U-Nets one does, by up to 1.3e-5, as in PyTorch's own f32.)
     let golden = Projected::load("dit-cifar10.json");
     for (name, values) in run(&golden.model, golden.seed, golden.batch, Device::Cpu, DType::F32) {
         let error = golden.error(&name, &values);
@@ -167,7 +167,7 @@ fn the_linear_transformer_agrees_with_pytorch() {
     agrees_with_pytorch("pets.json");
 }
 
-/// A golden is of the preset's own model, but for dropout, whose masks each side draws in its own way.
+/// A golden has the preset's own model, except for dropout, whose masks differ between both sides.
 #[test]
 fn goldens_are_of_the_presets() {
     for preset in [
@@ -193,7 +193,7 @@ fn the_resnet_transformer_agrees_with_pytorch() {
     agrees_with_pytorch("resnet-dit.json");
 }
 
-/// Parameters of a model, frozen ones too.
+/// Parameters of a model, including frozen ones.
 fn count(config: ModelConfig) -> usize {
     let (_, builder) = models::network(&config).unwrap();
     Parameters::new(&Context::shape_only(), builder, DType::F32).unwrap().count()
@@ -206,12 +206,12 @@ fn parameter_counts_are_pinned() {
     assert_eq!(count(dit(true)), 19_108_048);
     for (preset, parameters) in [
         ("ddpm-cifar10", 15_753_475),
-        // As counted of the weights that Ho et al. 2020 published.
+        // As counted in the weights published by Ho et al. 2020.
         ("ddpm-cifar10-paper", 35_746_307),
         ("unet-fashion", 32_075_713),
         ("unet-fashion-small", 2_485_985),
         ("pets", 7_236_659),
-        // torchvision's 11,689,512 with ten classes for a thousand, less what the stem is smaller.
+        // torchvision's 11,689,512 with ten classes instead of a thousand, and the smaller stem.
         ("resnet18-cifar10", 11_689_512 - 990 * 513 - 40 * 3 * 64),
         ("resnet-dit", 4_356_355),
     ] {

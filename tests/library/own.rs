@@ -1,4 +1,4 @@
-//! Networks, losses and observers that are no part of the engine: trained, killed, resumed and refused as its own are.
+//! Networks, losses and observers from outside the engine: trained, killed, resumed and refused like its own.
 
 #[path = "../../tools/examples/own_network.rs"]
 #[allow(dead_code)]
@@ -65,7 +65,7 @@ fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
     tensors
 }
 
-/// The example in a process of its own, which is this test's binary, and nothing where no folder is named: see
+/// The example in a child process, which is this test binary and does nothing without a folder: see
 /// [`killed_at_random_moments_the_example_ends_with_the_same_bits`].
 #[test]
 fn child() {
@@ -75,7 +75,7 @@ fn child() {
 }
 
 fn start_child(folder: &Path) -> std::process::Child {
-    // The name of a test is its path without the crate's.
+    // The name of a test is its path without the crate's name.
     let name = module_path!().split_once("::").map_or("child".into(), |(_, path)| format!("{path}::child"));
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", &name]).env(FOLDER, folder).env("ENGINE_THREADS", "1");
@@ -114,7 +114,7 @@ fn killed_at_random_moments_the_example_ends_with_the_same_bits() {
         let read = |root: &Path| fs::read(root.join("samples").join(name)).unwrap();
         assert!(read(&whole) == read(&cut), "{name}");
     }
-    // What the run records says whose network it is, and each command says that its code is needed.
+    // The run records the network's name, and each command says that its code is needed.
     let recorded = Config::from_file(whole.join("config.yaml")).unwrap();
     assert!(matches!(&recorded.model, ModelConfig::Custom(model) if model.name == "tiny"), "{recorded:?}");
     let folder = whole.to_str().unwrap();
@@ -123,7 +123,7 @@ fn killed_at_random_moments_the_example_ends_with_the_same_bits() {
         let output = command.args(arguments).current_dir(base.path()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{text}");
-        assert!(text.contains("`tiny` is no part of the engine: its code is needed"), "{text}");
+        assert!(text.contains("`tiny` is not part of the engine: its code is needed"), "{text}");
     }
     // With its code it is a model like any other.
     let load = |task: &Denoise, folder: &Path| -> Result<engine::pipeline::Model> {
@@ -136,7 +136,7 @@ fn killed_at_random_moments_the_example_ends_with_the_same_bits() {
     };
     let drawn = draw(&whole);
     assert!(drawn == draw(&cut) && drawn[0] != drawn[1] && drawn[0].len() == 32 * 32 * 3);
-    // Another network cannot go on with it, nor be loaded from it.
+    // Another network can neither resume from it nor be loaded from it.
     let stranger = CustomConfig { name: "stranger".into(), ..CustomConfig::default() };
     let stranger = Denoise::new(stranger, |_| -> Result<engine::models::unet::Unet> { unreachable!() });
     assert!(load(&stranger, &whole).err().unwrap().to_string().contains("another network than this task's"));
@@ -263,7 +263,7 @@ impl Observer for Diary {
     fn act(&mut self, run: &mut Run) -> Result<()> {
         let step = run.place().step;
         assert_eq!(run.last_metrics().unwrap().step, step, "all metrics so far have been read");
-        // The standing observers have acted.
+        // The standard observers have acted.
         assert!(run.folder().checkpoint(step).exists() && run.trainer().step_count() == step);
         run.scalar("own/number", 2.0 * step as f64)?;
         self.note(format!("acts at {step}"));
@@ -293,7 +293,7 @@ fn an_own_loss_is_learnt_and_an_own_observer_is_asked() {
     .unwrap();
     assert_eq!((summary.steps, losses.len()), (12, 12));
     assert_eq!(*diary.lock().unwrap(), ["begins at 0", "acts at 5", "acts at 10", "Finished"]);
-    // It draws nothing, but its curve is there.
+    // It draws nothing, but its curve exists.
     assert!(!summary.samples.exists() && out.join("plots/loss.png").is_file() && summary.model.is_file());
     assert!(list_checkpoints(&out.join("checkpoints")).unwrap().iter().any(|(step, _)| *step == 12));
 }
@@ -315,8 +315,8 @@ fn a_trainer_of_a_task_saves_and_goes_on_without_a_folder() {
     assert!(whole.parameters().download().unwrap() == resumed.parameters().download().unwrap());
     // Only a denoiser can be sampled from.
     let error = whole.sampler(&whole.config().sampling.clone(), 1, 0).err().unwrap().to_string();
-    assert!(error.contains("no denoiser"), "{error}");
-    // A task whose record and network disagree is told.
+    assert!(error.contains("not a denoiser"), "{error}");
+    // A task whose record does not match its network is an error.
     let wrong = CustomConfig { image_size: 28.into(), ..CustomConfig::default() };
     let error = Trainer::plan(
         &Classify::new(wrong, Small::new),

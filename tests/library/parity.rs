@@ -42,7 +42,7 @@ impl Golden<'_> {
         self.var(&stored.values, &stored.shape)
     }
 
-    /// Holds the output and the gradients of `inputs` against the golden.
+    /// Compares the output and the gradients of `inputs` with the golden.
     fn check(&self, output: &Var, inputs: &[(&str, &Var)]) {
         let stored = |name: &str| &self.file.get(&format!("{}.{name}", self.op)).values;
         let cotangent = output.context().persistent(output.shape(), output.dtype()).unwrap();

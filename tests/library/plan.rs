@@ -1,4 +1,4 @@
-//! `engine plan` against what a run then allocates, and the commands that only print.
+//! `engine plan` against the actual allocations of a run, and the commands that only print.
 
 use std::process::{Command, Output};
 
@@ -25,7 +25,7 @@ fn fault(arguments: &[&str]) -> String {
     text
 }
 
-/// What a run on the CPU allocates: 2 steps and a validation.
+/// The allocations of a run on the CPU: 2 steps and a validation.
 fn allocated(config: &Config, images: usize) -> (usize, Estimate) {
     let set = shapes(0, images);
     let sizes = DataSizes { training: set.split_len(Split::Train), validation: set.split_len(Split::Validation) };
@@ -117,13 +117,13 @@ fn the_plan_says_where_images_lie() {
     assert_eq!(line(plan("cpu", &[])), in_place);
     let divided = line(plan("cpu", &["--set", "data.validation_fraction=0.1"]));
     assert!(divided.starts_with("data set 192 KiB 50,000 images: a batch; "), "{divided}");
-    // What fits without its images streams: 1.5 million of them on the smallest device.
+    // A run that fits only without its images streams them: 1.5 million of them on the smallest device.
     let many = ["--set", "data.name=shapes", "--set", "data.shapes_count=9000000"];
     let plan = plan("l4", &many);
     assert!(plan.contains("stream from the mapped file") && !plan.contains("TOO MUCH"), "{plan}");
 }
 
-/// A run that evaluates holds the network that makes features while it does.
+/// A run that evaluates holds the feature extractor meanwhile.
 #[test]
 fn the_plan_counts_the_network_of_evaluations() {
     let total = |text: &str, row: &str| -> String {
@@ -146,7 +146,7 @@ fn the_plan_counts_the_network_of_evaluations() {
 #[test]
 fn plans_that_cannot_be_made_are_told() {
     assert!(fault(&["plan", "--preset", "dit-cifr10"]).contains("did you mean dit-cifar10?"));
-    assert!(fault(&["plan", "--on", "abacus"]).contains("there are h100"));
+    assert!(fault(&["plan", "--on", "abacus"]).contains("use one of h100"));
     assert!(fault(&["plan", "--batch", "0"]).contains("--batch"));
     assert!(fault(&["plan", "--config", "missing.yaml"]).contains("missing.yaml"));
     assert!(fault(&["plan", "--set", "model.deep=3"]).contains("depth"));

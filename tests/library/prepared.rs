@@ -1,4 +1,4 @@
-//! Weights that a sampler prepares when its run begins: the same bits as without, and never those of an earlier run.
+//! Weights that a sampler repacks at the start of its run: the same bits as without, and never those of an earlier run.
 
 use std::rc::Rc;
 
@@ -29,7 +29,7 @@ fn configs() -> Vec<Config> {
     .collect()
 }
 
-/// No zeros as training starts from, which would leave most of the network without a say.
+/// Not the zeros of training's initialization, which would disable most of the network.
 fn flat(parameters: &Parameters, seed: u64) -> Vec<f32> {
     let philox = Philox::new(seed);
     let draw = |i| 0.6 * philox.uniform4(i as u32, 0, 0, Purpose::Probe)[0] - 0.3;
@@ -96,7 +96,7 @@ fn prepared_weights_give_the_same_bits() {
         Program::plan(&context, || forward(tape()).map(drop)).unwrap();
         prepared.refresh().unwrap();
         let plain = forward(Tape::inference(&context)).unwrap().download::<f32>().unwrap();
-        // Read through the prepared weights alone: the masters are gone but for vectors.
+        // Only the repacked weights are read: the masters are overwritten except for vectors.
         let mut vectors = flat(&parameters, 3);
         for spec in parameters.specs().iter().filter(|spec| spec.kind == engine::nn::Kind::Matrix) {
             if spec.shape.sizes().len() == 2 {

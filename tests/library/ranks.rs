@@ -1,4 +1,4 @@
-//! Several ranks against one process: threads of this process that meet over the loopback, each with a trainer of its own.
+//! Several ranks against one process: threads of this process that meet over the loopback, each with its own trainer.
 
 use std::sync::Arc;
 use std::thread;
@@ -11,7 +11,7 @@ use engine::models::unet::UnetConfig;
 use engine::tensor::Device;
 use engine::train::{Progress, Recipe, Trainer, Validation};
 
-/// A run's end: metrics of every step, weights, running statistics, validation.
+/// The result of a run: metrics of every step, weights, running statistics, validation.
 #[derive(Debug, PartialEq)]
 struct End {
     state: State,
@@ -19,7 +19,7 @@ struct End {
     validation: Option<Validation>,
 }
 
-/// Trains `steps` steps on this rank; `begin` may put the trainer elsewhere first.
+/// Trains `steps` steps on this rank; `begin` may set the trainer's state first.
 fn run(config: &Config, device: &Device, team: Arc<dyn Collective>, steps: u64, begin: impl Fn(&mut Trainer)) -> End {
     let recipe = Recipe { team, ..Recipe::new(config, device.clone()) };
     let mut trainer = Trainer::new(&config.model, &dataset(), &recipe).unwrap();
@@ -30,12 +30,12 @@ fn run(config: &Config, device: &Device, team: Arc<dyn Collective>, steps: u64, 
     End { state: State::of(&mut trainer), all: trainer.parameters().download().unwrap(), validation }
 }
 
-/// The same on `ranks` ranks, all of which come to the same.
+/// As `run` on `ranks` ranks, which must all agree.
 fn on_ranks(config: &Config, ranks: usize, steps: u64, begin: impl Fn(&mut Trainer) + Copy + Send + 'static) -> End {
     on_devices(config, || Device::Cpu, ranks, steps, begin)
 }
 
-/// The same, each rank on a device of its own: two processes never share one's captures either.
+/// The same, each rank on its own device: two processes never share captures either.
 fn on_devices(
     config: &Config,
     device: impl Fn() -> Device,
@@ -108,8 +108,8 @@ fn kinds() -> Vec<(&'static str, Config)> {
 
 const NOWHERE: fn(&mut Trainer) = |_| ();
 
-/// Losses and weights of two runs that differ by the order of their gradients' sums: a rounding of 6e-8 a step, which 50 steps carry on.
-/// Some 2e-7 is what comes of it; what is not rounding (an image twice, statistics of another batch) is 1e-3 at least.
+/// Losses and weights of two runs that differ by the order of their gradients' sums: rounding of 6e-8 per step, accumulated over
+/// 50 steps. About 2e-7 results; anything else (a repeated image, statistics of another batch) is at least 1e-3.
 fn near(name: &str, ranks: usize, one: &End, other: &End) {
     let (first, all) = (&one.state.metrics, &other.state.metrics);
     assert_eq!(first.len(), all.len());
@@ -117,7 +117,7 @@ fn near(name: &str, ranks: usize, one: &End, other: &End) {
     let weights = distance(&one.all, &other.all);
     println!("{name}, {ranks} ranks: losses {loss:.1e}, weights {weights:.1e}");
     assert!(loss < 1e-5 && weights < 1e-5, "{name}, {ranks} ranks: losses {loss:.1e}, weights {weights:.1e}");
-    // Before anything has grown.
+    // Before the differences have grown.
     let step = |end: &End| (end.state.metrics[0].loss, end.state.metrics[0].gradient_norm);
     let ((loss, norm), (other_loss, other_norm)) = (step(one), step(other));
     assert!((norm - other_norm).abs() < 1e-6 * norm && loss == other_loss, "{name}, {ranks} ranks: the first step");
@@ -147,7 +147,7 @@ fn with_shards_any_number_of_ranks_has_the_same_bits_and_resumes_on_any_other() 
         for ranks in [2, 4] {
             assert!(on_ranks(&config, ranks, 12, NOWHERE) == one, "{name}: other bits on {ranks} ranks");
         }
-        // Half of it on four ranks, the rest on two: the checkpoint is rank 0's alone.
+        // Half of it on four ranks, the rest on two: only rank 0 has the checkpoint.
         let folder = tempfile::tempdir().unwrap();
         let path: &'static std::path::Path = Box::leak(folder.path().join("half").into_boxed_path());
         let half = on_ranks(&config, 4, 0, |trainer| {

@@ -1,5 +1,5 @@
-//! Training and sampling on the emulator: a replayed graph does what the host would have done step by step, a resumed run
-//! goes on with the same bits, an image does not depend on the batch that it came in, and the CPU computes the same.
+//! Training and sampling on the emulator: a replayed graph equals eager steps, a resumed run continues with the same bits, an
+//! image does not depend on its batch, and the CPU computes the same.
 
 use crate::emulator;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ fn captured(trainer: &Trainer) -> Vec<bool> {
     trainer.programs().filter(|(name, _)| *name != "validation batch").map(|(_, p)| p.is_captured()).collect()
 }
 
-/// Six steps over two epochs (six with accumulation), the learning rate another in each.
+/// Six steps over two epochs (six with accumulation), with a different learning rate in each.
 fn replays_equal_eager_steps(settings: &[&str], programs: usize) {
     let (emulator, device) = emulated();
     let config = config(settings);
@@ -71,7 +71,7 @@ fn replayed_accumulation_equals_eager_accumulation_in_bf16() {
 #[test]
 fn a_replayed_step_that_learns_of_its_loss_equals_an_eager_one() {
     replays_equal_eager_steps(&BALANCED, 1);
-    // What it learns of both batches is a program of its own.
+    // Its update from both batches is a separate program.
     replays_equal_eager_steps(&[&BALANCED[..], &["training.gradient_accumulation=2", BF16]].concat(), 3);
 }
 
@@ -86,7 +86,7 @@ fn validation_and_sampling_between_steps_change_nothing() {
         if step % 3 == 2 {
             losses.push(disturbed.validate().unwrap().unwrap());
             assert_eq!(disturbed.validate().unwrap(), losses.last().copied(), "the same noise each time");
-            // A batch that needs more memory than the step: the arena moves, and the step's graph is void.
+            // A batch that needs more memory than the step: the arena moves, and the step's graph is invalid.
             let before = disturbed.context().arena_bytes();
             let mut sampler = disturbed.sampler(&config.sampling, 24, 1).unwrap();
             assert_eq!(sampler.prepared_bytes(), 0, "only the CPU prepares weights");
@@ -94,7 +94,7 @@ fn validation_and_sampling_between_steps_change_nothing() {
             assert!(step > 2 || disturbed.context().arena_bytes() > before, "the arena should have grown");
         }
     }
-    assert_eq!(captured(&disturbed), [true], "captured anew over the new arena");
+    assert_eq!(captured(&disturbed), [true], "captured again over the new arena");
     assert_ne!(losses[0], losses[1]);
     assert_eq!(State::of(&mut disturbed), train(&config, &device, true, 6));
     drop(disturbed);
@@ -103,8 +103,8 @@ fn validation_and_sampling_between_steps_change_nothing() {
 
 #[test]
 fn emulated_training_agrees_with_the_cpu() {
-    // Adam divides by the gradient's own size: without an epsilon of more than rounding, gradients that are zero in exact
-    // arithmetic (key biases) would become whole steps of either sign.
+    // Adam divides by the gradient's own size: with an epsilon below rounding, gradients that are zero in exact arithmetic (key
+    // biases) would become full steps of either sign.
     for settings in [&[][..], &TOKEN[..], &BALANCED[..]] {
         let settings = &[settings, &["training.epsilon=1e-3"]].concat();
         let (_, device) = emulated();
@@ -124,7 +124,7 @@ fn emulated_training_agrees_with_the_cpu() {
     }
 }
 
-/// The samplers with what they need: noise at each step, saved states, guidance.
+/// The samplers with their features: noise at each step, saved states, guidance.
 const SAMPLERS: [&[&str]; 3] = [
     &["sampling.sampler=heun", "sampling.num_steps=3", "sampling.guidance=2"],
     &["sampling.sampler=ddim", "sampling.num_steps=4", "sampling.eta=0.5", "sampling.guidance=1"],
@@ -135,7 +135,7 @@ const SAMPLERS: [&[&str]; 3] = [
 fn an_image_does_not_depend_on_its_batch() {
     let (emulator, device) = emulated();
     for (number, settings) in SAMPLERS.iter().enumerate() {
-        // Heun on straight paths, as quickstart has it; the others on a table of levels.
+        // Heun on straight paths, as in quickstart; the others on a table of levels.
         let config = if number == 0 { config(settings) } else { config(&[&TOKEN[..], settings].concat()) };
         let one = sample(&config, &device, DType::F32, 1, 5);
         for batch in [3, 5] {
@@ -158,7 +158,7 @@ fn an_image_does_not_depend_on_its_batch_in_bf16() {
     let [one, three, five] = [1, 3, 5].map(|batch| sample(&config, &device, DType::BF16, batch, 5));
     assert_eq!(one, three);
     assert_eq!(one, five);
-    // Eight bits: what five network calls of one layer can make of them.
+    // Eight bits: the accumulated error of five network calls of one layer.
     let apart = distance(&sample(&config, &Device::Cpu, DType::F32, 5, 5), &one);
     println!("bf16 apart {apart:.1e}");
     assert!(apart < 0.05, "{apart:.1e} from f32 on the cpu");
@@ -177,7 +177,7 @@ fn a_resumed_run_goes_on_with_the_same_bits() {
     (3..6).for_each(|_| whole.train_step().unwrap());
 
     let mut resumed = trainer(&config, &device);
-    // Whatever happened before is forgotten.
+    // Earlier work does not matter.
     resumed.train_step().unwrap();
     resumed.drain_metrics().unwrap();
     resumed.load_checkpoint(&path).unwrap();

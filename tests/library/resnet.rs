@@ -1,4 +1,4 @@
-//! Residual networks against torchvision (`tools/goldens/resnet.py`), and what is made of them.
+//! Residual networks against torchvision (`tools/goldens/resnet.py`), and their derived networks.
 
 use crate::emulator;
 use std::io::Read;
@@ -14,12 +14,12 @@ use engine::tape::{Accumulate, Tape};
 use engine::tensor::{Context, DType, Device};
 use engine::weights::WeightFile;
 
-/// A training step's forward and backward, then inference by the statistics that it moved: the largest error.
+/// A training step's forward and backward, then inference with the updated statistics: the largest error.
 fn training_error(file: &str, device: Device, precision: DType) -> (f64, String) {
     let golden = Whole::load(file);
     let config: serde_json::Value = serde_json::from_str(&golden.metadata["model"]).unwrap();
     let config: engine::models::ModelConfig = serde_json::from_value(config).unwrap();
-    let engine::models::ModelConfig::Resnet(config) = config else { panic!("{file} is no residual network's") };
+    let engine::models::ModelConfig::Resnet(config) = config else { panic!("{file} is not a residual network's") };
     let (seed, batch): (u64, usize) =
         (golden.metadata["seed"].parse().unwrap(), golden.metadata["batch"].parse().unwrap());
     let context = poisoned(device);
@@ -93,7 +93,7 @@ fn training_steps_agree_with_torchvisions_blocks_on_the_emulator() {
     }
 }
 
-/// A file of torch.save, unpacked into `folder`.
+/// A file of torch.save, decompressed into `folder`.
 fn unpacked(folder: &tempfile::TempDir, file: &str) -> PathBuf {
     let packed = std::fs::File::open(golden::path(&format!("{file}.gz"))).unwrap();
     let mut bytes = Vec::new();
@@ -163,7 +163,7 @@ fn resnet18_of_torchvision_gives_its_features_and_logits() {
     let chosen: Vec<f32> = (0..2).flat_map(every).flat_map(|pixel| features[pixel * 128..][..128].to_vec()).collect();
     assert_close("features", &chosen, &golden.get("small_features").values);
 
-    // Grey images: the sum over the colours; nothing else changes.
+    // Grey images: the colours are summed; nothing else changes.
     let grey = small.clone().adapted(Stem::Small, 1).unwrap();
     let (colours, sums) = (small.array("conv1.weight").unwrap(), grey.array("conv1.weight").unwrap());
     assert_eq!((colours.len(), sums.len()), (64 * 9 * 3, 64 * 9));

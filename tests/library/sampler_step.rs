@@ -1,4 +1,4 @@
-//! The sampling ops against the plans' own reference in f64, and the promise that image k of a seed is the same image.
+//! The sampling ops against the plans' f64 reference, and the guarantee that image k of a seed is always the same.
 
 use engine::Result;
 use engine::diffusion::{
@@ -31,7 +31,7 @@ fn plan(sampler: SamplerKind, flow: bool, guidance: f64, clip_x0: bool, temperat
     Plan::new(&noise, prediction, &sampling).unwrap()
 }
 
-/// Samples `batch` images from number `first` on with the ops.
+/// Samples `batch` images from index `first` on with the ops.
 fn sample(context: &Context, dtype: DType, plan: &Plan, first: u32, batch: usize, temperature: f32) -> Result<Tensor> {
     let copies = if plan.is_guided() { 2 } else { 1 };
     let rows = copies * batch;
@@ -44,7 +44,7 @@ fn sample(context: &Context, dtype: DType, plan: &Plan, first: u32, batch: usize
     let words = |stage: &StageCoefficients, step: u32, flags: u32| -> Vec<Row> {
         let row = |row: usize| {
             let mut stage: [u32; STAGE_WORDS] = bytemuck::cast(*stage);
-            // What stands for an image without its label is nobody's own.
+            // The unlabelled rows of an image have the right partner.
             stage[STAGE_WORDS - 1] = if row < batch { stage[STAGE_WORDS - 1] | flags } else { 0 };
             let partner = (row % batch + (copies - 1) * batch) as u32;
             let item = first + (row % batch) as u32;

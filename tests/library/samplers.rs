@@ -24,7 +24,7 @@ struct Case {
     clip: bool,
     eta: f64,
     variance: String,
-    /// Standard normal noise of each step, where the sampler draws any.
+    /// Standard normal noise of each step, if the sampler draws any.
     #[serde(default)]
     noise: Vec<Vec<f64>>,
     /// The state after each step.
@@ -92,7 +92,7 @@ fn plans_agree_with_diffusers() {
                 assert!(error < tolerance, "{place}: step {step}: {ours}, diffusers {theirs}");
             }
         }
-        // On the default grid the ready-made plan is the same one.
+        // On the default grid the default plan is the same.
         if case.times == noise.times(case.times.len()) && variance == Variance::Posterior {
             let sampling = SamplingConfig { num_steps: case.times.len(), ..sampling };
             assert_eq!(Plan::new(&noise, case.prediction, &sampling).unwrap().stages(), plan.stages());
@@ -104,11 +104,11 @@ fn plans_agree_with_diffusers() {
 struct Timesteps {
     seed: u64,
     size: usize,
-    /// Falling timesteps by the schedule's name.
+    /// Descending timesteps by schedule name.
     times: BTreeMap<String, Vec<f64>>,
     /// The same under flow.
     flow_times: BTreeMap<String, Vec<f64>>,
-    /// What `list` was made of: NumPy's `logspace(0, log10(1000), 50)`.
+    /// The source of `list`: NumPy's `logspace(0, log10(1000), 50)`.
     listed: Vec<i64>,
     cases: Vec<End>,
 }

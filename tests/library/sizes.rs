@@ -1,4 +1,4 @@
-//! Images that are not square: networks treat both sides alike, train, sample and resume.
+//! Images that are not square: networks treat both sides equally, train, sample and resume.
 
 use crate::common::golden;
 use crate::emulator;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 const SEED: u64 = 21;
 const BATCH: usize = 2;
 
-/// `[h, w, c]` as `[w, h, c]`, each of those that lie one behind the other.
+/// Transposes each `[h, w, c]` block to `[w, h, c]`.
 fn transposed<T: Copy>(values: &[T], [h, w, c]: [usize; 3]) -> Vec<T> {
     let one = |values: &[T]| -> Vec<T> {
         let pixel = |at: usize| values[at * c..][..c].to_vec();
@@ -27,14 +27,14 @@ fn transposed<T: Copy>(values: &[T], [h, w, c]: [usize; 3]) -> Vec<T> {
     values.chunks(h * w * c).flat_map(one).collect()
 }
 
-/// A network of which rows and columns change places.
+/// A network whose rows and columns are swapped.
 struct Turn {
     config: ModelConfig,
     /// Height and width of a patch, rows and columns of patches, channels of the images, tokens before them.
     patch: usize,
     patches: [usize; 2],
     skip: usize,
-    /// The width of a token, where positions are fixed: their first half tells the row, the second the column.
+    /// The width of a token, if positions are fixed: their first half encodes the row, the second the column.
     fixed: Option<usize>,
 }
 
@@ -50,7 +50,7 @@ impl Turn {
         Self { config, patch, patches, skip, fixed }
     }
 
-    /// A parameter, or its gradient, of the network whose rows are this one's columns.
+    /// A parameter, or its gradient, of the network with rows and columns swapped.
     fn parameter<T: Copy>(&self, name: &str, shape: &[usize], values: &[T]) -> Vec<T> {
         let (patch, channels) = (self.patch, self.config.image_channels());
         let mut turned = match (name, shape) {
@@ -67,7 +67,7 @@ impl Turn {
             _ => values.to_vec(),
         };
         if let Some(width) = self.fixed {
-            // Where a token's halves change places, so do the weights that read it and those that write it.
+            // If a token's halves are swapped, so are the weights that read and write it.
             let reads = ["attn.qkv.weight", "mlp.fc1.weight", "decoder.head.weight"];
             let writes = ["patch_embed.", "modulation.", "attn.out.", "mlp.fc2."];
             if reads.iter().any(|part| name.ends_with(part)) {
@@ -80,7 +80,7 @@ impl Turn {
         turned
     }
 
-    /// The largest error between this network's results and those of the turned one, each turned back.
+    /// The largest error between this network's results and those of the transposed one, each transposed back.
     fn error(&self, turned: &ModelConfig, device: &Device, precision: DType) -> (f64, String) {
         let shape = self.config.image_shape();
         let weights = |name: &str, number: usize, sizes: &[usize]| golden::parameter(SEED, number, name, sizes);
@@ -147,7 +147,7 @@ fn computed(
     results
 }
 
-/// Networks of every kind, and what else changes where rows and columns change places.
+/// Networks of every kind, and what else changes with rows and columns swapped.
 fn networks() -> Vec<(ModelConfig, ModelConfig)> {
     let merged = |base: &Value, more: Value| serde_json::from_value::<ModelConfig>(merged_value(base, more)).unwrap();
     let transformer = json!({

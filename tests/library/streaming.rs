@@ -1,4 +1,4 @@
-//! Images that come to the device batch by batch: the same bits as with the whole set there, whatever the host does meanwhile.
+//! Images streamed to the device batch by batch: the same bits as with the whole set there, whatever the host does meanwhile.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ fn run(mut trainer: Trainer, steps: u64) -> (State, [Option<Validation>; 2]) {
 #[test]
 fn streamed_batches_give_the_bits_of_a_resident_set() {
     let (emulator, device) = emulated();
-    // 13 images in batches of 3: an epoch is four steps and drops one; eleven steps see three orders.
+    // 13 images in batches of 3: an epoch is four steps and drops one image; eleven steps use three orders.
     for settings in [
         &[][..],
         &[&TOKEN[..], &["training.precision=bf16"]].concat(),
@@ -69,7 +69,7 @@ fn a_set_in_its_file_gives_the_bits_of_one_in_memory() {
     let mapped = Dataset::open(&file).unwrap();
     assert_eq!(Residency::of(&Device::Cpu, &mapped, Some(0)), Residency::InPlace);
     let in_place = trainer(&config, &mapped, &Device::Cpu, Residency::InPlace);
-    // Nothing of the images lies in the run's memory but their labels.
+    // Of the images only the labels are in the run's memory.
     let streamed = trainer(&config, &mapped, &Device::Cpu, Residency::Streamed);
     let resident = trainer(&config, &mapped, &Device::Cpu, Residency::Resident);
     let bytes = [&in_place, &streamed, &resident].map(|trainer| trainer.context().persistent_bytes());
@@ -80,7 +80,7 @@ fn a_set_in_its_file_gives_the_bits_of_one_in_memory() {
     for other in [streamed, resident, trainer(&config, &made, &Device::Cpu, Residency::InPlace)] {
         assert_eq!(run(other, 9), state);
     }
-    // Of a set that lies in no one piece, batches are gathered.
+    // From a set that is not contiguous, batches are gathered.
     let halves = ["a", "b"].map(|class| mapped.subset(&[class.to_owned()]).unwrap());
     let joined = Dataset::joined(&halves).unwrap();
     assert_eq!(Residency::of(&Device::Cpu, &joined, None), Residency::Streamed);

@@ -1,8 +1,8 @@
-//! The event files of a run, read by TensorBoard's own reader (the Python package `tensorboard`): killed, resumed and
-//! finished, a run shows each step once.
+//! The event files of a run, read with TensorBoard's own reader (the Python package `tensorboard`): killed, resumed and finished,
+//! a run shows each step once.
 //!
-//! The interpreter is that of the environment `ENGINE_TENSORBOARD`, else of `tensorboard` in the build folder (`.ci/run`
-//! makes it), else `python3`. Without the package the test is skipped, unless `ENGINE_REQUIRE_TENSORBOARD` is set.
+//! The interpreter is that of the environment `ENGINE_TENSORBOARD`, else of `tensorboard` in the build folder (made by `.ci/run`),
+//! else `python3`. Without the package the test is skipped, unless `ENGINE_REQUIRE_TENSORBOARD` is set.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -95,14 +95,14 @@ fn tensorboard_shows_each_step_of_a_killed_and_resumed_run_once() {
         assert!(started.elapsed() < Duration::from_secs(120), "no 20 lines in two minutes");
         std::thread::sleep(Duration::from_millis(5));
     }
-    // Killed at once, without a chance to put anything in order.
+    // Killed immediately, without a chance to clean up.
     child.kill().unwrap();
     child.wait().unwrap();
     let found = read(&python, &run);
     let logged = steps(&found, "scalars", "train/loss");
     assert!(logged.len() >= 15 && logged.windows(2).all(|pair| pair[1] == pair[0] + 3), "{logged:?}");
 
-    // To a length that the killed run had not reached, twice: the second time there is nothing left to do.
+    // To a length that the killed run had not reached, twice: the second time nothing is left to do.
     let length = logged.last().unwrap() + 41;
     for _ in 0..2 {
         let output = engine(&["--resume", name, "--steps", &length.to_string()]).output().unwrap();
@@ -126,7 +126,7 @@ fn tensorboard_shows_each_step_of_a_killed_and_resumed_run_once() {
         let mut samples: Vec<u64> = (1..=length / 10).map(|tenth| 10 * tenth).filter(|step| *step < length).collect();
         samples.push(length);
         assert_eq!(steps(&found, "images", "samples"), samples);
-        // Each sheet of samples comes with the denoising of the first of them.
+        // Each sheet of samples has a denoising sheet of the first of them.
         assert_eq!(steps(&found, "images", "denoising"), samples);
         let (sheet, _) = engine::picture::read_png(run.join("samples/final.png")).unwrap();
         let last = &found["images"]["samples"].as_array().unwrap().last().unwrap();

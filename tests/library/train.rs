@@ -1,5 +1,5 @@
-//! Whole runs of a tiny model: what they leave behind, that they end with the same bits however they were interrupted, and
-//! that every bad input is told in one line and costs nothing.
+//! Whole runs of a tiny model: their files, the same bits after any interruption, and one-line errors without side effects for
+//! every bad input.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ pub fn finish(request: TrainRequest) -> Summary {
     train(request, &mut |_| ()).unwrap()
 }
 
-/// Runs until `step` is done and then asks it to stop.
+/// Runs until `step` is done and then requests a stop.
 pub fn stop_after(request: TrainRequest, step: u64) {
     let stop = request.stop.clone();
     let outcome = train(request, &mut |event| {
@@ -138,7 +138,7 @@ pub fn with_tiny<'a>(more: &[&'a str]) -> Vec<&'a str> {
     TINY.iter().flat_map(|assignment| ["--set", assignment]).chain(more.iter().copied()).collect()
 }
 
-/// A refusal: one line on standard error, exit code 1, each of `words` in it.
+/// Checks an error: one line on standard error, exit code 1, each of `words` in it.
 pub fn assert_refused(output: &Output, words: &[&str]) {
     let text = String::from_utf8_lossy(&output.stderr);
     let errors: Vec<&str> = text.lines().filter(|line| !line.starts_with("step ")).collect();
@@ -178,7 +178,7 @@ fn a_run_leaves_its_folder_behind() {
     }
     assert!(out.join("plots/loss.png").is_file());
     assert_eq!(Config::from_file(out.join("config.yaml")).unwrap(), tiny(&more));
-    // The newest two, the milestone, and maybe the best's.
+    // The newest two, the milestone, and possibly the best one.
     let steps: Vec<u64> =
         list_checkpoints(&out.join("checkpoints")).unwrap().into_iter().map(|(step, _)| step).collect();
     assert!(steps.starts_with(&[30, 28]) && steps.contains(&13) && steps.len() <= 4, "{steps:?}");
@@ -198,7 +198,7 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
     let base = tempfile::tempdir().unwrap();
     for (name, more) in [
         ("plain", &[][..]),
-        // Steps of three batches, three lengths of everything that counts.
+        // Steps of three batches, with three lengths of everything.
         (
             "learning-of-its-loss",
             &[
@@ -220,13 +220,13 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
         }
         finish(resume(&cut));
         assert_same(&whole, &cut);
-        // Once more after its end: nothing changes.
+        // Resuming after its end changes nothing.
         finish(resume(&cut));
         assert_same(&whole, &cut);
     }
 }
 
-/// A tiny U-Net without classes, and with dropout, which draws from the step and the items alone.
+/// A tiny U-Net without classes, with dropout, which depends only on the step and the items.
 pub fn tiny_unet(dropout: f64) -> Config {
     let model = UnetConfig {
         image_size: tiny(&[]).model.image_size(),
@@ -276,13 +276,13 @@ fn a_run_grows_longer_under_a_constant_learning_rate_alone() {
     assert!(tensors(&long.join("model.safetensors")) == tensors(&short.join("model.safetensors")));
     assert_eq!(Config::from_file(short.join("config.yaml")).unwrap().training.num_steps, Some(12));
     let message = |request| train(request, &mut |_| ()).unwrap_err().to_string();
-    assert!(message(TrainRequest { steps: Some(8), ..resume(&short) }).contains("12 steps long already"));
+    assert!(message(TrainRequest { steps: Some(8), ..resume(&short) }).contains("already has 12 steps"));
     let cosine = base.path().join("cosine");
     finish(request(&cosine, &[]));
     assert!(message(TrainRequest { steps: Some(20), ..resume(&cosine) }).contains("training.lr_schedule"));
 }
 
-/// Killed at twenty random moments, in whatever it does then, a run ends as one that was left in peace.
+/// Killed at twenty random moments, a run ends with the same bits as an uninterrupted one.
 #[test]
 fn killed_at_random_moments_a_run_ends_with_the_same_bits() {
     const KILLS: usize = 20;
@@ -325,7 +325,7 @@ fn killed_at_random_moments_a_run_ends_with_the_same_bits() {
                 break;
             }
         }
-        // Whatever moment the last kill met, going on leaves a whole run.
+        // Whatever moment the last kill hit, resuming leaves a complete run.
         assert!(engine(&["--quiet", "--resume", out.to_str().unwrap()]).status().unwrap().success());
         assert_same(&whole, &out);
         assert!(parts(&out).is_empty());
@@ -346,7 +346,7 @@ fn an_interrupt_saves_and_says_how_to_go_on() {
     while !text.contains("step 3/") {
         assert!(stderr.read_line(&mut text).unwrap() > 0, "{text}");
     }
-    // Standard error must go on being read, or the child waits for us.
+    // Standard error must still be read, or the child blocks.
     let reader = std::thread::spawn(move || {
         let mut rest = String::new();
         stderr.read_to_string(&mut rest).unwrap();
@@ -355,7 +355,7 @@ fn an_interrupt_saves_and_says_how_to_go_on() {
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let rest = reader.join().unwrap();
-    assert!(rest.contains("is saved; go on with `engine train --resume"), "{rest}");
+    assert!(rest.contains("is saved; resume with `engine train --resume"), "{rest}");
     assert_eq!(list_checkpoints(&out.join("checkpoints")).unwrap().len(), 1);
 }
 
@@ -367,7 +367,7 @@ fn one_folder_takes_one_run() {
     finish(request(&out, &[]));
     let before = tensors(&out.join("model.safetensors"));
     let again = engine(&with_tiny(&["--out", name])).output().unwrap();
-    assert_refused(&again, &[name, "holds a run already", "--resume"]);
+    assert_refused(&again, &[name, "already holds a run", "--resume"]);
     let held = RunFolder::resume(&out).unwrap();
     assert_refused(&engine(&["--resume", name]).output().unwrap(), &[name, "another process"]);
     drop(held);
@@ -405,7 +405,7 @@ fn damaged_checkpoints_are_passed_over_and_never_trusted() {
         }
     });
     assert!(warnings.len() == 1 && warnings[0].contains("step-7") && warnings[0].contains("checksum"), "{warnings:?}");
-    // All of them: refused, and nothing is touched.
+    // All of them: refused, and nothing is changed.
     let found = list_checkpoints(&out.join("checkpoints")).unwrap();
     let sound: Vec<_> = found.iter().map(|(_, path)| (path.clone(), fs::read(path).unwrap())).collect();
     for (_, path) in found.iter().filter(|(step, _)| *step != 7) {
@@ -415,9 +415,9 @@ fn damaged_checkpoints_are_passed_over_and_never_trusted() {
     let refused = engine(&["--quiet", "--resume", out.to_str().unwrap()]).output().unwrap();
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1));
-    assert!(text.contains("none of its") && text.contains("begin a new run"), "{text}");
+    assert!(text.contains("none of its") && text.contains("start a new run"), "{text}");
     assert!(found.iter().zip(&before).all(|((_, path), bytes)| fs::read(path).unwrap() == *bytes));
-    // Mended again, it goes on from step 6.
+    // Repaired, it resumes from step 6.
     for (path, bytes) in sound {
         fs::write(path, bytes).unwrap();
     }
@@ -432,7 +432,7 @@ fn a_full_disk_costs_nothing_that_was_saved() {
     finish(request(&whole, &[]));
     stop_after(request(&out, &[]), 5);
     let before = tensors(&out.join("checkpoints/step-5.safetensors"));
-    // Files may not grow beyond a few KiB, which stops every checkpoint; the signal that would come with it is ignored.
+    // Files are limited to a few KiB, which stops every checkpoint; the resulting signal is ignored.
     let script = "trap '' XFSZ; ulimit -f 16; exec \"$0\" train --quiet --device cpu --resume \"$1\"";
     let output = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_engine")]).arg(&out).output().unwrap();
     assert_refused(&output, &["step-6.safetensors", "cannot write", "all up to step 5 is saved", "--resume"]);
@@ -466,7 +466,7 @@ fn bad_inputs_are_refused_in_one_line() {
     let empty = path("empty");
     fs::create_dir(&empty).unwrap();
     let absent = path("absent");
-    // What is set by hand stays, whatever the data are.
+    // Explicit settings are kept, whatever the data are.
     const SIZE: &str = "--set=model.image_size=28";
     let cases: &[(&[&str], &[&str])] = &[
         (&["--preset", "quickstrat"], &["--preset", "quickstrat", "did you mean quickstart?"]),
@@ -504,7 +504,7 @@ fn bad_inputs_are_refused_in_one_line() {
     let output = device.arg("cuda:4000000").output().unwrap();
     assert_refused(&output, &["cuda", "--device cpu"]);
     assert!(!base.path().join("runs").exists());
-    // What the command line itself does not allow is a usage error.
+    // Errors of the command line's syntax are usage errors.
     let usage = engine(&["--no-such-option"]).output().unwrap();
     assert_eq!(usage.status.code(), Some(2));
 }
@@ -522,8 +522,8 @@ fn a_run_goes_on_only_as_it_began() {
     let mut config = Config::from_file(out.join("config.yaml")).unwrap();
     config.training.learning_rate *= 2.0;
     fs::write(out.join("config.yaml"), config.to_yaml().unwrap()).unwrap();
-    assert!(message(resume(&out)).contains("changed since the run began"));
-    // Lost, it is no loss: checkpoints have it.
+    assert!(message(resume(&out)).contains("changed after the start"));
+    // A lost configuration is no problem: checkpoints have it.
     fs::remove_file(out.join("config.yaml")).unwrap();
     stop_after(resume(&out), 4);
     fs::write(out.join("config.yaml"), yaml).unwrap();

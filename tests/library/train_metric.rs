@@ -1,5 +1,5 @@
-//! A metric of samples in training: that it is the one of `engine eval`, makes the best model, ends a run, and stands in the log of a run
-//! that was interrupted as in that of one that was not.
+//! A metric of samples in training: it equals that of `engine eval`, selects the best model, ends a run, and is logged identically
+//! in an interrupted run.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::train::{assert_same, finish, request, resume, stop_after};
 
-/// A classifier of 32x32 pictures that has learned nothing.
+/// An untrained classifier of 32x32 pictures.
 fn classifier(path: &Path) {
     let mut config = Config::preset("resnet18-cifar10").unwrap();
     for set in ["model.blocks=[1, 1]", "model.widths=[8, 16]", "data.name=shapes"] {
@@ -21,7 +21,7 @@ fn classifier(path: &Path) {
     ClassifierModel::untrained(&config, &Context::cpu(), DType::F32, 2).unwrap().save(path).unwrap();
 }
 
-/// A run that evaluates, with what is kept in the test's own folder.
+/// A run that evaluates, with its cache in the test's own folder.
 fn evaluating(folder: &Path, out: &str, more: &[&str]) -> TrainRequest {
     let extractor = format!("training.evaluate_extractor={}", folder.join("classifier.safetensors").display());
     let mut settings = vec![
@@ -90,7 +90,7 @@ fn interrupted_and_resumed_it_is_the_same() {
     finish(evaluating(folder.path(), "whole", &[]));
     stop_after(evaluating(folder.path(), "cut", &[]), 5);
     let goes_on = || TrainRequest { data_dir: folder.path().join("data"), ..resume(&cut) };
-    // In the middle of an evaluation's step, which is then made up for.
+    // Interrupted during an evaluation, which is then repeated.
     stop_after(goes_on(), 8);
     finish(goes_on());
     assert_same(&whole, &cut);
@@ -114,7 +114,7 @@ fn a_run_that_gets_no_better_ends() {
     let run = folder.path().join("run");
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     assert!(text.lines().any(|line| line.contains("\"step\":6") && line.contains("\"loss\"")), "{text}");
-    // Going on, it ends again.
+    // Resuming ends it again.
     let again = finish(TrainRequest { data_dir: folder.path().join("data"), ..resume(&run) });
     assert_eq!((again.steps, std::fs::read_to_string(run.join("metrics.jsonl")).unwrap()), (6, text));
 }

@@ -1,4 +1,4 @@
-//! The house rules of ops: one is a folder, a kernel file and a line in the registry, and both sides read the same control words.
+//! House rules of ops: an op is a folder, a kernel file and a line in the registry, and both sides read the same control words.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Linear attention against what it is a factorisation of, and the cost that the factorisation is for.
+//! Linear attention against its unfactored form, and the cost that the factorisation saves.
 
 use engine_core::ops::host::parallel::with_threads;
 use engine_core::ops::linear_attention::linear_attention;
@@ -17,7 +17,7 @@ fn feature(x: f64) -> (f64, f64) {
     if x > 0.0 { (x + 1.0, 1.0) } else { (x.exp(), x.exp()) }
 }
 
-/// The output and the gradient of `qkv`, with the matrix of all pairs of tokens: W = φ(q) φ(k)ᵀ / its rows' sums, y = W v.
+/// The output and the gradient of `qkv` with the matrix of all token pairs: W = φ(q) φ(k)ᵀ / its row sums, y = W v.
 fn quadratic([batch, tokens, heads, dim]: [usize; 4], qkv: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let width = heads * dim;
     let (mut y, mut dqkv) = (vec![0.0; batch * tokens * width], vec![0.0; qkv.len()]);
@@ -122,7 +122,7 @@ fn bits(qkv: &[f32], dy: &[f32], [tokens, heads, dim]: [usize; 3], threads: usiz
     })
 }
 
-/// How many heads a task takes depends on the threads, on the batch and on the tokens; the bits do not.
+/// The number of heads per task depends on threads, batch and tokens; the bits do not.
 #[test]
 fn a_sample_has_the_same_bits_in_every_batch_and_on_every_number_of_threads() {
     for sizes in [[70, 5, 32], [33, 4, 20]] {

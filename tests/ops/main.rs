@@ -1,4 +1,4 @@
-//! The ops on the CPU: in `f64` against finite differences, in `f32` against `f64`, and laws of their own.
+//! The ops on the CPU: in `f64` against finite differences, in `f32` against `f64`, and op-specific properties.
 
 mod house;
 mod linear_attention;

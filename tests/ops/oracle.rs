@@ -42,7 +42,7 @@ fn costs_cover_the_outputs() {
     }
 }
 
-/// The weight of a norm is trained, its bias is not: the weight's gradient arrives all the same.
+/// The weight of a norm is trained, its bias is not: the weight still gets its gradient.
 #[test]
 fn a_layer_norm_with_a_constant_bias_trains_its_weight() {
     let context = poisoned(Device::Cpu);

@@ -1,10 +1,10 @@
-//! A network of one's own, trained by the library: killed at any moment, it goes on where it was and ends with the same bits.
+//! A custom network, trained with the library: killed at any moment, it resumes and ends with the same bits.
 //!
 //! ```sh
 //! cargo run --release --example own_network -- runs/own
 //! ```
 //!
-//! Called once more with the same folder it goes on with the run. Images are drawn as it trains, into `samples/`.
+//! Run again with the same folder, it resumes. Images are drawn during training, into `samples/`.
 
 use std::path::{Path, PathBuf};
 
@@ -55,14 +55,14 @@ impl Denoiser for Tiny {
     }
 }
 
-/// The task: this network, trained by the diffusion loss of the configuration.
+/// The task: this network, trained with the diffusion loss of the configuration.
 pub fn task() -> Denoise {
     // The null label is number 10, the eleventh of the embedding.
     let model = CustomConfig { name: "tiny".into(), num_classes: 10, null_label: true, ..CustomConfig::default() };
     Denoise::new(model, Tiny::new)
 }
 
-/// Begins the run in `folder`, or goes on with the one that is there.
+/// Starts the run in `folder`, or resumes it.
 pub fn run(folder: &Path, settings: &[&str]) -> Result<Summary> {
     let request = if folder.join("config.yaml").exists() {
         TrainRequest::resume(folder)
@@ -82,7 +82,7 @@ fn main() -> Result<()> {
     let folder = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("runs/own"), PathBuf::from);
     let summary = run(&folder, &["training.num_steps=300"])?;
     println!("samples  {}\nmodel    {}", summary.samples.display(), summary.model.display());
-    // Whoever has the code draws from the file as from any other.
+    // With the code, the file can be used like any other.
     let model = task().load(ModelFile::open(&summary.model)?, &Context::cpu(), DType::F32)?;
     let images = model.sample(&model.request([0, 1, 2]))?;
     println!("drew {} images of {} values from it", images.len(), images[0].len());

@@ -8,7 +8,7 @@ use super::Accelerator;
 use super::cuda::CudaDevice;
 use crate::error::{Error, Result};
 
-/// What a user asked for.
+/// The requested device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The first CUDA device if one is usable, else the CPU.
@@ -20,12 +20,12 @@ pub enum DeviceChoice {
     Cuda(u32),
 }
 
-/// What was found for a [`DeviceChoice`].
+/// The device for a [`DeviceChoice`].
 #[derive(Clone, Debug)]
 pub struct Chosen {
     /// `None`: the CPU.
     pub accelerator: Option<Arc<dyn Accelerator>>,
-    /// For people, one line: the device, and where `auto` fell back to the CPU, why.
+    /// One line for the user: the device, and why `auto` fell back to the CPU.
     pub note: String,
 }
 
@@ -33,7 +33,7 @@ impl DeviceChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// Where a CUDA device was asked for by name and cannot be used. `auto` and `cpu` do not fail.
+    /// If a requested CUDA device cannot be used. `auto` and `cpu` do not fail.
     pub fn open(self) -> Result<Chosen> {
         let cpu = |note: String| Chosen { accelerator: None, note };
         let cuda = |device: CudaDevice| Chosen { note: device.name(), accelerator: Some(Arc::new(device)) };
@@ -71,7 +71,7 @@ impl FromStr for DeviceChoice {
             Some(("cuda", digits)) => number(digits).map(Self::Cuda),
             _ => None,
         }
-        .ok_or_else(|| Error::config("--device", format!("{text:?} is no device"), "use auto, cpu, cuda or cuda:N"))
+        .ok_or_else(|| Error::config("--device", format!("{text:?} is not a device"), "use auto, cpu, cuda or cuda:N"))
     }
 }
 

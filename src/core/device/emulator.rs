@@ -1,17 +1,16 @@
 //! The emulator as an [`Accelerator`]: kernels run on the host, thread by thread, with every memory access checked.
 //!
-//! Device memory is host memory, filled with NaNs when it is allocated. A launch's tensors have to lie in live
-//! allocations, and the kernel may touch them within their exact extents only; see the crate `kernel-emulator` in
-//! `tools/` for what else is checked. That crate compiles `kernels/*.cu` with a C++ compiler into a folder of shared
-//! libraries; this adapter opens such a folder and knows nothing of how it was made. Their interface is declared in
-//! the crate `kernel-abi`.
+//! Device memory is host memory, filled with NaNs when it is allocated. A launch's tensors must lie in live allocations, and the
+//! kernel may only access them within their exact extents; see the crate `kernel-emulator` in `tools/` for the other checks. That
+//! crate compiles `kernels/*.cu` with a C++ compiler into a folder of shared libraries; this adapter only opens such a folder.
+//! Their interface is declared in the crate `kernel-abi`.
 //!
-//! A copy from pinned memory that the host does not wait for is done as late as a real device may do it: when somebody waits
-//! for it, or for work behind it. Until then whatever is submitted waits too. So a host that writes to a buffer too early
-//! changes what the device reads, and a test sees it.
+//! An asynchronous copy from pinned memory is done as late as on a real device: when the host waits for it, or for later work.
+//! Until then all submitted work waits too. So a host that writes to a buffer too early changes what the device reads, and tests
+//! detect it.
 //!
-//! Captured work is recorded with its arguments and replayed with the same ones, as a CUDA graph does it: a per-step
-//! value that was passed as an argument stays what it was, and a test that compares replays with plain runs sees it.
+//! Captured work is recorded with its arguments and replayed with them, as in a CUDA graph: a per-step value passed as an argument
+//! stays what it was, and a test that compares replays with plain runs detects it.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -29,19 +28,19 @@ use crate::error::{Error, Result};
 
 const NAME: &str = "emulator";
 
-/// In which order a launch's blocks, warps and lanes run. A correct kernel gives the same bits in each.
+/// The order of a launch's blocks, warps and lanes. A correct kernel gives the same bits in each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// By rising index.
+    /// By ascending index.
     #[default]
     Forward,
-    /// By falling index.
+    /// By descending index.
     Reverse,
-    /// Shuffled by this seed, anew at every barrier and warp collective.
+    /// Shuffled with this seed, again at every barrier and warp collective.
     Random(u64),
 }
 
-/// Elements of an output that no thread of a launch wrote.
+/// Output elements that no thread of a launch wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unwritten {
     /// The kernel's name.
@@ -54,7 +53,7 @@ pub struct Unwritten {
     pub first: u64,
 }
 
-/// A device whose kernels the emulator runs, one launch after another, on the calling thread.
+/// A device that runs kernels on the emulator, one launch after another, on the calling thread.
 pub struct EmulatorDevice {
     folder: PathBuf,
     state: Mutex<State>,
@@ -76,20 +75,20 @@ struct State {
     programmatic: u64,
     waits: u64,
     tensor_cores: bool,
-    /// Submitted and not yet done: nothing, unless a copy from pinned memory is among it.
+    /// Submitted but pending work: empty unless it includes a copy from pinned memory.
     late: VecDeque<Late>,
     pinned: BTreeMap<u64, usize>,
     tickets: u64,
 }
 
-/// Work behind a copy that nobody has waited for.
+/// Work after a copy that has not been waited for.
 enum Late {
     Upload { source: u64, bytes: usize, address: u64, ticket: Ticket },
     Step(Step),
     Graph(Arc<Vec<Step>>),
 }
 
-/// What a capture records.
+/// The work recorded in a capture.
 #[derive(Clone, Debug)]
 enum Step {
     Copy { source: u64, destination: u64, bytes: usize },
@@ -108,10 +107,10 @@ struct Module {
 unsafe impl Send for Module {}
 
 impl EmulatorDevice {
-    /// A device that runs the kernels of a folder made by `kernel_emulator::compile`. Modules are opened on first need.
+    /// A device that runs the kernels of a folder made by `kernel_emulator::compile`. Modules are opened on first use.
     ///
     /// # Errors
-    /// [`Error::Device`] where the folder does not exist.
+    /// [`Error::Device`] if the folder does not exist.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref().to_path_buf();
         if !folder.is_dir() {
@@ -122,38 +121,37 @@ impl EmulatorDevice {
         Ok(Self { folder, state: Mutex::new(state) })
     }
 
-    /// Sets the order in which later launches run.
+    /// Sets the order of later launches.
     pub fn set_order(&self, order: Order) {
         self.lock().order = order;
     }
 
-    /// Sets how many bytes may be allocated at once (at first 16 GiB).
+    /// Sets the limit of allocated bytes (initially 16 GiB).
     pub fn set_capacity(&self, bytes: u64) {
         self.lock().capacity = bytes;
     }
 
-    /// Sets whether the device says that it has tensor cores (at first not): what `auto` then takes is another precision.
+    /// Sets whether the device reports tensor cores (initially not), which changes the `auto` precision.
     pub fn set_tensor_cores(&self, present: bool) {
         self.lock().tensor_cores = present;
     }
 
-    /// Whether later launches look for elements of their outputs that they do not write:
-    /// [`EmulatorDevice::take_unwritten`].
+    /// Sets whether later launches check for unwritten output elements: [`EmulatorDevice::take_unwritten`].
     pub fn set_find_unwritten(&self, find: bool) {
         self.lock().find_unwritten = find;
     }
 
-    /// What launches have left unwritten since the last call.
+    /// The unwritten elements of launches since the last call.
     pub fn take_unwritten(&self) -> Vec<Unwritten> {
         std::mem::take(&mut self.lock().unwritten)
     }
 
-    /// Launches run so far, those of replays included and those only recorded, or not yet due, not.
+    /// Launches so far, including replays, but not those only recorded or still pending.
     pub fn launches(&self) -> u64 {
         self.lock().launches
     }
 
-    /// Of those, the launches whose attributes let them begin early; here they run one after another as well.
+    /// The launches among them with programmatic launch; here they still run one after another.
     pub fn programmatic_launches(&self) -> u64 {
         self.lock().programmatic
     }
@@ -163,12 +161,12 @@ impl EmulatorDevice {
         self.lock().waits
     }
 
-    /// Graphs that were captured so far, those that were forgotten since among them.
+    /// Graphs captured so far, including dropped ones.
     pub fn captures(&self) -> u64 {
         self.lock().next_graph
     }
 
-    /// Allocations, pinned ones too, that are live now: 0 at the end of a test that leaks nothing.
+    /// Live allocations, including pinned ones: 0 at the end of a test without leaks.
     pub fn live_allocations(&self) -> usize {
         let state = self.lock();
         state.allocations.len() + state.pinned.len()
@@ -202,13 +200,13 @@ impl Drop for EmulatorDevice {
         let allocations = std::mem::take(&mut self.lock().allocations);
         let pinned = std::mem::take(&mut self.lock().pinned);
         for (address, bytes) in allocations.into_iter().chain(pinned) {
-            // SAFETY: allocated with this layout, and not yet given back.
+            // SAFETY: allocated with this layout, and not yet freed.
             unsafe { dealloc(address as *mut u8, layout(bytes)) };
         }
     }
 }
 
-/// The layout of an allocation: never empty, so that every one has an address of its own.
+/// The layout of an allocation: never empty, so that every one has a distinct address.
 ///
 /// # Panics
 /// Above `isize::MAX - 256` bytes, which `allocate` refuses.
@@ -244,7 +242,7 @@ impl State {
         }
     }
 
-    /// Does late work: up to the copy of `ticket`, or all of it.
+    /// Runs pending work: up to the copy of `ticket`, or all of it.
     fn catch_up(&mut self, folder: &Path, ticket: Option<Ticket>) -> Result<()> {
         while let Some(late) = self.late.pop_front() {
             match late {
@@ -434,7 +432,7 @@ impl Accelerator for EmulatorDevice {
         if pointer.is_null() {
             return Err(refused);
         }
-        // NaNs in f32 and bf16: a value that nobody wrote does not pass for one.
+        // NaNs in f32 and bf16: reads of unwritten values are visible.
         // SAFETY: just allocated with at least this size.
         unsafe { std::ptr::write_bytes(pointer, 0xff, bytes) };
         state.allocations.insert(pointer as u64, bytes);
@@ -444,7 +442,7 @@ impl Accelerator for EmulatorDevice {
 
     unsafe fn release(&self, address: u64) {
         let mut state = self.lock();
-        // As the driver does: memory goes when the work that uses it is done. What fails in it is lost with it.
+        // As in the driver: memory is freed when the work that uses it is done. Errors of that work are lost.
         let _ = state.catch_up(&self.folder, None);
         if let Some(bytes) = state.allocations.remove(&address) {
             state.allocated -= bytes as u64;

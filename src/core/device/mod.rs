@@ -1,8 +1,8 @@
-//! What runs kernels.
+//! Devices that run kernels.
 //!
-//! [`Accelerator`] is the one seam between the ops and whatever executes kernels: the CUDA driver ([`cuda`]) or the
-//! emulator ([`emulator`]). An op never sees which. Kernels are started through generated, typed launches
-//! ([`launches`]): a struct per kernel with named fields, so that two buffers of one type cannot be swapped unseen.
+//! [`Accelerator`] is the only interface between the ops and the device that executes kernels: the CUDA driver ([`cuda`]) or the
+//! emulator ([`emulator`]). Ops do not see which. Kernels are started through generated, typed launches ([`launches`]): a struct
+//! per kernel with named fields, so that two buffers of one type cannot be swapped by mistake.
 
 mod choose;
 pub mod cuda;
@@ -21,23 +21,23 @@ use crate::error::{Error, Result};
 pub use choose::{Chosen, DeviceChoice};
 pub use ptx::{EmbeddedModule, embedded_modules, module_text};
 
-/// A kernel entry point, as `build.rs` found it in `kernels/*.cu`.
+/// A kernel entry point, found by `build.rs` in `kernels/*.cu`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kernel {
     /// The `extern "C"` name, for example `layer_norm_fwd_f32`.
     pub name: &'static str,
-    /// The source file's stem, for example `layer_norm`: one module per `.cu`, loaded on first need.
+    /// The source file's stem, for example `layer_norm`: one module per `.cu`, loaded on first use.
     pub module: &'static str,
-    /// From `__launch_bounds__`: the most threads a block may have.
+    /// Most threads of a block, from `__launch_bounds__`.
     pub max_threads: u32,
 }
 
-/// How a launch differs from one that starts when all work before it has ended. Nothing by default.
+/// Attributes of a launch; by default it starts when all earlier work has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaunchAttributes {
-    /// Programmatic dependent launch: the grid may begin while the one before it in the stream still runs. Its kernel has to wait
-    /// (`griddepcontrol.wait`) before it touches what that one reads or writes. Devices before compute capability 9.0, and the
-    /// emulator, run one grid after another all the same.
+    /// Programmatic dependent launch: the grid may start while the previous one in the stream still runs. Its kernel must wait
+    /// (`griddepcontrol.wait`) before it accesses data that the previous one reads or writes. Devices before compute capability
+    /// 9.0, and the emulator, still run one grid after another.
     pub programmatic: bool,
 }
 
@@ -46,11 +46,11 @@ pub struct LaunchAttributes {
 pub struct LaunchConfig {
     /// Blocks in x, y, z.
     pub grid: [u32; 3],
-    /// Threads of a block in x, y, z.
+    /// Threads per block in x, y, z.
     pub block: [u32; 3],
-    /// Dynamic shared memory of a block in bytes.
+    /// Dynamic shared memory per block in bytes.
     pub shared_bytes: u32,
-    /// What else the launch asks for.
+    /// The attributes of the launch.
     pub attributes: LaunchAttributes,
 }
 
@@ -65,25 +65,25 @@ impl LaunchConfig {
         Self { grid: [x as u32, y as u32, 1], block: [threads, 1, 1], ..Self::default() }
     }
 
-    /// One thread per element, `threads` a block.
+    /// One thread per element, with `threads` per block.
     pub fn elements(count: usize, threads: u32) -> Self {
         Self::linear(count.div_ceil(threads as usize).max(1) as u32, threads)
     }
 
-    /// The same launch with `bytes` of dynamic shared memory.
+    /// Sets `bytes` of dynamic shared memory.
     pub fn with_shared(mut self, bytes: u32) -> Self {
         self.shared_bytes = bytes;
         self
     }
 
-    /// The same launch with these attributes.
+    /// Sets the attributes.
     pub fn with_attributes(mut self, attributes: LaunchAttributes) -> Self {
         self.attributes = attributes;
         self
     }
 }
 
-/// A kernel argument with what a checker must know of it.
+/// A kernel argument with the data that a checker needs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum KernelArgument {
     /// A tensor: its exact extent, and whether the kernel may write to it (a pointer that is not to `const`).
@@ -109,11 +109,11 @@ pub enum KernelArgument {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GraphId(pub u64);
 
-/// A copy from pinned memory that was submitted, to be waited for.
+/// A submitted copy from pinned memory, to be waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
 
-/// What devices of several processes add up.
+/// The dtype of a sum over the devices of several processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Summand {
     /// `f32`
@@ -124,16 +124,15 @@ pub enum Summand {
 
 /// A device that runs kernels: memory, copies, launches, capture and replay.
 ///
-/// All work is ordered as it was submitted. Addresses are the device's own; arithmetic on them within an allocation is
-/// allowed.
+/// Work runs in the order of submission. Addresses are the device's own; arithmetic on them within an allocation is allowed.
 pub trait Accelerator: fmt::Debug + Send + Sync {
-    /// For people: `NVIDIA H100 (cuda:0)`, `emulator`.
+    /// Its display name: `NVIDIA H100 (cuda:0)`, `emulator`.
     fn name(&self) -> String;
 
     /// Streaming multiprocessors (for launch configurations; never for the order of sums).
     fn multiprocessors(&self) -> u32;
 
-    /// Whether products of bf16 run on tensor cores.
+    /// Whether bf16 products run on tensor cores.
     fn has_tensor_cores(&self) -> bool;
 
     /// Free and total memory in bytes.
@@ -142,7 +141,7 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// Allocates `bytes`, aligned to 256 bytes. Contents are undefined.
     fn allocate(&self, bytes: usize) -> Result<u64>;
 
-    /// Gives an allocation back.
+    /// Frees an allocation.
     ///
     /// # Safety
     /// `address` came from [`Accelerator::allocate`] of this accelerator and nothing uses it any more.
@@ -154,28 +153,27 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// `address .. address + source.len()` lies in one live allocation.
     unsafe fn upload(&self, source: &[u8], address: u64) -> Result<()>;
 
-    /// Allocates `bytes` of pinned host memory, which the device reads by itself. Contents are undefined.
+    /// Allocates `bytes` of pinned host memory, which the device can read directly. Contents are undefined.
     fn allocate_pinned(&self, bytes: usize) -> Result<NonNull<u8>>;
 
-    /// Gives pinned memory back.
+    /// Frees pinned memory.
     ///
     /// # Safety
-    /// `memory` came from [`Accelerator::allocate_pinned`] of this accelerator for as many bytes, and every copy from it has
-    /// been waited for.
+    /// `memory` came from [`Accelerator::allocate_pinned`] of this accelerator with as many bytes, and every copy from it has been
+    /// waited for.
     unsafe fn release_pinned(&self, memory: NonNull<u8>, bytes: usize);
 
-    /// Submits a copy from pinned memory to the device, behind the work before it, and returns at once. Refused during
-    /// capture.
+    /// Submits a copy from pinned memory to the device, after earlier work, and returns at once. Refused during capture.
     ///
     /// # Safety
     /// `source .. source + bytes` lies in pinned memory of this accelerator, and `address .. address + bytes` in one live
-    /// allocation; nobody writes to the source or gives it back before [`Accelerator::wait_for`] has returned.
+    /// allocation; the source is not written or freed before [`Accelerator::wait_for`] has returned.
     unsafe fn submit_upload(&self, source: NonNull<u8>, bytes: usize, address: u64) -> Result<Ticket>;
 
-    /// Waits until a submitted copy is done. A ticket is waited for once.
+    /// Waits until a submitted copy is done. Each ticket is waited for once.
     fn wait_for(&self, ticket: Ticket) -> Result<()>;
 
-    /// Copies device bytes to the host and waits for all work before it. Refused during capture.
+    /// Copies device bytes to the host and waits for all earlier work. Refused during capture.
     ///
     /// # Safety
     /// `address .. address + destination.len()` lies in one live allocation.
@@ -193,30 +191,30 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// The range lies in one live allocation.
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()>;
 
-    /// Submits a kernel. Called by the generated launches only.
+    /// Submits a kernel. Only called by the generated launches.
     ///
     /// # Safety
     /// The arguments match the kernel's signature and the buffers are live.
     unsafe fn launch(&self, kernel: &'static Kernel, config: LaunchConfig, arguments: &[KernelArgument]) -> Result<()>;
 
-    /// Loads these modules with all their kernels, those that are not loaded yet, so that a capture need not and a step does not wait for one after
-    /// the other.
+    /// Loads these modules with all their kernels, unless they are loaded, so that a capture needs no loading and a step does not
+    /// wait for one after the other.
     fn preload(&self, modules: &[&'static str]) -> Result<()>;
 
-    /// From here on launches, copies and zeroings are recorded, not executed.
+    /// From now on launches, copies and fills are recorded, not executed.
     fn begin_capture(&self) -> Result<()>;
 
-    /// Ends the recording. On error nothing stays captured.
+    /// Ends the recording. After an error no capture is active.
     fn end_capture(&self) -> Result<GraphId>;
 
     /// Submits a recorded sequence.
     ///
     /// # Safety
-    /// Every buffer that the sequence uses is still live.
+    /// Every buffer of the sequence is still live.
     unsafe fn replay(&self, graph: GraphId) -> Result<()>;
 
-    /// Submits a recorded sequence behind all other work and waits for it: the time that it took, on the device's own clock. None where the
-    /// device has no clock; then nothing was submitted.
+    /// Submits a recorded sequence after all other work and waits for it: its time on the device's own clock. None if the device
+    /// has no clock; then nothing was submitted.
     ///
     /// # Safety
     /// That of [`Accelerator::replay`].
@@ -227,70 +225,70 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// Drops a recorded sequence.
     fn forget(&self, graph: GraphId);
 
-    /// Waits for all submitted work; reports what failed in it.
+    /// Waits for all submitted work; returns its errors.
     fn synchronize(&self) -> Result<()>;
 
-    /// From here on every launch, copy and zeroing is timed by itself, until [`Accelerator::end_timing`]. Refused during capture.
+    /// From now on every launch, copy and fill is timed separately, until [`Accelerator::end_timing`]. Refused during capture.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where the device has no clock of its own.
+    /// [`Error::Unsupported`] if the device has no clock of its own.
     fn begin_timing(&self) -> Result<()> {
         let reason = "devices of this kind have no clock of their own".into();
         Err(Error::Unsupported { op: "timing", device: self.name(), reason })
     }
 
-    /// Waits for all submitted work. Seconds of each launch, copy and zeroing since [`Accelerator::begin_timing`], in the order of
-    /// their submission; none where it was not called.
+    /// Waits for all submitted work. Seconds of each launch, copy and fill since [`Accelerator::begin_timing`], in the order of
+    /// submission; none if that was not called.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     fn end_timing(&self) -> Result<Vec<f64>> {
         Ok(Vec::new())
     }
 
-    /// What the devices of several processes have to have in common to exchange by themselves: one process makes it, all give
-    /// it to [`Accelerator::communicate`].
+    /// The id that devices of several processes share to exchange directly: one process makes it, all give it to
+    /// [`Accelerator::communicate`].
     ///
     /// # Errors
-    /// [`Error::Unsupported`], or what is missing for it: the processes then exchange through their hosts.
+    /// [`Error::Unsupported`], or what is missing: the processes then exchange through their hosts.
     fn communicator_id(&self) -> Result<Vec<u8>> {
         Err(no_collectives(self.name()))
     }
 
-    /// Joins the devices of `ranks` processes, of which this is `rank`. Waits until all have come; once in a device's life.
+    /// Joins the devices of `ranks` processes, of which this is `rank`. Waits until all have joined; call it once per device.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Accelerator::communicator_id`].
     fn communicate(&self, id: &[u8], rank: usize, ranks: usize) -> Result<()> {
         let _ = (id, rank, ranks);
         Err(no_collectives(self.name()))
     }
 
-    /// Submits the sum of `len` elements over the devices that were joined, in place: behind the work before it, and beside the work behind it,
-    /// until [`Accelerator::join`]. May be captured, once a call of its size was made that was not.
+    /// Submits the sum of `len` elements over the joined devices, in place: after earlier work, and concurrent with later work
+    /// until [`Accelerator::join`]. May be captured, once a call of its size was made outside a capture.
     ///
     /// # Safety
-    /// `address` begins as many live elements, which nothing uses until the join, and all processes submit the same calls in the
-    /// same order.
+    /// `address` is the start of as many live elements, which nothing uses until the join, and all processes submit the same calls
+    /// in the same order.
     unsafe fn all_reduce(&self, address: u64, len: usize, of: Summand) -> Result<()> {
         let _ = (address, len, of);
         Err(no_collectives(self.name()))
     }
 
-    /// Submits a gather of `bytes` from each device: this one's lie at `source`, at its rank's place in `destination`, which has room for
-    /// all. As [`Accelerator::all_reduce`], until the join too.
+    /// Submits a gather of `bytes` from each device: this one's are at `source`, at its rank's place in `destination`, which has
+    /// room for all. As [`Accelerator::all_reduce`], also until the join.
     ///
     /// # Safety
-    /// As there, of both ranges.
+    /// As [`Accelerator::all_reduce`], for both ranges.
     unsafe fn all_gather(&self, source: u64, destination: u64, bytes: usize) -> Result<()> {
         let _ = (source, destination, bytes);
         Err(no_collectives(self.name()))
     }
 
-    /// Work that is submitted from here on waits for what the devices exchange by now. A capture ends joined.
+    /// Work submitted from now on waits for the current exchanges. A capture ends joined.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     fn join(&self) -> Result<()> {
         Ok(())
     }
@@ -301,21 +299,21 @@ fn no_collectives(device: String) -> Error {
     Error::Unsupported { op: "collectives", device, reason }
 }
 
-/// A capture under way: dropped before [`Capture::finish`], on an error or a panic, it ends the capture and drops what
-/// was recorded.
+/// An active capture: dropping it before [`Capture::finish`], after an error or a panic, ends the capture and discards the
+/// recording.
 #[derive(Debug)]
 pub struct Capture<'a> {
     accelerator: &'a dyn Accelerator,
     finished: bool,
-    /// It ends in the thread that began it.
+    /// It must end in the thread that started it.
     stays: PhantomData<*const ()>,
 }
 
 impl<'a> Capture<'a> {
-    /// From here on launches, copies and zeroings are recorded, not executed.
+    /// From now on launches, copies and fills are recorded, not executed.
     ///
     /// # Errors
-    /// Where a capture is under way, or the device refuses.
+    /// If a capture is active, or the device refuses.
     pub fn begin(accelerator: &'a dyn Accelerator) -> Result<Self> {
         accelerator.begin_capture()?;
         Ok(Self { accelerator, finished: false, stays: PhantomData })
@@ -324,7 +322,7 @@ impl<'a> Capture<'a> {
     /// Ends the recording.
     ///
     /// # Errors
-    /// Where what was submitted cannot be a graph.
+    /// If the recorded work cannot be a graph.
     pub fn finish(mut self) -> Result<GraphId> {
         self.finished = true;
         self.accelerator.end_capture()
@@ -341,7 +339,7 @@ impl Drop for Capture<'_> {
     }
 }
 
-/// An element type that kernels take by pointer.
+/// An element type of kernel pointers.
 pub trait KernelScalar: Copy + 'static {}
 impl KernelScalar for f32 {}
 impl KernelScalar for half::bf16 {}
@@ -350,10 +348,9 @@ impl KernelScalar for u16 {}
 impl KernelScalar for i32 {}
 impl KernelScalar for u32 {}
 
-/// The storage types that kernels are compiled for: a family `name_f32`, `name_bf16` becomes one launch generic over
-/// this.
+/// The storage types of kernels: a family `name_f32`, `name_bf16` becomes one launch generic over this.
 pub trait KernelFloat: KernelScalar {
-    /// Picks this type's entry of a family.
+    /// Selects this type's entry of a family.
     fn pick(f32: &'static Kernel, bf16: &'static Kernel) -> &'static Kernel;
 }
 impl KernelFloat for f32 {
@@ -396,7 +393,7 @@ impl<T: KernelScalar> Slice<'_, T> {
         Self { address: 0, len: 0, borrow: PhantomData }
     }
 
-    /// As a kernel argument.
+    /// The slice as a kernel argument.
     pub fn argument(&self) -> KernelArgument {
         KernelArgument::Buffer { address: self.address, bytes: self.len * size_of::<T>(), writable: false }
     }
@@ -415,12 +412,12 @@ impl<'a, T: KernelScalar> SliceMut<'a, T> {
         Self { address: 0, len: 0, launched: None, borrow: PhantomData }
     }
 
-    /// The same, and `launched` becomes true once a launch takes it.
+    /// The slice, where `launched` becomes true once a launch takes it.
     pub fn seen_by(self, launched: &'a Cell<bool>) -> Self {
         Self { launched: Some(launched), ..self }
     }
 
-    /// As a kernel argument.
+    /// The slice as a kernel argument.
     pub fn argument(&self) -> KernelArgument {
         if let Some(launched) = self.launched {
             launched.set(true);

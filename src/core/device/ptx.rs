@@ -1,20 +1,20 @@
-//! The PTX that `build.rs` embedded: compiled where the engine was built if nvcc was there, and the committed one; and machine code, where
-//! `kernels/cubins/` had some.
+//! The PTX embedded by `build.rs`: compiled at build time if nvcc was there, and the committed one; and machine code, if
+//! `kernels/cubins/` has some.
 
 use std::io::Read;
 
 use crate::error::{Error, Result};
 
-/// Where an embedded module comes from.
+/// The origin of an embedded module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// Compiled by this nvcc when the engine was built.
+    /// Compiled by this nvcc at build time.
     #[allow(dead_code, reason = "constructed only where nvcc was found")]
     Nvcc { version: &'static str },
-    /// Machine code from `kernels/cubins/`, which devices of this major capability run from this minor one on.
+    /// Machine code from `kernels/cubins/`, for devices of this major and at least this minor capability.
     #[allow(dead_code, reason = "constructed only where there were cubins")]
     Cubin { capability: (u32, u32) },
-    /// From `kernels/prebuilt/`; stale where its source has changed since.
+    /// From `kernels/prebuilt/`; stale if its source has changed since.
     Prebuilt { stale: bool },
 }
 
@@ -23,19 +23,19 @@ pub(crate) enum Origin {
 pub(crate) struct EmbeddedPtx {
     /// The kernel file's stem.
     pub module: &'static str,
-    /// `compute_80` or `compute_90a`; of machine code `sm_80` and the like.
+    /// `compute_80` or `compute_90a`; for machine code `sm_80` and so on.
     pub arch: &'static str,
     pub origin: Origin,
     /// Bytes of the text or of the machine code.
     pub length: usize,
-    /// zlib.
+    /// Compressed with zlib.
     pub compressed: &'static [u8],
 }
 
 include!(concat!(env!("OUT_DIR"), "/embedded_ptx.rs"));
 
 impl EmbeddedPtx {
-    /// The text, with the zero byte that the driver expects at its end; or the machine code, which it does not harm.
+    /// The text, with the final zero byte that the driver expects; or the machine code, for which the byte does not matter.
     pub(crate) fn text(&self) -> Result<Vec<u8>> {
         let mut text = Vec::with_capacity(self.length + 1);
         let read = flate2::read::ZlibDecoder::new(self.compressed).take(self.length as u64).read_to_end(&mut text);
@@ -54,13 +54,13 @@ impl EmbeddedPtx {
             let exact = self.arch.ends_with('a');
             return capability.0 == major && if exact { capability.1 == minor } else { capability.1 >= minor };
         }
-        // An architecture's own instructions (the `a`) are in no other one, later ones included.
+        // Architecture-specific instructions (the `a`) exist in no other architecture, not even later ones.
         if self.arch == "compute_90a" { capability == (9, 0) } else { capability >= (8, 0) }
     }
 }
 
-/// What a device runs of a module, in the order to try: machine code before PTX, which the driver has to compile; then Hopper's own before the
-/// common one, nvcc's before the prebuilt.
+/// The candidates of a module for a device, in order: machine code before PTX, which the driver must compile; then Hopper's own
+/// before the common one, nvcc's before the prebuilt.
 pub(crate) fn candidates(module: &str, capability: (u32, u32)) -> Vec<&'static EmbeddedPtx> {
     let mut found: Vec<_> = EMBEDDED.iter().filter(|e| e.module == module && e.runs_on(capability)).collect();
     found.sort_by_key(|e| {
@@ -70,16 +70,16 @@ pub(crate) fn candidates(module: &str, capability: (u32, u32)) -> Vec<&'static E
     found
 }
 
-/// A kernel module as this binary carries it.
+/// A kernel module in this binary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmbeddedModule {
     /// The kernel file's stem.
     pub module: &'static str,
-    /// `compute_80` or `compute_90a`; of machine code `sm_80` and the like.
+    /// `compute_80` or `compute_90a`; for machine code `sm_80` and so on.
     pub arch: &'static str,
-    /// Machine code, which a driver need not compile.
+    /// Machine code, which the driver need not compile.
     pub cubin: bool,
-    /// The nvcc that compiled it when the engine was built; None for the committed PTX and for machine code.
+    /// The nvcc that compiled it at build time; None for the committed PTX and for machine code.
     pub nvcc: Option<&'static str>,
     /// Committed PTX whose source has changed since: it cannot be loaded.
     pub stale: bool,
@@ -101,15 +101,15 @@ pub fn embedded_modules() -> Vec<EmbeddedModule> {
         .collect()
 }
 
-/// The PTX that a device of this compute capability is given for a module; None where there is no such module.
+/// The PTX of a module for a device of this compute capability; None if there is no such module.
 ///
 /// # Errors
-/// [`Error::Kernel`] where it is damaged.
+/// [`Error::Kernel`] if it is damaged.
 pub fn module_text(module: &str, capability: (u32, u32)) -> Result<Option<String>> {
     let is_text = |candidate: &&EmbeddedPtx| !matches!(candidate.origin, Origin::Cubin { .. });
     let Some(found) = candidates(module, capability).into_iter().find(is_text) else { return Ok(None) };
     let mut text = found.text()?;
-    // Without the driver's zero byte.
+    // Without the final zero byte.
     text.pop();
     Ok(Some(String::from_utf8_lossy(&text).into_owned()))
 }

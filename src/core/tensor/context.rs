@@ -1,8 +1,8 @@
-//! Where tensors live and how they are allocated.
+//! Devices and allocation of tensors.
 //!
-//! A [`Context`] is a device plus a mode. *Direct*: every tensor is an allocation of its own (tests, small tools,
-//! persistent buffers). *Planning*: nothing is allocated or computed; allocations and ops' costs are recorded.
-//! *Running*: allocations take, by number, the offsets that a plan assigned in one arena.
+//! A [`Context`] is a device plus a mode. *Direct*: every tensor is a separate allocation (tests, small tools, persistent
+//! buffers). *Planning*: nothing is allocated or computed; allocations and ops' costs are recorded. *Running*: allocations get, by
+//! number, the offsets of a plan in one arena.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -15,17 +15,17 @@ use super::{DType, Element, Shape, Tensor, memory};
 use crate::device::Accelerator;
 use crate::error::{Error, Result};
 
-/// What executes ops.
+/// The device that executes ops.
 #[derive(Clone, Debug)]
 pub enum Device {
     /// The host, through each op's `cpu.rs`.
     Cpu,
-    /// Whatever runs kernels, through each op's `cuda.rs`.
+    /// An accelerator, through each op's `cuda.rs`.
     Accelerator(Arc<dyn Accelerator>),
 }
 
 impl Device {
-    /// Whether products of bf16 run on tensor cores.
+    /// Whether bf16 products run on tensor cores.
     pub fn has_tensor_cores(&self) -> bool {
         match self {
             Self::Cpu => false,
@@ -34,7 +34,7 @@ impl Device {
     }
 }
 
-/// What an op has to do right now.
+/// The work required of an op.
 pub enum Backend<'a> {
     /// Nothing: shapes only.
     Plan,
@@ -59,15 +59,15 @@ struct Inner {
     instrument: Option<Box<dyn Instrument>>,
 }
 
-/// Looks over a context's shoulder: for tests of ops. The context of a run has none.
+/// Observes a context's allocations: for tests of ops. The context of a run has none.
 pub trait Instrument {
-    /// Sees a new tensor, outside planning, before whoever asked for it does.
+    /// Receives a new tensor, outside planning, before its creator does.
     ///
     /// # Errors
-    /// Those of the device: the allocation fails with them.
+    /// Those of the device, which make the allocation fail.
     fn allocated(&self, tensor: &Tensor) -> Result<()>;
 
-    /// The dtype to which CPU ops round what they declare as intermediates, if any.
+    /// The dtype to which CPU ops round declared intermediates, if any.
     fn rounding(&self) -> Option<DType>;
 }
 
@@ -99,7 +99,7 @@ impl Context {
         Self::build(Device::Cpu, true, None)
     }
 
-    /// A context on `device` whose tensors an instrument sees.
+    /// A context on `device` whose tensors are observed.
     pub fn instrumented(device: Device, instrument: impl Instrument + 'static) -> Self {
         Self::build(device, false, Some(Box::new(instrument)))
     }
@@ -122,12 +122,12 @@ impl Context {
         &self.inner.device
     }
 
-    /// Whether it only plans.
+    /// Whether it is planning.
     pub fn is_shape_only(&self) -> bool {
         self.inner.shape_only
     }
 
-    /// The device in words.
+    /// The device as text.
     pub fn device_name(&self) -> String {
         match &self.inner.device {
             Device::Cpu => "cpu".into(),
@@ -135,7 +135,7 @@ impl Context {
         }
     }
 
-    /// What an op has to do right now.
+    /// The work required of an op.
     pub fn backend(&self) -> Backend<'_> {
         if self.inner.shape_only || matches!(*self.inner.mode.borrow(), Mode::Planning(_)) {
             return Backend::Plan;
@@ -146,7 +146,7 @@ impl Context {
         }
     }
 
-    /// What CPU ops round declared intermediates to, for those that are no tensors.
+    /// The dtype to which CPU ops round declared intermediates that are not tensors.
     pub(crate) fn rounding(&self) -> Option<DType> {
         self.inner.instrument.as_ref().and_then(|instrument| instrument.rounding())
     }
@@ -161,7 +161,7 @@ impl Context {
         self.inner.arena.borrow().as_ref().map_or(0, |arena| arena.bytes)
     }
 
-    /// An uninitialised tensor for an op's output, saved value or scratch: from the program's arena when one runs.
+    /// An uninitialised tensor for an op's output, saved value or scratch: from the arena while a program runs.
     pub fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         let shape = shape.into();
         let bytes = shape.len() * dtype.size();
@@ -210,14 +210,14 @@ impl Context {
         Ok(tensor)
     }
 
-    /// Bytes of somebody else on the host, read in place and never written: for data that is mapped from a file. They do not
-    /// count as memory of the context. In shape-only mode their number is all that matters.
+    /// Borrowed bytes on the host, read in place and never written: for memory-mapped data. They do not count as memory of the
+    /// context. In shape-only mode only their number matters.
     ///
     /// # Safety
-    /// `bytes` stay where and what they are for as long as `owner` lives.
+    /// `bytes` neither move nor change as long as `owner` lives.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they are not as many as `shape` has; [`Error::Unsupported`] on an accelerator.
+    /// [`Error::Shape`] if their number does not match `shape`; [`Error::Unsupported`] on an accelerator.
     pub unsafe fn borrowed(&self, bytes: &[u8], owner: Box<dyn Any>, shape: impl Into<Shape>) -> Result<Tensor> {
         let shape = shape.into();
         if matches!(self.inner.device, Device::Accelerator(_)) {
@@ -250,14 +250,14 @@ impl Context {
         Ok(tensor)
     }
 
-    /// Tells the plan what an op costs; does nothing unless planning.
+    /// Adds an op's cost to the plan; does nothing unless planning.
     pub fn charge(&self, op: &'static str, cost: Cost) {
         if let Mode::Planning(recorder) = &mut *self.inner.mode.borrow_mut() {
             recorder.charge(op, cost);
         }
     }
 
-    /// Tells the plan that a kernel of this module is launched; does nothing unless planning.
+    /// Adds a launched kernel module to the plan; does nothing unless planning.
     pub(crate) fn note_module(&self, module: &'static str) {
         if let Mode::Planning(recorder) = &mut *self.inner.mode.borrow_mut() {
             recorder.modules.insert(module);
@@ -272,10 +272,10 @@ impl Context {
         }
     }
 
-    /// Lets the work that is submitted from here on wait for what the devices of several processes exchange by now.
+    /// Makes work submitted from now on wait for the current exchanges between processes.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn join(&self) -> Result<()> {
         match self.backend() {
             Backend::Accelerator(accelerator) => accelerator.join(),
@@ -291,7 +291,7 @@ impl Context {
         outcome.map(|()| recorder)
     }
 
-    /// Runs `body` with allocations taken from the arena as `plan` says.
+    /// Runs `body` with allocations from the arena according to `plan`.
     pub(super) fn replay(&self, plan: Rc<MemoryPlan>, body: impl FnOnce() -> Result<()>) -> Result<()> {
         let planned = plan.slots.len();
         self.enter(Mode::Running { plan, next: 0 })?;
@@ -313,7 +313,7 @@ impl Context {
         Ok(())
     }
 
-    /// Makes the arena at least `bytes` large. A new arena has a new generation: graphs of older ones are void.
+    /// Grows the arena to at least `bytes`. A new arena has a new generation: graphs of older ones are invalid.
     pub fn reserve_arena(&self, bytes: usize) -> Result<()> {
         let mut arena = self.inner.arena.borrow_mut();
         if arena.as_ref().is_some_and(|arena| arena.bytes >= bytes) {
@@ -349,7 +349,7 @@ impl Context {
                     device: "cpu".into(),
                     needed: bytes as u64,
                     available: 0,
-                    mend: "take a smaller batch or model".into(),
+                    mend: "use a smaller batch or model".into(),
                 })?;
                 Ok(pointer.as_ptr() as u64)
             }
@@ -371,16 +371,16 @@ impl Drop for Inner {
     }
 }
 
-/// Gives memory back; address 0, which shape-only contexts hand out, is none.
+/// Frees memory; address 0, used in shape-only contexts, is ignored.
 ///
 /// # Safety
-/// It came from this device for as many bytes, and nobody uses it any more.
+/// It was allocated on this device with this size, and is no longer used.
 unsafe fn release(device: &Device, address: u64, bytes: usize) {
     match (device, NonNull::new(address as *mut u8)) {
         (_, None) => {}
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller's promise.
         (Device::Accelerator(accelerator), Some(_)) => unsafe { accelerator.release(address) },
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller's promise.
         (Device::Cpu, Some(pointer)) => unsafe { memory::release(pointer, bytes) },
     }
 }
@@ -398,7 +398,7 @@ enum Origin {
     Planned(usize),
 }
 
-/// The memory behind one or more tensors; given back when the last of them goes.
+/// The memory of one or more tensors; freed with the last of them.
 pub(super) struct Storage {
     pub(super) address: u64,
     pub(super) bytes: usize,

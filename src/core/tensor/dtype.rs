@@ -3,7 +3,7 @@
 use bytemuck::Pod;
 use half::bf16;
 
-/// What a tensor's elements are.
+/// The element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 32-bit float: the CPU's working type; masters, statistics and losses everywhere.
@@ -36,8 +36,7 @@ impl DType {
         matches!(self, DType::F32 | DType::BF16 | DType::F64)
     }
 
-    /// What sums, statistics and master weights beside tensors of this dtype are kept in: `f32`, and `f64` in oracle runs, where
-    /// everything is.
+    /// The dtype of sums, statistics and master weights for tensors of this dtype: `f32`, or `f64` in oracle runs.
     pub fn exact(self) -> Self {
         if self == DType::F64 { DType::F64 } else { DType::F32 }
     }
@@ -66,7 +65,7 @@ impl std::fmt::Display for DType {
     }
 }
 
-/// A Rust type that a tensor can hold.
+/// A Rust type for tensor elements.
 pub trait Element: Pod + Send + Sync + PartialEq + std::fmt::Debug + 'static {
     /// Its dtype.
     const DTYPE: DType;

@@ -1,11 +1,11 @@
-//! Memory of the host: large pieces lie in huge pages, which means fewer page faults at first and fewer TLB misses ever after.
+//! Host memory: large allocations use huge pages, for fewer page faults and TLB misses.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
 /// Alignment of every allocation in bytes: a cache line on the CPU, a memory transaction on a GPU.
 pub(crate) const ALIGNMENT: usize = 256;
-/// Bytes of a huge page, and so the alignment of pieces that are worth one.
+/// Bytes of a huge page, and the alignment of allocations that use them.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 fn layout(bytes: usize) -> Option<Layout> {
@@ -13,7 +13,7 @@ fn layout(bytes: usize) -> Option<Layout> {
     Layout::from_size_align(bytes.max(1), alignment).ok()
 }
 
-/// `bytes` of memory with unspecified contents, aligned to [`ALIGNMENT`] at least; `None` where there is not as much.
+/// `bytes` of memory with unspecified contents, aligned to at least [`ALIGNMENT`]; `None` if out of memory.
 pub(crate) fn allocate(bytes: usize) -> Option<NonNull<u8>> {
     let layout = layout(bytes)?;
     // SAFETY: the layout's size is not zero.
@@ -27,10 +27,10 @@ pub(crate) fn allocate(bytes: usize) -> Option<NonNull<u8>> {
     Some(pointer)
 }
 
-/// Gives a piece back.
+/// Frees an allocation.
 ///
 /// # Safety
-/// [`allocate`] gave it for as many bytes, and nobody uses it any more.
+/// It came from [`allocate`] with the same size, and is no longer used.
 pub(crate) unsafe fn release(pointer: NonNull<u8>, bytes: usize) {
     if let Some(layout) = layout(bytes) {
         // SAFETY: allocated with this very layout.

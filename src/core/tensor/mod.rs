@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 #[derive(Clone)]
 pub struct Tensor {
     storage: Rc<Storage>,
-    /// First element, counted from the storage's start.
+    /// Index of the first element in the storage.
     offset: usize,
     shape: Shape,
     dtype: DType,
@@ -62,7 +62,7 @@ impl Tensor {
         self.dtype
     }
 
-    /// The context it lives in.
+    /// Its context.
     pub fn context(&self) -> &Context {
         &self.storage.context
     }
@@ -72,7 +72,7 @@ impl Tensor {
         self.len() * self.dtype.size()
     }
 
-    /// The same elements under another shape.
+    /// The tensor with another shape.
     pub fn view(&self, shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
         if shape.len() != self.len() {
@@ -90,10 +90,10 @@ impl Tensor {
         Ok(Self { offset: self.offset + start, shape, ..self.clone() })
     }
 
-    /// The same bytes as elements of another dtype.
+    /// The tensor with its bytes as elements of another dtype.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they are not as many bytes, or begin at no element of that dtype.
+    /// [`Error::Shape`] for a different number of bytes, or a start that is not aligned to that dtype.
     pub fn reinterpret(&self, dtype: DType, shape: impl Into<Shape>) -> Result<Self> {
         let (shape, start) = (shape.into(), self.offset * self.dtype.size());
         if shape.len() * dtype.size() != self.bytes() || !start.is_multiple_of(dtype.size()) {
@@ -102,13 +102,13 @@ impl Tensor {
         Ok(Self { offset: start / dtype.size(), shape, dtype, ..self.clone() })
     }
 
-    /// The element of `whole` that it begins with; None where it lies in other memory, or before it.
+    /// Its start as an element index of `whole`; None if it is in other memory, or before it.
     pub fn offset_in(&self, whole: &Tensor) -> Option<usize> {
         let same = Rc::ptr_eq(&self.storage, &whole.storage) && self.dtype == whole.dtype;
         self.offset.checked_sub(whole.offset).filter(|_| same)
     }
 
-    /// Which memory it lies in, and its first element there: the same for two tensors that begin with the same element.
+    /// Its memory and the index of its first element: equal for two tensors with the same first element.
     pub(crate) fn place(&self) -> (usize, usize) {
         (Rc::as_ptr(&self.storage) as usize, self.offset)
     }
@@ -127,10 +127,10 @@ impl Tensor {
         self.storage.address + (self.offset * self.dtype.size()) as u64
     }
 
-    /// Refuses to write to memory that is somebody else's.
+    /// Refuses to write to borrowed memory.
     fn check_writable(&self, op: &'static str) -> Result<()> {
         match self.storage.is_borrowed() {
-            true => Err(Error::shape(op, format!("{self:?} is somebody else's memory, which is only read"))),
+            true => Err(Error::shape(op, format!("{self:?} is borrowed memory, which is read-only"))),
             false => Ok(()),
         }
     }
@@ -145,25 +145,25 @@ impl Tensor {
     /// The elements on the host, for `cpu.rs` and for reading results of CPU contexts.
     ///
     /// # Panics
-    /// With another element type or on another device than the CPU: an op's programming error.
+    /// For another element type or device: a bug in an op.
     pub fn host<T: Element>(&self) -> &[T] {
         self.assert_host::<T>();
-        // SAFETY: the storage holds `offset + len` elements of this type, aligned, and lives as long as `self`. Ops write
-        // only to tensors that they made or own, never to one that they read at the same time.
+        // SAFETY: the storage holds `offset + len` elements of this type, aligned, and lives as long as `self`. Ops write only to
+        // tensors that they made or own, never to one that they read at the same time.
         unsafe { std::slice::from_raw_parts(self.address() as *const T, self.len()) }
     }
 
-    /// The elements on the host, to be written by an op.
+    /// The elements on the host, for writing by an op.
     ///
-    /// Only the op that made the tensor (or to which it was given as a destination) writes to it, and it holds no other
-    /// slice of the same elements meanwhile.
+    /// Only the op that made the tensor (or to which it was given as a destination) writes to it, and it holds no other slice of
+    /// the same elements meanwhile.
     ///
     /// # Panics
     /// As [`Tensor::host`].
     #[allow(clippy::mut_from_ref)] // tensors are handles; the discipline above replaces the borrow
     pub(crate) fn host_mut<T: Element>(&self) -> &mut [T] {
         self.assert_host::<T>();
-        assert!(!self.storage.is_borrowed(), "a write to somebody else's memory");
+        assert!(!self.storage.is_borrowed(), "a write to borrowed memory");
         // SAFETY: as in `host`; the caller keeps the discipline stated above.
         unsafe { std::slice::from_raw_parts_mut(self.address() as *mut T, self.len()) }
     }
@@ -177,27 +177,27 @@ impl Tensor {
         assert_eq!(self.dtype, T::DTYPE, "host access under another dtype");
     }
 
-    /// As a kernel argument that is read.
+    /// The tensor as a kernel input.
     ///
     /// # Panics
-    /// With another element type: an op's programming error.
+    /// For another element type: a bug in an op.
     pub fn slice<T: Element + KernelScalar>(&self) -> Slice<'_, T> {
         assert_eq!(self.dtype, T::DTYPE, "kernel access under another dtype");
         // SAFETY: the storage lives as long as the borrow of `self`.
         unsafe { Slice::from_raw(self.address(), self.len()) }
     }
 
-    /// As a kernel argument that is written.
+    /// The tensor as a kernel output.
     ///
     /// # Panics
-    /// With another element type: an op's programming error.
+    /// For another element type: a bug in an op.
     pub fn slice_mut<T: Element + KernelScalar>(&self) -> SliceMut<'_, T> {
         assert_eq!(self.dtype, T::DTYPE, "kernel access under another dtype");
         // SAFETY: the storage lives as long as the borrow of `self`; launches are ordered.
         unsafe { SliceMut::from_raw(self.address(), self.len()) }
     }
 
-    /// Copies `values` in and waits. Does nothing in shape-only mode.
+    /// Copies `values` to the tensor and waits. Does nothing in shape-only mode.
     pub fn upload<T: Element>(&self, values: &[T]) -> Result<()> {
         self.expect::<T>("upload")?;
         if values.len() != self.len() {
@@ -206,7 +206,7 @@ impl Tensor {
         self.upload_bytes(bytemuck::cast_slice(values))
     }
 
-    /// Copies raw bytes in.
+    /// Copies raw bytes to the tensor.
     pub(crate) fn upload_bytes(&self, bytes: &[u8]) -> Result<()> {
         if bytes.len() != self.bytes() {
             return Err(Error::shape("upload", format!("{} bytes for {} of {}", bytes.len(), self.shape, self.dtype)));
@@ -224,7 +224,7 @@ impl Tensor {
         }
     }
 
-    /// Copies the elements out, after all work before.
+    /// Copies the elements to the host, after all earlier work.
     pub fn download<T: Element>(&self) -> Result<Vec<T>> {
         self.expect::<T>("download")?;
         let mut values = vec![T::zeroed(); self.len()];
@@ -239,8 +239,8 @@ impl Tensor {
         Ok(values)
     }
 
-    /// Lets `change` change the elements on the host, after all work before: in place on the CPU, in a copy of an accelerator's,
-    /// which then goes back. Does nothing in shape-only mode. Call it outside of programs.
+    /// Modifies the elements on the host with `change`, after all earlier work: in place on the CPU, through a copy on an
+    /// accelerator. Does nothing in shape-only mode. Call it outside of programs.
     ///
     /// # Errors
     /// [`Error::Shape`] for another element type; those of `change` and of the device.
@@ -258,11 +258,11 @@ impl Tensor {
         }
     }
 
-    /// Replaces the elements, f32 or bf16, by their sums over the devices that were joined ([`Accelerator::communicate`]), beside the work that
-    /// is submitted next: nobody may touch them until [`Context::join`].
+    /// Replaces the elements, f32 or bf16, by their sums over the joined devices ([`Accelerator::communicate`]), concurrently with
+    /// work submitted next: they must not be accessed before [`Context::join`].
     ///
     /// # Errors
-    /// [`Error::Unsupported`] on a device that was not joined, and on the CPU; [`Error::Shape`] for another dtype.
+    /// [`Error::Unsupported`] on a device that is not joined, and on the CPU; [`Error::Shape`] for another dtype.
     ///
     /// [`Accelerator::communicate`]: crate::device::Accelerator::communicate
     pub fn all_reduce(&self) -> Result<()> {
@@ -280,11 +280,11 @@ impl Tensor {
         }
     }
 
-    /// Fills the parts of the other ranks, all as long as that of `rank`, which is this process's own and lies in its place; as
+    /// Fills in the parts of the other ranks, all as long as that of `rank`, which is this process's own and already in place; as
     /// [`Tensor::all_reduce`].
     ///
     /// # Errors
-    /// As there; [`Error::Shape`] where the elements cannot be parted so.
+    /// As [`Tensor::all_reduce`]; [`Error::Shape`] if the elements cannot be divided so.
     pub fn all_gather(&self, rank: usize, ranks: usize) -> Result<()> {
         self.check_writable("all_gather")?;
         if rank >= ranks || !self.bytes().is_multiple_of(ranks) {
@@ -322,7 +322,7 @@ impl Tensor {
         }
     }
 
-    /// Copies `values` in, rounded to the dtype.
+    /// Copies `values` to the tensor, rounded to its dtype.
     pub fn upload_f64(&self, values: &[f64]) -> Result<()> {
         match self.dtype {
             DType::F32 => self.upload(&values.iter().map(|&x| x as f32).collect::<Vec<_>>()),
@@ -349,7 +349,7 @@ impl Tensor {
         }
     }
 
-    /// Copies another tensor of the same length and dtype in; may be captured.
+    /// Copies from another tensor of the same length and dtype; may be captured.
     pub fn copy_from(&self, source: &Tensor) -> Result<()> {
         if source.dtype != self.dtype || source.len() != self.len() {
             return Err(Error::shape(
@@ -435,7 +435,7 @@ mod tests {
         let tensor = unsafe { context.borrowed(&bytes[..], Box::new(bytes.clone()), [3, 2]) }?;
         assert_eq!((tensor.host::<u8>().as_ptr(), context.persistent_bytes()), (bytes.as_ptr(), 0));
         for refused in [tensor.zero(), tensor.upload(&[0u8; 6]), tensor.copy_from(&context.zeros([6], DType::U8)?)] {
-            assert!(refused.unwrap_err().to_string().contains("only read"));
+            assert!(refused.unwrap_err().to_string().contains("read-only"));
         }
         let address = bytes.as_ptr();
         drop(bytes);

@@ -4,29 +4,29 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::memory::ALIGNMENT;
 
-/// What one call of an op does, from shapes alone.
+/// The cost of one call of an op, from shapes alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Floating-point operations; a multiply-add is two.
     pub flops: f64,
-    /// Bytes that have to be read or written at least once.
+    /// Bytes that must be read or written at least once.
     pub bytes: f64,
-    /// Whether the operations are products that tensor cores can do.
+    /// Whether the operations are products for tensor cores.
     pub tensor_cores: bool,
 }
 
 impl Cost {
-    /// A cost bound by memory.
+    /// The cost of a memory-bound op.
     pub fn memory(bytes: usize) -> Self {
         Self { flops: 0.0, bytes: bytes as f64, tensor_cores: false }
     }
 
-    /// Arithmetic that tensor cores have no part in.
+    /// Arithmetic that does not use tensor cores.
     pub fn scalar(flops: usize, bytes: usize) -> Self {
         Self { flops: flops as f64, bytes: bytes as f64, tensor_cores: false }
     }
 
-    /// A matrix product `[m, k] x [k, n]` with operands and result touched once, `size` bytes an element.
+    /// A matrix product `[m, k] x [k, n]` with operands and result accessed once, `size` bytes per element.
     pub fn product(m: usize, n: usize, k: usize, size: usize) -> Self {
         Self {
             flops: 2.0 * m as f64 * n as f64 * k as f64,
@@ -58,13 +58,13 @@ pub(super) struct MemoryPlan {
     pub(super) bytes: usize,
 }
 
-/// What a program does when it runs in shape-only mode.
+/// The record of a program in shape-only mode.
 #[derive(Default)]
 pub(super) struct Recorder {
     lifetimes: Vec<Lifetime>,
     clock: usize,
     pub(super) charges: BTreeMap<&'static str, (usize, Cost)>,
-    /// The kernel modules that it launches from.
+    /// The kernel modules that it uses.
     pub(super) modules: BTreeSet<&'static str>,
 }
 
@@ -92,7 +92,7 @@ impl Recorder {
         *sum += cost;
     }
 
-    /// Greedy by size: the largest allocation first, each at the lowest offset where no neighbour in time overlaps.
+    /// Greedy by size: the largest allocation first, each at the lowest offset that overlaps no allocation alive at the same time.
     pub(super) fn assign(&self) -> MemoryPlan {
         let mut order: Vec<usize> = (0..self.lifetimes.len()).collect();
         order.sort_by_key(|&number| (std::cmp::Reverse(self.lifetimes[number].bytes), number));

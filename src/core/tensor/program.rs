@@ -1,9 +1,9 @@
-//! Programs: a step that runs again and again with the same shapes.
+//! Programs: steps that run repeatedly with the same shapes.
 //!
-//! A program is planned once in shape-only mode; every allocation gets a number, a lifetime and an offset in the
-//! context's arena. On an accelerator the first run loads the modules of the program's kernels and is eager, the second is captured,
-//! and from then on the host only replays the graph. What changes from step to step is therefore read from a control
-//! buffer on the device, and results leave through persistent tensors.
+//! A program is planned once in shape-only mode; every allocation gets a number, a lifetime and an offset in the context's arena.
+//! On an accelerator the first run loads the modules of the program's kernels and is eager, the second is captured, and from then
+//! on the host only replays the graph. Values that change from step to step are therefore read from a control buffer on the
+//! device, and results leave through persistent tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -34,22 +34,22 @@ impl Program {
         Ok(Self { context: context.clone(), plan, charges, modules, runs: 0, graph: None, graphs: true })
     }
 
-    /// Bytes of the arena that this program needs.
+    /// Bytes of the arena for this program.
     pub fn arena_bytes(&self) -> usize {
         self.plan.bytes
     }
 
-    /// Calls and summed cost by op name.
+    /// Calls and total cost by op name.
     pub fn charges(&self) -> &BTreeMap<&'static str, (usize, Cost)> {
         &self.charges
     }
 
-    /// The kernel modules that it launches from, by the name of their `.cu`.
+    /// The kernel modules that it uses, by the name of their `.cu`.
     pub fn modules(&self) -> &BTreeSet<&'static str> {
         &self.modules
     }
 
-    /// Turns capture off (or on): for comparison and for debugging.
+    /// Turns capture off or on: for comparison and debugging.
     pub fn set_graphs(&mut self, graphs: bool) {
         self.graphs = graphs;
         if !graphs {
@@ -57,13 +57,13 @@ impl Program {
         }
     }
 
-    /// Whether runs are replays of a captured graph by now.
+    /// Whether runs are now replays of a captured graph.
     pub fn is_captured(&self) -> bool {
         self.graph.is_some()
     }
 
-    /// Runs the step. `body` must do the same work as when it was planned; from the third run on an accelerator it is
-    /// not called any more.
+    /// Runs the step. `body` must do the same work as when it was planned; from the third run on an accelerator it is no longer
+    /// called.
     pub fn run(&mut self, body: impl FnOnce() -> Result<()>) -> Result<()> {
         self.context.reserve_arena(self.plan.bytes)?;
         let generation = self.context.arena_generation();
@@ -73,12 +73,12 @@ impl Program {
                 self.drop_graph();
             }
             if let Some((graph, _)) = self.graph {
-                // SAFETY: the graph was captured over this generation of the arena, which the context keeps alive, and
-                // over persistent tensors, which the caller's body holds.
+                // SAFETY: the graph was captured over this generation of the arena, which the context keeps alive, and over
+                // persistent tensors, which the caller's body holds.
                 return unsafe { accelerator.replay(graph) };
             }
             if self.runs == 0 {
-                // All at once, for a driver compiles each at its first load, which takes seconds.
+                // All at once, because a driver compiles each at its first load, which takes seconds.
                 accelerator.preload(&self.modules.iter().copied().collect::<Vec<_>>())?;
             }
             if self.runs > 0 && self.graphs {

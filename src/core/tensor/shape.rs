@@ -13,7 +13,7 @@ pub struct Shape {
 
 impl Shape {
     /// # Panics
-    /// With more than six sizes: a programming error, never the user's.
+    /// For more than six sizes: a bug, never a user error.
     pub fn new(sizes: &[usize]) -> Self {
         assert!(sizes.len() <= MAX_RANK, "a shape has at most {MAX_RANK} dimensions");
         let mut array = [1; MAX_RANK];
@@ -41,7 +41,7 @@ impl Shape {
         self.sizes().last().copied().unwrap_or(1)
     }
 
-    /// All but the innermost size, multiplied.
+    /// The product of all but the innermost size.
     pub fn rows(&self) -> usize {
         self.len() / self.last().max(1)
     }

@@ -1,18 +1,18 @@
-//! Bytes that change from step to step, brought to the device while it works.
+//! Bytes that change from step to step, uploaded while the device works.
 //!
-//! A captured step reads one tensor on the device, always the same. The host writes what the next step is to read into one of
-//! two pinned buffers, submits the copy behind the step before, and goes on: while the device does step k, the host fills
-//! the other buffer for step k + 1. It waits only where a buffer is still being read, two steps behind.
+//! A captured step always reads the same tensor on the device. The host writes the next step's data into one of two pinned
+//! buffers, submits the copy after the current step, and continues: while the device runs step k, the host fills the other buffer
+//! for step k + 1. It waits only if a buffer is still being read, two steps behind.
 //!
 //! ```text
 //! host    fill A1 | fill B2 | wait A1, fill A3 | wait B2, fill B4 | …
 //! device  A1 → tensor, step 1 | B2 → tensor, step 2 | A3 → tensor, step 3 | …
 //! ```
 //!
-//! Copies and steps are on one stream, so a copy never overtakes the step that reads what lay there before. It takes the
-//! time of its bytes over the bus (a batch of 128 images of 32x32x3: 393 kB, 16 µs at 25 GB/s).
+//! Copies and steps are on one stream, so a copy never overtakes the step that reads the old data. It takes the time of its bytes
+//! over the bus (a batch of 128 images of 32x32x3: 393 kB, 16 µs at 25 GB/s).
 //!
-//! On the CPU the tensor itself is filled: the step before is done.
+//! On the CPU the tensor itself is filled: the previous step is done.
 
 use std::ptr::NonNull;
 
@@ -20,26 +20,26 @@ use super::{Backend, Context, DType, Tensor};
 use crate::device::Ticket;
 use crate::error::Result;
 
-/// A tensor of bytes that the host fills anew before each step, through two pinned buffers.
+/// A tensor of bytes that the host refills before each step, through two pinned buffers.
 pub struct Uplink {
     target: Tensor,
     /// None on the CPU and in shape-only mode.
     buffers: Option<[Buffer; 2]>,
-    /// The buffer that is filled next.
+    /// The buffer to fill next.
     next: usize,
 }
 
 struct Buffer {
     memory: NonNull<u8>,
-    /// The last copy out of it, unless it was waited for.
+    /// The last copy from it that has not been waited for.
     copying: Option<Ticket>,
 }
 
 impl Uplink {
-    /// Room for `bytes` on the device, and twice as much pinned memory on the host of an accelerator.
+    /// `bytes` on the device, and twice as much pinned host memory for an accelerator.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory); what the device reports.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory); those of the device.
     pub fn new(context: &Context, bytes: usize) -> Result<Self> {
         let mut uplink = Self { target: context.persistent([bytes], DType::U8)?, buffers: None, next: 0 };
         if let Backend::Accelerator(accelerator) = context.backend() {
@@ -63,11 +63,11 @@ impl Uplink {
         if self.buffers.is_some() { 2 * self.target.bytes() } else { 0 }
     }
 
-    /// Lets `write` fill all bytes, whose contents are unspecified before, and submits their way to the device behind the work
+    /// Calls `write` to fill all bytes, whose contents are unspecified before, and submits the copy to the device after the work
     /// so far. Call it outside of programs. Does nothing in shape-only mode.
     ///
     /// # Errors
-    /// Those of `write`, with which nothing is submitted, and of the device.
+    /// Those of `write`, after which nothing is submitted, and of the device.
     pub fn fill(&mut self, write: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
         let context = self.target.context().clone();
         let (Backend::Accelerator(accelerator), Some(buffers)) = (context.backend(), &mut self.buffers) else {
@@ -81,10 +81,10 @@ impl Uplink {
         if let Some(ticket) = buffer.copying.take() {
             accelerator.wait_for(ticket)?;
         }
-        // SAFETY: the buffer has these bytes, the device has read them, and nobody else has a slice of them. Whatever lies there
-        // was written: pinned memory is the driver's, which gives zeros, or the emulator's, which gives NaNs.
+        // SAFETY: the buffer has these bytes, the device has read them, and nobody else has a slice of them. Its contents are
+        // initialized: pinned memory is the driver's, which gives zeros, or the emulator's, which gives NaNs.
         write(unsafe { std::slice::from_raw_parts_mut(buffer.memory.as_ptr(), bytes) })?;
-        // SAFETY: the buffer is not written to or given back before its ticket was waited for.
+        // SAFETY: the buffer is not written to or freed before its ticket was waited for.
         buffer.copying = Some(unsafe { accelerator.submit_upload(buffer.memory, bytes, self.target.address()) }?);
         self.next = 1 - self.next;
         Ok(())
@@ -98,7 +98,7 @@ impl Drop for Uplink {
             return;
         };
         for Buffer { memory, copying } in buffers {
-            // Where the work failed it has ended all the same.
+            // If the work failed it has ended all the same.
             let _ = copying.map(|ticket| accelerator.wait_for(ticket));
             // SAFETY: it came from this accelerator, and its copies are done.
             unsafe { accelerator.release_pinned(memory, self.target.bytes()) };
@@ -126,7 +126,7 @@ mod tests {
         for step in 0..10u8 {
             uplink
                 .fill(|bytes| {
-                    // Whoever read it now would read this.
+                    // A reader would now see this value.
                     bytes.fill(0xee);
                     bytes.fill(step);
                     Ok(())

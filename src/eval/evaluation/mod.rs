@@ -1,4 +1,4 @@
-//! An evaluation: pictures to features, once, and all metrics of them.
+//! An evaluation: extracts features of pictures once, and computes all metrics from them.
 
 mod draw;
 mod measure;
@@ -28,7 +28,7 @@ enum Values {
 }
 
 impl Values {
-    /// Those of the first `count` rows.
+    /// The first `count` rows.
     fn first(&self, count: usize, width: usize) -> &[f32] {
         match self {
             Self::Mapped(rows) => rows.floats(count),
@@ -44,16 +44,16 @@ pub struct FeatureSet {
     count: usize,
     widths: [usize; 2],
     gaussian: OnceCell<Gaussian>,
-    /// Of halves, by draw.
+    /// The fits of halves, by draw.
     halves: OnceCell<Vec<Gaussian>>,
 }
 
 impl FeatureSet {
-    /// Those of the first `count` pictures, extracted where they are not in the folder `cache` already, under what `of` says of them.
-    /// Whenever it is stopped, what was done stays. `progress(done, of)` counts pictures.
+    /// Features of the first `count` pictures, extracted unless they are in the folder `cache` under the key `of`. Extracted
+    /// features are kept if it is interrupted. `progress(done, of)` counts pictures.
     ///
     /// # Errors
-    /// Those of the pictures, of [`Extractor::extract`] and of [`Rows`]; what `progress` returns.
+    /// Those of the pictures, of [`Extractor::extract`] and of [`Rows`]; those of `progress`.
     pub fn extracted(
         gallery: &Gallery,
         of: &Value,
@@ -84,7 +84,7 @@ impl FeatureSet {
         Ok(Self::new([Values::Mapped(features.map()?), Values::Mapped(logits.map()?)], count, widths))
     }
 
-    /// Those of pictures that come one after the other, in memory. `next` gives up to so many, and none at the end.
+    /// Features of pictures in memory, in sequence. `next` returns up to the given number, and none at the end.
     ///
     /// # Errors
     /// Those of [`Extractor::extract`], and of `next`.
@@ -116,7 +116,7 @@ impl FeatureSet {
     /// Their features.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for features that are no finite numbers.
+    /// [`Error::Shape`](crate::Error::Shape) for features that are not finite.
     pub fn features(&self) -> Result<Features<'_>> {
         Features::new(self.features.first(self.count, self.widths[0]), self.widths[0])
     }
@@ -129,7 +129,7 @@ impl FeatureSet {
         Features::new(self.logits.first(self.count, self.widths[1]), self.widths[1])
     }
 
-    /// Their normal distribution, worked out once.
+    /// Their normal distribution, computed once.
     fn gaussian(&self) -> Result<&Gaussian> {
         if self.gaussian.get().is_none() {
             let _ = self.gaussian.set(Gaussian::of_features(&self.features()?)?);
@@ -137,7 +137,7 @@ impl FeatureSet {
         Ok(self.gaussian.get().expect("just set"))
     }
 
-    /// Those of `draws` halves by `seed`, worked out once.
+    /// The normal distributions of `draws` halves by `seed`, computed once.
     fn halves(&self, draws: usize, seed: u64) -> Result<&[Gaussian]> {
         if self.halves.get().is_none() {
             let features = self.features()?;
@@ -151,16 +151,16 @@ impl FeatureSet {
     }
 }
 
-/// What samples are compared with.
+/// The reference for samples.
 pub enum Reference {
     /// Features of pictures.
     Pictures(Box<FeatureSet>),
-    /// Mean and covariance alone.
+    /// Only mean and covariance.
     Statistics(Box<(Statistics, Gaussian)>),
 }
 
 impl Reference {
-    /// Of a file of statistics.
+    /// From a statistics file.
     ///
     /// # Errors
     /// Those of [`Statistics::read`] and of [`Statistics::gaussian`].
@@ -177,7 +177,7 @@ impl Reference {
         }
     }
 
-    /// Images behind it, where that is known.
+    /// Number of images behind it, if known.
     pub fn count(&self) -> Option<usize> {
         match self {
             Self::Pictures(set) => Some(set.count()),

@@ -1,17 +1,17 @@
-//! What misleads people who read a number.
+//! Warnings about misleading results.
 
 use super::Measured;
 use crate::error::Result;
 use crate::eval::Gallery;
 use crate::picture::Image;
 
-/// Samples below which a Fréchet distance is mostly bias.
+/// Number of samples below which a Fréchet distance is mostly bias.
 const USUAL: usize = 10_000;
-/// Pictures that are looked at.
+/// Number of pictures checked.
 const LOOKED_AT: usize = 16;
 
-/// Sentences about samples and a reference, and their metrics: few samples with the bias of that number, compressed pictures beside
-/// others, enlarged ones, sizes and classes that differ.
+/// Warnings about samples, a reference and their metrics: few samples with the resulting bias, compressed pictures on one side
+/// only, enlarged pictures, differing sizes and classes.
 ///
 /// # Errors
 /// Those of the pictures.
@@ -46,7 +46,7 @@ pub fn warnings(
         {
             let which = if a { "the samples" } else { "the reference" };
             told.push(format!(
-                "{which} come from JPEG files and the others do not: compression alone moves the distance"
+                "{which} come from JPEG files and the others do not: compression alone changes the distance"
             ));
         }
         if enlarged(reference)? {

@@ -1,11 +1,11 @@
-//! The Fréchet distance of endless samples (Chong and Forsyth 2020, *Effectively Unbiased FID and Inception Score*).
+//! The Fréchet distance for infinitely many samples (Chong and Forsyth 2020, *Effectively Unbiased FID and Inception Score*).
 
 use super::{Features, Gaussian, subset};
 use crate::error::{Error, Result};
 
-/// Sizes that the line is fitted to.
+/// Number of sizes in the fit.
 pub const SIZES: usize = 15;
-/// The smallest of them, where there are enough samples.
+/// The smallest of them, if there are enough samples.
 const LEAST: usize = 5000;
 
 /// A line d(N) = limit + slope / N.
@@ -13,16 +13,17 @@ const LEAST: usize = 5000;
 pub struct Extrapolation {
     /// The distance at N = ∞.
     pub limit: f64,
-    /// What a sample more or less is worth: the bias at N is slope / N.
+    /// The slope: the bias at N is slope / N.
     pub slope: f64,
-    /// The standard error of the limit, by the line's residuals.
+    /// The standard error of the limit, from the line's residuals.
     pub error: f64,
-    /// Sizes, and the distance that was found at each.
+    /// The sizes, with the distance at each.
     pub points: Vec<(usize, f64)>,
 }
 
-/// The Fréchet distance of [`SIZES`] subsets of `generated`, from 5,000 images (or half, where there are fewer than 10,000) to all,
-/// drawn without replacement by `seed`, from `reference`, extrapolated in 1/N by least squares. `progress(done, of)` counts sizes.
+/// The Fréchet distance from `reference` of [`SIZES`] subsets of `generated`, from 5,000 images (or half, if there are fewer than
+/// 10,000) to all, drawn without replacement by `seed` and extrapolated in 1/N by least squares. `progress(done, of)` counts
+/// sizes.
 ///
 /// # Errors
 /// [`Error::Config`] for fewer than 32 images; those of [`Gaussian`].
@@ -74,7 +75,7 @@ mod tests {
         assert!((limit - 3.0).abs() < 1e-12 && (slope - 50.0).abs() < 1e-9 && error < 1e-12);
     }
 
-    /// Of equal distributions the distance is all bias: it falls as 1/N, and the limit is nearer zero than any of the points.
+    /// For equal distributions the distance is all bias: it falls as 1/N, and the limit is nearer to zero than any of the points.
     #[test]
     fn equal_distributions_have_a_limit_near_zero() {
         let normal = |seed: u64, count: usize| {

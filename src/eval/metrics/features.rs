@@ -1,4 +1,4 @@
-//! A matrix of features, or some rows of one.
+//! A feature matrix, or some of its rows.
 
 use std::ops::Range;
 
@@ -18,10 +18,10 @@ impl<'a> Features<'a> {
     /// The rows of `values`, each `width` wide.
     ///
     /// # Errors
-    /// [`Error::Shape`] for values that are no whole rows, and for one that is no finite number: no metric has a meaning then.
+    /// [`Error::Shape`] for incomplete rows, and for values that are not finite: no metric is defined for them.
     pub fn new(values: &'a [f32], width: usize) -> Result<Self> {
         if width == 0 || !values.len().is_multiple_of(width) {
-            let message = format!("{} values are no whole rows of {width} features", values.len());
+            let message = format!("{} values do not make whole rows of {width} features", values.len());
             return Err(Error::shape("features", message));
         }
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
@@ -34,7 +34,7 @@ impl<'a> Features<'a> {
     /// Some of the rows, in this order.
     ///
     /// # Panics
-    /// Later, if one of `rows` is none of the matrix's, or this is a part already.
+    /// Later, if one of `rows` is out of range, or this is already a part.
     pub fn part(self, rows: &'a [usize]) -> Self {
         assert!(self.rows.is_none(), "a part of a part");
         Self { rows: Some(rows), ..self }
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn rows_that_are_none_are_refused() {
-        assert!(Features::new(&[1.0; 5], 2).unwrap_err().to_string().contains("no whole rows"));
+        assert!(Features::new(&[1.0; 5], 2).unwrap_err().to_string().contains("do not make whole rows"));
         assert!(Features::new(&[], 0).is_err());
         let message = Features::new(&[1.0, 2.0, 3.0, f32::NAN], 2).unwrap_err().to_string();
         assert!(message.contains("feature 1 of image 1 is NaN"), "{message}");

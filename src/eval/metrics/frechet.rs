@@ -1,18 +1,19 @@
-//! The Fréchet distance of two normal distributions (Dowson and Landau 1982), as FID has it (Heusel et al. 2017).
+//! The Fréchet distance of two normal distributions (Dowson and Landau 1982), as used by FID (Heusel et al. 2017).
 //!
 //! ```text
 //! d² = |μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½
 //! ```
 //!
-//! With Fᵢ Fᵢᵀ = Σᵢ, the last trace is the sum of the singular values of F₁ᵀ F₂ (its nuclear norm): the eigenvalues of Σ₁ Σ₂ are those of
-//! (F₁ᵀ F₂)(F₁ᵀ F₂)ᵀ. That is real and not negative whatever the rounding, where a matrix square root of Σ₁ Σ₂, which is not
-//! symmetric, turns complex; and singular values are exact to ε times the largest, where those of the product of the square would
-//! be exact to √ε.
+//! With Fᵢ Fᵢᵀ = Σᵢ, the last trace is the sum of the singular values of F₁ᵀ F₂ (its nuclear norm): the eigenvalues of Σ₁ Σ₂ are
+//! those of (F₁ᵀ F₂)(F₁ᵀ F₂)ᵀ. It is real and non-negative despite rounding, whereas a matrix square root of the non-symmetric Σ₁
+//! Σ₂ can become complex. Singular values are exact to ε times the largest; via the squared product they would only be exact to
+//! √ε.
 //!
-//! F is the centred features themselves where there are fewer of them than dimensions; else it is Σ's Cholesky factor with pivots from
-//! the diagonal, which for a singular Σ ends at its rank (Higham 2002, Accuracy and Stability of Numerical Algorithms, 10.3) and takes
-//! a tenth of the time of eigenvectors. Where F Fᵀ is not Σ to rounding, Σ is no covariance, or only almost one: then F comes from the
-//! symmetric eigen-decomposition Σ = U Λ Uᵀ, as U Λ^½, and Λ tells which of both it is. A singular Σ needs no ε on its diagonal.
+//! F is the matrix of centred features if there are fewer of them than dimensions; else it is the Cholesky factor of Σ with
+//! diagonal pivoting, which for a singular Σ ends at its rank (Higham 2002, Accuracy and Stability of Numerical Algorithms, 10.3)
+//! and takes a tenth of the time of eigenvectors. If F Fᵀ differs from Σ by more than rounding, Σ is not a covariance, or only
+//! almost one: then F = U Λ^½ from the symmetric eigen-decomposition Σ = U Λ Uᵀ, and Λ shows which it is. A singular Σ needs no ε
+//! on its diagonal.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt_pivoting::factor::{cholesky_in_place, cholesky_in_place_scratch};
@@ -22,7 +23,7 @@ use faer::{Accum, Mat, Side, Spec};
 use super::Features;
 use crate::error::{Error, Result};
 
-/// Rows that are summed at once into a covariance.
+/// Rows added to a covariance at once.
 const BLOCK: usize = 1024;
 
 /// A normal distribution: its mean, and a factor of its covariance.
@@ -36,10 +37,10 @@ pub struct Gaussian {
 }
 
 impl Gaussian {
-    /// Of features' mean and unbiased covariance (the sum of squares over N − 1, as NumPy's `cov`).
+    /// From features: mean and unbiased covariance (the sum of squares over N − 1, as NumPy's `cov`).
     ///
     /// # Errors
-    /// [`Error::Config`] for fewer than 2 images: they have no covariance.
+    /// [`Error::Config`] for fewer than 2 images, which have no covariance.
     pub fn of_features(features: &Features) -> Result<Self> {
         let (count, width) = (features.count(), features.width());
         if count < 2 {
@@ -63,11 +64,11 @@ impl Gaussian {
         Ok(Self { mean, trace, factor })
     }
 
-    /// Of a mean `[width]` and a covariance `[width, width]`, row-major, whose upper triangle is not read.
+    /// From a mean `[width]` and a covariance `[width, width]`, row-major, whose upper triangle is not read.
     ///
     /// # Errors
-    /// [`Error::Shape`] for sizes that do not fit; [`Error::Config`] for what is no finite number, and for a matrix that is no
-    /// covariance: one with an eigenvalue below −1e-6 of the largest, or of another value on the other side of the diagonal.
+    /// [`Error::Shape`] for mismatched sizes; [`Error::Config`] for values that are not finite, and for a matrix that is not a
+    /// covariance: with an eigenvalue below −1e-6 of the largest, or not symmetric.
     pub fn of_moments(mean: Vec<f64>, covariance: &[f64]) -> Result<Self> {
         let width = mean.len();
         if covariance.len() != width * width || width == 0 {
@@ -76,7 +77,7 @@ impl Gaussian {
         }
         let wrong = |message: String| Err(Error::config("statistics", message, "give the moments of features"));
         if mean.iter().chain(covariance).any(|x| !x.is_finite()) {
-            return wrong("a value is no finite number".into());
+            return wrong("a value is not finite".into());
         }
         let trace: f64 = (0..width).map(|i| covariance[i * width + i]).sum();
         let largest = covariance.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));
@@ -97,7 +98,7 @@ impl Gaussian {
         if least < -1e-6 * most.max(f64::MIN_POSITIVE) {
             return wrong(format!("the covariance has an eigenvalue of {least:.3e} beside one of {most:.3e}"));
         }
-        // Rising: those that rounding left at zero or below come first, and have no part in the factor.
+        // Ascending: the eigenvalues that rounding left at zero or below come first, and are not part of the factor.
         let first = (0..width).take_while(|&i| values[i] <= 0.0).count();
         let vectors = eigen.U();
         let factor = Mat::from_fn(width, width - first, |i, j| vectors[(i, first + j)] * values[first + j].sqrt());
@@ -135,7 +136,7 @@ impl Gaussian {
                         "give the moments of features",
                     )
                 })?;
-                // From the smallest on, so that none is lost beside a large sum.
+                // Smallest first, so that none is lost in a large sum.
                 values.iter().rev().sum()
             }
         };
@@ -143,7 +144,7 @@ impl Gaussian {
     }
 }
 
-/// F `[width, rank]` of a symmetric `[width, width]`, F Fᵀ being the matrix to rounding; none where there is no such F.
+/// F `[width, rank]` of a symmetric `[width, width]` matrix with F Fᵀ equal to it up to rounding; none if there is no such F.
 fn cholesky(matrix: &Mat<f64>) -> Option<Mat<f64>> {
     let width = matrix.nrows();
     let largest = (0..width).map(|i| matrix[(i, i)]).fold(0.0, f64::max);
@@ -154,8 +155,7 @@ fn cholesky(matrix: &Mat<f64>) -> Option<Mat<f64>> {
     let (mut order, mut places) = (vec![0usize; width], vec![0usize; width]);
     let mut memory = MemBuffer::new(cholesky_in_place_scratch::<usize, f64>(width, par, Spec::default()));
     let stack = MemStack::new(&mut memory);
-    let (info, _) =
-        cholesky_in_place(lower.as_mut(), &mut order, &mut places, par, stack, Spec::default()).ok()?;
+    let (info, _) = cholesky_in_place(lower.as_mut(), &mut order, &mut places, par, stack, Spec::default()).ok()?;
     for (place, &row) in order.iter().enumerate() {
         places[row] = place;
     }
@@ -173,7 +173,7 @@ fn cholesky(matrix: &Mat<f64>) -> Option<Mat<f64>> {
         -1.0,
         par,
     );
-    // Pivots end below width ε of the largest, and each of the steps may have rounded by ε.
+    // Pivots end below width · ε of the largest; each of the steps may have rounded by ε.
     let bound = 4.0 * width as f64 * f64::EPSILON * largest;
     let exact = (0..width).all(|j| (j..width).all(|i| rest[(i, j)].abs() <= bound));
     exact.then_some(factor)

@@ -34,7 +34,7 @@ fn check(name: &str, one: (f64, &[f64]), two: (f64, &[f64]), expected: f64) {
     assert!(found >= 0.0 && (found - expected).abs() < 1e-6 * scale, "{name}: {found}, not {expected} (scale {scale})");
 }
 
-/// Σ (√a − √b)² and the means' distance, of covariances that commute.
+/// Σ (√a − √b)² plus the means' distance, for commuting covariances.
 fn expected(a: impl Fn(usize) -> f64, b: impl Fn(usize) -> f64, difference: f64) -> f64 {
     (0..WIDTH).map(|i| (a(i).sqrt() - b(i).sqrt()).powi(2)).sum::<f64>() + difference * difference * WIDTH as f64
 }
@@ -59,7 +59,7 @@ fn commuting_singular_and_nearly_equal() {
     check("nearly equal", (1.0, &one), (1.0 + 1e-9, &rotated(near)), expected(a, near, 1e-9));
 }
 
-/// Features of fewer images than dimensions: the factor of the features themselves is the one of their covariance.
+/// Features of fewer images than dimensions: the factor of the features equals that of their covariance.
 #[test]
 fn few_images_are_their_covariance() {
     let (count, width) = (40, 64);

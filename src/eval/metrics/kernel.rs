@@ -5,9 +5,9 @@ use faer::Mat;
 use super::{Features, subset};
 use crate::error::{Error, Result};
 
-/// Subsets that are drawn.
+/// Number of subsets.
 pub const SUBSETS: usize = 100;
-/// Images of a subset, at most.
+/// Most images of a subset.
 pub const SUBSET_SIZE: usize = 1000;
 
 /// A kernel distance over subsets.
@@ -17,16 +17,16 @@ pub struct KernelDistance {
     pub mean: f64,
     /// Their standard deviation (over N, as NumPy's `std`).
     pub deviation: f64,
-    /// The standard error of the mean as an estimate from all samples: the deviation times √(m / (n − m)), by which subsets of m out of
-    /// n vary more. Where a subset takes every image of the smaller set, subsets say nothing of that set: it is the jackknife's, of
-    /// one subset (Efron and Stein 1981). Infinite for fewer than 3 images.
+    /// The standard error of the mean as an estimate from all samples: the deviation times √(m / (n − m)), the factor by which
+    /// subsets of m out of n vary more. If a subset takes every image of the smaller set, the subsets show nothing about that set:
+    /// then it is the jackknife error of one subset (Efron and Stein 1981). Infinite for fewer than 3 images.
     pub error: f64,
     /// Images of a subset.
     pub subset_size: usize,
 }
 
-/// The unbiased squared maximum mean discrepancy under the kernel (x · y / width + 1)³, over `subsets` subsets of `size` images each (or
-/// of all, where there are fewer), drawn without replacement by `seed`.
+/// The unbiased squared maximum mean discrepancy with the kernel (x · y / width + 1)³, over `subsets` subsets of `size` images
+/// each (or of all, if there are fewer), drawn without replacement by `seed`.
 ///
 /// # Errors
 /// [`Error::Shape`] for features of different widths; [`Error::Config`] for fewer than 2 images.
@@ -47,7 +47,7 @@ pub fn kernel_distance(
         let message = format!("{fewest} images for {subsets} subsets");
         return Err(Error::config("--num-samples", message, "give 2 images or more; 10,000 is usual"));
     }
-    // The subsets of the whole are all alike.
+    // Subsets that take everything are all equal.
     let whole = size == generated.count() && size == reference.count();
     let subsets = if whole { 1 } else { subsets };
     let pairs = |draw: usize| {
@@ -74,16 +74,16 @@ fn gathered(features: &Features, rows: &[usize]) -> Mat<f64> {
 
 /// Sums of the kernel over pairs of m images `x` and m images `y`.
 struct Pairs {
-    /// For each `x`: the sum over the other ones.
+    /// For each `x`: the sum over the other `x`.
     within_x: Vec<f64>,
     within_y: Vec<f64>,
-    /// For each `x`: the sum over all `y`; and the other way round.
+    /// For each `x`: the sum over all `y`, and vice versa.
     across_x: Vec<f64>,
     across_y: Vec<f64>,
 }
 
 impl Pairs {
-    /// Of images in columns, of one width and number.
+    /// For images in columns, with equal width and number.
     fn new(x: &Mat<f64>, y: &Mat<f64>) -> Self {
         let (within_x, _) = kernel_sums(x, x, false);
         let (within_y, _) = kernel_sums(y, y, false);
@@ -91,7 +91,7 @@ impl Pairs {
         Self { within_x, within_y, across_x, across_y }
     }
 
-    /// The sums over pairs of different images in each set over m (m − 1), less twice the one across over m².
+    /// The sums over pairs of different images in each set over m (m − 1), minus twice the cross sum over m².
     fn discrepancy(&self) -> f64 {
         let count = self.within_x.len() as f64;
         let [x, y, across] = [&self.within_x, &self.within_y, &self.across_y].map(|sums| sums.iter().sum::<f64>());
@@ -107,7 +107,7 @@ impl Pairs {
         let across: f64 = self.across_x.iter().sum();
         let variance = |within: &[f64], across_of: &[f64]| -> f64 {
             let sum: f64 = within.iter().sum();
-            // What the other set adds by itself is the same in all of them.
+            // The other set's own sum is the same in all of them.
             let left: Vec<f64> = within
                 .iter()
                 .zip(across_of)
@@ -122,7 +122,7 @@ impl Pairs {
     }
 }
 
-/// The kernel's sums over the columns of `a` for each column of `b`, and the other way round; with or without pairs of equal place.
+/// The kernel's sums over the columns of `a` for each column of `b`, and vice versa; with or without the diagonal.
 fn kernel_sums(a: &Mat<f64>, b: &Mat<f64>, diagonal: bool) -> (Vec<f64>, Vec<f64>) {
     let (width, product) = (a.nrows() as f64, a.transpose() * b);
     let (mut of_b, mut of_a) = (vec![0.0; b.ncols()], vec![0.0; a.ncols()]);
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!((found.deviation, found.error, found.subset_size), (0.0, f64::INFINITY, 2));
     }
 
-    /// The jackknife's error is that of leaving out each image by hand, and a fair guess of how much the distance varies over sets.
+    /// The jackknife error equals that of leaving out each image by hand, and is a fair estimate of the variation over sets.
     #[test]
     fn sets_that_are_no_larger_than_a_subset_have_the_jackknifes_error() {
         let rows = |seed: u32, count: u32| -> Vec<f32> {

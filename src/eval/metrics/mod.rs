@@ -3,13 +3,13 @@
 //! | metric | function | of |
 //! |---|---|---|
 //! | Fréchet distance (FID; Heusel et al. 2017) | [`Gaussian::distance`] | means and covariances |
-//! | the same, extrapolated to endless samples (Chong and Forsyth 2020) | [`extrapolated`] | features |
+//! | its extrapolation to infinitely many samples (Chong and Forsyth 2020) | [`extrapolated`] | features |
 //! | kernel distance (KID; Bińkowski et al. 2018) | [`kernel_distance`] | features |
 //! | Inception Score (Salimans et al. 2016) | [`inception_score`] | logits |
 //! | precision, recall (Kynkäänniemi et al. 2019), density, coverage (Naeem et al. 2020), AuthPct (Alaa et al. 2022) | [`Neighbours`] | features |
 //!
-//! Uncertainties come from subsets without replacement ([`halves`]): a bootstrap's duplicates would shift the Fréchet distance, and
-//! every neighbour.
+//! Uncertainties come from subsets without replacement ([`halves`]): the duplicates of a bootstrap would bias the Fréchet distance
+//! and all neighbour metrics.
 
 mod extrapolate;
 mod features;

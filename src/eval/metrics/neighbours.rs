@@ -1,4 +1,4 @@
-//! Metrics of nearest neighbours: whose balls hold whom.
+//! Metrics of nearest neighbours: which balls contain which images.
 //!
 //! With r_k(a) the distance from a to its k-th nearest other image of its own set, and d the Euclidean distance of features:
 //!
@@ -10,9 +10,9 @@
 //! authentic  share of generated images g whose nearest r has a nearer neighbour in the reference: d(g, r) > r_1(r)
 //! ```
 //!
-//! Precision is of the *generated* images and recall of the *reference*: in some tools the two were exchanged for years.
-//! (Kynkäänniemi et al. 2019; Naeem et al. 2020; Alaa et al. 2022, whose authenticity tells memorised images if the reference is the
-//! training set.)
+//! Precision is a share of the *generated* images and recall a share of the *reference*: some tools had them swapped for years.
+//! (Kynkäänniemi et al. 2019; Naeem et al. 2020; Alaa et al. 2022, whose authenticity detects memorised images if the reference is
+//! the training set.)
 
 use faer::Mat;
 
@@ -27,31 +27,31 @@ pub const COVERAGE_NEIGHBOURS: usize = 5;
 /// Images of a block of distances.
 const BLOCK: usize = 1024;
 
-/// What neighbours say of two sets.
+/// The neighbour metrics of two sets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Neighbours {
     /// Share of generated images within the reference's balls.
     pub precision: f64,
     /// Share of reference images within the generated images' balls.
     pub recall: f64,
-    /// Reference balls that hold a generated image, over 5: 1 where both sets are of one distribution, and more where samples crowd.
+    /// Reference balls per generated image, over 5: 1 if both sets have the same distribution, more if samples crowd together.
     pub density: f64,
-    /// Share of the reference's balls that hold a generated image.
+    /// Share of the reference's balls that contain a generated image.
     pub coverage: f64,
-    /// Share of generated images that are no nearer to a reference image than its own nearest neighbour; AuthPct is 100 times it.
+    /// Share of generated images that are no nearer to a reference image than its own nearest neighbour; AuthPct is 100 times this.
     pub authentic: f64,
-    /// By generated image: its nearest reference image, and the distance.
+    /// For each generated image: its nearest reference image, and the distance.
     pub nearest: Vec<(usize, f64)>,
 }
 
 impl Neighbours {
-    /// Of features of generated and of reference images; `progress(done, of)` counts blocks of distances.
+    /// From features of generated and reference images; `progress(done, of)` counts blocks of distances.
     ///
     /// Memory: the sets themselves, 48 bytes an image, and two blocks of distances.
     ///
     /// # Errors
-    /// [`Error::Shape`] for features of different widths; [`Error::Config`] for a set of fewer than 6 images, whose fifth neighbour
-    /// does not exist; what `progress` returns.
+    /// [`Error::Shape`] for features of different widths; [`Error::Config`] for a set of fewer than 6 images, which has no fifth
+    /// neighbour; those of `progress`.
     pub fn of(
         generated: &Features,
         reference: &Features,
@@ -67,7 +67,7 @@ impl Neighbours {
                 format!("{samples} and {real} images: each needs {COVERAGE_NEIGHBOURS} neighbours of its own set");
             return Err(Error::config("--num-samples", message, "give 6 images or more of each; 10,000 is usual"));
         }
-        // Distances are differences of squares: about the reference's mean these are small.
+        // Distances are differences of squares; centring on the reference's mean keeps these small.
         let origin = reference.mean();
         let blocks = |a: usize, b: usize| a.div_ceil(BLOCK) * b.div_ceil(BLOCK);
         let (mut done, all) = (0, blocks(samples, samples) + blocks(real, real) + blocks(samples, real));
@@ -89,7 +89,7 @@ impl Neighbours {
             let held = distance < ball[COVERAGE_NEIGHBOURS - 1];
             covered[r] |= held;
             crowd += usize::from(held);
-            // Blocks come in order, so of equal ones the first stays.
+            // Blocks come in order, so the first of equal ones stays.
             if distance < nearest[g].1 {
                 nearest[g] = (r, distance);
             }
@@ -107,7 +107,7 @@ impl Neighbours {
     }
 }
 
-/// By image, the squared distances of its nearest others, rising.
+/// For each image, the squared distances of its nearest others, ascending.
 fn radii(
     features: &Features,
     origin: &[f64],
@@ -142,7 +142,7 @@ fn for_blocks(
         for second in (0..b.count()).step_by(BLOCK) {
             let of_b = b.columns(second..(second + BLOCK).min(b.count()), origin);
             let squares_b = squares(&of_b);
-            // Columns are images of a: their distances lie side by side.
+            // Columns are images of a: their distances are contiguous.
             let dots = of_b.transpose() * &of_a;
             for (i, square) in squares_a.iter().enumerate() {
                 for ((j, other), dot) in squares_b.iter().enumerate().zip(dots.col_as_slice(i)) {
@@ -164,15 +164,15 @@ mod tests {
         Neighbours::of(&features(generated), &features(reference), |_, _| Ok(())).unwrap()
     }
 
-    /// On a line: real images at 0 to 9, samples around 2. A ball of radius 3 or less holds each sample; the samples' own balls are
-    /// small.
+    /// On a line: real images at 0 to 9, samples around 2. A ball of radius 3 or less contains each sample; the samples' own balls
+    /// are small.
     #[test]
     fn crowded_samples_are_precise_and_recall_little() {
         let real: Vec<f32> = (0..10).map(|i| i as f32).collect();
         let crowd: Vec<f32> = (0..8).map(|i| 2.0 + 0.01 * i as f32).collect();
         let found = of(&crowd, &real);
         assert_eq!(found.precision, 1.0);
-        // Image 2 alone lies within 0.03 of a sample.
+        // Only image 2 lies within 0.03 of a sample.
         assert_eq!(found.recall, 0.1);
         assert!(found.density > 1.0 && found.coverage < 1.0, "{found:?}");
         assert_eq!(found.nearest[0], (2, 0.0));
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!((found.authentic, found.nearest[0].0), (1.0, 9));
     }
 
-    /// By all pairs, in plain loops, in several dimensions and across blocks.
+    /// Against all pairs, in plain loops, in several dimensions and across blocks.
     #[test]
     fn blocks_are_the_definition() {
         let width = 3;

@@ -3,10 +3,10 @@
 use crate::error::Result;
 use crate::rng::Permutation;
 
-/// Halves that are drawn.
+/// Number of halves.
 pub const DRAWS: usize = 10;
 
-/// `size` of `count` places, each at most once: draw number `draw` of `seed`.
+/// `size` of `count` distinct indices: draw number `draw` of `seed`.
 ///
 /// # Panics
 /// For a size beyond `count`.
@@ -14,24 +14,24 @@ pub fn subset(count: usize, size: usize, seed: u64, draw: u32) -> Vec<usize> {
     assert!(size <= count, "{size} of {count}");
     let order = Permutation::new(count as u32, seed, draw);
     let mut places: Vec<usize> = (0..size as u32).map(|i| order.apply(i) as usize).collect();
-    // Memory is read in order.
+    // For sequential memory access.
     places.sort_unstable();
     places
 }
 
-/// A metric, and how far it may be off.
+/// A metric and its uncertainty.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
-    /// Of all samples.
+    /// The value of all samples.
     pub value: f64,
     /// Its standard error.
     pub error: f64,
-    /// By how much the number of samples alone moves it, where it is a mean plus something over N: its value of half the samples less
-    /// that of all.
+    /// The bias due to the number of samples, assuming a term proportional to 1/N: the value of half the samples minus that of
+    /// all.
     pub bias: f64,
 }
 
-/// The metric `value` and what [`DRAWS`] halves say of it: `of` is given a draw and calculates the metric from half of each set.
+/// The metric `value` with its uncertainty from [`DRAWS`] halves: `of` gets a draw and computes the metric from half of each set.
 ///
 /// Halves without replacement are the delete-d jackknife with d = N/2 (Shao and Wu 1989), whose factor (N − d)/d is 1: the standard
 /// error is the standard deviation of the halves. A bias of b/N appears as 2b/N in a half, so the difference of the means is b/N.
@@ -44,7 +44,7 @@ pub fn halves(value: f64, mut of: impl FnMut(u32) -> Result<f64>) -> Result<Esti
 }
 
 impl Estimate {
-    /// Of the metric `value` of all samples, and its values of some halves, two or more.
+    /// From the metric `value` of all samples, and its values for two or more halves.
     pub fn of_halves(value: f64, halves: &[f64]) -> Self {
         let count = halves.len() as f64;
         let mean = halves.iter().sum::<f64>() / count;

@@ -4,11 +4,11 @@ use super::Features;
 use crate::error::{Error, Result};
 use crate::rng::Permutation;
 
-/// Splits that are usual.
+/// The usual number of splits.
 pub const SPLITS: usize = 10;
 
-/// exp of the mean over images of KL(p(y | x) ‖ p(y)) on each of `splits` parts, p(y) being the part's mean; p is the softmax of
-/// `logits` `[count, classes]`. The images are shuffled by `seed` first, where one is given: sets come in the order of their classes.
+/// exp of the mean over images of KL(p(y | x) ‖ p(y)) on each of `splits` parts, where p(y) is the part's mean and p the softmax
+/// of `logits` `[count, classes]`. The images are shuffled by `seed` first, if given, because sets are often sorted by class.
 /// Returns the mean over the splits and their standard deviation (over the number of splits, as NumPy's `std`).
 ///
 /// # Errors
@@ -17,7 +17,7 @@ pub fn inception_score(logits: &Features, splits: usize, seed: Option<u64>) -> R
     let count = logits.count();
     if splits == 0 || count < splits {
         let message = format!("{count} images for {splits} splits of the Inception Score");
-        return Err(Error::config("--num-samples", message, "give more images; 5,000 is the least that is usual"));
+        return Err(Error::config("--num-samples", message, "give more images; 5,000 or more is usual"));
     }
     let order = seed.map(|seed| Permutation::new(count as u32, seed, 0));
     let place = |i: usize| order.as_ref().map_or(i, |order| order.apply(i as u32) as usize);
@@ -45,7 +45,7 @@ fn split_score(logits: &Features, rows: impl Iterator<Item = usize>) -> f64 {
         }
         count += 1.0;
     }
-    // Σ p (log p − log q) over images is Σ p log p less count · Σ q log q.
+    // Σ p (log p − log q) over images is Σ p log p minus count · Σ q log q.
     let entropy: f64 = mean.iter().map(|sum| sum / count).filter(|&q| q > 0.0).map(|q| q * q.ln()).sum();
     (negative_entropy / count - entropy).exp()
 }

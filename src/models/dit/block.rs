@@ -11,11 +11,11 @@ use crate::tape::Var;
 /// ε of QK-norm.
 const HEAD_NORM_EPSILON: f32 = 1e-6;
 
-/// Attention with `kv_heads` heads of keys and values, each for `heads / kv_heads` heads of queries, between linear layers.
+/// Attention with `kv_heads` heads of keys and values, each shared by `heads / kv_heads` query heads, between linear layers.
 struct Attention {
     qkv: Linear,
     out: Linear,
-    /// The weights of queries and keys, where both are normed.
+    /// The QK-norm weights of queries and keys, if used.
     norms: Option<(ParamId, ParamId)>,
     heads: usize,
     kv_heads: usize,
@@ -34,7 +34,7 @@ impl Attention {
         Self { qkv, out, norms, heads, kv_heads }
     }
 
-    /// `x` `[B, T, D]` to its shape; plus `residual`.
+    /// `x` `[B, T, D]` to the same shape; plus `residual`.
     fn forward(&self, s: &Scope, x: &Var, residual: Option<&Var>) -> Result<Var> {
         let mut qkv = self.qkv.forward(s, x)?;
         if let Some((q, k)) = self.norms {
@@ -45,15 +45,15 @@ impl Attention {
     }
 }
 
-/// How a block's branches are normed and added back.
+/// How a block's branches are normalized and added back.
 enum Norm {
     /// By layer norms with weights; a branch's last linear layer adds the residual.
     Plain { norm1: LayerNorm, norm2: LayerNorm },
-    /// By shift, scale and gate of each branch out of the condition.
+    /// By shift, scale and gate of each branch, computed from the condition.
     AdalnZero(Modulation),
 }
 
-/// A transformer block: attention and a perceptron, each on a normed residual branch.
+/// A transformer block: attention and an MLP, each on a normalized residual branch.
 pub(in crate::models) struct Block {
     norm: Norm,
     attention: Attention,
@@ -61,7 +61,7 @@ pub(in crate::models) struct Block {
 }
 
 impl Block {
-    /// Declares block `number`, its names behind `blocks.N.`.
+    /// Declares block `number`, with names under `blocks.N.`.
     pub fn new(builder: &mut Builder, number: usize, config: &DitConfig) -> Self {
         let width = config.hidden_dim;
         let name = |part: &str| format!("blocks.{number}.{part}");

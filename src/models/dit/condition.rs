@@ -16,7 +16,7 @@ pub(in crate::models) struct Condition {
 }
 
 impl Condition {
-    /// Declares `time` and, of a model with classes, `class`.
+    /// Declares `time` and, for a model with classes, `class`.
     pub fn new(builder: &mut Builder, config: &DitConfig) -> Self {
         let (width, embedded) = (config.time_embedding_dim, config.class_embedding_dim);
         let mlp = |builder: &mut Builder, name: &str, fan_in: usize| {

@@ -14,11 +14,11 @@ use crate::nn::Builder;
 #[cfg(test)]
 mod tests;
 
-/// How time and class reach the blocks.
+/// How time and class condition the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Conditioning {
-    /// One more token before the patches, which they attend to.
+    /// As one more token before the patches, which attend to it.
     Token,
     /// Shift, scale and gate of every block computed from time and class, gates zero at the start (Peebles & Xie 2023,
     /// "Scalable Diffusion Models with Transformers").
@@ -46,19 +46,19 @@ pub struct DitConfig {
     pub num_kv_heads: usize,
     /// Width of a block's MLP in multiples of `hidden_dim`.
     pub mlp_ratio: usize,
-    /// How time and class reach the blocks.
+    /// How time and class condition the blocks.
     pub conditioning: Conditioning,
     /// Normalise queries and keys per head before their product.
     pub qk_norm: bool,
     /// Width of the sinusoidal time embedding; even.
     pub time_embedding_dim: usize,
-    /// Hidden width of the two MLPs that bring time and class to `hidden_dim`.
+    /// Hidden width of the two MLPs that map time and class to `hidden_dim`.
     pub condition_hidden_dim: usize,
     /// Width of the class embedding.
     pub class_embedding_dim: usize,
-    /// Number of classes, the null label not counted; 0 for a model that takes no labels.
+    /// Number of classes, without the null label; 0 for a model that takes no labels.
     pub num_classes: usize,
-    /// One more label, `num_classes`, that stands for "no class": what classifier-free guidance needs.
+    /// An additional label, `num_classes`, that means "no class", for classifier-free guidance.
     pub null_label: bool,
 }
 
@@ -90,7 +90,7 @@ impl DitConfig {
         self.image_size.sides().map(|side| side / self.patch_size)
     }
 
-    /// Number of patches an image is cut into.
+    /// Number of patches of an image.
     pub fn num_patches(&self) -> usize {
         self.patches().into_iter().product()
     }
@@ -100,7 +100,7 @@ impl DitConfig {
         usize::from(self.conditioning == Conditioning::Token)
     }
 
-    /// Sequence length: the conditioning token, where there is one, and the patches.
+    /// Sequence length: the conditioning token, if any, and the patches.
     pub fn num_tokens(&self) -> usize {
         self.condition_tokens() + self.num_patches()
     }

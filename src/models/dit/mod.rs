@@ -1,7 +1,7 @@
 //! The diffusion transformer (Peebles and Xie 2023, *Scalable Diffusion Models with Transformers*) with grouped-query
 //! attention (Ainslie et al. 2023).
 //!
-//! There are two ways of conditioning. `token` makes time and class one more token before the patches:
+//! There are two ways of conditioning. `token` puts time and class into one more token before the patches:
 //!
 //! ```text
 //! c = MLP(sinusoids of the time) + MLP(label embedding)
@@ -10,7 +10,7 @@
 //! y = pixels of LN(h) · W
 //! ```
 //!
-//! `adaln_zero` lets them shift, scale and gate, by vectors that are linear in SiLU(c) and start at zero:
+//! `adaln_zero` shifts, scales and gates with vectors that are linear in SiLU(c) and start at zero:
 //!
 //! ```text
 //! h = patches(x) · W + learned positions
@@ -19,7 +19,7 @@
 //! y = pixels of (LN(h) · (1 + γ) + β) · W                                             W from zero
 //! ```
 //!
-//! `tools/goldens/README.md` lists every parameter; its names, shapes and order are these.
+//! `tools/goldens/README.md` lists every parameter with name, shape and order.
 
 mod block;
 mod condition;
@@ -59,12 +59,12 @@ impl Dit {
     /// Declares the model's parameters.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for sizes that do not fit together.
+    /// [`Error::Config`](crate::Error::Config) for inconsistent sizes.
     pub fn new(builder: &mut Builder, config: &DitConfig) -> Result<Self> {
         config.validate()?;
         let (width, patch) = (config.hidden_dim, config.patch_dim());
         let patch_embed = Linear::new(builder, "patch_embed", patch, width);
-        // Learned positions that begin as a grid: patches know their neighbours from the first step on.
+        // Learned positions that start as a sinusoidal grid: neighbouring patches are similar from the first step.
         let grid = Init::Grid { skip: config.condition_tokens(), columns: config.patches()[1] };
         let position = builder.add("position", [config.num_tokens(), width], Kind::Vector, grid);
         let condition = Condition::new(builder, config);

@@ -1,7 +1,7 @@
 //! EfficientNet-lite0 (Tan and Le 2019; the lite variants of 2020: no squeeze-and-excitation, ReLU6), trained on ImageNet-1k.
 //!
-//! Images are `[B, 224, 224, 3]`, (x − 127) / 128 of bytes. With C a convolution without bias and batch norm (ε 1e-3, by its running
-//! statistics, folded), Dk a depthwise one with a window of k, R ReLU6, and padding as TensorFlow's SAME:
+//! Images are `[B, 224, 224, 3]`, (x − 127) / 128 of bytes. C is a convolution without bias and batch norm (ε 1e-3, with running
+//! statistics, folded), Dk a depthwise one with a window of k, R ReLU6; padding as TensorFlow's SAME:
 //!
 //! ```text
 //! x = R C3/2(x)                                             32 channels, 112x112
@@ -31,9 +31,9 @@ use crate::tensor::DType;
 
 /// Height and width of the images.
 pub const SIZE: usize = 224;
-/// Features of an image.
+/// Number of features of an image.
 pub const FEATURES: usize = 1280;
-/// Logits of an image: ImageNet's classes.
+/// Number of logits of an image: ImageNet's classes.
 pub const CLASSES: usize = 1000;
 
 /// Repeats, window, stride, expansion, channels out.
@@ -46,10 +46,10 @@ const STAGES: [(usize, usize, usize, usize, usize); 7] = [
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 ];
-/// Channels behind the first convolution.
+/// Channels after the first convolution.
 const STEM: usize = 32;
 
-/// Zeros before the first row of `length`, as TensorFlow's SAME has them: half of what is missing, the smaller half.
+/// Zeros before the first row of `length` with TensorFlow's SAME padding: half of the padding, rounded down.
 fn same(length: usize, kernel: usize, stride: usize) -> usize {
     ((length.div_ceil(stride) - 1) * stride + kernel).saturating_sub(length) / 2
 }
@@ -125,7 +125,7 @@ impl Block {
     }
 }
 
-/// The blocks of the first `stages` stages, each name behind `prefix`.
+/// The blocks of the first `stages` stages, with `prefix` before each name.
 fn blocks(builder: &mut Builder, prefix: &str, stages: usize) -> Vec<Block> {
     let (mut blocks, mut channels) = (Vec::new(), STEM);
     for &(repeats, kernel, stride, expansion, out) in &STAGES[..stages] {
@@ -166,7 +166,7 @@ impl EfficientNet {
         Self { stem, blocks, head, weight, bias }
     }
 
-    /// Features `[B, 1280]` and logits `[B, 1000]`, f32, of `images` `[B, 224, 224, 3]`, f32. Row b depends on image b alone, to the bit.
+    /// Features `[B, 1280]` and logits `[B, 1000]`, f32, of `images` `[B, 224, 224, 3]`, f32. Row b depends only on image b, to the bit.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) for images of another size.

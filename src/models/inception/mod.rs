@@ -1,7 +1,7 @@
-//! InceptionV3 as FID uses it: the graph of 2015-12-05 (Szegedy et al. 2016, *Rethinking the Inception Architecture*), not torchvision's.
+//! InceptionV3 as used by FID: the graph of 2015-12-05 (Szegedy et al. 2016, *Rethinking the Inception Architecture*), not torchvision's.
 //!
-//! Images are `[B, 299, 299, 3]` in about [-1, 1]; what resizes and scales them is the evaluation's rule. With C a convolution without
-//! bias, batch norm (ε 1e-3, by its running statistics, folded into the convolution's weight and bias) and ReLU:
+//! Images are `[B, 299, 299, 3]` in about [-1, 1]; the evaluation's rule resizes and scales them. C is a convolution without bias,
+//! batch norm (ε 1e-3, with running statistics, folded into the convolution's weight and bias) and ReLU:
 //!
 //! ```text
 //! x = C3/2 C3 C3p  maxpool  C1 C3  maxpool                 the stem, 35x35x192
@@ -13,8 +13,8 @@
 //! features = mean over pixels [2048],  logits = fc(features) [1008]
 //! ```
 //!
-//! It differs from torchvision's `inception_v3` in three places that change every number: the mean pools of 5b to 7b count no padding,
-//! 7c's pool is a *max* pool (as the original's, by mistake or not), and there are 1008 logits.
+//! It differs from torchvision's `inception_v3` in three places that change every number: the mean pools of 5b to 7b exclude
+//! padding, 7c's pool is a *max* pool (as in the original, intended or not), and there are 1008 logits.
 //!
 //! Names are those of the file that pytorch-fid and torch-fidelity download (`Mixed_5b.branch5x5_2.conv.weight`); [`InceptionWeights`]
 //! reads it.
@@ -38,14 +38,14 @@ use crate::tensor::DType;
 
 /// Height and width of the images.
 pub const SIZE: usize = 299;
-/// Features of an image.
+/// Number of features of an image.
 pub const FEATURES: usize = 2048;
-/// Logits of an image: 1000 classes of ImageNet and eight that no image has.
+/// Number of logits: 1000 classes of ImageNet and eight unused ones.
 pub const CLASSES: usize = 1008;
 
 /// The network, for inference.
 pub struct Inception {
-    /// Before the first pool, and before the second.
+    /// The layers before the first pool, and before the second.
     stem: [Vec<Conv>; 2],
     blocks: Vec<Block>,
     weight: ParamId,
@@ -83,7 +83,7 @@ impl Inception {
         Self { stem, blocks, weight, bias }
     }
 
-    /// Features `[B, 2048]`, f32, of `images` `[B, 299, 299, 3]`, f32. Row b depends on image b alone, to the bit.
+    /// Features `[B, 2048]`, f32, of `images` `[B, 299, 299, 3]`, f32. Row b depends only on image b, to the bit.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) for images of another size.
@@ -110,7 +110,7 @@ impl Inception {
         self.product(s, features, Some(self.bias))
     }
 
-    /// The same without the bias, as the Inception Score has them: its published numbers come from a graph that left it out.
+    /// The logits without the bias, as for the Inception Score: its published numbers come from a graph without it.
     ///
     /// # Errors
     /// As [`Inception::logits`].

@@ -9,18 +9,18 @@ use crate::nn::{Builder, Parameters};
 use crate::tensor::{Context, DType};
 use crate::weights::WeightFile;
 
-const MEND: &str = "name pt_inception-2015-12-05-6726825d.pth, as pytorch-fid and torch-fidelity download it, or its arrays as .safetensors";
+const MEND: &str = "give pt_inception-2015-12-05-6726825d.pth, as pytorch-fid and torch-fidelity download it, or its arrays as .safetensors";
 
 /// The network's arrays, batch norms folded into the convolutions.
 #[derive(Clone)]
 pub struct InceptionWeights(Folded);
 
 impl InceptionWeights {
-    /// Reads a file. One whose name ends in eight hexadecimal digits, as PyTorch's downloads do, is held against them.
+    /// Reads a file. If its name ends in eight hexadecimal digits, as PyTorch's downloads do, they are checked against its hash.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::File`] for a file of other digits than its name's, for torchvision's `inception_v3_google`, and for any
-    /// other that lacks an array, has one too many or one of another shape.
+    /// [`Error::Io`]; [`Error::File`] for a hash that does not match the name, for torchvision's `inception_v3_google`, and for
+    /// missing or unexpected arrays or wrong shapes.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let (_, parameters) = declared(&Context::shape_only(), DType::F32)?;
         let names = |name: &str| (!name.starts_with("fc") && !name.ends_with(".bias")).then(|| names_of(name));
@@ -32,10 +32,10 @@ impl InceptionWeights {
         &self.0.hash
     }
 
-    /// The network on a device, its activations in `precision`.
+    /// The network on a device, with activations in `precision`.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn network(&self, context: &Context, precision: DType) -> Result<(Inception, Parameters)> {
         let (network, parameters) = declared(context, precision)?;
         self.0.place(&parameters)?;
@@ -54,16 +54,16 @@ fn names_of(name: &str) -> [String; 2] {
     [format!("{name}.conv.weight"), format!("{name}.bn")]
 }
 
-/// Torchvision's network of this name has other pools, 1000 classes, and other weights: its distances are no FID.
+/// Torchvision's network of this name has other pools, 1000 classes, and other weights: its distances are not FID.
 fn refuse_others(file: &WeightFile) -> Result<()> {
     let arrays = file.arrays();
     let classes = arrays.get("fc.weight").and_then(|array| array.shape.first()).copied();
     if arrays.keys().any(|name| name.starts_with("AuxLogits.")) || classes == Some(1000) {
-        let message = "this is torchvision's inception_v3_google, which is another network: its distances are no FID";
+        let message = "this is torchvision's inception_v3_google, which is another network: its distances are not FID";
         return Err(Error::file(file.path(), message, MEND));
     }
     if arrays.get("fc.weight").map(|array| array.shape.as_slice()) != Some(&[CLASSES, FEATURES]) {
-        let message = format!("no InceptionV3 of 2015: it lacks fc.weight [{CLASSES}, {FEATURES}]");
+        let message = format!("not InceptionV3 of 2015: it lacks fc.weight [{CLASSES}, {FEATURES}]");
         return Err(Error::file(file.path(), message, MEND));
     }
     Ok(())

@@ -21,7 +21,7 @@ pub struct LinearTransformerConfig {
     pub image_channels: usize,
     /// Height and width of a patch, in pixels; divides both sides of `image_size`.
     pub patch_size: usize,
-    /// Width of a token; a multiple of 4, for sines and cosines of rows and columns.
+    /// Width of a token; a multiple of 4, for the sines and cosines of rows and columns.
     pub hidden_dim: usize,
     /// Number of encoder layers.
     pub depth: usize,
@@ -37,9 +37,9 @@ pub struct LinearTransformerConfig {
     pub refine_channels: usize,
     /// Groups of the refinement's group norms; divides `refine_channels`.
     pub norm_groups: usize,
-    /// Number of classes, the null label not counted.
+    /// Number of classes, without the null label.
     pub num_classes: usize,
-    /// One more label, `num_classes`, that stands for "no class": what classifier-free guidance needs.
+    /// An additional label, `num_classes`, that means "no class", for classifier-free guidance.
     pub null_label: bool,
 }
 
@@ -69,7 +69,7 @@ impl LinearTransformerConfig {
         self.image_size.sides().map(|side| side / self.patch_size)
     }
 
-    /// Tokens: the patches that an image is cut into.
+    /// Number of tokens, one per patch.
     pub fn num_tokens(&self) -> usize {
         self.patches().into_iter().product()
     }
@@ -119,7 +119,7 @@ impl Architecture for LinearTransformerConfig {
         divides("num_heads", self.num_heads, "hidden_dim", self.hidden_dim)?;
         divides("norm_groups", self.norm_groups, "refine_channels", self.refine_channels)?;
         if !self.hidden_dim.is_multiple_of(4) {
-            let message = format!("{} is no multiple of 4, as two-dimensional positions need it", self.hidden_dim);
+            let message = format!("{} is not a multiple of 4, as two-dimensional positions require", self.hidden_dim);
             let mend = format!("give {}", self.hidden_dim.next_multiple_of(4));
             return Err(Error::config("model.hidden_dim", message, mend));
         }

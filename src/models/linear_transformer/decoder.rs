@@ -10,7 +10,7 @@ use crate::ops::patchify::unpatchify;
 use crate::tape::Var;
 use crate::tensor::DType;
 
-/// A perceptron on each patch, then convolutions over the whole image.
+/// An MLP on each patch, then convolutions over the whole image.
 pub(super) struct Decoder {
     modulation: Modulation,
     mlp: Mlp,

@@ -1,7 +1,7 @@
 //! A transformer of linear attention with a residual decoder, for small images and few classes.
 //!
-//! Linear attention (Katharopoulos et al. 2020, *Transformers are RNNs*) costs as much per token at 1,024 tokens as at 64. With
-//! LN_c a layer norm whose shift and scale are linear in the condition c (Perez et al. 2018, *FiLM*; Peebles and Xie 2023):
+//! Linear attention (Katharopoulos et al. 2020, *Transformers are RNNs*) costs the same per token at 1,024 tokens as at 64. LN_c
+//! is a layer norm whose shift and scale are linear in the condition c (Perez et al. 2018, *FiLM*; Peebles and Xie 2023):
 //!
 //! ```text
 //! c      = SiLU(MLP(sinusoids of the noise level) + label embedding)
@@ -14,7 +14,7 @@
 //! y      = coarse + conv(SiLU(GN(r)))                             the last convolution begins at zero
 //! ```
 //!
-//! `tools/goldens/README.md` lists every parameter; its names, shapes and order are these.
+//! `tools/goldens/README.md` lists every parameter with name, shape and order.
 
 mod config;
 mod decoder;
@@ -86,7 +86,7 @@ impl LinearTransformer {
     /// Declares the model's parameters.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for sizes that do not fit together.
+    /// [`Error::Config`](crate::Error::Config) for inconsistent sizes.
     pub fn new(builder: &mut Builder, config: &LinearTransformerConfig) -> Result<Self> {
         config.validate()?;
         let (width, condition, labels) = (config.hidden_dim, config.condition_dim, config.interface().num_labels());

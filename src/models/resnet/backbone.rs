@@ -1,4 +1,4 @@
-//! The part of a residual network that makes features of images: stem and layers.
+//! The feature part of a residual network: stem and layers.
 
 use super::config::{ResnetConfig, Stem};
 use crate::error::{Error, Result};
@@ -9,29 +9,29 @@ use crate::ops::elementwise::cast;
 use crate::ops::pool::{Window, max_pool};
 use crate::tape::Var;
 
-/// Mean and deviation of ImageNet's red, green and blue, of values in [0, 1].
+/// Mean and deviation of ImageNet's red, green and blue, for values in [0, 1].
 const IMAGENET: ([f64; 3], [f64; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-/// Of grey: the means of the three.
+/// For grey: the means of the three.
 const GREY: (f64, f64) = (0.449, 0.226);
 
-/// Images in [-1, 1] to ImageNet's mean and deviation, channel by channel.
+/// Normalizes images in [-1, 1] with ImageNet's mean and deviation, channel by channel.
 fn normalisation(builder: &mut Builder, channels: usize) -> Normalisation {
     let (mean, deviation) = match channels {
         1 => (vec![GREY.0], vec![GREY.1]),
         _ => (IMAGENET.0.to_vec(), IMAGENET.1.to_vec()),
     };
-    // Of values in [-1, 1], which are 2 · values in [0, 1] − 1.
+    // For values in [-1, 1], which are 2 · values in [0, 1] − 1.
     let mean = mean.iter().map(|mean| 2.0 * mean - 1.0).collect();
     Normalisation::new(builder, mean, deviation.iter().map(|deviation| 4.0 * deviation * deviation).collect())
 }
 
-/// A convolution as torchvision draws it (He et al. 2015): normal, deviation √(2 / fan_out).
+/// A convolution with torchvision's initialization (He et al. 2015): normal, deviation √(2 / fan_out).
 fn conv(builder: &mut Builder, name: &str, channels: usize, out: usize, kernel: usize) -> Conv2d {
     let deviation = (2.0 / (kernel * kernel * out) as f64).sqrt();
     Conv2d::without_bias(builder, name, channels, out, kernel, Init::Normal(deviation as f32))
 }
 
-/// Two 3x3 convolutions, the first of them with the block's stride.
+/// Two 3x3 convolutions, the first with the block's stride.
 struct BasicBlock {
     conv1: Conv2d,
     bn1: BatchNorm,
@@ -79,8 +79,8 @@ pub struct Backbone {
 }
 
 impl Backbone {
-    /// Declares stem and first `layers` layers of the network of `config`, each name behind `prefix`. With [`Moving::Never`] its
-    /// batch norms go by their running statistics in training too.
+    /// Declares stem and first `layers` layers of the network of `config`, with `prefix` before each name. With [`Moving::Never`]
+    /// its batch norms use their running statistics in training too.
     pub fn new(builder: &mut Builder, prefix: &str, config: &ResnetConfig, layers: usize, moving: Moving) -> Self {
         let (first, colours) = (config.widths[0], config.image_channels);
         let (geometry, kernel, max_pool) = match config.stem {
@@ -115,7 +115,7 @@ impl Backbone {
         self.up_to(s, images, self.layers.len())
     }
 
-    /// As [`Backbone::forward`], by the first `layers` layers, no more than there are.
+    /// As [`Backbone::forward`], with only the first `layers` layers, at most all.
     pub(super) fn up_to(&self, s: &Scope, images: &Var, layers: usize) -> Result<Var> {
         if images.sizes().len() != 4 || images.shape().last() != self.channels {
             let found = format!("images {}; they are [B, H, W, {}]", images.shape(), self.channels);

@@ -11,11 +11,11 @@ use crate::models::{Architecture, Interface, Network};
 use crate::nn::Builder;
 use crate::{Error, Result};
 
-/// How a network begins.
+/// The stem of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stem {
-    /// A 3x3 convolution of stride 1, for images of 32 pixels or so (He et al. 2016, section 4.2).
+    /// A 3x3 convolution of stride 1, for images of about 32 pixels (He et al. 2016, section 4.2).
     Small,
     /// A 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2, for ImageNet's 224 pixels.
     Imagenet,
@@ -31,7 +31,7 @@ pub struct ResnetConfig {
     pub image_channels: usize,
     /// Number of classes.
     pub num_classes: usize,
-    /// Residual blocks of each layer; 2, 2, 2, 2 make ResNet-18, 3, 4, 6, 3 ResNet-34. Every layer but the first halves the
+    /// Residual blocks of each layer; 2, 2, 2, 2 is ResNet-18, 3, 4, 6, 3 is ResNet-34. Every layer but the first halves the
     /// image.
     pub blocks: Vec<usize>,
     /// Channels of each layer.
@@ -91,7 +91,7 @@ impl Architecture for ResnetConfig {
         colours(self.image_channels)?;
         if self.widths.len() != self.blocks.len() {
             let message = format!("{} widths for {} layers of blocks", self.widths.len(), self.blocks.len());
-            return Err(Error::config("model.widths", message, "give each layer of model.blocks its channels"));
+            return Err(Error::config("model.widths", message, "give one width for each layer of model.blocks"));
         }
         for (&blocks, &width) in self.blocks.iter().zip(&self.widths) {
             within(&[("blocks", blocks, 256), ("widths", width, 65_536)])?;

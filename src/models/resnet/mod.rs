@@ -1,7 +1,7 @@
 //! Residual networks (He et al. 2016, *Deep Residual Learning for Image Recognition*) with torchvision's names and numerics.
 //!
-//! Images come in [-1, 1] and are brought to what torchvision's weights expect: (pixel / 255 − mean) / deviation by
-//! ImageNet's constants; grey images by those of grey. Then, with BN a batch norm:
+//! Images in [-1, 1] are normalized as torchvision's weights expect: (pixel / 255 − mean) / deviation with ImageNet's constants,
+//! or their means for grey images. Then, with BN a batch norm:
 //!
 //! ```text
 //! x = ReLU(BN(conv(x)))                                    the stem; ImageNet's ends in a max-pool
@@ -9,8 +9,8 @@
 //! y = fc(mean of all pixels of x)
 //! ```
 //!
-//! Names are torchvision's `conv1.weight`, `bn1.running_mean`, `layer2.0.downsample.0.weight` and so on; convolutions' weights are
-//! stored `[out, k, k, in]`, where torchvision has `[out, in, k, k]`: [`torchvision`] brings them over.
+//! Names are torchvision's `conv1.weight`, `bn1.running_mean`, `layer2.0.downsample.0.weight` and so on; convolution weights are
+//! stored `[out, k, k, in]`, where torchvision has `[out, in, k, k]`: [`torchvision`] converts them.
 
 mod backbone;
 mod config;
@@ -27,7 +27,7 @@ use crate::ops::pool::global_average_pool;
 use crate::tape::Var;
 use crate::tensor::DType;
 
-/// A residual network that tells classes apart.
+/// A residual classifier.
 pub struct Resnet {
     config: ResnetConfig,
     backbone: Backbone,
@@ -38,7 +38,7 @@ impl Resnet {
     /// Declares the network's parameters.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes that do not fit together.
+    /// [`Error::Config`] for inconsistent sizes.
     pub fn new(builder: &mut Builder, config: &ResnetConfig) -> Result<Self> {
         config.validate()?;
         let layers = config.blocks.len();
@@ -71,8 +71,8 @@ impl Resnet {
         self.backbone.up_to(s, images, layers)
     }
 
-    /// Logits `[B, num_classes]`, f32, of images `[B, H, W, C]` in [-1, 1], f32. In a training step batch norms go by the batch and
-    /// move their running statistics; else row b of the result depends on image b alone.
+    /// Logits `[B, num_classes]`, f32, of images `[B, H, W, C]` in [-1, 1], f32. In a training step batch norms use batch
+    /// statistics and update their running statistics; else row b of the result depends only on image b.
     ///
     /// # Errors
     /// [`Error::Shape`] for images of another size.
@@ -82,7 +82,7 @@ impl Resnet {
         Ok(logits)
     }
 
-    /// Of the same images: the features of the last layer's mean pixel `[B, width]`, and the logits; both f32.
+    /// The features of the images, the last layer averaged over pixels `[B, width]`, and the logits; both f32.
     ///
     /// # Errors
     /// As [`Resnet::forward`].

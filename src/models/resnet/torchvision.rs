@@ -1,7 +1,7 @@
-//! Weights that torchvision wrote, for this engine's networks.
+//! Torchvision's weights for the engine's networks.
 //!
-//! A file is held against the whole network that it claims to be: any array that is missing, too many or of another shape is
-//! an error. How deep and how wide the network is, and how it begins, is read from the file.
+//! A file is matched against its whole network: any missing, unexpected or wrongly shaped array is an error. Depth, width and stem
+//! of the network are read from the file.
 
 use std::collections::BTreeMap;
 
@@ -12,25 +12,25 @@ use crate::nn::{Builder, Parameters};
 use crate::tensor::{Context, DType};
 use crate::weights::WeightFile;
 
-/// The largest gain of a filter whose centre stands for all of it: 7 / 3, as white noise would have it.
+/// The largest gain of a filter that is replaced by its centre: 7 / 3, the value for white noise.
 const LARGEST_GAIN: f64 = 7.0 / 3.0;
 
-/// A network's arrays by torchvision's names, in this engine's layout: convolutions `[out, k, k, in]`.
+/// A network's arrays by torchvision's names, in the engine's layout: convolutions `[out, k, k, in]`.
 #[derive(Clone, Debug)]
 pub struct Pretrained {
-    /// The network that the arrays belong to; its image is 224 pixels high with [`Stem::Imagenet`], else 32.
+    /// The network of the arrays; its image is 224 pixels high with [`Stem::Imagenet`], else 32.
     pub config: ResnetConfig,
     arrays: BTreeMap<String, Vec<f32>>,
 }
 
 impl Pretrained {
-    /// A network of torchvision's `BasicBlock`s (ResNet-18, ResNet-34), of a `.pth` or `.safetensors` file that holds its `state_dict`.
+    /// A network of torchvision's `BasicBlock`s (ResNet-18, ResNet-34), from a `.pth` or `.safetensors` file with its `state_dict`.
     ///
     /// # Errors
-    /// [`Error::File`] that lists each array that is missing, unexpected or of another shape.
+    /// [`Error::File`] with each missing, unexpected or wrongly shaped array.
     pub fn of_torchvision(file: &WeightFile) -> Result<Self> {
         let config = config_of(file)?;
-        // The names, in torchvision's layout.
+        // The names in torchvision's layout.
         let (_, parameters) = declared(&config)?;
         let expected: Vec<(String, Vec<usize>)> = parameters
             .specs()
@@ -57,7 +57,7 @@ impl Pretrained {
         Ok(Self { config, arrays })
     }
 
-    /// The arrays of a network of this engine: `flat` holds what `parameters` declares.
+    /// The arrays of one of the engine's networks: `flat` holds the values of `parameters`.
     pub fn of_engine(config: &ResnetConfig, parameters: &Parameters, flat: &[f32]) -> Self {
         let array = |spec: &crate::nn::Spec| (spec.name.clone(), flat[spec.offset..][..spec.shape.len()].to_vec());
         Self { config: config.clone(), arrays: parameters.specs().iter().map(array).collect() }
@@ -68,16 +68,16 @@ impl Pretrained {
         self.arrays.get(name).map(Vec::as_slice)
     }
 
-    /// The same network with another stem and other colours, where that is possible: ImageNet's 7x7 convolution becomes a 3x3
-    /// one out of its centre, each filter rescaled to the norm that it had, at most by 7 / 3, since the batch norm behind it
-    /// expects responses of that size; colours become grey by their sum. The max-pool goes.
+    /// Converts the network to another stem and other colours, if possible: ImageNet's 7x7 convolution becomes a 3x3 one from its
+    /// centre, with each filter rescaled to its old norm, at most by 7 / 3, because the following batch norm expects responses of
+    /// that size; colours are summed for grey. The max-pool is removed.
     ///
     /// # Errors
-    /// [`Error::Config`] for a 7x7 stem out of a 3x3 one, and for colours out of grey.
+    /// [`Error::Config`] for a 7x7 stem from a 3x3 one, and for colours from grey.
     pub fn adapted(mut self, stem: Stem, channels: usize) -> Result<Self> {
         let (out, from) = (self.config.widths[0], self.config.image_channels);
         let Some(mut weight) = self.arrays.remove("conv1.weight") else {
-            return Err(Error::config("model.backbone", "it has no conv1.weight", "name a file of a whole network"));
+            return Err(Error::config("model.backbone", "it has no conv1.weight", "give a file of a whole network"));
         };
         match (self.config.stem, stem) {
             (Stem::Imagenet, Stem::Small) => weight = centre(&weight, out, from),
@@ -90,8 +90,8 @@ impl Pretrained {
         match (from, channels) {
             (from, 1) if from > 1 => weight = weight.chunks_exact(from).map(|colours| colours.iter().sum()).collect(),
             (from, channels) if from != channels => {
-                let message = format!("the network was made for {from} colour channels, the images have {channels}");
-                return Err(Error::config("model.image_channels", message, "name another backbone"));
+                let message = format!("the network takes {from} colour channels, but the images have {channels}");
+                return Err(Error::config("model.image_channels", message, "give another backbone"));
             }
             _ => {}
         }
@@ -101,13 +101,13 @@ impl Pretrained {
     }
 }
 
-/// The network that a file's names and shapes describe, as far as they do: strict matching does the rest.
+/// The network described by a file's names and shapes; strict matching checks the rest.
 fn config_of(file: &WeightFile) -> Result<ResnetConfig> {
     let arrays = file.arrays();
     let shape = |name: &str| arrays.get(name).map(|array| array.shape.as_slice());
     let foreign = |what: &str| {
-        let message = format!("no residual network of torchvision's basic blocks: {what}");
-        Error::file(file.path(), message, "name a state_dict of resnet18 or resnet34")
+        let message = format!("not a residual network of torchvision's basic blocks: {what}");
+        Error::file(file.path(), message, "give a state_dict of resnet18 or resnet34")
     };
     let (mut blocks, mut widths) = (Vec::new(), Vec::new());
     for layer in 1..=8 {
@@ -150,8 +150,7 @@ fn channels_last(values: &[f32], [out, channels, window]: [usize; 3]) -> Vec<f32
     moved
 }
 
-/// The 3x3 centres of filters `[out, 7, 7, channels]`, each with the norm of its filter if that takes no more than
-/// [`LARGEST_GAIN`].
+/// The 3x3 centres of filters `[out, 7, 7, channels]`, each rescaled to the norm of its filter by at most [`LARGEST_GAIN`].
 fn centre(weight: &[f32], out: usize, channels: usize) -> Vec<f32> {
     let norm = |values: &[f32]| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     let mut centres = Vec::with_capacity(out * 9 * channels);
@@ -179,7 +178,7 @@ mod tests {
         // A filter that is all ones: norm 7, its centre's 3.
         let ones = centre(&[1.0; 49], 1, 1);
         assert!(ones.len() == 9 && ones.iter().all(|&x| (x - 7.0 / 3.0).abs() < 1e-6), "{ones:?}");
-        // One that lies in its centre stays as it is; one that lies outside of it is not blown up.
+        // A filter inside its centre is unchanged; one outside of it is not amplified.
         let mut inside = [0f32; 49];
         (inside[24], inside[16]) = (3.0, -4.0);
         assert_eq!(centre(&inside, 1, 1), [-4.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0]);

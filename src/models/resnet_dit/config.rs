@@ -26,21 +26,21 @@ pub struct ResnetDitConfig {
     pub image_size: ImageSize,
     /// Colour channels: 1 (grey) or 3 (RGB).
     pub image_channels: usize,
-    /// Where training takes the backbone's weights from: `resnet18` (what `engine fetch resnet18` downloads), a `.pth` or
-    /// `.safetensors` file of torchvision's, `efficientnet-lite0` or its file, or a model file or run folder of
-    /// `engine train --preset resnet18-cifar10`. Null in model files, which hold the weights themselves.
+    /// The source of the backbone's weights for training: `resnet18` (downloaded by `engine fetch resnet18`), a torchvision `.pth`
+    /// or `.safetensors` file, `efficientnet-lite0` or its file, or a model file or run folder of `engine train --preset
+    /// resnet18-cifar10`. Null in model files, which hold the weights themselves.
     pub backbone: Option<String>,
-    /// What it is; read from its file when training begins.
+    /// The kind of backbone; read from its file at the start of training.
     pub backbone_kind: BackboneKind,
-    /// Residual blocks of the backbone's layers; read from its file when training begins.
+    /// Residual blocks of the backbone's layers; read from its file at the start of training.
     pub backbone_blocks: Vec<usize>,
-    /// Channels of the backbone's layers; read from its file when training begins.
+    /// Channels of the backbone's layers; read from its file at the start of training.
     pub backbone_widths: Vec<usize>,
-    /// How the backbone begins; ImageNet's stem becomes a small one where this says so.
+    /// The backbone's stem; ImageNet's is converted to a small one if set here.
     pub backbone_stem: Stem,
-    /// How many of its layers make the features.
+    /// Number of its layers that compute the features.
     pub backbone_layers: usize,
-    /// Keep the backbone as it is: no gradients, no optimizer state. Else it is trained with the rest, its batch norms still by
+    /// Freeze the backbone: no gradients, no optimizer state. Otherwise it is trained with the rest, but its batch norms still use
     /// their running statistics.
     pub freeze_backbone: bool,
     /// Width of a token.
@@ -57,9 +57,9 @@ pub struct ResnetDitConfig {
     pub decoder_channels: usize,
     /// Groups of the decoder's group norms; divides `decoder_channels`.
     pub norm_groups: usize,
-    /// Number of classes, the null label not counted; 0 for a model that takes no labels.
+    /// Number of classes, without the null label; 0 for a model that takes no labels.
     pub num_classes: usize,
-    /// One more label, `num_classes`, that stands for "no class": what classifier-free guidance needs.
+    /// An additional label, `num_classes`, that means "no class", for classifier-free guidance.
     pub null_label: bool,
 }
 
@@ -91,7 +91,7 @@ impl Default for ResnetDitConfig {
 }
 
 impl ResnetDitConfig {
-    /// The whole residual network of which a backbone of that kind is the first layers.
+    /// The whole residual network whose first layers are a backbone of that kind.
     pub fn backbone(&self) -> ResnetConfig {
         ResnetConfig {
             image_size: self.image_size,
@@ -103,7 +103,7 @@ impl ResnetDitConfig {
         }
     }
 
-    /// Height and width of the feature map, in pixels: a token each.
+    /// Height and width of the feature map, in pixels: one token each.
     pub fn feature_size(&self) -> ImageSize {
         match self.backbone_kind {
             BackboneKind::Resnet => self.backbone().feature_size(self.backbone_layers),
@@ -113,12 +113,12 @@ impl ResnetDitConfig {
         }
     }
 
-    /// Channels of the feature map. Not before [`ResnetDitConfig::validate`].
+    /// Channels of the feature map. Call [`ResnetDitConfig::validate`] first.
     pub fn feature_channels(&self) -> usize {
         self.backbone_widths[self.backbone_layers - 1]
     }
 
-    /// The sizes, in pixels, of the decoder's doublings: from that behind the feature map to the image.
+    /// The sizes, in pixels, of the decoder's doublings: from the feature map's to the image's.
     pub fn decoder_sizes(&self) -> Vec<ImageSize> {
         let from = self.feature_size();
         let sizes = std::iter::successors(Some(self.image_size), |size| Some(size.halved()));
@@ -127,7 +127,7 @@ impl ResnetDitConfig {
         sizes
     }
 
-    /// The transformer over the features: a class token that carries time and label, and a token for each pixel.
+    /// The transformer over the features: a class token for time and label, and a token per pixel.
     pub(super) fn transformer(&self) -> DitConfig {
         DitConfig {
             image_size: self.feature_size(),

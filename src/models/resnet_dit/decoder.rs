@@ -1,4 +1,4 @@
-//! From the feature map back to the image.
+//! The decoder from the feature map to the image.
 
 use super::config::ResnetDitConfig;
 use crate::error::Result;
@@ -6,11 +6,11 @@ use crate::nn::{Builder, Conv2d, GroupNorm, Init, Linear, Scope};
 use crate::ops::elementwise::silu;
 use crate::tape::Var;
 
-/// Convolutions that double the map, then two at full size, with the noisy image beside it and the condition in between.
+/// Convolutions that double the map, then two at full size, with the noisy image as a skip and the condition in between.
 pub(super) struct Decoder {
-    /// Convolutions to twice the size, and the norm before each where another came before.
+    /// The doubling convolutions, each with the norm before it except the first.
     doublings: Vec<(Option<GroupNorm>, Conv2d)>,
-    /// Where nothing is to be doubled.
+    /// Used if nothing is to be doubled.
     project: Option<Conv2d>,
     noisy: Conv2d,
     modulation: Linear,

@@ -1,4 +1,4 @@
-//! What makes the features: a residual network, or EfficientNet-lite0.
+//! The feature extractor: a residual network, or EfficientNet-lite0.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::nn::{Builder, Moving, Scope};
 use crate::tape::Var;
 use crate::{Error, Result};
 
-/// What a backbone is.
+/// The kind of a backbone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackboneKind {
@@ -24,7 +24,7 @@ pub enum BackboneKind {
 const LITE0: &str = "efficientnet-lite0";
 
 impl ResnetDitConfig {
-    /// Lets kind, blocks and widths follow from a backbone that is named as `engine fetch` has it, so that a run can be planned without its
+    /// Derives kind, blocks and widths from a backbone given by its `engine fetch` name, so that a run can be planned without its
     /// file.
     pub fn follow_backbone(&mut self) {
         if self.backbone.as_deref() == Some(LITE0) {
@@ -32,7 +32,7 @@ impl ResnetDitConfig {
         }
     }
 
-    /// Makes EfficientNet-lite0 the backbone.
+    /// Sets EfficientNet-lite0 as the backbone.
     pub fn become_efficientnet(&mut self) {
         self.backbone_kind = BackboneKind::EfficientnetLite0;
         (self.backbone_widths, self.backbone_blocks) = Stages::sizes();
@@ -49,7 +49,7 @@ impl ResnetDitConfig {
     }
 }
 
-/// What makes the features.
+/// The feature extractor.
 pub(super) enum Features {
     Resnet(Backbone),
     EfficientNet(Stages),

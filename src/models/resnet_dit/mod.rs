@@ -1,10 +1,9 @@
 //! A diffusion transformer on the features of a pretrained residual network.
 //!
-//! The backbone (or EfficientNet-lite0's stages, its batch norms folded) is frozen: its stem and first layers, with batch norm by running
-//! statistics, turn the noisy image into a feature
-//! map; an adapter brings its channels to the transformer's width, a token for each of its pixels. A class token carries time
-//! and, optionally, the label. A decoder leads back to the image by convolutions that double the map, with a skip from the
-//! noisy image, without which its noise could not be told from what the features kept of it:
+//! The backbone (or EfficientNet-lite0's stages, with batch norms folded) is frozen: its stem and first layers, with batch norms
+//! in evaluation mode, turn the noisy image into a feature map. An adapter maps its channels to the transformer's width, one token
+//! per pixel. A class token carries time and, optionally, the label. A decoder maps back to the image with convolutions that
+//! double the map, and a skip from the noisy image, without which its noise could not be separated from the features:
 //!
 //! ```text
 //! c = MLP(sinusoids of the time) + MLP(label embedding)
@@ -16,7 +15,7 @@
 //! y = conv(SiLU(GN(u)))                                      from zero
 //! ```
 //!
-//! `tools/goldens/README.md` lists every parameter; its names, shapes and order are these.
+//! `tools/goldens/README.md` lists every parameter with name, shape and order.
 
 mod config;
 mod decoder;
@@ -39,7 +38,7 @@ use crate::ops::tokens::tokens;
 use crate::tape::Var;
 use crate::tensor::DType;
 
-/// The prefix of the names of the backbone's parameters.
+/// The prefix of the backbone's parameter names.
 pub const BACKBONE: &str = "backbone.";
 
 /// A transformer on the features of a pretrained network.
@@ -58,7 +57,7 @@ impl ResnetDit {
     /// Declares the model's parameters.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for sizes that do not fit together.
+    /// [`Error::Config`](crate::Error::Config) for inconsistent sizes.
     pub fn new(builder: &mut Builder, config: &ResnetDitConfig) -> Result<Self> {
         config.validate()?;
         let (transformer, width) = (config.transformer(), config.hidden_dim);

@@ -6,15 +6,15 @@ use crate::nn::{Builder, Conv2d, Dropout, GroupNorm, Init, Kind, Linear, Scope};
 use crate::ops::attention::attention;
 use crate::tape::Var;
 
-/// Every branch ends in a layer that starts at zero, so that a new network's blocks are their shortcuts (Ho et al. 2020
-/// start these at 1e-10 of the usual scale).
+/// Every branch ends in a layer initialized to zero, so that a new network's blocks are their shortcuts (Ho et al. 2020 start
+/// these at 1e-10 of the usual scale).
 pub(super) const ZERO: Init = Init::Constant(0.0);
 
-/// The other summand of a residual block, beside its branch.
+/// The shortcut of a residual block.
 enum Shortcut {
     /// Its input.
     Identity,
-    /// Its input by a 1x1 convolution; `skip` is that of the second part of a concatenation.
+    /// Its input through a 1x1 convolution; `skip` is that of the second part of a concatenation.
     Projection { x: Linear, skip: Option<Linear> },
 }
 
@@ -42,7 +42,7 @@ pub(super) struct ResBlock {
 }
 
 impl ResBlock {
-    /// A block from `channels` and, concatenated with them, `skip` channels to `out`. `number` tells the model's blocks apart.
+    /// A block from `channels` and, concatenated with them, `skip` channels to `out`. `number` distinguishes the model's blocks.
     pub fn new(
         builder: &mut Builder,
         name: &str,
@@ -90,7 +90,7 @@ impl ResBlock {
     }
 }
 
-/// Self-attention over the pixels: GN, queries, keys and values by one linear layer, attention, linear; plus its input.
+/// Self-attention over the pixels: GN, queries, keys and values in one linear layer, attention, linear; plus its input.
 pub(super) struct AttentionBlock {
     norm: GroupNorm,
     qkv: Linear,

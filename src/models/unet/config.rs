@@ -15,7 +15,7 @@ use crate::{Error, Result};
 #[cfg(test)]
 mod tests;
 
-/// How the time embedding (and the class's, which is added to it) reaches the residual blocks.
+/// How the time embedding (plus the class embedding) conditions the residual blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimeConditioning {
@@ -25,25 +25,25 @@ pub enum TimeConditioning {
     ScaleShift,
 }
 
-/// Which activations of the way down reach the way up.
+/// Which activations of the encoder are skips to the decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Skips {
-    /// That of the first convolution and those of every block and every downsampling; a level has a block more on its way
-    /// up than on its way down, each taking one (Ho et al. 2020).
+    /// Those of the first convolution, every block and every downsampling; a level has one more block in the decoder than in the
+    /// encoder, and each takes one skip (Ho et al. 2020).
     Block,
-    /// One of each level, taken by the first of as many blocks up as down (Ronneberger et al. 2015).
+    /// One per level, taken by the first of as many blocks up as down (Ronneberger et al. 2015).
     Level,
 }
 
-/// Where zeros stand in for pixels beyond the border when a 3x3 convolution of stride 2 halves an image.
+/// Where zeros are padded when a 3x3 convolution of stride 2 halves an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DownsamplePadding {
     /// One row and column on every side: PyTorch's `padding=1`.
     Symmetric,
-    /// TensorFlow's `SAME`, which the code of Ho et al. 2020 has: as many as are needed, the odd one at the end. An even
-    /// image has one row below and one column to the right.
+    /// TensorFlow's `SAME`, as in the code of Ho et al. 2020: as many as needed, the odd one at the end. An even image gets one
+    /// row below and one column to the right.
     Same,
 }
 
@@ -56,35 +56,35 @@ pub struct UnetConfig {
     pub image_size: ImageSize,
     /// Colour channels: 1 (grey) or 3 (RGB).
     pub image_channels: usize,
-    /// Channels of each level, that of the whole image first.
+    /// Channels of each level, full resolution first.
     pub channels: Vec<usize>,
-    /// Residual blocks of a level on the way down.
+    /// Residual blocks of a level in the encoder.
     pub res_blocks: usize,
-    /// Heights, in pixels, of the levels whose every residual block attention follows.
+    /// Heights, in pixels, of the levels with attention after every residual block.
     pub attention_sizes: Vec<usize>,
-    /// Attention between the two residual blocks in the middle.
+    /// Attention between the two middle residual blocks.
     pub middle_attention: bool,
-    /// Number of attention heads; divides the channels where there is attention.
+    /// Number of attention heads; divides the channels of levels with attention.
     pub num_heads: usize,
     /// Groups of every group norm; divides all channels.
     pub norm_groups: usize,
     /// Width of the sinusoidal time embedding; even.
     pub time_embedding_dim: usize,
-    /// Hidden width of the MLP behind the time embedding.
+    /// Hidden width of the MLP after the time embedding.
     pub time_hidden_dim: usize,
     /// Width of that MLP's result, which every residual block projects to its channels.
     pub time_output_dim: usize,
-    /// How that result reaches the residual blocks.
+    /// How that result conditions the residual blocks.
     pub time_conditioning: TimeConditioning,
-    /// Which activations of the way down reach the way up.
+    /// Which activations of the encoder are skips to the decoder.
     pub skips: Skips,
-    /// Where zeros stand in for pixels beyond the border in downsampling.
+    /// Where zeros are padded in downsampling.
     pub downsample_padding: DownsamplePadding,
-    /// Probability, in training, with which an element before a block's second convolution is dropped, in [0, 1).
+    /// Dropout probability before a block's second convolution in training, in [0, 1).
     pub dropout: f64,
-    /// Number of classes, the null label not counted; 0 for a model that takes no labels.
+    /// Number of classes, without the null label; 0 for a model that takes no labels.
     pub num_classes: usize,
-    /// One more label, `num_classes`, that stands for "no class": what classifier-free guidance needs.
+    /// An additional label, `num_classes`, that means "no class", for classifier-free guidance.
     pub null_label: bool,
 }
 
@@ -118,7 +118,7 @@ impl UnetConfig {
         std::iter::successors(Some(self.image_size), |size| Some(size.halved())).take(self.channels.len()).collect()
     }
 
-    /// Whether attention follows the residual blocks of a level.
+    /// Whether a level has attention after its residual blocks.
     pub fn has_attention(&self, level: usize) -> bool {
         self.sizes().get(level).is_some_and(|size| self.attention_sizes.contains(&size.height))
     }
@@ -165,14 +165,14 @@ impl Architecture for UnetConfig {
                 Ordering::Equal => height.to_string(),
                 Ordering::Greater => format!("a width of {width}"),
             };
-            let message = format!("{} levels halve {what} pixels too often", sizes.len());
+            let message = format!("{} levels halve {what} pixels too many times", sizes.len());
             return Err(Error::config("model.channels", message, format!("give at most {}", level + 1)));
         }
-        // One number of zeros before the first pixel is for both sides.
+        // The same number of zeros before the first pixel is used for both sides.
         let mixed = |size: &&ImageSize| size.height % 2 != size.width % 2;
         let halved = &sizes[..sizes.len() - 1];
         if let Some(size) = halved.iter().find(mixed).filter(|_| self.downsample_padding == DownsamplePadding::Same) {
-            let message = format!("`same` pads an odd side otherwise than an even one, and a level of {size} has both");
+            let message = format!("`same` pads odd and even sides differently, and a level of {size} has both");
             return Err(Error::config("model.downsample_padding", message, "set it to symmetric"));
         }
         for (level, &channels) in self.channels.iter().enumerate() {
@@ -188,7 +188,7 @@ impl Architecture for UnetConfig {
         {
             let all: Vec<String> = sizes.iter().map(|size| size.height.to_string()).collect();
             let message = format!("no level is {stranger} pixels high");
-            return Err(Error::config("model.attention_sizes", message, format!("there are {}", all.join(", "))));
+            return Err(Error::config("model.attention_sizes", message, format!("use one of {}", all.join(", "))));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             let message = format!("{} is outside [0, 1)", self.dropout);

@@ -1,4 +1,4 @@
-//! The levels of a U-Net: what is declared on the way down, in the middle and on the way up, and how it is gone.
+//! The levels of a U-Net: declaration and forward pass of encoder, middle and decoder.
 
 use super::blocks::{AttentionBlock, ResBlock};
 use super::config::{DownsamplePadding, Skips, UnetConfig};
@@ -8,11 +8,11 @@ use crate::nn::{Builder, Conv2d, Scope};
 use crate::ops::conv2d::Geometry;
 use crate::tape::Var;
 
-/// A residual block and the attention that may follow it.
+/// A residual block with optional attention.
 pub(super) struct Stage {
     block: ResBlock,
     attention: Option<AttentionBlock>,
-    /// Whether its result is a skip (on the way down), or it takes one (on the way up).
+    /// Whether its result is a skip (encoder), or it takes one (decoder).
     skips: bool,
 }
 
@@ -26,16 +26,16 @@ impl Stage {
     }
 }
 
-/// A level on the way down or up, and the convolution that leads to the next.
+/// An encoder or decoder level, and the convolution to the next.
 pub(super) struct Level {
     stages: Vec<Stage>,
     resample: Option<Conv2d>,
-    /// Whether what that convolution makes is a skip too, on the way down.
+    /// Whether the result of that convolution is a skip too, in the encoder.
     skips: bool,
 }
 
 impl Level {
-    /// Down: leaves skips behind. `x` `[B, H, W, C]`; the condition `c` `[B, D]`.
+    /// Encoder: pushes skips. `x` `[B, H, W, C]`; the condition `c` `[B, D]`.
     pub fn down(&self, s: &Scope, mut x: Var, c: &Var, skips: &mut Vec<Var>) -> Result<Var> {
         for stage in &self.stages {
             x = stage.forward(s, &x, None, c)?;
@@ -52,7 +52,7 @@ impl Level {
         Ok(x)
     }
 
-    /// Up: takes skips, the newest first.
+    /// Decoder: pops skips, the newest first.
     pub fn up(&self, s: &Scope, mut x: Var, c: &Var, skips: &mut Vec<Var>) -> Result<Var> {
         for stage in &self.stages {
             let skip = if stage.skips { skips.pop() } else { None };
@@ -65,7 +65,7 @@ impl Level {
     }
 }
 
-/// The smallest level, between the ways: a residual block, attention, a residual block.
+/// The smallest level, between encoder and decoder: a residual block, attention, a residual block.
 pub(super) struct Middle {
     first: Stage,
     second: ResBlock,
@@ -78,8 +78,8 @@ impl Middle {
     }
 }
 
-/// Declares the parameters in the order of the forward pass. Counts the residual blocks, and knows the channels of what comes
-/// next and of the skips that nobody has taken yet.
+/// Declares the parameters in the order of the forward pass. Counts the residual blocks, and tracks the channels of the current
+/// activations and of the unused skips.
 pub(super) struct Declare<'a> {
     builder: &'a mut Builder,
     config: &'a UnetConfig,
@@ -89,7 +89,7 @@ pub(super) struct Declare<'a> {
 }
 
 impl<'a> Declare<'a> {
-    /// Behind the first convolution.
+    /// After the first convolution.
     pub fn new(builder: &'a mut Builder, config: &'a UnetConfig) -> Self {
         let first = config.channels[0];
         let skips = if config.skips == Skips::Block { vec![first] } else { Vec::new() };
@@ -110,7 +110,7 @@ impl<'a> Declare<'a> {
         Conv2d::new(self.builder, name, self.channels, self.channels, 3)
     }
 
-    /// Level `level` on the way down.
+    /// Level `level` of the encoder.
     pub fn down(&mut self, level: usize) -> Level {
         let (config, name) = (self.config, format!("down.{level}"));
         let (out, every_block) = (config.channels[level], config.skips == Skips::Block);
@@ -138,7 +138,7 @@ impl<'a> Declare<'a> {
         Middle { first: Stage { block, attention, skips: false }, second: self.block("middle.block2", 0, out) }
     }
 
-    /// Level `level` on the way up.
+    /// Level `level` of the decoder.
     pub fn up(&mut self, level: usize) -> Level {
         let (config, name) = (self.config, format!("up.{level}"));
         let (out, every_block) = (config.channels[level], config.skips == Skips::Block);
@@ -158,11 +158,11 @@ impl<'a> Declare<'a> {
     }
 }
 
-/// A stride of 2 that halves a height and width of `size`, rounding up.
+/// A stride of 2 that halves an image of `size`, rounding up.
 fn halving(padding: DownsamplePadding, size: ImageSize) -> Geometry {
     let pad_before = match padding {
         DownsamplePadding::Symmetric => 1,
-        // An odd image needs two rows, one on each side; an even one a single row. Both sides are alike in this.
+        // An odd image needs two rows, one on each side; an even one a single row. Both sides have the same parity.
         DownsamplePadding::Same => size.height % 2,
     };
     Geometry { stride: 2, pad_before: [pad_before; 2], ..Geometry::same(3) }

@@ -1,8 +1,8 @@
 //! The U-Net of diffusion models (Ho, Jain, Abbeel 2020, *Denoising Diffusion Probabilistic Models*; Ronneberger et al.
 //! 2015, *U-Net*).
 //!
-//! Levels of residual blocks with group norm, each half as high and wide as the one before; attention at the smaller ones;
-//! skips from the way down to the way up, which are never copied into a concatenation:
+//! Levels of residual blocks with group norm, each half as high and wide as the one before; attention at the smaller ones; skips
+//! from encoder to decoder, which are never copied into a concatenation:
 //!
 //! ```text
 //! c = SiLU(MLP(sinusoids of the time) + label embedding)
@@ -16,7 +16,7 @@
 //! A(h) = attention of the pixels of GN(h), + h
 //! ```
 //!
-//! `tools/goldens/README.md` lists every parameter; its names, shapes and order are these.
+//! `tools/goldens/README.md` lists every parameter with name, shape and order.
 
 mod blocks;
 mod config;
@@ -55,7 +55,7 @@ impl Unet {
     /// Declares the model's parameters.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for sizes that do not fit together.
+    /// [`Error::Config`](crate::Error::Config) for inconsistent sizes.
     pub fn new(builder: &mut Builder, config: &UnetConfig) -> Result<Self> {
         config.validate()?;
         let (first, levels) = (config.channels[0], config.channels.len());
@@ -78,7 +78,7 @@ impl Unet {
         })
     }
 
-    /// The condition `[B, time_output_dim]` after its SiLU, which every block begins with.
+    /// The condition `[B, time_output_dim]` after its SiLU, with which every block starts.
     fn condition(&self, s: &Scope, time: &Var, labels: &Var) -> Result<Var> {
         let time = timestep_embedding(s, time, self.config.time_embedding_dim, s.precision())?;
         let class = self.class.as_ref().map(|class| class.forward(s, labels)).transpose()?;

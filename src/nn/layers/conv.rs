@@ -1,4 +1,4 @@
-//! The convolution, and what surrounds it.
+//! The convolution with its fused operations.
 
 use super::super::scope::Scope;
 use super::super::store::{Builder, Init, Kind, ParamId};
@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::conv2d::{Geometry, conv2d};
 use crate::tape::Var;
 
-/// y = conv(x, weight) \[+ bias\]; `weight` `[out, k, k, in]`, `bias` `[out]`. The window stays centred, with stride 1, unless
+/// y = conv(x, weight) \[+ bias\]; `weight` `[out, k, k, in]`, `bias` `[out]`. The window is centred, with stride 1, unless
 /// [`Conv2d::geometry`] says otherwise.
 pub struct Conv2d {
     weight: ParamId,
@@ -15,15 +15,15 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Declares `name.weight` and `name.bias`, the weight by Glorot's rule over the window, the bias zero. `kernel` is the
-    /// window's height and width: odd.
+    /// Declares `name.weight` and `name.bias`, the weight with Glorot initialization over the window, the bias zero. `kernel` is
+    /// the window's height and width: odd.
     pub fn new(builder: &mut Builder, name: &str, channels_in: usize, channels_out: usize, kernel: usize) -> Self {
         let window = kernel * kernel;
         let init = Init::xavier(window * channels_in, window * channels_out);
         Self::with_init(builder, name, channels_in, channels_out, kernel, init)
     }
 
-    /// The same with another start for the weight.
+    /// As [`Conv2d::new`] with another initialization of the weight.
     pub fn with_init(
         builder: &mut Builder,
         name: &str,
@@ -37,7 +37,7 @@ impl Conv2d {
         conv
     }
 
-    /// `name.weight` alone, as before a batch norm, which has a bias of its own.
+    /// Declares only `name.weight`, as before a batch norm, which has its own bias.
     pub fn without_bias(
         builder: &mut Builder,
         name: &str,
@@ -51,12 +51,12 @@ impl Conv2d {
         Self { weight, bias: None, geometry: Geometry::same(kernel) }
     }
 
-    /// The same with a window that moves otherwise.
+    /// Sets the geometry of the window.
     pub fn geometry(self, geometry: Geometry) -> Self {
         Self { geometry, ..self }
     }
 
-    /// The same, of the input resized to `size` (height, width) by nearest neighbour.
+    /// Resizes the input to `size` (height, width) by nearest neighbour first.
     pub fn resized(mut self, size: [usize; 2]) -> Self {
         self.geometry.resize = Some(size);
         self
@@ -66,12 +66,12 @@ impl Conv2d {
         Conv2dCall { layer: self, channel_add: None, residual: None }
     }
 
-    /// Plus `channel_add` `[B, out]`, at every pixel.
+    /// Adds `channel_add` `[B, out]`, at every pixel.
     pub fn channel_add<'a>(&'a self, channel_add: impl Into<Option<&'a Var>>) -> Conv2dCall<'a> {
         self.call().channel_add(channel_add)
     }
 
-    /// Plus `residual`, of the result's shape.
+    /// Adds `residual`, of the result's shape.
     pub fn residual<'a>(&'a self, residual: impl Into<Option<&'a Var>>) -> Conv2dCall<'a> {
         self.call().residual(residual)
     }
@@ -85,7 +85,7 @@ impl Conv2d {
     }
 }
 
-/// A [`Conv2d`], and what is added to it in the same pass.
+/// A [`Conv2d`] with fused operations.
 #[derive(Clone, Copy)]
 pub struct Conv2dCall<'a> {
     layer: &'a Conv2d,
@@ -94,12 +94,12 @@ pub struct Conv2dCall<'a> {
 }
 
 impl<'a> Conv2dCall<'a> {
-    /// Plus `channel_add` `[B, out]`, at every pixel.
+    /// Adds `channel_add` `[B, out]`, at every pixel.
     pub fn channel_add(self, channel_add: impl Into<Option<&'a Var>>) -> Self {
         Self { channel_add: channel_add.into(), ..self }
     }
 
-    /// Plus `residual`, of the result's shape.
+    /// Adds `residual`, of the result's shape.
     pub fn residual(self, residual: impl Into<Option<&'a Var>>) -> Self {
         Self { residual: residual.into(), ..self }
     }
@@ -107,7 +107,7 @@ impl<'a> Conv2dCall<'a> {
     /// As [`Conv2d::forward`].
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for operands that do not fit each other.
+    /// [`Error::Shape`](crate::Error::Shape) for operands of mismatched shapes.
     pub fn forward(self, s: &Scope, x: &Var) -> Result<Var> {
         let Conv2d { weight, bias, geometry } = self.layer;
         let bias = bias.map(|bias| &s[bias]);

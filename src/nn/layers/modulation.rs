@@ -8,22 +8,22 @@ use crate::ops::elementwise::gate;
 use crate::ops::layer_norm::{Affine, layer_norm};
 use crate::tape::Var;
 
-/// Vectors linear in a condition, which shift, scale and gate what a network does with it (Perez et al. 2018, *FiLM*; Peebles
-/// and Xie 2023, *Scalable Diffusion Models with Transformers*: adaLN-zero). They start at zero: every norm begins as a plain one
-/// and every gate shut.
+/// Vectors linear in a condition, which shift, scale and gate activations (Perez et al. 2018, *FiLM*; Peebles and Xie 2023,
+/// *Scalable Diffusion Models with Transformers*: adaLN-zero). They start at zero: every norm starts as a plain one and every gate
+/// closed.
 pub struct Modulation {
     linear: Linear,
     width: usize,
 }
 
 impl Modulation {
-    /// Declares `name.weight` and `name.bias`, zeros: from a condition of width `condition`, `count` vectors of `width`.
+    /// Declares `name.weight` and `name.bias`, zeros: `count` vectors of `width` from a condition of width `condition`.
     pub fn new(builder: &mut Builder, name: &str, condition: usize, width: usize, count: usize) -> Self {
         let linear = Linear::with_init(builder, name, condition, count * width, Init::Constant(0.0));
         Self { linear, width }
     }
 
-    /// The vectors m_0, m_1, … of a `condition` `[B, C]`.
+    /// The vectors m_0, m_1, … for a `condition` `[B, C]`.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) for a condition of another width.
@@ -32,17 +32,17 @@ impl Modulation {
     }
 }
 
-/// The vectors of one condition, by number.
+/// The vectors of one condition, by index.
 pub struct Modulated {
     vectors: Var,
     width: usize,
 }
 
 impl Modulated {
-    /// LN(x) · (1 + m_scale) + m_shift, where the scale is the vector after that of number `shift`; `x` `[B, …, width]`.
+    /// LN(x) · (1 + m_scale) + m_shift, where the scale vector follows the one at index `shift`; `x` `[B, …, width]`.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for an input of another width, and for vectors that there are not.
+    /// [`Error::Shape`](crate::Error::Shape) for an input of another width, and for missing vectors.
     pub fn norm(&self, s: &Scope, x: &Var, shift: usize) -> Result<Var> {
         let column = |number: usize| number * self.width;
         let affine = Affine::Modulation { matrix: &self.vectors, shift: column(shift), scale: column(shift + 1) };

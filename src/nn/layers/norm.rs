@@ -77,7 +77,7 @@ impl GroupNorm {
     }
 }
 
-/// A [`GroupNorm`], and what surrounds it in the same pass: dropout(SiLU(GN(\[x | skip\]) · (1 + scale) + shift)).
+/// A [`GroupNorm`] with fused operations: dropout(SiLU(GN(\[x | skip\]) · (1 + scale) + shift)).
 #[derive(Clone, Copy)]
 pub struct GroupNormCall<'a> {
     layer: &'a GroupNorm,
@@ -88,17 +88,17 @@ pub struct GroupNormCall<'a> {
 }
 
 impl<'a> GroupNormCall<'a> {
-    /// Of the concatenation of x `[B, …, Cx]` with `skip` `[B, …, Cs]`: `[B, …, Cx + Cs]`.
+    /// Normalizes the concatenation of x `[B, …, Cx]` with `skip` `[B, …, Cs]`: `[B, …, Cx + Cs]`.
     pub fn skip(self, skip: impl Into<Option<&'a Var>>) -> Self {
         Self { skip: skip.into(), ..self }
     }
 
-    /// The normed x times 1 plus the first half of `scale_shift` `[B, 2 channels]`, plus its second half; before the SiLU.
+    /// Multiplies the normalized x by 1 plus the first half of `scale_shift` `[B, 2 channels]` and adds its second half; before the SiLU.
     pub fn scale_shift(self, scale_shift: impl Into<Option<&'a Var>>) -> Self {
         Self { scale_shift: scale_shift.into(), ..self }
     }
 
-    /// The result through `dropout`, which drops in training alone.
+    /// Applies `dropout`, in training only.
     pub fn dropout(self, dropout: &'a Dropout) -> Self {
         Self { dropout: Some(dropout), ..self }
     }
@@ -106,7 +106,7 @@ impl<'a> GroupNormCall<'a> {
     /// As [`GroupNorm::forward`].
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for operands that do not fit each other.
+    /// [`Error::Shape`](crate::Error::Shape) for operands of mismatched shapes.
     pub fn forward(self, s: &Scope, x: &Var) -> Result<Var> {
         let GroupNorm { weight, bias, groups } = *self.layer;
         let norm = group_norm_silu::GroupNorm { groups, epsilon: GroupNorm::EPSILON, silu: self.silu };
@@ -115,16 +115,16 @@ impl<'a> GroupNormCall<'a> {
     }
 }
 
-/// When a batch norm goes by the batch, and moves its running statistics on.
+/// When a batch norm uses batch statistics and updates its running statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moving {
-    /// In training steps; else it goes by the running statistics.
+    /// In training steps; otherwise it uses the running statistics.
     InTraining,
-    /// Never: it goes by the running statistics in training too.
+    /// Never: it uses the running statistics in training too.
     Never,
 }
 
-/// Batch norm with weight and bias and running statistics; PyTorch's constants: ε = 1e-5, momentum 0.1.
+/// Batch norm with weight, bias and running statistics; PyTorch's constants: ε = 1e-5, momentum 0.1.
 pub struct BatchNorm {
     weight: ParamId,
     bias: ParamId,
@@ -161,7 +161,7 @@ impl BatchNorm {
     }
 }
 
-/// A [`BatchNorm`], and what follows it in the same pass: ReLU(BN(x) + residual).
+/// A [`BatchNorm`] with fused operations: ReLU(BN(x) + residual).
 #[derive(Clone, Copy)]
 pub struct BatchNormCall<'a> {
     layer: &'a BatchNorm,
@@ -170,7 +170,7 @@ pub struct BatchNormCall<'a> {
 }
 
 impl<'a> BatchNormCall<'a> {
-    /// Plus `residual`, of the shape of x; before the ReLU.
+    /// Adds `residual`, of the shape of x; before the ReLU.
     pub fn residual(self, residual: impl Into<Option<&'a Var>>) -> Self {
         Self { residual: residual.into(), ..self }
     }
@@ -178,7 +178,7 @@ impl<'a> BatchNormCall<'a> {
     /// As [`BatchNorm::forward`].
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for operands that do not fit each other.
+    /// [`Error::Shape`](crate::Error::Shape) for operands of mismatched shapes.
     pub fn forward(self, s: &Scope, x: &Var) -> Result<Var> {
         let BatchNorm { weight, bias, mean, variance, moving } = *self.layer;
         let batch = s.is_training() && moving == Moving::InTraining;

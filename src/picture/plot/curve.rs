@@ -2,26 +2,26 @@
 
 use super::*;
 
-/// Colours of lines, in turn.
+/// Colours of lines, in rotation.
 const COLOURS: [RGBColor; 4] = [TRAINING, VALIDATION, MARK, AXIS];
 
-/// What a curve of a metric shows.
+/// The content of a metric curve.
 #[derive(Clone, Debug, Default)]
 pub struct MetricCurve {
     /// The heading.
     pub title: String,
-    /// What the points' second numbers are, as `FID`.
+    /// The name of the y values, as in `FID`.
     pub metric: String,
-    /// What their first numbers are, as `optimizer step`.
+    /// The name of the x values, as in `optimizer step`.
     pub over: String,
-    /// Lines by their names; points in the order of their first numbers. Those that are not finite are left out.
+    /// Lines with names; points sorted by x. Those that are not finite are left out.
     pub lines: Vec<(String, Vec<(f64, f64)>)>,
 }
 
 /// Draws the curve: 1080x640 RGB.
 ///
 /// # Errors
-/// [`Error::Unsupported`] where the plotting library refuses, which no input is known to cause.
+/// [`Error::Unsupported`] if the plotting library fails, which no input is known to cause.
 pub fn render_metric_curve(curve: &MetricCurve) -> Result<Image> {
     rendered("metric curve", |area, words| lines(area, words, curve))
 }
@@ -62,7 +62,7 @@ fn lines(area: &Area, words: &mut Vec<Word>, curve: &MetricCurve) -> Drawn {
     draw_legend(area, words, RIGHT, if shown.len() > 1 { &legend } else { &[] })
 }
 
-/// Points over a scale of their own, whose numbers stand at the right edge and whose name above them.
+/// Points on their own scale, with numbers at the right edge and the name above them.
 pub(super) fn over_own_scale(
     words: &mut Vec<Word>,
     chart: &mut Chart,

@@ -1,4 +1,4 @@
-//! Pictures of every form, made here: whole, turned, transparent, cut short and with bytes flipped.
+//! Pictures of every format, made here: intact, rotated, transparent, truncated and with flipped bits.
 
 use std::io::Cursor;
 
@@ -37,7 +37,7 @@ fn refused(bytes: &[u8]) -> String {
     message
 }
 
-/// A JPEG with an APP1 segment that holds nothing but the orientation.
+/// A JPEG with an APP1 segment that holds only the orientation.
 fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     let exif =
         [&b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0"[..], &[orientation, 0, 0, 0, 0, 0, 0]].concat();
@@ -45,7 +45,7 @@ fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     [&jpeg[..2], &[0xff, 0xe1], &length, &exif, &jpeg[2..]].concat()
 }
 
-/// A JPEG of one block of CMYK, each ink of one value, as Adobe writes them (inverted).
+/// A JPEG of one block of CMYK, each ink with one value, inverted as Adobe writes them.
 fn cmyk(inks: [u8; 4]) -> Vec<u8> {
     let mut bytes = vec![0xff, 0xd8];
     let mut segment = |marker: u8, body: &[u8]| {
@@ -170,7 +170,7 @@ fn palettes_are_resolved_and_transparency_is_laid_on_the_background() {
 
 #[test]
 fn cmyk_becomes_rgb() {
-    // Inverted: 255 is no ink. Yellow alone, then black alone.
+    // Inverted: 255 is no ink. Only yellow, then only black.
     let yellow = read(&cmyk([255, 255, 0, 255]));
     assert_eq!((yellow.notes, yellow.image.colour(3, 3)), (vec![Note::Inks], Some([255, 255, 0])));
     assert_eq!(read(&cmyk([255, 255, 255, 0])).image.colour(0, 0), Some([0, 0, 0]));
@@ -214,19 +214,19 @@ fn a_jpeg_that_is_cut_short_is_damaged() {
     for share in [0.3, 0.5, 0.9, 0.99] {
         let cut = &whole[..(whole.len() as f64 * share) as usize];
         assert!(refused(cut).starts_with("is cut short"), "{share}");
-        // With the end marker put on again rows are missing.
+        // With the end marker added again rows are missing.
         let message = refused(&[cut, &[0xff, 0xd9]].concat());
         assert!(message.contains("last rows are missing"), "{share}: {message}");
     }
     assert!(refused(&whole[..whole.len() - 2]).contains("end marker"));
-    // Behind the end may stand what likes to.
+    // Anything may follow the end marker.
     assert_eq!(read(&[&whole[..], b"trailer"].concat()).image.width(), 64);
 }
 
 /// A scan's header and its data.
 type Scan = (Vec<u8>, Vec<u8>);
 
-/// The parts of a progressive grey JPEG of 64x64 pixels of one colour: what comes before the scans, and each scan with its header.
+/// The parts of a progressive grey JPEG of 64x64 pixels of one colour: the head, and each scan with its header.
 fn progressive() -> (Vec<u8>, Vec<Scan>) {
     let segment = |marker: u8, body: &[u8]| [&[0xff, marker, 0, 2 + body.len() as u8], body].concat();
     let counts = |codes: &[(usize, u8)]| -> Vec<u8> {

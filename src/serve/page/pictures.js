@@ -2,7 +2,7 @@
 
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 
-/** The texts of a PNG by keyword, of `tEXt` and uncompressed `iTXt` chunks; null for what is no PNG. */
+/** The texts of a PNG by keyword, of `tEXt` and uncompressed `iTXt` chunks; null for other files. */
 export function texts(bytes) {
   if (SIGNATURE.some((byte, at) => bytes[at] !== byte)) return null;
   const found = {};
@@ -38,7 +38,7 @@ export function dataUrl(blob) {
   });
 }
 
-/** An image element of a URL, once it is there. */
+/** An image element for a URL, once it is loaded. */
 export function image(url) {
   return new Promise((resolve, reject) => {
     const element = new Image();
@@ -48,7 +48,7 @@ export function image(url) {
   });
 }
 
-/** A given picture, brought to the model's size, with a mask to be painted over it. */
+/** A picture fitted to the model's size, with a mask to paint on it. */
 export class Given {
   constructor(canvas, brush) {
     this.canvas = canvas;
@@ -109,7 +109,7 @@ export class Given {
     this.show();
   }
 
-  /** Masks the lower half, for those who do not paint. */
+  /** Masks the lower half, without painting. */
   half() {
     const context = this.mask.getContext('2d');
     context.fillStyle = '#fff';
@@ -121,7 +121,7 @@ export class Given {
     const context = this.mask.getContext('2d');
     const size = Number(this.brush.value) * this.width / 28;
     context.fillStyle = '#fff';
-    // Whole pixels: a mask has no half ones.
+    // A mask consists of whole pixels.
     for (let row = Math.floor(y - size / 2); row < y + size / 2; row++) {
       for (let column = Math.floor(x - size / 2); column < x + size / 2; column++) {
         if (Math.hypot(column + 0.5 - x, row + 0.5 - y) <= size / 2 + 0.3) context.fillRect(column, row, 1, 1);

@@ -156,7 +156,7 @@ function body() {
     count: from.count,
   };
   if (state.model.null_label) Object.assign(asked, { guidance: from.guidance, guidance_schedule: from.course });
-  // Frames want a sampler without noise of its own, which the server then chooses.
+  // Frames need a deterministic sampler, which the server then chooses.
   if (from.mode !== 'between' || from.sampler !== 'ddpm') asked.sampler = from.sampler;
   if (from.mode === 'draw') {
     if (from.classes.length) asked.class = from.classes;
@@ -277,7 +277,7 @@ function keep() {
       localStorage.setItem(HISTORY, JSON.stringify(state.history));
       return;
     } catch {
-      // The browser has no room: the oldest go.
+      // The browser is out of storage: remove the oldest.
       if (!state.history.length) return;
       state.history.length = Math.floor(state.history.length / 2);
     }
@@ -350,7 +350,7 @@ function setEnd(at, url) {
 
 // ---- files
 
-/** The settings that a PNG of ours holds, null for other pictures. */
+/** The settings in an engine PNG, null for other pictures. */
 function recipe(bytes) {
   const found = texts(bytes);
   const text = found?.['engine.sampling'] ?? found?.['engine.edit'];

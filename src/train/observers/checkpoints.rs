@@ -1,15 +1,15 @@
-//! Checkpoints, the newest model, and the removal of checkpoints that need not be kept any more.
+//! Checkpoints, the newest model, and the removal of old checkpoints.
 
 use crate::config::{BestBy, TrainingConfig};
 use crate::error::Result;
 use crate::train::{Ending, Event, Observer, Place, Run};
 
 pub(super) struct Checkpoints {
-    /// Steps between two.
+    /// Steps between checkpoints.
     every: u64,
-    /// How many of the newest are kept.
+    /// Number of newest ones to keep.
     keep: usize,
-    /// Epochs whose last one is kept for good.
+    /// Epochs whose last checkpoint is kept permanently.
     milestones: Vec<u64>,
     best_by: BestBy,
 }

@@ -1,4 +1,4 @@
-//! A metric of samples as training goes on: the best model by it, and the end of a run that only gets worse.
+//! Evaluates a metric of samples during training: selects the best model, and stops early when there is no improvement.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub(super) struct Evaluate {
     images: Option<usize>,
     keeps_best: bool,
     patience: Option<u64>,
-    /// Features of the training images, known from the beginning of a sitting on.
+    /// Features of the training images, available from the start of a session.
     reference: Option<Reference>,
 }
 
@@ -40,12 +40,12 @@ impl Evaluate {
         }
     }
 
-    /// The network is opened each time: it would take memory from training in between. Processes that train together share the pictures.
+    /// Opens the network each time, because it would take memory from training in between. Processes share the pictures.
     fn extractor(&self, run: &Run) -> Result<Extractor> {
         Ok(network(run.trainer())?.shared_with(run.trainer().team(), 0))
     }
 
-    /// Features of the training images, which a later run on them finds on disk.
+    /// Features of the training images, cached on disk for later runs.
     fn reference(&self, run: &mut Run) -> Result<Reference> {
         run.report(&Event::Busy("extracts features of training images"));
         let Some(dataset) = run.trainer().dataset() else {
@@ -58,7 +58,7 @@ impl Evaluate {
         Ok(Reference::Pictures(Box::new(set)))
     }
 
-    /// None where the run is to stop.
+    /// None if the run must stop.
     fn found(&mut self, run: &mut Run) -> Result<Option<(Measured, Option<Rule>)>> {
         let mut extractor = self.extractor(run)?;
         run.report(&Event::Busy("draws samples and evaluates them"));
@@ -79,7 +79,7 @@ impl Evaluate {
 }
 
 impl Observer for Evaluate {
-    /// An evaluation that an interruption prevented is made up for, and a run that had ended early ends again.
+    /// Repeats an evaluation that was interrupted, and ends a run again that had stopped early.
     fn begin(&mut self, run: &mut Run) -> Result<()> {
         if self.every == Every::Never {
             return Ok(());
@@ -132,14 +132,14 @@ impl Observer for Evaluate {
     }
 }
 
-/// The network whose features are compared.
+/// The network for the features.
 pub(in crate::train) fn network(trainer: &Trainer) -> Result<Extractor> {
     let training = &trainer.config().training;
     let path = Extractor::find(Path::new(&training.evaluate_extractor), EXTRACTOR)?;
     Extractor::open(&Context::new(trainer.context().device().clone()), &path, training.evaluate_rule, BATCH)
 }
 
-/// Whether the present step's evaluation is in the log.
+/// Whether the current step's evaluation is in the log.
 fn is_done(run: &Run) -> bool {
     run.curves().evaluation.last().is_some_and(|(last, _)| *last == run.place().step)
 }
@@ -151,7 +151,7 @@ fn stopped(run: &Run) -> Result<()> {
     }
 }
 
-/// Features of the first `count` images of the run's seed, the classes in turn, as `engine eval` draws them. None where the run is to
+/// Features of the first `count` images of the run's seed, the classes in turn, as `engine eval` draws them. None if the run must
 /// stop.
 fn drawn(run: &Run, extractor: &mut Extractor, count: usize) -> Result<Option<FeatureSet>> {
     let trainer = run.trainer();
@@ -176,7 +176,7 @@ fn drawn(run: &Run, extractor: &mut Extractor, count: usize) -> Result<Option<Fe
     Ok((!stopping).then_some(set))
 }
 
-/// The metric's work, and its key among what that finds.
+/// The metric to compute, and its key in the result.
 fn kind(metric: SampleMetric) -> (MetricKind, &'static str) {
     match metric {
         SampleMetric::Fid => (MetricKind::Fid, "fid_score"),
@@ -189,7 +189,7 @@ fn kind(metric: SampleMetric) -> (MetricKind, &'static str) {
     }
 }
 
-/// Bytes that the network of a run's evaluations takes on its device while one goes on; 0 for a run without evaluations.
+/// Device bytes of the network during an evaluation; 0 for a run without evaluations.
 ///
 /// # Errors
 /// As [`find_extractor`]; those of opening a classifier.
@@ -200,10 +200,10 @@ pub(in crate::train) fn network_bytes(config: &Config) -> Result<usize> {
     }
 }
 
-/// Lets the configuration name the network's file so that it holds from anywhere, where the run evaluates.
+/// Makes the path of the network's file in the configuration absolute, if the run evaluates.
 ///
 /// # Errors
-/// [`Error::Config`] for a file that is not there.
+/// [`Error::Config`] for a missing file.
 pub(in crate::train) fn find_extractor(config: &mut Config) -> Result<()> {
     if config.training.evaluate_every == Every::Never {
         return Ok(());

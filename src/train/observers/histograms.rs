@@ -1,4 +1,4 @@
-//! The weights of each tensor, for TensorBoard.
+//! Weight histograms for TensorBoard.
 
 use crate::config::Every;
 use crate::error::Result;

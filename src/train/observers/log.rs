@@ -1,11 +1,11 @@
-//! Lines of the log, and the ends of epochs.
+//! Log lines, and the ends of epochs.
 
 use crate::error::Result;
 use crate::train::metrics::LossTerms;
 use crate::train::{Ending, Event, Observer, Place, Run, TrainingLine, learning_rate};
 
 pub(super) struct Log {
-    /// Steps between two lines.
+    /// Steps between lines.
     pub every: u64,
 }
 
@@ -34,7 +34,7 @@ impl Observer for Log {
         Ok(())
     }
 
-    /// The steps since the last line of a run that ended before its length was over.
+    /// Steps since the last line of a run that stopped early.
     fn end(&mut self, run: &mut Run, ending: Ending) -> Result<()> {
         if ending == Ending::Finished && run.progress.line.steps > 0 {
             let line = line(run, run.place());
@@ -45,7 +45,7 @@ impl Observer for Log {
     }
 }
 
-/// The line over the steps since the last one.
+/// The line for the steps since the last one.
 fn line(run: &mut Run, place: Place) -> TrainingLine {
     let tally = std::mem::take(&mut run.progress.line);
     let trainer = run.trainer();

@@ -12,8 +12,8 @@ pub(super) use evaluation::{find_extractor, network as evaluation_network, netwo
 use super::Observer;
 use crate::config::{BestBy, TrainingConfig};
 
-/// Those of a configuration, in the order in which they act: a checkpoint holds what the log, validation and evaluation found before it,
-/// and comes before pictures, which take long.
+/// The observers of a configuration, in order: a checkpoint includes the results of log, validation and evaluation before it, and
+/// comes before pictures, which are slow.
 pub(super) fn standard(training: &TrainingConfig) -> Vec<Box<dyn Observer>> {
     vec![
         Box::new(log::Log { every: training.log_every }),

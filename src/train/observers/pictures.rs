@@ -1,4 +1,4 @@
-//! The pictures of a run: sheets of samples or of predictions, and the loss curve.
+//! The pictures of a run: sheets of samples or predictions, and the loss curve.
 
 use crate::config::Every;
 use crate::error::Result;
@@ -11,7 +11,7 @@ pub(super) struct Pictures {
 }
 
 impl Observer for Pictures {
-    /// A picture that an interruption prevented is made up for.
+    /// Draws a picture that an interruption prevented.
     fn begin(&mut self, run: &mut Run) -> Result<()> {
         let place = run.place();
         let drawn = run.folder().sample(&format!("step-{}", place.step)).exists();
@@ -40,7 +40,7 @@ impl Observer for Pictures {
     }
 }
 
-/// The sheets of samples and of their denoising.
+/// The sheets of samples and of denoising stages.
 fn draw_samples(run: &mut Run) -> Result<()> {
     let place = run.place();
     let names = match place.is_last() {
@@ -53,15 +53,15 @@ fn draw_samples(run: &mut Run) -> Result<()> {
         return Ok(());
     };
     let [samples, denoising] = names.map(|name| run.folder().sample(&name));
-    // The samples last: a sheet of samples that is there is not drawn again.
+    // The samples last: an existing sheet of samples is not drawn again.
     run.picture("denoising", denoising, &sheets.denoising)?;
     run.picture("samples", samples, &sheets.samples)
 }
 
-/// Held-out images with what a classifier takes them for.
+/// Held-out images with their predicted classes.
 fn draw_predictions(run: &mut Run) -> Result<()> {
     let step = run.place().step;
-    let title = format!("{}: predictions after step {step} (in brackets what it is)", run.title());
+    let title = format!("{}: predictions after step {step} (true class in brackets)", run.title());
     match predictions::sheet(run.trainer(), &run.progress.classes, title)? {
         Some(sheet) => run.picture("predictions", run.folder().sample("final"), &sheet),
         None => Ok(()),

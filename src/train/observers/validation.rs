@@ -6,7 +6,7 @@ use crate::train::{Ending, Event, Observer, Place, Run, ValidationLine};
 
 pub(super) struct Validate {
     pub every: Every,
-    /// Whether the lowest loss makes the best model.
+    /// Whether the lowest loss selects the best model.
     pub keeps_best: bool,
 }
 

@@ -1,14 +1,14 @@
-//! What NumPy's arrays and element types are pickled as: the names they ask for, and the states that they are given.
+//! The pickled form of NumPy's arrays and element types: their names and states.
 
 use std::borrow::Cow;
 
 use super::{Id, Machine, Value};
 use crate::weights::Parsed;
 
-/// The names that NumPy's pickles may ask for.
+/// The names that NumPy's pickles may need.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::weights) enum Name {
-    /// `numpy.core.multiarray._reconstruct`: an empty array, which is given its state afterwards.
+    /// `numpy.core.multiarray._reconstruct`: an empty array, whose state follows.
     Reconstruct,
     /// `numpy.core.numeric._frombuffer`: a whole array, protocol 5.
     FromBuffer,
@@ -34,7 +34,7 @@ impl Name {
     }
 }
 
-/// How NumPy stores an element: its kind as in `u1` and its size in bytes.
+/// NumPy's element type: its kind as in `u1` and its size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::weights) struct Dtype {
     pub kind: u8,
@@ -42,7 +42,7 @@ pub(in crate::weights) struct Dtype {
     pub big_endian: bool,
 }
 
-/// An array, whose elements are the bytes of the value `data`. One that has not been given its state has no elements.
+/// An array whose elements are the bytes of the value `data`. Without a state it has no elements.
 #[derive(Clone, Debug, Default)]
 pub(in crate::weights) struct Array {
     pub shape: Vec<usize>,
@@ -52,7 +52,7 @@ pub(in crate::weights) struct Array {
 }
 
 impl<'a> Machine<'a, '_> {
-    /// A string of bytes whose length has `N` bytes. Python 2 wrote text so too: what is UTF-8 counts as text.
+    /// A byte string with a length of `N` bytes. Python 2 wrote text in this way too: valid UTF-8 counts as text.
     pub(super) fn byte_string<const N: usize>(&mut self) -> Parsed<()> {
         let len = self.number::<N>()?;
         let len = usize::try_from(len).map_err(|_| self.fault("the pickle is cut short"))?;
@@ -88,7 +88,7 @@ impl<'a> Machine<'a, '_> {
                 else {
                     return None;
                 };
-                // The same text may be encoded again and again.
+                // The same text may be encoded repeatedly.
                 self.encoded += text.len();
                 if self.encoded > self.bytes.len() {
                     return None;
@@ -149,7 +149,7 @@ fn dtype(code: &str) -> Option<Dtype> {
 }
 
 impl Dtype {
-    /// A whole number of this type.
+    /// An integer of this type.
     pub fn integer(self, bytes: &[u8]) -> Option<i64> {
         if bytes.len() != self.size || !matches!(self.kind, b'u' | b'i') {
             return None;

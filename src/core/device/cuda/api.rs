@@ -1,10 +1,10 @@
-//! The driver's functions, looked up by name, with results that are numbers.
+//! The driver's functions, looked up by name, with plain numbers as results.
 //!
-//! `cudarc` declares these functions too, but as returning a Rust `enum`: a result that a newer driver invents would be an invalid
-//! value of it, which is undefined behaviour. Its types and constants are used here, its functions are not.
+//! `cudarc` declares these functions too, but with a Rust `enum` as result: an unknown result of a newer driver would be an
+//! invalid value of it, which is undefined behaviour. Its types and constants are used here, its functions are not.
 
 #![allow(non_snake_case, reason = "cuda.h's names")]
-// The contract of each function is that of cuda.h, which is all that could be said of them here.
+// The contract of each function is that of cuda.h; nothing can be added here.
 #![allow(clippy::missing_safety_doc, clippy::too_many_arguments)]
 
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
@@ -54,7 +54,7 @@ codes! {
 }
 
 impl Code {
-    /// Whether it tells of a kernel's fault. That stays: every later call of the context returns it.
+    /// Whether it is a kernel fault, which is sticky: every later call in the context returns it.
     pub(super) fn is_fault(self) -> bool {
         matches!(
             self,
@@ -73,13 +73,13 @@ impl Code {
 
 macro_rules! functions {
     ($($name:ident($($argument:ident: $type:ty),*);)*) => {
-        /// Every function that has to be there.
+        /// All required functions.
         #[cfg(test)]
         pub(super) const SYMBOLS: &[&str] = &[$(stringify!($name)),*];
 
         struct Functions {
             $($name: unsafe extern "C" fn($($type),*) -> Code,)*
-            /// Of CUDA 11.8 on.
+            /// Available from CUDA 11.8.
             cuLaunchKernelEx: Option<LaunchKernelEx>,
         }
 
@@ -99,7 +99,7 @@ macro_rules! functions {
         $(
             pub(super) unsafe fn $name($($argument: $type),*) -> Code {
                 match FUNCTIONS.get() {
-                    // SAFETY: the caller keeps to cuda.h.
+                    // SAFETY: the caller follows cuda.h.
                     Some(functions) => unsafe { (functions.$name)($($argument),*) },
                     None => Code::NOT_INITIALIZED,
                 }
@@ -166,14 +166,14 @@ functions! {
 
 static FUNCTIONS: OnceLock<Functions> = OnceLock::new();
 
-/// The launch with attributes; None where the driver has no such function.
+/// The launch with attributes; None if the driver has no such function.
 pub(super) unsafe fn cuLaunchKernelEx(
     config: &sys::CUlaunchConfig,
     function: sys::CUfunction,
     parameters: *mut *mut c_void,
 ) -> Option<Code> {
     let launch = FUNCTIONS.get()?.cuLaunchKernelEx?;
-    // SAFETY: the caller keeps to cuda.h.
+    // SAFETY: the caller follows cuda.h.
     Some(unsafe { launch(config, function, parameters, std::ptr::null_mut()) })
 }
 
@@ -186,34 +186,34 @@ unsafe fn symbol<T: Copy>(library: &Library, name: &str) -> Option<T> {
     unsafe { library.get::<T>(name.as_bytes()) }.ok().map(|symbol| *symbol)
 }
 
-/// The driver's library cannot be used.
+/// Why the driver's library cannot be used.
 pub(super) enum Missing {
-    /// There is none.
+    /// It is missing.
     Library,
-    /// It has no such function.
+    /// It lacks this function.
     Symbol(&'static str),
 }
 
-/// The names under which the driver installs its library. The stub of a toolkit has the one without a number only: it comes last.
+/// The names of the driver's library. A toolkit's stub only has the name without a number, so that comes last.
 const LIBRARIES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
 
-/// Finds the library and its functions. It stays loaded for as long as the process lives.
+/// Finds the library and its functions. It stays loaded until the process ends.
 pub(super) fn load() -> Result<(), Missing> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
-    // SAFETY: loading the driver's library runs its initialisers, which is what it is for.
+    // SAFETY: loading the driver's library runs its initialisers, as intended.
     let open = || LIBRARIES.iter().find_map(|&name| unsafe { Library::new(name) }.ok());
     let library = LIBRARY.get_or_init(open).as_ref().ok_or(Missing::Library)?;
-    // SAFETY: whoever puts a library of that name on the loader's path says that it is the driver's.
+    // SAFETY: a library with that name on the loader's path is the driver's.
     let functions = unsafe { Functions::find(library) }.map_err(Missing::Symbol)?;
     let _ = FUNCTIONS.set(functions);
     Ok(())
 }
 
-/// A function that only the machine of `tools/ptx-machine` has.
+/// A function that only `tools/ptx-machine` has.
 ///
 /// # Safety
 /// `T` is the type of a function pointer, with the function's signature.
 pub(super) unsafe fn machine<T: Copy>(name: &str) -> Option<T> {
-    // SAFETY: the caller names the function's type; nothing is used of the library but what it has.
+    // SAFETY: the caller gives the function's type; only existing functions are used.
     LIBRARIES.iter().find_map(|&library| unsafe { symbol(&Library::new(library).ok()?, name) })
 }

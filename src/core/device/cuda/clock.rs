@@ -1,4 +1,4 @@
-//! The device's own clock: events before and behind a graph.
+//! The device's own clock: events before and after a graph.
 
 use std::ptr;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use super::{CudaDevice, State};
 use crate::device::GraphId;
 use crate::error::Result;
 
-/// An event with a time, given back when it is dropped.
+/// A timed event, destroyed on drop.
 struct Mark(sys::CUevent);
 
 impl Mark {
     fn new(device: &CudaDevice, state: &State) -> Result<Self> {
         let mut event: sys::CUevent = ptr::null_mut();
         let flags = sys::CUevent_flags::CU_EVENT_DEFAULT as u32;
-        // SAFETY: the context is current, as for whoever has the state.
+        // SAFETY: the context is current, because the caller has the state.
         device.check(state, unsafe { api::cuEventCreate(&mut event, flags) }, "create an event")?;
         Ok(Self(event))
     }
@@ -30,7 +30,7 @@ impl Mark {
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        // SAFETY: nobody else has it; the driver keeps what is recorded until it is done.
+        // SAFETY: nobody else has it; the driver keeps pending records until they are done.
         unsafe { api::cuEventDestroy_v2(self.0) };
     }
 }

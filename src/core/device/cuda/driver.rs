@@ -1,4 +1,4 @@
-//! The driver: whether it is there and usable, and its errors in words.
+//! The driver: its availability, and its errors as text.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_int};
@@ -21,7 +21,7 @@ pub(super) fn driver() -> Result<()> {
 }
 
 const CPU: &str = "install NVIDIA's driver, or use --device cpu";
-const STUB: &str = "take toolkits' stub folders out of LD_LIBRARY_PATH so that the driver's own libcuda is found, \
+const STUB: &str = "remove toolkits' stub folders from LD_LIBRARY_PATH so that the driver's own libcuda is found, \
                     or use --device cpu";
 const UPDATE: &str = "update NVIDIA's driver to 550 or newer, or use --device cpu";
 const CHECK: &str = "check `nvidia-smi`, or use --device cpu";
@@ -30,7 +30,7 @@ const FABRIC: &str = "on a machine with NVSwitch start `nvidia-fabricmanager`, o
 
 const SETTINGS: &str = "correct it, or unset it";
 
-/// Why the machine of `tools/ptx-machine` was not found, and what to do: where the loader was sent to its folder, or tests are.
+/// Why `tools/ptx-machine` was not found, and advice: if the loader was sent to its folder, or tests were.
 fn machine() -> Option<(String, String)> {
     let is_there = |folder: &Path| folder.join("libcuda.so.1").exists();
     let paths = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
@@ -39,7 +39,7 @@ fn machine() -> Option<(String, String)> {
     let folder = sent.or_else(of_tests)?;
     let shown = folder.display();
     Some(if is_there(&folder) {
-        let message = "no CUDA driver (libcuda) where the loader looks; ENGINE_PTX_MACHINE is for tests alone";
+        let message = "no CUDA driver (libcuda) where the loader looks; ENGINE_PTX_MACHINE is only for tests";
         (message.into(), format!("set LD_LIBRARY_PATH={shown}, or use --device cpu"))
     } else {
         let command = format!("cargo run --release -p ptx-machine -- {shown}");
@@ -63,10 +63,10 @@ fn probe() -> Result<(), (String, Cow<'static, str>)> {
     start().map_err(|(message, mend)| (message, mend.into()))
 }
 
-/// Initialises the driver that was loaded.
+/// Initialises the loaded driver.
 fn start() -> Result<(), (String, &'static str)> {
     let mut version: c_int = 0;
-    // SAFETY: the version outlives the call; nothing is asked of these two calls.
+    // SAFETY: the version outlives the call; these two calls have no requirements.
     let (known, initialised) = unsafe { (api::cuDriverGetVersion(&mut version), api::cuInit(0)) };
     match initialised {
         Code::SUCCESS => {}
@@ -79,7 +79,7 @@ fn start() -> Result<(), (String, &'static str)> {
         Code::COMPAT_NOT_SUPPORTED_ON_DEVICE => {
             return Err(("the compatibility libcuda does not support this device".into(), STUB));
         }
-        // Without flags nothing is wrong but what the environment sets; the machine of `tools/ptx-machine` says what.
+        // Without flags only the environment can be wrong; `tools/ptx-machine` says what is.
         Code::INVALID_VALUE => {
             return Err((format!("the driver refuses its settings: {}", explain(initialised)), SETTINGS));
         }
@@ -92,7 +92,7 @@ fn start() -> Result<(), (String, &'static str)> {
     Ok(())
 }
 
-/// `CUDA_ERROR_OUT_OF_MEMORY (out of memory)`; `error 12345` where the driver has no name for its result.
+/// `CUDA_ERROR_OUT_OF_MEMORY (out of memory)`; `error 12345` if the driver has no name for its result.
 pub(super) fn describe(code: Code) -> String {
     let name = said(code, api::cuGetErrorName).unwrap_or_else(|| format!("error {}", code.0));
     match said(code, api::cuGetErrorString) {
@@ -101,7 +101,7 @@ pub(super) fn describe(code: Code) -> String {
     }
 }
 
-/// The driver's words for a result alone, where it has any.
+/// Only the driver's description of a result, if any.
 fn explain(code: Code) -> String {
     said(code, api::cuGetErrorString).unwrap_or_else(|| describe(code))
 }
@@ -111,17 +111,17 @@ fn said(code: Code, ask: unsafe fn(Code, *mut *const c_char) -> Code) -> Option<
     let mut text = std::ptr::null();
     // SAFETY: the pointer outlives the call.
     let told = unsafe { ask(code, &mut text) } == Code::SUCCESS && !text.is_null();
-    // SAFETY: cuda.h: a text of the library's own, which stays loaded, with a zero byte at its end.
+    // SAFETY: cuda.h: a zero-terminated text in the library, which stays loaded.
     told.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
 }
 
-/// What to do about an error of the driver.
+/// Advice for an error of the driver.
 pub(super) fn mend(code: Code) -> &'static str {
     match code {
         _ if code.is_fault() => "a kernel is wrong: run `engine doctor`, and this command under `compute-sanitizer`",
         Code::ECC_UNCORRECTABLE => "the device's memory is damaged: reset or replace it",
         Code::DEVICE_UNAVAILABLE => "another process holds the device: stop it, or choose another device",
-        Code::OUT_OF_MEMORY => "take a smaller batch or model, or stop what else runs on the device",
+        Code::OUT_OF_MEMORY => "use a smaller batch or model, or stop other programs on the device",
         Code::JIT_COMPILER_NOT_FOUND => {
             "install the driver's libnvidia-ptxjitcompiler; a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility"
         }

@@ -1,4 +1,4 @@
-//! Launches: a kernel's arguments and its configuration, as the driver takes them.
+//! Launches: a kernel's arguments and its configuration, in the driver's form.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -11,10 +11,10 @@ use super::{CudaDevice, State};
 use crate::device::{Kernel, KernelArgument, LaunchAttributes, LaunchConfig};
 use crate::error::{Error, Result};
 
-/// The most arguments that a kernel may have.
+/// Most arguments of a kernel.
 const MAX_ARGUMENTS: usize = 48;
 
-/// The first devices whose grids can begin while the one before still runs.
+/// The first devices on which a grid can start while the previous one still runs.
 const PROGRAMMATIC: (u32, u32) = (9, 0);
 
 /// The values of a kernel's arguments. The driver reads as many bytes of each as the kernel's parameter has, from the first on.
@@ -40,7 +40,7 @@ impl Values {
     }
 }
 
-/// The attributes in the driver's form, those that the device knows.
+/// The supported attributes in the driver's form.
 fn attributes(wanted: LaunchAttributes, capability: (u32, u32)) -> Vec<sys::CUlaunchAttribute> {
     let LaunchAttributes { programmatic } = wanted;
     let mut list = Vec::new();
@@ -108,7 +108,7 @@ impl CudaDevice {
             return Ok(());
         }
         let launch = format!("grid {grid:?}, block {block:?}, {shared_bytes} bytes shared");
-        // A fault of earlier work comes out of whichever call is next.
+        // A fault of earlier work is returned by any later call.
         let before = match (code.is_fault(), state.last_kernel) {
             (true, Some(last)) => format!("; the fault is of earlier work, up to kernel {last}"),
             _ => String::new(),

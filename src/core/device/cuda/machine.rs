@@ -1,4 +1,4 @@
-//! What the machine of `tools/ptx-machine` has beyond a driver: sections that it counts, and launches that it does not execute.
+//! Additions of `tools/ptx-machine` to a driver: counted sections, and launches that it executes only in part.
 
 use std::ffi::{CString, c_char, c_int, c_uint};
 
@@ -6,7 +6,7 @@ use super::api;
 use super::driver::driver;
 use crate::error::{Error, Result};
 
-/// The machine, where that is what is loaded as the driver. It counts what it does where `PTX_MACHINE_PROFILE` names a file.
+/// The PTX machine, if it is the loaded driver. It counts if `PTX_MACHINE_PROFILE` gives a file.
 #[derive(Clone, Copy, Debug)]
 pub struct PtxMachine {
     mark: unsafe extern "C" fn(*const c_char) -> c_int,
@@ -14,21 +14,21 @@ pub struct PtxMachine {
 }
 
 impl PtxMachine {
-    /// The machine; None where the driver is a real one.
+    /// The PTX machine; None for a real driver.
     ///
     /// # Errors
-    /// Where there is no usable driver.
+    /// If there is no usable driver.
     pub fn find() -> Result<Option<Self>> {
         driver()?;
-        // SAFETY: the types are those that tools/ptx-machine declares.
+        // SAFETY: the types are those declared in tools/ptx-machine.
         let (mark, sample) = unsafe { (api::machine("ptxMachineMark"), api::machine("ptxMachineSample")) };
         Ok(mark.zip(sample).map(|(mark, sample)| Self { mark, sample }))
     }
 
-    /// Waits for all work; what is launched from here on belongs to `section`, and to none where that is empty.
+    /// Waits for all work; later launches belong to `section`, or to none if it is empty.
     ///
     /// # Errors
-    /// A name with a zero byte; what the machine refuses.
+    /// A name with a zero byte; those of the PTX machine.
     pub fn mark(&self, section: &str) -> Result<()> {
         let refused = || Error::device("ptx-machine", format!("cannot begin to count {section:?}"), "build it again");
         let name = CString::new(section).map_err(|_| refused())?;
@@ -36,10 +36,10 @@ impl PtxMachine {
         if unsafe { (self.mark)(name.as_ptr()) } == 0 { Ok(()) } else { Err(refused()) }
     }
 
-    /// From here on at most `blocks` blocks of a launch are executed and stand for all; 0: every block.
+    /// From now on at most `blocks` blocks of a launch are executed and represent all; 0: every block.
     ///
     /// # Errors
-    /// What the machine refuses.
+    /// Those of the PTX machine.
     pub fn sample(&self, blocks: u32) -> Result<()> {
         // SAFETY: a number.
         if unsafe { (self.sample)(blocks) } == 0 {

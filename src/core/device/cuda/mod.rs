@@ -1,7 +1,7 @@
-//! NVIDIA devices, through the driver alone: no toolkit and no run-time library.
+//! NVIDIA devices, through the driver only: no toolkit and no runtime library.
 //!
-//! One primary context and one non-blocking stream per [`CudaDevice`]; everything is submitted to that stream, so work is
-//! ordered as it was submitted. Tensors are raw addresses, therefore no events track them.
+//! One primary context and one non-blocking stream per [`CudaDevice`]; everything is submitted to that stream, so work runs in the
+//! order of submission. Tensors are raw addresses, so no events track them.
 
 mod api;
 mod clock;
@@ -32,7 +32,7 @@ use modules::Modules;
 
 pub use machine::PtxMachine;
 
-/// Bytes of the pinned buffer that host copies go through.
+/// Bytes of the pinned buffer for host copies.
 const STAGING_BYTES: usize = 8 << 20;
 
 /// One NVIDIA GPU.
@@ -40,18 +40,18 @@ pub struct CudaDevice {
     label: String,
     capability: (u32, u32),
     multiprocessors: u32,
-    /// The most shared memory of a block, by opt-in.
+    /// Most shared memory of a block, with opt-in.
     shared_limit: u32,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
     state: Mutex<State>,
-    /// Told of the end of a capture.
+    /// Notified at the end of a capture.
     captured: Condvar,
 }
 
-// SAFETY: the driver's handles may be used from any thread that has made the context current, which every method does
-// first; what changes is behind the mutex.
+// SAFETY: the driver's handles may be used from any thread that has made the context current, which every method does first;
+// mutable state is behind the mutex.
 unsafe impl Send for CudaDevice {}
 // SAFETY: as above.
 unsafe impl Sync for CudaDevice {}
@@ -64,14 +64,14 @@ struct State {
     staging: Option<*mut c_void>,
     uploads: pinned::Uploads,
     timing: timing::Timing,
-    /// The thread that captures: what it submits is recorded, and what others want has to wait.
+    /// The capturing thread: its work is recorded, and other threads wait.
     capturing: Option<ThreadId>,
-    /// Given back during a capture, when the driver refuses to free.
+    /// Freed during a capture, when the driver refuses to free.
     released: Vec<u64>,
     forgotten: Vec<sys::CUgraphExec>,
-    /// For errors that show themselves later.
+    /// The last kernel, for asynchronous errors.
     last_kernel: Option<&'static str>,
-    /// To the GPUs of other processes.
+    /// The communicator with the GPUs of other processes.
     side: Option<side::Side>,
 }
 
@@ -79,7 +79,7 @@ impl CudaDevice {
     /// The number of CUDA devices.
     ///
     /// # Errors
-    /// Where there is no usable driver.
+    /// If there is no usable driver.
     pub fn count() -> Result<u32> {
         driver()?;
         let mut count: c_int = 0;
@@ -91,7 +91,7 @@ impl CudaDevice {
     /// Opens device `ordinal`, counted from 0.
     ///
     /// # Errors
-    /// Where there is no usable driver, no such device, or one older than compute capability 8.0.
+    /// If there is no usable driver, no such device, or one older than compute capability 8.0.
     pub fn open(ordinal: u32) -> Result<Self> {
         let count = Self::count()?;
         let place = format!("cuda:{ordinal}");
@@ -108,7 +108,7 @@ impl CudaDevice {
         // SAFETY: `device` outlives the call.
         check(unsafe { api::cuDeviceGet(&mut device, ordinal as c_int) }, &place, "open the device")?;
         let mut name = [0u8; 256];
-        // SAFETY: the driver writes at most so many bytes, the last a zero.
+        // SAFETY: the driver writes at most this many bytes, the last a zero.
         let code = unsafe { api::cuDeviceGetName(name.as_mut_ptr().cast::<c_char>(), name.len() as c_int - 1, device) };
         check(code, &place, "read the device's name")?;
         let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
@@ -133,9 +133,9 @@ impl CudaDevice {
         let shared_limit = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
 
         let mut context: sys::CUcontext = ptr::null_mut();
-        // SAFETY: `device` came from the driver. What is retained here is released by `drop`.
+        // SAFETY: `device` came from the driver. `drop` releases the context.
         check(unsafe { api::cuDevicePrimaryCtxRetain(&mut context, device) }, &label, "open a context")?;
-        // From here on `drop` cleans up, also behind an error.
+        // From here on `drop` cleans up, also after an error.
         let mut opened = Self {
             label,
             capability,
@@ -165,8 +165,8 @@ impl CudaDevice {
         check(unsafe { api::cuCtxSetCurrent(self.context) }, &self.label, "make the context current")
     }
 
-    /// The state, with the context current in this thread. While another thread captures, it is waited for: the graph would
-    /// record this thread's work too.
+    /// The state, with the context current in this thread. Waits for another thread's capture: its graph would record this
+    /// thread's work too.
     fn enter(&self) -> Result<MutexGuard<'_, State>> {
         self.bind()?;
         let own = thread::current().id();
@@ -175,7 +175,7 @@ impl CudaDevice {
         Ok(self.captured.wait_while(state, others).unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A result as an error, which names the last kernel where it tells of a fault: that comes out of whichever call is next.
+    /// A result as an error, with the last kernel if it is a fault, which any later call may return.
     fn check(&self, state: &State, code: Code, doing: &str) -> Result<()> {
         match (code.is_fault(), state.last_kernel) {
             (true, Some(last)) => check(code, &self.label, &format!("{doing} (work up to kernel {last} has failed)")),
@@ -188,10 +188,10 @@ impl CudaDevice {
             return Ok(());
         }
         let message = format!("cannot {doing} while a graph is captured");
-        Err(Error::device(&self.label, message, "do it before the capture or behind it"))
+        Err(Error::device(&self.label, message, "do it before or after the capture"))
     }
 
-    /// The pinned buffer, made on first need.
+    /// The pinned buffer, allocated on first use.
     fn staging(&self, state: &mut State) -> Result<*mut u8> {
         let buffer = match state.staging {
             Some(buffer) => buffer,
@@ -253,7 +253,7 @@ impl Drop for CudaDevice {
             return;
         }
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: all handles are this device's and unused after this; errors would come too late to act on.
+        // SAFETY: all handles are this device's and unused after this; errors come too late to act on.
         unsafe {
             if !self.stream.is_null() {
                 if state.capturing.is_some() {
@@ -296,7 +296,7 @@ impl Accelerator for CudaDevice {
         self.multiprocessors
     }
 
-    /// Every device that is taken has compute capability 8.0 or more, and so tensor cores for bf16.
+    /// Every accepted device has compute capability 8.0 or more, and so bf16 tensor cores.
     fn has_tensor_cores(&self) -> bool {
         true
     }
@@ -319,7 +319,7 @@ impl Accelerator for CudaDevice {
                 device: self.label.clone(),
                 needed: bytes as u64,
                 available: self.memory().map_or(0, |(free, _)| free),
-                mend: "take a smaller batch or model, or stop what else runs on the device".into(),
+                mend: "use a smaller batch or model, or stop other programs on the device".into(),
             }),
             code => self.check(&state, code, "allocate").map(|()| address),
         }
@@ -330,7 +330,7 @@ impl Accelerator for CudaDevice {
         if state.capturing.is_some() {
             state.released.push(address);
         } else {
-            // SAFETY: the caller's promise, and the work that was submitted before has ended.
+            // SAFETY: the caller's promise, and earlier work has ended.
             unsafe {
                 api::cuStreamSynchronize(self.stream);
                 api::cuMemFree_v2(address);
@@ -344,8 +344,8 @@ impl Accelerator for CudaDevice {
         let staging = self.staging(&mut state)?;
         for (index, part) in source.chunks(STAGING_BYTES).enumerate() {
             let to = address + (index * STAGING_BYTES) as u64;
-            // SAFETY: `part` is no longer than the staging buffer, which nothing uses after each wait; the device's range
-            // is the caller's promise.
+            // SAFETY: `part` is no longer than the staging buffer, which nothing uses after each wait; the device's range is the
+            // caller's promise.
             let code = unsafe {
                 ptr::copy_nonoverlapping(part.as_ptr(), staging, part.len());
                 api::cuMemcpyHtoDAsync_v2(to, staging.cast(), part.len(), self.stream)
@@ -409,7 +409,7 @@ impl Accelerator for CudaDevice {
         self.timed(&mut state, |state| {
             // SAFETY: the range is the caller's promise.
             let code = unsafe {
-                // Words where it can be: a byte-wise fill is several times slower.
+                // In words if possible: a byte-wise fill is several times slower.
                 if (address | bytes as u64).is_multiple_of(4) {
                     api::cuMemsetD32Async(address, 0, bytes / 4, self.stream)
                 } else {
@@ -457,7 +457,7 @@ impl Accelerator for CudaDevice {
             Some(_) => {}
         }
         let mut graph: sys::CUgraph = ptr::null_mut();
-        // SAFETY: this stream is being captured, by this thread. Whatever the result, it is not captured after this.
+        // SAFETY: this stream is being captured, by this thread. Afterwards it is not captured, whatever the result.
         let code = unsafe { api::cuStreamEndCapture(self.stream, &mut graph) };
         state.capturing = None;
         Self::close_side(&mut state);
@@ -472,7 +472,7 @@ impl Accelerator for CudaDevice {
                 Err(error)
             }
         };
-        // SAFETY: given back by their owners during the capture; what still runs was submitted before, so it is waited for.
+        // SAFETY: freed by their owners during the capture; earlier work may still use them, so it is waited for.
         unsafe {
             if !state.forgotten.is_empty() || !state.released.is_empty() {
                 api::cuStreamSynchronize(self.stream);
@@ -485,7 +485,7 @@ impl Accelerator for CudaDevice {
             }
         }
         let executable = captured?;
-        // SAFETY: both are this device's. It saves the first replay the upload.
+        // SAFETY: both are this device's. This saves the upload at the first replay.
         let code = unsafe { api::cuGraphUpload(executable, self.stream) };
         if let Err(error) = self.check(&state, code, "upload the graph") {
             // SAFETY: nothing else knows it.
@@ -543,10 +543,10 @@ impl Accelerator for CudaDevice {
 
     fn communicate(&self, id: &[u8], rank: usize, ranks: usize) -> Result<()> {
         let id: &[u8; nccl::ID] = id.try_into().map_err(|_| {
-            Error::device(&self.label, format!("an id of {} bytes", id.len()), "take that of communicator_id")
+            Error::device(&self.label, format!("an id of {} bytes", id.len()), "use that of communicator_id")
         })?;
         let mut state = self.enter()?;
-        self.refuse_in_capture(&state, "meet other GPUs")?;
+        self.refuse_in_capture(&state, "connect to other GPUs")?;
         state.side = Some(side::Side::new(id, rank, ranks, &self.label)?);
         Ok(())
     }

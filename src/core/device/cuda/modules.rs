@@ -13,13 +13,13 @@ use crate::device::ptx::{self, EmbeddedPtx, Origin};
 use crate::device::{Kernel, launches};
 use crate::error::{Error, Result};
 
-/// Shared memory, static and dynamic, that a kernel may have without asking.
+/// Shared memory, static and dynamic, that a kernel may use without opting in.
 const FREE_SHARED_BYTES: u32 = 48 << 10;
 
-/// Bytes for the driver's account of PTX that it refuses.
+/// Bytes for the driver's log about refused PTX.
 const LOG_BYTES: usize = 4096;
 
-/// What one device has loaded. All calls need its context to be current.
+/// The loaded modules of one device. All calls need its context to be current.
 #[derive(Default)]
 pub(super) struct Modules {
     modules: HashMap<&'static str, sys::CUmodule>,
@@ -29,12 +29,12 @@ pub(super) struct Modules {
 
 struct Function {
     handle: sys::CUfunction,
-    /// The dynamic shared memory that it has been allowed.
+    /// Its dynamic shared memory limit so far.
     shared_bytes: u32,
 }
 
 impl Modules {
-    /// The kernel's function, loaded and allowed the shared memory that it needs.
+    /// The kernel's function, loaded and allowed its shared memory.
     pub(super) fn function(
         &mut self,
         kernel: &'static Kernel,
@@ -44,7 +44,7 @@ impl Modules {
     ) -> Result<sys::CUfunction> {
         let key = ptr::from_ref(kernel) as usize;
         if !self.functions.contains_key(&key) {
-            // Loading a module, and a function of it, is nothing that the driver allows in a capture.
+            // A capture does not allow loading modules or functions.
             if capturing {
                 return Err(fail(kernel.name, "not loaded before the capture; run the step once without capture"));
             }
@@ -67,11 +67,11 @@ impl Modules {
         Ok(function.handle)
     }
 
-    /// Loads modules and all their functions. The driver compiles PTX while it loads it: several modules at once, each in a thread of its own
-    /// that `bind` gives the context.
+    /// Loads modules and all their functions. The driver compiles PTX while loading it: several modules at once, each in its own
+    /// thread, which gets the context from `bind`.
     ///
     /// # Errors
-    /// One of those that cannot be loaded; those that can stay.
+    /// The error of one module that cannot be loaded; the others stay loaded.
     pub(super) fn preload(
         &mut self,
         modules: &[&'static str],
@@ -80,7 +80,7 @@ impl Modules {
     ) -> Result<()> {
         let mut missing: Vec<&'static str> =
             modules.iter().copied().filter(|m| !self.modules.contains_key(m)).collect();
-        // The longest first: it is what all wait for.
+        // Longest first, because all wait for it.
         let length = |module: &str| ptx::candidates(module, capability).first().map_or(0, |ptx| ptx.length);
         missing.sort_by_key(|module| std::cmp::Reverse(length(module)));
         missing.dedup();
@@ -101,7 +101,7 @@ impl Modules {
     /// Unloads everything.
     ///
     /// # Safety
-    /// No function of it runs or is part of a graph.
+    /// None of its functions runs or is part of a graph.
     pub(super) unsafe fn unload(&mut self) {
         self.functions.clear();
         for (_, module) in self.modules.drain() {
@@ -121,11 +121,11 @@ impl Modules {
         };
         let name = CString::new(kernel.name).map_err(|_| fail(kernel.name, "a name with a zero byte"))?;
         let mut handle: sys::CUfunction = ptr::null_mut();
-        // SAFETY: the module is loaded and the name ends with a zero byte. Functions load lazily, which a capture would
-        // refuse: hence cuFuncLoad.
+        // SAFETY: the module is loaded and the name ends with a zero byte. Functions load lazily, which a capture would refuse, so
+        // cuFuncLoad is called.
         let mut found = unsafe { api::cuModuleGetFunction(&mut handle, module, name.as_ptr()) };
         if found == Code::SUCCESS {
-            // SAFETY: the function was found just now.
+            // SAFETY: the function was just found.
             found = unsafe { api::cuFuncLoad(handle) };
         }
         let (mut own, size) = (0, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES);
@@ -147,13 +147,13 @@ fn fail(kernel: &str, message: impl Into<String>) -> Error {
     Error::Kernel { kernel: kernel.into(), message: message.into() }
 }
 
-/// A module's handle, which any thread may use.
+/// A module's handle, usable from any thread.
 struct Loaded(sys::CUmodule);
 
 // SAFETY: the driver's handles belong to the context, not to a thread.
 unsafe impl Send for Loaded {}
 
-/// Loads modules on as many threads as there are processors; the results in the order of `modules`.
+/// Loads modules on as many threads as there are processors; the results are in the order of `modules`.
 fn load_all(
     modules: &[&'static str],
     capability: (u32, u32),
@@ -179,7 +179,7 @@ fn load_all(
     all
 }
 
-/// The first candidate that the driver takes: machine code may be of a compiler that it is too old for, and so may PTX.
+/// The first candidate that the driver accepts: it may be too old for the compiler of machine code or PTX.
 pub(super) fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Result<sys::CUmodule> {
     if candidates.is_empty() {
         return Err(Error::StaleKernel { module: module.into() });
@@ -192,7 +192,7 @@ pub(super) fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Resul
         match code {
             Code::SUCCESS => return Ok(handle),
             Code::UNSUPPORTED_PTX_VERSION => {}
-            // Whatever it has against it, the PTX comes next, and what stands in the way of both is said of that.
+            // Whatever the reason, PTX is tried next, and errors are reported for PTX.
             _ if matches!(candidate.origin, Origin::Cubin { .. }) => {}
             code => {
                 let made = match candidate.origin {
@@ -207,15 +207,15 @@ pub(super) fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Resul
     Err(fail(module, "the driver is too old for its PTX; update NVIDIA's driver to 550 or newer"))
 }
 
-/// Hands PTX, or machine code, to the driver: the result, the module, and the compiler's first complaint.
+/// Loads PTX or machine code: returns the result, the module, and the compiler's first complaint.
 fn load_text(text: &[u8]) -> (Code, sys::CUmodule, String) {
     let mut log = vec![0u8; LOG_BYTES];
     let mut options =
         [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
     let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
     let mut module: sys::CUmodule = ptr::null_mut();
-    // SAFETY: the text ends with a zero byte; the log is as long as is said, and all outlive the call. cuda.h: a number's
-    // value is passed in the place of the pointer.
+    // SAFETY: the text ends with a zero byte; the log has the given length, and all outlive the call. cuda.h: numbers are passed
+    // in place of the pointer.
     let code = unsafe {
         let (count, options) = (options.len() as u32, options.as_mut_ptr());
         api::cuModuleLoadDataEx(&mut module, text.as_ptr().cast(), count, options, values.as_mut_ptr())

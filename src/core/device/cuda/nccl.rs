@@ -1,8 +1,8 @@
-//! NVIDIA's collective communication library, where it is installed.
+//! NVIDIA's collective communication library, if it is installed.
 //!
-//! Loaded by its own name, `libnccl.so.2`, when several GPUs train one model; nothing else needs it. Its calls are submitted to
-//! a stream like kernels, captured ones too, and the host waits for none of them. `ncclCommAbort` is never called, for it hangs where the
-//! peers do: whoever waits for a rank that is gone is ended by the control channel's watch, with its process.
+//! It is loaded as `libnccl.so.2` when several GPUs train one model, and not otherwise. Its calls are submitted to a stream like
+//! kernels, including captured ones, and the host does not wait for them. `ncclCommAbort` is never called, because it hangs where
+//! the peers do: a process that waits for a lost rank is ended by the control channel's watch.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
@@ -32,7 +32,7 @@ const UINT8: c_int = 1;
 const SUM: c_int = 0;
 
 const PACKAGE: &str = "install the package libnccl2 (or put the folder of the wheel nvidia-nccl-cu12 on LD_LIBRARY_PATH), or train \
-                       by --processes, which needs none";
+                       with --processes, which does not need it";
 
 type Handle = *mut c_void;
 
@@ -48,20 +48,20 @@ struct Functions {
 }
 
 fn load() -> Result<Functions, String> {
-    // Sums of one order: the same ranks have the same bits, whatever NCCL would measure.
+    // Fixes the order of sums: the same ranks get the same bits, whatever NCCL would measure.
     for (name, value) in [("NCCL_ALGO", "Ring"), ("NCCL_PROTO", "Simple")] {
         if std::env::var_os(name).is_none() {
-            // SAFETY: libc's own lock guards the environment against other writers of Rust's; NCCL reads it after this.
+            // SAFETY: libc's own lock guards the environment against other writers in Rust; NCCL reads it later.
             unsafe { std::env::set_var(name, value) };
         }
     }
-    // SAFETY: NCCL's initialisers run, as in any program that is linked with it.
+    // SAFETY: loading NCCL runs its initialisers, as in any program linked with it.
     let opened = ["libnccl.so.2", "libnccl.so"].iter().find_map(|name| unsafe { Library::new(*name) }.ok());
     let library = opened.ok_or_else(|| "no NCCL (libnccl.so.2) on this machine".to_string())?;
     fn symbol<T: Copy>(library: &Library, name: &str) -> Result<T, String> {
         // SAFETY: the types are those of nccl.h, which have not changed since NCCL 2.0.
         let found = unsafe { library.get::<T>(name.as_bytes()) };
-        found.map(|symbol| *symbol).map_err(|_| format!("libnccl has no {name}: it is no NCCL"))
+        found.map(|symbol| *symbol).map_err(|_| format!("libnccl has no {name}: it is not NCCL"))
     }
     Ok(Functions {
         get_unique_id: symbol(&library, "ncclGetUniqueId")?,
@@ -83,16 +83,16 @@ fn check(functions: &Functions, code: c_int, doing: &str) -> Result<()> {
     if code == 0 {
         return Ok(());
     }
-    // SAFETY: nccl.h: a text of the library's own, for any number.
+    // SAFETY: nccl.h: a text in the library, for any number.
     let text = unsafe { CStr::from_ptr((functions.error_string)(code)) }.to_string_lossy();
     let mend = "run it again with NCCL_DEBUG=WARN, which says more";
     Err(Error::device("nccl", format!("cannot {doing}: {text} (error {code})"), mend))
 }
 
-/// What the ranks of a communicator have to have in common. Needs no GPU.
+/// The id that the ranks of a communicator share. Needs no GPU.
 ///
 /// # Errors
-/// Where there is no NCCL, or it has no network.
+/// If there is no NCCL, or it has no network.
 pub(super) fn unique_id() -> Result<[u8; ID]> {
     let functions = functions()?;
     let mut id = UniqueId { bytes: [0; ID] };
@@ -101,13 +101,13 @@ pub(super) fn unique_id() -> Result<[u8; ID]> {
     Ok(id.bytes.map(|byte| byte as u8))
 }
 
-/// One rank's end of a communicator, on the device whose context is current.
+/// One rank's end of a communicator, on the current context's device.
 pub(super) struct Communicator {
     functions: &'static Functions,
     handle: Handle,
 }
 
-// SAFETY: NCCL's handles may be used from any thread, by one at a time: the device's state has it behind its mutex.
+// SAFETY: NCCL's handles may be used from any thread, one at a time: the device's state has it behind its mutex.
 unsafe impl Send for Communicator {}
 
 impl fmt::Debug for Communicator {
@@ -117,13 +117,13 @@ impl fmt::Debug for Communicator {
 }
 
 impl Communicator {
-    /// Waits until all ranks have come.
+    /// Waits until all ranks have joined.
     pub fn new(id: &[u8; ID], rank: usize, ranks: usize) -> Result<Self> {
         let functions = functions()?;
         let (id, mut handle) = (UniqueId { bytes: id.map(|byte| byte as c_char) }, ptr::null_mut());
         // SAFETY: the handle outlives the call.
         let code = unsafe { (functions.init_rank)(&mut handle, ranks as c_int, id, rank as c_int) };
-        check(functions, code, "bring the GPUs together")?;
+        check(functions, code, "connect the GPUs")?;
         Ok(Self { functions, handle })
     }
 
@@ -135,16 +135,16 @@ impl Communicator {
             Summand::F32 => FLOAT32,
             Summand::Bf16 => BFLOAT16,
         };
-        // SAFETY: as the caller promises; in place is allowed.
+        // SAFETY: the caller's promise; in-place is allowed.
         let code = unsafe { (self.functions.all_reduce)(buffer, buffer, len, dtype, SUM, self.handle, stream) };
-        check(self.functions, code, "add up over the GPUs")
+        check(self.functions, code, "sum over the GPUs")
     }
 
     /// # Safety
-    /// As above, of `bytes` at `source` and as many for each rank at `destination`, where `source` is the rank's own part.
+    /// As above, for `bytes` at `source` and as many per rank at `destination`, where `source` is the rank's own part.
     pub unsafe fn all_gather(&self, source: u64, destination: u64, bytes: usize, stream: sys::CUstream) -> Result<()> {
         let (source, destination) = (source as *const c_void, destination as *mut c_void);
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller's promise.
         let code = unsafe { (self.functions.all_gather)(source, destination, bytes, UINT8, self.handle, stream) };
         check(self.functions, code, "gather from the GPUs")
     }
@@ -152,7 +152,7 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        // SAFETY: nobody uses it after this.
+        // SAFETY: it is not used after this.
         unsafe { (self.functions.destroy)(self.handle) };
     }
 }

@@ -1,4 +1,4 @@
-//! Copies from pinned memory that the host does not wait for: an event behind each tells when its source is free again.
+//! Asynchronous copies from pinned memory: an event after each shows when its source is free again.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -12,7 +12,7 @@ use super::driver::{check, describe, mend};
 use crate::device::Ticket;
 use crate::error::{Error, Result};
 
-/// The events behind copies, by ticket, and those that can be used again.
+/// The events of copies, by ticket, and reusable ones.
 #[derive(Default)]
 pub(super) struct Uploads {
     pending: HashMap<u64, sys::CUevent>,
@@ -22,10 +22,10 @@ pub(super) struct Uploads {
 
 impl Uploads {
     /// # Safety
-    /// The context is current, and nobody uses the events any more.
+    /// The context is current, and the events are no longer used.
     pub unsafe fn destroy(&mut self) {
         for event in self.free.drain(..).chain(self.pending.drain().map(|(_, event)| event)) {
-            // SAFETY: as the caller promises.
+            // SAFETY: the caller's promise.
             unsafe { api::cuEventDestroy_v2(event) };
         }
     }
@@ -36,7 +36,7 @@ impl CudaDevice {
         let state = self.enter()?;
         self.refuse_in_capture(&state, "allocate pinned memory")?;
         let mut memory: *mut c_void = ptr::null_mut();
-        // SAFETY: the context is current; whoever asked gives it back.
+        // SAFETY: the context is current; the caller frees it.
         let code = unsafe { api::cuMemAllocHost_v2(&mut memory, bytes.max(1)) };
         check(code, &self.label, "allocate pinned memory")?;
         NonNull::new(memory.cast()).ok_or_else(|| {
@@ -46,7 +46,7 @@ impl CudaDevice {
 
     pub(super) fn unpin(&self, memory: NonNull<u8>) {
         if self.enter().is_ok() {
-            // SAFETY: the driver made it, and no copy from it is under way (the caller's promise).
+            // SAFETY: the driver allocated it, and no copy from it is pending (the caller's promise).
             unsafe { api::cuMemFreeHost(memory.as_ptr().cast()) };
         }
     }
@@ -66,7 +66,7 @@ impl CudaDevice {
                 event
             }
         };
-        // SAFETY: both ranges are the caller's promise; the event is this device's and behind no other copy.
+        // SAFETY: both ranges are the caller's promise; the event is this device's and not in use.
         let code = unsafe {
             match api::cuMemcpyHtoDAsync_v2(address, source.as_ptr().cast(), bytes, self.stream) {
                 Code::SUCCESS => api::cuEventRecord(event, self.stream),
@@ -75,7 +75,7 @@ impl CudaDevice {
         };
         if code != Code::SUCCESS {
             state.uploads.free.push(event);
-            // The copy may be under way all the same, and its source must not be given back before it is done.
+            // The copy may be pending all the same, and its source must not be freed before it is done.
             // SAFETY: the stream is this device's.
             unsafe { api::cuStreamSynchronize(self.stream) };
             check(code, &self.label, "copy to the device")?;

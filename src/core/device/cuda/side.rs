@@ -1,8 +1,8 @@
-//! What GPUs exchange, beside what this one computes.
+//! Exchanges between GPUs, concurrent with this one's computation.
 //!
-//! Exchanges are submitted to a stream of their own. Each begins behind the work that the main stream had when it was submitted (an
-//! event recorded there, waited for here), and the main stream goes on; whoever needs the result lets it wait for the last of them
-//! ([`CudaDevice::join_side`]). In a capture the same calls fork the graph and join it again, so that a replay runs both at once.
+//! Exchanges are submitted to a separate stream. Each starts after the work of the main stream at the time of its submission (an
+//! event recorded there, waited for here), and the main stream continues; to use the results, it waits for the last exchange
+//! ([`CudaDevice::join_side`]). In a capture the same calls fork and join the graph, so a replay runs both concurrently.
 
 use std::ptr;
 
@@ -13,27 +13,27 @@ use super::{CudaDevice, State, api, check};
 use crate::device::Summand;
 use crate::error::{Error, Result};
 
-/// No time is taken of these events, which makes them cheaper.
+/// These events are not timed, which makes them cheaper.
 const UNTIMED: u32 = 2;
 
-/// The stream of exchanges, and the way there and back.
+/// The stream of exchanges, with its events.
 pub(super) struct Side {
     communicator: Communicator,
     stream: sys::CUstream,
-    /// Recorded in the main stream: where an exchange begins.
+    /// Recorded in the main stream: the start of an exchange.
     fork: sys::CUevent,
-    /// Recorded in the side stream: where the main one goes on.
+    /// Recorded in the side stream: the end of an exchange.
     done: sys::CUevent,
-    /// Something was submitted that the main stream has not waited for.
+    /// Whether the main stream has not yet waited for submitted exchanges.
     open: bool,
 }
 
 impl Side {
-    /// Meets the others; the context is current.
+    /// Connects to the others; the context is current.
     pub fn new(id: &[u8; nccl::ID], rank: usize, ranks: usize, label: &str) -> Result<Self> {
         let communicator = Communicator::new(id, rank, ranks)?;
         let (stream, event) = (ptr::null_mut(), ptr::null_mut());
-        // From here on `drop` cleans up, also behind an error.
+        // From here on `drop` cleans up, also after an error.
         let mut side = Self { communicator, stream, fork: event, done: event, open: false };
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the context is current; the handles are kept here.
@@ -63,7 +63,7 @@ impl Drop for Side {
 }
 
 impl CudaDevice {
-    /// Lets `submit` submit to the side stream, behind the work that the main one has by now.
+    /// Submits work to the side stream with `submit`, after the main stream's current work.
     fn beside(&self, state: &mut State, submit: impl FnOnce(&Communicator, sys::CUstream) -> Result<()>) -> Result<()> {
         let none = || Error::device(&self.label, "it has met no other GPUs", "call communicate first");
         let side = state.side.as_mut().ok_or_else(none)?;
@@ -90,7 +90,7 @@ impl CudaDevice {
         self.beside(state, |communicator, stream| unsafe { communicator.all_gather(source, to, bytes, stream) })
     }
 
-    /// The main stream waits for what was exchanged, where anything was since the last time.
+    /// Makes the main stream wait for exchanges since the last time, if any.
     pub(super) fn join_side(&self, state: &mut State) -> Result<()> {
         let Some(side) = state.side.as_mut().filter(|side| side.open) else { return Ok(()) };
         side.open = false;
@@ -101,7 +101,7 @@ impl CudaDevice {
         self.check(state, waits, "let a stream wait")
     }
 
-    /// A capture is over: what it forked ended with it.
+    /// A capture has ended: its forked work ended with it.
     pub(super) fn close_side(state: &mut State) {
         if let Some(side) = &mut state.side {
             side.open = false;

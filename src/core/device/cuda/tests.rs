@@ -1,4 +1,4 @@
-//! What can be shown without a GPU: that there is none is an error, never a panic.
+//! Tests without a GPU: its absence is an error, never a panic.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ mod machine;
 
 const OPENING: &str = "opening_without_a_driver_is_an_error";
 
-/// Set in a child process that is to open a device with whatever `libcuda` its environment has.
+/// Set in a child process that opens a device with any `libcuda` in its environment.
 const CHILD: &str = "ENGINE_TEST_OPEN_CUDA";
 
 #[test]
@@ -20,7 +20,7 @@ fn opening_without_a_driver_is_an_error() {
             Ok(device) => format!("opened {}", device.name()),
             Err(error) => error.to_string(),
         };
-        // Asked again, it says the same.
+        // A second call gives the same error.
         assert_eq!(CudaDevice::open(0).is_ok(), outcome.starts_with("opened"));
         println!("outcome: {outcome}");
         return;
@@ -53,7 +53,7 @@ fn child(test: &str, folder: &Path, environment: &[(&str, &str)]) -> String {
     outcome.lines().next().unwrap_or_default().to_string()
 }
 
-/// Compiles C to a library; `false` (and a word about it) where there is no compiler.
+/// Compiles C to a library; `false`, with a message, if there is no compiler.
 fn compile(source: &str, library: &Path) -> bool {
     let code = library.with_extension("c");
     std::fs::write(&code, source).unwrap();
@@ -65,7 +65,7 @@ fn compile(source: &str, library: &Path) -> bool {
     done
 }
 
-/// A loader that was sent to the machine's folder before the machine was put there.
+/// The loader's path has the PTX machine's folder, but the PTX machine is not there yet.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_missing_machine_is_told_with_the_command_that_builds_it() {
@@ -79,7 +79,7 @@ fn a_missing_machine_is_told_with_the_command_that_builds_it() {
         child(OPENING, &machine, &[]),
         child(OPENING, folder.path(), &[("ENGINE_PTX_MACHINE", machine.to_str().unwrap())]),
     ];
-    // Or the driver's own was found.
+    // Or the real driver was found.
     let is = |outcome: &str, wanted: &str| outcome.starts_with("opened") || outcome.contains(wanted);
     assert!(outcomes.iter().all(|outcome| is(outcome, &wanted)), "{outcomes:?}");
     std::fs::create_dir(&machine).unwrap();
@@ -92,7 +92,7 @@ fn a_missing_machine_is_told_with_the_command_that_builds_it() {
 #[test]
 fn stub_libraries_are_errors() {
     let folder = tempfile::tempdir().unwrap();
-    // The name of the driver's own: under the other one a stub is not met where there is a driver.
+    // The real driver's library name: with the other one a stub is not loaded if there is a driver.
     let library = folder.path().join("libcuda.so.1");
     std::fs::write(&library, "not a library").unwrap();
     let outcome = child(OPENING, folder.path(), &[]);

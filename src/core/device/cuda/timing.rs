@@ -1,4 +1,4 @@
-//! Times of single launches, copies and zeroings: an event in front of each and one behind it.
+//! Times of single launches, copies and fills: an event before and after each.
 
 use std::ptr;
 
@@ -9,7 +9,7 @@ use super::driver::check;
 use super::{CudaDevice, State};
 use crate::error::Result;
 
-/// The events around what was submitted, while somebody wants to know, and those that can be used again.
+/// The events around submitted work, while timing is on, and reusable ones.
 #[derive(Default)]
 pub(super) struct Timing {
     wanted: bool,
@@ -19,17 +19,17 @@ pub(super) struct Timing {
 
 impl Timing {
     /// # Safety
-    /// The context is current, and nobody uses the events any more.
+    /// The context is current, and the events are no longer used.
     pub unsafe fn destroy(&mut self) {
         for event in self.free.drain(..).chain(self.around.drain(..).flatten()) {
-            // SAFETY: as the caller promises.
+            // SAFETY: the caller's promise.
             unsafe { api::cuEventDestroy_v2(event) };
         }
     }
 }
 
 impl CudaDevice {
-    /// Submits work, between two events where it is timed.
+    /// Submits work, between two events if timing is on.
     pub(super) fn timed(&self, state: &mut State, submit: impl FnOnce(&mut State) -> Result<()>) -> Result<()> {
         if !state.timing.wanted || state.capturing.is_some() {
             return submit(state);

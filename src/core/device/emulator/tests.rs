@@ -1,4 +1,4 @@
-//! The adapter: memory, errors, capture and replay. What the checker itself finds is tested in `tools/kernel-emulator`.
+//! The adapter: memory, errors, capture and replay. The checker itself is tested in `tools/kernel-emulator`.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -36,7 +36,7 @@ where
 
 fn values<T: bytemuck::Pod>(device: &EmulatorDevice, address: u64, len: usize) -> Vec<T> {
     let mut out = vec![T::zeroed(); len];
-    // SAFETY: the tests ask for what they allocated; a range that is not live is an error.
+    // SAFETY: the ranges are allocated by the tests; a range that is not live is an error.
     unsafe { device.download(address, bytemuck::cast_slice_mut(&mut out)) }.unwrap();
     out
 }
@@ -133,7 +133,7 @@ fn a_wrong_launch_is_a_kernel_error() {
     assert!(device.preload(&["nothing"]).unwrap_err().to_string().contains("nothing.so"));
 }
 
-/// Three steps, as captured once and replayed, or submitted each time. `baked` passes the step's number as an argument.
+/// Three steps, captured once and replayed, or submitted each time. `baked` passes the step's number as an argument.
 fn three_steps(captured: bool, baked: bool) -> Vec<f32> {
     let device = device();
     let (w, control) = (buffer(&device, &[f32::NAN; 10]), buffer(&device, &[1u32]));
@@ -217,10 +217,10 @@ fn attributes_arrive_captured_too() {
     assert_eq!(values::<f32>(&device, w, 10), [5.0; 10]);
 }
 
-/// A buffer of pinned memory, and what it holds.
+/// A buffer of pinned memory, and its content.
 fn pinned(device: &EmulatorDevice, values: [u8; 4]) -> (NonNull<u8>, &'static mut [u8]) {
     let memory = device.allocate_pinned(4).unwrap();
-    // SAFETY: just allocated, and given back at the end of the test.
+    // SAFETY: just allocated, and freed at the end of the test.
     let slice = unsafe { std::slice::from_raw_parts_mut(memory.as_ptr(), 4) };
     assert_eq!(slice, [0xff; 4], "poisoned");
     slice.copy_from_slice(&values);
@@ -232,7 +232,7 @@ fn a_copy_that_nobody_waited_for_reads_as_late_as_it_may() {
     let device = device();
     let (target, kept) = (buffer(&device, &[0u8; 4]), buffer(&device, &[0u8; 4]));
     let ((early, _), (late, written)) = (pinned(&device, [1; 4]), pinned(&device, [2; 4]));
-    // SAFETY: both are as long as what is copied; the second source is changed on purpose.
+    // SAFETY: both are as long as the copy; the second source is changed on purpose.
     let (first, second) = unsafe {
         let first = device.submit_upload(early, 4, target).unwrap();
         device.copy(target, kept, 4).unwrap();
@@ -243,7 +243,7 @@ fn a_copy_that_nobody_waited_for_reads_as_late_as_it_may() {
     device.wait_for(first).unwrap();
     device.wait_for(second).unwrap();
     assert_eq!((values::<u8>(&device, target, 4), values::<u8>(&device, kept, 4)), (vec![3; 4], vec![1; 4]));
-    // A wait is for a copy and what lies before it, not for more.
+    // A wait covers a copy and the work before it, not later work.
     // SAFETY: as above.
     let (first, _) =
         unsafe { (device.submit_upload(early, 4, target).unwrap(), device.submit_upload(late, 4, target).unwrap()) };

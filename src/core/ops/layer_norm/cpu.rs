@@ -131,13 +131,7 @@ fn backward_input<T: Float>(call: &Call, dy: &Tensor, dx: &Destination) {
 }
 
 /// dweight = Σ dy · n and dbias = Σ dy over rows: first within parts of fixed size, then over the parts in order.
-fn backward_affine<T: Float>(
-    call: &Call,
-    dy: &Tensor,
-    partial: &Tensor,
-    dw: &Destination,
-    db: &Destination,
-) {
+fn backward_affine<T: Float>(call: &Call, dy: &Tensor, partial: &Tensor, dw: &Destination, db: &Destination) {
     let view = View::<T>::new(call);
     let dy = dy.host::<T>();
     let (rows, cols, parts) = (call.sizes.rows, call.sizes.cols, call.sizes.parts());

@@ -165,12 +165,7 @@ fn backward_by_warp<T: Stored>(
 }
 
 /// By rows, then by columns.
-fn backward_by_block<T: Stored>(
-    accelerator: &dyn Accelerator,
-    call: &Call,
-    dy: &Tensor,
-    to: &Gradients,
-) -> Result<()> {
+fn backward_by_block<T: Stored>(accelerator: &dyn Accelerator, call: &Call, dy: &Tensor, to: &Gradients) -> Result<()> {
     let sizes = call.sizes;
     if let Some(dx) = &to.x {
         LayerNormBwdInput::<T> {
@@ -225,7 +220,9 @@ mod tests {
                     Sizes { rows, cols, rows_per_sample, modulation_stride, shift_column, scale_column, epsilon };
                 let config = sizes.forward_config();
                 let of_block = if cols > 1024 { 1 } else { WARPS * sizes.rows_per_warp() };
-                assert!(config.grid[0] as usize * of_block >= rows && config.grid[0] as usize * of_block < rows + of_block);
+                assert!(
+                    config.grid[0] as usize * of_block >= rows && config.grid[0] as usize * of_block < rows + of_block
+                );
                 let parts = if modulation_stride > 0 { samples } else { sizes.parts() };
                 assert_eq!(sizes.backward_parts(), parts, "the parts that scratch has room for");
                 assert!(Form::of(sizes) == Form::Widest || cols <= 1024);

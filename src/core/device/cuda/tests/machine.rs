@@ -1,4 +1,4 @@
-//! The back end against the machine of `tools/ptx-machine`, each test in a child whose `libcuda` that is.
+//! Tests of the back end on `tools/ptx-machine`, each in a child process with it as `libcuda`.
 
 use std::ffi::CString;
 use std::path::PathBuf;
@@ -7,9 +7,9 @@ use super::*;
 use crate::device::launches::LayerNormBwdAffineFinal;
 use crate::device::{Capture, LaunchAttributes, Slice, SliceMut, ptx};
 
-/// Puts the machine into a folder under these names.
+/// Copies the PTX machine into a folder under these names.
 fn install(names: &[&str]) -> tempfile::TempDir {
-    // Cargo builds it, for it is a dependency of the tests, and puts it beside them; nothing links it.
+    // Cargo builds it as a dependency of the tests, next to them; nothing links it.
     let built = std::env::current_exe().unwrap().with_file_name("libptx_machine.so");
     let folder = tempfile::tempdir().unwrap();
     for name in names {
@@ -18,7 +18,7 @@ fn install(names: &[&str]) -> tempfile::TempDir {
     folder
 }
 
-/// Runs `body` in a child on the machine.
+/// Runs `body` in a child process on the PTX machine.
 fn on_machine(test: &str, environment: &[(&str, &str)], body: impl FnOnce()) {
     if std::env::var_os(CHILD).is_some() {
         body();
@@ -29,16 +29,16 @@ fn on_machine(test: &str, environment: &[(&str, &str)], body: impl FnOnce()) {
     assert_eq!(child(&format!("machine::{test}"), folder.path(), environment), "done");
 }
 
-/// Allocations, graphs and the like that the machine has given out and not got back.
+/// Number of live allocations, graphs and other objects of the PTX machine.
 fn live() -> c_int {
-    // SAFETY: the machine is loaded by now, and this its function's type.
+    // SAFETY: the PTX machine is loaded, and its function has this type.
     unsafe { api::machine::<unsafe extern "C" fn() -> c_int>("ptx_machine_live").unwrap()() }
 }
 
-/// Has the next call of a function return a result and do nothing.
+/// Makes the next call of a function return a result and do nothing.
 fn answer(function: &str, code: u32) {
     let name = CString::new(function).unwrap();
-    // SAFETY: the machine is loaded by now, and this its function's type.
+    // SAFETY: the PTX machine is loaded, and its function has this type.
     let set = unsafe { api::machine::<unsafe extern "C" fn(*const c_char, u32)>("ptx_machine_answer").unwrap() };
     // SAFETY: the name ends with a zero byte.
     unsafe { set(name.as_ptr(), code) };
@@ -77,7 +77,7 @@ fn copies(device: &CudaDevice) -> (u64, u64) {
 
 /// A typed launch: `partial` [2, 3, 2] at `from` to dgamma and dbeta [2] at `to`.
 fn sum(device: &CudaDevice, from: u64, to: u64, accumulate: u32, config: LaunchConfig) -> Result<()> {
-    // SAFETY: the ranges lie in live allocations (or the machine tells that they do not) and do not overlap.
+    // SAFETY: the ranges lie in live allocations (or the PTX machine reports it) and do not overlap.
     let (dgamma, dbeta, partial) =
         unsafe { (SliceMut::from_raw(to, 2), SliceMut::from_raw(to + 8, 2), Slice::from_raw(from, 12)) };
     LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 3, cols: 2, accumulate }.launch(device, config)
@@ -122,7 +122,7 @@ fn exercise() {
     let launch = |accumulate: u32, config: LaunchConfig| sum(&device, first, second, accumulate, config);
     let (config, sums) = (CONFIG, || floats(&device, second));
 
-    // A module that was not loaded cannot be loaded in a capture, which ends with its guard.
+    // An unloaded module cannot be loaded in a capture, which ends with its guard.
     let capture = Capture::begin(&device).unwrap();
     fails(launch(0, config), "not loaded before the capture");
     drop(capture);
@@ -133,7 +133,7 @@ fn exercise() {
     fails(launch(0, config.with_shared(164 << 10)), "167936 bytes of shared memory a block");
     fails(launch(0, LaunchConfig::linear(1, 257)), "257 threads in a block");
 
-    // A capture records, and refuses what cannot be replayed.
+    // A capture records, and refuses operations that cannot be replayed.
     let third = device.allocate(4).unwrap();
     let before = live();
     let capture = Capture::begin(&device).unwrap();
@@ -158,7 +158,7 @@ fn exercise() {
         assert_eq!(sums(), expected);
     }
     device.forget(graph);
-    // SAFETY: a graph that is gone uses nothing.
+    // SAFETY: a dropped graph uses nothing.
     fails(unsafe { device.replay(graph) }, "this graph was dropped");
 
     // SAFETY: nothing uses them any more.
@@ -170,7 +170,7 @@ fn exercise() {
     assert_eq!(live(), 0, "everything was given back");
 }
 
-/// Not one of today's results.
+/// Not a known result.
 const UNKNOWN: u32 = 987_654;
 
 #[test]
@@ -235,7 +235,7 @@ fn a_result_that_nobody_knows_is_an_error() {
         answer("cuGraphLaunch", UNKNOWN);
         // SAFETY: its buffers are live.
         fails("cuGraphLaunch", unsafe { device.replay(graph) });
-        // And all goes on.
+        // And everything still works.
         launch(CONFIG).unwrap();
         assert_eq!(floats(&device, to), [9.0, 12.0, 27.0, 30.0]);
     });
@@ -291,8 +291,8 @@ fn an_attribute_arrives() {
             assert_eq!(floats(&device, to), [18.0, 24.0, 54.0, 60.0]);
             (from, to, device)
         };
-        // The same two with the second launched to begin early, by a kernel that does not wait: the machine sees a race, here in
-        // a graph.
+        // The same two launches, with programmatic launch of the second, whose kernel does not wait: the PTX machine reports a
+        // race, here in a graph.
         let capture = Capture::begin(&device).unwrap();
         sum(&device, from, to, 0, CONFIG).unwrap();
         sum(&device, from, to, 1, early).unwrap();
@@ -324,7 +324,7 @@ fn other_threads_wait_for_a_capture() {
         sum(&device, from, to, 0, CONFIG).unwrap();
         let capture = Capture::begin(&device).unwrap();
         let graph = thread::scope(|scope| {
-            // Would be recorded, and be done at each replay.
+            // Would be recorded, and run at each replay.
             let other = scope.spawn(|| sum(&device, from, to, 1, CONFIG));
             thread::sleep(std::time::Duration::from_millis(50));
             assert!(!other.is_finished(), "it waits");
@@ -340,7 +340,7 @@ fn other_threads_wait_for_a_capture() {
     });
 }
 
-/// The embedded PTX of `layer_norm`, changed, in a folder from which the machine takes it.
+/// Modified PTX of `layer_norm`, in a folder from which the PTX machine loads it.
 fn replaced(change: impl Fn(&str) -> String) -> (tempfile::TempDir, PathBuf) {
     let text = ptx::candidates("layer_norm", (8, 0)).last().unwrap().text().unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -374,13 +374,13 @@ fn static_shared_memory_counts() {
     on_machine("static_shared_memory_counts", &folder, || {
         let device = CudaDevice::open(0).unwrap();
         let (from, to) = operands(&device);
-        // 40 KiB and 16 KiB are more than 48 KiB, which need no word.
+        // 40 KiB and 16 KiB are more than 48 KiB, which needs no opt-in.
         sum(&device, from, to, 0, CONFIG.with_shared(16 << 10)).unwrap();
         assert_eq!(floats(&device, to), [9.0, 12.0, 27.0, 30.0]);
     });
 }
 
-/// A toolkit's stub, which has the name without a number, does not stand in the driver's way.
+/// A toolkit's stub, with the name without a number, does not hide the driver.
 #[test]
 fn the_drivers_own_name_comes_first() {
     let folder = install(&["libcuda.so.1"]);
@@ -388,7 +388,7 @@ fn the_drivers_own_name_comes_first() {
     assert!(child(OPENING, folder.path(), &[]).starts_with("opened PTX machine"));
 }
 
-/// Modules that are asked for at once are loaded once each, by whichever thread; of those that cannot be loaded the error names one.
+/// Modules requested at the same time are loaded once each, by any thread; the error names one of those that cannot be loaded.
 #[test]
 fn loads_modules_at_once() {
     let counts = tempfile::NamedTempFile::new().unwrap();
@@ -414,7 +414,7 @@ fn loads_modules_at_once() {
     });
 }
 
-/// The machine runs no machine code: with PTX behind it the module is there all the same, alone it is refused.
+/// The PTX machine cannot run machine code: with PTX as a fallback the module loads, without it it is refused.
 #[test]
 fn refused_machine_code_falls_back_to_ptx() {
     on_machine("refused_machine_code_falls_back_to_ptx", &[], || {
@@ -431,7 +431,7 @@ fn refused_machine_code_falls_back_to_ptx() {
     });
 }
 
-/// Each launch, copy and zeroing has a time of its own, and only while somebody asks.
+/// Each launch, copy and fill has its own time, and only while timing is on.
 #[test]
 fn work_is_timed_piece_by_piece() {
     on_machine("work_is_timed_piece_by_piece", &[], || {
