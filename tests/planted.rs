@@ -250,7 +250,7 @@ fn bugs_of_attention_on_tensor_cores_are_caught() {
     is_caught(&shared("head_of_a_stacked_row", head, "return rows.first + (u64)", WRONG));
     let beyond = "if (8 * j + lane % 4 * 2 + i % 2 >= count) tile[i] = -infinity_f32();";
     is_caught(&shared("keys_beyond_the_last", beyond, "{}", WRONG));
-    is_caught(&shared("ninth_key", "bool second = count > 8;", "bool second = count > 9;", WRONG));
+    is_caught(&shared("ninth_key", "if (count > 8) weights_of", "if (count > 9) weights_of", WRONG));
     is_caught(&shared("delta_of_another_row", "lane / 4 * 4 + lane / 8;", "lane / 4 * 4 + lane / 16;", WRONG));
     let keys = |name, from, to, words| bug(name, "common/attention_keys.cuh", from, to, words);
     let finished = "        __syncthreads();\n        if (WHOLE && warp < there)";

@@ -34,19 +34,19 @@ DEV KeyBlock key_block(u8* shared, u32 keys, u32 query_tiles, const Group& at, b
 template <u32 UNITS, u32 TILES>
 DEV void accumulate_transposed(f32 (&acc)[UNITS][TILES][4], const bf16* x, u32 x_stride, const bf16* b, u32 b_stride, u32 tiles,
                                u32 pairs, u32 step, u32 steps_between, const Group& at, u32 lane) {
-    const bf16* x_at = columns_start(x, x_stride, lane);
-    const bf16* b_at = rows_start(b, b_stride, lane);
+    SharedAddress x_at = columns_start(x, x_stride, lane);
+    SharedAddress b_at = rows_start(b, b_stride, lane);
 #pragma unroll 1
     for (u32 tile = step < at.steps ? 0 : tiles; tile < tiles; tile++) {
         u32 a[UNITS][4];
 #pragma unroll
         for (u32 i = 0; i < UNITS; i++)
-            if (step + i * steps_between < at.steps) ldmatrix_x4_trans(a[i], x_at + 16 * (step + i * steps_between));
+            if (step + i * steps_between < at.steps) ldmatrix_x4_trans(a[i], x_at + 32 * (step + i * steps_between));
 #pragma unroll
         for (u32 j = 0; j < (TILES + 1) / 2; j++) {
             if (j >= pairs) continue;
             u32 words[4];
-            ldmatrix_x4_trans(words, b_at + 16 * j);
+            ldmatrix_x4_trans(words, b_at + 32 * j);
             u32 left[2] = {words[0], words[1]}, right[2] = {words[2], words[3]};
 #pragma unroll
             for (u32 i = 0; i < UNITS; i++) {
@@ -55,8 +55,8 @@ DEV void accumulate_transposed(f32 (&acc)[UNITS][TILES][4], const bf16* x, u32 x
                 if (2 * j + 1 < TILES) mma_m16n8k16(acc[i][2 * j + 1 < TILES ? 2 * j + 1 : 0], a[i], right);
             }
         }
-        x_at += 16 * x_stride;
-        b_at += 16 * b_stride;
+        x_at += 32 * x_stride;
+        b_at += 32 * b_stride;
     }
 }
 
@@ -90,7 +90,7 @@ DEV void write_dq(bf16* dqkv, u32 first, bf16* rows, const bf16* ds, u32 p8, con
 #pragma unroll 1
         for (u32 j = 0; j < pairs; j++) {
             u32 a[4];
-            ldmatrix_x4(a, own_start(ds, p8, lane) + 16 * j);
+            ldmatrix_x4(a, own_start(ds, p8, lane) + 32 * j);
             fragment_accumulate<AT_ONCE>(dq, a, k + 16 * (j * at.d8 + step), at.d8, at.steps - step, lane);
         }
         f32 factor[2] = {at.scale, at.scale};

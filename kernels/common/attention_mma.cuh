@@ -129,15 +129,18 @@ struct Own {
 };
 template <u32 STEPS>
 struct Own<STEPS, true> {
-    const bf16* at;
+    SharedAddress at;
 };
 
-DEV const bf16* own_start(const bf16* rows, u32 d8, u32 lane) { return rows + lane % 16 * d8 + lane / 16 * 8; }
+// A lane's address of rows as A, `stride` elements apart; a step of 16 columns is 32 bytes further on.
+DEV SharedAddress own_start(const bf16* rows, u32 stride, u32 lane) {
+    return shared_address(const_cast<bf16*>(rows)) + 2 * (lane % 16 * stride + lane / 16 * 8);
+}
 template <u32 STEPS>
 DEV void take_own(Own<STEPS, false>& own, const bf16* rows, const Group& at, u32 lane) {
 #pragma unroll
     for (u32 step = 0; step < STEPS; step++)
-        if (step < at.steps) ldmatrix_x4(own.words[step], own_start(rows, at.d8, lane) + 16 * step);
+        if (step < at.steps) ldmatrix_x4(own.words[step], own_start(rows, at.d8, lane) + 32 * step);
 }
 template <u32 STEPS>
 DEV void take_own(Own<STEPS, true>& own, const bf16* rows, const Group& at, u32 lane) {
@@ -151,14 +154,14 @@ DEV void own_fragment(u32 (&words)[4], const Own<STEPS, false>& own, u32 step) {
 }
 template <u32 STEPS>
 DEV void own_fragment(u32 (&words)[4], const Own<STEPS, true>& own, u32 step) {
-    ldmatrix_x4(words, own.at + 16 * step);
+    ldmatrix_x4(words, own.at + 32 * step);
 }
 
-// Where a lane's address of B begins: with B's columns as the rows of shared memory, and with its rows (transposed loads).
-DEV const bf16* columns_start(const bf16* tile, u32 stride, u32 lane) {
-    return tile + (lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 8;
+// A lane's address of B: with B's columns as the rows of shared memory, and with its rows (transposed loads).
+DEV SharedAddress columns_start(const bf16* tile, u32 stride, u32 lane) {
+    return shared_address(const_cast<bf16*>(tile)) + 2 * ((lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 8);
 }
-DEV const bf16* rows_start(const bf16* tile, u32 stride, u32 lane) { return tile + lane % 16 * stride + lane / 16 * 8; }
+DEV SharedAddress rows_start(const bf16* tile, u32 stride, u32 lane) { return own_start(tile, stride, lane); }
 
 // c[0] and c[1] += A B, for B's 16 columns; `second`: whether those from the eighth on count.
 DEV void mma_pair(f32 (&c)[2][4], const u32 (&a)[4], const u32 (&b)[4], bool second) {
@@ -170,12 +173,12 @@ DEV void mma_pair(f32 (&c)[2][4], const u32 (&a)[4], const u32 (&b)[4], bool sec
 // acc += A B, with A [16, 16] and B 16 rows of shared memory.
 template <u32 STEPS>
 DEV void fragment_accumulate(f32 (&acc)[STEPS][2][4], const u32 (&a)[4], const bf16* rows, u32 d8, u32 steps, u32 lane) {
-    const bf16* b_at = rows_start(rows, d8, lane);
+    SharedAddress b_at = rows_start(rows, d8, lane);
 #pragma unroll
     for (u32 step = 0; step < STEPS; step++) {
         if (step >= steps) continue;
         u32 b[4];
-        ldmatrix_x4_trans(b, b_at + 16 * step);
+        ldmatrix_x4_trans(b, b_at + 32 * step);
         mma_pair(acc[step], a, b, true);
     }
 }
@@ -227,13 +230,13 @@ template <u32 STEPS, bool IN_SHARED>
 DEV void row_deltas(f32 (&delta)[2], const Own<STEPS, IN_SHARED>& dy, const bf16* out, u32 stride, const Group& at,
                     u32 lane) {
     f32 c[2][4] = {};
-    const bf16* b_at = columns_start(out, stride, lane);
+    SharedAddress b_at = columns_start(out, stride, lane);
 #pragma unroll
     for (u32 step = 0; step < STEPS; step++) {
         if (step >= at.steps) continue;
         u32 a[4], b[4];
         own_fragment(a, dy, step);
-        ldmatrix_x4(b, b_at + 16 * step);
+        ldmatrix_x4(b, b_at + 32 * step);
         mma_pair(c, a, b, true);
     }
     bool odd = lane / 4 % 2 == 1;
@@ -254,39 +257,53 @@ DEV void load_statistics(f32 (&values)[2], const f32* from, const Group& at, u32
     }
 }
 
-// P and dS of 16 queries and 16 keys, `count` of which exist, as an A fragment's words; both are zero for the others.
-template <u32 STEPS, bool IN_SHARED>
-DEV void weights_again(u32 (&p)[4], u32 (&ds)[4], const Own<STEPS, IN_SHARED>& q, const Own<STEPS, IN_SHARED>& dy,
-                       const bf16* k, const bf16* v, const Statistics& rows, u32 count, const Group& at, u32 lane) {
-    bool second = count > 8;
+// P and dS of 16 queries and 16 keys, the first eight of them if not SECOND, as an A fragment's words. Of the last eight
+// `count` exist; P and dS are zero for the others.
+template <u32 STEPS, bool IN_SHARED, bool SECOND>
+DEV void weights_of(u32 (&p)[4], u32 (&ds)[4], const Own<STEPS, IN_SHARED>& q, const Own<STEPS, IN_SHARED>& dy, const bf16* k,
+                    const bf16* v, const Statistics& rows, u32 count, const Group& at, u32 lane) {
     f32 s[2][4] = {}, dp[2][4];
 #pragma unroll
     for (u32 i = 0; i < 8; i++) dp[i / 4][i % 4] = -rows.delta[i / 2 % 2];
-    const bf16* k_at = columns_start(k, at.d8, lane);
-    const bf16* v_at = columns_start(v, at.d8, lane);
+    SharedAddress k_at = columns_start(k, at.d8, lane);
+    SharedAddress v_at = columns_start(v, at.d8, lane);
 #pragma unroll
     for (u32 step = 0; step < STEPS; step++) {
         if (step >= at.steps) continue;
         u32 a[4], b[4];
         own_fragment(a, q, step);
-        ldmatrix_x4(b, k_at + 16 * step);
-        mma_pair(s, a, b, second);
+        ldmatrix_x4(b, k_at + 32 * step);
+        mma_pair(s, a, b, SECOND);
         own_fragment(a, dy, step);
-        ldmatrix_x4(b, v_at + 16 * step);
-        mma_pair(dp, a, b, second);
+        ldmatrix_x4(b, v_at + 32 * step);
+        mma_pair(dp, a, b, SECOND);
+    }
+    constexpr u32 LAST = SECOND ? 1 : 0;
+    if (count < 8) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++)
+            if (lane % 4 * 2 + i % 2 >= count) s[LAST][i] = -infinity_f32();
     }
 #pragma unroll
-    for (u32 i = 0; i < 8; i++) {
-        f32 weight = exp2_approx(fma_f32(s[i / 4][i % 4], at.scale2, -rows.lse2[i / 2 % 2]));
-        if (count < 16 && i / 4 * 8 + lane % 4 * 2 + i % 2 >= count) weight = 0.0f;
-        s[i / 4][i % 4] = weight;
+    for (u32 i = 0; i < 4 + 4 * LAST; i++) {
+        f32& weight = s[i / 4][i % 4];
+        weight = exp2_approx(fma_f32(weight, at.scale2, -rows.lse2[i / 2 % 2]));
         dp[i / 4][i % 4] *= weight;
     }
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        p[i] = bf16_pair(s[i / 2][i % 2 * 2], s[i / 2][i % 2 * 2 + 1]);
-        ds[i] = bf16_pair(dp[i / 2][i % 2 * 2], dp[i / 2][i % 2 * 2 + 1]);
+        bool exists = SECOND || i < 2;
+        p[i] = exists ? bf16_pair(s[i / 2][i % 2 * 2], s[i / 2][i % 2 * 2 + 1]) : 0;
+        ds[i] = exists ? bf16_pair(dp[i / 2][i % 2 * 2], dp[i / 2][i % 2 * 2 + 1]) : 0;
     }
+}
+
+// The same for `count` keys of 16.
+template <u32 STEPS, bool IN_SHARED>
+DEV void weights_again(u32 (&p)[4], u32 (&ds)[4], const Own<STEPS, IN_SHARED>& q, const Own<STEPS, IN_SHARED>& dy, const bf16* k,
+                       const bf16* v, const Statistics& rows, u32 count, const Group& at, u32 lane) {
+    if (count > 8) weights_of<STEPS, IN_SHARED, true>(p, ds, q, dy, k, v, rows, count - 8, at, lane);
+    else weights_of<STEPS, IN_SHARED, false>(p, ds, q, dy, k, v, rows, count, at, lane);
 }
 
 // A tile's scores become weights exp(s - m), m each row's largest so far; what was summed up before is brought down to it.
@@ -339,14 +356,14 @@ DEV void score_tile(f32 (&s)[(TILES + 1) / 2][2][4], const bf16* q, const bf16* 
     for (u32 step = 0; step < STEPS; step++) {
         if (step >= at.steps) continue;
         u32 a[4], b[4];
-        ldmatrix_x4(a, own_start(q, at.d8, lane) + 16 * step);
-        const bf16* k_at = columns_start(k, at.d8, lane) + 16 * step;
+        ldmatrix_x4(a, own_start(q, at.d8, lane) + 32 * step);
+        SharedAddress k_at = columns_start(k, at.d8, lane) + 32 * step;
 #pragma unroll
         for (u32 j = 0; j < (TILES + 1) / 2; j++) {
             if (j >= pairs) continue;
             ldmatrix_x4(b, k_at);
             mma_pair(s[j], a, b, 2 * j + 1 < TILES);
-            k_at += 16 * at.d8;
+            k_at += 32 * at.d8;
         }
     }
 }

@@ -73,17 +73,17 @@ DEV StateSums state_sums(const Group& at, u32 warp) {
 
 // sums += x^T y over `rows` rows (a multiple of 16).
 DEV void add_products(StateSums& sums, const bf16* x, const bf16* y, u32 rows, const Group& at, u32 lane) {
-    const bf16* x_at = columns_start(x, at.d8, lane) + 16 * sums.step;
-    const bf16* y_at = rows_start(y, at.d8, lane);
+    SharedAddress x_at = columns_start(x, at.d8, lane) + 32 * sums.step;
+    SharedAddress y_at = rows_start(y, at.d8, lane);
 #pragma unroll 1
     for (u32 row = 0; row < rows; row += 16) {
         if (sums.first >= at.steps) break;
         u32 a[4], b[4], behind[2];
-        ldmatrix_x4_trans(a, x_at + row * at.d8);
+        ldmatrix_x4_trans(a, x_at + 2 * row * at.d8);
 #pragma unroll
         for (u32 j = 0; j < 4; j++) {
             if (j >= sums.each || sums.first + j >= at.steps) continue;
-            ldmatrix_x4_trans(b, y_at + row * at.d8 + 16 * (sums.first + j));
+            ldmatrix_x4_trans(b, y_at + 2 * row * at.d8 + 32 * (sums.first + j));
             mma_pair(sums.m[j], a, b, true);
         }
         if (sums.first > 0) continue;
@@ -116,8 +116,8 @@ DEV void put_state(const StateBlock& block, const StateSums& sums, const Group& 
 // out = 16 rows times the state, or times its transpose.
 template <bool TRANSPOSED>
 DEV void times_state(f32 (&out)[4][2][4], const bf16* rows, const StateBlock& block, const Group& at, u32 lane) {
-    const bf16* high = TRANSPOSED ? columns_start(block.high, at.d8, lane) : rows_start(block.high, at.d8, lane);
-    u32 low = (u32)(block.low - block.high);
+    SharedAddress high = TRANSPOSED ? columns_start(block.high, at.d8, lane) : rows_start(block.high, at.d8, lane);
+    u32 low = 32 * at.steps * at.d8;
 #pragma unroll
     for (u32 n = 0; n < 8; n++) {
 #pragma unroll
@@ -127,11 +127,11 @@ DEV void times_state(f32 (&out)[4][2][4], const bf16* rows, const StateBlock& bl
     for (u32 k = 0; k < 4; k++) {
         if (k >= at.steps) continue;
         u32 a[4], b[4];
-        ldmatrix_x4(a, own_start(rows, at.d8, lane) + 16 * k);
+        ldmatrix_x4(a, own_start(rows, at.d8, lane) + 32 * k);
 #pragma unroll
         for (u32 step = 0; step < 4; step++) {
             if (step >= at.steps) continue;
-            const bf16* p = high + (TRANSPOSED ? 16 * step * at.d8 + 16 * k : 16 * k * at.d8 + 16 * step);
+            SharedAddress p = high + 32 * (TRANSPOSED ? step * at.d8 + k : k * at.d8 + step);
             if (TRANSPOSED) ldmatrix_x4(b, p);
             else ldmatrix_x4_trans(b, p);
             mma_pair(out[step], a, b, true);
@@ -149,7 +149,7 @@ DEV void row_inverses(f32 (&inverse)[2], const bf16* features, const StateBlock&
     for (u32 k = 0; k < 4; k++) {
         if (k >= at.steps) continue;
         u32 a[4], b[2];
-        ldmatrix_x4(a, own_start(features, at.d8, lane) + 16 * k);
+        ldmatrix_x4(a, own_start(features, at.d8, lane) + 32 * k);
         ldmatrix_x2_trans(b, block.high + (16 * k + lane % 16) * at.d8 + 16 * at.steps);
         mma_m16n8k16(n, a, b);
     }
@@ -204,7 +204,7 @@ DEV void queries_backward(bf16* dqkv, bf16* features, bf16* dy, u32 row, const S
 #pragma unroll
     for (u32 step = 0; step < 4; step++) {
         if (step >= at.steps) continue;
-        ldmatrix_x4(f[step], own_start(features, at.d8, lane) + 16 * step);
+        ldmatrix_x4(f[step], own_start(features, at.d8, lane) + 32 * step);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             f32 low = bf16_low(f[step][i]) * u[step][i / 2][i % 2 * 2];
@@ -245,7 +245,7 @@ DEV void keys_backward(bf16* dqkv, const bf16* features, const bf16* values, u32
     for (u32 step = 0; step < 4; step++) {
         if (step >= at.steps) continue;
         u32 g[4];
-        ldmatrix_x4(g, own_start(features, at.d8, lane) + 16 * step);
+        ldmatrix_x4(g, own_start(features, at.d8, lane) + 32 * step);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             u32 half = i % 2, c = 16 * step + i / 2 * 8 + lane % 4 * 2;
