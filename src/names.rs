@@ -25,10 +25,10 @@ pub fn listed<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
 pub fn unknown_class(place: &str, owner: &str, names: &[String], count: usize, text: &str) -> Error {
     let more = if names.len() > 40 { ", …" } else { "" };
     let all = format!("{}{more}, or a number below {count}", listed(names.iter().take(40)));
-    let mend = match nearest(text, names.iter().map(String::as_str)) {
+    let advice = match nearest(text, names.iter().map(String::as_str)) {
         Some(near) => format!("did you mean {near}? Known: {all}"),
         None => format!("use one of {all}"),
     };
     let short: String = text.chars().take(60).collect();
-    Error::config(place, format!("{owner} has no class `{}`", short.escape_debug()), mend)
+    Error::config(place, format!("{owner} has no class `{}`", short.escape_debug()), advice)
 }

@@ -193,7 +193,7 @@ impl ClassifyCommand {
 /// The error with another place.
 fn at(place: &str, error: Error) -> Error {
     match error {
-        Error::Config { message, mend, .. } => Error::config(place, message, mend),
+        Error::Config { message, advice, .. } => Error::config(place, message, advice),
         other => other,
     }
 }

@@ -429,7 +429,9 @@ impl CompareCommand {
 /// The error with the model's name.
 fn of_model(name: &str, error: Error) -> Error {
     match error {
-        Error::Config { place, message, mend } => Error::Config { place, message: format!("{name}: {message}"), mend },
+        Error::Config { place, message, advice } => {
+            Error::Config { place, message: format!("{name}: {message}"), advice }
+        }
         other => other,
     }
 }

@@ -86,11 +86,11 @@ impl PlanCommand {
             let needed = estimate.total_bytes();
             if needed as u64 > available {
                 let batch = Estimate::largest_batch(&config, sizes, available, estimate.residency)?;
-                let mend = match batch {
+                let advice = match batch {
                     0 => "no batch fits: use a smaller model".to_string(),
                     batch => format!("a batch of {batch} fits: --batch {batch}"),
                 };
-                text += &format!("  TOO MUCH: the device has {}; {mend}\n", bytes(available as f64));
+                text += &format!("  TOO MUCH: the device has {}; {advice}\n", bytes(available as f64));
             } else {
                 let share = 100.0 * needed as f64 / available as f64;
                 text += &format!("  {share:.1} % of the device's {}\n", bytes(available as f64));

@@ -173,12 +173,12 @@ impl ProfileCommand {
             return Ok(());
         }
         let all = known.join(", ");
-        let mend = match nearest(op, known) {
+        let advice = match nearest(op, known) {
             Some(near) => format!("did you mean {near}? Known: {all}"),
             None => format!("use one of {all}"),
         };
         let short: String = op.chars().take(60).collect();
-        Err(Error::config("--op", format!("no op is called `{}`", short.escape_debug()), mend))
+        Err(Error::config("--op", format!("no op is called `{}`", short.escape_debug()), advice))
     }
 
     /// The counters, counted now or read from a file.

@@ -37,11 +37,11 @@ pub(super) fn run(path: &Path, update: bool, gpu: &Gpu) -> Result<()> {
         }
         Some(first) => {
             let more = if faults == 1 { String::new() } else { format!(", and {} more", faults - 1) };
-            let mend = format!("reduce the cost, or accept it with `{command}`, and commit the file");
+            let advice = format!("reduce the cost, or accept it with `{command}`, and commit the file");
             Err(Error::config(
                 path.display().to_string(),
                 format!("a counter grew by more than 2 %: {first}{more}"),
-                mend,
+                advice,
             ))
         }
     }

@@ -206,12 +206,12 @@ impl Job {
             Error::Config { place, message, .. } if place == "--precision" => Error::Config {
                 place: path.display().to_string(),
                 message: format!("was drawn in bf16; {message}"),
-                mend: "draw nearly the same with --precision f32, or give --device cuda".into(),
+                advice: "draw nearly the same with --precision f32, or give --device cuda".into(),
             },
-            Error::File { path: model, message, mend } if !model.exists() => Error::File {
+            Error::File { path: model, message, advice } if !model.exists() => Error::File {
                 path: path.clone(),
                 message: format!("was drawn by {}: {message}", model.display()),
-                mend: format!("{mend}, or give its new path with --model"),
+                advice: format!("{advice}, or give its new path with --model"),
             },
             error => error,
         }
@@ -524,7 +524,7 @@ fn file_name(k: usize, class: &str) -> String {
 /// Replaces the configuration's key with the option's name.
 pub(super) fn by_option(error: Error) -> Error {
     match error {
-        Error::Config { place, message, mend } => {
+        Error::Config { place, message, advice } => {
             let option = match place.as_str() {
                 "sampler" | "sampling.sampler" => "--sampler",
                 "sampling.num_steps" => "--steps",
@@ -536,7 +536,7 @@ pub(super) fn by_option(error: Error) -> Error {
                 "guidance schedule" | "sampling.guidance_schedule" => "--guidance-schedule",
                 other => other,
             };
-            Error::Config { place: option.to_string(), message, mend }
+            Error::Config { place: option.to_string(), message, advice }
         }
         other => other,
     }

@@ -220,8 +220,8 @@ impl TrainCommand {
     /// Sets `data.classes`, and `model.num_classes` if the model has classes and the user did not set it.
     fn keep(&self, classes: &[String], config: &mut Config, tells: bool) -> Result<()> {
         if classes.is_empty() {
-            let mend = "give one or more, as in cat,dog";
-            return Err(Error::config("--classes", "the list of classes is empty", mend));
+            let advice = "give one or more, as in cat,dog";
+            return Err(Error::config("--classes", "the list of classes is empty", advice));
         }
         config.data.classes = classes.to_vec();
         let given = self.set.iter().any(|assignment| assignment.trim_start().starts_with("model.num_classes"));

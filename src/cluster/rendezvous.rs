@@ -122,13 +122,13 @@ fn at(leader: &(String, u16)) -> String {
 pub fn listen(placement: &Placement) -> Result<TcpListener> {
     let place = at(&placement.leader);
     let refused = |error: std::io::Error| {
-        let mend = match error.kind() {
+        let advice = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
                 "is another rank 0, or another program, there? Set ENGINE_PORT to a free port"
             }
             _ => "set MASTER_ADDR to this machine's name, and MASTER_PORT or ENGINE_PORT to a free port",
         };
-        Error::cluster(format!("rank 0 cannot listen on {place}: {error}"), mend)
+        Error::cluster(format!("rank 0 cannot listen on {place}: {error}"), advice)
     };
     let found = find(&placement.leader).map_err(refused)?;
     let first = found.first().copied().ok_or_else(|| refused(std::io::ErrorKind::AddrNotAvailable.into()))?;
@@ -335,8 +335,8 @@ fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             let message = format!("rank {rank} found no rank 0 at {place} within {seconds} s: {last}");
-            let mend = "start rank 0, and look at its own error; check MASTER_ADDR and MASTER_PORT";
-            return Err(Error::cluster(message, mend));
+            let advice = "start rank 0, and look at its own error; check MASTER_ADDR and MASTER_PORT";
+            return Err(Error::cluster(message, advice));
         }
         let found = find(&placement.leader).unwrap_or_default();
         let connected = found.iter().find_map(|address| {
@@ -369,8 +369,8 @@ fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
                 return Ok(Met { meeting, control: vec![(0, stream)], listener, latecomers: None });
             }
             Some((Kind::Refused, message)) => {
-                let mend = "start all ranks of a job with the same engine, each with its own rank";
-                return Err(Error::cluster(printable(&message), mend));
+                let advice = "start all ranks of a job with the same engine, each with its own rank";
+                return Err(Error::cluster(printable(&message), advice));
             }
             Some(_) => break,
             None => {}

@@ -21,7 +21,7 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How often a thread checks whether it is still needed.
 const TICK: Duration = Duration::from_millis(100);
 
-const MEND: &str =
+const ADVICE: &str =
     "look at that rank's own error; `engine train --resume` resumes from the last checkpoint, on any number of ranks";
 
 /// State shared by the threads of a rank.
@@ -101,7 +101,7 @@ impl Watch {
             return Ok(());
         }
         let failure = locked(&self.failure).as_ref().map(|(message, _)| message.clone());
-        Err(Error::cluster(failure.unwrap_or_default(), MEND))
+        Err(Error::cluster(failure.unwrap_or_default(), ADVICE))
     }
 
     /// This rank makes progress.
@@ -249,7 +249,7 @@ impl Watch {
         let Some(grace) = self.limits.grace else { return };
         let late = |(_, since): &&(String, Instant)| since.elapsed() > grace;
         if let Some((message, _)) = locked(&self.failure).as_ref().filter(late) {
-            eprintln!("error: {message}; {MEND}");
+            eprintln!("error: {message}; {ADVICE}");
             std::process::exit(1);
         }
     }

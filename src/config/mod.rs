@@ -79,12 +79,12 @@ impl Config {
         let Some(preset) = presets().iter().find(|preset| preset.name == name) else {
             let names: Vec<&str> = presets().iter().map(|preset| preset.name).collect();
             let all = names.join(", ");
-            let mend = match nearest(name, names) {
+            let advice = match nearest(name, names) {
                 Some(near) => format!("did you mean {near}? Known: {all}"),
                 None => format!("use one of {all}"),
             };
             let short: String = name.chars().take(60).collect();
-            return Err(Error::config(place, format!("no preset is called `{}`", short.escape_debug()), mend));
+            return Err(Error::config(place, format!("no preset is called `{}`", short.escape_debug()), advice));
         };
         let origin = format!("preset {name}");
         let mut overlay = Overlay::new(&Self::default())?;
@@ -188,15 +188,15 @@ impl Config {
         if self.model.null_label().is_none() {
             let message = "needs a label that stands for no class";
             if self.training.label_dropout > 0.0 {
-                let mend = match self.model.is_classifier() {
+                let advice = match self.model.is_classifier() {
                     true => "set it to 0: a classifier learns from all labels",
                     false => "set model.null_label to true, or this to 0",
                 };
-                return Err(Error::config("training.label_dropout", message, mend));
+                return Err(Error::config("training.label_dropout", message, advice));
             }
             if self.sampling.is_guided() && !self.model.is_classifier() {
-                let mend = "set model.null_label to true, or this to 1";
-                return Err(Error::config("sampling.guidance", message, mend));
+                let advice = "set model.null_label to true, or this to 1";
+                return Err(Error::config("sampling.guidance", message, advice));
             }
         }
         Ok(())

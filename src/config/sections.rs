@@ -64,12 +64,12 @@ impl DataConfig {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
             let message = format!("`{}` cannot be a data set's name", self.name.escape_debug());
-            let mend = "use letters, digits, - and _, as in cifar10; a file's path goes under data.path";
-            return Err(Error::config("data.name", message, mend));
+            let advice = "use letters, digits, - and _, as in cifar10; a file's path goes under data.path";
+            return Err(Error::config("data.name", message, advice));
         }
         if let Some(fraction) = self.validation_fraction.filter(|fraction| !(*fraction > 0.0 && *fraction < 1.0)) {
-            let mend = "0.1 is usual, null holds nothing out";
-            return Err(Error::config("data.validation_fraction", format!("{fraction} is outside (0, 1)"), mend));
+            let advice = "0.1 is usual, null holds nothing out";
+            return Err(Error::config("data.validation_fraction", format!("{fraction} is outside (0, 1)"), advice));
         }
         whole("data.crop", u64::from(self.crop), 0, 16, "4 is usual for images of 32 pixels, 0 shifts none")?;
         whole("data.shapes_count", self.shapes_count as u64, 1, 10_000_000, "20000 is usual")
@@ -370,8 +370,8 @@ impl TrainingConfig {
             (Some(epochs), None) => whole("training.num_epochs", epochs, 1, LONG, "give at least one epoch")?,
             (None, Some(steps)) => whole("training.num_steps", steps, 1, LONG, "give at least one step")?,
             (None, None) => {
-                let mend = "set training.num_epochs or training.num_steps";
-                return Err(Error::config("training.num_steps", "the length of the run is not set", mend));
+                let advice = "set training.num_epochs or training.num_steps";
+                return Err(Error::config("training.num_steps", "the length of the run is not set", advice));
             }
             (Some(epochs), Some(steps)) => {
                 let message = format!("the length is given twice, as {steps} steps and {epochs} epochs");
@@ -478,27 +478,27 @@ impl TrainingConfig {
 }
 
 /// `value` must lie in `least..=most`.
-fn whole(key: &str, value: u64, least: u64, most: u64, mend: &str) -> Result<()> {
+fn whole(key: &str, value: u64, least: u64, most: u64, advice: &str) -> Result<()> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(Error::config(key, format!("{value} is outside {least}…{most}"), mend))
+    Err(Error::config(key, format!("{value} is outside {least}…{most}"), advice))
 }
 
 /// `value` must be a finite number above 0.
-fn positive(key: &str, value: f64, mend: &str) -> Result<()> {
+fn positive(key: &str, value: f64, advice: &str) -> Result<()> {
     if value > 0.0 && value.is_finite() {
         return Ok(());
     }
-    Err(Error::config(key, format!("{value} is not a number above 0"), mend))
+    Err(Error::config(key, format!("{value} is not a number above 0"), advice))
 }
 
 /// `value` must lie in [0, 1).
-fn share(key: &str, value: f64, mend: &str) -> Result<()> {
+fn share(key: &str, value: f64, advice: &str) -> Result<()> {
     if (0.0..1.0).contains(&value) {
         return Ok(());
     }
-    Err(Error::config(key, format!("{value} is outside [0, 1)"), mend))
+    Err(Error::config(key, format!("{value} is outside [0, 1)"), advice))
 }
 
 #[cfg(test)]

@@ -107,9 +107,9 @@ fn unknown_keys_name_file_line_and_the_nearest_key() {
         ("sampling:\n  zzzzzz: 4\n", "run.yaml:2: sampling.zzzzzz: ", "`sampling` knows "),
         ("qqqqqq: 4\n", "run.yaml:1: qqqqqq: ", "the sections are "),
     ];
-    for (text, place, mend) in cases {
+    for (text, place, advice) in cases {
         let error = message(yaml(text));
-        assert!(error.starts_with(place) && error.contains(mend), "{error}");
+        assert!(error.starts_with(place) && error.contains(advice), "{error}");
     }
 }
 
@@ -134,9 +134,9 @@ fn wrong_types_name_the_line_and_what_is_expected() {
         ("- a\n- b\n", "run.yaml: ", "is not a mapping of sections"),
         ("training:\n  num_steps: 5\n  num_epochs: 5\n", "run.yaml:2: training.num_steps: ", "given twice"),
     ];
-    for (text, place, mend) in cases {
+    for (text, place, advice) in cases {
         let error = message(yaml(text));
-        assert!(error.starts_with(place) && error.contains(mend), "{error}");
+        assert!(error.starts_with(place) && error.contains(advice), "{error}");
     }
 }
 
@@ -195,9 +195,9 @@ fn bad_overrides_say_why_and_change_nothing() {
         ("=", "--set: ", ""),
         (".=1", "--set: ", ""),
     ];
-    for (assignment, place, mend) in cases {
+    for (assignment, place, advice) in cases {
         let error = config.set(assignment).unwrap_err().to_string();
-        assert!(error.starts_with(place) && error.contains(mend) && !error.contains('\n'), "{assignment:?}: {error}");
+        assert!(error.starts_with(place) && error.contains(advice) && !error.contains('\n'), "{assignment:?}: {error}");
     }
     assert_eq!(config, Config::default());
 }

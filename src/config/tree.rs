@@ -206,8 +206,8 @@ impl Overlay {
             Node::Mapping(sections) => sections,
             Node::Scalar(Value::Null) => return Ok(()),
             _ => {
-                let mend = format!("write sections such as `training:` ({})", self.sections().join(", "));
-                return Err(Error::config(origin.place, "is not a mapping of sections", mend));
+                let advice = format!("write sections such as `training:` ({})", self.sections().join(", "));
+                return Err(Error::config(origin.place, "is not a mapping of sections", advice));
             }
         };
         for section in sections {
@@ -222,8 +222,8 @@ impl Overlay {
                 Node::Scalar(Value::Null) => {}
                 _ => {
                     let message = "is a section and cannot be a value itself";
-                    let mend = "indent its keys below it, as in `training:` / `  batch_size: 64`";
-                    return Err(Error::config(origin.at(section.line, &section.key), message, mend));
+                    let advice = "indent its keys below it, as in `training:` / `  batch_size: 64`";
+                    return Err(Error::config(origin.at(section.line, &section.key), message, advice));
                 }
             }
         }
@@ -294,7 +294,8 @@ impl Overlay {
             .collect();
         let (section, key) = path.split_once('.').unwrap_or(("", path));
         let in_section = all.iter().filter_map(|known| known.strip_prefix(section)?.strip_prefix('.'));
-        let mend = if let Some(found) = all.iter().find(|known| known.split_once('.').is_some_and(|(_, k)| k == key)) {
+        let advice = if let Some(found) = all.iter().find(|known| known.split_once('.').is_some_and(|(_, k)| k == key))
+        {
             format!("it belongs under its section: {found}")
         } else if let Some(near) = nearest(key, in_section) {
             format!("did you mean {section}.{near}?")
@@ -310,7 +311,7 @@ impl Overlay {
                 None => format!("the sections are {}", self.sections().join(", ")),
             }
         };
-        Error::config(place, "is not a known key", mend)
+        Error::config(place, "is not a known key", advice)
     }
 }
 
@@ -323,11 +324,11 @@ fn model_of_kind(value: &Value, place: &str) -> Result<Value> {
         Some(kind) => Ok(serde_json::to_value(kind).unwrap_or(Value::Null)),
         None => {
             let message = format!("no model is of kind {}", shown(&value.to_string()));
-            let mend = match nearest(wanted, names.iter().copied()) {
+            let advice = match nearest(wanted, names.iter().copied()) {
                 Some(near) => format!("did you mean {near}?"),
                 None => format!("the kinds are {}", names.join(", ")),
             };
-            Err(Error::config(place, message, mend))
+            Err(Error::config(place, message, advice))
         }
     }
 }
@@ -338,11 +339,11 @@ fn mistyped(message: &str, place: String) -> Error {
     let (found, expected) = message.split_once(", expected ").unwrap_or((&message, "a value of another type"));
     if let Some(name) = found.strip_prefix("unknown variant ") {
         let choices: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
-        let mend = match nearest(name.trim_matches('`'), choices.iter().copied()) {
+        let advice = match nearest(name.trim_matches('`'), choices.iter().copied()) {
             Some(near) => format!("did you mean {near}? The choices are {}", choices.join(", ")),
             None => format!("the choices are {}", choices.join(", ")),
         };
-        return Error::config(place, format!("{} is not one of its choices", shown(name)), mend);
+        return Error::config(place, format!("{} is not one of its choices", shown(name)), advice);
     }
     let found = found.trim_start_matches("invalid type: ").trim_start_matches("invalid value: ");
     let expected = match expected {

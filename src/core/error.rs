@@ -18,12 +18,12 @@ pub enum Error {
     Unsupported { op: &'static str, device: String, reason: String },
 
     /// A device that is missing or failed, with advice.
-    #[error("{device}: {message}; {mend}")]
-    Device { device: String, message: String, mend: String },
+    #[error("{device}: {message}; {advice}")]
+    Device { device: String, message: String, advice: String },
 
     /// Not enough memory.
-    #[error("{device}: out of memory: {needed} bytes needed, {available} bytes available; {mend}")]
-    OutOfMemory { device: String, needed: u64, available: u64, mend: String },
+    #[error("{device}: out of memory: {needed} bytes needed, {available} bytes available; {advice}")]
+    OutOfMemory { device: String, needed: u64, available: u64, advice: String },
 
     /// Prebuilt PTX that does not match its source.
     #[error(
@@ -37,20 +37,20 @@ pub enum Error {
     Kernel { kernel: String, message: String },
 
     /// A file with invalid content: `message` gives the offset or field.
-    #[error("{}: {message}; {mend}", path.display())]
-    File { path: PathBuf, message: String, mend: String },
+    #[error("{}: {message}; {advice}", path.display())]
+    File { path: PathBuf, message: String, advice: String },
 
     /// An error of the operating system.
-    #[error("{}: cannot {doing}: {source}{}", path.display(), io_mend(source))]
+    #[error("{}: cannot {doing}: {source}{}", path.display(), io_advice(source))]
     Io { path: PathBuf, doing: &'static str, source: std::io::Error },
 
     /// An invalid configuration key or value: `place` is `file: section.key` or the option's name.
-    #[error("{place}: {message}; {mend}")]
-    Config { place: String, message: String, mend: String },
+    #[error("{place}: {message}; {advice}")]
+    Config { place: String, message: String, advice: String },
 
     /// Ranks of a job that do not meet, or of which one is gone, with advice.
-    #[error("{message}; {mend}")]
-    Cluster { message: String, mend: String },
+    #[error("{message}; {advice}")]
+    Cluster { message: String, advice: String },
 
     /// The user asked to stop: what was saved and how to resume.
     #[error("interrupted: {message}")]
@@ -64,8 +64,8 @@ impl Error {
     }
 
     /// A damaged file, or one of another kind.
-    pub fn file(path: impl AsRef<Path>, message: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self::File { path: path.as_ref().to_path_buf(), message: message.into(), mend: mend.into() }
+    pub fn file(path: impl AsRef<Path>, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::File { path: path.as_ref().to_path_buf(), message: message.into(), advice: advice.into() }
     }
 
     /// For `map_err` on an [`std::io::Result`]: `doing` completes "cannot …".
@@ -75,23 +75,23 @@ impl Error {
     }
 
     /// A bad configuration value or command-line option.
-    pub fn config(place: impl Into<String>, message: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self::Config { place: place.into(), message: message.into(), mend: mend.into() }
+    pub fn config(place: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Config { place: place.into(), message: message.into(), advice: advice.into() }
     }
 
     /// Ranks of a job that do not meet, or of which one is gone.
-    pub fn cluster(message: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self::Cluster { message: message.into(), mend: mend.into() }
+    pub fn cluster(message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Cluster { message: message.into(), advice: advice.into() }
     }
 
     /// A device that is missing or failed.
-    pub fn device(device: impl Into<String>, message: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self::Device { device: device.into(), message: message.into(), mend: mend.into() }
+    pub fn device(device: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Device { device: device.into(), message: message.into(), advice: advice.into() }
     }
 }
 
 /// Advice for common errors of the operating system.
-fn io_mend(source: &std::io::Error) -> &'static str {
+fn io_advice(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match source.kind() {
         ErrorKind::NotFound => "; check the path",

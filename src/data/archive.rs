@@ -119,8 +119,8 @@ fn for_each_in_zip(path: &Path, mut visit: impl FnMut(Member<'_>) -> Result<Next
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(|e| match e {
             ZipError::UnsupportedArchive(what) => {
-                let mend = "make it with deflate and without a password, or unpack it and name the folder";
-                Error::file(path, format!("has a member that cannot be unpacked: {what}"), mend)
+                let advice = "make it with deflate and without a password, or unpack it and name the folder";
+                Error::file(path, format!("has a member that cannot be unpacked: {what}"), advice)
             }
             e => bad(e),
         })?;

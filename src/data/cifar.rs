@@ -99,13 +99,13 @@ impl<'a> Batches<'a> {
         let message = format!(
             "{member}is {len} bytes long where a CIFAR-10 batch has {BATCH_BYTES} ({RECORDS} records of {RECORD})"
         );
-        let mend = match len / RECORD as u64 {
+        let advice = match len / RECORD as u64 {
             whole if whole < RECORDS as u64 => {
                 format!("get the whole file, or take its {whole} whole records with --allow-partial")
             }
             _ => format!("{} is not a file of the binary version: download it again", BATCHES[index]),
         };
-        Err(Error::file(path, message, mend))
+        Err(Error::file(path, message, advice))
     }
 
     fn add(&mut self, path: &Path, member: &str, index: usize, bytes: &[u8]) -> Result<()> {
@@ -148,8 +148,8 @@ impl<'a> Batches<'a> {
                 Some(places) => order.extend(places),
                 None if self.options.allow_partial => self.parts.notes.push(format!("there is no {}", BATCHES[index])),
                 None => {
-                    let mend = "download the whole set, or do without it with --allow-partial";
-                    return Err(Error::file(path, format!("has no {}", BATCHES[index]), mend));
+                    let advice = "download the whole set, or do without it with --allow-partial";
+                    return Err(Error::file(path, format!("has no {}", BATCHES[index]), advice));
                 }
             }
             if index + 1 == TEST {

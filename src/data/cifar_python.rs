@@ -89,7 +89,7 @@ fn finish(members: Members, mut parts: Draft) -> Result<Draft> {
 /// The names of the classes, if their file exists.
 fn meta(members: &Members, name: &str, key: &str) -> Result<Option<Vec<String>>> {
     let Some(bytes) = members.files.get(name) else { return Ok(None) };
-    let mut values = numpy_pickle(bytes).map_err(|(message, mend)| members.fault(name, message, &mend))?;
+    let mut values = numpy_pickle(bytes).map_err(|(message, advice)| members.fault(name, message, &advice))?;
     match values.remove(key) {
         Some(Pickled::Texts(names)) => Ok(Some(names)),
         _ => Err(members.fault(name, format!("has no {key}"), AGAIN)),
@@ -97,7 +97,8 @@ fn meta(members: &Members, name: &str, key: &str) -> Result<Option<Vec<String>>>
 }
 
 fn append_pickle(members: &Members, name: &str, key: &str, parts: &mut Draft) -> Result<()> {
-    let mut values = numpy_pickle(members.get(name)?).map_err(|(message, mend)| members.fault(name, message, &mend))?;
+    let mut values =
+        numpy_pickle(members.get(name)?).map_err(|(message, advice)| members.fault(name, message, &advice))?;
     let Some(Pickled::Bytes { shape, values: planes }) = values.remove("data") else {
         return Err(members.fault(name, "has no array of bytes under `data`", AGAIN));
     };

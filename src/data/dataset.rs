@@ -148,8 +148,8 @@ impl Dataset {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let metadata = file.metadata().map_err(Error::io(path, "read"))?;
         if metadata.is_dir() {
-            let mend = "import it first: `engine data import FOLDER --out FILE.safetensors`";
-            return Err(Error::file(path, "is a folder, not a data set file", mend));
+            let advice = "import it first: `engine data import FOLDER --out FILE.safetensors`";
+            return Err(Error::file(path, "is a folder, not a data set file", advice));
         }
         if metadata.len() < 8 {
             return Err(bad(format!("is {} bytes long: too short for a data set file", metadata.len())));
@@ -158,7 +158,7 @@ impl Dataset {
         // function, as of every memory-mapped reader.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
         let (header, tensors) =
-            SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, describe(&e, map.len()), mend(&map)))?;
+            SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, describe(&e, map.len()), advice(&map)))?;
         let data = 8 + header;
         let entries = tensors.metadata().as_ref();
         let text = |key: &str| {
@@ -434,7 +434,7 @@ fn describe(error: &SafeTensorError, len: usize) -> String {
 }
 
 /// Advice for a file that is not safetensors: it may be a source to import.
-fn mend(bytes: &[u8]) -> &'static str {
+fn advice(bytes: &[u8]) -> &'static str {
     let is_source = bytes.starts_with(&[0x1f, 0x8b]) || bytes.get(257..262) == Some(b"ustar");
     if is_source { "import it first: `engine data import SRC --out FILE.safetensors`" } else { REIMPORT }
 }

@@ -53,8 +53,8 @@ pub(super) fn data_file(data_dir: &Path, name: &str) -> PathBuf {
 pub fn fetch(name: &str, options: &FetchOptions) -> Result<Dataset> {
     let Some(official) = official(name) else {
         let known: Vec<&str> = OFFICIAL.iter().map(|official| official.name).collect();
-        let mend = format!("use one of {}, or import a copy with `engine data import`", known.join(", "));
-        return Err(Error::config("data fetch", format!("{name:?} is not a set that can be downloaded"), mend));
+        let advice = format!("use one of {}, or import a copy with `engine data import`", known.join(", "));
+        return Err(Error::config("data fetch", format!("{name:?} is not a set that can be downloaded"), advice));
     };
     fetch_official(official, options)
 }
@@ -97,11 +97,15 @@ pub fn fetch_weights(name: &str, options: &FetchOptions) -> Result<PathBuf> {
 fn official_weights(name: &str) -> Result<&'static OfficialWeights> {
     let Some(weights) = WEIGHTS.iter().find(|weights| weights.name == name) else {
         let known: Vec<&str> = WEIGHTS.iter().map(|weights| weights.name).collect();
-        let mut mend = format!("use one of {}", known.join(", "));
+        let mut advice = format!("use one of {}", known.join(", "));
         if official(name).is_some() {
-            mend = format!("it is a data set: run `engine data fetch {name}`");
+            advice = format!("it is a data set: run `engine data fetch {name}`");
         }
-        return Err(Error::config("fetch", format!("{name:?} is not a file of weights that can be downloaded"), mend));
+        return Err(Error::config(
+            "fetch",
+            format!("{name:?} is not a file of weights that can be downloaded"),
+            advice,
+        ));
     };
     Ok(weights)
 }
@@ -198,8 +202,8 @@ fn download_from(url: &str, file: &OfficialFile, path: &Path, options: &FetchOpt
         .open(&part_path)
         .map_err(Error::io(&part_path, "write"))?;
     if part.try_lock().is_err() {
-        let mend = "wait for it, or end it";
-        return Err(Error::file(&part_path, "is being downloaded by another process", mend));
+        let advice = "wait for it, or end it";
+        return Err(Error::file(&part_path, "is being downloaded by another process", advice));
     }
     let agent = agent(url);
     let bar = progress(file, options.quiet);
@@ -357,8 +361,8 @@ fn check(path: &Path, file: &OfficialFile) -> Result<()> {
 
 fn unreachable(url: &str, reason: &str) -> Error {
     let message = format!("cannot be fetched: {}", reason.replace('\n', " "));
-    let mend = "check the network and run it again (it resumes), or give a mirror with --base-url";
-    Error::config(url, message, mend)
+    let advice = "check the network and run it again (it resumes), or give a mirror with --base-url";
+    Error::config(url, message, advice)
 }
 
 fn agent(url: &str) -> Agent {

@@ -51,8 +51,8 @@ fn prefix(folder: &Path, options: &ImportOptions) -> Result<String> {
     let parts: Vec<String> = prefixes.iter().map(part).collect();
     if let Some(wanted) = &options.part {
         let found = prefixes.iter().find(|prefix| part(prefix) == *wanted);
-        let mend = format!("use one of {}", parts.join(", "));
-        return found.cloned().ok_or_else(|| Error::config("--part", format!("there is no {wanted:?}"), mend));
+        let advice = format!("use one of {}", parts.join(", "));
+        return found.cloned().ok_or_else(|| Error::config("--part", format!("there is no {wanted:?}"), advice));
     }
     match prefixes.len() {
         0 => Ok(String::new()),
@@ -143,11 +143,11 @@ fn emnist(folder: &Path, prefix: &str, parts: &mut Parts) -> Result<()> {
 
 fn missing(folder: &Path, split: &str) -> Error {
     let message = format!("has no {split}-images-idx3-ubyte with {split}-labels-idx1-ubyte (.gz or plain)");
-    let mend = match split {
+    let advice = match split {
         "train" => "give the folder of the four IDX files",
         _ => "add it, or hold out some training images instead with --allow-partial",
     };
-    Error::file(folder, message, mend)
+    Error::file(folder, message, advice)
 }
 
 /// The image and label files of a split; an error if only one exists.
@@ -160,12 +160,12 @@ fn pair(folder: &Path, prefix: &str, splits: &[&str]) -> Result<Option<[PathBuf;
         match (find("images", "idx3"), find("labels", "idx1")) {
             (Some(images), Some(labels)) => return Ok(Some([images, labels])),
             (Some(images), None) => {
-                let mend = format!("put {split}-labels-idx1-ubyte.gz beside it");
-                return Err(Error::file(images, "has no labels beside it", mend));
+                let advice = format!("put {split}-labels-idx1-ubyte.gz beside it");
+                return Err(Error::file(images, "has no labels beside it", advice));
             }
             (None, Some(labels)) => {
-                let mend = format!("put {split}-images-idx3-ubyte.gz beside it");
-                return Err(Error::file(labels, "has no images beside it", mend));
+                let advice = format!("put {split}-images-idx3-ubyte.gz beside it");
+                return Err(Error::file(labels, "has no images beside it", advice));
             }
             (None, None) => {}
         }

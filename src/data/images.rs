@@ -261,8 +261,8 @@ impl<'a> Pictures<'a> {
     pub fn new(root: &'a Path, options: &'a ImportOptions, files: Option<usize>) -> Result<Self> {
         let sides = options.resize.map_or([1, 1], ImageSize::sides);
         if sides.iter().any(|side| !(1..=4096).contains(side)) {
-            let mend = "give a size in pixels such as 32, or HEIGHTxWIDTH";
-            return Err(Error::config("--resize", "is not from 1 to 4096", mend));
+            let advice = "give a size in pixels such as 32, or HEIGHTxWIDTH";
+            return Err(Error::config("--resize", "is not from 1 to 4096", advice));
         }
         let progress = match (options.quiet, files) {
             (true, _) => ProgressBar::hidden(),
@@ -370,8 +370,8 @@ impl<'a> Pictures<'a> {
                     }
                     Err(message) if self.options.skip_damaged => self.damaged.push(format!("{path} ({message})")),
                     Err(message) => {
-                        let mend = "repair it, or leave damaged pictures out with --skip-damaged";
-                        return Err(Error::file(self.root.join(path), message, mend));
+                        let advice = "repair it, or leave damaged pictures out with --skip-damaged";
+                        return Err(Error::file(self.root.join(path), message, advice));
                     }
                 }
             }

@@ -32,7 +32,7 @@ const FILE_COLUMNS: [&str; 12] = [
 ];
 const LABEL_COLUMNS: [&str; 9] =
     ["label", "labels", "class", "class_name", "category", "target", "label_name", "cls", "y"];
-const MEND: &str = "give it the columns file_name and label, or remove it";
+const ADVICE: &str = "give it the columns file_name and label, or remove it";
 
 /// A class as given in a label file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,7 +126,7 @@ impl Labels {
                 return Ok(());
             }
         };
-        let entries = entries.map_err(|message| Error::file(root.join(path), message, MEND))?;
+        let entries = entries.map_err(|message| Error::file(root.join(path), message, ADVICE))?;
         self.files.push(LabelFile { path: path.to_owned(), entries });
         Ok(())
     }

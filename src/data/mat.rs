@@ -60,8 +60,8 @@ fn append(members: &Members, name: &str, options: &ImportOptions, parts: &mut Dr
     let bytes = members.get(name)?;
     let fault = |message: String| members.fault(name, message, AGAIN);
     if bytes.starts_with(b"\x89HDF") || bytes.starts_with(b"MATLAB 7.3") {
-        let mend = "save it with -v7, or name SVHN's own files";
-        return Err(members.fault(name, "is a MATLAB file of version 7.3 (HDF5), which is not read", mend));
+        let advice = "save it with -v7, or name SVHN's own files";
+        return Err(members.fault(name, "is a MATLAB file of version 7.3 (HDF5), which is not read", advice));
     }
     if !bytes.starts_with(b"MATLAB 5.0") {
         return Err(fault(format!("is {}, not a MATLAB file of level 5", describe(bytes))));

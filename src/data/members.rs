@@ -92,9 +92,9 @@ impl Members {
     }
 
     /// An error about a file.
-    pub fn fault(&self, name: &str, message: impl std::fmt::Display, mend: &str) -> Error {
+    pub fn fault(&self, name: &str, message: impl std::fmt::Display, advice: &str) -> Error {
         let named = if self.is_folder { String::new() } else { format!("{name} ") };
-        Error::file(self.place(name), format!("{named}{message}"), mend)
+        Error::file(self.place(name), format!("{named}{message}"), advice)
     }
 
     /// An error if `name` is missing.

@@ -27,7 +27,7 @@ use crate::picture::NpyHeader;
 const LONGEST: u64 = 16 << 30;
 const IMAGES: [&str; 9] = ["images", "image", "x", "arr_0", "data", "img", "imgs", "samples", "array"];
 const LABELS: [&str; 8] = ["labels", "label", "y", "arr_1", "targets", "target", "classes", "class"];
-const MEND: &str = "save images as u8 [N, H, W, C] under `images` and whole numbers [N] under `labels`";
+const ADVICE: &str = "save images as u8 [N, H, W, C] under `images` and whole numbers [N] under `labels`";
 
 /// An array as stored in its file.
 struct Array {
@@ -51,7 +51,7 @@ struct Pair {
 }
 
 pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
-    let bad = |message: String| Error::file(source, message, MEND);
+    let bad = |message: String| Error::file(source, message, ADVICE);
     let (mut arrays, source_file) = load(source, options)?;
     let class_names = arrays.remove("class_names").map(|names| names.texts());
     let split = arrays.remove("split");
@@ -132,7 +132,7 @@ fn load(source: &Path, options: &ImportOptions) -> Result<(BTreeMap<String, Arra
     let mut file = HashedFile::open(source)?;
     let bad = |key: &str, message: String| {
         let named = if key.is_empty() { String::new() } else { format!("array {key} ") };
-        Error::file(source, format!("{named}{message}"), MEND)
+        Error::file(source, format!("{named}{message}"), ADVICE)
     };
     let mut arrays = BTreeMap::new();
     if super::source::peek(source, 6)?.starts_with(b"\x93NUMPY") {

@@ -99,11 +99,11 @@ fn named(name: &str, options: &ResolveOptions) -> Result<Dataset> {
         }
     }
     if official(name).is_none() {
-        let mend = format!(
+        let advice = format!(
             "import it with `engine data import SRC --out {}`, or give a file or folder with --data",
             path.display()
         );
-        return Err(Error::config(place, format!("is not in {}", options.data_dir.display()), mend));
+        return Err(Error::config(place, format!("is not in {}", options.data_dir.display()), advice));
     }
     let fetch_options =
         FetchOptions { data_dir: options.data_dir.into(), quiet: options.quiet, ..FetchOptions::default() };
@@ -111,12 +111,12 @@ fn named(name: &str, options: &ResolveOptions) -> Result<Dataset> {
         // A network error: the set can still be obtained in another way.
         Error::Config { message, place: url, .. } => {
             let message = format!("is not in {}, and {url} {message}", options.data_dir.display());
-            let mend = format!(
+            let advice = format!(
                 "run `engine data fetch {name}` where there is a network, or import a copy with \
                  `engine data import SRC --out {}`, or train on the built-in shapes with --data {BUILTIN}",
                 path.display()
             );
-            Error::config(place, message, mend)
+            Error::config(place, message, advice)
         }
         error => error,
     })

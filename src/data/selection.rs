@@ -125,8 +125,8 @@ impl Dataset {
                 let (n, images) = (members.len(), if members.len() == 1 { "image" } else { "images" });
                 let message =
                     format!("{fraction} of the {n} training {images} of {name} leaves it without {bare} images");
-                let mend = "give another share, or leave the class out with data.classes";
-                return Err(Error::config(FRACTION, message, mend));
+                let advice = "give another share, or leave the class out with data.classes";
+                return Err(Error::config(FRACTION, message, advice));
             }
             let class = crc32c::crc32c(name.as_bytes());
             let mut order: Vec<([u32; 4], usize)> = (members.iter().enumerate())

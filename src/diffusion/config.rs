@@ -166,8 +166,8 @@ impl DiffusionConfig {
         }
         if !(1..=level_sampling::MOST_BINS).contains(&self.adaptive_bins) {
             let message = format!("{} bins of noise levels", self.adaptive_bins);
-            let mend = format!("give 1 to {}; 32 is usual", level_sampling::MOST_BINS);
-            return Err(Error::config("diffusion.adaptive_bins", message, mend));
+            let advice = format!("give 1 to {}; 32 is usual", level_sampling::MOST_BINS);
+            return Err(Error::config("diffusion.adaptive_bins", message, advice));
         }
         for (key, decay) in
             [("diffusion.adaptive_decay", self.adaptive_decay), ("diffusion.balanced_decay", self.balanced_decay)]
@@ -183,8 +183,8 @@ impl DiffusionConfig {
         let weights = &self.balanced_weights;
         if !weights.iter().all(|weight| (0.0..=1e6).contains(weight)) || weights.iter().all(|weight| *weight == 0.0) {
             let message = format!("{weights:?} are not valid weights");
-            let mend = "give five numbers from 0 to 1e6, one of them above 0: mse, l1, cosine, high frequency, edge";
-            return Err(Error::config("diffusion.balanced_weights", message, mend));
+            let advice = "give five numbers from 0 to 1e6, one of them above 0: mse, l1, cosine, high frequency, edge";
+            return Err(Error::config("diffusion.balanced_weights", message, advice));
         }
         if !self.logit_mean.is_finite() {
             return Err(Error::config("diffusion.logit_mean", "must be a finite number", "0 is usual"));

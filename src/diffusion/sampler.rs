@@ -371,15 +371,15 @@ fn check_times(noise: &NoiseSchedule, times: &[f64]) -> Result<()> {
     } else {
         format!("whole numbers in 0…{}", noise.num_steps() - 1)
     };
-    let mend = || format!("give falling times, {last}");
+    let advice = || format!("give falling times, {last}");
     if times.is_empty() {
-        return Err(Error::config("sampling timesteps", "the list is empty", mend()));
+        return Err(Error::config("sampling timesteps", "the list is empty", advice()));
     }
     if let Some(time) = times.iter().find(|&&time| !noise.has(time) || noise.level(time).s == 0.0) {
-        return Err(Error::config("sampling timesteps", format!("{time} is not a noise level"), mend()));
+        return Err(Error::config("sampling timesteps", format!("{time} is not a noise level"), advice()));
     }
     if let Some(pair) = times.windows(2).find(|pair| pair[0] <= pair[1]) {
-        return Err(Error::config("sampling timesteps", format!("{} is followed by {}", pair[0], pair[1]), mend()));
+        return Err(Error::config("sampling timesteps", format!("{} is followed by {}", pair[0], pair[1]), advice()));
     }
     Ok(())
 }

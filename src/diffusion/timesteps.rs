@@ -143,9 +143,9 @@ impl SamplingConfig {
 
 /// The timesteps below `steps` in a list, descending, and a note about dropped ones.
 pub(super) fn listed(list: &[i64], steps: usize) -> Result<(Vec<usize>, Option<String>)> {
-    let mend = || format!("give timesteps in 0…{}", steps - 1);
+    let advice = || format!("give timesteps in 0…{}", steps - 1);
     let Some(first) = list.first() else {
-        return Err(Error::config("sampling.timesteps", "the list is empty", mend()));
+        return Err(Error::config("sampling.timesteps", "the list is empty", advice()));
     };
     let one_more = list.iter().filter(|&&t| t == steps as i64).count();
     let clipped = |&t: &i64| if t == steps as i64 { t - 1 } else { t };
@@ -154,7 +154,7 @@ pub(super) fn listed(list: &[i64], steps: usize) -> Result<(Vec<usize>, Option<S
     let outside = list.len() - kept.len();
     if kept.is_empty() {
         let message = format!("none of the {} timesteps ({first}, …) is a noise level of this model", list.len());
-        return Err(Error::config("sampling.timesteps", message, mend()));
+        return Err(Error::config("sampling.timesteps", message, advice()));
     }
     kept.sort_unstable_by(|a, b| b.cmp(a));
     kept.dedup();

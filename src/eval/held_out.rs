@@ -65,8 +65,8 @@ impl HeldOutSource<'_> {
             }
             Some(fraction) => (set.stratified(fraction, config.split_seed)?, Split::Validation, "validation"),
             None => {
-                let mend = "give a set that holds images out with --data, as `engine data import --validation` makes";
-                return Err(Error::config(place(), "it has no held-out images", mend));
+                let advice = "give a set that holds images out with --data, as `engine data import --validation` makes";
+                return Err(Error::config(place(), "it has no held-out images", advice));
             }
         };
         let mut notes = self.differences(names, models);

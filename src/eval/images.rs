@@ -88,8 +88,8 @@ pub fn data_of(info: &ModelInfo, name: Option<&str>, option: &str, data_dir: &Pa
     if (set.size(), set.channels()) != (size, channels) {
         let (own, models) = (set.size().with_channels(set.channels()), size.with_channels(channels));
         let message = format!("its images are {own}, the model's {models}");
-        let mend = format!("give another with {option}");
-        return Err(Error::config(format!("data set {:?}", set.name()), message, mend));
+        let advice = format!("give another with {option}");
+        return Err(Error::config(format!("data set {:?}", set.name()), message, advice));
     }
     Ok(set)
 }

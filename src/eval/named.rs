@@ -29,16 +29,16 @@ impl Extractor {
             .filter(|weights| EXTRACTORS.contains(&weights.name))
             .find(|weights| given == Path::new(weights.name));
         let Some(weights) = published else {
-            let mend = format!("give a network's file, a run of a classifier, or one of {}", EXTRACTORS.join(", "));
-            return Err(Error::config(place, format!("{} is not there", given.display()), mend));
+            let advice = format!("give a network's file, a run of a classifier, or one of {}", EXTRACTORS.join(", "));
+            return Err(Error::config(place, format!("{} is not there", given.display()), advice));
         };
         let path = Path::new(WEIGHTS_DIR).join(weights.file.name);
         if path.exists() {
             return Ok(path);
         }
         let message = format!("{} is not at {}", weights.title, path.display());
-        let mend = format!("run `engine fetch {}`, or give a network's file or a run of a classifier", weights.name);
-        Err(Error::config(place, message, mend))
+        let advice = format!("run `engine fetch {}`, or give a network's file or a run of a classifier", weights.name);
+        Err(Error::config(place, message, advice))
     }
 
     /// One of [`EXTRACTORS`] in shape-only mode: planned, nothing allocated.
@@ -57,8 +57,8 @@ impl Extractor {
                 Self::of_efficientnet(&context, (network, parameters), "", batch)
             }
             _ => {
-                let mend = format!("use one of {}", EXTRACTORS.join(", "));
-                Err(Error::config("--extractor", format!("no published network is called {name:?}"), mend))
+                let advice = format!("use one of {}", EXTRACTORS.join(", "));
+                Err(Error::config("--extractor", format!("no published network is called {name:?}"), advice))
             }
         }
     }

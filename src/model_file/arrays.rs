@@ -13,7 +13,7 @@ use crate::files::write_atomically;
 use crate::nn::Spec;
 
 /// The advice for a file that is not intact.
-const MEND: &str = "take the file from its source again, or another checkpoint";
+const ADVICE: &str = "take the file from its source again, or another checkpoint";
 
 /// The storage type of weights. Computation does not depend on it: f32, or as the precision says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -191,7 +191,7 @@ impl ArrayFile {
         let path = path.as_ref();
         let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
         if file.metadata().map_err(Error::io(path, "read"))?.len() < 8 {
-            return Err(Error::file(path, format!("too short to be {what}"), MEND));
+            return Err(Error::file(path, format!("too short to be {what}"), ADVICE));
         }
         // SAFETY: files of these kinds are replaced by renaming, never changed in place; if someone truncates a file meanwhile,
         // that raises SIGBUS, as with any mapped file.
@@ -200,7 +200,7 @@ impl ArrayFile {
     }
 
     pub(super) fn check(path: &Path, bytes: Bytes, formats: &[&'static str], what: &str) -> Result<Self> {
-        let fault = |message: String| Error::file(path, message, MEND);
+        let fault = |message: String| Error::file(path, message, ADVICE);
         let (_, header) =
             SafeTensors::read_metadata(&bytes).map_err(|e| fault(format!("damaged or cut short: {e}")))?;
         let metadata = header.metadata().clone().unwrap_or_default();
@@ -239,7 +239,7 @@ impl ArrayFile {
 
     /// An error about this file.
     pub fn fault(&self, message: String) -> Error {
-        Error::file(&self.path, message, MEND)
+        Error::file(&self.path, message, ADVICE)
     }
 
     /// A required metadata entry.

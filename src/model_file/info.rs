@@ -94,8 +94,8 @@ impl ModelInfo {
             (Some(null), _) => Ok(null),
             (None, 0 | 1) => Ok(0),
             (None, _) => {
-                let mend = format!("use one of {}", self.class_names().join(", "));
-                Err(Error::config("--class", "the model draws nothing without a class", mend))
+                let advice = format!("use one of {}", self.class_names().join(", "));
+                Err(Error::config("--class", "the model draws nothing without a class", advice))
             }
         }
     }

@@ -67,8 +67,8 @@ impl FromNetwork for Rc<dyn Classifier> {
 }
 
 /// The error for a file at `path` with another kind of network.
-pub(super) fn refused(path: &Path, (message, mend): (String, &'static str)) -> Error {
-    Error::file(path, message, mend)
+pub(super) fn refused(path: &Path, (message, advice): (String, &'static str)) -> Error {
+    Error::file(path, message, advice)
 }
 
 impl<N: FromNetwork> Loaded<N> {
@@ -108,7 +108,7 @@ impl<N: FromNetwork> Loaded<N> {
     pub fn untrained(config: &Config, context: &Context, precision: DType, seed: u64) -> Result<Self> {
         let (network, builder) = models::network(&config.model)?;
         let network = N::from_network(network, config.model.kind())
-            .map_err(|(message, mend)| Error::config("model.kind", message, mend))?;
+            .map_err(|(message, advice)| Error::config("model.kind", message, advice))?;
         let parameters = Parameters::new(context, builder, precision)?;
         parameters.initialise(seed)?;
         let info = ModelInfo { config: config.clone(), weights: "raw".into(), step: 0, epoch: 0, classes: Vec::new() };

@@ -49,12 +49,12 @@ pub(super) fn named<'a>(given: &Path, table: &'a [Pretrained]) -> Option<&'a Pre
 pub(super) fn nowhere(given: &Path, table: &[Pretrained]) -> Error {
     let name = given.to_str().unwrap_or_default();
     if presets().iter().any(|preset| preset.name == name) {
-        let mend = format!("train it with `engine train --preset {name}`, then give the run folder");
-        return Error::file(given, "is a preset, not a trained model", mend);
+        let advice = format!("train it with `engine train --preset {name}`, then give the run folder");
+        return Error::file(given, "is a preset, not a trained model", advice);
     }
     let names: Vec<&str> = table.iter().map(|model| model.name).collect();
     let run = Path::new("runs").join(given);
-    let mend = if run.join("model.safetensors").is_file() {
+    let advice = if run.join("model.safetensors").is_file() {
         format!("did you mean {}?", run.display())
     } else if let Some(near) = nearest(name, names.iter().copied()) {
         format!("did you mean {near}?")
@@ -63,7 +63,7 @@ pub(super) fn nowhere(given: &Path, table: &[Pretrained]) -> Error {
     } else {
         format!("check the path, or use one of {}", names.join(", "))
     };
-    Error::file(given, "there is no such model file, run folder or pretrained model", mend)
+    Error::file(given, "there is no such model file, run folder or pretrained model", advice)
 }
 
 #[cfg(test)]
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nowhere_is_told_with_a_mend() {
+    fn what_is_nowhere_is_told_with_advice() {
         let text = |name: &str, table| nowhere(Path::new(name), table).to_string();
         let message = "there is no such model file, run folder or pretrained model";
         assert_eq!(text("x/y.safetensors", &[]), format!("x/y.safetensors: {message}; check the path"));

@@ -31,8 +31,8 @@ pub(super) fn divides_sides(key: &str, divisor: usize, size: ImageSize) -> Resul
     let below = (1..divisor).rev().find(common);
     let above = (divisor + 1..=size.height.min(size.width)).find(common);
     let choices: Vec<String> = below.iter().chain(&above).map(usize::to_string).collect();
-    let mend = format!("give {}, or change model.image_size", choices.join(" or "));
-    Err(Error::config(format!("model.{key}"), message, mend))
+    let advice = format!("give {}, or change model.image_size", choices.join(" or "));
+    Err(Error::config(format!("model.{key}"), message, advice))
 }
 
 /// Checks that images are grey or RGB.
@@ -73,9 +73,9 @@ pub(super) fn divides(key: &str, divisor: usize, whole_key: &str, whole: usize) 
     }
     let below = (1..divisor.min(whole)).rev().find(|d| whole.is_multiple_of(*d)).unwrap_or(1);
     let above = (divisor + 1..=whole).find(|d| whole.is_multiple_of(*d));
-    let mend = match above {
+    let advice = match above {
         Some(above) => format!("give {below} or {above}, or change model.{whole_key}"),
         None => format!("give {below}, or change model.{whole_key}"),
     };
-    Err(Error::config(format!("model.{key}"), format!("{divisor} does not divide model.{whole_key} = {whole}"), mend))
+    Err(Error::config(format!("model.{key}"), format!("{divisor} does not divide model.{whole_key} = {whole}"), advice))
 }

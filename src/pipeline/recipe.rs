@@ -100,7 +100,7 @@ impl Recipe {
     /// # Errors
     /// [`Error::File`] for a picture without a recipe, or with that of another engine version.
     pub fn of_texts(texts: &[(String, String)], name: &Path) -> Result<Self> {
-        let fault = |message: String, mend: &str| Error::file(name, message, mend);
+        let fault = |message: String, advice: &str| Error::file(name, message, advice);
         let Some((_, text)) = texts.iter().find(|(keyword, _)| keyword == SAMPLING) else {
             return Err(fault(
                 "holds no sampling parameters".into(),

@@ -41,10 +41,10 @@ impl Calibration {
     /// # Errors
     /// [`Error::Io`]; [`Error::File`] for another file, one without measured times, and one of another GPU.
     pub fn read(path: &Path, gpu: &Gpu) -> Result<Self> {
-        const MEND: &str = "write it on a GPU: `engine profile --on here --json FILE`";
+        const ADVICE: &str = "write it on a GPU: `engine profile --on here --json FILE`";
         let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let document: Document = serde_json::from_slice(&text)
-            .map_err(|error| Error::file(path, format!("no measured times: {error}"), MEND))?;
+            .map_err(|error| Error::file(path, format!("no measured times: {error}"), ADVICE))?;
         if document.on != gpu.key {
             let message = format!("it was measured on {}, and {} is modelled", document.on, gpu.key);
             return Err(Error::file(path, message, format!("give --on {}", document.on)));
@@ -64,7 +64,7 @@ impl Calibration {
         factors.sort_by(f64::total_cmp);
         match factors.get(factors.len() / 2) {
             Some(&median) => Ok(Self { device: document.device, kernels, median }),
-            None => Err(Error::file(path, "no kernel in it was measured", MEND)),
+            None => Err(Error::file(path, "no kernel in it was measured", ADVICE)),
         }
     }
 

@@ -109,12 +109,12 @@ impl Gpu {
         }
         let keys: Vec<&str> = known.iter().map(|gpu| gpu.key).chain(["here"]).collect();
         let all = keys.join(", ");
-        let mend = match nearest(key, keys) {
+        let advice = match nearest(key, keys) {
             Some(near) => format!("did you mean {near}? Known: {all}"),
             None => format!("use one of {all}"),
         };
         let short: String = key.chars().take(60).collect();
-        Err(Error::config("--on", format!("no device is called `{}`", short.escape_debug()), mend))
+        Err(Error::config("--on", format!("no device is called `{}`", short.escape_debug()), advice))
     }
 
     /// The device of an accelerator's name: `NVIDIA H100 80GB HBM3 (cuda:0)`.

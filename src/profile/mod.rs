@@ -67,8 +67,8 @@ pub fn beside(report: &mut Report, measured: steps::Measured) -> Result<()> {
             .zip(&measured.nodes)
             .all(|(piece, (node, _))| names(piece) == (node.section.clone(), node.kernel.clone()));
     if !same {
-        let mend = "count for this device: leave out --counters";
-        return Err(crate::Error::device(measured.device, "it runs other work than was counted", mend));
+        let advice = "count for this device: leave out --counters";
+        return Err(crate::Error::device(measured.device, "it runs other work than was counted", advice));
     }
     for (piece, (_, seconds)) in report.pieces.iter_mut().zip(&measured.nodes) {
         piece.measured = Some(*seconds);

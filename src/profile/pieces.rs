@@ -98,8 +98,8 @@ pub fn pieces(counted: &Counted, gpu: &Gpu, calibration: Option<&Calibration>) -
 fn matched(counted: &Counted) -> Result<Vec<Option<&Launch>>> {
     let mut launches = counted.machine.launches.iter();
     let other = |what: String| {
-        let mend = "build engine and PTX machine from the same tree";
-        Error::device("ptx-machine", format!("it counted other work than was submitted: {what}"), mend)
+        let advice = "build engine and PTX machine from the same tree";
+        Error::device("ptx-machine", format!("it counted other work than was submitted: {what}"), advice)
     };
     let mut found = Vec::with_capacity(counted.nodes.len());
     for (at, node) in counted.nodes.iter().enumerate() {

@@ -108,11 +108,11 @@ impl ImagesBody {
         for (name, given, taken) in words {
             if let Some(given) = given.as_deref().filter(|given| !taken.contains(given)) {
                 let short: String = given.chars().take(30).collect();
-                let mend =
+                let advice =
                     if taken.is_empty() { "leave it out".into() } else { format!("give {}", taken.join(" or ")) };
                 return Err(Refusal::field(
                     name,
-                    format!("{name}: `{}` is not supported; {mend}", short.escape_debug()),
+                    format!("{name}: `{}` is not supported; {advice}", short.escape_debug()),
                 ));
             }
         }

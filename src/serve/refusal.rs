@@ -89,9 +89,9 @@ impl From<Error> for Refusal {
         // Messages are written for the command line; its options are fields here.
         let plain = |text: &str| text.replace("--", "").replace(['\n', '\r'], " ");
         match error {
-            Error::Config { place, message, mend } => {
+            Error::Config { place, message, advice } => {
                 let place = field(&place);
-                Self::field(place, plain(&format!("{place}: {message}; {mend}")))
+                Self::field(place, plain(&format!("{place}: {message}; {advice}")))
             }
             Error::Shape { .. } | Error::File { .. } => Self::bad(plain(&error.to_string())),
             Error::OutOfMemory { .. } => {

@@ -76,8 +76,8 @@ impl RunFolder {
     pub fn resume(root: &Path) -> Result<Self> {
         if !holds_run(root) {
             let message = if root.is_dir() { "this folder holds no run" } else { "there is no such run folder" };
-            let mend = "give the folder that training printed at its start, as in --resume runs/quickstart";
-            return Err(Error::config(format!("--resume {}", root.display()), message, mend));
+            let advice = "give the folder that training printed at its start, as in --resume runs/quickstart";
+            return Err(Error::config(format!("--resume {}", root.display()), message, advice));
         }
         Self::lock(root)?.prepared()
     }
@@ -192,8 +192,8 @@ pub(super) fn refuse_taken(out: &Path) -> Result<()> {
         return Err(Error::config(format!("--out {}", out.display()), "this is a file", "give a folder"));
     }
     if holds_run(out) {
-        let mend = format!("resume it with --resume {}, or give another folder", out.display());
-        return Err(Error::config(format!("--out {}", out.display()), "this folder already holds a run", mend));
+        let advice = format!("resume it with --resume {}, or give another folder", out.display());
+        return Err(Error::config(format!("--out {}", out.display()), "this folder already holds a run", advice));
     }
     Ok(())
 }

@@ -41,11 +41,11 @@ impl Memory {
         let Some(available) = self.available.filter(|available| *available < self.needed()) else { return Ok(()) };
         let room = available.saturating_sub(self.persistent) as u128;
         let fits = (room * batch as u128 / u128::from(self.arena.max(1))) as usize;
-        let mend = match fits {
+        let advice = match fits {
             0 => "use a smaller model".to_string(),
             fits => format!("--batch {fits} would fit (and training.gradient_accumulation makes up for it)"),
         };
-        Err(Error::OutOfMemory { device: device.into(), needed: self.needed(), available, mend })
+        Err(Error::OutOfMemory { device: device.into(), needed: self.needed(), available, advice })
     }
 }
 

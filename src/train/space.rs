@@ -30,9 +30,9 @@ pub(super) fn check_space(config: &Config, numbers: usize, folder: &Path) -> Res
         Some(free) if free < needed => {
             let megabytes = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
             let message = format!("the run writes up to {}, and its disk has {}", megabytes(needed), megabytes(free));
-            let mend =
+            let advice =
                 "free some space, use another disk with --out, or keep fewer with --set training.keep_checkpoints=1";
-            Err(Error::file(folder, message, mend))
+            Err(Error::file(folder, message, advice))
         }
         _ => Ok(()),
     }

@@ -81,7 +81,7 @@ impl WeightFile {
     /// Reads `bytes`, which came from `path`.
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let arrays = torch::read(bytes).unwrap_or_else(|| safetensors(bytes));
-        let mut arrays = arrays.map_err(|fault| Error::file(path, fault.message, fault.mend))?;
+        let mut arrays = arrays.map_err(|fault| Error::file(path, fault.message, fault.advice))?;
         if let Some((name, at)) = arrays.iter().find_map(|(name, array)| Some((name, array.first_bad()?))) {
             let message = format!("{} has {} at element {at}", short(name), arrays[name].values[at]);
             return Err(Error::file(path, message, "the training that made it diverged: use an earlier checkpoint"));
@@ -170,12 +170,12 @@ fn short(name: &str) -> String {
 #[derive(Debug)]
 struct Fault {
     message: String,
-    mend: String,
+    advice: String,
 }
 
 impl Fault {
-    fn new(message: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { message: message.into(), mend: mend.into() }
+    fn new(message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { message: message.into(), advice: advice.into() }
     }
 
     /// Contradictory bytes.

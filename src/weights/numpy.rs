@@ -28,7 +28,7 @@ pub enum Pickled {
 /// # Errors
 /// The message and the advice for a pickle that is damaged, is not a dictionary, or needs anything but NumPy arrays.
 pub fn numpy_pickle(bytes: &[u8]) -> Result<BTreeMap<String, Pickled>, (String, String)> {
-    read(bytes).map_err(|fault| (fault.message, fault.mend))
+    read(bytes).map_err(|fault| (fault.message, fault.advice))
 }
 
 fn read(bytes: &[u8]) -> Parsed<BTreeMap<String, Pickled>> {

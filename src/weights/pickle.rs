@@ -229,7 +229,7 @@ impl<'a> Machine<'a, '_> {
             op @ (b'c' | 0x93 | b'Q' | b'R' | 0x81 | b'b') => self.call(op)?,
             op => {
                 let message = format!("operation 0x{op:02x} of pickles, which weights do not need: it was not done");
-                return Err(Fault { mend: SAVE_AGAIN.into(), ..self.fault(message) });
+                return Err(Fault { advice: SAVE_AGAIN.into(), ..self.fault(message) });
             }
         }
         Ok(true)
@@ -397,7 +397,7 @@ impl<'a> Machine<'a, '_> {
     fn push(&mut self, value: Value<'a>) -> Parsed<()> {
         if self.values.len() >= MAX_VALUES {
             let message = format!("more than {MAX_VALUES} values, far more than weights need");
-            return Err(Fault { mend: SAVE_AGAIN.into(), ..self.fault(message) });
+            return Err(Fault { advice: SAVE_AGAIN.into(), ..self.fault(message) });
         }
         self.stack.push(self.values.len());
         self.values.push(value);
@@ -466,8 +466,8 @@ impl<'a> Machine<'a, '_> {
                 short(module),
                 short(name)
             );
-            let mend = "take weights from a source you trust, saved as a state_dict or as safetensors";
-            return Err(Fault { mend: mend.into(), ..self.fault(message) });
+            let advice = "take weights from a source you trust, saved as a state_dict or as safetensors";
+            return Err(Fault { advice: advice.into(), ..self.fault(message) });
         };
         self.push(Value::Name(known))
     }
@@ -558,7 +558,7 @@ impl<'a> Machine<'a, '_> {
         };
         if self.copied > MAX_VALUES {
             let message = format!("more than {MAX_VALUES} entries, far more than weights need");
-            return Err(Fault { mend: SAVE_AGAIN.into(), ..self.fault(message) });
+            return Err(Fault { advice: SAVE_AGAIN.into(), ..self.fault(message) });
         }
         self.push(made)
     }

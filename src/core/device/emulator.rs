@@ -214,8 +214,8 @@ fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes.max(1), 256).expect("allocate refuses what is too large for a layout")
 }
 
-fn device_error(message: impl Into<String>, mend: &str) -> Error {
-    Error::device(NAME, message, mend)
+fn device_error(message: impl Into<String>, advice: &str) -> Error {
+    Error::device(NAME, message, advice)
 }
 
 impl State {
@@ -422,7 +422,7 @@ impl Accelerator for EmulatorDevice {
             device: NAME.to_string(),
             needed: bytes as u64,
             available,
-            mend: "use a smaller batch or model".to_string(),
+            advice: "use a smaller batch or model".to_string(),
         };
         if bytes as u64 > available || bytes > isize::MAX as usize - 256 {
             return Err(refused);

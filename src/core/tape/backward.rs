@@ -245,7 +245,7 @@ impl<'a> Backward<'a> {
                 (true, false) if !planning => "wants a gradient; its destination was taken and never written",
                 _ => continue,
             };
-            return Err(Error::shape(self.op, format!("{} {fault}: mend the op's backward", input.name)));
+            return Err(Error::shape(self.op, format!("{} {fault}: fix the op's backward", input.name)));
         }
         Ok(())
     }

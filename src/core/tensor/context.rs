@@ -349,7 +349,7 @@ impl Context {
                     device: "cpu".into(),
                     needed: bytes as u64,
                     available: 0,
-                    mend: "use a smaller batch or model".into(),
+                    advice: "use a smaller batch or model".into(),
                 })?;
                 Ok(pointer.as_ptr() as u64)
             }

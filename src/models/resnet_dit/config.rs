@@ -181,9 +181,9 @@ impl Architecture for ResnetDitConfig {
         labels(self.num_classes, self.null_label)?;
         match self.backbone_kind {
             BackboneKind::Resnet => self.backbone().validate().map_err(|error| match error {
-                Error::Config { place, message, mend } => {
+                Error::Config { place, message, advice } => {
                     let place = place.replace("model.", "model.backbone_");
-                    Error::config(place, message, mend.replace("model.blocks", "model.backbone_blocks"))
+                    Error::config(place, message, advice.replace("model.blocks", "model.backbone_blocks"))
                 }
                 other => other,
             })?,

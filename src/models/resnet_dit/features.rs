@@ -42,8 +42,8 @@ impl ResnetDitConfig {
         let (widths, blocks) = Stages::sizes();
         if (&self.backbone_widths, &self.backbone_blocks) != (&widths, &blocks) {
             let message = format!("are not EfficientNet-lite0's, {widths:?} and {blocks:?}");
-            let mend = format!("leave both out, and set model.backbone to {LITE0} or its file");
-            return Err(Error::config("model.backbone_widths and model.backbone_blocks", message, mend));
+            let advice = format!("leave both out, and set model.backbone to {LITE0} or its file");
+            return Err(Error::config("model.backbone_widths and model.backbone_blocks", message, advice));
         }
         Ok(())
     }

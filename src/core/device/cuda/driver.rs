@@ -16,7 +16,7 @@ pub(super) fn driver() -> Result<()> {
     static OUTCOME: OnceLock<Result<(), (String, Cow<'static, str>)>> = OnceLock::new();
     match OUTCOME.get_or_init(probe) {
         Ok(()) => Ok(()),
-        Err((message, mend)) => Err(Error::device("cuda", message.clone(), mend.clone())),
+        Err((message, advice)) => Err(Error::device("cuda", message.clone(), advice.clone())),
     }
 }
 
@@ -52,7 +52,7 @@ fn probe() -> Result<(), (String, Cow<'static, str>)> {
         Ok(()) => {}
         Err(Missing::Library) => {
             return Err(match machine() {
-                Some((message, mend)) => (message, mend.into()),
+                Some((message, advice)) => (message, advice.into()),
                 None => ("no CUDA driver (libcuda) on this machine".into(), CPU.into()),
             });
         }
@@ -60,7 +60,7 @@ fn probe() -> Result<(), (String, Cow<'static, str>)> {
             return Err((format!("libcuda has no {name}: it is a stub, or older than CUDA 12.4"), STUB.into()));
         }
     }
-    start().map_err(|(message, mend)| (message, mend.into()))
+    start().map_err(|(message, advice)| (message, advice.into()))
 }
 
 /// Initialises the loaded driver.
@@ -116,7 +116,7 @@ fn said(code: Code, ask: unsafe fn(Code, *mut *const c_char) -> Code) -> Option<
 }
 
 /// Advice for an error of the driver.
-pub(super) fn mend(code: Code) -> &'static str {
+pub(super) fn advice(code: Code) -> &'static str {
     match code {
         _ if code.is_fault() => "a kernel is wrong: run `engine doctor`, and this command under `compute-sanitizer`",
         Code::ECC_UNCORRECTABLE => "the device's memory is damaged: reset or replace it",
@@ -135,6 +135,6 @@ pub(super) fn mend(code: Code) -> &'static str {
 pub(super) fn check(code: Code, device: &str, doing: &str) -> Result<()> {
     match code {
         Code::SUCCESS => Ok(()),
-        code => Err(Error::device(device, format!("cannot {doing}: {}", describe(code)), mend(code))),
+        code => Err(Error::device(device, format!("cannot {doing}: {}", describe(code)), advice(code))),
     }
 }

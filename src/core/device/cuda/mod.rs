@@ -27,7 +27,7 @@ use cudarc::driver::sys;
 use super::{Accelerator, GraphId, Kernel, KernelArgument, LaunchConfig, Summand, Ticket};
 use crate::error::{Error, Result};
 use api::Code;
-use driver::{check, describe, driver, mend};
+use driver::{advice, check, describe, driver};
 use modules::Modules;
 
 pub use machine::PtxMachine;
@@ -96,13 +96,13 @@ impl CudaDevice {
         let count = Self::count()?;
         let place = format!("cuda:{ordinal}");
         if ordinal >= count {
-            let mend = match count {
+            let advice = match count {
                 0 => "use --device cpu".to_string(),
                 1 => "use cuda:0".to_string(),
                 n => format!("use cuda:0 to cuda:{}", n - 1),
             };
             let plural = if count == 1 { "" } else { "s" };
-            return Err(Error::device(place, format!("this machine has {count} CUDA device{plural}"), mend));
+            return Err(Error::device(place, format!("this machine has {count} CUDA device{plural}"), advice));
         }
         let mut device: sys::CUdevice = 0;
         // SAFETY: `device` outlives the call.
@@ -213,7 +213,7 @@ impl CudaDevice {
             return Ok(());
         }
         let last = state.last_kernel.map_or(String::new(), |kernel| format!(" at or before kernel {kernel}"));
-        Err(Error::device(&self.label, format!("the submitted work failed{last}: {}", describe(code)), mend(code)))
+        Err(Error::device(&self.label, format!("the submitted work failed{last}: {}", describe(code)), advice(code)))
     }
 
     /// # Safety
@@ -319,7 +319,7 @@ impl Accelerator for CudaDevice {
                 device: self.label.clone(),
                 needed: bytes as u64,
                 available: self.memory().map_or(0, |(free, _)| free),
-                mend: "use a smaller batch or model, or stop other programs on the device".into(),
+                advice: "use a smaller batch or model, or stop other programs on the device".into(),
             }),
             code => self.check(&state, code, "allocate").map(|()| address),
         }

@@ -8,7 +8,7 @@ use std::{panic, ptr, thread};
 use cudarc::driver::sys;
 
 use super::api::{self, Code};
-use super::driver::{describe, mend};
+use super::driver::{advice, describe};
 use crate::device::ptx::{self, EmbeddedPtx, Origin};
 use crate::device::{Kernel, launches};
 use crate::error::{Error, Result};
@@ -134,7 +134,7 @@ impl Modules {
             found = unsafe { api::cuFuncGetAttribute(&mut own, size, handle) };
         }
         if found != Code::SUCCESS {
-            return Err(fail(kernel.name, format!("cannot be loaded: {}; {}", describe(found), mend(found))));
+            return Err(fail(kernel.name, format!("cannot be loaded: {}; {}", describe(found), advice(found))));
         }
         let key = ptr::from_ref(kernel) as usize;
         let shared_bytes = FREE_SHARED_BYTES.saturating_sub(own.max(0) as u32);
@@ -199,7 +199,7 @@ pub(super) fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Resul
                     Origin::Nvcc { version } => format!("PTX of nvcc {version}"),
                     Origin::Cubin { .. } | Origin::Prebuilt { .. } => "prebuilt PTX".to_string(),
                 };
-                let message = format!("the driver refuses its {made}: {}{log}; {}", describe(code), mend(code));
+                let message = format!("the driver refuses its {made}: {}{log}; {}", describe(code), advice(code));
                 return Err(fail(module, message));
             }
         }

@@ -85,8 +85,8 @@ fn check(functions: &Functions, code: c_int, doing: &str) -> Result<()> {
     }
     // SAFETY: nccl.h: a text in the library, for any number.
     let text = unsafe { CStr::from_ptr((functions.error_string)(code)) }.to_string_lossy();
-    let mend = "run it again with NCCL_DEBUG=WARN, which says more";
-    Err(Error::device("nccl", format!("cannot {doing}: {text} (error {code})"), mend))
+    let advice = "run it again with NCCL_DEBUG=WARN, which says more";
+    Err(Error::device("nccl", format!("cannot {doing}: {text} (error {code})"), advice))
 }
 
 /// The id that the ranks of a communicator share. Needs no GPU.

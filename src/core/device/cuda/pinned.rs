@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 
 use super::CudaDevice;
 use super::api::{self, Code};
-use super::driver::{check, describe, mend};
+use super::driver::{advice, check, describe};
 use crate::device::Ticket;
 use crate::error::{Error, Result};
 
@@ -96,6 +96,6 @@ impl CudaDevice {
             return Ok(());
         }
         let last = state.last_kernel.map_or(String::new(), |kernel| format!(" at or before kernel {kernel}"));
-        Err(Error::device(&self.label, format!("the submitted work failed{last}: {}", describe(code)), mend(code)))
+        Err(Error::device(&self.label, format!("the submitted work failed{last}: {}", describe(code)), advice(code)))
     }
 }

@@ -13,7 +13,7 @@ fn default_is_the_cifar_transformer() {
 }
 
 #[test]
-fn each_bad_size_names_its_key_and_a_mend() {
+fn each_bad_size_names_its_key_and_advice() {
     let base = DitConfig::default;
     let cases: [(&str, &str, DitConfig); 12] = [
         ("model.image_size", "1…1024", DitConfig { image_size: 0.into(), ..base() }),
@@ -29,8 +29,8 @@ fn each_bad_size_names_its_key_and_a_mend() {
         ("model.time_embedding_dim", "even", DitConfig { time_embedding_dim: 127, ..base() }),
         ("model.num_classes", "65535", DitConfig { num_classes: usize::MAX, ..base() }),
     ];
-    for (key, mend, config) in cases {
+    for (key, advice, config) in cases {
         let message = config.validate().unwrap_err().to_string();
-        assert!(message.starts_with(key) && message.contains(mend), "{message}");
+        assert!(message.starts_with(key) && message.contains(advice), "{message}");
     }
 }

@@ -16,7 +16,7 @@ fn levels_halve_and_round_up() {
 }
 
 #[test]
-fn each_bad_size_names_its_key_and_a_mend() {
+fn each_bad_size_names_its_key_and_advice() {
     let base = UnetConfig::default;
     let cases: [(&str, &str, UnetConfig); 16] = [
         ("model.image_size", "1…1024", UnetConfig { image_size: 0.into(), ..base() }),
@@ -48,8 +48,8 @@ fn each_bad_size_names_its_key_and_a_mend() {
         ("model.null_label", "false", UnetConfig { null_label: true, ..base() }),
         ("model.res_blocks", "1…16", UnetConfig { res_blocks: 0, ..base() }),
     ];
-    for (key, mend, config) in cases {
+    for (key, advice, config) in cases {
         let message = config.validate().unwrap_err().to_string();
-        assert!(message.starts_with(key) && message.contains(mend), "{message}");
+        assert!(message.starts_with(key) && message.contains(advice), "{message}");
     }
 }
