@@ -295,14 +295,14 @@ DEV void mma_copy(SharedAddress stage, const O& operand, const Walk& walk) {
     }
 }
 
-// The same for a step that r's end cuts, or (not WIDE) for elements that are no whole pieces: zeros beyond the operand.
+// The same for a step that r's end cuts, or (not WIDE) for an operand that may have no whole pieces: zeros beyond it.
 template <typename S, typename Place, bool WIDE, typename O, typename Walk>
 DEV void mma_copy_part(u8* stage, const O& operand, const Walk& walk, u32 first, u32 r, u32 r_end) {
 #pragma unroll
     for (u32 p = 0; p < S::COUNT; p++) {
         u32 left = share_left<S>(operand, first, r, r_end, p);
         u8* to = stage + Place::of_piece(S::row(p), S::piece(p));
-        if (WIDE) {
+        if (WIDE || operand.wide) {
             const bf16* from = left > 0 ? walk_place(operand, walk, p) : nullptr;
             async_copy16_zero_fill(to, from != nullptr ? from : operand.data, from != nullptr ? left * 2 : 0);
         } else {
@@ -433,11 +433,11 @@ DEV void mma_neighbours(f32 (&v)[4], const f32 (&first)[2], const f32 (&second)[
     }
 }
 
-template <bool B_R_ALONG_ROW, bool WIDE, u32 BLOCKS, u32 COLUMNS, typename To>
+template <bool B_R_ALONG_ROW, bool WHOLE, u32 BLOCKS, u32 COLUMNS, typename To>
 DEV void mma_finish(const f32 (&sums)[BLOCKS][COLUMNS][4], u32 row0, u32 col0, u32 rows, u32 cols, const To& to) {
     u32 t = threadIdx.x % 4;
     row0 += threadIdx.x % WARP / 4;
-    bool wide = WIDE || to.wide;
+    bool wide = WHOLE || to.wide;
 #pragma unroll
     for (u32 j = 0; j < COLUMNS; j += 2) {
         u32 col = col0 + j * 8 + To::N * t;
@@ -522,7 +522,7 @@ DEV void mma_tile(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
             }
         }
     }
-    mma_finish<B_R_ALONG_ROW, WIDE>(sums.of, row0 + warp_row, col0 + warp_col, a.outer, b.outer, to);
+    mma_finish<B_R_ALONG_ROW, (Tile::ROWS > 64)>(sums.of, row0 + warp_row, col0 + warp_col, a.outer, b.outer, to);
 }
 
 // Neighbouring f32 sums of a weight's gradient that are taken together, by the operands' type.
@@ -536,7 +536,7 @@ DEV void product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
         fma_product<Tile::FMA_SIDE, A_R_ALONG_ROW, B_R_ALONG_ROW>(a, b, r, r_end, to);
     } else if constexpr (Tile::ROWS > 64) {
         mma_tile<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, true>(a, b, r, r_end, to);
-    } else if (a.wide && b.wide && to.wide) {
+    } else if (a.wide && b.wide) {
         mma_tile<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, true>(a, b, r, r_end, to);
     } else {
         mma_tile<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, false>(a, b, r, r_end, to);

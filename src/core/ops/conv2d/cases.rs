@@ -45,14 +45,14 @@ fn window(name: &str, x: [usize; 4], cout: usize, kernel: [usize; 2], geometry: 
     .sums((ky * kx * cin.max(cout)).max(b * ho * wo))
 }
 
-/// Windows of 1, 3, 5 and 7, strides, both ways of padding, resizing, odd sizes, and the presets' shapes to time.
+/// Windows of 1, 3, 5 and 7, strides, both ways of padding, resizing, odd sizes, and those of `large_cases`.
 pub fn cases() -> Vec<Case> {
     let same = Geometry::same(3);
     let point = Geometry::same(1);
     let down = Geometry { stride: 2, ..same };
     let down_after = Geometry { stride: 2, pad_before: [0, 0], ..same };
     let up = |h, w| Geometry { resize: Some([h, w]), ..same };
-    vec![
+    let mut cases = vec![
         case("b2_h5_w6_c8_o16", [2, 5, 6, 8], 16, 3, same, BIAS),
         case("all_b3_h4_w4_c16_o24", [3, 4, 4, 16], 24, 3, same, ALL),
         case("from_rgb_b2_h7_w5_c3_o40", [2, 7, 5, 3], 40, 3, same, BIAS),
@@ -125,12 +125,23 @@ pub fn cases() -> Vec<Case> {
         case("within_b2_h6_w9_c16_o16", [2, 6, 9, 16], 16, 3, Geometry::within(1), ALL),
         case("within_down_b2_h9_w8_c3_o8", [2, 9, 8, 3], 8, 3, Geometry::within(2), BIAS),
         case("within_exact_b1_h3_w3_c5_o6", [1, 3, 3, 5], 6, 3, Geometry::within(2), NOTHING),
+    ];
+    cases.extend(large_cases());
+    cases
+}
+
+/// The presets' shapes.
+fn large_cases() -> Vec<Case> {
+    let same = Geometry::same(3);
+    let down = Geometry { stride: 2, ..same };
+    let up = Geometry { resize: Some([32, 32]), ..same };
+    vec![
         window("row_b16_h17_c192_o192", [16, 17, 17, 192], 192, [1, 7], Geometry::centred([1, 7]), BIAS).large(),
         case("level0_b32_h32_c64_o64", [32, 32, 32, 64], 64, 3, same, ALL).large(),
         case("level1_b32_h16_c128_o128", [32, 16, 16, 128], 128, 3, same, ALL).large(),
         case("level2_b32_h8_c256_o256", [32, 8, 8, 256], 256, 3, same, ALL).large(),
         case("down_b32_h32_c64_o64", [32, 32, 32, 64], 64, 3, down, BIAS).large(),
-        case("up_b32_h16_to_h32_c128_o128", [32, 16, 16, 128], 128, 3, up(32, 32), BIAS).large(),
+        case("up_b32_h16_to_h32_c128_o128", [32, 16, 16, 128], 128, 3, up, BIAS).large(),
         case("stem_b16_h224_c3_o64", [16, 224, 224, 3], 64, 7, Geometry { stride: 2, ..Geometry::same(7) }, NOTHING)
             .large(),
         case("gpu_b128_h32_c128_o128", [128, 32, 32, 128], 128, 3, same, ALL).large(),
