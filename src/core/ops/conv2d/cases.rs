@@ -52,6 +52,7 @@ pub fn cases() -> Vec<Case> {
     let down = Geometry { stride: 2, ..same };
     let down_after = Geometry { stride: 2, pad_before: [0, 0], ..same };
     let up = |h, w| Geometry { resize: Some([h, w]), ..same };
+    let doubled = |geometry| Geometry { resize: Some([6, 8]), ..geometry };
     let mut cases = vec![
         case("b2_h5_w6_c8_o16", [2, 5, 6, 8], 16, 3, same, BIAS),
         case("all_b3_h4_w4_c16_o24", [3, 4, 4, 16], 24, 3, same, ALL),
@@ -101,27 +102,13 @@ pub fn cases() -> Vec<Case> {
         case("stem_wide_b1_h9_w10_c16_o32", [1, 9, 10, 16], 32, 7, Geometry { stride: 2, ..Geometry::same(7) }, ALL),
         case("seven_b2_h6_w7_c5_o9", [2, 6, 7, 5], 9, 7, Geometry::same(7), BIAS),
         case("seven_small_b2_h2_w3_c4_o8", [2, 2, 3, 4], 8, 7, Geometry::same(7), ALL),
-        case(
-            "five_up_b1_h3_w4_to_h6_w8_c4_o8",
-            [1, 3, 4, 4],
-            8,
-            5,
-            Geometry { resize: Some([6, 8]), ..Geometry::same(5) },
-            BIAS,
-        ),
+        case("five_up_b1_h3_w4_to_h6_w8_c4_o8", [1, 3, 4, 4], 8, 5, doubled(Geometry::same(5)), BIAS),
         // Windows that are no squares, and windows that stay within the image.
         window("row_b2_h5_w9_c8_o16", [2, 5, 9, 8], 16, [1, 7], Geometry::centred([1, 7]), BIAS),
         window("column_b2_h9_w5_c16_o9", [2, 9, 5, 16], 9, [7, 1], Geometry::centred([7, 1]), ALL),
         window("row3_b1_h4_w6_c5_o7", [1, 4, 6, 5], 7, [1, 3], Geometry::centred([1, 3]), NOTHING),
         window("tall_down_b2_h7_w6_c6_o8", [2, 7, 6, 6], 8, [5, 3], Geometry::centred([5, 3]).strided(2), BIAS),
-        window(
-            "row_up_b1_h3_w4_to_h6_w8_c4_o8",
-            [1, 3, 4, 4],
-            8,
-            [1, 7],
-            Geometry { resize: Some([6, 8]), ..Geometry::centred([1, 7]) },
-            BIAS,
-        ),
+        window("row_up_b1_h3_w4_to_h6_w8_c4_o8", [1, 3, 4, 4], 8, [1, 7], doubled(Geometry::centred([1, 7])), BIAS),
         case("within_b2_h6_w9_c16_o16", [2, 6, 9, 16], 16, 3, Geometry::within(1), ALL),
         case("within_down_b2_h9_w8_c3_o8", [2, 9, 8, 3], 8, 3, Geometry::within(2), BIAS),
         case("within_exact_b1_h3_w3_c5_o6", [1, 3, 3, 5], 6, 3, Geometry::within(2), NOTHING),
