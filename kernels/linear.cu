@@ -4,8 +4,8 @@
 //
 //   dx = dz W [m, k]      dW = dz^T x [n, k] in f32      db = column sums of dz in f32      dresidual = dy
 //
-// Where x = act(z') is an activation that nothing else uses, _bwd_input multiplies by act'(z') as it writes, over z': the result
-// is the dz of the layer before.
+// In bf16, where x = act(z') is an activation that nothing else uses, _bwd_input multiplies by act'(z') as it writes, over z': the
+// result is the dz of the layer before.
 //
 // All three products are C[i, j] = sum over r of A[i, r] B[j, r]; they differ in which index of an operand is contiguous:
 //
@@ -95,7 +95,8 @@ DEV void linear_fwd(T* y, T* z, const T* x, const T* weight, const f32* bias, co
     product<Tile, true, true>(Stored<T>::make(x, k, m), Stored<T>::make(weight, k, n), 0, k, to);
 }
 
-// dx, or the dz of the layer before, over its z: 1 + activation in `accumulate` says that x = activation(z).
+// dx, or in bf16 the dz of the layer before, over its z: 1 + activation in `accumulate` says that x = activation(z). (f32 with tiles of
+// 128 has no registers left for it.)
 template <typename T>
 struct InputGradient : Gradient<T, 4> {
     u32 activation;
@@ -107,12 +108,14 @@ struct InputGradient : Gradient<T, 4> {
 template <typename T>
 DEV void finish(const InputGradient<T>& to, const typename Gradient<T, 4>::Columns& columns, u32 row, u32 col, f32 (&v)[4],
                 bool wide) {
-    u32 activation = opaque(to.activation);
-    if (activation != ACTIVATION_NONE) {
-        f32 z[4];
-        load_wide(to.to + (u64)row * to.cols + col, to.cols - col, wide, z);
+    if constexpr (sizeof(T) == sizeof(bf16)) {
+        u32 activation = opaque(to.activation);
+        if (activation != ACTIVATION_NONE) {
+            f32 z[4];
+            load_wide(to.to + (u64)row * to.cols + col, to.cols - col, wide, z);
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) v[i] *= activation_derivative<T>(z[i], activation);
+            for (u32 i = 0; i < 4; i++) v[i] *= activation_derivative<T>(z[i], activation);
+        }
     }
     finish(static_cast<const Gradient<T, 4>&>(to), columns, row, col, v, wide);
 }

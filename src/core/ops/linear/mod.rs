@@ -5,8 +5,8 @@
 //! dx = dz · W, dW = dzᵀ · x, db = Σ over rows of dz, and dy itself for the residual.
 //!
 //! Saved for backward: `x` where the weight wants a gradient, and with an activation `z`, rounded to storage; backwards dz
-//! takes its place. On accelerators the next linear layer writes it there as it works out dy ([`Chain`]), where nothing else uses
-//! `y`, and db is made with dW, whose product reads dz anyway; on the CPU a pass of its own makes dz and db.
+//! takes its place. On accelerators the next linear layer writes it there in bf16, as it works out dy ([`Chain`]), where nothing
+//! else uses `y`, and db is made with dW, whose product reads dz anyway; on the CPU a pass of its own makes dz and db.
 
 mod cases;
 mod cpu;
@@ -210,8 +210,8 @@ impl Call {
             self.activation_backward(dy, db_with_dz)?;
         }
         let dz = self.z.as_ref().unwrap_or(dy);
-        let dx = match context.device() {
-            Device::Accelerator(_) => backward.chained_destination(to.x)?,
+        let dx = match (context.device(), dy.dtype()) {
+            (Device::Accelerator(_), DType::BF16) => backward.chained_destination(to.x)?,
             _ => backward.destination(to.x)?,
         };
         if let (Some(weight), Some(dx)) = (&self.weight, dx) {
