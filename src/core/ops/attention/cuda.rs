@@ -280,6 +280,7 @@ mod tests {
                         (_, DType::BF16) => {
                             assert!(blocks * config.block[0] as usize / 32 * 16 >= 3 * 2 * (4 * tokens));
                         }
+                        (Pass::Whole, _) => unreachable!("in bf16 only"),
                         (Pass::Forward | Pass::Queries, _) => {
                             let rows = blocks * if dim <= 64 { 32 } else { 16 };
                             assert!(rows >= 3 * 8 * tokens, "{pass:?} {dim}");
