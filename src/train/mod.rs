@@ -30,7 +30,7 @@
 //! assert_eq!((summary.steps, losses.len()), (3, 3));
 //! assert!(summary.model.is_file() && summary.samples.is_file());
 //!
-//! Extend the run, bit for bit as if it had never stopped: for this the learning rate must not depend on the run's length.
+//! // Extend the run, bit for bit as if it had never stopped: for this the learning rate must not depend on the run's length.
 //! let error = train(TrainRequest { steps: Some(5), ..TrainRequest::resume(&summary.folder) }, &mut |_| ()).unwrap_err();
 //! assert!(error.to_string().contains("training.lr_schedule"));
 //! # Ok::<(), engine::Error>(())
