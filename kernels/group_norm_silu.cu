@@ -101,11 +101,8 @@ DEV f32 statistics(const u32 (&held)[HELD][WORDS<V>], const Memory& m, const Siz
     sum_rows<V>(m, sizes, s, total);
     if (threadIdx.x < s.channels) m.channel[FIRST_SUM][threadIdx.x] = total[0];
     __syncthreads();
-    for (u32 group = threadIdx.x / WARP; group < s.groups; group += WARPS) {
-        u32 first = group * s.width;
-        f32 mu = sum_group(m.channel[FIRST_SUM] + first, s.width) / s.count;
-        for (u32 c = threadIdx.x % WARP; c < s.width; c += WARP) m.channel[MEAN][first + c] = mu;
-    }
+    if (threadIdx.x < s.channels)
+        m.channel[MEAN][threadIdx.x] = sum_group(m.channel[FIRST_SUM] + group_first(sizes), s.width) / s.count;
     __syncthreads();
 #pragma unroll
     for (u32 piece = 0; piece < PIECES<V>; piece++) {
@@ -167,46 +164,51 @@ DEV void apply(T* y, u32 (&held)[HELD][WORDS<V>], const Memory& m, const Sizes& 
     }
 }
 
+// Over a group's parts [parts, 2], their means times their elements; or `squares`: theirs, and those of their means about `center`.
+DEV f32 sum_parts_of(const f32* part, const Sizes& sizes, bool squares, f32 center) {
+    u32 chunk = chunk_of(sizes);
+    f32 sum = 0.0f;
+    for (u32 start = 0; start < sizes.pixels; start += chunk) {
+        u32 pixels = min_of(chunk, sizes.pixels - start);
+        for (u32 tile = 0; tile < sizes.tiles; tile++, part += 2) {
+            f32 count = (f32)(pixels * min_of(sizes.strip, sizes.width - tile * sizes.strip)), d = part[0] - center;
+            sum += squares ? fma_f32(count * d, d, part[1]) : count * part[0];
+        }
+    }
+    return sum;
+}
+
 // `partial` null: the block has whole groups. Else [samples, groups, parts, 2]: the parts' means and squares about them.
 template <typename T, u32 V>
 DEV void forward(T* y, f32* mean, f32* rstd, const f32* partial, const T* x, const T* skip, const f32* weight, const f32* bias,
                  const T* scale_shift, const Sizes& sizes, const Dropped& dropped, f32 eps, u32 silu_follows) {
     Share s = share_of<V>(sizes);
     Memory m = memory();
-    u32 held[HELD][WORDS<V>], t = threadIdx.x, lane = t % WARP;
+    u32 held[HELD][WORDS<V>], t = threadIdx.x;
     hold(source_of(x, skip, sizes, s), s, held);
     f32 k = 0.0f, l = 0.0f, squares = 0.0f, count = (f32)(sizes.pixels * sizes.width);
     if (t < s.channels) affine_of(weight, bias, scale_shift, s.sample, sizes.ca + sizes.cb, s.first + t, k, l);
-    if (partial == nullptr) squares = statistics<V>(held, m, sizes, s);
-    if (t < s.channels) {
-        m.channel[FACTOR][t] = k;
-        m.channel[OFFSET][t] = l;
-        if (partial == nullptr) m.channel[FIRST_SUM][t] = squares;
+    if (partial == nullptr) {
+        squares = statistics<V>(held, m, sizes, s);
+        if (t < s.channels) m.channel[FIRST_SUM][t] = squares;
+        __syncthreads();
     }
-    __syncthreads();
-    for (u32 group = t / WARP; group < s.groups; group += WARPS) {
-        u32 first = group * s.width, of = s.sample * sizes.groups + s.group + group;
-        f32 mu, sum = 0.0f;
+    if (t < s.channels) {
+        u32 first = group_first(sizes), of = s.sample * sizes.groups + s.group + (sizes.tiles > 1 ? 0 : t * sizes.over_width >> 16);
+        f32 mu, sum;
         if (partial == nullptr) {
-            mu = m.channel[MEAN][first];
+            mu = m.channel[MEAN][t];
             sum = sum_group(m.channel[FIRST_SUM] + first, s.width);
         } else {
             const f32* parts = partial + (u64)of * gridDim.y * 2;
-            for (u32 part = lane; part < gridDim.y; part += WARP) sum = fma_f32(count_of(sizes, part), parts[2 * part], sum);
-            mu = warp_sum(sum) / count;
-            sum = 0.0f;
-            for (u32 part = lane; part < gridDim.y; part += WARP) {
-                f32 d = parts[2 * part] - mu;
-                sum += fma_f32(count_of(sizes, part) * d, d, parts[2 * part + 1]);
-            }
-            sum = warp_sum(sum);
+            mu = sum_parts_of(parts, sizes, false, 0.0f) / count;
+            sum = sum_parts_of(parts, sizes, true, mu);
+            m.channel[MEAN][t] = mu;
         }
         f32 r = 1.0f / sqrt_f32(sum / count + eps);
-        for (u32 c = first + lane; c < first + s.width; c += WARP) {
-            if (partial != nullptr) m.channel[MEAN][c] = mu;
-            m.channel[FACTOR][c] *= r;
-        }
-        if (lane == 0 && blockIdx.y == 0) {
+        m.channel[FACTOR][t] = k * r;
+        m.channel[OFFSET][t] = l;
+        if (t == first && blockIdx.y == 0) {
             mean[of] = mu;
             rstd[of] = r;
         }
@@ -224,13 +226,11 @@ DEV void forward_partial(f32* partial, const T* x, const T* skip, const Sizes& s
     f32 squares = statistics<V>(held, m, sizes, s);
     if (threadIdx.x < s.channels) m.channel[FIRST_SUM][threadIdx.x] = squares;
     __syncthreads();
-    for (u32 group = threadIdx.x / WARP; group < s.groups; group += WARPS) {
-        f32 sum = sum_group(m.channel[FIRST_SUM] + group * s.width, s.width);
-        f32* to = partial + ((u64)(s.sample * sizes.groups + s.group + group) * gridDim.y + blockIdx.y) * 2;
-        if (threadIdx.x % WARP > 0) continue;
-        to[0] = m.channel[MEAN][group * s.width];
-        to[1] = sum;
-    }
+    u32 first = group_first(sizes), group = s.group + (sizes.tiles > 1 ? 0 : threadIdx.x * sizes.over_width >> 16);
+    if (threadIdx.x >= s.channels || threadIdx.x != first) return;
+    f32* to = partial + ((u64)(s.sample * sizes.groups + group) * gridDim.y + blockIdx.y) * 2;
+    to[0] = m.channel[MEAN][first];
+    to[1] = sum_group(m.channel[FIRST_SUM] + first, s.width);
 }
 
 // What backward reads.
@@ -340,14 +340,12 @@ DEV void input_gradient(T* dx, T* dskip, const u32 (&x)[HELD][WORDS<V>], u32 (&d
     f32 count = (f32)(sizes.pixels * sizes.width);
     u32 of_group = min_of(sizes.width, THREADS);
     __syncthreads();
-    for (u32 group = threadIdx.x / WARP; group < s.groups; group += WARPS) {
-        u32 first = group * s.width;
-        f32 dn = sum_group(m.channel[FIRST_SUM] + first, of_group), dn_n = sum_group(m.channel[SECOND_SUM] + first, of_group);
-        f32 r = m.channel[RSTD][first];
-        for (u32 c = first + threadIdx.x % WARP; c < first + s.width; c += WARP) {
-            m.channel[SLOPE][c] = -r * r * (dn_n / count);
-            m.channel[CONSTANT][c] = -r * (dn / count);
-        }
+    if (threadIdx.x < s.channels) {
+        u32 of = group_first(sizes);
+        f32 dn = sum_group(m.channel[FIRST_SUM] + of, of_group), dn_n = sum_group(m.channel[SECOND_SUM] + of, of_group);
+        f32 r = m.channel[RSTD][threadIdx.x];
+        m.channel[SLOPE][threadIdx.x] = -r * r * (dn_n / count);
+        m.channel[CONSTANT][threadIdx.x] = -r * (dn / count);
     }
     __syncthreads();
     bool first = s.first + s.within < sizes.ca, add = (first ? accumulate_x : accumulate_skip) != 0;
@@ -490,7 +488,7 @@ template <typename T>
 DEV void group_norm_silu_bwd_parameters(f32* dweight, f32* dbias, T* dscale_shift, const f32* sums, const f32* weight,
                                         const f32* bias, const T* scale_shift, u32 samples, u32 channels,
                                         u32 accumulate_weight, u32 accumulate_bias, u32 accumulate_scale_shift) {
-    constexpr u32 SLICES = WARPS;
+    constexpr u32 SLICES = THREADS / WARP;
     SHARED(f32, tile, [2][SLICES][WARP]);
     u32 lane = threadIdx.x % WARP, slice = threadIdx.x / WARP, c = blockIdx.x * WARP + lane;
     f32 totals[2] = {0.0f, 0.0f};
@@ -523,7 +521,7 @@ DEV void group_norm_silu_bwd_parameters(f32* dweight, f32* dbias, T* dscale_shif
     to[c] = add ? to[c] + total : total;
 }
 
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_f32(
+extern "C" __global__ void __launch_bounds__(256, 3) group_norm_silu_fwd_f32(
     f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ partial, const f32* __restrict__ x,
     const f32* __restrict__ skip, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels, u32 ca,
     u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups, u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip, u32 over_width,
@@ -532,7 +530,7 @@ extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_f32(
         y, mean, rstd, partial, x, skip, weight, bias, scale_shift, pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles,
         over_columns, over_strip, over_width, vector, eps, silu, control, least, keep_scale, seed, purpose);
 }
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_partial_f32(
+extern "C" __global__ void __launch_bounds__(256, 3) group_norm_silu_fwd_partial_f32(
     f32* __restrict__ partial, const f32* __restrict__ x, const f32* __restrict__ skip, u32 pixels, u32 ca, u32 cb, u32 groups, u32 width, u32 strips,
     u32 strip_groups, u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip, u32 over_width, u32 vector) {
     group_norm_silu_fwd_partial<f32>(

@@ -1,11 +1,9 @@
 // Strips of an image: what a block of 256 threads holds of one sample in registers, and sums of it by channel (group_norm_silu.cu says
 // which strip a block takes).
 #pragma once
-#include "common/reduce.cuh"
 #include "common/wide.cuh"
 
 constexpr u32 THREADS = 256;
-constexpr u32 WARPS = THREADS / WARP;
 // Vectors that a thread holds (`HELD` in src/core/ops/group_norm_silu/cut.rs).
 constexpr u32 HELD = 8;
 // Rows of threads that are summed at once, and floats of a plane of four values a thread: the next plane is 16 banks on.
@@ -43,14 +41,9 @@ DEV u32 chunk_of(const Sizes& sizes) {
     return HELD * (THREADS * sizes.over_columns >> 16);
 }
 
-// Elements of a group in part `part`.
-DEV f32 count_of(const Sizes& sizes, u32 part) {
-    u32 chunk = chunk_of(sizes), tile = 0;
-    if (sizes.tiles > 1) {
-        tile = part % sizes.tiles;
-        part /= sizes.tiles;
-    }
-    return (f32)(min_of(chunk, sizes.pixels - part * chunk) * min_of(sizes.width - tile * sizes.strip, sizes.strip));
+// The first channel within the strip of the group of channel `threadIdx.x`.
+DEV u32 group_first(const Sizes& sizes) {
+    return sizes.tiles > 1 ? 0 : (threadIdx.x * sizes.over_width >> 16) * sizes.width;
 }
 
 template <u32 V>
@@ -228,11 +221,12 @@ DEV void sum_rows(const Memory& m, const Sizes& sizes, const Share& s, f32 (&tot
     }
 }
 
-// The sum of `width` values, in every lane.
+// The sum of `width` values of shared memory.
 DEV f32 sum_group(const f32* of, u32 width) {
     f32 sum = 0.0f;
-    for (u32 c = threadIdx.x % WARP; c < width; c += WARP) sum += of[c];
-    return warp_sum(sum);
+#pragma unroll 4
+    for (u32 i = 0; i < width; i++) sum += of[i];
+    return sum;
 }
 
 // What the block knows by channel of a thread's piece.
