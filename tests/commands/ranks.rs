@@ -250,9 +250,12 @@ fn ranks_that_do_not_fit_together_say_so_and_write_nothing() {
     let cases: [(More, &str); 2] = [
         (
             |rank| vec!["--set".into(), format!("training.learning_rate=1e-{}", 3 + rank)],
-            "another configuration than rank 0: `",
+            "a different configuration than rank 0: `",
         ),
-        (|rank| vec!["--set".into(), format!("data.shapes_seed={}", 3 + rank)], "another configuration than rank 0: `"),
+        (
+            |rank| vec!["--set".into(), format!("data.shapes_seed={}", 3 + rank)],
+            "a different configuration than rank 0: `",
+        ),
     ];
     for (more, expected) in cases {
         let place = tempfile::tempdir().unwrap();
