@@ -97,7 +97,7 @@ fn floats(device: &CudaDevice, address: u64) -> Vec<f32> {
 }
 
 const CONFIG: LaunchConfig = LaunchConfig {
-    grid: [1, 1, 1],
+    grid: [1, 2, 1],
     block: [256, 1, 1],
     shared_bytes: 0,
     attributes: LaunchAttributes { programmatic: false },
