@@ -240,8 +240,8 @@ fn bugs_of_a_group_norm_are_caught() {
     is_caught(&strip("group_of_a_channel", DType::BF16, group, "0", WRONG));
     let all = "sizes.tiles > 1 ? sizes.width : s.channels, chunks";
     is_caught(&norm("tiles_of_a_group", DType::F32, all, "s.channels, chunks", &["relative error", "has written"]));
-    let held = "            m.channel[MEAN][t] = mu;\n";
-    is_caught(&norm("mean_of_parts", DType::F32, held, "", &["has written", "relative error"]));
+    let about = "sum_parts_of(parts, sizes, true, mu)";
+    is_caught(&norm("squares_of_parts", DType::F32, about, "sum_parts_of(parts, sizes, true, 0.0f)", WRONG));
     let drawn = "pixel * (sizes.ca + sizes.cb) + s.first + s.within, bits";
     is_caught(&norm("mask_of_a_strip", DType::BF16, drawn, "pixel * (sizes.ca + sizes.cb) + s.within, bits", WRONG));
     let scale = "    totals[0] *= scale;\n    totals[1] *= scale * m";
