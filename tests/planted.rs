@@ -509,15 +509,25 @@ fn a_wrong_stride_is_caught() {
         to: "to_f32(dy[(u64)b + element])",
         words: WRONG,
     });
-    is_caught(&Bug {
-        name: "stride_of_the_modulation",
+}
+
+/// Rows in a warp's registers: what a sample is scaled and shifted by, and the block's sums by columns.
+#[test]
+fn bugs_of_a_layer_norm_are_caught() {
+    let bug = |name, from, to, words| Bug {
+        name,
         op: "layer_norm",
         dtype: DType::BF16,
         file: "layer_norm.cu",
-        from: "const T* sample = modulation + (u64)(team.row / rows_per_sample) * modulation_stride;",
-        to: "const T* sample = modulation + (u64)(team.row / rows_per_sample) * cols;",
-        words: WRONG,
-    });
+        from,
+        to,
+        words,
+    };
+    let stride = "modulation += (u64)sample * stride;";
+    is_caught(&bug("stride_of_the_modulation", stride, "modulation += sample;", WRONG));
+    let overwrites = "    __syncthreads();\n#pragma unroll\n    for (u32 s = 0; s < STEPS; s++) store4(&tile";
+    let at_once = "#pragma unroll\n    for (u32 s = 0; s < STEPS; s++) store4(&tile";
+    is_caught(&bug("barrier_before_the_next_sums", overwrites, at_once, RACE));
 }
 
 #[test]
