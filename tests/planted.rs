@@ -524,7 +524,7 @@ fn bugs_of_a_layer_norm_are_caught() {
         words,
     };
     let stride = "modulation += (u64)sample * stride;";
-    is_caught(&bug("stride_of_the_modulation", stride, "modulation += sample;", WRONG));
+    is_caught(&bug("stride_of_the_modulation", stride, "modulation += (u64)sample * (stride / 2);", WRONG));
     let overwrites = "    __syncthreads();\n#pragma unroll\n    for (u32 s = 0; s < STEPS; s++) store4(&tile";
     let at_once = "#pragma unroll\n    for (u32 s = 0; s < STEPS; s++) store4(&tile";
     is_caught(&bug("barrier_before_the_next_sums", overwrites, at_once, RACE));
