@@ -102,7 +102,7 @@ fn small_profile_tells_everything() {
     ] {
         assert!(said.contains(part), "{part} is missing in\n{said}");
     }
-    assert!(!said.contains("layer_norm_fwd_bf16 "), "another op is shown");
+    assert!(!said.contains("layer_norm_fwd_narrow_bf16 "), "another op is shown");
 
     let json = profile.json("p.json");
     assert_eq!((&json["modelled"], &json["note"]), (&Value::from(true), &Value::from("modelled, never measured")));
@@ -204,12 +204,12 @@ const SLOWDOWNS: [Slowdown; 5] = [
         module: "adamw",
         kernel: "adamw_update_bf16",
         counter: "sectors",
-        edit: |line| repeated(line, "ld.global.v4.f32", 2),
+        edit: |line| repeated(line, "ld.global.v4", 2),
     },
     // Loads whose lanes are further apart than the data that they read.
     Slowdown {
         module: "layer_norm",
-        kernel: "layer_norm_fwd_bf16",
+        kernel: "layer_norm_fwd_narrow_bf16",
         counter: "sectors",
         edit: |line| apart(line, "ld.global.nc.v4.u16", "ld.global.nc.u16", 2),
     },
