@@ -58,20 +58,18 @@
 //! In a family the buffers share one storage type. This compiles:
 //!
 //! ```
-//! use engine_core::device::{KernelFloat, Slice, SliceMut, launches::LayerNormBwdAffinePartial};
-//! fn launch<'a, T: KernelFloat>(partial: SliceMut<'a, f32>, dy: Slice<'a, T>, x: Slice<'a, T>, rows: Slice<'a, f32>) {
-//!     let (mean, rstd) = (rows, rows);
-//!     let _ = LayerNormBwdAffinePartial { partial, dy, x, mean, rstd, rows: 8, cols: 64, rows_per_part: 4 };
+//! use engine_core::device::{KernelFloat, Slice, SliceMut, launches::LinearBwdActivation};
+//! fn launch<'a, T: KernelFloat>(dz: SliceMut<'a, T>, dy: Slice<'a, T>) {
+//!     let _ = LinearBwdActivation { dz, dy, len: 8, activation: 1 };
 //! }
 //! ```
 //!
 //! and two storage types in one launch do not:
 //!
 //! ```compile_fail,E0308
-//! use engine_core::device::{Slice, SliceMut, launches::LayerNormBwdAffinePartial};
-//! fn launch<'a>(partial: SliceMut<'a, f32>, dy: Slice<'a, half::bf16>, x: Slice<'a, f32>, rows: Slice<'a, f32>) {
-//!     let (mean, rstd) = (rows, rows);
-//!     let _ = LayerNormBwdAffinePartial { partial, dy, x, mean, rstd, rows: 8, cols: 64, rows_per_part: 4 };
+//! use engine_core::device::{Slice, SliceMut, launches::LinearBwdActivation};
+//! fn launch<'a>(dz: SliceMut<'a, half::bf16>, dy: Slice<'a, f32>) {
+//!     let _ = LinearBwdActivation { dz, dy, len: 8, activation: 1 };
 //! }
 //! ```
 
