@@ -120,25 +120,13 @@ DEV void conv2d_bwd_input(T* dx, const T* dy, const T* weight, u32 pixels, u32 s
     product<Tile, true, false>(uses, taps, 0, copies * kernel_height * kernel_width * cout, to);
 }
 
-// The gradients of weight and bias.
-template <u32 N_>
-struct WeightGradient : Gradient<f32, N_> {
-    static constexpr bool SUMS = true;
-
-    f32* sums;
-    bool accumulate_sums;
-};
-template <u32 N>
-DEV void finish_sum(const WeightGradient<N>& to, u32 row, f32 sum) {
-    to.sums[row] = to.accumulate_sums ? to.sums[row] + sum : sum;
-}
-
 // dw [Cout, k l Cin] and db [Cout] (null: not wanted); or, where split_len != 0, a split's part of split_len elements in dw, with db
 // behind dw where there is room for it.
 template <typename Tile, typename T>
 DEV void conv2d_bwd_weight(f32* dw, f32* db, const T* dy, const T* x, u32 pixels, u32 source_height, u32 source_width, u32 height,
                            u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width,
-                           u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
+                           u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
+                           u32 split_len, u32 accumulate, u32 accumulate_bias) {
     constexpr u32 N = Vec16<T>::COUNT, NEIGHBOURS = WEIGHT_NEIGHBOURS<T>;
     u32 depth = kernel_height * kernel_width * cin, r = blockIdx.z * rows_per_split;
     u32 r_end = min_of(pixels - r, rows_per_split) + r;
@@ -152,14 +140,6 @@ DEV void conv2d_bwd_weight(f32* dw, f32* db, const T* dy, const T* x, u32 pixels
         if (strips_period<MMA_DEPTH>(sizes) != 0) return product<Tile, false, false>(gradient, PatchStrips<T>{sizes}, r, r_end, to);
     }
     product<Tile, false, false>(gradient, PatchesDown<T>{sizes}, r, r_end, to);
-}
-
-// dw [Cout, k l Cin] and, where bias_len = Cout, db = the sums of the splits' parts.
-DEV void conv2d_sum_weight(f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ partial, u32 splits, u32 len,
-                           u32 bias_len, u32 accumulate, u32 accumulate_bias) {
-    u32 piece = blockIdx.x * blockDim.x + threadIdx.x, pieces = ceil_div(len, 4u), stride = len + bias_len;
-    if (piece < pieces) sum_piece(dw, partial, piece, splits, len, stride, accumulate);
-    else sum_piece(db, partial + len, piece - pieces, splits, bias_len, stride, accumulate_bias);
 }
 
 // partial [B, parts, Cout]: sums over `rows_per_part` of a sample's `image` pixels.
@@ -290,7 +270,7 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_bf16(
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_sum(
     f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ partial, u32 splits, u32 len, u32 bias_len,
     u32 accumulate, u32 accumulate_bias) {
-    conv2d_sum_weight(dw, db, partial, splits, len, bias_len, accumulate, accumulate_bias);
+    sum_weight(dw, db, partial, splits, len, bias_len, accumulate, accumulate_bias);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_columns_f32(
     f32* __restrict__ partial, const f32* __restrict__ dy, u32 image, u32 cols, u32 parts, u32 rows_per_part) {

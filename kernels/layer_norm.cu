@@ -228,7 +228,7 @@ DEV void layer_norm_bwd_rows(T* __restrict__ dx, const T* __restrict__ dy, const
     }
 }
 
-// The block's column sums, its warps' in order: in v[s][i] of thread t that of column s THREADS + t (garbage beyond cols). All
+// The block's column sums, its warps' in order: sums[s] of thread t is that of column s THREADS + t (garbage beyond cols). All
 // threads call; `tile` holds a row of STEPS 128 columns for each warp.
 template <u32 STEPS>
 DEV void column_sums(f32 (&tile)[WARPS][STEPS * WARP * 4], const f32 (&mine)[STEPS][4], f32 (&sums)[STEPS / 2]) {

@@ -126,19 +126,6 @@ DEV void linear_bwd_input(T* dx, const T* dz, const T* weight, u32 m, u32 n, u32
     product<Tile, true, false>(Stored<T>::make(dz, n, m), Stored<T>::make(weight, k, k), 0, n, to);
 }
 
-// The gradients of weight and bias.
-template <u32 N_>
-struct WeightGradient : Gradient<f32, N_> {
-    static constexpr bool SUMS = true;
-
-    f32* sums;
-    bool accumulate_sums;
-};
-template <u32 N>
-DEV void finish_sum(const WeightGradient<N>& to, u32 row, f32 sum) {
-    to.sums[row] = to.accumulate_sums ? to.sums[row] + sum : sum;
-}
-
 // dw [n, k] and db [n] (null: not wanted); or, where split_len != 0, a split's part of split_len elements in dw, with db behind
 // dw where there is room for it.
 template <typename Tile, typename T>
@@ -150,14 +137,6 @@ DEV void linear_bwd_weight(f32* dw, f32* db, const T* dz, const T* x, u32 m, u32
     if (split_len > n * k) db = dw + (u64)n * k;
     WeightGradient<N> to = {Gradient<f32, N>::make(dw, k, accumulate), db, accumulate_bias != 0};
     product<Tile, false, false>(Stored<T>::make(dz, n, n), Stored<T>::make(x, k, k), r, r_end, to);
-}
-
-// dw [n, k] and, where bias_len = n, db = the sums of the splits' parts.
-DEV void sum_weight(f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ partial, u32 splits, u32 len,
-                    u32 bias_len, u32 accumulate, u32 accumulate_bias) {
-    u32 piece = blockIdx.x * blockDim.x + threadIdx.x, pieces = ceil_div(len, 4u), stride = len + bias_len;
-    if (piece < pieces) sum_piece(dw, partial, piece, splits, len, stride, accumulate);
-    else sum_piece(db, partial + len, piece - pieces, splits, bias_len, stride, accumulate_bias);
 }
 
 // db alone, by the same sums: the products that they come with are nobody's, and are those of dz's first columns.
@@ -172,9 +151,6 @@ struct Dropped {
 DEV void columns_of(const Dropped&, u32, bool, Dropped::Columns&) {}
 template <u32 N>
 DEV void finish(const Dropped&, const Dropped::Columns&, u32, u32, f32 (&)[N], bool) {}
-DEV void finish_sum(const Dropped& to, u32 row, f32 sum) {
-    to.sums[row] = to.accumulate_sums ? to.sums[row] + sum : sum;
-}
 
 // db [n], or scratch [splits, n] with accumulate = 0.
 template <typename T>

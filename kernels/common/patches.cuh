@@ -56,6 +56,18 @@ struct PatchWalk {
     u32 sample[P], yx[P];
     const T* at[P];
 };
+// The tap of a thread's pieces and the output pixel of each.
+template <typename S, typename T, typename Walk>
+DEV void patch_start(const PatchSizes<T>& at, Walk& walk, u32 first, u32 r) {
+    static_assert(S::ONE_COLUMN, "the pieces have one tap");
+    walk.tap = tap_of(share_col<S>(at, first, r, 0), at.channels, at.kernel_width);
+#pragma unroll
+    for (u32 p = 0; p < S::COUNT; p++) {
+        u32 pixel = share_row<S>(at, first, r, p), row = pixel / at.out_width;
+        walk.yx[p] = pack_place(row % at.out_height, pixel % at.out_width);
+        walk.sample[p] = row / at.out_height;
+    }
+}
 template <typename T>
 struct Patches : PatchSizes<T> {
     template <u32 P>
@@ -68,14 +80,7 @@ DEV void patch_places(const Patches<T>& at, PatchWalk<T, P>& walk) {
 }
 template <typename S, typename T, u32 P>
 DEV void walk_from(const Patches<T>& at, PatchWalk<T, P>& walk, u32 first, u32 r) {
-    static_assert(S::ONE_COLUMN, "the pieces have one tap");
-    walk.tap = tap_of(share_col<S>(at, first, r, 0), at.channels, at.kernel_width);
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
-        u32 pixel = share_row<S>(at, first, r, p), row = pixel / at.out_width;
-        walk.yx[p] = pack_place(row % at.out_height, pixel % at.out_width);
-        walk.sample[p] = row / at.out_height;
-    }
+    patch_start<S>(at, walk, first, r);
     patch_places(at, walk);
 }
 template <u32 N, typename T, u32 P>
@@ -112,14 +117,7 @@ struct PatchesDown : PatchSizes<T> {
 };
 template <typename S, typename T, u32 P>
 DEV void walk_from(const PatchesDown<T>& at, PatchDownWalk<T, P>& walk, u32 first, u32 r) {
-    static_assert(S::ONE_COLUMN, "the pieces have one tap");
-    walk.tap = tap_of(share_col<S>(at, first, r, 0), at.channels, at.kernel_width);
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
-        u32 pixel = share_row<S>(at, first, r, p), row = pixel / at.out_width;
-        walk.yx[p] = pack_place(row % at.out_height, pixel % at.out_width);
-        walk.sample[p] = row / at.out_height;
-    }
+    patch_start<S>(at, walk, first, r);
     walk.step_x = S::DEPTH % at.out_width;
     walk.step_y = S::DEPTH / at.out_width % at.out_height;
     walk.step_samples = S::DEPTH / at.out_width / at.out_height;

@@ -23,8 +23,9 @@
 //   walk_place(o, walk, p)                                    where the p-th piece lies; null: it is zero
 //
 // and what takes the sums has N, the neighbours that it takes together (4, or 2 where they are f32: a quad of lanes then fills
-// sectors of 32 bytes), `wide`, finish(to, row, col, sums, wide), and SUMS: whether it may want the sum over r of
-// A[i, r] too, which the blocks of the first column then make where `sums` is not null: finish_sum(to, row, sum).
+// sectors of 32 bytes), `wide`, Columns with columns_of(to, col, wide, columns), what all rows share, finish(to, columns, row, col,
+// sums, wide), and SUMS: whether it may want the sum over r of A[i, r] too, which the blocks of the first column then make where
+// `sums` is not null: finish_sum(to, row, sum).
 #pragma once
 #include "common/async.cuh"
 #include "common/mma.cuh"

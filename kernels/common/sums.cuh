@@ -39,6 +39,19 @@ DEV void finish(const Gradient<T, N>& gradient, u32 row, u32 col, f32 (&v)[N]) {
     finish(gradient, {}, row, col, v, gradient.wide);
 }
 
+// The gradients of weight and bias: `sums` (null: not wanted) takes the sum over r of dW's other operand.
+template <u32 N_>
+struct WeightGradient : Gradient<f32, N_> {
+    static constexpr bool SUMS = true;
+
+    f32* sums;
+    bool accumulate_sums;
+};
+template <typename To>
+DEV void finish_sum(const To& to, u32 row, f32 sum) {
+    to.sums[row] = to.accumulate_sums ? to.sums[row] + sum : sum;
+}
+
 // The elements 4 `piece` to 4 `piece` + 3 of to [len] = the sum of the splits' [splits, stride], in order.
 DEV void sum_piece(f32* __restrict__ to, const f32* __restrict__ partial, u32 piece, u32 splits, u32 len, u32 stride,
                    u32 accumulate) {
@@ -59,6 +72,15 @@ DEV void sum_piece(f32* __restrict__ to, const f32* __restrict__ partial, u32 pi
         for (u32 i = 0; i < 4; i++) sum[i] += v[i];
     }
     store_wide(to + at, len - at, wide, sum);
+}
+
+// dw [len] and db [bias_len] = the sums of the splits' parts [splits, len + bias_len], in order; four elements a thread, those of db in
+// threads of their own.
+DEV void sum_weight(f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ partial, u32 splits, u32 len,
+                    u32 bias_len, u32 accumulate, u32 accumulate_bias) {
+    u32 piece = blockIdx.x * blockDim.x + threadIdx.x, pieces = ceil_div(len, 4u), stride = len + bias_len;
+    if (piece < pieces) sum_piece(dw, partial, piece, splits, len, stride, accumulate);
+    else sum_piece(db, partial + len, piece - pieces, splits, bias_len, stride, accumulate_bias);
 }
 
 // Column sums of rows `first` to `last` to partial [cols]; a block takes 32 pieces of 16 bytes in y, eight warps share the rows.
