@@ -218,16 +218,20 @@ DEV void fma_product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
             if (to.sums != nullptr && col0 == 0 && x == 0 && row < a.outer) finish_sum(to, row, row_sums[i]);
         }
     }
+    typename To::Columns columns[PARTS];
 #pragma unroll
     for (u32 q = 0; q < PARTS; q++) {
         u32 col = col0 + q * 64 + x;
-        if (col >= b.outer) continue;
-        typename To::Columns columns;
-        columns_of(to, col, to.wide, columns);
+        if (col < b.outer) columns_of(to, col, to.wide, columns[q]);
+    }
 #pragma unroll
-        for (u32 i = 0; i < PARTS * 4; i++) {
-            u32 row = row0 + i / 4 * 64 + y + i % 4;
-            if (row < a.outer) finish(to, columns, row, col, sums[i][q], to.wide);
+    for (u32 i = 0; i < PARTS * 4; i++) {
+        u32 row = row0 + i / 4 * 64 + y + i % 4;
+        if (row >= a.outer) continue;
+#pragma unroll
+        for (u32 q = 0; q < PARTS; q++) {
+            u32 col = col0 + q * 64 + x;
+            if (col < b.outer) finish(to, columns[q], row, col, sums[i][q], to.wide);
         }
     }
 }
