@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 
+use super::bar::shown;
 use super::data::ClassList;
 use super::edit::FitOptions;
 use super::machine::MachineOptions;
@@ -126,7 +127,7 @@ impl ClassifyCommand {
         let started = Instant::now();
         let mut drawing = Drawing::new(self.quiet, false, images.names.len());
         let found = planned.classify(&images.values, &mut |done, total| drawing.update(done, total))?;
-        drawing.end();
+        drop(drawing);
         let seconds = started.elapsed().as_secs_f64();
         let verdicts = Verdicts::new(classes, images, found, planned.asked());
         if let Some(path) = &self.out {
@@ -184,7 +185,7 @@ impl ClassifyCommand {
             images.notes.iter().filter(|_| !self.quiet).for_each(|note| eprintln!("note: {note}"));
             return Ok(images);
         }
-        let whole = data_of(info, self.data.as_deref(), "--data", &self.data_dir, self.quiet)?;
+        let whole = data_of(info, self.data.as_deref(), "--data", &self.data_dir, &shown(self.quiet))?;
         let set = whole.subset(classes).map_err(|error| at("--data", error))?;
         divided(set, info, self.split.unwrap_or(SplitChoice::Test).into(), self.count)
     }

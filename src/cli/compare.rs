@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::bar::{Bar, shown};
 use super::compare_samples::{SampleTask, joined};
 use super::compare_text::{Row, deviations, picture, short_names, tables};
-use super::edit::moves;
 use super::features::FeatureOptions;
 use super::machine::{Machine, MachineOptions};
 use super::sample::by_option;
@@ -177,7 +176,7 @@ impl CompareCommand {
             data: self.data.as_deref(),
             data_dir: &self.data_dir,
             images: self.images,
-            quiet: self.quiet || self.json.as_ref().is_some_and(|json| json.as_os_str() == "-"),
+            progress: shown(self.quiet || self.json.as_ref().is_some_and(|json| json.as_os_str() == "-")),
         };
         let mut held_out = source.held_out(&names, &models)?;
         let labels = labels(&names, &models, &mut held_out)?;
@@ -225,28 +224,22 @@ impl CompareCommand {
     fn measure(&self, machine: &Machine, models: Vec<Model>, task: Task) -> Result<Measured> {
         let Task { names, levels, held_out, labels, places, samples } = task;
         let mut found = Measured::default();
-        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
-        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} evaluations, {eta} left") {
-            bar.set_style(style);
-        }
+        let bar = Bar::of("evaluations", self.quiet);
         let batch = |count: usize| self.batch.unwrap_or_else(|| even_batch(&machine.device, count));
         for (place, model) in models.into_iter().enumerate() {
             let within = |error: Error| of_model(&names[place], error);
-            bar.reset();
-            bar.set_message(format!("{} denoises", names[place]));
+            bar.begin(&format!("{} denoises", names[place]));
             let spec = ErrorSpec { levels: levels.len(), draws: 1, seed: self.seed, batch: batch(labels[place].len()) };
             let mut measure = DenoisingErrors::at_times(&model, &levels.times[place], spec).map_err(within)?;
-            found.errors.push(measure.measure_independent(&held_out.values, &labels[place], moves(&bar))?);
+            found.errors.push(measure.measure_independent(&held_out.values, &labels[place], bar.updates())?);
             drop(measure);
-            bar.reset();
-            bar.set_message(format!("{} draws", names[place]));
+            bar.begin(&format!("{} draws", names[place]));
             let request = SampleRequest { batch: batch(self.count), ..places.requests[place].clone() };
-            found.drawn.push(draw_timed(&model, &request, moves(&bar)).map_err(by_option).map_err(within)?);
+            found.drawn.push(draw_timed(&model, &request, bar.updates()).map_err(by_option).map_err(within)?);
             if let Some(samples) = samples {
                 found.metrics.push(samples.measured(self, &model, &request.sampling).map_err(within)?);
             }
         }
-        bar.finish_and_clear();
         Ok(found)
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
+use super::bar::shown;
 use crate::data::{
     BUILTIN, Colour, Dataset, ExportFormat, FetchOptions, Format, ImportOptions, LabelKind, ResolveOptions, Split,
     Verification, export, fetch, import, resolve,
@@ -247,7 +248,7 @@ impl DataCommand {
                 Ok(())
             }
             Action::Fetch { name, data_dir, base_url, force } => {
-                let set = fetch(&name, &FetchOptions { data_dir, base_url, force, quiet: false })?;
+                let set = fetch(&name, &FetchOptions { data_dir, base_url, force, progress: shown(false) })?;
                 print!("{}", info(&set));
                 Ok(())
             }
@@ -270,6 +271,7 @@ impl Import {
             part: self.part,
             validation: self.validation,
             seed: self.seed,
+            progress: shown(false),
             scratch: Some(self.out.parent().map(PathBuf::from).unwrap_or_default()),
             ..self.pictures.options()
         };

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
+use super::bar::Bar;
 use super::data::Background;
 use super::machine::MachineOptions;
 use super::sample::by_option;
@@ -125,16 +125,9 @@ impl EditOptions {
         Ok(())
     }
 
-    /// A progress bar over evaluations of the network, and its update function.
-    pub fn bar(&self) -> ProgressBar {
-        if self.quiet {
-            return ProgressBar::hidden();
-        }
-        let bar = ProgressBar::new(1);
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} evaluations, {eta} left") {
-            bar.set_style(style);
-        }
-        bar
+    /// A progress bar over evaluations of the network.
+    pub fn bar(&self) -> Bar {
+        Bar::of("evaluations", self.quiet)
     }
 
     /// The parameters of a picture, for its PNG.
@@ -155,14 +148,6 @@ impl EditOptions {
                 request.seed
             );
         }
-    }
-}
-
-/// Updates a [`ProgressBar`].
-pub fn moves(bar: &ProgressBar) -> impl FnMut(usize, usize) {
-    |done, total| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
     }
 }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use super::bar::{Bar, shown};
 use super::machine::Machine;
 use crate::cluster::Collective;
 use crate::config::DataConfig;
@@ -115,12 +115,9 @@ impl Work {
         }
     }
 
-    fn bar(&self, what: &str) -> ProgressBar {
-        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
-        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}, {per_sec}, {eta} left") {
-            bar.set_style(style);
-        }
-        bar.set_message(what.to_string());
+    fn bar(&self, what: &str, unit: &str) -> Bar {
+        let bar = Bar::of(unit, self.quiet);
+        bar.begin(what);
         bar
     }
 
@@ -133,16 +130,15 @@ impl Work {
         extractor: &mut Extractor,
         what: &str,
     ) -> Result<FeatureSet> {
-        let bar = self.bar(what);
+        let bar = self.bar(what, "pictures");
         // Measured from the end of the first batch, which includes the preparation.
         let mut first = None;
         let set = FeatureSet::extracted(gallery, of, count, extractor, &self.cache, &mut |done, all| {
             first.get_or_insert_with(|| (done, Instant::now()));
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
+            bar.at(done, all);
             Ok(())
         });
-        bar.finish_and_clear();
+        drop(bar);
         if let Some((from, started)) = first.filter(|(from, _)| *from < count) {
             let seconds = started.elapsed().as_secs_f64().max(1e-9);
             self.note(&format!("{what}: {:.1} pictures a second", (count - from) as f64 / seconds));
@@ -161,14 +157,13 @@ impl Work {
     ) -> Result<Drawn> {
         let each = count.div_ceil(self.team.ranks());
         let batch = batch.unwrap_or_else(|| even_batch(model.context().device(), each));
-        let bar = self.bar("samples");
+        let bar = self.bar("samples", "images");
         let (draws, team) = (Draws { model, sampling, seed, batch }, (self.team.as_ref(), job));
         let drawn = drawn(draws, count, &self.cache, team, &mut |done, all| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
+            bar.at(done, all);
             Ok(())
         });
-        bar.finish_and_clear();
+        drop(bar);
         drawn
     }
 
@@ -179,14 +174,13 @@ impl Work {
         reference: Option<&Reference>,
         asking: &Asking,
     ) -> Result<(Vec<Measured>, Option<Nearest>)> {
-        let bar = self.bar("metrics");
+        let bar = self.bar("metrics", "steps");
         let found = measure(set, reference, asking, &mut |name, done, of| {
-            bar.set_message(name.to_string());
-            bar.set_length(of as u64);
-            bar.set_position(done as u64);
+            bar.say(format!("{name} "));
+            bar.at(done, of);
             Ok(())
         });
-        bar.finish_and_clear();
+        drop(bar);
         found
     }
 }
@@ -206,11 +200,11 @@ pub(super) fn data_set(
         let usual = DataConfig::default();
         let config = info.as_ref().map_or(&usual, |info| &info.config.data);
         let (shapes_seed, shapes_count) = (config.shapes_seed, config.shapes_count);
-        let options = ResolveOptions { data_dir, shapes_seed, shapes_count, quiet };
+        let options = ResolveOptions { data_dir, shapes_seed, shapes_count, progress: shown(quiet) };
         return resolve(name, Path::new(name).exists().then_some(name), &options).map(Some);
     }
     let Some(info) = info else { return Ok(None) };
     let config = &info.config.data;
-    let set = data_of(&info, None, "--data", data_dir, quiet)?;
+    let set = data_of(&info, None, "--data", data_dir, &shown(quiet))?;
     set.arranged(&config.classes, config.validation_fraction, config.split_seed).map(Some)
 }

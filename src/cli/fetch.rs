@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::bar::shown;
 use crate::data::{FetchOptions, WEIGHTS_DIR, fetch_weights, place_weights};
 use crate::error::Result;
 use crate::weights::WeightFile;
@@ -39,7 +40,7 @@ impl FetchCommand {
     /// Those of [`fetch_weights`], [`place_weights`] and [`WeightFile::open`].
     pub fn run(self) -> Result<()> {
         let Self { name, from, out: data_dir, base_url, force } = self;
-        let options = FetchOptions { data_dir, base_url, force, quiet: false };
+        let options = FetchOptions { data_dir, base_url, force, progress: shown(false) };
         let path = match from {
             Some(from) => place_weights(&name, &from, &options)?,
             None => fetch_weights(&name, &options)?,

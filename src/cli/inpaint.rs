@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, moves, write_images};
+use super::edit::{EditOptions, Output, write_images};
 use crate::error::Result;
 use crate::pipeline::{Edit, Inpaint, free_pixels, pictures};
 
@@ -51,8 +51,8 @@ impl InpaintCommand {
             let free = free_pixels(&self.edit.read_mask(&self.mask, &self.image, size)?, &self.mask, size)?;
             let bar = self.edit.bar();
             let inpaint = Inpaint { image: &image, free: &free, rounds: self.resample };
-            let drawn = model.inpaint(inpaint, &request, &mut moves(&bar))?;
-            bar.finish_and_clear();
+            let drawn = model.inpaint(inpaint, &request, &mut bar.updates())?;
+            drop(bar);
             let (image, mask) = (self.image.display().to_string(), self.mask.display().to_string());
             let what = Edit::Inpaint { image, mask, resample: self.resample };
             let text = self.edit.text(model, &request, what);

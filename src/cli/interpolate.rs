@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, moves, write_images};
+use super::edit::{EditOptions, Output, write_images};
 use crate::error::{Error, Result};
 use crate::picture::{AnimationTiming, Image, write_animation, write_png};
 use crate::pipeline::{Edit, Ends, Model, SampleRequest, pictures, strip};
@@ -73,7 +73,7 @@ impl InterpolateCommand {
             (Some(seeds), _) => {
                 let seeds = [seeds[0], seeds[1]];
                 let what = Edit::Interpolate { seeds: Some(seeds), images: None, frames: self.frames };
-                (model.interpolate(Ends::Seeds(seeds[0], seeds[1]), &request, &mut moves(&bar))?, what)
+                (model.interpolate(Ends::Seeds(seeds[0], seeds[1]), &request, &mut bar.updates())?, what)
             }
             (None, images) => {
                 let paths: Vec<&PathBuf> = images.iter().flatten().collect();
@@ -81,10 +81,10 @@ impl InterpolateCommand {
                 let images = images.collect::<Result<Vec<_>>>()?;
                 let names = [paths[0], paths[1]].map(|path| path.display().to_string());
                 let what = Edit::Interpolate { seeds: None, images: Some(names), frames: self.frames };
-                (model.interpolate(Ends::Images(&images[0], &images[1]), &request, &mut moves(&bar))?, what)
+                (model.interpolate(Ends::Images(&images[0], &images[1]), &request, &mut bar.updates())?, what)
             }
         };
-        bar.finish_and_clear();
+        drop(bar);
         let text = self.edit.text(model, &request, what);
         self.write(&pictures(&drawn, model.image_shape())?, &text, &request, started)
     }

@@ -1,6 +1,8 @@
 //! One file per command.
 
+mod bar;
 pub mod bench_step;
+mod choices;
 pub mod classify;
 pub mod compare;
 mod compare_samples;

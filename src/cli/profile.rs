@@ -1,12 +1,11 @@
 //! `engine profile`: the time of a step by kernel and source line, with or without a GPU.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
+use super::bar::Bar;
 use super::machine::PrecisionChoice;
 use super::presets::configuration;
 use super::profile_check;
@@ -128,9 +127,9 @@ impl RunOptions {
     /// Counts both steps, in a child process on the PTX machine.
     pub fn count(&self, gpu: &Gpu) -> Result<Counted> {
         let (name, config) = self.configuration()?;
-        let progress = Progress::new();
+        let bar = Bar::of_unknown_length(false);
         let order = Order { arguments: self.arguments(&config), device: gpu.key, run: self.words(&name, &config) };
-        machine::count(order, &mut |begun| progress.say(begun))
+        machine::count(order, &mut |begun| say(&bar, begun))
     }
 }
 
@@ -229,44 +228,16 @@ fn write(path: &Path, value: &serde_json::Value) -> Result<()> {
     std::fs::write(path, format!("{value}\n")).map_err(Error::io(path, "write"))
 }
 
-/// Reports progress on standard error.
-struct Progress {
-    bar: Option<ProgressBar>,
-}
-
-impl Progress {
-    fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
-                bar.set_style(style);
-            }
-            bar.enable_steady_tick(Duration::from_millis(200));
-            bar
-        });
-        Self { bar }
-    }
-
-    fn say(&self, begun: &str) {
-        let text = match begun {
-            "prepare" => "counting on the PTX machine: weights and images".to_string(),
-            section => format!("counting on the PTX machine: the {section} step"),
-        };
-        match &self.bar {
-            Some(bar) => bar.set_message(text),
-            // If this cannot be printed, nothing else can be done.
-            None => {
-                let _ = writeln!(std::io::stderr(), "{text}");
-            }
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+/// Reports that a part of the counting begins.
+fn say(bar: &Bar, begun: &str) {
+    let text = match begun {
+        "prepare" => "counting on the PTX machine: weights and images".to_string(),
+        section => format!("counting on the PTX machine: the {section} step"),
+    };
+    match bar.is_hidden() {
+        // If this cannot be printed, nothing else can be done.
+        true => drop(writeln!(std::io::stderr(), "{text}")),
+        false => bar.say(text),
     }
 }
 

@@ -3,8 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
+use super::bar::Bar;
 use crate::ops::host::parallel::threads;
 use crate::train::{Event, Start, Summary, TrainingLine};
 
@@ -13,7 +12,7 @@ pub(super) struct Terminal {
     quiet: bool,
     /// Whether standard error is a terminal, for a bar.
     live: bool,
-    bar: ProgressBar,
+    bar: Bar,
     steps: u64,
     images_per_step: f64,
     last: Option<TrainingLine>,
@@ -22,8 +21,7 @@ pub(super) struct Terminal {
 impl Terminal {
     pub fn new(quiet: bool) -> Self {
         let live = !quiet && std::io::stderr().is_terminal();
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        Self { quiet, live, bar, steps: 0, images_per_step: 0.0, last: None }
+        Self { quiet, live, bar: Bar::hidden(), steps: 0, images_per_step: 0.0, last: None }
     }
 
     pub fn event(&mut self, event: &Event) {
@@ -32,9 +30,9 @@ impl Terminal {
             _ if self.quiet => {}
             Event::Start(start) => self.start(start),
             Event::Step { step, loss } => {
-                self.bar.set_position(*step);
+                self.bar.at(*step as usize, self.steps as usize);
                 if self.last.is_none() {
-                    self.bar.set_message(format!("loss {loss:.4}"));
+                    self.bar.say(format!("loss {loss:.4}"));
                 }
             }
             Event::Logged(line) => self.logged(line),
@@ -56,7 +54,7 @@ impl Terminal {
                     self.say("No better one came for as long as training.patience says: the run ends here.");
                 }
             }
-            Event::Busy(doing) => self.bar.set_message(*doing),
+            Event::Busy(doing) => self.bar.say(*doing),
             Event::Wrote(path) => {
                 if path.extension().is_some_and(|extension| extension == "png") {
                     self.say(&format!("wrote {}", path.display()));
@@ -67,7 +65,7 @@ impl Terminal {
 
     /// The last lines; `summary` is None for a run that failed, whose error is reported elsewhere.
     pub fn end(&mut self, summary: Option<&Summary>) {
-        self.bar.finish_and_clear();
+        self.bar = Bar::hidden();
         if let (Some(summary), false) = (summary, self.quiet) {
             let validation =
                 summary.validation_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.6}"));
@@ -120,12 +118,7 @@ impl Terminal {
             self.say(&format!("ranks    {}{note}", start.ranks));
         }
         if self.live {
-            let bar = ProgressBar::with_draw_target(Some(start.steps), ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
-                bar.set_style(style);
-            }
-            bar.set_position(start.from);
-            self.bar = bar;
+            self.bar = Bar::of_steps(start.from, start.steps);
         }
     }
 
@@ -135,7 +128,7 @@ impl Terminal {
         let (loss, speed) = (line.loss, line.images_per_second);
         let text = format!("loss {loss:.4}{accuracy} | {speed:.0} images/s | {} left", duration(left));
         if self.live {
-            self.bar.set_message(text);
+            self.bar.say(text);
         } else {
             eprintln!("step {}/{} | {text}", line.step, self.steps);
         }
@@ -157,7 +150,7 @@ impl Terminal {
 
 /// Progress of sampling: a bar on a terminal; else, on request, one line per second.
 pub(super) struct Drawing {
-    bar: ProgressBar,
+    bar: Bar,
     images: usize,
     started: Instant,
     /// Time of the last line, if lines are requested.
@@ -167,19 +160,15 @@ pub(super) struct Drawing {
 impl Drawing {
     pub fn new(quiet: bool, always: bool, images: usize) -> Self {
         let live = !quiet && std::io::stderr().is_terminal();
-        let target = if live { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(images as u64), target);
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} images, {per_sec}, {eta} left") {
-            bar.set_style(style);
-        }
+        let bar = Bar::of("images", !live);
+        bar.at(0, images);
         let now = Instant::now();
         Self { bar, images, started: now, line: (always && !live).then_some(now) }
     }
 
     /// `done` of `total` evaluations of the network are made.
     pub fn update(&mut self, done: usize, total: usize) {
-        self.bar.set_position((done * self.images / total) as u64);
-        self.bar.tick();
+        self.bar.at(done * self.images / total, self.images);
         let now = Instant::now();
         let due = |last: &Instant| now.duration_since(*last).as_secs_f64() >= 1.0 || done == total;
         if let Some(last) = self.line.as_mut().filter(|last| due(last)) {
@@ -195,10 +184,6 @@ impl Drawing {
                 duration(seconds / share - seconds)
             );
         }
-    }
-
-    pub fn end(&self) {
-        self.bar.finish_and_clear();
     }
 }
 

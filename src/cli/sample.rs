@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::bar::shown;
 use super::machine::{MachineOptions, PrecisionChoice};
 use super::progress::Drawing;
 use crate::data::{Dataset, Parts, ResolveOptions, resolve};
@@ -295,7 +296,7 @@ impl Job {
             target.take(k, Image::from_signed(shape[1], shape[0], shape[2], values)?)
         };
         model.sample_each(&request, &mut progress, &mut sink).map_err(by_option)?;
-        drawing.end();
+        drop(drawing);
         target.finish(&choice, sheet)?;
         if !command.quiet {
             println!("{}", self.summary(&request, times.times.len(), first.unwrap_or_default(), started.elapsed()));
@@ -331,7 +332,7 @@ impl Job {
             data_dir: &self.command.data_dir,
             shapes_seed: data.shapes_seed,
             shapes_count: data.shapes_count,
-            quiet: self.command.quiet,
+            progress: shown(self.command.quiet),
         };
         let dataset: Dataset = resolve(&data.name, Some(given), &options)?;
         // A model file without class names has numbers in their place; then the data set's order applies.

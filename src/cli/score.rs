@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::edit::{FitOptions, moves};
+use super::bar::{Bar, shown};
+use super::edit::FitOptions;
 use super::machine::MachineOptions;
 use crate::data::{Dataset, Split};
 use crate::error::Result;
@@ -89,12 +89,9 @@ impl ScoreCommand {
         let reference = spread(&set, info, Split::Train, class, self.reference_count)?;
 
         let spec = ErrorSpec { levels: self.levels, draws: 1, seed: self.seed, batch: self.batch };
-        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} evaluations, {eta} left") {
-            bar.set_style(style);
-        }
-        let scores = Scores::measure(model, spec, label, (given, &reference), moves(&bar))?;
-        bar.finish_and_clear();
+        let bar = Bar::of("evaluations", self.quiet);
+        let scores = Scores::measure(model, spec, label, (given, &reference), bar.updates())?;
+        drop(bar);
         self.tell(model, &set, &scores)
     }
 
@@ -141,6 +138,6 @@ impl ScoreCommand {
     }
 
     fn open(&self, model: &Model, name: Option<&str>) -> Result<Dataset> {
-        data_of(&model.info, name, "--reference", &self.data_dir, self.quiet)
+        data_of(&model.info, name, "--reference", &self.data_dir, &shown(self.quiet))
     }
 }

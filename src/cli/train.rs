@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 
+use super::bar::shown;
 use super::crew::Crew;
 use super::data::{ClassList, PictureArgs};
 use super::progress::Terminal;
@@ -125,7 +126,7 @@ impl TrainCommand {
         (request.device, request.graphs) = (device, !self.no_graph);
         request.team = crew.map(|crew| crew.team.clone());
         (request.steps, request.epochs) = (self.steps, self.epochs);
-        request.show_downloads = !self.quiet;
+        request.progress = shown(self.quiet);
         if let Some(crew) = crew.filter(|crew| !crew.leads()) {
             // The handler lives until the process ends; the team must end before.
             let team = Arc::downgrade(&crew.team);
@@ -262,7 +263,10 @@ fn fetch_backbone(config: &Config, quiet: bool) -> Result<()> {
     let ModelConfig::ResnetDit(model) = &config.model else { return Ok(()) };
     let Some(name) = model.backbone.as_deref().filter(|name| !Path::new(name).exists()) else { return Ok(()) };
     if WEIGHTS.iter().any(|weights| weights.name == name) {
-        fetch_weights(name, &FetchOptions { data_dir: WEIGHTS_DIR.into(), quiet, ..FetchOptions::default() })?;
+        fetch_weights(
+            name,
+            &FetchOptions { data_dir: WEIGHTS_DIR.into(), progress: shown(quiet), ..FetchOptions::default() },
+        )?;
     }
     Ok(())
 }

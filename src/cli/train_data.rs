@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::bar::shown;
 use super::data::PictureArgs;
 use crate::config::{Config, ModelConfig};
 use crate::data::{Colour, Dataset, ImportOptions, OFFICIAL, ResolveOptions, Split, import_once, join_once, resolve};
@@ -90,7 +91,7 @@ fn one(
         data_dir,
         shapes_seed: config.data.shapes_seed,
         shapes_count: config.data.shapes_count,
-        quiet,
+        progress: shown(quiet),
     };
     let is_set = !path.is_dir() && is_data_set(path);
     if !path.exists() || is_set {
@@ -108,7 +109,7 @@ fn one(
         fallback_size: size,
         keep_size_to: Some(KEPT_SIZE.max(size.height).max(size.width)),
         keep_multiples_of: config.model.architecture().size_step(),
-        quiet,
+        progress: shown(quiet),
         ..pictures.options()
     };
     if given.has(SIZE) {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, moves, write_images};
+use super::edit::{EditOptions, Output, write_images};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::pipeline::{Edit, pictures};
@@ -52,8 +52,8 @@ impl UpscaleCommand {
             let [height, width, channels] = model.image_shape();
             let image = self.edit.read_image(&self.image, [height / self.factor, width / self.factor, channels])?;
             let bar = self.edit.bar();
-            let drawn = model.upscale(&image, self.factor, self.resample, &request, &mut moves(&bar))?;
-            bar.finish_and_clear();
+            let drawn = model.upscale(&image, self.factor, self.resample, &request, &mut bar.updates())?;
+            drop(bar);
             let image = self.image.display().to_string();
             let what = Edit::Upscale { image, factor: self.factor, resample: self.resample };
             let text = self.edit.text(model, &request, what);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, moves, write_images};
+use super::edit::{EditOptions, Output, write_images};
 use crate::error::Result;
 use crate::pipeline::{Edit, pictures};
 
@@ -44,8 +44,8 @@ impl VaryCommand {
             let request = self.edit.request(model, self.count, self.seed)?;
             let image = self.edit.read_image(&self.image, model.image_shape())?;
             let bar = self.edit.bar();
-            let drawn = model.vary(&image, self.strength, &request, &mut moves(&bar))?;
-            bar.finish_and_clear();
+            let drawn = model.vary(&image, self.strength, &request, &mut bar.updates())?;
+            drop(bar);
             let what = Edit::Vary { image: self.image.display().to_string(), strength: self.strength };
             let text = self.edit.text(model, &request, what);
             write_images(&self.out, &pictures(&drawn, model.image_shape())?, &text, self.edit.force)?;

@@ -23,9 +23,8 @@ pub enum SampleMetric {
 }
 
 /// The evaluation tool whose preprocessing InceptionV3 gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[value(rename_all = "kebab-case")]
 pub enum Rule {
     /// Seitzer's pytorch-fid: half-pixel bilinear without antialias.
     PytorchFid,

@@ -19,7 +19,7 @@ const BATCH: usize = 4096;
 const BATCH_BYTES: usize = 32 << 20;
 
 /// The format of an export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExportFormat {
     /// A folder of PNG files, `SPLIT/CLASS/000000.png`, with `labels.csv` and `classes.txt`.
     Png,

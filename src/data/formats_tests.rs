@@ -37,7 +37,7 @@ pub(super) fn import(source: impl AsRef<Path>, options: &ImportOptions) -> crate
 }
 
 fn whole() -> ImportOptions {
-    ImportOptions { validation: 0.0, quiet: true, ..ImportOptions::default() }
+    ImportOptions { validation: 0.0, ..ImportOptions::default() }
 }
 
 fn file(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {

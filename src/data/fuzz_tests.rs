@@ -180,7 +180,7 @@ fn peak_memory() -> Option<u64> {
 }
 
 fn options(format: Option<Format>) -> ImportOptions {
-    ImportOptions { format, quiet: true, allow_partial: true, resize: None, ..ImportOptions::default() }
+    ImportOptions { format, allow_partial: true, resize: None, ..ImportOptions::default() }
 }
 
 /// The place of a reader's input: a file in its own folder, with the other files that it needs.

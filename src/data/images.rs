@@ -9,7 +9,6 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -23,6 +22,7 @@ use super::source::{HashedFile, file_name};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::picture::{Image, LONGEST_FILE, Note, Picture, PictureKind, decode_picture};
+use crate::progress::{Task, Unit};
 
 /// Bytes read before decoding in parallel.
 const BATCH_BYTES: u64 = 16 << 20;
@@ -254,7 +254,7 @@ pub(super) struct Pictures<'a> {
     others: Vec<String>,
     links: Vec<String>,
     hidden: Vec<String>,
-    progress: ProgressBar,
+    progress: Task,
 }
 
 impl<'a> Pictures<'a> {
@@ -264,17 +264,7 @@ impl<'a> Pictures<'a> {
             let advice = "give a size in pixels such as 32, or HEIGHTxWIDTH";
             return Err(Error::config("--resize", "is not from 1 to 4096", advice));
         }
-        let progress = match (options.quiet, files) {
-            (true, _) => ProgressBar::hidden(),
-            (_, Some(files)) => {
-                let style = ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len} {per_sec} {eta} left");
-                let bar = ProgressBar::new(files as u64);
-                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-                bar
-            }
-            (_, None) => ProgressBar::new_spinner(),
-        };
-        progress.set_message("pictures");
+        let progress = options.progress.begin("pictures", Unit::Pictures, files.map(|files| files as u64));
         Ok(Self {
             options,
             root,
@@ -376,7 +366,7 @@ impl<'a> Pictures<'a> {
                 }
             }
         }
-        self.progress.set_position(self.decoded.len() as u64);
+        self.progress.at(self.decoded.len() as u64);
         self.choose_size()
     }
 
@@ -437,7 +427,6 @@ impl<'a> Pictures<'a> {
     }
 
     pub fn finish(mut self, sources: Vec<Source>) -> Result<Draft> {
-        self.progress.finish_and_clear();
         if self.decoded.is_empty() {
             let message = match self.damaged.len() {
                 0 => format!(

@@ -14,12 +14,13 @@ use crate::error::{Error, Result};
 use crate::files::describe;
 use crate::image_size::ImageSize;
 use crate::picture::{Fit, PictureKind};
+use crate::progress::Progress;
 use crate::rng::{Philox, Purpose};
 
 const SEE_HELP: &str = "give a source of a known format (see `engine data import --help`)";
 
 /// The format of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// CIFAR-10's binary batches, in a folder or a tar archive.
     Cifar10,
@@ -42,7 +43,7 @@ pub enum Format {
 }
 
 /// Which labels of a set that has two kinds of labels.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum LabelKind {
     /// The finer ones: CIFAR-100's 100 classes.
     #[default]
@@ -52,7 +53,7 @@ pub enum LabelKind {
 }
 
 /// The colour mode of imported pictures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Colour {
     /// Red, green, blue.
     Rgb,
@@ -91,8 +92,8 @@ pub struct ImportOptions {
     pub labels: LabelKind,
     /// Which of several sets in one folder: EMNIST's `balanced`, `letters` and so on.
     pub part: Option<String>,
-    /// Show no progress.
-    pub quiet: bool,
+    /// The receiver of the progress.
+    pub progress: Progress,
     /// The folder, on a disk with room for the whole set, for pixels until the set is written; None keeps them in memory. No file
     /// is left there.
     pub scratch: Option<PathBuf>,
@@ -119,7 +120,7 @@ impl Default for ImportOptions {
             unlabelled: false,
             labels: LabelKind::Fine,
             part: None,
-            quiet: false,
+            progress: Progress::default(),
             scratch: None,
             validation: 0.1,
             seed: 0,

@@ -11,6 +11,7 @@ use super::dataset::{Dataset, hex};
 use super::images::is_hidden;
 use super::import::{ImportOptions, default_name, import};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 
 /// Increase when the same source would give a different data set.
 const VERSION: u32 = 1;
@@ -26,7 +27,8 @@ const FOLDER: &str = "imported";
 pub fn import_once(source: &Path, options: &ImportOptions, data_dir: &Path) -> Result<(PathBuf, bool)> {
     let name = options.name.clone().unwrap_or_else(|| default_name(source));
     let scratch = Some(data_dir.join(FOLDER));
-    let told = ImportOptions { name: Some(name.clone()), quiet: true, scratch: None, ..options.clone() };
+    let told =
+        ImportOptions { name: Some(name.clone()), progress: Progress::default(), scratch: None, ..options.clone() };
     let mut sha = Sha256::new();
     sha.update(format!("{VERSION} {told:?} {}", digest(source)?));
     let file = once_file(data_dir, &name, &hex(&sha.finalize()));
@@ -142,7 +144,7 @@ mod tests {
         for k in 0..4 {
             write_png(photos.join(format!("{k}.png")), &Image::filled(8, 8, [k * 9; 3]), &[]).unwrap();
         }
-        let options = ImportOptions { quiet: true, ..ImportOptions::default() };
+        let options = ImportOptions::default();
         let (file, fresh) = import_once(&photos, &options, &data).unwrap();
         assert!(fresh && file.starts_with(data.join(FOLDER)), "{}", file.display());
         assert!(file.file_name().unwrap().to_str().unwrap().starts_with("my_photos-"));

@@ -8,6 +8,7 @@ use super::official::official;
 use super::once::imported;
 use super::shapes::{SHAPES_COUNT, shapes};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 
 /// The value of `--data` for the built-in set.
 pub const BUILTIN: &str = "builtin";
@@ -23,13 +24,13 @@ pub struct ResolveOptions<'a> {
     pub shapes_seed: u64,
     /// Images of the built-in set, a tenth of them for validation.
     pub shapes_count: usize,
-    /// Show no progress of a download.
-    pub quiet: bool,
+    /// The receiver of the progress of a download.
+    pub progress: Progress,
 }
 
 impl Default for ResolveOptions<'_> {
     fn default() -> Self {
-        Self { data_dir: Path::new("data"), shapes_seed: 0, shapes_count: SHAPES_COUNT, quiet: false }
+        Self { data_dir: Path::new("data"), shapes_seed: 0, shapes_count: SHAPES_COUNT, progress: Progress::default() }
     }
 }
 
@@ -105,8 +106,11 @@ fn named(name: &str, options: &ResolveOptions) -> Result<Dataset> {
         );
         return Err(Error::config(place, format!("is not in {}", options.data_dir.display()), advice));
     }
-    let fetch_options =
-        FetchOptions { data_dir: options.data_dir.into(), quiet: options.quiet, ..FetchOptions::default() };
+    let fetch_options = FetchOptions {
+        data_dir: options.data_dir.into(),
+        progress: options.progress.clone(),
+        ..FetchOptions::default()
+    };
     fetch(name, &fetch_options).map_err(|error| match error {
         // A network error: the set can still be obtained in another way.
         Error::Config { message, place: url, .. } => {

@@ -71,11 +71,22 @@ fn decompressed<'a>(raw: impl Read + 'a, path: &Path, len: u64) -> Result<Conten
         return Ok(Content { reader: Box::new(MultiGzDecoder::new(raw)), limit });
     }
     if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let mut reader = zstd::stream::read::Decoder::with_buffer(raw).map_err(Error::io(path, "read"))?;
-        reader.window_log_max(ZSTANDARD_WINDOW).map_err(Error::io(path, "read"))?;
-        return Ok(Content { reader: Box::new(reader), limit: len.saturating_mul(ZSTANDARD_RATIO) });
+        return zstandard(raw, path, len);
     }
     Ok(Content { reader: Box::new(raw), limit: len })
+}
+
+#[cfg(feature = "formats")]
+fn zstandard<'a>(raw: BufReader<impl Read + 'a>, path: &Path, len: u64) -> Result<Content<'a>> {
+    let mut reader = zstd::stream::read::Decoder::with_buffer(raw).map_err(Error::io(path, "read"))?;
+    reader.window_log_max(ZSTANDARD_WINDOW).map_err(Error::io(path, "read"))?;
+    Ok(Content { reader: Box::new(reader), limit: len.saturating_mul(ZSTANDARD_RATIO) })
+}
+
+#[cfg(not(feature = "formats"))]
+fn zstandard<'a>(_: BufReader<impl Read + 'a>, path: &Path, _: u64) -> Result<Content<'a>> {
+    let message = "is compressed by Zstandard, which this build does not read";
+    Err(Error::file(path, message, "build with the feature `formats`, or decompress it"))
 }
 
 /// The first bytes of a file, at most `count`, decompressed if it is gzip or Zstandard; from a damaged one as many as possible.

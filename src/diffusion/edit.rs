@@ -74,7 +74,7 @@ impl Plan {
         for (step, stage) in stages.iter_mut().enumerate() {
             stage.step = step;
         }
-        Ok(Self::of_stages(stages))
+        Ok(Self::from_stages(stages))
     }
 
     /// The time of each step.

@@ -132,8 +132,12 @@ impl StageCoefficients {
 }
 
 impl Stage {
-    /// A stage with all weights zero.
-    fn new(
+    /// A stage of sampling step `step`, evaluated at `time`, with all weights zero: a sampler of your own fills them in. Of
+    /// `sampling` it takes the clamp.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the prediction has no (x_0, ε) at that time.
+    pub fn new(
         noise: &NoiseSchedule,
         prediction: Prediction,
         sampling: &SamplingConfig,
@@ -280,9 +284,9 @@ impl Plan {
         Ok(Self { stages, steps: times.len() })
     }
 
-    /// A plan with one stage per step.
-    pub(super) fn of_stages(stages: Vec<Stage>) -> Self {
-        Self { steps: stages.len(), stages }
+    /// A sampler of your own: its stages in order, the first at the noisiest time (`tools/examples/custom_sampler.rs`).
+    pub fn from_stages(stages: Vec<Stage>) -> Self {
+        Self { steps: stages.last().map_or(0, |stage| stage.step + 1), stages }
     }
 
     /// The stages in order.

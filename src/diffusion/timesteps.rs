@@ -54,7 +54,7 @@ impl std::str::FromStr for TimestepSchedule {
 }
 
 /// Named numbers of steps, from quick previews to final pictures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// 20 steps, for quick previews.
     Fast,

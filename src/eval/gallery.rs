@@ -54,7 +54,7 @@ impl Gallery {
             let all = (0..set.len()).collect();
             return Ok(Self { source: Source::Set(Box::new(set), all), name, notes: Vec::new() });
         }
-        let options = ImportOptions { unlabelled: true, validation: 0.0, quiet: true, ..ImportOptions::default() };
+        let options = ImportOptions { unlabelled: true, validation: 0.0, ..ImportOptions::default() };
         let set = import(path, &options)?;
         let (notes, all) = (set.notes().to_vec(), (0..set.len()).collect());
         Ok(Self { source: Source::Set(Box::new(set), all), name, notes })

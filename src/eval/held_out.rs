@@ -8,6 +8,7 @@ use crate::config::DataConfig;
 use crate::data::{Dataset, ResolveOptions, Split, at_hand, resolve};
 use crate::error::{Error, Result};
 use crate::pipeline::Model;
+use crate::progress::Progress;
 
 /// The built-in data set's name.
 const BUILT_IN: &str = "shapes";
@@ -30,7 +31,7 @@ pub struct HeldOut {
 }
 
 /// The source of the images.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct HeldOutSource<'a> {
     /// `--data`.
     pub data: Option<&'a str>,
@@ -38,8 +39,8 @@ pub struct HeldOutSource<'a> {
     pub data_dir: &'a Path,
     /// `--images`.
     pub images: usize,
-    /// Whether to hide the progress of a download.
-    pub quiet: bool,
+    /// The receiver of the progress of a download.
+    pub progress: Progress,
 }
 
 impl HeldOutSource<'_> {
@@ -49,7 +50,7 @@ impl HeldOutSource<'_> {
     /// # Errors
     /// Those of the data set; [`Error::Config`] if fewer than two images remain.
     pub fn held_out(&self, names: &[String], models: &[Model]) -> Result<HeldOut> {
-        let whole = data_of(&models[0].info, self.data, "--data", self.data_dir, self.quiet)?;
+        let whole = data_of(&models[0].info, self.data, "--data", self.data_dir, &self.progress)?;
         let config = &models[0].info.config.data;
         let place = || format!("data set {:?}", whole.name());
         // A set without the trained classes was chosen on purpose: it is used unchanged.
@@ -122,7 +123,7 @@ impl HeldOutSource<'_> {
             data_dir: self.data_dir,
             shapes_seed: config.shapes_seed,
             shapes_count: config.shapes_count,
-            quiet: self.quiet,
+            progress: self.progress.clone(),
         };
         let file = config.path.as_ref().filter(|path| path.exists()).and_then(|path| path.to_str());
         let named = || at_hand(&config.name, &options).ok().flatten();

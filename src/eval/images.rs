@@ -8,6 +8,7 @@ use crate::image_size::ImageSize;
 use crate::model_file::ModelInfo;
 use crate::picture::{Fit, Image};
 use crate::pipeline::read_fitted;
+use crate::progress::Progress;
 
 /// Images in [-1, 1], with their metadata.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -73,15 +74,21 @@ impl Division {
     }
 }
 
-/// The whole data set called `name`, or the model's training set; `option` is the source of `name`. A download is reported unless
-/// `quiet`.
+/// The whole data set called `name`, or the model's training set; `option` is the source of `name`. A download reports to
+/// `progress`.
 ///
 /// # Errors
 /// Those of [`resolve`]; [`Error::Config`] if its image size differs from the model's.
-pub fn data_of(info: &ModelInfo, name: Option<&str>, option: &str, data_dir: &Path, quiet: bool) -> Result<Dataset> {
+pub fn data_of(
+    info: &ModelInfo,
+    name: Option<&str>,
+    option: &str,
+    data_dir: &Path,
+    progress: &Progress,
+) -> Result<Dataset> {
     let config = &info.config.data;
-    let options =
-        ResolveOptions { data_dir, shapes_seed: config.shapes_seed, shapes_count: config.shapes_count, quiet };
+    let (shapes_seed, shapes_count) = (config.shapes_seed, config.shapes_count);
+    let options = ResolveOptions { data_dir, shapes_seed, shapes_count, progress: progress.clone() };
     let trained = config.path.as_ref().and_then(|path| path.to_str());
     let set = resolve(&config.name, name.or(trained), &options)?;
     let (size, channels) = (info.config.model.image_size(), info.config.model.image_channels());

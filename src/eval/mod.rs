@@ -1,9 +1,11 @@
-//! Evaluation: metrics of models and images, and the images for them.
+//! Evaluation: metrics of models and images, and the images for them. The metrics of sample sets (FID and others) need the feature
+//! `metrics`.
 
 mod anomaly;
 mod classify;
 mod compare;
 mod errors;
+#[cfg(feature = "metrics")]
 pub mod evaluation;
 mod extractor;
 mod gallery;
@@ -13,11 +15,13 @@ mod images;
 mod judge;
 mod levels;
 mod metric;
+#[cfg(feature = "metrics")]
 pub mod metrics;
 mod named;
 mod network;
 mod rows;
 mod rules;
+#[cfg(feature = "metrics")]
 mod statistics;
 
 pub use anomaly::{Reference, Score, Scores, as_trained, scored_split};
@@ -35,4 +39,5 @@ pub use named::EXTRACTORS;
 pub use network::NetworkClassifier;
 pub use rows::{MappedRows, Rows};
 pub use rules::{Prepared, Resize, Rule, Scaling, Treatment};
+#[cfg(feature = "metrics")]
 pub use statistics::Statistics;

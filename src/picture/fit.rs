@@ -6,7 +6,7 @@ use super::{Image, Note, Picture};
 use crate::Result;
 
 /// How a picture of another aspect ratio is fitted to a size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Fit {
     /// Scaled to cover the size, then cropped at the centre.
     #[default]

@@ -21,10 +21,15 @@ mod jpeg;
 mod jpeg_scan;
 mod npy;
 mod npy_header;
+#[cfg(feature = "plots")]
 mod plot;
 mod png;
 mod read;
 mod resample;
+#[cfg(feature = "plots")]
+mod text;
+#[cfg(not(feature = "plots"))]
+#[path = "no_text.rs"]
 mod text;
 
 pub use self::image::Image;
@@ -35,4 +40,5 @@ pub use self::read::{LONGEST_FILE, Note, Picture, PictureKind, decode_picture, i
 pub use animation::{Timing as AnimationTiming, encode_apng, encode_gif, write_animation};
 pub use fit::Fit;
 pub use grid::{Labels, Layout, beside, grid, labelled_grid, strip};
+#[cfg(feature = "plots")]
 pub use plot::{LossCurve, MetricCurve, Timing, loss_curve, render_loss_curve, render_metric_curve};

@@ -14,7 +14,6 @@ use image::codecs::bmp::BmpDecoder;
 use image::codecs::gif::GifDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::pnm::PnmDecoder;
-use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{AnimationDecoder, ColorType, DynamicImage, ImageDecoder, Limits};
 
@@ -198,11 +197,7 @@ fn decode(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
             let animated = decoder.is_apng().map_err(damaged)?;
             raw(decoder, bound, animated)
         }
-        PictureKind::WebP => {
-            let decoder = WebPDecoder::new(input()).map_err(damaged)?;
-            let animated = decoder.has_animation();
-            raw(decoder, DECODER_BYTES, animated)
-        }
+        PictureKind::WebP => webp(bytes),
         PictureKind::Gif => {
             let decoder = GifDecoder::new(input()).map_err(damaged)?;
             let found = raw(decoder, DECODER_BYTES, false)?;
@@ -224,9 +219,21 @@ fn tiff(bytes: &[u8]) -> Result<Raw, String> {
     raw(decoder, DECODER_BYTES, false)
 }
 
+#[cfg(feature = "formats")]
+fn webp(bytes: &[u8]) -> Result<Raw, String> {
+    let decoder = image::codecs::webp::WebPDecoder::new(Cursor::new(bytes)).map_err(damaged)?;
+    let animated = decoder.has_animation();
+    raw(decoder, DECODER_BYTES, animated)
+}
+
 #[cfg(not(feature = "formats"))]
 fn tiff(_: &[u8]) -> Result<Raw, String> {
     Err("is a TIFF picture, which this build does not read: build with the feature `formats`".into())
+}
+
+#[cfg(not(feature = "formats"))]
+fn webp(_: &[u8]) -> Result<Raw, String> {
+    Err("is a WebP picture, which this build does not read: build with the feature `formats`".into())
 }
 
 /// Decodes bytes with the `image` crate, with at most `bound` bytes of memory.

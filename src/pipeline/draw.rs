@@ -284,6 +284,15 @@ impl Model {
         self.planned(plan, spec, false)
     }
 
+    /// As [`Model::sampler_for`], with a plan of your own in place of the request's sampler and steps.
+    ///
+    /// # Errors
+    /// As [`Model::sample_each`].
+    pub fn sampler_with(&self, plan: Plan, request: &SampleRequest) -> Result<Sampler> {
+        let (spec, _) = self.checked(request)?;
+        self.planned(plan, spec, false)
+    }
+
     pub(super) fn planned(&self, plan: Plan, spec: SamplerSpec, previews: bool) -> Result<Sampler> {
         let (network, parameters) = (self.network.clone(), self.parameters.clone());
         match previews {

@@ -88,6 +88,28 @@ pub struct Settings {
     pub limits: Limits,
 }
 
+impl Settings {
+    /// `model` (a file, a run folder, or a name) on the CPU in f32, without keys and without stored jobs, with the standard limits.
+    pub fn new(listen: SocketAddr, model: impl Into<PathBuf>) -> Self {
+        Self {
+            listen,
+            models: vec![model.into()],
+            folder: None,
+            keep: None,
+            runs: None,
+            device: Device::Cpu,
+            note: "cpu".into(),
+            precision: DType::F32,
+            rows: 16,
+            memory: 4 << 30,
+            keys: Keys::default(),
+            hosts: Vec::new(),
+            origins: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
 /// Serves until the process is told to stop (SIGTERM, SIGINT), then finishes accepted jobs within [`Limits::grace`]. `say`
 /// receives messages for the user.
 ///

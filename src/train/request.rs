@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::data::{BUILTIN, Dataset, OFFICIAL, ResolveOptions, Split, resolve};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 
 /// A run to start or resume. Create one with [`TrainRequest::new`] or [`TrainRequest::resume`] and change its fields.
 #[derive(Clone, Debug)]
@@ -40,8 +41,8 @@ pub struct TrainRequest {
     pub epochs: Option<u64>,
     /// Setting it ends the run with a checkpoint and [`Error::Interrupted`].
     pub stop: Arc<AtomicBool>,
-    /// Show the progress of downloads on standard error.
-    pub show_downloads: bool,
+    /// The receiver of the progress of downloads.
+    pub progress: Progress,
     /// The processes that train together: rank 0 with [`train`](super::train()), the others with [`follow`](super::follow()) and
     /// the same request. None for a single process.
     pub team: Option<Arc<dyn Collective>>,
@@ -65,7 +66,7 @@ impl TrainRequest {
             steps: None,
             epochs: None,
             stop: Arc::default(),
-            show_downloads: false,
+            progress: Progress::default(),
             team: None,
             graphs: true,
         }
@@ -112,7 +113,7 @@ impl TrainRequest {
             data_dir: &self.data_dir,
             shapes_seed: config.data.shapes_seed,
             shapes_count: config.data.shapes_count,
-            quiet: !self.show_downloads,
+            progress: self.progress.clone(),
         };
         let dataset = resolve(&config.data.name, explicit, &options)?;
         if config.data.path.is_some() {

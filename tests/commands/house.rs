@@ -12,7 +12,7 @@ fn root() -> &'static Path {
 /// Top-level modules, highest first; modules in one row never import each other. From `ops` on they are engine-core's, except for
 /// those in [`LOW`].
 const ROWS: &[&[&str]] = &[
-    &["guide"],
+    &["guide", "prelude"],
     &["cli"],
     &["serve", "profile"],
     &["train"],
@@ -30,19 +30,19 @@ const ROWS: &[&[&str]] = &[
     &["device"],
     &["picture", "weights", "cluster"],
     &["names"],
-    &["rng", "error", "files", "image_size"],
+    &["rng", "error", "files", "image_size", "progress"],
 ];
 
 /// Modules that use only some of those below them.
 const LOW: &[(&str, &[&str])] = &[
-    ("data", &["picture", "weights", "tensor", "device", "names", "rng", "error", "files", "image_size"]),
+    ("data", &["picture", "weights", "tensor", "device", "names", "rng", "error", "files", "image_size", "progress"]),
     ("picture", &["error", "files", "image_size"]),
     ("weights", &["error", "files"]),
     ("cluster", &["error", "files"]),
 ];
 
 /// Modules that use data sets.
-const USE_DATA: &[&str] = &["cli", "train", "eval"];
+const USE_DATA: &[&str] = &["prelude", "cli", "train", "eval"];
 
 /// Most lines of a function, from its `fn` to its closing brace.
 const MOST_LINES: usize = 80;

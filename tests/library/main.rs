@@ -10,6 +10,7 @@ mod tiny;
 mod backbone;
 mod batch;
 mod evaluation;
+mod examples;
 mod goldens;
 mod guidance;
 mod models;

@@ -88,6 +88,15 @@ impl Destination {
         self.tensor.host_mut()
     }
 
+    /// Writes the gradient or adds it, by the mode, on the host: for ops outside this crate ([`Tensor::change`]).
+    ///
+    /// # Errors
+    /// As [`Tensor::change`].
+    pub fn change<T: Element>(&self, change: impl FnOnce(&mut [T]) -> Result<()>) -> Result<()> {
+        self.written.set(true);
+        self.tensor.change(change)
+    }
+
     /// As an argument of the kernel that writes it or adds to it; written when that kernel is launched.
     pub fn slice_mut<T: Element + KernelScalar>(&self) -> SliceMut<'_, T> {
         self.tensor.slice_mut().seen_by(&self.written)

@@ -1,9 +1,11 @@
 //! Fetching from a test server on the loopback interface.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -144,12 +146,7 @@ fn published(files: &[(&'static str, Vec<u8>)]) -> Official {
 }
 
 fn options(folder: &Path, server: &Server) -> FetchOptions {
-    FetchOptions {
-        data_dir: folder.into(),
-        base_url: Some(server.base.clone()),
-        quiet: true,
-        ..FetchOptions::default()
-    }
+    FetchOptions { data_dir: folder.into(), base_url: Some(server.base.clone()), ..FetchOptions::default() }
 }
 
 #[test]
@@ -258,7 +255,7 @@ fn weights_are_taken_from_a_copy_or_an_archive() {
     let weights = published_weights(&bytes);
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let options = FetchOptions { data_dir: at("weights"), quiet: true, ..FetchOptions::default() };
+    let options = FetchOptions { data_dir: at("weights"), ..FetchOptions::default() };
     let error = fetch_official_weights(&weights, &options).unwrap_err().to_string();
     assert!(error.contains("no server has the file on its own; ask around"), "{error}");
     fs::write(at("copy"), &bytes).unwrap();

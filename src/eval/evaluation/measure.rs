@@ -11,8 +11,7 @@ use crate::eval::metrics::{
 use crate::eval::{Better, Confusion};
 
 /// A metric, or several that share their computation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
-#[value(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MetricKind {
     /// The Fréchet distance: FID on InceptionV3's features, FD-NAME on others.
     Fid,

@@ -1,6 +1,10 @@
 //! The observers that every run has.
 
 mod checkpoints;
+#[cfg(feature = "metrics")]
+mod evaluation;
+#[cfg(not(feature = "metrics"))]
+#[path = "no_evaluation.rs"]
 mod evaluation;
 mod histograms;
 mod log;

@@ -3,6 +3,7 @@
 use crate::config::Every;
 use crate::error::Result;
 use crate::models::Network;
+#[cfg(feature = "plots")]
 use crate::picture::{LossCurve, Timing, loss_curve};
 use crate::train::{Ending, Event, Observer, Place, Run, pictures, predictions};
 
@@ -68,6 +69,13 @@ fn draw_predictions(run: &mut Run) -> Result<()> {
     }
 }
 
+/// Without the feature `plots` there is no loss curve.
+#[cfg(not(feature = "plots"))]
+fn draw_curve(_: &Run) -> Result<()> {
+    Ok(())
+}
+
+#[cfg(feature = "plots")]
 fn draw_curve(run: &Run) -> Result<()> {
     let epochs = run.place().epochs();
     let (total_seconds, curves) = (run.progress.seconds, run.curves());

@@ -1,0 +1,93 @@
+//! The programs of `tools/examples`, run.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+
+use engine::prelude::*;
+
+use crate::emulator;
+
+#[path = "../../tools/examples/custom_sampler.rs"]
+#[allow(dead_code)]
+mod custom_sampler;
+#[path = "../../tools/examples/own_op.rs"]
+#[allow(dead_code)]
+mod own_op;
+#[path = "../../tools/examples/sample.rs"]
+#[allow(dead_code)]
+mod sample;
+#[cfg(feature = "serve")]
+#[path = "../../tools/examples/serve.rs"]
+#[allow(dead_code)]
+mod serve;
+
+/// Tells the child process of a test to be the server.
+const SERVER: &str = "ENGINE_TEST_SERVER";
+
+#[test]
+fn a_model_draws_in_ten_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("garments.png");
+    sample::draw(out.to_str().unwrap()).unwrap();
+    let (image, _) = engine::picture::read_png(&out).unwrap();
+    assert!(image.width() > 5 * 28 && image.height() > 2 * 28);
+}
+
+#[test]
+fn a_kernel_is_launched() {
+    assert_eq!(own_op::launch_kernel::rows(emulator::device()).unwrap(), [2.0, 2.5, 0.0, 0.5]);
+}
+
+#[test]
+fn an_own_op_has_the_same_gradient_on_the_cpu_and_by_kernels() {
+    let (loss, gradient) = own_op::loss_and_gradient(&Context::cpu()).unwrap();
+    // Rows 2, 0, 2 of the table are 5 6, 1 2, 5 6; the gradient of the mean of squares is 2 y / 6.
+    assert!((loss - 127.0 / 6.0).abs() < 1e-5, "{loss}");
+    let expected = [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0, 10.0 / 3.0, 4.0];
+    assert!(gradient.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-5), "{gradient:?}");
+    let kernels = own_op::loss_and_gradient(&Context::new(Device::Accelerator(emulator::device()))).unwrap();
+    assert!(kernels.1.iter().zip(&gradient).all(|(kernel, cpu)| (kernel - cpu).abs() < 1e-6), "{kernels:?}");
+}
+
+#[test]
+fn an_own_sampler_draws_garments() {
+    let values = custom_sampler::draw(&[1, 8], 10).unwrap();
+    // Trousers and a bag: bright on a dark ground.
+    for image in values.chunks(28 * 28) {
+        let dark = image.iter().filter(|&&value| value < -0.9).count();
+        let bright = image.iter().filter(|&&value| value > 0.0).count();
+        assert!(dark > 150 && bright > 60, "{dark} dark, {bright} bright pixels");
+    }
+    // Another plan than DDIM's on the same times gives other images.
+    let model = Model::load("unet-fashion-small", &Context::cpu(), DType::F32).unwrap();
+    let mut request = model.request([1, 8]);
+    (request.batch, request.sampling.num_steps, request.sampling.guidance) = (2, 10, 1.0);
+    assert_ne!(model.sample(&request).unwrap().concat(), values);
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn a_program_serves() {
+    if std::env::var_os(SERVER).is_some() {
+        return serve::serve(0).unwrap();
+    }
+    let mut server = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "examples::a_program_serves", "--nocapture"])
+        .env(SERVER, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let address = BufReader::new(server.stdout.take().unwrap())
+        .lines()
+        .find_map(|line| line.unwrap().strip_prefix("http://").map(|rest| rest.trim_end_matches('/').to_owned()))
+        .expect("a server that prints its address");
+    let mut client = TcpStream::connect(&address).unwrap();
+    write!(client, "GET /v1/models HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("unet-fashion-small"), "{answer}");
+    // SAFETY: the process is our child, not yet waited for.
+    unsafe { libc::kill(server.id() as i32, libc::SIGTERM) };
+    assert!(server.wait().unwrap().success());
+}
