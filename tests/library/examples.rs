@@ -78,8 +78,9 @@ fn a_program_serves() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let address = BufReader::new(server.stdout.take().unwrap())
-        .lines()
+    // Kept open: the server prints until it ends.
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let address = lines
         .find_map(|line| line.unwrap().strip_prefix("http://").map(|rest| rest.trim_end_matches('/').to_owned()))
         .expect("a server that prints its address");
     let mut client = TcpStream::connect(&address).unwrap();
