@@ -2,17 +2,17 @@
 //!
 //! ```
 //! use std::sync::{Arc, Mutex};
-//! use engine::progress::{Progress, Unit, Update};
+//! use engine::progress::{Reporter, Unit, Update};
 //!
 //! let seen = Arc::new(Mutex::new(Vec::new()));
 //! let receiver = seen.clone();
-//! let progress = Progress::new(move |update| receiver.lock().unwrap().push(format!("{update:?}")));
+//! let progress = Reporter::new(move |update| receiver.lock().unwrap().push(format!("{update:?}")));
 //! let task = progress.begin("pictures", Unit::Pictures, Some(500));
 //! task.at(250);
 //! drop(task);
 //! assert_eq!(seen.lock().unwrap().len(), 3);
 //! // By default nobody listens.
-//! Progress::default().begin("pictures", Unit::Pictures, None).at(1);
+//! Reporter::default().begin("pictures", Unit::Pictures, None).at(1);
 //! ```
 
 use std::fmt;
@@ -42,18 +42,18 @@ type Receiver = dyn Fn(Update) + Send + Sync;
 
 /// The receiver of reports. Clones share it; the default drops every report.
 #[derive(Clone, Default)]
-pub struct Progress(Option<Arc<Receiver>>);
+pub struct Reporter(Option<Arc<Receiver>>);
 
-impl Progress {
+impl Reporter {
     /// Reports go to `receiver`.
     pub fn new(receiver: impl Fn(Update) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(receiver)))
     }
 
     /// Begins a piece of work, which ends when the result is dropped.
-    pub fn begin(&self, name: &str, unit: Unit, total: Option<u64>) -> Task {
+    pub fn begin(&self, name: &str, unit: Unit, total: Option<u64>) -> Activity {
         self.send(Update::Begun { name, unit, total });
-        Task(self.clone())
+        Activity(self.clone())
     }
 
     fn send(&self, update: Update) {
@@ -63,24 +63,24 @@ impl Progress {
     }
 }
 
-impl fmt::Debug for Progress {
+impl fmt::Debug for Reporter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Progress(reported)" } else { "Progress(dropped)" })
+        f.write_str(if self.0.is_some() { "Reporter(reported)" } else { "Reporter(dropped)" })
     }
 }
 
 /// A piece of work in progress.
 #[derive(Debug)]
-pub struct Task(Progress);
+pub struct Activity(Reporter);
 
-impl Task {
+impl Activity {
     /// `done` units are done.
     pub fn at(&self, done: u64) {
         self.0.send(Update::At { done });
     }
 }
 
-impl Drop for Task {
+impl Drop for Activity {
     fn drop(&mut self) {
         self.0.send(Update::Ended);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::progress::{Progress, Unit, Update};
+use crate::progress::{Reporter, Unit, Update};
 
 /// A bar; it disappears when it is dropped.
 pub(super) struct Bar(ProgressBar);
@@ -89,12 +89,12 @@ impl Drop for Bar {
 }
 
 /// Shows what lower layers report: downloads and imports. A download without a terminal is one line.
-pub(super) fn shown(quiet: bool) -> Progress {
+pub(super) fn shown(quiet: bool) -> Reporter {
     if quiet {
-        return Progress::default();
+        return Reporter::default();
     }
     let current: Mutex<Option<(Bar, usize)>> = Mutex::new(None);
-    Progress::new(move |update| {
+    Reporter::new(move |update| {
         let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
         match update {
             Update::Begun { name, unit, total } => {

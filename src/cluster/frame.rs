@@ -7,7 +7,7 @@ pub(super) const MOST: usize = 1 << 20;
 
 /// The meaning of a frame. A rank sends `Hello`, `Stop`, `Leave`; rank 0 `Welcome`, `Refused`, `Command`, `Failed`, `Leave`; either `Beat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FrameKind {
     Hello,
     Welcome,
     Refused,
@@ -23,13 +23,13 @@ pub(super) enum Kind {
     Stop,
 }
 
-impl Kind {
+impl FrameKind {
     const ALL: [Self; 8] =
         [Self::Hello, Self::Welcome, Self::Refused, Self::Beat, Self::Command, Self::Failed, Self::Leave, Self::Stop];
 }
 
 /// Sends a frame with one write.
-pub(super) fn send(stream: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> {
+pub(super) fn send(stream: &mut impl Write, kind: FrameKind, payload: &[u8]) -> io::Result<()> {
     let payload = &payload[..payload.len().min(MOST)];
     let mut bytes = Vec::with_capacity(5 + payload.len());
     bytes.extend((payload.len() as u32).to_le_bytes());
@@ -49,7 +49,7 @@ impl Reader {
     ///
     /// # Errors
     /// Those of the stream, `UnexpectedEof` at its end, `InvalidData` for an invalid frame.
-    pub fn next(&mut self, stream: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
+    pub fn next(&mut self, stream: &mut impl Read) -> io::Result<Option<(FrameKind, Vec<u8>)>> {
         loop {
             if let Some(frame) = self.whole()? {
                 return Ok(Some(frame));
@@ -67,10 +67,10 @@ impl Reader {
         }
     }
 
-    fn whole(&mut self) -> io::Result<Option<(Kind, Vec<u8>)>> {
+    fn whole(&mut self) -> io::Result<Option<(FrameKind, Vec<u8>)>> {
         let Some((&[a, b, c, d, kind], rest)) = self.bytes.split_first_chunk::<5>() else { return Ok(None) };
         let len = u32::from_le_bytes([a, b, c, d]) as usize;
-        let known = Kind::ALL.get(usize::from(kind)).copied();
+        let known = FrameKind::ALL.get(usize::from(kind)).copied();
         let Some(kind) = known.filter(|_| len <= MOST) else { return Err(io::ErrorKind::InvalidData.into()) };
         let Some(payload) = rest.get(..len).map(<[u8]>::to_vec) else { return Ok(None) };
         self.bytes.drain(..5 + len);
@@ -128,8 +128,8 @@ mod tests {
     #[test]
     fn frames_come_in_pieces_and_nothing_unbounded_is_believed() {
         let mut bytes = Vec::new();
-        send(&mut bytes, Kind::Command, b"step").unwrap();
-        send(&mut bytes, Kind::Beat, b"").unwrap();
+        send(&mut bytes, FrameKind::Command, b"step").unwrap();
+        send(&mut bytes, FrameKind::Beat, b"").unwrap();
         let mut reader = Reader::default();
         let mut found = Vec::new();
         for byte in &bytes {
@@ -139,7 +139,7 @@ mod tests {
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof),
             }
         }
-        assert_eq!(found, [(Kind::Command, b"step".to_vec()), (Kind::Beat, Vec::new())]);
+        assert_eq!(found, [(FrameKind::Command, b"step".to_vec()), (FrameKind::Beat, Vec::new())]);
         for bad in [&[255, 255, 255, 255, 1][..], &[0, 0, 0, 0, 99], b"GET / HTTP/1.1\r\n\r\n"] {
             let error = Reader::default().next(&mut &bad[..]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{bad:?}");

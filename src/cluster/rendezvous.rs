@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, T
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::frame::{Fields, Kind, Parser, Reader, printable, send};
+use super::frame::{Fields, FrameKind, Parser, Reader, printable, send};
 use super::{Limits, Placement};
 use crate::error::{Error, Result};
 
@@ -173,7 +173,7 @@ fn hear(stream: TcpStream, ip: IpAddr, job: String, guests: mpsc::Sender<Guest>)
         let Some(hello) = introduction(&stream) else { return };
         if hello.job != job {
             let message = "rank 0 at this address is of another job; set ENGINE_PORT to a port of your own";
-            let _ = send(&mut &stream, Kind::Refused, message.as_bytes());
+            let _ = send(&mut &stream, FrameKind::Refused, message.as_bytes());
             return;
         }
         let _ = guests.send(Guest { hello, stream, ip });
@@ -189,7 +189,7 @@ fn introduction(stream: &TcpStream) -> Option<Hello> {
     let mut reader = Reader::default();
     while Instant::now() < until {
         if let Some((kind, payload)) = reader.next(&mut &*stream).ok()? {
-            return Hello::read(&payload).filter(|_| kind == Kind::Hello);
+            return Hello::read(&payload).filter(|_| kind == FrameKind::Hello);
         }
     }
     None
@@ -239,7 +239,7 @@ fn lead(
     let welcome = welcome(&meeting);
     let mut control = Vec::new();
     for (rank, guest) in (1..).zip(guests) {
-        send(&mut &guest.stream, Kind::Welcome, &welcome).map_err(|error| {
+        send(&mut &guest.stream, FrameKind::Welcome, &welcome).map_err(|error| {
             let message = format!("{} is gone: {error}", meeting.members[rank].describe(rank));
             Error::cluster(message, "look at its own error, and start the job again")
         })?;
@@ -251,7 +251,7 @@ fn lead(
 fn refuse(guests: &[Guest], fault: &str) {
     for guest in guests {
         // A closed connection needs no answer.
-        let _ = send(&mut &guest.stream, Kind::Refused, fault.as_bytes());
+        let _ = send(&mut &guest.stream, FrameKind::Refused, fault.as_bytes());
     }
 }
 
@@ -358,17 +358,17 @@ fn follow(placement: &Placement, limits: Limits) -> Result<Met> {
     stream.set_nodelay(true).map_err(gone)?;
     stream.set_read_timeout(Some(Duration::from_secs(1))).map_err(gone)?;
     stream.set_write_timeout(Some(INTRODUCTION)).map_err(gone)?;
-    send(&mut &stream, Kind::Hello, &Hello::own(placement, port).write()).map_err(gone)?;
+    send(&mut &stream, FrameKind::Hello, &Hello::own(placement, port).write()).map_err(gone)?;
     // Rank 0 may have started to wait only now.
     let until = Instant::now() + limits.rendezvous + INTRODUCTION;
     let mut reader = Reader::default();
     while Instant::now() < until {
         match reader.next(&mut &stream).map_err(gone)? {
-            Some((Kind::Welcome, payload)) => {
+            Some((FrameKind::Welcome, payload)) => {
                 let Some(meeting) = welcomed(&payload, placement.ranks, leader) else { break };
                 return Ok(Met { meeting, control: vec![(0, stream)], listener, latecomers: None });
             }
-            Some((Kind::Refused, message)) => {
+            Some((FrameKind::Refused, message)) => {
                 let advice = "start all ranks of a job with the same engine, each with its own rank";
                 return Err(Error::cluster(printable(&message), advice));
             }
@@ -386,7 +386,7 @@ pub(super) fn turn_away(listener: &TcpListener, ranks: usize) -> bool {
     std::thread::spawn(move || {
         if let Some(hello) = introduction(&stream) {
             let message = format!("rank {} is one too many: the job has its {ranks} ranks already", hello.rank);
-            let _ = send(&mut &stream, Kind::Refused, message.as_bytes());
+            let _ = send(&mut &stream, FrameKind::Refused, message.as_bytes());
         }
     });
     true
@@ -413,14 +413,14 @@ mod tests {
         let old = Hello { version: "0.0.9".into(), rank: 1, ..Hello::own(&placement, 5) };
         let guest = std::thread::spawn(move || {
             let stream = TcpStream::connect(leader).unwrap();
-            send(&mut &stream, Kind::Hello, &old.write()).unwrap();
+            send(&mut &stream, FrameKind::Hello, &old.write()).unwrap();
             Reader::default().next(&mut &stream).unwrap().unwrap()
         });
         let met = meet(&placement, Some(listener), Limits::default(), &mut || Ok(()));
         let told = met.map(|_| ()).unwrap_err().to_string();
         let (kind, heard) = guest.join().unwrap();
         assert!(told.contains("rank 1 is engine 0.0.9, rank 0 is"), "{told}");
-        assert!(kind == Kind::Refused && told.starts_with(&printable(&heard)), "{told}");
+        assert!(kind == FrameKind::Refused && told.starts_with(&printable(&heard)), "{told}");
     }
 
     #[test]

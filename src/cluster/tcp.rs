@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
-use super::frame::{Kind, MOST};
+use super::frame::{FrameKind, MOST};
 use super::mesh::{Mesh, Transfer};
 use super::rendezvous::meet;
 use super::watch::Watch;
@@ -196,7 +196,7 @@ impl Collective for Tcp {
             return Err(Error::shape("tell", format!("a command of {} bytes; at most {MOST}", command.len())));
         }
         self.go_on(Moving::Together);
-        self.watch.tell(Kind::Command, command);
+        self.watch.tell(FrameKind::Command, command);
         Ok(())
     }
 
@@ -229,7 +229,7 @@ impl Collective for Tcp {
     fn ask_to_stop(&self) {
         match self.rank {
             0 => self.watch.stop.store(true, Ordering::Release),
-            _ => self.watch.tell(Kind::Stop, b""),
+            _ => self.watch.tell(FrameKind::Stop, b""),
         }
     }
 

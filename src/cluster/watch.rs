@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use super::frame::{Kind, Reader, printable, send};
+use super::frame::{FrameKind, Reader, printable, send};
 use super::pulse::{Pulse, Pulses};
 use super::rendezvous::{Meeting, turn_away};
 use super::{Limits, Moving};
@@ -129,12 +129,12 @@ impl Watch {
         }
         self.failed.store(true, Ordering::Release);
         if self.rank == 0 {
-            self.tell(Kind::Failed, message.as_bytes());
+            self.tell(FrameKind::Failed, message.as_bytes());
         }
     }
 
     /// Writes to all remaining peers. The reader notices write failures.
-    pub fn tell(&self, kind: Kind, payload: &[u8]) {
+    pub fn tell(&self, kind: FrameKind, payload: &[u8]) {
         for (peer, stream) in &self.peers {
             if !self.left[peer].load(Ordering::Acquire) {
                 let _ = send(&mut *locked(stream), kind, payload);
@@ -154,7 +154,7 @@ impl Watch {
         // Others need not hear what they already know or have told this rank.
         let error = error.filter(|_| !self.failed.load(Ordering::Acquire)).unwrap_or_default();
         let short: String = error.chars().take(2000).collect();
-        self.tell(Kind::Leave, short.as_bytes());
+        self.tell(FrameKind::Leave, short.as_bytes());
     }
 
     /// Reads from one peer until it has left or is gone.
@@ -166,17 +166,17 @@ impl Watch {
                 Ok(Some((kind, payload))) => {
                     self.heard[&peer].store(self.began.elapsed().as_millis() as u64, Ordering::Release);
                     match kind {
-                        Kind::Beat => {
+                        FrameKind::Beat => {
                             if let (0, Some(pulse)) = (self.rank, Pulse::read(&payload)) {
                                 locked(&self.pulses).hear(peer, pulse, Instant::now());
                             }
                         }
-                        Kind::Command => {
+                        FrameKind::Command => {
                             let _ = commands.send(payload);
                         }
-                        Kind::Failed => self.fail(printable(&payload)),
-                        Kind::Stop => self.stop.store(true, Ordering::Release),
-                        Kind::Leave => {
+                        FrameKind::Failed => self.fail(printable(&payload)),
+                        FrameKind::Stop => self.stop.store(true, Ordering::Release),
+                        FrameKind::Leave => {
                             self.left[&peer].store(true, Ordering::Release);
                             if !payload.is_empty() {
                                 self.fail(format!("{} failed: {}", self.describe(peer), printable(&payload)));
@@ -207,7 +207,7 @@ impl Watch {
             }
             if Instant::now() >= next {
                 next = Instant::now() + BEAT;
-                self.tell(Kind::Beat, &self.pulse().write());
+                self.tell(FrameKind::Beat, &self.pulse().write());
                 self.look();
                 if self.rank == 0 {
                     self.look_who_stands_still();

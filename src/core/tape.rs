@@ -19,7 +19,7 @@ use std::rc::Rc;
 use backward::NamedInput;
 pub use backward::{Backward, Input, Inputs};
 pub use destination::Destination;
-pub use prepared::Prepared;
+pub use prepared::PreparedWeights;
 pub use sum::add_to;
 pub(crate) use sum::convert;
 
@@ -126,7 +126,7 @@ pub struct Tape {
     slots: RefCell<Vec<Slot>>,
     links: RefCell<HashMap<usize, Link>>,
     recording: bool,
-    prepared: Option<Rc<Prepared>>,
+    prepared: Option<Rc<PreparedWeights>>,
 }
 
 impl Tape {
@@ -148,11 +148,11 @@ impl Tape {
     }
 
     /// The same, but ops read weights in the forms of `prepared` where it has them.
-    pub fn with_prepared(self, prepared: &Rc<Prepared>) -> Self {
+    pub fn with_prepared(self, prepared: &Rc<PreparedWeights>) -> Self {
         Self { prepared: Some(prepared.clone()), ..self }
     }
 
-    /// For an op on the CPU: what `make(source, made)` made of `source` at the last [`Prepared::refresh`]. None where there
+    /// For an op on the CPU: what `make(source, made)` made of `source` at the last [`PreparedWeights::refresh`]. None where there
     /// is no such thing, so that the op does without. In planning, makes room for `len` elements of the source's dtype under
     /// `name`, which tells an op's forms of one weight apart.
     ///

@@ -12,7 +12,7 @@ use super::import::{Format, ImportOptions, import};
 use super::official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS, official};
 use super::source::HashedFile;
 use crate::error::{Error, Result};
-use crate::progress::Progress;
+use crate::progress::Reporter;
 
 #[cfg(feature = "fetch")]
 use transfer::download_from;
@@ -27,12 +27,12 @@ pub struct FetchOptions {
     /// Fetch again even if the file exists.
     pub force: bool,
     /// The receiver of the progress.
-    pub progress: Progress,
+    pub progress: Reporter,
 }
 
 impl Default for FetchOptions {
     fn default() -> Self {
-        Self { data_dir: "data".into(), base_url: None, force: false, progress: Progress::default() }
+        Self { data_dir: "data".into(), base_url: None, force: false, progress: Reporter::default() }
     }
 }
 

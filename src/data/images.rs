@@ -22,7 +22,7 @@ use super::source::{HashedFile, file_name};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::picture::{Image, LONGEST_FILE, Note, Picture, PictureKind, decode_picture};
-use crate::progress::{Task, Unit};
+use crate::progress::{Activity, Unit};
 
 /// Bytes read before decoding in parallel.
 const BATCH_BYTES: u64 = 16 << 20;
@@ -254,7 +254,7 @@ pub(super) struct Pictures<'a> {
     others: Vec<String>,
     links: Vec<String>,
     hidden: Vec<String>,
-    progress: Task,
+    progress: Activity,
 }
 
 impl<'a> Pictures<'a> {

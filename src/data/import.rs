@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::describe;
 use crate::image_size::ImageSize;
 use crate::picture::{Fit, PictureKind};
-use crate::progress::Progress;
+use crate::progress::Reporter;
 use crate::rng::{Philox, Purpose};
 
 const SEE_HELP: &str = "give a source of a known format (see `engine data import --help`)";
@@ -93,7 +93,7 @@ pub struct ImportOptions {
     /// Which of several sets in one folder: EMNIST's `balanced`, `letters` and so on.
     pub part: Option<String>,
     /// The receiver of the progress.
-    pub progress: Progress,
+    pub progress: Reporter,
     /// The folder, on a disk with room for the whole set, for pixels until the set is written; None keeps them in memory. No file
     /// is left there.
     pub scratch: Option<PathBuf>,
@@ -120,7 +120,7 @@ impl Default for ImportOptions {
             unlabelled: false,
             labels: LabelKind::Fine,
             part: None,
-            progress: Progress::default(),
+            progress: Reporter::default(),
             scratch: None,
             validation: 0.1,
             seed: 0,

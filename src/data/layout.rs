@@ -273,7 +273,7 @@ mod tests {
         arrange(Path::new("set"), paths, &Labels::default(), false).unwrap()
     }
 
-    fn told(arranged: &Arranged) -> Vec<String> {
+    fn labels_of(arranged: &Arranged) -> Vec<String> {
         let place = |place: &Option<Place>| match place {
             Some(Place { split, label }) => {
                 let split = if *split == Split::Train { "" } else { "held out " };
@@ -301,7 +301,7 @@ mod tests {
         for (paths, expected, has_split) in cases {
             let arranged = arranged(paths);
             assert_eq!(
-                (told(&arranged), arranged.has_split),
+                (labels_of(&arranged), arranged.has_split),
                 (expected.iter().map(|e| e.to_string()).collect(), has_split),
                 "{paths:?}"
             );
@@ -312,7 +312,7 @@ mod tests {
         let error = arrange(Path::new("set"), &["a/1.png", "b/c/2.png"], &Labels::default(), false).unwrap_err();
         assert!(error.to_string().contains("set/b/c/2.png: lies deeper than a/1.png"), "{error}");
         let all = arrange(Path::new("set"), &["a/1.png", "b/c/2.png"], &Labels::default(), true).unwrap();
-        assert_eq!(told(&all), ["unlabelled", "unlabelled"]);
+        assert_eq!(labels_of(&all), ["unlabelled", "unlabelled"]);
     }
 
     #[test]
@@ -322,7 +322,7 @@ mod tests {
         labels.add(Path::new("set"), "labels.csv", super::super::labels::Form::Csv, table).unwrap();
         let paths = ["00000/1.png", "00000/2.png", "00000/3.png"];
         let arranged = arrange(Path::new("set"), &paths, &labels, false).unwrap();
-        assert_eq!(told(&arranged), ["2", "0", "-"]);
+        assert_eq!(labels_of(&arranged), ["2", "0", "-"]);
         assert_eq!(arranged.class_names, ["0", "1", "2"]);
         assert_eq!(arranged.notes[1], "left out 1 pictures that have no label: 00000/3.png");
         assert_eq!(arranged.notes[2], "1 labels belong to no picture that is there: 00000/4.png");

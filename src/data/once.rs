@@ -11,7 +11,7 @@ use super::dataset::{Dataset, hex};
 use super::images::is_hidden;
 use super::import::{ImportOptions, default_name, import};
 use crate::error::{Error, Result};
-use crate::progress::Progress;
+use crate::progress::Reporter;
 
 /// Increase when the same source would give a different data set.
 const VERSION: u32 = 1;
@@ -28,7 +28,7 @@ pub fn import_once(source: &Path, options: &ImportOptions, data_dir: &Path) -> R
     let name = options.name.clone().unwrap_or_else(|| default_name(source));
     let scratch = Some(data_dir.join(FOLDER));
     let told =
-        ImportOptions { name: Some(name.clone()), progress: Progress::default(), scratch: None, ..options.clone() };
+        ImportOptions { name: Some(name.clone()), progress: Reporter::default(), scratch: None, ..options.clone() };
     let mut sha = Sha256::new();
     sha.update(format!("{VERSION} {told:?} {}", digest(source)?));
     let file = once_file(data_dir, &name, &hex(&sha.finalize()));

@@ -8,7 +8,7 @@ use super::official::official;
 use super::once::imported;
 use super::shapes::{SHAPES_COUNT, shapes};
 use crate::error::{Error, Result};
-use crate::progress::Progress;
+use crate::progress::Reporter;
 
 /// The value of `--data` for the built-in set.
 pub const BUILTIN: &str = "builtin";
@@ -25,12 +25,12 @@ pub struct ResolveOptions<'a> {
     /// Images of the built-in set, a tenth of them for validation.
     pub shapes_count: usize,
     /// The receiver of the progress of a download.
-    pub progress: Progress,
+    pub progress: Reporter,
 }
 
 impl Default for ResolveOptions<'_> {
     fn default() -> Self {
-        Self { data_dir: Path::new("data"), shapes_seed: 0, shapes_count: SHAPES_COUNT, progress: Progress::default() }
+        Self { data_dir: Path::new("data"), shapes_seed: 0, shapes_count: SHAPES_COUNT, progress: Reporter::default() }
     }
 }
 
@@ -54,11 +54,11 @@ pub fn resolve(name: &str, explicit: Option<&str>, options: &ResolveOptions) -> 
     let built_in = |name| name == BUILTIN || name == SHAPES;
     match explicit {
         Some(explicit) if Path::new(explicit).exists() => Dataset::open(explicit),
-        Some(explicit) if built_in(explicit) => made(options),
+        Some(explicit) if built_in(explicit) => built_in_set(options),
         // A published set's name is equivalent to its file in the data folder.
         Some(explicit) if official(explicit).is_some() => named(explicit, options),
         Some(explicit) => Dataset::open(explicit),
-        None if built_in(name) => made(options),
+        None if built_in(name) => built_in_set(options),
         None => named(name, options),
     }
 }
@@ -70,13 +70,13 @@ pub fn resolve(name: &str, explicit: Option<&str>, options: &ResolveOptions) -> 
 /// Those of [`Dataset::open`].
 pub fn at_hand(name: &str, options: &ResolveOptions) -> Result<Option<Dataset>> {
     if name == BUILTIN || name == SHAPES {
-        return made(options).map(Some);
+        return built_in_set(options).map(Some);
     }
     let path = data_file(options.data_dir, name);
     path.exists().then(|| Dataset::open(path)).transpose()
 }
 
-fn made(options: &ResolveOptions) -> Result<Dataset> {
+fn built_in_set(options: &ResolveOptions) -> Result<Dataset> {
     if options.shapes_count == 0 || u32::try_from(options.shapes_count).is_err() {
         let message = format!("is {}", options.shapes_count);
         return Err(Error::config("data.shapes_count", message, format!("give 1 to {} images", u32::MAX)));

@@ -2,7 +2,7 @@
 
 use super::sample::Sampler;
 use super::sampler::{Plan, Stage};
-use super::{Level, NoiseSchedule, Prediction, SamplerKind, SamplingConfig, Variance};
+use super::{NoiseLevel, NoiseSchedule, Prediction, SamplerKind, SamplingConfig, Variance};
 use crate::error::{Error, Result};
 use crate::ops::host::normal::fill_normal;
 use crate::rng::{Philox, Purpose};
@@ -62,12 +62,13 @@ impl Plan {
         let forward = Self::new(noise, prediction, &sampling)?;
         let mut stages: Vec<Stage> = forward.stages().to_vec();
         stages.reverse();
-        let levels: Vec<Level> = stages.iter().map(|stage| stage.level).collect();
+        let levels: Vec<NoiseLevel> = stages.iter().map(|stage| stage.level).collect();
         // ε is undetermined for the image itself: it is treated as a state of the least noisy level.
         let mut first = stages[0].clone();
-        (first.next_base, first.next_x0, first.next_eps, first.clip) = (levels[0].a, 0.0, levels[0].s, f64::INFINITY);
+        (first.next_base, first.next_x0, first.next_eps, first.clip) =
+            (levels[0].alpha, 0.0, levels[0].sigma, f64::INFINITY);
         for (stage, to) in stages.iter_mut().zip(&levels[1..]) {
-            (stage.next_x0, stage.next_eps) = (to.a, to.s);
+            (stage.next_x0, stage.next_eps) = (to.alpha, to.sigma);
         }
         stages.pop();
         stages.insert(0, first);
@@ -116,8 +117,8 @@ pub enum Known {
 
 impl Known {
     /// Replaces A·x by a·A·image + s·A·noise in each image of `x` and `noise` `[N, H, W, C]`.
-    pub fn impose(&self, level: Level, noise: &[f32], x: &mut [f32]) {
-        let known = |value: f32, noise: f64| level.a * f64::from(value) + level.s * noise;
+    pub fn impose(&self, level: NoiseLevel, noise: &[f32], x: &mut [f32]) {
+        let known = |value: f32, noise: f64| level.alpha * f64::from(value) + level.sigma * noise;
         let elements = self.elements();
         for (x, noise) in x.chunks_exact_mut(elements).zip(noise.chunks_exact(elements)) {
             match self {
@@ -278,9 +279,9 @@ impl Sampler {
 }
 
 /// Adds fresh noise to `count` states at level `from` to raise them to the noisier level `to`.
-fn renoise(from: Level, to: Level, seed: u64, first: u32, step: u32, count: usize, x: &mut [f32]) {
-    let scale = to.a / from.a;
-    let fresh = (to.s * to.s - (scale * from.s).powi(2)).max(0.0).sqrt();
+fn renoise(from: NoiseLevel, to: NoiseLevel, seed: u64, first: u32, step: u32, count: usize, x: &mut [f32]) {
+    let scale = to.alpha / from.alpha;
+    let fresh = (to.sigma * to.sigma - (scale * from.sigma).powi(2)).max(0.0).sqrt();
     let mut z = vec![0.0; x.len() / count.max(1)];
     for (item, x) in x.chunks_exact_mut(z.len()).enumerate() {
         fill_normal(&mut z, Philox::new(seed), first.wrapping_add(item as u32), step, Purpose::Noise);

@@ -9,7 +9,7 @@ use crate::nn::Scope;
 use crate::ops::balanced_loss::{BalancedLoss, balanced_loss, update_magnitudes};
 use crate::ops::level_sampling::{self, Law};
 use crate::ops::mse_loss::mse_loss;
-use crate::ops::noise_step::{Draw, NoiseStep, Target, Times, noise_step};
+use crate::ops::noise_step::{Draw, NoiseStep, Target, TimeGrid, noise_step};
 use crate::tape::Var;
 use crate::tensor::{Context, DType, Tensor};
 
@@ -23,7 +23,7 @@ pub struct Batch {
 
 /// The purpose of an objective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
+pub enum LossMode {
     /// Training: noise levels and term weights may adapt to earlier losses.
     Training,
     /// Validation: uniform or logit-normal times, and the configured term weights λ.
@@ -60,18 +60,18 @@ impl Objective {
     pub fn new(
         context: &Context,
         config: &DiffusionConfig,
-        purpose: Purpose,
+        purpose: LossMode,
         seed: u64,
         label_dropout: f32,
         null_label: Option<usize>,
     ) -> Result<Self> {
         let schedule = NoiseSchedule::new(config)?;
         let times = match schedule.tables() {
-            Some((a, s)) => Times::Table { a: context.tensor(&a, [a.len()])?, s: context.tensor(&s, [s.len()])? },
-            None => Times::Flow,
+            Some((a, s)) => TimeGrid::Table { a: context.tensor(&a, [a.len()])?, s: context.tensor(&s, [s.len()])? },
+            None => TimeGrid::Flow,
         };
-        debug_assert_eq!(matches!(times, Times::Flow), config.schedule == Schedule::Flow);
-        let training = purpose == Purpose::Training;
+        debug_assert_eq!(matches!(times, TimeGrid::Flow), config.schedule == Schedule::Flow);
+        let training = purpose == LossMode::Training;
         let levels = if training && config.timestep_sampling == TimestepSampling::Adaptive {
             let bins = config.adaptive_bins;
             let law = Law { decay: config.adaptive_decay as f32, uniform: config.adaptive_uniform as f32 };

@@ -18,9 +18,9 @@ pub use config::{
 pub use denoiser::Denoiser;
 pub use edit::{Binding, Known, slerp};
 pub use guidance::GuidanceSchedule;
-pub use loss::{Batch, Loss, Objective, Purpose};
+pub use loss::{Batch, Loss, LossMode, Objective};
 pub(crate) use rows::{Beginning, Buffers, Going, Rows};
 pub use sample::{Sampler, SamplerSpec};
 pub use sampler::{Plan, Stage, StageCoefficients, Variance};
-pub use schedule::{FLOW_TIME_SCALE, Inverse, Level, NoiseSchedule};
+pub use schedule::{FLOW_TIME_SCALE, Inverse, NoiseLevel, NoiseSchedule};
 pub use timesteps::{Profile, Times, TimestepSchedule};

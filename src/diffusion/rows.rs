@@ -7,7 +7,7 @@ use super::{Denoiser, Stage, StageCoefficients};
 use crate::error::{Error, Result};
 use crate::nn::Parameters;
 use crate::ops::sampler_step::{ROW_WORDS, Row, STAGE_WORDS, SamplerState, fill_noise, sampler_step, sampler_time};
-use crate::tape::{Prepared, Tape};
+use crate::tape::{PreparedWeights, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
 
 /// Which optional buffers exist, each as large as the state.
@@ -84,7 +84,7 @@ pub(crate) struct Rows {
     model: Rc<dyn Denoiser>,
     parameters: Rc<Parameters>,
     /// The weights in the CPU's layout, as of the last [`Rows::refresh`].
-    prepared: Rc<Prepared>,
+    prepared: Rc<PreparedWeights>,
     capacity: usize,
     state: State,
     programs: BTreeMap<usize, (Program, State)>,
@@ -342,7 +342,7 @@ fn step(
     context: &Context,
     model: &dyn Denoiser,
     parameters: &Parameters,
-    prepared: &Rc<Prepared>,
+    prepared: &Rc<PreparedWeights>,
     state: &State,
 ) -> Result<()> {
     let tape = Tape::inference(context).with_prepared(prepared);

@@ -22,7 +22,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::schedule::Inverse;
-use super::{Level, NoiseSchedule, Prediction, SamplerKind, SamplingConfig};
+use super::{NoiseLevel, NoiseSchedule, Prediction, SamplerKind, SamplingConfig};
 use crate::{Error, Result};
 
 /// Pixels, and so x_0, lie in [-1, 1].
@@ -55,7 +55,7 @@ pub struct Stage {
     /// The time input of the network.
     pub time_input: f64,
     /// The noise level of the network's input state.
-    pub level: Level,
+    pub level: NoiseLevel,
     /// (x_0, ε) from the state and the prediction.
     pub inverse: Inverse,
     /// The clamp of x_0; infinite for none.
@@ -170,7 +170,7 @@ impl Stage {
 
     /// ε's share of a change of x_0 at a fixed state.
     fn eps_clip(&self) -> f64 {
-        -self.level.a / self.level.s
+        -self.level.alpha / self.level.sigma
     }
 
     /// The stage in the device's layout.
@@ -246,19 +246,19 @@ impl Plan {
             let progress = step as f64 / (times.len() - 1).max(1) as f64;
             stage.guidance = sampling.guidance_schedule.at(sampling.guidance, progress);
             let next_time = times.get(step + 1).copied();
-            let next = next_time.map_or(Level::CLEAN, |time| noise.level(time));
+            let next = next_time.map_or(NoiseLevel::CLEAN, |time| noise.level(time));
             match sampling.sampler {
                 SamplerKind::Ddpm => {
                     ancestral(&mut stage, next, 1.0);
                     if variance == Variance::Forward && next_time.is_some() {
-                        let forward = stage.level.a / next.a;
-                        stage.next_noise = (stage.level.s.powi(2) - (forward * next.s).powi(2)).sqrt();
+                        let forward = stage.level.alpha / next.alpha;
+                        stage.next_noise = (stage.level.sigma.powi(2) - (forward * next.sigma).powi(2)).sqrt();
                     }
                 }
                 SamplerKind::Ddim => ancestral(&mut stage, next, sampling.eta),
                 SamplerKind::Heun => {
                     ancestral(&mut stage, next, 0.0);
-                    let ratio = stage.level.sigma() / next.sigma();
+                    let ratio = stage.level.noise_to_signal() / next.noise_to_signal();
                     let correctable = noise.is_continuous() || ratio <= HEUN_MAX_SIGMA_RATIO;
                     if let Some(next_time) = next_time.filter(|_| correctable) {
                         let mut corrector = Stage::new(noise, prediction, sampling, step, next_time)?;
@@ -379,7 +379,7 @@ fn check_times(noise: &NoiseSchedule, times: &[f64]) -> Result<()> {
     if times.is_empty() {
         return Err(Error::config("sampling timesteps", "the list is empty", advice()));
     }
-    if let Some(time) = times.iter().find(|&&time| !noise.has(time) || noise.level(time).s == 0.0) {
+    if let Some(time) = times.iter().find(|&&time| !noise.has(time) || noise.level(time).sigma == 0.0) {
         return Err(Error::config("sampling timesteps", format!("{time} is not a noise level"), advice()));
     }
     if let Some(pair) = times.windows(2).find(|pair| pair[0] <= pair[1]) {
@@ -392,12 +392,12 @@ fn check_times(noise: &NoiseSchedule, times: &[f64]) -> Result<()> {
 ///
 /// x_0/a + σ·ε is a process with growing noise, so its posterior depends only on (a, s): with ρ = σ'/σ the added noise has
 /// variance s'²·(1 - ρ²), which is β̃ if a² + s² = 1.
-fn ancestral(stage: &mut Stage, next: Level, eta: f64) {
-    let rho = (next.s * stage.level.a) / (next.a * stage.level.s);
+fn ancestral(stage: &mut Stage, next: NoiseLevel, eta: f64) {
+    let rho = (next.sigma * stage.level.alpha) / (next.alpha * stage.level.sigma);
     let fresh = eta * (1.0 - rho * rho).sqrt();
-    stage.next_x0 = next.a;
-    stage.next_eps = next.s * (1.0 - fresh * fresh).sqrt();
-    stage.next_noise = next.s * fresh;
+    stage.next_x0 = next.alpha;
+    stage.next_eps = next.sigma * (1.0 - fresh * fresh).sqrt();
+    stage.next_noise = next.sigma * fresh;
 }
 
 /// Heun's corrector for `predictor`, a step to the corrector's level (Karras et al. 2022, "Elucidating the Design Space of
@@ -407,9 +407,9 @@ fn ancestral(stage: &mut Stage, next: Level, eta: f64) {
 fn heun(predictor: &mut Stage, mut corrector: Stage, flow: bool) -> Stage {
     let (from, to) = (predictor.level, corrector.level);
     let (base, half, derivative) = if flow {
-        (1.0, 0.5 * (to.s - from.s), (-1.0, 1.0))
+        (1.0, 0.5 * (to.sigma - from.sigma), (-1.0, 1.0))
     } else {
-        (to.a / from.a, 0.5 * (to.s - to.a * from.sigma()), (0.0, 1.0))
+        (to.alpha / from.alpha, 0.5 * (to.sigma - to.alpha * from.noise_to_signal()), (0.0, 1.0))
     };
     predictor.saves_state = true;
     predictor.saves = Some(derivative);
@@ -428,12 +428,12 @@ fn heun(predictor: &mut Stage, mut corrector: Stage, flow: bool) -> Stage {
 /// step, which began at `previous`. With h = λ' - λ and h₀ = λ - λ_previous, (1 - e^-h)/2 · h/h₀ of the difference of the two is
 /// added. As in diffusers, the first step and the last, to λ = ∞, are of first order. Flow uses the same steps: the equation is
 /// the same in (a, s), and from pure noise, λ = -∞, nothing can be extrapolated (h/h₀ = 0).
-fn multistep(stage: &mut Stage, previous: Level, next: Level) {
-    let (before, sigma, after) = (previous.sigma(), stage.level.sigma(), next.sigma());
+fn multistep(stage: &mut Stage, previous: NoiseLevel, next: NoiseLevel) {
+    let (before, sigma, after) = (previous.noise_to_signal(), stage.level.noise_to_signal(), next.noise_to_signal());
     let slope = 0.5 * (1.0 - after / sigma) * (sigma / after).ln() / (before / sigma).ln();
     if slope > 0.0 {
-        stage.next_x0 = next.a * (1.0 + slope);
-        stage.next_saved = Some(-next.a * slope);
+        stage.next_x0 = next.alpha * (1.0 + slope);
+        stage.next_saved = Some(-next.alpha * slope);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Noise levels: the amounts of image and noise in a noisy image, and the conversion of predictions.
 //!
-//! Everything here is x_t = a·x_0 + s·ε with ε standard normal. A [`Level`] is one such pair (a, s); a [`NoiseSchedule`] gives the
+//! Everything here is x_t = α·x_0 + σ·ε with ε standard normal. A [`NoiseLevel`] is one such pair (α, σ); a [`NoiseSchedule`] gives the
 //! level of each diffusion time. Predictions are linear in (x_0, ε), so converting one into another takes two multiplications,
 //! with the same algebra for every schedule. It is computed in f64 and rounded once, to the device's f32 tables.
 
@@ -10,13 +10,13 @@ use crate::Result;
 /// Time input scale of continuous flow: t in (0, 1) times this, as if there were 1000 timesteps.
 pub const FLOW_TIME_SCALE: f64 = 1000.0;
 
-/// One noise level of x_t = a·x_0 + s·ε.
+/// One noise level of x_t = α·x_0 + σ·ε.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Level {
-    /// The weight a of the clean image x_0.
-    pub a: f64,
-    /// The weight s of the noise ε.
-    pub s: f64,
+pub struct NoiseLevel {
+    /// The weight α of the clean image x_0.
+    pub alpha: f64,
+    /// The weight σ of the noise ε.
+    pub sigma: f64,
 }
 
 /// The conversion of (x_t, prediction) into (x_0, ε): x_0 = `x0_x`·x_t + `x0_pred`·prediction, ε = `eps_x`·x_t +
@@ -33,29 +33,29 @@ pub struct Inverse {
     pub eps_pred: f64,
 }
 
-impl Level {
+impl NoiseLevel {
     /// The end of sampling: the clean image.
-    pub const CLEAN: Self = Self { a: 1.0, s: 0.0 };
+    pub const CLEAN: Self = Self { alpha: 1.0, sigma: 0.0 };
 
-    /// The signal-to-noise ratio a²/s².
+    /// The signal-to-noise ratio α²/σ².
     pub fn snr(self) -> f64 {
-        (self.a / self.s).powi(2)
+        (self.alpha / self.sigma).powi(2)
     }
 
-    /// The noise level σ = s/a of x_t/a = x_0 + σ·ε (Karras et al. 2022); infinite for a = 0.
-    pub fn sigma(self) -> f64 {
-        self.s / self.a
+    /// The ratio σ/α, the σ of Karras et al. 2022: x_t/α = x_0 + (σ/α)·ε; infinite for α = 0.
+    pub fn noise_to_signal(self) -> f64 {
+        self.sigma / self.alpha
     }
 
     /// The training target of a network with `prediction`, as weights (of x_0, of ε).
     ///
-    /// ε: (0, 1); x_0: (1, 0); v: (-s, a) (Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion
+    /// ε: (0, 1); x_0: (1, 0); v: (-σ, α) (Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion
     /// Models"); flow: (-1, 1).
     pub fn target(self, prediction: Prediction) -> (f64, f64) {
         match prediction {
             Prediction::Epsilon => (0.0, 1.0),
             Prediction::X0 => (1.0, 0.0),
-            Prediction::V => (-self.s, self.a),
+            Prediction::V => (-self.sigma, self.alpha),
             Prediction::Flow => (-1.0, 1.0),
         }
     }
@@ -63,12 +63,12 @@ impl Level {
     /// (x_0, ε) from x_t and a prediction, or `None` if the prediction does not determine one of them: ε for a = 0, x_0 for s = 0.
     pub fn invert(self, prediction: Prediction) -> Option<Inverse> {
         let (c_x, c_n) = self.target(prediction);
-        let determinant = self.a * c_n - self.s * c_x;
+        let determinant = self.alpha * c_n - self.sigma * c_x;
         (determinant != 0.0).then(|| Inverse {
             x0_x: c_n / determinant,
-            x0_pred: -self.s / determinant,
+            x0_pred: -self.sigma / determinant,
             eps_x: -c_x / determinant,
-            eps_pred: self.a / determinant,
+            eps_pred: self.alpha / determinant,
         })
     }
 }
@@ -81,7 +81,7 @@ impl Level {
 pub struct NoiseSchedule {
     num_steps: usize,
     /// One level per timestep; `None` if time is continuous.
-    levels: Option<Vec<Level>>,
+    levels: Option<Vec<NoiseLevel>>,
 }
 
 impl NoiseSchedule {
@@ -114,11 +114,11 @@ impl NoiseSchedule {
     ///
     /// # Panics
     /// If `time` is not a timestep in 0…T - 1, or under `flow` not in [0, 1].
-    pub fn level(&self, time: f64) -> Level {
+    pub fn level(&self, time: f64) -> NoiseLevel {
         assert!(self.has(time), "no noise level at time {time} of {}", self.num_steps);
         match &self.levels {
             Some(levels) => levels[time as usize],
-            None => Level { a: 1.0 - time, s: time },
+            None => NoiseLevel { alpha: 1.0 - time, sigma: time },
         }
     }
 
@@ -137,7 +137,7 @@ impl NoiseSchedule {
 
     /// The tables a\[T\] and s\[T\] for a device, rounded once from f64; `None` under `flow`, whose levels are computed from t.
     pub fn tables(&self) -> Option<(Vec<f32>, Vec<f32>)> {
-        self.levels.as_ref().map(|levels| levels.iter().map(|level| (level.a as f32, level.s as f32)).unzip())
+        self.levels.as_ref().map(|levels| levels.iter().map(|level| (level.alpha as f32, level.sigma as f32)).unzip())
     }
 
     /// The default times of a sampler with `steps` steps, descending: timesteps round(T·k/n) - 1, k = n…1 (halves up), and under
@@ -171,13 +171,13 @@ fn cosine_betas(num_steps: usize) -> Vec<f64> {
 }
 
 /// Levels with a² = ᾱ_t = Π (1 - β) and s² = 1 - ᾱ_t.
-fn levels(betas: Vec<f64>) -> Vec<Level> {
+fn levels(betas: Vec<f64>) -> Vec<NoiseLevel> {
     let mut alpha_bar = 1.0;
     betas
         .into_iter()
         .map(|beta| {
             alpha_bar *= 1.0 - beta;
-            Level { a: alpha_bar.sqrt(), s: (1.0 - alpha_bar).sqrt() }
+            NoiseLevel { alpha: alpha_bar.sqrt(), sigma: (1.0 - alpha_bar).sqrt() }
         })
         .collect()
 }
@@ -198,11 +198,11 @@ mod tests {
         for kind in [Schedule::Linear, Schedule::Cosine] {
             let noise = schedule(kind);
             let levels: Vec<_> = (0..1000).map(|t| noise.level(f64::from(t))).collect();
-            assert!(levels.iter().all(|level| (level.a.powi(2) + level.s.powi(2) - 1.0).abs() < 1e-15));
-            assert!(levels.windows(2).all(|pair| pair[0].a > pair[1].a));
-            assert!(levels[0].s < 0.011 && levels[999].a < 0.0064, "{:?} {:?}", levels[0], levels[999]);
+            assert!(levels.iter().all(|level| (level.alpha.powi(2) + level.sigma.powi(2) - 1.0).abs() < 1e-15));
+            assert!(levels.windows(2).all(|pair| pair[0].alpha > pair[1].alpha));
+            assert!(levels[0].sigma < 0.011 && levels[999].alpha < 0.0064, "{:?} {:?}", levels[0], levels[999]);
             let (a, s) = noise.tables().unwrap();
-            assert_eq!((a[500], s[500], a.len()), (levels[500].a as f32, levels[500].s as f32, 1000));
+            assert_eq!((a[500], s[500], a.len()), (levels[500].alpha as f32, levels[500].sigma as f32, 1000));
         }
         assert!(schedule(Schedule::Flow).tables().is_none());
         assert_eq!(schedule(Schedule::Flow).time_input(0.25), 250.0);
@@ -210,17 +210,21 @@ mod tests {
 
     #[test]
     fn a_prediction_gives_back_image_and_noise() {
-        for level in [Level { a: 0.6, s: 0.8 }, Level { a: 0.25, s: 0.75 }, Level { a: 0.003, s: 0.999 }] {
+        for level in [
+            NoiseLevel { alpha: 0.6, sigma: 0.8 },
+            NoiseLevel { alpha: 0.25, sigma: 0.75 },
+            NoiseLevel { alpha: 0.003, sigma: 0.999 },
+        ] {
             for prediction in PREDICTIONS {
                 let (x0, eps) = (0.3, -1.7);
                 let (c_x, c_n) = level.target(prediction);
-                let (x, pred) = (level.a * x0 + level.s * eps, c_x * x0 + c_n * eps);
+                let (x, pred) = (level.alpha * x0 + level.sigma * eps, c_x * x0 + c_n * eps);
                 let inverse = level.invert(prediction).unwrap();
                 assert!((inverse.x0_x * x + inverse.x0_pred * pred - x0).abs() < 1e-12);
                 assert!((inverse.eps_x * x + inverse.eps_pred * pred - eps).abs() < 1e-12);
             }
         }
-        let pure_noise = Level { a: 0.0, s: 1.0 };
+        let pure_noise = NoiseLevel { alpha: 0.0, sigma: 1.0 };
         assert!(pure_noise.invert(Prediction::Epsilon).is_none());
         assert!(pure_noise.invert(Prediction::Flow).is_some());
     }

@@ -2,7 +2,7 @@
 //! Jaini 2023, "Text-to-Image Diffusion Models are Zero-Shot Classifiers").
 
 use super::{DenoisingErrors, ErrorSpec};
-use crate::diffusion::Level;
+use crate::diffusion::NoiseLevel;
 use crate::error::{Error, Result};
 use crate::pipeline::Model;
 
@@ -151,8 +151,8 @@ impl Classification {
 }
 
 /// The weight of a level's error of ε: 1 / (1 + SNR) = s² / (a² + s²).
-fn level_weight(level: Level) -> f64 {
-    let (signal, noise) = (level.a * level.a, level.s * level.s);
+fn level_weight(level: NoiseLevel) -> f64 {
+    let (signal, noise) = (level.alpha * level.alpha, level.sigma * level.sigma);
     noise / (signal + noise)
 }
 
@@ -274,12 +274,14 @@ mod tests {
 
     #[test]
     fn weights_pass_from_the_error_of_the_image_to_that_of_the_noise() {
-        let weight = |snr: f64| level_weight(Level { a: (snr / (1.0 + snr)).sqrt(), s: (1.0 / (1.0 + snr)).sqrt() });
+        let weight = |snr: f64| {
+            level_weight(NoiseLevel { alpha: (snr / (1.0 + snr)).sqrt(), sigma: (1.0 / (1.0 + snr)).sqrt() })
+        };
         for (snr, expected) in [(1.0, 0.5), (1e6, 1e-6), (1e-6, 1.0)] {
             assert!((weight(snr) / expected - 1.0).abs() < 1e-5);
         }
         // The level's scale does not matter: a flow's levels are not variance-preserving.
-        assert!((level_weight(Level { a: 0.2, s: 0.4 }) - 0.8).abs() < 1e-12);
+        assert!((level_weight(NoiseLevel { alpha: 0.2, sigma: 0.4 }) - 0.8).abs() < 1e-12);
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use std::rc::Rc;
 
-use crate::diffusion::{Denoiser, Inverse, Level, NoiseSchedule};
+use crate::diffusion::{Denoiser, Inverse, NoiseLevel, NoiseSchedule};
 use crate::error::{Error, Result};
 use crate::nn::Parameters;
 use crate::ops::host::normal::fill_normal;
 use crate::pipeline::Model;
 use crate::rng::{Philox, Purpose};
-use crate::tape::{Prepared, Tape};
+use crate::tape::{PreparedWeights, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
 
 /// The noise levels and the noise for denoising.
@@ -34,7 +34,7 @@ impl Default for ErrorSpec {
 struct At {
     time: f64,
     time_input: f32,
-    level: Level,
+    level: NoiseLevel,
     inverse: Inverse,
 }
 
@@ -46,7 +46,7 @@ pub struct DenoisingErrors {
     context: Context,
     model: Rc<dyn Denoiser>,
     parameters: Rc<Parameters>,
-    prepared: Rc<Prepared>,
+    prepared: Rc<PreparedWeights>,
     spec: ErrorSpec,
     levels: Vec<At>,
     state: State,
@@ -146,7 +146,7 @@ impl DenoisingErrors {
     }
 
     /// The noise levels, the noisiest last.
-    pub fn levels(&self) -> Vec<Level> {
+    pub fn levels(&self) -> Vec<NoiseLevel> {
         self.levels.iter().map(|at| at.level).collect()
     }
 
@@ -283,7 +283,7 @@ impl DenoisingErrors {
                     fill_normal(noise, Philox::new(self.spec.seed), row.item, step, Purpose::Noise);
                     let image = &images[row.image * len..][..len];
                     for ((x, image), noise) in x.iter_mut().zip(image).zip(&*noise) {
-                        *x = (at.level.a * f64::from(*image) + at.level.s * f64::from(*noise)) as f32;
+                        *x = (at.level.alpha * f64::from(*image) + at.level.sigma * f64::from(*noise)) as f32;
                     }
                 }
                 (time[k], labels[k]) = (at.time_input, row.label as i32);
@@ -318,7 +318,7 @@ impl DenoisingErrors {
 fn predict(
     context: &Context,
     model: &dyn Denoiser,
-    (parameters, prepared): (&Parameters, &Rc<Prepared>),
+    (parameters, prepared): (&Parameters, &Rc<PreparedWeights>),
     state: &State,
 ) -> Result<()> {
     let tape = Tape::inference(context).with_prepared(prepared);

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use serde_json::{Value, json};
 
 use super::helpers::Helpers;
-use super::rules::{Prepared as PreparedRule, Resize, Rule, Scaling, Treatment};
+use super::rules::{PreparedTreatment, Resize, Rule, Scaling, Treatment};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::model_file::ClassifierModel;
@@ -15,7 +15,7 @@ use crate::models::inception::{self, Inception, InceptionWeights};
 use crate::nn::Parameters;
 use crate::ops::host::parallel;
 use crate::picture::Image;
-use crate::tape::{Prepared, Tape};
+use crate::tape::{PreparedWeights, Tape};
 use crate::tensor::{Context, DType, Device, Program, Tensor};
 
 /// The input scaling of EfficientNet-lite0: (x − 127) / 128.
@@ -36,7 +36,7 @@ pub struct Extractor {
     context: Context,
     network: Network,
     parameters: Rc<Parameters>,
-    prepared: Rc<Prepared>,
+    prepared: Rc<PreparedWeights>,
     images: Tensor,
     features: Tensor,
     logits: Tensor,
@@ -44,7 +44,7 @@ pub struct Extractor {
     name: String,
     hash: String,
     /// The resize for the last picture size.
-    rule: Option<PreparedRule>,
+    rule: Option<PreparedTreatment>,
     scratch: Vec<f64>,
     /// Whether the weights are repacked.
     ready: bool,
@@ -309,7 +309,7 @@ impl Extractor {
                     let same = |picture: &Image| (picture.height(), picture.width()) == (height, width);
                     let count = rest.iter().take_while(|(_, picture)| same(picture)).count();
                     let known = self.rule.take().filter(|known| known.size() == [height, width]);
-                    let known = known.unwrap_or_else(|| PreparedRule::new(treatment, height, width));
+                    let known = known.unwrap_or_else(|| PreparedTreatment::new(treatment, height, width));
                     let (now, later) = rest.split_at_mut(count);
                     parallel::for_slots(now, count * len, |(to, picture)| {
                         known.apply(picture.pixels(), picture.channels(), to);
@@ -357,7 +357,7 @@ fn classifier_name(model: &ModelConfig, data: &str) -> String {
 fn forward(
     context: &Context,
     network: &Network,
-    (parameters, prepared): (&Parameters, &Rc<Prepared>),
+    (parameters, prepared): (&Parameters, &Rc<PreparedWeights>),
     images: &Tensor,
     [features, logits]: [&Tensor; 2],
 ) -> Result<()> {

@@ -8,7 +8,7 @@ use crate::config::DataConfig;
 use crate::data::{Dataset, ResolveOptions, Split, at_hand, resolve};
 use crate::error::{Error, Result};
 use crate::pipeline::Model;
-use crate::progress::Progress;
+use crate::progress::Reporter;
 
 /// The built-in data set's name.
 const BUILT_IN: &str = "shapes";
@@ -40,7 +40,7 @@ pub struct HeldOutSource<'a> {
     /// `--images`.
     pub images: usize,
     /// The receiver of the progress of a download.
-    pub progress: Progress,
+    pub progress: Reporter,
 }
 
 impl HeldOutSource<'_> {

@@ -8,7 +8,7 @@ use crate::image_size::ImageSize;
 use crate::model_file::ModelInfo;
 use crate::picture::{Fit, Image};
 use crate::pipeline::read_fitted;
-use crate::progress::Progress;
+use crate::progress::Reporter;
 
 /// Images in [-1, 1], with their metadata.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -84,7 +84,7 @@ pub fn data_of(
     name: Option<&str>,
     option: &str,
     data_dir: &Path,
-    progress: &Progress,
+    progress: &Reporter,
 ) -> Result<Dataset> {
     let config = &info.config.data;
     let (shapes_seed, shapes_count) = (config.shapes_seed, config.shapes_count);

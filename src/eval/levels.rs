@@ -1,6 +1,6 @@
 //! Noise levels common to several models.
 
-use crate::diffusion::{Level, NoiseSchedule};
+use crate::diffusion::{NoiseLevel, NoiseSchedule};
 use crate::error::{Error, Result};
 
 /// Levels beyond this log-SNR, on either side, are left out: 2 ln 99, less than 1 % or more than 99 % noise on a flow's scale.
@@ -134,8 +134,8 @@ impl Scale {
 }
 
 /// ln(a²/s²).
-fn log_snr(level: Level) -> f64 {
-    2.0 * (level.a / level.s).ln()
+fn log_snr(level: NoiseLevel) -> f64 {
+    2.0 * (level.alpha / level.sigma).ln()
 }
 
 /// The index of the value nearest to `wanted` in a non-empty list; the first of equally near ones.

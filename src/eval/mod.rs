@@ -38,6 +38,6 @@ pub use metric::{Better, Difference, Metric, mean_and_error, rounded, with_error
 pub use named::EXTRACTORS;
 pub use network::NetworkClassifier;
 pub use rows::{MappedRows, Rows};
-pub use rules::{Prepared, Resize, Rule, Scaling, Treatment};
+pub use rules::{PreparedTreatment, Resize, Rule, Scaling, Treatment};
 #[cfg(feature = "metrics")]
 pub use statistics::Statistics;

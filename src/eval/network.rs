@@ -6,7 +6,7 @@ use super::Classification;
 use crate::error::{Error, Result};
 use crate::models::Classifier;
 use crate::nn::Parameters;
-use crate::tape::{Prepared, Tape};
+use crate::tape::{PreparedWeights, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
 
 /// Classifies images with a network trained for it: p(c | x) is the softmax of its logits.
@@ -15,7 +15,7 @@ pub struct NetworkClassifier {
     network: Rc<dyn Classifier>,
     parameters: Rc<Parameters>,
     /// The weights in the CPU's layout, repacked at each call.
-    prepared: Rc<Prepared>,
+    prepared: Rc<PreparedWeights>,
     images: Tensor,
     logits: Tensor,
     program: Program,
@@ -87,7 +87,7 @@ impl NetworkClassifier {
 fn forward(
     context: &Context,
     network: &dyn Classifier,
-    (parameters, prepared): (&Parameters, &Rc<Prepared>),
+    (parameters, prepared): (&Parameters, &Rc<PreparedWeights>),
     images: &Tensor,
     logits: &Tensor,
 ) -> Result<()> {

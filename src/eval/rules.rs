@@ -87,14 +87,14 @@ struct Taps {
 }
 
 /// The preprocessing for images of one size.
-pub struct Prepared {
+pub struct PreparedTreatment {
     treatment: Treatment,
     size: [usize; 2],
     rows: Vec<Taps>,
     columns: Vec<Taps>,
 }
 
-impl Prepared {
+impl PreparedTreatment {
     /// For images of `height` x `width` pixels.
     ///
     /// # Panics
@@ -194,7 +194,7 @@ mod tests {
 
     fn applied(rule: Rule, pixels: &[u8], size: [usize; 2], channels: usize) -> Vec<f64> {
         let mut to = vec![0.0; SIZE * SIZE * 3];
-        Prepared::new(rule.treatment(), size[0], size[1]).apply(pixels, channels, &mut to);
+        PreparedTreatment::new(rule.treatment(), size[0], size[1]).apply(pixels, channels, &mut to);
         to
     }
 

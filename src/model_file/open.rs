@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::arrays::Bytes;
 use super::info::FORMAT;
 use super::loaded::refused;
-use super::pretrained::{named, nowhere};
+use super::pretrained::{named, unknown_model};
 use super::{ArrayFile, CHECKPOINT_FORMAT, FromNetwork, Loaded, ModelInfo, Pretrained, Weights, pretrained};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -45,7 +45,7 @@ impl ModelFile {
         let file = if path.try_exists().unwrap_or(true) {
             ArrayFile::open(&path, &FORMATS, "a model")?
         } else {
-            let model = named(given, embedded).ok_or_else(|| nowhere(given, embedded))?;
+            let model = named(given, embedded).ok_or_else(|| unknown_model(given, embedded))?;
             ArrayFile::check(given, Bytes::Embedded(model.bytes), &FORMATS, "a model")?
         };
         let checkpoint = file.format == CHECKPOINT_FORMAT;

@@ -46,7 +46,7 @@ pub(super) fn named<'a>(given: &Path, table: &'a [Pretrained]) -> Option<&'a Pre
 }
 
 /// The error for an unknown model, with a guess of what was meant.
-pub(super) fn nowhere(given: &Path, table: &[Pretrained]) -> Error {
+pub(super) fn unknown_model(given: &Path, table: &[Pretrained]) -> Error {
     let name = given.to_str().unwrap_or_default();
     if presets().iter().any(|preset| preset.name == name) {
         let advice = format!("train it with `engine train --preset {name}`, then give the run folder");
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn what_is_nowhere_is_told_with_advice() {
-        let text = |name: &str, table| nowhere(Path::new(name), table).to_string();
+        let text = |name: &str, table| unknown_model(Path::new(name), table).to_string();
         let message = "there is no such model file, run folder or pretrained model";
         assert_eq!(text("x/y.safetensors", &[]), format!("x/y.safetensors: {message}; check the path"));
         assert!(text("x/y.safetensors", TABLE).ends_with("; check the path, or use one of unet-tiny"));

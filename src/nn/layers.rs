@@ -11,7 +11,7 @@
 //!
 //! ```
 //! use engine::Result;
-//! use engine::nn::{Builder, Init, Kind, ParamId, Scope};
+//! use engine::nn::{Builder, Init, ParameterKind, ParamId, Scope};
 //! use engine::ops::embedding::embedding; // my_op
 //! use engine::tape::Var;
 //!
@@ -23,7 +23,7 @@
 //! impl MyLayer {
 //!     /// Declares `name.table`, normal with standard deviation 0.02.
 //!     pub fn new(builder: &mut Builder, name: &str, rows: usize, width: usize) -> Self {
-//!         let table = builder.add(format!("{name}.table"), [rows, width], Kind::Vector, Init::Normal(0.02));
+//!         let table = builder.add(format!("{name}.table"), [rows, width], ParameterKind::Vector, Init::Normal(0.02));
 //!         Self { table }
 //!     }
 //!
@@ -34,8 +34,8 @@
 //! }
 //! ```
 //!
-//! [`Kind::Matrix`](super::Kind) is for operands of matrix products, in the dtype of activations; everything else is
-//! [`Kind::Vector`](super::Kind), in `f32`. For differences between training and inference use [`Scope::mode`]. An op with
+//! [`ParameterKind::Matrix`](super::Kind) is for operands of matrix products, in the dtype of activations; everything else is
+//! [`ParameterKind::Vector`](super::Kind), in `f32`. For differences between training and inference use [`Scope::mode`]. An op with
 //! optional operands gets a struct for its calls, such as [`LinearCall`], rather than arguments that are mostly `None`. Add new
 //! parameters of a model behind the others, or old model files can no longer be read.
 
@@ -45,10 +45,10 @@ mod norm;
 
 pub use conv::{Conv2d, Conv2dCall};
 pub use modulation::{Modulated, Modulation};
-pub use norm::{BatchNorm, BatchNormCall, GroupNorm, GroupNormCall, LayerNorm, Moving};
+pub use norm::{BatchNorm, BatchNormCall, GroupNorm, GroupNormCall, LayerNorm, RunningStatistics};
 
 use super::scope::{Mode, Scope};
-use super::store::{Builder, Init, Kind, ParamId};
+use super::store::{Builder, Init, ParamId, ParameterKind};
 use crate::error::Result;
 use crate::ops::dropout::dropout;
 use crate::ops::embedding::embedding;
@@ -72,8 +72,8 @@ impl Linear {
     /// As [`Linear::new`] with another initialization of the weight.
     pub fn with_init(builder: &mut Builder, name: &str, fan_in: usize, fan_out: usize, init: Init) -> Self {
         Self {
-            weight: builder.add(format!("{name}.weight"), [fan_out, fan_in], Kind::Matrix, init),
-            bias: Some(builder.add(format!("{name}.bias"), [fan_out], Kind::Vector, Init::Constant(0.0))),
+            weight: builder.add(format!("{name}.weight"), [fan_out, fan_in], ParameterKind::Matrix, init),
+            bias: Some(builder.add(format!("{name}.bias"), [fan_out], ParameterKind::Vector, Init::Constant(0.0))),
         }
     }
 
@@ -193,7 +193,7 @@ pub struct Embedding {
 impl Embedding {
     /// Declares `name`, normal with standard deviation 0.02.
     pub fn new(builder: &mut Builder, name: &str, rows: usize, width: usize) -> Self {
-        Self { table: builder.add(name, [rows, width], Kind::Vector, Init::Normal(0.02)) }
+        Self { table: builder.add(name, [rows, width], ParameterKind::Vector, Init::Normal(0.02)) }
     }
 
     /// The rows at `indices` `[B]` (i32): `[B, width]` in the dtype of activations.

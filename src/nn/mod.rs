@@ -6,7 +6,7 @@ mod store;
 
 pub use layers::{
     BatchNorm, BatchNormCall, Conv2d, Conv2dCall, Dropout, Embedding, GroupNorm, GroupNormCall, LayerNorm, Linear,
-    LinearCall, Mlp, MlpCall, Modulated, Modulation, Moving,
+    LinearCall, Mlp, MlpCall, Modulated, Modulation, RunningStatistics,
 };
 pub use scope::{Mode, Scope};
-pub use store::{Builder, ConstantId, Init, Kind, ParamId, Parameters, Role, Spec, grid};
+pub use store::{Builder, ConstantId, Init, ParamId, ParameterKind, Parameters, Role, Spec, grid};

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::ops::elementwise::cast_into;
 use crate::ops::host::{math, normal::fill_normal};
 use crate::rng::{Philox, Purpose};
-use crate::tape::{Accumulate, Prepared, Tape};
+use crate::tape::{Accumulate, PreparedWeights, Tape};
 use crate::tensor::{Context, DType, Shape, Tensor};
 
 /// Parameters start at multiples of this many elements, for aligned vector access.
@@ -21,7 +21,7 @@ const ALIGNMENT: usize = 64;
 
 /// How a parameter is used, which decides the buffer it is read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ParameterKind {
     /// An operand of matrix products: read in the dtype of activations.
     Matrix,
     /// Biases, norms, tables: read in `f32`.
@@ -86,7 +86,7 @@ pub struct Spec {
     /// Its shape.
     pub shape: Shape,
     /// Its use.
-    pub kind: Kind,
+    pub kind: ParameterKind,
     /// Its initialization.
     pub init: Init,
     /// How training handles it.
@@ -120,7 +120,13 @@ impl Builder {
     ///
     /// # Panics
     /// If the name is taken, which is a bug in the model.
-    pub fn add(&mut self, name: impl Into<String>, shape: impl Into<Shape>, kind: Kind, init: Init) -> ParamId {
+    pub fn add(
+        &mut self,
+        name: impl Into<String>,
+        shape: impl Into<Shape>,
+        kind: ParameterKind,
+        init: Init,
+    ) -> ParamId {
         let role = if self.frozen { Role::Frozen } else { Role::Trained };
         self.declare(name.into(), shape.into(), kind, init, role)
     }
@@ -130,7 +136,7 @@ impl Builder {
     /// # Panics
     /// As [`Builder::add`].
     pub fn buffer(&mut self, name: impl Into<String>, shape: impl Into<Shape>, init: Init) -> ParamId {
-        self.declare(name.into(), shape.into(), Kind::Vector, init, Role::Buffer)
+        self.declare(name.into(), shape.into(), ParameterKind::Vector, init, Role::Buffer)
     }
 
     /// Runs `declare`; its parameters are frozen if `frozen`: they have no gradient and no optimizer state.
@@ -141,7 +147,7 @@ impl Builder {
         declared
     }
 
-    fn declare(&mut self, name: String, shape: Shape, kind: Kind, init: Init, role: Role) -> ParamId {
+    fn declare(&mut self, name: String, shape: Shape, kind: ParameterKind, init: Init, role: Role) -> ParamId {
         assert!(self.names.insert(name.clone()), "two parameters are called {name}");
         let len = if role == Role::Trained { &mut self.trained_len } else { &mut self.fixed_len };
         self.specs.push(Spec { name, shape, kind, init, role, offset: *len });
@@ -190,9 +196,9 @@ impl Flat {
     }
 
     /// The buffer from which a parameter of this use is read.
-    fn source(&self, kind: Kind) -> &Tensor {
+    fn source(&self, kind: ParameterKind) -> &Tensor {
         match (kind, &self.compute) {
-            (Kind::Matrix, Some(compute)) => compute,
+            (ParameterKind::Matrix, Some(compute)) => compute,
             _ => &self.master,
         }
     }
@@ -381,10 +387,10 @@ impl Parameters {
     }
 
     /// Buffers for the weights in the layouts that CPU ops read, to be refreshed whenever parameters may have changed.
-    pub fn prepared(&self) -> Prepared {
+    pub fn prepared(&self) -> PreparedWeights {
         let all = std::iter::once(&self.trained).chain(&self.fixed);
-        let flat = all.map(|flat| flat.source(Kind::Matrix).clone());
-        Prepared::new(self.master().context(), flat)
+        let flat = all.map(|flat| flat.source(ParameterKind::Matrix).clone());
+        PreparedWeights::new(self.master().context(), flat)
     }
 
     /// Overwrites the parameter called `name` in a flat host copy.

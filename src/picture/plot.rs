@@ -185,7 +185,7 @@ fn draw(area: &Area, words: &mut Vec<Word>, curve: &LossCurve) -> Drawn {
 
     let title = fitted(curve.title, 22.0, (WIDTH - LEFT - RIGHT) as usize);
     words.push(Word::new((LEFT, 18), Anchor::Left, title, 22.0, INK));
-    words.push(Word::new((LEFT, 50), Anchor::Left, facts(curve, &training, &validation), 15.0, FAINT));
+    words.push(Word::new((LEFT, 50), Anchor::Left, status_line(curve, &training, &validation), 15.0, FAINT));
 
     let metric = curve.metric.map(|(name, points)| (name, finite(points))).filter(|(_, points)| !points.is_empty());
     let right = if metric.is_some() { RIGHT_OF_SCALE } else { RIGHT };
@@ -330,7 +330,7 @@ fn axes(
 }
 
 /// The line below the heading: current losses, and the time statistics.
-fn facts(curve: &LossCurve, training: &[(f64, f64)], validation: &[(f64, f64)]) -> String {
+fn status_line(curve: &LossCurve, training: &[(f64, f64)], validation: &[(f64, f64)]) -> String {
     let mut facts = Vec::new();
     if let Some((_, loss)) = smoothed(training).last() {
         facts.push(format!("training loss {}", number(*loss)));
@@ -523,7 +523,7 @@ mod tests {
     fn the_line_of_facts_tells_the_time() {
         let timing = Some(Timing { seconds_per_epoch: Some(105.32), total_seconds: 5400.0 });
         let curve = LossCurve { timing, ..LossCurve::default() };
-        let facts = facts(&curve, &[(1.0, 0.5)], &[(10.0, 0.4), (2000.0, 0.3)]);
+        let facts = status_line(&curve, &[(1.0, 0.5)], &[(10.0, 0.4), (2000.0, 0.3)]);
         let expected =
             "training loss 0.5  ·  lowest validation loss 0.3 at step 2,000  ·  105 s per epoch  ·  1.5 h in all";
         assert_eq!(facts, expected);

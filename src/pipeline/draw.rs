@@ -35,7 +35,7 @@ pub enum Drawing<'a> {
 }
 
 /// A stage of a drawing that has just ended: one evaluation of the network, including guidance.
-pub struct Stage<'a> {
+pub struct DrawingStage<'a> {
     /// Evaluations so far.
     pub done: usize,
     /// Total evaluations.
@@ -53,8 +53,8 @@ struct View<'a> {
     known: Option<&'a Known>,
 }
 
-impl Stage<'_> {
-    /// The predicted x_0 of the images: `[H, W, C]` each, in about [-1, 1], one for each of [`Stage::images`], with their known
+impl DrawingStage<'_> {
+    /// The predicted x_0 of the images: `[H, W, C]` each, in about [-1, 1], one for each of [`DrawingStage::images`], with their known
     /// pixels. Every call computes it again. None if [`Watch::previews`] returns false.
     ///
     /// # Errors
@@ -72,9 +72,9 @@ impl Stage<'_> {
     }
 }
 
-/// Observes a drawing in progress. A closure that takes a [`Stage`] implements it without previews.
+/// Observes a drawing in progress. A closure that takes a [`DrawingStage`] implements it without previews.
 pub trait Watch {
-    /// Whether [`Stage::preview`] will be called. Two more states are then kept on the device; the images are the same.
+    /// Whether [`DrawingStage::preview`] will be called. Two more states are then kept on the device; the images are the same.
     fn previews(&self) -> bool {
         false
     }
@@ -84,11 +84,11 @@ pub trait Watch {
     /// # Errors
     /// An error ends the drawing and is returned from it: [`Error::Interrupted`](crate::Error::Interrupted) to cancel it. The
     /// model can then draw again.
-    fn stage(&mut self, stage: &Stage) -> Result<()>;
+    fn stage(&mut self, stage: &DrawingStage) -> Result<()>;
 }
 
-impl<F: FnMut(&Stage) -> Result<()>> Watch for F {
-    fn stage(&mut self, stage: &Stage) -> Result<()> {
+impl<F: FnMut(&DrawingStage) -> Result<()>> Watch for F {
+    fn stage(&mut self, stage: &DrawingStage) -> Result<()> {
         self(stage)
     }
 }
@@ -96,12 +96,12 @@ impl<F: FnMut(&Stage) -> Result<()>> Watch for F {
 /// A closure that wants previews.
 pub struct Previewed<F>(pub F);
 
-impl<F: FnMut(&Stage) -> Result<()>> Watch for Previewed<F> {
+impl<F: FnMut(&DrawingStage) -> Result<()>> Watch for Previewed<F> {
     fn previews(&self) -> bool {
         true
     }
 
-    fn stage(&mut self, stage: &Stage) -> Result<()> {
+    fn stage(&mut self, stage: &DrawingStage) -> Result<()> {
         (self.0)(stage)
     }
 }
@@ -180,7 +180,7 @@ impl Model {
     /// # Errors
     /// As [`Model::sample_each`].
     pub fn sample(&self, request: &SampleRequest) -> Result<Vec<Vec<f32>>> {
-        self.draw(Drawing::Sample, request, &mut |_: &Stage| Ok(()))
+        self.draw(Drawing::Sample, request, &mut |_: &DrawingStage| Ok(()))
     }
 
     /// Draws the images of a request and delivers each as soon as it is finished: `sink(k, image)`, k from 0 in the request.
@@ -195,7 +195,7 @@ impl Model {
         mut progress: impl FnMut(usize, usize) -> Result<()>,
         sink: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        self.draw_noise(request, &mut |stage: &Stage| progress(stage.done, stage.total), sink)
+        self.draw_noise(request, &mut |stage: &DrawingStage| progress(stage.done, stage.total), sink)
     }
 
     fn draw_noise(
@@ -235,7 +235,7 @@ impl Model {
             let place = number * batch;
             let mut tell = |sampler: &Sampler, stage: usize, known: Option<&Known>| {
                 let (done, images) = (number * stages + stage + 1, place..place + labels.len());
-                watch.stage(&Stage { done, total, images, view: View { sampler, stage, known } })
+                watch.stage(&DrawingStage { done, total, images, view: View { sampler, stage, known } })
             };
             let first = first + place as u32;
             let drawn = match &start {
@@ -336,9 +336,9 @@ impl Watch for Part<'_> {
         self.shown && self.watch.previews()
     }
 
-    fn stage(&mut self, stage: &Stage) -> Result<()> {
+    fn stage(&mut self, stage: &DrawingStage) -> Result<()> {
         let done = self.before * stage.total + self.weight * stage.done;
         let images = if self.shown { stage.images.clone() } else { 0..0 };
-        self.watch.stage(&Stage { done, total: self.all * stage.total, images, view: stage.view })
+        self.watch.stage(&DrawingStage { done, total: self.all * stage.total, images, view: stage.view })
     }
 }

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use super::draw::{Part, Start, Work};
-use super::{Drawing, Model, SampleRequest, Stage, Watch};
+use super::{Drawing, DrawingStage, Model, SampleRequest, Watch};
 use crate::diffusion::{Binding, Known, Plan, SamplerKind, SamplingConfig, slerp};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
@@ -33,7 +33,7 @@ pub struct Inpaint<'a> {
 }
 
 /// Receives the number of evaluations of the network, done and total.
-pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
+pub type OnProgress<'a> = &'a mut dyn FnMut(usize, usize);
 
 impl Model {
     /// Interpolates between two images: as many frames as the request has labels, at least 2, including the ends.
@@ -47,7 +47,7 @@ impl Model {
     /// # Errors
     /// Those of [`Model::sample_each`]; [`Error::Config`] for fewer than 2 frames, or a stochastic sampler, with which
     /// neighbouring frames would differ.
-    pub fn interpolate(&self, ends: Ends, request: &SampleRequest, progress: Progress) -> Result<Vec<Vec<f32>>> {
+    pub fn interpolate(&self, ends: Ends, request: &SampleRequest, progress: OnProgress) -> Result<Vec<Vec<f32>>> {
         self.draw(Drawing::Interpolate(ends), request, &mut counted(progress))
     }
 
@@ -95,7 +95,7 @@ impl Model {
         image: &[f32],
         strength: f64,
         request: &SampleRequest,
-        progress: Progress,
+        progress: OnProgress,
     ) -> Result<Vec<Vec<f32>>> {
         self.draw(Drawing::Vary { image, strength }, request, &mut counted(progress))
     }
@@ -136,7 +136,7 @@ impl Model {
         let level = plan.stages()[0].level;
         let image = image.to_vec();
         let start = move |_: usize, z: &[f32]| -> Vec<f32> {
-            let mix = |(x, z): (&f32, &f32)| (level.a * f64::from(*x) + level.s * f64::from(*z)) as f32;
+            let mix = |(x, z): (&f32, &f32)| (level.alpha * f64::from(*x) + level.sigma * f64::from(*z)) as f32;
             if strength == 1.0 { z.to_vec() } else { image.iter().zip(z).map(mix).collect() }
         };
         Ok(Some(Work { plan, spec, start: Start::From(Rc::new(start)), first: 0 }))
@@ -147,7 +147,7 @@ impl Model {
     /// # Errors
     /// Those of [`Model::sample_each`]; [`Error::Shape`] for an image or a mask of another size; [`Error::Config`] for several
     /// rounds with a multistep sampler.
-    pub fn inpaint(&self, inpaint: Inpaint, request: &SampleRequest, progress: Progress) -> Result<Vec<Vec<f32>>> {
+    pub fn inpaint(&self, inpaint: Inpaint, request: &SampleRequest, progress: OnProgress) -> Result<Vec<Vec<f32>>> {
         self.draw(Drawing::Inpaint(inpaint), request, &mut counted(progress))
     }
 
@@ -184,7 +184,7 @@ impl Model {
         factor: usize,
         rounds: usize,
         request: &SampleRequest,
-        progress: Progress,
+        progress: OnProgress,
     ) -> Result<Vec<Vec<f32>>> {
         self.draw(Drawing::Upscale { small, factor, rounds }, request, &mut counted(progress))
     }
@@ -315,8 +315,8 @@ fn check_frames(request: &SampleRequest) -> Result<()> {
 }
 
 /// A [`Watch`] that counts evaluations.
-fn counted(progress: Progress) -> impl Watch {
-    move |stage: &Stage| {
+fn counted(progress: OnProgress) -> impl Watch {
+    move |stage: &DrawingStage| {
         progress(stage.done, stage.total);
         Ok(())
     }

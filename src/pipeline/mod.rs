@@ -6,7 +6,7 @@
 //! ```
 //! use engine::Error;
 //! use engine::config::Config;
-//! use engine::pipeline::{Drawing, Model, Previewed, Stage};
+//! use engine::pipeline::{Drawing, Model, Previewed, DrawingStage};
 //! use engine::tensor::{Context, DType};
 //!
 //! # let mut config = Config::preset("quickstart")?;
@@ -17,7 +17,7 @@
 //! # let model = Model::untrained(&config, &Context::cpu(), DType::F32, 0)?;
 //! let request = model.request([3, 7]);
 //! let mut previews = Vec::new();
-//! let mut watch = Previewed(|stage: &Stage| {
+//! let mut watch = Previewed(|stage: &DrawingStage| {
 //!     previews.push(stage.preview()?.unwrap());
 //!     Ok(())
 //! });
@@ -25,7 +25,7 @@
 //! assert_eq!((images.len(), previews.len(), previews[0].len()), (2, 3, 2));
 //!
 //! // A watcher can stop it; the model is unchanged.
-//! let mut stop = |stage: &Stage| match stage.done {
+//! let mut stop = |stage: &DrawingStage| match stage.done {
 //!     2 => Err(Error::Interrupted { message: "nobody waits for these images any more".into() }),
 //!     _ => Ok(()),
 //! };
@@ -53,13 +53,13 @@ use crate::model_file::Loaded;
 pub use batch::{Batch, Joining, Ticket};
 pub use changes::Changes;
 pub use choice::Choice;
-pub use draw::{Drawing, Previewed, Stage, Watch};
-pub use edit::{Ends, Inpaint, Progress};
+pub use draw::{Drawing, DrawingStage, Previewed, Watch};
+pub use edit::{Ends, Inpaint, OnProgress};
 pub use pictures::{free_pixels, image_values, pictures, read_fitted};
 pub use recipe::{Edit, EditRecipe, Recipe, png_text};
 pub use request::{SampleRequest, even_batch};
 pub use sheet::{layout, sheet, strip};
-pub use task::Task;
+pub use task::DrawingTask;
 
 /// A model that draws, with its weights on a device.
 pub type Model = Loaded<Rc<dyn Denoiser>>;

@@ -13,7 +13,7 @@ use crate::error::Result;
 ///
 /// ```
 /// use engine::config::Config;
-/// use engine::pipeline::{Batch, Drawing, Model, Task};
+/// use engine::pipeline::{Batch, Drawing, Model, DrawingTask};
 /// use engine::tensor::{Context, DType};
 ///
 /// # let mut config = Config::preset("quickstart")?;
@@ -22,7 +22,7 @@ use crate::error::Result;
 /// # }
 /// # let model = Model::untrained(&config, &Context::cpu(), DType::F32, 0)?;
 /// let request = model.request([3, 7, 1]);
-/// let mut task = Task::new(&model, Drawing::Sample, &request)?;
+/// let mut task = DrawingTask::new(&model, Drawing::Sample, &request)?;
 /// let mut batch = Batch::new(&model, 2)?;
 /// while !task.is_done() {
 ///     while let Some(place) = task.next_place(batch.room()) {
@@ -35,7 +35,7 @@ use crate::error::Result;
 /// assert_eq!(task.into_images(), model.sample(&request)?);
 /// # Ok::<(), engine::Error>(())
 /// ```
-pub struct Task {
+pub struct DrawingTask {
     work: Work,
     plan: Rc<Plan>,
     labels: Vec<usize>,
@@ -51,7 +51,7 @@ pub struct Task {
     total: usize,
 }
 
-impl Task {
+impl DrawingTask {
     /// Checks a request and makes its plan.
     ///
     /// # Errors

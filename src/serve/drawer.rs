@@ -14,7 +14,7 @@ use super::refusal::Refusal;
 use crate::error::{Error, Result};
 use crate::model_file::ModelFile;
 use crate::picture::{Image, encode_png};
-use crate::pipeline::{Batch, EditRecipe, Model, Recipe, Task};
+use crate::pipeline::{Batch, DrawingTask, EditRecipe, Model, Recipe};
 use crate::tensor::{Context, DType, Device};
 
 /// The shortest time between two previews of a job.
@@ -66,7 +66,7 @@ struct Loaded {
 /// A job in progress.
 struct Live {
     job: Arc<Job>,
-    task: Task,
+    task: DrawingTask,
     shown: Instant,
 }
 
@@ -117,7 +117,7 @@ impl Drawer {
         let order = &job.order;
         let at = self.load(&order.card)?;
         let model = &self.loaded[at].model;
-        let task = Task::new(model, order.subject.drawing(), &order.request)?;
+        let task = DrawingTask::new(model, order.subject.drawing(), &order.request)?;
         if task.rows() > self.loaded[at].batch.capacity() {
             return Err(Refusal::bad("the batch of this server is too small for guidance"));
         }

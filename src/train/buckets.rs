@@ -115,7 +115,7 @@ impl Arrivals<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::{Builder, Init, Kind, Parameters};
+    use crate::nn::{Builder, Init, ParameterKind, Parameters};
     use crate::tensor::Context;
 
     #[test]
@@ -123,7 +123,7 @@ mod tests {
         let context = Context::shape_only();
         let mut builder = Builder::default();
         for (number, len) in [100, 70_000, 300_001, 5, 900_000, 40, 2_000_000, 3].into_iter().enumerate() {
-            builder.add(number.to_string(), [len], Kind::Vector, Init::Constant(0.0));
+            builder.add(number.to_string(), [len], ParameterKind::Vector, Init::Constant(0.0));
         }
         let parameters = Parameters::new(&context, builder, DType::F32)?;
         let gradients = parameters.flat_zeros()?;

@@ -12,11 +12,11 @@ use super::{StepMetrics, Trainer};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model_file::{Array, ArrayFile, CHECKPOINT_FORMAT, ModelInfo, Storage, arrays, write_arrays, write_model};
-use crate::nn::{Init, Kind, Role, Spec};
+use crate::nn::{Init, ParameterKind, Role, Spec};
 
 /// State of a run besides the trainer's.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Progress {
+pub struct RunState {
     /// The lowest validation loss so far and its step.
     pub best: Option<(f64, u64)>,
     /// State of the evaluations.
@@ -106,7 +106,7 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::Io`]; an existing file at `path` is then unchanged.
-    pub fn save_checkpoint(&self, path: &Path, progress: &Progress) -> Result<()> {
+    pub fn save_checkpoint(&self, path: &Path, progress: &RunState) -> Result<()> {
         let specs = self.parameters().specs();
         let trained = self.parameters().trained_specs();
         let weights = self.parameters().download()?;
@@ -149,7 +149,7 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::File`] for a damaged file or one of another model; the trainer is then unchanged.
-    pub fn load_checkpoint(&mut self, path: &Path) -> Result<Progress> {
+    pub fn load_checkpoint(&mut self, path: &Path) -> Result<RunState> {
         let file = ArrayFile::open(path, &[CHECKPOINT_FORMAT], "a checkpoint")?;
         let specs = self.parameters().specs();
         let weights = file.flat(specs, self.parameters().flat_len(), "weights.", false)?;
@@ -158,7 +158,7 @@ impl Trainer {
         let (first, second, ema) = (first?, second?, ema?);
         let objective = self.objective_state().into_iter().map(|(name, state)| {
             let (name, shape) = (name.to_string(), state.shape());
-            let (kind, init, role) = (Kind::Vector, Init::Constant(0.0), Role::Buffer);
+            let (kind, init, role) = (ParameterKind::Vector, Init::Constant(0.0), Role::Buffer);
             let spec = Spec { name, shape, kind, init, role, offset: 0 };
             file.flat(&[spec], shape.len(), "objective.", false)
         });
@@ -180,7 +180,7 @@ impl Trainer {
                 .ok_or_else(|| file.fault("its metadata's `evaluations` cannot be read".into()))?,
             None => Evaluations::default(),
         };
-        let progress = Progress {
+        let progress = RunState {
             evaluations,
             data: file.entry("data")?.to_string(),
             line: tally("line")?,

@@ -65,7 +65,7 @@ mod tensorboard;
 mod together;
 mod trainer;
 
-pub use checkpoint::{Evaluations, Progress, Tally, checkpoint_config, list_checkpoints};
+pub use checkpoint::{Evaluations, RunState, Tally, checkpoint_config, list_checkpoints};
 pub use estimate::{Estimate, OpWork, Peak, Roofline, SamplingWork, StepWork};
 pub use folder::RunFolder;
 pub use memory::{Memory, available_memory};

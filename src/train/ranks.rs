@@ -27,11 +27,11 @@ pub(super) fn lead(team: &dyn Collective, asked: String, config: &Config, datase
         return Ok(());
     }
     team.tell(config.to_json()?.as_bytes())?;
-    agree(team, &facts(asked, fingerprint(dataset)))
+    agree(team, &identity(asked, fingerprint(dataset)))
 }
 
 /// The configuration of rank 0.
-pub(super) fn told(team: &dyn Collective) -> Result<Config> {
+pub(super) fn config_of_rank_0(team: &dyn Collective) -> Result<Config> {
     let text = String::from_utf8(team.listen()?)
         .map_err(|_| Error::cluster("rank 0 sent no configuration", "start all ranks with the same engine"))?;
     Config::from_json(&text, "the configuration from rank 0")
@@ -39,10 +39,10 @@ pub(super) fn told(team: &dyn Collective) -> Result<Config> {
 
 /// The others have found their data too.
 pub(super) fn compare(team: &dyn Collective, asked: String, dataset: &Dataset) -> Result<()> {
-    agree(team, &facts(asked, fingerprint(dataset)))
+    agree(team, &identity(asked, fingerprint(dataset)))
 }
 
-fn facts(asked: String, data: String) -> Vec<Fact> {
+fn identity(asked: String, data: String) -> Vec<Fact> {
     vec![
         Fact { name: "engine", value: engine() },
         Fact { name: "configuration", value: asked },

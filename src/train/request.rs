@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::data::{BUILTIN, Dataset, OFFICIAL, ResolveOptions, Split, resolve};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
-use crate::progress::Progress;
+use crate::progress::Reporter;
 
 /// A run to start or resume. Create one with [`TrainRequest::new`] or [`TrainRequest::resume`] and change its fields.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub struct TrainRequest {
     /// Setting it ends the run with a checkpoint and [`Error::Interrupted`].
     pub stop: Arc<AtomicBool>,
     /// The receiver of the progress of downloads.
-    pub progress: Progress,
+    pub progress: Reporter,
     /// The processes that train together: rank 0 with [`train`](super::train()), the others with [`follow`](super::follow()) and
     /// the same request. None for a single process.
     pub team: Option<Arc<dyn Collective>>,
@@ -66,7 +66,7 @@ impl TrainRequest {
             steps: None,
             epochs: None,
             stop: Arc::default(),
-            progress: Progress::default(),
+            progress: Reporter::default(),
             team: None,
             graphs: true,
         }

@@ -9,7 +9,7 @@ use super::journal::Journal;
 use super::metrics::Metrics;
 use super::observers::standard;
 use super::{
-    Ending, Event, Observer, Place, Progress, RunFolder, StepMetrics, Summary, TrainRequest, Trainer, ranks, start,
+    Ending, Event, Observer, Place, RunFolder, RunState, StepMetrics, Summary, TrainRequest, Trainer, ranks, start,
 };
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -70,7 +70,7 @@ pub struct Run<'a> {
     trainer: Trainer,
     folder: RunFolder,
     /// The part of a checkpoint besides the trainer's state.
-    pub(super) progress: Progress,
+    pub(super) progress: RunState,
     journal: Journal,
     report: &'a mut (dyn FnMut(&Event) + Send),
     stop: Arc<AtomicBool>,
@@ -94,7 +94,7 @@ impl<'a> Run<'a> {
         request: &TrainRequest,
         trainer: Trainer,
         folder: RunFolder,
-        progress: Progress,
+        progress: RunState,
         report: &'a mut (dyn FnMut(&Event) + Send),
     ) -> Result<Self> {
         let step = trainer.step_count();

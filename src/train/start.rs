@@ -7,7 +7,7 @@ use super::memory::host_memory;
 use super::observers::{self, find_extractor};
 use super::space::check_space;
 use super::{
-    DataSizes, Event, Memory, Progress, Recipe, Residency, Run, RunFolder, Start, Task, TrainRequest, Trainer,
+    DataSizes, Event, Memory, Recipe, Residency, Run, RunFolder, RunState, Start, Task, TrainRequest, Trainer,
     backbone, checkpoint_config, fingerprint, folder, list_checkpoints, ranks,
 };
 use crate::config::{Config, LrSchedule, Precision};
@@ -29,7 +29,7 @@ pub(super) fn begin<'a>(request: &TrainRequest, report: Report<'a>) -> Result<Ru
 /// Prepares a follower's first step: nothing is written.
 pub(super) fn join(request: &TrainRequest) -> Result<Trainer> {
     let team = ranks::team(request);
-    let mut config = ranks::told(team.as_ref())?;
+    let mut config = ranks::config_of_rank_0(team.as_ref())?;
     let mut found = config.clone();
     let dataset = request.find_data(&mut found)?;
     ranks::compare(team.as_ref(), ranks::asked(request)?, &dataset)?;
@@ -154,15 +154,15 @@ fn recorded(folder: &RunFolder, checkpoint: Option<&Config>) -> Result<Config> {
 }
 
 /// Before the first step.
-fn progress(dataset: &Dataset) -> Progress {
-    Progress { classes: dataset.class_names().to_vec(), data: fingerprint(dataset), ..Progress::default() }
+fn progress(dataset: &Dataset) -> RunState {
+    RunState { classes: dataset.class_names().to_vec(), data: fingerprint(dataset), ..RunState::default() }
 }
 
 fn started<'a>(
     request: &TrainRequest,
     mut trainer: Trainer,
     folder: RunFolder,
-    progress: Progress,
+    progress: RunState,
     mut start: Start,
     report: Report<'a>,
 ) -> Result<Run<'a>> {

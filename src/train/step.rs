@@ -13,7 +13,7 @@ use super::task::{Criterion, Pass, Terms};
 use super::together::{Exchange, Records, Share};
 use crate::cluster::Collective;
 use crate::config::{CommunicationDtype, Config, OptimizerKind, Precision, TrainingConfig};
-use crate::diffusion::Purpose;
+use crate::diffusion::LossMode;
 use crate::error::{Error, Result};
 use crate::nn::{Builder, Parameters};
 use crate::ops::adamw::{AdamW, AdamWState, adamw, gradient_norm, record};
@@ -264,7 +264,7 @@ impl Step {
         let mode = if role.first { Accumulate::Write } else { Accumulate::Add };
         let s = self.parameters.bind(&tape, Some((&self.gradients, mode)))?.in_training(&self.control, self.seed);
         let batch = self.training.batch(&self.context, &self.control)?;
-        let (purpose, control, scale) = (Purpose::Training, &self.control, self.scale);
+        let (purpose, control, scale) = (LossMode::Training, &self.control, self.scale);
         let pass = Pass { purpose, scope: &s, control, scale };
         let mut loss = self.criterion.loss(&pass, batch)?;
         self.loss.copy_from(loss.mean.tensor())?;
@@ -306,7 +306,7 @@ impl Step {
         let tape = Tape::inference(&self.context);
         let s = self.averaged.bind(&tape, None)?;
         let batch = feed.batch(&self.context, &self.control)?;
-        let (purpose, control, scale) = (Purpose::Validation, &self.control, 1.0);
+        let (purpose, control, scale) = (LossMode::Validation, &self.control, 1.0);
         let loss = self.criterion.loss(&Pass { purpose, scope: &s, control, scale }, batch)?;
         if let (Terms::RightAnswers, Some(kept), Some(terms)) = (self.criterion.terms(), &self.terms, &loss.terms) {
             kept.copy_from(terms)?;

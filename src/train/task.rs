@@ -4,7 +4,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use crate::config::Config;
-use crate::diffusion::{Batch, Denoiser, Loss, Objective, Purpose};
+use crate::diffusion::{Batch, Denoiser, Loss, LossMode, Objective};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::model_file::{ClassifierModel, Loaded, ModelFile};
@@ -111,7 +111,7 @@ impl Terms {
 /// One pass of a batch through a network.
 pub struct Pass<'a> {
     /// For training or for validation.
-    pub purpose: Purpose,
+    pub purpose: LossMode,
     /// The tape with the network's parameters, for layers and ops.
     pub scope: &'a Scope<'a>,
     /// The control buffer: step, epoch, index of the batch's first item; random numbers depend only on these.
@@ -273,12 +273,12 @@ struct Denoising {
 impl Denoising {
     fn new(context: &Context, config: &Config, model: Rc<dyn Denoiser>) -> Result<Self> {
         let t = &config.training;
-        let objective = |purpose: Purpose, seed: u64, dropout: f64| {
+        let objective = |purpose: LossMode, seed: u64, dropout: f64| {
             let (diffusion, null_label) = (&config.diffusion, config.model.null_label());
             Objective::new(context, diffusion, purpose, seed, dropout as f32, null_label)
         };
-        let training = objective(Purpose::Training, t.seed, t.label_dropout)?;
-        let validation = objective(Purpose::Validation, t.seed ^ VALIDATION_SEED, 0.0)?;
+        let training = objective(LossMode::Training, t.seed, t.label_dropout)?;
+        let validation = objective(LossMode::Validation, t.seed ^ VALIDATION_SEED, 0.0)?;
         Ok(Self { model, training, validation })
     }
 }
@@ -308,7 +308,7 @@ impl Criterion for Denoising {
     }
 
     fn loss(&self, pass: &Pass, batch: Batch) -> Result<Loss> {
-        let objective = if pass.purpose == Purpose::Training { &self.training } else { &self.validation };
+        let objective = if pass.purpose == LossMode::Training { &self.training } else { &self.validation };
         objective.loss(pass.scope, self.model.as_ref(), batch, pass.control, pass.scale)
     }
 }
@@ -337,7 +337,7 @@ impl Criterion for Classifying {
     fn loss(&self, pass: &Pass, batch: Batch) -> Result<Loss> {
         let s = pass.scope;
         let logits = self.model.forward(s, &s.constant(&batch.images))?;
-        let smoothing = if pass.purpose == Purpose::Training { self.smoothing } else { 0.0 };
+        let smoothing = if pass.purpose == LossMode::Training { self.smoothing } else { 0.0 };
         let found = cross_entropy(s, &logits, &s.constant(&batch.labels), smoothing, pass.scale)?;
         Ok(Loss { mean: found.loss, terms: Some(found.correct), items: None })
     }

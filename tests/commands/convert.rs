@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use engine::model_file::{Storage, Weights};
 use engine::pipeline::Model;
 use engine::tensor::{Context, DType, Device};
-use engine::train::Progress;
+use engine::train::RunState;
 
 fn convert(arguments: &[&str], folder: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
@@ -37,7 +37,7 @@ fn trained() -> (tempfile::TempDir, Vec<f32>, Vec<f32>) {
         trainer.train_step().unwrap();
     }
     let classes = ["a", "b", "c"].map(String::from).to_vec();
-    let progress = Progress { classes: classes.clone(), ..Progress::default() };
+    let progress = RunState { classes: classes.clone(), ..RunState::default() };
     trainer.save_checkpoint(&folder.path().join("step-5.safetensors"), &progress).unwrap();
     trainer.save_model(&folder.path().join("model.safetensors"), &classes).unwrap();
     let raw = trainer.parameters().master().download().unwrap();

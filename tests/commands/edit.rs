@@ -171,9 +171,9 @@ fn the_way_back_to_noise_leads_to_the_image_again() {
                 let mut state = [x];
                 let predict = |x: &[f64], input: f64, _: bool, pred: &mut [f64]| {
                     let level = level_of(plan, input);
-                    let variance = (level.a * 0.5).powi(2) + level.s.powi(2);
-                    let surprise = x[0] - level.a * 0.3;
-                    let (x0, eps) = (0.3 + level.a * 0.25 / variance * surprise, level.s / variance * surprise);
+                    let variance = (level.alpha * 0.5).powi(2) + level.sigma.powi(2);
+                    let surprise = x[0] - level.alpha * 0.3;
+                    let (x0, eps) = (0.3 + level.alpha * 0.25 / variance * surprise, level.sigma / variance * surprise);
                     let (c_x, c_n) = level.target(prediction);
                     pred[0] = c_x * x0 + c_n * eps;
                 };

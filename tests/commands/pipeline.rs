@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use crate::tiny;
 use engine::diffusion::SamplerKind;
-use engine::pipeline::{Drawing, Ends, Inpaint, Model, Previewed, SampleRequest, Stage};
+use engine::pipeline::{Drawing, DrawingStage, Ends, Inpaint, Model, Previewed, SampleRequest};
 use engine::tensor::{Context, DType};
 use engine::{Error, Result};
 
@@ -51,7 +51,7 @@ fn images() -> [Vec<f32>; 2] {
     [1, 2].map(|seed| (0..192).map(|at| value(seed, at)).collect())
 }
 
-fn ignored(_: &Stage) -> Result<()> {
+fn ignored(_: &DrawingStage) -> Result<()> {
     Ok(())
 }
 
@@ -63,7 +63,7 @@ fn whoever_watches_changes_no_bit_and_sees_every_stage() {
         let request = request(&model, SamplerKind::Ddim);
         let plain = model.draw(drawing, &request, &mut ignored).unwrap();
         let mut seen = Vec::new();
-        let mut watch = Previewed(|stage: &Stage| {
+        let mut watch = Previewed(|stage: &DrawingStage| {
             let preview = stage.preview()?;
             assert_eq!(preview.as_ref().map_or(0, Vec::len), stage.images.len());
             seen.push((stage.done, stage.total, stage.images.clone(), preview));
@@ -90,7 +90,7 @@ fn whoever_watches_changes_no_bit_and_sees_every_stage() {
             }
         }
         // None unless requested.
-        let mut none = |stage: &Stage| {
+        let mut none = |stage: &DrawingStage| {
             assert_eq!(stage.preview()?, None);
             Ok(())
         };
@@ -107,7 +107,7 @@ fn a_preview_is_what_the_step_was_made_of() {
     for (guidance, clip) in [(1.0, false), (2.5, true)] {
         (request.sampling.guidance, request.sampling.clip_x0) = (guidance, clip);
         let mut previews = Vec::new();
-        let mut watch = Previewed(|stage: &Stage| {
+        let mut watch = Previewed(|stage: &DrawingStage| {
             previews.push(stage.preview()?.unwrap().concat());
             Ok(())
         });
@@ -118,10 +118,11 @@ fn a_preview_is_what_the_step_was_made_of() {
         for (stage, shown) in previews.iter().enumerate() {
             let before = sampler.state().unwrap();
             sampler.advance(stage).unwrap();
-            let (from, to) = (levels[stage], levels.get(stage + 1).map_or((1.0, 0.0), |level| (level.a, level.s)));
+            let (from, to) =
+                (levels[stage], levels.get(stage + 1).map_or((1.0, 0.0), |level| (level.alpha, level.sigma)));
             for ((x, x0), next) in before.iter().zip(shown).zip(sampler.state().unwrap()) {
                 let (x, x0) = (f64::from(*x), f64::from(*x0));
-                let expected = to.0 * x0 + to.1 * (x - from.a * x0) / from.s;
+                let expected = to.0 * x0 + to.1 * (x - from.alpha * x0) / from.sigma;
                 assert!((expected - f64::from(next)).abs() < 1e-4, "stage {stage}: {next}, not {expected}");
                 assert!(!clip || x0.abs() <= 1.0);
             }
@@ -138,7 +139,7 @@ fn a_drawing_ends_where_it_is_told_to_and_the_model_goes_on() {
         let whole = model.draw(drawing, &request, &mut ignored).unwrap();
         for end in [1, 4, 7] {
             let mut stages = 0;
-            let mut stop = |_: &Stage| {
+            let mut stop = |_: &DrawingStage| {
                 stages += 1;
                 match stages == end {
                     true => Err(Error::Interrupted { message: format!("after {end}") }),
@@ -172,7 +173,7 @@ fn serve(jobs: &mpsc::Receiver<Job>) {
     let model = model();
     for Job { labels, seed, cancelled, events } in jobs {
         let request = SampleRequest { seed, ..model.request(labels) };
-        let mut watch = Previewed(|stage: &Stage| {
+        let mut watch = Previewed(|stage: &DrawingStage| {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted { message: "cancelled".into() });
             }

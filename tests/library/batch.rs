@@ -3,7 +3,7 @@
 use engine::Result;
 use engine::config::Config;
 use engine::diffusion::{GuidanceSchedule, SamplerKind, TimestepSchedule};
-use engine::pipeline::{Batch, Drawing, Ends, Inpaint, Model, SampleRequest, Stage, Task, Ticket};
+use engine::pipeline::{Batch, Drawing, DrawingStage, DrawingTask, Ends, Inpaint, Model, SampleRequest, Ticket};
 use engine::tensor::{Context, DType, Device};
 
 use crate::{emulator, tiny};
@@ -48,7 +48,7 @@ fn requests(model: &Model) -> Vec<SampleRequest> {
 fn together(
     model: &Model,
     rows: usize,
-    mut tasks: Vec<Task>,
+    mut tasks: Vec<DrawingTask>,
     reverse: bool,
     cancel: Option<usize>,
 ) -> Result<Vec<Vec<Vec<f32>>>> {
@@ -59,7 +59,7 @@ fn together(
     }
     let mut steps = 0;
     let mut gone = false;
-    let ends = |number: usize, task: &Task, gone: bool| task.is_done() || gone && cancel == Some(number);
+    let ends = |number: usize, task: &DrawingTask, gone: bool| task.is_done() || gone && cancel == Some(number);
     while !tasks.iter().enumerate().all(|(number, task)| ends(number, task, gone)) {
         for &number in order.iter().take(steps + 1) {
             let task = &mut tasks[number];
@@ -86,7 +86,7 @@ fn together(
         }
         assert!(steps < 10_000, "no end");
     }
-    Ok(tasks.into_iter().map(Task::into_images).collect())
+    Ok(tasks.into_iter().map(DrawingTask::into_images).collect())
 }
 
 #[test]
@@ -95,7 +95,8 @@ fn an_image_is_the_same_whoever_shares_its_batch() -> Result<()> {
     let requests = requests(&model);
     let alone: Vec<Vec<Vec<f32>>> = requests.iter().map(|request| model.sample(request)).collect::<Result<_>>()?;
     assert!(alone.iter().flatten().flatten().all(|value| value.is_finite()));
-    let tasks = || requests.iter().map(|request| Task::new(&model, Drawing::Sample, request)).collect::<Result<_>>();
+    let tasks =
+        || requests.iter().map(|request| DrawingTask::new(&model, Drawing::Sample, request)).collect::<Result<_>>();
     for rows in [2, 3, 7, 40] {
         for reverse in [false, true] {
             assert!(together(&model, rows, tasks()?, reverse, None)? == alone, "{rows} rows, reverse {reverse}");
@@ -132,11 +133,11 @@ fn every_kind_of_drawing_shares_a_batch() -> Result<()> {
         (Drawing::Interpolate(Ends::Seeds(3, 9)), &ddim),
         (Drawing::Interpolate(Ends::Images(&image, &other)), &ddim),
     ];
-    let mut silent = |_: &Stage| Ok(());
+    let mut silent = |_: &DrawingStage| Ok(());
     let alone: Vec<Vec<Vec<f32>>> =
         drawings.iter().map(|(drawing, request)| model.draw(*drawing, request, &mut silent)).collect::<Result<_>>()?;
     for rows in [3, 30] {
-        let tasks = drawings.iter().map(|(drawing, request)| Task::new(&model, *drawing, request));
+        let tasks = drawings.iter().map(|(drawing, request)| DrawingTask::new(&model, *drawing, request));
         let images = together(&model, rows, tasks.collect::<Result<_>>()?, true, None)?;
         for (number, (ours, expected)) in images.iter().zip(&alone).enumerate() {
             assert!(ours == expected, "drawing {number} in {rows} rows");
@@ -151,17 +152,17 @@ fn previews_are_those_of_a_drawing_alone() -> Result<()> {
     let mut request = model.request([1]);
     (request.sampling.guidance, request.sampling.sampler) = (2.0, SamplerKind::Heun);
     let mut expected = Vec::new();
-    let mut watch = engine::pipeline::Previewed(|stage: &Stage| {
+    let mut watch = engine::pipeline::Previewed(|stage: &DrawingStage| {
         expected.push(stage.preview()?.unwrap()[0].clone());
         Ok(())
     });
     model.draw(Drawing::Sample, &request, &mut watch)?;
     let mut batch = Batch::new(&model, 8)?;
-    let other = Task::new(&model, Drawing::Sample, &model.request([2, 0]))?;
+    let other = DrawingTask::new(&model, Drawing::Sample, &model.request([2, 0]))?;
     batch.join(other.joining(0))?;
     batch.join(other.joining(1))?;
     batch.step()?;
-    let task = Task::new(&model, Drawing::Sample, &request)?;
+    let task = DrawingTask::new(&model, Drawing::Sample, &request)?;
     let ticket = batch.join(task.joining(0))?;
     assert_eq!(batch.preview(ticket)?, None);
     for (stage, expected) in expected[..expected.len() - 1].iter().enumerate() {
@@ -178,7 +179,7 @@ fn what_cannot_be_is_refused() -> Result<()> {
     let model = model(&Device::Cpu);
     assert!(Batch::new(&model, 1).is_err());
     let mut batch = Batch::new(&model, 2)?;
-    let task = Task::new(&model, Drawing::Sample, &model.request([1, 1, 1]))?;
+    let task = DrawingTask::new(&model, Drawing::Sample, &model.request([1, 1, 1]))?;
     assert!(task.rows() <= 2);
     for place in 0..2 / task.rows() {
         batch.join(task.joining(place))?;
@@ -186,8 +187,8 @@ fn what_cannot_be_is_refused() -> Result<()> {
     assert!(batch.join(task.joining(0)).is_err(), "no room");
     let mut bad = model.request([1]);
     bad.sampling.num_steps = 0;
-    assert!(Task::new(&model, Drawing::Sample, &bad).is_err());
-    assert!(Task::new(&model, Drawing::Sample, &model.request([99])).is_err());
+    assert!(DrawingTask::new(&model, Drawing::Sample, &bad).is_err());
+    assert!(DrawingTask::new(&model, Drawing::Sample, &model.request([99])).is_err());
     Ok(())
 }
 
@@ -197,7 +198,8 @@ fn on_the_emulator_too() -> Result<()> {
     let model = model(&Device::Accelerator(emulator::device()));
     let requests: Vec<SampleRequest> = requests(&model).into_iter().skip(1).take(3).collect();
     let alone: Vec<Vec<Vec<f32>>> = requests.iter().map(|request| model.sample(request)).collect::<Result<_>>()?;
-    let tasks = requests.iter().map(|request| Task::new(&model, Drawing::Sample, request)).collect::<Result<_>>()?;
+    let tasks =
+        requests.iter().map(|request| DrawingTask::new(&model, Drawing::Sample, request)).collect::<Result<_>>()?;
     assert!(together(&model, 6, tasks, false, None)? == alone);
     Ok(())
 }
@@ -211,7 +213,7 @@ fn every_size_is_captured_once() -> Result<()> {
     (request.sampling.guidance, request.sampling.num_steps, request.sampling.sampler) = (1.0, 40, SamplerKind::Ddim);
     let before = emulator.captures();
     let mut batch = Batch::new(&model, 6)?;
-    let task = Task::new(&model, Drawing::Sample, &request)?;
+    let task = DrawingTask::new(&model, Drawing::Sample, &request)?;
     let mut tickets = Vec::new();
     // From the smallest size to the largest: the arena of earlier graphs must not move.
     for _ in 0..2 {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use engine::eval::metrics::{Features, Gaussian, Neighbours, inception_score, kernel_distance};
-use engine::eval::{Extractor, Prepared, Rule};
+use engine::eval::{Extractor, PreparedTreatment, Rule};
 use engine::models::efficientnet::EfficientNetWeights;
 use engine::models::inception::{InceptionWeights, SIZE};
 use engine::picture::Image;
@@ -178,7 +178,7 @@ fn resizes_are_the_tools() {
             let pixels: Vec<u8> =
                 bits(SIZES, height as u32, 0, height * width * 3).iter().map(|b| (b >> 24) as u8).collect();
             let mut found = vec![0.0; SIZE * SIZE * 3];
-            Prepared::new(rule.treatment(), height, width).apply(&pixels, 3, &mut found);
+            PreparedTreatment::new(rule.treatment(), height, width).apply(&pixels, 3, &mut found);
             let scaling = rule.scaling();
             let places = bits(SIZES, 1000 + height as u32, 0, 200);
             let expected = &golden.get(&format!("{}.resized.{height}x{width}", rule.name())).values;

@@ -121,7 +121,7 @@ fn the_adaptive_scale_follows_its_law_over_the_steps() {
         let sampling = SamplingConfig { num_steps: 11, ..sampling(3.0, GuidanceSchedule::Adaptive, kind) };
         let plan = Plan::new(&noise, config.diffusion.prediction, &sampling).unwrap();
         for stage in plan.stages() {
-            // Progress 0, 0.1, … 1; both stages of a Heun step have its scale.
+            // RunState 0, 0.1, … 1; both stages of a Heun step have its scale.
             let p = stage.step as f64 / 10.0;
             let factor = if p < 0.3 { p / 0.3 } else { 1.0 + 0.5 * ((p - 0.7) / 0.3).max(0.0) };
             assert!(

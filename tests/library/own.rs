@@ -26,7 +26,7 @@ use engine::rng::{Philox, Purpose};
 use engine::tape::Var;
 use engine::tensor::{Context, DType, Device};
 use engine::train::{
-    Classify, Criterion, Denoise, Ending, Event, Observer, Pass, Place, Progress, Recipe, Run, Task, TrainRequest,
+    Classify, Criterion, Denoise, Ending, Event, Observer, Pass, Place, Recipe, Run, RunState, Task, TrainRequest,
     Trainer, list_checkpoints, train, train_observed,
 };
 use engine::{Error, Result};
@@ -306,7 +306,7 @@ fn a_trainer_of_a_task_saves_and_goes_on_without_a_folder() {
     let new = || Trainer::new(&Autoencode, &shapes(0, 60), &recipe).unwrap();
     let mut whole = new();
     (0..3).for_each(|_| whole.train_step().unwrap());
-    whole.save_checkpoint(&path, &Progress::default()).unwrap();
+    whole.save_checkpoint(&path, &RunState::default()).unwrap();
     (3..6).for_each(|_| whole.train_step().unwrap());
     let mut resumed = new();
     resumed.load_checkpoint(&path).unwrap();

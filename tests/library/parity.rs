@@ -9,7 +9,7 @@ use engine::ops::conv2d::{Geometry, conv2d};
 use engine::ops::cross_entropy::cross_entropy;
 use engine::ops::elementwise::gate;
 use engine::ops::embedding::embedding;
-use engine::ops::group_norm_silu::{GroupNorm, group_norm_silu};
+use engine::ops::group_norm_silu::{GroupNormSilu, group_norm_silu};
 use engine::ops::head_norm::head_norm;
 use engine::ops::layer_norm::{Affine, layer_norm};
 use engine::ops::linear::{Activation, linear};
@@ -104,7 +104,7 @@ fn group_norm_agrees() {
     for (op, groups, silu) in [("group_norm", 3, false), ("group_norm_silu", 4, true)] {
         each(op, |golden| {
             let (x, weight, bias) = (golden.input("x"), golden.input("weight"), golden.input("bias"));
-            let norm = GroupNorm { groups, epsilon: 1e-5, silu };
+            let norm = GroupNormSilu { groups, epsilon: 1e-5, silu };
             let y = group_norm_silu(&golden.tape, &x, None, [&weight, &bias], None, norm, None).unwrap();
             golden.check(&y, &[("x", &x), ("weight", &weight), ("bias", &bias)]);
         });
@@ -112,7 +112,7 @@ fn group_norm_agrees() {
     each("group_norm_silu_skip", |golden| {
         let [x, skip, weight, bias, matrix] =
             ["x", "skip", "weight", "bias", "scale_shift"].map(|name| golden.input(name));
-        let norm = GroupNorm { groups: 4, epsilon: 1e-5, silu: true };
+        let norm = GroupNormSilu { groups: 4, epsilon: 1e-5, silu: true };
         let y = group_norm_silu(&golden.tape, &x, Some(&skip), [&weight, &bias], Some(&matrix), norm, None).unwrap();
         let inputs = [("x", &x), ("skip", &skip), ("weight", &weight), ("bias", &bias), ("scale_shift", &matrix)];
         golden.check(&y, &inputs);

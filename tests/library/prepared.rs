@@ -98,7 +98,7 @@ fn prepared_weights_give_the_same_bits() {
         let plain = forward(Tape::inference(&context)).unwrap().download::<f32>().unwrap();
         // Only the repacked weights are read: the masters are overwritten except for vectors.
         let mut vectors = flat(&parameters, 3);
-        for spec in parameters.specs().iter().filter(|spec| spec.kind == engine::nn::Kind::Matrix) {
+        for spec in parameters.specs().iter().filter(|spec| spec.kind == engine::nn::ParameterKind::Matrix) {
             if spec.shape.sizes().len() == 2 {
                 vectors[spec.offset..][..spec.shape.len()].fill(f32::NAN);
             }

@@ -9,7 +9,7 @@ use engine::config::{Config, ModelConfig};
 use engine::models::resnet::{ResnetConfig, Stem};
 use engine::models::unet::UnetConfig;
 use engine::tensor::Device;
-use engine::train::{Progress, Recipe, Trainer, Validation};
+use engine::train::{Recipe, RunState, Trainer, Validation};
 
 /// The result of a run: metrics of every step, weights, running statistics, validation.
 #[derive(Debug, PartialEq)]
@@ -155,7 +155,7 @@ fn with_shards_any_number_of_ranks_has_the_same_bits_and_resumes_on_any_other() 
             (0..6).for_each(|_| trainer.train_step().unwrap());
             trainer.drain_metrics().unwrap();
             if trainer.team().rank() == 0 {
-                trainer.save_checkpoint(path, &Progress::default()).unwrap();
+                trainer.save_checkpoint(path, &RunState::default()).unwrap();
             }
         });
         let rest = on_ranks(&config, 2, 6, |trainer| {

@@ -9,7 +9,7 @@ use engine::config::Precision;
 use engine::device::emulator::EmulatorDevice;
 use engine::pipeline::Model;
 use engine::tensor::{DType, Device};
-use engine::train::{Progress, Trainer};
+use engine::train::{RunState, Trainer};
 
 fn emulated() -> (Arc<EmulatorDevice>, Device) {
     let device = emulator::device();
@@ -172,7 +172,7 @@ fn a_resumed_run_goes_on_with_the_same_bits() {
     let config = config(&[BF16]);
     let mut whole = trainer(&config, &device);
     (0..3).for_each(|_| whole.train_step().unwrap());
-    whole.save_checkpoint(&path, &Progress::default()).unwrap();
+    whole.save_checkpoint(&path, &RunState::default()).unwrap();
     whole.drain_metrics().unwrap();
     (3..6).for_each(|_| whole.train_step().unwrap());
 

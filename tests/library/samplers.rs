@@ -52,7 +52,10 @@ fn schedules_agree() {
         let noise = schedule(if name == "linear" { Schedule::Linear } else { Schedule::Cosine });
         for (time, alpha_bar) in levels {
             let level = noise.level(time.parse().unwrap());
-            assert!((level.a.powi(2) / alpha_bar - 1.0).abs() < 1e-11, "{name} at {time}: {level:?}, ᾱ = {alpha_bar}");
+            assert!(
+                (level.alpha.powi(2) / alpha_bar - 1.0).abs() < 1e-11,
+                "{name} at {time}: {level:?}, ᾱ = {alpha_bar}"
+            );
         }
     }
 }

@@ -8,7 +8,7 @@ use engine::config::Config;
 use engine::data::{Dataset, Split};
 use engine::device::emulator::EmulatorDevice;
 use engine::tensor::Device;
-use engine::train::{Progress, Recipe, Residency, Trainer, Validation};
+use engine::train::{Recipe, Residency, RunState, Trainer, Validation};
 
 fn emulated() -> (Arc<EmulatorDevice>, Device) {
     let device = emulator::device();
@@ -105,7 +105,7 @@ fn a_run_goes_on_with_the_same_bits_wherever_its_images_lie() {
     ] {
         let mut whole = trainer(&config, &set, device, places[0]);
         (0..5).for_each(|_| whole.train_step().unwrap());
-        whole.save_checkpoint(&path, &Progress::default()).unwrap();
+        whole.save_checkpoint(&path, &RunState::default()).unwrap();
         whole.drain_metrics().unwrap();
         (5..11).for_each(|_| whole.train_step().unwrap());
         let expected = State::of(&mut whole);

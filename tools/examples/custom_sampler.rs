@@ -20,9 +20,9 @@ pub fn linear_multistep(model: &Model, sampling: &SamplingConfig) -> Result<Plan
         if let Some(&next) = times.get(step + 1) {
             let next = noise.level(next);
             // x' = alpha' x0 + sigma' eps, and eps is kept for the next step.
-            stage.next_x0 = next.a;
-            stage.next_eps = if step == 0 { next.s } else { 1.5 * next.s };
-            stage.next_saved = (step > 0).then_some(-0.5 * next.s);
+            stage.next_x0 = next.alpha;
+            stage.next_eps = if step == 0 { next.sigma } else { 1.5 * next.sigma };
+            stage.next_saved = (step > 0).then_some(-0.5 * next.sigma);
             stage.saves = Some((0.0, 1.0));
         } else {
             stage.next_x0 = 1.0;

@@ -433,10 +433,10 @@ impl Case {
     }
 
     /// Use 4: the op, forward and (where differentiable) backward, ready to be timed.
-    pub fn prepare(&self, context: &Context, dtype: DType) -> Result<Prepared<'_>> {
+    pub fn prepare(&self, context: &Context, dtype: DType) -> Result<PreparedCase<'_>> {
         let tensors = self.tensors(context, dtype, &self.values(dtype, 1))?;
         let gradients = self.weight_gradients(context, dtype)?;
-        Ok(Prepared { case: self, context: context.clone(), dtype, tensors, gradients })
+        Ok(PreparedCase { case: self, context: context.clone(), dtype, tensors, gradients })
     }
 
     /// Where the gradients of weights go, which have a dtype of their own.
@@ -495,7 +495,7 @@ impl Case {
 }
 
 /// A case on a device, ready to be run many times.
-pub struct Prepared<'a> {
+pub struct PreparedCase<'a> {
     case: &'a Case,
     context: Context,
     dtype: DType,
@@ -504,7 +504,7 @@ pub struct Prepared<'a> {
     gradients: Vec<Option<Tensor>>,
 }
 
-impl Prepared<'_> {
+impl PreparedCase<'_> {
     /// The same with memory of its own, in another context of the same device.
     pub(super) fn copy(&self, context: &Context) -> Result<Self> {
         let copy = |tensor: &Tensor| {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::case::{Case, Prepared};
+use super::case::{Case, PreparedCase};
 use crate::device::{Accelerator, Capture, GraphId};
 use crate::error::Result;
 use crate::tensor::{Context, DType, Device, Program, Tensor};
@@ -34,7 +34,8 @@ impl Repeats {
     /// The op's own, and those of the device.
     pub fn capture(device: &Device, case: &Case, dtype: DType, backward: bool) -> Result<Option<Self>> {
         let Device::Accelerator(accelerator) = device else { return Ok(None) };
-        let step = |prepared: &Prepared<'_>| if backward { prepared.forward_backward() } else { prepared.forward() };
+        let step =
+            |prepared: &PreparedCase<'_>| if backward { prepared.forward_backward() } else { prepared.forward() };
         let first = case.prepare(&Context::new(device.clone()), dtype)?;
         let mut programs = vec![Program::plan(first.context(), || step(&first))?];
         let bytes: f64 = programs[0].charges().values().map(|(_, cost)| cost.bytes).sum();
@@ -59,7 +60,7 @@ impl Repeats {
             programs[copy].run(|| step(&copies[copy]))?;
         }
         let graph = capture.finish()?;
-        let tensors = copies.iter().flat_map(Prepared::tensors).cloned().collect();
+        let tensors = copies.iter().flat_map(PreparedCase::tensors).cloned().collect();
         let contexts = copies.iter().map(|copy| copy.context().clone()).collect();
         let accelerator = accelerator.clone();
         Ok(Some(Self { accelerator, graph, count, bytes, _contexts: contexts, _tensors: tensors }))

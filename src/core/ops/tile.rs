@@ -115,7 +115,7 @@ fn waves(blocks: usize) -> usize {
 
 /// How a weight gradient's sum over the rows is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Split {
+pub(super) struct SumSplit {
     pub(super) tile: Tile,
     /// Splits; the sum is cut where there is more than one.
     pub(super) count: usize,
@@ -123,7 +123,7 @@ pub(super) struct Split {
     pub(super) rows: usize,
 }
 
-impl Split {
+impl SumSplit {
     /// A sum over `rows` for a gradient of this many rows and columns: the tile and the number of splits of which product and scratch
     /// take least time.
     pub(super) fn of<T: Element>(tiles: Tiles, whole: bool, rows: usize, result: [usize; 2]) -> Self {
@@ -205,23 +205,23 @@ mod tests {
         for m in [1, 31, 256, 2049, 2080, 16640] {
             for result in [[3, 5], [65, 65], [384, 48], [384, 384], [1536, 384]] {
                 for split in [
-                    Split::of::<bf16>(Tiles::All, true, m, result),
-                    Split::of::<bf16>(Tiles::LargeAndSmall, false, m, result),
-                    Split::of::<f32>(Tiles::All, true, m, result),
+                    SumSplit::of::<bf16>(Tiles::All, true, m, result),
+                    SumSplit::of::<bf16>(Tiles::LargeAndSmall, false, m, result),
+                    SumSplit::of::<f32>(Tiles::All, true, m, result),
                 ] {
                     assert!(split.rows.is_multiple_of(STEP) && split.count <= 264, "{split:?}");
                     assert!(split.count * split.rows >= m && (split.count - 1) * split.rows < m, "{split:?} of {m}");
                 }
             }
         }
-        assert_eq!(Split::of::<bf16>(Tiles::All, true, 65, [384, 384]).count, 1);
+        assert_eq!(SumSplit::of::<bf16>(Tiles::All, true, 65, [384, 384]).count, 1);
     }
 
     /// The weights of a transformer's layers at batch 256: at most 5 % of the multiprocessors' time is idle.
     #[test]
     fn weight_gradients_take_whole_waves() {
         for result in [[576, 384], [384, 384], [1536, 384], [384, 1536]] {
-            let split = Split::of::<bf16>(Tiles::All, true, 16640, result);
+            let split = SumSplit::of::<bf16>(Tiles::All, true, 16640, result);
             let blocks = split.tile.count(result) * split.count;
             let [rows, cols] = split.tile.sides();
             let busy = waves(blocks) * MULTIPROCESSORS * rows * cols * split.rows;

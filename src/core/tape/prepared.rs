@@ -19,16 +19,16 @@ struct Form {
     make: Make,
 }
 
-/// A snapshot of weights in the forms in which ops read them: [`Prepared::refresh`] takes it, and until the next one the
+/// A snapshot of weights in the forms in which ops read them: [`PreparedWeights::refresh`] takes it, and until the next one the
 /// weights themselves may change unseen. Empty on devices other than the CPU.
-pub struct Prepared {
+pub struct PreparedWeights {
     sources: Vec<Tensor>,
     /// By storage and first element of the weight, and by the form's name.
     forms: RefCell<BTreeMap<(usize, usize, &'static str), Form>>,
     ready: Cell<bool>,
 }
 
-impl Prepared {
+impl PreparedWeights {
     /// For parts of `sources`, whose elements stay as they are between refreshes: the flat buffers of a model's parameters.
     pub fn new(context: &Context, sources: impl IntoIterator<Item = Tensor>) -> Self {
         let sources = match context.device() {
@@ -117,7 +117,7 @@ mod tests {
         let (flat, other) = (context.tensor(&[1f32, 2.0, 3.0, 4.0], [4])?, context.tensor(&[5f32], [1])?);
         let weight = flat.part(1, [2])?;
         let before = context.persistent_bytes();
-        let prepared = Rc::new(Prepared::new(&context, [flat.clone()]));
+        let prepared = Rc::new(PreparedWeights::new(&context, [flat.clone()]));
         let tape = Tape::inference(&context).with_prepared(&prepared);
         // Nothing was planned, so nothing is made.
         prepared.refresh()?;
@@ -147,7 +147,7 @@ mod tests {
     fn shape_only_contexts_count_forms_and_make_none() -> Result<()> {
         let context = Context::shape_only();
         let flat = context.zeros([1 << 20, 1 << 20], DType::F32)?;
-        let prepared = Rc::new(Prepared::new(&context, [flat.clone()]));
+        let prepared = Rc::new(PreparedWeights::new(&context, [flat.clone()]));
         let tape = Tape::inference(&context).with_prepared(&prepared);
         Program::plan(&context, || doubled(&tape, &flat).map(drop))?;
         prepared.refresh()?;

@@ -12,7 +12,7 @@ use super::{FetchOptions, check};
 use crate::data::dataset::part_path;
 use crate::data::official::OfficialFile;
 use crate::error::{Error, Result};
-use crate::progress::{Task, Unit};
+use crate::progress::{Activity, Unit};
 
 /// Number of retries of an interrupted transfer before the next server is tried.
 const ATTEMPTS: u32 = 5;
@@ -91,7 +91,7 @@ fn transfer(
     file: &OfficialFile,
     part: &mut File,
     part_path: &Path,
-    task: &Task,
+    task: &Activity,
 ) -> Result<Transfer> {
     let mut have = part.seek(SeekFrom::End(0)).map_err(Error::io(part_path, "write"))?;
     let mut request = agent.get(url);

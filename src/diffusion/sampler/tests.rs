@@ -22,9 +22,9 @@ fn run_exact(noise: &NoiseSchedule, prediction: Prediction, plan: &Plan, x: f64,
     let model = |x: &[f64], time_input: f64, _: bool, pred: &mut [f64]| {
         let time = if noise.is_continuous() { time_input / super::super::FLOW_TIME_SCALE } else { time_input };
         let level = noise.level(time);
-        let variance = (level.a * SPREAD).powi(2) + level.s.powi(2);
-        let surprise = x[0] - level.a * MEAN;
-        let (x0, eps) = (MEAN + level.a * SPREAD.powi(2) / variance * surprise, level.s / variance * surprise);
+        let variance = (level.alpha * SPREAD).powi(2) + level.sigma.powi(2);
+        let surprise = x[0] - level.alpha * MEAN;
+        let (x0, eps) = (MEAN + level.alpha * SPREAD.powi(2) / variance * surprise, level.sigma / variance * surprise);
         let (c_x, c_n) = level.target(prediction);
         pred[0] = c_x * x0 + c_n * eps;
     };
@@ -35,8 +35,8 @@ fn run_exact(noise: &NoiseSchedule, prediction: Prediction, plan: &Plan, x: f64,
 /// The exact solution of the probability-flow equation from the noisiest level: quantiles are preserved.
 fn exact(noise: &NoiseSchedule, x: f64) -> f64 {
     let level = noise.level(noise.times(1)[0]);
-    let deviation = ((level.a * SPREAD).powi(2) + level.s.powi(2)).sqrt();
-    MEAN + SPREAD * (x - level.a * MEAN) / deviation
+    let deviation = ((level.alpha * SPREAD).powi(2) + level.sigma.powi(2)).sqrt();
+    MEAN + SPREAD * (x - level.alpha * MEAN) / deviation
 }
 
 fn error(noise: &NoiseSchedule, prediction: Prediction, sampler: SamplerKind, steps: usize) -> f64 {
@@ -96,7 +96,7 @@ fn full_ddpm_has_the_papers_posterior() {
     let noise = schedule(Schedule::Linear);
     let plan = Plan::new(&noise, Prediction::Epsilon, &sampling(SamplerKind::Ddpm, 1000)).unwrap();
     let (stage, t) = (&plan.stages()[499], 500);
-    let (alpha_bar, previous) = (noise.level(500.0).a.powi(2), noise.level(499.0).a.powi(2));
+    let (alpha_bar, previous) = (noise.level(500.0).alpha.powi(2), noise.level(499.0).alpha.powi(2));
     let beta = 1.0 - alpha_bar / previous;
     assert_eq!(stage.time, f64::from(t));
     assert!((stage.next_noise.powi(2) - (1.0 - previous) / (1.0 - alpha_bar) * beta).abs() < 1e-14);
@@ -137,7 +137,7 @@ fn guidance_mixes_and_the_clamp_keeps_the_decomposition() {
     plan.run_host(&mut x, model, |_, _| unreachable!("DDIM draws no noise"));
     // 0.2 + 3·0.4 = 1.4 is clamped to 1, and ε is the rest of the state.
     let (level, next) = (noise.level(600.0), noise.level(300.0));
-    let expected = next.a + next.s * (0.5 - level.a) / level.s;
+    let expected = next.alpha + next.sigma * (0.5 - level.alpha) / level.sigma;
     assert_eq!(seen[0].0, 600.0);
     assert!((seen[2].1 - expected).abs() < 1e-14 && seen[2].0 == 300.0 && x[0] == 1.0);
 }
@@ -170,14 +170,14 @@ fn dpm_solver_is_the_papers_formula_between_two_plain_ends() {
     assert!(plan.stages()[9].saves.is_none(), "it would not be read");
     // Algorithm 2: x' = σ'/σ·x - α'(e^-h - 1)·D with D = (1 + 1/2r)·x0 - 1/2r·x0_previous, r = h_previous/h.
     let [before, level, next] = [899.0, 799.0, 699.0].map(|time| noise.level(time));
-    let lambda = |level: Level| (level.a / level.s).ln();
+    let lambda = |level: NoiseLevel| (level.alpha / level.sigma).ln();
     let (h, r) = (lambda(next) - lambda(level), (lambda(level) - lambda(before)) / (lambda(next) - lambda(level)));
     let stage = &plan.stages()[2];
     assert_eq!((stage.time, stage.saves), (799.0, Some((1.0, 0.0))));
     let (x0, eps, saved) = (0.4, -0.9, 0.7);
-    let x = level.a * x0 + level.s * eps;
+    let x = level.alpha * x0 + level.sigma * eps;
     let d = (1.0 + 0.5 / r) * x0 - 0.5 / r * saved;
-    let expected = next.s / level.s * x - next.a * ((-h).exp() - 1.0) * d;
+    let expected = next.sigma / level.sigma * x - next.alpha * ((-h).exp() - 1.0) * d;
     let ours = stage.next_x0 * x0 + stage.next_eps * eps + stage.next_saved.unwrap() * saved;
     assert!((ours - expected).abs() < 1e-12, "{ours}, not {expected}");
     // From pure noise nothing can be extrapolated.

@@ -2,7 +2,7 @@
 
 use super::config::{Conditioning, DitConfig};
 use crate::error::Result;
-use crate::nn::{Builder, Init, Kind, LayerNorm, Linear, Mlp, Modulation, ParamId, Scope};
+use crate::nn::{Builder, Init, LayerNorm, Linear, Mlp, Modulation, ParamId, ParameterKind, Scope};
 use crate::ops::attention::attention;
 use crate::ops::head_norm::head_norm;
 use crate::ops::linear::Activation;
@@ -26,8 +26,9 @@ impl Attention {
         let (heads, kv_heads, width) = (config.num_heads, config.num_kv_heads, config.head_dim());
         let qkv = Linear::new(builder, &format!("{name}.qkv"), config.hidden_dim, (heads + 2 * kv_heads) * width);
         let norms = config.qk_norm.then(|| {
-            let mut weight =
-                |part: &str| builder.add(format!("{name}.{part}.weight"), [width], Kind::Vector, Init::Constant(1.0));
+            let mut weight = |part: &str| {
+                builder.add(format!("{name}.{part}.weight"), [width], ParameterKind::Vector, Init::Constant(1.0))
+            };
             (weight("q_norm"), weight("k_norm"))
         });
         let out = Linear::new(builder, &format!("{name}.out"), config.hidden_dim, config.hidden_dim);

@@ -32,7 +32,7 @@ pub use config::{Conditioning, DitConfig};
 use crate::diffusion::Denoiser;
 use crate::error::Result;
 use crate::models::{Architecture, check_images};
-use crate::nn::{Builder, Init, Kind, LayerNorm, Linear, Modulation, ParamId, Scope};
+use crate::nn::{Builder, Init, LayerNorm, Linear, Modulation, ParamId, ParameterKind, Scope};
 use crate::ops::elementwise::silu;
 use crate::ops::patchify::{patchify, unpatchify};
 use crate::ops::tokens::tokens;
@@ -66,7 +66,7 @@ impl Dit {
         let patch_embed = Linear::new(builder, "patch_embed", patch, width);
         // Learned positions that start as a sinusoidal grid: neighbouring patches are similar from the first step.
         let grid = Init::Grid { skip: config.condition_tokens(), columns: config.patches()[1] };
-        let position = builder.add("position", [config.num_tokens(), width], Kind::Vector, grid);
+        let position = builder.add("position", [config.num_tokens(), width], ParameterKind::Vector, grid);
         let condition = Condition::new(builder, config);
         let blocks = (0..config.depth).map(|number| Block::new(builder, number, config)).collect();
         let (final_norm, init) = match config.conditioning {

@@ -20,7 +20,7 @@ pub(crate) use weights::declared;
 
 use crate::error::Result;
 use crate::models::check_images;
-use crate::nn::{Builder, Init, Kind, ParamId, Scope};
+use crate::nn::{Builder, Init, ParamId, ParameterKind, Scope};
 use crate::ops::conv2d::{Geometry, conv2d};
 use crate::ops::depthwise_conv2d::{Window, depthwise_conv2d};
 use crate::ops::elementwise::{add, cast, relu6};
@@ -66,8 +66,8 @@ impl Conv {
     fn new(builder: &mut Builder, name: &str, from: usize, to: usize, (kernel, stride): (usize, usize)) -> Self {
         let init = Init::Normal((2.0 / (kernel * kernel * to) as f64).sqrt() as f32);
         Self {
-            weight: builder.add(format!("{name}.weight"), [to, kernel, kernel, from], Kind::Matrix, init),
-            bias: builder.add(format!("{name}.bias"), [to], Kind::Vector, Init::Constant(0.0)),
+            weight: builder.add(format!("{name}.weight"), [to, kernel, kernel, from], ParameterKind::Matrix, init),
+            bias: builder.add(format!("{name}.bias"), [to], ParameterKind::Vector, Init::Constant(0.0)),
             kernel,
             stride,
         }
@@ -92,8 +92,8 @@ impl Depthwise {
     fn new(builder: &mut Builder, name: &str, channels: usize, kernel: usize, stride: usize) -> Self {
         let init = Init::Normal((2.0 / (kernel * kernel) as f64).sqrt() as f32);
         Self {
-            weight: builder.add(format!("{name}.weight"), [kernel, kernel, channels], Kind::Vector, init),
-            bias: builder.add(format!("{name}.bias"), [channels], Kind::Vector, Init::Constant(0.0)),
+            weight: builder.add(format!("{name}.weight"), [kernel, kernel, channels], ParameterKind::Vector, init),
+            bias: builder.add(format!("{name}.bias"), [channels], ParameterKind::Vector, Init::Constant(0.0)),
             kernel,
             stride,
         }
@@ -161,8 +161,9 @@ impl EfficientNet {
         let stem = Conv::new(builder, "_conv_stem", 3, STEM, (3, 2));
         let blocks = blocks(builder, "", STAGES.len());
         let head = Conv::new(builder, "_conv_head", STAGES[STAGES.len() - 1].4, FEATURES, (1, 1));
-        let weight = builder.add("_fc.weight", [CLASSES, FEATURES], Kind::Matrix, Init::xavier(FEATURES, CLASSES));
-        let bias = builder.add("_fc.bias", [CLASSES], Kind::Vector, Init::Constant(0.0));
+        let weight =
+            builder.add("_fc.weight", [CLASSES, FEATURES], ParameterKind::Matrix, Init::xavier(FEATURES, CLASSES));
+        let bias = builder.add("_fc.bias", [CLASSES], ParameterKind::Vector, Init::Constant(0.0));
         Self { stem, blocks, head, weight, bias }
     }
 

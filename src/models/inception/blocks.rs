@@ -1,7 +1,7 @@
 //! The blocks: parallel branches with concatenated channels.
 
 use crate::error::Result;
-use crate::nn::{Builder, Init, Kind, ParamId, Scope};
+use crate::nn::{Builder, Init, ParamId, ParameterKind, Scope};
 use crate::ops::concat::concat;
 use crate::ops::conv2d::{Geometry, conv2d};
 use crate::ops::elementwise::relu;
@@ -22,8 +22,13 @@ impl Conv {
         let deviation = (2.0 / (height * width * from) as f64).sqrt();
         let weight = [to, height, width, from];
         Self {
-            weight: builder.add(format!("{name}.weight"), weight, Kind::Matrix, Init::Normal(deviation as f32)),
-            bias: builder.add(format!("{name}.bias"), [to], Kind::Vector, Init::Constant(0.0)),
+            weight: builder.add(
+                format!("{name}.weight"),
+                weight,
+                ParameterKind::Matrix,
+                Init::Normal(deviation as f32),
+            ),
+            bias: builder.add(format!("{name}.bias"), [to], ParameterKind::Vector, Init::Constant(0.0)),
             geometry: Geometry::centred(kernel),
         }
     }

@@ -29,7 +29,7 @@ use blocks::{Block, Conv, Pool};
 
 use crate::error::Result;
 use crate::models::check_images;
-use crate::nn::{Builder, Init, Kind, ParamId, Scope};
+use crate::nn::{Builder, Init, ParamId, ParameterKind, Scope};
 use crate::ops::elementwise::cast;
 use crate::ops::linear::{Activation, linear};
 use crate::ops::pool::{Window, global_average_pool, max_pool};
@@ -78,8 +78,8 @@ impl Inception {
             Block::e(builder, "Mixed_7c", 2048, Pool::Max),
         ];
         let init = Init::xavier(FEATURES, CLASSES);
-        let weight = builder.add("fc.weight", [CLASSES, FEATURES], Kind::Matrix, init);
-        let bias = builder.add("fc.bias", [CLASSES], Kind::Vector, Init::Constant(0.0));
+        let weight = builder.add("fc.weight", [CLASSES, FEATURES], ParameterKind::Matrix, init);
+        let bias = builder.add("fc.bias", [CLASSES], ParameterKind::Vector, Init::Constant(0.0));
         Self { stem, blocks, weight, bias }
     }
 

@@ -3,7 +3,7 @@
 use super::config::{ResnetConfig, Stem};
 use crate::error::{Error, Result};
 use crate::models::normalisation::Normalisation;
-use crate::nn::{BatchNorm, Builder, Conv2d, Init, Moving, Scope};
+use crate::nn::{BatchNorm, Builder, Conv2d, Init, RunningStatistics, Scope};
 use crate::ops::conv2d::Geometry;
 use crate::ops::elementwise::cast;
 use crate::ops::pool::{Window, max_pool};
@@ -41,7 +41,14 @@ struct BasicBlock {
 }
 
 impl BasicBlock {
-    fn new(builder: &mut Builder, name: &str, channels: usize, out: usize, stride: usize, moving: Moving) -> Self {
+    fn new(
+        builder: &mut Builder,
+        name: &str,
+        channels: usize,
+        out: usize,
+        stride: usize,
+        moving: RunningStatistics,
+    ) -> Self {
         let part = |part: &str| format!("{name}.{part}");
         let strided = |kernel| Geometry::same(kernel).strided(stride);
         Self {
@@ -79,9 +86,15 @@ pub struct Backbone {
 }
 
 impl Backbone {
-    /// Declares stem and first `layers` layers of the network of `config`, with `prefix` before each name. With [`Moving::Never`]
+    /// Declares stem and first `layers` layers of the network of `config`, with `prefix` before each name. With [`RunningStatistics::Freeze`]
     /// its batch norms use their running statistics in training too.
-    pub fn new(builder: &mut Builder, prefix: &str, config: &ResnetConfig, layers: usize, moving: Moving) -> Self {
+    pub fn new(
+        builder: &mut Builder,
+        prefix: &str,
+        config: &ResnetConfig,
+        layers: usize,
+        moving: RunningStatistics,
+    ) -> Self {
         let (first, colours) = (config.widths[0], config.image_channels);
         let (geometry, kernel, max_pool) = match config.stem {
             Stem::Small => (Geometry::same(3), 3, None),

@@ -21,7 +21,7 @@ pub use config::{ResnetConfig, Stem};
 
 use crate::error::{Error, Result};
 use crate::models::{Architecture, check_images};
-use crate::nn::{Builder, Init, Linear, Moving, Scope};
+use crate::nn::{Builder, Init, Linear, RunningStatistics, Scope};
 use crate::ops::elementwise::cast;
 use crate::ops::pool::global_average_pool;
 use crate::tape::Var;
@@ -42,7 +42,7 @@ impl Resnet {
     pub fn new(builder: &mut Builder, config: &ResnetConfig) -> Result<Self> {
         config.validate()?;
         let layers = config.blocks.len();
-        let backbone = Backbone::new(builder, "", config, layers, Moving::InTraining);
+        let backbone = Backbone::new(builder, "", config, layers, RunningStatistics::Track);
         let width = config.widths[layers - 1];
         let init = Init::Uniform((1.0 / width as f64).sqrt() as f32);
         let fc = Linear::with_init(builder, "fc", width, config.num_classes, init);

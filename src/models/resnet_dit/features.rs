@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{BACKBONE, ResnetDitConfig};
 use crate::models::efficientnet::Stages;
 use crate::models::resnet::{Backbone, Stem};
-use crate::nn::{Builder, Moving, Scope};
+use crate::nn::{Builder, RunningStatistics, Scope};
 use crate::tape::Var;
 use crate::{Error, Result};
 
@@ -60,7 +60,7 @@ impl Features {
         let layers = config.backbone_layers;
         match config.backbone_kind {
             BackboneKind::Resnet => {
-                Self::Resnet(Backbone::new(builder, BACKBONE, &config.backbone(), layers, Moving::Never))
+                Self::Resnet(Backbone::new(builder, BACKBONE, &config.backbone(), layers, RunningStatistics::Freeze))
             }
             BackboneKind::EfficientnetLite0 => {
                 let halving = config.backbone_stem == Stem::Imagenet;

@@ -31,7 +31,7 @@ use crate::diffusion::Denoiser;
 use crate::error::Result;
 use crate::models::dit::{Block, Condition};
 use crate::models::{Architecture, check_images};
-use crate::nn::{Builder, Init, Kind, LayerNorm, Linear, ParamId, Scope};
+use crate::nn::{Builder, Init, LayerNorm, Linear, ParamId, ParameterKind, Scope};
 use crate::ops::elementwise::cast;
 use crate::ops::patchify::unpatchify;
 use crate::ops::tokens::tokens;
@@ -66,7 +66,7 @@ impl ResnetDit {
         Ok(Self {
             backbone,
             adapter: Linear::new(builder, "adapter", config.feature_channels(), width),
-            position: builder.add("position", [transformer.num_tokens(), width], Kind::Vector, grid),
+            position: builder.add("position", [transformer.num_tokens(), width], ParameterKind::Vector, grid),
             condition: Condition::new(builder, &transformer),
             blocks: (0..config.depth).map(|number| Block::new(builder, number, &transformer)).collect(),
             norm: LayerNorm::new(builder, "norm", width),

@@ -2,7 +2,7 @@
 
 use super::config::{TimeConditioning, UnetConfig};
 use crate::error::Result;
-use crate::nn::{Builder, Conv2d, Dropout, GroupNorm, Init, Kind, Linear, Scope};
+use crate::nn::{Builder, Conv2d, Dropout, GroupNorm, Init, Linear, ParameterKind, Scope};
 use crate::ops::attention::attention;
 use crate::tape::Var;
 
@@ -69,7 +69,7 @@ impl ResBlock {
             } else {
                 let init = Init::xavier(channels + skip, out);
                 let x = Linear::with_init(builder, &part("shortcut"), channels, out, init);
-                let mut weight = || builder.add(part("shortcut.skip_weight"), [out, skip], Kind::Matrix, init);
+                let mut weight = || builder.add(part("shortcut.skip_weight"), [out, skip], ParameterKind::Matrix, init);
                 Shortcut::Projection { x, skip: (skip > 0).then(|| Linear::of_weight(weight())) }
             },
         }

@@ -9,14 +9,14 @@ use crate::ops::conv2d::Geometry;
 use crate::tape::Var;
 
 /// A residual block with optional attention.
-pub(super) struct Stage {
+pub(super) struct UnetBlock {
     block: ResBlock,
     attention: Option<AttentionBlock>,
     /// Whether its result is a skip (encoder), or it takes one (decoder).
     skips: bool,
 }
 
-impl Stage {
+impl UnetBlock {
     fn forward(&self, s: &Scope, x: &Var, skip: Option<&Var>, c: &Var) -> Result<Var> {
         let x = self.block.forward(s, x, skip, c)?;
         match &self.attention {
@@ -27,14 +27,14 @@ impl Stage {
 }
 
 /// An encoder or decoder level, and the convolution to the next.
-pub(super) struct Level {
-    stages: Vec<Stage>,
+pub(super) struct UnetLevel {
+    stages: Vec<UnetBlock>,
     resample: Option<Conv2d>,
     /// Whether the result of that convolution is a skip too, in the encoder.
     skips: bool,
 }
 
-impl Level {
+impl UnetLevel {
     /// Encoder: pushes skips. `x` `[B, H, W, C]`; the condition `c` `[B, D]`.
     pub fn down(&self, s: &Scope, mut x: Var, c: &Var, skips: &mut Vec<Var>) -> Result<Var> {
         for stage in &self.stages {
@@ -67,7 +67,7 @@ impl Level {
 
 /// The smallest level, between encoder and decoder: a residual block, attention, a residual block.
 pub(super) struct Middle {
-    first: Stage,
+    first: UnetBlock,
     second: ResBlock,
 }
 
@@ -110,8 +110,8 @@ impl<'a> Declare<'a> {
         Conv2d::new(self.builder, name, self.channels, self.channels, 3)
     }
 
-    /// Level `level` of the encoder.
-    pub fn down(&mut self, level: usize) -> Level {
+    /// UnetLevel `level` of the encoder.
+    pub fn down(&mut self, level: usize) -> UnetLevel {
         let (config, name) = (self.config, format!("down.{level}"));
         let (out, every_block) = (config.channels[level], config.skips == Skips::Block);
         let stage = |number: usize| {
@@ -119,7 +119,7 @@ impl<'a> Declare<'a> {
             let attention = self.attention(config.has_attention(level), &format!("{name}.attentions.{number}"));
             let skips = every_block || number + 1 == config.res_blocks;
             self.skips.extend(skips.then_some(out));
-            Stage { block, attention, skips }
+            UnetBlock { block, attention, skips }
         };
         let stages = (0..config.res_blocks).map(stage).collect();
         let resample = (level + 1 < config.channels.len()).then(|| {
@@ -127,7 +127,7 @@ impl<'a> Declare<'a> {
             let halving = halving(config.downsample_padding, config.sizes()[level]);
             self.conv(&format!("{name}.downsample")).geometry(halving)
         });
-        Level { stages, resample, skips: every_block }
+        UnetLevel { stages, resample, skips: every_block }
     }
 
     /// The middle.
@@ -135,11 +135,11 @@ impl<'a> Declare<'a> {
         let out = self.channels;
         let block = self.block("middle.block1", 0, out);
         let attention = self.attention(self.config.middle_attention, "middle.attention");
-        Middle { first: Stage { block, attention, skips: false }, second: self.block("middle.block2", 0, out) }
+        Middle { first: UnetBlock { block, attention, skips: false }, second: self.block("middle.block2", 0, out) }
     }
 
-    /// Level `level` of the decoder.
-    pub fn up(&mut self, level: usize) -> Level {
+    /// UnetLevel `level` of the decoder.
+    pub fn up(&mut self, level: usize) -> UnetLevel {
         let (config, name) = (self.config, format!("up.{level}"));
         let (out, every_block) = (config.channels[level], config.skips == Skips::Block);
         let stage = |number: usize| {
@@ -147,14 +147,14 @@ impl<'a> Declare<'a> {
             let skip = if skips { self.skips.pop().unwrap_or(0) } else { 0 };
             let block = self.block(&format!("{name}.blocks.{number}"), skip, out);
             let attention = self.attention(config.has_attention(level), &format!("{name}.attentions.{number}"));
-            Stage { block, attention, skips }
+            UnetBlock { block, attention, skips }
         };
         let stages = (0..config.res_blocks + usize::from(every_block)).map(stage).collect();
         let resample = level.checked_sub(1).map(|next| {
             let size = config.sizes()[next];
             self.conv(&format!("{name}.upsample")).resized(size.sides())
         });
-        Level { stages, resample, skips: false }
+        UnetLevel { stages, resample, skips: false }
     }
 }
 

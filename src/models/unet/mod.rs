@@ -25,7 +25,7 @@ mod levels;
 pub use config::{DownsamplePadding, Skips, TimeConditioning, UnetConfig};
 
 use blocks::ZERO;
-use levels::{Declare, Level, Middle};
+use levels::{Declare, Middle, UnetLevel};
 
 use crate::diffusion::Denoiser;
 use crate::error::Result;
@@ -43,10 +43,10 @@ pub struct Unet {
     conv_in: Conv2d,
     time: Mlp,
     class: Option<Embedding>,
-    down: Vec<Level>,
+    down: Vec<UnetLevel>,
     middle: Middle,
     /// The smallest level first.
-    up: Vec<Level>,
+    up: Vec<UnetLevel>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
 }

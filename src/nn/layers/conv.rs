@@ -1,7 +1,7 @@
 //! The convolution with its fused operations.
 
 use super::super::scope::Scope;
-use super::super::store::{Builder, Init, Kind, ParamId};
+use super::super::store::{Builder, Init, ParamId, ParameterKind};
 use crate::error::Result;
 use crate::ops::conv2d::{Geometry, conv2d};
 use crate::tape::Var;
@@ -33,7 +33,8 @@ impl Conv2d {
         init: Init,
     ) -> Self {
         let mut conv = Self::without_bias(builder, name, channels_in, channels_out, kernel, init);
-        conv.bias = Some(builder.add(format!("{name}.bias"), [channels_out], Kind::Vector, Init::Constant(0.0)));
+        conv.bias =
+            Some(builder.add(format!("{name}.bias"), [channels_out], ParameterKind::Vector, Init::Constant(0.0)));
         conv
     }
 
@@ -47,7 +48,7 @@ impl Conv2d {
         init: Init,
     ) -> Self {
         let shape = [channels_out, kernel, kernel, channels_in];
-        let weight = builder.add(format!("{name}.weight"), shape, Kind::Matrix, init);
+        let weight = builder.add(format!("{name}.weight"), shape, ParameterKind::Matrix, init);
         Self { weight, bias: None, geometry: Geometry::same(kernel) }
     }
 

@@ -1,7 +1,7 @@
 //! Norms: by token, by group of channels, by batch.
 
 use super::super::scope::Scope;
-use super::super::store::{Builder, Init, Kind, ParamId};
+use super::super::store::{Builder, Init, ParamId, ParameterKind};
 use super::Dropout;
 use crate::error::Result;
 use crate::ops::batch_norm::{self, Running, Statistics, batch_norm};
@@ -11,8 +11,9 @@ use crate::tape::Var;
 
 /// Declares `name.weight` (ones) and `name.bias` (zeros), `[width]`.
 fn affine(builder: &mut Builder, name: &str, width: usize) -> (ParamId, ParamId) {
-    let mut add =
-        |part: &str, start| builder.add(format!("{name}.{part}"), [width], Kind::Vector, Init::Constant(start));
+    let mut add = |part: &str, start| {
+        builder.add(format!("{name}.{part}"), [width], ParameterKind::Vector, Init::Constant(start))
+    };
     (add("weight", 1.0), add("bias", 0.0))
 }
 
@@ -109,7 +110,7 @@ impl<'a> GroupNormCall<'a> {
     /// [`Error::Shape`](crate::Error::Shape) for operands of mismatched shapes.
     pub fn forward(self, s: &Scope, x: &Var) -> Result<Var> {
         let GroupNorm { weight, bias, groups } = *self.layer;
-        let norm = group_norm_silu::GroupNorm { groups, epsilon: GroupNorm::EPSILON, silu: self.silu };
+        let norm = group_norm_silu::GroupNormSilu { groups, epsilon: GroupNorm::EPSILON, silu: self.silu };
         let dropout = self.dropout.map(|dropout| dropout.mask(s)).transpose()?.flatten();
         group_norm_silu(s, x, self.skip, [&s[weight], &s[bias]], self.scale_shift, norm, dropout)
     }
@@ -117,11 +118,11 @@ impl<'a> GroupNormCall<'a> {
 
 /// When a batch norm uses batch statistics and updates its running statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moving {
+pub enum RunningStatistics {
     /// In training steps; otherwise it uses the running statistics.
-    InTraining,
+    Track,
     /// Never: it uses the running statistics in training too.
-    Never,
+    Freeze,
 }
 
 /// Batch norm with weight, bias and running statistics; PyTorch's constants: ε = 1e-5, momentum 0.1.
@@ -130,17 +131,17 @@ pub struct BatchNorm {
     bias: ParamId,
     mean: ParamId,
     variance: ParamId,
-    moving: Moving,
+    running: RunningStatistics,
 }
 
 impl BatchNorm {
     /// Declares `name.weight` (ones), `name.bias` (zeros) and the buffers `name.running_mean` (zeros) and `name.running_var` (ones),
     /// each `[channels]`.
-    pub fn new(builder: &mut Builder, name: &str, channels: usize, moving: Moving) -> Self {
+    pub fn new(builder: &mut Builder, name: &str, channels: usize, running: RunningStatistics) -> Self {
         let (weight, bias) = affine(builder, name, channels);
         let mut buffer =
             |part: &str, start| builder.buffer(format!("{name}.{part}"), [channels], Init::Constant(start));
-        Self { weight, bias, mean: buffer("running_mean", 0.0), variance: buffer("running_var", 1.0), moving }
+        Self { weight, bias, mean: buffer("running_mean", 0.0), variance: buffer("running_var", 1.0), running }
     }
 
     fn call(&self) -> BatchNormCall<'_> {
@@ -180,8 +181,8 @@ impl<'a> BatchNormCall<'a> {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) for operands of mismatched shapes.
     pub fn forward(self, s: &Scope, x: &Var) -> Result<Var> {
-        let BatchNorm { weight, bias, mean, variance, moving } = *self.layer;
-        let batch = s.is_training() && moving == Moving::InTraining;
+        let BatchNorm { weight, bias, mean, variance, running } = *self.layer;
+        let batch = s.is_training() && running == RunningStatistics::Track;
         let norm = batch_norm::BatchNorm {
             statistics: if batch { Statistics::Batch } else { Statistics::Running },
             relu: self.relu,

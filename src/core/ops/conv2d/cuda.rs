@@ -7,7 +7,7 @@ use crate::device::launches::{
 };
 use crate::device::{Accelerator, LaunchConfig, SliceMut};
 use crate::error::{Error, Result};
-use crate::ops::tile::{Split, Tile, Tiles, launch_tile};
+use crate::ops::tile::{SumSplit, Tile, Tiles, launch_tile};
 use crate::ops::{Stored, optional, wanted};
 use crate::tape::Destination;
 use crate::tensor::{DType, Element, Tensor};
@@ -28,9 +28,9 @@ fn whole(sizes: Sizes) -> bool {
 }
 
 /// How the weight's gradient is cut.
-fn split<T: Element>(sizes: Sizes) -> Split {
+fn split<T: Element>(sizes: Sizes) -> SumSplit {
     let result = [sizes.cout, sizes.depth()];
-    Split::of::<T>(Tiles::LargeAndSmall, whole(sizes), sizes.batch * sizes.out_pixels(), result)
+    SumSplit::of::<T>(Tiles::LargeAndSmall, whole(sizes), sizes.batch * sizes.out_pixels(), result)
 }
 
 /// Into how many parts, for operands of that dtype.

@@ -9,7 +9,7 @@
 //! | CPU | weight gradient | f32, 3x3, stride 1, padding 1, channels in blocks of 16, resized or not | `winograd_weight` |
 //! | CPU | weight gradient | else | `weight`: a product for each tap |
 //! | kernels | forward, input gradient | always | `cuda`: an implicit product, of the tile that `Tile::of` takes |
-//! | kernels | weight gradient | always | `cuda`: the same, its sum over pixels cut as `Split::of` says |
+//! | kernels | weight gradient | always | `cuda`: the same, its sum over pixels cut as `SumSplit::of` says |
 //!
 //! In f64 Winograd's ways are closed, so that the oracle sums the definition as it stands.
 

@@ -1,6 +1,6 @@
 //! Cases of group norm with SiLU.
 
-use super::{GroupNorm, group_norm_silu};
+use super::{GroupNormSilu, group_norm_silu};
 use crate::ops::case::{Case, Input, Values};
 use crate::ops::control::Control;
 use crate::ops::mask::Mask;
@@ -39,7 +39,7 @@ fn case(name: &str, shape: &[usize], groups: usize, options: Options) -> Case {
     let pixels: usize = outer[1..].iter().product();
     let longest = (pixels * channels / groups).max(samples * pixels);
     Case::new("group_norm_silu", name, inputs, move |tape, inputs| {
-        let norm = GroupNorm { groups, epsilon: 1e-5, silu };
+        let norm = GroupNormSilu { groups, epsilon: 1e-5, silu };
         let second = (skip > 0).then(|| &inputs[3]);
         let matrix = scale_shift.then(|| &inputs[3 + usize::from(skip > 0)]);
         let mask = Mask::new(0.3, 0x0123_4567_89ab_cdef, 5)?;
@@ -117,7 +117,7 @@ mod tests {
         let weight = tape.leaf(&filled(&context, &[channels], 0.5, 1.0));
         let bias = tape.leaf(&filled(&context, &[channels], 0.5, 0.0));
         let matrix = tape.leaf(&filled(&context, &[samples, 2 * channels], 0.5, 0.0));
-        let norm = GroupNorm { groups: 4, epsilon: 1e-5, silu: true };
+        let norm = GroupNormSilu { groups: 4, epsilon: 1e-5, silu: true };
         let y = group_norm_silu(&tape, &x, Some(&skip), [&weight, &bias], Some(&matrix), norm, None).unwrap();
         let cotangent = filled(&context, &[samples, height, 9, channels], 1.0, 0.0);
         tape.backward(&y, cotangent).unwrap();
@@ -146,7 +146,7 @@ mod tests {
         let tape = Tape::inference(&context);
         let shape = [2, 16, 16, 32];
         let one = |value: f64| tape.constant(&filled(&context, &[32], 0.0, value));
-        let norm = GroupNorm { groups: 4, epsilon: 1e-5, silu: false };
+        let norm = GroupNormSilu { groups: 4, epsilon: 1e-5, silu: false };
         let x = filled(&context, &shape, 1.0, 1000.0);
         let y = group_norm_silu(&tape, &tape.constant(&x), None, [&one(1.0), &one(0.0)], None, norm, None).unwrap();
         let y = y.tensor().to_f64().unwrap();
@@ -161,7 +161,7 @@ mod tests {
         let tape = Tape::inference(&context);
         let var = |shape: &[usize]| tape.constant(&filled(&context, shape, 1.0, 0.0));
         let (x, six, eight) = (var(&[2, 3, 3, 6]), var(&[6]), var(&[8]));
-        let norm = |groups| GroupNorm { groups, epsilon: 1e-5, silu: true };
+        let norm = |groups| GroupNormSilu { groups, epsilon: 1e-5, silu: true };
         let fault = |result: crate::Result<crate::tape::Var>| result.unwrap_err().to_string();
         assert!(
             fault(group_norm_silu(&tape, &x, None, [&six, &six], None, norm(4), None))

@@ -104,11 +104,11 @@ pub(super) fn over(by: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::GroupNorm;
+    use super::super::GroupNormSilu;
     use super::*;
 
     fn sizes(pixels: usize, sources: [usize; 2], groups: usize) -> Sizes {
-        let norm = GroupNorm { groups, epsilon: 1e-5, silu: true };
+        let norm = GroupNormSilu { groups, epsilon: 1e-5, silu: true };
         Sizes { samples: 3, pixels, sources, norm }
     }
 

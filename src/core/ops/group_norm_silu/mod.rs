@@ -31,7 +31,7 @@ const OP: &str = "group_norm_silu";
 
 /// How to normalise.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GroupNorm {
+pub struct GroupNormSilu {
     /// Groups; they divide the channels.
     pub groups: usize,
     /// What is added to the variance.
@@ -48,7 +48,7 @@ struct Sizes {
     pixels: usize,
     /// Channels of `x` and of `skip`.
     sources: [usize; 2],
-    norm: GroupNorm,
+    norm: GroupNormSilu,
 }
 
 impl Sizes {
@@ -75,7 +75,7 @@ pub fn group_norm_silu(
     skip: Option<&Var>,
     affine: [&Var; 2],
     scale_shift: Option<&Var>,
-    norm: GroupNorm,
+    norm: GroupNormSilu,
     dropout: Option<(Mask, &Tensor)>,
 ) -> Result<Var> {
     let [weight, bias] = affine;

@@ -8,14 +8,14 @@ use crate::device::launches::{
 };
 use crate::device::{Accelerator, LaunchConfig, SliceMut};
 use crate::error::Result;
-use crate::ops::tile::{Split, Tile, Tiles, launch_tile};
+use crate::ops::tile::{SumSplit, Tile, Tiles, launch_tile};
 use crate::ops::{Stored, optional, optional_mut, wanted};
 use crate::tape::Destination;
 use crate::tensor::{DType, Element, Tensor};
 
 /// How the weight's gradient is cut.
-fn split<T: Element>(Sizes { m, n, k }: Sizes) -> Split {
-    Split::of::<T>(Tiles::All, n.is_multiple_of(8) && k.is_multiple_of(8), m, [n, k])
+fn split<T: Element>(Sizes { m, n, k }: Sizes) -> SumSplit {
+    SumSplit::of::<T>(Tiles::All, n.is_multiple_of(8) && k.is_multiple_of(8), m, [n, k])
 }
 
 /// Into how many parts, for operands of that dtype.

@@ -1,6 +1,6 @@
 //! Cases of a training batch's draws.
 
-use super::{Draw, NoiseStep, Noised, Target, Times, noise_step};
+use super::{Draw, NoiseStep, Noised, Target, TimeGrid, noise_step};
 use crate::ops::case::{Case, Input, Values};
 use crate::ops::control::Control;
 use crate::tape::Var;
@@ -71,8 +71,8 @@ fn case(
     Case::new("noise_step", name, inputs, move |tape, inputs| {
         let [x0, labels, control] = [&inputs[0], &inputs[1], &inputs[2]].map(|var| var.tensor());
         let times = match inputs {
-            [.., a, s] if timesteps.is_some() => Times::Table { a: a.tensor().clone(), s: s.tensor().clone() },
-            _ => Times::Flow,
+            [.., a, s] if timesteps.is_some() => TimeGrid::Table { a: a.tensor().clone(), s: s.tensor().clone() },
+            _ => TimeGrid::Flow,
         };
         let config = NoiseStep {
             seed: 0x0123_4567_89ab_cdef,

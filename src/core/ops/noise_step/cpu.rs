@@ -1,6 +1,6 @@
 //! A training batch's draws on the CPU: the items' levels first, then the items in parallel.
 
-use super::{Draw, FLOW_TIME_SCALE, NoiseStep, Noised, Target, Times};
+use super::{Draw, FLOW_TIME_SCALE, NoiseStep, Noised, Target, TimeGrid};
 use crate::ops::control::Control;
 use crate::ops::host::normal::{fill_normal_as, normal4};
 use crate::ops::host::{Float, parallel, vector};
@@ -11,7 +11,7 @@ use crate::tensor::Tensor;
 const TIME_MARGIN: f32 = 0.5 / (1 << 23) as f32;
 
 /// An item's coefficients.
-struct Level<T> {
+struct Weights<T> {
     a: T,
     s: T,
     c_x: T,
@@ -47,15 +47,15 @@ pub(super) fn forward<T: Float>(x0: &Tensor, labels: &Tensor, control: &Tensor, 
     let (times, weights) = (noised.time.host_mut::<T>(), noised.weight.host_mut::<T>());
     let items = times.iter_mut().zip(weights).enumerate();
     let bins = if let Draw::Adaptive(state) = &config.draw { state.sizes()[1] } else { 0 };
-    let levels: Vec<Level<T>> = items
+    let levels: Vec<Weights<T>> = items
         .map(|(b, (time, weight))| {
             let (t, level) = draw_time::<T>(&config.draw, philox, item(b), control.step);
             let (a, s) = match &config.times {
-                Times::Flow => {
+                TimeGrid::Flow => {
                     *time = T::from_f32(FLOW_TIME_SCALE) * T::from_f32(t);
                     (T::ONE - T::from_f32(t), T::from_f32(t))
                 }
-                Times::Table { a, s } => {
+                TimeGrid::Table { a, s } => {
                     let index = ((t * a.len() as f32) as usize).min(a.len() - 1);
                     *time = T::from_f64(index as f64);
                     (a.host::<T>()[index], s.host::<T>()[index])
@@ -76,7 +76,7 @@ pub(super) fn forward<T: Float>(x0: &Tensor, labels: &Tensor, control: &Tensor, 
                 levels.host_mut::<i32>()[b] = bin as i32;
                 *weight /= T::from_f64(bins as f64) * share;
             }
-            Level { a, s, c_x, c_n }
+            Weights { a, s, c_x, c_n }
         })
         .collect();
     let given = labels.host::<i32>();

@@ -1,6 +1,6 @@
 //! A training batch's draws on accelerators.
 
-use super::{Draw, NoiseStep, Noised, Target, Times};
+use super::{Draw, NoiseStep, Noised, Target, TimeGrid};
 use crate::device::{Accelerator, Slice, SliceMut, launches};
 use crate::error::Result;
 use crate::ops::by_item;
@@ -35,8 +35,8 @@ pub(super) fn forward(
         _ => (Slice::none(), 0),
     };
     let (table_a, table_s, timesteps) = match &config.times {
-        Times::Table { a, s } => (a.slice(), s.slice(), a.len()),
-        Times::Flow => (Slice::none(), Slice::none(), 1),
+        TimeGrid::Table { a, s } => (a.slice(), s.slice(), a.len()),
+        TimeGrid::Flow => (Slice::none(), Slice::none(), 1),
     };
     let (batch, elements) = (labels.len(), x0.len() / labels.len());
     launches::NoiseStep {

@@ -24,7 +24,7 @@ const FLOW_TIME_SCALE: f32 = 1000.0;
 
 /// The noise levels of times.
 #[derive(Clone, Debug)]
-pub enum Times {
+pub enum TimeGrid {
     /// Timesteps 0 … T − 1; timestep i has the level (a\[i\], s\[i\]), `[T]` f32 each. The network is told i.
     Table {
         /// Weights of the clean image.
@@ -36,7 +36,7 @@ pub enum Times {
     Flow,
 }
 
-/// How a time u in (0, 1) is drawn: as t under [`Times::Flow`], as timestep ⌊u·T⌋ of a table. u keeps within
+/// How a time u in (0, 1) is drawn: as t under [`TimeGrid::Flow`], as timestep ⌊u·T⌋ of a table. u keeps within
 /// [2⁻²⁴, 1 − 2⁻²⁴], the range of the uniform numbers, so that neither a nor s vanishes.
 #[derive(Clone, Debug)]
 pub enum Draw {
@@ -73,7 +73,7 @@ pub struct NoiseStep {
     /// The seed of all draws.
     pub seed: u64,
     /// Noise levels.
-    pub times: Times,
+    pub times: TimeGrid,
     /// The distribution of times.
     pub draw: Draw,
     /// The training target.
@@ -119,7 +119,7 @@ pub fn noise_step(
     if x0.is_empty() || labels.sizes() != [batch] || labels.dtype() != DType::I32 {
         return Err(Error::shape(OP, format!("x0 {}, labels {} {}", x0.shape(), labels.shape(), labels.dtype())));
     }
-    if let Times::Table { a, s } = &config.times
+    if let TimeGrid::Table { a, s } = &config.times
         && (a.is_empty()
             || a.sizes() != [a.len()]
             || a.shape() != s.shape()

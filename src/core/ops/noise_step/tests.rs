@@ -16,7 +16,7 @@ fn run(batch: usize, first_item: u32, config: impl Fn(&Context) -> NoiseStep) ->
 }
 
 fn flow(target: Target, draw: Draw) -> NoiseStep {
-    let times = Times::Flow;
+    let times = TimeGrid::Flow;
     NoiseStep { seed: 11, times, draw, target, min_snr_gamma: None, label_dropout: 0.25, null_label: 7 }
 }
 
@@ -57,7 +57,7 @@ fn labels_drop_at_their_rate_and_times_cover_the_table() -> Result<()> {
         let [_, _, time, labels, weight] = run(64, 0, |context| {
             let a = context.tensor(&[0.9f32, 0.7, 0.5, 0.1], [4]).unwrap();
             let s = context.tensor(&[0.1f32, 0.4, 0.6, 0.9], [4]).unwrap();
-            NoiseStep { times: Times::Table { a, s }, ..flow(Target::Epsilon, draw.clone()) }
+            NoiseStep { times: TimeGrid::Table { a, s }, ..flow(Target::Epsilon, draw.clone()) }
         })?;
         dropped += labels.iter().filter(|&&label| label == 7.0).count();
         assert!(labels.iter().all(|&label| label == 7.0 || label == 1.0) && weight.iter().all(|&w| w == 1.0));
@@ -100,7 +100,7 @@ fn what_cannot_be_is_refused() -> Result<()> {
     assert!(refused.unwrap_err().to_string().contains("gamma is 0"));
     let refused = run(2, 0, |context| {
         let (a, s) = (context.zeros([3], DType::F32).unwrap(), context.zeros([4], DType::F32).unwrap());
-        NoiseStep { times: Times::Table { a, s }, ..flow(Target::V, Draw::Uniform) }
+        NoiseStep { times: TimeGrid::Table { a, s }, ..flow(Target::V, Draw::Uniform) }
     });
     assert!(refused.unwrap_err().to_string().contains("tables"));
     Ok(())
@@ -115,7 +115,7 @@ fn min_snr_weights_are_the_papers() -> Result<()> {
         let [_, _, time, _, weight] = run(64, 0, |context| {
             let a = context.tensor(&levels.map(|a| a as f32), [4]).unwrap();
             let s = context.tensor(&levels.map(|a| (1.0 - a * a).sqrt() as f32), [4]).unwrap();
-            let times = Times::Table { a, s };
+            let times = TimeGrid::Table { a, s };
             NoiseStep { times, min_snr_gamma: Some(gamma as f32), ..flow(target, Draw::Uniform) }
         })?;
         for (time, weight) in time.into_iter().zip(weight) {

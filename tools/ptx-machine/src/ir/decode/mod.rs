@@ -68,7 +68,7 @@ impl<'m> Decoder<'m> {
         let families = [
             Self::integer as fn(&mut Self) -> Decoded,
             Self::float,
-            Self::moves,
+            Self::data_movement,
             Self::convert,
             Self::memory,
             Self::warp,

@@ -44,7 +44,7 @@ fn comparison(name: &str, kind: &str) -> Option<Levels> {
 }
 
 impl Decoder<'_> {
-    pub(super) fn moves(&mut self) -> Decoded {
+    pub(super) fn data_movement(&mut self) -> Decoded {
         match self.base {
             "mov" => self.mov(),
             "selp" => self.selp(),
