@@ -7,8 +7,8 @@ use super::residency::Residency;
 use crate::data::{Dataset, Split};
 use crate::diffusion::Batch;
 use crate::error::Result;
+use crate::ops::assemble_batch::{Augment, Order, assemble_batch};
 use crate::ops::control::Control;
-use crate::ops::gather::{Augment, Order, gather};
 use crate::ops::host::parallel::for_rows;
 use crate::tensor::{Context, DType, Tensor, Uplink};
 
@@ -152,7 +152,7 @@ impl Feed {
     pub fn batch(&self, context: &Context, control: &Tensor) -> Result<Batch> {
         let Take { size, order, augment } = self.take;
         let order = if self.uplink.is_some() { Order::Sequential } else { order };
-        let (images, labels) = gather(context, &self.images, &self.labels, control, size, order, augment)?;
+        let (images, labels) = assemble_batch(context, &self.images, &self.labels, control, size, order, augment)?;
         Ok(Batch { images, labels })
     }
 

@@ -17,8 +17,8 @@ use crate::diffusion::LossMode;
 use crate::error::{Error, Result};
 use crate::nn::{Builder, Parameters};
 use crate::ops::adamw::{AdamW, AdamWState, adamw, gradient_norm, record};
+use crate::ops::assemble_batch::{Augment, Order};
 use crate::ops::control::Control;
-use crate::ops::gather::{Augment, Order};
 use crate::tape::{Accumulate, Tape};
 use crate::tensor::{Context, DType, Device, Tensor};
 

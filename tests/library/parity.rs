@@ -10,13 +10,13 @@ use engine::ops::cross_entropy::cross_entropy;
 use engine::ops::elementwise::gate;
 use engine::ops::embedding::embedding;
 use engine::ops::group_norm_silu::{GroupNormSilu, group_norm_silu};
-use engine::ops::head_norm::head_norm;
 use engine::ops::layer_norm::{Affine, layer_norm};
 use engine::ops::linear::{Activation, linear};
 use engine::ops::linear_attention::linear_attention;
 use engine::ops::mse_loss::mse_loss;
 use engine::ops::patchify::patchify;
 use engine::ops::pool::{Window, global_average_pool, max_pool};
+use engine::ops::qk_norm::qk_norm;
 use engine::ops::timestep_embedding::timestep_embedding;
 use engine::tape::{Tape, Var};
 use engine::tensor::{Context, DType};
@@ -127,7 +127,7 @@ fn attention_agrees() {
     });
     each("attention_qk_norm", |golden| {
         let (qkv, q, k) = (golden.input("qkv"), golden.input("q_norm"), golden.input("k_norm"));
-        let normed = head_norm(&golden.tape, &qkv, &q, &k, 4, 1, 1e-6).unwrap();
+        let normed = qk_norm(&golden.tape, &qkv, &q, &k, 4, 1, 1e-6).unwrap();
         let y = attention(&golden.tape, &normed, 4, 1).unwrap();
         golden.check(&y, &[("qkv", &qkv), ("q_norm", &q), ("k_norm", &k)]);
     });

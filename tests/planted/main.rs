@@ -118,9 +118,9 @@ fn is_caught_by(bug: &Bug, cases: Vec<Case>, check: impl Fn(&Case, &dyn Fn(Order
 fn a_missing_syncthreads_is_caught() {
     is_caught(&Bug {
         name: "barrier_before_reading",
-        op: "gather",
+        op: "assemble_batch",
         dtype: DType::F32,
-        file: "gather.cu",
+        file: "assemble_batch.cu",
         from: "    __syncthreads();\n    u32 e = 4",
         to: "    u32 e = 4",
         words: RACE,

@@ -3,6 +3,7 @@
 //! An op's name is its address: `src/core/ops/<op>/`, `kernels/<op>.cu`, entries `<op>_…`, the benchmark's id.
 
 pub mod adamw;
+pub mod assemble_batch;
 pub mod attention;
 pub mod balanced_loss;
 pub mod batch_norm;
@@ -15,9 +16,7 @@ pub mod depthwise_conv2d;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
-pub mod gather;
 pub mod group_norm_silu;
-pub mod head_norm;
 pub mod host;
 pub mod instruments;
 pub mod layer_norm;
@@ -29,6 +28,7 @@ pub mod mse_loss;
 pub mod noise_step;
 pub mod patchify;
 pub mod pool;
+pub mod qk_norm;
 pub mod repeats;
 pub mod sampler_step;
 mod tile;
@@ -54,6 +54,7 @@ pub struct Op {
 /// Every op. One line each; a test refuses orphans on either side.
 pub const REGISTRY: &[Op] = &[
     Op { name: "adamw", cases: adamw::cases },
+    Op { name: "assemble_batch", cases: assemble_batch::cases },
     Op { name: "attention", cases: attention::cases },
     Op { name: "balanced_loss", cases: balanced_loss::cases },
     Op { name: "batch_norm", cases: batch_norm::cases },
@@ -64,9 +65,7 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "dropout", cases: dropout::cases },
     Op { name: "elementwise", cases: elementwise::cases },
     Op { name: "embedding", cases: embedding::cases },
-    Op { name: "gather", cases: gather::cases },
     Op { name: "group_norm_silu", cases: group_norm_silu::cases },
-    Op { name: "head_norm", cases: head_norm::cases },
     Op { name: "layer_norm", cases: layer_norm::cases },
     Op { name: "level_sampling", cases: level_sampling::cases },
     Op { name: "linear", cases: linear::cases },
@@ -75,6 +74,7 @@ pub const REGISTRY: &[Op] = &[
     Op { name: "noise_step", cases: noise_step::cases },
     Op { name: "patchify", cases: patchify::cases },
     Op { name: "pool", cases: pool::cases },
+    Op { name: "qk_norm", cases: qk_norm::cases },
     Op { name: "sampler_step", cases: sampler_step::cases },
     Op { name: "timestep_embedding", cases: timestep_embedding::cases },
     Op { name: "tokens", cases: tokens::cases },

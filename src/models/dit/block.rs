@@ -4,8 +4,8 @@ use super::config::{Conditioning, DitConfig};
 use crate::error::Result;
 use crate::nn::{Builder, Init, LayerNorm, Linear, Mlp, Modulation, ParamId, ParameterKind, Scope};
 use crate::ops::attention::attention;
-use crate::ops::head_norm::head_norm;
 use crate::ops::linear::Activation;
+use crate::ops::qk_norm::qk_norm;
 use crate::tape::Var;
 
 /// ε of QK-norm.
@@ -39,7 +39,7 @@ impl Attention {
     fn forward(&self, s: &Scope, x: &Var, residual: Option<&Var>) -> Result<Var> {
         let mut qkv = self.qkv.forward(s, x)?;
         if let Some((q, k)) = self.norms {
-            qkv = head_norm(s, &qkv, &s[q], &s[k], self.heads, self.kv_heads, HEAD_NORM_EPSILON)?;
+            qkv = qk_norm(s, &qkv, &s[q], &s[k], self.heads, self.kv_heads, HEAD_NORM_EPSILON)?;
         }
         let mixed = attention(s, &qkv, self.heads, self.kv_heads)?;
         self.out.residual(residual).forward(s, &mixed)

@@ -395,9 +395,9 @@ fn loads_modules_at_once() {
     let file = counts.path().to_str().unwrap().to_string();
     on_machine("loads_modules_at_once", &[("PTX_MACHINE_COUNT", &file)], || {
         let device = CudaDevice::open(0).unwrap();
-        device.preload(&["layer_norm", "concat", "tokens", "gather"]).unwrap();
+        device.preload(&["layer_norm", "concat", "tokens", "assemble_batch"]).unwrap();
         let before = live();
-        device.preload(&["concat", "gather", "concat"]).unwrap();
+        device.preload(&["concat", "assemble_batch", "concat"]).unwrap();
         assert_eq!(live(), before, "they are there");
         answer("cuModuleLoadDataEx", 209);
         fails(device.preload(&["mse_loss", "tokens", "dropout"]), "the driver refuses its");

@@ -13,7 +13,7 @@
 #include "common/vec.cuh"
 
 // Blocks [item, chunk of elements], four elements a thread.
-DEV void gather_batch(f32* x0, i32* batch_labels, const u8* images, const i32* labels, const u32* control, u32 count,
+DEV void assemble(f32* x0, i32* batch_labels, const u8* images, const i32* labels, const u32* control, u32 count,
                       u32 elements, u32 width, u32 channels, u32 shuffled, u64 order_seed, u32 flip, u32 crop,
                       u64 augment_seed) {
     SHARED(u32, source, [4]);
@@ -57,10 +57,10 @@ DEV void gather_batch(f32* x0, i32* batch_labels, const u8* images, const i32* l
     store4(to, left, left >= 4 && aligned4(to), values);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gather(
+extern "C" __global__ void __launch_bounds__(256) assemble_batch(
     f32* __restrict__ x0, i32* __restrict__ batch_labels, const u8* __restrict__ images, const i32* __restrict__ labels,
     const u32* __restrict__ control, u32 count, u32 elements, u32 width, u32 channels, u32 shuffled, u64 order_seed,
     u32 flip, u32 crop, u64 augment_seed) {
-    gather_batch(x0, batch_labels, images, labels, control, count, elements, width, channels, shuffled, order_seed,
+    assemble(x0, batch_labels, images, labels, control, count, elements, width, channels, shuffled, order_seed,
         flip, crop, augment_seed);
 }

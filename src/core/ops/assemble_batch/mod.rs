@@ -21,7 +21,7 @@ use crate::ops::control::{self, Control};
 use crate::rng::Permutation;
 use crate::tensor::{Backend, Context, Cost, DType, Tensor};
 
-const OP: &str = "gather";
+const OP: &str = "assemble_batch";
 
 /// The order of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub struct Augment {
 ///
 /// # Errors
 /// [`Error::Shape`] for operands of other shapes or dtypes, or without images.
-pub fn gather(
+pub fn assemble_batch(
     context: &Context,
     images: &Tensor,
     labels: &Tensor,
@@ -137,7 +137,7 @@ mod tests {
             let words = Control { step, epoch: 3, cursor: 10 * step, first_item: 10 * step, ..Control::default() };
             control.upload(&words.words())?;
             let (order, flip) = (Order::Shuffled { seed: 5 }, Augment { seed: 9, flip: true, crop: 0 });
-            let (x0, labels) = gather(&context, &images, &labels, &control, 10, order, flip)?;
+            let (x0, labels) = assemble_batch(&context, &images, &labels, &control, 10, order, flip)?;
             let (x0, labels) = (x0.download::<f32>()?, labels.download::<i32>()?);
             for (b, (pair, label)) in x0.chunks_exact(2).zip(labels).enumerate() {
                 let index = label - 100;
@@ -164,7 +164,7 @@ mod tests {
         let control = Control::buffer(&context)?;
         let augment = Augment { seed: 7, flip: true, crop: 2 };
         let batch = 1000;
-        let (x0, _) = gather(&context, &images, &labels, &control, batch, Order::Sequential, augment)?;
+        let (x0, _) = assemble_batch(&context, &images, &labels, &control, batch, Order::Sequential, augment)?;
         let cut = |dy: i64, dx: i64, mirrored: bool| -> Vec<f32> {
             let pixel = |i: i64, j: i64| {
                 let (y, x) = (i + dy, dx + if mirrored { width - 1 - j } else { j });
@@ -195,7 +195,8 @@ mod tests {
         let control = Control::buffer(&context)?;
         control.upload(&Control { cursor: u32::MAX, ..Control::default() }.words())?;
         // 2³² − 1 is a multiple of 3.
-        let (_, labels) = gather(&context, &images, &labels, &control, 7, Order::Sequential, Augment::default())?;
+        let (_, labels) =
+            assemble_batch(&context, &images, &labels, &control, 7, Order::Sequential, Augment::default())?;
         assert_eq!(labels.download::<i32>()?, [0, 1, 2, 0, 1, 2, 0]);
         Ok(())
     }

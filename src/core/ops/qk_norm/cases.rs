@@ -1,6 +1,6 @@
 //! Cases of head norm.
 
-use super::head_norm;
+use super::qk_norm;
 use crate::ops::case::{Case, Input, Values};
 
 fn case(name: &str, [batch, tokens, heads, kv_heads, dim]: [usize; 5]) -> Case {
@@ -9,8 +9,8 @@ fn case(name: &str, [batch, tokens, heads, kv_heads, dim]: [usize; 5]) -> Case {
         Input::parameter("q_weight", [dim]).with(Values::Uniform(0.5, 1.5)),
         Input::parameter("k_weight", [dim]).with(Values::Uniform(0.5, 1.5)),
     ];
-    Case::new("head_norm", name, inputs, move |tape, inputs| {
-        Ok(vec![head_norm(tape, &inputs[0], &inputs[1], &inputs[2], heads, kv_heads, 1e-6)?])
+    Case::new("qk_norm", name, inputs, move |tape, inputs| {
+        Ok(vec![qk_norm(tape, &inputs[0], &inputs[1], &inputs[2], heads, kv_heads, 1e-6)?])
     })
     .sums(dim.max(batch * tokens * heads))
 }

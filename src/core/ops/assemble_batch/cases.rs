@@ -1,6 +1,6 @@
 //! Cases of batches from a data set.
 
-use super::{Augment, Order, gather};
+use super::{Augment, Order, assemble_batch};
 use crate::ops::case::{Case, Input};
 use crate::ops::control::Control;
 
@@ -12,9 +12,9 @@ fn case(name: &str, shape: [usize; 4], batch: usize, order: Order, augment: Augm
         Input::indices("labels", [shape[0]], 10),
         Input::words("control", &control.words()),
     ];
-    Case::new("gather", name, inputs, move |tape, inputs| {
+    Case::new("assemble_batch", name, inputs, move |tape, inputs| {
         let [images, labels, control] = [&inputs[0], &inputs[1], &inputs[2]].map(|var| var.tensor());
-        let (x0, labels) = gather(tape.context(), images, labels, control, batch, order, augment)?;
+        let (x0, labels) = assemble_batch(tape.context(), images, labels, control, batch, order, augment)?;
         Ok(vec![tape.constant(&x0), tape.constant(&labels)])
     })
 }

@@ -17,7 +17,7 @@ use crate::ops::run;
 use crate::tape::{Destination, Tape, Var};
 use crate::tensor::{Cost, Tensor};
 
-const OP: &str = "head_norm";
+const OP: &str = "qk_norm";
 
 /// Rows whose contributions to the weights' gradients are summed first, before the parts' sums are.
 const ROWS_PER_PART: usize = 32;
@@ -54,7 +54,7 @@ impl Sizes {
 /// # Errors
 /// [`Error::Shape`] where `qkv` does not have these columns or a weight is not `[D]`; [`Error::Unsupported`] on
 /// accelerators where D > 128.
-pub fn head_norm(
+pub fn qk_norm(
     tape: &Tape,
     qkv: &Var,
     q_weight: &Var,
@@ -87,13 +87,13 @@ pub fn head_norm(
         k_weight: k_weight.tensor().clone(),
     };
     let y = context.empty(qkv.shape(), qkv.dtype())?;
-    context.charge("head_norm_fwd", call.cost(4, 2));
+    context.charge("qk_norm_fwd", call.cost(4, 2));
     call.forward(&y)?;
     let mut inputs = tape.inputs(OP);
     let dqkv = inputs.add("qkv", qkv);
     let (dq_weight, dk_weight) = (inputs.add("q_weight", q_weight), inputs.add("k_weight", k_weight));
     Ok(inputs.record(y, move |backward| {
-        backward.context().charge("head_norm_bwd", call.cost(10, 3));
+        backward.context().charge("qk_norm_bwd", call.cost(10, 3));
         let gradients = Gradients {
             // The kernel works all of them out at once.
             dx: backward.destination_or_scratch(dqkv)?,

@@ -2,7 +2,7 @@
 
 use super::{Call, Order};
 use crate::device::Accelerator;
-use crate::device::launches::Gather;
+use crate::device::launches::AssembleBatch;
 use crate::error::Result;
 use crate::ops::by_item;
 use crate::tensor::Tensor;
@@ -22,7 +22,7 @@ pub(super) fn forward(
         Order::Shuffled { seed } => (1, seed),
         Order::Sequential => (0, 0),
     };
-    Gather {
+    AssembleBatch {
         x0: x0.slice_mut(),
         batch_labels: batch_labels.slice_mut(),
         images: images.slice(),

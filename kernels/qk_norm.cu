@@ -33,7 +33,7 @@ DEV f32 team_sum(f32 v) {
 }
 
 template <typename T>
-DEV void head_norm_fwd(T* __restrict__ y, f32* __restrict__ rstd, const T* __restrict__ x,
+DEV void qk_norm_fwd(T* __restrict__ y, f32* __restrict__ rstd, const T* __restrict__ x,
                        const f32* __restrict__ q_weight, const f32* __restrict__ k_weight, u32 rows, u32 heads,
                        u32 kv_heads, u32 d, f32 eps) {
     u32 slices = heads + 2 * kv_heads, normed = heads + kv_heads, lane = threadIdx.x % TEAM;
@@ -70,7 +70,7 @@ DEV void head_norm_fwd(T* __restrict__ y, f32* __restrict__ rstd, const T* __res
 }
 
 template <typename T>
-DEV void head_norm_bwd_partial(T* __restrict__ dx, f32* __restrict__ partial, const T* __restrict__ dy,
+DEV void qk_norm_bwd_partial(T* __restrict__ dx, f32* __restrict__ partial, const T* __restrict__ dy,
                                const T* __restrict__ x, const f32* __restrict__ rstd,
                                const f32* __restrict__ q_weight, const f32* __restrict__ k_weight, u32 rows, u32 heads,
                                u32 kv_heads, u32 d, u32 rows_per_part, u32 accumulate) {
@@ -134,7 +134,7 @@ DEV void head_norm_bwd_partial(T* __restrict__ dx, f32* __restrict__ partial, co
 }
 
 // A block sums 32 of the 2 D columns: warp w takes parts w, w + 8, ..; then the first warp adds the eight sums in order.
-DEV void head_norm_final(f32* __restrict__ dq_weight, f32* __restrict__ dk_weight, const f32* __restrict__ partial,
+DEV void qk_norm_final(f32* __restrict__ dq_weight, f32* __restrict__ dk_weight, const f32* __restrict__ partial,
                          u32 parts, u32 d, u32 accumulate_q, u32 accumulate_k) {
     constexpr u32 STRIPS = 8;
     SHARED(f32, tile, [STRIPS][WARP]);
@@ -153,32 +153,32 @@ DEV void head_norm_final(f32* __restrict__ dq_weight, f32* __restrict__ dk_weigh
     *to = (c < d ? accumulate_q : accumulate_k) != 0 ? *to + total : total;
 }
 
-extern "C" __global__ void __launch_bounds__(256) head_norm_fwd_f32(
+extern "C" __global__ void __launch_bounds__(256) qk_norm_fwd_f32(
     f32* __restrict__ y, f32* __restrict__ rstd, const f32* __restrict__ x, const f32* __restrict__ q_weight,
     const f32* __restrict__ k_weight, u32 rows, u32 heads, u32 kv_heads, u32 d, f32 eps) {
-    head_norm_fwd<f32>(y, rstd, x, q_weight, k_weight, rows, heads, kv_heads, d, eps);
+    qk_norm_fwd<f32>(y, rstd, x, q_weight, k_weight, rows, heads, kv_heads, d, eps);
 }
-extern "C" __global__ void __launch_bounds__(256) head_norm_fwd_bf16(
+extern "C" __global__ void __launch_bounds__(256) qk_norm_fwd_bf16(
     bf16* __restrict__ y, f32* __restrict__ rstd, const bf16* __restrict__ x, const f32* __restrict__ q_weight,
     const f32* __restrict__ k_weight, u32 rows, u32 heads, u32 kv_heads, u32 d, f32 eps) {
-    head_norm_fwd<bf16>(y, rstd, x, q_weight, k_weight, rows, heads, kv_heads, d, eps);
+    qk_norm_fwd<bf16>(y, rstd, x, q_weight, k_weight, rows, heads, kv_heads, d, eps);
 }
-extern "C" __global__ void __launch_bounds__(256) head_norm_bwd_partial_f32(
+extern "C" __global__ void __launch_bounds__(256) qk_norm_bwd_partial_f32(
     f32* __restrict__ dx, f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x,
     const f32* __restrict__ rstd, const f32* __restrict__ q_weight, const f32* __restrict__ k_weight, u32 rows,
     u32 heads, u32 kv_heads, u32 d, u32 rows_per_part, u32 accumulate) {
-    head_norm_bwd_partial<f32>(dx, partial, dy, x, rstd, q_weight, k_weight, rows, heads, kv_heads, d, rows_per_part,
+    qk_norm_bwd_partial<f32>(dx, partial, dy, x, rstd, q_weight, k_weight, rows, heads, kv_heads, d, rows_per_part,
         accumulate);
 }
-extern "C" __global__ void __launch_bounds__(256) head_norm_bwd_partial_bf16(
+extern "C" __global__ void __launch_bounds__(256) qk_norm_bwd_partial_bf16(
     bf16* __restrict__ dx, f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x,
     const f32* __restrict__ rstd, const f32* __restrict__ q_weight, const f32* __restrict__ k_weight, u32 rows,
     u32 heads, u32 kv_heads, u32 d, u32 rows_per_part, u32 accumulate) {
-    head_norm_bwd_partial<bf16>(dx, partial, dy, x, rstd, q_weight, k_weight, rows, heads, kv_heads, d, rows_per_part,
+    qk_norm_bwd_partial<bf16>(dx, partial, dy, x, rstd, q_weight, k_weight, rows, heads, kv_heads, d, rows_per_part,
         accumulate);
 }
-extern "C" __global__ void __launch_bounds__(256) head_norm_bwd_final(
+extern "C" __global__ void __launch_bounds__(256) qk_norm_bwd_final(
     f32* __restrict__ dq_weight, f32* __restrict__ dk_weight, const f32* __restrict__ partial, u32 parts, u32 d,
     u32 accumulate_q, u32 accumulate_k) {
-    head_norm_final(dq_weight, dk_weight, partial, parts, d, accumulate_q, accumulate_k);
+    qk_norm_final(dq_weight, dk_weight, partial, parts, d, accumulate_q, accumulate_k);
 }

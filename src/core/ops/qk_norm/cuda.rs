@@ -1,7 +1,7 @@
 //! Head norm on accelerators: launch configurations from sizes, and the launches.
 
 use super::{Call, Gradients, OP, ROWS_PER_PART, Sizes};
-use crate::device::launches::{HeadNormBwdFinal, HeadNormBwdPartial, HeadNormFwd};
+use crate::device::launches::{QkNormBwdFinal, QkNormBwdPartial, QkNormFwd};
 use crate::device::{Accelerator, LaunchConfig};
 use crate::error::{Error, Result};
 use crate::ops::{Stored, wanted};
@@ -31,7 +31,7 @@ pub(super) fn forward<T: Stored>(accelerator: &dyn Accelerator, call: &Call, y: 
         let reason = format!("heads of {} columns; the kernels take up to {MAX_DIM}: use more heads", sizes.dim);
         return Err(Error::Unsupported { op: OP, device: accelerator.name(), reason });
     }
-    HeadNormFwd::<T> {
+    QkNormFwd::<T> {
         y: y.slice_mut(),
         rstd: call.rstd.slice_mut(),
         x: call.x.slice(),
@@ -54,7 +54,7 @@ pub(super) fn backward<T: Stored>(
     partial: &Tensor,
 ) -> Result<()> {
     let sizes = call.sizes;
-    HeadNormBwdPartial::<T> {
+    QkNormBwdPartial::<T> {
         dx: gradients.dx.slice_mut(),
         partial: partial.slice_mut(),
         dy: dy.slice(),
@@ -75,7 +75,7 @@ pub(super) fn backward<T: Stored>(
     }
     let (dq_weight, accumulate_q) = wanted(gradients.dq_weight.as_ref());
     let (dk_weight, accumulate_k) = wanted(gradients.dk_weight.as_ref());
-    HeadNormBwdFinal {
+    QkNormBwdFinal {
         dq_weight,
         dk_weight,
         partial: partial.slice(),
