@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use super::bar::shown;
 use super::data::ClassList;
 use super::edit::FitOptions;
+use super::flags;
 use super::machine::MachineOptions;
 use super::progress::Drawing;
 use crate::error::{Error, Result};
@@ -182,10 +183,10 @@ impl ClassifyCommand {
         if !self.images.is_empty() {
             let (fit, background) = self.fit.chosen();
             let images = Images::of_files(&self.images, info, fit, background)?;
-            images.notes.iter().filter(|_| !self.quiet).for_each(|note| eprintln!("note: {note}"));
+            images.notes.iter().filter(|_| !self.quiet).for_each(|note| eprintln!("note: {}", flags::noted(note)));
             return Ok(images);
         }
-        let whole = data_of(info, self.data.as_deref(), "--data", &self.data_dir, &shown(self.quiet))?;
+        let whole = data_of(info, self.data.as_deref(), "data", &self.data_dir, &shown(self.quiet))?;
         let set = whole.subset(classes).map_err(|error| at("--data", error))?;
         divided(set, info, self.split.unwrap_or(SplitChoice::Test).into(), self.count)
     }

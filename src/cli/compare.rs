@@ -9,8 +9,8 @@ use super::bar::{Bar, shown};
 use super::compare_samples::{SampleTask, joined};
 use super::compare_text::{Row, deviations, picture, short_names, tables};
 use super::features::FeatureOptions;
+use super::flags;
 use super::machine::{Machine, MachineOptions};
-use super::sample::by_option;
 use crate::diffusion::NoiseSchedule;
 use crate::error::{Error, Result};
 use crate::eval::evaluation::{Measured as Of, MetricKind};
@@ -235,7 +235,7 @@ impl CompareCommand {
             drop(measure);
             bar.begin(&format!("{} draws", names[place]));
             let request = SampleRequest { batch: batch(self.count), ..places.requests[place].clone() };
-            found.drawn.push(draw_timed(&model, &request, bar.updates()).map_err(by_option).map_err(within)?);
+            found.drawn.push(draw_timed(&model, &request, bar.updates()).map_err(within)?);
             if let Some(samples) = samples {
                 found.metrics.push(samples.measured(self, &model, &request.sampling).map_err(within)?);
             }
@@ -282,11 +282,11 @@ impl CompareCommand {
     /// A model's own sampling settings, with the overrides of the command line.
     fn request(&self, model: &Model, labels: Vec<usize>) -> Result<SampleRequest> {
         let mut request = SampleRequest { seed: self.seed, ..model.request(labels) };
-        let sampler = self.sampler.as_deref().map(str::parse).transpose().map_err(by_option)?;
+        let sampler = self.sampler.as_deref().map(str::parse).transpose()?;
         let changes = Changes { sampler, steps: self.steps, guidance: self.guidance, ..Changes::default() };
         changes.apply(&mut request.sampling);
         let sampling = &request.sampling;
-        sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
+        sampling.validate(model.info.config.diffusion.num_steps)?;
         if sampling.is_guided() && model.info.config.model.null_label().is_none() {
             let message = "the model was trained without a null label, so it cannot be guided";
             return Err(Error::config("--guidance", message, "give 1"));
@@ -347,7 +347,7 @@ impl CompareCommand {
             "sampling: {} at a time after {WARM_UP} evaluations to warm up, on {device}",
             if alike { batches[0].clone() } else { batches.join(", ") }
         );
-        found.notes.iter().for_each(|note| println!("note: {note}"));
+        found.notes.iter().for_each(|note| println!("note: {}", flags::noted(note)));
         println!("wrote {}: {} images of each model, seed {}", self.out.display(), self.count, self.seed);
         comparison.verdicts().iter().for_each(|verdict| println!("\n{verdict}"));
         Ok(())

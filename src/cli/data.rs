@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::bar::shown;
+use super::flags;
 use crate::data::{
     BUILTIN, Colour, Dataset, ExportFormat, FetchOptions, Format, ImportOptions, LabelKind, ResolveOptions, Split,
     Verification, export, fetch, import, resolve,
@@ -328,7 +329,7 @@ fn info(set: &Dataset) -> String {
         format!("  {} classes: {}", set.class_names().len(), listed(set.class_names())),
     ];
     lines.extend(set.sources().iter().map(|s| format!("  from {} ({} bytes, SHA-256 {})", s.file, s.bytes, s.sha256)));
-    lines.extend(set.notes().iter().map(|note| format!("  note: {note}")));
+    lines.extend(set.notes().iter().map(|note| format!("  note: {}", flags::noted(note))));
     lines.join("\n") + "\n"
 }
 

@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::bar::Bar;
 use super::data::Background;
+use super::flags;
 use super::machine::MachineOptions;
-use super::sample::by_option;
 use crate::diffusion::Profile;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::install;
@@ -93,7 +93,7 @@ impl EditOptions {
         request.seed = seed;
         request.batch = self.batch.unwrap_or(request.batch);
         self.changes()?.apply(&mut request.sampling);
-        request.sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
+        request.sampling.validate(model.info.config.diffusion.num_steps)?;
         Ok(request)
     }
 
@@ -104,12 +104,12 @@ impl EditOptions {
     pub fn changes(&self) -> Result<Changes> {
         let guidance_schedule = self.guidance_schedule.as_deref().map(str::parse);
         Ok(Changes {
-            sampler: self.sampler.as_deref().map(str::parse).transpose().map_err(by_option)?,
+            sampler: self.sampler.as_deref().map(str::parse).transpose()?,
             steps: self.steps.or(self.profile.map(Profile::steps)),
             eta: self.eta,
             temperature: self.temperature,
             guidance: self.guidance,
-            guidance_schedule: guidance_schedule.transpose().map_err(by_option)?,
+            guidance_schedule: guidance_schedule.transpose()?,
             ..Changes::default()
         })
     }
@@ -178,7 +178,7 @@ impl EditOptions {
         let (fit, background) = self.fit.chosen();
         let (values, note) = read_fitted(path, shape, fit, background)?;
         if let Some(note) = note.filter(|_| !self.quiet) {
-            eprintln!("note: {note}");
+            eprintln!("note: {}", flags::noted(&note));
         }
         Ok(values)
     }

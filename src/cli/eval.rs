@@ -11,6 +11,7 @@ use super::eval_paths::{checkpoints, is_statistics};
 use super::eval_seeds::over_seeds;
 use super::eval_text::{ablation, ablation_curve, panel, table};
 use super::features::{FeatureOptions, Work, data_set, network, of_floor};
+use super::flags;
 use super::machine::{Machine, MachineOptions};
 use crate::cluster::{Alone, Collective, Fact, agree};
 use crate::data::Split;
@@ -142,7 +143,7 @@ impl EvalCommand {
         let crew = Crew::gather(self.processes.or(self.gpus), option)?;
         let outcome = self.run_in(crew.as_ref());
         if let Some(crew) = &crew {
-            crew.team.leave(outcome.as_ref().err().map(Error::to_string).as_deref());
+            crew.team.leave(outcome.as_ref().err().map(|error| flags::told(error, flags::SAMPLING)).as_deref());
         }
         outcome
     }
@@ -179,7 +180,7 @@ impl EvalCommand {
         let asked = self.asked();
         agree(team.as_ref(), &self.facts())?;
         let mut extractor = self.features.extractor(machine)?.shared_with(team, 0);
-        let opened = |path: &PathBuf| self.features.opened(machine, path, "--classifier");
+        let opened = |path: &PathBuf| self.features.opened(machine, path, "classifier");
         let mut classifier = self.classifier.as_ref().map(opened).transpose()?.map(|own| own.shared_with(team, 1));
         let work = self.work(team);
         let all = match team.ranks() {
@@ -244,7 +245,7 @@ impl EvalCommand {
                     extractor.insert(known).assist(team, &order)?;
                 }
                 (Some(1), Some(path)) => {
-                    let open = || self.features.opened(machine, path, "--classifier");
+                    let open = || self.features.opened(machine, path, "classifier");
                     let known = classifier.take().map_or_else(open, Ok)?;
                     classifier.insert(known).assist(team, &order)?;
                 }
@@ -374,7 +375,7 @@ impl EvalCommand {
         extractor: &mut Extractor,
         work: &Work,
     ) -> Result<Against> {
-        gallery.notes.iter().for_each(|note| work.note(&format!("note: {note}")));
+        gallery.notes.iter().for_each(|note| work.note(&format!("note: {}", flags::noted(note))));
         let of = gallery.identity()?;
         let count = self.features.reference_count.unwrap_or(gallery.len()).min(gallery.len());
         let set = work.features(&gallery, &of, count, extractor, "reference")?;
@@ -426,7 +427,7 @@ impl EvalCommand {
         machine: &Machine,
     ) -> Result<Value> {
         let (gallery, of, told, classes) = self.pictures(job, machine, work)?;
-        gallery.notes.iter().for_each(|note| work.note(&format!("note: {note}")));
+        gallery.notes.iter().for_each(|note| work.note(&format!("note: {}", flags::noted(note))));
         let count = self.num_samples.unwrap_or(gallery.len()).min(gallery.len());
         let set = work.features(&gallery, &of, count, extractor, "features")?;
         let judged = match classifier {

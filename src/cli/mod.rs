@@ -18,6 +18,7 @@ mod eval_seeds;
 mod eval_text;
 mod features;
 pub mod fetch;
+mod flags;
 pub mod inpaint;
 pub mod interpolate;
 pub mod machine;
@@ -113,10 +114,11 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
+    let own = cli.command.own_flags();
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let text = one_line(&error.to_string());
+            let text = one_line(&flags::told(&error, own));
             match error {
                 Error::Interrupted { .. } => {
                     eprintln!("{text}");
@@ -155,6 +157,21 @@ impl Command {
             Self::Doctor(command) => command.run(),
             Self::BenchStep(command) => command.run(),
             Self::ProfileCount(command) => command.run(),
+        }
+    }
+}
+
+impl Command {
+    /// Fields that are flags of this command alone.
+    fn own_flags(&self) -> &'static [flags::Flag] {
+        match self {
+            Self::Sample(_) | Self::Interpolate(_) | Self::Vary(_) | Self::Inpaint(_) | Self::Upscale(_) => {
+                flags::SAMPLING
+            }
+            Self::Eval(_) | Self::Compare(_) => flags::SAMPLING,
+            #[cfg(feature = "serve")]
+            Self::Serve(_) => flags::SERVE,
+            _ => &[],
         }
     }
 }

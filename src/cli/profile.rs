@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::bar::Bar;
+use super::flags;
 use super::machine::PrecisionChoice;
 use super::presets::configuration;
 use super::profile_check;
@@ -202,7 +203,7 @@ impl ProfileCommand {
 
     fn text(&self, report: &Report, counted: &Counted) -> String {
         let op = self.op.as_deref();
-        let mut text = table::text(report, op);
+        let mut text = flags::noted(&table::text(report, op));
         for section in steps::SECTIONS.into_iter().filter(|_| self.lines) {
             let of = report.rows.iter().filter(|row| row.section == section && row.last.launch.is_some());
             let rows: Vec<_> = of.filter(|row| op.is_none_or(|op| row.module == op)).collect();

@@ -237,14 +237,14 @@ impl Job {
         let schedule = command.schedule.as_deref().map(str::parse);
         let guidance_schedule = command.guidance_schedule.as_deref().map(str::parse);
         Ok(Changes {
-            sampler: command.sampler.as_deref().map(str::parse).transpose().map_err(by_option)?,
+            sampler: command.sampler.as_deref().map(str::parse).transpose()?,
             steps: command.profile.map(Profile::steps).or(command.steps),
-            schedule: schedule.transpose().map_err(by_option)?,
+            schedule: schedule.transpose()?,
             timesteps: command.timesteps.as_deref().map(timesteps).transpose()?,
             eta: command.eta,
             temperature: command.temperature,
             guidance: command.guidance,
-            guidance_schedule: guidance_schedule.transpose().map_err(by_option)?,
+            guidance_schedule: guidance_schedule.transpose()?,
         })
     }
 
@@ -259,7 +259,7 @@ impl Job {
             like.resume(&mut request);
         }
         self.changes()?.apply(&mut request.sampling);
-        request.sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
+        request.sampling.validate(model.info.config.diffusion.num_steps)?;
         Ok(request)
     }
 
@@ -268,7 +268,7 @@ impl Job {
         let (choice, labels) = Choice::new(&model.info, command.class.as_deref(), command.count)?;
         let request = self.request(model, labels)?;
         let count = request.labels.len();
-        let times = request.sampling.times(&NoiseSchedule::new(&model.info.config.diffusion)?).map_err(by_option)?;
+        let times = request.sampling.times(&NoiseSchedule::new(&model.info.config.diffusion)?)?;
         if let Some(note) = &times.note {
             self.note(note);
         }
@@ -295,7 +295,7 @@ impl Job {
             first.get_or_insert_with(|| started.elapsed());
             target.take(k, Image::from_signed(shape[1], shape[0], shape[2], values)?)
         };
-        model.sample_each(&request, &mut progress, &mut sink).map_err(by_option)?;
+        model.sample_each(&request, &mut progress, &mut sink)?;
         drop(drawing);
         target.finish(&choice, sheet)?;
         if !command.quiet {
@@ -522,27 +522,6 @@ fn file_name(k: usize, class: &str) -> String {
     if class.is_empty() { format!("{k:05}.png") } else { format!("{k:05}-{class}.png") }
 }
 
-/// Replaces the configuration's key with the option's name.
-pub(super) fn by_option(error: Error) -> Error {
-    match error {
-        Error::Config { place, message, advice } => {
-            let option = match place.as_str() {
-                "sampler" | "sampling.sampler" => "--sampler",
-                "sampling.num_steps" => "--steps",
-                "sampling.eta" => "--eta",
-                "sampling.schedule" => "--schedule",
-                "sampling.timesteps" => "--timesteps",
-                "sampling.temperature" => "--temperature",
-                "sampling.guidance" => "--guidance",
-                "guidance schedule" | "sampling.guidance_schedule" => "--guidance-schedule",
-                other => other,
-            };
-            Error::Config { place: option.to_string(), message, advice }
-        }
-        other => other,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -553,13 +532,5 @@ mod tests {
         assert_eq!(file_name(123_456, "T-shirt/top"), "123456-T-shirt-top.png");
         assert_eq!(file_name(0, "../x y"), "00000----x-y.png");
         assert_eq!(file_name(3, ""), "00003.png");
-    }
-
-    #[test]
-    fn errors_name_the_option() {
-        let error = by_option(Error::config("sampling.num_steps", "0 steps", "give 1"));
-        assert_eq!(error.to_string(), "--steps: 0 steps; give 1");
-        let error = by_option(Error::config("--class", "x", "y"));
-        assert_eq!(error.to_string(), "--class: x; y");
     }
 }

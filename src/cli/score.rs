@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::bar::{Bar, shown};
 use super::edit::FitOptions;
+use super::flags;
 use super::machine::MachineOptions;
 use crate::data::{Dataset, Split};
 use crate::error::Result;
@@ -131,13 +132,13 @@ impl ScoreCommand {
             None => {
                 let (fit, background) = self.fit.chosen();
                 let images = Images::of_files(&self.images, &model.info, fit, background)?;
-                images.notes.iter().filter(|_| !self.quiet).for_each(|note| eprintln!("note: {note}"));
+                images.notes.iter().filter(|_| !self.quiet).for_each(|note| eprintln!("note: {}", flags::noted(note)));
                 Ok(images)
             }
         }
     }
 
     fn open(&self, model: &Model, name: Option<&str>) -> Result<Dataset> {
-        data_of(&model.info, name, "--reference", &self.data_dir, &shown(self.quiet))
+        data_of(&model.info, name, "reference", &self.data_dir, &shown(self.quiet))
     }
 }

@@ -9,6 +9,7 @@ use clap::Args;
 use super::bar::shown;
 use super::crew::Crew;
 use super::data::{ClassList, PictureArgs};
+use super::flags;
 use super::progress::Terminal;
 use super::train_data::{self, Given};
 use crate::config::{Config, ModelConfig, presets};
@@ -16,7 +17,7 @@ use crate::data::{FetchOptions, WEIGHTS, WEIGHTS_DIR, fetch_weights};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::set_threads;
-use crate::train::{TrainRequest, follow, train};
+use crate::train::{Event, TrainRequest, follow, train};
 
 /// Train a model; without options, a small one on built-in shapes.
 ///
@@ -98,7 +99,7 @@ impl TrainCommand {
         let outcome = self.train(crew.as_ref(), device);
         if let (Some(crew), Err(error)) = (&crew, &outcome) {
             // A rank that fails at the start ends the others.
-            crew.team.leave(Some(&error.to_string()));
+            crew.team.leave(Some(&flags::told(error, &[])));
         }
         outcome
     }
@@ -142,7 +143,10 @@ impl TrainCommand {
         }
         catch_interrupts(request.stop.clone())?;
         let mut terminal = Terminal::new(self.quiet);
-        let outcome = train(request, &mut |event| terminal.event(event));
+        let outcome = train(request, &mut |event| match event {
+            Event::Warning(text) => terminal.event(&Event::Warning(flags::noted(text))),
+            _ => terminal.event(event),
+        });
         terminal.end(outcome.as_ref().ok());
         outcome.map(|_| ())
     }

@@ -48,7 +48,7 @@ fn nothing_is_overwritten_without_force() {
     let before = fs::read(&path).unwrap();
     let set = Dataset::from_parts(small()).unwrap();
     let error = set.write(&path, false).unwrap_err().to_string();
-    assert!(error.contains("already exists; give another file, or replace it with --force"), "{error}");
+    assert!(error.contains("already exists; give another file, or replace it with `force`"), "{error}");
     assert_eq!(fs::read(&path).unwrap(), before);
     set.write(&path, true).unwrap();
 }
