@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::Args;
 
 use super::flags;
+use super::options::DataFolder;
 use crate::data::{Dataset, Split, WEIGHTS, WEIGHTS_DIR};
 use crate::device::cuda::CudaDevice;
 use crate::device::{Accelerator, DeviceChoice, embedded_modules, launches};
@@ -29,9 +30,8 @@ pub struct DoctorCommand {
     /// auto, cpu, cuda or cuda:N: the device of the self-test
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
-    /// The folder of data sets
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    folder: DataFolder,
     /// Test only this op
     #[arg(long, value_name = "OP")]
     op: Option<String>,
@@ -58,7 +58,7 @@ impl DoctorCommand {
         print!("{}", cpu());
         print!("{}", kernels());
         print!("{}", gpus());
-        print!("{}", data(&self.data_dir));
+        print!("{}", data(&self.folder.data_dir));
         print!("{}", networks(Path::new(WEIGHTS_DIR)));
 
         let chosen = choice.open()?;
@@ -316,7 +316,11 @@ mod tests {
 
     #[test]
     fn an_unknown_op_is_told() {
-        let command = DoctorCommand { device: "cpu".into(), data_dir: "data".into(), op: Some("convolution".into()) };
+        let command = DoctorCommand {
+            device: "cpu".into(),
+            folder: DataFolder { data_dir: "data".into() },
+            op: Some("convolution".into()),
+        };
         assert!(command.run().unwrap_err().to_string().contains("layer_norm"));
     }
 }

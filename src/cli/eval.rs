@@ -13,6 +13,8 @@ use super::eval_text::{ablation, ablation_curve, panel, table};
 use super::features::{FeatureOptions, Work, data_set, network, of_floor};
 use super::flags;
 use super::machine::{Machine, MachineOptions};
+use super::options::DataFolder;
+use super::sampling::{GUIDANCE, SAMPLER, STEPS};
 use crate::cluster::{Alone, Collective, Fact, agree};
 use crate::data::Split;
 use crate::diffusion::{SamplerKind, SamplingConfig};
@@ -66,14 +68,11 @@ pub struct EvalCommand {
     /// A classifier that finds the samples' classes [default: the extractor, if it is one]
     #[arg(long, value_name = "FILE|RUN")]
     classifier: Option<PathBuf>,
-    /// Denoising steps; several make a table
-    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    #[arg(long, value_delimiter = ',', value_name = "N,…", help = format!("{STEPS}; several make a table"))]
     steps: Vec<usize>,
-    /// Classifier-free guidance; several make a table
-    #[arg(long, value_delimiter = ',', value_name = "SCALE,…")]
+    #[arg(long, value_delimiter = ',', value_name = "SCALE,…", help = format!("{GUIDANCE}; several make a table"))]
     guidance: Vec<f64>,
-    /// ddpm, ddim, heun or dpmpp2m
-    #[arg(long, value_name = "SAMPLER")]
+    #[arg(long, value_name = "SAMPLER", help = SAMPLER)]
     sampler: Option<SamplerKind>,
     /// Seed of the samples and of the subsets
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -90,9 +89,8 @@ pub struct EvalCommand {
     /// The folder for results
     #[arg(long, value_name = "DIR", default_value = "outputs")]
     out: PathBuf,
-    /// The folder of data sets
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    folder: DataFolder,
     #[command(flatten)]
     machine: MachineOptions,
     /// Number of processes on this machine, on the CPU unless --device is given: the same results in less time
@@ -255,7 +253,7 @@ impl EvalCommand {
     }
 
     fn work(&self, team: &Arc<dyn Collective>) -> Work {
-        let cache = self.features.cache.clone().unwrap_or_else(|| self.data_dir.join("evaluation"));
+        let cache = self.features.cache.clone().unwrap_or_else(|| self.folder.data_dir.join("evaluation"));
         Work { cache, quiet: self.quiet, team: team.clone() }
     }
 
@@ -353,7 +351,9 @@ impl EvalCommand {
             return self.of_pictures(gallery, None, extractor, work);
         }
         let model = jobs.first().and_then(|job| job.model.as_deref());
-        let Some(set) = data_set(self.data.as_deref(), model, &self.data_dir, self.quiet)? else { return Ok(none) };
+        let Some(set) = data_set(self.data.as_deref(), model, &self.folder.data_dir, self.quiet)? else {
+            return Ok(none);
+        };
         let classes = set.class_names().len();
         let held_out = set.held_out();
         let gallery = Gallery::of_set(set.clone(), Split::Train, self.features.reference_count)?;

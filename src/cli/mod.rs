@@ -22,6 +22,8 @@ mod flags;
 pub mod inpaint;
 pub mod interpolate;
 pub mod machine;
+mod options;
+mod output;
 pub mod plan;
 mod plan_ranks;
 pub mod presets;
@@ -29,6 +31,7 @@ pub mod profile;
 mod profile_check;
 mod progress;
 pub mod sample;
+mod sampling;
 pub mod score;
 #[cfg(feature = "serve")]
 pub mod serve;

@@ -10,6 +10,7 @@ use super::bar::shown;
 use super::crew::Crew;
 use super::data::{ClassList, PictureArgs};
 use super::flags;
+use super::options::DataFolder;
 use super::progress::Terminal;
 use super::train_data::{self, Given};
 use crate::config::{Config, ModelConfig, presets};
@@ -40,9 +41,8 @@ pub struct TrainCommand {
     /// Train only on these classes of the data set, and set the model's class count
     #[arg(long, value_name = "A,B,…")]
     classes: Option<ClassList>,
-    /// The folder of data sets
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    folder: DataFolder,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
@@ -123,7 +123,7 @@ impl TrainCommand {
         if request.resume.is_some() {
             request.data = self.resumed_data()?;
         }
-        request.data_dir = self.data_dir.clone();
+        request.data_dir = self.folder.data_dir.clone();
         (request.device, request.graphs) = (device, !self.no_graph);
         request.team = crew.map(|crew| crew.team.clone());
         (request.steps, request.epochs) = (self.steps, self.epochs);
@@ -180,7 +180,7 @@ impl TrainCommand {
             Some(path) if self.data.is_empty() && path.exists() => vec![path.display().to_string()],
             _ => self.data.clone(),
         };
-        let found = train_data::find(&data, &self.pictures, &self.data_dir, config, &given, quiet, &mut say)?;
+        let found = train_data::find(&data, &self.pictures, &self.folder.data_dir, config, &given, quiet, &mut say)?;
         let Some((data, set)) = found else { return Ok(None) };
         train_data::follow(config, &set, &given, &mut say)?;
         Ok(Some(data))

@@ -42,7 +42,7 @@ impl RunFolder {
     /// The folder of a new run: `out`, else `runs/NAME`, or `runs/NAME-2` and so on if that exists.
     ///
     /// # Errors
-    /// [`Error::Config`] if `out` holds a run or is in use, [`Error::Io`] if it cannot be created.
+    /// [`Error::Config`] if `out` holds a run, [`Error::File`] if another process trains in it, [`Error::Io`] if it cannot be created.
     pub fn create(out: Option<&Path>, name: &str) -> Result<Self> {
         Self::create_in(Path::new("runs"), out, name)
     }
@@ -62,7 +62,7 @@ impl RunFolder {
             }
             match Self::lock(&root) {
                 Ok(folder) if !holds_run(&root) => return folder.prepared(),
-                Ok(_) | Err(Error::Config { .. }) => {}
+                Ok(_) | Err(Error::File { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -72,7 +72,7 @@ impl RunFolder {
     /// The folder of a run to resume. Partially written files are removed.
     ///
     /// # Errors
-    /// [`Error::Config`] if it holds no run or is in use, [`Error::Io`].
+    /// [`Error::Config`] if it holds no run, [`Error::File`] if another process trains in it, [`Error::Io`].
     pub fn resume(root: &Path) -> Result<Self> {
         if !holds_run(root) {
             let message = if root.is_dir() { "this folder holds no run" } else { "there is no such run folder" };

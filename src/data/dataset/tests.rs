@@ -96,7 +96,7 @@ fn a_cut_or_foreign_file_is_refused_in_one_line() {
     fs::write(&path, [&whole[..], &[0]].concat()).unwrap();
     assert!(Dataset::open(&path).unwrap_err().to_string().contains("something appended"));
     fs::write(&path, [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0]).unwrap();
-    assert!(Dataset::open(&path).unwrap_err().to_string().contains("engine data import SRC"));
+    assert!(Dataset::open(&path).unwrap_err().to_string().contains("`data::import(SRC, out = "));
     assert!(Dataset::open(folder.path()).unwrap_err().to_string().contains("is a folder"));
     assert!(Dataset::open(folder.path().join("absent")).unwrap_err().to_string().contains("cannot open"));
 }
