@@ -101,10 +101,10 @@ fn unknown_keys_name_file_line_and_the_nearest_key() {
         ("training:\n  batchsize: 4\n", "run.yaml:2: training.batchsize: ", "did you mean training.batch_size?"),
         ("training:\n  lr: 4\n", "run.yaml:2: training.lr: ", "did you mean training.learning_rate?"),
         ("model:\n  depht: 4\n", "run.yaml:2: model.depht: ", "did you mean model.depth?"),
-        ("trainig:\n  batch_size: 4\n", "run.yaml:1: trainig: ", "did you mean the section `training`?"),
+        ("trainig:\n  batch_size: 4\n", "run.yaml:1: trainig: ", "did you mean the section `training:`?"),
         ("\nbatch_size: 4\n", "run.yaml:2: batch_size: ", "it belongs under its section: training.batch_size"),
         ("model:\n  batch_size: 4\n", "run.yaml:2: model.batch_size: ", "under its section: training.batch_size"),
-        ("sampling:\n  zzzzzz: 4\n", "run.yaml:2: sampling.zzzzzz: ", "`sampling` knows "),
+        ("sampling:\n  zzzzzz: 4\n", "run.yaml:2: sampling.zzzzzz: ", "`sampling:` knows "),
         ("qqqqqq: 4\n", "run.yaml:1: qqqqqq: ", "the sections are "),
     ];
     for (text, place, advice) in cases {

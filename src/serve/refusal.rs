@@ -73,6 +73,7 @@ impl Refusal {
 const RENAMED: &[(&str, &str)] = &[
     ("guidance schedule", "guidance_schedule"),
     ("rounds", "resample"),
+    ("rows", "max_batch"),
     ("sampling.eta", "eta"),
     ("sampling.guidance", "guidance"),
     ("sampling.guidance_schedule", "guidance_schedule"),
