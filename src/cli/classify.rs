@@ -8,11 +8,13 @@ use clap::{Args, ValueEnum};
 use super::bar::shown;
 use super::data::ClassList;
 use super::edit::FitOptions;
+use super::flags;
 use super::machine::MachineOptions;
+use super::options::DataFolder;
+use super::output::JsonPath;
 use super::progress::Drawing;
 use crate::error::{Error, Result};
 use crate::eval::{Asked, Classification, Confusion, Division, ErrorSpec, Images, Judge, Verdicts, data_of, divided};
-use crate::files::write_atomically;
 use crate::model_file::ModelInfo;
 use crate::ops::host::parallel::install;
 
@@ -35,9 +37,8 @@ pub struct ClassifyCommand {
     /// A data set file, a published set's name, or `builtin` [default: the set that the model was trained on]
     #[arg(long, value_name = "DATA")]
     data: Option<String>,
-    /// The folder of data sets
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    folder: DataFolder,
     /// The split to classify [default: test]
     #[arg(long, value_enum)]
     split: Option<SplitChoice>,
@@ -65,7 +66,7 @@ pub struct ClassifyCommand {
     machine: MachineOptions,
     /// Write everything as JSON, with each image's probabilities; `-` prints it instead of the text
     #[arg(long, value_name = "FILE.json|-")]
-    out: Option<PathBuf>,
+    out: Option<JsonPath>,
     /// Print nothing
     #[arg(long)]
     quiet: bool,
@@ -106,7 +107,7 @@ impl ClassifyCommand {
     }
 
     fn classify(&self, judge: &Judge) -> Result<()> {
-        let told = !self.quiet && self.out.as_ref().is_none_or(|out| out.as_os_str() != "-");
+        let told = !self.quiet && !self.out.as_ref().is_some_and(JsonPath::is_printed);
         if told {
             eprintln!(
                 "{} after step {}, activations in {}",
@@ -131,12 +132,7 @@ impl ClassifyCommand {
         let seconds = started.elapsed().as_secs_f64();
         let verdicts = Verdicts::new(classes, images, found, planned.asked());
         if let Some(path) = &self.out {
-            let text = format!("{:#}\n", verdicts.json(judge));
-            if path.as_os_str() == "-" {
-                print!("{text}");
-            } else {
-                write_atomically(path, text.as_bytes())?;
-            }
+            path.write(&verdicts.json(judge))?;
         }
         if told {
             print!("{}", said(&verdicts, seconds));
@@ -182,10 +178,10 @@ impl ClassifyCommand {
         if !self.images.is_empty() {
             let (fit, background) = self.fit.chosen();
             let images = Images::of_files(&self.images, info, fit, background)?;
-            images.notes.iter().filter(|_| !self.quiet).for_each(|note| eprintln!("note: {note}"));
+            images.notes.iter().filter(|_| !self.quiet).for_each(|note| eprintln!("note: {}", flags::noted(note)));
             return Ok(images);
         }
-        let whole = data_of(info, self.data.as_deref(), "--data", &self.data_dir, &shown(self.quiet))?;
+        let whole = data_of(info, self.data.as_deref(), "data", &self.folder.data_dir, &shown(self.quiet))?;
         let set = whole.subset(classes).map_err(|error| at("--data", error))?;
         divided(set, info, self.split.unwrap_or(SplitChoice::Test).into(), self.count)
     }

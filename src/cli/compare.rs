@@ -9,8 +9,11 @@ use super::bar::{Bar, shown};
 use super::compare_samples::{SampleTask, joined};
 use super::compare_text::{Row, deviations, picture, short_names, tables};
 use super::features::FeatureOptions;
+use super::flags;
 use super::machine::{Machine, MachineOptions};
-use super::sample::by_option;
+use super::options::DataFolder;
+use super::output::{JsonPath, OutputKind, OutputPath};
+use super::sampling::SamplerOptions;
 use crate::diffusion::NoiseSchedule;
 use crate::error::{Error, Result};
 use crate::eval::evaluation::{Measured as Of, MetricKind};
@@ -18,11 +21,10 @@ use crate::eval::{
     Better, CommonLevels, Comparison, DenoisingErrors, Drawn, ErrorSpec, HeldOut, HeldOutSource, Metric, WARM_UP,
     draw_timed, label_of,
 };
-use crate::files::write_atomically;
 use crate::image_size::ImageSize;
 use crate::ops::host::parallel::{install, threads};
 use crate::picture::write_png;
-use crate::pipeline::{Changes, Model, SampleRequest, even_batch, pictures, png_text};
+use crate::pipeline::{Model, SampleRequest, even_batch, pictures, png_text};
 use crate::tensor::Device;
 
 /// The PNG keyword for the compared settings, as JSON.
@@ -32,7 +34,7 @@ const KEYWORD: &str = "engine.compare";
 ///
 /// All models denoise the same held-out images with the same noise at the same signal-to-noise ratios, so schedules with any
 /// number of steps can be compared. The error is the mean squared error of the predicted noise; differences come with a 95 %
-/// interval.
+/// interval. Sampling options hold for all models; without them each model uses its own settings.
 #[derive(Clone, Debug, Args)]
 pub struct CompareCommand {
     /// Two or more of: a model file, a checkpoint, a run folder (its model.safetensors), the name of a model that comes with the
@@ -43,9 +45,8 @@ pub struct CompareCommand {
     /// first model was trained on]
     #[arg(long, value_name = "DATA")]
     pub(super) data: Option<String>,
-    /// The folder of data sets
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    pub(super) data_dir: PathBuf,
+    #[command(flatten)]
+    pub(super) folder: DataFolder,
     /// Number of images to denoise, in proportion to the classes
     #[arg(long, value_name = "N", default_value_t = 256)]
     images: usize,
@@ -58,15 +59,8 @@ pub struct CompareCommand {
     /// Seed of the pictures, and of the noise
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
-    /// ddpm, ddim, heun or dpmpp2m, for all models [default: each model's own]
-    #[arg(long, value_name = "SAMPLER")]
-    sampler: Option<String>,
-    /// Denoising steps, for all models [default: each model's own]
-    #[arg(long, value_name = "N")]
-    steps: Option<usize>,
-    /// Classifier-free guidance, for all models [default: each model's own]
-    #[arg(long, value_name = "SCALE")]
-    guidance: Option<f64>,
+    #[command(flatten)]
+    sampling: SamplerOptions,
     /// Images computed together [default: up to 32 on the CPU, 256 on a GPU]
     #[arg(long, value_name = "N")]
     pub(super) batch: Option<usize>,
@@ -85,7 +79,7 @@ pub struct CompareCommand {
     out: PathBuf,
     /// Write everything as JSON; `-` prints it instead of the tables
     #[arg(long, value_name = "FILE.json|-")]
-    json: Option<PathBuf>,
+    json: Option<JsonPath>,
     /// Print nothing
     #[arg(long)]
     pub(super) quiet: bool,
@@ -156,12 +150,7 @@ impl CompareCommand {
             let message = format!("{} images in a batch", self.batch.unwrap_or_default());
             return Err(Error::config("--batch", message, "give 1 to 1048576"));
         }
-        let ending = self.out.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        if !ending.eq_ignore_ascii_case("png") {
-            let message = format!("{} is not a PNG file", self.out.display());
-            return Err(Error::config("--out", message, "end it in .png"));
-        }
-        Ok(())
+        OutputPath::new(&self.out, &[OutputKind::Png]).map(|_| ())
     }
 
     fn compare(&self, machine: &Machine) -> Result<()> {
@@ -174,9 +163,9 @@ impl CompareCommand {
         let places = self.places(&names, &models)?;
         let source = HeldOutSource {
             data: self.data.as_deref(),
-            data_dir: &self.data_dir,
+            data_dir: &self.folder.data_dir,
             images: self.images,
-            progress: shown(self.quiet || self.json.as_ref().is_some_and(|json| json.as_os_str() == "-")),
+            progress: shown(self.quiet || self.json.as_ref().is_some_and(JsonPath::is_printed)),
         };
         let mut held_out = source.held_out(&names, &models)?;
         let labels = labels(&names, &models, &mut held_out)?;
@@ -235,7 +224,7 @@ impl CompareCommand {
             drop(measure);
             bar.begin(&format!("{} draws", names[place]));
             let request = SampleRequest { batch: batch(self.count), ..places.requests[place].clone() };
-            found.drawn.push(draw_timed(&model, &request, bar.updates()).map_err(by_option).map_err(within)?);
+            found.drawn.push(draw_timed(&model, &request, bar.updates()).map_err(within)?);
             if let Some(samples) = samples {
                 found.metrics.push(samples.measured(self, &model, &request.sampling).map_err(within)?);
             }
@@ -282,11 +271,9 @@ impl CompareCommand {
     /// A model's own sampling settings, with the overrides of the command line.
     fn request(&self, model: &Model, labels: Vec<usize>) -> Result<SampleRequest> {
         let mut request = SampleRequest { seed: self.seed, ..model.request(labels) };
-        let sampler = self.sampler.as_deref().map(str::parse).transpose().map_err(by_option)?;
-        let changes = Changes { sampler, steps: self.steps, guidance: self.guidance, ..Changes::default() };
-        changes.apply(&mut request.sampling);
+        self.sampling.changes()?.apply(&mut request.sampling);
         let sampling = &request.sampling;
-        sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
+        sampling.validate(model.info.config.diffusion.num_steps)?;
         if sampling.is_guided() && model.info.config.model.null_label().is_none() {
             let message = "the model was trained without a null label, so it cannot be guided";
             return Err(Error::config("--guidance", message, "give 1"));
@@ -320,12 +307,10 @@ impl CompareCommand {
         let on_cpu = matches!(machine.device, Device::Cpu);
         let device = if on_cpu { format!("{}, {} threads", machine.note, threads()) } else { machine.note.clone() };
         if let Some(path) = &self.json {
-            let text = format!("{:#}\n", self.all(found, held_out, described, &device));
-            if path.as_os_str() == "-" {
-                print!("{text}");
+            path.write(&self.all(found, held_out, described, &device))?;
+            if path.is_printed() {
                 return Ok(());
             }
-            write_atomically(path, text.as_bytes())?;
         }
         if self.quiet {
             return Ok(());
@@ -347,7 +332,7 @@ impl CompareCommand {
             "sampling: {} at a time after {WARM_UP} evaluations to warm up, on {device}",
             if alike { batches[0].clone() } else { batches.join(", ") }
         );
-        found.notes.iter().for_each(|note| println!("note: {note}"));
+        found.notes.iter().for_each(|note| println!("note: {}", flags::noted(note)));
         println!("wrote {}: {} images of each model, seed {}", self.out.display(), self.count, self.seed);
         comparison.verdicts().iter().for_each(|verdict| println!("\n{verdict}"));
         Ok(())

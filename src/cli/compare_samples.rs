@@ -32,11 +32,11 @@ impl SampleTask {
     /// The network, and its features of the data set's training images.
     pub fn new(asked: &CompareCommand, machine: &Machine) -> Result<Self> {
         let features = &asked.features;
-        let cache = features.cache.clone().unwrap_or_else(|| asked.data_dir.join("evaluation"));
+        let cache = features.cache.clone().unwrap_or_else(|| asked.folder.data_dir.join("evaluation"));
         let work = Work { cache, quiet: asked.quiet, team: Arc::new(Alone::default()) };
         let mut extractor = features.extractor(machine)?;
         let model = asked.models.first().map(|path| path.as_path());
-        let Some(set) = data_set(asked.data.as_deref(), model, &asked.data_dir, asked.quiet)? else {
+        let Some(set) = data_set(asked.data.as_deref(), model, &asked.folder.data_dir, asked.quiet)? else {
             return Err(Error::config("--data", "a metric needs a reference", "give a data set"));
         };
         let gallery = Gallery::of_set(set, Split::Train, features.reference_count)?;

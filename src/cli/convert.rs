@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::options::RunOptions;
+use super::output::refuse_taken;
 use crate::error::{Error, Result};
 use crate::model_file::{Loaded, Storage, Weights};
 use crate::models::Network;
@@ -27,12 +29,8 @@ pub struct ConvertCommand {
     /// The dtype of the stored weights
     #[arg(long, value_enum, default_value = "f32")]
     dtype: StorageChoice,
-    /// Replace OUT if it exists
-    #[arg(long)]
-    force: bool,
-    /// Say nothing unless something goes wrong
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    run: RunOptions,
 }
 
 /// `--weights`.
@@ -64,9 +62,7 @@ impl ConvertCommand {
         if self.output.is_dir() {
             return Err(Error::file(&self.output, "is a folder", "give a file, as in model.safetensors"));
         }
-        if self.output.exists() && !self.force {
-            return Err(Error::file(&self.output, "already exists", "give another file, or replace it with --force"));
-        }
+        refuse_taken(&self.output, self.run.force)?;
         let weights = self.weights.map(|weights| match weights {
             WeightsChoice::Ema => Weights::Ema,
             WeightsChoice::Raw => Weights::Raw,
@@ -78,7 +74,7 @@ impl ConvertCommand {
         };
         let model = Loaded::<Network>::load_weights(&self.input, &Context::cpu(), DType::F32, weights)?;
         model.save_as(&self.output, storage)?;
-        if !self.quiet {
+        if !self.run.quiet {
             let size = |path: &PathBuf| std::fs::metadata(path).map_err(Error::io(path, "read")).map(|file| file.len());
             println!(
                 "wrote {}: {} parameters of {} after step {} ({} weights) in {}, {} bytes ({} before)",

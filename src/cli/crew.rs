@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::flags;
 use crate::cluster::{Collective, Limits, LocalRanks, Placement, here, join, placement, start};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
@@ -118,11 +119,11 @@ impl Crew {
     /// Those of `f`; [`Error::Cluster`] if rank 0's call failed.
     pub fn leader_first<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         if self.leads() {
-            let done = f().inspect_err(|error| self.team.leave(Some(&error.to_string())))?;
+            let done = f().inspect_err(|error| self.team.leave(Some(&flags::told(error, &[]))))?;
             self.team.tell(b"found")?;
             return Ok(done);
         }
         self.team.listen()?;
-        f().inspect_err(|error| self.team.leave(Some(&error.to_string())))
+        f().inspect_err(|error| self.team.leave(Some(&flags::told(error, &[]))))
     }
 }

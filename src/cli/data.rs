@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::bar::shown;
+use super::flags;
+use super::options::DataFolder;
+use super::output::refuse_taken;
 use crate::data::{
     BUILTIN, Colour, Dataset, ExportFormat, FetchOptions, Format, ImportOptions, LabelKind, ResolveOptions, Split,
     Verification, export, fetch, import, resolve,
@@ -90,9 +93,8 @@ enum Action {
     Fetch {
         /// cifar10 or fashion-mnist.
         name: String,
-        /// The folder of data sets.
-        #[arg(long, value_name = "DIR", default_value = "data")]
-        data_dir: PathBuf,
+        #[command(flatten)]
+        folder: DataFolder,
         /// A mirror that has the official files under their own names.
         #[arg(long, value_name = "URL")]
         base_url: Option<String>,
@@ -247,7 +249,7 @@ impl DataCommand {
                 written.iter().for_each(|path| println!("wrote {}", path.display()));
                 Ok(())
             }
-            Action::Fetch { name, data_dir, base_url, force } => {
+            Action::Fetch { name, folder: DataFolder { data_dir }, base_url, force } => {
                 let set = fetch(&name, &FetchOptions { data_dir, base_url, force, progress: shown(false) })?;
                 print!("{}", info(&set));
                 Ok(())
@@ -258,10 +260,7 @@ impl DataCommand {
 
 impl Import {
     fn run(self) -> Result<()> {
-        if !self.force && self.out.exists() {
-            // Check before the work, not after it.
-            return Err(Error::file(&self.out, "already exists", "give another file, or replace it with --force"));
-        }
+        refuse_taken(&self.out, self.force)?;
         let start = std::time::Instant::now();
         let options = ImportOptions {
             name: self.name,
@@ -328,7 +327,7 @@ fn info(set: &Dataset) -> String {
         format!("  {} classes: {}", set.class_names().len(), listed(set.class_names())),
     ];
     lines.extend(set.sources().iter().map(|s| format!("  from {} ({} bytes, SHA-256 {})", s.file, s.bytes, s.sha256)));
-    lines.extend(set.notes().iter().map(|note| format!("  note: {note}")));
+    lines.extend(set.notes().iter().map(|note| format!("  note: {}", flags::noted(note))));
     lines.join("\n") + "\n"
 }
 

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use clap::Args;
 
+use super::flags;
+use super::options::DataFolder;
 use crate::data::{Dataset, Split, WEIGHTS, WEIGHTS_DIR};
 use crate::device::cuda::CudaDevice;
 use crate::device::{Accelerator, DeviceChoice, embedded_modules, launches};
@@ -28,9 +30,8 @@ pub struct DoctorCommand {
     /// auto, cpu, cuda or cuda:N: the device of the self-test
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
-    /// The folder of data sets
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    folder: DataFolder,
     /// Test only this op
     #[arg(long, value_name = "OP")]
     op: Option<String>,
@@ -57,7 +58,7 @@ impl DoctorCommand {
         print!("{}", cpu());
         print!("{}", kernels());
         print!("{}", gpus());
-        print!("{}", data(&self.data_dir));
+        print!("{}", data(&self.folder.data_dir));
         print!("{}", networks(Path::new(WEIGHTS_DIR)));
 
         let chosen = choice.open()?;
@@ -153,7 +154,7 @@ fn is_lost(device: &Device) -> bool {
 
 /// A fault as text, without the usual advice to run this command.
 fn told(fault: &Error) -> String {
-    fault.to_string().replace("run `engine doctor`, and this command under", "run this command under")
+    flags::told(fault, &[]).replace("run `engine doctor`, and this command under", "run this command under")
 }
 
 fn cpu() -> String {
@@ -220,7 +221,7 @@ fn gpus() -> String {
     let count = match CudaDevice::count() {
         Ok(0) => return text + "  the driver is installed, but there is not a device\n",
         Ok(count) => count,
-        Err(error) => return text + &format!("  not usable: {error}\n"),
+        Err(error) => return text + &format!("  not usable: {}\n", flags::told(&error, &[])),
     };
     for ordinal in 0..count {
         text += &match CudaDevice::open(ordinal) {
@@ -228,7 +229,7 @@ fn gpus() -> String {
                 let (major, minor) = device.capability();
                 let memory = match device.memory() {
                     Ok((free, total)) => format!("{} MiB, {} MiB free", total >> 20, free >> 20),
-                    Err(error) => format!("memory unknown: {error}"),
+                    Err(error) => format!("memory unknown: {}", flags::told(&error, &[])),
                 };
                 let processors = device.multiprocessors();
                 format!(
@@ -236,7 +237,7 @@ fn gpus() -> String {
                     device.name()
                 )
             }
-            Err(error) => format!("  not usable: {error}\n"),
+            Err(error) => format!("  not usable: {}\n", flags::told(&error, &[])),
         };
     }
     text
@@ -263,7 +264,7 @@ fn data(folder: &Path) -> String {
                 set.size().with_channels(set.channels()),
                 set.class_names().len()
             ),
-            Err(error) => format!("  not usable: {error}\n"),
+            Err(error) => format!("  not usable: {}\n", flags::told(&error, &[])),
         };
     }
     text
@@ -281,7 +282,10 @@ fn networks(folder: &Path) -> String {
         };
         let found = match path.exists() {
             false => format!("not there; `engine fetch {}` gets it", weights.name),
-            true => opened().map_or_else(|error| format!("not usable: {error}"), |()| weights.title.to_string()),
+            true => opened().map_or_else(
+                |error| format!("not usable: {}", flags::told(&error, &[])),
+                |()| weights.title.to_string(),
+            ),
         };
         text += &format!("  {}: {found}\n", weights.name);
     }
@@ -312,7 +316,11 @@ mod tests {
 
     #[test]
     fn an_unknown_op_is_told() {
-        let command = DoctorCommand { device: "cpu".into(), data_dir: "data".into(), op: Some("convolution".into()) };
+        let command = DoctorCommand {
+            device: "cpu".into(),
+            folder: DataFolder { data_dir: "data".into() },
+            op: Some("convolution".into()),
+        };
         assert!(command.run().unwrap_err().to_string().contains("layer_norm"));
     }
 }

@@ -11,7 +11,10 @@ use super::eval_paths::{checkpoints, is_statistics};
 use super::eval_seeds::over_seeds;
 use super::eval_text::{ablation, ablation_curve, panel, table};
 use super::features::{FeatureOptions, Work, data_set, network, of_floor};
+use super::flags;
 use super::machine::{Machine, MachineOptions};
+use super::options::DataFolder;
+use super::sampling::{GUIDANCE, SAMPLER, STEPS};
 use crate::cluster::{Alone, Collective, Fact, agree};
 use crate::data::Split;
 use crate::diffusion::{SamplerKind, SamplingConfig};
@@ -65,14 +68,11 @@ pub struct EvalCommand {
     /// A classifier that finds the samples' classes [default: the extractor, if it is one]
     #[arg(long, value_name = "FILE|RUN")]
     classifier: Option<PathBuf>,
-    /// Denoising steps; several make a table
-    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    #[arg(long, value_delimiter = ',', value_name = "N,…", help = format!("{STEPS}; several make a table"))]
     steps: Vec<usize>,
-    /// Classifier-free guidance; several make a table
-    #[arg(long, value_delimiter = ',', value_name = "SCALE,…")]
+    #[arg(long, value_delimiter = ',', value_name = "SCALE,…", help = format!("{GUIDANCE}; several make a table"))]
     guidance: Vec<f64>,
-    /// ddpm, ddim, heun or dpmpp2m
-    #[arg(long, value_name = "SAMPLER")]
+    #[arg(long, value_name = "SAMPLER", help = SAMPLER)]
     sampler: Option<SamplerKind>,
     /// Seed of the samples and of the subsets
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -89,9 +89,8 @@ pub struct EvalCommand {
     /// The folder for results
     #[arg(long, value_name = "DIR", default_value = "outputs")]
     out: PathBuf,
-    /// The folder of data sets
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    folder: DataFolder,
     #[command(flatten)]
     machine: MachineOptions,
     /// Number of processes on this machine, on the CPU unless --device is given: the same results in less time
@@ -142,7 +141,7 @@ impl EvalCommand {
         let crew = Crew::gather(self.processes.or(self.gpus), option)?;
         let outcome = self.run_in(crew.as_ref());
         if let Some(crew) = &crew {
-            crew.team.leave(outcome.as_ref().err().map(Error::to_string).as_deref());
+            crew.team.leave(outcome.as_ref().err().map(|error| flags::told(error, flags::SAMPLING)).as_deref());
         }
         outcome
     }
@@ -179,7 +178,7 @@ impl EvalCommand {
         let asked = self.asked();
         agree(team.as_ref(), &self.facts())?;
         let mut extractor = self.features.extractor(machine)?.shared_with(team, 0);
-        let opened = |path: &PathBuf| self.features.opened(machine, path, "--classifier");
+        let opened = |path: &PathBuf| self.features.opened(machine, path, "classifier");
         let mut classifier = self.classifier.as_ref().map(opened).transpose()?.map(|own| own.shared_with(team, 1));
         let work = self.work(team);
         let all = match team.ranks() {
@@ -244,7 +243,7 @@ impl EvalCommand {
                     extractor.insert(known).assist(team, &order)?;
                 }
                 (Some(1), Some(path)) => {
-                    let open = || self.features.opened(machine, path, "--classifier");
+                    let open = || self.features.opened(machine, path, "classifier");
                     let known = classifier.take().map_or_else(open, Ok)?;
                     classifier.insert(known).assist(team, &order)?;
                 }
@@ -254,7 +253,7 @@ impl EvalCommand {
     }
 
     fn work(&self, team: &Arc<dyn Collective>) -> Work {
-        let cache = self.features.cache.clone().unwrap_or_else(|| self.data_dir.join("evaluation"));
+        let cache = self.features.cache.clone().unwrap_or_else(|| self.folder.data_dir.join("evaluation"));
         Work { cache, quiet: self.quiet, team: team.clone() }
     }
 
@@ -352,7 +351,9 @@ impl EvalCommand {
             return self.of_pictures(gallery, None, extractor, work);
         }
         let model = jobs.first().and_then(|job| job.model.as_deref());
-        let Some(set) = data_set(self.data.as_deref(), model, &self.data_dir, self.quiet)? else { return Ok(none) };
+        let Some(set) = data_set(self.data.as_deref(), model, &self.folder.data_dir, self.quiet)? else {
+            return Ok(none);
+        };
         let classes = set.class_names().len();
         let held_out = set.held_out();
         let gallery = Gallery::of_set(set.clone(), Split::Train, self.features.reference_count)?;
@@ -374,7 +375,7 @@ impl EvalCommand {
         extractor: &mut Extractor,
         work: &Work,
     ) -> Result<Against> {
-        gallery.notes.iter().for_each(|note| work.note(&format!("note: {note}")));
+        gallery.notes.iter().for_each(|note| work.note(&format!("note: {}", flags::noted(note))));
         let of = gallery.identity()?;
         let count = self.features.reference_count.unwrap_or(gallery.len()).min(gallery.len());
         let set = work.features(&gallery, &of, count, extractor, "reference")?;
@@ -426,7 +427,7 @@ impl EvalCommand {
         machine: &Machine,
     ) -> Result<Value> {
         let (gallery, of, told, classes) = self.pictures(job, machine, work)?;
-        gallery.notes.iter().for_each(|note| work.note(&format!("note: {note}")));
+        gallery.notes.iter().for_each(|note| work.note(&format!("note: {}", flags::noted(note))));
         let count = self.num_samples.unwrap_or(gallery.len()).min(gallery.len());
         let set = work.features(&gallery, &of, count, extractor, "features")?;
         let judged = match classifier {

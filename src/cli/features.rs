@@ -57,22 +57,22 @@ impl FeatureOptions {
     /// Those of [`Extractor::find`] and [`Extractor::open`].
     pub fn extractor(&self, machine: &Machine) -> Result<Extractor> {
         if let Some(path) = &self.extractor {
-            return self.opened(machine, path, "--extractor");
+            return self.opened(machine, path, "extractor");
         }
         let path = match &self.inception {
             Some(path) => path.clone(),
-            None => Extractor::find(Path::new("inception"), "--inception")?,
+            None => Extractor::find(Path::new("inception"), "inception")?,
         };
         let weights = InceptionWeights::open(path)?;
         Extractor::inception(&Context::new(machine.device.clone()), &weights, self.rule, self.feature_batch, DType::F32)
     }
 
-    /// The network given with `option`.
+    /// The network given as `field`.
     ///
     /// # Errors
     /// As [`FeatureOptions::extractor`].
-    pub fn opened(&self, machine: &Machine, given: &Path, option: &str) -> Result<Extractor> {
-        let path = Extractor::find(given, option)?;
+    pub fn opened(&self, machine: &Machine, given: &Path, field: &str) -> Result<Extractor> {
+        let path = Extractor::find(given, field)?;
         Extractor::open(&Context::new(machine.device.clone()), &path, self.rule, self.feature_batch)
     }
 
@@ -205,6 +205,6 @@ pub(super) fn data_set(
     }
     let Some(info) = info else { return Ok(None) };
     let config = &info.config.data;
-    let set = data_of(&info, None, "--data", data_dir, &shown(quiet))?;
+    let set = data_of(&info, None, "data", data_dir, &shown(quiet))?;
     set.arranged(&config.classes, config.validation_fraction, config.split_seed).map(Some)
 }

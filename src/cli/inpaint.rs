@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, write_images};
+use super::edit::{EditOptions, write_images};
+use super::output::{OutputKind, OutputPath};
 use crate::error::Result;
 use crate::pipeline::{Edit, Inpaint, free_pixels, pictures};
 
@@ -41,8 +42,8 @@ impl InpaintCommand {
     /// Those of [`Model::inpaint`](crate::pipeline::Model::inpaint), and invalid options.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
-        Output::still(&self.out)?;
-        self.edit.refuse_taken(&self.out)?;
+        let out = OutputPath::new(&self.out, OutputKind::STILL)?;
+        out.refuse_taken(self.edit.run.force)?;
         self.edit.with_model(|model| {
             let request = self.edit.request(model, self.count, self.seed)?;
             let shape = model.image_shape();
@@ -56,7 +57,7 @@ impl InpaintCommand {
             let (image, mask) = (self.image.display().to_string(), self.mask.display().to_string());
             let what = Edit::Inpaint { image, mask, resample: self.resample };
             let text = self.edit.text(model, &request, what);
-            write_images(&self.out, &pictures(&drawn, shape)?, &text, self.edit.force)?;
+            write_images(&out, &pictures(&drawn, shape)?, &text, self.edit.run.force)?;
             let filled = free.iter().filter(|free| **free).count();
             self.edit.report(&self.out, &format!("{filled} of {} pixels filled", free.len()), &request, started);
             Ok(())

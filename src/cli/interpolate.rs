@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, write_images};
+use super::edit::{EditOptions, write_images};
+use super::output::{OutputKind, OutputPath};
 use crate::error::{Error, Result};
 use crate::picture::{AnimationTiming, Image, write_animation, write_png};
-use crate::pipeline::{Edit, Ends, Model, SampleRequest, pictures, strip};
+use crate::pipeline::{Edit, Ends, Model, pictures, strip};
 
 /// Interpolate between the images of two seeds, or between two given images.
 ///
@@ -45,10 +46,12 @@ impl InterpolateCommand {
     /// Those of [`Model::interpolate`], and invalid options, before anything is drawn.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
-        for out in &self.out {
-            Output::of(out)?;
-            self.edit.refuse_taken(out)?;
-        }
+        let out = |path: &PathBuf| {
+            let out = OutputPath::new(path, OutputKind::FRAMES)?;
+            out.refuse_taken(self.edit.run.force)?;
+            Ok(out)
+        };
+        let outputs = self.out.iter().map(out).collect::<Result<Vec<_>>>()?;
         if !(1..=50).contains(&self.fps) {
             return Err(Error::config("--fps", format!("{} frames a second", self.fps), "give 1 to 50"));
         }
@@ -56,14 +59,14 @@ impl InterpolateCommand {
             let message = format!("{} frames", self.frames);
             return Err(Error::config("--frames", message, "give 2 or more"));
         }
-        self.edit.with_model(|model| self.draw(model, started))
+        self.edit.with_model(|model| self.draw(model, &outputs, started))
     }
 
-    fn draw(&self, model: &Model, started: Instant) -> Result<()> {
+    fn draw(&self, model: &Model, outputs: &[OutputPath], started: Instant) -> Result<()> {
         let seed = self.seeds.as_ref().map_or(0, |seeds| seeds[0]);
         let mut request = self.edit.request(model, self.frames, seed)?;
         // A stochastic sampler comes from the model here, not from the user.
-        self.edit.changes()?.apply_without_noise(&mut request.sampling);
+        self.edit.sampling.changes()?.apply_without_noise(&mut request.sampling);
         if self.images.is_some() {
             // The library does the same; it is repeated here for the report and the PNG.
             request.sampling = request.sampling.unguided();
@@ -86,31 +89,26 @@ impl InterpolateCommand {
         };
         drop(bar);
         let text = self.edit.text(model, &request, what);
-        self.write(&pictures(&drawn, model.image_shape())?, &text, &request, started)
-    }
-
-    /// Writes the frames to every output.
-    fn write(
-        &self,
-        frames: &[Image],
-        text: &[(&'static str, String)],
-        request: &SampleRequest,
-        started: Instant,
-    ) -> Result<()> {
-        let borrowed: Vec<(&str, &str)> = text.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
-        for out in &self.out {
-            match Output::of(out)? {
-                Output::Png => write_png(out, &strip(frames)?, &borrowed)?,
-                Output::Gif | Output::Apng => {
-                    let scale = (256 / frames[0].height().max(frames[0].width())).clamp(1, 8);
-                    let large = frames.iter().map(|frame| frame.upscale(scale)).collect::<Result<Vec<_>>>()?;
-                    let timing = AnimationTiming { delay: 100 / self.fps, bounce: self.bounce };
-                    write_animation(out, &large, timing, &borrowed)?;
-                }
-                Output::Array | Output::Folder => write_images(out, frames, text, self.edit.force)?,
-            }
-            self.edit.report(out, &format!("{} frames", frames.len()), request, started);
+        let frames = pictures(&drawn, model.image_shape())?;
+        for out in outputs {
+            self.write(out, &frames, &text)?;
+            self.edit.report(&out.path, &format!("{} frames", frames.len()), &request, started);
         }
         Ok(())
+    }
+
+    /// Writes the frames to an output.
+    fn write(&self, out: &OutputPath, frames: &[Image], text: &[(&'static str, String)]) -> Result<()> {
+        let borrowed: Vec<(&str, &str)> = text.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+        match out.kind {
+            OutputKind::Png => write_png(&out.path, &strip(frames)?, &borrowed),
+            OutputKind::Gif | OutputKind::Apng => {
+                let scale = (256 / frames[0].height().max(frames[0].width())).clamp(1, 8);
+                let large = frames.iter().map(|frame| frame.upscale(scale)).collect::<Result<Vec<_>>>()?;
+                let timing = AnimationTiming { delay: 100 / self.fps, bounce: self.bounce };
+                write_animation(&out.path, &large, timing, &borrowed)
+            }
+            _ => write_images(out, frames, text, self.edit.run.force),
+        }
     }
 }

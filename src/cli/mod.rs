@@ -18,9 +18,12 @@ mod eval_seeds;
 mod eval_text;
 mod features;
 pub mod fetch;
+mod flags;
 pub mod inpaint;
 pub mod interpolate;
 pub mod machine;
+mod options;
+mod output;
 pub mod plan;
 mod plan_ranks;
 pub mod presets;
@@ -28,6 +31,7 @@ pub mod profile;
 mod profile_check;
 mod progress;
 pub mod sample;
+mod sampling;
 pub mod score;
 #[cfg(feature = "serve")]
 pub mod serve;
@@ -113,10 +117,11 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
+    let own = cli.command.own_flags();
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let text = one_line(&error.to_string());
+            let text = one_line(&flags::told(&error, own));
             match error {
                 Error::Interrupted { .. } => {
                     eprintln!("{text}");
@@ -155,6 +160,21 @@ impl Command {
             Self::Doctor(command) => command.run(),
             Self::BenchStep(command) => command.run(),
             Self::ProfileCount(command) => command.run(),
+        }
+    }
+}
+
+impl Command {
+    /// Fields that are flags of this command alone.
+    fn own_flags(&self) -> &'static [flags::Flag] {
+        match self {
+            Self::Sample(_) | Self::Interpolate(_) | Self::Vary(_) | Self::Inpaint(_) | Self::Upscale(_) => {
+                flags::SAMPLING
+            }
+            Self::Eval(_) | Self::Compare(_) => flags::SAMPLING,
+            #[cfg(feature = "serve")]
+            Self::Serve(_) => flags::SERVE,
+            _ => &[],
         }
     }
 }

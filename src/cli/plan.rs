@@ -494,7 +494,7 @@ mod tests {
         };
         assert!(fault(&|plan| plan.on = "tpu".into()).contains("use one of h100"));
         assert!(fault(&|plan| plan.batch = Some(0)).starts_with("--batch"));
-        assert!(fault(&|plan| plan.preset = Some("dit".into())).starts_with("--preset"));
+        assert!(fault(&|plan| plan.preset = Some("dit".into())).starts_with("preset: "));
         assert!(fault(&|plan| plan.set = vec!["data.name=mine".into()]).contains("--data FILE"));
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::bar::Bar;
+use super::flags;
 use super::machine::PrecisionChoice;
 use super::presets::configuration;
 use super::profile_check;
@@ -32,7 +33,7 @@ const REPEATS: usize = 5;
 #[derive(Clone, Debug, Args)]
 pub struct ProfileCommand {
     #[command(flatten)]
-    run: RunOptions,
+    run: ProfiledRun,
     /// The GPU to model: a100, h100, h200, b200, rtx4090, or here: this machine's GPU, which is also measured
     #[arg(long, value_name = "DEVICE", default_value = "h100")]
     on: String,
@@ -64,7 +65,7 @@ pub struct ProfileCommand {
 
 /// The run to profile.
 #[derive(Clone, Debug, Default, Args)]
-pub(super) struct RunOptions {
+pub(super) struct ProfiledRun {
     /// A preset [default: quickstart]
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     pub preset: Option<String>,
@@ -85,7 +86,7 @@ pub(super) struct RunOptions {
     pub blocks: u32,
 }
 
-impl RunOptions {
+impl ProfiledRun {
     /// Name and configuration.
     fn configuration(&self) -> Result<(String, Config)> {
         let (preset, file) = (self.preset.as_deref(), self.config.as_deref());
@@ -202,7 +203,7 @@ impl ProfileCommand {
 
     fn text(&self, report: &Report, counted: &Counted) -> String {
         let op = self.op.as_deref();
-        let mut text = table::text(report, op);
+        let mut text = flags::noted(&table::text(report, op));
         for section in steps::SECTIONS.into_iter().filter(|_| self.lines) {
             let of = report.rows.iter().filter(|row| row.section == section && row.last.launch.is_some());
             let rows: Vec<_> = of.filter(|row| op.is_none_or(|op| row.module == op)).collect();
@@ -245,7 +246,7 @@ fn say(bar: &Bar, begun: &str) {
 #[derive(Clone, Debug, Args)]
 pub struct ProfileCountCommand {
     #[command(flatten)]
-    run: RunOptions,
+    run: ProfiledRun,
     /// The file to write
     nodes: PathBuf,
 }
@@ -268,7 +269,7 @@ mod tests {
 
     fn command() -> ProfileCommand {
         ProfileCommand {
-            run: RunOptions { blocks: 6, ..RunOptions::default() },
+            run: ProfiledRun { blocks: 6, ..ProfiledRun::default() },
             on: "h100".into(),
             op: None,
             lines: false,
@@ -297,12 +298,12 @@ mod tests {
 
     #[test]
     fn the_child_gets_the_run() {
-        let run = RunOptions {
+        let run = ProfiledRun {
             preset: Some("dit-cifar10".into()),
             batch: Some(8),
             set: vec!["model.depth=2".into()],
             blocks: 3,
-            ..RunOptions::default()
+            ..ProfiledRun::default()
         };
         let (name, config) = run.configuration().unwrap();
         let arguments = run.arguments(&config).join(" ");

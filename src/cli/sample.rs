@@ -7,14 +7,17 @@ use clap::Args;
 
 use super::bar::shown;
 use super::machine::{MachineOptions, PrecisionChoice};
+use super::options::{DataFolder, RunOptions};
+use super::output::{OutputKind, OutputPath};
 use super::progress::Drawing;
+use super::sampling::{SamplingOptions, TimestepOptions};
 use crate::data::{Dataset, Parts, ResolveOptions, resolve};
-use crate::diffusion::{NoiseSchedule, Profile};
+use crate::diffusion::NoiseSchedule;
 use crate::error::{Error, Result};
 use crate::eval::real_images;
 use crate::ops::host::parallel::install;
 use crate::picture::{Image, Layout, read_png, write_npy, write_png};
-use crate::pipeline::{Changes, Choice, Model, Recipe, SampleRequest, even_batch, layout, sheet};
+use crate::pipeline::{Choice, Model, Recipe, SampleRequest, even_batch, layout, sheet};
 use crate::tensor::Device;
 
 /// Draw images from a trained model.
@@ -35,33 +38,10 @@ pub struct SampleCommand {
     /// A class by name or number, all (a row for each), or none [default: all classes in turn]
     #[arg(long, value_name = "NAME|N|all|none")]
     class: Option<String>,
-    /// ddpm, ddim, heun or dpmpp2m (DPM-Solver++)
-    #[arg(long, value_name = "SAMPLER")]
-    sampler: Option<String>,
-    /// Steps by name: fast (20), standard (50) or high (100)
-    #[arg(long, value_enum, conflicts_with_all = ["steps", "timesteps"])]
-    profile: Option<Profile>,
-    /// Denoising steps
-    #[arg(long, value_name = "N", conflicts_with = "timesteps")]
-    steps: Option<usize>,
-    /// Spacing of the steps over the noise levels: uniform, quadratic or logarithmic (more steps at low noise)
-    #[arg(long, value_name = "SCHEDULE", conflicts_with = "timesteps")]
-    schedule: Option<String>,
-    /// The timesteps one by one, as in 999,750,500,250,0; repeats and values outside the model's noise levels are dropped
-    #[arg(long, value_name = "T,T,…", allow_hyphen_values = true)]
-    timesteps: Option<String>,
-    /// The share of DDPM's noise in a DDIM step: 0 to 1
-    #[arg(long, value_name = "ETA")]
-    eta: Option<f64>,
-    /// Scale of all noise: 1 is as in training, less gives smoother and less varied images
-    #[arg(long, value_name = "SCALE")]
-    temperature: Option<f64>,
-    /// Classifier-free guidance: 1 is none, higher values follow the class more strictly
-    #[arg(long, value_name = "SCALE")]
-    guidance: Option<f64>,
-    /// Guidance over the steps: constant, adaptive (little, then all, then more), or a list of scales such as 1,2,3
-    #[arg(long, value_name = "COURSE")]
-    guidance_schedule: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingOptions,
+    #[command(flatten)]
+    timesteps: TimestepOptions,
     /// Image k of a seed is always the same image [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -73,34 +53,17 @@ pub struct SampleCommand {
     /// Show real images of the same classes beside the generated ones: a data set file, the name of a published set, or `builtin`
     #[arg(long, value_name = "DATA")]
     compare_with: Option<String>,
-    /// The folder of data sets, for --compare-with
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    data: DataFolder,
     /// F.png: one sheet; F.npy: f32 in [0, 1]; F.safetensors: a data set, labelled, for training; else a folder of single
     /// PNG files [default: samples.png; with --like, repeated.png]
     #[arg(long, value_name = "F.png|F.npy|F.safetensors|DIR")]
     out: Option<PathBuf>,
-    /// Replace existing images in the folder
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    run: RunOptions,
     /// Show progress without a terminal too, as lines on standard error
     #[arg(long, conflicts_with = "quiet")]
     progress: bool,
-    /// Print only errors
-    #[arg(long)]
-    quiet: bool,
-}
-
-/// The output.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Output {
-    Sheet,
-    /// A single image, named as in a folder.
-    Single,
-    Array,
-    /// A data set file.
-    Set,
-    Folder,
 }
 
 /// The images to draw, and their output.
@@ -108,8 +71,9 @@ struct Job {
     /// The command, completed from the picture of `--like`.
     command: SampleCommand,
     model: PathBuf,
-    out: PathBuf,
-    output: Output,
+    out: OutputPath,
+    /// Whether the output is a single image, named as in a folder.
+    single: bool,
     /// The recipe in that picture.
     like: Option<Recipe>,
 }
@@ -132,7 +96,7 @@ impl SampleCommand {
                     job.note(&note);
                 }
             }
-            if !job.command.quiet {
+            if !job.command.run.quiet {
                 let precision = model.parameters.precision();
                 eprintln!("{}, on {} in {precision}", job.describe(&model), machine.note);
             }
@@ -141,59 +105,49 @@ impl SampleCommand {
     }
 }
 
-/// The list of `--timesteps`; it may be empty.
-fn timesteps(text: &str) -> Result<Vec<i64>> {
-    let parts = text.split([',', ' ']).map(str::trim).filter(|part| !part.is_empty());
-    let number = |part: &str| {
-        part.parse().map_err(|_| {
-            let short: String = part.chars().take(40).collect();
-            let message = format!("`{}` is not a timestep", short.escape_debug());
-            Error::config("--timesteps", message, "list whole numbers, as in 999,750,500,250,0")
-        })
-    };
-    parts.map(number).collect()
-}
-
 impl Job {
     fn new(mut command: SampleCommand) -> Result<Self> {
         let read = |path: &Path| Recipe::of_texts(&read_png(path)?.1, path);
         let like = command.like.as_deref().map(read).transpose()?;
         let default = if like.is_some() { "repeated.png" } else { "samples.png" };
         let out = command.out.clone().unwrap_or_else(|| default.into());
-        let mut output = output(&out)?;
+        let out = OutputPath::new(&out, OutputKind::SAMPLES)?;
+        let mut single = false;
         if let Some(like) = &like {
-            if like.single && output == Output::Sheet && command.count.is_none_or(|count| count == 1) {
-                output = Output::Single;
-            }
-            command.fill_up(like, output)?;
+            single = like.single && out.kind == OutputKind::Png && command.count.is_none_or(|count| count == 1);
+            command.fill_up(like, out.kind == OutputKind::Png && !single)?;
         }
         let job = Self {
             // The argument parser ensures that one of the two is given.
             model: command.model.clone().unwrap_or_default(),
             command,
             out,
-            output,
+            single,
             like,
         };
         job.check_out()?;
         Ok(job)
     }
 
+    /// Whether the images are put on one sheet.
+    fn is_sheet(&self) -> bool {
+        self.out.kind == OutputKind::Png && !self.single
+    }
+
     fn check_out(&self) -> Result<()> {
-        if self.command.compare_with.is_some() && self.output != Output::Sheet {
+        if self.command.compare_with.is_some() && !self.is_sheet() {
             let message = "real images are put beside the generated ones on a sheet";
             return Err(Error::config("--compare-with", message, "end --out in .png"));
         }
-        if self.output == Output::Set && self.out.exists() && !self.command.force {
-            // Check before the work, not after it.
-            return Err(Error::file(&self.out, "already exists", "give another file, or replace it with --force"));
+        if self.out.kind == OutputKind::Set {
+            self.out.refuse_taken(self.command.run.force)?;
         }
-        let same = |path: &Path| match (path.canonicalize(), self.out.canonicalize()) {
+        let same = |path: &Path| match (path.canonicalize(), self.out.path.canonicalize()) {
             (Ok(path), Ok(out)) => path == out,
             _ => false,
         };
         match &self.command.like {
-            Some(like) if same(like) && !self.command.force => {
+            Some(like) if same(like) && !self.command.run.force => {
                 Err(Error::file(like, "would be overwritten by its reproduction", "give another --out, or add --force"))
             }
             _ => Ok(()),
@@ -219,7 +173,7 @@ impl Job {
     }
 
     fn note(&self, text: &str) {
-        if !self.command.quiet {
+        if !self.command.run.quiet {
             eprintln!("note: {text}");
         }
     }
@@ -229,23 +183,6 @@ impl Job {
         let weights = if info.weights == "ema" { "moving average" } else { "raw weights" };
         let newest = if self.model.is_dir() { ", the newest model of the run" } else { "" };
         format!("{}{newest}: {weights} after step {} (epoch {})", model.path.display(), info.step, info.epoch)
-    }
-
-    /// The sampling options that were given.
-    fn changes(&self) -> Result<Changes> {
-        let command = &self.command;
-        let schedule = command.schedule.as_deref().map(str::parse);
-        let guidance_schedule = command.guidance_schedule.as_deref().map(str::parse);
-        Ok(Changes {
-            sampler: command.sampler.as_deref().map(str::parse).transpose().map_err(by_option)?,
-            steps: command.profile.map(Profile::steps).or(command.steps),
-            schedule: schedule.transpose().map_err(by_option)?,
-            timesteps: command.timesteps.as_deref().map(timesteps).transpose()?,
-            eta: command.eta,
-            temperature: command.temperature,
-            guidance: command.guidance,
-            guidance_schedule: guidance_schedule.transpose().map_err(by_option)?,
-        })
     }
 
     fn request(&self, model: &Model, labels: Vec<usize>) -> Result<SampleRequest> {
@@ -258,8 +195,8 @@ impl Job {
         if let Some(like) = &self.like {
             like.resume(&mut request);
         }
-        self.changes()?.apply(&mut request.sampling);
-        request.sampling.validate(model.info.config.diffusion.num_steps).map_err(by_option)?;
+        command.timesteps.added_to(command.sampling.changes()?)?.apply(&mut request.sampling);
+        request.sampling.validate(model.info.config.diffusion.num_steps)?;
         Ok(request)
     }
 
@@ -268,7 +205,7 @@ impl Job {
         let (choice, labels) = Choice::new(&model.info, command.class.as_deref(), command.count)?;
         let request = self.request(model, labels)?;
         let count = request.labels.len();
-        let times = request.sampling.times(&NoiseSchedule::new(&model.info.config.diffusion)?).map_err(by_option)?;
+        let times = request.sampling.times(&NoiseSchedule::new(&model.info.config.diffusion)?)?;
         if let Some(note) = &times.note {
             self.note(note);
         }
@@ -285,7 +222,7 @@ impl Job {
         let mut target = Target { job: self, request: &request, names: &names, classes, recipe: &recipe, images };
 
         let shape = model.image_shape();
-        let mut drawing = Drawing::new(command.quiet, command.progress, count);
+        let mut drawing = Drawing::new(command.run.quiet, command.progress, count);
         let mut first = None;
         let mut progress = |done, total| {
             drawing.update(done, total);
@@ -295,10 +232,10 @@ impl Job {
             first.get_or_insert_with(|| started.elapsed());
             target.take(k, Image::from_signed(shape[1], shape[0], shape[2], values)?)
         };
-        model.sample_each(&request, &mut progress, &mut sink).map_err(by_option)?;
+        model.sample_each(&request, &mut progress, &mut sink)?;
         drop(drawing);
         target.finish(&choice, sheet)?;
-        if !command.quiet {
+        if !command.run.quiet {
             println!("{}", self.summary(&request, times.times.len(), first.unwrap_or_default(), started.elapsed()));
         }
         Ok(())
@@ -312,15 +249,15 @@ impl Job {
         choice: &Choice,
         names: &[String],
     ) -> Result<Option<SheetPlan>> {
-        match self.output {
-            Output::Sheet => {
+        match self.out.kind {
+            OutputKind::Png if !self.single => {
                 let shape = model.image_shape();
                 let blocks = if self.command.compare_with.is_some() { 2 } else { 1 };
                 let layout = layout(choice, request.labels.len(), model.class_names().len(), shape, blocks)?;
                 Ok(Some(SheetPlan { layout, real: self.real(model, request, shape)? }))
             }
-            Output::Folder => self.prepare_folder(names, request.first).map(|()| None),
-            Output::Single | Output::Array | Output::Set => Ok(None),
+            OutputKind::Folder => self.prepare_folder(names, request.first).map(|()| None),
+            _ => Ok(None),
         }
     }
 
@@ -329,10 +266,10 @@ impl Job {
         let Some(given) = &self.command.compare_with else { return Ok(None) };
         let data = &model.info.config.data;
         let options = ResolveOptions {
-            data_dir: &self.command.data_dir,
+            data_dir: &self.command.data.data_dir,
             shapes_seed: data.shapes_seed,
             shapes_count: data.shapes_count,
-            progress: shown(self.command.quiet),
+            progress: shown(self.command.run.quiet),
         };
         let dataset: Dataset = resolve(&data.name, Some(given), &options)?;
         // A model file without class names has numbers in their place; then the data set's order applies.
@@ -349,7 +286,7 @@ impl Job {
         let (count, sampling) = (request.labels.len(), &request.sampling);
         format!(
             "wrote {}: {count} image{} in {:.2} s, the first after {:.2} s ({} {steps} steps, guidance {}, seed {})",
-            self.out.display(),
+            self.out.path.display(),
             if count == 1 { "" } else { "s" },
             total.as_secs_f64(),
             first.as_secs_f64(),
@@ -361,15 +298,9 @@ impl Job {
 
     /// Makes the folder and refuses to overwrite images in it.
     fn prepare_folder(&self, names: &[String], first: u32) -> Result<()> {
-        std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create the folder"))?;
-        if self.command.force {
-            return Ok(());
-        }
-        let paths = names.iter().enumerate().map(|(k, name)| self.out.join(file_name(first as usize + k, name)));
-        match paths.into_iter().find(|path| path.exists()) {
-            Some(taken) => Err(Error::file(taken, "already exists", "give another folder, or replace with --force")),
-            None => Ok(()),
-        }
+        std::fs::create_dir_all(&self.out.path).map_err(Error::io(&self.out.path, "create the folder"))?;
+        let names = names.iter().enumerate().map(|(k, name)| file_name(first as usize + k, name));
+        self.out.refuse_taken_in(names, self.command.run.force)
     }
 }
 
@@ -396,13 +327,13 @@ struct Target<'a> {
 impl Target<'_> {
     /// Writes image k of the request, or keeps it for a joint file.
     fn take(&mut self, k: usize, image: Image) -> Result<()> {
-        let out = &self.job.out;
-        match self.job.output {
-            Output::Folder => {
+        let out = &self.job.out.path;
+        match self.job.out.kind {
+            OutputKind::Folder => {
                 self.single(&out.join(file_name(self.request.first as usize + k, &self.names[k])), k, &image)
             }
-            Output::Single => self.single(out, k, &image),
-            Output::Sheet | Output::Array | Output::Set => {
+            _ if self.job.single => self.single(out, k, &image),
+            _ => {
                 self.images.push(image);
                 Ok(())
             }
@@ -422,11 +353,12 @@ impl Target<'_> {
         if let Some(SheetPlan { layout, real }) = plan {
             let real = real.as_ref().map(|(source, images)| (source.as_str(), images.as_slice()));
             let sheet = sheet(&self.images, real, choice, layout, self.names)?;
-            return write_with(&self.job.out, &sheet, self.recipe, &[]);
+            return write_with(&self.job.out.path, &sheet, self.recipe, &[]);
         }
-        match self.job.output {
-            Output::Array => write_npy(&self.job.out, &self.images),
-            Output::Set => self.data_set()?.write(&self.job.out, self.job.command.force),
+        let out = &self.job.out;
+        match out.kind {
+            OutputKind::Array => write_npy(&out.path, &self.images),
+            OutputKind::Set => self.data_set()?.write(&out.path, self.job.command.run.force),
             _ => Ok(()),
         }
     }
@@ -442,7 +374,7 @@ impl Target<'_> {
             None => (vec!["unlabelled".to_owned()], vec![0; self.names.len()]),
         };
         let first = self.images.first();
-        let name = self.job.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = self.job.out.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         Dataset::from_parts(Parts {
             name,
             height: first.map_or(0, Image::height),
@@ -460,19 +392,13 @@ impl Target<'_> {
 
 impl SampleCommand {
     /// Takes missing settings from the recipe of a picture.
-    fn fill_up(&mut self, like: &Recipe, output: Output) -> Result<()> {
+    fn fill_up(&mut self, like: &Recipe, is_sheet: bool) -> Result<()> {
         self.model.get_or_insert_with(|| like.model.clone().into());
         self.count.get_or_insert(like.count);
         self.class = self.class.take().or_else(|| like.class.clone());
-        self.sampler.get_or_insert_with(|| like.sampler.to_string());
-        self.eta.get_or_insert(like.eta);
-        self.temperature.get_or_insert(like.temperature);
-        if self.guidance.is_none() {
-            self.guidance_schedule.get_or_insert_with(|| like.guidance_schedule.to_string());
-        }
-        self.guidance.get_or_insert(like.guidance);
+        self.sampling.fill_up(like);
         self.seed.get_or_insert(like.seed);
-        if output == Output::Sheet {
+        if is_sheet {
             self.compare_with = self.compare_with.take().or_else(|| like.compare_with.clone());
         }
         if self.machine.precision.is_none() {
@@ -490,24 +416,6 @@ impl SampleCommand {
     }
 }
 
-/// The output format of a path.
-fn output(out: &Path) -> Result<Output> {
-    let extension = out.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    let named_folder = out.is_dir() || out.as_os_str().to_string_lossy().ends_with('/');
-    match extension.to_ascii_lowercase().as_str() {
-        _ if named_folder => Ok(Output::Folder),
-        "png" => Ok(Output::Sheet),
-        "npy" => Ok(Output::Array),
-        "safetensors" => Ok(Output::Set),
-        "" => Ok(Output::Folder),
-        other => Err(Error::config(
-            "--out",
-            format!("{} is not a supported kind of file: .{other}", out.display()),
-            "end it in .png, .npy or .safetensors, or in / for a folder",
-        )),
-    }
-}
-
 /// Writes a PNG with its recipe and `more` text chunks.
 fn write_with(path: &Path, image: &Image, recipe: &Recipe, more: &[(&'static str, String)]) -> Result<()> {
     let recipe = recipe.text();
@@ -522,27 +430,6 @@ fn file_name(k: usize, class: &str) -> String {
     if class.is_empty() { format!("{k:05}.png") } else { format!("{k:05}-{class}.png") }
 }
 
-/// Replaces the configuration's key with the option's name.
-pub(super) fn by_option(error: Error) -> Error {
-    match error {
-        Error::Config { place, message, advice } => {
-            let option = match place.as_str() {
-                "sampler" | "sampling.sampler" => "--sampler",
-                "sampling.num_steps" => "--steps",
-                "sampling.eta" => "--eta",
-                "sampling.schedule" => "--schedule",
-                "sampling.timesteps" => "--timesteps",
-                "sampling.temperature" => "--temperature",
-                "sampling.guidance" => "--guidance",
-                "guidance schedule" | "sampling.guidance_schedule" => "--guidance-schedule",
-                other => other,
-            };
-            Error::Config { place: option.to_string(), message, advice }
-        }
-        other => other,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -553,13 +440,5 @@ mod tests {
         assert_eq!(file_name(123_456, "T-shirt/top"), "123456-T-shirt-top.png");
         assert_eq!(file_name(0, "../x y"), "00000----x-y.png");
         assert_eq!(file_name(3, ""), "00003.png");
-    }
-
-    #[test]
-    fn errors_name_the_option() {
-        let error = by_option(Error::config("sampling.num_steps", "0 steps", "give 1"));
-        assert_eq!(error.to_string(), "--steps: 0 steps; give 1");
-        let error = by_option(Error::config("--class", "x", "y"));
-        assert_eq!(error.to_string(), "--class: x; y");
     }
 }

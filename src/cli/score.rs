@@ -6,11 +6,13 @@ use clap::Args;
 
 use super::bar::{Bar, shown};
 use super::edit::FitOptions;
+use super::flags;
 use super::machine::MachineOptions;
+use super::options::DataFolder;
+use super::output::JsonPath;
 use crate::data::{Dataset, Split};
 use crate::error::Result;
 use crate::eval::{ErrorSpec, Images, Scores, as_trained, data_of, scored_split, spread};
-use crate::files::write_atomically;
 use crate::ops::host::parallel::install;
 use crate::pipeline::Model;
 
@@ -38,9 +40,8 @@ pub struct ScoreCommand {
     /// Number of reference images
     #[arg(long, value_name = "N", default_value_t = 256)]
     reference_count: usize,
-    /// The folder of data sets
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    folder: DataFolder,
     /// Score images as members of this class, against reference images of that class [default: no class, against all]
     #[arg(long, value_name = "NAME|N")]
     class: Option<String>,
@@ -59,7 +60,7 @@ pub struct ScoreCommand {
     machine: MachineOptions,
     /// Write everything as JSON; `-` prints it instead of the table
     #[arg(long, value_name = "FILE|-")]
-    json: Option<PathBuf>,
+    json: Option<JsonPath>,
     /// Print no table
     #[arg(long)]
     quiet: bool,
@@ -102,12 +103,10 @@ impl ScoreCommand {
                 "reference": set.name(), "reference_images": scores.reference, "seed": self.seed,
                 "times": scores.times, "images": scores.json(),
             });
-            let text = format!("{all:#}\n");
-            if path.as_os_str() == "-" {
-                print!("{text}");
+            path.write(&all)?;
+            if path.is_printed() {
                 return Ok(());
             }
-            write_atomically(path, text.as_bytes())?;
         }
         if !self.quiet {
             println!("{:>8}  {:>10}  image", "score", "percentile");
@@ -131,13 +130,13 @@ impl ScoreCommand {
             None => {
                 let (fit, background) = self.fit.chosen();
                 let images = Images::of_files(&self.images, &model.info, fit, background)?;
-                images.notes.iter().filter(|_| !self.quiet).for_each(|note| eprintln!("note: {note}"));
+                images.notes.iter().filter(|_| !self.quiet).for_each(|note| eprintln!("note: {}", flags::noted(note)));
                 Ok(images)
             }
         }
     }
 
     fn open(&self, model: &Model, name: Option<&str>) -> Result<Dataset> {
-        data_of(&model.info, name, "--reference", &self.data_dir, &shown(self.quiet))
+        data_of(&model.info, name, "reference", &self.folder.data_dir, &shown(self.quiet))
     }
 }

@@ -9,6 +9,8 @@ use clap::Args;
 use super::bar::shown;
 use super::crew::Crew;
 use super::data::{ClassList, PictureArgs};
+use super::flags;
+use super::options::DataFolder;
 use super::progress::Terminal;
 use super::train_data::{self, Given};
 use crate::config::{Config, ModelConfig, presets};
@@ -16,7 +18,7 @@ use crate::data::{FetchOptions, WEIGHTS, WEIGHTS_DIR, fetch_weights};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::set_threads;
-use crate::train::{TrainRequest, follow, train};
+use crate::train::{Event, TrainRequest, follow, train};
 
 /// Train a model; without options, a small one on built-in shapes.
 ///
@@ -39,9 +41,8 @@ pub struct TrainCommand {
     /// Train only on these classes of the data set, and set the model's class count
     #[arg(long, value_name = "A,B,…")]
     classes: Option<ClassList>,
-    /// The folder of data sets
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    folder: DataFolder,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
@@ -98,7 +99,7 @@ impl TrainCommand {
         let outcome = self.train(crew.as_ref(), device);
         if let (Some(crew), Err(error)) = (&crew, &outcome) {
             // A rank that fails at the start ends the others.
-            crew.team.leave(Some(&error.to_string()));
+            crew.team.leave(Some(&flags::told(error, &[])));
         }
         outcome
     }
@@ -122,7 +123,7 @@ impl TrainCommand {
         if request.resume.is_some() {
             request.data = self.resumed_data()?;
         }
-        request.data_dir = self.data_dir.clone();
+        request.data_dir = self.folder.data_dir.clone();
         (request.device, request.graphs) = (device, !self.no_graph);
         request.team = crew.map(|crew| crew.team.clone());
         (request.steps, request.epochs) = (self.steps, self.epochs);
@@ -142,7 +143,10 @@ impl TrainCommand {
         }
         catch_interrupts(request.stop.clone())?;
         let mut terminal = Terminal::new(self.quiet);
-        let outcome = train(request, &mut |event| terminal.event(event));
+        let outcome = train(request, &mut |event| match event {
+            Event::Warning(text) => terminal.event(&Event::Warning(flags::noted(text))),
+            _ => terminal.event(event),
+        });
         terminal.end(outcome.as_ref().ok());
         outcome.map(|_| ())
     }
@@ -176,7 +180,7 @@ impl TrainCommand {
             Some(path) if self.data.is_empty() && path.exists() => vec![path.display().to_string()],
             _ => self.data.clone(),
         };
-        let found = train_data::find(&data, &self.pictures, &self.data_dir, config, &given, quiet, &mut say)?;
+        let found = train_data::find(&data, &self.pictures, &self.folder.data_dir, config, &given, quiet, &mut say)?;
         let Some((data, set)) = found else { return Ok(None) };
         train_data::follow(config, &set, &given, &mut say)?;
         Ok(Some(data))

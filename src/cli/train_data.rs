@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::bar::shown;
 use super::data::PictureArgs;
+use super::flags;
 use crate::config::{Config, ModelConfig};
 use crate::data::{Colour, Dataset, ImportOptions, OFFICIAL, ResolveOptions, Split, import_once, join_once, resolve};
 use crate::error::{Error, Result};
@@ -132,7 +133,7 @@ fn one(
     let set = Dataset::open(&file)?;
     let counted = format!("{} images, {} classes", set.len(), set.class_names().len());
     say(format!("{} {data} as {} ({counted})", if fresh { "imported" } else { "imported before:" }, file.display()));
-    set.notes().iter().for_each(|note| say(format!("note: {}", shortened(note))));
+    set.notes().iter().for_each(|note| say(format!("note: {}", shortened(&flags::noted(note)))));
     Ok((text(&file)?, set))
 }
 

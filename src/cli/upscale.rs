@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, write_images};
+use super::edit::{EditOptions, write_images};
+use super::output::{OutputKind, OutputPath};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::pipeline::{Edit, pictures};
@@ -42,8 +43,8 @@ impl UpscaleCommand {
     /// Those of [`Model::upscale`](crate::pipeline::Model::upscale), and invalid options.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
-        Output::still(&self.out)?;
-        self.edit.refuse_taken(&self.out)?;
+        let out = OutputPath::new(&self.out, OutputKind::STILL)?;
+        out.refuse_taken(self.edit.run.force)?;
         if !matches!(self.factor, 2 | 4) {
             return Err(Error::config("--factor", format!("{} is given", self.factor), "give 2 or 4"));
         }
@@ -57,7 +58,7 @@ impl UpscaleCommand {
             let image = self.image.display().to_string();
             let what = Edit::Upscale { image, factor: self.factor, resample: self.resample };
             let text = self.edit.text(model, &request, what);
-            write_images(&self.out, &pictures(&drawn, [height, width, channels])?, &text, self.edit.force)?;
+            write_images(&out, &pictures(&drawn, [height, width, channels])?, &text, self.edit.run.force)?;
             self.edit.report(
                 &self.out,
                 &format!("{} at {}", self.count, ImageSize::new(height, width)),

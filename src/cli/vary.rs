@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Output, write_images};
+use super::edit::{EditOptions, write_images};
+use super::output::{OutputKind, OutputPath};
 use crate::error::Result;
 use crate::pipeline::{Edit, pictures};
 
@@ -38,8 +39,8 @@ impl VaryCommand {
     /// Those of [`Model::vary`](crate::pipeline::Model::vary), and invalid options.
     pub fn run(self) -> Result<()> {
         let started = Instant::now();
-        Output::still(&self.out)?;
-        self.edit.refuse_taken(&self.out)?;
+        let out = OutputPath::new(&self.out, OutputKind::STILL)?;
+        out.refuse_taken(self.edit.run.force)?;
         self.edit.with_model(|model| {
             let request = self.edit.request(model, self.count, self.seed)?;
             let image = self.edit.read_image(&self.image, model.image_shape())?;
@@ -48,7 +49,7 @@ impl VaryCommand {
             drop(bar);
             let what = Edit::Vary { image: self.image.display().to_string(), strength: self.strength };
             let text = self.edit.text(model, &request, what);
-            write_images(&self.out, &pictures(&drawn, model.image_shape())?, &text, self.edit.force)?;
+            write_images(&out, &pictures(&drawn, model.image_shape())?, &text, self.edit.run.force)?;
             self.edit.report(&self.out, &format!("{} of strength {}", self.count, self.strength), &request, started);
             Ok(())
         })

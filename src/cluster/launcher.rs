@@ -171,7 +171,7 @@ fn own(v: &Variables) -> Result<Placement> {
     let Some(claim) = Claim::read(v, "engine", names)? else { unreachable!("asked for above") };
     let leader = v.text("ENGINE_LEADER").unwrap_or_default();
     let parsed = leader.rsplit_once(':').and_then(|(host, port)| Some((host.to_string(), port.parse().ok()?)));
-    let unknown = || Error::config("ENGINE_LEADER", "it has no host and port", "let `engine train --processes` set it");
+    let unknown = || Error::config("ENGINE_LEADER", "it has no host and port", "let `train(processes)` set it");
     checked(Placement {
         launcher: "engine",
         rank: claim.rank,

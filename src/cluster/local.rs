@@ -56,7 +56,7 @@ impl Drop for LocalRanks {
 /// [`Error::Cluster`] if such a job is impossible.
 pub fn here(ranks: usize) -> Result<(Placement, TcpListener)> {
     if !(1..=MOST_RANKS).contains(&ranks) {
-        return Err(Error::config("--processes", format!("{ranks} processes"), format!("give 1 to {MOST_RANKS}")));
+        return Err(Error::config("processes", format!("{ranks} processes"), format!("give 1 to {MOST_RANKS}")));
     }
     let broken = |error: std::io::Error| {
         Error::cluster(format!("rank 0 cannot listen on this machine: {error}"), "allow connections to 127.0.0.1")

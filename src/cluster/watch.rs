@@ -22,7 +22,7 @@ const BEAT: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
 const ADVICE: &str =
-    "look at that rank's own error; `engine train --resume` resumes from the last checkpoint, on any number of ranks";
+    "look at that rank's own error; a resumed run goes on from the last checkpoint, on any number of ranks";
 
 /// State shared by the threads of a rank.
 pub(super) struct Watch {

@@ -72,7 +72,7 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] with the nearest preset and a list of all.
     pub fn preset(name: &str) -> Result<Self> {
-        Self::preset_at(name, "--preset")
+        Self::preset_at(name, "preset")
     }
 
     fn preset_at(name: &str, place: &str) -> Result<Self> {
@@ -105,7 +105,7 @@ impl Config {
         let place = path.display().to_string();
         let text = std::str::from_utf8(&bytes).map_err(|error| {
             let message = format!("byte {} is not UTF-8 text", error.valid_up_to());
-            Error::config(&place, message, "give a YAML file; a model or run goes to --model or --resume")
+            Error::config(&place, message, "give a YAML file; a model or run goes to `model` or `resume`")
         })?;
         Self::from_yaml(text, &place)
     }
@@ -145,18 +145,18 @@ impl Config {
         let Some((key, value)) = assignment.split_once('=') else {
             let short: String = assignment.chars().take(60).collect();
             let message = format!("`{}` is not of the form SECTION.KEY=VALUE", short.escape_debug());
-            return Err(Error::config("--set", message, "write for example training.batch_size=64"));
+            return Err(Error::config("set", message, "write for example training.batch_size=64"));
         };
         let (key, value) = (key.trim(), value.trim());
         let mut overlay = Overlay::new(self)?;
         let Some((section, name)) = key.split_once('.') else {
-            return Err(overlay.unknown(key, format!("--set: {}", key.escape_debug())));
+            return Err(overlay.unknown(key, format!("set: {}", key.escape_debug())));
         };
         let value = match value {
             "" => Node::Scalar(serde_json::Value::String(String::new())),
-            text => Node::parse(text, &format!("--set: {}", key.escape_debug()))?,
+            text => Node::parse(text, &format!("set: {}", key.escape_debug()))?,
         };
-        overlay.apply_value(section, Entry { key: name.into(), line: 0, value }, &Origin { place: "--set" })?;
+        overlay.apply_value(section, Entry { key: name.into(), line: 0, value }, &Origin { place: "set" })?;
         *self = overlay.finish()?;
         Ok(())
     }

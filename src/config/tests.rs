@@ -89,7 +89,7 @@ fn unknown_presets_name_the_nearest_and_list_all() {
     let error = message(Config::preset("quikstart"));
     assert_eq!(
         error,
-        "--preset: no preset is called `quikstart`; did you mean quickstart? Known: quickstart, dit-cifar10, dit-fashion, \
+        "preset: no preset is called `quikstart`; did you mean quickstart? Known: quickstart, dit-cifar10, dit-fashion, \
          ddpm-cifar10, ddpm-cifar10-paper, unet-fashion, unet-fashion-small, pets, pets-small, resnet18-cifar10, resnet-dit, dit-original"
     );
     assert!(message(Config::preset("xyz\n")).contains("use one of quickstart, "));
@@ -101,10 +101,10 @@ fn unknown_keys_name_file_line_and_the_nearest_key() {
         ("training:\n  batchsize: 4\n", "run.yaml:2: training.batchsize: ", "did you mean training.batch_size?"),
         ("training:\n  lr: 4\n", "run.yaml:2: training.lr: ", "did you mean training.learning_rate?"),
         ("model:\n  depht: 4\n", "run.yaml:2: model.depht: ", "did you mean model.depth?"),
-        ("trainig:\n  batch_size: 4\n", "run.yaml:1: trainig: ", "did you mean the section `training`?"),
+        ("trainig:\n  batch_size: 4\n", "run.yaml:1: trainig: ", "did you mean the section `training:`?"),
         ("\nbatch_size: 4\n", "run.yaml:2: batch_size: ", "it belongs under its section: training.batch_size"),
         ("model:\n  batch_size: 4\n", "run.yaml:2: model.batch_size: ", "under its section: training.batch_size"),
-        ("sampling:\n  zzzzzz: 4\n", "run.yaml:2: sampling.zzzzzz: ", "`sampling` knows "),
+        ("sampling:\n  zzzzzz: 4\n", "run.yaml:2: sampling.zzzzzz: ", "`sampling:` knows "),
         ("qqqqqq: 4\n", "run.yaml:1: qqqqqq: ", "the sections are "),
     ];
     for (text, place, advice) in cases {
@@ -182,18 +182,18 @@ fn overrides_are_typed() {
 fn bad_overrides_say_why_and_change_nothing() {
     let mut config = Config::default();
     let cases = [
-        ("training.batch_size", "--set: ", "is not of the form"),
-        ("training.batch_size=", "--set: training.batch_size: ", "whole number"),
-        ("training.batchsize=3", "--set: training.batchsize: ", "did you mean training.batch_size?"),
-        ("batch_size=3", "--set: batch_size: ", "training.batch_size"),
-        ("training=3", "--set: training: ", "not a known key"),
-        ("training.batch_size.x=3", "--set: training.batch_size.x: ", "did you mean training.batch_size?"),
-        ("nowhere.at_all=3", "--set: nowhere.at_all: ", "sections are"),
-        ("training.batch_size=[", "--set: training.batch_size", "YAML"),
-        ("training.learning_rate=fast", "--set: training.learning_rate: ", "give a number"),
-        ("training.learning_rate=.nan", "--set: training.learning_rate", ""),
-        ("=", "--set: ", ""),
-        (".=1", "--set: ", ""),
+        ("training.batch_size", "set: ", "is not of the form"),
+        ("training.batch_size=", "set: training.batch_size: ", "whole number"),
+        ("training.batchsize=3", "set: training.batchsize: ", "did you mean training.batch_size?"),
+        ("batch_size=3", "set: batch_size: ", "training.batch_size"),
+        ("training=3", "set: training: ", "not a known key"),
+        ("training.batch_size.x=3", "set: training.batch_size.x: ", "did you mean training.batch_size?"),
+        ("nowhere.at_all=3", "set: nowhere.at_all: ", "sections are"),
+        ("training.batch_size=[", "set: training.batch_size", "YAML"),
+        ("training.learning_rate=fast", "set: training.learning_rate: ", "give a number"),
+        ("training.learning_rate=.nan", "set: training.learning_rate", ""),
+        ("=", "set: ", ""),
+        (".=1", "set: ", ""),
     ];
     for (assignment, place, advice) in cases {
         let error = config.set(assignment).unwrap_err().to_string();

@@ -300,14 +300,14 @@ impl Overlay {
         } else if let Some(near) = nearest(key, in_section) {
             format!("did you mean {section}.{near}?")
         } else if let Some(near) = nearest(path, self.root.keys().map(String::as_str).filter(|_| section.is_empty())) {
-            format!("did you mean the section `{near}`?")
+            format!("did you mean the section `{near}:`?")
         } else if let Some(near) =
             nearest(path, all.iter().map(String::as_str).filter(|_| !self.root.contains_key(section)))
         {
             format!("did you mean {near}?")
         } else {
             match self.root.get(section).and_then(Value::as_object) {
-                Some(keys) => format!("`{section}` knows {}", keys.keys().cloned().collect::<Vec<_>>().join(", ")),
+                Some(keys) => format!("`{section}:` knows {}", keys.keys().cloned().collect::<Vec<_>>().join(", ")),
                 None => format!("the sections are {}", self.sections().join(", ")),
             }
         };

@@ -41,10 +41,10 @@ pub enum Error {
     File { path: PathBuf, message: String, advice: String },
 
     /// An error of the operating system.
-    #[error("{}: cannot {doing}: {source}{}", path.display(), io_advice(source))]
+    #[error("{}: cannot {doing}: {source}{}", path.display(), io_ending(source))]
     Io { path: PathBuf, doing: &'static str, source: std::io::Error },
 
-    /// An invalid configuration key or value: `place` is `file: section.key` or the option's name.
+    /// An invalid configuration key or value: `place` is `file: section.key`, or a field of the request, such as `batch`.
     #[error("{place}: {message}; {advice}")]
     Config { place: String, message: String, advice: String },
 
@@ -74,7 +74,7 @@ impl Error {
         move |source| Self::Io { path, doing, source }
     }
 
-    /// A bad configuration value or command-line option.
+    /// A bad configuration value, or a bad field of a request.
     pub fn config(place: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) -> Self {
         Self::Config { place: place.into(), message: message.into(), advice: advice.into() }
     }
@@ -88,16 +88,42 @@ impl Error {
     pub fn device(device: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) -> Self {
         Self::Device { device: device.into(), message: message.into(), advice: advice.into() }
     }
+
+    /// The end of the message that says what to do; empty if there is none.
+    ///
+    /// It names fields of requests and configurations, and functions, in backticks: `skip_damaged`, `batch = 32`,
+    /// `train(resume = runs/x)`. A program with other names for them can put its own there; the rest of a message may quote
+    /// anything.
+    pub fn advice(&self) -> &str {
+        match self {
+            Self::Device { advice, .. }
+            | Self::OutOfMemory { advice, .. }
+            | Self::File { advice, .. }
+            | Self::Config { advice, .. }
+            | Self::Cluster { advice, .. } => advice,
+            Self::Io { source, .. } => io_advice(source),
+            Self::Interrupted { message } => message.split_once("; ").map_or("", |(_, advice)| advice),
+            Self::Shape { .. } | Self::Unsupported { .. } | Self::StaleKernel { .. } | Self::Kernel { .. } => "",
+        }
+    }
 }
 
 /// Advice for common errors of the operating system.
 fn io_advice(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match source.kind() {
-        ErrorKind::NotFound => "; check the path",
-        ErrorKind::PermissionDenied => "; check its permissions or give another place",
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space or give another disk with --out",
+        ErrorKind::NotFound => "check the path",
+        ErrorKind::PermissionDenied => "check its permissions or give another place",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space or give another disk with `out`",
         _ => "",
+    }
+}
+
+/// That advice as the end of a message.
+fn io_ending(source: &std::io::Error) -> String {
+    match io_advice(source) {
+        "" => String::new(),
+        advice => format!("; {advice}"),
     }
 }
 

@@ -99,11 +99,7 @@ pub(super) fn for_each_member(file: &mut HashedFile, visit: impl FnMut(Member<'_
     }
     if !is_tar(&start) {
         let message = format!("is {}, not a tar or zip archive", describe(&start));
-        return Err(Error::file(
-            file.path(),
-            message,
-            "give a source of a known format (see `engine data import --help`)",
-        ));
+        return Err(Error::file(file.path(), message, "give a source of a known format (see `data::Format`)"));
     }
     for_each_in_tar(file, visit)
 }

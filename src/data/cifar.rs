@@ -101,7 +101,7 @@ impl<'a> Batches<'a> {
         );
         let advice = match len / RECORD as u64 {
             whole if whole < RECORDS as u64 => {
-                format!("get the whole file, or take its {whole} whole records with --allow-partial")
+                format!("get the whole file, or take its {whole} whole records with `allow_partial`")
             }
             _ => format!("{} is not a file of the binary version: download it again", BATCHES[index]),
         };
@@ -148,7 +148,7 @@ impl<'a> Batches<'a> {
                 Some(places) => order.extend(places),
                 None if self.options.allow_partial => self.parts.notes.push(format!("there is no {}", BATCHES[index])),
                 None => {
-                    let advice = "download the whole set, or do without it with --allow-partial";
+                    let advice = "download the whole set, or do without it with `allow_partial`";
                     return Err(Error::file(path, format!("has no {}", BATCHES[index]), advice));
                 }
             }

@@ -148,7 +148,7 @@ impl Dataset {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let metadata = file.metadata().map_err(Error::io(path, "read"))?;
         if metadata.is_dir() {
-            let advice = "import it first: `engine data import FOLDER --out FILE.safetensors`";
+            let advice = "import it first: `data::import(FOLDER, out = FILE.safetensors)`";
             return Err(Error::file(path, "is a folder, not a data set file", advice));
         }
         if metadata.len() < 8 {
@@ -404,7 +404,7 @@ fn check(parts: &Parts, image_bytes: usize) -> Result<(), String> {
 /// An error if `path` exists and must not be replaced.
 pub(super) fn refuse_to_overwrite(path: &Path, force: bool) -> Result<()> {
     if !force && path.exists() {
-        return Err(Error::file(path, "already exists", "give another file, or replace it with --force"));
+        return Err(Error::file(path, "already exists", "give another file, or replace it with `force`"));
     }
     Ok(())
 }
@@ -436,7 +436,7 @@ fn describe(error: &SafeTensorError, len: usize) -> String {
 /// Advice for a file that is not safetensors: it may be a source to import.
 fn advice(bytes: &[u8]) -> &'static str {
     let is_source = bytes.starts_with(&[0x1f, 0x8b]) || bytes.get(257..262) == Some(b"ustar");
-    if is_source { "import it first: `engine data import SRC --out FILE.safetensors`" } else { REIMPORT }
+    if is_source { "import it first: `data::import(SRC, out = FILE.safetensors)`" } else { REIMPORT }
 }
 
 fn json<T: for<'de> Deserialize<'de>>(path: &Path, key: &str, text: &str) -> Result<T> {

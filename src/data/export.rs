@@ -61,7 +61,7 @@ pub fn export(
         .filter(|one| split.is_none_or(|split| split == *one) && set.split_len(*one) > 0)
         .collect();
     if splits.is_empty() {
-        return Err(Error::config("--split", "the set has no such images", "give another split"));
+        return Err(Error::config("split", "the set has no such images", "give another split"));
     }
     match format {
         ExportFormat::Png => folder(set, out, &splits, force),
@@ -131,7 +131,7 @@ fn folder_name(class: &str, label: usize) -> String {
 fn folder(set: &Dataset, out: &Path, splits: &[Split], force: bool) -> Result<Vec<PathBuf>> {
     let taken = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if taken && !force {
-        return Err(Error::file(out, "exists and is not empty", "give another folder, or write into it with --force"));
+        return Err(Error::file(out, "exists and is not empty", "give another folder, or write into it with `force`"));
     }
     let mut names: Vec<String> = Vec::new();
     for (label, class) in set.class_names().iter().enumerate() {

@@ -187,7 +187,7 @@ fn download(bases: &[&str], file: &OfficialFile, folder: &Path, options: &FetchO
             Err(error) => failure = Some(error),
         }
     }
-    Err(failure.unwrap_or_else(|| Error::config(file.name, "has no URL", "give one with --base-url")))
+    Err(failure.unwrap_or_else(|| Error::config(file.name, "has no URL", "give one with `base_url`")))
 }
 
 /// Downloads nothing: this build cannot.
@@ -212,7 +212,7 @@ fn check(path: &Path, file: &OfficialFile) -> Result<()> {
         file.sha256,
         if file.sha256.len() < found.sha256.len() { "…" } else { "" }
     );
-    Err(Error::file(path, message, "fetch again, or from another server with --base-url"))
+    Err(Error::file(path, message, "fetch again, or from another server with `base_url`"))
 }
 
 #[cfg(all(test, feature = "fetch"))]

@@ -266,7 +266,7 @@ fn emnist_is_set_upright_and_its_parts_are_chosen() {
         }
     }
     file(folder.path(), "gzip/emnist-letters-mapping.txt", b"0 65 97\n1 66 98\n");
-    refused(folder.path(), &whole(), &["has several sets: balanced, letters", "--part balanced"]);
+    refused(folder.path(), &whole(), &["has several sets: balanced, letters", "part = balanced"]);
     let letters = ImportOptions { part: Some("letters".into()), ..whole() };
     let set = import(folder.path(), &letters).unwrap();
     assert_eq!((set.image(0), set.class_names()), (&[0, 2, 1, 3][..], &["A".to_owned(), "B".into()][..]));
@@ -408,7 +408,7 @@ fn every_export_gives_the_same_set_back() {
                 assert_eq!((back.images(), back.labels()), (set.images(), set.labels()));
                 assert_eq!(back.split_len(Split::Test), set.split_len(Split::Test));
             }
-            assert!(export(&set, &out, format, None, false).unwrap_err().to_string().contains("--force"));
+            assert!(export(&set, &out, format, None, false).unwrap_err().to_string().contains("`force`"));
         }
     }
     let out = folder.path().join("train.npz");

@@ -52,14 +52,14 @@ fn prefix(folder: &Path, options: &ImportOptions) -> Result<String> {
     if let Some(wanted) = &options.part {
         let found = prefixes.iter().find(|prefix| part(prefix) == *wanted);
         let advice = format!("use one of {}", parts.join(", "));
-        return found.cloned().ok_or_else(|| Error::config("--part", format!("there is no {wanted:?}"), advice));
+        return found.cloned().ok_or_else(|| Error::config("part", format!("there is no {wanted:?}"), advice));
     }
     match prefixes.len() {
         0 => Ok(String::new()),
         1 => Ok(prefixes.into_iter().next().unwrap_or_default()),
         _ => {
             let message = format!("has several sets: {}", parts.join(", "));
-            Err(Error::file(folder, message, format!("give one with --part {}", parts[0])))
+            Err(Error::file(folder, message, format!("give one with `part = {}`", parts[0])))
         }
     }
 }
@@ -145,7 +145,7 @@ fn missing(folder: &Path, split: &str) -> Error {
     let message = format!("has no {split}-images-idx3-ubyte with {split}-labels-idx1-ubyte (.gz or plain)");
     let advice = match split {
         "train" => "give the folder of the four IDX files",
-        _ => "add it, or hold out some training images instead with --allow-partial",
+        _ => "add it, or hold out some training images instead with `allow_partial`",
     };
     Error::file(folder, message, advice)
 }

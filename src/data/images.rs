@@ -262,7 +262,7 @@ impl<'a> Pictures<'a> {
         let sides = options.resize.map_or([1, 1], ImageSize::sides);
         if sides.iter().any(|side| !(1..=4096).contains(side)) {
             let advice = "give a size in pixels such as 32, or HEIGHTxWIDTH";
-            return Err(Error::config("--resize", "is not from 1 to 4096", advice));
+            return Err(Error::config("resize", "is not from 1 to 4096", advice));
         }
         let progress = options.progress.begin("pictures", Unit::Pictures, files.map(|files| files as u64));
         Ok(Self {
@@ -360,7 +360,7 @@ impl<'a> Pictures<'a> {
                     }
                     Err(message) if self.options.skip_damaged => self.damaged.push(format!("{path} ({message})")),
                     Err(message) => {
-                        let advice = "repair it, or leave damaged pictures out with --skip-damaged";
+                        let advice = "repair it, or leave damaged pictures out with `skip_damaged`";
                         return Err(Error::file(self.root.join(path), message, advice));
                     }
                 }
@@ -456,7 +456,7 @@ impl<'a> Pictures<'a> {
             return Err(Error::file(self.root, "has no pictures", "give a folder or an archive of pictures"));
         };
         if order.is_empty() {
-            return Err(Error::file(self.root, "has no pictures that have a class", "take them with --unlabelled"));
+            return Err(Error::file(self.root, "has no pictures that have a class", "take them with `unlabelled`"));
         }
         let parts = Parts {
             height: height as usize,
@@ -517,11 +517,11 @@ impl<'a> Pictures<'a> {
         }
         if let (Some(size), Some(count)) = (self.target, self.counts.get(&Note::Resized)) {
             let why = match &self.reason {
-                Some(reason) => format!(", since {reason}; --resize takes another size"),
+                Some(reason) => format!(", since {reason}; `resize` takes another size"),
                 None => String::new(),
             };
             let fit = format!("{:?}", self.options.fit).to_lowercase();
-            notes.push(format!("{count} of {total} pictures: resized to {size} (--fit {fit}){why}"));
+            notes.push(format!("{count} of {total} pictures: resized to {size} (`fit = {fit}`){why}"));
         }
         for (what, names) in [
             ("left out {} damaged pictures", &self.damaged),

@@ -17,7 +17,7 @@ use crate::picture::{Fit, PictureKind};
 use crate::progress::Reporter;
 use crate::rng::{Philox, Purpose};
 
-const SEE_HELP: &str = "give a source of a known format (see `engine data import --help`)";
+const SEE_HELP: &str = "give a source of a known format (see `data::Format`)";
 
 /// The format of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +154,7 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
     let source = source.as_ref();
     if !(0.0..1.0).contains(&options.validation) {
         let message = format!("is {}, which is not a share", options.validation);
-        return Err(Error::config("--validation", message, "give a number from 0 to 1, such as 0.1"));
+        return Err(Error::config("validation", message, "give a number from 0 to 1, such as 0.1"));
     }
     let is_folder = fs::metadata(source).map_err(Error::io(source, "read"))?.is_dir();
     let format = match options.format {
@@ -164,7 +164,7 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
     };
     if options.resize.is_some() && !matches!(format, Format::Images | Format::Parquet) {
         let message = "applies to pictures only".to_owned();
-        return Err(Error::config("--resize", message, "leave it out"));
+        return Err(Error::config("resize", message, "leave it out"));
     }
     let mut draft = match (format, is_folder) {
         (Format::Cifar10, true) => cifar::read_folder(source, options),
@@ -249,7 +249,7 @@ fn detect_file(path: &Path) -> Result<Format> {
     let name = file_name(path);
     let start = peek(path, 512)?;
     if name.ends_with(".safetensors") || describe(&start) == "a safetensors file" {
-        return Err(Error::file(path, "is not a source to import", "it is used as it is: `engine train --data FILE`"));
+        return Err(Error::file(path, "is not a source to import", "it is used as it is: `train(data = FILE)`"));
     }
     if idx::is_images_file(&name) || start.starts_with(&[0, 0, 8]) {
         return Ok(Format::Idx);

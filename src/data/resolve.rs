@@ -18,7 +18,7 @@ const SHAPES: &str = "shapes";
 /// Where [`resolve`] looks, and the parameters of the built-in set.
 #[derive(Debug, Clone)]
 pub struct ResolveOptions<'a> {
-    /// The folder of data sets, `--data-dir`.
+    /// The folder of data sets.
     pub data_dir: &'a Path,
     /// Seed of the built-in set.
     pub shapes_seed: u64,
@@ -101,7 +101,7 @@ fn named(name: &str, options: &ResolveOptions) -> Result<Dataset> {
     }
     if official(name).is_none() {
         let advice = format!(
-            "import it with `engine data import SRC --out {}`, or give a file or folder with --data",
+            "import it with `data::import(SRC, out = {})`, or give a file or folder with `data`",
             path.display()
         );
         return Err(Error::config(place, format!("is not in {}", options.data_dir.display()), advice));
@@ -117,7 +117,7 @@ fn named(name: &str, options: &ResolveOptions) -> Result<Dataset> {
             let message = format!("is not in {}, and {url} {message}", options.data_dir.display());
             let advice = format!(
                 "run `engine data fetch {name}` where there is a network, or import a copy with \
-                 `engine data import SRC --out {}`, or train on the built-in shapes with --data {BUILTIN}",
+                 `data::import(SRC, out = {})`, or train on the built-in shapes with `data = {BUILTIN}`",
                 path.display()
             );
             Error::config(place, message, advice)
@@ -145,7 +145,7 @@ mod tests {
             [Some(20), Some(30), None, None]
         );
         let error = resolve("yours", None, &options).unwrap_err().to_string();
-        assert!(error.contains("engine data import SRC --out") && error.contains("yours.safetensors"), "{error}");
+        assert!(error.contains("`data::import(SRC, out = ") && error.contains("yours.safetensors"), "{error}");
         let error = resolve("mine", Some("absent.safetensors"), &options).unwrap_err().to_string();
         assert!(error.contains("absent.safetensors: cannot open"), "{error}");
         let none = ResolveOptions { shapes_count: 0, ..options };

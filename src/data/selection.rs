@@ -153,7 +153,7 @@ impl Dataset {
     /// [`Error::Config`] for no set, and for images of different sizes or channels.
     pub fn joined(sets: &[Self]) -> Result<Self> {
         let [first, rest @ ..] = sets else {
-            return Err(Error::config("--data", "no data set is named", "give one or more"));
+            return Err(Error::config("data", "no data set is named", "give one or more"));
         };
         if rest.is_empty() {
             return Ok(first.clone());
@@ -163,7 +163,7 @@ impl Dataset {
             let said = |set: &Self| set.size().with_channels(set.channels());
             let message =
                 format!("{} has images of {}, {} of {}", other.name(), said(other), first.name(), said(first));
-            return Err(Error::config("--data", message, "import them in one size with --resize and --color"));
+            return Err(Error::config("data", message, "import them in one size with `resize` and `color`"));
         }
         let mut class_names: Vec<String> = Vec::new();
         let mut renumbered = Vec::with_capacity(sets.len());

@@ -212,9 +212,9 @@ impl Binding<'_> {
     pub(crate) fn check(&self, plan: &Plan) -> Result<()> {
         if self.rounds > 1 && plan.needs_saved_buffers() {
             return Err(Error::config(
-                "--resample",
+                "rounds",
                 "the sampler uses its previous step, so no step can be repeated",
-                "give --sampler ddim or ddpm, or leave --resample out",
+                "give `sampler = ddim` or ddpm, or leave `rounds` out",
             ));
         }
         Ok(())

@@ -120,7 +120,7 @@ impl Rows {
         buffers: Buffers,
     ) -> Result<Self> {
         if capacity == 0 {
-            return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
+            return Err(Error::config("batch", "0 images in a batch", "give 1 or more"));
         }
         let state = State::new(context, model.image_shape(), capacity, buffers)?;
         Ok(Self {

@@ -40,7 +40,7 @@ impl Reference {
         let count = errors.len();
         if count < 2 {
             let message = format!("{count} images to compare with");
-            return Err(Error::config("--reference-count", message, "give 2 or more; 256 is usual"));
+            return Err(Error::config("reference_count", message, "give 2 or more; 256 is usual"));
         }
         let levels = errors[0].len();
         let log = |level: usize| errors.iter().map(move |errors| errors[level].max(LEAST_ERROR).ln());

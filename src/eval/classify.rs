@@ -74,7 +74,7 @@ impl Classifier {
         let classes = model.info.config.model.num_classes();
         if classes == 0 {
             let message = "the model was trained without classes, so it cannot tell them apart";
-            return Err(Error::config("--model", message, "give a model that was trained with classes"));
+            return Err(Error::config("model", message, "give a model that was trained with classes"));
         }
         check_labels(labels, &model.class_names())?;
         let errors = DenoisingErrors::new(model, spec)?;
@@ -118,7 +118,7 @@ impl Classifier {
 pub fn check_labels(labels: &[usize], names: &[String]) -> Result<()> {
     if labels.len() < 2 {
         let message = format!("{} class: there is nothing to classify", labels.len());
-        return Err(Error::config("--classes", message, "give two or more, of a model that has as many"));
+        return Err(Error::config("classes", message, "give two or more, of a model that has as many"));
     }
     for (k, label) in labels.iter().enumerate() {
         let message = match names.get(*label) {
@@ -126,7 +126,7 @@ pub fn check_labels(labels: &[usize], names: &[String]) -> Result<()> {
             Some(name) if labels[..k].contains(label) => format!("{name} is given twice"),
             Some(_) => continue,
         };
-        return Err(Error::config("--classes", message, "give each of the model's classes at most once"));
+        return Err(Error::config("classes", message, "give each of the model's classes at most once"));
     }
     Ok(())
 }

@@ -84,7 +84,7 @@ impl DenoisingErrors {
         let noise = NoiseSchedule::new(&model.info.config.diffusion)?;
         if !(1..=noise.num_steps().min(1000)).contains(&spec.levels) {
             let message = format!("{} noise levels", spec.levels);
-            return Err(Error::config("--levels", message, format!("give 1 to {}", noise.num_steps().min(1000))));
+            return Err(Error::config("levels", message, format!("give 1 to {}", noise.num_steps().min(1000))));
         }
         let time = |number: usize| {
             let share = (number as f64 + 0.5) / spec.levels as f64;
@@ -104,13 +104,13 @@ impl DenoisingErrors {
         let noise = NoiseSchedule::new(config)?;
         let spec = ErrorSpec { levels: times.len(), ..spec };
         if times.is_empty() {
-            return Err(Error::config("--levels", "0 noise levels", "give 1 or more"));
+            return Err(Error::config("levels", "0 noise levels", "give 1 or more"));
         }
         if !(1..=10_000).contains(&spec.draws) {
-            return Err(Error::config("--draws", format!("{} draws of noise", spec.draws), "give 1 to 10000"));
+            return Err(Error::config("draws", format!("{} draws of noise", spec.draws), "give 1 to 10000"));
         }
         if !(1..=1 << 20).contains(&spec.batch) {
-            return Err(Error::config("--batch", format!("{} images in a batch", spec.batch), "give 1 or more"));
+            return Err(Error::config("batch", format!("{} images in a batch", spec.batch), "give 1 or more"));
         }
         let [h, w, c] = model.image_shape();
         let at = |&time: &f64| {

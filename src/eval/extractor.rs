@@ -114,7 +114,7 @@ impl Extractor {
         let widths = [model.network.num_features(), model.network.num_classes()];
         if widths[0] == 0 {
             let message = format!("{} has no features", model.path.display());
-            return Err(Error::config("--extractor", message, "give a residual network, or use --inception"));
+            return Err(Error::config("extractor", message, "give a residual network, or use `inception`"));
         }
         let name = classifier_name(&model.info.config.model, &model.info.config.data.name);
         let network = Network::Classifier(model.network.clone());
@@ -139,7 +139,7 @@ impl Extractor {
     ) -> Result<Self> {
         if !(1..=4096).contains(&batch) {
             let message = format!("{batch} pictures in a batch");
-            return Err(Error::config("--feature-batch", message, "give 1 to 4096; 32 is usual"));
+            return Err(Error::config("feature_batch", message, "give 1 to 4096; 32 is usual"));
         }
         let dtype = parameters.precision().exact();
         let images = context.zeros([batch, height, width, channels], dtype)?;
@@ -325,11 +325,7 @@ impl Extractor {
                     if (picture.height(), picture.width()) != (height, width) {
                         let found = format!("a picture of {}x{}", picture.width(), picture.height());
                         let message = format!("{found} for a classifier of {width}x{height}");
-                        return Err(Error::config(
-                            "--extractor",
-                            message,
-                            "give a classifier for pictures of this size",
-                        ));
+                        return Err(Error::config("extractor", message, "give a classifier for pictures of this size"));
                     }
                     let values = picture.to_signed(channels)?;
                     to.iter_mut().zip(values).for_each(|(to, x)| *to = f64::from(x));

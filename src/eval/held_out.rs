@@ -50,7 +50,7 @@ impl HeldOutSource<'_> {
     /// # Errors
     /// Those of the data set; [`Error::Config`] if fewer than two images remain.
     pub fn held_out(&self, names: &[String], models: &[Model]) -> Result<HeldOut> {
-        let whole = data_of(&models[0].info, self.data, "--data", self.data_dir, &self.progress)?;
+        let whole = data_of(&models[0].info, self.data, "data", self.data_dir, &self.progress)?;
         let config = &models[0].info.config.data;
         let place = || format!("data set {:?}", whole.name());
         // A set without the trained classes was chosen on purpose: it is used unchanged.
@@ -66,7 +66,7 @@ impl HeldOutSource<'_> {
             }
             Some(fraction) => (set.stratified(fraction, config.split_seed)?, Split::Validation, "validation"),
             None => {
-                let advice = "give a set that holds images out with --data, as `engine data import --validation` makes";
+                let advice = "give a set that holds images out with `data`, as `data::import(validation)` makes";
                 return Err(Error::config(place(), "it has no held-out images", advice));
             }
         };
@@ -99,7 +99,7 @@ impl HeldOutSource<'_> {
         }
         if images.len() < 2 {
             let message = format!("{} of its {total} held-out images are unseen by all models", images.len());
-            return Err(Error::config(place(), message, "give another set with --data"));
+            return Err(Error::config(place(), message, "give another set with `data`"));
         }
         if images.len() < self.images {
             notes.push(format!("{} images requested, {} available", self.images, images.len()));

@@ -95,7 +95,7 @@ pub fn data_of(
     if (set.size(), set.channels()) != (size, channels) {
         let (own, models) = (set.size().with_channels(set.channels()), size.with_channels(channels));
         let message = format!("its images are {own}, the model's {models}");
-        let advice = format!("give another with {option}");
+        let advice = format!("give another with `{option}`");
         return Err(Error::config(format!("data set {:?}", set.name()), message, advice));
     }
     Ok(set)
@@ -120,7 +120,7 @@ pub fn divided(set: Dataset, info: &ModelInfo, choice: Division, count: Option<u
     };
     if set.split_len(split) == 0 {
         let message = format!("it has no {} images", choice.name());
-        return Err(Error::config(format!("data set {:?}", set.name()), message, "give --split train"));
+        return Err(Error::config(format!("data set {:?}", set.name()), message, "give `split = train`"));
     }
     let all: Vec<usize> = set.split_indices(split).collect();
     let indices = in_proportion(&set, &all, count.unwrap_or(usize::MAX));
@@ -193,7 +193,7 @@ pub(super) fn in_proportion(set: &Dataset, images: &[usize], count: usize) -> Ve
 /// # Errors
 /// [`Error::Config`] if its image size differs from `shape` `[H, W, C]`, or it lacks a class.
 pub fn real_images(dataset: &Dataset, classes: &[Option<String>], shape: [usize; 3]) -> Result<Vec<Image>> {
-    const PLACE: &str = "--compare-with";
+    const PLACE: &str = "compare_with";
     let sizes = [dataset.height(), dataset.width(), dataset.channels()];
     let said = |[h, w, c]: [usize; 3]| ImageSize::new(h, w).with_channels(c);
     if sizes != shape {

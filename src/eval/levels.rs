@@ -43,7 +43,7 @@ impl CommonLevels {
     /// [`Error::Config`] for a count outside 1…1000, and for schedules without a common level.
     pub fn new(schedules: &[NoiseSchedule], count: usize) -> Result<Self> {
         if !(1..=1000).contains(&count) {
-            return Err(Error::config("--levels", format!("{count} noise levels"), "give 1 to 1000"));
+            return Err(Error::config("levels", format!("{count} noise levels"), "give 1 to 1000"));
         }
         let scales: Vec<Scale> = schedules.iter().map(Scale::of).collect();
         let (high, low) = scales.iter().map(Scale::range).fold((LIMIT, -LIMIT), |a, b| (a.0.min(b.0), a.1.max(b.1)));
@@ -224,7 +224,7 @@ mod tests {
     fn what_is_not_common_is_refused() {
         for count in [0, 1001] {
             let message = CommonLevels::new(&[linear(1000, 1.0)], count).unwrap_err().to_string();
-            assert!(message.starts_with("--levels: ") && message.contains(&count.to_string()), "{message}");
+            assert!(message.starts_with("levels: ") && message.contains(&count.to_string()), "{message}");
         }
         // One that never gets noisy, and one that is noisy from the start.
         let config = |beta_start, beta_end| DiffusionConfig {

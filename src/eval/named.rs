@@ -58,7 +58,7 @@ impl Extractor {
             }
             _ => {
                 let advice = format!("use one of {}", EXTRACTORS.join(", "));
-                Err(Error::config("--extractor", format!("no published network is called {name:?}"), advice))
+                Err(Error::config("extractor", format!("no published network is called {name:?}"), advice))
             }
         }
     }

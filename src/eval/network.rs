@@ -33,7 +33,7 @@ impl NetworkClassifier {
         batch: usize,
     ) -> Result<Self> {
         if !(1..=1 << 20).contains(&batch) {
-            return Err(Error::config("--batch", format!("{batch} images in a batch"), "give 1 or more"));
+            return Err(Error::config("batch", format!("{batch} images in a batch"), "give 1 or more"));
         }
         let [h, w, c] = network.image_shape();
         let images = context.zeros([batch, h, w, c], DType::F32)?;

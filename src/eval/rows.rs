@@ -40,7 +40,7 @@ impl Rows {
             .map_err(Error::io(&path, "open"))?;
         if file.try_lock().is_err() {
             let message = "another evaluation is writing it";
-            return Err(Error::file(&path, message, "wait for it, or give another folder with --cache"));
+            return Err(Error::file(&path, message, "wait for it, or give another folder with `cache`"));
         }
         let length = file.metadata().map_err(Error::io(&path, "read"))?.len() as usize;
         if length < HEAD {

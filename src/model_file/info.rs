@@ -76,12 +76,13 @@ impl ModelInfo {
         // A model with more labels than trained classes does not know the other labels.
         let count = names.len();
         if count == 0 {
-            return Err(Error::config("--class", "the model was trained without classes", "leave it out"));
+            return Err(Error::config("class", "the model was trained without classes", "leave it out"));
         }
         match (text, self.config.model.null_label()) {
             ("none", Some(null)) if !names.iter().any(|name| name == text) => Ok(null),
-            _ => find_class(&names, count, text)
-                .ok_or_else(|| unknown_class("--class", "the model", &names, count, text)),
+            _ => {
+                find_class(&names, count, text).ok_or_else(|| unknown_class("class", "the model", &names, count, text))
+            }
         }
     }
 
@@ -95,7 +96,7 @@ impl ModelInfo {
             (None, 0 | 1) => Ok(0),
             (None, _) => {
                 let advice = format!("use one of {}", self.class_names().join(", "));
-                Err(Error::config("--class", "the model draws nothing without a class", advice))
+                Err(Error::config("class", "the model draws nothing without a class", advice))
             }
         }
     }

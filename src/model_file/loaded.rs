@@ -60,7 +60,7 @@ impl FromNetwork for Rc<dyn Classifier> {
             Network::Classifier(network) => Ok(network),
             Network::Denoiser(_) => {
                 let message = format!("it is a diffusion model ({kind}), not a classifier");
-                Err((message, "train one with `engine train --preset resnet18-cifar10`"))
+                Err((message, "train one with `train(preset = resnet18-cifar10)`"))
             }
         }
     }

@@ -49,7 +49,7 @@ pub(super) fn named<'a>(given: &Path, table: &'a [Pretrained]) -> Option<&'a Pre
 pub(super) fn unknown_model(given: &Path, table: &[Pretrained]) -> Error {
     let name = given.to_str().unwrap_or_default();
     if presets().iter().any(|preset| preset.name == name) {
-        let advice = format!("train it with `engine train --preset {name}`, then give the run folder");
+        let advice = format!("train it with `train(preset = {name})`, then give the run folder");
         return Error::file(given, "is a preset, not a trained model", advice);
     }
     let names: Vec<&str> = table.iter().map(|model| model.name).collect();

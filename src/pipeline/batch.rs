@@ -80,7 +80,7 @@ impl Batch {
     pub fn new(model: &Model, rows: usize) -> Result<Self> {
         if rows < 2 {
             let message = format!("{rows} rows, but a guided image takes two");
-            return Err(Error::config("--max-batch", message, "give 2 or more"));
+            return Err(Error::config("rows", message, "give 2 or more"));
         }
         let buffers = Buffers { saved_state: true, saved: true, kept: true };
         let (network, parameters) = (model.network.clone(), model.parameters.clone());

@@ -26,7 +26,7 @@ impl Choice {
     /// [`Error::Config`] for an unknown class, no images, or too many.
     pub fn new(info: &ModelInfo, class: Option<&str>, count: Option<usize>) -> Result<(Self, Vec<usize>)> {
         if count == Some(0) {
-            return Err(Error::config("--count", "0 images", "give 1 or more"));
+            return Err(Error::config("count", "0 images", "give 1 or more"));
         }
         let classes = info.class_names().len();
         let usual = info.config.sampling.count_per_class;
@@ -43,7 +43,7 @@ impl Choice {
             }
         };
         if count > MOST {
-            return Err(Error::config("--count", format!("{count} images at once"), "give up to 10000000 in all"));
+            return Err(Error::config("count", format!("{count} images at once"), "give up to 10000000 in all"));
         }
         Ok((choice, (0..count).map(label).collect()))
     }

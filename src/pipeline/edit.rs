@@ -122,7 +122,7 @@ impl Model {
     ) -> Result<Option<Work>> {
         if !(0.0..=1.0).contains(&strength) {
             let message = format!("a strength of {strength} is outside [0, 1]");
-            return Err(Error::config("--strength", message, "0 returns the image, 1 ignores it; 0.4 to 0.8 is usual"));
+            return Err(Error::config("strength", message, "0 returns the image, 1 ignores it; 0.4 to 0.8 is usual"));
         }
         check_image(image, self.image_shape())?;
         let (spec, noise) = self.checked(request)?;
@@ -211,7 +211,7 @@ impl Model {
         if factor < 2 || !h.is_multiple_of(factor) || !w.is_multiple_of(factor) {
             let size = ImageSize::new(h, w);
             let message = format!("the model's images of {size} cannot be cut into blocks of {factor}x{factor}");
-            return Err(Error::config("--factor", message, "give 2 or 4"));
+            return Err(Error::config("factor", message, "give 2 or 4"));
         }
         check_image(small, [h / factor, w / factor, c])?;
         let known = Known::Means { small: small.to_vec(), factor, shape: [h, w, c] };
@@ -222,7 +222,7 @@ impl Model {
     fn work_around(&self, known: Known, rounds: usize, request: &SampleRequest) -> Result<Work> {
         if !(1..=1000).contains(&rounds) {
             let message = format!("each step {rounds} times");
-            return Err(Error::config("--resample", message, "give 1 to 1000; 5 is a lot"));
+            return Err(Error::config("rounds", message, "give 1 to 1000; 5 is a lot"));
         }
         let work = self.work(request, Start::Around(Rc::new(known), rounds))?;
         if let Start::Around(known, rounds) = &work.start {
@@ -304,12 +304,12 @@ impl Bridge {
 fn check_frames(request: &SampleRequest) -> Result<()> {
     let frames = request.labels.len();
     if frames < 2 {
-        return Err(Error::config("--frames", format!("{frames} frames"), "give 2 or more"));
+        return Err(Error::config("frames", format!("{frames} frames"), "give 2 or more"));
     }
     let SamplingConfig { sampler, eta, .. } = request.sampling;
     if sampler == SamplerKind::Ddpm || (sampler == SamplerKind::Ddim && eta > 0.0) {
         let message = "the sampler adds noise on the way, in which neighbouring frames would differ";
-        return Err(Error::config("--sampler", message, "give --sampler ddim --eta 0, heun or dpmpp2m"));
+        return Err(Error::config("sampler", message, "give `sampler = ddim, eta = 0`, heun or dpmpp2m"));
     }
     Ok(())
 }

@@ -139,7 +139,7 @@ impl Recipe {
             start(&self.model_sha256),
             self.step
         );
-        Err(Error::file(&model.path, message, "give that one with --model, or draw without --like"))
+        Err(Error::file(&model.path, message, "give that one with `model`, or draw without `like`"))
     }
 }
 

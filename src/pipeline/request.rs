@@ -44,16 +44,16 @@ impl SampleRequest {
         let (count, null_label) = (self.labels.len(), config.model.null_label());
         if count == 0 || ((u32::MAX - self.first) as usize) < count {
             let message = format!("{count} images from number {} on", self.first);
-            return Err(Error::config("--count", message, "give 1 to 4294967295"));
+            return Err(Error::config("count", message, "give 1 to 4294967295"));
         }
         if self.batch == 0 {
-            return Err(Error::config("--batch", "0 images in a batch", "give 1 or more"));
+            return Err(Error::config("batch", "0 images in a batch", "give 1 or more"));
         }
         // A model without classes takes label 0 for every image.
         let labels = (config.model.num_classes() + usize::from(null_label.is_some())).max(1);
         if let Some(stranger) = self.labels.iter().find(|label| **label >= labels) {
             let message = format!("the model has no label {stranger}");
-            return Err(Error::config("--class", message, format!("give labels below {labels}")));
+            return Err(Error::config("class", message, format!("give labels below {labels}")));
         }
         config.diffusion.validate()?;
         let mut sampling = self.sampling.clone();

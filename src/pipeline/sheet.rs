@@ -34,9 +34,9 @@ pub fn layout(
     match (1..=most).rev().find(|&scale| pixels(scale) <= MAX_SHEET_PIXELS) {
         Some(scale) => Ok(Layout { columns, scale, ..Layout::default() }),
         None => Err(Error::config(
-            "--out",
+            "out",
             format!("{count} images are too many for one sheet"),
-            "give a folder or a .npy file, or draw fewer with --count",
+            "give a folder or a .npy file, or draw fewer with `count`",
         )),
     }
 }

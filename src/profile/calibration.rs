@@ -41,13 +41,13 @@ impl Calibration {
     /// # Errors
     /// [`Error::Io`]; [`Error::File`] for another file, one without measured times, and one of another GPU.
     pub fn read(path: &Path, gpu: &Gpu) -> Result<Self> {
-        const ADVICE: &str = "write it on a GPU: `engine profile --on here --json FILE`";
+        const ADVICE: &str = "write it on a GPU: `profile(on = here, json = FILE)`";
         let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let document: Document = serde_json::from_slice(&text)
             .map_err(|error| Error::file(path, format!("no measured times: {error}"), ADVICE))?;
         if document.on != gpu.key {
             let message = format!("it was measured on {}, and {} is modelled", document.on, gpu.key);
-            return Err(Error::file(path, message, format!("give --on {}", document.on)));
+            return Err(Error::file(path, message, format!("give `on = {}`", document.on)));
         }
         let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
         for row in document.kernels {
@@ -92,10 +92,10 @@ mod tests {
             {"kernel": "d", "modelled_ms": 2.0, "measured_ms": null}]}"#;
         let calibration = read(text, "h100").unwrap();
         assert_eq!(["a", "b", "c", "d"].map(|kernel| calibration.factor(kernel)), [3.0, 1.5, 1.0, 1.5]);
-        assert!(read(text, "a100").unwrap_err().to_string().contains("give --on h100"));
+        assert!(read(text, "a100").unwrap_err().to_string().contains("give `on = h100`"));
         let none = text.replace("_ms\": 2.0}", "_ms\": null}").replace("_ms\": 4.0}", "_ms\": null}");
         let none = none.replace("_ms\": 3.0}", "_ms\": null}");
         assert!(read(&none, "h100").unwrap_err().to_string().contains("no kernel in it was measured"));
-        assert!(read("[]", "h100").unwrap_err().to_string().contains("engine profile --on here"));
+        assert!(read("[]", "h100").unwrap_err().to_string().contains("`profile(on = here"));
     }
 }

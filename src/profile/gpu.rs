@@ -114,7 +114,7 @@ impl Gpu {
             None => format!("use one of {all}"),
         };
         let short: String = key.chars().take(60).collect();
-        Err(Error::config("--on", format!("no device is called `{}`", short.escape_debug()), advice))
+        Err(Error::config("on", format!("no device is called `{}`", short.escape_debug()), advice))
     }
 
     /// The device of an accelerator's name: `NVIDIA H100 80GB HBM3 (cuda:0)`.
@@ -128,7 +128,7 @@ impl Gpu {
         found.ok_or_else(|| {
             let keys: Vec<&str> = known.iter().map(|gpu| gpu.key).collect();
             let message = format!("the model does not know {name}");
-            Error::config("--on here", message, format!("use one of {}", keys.join(", ")))
+            Error::config("on here", message, format!("use one of {}", keys.join(", ")))
         })
     }
 
@@ -164,7 +164,7 @@ mod tests {
     fn devices_go_by_key_and_by_name() {
         assert_eq!(Gpu::named("h100").unwrap().multiprocessors, 132);
         let error = Gpu::named("h10").unwrap_err().to_string();
-        assert!(error.starts_with("--on: ") && error.contains("did you mean h100?"), "{error}");
+        assert!(error.starts_with("on: ") && error.contains("did you mean h100?"), "{error}");
         assert_eq!(Gpu::of_name("NVIDIA GeForce RTX 4090 (cuda:1)").unwrap().key, "rtx4090");
         assert_eq!(Gpu::of_name("NVIDIA A100-SXM4-80GB (cuda:0)").unwrap().key, "a100");
         assert!(Gpu::of_name("NVIDIA L4 (cuda:0)").unwrap_err().to_string().contains("use one of a100"));

@@ -67,7 +67,7 @@ pub fn beside(report: &mut Report, measured: steps::Measured) -> Result<()> {
             .zip(&measured.nodes)
             .all(|(piece, (node, _))| names(piece) == (node.section.clone(), node.kernel.clone()));
     if !same {
-        let advice = "count for this device: leave out --counters";
+        let advice = "count for this device: leave out `counters`";
         return Err(crate::Error::device(measured.device, "it runs other work than was counted", advice));
     }
     for (piece, (_, seconds)) in report.pieces.iter_mut().zip(&measured.nodes) {

@@ -148,7 +148,7 @@ fn findings(report: &Report, section: &str, op: Option<&str>) -> String {
     }
     let more = found().count().saturating_sub(FINDINGS);
     if more > 0 {
-        let _ = writeln!(text, "    and {more} more: --json FILE has all, --op shows one op");
+        let _ = writeln!(text, "    and {more} more: `json = FILE` has all, `op` shows one op");
     }
     text
 }

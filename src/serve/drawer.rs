@@ -163,7 +163,7 @@ impl Drawer {
                     device: format!("model {}", card.name),
                     needed: bytes as u64,
                     available: self.bench.memory as u64,
-                    advice: "wait until other models are idle, or start the server with more --memory".into(),
+                    advice: "wait until other models are idle, or start the server with more `memory`".into(),
                 });
             };
             self.loaded.remove(oldest);

@@ -176,13 +176,13 @@ fn check(shared: &Shared, request: &mut Request) -> Result<bool, Refusal> {
         None => one(headers, &header::HOST).to_string(),
     };
     if !shared.names.knows(&authority) {
-        let message = "the server is not known by this name; start it with --allow-host NAME";
+        let message = "the server is not known by this name; start it with the name among its `hosts`";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "unknown_host", message));
     }
     if headers.contains_key(header::ORIGIN) {
         let (own, allowed) = shared.names.origin(one(headers, &header::ORIGIN), &authority);
         if !own && !allowed {
-            let message = "pages of other origins may not ask; start the server with --allow-origin ORIGIN";
+            let message = "pages of other origins may not ask; start the server with the origin among its `origins`";
             return Err(Refusal::new(StatusCode::FORBIDDEN, "foreign_origin", message));
         }
         if request.method() == Method::OPTIONS {

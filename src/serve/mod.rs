@@ -122,7 +122,7 @@ pub fn run(settings: Settings, say: impl Fn(&str) + Clone + Send + 'static) -> R
         Models::find(&settings.models, settings.folder.as_deref(), move |text| notes(&format!("note: {text}")))?;
     let refused = |error: std::io::Error| {
         let message = format!("cannot listen on {listen}: {error}");
-        Error::config("--listen", message, "give another address or port, as in 127.0.0.1:7861")
+        Error::config("listen", message, "give another address or port, as in 127.0.0.1:7861")
     };
     let listener = TcpListener::bind(listen).map_err(refused)?;
     listener.set_nonblocking(true).map_err(refused)?;
@@ -208,8 +208,8 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, address: SocketAddr, 
         () = &mut stopped => None,
     };
     if let Some(loaded) = loaded {
-        let bytes =
-            loaded.map_err(|refusal| Error::device("the first model", refusal.message, "give another with --model"))?;
+        let bytes = loaded
+            .map_err(|refusal| Error::device("the first model", refusal.message, "give another with `models`"))?;
         shared.ready.store(true, Ordering::Release);
         let models = shared.models.all().len();
         let others = if models > 1 { format!(" (and {} more)", models - 1) } else { String::new() };

@@ -98,12 +98,12 @@ impl Models {
         for (at, card) in cards.iter().enumerate() {
             if cards[..at].iter().any(|other| other.name == card.name) {
                 let message = format!("two models are called {}", card.name);
-                return Err(Error::config("--model", message, "rename one of the files"));
+                return Err(Error::config("models", message, "rename one of the files"));
             }
         }
         if cards.is_empty() || cards.len() > MOST {
             let message = format!("{} models", cards.len());
-            return Err(Error::config("--models", message, format!("give a folder with 1 to {MOST} model files")));
+            return Err(Error::config("folder", message, format!("give a folder with 1 to {MOST} model files")));
         }
         Ok(Self { cards })
     }

@@ -69,29 +69,40 @@ impl Refusal {
     }
 }
 
-/// The request's field for an option or a configuration key.
+/// Fields of the library that have another name in a request.
+const RENAMED: &[(&str, &str)] = &[
+    ("guidance schedule", "guidance_schedule"),
+    ("rounds", "resample"),
+    ("rows", "max_batch"),
+    ("sampling.eta", "eta"),
+    ("sampling.guidance", "guidance"),
+    ("sampling.guidance_schedule", "guidance_schedule"),
+    ("sampling.num_steps", "steps"),
+    ("sampling.sampler", "sampler"),
+    ("sampling.schedule", "schedule"),
+    ("sampling.temperature", "temperature"),
+    ("sampling.timesteps", "timesteps"),
+];
+
+/// The request's field.
 fn field(place: &str) -> &str {
-    match place {
-        "sampling.sampler" => "sampler",
-        "sampling.num_steps" => "steps",
-        "sampling.eta" => "eta",
-        "sampling.schedule" => "schedule",
-        "sampling.timesteps" => "timesteps",
-        "sampling.temperature" => "temperature",
-        "sampling.guidance" => "guidance",
-        "guidance schedule" | "sampling.guidance_schedule" | "--guidance-schedule" => "guidance_schedule",
-        other => other.trim_start_matches("--"),
-    }
+    RENAMED.iter().find(|(name, _)| *name == place).map_or(place, |(_, field)| field)
+}
+
+/// Advice with the request's fields.
+fn advised(advice: &str) -> String {
+    RENAMED
+        .iter()
+        .fold(advice.to_string(), |text, (name, field)| text.replace(&format!("`{name}`"), &format!("`{field}`")))
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        // Messages are written for the command line; its options are fields here.
-        let plain = |text: &str| text.replace("--", "").replace(['\n', '\r'], " ");
+        let plain = |text: &str| text.replace(['\n', '\r'], " ");
         match error {
             Error::Config { place, message, advice } => {
                 let place = field(&place);
-                Self::field(place, plain(&format!("{place}: {message}; {advice}")))
+                Self::field(place, plain(&format!("{place}: {message}; {}", advised(&advice))))
             }
             Error::Shape { .. } | Error::File { .. } => Self::bad(plain(&error.to_string())),
             Error::OutOfMemory { .. } => {

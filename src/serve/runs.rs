@@ -153,7 +153,7 @@ fn encoded(name: &str) -> String {
 }
 
 fn none() -> Refusal {
-    Refusal::unknown("the server shows no runs: start it with --runs DIR")
+    Refusal::unknown("the server shows no runs: start it with a folder of `runs`")
 }
 
 /// The runs of the server's folder, each with its curves: read only.

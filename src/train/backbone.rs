@@ -39,7 +39,7 @@ impl Found {
 /// [`Error::Config`] if none is configured or the file is missing; those of reading it, strict about each array.
 pub(super) fn find(config: &mut Config) -> Result<Option<Found>> {
     let ModelConfig::ResnetDit(model) = &mut config.model else { return Ok(None) };
-    let train = "train one with `engine train --preset resnet18-cifar10` and name its run: --set model.backbone=runs/…";
+    let train = "train one with `train(preset = resnet18-cifar10)` and name its run: `model.backbone = runs/…`";
     let Some(given) = model.backbone.clone() else {
         return Err(Error::config(KEY, "no pretrained network is named", train));
     };
@@ -89,7 +89,7 @@ fn read(path: &Path) -> Result<Found> {
     let flat = classifier.parameters.download()?;
     let ModelConfig::Resnet(config) = &classifier.info.config.model else {
         let message = format!("{} is a classifier of another kind than resnet", path.display());
-        return Err(Error::config(KEY, message, "give a run of `engine train --preset resnet18-cifar10`"));
+        return Err(Error::config(KEY, message, "give a run of `train(preset = resnet18-cifar10)`"));
     };
     Ok(Found::Resnet(Pretrained::of_engine(config, &classifier.parameters, &flat)))
 }

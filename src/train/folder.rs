@@ -42,7 +42,7 @@ impl RunFolder {
     /// The folder of a new run: `out`, else `runs/NAME`, or `runs/NAME-2` and so on if that exists.
     ///
     /// # Errors
-    /// [`Error::Config`] if `out` holds a run or is in use, [`Error::Io`] if it cannot be created.
+    /// [`Error::Config`] if `out` holds a run, [`Error::File`] if another process trains in it, [`Error::Io`] if it cannot be created.
     pub fn create(out: Option<&Path>, name: &str) -> Result<Self> {
         Self::create_in(Path::new("runs"), out, name)
     }
@@ -62,7 +62,7 @@ impl RunFolder {
             }
             match Self::lock(&root) {
                 Ok(folder) if !holds_run(&root) => return folder.prepared(),
-                Ok(_) | Err(Error::Config { .. }) => {}
+                Ok(_) | Err(Error::File { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -72,12 +72,12 @@ impl RunFolder {
     /// The folder of a run to resume. Partially written files are removed.
     ///
     /// # Errors
-    /// [`Error::Config`] if it holds no run or is in use, [`Error::Io`].
+    /// [`Error::Config`] if it holds no run, [`Error::File`] if another process trains in it, [`Error::Io`].
     pub fn resume(root: &Path) -> Result<Self> {
         if !holds_run(root) {
             let message = if root.is_dir() { "this folder holds no run" } else { "there is no such run folder" };
-            let advice = "give the folder that training printed at its start, as in --resume runs/quickstart";
-            return Err(Error::config(format!("--resume {}", root.display()), message, advice));
+            let advice = "give the folder that training printed at its start, as in `resume = runs/quickstart`";
+            return Err(Error::config(format!("resume {}", root.display()), message, advice));
         }
         Self::lock(root)?.prepared()
     }
@@ -89,10 +89,10 @@ impl RunFolder {
         let file = file.map_err(Error::io(&path, "open"))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { root: root.to_path_buf(), lock: file }),
-            Err(TryLockError::WouldBlock) => Err(Error::config(
-                root.display().to_string(),
+            Err(TryLockError::WouldBlock) => Err(Error::file(
+                root,
                 "another process is training in this folder",
-                "wait for it or stop it, or give another folder with --out",
+                "wait for it or stop it, or give another folder with `out`",
             )),
             Err(TryLockError::Error(fault)) => Err(Error::io(&path, "lock")(fault)),
         }
@@ -183,17 +183,17 @@ fn holds_run(root: &Path) -> bool {
     any(&[CONFIG, METRICS, MODEL, BEST]) || list_checkpoints(&root.join(CHECKPOINTS)).is_ok_and(|list| !list.is_empty())
 }
 
-/// A folder given with `--out` must not hold a run.
+/// A folder given as `out` must not hold a run.
 ///
 /// # Errors
 /// [`Error::Config`] with both alternatives.
 pub(super) fn refuse_taken(out: &Path) -> Result<()> {
     if out.exists() && !out.is_dir() {
-        return Err(Error::config(format!("--out {}", out.display()), "this is a file", "give a folder"));
+        return Err(Error::config(format!("out {}", out.display()), "this is a file", "give a folder"));
     }
     if holds_run(out) {
-        let advice = format!("resume it with --resume {}, or give another folder", out.display());
-        return Err(Error::config(format!("--out {}", out.display()), "this folder already holds a run", advice));
+        let advice = format!("resume it with `resume = {}`, or give another folder", out.display());
+        return Err(Error::config(format!("out {}", out.display()), "this folder already holds a run", advice));
     }
     Ok(())
 }
@@ -238,7 +238,7 @@ mod tests {
         folder.write_config(&Config::default()).unwrap();
         assert!(message(RunFolder::resume(&out)).contains("another process"));
         drop(folder);
-        assert!(message(RunFolder::create(Some(&out), "x")).contains("--resume"));
+        assert!(message(RunFolder::create(Some(&out), "x")).contains("`resume = "));
         assert!(message(RunFolder::create(Some(&out.join(CONFIG)), "x")).contains("is a file"));
         RunFolder::resume(&out).unwrap();
         assert!(message(RunFolder::resume(base.path())).contains("holds no run"));

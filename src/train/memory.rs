@@ -43,7 +43,7 @@ impl Memory {
         let fits = (room * batch as u128 / u128::from(self.arena.max(1))) as usize;
         let advice = match fits {
             0 => "use a smaller model".to_string(),
-            fits => format!("--batch {fits} would fit (and training.gradient_accumulation makes up for it)"),
+            fits => format!("`batch = {fits}` would fit (and training.gradient_accumulation makes up for it)"),
         };
         Err(Error::OutOfMemory { device: device.into(), needed: self.needed(), available, advice })
     }
@@ -97,7 +97,7 @@ mod tests {
         memory(Some(740)).check("cpu", 64).unwrap();
         memory(None).check("cpu", 64).unwrap();
         let message = memory(Some(420)).check("cpu", 64).unwrap_err().to_string();
-        assert!(message.contains("--batch 32 would fit"), "{message}");
+        assert!(message.contains("`batch = 32` would fit"), "{message}");
         assert!(memory(Some(99)).check("cpu", 64).unwrap_err().to_string().contains("smaller model"));
     }
 }

@@ -291,7 +291,7 @@ impl<'a> Run<'a> {
     fn way_on(&self) -> String {
         match self.trainer.config().model {
             ModelConfig::Custom(_) => "resume with TrainRequest::resume, in the program that has the network".into(),
-            _ => format!("resume with `engine train --resume {}`", self.folder.root().display()),
+            _ => format!("resume with `train(resume = {})`", self.folder.root().display()),
         }
     }
 

@@ -31,7 +31,7 @@ pub(super) fn check_space(config: &Config, numbers: usize, folder: &Path) -> Res
             let megabytes = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
             let message = format!("the run writes up to {}, and its disk has {}", megabytes(needed), megabytes(free));
             let advice =
-                "free some space, use another disk with --out, or keep fewer with --set training.keep_checkpoints=1";
+                "free some space, use another disk with `out`, or keep fewer with `training.keep_checkpoints = 1`";
             Err(Error::file(folder, message, advice))
         }
         _ => Ok(()),

@@ -74,13 +74,13 @@ fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result
         return Err(Error::config(
             "training.lr_schedule",
             "the learning rate of this run depends on its length, so the length is fixed",
-            "leave --steps and --epochs out, or start a new run",
+            "leave `steps` and `epochs` out, or start a new run",
         ));
     }
     config.validate()?;
     if request.task.as_ref().is_some_and(|task| task.model() != config.model) {
         let message = "the run trains another model than this task's";
-        return Err(Error::config(root.display().to_string(), message, "give the task of its first start"));
+        return Err(Error::file(root, message, "give the task of its first start"));
     }
     let mut found = config.clone();
     let dataset = request.find_data(&mut found)?;
@@ -96,12 +96,12 @@ fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result
     };
     if progress.data != fresh.data {
         let message = format!("the run was started on {}, and this is {}", progress.data, fresh.data);
-        return Err(Error::config("--data", message, "give the data set of the run's first start"));
+        return Err(Error::config("data", message, "give the data set of the run's first start"));
     }
     start.from = trainer.step_count();
     if start.from > start.steps {
         let message = format!("the run already has {} steps", start.from);
-        return Err(Error::config("--steps", message, "give more, or leave it out"));
+        return Err(Error::config("steps", message, "give more, or leave it out"));
     }
     if config.training != before.training {
         folder.write_config(&config)?;
@@ -143,10 +143,10 @@ fn recorded(folder: &RunFolder, checkpoint: Option<&Config>) -> Result<Config> {
         // The placement of images changes no bit.
         then.data.device_memory = config.data.device_memory;
         if then != config {
-            return Err(Error::config(
-                path.display().to_string(),
+            return Err(Error::file(
+                path,
                 "it was changed after the start, so the run cannot resume exactly",
-                "undo the change, or start a new run with --config",
+                "undo the change, or start a new run with `config`",
             ));
         }
     }
@@ -184,7 +184,7 @@ fn set_length(request: &TrainRequest, config: &mut Config) -> Result<()> {
         (None, Some(epochs)) => (training.num_steps, training.num_epochs) = (None, Some(epochs)),
         (None, None) => {}
         (Some(_), Some(_)) => {
-            return Err(Error::config("--epochs", "the length is given in steps already", "give one of the two"));
+            return Err(Error::config("epochs", "the length is given in steps already", "give one of the two"));
         }
     }
     Ok(())
@@ -201,7 +201,7 @@ fn prepare(
     let device = chosen.accelerator.map_or(Device::Cpu, Device::Accelerator);
     if request.resume.is_some() && config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) {
         let message = "the run was started in bf16, which needs an accelerator, but the device is the cpu";
-        return Err(Error::config("training.precision", message, "resume it with --device cuda"));
+        return Err(Error::config("training.precision", message, "resume it with `device = cuda`"));
     }
     config.training.precision = config.training.precision.settled(device.has_tensor_cores());
     let task: Arc<dyn Task> = request.task.clone().unwrap_or_else(|| Arc::new(config.model.clone()));

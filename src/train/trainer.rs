@@ -524,7 +524,7 @@ fn check_fit(config: &Config, dataset: &Dataset) -> Result<()> {
                 dataset.size().with_channels(dataset.channels()),
                 size.with_channels(channels)
             ),
-            "set model.image_size and model.image_channels, or give another data set with --data",
+            "set model.image_size and model.image_channels, or give another data set with `data`",
         ));
     }
     // A model without classes takes no labels.

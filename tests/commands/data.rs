@@ -61,7 +61,7 @@ fn a_tar_of_sixty_thousand_jpegs_is_imported() {
 fn short_cifar_batches_are_refused_by_name_and_length_unless_asked_for() {
     let Some(source) = real("cifar-10-subset-bin") else { return };
     let error = import(&source, &ImportOptions::default()).unwrap_err().to_string();
-    for part in ["data_batch_1.bin", "12292000", "30730000", "--allow-partial"] {
+    for part in ["data_batch_1.bin", "12292000", "30730000", "`allow_partial`"] {
         assert!(error.contains(part), "{error}");
     }
     let (set, _) = through_the_file(&source, &ImportOptions { allow_partial: true, ..ImportOptions::default() });

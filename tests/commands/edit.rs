@@ -229,7 +229,7 @@ fn strength_0_returns_the_image_and_1_ignores_it() {
     let model = model(&[]);
     for strength in [-0.1, 1.1, f64::NAN] {
         let error = model.vary(&given, strength, &request(&model, 1, SamplerKind::Ddim), &mut |_, _| ()).unwrap_err();
-        assert!(error.to_string().starts_with("--strength: "), "{error}");
+        assert!(error.to_string().starts_with("strength: "), "{error}");
     }
 }
 
@@ -261,7 +261,7 @@ fn inpainting_keeps_known_pixels_exactly_and_fills_the_others() {
             if matches!(sampler, SamplerKind::Ddpm | SamplerKind::Ddim) {
                 assert!(resampled.unwrap() != filled);
             } else {
-                assert!(resampled.unwrap_err().to_string().starts_with("--resample: "));
+                assert!(resampled.unwrap_err().to_string().starts_with("rounds: "));
             }
         }
         // All known, all free.
@@ -305,7 +305,7 @@ fn upscaling_keeps_low_frequencies() {
         let request = request(&model, 1, SamplerKind::Ddim);
         let upscale = |small: &[f32], factor| model.upscale(small, factor, 1, &request, &mut |_, _| ());
         assert!(upscale(&[0.0; 48], 4).unwrap_err().to_string().contains("48 values are given where 2x2x3"));
-        assert!(upscale(&[0.0; 48], 3).unwrap_err().to_string().starts_with("--factor: "));
+        assert!(upscale(&[0.0; 48], 3).unwrap_err().to_string().starts_with("factor: "));
     }
 }
 

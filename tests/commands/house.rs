@@ -195,6 +195,80 @@ fn functions_fit_on_a_screen() {
     assert!(long.is_empty(), "functions of more than {MOST_LINES} lines, which want to be two: {long:?}");
 }
 
+/// The string literals of source, with the numbers of their first lines; comments have none.
+fn literals(source: &str) -> Vec<(usize, String)> {
+    let text: Vec<char> = source.chars().collect();
+    let (mut at, mut line, mut found) = (0, 1, Vec::new());
+    let ends = |from: usize, end: &str| {
+        let end: Vec<char> = end.chars().collect();
+        (from..text.len()).find(|&at| text[at..].starts_with(&end)).unwrap_or(text.len())
+    };
+    while at < text.len() {
+        let hashes = text[at + 1..].iter().take_while(|c| **c == '#').count();
+        let is_word = at > 0 && (text[at - 1].is_alphanumeric() || text[at - 1] == '_');
+        let next = match text[at] {
+            '/' if text.get(at + 1) == Some(&'/') => ends(at, "\n"),
+            '/' if text.get(at + 1) == Some(&'*') => ends(at, "*/"),
+            'r' if !is_word && text.get(at + 1 + hashes) == Some(&'"') => {
+                let (start, end) = (at + 2 + hashes, format!("\"{}", "#".repeat(hashes)));
+                let last = ends(start, &end);
+                found.push((line, text[start..last].iter().collect()));
+                last + end.len()
+            }
+            '"' => {
+                let mut last = at + 1;
+                while text[last] != '"' {
+                    last += if text[last] == '\\' { 2 } else { 1 };
+                }
+                found.push((line, text[at + 1..last].iter().collect()));
+                last + 1
+            }
+            // A character; a lifetime has no closing quote.
+            '\'' if text.get(at + 1) == Some(&'\\') => ends(at + 3, "'") + 1,
+            '\'' if text.get(at + 2) == Some(&'\'') => at + 3,
+            _ => at + 1,
+        };
+        let next = next.min(text.len());
+        line += text[at..next].iter().filter(|c| **c == '\n').count();
+        at = next;
+    }
+    found
+}
+
+#[test]
+fn literals_are_told_from_comments_and_characters() {
+    let source =
+        "// \"a\"\nlet x: &'a str = \"b\\\"c\"; /* \"d\" */ let y = ['\"', '\\'', r#\"e\"f\"#];\nfor_\"g\nh\"\n\"i\"";
+    let found: Vec<(usize, String)> =
+        [(2, "b\\\"c"), (2, "e\"f"), (3, "g\nh"), (5, "i")].map(|(line, text)| (line, text.to_string())).into();
+    assert_eq!(literals(source), found);
+}
+
+/// Flags of other programs, which layers below the command line may name.
+const OTHERS_FLAGS: &[&str] = &["cargo run --release", "-- --nvrtc", "pip download --no-deps"];
+
+/// Layers below the command line name fields; its table makes flags of them (`src/cli/flags.rs`).
+#[test]
+fn only_the_command_line_names_its_flags() {
+    let names_flag = |text: &str| {
+        let text = OTHERS_FLAGS.iter().fold(text.to_string(), |text, other| text.replace(other, ""));
+        text.match_indices("--").any(|(at, _)| text[at + 2..].starts_with(|c: char| c.is_ascii_lowercase()))
+    };
+    let mut faults = Vec::new();
+    for file in rust_files(&root().join("src")) {
+        let within = file.strip_prefix(root().join("src")).unwrap();
+        let is_test = |part: &str| part == "tests" || part.ends_with("tests.rs");
+        if within.starts_with("cli") || within.iter().any(|part| is_test(part.to_str().unwrap())) {
+            continue;
+        }
+        let source = fs::read_to_string(&file).unwrap();
+        let code = &source[..source.find("\nmod tests {").unwrap_or(source.len())];
+        let found = literals(code).into_iter().filter(|(_, text)| names_flag(text));
+        faults.extend(found.map(|(line, text)| format!("{}:{line}: {text}", within.display())));
+    }
+    assert!(faults.is_empty(), "name fields in backticks instead, see src/cli/flags.rs:\n{}", faults.join("\n"));
+}
+
 /// A model fits beside its paper's equations.
 #[test]
 fn a_model_is_short() {

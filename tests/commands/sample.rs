@@ -153,9 +153,9 @@ fn requests_that_cannot_be_met_are_refused() {
         change(&mut request);
         model.sample(&request).unwrap_err().to_string()
     };
-    assert!(fault(&[], &|_| ()).starts_with("--count"));
-    assert!(fault(&[11], &|_| ()).starts_with("--class"));
-    assert!(fault(&[0], &|request| request.batch = 0).starts_with("--batch"));
+    assert!(fault(&[], &|_| ()).starts_with("count"));
+    assert!(fault(&[11], &|_| ()).starts_with("class"));
+    assert!(fault(&[0], &|request| request.batch = 0).starts_with("batch"));
     assert!(fault(&[0], &|request| request.sampling.num_steps = 0).contains("give 1 to"));
     let mut config = config();
     config.model = match config.model {

@@ -78,7 +78,10 @@ pub fn stop_after(request: TrainRequest, step: u64) {
     });
     match outcome {
         Err(Error::Interrupted { message }) => {
-            assert!(message.contains(&format!("step {step} is saved")) && message.contains("--resume"), "{message}");
+            assert!(
+                message.contains(&format!("step {step} is saved")) && message.contains("train(resume = "),
+                "{message}"
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -517,7 +520,7 @@ fn a_run_goes_on_only_as_it_began() {
     let message = |request| train(request, &mut |_| ()).unwrap_err().to_string();
     let other = TrainRequest { dataset: Some(engine::data::shapes(1, 60)), ..resume(&out) };
     let text = message(other);
-    assert!(text.starts_with("--data") && text.contains("checksum"), "{text}");
+    assert!(text.starts_with("data: ") && text.contains("checksum"), "{text}");
     let yaml = fs::read_to_string(out.join("config.yaml")).unwrap();
     let mut config = Config::from_file(out.join("config.yaml")).unwrap();
     config.training.learning_rate *= 2.0;

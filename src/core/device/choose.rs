@@ -71,7 +71,7 @@ impl FromStr for DeviceChoice {
             Some(("cuda", digits)) => number(digits).map(Self::Cuda),
             _ => None,
         }
-        .ok_or_else(|| Error::config("--device", format!("{text:?} is not a device"), "use auto, cpu, cuda or cuda:N"))
+        .ok_or_else(|| Error::config("device", format!("{text:?} is not a device"), "use auto, cpu, cuda or cuda:N"))
     }
 }
 
@@ -94,7 +94,7 @@ mod tests {
             ["", "gpu", "CUDA", "cuda:", "cuda:+1", "cuda:-1", "cuda:1:2", "cpu:0", "auto:0", "cuda:99999999999"]
         {
             let error = text.parse::<DeviceChoice>().unwrap_err().to_string();
-            assert!(error.starts_with("--device: ") && error.ends_with("use auto, cpu, cuda or cuda:N"), "{error}");
+            assert!(error.starts_with("device: ") && error.ends_with("use auto, cpu, cuda or cuda:N"), "{error}");
         }
     }
 

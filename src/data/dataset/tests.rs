@@ -48,7 +48,7 @@ fn nothing_is_overwritten_without_force() {
     let before = fs::read(&path).unwrap();
     let set = Dataset::from_parts(small()).unwrap();
     let error = set.write(&path, false).unwrap_err().to_string();
-    assert!(error.contains("already exists; give another file, or replace it with --force"), "{error}");
+    assert!(error.contains("already exists; give another file, or replace it with `force`"), "{error}");
     assert_eq!(fs::read(&path).unwrap(), before);
     set.write(&path, true).unwrap();
 }
@@ -96,7 +96,7 @@ fn a_cut_or_foreign_file_is_refused_in_one_line() {
     fs::write(&path, [&whole[..], &[0]].concat()).unwrap();
     assert!(Dataset::open(&path).unwrap_err().to_string().contains("something appended"));
     fs::write(&path, [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0]).unwrap();
-    assert!(Dataset::open(&path).unwrap_err().to_string().contains("engine data import SRC"));
+    assert!(Dataset::open(&path).unwrap_err().to_string().contains("`data::import(SRC, out = "));
     assert!(Dataset::open(folder.path()).unwrap_err().to_string().contains("is a folder"));
     assert!(Dataset::open(folder.path().join("absent")).unwrap_err().to_string().contains("cannot open"));
 }

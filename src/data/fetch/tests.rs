@@ -220,7 +220,7 @@ fn another_file_is_refused_before_it_is_fetched() {
         let folder = tempfile::tempdir().unwrap();
         let server = serve(files(), &[answer]);
         let error = fetch_official(&published(&files()), &options(folder.path(), &server)).unwrap_err().to_string();
-        assert!(error.contains(expected) && error.contains("--base-url"), "{error}");
+        assert!(error.contains(expected) && error.contains("`base_url`"), "{error}");
         assert_eq!(server.ranges.lock().unwrap().len(), 1, "asked again");
     }
 }
@@ -311,7 +311,7 @@ fn weights_of_another_checksum_or_length_are_refused() {
         let server = serve(vec![("net.pth", bytes.clone())], &[answer]);
         let fetch = || fetch_official_weights(&published_weights(&bytes), &options(folder.path(), &server));
         let error = fetch().unwrap_err().to_string();
-        assert!(error.contains(expected) && error.contains("--base-url"), "{error}");
+        assert!(error.contains(expected) && error.contains("`base_url`"), "{error}");
         assert!(!folder.path().join("net.pth").exists());
         fetch().unwrap();
     }

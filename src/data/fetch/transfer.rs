@@ -165,7 +165,7 @@ fn truncate(part: &mut File, path: &Path) -> Result<()> {
 
 fn unreachable(url: &str, reason: &str) -> Error {
     let message = format!("cannot be fetched: {}", reason.replace('\n', " "));
-    let advice = "check the network and run it again (it resumes), or give a mirror with --base-url";
+    let advice = "check the network and run it again (it resumes), or give a mirror with `base_url`";
     Error::config(url, message, advice)
 }
 

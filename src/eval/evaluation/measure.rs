@@ -141,7 +141,7 @@ fn measured(key: &str, name: &str, value: f64, error: Option<f64>, better: Bette
 }
 
 fn needed(reference: Option<&Reference>) -> Result<&Reference> {
-    reference.ok_or_else(|| Error::config("--reference", "a distance needs a reference", "give --data, or --reference"))
+    reference.ok_or_else(|| Error::config("reference", "a distance needs a reference", "give `data`, or `reference`"))
 }
 
 fn pictures<'a>(reference: Option<&'a Reference>, what: &str) -> Result<&'a FeatureSet> {
@@ -149,7 +149,7 @@ fn pictures<'a>(reference: Option<&'a Reference>, what: &str) -> Result<&'a Feat
         Reference::Pictures(set) => Ok(set),
         Reference::Statistics(_) => {
             let message = format!("{what} needs more than mean and covariance");
-            Err(Error::config("--reference", message, "give the pictures, or leave the metric out of --metrics"))
+            Err(Error::config("reference", message, "give the pictures, or leave the metric out of `metrics`"))
         }
     }
 }
@@ -230,7 +230,7 @@ fn limit(
 fn accuracy(asking: &Asking) -> Result<Option<Measured>> {
     let Some((labels, logits)) = &asking.classes else {
         let message = "class accuracy needs a classifier and samples of known classes";
-        return Err(Error::config("--classifier", message, "give a classifier, and a model with classes"));
+        return Err(Error::config("classifier", message, "give a classifier, and a model with classes"));
     };
     let mut confusion = Confusion::new(logits.width());
     for (index, label) in labels.iter().enumerate() {

@@ -36,7 +36,7 @@ pub fn extrapolated(
     let count = generated.count();
     if count < 2 * (SIZES + 1) {
         let message = format!("{count} images for {SIZES} sizes of the extrapolation");
-        return Err(Error::config("--num-samples", message, "give 32 images or more; 10,000 is usual"));
+        return Err(Error::config("num_samples", message, "give 32 images or more; 10,000 is usual"));
     }
     let least = if count >= 2 * LEAST { LEAST } else { count / 2 };
     let mut points = Vec::with_capacity(SIZES);

@@ -45,7 +45,7 @@ impl Gaussian {
         let (count, width) = (features.count(), features.width());
         if count < 2 {
             let message = format!("{count} images have no covariance");
-            return Err(Error::config("--num-samples", message, "give 2 images or more; 10,000 is usual"));
+            return Err(Error::config("num_samples", message, "give 2 images or more; 10,000 is usual"));
         }
         if count > width {
             let (mean, covariance) = moments(features)?;
@@ -187,7 +187,7 @@ pub(crate) fn moments(features: &Features) -> Result<(Vec<f64>, Vec<f64>)> {
     let (count, width) = (features.count(), features.width());
     if count < 2 {
         let message = format!("{count} images have no covariance");
-        return Err(Error::config("--num-samples", message, "give 2 images or more; 10,000 is usual"));
+        return Err(Error::config("num_samples", message, "give 2 images or more; 10,000 is usual"));
     }
     let mean = features.mean();
     let mut sums = Mat::<f64>::zeros(width, width);

@@ -45,7 +45,7 @@ pub fn kernel_distance(
     let size = size.min(fewest);
     if size < 2 || subsets == 0 {
         let message = format!("{fewest} images for {subsets} subsets");
-        return Err(Error::config("--num-samples", message, "give 2 images or more; 10,000 is usual"));
+        return Err(Error::config("num_samples", message, "give 2 images or more; 10,000 is usual"));
     }
     // Subsets that take everything are all equal.
     let whole = size == generated.count() && size == reference.count();

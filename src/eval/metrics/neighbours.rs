@@ -65,7 +65,7 @@ impl Neighbours {
         if samples.min(real) <= COVERAGE_NEIGHBOURS {
             let message =
                 format!("{samples} and {real} images: each needs {COVERAGE_NEIGHBOURS} neighbours of its own set");
-            return Err(Error::config("--num-samples", message, "give 6 images or more of each; 10,000 is usual"));
+            return Err(Error::config("num_samples", message, "give 6 images or more of each; 10,000 is usual"));
         }
         // Distances are differences of squares; centring on the reference's mean keeps these small.
         let origin = reference.mean();

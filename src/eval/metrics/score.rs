@@ -17,7 +17,7 @@ pub fn inception_score(logits: &Features, splits: usize, seed: Option<u64>) -> R
     let count = logits.count();
     if splits == 0 || count < splits {
         let message = format!("{count} images for {splits} splits of the Inception Score");
-        return Err(Error::config("--num-samples", message, "give more images; 5,000 or more is usual"));
+        return Err(Error::config("num_samples", message, "give more images; 5,000 or more is usual"));
     }
     let order = seed.map(|seed| Permutation::new(count as u32, seed, 0));
     let place = |i: usize| order.as_ref().map_or(i, |order| order.apply(i as u32) as usize);

@@ -20,13 +20,13 @@ pub(super) fn driver() -> Result<()> {
     }
 }
 
-const CPU: &str = "install NVIDIA's driver, or use --device cpu";
+const CPU: &str = "install NVIDIA's driver, or use `device = cpu`";
 const STUB: &str = "remove toolkits' stub folders from LD_LIBRARY_PATH so that the driver's own libcuda is found, \
-                    or use --device cpu";
-const UPDATE: &str = "update NVIDIA's driver to 550 or newer, or use --device cpu";
-const CHECK: &str = "check `nvidia-smi`, or use --device cpu";
+                    or use `device = cpu`";
+const UPDATE: &str = "update NVIDIA's driver to 550 or newer, or use `device = cpu`";
+const CHECK: &str = "check `nvidia-smi`, or use `device = cpu`";
 
-const FABRIC: &str = "on a machine with NVSwitch start `nvidia-fabricmanager`, or use --device cpu";
+const FABRIC: &str = "on a machine with NVSwitch start `nvidia-fabricmanager`, or use `device = cpu`";
 
 const SETTINGS: &str = "correct it, or unset it";
 
@@ -40,10 +40,10 @@ fn machine() -> Option<(String, String)> {
     let shown = folder.display();
     Some(if is_there(&folder) {
         let message = "no CUDA driver (libcuda) where the loader looks; ENGINE_PTX_MACHINE is only for tests";
-        (message.into(), format!("set LD_LIBRARY_PATH={shown}, or use --device cpu"))
+        (message.into(), format!("set LD_LIBRARY_PATH={shown}, or use `device = cpu`"))
     } else {
         let command = format!("cargo run --release -p ptx-machine -- {shown}");
-        (format!("no libcuda.so.1 in {shown}"), format!("build the machine, `{command}`, or use --device cpu"))
+        (format!("no libcuda.so.1 in {shown}"), format!("build the machine, `{command}`, or use `device = cpu`"))
     })
 }
 
@@ -126,7 +126,7 @@ pub(super) fn advice(code: Code) -> &'static str {
             "install the driver's libnvidia-ptxjitcompiler; a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility"
         }
         Code::JIT_COMPILATION_DISABLED => "unset CUDA_DISABLE_PTX_JIT and CUDA_DISABLE_JIT",
-        Code::OPERATING_SYSTEM => "check that this process may open /dev/nvidia*, or use --device cpu",
+        Code::OPERATING_SYSTEM => "check that this process may open /dev/nvidia*, or use `device = cpu`",
         _ => CHECK,
     }
 }

@@ -97,7 +97,7 @@ impl CudaDevice {
         let place = format!("cuda:{ordinal}");
         if ordinal >= count {
             let advice = match count {
-                0 => "use --device cpu".to_string(),
+                0 => "use `device = cpu`".to_string(),
                 1 => "use cuda:0".to_string(),
                 n => format!("use cuda:0 to cuda:{}", n - 1),
             };
@@ -127,7 +127,7 @@ impl CudaDevice {
         );
         if capability < (8, 0) {
             let message = format!("compute capability {}.{}, 8.0 (Ampere) is needed", capability.0, capability.1);
-            return Err(Error::device(label, message, "use --device cpu or a newer GPU"));
+            return Err(Error::device(label, message, "use `device = cpu` or a newer GPU"));
         }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared_limit = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;

@@ -32,7 +32,7 @@ const UINT8: c_int = 1;
 const SUM: c_int = 0;
 
 const PACKAGE: &str = "install the package libnccl2 (or put the folder of the wheel nvidia-nccl-cu12 on LD_LIBRARY_PATH), or train \
-                       with --processes, which does not need it";
+                       with `processes`, which does not need it";
 
 type Handle = *mut c_void;
 

@@ -40,7 +40,7 @@ impl CudaDevice {
         let code = unsafe { api::cuMemAllocHost_v2(&mut memory, bytes.max(1)) };
         check(code, &self.label, "allocate pinned memory")?;
         NonNull::new(memory.cast()).ok_or_else(|| {
-            Error::device(&self.label, "the driver gave no pinned memory", "check `nvidia-smi`, or use --device cpu")
+            Error::device(&self.label, "the driver gave no pinned memory", "check `nvidia-smi`, or use `device = cpu`")
         })
     }
 

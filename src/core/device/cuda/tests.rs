@@ -120,7 +120,7 @@ fn stub_libraries_are_errors() {
         (symbols(803, 12_040), "differ in version; restart the machine"),
         (symbols(123_456, 12_040), "cuInit: error 123456"),
         (symbols(0, 11_080), "the driver supports CUDA 11.8, 12.4 is needed"),
-        (symbols(0, 12_080), "cuda:0: this machine has 0 CUDA devices; use --device cpu"),
+        (symbols(0, 12_080), "cuda:0: this machine has 0 CUDA devices; use `device = cpu`"),
     ] {
         if !compile(&source, &library) {
             return;
