@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::machine::PrecisionChoice;
-use super::profile::RunOptions;
+use super::profile::ProfiledRun;
 use crate::error::{Error, Result};
 use crate::profile::gpu::Gpu;
 use crate::profile::keep::{Changes, Kept, KeptFile, compare, sections};
@@ -47,7 +47,7 @@ pub(super) fn run(path: &Path, update: bool, gpu: &Gpu) -> Result<()> {
     }
 }
 
-fn options(kept: &Kept, path: &Path) -> Result<RunOptions> {
+fn options(kept: &Kept, path: &Path) -> Result<ProfiledRun> {
     let precision = match kept.precision.as_str() {
         "f32" => PrecisionChoice::F32,
         "bf16" => PrecisionChoice::Bf16,
@@ -56,12 +56,12 @@ fn options(kept: &Kept, path: &Path) -> Result<RunOptions> {
             return Err(Error::file(path, message, "write f32 or bf16"));
         }
     };
-    Ok(RunOptions {
+    Ok(ProfiledRun {
         preset: Some(kept.preset.clone()),
         batch: Some(kept.batch),
         precision: Some(precision),
         set: kept.set.clone(),
         blocks: kept.blocks,
-        ..RunOptions::default()
+        ..ProfiledRun::default()
     })
 }

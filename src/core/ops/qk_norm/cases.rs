@@ -1,4 +1,4 @@
-//! Cases of head norm.
+//! Cases of QK-norm.
 
 use super::qk_norm;
 use crate::ops::case::{Case, Input, Values};
