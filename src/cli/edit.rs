@@ -15,7 +15,7 @@ use super::sampling::SamplingOptions;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::install;
 use crate::picture::{Fit, Image, read_picture, write_npy, write_png};
-use crate::pipeline::{Edit, EditRecipe, Model, SampleRequest, read_fitted, strip};
+use crate::pipeline::{Edit, EditRecipe, Model, OnProgress, SampleRequest, pictures, read_fitted, strip};
 
 /// The model and its sampling options.
 #[derive(Clone, Debug, Args)]
@@ -39,7 +39,53 @@ pub struct EditOptions {
     pub run: RunOptions,
 }
 
+/// How many results, and of which seed.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ResultOptions {
+    /// Number of results
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub count: usize,
+    /// Result k of a seed is always the same image
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// The outcome of an edit of a picture.
+pub struct Edited {
+    /// The images, with values in about [-1, 1].
+    pub images: Vec<Vec<f32>>,
+    /// The parameters, for the PNG.
+    pub edit: Edit,
+    /// The outcome in words, for the report.
+    pub summary: String,
+}
+
 impl EditOptions {
+    /// A whole edit: loads the model, draws with `draw`, writes to `out`, and reports.
+    ///
+    /// # Errors
+    /// Those of [`EditOptions::with_model`], of `draw`, and of an output that exists, before anything is drawn.
+    pub fn draw(
+        &self,
+        results: ResultOptions,
+        out: &Path,
+        draw: impl FnOnce(&Model, &SampleRequest, OnProgress) -> Result<Edited> + Send,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let out = OutputPath::new(out, OutputKind::STILL)?;
+        out.refuse_taken(self.run.force)?;
+        self.with_model(|model| {
+            let request = self.request(model, results.count, results.seed)?;
+            let bar = self.bar();
+            let Edited { images, edit, summary } = draw(model, &request, &mut bar.updates())?;
+            drop(bar);
+            let text = self.text(model, &request, edit);
+            write_images(&out, &pictures(&images, model.image_shape())?, &text, self.run.force)?;
+            self.report(&out.path, &summary, &request, started);
+            Ok(())
+        })
+    }
+
     /// Opens the device, loads the model and calls `work` with it.
     ///
     /// # Errors

@@ -1,14 +1,12 @@
 //! `engine inpaint`: fill a region of an image.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, write_images};
-use super::output::{OutputKind, OutputPath};
+use super::edit::{EditOptions, Edited, ResultOptions};
 use crate::error::Result;
-use crate::pipeline::{Edit, Inpaint, free_pixels, pictures};
+use crate::pipeline::{Edit, Inpaint, free_pixels};
 
 /// Fill the white region of a mask in an image; every other pixel is kept exactly.
 #[derive(Clone, Debug, Args)]
@@ -24,12 +22,8 @@ pub struct InpaintCommand {
     /// Repetitions of each step: more blend better with the kept pixels, and take proportionally longer
     #[arg(long, value_name = "N", default_value_t = 1)]
     resample: usize,
-    /// Number of results
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    count: usize,
-    /// Result k of a seed is always the same image
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    results: ResultOptions,
     /// F.png: the image, or a sheet of several; F.npy: f32 in [0, 1]; else a folder of PNG files
     #[arg(long, value_name = "F.png|F.npy|DIR", default_value = "inpainted.png")]
     out: PathBuf,
@@ -41,26 +35,19 @@ impl InpaintCommand {
     /// # Errors
     /// Those of [`Model::inpaint`](crate::pipeline::Model::inpaint), and invalid options.
     pub fn run(self) -> Result<()> {
-        let started = Instant::now();
-        let out = OutputPath::new(&self.out, OutputKind::STILL)?;
-        out.refuse_taken(self.edit.run.force)?;
-        self.edit.with_model(|model| {
-            let request = self.edit.request(model, self.count, self.seed)?;
+        self.edit.draw(self.results, &self.out, |model, request, progress| {
             let shape = model.image_shape();
             let image = self.edit.read_image(&self.image, shape)?;
             let size = [shape[0], shape[1]];
             let free = free_pixels(&self.edit.read_mask(&self.mask, &self.image, size)?, &self.mask, size)?;
-            let bar = self.edit.bar();
             let inpaint = Inpaint { image: &image, free: &free, rounds: self.resample };
-            let drawn = model.inpaint(inpaint, &request, &mut bar.updates())?;
-            drop(bar);
-            let (image, mask) = (self.image.display().to_string(), self.mask.display().to_string());
-            let what = Edit::Inpaint { image, mask, resample: self.resample };
-            let text = self.edit.text(model, &request, what);
-            write_images(&out, &pictures(&drawn, shape)?, &text, self.edit.run.force)?;
             let filled = free.iter().filter(|free| **free).count();
-            self.edit.report(&self.out, &format!("{filled} of {} pixels filled", free.len()), &request, started);
-            Ok(())
+            let (image, mask) = (self.image.display().to_string(), self.mask.display().to_string());
+            Ok(Edited {
+                images: model.inpaint(inpaint, request, progress)?,
+                edit: Edit::Inpaint { image, mask, resample: self.resample },
+                summary: format!("{filled} of {} pixels filled", free.len()),
+            })
         })
     }
 }

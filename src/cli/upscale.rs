@@ -1,15 +1,13 @@
 //! `engine upscale`: a larger version of a small image.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, write_images};
-use super::output::{OutputKind, OutputPath};
+use super::edit::{EditOptions, Edited, ResultOptions};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
-use crate::pipeline::{Edit, pictures};
+use crate::pipeline::Edit;
 
 /// Draw an image of the model's size whose block means equal the pixels of a small image.
 #[derive(Clone, Debug, Args)]
@@ -25,12 +23,8 @@ pub struct UpscaleCommand {
     /// Repetitions of each step: more fit better to the given image, and take proportionally longer
     #[arg(long, value_name = "N", default_value_t = 1)]
     resample: usize,
-    /// Number of results
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    count: usize,
-    /// Result k of a seed is always the same image
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    results: ResultOptions,
     /// F.png: the image, or a sheet of several; F.npy: f32 in [0, 1]; else a folder of PNG files
     #[arg(long, value_name = "F.png|F.npy|DIR", default_value = "upscaled.png")]
     out: PathBuf,
@@ -42,30 +36,18 @@ impl UpscaleCommand {
     /// # Errors
     /// Those of [`Model::upscale`](crate::pipeline::Model::upscale), and invalid options.
     pub fn run(self) -> Result<()> {
-        let started = Instant::now();
-        let out = OutputPath::new(&self.out, OutputKind::STILL)?;
-        out.refuse_taken(self.edit.run.force)?;
         if !matches!(self.factor, 2 | 4) {
             return Err(Error::config("--factor", format!("{} is given", self.factor), "give 2 or 4"));
         }
-        self.edit.with_model(|model| {
-            let request = self.edit.request(model, self.count, self.seed)?;
+        self.edit.draw(self.results, &self.out, |model, request, progress| {
             let [height, width, channels] = model.image_shape();
             let image = self.edit.read_image(&self.image, [height / self.factor, width / self.factor, channels])?;
-            let bar = self.edit.bar();
-            let drawn = model.upscale(&image, self.factor, self.resample, &request, &mut bar.updates())?;
-            drop(bar);
-            let image = self.image.display().to_string();
-            let what = Edit::Upscale { image, factor: self.factor, resample: self.resample };
-            let text = self.edit.text(model, &request, what);
-            write_images(&out, &pictures(&drawn, [height, width, channels])?, &text, self.edit.run.force)?;
-            self.edit.report(
-                &self.out,
-                &format!("{} at {}", self.count, ImageSize::new(height, width)),
-                &request,
-                started,
-            );
-            Ok(())
+            let name = self.image.display().to_string();
+            Ok(Edited {
+                images: model.upscale(&image, self.factor, self.resample, request, progress)?,
+                edit: Edit::Upscale { image: name, factor: self.factor, resample: self.resample },
+                summary: format!("{} at {}", self.results.count, ImageSize::new(height, width)),
+            })
         })
     }
 }

@@ -10,6 +10,7 @@ use super::{Call, Sizes};
 use crate::ops::host::Float;
 use crate::ops::host::cached_product::{PAD, Product};
 use crate::ops::host::parallel::{self, Shared};
+use crate::ops::host::vector::fold;
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{DType, Tensor};
 
@@ -68,19 +69,6 @@ fn padded<'a, T: Float>(
         to[dim..].fill(T::ZERO);
     }
     (copy, width)
-}
-
-/// Folds the lanes' values in a fixed order.
-#[inline(always)]
-fn fold<T: Float>(mut lanes: [T; PAD], join: impl Fn(T, T) -> T) -> T {
-    let mut width = PAD / 2;
-    while width > 0 {
-        for l in 0..width {
-            lanes[l] = join(lanes[l], lanes[l + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
 }
 
 /// Turns a padded row of scores into weights exp(scale · (score − max)); returns max · scale and their sum.

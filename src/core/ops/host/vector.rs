@@ -133,10 +133,10 @@ pub fn par_map3<T: Float>(
     });
 }
 
-/// Folds the lanes' values in the documented order.
+/// Folds the lanes' values in the documented order; their number is a power of two.
 #[inline(always)]
-fn fold<T: Float>(mut lanes: [T; LANES], join: impl Fn(T, T) -> T) -> T {
-    let mut width = LANES / 2;
+pub(crate) fn fold<T: Float, const N: usize>(mut lanes: [T; N], join: impl Fn(T, T) -> T) -> T {
+    let mut width = N / 2;
     while width > 0 {
         for l in 0..width {
             lanes[l] = join(lanes[l], lanes[l + width]);
