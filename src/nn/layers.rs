@@ -34,8 +34,8 @@
 //! }
 //! ```
 //!
-//! [`ParameterKind::Matrix`](super::Kind) is for operands of matrix products, in the dtype of activations; everything else is
-//! [`ParameterKind::Vector`](super::Kind), in `f32`. For differences between training and inference use [`Scope::mode`]. An op with
+//! [`ParameterKind::Matrix`](super::ParameterKind) is for operands of matrix products, in the dtype of activations; everything else is
+//! [`ParameterKind::Vector`](super::ParameterKind), in `f32`. For differences between training and inference use [`Scope::mode`]. An op with
 //! optional operands gets a struct for its calls, such as [`LinearCall`], rather than arguments that are mostly `None`. Add new
 //! parameters of a model behind the others, or old model files can no longer be read.
 

@@ -68,9 +68,10 @@ impl<'a> Feeds<'a> {
         let labels = || context.tensor(&dataset.split_labels_i32(split), [count]);
         let (images, labels) = match (self.residency, dataset.in_one_piece(split)) {
             (Residency::Streamed, _) => self.staged(take.size)?,
-            // SAFETY: the data set, a clone of which the tensor keeps, neither moves nor changes its pixels.
             (Residency::InPlace, Some(bytes)) => {
-                (unsafe { context.borrowed(bytes, Box::new(dataset.clone()), shape) }?, labels()?)
+                // SAFETY: the data set, a clone of which the tensor keeps, neither moves nor changes its pixels.
+                let images = unsafe { context.borrowed(bytes, Box::new(dataset.clone()), shape) }?;
+                (images, labels()?)
             }
             _ => {
                 let images = context.persistent(shape, DType::U8)?;

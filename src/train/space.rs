@@ -50,8 +50,9 @@ fn free_of(folder: &Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
 
     let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
-    // SAFETY: zeros are a valid `statvfs`, which the call fills; the path ends with a zero byte and outlives the call.
+    // SAFETY: zeros are a valid `statvfs`.
     let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the call fills `found`; the path ends with a zero byte and outlives the call.
     let outcome = unsafe { libc::statvfs(path.as_ptr(), &mut found) };
     #[allow(clippy::unnecessary_cast, reason = "these have other widths on other systems")]
     (outcome == 0).then(|| (found.f_bavail as u64).saturating_mul(found.f_frsize as u64))
@@ -78,7 +79,7 @@ mod tests {
         }
         assert!(needed_space(&config, 1_000_000) > 1000 * few);
         let error = check_space(&config, 1_000_000, &folder.path().join("runs/new")).unwrap_err().to_string();
-        assert!(error.contains("runs/new: the run writes up to") && error.contains("keep_checkpoints=1"), "{error}");
+        assert!(error.contains("runs/new: the run writes up to") && error.contains("keep_checkpoints = 1"), "{error}");
     }
 
     #[test]

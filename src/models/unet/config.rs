@@ -33,7 +33,7 @@ pub enum Skips {
     /// encoder, and each takes one skip (Ho et al. 2020).
     Block,
     /// One per level, taken by the first of as many blocks up as down (Ronneberger et al. 2015).
-    UnetLevel,
+    Level,
 }
 
 /// Where zeros are padded when a 3x3 convolution of stride 2 halves an image.

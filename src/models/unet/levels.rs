@@ -110,7 +110,7 @@ impl<'a> Declare<'a> {
         Conv2d::new(self.builder, name, self.channels, self.channels, 3)
     }
 
-    /// UnetLevel `level` of the encoder.
+    /// Level `level` of the encoder.
     pub fn down(&mut self, level: usize) -> UnetLevel {
         let (config, name) = (self.config, format!("down.{level}"));
         let (out, every_block) = (config.channels[level], config.skips == Skips::Block);
@@ -138,7 +138,7 @@ impl<'a> Declare<'a> {
         Middle { first: UnetBlock { block, attention, skips: false }, second: self.block("middle.block2", 0, out) }
     }
 
-    /// UnetLevel `level` of the decoder.
+    /// Level `level` of the decoder.
     pub fn up(&mut self, level: usize) -> UnetLevel {
         let (config, name) = (self.config, format!("up.{level}"));
         let (out, every_block) = (config.channels[level], config.skips == Skips::Block);

@@ -415,9 +415,9 @@ unsafe fn read_lanes(lanes_: &mut Lanes, to: Slot, part: &Part, shift: u64, flag
             let size = size_of::<$memory>() as u64;
             let mut out = [<$register>::default(); LANES];
             if part.mask == ALL && flags.count == 1 && contiguous(&part.offsets, size) {
+                let all = base.wrapping_add(part.offsets[0] as usize).cast::<[$memory; LANES]>();
                 // SAFETY: the caller's promise.
-                let all =
-                    unsafe { base.wrapping_add(part.offsets[0] as usize).cast::<[$memory; LANES]>().read_unaligned() };
+                let all = unsafe { all.read_unaligned() };
                 for lane in 0..LANES {
                     out[lane] = all[lane] as $register;
                 }
