@@ -20,7 +20,7 @@
 
 constexpr u32 THREADS = 256;
 
-// What a thread takes: N neighbouring channels from c on, rows first + lane, first + lane + lanes, .. below last.
+// The elements of a thread: N neighbouring channels from c on, rows first + lane, first + lane + lanes, .. below last.
 struct Share {
     u32 c, left, lane, lanes, first, last;
     bool active;

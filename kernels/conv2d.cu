@@ -40,7 +40,7 @@
 #include "common/types.cuh"
 #include "common/wide.cuh"
 
-// What is added to neighbouring sums of an output pixel.
+// The terms added to neighbouring sums of an output pixel.
 template <typename T>
 struct Added {
     static constexpr u32 N = 4;

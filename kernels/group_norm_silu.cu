@@ -233,7 +233,7 @@ DEV void forward_partial(f32* partial, const T* x, const T* skip, const Sizes& s
     to[1] = sum_group(m.channel[FIRST_SUM] + first, s.width);
 }
 
-// What backward reads.
+// The operands of backward.
 template <typename T>
 struct Saved {
     const T* dy;
@@ -275,7 +275,7 @@ DEV void hold_gradient(const Saved<T>& saved, const Memory& m, const Sizes& size
     __syncthreads();
 }
 
-// What is known by channel of a thread's piece.
+// Values by channel of a thread's piece.
 template <u32 V>
 struct Known {
     f32 mean[PIECE<V>], factor[PIECE<V>], offset[PIECE<V>];

@@ -38,7 +38,7 @@
 
 constexpr u32 WARPS = 8, THREADS = WARPS * WARP;
 
-// What a sample's or every row is scaled and shifted by, at column c; `wide` as for load4.
+// Scale and shift of a sample's rows, or of every row, at column c; `wide` as for load4.
 template <typename T>
 struct Affine {
     const f32* gamma;
@@ -72,7 +72,7 @@ DEV void affine_factor(const Affine<T>& affine, u32 c, u32 left, bool wide, f32 
     }
 }
 
-// What is added: beta or shift.
+// The term added: beta or shift.
 template <typename T>
 DEV void affine_term(const Affine<T>& affine, u32 c, u32 left, bool wide, f32 (&b)[4]) {
     if (affine.beta != nullptr) load4(affine.beta + c, left, wide, b);
@@ -118,7 +118,7 @@ DEV void layer_norm_fwd_rows(T* __restrict__ y, f32* __restrict__ mean, f32* __r
     for (u32 row = first; row < last; row++) {
         f32 v[STEPS][4], sum = 0.0f, squares = 0.0f;
         row_load<WIDE>(x + (u64)row * cols, cols, v);
-        // What it is scaled and shifted by stays in registers until the sample ends.
+        // Scale and shift stay in registers until the sample ends.
         if (shifted && row == next) {
             Affine<T> affine =
                 Affine<T>::of(gamma, beta, modulation, sample, modulation_stride, shift_column, scale_column);

@@ -32,7 +32,7 @@
 #include "common/types.cuh"
 #include "common/wide.cuh"
 
-// What happens to neighbouring sums of a row: bias, activation, residual.
+// The epilogue of neighbouring sums of a row: bias, activation, residual.
 template <typename T>
 struct Finish {
     static constexpr u32 N = 4;

@@ -108,13 +108,13 @@ DEV void store_rows(bf16* to, const Rows& of, u32 first, u32 rows, const bf16* f
     }
 }
 
-// What this thread's copies bring is there for the warp.
+// The warp waits until this thread's copies have landed.
 DEV void arrive_in_warp() {
     async_commit();
     async_wait<0>();
     __syncwarp();
 }
-// The same, for the block.
+// As above, for the block.
 DEV void arrive_in_block() {
     async_commit();
     async_wait<0>();
@@ -245,7 +245,7 @@ DEV void row_deltas(f32 (&delta)[2], const Own<STEPS, IN_SHARED>& dy, const bf16
     delta[1] = __shfl_sync(FULL_MASK, odd ? c[1][3] : c[1][2], from);
 }
 
-// What a lane needs of its two rows, from row `row` on, to find their weights again.
+// Statistics of a lane's two rows, from row `row` on, from which their weights are recomputed.
 struct Statistics {
     f32 lse2[2], delta[2];
 };
@@ -298,7 +298,7 @@ DEV void weights_of(u32 (&p)[4], u32 (&ds)[4], const Own<STEPS, IN_SHARED>& q, c
     }
 }
 
-// The same for `count` keys of 16.
+// For `count` keys of 16.
 template <u32 STEPS, bool IN_SHARED>
 DEV void weights_again(u32 (&p)[4], u32 (&ds)[4], const Own<STEPS, IN_SHARED>& q, const Own<STEPS, IN_SHARED>& dy, const bf16* k,
                        const bf16* v, const Statistics& rows, u32 count, const Group& at, u32 lane) {

@@ -37,7 +37,7 @@ DEV void put_behind(bf16* row, u32 steps, f32 first, f32 second) {
     Vec16<u32> words = {{bf16_pair(first, second), 0, 0, 0}};
     store16(reinterpret_cast<u32*>(row + 16 * steps), words);
 }
-// What rounding `value` to bf16 leaves out.
+// The remainder of rounding `value` to bf16.
 DEV f32 remainder_of(f32 value) { return value - to_f32(bf16_from_f32(value)); }
 
 // The block's shared memory: the state in two parts [D, d8], its last column in f32, two tiles of rows, and 16 rows a warp.

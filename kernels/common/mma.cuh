@@ -42,7 +42,7 @@ DEV void ldmatrix_x4(u32 (&words)[4], SharedAddress row) {
 
 DEV void ldmatrix_x4(u32 (&words)[4], const void* row) { ldmatrix_x4(words, shared_address(const_cast<void*>(row))); }
 
-// The same, each matrix transposed: the lane receives the elements (2t, group) and (2t + 1, group).
+// With each matrix transposed: the lane receives the elements (2t, group) and (2t + 1, group).
 //
 // For B stored row-major [k, n] with `stride` elements a row: tile + (lane % 16) * stride + (lane / 16) * 8 gives the b of
 // columns 0..8 in words[0..2] and of columns 8..16 in words[2..4].

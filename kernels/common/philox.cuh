@@ -4,7 +4,7 @@
 #pragma once
 #include "common/types.cuh"
 
-// What a number is for: the last word of the counter. The values are those of `Purpose` in src/rng.rs.
+// The purpose of a number: the last word of the counter. The values are those of `Purpose` in src/rng.rs.
 enum Purpose : u32 {
     PURPOSE_NOISE = 0,
     PURPOSE_TIMESTEP = 1,

@@ -246,7 +246,7 @@ template <u32 ROWS_, u32 COLS_, u32 WARP_ROWS_, u32 WARP_COLS_, u32 FMA_SIDE_>
 struct MmaTile {
     static constexpr u32 ROWS = ROWS_, COLS = COLS_, WARP_ROWS = WARP_ROWS_, WARP_COLS = WARP_COLS_;
     static constexpr u32 ACROSS = COLS / WARP_COLS, THREADS = ROWS / WARP_ROWS * ACROSS * WARP;
-    // What takes its place in f32.
+    // The counterpart in f32.
     static constexpr u32 FMA_SIDE = FMA_SIDE_;
 };
 typedef MmaTile<64, 64, 32, 32, 64> SmallTile;
@@ -300,7 +300,7 @@ DEV void mma_copy(SharedAddress stage, const O& operand, const Walk& walk) {
     }
 }
 
-// The same for a step that r's end cuts, or (not WIDE) for an operand that may have no whole pieces: zeros beyond it.
+// For a step that r's end cuts, or (not WIDE) for an operand that may have no whole pieces: zeros beyond it.
 template <typename S, typename Place, bool WIDE, typename O, typename Walk>
 DEV void mma_copy_part(u8* stage, const O& operand, const Walk& walk, u32 first, u32 r, u32 r_end) {
 #pragma unroll
@@ -351,7 +351,7 @@ struct MmaOperands {
         share_next<ShareB>(own.b, own.b_walk);
         async_commit();
     }
-    // The same of any step, also of one behind the last.
+    // For any step, also one behind the last.
     DEV void fill(MmaOperands& own, u32 offset, u32 r) {
         if (WIDE && r + MMA_DEPTH <= own.r_end) return fill_whole(own, offset);
         u8* stage = own.memory + offset;

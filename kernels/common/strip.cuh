@@ -14,7 +14,7 @@ struct Sizes {
     u32 pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles, over_columns, over_strip, over_width;
 };
 
-// What a block shares: values by thread, their sums by share of the rows, and values by channel of the strip.
+// Shared memory of a block: values by thread, their sums by share of the rows, and values by channel of the strip.
 enum ByChannel : u32 { MEAN, RSTD, FACTOR, OFFSET, FIRST_SUM, SECOND_SUM, SLOPE, CONSTANT, BY_CHANNEL };
 struct Memory {
     f32 (*lanes)[PLANE];
@@ -91,7 +91,7 @@ DEV void read(const T* p, u32 (&words)[4]) {
 #pragma unroll
     for (u32 i = 0; i < 4; i++) words[i] = at_once.v[i];
 }
-// The same where the address is no multiple of 16.
+// For an address that is no multiple of 16.
 DEV u32 word_at(const f32* p, u32 i) { return f32_bits(p[i]); }
 DEV u32 word_at(const bf16* p, u32 i) { return (u32)p[2 * i].bits | (u32)p[2 * i + 1].bits << 16; }
 template <typename T>
@@ -229,7 +229,7 @@ DEV f32 sum_group(const f32* of, u32 width) {
     return sum;
 }
 
-// What the block knows by channel of a thread's piece.
+// Values of the block by channel of a thread's piece.
 template <u32 V>
 DEV void channels_of(const f32* of, const Share& s, u32 piece, f32 (&v)[PIECE<V>]) {
     if constexpr (V == 1) v[0] = of[s.within];

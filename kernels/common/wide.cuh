@@ -6,7 +6,7 @@
 DEV f32 bf16_low(u32 pair) { return f32_from_bits(pair << 16); }
 DEV f32 bf16_high(u32 pair) { return f32_from_bits(pair & 0xffff0000u); }
 
-// What one access moves: as many bytes as N elements have, at most 16.
+// The type of one access: as many bytes as N elements have, at most 16.
 template <u32 COUNT>
 struct __align__(4 * COUNT) WideWords {
     u32 v[COUNT];

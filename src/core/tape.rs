@@ -81,7 +81,7 @@ impl Var {
         self.id.is_some()
     }
 
-    /// The same elements under another shape, the same place on the tape.
+    /// A view of these elements under another shape, at this place on the tape.
     pub fn view(&self, shape: impl Into<Shape>) -> Result<Var> {
         Ok(Var { tensor: self.tensor.view(shape)?, id: self.id })
     }
@@ -147,7 +147,7 @@ impl Tape {
         Self { recording: false, ..Self::new(context) }
     }
 
-    /// The same, but ops read weights in the forms of `prepared` where it has them.
+    /// As this tape, but ops read weights in the forms of `prepared` where it has them.
     pub fn with_prepared(self, prepared: &Rc<PreparedWeights>) -> Self {
         Self { prepared: Some(prepared.clone()), ..self }
     }
@@ -157,7 +157,7 @@ impl Tape {
     /// `name`, which tells an op's forms of one weight apart.
     ///
     /// # Errors
-    /// What the allocation reports.
+    /// Those of the allocation.
     pub fn prepared(
         &self,
         source: &Tensor,
@@ -218,11 +218,11 @@ impl Tape {
         self.backward_then(output, gradient, |_| Ok(()))
     }
 
-    /// The same; `done` is called with each parameter's gradient as soon as nothing behind changes it any more: an exchange of it
+    /// As [`Tape::backward`]; `done` is called with each parameter's gradient as soon as it is final: an exchange of it
     /// may begin then. It is called once for each parameter, in the same order on every pass of one network.
     ///
     /// # Errors
-    /// As there, and those of `done`.
+    /// As [`Tape::backward`], and those of `done`.
     pub fn backward_then(
         &self,
         output: &Var,

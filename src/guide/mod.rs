@@ -8,6 +8,7 @@
 //! | measure quality | [`evaluation`] |
 //! | serve a model over HTTP | [`serving`] |
 //! | train on several GPUs or machines | [`several_gpus`] |
+//! | write a program with it | [`library`] |
 //! | write a kernel | [`adding_an_op`] |
 //! | make a kernel faster | [`kernels_without_a_gpu`] |
 //! | read the files with other programs | [`file_formats`] |
@@ -27,6 +28,7 @@ macro_rules! links {
          [Evaluation]: crate::guide::evaluation\n\
          [Several GPUs]: crate::guide::several_gpus\n\
          [Serving]: crate::guide::serving\n\
+         [Library]: crate::guide::library\n\
          [Adding an op]: crate::guide::adding_an_op\n\
          [Kernels without a GPU]: crate::guide::kernels_without_a_gpu\n\
          [File formats]: crate::guide::file_formats\n\
@@ -48,6 +50,7 @@ macro_rules! page {
 }
 
 page!(architecture, "architecture.md");
+page!(library, "library.md");
 page!(training, "training.md");
 page!(sampling, "sampling.md");
 page!(your_pictures, "your_pictures.md");

@@ -13,7 +13,7 @@ use crate::rng::{Philox, Purpose};
 use crate::tape::{Accumulate, Tape, Var};
 use crate::tensor::{Context, Cost, DType, Device, Program, Shape, Tensor};
 
-/// What an input is, and so which dtype it has.
+/// The role of an input, which decides its dtype.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The dtype under test; gradients too.
@@ -169,7 +169,7 @@ pub type Build = Box<dyn Fn(&Tape, &[Var]) -> Result<Vec<Var>> + Send + Sync>;
 pub struct Case {
     /// The op: the folder under `src/core/ops`.
     pub op: &'static str,
-    /// What is special about it: `b2_t65_d384`, `odd`, `no_bias`.
+    /// Its distinguishing trait: `b2_t65_d384`, `odd`, `no_bias`.
     pub name: String,
     /// The inputs in the order in which `build` takes them.
     pub inputs: Vec<Input>,
@@ -184,7 +184,7 @@ pub struct Case {
     misaligned: Vec<&'static str>,
 }
 
-/// What a case computed.
+/// The results of a case.
 pub struct Outcome {
     /// Outputs and their dtypes.
     pub outputs: Vec<(Vec<f64>, DType)>,
@@ -297,7 +297,7 @@ impl Case {
         let inputs = self.place(&tape, dtype, &self.values(rounded, seed))?;
         let outputs = (self.build)(&tape, &inputs)?;
         if let Some(output) = outputs.iter().find(|output| output.needs_gradient()) {
-            // The same values for every dtype under test, also where a bf16 op has an f32 output (a loss).
+            // Every dtype under test gets equal values, also where a bf16 op has an f32 output (a loss).
             let cotangent = self.cotangent(output, rounded)?;
             tape.backward(output, cotangent)?;
         }
@@ -390,7 +390,7 @@ impl Case {
     /// and declared intermediates rounded to `dtype`, plus what another order of the longest sum can make.
     ///
     /// # Errors
-    /// What differs, by how much; and the op's own.
+    /// The differences and their sizes; and the op's own.
     pub fn check_device(&self, device: &Device, dtype: DType) -> Result<Outcome> {
         let context = poisoned(device.clone());
         let outcome = self.run(&context, dtype, dtype, 1)?;
@@ -457,7 +457,7 @@ impl Case {
         Ok(())
     }
 
-    /// What its forward pass in `f32` costs.
+    /// The cost of its forward pass in `f32`.
     ///
     /// # Errors
     /// The op's own.
@@ -505,7 +505,7 @@ pub struct PreparedCase<'a> {
 }
 
 impl PreparedCase<'_> {
-    /// The same with memory of its own, in another context of the same device.
+    /// A copy with memory of its own, in another context of the same device.
     pub(super) fn copy(&self, context: &Context) -> Result<Self> {
         let copy = |tensor: &Tensor| {
             let copy = context.persistent(tensor.shape(), tensor.dtype())?;

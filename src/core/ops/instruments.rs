@@ -26,7 +26,7 @@ pub fn poisoned(device: Device) -> Context {
     Context::instrumented(device, Poison { rounding: None })
 }
 
-/// The same on the CPU, whose ops round what they declare as intermediates to `dtype`: the argued tolerance of kernels.
+/// A context on the CPU, whose ops round what they declare as intermediates to `dtype`: the argued tolerance of kernels.
 pub fn rounded(dtype: DType) -> Context {
     Context::instrumented(Device::Cpu, Poison { rounding: Some(dtype) })
 }

@@ -39,7 +39,7 @@ impl Mask {
         Ok(Self { probability, seed, purpose: Purpose::Dropout as u32 | layer << 8 })
     }
 
-    /// What elements that are kept are multiplied by.
+    /// The factor of the elements that are kept.
     pub(super) fn scale(self) -> f32 {
         1.0 / (1.0 - self.probability)
     }

@@ -89,12 +89,12 @@ pub fn cases() -> Vec<Case> {
 pub(crate) trait Stored: KernelFloat + Element {}
 impl<T: KernelFloat + Element> Stored for T {}
 
-/// What a kernel reads, null where it is not there.
+/// An optional input of a kernel: null if absent.
 pub(crate) fn optional<T: Element + KernelScalar>(tensor: Option<&Tensor>) -> Slice<'_, T> {
     tensor.map_or(Slice::none(), Tensor::slice)
 }
 
-/// What a kernel writes, null where it is not there.
+/// An optional output of a kernel: null if absent.
 pub(crate) fn optional_mut<T: Element + KernelScalar>(tensor: Option<&Tensor>) -> SliceMut<'_, T> {
     tensor.map_or(SliceMut::none(), Tensor::slice_mut)
 }

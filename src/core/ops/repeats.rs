@@ -9,7 +9,7 @@ use crate::device::{Accelerator, Capture, GraphId};
 use crate::error::Result;
 use crate::tensor::{Context, DType, Device, Program, Tensor};
 
-/// What the copies of a case have together, at least: more than twice any device's L2 (126 MB on a B200).
+/// The least size of all copies of a case together: more than twice any device's L2 (126 MB on a B200).
 const ROTATION_BYTES: f64 = (256u64 << 20) as f64;
 
 /// The fewest repeats of a graph, and the most copies of a case.
@@ -22,7 +22,7 @@ pub struct Repeats {
     graph: GraphId,
     count: usize,
     bytes: f64,
-    /// What the graph reads and writes: arenas, which contexts hold, and inputs and gradients.
+    /// The memory of the graph: arenas, which contexts hold, and inputs and gradients.
     _contexts: Vec<Context>,
     _tensors: Vec<Tensor>,
 }

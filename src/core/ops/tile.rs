@@ -14,7 +14,7 @@ const ENOUGH_TILES: usize = 64;
 const LEAST_ROWS: usize = 256;
 /// Steps of a tile along the sum; splits are whole steps.
 const STEP: usize = 32;
-/// What an element of a split's scratch costs, stored and loaded again, in quarters of a product on one multiprocessor
+/// The cost of an element of a split's scratch, stored and loaded again, in quarters of a product on one multiprocessor
 /// ([`Tile::work`]).
 const SCRATCH: usize = 7;
 
@@ -145,7 +145,7 @@ impl SumSplit {
         all.min_by_key(cost).unwrap_or_else(|| of(Tile::Small, 1))
     }
 
-    /// The same cut on the tile that takes any operands: for those whose memory begins between two pieces of 16 bytes.
+    /// This cut on the tile that takes any operands: for those whose memory begins between two pieces of 16 bytes.
     pub(super) fn anywhere(self) -> Self {
         Self { tile: Tile::Small, ..self }
     }

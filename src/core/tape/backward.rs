@@ -12,7 +12,7 @@ use crate::tensor::{Backend, Context, DType, Shape, Tensor};
 #[derive(Clone, Copy, Debug)]
 pub struct Input(usize);
 
-/// What the tape must know of an input to make room for its gradient, without keeping its memory alive.
+/// The description of an input that the tape needs to make room for its gradient, without keeping its memory alive.
 pub(super) struct NamedInput {
     name: &'static str,
     /// None: no gradient is wanted.

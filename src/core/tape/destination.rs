@@ -120,7 +120,7 @@ impl Destination {
         self.tensor.copy_from(source)
     }
 
-    /// The same place for an op that can only add: zeros first where it was to be overwritten.
+    /// This destination for an op that can only add: zeros first where it was to be overwritten.
     ///
     /// # Errors
     /// Those of the device.

@@ -3,7 +3,7 @@ use crate::tensor::{Context, DType};
 
 const OP: &str = "doubled";
 
-/// What a faulty backward does.
+/// The fault of a backward.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     None,
@@ -53,7 +53,7 @@ fn a_gradient_that_is_left_out_is_refused_by_name() {
     assert!(asked.starts_with("doubled: b ") && asked.contains("not asked"), "{asked}");
     let written = outcome(Fault::NotWritten, false, true).unwrap_err().to_string();
     assert!(written.starts_with("doubled: b ") && written.contains("never written"), "{written}");
-    // What nobody wants may be left out.
+    // A gradient that nobody wants may be left out.
     assert_eq!(outcome(Fault::NotAsked, false, false).unwrap(), [5.0, 6.0]);
     assert_eq!(outcome(Fault::NotWritten, false, false).unwrap(), [5.0, 6.0]);
 }

@@ -59,7 +59,7 @@ interface! {
         invoke: *const () = "void (*invoke)(const unsigned long long* values)",
     }
 
-    /// What `emulator_module()` of a module's library gives.
+    /// The result of `emulator_module()` of a module's library.
     Module = "EmulatorModule" {
         /// [`VERSION`].
         abi: u32 = "unsigned int abi",
@@ -104,7 +104,7 @@ interface! {
         reserved: u32 = "unsigned int reserved",
     }
 
-    /// What a launch says of itself.
+    /// The description of a launch.
     Report = "EmulatorReport" {
         /// Memory accesses checked.
         accesses: u64 = "unsigned long long accesses",

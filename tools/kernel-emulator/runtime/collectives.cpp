@@ -1,4 +1,4 @@
-// What the lanes of a warp do together, atomics with their fences, and asynchronous copies.
+// Collective operations of a warp, atomics with their fences, and asynchronous copies.
 #include <algorithm>
 #include <mutex>
 
@@ -314,9 +314,9 @@ API unsigned long long emulator_atomic(int kind, void* address, u32 bytes, unsig
     u64 slot = (u64(address) - c.base) / SLOT;
     if (slot < SLOTS && c.regions[slot].space == Space::Argument) {
         std::vector<Release>& releases = c.releases[u64(address)];
-        // What earlier blocks released here becomes this block's behind a fence.
+        // Writes that earlier blocks released here become visible to this block behind a fence.
         c.acquires.push_back({&releases, releases.size(), t.index, c.era, false});
-        // What this block wrote before its last barrier, and this thread since, is released if a fence came between.
+        // Writes of this block before its last barrier, and of this thread since, are released if a fence came between.
         bool fenced = !t.unfenced && (!c.era_unfenced || t.fence_era == c.era);
         if (fenced) releases.push_back({c.block_ordinal, c.era, t.index});
     }

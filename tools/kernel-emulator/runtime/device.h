@@ -1,4 +1,4 @@
-// What CUDA builds in, for kernels compiled by the host's compiler. The compile step injects this header before every
+// CUDA's built-ins, for kernels compiled by the host's compiler. The compile step injects this header before every
 // kernel source; everything here is a thin call into the emulator, so that no bookkeeping of its own is checked.
 #pragma once
 #include "abi.h"

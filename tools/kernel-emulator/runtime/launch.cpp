@@ -113,7 +113,7 @@ struct Launch {
             r.element_bytes = p.element_bytes;
             r.writable = p.writable;
             r.shift = u32(__builtin_ctz(p.element_bytes));
-            // The same alignment as the caller's, so that a vector access that needs more is seen.
+            // The caller's alignment, so that a vector access that needs more is seen.
             map_region(c, r, a.bytes, a.value & 255);
             if (r.writable) reserve_cells(r);
             if (a.bytes) memcpy(reinterpret_cast<void*>(r.begin), reinterpret_cast<void*>(a.value), a.bytes);

@@ -281,7 +281,7 @@ impl Module {
         format!("{}-{}.so", self.name, self.hash)
     }
 
-    /// What the emulator calls, to be compiled behind the source: a table of the kernels, and per kernel a function that takes
+    /// The entry points of the emulator, to be compiled behind the source: a table of the kernels, and per kernel a function that takes
     /// its arguments out of an array.
     fn host_source(&self) -> String {
         let mut out = String::new();

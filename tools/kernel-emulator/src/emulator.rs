@@ -70,7 +70,7 @@ impl Grid {
         Self { blocks: [blocks, 1, 1], threads: [threads, 1, 1], shared_bytes: 0 }
     }
 
-    /// The same with `bytes` of dynamic shared memory.
+    /// With `bytes` of dynamic shared memory.
     pub fn with_shared(mut self, bytes: u32) -> Self {
         self.shared_bytes = bytes;
         self
@@ -107,7 +107,7 @@ pub struct Unwritten {
     pub first: u64,
 }
 
-/// What a launch that went well did.
+/// The record of a successful launch.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Memory accesses checked.

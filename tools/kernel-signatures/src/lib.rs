@@ -23,14 +23,14 @@ pub use source::{closure_hash, kernel_files, strip_comments};
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What is wrong and where: prints as `file:line: message`.
+/// A fault and its place: prints as `file:line: message`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     /// The source file, as it was named to the parser.
     pub file: String,
     /// Line, from 1; 0 where the whole file is meant.
     pub line: usize,
-    /// What is wrong and what is expected instead.
+    /// The fault, and the expected form.
     pub message: String,
 }
 
@@ -51,7 +51,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// What a pointer argument points to.
+/// The target type of a pointer argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
     /// `f32`
@@ -129,7 +129,7 @@ pub enum ArgumentKind {
     Pointer {
         /// Whether the kernel may write through it (it is not a pointer to `const`).
         writable: bool,
-        /// What it points to.
+        /// The target type.
         element: Element,
     },
     /// Passed by value.

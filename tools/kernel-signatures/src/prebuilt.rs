@@ -41,7 +41,7 @@ pub struct Prebuilt {
 }
 
 impl Prebuilt {
-    /// What has to be prebuilt for a kernel file: `compute_80`, and `compute_90a` where the source asks for it.
+    /// The targets to prebuild for a kernel file: `compute_80`, and `compute_90a` where the source asks for it.
     ///
     /// # Errors
     /// Where the file cannot be read.

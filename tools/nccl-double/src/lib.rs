@@ -45,7 +45,7 @@ pub struct Communicator {
     ranks: usize,
     peers: Vec<TcpStream>,
     calls: u64,
-    /// What was submitted: a captured call is made again at each replay.
+    /// The submitted calls: a captured one is made again at each replay.
     submitted: Vec<*mut Call>,
     /// Calls that were not captured, to be made again: by bytes, kind and dtype.
     eager: HashMap<(usize, u64), *mut Call>,
@@ -303,7 +303,7 @@ fn sum(all: &[Vec<u8>], brief: bool) -> Vec<u8> {
 }
 
 impl Communicator {
-    /// What all ranks have, by rank, at rank 0; the answer is what it makes of it, on every rank. `call` must be the same on all.
+    /// Collects the data of all ranks, by rank, at rank 0; every rank gets the answer that rank 0 computes. `call` must be the same on all.
     fn exchange(&mut self, call: u64, own: Vec<u8>, join: impl FnOnce(Vec<Vec<u8>>) -> Vec<u8>) -> Option<Vec<u8>> {
         self.calls += 1;
         let head = [self.calls << 8 | call, own.len() as u64].map(u64::to_le_bytes).concat();

@@ -118,7 +118,7 @@ impl Nvrtc {
         self.make(path, include, flags, arch, [b"nvrtcGetCUBINSize", b"nvrtcGetCUBIN"])
     }
 
-    /// What `get`, a getter of a size and one of so many bytes, says of a source that was compiled.
+    /// The result of `get`, a getter of a size and one of that many bytes, for a compiled source.
     fn make(&self, path: &Path, include: &Path, flags: &[&str], arch: &str, get: [&[u8]; 2]) -> Result<Vec<u8>> {
         let source = CString::new(std::fs::read(path)?)?;
         // Its whole path: the line tables name it as they do what it includes.

@@ -16,7 +16,7 @@ pub enum FaultKind {
     ReadOnlyPath,
     /// Data of `cp.async` touched, or its source written, before it has landed.
     AsyncCopy,
-    /// What a grid that may still run writes or reads, touched before `griddepcontrol.wait`.
+    /// An access before `griddepcontrol.wait` to memory that a grid that may still run writes or reads.
     DependentLaunch,
     /// An `.aligned` instruction not reached by the whole warp together.
     Diverged,
@@ -38,7 +38,7 @@ pub(crate) fn counted(number: u64, thing: &str) -> String {
     if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
 }
 
-/// What went wrong in an instruction, without its place.
+/// A fault of an instruction, without its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     pub kind: FaultKind,

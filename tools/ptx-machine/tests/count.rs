@@ -23,7 +23,7 @@ fn kernel(body: &str) -> (Kernel, u32) {
     (Kernel::of(&text).buffer(&values).buffer(&values), line)
 }
 
-/// What the line marked with [`HERE`] counts.
+/// The counters of the line marked with [`HERE`].
 fn counted(body: &str) -> Counters {
     let (mut kernel, line) = kernel(body);
     let (sums, _) = kernel.count(None);

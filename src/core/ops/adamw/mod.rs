@@ -27,7 +27,7 @@ const OP: &str = "adamw";
 /// Elements whose squares are summed by one block, before the blocks' sums are.
 const PART: usize = 8192;
 
-/// What PyTorch adds to the norm before it divides.
+/// The constant that PyTorch adds to the norm before it divides.
 const CLIP_EPSILON: f64 = 1e-6;
 
 /// Hyperparameters that stay the same over a run. In `f64`, since 1 - beta2 in `f32` would be off by 1e-5 of itself.

@@ -129,7 +129,7 @@ fn tensor_cores(sizes: Sizes, pass: Pass) -> Blocks {
     Blocks { x: sizes.kv_heads * sizes.tokens.div_ceil(keys), y: 1, threads: 32 * warps, bytes: 2 * elements }
 }
 
-/// The same in f32.
+/// In f32.
 fn fma(sizes: Sizes, pass: Pass) -> Blocks {
     let rows = match (Width::of(sizes.dim), pass) {
         (Width::Narrow, _) => 4 * 8,
@@ -264,7 +264,7 @@ mod tests {
                         continue;
                     }
                     let config = config(sizes, pass, dtype);
-                    // What every device from compute capability 8.0 on has by opt-in.
+                    // Every device from compute capability 8.0 on has this much by opt-in.
                     assert!(config.shared_bytes <= 99 << 10, "{pass:?} {dim}: {}", config.shared_bytes);
                     assert!((32..=256).contains(&config.block[0]), "{pass:?} {dim}");
                     let blocks = (config.grid[0] * config.grid[1]) as usize;

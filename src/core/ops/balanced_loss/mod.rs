@@ -43,7 +43,7 @@ const OP: &str = "balanced_loss";
 /// Terms of the loss: mse, l1, cosine, high frequency, edge.
 pub const TERMS: usize = 5;
 
-/// What the forward keeps of an item: its terms, and α and β of the cosine's gradient β·p − α·t.
+/// Values of an item that the forward keeps: its terms, and α and β of the cosine's gradient β·p − α·t.
 const STATISTICS: usize = TERMS + 2;
 
 /// ‖p‖·‖t‖ up to which the cosine is not defined.
@@ -70,7 +70,7 @@ impl Default for BalancedLoss {
     }
 }
 
-/// What [`balanced_loss`] returns.
+/// The results of [`balanced_loss`].
 #[derive(Clone, Debug)]
 pub struct Balanced {
     /// `[1]`: the loss.
@@ -134,7 +134,7 @@ pub fn balanced_loss(
         factors: empty(TERMS)?,
     };
     let (loss, items, terms) = (empty(1)?, empty(batch)?, empty(TERMS)?);
-    // What each kernel does for an element, the square root and the division as one each.
+    // The operations of each kernel per element, the square root and the division as one each.
     context.charge("balanced_loss_fwd", call.cost(2, 31, &[&items, &terms, &loss], state));
     run!(f32 prediction, forward(&call, &Results { loss: &loss, items: &items, terms: &terms }, state))?;
     let mut inputs = tape.inputs(OP);
@@ -208,7 +208,7 @@ struct Call {
     factors: Tensor,
 }
 
-/// What the forward returns.
+/// The results of the forward.
 struct Results<'a> {
     loss: &'a Tensor,
     items: &'a Tensor,

@@ -3,7 +3,7 @@
 use super::{Geometry, conv2d};
 use crate::ops::case::{Case, Input};
 
-/// What is added to the sums.
+/// The terms added to the sums.
 #[derive(Clone, Copy, Default)]
 struct With {
     bias: bool,

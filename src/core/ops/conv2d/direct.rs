@@ -311,7 +311,7 @@ impl<T> Output<'_, T> {
     }
 }
 
-/// What is added to the image at `to`, which begins at element `first`: null for nothing.
+/// The term added to the image at `to`, which begins at element `first`: null for none.
 fn added<T>(residual: Option<&[T]>, add: bool, to: *mut T, first: usize) -> *const T {
     match residual {
         Some(residual) => residual[first..].as_ptr(),

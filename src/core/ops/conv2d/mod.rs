@@ -74,7 +74,7 @@ impl Geometry {
         Self::centred([kernel; 2])
     }
 
-    /// The same of a window of `kernel` rows and columns.
+    /// As [`Geometry::same`] with a window of `kernel` rows and columns.
     pub fn centred(kernel: [usize; 2]) -> Self {
         Self { stride: 1, pad_before: kernel.map(|side| side / 2), resize: None, valid: false }
     }
@@ -84,7 +84,7 @@ impl Geometry {
         Self { stride, pad_before: [0, 0], resize: None, valid: true }
     }
 
-    /// The same windows, further apart.
+    /// These windows, further apart.
     pub fn strided(self, stride: usize) -> Self {
         Self { stride, ..self }
     }
@@ -254,7 +254,7 @@ fn sizes(x: &Var, weight: &Var, geometry: Geometry) -> Result<Sizes> {
     Ok(Sizes { batch, source: [h, w], size, out, cin, cout, kernel, stride, pad })
 }
 
-/// What a forward reads.
+/// The operands of a forward.
 struct Operands<'a> {
     x: &'a Tensor,
     weight: &'a Tensor,

@@ -24,7 +24,7 @@ pub(super) struct Task<'a, T, S, F> {
     /// A panel's sums between blocks: `[rows, columns, panel]`.
     pub sums: *mut T,
     pub to: *mut T,
-    /// What is added to the result, of its layout; null for nothing.
+    /// The term added to the result, in its layout; null for none.
     pub plus: *const T,
     pub start: F,
 }

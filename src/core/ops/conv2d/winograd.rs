@@ -373,7 +373,7 @@ struct Task<'a, S> {
     channels: usize,
     cout: usize,
     input: &'a [f32],
-    /// What is read outside images: a pixel's channels.
+    /// The pixel that is read outside images: its channels.
     zeros: &'a [f32],
     /// Bᵀ d B: `[position][piece][block][tile of the piece][channel of the block]`.
     images: &'a mut [f32],
@@ -384,7 +384,7 @@ struct Task<'a, S> {
     transformed: &'a [f32],
     bias: Option<&'a [f32]>,
     channel_add: Option<&'a [f32]>,
-    /// What is added to the result, of its layout; null for nothing.
+    /// The term added to the result, in its layout; null for none.
     plus: *const f32,
     to: *mut f32,
 }

@@ -21,7 +21,7 @@ const CHUNK_TILES: usize = 128;
 /// By row of positions, the rows of a window that it takes: the first, and the second with its sign.
 const WINDOW_ROWS: [(usize, usize, f32); 4] = [(0, 2, -1.0), (1, 2, 1.0), (2, 1, -1.0), (1, 3, -1.0)];
 
-/// The same of a tile of dy; 2 is a row of zeros.
+/// Those of a tile of dy; 2 is a row of zeros.
 const TILE_ROWS: [(usize, usize, f32); 4] = [(0, 2, 1.0), (0, 1, 1.0), (0, 1, -1.0), (2, 1, -1.0)];
 
 /// dw `[Cout, 3, 3, Cin]` from dy `[B, H, W, Cout]` and x `[B, h, w, Cin]`.
@@ -111,7 +111,7 @@ struct Row<'a, S> {
     padded: usize,
     x: &'a [f32],
     dy: &'a [f32],
-    /// What is read outside images: a pixel's channels.
+    /// The pixel that is read outside images: its channels.
     zeros: &'a [f32],
     /// `[position][panel][tile][panel's channels]`.
     images: &'a mut [f32],

@@ -24,7 +24,7 @@ use crate::tensor::{Cost, DType, Tensor};
 
 const OP: &str = "cross_entropy";
 
-/// What [`cross_entropy`] returns.
+/// The results of [`cross_entropy`].
 #[derive(Clone, Debug)]
 pub struct CrossEntropy {
     /// `[1]`: the loss.
@@ -93,7 +93,7 @@ struct Call {
     statistics: Tensor,
 }
 
-/// What the forward writes besides the statistics.
+/// The outputs of the forward besides the statistics.
 struct Results {
     loss: Tensor,
     correct: Tensor,

@@ -45,7 +45,7 @@ mod tests {
 
     const SEED: u64 = 7;
 
-    /// What dropout makes of ones, and what its backward makes of a gradient of ones.
+    /// The output of dropout for ones, and of its backward for a gradient of ones.
     fn masks(shape: [usize; 2], probability: f32, layer: u32, control: Control) -> [Vec<f32>; 2] {
         let context = Context::cpu();
         let tape = Tape::new(&context);

@@ -205,7 +205,7 @@ pub fn gate(tape: &Tape, x: &Var, y: &Var, modulation: &Var, column: usize) -> R
     }))
 }
 
-/// What the gated sum's backward reads and writes. `y` is there where `dm` is; `dm` is added to.
+/// The operands of the gated sum's backward. `y` is there where `dm` is; `dm` is added to.
 struct GateBackward<'a> {
     sizes: Gate,
     dout: &'a Tensor,

@@ -131,7 +131,7 @@ fn sums_by_column<T: Float>(
     });
 }
 
-/// What is worth threads: the samples if they are many, else the chunks of each.
+/// The unit of parallel work: samples if there are many, else chunks of each.
 fn work(sizes: Sizes) -> (usize, usize) {
     let all = sizes.samples * sizes.pixels * sizes.channels();
     if sizes.samples >= 2 * parallel::threads() { (all, 0) } else { (0, all / sizes.samples) }
@@ -360,7 +360,7 @@ pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients
     });
 }
 
-/// The same without dropout.
+/// Without dropout.
 fn backward_of<T: Float>(call: &Call, dy: &[T], gradients: &Gradients) {
     let view = View::<T>::new(call);
     let sizes = call.sizes;

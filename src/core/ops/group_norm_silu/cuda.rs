@@ -50,7 +50,7 @@ macro_rules! launch_strips {
     }};
 }
 
-/// The same with the affine map and with dropout, null where there is none.
+/// With the affine map and dropout, null where there is none.
 macro_rules! launch_mapped {
     ($Kernel:ident, $T:ident, $accelerator:expr, $call:expr, { $($field:ident: $value:expr),* $(,)? }) => {{
         let dropout = $call.dropout.as_ref();

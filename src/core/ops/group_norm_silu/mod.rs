@@ -34,7 +34,7 @@ const OP: &str = "group_norm_silu";
 pub struct GroupNormSilu {
     /// Groups; they divide the channels.
     pub groups: usize,
-    /// What is added to the variance.
+    /// The constant added to the variance.
     pub epsilon: f32,
     /// Whether SiLU follows.
     pub silu: bool,
@@ -171,7 +171,7 @@ struct Gradients {
     dscale_shift: Option<Destination>,
     /// Per sample Σ dv and Σ dv · n over its pixels, `[B, 2, C]`: scratch.
     sums: Tensor,
-    /// The same of a kernel's chunks of pixels, `[B, chunks, 2, C]`, where there are several parts: scratch.
+    /// Those of a kernel's chunks of pixels, `[B, chunks, 2, C]`, where there are several parts: scratch.
     partial: Option<Tensor>,
 }
 

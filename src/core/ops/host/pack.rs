@@ -27,7 +27,7 @@ pub(crate) unsafe fn strip<T: Float>(
     }
 }
 
-/// The same without the zeros: only element `step * width + lane` for `lane < lanes` is written.
+/// As [`strip`] without the zeros: only element `step * width + lane` for `lane < lanes` is written.
 ///
 /// # Safety
 /// As for [`strip`], and those elements of `dst` may be written.

@@ -44,7 +44,7 @@ impl Sizes {
     }
 }
 
-/// What the rows are scaled and shifted by.
+/// Scale and shift of the rows.
 #[derive(Clone, Copy)]
 pub enum Affine<'a> {
     /// Nothing.

@@ -39,7 +39,7 @@ pub struct Law {
     pub uniform: f32,
 }
 
-/// What the law starts from, `[3, bins]` row by row: q (negative: not visited yet), p, and the bins' upper ends Σ p.
+/// The state that the distribution starts from, `[3, bins]` row by row: q (negative: not visited yet), p, and the bins' upper ends Σ p.
 pub fn start(bins: usize) -> Vec<f32> {
     let equal = 1.0 / bins as f32;
     let ends = (1..=bins).map(|k| k as f32 / bins as f32);

@@ -24,7 +24,7 @@ const OP: &str = "linear";
 /// On the CPU, rows whose contributions to the bias's gradient are summed by one task, before the tasks' sums are.
 const ROWS_PER_PART: usize = 64;
 
-/// What follows the product and the bias.
+/// The operations after product and bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activation {
     /// Nothing.
@@ -159,7 +159,7 @@ struct To {
     residual: Input,
 }
 
-/// What a forward reads.
+/// The operands of a forward.
 struct Operands<'a> {
     x: &'a Tensor,
     weight: &'a Tensor,
@@ -196,7 +196,7 @@ impl Call {
     fn backward(mut self, backward: &Backward, to: To) -> Result<()> {
         let (context, dy) = (backward.context(), backward.gradient());
         if backward.is_chained() {
-            // What arrived is dz.
+            // The gradient that arrived is dz.
             self.z = None;
         }
         let Sizes { m, n, k } = self.sizes;

@@ -123,7 +123,7 @@ mod tests {
                 assert!(tile.is_multiple_of(4) && tile > 0 && tile / 4 * (padded / 4) <= threads, "{dim} {tokens}");
                 assert!(groups > 0 && (padded / side).pow(2) * groups <= threads, "{dim} {tokens}");
                 assert_eq!(config.grid, [24, 1, 1]);
-                // What every device from compute capability 8.0 on has, by opt-in and without.
+                // Every device from compute capability 8.0 on has these, by opt-in and without.
                 let most = if dim <= 32 { 48 } else { 99 };
                 assert!(config.shared_bytes <= most << 10, "{dim} {tokens}: {}", config.shared_bytes);
             }

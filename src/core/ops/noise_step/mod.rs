@@ -19,7 +19,7 @@ use crate::tensor::{Context, Cost, DType, Tensor};
 
 const OP: &str = "noise_step";
 
-/// What a network is told of a flow time t: t times this.
+/// The time input of a network for a flow time t is t times this.
 const FLOW_TIME_SCALE: f32 = 1000.0;
 
 /// The noise levels of times.
@@ -54,7 +54,7 @@ pub enum Draw {
     Adaptive(Tensor),
 }
 
-/// What the network is trained to output, as weights (c_x of x_0, c_n of ε).
+/// The training target of the network, as weights (c_x of x_0, c_n of ε).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// ε: (0, 1).
@@ -67,7 +67,7 @@ pub enum Target {
     Flow,
 }
 
-/// What is drawn, and how.
+/// The random quantities, and their distributions.
 #[derive(Clone, Debug)]
 pub struct NoiseStep {
     /// The seed of all draws.
@@ -91,9 +91,9 @@ pub struct NoiseStep {
 pub struct Noised {
     /// Noisy images, of the shape of x_0.
     pub x_t: Tensor,
-    /// What the network should output, of the shape of x_0.
+    /// The target of the network, of the shape of x_0.
     pub target: Tensor,
-    /// What the network is told of the time, `[B]` f32.
+    /// The time input of the network, `[B]` f32.
     pub time: Tensor,
     /// The labels, some of them dropped, `[B]` i32.
     pub labels: Tensor,

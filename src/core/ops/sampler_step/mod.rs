@@ -24,7 +24,7 @@ pub const STAGE_WORDS: usize = 16;
 /// 32-bit words of a row.
 pub const ROW_WORDS: usize = 24;
 
-/// What becomes of a row in this step.
+/// The state of a row in this step.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 pub struct Row {
@@ -38,7 +38,7 @@ pub struct Row {
     pub step: u32,
     /// The row that stands for the same image without its label; the row itself where there is none.
     pub partner: u32,
-    /// What the starting noise is multiplied by.
+    /// The factor of the starting noise.
     pub scale: f32,
     /// Zero.
     pub reserved: [u32; 2],
@@ -58,7 +58,7 @@ impl Row {
     /// Rows as a table, on the device.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Those of the device.
     pub fn upload(rows: &[Self], table: &Tensor) -> Result<()> {
         table.upload(Self::words(rows))
     }
@@ -105,7 +105,7 @@ pub fn sampler_time(context: &Context, time: &Tensor, table: &Tensor) -> Result<
     run!(f32 time, time(time, table))
 }
 
-/// What a step works on, all `[R, …]`, f32.
+/// The operands of a step, all `[R, …]`, f32.
 #[derive(Clone, Copy, Debug)]
 pub struct SamplerState<'a> {
     /// The state: of rows that own an image it becomes the next state, in their partners too.

@@ -52,7 +52,7 @@ DEV void convert(u16* y, const f32* x, u32 n) {
 }
 extern "C" __global__ void __launch_bounds__(256) products_to_bf16(u16* __restrict__ y, const f32* __restrict__ x, u32 n) { convert(y, x, n); }
 
-// The same two at a time.
+// Two at a time.
 DEV void convert_pairs(u32* y, const f32* low, const f32* high, u32 n) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) y[i] = bf16_pair(low[i], high[i]);

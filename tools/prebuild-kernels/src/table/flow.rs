@@ -12,7 +12,7 @@ pub enum Flow {
     End,
 }
 
-/// What a loop is known by, the most telling first.
+/// The fingerprint of a loop, the most telling part first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Anchor {
     Mma,

@@ -226,7 +226,7 @@ fn kept(old: &str, kernels: &Path, wanted: &[Prebuilt]) -> Result<BTreeMap<Strin
     Ok(kept)
 }
 
-/// What ptxas has to compile: of modules that are not kept.
+/// The compilations that ptxas must do: of modules that are not kept.
 fn jobs<'a>(wanted: &'a [Prebuilt], kept: &BTreeMap<String, Lines>) -> Vec<Job<'a>> {
     let mut jobs = Vec::new();
     for (device, (_, choices)) in DEVICES.iter().enumerate() {
@@ -266,7 +266,7 @@ fn measure(tools: &Tools, kernels: &Path, jobs: &[Job]) -> Result<Lines> {
     if failed.is_empty() { Ok(lines_of(&rows)) } else { Err(failed.join("\n").into()) }
 }
 
-/// What the rows are found by: kernel, module, place of the device.
+/// The key of the rows: kernel, module, place of the device.
 type Key = (String, String, usize);
 
 /// The rows of one job, with the number of each kernel's PTX instructions.

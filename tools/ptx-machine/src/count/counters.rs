@@ -63,7 +63,7 @@ counters! {
 }
 
 impl Counters {
-    /// What the executions of one operation come to.
+    /// The sum over the executions of one operation.
     pub fn of(cost: Cost, kind: Kind, issued: &Issued, accessed: &Accessed) -> Self {
         let mut all = Self::default();
         let Issued { issues, lanes, skipped } = *issued;

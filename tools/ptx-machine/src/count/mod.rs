@@ -51,7 +51,7 @@ pub struct Issued {
     pub skipped: u64,
 }
 
-/// What they accessed.
+/// Their accesses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Accessed {
     pub global_requests: u64,
@@ -174,7 +174,7 @@ impl Observer for Counts<'_> {
     }
 }
 
-/// What several host threads, or several launches of one program, counted together.
+/// The sum over several host threads, or several launches of one program.
 #[derive(Clone, Debug, Default)]
 pub struct Sums {
     issued: Vec<Issued>,

@@ -32,7 +32,7 @@ impl std::fmt::Debug for Touches {
     }
 }
 
-/// What a first read or write of a sector by a launch finds.
+/// The state of a sector at a launch's first read or write of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Touch {
     /// The launch has done that before.

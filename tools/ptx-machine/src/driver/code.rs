@@ -68,7 +68,7 @@ codes! {
     UNKNOWN = 999, "CUDA_ERROR_UNKNOWN", "unknown error";
 }
 
-/// What `INVALID_VALUE` means in a driver that does not start.
+/// The meaning of `INVALID_VALUE` in a driver that does not start.
 static EXPLAINED: OnceLock<CString> = OnceLock::new();
 
 /// Has [`cuGetErrorString`] say this of an invalid value.

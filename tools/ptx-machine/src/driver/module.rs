@@ -321,7 +321,7 @@ pub unsafe extern "C" fn cuFuncGetAttribute(value: *mut c_int, which: c_int, of:
     })
 }
 
-/// What a launch asks for.
+/// The resources of a launch.
 struct Request {
     grid: [u32; 3],
     block: [u32; 3],

@@ -101,7 +101,7 @@ struct Listed {
     first: usize,
 }
 
-/// What a launch did.
+/// The record of a launch.
 struct Counted {
     counters: Counters,
     /// None where not every block was executed.
@@ -118,7 +118,7 @@ struct Sampled {
     slots: [u64; 2],
 }
 
-/// What is done with a launch.
+/// The treatment of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Execute,

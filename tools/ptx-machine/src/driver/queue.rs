@@ -17,7 +17,7 @@ use crate::ir::Program;
 pub enum Host {
     /// Pinned: read when the copy is done.
     Address(u64),
-    /// What was there when the copy was submitted.
+    /// The bytes when the copy was submitted.
     Bytes(Arc<[u8]>),
 }
 
@@ -165,7 +165,7 @@ fn code_of(report: &Report) -> Code {
         FaultKind::Misaligned => code::MISALIGNED_ADDRESS,
         FaultKind::Endless => code::LAUNCH_TIMEOUT,
         FaultKind::Trap => code::ILLEGAL_INSTRUCTION,
-        // What hardware would not notice, or answer with anything at all.
+        // Faults that hardware would not notice, or answer with any value.
         _ => code::LAUNCH_FAILED,
     }
 }

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use super::model::{A100, Model};
 use crate::exec::{Limits, MOST_CORES};
 
-/// What every variable's name begins with.
+/// The prefix of every variable's name.
 const PREFIX: &str = "PTX_MACHINE_";
 
-/// What can be set, with its default where nothing is.
+/// The settings, with their defaults.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `PTX_MACHINE_DEVICE`

@@ -85,7 +85,7 @@ pub struct Capture {
     pub mode: Mode,
     pub thread: ThreadId,
     pub ops: Vec<Op>,
-    /// What was submitted to the streams that joined it, and waits for whoever waits for it.
+    /// Work submitted to the streams that joined it, which runs when somebody waits for it.
     pub forks: HashMap<Handle, Vec<Op>>,
     pub invalid: bool,
 }
@@ -138,7 +138,7 @@ pub struct Graph {
 
 pub struct Driver {
     pub initialised: bool,
-    /// What is wrong with the environment's settings: the driver does not start.
+    /// The fault of the environment's settings: the driver does not start.
     pub fault: Option<String>,
     pub version: i32,
     pub checked: bool,
@@ -158,9 +158,9 @@ pub struct Driver {
     pub replace: Option<std::path::PathBuf>,
     /// Executed lines of each module's text, where somebody wants them.
     pub executed: Option<BTreeMap<String, BTreeSet<u32>>>,
-    /// What launches do, where somebody wants to know.
+    /// The record of launches, if one is wanted.
     pub profile: Option<Profile>,
-    /// What the next call of a name returns without doing anything, for tests of whoever calls.
+    /// The result of the next call of a name, which then does nothing: for tests of callers.
     pub answers: HashMap<String, Code>,
     /// Whether the work of captured forks is done where it was submitted.
     pub early_forks: bool,
@@ -174,7 +174,7 @@ pub struct Driver {
 thread_local! {
     /// The thread's stack of contexts.
     pub static CURRENT: RefCell<Vec<Handle>> = const { RefCell::new(Vec::new()) };
-    /// What the thread allows itself while something is captured.
+    /// The calls that the thread allows itself during a capture.
     pub static INTERACTION: RefCell<Mode> = const { RefCell::new(Mode::Global) };
 }
 

@@ -39,7 +39,7 @@ impl<const CHECKED: bool, O: Observer> Worker<'_, CHECKED, O> {
             return Err(Fault::new(FaultKind::Misaligned, lane, message));
         }
         let mut data = [[0u8; 16]; LANES];
-        // What is read: byte by byte where a copy ends within.
+        // The source: byte by byte where a copy ends within.
         for step in [size, 1] {
             let mut byte = 0;
             while byte < size {

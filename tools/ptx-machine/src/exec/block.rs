@@ -93,7 +93,7 @@ pub(super) struct Barrier {
     pub expected: u32,
 }
 
-/// What executes blocks, one after the other, on one core.
+/// The executor of blocks, one after another, on one core.
 pub(super) struct Worker<'g, const CHECKED: bool, O> {
     pub grid: &'g Grid<'g>,
     pub observer: O,
@@ -205,7 +205,7 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
         self.copies = 0;
         self.steps = 0;
         self.waited = false;
-        // What a block finds in shared and local memory is no number.
+        // Shared and local memory hold no numbers when a block begins.
         if CHECKED {
             self.shared.bytes_mut().fill(0xff);
             self.shadow.begin(self.shared_bytes);
@@ -470,7 +470,7 @@ impl<'g, const CHECKED: bool, O: Observer> Worker<'g, CHECKED, O> {
             }
         };
         let zeros = (0..LANES).fold(0u32, |all, lane| all | u32::from(is_zero(lane)) << lane);
-        // What comes of a divisor that nobody computed counts only where it is used.
+        // The result of a divisor that nobody computed counts only where it is used.
         let known = match program.demands(inst).and_then(|demands| demands.reads.get(1).copied().flatten()) {
             Some(reg) if CHECKED => warp.written[reg as usize],
             Some(_) => 0,

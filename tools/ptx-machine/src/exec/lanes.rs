@@ -20,7 +20,7 @@ pub const UNIT: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(pub i32);
 
-/// What a lane-wise operation sees of its warp.
+/// The view that a lane-wise operation has of its warp.
 #[derive(Debug)]
 pub struct Lanes {
     pub registers: *mut u8,

@@ -19,7 +19,7 @@ use crate::memory::shadow::Access;
 use crate::parse::Space;
 use block::Worker;
 
-/// What a warp asks of one memory in one instruction: one request. Every address is one of the space and aligned to `bytes`.
+/// A request: the access of a warp to one memory in one instruction. Every address is one of the space and aligned to `bytes`.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     pub space: Space,

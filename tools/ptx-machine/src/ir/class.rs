@@ -14,7 +14,7 @@ pub enum Class {
     Float,
     /// From or to a float.
     Conversion,
-    /// What the special-function unit does: `ex2`, `lg2`, `rcp`, `sqrt`, `rsqrt`, `sin`, `cos`, `tanh`, and `div` of floats.
+    /// Operations of the special-function unit: `ex2`, `lg2`, `rcp`, `sqrt`, `rsqrt`, `sin`, `cos`, `tanh`, and `div` of floats.
     Special,
     Mma,
     LoadMatrix,
@@ -38,7 +38,7 @@ pub enum Class {
     Other,
 }
 
-/// What one execution of an operation is.
+/// The cost class of one execution of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
     pub class: Class,

@@ -152,7 +152,7 @@ pub(super) fn analyse(steps: &[Step], count: usize) -> Option<Flow> {
     Some(Flow { intervals, doubtful })
 }
 
-/// What is read behind the beginning and behind the end of each block, before it is written again.
+/// Live registers at the beginning and at the end of each block.
 fn liveness(blocks: &[Block], used: &Sets, written: &Sets, words: usize) -> (Sets, Sets) {
     let mut live_in = Sets::new(blocks.len(), words, 0);
     let mut live_out = Sets::new(blocks.len(), words, 0);
@@ -178,7 +178,7 @@ fn liveness(blocks: &[Block], used: &Sets, written: &Sets, words: usize) -> (Set
     (live_in, live_out)
 }
 
-/// What is computed from a doubtful register is doubtful.
+/// A value computed from a doubtful register is doubtful.
 fn pass_on(steps: &[Step], doubtful: &mut [bool]) {
     let mut changed = doubtful.contains(&true);
     while changed {

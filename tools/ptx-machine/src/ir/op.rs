@@ -98,7 +98,7 @@ pub enum MmaType {
     Tf32,
 }
 
-/// What an instruction is to the machine's main loop.
+/// The kind of an instruction for the machine's main loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// On lanes alone: [`Step::run`] does it.
@@ -197,7 +197,7 @@ pub struct Step {
     pub unknown: Unknown,
 }
 
-/// What an operation does with a register that nobody wrote. Compilers compute with such values where they do not use the result:
+/// The treatment of a register that nobody wrote. Compilers compute with such values where they do not use the result:
 /// arithmetic passes on that a value is not known, and a fault is what depends on it: an address, a jump, a store, what other
 /// lanes receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -33,7 +33,7 @@ pub struct Inst {
     demands: u32,
 }
 
-/// What an operation of doubtful registers demands.
+/// The demand of an operation on doubtful registers.
 #[derive(Clone, Debug)]
 pub struct Demands {
     /// Doubtful registers that are read, by their number among the doubtful ones; none for other sources.
@@ -75,7 +75,7 @@ pub struct Program {
     pub code: Vec<Inst>,
     pub slots: Vec<Slot>,
     pub lines: Vec<Line>,
-    /// What each operation costs.
+    /// The cost of each operation.
     pub costs: Vec<Cost>,
     pub files: HashMap<u32, String>,
     pub places: Vec<Place>,
@@ -170,7 +170,7 @@ impl Program {
         })
     }
 
-    /// What an operation demands of doubtful registers.
+    /// The demand of an operation on doubtful registers.
     pub fn demands(&self, inst: &Inst) -> Option<&Demands> {
         if inst.demands == NOTHING { None } else { self.demands.get(inst.demands as usize) }
     }
@@ -312,7 +312,7 @@ struct Builder {
 impl Builder {
     fn new(names: &[(String, Width)], flow: &Flow) -> Self {
         let widths: Vec<Width> = names.iter().map(|(_, width)| *width).collect();
-        // What nobody wants goes to the first units.
+        // Work without a preference goes to the first units.
         let mut top = units(Width::B64);
         let (registers, pressure) = allocate(&widths, flow, &mut top);
         let mut doubtful_names = Vec::new();

@@ -66,7 +66,7 @@ impl Moment {
         )
     }
 
-    /// The same moment for another thread of the warp.
+    /// This moment for another thread of the warp.
     #[inline(always)]
     pub fn of_lane(self, lane: u32) -> Self {
         Self(self.0 + (u64::from(lane) << THREAD_SHIFT))
@@ -220,7 +220,7 @@ struct Page {
     cells: Vec<Cell>,
     /// One bit a byte: somebody wrote it.
     written: Vec<u64>,
-    /// What an earlier launch did here, kept for one that may run beside it.
+    /// The accesses of an earlier launch, kept for one that may run beside it.
     earlier: Option<Box<Earlier>>,
 }
 
@@ -311,7 +311,7 @@ impl Page {
         let first = (at >> self.shift) as usize;
         let count = (bytes >> self.shift) as usize;
         let cells = &mut self.cells[first..first + count];
-        // What is accessed together has mostly one history.
+        // Bytes that are accessed together mostly have one history.
         let (head, rest) = cells.split_at_mut(1);
         if rest.iter().all(|cell| *cell == head[0]) {
             head[0].access(access, now)?;
@@ -344,7 +344,7 @@ fn looked_at(what: &WarpAccess, offsets: &[u64; 32]) -> u32 {
     kept
 }
 
-/// What a warp does to memory in one instruction.
+/// The access of a warp to memory in one instruction.
 #[derive(Clone, Copy, Debug)]
 pub struct WarpAccess {
     pub access: Access,
@@ -563,7 +563,7 @@ impl SharedShadow {
     /// As [`Shadow::access`]; the generation is the block's own.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Shadow::access`].
     #[inline(always)]
     pub fn access(&mut self, what: WarpAccess, offsets: &[u64; 32]) -> Result<(), (u32, Conflict)> {
         let mut rest = looked_at(&what, offsets);

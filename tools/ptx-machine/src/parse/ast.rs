@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-/// What is wrong with a PTX text, and where: prints as `file:line: message`.
+/// A fault of a PTX text and its place: prints as `file:line: message`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct PtxError {
     pub file: String,
@@ -41,7 +41,7 @@ impl Space {
     }
 }
 
-/// What a register holds.
+/// The type of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Width {
     Pred,
@@ -120,7 +120,7 @@ pub enum MaskOf {
     GreaterEqual,
 }
 
-/// What an address is relative to.
+/// The base of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
     Reg(Reg),

@@ -300,7 +300,7 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// What stands behind `[`.
+    /// The operand behind `[`.
     fn address(&mut self, entry: &Entry, names: &Names<'t>) -> Result<Operand> {
         let base = match self.next()? {
             Token::Number(text) => match integer(text) {

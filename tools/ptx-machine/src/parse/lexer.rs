@@ -10,7 +10,7 @@ pub enum Token<'t> {
     Dot(&'t str),
     /// An integer or a float as it is written.
     Number(&'t str),
-    /// What stands between quotes.
+    /// A quoted text.
     Text(&'t str),
     /// Anything else of one character.
     Mark(u8),

@@ -23,7 +23,7 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// What stands behind `.shared` and the like.
+    /// The declaration behind `.shared` and the like.
     pub(super) fn variable(&mut self, space: &str, external: bool) -> Result<Variable> {
         let space = match space {
             "global" => Space::Global,

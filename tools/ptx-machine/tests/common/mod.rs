@@ -154,7 +154,7 @@ impl Kernel {
         Sums::of(&self.program, counted)
     }
 
-    /// What the operations of one line of the PTX count.
+    /// The counters of the operations of one line of the PTX.
     pub fn of_line(&self, sums: &Sums, line: u32) -> Counters {
         let mut all = Counters::default();
         let operations = sums.operations(&self.program);

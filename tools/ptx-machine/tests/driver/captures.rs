@@ -9,7 +9,7 @@ use ptx_machine::driver::*;
 use super::common;
 use super::opened::{ADD, ONE, Opened, WARP, driver};
 
-/// What a capture forbids, and whether the capture is lost by it.
+/// Calls that a capture forbids, and whether they invalidate it.
 #[test]
 fn captures_are_invalidated_by_what_they_forbid() {
     let _guard = driver();

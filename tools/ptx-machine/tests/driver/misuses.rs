@@ -49,7 +49,7 @@ fn misuses_give_the_documented_errors() {
     assert!(table.asked >= 50, "{}", table.asked);
 }
 
-/// What a device of capability 9.0 takes and one of 8.0 does not.
+/// Calls that a device of capability 9.0 takes and one of 8.0 does not.
 fn with_capability_9(table: &mut Table, older: &Opened, newer: &Opened) {
     let own = common::module(1, 1, ADD).replace("sm_80", "sm_90a");
     unsafe {

@@ -145,7 +145,7 @@ fn the_file_is_the_same_for_any_number_of_host_threads() {
     };
     assert_eq!(launches(&first).len(), 9);
     assert!(launches(&first)[1].contains("\"reused\": [[0, "), "{}", launches(&first)[1]);
-    // What an earlier section touched is older than the section.
+    // Memory that an earlier section touched is older than the section.
     assert!(launches(&first)[4].contains("\"reused\": []") && launches(&first)[7].contains("\"reused\": []"));
     for (cores, file) in [("1", "cores-1-again"), ("2", "cores-2"), ("3", "cores-3"), ("8", "cores-8")] {
         assert_eq!(run(cores, file).as_ref(), Some(&first), "{cores} host threads");
@@ -162,7 +162,7 @@ fn launches_can_be_listed_without_being_executed() {
         let small = opened.alloc(128);
         unsafe { assert_eq!(cuMemsetD32_v2(small, 7, 32), SUCCESS) };
         assert_eq!(opened.launch(add, ONE, WARP, 0, small, 1), SUCCESS);
-        // What was submitted before is done.
+        // Work submitted before is done.
         assert_eq!(ptxMachineExecute(0), SUCCESS);
         assert_eq!(opened.words(small, 1), [8]);
         // Outside a section nothing is listed, nor executed.

@@ -291,7 +291,7 @@ fn an_attribute_arrives() {
             assert_eq!(floats(&device, to), [18.0, 24.0, 54.0, 60.0]);
             (from, to, device)
         };
-        // The same two launches, with programmatic launch of the second, whose kernel does not wait: the PTX machine reports a
+        // These two launches, with programmatic launch of the second, whose kernel does not wait: the PTX machine reports a
         // race, here in a graph.
         let capture = Capture::begin(&device).unwrap();
         sum(&device, from, to, 0, CONFIG).unwrap();

@@ -153,7 +153,7 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T]) + Send + Sync> Part<'_, T,
                     return;
                 }
                 let packed_b = match self.b {
-                    // What lies before: the earlier columns' whole sums, then these columns' earlier blocks.
+                    // Memory before these columns: the earlier columns' whole sums, then these columns' earlier blocks.
                     Right::Packed(packed) => {
                         let before = self.cols.0 * self.a.cols + vectors * lanes * p0;
                         packed[before..][..vectors * lanes * depth].as_ptr()
