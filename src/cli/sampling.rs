@@ -7,21 +7,20 @@ use crate::error::{Error, Result};
 use crate::pipeline::{Changes, Recipe};
 
 /// Help of `--sampler`.
-pub(super) const SAMPLER: &str = "ddpm, ddim, heun or dpmpp2m (DPM-Solver++) [default: the model's]";
+pub(super) const SAMPLER: &str = "ddpm, ddim, heun or dpmpp2m (DPM-Solver++)";
 /// Help of `--steps`.
-pub(super) const STEPS: &str = "Denoising steps [default: the model's]";
+pub(super) const STEPS: &str = "Denoising steps";
 /// Help of `--guidance`.
-pub(super) const GUIDANCE: &str =
-    "Classifier-free guidance: 1 is none, higher values follow the class more strictly [default: the model's]";
+pub(super) const GUIDANCE: &str = "Classifier-free guidance: 1 is none, higher values follow the class more strictly";
 
 /// The sampler's main settings.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct SamplerOptions {
-    #[arg(long, value_name = "SAMPLER", help = SAMPLER)]
+    #[arg(long, value_name = "SAMPLER", help = format!("{SAMPLER} [default: the model's]"))]
     pub sampler: Option<String>,
-    #[arg(long, value_name = "N", help = STEPS)]
+    #[arg(long, value_name = "N", help = format!("{STEPS} [default: the model's]"))]
     pub steps: Option<usize>,
-    #[arg(long, value_name = "SCALE", help = GUIDANCE)]
+    #[arg(long, value_name = "SCALE", help = format!("{GUIDANCE} [default: the model's]"))]
     pub guidance: Option<f64>,
 }
 
