@@ -1,5 +1,7 @@
 //! The output of `engine eval`: a table, a table of several models, and pictures.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use crate::error::Result;
@@ -14,9 +16,38 @@ const PAIRS: usize = 16;
 /// White pixels between two panels.
 const GAP: usize = 24;
 
-/// Metrics of one model, with standard error and floor.
-pub(super) fn table(name: &str, count: usize, network: &str, found: &[Measured], floor: &[Measured]) -> String {
-    let mut text = format!("{name}: {count} samples, {network}\n");
+/// How samples were drawn, from what, and against what they are measured: one line.
+pub(super) fn settings(result: &Value) -> String {
+    let mut parts = Vec::new();
+    let short =
+        |hash: &Value| hash.as_str().map(|hash| format!(" ({}…)", &hash[..hash.len().min(8)])).unwrap_or_default();
+    let sampling = &result["sampling"];
+    if sampling.is_object() {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), String::from);
+        let (sampler, steps, guidance) = (text(&sampling["sampler"]), &sampling["num_steps"], &sampling["guidance"]);
+        let (seed, precision) = (&result["seed"], text(&result["sampling_precision"]));
+        parts.push(format!("seed {seed}, {sampler}, {steps} steps, guidance {guidance}, {precision}"));
+    } else {
+        parts.push(format!("samples{}", short(&result["sha256"])));
+    }
+    for (what, told) in [("reference", &result["reference"]), ("floor", &result["floor"])] {
+        let Some(name) = told["name"].as_str() else { continue };
+        let images = told["images"].as_u64().map_or("an unknown number of".into(), |images| images.to_string());
+        let hash = if told["file_sha256"].is_string() { &told["file_sha256"] } else { &told["sha256"] };
+        parts.push(format!("{what}: {images} images of {name}{}", short(hash)));
+    }
+    format!("{}\n", parts.join("; "))
+}
+
+/// Metrics of one model, with standard error and floor; `settings` is the second line.
+pub(super) fn table(
+    name: &str,
+    (count, network): (usize, &str),
+    settings: &str,
+    found: &[Measured],
+    floor: &[Measured],
+) -> String {
+    let mut text = format!("{name}: {count} samples, {network}\n  {settings}");
     let width = found.iter().map(|measured| measured.name.chars().count()).max().unwrap_or(0);
     for measured in found {
         let value = match measured.error {
@@ -27,9 +58,24 @@ pub(super) fn table(name: &str, count: usize, network: &str, found: &[Measured],
             format!("   real held-out: {}", rounded(other.value, measured.error.unwrap_or(other.value.abs() / 1000.0)))
         });
         let pad = " ".repeat(width - measured.name.chars().count());
-        text += &format!("  {}{pad}  {value}{}\n", measured.name, floor.unwrap_or_default());
+        text += &format!("  {}{pad}  {value}{}{}\n", measured.name, spread(measured), floor.unwrap_or_default());
     }
     text
+}
+
+/// The further numbers that belong to a metric: the deviation over splits or subsets.
+fn spread(measured: &Measured) -> String {
+    let [splits, subsets] = ["std_over_splits", "std_over_subsets"].map(|key| measured.more[key].as_f64());
+    match (splits, subsets, measured.error) {
+        (Some(deviation), ..) => {
+            format!(" (std {} over {} splits)", rounded(deviation, deviation), measured.more["splits"])
+        }
+        (_, Some(_), Some(error)) => {
+            let bound = |sign: f64| rounded(measured.value + sign * 1.96 * error, error);
+            format!(" (95 %: {} to {})", bound(-1.0), bound(1.0))
+        }
+        _ => String::new(),
+    }
 }
 
 /// Several models in one Markdown table: a row for each, a column for each metric.
@@ -92,6 +138,33 @@ pub(super) fn ablation_curve(results: &[Value]) -> Option<MetricCurve> {
     Some(MetricCurve { title: format!("{metric} by {over}"), metric, over: over.into(), lines })
 }
 
+/// Up to `most` places, the classes in turn and each class evenly spread; without classes all evenly spread.
+fn shown(labels: &[Option<usize>], most: usize) -> Vec<usize> {
+    let mut classes: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+    labels.iter().enumerate().for_each(|(place, label)| classes.entry(*label).or_default().push(place));
+    let count = most.min(labels.len());
+    // Of more classes than places, evenly spread ones.
+    let taken = classes.len().min(count);
+    let classes: Vec<&Vec<usize>> = classes.values().collect();
+    let chosen: Vec<&Vec<usize>> = (0..taken).map(|i| classes[i * classes.len() / taken]).collect();
+    // How many of each: in turn, as long as there are any.
+    let mut each = vec![0; taken];
+    let mut left = count;
+    while left > 0 && chosen.iter().zip(&each).any(|(class, each)| each < &class.len()) {
+        for (class, each) in chosen.iter().zip(&mut each) {
+            if left > 0 && *each < class.len() {
+                (*each, left) = (*each + 1, left - 1);
+            }
+        }
+    }
+    let most_of_one = each.iter().copied().max().unwrap_or(0);
+    let place = |round: usize| {
+        let of = chosen.iter().zip(&each).filter(move |(_, each)| round < **each);
+        of.map(move |(class, each)| class[round * class.len() / each]).collect::<Vec<_>>()
+    };
+    (0..most_of_one).flat_map(place).collect()
+}
+
 /// Samples beside real images; with `nearest`, the samples nearest to reference images, beside those. None if there is nothing to
 /// show.
 pub(super) fn panel(
@@ -109,8 +182,10 @@ pub(super) fn panel(
             (order, others, ["samples nearest to the reference", "their nearest reference images"])
         }
         None => {
-            let spread = |len: usize| (0..SHOWN.min(len)).map(|i| i * len / SHOWN.min(len)).collect::<Vec<usize>>();
-            (spread(count.min(samples.len())), spread(real.len()), ["generated", "real"])
+            let label =
+                |gallery: &Gallery, count: usize| (0..count).map(|index| gallery.label(index)).collect::<Vec<_>>();
+            let [left, right] = [label(samples, count.min(samples.len())), label(real, real.len())];
+            (shown(&left, SHOWN), shown(&right, SHOWN), ["generated", "real"])
         }
     };
     let side = |gallery: &Gallery, places: &[usize], title: &str| -> Result<Option<Image>> {
@@ -127,5 +202,30 @@ pub(super) fn panel(
     match (side(samples, &left, titles[0])?, side(real, &right, titles[1])?) {
         (Some(left), Some(right)) => beside(&[left, right], GAP).map(Some),
         _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_classes_are_shown_and_each_is_spread() {
+        // 10,000 samples, ten classes in turn: every 250th would be of one class.
+        let labels: Vec<Option<usize>> = (0..10_000).map(|index| Some(index % 10)).collect();
+        let places = shown(&labels, 40);
+        assert_eq!(places.len(), 40);
+        for class in 0..10 {
+            let own: Vec<usize> = places.iter().copied().filter(|place| place % 10 == class).collect();
+            assert!(own.len() == 4 && own[3] > 7000 && own[0] < 10, "{own:?}");
+        }
+        assert_eq!(places[..3], [0, 1, 2]);
+        // Sorted by class, with a rare one; without classes; more classes than places.
+        let sorted: Vec<Option<usize>> = (0..100).map(|index| Some(usize::from(index >= 98))).collect();
+        assert_eq!(shown(&sorted, 8).iter().filter(|&&place| place >= 98).count(), 2);
+        assert_eq!(shown(&[None; 100], 4), [0, 25, 50, 75]);
+        let many: Vec<Option<usize>> = (0..100).map(Some).collect();
+        assert_eq!(shown(&many, 4), [0, 25, 50, 75]);
+        assert!(shown(&[], 4).is_empty());
     }
 }

@@ -13,9 +13,9 @@ use crate::cluster::Collective;
 use crate::config::DataConfig;
 use crate::data::{Dataset, ResolveOptions, resolve};
 use crate::diffusion::SamplingConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::evaluation::{
-    Asking, Drawn, Draws, FeatureSet, Measured, MetricKind, Nearest, Reference, drawn, measure,
+    Asking, Drawn, Draws, FeatureSet, Measured, MetricKind, Nearest, Reference, class_places, drawn, measure,
 };
 use crate::eval::{Extractor, Gallery, Rule, data_of, metrics};
 use crate::model_file::ModelFile;
@@ -82,6 +82,18 @@ impl FeatureOptions {
     }
 }
 
+/// Refuses to count the classes of samples by a classifier that does not know them.
+///
+/// # Errors
+/// [`Error::Config`] at `option`.
+pub(super) fn check_classes(of_samples: &[String], classifier: &Extractor, option: &str) -> Result<()> {
+    let refused = |why| {
+        let message = format!("class accuracy needs a classifier of the samples' classes: {why}");
+        Error::config(option, message, "give another classifier, or leave accuracy out of --metrics")
+    };
+    class_places(of_samples, classifier.class_names()).map(|_| ()).map_err(refused)
+}
+
 /// The network as text: its name, the first digits of its hash, the rule.
 pub(super) fn network(extractor: &Extractor) -> String {
     let rule = extractor.rule().map(|rule| format!(", rule {}", rule.name())).unwrap_or_default();
@@ -121,7 +133,7 @@ impl Work {
         bar
     }
 
-    /// Features of the first pictures of a gallery.
+    /// Features of the first pictures of a gallery. Without a terminal long work is told every half minute.
     pub fn features(
         &self,
         gallery: &Gallery,
@@ -132,10 +144,14 @@ impl Work {
     ) -> Result<FeatureSet> {
         let bar = self.bar(what, "pictures");
         // Measured from the end of the first batch, which includes the preparation.
-        let mut first = None;
+        let (mut first, mut told) = (None, Instant::now());
         let set = FeatureSet::extracted(gallery, of, count, extractor, &self.cache, &mut |done, all| {
             first.get_or_insert_with(|| (done, Instant::now()));
             bar.at(done, all);
+            if bar.is_hidden() && told.elapsed().as_secs() >= 30 {
+                told = Instant::now();
+                self.note(&format!("{what}: {done} of {all} pictures"));
+            }
             Ok(())
         });
         drop(bar);
@@ -143,7 +159,9 @@ impl Work {
             let seconds = started.elapsed().as_secs_f64().max(1e-9);
             self.note(&format!("{what}: {:.1} pictures a second", (count - from) as f64 / seconds));
         }
-        set
+        let set = set?;
+        set.notes.iter().for_each(|note| self.note(&format!("note: {note}")));
+        Ok(set)
     }
 
     /// Samples of a model, for the job of this index if other processes draw too.

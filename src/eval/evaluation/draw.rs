@@ -86,7 +86,10 @@ pub fn drawn(
     let classes = info.class_names().len();
     let labels = labels.into_iter().map(|label| (label < classes).then_some(label)).collect();
     let name = model.path.display().to_string();
-    Ok(Drawn { gallery: Gallery::drawn(rows.map()?, [height, width, channels], labels, name), of })
+    let damage = rows.damage().map(String::from);
+    let mut gallery = Gallery::drawn(rows.map()?, [height, width, channels], labels, (name, info.classes.clone()));
+    gallery.notes.extend(damage);
+    Ok(Drawn { gallery, of })
 }
 
 /// A draw command of rank 0.

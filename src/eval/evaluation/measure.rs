@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::{FeatureSet, Reference};
+use super::{Classes, FeatureSet, Reference};
 use crate::error::{Error, Result};
 use crate::eval::metrics::{
-    Estimate, Extrapolation, Features, Gaussian, Neighbours, SPLITS, SUBSET_SIZE, SUBSETS, extrapolated,
-    inception_score, kernel_distance, subset,
+    Estimate, Extrapolation, Gaussian, Neighbours, SPLITS, SUBSET_SIZE, SUBSETS, extrapolated, inception_score,
+    kernel_distance, subset,
 };
 use crate::eval::{Better, Confusion};
 
@@ -61,7 +61,7 @@ pub struct Asking<'a> {
     /// The seed of subsets and halves.
     pub seed: u64,
     /// The intended class of each sample, and a classifier's logits.
-    pub classes: Option<(Vec<Option<usize>>, Features<'a>)>,
+    pub classes: Option<Classes<'a>>,
 }
 
 /// The nearest reference images of the samples.
@@ -116,7 +116,9 @@ pub fn measure(
                 )?;
                 let name = asking.distance.replace("FID", "KID").replace("FD-", "KD-");
                 found.push(Measured {
-                    more: json!({ "subsets": SUBSETS, "subset_size": kid.subset_size, "std_over_subsets": kid.deviation }),
+                    more: json!({
+                        "subsets": kid.subsets, "subset_size": kid.subset_size, "std_over_subsets": kid.deviation,
+                    }),
                     ..measured("kid_mean", &name, kid.mean, kid.error.is_finite().then_some(kid.error), Better::Lower)
                 });
             }
@@ -228,12 +230,12 @@ fn limit(
 }
 
 fn accuracy(asking: &Asking) -> Result<Option<Measured>> {
-    let Some((labels, logits)) = &asking.classes else {
+    let Some(Classes { truth, names, logits }) = &asking.classes else {
         let message = "class accuracy needs a classifier and samples of known classes";
         return Err(Error::config("classifier", message, "give a classifier, and a model with classes"));
     };
     let mut confusion = Confusion::new(logits.width());
-    for (index, label) in labels.iter().enumerate() {
+    for (index, label) in truth.iter().enumerate() {
         let Some(label) = label.filter(|&label| label < logits.width()) else { continue };
         let row = logits.row(index);
         let prediction = (1..row.len()).fold(0, |best, class| if row[class] > row[best] { class } else { best });
@@ -246,7 +248,9 @@ fn accuracy(asking: &Asking) -> Result<Option<Measured>> {
     let share = confusion.accuracy();
     let error = (share * (1.0 - share) / total as f64).sqrt();
     Ok(Some(Measured {
-        more: json!({ "images": total, "confusion": confusion.counts(), "rows": "the class that was drawn" }),
+        more: json!({
+            "images": total, "classes": names, "confusion": confusion.counts(), "rows": "the class that was drawn",
+        }),
         ..measured("class_accuracy", "class accuracy", share, Some(error), Better::Higher)
     }))
 }
