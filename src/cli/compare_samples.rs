@@ -55,7 +55,7 @@ impl SampleTask {
 
     /// The metrics of a model's samples.
     pub fn measured(&self, asked: &CompareCommand, model: &Model, sampling: &SamplingConfig) -> Result<Vec<Measured>> {
-        let Drawn { gallery, of } =
+        let Drawn { gallery, of, .. } =
             self.work.drawn(model, sampling, asked.seed, (asked.num_samples, asked.batch), 0)?;
         let mut extractor = self.extractor.borrow_mut();
         let set = self.work.features(&gallery, &of, asked.num_samples, &mut extractor, "features")?;

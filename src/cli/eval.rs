@@ -19,7 +19,7 @@ use super::machine::{Machine, MachineOptions};
 use super::options::DataFolder;
 use super::sampling::{GUIDANCE, SAMPLER, STEPS};
 use crate::cluster::{Alone, Collective, Fact, agree};
-use crate::diffusion::{SamplerKind, SamplingConfig};
+use crate::diffusion::{NoiseSchedule, Plan, SamplerKind, SamplingConfig};
 use crate::error::{Error, Result};
 use crate::eval::evaluation::{
     Asking, Classes, Compared, DrawOrder, Drawn, Draws, Measured, MetricKind, Reference, class_places, warnings,
@@ -223,7 +223,8 @@ impl EvalCommand {
         how.dedup();
         let described = format!("Features by {network}.\n\n{}", how.join("\n"));
         write_atomically(self.out.join("ablation.md"), format!("{markdown}\n{described}").as_bytes())?;
-        if let Some(curve) = ablation_curve(results) {
+        let seeds = over_seeds(results);
+        if let Some(curve) = ablation_curve(seeds.as_deref().unwrap_or(results)) {
             let picture = render_metric_curve(&curve)?;
             write_png(self.out.join("ablation.png"), &picture, &[("evaluation", &described)])?;
         }
@@ -421,7 +422,13 @@ impl EvalCommand {
         let judged = match classifier {
             Some(classifier) => {
                 class_names = classifier.class_names().to_vec();
-                Some(work.features(&gallery, &of, count, classifier, "classes")?)
+                let judged = work.features(&gallery, &of, count, classifier, "classes");
+                Some(judged.map_err(|error| match error {
+                    Error::Config { place, message, advice } if place == "extractor" => {
+                        Error::config("--classifier", message, advice)
+                    }
+                    other => other,
+                })?)
             }
             None => None,
         };
@@ -476,11 +483,16 @@ impl EvalCommand {
         let mut sampling: SamplingConfig = model.info.config.sampling.clone();
         job.changes.apply(&mut sampling);
         let count = self.num_samples.unwrap_or(SAMPLES);
-        let Drawn { gallery, of } = work.drawn(&model, &sampling, job.seed, (count, self.batch), job.number)?;
+        let Drawn { gallery, of, seconds_per_image } =
+            work.drawn(&model, &sampling, job.seed, (count, self.batch), job.number)?;
+        let config = &model.info.config.diffusion;
+        let plan = Plan::new(&NoiseSchedule::new(config)?, config.prediction, &sampling)?;
+        let evaluations: usize = plan.stages().iter().map(|stage| 1 + usize::from(stage.is_guided())).sum();
         let told = json!({
             "checkpoint": path.display().to_string(), "step": model.info.step, "epoch": model.info.epoch,
             "model_sha256": model.digest.sha256, "weights": model.info.weights, "seed": job.seed, "sampling": sampling,
-            "sampling_precision": model.parameters.precision().to_string(),
+            "sampling_precision": model.parameters.precision().to_string(), "evaluations_per_image": evaluations,
+            "seconds_per_image": seconds_per_image,
         });
         let classes = Some(model.class_names().len()).filter(|&classes| classes > 0);
         Ok((gallery, of, told, classes))

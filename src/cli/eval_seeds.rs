@@ -42,13 +42,19 @@ fn together(name: &Value, members: &[&Value]) -> Value {
             let values: Vec<f64> =
                 members.iter().filter_map(|member| member["metrics"][place]["value"].as_f64()).collect();
             let (mean, error) = mean_and_error(&values);
-            json!({ "name": metric["name"], "value": mean, "standard_error": error.is_finite().then_some(error) })
+            json!({
+                "name": metric["name"], "value": mean, "standard_error": error.is_finite().then_some(error),
+                "floor": metric["floor"],
+            })
         })
         .collect();
+    let seconds: Vec<f64> = members.iter().filter_map(|member| member["seconds_per_image"].as_f64()).collect();
     let seeds: Vec<&Value> = members.iter().map(|member| &member["seed"]).collect();
     json!({
         "name": name, "step": members[0]["step"], "num_samples": members[0]["num_samples"], "seeds": seeds,
-        "metrics": metrics,
+        "metrics": metrics, "checkpoint": members[0]["checkpoint"], "sampling": members[0]["sampling"],
+        "guidance": members[0]["guidance"], "evaluations_per_image": members[0]["evaluations_per_image"],
+        "seconds_per_image": (!seconds.is_empty()).then(|| mean_and_error(&seconds).0),
     })
 }
 

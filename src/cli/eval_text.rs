@@ -50,17 +50,25 @@ pub(super) fn table(
     let mut text = format!("{name}: {count} samples, {network}\n  {settings}");
     let width = found.iter().map(|measured| measured.name.chars().count()).max().unwrap_or(0);
     for measured in found {
-        let value = match measured.error {
-            Some(error) => with_error(measured.value, error),
-            None => rounded(measured.value, measured.value.abs() / 1000.0),
-        };
+        let value = number(measured.value, measured.error);
         let floor = floor.iter().find(|other| other.key == measured.key).map(|other| {
-            format!("   real held-out: {}", rounded(other.value, measured.error.unwrap_or(other.value.abs() / 1000.0)))
+            let as_exact = measured.error.filter(|&error| error > 0.0).unwrap_or(other.value.abs() / 1000.0);
+            format!("   real held-out: {}", rounded(other.value, as_exact))
         });
         let pad = " ".repeat(width - measured.name.chars().count());
         text += &format!("  {}{pad}  {value}{}{}\n", measured.name, spread(measured), floor.unwrap_or_default());
     }
     text
+}
+
+/// A value with its error. One that does not vary has none, and rounding errors are not digits.
+fn number(value: f64, error: Option<f64>) -> String {
+    match error {
+        Some(error) if error > 1e-9 * value.abs() && error > 1e-12 => with_error(value, error),
+        _ if value.abs() < 1e-9 => "0".into(),
+        _ if value.fract() == 0.0 => value.to_string(),
+        _ => rounded(value, value.abs() / 1000.0),
+    }
 }
 
 /// The further numbers that belong to a metric: the deviation over splits or subsets.
@@ -81,23 +89,31 @@ fn spread(measured: &Measured) -> String {
 /// Several models in one Markdown table: a row for each, a column for each metric.
 pub(super) fn ablation(results: &[Value]) -> String {
     let metrics = |result: &Value| result["metrics"].as_array().cloned().unwrap_or_default();
-    let Some(first) = results.first() else { return String::new() };
-    let names: Vec<String> =
-        metrics(first).iter().map(|metric| metric["name"].as_str().unwrap_or_default().to_string()).collect();
-    let mut text = format!("| model | step | samples | {} |\n", names.join(" | "));
-    text += &format!("|---|{}\n", "---:|".repeat(names.len() + 2));
+    if results.is_empty() {
+        return String::new();
+    }
+    let mut names: Vec<String> = Vec::new();
+    for metric in results.iter().flat_map(metrics) {
+        let name = metric["name"].as_str().unwrap_or_default();
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_string());
+        }
+    }
+    let mut text = format!("| model | step | samples | evaluations | {} | s/image |\n", names.join(" | "));
+    text += &format!("|---|{}\n", "---:|".repeat(names.len() + 4));
     for result in results {
-        let values: Vec<String> = metrics(result)
-            .iter()
-            .map(|metric| match (metric["value"].as_f64(), metric["standard_error"].as_f64()) {
-                (Some(value), Some(error)) => with_error(value, error),
-                (Some(value), None) => rounded(value, value.abs() / 1000.0),
-                _ => String::new(),
-            })
-            .collect();
+        let found = metrics(result);
+        let shown = |name: &String| {
+            let metric = found.iter().find(|metric| metric["name"] == **name)?;
+            metric["value"].as_f64().map(|value| number(value, metric["standard_error"].as_f64()))
+        };
+        let values: Vec<String> = names.iter().map(|name| shown(name).unwrap_or_default()).collect();
+        let evaluations = result["evaluations_per_image"].as_u64().map(|count| count.to_string()).unwrap_or_default();
+        let seconds = result["seconds_per_image"].as_f64().map(|seconds| rounded(seconds, seconds / 10.0));
         let name = result["name"].as_str().unwrap_or_default();
         let step = result["step"].as_u64().map(|step| step.to_string()).unwrap_or_default();
-        text += &format!("| {name} | {step} | {} | {} |\n", result["num_samples"], values.join(" | "));
+        let (count, seconds) = (&result["num_samples"], seconds.unwrap_or_default());
+        text += &format!("| {name} | {step} | {count} | {evaluations} | {} | {seconds} |\n", values.join(" | "));
     }
     text
 }
@@ -118,10 +134,12 @@ pub(super) fn ablation_curve(results: &[Value]) -> Option<MetricCurve> {
         return None;
     }
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+    let mut errors = Vec::new();
     for result in results {
         let (Some(x), Some(y)) = (number(result, by_sampling), result["metrics"][0]["value"].as_f64()) else {
             continue;
         };
+        errors.extend(result["metrics"][0]["standard_error"].as_f64().map(|error| (x, y, error)));
         let guidance = result["guidance"].as_f64().map(|scale| format!("guidance {scale}")).unwrap_or_default();
         let name = match (by_sampling, result["checkpoint"].as_str()) {
             (true, Some(checkpoint)) => format!("{checkpoint} {guidance}").trim().to_string(),
@@ -135,7 +153,9 @@ pub(super) fn ablation_curve(results: &[Value]) -> Option<MetricCurve> {
     lines.iter_mut().for_each(|line| line.1.sort_by(|a, b| a.0.total_cmp(&b.0)));
     let metric = results.first()?["metrics"][0]["name"].as_str()?.to_string();
     let over = if by_sampling { "sampling steps" } else { "optimizer step" };
-    Some(MetricCurve { title: format!("{metric} by {over}"), metric, over: over.into(), lines })
+    let floor = results.first()?["metrics"][0]["floor"].as_f64();
+    let level = floor.map(|floor| ("real held-out images".to_string(), floor));
+    Some(MetricCurve { title: format!("{metric} by {over}"), metric, over: over.into(), lines, errors, level })
 }
 
 /// Up to `most` places, the classes in turn and each class evenly spread; without classes all evenly spread.
@@ -208,6 +228,18 @@ pub(super) fn panel(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_have_the_digits_that_they_can_have() {
+        let found = [
+            number(51.634, Some(3.61)),
+            number(100.0, Some(0.0)),
+            number(3.1e-13, Some(2e-14)),
+            number(0.5, None),
+            number(0.0, Some(0.0)),
+        ];
+        assert_eq!(found, ["51.6 ± 3.6", "100", "0", "0.50000", "0"]);
+    }
 
     #[test]
     fn all_classes_are_shown_and_each_is_spread() {

@@ -138,7 +138,14 @@ fn a_model_is_measured_and_says_what_by() {
          --guidance 1,2 --metrics fid --draws 0 --out table",
     );
     assert_eq!(out.lines().filter(|line| line.starts_with("| model.safetensors, ")).count(), 4, "{out}");
-    assert_eq!(place.json("table")["models"].as_array().map(Vec::len), Some(4));
+    let json = place.json("table");
+    let of = |key: &str| {
+        json["models"].as_array().unwrap().iter().map(|model| model[key].as_f64().unwrap()).collect::<Vec<f64>>()
+    };
+    // Guidance takes two evaluations a step.
+    assert_eq!(of("evaluations_per_image"), [1.0, 2.0, 2.0, 4.0]);
+    assert!(of("seconds_per_image").iter().all(|&seconds| seconds > 0.0));
+    assert!(out.contains("| evaluations | FD-resnet-noise | s/image |"), "{out}");
     assert!(place.at("table/ablation.md").is_file() && place.at("table/ablation.png").is_file());
 }
 
@@ -235,9 +242,21 @@ fn by_several_processes_it_ends_with_the_digits_of_one() {
     child.wait().unwrap();
     place.succeed(&call("killed", " --processes 3"));
     for out in ["two", "three", "killed"] {
-        assert!(place.json(out) == place.json("one"), "{out}");
-        let table = |out: &str| std::fs::read(place.at(out).join("ablation.md")).unwrap();
-        assert!(table(out) == table("one"), "{out}");
+        // All but the time that drawing took, which is the last column.
+        let json = |out: &str| {
+            let mut json = place.json(out);
+            for model in json["models"].as_array_mut().unwrap() {
+                assert!(model.as_object_mut().unwrap().remove("seconds_per_image").unwrap().as_f64().unwrap() > 0.0);
+            }
+            json
+        };
+        assert!(json(out) == json("one"), "{out}");
+        let table = |out: &str| {
+            let text = std::fs::read_to_string(place.at(out).join("ablation.md")).unwrap();
+            let columns = |line: &str| line.rsplitn(3, '|').nth(2).map(String::from).unwrap_or_else(|| line.into());
+            text.lines().map(columns).collect::<Vec<String>>()
+        };
+        assert_eq!(table(out), table("one"), "{out}");
     }
 }
 

@@ -211,3 +211,18 @@ fn places_are_checked_before_the_work() {
     place.succeed(&format!("--samples a --reference b --write-statistics old.npz --force {BY} fid"));
     assert!(std::fs::read(place.at("old.npz")).unwrap().starts_with(b"PK"));
 }
+
+/// A folder of pictures is a data set, as for `engine train`.
+#[test]
+fn a_folder_of_classes_is_imported_as_data() {
+    let place = Place::new();
+    std::fs::create_dir(place.at("photos")).unwrap();
+    for (from, to) in [("a", "photos/x"), ("b", "photos/y")] {
+        std::fs::rename(place.at(from), place.at(to)).unwrap();
+    }
+    let call = format!("--model model.safetensors --data photos --num-samples 8 {BY} fid");
+    let (_, err) = place.succeed(&call);
+    assert!(err.contains("photos as data/"), "{err}");
+    let json = place.json("outputs");
+    assert_eq!((json["reference"]["images"].as_u64(), json["floor"]["images"].as_u64()), (Some(72), Some(8)));
+}

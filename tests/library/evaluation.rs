@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use engine::eval::metrics::{Features, Gaussian, Neighbours, inception_score, kernel_distance};
+use engine::eval::metrics::{Features, Gaussian, Neighbours, Shuffle, inception_score, kernel_distance};
 use engine::eval::{Extractor, PreparedTreatment, Rule};
 use engine::models::efficientnet::EfficientNetWeights;
 use engine::models::inception::{InceptionWeights, SIZE};
@@ -256,7 +256,7 @@ fn features_and_numbers_are_the_tools() {
         let kid = kernel_distance(&view(0, 0, 2048), &view(1, 0, 2048), 1, COUNT, 0).unwrap().mean;
         let theirs = number(rule, "kid");
         assert!((kid - theirs).abs() < 1e-3 * theirs.abs().max(1e-3), "KID {kid}, the tool's {theirs}");
-        let (mean, deviation) = inception_score(&view(0, 1, 1008), 4, None).unwrap();
+        let (mean, deviation) = inception_score(&view(0, 1, 1008), 4, Shuffle::None).unwrap();
         assert!((mean / number(rule, "isc_mean") - 1.0).abs() < 1e-4, "score {mean}");
         assert!((deviation - number(rule, "isc_std")).abs() < 1e-4 * mean, "deviation {deviation}");
         let neighbours = Neighbours::of(&view(0, 0, 2048), &view(1, 0, 2048), |_, _| Ok(())).unwrap();

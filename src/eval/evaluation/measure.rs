@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use super::{Classes, FeatureSet, Reference};
 use crate::error::{Error, Result};
 use crate::eval::metrics::{
-    Estimate, Extrapolation, Gaussian, Neighbours, SPLITS, SUBSET_SIZE, SUBSETS, extrapolated, inception_score,
-    kernel_distance, subset,
+    Estimate, Extrapolation, Gaussian, Neighbours, SPLITS, SUBSET_SIZE, SUBSETS, Shuffle, extrapolated,
+    inception_score, kernel_distance, subset,
 };
-use crate::eval::{Better, Confusion};
+use crate::eval::{Better, Confusion, Rule};
 
 /// A metric, or several that share their computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +60,8 @@ pub struct Asking<'a> {
     pub draws: usize,
     /// The seed of subsets and halves.
     pub seed: u64,
+    /// The tool whose rule is followed, for its shuffle of the Inception Score.
+    pub rule: Option<Rule>,
     /// The intended class of each sample, and a classifier's logits.
     pub classes: Option<Classes<'a>>,
 }
@@ -194,11 +196,15 @@ fn score(
 ) -> Result<Measured> {
     stage("Inception Score", 0, 1)?;
     let logits = samples.logits()?;
-    let (mean, deviation) = inception_score(&logits, SPLITS, Some(asking.seed))?;
+    let shuffle = match asking.rule {
+        Some(Rule::TorchFidelity) => Shuffle::TorchFidelity,
+        _ => Shuffle::Seeded(asking.seed),
+    };
+    let (mean, deviation) = inception_score(&logits, SPLITS, shuffle)?;
     let enough = logits.count() >= 2 * SPLITS;
     let of = |half: Option<(u32, &[usize])>| match half {
         None => Ok(mean),
-        Some((_, rows)) => Ok(inception_score(&logits.part(rows), SPLITS, Some(asking.seed))?.0),
+        Some((_, rows)) => Ok(inception_score(&logits.part(rows), SPLITS, shuffle)?.0),
     };
     let (_, estimate) = if enough { asking.estimated(logits.count(), of)? } else { (mean, None) };
     let name = if asking.distance == "FID" {
