@@ -68,7 +68,9 @@ mod tests {
     fn words_are_the_authors() {
         let mut random = Mersenne::new(5489);
         assert_eq!(random.word(), 3_499_211_612);
-        (1..9999).for_each(|_| assert!(random.word() > 0));
+        (1..9999).for_each(|_| {
+            random.word();
+        });
         assert_eq!(random.word(), 4_123_659_995);
     }
 
