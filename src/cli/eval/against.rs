@@ -72,7 +72,9 @@ impl EvalCommand {
             return self.of_pictures(gallery, None, extractor, work);
         }
         let model = jobs.first().and_then(|job| job.model.as_deref());
-        let Some(set) = data_set(self.data.as_deref(), model, &self.folder.data_dir, self.quiet)? else { return Ok(NONE) };
+        let Some(set) = data_set(self.data.as_deref(), model, &self.folder.data_dir, self.quiet)? else {
+            return Ok(NONE);
+        };
         let classes = set.class_names().len();
         let held_out = set.held_out();
         let gallery = Gallery::of_set(set.clone(), Split::Train, self.features.reference_count)?;
