@@ -87,7 +87,7 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
     }
     if parts.labels.is_empty() {
         let message = match passed_over.as_slice() {
-            [] => "has no images".to_string(),
+            [] => "has no images: no array that can be read, or none with a picture in it".to_string(),
             others => format!("has no array of images among {}", others.join(", ")),
         };
         return Err(bad(message));

@@ -266,3 +266,62 @@ impl Gallery {
 pub fn short_hash(value: &Value) -> String {
     hex(value.to_string().as_bytes())[..12].to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::data::{Parts, shapes};
+    use crate::picture::encode_npy;
+
+    #[test]
+    fn a_source_of_test_images_alone_is_a_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.npz");
+        let images: Vec<Image> = (0..5).map(|k| Image::filled(4, 4, [k; 3])).collect();
+        let mut zip = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+        zip.start_file("x_test.npy", zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(&encode_npy(&images).unwrap()).unwrap();
+        zip.finish().unwrap();
+        let gallery = Gallery::open(&path).unwrap();
+        assert_eq!((gallery.len(), gallery.picture(3).unwrap().pixels()[0]), (5, 3));
+    }
+
+    #[test]
+    fn parts_are_fair_and_have_their_own_identity() {
+        let folder = tempfile::tempdir().unwrap();
+        // Of class a 30 images, then of b 10; two held out.
+        let parts = Parts {
+            name: "sorted".into(),
+            height: 1,
+            width: 1,
+            channels: 1,
+            class_names: ["a", "b"].map(String::from).into(),
+            images: (0..42).collect(),
+            labels: [vec![0; 30], vec![1; 10], vec![0; 2]].concat(),
+            train: 40,
+            ..Parts::default()
+        };
+        let path = folder.path().join("sorted.safetensors");
+        Dataset::from_parts(parts).unwrap().write(&path, false).unwrap();
+        let open = || Gallery::open(&path).unwrap();
+        assert_eq!((open().len(), open().notes.len()), (40, 1));
+        let part = open().part(8, 0);
+        let labels: Vec<Option<usize>> = (0..8).map(|index| part.label(index)).collect();
+        assert_eq!(labels.iter().filter(|label| **label == Some(1)).count(), 2);
+        assert_eq!(part.chosen.as_deref(), Some("in proportion to the classes"));
+        assert_ne!(part.identity().unwrap(), open().identity().unwrap());
+        assert!(open().part(40, 0).chosen.is_none());
+        // Without classes at random: not the first ones, in order, the same for a seed.
+        let set = shapes(0, 60);
+        let images: Vec<Image> =
+            (0..50).map(|index| Image::new(set.width(), set.height(), 3, set.image(index).to_vec()).unwrap()).collect();
+        let path = folder.path().join("a.npy");
+        std::fs::write(&path, encode_npy(&images).unwrap()).unwrap();
+        let part = |seed| Gallery::open(&path).unwrap().part(10, seed).identity().unwrap();
+        assert!(part(0) == part(0) && part(0) != part(1));
+        let gallery = Gallery::open(&path).unwrap().part(10, 0);
+        assert!((0..10).any(|index| gallery.picture(index).unwrap() != images[index]));
+    }
+}

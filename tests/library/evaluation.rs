@@ -209,6 +209,8 @@ fn features_and_numbers_are_the_tools() {
         .collect();
     for rule in RULES {
         let mut extractor = Extractor::inception(&context, &weights, rule, 16, DType::F32).unwrap();
+        // Random weights are not the published ones.
+        assert_eq!(extractor.is_published(), Some(false));
         let whole = sets.each_ref().map(|set| {
             let mut found = [Vec::new(), Vec::new()];
             for batch in set.chunks(16) {
@@ -328,6 +330,14 @@ fn foreign_and_damaged_network_files_are_refused() {
     let mut lacking = whole.clone();
     lacking.remove("Mixed_7c.branch3x3_2b.bn.running_var");
     assert!(error(&lacking, "c.safetensors").contains("Mixed_7c.branch3x3_2b.bn.running_var"));
+    // A residual network of 1000 classes is not torchvision's Inception either.
+    let residual: BTreeMap<_, _> = [
+        ("fc.weight".to_string(), (vec![1000, 512], vec![0.0; 1000 * 512])),
+        ("conv1.weight".to_string(), (vec![64, 3, 7, 7], vec![0.0; 64 * 147])),
+    ]
+    .into();
+    let message = error(&residual, "r.safetensors");
+    assert!(message.contains("not InceptionV3 of 2015") && !message.contains("torchvision"), "{message}");
     let tiny: BTreeMap<_, _> = [("x".to_string(), (vec![1], vec![0.0]))].into();
     assert!(error(&tiny, "d.safetensors").contains("not InceptionV3 of 2015"));
     // A name with digits that do not match its bytes.
