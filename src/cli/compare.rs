@@ -199,7 +199,7 @@ impl CompareCommand {
         let times = drawn.iter().map(|drawn| 1e3 * drawn.seconds_per_image).collect();
         comparison.add(Metric::of_values("sampling", "ms/image", Better::Lower, times, None))?;
         notes.extend(deviations(&comparison));
-        let by = samples.as_ref().map(SampleTask::told);
+        let by = samples.as_ref().map(|samples| samples.told(self.num_samples));
         if let Some(samples) = &samples {
             joined(&metrics).into_iter().try_for_each(|metric| comparison.add(metric))?;
             notes.extend(samples.notes(self.num_samples, &metrics));

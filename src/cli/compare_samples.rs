@@ -6,14 +6,15 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::compare::CompareCommand;
-use super::features::{Work, data_set, network};
+use super::features::{Work, check_classes, data_set, network};
 use super::machine::Machine;
 use crate::cluster::Alone;
 use crate::data::Split;
 use crate::diffusion::SamplingConfig;
 use crate::error::{Error, Result};
-use crate::eval::evaluation::{Drawn, Measured, Reference};
+use crate::eval::evaluation::{Classes, Drawn, Measured, MetricKind, Reference, class_places, due_to_number};
 use crate::eval::{Extractor, Gallery, Metric};
+use crate::model_file::ModelFile;
 use crate::pipeline::Model;
 
 /// Samples below which a Fréchet distance is mostly bias.
@@ -35,6 +36,12 @@ impl SampleTask {
         let cache = features.cache.clone().unwrap_or_else(|| asked.folder.data_dir.join("evaluation"));
         let work = Work { cache, quiet: asked.quiet, team: Arc::new(Alone::default()) };
         let mut extractor = features.extractor(machine)?;
+        if asked.metrics.contains(&MetricKind::Accuracy) {
+            for path in &asked.models {
+                let classes = ModelFile::open(path)?.info().classes.clone();
+                check_classes(&classes, &extractor, "--extractor")?;
+            }
+        }
         let model = asked.models.first().map(|path| path.as_path());
         let Some(set) = data_set(asked.data.as_deref(), model, &asked.folder.data_dir, asked.quiet)? else {
             return Err(Error::config("--data", "a metric needs a reference", "give a data set"));
@@ -48,21 +55,23 @@ impl SampleTask {
 
     /// The metrics of a model's samples.
     pub fn measured(&self, asked: &CompareCommand, model: &Model, sampling: &SamplingConfig) -> Result<Vec<Measured>> {
-        let Drawn { gallery, of } =
+        let Drawn { gallery, of, .. } =
             self.work.drawn(model, sampling, asked.seed, (asked.num_samples, asked.batch), 0)?;
         let mut extractor = self.extractor.borrow_mut();
         let set = self.work.features(&gallery, &of, asked.num_samples, &mut extractor, "features")?;
         let mut asking = asked.features.asking(&asked.metrics, &extractor, asked.seed);
-        let labels: Vec<Option<usize>> = (0..asked.num_samples).map(|index| gallery.label(index)).collect();
-        if !extractor.is_inception() && labels.iter().any(Option::is_some) {
-            asking.classes = Some((labels, set.logits()?));
+        let names = extractor.class_names();
+        if let Ok(places) = class_places(&gallery.class_names, names) {
+            let place = |index| gallery.label(index).and_then(|label| places.get(label).copied());
+            let truth = (0..asked.num_samples).map(place).collect();
+            asking.classes = Some(Classes { truth, names: names.to_vec(), logits: set.logits()? });
         }
         Ok(self.work.measured(&set, Some(&self.reference), &asking)?.0)
     }
 
-    /// Extractor and reference.
-    pub fn told(&self) -> Value {
-        json!({ "extractor": self.extractor.borrow().identity(), "reference": self.of })
+    /// The number of samples of each model, extractor and reference.
+    pub fn told(&self, count: usize) -> Value {
+        json!({ "num_samples": count, "extractor": self.extractor.borrow().identity(), "reference": self.of })
     }
 
     /// Notes: how the metrics were computed, and a warning if there are few samples.
@@ -73,8 +82,7 @@ impl SampleTask {
             vec![format!("metrics of {count} samples of each model, from {images} images of {name}, by {network}")];
         let distance = metrics.first().and_then(|all| all.iter().find(|measured| measured.key == "fid_score"));
         if let Some(distance) = distance.filter(|_| count < USUAL) {
-            let bias = distance.bias.map_or(String::new(), |bias| format!(", about {bias:.2} too high"));
-            let name = &distance.name;
+            let (name, bias) = (&distance.name, due_to_number(distance));
             notes.push(format!("{count} samples are few for {name}{bias}: compare it only with others of {count}"));
         }
         notes

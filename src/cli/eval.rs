@@ -1,5 +1,8 @@
 //! `engine eval`: FID and other metrics of models and of sets of pictures.
 
+mod against;
+mod result;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,23 +11,26 @@ use serde_json::{Value, json};
 
 use super::crew::Crew;
 use super::eval_paths::{checkpoints, is_statistics};
-use super::eval_seeds::over_seeds;
-use super::eval_text::{ablation, ablation_curve, panel, table};
-use super::features::{FeatureOptions, Work, data_set, network, of_floor};
+use super::eval_seeds::{distinct, over_seeds};
+use super::eval_text::{ablation, ablation_curve, settings, table};
+use super::features::{FeatureOptions, Work, check_classes, network, of_floor};
 use super::flags;
 use super::machine::{Machine, MachineOptions};
 use super::options::DataFolder;
 use super::sampling::{GUIDANCE, SAMPLER, STEPS};
 use crate::cluster::{Alone, Collective, Fact, agree};
-use crate::data::Split;
-use crate::diffusion::{SamplerKind, SamplingConfig};
+use crate::diffusion::{NoiseSchedule, Plan, SamplerKind, SamplingConfig};
 use crate::error::{Error, Result};
-use crate::eval::evaluation::{Asking, DrawOrder, Drawn, Draws, FeatureSet, Measured, MetricKind, Reference, warnings};
-use crate::eval::{Extractor, Gallery, Rule, Statistics};
+use crate::eval::evaluation::{
+    Asking, Classes, Compared, DrawOrder, Drawn, Draws, Measured, MetricKind, Reference, class_places, warnings,
+};
+use crate::eval::{Extractor, Gallery, Statistics};
 use crate::files::write_atomically;
+use crate::model_file::ModelFile;
 use crate::ops::host::parallel::{install, set_threads};
 use crate::picture::{render_metric_curve, write_png};
 use crate::pipeline::{Changes, Model};
+use against::{Against, REFERENCE_RULES};
 
 /// Evaluate models or sets of pictures: FID, KID, Inception Score, precision and recall and more, with their uncertainty.
 ///
@@ -49,7 +55,7 @@ pub struct EvalCommand {
     #[arg(long, value_name = "F.npz|PATH", conflicts_with = "data")]
     reference: Option<PathBuf>,
     /// The tool that wrote a statistics file, if the file does not record it
-    #[arg(long, value_name = "TOOL", requires = "reference")]
+    #[arg(long, value_name = "TOOL", requires = "reference", value_parser = REFERENCE_RULES)]
     reference_rule: Option<String>,
     /// Number of samples [default: 10000, or all pictures of --samples]
     #[arg(long, value_name = "N")]
@@ -89,6 +95,9 @@ pub struct EvalCommand {
     /// The folder for results
     #[arg(long, value_name = "DIR", default_value = "outputs")]
     out: PathBuf,
+    /// Replace the results of another command in --out, and an existing file of statistics
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     folder: DataFolder,
     #[command(flatten)]
@@ -104,6 +113,8 @@ pub struct EvalCommand {
     quiet: bool,
 }
 
+/// Number of samples by default.
+const SAMPLES: usize = 10_000;
 /// Tells the other processes to end.
 const END: &[u8] = b"end";
 
@@ -118,17 +129,6 @@ struct Job {
     number: usize,
     model: Option<PathBuf>,
     changes: Changes,
-}
-
-/// The reference of all jobs.
-struct Against {
-    reference: Option<Reference>,
-    gallery: Option<Gallery>,
-    classes: Option<usize>,
-    /// For files: name, hash and number of images.
-    told: Value,
-    /// Real held-out images.
-    held_out: Option<(Gallery, FeatureSet)>,
 }
 
 impl EvalCommand {
@@ -175,18 +175,23 @@ impl EvalCommand {
     /// Rank 0 reads, measures and writes.
     fn evaluate(&self, machine: &Machine, team: &Arc<dyn Collective>) -> Result<()> {
         let jobs = self.jobs()?;
-        let asked = self.asked();
+        let (asked, by_default) = self.asked();
+        let given = self.checked(&jobs)?;
+        let count = given.as_ref().map_or(self.num_samples.unwrap_or(SAMPLES), Gallery::len);
         agree(team.as_ref(), &self.facts())?;
         let mut extractor = self.features.extractor(machine)?.shared_with(team, 0);
         let opened = |path: &PathBuf| self.features.opened(machine, path, "classifier");
         let mut classifier = self.classifier.as_ref().map(opened).transpose()?.map(|own| own.shared_with(team, 1));
+        if !by_default && asked.contains(&MetricKind::Accuracy) {
+            self.check_classes(&jobs, given.as_ref(), classifier.as_ref().unwrap_or(&extractor))?;
+        }
         let work = self.work(team);
         let all = match team.ranks() {
             1 => String::new(),
             ranks => format!(", {ranks} processes, by {}", team.name()),
         };
         work.note(&format!("features by {}, on {}{all}", network(&extractor), machine.note));
-        let against = self.against(&jobs, &mut extractor, &work)?;
+        let against = self.against(&jobs, count, &mut extractor, &work)?;
         if let (Some(path), Some(Reference::Pictures(set))) = (&self.write_statistics, &against.reference) {
             let mut statistics = Statistics::of_features(&set.features()?)?;
             statistics.rule = extractor.rule().map(|rule| rule.name().to_string());
@@ -196,22 +201,78 @@ impl EvalCommand {
         }
         let floor = self.floor(&asked, &extractor, &against, &work)?;
         let all = (&against, floor.as_slice(), &work);
-        let mut results = Vec::with_capacity(jobs.len());
+        let (mut results, mut given) = (Vec::with_capacity(jobs.len()), given);
+        let asked = (asked.as_slice(), by_default);
         for job in &jobs {
-            results.push(self.one(job, &asked, &mut extractor, classifier.as_mut(), all, machine)?);
+            results.push(self.one(job, given.take(), asked, (&mut extractor, classifier.as_mut()), all, machine)?);
             self.write(&results)?;
         }
         if jobs.len() > 1 {
-            let mut markdown = ablation(&results);
-            markdown += &over_seeds(&results).map(|seeds| format!("\n{}", ablation(&seeds))).unwrap_or_default();
-            print!("{markdown}");
-            write_atomically(self.out.join("ablation.md"), markdown.as_bytes())?;
-            if let Some(curve) = ablation_curve(&results) {
-                write_png(self.out.join("ablation.png"), &render_metric_curve(&curve)?, &[])?;
-            }
+            self.write_tables(&results, &network(&extractor))?;
         }
         work.note(&format!("written to {}", self.out.display()));
         team.tell(END)
+    }
+
+    /// `ablation.md` and `ablation.png`: all jobs in one table, printed too, and one plot.
+    fn write_tables(&self, results: &[Value], network: &str) -> Result<()> {
+        let mut markdown = ablation(results);
+        markdown += &over_seeds(results).map(|seeds| format!("\n{}", ablation(&seeds))).unwrap_or_default();
+        print!("{markdown}");
+        let mut how: Vec<String> = results.iter().map(settings).collect();
+        how.dedup();
+        let described = format!("Features by {network}.\n\n{}", how.join("\n"));
+        write_atomically(self.out.join("ablation.md"), format!("{markdown}\n{described}").as_bytes())?;
+        let seeds = over_seeds(results);
+        if let Some(curve) = ablation_curve(seeds.as_deref().unwrap_or(results)) {
+            let picture = render_metric_curve(&curve)?;
+            write_png(self.out.join("ablation.png"), &picture, &[("evaluation", &described)])?;
+        }
+        Ok(())
+    }
+
+    /// Checks everything that can be checked before work begins, and opens the pictures of --samples.
+    fn checked(&self, jobs: &[Job]) -> Result<Option<Gallery>> {
+        for (option, number, what) in
+            [("--num-samples", self.num_samples, "samples"), ("--batch", self.batch, "images in a batch")]
+        {
+            if number == Some(0) {
+                return Err(Error::config(option, format!("0 {what}"), "give 1 or more"));
+            }
+        }
+        for job in jobs {
+            let Some(path) = &job.model else { continue };
+            let file = ModelFile::open(path)?;
+            let mut sampling = file.info().config.sampling.clone();
+            job.changes.apply(&mut sampling);
+            sampling.validate(file.info().config.diffusion.num_steps)?;
+        }
+        let given = match &self.samples {
+            Some(path) => {
+                let gallery = Gallery::open(path)?;
+                let count = self.num_samples.unwrap_or(gallery.len());
+                let few = (count > gallery.len())
+                    .then(|| format!("{} has {} pictures, not {count}", gallery.name, gallery.len()));
+                let mut gallery = gallery.part(count, self.seed);
+                gallery.notes.extend(few);
+                Some(gallery)
+            }
+            None => None,
+        };
+        self.check_places()?;
+        Ok(given)
+    }
+
+    /// Refuses to count classes that the classifier does not know.
+    fn check_classes(&self, jobs: &[Job], given: Option<&Gallery>, classifier: &Extractor) -> Result<()> {
+        let mut of_samples: Vec<Vec<String>> = given.iter().map(|gallery| gallery.class_names.clone()).collect();
+        for path in jobs.iter().filter_map(|job| job.model.as_ref()) {
+            of_samples.push(ModelFile::open(path)?.info().classes.clone());
+        }
+        for names in of_samples {
+            check_classes(&names, classifier, "--classifier")?;
+        }
+        Ok(())
     }
 
     /// The other ranks draw and extract on commands of rank 0, until it ends the evaluation.
@@ -282,6 +343,12 @@ impl EvalCommand {
         if let Some(run) = &self.checkpoints {
             models.extend(checkpoints(run)?);
         }
+        // Repeated values would pass for independent ones.
+        let same = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        distinct("--model", &models.iter().map(|path| same(path).display().to_string()).collect::<Vec<_>>())?;
+        distinct("--steps", &self.steps)?;
+        distinct("--guidance", &self.guidance)?;
+        distinct("--seeds", &self.seeds)?;
         if models.is_empty() {
             return Err(Error::config(
                 "engine eval",
@@ -315,18 +382,18 @@ impl EvalCommand {
         Ok(jobs)
     }
 
-    fn asked(&self) -> Vec<MetricKind> {
-        use MetricKind::{Accuracy, Authenticity, DensityCoverage, Fid, Is, Kid, PrecisionRecall};
+    /// The metrics, and whether they are those by default, to which the class accuracy belongs where classes are known.
+    fn asked(&self) -> (Vec<MetricKind>, bool) {
+        use MetricKind::{Authenticity, DensityCoverage, Fid, Is, Kid, PrecisionRecall};
         let mut asked = self.metrics.clone();
         asked.extend(self.calculate_fid.then_some(Fid));
         asked.extend(self.calculate_is.then_some(Is));
-        if asked.is_empty() {
+        let by_default = asked.is_empty();
+        if by_default {
             asked = match self.reference.as_ref().is_some_and(|path| is_statistics(path)) {
                 true => vec![Fid, Is],
                 false => vec![Fid, Kid, Is, PrecisionRecall, DensityCoverage, Authenticity],
             };
-            let has_classifier = self.classifier.is_some() || self.features.extractor.is_some();
-            asked.extend((has_classifier && self.samples.is_none()).then_some(Accuracy));
         }
         let mut seen = Vec::new();
         asked.retain(|kind| {
@@ -335,215 +402,107 @@ impl EvalCommand {
                 true
             }
         });
-        asked
-    }
-
-    /// The reference, and the held-out images for its floor.
-    fn against(&self, jobs: &[Job], extractor: &mut Extractor, work: &Work) -> Result<Against> {
-        let none = Against { reference: None, gallery: None, classes: None, told: Value::Null, held_out: None };
-        if let Some(path) = &self.reference {
-            if is_statistics(path) {
-                let reference = Reference::of_statistics(path)?;
-                let told = self.statistics_told(path, &reference, extractor, work)?;
-                return Ok(Against { reference: Some(reference), told, ..none });
-            }
-            let gallery = Gallery::open(path)?;
-            return self.of_pictures(gallery, None, extractor, work);
-        }
-        let model = jobs.first().and_then(|job| job.model.as_deref());
-        let Some(set) = data_set(self.data.as_deref(), model, &self.folder.data_dir, self.quiet)? else {
-            return Ok(none);
-        };
-        let classes = set.class_names().len();
-        let held_out = set.held_out();
-        let gallery = Gallery::of_set(set.clone(), Split::Train, self.features.reference_count)?;
-        let mut against = self.of_pictures(gallery, Some(classes), extractor, work)?;
-        if set.split_len(held_out) > 1 {
-            let count = self.num_samples.unwrap_or(10_000);
-            let gallery = Gallery::of_set(set, held_out, Some(count))?;
-            let of = gallery.identity()?;
-            let features = work.features(&gallery, &of, gallery.len(), extractor, "held-out images")?;
-            against.held_out = Some((gallery, features));
-        }
-        Ok(against)
-    }
-
-    fn of_pictures(
-        &self,
-        gallery: Gallery,
-        classes: Option<usize>,
-        extractor: &mut Extractor,
-        work: &Work,
-    ) -> Result<Against> {
-        gallery.notes.iter().for_each(|note| work.note(&format!("note: {}", flags::noted(note))));
-        let of = gallery.identity()?;
-        let count = self.features.reference_count.unwrap_or(gallery.len()).min(gallery.len());
-        let set = work.features(&gallery, &of, count, extractor, "reference")?;
-        let told = json!({ "name": gallery.name, "images": count, "sha256": of["sha256"] });
-        let reference = Some(Reference::Pictures(Box::new(set)));
-        Ok(Against { reference, gallery: Some(gallery), classes, told, held_out: None })
-    }
-
-    /// The identity that a statistics file records, and whether it fits.
-    fn statistics_told(&self, path: &Path, reference: &Reference, extractor: &Extractor, work: &Work) -> Result<Value> {
-        let Reference::Statistics(both) = reference else { return Ok(Value::Null) };
-        let statistics = &both.0;
-        if statistics.mean.len() != extractor.width() {
-            let message = format!(
-                "statistics of {} features, and {} has {}",
-                statistics.mean.len(),
-                extractor.name(),
-                extractor.width()
-            );
-            return Err(Error::file(path, message, "give statistics of the same network"));
-        }
-        let ours = extractor.rule().map_or("", Rule::name);
-        match self.reference_rule.as_deref().or(statistics.rule.as_deref()) {
-            // Our classifiers take pictures unscaled.
-            _ if ours.is_empty() => {}
-            Some(rule) if rule != ours => {
-                work.note(&format!("warning: {} is by the rule of {rule}, the samples by {ours}", path.display()));
-            }
-            Some(_) => {}
-            None => work.note(&format!("warning: {} does not record its rule; {ours} is assumed", path.display())),
-        }
-        if statistics.network.as_deref().is_some_and(|network| network != extractor.hash()) {
-            let message = "statistics of another network's file";
-            return Err(Error::file(path, message, "give statistics of the same network, or use that network"));
-        }
-        let rule = self.reference_rule.clone().or(statistics.rule.clone());
-        Ok(
-            json!({ "name": path.display().to_string(), "images": statistics.count, "rule": rule, "sha256": statistics.data }),
-        )
+        (asked, by_default)
     }
 
     fn one(
         &self,
         job: &Job,
-        asked: &[MetricKind],
-        extractor: &mut Extractor,
-        classifier: Option<&mut Extractor>,
+        given: Option<Gallery>,
+        (asked, by_default): (&[MetricKind], bool),
+        (extractor, classifier): (&mut Extractor, Option<&mut Extractor>),
         (against, floor, work): (&Against, &[Measured], &Work),
         machine: &Machine,
     ) -> Result<Value> {
-        let (gallery, of, told, classes) = self.pictures(job, machine, work)?;
+        let (gallery, of, told, classes) = self.pictures(job, given, machine, work)?;
         gallery.notes.iter().for_each(|note| work.note(&format!("note: {}", flags::noted(note))));
-        let count = self.num_samples.unwrap_or(gallery.len()).min(gallery.len());
+        let count = gallery.len();
         let set = work.features(&gallery, &of, count, extractor, "features")?;
+        let mut class_names = extractor.class_names().to_vec();
         let judged = match classifier {
-            Some(classifier) => Some(work.features(&gallery, &of, count, classifier, "classes")?),
+            Some(classifier) => {
+                class_names = classifier.class_names().to_vec();
+                let judged = work.features(&gallery, &of, count, classifier, "classes");
+                Some(judged.map_err(|error| match error {
+                    Error::Config { place, message, advice } if place == "extractor" => {
+                        Error::config("--classifier", message, advice)
+                    }
+                    other => other,
+                })?)
+            }
             None => None,
         };
-        let labels: Vec<Option<usize>> = (0..count).map(|index| gallery.label(index)).collect();
-        let by_classifier = judged.as_ref().or((!extractor.is_inception()).then_some(&set));
-        let logits = by_classifier.map(FeatureSet::logits).transpose()?;
-        let classes_of = logits.filter(|_| labels.iter().any(Option::is_some)).map(|logits| (labels, logits));
-        let asking = Asking { classes: classes_of, ..self.features.asking(asked, extractor, self.seed) };
+        let mut asking = self.features.asking(asked, extractor, self.seed);
+        let mut asked = asked.to_vec();
+        if let Ok(places) = class_places(&gallery.class_names, &class_names) {
+            let truth: Vec<Option<usize>> =
+                (0..count).map(|index| gallery.label(index).and_then(|label| places.get(label).copied())).collect();
+            if truth.iter().any(Option::is_some) {
+                asked.extend((by_default && gallery.is_drawn()).then_some(MetricKind::Accuracy));
+                let logits = judged.as_ref().unwrap_or(&set).logits()?;
+                asking.classes = Some(Classes { truth, names: class_names, logits });
+            }
+        }
+        asking.metrics = &asked;
         let (found, nearest) = work.measured(&set, against.reference.as_ref(), &asking)?;
-        let warned = warnings(&gallery, against.gallery.as_ref(), (count, &found), (classes, against.classes))?;
-        print!("{}", table(&job.name, count, &network(extractor), &found, floor));
+        let mut warned = against.warned.clone();
+        warned.extend(unpublished(extractor));
+        warned.extend(warnings(&Compared {
+            samples: &gallery,
+            reference: against.gallery.as_ref(),
+            counts: (count, against.held_out.as_ref().map(|held_out| held_out.0.len())),
+            found: &found,
+            classes: (classes, against.classes),
+            rule: extractor.rule(),
+        })?);
+        let result = self.result(job, (count, told), extractor, (&found, floor), against, &warned);
+        print!("{}", table(&job.name, (count, &network(extractor)), &settings(&result), &found, floor));
         warned.iter().for_each(|warning| eprintln!("warning: {warning}"));
-        self.panels(&gallery, against, nearest.as_deref(), (count, job.number))?;
-        Ok(self.result(job, (count, told), extractor, (&found, floor), &against.told, &warned))
+        if job.number == 0 {
+            self.clear()?;
+        }
+        self.panels(&gallery, against, nearest.as_deref(), (count, job.number), &settings(&result))?;
+        Ok(result)
     }
 
     /// The pictures of a job, its cache key, its description, and the model's classes.
-    fn pictures(&self, job: &Job, machine: &Machine, work: &Work) -> Result<(Gallery, Value, Value, Option<usize>)> {
-        let Some(path) = &job.model else {
-            let gallery = Gallery::open(self.samples.as_deref().unwrap_or(Path::new("")))?;
+    fn pictures(
+        &self,
+        job: &Job,
+        given: Option<Gallery>,
+        machine: &Machine,
+        work: &Work,
+    ) -> Result<(Gallery, Value, Value, Option<usize>)> {
+        if let Some(gallery) = given {
             let of = gallery.identity()?;
-            let told = json!({ "samples": gallery.name, "sha256": of["sha256"] });
+            let told = json!({ "samples": gallery.name, "sha256": of["sha256"], "chosen": gallery.chosen });
             return Ok((gallery, of, told, None));
-        };
+        }
+        let path = job.model.as_deref().unwrap_or(Path::new(""));
         let model: Model = machine.load(path)?;
         let mut sampling: SamplingConfig = model.info.config.sampling.clone();
         job.changes.apply(&mut sampling);
-        let count = self.num_samples.unwrap_or(10_000);
-        let Drawn { gallery, of } = work.drawn(&model, &sampling, job.seed, (count, self.batch), job.number)?;
+        let count = self.num_samples.unwrap_or(SAMPLES);
+        let Drawn { gallery, of, seconds_per_image } =
+            work.drawn(&model, &sampling, job.seed, (count, self.batch), job.number)?;
+        let config = &model.info.config.diffusion;
+        let plan = Plan::new(&NoiseSchedule::new(config)?, config.prediction, &sampling)?;
+        let evaluations: usize = plan.stages().iter().map(|stage| 1 + usize::from(stage.is_guided())).sum();
         let told = json!({
             "checkpoint": path.display().to_string(), "step": model.info.step, "epoch": model.info.epoch,
             "model_sha256": model.digest.sha256, "weights": model.info.weights, "seed": job.seed, "sampling": sampling,
-            "sampling_precision": model.parameters.precision().to_string(),
+            "sampling_precision": model.parameters.precision().to_string(), "evaluations_per_image": evaluations,
+            "seconds_per_image": seconds_per_image,
         });
         let classes = Some(model.class_names().len()).filter(|&classes| classes > 0);
         Ok((gallery, of, told, classes))
     }
+}
 
-    /// `real_vs_fake.png`, numbered from the second model on, and `nearest.png`: the samples nearest to reference images, with those images.
-    fn panels(
-        &self,
-        gallery: &Gallery,
-        against: &Against,
-        nearest: Option<&[(usize, f64)]>,
-        (count, number): (usize, usize),
-    ) -> Result<()> {
-        let real = against.held_out.as_ref().map(|held_out| &held_out.0).or(against.gallery.as_ref());
-        let Some(real) = real else { return Ok(()) };
-        std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create"))?;
-        let path = |name: &str| match number {
-            0 => self.out.join(format!("{name}.png")),
-            number => self.out.join(format!("{name}-{}.png", number + 1)),
-        };
-        if let Some(picture) = panel(gallery, real, None, count)? {
-            write_png(path("real_vs_fake"), &picture, &[])?;
-        }
-        if let (Some(nearest), Some(reference)) = (nearest, &against.gallery)
-            && let Some(picture) = panel(gallery, reference, Some(nearest), count)?
-        {
-            write_png(path("nearest"), &picture, &[])?;
-        }
-        Ok(())
-    }
-
-    fn result(
-        &self,
-        job: &Job,
-        (count, told): (usize, Value),
-        extractor: &Extractor,
-        (found, floor): (&[Measured], &[Measured]),
-        reference: &Value,
-        warned: &[String],
-    ) -> Value {
-        let mut result = json!({ "name": job.name, "group": job.group, "num_samples": count });
-        if let Some(guidance) = job.changes.guidance {
-            result["guidance"] = json!(guidance);
-        }
-        let Some(fields) = result.as_object_mut() else { return result };
-        fields.extend(told.as_object().cloned().unwrap_or_default());
-        for measured in found {
-            // Only distances on InceptionV3's features are called FID.
-            let key = if extractor.is_inception() { measured.key.clone() } else { measured.key.replace("fid_", "fd_") };
-            fields.insert(key, json!(measured.value));
-            if measured.key == "inception_score_mean" {
-                fields.insert("inception_score_std".into(), measured.more["std_over_splits"].clone());
-            }
-        }
-        let floor_of = |key: &str| floor.iter().find(|other| other.key == key).map(|other| other.value);
-        let metrics: Vec<Value> = found
-            .iter()
-            .map(|measured| {
-                json!({
-                    "name": measured.name, "value": measured.value, "standard_error": measured.error,
-                    "bias_of_this_number": measured.bias, "floor": floor_of(&measured.key), "more": measured.more,
-                })
-            })
-            .collect();
-        fields.insert("metrics".into(), json!(metrics));
-        fields.insert("extractor".into(), extractor.identity());
-        fields.insert("reference".into(), reference.clone());
-        fields.insert("subset_seed".into(), json!(self.seed));
-        fields.insert("warnings".into(), json!(warned));
-        fields.insert("engine".into(), json!(env!("CARGO_PKG_VERSION")));
-        result
-    }
-
-    /// `evaluation_results.json`: one result, or all of several.
-    fn write(&self, results: &[Value]) -> Result<()> {
-        std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create"))?;
-        let all = match results {
-            [one] => one.clone(),
-            several => json!({ "models": several, "over_seeds": over_seeds(several) }),
-        };
-        write_atomically(self.out.join("evaluation_results.json"), format!("{all:#}\n").as_bytes())
-    }
+/// A warning where the weights are not the published ones.
+fn unpublished(extractor: &Extractor) -> Option<String> {
+    (extractor.is_published() == Some(false)).then(|| {
+        let hash = &extractor.hash()[..8];
+        format!("the file of InceptionV3 ({hash}…) is not the published one (6726825d…): unless it holds the same weights, these numbers do not compare with others")
+    })
 }

@@ -1,5 +1,7 @@
 //! The output of `engine eval`: a table, a table of several models, and pictures.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use crate::error::Result;
@@ -14,44 +16,104 @@ const PAIRS: usize = 16;
 /// White pixels between two panels.
 const GAP: usize = 24;
 
-/// Metrics of one model, with standard error and floor.
-pub(super) fn table(name: &str, count: usize, network: &str, found: &[Measured], floor: &[Measured]) -> String {
-    let mut text = format!("{name}: {count} samples, {network}\n");
+/// How samples were drawn, from what, and against what they are measured: one line.
+pub(super) fn settings(result: &Value) -> String {
+    let mut parts = Vec::new();
+    let short =
+        |hash: &Value| hash.as_str().map(|hash| format!(" ({}…)", &hash[..hash.len().min(8)])).unwrap_or_default();
+    let sampling = &result["sampling"];
+    if sampling.is_object() {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), String::from);
+        let (sampler, steps, guidance) = (text(&sampling["sampler"]), &sampling["num_steps"], &sampling["guidance"]);
+        let (seed, precision) = (&result["seed"], text(&result["sampling_precision"]));
+        parts.push(format!("seed {seed}, {sampler}, {steps} steps, guidance {guidance}, {precision}"));
+    } else {
+        parts.push(format!("samples{}", short(&result["sha256"])));
+    }
+    for (what, told) in [("reference", &result["reference"]), ("floor", &result["floor"])] {
+        let Some(name) = told["name"].as_str() else { continue };
+        let images = told["images"].as_u64().map_or("an unknown number of".into(), |images| images.to_string());
+        let hash = if told["file_sha256"].is_string() { &told["file_sha256"] } else { &told["sha256"] };
+        parts.push(format!("{what}: {images} images of {name}{}", short(hash)));
+    }
+    format!("{}\n", parts.join("; "))
+}
+
+/// Metrics of one model, with standard error and floor; `settings` is the second line.
+pub(super) fn table(
+    name: &str,
+    (count, network): (usize, &str),
+    settings: &str,
+    found: &[Measured],
+    floor: &[Measured],
+) -> String {
+    let mut text = format!("{name}: {count} samples, {network}\n  {settings}");
     let width = found.iter().map(|measured| measured.name.chars().count()).max().unwrap_or(0);
     for measured in found {
-        let value = match measured.error {
-            Some(error) => with_error(measured.value, error),
-            None => rounded(measured.value, measured.value.abs() / 1000.0),
-        };
+        let value = number(measured.value, measured.error);
         let floor = floor.iter().find(|other| other.key == measured.key).map(|other| {
-            format!("   real held-out: {}", rounded(other.value, measured.error.unwrap_or(other.value.abs() / 1000.0)))
+            let as_exact = measured.error.filter(|&error| error > 0.0).unwrap_or(other.value.abs() / 1000.0);
+            format!("   real held-out: {}", rounded(other.value, as_exact))
         });
         let pad = " ".repeat(width - measured.name.chars().count());
-        text += &format!("  {}{pad}  {value}{}\n", measured.name, floor.unwrap_or_default());
+        text += &format!("  {}{pad}  {value}{}{}\n", measured.name, spread(measured), floor.unwrap_or_default());
     }
     text
+}
+
+/// A value with its error. One that does not vary has none, and rounding errors are not digits.
+fn number(value: f64, error: Option<f64>) -> String {
+    match error {
+        Some(error) if error > 1e-9 * value.abs() && error > 1e-12 => with_error(value, error),
+        _ if value.abs() < 1e-9 => "0".into(),
+        _ if value.fract() == 0.0 => value.to_string(),
+        _ => rounded(value, value.abs() / 1000.0),
+    }
+}
+
+/// The further numbers that belong to a metric: the deviation over splits or subsets.
+fn spread(measured: &Measured) -> String {
+    let [splits, subsets] = ["std_over_splits", "std_over_subsets"].map(|key| measured.more[key].as_f64());
+    match (splits, subsets, measured.error) {
+        (Some(deviation), ..) => {
+            format!(" (std {} over {} splits)", rounded(deviation, deviation), measured.more["splits"])
+        }
+        (_, Some(_), Some(error)) => {
+            let bound = |sign: f64| rounded(measured.value + sign * 1.96 * error, error);
+            format!(" (95 %: {} to {})", bound(-1.0), bound(1.0))
+        }
+        _ => String::new(),
+    }
 }
 
 /// Several models in one Markdown table: a row for each, a column for each metric.
 pub(super) fn ablation(results: &[Value]) -> String {
     let metrics = |result: &Value| result["metrics"].as_array().cloned().unwrap_or_default();
-    let Some(first) = results.first() else { return String::new() };
-    let names: Vec<String> =
-        metrics(first).iter().map(|metric| metric["name"].as_str().unwrap_or_default().to_string()).collect();
-    let mut text = format!("| model | step | samples | {} |\n", names.join(" | "));
-    text += &format!("|---|{}\n", "---:|".repeat(names.len() + 2));
+    if results.is_empty() {
+        return String::new();
+    }
+    let mut names: Vec<String> = Vec::new();
+    for metric in results.iter().flat_map(metrics) {
+        let name = metric["name"].as_str().unwrap_or_default();
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_string());
+        }
+    }
+    let mut text = format!("| model | step | samples | evaluations | {} | s/image |\n", names.join(" | "));
+    text += &format!("|---|{}\n", "---:|".repeat(names.len() + 4));
     for result in results {
-        let values: Vec<String> = metrics(result)
-            .iter()
-            .map(|metric| match (metric["value"].as_f64(), metric["standard_error"].as_f64()) {
-                (Some(value), Some(error)) => with_error(value, error),
-                (Some(value), None) => rounded(value, value.abs() / 1000.0),
-                _ => String::new(),
-            })
-            .collect();
+        let found = metrics(result);
+        let shown = |name: &String| {
+            let metric = found.iter().find(|metric| metric["name"] == **name)?;
+            metric["value"].as_f64().map(|value| number(value, metric["standard_error"].as_f64()))
+        };
+        let values: Vec<String> = names.iter().map(|name| shown(name).unwrap_or_default()).collect();
+        let evaluations = result["evaluations_per_image"].as_u64().map(|count| count.to_string()).unwrap_or_default();
+        let seconds = result["seconds_per_image"].as_f64().map(|seconds| rounded(seconds, seconds / 10.0));
         let name = result["name"].as_str().unwrap_or_default();
         let step = result["step"].as_u64().map(|step| step.to_string()).unwrap_or_default();
-        text += &format!("| {name} | {step} | {} | {} |\n", result["num_samples"], values.join(" | "));
+        let (count, seconds) = (&result["num_samples"], seconds.unwrap_or_default());
+        text += &format!("| {name} | {step} | {count} | {evaluations} | {} | {seconds} |\n", values.join(" | "));
     }
     text
 }
@@ -72,10 +134,12 @@ pub(super) fn ablation_curve(results: &[Value]) -> Option<MetricCurve> {
         return None;
     }
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+    let mut errors = Vec::new();
     for result in results {
         let (Some(x), Some(y)) = (number(result, by_sampling), result["metrics"][0]["value"].as_f64()) else {
             continue;
         };
+        errors.extend(result["metrics"][0]["standard_error"].as_f64().map(|error| (x, y, error)));
         let guidance = result["guidance"].as_f64().map(|scale| format!("guidance {scale}")).unwrap_or_default();
         let name = match (by_sampling, result["checkpoint"].as_str()) {
             (true, Some(checkpoint)) => format!("{checkpoint} {guidance}").trim().to_string(),
@@ -89,7 +153,36 @@ pub(super) fn ablation_curve(results: &[Value]) -> Option<MetricCurve> {
     lines.iter_mut().for_each(|line| line.1.sort_by(|a, b| a.0.total_cmp(&b.0)));
     let metric = results.first()?["metrics"][0]["name"].as_str()?.to_string();
     let over = if by_sampling { "sampling steps" } else { "optimizer step" };
-    Some(MetricCurve { title: format!("{metric} by {over}"), metric, over: over.into(), lines })
+    let floor = results.first()?["metrics"][0]["floor"].as_f64();
+    let level = floor.map(|floor| ("real held-out images".to_string(), floor));
+    Some(MetricCurve { title: format!("{metric} by {over}"), metric, over: over.into(), lines, errors, level })
+}
+
+/// Up to `most` places, the classes in turn and each class evenly spread; without classes all evenly spread.
+fn shown(labels: &[Option<usize>], most: usize) -> Vec<usize> {
+    let mut classes: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+    labels.iter().enumerate().for_each(|(place, label)| classes.entry(*label).or_default().push(place));
+    let count = most.min(labels.len());
+    // Of more classes than places, evenly spread ones.
+    let taken = classes.len().min(count);
+    let classes: Vec<&Vec<usize>> = classes.values().collect();
+    let chosen: Vec<&Vec<usize>> = (0..taken).map(|i| classes[i * classes.len() / taken]).collect();
+    // How many of each: in turn, as long as there are any.
+    let mut each = vec![0; taken];
+    let mut left = count;
+    while left > 0 && chosen.iter().zip(&each).any(|(class, each)| each < &class.len()) {
+        for (class, each) in chosen.iter().zip(&mut each) {
+            if left > 0 && *each < class.len() {
+                (*each, left) = (*each + 1, left - 1);
+            }
+        }
+    }
+    let most_of_one = each.iter().copied().max().unwrap_or(0);
+    let place = |round: usize| {
+        let of = chosen.iter().zip(&each).filter(move |(_, each)| round < **each);
+        of.map(move |(class, each)| class[round * class.len() / each]).collect::<Vec<_>>()
+    };
+    (0..most_of_one).flat_map(place).collect()
 }
 
 /// Samples beside real images; with `nearest`, the samples nearest to reference images, beside those. None if there is nothing to
@@ -109,8 +202,10 @@ pub(super) fn panel(
             (order, others, ["samples nearest to the reference", "their nearest reference images"])
         }
         None => {
-            let spread = |len: usize| (0..SHOWN.min(len)).map(|i| i * len / SHOWN.min(len)).collect::<Vec<usize>>();
-            (spread(count.min(samples.len())), spread(real.len()), ["generated", "real"])
+            let label =
+                |gallery: &Gallery, count: usize| (0..count).map(|index| gallery.label(index)).collect::<Vec<_>>();
+            let [left, right] = [label(samples, count.min(samples.len())), label(real, real.len())];
+            (shown(&left, SHOWN), shown(&right, SHOWN), ["generated", "real"])
         }
     };
     let side = |gallery: &Gallery, places: &[usize], title: &str| -> Result<Option<Image>> {
@@ -127,5 +222,42 @@ pub(super) fn panel(
     match (side(samples, &left, titles[0])?, side(real, &right, titles[1])?) {
         (Some(left), Some(right)) => beside(&[left, right], GAP).map(Some),
         _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_the_digits_that_they_can_have() {
+        let found = [
+            number(51.634, Some(3.61)),
+            number(100.0, Some(0.0)),
+            number(3.1e-13, Some(2e-14)),
+            number(0.5, None),
+            number(0.0, Some(0.0)),
+        ];
+        assert_eq!(found, ["51.6 ± 3.6", "100", "0", "0.50000", "0"]);
+    }
+
+    #[test]
+    fn all_classes_are_shown_and_each_is_spread() {
+        // 10,000 samples, ten classes in turn: every 250th would be of one class.
+        let labels: Vec<Option<usize>> = (0..10_000).map(|index| Some(index % 10)).collect();
+        let places = shown(&labels, 40);
+        assert_eq!(places.len(), 40);
+        for class in 0..10 {
+            let own: Vec<usize> = places.iter().copied().filter(|place| place % 10 == class).collect();
+            assert!(own.len() == 4 && own[3] > 7000 && own[0] < 10, "{own:?}");
+        }
+        assert_eq!(places[..3], [0, 1, 2]);
+        // Sorted by class, with a rare one; without classes; more classes than places.
+        let sorted: Vec<Option<usize>> = (0..100).map(|index| Some(usize::from(index >= 98))).collect();
+        assert_eq!(shown(&sorted, 8).iter().filter(|&&place| place >= 98).count(), 2);
+        assert_eq!(shown(&[None; 100], 4), [0, 25, 50, 75]);
+        let many: Vec<Option<usize>> = (0..100).map(Some).collect();
+        assert_eq!(shown(&many, 4), [0, 25, 50, 75]);
+        assert!(shown(&[], 4).is_empty());
     }
 }

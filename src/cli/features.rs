@@ -9,16 +9,17 @@ use serde_json::Value;
 
 use super::bar::{Bar, shown};
 use super::machine::Machine;
+use super::train_data::is_data_set;
 use crate::cluster::Collective;
 use crate::config::DataConfig;
-use crate::data::{Dataset, ResolveOptions, resolve};
+use crate::data::{Colour, Dataset, ImportOptions, ResolveOptions, import_once, resolve};
 use crate::diffusion::SamplingConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::evaluation::{
-    Asking, Drawn, Draws, FeatureSet, Measured, MetricKind, Nearest, Reference, drawn, measure,
+    Asking, Drawn, Draws, FeatureSet, Measured, MetricKind, Nearest, Reference, class_places, drawn, measure,
 };
 use crate::eval::{Extractor, Gallery, Rule, data_of, metrics};
-use crate::model_file::ModelFile;
+use crate::model_file::{ModelFile, ModelInfo};
 use crate::models::inception::InceptionWeights;
 use crate::pipeline::{Model, even_batch};
 use crate::tensor::{Context, DType};
@@ -78,8 +79,21 @@ impl FeatureOptions {
 
     /// The requested features, without classes.
     pub fn asking<'a>(&self, metrics: &'a [MetricKind], extractor: &Extractor, seed: u64) -> Asking<'a> {
-        Asking { metrics, distance: extractor.distance_name(), draws: self.draws, seed, classes: None }
+        let (distance, rule) = (extractor.distance_name(), extractor.rule());
+        Asking { metrics, distance, draws: self.draws, seed, rule, classes: None }
     }
+}
+
+/// Refuses to count the classes of samples by a classifier that does not know them.
+///
+/// # Errors
+/// [`Error::Config`] at `option`.
+pub(super) fn check_classes(of_samples: &[String], classifier: &Extractor, option: &str) -> Result<()> {
+    let refused = |why| {
+        let message = format!("class accuracy needs a classifier of the samples' classes: {why}");
+        Error::config(option, message, "give another classifier, or leave accuracy out of --metrics")
+    };
+    class_places(of_samples, classifier.class_names()).map(|_| ()).map_err(refused)
 }
 
 /// The network as text: its name, the first digits of its hash, the rule.
@@ -121,7 +135,7 @@ impl Work {
         bar
     }
 
-    /// Features of the first pictures of a gallery.
+    /// Features of the first pictures of a gallery. Without a terminal long work is told every half minute.
     pub fn features(
         &self,
         gallery: &Gallery,
@@ -132,10 +146,14 @@ impl Work {
     ) -> Result<FeatureSet> {
         let bar = self.bar(what, "pictures");
         // Measured from the end of the first batch, which includes the preparation.
-        let mut first = None;
+        let (mut first, mut told) = (None, Instant::now());
         let set = FeatureSet::extracted(gallery, of, count, extractor, &self.cache, &mut |done, all| {
             first.get_or_insert_with(|| (done, Instant::now()));
             bar.at(done, all);
+            if bar.is_hidden() && told.elapsed().as_secs() >= 30 {
+                told = Instant::now();
+                self.note(&format!("{what}: {done} of {all} pictures"));
+            }
             Ok(())
         });
         drop(bar);
@@ -143,7 +161,9 @@ impl Work {
             let seconds = started.elapsed().as_secs_f64().max(1e-9);
             self.note(&format!("{what}: {:.1} pictures a second", (count - from) as f64 / seconds));
         }
-        set
+        let set = set?;
+        set.notes.iter().for_each(|note| self.note(&format!("note: {note}")));
+        Ok(set)
     }
 
     /// Samples of a model, for the job of this index if other processes draw too.
@@ -200,6 +220,10 @@ pub(super) fn data_set(
         let usual = DataConfig::default();
         let config = info.as_ref().map_or(&usual, |info| &info.config.data);
         let (shapes_seed, shapes_count) = (config.shapes_seed, config.shapes_count);
+        let path = Path::new(name);
+        if path.exists() && (path.is_dir() || !is_data_set(path)) {
+            return imported(path, info.as_ref(), data_dir, quiet).map(Some);
+        }
         let options = ResolveOptions { data_dir, shapes_seed, shapes_count, progress: shown(quiet) };
         return resolve(name, Path::new(name).exists().then_some(name), &options).map(Some);
     }
@@ -207,4 +231,25 @@ pub(super) fn data_set(
     let config = &info.config.data;
     let set = data_of(&info, None, "data", data_dir, &shown(quiet))?;
     set.arranged(&config.classes, config.validation_fraction, config.split_seed).map(Some)
+}
+
+/// Pictures as a data set, imported once as for training: in the size and the colours of the model, if there is one.
+fn imported(path: &Path, info: Option<&ModelInfo>, data_dir: &Path, quiet: bool) -> Result<Dataset> {
+    let mut options = ImportOptions { progress: shown(quiet), ..ImportOptions::default() };
+    if let Some(model) = info.map(|info| &info.config.model) {
+        options.resize = Some(model.image_size());
+        options.color = Some(if model.image_channels() == 1 { Colour::Grey } else { Colour::Rgb });
+    }
+    let file = match import_once(path, &options, data_dir) {
+        // Arrays and published sets have their own size.
+        Err(Error::Config { place, .. }) if place == "resize" => {
+            import_once(path, &ImportOptions { resize: None, ..options }, data_dir)
+        }
+        imported => imported,
+    }?
+    .0;
+    if !quiet {
+        eprintln!("{} as {}", path.display(), file.display());
+    }
+    Dataset::open(file)
 }

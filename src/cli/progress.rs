@@ -54,6 +54,10 @@ impl Terminal {
                     self.say("No better one came for as long as training.patience says: the run ends here.");
                 }
             }
+            // Long work is told without a terminal too.
+            Event::Busy(doing) if !self.quiet && self.bar.is_hidden() && doing.starts_with("extracts") => {
+                self.say(doing)
+            }
             Event::Busy(doing) => self.bar.say(*doing),
             Event::Wrote(path) => {
                 if path.extension().is_some_and(|extension| extension == "png") {

@@ -147,7 +147,7 @@ fn shortened(note: &str) -> String {
 }
 
 /// Whether a file looks like one of our data sets; others are imported.
-fn is_data_set(path: &Path) -> bool {
+pub(super) fn is_data_set(path: &Path) -> bool {
     use std::io::Read;
     let mut start = Vec::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(512).read_to_end(&mut start));

@@ -27,6 +27,8 @@ use crate::image_size::ImageSize;
 
 /// The value of the metadata key `format`.
 pub(super) const FORMAT: &str = "engine data set 1";
+/// The end of the note `N of M …` of an import of JPEG files.
+pub(super) const FROM_JPEG: &str = "pictures: decoded from JPEG";
 const REIMPORT: &str = "write it again with `engine data import`";
 
 /// The part of a data set that an image belongs to.
@@ -339,6 +341,14 @@ impl Dataset {
     /// Notes of the import on omissions and changes, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.0.parts.notes
+    }
+
+    /// The share of its pictures that were JPEG files, by the note of their import; None for a set that was not imported from
+    /// picture files.
+    pub fn jpeg_share(&self) -> Option<f64> {
+        let of_pictures = self.notes().iter().find_map(|note| note.strip_suffix(FROM_JPEG));
+        let (jpeg, total) = of_pictures?.trim_end().split_once(" of ")?;
+        Some(jpeg.parse::<f64>().ok()? / total.parse::<f64>().ok()?)
     }
 
     pub(super) fn stored_digests(&self) -> Option<&Digests> {

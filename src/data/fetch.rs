@@ -144,7 +144,10 @@ fn place_official_weights(weights: &OfficialWeights, from: &Path, options: &Fetc
         Err(_) if is_archive(from)? => {
             fs::write(&part, member(from, &weights.file)?).map_err(Error::io(&part, "write"))?;
         }
-        Err(Error::File { message, .. }) => return Err(Error::file(from, message, "give an undamaged copy")),
+        Err(Error::File { message, .. }) => {
+            let advice = format!("give {}, or an archive that has it", weights.file.name);
+            return Err(Error::file(from, message, advice));
+        }
         Err(other) => return Err(other),
     }
     if let Err(error) = check(&part, &weights.file) {

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::archive::{Next, for_each_member};
-use super::dataset::{Parts, Source, Split, hex};
+use super::dataset::{FROM_JPEG, Parts, Source, Split, hex};
 use super::draft::{Draft, Spool};
 use super::import::{Colour, ImportOptions, hold_out};
 use super::labels::{self, Labels};
@@ -250,6 +250,8 @@ pub(super) struct Pictures<'a> {
     /// The reason for it, if not `--resize`.
     reason: Option<String>,
     counts: BTreeMap<Note, usize>,
+    /// Number of JPEG files.
+    jpeg: usize,
     damaged: Vec<String>,
     others: Vec<String>,
     links: Vec<String>,
@@ -278,6 +280,7 @@ impl<'a> Pictures<'a> {
             target: options.resize,
             reason: None,
             counts: BTreeMap::new(),
+            jpeg: 0,
             damaged: Vec::new(),
             others: Vec::new(),
             links: Vec::new(),
@@ -347,14 +350,15 @@ impl<'a> Pictures<'a> {
         let decode = |(path, bytes): (String, Vec<u8>)| {
             let picture =
                 decode_picture(&bytes, options.background).and_then(|picture| fitted(picture, target, options));
-            (path, picture)
+            (path, picture, PictureKind::of(&bytes) == Some(PictureKind::Jpeg))
         };
         while batch.len() > 0 {
             let some: Vec<_> = batch.by_ref().take(self.at_a_time()).collect();
             let pictures: Vec<_> = some.into_par_iter().map(decode).collect();
-            for (path, picture) in pictures {
+            for (path, picture, is_jpeg) in pictures {
                 match picture {
                     Ok(Picture { image, notes }) => {
+                        self.jpeg += usize::from(is_jpeg);
                         notes.into_iter().for_each(|note| *self.counts.entry(note).or_default() += 1);
                         self.put(path, &image)?;
                     }
@@ -512,6 +516,9 @@ impl<'a> Pictures<'a> {
     fn notes(&self, arranged: Vec<String>) -> Vec<String> {
         let mut notes = arranged;
         let total = self.decoded.len();
+        if self.jpeg > 0 {
+            notes.push(format!("{} of {total} {FROM_JPEG}", self.jpeg));
+        }
         for (note, count) in self.counts.iter().filter(|(note, _)| **note != Note::Resized) {
             notes.push(format!("{count} of {total} pictures: {note}"));
         }

@@ -151,7 +151,24 @@ impl Default for ImportOptions {
 ///
 /// [`Error::File`] with the file that is damaged, truncated or unlike the others, and the option that would accept it.
 pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Dataset> {
-    let source = source.as_ref();
+    finished(source.as_ref(), read(source.as_ref(), options)?)
+}
+
+/// As [`import`], with all images as training images, whatever their split: a source of test images alone is a set too.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_as_one(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Dataset> {
+    let mut draft = read(source.as_ref(), options)?;
+    (draft.train, draft.test) = (draft.labels.len(), 0);
+    finished(source.as_ref(), draft)
+}
+
+fn finished(source: &Path, draft: Draft) -> Result<Dataset> {
+    draft.finish().map_err(|e| Error::file(source, e.to_string(), "import a source that has them"))
+}
+
+fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
     if !(0.0..1.0).contains(&options.validation) {
         let message = format!("is {}, which is not a share", options.validation);
         return Err(Error::config("validation", message, "give a number from 0 to 1, such as 0.1"));
@@ -186,7 +203,7 @@ pub fn import(source: impl AsRef<Path>, options: &ImportOptions) -> Result<Datas
         (Format::Images, false) => images::read_archive(source, options),
     }?;
     draft.name = options.name.clone().unwrap_or_else(|| default_name(source));
-    draft.finish().map_err(|e| Error::file(source, e.to_string(), "import a source that has them"))
+    Ok(draft)
 }
 
 /// The source's name without archive endings.

@@ -60,7 +60,7 @@ pub use dataset::{Dataset, Parts, Source, Split};
 pub use export::{ExportFormat, export};
 pub use fetch::{FetchOptions, fetch, fetch_weights, place_weights};
 pub use images::picture_files;
-pub use import::{Colour, Format, ImportOptions, LabelKind, import};
+pub use import::{Colour, Format, ImportOptions, LabelKind, import, import_as_one};
 pub use npz::{NpzArray, read_npz, write_npz};
 pub use official::{OFFICIAL, Official, OfficialFile, OfficialWeights, WEIGHTS, WEIGHTS_DIR};
 pub use once::{import_once, join_once};

@@ -86,7 +86,10 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
         counts[usize::from(split)] += count;
     }
     if parts.labels.is_empty() {
-        let message = format!("has no array of images among {}", passed_over.join(", "));
+        let message = match passed_over.as_slice() {
+            [] => "has no images: no array that can be read, or none with a picture in it".to_string(),
+            others => format!("has no array of images among {}", others.join(", ")),
+        };
         return Err(bad(message));
     }
     if !passed_over.is_empty() {

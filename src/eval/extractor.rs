@@ -43,6 +43,8 @@ pub struct Extractor {
     program: Program,
     name: String,
     hash: String,
+    /// The names of its classes by logit; empty for published networks.
+    class_names: Vec<String>,
     /// The resize for the last picture size.
     rule: Option<PreparedTreatment>,
     scratch: Vec<f64>,
@@ -119,14 +121,15 @@ impl Extractor {
         let name = classifier_name(&model.info.config.model, &model.info.config.data.name);
         let network = Network::Classifier(model.network.clone());
         let hash = model.digest.sha256.clone();
-        Self::planned(
+        let planned = Self::planned(
             model.context(),
             network,
             model.parameters.clone(),
             (model.network.image_shape(), widths),
             batch,
             (&name, &hash),
-        )
+        )?;
+        Ok(Self { class_names: model.info.classes.clone(), ..planned })
     }
 
     fn planned(
@@ -160,6 +163,7 @@ impl Extractor {
             program,
             name: name.to_string(),
             hash: hash.to_string(),
+            class_names: Vec::new(),
             rule: None,
             scratch: Vec::new(),
             ready: false,
@@ -170,6 +174,16 @@ impl Extractor {
     /// `inception`, or the classifier's network and data set: `resnet18-cifar10`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The names of the classes by logit; empty if they are not known, as for published networks.
+    pub fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    /// Whether the weights are those of the published file of InceptionV3, by its hash; None for another network.
+    pub fn is_published(&self) -> Option<bool> {
+        self.is_inception().then(|| self.hash.starts_with(inception::PUBLISHED))
     }
 
     /// Whether this is InceptionV3 of 2015, so that a Fréchet distance on its features is FID.

@@ -1,5 +1,6 @@
 //! Pictures in a fixed order, from any source: files, archives, arrays, data sets, drawn samples.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -7,9 +8,11 @@ use sha2::{Digest, Sha256};
 
 use super::images::in_proportion;
 use super::rows::{MappedRows, hex};
-use crate::data::{Dataset, ImportOptions, Split, import, picture_files};
+use super::survey::Survey;
+use crate::data::{Dataset, ImportOptions, Split, import_as_one, picture_files};
 use crate::error::{Error, Result};
 use crate::picture::{Image, read_picture};
+use crate::rng::Permutation;
 
 /// The background for transparent pixels.
 const BACKGROUND: [u8; 3] = [255; 3];
@@ -27,6 +30,12 @@ pub struct Gallery {
     pub name: String,
     /// Notes for the user.
     pub notes: Vec<String>,
+    /// The names of the classes, by label; empty if they have none.
+    pub class_names: Vec<String>,
+    /// How the pictures were chosen, if they are a part: `in proportion to the classes`.
+    pub chosen: Option<String>,
+    /// The hash of files and what their headers tell.
+    read: OnceCell<(String, Survey)>,
 }
 
 impl Gallery {
@@ -34,7 +43,7 @@ impl Gallery {
     /// one size.
     ///
     /// # Errors
-    /// [`Error::File`] for a folder without pictures; those of [`import`].
+    /// [`Error::File`] for a folder without pictures; those of [`import_as_one`].
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         if path.is_dir() {
@@ -47,17 +56,59 @@ impl Gallery {
             if nested > 0 {
                 notes.push(format!("{nested} of {} pictures of {name} are in subfolders; all are used", files.len()));
             }
-            return Ok(Self { source: Source::Files(files), name, notes });
+            return Ok(Self { notes, ..Self::new(Source::Files(files), name, Vec::new()) });
         }
         if path.extension().is_some_and(|ending| ending == "safetensors") {
             let set = Dataset::open(path)?;
-            let all = (0..set.len()).collect();
-            return Ok(Self { source: Source::Set(Box::new(set), all), name, notes: Vec::new() });
+            let (train, all, mut notes) = (set.split_indices(Split::Train), set.len(), Vec::new());
+            if train.len() < all {
+                notes.push(format!("the {} training images of {name}, which holds {all} images in all", train.len()));
+            }
+            let (classes, places) = (set.class_names().to_vec(), train.collect());
+            return Ok(Self { notes, ..Self::new(Source::Set(Box::new(set), places), name, classes) });
         }
         let options = ImportOptions { unlabelled: true, validation: 0.0, ..ImportOptions::default() };
-        let set = import(path, &options)?;
-        let (notes, all) = (set.notes().to_vec(), (0..set.len()).collect());
-        Ok(Self { source: Source::Set(Box::new(set), all), name, notes })
+        let set = import_as_one(path, &options)?;
+        let (notes, classes, all) = (set.notes().to_vec(), set.class_names().to_vec(), (0..set.len()).collect());
+        Ok(Self { notes, ..Self::new(Source::Set(Box::new(set), all), name, classes) })
+    }
+
+    fn new(source: Source, name: String, class_names: Vec<String>) -> Self {
+        Self { source, name, class_names, notes: Vec::new(), chosen: None, read: OnceCell::new() }
+    }
+
+    /// `count` of the pictures: in proportion to the classes where there are several, else at random by `seed`, in their order;
+    /// unchanged if there are no more. Of a model's samples the first, whose classes are in turn.
+    pub fn part(mut self, count: usize, seed: u64) -> Self {
+        let all = self.len();
+        if count >= all {
+            return self;
+        }
+        let random = || {
+            let order = Permutation::new(all as u32, seed, 0);
+            let mut places: Vec<usize> = (0..count as u32).map(|place| order.apply(place) as usize).collect();
+            places.sort_unstable();
+            places
+        };
+        let mut how = format!("at random, seed {seed}");
+        self.source = match self.source {
+            Source::Files(files) => Source::Files(random().into_iter().map(|place| files[place].clone()).collect()),
+            Source::Set(set, places) if self.class_names.len() > 1 => {
+                how = "in proportion to the classes".into();
+                let places = in_proportion(&set, &places, count);
+                Source::Set(set, places)
+            }
+            Source::Set(set, places) => Source::Set(set, random().into_iter().map(|place| places[place]).collect()),
+            Source::Drawn(rows, shape, mut labels) => {
+                how = "the first".into();
+                labels.truncate(count);
+                Source::Drawn(rows, shape, labels)
+            }
+        };
+        self.notes.push(format!("{count} of {all} pictures of {}, {how}", self.name));
+        self.chosen = Some(how);
+        self.read = OnceCell::new();
+        self
     }
 
     /// The images of a split of a data set, or up to `count` of them, in proportion to its classes.
@@ -75,12 +126,18 @@ impl Gallery {
             _ => all,
         };
         let name = format!("{} ({split:?})", set.name()).to_lowercase();
-        Ok(Self { source: Source::Set(Box::new(set), places), name, notes: Vec::new() })
+        let classes = set.class_names().to_vec();
+        Ok(Self::new(Source::Set(Box::new(set), places), name, classes))
     }
 
-    /// Drawn samples: u8 `[N, H, W, C]`, and the class of each, if any.
-    pub(super) fn drawn(rows: MappedRows, shape: [usize; 3], labels: Vec<Option<usize>>, name: String) -> Self {
-        Self { source: Source::Drawn(rows, shape, labels), name, notes: Vec::new() }
+    /// Drawn samples: u8 `[N, H, W, C]`, and the class of each, if any; the model's name, and the names of its classes.
+    pub(super) fn drawn(
+        rows: MappedRows,
+        shape: [usize; 3],
+        labels: Vec<Option<usize>>,
+        (name, class_names): (String, Vec<String>),
+    ) -> Self {
+        Self::new(Source::Drawn(rows, shape, labels), name, class_names)
     }
 
     /// The number of pictures.
@@ -124,14 +181,45 @@ impl Gallery {
         }
     }
 
-    /// The share of files with a JPEG ending; None if the pictures are not files.
-    pub fn jpeg_share(&self) -> Option<f64> {
-        let Source::Files(files) = &self.source else { return None };
-        let jpeg = |file: &&PathBuf| {
-            let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
-            ending == "jpg" || ending == "jpeg"
-        };
-        Some(files.iter().filter(jpeg).count() as f64 / files.len() as f64)
+    /// The share of pictures that were JPEG files, by content, or by the record of their import.
+    ///
+    /// # Errors
+    /// As [`Gallery::identity`].
+    pub fn jpeg_share(&self) -> Result<f64> {
+        Ok(match &self.source {
+            Source::Files(files) => self.survey()?.map_or(0.0, |survey| survey.jpeg as f64 / files.len() as f64),
+            Source::Set(set, _) => set.jpeg_share().unwrap_or(0.0),
+            Source::Drawn(..) => 0.0,
+        })
+    }
+
+    /// Whether the pictures are a model's samples.
+    pub fn is_drawn(&self) -> bool {
+        matches!(self.source, Source::Drawn(..))
+    }
+
+    /// What the headers of the files tell; None if the pictures are not files.
+    ///
+    /// # Errors
+    /// As [`Gallery::identity`].
+    pub fn survey(&self) -> Result<Option<&Survey>> {
+        let Source::Files(files) = &self.source else { return Ok(None) };
+        self.read(files).map(|read| Some(&read.1))
+    }
+
+    fn read(&self, files: &[PathBuf]) -> Result<&(String, Survey)> {
+        if self.read.get().is_none() {
+            let (mut sha, mut survey) = (Sha256::new(), Survey::default());
+            for file in files {
+                let bytes = std::fs::read(file).map_err(Error::io(file, "read"))?;
+                sha.update((bytes.len() as u64).to_le_bytes());
+                sha.update(&bytes);
+                survey.add(&bytes);
+            }
+            let hash = sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            let _ = self.read.set((hash, survey));
+        }
+        Ok(self.read.get().expect("just set"))
     }
 
     /// Identifies the pictures and their order, for a cache: a hash of the files' bytes, or of the pixels.
@@ -142,11 +230,7 @@ impl Gallery {
         let mut sha = Sha256::new();
         match &self.source {
             Source::Files(files) => {
-                for file in files {
-                    let bytes = std::fs::read(file).map_err(Error::io(file, "read"))?;
-                    sha.update((bytes.len() as u64).to_le_bytes());
-                    sha.update(&bytes);
-                }
+                return Ok(json!({ "pictures": self.len(), "sha256": self.read(files)?.0 }));
             }
             Source::Set(set, places) => {
                 let sizes = [set.height(), set.width(), set.channels()];
@@ -181,4 +265,63 @@ impl Gallery {
 /// A short key for a JSON value: the first digits of its hash.
 pub fn short_hash(value: &Value) -> String {
     hex(value.to_string().as_bytes())[..12].to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::data::{Parts, shapes};
+    use crate::picture::encode_npy;
+
+    #[test]
+    fn a_source_of_test_images_alone_is_a_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.npz");
+        let images: Vec<Image> = (0..5).map(|k| Image::filled(4, 4, [k; 3])).collect();
+        let mut zip = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+        zip.start_file("x_test.npy", zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(&encode_npy(&images).unwrap()).unwrap();
+        zip.finish().unwrap();
+        let gallery = Gallery::open(&path).unwrap();
+        assert_eq!((gallery.len(), gallery.picture(3).unwrap().pixels()[0]), (5, 3));
+    }
+
+    #[test]
+    fn parts_are_fair_and_have_their_own_identity() {
+        let folder = tempfile::tempdir().unwrap();
+        // Of class a 30 images, then of b 10; two held out.
+        let parts = Parts {
+            name: "sorted".into(),
+            height: 1,
+            width: 1,
+            channels: 1,
+            class_names: ["a", "b"].map(String::from).into(),
+            images: (0..42).collect(),
+            labels: [vec![0; 30], vec![1; 10], vec![0; 2]].concat(),
+            train: 40,
+            ..Parts::default()
+        };
+        let path = folder.path().join("sorted.safetensors");
+        Dataset::from_parts(parts).unwrap().write(&path, false).unwrap();
+        let open = || Gallery::open(&path).unwrap();
+        assert_eq!((open().len(), open().notes.len()), (40, 1));
+        let part = open().part(8, 0);
+        let labels: Vec<Option<usize>> = (0..8).map(|index| part.label(index)).collect();
+        assert_eq!(labels.iter().filter(|label| **label == Some(1)).count(), 2);
+        assert_eq!(part.chosen.as_deref(), Some("in proportion to the classes"));
+        assert_ne!(part.identity().unwrap(), open().identity().unwrap());
+        assert!(open().part(40, 0).chosen.is_none());
+        // Without classes at random: not the first ones, in order, the same for a seed.
+        let set = shapes(0, 60);
+        let images: Vec<Image> =
+            (0..50).map(|index| Image::new(set.width(), set.height(), 3, set.image(index).to_vec()).unwrap()).collect();
+        let path = folder.path().join("a.npy");
+        std::fs::write(&path, encode_npy(&images).unwrap()).unwrap();
+        let part = |seed| Gallery::open(&path).unwrap().part(10, seed).identity().unwrap();
+        assert!(part(0) == part(0) && part(0) != part(1));
+        let gallery = Gallery::open(&path).unwrap().part(10, 0);
+        assert!((0..10).any(|index| gallery.picture(index).unwrap() != images[index]));
+    }
 }

@@ -23,6 +23,7 @@ mod rows;
 mod rules;
 #[cfg(feature = "metrics")]
 mod statistics;
+mod survey;
 
 pub use anomaly::{Reference, Score, Scores, as_trained, scored_split};
 pub use classify::{Classification, Classifier, Confusion, check_labels, wilson_interval};
@@ -41,3 +42,4 @@ pub use rows::{MappedRows, Rows};
 pub use rules::{PreparedTreatment, Resize, Rule, Scaling, Treatment};
 #[cfg(feature = "metrics")]
 pub use statistics::Statistics;
+pub use survey::Survey;

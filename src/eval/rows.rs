@@ -1,4 +1,7 @@
 //! A growing file of equal rows: the cached work of an evaluation, which resumes from it.
+//!
+//! Beside it lies a file `NAME.crc` with the CRC-32C of each row (u32, little endian), written after the row. A row without its
+//! checksum, or with another, is dropped with all that follow, and computed again.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -13,12 +16,15 @@ use crate::error::{Error, Result};
 /// Bytes before the first row: the description of the rows as JSON, padded with spaces.
 const HEAD: usize = 8192;
 
-/// Equal rows on disk. Whole rows survive any end of the process; a partial row is dropped when the file is opened again.
+/// Equal rows on disk. Whole rows survive any end of the process; a partial row, and one whose bytes have changed, is dropped when
+/// the file is opened again.
 pub struct Rows {
     path: PathBuf,
     file: File,
+    checksums: File,
     row_bytes: usize,
     count: usize,
+    damage: Option<String>,
 }
 
 impl Rows {
@@ -42,20 +48,57 @@ impl Rows {
             let message = "another evaluation is writing it";
             return Err(Error::file(&path, message, "wait for it, or give another folder with `cache`"));
         }
+        let checksums = checksum_path(&path);
+        let checksums = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&checksums)
+            .map_err(Error::io(&checksums, "open"))?;
         let length = file.metadata().map_err(Error::io(&path, "read"))?.len() as usize;
         if length < HEAD {
             file.set_len(0).map_err(Error::io(&path, "write"))?;
             file.write_all(&head).map_err(Error::io(&path, "write"))?;
-            return Ok(Self { path, file, row_bytes, count: 0 });
+            let mut rows = Self { path, file, checksums, row_bytes, count: 0, damage: None };
+            rows.truncate(0)?;
+            return Ok(rows);
         }
         let mut found = vec![0; HEAD];
         file.read_exact(&mut found).map_err(Error::io(&path, "read"))?;
         if found != head {
             return Err(Error::file(&path, "its content does not match its name", "delete it"));
         }
-        let mut rows = Self { path, file, row_bytes, count: (length - HEAD) / row_bytes };
-        rows.truncate(rows.count)?;
+        let mut rows = Self { path, file, checksums, row_bytes, count: (length - HEAD) / row_bytes, damage: None };
+        let intact = rows.intact()?;
+        rows.truncate(intact)?;
         Ok(rows)
+    }
+
+    /// The number of leading rows that match their checksums.
+    fn intact(&mut self) -> Result<usize> {
+        let mut recorded = Vec::new();
+        self.checksums.read_to_end(&mut recorded).map_err(Error::io(checksum_path(&self.path), "read"))?;
+        let known = self.count.min(recorded.len() / 4);
+        if known == 0 {
+            return Ok(0);
+        }
+        // Without rows beyond their checksums, which a killed process leaves.
+        self.count = known;
+        let map = self.map()?;
+        let same = |(row, recorded): &(&[u8], &[u8])| crc32c::crc32c(row).to_le_bytes() == *recorded;
+        let rows = map.bytes(known).chunks_exact(self.row_bytes).zip(recorded.chunks_exact(4));
+        let intact = rows.take_while(same).count();
+        if intact < known {
+            let path = self.path.display();
+            self.damage = Some(format!("{path}: row {intact} of {known} is damaged; computed again from there"));
+        }
+        Ok(intact)
+    }
+
+    /// The damage that was found on opening, as a sentence.
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
     }
 
     /// Number of whole rows.
@@ -77,6 +120,9 @@ impl Rows {
         let end = (HEAD + self.count * self.row_bytes) as u64;
         self.file.set_len(end).map_err(Error::io(&self.path, "write"))?;
         self.file.seek(SeekFrom::Start(end)).map_err(Error::io(&self.path, "write"))?;
+        let (path, end) = (checksum_path(&self.path), 4 * self.count as u64);
+        self.checksums.set_len(end).map_err(Error::io(&path, "write"))?;
+        self.checksums.seek(SeekFrom::Start(end)).map_err(Error::io(&path, "write"))?;
         Ok(())
     }
 
@@ -91,6 +137,9 @@ impl Rows {
         assert!(rows.len().is_multiple_of(self.row_bytes), "{} bytes of rows of {}", rows.len(), self.row_bytes);
         self.file.write_all(rows).map_err(Error::io(&self.path, "write"))?;
         self.file.sync_data().map_err(Error::io(&self.path, "write"))?;
+        let checksums: Vec<u8> =
+            rows.chunks_exact(self.row_bytes).flat_map(|row| crc32c::crc32c(row).to_le_bytes()).collect();
+        self.checksums.write_all(&checksums).map_err(Error::io(checksum_path(&self.path), "write"))?;
         self.count += rows.len() / self.row_bytes;
         Ok(())
     }
@@ -139,6 +188,13 @@ impl MappedRows {
     }
 }
 
+/// The path of the checksums of the rows at `path`.
+fn checksum_path(path: &Path) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(".crc");
+    path.into()
+}
+
 fn head(of: &Value, row_bytes: usize) -> Vec<u8> {
     let mut text = serde_json::json!({ "format": "engine-rows-1", "row_bytes": row_bytes, "of": of }).to_string();
     if text.len() >= HEAD {
@@ -162,6 +218,34 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn changed_rows_are_dropped_and_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Rows::open(folder.path(), "features", &json!(1), 4).unwrap();
+        let mut rows = open();
+        rows.append(bytemuck::cast_slice(&[1.0f32, 2.0, 3.0, 4.0])).unwrap();
+        let path = rows.path().to_path_buf();
+        drop(rows);
+        let rows = open();
+        assert_eq!((rows.count(), rows.damage()), (4, None));
+        drop(rows);
+        // Zeroed bytes, as after a disk's fault.
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[HEAD + 8..HEAD + 12].fill(0);
+        std::fs::write(&path, &bytes).unwrap();
+        let mut rows = open();
+        assert_eq!(rows.count(), 2);
+        assert!(rows.damage().unwrap().contains("row 2 of 4 is damaged"));
+        rows.append(bytemuck::cast_slice(&[5.0f32])).unwrap();
+        drop(rows);
+        let rows = open();
+        assert_eq!((rows.count(), rows.damage()), (3, None));
+        drop(rows);
+        // Rows without checksums cannot be trusted.
+        std::fs::remove_file(checksum_path(&path)).unwrap();
+        assert_eq!(open().count(), 0);
+    }
 
     #[test]
     fn whole_rows_stay_and_a_piece_goes() {

@@ -91,6 +91,9 @@ pub struct EvaluationLine {
     /// The rule for InceptionV3's input; none for another network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<Rule>,
+    /// The seed, sampler, steps and guidance of the samples; the network with its hash; the reference's name, number and hash.
+    #[serde(flatten)]
+    pub settings: serde_json::Value,
 }
 
 /// The fields that are read back from a line.
@@ -220,8 +223,15 @@ mod tests {
         }
         let validation = ValidationLine { step: 6, epoch: 0.75, validation_loss: 0.25, validation_accuracy: None };
         metrics.log_validation(&validation).unwrap();
-        let evaluation =
-            EvaluationLine { step: 6, epoch: 0.75, metric: "FID".into(), value: 31.25, samples: 64, rule: None };
+        let evaluation = EvaluationLine {
+            step: 6,
+            epoch: 0.75,
+            metric: "FID".into(),
+            value: 31.25,
+            samples: 64,
+            rule: None,
+            settings: serde_json::json!({ "seed": 3 }),
+        };
         metrics.log_evaluation(&evaluation).unwrap();
         let found = Metrics::open(&path, 6).unwrap();
         assert_eq!((found.evaluation, found.metric.as_deref()), (vec![(6, 31.25)], Some("FID")));

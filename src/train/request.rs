@@ -214,7 +214,7 @@ pub enum Event {
     Validated {
         /// The line in `metrics.jsonl`.
         line: ValidationLine,
-        /// Whether it is the lowest loss so far.
+        /// Whether it is the lowest loss so far, by which the best model is kept.
         best: bool,
     },
     /// A metric of samples was evaluated.

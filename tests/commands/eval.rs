@@ -16,17 +16,19 @@ use serde_json::Value;
 use crate::tiny;
 
 /// A folder with a data set, a model and a classifier of 8x8 pictures, both untrained.
-struct Place {
+pub struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         tiny::dataset().write(at("noise.safetensors"), false).unwrap();
         let config = tiny::config(&["sampling.num_steps=3", "sampling.sampler=ddim"]);
-        Model::untrained(&config, &Context::cpu(), DType::F32, 1).unwrap().save(at("model.safetensors")).unwrap();
+        let mut model = Model::untrained(&config, &Context::cpu(), DType::F32, 1).unwrap();
+        model.info.classes = tiny::dataset().class_names().to_vec();
+        model.save(at("model.safetensors")).unwrap();
         let mut config = Config::preset("resnet18-cifar10").unwrap();
         for set in [
             "model.image_size=8",
@@ -37,7 +39,8 @@ impl Place {
         ] {
             config.set(set).unwrap();
         }
-        let classifier = ClassifierModel::untrained(&config, &Context::cpu(), DType::F32, 2).unwrap();
+        let mut classifier = ClassifierModel::untrained(&config, &Context::cpu(), DType::F32, 2).unwrap();
+        classifier.info.classes = tiny::dataset().class_names().to_vec();
         classifier.save(at("classifier.safetensors")).unwrap();
         for (name, first, count) in [("a", 0, 40), ("b", 100, 40), ("few", 0, 1), ("two", 0, 2)] {
             std::fs::create_dir(at(name)).unwrap();
@@ -46,7 +49,7 @@ impl Place {
         Self { folder }
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub fn at(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -60,7 +63,7 @@ impl Place {
         self.command(arguments).output().unwrap()
     }
 
-    fn succeed(&self, arguments: &str) -> (String, String) {
+    pub fn succeed(&self, arguments: &str) -> (String, String) {
         let output = self.run(arguments);
         let text = |bytes| String::from_utf8(bytes).unwrap();
         let (out, err) = (text(output.stdout), text(output.stderr));
@@ -68,13 +71,13 @@ impl Place {
         (out, err)
     }
 
-    fn refused(&self, arguments: &str) -> String {
+    pub fn refused(&self, arguments: &str) -> String {
         let output = self.run(arguments);
         assert!(!output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stdout));
         String::from_utf8(output.stderr).unwrap()
     }
 
-    fn json(&self, out: &str) -> Value {
+    pub fn json(&self, out: &str) -> Value {
         let bytes = std::fs::read(self.at(out).join("evaluation_results.json")).unwrap();
         serde_json::from_slice(&bytes).unwrap()
     }
@@ -101,19 +104,19 @@ fn a_model_is_measured_and_says_what_by() {
     assert!(err.contains("40 samples are few"), "{err}");
     let json = place.json("outputs");
     assert_eq!((json["num_samples"].as_u64(), json["checkpoint"].as_str()), (Some(40), Some("model.safetensors")));
-    for key in [
-        "fd_score",
-        "kid_mean",
-        "inception_score_mean",
-        "inception_score_std",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-    ] {
+    for key in ["fd_score", "kd_mean", "score_mean", "score_std", "precision", "recall", "density", "coverage"] {
         assert!(json[key].is_f64(), "{key}: {json}");
     }
-    assert!(json["fid_score"].is_null(), "{json}");
+    for key in ["fid_score", "kid_mean", "inception_score_mean", "inception_score_std"] {
+        assert!(json[key].is_null(), "{key}: {json}");
+    }
+    assert!(
+        out.contains("seed 0, ddim, 3 steps, guidance") && out.contains("reference: ") && out.contains("std "),
+        "{out}"
+    );
+    let accuracy =
+        json["metrics"].as_array().unwrap().iter().find(|metric| metric["name"] == "class accuracy").unwrap();
+    assert_eq!(accuracy["more"]["classes"], serde_json::json!(tiny::dataset().class_names()));
     assert_eq!(json["class_accuracy"].as_f64().map(|share| (0.0..=1.0).contains(&share)), Some(true));
     assert_eq!(json["extractor"]["network"].as_str(), Some("resnet-noise"));
     assert_eq!(json["sampling"]["num_steps"].as_u64(), Some(3));
@@ -135,7 +138,14 @@ fn a_model_is_measured_and_says_what_by() {
          --guidance 1,2 --metrics fid --draws 0 --out table",
     );
     assert_eq!(out.lines().filter(|line| line.starts_with("| model.safetensors, ")).count(), 4, "{out}");
-    assert_eq!(place.json("table")["models"].as_array().map(Vec::len), Some(4));
+    let json = place.json("table");
+    let of = |key: &str| {
+        json["models"].as_array().unwrap().iter().map(|model| model[key].as_f64().unwrap()).collect::<Vec<f64>>()
+    };
+    // Guidance takes two evaluations a step.
+    assert_eq!(of("evaluations_per_image"), [1.0, 2.0, 2.0, 4.0]);
+    assert!(of("seconds_per_image").iter().all(|&seconds| seconds > 0.0));
+    assert!(out.contains("| evaluations | FD-resnet-noise | s/image |"), "{out}");
     assert!(place.at("table/ablation.md").is_file() && place.at("table/ablation.png").is_file());
 }
 
@@ -232,9 +242,21 @@ fn by_several_processes_it_ends_with_the_digits_of_one() {
     child.wait().unwrap();
     place.succeed(&call("killed", " --processes 3"));
     for out in ["two", "three", "killed"] {
-        assert!(place.json(out) == place.json("one"), "{out}");
-        let table = |out: &str| std::fs::read(place.at(out).join("ablation.md")).unwrap();
-        assert!(table(out) == table("one"), "{out}");
+        // All but the time that drawing took, which is the last column.
+        let json = |out: &str| {
+            let mut json = place.json(out);
+            for model in json["models"].as_array_mut().unwrap() {
+                assert!(model.as_object_mut().unwrap().remove("seconds_per_image").unwrap().as_f64().unwrap() > 0.0);
+            }
+            json
+        };
+        assert!(json(out) == json("one"), "{out}");
+        let table = |out: &str| {
+            let text = std::fs::read_to_string(place.at(out).join("ablation.md")).unwrap();
+            let columns = |line: &str| line.rsplitn(3, '|').nth(2).map(String::from).unwrap_or_else(|| line.into());
+            text.lines().map(columns).collect::<Vec<String>>()
+        };
+        assert_eq!(table(out), table("one"), "{out}");
     }
 }
 
@@ -249,7 +271,7 @@ fn pictures_are_compared_and_statistics_go_in_and_out() {
     place.succeed(&format!("{call} fid --reference b.npz --out by-statistics"));
     let by_statistics = place.json("by-statistics")["fd_score"].as_f64().unwrap();
     assert!((direct / by_statistics - 1.0).abs() < 1e-6, "{direct} {by_statistics}");
-    let message = place.refused(&format!("{call} kid --reference b.npz"));
+    let message = place.refused(&format!("{call} kid --reference b.npz --out no"));
     assert!(message.contains("more than mean and covariance"), "{message}");
     // A set against itself.
     place.succeed(&format!("{call} fid,precision-recall,authenticity --reference a --out same"));
@@ -282,13 +304,16 @@ fn wrong_input_is_one_clear_error() {
     let by = "--extractor classifier.safetensors --draws 0 --metrics";
     for (arguments, part) in [
         (format!("--samples empty --reference b {by} fid"), "empty: has no pictures"),
-        (format!("--samples few --reference b {by} fid"), "1 images have no covariance"),
+        (format!("--samples few --reference b {by} fid"), "1 image has no covariance"),
         (format!("--samples two --reference b {by} precision-recall"), "2 and 40 images"),
         (format!("--samples two --reference b {by} is"), "2 images for 10 splits"),
         (format!("--samples mixed --reference b {by} fid"), "a picture of 9x9 for a classifier of 8x8"),
         (format!("--samples a --reference wide.npz {by} fid"), "statistics of 3 features"),
         (format!("--samples a --reference cut.npz {by} fid"), "cut.npz"),
-        (format!("--samples a --reference b {by} accuracy"), "class accuracy needs a classifier"),
+        (
+            format!("--samples a --reference b {by} accuracy"),
+            "class accuracy needs a classifier of the samples' classes",
+        ),
         (format!("--samples a {by} fid"), "a distance needs a reference"),
         (format!("--reference b {by} fid"), "nothing to evaluate"),
         ("--samples a --reference b --inception model.safetensors".into(), "not InceptionV3 of 2015"),

@@ -10,6 +10,7 @@ mod convert;
 mod data;
 mod edit;
 mod eval;
+mod eval_trust;
 mod guide;
 mod house;
 mod large;

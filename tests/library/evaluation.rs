@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use engine::eval::metrics::{Features, Gaussian, Neighbours, inception_score, kernel_distance};
+use engine::eval::metrics::{Features, Gaussian, Neighbours, Shuffle, inception_score, kernel_distance};
 use engine::eval::{Extractor, PreparedTreatment, Rule};
 use engine::models::efficientnet::EfficientNetWeights;
 use engine::models::inception::{InceptionWeights, SIZE};
@@ -209,6 +209,8 @@ fn features_and_numbers_are_the_tools() {
         .collect();
     for rule in RULES {
         let mut extractor = Extractor::inception(&context, &weights, rule, 16, DType::F32).unwrap();
+        // Random weights are not the published ones.
+        assert_eq!(extractor.is_published(), Some(false));
         let whole = sets.each_ref().map(|set| {
             let mut found = [Vec::new(), Vec::new()];
             for batch in set.chunks(16) {
@@ -256,7 +258,7 @@ fn features_and_numbers_are_the_tools() {
         let kid = kernel_distance(&view(0, 0, 2048), &view(1, 0, 2048), 1, COUNT, 0).unwrap().mean;
         let theirs = number(rule, "kid");
         assert!((kid - theirs).abs() < 1e-3 * theirs.abs().max(1e-3), "KID {kid}, the tool's {theirs}");
-        let (mean, deviation) = inception_score(&view(0, 1, 1008), 4, None).unwrap();
+        let (mean, deviation) = inception_score(&view(0, 1, 1008), 4, Shuffle::None).unwrap();
         assert!((mean / number(rule, "isc_mean") - 1.0).abs() < 1e-4, "score {mean}");
         assert!((deviation - number(rule, "isc_std")).abs() < 1e-4 * mean, "deviation {deviation}");
         let neighbours = Neighbours::of(&view(0, 0, 2048), &view(1, 0, 2048), |_, _| Ok(())).unwrap();
@@ -328,6 +330,14 @@ fn foreign_and_damaged_network_files_are_refused() {
     let mut lacking = whole.clone();
     lacking.remove("Mixed_7c.branch3x3_2b.bn.running_var");
     assert!(error(&lacking, "c.safetensors").contains("Mixed_7c.branch3x3_2b.bn.running_var"));
+    // A residual network of 1000 classes is not torchvision's Inception either.
+    let residual: BTreeMap<_, _> = [
+        ("fc.weight".to_string(), (vec![1000, 512], vec![0.0; 1000 * 512])),
+        ("conv1.weight".to_string(), (vec![64, 3, 7, 7], vec![0.0; 64 * 147])),
+    ]
+    .into();
+    let message = error(&residual, "r.safetensors");
+    assert!(message.contains("not InceptionV3 of 2015") && !message.contains("torchvision"), "{message}");
     let tiny: BTreeMap<_, _> = [("x".to_string(), (vec![1], vec![0.0]))].into();
     assert!(error(&tiny, "d.safetensors").contains("not InceptionV3 of 2015"));
     // A name with digits that do not match its bytes.

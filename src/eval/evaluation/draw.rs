@@ -1,6 +1,7 @@
 //! Samples of a model, cached on disk as they are drawn.
 
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -10,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::eval::Gallery;
 use crate::eval::helpers::{gathered, share};
 use crate::eval::rows::Rows;
+use crate::files::write_atomically;
 use crate::picture::Image;
 use crate::pipeline::{Choice, Model, SampleRequest};
 use crate::tensor::Device;
@@ -23,6 +25,8 @@ pub struct Drawn {
     pub gallery: Gallery,
     /// Everything they depend on except their number: model, seed, sampler, precision.
     pub of: Value,
+    /// Wall time of an image when they were drawn, which the cache keeps.
+    pub seconds_per_image: Option<f64>,
 }
 
 /// The model and the settings of the samples.
@@ -66,6 +70,7 @@ pub fn drawn(
     let [height, width, channels] = model.image_shape();
     let mut rows = Rows::open(cache, "samples", &of, height * width * channels)?;
     let done = rows.count();
+    let (timing, started) = (rows.path().with_extension("seconds"), Instant::now());
     if team.ranks() == 1 {
         let draws = Draws { batch: batch.min(count.saturating_sub(done)), ..draws };
         draws.each(done, &labels, &mut |at, pixels| {
@@ -86,7 +91,24 @@ pub fn drawn(
     let classes = info.class_names().len();
     let labels = labels.into_iter().map(|label| (label < classes).then_some(label)).collect();
     let name = model.path.display().to_string();
-    Ok(Drawn { gallery: Gallery::drawn(rows.map()?, [height, width, channels], labels, name), of })
+    let drawn = (rows.count() - done, started.elapsed().as_secs_f64());
+    let seconds_per_image = timed(&timing, drawn)?;
+    let damage = rows.damage().map(String::from);
+    let mut gallery = Gallery::drawn(rows.map()?, [height, width, channels], labels, (name, info.classes.clone()));
+    gallery.notes.extend(damage);
+    Ok(Drawn { gallery, of, seconds_per_image })
+}
+
+/// Seconds per image over all calls that drew into a cache, this one's `images` in `seconds` included; kept in the file `path`.
+fn timed(path: &Path, (images, seconds): (usize, f64)) -> Result<Option<f64>> {
+    let known = std::fs::read_to_string(path).unwrap_or_default();
+    let mut known = known.split_whitespace().map(|number| number.parse::<f64>().unwrap_or(0.0));
+    let (before, took) = (known.next().unwrap_or(0.0), known.next().unwrap_or(0.0));
+    let (all, took) = (before + images as f64, took + if images > 0 { seconds } else { 0.0 });
+    if images > 0 {
+        write_atomically(path, format!("{all} {took}\n").as_bytes())?;
+    }
+    Ok((all > 0.0).then(|| took / all))
 }
 
 /// A draw command of rank 0.
@@ -163,5 +185,21 @@ impl Draws<'_> {
             return Err(Error::cluster(message, "give all machines the same model file"));
         }
         self.together(team, order.first, order.count).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_kept_over_calls() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.seconds");
+        assert_eq!(timed(&path, (0, 5.0)).unwrap(), None);
+        assert_eq!(timed(&path, (10, 5.0)).unwrap(), Some(0.5));
+        assert_eq!(timed(&path, (30, 5.0)).unwrap(), Some(0.25));
+        // From the cache.
+        assert_eq!(timed(&path, (0, 9.0)).unwrap(), Some(0.25));
     }
 }

@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{FeatureSet, Reference};
+use super::{Classes, FeatureSet, Reference};
 use crate::error::{Error, Result};
 use crate::eval::metrics::{
-    Estimate, Extrapolation, Features, Gaussian, Neighbours, SPLITS, SUBSET_SIZE, SUBSETS, extrapolated,
+    Estimate, Extrapolation, Gaussian, Neighbours, SPLITS, SUBSET_SIZE, SUBSETS, Shuffle, extrapolated,
     inception_score, kernel_distance, subset,
 };
-use crate::eval::{Better, Confusion};
+use crate::eval::{Better, Confusion, Rule};
 
 /// A metric, or several that share their computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,8 +60,10 @@ pub struct Asking<'a> {
     pub draws: usize,
     /// The seed of subsets and halves.
     pub seed: u64,
+    /// The tool whose rule is followed, for its shuffle of the Inception Score.
+    pub rule: Option<Rule>,
     /// The intended class of each sample, and a classifier's logits.
-    pub classes: Option<(Vec<Option<usize>>, Features<'a>)>,
+    pub classes: Option<Classes<'a>>,
 }
 
 /// The nearest reference images of the samples.
@@ -116,7 +118,9 @@ pub fn measure(
                 )?;
                 let name = asking.distance.replace("FID", "KID").replace("FD-", "KD-");
                 found.push(Measured {
-                    more: json!({ "subsets": SUBSETS, "subset_size": kid.subset_size, "std_over_subsets": kid.deviation }),
+                    more: json!({
+                        "subsets": kid.subsets, "subset_size": kid.subset_size, "std_over_subsets": kid.deviation,
+                    }),
                     ..measured("kid_mean", &name, kid.mean, kid.error.is_finite().then_some(kid.error), Better::Lower)
                 });
             }
@@ -192,11 +196,15 @@ fn score(
 ) -> Result<Measured> {
     stage("Inception Score", 0, 1)?;
     let logits = samples.logits()?;
-    let (mean, deviation) = inception_score(&logits, SPLITS, Some(asking.seed))?;
+    let shuffle = match asking.rule {
+        Some(Rule::TorchFidelity) => Shuffle::TorchFidelity,
+        _ => Shuffle::Seeded(asking.seed),
+    };
+    let (mean, deviation) = inception_score(&logits, SPLITS, shuffle)?;
     let enough = logits.count() >= 2 * SPLITS;
     let of = |half: Option<(u32, &[usize])>| match half {
         None => Ok(mean),
-        Some((_, rows)) => Ok(inception_score(&logits.part(rows), SPLITS, Some(asking.seed))?.0),
+        Some((_, rows)) => Ok(inception_score(&logits.part(rows), SPLITS, shuffle)?.0),
     };
     let (_, estimate) = if enough { asking.estimated(logits.count(), of)? } else { (mean, None) };
     let name = if asking.distance == "FID" {
@@ -228,12 +236,12 @@ fn limit(
 }
 
 fn accuracy(asking: &Asking) -> Result<Option<Measured>> {
-    let Some((labels, logits)) = &asking.classes else {
+    let Some(Classes { truth, names, logits }) = &asking.classes else {
         let message = "class accuracy needs a classifier and samples of known classes";
         return Err(Error::config("classifier", message, "give a classifier, and a model with classes"));
     };
     let mut confusion = Confusion::new(logits.width());
-    for (index, label) in labels.iter().enumerate() {
+    for (index, label) in truth.iter().enumerate() {
         let Some(label) = label.filter(|&label| label < logits.width()) else { continue };
         let row = logits.row(index);
         let prediction = (1..row.len()).fold(0, |best, class| if row[class] > row[best] { class } else { best });
@@ -246,7 +254,9 @@ fn accuracy(asking: &Asking) -> Result<Option<Measured>> {
     let share = confusion.accuracy();
     let error = (share * (1.0 - share) / total as f64).sqrt();
     Ok(Some(Measured {
-        more: json!({ "images": total, "confusion": confusion.counts(), "rows": "the class that was drawn" }),
+        more: json!({
+            "images": total, "classes": names, "confusion": confusion.counts(), "rows": "the class that was drawn",
+        }),
         ..measured("class_accuracy", "class accuracy", share, Some(error), Better::Higher)
     }))
 }

@@ -1,12 +1,14 @@
 //! An evaluation: extracts features of pictures once, and computes all metrics from them.
 
+mod classes;
 mod draw;
 mod measure;
 mod warnings;
 
+pub use classes::{Classes, class_places};
 pub use draw::{DrawOrder, Drawn, Draws, drawn};
 pub use measure::{Asking, Measured, MetricKind, Nearest, measure};
-pub use warnings::warnings;
+pub use warnings::{Compared, due_to_number, warnings};
 
 use std::cell::OnceCell;
 use std::path::Path;
@@ -46,6 +48,8 @@ pub struct FeatureSet {
     gaussian: OnceCell<Gaussian>,
     /// The fits of halves, by draw.
     halves: OnceCell<Vec<Gaussian>>,
+    /// Damage of the cache that was repaired, for the user.
+    pub notes: Vec<String>,
 }
 
 impl FeatureSet {
@@ -81,7 +85,9 @@ impl FeatureSet {
             at = last;
             progress(at, count)?;
         }
-        Ok(Self::new([Values::Mapped(features.map()?), Values::Mapped(logits.map()?)], count, widths))
+        let notes = [features.damage(), logits.damage()].into_iter().flatten().map(String::from).collect();
+        let values = [Values::Mapped(features.map()?), Values::Mapped(logits.map()?)];
+        Ok(Self { notes, ..Self::new(values, count, widths) })
     }
 
     /// Features of pictures in memory, in sequence. `next` returns up to the given number, and none at the end.
@@ -105,7 +111,8 @@ impl FeatureSet {
     }
 
     fn new([features, logits]: [Values; 2], count: usize, widths: [usize; 2]) -> Self {
-        Self { features, logits, count, widths, gaussian: OnceCell::new(), halves: OnceCell::new() }
+        let (gaussian, halves) = (OnceCell::new(), OnceCell::new());
+        Self { features, logits, count, widths, gaussian, halves, notes: Vec::new() }
     }
 
     /// The number of pictures.

@@ -44,7 +44,8 @@ impl Gaussian {
     pub fn of_features(features: &Features) -> Result<Self> {
         let (count, width) = (features.count(), features.width());
         if count < 2 {
-            let message = format!("{count} images have no covariance");
+            let images = if count == 1 { "1 image has".to_string() } else { format!("{count} images have") };
+            let message = format!("{images} no covariance");
             return Err(Error::config("num_samples", message, "give 2 images or more; 10,000 is usual"));
         }
         if count > width {
@@ -186,7 +187,8 @@ fn cholesky(matrix: &Mat<f64>) -> Option<Mat<f64>> {
 pub(crate) fn moments(features: &Features) -> Result<(Vec<f64>, Vec<f64>)> {
     let (count, width) = (features.count(), features.width());
     if count < 2 {
-        let message = format!("{count} images have no covariance");
+        let images = if count == 1 { "1 image has".to_string() } else { format!("{count} images have") };
+        let message = format!("{images} no covariance");
         return Err(Error::config("num_samples", message, "give 2 images or more; 10,000 is usual"));
     }
     let mean = features.mean();

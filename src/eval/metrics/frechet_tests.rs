@@ -80,7 +80,7 @@ fn few_images_are_their_covariance() {
     let mixed = direct[0].distance(&by_moments[1]).unwrap();
     assert!((one / two - 1.0).abs() < 1e-6 && (one / mixed - 1.0).abs() < 1e-6, "{one} {two} {mixed}");
     let single = Features::new(&a[..width], width).unwrap();
-    assert!(Gaussian::of_features(&single).unwrap_err().to_string().contains("1 images"));
+    assert!(Gaussian::of_features(&single).unwrap_err().to_string().contains("1 image has"));
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub struct KernelDistance {
     pub error: f64,
     /// Images of a subset.
     pub subset_size: usize,
+    /// Number of subsets: 1 if a subset takes everything.
+    pub subsets: usize,
 }
 
 /// The unbiased squared maximum mean discrepancy with the kernel (x · y / width + 1)³, over `subsets` subsets of `size` images
@@ -44,8 +46,10 @@ pub fn kernel_distance(
     let fewest = generated.count().min(reference.count());
     let size = size.min(fewest);
     if size < 2 || subsets == 0 {
-        let message = format!("{fewest} images for {subsets} subsets");
-        return Err(Error::config("num_samples", message, "give 2 images or more; 10,000 is usual"));
+        let place = if reference.count() < 2 { "reference" } else { "num_samples" };
+        let images = if fewest == 1 { "1 image".to_string() } else { format!("{fewest} images") };
+        let message = format!("{images} for {subsets} subsets");
+        return Err(Error::config(place, message, "give 2 images or more; 10,000 is usual"));
     }
     // Subsets that take everything are all equal.
     let whole = size == generated.count() && size == reference.count();
@@ -64,7 +68,7 @@ pub fn kernel_distance(
         true => deviation * (size as f64 / (fewest - size) as f64).sqrt(),
         false => pairs(0).jackknife(),
     };
-    Ok(KernelDistance { mean, deviation, error, subset_size: size })
+    Ok(KernelDistance { mean, deviation, error, subset_size: size, subsets })
 }
 
 /// Some rows as the columns of a matrix.
@@ -206,7 +210,7 @@ mod tests {
         assert!(found.deviation > 0.0 && (found.error - found.deviation).abs() < 1e-12, "{found:?}");
         assert_eq!(kernel_distance(&x, &y, 20, 25, 3).unwrap(), found);
         let one = Features::new(&values[..4], 4).unwrap();
-        assert!(kernel_distance(&one, &y, 20, 25, 3).unwrap_err().to_string().contains("1 images"));
+        assert!(kernel_distance(&one, &y, 20, 25, 3).unwrap_err().to_string().contains("1 image for"));
         assert!(kernel_distance(&Features::new(&values, 8).unwrap(), &y, 20, 25, 3).is_err());
     }
 }

@@ -1,26 +1,44 @@
 //! The Inception Score (Salimans et al. 2016, *Improved Techniques for Training GANs*).
 
-use super::Features;
+use super::{Features, mersenne};
 use crate::error::{Error, Result};
 use crate::rng::Permutation;
 
 /// The usual number of splits.
 pub const SPLITS: usize = 10;
 
+/// Order of the images, which are often sorted by class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shuffle {
+    /// As given.
+    None,
+    /// By a seed.
+    Seeded(u64),
+    /// As torch-fidelity: NumPy's `RandomState(2020).permutation`, for the same digits.
+    TorchFidelity,
+}
+
 /// exp of the mean over images of KL(p(y | x) ‖ p(y)) on each of `splits` parts, where p(y) is the part's mean and p the softmax
-/// of `logits` `[count, classes]`. The images are shuffled by `seed` first, if given, because sets are often sorted by class.
+/// of `logits` `[count, classes]`. The images are shuffled first.
 /// Returns the mean over the splits and their standard deviation (over the number of splits, as NumPy's `std`).
 ///
 /// # Errors
 /// [`Error::Config`] for fewer images than splits.
-pub fn inception_score(logits: &Features, splits: usize, seed: Option<u64>) -> Result<(f64, f64)> {
+pub fn inception_score(logits: &Features, splits: usize, shuffle: Shuffle) -> Result<(f64, f64)> {
     let count = logits.count();
     if splits == 0 || count < splits {
         let message = format!("{count} images for {splits} splits of the Inception Score");
         return Err(Error::config("num_samples", message, "give more images; 5,000 or more is usual"));
     }
-    let order = seed.map(|seed| Permutation::new(count as u32, seed, 0));
-    let place = |i: usize| order.as_ref().map_or(i, |order| order.apply(i as u32) as usize);
+    let order: Vec<usize> = match shuffle {
+        Shuffle::None => (0..count).collect(),
+        Shuffle::Seeded(seed) => {
+            let order = Permutation::new(count as u32, seed, 0);
+            (0..count as u32).map(|place| order.apply(place) as usize).collect()
+        }
+        Shuffle::TorchFidelity => mersenne::permutation(2020, count),
+    };
+    let place = |i: usize| order[i];
     let scores: Vec<f64> = (0..splits)
         .map(|split| split_score(logits, (split * count / splits..(split + 1) * count / splits).map(place)))
         .collect();
@@ -57,12 +75,12 @@ mod tests {
     #[test]
     fn sure_and_even_is_the_number_of_classes_and_unsure_is_one() {
         let sure: Vec<f32> = (0..40).flat_map(|i| (0..4).map(move |c| if c == i % 4 { 100.0 } else { 0.0 })).collect();
-        let (mean, deviation) = inception_score(&Features::new(&sure, 4).unwrap(), 10, None).unwrap();
+        let (mean, deviation) = inception_score(&Features::new(&sure, 4).unwrap(), 10, Shuffle::None).unwrap();
         assert!((mean - 4.0).abs() < 1e-9 && deviation < 1e-9, "{mean} {deviation}");
         let unsure = vec![3.0; 160];
-        let (mean, _) = inception_score(&Features::new(&unsure, 4).unwrap(), 10, Some(1)).unwrap();
+        let (mean, _) = inception_score(&Features::new(&unsure, 4).unwrap(), 10, Shuffle::Seeded(1)).unwrap();
         assert!((mean - 1.0).abs() < 1e-12, "{mean}");
-        assert!(inception_score(&Features::new(&unsure[..36], 4).unwrap(), 10, None).is_err());
+        assert!(inception_score(&Features::new(&unsure[..36], 4).unwrap(), 10, Shuffle::None).is_err());
     }
 
     #[test]
@@ -70,7 +88,9 @@ mod tests {
         let sorted: Vec<f32> =
             (0..400).flat_map(|i| (0..4).map(move |c| if c == i / 100 { 9.0 } else { 0.0 })).collect();
         let logits = Features::new(&sorted, 4).unwrap();
-        let score = |seed| inception_score(&logits, 10, seed).unwrap().0;
-        assert!(score(None) < 1.5 && score(Some(2020)) > 3.0);
+        let score = |shuffle| inception_score(&logits, 10, shuffle).unwrap().0;
+        assert!(
+            score(Shuffle::None) < 1.5 && score(Shuffle::Seeded(2020)) > 3.0 && score(Shuffle::TorchFidelity) > 3.0
+        );
     }
 }

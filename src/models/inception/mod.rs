@@ -38,6 +38,8 @@ use crate::tensor::DType;
 
 /// Height and width of the images.
 pub const SIZE: usize = 299;
+/// The first digits of SHA-256 of the published file, which its name ends in.
+pub const PUBLISHED: &str = "6726825d";
 /// Number of features of an image.
 pub const FEATURES: usize = 2048;
 /// Number of logits: 1000 classes of ImageNet and eight unused ones.

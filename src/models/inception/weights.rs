@@ -58,7 +58,8 @@ fn names_of(name: &str) -> [String; 2] {
 fn refuse_others(file: &WeightFile) -> Result<()> {
     let arrays = file.arrays();
     let classes = arrays.get("fc.weight").and_then(|array| array.shape.first()).copied();
-    if arrays.keys().any(|name| name.starts_with("AuxLogits.")) || classes == Some(1000) {
+    let is_inception = arrays.contains_key("Mixed_5b.branch1x1.conv.weight");
+    if is_inception && (arrays.keys().any(|name| name.starts_with("AuxLogits.")) || classes == Some(1000)) {
         let message = "this is torchvision's inception_v3_google, which is another network: its distances are not FID";
         return Err(Error::file(file.path(), message, ADVICE));
     }

@@ -16,6 +16,10 @@ pub struct MetricCurve {
     pub over: String,
     /// Lines with names; points sorted by x. Those that are not finite are left out.
     pub lines: Vec<(String, Vec<(f64, f64)>)>,
+    /// Error bars: x, y, and the error on either side.
+    pub errors: Vec<(f64, f64, f64)>,
+    /// A horizontal line with its name.
+    pub level: Option<(String, f64)>,
 }
 
 /// Draws the curve: 1080x640 RGB.
@@ -37,13 +41,21 @@ fn lines(area: &Area, words: &mut Vec<Word>, curve: &MetricCurve) -> Drawn {
     words.push(Word::new((LEFT, 18), Anchor::Left, title, 22.0, INK));
     let all = || shown.iter().flat_map(|line| line.1.iter().copied());
     let last = all().map(|point| point.0).fold(0.0, f64::max).max(1.0);
-    let low = all().map(|point| point.1).fold(f64::INFINITY, f64::min);
-    let high = all().map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
+    let bars: Vec<(f64, f64, f64)> = curve.errors.iter().copied().filter(|bar| bar.1.abs() + bar.2 < 1e30).collect();
+    let level = curve.level.as_ref().filter(|level| level.1.abs() < 1e30);
+    let ends = bars.iter().flat_map(|&(_, y, error)| [y - error, y + error]);
+    let heights = || all().map(|point| point.1).chain(ends.clone()).chain(level.map(|level| level.1));
+    let low = heights().fold(f64::INFINITY, f64::min);
+    let high = heights().fold(f64::NEG_INFINITY, f64::max);
     let (low, high) = if low.is_finite() { (low, high) } else { (0.0, 1.0) };
     let scale = Scale { log: low > 0.0 && high > 5.0 * low };
     let (bottom, top) = (scale.of(low), scale.of(high));
     let room = ((top - bottom) * 0.06).max(top.abs() * 1e-3).max(1e-9);
     let floor = if !scale.log && low >= 0.0 { (bottom - room).max(0.0) } else { bottom - room };
+    let legends = usize::from(level.is_some()) + if shown.len() > 1 || level.is_some() { shown.len() } else { 0 };
+    // The legend lies above all points.
+    let covered = if legends > 0 { (32.0 + 22.0 * legends as f64) / f64::from(HEIGHT - TOP - 56) } else { 0.0 };
+    let top = floor + (top - floor) / (1.0 - covered.min(0.8));
     let mut chart = ChartBuilder::on(area)
         .margin_left(LEFT * FINE)
         .margin_right(RIGHT * FINE)
@@ -53,13 +65,23 @@ fn lines(area: &Area, words: &mut Vec<Word>, curve: &MetricCurve) -> Drawn {
     let metric = if scale.log { format!("{} (logarithmic)", curve.metric) } else { curve.metric.clone() };
     axes(words, &mut chart, (None, &curve.over, &metric), last, scale, (floor, top + room))?;
     let mut legend: Vec<(&str, ShapeStyle, i32)> = Vec::new();
+    if let Some((name, value)) = level {
+        let (ends, style) =
+            ([(0.0, scale.of(*value)), (last * 1.01, scale.of(*value))], RULE.stroke_width((3 * FINE) as u32));
+        chart.draw_series(LineSeries::new(ends, style))?;
+        legend.push((name, style, 0));
+    }
+    for (x, y, error) in bars {
+        let ends = [(x, scale.of(y - error)), (x, scale.of(y + error))];
+        chart.draw_series(LineSeries::new(ends, AXIS.stroke_width(FINE as u32)))?;
+    }
     for ((name, points), colour) in shown.iter().zip(COLOURS.iter().cycle()) {
         let points: Vec<(f64, f64)> = points.iter().map(|&(x, y)| (x, scale.of(y))).collect();
         chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width((2 * FINE) as u32)))?;
         chart.draw_series(points.iter().map(|point| Circle::new(*point, 4 * FINE, colour.filled())))?;
         legend.push((name, colour.filled(), 4));
     }
-    draw_legend(area, words, RIGHT, if shown.len() > 1 { &legend } else { &[] })
+    draw_legend(area, words, RIGHT, if legends > 0 { &legend } else { &[] })
 }
 
 /// Points on their own scale, with numbers at the right edge and the name above them.
@@ -99,7 +121,9 @@ mod tests {
             vec![line(&[(1.0, 5.0)])],
             vec![line(&[(0.0, 300.0), (100.0, 20.0), (200.0, f64::NAN)]), line(&[(0.0, 0.0), (50.0, 1.0)])],
         ] {
-            let curve = MetricCurve { title: "a".into(), metric: "FID".into(), over: "steps".into(), lines };
+            let (metric, over, errors) = ("FID".into(), "steps".into(), vec![(100.0, 20.0, 3.0)]);
+            let curve =
+                MetricCurve { title: "a".into(), metric, over, lines, errors, level: Some(("floor".into(), 2.0)) };
             let image = render_metric_curve(&curve).unwrap();
             assert_eq!((image.width(), image.height()), (1080, 640));
             let dark = image.pixels().iter().filter(|&&value| value < 128).count();

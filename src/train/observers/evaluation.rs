@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::config::{BestBy, Config, Every, Rule, SampleMetric, TrainingConfig};
 use crate::data::Split;
 use crate::error::{Error, Result};
@@ -12,6 +14,9 @@ use crate::tensor::Context;
 use crate::train::follow::Sampling;
 use crate::train::{Ending, EvaluationLine, Event, Observer, Place, Run, Trainer};
 
+/// Told before the features of the reference, which may take long.
+const EXTRACTS: &str =
+    "extracts features of the training images for evaluations; training.evaluate_reference takes fewer";
 const EXTRACTOR: &str = "training.evaluate_extractor";
 /// Pictures whose features are extracted together.
 const BATCH: usize = 32;
@@ -25,6 +30,8 @@ pub(super) struct Evaluate {
     patience: Option<u64>,
     /// Features of the training images, available from the start of a session.
     reference: Option<Reference>,
+    /// Their name, number and hash.
+    reference_of: Value,
 }
 
 impl Evaluate {
@@ -37,6 +44,7 @@ impl Evaluate {
             keeps_best: training.best_by == BestBy::Metric,
             patience: training.patience,
             reference: None,
+            reference_of: Value::Null,
         }
     }
 
@@ -46,30 +54,37 @@ impl Evaluate {
     }
 
     /// Features of the training images, cached on disk for later runs.
-    fn reference(&self, run: &mut Run) -> Result<Reference> {
-        run.report(&Event::Busy("extracts features of training images"));
+    fn reference(&mut self, run: &mut Run) -> Result<Reference> {
+        run.report(&Event::Busy(EXTRACTS));
         let Some(dataset) = run.trainer().dataset() else {
             return Err(Error::shape("evaluation", "a run without a data set"));
         };
         let gallery = Gallery::of_set(dataset.clone(), Split::Train, self.images)?;
         let (of, mut extractor) = (gallery.identity()?, self.extractor(run)?);
+        self.reference_of = json!({ "name": gallery.name, "images": gallery.len(), "sha256": of["sha256"] });
         let mut go_on = |_, _| stopped(run);
         let set = FeatureSet::extracted(&gallery, &of, gallery.len(), &mut extractor, run.cache(), &mut go_on)?;
         Ok(Reference::Pictures(Box::new(set)))
     }
 
     /// None if the run must stop.
-    fn found(&mut self, run: &mut Run) -> Result<Option<(Measured, Option<Rule>)>> {
+    fn found(&mut self, run: &mut Run) -> Result<Option<(Measured, Option<Rule>, Value)>> {
         let mut extractor = self.extractor(run)?;
         run.report(&Event::Busy("draws samples and evaluates them"));
         let Some(set) = drawn(run, &mut extractor, self.samples)? else { return Ok(None) };
         let (kind, key) = kind(self.metric);
-        let seed = run.trainer().config().training.seed;
-        let asking = Asking { metrics: &[kind], distance: extractor.distance_name(), draws: 0, seed, classes: None };
+        let config = run.trainer().config();
+        let (seed, sampling) = (config.training.seed, &config.sampling);
+        let settings = json!({
+            "seed": seed, "sampler": sampling.sampler, "sampling_steps": sampling.num_steps, "guidance": sampling.guidance,
+            "extractor": extractor.identity(), "reference": self.reference_of,
+        });
+        let (distance, rule) = (extractor.distance_name(), extractor.rule());
+        let asking = Asking { metrics: &[kind], distance, draws: 0, seed, rule, classes: None };
         let (found, _) = measure(&set, self.reference.as_ref(), &asking, &mut |_, _, _| Ok(()))?;
         let found = found.into_iter().find(|measured| measured.key == key);
         found
-            .map(|found| Some((found, extractor.rule())))
+            .map(|found| Some((found, extractor.rule(), settings)))
             .ok_or_else(|| Error::shape("evaluation", format!("no {key} was measured")))
     }
 
@@ -98,7 +113,7 @@ impl Observer for Evaluate {
     }
 
     fn act(&mut self, run: &mut Run) -> Result<()> {
-        let Some((found, rule)) = self.found(run)? else { return Ok(()) };
+        let Some((found, rule, settings)) = self.found(run)? else { return Ok(()) };
         let (step, epoch, value) = (run.place().step, run.epochs(), found.value);
         let evaluations = &mut run.progress.evaluations;
         let best = match (evaluations.best, found.better) {
@@ -114,7 +129,7 @@ impl Observer for Evaluate {
         if best && self.keeps_best {
             run.save_model(&run.folder().best())?;
         }
-        let line = EvaluationLine { step, epoch, metric: found.name, value, samples: self.samples, rule };
+        let line = EvaluationLine { step, epoch, metric: found.name, value, samples: self.samples, rule, settings };
         run.journal(|journal| journal.evaluation(&line))?;
         let last = self.is_exhausted(run);
         if last {

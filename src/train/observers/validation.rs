@@ -28,7 +28,8 @@ impl Observer for Validate {
             }
         }
         run.journal(|journal| journal.validation(&line))?;
-        run.report(&Event::Validated { line, best });
+        // Where the best is chosen by a metric, the lowest loss is of no interest.
+        run.report(&Event::Validated { line, best: best && self.keeps_best });
         Ok(())
     }
 
