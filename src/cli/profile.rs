@@ -14,8 +14,9 @@ use crate::config::{Config, Precision};
 use crate::device::{DeviceChoice, launches};
 use crate::error::{Error, Result, nearest};
 use crate::profile::calibration::Calibration;
-use crate::profile::file::Counted;
+use crate::profile::file::{Counted, KernelLines};
 use crate::profile::gpu::Gpu;
+use crate::profile::lines::{hashes, sha256, source_lines};
 use crate::profile::machine::{BEGINS, Order};
 use crate::profile::report::Report;
 use crate::profile::{self, machine, steps, table, trace};
@@ -24,6 +25,22 @@ use crate::profile::{self, machine, steps, table, trace};
 const KERNELS: usize = 3;
 /// Measured steps on a GPU.
 const REPEATS: usize = 5;
+
+/// Options that mean nothing for `--check`: its file has the runs.
+const NOT_CHECKED: [&str; 12] = [
+    "preset",
+    "config",
+    "batch",
+    "precision",
+    "set",
+    "blocks",
+    "op",
+    "lines",
+    "json",
+    "trace",
+    "calibration",
+    "counters",
+];
 
 /// Count the work of the kernels of a training step and a sampling step, by line, and model their times on a GPU.
 ///
@@ -43,7 +60,7 @@ pub struct ProfileCommand {
     /// Also show the most expensive lines of kernels
     #[arg(long)]
     lines: bool,
-    /// Write everything as JSON
+    /// Write everything as JSON; with --lines also the lines
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write both steps as a trace that ui.perfetto.dev opens
@@ -56,7 +73,7 @@ pub struct ProfileCommand {
     #[arg(long, value_name = "FILE")]
     counters: Option<PathBuf>,
     /// Count the runs in FILE and compare with its counters: growth of more than 2 % is an error
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["op", "lines", "json", "trace", "calibration", "counters"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = NOT_CHECKED)]
     check: Option<PathBuf>,
     /// With --check: write the new counters to FILE, which accepts them
     #[arg(long, requires = "check")]
@@ -129,7 +146,12 @@ impl ProfiledRun {
     pub fn count(&self, gpu: &Gpu) -> Result<Counted> {
         let (name, config) = self.configuration()?;
         let bar = Bar::of_unknown_length(false);
-        let order = Order { arguments: self.arguments(&config), device: gpu.key, run: self.words(&name, &config) };
+        let order = Order {
+            arguments: self.arguments(&config),
+            device: gpu.key,
+            run: self.words(&name, &config),
+            configuration: sha256(&config.to_yaml()?),
+        };
         machine::count(order, &mut |begun| say(&bar, begun))
     }
 }
@@ -143,9 +165,17 @@ impl ProfileCommand {
     pub fn run(self) -> Result<()> {
         if let Some(path) = &self.check {
             let gpu = Gpu::named(&self.on)?;
+            if self.update {
+                look_at_output(path)?;
+            }
             return profile_check::run(path, self.update, &gpu);
         }
         self.look_at_op()?;
+        let unread = self.counters.as_ref().filter(|path| !path.exists());
+        [self.json.as_ref(), self.trace.as_ref(), unread]
+            .into_iter()
+            .flatten()
+            .try_for_each(|path| look_at_output(path))?;
         let (_, config) = self.run.configuration()?;
         let here = self.on == "here";
         let gpu = if here { Gpu::of_name(&here_name()?)? } else { Gpu::named(&self.on)? };
@@ -155,13 +185,24 @@ impl ProfileCommand {
         if here {
             profile::beside(&mut report, steps::measure(&config, REPEATS)?)?;
         }
+        let lines = self.kernels(&report, &counted);
         if let Some(path) = &self.json {
-            write(path, &report.json())?;
+            let mut json = report.json();
+            if self.lines {
+                let lines = lines.iter().map(|&(section, kernel)| {
+                    let lines = source_lines(kernel, section);
+                    serde_json::json!({ "section": section, "kernel": kernel.name, "op": kernel.module, "lines": lines })
+                });
+                json["lines"] = lines.collect();
+            }
+            write(path, &json)?;
         }
         if let Some(path) = &self.trace {
             write(path, &trace::trace(&report))?;
         }
-        print!("{}", self.text(&report, &counted));
+        let lines: String = lines.iter().map(|&(section, kernel)| table::lines(kernel, section)).collect();
+        let text = flags::noted(&table::text(&report, self.op.as_deref()));
+        print!("{text}{lines}\n{}", table::legend());
         Ok(())
     }
 
@@ -191,38 +232,54 @@ impl ProfileCommand {
         }
         let counted = Counted::read(path)?;
         let (name, config) = self.run.configuration()?;
-        let wanted = self.run.words(&name, &config);
-        let device = &counted.machine.device;
-        if counted.run != wanted || device != gpu.key {
-            let message =
-                format!("it holds the counters of {} on {device}, not of {wanted} on {}", counted.run, gpu.key);
-            return Err(Error::file(path, message, "delete it, or give another file"));
+        let (wanted, configuration) = (self.run.words(&name, &config), sha256(&config.to_yaml()?));
+        match counted.differs(&wanted, gpu.key, &configuration, &hashes(&counted.machine)) {
+            None => Ok(counted),
+            Some(message) => Err(Error::file(path, message, "delete it, or give another file")),
         }
-        Ok(counted)
     }
 
-    fn text(&self, report: &Report, counted: &Counted) -> String {
+    /// With `--lines`, the kernels whose lines are shown, each with its section.
+    fn kernels<'a>(&self, report: &Report, counted: &'a Counted) -> Vec<(&'static str, &'a KernelLines)> {
+        let mut kernels = Vec::new();
         let op = self.op.as_deref();
-        let mut text = flags::noted(&table::text(report, op));
         for section in steps::SECTIONS.into_iter().filter(|_| self.lines) {
             let of = report.rows.iter().filter(|row| row.section == section && row.last.launch.is_some());
-            let rows: Vec<_> = of.filter(|row| op.is_none_or(|op| row.module == op)).collect();
-            for row in rows.iter().take(if op.is_some() { usize::MAX } else { KERNELS }) {
-                if let Some(kernel) = counted.machine.kernels.iter().find(|kernel| kernel.name == row.kernel) {
-                    text += &table::lines(kernel, section);
-                }
+            let rows = of.filter(|row| op.is_none_or(|op| row.module == op));
+            for row in rows.take(if op.is_some() { usize::MAX } else { KERNELS }) {
+                let found = counted.machine.kernels.iter().find(|kernel| kernel.name == row.kernel);
+                kernels.extend(found.map(|kernel| (section, kernel)));
             }
         }
-        text + "\n" + &table::legend()
+        kernels
     }
 }
 
 /// This machine's GPU as text.
 fn here_name() -> Result<String> {
-    match DeviceChoice::Cuda(0).open()?.accelerator {
-        Some(accelerator) => Ok(accelerator.name()),
-        None => Err(Error::config("--on here", "this machine has no GPU", "give one, as in --on h100")),
-    }
+    let cause = match DeviceChoice::Cuda(0).open().map(|chosen| chosen.accelerator) {
+        Ok(Some(accelerator)) => return Ok(accelerator.name()),
+        Ok(None) => String::new(),
+        Err(Error::Device { message, .. }) => format!(" ({message})"),
+        Err(error) => return Err(error),
+    };
+    Err(Error::config("--on here", format!("this machine has no GPU{cause}"), "give one, as in --on h100"))
+}
+
+/// Fails if a file cannot be written: before the work whose results it is for.
+fn look_at_output(path: &Path) -> Result<()> {
+    let outcome = match path.metadata() {
+        Ok(metadata) if metadata.is_file() || metadata.is_dir() => {
+            std::fs::OpenOptions::new().append(true).open(path).map(drop)
+        }
+        // Opening and closing a pipe would end its reader.
+        Ok(_) => Ok(()),
+        Err(_) => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            tempfile::tempfile_in(folder.unwrap_or(Path::new("."))).map(drop)
+        }
+    };
+    outcome.map_err(Error::io(path, "write"))
 }
 
 fn write(path: &Path, value: &serde_json::Value) -> Result<()> {
@@ -257,6 +314,7 @@ impl ProfileCountCommand {
     /// # Errors
     /// Those of [`steps::count`]; a file that cannot be written.
     pub fn run(self) -> Result<()> {
+        machine::end_with_the_parent(&self.nodes);
         let (_, config) = self.run.configuration()?;
         let nodes = steps::count(&config, self.run.blocks, &mut |begun| println!("{BEGINS}{begun}"))?;
         write(&self.nodes, &serde_json::json!(nodes))
@@ -294,6 +352,60 @@ mod tests {
         assert!(fault(&|command| command.run.preset = Some("dit-cifar".into())).contains("did you mean dit-cifar10?"));
         assert!(fault(&|command| command.run.batch = Some(0)).starts_with("--batch: "));
         assert!(fault(&|command| command.calibration = Some("/nowhere".into())).starts_with("/nowhere: cannot read"));
+        // Outputs are looked at before the work.
+        for path in ["/nowhere/p.json", "/"] {
+            for option in 0..3 {
+                let error = fault(&|command| {
+                    let options = [&mut command.json, &mut command.trace, &mut command.counters];
+                    *options.into_iter().nth(option).unwrap() = Some(path.into());
+                });
+                // A folder of counters would be read.
+                let doing = if (path, option) == ("/", 2) { "read" } else { "write" };
+                assert!(error.starts_with(&format!("{path}: cannot {doing}")), "{error}");
+            }
+        }
+        if DeviceChoice::Cuda(0).open().is_err() {
+            let error = fault(&|command| command.on = "here".into());
+            assert!(
+                error.starts_with("--on here: this machine has no GPU (") && error.ends_with("--on h100"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn outputs_are_left_as_they_are_until_there_is_something_to_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = folder.path().join("old.json");
+        std::fs::write(&old, "1").unwrap();
+        look_at_output(&old).unwrap();
+        look_at_output(&folder.path().join("new.json")).unwrap();
+        assert_eq!(std::fs::read(&old).unwrap(), b"1");
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_check_has_its_runs_from_its_file() {
+        use clap::{Command, FromArgMatches};
+        let read = |flags: &[&str]| {
+            let command = ProfileCommand::augment_args(Command::new("profile"));
+            let matches = command.try_get_matches_from([&["profile", "--check", "c.json"], flags].concat())?;
+            ProfileCommand::from_arg_matches(&matches)
+        };
+        assert!(read(&["--update", "--on", "a100"]).is_ok());
+        for flags in [
+            ["--preset", "quickstart"],
+            ["--config", "c.yaml"],
+            ["--batch", "2"],
+            ["--precision", "bf16"],
+            ["--set", "model.depth=1"],
+            ["--blocks", "6"],
+            ["--op", "linear"],
+            ["--counters", "c.json"],
+        ] {
+            let error = read(&flags).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{flags:?}: {error}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Counted data: the PTX machine's file, and the work that the engine submitted.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,9 @@ pub struct Line {
     /// Counted from 1; 0 if unknown.
     #[serde(default)]
     pub line: u32,
+    /// File and line of the calls that were inlined, up to the kernel.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub called_at: Vec<(String, u32)>,
     /// The counters of the line.
     pub counters: Counters,
 }
@@ -115,6 +119,10 @@ pub struct Node {
 pub struct Counted {
     /// The run as text: preset, batch, precision, overrides.
     pub run: String,
+    /// The SHA-256 of the run's whole configuration.
+    pub configuration: String,
+    /// The SHA-256 of the executed PTX, by module.
+    pub modules: BTreeMap<String, String>,
     /// The step's work, in order.
     pub nodes: Vec<Node>,
     /// The PTX machine's data.
@@ -133,6 +141,26 @@ impl Counted {
         })?;
         counted.machine.check(path)?;
         Ok(counted)
+    }
+
+    /// Why these are not the counters of a run on a device; None if they are. `modules` has the PTX that would be executed now.
+    pub fn differs(
+        &self,
+        run: &str,
+        device: &str,
+        configuration: &str,
+        modules: &BTreeMap<String, String>,
+    ) -> Option<String> {
+        if self.run != run || self.machine.device != device {
+            let own = &self.machine.device;
+            return Some(format!("it holds the counters of {} on {own}, not of {run} on {device}", self.run));
+        }
+        if self.configuration != configuration {
+            return Some(format!("it holds the counters of another configuration of {run}"));
+        }
+        let other = self.modules.iter().filter(|(module, hash)| modules.get(*module) != Some(hash));
+        let other: Vec<&str> = other.map(|(module, _)| module.as_str()).collect();
+        (!other.is_empty()).then(|| format!("it holds the counters of other PTX of {}", other.join(", ")))
     }
 
     /// Writes it as JSON.
@@ -249,6 +277,33 @@ mod tests {
         assert_eq!(launch.scaling(), Scaling::Sampled { executed: 4, spread: 0.25 });
         let even = TEXT.replace("[9, 12]", "[9, 9]");
         assert_eq!(read(&even).unwrap().launches[0].scaling(), Scaling::Uniform { executed: 4 });
+    }
+
+    #[test]
+    fn counters_are_of_one_run_configuration_and_ptx() {
+        let hashes =
+            |tokens: &str| BTreeMap::from([("linear", "1"), ("tokens", tokens)].map(|(a, b)| (a.into(), b.into())));
+        let counted = Counted {
+            run: "quickstart".into(),
+            configuration: "c".into(),
+            modules: hashes("2"),
+            machine: read(TEXT).unwrap(),
+            ..Counted::default()
+        };
+        let differs = |run, device, configuration, tokens| counted.differs(run, device, configuration, &hashes(tokens));
+        assert_eq!(differs("quickstart", "h100", "c", "2"), None);
+        assert!(differs("quick", "h100", "c", "2").unwrap().contains("of quickstart on h100, not of quick on h100"));
+        assert!(differs("quickstart", "a100", "c", "2").unwrap().ends_with("on a100"));
+        assert!(differs("quickstart", "h100", "d", "2").unwrap().contains("another configuration of quickstart"));
+        assert!(differs("quickstart", "h100", "c", "3").unwrap().ends_with("other PTX of tokens"));
+        assert!(counted.differs("quickstart", "h100", "c", &BTreeMap::new()).unwrap().ends_with("linear, tokens"));
+        // A file of a time before these hashes were stored is no file of counters.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!(r#"{{"run": "quickstart", "nodes": [], "machine": {TEXT}}}"#)).unwrap();
+        let error = Counted::read(file.path()).unwrap_err().to_string();
+        assert!(error.contains("no counters of `engine profile`: missing field `configuration`"), "{error}");
+        counted.write(file.path()).unwrap();
+        assert_eq!(Counted::read(file.path()).unwrap(), counted);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::file::{KernelLines, MachineFile};
 use super::gpu::Gpu;
-use super::lines::{Widths, texts, widths};
+use super::lines::{Texts, Widths, widths};
 use super::model::Part;
 use super::report::{Row, Shape};
 
@@ -44,9 +44,8 @@ pub struct Finding {
     pub modelled: bool,
 }
 
-/// The findings of a profile, most expensive kernels first.
-pub fn findings(rows: &[Row], file: &MachineFile, gpu: &Gpu) -> Vec<Finding> {
-    let texts = texts(file);
+/// The findings of a profile, most expensive kernels first. `texts` has the PTX of the file's modules.
+pub fn findings(rows: &[Row], file: &MachineFile, texts: &Texts, gpu: &Gpu) -> Vec<Finding> {
     let split: HashMap<&String, Vec<&str>> =
         texts.iter().map(|(module, text)| (module, text.lines().collect())).collect();
     let total =
@@ -130,15 +129,24 @@ fn occupancy(row: &Row) -> Option<(&'static str, String)> {
     if resident == shape.busiest && shape.busiest == 1 {
         return None;
     }
-    let why = if resident < shape.busiest {
-        let registers = row.last.figures.as_ref().map_or(0, |figures| figures.registers);
-        let of = if shape.limit == "registers" { format!(", {registers} a thread") } else { String::new() };
-        format!("{} more wait for their turn, for no further one fits ({}{of})", shape.busiest - resident, shape.limit)
-    } else {
-        "all that the grid has for it".into()
+    let registers = row.last.figures.as_ref().map_or(0, |figures| figures.registers);
+    Some(("occupancy", residence(shape.limit, registers, [resident, shape.busiest - resident], warps)))
+}
+
+/// The resident blocks of a multiprocessor, and those that run after them: what limits the first, if there are others.
+fn residence(limit: &str, registers: u32, [resident, later]: [u64; 2], warps: u64) -> String {
+    let warps = plural(warps, "warp");
+    if later == 0 {
+        return format!("the grid has {} of {warps} for a multiprocessor", plural(resident, "block"));
+    }
+    let cause = match limit {
+        "registers" => format!("{registers} registers per thread allow"),
+        "shared memory" => "the shared memory of a block allows".into(),
+        other => format!("the limit of {other} allows"),
     };
-    let (blocks, warps) = (plural(resident, "block"), plural(warps, "warp"));
-    Some(("occupancy", format!("{blocks} of {warps} on a multiprocessor at once: {why}")))
+    let blocks = if resident == 1 { "one resident block".into() } else { format!("{resident} resident blocks") };
+    let after = if later == 1 { "1 more block runs".into() } else { format!("{later} more blocks run") };
+    format!("{cause} {blocks} of {warps}; {after} after {}", if resident == 1 { "it" } else { "them" })
 }
 
 /// Sectors, banks and lanes that are not fully used.
@@ -195,15 +203,15 @@ fn slots(row: &Row, gpu: &Gpu) -> Option<(&'static str, String)> {
     let room = flops / (gpu.tensor_per_cycle * gpu.mma_sync_share) * gpu.issue_per_cycle;
     let hot = row.last.figures.as_ref().and_then(|figures| figures.hot.as_ref()).filter(|hot| hot.by == "mma");
     let (slots, mma, place) = match hot {
-        Some(hot) => (hot.sass as f64, hot.anchors as f64, "a turn of its loop (ptxas)"),
-        None => (row.slots() / row.counters.mma as f64 * 32.0, 32.0, "the whole kernel"),
+        Some(hot) => (hot.sass as f64, hot.anchors as f64, "per loop iteration (ptxas)"),
+        None => (row.slots() / row.counters.mma as f64 * 32.0, 32.0, "in the whole kernel"),
     };
     (slots > room * mma).then(|| {
         let room = room * mma;
         (
             "slots",
             format!(
-                "{slots:.0} issue slots a warp for {mma:.0} mma in {place}; {room:.0} would keep tensor cores busy"
+                "{slots:.0} issue slots a warp for {mma:.0} mma {place}; at most {room:.0} would keep tensor cores busy"
             ),
         )
     })
@@ -212,4 +220,38 @@ fn slots(row: &Row, gpu: &Gpu) -> Option<(&'static str, String)> {
 fn spills(row: &Row) -> Option<(&'static str, String)> {
     let figures = row.last.figures.as_ref()?;
     (figures.spill > 0).then(|| ("spills", format!("{} bytes of registers are spilled to local memory", figures.spill)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_blocks_have_their_limit() {
+        for (limit, blocks, text) in [
+            (
+                "registers",
+                [1, 7],
+                "170 registers per thread allow one resident block of 8 warps; 7 more blocks run after it",
+            ),
+            (
+                "registers",
+                [2, 1],
+                "170 registers per thread allow 2 resident blocks of 8 warps; 1 more block runs after them",
+            ),
+            (
+                "shared memory",
+                [1, 2],
+                "the shared memory of a block allows one resident block of 8 warps; 2 more blocks run after it",
+            ),
+            (
+                "threads",
+                [1, 2],
+                "the limit of threads allows one resident block of 8 warps; 2 more blocks run after it",
+            ),
+            ("registers", [2, 0], "the grid has 2 blocks of 8 warps for a multiprocessor"),
+        ] {
+            assert_eq!(residence(limit, 170, blocks, 8), text);
+        }
+    }
 }

@@ -3,8 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
 use super::counters::Counters;
-use super::file::{KernelLines, MachineFile};
+use super::file::{KernelLines, Line, MachineFile};
 use crate::device::module_text;
 
 /// A folder of PTX files that replace the embedded ones.
@@ -16,8 +19,14 @@ pub fn replaced(module: &str) -> Option<PathBuf> {
     Some(Path::new(&folder).join(format!("{module}.ptx"))).filter(|path| path.is_file())
 }
 
+/// A file and a line of it.
+type Place<'a> = (&'a str, u32);
+
+/// The largest share of a kernel's issue slots of a line that also stands for the functions it calls.
+const CALL: f64 = 0.2;
+
 /// A line of a kernel's source with its counters.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SourceLine {
     /// `kernels/linear.cu`.
     pub file: String,
@@ -27,17 +36,50 @@ pub struct SourceLine {
     pub text: Option<String>,
     /// Its counters.
     pub counters: Counters,
-    /// The largest of its shares of the kernel's issue slots, sectors and bank passes, 0 to 1.
-    pub share: f64,
+    /// Its share of the kernel's issue slots, 0 to 1.
+    #[serde(rename = "slots_share")]
+    pub slots: f64,
+    /// As `slots`, of the sectors of global memory.
+    #[serde(rename = "sectors_share")]
+    pub sectors: f64,
+    /// As `slots`, of the passes over the banks of shared memory.
+    #[serde(rename = "passes_share")]
+    pub passes: f64,
+}
+
+impl SourceLine {
+    /// The largest of its shares.
+    pub fn share(&self) -> f64 {
+        self.slots.max(self.sectors).max(self.passes)
+    }
 }
 
 /// The lines of a kernel in a section, most expensive first. Instructions without a line count as line 0.
+///
+/// An inlined function counts at the outermost call that has at most a fifth of the issue slots, or most of its slots itself:
+/// `warp_sum(x)` is one line, the function with the loop of a matrix product is shown by its own lines.
 pub fn source_lines(kernel: &KernelLines, section: &str) -> Vec<SourceLine> {
-    let mut sums: BTreeMap<(&str, u32), Counters> = BTreeMap::new();
+    let lines = || kernel.lines.iter().filter(|line| line.section == section);
+    let instructions: Vec<(Vec<Place<'_>>, Counters)> = lines().map(|line| (places(line), line.counters)).collect();
+    // Issue slots of each place, alone and with the functions that it calls.
+    let mut slots: HashMap<Place<'_>, [u64; 2]> = HashMap::new();
     let mut all = Counters::default();
-    for line in kernel.lines.iter().filter(|line| line.section == section) {
-        *sums.entry((&line.file, line.line)).or_default() += line.counters;
-        all += line.counters;
+    for (places, counters) in &instructions {
+        for (depth, place) in places.iter().enumerate().filter(|(depth, place)| !places[..*depth].contains(place)) {
+            let [alone, with] = slots.entry(*place).or_default();
+            *with += counters.warp_instructions;
+            *alone += if depth + 1 == places.len() { counters.warp_instructions } else { 0 };
+        }
+        all += *counters;
+    }
+    let stands = |place: &&Place<'_>| {
+        let [alone, with] = slots[*place];
+        with as f64 <= CALL * all.warp_instructions as f64 || 2 * alone >= with
+    };
+    let mut sums: BTreeMap<Place<'_>, Counters> = BTreeMap::new();
+    for (places, counters) in &instructions {
+        let place = places.iter().find(stands).or(places.last()).copied().unwrap_or(("", 0));
+        *sums.entry(place).or_default() += *counters;
     }
     let share = |part: u64, all: u64| part as f64 / all.max(1) as f64;
     let mut sources: HashMap<&str, Vec<String>> = HashMap::new();
@@ -49,15 +91,22 @@ pub fn source_lines(kernel: &KernelLines, section: &str) -> Vec<SourceLine> {
                 text: (line as usize).checked_sub(1).and_then(|at| text.get(at)).map(|text| text.trim().to_string()),
                 file: file.to_string(),
                 line,
-                share: share(counters.warp_instructions, all.warp_instructions)
-                    .max(share(counters.global_sectors, all.global_sectors))
-                    .max(share(counters.shared_wavefronts, all.shared_wavefronts)),
+                slots: share(counters.warp_instructions, all.warp_instructions),
+                sectors: share(counters.global_sectors, all.global_sectors),
+                passes: share(counters.shared_wavefronts, all.shared_wavefronts),
                 counters,
             }
         })
         .collect();
-    lines.sort_by(|a, b| b.share.total_cmp(&a.share));
+    lines.sort_by(|a, b| b.share().total_cmp(&a.share()));
     lines
+}
+
+/// The places of an instruction, from the kernel inwards: the calls that were inlined, then its own. Those without a line are
+/// left out.
+fn places(line: &Line) -> Vec<Place<'_>> {
+    let calls = line.called_at.iter().rev().map(|(file, line)| (file.as_str(), *line));
+    calls.chain([(line.file.as_str(), line.line)]).filter(|(_, line)| *line > 0).collect()
 }
 
 /// The lines of a source file; none if it is missing: from the current folder, else from the build's.
@@ -117,10 +166,13 @@ fn width(instruction: &str) -> Option<u32> {
     Some(bits / 8 * count)
 }
 
+/// PTX by module.
+pub type Texts = BTreeMap<String, String>;
+
 /// The PTX of a file's modules, as the PTX machine used it.
-pub fn texts(file: &MachineFile) -> HashMap<String, String> {
+pub fn texts(file: &MachineFile) -> Texts {
     let capability = (file.capability[0], file.capability[1]);
-    let mut texts = HashMap::new();
+    let mut texts = Texts::new();
     for kernel in &file.kernels {
         let module = &kernel.module;
         if texts.contains_key(module) {
@@ -134,9 +186,18 @@ pub fn texts(file: &MachineFile) -> HashMap<String, String> {
     texts
 }
 
+/// The SHA-256 of the PTX of a file's modules, by module.
+pub fn hashes(file: &MachineFile) -> BTreeMap<String, String> {
+    texts(file).into_iter().map(|(module, text)| (module, sha256(&text))).collect()
+}
+
+/// The SHA-256 of a text, in hexadecimal digits.
+pub fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::file::Line;
     use super::*;
 
     #[test]
@@ -162,8 +223,13 @@ mod tests {
 
     #[test]
     fn lines_are_sorted_by_what_they_cost_and_have_their_text() {
-        let line =
-            |file: &str, line, counters| Line { section: "training".into(), file: file.into(), line, counters, ptx: 1 };
+        let line = |file: &str, line, counters| Line {
+            section: "training".into(),
+            file: file.into(),
+            line,
+            counters,
+            ..Line::default()
+        };
         let slots = |warp_instructions| Counters { warp_instructions, ..Counters::default() };
         let lines = vec![
             line("kernels/linear.cu", 1, slots(10)),
@@ -175,5 +241,50 @@ mod tests {
         assert_eq!((found[0].line, found[0].counters.warp_instructions), (1, 40));
         assert!(found[0].text.as_ref().unwrap().starts_with("//"));
         assert_eq!(found[2].text, None);
+    }
+
+    #[test]
+    fn small_functions_count_at_their_calls_and_large_ones_by_line() {
+        let line = |place: (&str, u32), calls: &[(&str, u32)], warp_instructions| Line {
+            section: "training".into(),
+            file: place.0.into(),
+            line: place.1,
+            called_at: calls.iter().map(|(file, line)| (file.to_string(), *line)).collect(),
+            counters: Counters { warp_instructions, ..Counters::default() },
+            ptx: 1,
+        };
+        let (sum, body) = (("reduce.cuh", 8), ("body.cuh", 5));
+        let lines = vec![
+            // A function that is called twice, of which each call is small.
+            line(sum, &[("own.cu", 10), ("own.cu", 90)], 12),
+            line(sum, &[("own.cu", 20), ("own.cu", 90)], 8),
+            line(("own.cu", 10), &[("own.cu", 90)], 1),
+            // What only calls has no slots itself: the lines of the function are shown.
+            line(body, &[("own.cu", 30), ("own.cu", 90)], 15),
+            line(("body.cuh", 6), &[("own.cu", 30), ("own.cu", 90)], 14),
+            // A loop that converts what it adds.
+            line(("own.cu", 40), &[("own.cu", 90)], 25),
+            line(("types.cuh", 4), &[("own.cu", 40), ("own.cu", 90)], 20),
+            // Without a line: at the call.
+            line(("types.cuh", 0), &[("own.cu", 50), ("own.cu", 90)], 3),
+            line(("own.cu", 0), &[], 2),
+        ];
+        let kernel = KernelLines { lines, ..KernelLines::default() };
+        let found = source_lines(&kernel, "training");
+        let shown: Vec<_> =
+            found.iter().map(|line| (line.file.as_str(), line.line, line.counters.warp_instructions)).collect();
+        assert_eq!(
+            shown,
+            [
+                ("own.cu", 40, 45),
+                ("body.cuh", 5, 15),
+                ("body.cuh", 6, 14),
+                ("own.cu", 10, 13),
+                ("own.cu", 20, 8),
+                ("own.cu", 50, 3),
+                ("", 0, 2)
+            ]
+        );
+        assert!((found.iter().map(|line| line.slots).sum::<f64>() - 1.0).abs() < 1e-9);
     }
 }

@@ -39,9 +39,10 @@ use report::Report;
 /// # Errors
 /// If the counted work is not the submitted work.
 pub fn profile(counted: &Counted, gpu: Gpu, calibration: Option<&Calibration>) -> Result<Report> {
-    let pieces = pieces::pieces(counted, &gpu, calibration)?;
+    let texts = lines::texts(&counted.machine);
+    let pieces = pieces::pieces(counted, &texts, &gpu, calibration)?;
     let rows = Report::rows(&pieces);
-    let findings = findings::findings(&rows, &counted.machine, &gpu);
+    let findings = findings::findings(&rows, &counted.machine, &texts, &gpu);
     Ok(Report {
         run: counted.run.clone(),
         gpu,

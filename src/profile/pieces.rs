@@ -6,7 +6,7 @@ use super::calibration::Calibration;
 use super::counters::Counters;
 use super::file::{Counted, Launch, Node};
 use super::gpu::Gpu;
-use super::lines::replaced;
+use super::lines::{Texts, replaced};
 use super::memory::{Touch, Traffic, traffic};
 use super::model::{Modelled, Occupancy, Part, Work, model};
 use super::registers::{Figures, figures};
@@ -44,11 +44,11 @@ pub struct Piece {
     pub measured: Option<f64>,
 }
 
-/// All pieces of a counted run, in order.
+/// All pieces of a counted run, in order. `texts` has the PTX of its modules.
 ///
 /// # Errors
 /// If the PTX machine's launches are not the engine's.
-pub fn pieces(counted: &Counted, gpu: &Gpu, calibration: Option<&Calibration>) -> Result<Vec<Piece>> {
+pub fn pieces(counted: &Counted, texts: &Texts, gpu: &Gpu, calibration: Option<&Calibration>) -> Result<Vec<Piece>> {
     let launches = matched(counted)?;
     let touches: Vec<Touch> = counted.nodes.iter().zip(&launches).map(|(node, launch)| touch(node, *launch)).collect();
     let moved = by_section(&counted.nodes, &touches, gpu.l2);
@@ -59,8 +59,10 @@ pub fn pieces(counted: &Counted, gpu: &Gpu, calibration: Option<&Calibration>) -
             None => copy(node, gpu, traffic),
             Some(launch) => {
                 let kernel = &counted.machine.kernels[launch.kernel];
-                let (capability, replaced) = (counted.machine.capability, replaced(&kernel.module).is_some());
-                let figures = known.entry(launch.kernel).or_insert_with(|| figures(kernel, capability, replaced));
+                let figures = known.entry(launch.kernel).or_insert_with(|| {
+                    let embedded = texts.get(&kernel.module).filter(|_| replaced(&kernel.module).is_none());
+                    figures(kernel, counted.machine.capability, embedded.map(String::as_str))
+                });
                 let counters = launch.counters.unwrap_or_default();
                 let work = Work {
                     blocks: launch.blocks(),

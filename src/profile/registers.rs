@@ -13,6 +13,9 @@ const TABLE: &str = include_str!("../../kernels/prebuilt/registers.json");
 
 #[derive(Debug, Default, Deserialize)]
 struct Table {
+    /// `linear.compute_80` to the hash that the compiled PTX carried.
+    #[serde(default)]
+    modules: BTreeMap<String, String>,
     #[serde(default)]
     kernels: BTreeMap<String, Row>,
 }
@@ -75,14 +78,25 @@ pub struct Figures {
     pub compiled: bool,
 }
 
-fn table() -> &'static BTreeMap<String, Row> {
-    static PARSED: OnceLock<BTreeMap<String, Row>> = OnceLock::new();
-    PARSED.get_or_init(|| serde_json::from_str::<Table>(TABLE).unwrap_or_default().kernels)
+fn table() -> &'static Table {
+    static PARSED: OnceLock<Table> = OnceLock::new();
+    PARSED.get_or_init(|| serde_json::from_str(TABLE).unwrap_or_default())
 }
 
-/// The figures of a kernel for a compute capability; `replaced` if its PTX is not the embedded one, so the table does not apply.
-pub fn figures(kernel: &KernelLines, capability: [u32; 2], replaced: bool) -> Figures {
-    let row = table().get(&kernel.name).filter(|_| !replaced);
+impl Table {
+    /// Whether it is of this PTX: both carry the hash of the source and of the compiler.
+    fn is_of(&self, module: &str, ptx: &str) -> bool {
+        let Some(carried) = ptx.lines().take(5).find_map(|line| line.strip_prefix("// hash: ")) else { return false };
+        let of_module = |name: &str| name.split_once('.').is_some_and(|(of, _)| of == module);
+        self.modules.iter().any(|(name, hash)| hash == carried && of_module(name))
+    }
+}
+
+/// The figures of a kernel for a compute capability. `ptx` is the embedded PTX of its module; None if a file replaces it. The table
+/// applies only to the PTX that it was made from.
+pub fn figures(kernel: &KernelLines, capability: [u32; 2], ptx: Option<&str>) -> Figures {
+    let known = ptx.is_some_and(|ptx| table().is_of(&kernel.module, ptx));
+    let row = table().kernels.get(&kernel.name).filter(|_| known);
     let compiled = row.and_then(|row| match capability {
         [8, _] => row.sm_80.as_ref(),
         [9, _] => row.sm_90.as_ref(),
@@ -115,9 +129,36 @@ mod tests {
     fn a_kernel_that_is_not_known_has_the_machines_figures() {
         let kernel =
             KernelLines { name: "no_such_kernel".into(), registers: 40, static_shared: 8, ..Default::default() };
-        let figures = figures(&kernel, [9, 0], false);
+        let figures = figures(&kernel, [9, 0], Some("// hash: 0"));
         assert_eq!((figures.registers, figures.static_shared, figures.compiled), (40, 8, false));
         assert_eq!(figures.slots_per_ptx, 1.0);
+    }
+
+    #[test]
+    fn the_table_applies_only_to_the_ptx_that_it_is_of() {
+        let kernel = KernelLines {
+            module: "tokens".into(),
+            name: "tokens_fwd_bf16".into(),
+            registers: 199,
+            ..Default::default()
+        };
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/prebuilt/tokens.compute_80.ptx");
+        let text = std::fs::read_to_string(path).unwrap();
+        let carried = text.lines().find_map(|line| line.strip_prefix("// hash: ")).unwrap();
+        // An op in development has stale figures until its table is made again.
+        let current = table().modules["tokens.compute_80"] == carried;
+        assert_eq!(figures(&kernel, [9, 0], Some(&text)).compiled, current);
+        let of_table = text.replace(carried, &table().modules["tokens.compute_80"]);
+        assert!(figures(&kernel, [9, 0], Some(&of_table)).compiled);
+        for other in [
+            Some(text.replace(carried, "0123")),
+            Some(text.replace("// hash: ", "// ")),
+            Some(text.replace(carried, &table().modules["linear.compute_80"])),
+            None,
+        ] {
+            let figures = figures(&kernel, [9, 0], other.as_deref());
+            assert_eq!((figures.registers, figures.compiled), (199, false));
+        }
     }
 
     /// For the prebuilt PTX: an op in development has none yet, and its tests need no CUDA tools.
@@ -134,13 +175,15 @@ mod tests {
         let kernels = crate::device::launches::ALL.iter().filter(|kernel| is_prebuilt(kernel.name));
         assert!(kernels.clone().count() > 150);
         for kernel in kernels {
-            let row = table().get(kernel.name).unwrap_or_else(|| panic!("{} is not in registers.json", kernel.name));
+            let row =
+                table().kernels.get(kernel.name).unwrap_or_else(|| panic!("{} is not in registers.json", kernel.name));
             for compiled in [&row.sm_80, &row.sm_90, &row.sm_100] {
                 let compiled = compiled.as_ref().unwrap_or_else(|| panic!("{} lacks a device", kernel.name));
                 assert!((1..=255).contains(&compiled.registers), "{}: {compiled:?}", kernel.name);
             }
-            let lines = KernelLines { name: kernel.name.into(), ..Default::default() };
-            let figures = figures(&lines, [9, 0], false);
+            let lines = KernelLines { module: kernel.module.into(), name: kernel.name.into(), ..Default::default() };
+            let hash = &table().modules[&format!("{}.compute_80", kernel.module)];
+            let figures = figures(&lines, [9, 0], Some(&format!("// hash: {hash}")));
             assert!(figures.compiled && (0.2..5.0).contains(&figures.slots_per_ptx), "{}: {figures:?}", kernel.name);
         }
     }

@@ -36,6 +36,8 @@ pub struct Shape {
     pub limit: &'static str,
     /// Sectors of global memory, and the minimum, of all of them.
     pub sectors: [u64; 2],
+    /// Always true: its times follow from a model.
+    pub modelled: bool,
 }
 
 /// A kernel in a section.
@@ -162,6 +164,7 @@ impl Row {
                 resident_blocks: piece.modelled.occupancy.blocks,
                 limit: piece.modelled.occupancy.limit,
                 sectors,
+                modelled: true,
             }),
         }
     }

@@ -1,5 +1,6 @@
 //! A profile as text.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::file::{KernelLines, Scaling};
@@ -33,18 +34,23 @@ pub fn text(report: &Report, op: Option<&str>) -> String {
     if let Some(device) = &report.measured_on {
         let _ = writeln!(text, "measured on {device}: each launch between two events, without the gaps between them");
     }
-    let estimated = report.rows.iter().filter(|row| row.last.figures.as_ref().is_some_and(|f| !f.compiled)).count();
-    if estimated > 0 {
-        let _ = writeln!(
-            text,
-            "registers of {estimated} kernels are the PTX machine's estimate, at one issue slot per PTX instruction: \
-             kernels/prebuilt/registers.json does not list them"
-        );
-    }
+    text += &estimated(report);
     for section in ["training", "sampling"] {
         text += &step(report, section, op);
     }
     text
+}
+
+/// The number of kernels to which the results of `ptxas` do not apply.
+fn estimated(report: &Report) -> String {
+    let is_estimated = |row: &&Row| row.last.figures.as_ref().is_some_and(|figures| !figures.compiled);
+    let kernels: BTreeSet<&str> = report.rows.iter().filter(is_estimated).map(|row| row.kernel.as_str()).collect();
+    let which = match kernels.len() {
+        0 => return String::new(),
+        1 => "1 kernel has".into(),
+        count => format!("{count} kernels have"),
+    };
+    format!("{which} replaced or changed PTX: registers are estimated, at one issue slot per PTX instruction\n")
 }
 
 fn step(report: &Report, section: &str, op: Option<&str>) -> String {
@@ -72,6 +78,9 @@ fn step(report: &Report, section: &str, op: Option<&str>) -> String {
         100.0 * floor / seconds
     );
     let shown: Vec<&Row> = all.iter().copied().filter(|row| op.is_none_or(|op| row.module == op)).collect();
+    if let (true, Some(op)) = (shown.is_empty(), op) {
+        return format!("{text}  this step launches no kernel of {op}\n");
+    }
     text += &rows(&shown, seconds, report.measured_on.is_some());
     let told: Vec<&Row> = shown.iter().copied().filter(|row| matches!(row.scaling, Scaling::Sampled { .. })).collect();
     if let Some(row) = told.iter().max_by(|a, b| spread(a).total_cmp(&spread(b))) {
@@ -138,7 +147,7 @@ fn findings(report: &Report, section: &str, op: Option<&str>) -> String {
     let mut last = "";
     for finding in found().take(FINDINGS) {
         if last.is_empty() {
-            text += "  findings, the dearest kernels first\n";
+            text += "  findings, most expensive kernels first\n";
         }
         if last != finding.kernel {
             let _ = writeln!(text, "    {}", finding.kernel);
@@ -155,27 +164,35 @@ fn findings(report: &Report, section: &str, op: Option<&str>) -> String {
 
 /// The most expensive lines of a kernel in a section.
 pub fn lines(kernel: &KernelLines, section: &str) -> String {
-    let found = source_lines(kernel, section);
-    let all: u64 = found.iter().map(|line| line.counters.warp_instructions).sum();
     let mut text = format!(
-        "\n{} in the {section} step, its most expensive lines\n  {:>7}{:>9}{:>11}{:>7}  line\n",
-        kernel.name, "slots", "sectors", "conflicts", "lanes"
+        "\n{} in the {section} step, its most expensive lines\n  {:>7}{:>15}{:>15}{:>7}  line\n",
+        kernel.name, "slots", "sectors", "passes", "lanes"
     );
-    for line in found.iter().take(LINES) {
+    for line in source_lines(kernel, section).iter().take(LINES) {
         let counters = &line.counters;
-        let of = |count: u64, ratio: f64| if count == 0 { "-".into() } else { format!("{ratio:.2}x") };
+        let of = |count: u64, share: f64, ratio: f64| match count {
+            0 => "-".into(),
+            _ => format!("{:.1}% {ratio:.2}x", 100.0 * share),
+        };
         let place = if line.line == 0 { "(no line)".into() } else { format!("{}:{}", line.file, line.line) };
-        let source: String = line.text.iter().flat_map(|text| "  ".chars().chain(text.chars().take(90))).collect();
         let _ = writeln!(
             text,
-            "  {:>6.1}%{:>9}{:>11}{:>7.1}  {place}{source}",
-            100.0 * counters.warp_instructions as f64 / all.max(1) as f64,
-            of(counters.global_sectors, counters.sector_ratio()),
-            of(counters.shared_wavefronts, counters.conflict_ratio()),
+            "  {:>6.1}%{:>15}{:>15}{:>7.1}  {place}{}",
+            100.0 * line.slots,
+            of(counters.global_sectors, line.sectors, counters.sector_ratio()),
+            of(counters.shared_wavefronts, line.passes, counters.conflict_ratio()),
             counters.lanes(),
+            line.text.as_deref().map(cut).unwrap_or_default(),
         );
     }
     text
+}
+
+/// The beginning of a line of source, behind two spaces.
+fn cut(text: &str) -> String {
+    const MOST: usize = 88;
+    let end = if text.chars().count() > MOST { "…" } else { "" };
+    format!("  {}{end}", text.chars().take(MOST).collect::<String>())
 }
 
 fn ratio(value: f64) -> String {
@@ -206,7 +223,8 @@ pub fn legend() -> String {
     format!(
         "bound by: the slowest of {}, and its ratio to the next; floor: the roofline's share of the time, above 100 % where\n\
          the second-level cache keeps data that the roofline counts as memory traffic; sectors, conflicts: sectors of global\n\
-         memory and passes over the banks of shared memory, as ratios to the minimum; warps: resident on a multiprocessor\n",
+         memory and passes over the banks of shared memory, as ratios to the minimum; warps: resident on a multiprocessor; of\n\
+         lines: shares of the kernel's slots, sectors and passes, those of small inlined functions at their call\n",
         parts.join(", ")
     )
 }

@@ -39,7 +39,7 @@ pub fn trace(report: &Report) -> Value {
                 process,
                 2,
                 (start, length),
-                json!({ "margin": piece.modelled.margin() }),
+                json!({ "modelled": true, "note": note, "margin": piece.modelled.margin() }),
             ));
         }
     }

@@ -77,6 +77,7 @@ fn is_a_trace(trace: &Value) {
                 let (start, length) = (event["ts"].as_f64().unwrap(), event["dur"].as_f64().unwrap());
                 let end = ends.entry(row).or_insert(0.0);
                 assert!(length >= 0.0 && start >= *end - 1e-6, "{event}");
+                assert!(event["args"]["modelled"] == true, "{event}");
                 *end = start + length;
                 names.insert(name);
             }
@@ -108,6 +109,16 @@ fn small_profile_tells_everything() {
     assert_eq!((&json["modelled"], &json["note"]), (&Value::from(true), &Value::from("modelled, never measured")));
     let kernels = json["kernels"].as_array().unwrap();
     assert!(kernels.iter().all(|kernel| kernel["modelled"] == true && kernel["modelled_ms"].as_f64().unwrap() > 0.0));
+    let launches: Vec<&Value> = kernels.iter().flat_map(|kernel| kernel["launches"].as_array().unwrap()).collect();
+    assert!(!launches.is_empty() && launches.iter().all(|launch| launch["modelled"] == true));
+    let lines = json["lines"].as_array().unwrap();
+    assert!(lines.iter().all(|kernel| kernel["op"] == "linear"));
+    for kernel in lines {
+        let share = |line: &Value| line["slots_share"].as_f64().unwrap();
+        let sum: f64 = kernel["lines"].as_array().unwrap().iter().map(share).sum();
+        assert!((sum - 1.0).abs() < 1e-9, "{kernel}");
+        assert!(said.contains(&format!("{} in the", kernel["kernel"].as_str().unwrap())), "{kernel}");
+    }
     for section in ["training", "sampling"] {
         let of = kernels.iter().filter(|kernel| kernel["section"] == section);
         let sum: f64 = of.map(|kernel| kernel["modelled_ms"].as_f64().unwrap()).sum();
@@ -123,6 +134,77 @@ fn small_profile_tells_everything() {
     assert!(!done && errors.contains("on b200"), "{errors}");
     let (done, _, errors) = profile.command(&["--preset", "quickstart", "--batch", "4", "--counters", "c.json"], &[]);
     assert!(!done && errors.contains("c.json: it holds the counters of") && errors.lines().count() == 1, "{errors}");
+
+    let none = profile.ok(&[&SMALL[..], &["--counters", "c.json", "--op", "conv2d"]].concat());
+    assert_eq!(none.matches("this step launches no kernel of conv2d").count(), 2, "{none}");
+    let (done, _, errors) = profile.command(&[&SMALL[..], &["--json", "nowhere/p.json"]].concat(), &[]);
+    assert!(!done && errors.starts_with("error: nowhere/p.json: cannot write"), "{errors}");
+}
+
+/// Stored counters are not those of edited kernels, nor of an edited configuration.
+#[test]
+fn small_profile_refuses_counters_of_other_work() {
+    let Some(profile) = Profile::new("small_profile_refuses_counters_of_other_work") else { return };
+    let small = ["--set", "model.hidden_dim=64", "--set", "model.depth=1", "--batch", "2", "--precision", "bf16"];
+    let yaml = Command::new(profile.engine).args(["presets", "quickstart"]).output().unwrap().stdout;
+    let yaml = String::from_utf8(yaml).unwrap();
+    std::fs::write(profile.folder.path().join("my.yaml"), &yaml).unwrap();
+    let arguments = [&["--config", "my.yaml", "--counters", "c.json"][..], &small].concat();
+
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/prebuilt/tokens.compute_80.ptx");
+    let text = std::fs::read_to_string(path).unwrap();
+    let folders = ["before", "after"].map(|name| profile.folder.path().join(name));
+    for (folder, end) in folders.iter().zip(["// before\n", "// after\n"]) {
+        std::fs::create_dir(folder).unwrap();
+        std::fs::write(folder.join("tokens.ptx"), format!("{text}{end}")).unwrap();
+    }
+    let [before, after] = folders.each_ref().map(|folder| ("PTX_MACHINE_REPLACE", folder.as_path()));
+    let (done, said, errors) = profile.command(&arguments, &[before]);
+    assert!(done && said.contains("replaced or changed PTX: registers are estimated"), "{said}{errors}");
+    assert!(profile.command(&arguments, &[before]).0);
+    for environment in [vec![after], Vec::new()] {
+        let (done, _, errors) = profile.command(&arguments, &environment);
+        assert!(!done && errors.contains("c.json: it holds the counters of other PTX of tokens"), "{errors}");
+    }
+    let edited = yaml.replace("num_heads: 4", "num_heads: 2");
+    assert_ne!(edited, yaml);
+    std::fs::write(profile.folder.path().join("my.yaml"), edited).unwrap();
+    let (done, _, errors) = profile.command(&arguments, &[before]);
+    assert!(!done && errors.contains("it holds the counters of another configuration of my.yaml"), "{errors}");
+}
+
+/// The child ends with its parent, and its results with both.
+#[test]
+#[cfg(target_os = "linux")]
+fn small_profile_that_is_killed_leaves_nothing() {
+    let Some(profile) = Profile::new("small_profile_that_is_killed_leaves_nothing") else { return };
+    let temporary = profile.folder.path().join("temporary");
+    std::fs::create_dir(&temporary).unwrap();
+    let mut command = Command::new(profile.engine);
+    command.args(["profile", "--preset", "dit-cifar10", "--batch", "64", "--blocks", "0"]).env("TMPDIR", &temporary);
+    command.env("ENGINE_PTX_MACHINE", &profile.machine).stderr(std::process::Stdio::null());
+    let mut parent = command.spawn().unwrap();
+    let children = || {
+        let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+            let words = std::fs::read(entry.ok()?.path().join("cmdline")).ok()?;
+            let text = String::from_utf8_lossy(&words).into_owned();
+            (text.contains("profile-count") && text.contains(temporary.to_str()?)).then_some(())
+        });
+        processes.count()
+    };
+    let files = || std::fs::read_dir(&temporary).unwrap().count();
+    let until = |what: &dyn Fn() -> bool| {
+        (0..600).any(|_| {
+            what() || {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                false
+            }
+        })
+    };
+    assert!(until(&|| children() == 1 && files() == 1), "no child begins");
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    assert!(until(&|| children() == 0 && files() == 0), "{} processes and {} folders stay", children(), files());
 }
 
 #[test]
@@ -130,10 +212,16 @@ fn small_profile_without_a_machine_names_the_command() {
     let Some(profile) = Profile::new("small_profile_without_a_machine_names_the_command") else { return };
     let nowhere = profile.folder.path().join("nowhere");
     let (done, _, errors) = profile.command(&SMALL, &[("ENGINE_PTX_MACHINE", &nowhere)]);
-    assert!(
-        !done && errors.contains("cargo run --release -p ptx-machine -- ") && errors.lines().count() == 1,
-        "{errors}"
-    );
+    let advice = "build it in a checkout of the project: `cargo run --release -p ptx-machine -- ";
+    assert!(!done && errors.contains(advice) && errors.lines().count() == 1, "{errors}");
+    // Neither an empty library nor a text is a machine.
+    std::fs::create_dir(&nowhere).unwrap();
+    for text in ["", "a text"] {
+        std::fs::write(nowhere.join("libcuda.so.1"), text).unwrap();
+        let (done, _, errors) = profile.command(&SMALL, &[("ENGINE_PTX_MACHINE", &nowhere)]);
+        let words = format!("the machine in {} does not load", nowhere.canonicalize().unwrap().display());
+        assert!(!done && errors.contains(&words) && errors.lines().count() == 1, "{errors}");
+    }
 }
 
 /// Measured times beside the model, on a driver with events but no GPU.
