@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::bar::shown;
 use super::data::ClassList;
-use super::edit::FitOptions;
+use super::edit_options::FitOptions;
 use super::flags;
 use super::machine::MachineOptions;
 use super::options::DataFolder;

@@ -176,9 +176,9 @@ impl CompareCommand {
         }
 
         let shape = models[0].image_shape();
-        let facts = facts(&models, &places.requests);
+        let settings = settings_rows(&models, &places.requests);
         let described: Vec<Value> =
-            models.iter().zip(&places.requests).map(|(model, request)| told(model, request)).collect();
+            models.iter().zip(&places.requests).map(|(model, request)| settings_json(model, request)).collect();
         let samples = match self.metrics.is_empty() {
             true => None,
             false => Some(SampleTask::new(self, machine)?),
@@ -199,14 +199,14 @@ impl CompareCommand {
         let times = drawn.iter().map(|drawn| 1e3 * drawn.seconds_per_image).collect();
         comparison.add(Metric::of_values("sampling", "ms/image", Better::Lower, times, None))?;
         notes.extend(deviations(&comparison));
-        let by = samples.as_ref().map(|samples| samples.told(self.num_samples));
+        let by = samples.as_ref().map(|samples| samples.to_json(self.num_samples));
         if let Some(samples) = &samples {
             joined(&metrics).into_iter().try_for_each(|metric| comparison.add(metric))?;
             notes.extend(samples.notes(self.num_samples, &metrics));
         }
         let found = Found { comparison, drawn, notes, by };
         self.draw(&found, &places, &described, shape)?;
-        self.tell(machine, &found, &held_out, &facts, described)
+        self.tell(machine, &found, &held_out, &settings, described)
     }
 
     /// Measures one model at a time; each one's memory is freed before the next is loaded.
@@ -301,7 +301,7 @@ impl CompareCommand {
         machine: &Machine,
         found: &Found,
         held_out: &HeldOut,
-        facts: &[Row],
+        settings: &[Row],
         described: Vec<Value>,
     ) -> Result<()> {
         let on_cpu = matches!(machine.device, Device::Cpu);
@@ -316,7 +316,7 @@ impl CompareCommand {
             return Ok(());
         }
         let comparison = &found.comparison;
-        println!("{}", tables(comparison, facts));
+        println!("{}", tables(comparison, settings));
         println!(
             "ε-error: mean squared error of the predicted noise on {} held-out images of {} ({}), the same noise for all \
              (seed {}); the mean weights all levels equally; ± is one standard error over the images (variation \
@@ -466,7 +466,7 @@ fn word(value: impl serde::Serialize) -> String {
 }
 
 /// Properties of the models, for the first table.
-fn facts(models: &[Model], requests: &[SampleRequest]) -> Vec<Row> {
+fn settings_rows(models: &[Model], requests: &[SampleRequest]) -> Vec<Row> {
     let of = |told: &dyn Fn(&Model) -> String| models.iter().map(told).collect::<Vec<_>>();
     vec![
         ("kind", of(&|model| model.info.config.model.kind().into())),
@@ -484,7 +484,7 @@ fn facts(models: &[Model], requests: &[SampleRequest]) -> Vec<Row> {
 }
 
 /// Properties of a model, for JSON.
-fn told(model: &Model, request: &SampleRequest) -> Value {
+fn settings_json(model: &Model, request: &SampleRequest) -> Value {
     let (info, diffusion) = (&model.info, &model.info.config.diffusion);
     json!({
         "path": model.path.display().to_string(),

@@ -70,7 +70,7 @@ impl SampleTask {
     }
 
     /// The number of samples of each model, extractor and reference.
-    pub fn told(&self, count: usize) -> Value {
+    pub fn to_json(&self, count: usize) -> Value {
         json!({ "num_samples": count, "extractor": self.extractor.borrow().identity(), "reference": self.of })
     }
 

@@ -119,11 +119,11 @@ impl Crew {
     /// Those of `f`; [`Error::Cluster`] if rank 0's call failed.
     pub fn leader_first<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         if self.leads() {
-            let done = f().inspect_err(|error| self.team.leave(Some(&flags::told(error, &[]))))?;
+            let done = f().inspect_err(|error| self.team.leave(Some(&flags::with_flags(error, &[]))))?;
             self.team.tell(b"found")?;
             return Ok(done);
         }
         self.team.listen()?;
-        f().inspect_err(|error| self.team.leave(Some(&flags::told(error, &[]))))
+        f().inspect_err(|error| self.team.leave(Some(&flags::with_flags(error, &[]))))
     }
 }

@@ -112,7 +112,7 @@ impl DoctorCommand {
                 let seconds = start.elapsed().as_secs_f64();
                 let result = if faults.is_empty() { "pass" } else { "FAIL" };
                 println!("  {op:<24}{:<7}{:>6}{seconds:>8.2} s  {result}", dtype.to_string(), cases.len());
-                faults.iter().for_each(|fault| println!("      {}", told(fault)));
+                faults.iter().for_each(|fault| println!("      {}", fault_text(fault)));
                 failures += usize::from(!faults.is_empty());
                 tested += 1;
                 if !faults.is_empty() && is_lost(device) {
@@ -153,8 +153,8 @@ fn is_lost(device: &Device) -> bool {
 }
 
 /// A fault as text, without the usual advice to run this command.
-fn told(fault: &Error) -> String {
-    flags::told(fault, &[]).replace("run `engine doctor`, and this command under", "run this command under")
+fn fault_text(fault: &Error) -> String {
+    flags::with_flags(fault, &[]).replace("run `engine doctor`, and this command under", "run this command under")
 }
 
 fn cpu() -> String {
@@ -221,7 +221,7 @@ fn gpus() -> String {
     let count = match CudaDevice::count() {
         Ok(0) => return text + "  the driver is installed, but there is not a device\n",
         Ok(count) => count,
-        Err(error) => return text + &format!("  not usable: {}\n", flags::told(&error, &[])),
+        Err(error) => return text + &format!("  not usable: {}\n", flags::with_flags(&error, &[])),
     };
     for ordinal in 0..count {
         text += &match CudaDevice::open(ordinal) {
@@ -229,7 +229,7 @@ fn gpus() -> String {
                 let (major, minor) = device.capability();
                 let memory = match device.memory() {
                     Ok((free, total)) => format!("{} MiB, {} MiB free", total >> 20, free >> 20),
-                    Err(error) => format!("memory unknown: {}", flags::told(&error, &[])),
+                    Err(error) => format!("memory unknown: {}", flags::with_flags(&error, &[])),
                 };
                 let processors = device.multiprocessors();
                 format!(
@@ -237,7 +237,7 @@ fn gpus() -> String {
                     device.name()
                 )
             }
-            Err(error) => format!("  not usable: {}\n", flags::told(&error, &[])),
+            Err(error) => format!("  not usable: {}\n", flags::with_flags(&error, &[])),
         };
     }
     text
@@ -264,7 +264,7 @@ fn data(folder: &Path) -> String {
                 set.size().with_channels(set.channels()),
                 set.class_names().len()
             ),
-            Err(error) => format!("  not usable: {}\n", flags::told(&error, &[])),
+            Err(error) => format!("  not usable: {}\n", flags::with_flags(&error, &[])),
         };
     }
     text
@@ -283,7 +283,7 @@ fn networks(folder: &Path) -> String {
         let found = match path.exists() {
             false => format!("not there; `engine fetch {}` gets it", weights.name),
             true => opened().map_or_else(
-                |error| format!("not usable: {}", flags::told(&error, &[])),
+                |error| format!("not usable: {}", flags::with_flags(&error, &[])),
                 |()| weights.title.to_string(),
             ),
         };
@@ -300,7 +300,7 @@ mod tests {
     fn the_machine_is_described() {
         assert!(cpu().contains("threads: "));
         let fault = Error::device("cuda:0", "x", "a kernel is wrong: run `engine doctor`, and this command under `y`");
-        assert_eq!(told(&fault), "cuda:0: x; a kernel is wrong: run this command under `y`");
+        assert_eq!(fault_text(&fault), "cuda:0: x; a kernel is wrong: run this command under `y`");
         assert!(kernels().contains("kernels in"));
         assert!(gpus().lines().count() >= 3);
         let folder = tempfile::tempdir().unwrap();

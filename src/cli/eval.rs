@@ -141,7 +141,7 @@ impl EvalCommand {
         let crew = Crew::gather(self.processes.or(self.gpus), option)?;
         let outcome = self.run_in(crew.as_ref());
         if let Some(crew) = &crew {
-            crew.team.leave(outcome.as_ref().err().map(|error| flags::told(error, flags::SAMPLING)).as_deref());
+            crew.team.leave(outcome.as_ref().err().map(|error| flags::with_flags(error, flags::SAMPLING)).as_deref());
         }
         outcome
     }
@@ -165,7 +165,7 @@ impl EvalCommand {
     }
 
     /// Settings that all processes must share.
-    fn facts(&self) -> [Fact; 1] {
+    fn fact(&self) -> [Fact; 1] {
         let ways = (&self.model, &self.checkpoints, &self.steps, &self.guidance, self.sampler, self.seed, &self.seeds);
         let networks = (&self.features.extractor, &self.features.inception, &self.classifier, self.features.rule);
         let value = format!("{ways:?}\n{networks:?}\nin batches of {}", self.features.feature_batch);
@@ -178,7 +178,7 @@ impl EvalCommand {
         let (asked, by_default) = self.asked();
         let given = self.checked(&jobs)?;
         let count = given.as_ref().map_or(self.num_samples.unwrap_or(SAMPLES), Gallery::len);
-        agree(team.as_ref(), &self.facts())?;
+        agree(team.as_ref(), &self.fact())?;
         let mut extractor = self.features.extractor(machine)?.shared_with(team, 0);
         let opened = |path: &PathBuf| self.features.opened(machine, path, "classifier");
         let mut classifier = self.classifier.as_ref().map(opened).transpose()?.map(|own| own.shared_with(team, 1));
@@ -196,7 +196,7 @@ impl EvalCommand {
             let mut statistics = Statistics::of_features(&set.features()?)?;
             statistics.rule = extractor.rule().map(|rule| rule.name().to_string());
             statistics.network = Some(extractor.hash().to_string());
-            statistics.data = against.told["sha256"].as_str().map(String::from);
+            statistics.data = against.described["sha256"].as_str().map(String::from);
             statistics.write(path)?;
         }
         let floor = self.floor(&asked, &extractor, &against, &work)?;
@@ -278,7 +278,7 @@ impl EvalCommand {
     /// The other ranks draw and extract on commands of rank 0, until it ends the evaluation.
     fn assist(&self, machine: &Machine, team: &dyn Collective) -> Result<()> {
         let jobs = self.jobs()?;
-        agree(team, &self.facts())?;
+        agree(team, &self.fact())?;
         let (mut extractor, mut classifier) = (None, None);
         let mut model: Option<(usize, Model)> = None;
         loop {
@@ -414,7 +414,7 @@ impl EvalCommand {
         (against, floor, work): (&Against, &[Measured], &Work),
         machine: &Machine,
     ) -> Result<Value> {
-        let (gallery, of, told, classes) = self.pictures(job, given, machine, work)?;
+        let (gallery, of, described, classes) = self.pictures(job, given, machine, work)?;
         gallery.notes.iter().for_each(|note| work.note(&format!("note: {}", flags::noted(note))));
         let count = gallery.len();
         let set = work.features(&gallery, &of, count, extractor, "features")?;
@@ -455,7 +455,7 @@ impl EvalCommand {
             classes: (classes, against.classes),
             rule: extractor.rule(),
         })?);
-        let result = self.result(job, (count, told), extractor, (&found, floor), against, &warned);
+        let result = self.result(job, (count, described), extractor, (&found, floor), against, &warned);
         print!("{}", table(&job.name, (count, &network(extractor)), &settings(&result), &found, floor));
         warned.iter().for_each(|warning| eprintln!("warning: {warning}"));
         if job.number == 0 {
@@ -475,8 +475,8 @@ impl EvalCommand {
     ) -> Result<(Gallery, Value, Value, Option<usize>)> {
         if let Some(gallery) = given {
             let of = gallery.identity()?;
-            let told = json!({ "samples": gallery.name, "sha256": of["sha256"], "chosen": gallery.chosen });
-            return Ok((gallery, of, told, None));
+            let described = json!({ "samples": gallery.name, "sha256": of["sha256"], "chosen": gallery.chosen });
+            return Ok((gallery, of, described, None));
         }
         let path = job.model.as_deref().unwrap_or(Path::new(""));
         let model: Model = machine.load(path)?;
@@ -488,14 +488,14 @@ impl EvalCommand {
         let config = &model.info.config.diffusion;
         let plan = Plan::new(&NoiseSchedule::new(config)?, config.prediction, &sampling)?;
         let evaluations: usize = plan.stages().iter().map(|stage| 1 + usize::from(stage.is_guided())).sum();
-        let told = json!({
+        let described = json!({
             "checkpoint": path.display().to_string(), "step": model.info.step, "epoch": model.info.epoch,
             "model_sha256": model.digest.sha256, "weights": model.info.weights, "seed": job.seed, "sampling": sampling,
             "sampling_precision": model.parameters.precision().to_string(), "evaluations_per_image": evaluations,
             "seconds_per_image": seconds_per_image,
         });
         let classes = Some(model.class_names().len()).filter(|&classes| classes > 0);
-        Ok((gallery, of, told, classes))
+        Ok((gallery, of, described, classes))
     }
 }
 

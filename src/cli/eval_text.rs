@@ -30,10 +30,10 @@ pub(super) fn settings(result: &Value) -> String {
     } else {
         parts.push(format!("samples{}", short(&result["sha256"])));
     }
-    for (what, told) in [("reference", &result["reference"]), ("floor", &result["floor"])] {
-        let Some(name) = told["name"].as_str() else { continue };
-        let images = told["images"].as_u64().map_or("an unknown number of".into(), |images| images.to_string());
-        let hash = if told["file_sha256"].is_string() { &told["file_sha256"] } else { &told["sha256"] };
+    for (what, described) in [("reference", &result["reference"]), ("floor", &result["floor"])] {
+        let Some(name) = described["name"].as_str() else { continue };
+        let images = described["images"].as_u64().map_or("an unknown number of".into(), |images| images.to_string());
+        let hash = if described["file_sha256"].is_string() { &described["file_sha256"] } else { &described["sha256"] };
         parts.push(format!("{what}: {images} images of {name}{}", short(hash)));
     }
     format!("{}\n", parts.join("; "))

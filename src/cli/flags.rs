@@ -100,7 +100,7 @@ fn find(field: &str, own: &[Flag]) -> Option<&'static str> {
 }
 
 /// The text of an error with flags for fields; `own` are flags of the command alone, which come first.
-pub(super) fn told(error: &Error, own: &[Flag]) -> String {
+pub(super) fn with_flags(error: &Error, own: &[Flag]) -> String {
     let (text, advice) = (error.to_string(), error.advice());
     // Every message ends with its advice.
     let message = text.strip_suffix(advice).unwrap_or(&text);
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn places_become_flags() {
-        let place = |place: &str, own: &[Flag]| told(&Error::config(place, "`batch` is bad", "stop"), own);
+        let place = |place: &str, own: &[Flag]| with_flags(&Error::config(place, "`batch` is bad", "stop"), own);
         assert_eq!(place("batch", &[]), "--batch: `batch` is bad; stop");
         assert_eq!(place("resume runs/x", &[]), "--resume runs/x: `batch` is bad; stop");
         assert_eq!(place("set: training.x", &[]), "--set: training.x: `batch` is bad; stop");
@@ -238,15 +238,18 @@ mod tests {
         ] {
             assert_eq!(noted(advice), expected);
             assert_eq!(
-                told(&Error::file("batch", "is `batch`", advice), &[]),
+                with_flags(&Error::file("batch", "is `batch`", advice), &[]),
                 format!("batch: is `batch`; {expected}")
             );
         }
         let interrupted = Error::Interrupted { message: "step 3 is saved; resume with `train(resume = x)`".into() };
-        assert_eq!(told(&interrupted, &[]), "interrupted: step 3 is saved; resume with `engine train --resume x`");
+        assert_eq!(
+            with_flags(&interrupted, &[]),
+            "interrupted: step 3 is saved; resume with `engine train --resume x`"
+        );
         let full = Error::io("x", "write")(std::io::ErrorKind::StorageFull.into());
-        assert!(told(&full, &[]).ends_with("; free some space or give another disk with --out"), "{full}");
+        assert!(with_flags(&full, &[]).ends_with("; free some space or give another disk with --out"), "{full}");
         let denied = Error::Kernel { kernel: "batch".into(), message: "`batch`".into() };
-        assert_eq!(told(&denied, &[]), denied.to_string());
+        assert_eq!(with_flags(&denied, &[]), denied.to_string());
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit::{EditOptions, write_images};
+use super::edit_options::{EditOptions, write_images};
 use super::output::{OutputKind, OutputPath};
 use crate::error::{Error, Result};
 use crate::picture::{AnimationTiming, Image, write_animation, write_png};

@@ -11,7 +11,7 @@ pub mod convert;
 mod crew;
 pub mod data;
 pub mod doctor;
-mod edit;
+mod edit_options;
 pub mod eval;
 mod eval_paths;
 mod eval_seeds;
@@ -121,7 +121,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let text = one_line(&flags::told(&error, own));
+            let text = one_line(&flags::with_flags(&error, own));
             match error {
                 Error::Interrupted { .. } => {
                     eprintln!("{text}");

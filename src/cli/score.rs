@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::bar::{Bar, shown};
-use super::edit::FitOptions;
+use super::edit_options::FitOptions;
 use super::flags;
 use super::machine::MachineOptions;
 use super::options::DataFolder;

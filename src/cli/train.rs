@@ -99,7 +99,7 @@ impl TrainCommand {
         let outcome = self.train(crew.as_ref(), device);
         if let (Some(crew), Err(error)) = (&crew, &outcome) {
             // A rank that fails at the start ends the others.
-            crew.team.leave(Some(&flags::told(error, &[])));
+            crew.team.leave(Some(&flags::with_flags(error, &[])));
         }
         outcome
     }

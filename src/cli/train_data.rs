@@ -240,13 +240,16 @@ mod tests {
 
     #[test]
     fn the_model_follows_the_data_where_nobody_set_it() {
-        let mut told = Vec::new();
+        let mut messages = Vec::new();
         let mut config = Config::preset("quickstart").unwrap();
-        follow(&mut config, &grey(3), &Given::new(&[], None), &mut |text| told.push(text)).unwrap();
+        follow(&mut config, &grey(3), &Given::new(&[], None), &mut |text| messages.push(text)).unwrap();
         assert_eq!((config.model.image_shape(), config.model.num_classes()), ([48, 48, 1], 3));
-        assert!(told[0].contains("model.image_size 48, model.image_channels 1, model.num_classes 3"), "{told:?}");
-        assert!(told[1].contains("is more than the 4 training images: they repeat"), "{told:?}");
-        assert!(told[2].contains("no validation loss"), "{told:?}");
+        assert!(
+            messages[0].contains("model.image_size 48, model.image_channels 1, model.num_classes 3"),
+            "{messages:?}"
+        );
+        assert!(messages[1].contains("is more than the 4 training images: they repeat"), "{messages:?}");
+        assert!(messages[2].contains("no validation loss"), "{messages:?}");
         let mut config = Config::preset("quickstart").unwrap();
         follow(&mut config, &grey(1), &Given::new(&[], None), &mut |_| ()).unwrap();
         assert_eq!((config.model.num_classes(), config.model.null_label()), (0, None));
@@ -256,11 +259,11 @@ mod tests {
         let mut config = Config::preset("quickstart").unwrap();
         follow(&mut config, &grey(3), &given, &mut |_| ()).unwrap();
         assert_eq!((config.model.image_shape(), config.model.num_classes()), ([32, 32, 3], 10));
-        let mut told = Vec::new();
+        let mut messages = Vec::new();
         follow(&mut Config::preset("quickstart").unwrap(), &shapes(0, 100), &Given::new(&[], None), &mut |text| {
-            told.push(text)
+            messages.push(text)
         })
         .unwrap();
-        assert_eq!(told, Vec::<String>::new());
+        assert_eq!(messages, Vec::<String>::new());
     }
 }

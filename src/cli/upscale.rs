@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Edited, ResultOptions};
+use super::edit_options::{EditOptions, Edited, ResultOptions};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::pipeline::Edit;

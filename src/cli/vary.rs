@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::edit::{EditOptions, Edited, ResultOptions};
+use super::edit_options::{EditOptions, Edited, ResultOptions};
 use crate::error::Result;
 use crate::pipeline::Edit;
 

@@ -2,7 +2,7 @@
 
 mod config;
 mod denoiser;
-mod edit;
+mod edit_plans;
 mod guidance;
 mod loss;
 mod rows;
@@ -16,7 +16,7 @@ pub use config::{
     TimestepSampling,
 };
 pub use denoiser::Denoiser;
-pub use edit::{Binding, Known, slerp};
+pub use edit_plans::{Binding, Known, slerp};
 pub use guidance::GuidanceSchedule;
 pub use loss::{Batch, Loss, LossMode, Objective};
 pub(crate) use rows::{Beginning, Buffers, Going, Rows};

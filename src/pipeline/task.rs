@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::batch::Joining;
 use super::draw::Work;
-use super::edit::Bridge;
+use super::editing::Bridge;
 use super::{Drawing, Ends, Model, SampleRequest};
 use crate::diffusion::Plan;
 use crate::error::Result;

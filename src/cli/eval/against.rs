@@ -23,7 +23,7 @@ pub(super) struct Against {
     pub gallery: Option<Gallery>,
     pub classes: Option<usize>,
     /// For files: name, hash and number of images.
-    pub told: Value,
+    pub described: Value,
     /// Real held-out images.
     pub held_out: Option<(Gallery, FeatureSet)>,
     /// For files: the held-out images' number and hash.
@@ -36,7 +36,7 @@ const NONE: Against = Against {
     reference: None,
     gallery: None,
     classes: None,
-    told: Value::Null,
+    described: Value::Null,
     held_out: None,
     floor_told: Value::Null,
     warned: Vec::new(),
@@ -54,8 +54,8 @@ impl EvalCommand {
         if let Some(path) = &self.reference {
             if is_statistics(path) {
                 let reference = Reference::of_statistics(path)?;
-                let (told, warned) = self.statistics_told(path, &reference, extractor)?;
-                return Ok(Against { reference: Some(reference), told, warned, ..NONE });
+                let (described, warned) = self.describe_statistics(path, &reference, extractor)?;
+                return Ok(Against { reference: Some(reference), described, warned, ..NONE });
             }
             if self.reference_rule.is_some() {
                 let message = "applies to a statistics file, and the reference is pictures";
@@ -100,13 +100,13 @@ impl EvalCommand {
         let of = gallery.identity()?;
         let set = work.features(&gallery, &of, gallery.len(), extractor, "reference")?;
         let (name, chosen) = (&gallery.name, &gallery.chosen);
-        let told = json!({ "name": name, "images": gallery.len(), "sha256": of["sha256"], "chosen": chosen });
+        let described = json!({ "name": name, "images": gallery.len(), "sha256": of["sha256"], "chosen": chosen });
         let reference = Some(Reference::Pictures(Box::new(set)));
-        Ok(Against { reference, gallery: Some(gallery), classes, told, ..NONE })
+        Ok(Against { reference, gallery: Some(gallery), classes, described, ..NONE })
     }
 
     /// The identity that a statistics file records, and warnings where it may not fit.
-    fn statistics_told(
+    fn describe_statistics(
         &self,
         path: &Path,
         reference: &Reference,
@@ -132,11 +132,11 @@ impl EvalCommand {
         }
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let file: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        let told = json!({
+        let described = json!({
             "name": path.display().to_string(), "images": statistics.count, "rule": given.or(own),
             "sha256": statistics.data, "file_sha256": file,
         });
-        Ok((told, warned.into_iter().collect()))
+        Ok((described, warned.into_iter().collect()))
     }
 }
 
@@ -171,10 +171,10 @@ mod tests {
     #[test]
     fn a_files_rule_is_checked_and_told() {
         let ours = Some(Rule::TorchFidelity);
-        let told = |given, own| rule_warning(ours, given, own).unwrap();
-        assert_eq!(told(None, Some("torch-fidelity")), None);
-        assert!(told(None, None).unwrap().contains("does not record its rule"));
-        assert!(told(Some("edm"), None).unwrap().contains("by the rule of edm, the samples by torch-fidelity"));
+        let described = |given, own| rule_warning(ours, given, own).unwrap();
+        assert_eq!(described(None, Some("torch-fidelity")), None);
+        assert!(described(None, None).unwrap().contains("does not record its rule"));
+        assert!(described(Some("edm"), None).unwrap().contains("by the rule of edm, the samples by torch-fidelity"));
         assert!(rule_warning(ours, Some("edm"), Some("clean-fid")).unwrap_err().to_string().contains("by clean-fid"));
         assert!(
             rule_warning(None, Some("edm"), None).is_err() && rule_warning(None, None, Some("edm")).unwrap().is_none()

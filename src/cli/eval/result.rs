@@ -113,7 +113,7 @@ impl EvalCommand {
     pub(super) fn result(
         &self,
         job: &Job,
-        (count, told): (usize, Value),
+        (count, described): (usize, Value),
         extractor: &Extractor,
         (found, floor): (&[Measured], &[Measured]),
         against: &Against,
@@ -124,7 +124,7 @@ impl EvalCommand {
             result["guidance"] = json!(guidance);
         }
         let Some(fields) = result.as_object_mut() else { return result };
-        fields.extend(told.as_object().cloned().unwrap_or_default());
+        fields.extend(described.as_object().cloned().unwrap_or_default());
         for measured in found {
             fields.insert(file_key(&measured.key, extractor), json!(measured.value));
             if measured.key == "inception_score_mean" {
@@ -144,7 +144,7 @@ impl EvalCommand {
             .collect();
         fields.insert("metrics".into(), json!(metrics));
         fields.insert("extractor".into(), extractor.identity());
-        fields.insert("reference".into(), against.told.clone());
+        fields.insert("reference".into(), against.described.clone());
         fields.insert("floor".into(), against.floor_told.clone());
         fields.insert("subset_seed".into(), json!(self.seed));
         fields.insert("warnings".into(), json!(warned));
