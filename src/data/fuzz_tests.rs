@@ -236,7 +236,6 @@ macro_rules! pictures {
 pictures! {
     fuzz_png "png"
     fuzz_jpeg "jpeg"
-    fuzz_webp "webp"
     fuzz_gif "gif"
     fuzz_bmp "bmp"
     fuzz_pnm "pnm"
@@ -245,6 +244,7 @@ pictures! {
 #[cfg(feature = "formats")]
 pictures! {
     fuzz_tiff "tiff"
+    fuzz_webp "webp"
 }
 
 /// A test of a reader of archives.
@@ -261,9 +261,13 @@ macro_rules! archives {
 archives! {
     fuzz_tar "tar"
     fuzz_tar_gz "tar-gz"
-    fuzz_tar_zst "tar-zst"
     fuzz_zip "zip"
     fuzz_webdataset "webdataset"
+}
+
+#[cfg(feature = "formats")]
+archives! {
+    fuzz_tar_zst "tar-zst"
 }
 
 /// A test of a label file with this name, beside two pictures.

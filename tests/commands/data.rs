@@ -125,6 +125,7 @@ fn a_folder_of_mixed_photos_trains_and_draws_in_one_command() {
     let kinds = [
         (ImageFormat::Png, Rgb8, "png"),
         (ImageFormat::Jpeg, Rgb8, "jpg"),
+        #[cfg(feature = "formats")]
         (ImageFormat::WebP, Rgb8, "webp"),
         (ImageFormat::Png, L8, "png"),
         (ImageFormat::Bmp, Rgb8, "bmp"),

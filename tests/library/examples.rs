@@ -1,9 +1,5 @@
 //! The programs of `tools/examples`, run.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::process::{Command, Stdio};
-
 use engine::prelude::*;
 
 use crate::emulator;
@@ -17,14 +13,6 @@ mod own_op;
 #[path = "../../tools/examples/sample.rs"]
 #[allow(dead_code)]
 mod sample;
-#[cfg(feature = "serve")]
-#[path = "../../tools/examples/serve.rs"]
-#[allow(dead_code)]
-mod serve;
-
-/// Tells the child process of a test to be the server.
-const SERVER: &str = "ENGINE_TEST_SERVER";
-
 #[test]
 fn a_model_draws_in_ten_lines() {
     let folder = tempfile::tempdir().unwrap();
@@ -67,13 +55,25 @@ fn an_own_sampler_draws_garments() {
 }
 
 #[cfg(feature = "serve")]
+mod serving {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpStream;
+    use std::process::{Command, Stdio};
+
+    #[path = "../../../tools/examples/serve.rs"]
+    #[allow(dead_code)]
+    mod serve;
+
+    /// Tells the child process of a test to be the server.
+    const SERVER: &str = "ENGINE_TEST_SERVER";
+
 #[test]
 fn a_program_serves() {
     if std::env::var_os(SERVER).is_some() {
         return serve::serve(0).unwrap();
     }
     let mut server = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "examples::a_program_serves", "--nocapture"])
+        .args(["--exact", "examples::serving::a_program_serves", "--nocapture"])
         .env(SERVER, "1")
         .stdout(Stdio::piped())
         .spawn()
@@ -91,4 +91,5 @@ fn a_program_serves() {
     // SAFETY: the process is our child, not yet waited for.
     unsafe { libc::kill(server.id() as i32, libc::SIGTERM) };
     assert!(server.wait().unwrap().success());
+}
 }
