@@ -516,9 +516,6 @@ impl<'a> Pictures<'a> {
     fn notes(&self, arranged: Vec<String>) -> Vec<String> {
         let mut notes = arranged;
         let total = self.decoded.len();
-        if self.jpeg > 0 {
-            notes.push(format!("{} of {total} {FROM_JPEG}", self.jpeg));
-        }
         for (note, count) in self.counts.iter().filter(|(note, _)| **note != Note::Resized) {
             notes.push(format!("{count} of {total} pictures: {note}"));
         }
@@ -539,6 +536,9 @@ impl<'a> Pictures<'a> {
             if !names.is_empty() {
                 notes.push(format!("{}: {}", what.replace("{}", &names.len().to_string()), listed(names)));
             }
+        }
+        if self.jpeg > 0 {
+            notes.push(format!("{} of {total} {FROM_JPEG}", self.jpeg));
         }
         notes
     }
