@@ -23,6 +23,8 @@ mod replay;
 mod resnet;
 mod sampler_step;
 mod samplers;
+#[cfg(feature = "serve")]
+mod serving;
 mod sizes;
 mod streaming;
 mod tensorboard;
