@@ -15,7 +15,7 @@ use image::codecs::gif::GifDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::pnm::PnmDecoder;
 use image::metadata::Orientation;
-use image::{AnimationDecoder, ColorType, DynamicImage, ImageDecoder, Limits};
+use image::{ColorType, DynamicImage, ImageDecoder, Limits};
 
 use super::{Image, jpeg};
 use crate::files::describe;
@@ -201,16 +201,21 @@ fn decode(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
         PictureKind::Gif => {
             let decoder = GifDecoder::new(input()).map_err(damaged)?;
             let found = raw(decoder, DECODER_BYTES, false)?;
-            let mut frames = GifDecoder::new(input()).map_err(damaged)?.into_frames();
-            // A damaged second frame does not matter if the first is intact.
-            let several = frames.nth(1).is_some();
-            Ok(Raw { notes: noted(found.notes, Note::FirstFrame, several), ..found })
+            Ok(Raw { notes: noted(found.notes, Note::FirstFrame, is_animated_gif(bytes)), ..found })
         }
         PictureKind::Bmp => raw(BmpDecoder::new(input()).map_err(damaged)?, DECODER_BYTES, false),
         PictureKind::Pnm => raw(PnmDecoder::new(input()).map_err(damaged)?, DECODER_BYTES, false),
         PictureKind::Tiff => tiff(bytes),
     }?;
     upright(raw, background)
+}
+
+/// Whether a GIF has a second frame. Frames are not decoded: each would take as much memory as the picture.
+fn is_animated_gif(bytes: &[u8]) -> bool {
+    let mut options = gif::DecodeOptions::new();
+    options.skip_frame_decoding(true);
+    let Ok(mut frames) = options.read_info(Cursor::new(bytes)) else { return false };
+    (0..2).all(|_| matches!(frames.next_frame_info(), Ok(Some(_))))
 }
 
 #[cfg(feature = "formats")]
