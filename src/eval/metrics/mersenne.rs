@@ -78,6 +78,8 @@ mod tests {
     fn permutations_are_numpys() {
         assert_eq!(permutation(0, 10), [2, 8, 4, 9, 1, 6, 7, 3, 0, 5]);
         assert_eq!(permutation(42, 10), [8, 1, 5, 0, 7, 2, 9, 4, 3, 6]);
+        let of_torch_fidelity = [6, 9, 12, 4, 5, 14, 1, 2, 15, 10, 19, 18, 7, 16, 13, 11, 17, 3, 8, 0];
+        assert_eq!(permutation(2020, 20), of_torch_fidelity);
         assert_eq!((permutation(1, 1), permutation(1, 0)), (vec![0], vec![]));
     }
 }
