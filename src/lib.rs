@@ -33,7 +33,8 @@
 //! # Layers
 //!
 //! Imports run downwards only:
-//! `cli → serve, profile → train → eval → pipeline → model_file → config → models → diffusion → nn → ops → tape → tensor → device → rng, error`;
+//! `cli → serve, profile → train → eval → pipeline → model_file → config → models → diffusion → nn`
+//! `→ ops → tape → tensor → device → rng, error`;
 //! `data → picture, weights, tensor`; `picture`, `weights` and `cluster` use only `files` and `error`; `names → error`;
 //! `image_size` and `progress` use nothing.
 
