@@ -503,6 +503,9 @@ impl EvalCommand {
 fn unpublished(extractor: &Extractor) -> Option<String> {
     (extractor.is_published() == Some(false)).then(|| {
         let hash = &extractor.hash()[..8];
-        format!("the file of InceptionV3 ({hash}…) is not the published one (6726825d…): unless it holds the same weights, these numbers do not compare with others")
+        format!(
+            "the file of InceptionV3 ({hash}…) is not the published one (6726825d…): unless it holds the same weights, \
+             these numbers do not compare with others"
+        )
     })
 }

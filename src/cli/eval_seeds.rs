@@ -64,7 +64,10 @@ mod tests {
 
     #[test]
     fn seeds_of_one_model_come_together() {
-        let result = |group: &str, seed: u64, value: f64| json!({ "group": group, "seed": seed, "num_samples": 5, "metrics": [{ "name": "FID", "value": value }] });
+        let result = |group: &str, seed: u64, value: f64| {
+            let metrics = json!([{ "name": "FID", "value": value }]);
+            json!({ "group": group, "seed": seed, "num_samples": 5, "metrics": metrics })
+        };
         let all = [result("a", 0, 1.0), result("a", 1, 2.0), result("b", 0, 5.0), result("a", 2, 3.0)];
         let found = over_seeds(&all).unwrap();
         assert_eq!((found.len(), found[0]["name"].as_str()), (1, Some("a, 3 seeds")));
