@@ -128,6 +128,17 @@ fn a_gif_gives_its_first_frame() {
         assert_eq!(picture.image.colour(5, 3), Some([40, 50, 60]));
         assert_eq!(picture.notes, if frames == 1 { vec![] } else { vec![Note::FirstFrame] });
     }
+    // Of a second frame the header counts, not the pixels: decoding them would take as much memory again.
+    let mut bytes = Vec::new();
+    let mut encoder = gif::Encoder::new(&mut bytes, 6, 4, &[]).unwrap();
+    encoder.write_frame(&frame(1)).unwrap();
+    let mut damaged = frame(0);
+    damaged.make_lzw_pre_encoded();
+    damaged.buffer.to_mut()[1..].fill(0xff);
+    encoder.write_lzw_pre_encoded_frame(&damaged).unwrap();
+    drop(encoder);
+    let picture = read(&bytes);
+    assert_eq!((picture.image.colour(5, 3), picture.notes), (Some([40, 50, 60]), vec![Note::FirstFrame]));
 }
 
 #[test]
