@@ -105,15 +105,28 @@ fn damaged(text: &str, random: &mut Random) -> String {
     lines.join("\n")
 }
 
+/// The names and texts of the `count` shortest of the prebuilt modules: each round reads the whole text.
+fn smallest_modules(count: usize) -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/prebuilt");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let modules = files.filter(|path| path.extension().is_some_and(|extension| extension == "ptx"));
+    let read = |path: std::path::PathBuf| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        (path.file_name().unwrap().to_string_lossy().into_owned(), text)
+    };
+    let mut texts: Vec<_> = modules.map(read).collect();
+    texts.sort_by_key(|(name, text)| (text.len(), name.clone()));
+    texts.truncate(count);
+    assert_eq!(texts.len(), count);
+    texts
+}
+
 #[test]
 fn damaged_text_is_an_error_or_ends() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/prebuilt");
     let rounds: usize = std::env::var("PTX_MACHINE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let (mut refused, mut ended, mut faulty) = (0, 0, 0);
-    for name in ["gather", "tokens", "noise_step", "adamw", "timestep_embedding", "embedding", "cross_entropy"] {
-        let file = format!("{name}.compute_80.ptx");
-        let text = std::fs::read_to_string(folder.join(&file)).unwrap();
+    for (file, text) in smallest_modules(7) {
         for _ in 0..rounds {
             let text = damaged(&text, &mut random);
             let module = match parse(&file, &text) {
