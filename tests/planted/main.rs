@@ -411,7 +411,7 @@ fn four_draws(graphs: bool, baked_in: bool) -> Vec<Vec<f32>> {
         .collect()
 }
 
-/// The comparison of `tests/device/replay.rs` for a whole step.
+/// The comparison of `tests/device/main.rs` for a whole step.
 #[test]
 fn a_step_number_baked_into_a_launch_is_caught() {
     let right = four_draws(false, false);
