@@ -161,15 +161,35 @@ type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, BitMapBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
-/// The loss axis: plain, or the logarithm to base 10.
+/// The vertical axis: plain, or the logarithm to base 10 if the values span more than a factor of five.
 #[derive(Clone, Copy)]
-struct Scale {
+struct Axis {
     log: bool,
+    /// The position of the lower end: a value or its logarithm.
+    floor: f64,
+    /// The position of the upper end.
+    top: f64,
 }
 
-impl Scale {
-    fn of(self, loss: f64) -> f64 {
-        if self.log { loss.log10() } else { loss }
+impl Axis {
+    /// An axis that has a margin around the values `low..=high`.
+    fn around(low: f64, high: f64) -> Self {
+        let log = low > 0.0 && high > 5.0 * low;
+        let [bottom, top] = [low, high].map(|value| if log { value.log10() } else { value });
+        let margin = ((top - bottom) * 0.06).max(top.abs() * 1e-3).max(1e-9);
+        // A plain axis of values that are not negative does not extend below 0.
+        let floor = if !log && low >= 0.0 { (bottom - margin).max(0.0) } else { bottom - margin };
+        Self { log, floor, top: top + margin }
+    }
+
+    /// The position of a value.
+    fn of(self, value: f64) -> f64 {
+        if self.log { value.log10() } else { value }
+    }
+
+    /// The name of values on this axis.
+    fn name(self, values: &str) -> String {
+        if self.log { format!("{values} (logarithmic)") } else { values.into() }
     }
 }
 
@@ -192,23 +212,13 @@ fn draw(area: &Area, words: &mut Vec<Word>, curve: &LossCurve) -> Drawn {
     let measured = metric.iter().flat_map(|(_, points)| points);
     let last = training.iter().chain(&validation).chain(measured).map(|point| point.0).fold(0.0, f64::max).max(1.0);
     let (low, high) = extent(&raw, smooth.iter().chain(&validation));
-    let scale = Scale { log: low > 0.0 && high > 5.0 * low };
-    let (bottom, top) = (scale.of(low), scale.of(high));
-    let room = ((top - bottom) * 0.06).max(top.abs() * 1e-3).max(1e-9);
-    // A plain axis of a non-negative loss does not extend below 0.
-    let floor = if !scale.log && low >= 0.0 { (bottom - room).max(0.0) } else { bottom - room };
-
-    let mut chart = ChartBuilder::on(area)
-        .margin_left(LEFT * FINE)
-        .margin_right(right * FINE)
-        .margin_top(TOP * FINE)
-        .margin_bottom(FINE * if curve.steps_per_epoch.is_some() { 74 } else { 56 })
-        .build_cartesian_2d(0.0..last * 1.01, floor..top + room)?;
-    let name = if scale.log { "loss (logarithmic)" } else { "loss" };
-    axes(words, &mut chart, (curve.steps_per_epoch, "optimizer step", name), last, scale, (floor, top + room))?;
+    let axis = Axis::around(low, high);
+    let lower = if curve.steps_per_epoch.is_some() { 74 } else { 56 };
+    let mut chart = chart(area, (right, lower), last, axis)?;
+    axes(words, &mut chart, (curve.steps_per_epoch, "optimizer step", "loss"), last, axis)?;
 
     let line = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
-        let inside = |loss: f64| scale.of(if scale.log { loss.max(low * 0.1) } else { loss }).clamp(floor, top + room);
+        let inside = |loss: f64| axis.of(if axis.log { loss.max(low * 0.1) } else { loss }).clamp(axis.floor, axis.top);
         points.iter().map(|(step, loss)| (*step, inside(*loss))).collect()
     };
     let mut legend: Vec<(&str, ShapeStyle, i32)> = Vec::new();
@@ -236,7 +246,7 @@ fn draw(area: &Area, words: &mut Vec<Word>, curve: &LossCurve) -> Drawn {
         }
     }
     if let Some((name, points)) = &metric {
-        over_own_scale(words, &mut chart, (name, points), (floor, top + room), last)?;
+        over_own_scale(words, &mut chart, (name, points), axis, last)?;
         legend.push((name, METRIC.filled(), 4));
     }
     if training.is_empty() && validation.is_empty() {
@@ -283,23 +293,39 @@ fn draw_legend(area: &Area, words: &mut Vec<Word>, right: i32, entries: &[(&str,
     Ok(())
 }
 
+/// An empty chart from 0 to `last`, with margins at the right and below.
+fn chart<'a, 'b>(
+    area: &'a Area<'b>,
+    (right, lower): (i32, i32),
+    last: f64,
+    axis: Axis,
+) -> std::result::Result<Chart<'a, 'b>, Box<dyn std::error::Error>> {
+    let chart = ChartBuilder::on(area)
+        .margin_left(LEFT * FINE)
+        .margin_right(right * FINE)
+        .margin_top(TOP * FINE)
+        .margin_bottom(lower * FINE)
+        .build_cartesian_2d(0.0..last * 1.01, axis.floor..axis.top)?;
+    Ok(chart)
+}
+
 /// Grid lines, numbers and names of the axes.
 fn axes(
     words: &mut Vec<Word>,
     chart: &mut Chart,
     (steps_per_epoch, over, of): (Option<f64>, &str, &str),
     last: f64,
-    scale: Scale,
-    (floor, top): (f64, f64),
+    axis: Axis,
 ) -> Drawn {
+    let Axis { floor, top, .. } = axis;
     let place = |chart: &Chart, x: f64, y: f64| {
         let (x, y) = chart.backend_coord(&(x, y));
         (x / FINE, y / FINE)
     };
     let rule = RULE.stroke_width(FINE as u32);
     let (left, lower) = place(chart, 0.0, floor);
-    for loss in ticks(scale, floor, top) {
-        let y = scale.of(loss);
+    for loss in ticks(axis) {
+        let y = axis.of(loss);
         chart.draw_series(LineSeries::new([(0.0, y), (last * 1.01, y)], rule))?;
         let at = place(chart, 0.0, y).1;
         words.push(Word::new((left - 8, at - 7), Anchor::Right, number(loss), 14.0, INK));
@@ -325,7 +351,7 @@ fn axes(
     }
     let below = HEIGHT - 26;
     words.push(Word::new((WIDTH - RIGHT, below), Anchor::Right, name, 14.0, INK));
-    words.push(Word::new((left, below), Anchor::Left, of, 14.0, INK));
+    words.push(Word::new((left, below), Anchor::Left, axis.name(of), 14.0, INK));
     Ok(())
 }
 
@@ -382,9 +408,9 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(size).map(mean).collect()
 }
 
-/// Losses of the axis grid lines, within `floor..top` on the axis.
-fn ticks(scale: Scale, floor: f64, top: f64) -> Vec<f64> {
-    if !scale.log {
+/// Values of the axis' grid lines.
+fn ticks(Axis { log, floor, top }: Axis) -> Vec<f64> {
+    if !log {
         return round_values(floor, top, 7);
     }
     let decades = (floor.floor() as i32)..=(top.ceil() as i32);
@@ -473,7 +499,7 @@ mod tests {
             assert!(values.iter().all(|v| *v >= low - 1e-9 && *v <= high + 1e-9));
         }
         for (floor, top) in [(-1.6, -0.9), (-2.0, 0.1), (-9.0, 3.0)] {
-            let values = ticks(Scale { log: true }, floor, top);
+            let values = ticks(Axis { log: true, floor, top });
             assert!((2..=12).contains(&values.len()), "{values:?}");
         }
     }

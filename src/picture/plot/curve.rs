@@ -48,35 +48,26 @@ fn lines(area: &Area, words: &mut Vec<Word>, curve: &MetricCurve) -> Drawn {
     let low = heights().fold(f64::INFINITY, f64::min);
     let high = heights().fold(f64::NEG_INFINITY, f64::max);
     let (low, high) = if low.is_finite() { (low, high) } else { (0.0, 1.0) };
-    let scale = Scale { log: low > 0.0 && high > 5.0 * low };
-    let (bottom, top) = (scale.of(low), scale.of(high));
-    let room = ((top - bottom) * 0.06).max(top.abs() * 1e-3).max(1e-9);
-    let floor = if !scale.log && low >= 0.0 { (bottom - room).max(0.0) } else { bottom - room };
+    let axis = Axis::around(low, high);
     let legends = usize::from(level.is_some()) + if shown.len() > 1 || level.is_some() { shown.len() } else { 0 };
     // The legend lies above all points.
     let covered = if legends > 0 { (32.0 + 22.0 * legends as f64) / f64::from(HEIGHT - TOP - 56) } else { 0.0 };
-    let top = floor + (top - floor) / (1.0 - covered.min(0.8));
-    let mut chart = ChartBuilder::on(area)
-        .margin_left(LEFT * FINE)
-        .margin_right(RIGHT * FINE)
-        .margin_top(TOP * FINE)
-        .margin_bottom(FINE * 56)
-        .build_cartesian_2d(0.0..last * 1.01, floor..top + room)?;
-    let metric = if scale.log { format!("{} (logarithmic)", curve.metric) } else { curve.metric.clone() };
-    axes(words, &mut chart, (None, &curve.over, &metric), last, scale, (floor, top + room))?;
+    let axis = Axis { top: axis.floor + (axis.top - axis.floor) / (1.0 - covered.min(0.8)), ..axis };
+    let mut chart = chart(area, (RIGHT, 56), last, axis)?;
+    axes(words, &mut chart, (None, &curve.over, &curve.metric), last, axis)?;
     let mut legend: Vec<(&str, ShapeStyle, i32)> = Vec::new();
     if let Some((name, value)) = level {
         let (ends, style) =
-            ([(0.0, scale.of(*value)), (last * 1.01, scale.of(*value))], RULE.stroke_width((3 * FINE) as u32));
+            ([(0.0, axis.of(*value)), (last * 1.01, axis.of(*value))], RULE.stroke_width((3 * FINE) as u32));
         chart.draw_series(LineSeries::new(ends, style))?;
         legend.push((name, style, 0));
     }
     for (x, y, error) in bars {
-        let ends = [(x, scale.of(y - error)), (x, scale.of(y + error))];
+        let ends = [(x, axis.of(y - error)), (x, axis.of(y + error))];
         chart.draw_series(LineSeries::new(ends, AXIS.stroke_width(FINE as u32)))?;
     }
     for ((name, points), colour) in shown.iter().zip(COLOURS.iter().cycle()) {
-        let points: Vec<(f64, f64)> = points.iter().map(|&(x, y)| (x, scale.of(y))).collect();
+        let points: Vec<(f64, f64)> = points.iter().map(|&(x, y)| (x, axis.of(y))).collect();
         chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width((2 * FINE) as u32)))?;
         chart.draw_series(points.iter().map(|point| Circle::new(*point, 4 * FINE, colour.filled())))?;
         legend.push((name, colour.filled(), 4));
@@ -89,14 +80,14 @@ pub(super) fn over_own_scale(
     words: &mut Vec<Word>,
     chart: &mut Chart,
     (name, points): (&str, &[(f64, f64)]),
-    (floor, top): (f64, f64),
+    axis: Axis,
     last: f64,
 ) -> Drawn {
     let low = points.iter().map(|point| point.1).fold(f64::INFINITY, f64::min);
     let high = points.iter().map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
     let room = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-9);
     let (low, high) = (low - room, high + room);
-    let place = |value: f64| floor + (value - low) / (high - low) * (top - floor);
+    let place = |value: f64| axis.floor + (value - low) / (high - low) * (axis.top - axis.floor);
     let shown: Vec<(f64, f64)> = points.iter().map(|&(step, value)| (step, place(value))).collect();
     chart.draw_series(LineSeries::new(shown.clone(), METRIC.stroke_width((2 * FINE) as u32)))?;
     chart.draw_series(shown.iter().map(|point| Circle::new(*point, 4 * FINE, METRIC.filled())))?;
