@@ -1,10 +1,10 @@
-// Philox4x32-10 and the keyed permutation of src/rng.rs, word for word.
+// Philox4x32-10 and the keyed permutation of src/core/rng.rs, word for word.
 //
 // Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 #include "common/types.cuh"
 
-// The purpose of a number: the last word of the counter. The values are those of `Purpose` in src/rng.rs.
+// The purpose of a number: the last word of the counter. The values are those of `Purpose` in src/core/rng.rs.
 enum Purpose : u32 {
     PURPOSE_NOISE = 0,
     PURPOSE_TIMESTEP = 1,

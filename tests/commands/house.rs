@@ -283,3 +283,67 @@ fn a_model_is_short() {
         }
     }
 }
+
+/// Paths of the repository that a text names: from one of its top folders to an ending of a source, a page or a script.
+fn named_paths(text: &str) -> Vec<&str> {
+    const FOLDERS: [&str; 6] = ["kernels/", "src/", "tools/", "tests/", "benches/", "assets/"];
+    const ENDINGS: [&str; 8] = [".rs", ".cu", ".cuh", ".md", ".py", ".toml", ".yaml", ".json"];
+    let part_of_path = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
+    let words = text.split(|c: char| !part_of_path(c)).map(|word| word.trim_end_matches('.').trim_start_matches("./"));
+    words
+        .filter(|word| FOLDERS.iter().any(|f| word.starts_with(f)) && ENDINGS.iter().any(|e| word.ends_with(e)))
+        .collect()
+}
+
+/// A renamed file is renamed in comments and pages too. Paths within a package may begin at its folder.
+#[test]
+fn named_files_exist() {
+    // Places that examples name: an op that the reader adds, texts of tests.
+    const EXAMPLES: [&str; 3] = ["my_op", "kernels/op.cu", "kernels/x.cu"];
+    let mut files = Vec::new();
+    for folder in ["src", "kernels", "tools", "tests", "benches"] {
+        files.extend(texts(&root().join(folder)));
+    }
+    files.extend(["README.md", "CONTRIBUTING.md", "build.rs"].map(|name| root().join(name)));
+    let mut missing = Vec::new();
+    for file in files {
+        let within = file.strip_prefix(root()).unwrap();
+        let Ok(text) = fs::read_to_string(&file) else { continue };
+        // Tests of tools name files that only their inputs have.
+        let of_tests = within.starts_with("tools") && within.components().any(|part| part.as_os_str() == "tests");
+        for (index, line) in text.lines().enumerate().filter(|_| !of_tests) {
+            if line.trim() == "#[cfg(test)]" && within.starts_with("tools") {
+                break;
+            }
+            for path in named_paths(line).into_iter().filter(|path| !EXAMPLES.iter().any(|e| path.contains(e))) {
+                let mut folders = within.ancestors().map(|folder| root().join(folder).join(path));
+                if !folders.any(|place| place.exists()) {
+                    missing.push(format!("{}:{}: {path}", within.display(), index + 1));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "files that are named and not there:\n{}", missing.join("\n"));
+}
+
+/// Sources, pages and scripts below a folder, without what tools put there.
+fn texts(folder: &Path) -> Vec<PathBuf> {
+    const KINDS: [&str; 5] = ["rs", "cu", "cuh", "md", "py"];
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            files.extend(texts(&entry));
+        } else if entry.extension().is_none_or(|extension| KINDS.iter().any(|kind| extension == *kind)) {
+            files.push(entry);
+        }
+    }
+    files
+}
+
+#[test]
+fn paths_are_found_in_text() {
+    let found = named_paths(
+        "see `src/core/rng.rs`, ./kernels/linear.cu:3, kernels/prebuilt/x.compute_80.ptx and tests/ (tests/kernels.rs).",
+    );
+    assert_eq!(found, ["src/core/rng.rs", "kernels/linear.cu", "tests/kernels.rs"]);
+}
