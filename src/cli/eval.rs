@@ -22,7 +22,8 @@ use crate::cluster::{Alone, Collective, Fact, agree};
 use crate::diffusion::{NoiseSchedule, Plan, SamplerKind, SamplingConfig};
 use crate::error::{Error, Result};
 use crate::eval::evaluation::{
-    Asking, Classes, Compared, DrawOrder, Drawn, Draws, Measured, MetricKind, Reference, class_places, warnings,
+    Asking, Classes, Compared, DrawOrder, Drawn, Draws, Measured, MetricKind, Reference, check_statistics_suffice,
+    class_places, warnings,
 };
 use crate::eval::{Extractor, Gallery, Statistics};
 use crate::files::write_atomically;
@@ -176,6 +177,9 @@ impl EvalCommand {
     fn evaluate(&self, machine: &Machine, team: &Arc<dyn Collective>) -> Result<()> {
         let jobs = self.jobs()?;
         let (asked, by_default) = self.asked();
+        if self.reference.as_ref().is_some_and(|path| is_statistics(path)) {
+            check_statistics_suffice(&asked)?;
+        }
         let given = self.checked(&jobs)?;
         let count = given.as_ref().map_or(self.num_samples.unwrap_or(SAMPLES), Gallery::len);
         agree(team.as_ref(), &self.fact())?;
@@ -185,6 +189,7 @@ impl EvalCommand {
         if !by_default && asked.contains(&MetricKind::Accuracy) {
             self.check_classes(&jobs, given.as_ref(), classifier.as_ref().unwrap_or(&extractor))?;
         }
+        self.check_sizes(&jobs, &extractor, classifier.as_ref())?;
         let work = self.work(team);
         let all = match team.ranks() {
             1 => String::new(),
@@ -271,6 +276,19 @@ impl EvalCommand {
         }
         for names in of_samples {
             check_classes(&names, classifier, "--classifier")?;
+        }
+        Ok(())
+    }
+
+    /// Refuses classifiers that do not take the pictures which the models draw.
+    fn check_sizes(&self, jobs: &[Job], extractor: &Extractor, classifier: Option<&Extractor>) -> Result<()> {
+        for path in jobs.iter().filter_map(|job| job.model.as_ref()) {
+            let file = ModelFile::open(path)?;
+            let [height, width, _] = file.info().config.model.image_shape();
+            extractor.check_size([height, width])?;
+            if let Some(classifier) = classifier {
+                classifier.check_size([height, width]).map_err(of_classifier)?;
+            }
         }
         Ok(())
     }
@@ -423,12 +441,7 @@ impl EvalCommand {
             Some(classifier) => {
                 class_names = classifier.class_names().to_vec();
                 let judged = work.features(&gallery, &of, count, classifier, "classes");
-                Some(judged.map_err(|error| match error {
-                    Error::Config { place, message, advice } if place == "extractor" => {
-                        Error::config("--classifier", message, advice)
-                    }
-                    other => other,
-                })?)
+                Some(judged.map_err(of_classifier)?)
             }
             None => None,
         };
@@ -496,6 +509,16 @@ impl EvalCommand {
         });
         let classes = Some(model.class_names().len()).filter(|&classes| classes > 0);
         Ok((gallery, of, described, classes))
+    }
+}
+
+/// An extractor's error, of the network that --classifier names.
+fn of_classifier(error: Error) -> Error {
+    match error {
+        Error::Config { place, message, advice } if place == "extractor" => {
+            Error::config("--classifier", message, advice)
+        }
+        other => other,
     }
 }
 

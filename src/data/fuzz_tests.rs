@@ -3,7 +3,7 @@
 //! One second each in an ordinary run, measured as CPU time of the reading thread. For ten minutes each:
 //!
 //! ```text
-//! ENGINE_FUZZ_SECONDS=600 cargo test --release --lib fuzz_ -- --nocapture --test-threads 1
+//! ENGINE_FUZZ_SECONDS=600 cargo test --profile fast --lib fuzz_ -- --nocapture --test-threads 1
 //! ```
 //!
 //! The mutated inputs are the files in `tests/seeds/READER/`; its README gives their origin. A failing input is saved, and becomes

@@ -207,6 +207,16 @@ impl Extractor {
         }
     }
 
+    /// Whether it takes pictures of this height and width: a classifier of ours takes only its own, other networks resize.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where it does not.
+    pub fn check_size(&self, size: [usize; 2]) -> Result<()> {
+        let Network::Classifier(network) = &self.network else { return Ok(()) };
+        let [height, width, _] = network.image_shape();
+        check_size(size, [height, width])
+    }
+
     /// The network's weights.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
@@ -336,11 +346,7 @@ impl Extractor {
             (Network::Classifier(network), _) => {
                 let [height, width, channels] = network.image_shape();
                 for (picture, to) in pictures.iter().zip(to.chunks_exact_mut(len)) {
-                    if (picture.height(), picture.width()) != (height, width) {
-                        let found = format!("a picture of {}x{}", picture.width(), picture.height());
-                        let message = format!("{found} for a classifier of {width}x{height}");
-                        return Err(Error::config("extractor", message, "give a classifier for pictures of this size"));
-                    }
+                    check_size([picture.height(), picture.width()], [height, width])?;
                     let values = picture.to_signed(channels)?;
                     to.iter_mut().zip(values).for_each(|(to, x)| *to = f64::from(x));
                 }
@@ -349,6 +355,15 @@ impl Extractor {
             _ => Ok(()),
         }
     }
+}
+
+/// Refuses pictures of another height and width than a classifier's.
+fn check_size(found: [usize; 2], own: [usize; 2]) -> Result<()> {
+    if found == own {
+        return Ok(());
+    }
+    let message = format!("a picture of {}x{} for a classifier of {}x{}", found[1], found[0], own[1], own[0]);
+    Err(Error::config("extractor", message, "give a classifier for pictures of this size"))
 }
 
 /// `resnet18-cifar10`.

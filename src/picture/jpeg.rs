@@ -11,10 +11,23 @@ use super::jpeg_scan;
 use super::read::{DECODER_BYTES, Note, Raw};
 use crate::image_size::ImageSize;
 
+/// Height and width of an upright JPEG, from its headers.
+pub(super) fn header_size(bytes: &[u8]) -> Option<[usize; 2]> {
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), header_options());
+    decoder.decode_headers().ok()?;
+    let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
+    let (width, height) = decoder.dimensions()?;
+    orientation.is_none_or(|orientation| orientation == Orientation::NoTransforms).then_some([height, width])
+}
+
+fn header_options() -> DecoderOptions {
+    DecoderOptions::default().set_strict_mode(false).set_max_width(1 << 16).set_max_height(1 << 16)
+}
+
 /// The picture in a JPEG file with all its rows and its end marker.
 pub(super) fn decode(bytes: &[u8]) -> Result<Raw, String> {
     jpeg_scan::check(bytes)?;
-    let options = DecoderOptions::default().set_strict_mode(false).set_max_width(1 << 16).set_max_height(1 << 16);
+    let options = header_options();
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     let damaged = |error| format!("cannot be decoded: {}", format!("{error:?}").replace('\n', " "));
     decoder.decode_headers().map_err(damaged)?;

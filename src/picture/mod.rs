@@ -36,7 +36,9 @@ pub use self::image::Image;
 pub use self::npy::{encode_npy, write_npy};
 pub use self::npy_header::NpyHeader;
 pub use self::png::{encode_png, read_png, write_png};
-pub use self::read::{LONGEST_FILE, Note, Picture, PictureKind, decode_picture, is_decoding, read_picture};
+pub use self::read::{
+    LONGEST_FILE, Note, Picture, PictureKind, decode_picture, header_size, is_decoding, read_picture,
+};
 pub use animation::{Timing as AnimationTiming, encode_apng, encode_gif, write_animation};
 pub use fit::Fit;
 pub use grid::{Labels, Layout, beside, grid, labelled_grid, strip};

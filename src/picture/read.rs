@@ -19,6 +19,7 @@ use image::{ColorType, DynamicImage, ImageDecoder, Limits};
 
 use super::{Image, jpeg};
 use crate::files::describe;
+use crate::image_size::ImageSize;
 use crate::{Error, Result};
 
 /// Size limit of a picture file, in bytes.
@@ -157,11 +158,32 @@ pub fn read_picture(path: impl AsRef<Path>, background: [u8; 3]) -> Result<Pictu
 /// # Errors
 /// The fault as a sentence without subject: `is cut short: …`.
 pub fn decode_picture(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
-    // Third-party decoders: a panic means a damaged file, and must not end the program.
+    guarded(|| decode(bytes, background)).unwrap_or_else(|| Err("cannot be decoded: it is damaged".into()))
+}
+
+/// Height and width that [`decode_picture`] would give, from the header alone: of a PNG or JPEG that needs no conversion to 8 bits
+/// without transparency, upright. `None` for other pictures.
+pub fn header_size(bytes: &[u8]) -> Option<[usize; 2]> {
+    let of_png = || {
+        let mut decoder = PngDecoder::with_limits(Cursor::new(bytes), limits(DECODER_BYTES)).ok()?;
+        let plain = matches!(decoder.color_type(), ColorType::L8 | ColorType::Rgb8)
+            && decoder.orientation().is_ok_and(|orientation| orientation == Orientation::NoTransforms);
+        let (width, height) = decoder.dimensions();
+        plain.then_some([height as usize, width as usize])
+    };
+    match PictureKind::of(bytes)? {
+        PictureKind::Png => guarded(of_png).flatten(),
+        PictureKind::Jpeg => guarded(|| jpeg::header_size(bytes)).flatten(),
+        _ => None,
+    }
+}
+
+/// Calls third-party decoders: a panic means a damaged file (`None`), and must not end the program.
+fn guarded<R>(decode: impl FnOnce() -> R) -> Option<R> {
     let before = DECODING.replace(true);
-    let outcome = catch_unwind(AssertUnwindSafe(|| decode(bytes, background)));
+    let outcome = catch_unwind(AssertUnwindSafe(decode));
     DECODING.set(before);
-    outcome.unwrap_or_else(|_| Err("cannot be decoded: it is damaged".into()))
+    outcome.ok()
 }
 
 thread_local! {
@@ -191,8 +213,8 @@ fn decode(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
     let raw = match kind {
         PictureKind::Jpeg => jpeg::decode(bytes),
         PictureKind::Png => {
-            // Deflate's ratio is at most about 1032, so the file's length bounds the real size.
-            let bound = (bytes.len() as u64).saturating_mul(1040).saturating_add(1 << 16).min(DECODER_BYTES);
+            // Deflate's ratio is at most about 1032.
+            let bound = bound(bytes, 1040);
             let decoder = PngDecoder::with_limits(input(), limits(bound)).map_err(damaged)?;
             let animated = decoder.is_apng().map_err(damaged)?;
             raw(decoder, bound, animated)
@@ -200,10 +222,12 @@ fn decode(bytes: &[u8], background: [u8; 3]) -> Result<Picture, String> {
         PictureKind::WebP => webp(bytes),
         PictureKind::Gif => {
             let decoder = GifDecoder::new(input()).map_err(damaged)?;
-            let found = raw(decoder, DECODER_BYTES, false)?;
+            // A code of LZW has 12 bits at most and stands for at most 4096 pixels, of 4 bytes.
+            let found = raw(decoder, bound(bytes, 11_000), false)?;
             Ok(Raw { notes: noted(found.notes, Note::FirstFrame, is_animated_gif(bytes)), ..found })
         }
-        PictureKind::Bmp => raw(BmpDecoder::new(input()).map_err(damaged)?, DECODER_BYTES, false),
+        // Run lengths: two bytes stand for at most 255 pixels, of 4 bytes.
+        PictureKind::Bmp => raw(BmpDecoder::new(input()).map_err(damaged)?, bound(bytes, 512), false),
         PictureKind::Pnm => raw(PnmDecoder::new(input()).map_err(damaged)?, DECODER_BYTES, false),
         PictureKind::Tiff => tiff(bytes),
     }?;
@@ -221,6 +245,7 @@ fn is_animated_gif(bytes: &[u8]) -> bool {
 #[cfg(feature = "formats")]
 fn tiff(bytes: &[u8]) -> Result<Raw, String> {
     let decoder = image::codecs::tiff::TiffDecoder::new(Cursor::new(bytes)).map_err(damaged)?;
+    // A line of a blank fax is one bit, however long: the file's length bounds nothing.
     raw(decoder, DECODER_BYTES, false)
 }
 
@@ -244,7 +269,11 @@ fn webp(_: &[u8]) -> Result<Raw, String> {
 /// Decodes bytes with the `image` crate, with at most `bound` bytes of memory.
 fn raw(mut decoder: impl ImageDecoder, bound: u64, animated: bool) -> Result<Raw, String> {
     let mut limits = limits(bound);
-    limits.reserve(decoder.total_bytes()).map_err(damaged)?;
+    if limits.reserve(decoder.total_bytes()).is_err() {
+        let (width, height) = decoder.dimensions();
+        let reason = if bound < DECODER_BYTES { "a file of this length can hold" } else { "are decoded" };
+        return Err(format!("declares {} pixels, more than {reason}", ImageSize::new(height as usize, width as usize)));
+    }
     decoder.set_limits(limits).map_err(damaged)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let profile = decoder.icc_profile().is_ok_and(|profile| profile.is_some());
@@ -253,6 +282,11 @@ fn raw(mut decoder: impl ImageDecoder, bound: u64, animated: bool) -> Result<Raw
     let image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     let notes = [(Note::Inks, inks), (Note::Profile, profile), (Note::FirstFrame, animated)];
     Ok(Raw { image, orientation, notes: notes.iter().filter(|(_, is)| *is).map(|(note, _)| *note).collect() })
+}
+
+/// Most bytes of a picture that `bytes` can hold, where one byte holds at most `ratio` of it: a file that declares more is damaged.
+fn bound(bytes: &[u8], ratio: u64) -> u64 {
+    (bytes.len() as u64).saturating_mul(ratio).saturating_add(1 << 16).min(DECODER_BYTES)
 }
 
 fn limits(bound: u64) -> Limits {

@@ -29,19 +29,7 @@ impl Place {
         let mut model = Model::untrained(&config, &Context::cpu(), DType::F32, 1).unwrap();
         model.info.classes = tiny::dataset().class_names().to_vec();
         model.save(at("model.safetensors")).unwrap();
-        let mut config = Config::preset("resnet18-cifar10").unwrap();
-        for set in [
-            "model.image_size=8",
-            "model.blocks=[1, 1]",
-            "model.widths=[8, 16]",
-            "model.num_classes=3",
-            "data.name=noise",
-        ] {
-            config.set(set).unwrap();
-        }
-        let mut classifier = ClassifierModel::untrained(&config, &Context::cpu(), DType::F32, 2).unwrap();
-        classifier.info.classes = tiny::dataset().class_names().to_vec();
-        classifier.save(at("classifier.safetensors")).unwrap();
+        classifier(at("classifier.safetensors"), 8);
         for (name, first, count) in [("a", 0, 40), ("b", 100, 40), ("few", 0, 1), ("two", 0, 2)] {
             std::fs::create_dir(at(name)).unwrap();
             (0..count).for_each(|k| write_png(at(name).join(format!("{k:03}.png")), &picture(first + k), &[]).unwrap());
@@ -81,6 +69,18 @@ impl Place {
         let bytes = std::fs::read(self.at(out).join("evaluation_results.json")).unwrap();
         serde_json::from_slice(&bytes).unwrap()
     }
+}
+
+/// Writes an untrained classifier of the data set's classes, for square pictures.
+fn classifier(path: PathBuf, size: usize) {
+    let mut config = Config::preset("resnet18-cifar10").unwrap();
+    for set in ["model.blocks=[1, 1]", "model.widths=[8, 16]", "model.num_classes=3", "data.name=noise"] {
+        config.set(set).unwrap();
+    }
+    config.set(&format!("model.image_size={size}")).unwrap();
+    let mut classifier = ClassifierModel::untrained(&config, &Context::cpu(), DType::F32, 2).unwrap();
+    classifier.info.classes = tiny::dataset().class_names().to_vec();
+    classifier.save(path).unwrap();
 }
 
 fn picture(k: u32) -> Image {
@@ -272,7 +272,7 @@ fn pictures_are_compared_and_statistics_go_in_and_out() {
     let by_statistics = place.json("by-statistics")["fd_score"].as_f64().unwrap();
     assert!((direct / by_statistics - 1.0).abs() < 1e-6, "{direct} {by_statistics}");
     let message = place.refused(&format!("{call} kid --reference b.npz --out no"));
-    assert!(message.contains("more than mean and covariance"), "{message}");
+    assert!(message.contains("more than mean and covariance") && !message.contains("features by"), "{message}");
     // A set against itself.
     place.succeed(&format!("{call} fid,precision-recall,authenticity --reference a --out same"));
     let json = place.json("same");
@@ -323,6 +323,17 @@ fn wrong_input_is_one_clear_error() {
         let message = place.refused(&arguments);
         assert!(message.contains(part), "{arguments}: {message}");
         assert_eq!(message.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{message}");
+    }
+    // Before anything is drawn.
+    classifier(place.at("larger.safetensors"), 16);
+    let call = "--checkpoint model.safetensors --data noise.safetensors --num-samples 4";
+    for (networks, named) in [
+        ("--extractor classifier.safetensors --classifier larger.safetensors", "--classifier"),
+        ("--extractor larger.safetensors", "--extractor"),
+    ] {
+        let message = place.refused(&format!("{call} {networks}"));
+        assert!(message.contains("a picture of 8x8 for a classifier of 16x16"), "{message}");
+        assert!(message.contains(named) && !message.contains("features by"), "{message}");
     }
     // Two pictures have a covariance, of rank 1.
     place.succeed(&format!("--samples two --reference b {by} fid"));

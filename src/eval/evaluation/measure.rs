@@ -140,6 +140,24 @@ pub fn measure(
     Ok((found, nearest))
 }
 
+/// Refuses metrics of single pictures where the reference is known to be statistics alone: before any work is done.
+///
+/// # Errors
+/// [`Error::Config`] for such a metric.
+pub fn check_statistics_suffice(metrics: &[MetricKind]) -> Result<()> {
+    let needing = |kind: &MetricKind| match kind {
+        MetricKind::Kid => Some("the kernel distance"),
+        MetricKind::PrecisionRecall | MetricKind::DensityCoverage | MetricKind::Authenticity => Some("neighbours"),
+        MetricKind::Fid | MetricKind::Is | MetricKind::FidInfinity | MetricKind::Accuracy => None,
+    };
+    metrics.iter().find_map(needing).map_or(Ok(()), |what| Err(only_statistics(what)))
+}
+
+fn only_statistics(what: &str) -> Error {
+    let message = format!("{what} needs more than mean and covariance");
+    Error::config("reference", message, "give the pictures, or leave the metric out of `metrics`")
+}
+
 fn measured(key: &str, name: &str, value: f64, error: Option<f64>, better: Better) -> Measured {
     Measured { key: key.into(), name: name.into(), value, error, bias: None, better, more: Value::Null }
 }
@@ -151,10 +169,7 @@ fn needed(reference: Option<&Reference>) -> Result<&Reference> {
 fn pictures<'a>(reference: Option<&'a Reference>, what: &str) -> Result<&'a FeatureSet> {
     match needed(reference)? {
         Reference::Pictures(set) => Ok(set),
-        Reference::Statistics(_) => {
-            let message = format!("{what} needs more than mean and covariance");
-            Err(Error::config("reference", message, "give the pictures, or leave the metric out of `metrics`"))
-        }
+        Reference::Statistics(_) => Err(only_statistics(what)),
     }
 }
 

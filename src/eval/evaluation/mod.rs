@@ -7,7 +7,7 @@ mod warnings;
 
 pub use classes::{Classes, class_places};
 pub use draw::{DrawOrder, Drawn, Draws, drawn};
-pub use measure::{Asking, Measured, MetricKind, Nearest, measure};
+pub use measure::{Asking, Measured, MetricKind, Nearest, check_statistics_suffice, measure};
 pub use warnings::{Compared, due_to_number, warnings};
 
 use std::cell::OnceCell;

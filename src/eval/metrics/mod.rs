@@ -15,8 +15,8 @@ mod extrapolate;
 mod features;
 mod frechet;
 mod kernel;
-mod mersenne;
 mod neighbours;
+mod numpy_shuffle;
 mod resample;
 mod score;
 

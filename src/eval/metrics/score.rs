@@ -1,6 +1,6 @@
 //! The Inception Score (Salimans et al. 2016, *Improved Techniques for Training GANs*).
 
-use super::{Features, mersenne};
+use super::{Features, numpy_shuffle};
 use crate::error::{Error, Result};
 use crate::rng::Permutation;
 
@@ -36,7 +36,7 @@ pub fn inception_score(logits: &Features, splits: usize, shuffle: Shuffle) -> Re
             let order = Permutation::new(count as u32, seed, 0);
             (0..count as u32).map(|place| order.apply(place) as usize).collect()
         }
-        Shuffle::TorchFidelity => mersenne::permutation(2020, count),
+        Shuffle::TorchFidelity => numpy_shuffle::permutation(2020, count),
     };
     let place = |i: usize| order[i];
     let scores: Vec<f64> = (0..splits)

@@ -377,3 +377,17 @@ fn damaged_pictures_never_panic() {
         }
     }
 }
+
+/// A few bytes cannot make the reader take hundreds of megabytes.
+#[test]
+fn a_size_that_the_file_cannot_hold_is_refused() {
+    for (format, at, bytes) in [
+        (ImageFormat::Gif, 6, vec![0x40, 0x1f, 0x40, 0x1f]),
+        (ImageFormat::Bmp, 18, vec![0x40, 0x1f, 0, 0, 0x40, 0x1f]),
+    ] {
+        let mut file = encoded(&values(3), ExtendedColorType::Rgb8, format);
+        file[at..at + bytes.len()].copy_from_slice(&bytes);
+        let message = refused(&file);
+        assert!(message.contains("declares 8000x8000 pixels, more than a file of this length can hold"), "{message}");
+    }
+}
