@@ -72,7 +72,6 @@ struct State {
     find_unwritten: bool,
     unwritten: Vec<Unwritten>,
     launches: u64,
-    programmatic: u64,
     waits: u64,
     tensor_cores: bool,
     /// Submitted but pending work: empty unless it includes a copy from pinned memory.
@@ -149,11 +148,6 @@ impl EmulatorDevice {
     /// Launches so far, including replays, but not those only recorded or still pending.
     pub fn launches(&self) -> u64 {
         self.lock().launches
-    }
-
-    /// The launches among them with programmatic launch; here they still run one after another.
-    pub fn programmatic_launches(&self) -> u64 {
-        self.lock().programmatic
     }
 
     /// Calls so far in which a host would wait for a real device: copies from and to the host, and synchronisation.
@@ -331,7 +325,6 @@ impl State {
             Order::Reverse => (1, 0),
             Order::Random(seed) => (2, seed),
         };
-        let early = config.attributes.programmatic;
         let config = abi::Config {
             grid: config.grid,
             block: config.block,
@@ -350,7 +343,6 @@ impl State {
             return Err(fail(message.to_string_lossy().into_owned()));
         }
         self.launches += 1;
-        self.programmatic += u64::from(early);
         self.unwritten.extend(raw.iter().enumerate().filter(|(_, a)| a.unwritten > 0).map(|(index, a)| Unwritten {
             kernel: kernel.name,
             argument: name(index),

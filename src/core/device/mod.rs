@@ -32,16 +32,7 @@ pub struct Kernel {
     pub max_threads: u32,
 }
 
-/// Attributes of a launch; by default it starts when all earlier work has ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LaunchAttributes {
-    /// Programmatic dependent launch: the grid may start while the previous one in the stream still runs. Its kernel must wait
-    /// (`griddepcontrol.wait`) before it accesses data that the previous one reads or writes. Devices before compute capability
-    /// 9.0, and the emulator, still run one grid after another.
-    pub programmatic: bool,
-}
-
-/// Grid and block sizes, dynamic shared memory in bytes, and attributes.
+/// Grid and block sizes, and dynamic shared memory in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaunchConfig {
     /// Blocks in x, y, z.
@@ -50,8 +41,6 @@ pub struct LaunchConfig {
     pub block: [u32; 3],
     /// Dynamic shared memory per block in bytes.
     pub shared_bytes: u32,
-    /// The attributes of the launch.
-    pub attributes: LaunchAttributes,
 }
 
 impl LaunchConfig {
@@ -73,12 +62,6 @@ impl LaunchConfig {
     /// Sets `bytes` of dynamic shared memory.
     pub fn with_shared(mut self, bytes: u32) -> Self {
         self.shared_bytes = bytes;
-        self
-    }
-
-    /// Sets the attributes.
-    pub fn with_attributes(mut self, attributes: LaunchAttributes) -> Self {
-        self.attributes = attributes;
         self
     }
 }

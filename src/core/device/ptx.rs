@@ -3,6 +3,8 @@
 
 use std::io::Read;
 
+use kernel_signatures::{GRID_WAIT_CAPABILITY, ptx_with_grid_waits};
+
 use crate::error::{Error, Result};
 
 /// The origin of an embedded module.
@@ -35,8 +37,8 @@ pub(crate) struct EmbeddedPtx {
 include!(concat!(env!("OUT_DIR"), "/embedded_ptx.rs"));
 
 impl EmbeddedPtx {
-    /// The text, with the final zero byte that the driver expects; or the machine code, for which the byte does not matter.
-    pub(crate) fn text(&self) -> Result<Vec<u8>> {
+    /// The text as it is embedded, with a final zero byte; or the machine code, for which the byte does not matter.
+    fn stored(&self) -> Result<Vec<u8>> {
         let mut text = Vec::with_capacity(self.length + 1);
         let read = flate2::read::ZlibDecoder::new(self.compressed).take(self.length as u64).read_to_end(&mut text);
         if read.is_err() || text.len() != self.length {
@@ -47,6 +49,21 @@ impl EmbeddedPtx {
         }
         text.push(0);
         Ok(text)
+    }
+
+    /// The text for a device of this compute capability, with the final zero byte that the driver expects; or the machine code.
+    /// From 9.0 on each kernel waits for the grids before it: launches may be programmatic ([`kernel_signatures::ptx_with_grid_waits`]).
+    pub(crate) fn text(&self, capability: (u32, u32)) -> Result<Vec<u8>> {
+        let text = self.stored()?;
+        // Machine code for these devices has the waits already.
+        if capability < GRID_WAIT_CAPABILITY || matches!(self.origin, Origin::Cubin { .. }) {
+            return Ok(text);
+        }
+        let with_waits = str::from_utf8(&text).ok().and_then(ptx_with_grid_waits);
+        let message = "its PTX is not as a compiler writes it: an entry without a body; build the engine again";
+        with_waits
+            .map(String::into_bytes)
+            .ok_or_else(|| Error::Kernel { kernel: self.module.into(), message: message.into() })
     }
 
     fn runs_on(&self, capability: (u32, u32)) -> bool {
@@ -108,7 +125,7 @@ pub fn embedded_modules() -> Vec<EmbeddedModule> {
 pub fn module_text(module: &str, capability: (u32, u32)) -> Result<Option<String>> {
     let is_text = |candidate: &&EmbeddedPtx| !matches!(candidate.origin, Origin::Cubin { .. });
     let Some(found) = candidates(module, capability).into_iter().find(is_text) else { return Ok(None) };
-    let mut text = found.text()?;
+    let mut text = found.text(capability)?;
     // Without the final zero byte.
     text.pop();
     Ok(Some(String::from_utf8_lossy(&text).into_owned()))
@@ -121,7 +138,7 @@ mod tests {
     #[test]
     fn embedded_ptx_is_readable_and_has_the_entries() {
         for ptx in EMBEDDED {
-            let text = ptx.text().unwrap();
+            let text = ptx.stored().unwrap();
             assert_eq!(text.last(), Some(&0));
             if matches!(ptx.origin, Origin::Cubin { .. }) {
                 assert!(text.starts_with(b"\x7fELF"), "{} {}", ptx.module, ptx.arch);
@@ -132,9 +149,13 @@ mod tests {
             if ptx.origin == (Origin::Prebuilt { stale: true }) {
                 continue;
             }
-            for kernel in super::super::launches::ALL.iter().filter(|kernel| kernel.module == ptx.module) {
+            let kernels = super::super::launches::ALL.iter().filter(|kernel| kernel.module == ptx.module);
+            for kernel in kernels.clone() {
                 assert!(text.contains(&format!(".entry {}(", kernel.name)), "{}", kernel.name);
             }
+            let waiting = String::from_utf8(ptx.text((9, 0)).unwrap()).unwrap();
+            assert_eq!(waiting.matches("griddepcontrol.wait").count(), kernels.count(), "{}", ptx.module);
+            assert_eq!(ptx.text((8, 9)).unwrap(), text.as_bytes(), "{}", ptx.module);
         }
     }
 

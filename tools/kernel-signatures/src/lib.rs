@@ -8,6 +8,7 @@
 
 mod cubin;
 mod generate;
+mod grid_wait;
 mod parse;
 mod prebuilt;
 mod source;
@@ -16,6 +17,7 @@ use std::fmt;
 
 pub use cubin::{CUBIN_FLAGS, CUBINS, Cubin};
 pub use generate::generate;
+pub use grid_wait::{GRID_WAIT_CAPABILITY, ptx_with_grid_waits, source_with_grid_waits};
 pub use parse::parse;
 pub use prebuilt::{PREBUILT_ARCH, PREBUILT_COMPILER, PREBUILT_FLAGS, Prebuilt, hopper_requested, with_project_paths};
 pub use source::{closure_hash, kernel_files, strip_comments};

@@ -4,18 +4,16 @@ use std::ffi::c_void;
 use std::ptr;
 
 use cudarc::driver::sys;
+use kernel_signatures::GRID_WAIT_CAPABILITY;
 
 use super::api::{self, Code};
 use super::driver::describe;
 use super::{CudaDevice, State};
-use crate::device::{Kernel, KernelArgument, LaunchAttributes, LaunchConfig};
+use crate::device::{Kernel, KernelArgument, LaunchConfig};
 use crate::error::{Error, Result};
 
 /// Most arguments of a kernel.
 const MAX_ARGUMENTS: usize = 48;
-
-/// The first devices on which a grid can start while the previous one still runs.
-const PROGRAMMATIC: (u32, u32) = (9, 0);
 
 /// The values of a kernel's arguments. The driver reads as many bytes of each as the kernel's parameter has, from the first on.
 struct Values([[u8; 8]; MAX_ARGUMENTS]);
@@ -40,22 +38,33 @@ impl Values {
     }
 }
 
-/// The supported attributes in the driver's form.
-fn attributes(wanted: LaunchAttributes, capability: (u32, u32)) -> Vec<sys::CUlaunchAttribute> {
-    let LaunchAttributes { programmatic } = wanted;
-    let mut list = Vec::new();
-    if programmatic && capability >= PROGRAMMATIC {
-        list.push(sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        });
+/// `off`: no launch begins early. For looking for a fault, and for measuring what it saves.
+const SWITCH: &str = "ENGINE_DEPENDENT_LAUNCH";
+
+/// Whether launches begin early on a device of this compute capability: by default where it can.
+///
+/// # Errors
+/// [`Error::Device`] if the environment variable is neither `on` nor `off`.
+pub(super) fn wanted(capability: (u32, u32)) -> Result<bool> {
+    match std::env::var_os(SWITCH) {
+        Some(value) if value == "off" => Ok(false),
+        Some(value) if value != "on" => {
+            Err(Error::device(SWITCH, format!("{value:?} is neither on nor off"), "set it to off, or unset it"))
+        }
+        _ => Ok(capability >= GRID_WAIT_CAPABILITY),
     }
-    list
 }
 
+/// Lets a grid be put on the device while the one before it still runs: its kernel waits for it ([`kernel_signatures::ptx_with_grid_waits`]).
+const PROGRAMMATIC: sys::CUlaunchAttribute = sys::CUlaunchAttribute {
+    id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+    pad: [0; 4],
+    value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+};
+
 impl CudaDevice {
-    /// Submits a kernel.
+    /// Submits a kernel. In a capture, and on devices that can, its launch is programmatic if the node before it in the stream is a
+    /// kernel too: where a node is a copy, a fill or a join, there is nothing to gain. Outside of captures the host's time counts.
     ///
     /// # Safety
     /// As [`Accelerator::launch`](crate::device::Accelerator::launch); the context is current.
@@ -67,7 +76,7 @@ impl CudaDevice {
         arguments: &[KernelArgument],
     ) -> Result<()> {
         let fail = |message: String| Error::Kernel { kernel: kernel.name.into(), message };
-        let LaunchConfig { grid, block, shared_bytes, attributes: wanted } = config;
+        let LaunchConfig { grid, block, shared_bytes } = config;
         if shared_bytes > self.shared_limit {
             let limit = self.shared_limit;
             return Err(fail(format!("{shared_bytes} bytes of shared memory a block, {} has {limit}", self.label)));
@@ -79,13 +88,10 @@ impl CudaDevice {
         let function = state.modules.function(kernel, shared_bytes, self.capability, capturing)?;
         let mut values = Values::of(arguments);
         let mut pointers = values.pointers();
-        let mut attributes = attributes(wanted, self.capability);
         let ([gx, gy, gz], [bx, by, bz], parameters) = (grid, block, pointers.as_mut_ptr());
-        let code = if attributes.is_empty() {
-            let (stream, extra) = (self.stream, ptr::null_mut());
-            // SAFETY: the arguments match the kernel (the caller's promise); the driver copies their values before it returns.
-            unsafe { api::cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared_bytes, stream, parameters, extra) }
-        } else {
+        let programmatic = self.begins_early && capturing && state.after_kernel;
+        let early = || {
+            let mut attributes = [PROGRAMMATIC];
             let config = sys::CUlaunchConfig {
                 gridDimX: gx,
                 gridDimY: gy,
@@ -98,11 +104,16 @@ impl CudaDevice {
                 attrs: attributes.as_mut_ptr(),
                 numAttrs: attributes.len() as u32,
             };
-            // SAFETY: as above; the attributes outlive the call.
-            unsafe { api::cuLaunchKernelEx(&config, function, parameters) }.ok_or_else(|| {
-                fail("a launch with attributes, for which the driver is too old; update NVIDIA's driver".into())
-            })?
+            // SAFETY: the arguments match the kernel (the caller's promise); the driver copies their values before it returns.
+            unsafe { api::cuLaunchKernelEx(&config, function, parameters) }
         };
+        // `None`: a driver without the function.
+        let code = programmatic.then(early).flatten().unwrap_or_else(|| {
+            let (stream, extra) = (self.stream, ptr::null_mut());
+            // SAFETY: as above.
+            unsafe { api::cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared_bytes, stream, parameters, extra) }
+        });
+        state.after_kernel = code == Code::SUCCESS;
         if code == Code::SUCCESS {
             state.last_kernel = Some(kernel.name);
             return Ok(());
@@ -120,17 +131,6 @@ impl CudaDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn attributes_go_to_devices_that_know_them() {
-        let wanted = LaunchAttributes { programmatic: true };
-        assert!(attributes(wanted, (8, 0)).is_empty() && attributes(wanted, (8, 9)).is_empty());
-        assert!(attributes(LaunchAttributes::default(), (9, 0)).is_empty());
-        let list = attributes(wanted, (9, 0));
-        // SAFETY: the field that was written.
-        let value = unsafe { list[0].value.programmaticStreamSerializationAllowed };
-        assert_eq!((list.len(), list[0].id as u32, value), (1, 6, 1));
-    }
 
     #[test]
     fn values_lie_where_the_driver_reads() {

@@ -42,6 +42,8 @@ pub struct CudaDevice {
     multiprocessors: u32,
     /// Most shared memory of a block, with opt-in.
     shared_limit: u32,
+    /// Whether captured launches may begin early (programmatic dependent launch).
+    begins_early: bool,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -71,6 +73,8 @@ struct State {
     forgotten: Vec<sys::CUgraphExec>,
     /// The last kernel, for asynchronous errors.
     last_kernel: Option<&'static str>,
+    /// Whether the last work of the main stream is a kernel.
+    after_kernel: bool,
     /// The communicator with the GPUs of other processes.
     side: Option<side::Side>,
 }
@@ -132,6 +136,8 @@ impl CudaDevice {
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared_limit = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
 
+        let begins_early = launch::wanted(capability)?;
+
         let mut context: sys::CUcontext = ptr::null_mut();
         // SAFETY: `device` came from the driver. `drop` releases the context.
         check(unsafe { api::cuDevicePrimaryCtxRetain(&mut context, device) }, &label, "open a context")?;
@@ -141,6 +147,7 @@ impl CudaDevice {
             capability,
             multiprocessors,
             shared_limit,
+            begins_early,
             device,
             context,
             stream: ptr::null_mut(),
@@ -394,6 +401,7 @@ impl Accelerator for CudaDevice {
             return Ok(());
         }
         let mut state = self.enter()?;
+        state.after_kernel = false;
         self.timed(&mut state, |state| {
             // SAFETY: the ranges are the caller's promise.
             let code = unsafe { api::cuMemcpyDtoDAsync_v2(destination, source, bytes, self.stream) };
@@ -406,6 +414,7 @@ impl Accelerator for CudaDevice {
             return Ok(());
         }
         let mut state = self.enter()?;
+        state.after_kernel = false;
         self.timed(&mut state, |state| {
             // SAFETY: the range is the caller's promise.
             let code = unsafe {
@@ -440,6 +449,7 @@ impl Accelerator for CudaDevice {
         let code = unsafe { api::cuStreamBeginCapture_v2(self.stream, mode) };
         self.check(&state, code, "begin a capture")?;
         state.capturing = Some(thread::current().id());
+        state.after_kernel = false;
         Ok(())
     }
 

@@ -114,7 +114,7 @@ impl Modules {
         let module = match self.modules.get(kernel.module) {
             Some(&module) => module,
             None => {
-                let module = load(kernel.module, ptx::candidates(kernel.module, capability))?;
+                let module = load(kernel.module, ptx::candidates(kernel.module, capability), capability)?;
                 self.modules.insert(kernel.module, module);
                 module
             }
@@ -163,7 +163,7 @@ fn load_all(
     let worker = || {
         let mut done = Vec::new();
         while let Some(&module) = modules.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let loaded = bind().and_then(|()| load(module, ptx::candidates(module, capability)));
+            let loaded = bind().and_then(|()| load(module, ptx::candidates(module, capability), capability));
             done.push((module, loaded.map(Loaded)));
         }
         done
@@ -180,7 +180,11 @@ fn load_all(
 }
 
 /// The first candidate that the driver accepts: it may be too old for the compiler of machine code or PTX.
-pub(super) fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Result<sys::CUmodule> {
+pub(super) fn load(
+    module: &'static str,
+    candidates: Vec<&EmbeddedPtx>,
+    capability: (u32, u32),
+) -> Result<sys::CUmodule> {
     if candidates.is_empty() {
         return Err(Error::StaleKernel { module: module.into() });
     }
@@ -188,7 +192,7 @@ pub(super) fn load(module: &'static str, candidates: Vec<&EmbeddedPtx>) -> Resul
         if candidate.origin == (Origin::Prebuilt { stale: true }) {
             return Err(Error::StaleKernel { module: module.into() });
         }
-        let (code, handle, log) = load_text(&candidate.text()?);
+        let (code, handle, log) = load_text(&candidate.text(capability)?);
         match code {
             Code::SUCCESS => return Ok(handle),
             Code::UNSUPPORTED_PTX_VERSION => {}

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use super::*;
-use crate::device::LaunchAttributes;
 
 static ADVANCE: Kernel = Kernel { name: "steps_advance", module: "steps", max_threads: 32 };
 static COUNT: Kernel = Kernel { name: "steps_count", module: "steps", max_threads: 32 };
@@ -195,26 +194,6 @@ fn what_a_capture_refuses() {
 fn a_missing_folder_is_named() {
     let error = EmulatorDevice::load("/no/such/folder").unwrap_err().to_string();
     assert!(error.contains("/no/such/folder") && error.contains("kernel_emulator::compile"), "{error}");
-}
-
-#[test]
-fn attributes_arrive_captured_too() {
-    let device = device();
-    let (w, control) = (buffer(&device, &[1.0f32; 10]), buffer(&device, &[1u32]));
-    let arguments = [writable(w, 40), readable(control, 4), KernelArgument::U32(10), KernelArgument::U32(0)];
-    let early = LaunchConfig::linear(1, 32).with_attributes(LaunchAttributes { programmatic: true });
-    // SAFETY: the arguments are the kernel's.
-    let launch = |config| unsafe { device.launch(&ADVANCE, config, &arguments).unwrap() };
-    launch(early);
-    launch(LaunchConfig::linear(1, 32));
-    assert_eq!((device.launches(), device.programmatic_launches()), (2, 1));
-    device.begin_capture().unwrap();
-    launch(early);
-    let graph = device.end_capture().unwrap();
-    // SAFETY: its buffers are live.
-    (0..2).for_each(|_| unsafe { device.replay(graph).unwrap() });
-    assert_eq!((device.launches(), device.programmatic_launches()), (4, 3));
-    assert_eq!(values::<f32>(&device, w, 10), [5.0; 10]);
 }
 
 /// A buffer of pinned memory, and its content.

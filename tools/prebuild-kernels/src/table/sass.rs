@@ -66,7 +66,9 @@ impl<'a> Open<'a> {
                 None => (false, rest),
             };
             let (opcode, operands) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-            let (line, seldom, operands) = (self.line, self.seldom, operands.trim());
+            // The wait for the grids before, which the engine adds to each kernel (`griddepcontrol`).
+            let wait = matches!(opcode, "ACQBULK" | "PREEXIT");
+            let (line, seldom, operands) = (self.line, self.seldom || wait, operands.trim());
             self.instructions.push(Listed { line, seldom, opcode, operands, guarded });
         }
     }

@@ -82,7 +82,8 @@ fn load(driver: &mut Driver, image: *const c_void, log: &Log) -> Outcome<Handle>
     let source = text.lines().find_map(|line| line.strip_prefix("// source: "));
     // Lines are those of the PTX made from the source.
     let name = source.map_or("ptx".into(), |source| format!("ptx of {source}"));
-    let replaced = replacement(driver, source);
+    let waits = text.contains("griddepcontrol.wait");
+    let replaced = replacement(driver, source, waits);
     let text = replaced.as_deref().unwrap_or(text);
     let stated = text
         .split_once(".version")
@@ -126,11 +127,15 @@ fn load(driver: &mut Driver, image: *const c_void, log: &Log) -> Outcome<Handle>
     Ok(made)
 }
 
-/// Another text for the module that was made from `source`, where one is there.
-fn replacement(driver: &Driver, source: Option<&str>) -> Option<String> {
+/// Another text for the module that was made from `source`, where one is there. Its kernels wait for the grids before where those
+/// of the module do (`waits`).
+fn replacement(driver: &Driver, source: Option<&str>, waits: bool) -> Option<String> {
     let folder = driver.replace.as_ref()?;
     let stem = std::path::Path::new(source?).file_stem()?;
-    std::fs::read_to_string(folder.join(stem).with_extension("ptx")).ok()
+    let text = std::fs::read_to_string(folder.join(stem).with_extension("ptx")).ok()?;
+    let added = waits && !text.contains("griddepcontrol");
+    let with_waits = if added { kernel_signatures::ptx_with_grid_waits(&text) } else { None };
+    Some(with_waits.unwrap_or(text))
 }
 
 /// Memory for the module's variables, with their initial values.

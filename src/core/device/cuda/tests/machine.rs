@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::device::launches::LayerNormBwdAffineFinal;
-use crate::device::{Capture, LaunchAttributes, Slice, SliceMut, ptx};
+use crate::device::{Capture, Slice, SliceMut, ptx};
 
 /// Copies the PTX machine into a folder under these names.
 fn install(names: &[&str]) -> tempfile::TempDir {
@@ -96,12 +96,7 @@ fn floats(device: &CudaDevice, address: u64) -> Vec<f32> {
     bytemuck::pod_collect_to_vec(&read(device, address, 16))
 }
 
-const CONFIG: LaunchConfig = LaunchConfig {
-    grid: [1, 2, 1],
-    block: [256, 1, 1],
-    shared_bytes: 0,
-    attributes: LaunchAttributes { programmatic: false },
-};
+const CONFIG: LaunchConfig = LaunchConfig { grid: [1, 2, 1], block: [256, 1, 1], shared_bytes: 0 };
 
 #[test]
 fn works() {
@@ -278,41 +273,78 @@ fn a_fault_stays_and_names_its_kernel() {
     });
 }
 
-#[test]
-fn an_attribute_arrives() {
-    on_machine("an_attribute_arrives", &[("PTX_MACHINE_DEVICE", "h100")], || {
-        let early = CONFIG.with_attributes(LaunchAttributes { programmatic: true });
-        let (from, to, device) = {
-            let device = CudaDevice::open(0).unwrap();
-            assert_eq!(device.capability(), (9, 0));
-            let (from, to) = operands(&device);
-            sum(&device, from, to, 0, CONFIG).unwrap();
-            sum(&device, from, to, 1, CONFIG).unwrap();
-            assert_eq!(floats(&device, to), [18.0, 24.0, 54.0, 60.0]);
-            (from, to, device)
-        };
-        // These two launches, with programmatic launch of the second, whose kernel does not wait: the PTX machine reports a
-        // race, here in a graph.
-        let capture = Capture::begin(&device).unwrap();
-        sum(&device, from, to, 0, CONFIG).unwrap();
-        sum(&device, from, to, 1, early).unwrap();
-        let graph = capture.finish().unwrap();
-        // SAFETY: its buffers are live.
-        unsafe { device.replay(graph).unwrap() };
-        fails(device.synchronize(), "CUDA_ERROR_LAUNCH_FAILED");
+/// Calls of the driver so far, by name.
+fn calls(name: &str) -> usize {
+    let counts = std::fs::read_to_string(std::env::var("PTX_MACHINE_COUNT").unwrap()).unwrap();
+    counts.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
+}
+
+/// A graph of two sums, the second on top of the first, and a third behind a fill.
+fn sums(device: &CudaDevice, from: u64, to: u64) -> Result<()> {
+    sum(device, from, to, 0, CONFIG)?;
+    let capture = Capture::begin(device)?;
+    sum(device, from, to, 0, CONFIG)?;
+    sum(device, from, to, 1, CONFIG)?;
+    // SAFETY: the range lies in the allocation.
+    unsafe { device.zero(from, 4)? };
+    sum(device, from, to, 1, CONFIG)?;
+    let graph = capture.finish()?;
+    // SAFETY: its buffers are live.
+    unsafe { device.replay(graph)? };
+    device.synchronize()
+}
+
+/// Launches of [`sums`] on a machine: those that begin early are `early`.
+fn begins_early(test: &str, machine: &str, switch: &str, early: usize) {
+    let counts = tempfile::NamedTempFile::new().unwrap();
+    let count = ("PTX_MACHINE_COUNT", counts.path().to_str().unwrap());
+    let variables = [("PTX_MACHINE_DEVICE", machine), ("ENGINE_DEPENDENT_LAUNCH", switch), count];
+    on_machine(test, &variables, || {
+        let device = CudaDevice::open(0).unwrap();
+        let (from, to) = operands(&device);
+        sums(&device, from, to).unwrap();
+        assert_eq!(floats(&device, to), [26.0, 36.0, 81.0, 90.0]);
+        drop(device);
+        assert_eq!((calls("cuLaunchKernelEx "), calls("cuLaunchKernel ")), (early, 4 - early));
     });
 }
 
+/// In a capture, a kernel that follows a kernel begins early, and waits.
 #[test]
-fn an_older_device_takes_no_attribute() {
-    on_machine("an_older_device_takes_no_attribute", &[], || {
+fn a_kernel_after_a_kernel_begins_early() {
+    begins_early("a_kernel_after_a_kernel_begins_early", "h100", "on", 1);
+}
+
+#[test]
+fn no_kernel_begins_early_on_older_devices() {
+    begins_early("no_kernel_begins_early_on_older_devices", "a100", "on", 0);
+}
+
+#[test]
+fn early_launches_can_be_switched_off() {
+    begins_early("early_launches_can_be_switched_off", "h100", "off", 0);
+}
+
+#[test]
+fn an_unknown_switch_is_told() {
+    on_machine("an_unknown_switch_is_told", &[("ENGINE_DEPENDENT_LAUNCH", "no")], || {
+        let error = CudaDevice::open(0).unwrap_err().to_string();
+        assert!(error.contains("ENGINE_DEPENDENT_LAUNCH") && error.contains("neither on nor off"), "{error}");
+    });
+}
+
+/// A kernel that does not wait is found by the machine.
+#[test]
+fn a_kernel_that_does_not_wait_is_a_race() {
+    let (folder, _) = replaced(|text| {
+        let text = text.replace(".target sm_80", ".target sm_90");
+        text.replace("{\n\t.reg", "{\n\tgriddepcontrol.launch_dependents;\n\t.reg")
+    });
+    let variables = [("PTX_MACHINE_DEVICE", "h100"), ("PTX_MACHINE_REPLACE", folder.path().to_str().unwrap())];
+    on_machine("a_kernel_that_does_not_wait_is_a_race", &variables, || {
         let device = CudaDevice::open(0).unwrap();
         let (from, to) = operands(&device);
-        for accumulate in [0, 1] {
-            let early = CONFIG.with_attributes(LaunchAttributes { programmatic: true });
-            sum(&device, from, to, accumulate, early).unwrap();
-        }
-        assert_eq!(floats(&device, to), [18.0, 24.0, 54.0, 60.0]);
+        fails(sums(&device, from, to), "CUDA_ERROR_LAUNCH_FAILED");
     });
 }
 
@@ -342,7 +374,7 @@ fn other_threads_wait_for_a_capture() {
 
 /// Modified PTX of `layer_norm`, in a folder from which the PTX machine loads it.
 fn replaced(change: impl Fn(&str) -> String) -> (tempfile::TempDir, PathBuf) {
-    let text = ptx::candidates("layer_norm", (8, 0)).last().unwrap().text().unwrap();
+    let text = ptx::candidates("layer_norm", (8, 0)).last().unwrap().text((8, 0)).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("layer_norm.ptx");
     std::fs::write(&path, change(std::str::from_utf8(text.strip_suffix(&[0]).unwrap()).unwrap())).unwrap();
@@ -426,8 +458,8 @@ fn refused_machine_code_falls_back_to_ptx() {
         let cubin = ptx::EmbeddedPtx { module: "layer_norm", arch: "sm_80", origin, length: 7, compressed };
         let mut both = vec![&*Box::leak(Box::new(cubin))];
         both.extend(ptx::candidates("layer_norm", device.capability()).iter().filter(|c| c.arch == "compute_80"));
-        assert!(modules::load("layer_norm", both.clone()).is_ok());
-        fails(modules::load("layer_norm", both[..1].to_vec()).map(drop), "the driver is too old");
+        assert!(modules::load("layer_norm", both.clone(), (8, 0)).is_ok());
+        fails(modules::load("layer_norm", both[..1].to_vec(), (8, 0)).map(drop), "the driver is too old");
     });
 }
 
