@@ -57,15 +57,27 @@ pub enum Error {
     Interrupted { message: String },
 }
 
+/// A text on one line, with control characters as escapes: names in files may contain them, and a terminal would obey them.
+pub fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let mut line = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
+}
+
 impl Error {
     /// A shape error of `op`.
     pub fn shape(op: &'static str, message: impl Into<String>) -> Self {
         Self::Shape { op, message: message.into() }
     }
 
-    /// A damaged file, or one of another kind.
+    /// A damaged file, or one of another kind. The message may quote the file: control characters are escaped.
     pub fn file(path: impl AsRef<Path>, message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::File { path: path.as_ref().to_path_buf(), message: message.into(), advice: advice.into() }
+        Self::File { path: path.as_ref().to_path_buf(), message: one_line(message.into()), advice: advice.into() }
     }
 
     /// For `map_err` on an [`std::io::Result`]: `doing` completes "cannot …".

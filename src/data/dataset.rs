@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::storage::{Bytes, Storage};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::image_size::ImageSize;
 
 /// The value of the metadata key `format`.
@@ -125,6 +125,8 @@ impl Dataset {
     /// [`Error::Shape`] unless there are 1 to 2³²−1 images, at least one for training, with 1 or 3 channels, matching numbers of
     /// bytes and labels, and labels below the number of class names, which are distinct.
     pub fn from_parts(mut parts: Parts) -> Result<Self> {
+        // They name files and folders.
+        parts.notes = parts.notes.into_iter().map(one_line).collect();
         let storage = Storage::owned(std::mem::take(&mut parts.images));
         Self::from_storage(parts, storage)
     }

@@ -4,7 +4,6 @@
 //! (`train-00000-of-00001.parquet`) or folders.
 
 use std::fs::{self, File};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
@@ -21,6 +20,7 @@ use super::layout::split_of;
 use super::parquet_pages;
 use super::source::HashedFile;
 use crate::error::{Error, Result};
+use crate::picture::guarded;
 
 const IMAGES: [&str; 4] = ["image", "img", "images", "picture"];
 const AGAIN: &str = "it is damaged or not of images: download it again";
@@ -49,8 +49,8 @@ pub(super) fn read(source: &Path, options: &ImportOptions) -> Result<Draft> {
             (true, Split::Train) => format!("train/{number:05}"),
             (true, _) => format!("test/{number:05}"),
         };
-        let read = catch_unwind(AssertUnwindSafe(|| append(&path, &folder, options, &mut pictures)));
-        read.unwrap_or_else(|_| Err(Error::file(&path, "cannot be decoded: it is damaged", AGAIN)))?;
+        let read = guarded(|| append(&path, &folder, options, &mut pictures));
+        read.unwrap_or_else(|| Err(Error::file(&path, "cannot be decoded: it is damaged", AGAIN)))?;
         sources.push(HashedFile::open(&path)?.finish()?);
     }
     pictures.finish(sources)

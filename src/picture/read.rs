@@ -179,7 +179,7 @@ pub fn header_size(bytes: &[u8]) -> Option<[usize; 2]> {
 }
 
 /// Calls third-party decoders: a panic means a damaged file (`None`), and must not end the program.
-fn guarded<R>(decode: impl FnOnce() -> R) -> Option<R> {
+pub(crate) fn guarded<R>(decode: impl FnOnce() -> R) -> Option<R> {
     let before = DECODING.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(decode));
     DECODING.set(before);
@@ -190,7 +190,7 @@ thread_local! {
     static DECODING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread is in [`decode_picture`], which catches panics: a panic hook should not report them.
+/// Whether this thread is in a third-party decoder, whose panics are caught: a panic hook should not report them.
 pub fn is_decoding() -> bool {
     DECODING.get()
 }

@@ -63,8 +63,8 @@ const PROGRAMMATIC: sys::CUlaunchAttribute = sys::CUlaunchAttribute {
 };
 
 impl CudaDevice {
-    /// Submits a kernel. In a capture, and on devices that can, its launch is programmatic if the node before it in the stream is a
-    /// kernel too: where a node is a copy, a fill or a join, there is nothing to gain. Outside of captures the host's time counts.
+    /// Submits a kernel. Its launch is programmatic, on devices that can, if the work before it in the stream is a kernel too: behind a
+    /// copy, a fill, an event or a graph it begins when that has ended.
     ///
     /// # Safety
     /// As [`Accelerator::launch`](crate::device::Accelerator::launch); the context is current.
@@ -89,7 +89,7 @@ impl CudaDevice {
         let mut values = Values::of(arguments);
         let mut pointers = values.pointers();
         let ([gx, gy, gz], [bx, by, bz], parameters) = (grid, block, pointers.as_mut_ptr());
-        let programmatic = self.begins_early && capturing && state.after_kernel;
+        let programmatic = self.begins_early && state.follows_kernel;
         let early = || {
             let mut attributes = [PROGRAMMATIC];
             let config = sys::CUlaunchConfig {

@@ -73,8 +73,10 @@ struct State {
     forgotten: Vec<sys::CUgraphExec>,
     /// The last kernel, for asynchronous errors.
     last_kernel: Option<&'static str>,
-    /// Whether the last work of the main stream is a kernel.
+    /// Whether the last call launched a kernel.
     after_kernel: bool,
+    /// Whether the call before the current one did: then the last work of the stream is a kernel.
+    follows_kernel: bool,
     /// The communicator with the GPUs of other processes.
     side: Option<side::Side>,
 }
@@ -179,7 +181,9 @@ impl CudaDevice {
         let own = thread::current().id();
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let others = |state: &mut State| state.capturing.is_some_and(|thread| thread != own);
-        Ok(self.captured.wait_while(state, others).unwrap_or_else(PoisonError::into_inner))
+        let mut state = self.captured.wait_while(state, others).unwrap_or_else(PoisonError::into_inner);
+        state.follows_kernel = std::mem::take(&mut state.after_kernel);
+        Ok(state)
     }
 
     /// A result as an error, with the last kernel if it is a fault, which any later call may return.
@@ -401,7 +405,6 @@ impl Accelerator for CudaDevice {
             return Ok(());
         }
         let mut state = self.enter()?;
-        state.after_kernel = false;
         self.timed(&mut state, |state| {
             // SAFETY: the ranges are the caller's promise.
             let code = unsafe { api::cuMemcpyDtoDAsync_v2(destination, source, bytes, self.stream) };
@@ -414,7 +417,6 @@ impl Accelerator for CudaDevice {
             return Ok(());
         }
         let mut state = self.enter()?;
-        state.after_kernel = false;
         self.timed(&mut state, |state| {
             // SAFETY: the range is the caller's promise.
             let code = unsafe {
@@ -449,7 +451,6 @@ impl Accelerator for CudaDevice {
         let code = unsafe { api::cuStreamBeginCapture_v2(self.stream, mode) };
         self.check(&state, code, "begin a capture")?;
         state.capturing = Some(thread::current().id());
-        state.after_kernel = false;
         Ok(())
     }
 
@@ -470,6 +471,7 @@ impl Accelerator for CudaDevice {
         // SAFETY: this stream is being captured, by this thread. Afterwards it is not captured, whatever the result.
         let code = unsafe { api::cuStreamEndCapture(self.stream, &mut graph) };
         state.capturing = None;
+        state.after_kernel = false;
         Self::close_side(&mut state);
         self.captured.notify_all();
         let captured = match self.check(&state, code, "capture the graph") {

@@ -67,7 +67,6 @@ impl CudaDevice {
     fn beside(&self, state: &mut State, submit: impl FnOnce(&Communicator, sys::CUstream) -> Result<()>) -> Result<()> {
         let none = || Error::device(&self.label, "it has met no other GPUs", "call communicate first");
         let side = state.side.as_mut().ok_or_else(none)?;
-        state.after_kernel = false;
         // SAFETY: the handles are this device's.
         let (recorded, waits) =
             unsafe { (api::cuEventRecord(side.fork, self.stream), api::cuStreamWaitEvent(side.stream, side.fork, 0)) };
@@ -95,7 +94,6 @@ impl CudaDevice {
     pub(super) fn join_side(&self, state: &mut State) -> Result<()> {
         let Some(side) = state.side.as_mut().filter(|side| side.open) else { return Ok(()) };
         side.open = false;
-        state.after_kernel = false;
         // SAFETY: the handles are this device's.
         let (recorded, waits) =
             unsafe { (api::cuEventRecord(side.done, side.stream), api::cuStreamWaitEvent(self.stream, side.done, 0)) };

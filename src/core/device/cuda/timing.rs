@@ -42,6 +42,7 @@ impl CudaDevice {
     }
 
     fn record(&self, state: &mut State) -> Result<sys::CUevent> {
+        state.follows_kernel = false;
         let event = match state.timing.free.pop() {
             Some(event) => event,
             None => {

@@ -309,7 +309,7 @@ fn begins_early(test: &str, machine: &str, switch: &str, early: usize) {
     });
 }
 
-/// In a capture, a kernel that follows a kernel begins early, and waits.
+/// A kernel that follows a kernel begins early, and waits.
 #[test]
 fn a_kernel_after_a_kernel_begins_early() {
     begins_early("a_kernel_after_a_kernel_begins_early", "h100", "on", 1);
