@@ -61,7 +61,7 @@ fn small(words: &[String]) -> Option<Vec<String>> {
     let (name, rest) = (words[start].as_str(), &words[start + 1..]);
     let from_source = ["run", "--release", "--"];
     let (before, arguments) = match name {
-        "engine" => (&words[..start], rest),
+        "engine" | "target/release/engine" => (&words[..start], rest),
         "cargo" if rest.len() > 3 && rest[..3] == from_source => (&words[..start], &rest[3..]),
         _ => return None,
     };

@@ -8,6 +8,7 @@
 mod emulator;
 #[path = "../common/kinds.rs"]
 mod kinds;
+mod of_guide;
 mod of_ops;
 
 use std::cell::Cell;
