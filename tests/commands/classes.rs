@@ -60,8 +60,15 @@ fn a_model_of_two_classes_is_trained_resumed_and_sampled() {
         (info.classes.as_slice(), &info.config.data.classes),
         (&["c", "a"].map(String::from)[..], &config.data.classes)
     );
-    // Resuming a finished run ends again, with the same images.
-    assert!(folder.succeed("train --resume run --device cpu").contains("resumes after step 3"));
+    // A finished run has nothing left to do: it says so, and changes no file.
+    let files = || {
+        ["model.safetensors", "samples/final.png", "metrics.jsonl"]
+            .map(|name| std::fs::metadata(folder.path("run").join(name)).unwrap().modified().unwrap())
+    };
+    let before = files();
+    let told = folder.succeed("train --resume run --device cpu");
+    assert!(told.contains("resumes after step 3") && told.contains("the run is complete"), "{told}");
+    assert!(!told.contains("3 steps in ") && files() == before, "{told}");
     folder.succeed("sample --model run --class C --steps 2 --device cpu --out c.png");
     assert!(folder.path("c.png").exists());
     let told = folder.fault("sample --model run --class b --steps 2 --device cpu --out b.png");
@@ -79,7 +86,7 @@ fn bad_subsets_are_told_before_there_is_a_run() {
             "--classes a,b --set model.num_classes=3",
             "model.num_classes: 2 classes in data.classes, 3 in the model; set it to 2",
         ),
-        ("--set data.classes=[a]", "model.num_classes: 1 classes in data.classes, 3 in the model; set it to 1"),
+        ("--set data.classes=[a]", "model.num_classes: 1 class in data.classes, 3 in the model; set it to 1"),
         ("--set data.validation_fraction=1", "data.validation_fraction: 1 is outside (0, 1)"),
         (
             "--set data.validation_fraction=0.1",
