@@ -335,7 +335,7 @@ fn flat_folders_names_without_endings_and_strays_are_taken_as_they_are() {
     let notes = set.notes();
     assert_eq!(notes[0], "there are no class folders: the set is unlabelled");
     assert_eq!(notes[1], "skipped 1 file that is not a picture: readme");
-    assert_eq!(notes[2], "skipped 1 hidden files and folders: .cache");
+    assert_eq!(notes[2], "skipped 1 hidden file or folder: .cache");
     file(folder.path(), "cat/4.png", &picture(4));
     file(folder.path(), "dog/5.png", &picture(5));
     let set = import(folder.path(), &whole).unwrap();
@@ -485,7 +485,7 @@ fn links_and_huge_declarations_in_archives_do_no_harm() {
     tar.append_data(&mut header, "a/../../../escape.png", image.as_slice()).unwrap_err();
     let path = file(folder.path(), "links.tar", &tar.into_inner().unwrap());
     let set = import(&path, &ImportOptions::default()).unwrap();
-    assert_eq!((set.len(), set.notes()[0].as_str()), (1, "skipped 1 links, which are not followed: 1 in links.tar"));
+    assert_eq!((set.len(), set.notes()[0].as_str()), (1, "skipped 1 link, which is not followed: 1 in links.tar"));
 
     for (kind, size, expected) in [
         (EntryType::Regular, 1u64 << 40, "a/1.png is declared 1099511627776 bytes long"),

@@ -60,15 +60,16 @@ fn a_model_of_two_classes_is_trained_resumed_and_sampled() {
         (info.classes.as_slice(), &info.config.data.classes),
         (&["c", "a"].map(String::from)[..], &config.data.classes)
     );
-    // A finished run has nothing left to do: it says so, and changes no file.
-    let files = || {
-        ["model.safetensors", "samples/final.png", "metrics.jsonl"]
+    // A finished run has nothing left to do: it says so, and writes no model and no picture.
+    let written = || {
+        ["model.safetensors", "samples/final.png", "checkpoints/step-3.safetensors"]
             .map(|name| std::fs::metadata(folder.path("run").join(name)).unwrap().modified().unwrap())
     };
-    let before = files();
+    let (before, metrics) = (written(), std::fs::read(folder.path("run/metrics.jsonl")).unwrap());
     let told = folder.succeed("train --resume run --device cpu");
     assert!(told.contains("resumes after step 3") && told.contains("the run is complete"), "{told}");
-    assert!(!told.contains("3 steps in ") && files() == before, "{told}");
+    assert!(!told.contains("3 steps in ") && written() == before, "{told}");
+    assert!(std::fs::read(folder.path("run/metrics.jsonl")).unwrap() == metrics);
     folder.succeed("sample --model run --class C --steps 2 --device cpu --out c.png");
     assert!(folder.path("c.png").exists());
     let told = folder.fault("sample --model run --class b --steps 2 --device cpu --out b.png");
@@ -106,7 +107,7 @@ fn data_commands_take_a_subset() {
     assert!(told.contains("11 images 8x8x3: 8 training, 3 validation\n  2 classes: c, b\n"), "{told}");
     folder.succeed("data show noise.safetensors --classes c,b --out sheet.png");
     assert!(folder.path("sheet.png").exists());
-    assert!(folder.fault("data show noise.safetensors --classes d").contains("noise has no class `d`"));
+    assert!(folder.fault("data show noise.safetensors --classes d --out d.png").contains("noise has no class `d`"));
     for (class, shade) in [("dark", 10), ("grey", 100), ("light", 250)] {
         std::fs::create_dir_all(folder.path(&format!("pictures/{class}"))).unwrap();
         for k in 0..4 {

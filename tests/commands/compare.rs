@@ -277,7 +277,7 @@ fn no_model_is_judged_by_what_it_was_trained_on() {
     );
     place.train("most", 1, &["data.shapes_count=230"]);
     place.faulty(
-        &format!("flow.safetensors most.safetensors {SMALL}"),
+        &format!("flow.safetensors most.safetensors {SMALL} --out most.png"),
         "data set \"shapes\": 0 of its 20 held-out images are unseen by all models; give another set with --data",
     );
     // Three models, and a set that none of them was trained on.

@@ -406,7 +406,7 @@ fn the_command_line_edits_given_images() {
     let place = Place::new();
     // Vary: from the image itself to one independent of it.
     let said = place.succeed("vary --image 1.png --strength 0 --out same.png");
-    assert!(said.starts_with("wrote same.png: 1 of strength 0 in "), "{said}");
+    assert!(said.starts_with("wrote same.png: 1 image of strength 0 in "), "{said}");
     assert!(place.pixels("same.png") == place.pixels("1.png"));
     place.succeed("vary --image 1.png --strength 1 --class a --seed 9 --out new.png");
     place.succeed("sample --quiet --count 1 --class a --seed 9 --out sample/");

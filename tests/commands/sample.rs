@@ -498,7 +498,8 @@ fn what_cannot_be_repeated_is_told_in_one_line() {
     assert!(!run.path("repeated.png").exists());
     std::fs::write(run.path("moved.safetensors"), &good).unwrap();
     let mut command = engine();
-    command.current_dir(run.0.path()).args(["sample", "--quiet", "--like", "p.png", "--model", "moved.safetensors"]);
+    command.current_dir(run.0.path()).args(["sample", "--quiet", "--like", "p.png", "--out", "moved.png"]);
+    command.args(["--model", "moved.safetensors"]);
     assert!(command.output().unwrap().status.success());
 
     // Pictures of other programs, or modified ones.
