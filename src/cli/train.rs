@@ -304,6 +304,21 @@ fn unfetched(name: &str, error: Error) -> Error {
     }
 }
 
+/// The first Ctrl-C (or SIGTERM) saves and ends the run; a second one ends it immediately.
+fn catch_interrupts(stop: Arc<AtomicBool>) -> Result<()> {
+    on_interrupt(move || {
+        if stop.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nsaving after this step; once more ends at once");
+    })
+}
+
+fn on_interrupt(act: impl FnMut() + Send + 'static) -> Result<()> {
+    ctrlc::set_handler(act)
+        .map_err(|error| Error::config("Ctrl-C", format!("cannot be caught: {error}"), "report this as a bug"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,19 +333,4 @@ mod tests {
             assert!(told.contains("`engine fetch resnet18 --from FILE`") && !told.contains("base_url"), "{told}");
         }
     }
-}
-
-/// The first Ctrl-C (or SIGTERM) saves and ends the run; a second one ends it immediately.
-fn catch_interrupts(stop: Arc<AtomicBool>) -> Result<()> {
-    on_interrupt(move || {
-        if stop.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("\nsaving after this step; once more ends at once");
-    })
-}
-
-fn on_interrupt(act: impl FnMut() + Send + 'static) -> Result<()> {
-    ctrlc::set_handler(act)
-        .map_err(|error| Error::config("Ctrl-C", format!("cannot be caught: {error}"), "report this as a bug"))
 }
