@@ -67,7 +67,7 @@ pub mod train;
 pub mod weights;
 
 pub use data::Dataset;
-pub use engine_core::{Error, Result, device, error, ops, rng, tape, tensor};
+pub use engine_core::{Error, Result, device, error, ops, rng, tape, tensor, words};
 pub use pipeline::Model;
 pub use tensor::Tensor;
 pub use train::Trainer;

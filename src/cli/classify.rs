@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::eval::{Asked, Classification, Confusion, Division, ErrorSpec, Images, Judge, Verdicts, data_of, divided};
 use crate::model_file::ModelInfo;
 use crate::ops::host::parallel::install;
+use crate::words::counted;
 
 /// Most classes for which the confusion matrix is printed; with more it would be wider than a screen.
 const MOST_COLUMNS: usize = 20;
@@ -67,6 +68,9 @@ pub struct ClassifyCommand {
     /// Write everything as JSON, with each image's probabilities; `-` prints it instead of the text
     #[arg(long, value_name = "FILE.json|-")]
     out: Option<JsonPath>,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
     /// Print nothing
     #[arg(long)]
     quiet: bool,
@@ -101,6 +105,9 @@ impl ClassifyCommand {
     pub fn run(self) -> Result<()> {
         if self.count == Some(0) {
             return Err(Error::config("--count", "0 images", "give 1 or more, or leave it out to take all"));
+        }
+        if let Some(path) = &self.out {
+            path.refuse_taken(self.force)?;
         }
         let machine = self.machine.open()?;
         install(move || self.classify(&Judge::new(machine.load(&self.model)?)?))
@@ -205,13 +212,13 @@ fn said(verdicts: &Verdicts, seconds: f64) -> String {
     let count = images.names.len();
     let of = images.data.as_ref().map_or(String::new(), |(name, split)| format!(" of {name} ({split})"));
     let how = asked.as_ref().map_or(String::new(), |Asked { spec: ErrorSpec { levels, draws, .. }, .. }| {
-        let classes = classes.len();
-        let evaluations = count * classes * levels * draws;
-        format!(": {classes} classes x {levels} levels x {draws} draws, {evaluations} evaluations")
+        let evaluations = counted(count * classes.len() * levels * draws, "evaluation");
+        let [classes, levels, draws] =
+            [(classes.len(), "class"), (*levels, "level"), (*draws, "draw")].map(|(count, noun)| counted(count, noun));
+        format!(": {classes} x {levels} x {draws}, {evaluations}")
     });
     let speed = count as f64 / seconds.max(1e-9);
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{text}{count} image{plural}{of} in {seconds:.1} s, {speed:.1} images/s{how}\n")
+    format!("{text}{}{of} in {seconds:.1} s, {speed:.1} images/s{how}\n", counted(count, "image"))
 }
 
 /// Accuracy, and the confusion as a table.

@@ -26,6 +26,7 @@ use crate::ops::host::parallel::{install, threads};
 use crate::picture::write_png;
 use crate::pipeline::{Model, SampleRequest, even_batch, pictures, png_text};
 use crate::tensor::Device;
+use crate::words::counted;
 
 /// The PNG keyword for the compared settings, as JSON.
 const KEYWORD: &str = "engine.compare";
@@ -80,6 +81,9 @@ pub struct CompareCommand {
     /// Write everything as JSON; `-` prints it instead of the tables
     #[arg(long, value_name = "FILE.json|-")]
     json: Option<JsonPath>,
+    /// Replace existing files
+    #[arg(long)]
+    force: bool,
     /// Print nothing
     #[arg(long)]
     pub(super) quiet: bool,
@@ -127,7 +131,7 @@ impl CompareCommand {
     ///
     /// # Errors
     /// Those of [`Model::load`], of the data set, of sampling and of writing; [`Error::Config`] for models that cannot be compared
-    /// and invalid options, before anything is computed.
+    /// and invalid options, and [`Error::File`] for outputs that exist, before anything is computed.
     pub fn run(self) -> Result<()> {
         self.check()?;
         let machine = self.machine.open()?;
@@ -140,17 +144,26 @@ impl CompareCommand {
             return Err(Error::config("compare", message, "give two models or more"));
         }
         if self.images < 2 {
-            let message = format!("{} images have no standard error", self.images);
+            let message = format!(
+                "{} {} no standard error",
+                counted(self.images, "image"),
+                if self.images == 1 { "has" } else { "have" }
+            );
             return Err(Error::config("--images", message, "give 2 or more; 256 is usual"));
         }
         if !(1..=10_000).contains(&self.count) {
-            return Err(Error::config("--count", format!("{} images of each model", self.count), "give 1 to 10000"));
+            return Err(Error::config(
+                "--count",
+                format!("{} of each model", counted(self.count, "image")),
+                "give 1 to 10000",
+            ));
         }
         if self.batch.is_some_and(|batch| !(1..=1 << 20).contains(&batch)) {
             let message = format!("{} images in a batch", self.batch.unwrap_or_default());
             return Err(Error::config("--batch", message, "give 1 to 1048576"));
         }
-        OutputPath::new(&self.out, &[OutputKind::Png]).map(|_| ())
+        OutputPath::new(&self.out, &[OutputKind::Png])?.refuse_taken(self.force)?;
+        self.json.as_ref().map_or(Ok(()), |path| path.refuse_taken(self.force))
     }
 
     fn compare(&self, machine: &Machine) -> Result<()> {
@@ -172,7 +185,11 @@ impl CompareCommand {
         let mut notes = std::mem::take(&mut held_out.notes);
         notes.extend(places.notes.iter().cloned());
         if levels.len() < self.levels {
-            notes.push(format!("{} noise levels requested; the models have {} in common", self.levels, levels.len()));
+            notes.push(format!(
+                "{} requested; the models have {} in common",
+                counted(self.levels, "noise level"),
+                levels.len()
+            ));
         }
 
         let shape = models[0].image_shape();
@@ -305,7 +322,8 @@ impl CompareCommand {
         described: Vec<Value>,
     ) -> Result<()> {
         let on_cpu = matches!(machine.device, Device::Cpu);
-        let device = if on_cpu { format!("{}, {} threads", machine.note, threads()) } else { machine.note.clone() };
+        let device =
+            if on_cpu { format!("{}, {}", machine.note, counted(threads(), "thread")) } else { machine.note.clone() };
         if let Some(path) = &self.json {
             path.write(&self.all(found, held_out, described, &device))?;
             if path.is_printed() {
@@ -333,7 +351,7 @@ impl CompareCommand {
             if alike { batches[0].clone() } else { batches.join(", ") }
         );
         found.notes.iter().for_each(|note| println!("note: {}", flags::noted(note)));
-        println!("wrote {}: {} images of each model, seed {}", self.out.display(), self.count, self.seed);
+        println!("wrote {}: {} of each model, seed {}", self.out.display(), counted(self.count, "image"), self.seed);
         comparison.verdicts().iter().for_each(|verdict| println!("\n{verdict}"));
         Ok(())
     }
@@ -445,7 +463,9 @@ fn labels(names: &[String], models: &[Model], held_out: &mut HeldOut) -> Result<
         // Note it if other models get the class.
         if untold > 0 && models.iter().any(|model| model.info.config.model.num_classes() > 0) {
             let of = held_out.labels.len();
-            held_out.notes.push(format!("{name} denoises {untold} of the {of} images without their class"));
+            held_out
+                .notes
+                .push(format!("{name} denoises {untold} of the {} without their class", counted(of, "image")));
         }
     }
     Ok(all)
@@ -457,7 +477,7 @@ fn way(request: &SampleRequest) -> String {
     let steps = sampling.timesteps.as_ref().map_or(sampling.num_steps, Vec::len);
     let guidance =
         if sampling.is_guided() { format!(", guidance {}", sampling.describe_guidance()) } else { String::new() };
-    format!("{} {steps} steps{guidance}", sampling.sampler)
+    format!("{} {}{guidance}", sampling.sampler, counted(steps, "step"))
 }
 
 /// The name of a unit variant in a configuration.
@@ -470,12 +490,12 @@ fn settings_rows(models: &[Model], requests: &[SampleRequest]) -> Vec<Row> {
     let of = |told: &dyn Fn(&Model) -> String| models.iter().map(told).collect::<Vec<_>>();
     vec![
         ("kind", of(&|model| model.info.config.model.kind().into())),
-        ("trained", of(&|model| format!("{} steps ({})", model.info.step, model.info.weights))),
+        ("trained", of(&|model| format!("{} ({})", counted(model.info.step, "step"), model.info.weights))),
         (
             "noise",
             of(&|model| {
                 let diffusion = &model.info.config.diffusion;
-                format!("{}, {} steps", word(diffusion.schedule), diffusion.num_steps)
+                format!("{}, {}", word(diffusion.schedule), counted(diffusion.num_steps, "step"))
             }),
         ),
         ("predicts", of(&|model| word(model.info.config.diffusion.prediction))),
@@ -522,7 +542,7 @@ mod tests {
     fn what_cannot_be_met_is_told_before_anything_is_loaded() {
         for (arguments, told) in [
             (&["a"][..], "compare: a alone cannot be compared; give two models or more"),
-            (&["a", "b", "--images", "1"], "--images: 1 images have no standard error"),
+            (&["a", "b", "--images", "1"], "--images: 1 image has no standard error"),
             (&["a", "b", "--count", "0"], "--count: 0 images of each model"),
             (&["a", "b", "--count", "10001"], "--count: 10001 images of each model"),
             (&["a", "b", "--batch", "0"], "--batch: 0 images in a batch"),

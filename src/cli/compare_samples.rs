@@ -16,6 +16,7 @@ use crate::eval::evaluation::{Classes, Drawn, Measured, MetricKind, Reference, c
 use crate::eval::{Extractor, Gallery, Metric};
 use crate::model_file::ModelFile;
 use crate::pipeline::Model;
+use crate::words::counted;
 
 /// Samples below which a Fréchet distance is mostly bias.
 const USUAL: usize = 10_000;
@@ -77,9 +78,9 @@ impl SampleTask {
     /// Notes: how the metrics were computed, and a warning if there are few samples.
     pub fn notes(&self, count: usize, metrics: &[Vec<Measured>]) -> Vec<String> {
         let (name, images) = (self.of["name"].as_str().unwrap_or_default(), &self.of["images"]);
-        let network = network(&self.extractor.borrow());
+        let (network, samples) = (network(&self.extractor.borrow()), counted(count, "sample"));
         let mut notes =
-            vec![format!("metrics of {count} samples of each model, from {images} images of {name}, by {network}")];
+            vec![format!("metrics of {samples} of each model, from {images} images of {name}, by {network}")];
         let distance = metrics.first().and_then(|all| all.iter().find(|measured| measured.key == "fid_score"));
         if let Some(distance) = distance.filter(|_| count < USUAL) {
             let (name, bias) = (&distance.name, due_to_number(distance));

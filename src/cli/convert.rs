@@ -10,13 +10,14 @@ use crate::error::{Error, Result};
 use crate::model_file::{Loaded, Storage, Weights};
 use crate::models::Network;
 use crate::tensor::{Context, DType};
+use crate::words::counted;
 
 /// Make a model file from a checkpoint, a run or another model file.
 ///
 /// The file holds everything needed to sample. bf16 and f16 halve its size and permanently reduce the precision of the weights.
 #[derive(Clone, Debug, Args)]
 pub struct ConvertCommand {
-    /// A model file, a checkpoint, or a run folder: its model.safetensors
+    /// A model file, a checkpoint, a run folder (its model.safetensors), or the name of a model that comes with the engine
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// The model file to write
@@ -77,9 +78,9 @@ impl ConvertCommand {
         if !self.run.quiet {
             let size = |path: &PathBuf| std::fs::metadata(path).map_err(Error::io(path, "read")).map(|file| file.len());
             println!(
-                "wrote {}: {} parameters of {} after step {} ({} weights) in {}, {} bytes ({} before)",
+                "wrote {}: {} of {} after step {} ({} weights) in {}, {} bytes ({} before)",
                 self.output.display(),
-                model.parameters.count(),
+                counted(model.parameters.count(), "parameter"),
                 model.path.display(),
                 model.info.step,
                 model.info.weights,

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::names::listed;
 use crate::picture::{Fit, Image, Labels, Layout, labelled_grid, write_png};
+use crate::words::counted;
 
 /// Import, inspect, verify and fetch data sets.
 #[derive(Debug, Args)]
@@ -60,12 +61,18 @@ enum Action {
         /// Pictures of each class.
         #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=200))]
         count: u16,
-        /// Draw validation images instead of training images.
-        #[arg(long)]
+        /// The images to draw: train, validation or test [default: train]
+        #[arg(long, value_name = "SPLIT")]
+        split: Option<String>,
+        /// `--split validation`
+        #[arg(long, hide = true, conflicts_with = "split")]
         validation: bool,
         /// Only these classes, in this order.
         #[arg(long, value_name = "A,B,…")]
         classes: Option<ClassList>,
+        /// Replace an existing file.
+        #[arg(long)]
+        force: bool,
     },
     /// Write a data set for other tools: a folder of PNG files, .npz, .parquet, or the .zip of StyleGAN and EDM.
     Export {
@@ -155,8 +162,8 @@ pub(super) struct PictureArgs {
     /// Convert all pictures to RGB or grey [default: RGB if any is coloured]
     #[arg(long, value_enum)]
     color: Option<Colour>,
-    /// The colour under transparent pixels and for padding: white, black, grey or RRGGBB [default: white]
-    #[arg(long, value_name = "COLOUR")]
+    /// The color under transparent pixels and for padding: white, black, grey or RRGGBB [default: white]
+    #[arg(long, value_name = "COLOR")]
     background: Option<Background>,
     /// Skip damaged pictures, and list them
     #[arg(long)]
@@ -226,8 +233,13 @@ impl DataCommand {
                 print!("{}", verified(&set, &set.verify()?));
                 Ok(())
             }
-            Action::Show { file, out, count, validation, classes } => {
-                let split = if validation { Split::Validation } else { Split::Train };
+            Action::Show { file, out, count, split, validation, classes, force } => {
+                refuse_taken(&out, force)?;
+                let split = match split {
+                    Some(name) => one_split(&name, "give train, validation or test")?,
+                    None if validation => Split::Validation,
+                    None => Split::Train,
+                };
                 show(&keep(open(&file)?, classes.as_ref())?, &out, usize::from(count), split)
             }
             Action::Export { file, out, format, split, classes, force } => {
@@ -237,13 +249,7 @@ impl DataCommand {
                     // The zip format has no splits.
                     None => (format == ExportFormat::Edm).then_some(Split::Train),
                     Some("all") => None,
-                    Some("train") => Some(Split::Train),
-                    Some("validation") => Some(Split::Validation),
-                    Some("test") => Some(Split::Test),
-                    Some(other) => {
-                        let message = format!("{other:?} is not a split");
-                        return Err(Error::config("--split", message, "give train, validation, test or all"));
-                    }
+                    Some(name) => Some(one_split(name, "give train, validation, test or all")?),
                 };
                 let written = export(&set, &out, format, split, force)?;
                 written.iter().for_each(|path| println!("wrote {}", path.display()));
@@ -255,6 +261,16 @@ impl DataCommand {
                 Ok(())
             }
         }
+    }
+}
+
+/// `--split` as one split.
+fn one_split(name: &str, advice: &str) -> Result<Split> {
+    match name {
+        "train" => Ok(Split::Train),
+        "validation" => Ok(Split::Validation),
+        "test" => Ok(Split::Test),
+        other => Err(Error::config("--split", format!("{other:?} is not a split"), advice)),
     }
 }
 
@@ -314,8 +330,8 @@ fn info(set: &Dataset) -> String {
     let mut lines = vec![
         format!("{}: {}", set.path().map_or("built in".into(), |path| path.display().to_string()), set.name()),
         format!(
-            "  {} images {}: {} training, {} validation{}",
-            set.len(),
+            "  {} {}: {} training, {} validation{}",
+            counted(set.len(), "image"),
             set.size().with_channels(set.channels()),
             set.split_len(Split::Train),
             set.split_len(Split::Validation),
@@ -324,7 +340,7 @@ fn info(set: &Dataset) -> String {
                 test => format!(", {test} test"),
             }
         ),
-        format!("  {} classes: {}", set.class_names().len(), listed(set.class_names())),
+        format!("  {}: {}", counted(set.class_names().len(), "class"), listed(set.class_names())),
     ];
     lines.extend(set.sources().iter().map(|s| format!("  from {} ({} bytes, SHA-256 {})", s.file, s.bytes, s.sha256)));
     lines.extend(set.notes().iter().map(|note| format!("  note: {}", flags::noted(note))));
@@ -364,11 +380,21 @@ fn verified(set: &Dataset, verification: &Verification) -> String {
     text + "sound\n"
 }
 
+/// `2000 images, 10 classes`
+pub(super) fn counted_set(set: &Dataset) -> String {
+    format!("{}, {}", counted(set.len(), "image"), counted(set.class_names().len(), "class"))
+}
+
 /// The first `count` images of each class of `split`, a row for each class.
 fn show(set: &Dataset, out: &Path, count: usize, split: Split) -> Result<()> {
     let range = set.split_indices(split);
     if range.is_empty() {
-        return Err(Error::config("data show", "there are no validation images", "leave --validation out"));
+        let name = match split {
+            Split::Train => "training",
+            Split::Validation => "validation",
+            Split::Test => "test",
+        };
+        return Err(Error::config("data show", format!("there are no {name} images"), "give another --split"));
     }
     let mut rows = vec![Vec::new(); set.class_names().len()];
     for index in range {
@@ -387,7 +413,7 @@ fn show(set: &Dataset, out: &Path, count: usize, split: Split) -> Result<()> {
         });
     }
     let labels = Labels {
-        title: format!("{}: {} images, {} classes", set.name(), set.len(), set.class_names().len()),
+        title: format!("{}: {}", set.name(), counted_set(set)),
         rows: set.class_names().to_vec(),
         ..Labels::default()
     };
@@ -395,7 +421,7 @@ fn show(set: &Dataset, out: &Path, count: usize, split: Split) -> Result<()> {
     let scale = (64 / set.height().max(set.width())).clamp(1, 4);
     let sheet = labelled_grid(&images, Layout { columns, scale, ..Layout::default() }, &labels)?;
     write_png(out, &sheet, &[("Software", "engine"), ("Source", set.name())])?;
-    println!("wrote {} ({} images of each class)", out.display(), columns);
+    println!("wrote {} ({} of each class)", out.display(), counted(columns, "image"));
     Ok(())
 }
 
@@ -423,6 +449,29 @@ mod tests {
         run(&["show", "builtin", "--out", sheet.to_str().unwrap(), "--count", "3"]).unwrap();
         let (sheet, _) = crate::picture::read_png(&sheet).unwrap();
         assert!(sheet.width() > 3 * 64 && sheet.height() > 10 * 64);
+    }
+
+    #[test]
+    fn one_option_chooses_a_split_and_the_old_one_still_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let shown = |name: &str, more: &[&str]| {
+            let out = folder.path().join(name);
+            run(&[&["show", "builtin", "--count", "2", "--out", out.to_str().unwrap()], more].concat()).map(|()| out)
+        };
+        let pixels = |name: &str, more: &[&str]| std::fs::read(shown(name, more).unwrap()).unwrap();
+        let held_out = pixels("a.png", &["--split", "validation"]);
+        assert_eq!(pixels("b.png", &["--validation"]), held_out);
+        assert_ne!(pixels("c.png", &["--split", "train"]), held_out);
+        assert_eq!(pixels("a.png", &["--force"]), pixels("d.png", &[]));
+        for (more, part) in [
+            (&["--split", "all"][..], "give train, validation or test"),
+            (&["--split", "test"], "there are no test images; give another --split"),
+        ] {
+            let error = shown("e.png", more).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let taken = shown("a.png", &[]).unwrap_err().to_string();
+        assert!(taken.contains("a.png: already exists") && taken.ends_with("--force"), "{taken}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::ops::cases;
 use crate::ops::host::parallel::{set_threads, threads};
 use crate::tensor::{DType, Device};
 use crate::weights::WeightFile;
+use crate::words::counted;
 
 /// Report what this machine can run, and test every op on its device.
 ///
@@ -67,10 +68,13 @@ impl DoctorCommand {
             Some(accelerator) => Device::Accelerator(accelerator),
             None => {
                 let why = match choice {
-                    DeviceChoice::Cpu => "requested by --device cpu".to_string(),
-                    _ => format!("there is no usable GPU: {}", chosen.note),
+                    DeviceChoice::Cpu => "as requested by --device cpu".to_string(),
+                    _ => match &chosen.fallback {
+                        Some(why) => format!("because there is no usable GPU ({why})"),
+                        None => "because there is no usable GPU".to_string(),
+                    },
                 };
-                println!("\nSKIPPED: the CUDA kernels were not tested, for {why}.");
+                println!("\nSKIPPED: the CUDA kernels were not tested, {why}.");
                 if std::env::var("ENGINE_REQUIRE_GPU").is_ok_and(|value| value == "1") {
                     println!("FAILED: ENGINE_REQUIRE_GPU=1 asks for one.");
                     failures += 1;
@@ -258,11 +262,11 @@ fn data(folder: &Path) -> String {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         text += &match Dataset::open(&path) {
             Ok(set) => format!(
-                "  {name}: {} training and {} validation images {}, {} classes\n",
+                "  {name}: {} training and {} validation images {}, {}\n",
                 set.split_len(Split::Train),
                 set.split_len(Split::Validation),
                 set.size().with_channels(set.channels()),
-                set.class_names().len()
+                counted(set.class_names().len(), "class")
             ),
             Err(error) => format!("  not usable: {}\n", flags::with_flags(&error, &[])),
         };

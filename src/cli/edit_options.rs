@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::ops::host::parallel::install;
 use crate::picture::{Fit, Image, read_picture, write_npy, write_png};
 use crate::pipeline::{Edit, EditRecipe, Model, OnProgress, SampleRequest, pictures, read_fitted, strip};
+use crate::words::counted;
 
 /// The model and its sampling options.
 #[derive(Clone, Debug, Args)]
@@ -74,13 +75,14 @@ impl EditOptions {
         let started = Instant::now();
         let out = OutputPath::new(out, OutputKind::STILL)?;
         out.refuse_taken(self.run.force)?;
+        refuse_taken_pictures(&out, results.count, self.run.force)?;
         self.with_model(|model| {
             let request = self.request(model, results.count, results.seed)?;
             let bar = self.bar();
             let Edited { images, edit, summary } = draw(model, &request, &mut bar.updates())?;
             drop(bar);
             let text = self.text(model, &request, edit);
-            write_images(&out, &pictures(&images, model.image_shape())?, &text, self.run.force)?;
+            write_images(&out, &pictures(&images, model.image_shape())?, &text)?;
             self.report(&out.path, &summary, &request, started);
             Ok(())
         })
@@ -108,7 +110,7 @@ impl EditOptions {
     /// [`Error::Config`] for an invalid class, sampler or value.
     pub fn request(&self, model: &Model, count: usize, seed: u64) -> Result<SampleRequest> {
         if !(1..=1_000_000).contains(&count) {
-            return Err(Error::config("--count", format!("{count} images"), "give 1 to 1000000"));
+            return Err(Error::config("--count", counted(count, "image"), "give 1 to 1000000"));
         }
         let label = match &self.class {
             Some(class) => model.class_label(class)?,
@@ -136,11 +138,11 @@ impl EditOptions {
     pub fn report(&self, out: &Path, what: &str, request: &SampleRequest, started: Instant) {
         if !self.run.quiet {
             println!(
-                "wrote {}: {what} in {:.2} s ({} {} steps, guidance {}, seed {})",
+                "wrote {}: {what} in {:.2} s ({} {}, guidance {}, seed {})",
                 out.display(),
                 started.elapsed().as_secs_f64(),
                 request.sampling.sampler,
-                request.sampling.num_steps,
+                counted(request.sampling.num_steps, "step"),
                 request.sampling.describe_guidance(),
                 request.seed
             );
@@ -154,8 +156,8 @@ pub struct FitOptions {
     /// How a picture of another aspect ratio is fitted [default: crop]
     #[arg(long, value_enum)]
     pub fit: Option<Fit>,
-    /// The colour under transparent pixels and for padding: white, black, grey or RRGGBB [default: white]
-    #[arg(long, value_name = "COLOUR")]
+    /// The color under transparent pixels and for padding: white, black, grey or RRGGBB [default: white]
+    #[arg(long, value_name = "COLOR")]
     pub background: Option<Background>,
 }
 
@@ -195,18 +197,32 @@ impl EditOptions {
     }
 }
 
+/// The name of picture `k` in a folder.
+fn picture_name(k: usize) -> String {
+    format!("{k:05}.png")
+}
+
+/// Refuses to overwrite one of `count` pictures in a folder without `force`, before they are drawn.
+///
+/// # Errors
+/// [`Error::File`] with the first that exists.
+pub fn refuse_taken_pictures(out: &OutputPath, count: usize, force: bool) -> Result<()> {
+    match out.kind {
+        OutputKind::Folder => out.refuse_taken_in((0..count).map(picture_name), force),
+        _ => Ok(()),
+    }
+}
+
 /// Writes still images: one PNG (a sheet where there are several), an array, or a folder of PNGs.
 ///
 /// # Errors
 /// Those of the writers.
-pub fn write_images(out: &OutputPath, images: &[Image], text: &[(&'static str, String)], force: bool) -> Result<()> {
+pub fn write_images(out: &OutputPath, images: &[Image], text: &[(&'static str, String)]) -> Result<()> {
     let text: Vec<(&str, &str)> = text.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
     match (out.kind, images) {
         (OutputKind::Array, _) => write_npy(&out.path, images),
         (OutputKind::Folder, _) => {
-            let name = |k: usize| format!("{k:05}.png");
-            out.refuse_taken_in((0..images.len()).map(name), force)?;
-            images.iter().enumerate().try_for_each(|(k, image)| write_png(out.path.join(name(k)), image, &text))
+            images.iter().enumerate().try_for_each(|(k, image)| write_png(out.path.join(picture_name(k)), image, &text))
         }
         (_, [image]) => write_png(&out.path, image, &text),
         _ => write_png(&out.path, &strip(images)?, &text),

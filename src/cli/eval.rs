@@ -31,6 +31,7 @@ use crate::model_file::ModelFile;
 use crate::ops::host::parallel::{install, set_threads};
 use crate::picture::{render_metric_curve, write_png};
 use crate::pipeline::{Changes, Model};
+use crate::words::counted;
 use against::{Against, REFERENCE_RULES};
 
 /// Evaluate models or sets of pictures: FID, KID, Inception Score, precision and recall and more, with their uncertainty.
@@ -257,7 +258,7 @@ impl EvalCommand {
                 let gallery = Gallery::open(path)?;
                 let count = self.num_samples.unwrap_or(gallery.len());
                 let few = (count > gallery.len())
-                    .then(|| format!("{} has {} pictures, not {count}", gallery.name, gallery.len()));
+                    .then(|| format!("{} has {}, not {count}", gallery.name, counted(gallery.len(), "picture")));
                 let mut gallery = gallery.part(count, self.seed);
                 gallery.notes.extend(few);
                 Some(gallery)
@@ -384,7 +385,9 @@ impl EvalCommand {
             for &steps in &steps {
                 for &guidance in &guidance {
                     let mut group = model.display().to_string();
-                    group.extend(steps.filter(|_| self.steps.len() > 1).map(|steps| format!(", {steps} steps")));
+                    group.extend(
+                        steps.filter(|_| self.steps.len() > 1).map(|steps| format!(", {}", counted(steps, "step"))),
+                    );
                     group.extend(
                         guidance.filter(|_| self.guidance.len() > 1).map(|scale| format!(", guidance {scale}")),
                     );

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::eval::evaluation::Measured;
 use crate::eval::{Gallery, rounded, with_error};
 use crate::picture::{Image, Labels, Layout, MetricCurve, beside, labelled_grid};
+use crate::words::counted;
 
 /// Most pictures of a panel.
 const SHOWN: usize = 40;
@@ -26,17 +27,24 @@ pub(super) fn settings(result: &Value) -> String {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), String::from);
         let (sampler, steps, guidance) = (text(&sampling["sampler"]), &sampling["num_steps"], &sampling["guidance"]);
         let (seed, precision) = (&result["seed"], text(&result["sampling_precision"]));
-        parts.push(format!("seed {seed}, {sampler}, {steps} steps, guidance {guidance}, {precision}"));
+        parts.push(format!("seed {seed}, {sampler}, {}, guidance {guidance}, {precision}", stepped(steps)));
     } else {
         parts.push(format!("samples{}", short(&result["sha256"])));
     }
     for (what, described) in [("reference", &result["reference"]), ("floor", &result["floor"])] {
         let Some(name) = described["name"].as_str() else { continue };
-        let images = described["images"].as_u64().map_or("an unknown number of".into(), |images| images.to_string());
+        let images = described["images"]
+            .as_u64()
+            .map_or("an unknown number of images".into(), |images| counted(images, "image"));
         let hash = if described["file_sha256"].is_string() { &described["file_sha256"] } else { &described["sha256"] };
-        parts.push(format!("{what}: {images} images of {name}{}", short(hash)));
+        parts.push(format!("{what}: {images} of {name}{}", short(hash)));
     }
     format!("{}\n", parts.join("; "))
+}
+
+/// The number of steps in a result.
+fn stepped(steps: &Value) -> String {
+    steps.as_u64().map_or_else(|| format!("{steps} steps"), |steps| counted(steps, "step"))
 }
 
 /// Metrics of one model, with standard error and floor; `settings` is the second line.
@@ -47,7 +55,7 @@ pub(super) fn table(
     found: &[Measured],
     floor: &[Measured],
 ) -> String {
-    let mut text = format!("{name}: {count} samples, {network}\n  {settings}");
+    let mut text = format!("{name}: {}, {network}\n  {settings}", counted(count, "sample"));
     let width = found.iter().map(|measured| measured.name.chars().count()).max().unwrap_or(0);
     for measured in found {
         let value = number(measured.value, measured.error);

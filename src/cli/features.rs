@@ -224,7 +224,7 @@ pub(super) fn data_set(
         if path.exists() && (path.is_dir() || !is_data_set(path)) {
             return imported(path, info.as_ref(), data_dir, quiet).map(Some);
         }
-        let options = ResolveOptions { data_dir, shapes_seed, shapes_count, progress: shown(quiet) };
+        let options = ResolveOptions { data_dir, shapes_seed, shapes_count, progress: shown(quiet), trains: false };
         return resolve(name, Path::new(name).exists().then_some(name), &options).map(Some);
     }
     let Some(info) = info else { return Ok(None) };

@@ -8,6 +8,7 @@ use super::bar::shown;
 use crate::data::{FetchOptions, WEIGHTS_DIR, fetch_weights, place_weights};
 use crate::error::Result;
 use crate::weights::WeightFile;
+use crate::words::counted;
 
 /// Download the weights of a pretrained network: resnet18, inception or efficientnet-lite0.
 ///
@@ -50,7 +51,8 @@ impl FetchCommand {
         if let Some(wrapper) = file.wrapper() {
             println!("the names began with {wrapper}, which was left out");
         }
-        println!("{}: {} arrays, {numbers} numbers", path.display(), file.arrays().len());
+        let arrays = counted(file.arrays().len(), "array");
+        println!("{}: {arrays}, {}", path.display(), counted(numbers, "number"));
         Ok(())
     }
 }

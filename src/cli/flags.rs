@@ -79,10 +79,12 @@ pub(super) const SAMPLING: &[Flag] = &[
 ];
 
 /// `engine serve` takes single models, and a folder of more.
-pub(super) const SERVE: &[Flag] = &[("folder", "--models"), ("models", "--model")];
+pub(super) const SERVE: &[Flag] =
+    &[("folder", "--models"), ("hosts", "--allow-host"), ("models", "--model"), ("origins", "--allow-origin")];
 
 /// Functions of the library, and their commands.
 const COMMANDS: &[(&str, &str)] = &[
+    ("data::fetch", "engine data fetch"),
     ("data::import", "engine data import"),
     ("data::place_weights", "engine fetch"),
     ("profile", "engine profile"),
@@ -127,6 +129,12 @@ fn placed(place: &str, own: &[Flag]) -> String {
 /// A note of the library, with flags for the fields in it.
 pub(super) fn noted(note: &str) -> String {
     advised(note, &[])
+}
+
+/// Advice of a running server, with flags for its settings.
+#[cfg(feature = "serve")]
+pub(super) fn of_server(advice: &str) -> String {
+    advised(advice, SERVE)
 }
 
 /// The text with flags for the fields in backticks. Anything else in backticks stays.
@@ -220,6 +228,18 @@ mod tests {
         );
     }
 
+    #[cfg(feature = "serve")]
+    #[test]
+    fn advice_of_a_server_names_its_flags() {
+        for (advice, expected) in [
+            ("start it with `hosts = NAME`", "start it with --allow-host NAME"),
+            ("start it with `origins = ORIGIN`", "start it with --allow-origin ORIGIN"),
+            ("start the server with more `memory`", "start the server with more --memory"),
+        ] {
+            assert_eq!(of_server(advice), expected);
+        }
+    }
+
     #[test]
     fn advice_names_flags() {
         for (advice, expected) in [
@@ -228,6 +248,8 @@ mod tests {
             ("give `sampler = ddim, eta = 0` or x", "give --sampler ddim --eta 0 or x"),
             ("keep `training.keep_checkpoints = 1`", "keep --set training.keep_checkpoints=1"),
             ("see `data::Format`", "see `engine data import --help`"),
+            ("do `data::fetch(cifar10, base_url = URL)`", "do `engine data fetch cifar10 --base-url URL`"),
+            ("do `data::place_weights(resnet18, from = FILE)`", "do `engine fetch resnet18 --from FILE`"),
             ("do `data::import(SRC, out = a, b.x)`", "do `engine data import SRC --out a, b.x`"),
             (
                 "as `train(processes)` or `train(resume = runs/a (1))`",

@@ -7,6 +7,7 @@ use clap::Args;
 use super::edit_options::{EditOptions, Edited, ResultOptions};
 use crate::error::Result;
 use crate::pipeline::{Edit, Inpaint, free_pixels};
+use crate::words::counted;
 
 /// Fill the white region of a mask in an image; every other pixel is kept exactly.
 #[derive(Clone, Debug, Args)]
@@ -46,7 +47,7 @@ impl InpaintCommand {
             Ok(Edited {
                 images: model.inpaint(inpaint, request, progress)?,
                 edit: Edit::Inpaint { image, mask, resample: self.resample },
-                summary: format!("{filled} of {} pixels filled", free.len()),
+                summary: format!("{filled} of {} filled", counted(free.len(), "pixel")),
             })
         })
     }

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::edit_options::{EditOptions, write_images};
+use super::edit_options::{EditOptions, refuse_taken_pictures, write_images};
 use super::output::{OutputKind, OutputPath};
 use crate::error::{Error, Result};
 use crate::picture::{AnimationTiming, Image, write_animation, write_png};
 use crate::pipeline::{Edit, Ends, Model, pictures, strip};
+use crate::words::counted;
 
 /// Interpolate between the images of two seeds, or between two given images.
 ///
@@ -49,14 +50,15 @@ impl InterpolateCommand {
         let out = |path: &PathBuf| {
             let out = OutputPath::new(path, OutputKind::FRAMES)?;
             out.refuse_taken(self.edit.run.force)?;
+            refuse_taken_pictures(&out, self.frames, self.edit.run.force)?;
             Ok(out)
         };
         let outputs = self.out.iter().map(out).collect::<Result<Vec<_>>>()?;
         if !(1..=50).contains(&self.fps) {
-            return Err(Error::config("--fps", format!("{} frames a second", self.fps), "give 1 to 50"));
+            return Err(Error::config("--fps", format!("{} a second", counted(self.fps, "frame")), "give 1 to 50"));
         }
         if self.frames < 2 {
-            let message = format!("{} frames", self.frames);
+            let message = counted(self.frames, "frame");
             return Err(Error::config("--frames", message, "give 2 or more"));
         }
         self.edit.with_model(|model| self.draw(model, &outputs, started))
@@ -92,9 +94,17 @@ impl InterpolateCommand {
         let frames = pictures(&drawn, model.image_shape())?;
         for out in outputs {
             self.write(out, &frames, &text)?;
-            self.edit.report(&out.path, &format!("{} frames", frames.len()), &request, started);
+            let count = match out.kind {
+                OutputKind::Gif | OutputKind::Apng => self.timing().count(frames.len()),
+                _ => frames.len(),
+            };
+            self.edit.report(&out.path, &counted(count, "frame"), &request, started);
         }
         Ok(())
+    }
+
+    fn timing(&self) -> AnimationTiming {
+        AnimationTiming { delay: 100 / self.fps, bounce: self.bounce }
     }
 
     /// Writes the frames to an output.
@@ -105,10 +115,9 @@ impl InterpolateCommand {
             OutputKind::Gif | OutputKind::Apng => {
                 let scale = (256 / frames[0].height().max(frames[0].width())).clamp(1, 8);
                 let large = frames.iter().map(|frame| frame.upscale(scale)).collect::<Result<Vec<_>>>()?;
-                let timing = AnimationTiming { delay: 100 / self.fps, bounce: self.bounce };
-                write_animation(&out.path, &large, timing, &borrowed)
+                write_animation(&out.path, &large, self.timing(), &borrowed)
             }
-            _ => write_images(out, frames, text, self.edit.run.force),
+            _ => write_images(out, frames, text),
         }
     }
 }

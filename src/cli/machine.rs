@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::model_file::{FromNetwork, Loaded, ModelFile};
 use crate::ops::host::parallel::set_threads;
 use crate::tensor::{Context, DType, Device};
+use crate::words::counted;
 
 /// `--device`, `--precision`, `--threads`.
 #[derive(Clone, Debug, Args)]
@@ -69,7 +70,7 @@ impl MachineOptions {
     /// [`Error::Config`] for 0 threads, or too many.
     pub fn checked_threads(&self) -> Result<Option<usize>> {
         if self.threads.is_some_and(|threads| !(1..=4096).contains(&threads)) {
-            let message = format!("{} threads", self.threads.unwrap_or_default());
+            let message = counted(self.threads.unwrap_or_default(), "thread");
             return Err(Error::config("--threads", message, "give 1 to 4096, or leave it out to use all"));
         }
         Ok(self.threads)

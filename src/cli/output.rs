@@ -99,12 +99,14 @@ impl OutputPath {
     }
 }
 
-/// Refuses a path that is taken, unless `force`: checked before the work, not after it.
+/// Refuses a path that is taken, unless `force`: checked before the work, not after it. Every output of every command goes through
+/// here, except for the files of run folders and of `engine eval --out`. Devices and pipes are never taken.
 ///
 /// # Errors
 /// [`Error::File`].
 pub(super) fn refuse_taken(path: &Path, force: bool) -> Result<()> {
-    if path.exists() && !force {
+    let is_taken = path.metadata().is_ok_and(|found| found.is_file() || found.is_dir());
+    if is_taken && !force {
         return Err(Error::file(path, "already exists", "give another file, or replace it with --force"));
     }
     Ok(())
@@ -138,6 +140,14 @@ impl JsonPath {
     /// Whether JSON takes the place of text on standard output.
     pub fn is_printed(&self) -> bool {
         self.0.as_os_str() == "-"
+    }
+
+    /// Refuses to overwrite a file without `force`.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn refuse_taken(&self, force: bool) -> Result<()> {
+        if self.is_printed() { Ok(()) } else { refuse_taken(&self.0, force) }
     }
 
     /// Writes or prints a value.
@@ -207,6 +217,11 @@ mod tests {
             (OutputPath { path: file, kind: OutputKind::Png }, OutputPath::new(folder.path(), OutputKind::STILL));
         let all = all.unwrap();
         assert!(one.refuse_taken(false).is_err() && one.refuse_taken(true).is_ok() && all.refuse_taken(false).is_ok());
+        let json = |path: &Path| path.to_str().unwrap().parse::<JsonPath>().unwrap();
+        assert!(json(&one.path).refuse_taken(false).is_err() && json(&one.path).refuse_taken(true).is_ok());
+        for never in ["-", "/dev/null"] {
+            json(Path::new(never)).refuse_taken(false).unwrap();
+        }
         let names = || ["0.png", "1.png"].map(String::from);
         assert!(all.refuse_taken_in(names(), false).unwrap_err().to_string().contains("1.png: already exists"));
         assert!(all.refuse_taken_in(names(), true).is_ok() && all.refuse_taken_in(["0.png".into()], false).is_ok());

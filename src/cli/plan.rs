@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::eval::Extractor;
 use crate::tensor::DType;
 use crate::train::{DataSizes, Estimate, Peak, Residency, StepWork};
+use crate::words::{counted, named};
 
 /// Print the memory, the work and the minimum time of a training step and a sampling step, from shapes alone.
 ///
@@ -98,16 +99,15 @@ impl PlanCommand {
         }
         let (training, precision) = (&config.training, config.training.precision);
         let count = training.batch_size * training.micro_batches();
-        let plural = if count == 1 { "" } else { "s" };
-        text += &format!("\ntraining step, {count} image{plural}\n");
+        text += &format!("\ntraining step, {}\n", counted(count, "image"));
         text += &table(&estimate.training, &peak, precision);
         let roofline = estimate.training.roofline(&peak, precision);
         text += &floor(&estimate.training, &peak, precision, count, "a step");
         text += &format!(
-            "  at the roofline an epoch ({} steps) takes {}, the run ({} steps) {}\n",
-            number(estimate.steps_per_epoch as usize),
+            "  at the roofline an epoch ({}) takes {}, the run ({}) {}\n",
+            several(estimate.steps_per_epoch as usize, "step"),
             time(roofline.seconds * estimate.steps_per_epoch as f64),
-            number(estimate.total_steps as usize),
+            several(estimate.total_steps as usize, "step"),
             time(roofline.seconds * estimate.total_steps as f64),
         );
         if let Some(gpus) = self.gpus {
@@ -123,15 +123,16 @@ impl PlanCommand {
             0 => String::new(),
             prepared => format!(", of that {} weights packed for products", bytes(prepared as f64)),
         };
-        text += &format!("\nsampling step, {batch} images{guided}: {alone} without training{of_that}\n");
+        let images_of = counted(batch, "image");
+        text += &format!("\nsampling step, {images_of}{guided}: {alone} without training{of_that}\n");
         text += &table(&work.evaluation, &peak, precision);
         text += &floor(&work.evaluation, &peak, precision, batch, "an evaluation");
         let all = work.evaluation.roofline(&peak, precision).seconds * work.stages as f64;
         text += &format!(
-            "  at the roofline {} {} steps ({} evaluations) take {}, {}\n",
+            "  at the roofline {} {} ({}) take {}, {}\n",
             sampling.sampler,
-            sampling.num_steps,
-            work.stages,
+            counted(sampling.num_steps, "step"),
+            counted(work.stages, "evaluation"),
             time(all),
             images(batch as f64 / all),
         );
@@ -163,7 +164,7 @@ impl PlanCommand {
             text += &format!("  {kind:<20}{:>12}\n", bytes(size as f64));
         }
         text += &format!("  {:<20}{:>12}\n", "total", bytes(extractor.bytes() as f64));
-        text += &format!("\nfeatures of {batch} pictures\n{}", table(&work, &peak, precision));
+        text += &format!("\nfeatures of {}\n{}", counted(batch, "picture"), table(&work, &peak, precision));
         Ok(text + &floor(&work, &peak, precision, batch, "a batch"))
     }
 
@@ -284,7 +285,7 @@ fn memory(estimate: &Estimate, sizes: DataSizes, on_cpu: bool) -> String {
                         format!(": a batch; {all} stream from the mapped file through {pinned} of pinned host memory")
                     }
                 };
-                format!("  {} images{how}", number(sizes.training + sizes.validation))
+                format!("  {}{how}", several(sizes.training + sizes.validation, "image"))
             }
             "arena" => format!("  of the largest program: {}", estimate.largest_program),
             _ => String::new(),
@@ -346,6 +347,11 @@ pub(super) fn number(value: usize) -> String {
         text.push(digit);
     }
     text
+}
+
+/// `1 step`, `19,108 steps`.
+fn several(count: usize, noun: &str) -> String {
+    format!("{} {}", number(count), named(noun, count == 1))
 }
 
 /// `8,127 images/s`.

@@ -8,6 +8,7 @@ use clap::Args;
 use super::bar::Bar;
 use super::flags;
 use super::machine::PrecisionChoice;
+use super::output::refuse_taken;
 use super::presets::configuration;
 use super::profile_check;
 use crate::config::{Config, Precision};
@@ -20,6 +21,7 @@ use crate::profile::lines::{hashes, sha256, source_lines};
 use crate::profile::machine::{BEGINS, Order};
 use crate::profile::report::Report;
 use crate::profile::{self, machine, steps, table, trace};
+use crate::words::counted;
 
 /// Kernels of a section whose lines are shown if no op is given.
 const KERNELS: usize = 3;
@@ -27,7 +29,7 @@ const KERNELS: usize = 3;
 const REPEATS: usize = 5;
 
 /// Options that mean nothing for `--check`: its file has the runs.
-const NOT_CHECKED: [&str; 12] = [
+const NOT_CHECKED: [&str; 13] = [
     "preset",
     "config",
     "batch",
@@ -40,6 +42,7 @@ const NOT_CHECKED: [&str; 12] = [
     "trace",
     "calibration",
     "counters",
+    "force",
 ];
 
 /// Count the work of the kernels of a training step and a sampling step, by line, and model their times on a GPU.
@@ -75,6 +78,9 @@ pub struct ProfileCommand {
     /// Count the runs in FILE and compare with its counters: growth of more than 2 % is an error
     #[arg(long, value_name = "FILE", conflicts_with_all = NOT_CHECKED)]
     check: Option<PathBuf>,
+    /// Replace the files of --json and --trace if they exist
+    #[arg(long)]
+    force: bool,
     /// With --check: write the new counters to FILE, which accepts them
     #[arg(long, requires = "check")]
     update: bool,
@@ -119,7 +125,7 @@ impl ProfiledRun {
         self.set.iter().for_each(|set| words += &format!(", {set}"));
         let blocks = match self.blocks {
             0 => "every block executed".into(),
-            blocks => format!("{blocks} blocks of each launch executed"),
+            blocks => format!("{} of each launch executed", counted(blocks, "block")),
         };
         format!("{words}; {blocks}")
     }
@@ -176,6 +182,8 @@ impl ProfileCommand {
             .into_iter()
             .flatten()
             .try_for_each(|path| look_at_output(path))?;
+        let outputs = [self.json.as_ref(), self.trace.as_ref()];
+        outputs.into_iter().flatten().try_for_each(|path| refuse_taken(path, self.force))?;
         let (_, config) = self.run.configuration()?;
         let here = self.on == "here";
         let gpu = if here { Gpu::of_name(&here_name()?)? } else { Gpu::named(&self.on)? };
@@ -335,6 +343,7 @@ mod tests {
             trace: None,
             calibration: None,
             counters: None,
+            force: false,
             check: None,
             update: false,
         }

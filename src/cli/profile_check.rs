@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::profile::gpu::Gpu;
 use crate::profile::keep::{Changes, Kept, KeptFile, compare, sections};
 use crate::profile::profile;
+use crate::words::counted;
 
 /// Counts each of the file's runs; `update` writes the results to the file.
 pub(super) fn run(path: &Path, update: bool, gpu: &Gpu) -> Result<()> {
@@ -27,12 +28,13 @@ pub(super) fn run(path: &Path, update: bool, gpu: &Gpu) -> Result<()> {
     let command = format!("engine profile --check {} --update", path.display());
     if update {
         file.write(path)?;
-        println!("{}: {} changed counters accepted", path.display(), faults + notes);
+        println!("{}: {} accepted", path.display(), counted(faults + notes, "changed counter"));
         return Ok(());
     }
     match all.faults.first() {
         None => {
-            println!("{} runs, no counter grew by more than 2 %, {notes} other changes", file.runs.len());
+            let (runs, others) = (counted(file.runs.len(), "run"), counted(notes, "other change"));
+            println!("{runs}, no counter grew by more than 2 %, {others}");
             Ok(())
         }
         Some(first) => {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::bar::Bar;
 use crate::ops::host::parallel::threads;
 use crate::train::{Event, Start, Summary, TrainingLine};
+use crate::words::counted;
 
 /// Shows a run's events: permanent lines on standard output, the rest on standard error.
 pub(super) struct Terminal {
@@ -16,12 +17,47 @@ pub(super) struct Terminal {
     steps: u64,
     images_per_step: f64,
     last: Option<TrainingLine>,
+    epochs: Epochs,
+    /// Whether the run had ended before.
+    complete: bool,
+}
+
+/// Which ends of epochs have a line: at most one for each of the log's lines, and the last of the run.
+#[derive(Default)]
+struct Epochs {
+    /// Steps of an epoch, of the run, and between two lines of the log.
+    each: u64,
+    all: u64,
+    log: u64,
+    /// The step of the last line.
+    told: u64,
+}
+
+impl Epochs {
+    fn is_due(&mut self, epoch: u64) -> bool {
+        let step = epoch * self.each;
+        let log = self.log.max(1);
+        let is_due = step / log > self.told / log || step + self.each > self.all;
+        if is_due {
+            self.told = step;
+        }
+        is_due
+    }
 }
 
 impl Terminal {
     pub fn new(quiet: bool) -> Self {
         let live = !quiet && std::io::stderr().is_terminal();
-        Self { quiet, live, bar: Bar::hidden(), steps: 0, images_per_step: 0.0, last: None }
+        Self {
+            quiet,
+            live,
+            bar: Bar::hidden(),
+            steps: 0,
+            images_per_step: 0.0,
+            last: None,
+            epochs: Epochs::default(),
+            complete: false,
+        }
     }
 
     pub fn event(&mut self, event: &Event) {
@@ -36,6 +72,11 @@ impl Terminal {
                 }
             }
             Event::Logged(line) => self.logged(line),
+            Event::Complete => {
+                self.complete = true;
+                self.say("the run is complete: nothing is left to do");
+            }
+            Event::Epoch { epoch, .. } if !self.epochs.is_due(*epoch) => {}
             Event::Epoch { epoch, loss, seconds } => {
                 self.say(&format!("Finished epoch: {epoch} | Loss: {loss:.6} | Time: {seconds:.2}s"));
             }
@@ -49,7 +90,7 @@ impl Terminal {
                 let best = if *best { " (best so far)" } else { "" };
                 let rule = line.rule.map_or(String::new(), |rule| format!(", rule {}", rule.name()));
                 let (step, metric, value, samples) = (line.step, &line.metric, line.value, line.samples);
-                self.say(&format!("Step {step}: {metric} {value:.6} of {samples} samples{rule}{best}"));
+                self.say(&format!("Step {step}: {metric} {value:.6} of {}{rule}{best}", counted(samples, "sample")));
                 if *last {
                     self.say("No better one came for as long as training.patience says: the run ends here.");
                 }
@@ -76,7 +117,10 @@ impl Terminal {
             let accuracy =
                 summary.validation_accuracy.map_or(String::new(), |share| format!(", accuracy {}", percent(share)));
             let loss = summary.loss.map_or(String::new(), |loss| format!(", loss {loss:.6}"));
-            self.say(&format!("{} steps in {}{loss}{validation}{accuracy}", summary.steps, duration(summary.seconds)));
+            if !self.complete {
+                let steps = counted(summary.steps, "step");
+                self.say(&format!("{steps} in {}{loss}{validation}{accuracy}", duration(summary.seconds)));
+            }
             self.say(&format!("samples  {}", summary.samples.display()));
             self.say(&format!("model    {}", summary.model.display()));
         }
@@ -87,8 +131,11 @@ impl Terminal {
         let images = training.batch_size * training.micro_batches();
         self.images_per_step = images as f64;
         self.steps = start.steps;
+        self.epochs =
+            Epochs { each: start.steps_per_epoch, all: start.steps, log: training.log_every, told: start.from };
         let on_cpu = start.device.starts_with("cpu");
-        let device = if on_cpu { format!("{}, {} threads", start.device, threads()) } else { start.device.clone() };
+        let device =
+            if on_cpu { format!("{}, {}", start.device, counted(threads(), "thread")) } else { start.device.clone() };
         let free = start.memory.available.map_or(String::new(), |free| format!(", {} free", size(free)));
         let epochs = start.steps as f64 / start.steps_per_epoch as f64;
         let from = if start.from > 0 { format!(", resumes after step {}", start.from) } else { String::new() };
@@ -102,9 +149,10 @@ impl Terminal {
                 if start.ranks.is_empty() { "" } else { ", on each" }
             ),
             format!(
-                "run      {}: {} steps of {images} images ({epochs:.1} epochs){from}",
+                "run      {}: {} of {} ({epochs:.1} epochs){from}",
                 start.folder.display(),
-                start.steps
+                counted(start.steps, "step"),
+                counted(images, "image")
             ),
         ];
         for line in &lines {
@@ -225,6 +273,20 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn short_epochs_have_no_more_lines_than_the_log() {
+        let told = |each, all, log| {
+            let mut epochs = Epochs { each, all, log, told: 0 };
+            (1..=all / each).filter(|epoch| epochs.is_due(*epoch)).collect::<Vec<u64>>()
+        };
+        assert_eq!(told(100, 300, 50), [1, 2, 3]);
+        // Epochs of one step: as many lines as steps / 50, not 200.
+        assert_eq!(told(1, 200, 50), [50, 100, 150, 200]);
+        // A line every 50 steps, at the epoch that first passes them; the last epoch always.
+        assert_eq!(told(4, 130, 50), [13, 25, 32]);
+        assert_eq!(told(7, 20, 50), [2]);
+    }
 
     #[test]
     fn numbers_are_said_as_people_do() {

@@ -19,6 +19,7 @@ use crate::ops::host::parallel::install;
 use crate::picture::{Image, Layout, read_png, write_npy, write_png};
 use crate::pipeline::{Choice, Model, Recipe, SampleRequest, even_batch, layout, sheet};
 use crate::tensor::Device;
+use crate::words::counted;
 
 /// Draw images from a trained model.
 ///
@@ -26,7 +27,7 @@ use crate::tensor::Device;
 /// threads and number of images. Each PNG holds its parameters, for --like.
 #[derive(Clone, Debug, Args)]
 pub struct SampleCommand {
-    /// A model file, a run folder (its model.safetensors), or the name of a model that comes with the engine
+    /// A model file, a checkpoint, a run folder (its model.safetensors), or the name of a model that comes with the engine
     #[arg(long, value_name = "FILE|RUN|NAME", required_unless_present = "like")]
     model: Option<PathBuf>,
     /// Reproduce the picture FILE.png from the parameters in it; other options override them
@@ -139,9 +140,6 @@ impl Job {
             let message = "real images are put beside the generated ones on a sheet";
             return Err(Error::config("--compare-with", message, "end --out in .png"));
         }
-        if self.out.kind == OutputKind::Set {
-            self.out.refuse_taken(self.command.run.force)?;
-        }
         let same = |path: &Path| match (path.canonicalize(), self.out.path.canonicalize()) {
             (Ok(path), Ok(out)) => path == out,
             _ => false,
@@ -150,7 +148,7 @@ impl Job {
             Some(like) if same(like) && !self.command.run.force => {
                 Err(Error::file(like, "would be overwritten by its reproduction", "give another --out, or add --force"))
             }
-            _ => Ok(()),
+            _ => self.out.refuse_taken(self.command.run.force),
         }
     }
 
@@ -270,6 +268,7 @@ impl Job {
             shapes_seed: data.shapes_seed,
             shapes_count: data.shapes_count,
             progress: shown(self.command.run.quiet),
+            trains: false,
         };
         let dataset: Dataset = resolve(&data.name, Some(given), &options)?;
         // A model file without class names has numbers in their place; then the data set's order applies.
@@ -285,12 +284,13 @@ impl Job {
     fn summary(&self, request: &SampleRequest, steps: usize, first: Duration, total: Duration) -> String {
         let (count, sampling) = (request.labels.len(), &request.sampling);
         format!(
-            "wrote {}: {count} image{} in {:.2} s, the first after {:.2} s ({} {steps} steps, guidance {}, seed {})",
+            "wrote {}: {} in {:.2} s, the first after {:.2} s ({} {}, guidance {}, seed {})",
             self.out.path.display(),
-            if count == 1 { "" } else { "s" },
+            counted(count, "image"),
             total.as_secs_f64(),
             first.as_secs_f64(),
             sampling.sampler,
+            counted(steps, "step"),
             sampling.describe_guidance(),
             request.seed,
         )

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::eval::{ErrorSpec, Images, Scores, as_trained, data_of, scored_split, spread};
 use crate::ops::host::parallel::install;
 use crate::pipeline::Model;
+use crate::words::counted;
 
 /// Score how unlike the training data images are (anomaly detection).
 ///
@@ -25,8 +26,8 @@ pub struct ScoreCommand {
     /// Pictures, or folders of them; fitted to the model's size and channels
     #[arg(value_name = "FILE|FOLDER", required_unless_present = "data", conflicts_with = "data")]
     images: Vec<PathBuf>,
-    /// A model file, a checkpoint, or a run folder: its model.safetensors
-    #[arg(long, value_name = "FILE|RUN")]
+    /// A model file, a checkpoint, a run folder (its model.safetensors), or the name of a model that comes with the engine
+    #[arg(long, value_name = "FILE|RUN|NAME")]
     model: PathBuf,
     /// Score the validation images of a data set instead: a file, a published set's name, or `builtin`
     #[arg(long, value_name = "DATA")]
@@ -61,6 +62,9 @@ pub struct ScoreCommand {
     /// Write everything as JSON; `-` prints it instead of the table
     #[arg(long, value_name = "FILE|-")]
     json: Option<JsonPath>,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
     /// Print no table
     #[arg(long)]
     quiet: bool,
@@ -72,6 +76,9 @@ impl ScoreCommand {
     /// # Errors
     /// Those of [`Model::load`], of the data set, of the pictures and of [`Scores::measure`].
     pub fn run(self) -> Result<()> {
+        if let Some(path) = &self.json {
+            path.refuse_taken(self.force)?;
+        }
         let machine = self.machine.open()?;
         install(move || self.score(&machine.load(&self.model)?))
     }
@@ -115,7 +122,7 @@ impl ScoreCommand {
                 println!("{:8.2}  {:9.1}%  {}", score.score, 100.0 * score.percentile, scores.names[k]);
             }
             let (mean, reference) = (scores.mean(), scores.reference);
-            println!("mean {mean:.2}, against {reference} training images of {}", set.name());
+            println!("mean {mean:.2}, against {} of {}", counted(reference, "training image"), set.name());
         }
         Ok(())
     }

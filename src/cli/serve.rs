@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::flags;
 use super::machine::MachineOptions;
 use crate::error::{Error, Result};
 use crate::serve::{Keys, Limits, Runs, Settings, run};
@@ -19,7 +20,7 @@ use crate::tensor::Device;
 /// the server draws with it. The API is described at /docs; OpenAI clients can use /v1.
 #[derive(Clone, Debug, Args)]
 pub struct ServeCommand {
-    /// A model file, a run folder, or the name of a model that comes with the engine; may be given several times
+    /// A model file, a checkpoint, a run folder, or the name of a model that comes with the engine; may be given several times
     #[arg(long, value_name = "FILE|RUN|NAME")]
     model: Vec<PathBuf>,
     /// A folder of more models: .safetensors files and run folders
@@ -92,7 +93,10 @@ impl ServeCommand {
         let machine = self.machine.open()?;
         let keys = self.api_keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default();
         if keys.is_empty() && !self.listen.ip().is_loopback() && !self.quiet {
-            eprintln!("warning: everyone who reaches {} can ask; give --api-keys, or listen at 127.0.0.1", self.listen);
+            eprintln!(
+                "warning: anyone who can reach {} can send requests; give --api-keys, or listen on 127.0.0.1",
+                self.listen
+            );
         }
         let usual = if matches!(machine.device, Device::Cpu) { 16 } else { 256 };
         let settings = Settings {
@@ -111,6 +115,7 @@ impl ServeCommand {
             keys,
             hosts: self.allow_host,
             origins: self.allow_origin,
+            naming: flags::of_server,
             limits: Limits {
                 queue: self.queue,
                 images: self.max_images,

@@ -18,7 +18,8 @@ use crate::data::{FetchOptions, WEIGHTS, WEIGHTS_DIR, fetch_weights};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::set_threads;
-use crate::train::{Event, TrainRequest, follow, train};
+use crate::train::{Event, TrainRequest, check_ranks, follow, train};
+use crate::words::counted;
 
 /// Train a model; without options, a small one on built-in shapes.
 ///
@@ -94,6 +95,7 @@ impl TrainCommand {
     pub fn run(self) -> Result<()> {
         let device: DeviceChoice = self.device.parse()?;
         let option = if self.gpus.is_some() { "--gpus" } else { "--processes" };
+        self.check_before_processes()?;
         let crew = Crew::gather(self.processes.or(self.gpus), option)?;
         let device = Crew::device_of(crew.as_ref(), device, self.gpus.is_some(), self.processes.is_some());
         let outcome = self.train(crew.as_ref(), device);
@@ -104,13 +106,29 @@ impl TrainCommand {
         outcome
     }
 
+    /// What would fail in each process of this machine alike fails here once, before any is started.
+    fn check_before_processes(&self) -> Result<()> {
+        let is_started = std::env::var_os("ENGINE_RANK").is_some();
+        let Some(processes) = self.processes.or(self.gpus).filter(|count| *count > 1 && !is_started) else {
+            return Ok(());
+        };
+        let request = match &self.resume {
+            Some(folder) => self.refuse_changes().map(|()| TrainRequest::resume(folder))?,
+            None => {
+                let (name, config) = self.configuration(false)?;
+                TrainRequest::new(name, config)
+            }
+        };
+        check_ranks(&request, processes)
+    }
+
     fn train(&self, crew: Option<&Crew>, device: DeviceChoice) -> Result<()> {
         if let Some(crew) = crew {
             crew.share_threads(self.threads)?;
         }
         if let Some(threads) = self.threads {
             if !(1..=4096).contains(&threads) {
-                let message = format!("{threads} threads");
+                let message = counted(threads, "thread");
                 return Err(Error::config("--threads", message, "give 1 to 4096, or leave it out to use all"));
             }
             set_threads(Some(threads))?;
@@ -267,12 +285,23 @@ fn fetch_backbone(config: &Config, quiet: bool) -> Result<()> {
     let ModelConfig::ResnetDit(model) = &config.model else { return Ok(()) };
     let Some(name) = model.backbone.as_deref().filter(|name| !Path::new(name).exists()) else { return Ok(()) };
     if WEIGHTS.iter().any(|weights| weights.name == name) {
-        fetch_weights(
-            name,
-            &FetchOptions { data_dir: WEIGHTS_DIR.into(), progress: shown(quiet), ..FetchOptions::default() },
-        )?;
+        let options = FetchOptions { data_dir: WEIGHTS_DIR.into(), progress: shown(quiet), ..FetchOptions::default() };
+        fetch_weights(name, &options).map_err(|error| unfetched(name, error))?;
     }
     Ok(())
+}
+
+/// The error of a download that this command cannot send elsewhere: `engine fetch` can.
+fn unfetched(name: &str, error: Error) -> Error {
+    let advice = format!(
+        "check the network, or place a copy with `engine fetch {name} --from FILE`, or fetch it from another server with \
+         `engine fetch {name} --base-url URL`"
+    );
+    match error {
+        Error::Config { place, message, .. } => Error::Config { place, message, advice },
+        Error::File { path, message, .. } => Error::File { path, message, advice },
+        error => error,
+    }
 }
 
 /// The first Ctrl-C (or SIGTERM) saves and ends the run; a second one ends it immediately.
@@ -288,4 +317,20 @@ fn catch_interrupts(stop: Arc<AtomicBool>) -> Result<()> {
 fn on_interrupt(act: impl FnMut() + Send + 'static) -> Result<()> {
     ctrlc::set_handler(act)
         .map_err(|error| Error::config("Ctrl-C", format!("cannot be caught: {error}"), "report this as a bug"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backbone_that_cannot_be_fetched_can_be_placed() {
+        for error in [
+            Error::config("https://x/", "cannot be fetched", "give a mirror with `base_url`"),
+            Error::file("weights/resnet18.pth", "is another file", "fetch again with `base_url`"),
+        ] {
+            let told = flags::with_flags(&unfetched("resnet18", error), &[]);
+            assert!(told.contains("`engine fetch resnet18 --from FILE`") && !told.contains("base_url"), "{told}");
+        }
+    }
 }

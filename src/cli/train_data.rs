@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use super::bar::shown;
-use super::data::PictureArgs;
+use super::data::{PictureArgs, counted_set};
 use super::flags;
 use crate::config::{Config, ModelConfig};
 use crate::data::{Colour, Dataset, ImportOptions, OFFICIAL, ResolveOptions, Split, import_once, join_once, resolve};
 use crate::error::{Error, Result};
 use crate::models::Architecture;
 use crate::ops::host::parallel::with_threads;
+use crate::words::counted;
 
 /// Sets with one size up to this keep it; larger pictures are resized to the model's size.
 const KEPT_SIZE: usize = 64;
@@ -74,7 +75,8 @@ pub(super) fn find(
     let sets: Vec<Dataset> = found.into_iter().map(|(_, set)| set).collect();
     let (file, fresh) = join_once(&sets, data_dir)?;
     let set = Dataset::open(&file)?;
-    say(format!("{} {} images as {}", if fresh { "joined" } else { "joined before:" }, set.len(), file.display()));
+    let images = counted(set.len(), "image");
+    say(format!("{} {images} as {}", if fresh { "joined" } else { "joined before:" }, file.display()));
     Ok(Some((text(&file)?, set)))
 }
 
@@ -93,6 +95,7 @@ fn one(
         shapes_seed: config.data.shapes_seed,
         shapes_count: config.data.shapes_count,
         progress: shown(quiet),
+        trains: true,
     };
     let is_set = !path.is_dir() && is_data_set(path);
     if !path.exists() || is_set {
@@ -131,8 +134,8 @@ fn one(
         workers => with_threads(workers, import),
     }?;
     let set = Dataset::open(&file)?;
-    let counted = format!("{} images, {} classes", set.len(), set.class_names().len());
-    say(format!("{} {data} as {} ({counted})", if fresh { "imported" } else { "imported before:" }, file.display()));
+    let said = if fresh { "imported" } else { "imported before:" };
+    say(format!("{said} {data} as {} ({})", file.display(), counted_set(&set)));
     set.notes().iter().for_each(|note| say(format!("note: {}", shortened(&flags::noted(note)))));
     Ok((text(&file)?, set))
 }
@@ -209,7 +212,10 @@ pub(super) fn follow(config: &mut Config, set: &Dataset, given: &Given, say: &mu
     }
     let (images, batch) = (set.split_len(Split::Train), config.training.batch_size);
     if images < batch {
-        say(format!("note: a batch of {batch} is more than the {images} training images: they repeat within it"));
+        say(format!(
+            "note: a batch of {batch} is more than the {}: they repeat within it",
+            counted(images, "training image")
+        ));
     }
     let held_out = config.data.validation_fraction.is_some() || set.split_len(Split::Validation) > 0;
     if !held_out {

@@ -8,6 +8,7 @@ use super::edit_options::{EditOptions, Edited, ResultOptions};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::pipeline::Edit;
+use crate::words::counted;
 
 /// Draw an image of the model's size whose block means equal the pixels of a small image.
 #[derive(Clone, Debug, Args)]
@@ -46,7 +47,7 @@ impl UpscaleCommand {
             Ok(Edited {
                 images: model.upscale(&image, self.factor, self.resample, request, progress)?,
                 edit: Edit::Upscale { image: name, factor: self.factor, resample: self.resample },
-                summary: format!("{} at {}", self.results.count, ImageSize::new(height, width)),
+                summary: format!("{} of {}", counted(self.results.count, "image"), ImageSize::new(height, width)),
             })
         })
     }

@@ -7,6 +7,7 @@ use clap::Args;
 use super::edit_options::{EditOptions, Edited, ResultOptions};
 use crate::error::Result;
 use crate::pipeline::Edit;
+use crate::words::counted;
 
 /// Make variations of an image: add noise and denoise it again.
 #[derive(Clone, Debug, Args)]
@@ -37,7 +38,7 @@ impl VaryCommand {
             Ok(Edited {
                 images: model.vary(&image, self.strength, request, progress)?,
                 edit: Edit::Vary { image: self.image.display().to_string(), strength: self.strength },
-                summary: format!("{} of strength {}", self.results.count, self.strength),
+                summary: format!("{} of strength {}", counted(self.results.count, "image"), self.strength),
             })
         })
     }

@@ -21,8 +21,8 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How often a thread checks whether it is still needed.
 const TICK: Duration = Duration::from_millis(100);
 
-const ADVICE: &str =
-    "look at that rank's own error; a resumed run goes on from the last checkpoint, on any number of ranks";
+const ADVICE: &str = "look at that rank's own error; a resumed run goes on from the last checkpoint, on any number of ranks that divides the \
+     batches of a step";
 
 /// State shared by the threads of a rank.
 pub(super) struct Watch {

@@ -33,6 +33,7 @@ pub use presets::{Preset, presets};
 pub use sections::{CommunicationDtype, DataConfig, Every, LrSchedule, OptimizerKind, Precision, TrainingConfig};
 
 use crate::error::nearest;
+use crate::words::counted;
 use crate::{Error, Result};
 use tree::{Entry, MAX_BYTES, Node, Origin, Overlay};
 
@@ -182,7 +183,7 @@ impl Config {
         let (kept, known) = (self.data.classes.len(), self.model.num_classes());
         // A model without classes takes no labels.
         if kept > 0 && known > 0 && kept != known {
-            let message = format!("{kept} classes in data.classes, {known} in the model");
+            let message = format!("{} in data.classes, {known} in the model", counted(kept, "class"));
             return Err(Error::config("model.num_classes", message, format!("set it to {kept}")));
         }
         if self.model.null_label().is_none() {

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::words;
+
 /// `Result` with the engine's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -22,7 +24,7 @@ pub enum Error {
     Device { device: String, message: String, advice: String },
 
     /// Not enough memory.
-    #[error("{device}: out of memory: {needed} bytes needed, {available} bytes available; {advice}")]
+    #[error("{device}: out of memory: {}; {advice}", shortage(*needed, *available))]
     OutOfMemory { device: String, needed: u64, available: u64, advice: String },
 
     /// Prebuilt PTX that does not match its source.
@@ -120,6 +122,12 @@ impl Error {
     }
 }
 
+/// `135.9 GiB needed, 20.6 GiB available`
+fn shortage(needed: u64, available: u64) -> String {
+    let [needed, available] = words::memory_pair(needed, available);
+    format!("{needed} needed, {available} available")
+}
+
 /// Advice for common errors of the operating system.
 fn io_advice(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
@@ -153,4 +161,17 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         (if part || initials { share.max(0.6) } else { share }, candidate)
     });
     rated.filter(|(score, _)| *score >= 0.5).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_memory_is_told_in_units_for_people() {
+        let (needed, available) = (145_960_369_624, 22_118_658_048);
+        let error =
+            Error::OutOfMemory { device: "cpu".into(), needed, available, advice: "use a smaller model".into() };
+        assert_eq!(error.to_string(), "cpu: out of memory: 135.9 GiB needed, 20.6 GiB available; use a smaller model");
+    }
 }

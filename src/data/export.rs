@@ -260,14 +260,17 @@ fn parquet_files(_: &Dataset, out: &Path, _: &[Split], _: bool) -> Result<Vec<Pa
 /// The output files: one, or `set-train.parquet` and so on for each split of `set.parquet`.
 #[cfg(feature = "formats")]
 fn parquet_files(set: &Dataset, out: &Path, splits: &[Split], force: bool) -> Result<Vec<PathBuf>> {
+    let stem = out.file_stem().unwrap_or_default().to_string_lossy();
+    let path = |&split: &Split| match splits.len() {
+        1 => out.to_path_buf(),
+        _ => out.with_file_name(format!("{stem}-{}.parquet", split_name(split))),
+    };
+    let paths: Vec<PathBuf> = splits.iter().map(path).collect();
+    // Before the first is written: all or none.
+    paths.iter().try_for_each(|path| refuse_to_overwrite(path, force))?;
     let mut written = Vec::new();
-    for &split in splits {
-        let stem = out.file_stem().unwrap_or_default().to_string_lossy();
-        let path = match splits.len() {
-            1 => out.to_path_buf(),
-            _ => out.with_file_name(format!("{stem}-{}.parquet", split_name(split))),
-        };
-        written.extend(whole(&path, force, |file| parquet_file(set, &path, split, file))?);
+    for (path, &split) in paths.iter().zip(splits) {
+        written.extend(whole(path, force, |file| parquet_file(set, path, split, file))?);
     }
     Ok(written)
 }

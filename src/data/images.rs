@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::picture::{Image, LONGEST_FILE, Note, Picture, PictureKind, decode_picture};
 use crate::progress::{Activity, Unit};
+use crate::words::counted;
 
 /// Bytes read before decoding in parallel.
 const BATCH_BYTES: u64 = 16 << 20;
@@ -517,7 +518,7 @@ impl<'a> Pictures<'a> {
         let mut notes = arranged;
         let total = self.decoded.len();
         for (note, count) in self.counts.iter().filter(|(note, _)| **note != Note::Resized) {
-            notes.push(format!("{count} of {total} pictures: {note}"));
+            notes.push(format!("{count} of {}: {note}", counted(total, "picture")));
         }
         if let (Some(size), Some(count)) = (self.target, self.counts.get(&Note::Resized)) {
             let why = match &self.reason {
@@ -525,17 +526,22 @@ impl<'a> Pictures<'a> {
                 None => String::new(),
             };
             let fit = format!("{:?}", self.options.fit).to_lowercase();
-            notes.push(format!("{count} of {total} pictures: resized to {size} (`fit = {fit}`){why}"));
+            let all = counted(total, "picture");
+            notes.push(format!("{count} of {all}: resized to {size} (`fit = {fit}`){why}"));
         }
-        for (what, names) in [
-            ("left out {} damaged pictures", &self.damaged),
-            ("skipped {} files that are not pictures", &self.others),
-            ("skipped {} links, which are not followed", &self.links),
-            ("skipped {} hidden files and folders", &self.hidden),
+        // What was done with one of them, and with several.
+        for (one, several, names) in [
+            ("left out 1 damaged picture", "left out {} damaged pictures", &self.damaged),
+            ("skipped 1 file that is not a picture", "skipped {} files that are not pictures", &self.others),
+            ("skipped 1 link, which is not followed", "skipped {} links, which are not followed", &self.links),
+            ("skipped 1 hidden file or folder", "skipped {} hidden files and folders", &self.hidden),
         ] {
-            if !names.is_empty() {
-                notes.push(format!("{}: {}", what.replace("{}", &names.len().to_string()), listed(names)));
-            }
+            let what = match names.len() {
+                0 => continue,
+                1 => one.to_string(),
+                count => several.replace("{}", &count.to_string()),
+            };
+            notes.push(format!("{what}: {}", listed(names)));
         }
         if self.jpeg > 0 {
             notes.push(format!("{} of {total} {FROM_JPEG}", self.jpeg));

@@ -2,7 +2,7 @@
 //! `dataset.json` (StyleGAN's and EDM's), and WebDataset's `.cls` and `.json` members.
 
 use std::cell::LazyCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use serde_json::Value;
@@ -32,6 +32,7 @@ const FILE_COLUMNS: [&str; 12] = [
 ];
 const LABEL_COLUMNS: [&str; 9] =
     ["label", "labels", "class", "class_name", "category", "target", "label_name", "cls", "y"];
+const SPLIT_COLUMNS: [&str; 3] = ["split", "set", "subset"];
 const ADVICE: &str = "give it the columns file_name and label, or remove it";
 
 /// A class as given in a label file.
@@ -107,6 +108,11 @@ pub(super) fn form_of(path: &str) -> Option<Form> {
     }
 }
 
+/// Whether a table is called after its labels: it must have some. One called `metadata` may have only texts.
+fn names_labels(path: &str) -> bool {
+    !base(path).to_ascii_lowercase().starts_with("metadata")
+}
+
 /// Whether a member at this path may hold the label of the picture with the same name.
 pub(super) fn is_keyed(path: &str) -> bool {
     let ending = path.rsplit_once('.').map(|(_, ending)| ending);
@@ -117,8 +123,8 @@ impl Labels {
     /// Adds a label file. `root` is the source, for errors.
     pub fn add(&mut self, root: &Path, path: &str, form: Form, bytes: &[u8]) -> Result<()> {
         let entries = match form {
-            Form::Csv => csv_entries(bytes),
-            Form::JsonLines => json_lines(bytes),
+            Form::Csv => csv_entries(bytes, names_labels(path)),
+            Form::JsonLines => json_lines(bytes, names_labels(path)),
             Form::DatasetJson => dataset_json(bytes),
             Form::Classes => {
                 let text = String::from_utf8_lossy(bytes);
@@ -238,7 +244,7 @@ fn normal(path: &str) -> String {
     path.split('/').filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>().join("/")
 }
 
-fn csv_entries(bytes: &[u8]) -> Result<Vec<Entry>, String> {
+fn csv_entries(bytes: &[u8], needs_labels: bool) -> Result<Vec<Entry>, String> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let first = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
     let delimiter =
@@ -259,17 +265,19 @@ fn csv_entries(bytes: &[u8]) -> Result<Vec<Entry>, String> {
     let head: Vec<String> =
         (0..head.len()).filter_map(|at| cell(head, at)).map(|cell| cell.to_ascii_lowercase()).collect();
     let find = |known: &[&str]| known.iter().find_map(|name| head.iter().position(|cell| cell == name));
+    let split = find(&SPLIT_COLUMNS);
+    // The files alone, or with their splits, are no fault: the set is unlabelled.
+    let others = head.len() - usize::from(split.is_some());
     let (file, label, skip) = match (find(&FILE_COLUMNS), find(&LABEL_COLUMNS)) {
+        (Some(_), None) if needs_labels && others > 1 => {
+            return Err(format!("has no column of labels among {}", shown(&head)));
+        }
         (Some(file), label) => (file, label, 1),
         // Without a header: the file and its label, in this order.
         (None, None) if head.len() == 2 => (0, Some(1), 0),
-        _ => {
-            // The header may contain anything, even line breaks.
-            let shown: String = head.join(", ").chars().take(200).collect::<String>().escape_debug().collect();
-            return Err(format!("has no column of the files' names among {shown}"));
-        }
+        _ => return Err(format!("has no column of the files' names among {}", shown(&head))),
     };
-    let split = find(&["split", "set", "subset"]).filter(|_| skip == 1);
+    let split = split.filter(|_| skip == 1);
     let entry = |record: &csv::ByteRecord| {
         let file = cell(record, file).filter(|file| !file.is_empty())?;
         let label = label.and_then(|at| cell(record, at)).and_then(|text| Label::of(&text));
@@ -279,8 +287,15 @@ fn csv_entries(bytes: &[u8]) -> Result<Vec<Entry>, String> {
     Ok(records.iter().skip(skip).filter_map(entry).collect())
 }
 
-fn json_lines(bytes: &[u8]) -> Result<Vec<Entry>, String> {
+/// The names of columns in a message: they may contain anything, even line breaks.
+fn shown(names: &[impl AsRef<str>]) -> String {
+    let all: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    all.join(", ").chars().take(200).collect::<String>().escape_debug().collect()
+}
+
+fn json_lines(bytes: &[u8], needs_labels: bool) -> Result<Vec<Entry>, String> {
     let mut entries = Vec::new();
+    let (mut has_labels, mut fields) = (false, BTreeSet::new());
     for (number, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
@@ -291,7 +306,13 @@ fn json_lines(bytes: &[u8]) -> Result<Vec<Entry>, String> {
             return Err(format!("line {} has no `file_name`", number + 1));
         };
         let split = value.get("split").and_then(Value::as_str).and_then(split_of);
+        has_labels |= LABEL_COLUMNS.iter().any(|name| value.get(name).is_some());
+        let names = value.as_object().into_iter().flat_map(|object| object.keys());
+        fields.extend(names.filter(|name| !SPLIT_COLUMNS.contains(&name.as_str())).take(20).cloned());
         entries.push(Entry { file: file.to_owned(), label: label_in(&value), split });
+    }
+    if needs_labels && !has_labels && fields.len() > 1 {
+        return Err(format!("has no field of labels among {}", shown(&fields.into_iter().collect::<Vec<String>>())));
     }
     Ok(entries)
 }
@@ -362,21 +383,45 @@ mod tests {
             "a.png\tcat\nb, c.png\t7",
         ];
         for form in forms {
-            assert_eq!(csv_entries(form.as_bytes()).unwrap(), expected, "{form:?}");
+            assert_eq!(csv_entries(form.as_bytes(), true).unwrap(), expected, "{form:?}");
         }
-        let split = csv_entries(b"id,split,target\n1,train,0\n2,test,\n").unwrap();
+        let split = csv_entries(b"id,split,target\n1,train,0\n2,test,\n", true).unwrap();
         assert_eq!(split[0], Entry { file: "1".into(), label: Some(Label::Number(0)), split: Some(Split::Train) });
         assert_eq!((split[1].label.clone(), split[1].split), (None, Some(Split::Validation)));
-        assert!(csv_entries(b"a,b,c\n").unwrap_err().contains("a, b, c"));
+        assert!(csv_entries(b"a,b,c\n", true).unwrap_err().contains("a, b, c"));
         // Found by fuzzing: a cell with line breaks.
-        assert!(!csv_entries(b"\"7\n\n2\t0\n2\t0\x02").unwrap_err().contains('\n'));
+        assert!(!csv_entries(b"\"7\n\n2\t0\n2\t0\x02", true).unwrap_err().contains('\n'));
+    }
+
+    #[test]
+    fn a_table_of_labels_names_the_column_it_lacks() {
+        for (table, columns) in
+            [("name;klass\na.png;cat\n", "name, klass"), ("id,breed,split\n1,pug,train\n", "id, breed, split")]
+        {
+            let fault = csv_entries(table.as_bytes(), true).unwrap_err();
+            assert_eq!(fault, format!("has no column of labels among {columns}"));
+            // `metadata.csv` may describe pictures otherwise.
+            assert!(csv_entries(table.as_bytes(), false).unwrap()[0].label.is_none());
+        }
+        for table in ["file_name\na.png\n", "file_name,split\na.png,train\n"] {
+            assert!(csv_entries(table.as_bytes(), true).unwrap()[0].label.is_none(), "{table}");
+        }
+        let line = br#"{"file_name": "a.png", "klass": "cat"}"#;
+        assert_eq!(json_lines(line, true).unwrap_err(), "has no field of labels among file_name, klass");
+        assert!(
+            json_lines(line, false).is_ok() && json_lines(br#"{"file_name": "a.png", "label": null}"#, true).is_ok()
+        );
+        let mut labels = Labels::default();
+        let fault = labels.add(Path::new("set"), "labels.csv", Form::Csv, b"name;klass\na.png;cat\n").unwrap_err();
+        assert!(fault.to_string().ends_with("give it the columns file_name and label, or remove it"), "{fault}");
+        labels.add(Path::new("set"), "metadata.csv", Form::Csv, b"file_name,text\na.png,a cat\n").unwrap();
     }
 
     #[test]
     fn json_is_read_in_each_of_its_forms() {
         let lines = b"{\"file_name\": \"a.png\", \"text\": \"x\", \"label\": 3}\n\n{\"file_name\": \"b.png\"}\n";
-        assert_eq!(json_lines(lines).unwrap(), [entry("a.png", Some(Label::Number(3))), entry("b.png", None)]);
-        assert!(json_lines(b"{}").unwrap_err().contains("line 1 has no `file_name`"));
+        assert_eq!(json_lines(lines, true).unwrap(), [entry("a.png", Some(Label::Number(3))), entry("b.png", None)]);
+        assert!(json_lines(b"{}", true).unwrap_err().contains("line 1 has no `file_name`"));
         let edm = br#"{"labels": [["00000/img00000000.png", 6], ["b.png", [0, 1, 0]], ["c.png", null]]}"#;
         let expected = [
             entry("00000/img00000000.png", Some(Label::Number(6))),

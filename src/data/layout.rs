@@ -7,6 +7,7 @@ use super::dataset::Split;
 use super::images::is_archive_name;
 use super::labels::{Label, Labels};
 use crate::error::{Error, Result};
+use crate::words::counted;
 
 /// The one class of a set without labels.
 pub(super) const UNLABELLED: &str = "unlabelled";
@@ -123,10 +124,12 @@ fn by_labels(root: &Path, paths: &[&str], labels: &Labels) -> Result<Arranged> {
         places.push(label.map(|label| Place { split: split_at(i).unwrap_or(Split::Train), label }));
     }
     if !left_out.is_empty() {
-        notes.push(format!("left out {} pictures that have no label: {}", left_out.len(), listed(&left_out)));
+        let pictures = counted(left_out.len(), "picture");
+        notes.push(format!("left out {pictures} without a label: {}", listed(&left_out)));
     }
     if !missing.is_empty() {
-        notes.push(format!("{} labels belong to no picture that is there: {}", missing.len(), listed(&missing)));
+        let labels = counted(missing.len(), "label");
+        notes.push(format!("{labels} of no picture that is there: {}", listed(&missing)));
     }
     let has_split = (0..paths.len()).any(|i| places[i].is_some() && split_at(i).is_some());
     Ok(Arranged { places, class_names, notes, has_split })
@@ -261,7 +264,7 @@ fn leave_out(places: &mut [Option<Place>], paths: &[&str], is_stray: impl Fn(usi
     places.iter_mut().enumerate().filter(|(i, _)| is_stray(*i)).for_each(|(_, place)| *place = None);
     match strays.len() {
         0 => Vec::new(),
-        count => vec![format!("left out {count} pictures outside the class folders: {}", listed(&strays))],
+        count => vec![format!("left out {} outside the class folders: {}", counted(count, "picture"), listed(&strays))],
     }
 }
 
@@ -308,7 +311,7 @@ mod tests {
         }
         assert_eq!(arranged(&["9/x.png", "10/x.png"]).class_names, ["9", "10"], "numbers by value");
         let note = &arranged(&["a/1.png", "stray.png"]).notes[0];
-        assert_eq!(note, "left out 1 pictures outside the class folders: stray.png");
+        assert_eq!(note, "left out 1 picture outside the class folders: stray.png");
         let error = arrange(Path::new("set"), &["a/1.png", "b/c/2.png"], &Labels::default(), false).unwrap_err();
         assert!(error.to_string().contains("set/b/c/2.png: lies deeper than a/1.png"), "{error}");
         let all = arrange(Path::new("set"), &["a/1.png", "b/c/2.png"], &Labels::default(), true).unwrap();
@@ -324,7 +327,7 @@ mod tests {
         let arranged = arrange(Path::new("set"), &paths, &labels, false).unwrap();
         assert_eq!(labels_of(&arranged), ["2", "0", "-"]);
         assert_eq!(arranged.class_names, ["0", "1", "2"]);
-        assert_eq!(arranged.notes[1], "left out 1 pictures that have no label: 00000/3.png");
-        assert_eq!(arranged.notes[2], "1 labels belong to no picture that is there: 00000/4.png");
+        assert_eq!(arranged.notes[1], "left out 1 picture without a label: 00000/3.png");
+        assert_eq!(arranged.notes[2], "1 label of no picture that is there: 00000/4.png");
     }
 }

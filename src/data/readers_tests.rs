@@ -212,10 +212,8 @@ fn pictures_are_sorted_by_split_class_and_path() {
     assert_eq!((values, set.labels()), (vec![10, 20, 30, 40], &[0, 1, 1, 1][..]));
     assert_eq!((set.class_names(), set.split_len(Split::Train)), (&["a".to_owned(), "b".to_owned()][..], 3));
     assert_eq!((set.height(), set.width(), set.channels()), (6, 8, 3));
-    let expected = [
-        "skipped 1 files that are not pictures: train/a/notes.txt",
-        "skipped 1 hidden files and folders: train/a/._x.png",
-    ];
+    let expected =
+        ["skipped 1 file that is not a picture: train/a/notes.txt", "skipped 1 hidden file or folder: train/a/._x.png"];
     assert_eq!(set.notes(), expected);
 
     let names = ["./set/train/b/2.png", "./set/train/a/x.png", "./set/train/b/10.png", "./set/test/b/1.png"];
@@ -336,8 +334,8 @@ fn flat_folders_names_without_endings_and_strays_are_taken_as_they_are() {
     assert_eq!((set.len(), set.class_names()), (2, &["unlabelled".to_owned()][..]));
     let notes = set.notes();
     assert_eq!(notes[0], "there are no class folders: the set is unlabelled");
-    assert_eq!(notes[1], "skipped 1 files that are not pictures: readme");
-    assert_eq!(notes[2], "skipped 1 hidden files and folders: .cache");
+    assert_eq!(notes[1], "skipped 1 file that is not a picture: readme");
+    assert_eq!(notes[2], "skipped 1 hidden file or folder: .cache");
     file(folder.path(), "cat/4.png", &picture(4));
     file(folder.path(), "dog/5.png", &picture(5));
     let set = import(folder.path(), &whole).unwrap();
@@ -419,7 +417,7 @@ fn label_files_name_the_classes() {
     file(folder.path(), "labels.csv", b"file,label\n1.png,dog\n2.png,cat\n");
     let set = import(folder.path(), &whole).unwrap();
     assert_eq!((set.class_names().len(), set.labels()), (3, &[2, 1][..]));
-    assert_eq!(set.notes()[1], "left out 1 pictures that have no label: images/3.png");
+    assert_eq!(set.notes()[1], "left out 1 picture without a label: images/3.png");
     file(folder.path(), "labels.csv", b"a,b,c\n1,2,3\n");
     refused(folder.path(), &whole, &["labels.csv", "no column of the files' names"]);
 }
@@ -487,7 +485,7 @@ fn links_and_huge_declarations_in_archives_do_no_harm() {
     tar.append_data(&mut header, "a/../../../escape.png", image.as_slice()).unwrap_err();
     let path = file(folder.path(), "links.tar", &tar.into_inner().unwrap());
     let set = import(&path, &ImportOptions::default()).unwrap();
-    assert_eq!((set.len(), set.notes()[0].as_str()), (1, "skipped 1 links, which are not followed: 1 in links.tar"));
+    assert_eq!((set.len(), set.notes()[0].as_str()), (1, "skipped 1 link, which is not followed: 1 in links.tar"));
 
     for (kind, size, expected) in [
         (EntryType::Regular, 1u64 << 40, "a/1.png is declared 1099511627776 bytes long"),

@@ -8,6 +8,7 @@ use crate::data::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::model_file::ModelInfo;
 use crate::pipeline::Model;
+use crate::words::counted;
 
 /// Smaller errors are rounding noise.
 const LEAST_ERROR: f64 = 1e-12;
@@ -39,7 +40,7 @@ impl Reference {
     pub fn new(errors: &[Vec<f64>]) -> Result<Self> {
         let count = errors.len();
         if count < 2 {
-            let message = format!("{count} images to compare with");
+            let message = format!("{} to compare with", counted(count, "image"));
             return Err(Error::config("reference_count", message, "give 2 or more; 256 is usual"));
         }
         let levels = errors[0].len();

@@ -9,6 +9,7 @@ use crate::data::{Dataset, ResolveOptions, Split, at_hand, resolve};
 use crate::error::{Error, Result};
 use crate::pipeline::Model;
 use crate::progress::Reporter;
+use crate::words::counted;
 
 /// The built-in data set's name.
 const BUILT_IN: &str = "shapes";
@@ -102,7 +103,7 @@ impl HeldOutSource<'_> {
             return Err(Error::config(place(), message, "give another set with `data`"));
         }
         if images.len() < self.images {
-            notes.push(format!("{} images requested, {} available", self.images, images.len()));
+            notes.push(format!("{} requested, {} available", counted(self.images, "image"), images.len()));
         }
         let images = in_proportion(&set, &images, self.images);
         let signed = |&index: &usize| set.image(index).iter().map(|value| f32::from(*value) / 127.5 - 1.0);
@@ -124,6 +125,7 @@ impl HeldOutSource<'_> {
             shapes_seed: config.shapes_seed,
             shapes_count: config.shapes_count,
             progress: self.progress.clone(),
+            trains: false,
         };
         let file = config.path.as_ref().filter(|path| path.exists()).and_then(|path| path.to_str());
         let named = || at_hand(&config.name, &options).ok().flatten();

@@ -88,7 +88,7 @@ pub fn data_of(
 ) -> Result<Dataset> {
     let config = &info.config.data;
     let (shapes_seed, shapes_count) = (config.shapes_seed, config.shapes_count);
-    let options = ResolveOptions { data_dir, shapes_seed, shapes_count, progress: progress.clone() };
+    let options = ResolveOptions { data_dir, shapes_seed, shapes_count, progress: progress.clone(), trains: false };
     let trained = config.path.as_ref().and_then(|path| path.to_str());
     let set = resolve(&config.name, name.or(trained), &options)?;
     let (size, channels) = (info.config.model.image_size(), info.config.model.image_channels());

@@ -36,7 +36,7 @@ impl Extractor {
         if path.exists() {
             return Ok(path);
         }
-        let message = format!("{} is not at {}", weights.title, path.display());
+        let message = format!("{} is not there: {}", path.display(), weights.title);
         let advice = format!("run `engine fetch {}`, or give a network's file or a run of a classifier", weights.name);
         Err(Error::config(place, message, advice))
     }

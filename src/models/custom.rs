@@ -7,6 +7,7 @@ use super::{Architecture, Interface, Network};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
 use crate::nn::Builder;
+use crate::words::counted;
 
 /// A network with code outside the engine. The section holds what the engine needs to know about it, and its name, so that its
 /// files can be identified; the network cannot be built from it.
@@ -68,7 +69,7 @@ impl Architecture for CustomConfig {
             return Err(Error::config("model.null_label", message, "set it to false"));
         }
         if self.classifier && self.num_classes < 2 {
-            let message = format!("{} classes: a classifier needs two", self.num_classes);
+            let message = format!("{}: a classifier needs two", counted(self.num_classes, "class"));
             return Err(Error::config("model.num_classes", message, "give 2 or more"));
         }
         labels(self.num_classes, self.null_label)

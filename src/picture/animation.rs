@@ -19,6 +19,13 @@ pub struct Timing {
     pub bounce: bool,
 }
 
+impl Timing {
+    /// The frames of an animation of `given` frames, with those repeated in reverse.
+    pub fn count(self, given: usize) -> usize {
+        given + if self.bounce { given.saturating_sub(2) } else { 0 }
+    }
+}
+
 /// The bytes of a GIF. Grey frames keep their values; coloured ones are reduced to the best 256 colours of each frame.
 ///
 /// # Errors

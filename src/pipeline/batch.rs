@@ -7,6 +7,7 @@ use super::draw::Start;
 use crate::diffusion::{Beginning, Binding, Buffers, Going, Plan, Rows};
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Program};
+use crate::words::counted;
 
 /// An image that is ready to be drawn.
 pub struct Joining {
@@ -79,7 +80,7 @@ impl Batch {
     /// [`Error::Config`] for fewer than 2 rows; those of the device.
     pub fn new(model: &Model, rows: usize) -> Result<Self> {
         if rows < 2 {
-            let message = format!("{rows} rows, but a guided image takes two");
+            let message = format!("{}, but a guided image takes two", counted(rows, "row"));
             return Err(Error::config("rows", message, "give 2 or more"));
         }
         let buffers = Buffers { saved_state: true, saved: true, kept: true };

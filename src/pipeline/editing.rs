@@ -10,6 +10,7 @@ use super::{Drawing, DrawingStage, Model, SampleRequest, Watch};
 use crate::diffusion::{Binding, Known, Plan, SamplerKind, SamplingConfig, slerp};
 use crate::error::{Error, Result};
 use crate::image_size::ImageSize;
+use crate::words;
 
 /// The two ends of an interpolation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -304,7 +305,7 @@ impl Bridge {
 fn check_frames(request: &SampleRequest) -> Result<()> {
     let frames = request.labels.len();
     if frames < 2 {
-        return Err(Error::config("frames", format!("{frames} frames"), "give 2 or more"));
+        return Err(Error::config("frames", words::counted(frames, "frame"), "give 2 or more"));
     }
     let SamplingConfig { sampler, eta, .. } = request.sampling;
     if sampler == SamplerKind::Ddpm || (sampler == SamplerKind::Ddim && eta > 0.0) {

@@ -9,6 +9,7 @@ use super::gpu::Gpu;
 use super::lines::{Texts, Widths, widths};
 use super::model::Part;
 use super::report::{Row, Shape};
+use crate::words::counted;
 
 /// Smallest idle share of the multiprocessors that is reported.
 const IDLE: f64 = 0.2;
@@ -103,18 +104,13 @@ fn waves(row: &Row, gpu: &Gpu) -> Option<(&'static str, String)> {
     let said: Vec<String> = grids
         .iter()
         .take(GRIDS)
-        .map(|(blocks, (calls, idle))| format!("{calls} of {} ({:.0} % idle)", plural(*blocks, "block"), 100.0 * idle))
+        .map(|(blocks, (calls, idle))| format!("{calls} of {} ({:.0} % idle)", counted(*blocks, "block"), 100.0 * idle))
         .collect();
     let count = gpu.multiprocessors;
     Some((
         "waves",
         format!("blocks are whole, so that of {count} multiprocessors some idle: launches {}", said.join(", ")),
     ))
-}
-
-/// `1 block`, `2 blocks`.
-fn plural(count: u64, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Few warps on a multiprocessor, because of its limits or of the grid.
@@ -135,9 +131,9 @@ fn occupancy(row: &Row) -> Option<(&'static str, String)> {
 
 /// The resident blocks of a multiprocessor, and those that run after them: what limits the first, if there are others.
 fn residence(limit: &str, registers: u32, [resident, later]: [u64; 2], warps: u64) -> String {
-    let warps = plural(warps, "warp");
+    let warps = counted(warps, "warp");
     if later == 0 {
-        return format!("the grid has {} of {warps} for a multiprocessor", plural(resident, "block"));
+        return format!("the grid has {} of {warps} for a multiprocessor", counted(resident, "block"));
     }
     let cause = match limit {
         "registers" => format!("{registers} registers per thread allow"),
@@ -159,7 +155,7 @@ fn waste(row: &Row) -> Vec<(&'static str, String)> {
     if let Some((ratio, shape)) = worst.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(ratio, _)| *ratio >= 1.1 * sectors)
         && ratio >= WASTE
     {
-        let launches = format!("{} of {}", shape.calls, plural(blocks(shape), "block"));
+        let launches = format!("{} of {}", shape.calls, counted(blocks(shape), "block"));
         let (used, all) = (100.0 / ratio, 100.0 / sectors);
         let text =
             format!("launches {launches} use {used:.0} % of each sector of global memory, all launches {all:.0} %");
@@ -219,7 +215,8 @@ fn slots(row: &Row, gpu: &Gpu) -> Option<(&'static str, String)> {
 
 fn spills(row: &Row) -> Option<(&'static str, String)> {
     let figures = row.last.figures.as_ref()?;
-    (figures.spill > 0).then(|| ("spills", format!("{} bytes of registers are spilled to local memory", figures.spill)))
+    (figures.spill > 0)
+        .then(|| ("spills", format!("{} of registers spilled to local memory", counted(figures.spill, "byte"))))
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ pub struct Bench {
     pub precision: DType,
     /// The device as text.
     pub note: String,
+    /// Turns advice about the settings into the terms of the program that serves.
+    pub naming: fn(&str) -> String,
     /// Rows of a batch.
     pub rows: usize,
     /// Most bytes for models and batches.
@@ -163,7 +165,9 @@ impl Drawer {
                     device: format!("model {}", card.name),
                     needed: bytes as u64,
                     available: self.bench.memory as u64,
-                    advice: "wait until other models are idle, or start the server with more `memory`".into(),
+                    advice: (self.bench.naming)(
+                        "wait until other models are idle, or start the server with more `memory`",
+                    ),
                 });
             };
             self.loaded.remove(oldest);

@@ -176,13 +176,14 @@ fn check(shared: &Shared, request: &mut Request) -> Result<bool, Refusal> {
         None => one(headers, &header::HOST).to_string(),
     };
     if !shared.names.knows(&authority) {
-        let message = "the server is not known by this name; start it with the name among its `hosts`";
+        let message = (shared.naming)("the server is not known by this name; start it with `hosts = NAME`");
         return Err(Refusal::new(StatusCode::FORBIDDEN, "unknown_host", message));
     }
     if headers.contains_key(header::ORIGIN) {
         let (own, allowed) = shared.names.origin(one(headers, &header::ORIGIN), &authority);
         if !own && !allowed {
-            let message = "pages of other origins may not ask; start the server with the origin among its `origins`";
+            let message = "pages of other origins may not send requests; start the server with `origins = ORIGIN`";
+            let message = (shared.naming)(message);
             return Err(Refusal::new(StatusCode::FORBIDDEN, "foreign_origin", message));
         }
         if request.method() == Method::OPTIONS {

@@ -17,6 +17,10 @@ use super::refusal::Refusal;
 /// Longest idempotency key.
 const KEY: usize = 200;
 
+/// Longest name of a field, and longest rest of an error, in a message.
+const NAME: usize = 60;
+const LONGEST: usize = 1000;
+
 /// Reads a whole body within its size and time limits.
 ///
 /// # Errors
@@ -60,15 +64,43 @@ pub fn other_type(taken: &str) -> Refusal {
 /// A JSON body.
 ///
 /// # Errors
-/// 415 for another content type, 400 with the position of an error.
+/// 415 for another content type, 400 with the position of an error and, where it is one of a field, the field's name.
 pub fn json<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T, Refusal> {
     if media_type(headers) != "application/json" {
         return Err(other_type("application/json"));
     }
-    serde_json::from_slice(bytes).map_err(|error| {
-        let text: String = error.to_string().chars().filter(|c| !c.is_control()).take(300).collect();
-        Refusal::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not a valid request: {text}"))
-    })
+    serde_json::from_slice(bytes).map_err(|error| invalid("body", "invalid_json", &error))
+}
+
+/// 400 for a body or a form that the parser refuses, with the field's name where the error is about one.
+pub fn invalid(what: &str, code: &'static str, error: &serde_json::Error) -> Refusal {
+    let text: String = error.to_string().chars().filter(|c| !c.is_control()).collect();
+    let message = format!("the {what} is not a valid request: {}", shortened(&text));
+    Refusal { param: field_of(&text), ..Refusal::new(StatusCode::BAD_REQUEST, code, message) }
+}
+
+/// The field that an error of the parser is about.
+fn field_of(text: &str) -> Option<String> {
+    let about = ["unknown field `", "missing field `", "duplicate field `"];
+    let (name, _) = about.iter().find_map(|about| text.strip_prefix(about))?.split_once('`')?;
+    Some(name.chars().take(NAME).collect())
+}
+
+/// The error of the parser, in which only quoted text of the client is cut: what follows it, as the list of fields, stays whole.
+fn shortened(text: &str) -> String {
+    let most = |text: &str, most: usize| match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    };
+    // `unknown field `NAME`, expected …`, `invalid type: string "TEXT", expected …`
+    let quoted =
+        ['`', '"'].into_iter().filter_map(|quote| Some((text.find(quote)? + 1, text.find(", expected")?, quote)));
+    match quoted.filter(|(from, to, _)| from < to).min() {
+        Some((from, to, quote)) if text[from..to].ends_with(quote) => {
+            format!("{}{}{quote}{}", &text[..from], most(&text[from..to - 1], NAME), most(&text[to..], LONGEST))
+        }
+        _ => most(text, LONGEST),
+    }
 }
 
 /// The idempotency key of a request, with the digest of its body.
@@ -104,3 +136,47 @@ pub async fn aside<T: Send + 'static>(
 
 /// Shared by the blocking threads.
 pub type App = Arc<super::state::Shared>;
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code)]
+    struct Body {
+        first: u64,
+        second: Option<String>,
+    }
+
+    fn refused(text: &str) -> Refusal {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
+        json::<Body>(&headers, text.as_bytes()).unwrap_err()
+    }
+
+    #[test]
+    fn a_field_that_is_not_one_is_named_with_those_that_are() {
+        let refusal = refused(r#"{"first": 1, "frist": 2}"#);
+        assert_eq!(refusal.param.as_deref(), Some("frist"));
+        let expected = "unknown field `frist`, expected `first` or `second` at line 1 column 20";
+        assert_eq!(refusal.message, format!("the body is not a valid request: {expected}"));
+        assert_eq!(refused("{}").param.as_deref(), Some("first"));
+        assert_eq!(refused(r#"{"first": 1, "first": 1}"#).param.as_deref(), Some("first"));
+        assert_eq!(refused("{").param, None);
+    }
+
+    #[test]
+    fn long_text_of_a_client_is_cut_and_the_sentence_is_not() {
+        for body in [format!(r#"{{"{}": 1}}"#, "x".repeat(5000)), format!(r#"{{"first": "{}"}}"#, "é".repeat(5000))] {
+            let message = refused(&body).message;
+            assert!(
+                message.chars().count() < 250 && message.contains('…') && message.contains(", expected"),
+                "{message}"
+            );
+            assert!(message.contains("at line 1 column "), "{message}");
+        }
+    }
+}

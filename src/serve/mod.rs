@@ -43,6 +43,7 @@ use tokio::sync::{oneshot, watch};
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::install;
 use crate::tensor::{DType, Device};
+use crate::words::counted;
 
 use drawer::{Bench, Command, Drawer};
 use guard::Names;
@@ -86,6 +87,8 @@ pub struct Settings {
     pub origins: Vec<String>,
     /// Bounds.
     pub limits: Limits,
+    /// Turns advice that names these settings in backticks, as `hosts = NAME`, into the terms of the program that serves.
+    pub naming: fn(&str) -> String,
 }
 
 impl Settings {
@@ -106,6 +109,7 @@ impl Settings {
             hosts: Vec::new(),
             origins: Vec::new(),
             limits: Limits::default(),
+            naming: str::to_owned,
         }
     }
 }
@@ -116,7 +120,7 @@ impl Settings {
 /// # Errors
 /// [`Error::Config`] for an address that cannot be used; those of the first model, which is loaded immediately.
 pub fn run(settings: Settings, say: impl Fn(&str) + Clone + Send + 'static) -> Result<()> {
-    let Settings { listen, device, note, precision, rows, memory, keys, limits, .. } = settings;
+    let Settings { listen, device, note, precision, rows, memory, keys, limits, naming, .. } = settings;
     let notes = say.clone();
     let models =
         Models::find(&settings.models, settings.folder.as_deref(), move |text| notes(&format!("note: {text}")))?;
@@ -135,6 +139,7 @@ pub fn run(settings: Settings, say: impl Fn(&str) + Clone + Send + 'static) -> R
         device,
         precision,
         note: note.clone(),
+        naming,
         rows,
         memory,
         time: limits.job,
@@ -151,6 +156,7 @@ pub fn run(settings: Settings, say: impl Fn(&str) + Clone + Send + 'static) -> R
         limits,
         keys,
         names: Names { hosts: settings.hosts, origins: settings.origins },
+        naming,
         runs: settings.runs,
         commands: commands.clone(),
         ready: AtomicBool::new(false),
@@ -178,7 +184,8 @@ fn keeping(
 ) -> Result<mpsc::Sender<Arc<job::Job>>> {
     let known = kept::load(&folder, limits.kept, models, jobs)?;
     if known > 0 {
-        say(&format!("{known} finished jobs are known from before"));
+        let are = if known == 1 { "is" } else { "are" };
+        say(&format!("{} {are} known from before", counted(known, "finished job")));
     }
     let (keeper, finished) = mpsc::channel();
     let started = thread::Builder::new().name("keeper".into()).spawn(move || kept::keep(&folder, &finished));
@@ -233,7 +240,8 @@ async fn drain(shared: &Arc<Shared>, say: impl Fn(&str)) {
     shared.stopping.send_replace(Stopping::Draining);
     let open = shared.jobs.open();
     if !open.is_empty() {
-        say(&format!("stopping: finishing {} jobs first, for up to {} s", open.len(), shared.limits.grace.as_secs()));
+        let (jobs, grace) = (counted(open.len(), "job"), shared.limits.grace.as_secs());
+        say(&format!("stopping: finishing {jobs} first, for up to {grace} s"));
     }
     let finished = async {
         for job in &open {
@@ -251,7 +259,8 @@ async fn drain(shared: &Arc<Shared>, say: impl Fn(&str)) {
             shared.cancel(job);
             job.end(job::Phase::Cancelled, Some("the server stopped".into()));
         }
-        say(&format!("stopped: {} jobs were dropped", dropped.len()));
+        let were = if dropped.len() == 1 { "was" } else { "were" };
+        say(&format!("stopped: {} {were} dropped", counted(dropped.len(), "job")));
     }
     // Streams need time to report how their jobs ended.
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;

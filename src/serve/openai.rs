@@ -274,10 +274,8 @@ async fn form(parts: Parts, bytes: Bytes) -> Result<Form, Refusal> {
             }
         }
     }
-    let body = serde_json::from_value(Value::Object(fields)).map_err(|error| {
-        let text: String = error.to_string().chars().filter(|c| !c.is_control()).take(300).collect();
-        Refusal::bad(format!("the form is not a valid request: {text}"))
-    })?;
+    let body = serde_json::from_value(Value::Object(fields))
+        .map_err(|error| input::invalid("form", "invalid_value", &error))?;
     let image = image.ok_or_else(|| Refusal::field("image", "image: the form has none"))?;
     Ok(Form { body, image, mask })
 }

@@ -49,6 +49,8 @@ pub struct Shared {
     pub keys: Keys,
     /// The allowed host names and origins.
     pub names: Names,
+    /// Turns advice about the settings into the terms of the program that serves.
+    pub naming: fn(&str) -> String,
     /// Run folders to show.
     pub runs: Option<Runs>,
     /// Sender to the device thread.

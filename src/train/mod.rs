@@ -73,6 +73,7 @@ pub use metrics::{EvaluationLine, LossTerms, TrainingLine, ValidationLine};
 pub use observer::{Ending, Observer, Place};
 pub use pace::{learning_rate, steps_per_epoch};
 pub use random::random_set;
+pub use ranks::check_ranks;
 pub use request::{Event, Start, Summary, TrainRequest, fingerprint};
 pub use residency::Residency;
 pub use run::{Run, follow, train, train_observed};

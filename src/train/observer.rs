@@ -40,7 +40,7 @@ impl Place {
 /// How a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The last step is done. Resuming such a run only runs this again.
+    /// The last step is done.
     Finished,
     /// Stopped by request: it must be left in a state from which it can resume.
     Stopped,

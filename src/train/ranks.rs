@@ -1,10 +1,12 @@
 //! How the processes of one run agree at the start.
 
+use super::together::Share;
 use super::{TrainRequest, fingerprint};
 use crate::cluster::{Alone, Collective, Fact, agree};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The processes of a request.
@@ -63,6 +65,25 @@ pub(super) fn count_all(team: &dyn Collective, config: &mut Config) {
         let all = config.training.gradient_accumulation.saturating_mul(team.ranks());
         config.training.gradient_accumulation = all;
     }
+}
+
+/// Whether `ranks` processes can share the steps of a run: for a program that starts them, before it does.
+///
+/// # Errors
+/// [`Error::Config`] with the numbers of processes that can.
+pub fn check_ranks(request: &TrainRequest, ranks: usize) -> Result<()> {
+    let recorded = |root: &PathBuf| Config::from_file(root.join("config.yaml")).ok();
+    let (config, is_resumed) = match &request.resume {
+        // A folder without it is told, or repaired from a checkpoint, when the run begins.
+        Some(root) => (recorded(root), true),
+        None => (request.config.clone(), false),
+    };
+    let Some(training) = config.map(|config| config.training) else { return Ok(()) };
+    // A new run without shards has as many batches as processes.
+    if is_resumed || training.shards.is_some() {
+        Share::new(0, ranks, training.micro_batches(), training.shards)?;
+    }
+    Ok(())
 }
 
 /// Ends a job as its run ended on this rank: rank 0 decides on an interruption, which is not a failure.

@@ -114,6 +114,7 @@ impl TrainRequest {
             shapes_seed: config.data.shapes_seed,
             shapes_count: config.data.shapes_count,
             progress: self.progress.clone(),
+            trains: true,
         };
         let dataset = resolve(&config.data.name, explicit, &options)?;
         if config.data.path.is_some() {
@@ -226,6 +227,8 @@ pub enum Event {
         /// Whether the run ends because there was no improvement for long.
         last: bool,
     },
+    /// The resumed run has ended before, and its files are there: nothing is left to do.
+    Complete,
     /// Slow work other than training begins: `draws samples`.
     Busy(&'static str),
     /// A file was written: a checkpoint or a picture.

@@ -23,7 +23,7 @@ const DRAIN: Duration = Duration::from_millis(250);
 /// Trains as `request` says and sends events to `report`; prints nothing.
 ///
 /// Everything is in the run folder: see [`RunFolder`]. A run that ended in any way resumes with [`TrainRequest::resume`] and
-/// reaches the same weights, bit for bit.
+/// reaches the same weights, bit for bit; one that is complete is left as it is, after [`Event::Complete`].
 ///
 /// # Errors
 /// Those of a bad configuration, data set, device or folder, before the folder is created; [`Error::Interrupted`] after a
@@ -43,7 +43,12 @@ pub fn train_observed(
 ) -> Result<Summary> {
     set_threads(None)?;
     let outcome = install(|| {
-        let run = start::begin(&request, report)?;
+        let mut run = start::begin(&request, report)?;
+        if observers.is_empty() && run.is_complete() {
+            run.report(&Event::Complete);
+            run.trainer.dismiss()?;
+            return Ok(run.summary());
+        }
         let mut all = standard(&run.trainer.config().training);
         all.extend(observers);
         run.drive(&mut all)
@@ -145,6 +150,28 @@ impl<'a> Run<'a> {
     /// Makes the current step the last one: the run finishes as at its full length.
     pub fn end_here(&mut self) {
         self.ended = Some(self.trainer.step_count());
+    }
+
+    /// Whether the run has ended before, with everything that comes after its last step: the final sheet is the last file.
+    fn is_complete(&self) -> bool {
+        let (place, progress) = (self.place(), &self.progress);
+        let patience = self.trainer.config().training.patience;
+        let ended = place.is_last() || patience.is_some_and(|most| progress.evaluations.worse >= most);
+        let files = [self.folder.model(), self.folder.checkpoint(place.step), self.folder.sample("final")];
+        place.step > 0 && ended && files.iter().all(|file| file.exists())
+    }
+
+    /// Removes the final sheet of an earlier end: a run that goes on is complete only with a new one.
+    pub(super) fn reopen(&self) -> Result<()> {
+        if self.is_complete() { Ok(()) } else { self.remove_final_sheet() }
+    }
+
+    fn remove_final_sheet(&self) -> Result<()> {
+        let sheet = self.folder.sample("final");
+        match sheet.exists() {
+            true => std::fs::remove_file(&sheet).map_err(Error::io(&sheet, "remove")),
+            false => Ok(()),
+        }
     }
 
     /// The folder in which features of the training images are kept.
@@ -255,6 +282,10 @@ impl<'a> Run<'a> {
             }
             self.trainer.train_step()?;
             let place = self.place();
+            if place.is_last() {
+                // That of a classifier is drawn during the run too.
+                self.remove_final_sheet()?;
+            }
             let any = observers.iter().any(|observer| observer.is_due(place));
             let far = place.step - self.drained.1 >= self.ahead;
             if any || immediate || far || self.trainer.must_drain() {

@@ -14,6 +14,7 @@ use crate::config::{Config, LrSchedule, Precision};
 use crate::data::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::tensor::Device;
+use crate::words::counted;
 
 type Report<'a> = &'a mut (dyn FnMut(&Event) + Send);
 
@@ -100,7 +101,7 @@ fn resume<'a>(request: &TrainRequest, root: &Path, report: Report<'a>) -> Result
     }
     start.from = trainer.step_count();
     if start.from > start.steps {
-        let message = format!("the run already has {} steps", start.from);
+        let message = format!("the run already has {}", counted(start.from, "step"));
         return Err(Error::config("steps", message, "give more, or leave it out"));
     }
     if config.training != before.training {
@@ -172,6 +173,7 @@ fn started<'a>(
     }
     start.folder = folder.root().to_path_buf();
     let mut run = Run::new(request, trainer, folder, progress, report)?;
+    run.reopen()?;
     run.report(&Event::Start(Box::new(start)));
     Ok(run)
 }
@@ -198,6 +200,7 @@ fn prepare(
     report: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<(Trainer, Start)> {
     let chosen = request.device.open()?;
+    let described = chosen.describe();
     let device = chosen.accelerator.map_or(Device::Cpu, Device::Accelerator);
     if request.resume.is_some() && config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) {
         let message = "the run was started in bf16, which needs an accelerator, but the device is the cpu";
@@ -222,19 +225,19 @@ fn prepare(
         config: config.clone(),
         parameters: plan.parameters().count(),
         data: format!(
-            "{}: {} training and {} validation images {}, {} classes{}",
+            "{}: {} training and {} validation images {}, {}{}",
             dataset.path().map_or_else(|| format!("{} (built in)", dataset.name()), |path| path.display().to_string()),
             sizes.training,
             sizes.validation,
             dataset.size().with_channels(dataset.channels()),
-            dataset.class_names().len(),
+            counted(dataset.class_names().len(), "class"),
             match (residency, &device) {
                 (Residency::Streamed, Device::Accelerator(_)) => ", streamed to the device batch by batch",
                 _ => "",
             }
         ),
         ranks: String::new(),
-        device: chosen.note,
+        device: described,
         memory,
         steps: plan.total_steps(),
         steps_per_epoch: plan.steps_per_epoch(),

@@ -13,6 +13,7 @@ use crate::ops::elementwise::{add, scale};
 use crate::ops::pool::global_average_pool;
 use crate::tape::{Tape, add_to};
 use crate::tensor::{Context, DType, Device, Tensor};
+use crate::words::counted;
 
 /// 1 − the weight of a batch in the running statistics: the layers' momentum.
 const KEPT: f32 = 0.9;
@@ -53,8 +54,13 @@ impl Share {
         if !parts.is_multiple_of(ranks) {
             let fitting: Vec<String> =
                 (1..=parts.min(64)).filter(|n| parts.is_multiple_of(*n)).map(|n| n.to_string()).collect();
-            let message = format!("a step of {parts} {what} cannot be shared by {ranks} processes");
-            return Err(Error::config(key, message, format!("start {} of them", fitting.join(", "))));
+            let what = if parts == 1 { what.replacen("batches", "batch", 1) } else { what.to_string() };
+            let message = format!("a step of {parts} {what} cannot be shared by {}", counted(ranks, "process"));
+            let advice = match fitting.split_last() {
+                Some((last, rest)) if !rest.is_empty() => format!("start {} or {last} processes", rest.join(", ")),
+                _ => "start 1 process".to_string(),
+            };
+            return Err(Error::config(key, message, advice));
         }
         let count = all / ranks;
         Ok(Self { first: rank * count, count, all, in_a_row: shards.map_or(count, |shards| all / shards) })
@@ -350,7 +356,14 @@ mod tests {
         assert_eq!(share(3, 4, 16, Some(8)), Share { first: 12, count: 4, all: 16, in_a_row: 2 });
         assert_eq!(share(0, 1, 8, Some(8)), Share { first: 0, count: 8, all: 8, in_a_row: 1 });
         let refused = Share::new(0, 4, 6, None).unwrap_err().to_string();
-        assert!(refused.contains("a step of 6 batches") && refused.contains("start 1, 2, 3, 6 of them"), "{refused}");
+        assert!(
+            refused.contains("a step of 6 batches") && refused.ends_with("start 1, 2, 3 or 6 processes"),
+            "{refused}"
+        );
+        let refused = Share::new(0, 8, 2, None).unwrap_err().to_string();
+        assert!(refused.ends_with("cannot be shared by 8 processes; start 1 or 2 processes"), "{refused}");
+        let refused = Share::new(0, 8, 1, None).unwrap_err().to_string();
+        assert!(refused.contains("a step of 1 batch, as") && refused.ends_with("start 1 process"), "{refused}");
         assert!(Share::new(0, 3, 8, Some(8)).unwrap_err().to_string().contains("training.shards"));
     }
 

@@ -60,8 +60,16 @@ fn a_model_of_two_classes_is_trained_resumed_and_sampled() {
         (info.classes.as_slice(), &info.config.data.classes),
         (&["c", "a"].map(String::from)[..], &config.data.classes)
     );
-    // Resuming a finished run ends again, with the same images.
-    assert!(folder.succeed("train --resume run --device cpu").contains("resumes after step 3"));
+    // A finished run has nothing left to do: it says so, and writes no model and no picture.
+    let written = || {
+        ["model.safetensors", "samples/final.png", "checkpoints/step-3.safetensors"]
+            .map(|name| std::fs::metadata(folder.path("run").join(name)).unwrap().modified().unwrap())
+    };
+    let (before, metrics) = (written(), std::fs::read(folder.path("run/metrics.jsonl")).unwrap());
+    let told = folder.succeed("train --resume run --device cpu");
+    assert!(told.contains("resumes after step 3") && told.contains("the run is complete"), "{told}");
+    assert!(!told.contains("3 steps in ") && written() == before, "{told}");
+    assert!(std::fs::read(folder.path("run/metrics.jsonl")).unwrap() == metrics);
     folder.succeed("sample --model run --class C --steps 2 --device cpu --out c.png");
     assert!(folder.path("c.png").exists());
     let told = folder.fault("sample --model run --class b --steps 2 --device cpu --out b.png");
@@ -79,7 +87,7 @@ fn bad_subsets_are_told_before_there_is_a_run() {
             "--classes a,b --set model.num_classes=3",
             "model.num_classes: 2 classes in data.classes, 3 in the model; set it to 2",
         ),
-        ("--set data.classes=[a]", "model.num_classes: 1 classes in data.classes, 3 in the model; set it to 1"),
+        ("--set data.classes=[a]", "model.num_classes: 1 class in data.classes, 3 in the model; set it to 1"),
         ("--set data.validation_fraction=1", "data.validation_fraction: 1 is outside (0, 1)"),
         (
             "--set data.validation_fraction=0.1",
@@ -99,7 +107,7 @@ fn data_commands_take_a_subset() {
     assert!(told.contains("11 images 8x8x3: 8 training, 3 validation\n  2 classes: c, b\n"), "{told}");
     folder.succeed("data show noise.safetensors --classes c,b --out sheet.png");
     assert!(folder.path("sheet.png").exists());
-    assert!(folder.fault("data show noise.safetensors --classes d").contains("noise has no class `d`"));
+    assert!(folder.fault("data show noise.safetensors --classes d --out d.png").contains("noise has no class `d`"));
     for (class, shade) in [("dark", 10), ("grey", 100), ("light", 250)] {
         std::fs::create_dir_all(folder.path(&format!("pictures/{class}"))).unwrap();
         for k in 0..4 {

@@ -159,7 +159,7 @@ fn the_command_line_measures_a_split() {
     assert!(lines[0].starts_with("accuracy ") && lines[0].contains(" of 60), 95% interval "), "{text}");
     assert_eq!(lines[2], "is \\ taken for  red  Green  blue  accuracy");
     assert!(lines[3].starts_with("red             ") && lines[3].ends_with('%'), "{text}");
-    assert!(text.contains("60 images of ramps (test) in ") && text.contains("3 classes x 4 levels x 1 draws, 720"));
+    assert!(text.contains("60 images of ramps (test) in ") && text.contains("3 classes x 4 levels x 1 draw, 720"));
 
     let json: serde_json::Value =
         serde_json::from_slice(&std::fs::read(run.0.path().join("all.json")).unwrap()).unwrap();
@@ -190,6 +190,9 @@ fn the_command_line_measures_a_split() {
         assert_eq!(run.succeed(&format!("{MODEL} --levels 4 --out {name} {how}")).is_empty(), how.ends_with("quiet"));
         assert!(file(name) == file("all.json"), "{how}");
     }
+    let taken = run.run(&format!("{MODEL} --levels 4 --out b.json"));
+    let told = String::from_utf8_lossy(&taken.stderr);
+    assert!(!taken.status.success() && told.contains("b.json: already exists") && told.contains("--force"), "{told}");
     // Fewer images and fewer classes.
     let json = run.json(&format!("{MODEL} --levels 2 --count 9 --split train --classes blue,GREEN"));
     assert_eq!(

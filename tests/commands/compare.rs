@@ -105,7 +105,7 @@ impl Place {
     }
 
     fn json(&self, arguments: &str) -> Value {
-        serde_json::from_str(&self.succeed(&format!("{arguments} --json -"))).unwrap()
+        serde_json::from_str(&self.succeed(&format!("{arguments} --force --json -"))).unwrap()
     }
 
     fn faulty(&self, arguments: &str, told: &str) {
@@ -277,7 +277,7 @@ fn no_model_is_judged_by_what_it_was_trained_on() {
     );
     place.train("most", 1, &["data.shapes_count=230"]);
     place.faulty(
-        &format!("flow.safetensors most.safetensors {SMALL}"),
+        &format!("flow.safetensors most.safetensors {SMALL} --out most.png"),
         "data set \"shapes\": 0 of its 20 held-out images are unseen by all models; give another set with --data",
     );
     // Three models, and a set that none of them was trained on.
@@ -325,7 +325,7 @@ fn what_cannot_be_compared_is_told_in_one_line() {
         place.faulty(arguments, told);
     }
     for (arguments, told) in [
-        ("--images 1", "--images: 1 images have no standard error; give 2 or more"),
+        ("--images 1", "--images: 1 image has no standard error; give 2 or more"),
         ("--images 0", "--images: 0 images"),
         ("--count 0", "--count: 0 images of each model"),
         ("--levels 0", "--levels: 0 noise levels"),
@@ -345,7 +345,17 @@ fn what_cannot_be_compared_is_told_in_one_line() {
     let notes = json["notes"].to_string();
     assert!(notes.contains("flow denoises 2 of the 2 images without their class"), "{notes}");
     assert!(notes.contains("20 images requested, 2 available"), "{notes}");
-    place.faulty("flow.safetensors bare.safetensors --data strange.safetensors", "--data: bare has no class x and no");
+    let arguments = "flow.safetensors bare.safetensors --data strange.safetensors --out other.png";
+    place.faulty(arguments, "--data: bare has no class x and no");
+    // Neither output is written over unasked.
+    place.faulty(
+        &format!("{BOTH} {SMALL}"),
+        "comparison.png: already exists; give another file, or replace it with --force",
+    );
+    place.faulty(
+        &format!("{BOTH} {SMALL} --out new.png --json strange.safetensors"),
+        "strange.safetensors: already exists",
+    );
     assert!(!place.path("both.jpg").exists());
 }
 

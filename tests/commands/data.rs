@@ -148,13 +148,13 @@ fn a_folder_of_mixed_photos_trains_and_draws_in_one_command() {
     assert!(done, "{told}");
     for part in [
         "imported photos as data/imported/photos-",
-        "500 images, 1 classes",
+        "500 images, 1 class",
         "note: there are no class folders: the set is unlabelled",
         "pictures: converted from grey to RGB",
         "pictures: composited on the background",
         "pictures: resized to 32x32 (--fit crop), since they have several sizes",
-        "note: skipped 1 files that are not pictures: notes.txt",
-        "note: skipped 1 hidden files and folders: .thumbnails",
+        "note: skipped 1 file that is not a picture: notes.txt",
+        "note: skipped 1 hidden file or folder: .thumbnails",
         "the model follows the data: without classes",
     ] {
         assert!(said.contains(part), "{said:?} lacks {part:?}");
@@ -169,7 +169,7 @@ fn a_folder_of_mixed_photos_trains_and_draws_in_one_command() {
     let (done, _, told) = train(&["damaged"]);
     assert!(!done && told.contains("IMG_9999.jpg: is cut short") && told.contains("--skip-damaged"), "{told}");
     let (done, said, told) = train(&["damaged", "--skip-damaged"]);
-    assert!(done && said.contains("left out 1 damaged pictures: IMG_9999.jpg"), "{said}{told}");
+    assert!(done && said.contains("left out 1 damaged picture: IMG_9999.jpg"), "{said}{told}");
 }
 
 #[test]

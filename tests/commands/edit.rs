@@ -380,15 +380,17 @@ fn the_command_line_interpolates_into_strips_and_animations() {
         let sample = fs::read_dir(place.path(&format!("sample-{seed}"))).unwrap().next().unwrap().unwrap().path();
         assert_eq!(read_png(sample).unwrap().0.pixels(), place.pixels(frame));
     }
-    place.succeed("interpolate --images 1.png 2.png --frames 4 --out between/");
+    let said = place.succeed("interpolate --images 1.png 2.png --frames 4 --out between/ --out loop.gif --bounce");
+    assert!(said.contains("wrote between/: 4 frames in ") && said.contains("wrote loop.gif: 6 frames in "), "{said}");
     assert!(place.pixels("between/00000.png") == place.pixels("1.png"));
     assert!(place.pixels("between/00003.png") == place.pixels("2.png"));
 
     for (arguments, told) in [
-        ("interpolate --seeds 1 2 --frames 1 --out x.png", "--frames: 1 frames"),
+        ("interpolate --seeds 1 2 --frames 1 --out x.png", "--frames: 1 frame; give 2 or more"),
         ("interpolate --seeds 1 2 --sampler ddpm --out x.png", "--sampler: the sampler adds noise"),
         ("interpolate --seeds 1 2 --out x.bmp", "--out: x.bmp is not a supported kind of file"),
         ("interpolate --seeds 1 2 --out 1.png", "1.png: already exists"),
+        ("interpolate --seeds 1 2 --out between/", "between/00000.png: already exists"),
         ("interpolate --images 1.png no.png --out x.png", "no.png: cannot open"),
         ("interpolate --seeds 1 2 --class z --out x.png", "--class: the model has no class `z`"),
     ] {
@@ -404,7 +406,7 @@ fn the_command_line_edits_given_images() {
     let place = Place::new();
     // Vary: from the image itself to one independent of it.
     let said = place.succeed("vary --image 1.png --strength 0 --out same.png");
-    assert!(said.starts_with("wrote same.png: 1 of strength 0 in "), "{said}");
+    assert!(said.starts_with("wrote same.png: 1 image of strength 0 in "), "{said}");
     assert!(place.pixels("same.png") == place.pixels("1.png"));
     place.succeed("vary --image 1.png --strength 1 --class a --seed 9 --out new.png");
     place.succeed("sample --quiet --count 1 --class a --seed 9 --out sample/");

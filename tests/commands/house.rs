@@ -31,14 +31,30 @@ const ROWS: &[&[&str]] = &[
     &["picture", "weights", "cluster"],
     &["names"],
     &["rng", "error", "files", "image_size", "progress"],
+    &["words"],
 ];
 
 /// Modules that use only some of those below them.
 const LOW: &[(&str, &[&str])] = &[
-    ("data", &["picture", "weights", "tensor", "device", "names", "rng", "error", "files", "image_size", "progress"]),
+    (
+        "data",
+        &[
+            "picture",
+            "weights",
+            "tensor",
+            "device",
+            "names",
+            "rng",
+            "error",
+            "files",
+            "image_size",
+            "progress",
+            "words",
+        ],
+    ),
     ("picture", &["error", "files", "image_size"]),
     ("weights", &["error", "files"]),
-    ("cluster", &["error", "files"]),
+    ("cluster", &["error", "files", "words"]),
 ];
 
 /// Modules that use data sets.

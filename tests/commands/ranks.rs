@@ -195,6 +195,25 @@ fn rank_0_that_is_stopped_is_named_by_all_others() {
     done(&mut train(place.path(), &["--resume", "run", "--steps", &steps, "--processes", "2"], &[]));
 }
 
+#[test]
+fn too_many_processes_are_refused_once_before_any_is_started() {
+    let place = tempfile::tempdir().unwrap();
+    // Without the shards, which come first: a step has as many batches as processes.
+    let unsharded = [&SETTINGS[1..], &TINY].concat();
+    done(&mut train(place.path(), &["--steps", "4", "--out", "run", "--processes", "2"], &unsharded));
+    let refused = |arguments: &[&str], settings: &[&str]| {
+        let (success, text) = wait(train(place.path(), arguments, settings).spawn().unwrap(), LONG);
+        assert!(!success && text.matches("error: ").count() == 1, "{text}");
+        text
+    };
+    let text = refused(&["--resume", "run", "--steps", "8", "--processes", "8"], &[]);
+    assert!(text.contains("a step of 2 batches") && text.contains("start 1 or 2 processes"), "{text}");
+    let sharded = [&TINY[..], &["training.shards=4"]].concat();
+    let text = refused(&["--steps", "4", "--out", "new", "--processes", "3"], &sharded);
+    assert!(text.contains("a step of 4 shards cannot be shared by 3 processes; start 1, 2 or 4 processes"), "{text}");
+    assert!(!place.path().join("new").exists());
+}
+
 /// Processes as started by a launcher, each with its own settings.
 fn launched(folder: &Path, port: u16, ranks: usize, more: impl Fn(usize) -> Vec<String>) -> Vec<(bool, String)> {
     launched_by(|_| PathBuf::from(env!("CARGO_BIN_EXE_engine")), folder, port, ranks, more)

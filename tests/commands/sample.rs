@@ -55,7 +55,7 @@ impl Run {
     /// The values of a `.npy` file and its shape.
     fn array(&self, arguments: &[&str]) -> (Vec<u64>, Vec<f32>) {
         let out = self.path("images.npy");
-        let output = self.sample(&[arguments, &["--out", out.to_str().unwrap()]].concat());
+        let output = self.sample(&[arguments, &["--force", "--out", out.to_str().unwrap()]].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let bytes = std::fs::read(out).unwrap();
         let npy = npyz::NpyFile::new(bytes.as_slice()).unwrap();
@@ -232,6 +232,25 @@ fn a_folder_gets_single_images_that_are_not_written_over_unasked() {
 }
 
 #[test]
+fn no_file_is_written_over_unasked() {
+    let run = Run::new();
+    // The last is the default.
+    for out in ["sheet.png", "images.npy", "set.safetensors", "samples.png"] {
+        let arguments = ["--count", "1", "--out", out];
+        std::fs::write(run.path(out), "mine").unwrap();
+        let given = if out == "samples.png" { &arguments[..2] } else { &arguments[..] };
+        let text = fault(&run.sample(given));
+        assert!(
+            text.contains(&format!("{out}: already exists; give another file, or replace it with --force")),
+            "{text}"
+        );
+        assert_eq!(std::fs::read(run.path(out)).unwrap(), b"mine");
+        assert!(run.sample(&[given, &["--force"]].concat()).status.success(), "{out}");
+        assert_ne!(std::fs::read(run.path(out)).unwrap(), b"mine");
+    }
+}
+
+#[test]
 fn a_run_folder_means_its_newest_model_and_says_so() {
     let run = Run::new();
     let output = engine()
@@ -359,7 +378,9 @@ fn steps_are_spread_named_or_listed_and_what_is_dropped_is_told() {
     let run = Run::new();
     let told = |arguments: &[&str]| {
         let mut command = engine();
-        command.current_dir(run.0.path()).args(["sample", "--device", "cpu", "--count", "1", "--out", "told.npy"]);
+        command
+            .current_dir(run.0.path())
+            .args(["sample", "--device", "cpu", "--count", "1", "--force", "--out", "told.npy"]);
         let output = command.args(["--model", "model.safetensors"]).args(arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{arguments:?}: {text}");
@@ -409,7 +430,7 @@ fn a_picture_is_repeated_from_the_parameters_inside_it() {
     let run = Run::new();
     let ok = |arguments: &[&str]| {
         let mut command = engine();
-        command.current_dir(run.0.path()).args(["sample", "--quiet", "--device", "cpu"]).args(arguments);
+        command.current_dir(run.0.path()).args(["sample", "--quiet", "--force", "--device", "cpu"]).args(arguments);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     };
@@ -477,7 +498,8 @@ fn what_cannot_be_repeated_is_told_in_one_line() {
     assert!(!run.path("repeated.png").exists());
     std::fs::write(run.path("moved.safetensors"), &good).unwrap();
     let mut command = engine();
-    command.current_dir(run.0.path()).args(["sample", "--quiet", "--like", "p.png", "--model", "moved.safetensors"]);
+    command.current_dir(run.0.path()).args(["sample", "--quiet", "--like", "p.png", "--out", "moved.png"]);
+    command.args(["--model", "moved.safetensors"]);
     assert!(command.output().unwrap().status.success());
 
     // Pictures of other programs, or modified ones.

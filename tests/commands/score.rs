@@ -153,8 +153,9 @@ fn the_command_line_scores_pictures_and_data_sets() {
         ("fine.png --reference builtin", "its images are 32x32x3, the model's 8x8x3"),
         ("fine.png --reference ramps.safetensors --class z", "--class: the model has no class `z`"),
         ("fine.png --reference ramps.safetensors --levels 0", "--levels: 0 noise levels"),
-        ("fine.png --reference ramps.safetensors --reference-count 1", "--reference-count: 1 images to compare with"),
+        ("fine.png --reference ramps.safetensors --reference-count 1", "--reference-count: 1 image to compare with"),
         ("fine.png --reference ramps.safetensors --batch 0", "--batch: 0 images"),
+        ("fine.png --reference ramps.safetensors --json scores.json", "scores.json: already exists; give another file"),
     ] {
         let output = score(arguments);
         let text = String::from_utf8(output.stderr).unwrap();

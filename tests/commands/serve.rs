@@ -147,6 +147,18 @@ fn results_come_in_every_form() {
         assert!(response.status == 200 && response.header("content-security-policy").is_some(), "{page}");
         assert!(response.body.len() > 100, "{page}");
     }
+    // The device is named as in files; why it is no GPU is told by `engine doctor`.
+    assert_eq!(server.get("/version").json()["device"], "cpu");
+    let text = |page: &str| String::from_utf8(server.get(page).body).unwrap();
+    let (index, docs) = (text("/"), text("/docs"));
+    for part in [">Interpolate</button>", ">Remove</button>", ">Delete all</button>", ">Use as A</button>"] {
+        assert!(index.contains(part), "{part}");
+    }
+    assert!(docs.contains("API reference") && docs.contains("One-line examples"), "{docs}");
+    // The script puts the page's own address in place of the default one.
+    assert!(
+        docs.contains("<pre id=\"examples\">curl -s localhost:7860/") && text("/docs.js").contains("location.host")
+    );
 }
 
 /// A picture of the small model's size as a data URL.
@@ -255,7 +267,7 @@ fn bad_input_is_refused_in_a_sentence_and_leaves_no_trace() {
         (json!({ "schedule": "karras" }), "schedule"),
         (json!({ "guidance_schedule": "1,,2" }), "guidance_schedule"),
         (json!({ "size": "64x64" }), "size"),
-        (json!({ "sizes": 1 }), "unknown field"),
+        (json!({ "sizes": 1 }), "unknown field `sizes`, expected one of `"),
         (json!({ "vary": { "image": "%%%" } }), "vary.image"),
         (json!({ "vary": { "image": BASE64.encode("no picture") } }), "vary.image"),
         (json!({ "vary": { "image": image, "strength": 7 } }), "strength"),
@@ -374,6 +386,13 @@ fn keys_names_and_origins_are_checked() {
     {
         assert_eq!(ask(&[("host", host)]).status, status, "{host}");
     }
+    for (header, value, told) in [
+        ("host", "evil.test", "start it with --allow-host NAME"),
+        ("origin", "http://evil.test", "start the server with --allow-origin ORIGIN"),
+    ] {
+        let refused = ask(&[(header, value)]).json();
+        assert!(refused["error"]["message"].as_str().unwrap().ends_with(told), "{refused}");
+    }
     assert_eq!(ask(&[("host", "localhost:1"), ("origin", "http://localhost:1")]).status, 200);
     assert_eq!(ask(&[("origin", "http://evil.test")]).status, 403);
     let allowed = ask(&[("origin", "https://a.test")]);
@@ -418,7 +437,7 @@ fn it_ends_within_its_bound_and_finishes_what_it_can() {
     let started = Instant::now();
     let (said, code) = slow.stop();
     assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
-    assert!(said.contains("1 jobs were dropped"), "{said}");
+    assert!(said.contains("finishing 1 job first") && said.contains("1 job was dropped"), "{said}");
     assert_eq!(code, Some(0));
 }
 

@@ -106,7 +106,7 @@ fn a_folder_of_portraits_trains_and_every_command_keeps_their_shape() {
     let said = run(&["inpaint"], &["--image", "photo.png", "--mask", "mask.png", "--out", "filled.png"]);
     assert!(said.contains(note), "{said}");
     let said = run(&["upscale"], &["--image", "photo.png", "--factor", "4", "--out", "large.png"]);
-    assert!(said.contains("to 6x4 (height x width)") && said.contains("1 at 24x16 (height x width)"), "{said}");
+    assert!(said.contains("to 6x4 (height x width)") && said.contains("1 image of 24x16 (height x width)"), "{said}");
     for path in ["varied.png", "filled.png", "large.png"] {
         assert_eq!(shape(path), [24, 16], "{path}");
     }

@@ -30,7 +30,7 @@ pub fn device() -> Result<Arc<dyn Accelerator>> {
         return Ok(gpu);
     }
     let kernels = kernel_emulator::compile_cached(Path::new(env!("CARGO_MANIFEST_DIR")))
-        .map_err(|fault| Error::device("emulator", fault, "install a C++ compiler (g++ or clang++)"))?;
+        .map_err(|fault| Error::device("emulator", &fault, kernel_emulator::advice(&fault)))?;
     Ok(Arc::new(EmulatorDevice::load(kernels)?))
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::super::eval_paths::is_statistics;
 use super::super::eval_seeds::over_seeds;
 use super::super::eval_text::panel;
+use super::super::output::refuse_taken;
 use super::against::Against;
 use super::{EvalCommand, Job};
 use crate::error::{Error, Result};
@@ -57,9 +58,7 @@ impl EvalCommand {
             let message = "there are no reference pictures, whose statistics it would be";
             return Err(Error::config("--write-statistics", message, "give pictures with --reference or --data"));
         }
-        if path.exists() && !again && !self.force {
-            return Err(Error::file(path, "already exists", "give another file, or replace it with --force"));
-        }
+        refuse_taken(path, again || self.force)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         match folder.is_dir() {
             true => Ok(()),

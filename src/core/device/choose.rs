@@ -25,8 +25,20 @@ pub enum DeviceChoice {
 pub struct Chosen {
     /// `None`: the CPU.
     pub accelerator: Option<Arc<dyn Accelerator>>,
-    /// One line for the user: the device, and why `auto` fell back to the CPU.
+    /// The device's name for the user: `cpu`.
     pub note: String,
+    /// Why `auto` fell back to the CPU: to be told once, where work begins.
+    pub fallback: Option<String>,
+}
+
+impl Chosen {
+    /// The device, and why `auto` fell back to it: `cpu (cuda: no CUDA driver (libcuda) on this machine)`.
+    pub fn describe(&self) -> String {
+        match &self.fallback {
+            Some(why) => format!("{} ({why})", self.note),
+            None => self.note.clone(),
+        }
+    }
 }
 
 impl DeviceChoice {
@@ -35,15 +47,16 @@ impl DeviceChoice {
     /// # Errors
     /// If a requested CUDA device cannot be used. `auto` and `cpu` do not fail.
     pub fn open(self) -> Result<Chosen> {
-        let cpu = |note: String| Chosen { accelerator: None, note };
-        let cuda = |device: CudaDevice| Chosen { note: device.name(), accelerator: Some(Arc::new(device)) };
+        let cpu = |fallback| Chosen { accelerator: None, note: "cpu".into(), fallback };
+        let cuda =
+            |device: CudaDevice| Chosen { note: device.name(), accelerator: Some(Arc::new(device)), fallback: None };
         match self {
-            Self::Cpu => Ok(cpu("cpu".into())),
+            Self::Cpu => Ok(cpu(None)),
             Self::Cuda(ordinal) => CudaDevice::open(ordinal).map(cuda),
             Self::Auto => Ok(match CudaDevice::open(0) {
                 Ok(device) => cuda(device),
-                Err(Error::Device { device, message, .. }) => cpu(format!("cpu ({device}: {message})")),
-                Err(error) => cpu(format!("cpu ({error})")),
+                Err(Error::Device { device, message, .. }) => cpu(Some(format!("{device}: {message}"))),
+                Err(error) => cpu(Some(error.to_string())),
             }),
         }
     }
@@ -100,8 +113,11 @@ mod tests {
 
     #[test]
     fn the_cpu_is_always_there() {
-        assert!(DeviceChoice::Cpu.open().unwrap().accelerator.is_none());
+        let cpu = DeviceChoice::Cpu.open().unwrap();
+        assert!(cpu.accelerator.is_none() && cpu.describe() == "cpu");
         let auto = DeviceChoice::Auto.open().unwrap();
-        assert_eq!(auto.accelerator.is_none(), auto.note.starts_with("cpu ("), "{}", auto.note);
+        // The reason is told apart from the name, which goes into files and other messages.
+        assert_eq!(auto.accelerator.is_none(), auto.note == "cpu", "{}", auto.note);
+        assert_eq!(auto.accelerator.is_none(), auto.describe().starts_with("cpu ("), "{}", auto.describe());
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Features, Gaussian, subset};
 use crate::error::{Error, Result};
+use crate::words::counted;
 
 /// Number of sizes in the fit.
 pub const SIZES: usize = 15;
@@ -35,7 +36,7 @@ pub fn extrapolated(
 ) -> Result<Extrapolation> {
     let count = generated.count();
     if count < 2 * (SIZES + 1) {
-        let message = format!("{count} images for {SIZES} sizes of the extrapolation");
+        let message = format!("{} for {SIZES} sizes of the extrapolation", counted(count, "image"));
         return Err(Error::config("num_samples", message, "give 32 images or more; 10,000 is usual"));
     }
     let least = if count >= 2 * LEAST { LEAST } else { count / 2 };

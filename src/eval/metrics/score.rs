@@ -3,6 +3,7 @@
 use super::{Features, numpy_shuffle};
 use crate::error::{Error, Result};
 use crate::rng::Permutation;
+use crate::words::counted;
 
 /// The usual number of splits.
 pub const SPLITS: usize = 10;
@@ -27,7 +28,7 @@ pub enum Shuffle {
 pub fn inception_score(logits: &Features, splits: usize, shuffle: Shuffle) -> Result<(f64, f64)> {
     let count = logits.count();
     if splits == 0 || count < splits {
-        let message = format!("{count} images for {splits} splits of the Inception Score");
+        let message = format!("{} for {} of the Inception Score", counted(count, "image"), counted(splits, "split"));
         return Err(Error::config("num_samples", message, "give more images; 5,000 or more is usual"));
     }
     let order: Vec<usize> = match shuffle {

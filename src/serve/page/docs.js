@@ -1,4 +1,8 @@
 // The API's description as a page.
+// The examples name the default address; they shall work as they are.
+const examples = document.getElementById('examples');
+examples.textContent = examples.textContent.replaceAll('localhost:7860', location.protocol === 'https:' ? location.origin : location.host);
+
 const api = await (await fetch('/openapi.json')).json();
 
 function element(name, text, ...children) {
@@ -41,7 +45,7 @@ for (const [path, methods] of Object.entries(api.paths)) {
     if (named(body)) card.append(element('h3', 'Body'), fields(named(body)));
     const answers = Object.entries(operation.responses).map(([status, of]) =>
       element('tr', '', element('td', status), element('td', named(Object.values(of.content ?? {})[0]?.schema) ?? ''), element('td', of.description ?? '')));
-    card.append(element('h3', 'Answers'), element('table', '', element('tbody', '', ...answers)));
+    card.append(element('h3', 'Responses'), element('table', '', element('tbody', '', ...answers)));
     document.getElementById('paths').append(card);
   }
 }

@@ -6,6 +6,7 @@ use crate::models::Network;
 #[cfg(feature = "plots")]
 use crate::picture::{LossCurve, Timing, loss_curve};
 use crate::train::{Ending, Event, Observer, Place, Run, pictures, predictions};
+use crate::words::counted;
 
 pub(super) struct Pictures {
     pub every: Every,
@@ -97,5 +98,6 @@ fn heading(run: &Run, what: &str) -> String {
     let sampling = &run.trainer().config().sampling;
     let (step, sampler, steps) = (run.place().step, sampling.sampler, sampling.num_steps);
     let guidance = sampling.describe_guidance();
-    format!("{}: {what} after step {step} ({sampler}, {steps} steps, guidance {guidance})", run.title())
+    let steps = counted(steps, "step");
+    format!("{}: {what} after step {step} ({sampler}, {steps}, guidance {guidance})", run.title())
 }

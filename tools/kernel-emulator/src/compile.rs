@@ -25,6 +25,21 @@ const RUNTIME: &[(&str, &str)] = &[
 /// DWARF 4: of version 5, some releases of addr2line take the file's number for another's.
 const COMMON_FLAGS: &[&str] = &["-std=c++17", "-fPIC", "-fvisibility=hidden", "-g1", "-gdwarf-4", "-ffp-contract=off"];
 
+/// The words of a fault with which the compiler ran and failed.
+const REFUSED: &str = "the host's compiler refused it";
+
+/// What to do about a fault of [`compile`].
+pub fn advice(fault: &str) -> &'static str {
+    match fault.contains(REFUSED) {
+        true => "fix the kernel; the compiler's message is above",
+        false if fault.starts_with(NO_COMPILER) => "install a C++ compiler (g++ or clang++)",
+        false => "look at the file that it names",
+    }
+}
+
+/// The first words of the fault without a compiler.
+const NO_COMPILER: &str = "no C++ compiler";
+
 const RUNTIME_FLAGS: &[&str] = &["-O2", "-shared", "-ftls-model=initial-exec"];
 
 /// `-O1`: early enough optimisation that the sanitizers still see each access of the source, and no vectoriser. Of
@@ -175,7 +190,7 @@ impl Compiler {
                 return Ok(Self { command, version: String::from_utf8_lossy(&output.stdout).into_owned() });
             }
         }
-        Err(format!("no C++ compiler ({} does not run): install g++ or name one in CXX", candidates.join(" and ")))
+        Err(format!("{NO_COMPILER} ({} does not run): install g++ or name one in CXX", candidates.join(" and ")))
     }
 
     fn run(&self, folder: &Path, arguments: &[String], what: &str) -> Result<(), String> {
@@ -188,7 +203,7 @@ impl Compiler {
         if output.status.success() {
             return Ok(());
         }
-        Err(format!("{what}: the host's compiler refused it:\n{}", String::from_utf8_lossy(&output.stderr)))
+        Err(format!("{what}: {REFUSED}:\n{}", String::from_utf8_lossy(&output.stderr)))
     }
 
     /// The emulator's own library; its sources lie beside it.

@@ -41,5 +41,5 @@
 mod compile;
 mod emulator;
 
-pub use compile::{compile, compile_cached, compile_sources};
+pub use compile::{advice, compile, compile_cached, compile_sources};
 pub use emulator::{Argument, Element, Emulator, Grid, Options, Order, Report, Unwritten};

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use kernel_emulator::{Argument, Emulator, Grid, Options, Order, Report, compile_sources};
+use kernel_emulator::{Argument, Emulator, Grid, Options, Order, Report, advice, compile_sources};
 
 const ORDERS: [Order; 4] = [Order::Forward, Order::Reverse, Order::Random(1), Order::Random(99)];
 
@@ -17,6 +17,22 @@ fn emulator() -> &'static Emulator {
         let folder = compile_sources(&files, &kernels, Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap();
         Emulator::load(&folder).unwrap()
     })
+}
+
+#[test]
+fn a_kernel_that_does_not_compile_is_to_be_fixed() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("refused");
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("refused.cu");
+    let source = "#include \"common/types.cuh\"\n\nextern \"C\" __global__ void __launch_bounds__(64) refused(f32* __restrict__ y) \
+                  { nothing(y); }\n";
+    std::fs::write(&file, source).unwrap();
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
+    let fault = compile_sources(&[file], &kernels, &folder).unwrap_err();
+    assert!(fault.contains("refused.cu") && fault.contains("nothing"), "{fault}");
+    assert_eq!(advice(&fault), "fix the kernel; the compiler's message is above");
+    let absent = "no C++ compiler (c++ and g++ does not run): install g++ or name one in CXX";
+    assert_eq!(advice(absent), "install a C++ compiler (g++ or clang++)");
 }
 
 fn ramp(n: usize) -> Vec<f32> {
