@@ -103,7 +103,6 @@ impl Tile {
             grid: [self.count(result) as u32, 1, splits as u32],
             block: [threads, 1, 1],
             shared_bytes: shared as u32,
-            ..LaunchConfig::default()
         }
     }
 }

@@ -77,7 +77,6 @@ fn config(sizes: Sizes, pass: Pass, dtype: DType) -> LaunchConfig {
         grid: [(sizes.batch * x) as u32, y as u32, 1],
         block: [threads as u32, 1, 1],
         shared_bytes: bytes as u32,
-        ..LaunchConfig::default()
     }
 }
 

@@ -58,7 +58,6 @@ impl Plan {
             grid: [(sizes.batch * sizes.heads) as u32, 1, 1],
             block: [threads as u32, 1, 1],
             shared_bytes: bytes as u32,
-            ..LaunchConfig::default()
         }
     }
 }
