@@ -36,6 +36,7 @@ pub use self::image::Image;
 pub use self::npy::{encode_npy, write_npy};
 pub use self::npy_header::NpyHeader;
 pub use self::png::{encode_png, read_png, write_png};
+#[cfg(feature = "formats")]
 pub(crate) use self::read::guarded;
 pub use self::read::{
     LONGEST_FILE, Note, Picture, PictureKind, decode_picture, header_size, is_decoding, read_picture,
