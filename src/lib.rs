@@ -26,7 +26,7 @@
 //!
 //! # Features
 //!
-//! `cli` (the binary), `fetch` (downloads), `formats` (parquet, TIFF, WebP, Zstandard), `plots` (loss curves, text on sheets) and
+//! `cli` (the binary), `fetch` (downloads), `formats` (parquet, TIFF, WebP, Zstandard), `plots` (loss curves, text on grids) and
 //! `serve` are on by default; `metrics` (FID and others) comes with `cli`; `mpi` is off. Without any of them the library still
 //! trains, samples and launches kernels. For kernels alone, the crate `engine-core` (`src/core`) has less still.
 //!

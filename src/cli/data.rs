@@ -51,7 +51,7 @@ enum Action {
         /// A data set file, or `builtin`.
         file: String,
     },
-    /// Draw a labelled sheet of pictures: a row for each class.
+    /// Draw a labelled grid of pictures: a row for each class.
     Show {
         /// A data set file, or `builtin`.
         file: String,

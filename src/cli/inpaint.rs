@@ -25,7 +25,7 @@ pub struct InpaintCommand {
     resample: usize,
     #[command(flatten)]
     results: ResultOptions,
-    /// F.png: the image, or a sheet of several; F.npy: f32 in [0, 1]; else a folder of PNG files
+    /// F.png: the image, or a grid of several; F.npy: f32 in [0, 1]; else a folder of PNG files
     #[arg(long, value_name = "F.png|F.npy|DIR", default_value = "inpainted.png")]
     out: PathBuf,
 }

@@ -9,7 +9,7 @@ use crate::files::write_atomically;
 /// A kind of output, from the ending of its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OutputKind {
-    /// One PNG: a single image, or a sheet.
+    /// One PNG: a single image, or a grid.
     Png,
     /// `.gif`.
     Gif,

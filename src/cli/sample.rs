@@ -56,7 +56,7 @@ pub struct SampleCommand {
     compare_with: Option<String>,
     #[command(flatten)]
     data: DataFolder,
-    /// F.png: one sheet; F.npy: f32 in [0, 1]; F.safetensors: a data set, labelled, for training; else a folder of single
+    /// F.png: one grid; F.npy: f32 in [0, 1]; F.safetensors: a data set, labelled, for training; else a folder of single
     /// PNG files [default: samples.png; with --like, repeated.png]
     #[arg(long, value_name = "F.png|F.npy|F.safetensors|DIR")]
     out: Option<PathBuf>,
@@ -137,7 +137,7 @@ impl Job {
 
     fn check_out(&self) -> Result<()> {
         if self.command.compare_with.is_some() && !self.is_sheet() {
-            let message = "real images are put beside the generated ones on a sheet";
+            let message = "real images are put beside the generated ones on a grid";
             return Err(Error::config("--compare-with", message, "end --out in .png"));
         }
         let same = |path: &Path| match (path.canonicalize(), self.out.path.canonicalize()) {

@@ -35,7 +35,7 @@ pub fn layout(
         Some(scale) => Ok(Layout { columns, scale, ..Layout::default() }),
         None => Err(Error::config(
             "out",
-            format!("{count} images are too many for one sheet"),
+            format!("{count} images are too many for one grid"),
             "give a folder or a .npy file, or draw fewer with `count`",
         )),
     }

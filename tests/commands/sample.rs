@@ -298,7 +298,7 @@ fn wrong_options_are_told_before_anything_is_drawn() {
         (&["--like", "model.safetensors"], &["model.safetensors: is not a whole PNG"]),
         (&["--like", "absent.png"], &["absent.png: cannot open"]),
         (&["--out", "x.jpg"], &["--out", ".png, .npy or .safetensors"]),
-        (&["--count", "5000000"], &["too many for one sheet", ".npy"]),
+        (&["--count", "5000000"], &["too many for one grid", ".npy"]),
         (&["--out", "model.safetensors/x.png"], &["model.safetensors"]),
     ] {
         // The parser accepts a value with a leading dash only if joined.

@@ -25,7 +25,7 @@ pub enum MetricKind {
     DensityCoverage,
     /// The Fréchet distance extrapolated to infinitely many samples.
     FidInfinity,
-    /// The share of samples that are no nearer to a reference image than its own nearest neighbour (AuthPct).
+    /// The share of samples that are no closer to a reference image than that image's own nearest neighbour (AuthPct).
     Authenticity,
     /// The share of samples that a classifier assigns to their intended class.
     Accuracy,

@@ -38,7 +38,7 @@ pub struct Neighbours {
     pub density: f64,
     /// Share of the reference's balls that contain a generated image.
     pub coverage: f64,
-    /// Share of generated images that are no nearer to a reference image than its own nearest neighbour; AuthPct is 100 times this.
+    /// Share of generated images that are no closer to a reference image than that image's own nearest neighbour; AuthPct is 100 times this.
     pub authentic: f64,
     /// For each generated image: its nearest reference image, and the distance.
     pub nearest: Vec<(usize, f64)>,
