@@ -179,9 +179,10 @@ impl Command {
     }
 }
 
-/// A message without line breaks: errors of dependencies may contain some.
+/// A message without line breaks, which errors of dependencies may contain; other control characters, as in names, are escaped.
 fn one_line(message: &str) -> String {
-    message.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+    let parts = message.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty());
+    crate::error::one_line(parts.collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]
@@ -197,5 +198,7 @@ mod tests {
     #[test]
     fn messages_are_one_line() {
         assert_eq!(one_line("a\n  b\r\nc"), "a b c");
+        // A path may hold what a terminal would obey.
+        assert_eq!(one_line("a\u{1b}[2J"), "a\\u{1b}[2J");
     }
 }
