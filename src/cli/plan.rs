@@ -73,13 +73,6 @@ impl PlanCommand {
         let sizes = self.sizes(&config)?;
         let peak = device(&self.on)?;
         config.training.precision = config.training.precision.settled(peak.key != "cpu");
-        if config.training.precision == Precision::Bf16 && peak.key == "cpu" {
-            return Err(Error::config(
-                "--precision",
-                "bf16 needs an accelerator, but the device is a CPU",
-                "use --precision f32",
-            ));
-        }
         let estimate = placed(&config, sizes, &peak)?;
         let mut text = heading(&name, &config, &estimate, &peak);
         text += &memory(&estimate, sizes, peak.key == "cpu");

@@ -156,11 +156,6 @@ impl Job {
     fn explain(&self, error: Error) -> Error {
         let (Some(_), Some(path)) = (&self.like, &self.command.like) else { return error };
         match error {
-            Error::Config { place, message, .. } if place == "--precision" => Error::Config {
-                place: path.display().to_string(),
-                message: format!("was drawn in bf16; {message}"),
-                advice: "draw nearly the same with --precision f32, or give --device cuda".into(),
-            },
             Error::File { path: model, message, advice } if !model.exists() => Error::File {
                 path: path.clone(),
                 message: format!("was drawn by {}: {message}", model.display()),

@@ -116,7 +116,7 @@ pub enum Precision {
     Auto,
     /// 32-bit floating point.
     F32,
-    /// bfloat16, for tensor cores.
+    /// bfloat16: half the memory of activations and weights' copies.
     Bf16,
 }
 

@@ -39,11 +39,11 @@ pub enum Error {
     Kernel { kernel: String, message: String },
 
     /// A file with invalid content: `message` gives the offset or field.
-    #[error("{}: {message}; {advice}", path.display())]
+    #[error("{}: {message}; {advice}", shown(path))]
     File { path: PathBuf, message: String, advice: String },
 
     /// An error of the operating system.
-    #[error("{}: cannot {doing}: {source}{}", path.display(), io_ending(source))]
+    #[error("{}: cannot {doing}: {source}{}", shown(path), io_ending(source))]
     Io { path: PathBuf, doing: &'static str, source: std::io::Error },
 
     /// An invalid configuration key or value: `place` is `file: section.key`, or a field of the request, such as `batch`.
@@ -71,6 +71,11 @@ pub fn one_line(text: String) -> String {
     line
 }
 
+/// A path on one line: members of archives may be called anything.
+fn shown(path: &Path) -> String {
+    one_line(path.display().to_string())
+}
+
 impl Error {
     /// A shape error of `op`.
     pub fn shape(op: &'static str, message: impl Into<String>) -> Self {
@@ -90,7 +95,7 @@ impl Error {
 
     /// A bad configuration value, or a bad field of a request.
     pub fn config(place: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::Config { place: place.into(), message: message.into(), advice: advice.into() }
+        Self::Config { place: one_line(place.into()), message: message.into(), advice: advice.into() }
     }
 
     /// Ranks of a job that do not meet, or of which one is gone.

@@ -153,8 +153,8 @@ impl Tape {
     }
 
     /// For an op on the CPU: what `make(source, made)` made of `source` at the last [`PreparedWeights::refresh`]. None where there
-    /// is no such thing, so that the op does without. In planning, makes room for `len` elements of the source's dtype under
-    /// `name`, which tells an op's forms of one weight apart.
+    /// is no such thing, so that the op does without. In planning, makes room for `len` elements of `dtype` under `name`, which tells
+    /// an op's forms of one weight apart.
     ///
     /// # Errors
     /// Those of the allocation.
@@ -162,11 +162,11 @@ impl Tape {
         &self,
         source: &Tensor,
         name: &'static str,
-        len: usize,
+        (len, dtype): (usize, DType),
         make: impl Fn(&Tensor, &Tensor) -> Result<()> + 'static,
     ) -> Result<Option<Tensor>> {
         match &self.prepared {
-            Some(prepared) => prepared.form(source, name, len, make),
+            Some(prepared) => prepared.form(source, name, (len, dtype), make),
             None => Ok(None),
         }
     }

@@ -10,7 +10,7 @@ use super::{
     DataSizes, Event, Memory, Recipe, Residency, Run, RunFolder, RunState, Start, Task, TrainRequest, Trainer,
     backbone, checkpoint_config, fingerprint, folder, list_checkpoints, ranks,
 };
-use crate::config::{Config, LrSchedule, Precision};
+use crate::config::{Config, LrSchedule};
 use crate::data::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::tensor::Device;
@@ -202,10 +202,6 @@ fn prepare(
     let chosen = request.device.open()?;
     let described = chosen.describe();
     let device = chosen.accelerator.map_or(Device::Cpu, Device::Accelerator);
-    if request.resume.is_some() && config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) {
-        let message = "the run was started in bf16, which needs an accelerator, but the device is the cpu";
-        return Err(Error::config("training.precision", message, "resume it with `device = cuda`"));
-    }
     config.training.precision = config.training.precision.settled(device.has_tensor_cores());
     let task: Arc<dyn Task> = request.task.clone().unwrap_or_else(|| Arc::new(config.model.clone()));
     let sizes =

@@ -20,7 +20,7 @@ use crate::ops::adamw::{AdamW, AdamWState, adamw, gradient_norm, record};
 use crate::ops::assemble_batch::{Augment, Order};
 use crate::ops::control::Control;
 use crate::tape::{Accumulate, Tape};
-use crate::tensor::{Context, DType, Device, Tensor};
+use crate::tensor::{Context, DType, Tensor};
 
 /// Rows of the ring buffer for losses on the device.
 pub(super) const RING: u64 = 256;
@@ -130,7 +130,7 @@ impl Step {
         let share = Share::new(team.rank(), ranks, t.micro_batches(), t.shards)?;
         let exchange = Exchange::of(context, team)?;
         let shared = ranks > 1 || t.shards.is_some();
-        let parameters = Rc::new(Parameters::new(context, builder, dtype(config, context)?)?);
+        let parameters = Rc::new(Parameters::new(context, builder, dtype(config))?);
         let ema = parameters.flat_zeros()?;
         let averaged = Rc::new(parameters.with_master(ema.clone())?);
         let terms = criterion.terms().names().len();
@@ -328,16 +328,11 @@ fn buckets(
 }
 
 /// The dtype of activations.
-fn dtype(config: &Config, context: &Context) -> Result<DType> {
+fn dtype(config: &Config) -> DType {
     match config.training.precision {
         // Already settled by the trainer.
-        Precision::Auto | Precision::F32 => Ok(DType::F32),
-        Precision::Bf16 if matches!(context.device(), Device::Cpu) && !context.is_shape_only() => Err(Error::config(
-            "training.precision",
-            "bf16 needs an accelerator, but the device is the cpu",
-            "set it to auto, which is f32 there",
-        )),
-        Precision::Bf16 => Ok(DType::BF16),
+        Precision::Auto | Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::BF16,
     }
 }
 

@@ -285,7 +285,6 @@ fn wrong_options_are_told_before_anything_is_drawn() {
         (&["--guidance", "nan"], &["--guidance"]),
         (&["--sampler", "euler"], &["--sampler: no sampler is called `euler`", "ddpm, ddim, heun or dpmpp2m"]),
         (&["--threads", "0"], &["--threads"]),
-        (&["--precision", "bf16"], &["--precision: bf16 needs an accelerator"]),
         (&["--schedule", "karras"], &["--schedule: no timestep schedule is called `karras`", "logarithmic"]),
         (&["--timesteps", ""], &["--timesteps: the list is empty; give timesteps in 0…999"]),
         (&["--timesteps", " , "], &["--timesteps: the list is empty"]),

@@ -487,7 +487,6 @@ fn bad_inputs_are_refused_in_one_line() {
         (&["--preset", "dit-fashion", SIZE, "--data", "builtin"], &["32x32x3", "28x28x3", "--data"]),
         (&["--preset", "dit-fashion", SIZE, "--data", &foreign], &[&foreign, "28x28x3"]),
         (&["--set", "model.num_classes=3"], &["model.num_classes", "set it to 10"]),
-        (&["--set", "training.precision=bf16"], &["training.precision", "f32"]),
         (&["--resume", &absent], &[&absent, "no such run folder"]),
         (&["--resume", &empty], &[&empty, "holds no run"]),
         (&["--resume", &empty, "--batch", "4"], &["--batch", "keeps its configuration"]),

@@ -27,9 +27,15 @@ fn single_precision_agrees_with_double() {
     every_case(Case::check_oracle);
 }
 
+/// As the kernels in bf16: within the tolerance that rounding inputs, outputs and declared intermediates argues for.
+#[test]
+fn bf16_agrees_with_double() {
+    every_case(|case| case.check_device(&Device::Cpu, DType::BF16).map(drop));
+}
+
 #[test]
 fn every_choice_of_gradients_is_written_and_added_to() {
-    for dtype in [DType::F32, DType::F64] {
+    for dtype in [DType::F32, DType::BF16, DType::F64] {
         every_case(|case| case.check_wirings(&Device::Cpu, dtype));
     }
 }

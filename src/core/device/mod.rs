@@ -7,6 +7,7 @@
 mod choose;
 pub mod cuda;
 pub mod emulator;
+pub mod instructions;
 pub mod launches;
 mod ptx;
 

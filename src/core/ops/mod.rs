@@ -114,7 +114,7 @@ pub(crate) fn by_item(batch: usize, elements: usize, threads: u32) -> LaunchConf
 /// the dtype of `$like`; while planning, neither. Both functions have the same name and arguments:
 ///
 /// ```ignore
-/// run!(y, forward(x, y))?;        // cpu::forward::<T>(x, y), T: Float, or
+/// run!(y, forward(x, y))?;        // cpu::forward::<T>(x, y), T: Float (f32 also for bf16 tensors), or
 ///                                 // cuda::forward::<T>(accelerator, x, y)?, T: Stored
 /// run!(f32 loss, forward(loss))?; // cuda::forward(accelerator, loss)?: kernels that are compiled for f32 alone
 /// ```
@@ -127,8 +127,7 @@ macro_rules! run {
         match $like.context().backend() {
             $crate::tensor::Backend::Plan => Ok($like.context().note_module(OP)),
             $crate::tensor::Backend::Cpu => $crate::ops::with_host_float!(OP, $like.dtype(), T => {
-                cpu::$function::<T>($($argument),*);
-                Ok(())
+                cpu::$function::<T>($($argument),*)
             }),
             $crate::tensor::Backend::Accelerator(accelerator) => match $like.dtype() {
                 $crate::tensor::DType::F32 => cuda::$function(accelerator, $($argument),*),
@@ -140,8 +139,7 @@ macro_rules! run {
         match $like.context().backend() {
             $crate::tensor::Backend::Plan => Ok($like.context().note_module(OP)),
             $crate::tensor::Backend::Cpu => $crate::ops::with_host_float!(OP, $like.dtype(), T => {
-                cpu::$function::<T>($($argument),*);
-                Ok(())
+                cpu::$function::<T>($($argument),*)
             }),
             $crate::tensor::Backend::Accelerator(accelerator) => match $like.dtype() {
                 $crate::tensor::DType::F32 => cuda::$function::<f32>(accelerator, $($argument),*),
@@ -157,23 +155,30 @@ pub(crate) fn no_kernel(op: &'static str, accelerator: &dyn Accelerator, dtype: 
     Error::Unsupported { op, device: accelerator.name(), reason }
 }
 
-/// Calls `$body` with `$T` as the CPU's working type for `$dtype` (`f32` or `f64`); anything else is
-/// [`Error::Unsupported`].
+/// Runs `$body` with `$T` as the type in which the CPU computes tensors of `$dtype`: `f32`, also for bf16 tensors, whose elements it gets
+/// in f32 ([`crate::tensor::in_f32`]), or `f64`. Anything else is [`Error::Unsupported`].
 macro_rules! with_host_float {
     ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
         match $dtype {
             $crate::tensor::DType::F32 => {
                 type $T = f32;
-                $body
+                $body;
+                Ok(())
             }
+            $crate::tensor::DType::BF16 => $crate::tensor::in_f32(|| {
+                type $T = f32;
+                $body;
+                Ok(())
+            }),
             $crate::tensor::DType::F64 => {
                 type $T = f64;
-                $body
+                $body;
+                Ok(())
             }
             other => Err($crate::error::Error::Unsupported {
                 op: $op,
                 device: "cpu".into(),
-                reason: format!("{other} is not a type that the CPU computes in; use f32"),
+                reason: format!("{other} is not a type that the CPU computes in; use f32 or bf16"),
             }),
         }
     };

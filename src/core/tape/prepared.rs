@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use crate::error::Result;
-use crate::tensor::{Backend, Context, Device, Tensor};
+use crate::tensor::{Backend, Context, DType, Device, Tensor};
 
 type Make = Box<dyn Fn(&Tensor, &Tensor) -> Result<()>>;
 
@@ -68,7 +68,7 @@ impl PreparedWeights {
         &self,
         source: &Tensor,
         name: &'static str,
-        len: usize,
+        (len, dtype): (usize, DType),
         make: impl Fn(&Tensor, &Tensor) -> Result<()> + 'static,
     ) -> Result<Option<Tensor>> {
         let (storage, first) = source.place();
@@ -82,7 +82,7 @@ impl PreparedWeights {
             return Ok(form.map(|form| form.made.clone()));
         }
         if !self.forms.borrow().contains_key(&key) {
-            let made = source.context().persistent([len], source.dtype())?;
+            let made = source.context().persistent([len], dtype)?;
             self.forms.borrow_mut().insert(key, Form { source: source.clone(), made, make: Box::new(make) });
             self.ready.set(false);
         }
@@ -96,11 +96,11 @@ mod tests {
 
     use super::super::Tape;
     use super::*;
-    use crate::tensor::{DType, Program};
+    use crate::tensor::Program;
 
     /// Twice the elements of `source`: by the prepared form where there is one, which is then -2 x.
     fn doubled(tape: &Tape, source: &Tensor) -> Result<Vec<f32>> {
-        let made = tape.prepared(source, "negated", source.len(), |from, to| {
+        let made = tape.prepared(source, "negated", (source.len(), DType::F32), |from, to| {
             let negated = from.host::<f32>().iter().map(|x| -x);
             to.host_mut::<f32>().iter_mut().zip(negated).for_each(|(to, x)| *to = x);
             Ok(())

@@ -1,6 +1,5 @@
 //! The tape's own sum of gradients, which also converts between the kernels' dtypes.
 
-use std::ops::AddAssign;
 use std::rc::Rc;
 
 use half::bf16;
@@ -8,9 +7,10 @@ use rayon::prelude::*;
 
 use super::{Accumulate, Destination};
 use crate::device::launches::{ElementwiseAddInto, ElementwiseNarrow, ElementwiseWiden};
+use crate::device::instructions::dispatch;
 use crate::device::{Accelerator, KernelFloat, LaunchConfig};
 use crate::error::{Error, Result};
-use crate::tensor::{Backend, Cost, DType, Element, Tensor};
+use crate::tensor::{Backend, Cost, DType, Element, Tensor, round_into, rounded, widen_into, widened};
 
 /// Threads of a block; each takes 16 bytes.
 const THREADS: u32 = 256;
@@ -51,11 +51,16 @@ pub(crate) fn convert(to: &Destination, x: &Tensor) -> Result<()> {
     };
     match (x.context().backend(), from, dtype) {
         (Backend::Plan, ..) => x.context().note_module("elementwise"),
-        (Backend::Cpu, DType::F32, DType::F32) => add_host::<f32>(to, x),
-        (Backend::Cpu, DType::F64, DType::F64) => add_host::<f64>(to, x),
-        (Backend::Cpu, ..) => {
-            return refuse(format!("{dtype} from {from}: the CPU computes in one dtype; use f32"));
-        }
+        (Backend::Cpu, from, dtype) => match (from, dtype) {
+            (DType::F32, DType::BF16) if to.mode == Accumulate::Write => round_into(to.host_mut(), x.host()),
+            (DType::BF16, DType::F32) if to.mode == Accumulate::Write => widen_into(to.host_mut(), x.host()),
+            (DType::F32, DType::F32) => add_host(to, x, |to: f32, x: f32| to + x),
+            (DType::F64, DType::F64) => add_host(to, x, |to: f64, x: f64| to + x),
+            (DType::BF16, DType::BF16) => add_host(to, x, |to, x| rounded(widened(to) + widened(x))),
+            (DType::F32, DType::BF16) => add_host(to, x, |to, x: f32| rounded(widened(to) + x)),
+            (DType::BF16, DType::F32) => add_host(to, x, |to: f32, x| to + widened(x)),
+            _ => return refuse(format!("{dtype} is not made of {from}; use f32 or bf16")),
+        },
         (Backend::Accelerator(accelerator), from, dtype) => match (from, dtype) {
             _ if x.is_empty() => {}
             (DType::F32, DType::F32) => add_kernel::<f32>(accelerator, to, x)?,
@@ -76,18 +81,19 @@ pub(crate) fn convert(to: &Destination, x: &Tensor) -> Result<()> {
     Ok(())
 }
 
-fn add_host<T: Element + AddAssign>(to: &Destination, x: &Tensor) {
-    let (to, x) = (to.host_mut::<T>(), x.host::<T>());
-    let add = |(to, x): (&mut [T], &[T])| {
-        pulp::Arch::new().dispatch(
+/// `to[i] = add(to[i], x[i])`.
+fn add_host<B: Element, A: Element>(to: &Destination, x: &Tensor, add: impl Fn(B, A) -> B + Sync) {
+    let (to, x) = (to.host_mut::<B>(), x.host::<A>());
+    let some = |(to, x): (&mut [B], &[A])| {
+        dispatch(
             #[inline(always)]
-            || to.iter_mut().zip(x).for_each(|(to, &x)| *to += x),
+            || to.iter_mut().zip(x).for_each(|(to, &x)| *to = add(*to, x)),
         );
     };
     if to.len() < 2 * TASK {
-        add((to, x));
+        some((to, x));
     } else {
-        to.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(add);
+        to.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(some);
     }
 }
 

@@ -7,17 +7,20 @@ mod plan;
 mod program;
 mod shape;
 mod uplink;
+mod widening;
 
 use std::rc::Rc;
 
 use context::Storage;
 pub use context::{Backend, Context, Device, Instrument};
 pub use dtype::{DType, Element};
+pub(crate) use dtype::{rounded, widened};
 use half::bf16;
 pub use plan::Cost;
 pub use program::Program;
 pub use shape::Shape;
 pub use uplink::Uplink;
+pub(crate) use widening::{widen_into, round_into, in_f32};
 
 use crate::device::{KernelScalar, Slice, SliceMut, Summand};
 use crate::error::{Error, Result};
@@ -142,11 +145,16 @@ impl Tensor {
         Ok(())
     }
 
-    /// The elements on the host, for `cpu.rs` and for reading results of CPU contexts.
+    /// The elements on the host, for `cpu.rs` and for reading results of CPU contexts. An op that computes in f32 gets a bf16 tensor
+    /// as f32 ([`in_f32`]).
     ///
     /// # Panics
     /// For another element type or device: a bug in an op.
     pub fn host<T: Element>(&self) -> &[T] {
+        if let Some(copy) = self.widened_copy::<T>(false) {
+            // SAFETY: the copy holds as many elements, and lives until the op has ended.
+            return unsafe { std::slice::from_raw_parts(copy, self.len()) };
+        }
         self.assert_host::<T>();
         // SAFETY: the storage holds `offset + len` elements of this type, aligned, and lives as long as `self`. Ops write only to
         // tensors that they made or own, never to one that they read at the same time.
@@ -162,10 +170,22 @@ impl Tensor {
     /// As [`Tensor::host`].
     #[allow(clippy::mut_from_ref)] // tensors are handles; the discipline above replaces the borrow
     pub(crate) fn host_mut<T: Element>(&self) -> &mut [T] {
+        if let Some(copy) = self.widened_copy::<T>(true) {
+            // SAFETY: as in `host`; the caller keeps the discipline stated above.
+            return unsafe { std::slice::from_raw_parts_mut(copy, self.len()) };
+        }
         self.assert_host::<T>();
         assert!(!self.storage.is_borrowed(), "a write to borrowed memory");
         // SAFETY: as in `host`; the caller keeps the discipline stated above.
         unsafe { std::slice::from_raw_parts_mut(self.address() as *mut T, self.len()) }
+    }
+
+    /// The f32 copy of a bf16 tensor, where an op asks for it.
+    fn widened_copy<T: Element>(&self, writes: bool) -> Option<*mut T> {
+        match (self.dtype, T::DTYPE) {
+            (DType::BF16, DType::F32) => widening::copy(self, writes).map(|copy| copy.cast()),
+            _ => None,
+        }
     }
 
     fn assert_host<T: Element>(&self) {

@@ -1,9 +1,11 @@
 //! The optimizer's step on the CPU: one parallel pass, a cache-sized chunk at a time.
 
+use half::bf16;
+
 use super::{AdamW, AdamWState, CLIP_EPSILON, PART};
 use crate::ops::control::Control;
-use crate::ops::host::{Float, parallel, vector};
-use crate::tensor::Tensor;
+use crate::ops::host::{Float, Held, parallel, vector};
+use crate::tensor::{DType, Tensor};
 
 /// Elements of a chunk: its five buffers fit into a core's second-level cache, so that the average's pass costs no memory
 /// traffic of its own.
@@ -36,6 +38,7 @@ struct Chunk<'a, T> {
     gradients: &'a [T],
     ema: Option<&'a mut [T]>,
     compute: Option<&'a mut [T]>,
+    rounded: Option<&'a mut [bf16]>,
 }
 
 pub(super) fn update<T: Float>(state: &AdamWState, control: &Tensor, statistics: &Tensor, hyper: AdamW) {
@@ -55,11 +58,14 @@ pub(super) fn update<T: Float>(state: &AdamWState, control: &Tensor, statistics:
         .zip(state.second.host_mut::<T>().chunks_mut(CHUNK))
         .zip(state.gradients.host::<T>().chunks(CHUNK));
     let mut ema = state.ema.map(|ema| ema.host_mut::<T>().chunks_mut(CHUNK));
-    let mut compute = state.compute.map(|compute| compute.host_mut::<T>().chunks_mut(CHUNK));
+    let copy = |is_bf16| state.compute.filter(|copy| (copy.dtype() == DType::BF16) == is_bf16);
+    let mut compute = copy(false).map(|compute| compute.host_mut::<T>().chunks_mut(CHUNK));
+    let mut rounded = copy(true).map(|compute| compute.host_mut::<bf16>().chunks_mut(CHUNK));
     for (((parameters, first), second), gradients) in masters {
         let ema = ema.as_mut().and_then(Iterator::next);
         let compute = compute.as_mut().and_then(Iterator::next);
-        chunks.push(Chunk { parameters, first, second, gradients, ema, compute });
+        let rounded = rounded.as_mut().and_then(Iterator::next);
+        chunks.push(Chunk { parameters, first, second, gradients, ema, compute, rounded });
     }
     parallel::for_slots(&mut chunks, state.parameters.len(), |chunk| {
         vector::dispatch(
@@ -83,6 +89,12 @@ pub(super) fn update<T: Float>(state: &AdamWState, control: &Tensor, statistics:
         }
         if let Some(compute) = &mut chunk.compute {
             compute.copy_from_slice(chunk.parameters);
+        }
+        if let Some(rounded) = &mut chunk.rounded {
+            vector::dispatch(
+                #[inline(always)]
+                || rounded.iter_mut().zip(&*chunk.parameters).for_each(|(to, &p)| *to = bf16::of(p.to_f32())),
+            );
         }
     });
 }

@@ -134,13 +134,7 @@ pub fn adamw(context: &Context, state: &AdamWState, control: &Tensor, statistics
     let passes = 7 + 2 * usize::from(ema.is_some());
     let bytes = passes * parameters.bytes() + compute.map_or(0, Tensor::bytes) + statistics.bytes() + control.bytes();
     context.charge(OP, Cost::scalar(16 * parameters.len(), bytes));
-    let copy = compute.map_or(parameters.dtype(), Tensor::dtype);
     match context.backend() {
-        Backend::Cpu if copy != parameters.dtype() => Err(Error::Unsupported {
-            op: OP,
-            device: context.device_name(),
-            reason: format!("weights of {copy} beside masters of {}; use f32", parameters.dtype()),
-        }),
         Backend::Accelerator(accelerator) if parameters.dtype() != DType::F32 => {
             Err(no_kernel(OP, accelerator, parameters.dtype(), "f32"))
         }

@@ -10,11 +10,11 @@ use crate::tensor::{DType, Element, Tensor};
 
 /// Elements of the form of a weight that a forward pass may be given besides; None where there is no such form.
 pub(super) fn prepared_len(sizes: Sizes, dtype: DType) -> Option<usize> {
-    (path(Pass::Forward, &sizes, dtype) == Path::Winograd).then(|| winograd::transformed_len(&sizes))
+    (path(Pass::Forward, &sizes, dtype.exact()) == Path::Winograd).then(|| winograd::transformed_len(&sizes))
 }
 
-/// Makes that form.
-pub(super) fn prepare(sizes: Sizes, weight: &Tensor, prepared: &Tensor) {
+/// Makes that form, of f32.
+pub(super) fn prepare<T: Float>(sizes: Sizes, weight: &Tensor, prepared: &Tensor) {
     winograd::transform(&sizes, weight.host(), prepared.host_mut());
 }
 
@@ -50,7 +50,7 @@ pub(super) fn sums_backward<T: Float>(sizes: Sizes, dy: &Tensor, partial: &Tenso
         vector::column_sums(sums, &dy[b * image..][..image], Accumulate::Write);
     });
     if let Some(to) = &to.channel_add {
-        vector::map(to.host_mut(), partial.host::<T>(), to.mode, |sum| sum);
+        vector::map(to.host_mut::<T>(), partial.host::<T>(), to.mode, |sum| sum);
     }
     if let Some(to) = &to.bias {
         vector::column_sums(to.host_mut::<T>(), partial.host::<T>(), to.mode);

@@ -24,7 +24,7 @@ mod winograd_weight;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::run;
+use crate::ops::{run, with_host_float};
 use crate::tape::{Backward, Destination, Input, Tape, Var};
 use crate::tensor::{Cost, DType, Device, Shape, Tensor};
 
@@ -192,9 +192,8 @@ pub fn conv2d(
     };
     context.charge("conv2d_fwd", call.cost(x.dtype(), residual.map_or(0, |residual| residual.tensor().bytes())));
     let prepared = match cpu::prepared_len(sizes, x.dtype()) {
-        Some(len) => tape.prepared(weight.tensor(), OP, len, move |weight, prepared| {
-            cpu::prepare(sizes, weight, prepared);
-            Ok(())
+        Some(len) => tape.prepared(weight.tensor(), OP, (len, x.dtype().exact()), move |weight, prepared| {
+            with_host_float!(OP, weight.dtype(), T => cpu::prepare::<T>(sizes, weight, prepared))
         })?,
         None => None,
     };

@@ -11,7 +11,7 @@
 //! | kernels | forward, input gradient | always | `cuda`: an implicit product, of the tile that `Tile::of` takes |
 //! | kernels | weight gradient | always | `cuda`: the same, its sum over pixels cut as `SumSplit::of` says |
 //!
-//! In f64 Winograd's ways are closed, so that the oracle sums the definition as it stands.
+//! In f64 Winograd's ways are closed, so that the oracle sums the definition as it stands. On the CPU bf16 is computed in f32, by its ways.
 
 use super::{Sizes, doubled, winograd};
 use crate::tensor::DType;

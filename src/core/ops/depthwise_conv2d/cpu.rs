@@ -113,7 +113,7 @@ pub(super) fn weight_backward<T: Float>(sizes: Sizes, dy: &Tensor, x: &Tensor, p
     let (taps, ones) = partial.host::<T>().split_at(kernel * kernel * channels);
     for (to, sums) in [(&to.weight, taps), (&to.bias, ones)] {
         if let Some(to) = to {
-            vector::map(to.host_mut(), sums, to.mode, |sum| sum);
+            vector::map(to.host_mut::<T>(), sums, to.mode, |sum| sum);
         }
     }
 }

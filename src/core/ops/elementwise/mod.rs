@@ -16,12 +16,10 @@ mod cuda;
 
 pub use cases::cases;
 
-use half::bf16;
-
 use crate::error::{Error, Result};
 use crate::ops::run;
 use crate::tape::{self, Destination, Tape, Var};
-use crate::tensor::{Backend, Cost, DType, Tensor};
+use crate::tensor::{Cost, DType, Tensor};
 
 const OP: &str = "elementwise";
 
@@ -105,7 +103,7 @@ pub fn scale(tape: &Tape, x: &Var, factor: f32) -> Result<Var> {
 /// `f32` stays in `f64`, as everything does there.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for `bf16` on the CPU.
+/// [`Error::Unsupported`] for other dtypes.
 pub fn cast(tape: &Tape, x: &Var, dtype: DType) -> Result<Var> {
     if x.dtype() == dtype || (x.dtype(), dtype) == (DType::F64, DType::F32) {
         return Ok(x.clone());
@@ -128,12 +126,6 @@ pub fn cast(tape: &Tape, x: &Var, dtype: DType) -> Result<Var> {
 /// # Errors
 /// [`Error::Shape`] where the lengths differ, [`Error::Unsupported`] for a pair of dtypes that the device does not convert.
 pub fn cast_into(x: &Tensor, to: &Tensor) -> Result<()> {
-    let fits = x.len() == to.len() && (x.dtype(), to.dtype()) == (DType::F32, DType::BF16);
-    if fits && matches!(x.context().backend(), Backend::Cpu) {
-        let pairs = to.host_mut::<bf16>().iter_mut().zip(x.host::<f32>());
-        pairs.for_each(|(to, &x)| *to = bf16::from_f32(x));
-        return Ok(());
-    }
     tape::convert(&Destination::overwrite(to), x)
 }
 

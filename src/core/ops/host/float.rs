@@ -1,7 +1,9 @@
-//! The scalar types of the CPU ops: `f32` computes, `f64` is the oracle.
+//! The scalar types of the CPU ops: `f32` computes, `f64` is the oracle, `bf16` is stored.
 
 use super::{math, scratch};
-use crate::tensor::Element;
+use crate::device::instructions;
+use crate::tensor::{self, Element};
+use half::bf16;
 use pulp::{Simd, WithSimd};
 use std::fmt::Display;
 use std::iter::Sum;
@@ -19,8 +21,7 @@ mod sealed {
 /// [`vector::dispatch`](super::vector::dispatch) becomes vector code with the same bits as the scalar call.
 pub trait Float:
     sealed::Sealed
-    + Element
-    + Default
+    + Held<Float = Self>
     + PartialOrd
     + Display
     + Sum
@@ -100,22 +101,40 @@ pub trait Float:
     fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
 }
 
-/// AVX2 where it is, else plain code.
-#[cfg(target_arch = "x86_64")]
-fn dispatch_f64<Op: WithSimd>(op: Op) -> Op::Output {
-    match pulp::x86::V3::try_new() {
-        Some(simd) => Simd::vectorize(simd, op),
-        None => Simd::vectorize(pulp::Scalar, op),
+/// An element type as it lies in memory, and the type that computes with its values: `f32` and `f64` are their own, `bf16` is
+/// computed in `f32`.
+pub trait Held: Element + Default {
+    /// The type that computes.
+    type Float: Float;
+
+    /// The value, without loss.
+    fn get(self) -> Self::Float;
+    /// The nearest value, ties to even; a NaN stays one.
+    fn of(x: Self::Float) -> Self;
+}
+
+impl Held for bf16 {
+    type Float = f32;
+
+    #[inline(always)]
+    fn get(self) -> f32 {
+        tensor::widened(self)
+    }
+
+    #[inline(always)]
+    fn of(x: f32) -> Self {
+        tensor::rounded(x)
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
 fn dispatch_f64<Op: WithSimd>(op: Op) -> Op::Output {
-    pulp::Arch::new().dispatch(op)
+    instructions::with_narrow_simd(op)
 }
 
+#[inline(always)]
 fn dispatch_f32<Op: WithSimd>(op: Op) -> Op::Output {
-    pulp::Arch::new().dispatch(op)
+    instructions::with_simd(op)
 }
 
 macro_rules! float {
@@ -186,6 +205,7 @@ macro_rules! float {
                 $T::is_finite(self)
             }
 
+            #[inline(always)]
             fn dispatch<Op: WithSimd>(op: Op) -> Op::Output {
                 $dispatch(op)
             }
@@ -221,5 +241,24 @@ macro_rules! float {
     };
 }
 
+macro_rules! held {
+    ($T:ident) => {
+        impl Held for $T {
+            type Float = Self;
+
+            #[inline(always)]
+            fn get(self) -> Self {
+                self
+            }
+            #[inline(always)]
+            fn of(x: Self) -> Self {
+                x
+            }
+        }
+    };
+}
+
+held!(f32);
+held!(f64);
 float!(dispatch_f32, f32, f32s, splat_f32s, mul_add_f32s, add_f32s, F32_LANES);
 float!(dispatch_f64, f64, f64s, splat_f64s, mul_add_f64s, add_f64s, F64_LANES);

@@ -21,5 +21,5 @@ pub(crate) mod pack;
 
 mod scratch;
 
-pub use float::Float;
+pub use float::{Float, Held};
 pub use product::{Matrix, MatrixMut, matmul};

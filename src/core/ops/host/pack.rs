@@ -1,9 +1,12 @@
 //! Copies blocks of a matrix into the order in which the product's inner loop reads them.
 //!
+//! Elements are moved, never computed with, and need no alignment: a pair of bf16 travels as an f32.
+//!
 //! A *strip* is `lanes` neighbouring rows (or columns) by `depth` steps of the summed dimension, stored `[depth][width]` with
 //! `width >= lanes`; what lies between is zero where the caller asks for it.
 
 use super::float::Float;
+use super::product::Factor;
 
 /// One strip: element `(lane, step)` is at `src + lane * lane_stride + step * step_stride`.
 ///
@@ -70,7 +73,7 @@ pub(crate) unsafe fn lanes<T: Float>(
         for p0 in (0..depth).step_by(16) {
             for lane in 0..lanes {
                 for p in p0..(p0 + 16).min(depth) {
-                    *dst.add(p * width + lane) = *src.add(lane * lane_stride + p * step_stride);
+                    *dst.add(p * width + lane) = src.add(lane * lane_stride + p * step_stride).read_unaligned();
                 }
             }
         }
@@ -79,10 +82,12 @@ pub(crate) unsafe fn lanes<T: Float>(
 
 /// A matrix to be packed as strips of `width` lanes, the last one filled up with zeros.
 pub(crate) struct Strips<T> {
-    /// Lane 0 at step 0.
+    /// Lane 0, element 0.
     pub from: *const T,
     pub lanes: usize,
     pub lane_stride: usize,
+    /// Elements along the sum; a step has [`Factor::PER_STEP`] of them.
+    pub elements: usize,
     pub step_stride: usize,
     pub width: usize,
 }
@@ -94,15 +99,15 @@ const TASK_STEPS: usize = 128;
 /// Bytes of one step in one task of packing: long runs, which the prefetchers follow.
 const TASK_BYTES: usize = 256;
 
-impl<T: Float> Strips<T> {
-    /// Elements of `depth` steps, packed.
+impl<T: Factor> Strips<T> {
+    /// Packed lanes of `depth` steps.
     pub fn len(&self, depth: usize) -> usize {
         self.lanes.next_multiple_of(self.width) * depth
     }
 
     /// Strips in one task of packing.
     fn task_strips(&self) -> usize {
-        (TASK_BYTES / (self.width * size_of::<T>())).max(1)
+        (TASK_BYTES / (self.width * size_of::<T::Step>())).max(1)
     }
 
     /// Tasks that pack `depth` steps.
@@ -113,10 +118,10 @@ impl<T: Float> Strips<T> {
     /// Runs one of the [`tasks`](Self::tasks) that pack the steps `p0..p0 + depth` into `to`, strip by strip, each `[depth][width]`.
     ///
     /// # Safety
-    /// All lanes at these steps are readable, and `to` is valid for writing [`len`](Self::len) elements, which nobody else uses but
+    /// All lanes at these steps are readable, and `to` is valid for writing [`len`](Self::len) lanes, which nobody else uses but
     /// the other tasks.
-    pub unsafe fn pack_task(&self, to: *mut T, (p0, depth): (usize, usize), task: usize, avx512: bool) {
-        let &Self { from, lanes, lane_stride, step_stride, width } = self;
+    pub unsafe fn pack_task(&self, to: *mut T::Step, (p0, depth): (usize, usize), task: usize, avx512: bool) {
+        let &Self { from, lanes, lane_stride, elements, step_stride, width } = self;
         let parts = depth.div_ceil(TASK_STEPS);
         let (strip, step) = (task / parts * self.task_strips(), task % parts * TASK_STEPS);
         let strips = strip..(strip + self.task_strips()).min(lanes.div_ceil(width));
@@ -124,26 +129,28 @@ impl<T: Float> Strips<T> {
         // SAFETY: every strip and step is in bounds, as the caller promises.
         unsafe {
             let place = |strip: usize, step: usize| to.add((strip * depth + step) * width);
-            let source =
-                |strip: usize, step: usize| from.wrapping_add(strip * width * lane_stride + (p0 + step) * step_stride);
+            let source = |strip: usize, step: usize| {
+                from.wrapping_add(strip * width * lane_stride + (p0 + step) * T::PER_STEP * step_stride)
+            };
+            let left = |step: usize, steps: usize| (elements - (p0 + step) * T::PER_STEP).min(steps * T::PER_STEP);
             if lane_stride == 1 && strips.end * width <= lanes {
                 // Step by step: the source is read in long runs.
                 for step in steps {
                     for strip in strips.clone() {
-                        copy(source(strip, step), place(strip, step), width);
+                        T::neighbours(place(strip, step), source(strip, step), width, left(step, 1), step_stride);
                     }
                 }
                 return;
             }
             for s in strips {
-                let (first, count) = (steps.start, steps.len());
+                let first = steps.start;
                 let lanes = (lanes - s * width).min(width);
-                self::strip(
+                T::strip(
                     place(s, first),
                     width,
                     source(s, first),
                     (lanes, lane_stride),
-                    (count, step_stride),
+                    (left(first, steps.len()), step_stride),
                     avx512,
                 );
             }
@@ -152,8 +159,11 @@ impl<T: Float> Strips<T> {
 }
 
 /// Copies `count` neighbours: known lengths become a few vector moves.
+///
+/// # Safety
+/// They are readable, and `to` is valid for writing them.
 #[inline(always)]
-unsafe fn copy<T>(from: *const T, to: *mut T, count: usize) {
+pub(crate) unsafe fn copy<T>(from: *const T, to: *mut T, count: usize) {
     // SAFETY: as the caller promises.
     unsafe {
         match count {

@@ -47,9 +47,10 @@ impl<T> Shared<T> {
 /// The first call decides (it builds rayon's global pool); the answer is the number in force.
 ///
 /// # Errors
-/// `ENGINE_THREADS` that is not a positive number.
+/// `ENGINE_THREADS` that is not a positive number; an `ENGINE_CPU` that is [refused](crate::device::instructions::chosen).
 pub fn set_threads(threads: Option<usize>) -> crate::Result<usize> {
     static DONE: OnceLock<()> = OnceLock::new();
+    crate::device::instructions::chosen()?;
     let threads = match threads {
         Some(n) => n,
         None => match std::env::var("ENGINE_THREADS") {

@@ -8,9 +8,11 @@
 //! depend on the values and their number alone. [`column_sums`] adds rows in ascending order within blocks of 64 rows, then
 //! the blocks in ascending order.
 
-use super::float::Float;
+use super::float::{Float, Held};
 use super::parallel::{self, GRAIN};
 use crate::tape::Accumulate;
+
+pub use crate::device::instructions::dispatch;
 
 /// Virtual lanes of a sum.
 const LANES: usize = 32;
@@ -20,14 +22,6 @@ const BLOCK_ROWS: usize = 64;
 const BLOCK_COLS: usize = 64;
 /// Elements per task of a parallel elementwise loop.
 const TASK: usize = GRAIN / 2;
-
-/// Runs `f` compiled for the best instruction set here. Only what is inlined into `f` gains: loops written in it, closures,
-/// and functions marked `#[inline(always)]` such as [`Float`]'s.
-///
-#[inline(always)]
-pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
-}
 
 // AVX-512 needs pulp's feature `x86-v4`: without it this does not compile.
 #[cfg(target_arch = "x86_64")]
@@ -49,18 +43,23 @@ pub(crate) fn prefetch<T>(from: &[T], start: usize, len: usize) {
     let _ = (from, start, len);
 }
 
-/// `dst[i] = f(src[i])`, or `+=`.
+/// `dst[i] = f(src[i])`, or `+=`. Elements of one that is held in bf16 are widened, or rounded once.
 ///
 /// # Panics
 /// Where the lengths differ; so do the functions below.
 #[inline]
-pub fn map<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate, f: impl Fn(T) -> T) {
+pub fn map<T: Float, D: Held<Float = T>, A: Held<Float = T>>(
+    dst: &mut [D],
+    src: &[A],
+    mode: Accumulate,
+    f: impl Fn(T) -> T,
+) {
     assert_eq!(dst.len(), src.len(), "map: lengths differ");
     dispatch(
         #[inline(always)]
         || match mode {
-            Accumulate::Write => dst.iter_mut().zip(src).for_each(|(dst, &x)| *dst = f(x)),
-            Accumulate::Add => dst.iter_mut().zip(src).for_each(|(dst, &x)| *dst += f(x)),
+            Accumulate::Write => dst.iter_mut().zip(src).for_each(|(dst, &x)| *dst = D::of(f(x.get()))),
+            Accumulate::Add => dst.iter_mut().zip(src).for_each(|(dst, &x)| *dst = D::of(dst.get() + f(x.get()))),
         },
     );
 }

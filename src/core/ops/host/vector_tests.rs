@@ -36,7 +36,7 @@ fn vector_code_has_the_bits_of_scalar_code() {
     macro_rules! check {
         ($($index:literal $function:expr),*) => {$(
             let (name, scalar) = functions[$index];
-            let mut dst = vec![0.0; src.len()];
+            let mut dst = vec![0.0_f32; src.len()];
             map(&mut dst, &src, Accumulate::Write, $function);
             for (&x, &y) in src.iter().zip(&dst) {
                 // Through a pointer that the compiler cannot see through: one value at a time.

@@ -3,10 +3,10 @@
 use half::bf16;
 
 use super::{Activation, BiasSum, Call, Operands, ROWS_PER_PART, Sizes};
-use crate::ops::host::product::{self, Weight};
-use crate::ops::host::{self, Float, parallel, vector};
+use crate::ops::host::product::{self, Factor, Weight};
+use crate::ops::host::{self, Float, Held, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// The saved z, written piece by piece as the product finishes its rows.
 struct Pieces<T>(*mut T, usize);
@@ -15,29 +15,47 @@ unsafe impl<T> Sync for Pieces<T> {}
 // SAFETY: as above.
 unsafe impl<T> Send for Pieces<T> {}
 
-impl<T: Copy> Pieces<T> {
-    fn write(&self, at: usize, values: &[T]) {
+impl<T: Held> Pieces<T> {
+    fn write(&self, at: usize, values: &[T::Float]) {
         assert!(at + values.len() <= self.1, "a piece outside z");
         // SAFETY: in bounds, and this thread's alone: see above.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.0.add(at), values.len()) };
+        let z = unsafe { std::slice::from_raw_parts_mut(self.0.add(at), values.len()) };
+        vector::dispatch(
+            #[inline(always)]
+            || z.iter_mut().zip(values).for_each(|(z, &value)| *z = T::of(value)),
+        );
     }
 }
 
 /// Elements of a packed weight.
-pub(super) fn packed_len(Sizes { n, k, .. }: Sizes) -> usize {
-    product::packed_len(n, k)
+pub(super) fn packed_len(Sizes { n, k, .. }: Sizes, dtype: DType) -> usize {
+    if dtype == DType::BF16 { product::packed_len::<bf16>(n, k) } else { product::packed_len::<f32>(n, k) }
 }
 
 /// Packs a weight, once for many calls.
-pub(super) fn pack<T: Float>(Sizes { n, k, .. }: Sizes, weight: &Tensor, packed: &Tensor) {
+pub(super) fn pack<T: Float>(sizes: Sizes, weight: &Tensor, packed: &Tensor) {
+    match weight.dtype() {
+        DType::BF16 => pack_as::<bf16>(sizes, weight, packed),
+        _ => pack_as::<T>(sizes, weight, packed),
+    }
+}
+
+fn pack_as<T: Factor>(Sizes { n, k, .. }: Sizes, weight: &Tensor, packed: &Tensor) {
     product::pack_weight(packed.host_mut::<T>(), weight.host(), (n, k));
 }
 
-pub(super) fn forward<T: Float>(call: &Call, &Operands { x, weight, packed, bias, residual }: &Operands, y: &Tensor) {
+pub(super) fn forward<T: Float>(call: &Call, operands: &Operands, y: &Tensor) {
+    match y.dtype() {
+        DType::BF16 => forward_as::<bf16>(call, operands, y),
+        _ => forward_as::<T>(call, operands, y),
+    }
+}
+
+fn forward_as<T: Factor>(call: &Call, &Operands { x, weight, packed, bias, residual }: &Operands, y: &Tensor) {
     let (Sizes { m, n, k }, activation) = (call.sizes, call.activation);
     let z = call.z.as_ref().map(|z| z.host_mut::<T>()).map(|z| Pieces(z.as_mut_ptr(), z.len()));
     let residual = residual.map(Tensor::host::<T>);
-    let finish = |row: usize, first: usize, values: &mut [T]| {
+    let finish = |row: usize, first: usize, values: &mut [T::Float]| {
         let at = row * n + first;
         if let Some(z) = &z {
             z.write(at, values);
@@ -51,10 +69,10 @@ pub(super) fn forward<T: Float>(call: &Call, &Operands { x, weight, packed, bias
             vector::map(values, &residual[at..][..values.len()], Accumulate::Add, |r| r);
         }
     };
-    let bias = bias.map(Tensor::host::<T>);
+    let bias = bias.map(Tensor::host::<T::Float>);
     let weight = match packed {
-        Some(packed) => Weight::Packed(packed.host()),
-        None => Weight::Rows(weight.host()),
+        Some(packed) => Weight::Packed(packed.host::<T>()),
+        None => Weight::Rows(weight.host::<T>()),
     };
     product::linear_forward(y.host_mut(), x.host(), weight, bias, (m, n, k), finish);
     if let Some(z) = &call.z {
@@ -63,17 +81,24 @@ pub(super) fn forward<T: Float>(call: &Call, &Operands { x, weight, packed, bias
 }
 
 /// A few rows of dz and the bias's partial sum over them.
-struct Part<'a, T> {
+struct Part<'a, T: Held> {
     dz: Option<&'a mut [T]>,
     dy: &'a [T],
-    sum: Option<&'a mut [T]>,
+    sum: Option<&'a mut [T::Float]>,
 }
 
 /// z becomes dz; the bias's gradient is summed within parts of fixed size, then over the parts in order.
 pub(super) fn activation_backward<T: Float>(call: &Call, dy: &Tensor, bias: Option<&BiasSum>) {
+    match dy.dtype() {
+        DType::BF16 => activation_backward_as::<bf16>(call, dy, bias),
+        _ => activation_backward_as::<T>(call, dy, bias),
+    }
+}
+
+fn activation_backward_as<T: Held>(call: &Call, dy: &Tensor, bias: Option<&BiasSum>) {
     let (n, activation) = (call.sizes.n, call.activation);
     let mut dz = call.z.as_ref().map(|z| z.host_mut::<T>().chunks_mut(ROWS_PER_PART * n));
-    let mut sums = bias.map(|bias| bias.partial.host_mut::<T>().chunks_mut(n));
+    let mut sums = bias.map(|bias| bias.partial.host_mut::<T::Float>().chunks_mut(n));
     let rows = dy.host::<T>().chunks(ROWS_PER_PART * n.max(1));
     let mut parts: Vec<Part<T>> = rows
         .map(|dy| Part { dz: dz.as_mut().and_then(Iterator::next), dy, sum: sums.as_mut().and_then(Iterator::next) })
@@ -82,7 +107,7 @@ pub(super) fn activation_backward<T: Float>(call: &Call, dy: &Tensor, bias: Opti
     let rounded = call.z.as_ref().is_some_and(Tensor::is_rounded);
     parallel::for_slots(&mut parts, dy.len(), |part| {
         if let Some(sum) = &mut part.sum {
-            sum.fill(T::ZERO);
+            sum.fill(T::Float::ZERO);
         }
         for (row, dy) in part.dy.chunks_exact(n).enumerate() {
             let row = match &mut part.dz {
@@ -94,7 +119,7 @@ pub(super) fn activation_backward<T: Float>(call: &Call, dy: &Tensor, bias: Opti
                         Activation::Silu => bend(dz, dy, host::activation::silu_derivative),
                     }
                     if rounded {
-                        dz.iter_mut().for_each(|d| *d = T::from_f64(bf16::from_f64(d.to_f64()).to_f64()));
+                        dz.iter_mut().for_each(|d| *d = T::of(Float::from_f64(bf16::from_f64(d.get().to_f64()).to_f64())));
                     }
                     &*dz
                 }
@@ -106,18 +131,27 @@ pub(super) fn activation_backward<T: Float>(call: &Call, dy: &Tensor, bias: Opti
         }
     });
     if let Some(BiasSum { to, partial }) = bias {
-        vector::column_sums(to.host_mut::<T>(), partial.host::<T>(), to.mode);
+        vector::column_sums(to.host_mut::<T::Float>(), partial.host::<T::Float>(), to.mode);
     }
 }
 
 /// z becomes dy · derivative(z).
 #[inline(always)]
-fn bend<T: Float>(z: &mut [T], dy: &[T], derivative: impl Fn(T) -> T) {
-    vector::dispatch(|| z.iter_mut().zip(dy).for_each(|(z, &dy)| *z = dy * derivative(*z)));
+fn bend<T: Held>(z: &mut [T], dy: &[T], derivative: impl Fn(T::Float) -> T::Float) {
+    vector::dispatch(
+        #[inline(always)]
+        || z.iter_mut().zip(dy).for_each(|(z, &dy)| *z = T::of(dy.get() * derivative(z.get()))),
+    );
 }
 
 pub(super) fn input_backward<T: Float>(sizes: Sizes, dz: &Tensor, weight: &Tensor, dx: &Destination) {
-    let Sizes { m, n, k } = sizes;
+    match dz.dtype() {
+        DType::BF16 => input_backward_as::<bf16>(sizes, dz, weight, dx),
+        _ => input_backward_as::<T>(sizes, dz, weight, dx),
+    }
+}
+
+fn input_backward_as<T: Factor>(Sizes { m, n, k }: Sizes, dz: &Tensor, weight: &Tensor, dx: &Destination) {
     product::linear_backward_input(dx.host_mut::<T>(), dz.host(), weight.host(), (m, n, k), dx.mode);
 }
 
@@ -129,8 +163,14 @@ pub(super) fn weight_backward<T: Float>(
     dw: &Destination,
     _db: Option<&Destination>,
 ) {
-    let Sizes { m, n, k } = sizes;
-    product::linear_backward_weight(dw.host_mut::<T>(), dz.host(), x.host(), (m, n, k), dw.mode);
+    match dz.dtype() {
+        DType::BF16 => weight_backward_as::<bf16>(sizes, dz, x, dw),
+        _ => weight_backward_as::<T>(sizes, dz, x, dw),
+    }
+}
+
+fn weight_backward_as<T: Factor>(Sizes { m, n, k }: Sizes, dz: &Tensor, x: &Tensor, dw: &Destination) {
+    product::linear_backward_weight(dw.host_mut::<T::Float>(), dz.host::<T>(), x.host(), (m, n, k), dw.mode);
 }
 
 /// The bias's gradient alone: [`activation_backward`] has made it.

@@ -106,17 +106,10 @@ pub fn linear(
         x: weight.needs_gradient().then(|| x.tensor().clone()),
         weight: x.needs_gradient().then(|| weight.tensor().clone()),
     };
-    let packed = match x.dtype() {
-        DType::F32 | DType::F64 => {
-            tape.prepared(weight.tensor(), OP, cpu::packed_len(sizes), move |weight, packed| {
-                with_host_float!(OP, weight.dtype(), T => {
-                    cpu::pack::<T>(sizes, weight, packed);
-                    Ok(())
-                })
-            })?
-        }
-        _ => None,
-    };
+    let form = (cpu::packed_len(sizes, x.dtype()), x.dtype());
+    let packed = tape.prepared(weight.tensor(), OP, form, move |weight, packed| {
+        with_host_float!(OP, weight.dtype(), T => cpu::pack::<T>(sizes, weight, packed))
+    })?;
     let operands = Operands {
         x: x.tensor(),
         weight: weight.tensor(),

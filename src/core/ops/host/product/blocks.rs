@@ -4,17 +4,21 @@
 //! its steps are neighbours (a layer's forward pass and its input's gradient), else it is packed too, by the rows of a tile
 //! (a weight's gradient). Each block of the sum has two phases, packing and multiplying, and the phases of all blocks
 //! are one parallel run ([`parallel::for_phases`]).
+//!
+//! A result of fewer bits than the sums, bf16, is rounded once: its sum is one block, and a tile's rows stay in a buffer until the
+//! follow-up has seen them.
 
-use pulp::{Simd, WithSimd};
+use pulp::NullaryFnOnce;
 
+use super::factor::{Factor, Unit, WithUnit};
 use super::tile::{self, Rows, Tile};
 use super::{Matrix, MatrixMut, depth_blocks};
-use crate::ops::host::float::Float;
+use crate::ops::host::float::{Float, Held};
 use crate::ops::host::pack::Strips;
 use crate::ops::host::parallel::{self, Shared};
 use crate::tape::Accumulate;
 
-/// The longest block of the summed dimension: a tile's rows of it fit the first cache.
+/// The longest block of the summed dimension, in steps: a tile's rows of it fit the first cache.
 pub(super) const DEPTH: usize = 512;
 /// Lanes of the widest vector that there is, of any dtype; all others divide it.
 pub(super) const LANES: usize = 16;
@@ -29,14 +33,15 @@ const TASK_ROWS: usize = 32;
 
 /// A product's right side.
 #[derive(Clone, Copy)]
-pub(super) enum Right<'a, T> {
+pub(super) enum Right<'a, T: Factor> {
     Plain(Matrix<'a, T>),
     /// By up to 4096 columns, by blocks of the sum, by vectors: `[step][lanes]`.
-    Packed(&'a [T]),
+    Packed(&'a [T::Step]),
 }
 
-pub(super) struct Product<'a, T, F> {
-    pub dst: MatrixMut<'a, T>,
+/// A product of factors T, whose result is of D: the type of the sums, or one that they are rounded to.
+pub(super) struct Product<'a, T: Factor, D, F> {
+    pub dst: MatrixMut<'a, D>,
     pub a: Matrix<'a, T>,
     pub b: Right<'a, T>,
     pub mode: Accumulate,
@@ -45,24 +50,37 @@ pub(super) struct Product<'a, T, F> {
 
 /// Whether AVX-512's transpose packs.
 #[inline(always)]
-fn avx512<T: Float, S: Simd>() -> bool {
-    S::REGISTER_COUNT == 32 && T::lanes::<S>() * size_of::<T>() == 64
+fn avx512<T: Factor, U: Unit<T>>() -> bool {
+    U::REGISTERS == 32 && U::lanes() * size_of::<T::Step>() == 64
+}
+
+/// Whether sums of T are rounded to D.
+const fn rounds<T: Held, D>() -> bool {
+    size_of::<D>() < size_of::<T::Float>()
+}
+
+/// Number and steps of the blocks of a sum over `k` elements of T with a result of D.
+fn blocks<T: Factor, D>(k: usize) -> (usize, usize) {
+    let steps = k.div_ceil(T::PER_STEP);
+    if rounds::<T, D>() { (1, steps) } else { depth_blocks(steps) }
 }
 
 /// The columns `first..first + count` of `b`, as strips of `width`.
-fn column_strips<T>(b: Matrix<T>, (first, count): (usize, usize), width: usize) -> Strips<T> {
+fn column_strips<T: Factor>(b: Matrix<T>, (first, count): (usize, usize), width: usize) -> Strips<T> {
     let from = b.data.as_ptr().wrapping_add(first * b.col_stride);
-    Strips { from, lanes: count, lane_stride: b.col_stride, step_stride: b.row_stride, width }
+    Strips { from, lanes: count, lane_stride: b.col_stride, elements: b.rows, step_stride: b.row_stride, width }
 }
 
-impl<T: Float, F: Fn(usize, usize, &mut [T]) + Send + Sync> WithSimd for Product<'_, T, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+impl<T, D, F> WithUnit<T> for Product<'_, T, D, F>
+where
+    T: Factor,
+    D: Held<Float = T::Float>,
+    F: Fn(usize, usize, &mut [T::Float]) + Send + Sync,
+{
+    fn run<U: Unit<T>>(self, unit: U) {
         let Self { dst, a, b, mode, then } = self;
         let (m, n, k) = (dst.rows, dst.cols, a.cols);
-        let in_place = a.col_stride == 1 || k <= 1;
+        let in_place = (a.col_stride == 1 || k <= 1) && k.is_multiple_of(T::PER_STEP);
         let strides = (dst.row_stride, dst.col_stride);
         let out = Shared::new(dst.data);
         let serial = m * n * k.max(1) <= SERIAL;
@@ -71,7 +89,7 @@ impl<T: Float, F: Fn(usize, usize, &mut [T]) + Send + Sync> WithSimd for Product
         for first_col in (0..n).step_by(PACKED) {
             for first_row in (0..m).step_by(most_rows) {
                 let part = Part {
-                    simd,
+                    unit,
                     a,
                     b,
                     out,
@@ -89,11 +107,11 @@ impl<T: Float, F: Fn(usize, usize, &mut [T]) + Send + Sync> WithSimd for Product
 }
 
 /// Some rows by some columns of a product, the whole sum.
-struct Part<'a, T, S, F> {
-    simd: S,
+struct Part<'a, T: Factor, D, U, F> {
+    unit: U,
     a: Matrix<'a, T>,
     b: Right<'a, T>,
-    out: Shared<T>,
+    out: Shared<D>,
     strides: (usize, usize),
     rows: (usize, usize),
     cols: (usize, usize),
@@ -102,17 +120,23 @@ struct Part<'a, T, S, F> {
     then: &'a F,
 }
 
-impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T]) + Send + Sync> Part<'_, T, S, F> {
-    #[inline(always)]
+impl<T, D, U, F> Part<'_, T, D, U, F>
+where
+    T: Factor,
+    D: Held<Float = T::Float>,
+    U: Unit<T>,
+    F: Fn(usize, usize, &mut [T::Float]) + Send + Sync,
+{
     fn run(&self, threads: usize) {
-        let lanes = T::lanes::<S>();
-        let (tile_rows, tile_vectors) = tile::largest::<S>();
+        let lanes = U::lanes();
+        let (tile_rows, tile_vectors) = tile::largest::<T, U>();
         let (m, n) = (self.rows.1 - self.rows.0, self.cols.1 - self.cols.0);
-        let (blocks, depth) = depth_blocks(self.a.cols);
+        let (blocks, depth) = blocks::<T, D>(self.a.cols);
+        let whole = self.a.cols.div_ceil(T::PER_STEP);
         let vectors = n.div_ceil(lanes);
 
         // Tasks are groups of vectors by blocks of rows, the rows of one group after the other. Any cut gives the same bits.
-        let group = (GROUP_BYTES / (depth.max(1) * lanes * size_of::<T>())).max(tile_vectors);
+        let group = (GROUP_BYTES / (depth.max(1) * lanes * size_of::<T::Step>())).max(tile_vectors);
         let row_share = m.div_ceil(if threads == 1 { 1 } else { 8 * threads });
         // Whole tiles: packed rows come in strips of a tile's.
         let task_rows = row_share.div_ceil(tile_rows).min(TASK_ROWS / tile_rows) * tile_rows;
@@ -131,9 +155,10 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T]) + Send + Sync> Part<'_, T,
         let a_room = a_strips.as_ref().map_or(0, |strips| strips.len(depth));
         let tasks = |strips: &Option<Strips<T>>, depth: usize| strips.as_ref().map_or(0, |strips| strips.tasks(depth));
 
-        T::with_scratch(b_room + a_room, |scratch| {
-            let scratch = Shared::new(scratch);
-            let steps = |block: usize| (block * depth, depth.min(self.a.cols - block * depth));
+        T::Float::with_scratch(b_room + a_room, |scratch| {
+            // Steps are of the floats' size.
+            let scratch: Shared<T::Step> = Shared::new(bytemuck::cast_slice_mut(scratch));
+            let steps = |block: usize| (block * depth, depth.min(whole - block * depth));
             let count = |phase: usize| {
                 let (block, packs) = (phase / 2, phase.is_multiple_of(2));
                 let (_, depth) = steps(block);
@@ -148,30 +173,34 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T]) + Send + Sync> Part<'_, T,
                         if task < b_tasks { (&b_strips, task, 0) } else { (&a_strips, task - b_tasks, b_room) };
                     if let Some(strips) = strips {
                         // SAFETY: the view's extent was checked; each side has its own place in the scratch.
-                        unsafe { strips.pack_task(scratch.get().add(to), (p0, depth), task, avx512::<T, S>()) };
+                        unsafe { strips.pack_task(scratch.get().add(to), (p0, depth), task, avx512::<T, U>()) };
                     }
                     return;
                 }
                 let packed_b = match self.b {
                     // Memory before these columns: the earlier columns' whole sums, then these columns' earlier blocks.
                     Right::Packed(packed) => {
-                        let before = self.cols.0 * self.a.cols + vectors * lanes * p0;
+                        let before = self.cols.0 * whole + vectors * lanes * p0;
                         packed[before..][..vectors * lanes * depth].as_ptr()
                     }
                     Right::Plain(_) => scratch.get().cast_const(),
                 };
                 let (i, j) = (task % row_tasks, task / row_tasks);
                 let columns = (j * group * lanes, ((j + 1) * group * lanes).min(n));
-                // Here, not further out: only what is inlined into this call is compiled for `S`.
-                self.simd.vectorize(Task {
-                    part: self,
-                    packed_a: scratch.get().cast_const().wrapping_add(b_room),
-                    packed_b,
-                    rows: (i * task_rows, ((i + 1) * task_rows).min(m)),
-                    columns,
-                    steps: (p0, depth),
-                    read: self.mode == Accumulate::Add || block > 0,
-                    last: block + 1 == blocks,
+                let buffer = if rounds::<T, D>() { tile_rows * (columns.1 - columns.0) } else { 0 };
+                T::Float::with_scratch(buffer, |buffer| {
+                    // Here, not further out: only what is inlined into this call is compiled for `U`.
+                    self.unit.vectorize(Task {
+                        part: self,
+                        packed_a: scratch.get().cast_const().wrapping_add(b_room),
+                        packed_b,
+                        rows: (i * task_rows, ((i + 1) * task_rows).min(m)),
+                        columns,
+                        steps: (p0, depth),
+                        read: self.mode == Accumulate::Add || block > 0,
+                        last: block + 1 == blocks,
+                        buffer,
+                    });
                 });
             };
             parallel::for_phases(threads, 2 * blocks, count, work);
@@ -180,61 +209,61 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T]) + Send + Sync> Part<'_, T,
 }
 
 /// One task of a product: some rows by some columns, both counted from the part's first, over one block of the sum.
-struct Task<'a, 'b, T, S, F> {
-    part: &'a Part<'b, T, S, F>,
-    packed_a: *const T,
-    packed_b: *const T,
+struct Task<'a, 'b, T: Factor, D, U, F> {
+    part: &'a Part<'b, T, D, U, F>,
+    packed_a: *const T::Step,
+    packed_b: *const T::Step,
     rows: (usize, usize),
     columns: (usize, usize),
     steps: (usize, usize),
     read: bool,
     last: bool,
+    /// Where the result is rounded: a tile's rows of these columns.
+    buffer: &'a mut [T::Float],
 }
 
-impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T])> pulp::NullaryFnOnce for Task<'_, '_, T, S, F> {
+impl<T, D, U, F> NullaryFnOnce for Task<'_, '_, T, D, U, F>
+where
+    T: Factor,
+    D: Held<Float = T::Float>,
+    U: Unit<T>,
+    F: Fn(usize, usize, &mut [T::Float]),
+{
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
-        let Self { part, packed_a, packed_b, rows, columns, steps: (p0, depth), read, last } = self;
-        let Part { simd, a, out, strides, .. } = *part;
-        let lanes = T::lanes::<S>();
+    fn call(mut self) {
+        let (part, rows, columns) = (self.part, self.rows, self.columns);
+        let a = part.a;
         let mut row = rows.0;
         while row < rows.1 {
             let (left, top) = (rows.1 - row, part.rows.0 + row);
             let (count, a_rows) = if part.in_place {
-                let from = top * a.row_stride + p0 * a.col_stride;
-                (tile::next_rows::<S>(left), Rows::InPlace(a.data.as_ptr().wrapping_add(from), a.row_stride))
+                let from = top * a.row_stride + self.steps.0 * T::PER_STEP * a.col_stride;
+                (tile::next_rows::<T, U>(left), Rows::InPlace(a.data.as_ptr().wrapping_add(from), a.row_stride))
             } else {
-                (left.min(tile::largest::<S>().0), Rows::Packed(packed_a.wrapping_add(row * depth)))
+                let from = self.packed_a.wrapping_add(row * self.steps.1);
+                (left.min(tile::largest::<T, U>().0), Rows::Packed(from))
             };
-            let mut column = columns.0;
-            while column < columns.1 {
-                let left = columns.1 - column;
-                let cols = left.min(tile::next_vectors::<S>(left.div_ceil(lanes)) * lanes);
-                // SAFETY: the rows, the vectors and the tile lie in the views, whose extents were checked, and the tile
-                // is this task's alone.
-                unsafe {
-                    let tile = Tile {
-                        simd,
-                        size: (count, cols),
-                        depth,
-                        a: a_rows,
-                        b: packed_b.add(column * depth),
-                        out: out.get().add(top * strides.0 + (part.cols.0 + column) * strides.1),
-                        strides,
-                        read,
-                    };
-                    tile.run();
-                }
-                column += cols;
-            }
-            if last && (strides.1 == 1 || part.cols.1 == 1) {
-                let first = part.cols.0 + columns.0;
-                for row in top..top + count {
-                    // SAFETY: this task alone writes these elements of the row, and they are neighbours.
-                    let values = unsafe { out.row(row * strides.0 + first, columns.1 - columns.0) };
-                    (part.then)(row, first, values);
+            let first = part.cols.0 + columns.0;
+            if rounds::<T, D>() {
+                let (to, stride) = (self.buffer.as_mut_ptr(), columns.1 - columns.0);
+                self.tiles(count, a_rows, to, (stride, 1), false);
+                self.round(top, count, first);
+            } else {
+                // SAFETY: the rows and columns lie in the view, whose extent was checked.
+                let to = unsafe { part.out.get().add(top * part.strides.0 + first * part.strides.1) };
+                // The types are the same.
+                self.tiles(count, a_rows, to.cast(), part.strides, self.read);
+                if self.last && (part.strides.1 == 1 || part.cols.1 == 1) {
+                    for row in top..top + count {
+                        // SAFETY: this task alone writes these elements of the row, which are neighbours, and of this type.
+                        let values = unsafe {
+                            let to = part.out.get().add(row * part.strides.0 + first).cast();
+                            std::slice::from_raw_parts_mut(to, columns.1 - columns.0)
+                        };
+                        (part.then)(row, first, values);
+                    }
                 }
             }
             row += count;
@@ -242,29 +271,86 @@ impl<T: Float, S: Simd, F: Fn(usize, usize, &mut [T])> pulp::NullaryFnOnce for T
     }
 }
 
-/// The whole of a right side, packed.
-pub(super) struct Pack<'a, T> {
-    pub packed: &'a mut [T],
-    pub b: Matrix<'a, T>,
+impl<T, D, U, F> Task<'_, '_, T, D, U, F>
+where
+    T: Factor,
+    D: Held<Float = T::Float>,
+    U: Unit<T>,
+    F: Fn(usize, usize, &mut [T::Float]),
+{
+    /// A tile's rows, all columns, to `out`.
+    #[inline(always)]
+    fn tiles(&self, rows: usize, a: Rows<T>, out: *mut T::Float, strides: (usize, usize), read: bool) {
+        let (lanes, columns) = (U::lanes(), self.columns);
+        let mut column = columns.0;
+        while column < columns.1 {
+            let left = columns.1 - column;
+            let cols = left.min(tile::next_vectors::<T, U>(left.div_ceil(lanes)) * lanes);
+            // SAFETY: the rows, the vectors and the tile lie in the views, whose extents were checked, or in the buffer, and
+            // the tile is this task's alone.
+            unsafe {
+                let tile = Tile {
+                    unit: self.part.unit,
+                    size: (rows, cols),
+                    depth: self.steps.1,
+                    a,
+                    b: self.packed_b.add(column * self.steps.1),
+                    out: out.add((column - columns.0) * strides.1),
+                    strides,
+                    read,
+                };
+                tile.run();
+            }
+            column += cols;
+        }
+    }
+
+    /// Follows up on the rows in the buffer and rounds them, each with what is there added to its sum.
+    #[inline(always)]
+    fn round(&mut self, top: usize, count: usize, first: usize) {
+        let part = self.part;
+        let width = self.columns.1 - self.columns.0;
+        for (row, values) in (top..top + count).zip(self.buffer.chunks_exact_mut(width)) {
+            if part.strides.1 != 1 && part.cols.1 > 1 {
+                for (j, &value) in values.iter().enumerate() {
+                    // SAFETY: this task alone writes this element, which is in the view.
+                    let to = unsafe { &mut *part.out.get().add(row * part.strides.0 + (first + j) * part.strides.1) };
+                    *to = D::of(if self.read { to.get() + value } else { value });
+                }
+                continue;
+            }
+            // SAFETY: this task alone writes these elements of the row, and they are neighbours.
+            let to = unsafe { part.out.row(row * part.strides.0 + first, width) };
+            if self.read {
+                values.iter_mut().zip(&*to).for_each(|(value, to)| *value = to.get() + *value);
+            }
+            (part.then)(row, first, values);
+            to.iter_mut().zip(&*values).for_each(|(to, &value)| *to = D::of(value));
+        }
+    }
 }
 
-impl<T: Float> WithSimd for Pack<'_, T> {
-    type Output = ();
+/// The whole of a right side, packed for a product whose result is of D.
+pub(super) struct Pack<'a, T: Factor, D> {
+    pub packed: &'a mut [T::Step],
+    pub b: Matrix<'a, T>,
+    pub result: std::marker::PhantomData<D>,
+}
 
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let Self { packed, b } = self;
-        let (n, k) = (b.cols, b.rows);
-        let (blocks, depth) = depth_blocks(k);
+impl<T: Factor, D: Held<Float = T::Float>> WithUnit<T> for Pack<'_, T, D> {
+    fn run<U: Unit<T>>(self, _: U) {
+        let Self { packed, b, .. } = self;
+        let (n, steps) = (b.cols, b.rows.div_ceil(T::PER_STEP));
+        let (blocks, depth) = blocks::<T, D>(b.rows);
         let out = Shared::new(packed);
         for first_col in (0..n).step_by(PACKED) {
-            let strips = column_strips(b, (first_col, (n - first_col).min(PACKED)), T::lanes::<S>());
+            let strips = column_strips(b, (first_col, (n - first_col).min(PACKED)), U::lanes());
             for p0 in (0..blocks).map(|block| block * depth) {
-                let depth = depth.min(k - p0);
-                let place = first_col * k + strips.len(p0);
+                let depth = depth.min(steps - p0);
+                let place = first_col * steps + strips.len(p0);
                 parallel::for_each(strips.tasks(depth), strips.len(depth), |task| {
                     // SAFETY: the view's extent was checked, and the place is within the packed length.
-                    unsafe { strips.pack_task(out.get().add(place), (p0, depth), task, avx512::<T, S>()) };
+                    unsafe { strips.pack_task(out.get().add(place), (p0, depth), task, avx512::<T, U>()) };
                 });
             }
         }

@@ -8,13 +8,20 @@
 //! then added in ascending order, to what is there with [`Accumulate::Add`]. So the bits depend neither on the other rows and
 //! columns, nor on the number of threads, nor on the vector width. That is why this is not the `gemm` crate: there they
 //! depend on the number of rows and on the processor.
+//!
+//! In bf16 the sum is of f32 and advances by pairs ([`Factor`]). A result in f32 is cut into blocks as above, of pairs; a result
+//! in bf16 is one block, rounded at its end.
 
 mod blocks;
+mod factor;
 mod tile;
 
-use super::float::Float;
+use std::marker::PhantomData;
+
+use super::float::Held;
 use crate::tape::Accumulate;
 use blocks::{DEPTH, Pack, Product, Right};
+pub use factor::{Factor, Unit, Vectors, WidenedPairs, WithUnit};
 
 /// A matrix seen through strides, in elements.
 #[derive(Debug, Clone, Copy)]
@@ -103,17 +110,23 @@ impl<'a, T> MatrixMut<'a, T> {
     }
 }
 
-/// Number and length of the blocks into which a sum over `k` is cut: nearly equal, at most 512 long.
+/// Number and length of the blocks into which a sum of `k` steps is cut: nearly equal, at most 512 long.
 pub fn depth_blocks(k: usize) -> (usize, usize) {
     let count = k.div_ceil(DEPTH).max(1);
     (count, k.div_ceil(count))
 }
 
-/// `dst = a · b` or `dst += a · b`: `[m, k] · [k, n]`. The order of summation is the [module](self)'s.
+/// `dst = a · b` or `dst += a · b`: `[m, k] · [k, n]`. The order of summation is the [module](self)'s. The result is of the factors'
+/// type, or of that of their sums.
 ///
 /// # Panics
 /// Where the shapes do not fit.
-pub fn matmul<T: Float>(dst: MatrixMut<'_, T>, a: Matrix<'_, T>, b: Matrix<'_, T>, mode: Accumulate) {
+pub fn matmul<T: Factor, D: Held<Float = T::Float>>(
+    dst: MatrixMut<'_, D>,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    mode: Accumulate,
+) {
     matmul_then(dst, a, b, mode, |_, _, _| ());
 }
 
@@ -122,12 +135,12 @@ pub fn matmul<T: Float>(dst: MatrixMut<'_, T>, a: Matrix<'_, T>, b: Matrix<'_, T
 ///
 /// # Panics
 /// Where the shapes do not fit, or `dst`'s columns are not neighbours.
-pub fn matmul_then<T: Float>(
-    dst: MatrixMut<'_, T>,
+pub fn matmul_then<T: Factor, D: Held<Float = T::Float>>(
+    dst: MatrixMut<'_, D>,
     a: Matrix<'_, T>,
     b: Matrix<'_, T>,
     mode: Accumulate,
-    then: impl Fn(usize, usize, &mut [T]) + Send + Sync,
+    then: impl Fn(usize, usize, &mut [T::Float]) + Send + Sync,
 ) {
     assert!(
         dst.rows == a.rows && dst.cols == b.cols && a.cols == b.rows,
@@ -144,7 +157,7 @@ pub fn matmul_then<T: Float>(
     if dst.rows == 0 || dst.cols == 0 {
         return;
     }
-    T::dispatch(Product { dst, a, b: Right::Plain(b), mode, then });
+    T::with_unit(Product { dst, a, b: Right::Plain(b), mode, then });
 }
 
 /// A linear layer's weight, `[n, k]`.
@@ -157,50 +170,53 @@ pub enum Weight<'a, T> {
 }
 
 /// Elements that [`pack_weight`] needs for a weight `[n, k]`: the same on every machine.
-pub fn packed_len(n: usize, k: usize) -> usize {
-    n.next_multiple_of(blocks::LANES) * k
+pub fn packed_len<T: Factor>(n: usize, k: usize) -> usize {
+    n.next_multiple_of(blocks::LANES) * k.next_multiple_of(T::PER_STEP)
 }
 
-/// Packs a linear layer's weight `w` `[n, k]` into `packed` (of [`packed_len`]) as [`linear_forward`] reads it, once for many calls.
+/// Packs a linear layer's weight `w` `[n, k]` into `packed` (of [`packed_len`], aligned to 4 bytes) as [`linear_forward`] reads it, once
+/// for many calls.
 ///
 /// # Panics
 /// Where the lengths do not fit.
-pub fn pack_weight<T: Float>(packed: &mut [T], w: &[T], (n, k): (usize, usize)) {
-    assert!(w.len() == n * k && packed.len() == packed_len(n, k), "pack weight: lengths do not fit {n} {k}");
-    T::dispatch(Pack { packed, b: Matrix::new(w, n, k).t() });
+pub fn pack_weight<T: Factor>(packed: &mut [T], w: &[T], (n, k): (usize, usize)) {
+    assert!(w.len() == n * k && packed.len() == packed_len::<T>(n, k), "pack weight: lengths do not fit {n} {k}");
+    let packed = bytemuck::cast_slice_mut(packed);
+    T::with_unit(Pack { packed, b: Matrix::new(w, n, k).t(), result: PhantomData::<T> });
 }
 
 /// A linear layer: `y = x · wᵀ + bias`, then `activation` on each value's row pieces. `x` `[m, k]`, `w` `[n, k]`, `bias` `[n]`, `y` `[m, n]`.
-/// `activation(row, first_column, values)` sees the values with the bias added. Who packed the weight changes no bit.
+/// `activation(row, first_column, values)` sees the values with the bias added, before they are rounded to T. Who packed the weight
+/// changes no bit.
 ///
 /// # Panics
 /// Where the lengths do not fit.
-pub fn linear_forward<T: Float>(
+pub fn linear_forward<T: Factor>(
     y: &mut [T],
     x: &[T],
     w: Weight<T>,
-    bias: Option<&[T]>,
+    bias: Option<&[T::Float]>,
     (m, n, k): (usize, usize, usize),
-    activation: impl Fn(usize, usize, &mut [T]) + Send + Sync,
+    activation: impl Fn(usize, usize, &mut [T::Float]) + Send + Sync,
 ) {
     let fits = match w {
         Weight::Rows(w) => w.len() == n * k,
-        Weight::Packed(w) => w.len() == packed_len(n, k),
+        Weight::Packed(w) => w.len() == packed_len::<T>(n, k),
     };
     assert!(y.len() == m * n && x.len() == m * k && fits, "linear forward: lengths do not fit {m} {n} {k}");
     assert!(bias.is_none_or(|bias| bias.len() == n), "linear forward: the bias needs {n} values");
     if m == 0 || n == 0 {
         return;
     }
-    T::dispatch(Product {
+    T::with_unit(Product {
         dst: MatrixMut::new(y, m, n),
         a: Matrix::new(x, m, k),
         b: match w {
             Weight::Rows(w) => Right::Plain(Matrix::new(w, n, k).t()),
-            Weight::Packed(w) => Right::Packed(w),
+            Weight::Packed(w) => Right::Packed(bytemuck::cast_slice(w)),
         },
         mode: Accumulate::Write,
-        then: |row: usize, first: usize, values: &mut [T]| {
+        then: |row: usize, first: usize, values: &mut [T::Float]| {
             if let Some(bias) = bias {
                 values.iter_mut().zip(&bias[first..]).for_each(|(value, &bias)| *value += bias);
             }
@@ -213,7 +229,7 @@ pub fn linear_forward<T: Float>(
 ///
 /// # Panics
 /// Where the lengths do not fit.
-pub fn linear_backward_input<T: Float>(
+pub fn linear_backward_input<T: Factor>(
     dx: &mut [T],
     dy: &[T],
     w: &[T],
@@ -223,12 +239,13 @@ pub fn linear_backward_input<T: Float>(
     matmul(MatrixMut::new(dx, m, k), Matrix::new(dy, m, n), Matrix::new(w, n, k), mode);
 }
 
-/// A linear layer's weight gradient: `dw = dyᵀ · x` or `dw += dyᵀ · x`. `dy` `[m, n]`, `x` `[m, k]`, `dw` `[n, k]`.
+/// A linear layer's weight gradient: `dw = dyᵀ · x` or `dw += dyᵀ · x`. `dy` `[m, n]`, `x` `[m, k]`, `dw` `[n, k]`, of the type of
+/// the sums.
 ///
 /// # Panics
 /// Where the lengths do not fit.
-pub fn linear_backward_weight<T: Float>(
-    dw: &mut [T],
+pub fn linear_backward_weight<T: Factor>(
+    dw: &mut [T::Float],
     dy: &[T],
     x: &[T],
     (m, n, k): (usize, usize, usize),

@@ -1,6 +1,8 @@
-use pulp::WithSimd;
+use half::bf16;
 
 use super::*;
+use crate::device::instructions::InstructionSet;
+use crate::ops::host::Float;
 use crate::ops::host::parallel::with_threads;
 
 /// Repeatable values in (-1, 1).
@@ -66,9 +68,123 @@ fn the_order_of_summation_is_the_documented_one_in_f64() {
     agrees_with_reference::<f64>();
 }
 
+/// The same for pairs of bf16: the second of each first, in f32; a result in bf16 is one block, rounded at its end.
+fn reference_of_pairs<D: Held<Float = f32>>(dst: &mut [D], a: Matrix<bf16>, b: Matrix<bf16>, mode: Accumulate) {
+    let steps = a.cols.div_ceil(2);
+    let (count, depth) = if size_of::<D>() == 2 { (1, steps) } else { depth_blocks(steps) };
+    for i in 0..a.rows {
+        for j in 0..b.cols {
+            let factors = |p: usize| match p < a.cols {
+                true => {
+                    (a.data[i * a.row_stride + p * a.col_stride].get(), b.data[p * b.row_stride + j * b.col_stride].get())
+                }
+                false => (0.0, 0.0),
+            };
+            let mut total = if mode == Accumulate::Add { Some(dst[i * b.cols + j].get()) } else { None };
+            for block in 0..count {
+                let mut sum = 0.0_f32;
+                for step in block * depth..((block + 1) * depth).min(steps) {
+                    for (x, y) in [factors(2 * step + 1), factors(2 * step)] {
+                        sum = x.mul_add(y, sum);
+                    }
+                }
+                total = Some(total.map_or(sum, |total| total + sum));
+            }
+            dst[i * b.cols + j] = D::of(total.unwrap());
+        }
+    }
+}
+
+/// Repeatable values of bf16.
+fn briefs(len: usize, seed: u64) -> Vec<bf16> {
+    values::<f32>(len, seed).into_iter().map(bf16::of).collect()
+}
+
+fn pairs_agree_with_reference<D: Held<Float = f32>>() {
+    for m in [1, 2, 3, 7, 8, 9, 17, 33, 65] {
+        for (n, k) in [(1, 1), (3, 5), (16, 16), (17, 2), (32, 33), (48, 9), (49, 3), (70, 1026), (129, 64)] {
+            let seed = (m * 100 + n) as u64;
+            let (a, b) = (briefs(m * k, seed), briefs(k * n, seed + 1));
+            let old: Vec<D> = values::<f32>(m * n, seed + 2).into_iter().map(D::of).collect();
+            for layout in 0..4 {
+                let a = if layout & 1 == 0 { Matrix::new(&a, m, k) } else { Matrix::new(&a, k, m).t() };
+                let b = if layout & 2 == 0 { Matrix::new(&b, k, n) } else { Matrix::new(&b, n, k).t() };
+                for mode in [Accumulate::Write, Accumulate::Add] {
+                    let mut theirs = old.clone();
+                    reference_of_pairs(&mut theirs, a, b, mode);
+                    let mut ours = old.clone();
+                    matmul(MatrixMut::new(&mut ours, m, n), a, b, mode);
+                    assert!(ours == theirs, "{m} {n} {k} layout {layout} {mode:?}");
+                    for set in InstructionSet::available() {
+                        let mut ours = old.clone();
+                        let dst = MatrixMut::new(&mut ours, m, n);
+                        let product = Product { dst, a, b: Right::Plain(b), mode, then: |_, _, _: &mut [f32]| () };
+                        match set {
+                            InstructionSet::Plain => product.run(WidenedPairs(pulp::Scalar)),
+                            #[cfg(target_arch = "x86_64")]
+                            InstructionSet::Avx2(simd) => product.run(WidenedPairs(simd)),
+                            #[cfg(target_arch = "x86_64")]
+                            InstructionSet::Avx512(simd) => product.run(WidenedPairs(simd)),
+                            #[cfg(target_arch = "x86_64")]
+                            InstructionSet::Avx512Bf16(_, pairs) => product.run(pairs),
+                        }
+                        assert!(ours == theirs, "{} {m} {n} {k} layout {layout} {mode:?}", set.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_order_of_summation_is_the_documented_one_in_bf16() {
+    pairs_agree_with_reference::<bf16>();
+    pairs_agree_with_reference::<f32>();
+    if !InstructionSet::available().iter().any(|set| set.multiplies_bf16()) {
+        println!("NOT TESTED: the products of pairs of bf16 (vdpbf16ps), which this processor has not");
+    }
+}
+
+#[test]
+fn a_packed_weight_and_any_company_give_the_same_bits_in_bf16() {
+    for (n, k) in [(1, 1), (33, 40), (96, 131), (45, 1100), (4100, 64)] {
+        let most = 130;
+        let (x, w, bias) = (briefs(most * k, 21), briefs(n * k, 22), values::<f32>(n, 23));
+        let forward = |m: usize, w: Weight<bf16>| {
+            let mut y = vec![bf16::ZERO; m * n];
+            linear_forward(&mut y, &x[..m * k], w, Some(&bias), (m, n, k), |_, _, values| {
+                values.iter_mut().for_each(|value| *value = value.max(0.1 * *value));
+            });
+            y
+        };
+        let whole = with_threads(1, || forward(most, Weight::Rows(&w)));
+        for (m, threads) in [(1, 1), (2, 3), (7, 1), (65, 2), (130, 3)] {
+            with_threads(threads, || {
+                let mut packed = vec![bf16::NAN; packed_len::<bf16>(n, k)];
+                pack_weight(&mut packed, &w, (n, k));
+                for w in [Weight::Packed(&packed), Weight::Rows(&w)] {
+                    assert!(forward(m, w) == whole[..m * n], "m {m} n {n} k {k} threads {threads} {w:?}");
+                }
+            });
+        }
+        let dy = briefs(most * n, 24);
+        let backward = || {
+            let (mut dx, mut dw) = (vec![bf16::ONE; most * k], vec![0.5; n * k]);
+            linear_backward_input(&mut dx, &dy, &w, (most, n, k), Accumulate::Add);
+            linear_backward_weight(&mut dw, &dy, &x, (most, n, k), Accumulate::Add);
+            (dx, dw)
+        };
+        let one = with_threads(1, backward);
+        assert!(one == with_threads(3, backward), "{n} {k}");
+        let mut dw = vec![0.5_f32; n * k];
+        reference_of_pairs(&mut dw, Matrix::new(&dy, most, n).t(), Matrix::new(&x, most, k), Accumulate::Add);
+        assert!(one.1 == dw, "{n} {k}");
+    }
+}
+
 type Then = fn(usize, usize, &mut [f32]);
 
-fn product<'a>(dst: &'a mut [f32], a: Matrix<'a, f32>, b: Matrix<'a, f32>) -> Product<'a, f32, Then> {
+fn product<'a>(dst: &'a mut [f32], a: Matrix<'a, f32>, b: Matrix<'a, f32>) -> Product<'a, f32, f32, Then> {
     let dst = MatrixMut::new(dst, a.rows, b.cols);
     Product { dst, a, b: Right::Plain(b), mode: Accumulate::Write, then: |_, _, _| () }
 }
@@ -88,11 +204,11 @@ fn every_instruction_set_gives_the_same_bits() {
             let [best, middle, scalar] = &mut found;
             with_threads(threads, || {
                 matmul(MatrixMut::new(best, m, n), a, b, Accumulate::Write);
-                product(scalar, a, b).with_simd(pulp::Scalar);
+                product(scalar, a, b).run(Vectors(pulp::Scalar));
                 middle.copy_from_slice(scalar);
                 #[cfg(target_arch = "x86_64")]
                 if let Some(v3) = pulp::x86::V3::try_new() {
-                    product(middle, a, b).with_simd(v3);
+                    product(middle, a, b).run(Vectors(v3));
                 }
             });
             assert!(found.iter().all(|found| *found == expected), "layout {layout}, {threads} threads");
@@ -134,7 +250,7 @@ fn a_packed_weight_gives_the_same_bits_in<T: Float>() {
         };
         for threads in [1, 2, 3] {
             with_threads(threads, || {
-                let mut packed = vec![T::from_f64(f64::NAN); packed_len(n, k)];
+                let mut packed = vec![T::from_f64(f64::NAN); packed_len::<T>(n, k)];
                 pack_weight(&mut packed, &w, (n, k));
                 assert!(forward(Weight::Packed(&packed)) == forward(Weight::Rows(&w)), "{} {m} {n} {k}", T::NAME);
             });
@@ -170,16 +286,21 @@ fn gradients_have_the_same_bits_with_every_thread_count() {
 #[test]
 fn strided_destinations_and_empty_sums() {
     let (a, b) = (values::<f32>(5 * 3, 9), values::<f32>(3 * 4, 10));
-    let mut plain = vec![0.0; 20];
+    let mut plain = vec![0.0_f32; 20];
     matmul(MatrixMut::new(&mut plain, 5, 4), Matrix::new(&a, 5, 3), Matrix::new(&b, 3, 4), Accumulate::Write);
-    let mut turned = vec![0.0; 20];
+    let mut turned = vec![0.0_f32; 20];
     matmul(MatrixMut::new(&mut turned, 4, 5).t(), Matrix::new(&a, 5, 3), Matrix::new(&b, 3, 4), Accumulate::Write);
     assert!((0..20).all(|i| plain[i] == turned[i % 4 * 5 + i / 4]));
-    let mut wide = vec![7.0; 5 * 6];
+    let mut wide = vec![7.0_f32; 5 * 6];
     matmul(MatrixMut::strided(&mut wide, 5, 4, 6, 1), Matrix::new(&a, 5, 3), Matrix::new(&b, 3, 4), Accumulate::Write);
     assert!((0..30).all(|i| wide[i] == if i % 6 < 4 { plain[i / 6 * 4 + i % 6] } else { 7.0 }));
     let mut zeros = vec![3.0_f32; 4];
-    matmul(MatrixMut::new(&mut zeros, 2, 2), Matrix::new(&[], 2, 0), Matrix::new(&[], 0, 2), Accumulate::Write);
+    matmul::<f32, f32>(
+        MatrixMut::new(&mut zeros, 2, 2),
+        Matrix::new(&[], 2, 0),
+        Matrix::new(&[], 0, 2),
+        Accumulate::Write,
+    );
     assert_eq!(zeros, [0.0; 4]);
 }
 
