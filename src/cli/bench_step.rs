@@ -4,8 +4,9 @@
 //! AdamW, moving average) on random images in device memory, then one DDIM step without guidance on a separate batch, or a
 //! classifier's forward pass instead.
 
+use std::cmp::Reverse;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -17,6 +18,7 @@ use crate::eval::NetworkClassifier;
 use crate::models::{Classifier, Network};
 use crate::ops::host::parallel::{install, threads};
 use crate::tensor::Device;
+use crate::tensor::clock::{self, Times};
 use crate::train::{DataSizes, Estimate, Peak, Recipe, Residency, StepWork, Trainer, random_set};
 
 /// Images in the set, as in the peers.
@@ -54,6 +56,9 @@ pub struct BenchStepCommand {
     /// Steps between two clock readings [default: 1 on the CPU, 10 on a GPU]
     #[arg(long, value_name = "N")]
     group: Option<usize>,
+    /// Print what each op takes in a training step on the CPU, the longest first
+    #[arg(long)]
+    ops: bool,
 }
 
 impl BenchStepCommand {
@@ -103,6 +108,13 @@ impl BenchStepCommand {
             if round >= self.warmup {
                 times.push(start.elapsed().as_secs_f64() / group as f64);
             }
+            trainer.drain_metrics()?;
+        }
+        if self.ops {
+            let start = Instant::now();
+            let (outcome, times) = clock::of(|| trainer.train_step());
+            outcome?;
+            print!("{}", by_op(&times, start.elapsed()));
             trainer.drain_metrics()?;
         }
         let (step, fastest) = median(&mut times);
@@ -205,6 +217,20 @@ impl BenchStepCommand {
         let (middle, fastest) = median(&mut times);
         Ok((middle, fastest, StepWork::of(classifier.program())))
     }
+}
+
+/// A step's time by op, the longest first; what stands between the ops comes last.
+fn by_op(times: &Times, step: Duration) -> String {
+    let mut rows: Vec<_> = times.iter().map(|((op, function), &(calls, time))| (*op, *function, calls, time)).collect();
+    rows.sort_by_key(|&(.., time)| Reverse(time));
+    let between = step.saturating_sub(rows.iter().map(|row| row.3).sum());
+    rows.push(("between ops", "", 1, between));
+    let mut text = format!("  {:<22}{:<22}{:>6}{:>12}{:>8}\n", "op", "function", "calls", "time", "share");
+    for (op, function, calls, time) in rows {
+        let (milliseconds, share) = (1e3 * time.as_secs_f64(), 100.0 * time.as_secs_f64() / step.as_secs_f64());
+        text += &format!("  {op:<22}{function:<22}{calls:>6}{milliseconds:>9.2} ms{share:>7.1}%\n");
+    }
+    text
 }
 
 /// Free bytes of an accelerator.

@@ -16,7 +16,7 @@ pub struct Peak {
     pub key: &'static str,
     /// Its display name.
     pub name: String,
-    /// Dense bf16 products with f32 accumulation on tensor cores: FLOP/s.
+    /// Dense bf16 products with f32 accumulation, on tensor cores where there are any: FLOP/s.
     pub bf16: f64,
     /// f32 multiply-adds outside tensor cores: FLOP/s.
     pub f32: f64,
@@ -57,11 +57,11 @@ impl Peak {
     /// Measured rates of this CPU on all threads; takes about a quarter of a second.
     pub fn of_this_cpu() -> Self {
         install(|| {
-            let Rates { flops, bandwidth } = rates::measure();
+            let Rates { flops, bf16, bandwidth } = rates::measure();
             Self {
                 key: "cpu",
                 name: format!("this cpu, {} threads, measured now", threads()),
-                bf16: flops,
+                bf16,
                 f32: flops,
                 bandwidth,
                 memory: available_memory(&Device::Cpu),

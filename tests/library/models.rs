@@ -97,14 +97,22 @@ fn small_models_agree_with_pytorch() {
 
 #[test]
 fn small_models_agree_with_pytorch_on_the_emulator() {
-    let device = || Device::Accelerator(emulator::device());
     for file in TRANSFORMERS.into_iter().chain(UNETS).chain(LINEAR_TRANSFORMERS).chain(RESNET_DITS) {
-        let (error, name) = whole_error(file, device(), DType::F32);
+        let (error, name) = whole_error(file, Device::Accelerator(emulator::device()), DType::F32);
         assert!(error <= 1e-5, "{file} f32: {name} is off by {error:.2e}");
     }
+    agree_with_pytorch_in_bf16(&Device::Accelerator(emulator::device()));
+}
+
+#[test]
+fn small_models_agree_with_pytorch_in_bf16() {
+    agree_with_pytorch_in_bf16(&Device::Cpu);
+}
+
+fn agree_with_pytorch_in_bf16(device: &Device) {
     // bf16 keeps 8 bits: a few roundings per layer, over two layers forward and back.
     for file in TRANSFORMERS {
-        let (error, name) = whole_error(file, device(), DType::BF16);
+        let (error, name) = whole_error(file, device.clone(), DType::BF16);
         assert!(error <= 0.05, "{file} bf16: {name} is off by {error:.2e}");
     }
     // More blocks, and biases whose gradients nearly cancel before a group norm. PyTorch, made to round at the same places up
@@ -114,7 +122,7 @@ fn small_models_agree_with_pytorch_on_the_emulator() {
     let unets = UNETS.map(|file| (file, 0.04, 0.2));
     let resnet_dits = [(RESNET_DITS[0], 0.05, 0.1), (RESNET_DITS[1], 0.05, 0.3)];
     for (file, most_median, most) in unets.into_iter().chain(resnet_dits) {
-        let errors = whole_errors(file, device(), DType::BF16);
+        let errors = whole_errors(file, device.clone(), DType::BF16);
         let median = errors[errors.len() / 2].0;
         assert!(median <= most_median, "{file} bf16: half the tensors are off by {median:.2e} and more");
         let (error, name) = errors.last().unwrap();

@@ -36,9 +36,14 @@ fn flat(parameters: &Parameters, seed: u64) -> Vec<f32> {
     (0..parameters.flat_len()).map(draw).collect()
 }
 
-fn build(config: &Config, context: Context) -> (Rc<dyn Denoiser>, Rc<Parameters>) {
+fn build(config: &Config, context: Context, precision: DType) -> (Rc<dyn Denoiser>, Rc<Parameters>) {
     let (model, builder) = models::build(&config.model).unwrap();
-    (model, Rc::new(Parameters::new(&context, builder, DType::F32).unwrap()))
+    (model, Rc::new(Parameters::new(&context, builder, precision).unwrap()))
+}
+
+/// Every model in both precisions.
+fn cases() -> impl Iterator<Item = (Config, DType)> {
+    configs().into_iter().flat_map(|config| [DType::F32, DType::BF16].map(|precision| (config.clone(), precision)))
 }
 
 fn sampler(config: &Config, model: &Rc<dyn Denoiser>, parameters: &Rc<Parameters>) -> Sampler {
@@ -55,17 +60,17 @@ fn sampler(config: &Config, model: &Rc<dyn Denoiser>, parameters: &Rc<Parameters
 
 #[test]
 fn each_run_reads_the_parameters_as_they_are_when_it_begins() {
-    for config in configs() {
-        let (model, parameters) = build(&config, Context::cpu());
+    for (config, precision) in cases() {
+        let (model, parameters) = build(&config, Context::cpu(), precision);
         let mut kept = sampler(&config, &model, &parameters);
-        let (_, planned) = build(&config, Context::shape_only());
+        let (_, planned) = build(&config, Context::shape_only(), precision);
         assert_eq!(sampler(&config, &model, &planned).prepared_bytes(), kept.prepared_bytes(), "planned and allocated");
         assert!(kept.prepared_bytes() > 0);
         let mut images = Vec::new();
         for seed in [1, 2, 1] {
             let flat = flat(&parameters, seed);
             parameters.set_flat(&flat).unwrap();
-            let (model, others) = build(&config, Context::cpu());
+            let (model, others) = build(&config, Context::cpu(), precision);
             others.set_flat(&flat).unwrap();
             let mut fresh = sampler(&config, &model, &others);
             let [kept, fresh] = [&mut kept, &mut fresh].map(|sampler| sampler.run(0, &[0, 1], |_, _| Ok(())).unwrap());
@@ -78,8 +83,8 @@ fn each_run_reads_the_parameters_as_they_are_when_it_begins() {
 
 #[test]
 fn prepared_weights_give_the_same_bits() {
-    for config in configs() {
-        let (model, parameters) = build(&config, Context::cpu());
+    for (config, precision) in cases() {
+        let (model, parameters) = build(&config, Context::cpu(), precision);
         let context = parameters.master().context().clone();
         parameters.set_flat(&flat(&parameters, 3)).unwrap();
         let [h, w, c] = model.image_shape();

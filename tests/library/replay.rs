@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::tiny::{BALANCED, State, TOKEN, config, distance, rounds_as_the_host, sample, train, trainer};
 use engine::config::Precision;
 use engine::device::emulator::EmulatorDevice;
+use engine::ops::host::parallel::with_threads;
 use engine::pipeline::Model;
 use engine::tensor::{DType, Device};
 use engine::train::{RunState, Trainer};
@@ -165,18 +166,60 @@ fn an_image_does_not_depend_on_its_batch_in_bf16() {
 }
 
 #[test]
+fn an_image_does_not_depend_on_its_batch_nor_on_threads_in_bf16_on_the_cpu() {
+    for settings in SAMPLERS {
+        let config = config(settings);
+        let of = |batch: usize, threads: usize| {
+            with_threads(threads, || sample(&config, &Device::Cpu, DType::BF16, batch, 5))
+        };
+        let one = of(1, 1);
+        for (batch, threads) in [(3, 1), (5, 2), (5, 3)] {
+            assert_eq!(of(batch, threads), one, "{settings:?}: batches of {batch}, {threads} threads");
+        }
+        let apart = distance(&sample(&config, &Device::Cpu, DType::F32, 5, 5), &one);
+        assert!(apart < 0.05, "{settings:?}: {apart:.1e} from f32");
+    }
+}
+
+#[test]
+fn training_in_bf16_on_the_cpu_does_not_depend_on_threads_and_is_near_f32() {
+    for settings in [&[][..], &TOKEN[..], &BALANCED[..]] {
+        let settings = &[settings, &["training.epsilon=1e-3"]].concat();
+        let brief = config(&[&settings[..], &[BF16]].concat());
+        let one = with_threads(1, || train(&brief, &Device::Cpu, true, 5));
+        assert_eq!(with_threads(3, || train(&brief, &Device::Cpu, true, 5)), one, "{settings:?}");
+        let single = train(&config(settings), &Device::Cpu, true, 5);
+        for (a, b) in one.metrics.iter().zip(&single.metrics) {
+            assert!((a.loss - b.loss).abs() < 0.02 * b.loss, "{settings:?}: {a:?} {b:?}");
+        }
+        let (emulator, device) = emulated();
+        emulator.set_tensor_cores(true);
+        let kernels = train(&brief, &device, true, 5);
+        let (cpu, apart) = (distance(&single.weights, &one.weights), distance(&kernels.weights, &one.weights));
+        println!("{settings:?}: {cpu:.1e} from f32, {apart:.1e} from the kernels");
+        assert!(apart < 2.0 * cpu, "{settings:?}: {apart:.1e} from the kernels, {cpu:.1e} from f32");
+    }
+}
+
+#[test]
 fn a_resumed_run_goes_on_with_the_same_bits() {
+    let (emulator, device) = emulated();
+    resumes_with_the_same_bits(&device);
+    assert_eq!(emulator.live_allocations(), 0);
+    resumes_with_the_same_bits(&Device::Cpu);
+}
+
+fn resumes_with_the_same_bits(device: &Device) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("step-3.safetensors");
-    let (emulator, device) = emulated();
     let config = config(&[BF16]);
-    let mut whole = trainer(&config, &device);
+    let mut whole = trainer(&config, device);
     (0..3).for_each(|_| whole.train_step().unwrap());
     whole.save_checkpoint(&path, &RunState::default()).unwrap();
     whole.drain_metrics().unwrap();
     (3..6).for_each(|_| whole.train_step().unwrap());
 
-    let mut resumed = trainer(&config, &device);
+    let mut resumed = trainer(&config, device);
     // Earlier work does not matter.
     resumed.train_step().unwrap();
     resumed.drain_metrics().unwrap();
@@ -184,8 +227,6 @@ fn a_resumed_run_goes_on_with_the_same_bits() {
     assert_eq!(resumed.step_count(), 3);
     (3..6).for_each(|_| resumed.train_step().unwrap());
     assert_eq!(State::of(&mut resumed), State::of(&mut whole));
-    drop((resumed, whole));
-    assert_eq!(emulator.live_allocations(), 0);
 }
 
 #[test]

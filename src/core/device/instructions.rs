@@ -171,7 +171,10 @@ mod tests {
     #[test]
     fn what_is_not_there_is_refused_by_name() {
         let missing = named(Some("avx512bf16"), &[InstructionSet::Plain]).unwrap_err().to_string();
-        assert!(missing.contains("this processor has no avx512bf16") && missing.contains("set it to plain"), "{missing}");
+        assert!(
+            missing.contains("this processor has no avx512bf16") && missing.contains("set it to plain"),
+            "{missing}"
+        );
         let unknown = named(Some("sse9"), &[InstructionSet::Plain]).unwrap_err().to_string();
         assert!(unknown.contains("`sse9`") && unknown.contains("plain, avx2, avx512, avx512bf16"), "{unknown}");
     }

@@ -6,7 +6,7 @@
 //! a time, sixteen Philox calls side by side.
 
 use super::control::Control;
-use super::host::{Float, parallel, vector};
+use super::host::{Float, Held, parallel, vector};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, philox4x32_10, uniform};
 use crate::tensor::Tensor;
@@ -50,48 +50,56 @@ impl Mask {
         (cells.ceil().max(0.0) as u32) << 9
     }
 
-    /// `to` = keep · `from` / (1 − p), or `+=`; without `from`, of what is there. Items of `elements`.
-    pub(super) fn apply<T: Float>(
-        self,
-        control: &Tensor,
-        elements: usize,
-        from: Option<&[T]>,
-        to: &mut [T],
-        add: bool,
-    ) {
-        let control = Control::from_words(control.host());
-        let scale = T::ONE / (T::ONE - T::from_f32(self.probability));
+    /// `to` = keep · `from` / (1 − p), or `+=`; items of `elements`.
+    pub(super) fn apply<E: Held>(self, control: &Tensor, elements: usize, from: &[E], to: &mut [E], add: bool) {
         let work = to.len();
         // Tasks are pieces of one item, whatever the items' size.
         let mut tasks: Vec<_> = (to.chunks_exact_mut(elements).enumerate())
             .flat_map(|(b, to)| {
                 let pieces = to.chunks_mut(TASK).enumerate();
-                pieces.map(move |(piece, to)| (b as u32, piece * TASK, b * elements + piece * TASK, to))
+                pieces.map(move |(piece, to)| (b, piece * TASK, b * elements + piece * TASK, to))
             })
             .collect();
+        let control = Control::from_words(control.host());
         parallel::for_slots(&mut tasks, work, |(b, first, at, to)| {
-            let item = control.first_item.wrapping_add(*b);
-            let from = from.map(|from| &from[*at..][..to.len()]);
-            vector::dispatch(
-                #[inline(always)]
-                || {
-                    for (piece, to) in to.chunks_mut(4 * WIDTH).enumerate() {
-                        let factors = self.factors([(*first / 4 + piece * WIDTH) as u32, item, control.step], scale);
-                        // Selected, not multiplied: what is dropped is zero even where it was infinite.
-                        let kept = |x: T, factor: T| if factor > T::ZERO { x * factor } else { T::ZERO };
-                        match from {
-                            None => to.iter_mut().zip(&factors).for_each(|(to, &factor)| *to = kept(*to, factor)),
-                            Some(from) => {
-                                let from = from[piece * 4 * WIDTH..].iter().zip(&factors);
-                                for (to, (&x, &factor)) in to.iter_mut().zip(from) {
-                                    *to = kept(x, factor) + if add { *to } else { T::ZERO };
-                                }
+            self.apply_piece(&control, *b, *first, Some(&from[*at..][..to.len()]), to, add);
+        });
+    }
+
+    /// The same for elements of item `b` from `first` on, a multiple of 4; without `from`, of what is there.
+    pub(super) fn apply_piece<A: Held<Float = D::Float>, D: Held>(
+        self,
+        control: &Control,
+        b: usize,
+        first: usize,
+        from: Option<&[A]>,
+        to: &mut [D],
+        add: bool,
+    ) {
+        let scale = D::Float::ONE / (D::Float::ONE - D::Float::from_f32(self.probability));
+        let item = control.first_item.wrapping_add(b as u32);
+        vector::dispatch(
+            #[inline(always)]
+            || {
+                for (piece, to) in to.chunks_mut(4 * WIDTH).enumerate() {
+                    let factors = self.factors([(first / 4 + piece * WIDTH) as u32, item, control.step], scale);
+                    // Selected, not multiplied: what is dropped is zero even where it was infinite.
+                    let kept =
+                        |x: D::Float, factor: D::Float| if factor > Float::ZERO { x * factor } else { Float::ZERO };
+                    match from {
+                        None => {
+                            to.iter_mut().zip(&factors).for_each(|(to, &factor)| *to = D::of(kept(to.get(), factor)))
+                        }
+                        Some(from) => {
+                            let from = from[piece * 4 * WIDTH..].iter().zip(&factors);
+                            for (to, (&x, &factor)) in to.iter_mut().zip(from) {
+                                *to = D::of(kept(x.get(), factor) + if add { to.get() } else { Float::ZERO });
                             }
                         }
                     }
-                },
-            );
-        });
+                }
+            },
+        );
     }
 
     /// `scale` or zero for the elements of 16 calls from `block` on.

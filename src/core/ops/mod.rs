@@ -116,6 +116,7 @@ pub(crate) fn by_item(batch: usize, elements: usize, threads: u32) -> LaunchConf
 /// ```ignore
 /// run!(y, forward(x, y))?;        // cpu::forward::<T>(x, y), T: Float (f32 also for bf16 tensors), or
 ///                                 // cuda::forward::<T>(accelerator, x, y)?, T: Stored
+/// run!(held y, forward(x, y))?;   // cpu::forward::<T>(x, y), T: Held: the op reads and writes bf16 itself
 /// run!(f32 loss, forward(loss))?; // cuda::forward(accelerator, loss)?: kernels that are compiled for f32 alone
 /// ```
 ///
@@ -126,8 +127,8 @@ macro_rules! run {
     (f32 $like:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $like.context().backend() {
             $crate::tensor::Backend::Plan => Ok($like.context().note_module(OP)),
-            $crate::tensor::Backend::Cpu => $crate::ops::with_host_float!(OP, $like.dtype(), T => {
-                cpu::$function::<T>($($argument),*)
+            $crate::tensor::Backend::Cpu => $crate::tensor::clock::time(OP, stringify!($function), || {
+                $crate::ops::with_host_float!(OP, $like.dtype(), T => cpu::$function::<T>($($argument),*))
             }),
             $crate::tensor::Backend::Accelerator(accelerator) => match $like.dtype() {
                 $crate::tensor::DType::F32 => cuda::$function(accelerator, $($argument),*),
@@ -135,11 +136,24 @@ macro_rules! run {
             },
         }
     };
+    (held $like:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match $like.context().backend() {
+            $crate::tensor::Backend::Plan => Ok($like.context().note_module(OP)),
+            $crate::tensor::Backend::Cpu => $crate::tensor::clock::time(OP, stringify!($function), || {
+                $crate::ops::with_held!(OP, $like.dtype(), T => cpu::$function::<T>($($argument),*))
+            }),
+            $crate::tensor::Backend::Accelerator(accelerator) => match $like.dtype() {
+                $crate::tensor::DType::F32 => cuda::$function::<f32>(accelerator, $($argument),*),
+                $crate::tensor::DType::BF16 => cuda::$function::<half::bf16>(accelerator, $($argument),*),
+                other => Err($crate::ops::no_kernel(OP, accelerator, other, "f32 or bf16")),
+            },
+        }
+    };
     ($like:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $like.context().backend() {
             $crate::tensor::Backend::Plan => Ok($like.context().note_module(OP)),
-            $crate::tensor::Backend::Cpu => $crate::ops::with_host_float!(OP, $like.dtype(), T => {
-                cpu::$function::<T>($($argument),*)
+            $crate::tensor::Backend::Cpu => $crate::tensor::clock::time(OP, stringify!($function), || {
+                $crate::ops::with_host_float!(OP, $like.dtype(), T => cpu::$function::<T>($($argument),*))
             }),
             $crate::tensor::Backend::Accelerator(accelerator) => match $like.dtype() {
                 $crate::tensor::DType::F32 => cuda::$function::<f32>(accelerator, $($argument),*),
@@ -184,4 +198,19 @@ macro_rules! with_host_float {
     };
 }
 
-pub(crate) use {run, with_host_float};
+/// Calls `$body` with `$T` as the type in which the CPU holds tensors of `$dtype`: `f32`, `bf16` or `f64`. Anything else is
+/// [`Error::Unsupported`].
+macro_rules! with_held {
+    ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::tensor::DType::BF16 => {
+                type $T = half::bf16;
+                $body;
+                Ok(())
+            }
+            dtype => $crate::ops::with_host_float!($op, dtype, $T => $body),
+        }
+    };
+}
+
+pub(crate) use {run, with_held, with_host_float};

@@ -6,11 +6,11 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{Accumulate, Destination};
-use crate::device::launches::{ElementwiseAddInto, ElementwiseNarrow, ElementwiseWiden};
 use crate::device::instructions::dispatch;
+use crate::device::launches::{ElementwiseAddInto, ElementwiseNarrow, ElementwiseWiden};
 use crate::device::{Accelerator, KernelFloat, LaunchConfig};
 use crate::error::{Error, Result};
-use crate::tensor::{Backend, Cost, DType, Element, Tensor, round_into, rounded, widen_into, widened};
+use crate::tensor::{Backend, Cost, DType, Element, Tensor, clock, round_into, rounded, widen_into, widened};
 
 /// Threads of a block; each takes 16 bytes.
 const THREADS: u32 = 256;
@@ -51,16 +51,11 @@ pub(crate) fn convert(to: &Destination, x: &Tensor) -> Result<()> {
     };
     match (x.context().backend(), from, dtype) {
         (Backend::Plan, ..) => x.context().note_module("elementwise"),
-        (Backend::Cpu, from, dtype) => match (from, dtype) {
-            (DType::F32, DType::BF16) if to.mode == Accumulate::Write => round_into(to.host_mut(), x.host()),
-            (DType::BF16, DType::F32) if to.mode == Accumulate::Write => widen_into(to.host_mut(), x.host()),
-            (DType::F32, DType::F32) => add_host(to, x, |to: f32, x: f32| to + x),
-            (DType::F64, DType::F64) => add_host(to, x, |to: f64, x: f64| to + x),
-            (DType::BF16, DType::BF16) => add_host(to, x, |to, x| rounded(widened(to) + widened(x))),
-            (DType::F32, DType::BF16) => add_host(to, x, |to, x: f32| rounded(widened(to) + x)),
-            (DType::BF16, DType::F32) => add_host(to, x, |to: f32, x| to + widened(x)),
-            _ => return refuse(format!("{dtype} is not made of {from}; use f32 or bf16")),
-        },
+        (Backend::Cpu, ..) => {
+            if !clock::time("elementwise", "add_into", || convert_on_host(to, x)) {
+                return refuse(format!("{dtype} is not made of {from}; use f32 or bf16"));
+            }
+        }
         (Backend::Accelerator(accelerator), from, dtype) => match (from, dtype) {
             _ if x.is_empty() => {}
             (DType::F32, DType::F32) => add_kernel::<f32>(accelerator, to, x)?,
@@ -79,6 +74,21 @@ pub(crate) fn convert(to: &Destination, x: &Tensor) -> Result<()> {
         },
     }
     Ok(())
+}
+
+/// [`convert`] on the CPU; false for dtypes that are not converted.
+fn convert_on_host(to: &Destination, x: &Tensor) -> bool {
+    match (x.dtype(), to.dtype()) {
+        (DType::F32, DType::BF16) if to.mode == Accumulate::Write => round_into(to.host_mut(), x.host()),
+        (DType::BF16, DType::F32) if to.mode == Accumulate::Write => widen_into(to.host_mut(), x.host()),
+        (DType::F32, DType::F32) => add_host(to, x, |to: f32, x: f32| to + x),
+        (DType::F64, DType::F64) => add_host(to, x, |to: f64, x: f64| to + x),
+        (DType::BF16, DType::BF16) => add_host(to, x, |to, x| rounded(widened(to) + widened(x))),
+        (DType::F32, DType::BF16) => add_host(to, x, |to, x: f32| rounded(widened(to) + x)),
+        (DType::BF16, DType::F32) => add_host(to, x, |to: f32, x| to + widened(x)),
+        _ => return false,
+    }
+    true
 }
 
 /// `to[i] = add(to[i], x[i])`.

@@ -1,5 +1,6 @@
 //! Dtypes, shapes, storage, tensors; programs and the arena.
 
+pub mod clock;
 mod context;
 mod dtype;
 pub(crate) mod memory;
@@ -20,7 +21,7 @@ pub use plan::Cost;
 pub use program::Program;
 pub use shape::Shape;
 pub use uplink::Uplink;
-pub(crate) use widening::{widen_into, round_into, in_f32};
+pub(crate) use widening::{in_f32, round_into, widen_into};
 
 use crate::device::{KernelScalar, Slice, SliceMut, Summand};
 use crate::error::{Error, Result};

@@ -148,7 +148,8 @@ impl Local {
 fn take(bytes: usize) -> Piece {
     // Whole huge pages, so that other sizes find it large enough.
     let bytes = if bytes >= memory::HUGE_PAGE / 4 { bytes.next_multiple_of(memory::HUGE_PAGE) } else { bytes.max(1) };
-    let pointer = memory::allocate(bytes).unwrap_or_else(|| panic!("no memory for {bytes} bytes of a bf16 tensor in f32"));
+    let pointer =
+        memory::allocate(bytes).unwrap_or_else(|| panic!("no memory for {bytes} bytes of a bf16 tensor in f32"));
     Piece { pointer, bytes }
 }
 

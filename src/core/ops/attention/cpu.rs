@@ -7,10 +7,11 @@ use half::bf16;
 use pulp::{Simd, WithSimd};
 
 use super::{Call, Sizes};
-use crate::ops::host::Float;
 use crate::ops::host::cached_product::{PAD, Product};
+use crate::ops::host::held::is_own;
 use crate::ops::host::parallel::{self, Shared};
 use crate::ops::host::vector::fold;
+use crate::ops::host::{Float, Held};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{DType, Tensor};
 
@@ -38,35 +39,36 @@ impl Panels {
 
 /// Transposes `rows` rows of `from`, `stride` apart and `to.len() / width` long, into columns; beyond them zeros.
 #[inline(always)]
-fn transpose<T: Float>(to: &mut [T], width: usize, from: &[T], stride: usize, rows: usize) {
+fn transpose<E: Held>(to: &mut [E::Float], width: usize, from: &[E], stride: usize, rows: usize) {
     let depth = to.len() / width;
     for first in (0..rows).step_by(PAD) {
         let count = (rows - first).min(PAD);
         for p in 0..depth {
             let to = &mut to[p * width + first..][..PAD];
             for (i, to) in to.iter_mut().enumerate() {
-                *to = if i < count { from[(first + i) * stride + p] } else { T::ZERO };
+                *to = if i < count { from[(first + i) * stride + p].get() } else { Float::ZERO };
             }
         }
     }
 }
 
-/// Rows of `dim` elements, `stride` apart: as they lie where `dim` needs no padding, else copied into `copy`, padded with
-/// zeros. Returns the first row and the distance of rows.
+/// Rows of `dim` elements, `stride` apart: as they lie where they are floats and `dim` needs no padding, else copied into `copy`,
+/// widened and padded with zeros. Returns the first row and the distance of rows.
 #[inline(always)]
-fn padded<'a, T: Float>(
-    copy: &'a mut [T],
-    from: &'a [T],
+fn padded<'a, E: Held>(
+    copy: &'a mut [E::Float],
+    from: &'a [E],
     stride: usize,
     rows: usize,
     (dim, width): (usize, usize),
-) -> (&'a [T], usize) {
-    if dim == width {
-        return (from, stride);
+) -> (&'a [E::Float], usize) {
+    if is_own::<E>() && dim == width {
+        return (bytemuck::cast_slice(from), stride);
     }
     for (to, from) in copy.chunks_exact_mut(width).zip(from.chunks(stride)).take(rows) {
-        to[..dim].copy_from_slice(&from[..dim]);
-        to[dim..].fill(T::ZERO);
+        let (values, rest) = to.split_at_mut(dim);
+        values.iter_mut().zip(from).for_each(|(to, &from)| *to = from.get());
+        rest.fill(Float::ZERO);
     }
     (copy, width)
 }
@@ -113,13 +115,13 @@ fn split<T, const N: usize>(mut scratch: &mut [T], lengths: [usize; N]) -> ([&mu
 
 /// `to[i]` is the dot product of row i of `a` and `b`: their first `dim` elements, rows `pitch` apart.
 #[inline(always)]
-fn dot_rows<T: Float>(to: &mut [T], a: &[T], b: &[T], pitch: usize, dim: usize) {
+fn dot_rows<E: Held>(to: &mut [E::Float], a: &[E], b: &[E], pitch: usize, dim: usize) {
     for (i, to) in to.iter_mut().enumerate() {
         let (a, b) = (&a[i * pitch..][..dim], &b[i * pitch..][..dim]);
-        let mut sums = [T::ZERO; PAD];
+        let mut sums = [E::Float::ZERO; PAD];
         for (a, b) in a.chunks(PAD).zip(b.chunks(PAD)) {
             for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-                *sum = a.mul_add(b, *sum);
+                *sum = a.get().mul_add(b.get(), *sum);
             }
         }
         *to = fold(sums, |a, b| a + b);
@@ -151,20 +153,20 @@ fn weigh<T: Float>(
     }
 }
 
-struct Forward<'a, T> {
+struct Forward<'a, E: Held> {
     sizes: Sizes,
-    qkv: &'a [T],
-    out: Shared<T>,
-    lse: Shared<T>,
+    qkv: &'a [E],
+    out: Shared<E>,
+    lse: Shared<E::Float>,
     sample: usize,
     group: usize,
     /// The query heads to do: of this group.
     heads: std::ops::Range<usize>,
     round: bool,
-    scratch: &'a mut [T],
+    scratch: &'a mut [E::Float],
 }
 
-impl<T: Float> WithSimd for Forward<'_, T> {
+impl<E: Held> WithSimd for Forward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -172,9 +174,10 @@ impl<T: Float> WithSimd for Forward<'_, T> {
         let Self { sizes, qkv, out, lse, sample, group, heads, round, scratch } = self;
         let (tokens, dim, width) = (sizes.tokens, sizes.dim, sizes.width());
         let panels = Panels::new(sizes);
-        let scale = T::ONE / T::from_f64(dim as f64).sqrt();
+        let scale = E::Float::ONE / E::Float::from_f64(dim as f64).sqrt();
         let (k_columns, scratch) = scratch.split_at_mut(dim * panels.tokens);
         let (v_copy, scratch) = scratch.split_at_mut(tokens * panels.dim);
+        let (q_copy, scratch) = scratch.split_at_mut(panels.block * panels.dim);
         let (scores, result) = scratch.split_at_mut(panels.block * panels.tokens);
         transpose(k_columns, panels.tokens, &qkv[sizes.k(sample, group)..], width, tokens);
         let (v, v_row) = padded(v_copy, &qkv[sizes.v(sample, group)..], width, tokens, (dim, panels.dim));
@@ -182,14 +185,14 @@ impl<T: Float> WithSimd for Forward<'_, T> {
             let q = &qkv[sizes.q(sample, head)..];
             for first in (0..tokens).step_by(panels.block) {
                 let rows = (tokens - first).min(panels.block);
-                let q = &q[first * width..];
+                let (q, q_row) = padded(q_copy, &q[first * width..], width, rows, (dim, panels.dim));
                 // SAFETY: `rows` rows of q and all of k; the block of scores is scratch.
                 unsafe {
                     Product {
                         simd,
                         sizes: (rows, panels.tokens, dim),
                         a: q.as_ptr(),
-                        a_row: width,
+                        a_row: q_row,
                         a_step: 1,
                         b: k_columns.as_ptr(),
                         b_row: panels.tokens,
@@ -202,7 +205,7 @@ impl<T: Float> WithSimd for Forward<'_, T> {
                 // SAFETY: this task alone has this head's statistics.
                 let lse = unsafe { lse.row((sample * sizes.heads + head) * tokens + first, rows) };
                 for ((row, lse), sum) in scores.chunks_exact_mut(panels.tokens).zip(&mut *lse).zip(&mut *result) {
-                    row[tokens..].fill(T::NEG_INFINITY);
+                    row[tokens..].fill(Float::NEG_INFINITY);
                     (*lse, *sum) = softmax_row(row, scale);
                     if round {
                         round_row(row);
@@ -226,27 +229,27 @@ impl<T: Float> WithSimd for Forward<'_, T> {
                     .run();
                 }
                 for (i, (row, lse)) in result.chunks_exact(panels.dim).zip(&mut *lse).enumerate() {
-                    let inverse = T::ONE / sums[i];
+                    let inverse = E::Float::ONE / sums[i];
                     *lse += sums[i].ln();
                     // SAFETY: this task alone has this head's columns.
                     let out = unsafe { out.row(sizes.out(sample, head) + (first + i) * sizes.heads * dim, dim) };
-                    out.iter_mut().zip(row).for_each(|(out, &x)| *out = x * inverse);
+                    out.iter_mut().zip(row).for_each(|(out, &x)| *out = E::of(x * inverse));
                 }
             }
         }
     }
 }
 
-pub(super) fn forward<T: Float>(call: &Call) {
+pub(super) fn forward<E: Held>(call: &Call) {
     let sizes = call.sizes;
-    let qkv = call.qkv.host::<T>();
-    let (out, lse) = (Shared::new(call.out.host_mut::<T>()), Shared::new(call.lse.host_mut::<T>()));
+    let qkv = call.qkv.host::<E>();
+    let (out, lse) = (Shared::new(call.out.host_mut::<E>()), Shared::new(call.lse.host_mut::<E::Float>()));
     let round = rounds(call);
     let panels = Panels::new(sizes);
     let len = sizes.dim * panels.tokens
         + sizes.tokens * panels.dim
         + panels.block * panels.tokens
-        + panels.block * (panels.dim + 1);
+        + panels.block * (2 * panels.dim + 1);
     // Few samples: a task per query head, for the same bits.
     let size = sizes.heads / sizes.kv_heads;
     let parts = if sizes.batch * sizes.kv_heads < 2 * parallel::threads() { size } else { 1 };
@@ -255,45 +258,45 @@ pub(super) fn forward<T: Float>(call: &Call) {
         let (part, slice) = (task % parts, task / parts);
         let (sample, group) = (slice / sizes.kv_heads, slice % sizes.kv_heads);
         let first = group * size + part * (size / parts);
-        T::with_scratch(len, |scratch| {
+        E::Float::with_scratch(len, |scratch| {
             let heads = first..first + size / parts;
-            T::dispatch(Forward { sizes, qkv, out, lse, sample, group, heads, round, scratch });
+            E::Float::dispatch(Forward { sizes, qkv, out, lse, sample, group, heads, round, scratch });
         });
     });
 }
 
-struct Backward<'a, T> {
+struct Backward<'a, E: Held> {
     sizes: Sizes,
-    qkv: &'a [T],
-    out: &'a [T],
-    lse: &'a [T],
-    dout: &'a [T],
-    delta: Shared<T>,
-    dqkv: Shared<T>,
+    qkv: &'a [E],
+    out: &'a [E],
+    lse: &'a [E::Float],
+    dout: &'a [E],
+    delta: Shared<E::Float>,
+    dqkv: Shared<E>,
     add: bool,
     sample: usize,
     group: usize,
     round: bool,
-    scratch: &'a mut [T],
+    scratch: &'a mut [E::Float],
 }
 
-impl<T: Float> Backward<'_, T> {
+impl<E: Held> Backward<'_, E> {
     /// Puts or adds `scale` times padded rows to `dqkv`, from element `start` on.
     #[inline(always)]
-    fn store(&self, start: usize, rows: &[T], width: usize, scale: T) {
+    fn store(&self, start: usize, rows: &[E::Float], width: usize, scale: E::Float) {
         for (i, row) in rows.chunks_exact(width).enumerate() {
             // SAFETY: the task alone has its group's columns of its sample's rows.
             let to = unsafe { self.dqkv.row(start + i * self.sizes.width(), self.sizes.dim) };
             if self.add {
-                to.iter_mut().zip(row).for_each(|(to, &x)| *to = x.mul_add(scale, *to));
+                to.iter_mut().zip(row).for_each(|(to, &x)| *to = E::of(x.mul_add(scale, to.get())));
             } else {
-                to.iter_mut().zip(row).for_each(|(to, &x)| *to = x * scale);
+                to.iter_mut().zip(row).for_each(|(to, &x)| *to = E::of(x * scale));
             }
         }
     }
 }
 
-impl<T: Float> WithSimd for Backward<'_, T> {
+impl<E: Held> WithSimd for Backward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -301,7 +304,7 @@ impl<T: Float> WithSimd for Backward<'_, T> {
         let Sizes { tokens, dim, heads, .. } = self.sizes;
         let (sizes, sample, group, qkv, width) = (self.sizes, self.sample, self.group, self.qkv, self.sizes.width());
         let (panels, out_row) = (Panels::new(sizes), heads * dim);
-        let scale = T::ONE / T::from_f64(dim as f64).sqrt();
+        let scale = E::Float::ONE / E::Float::from_f64(dim as f64).sqrt();
         let (columns, copies, block) = (dim * panels.tokens, tokens * panels.dim, panels.block * panels.dim);
         let lengths = [columns, columns, copies, block, block, copies, copies, block, panels.block * panels.tokens];
         let ([k_columns, v_columns, k_copy, q_copy, dout_copy, dk, dv, dq, p], ds) =
@@ -318,9 +321,11 @@ impl<T: Float> WithSimd for Backward<'_, T> {
                 let q = &qkv[q_start..];
                 let out_start = sizes.out(sample, head) + first * out_row;
                 let (out, dout) = (&self.out[out_start..], &self.dout[out_start..]);
+                let (q_rows, q_row) = padded(q_copy, q, width, rows, (dim, panels.dim));
+                let (dout_rows, dout_row) = padded(dout_copy, dout, out_row, rows, (dim, panels.dim));
                 // Scores, and the gradients of the weights.
                 for (a, a_row, b, c) in
-                    [(q, width, &*k_columns, p.as_mut_ptr()), (dout, out_row, &*v_columns, ds.as_mut_ptr())]
+                    [(q_rows, q_row, &*k_columns, p.as_mut_ptr()), (dout_rows, dout_row, &*v_columns, ds.as_mut_ptr())]
                 {
                     // SAFETY: `rows` rows of a and all of b; c is scratch.
                     unsafe {
@@ -345,8 +350,6 @@ impl<T: Float> WithSimd for Backward<'_, T> {
                 let delta = unsafe { self.delta.row(statistics, rows) };
                 dot_rows(delta, out, dout, out_row, dim);
                 weigh((p, ds), panels.tokens, tokens, (lse, delta), scale, self.round);
-                let (q_rows, q_row) = padded(q_copy, q, width, rows, (dim, panels.dim));
-                let (dout_rows, dout_row) = padded(dout_copy, dout, out_row, rows, (dim, panels.dim));
                 let of_queries = (dq.as_mut_ptr(), rows, tokens, (&*ds, panels.tokens, 1), (k, k_row), false);
                 let of_keys = (dk.as_mut_ptr(), tokens, rows, (&*ds, 1, panels.tokens), (q_rows, q_row), add);
                 let of_values = (dv.as_mut_ptr(), tokens, rows, (&*p, 1, panels.tokens), (dout_rows, dout_row), add);
@@ -373,16 +376,17 @@ impl<T: Float> WithSimd for Backward<'_, T> {
             }
         }
         self.store(sizes.k(sample, group), dk, panels.dim, scale);
-        self.store(sizes.v(sample, group), dv, panels.dim, T::ONE);
+        self.store(sizes.v(sample, group), dv, panels.dim, Float::ONE);
     }
 }
 
 /// `delta` `[B, H, T]` is scratch: Σ out · dout by row.
-pub(super) fn backward<T: Float>(call: &Call, dout: &Tensor, delta: &Tensor, to: &Destination) {
+pub(super) fn backward<E: Held>(call: &Call, dout: &Tensor, delta: &Tensor, to: &Destination) {
     let sizes = call.sizes;
-    let (qkv, out, lse, dout) = (call.qkv.host::<T>(), call.out.host::<T>(), call.lse.host::<T>(), dout.host::<T>());
-    let dqkv = Shared::new(to.host_mut::<T>());
-    let delta = Shared::new(delta.host_mut::<T>());
+    let (qkv, out, dout) = (call.qkv.host::<E>(), call.out.host::<E>(), dout.host::<E>());
+    let lse = call.lse.host::<E::Float>();
+    let dqkv = Shared::new(to.host_mut::<E>());
+    let delta = Shared::new(delta.host_mut::<E::Float>());
     let (add, round) = (to.mode == Accumulate::Add, rounds(call));
     let panels = Panels::new(sizes);
     let len = 2 * sizes.dim * panels.tokens
@@ -391,8 +395,21 @@ pub(super) fn backward<T: Float>(call: &Call, dout: &Tensor, delta: &Tensor, to:
         + 2 * panels.block * panels.tokens;
     parallel::for_each(sizes.batch * sizes.kv_heads, sizes.products(), |task| {
         let (sample, group) = (task / sizes.kv_heads, task % sizes.kv_heads);
-        T::with_scratch(len, |scratch| {
-            T::dispatch(Backward { sizes, qkv, out, lse, dout, delta, dqkv, add, sample, group, round, scratch });
+        E::Float::with_scratch(len, |scratch| {
+            E::Float::dispatch(Backward {
+                sizes,
+                qkv,
+                out,
+                lse,
+                dout,
+                delta,
+                dqkv,
+                add,
+                sample,
+                group,
+                round,
+                scratch,
+            });
         });
     });
 }

@@ -128,7 +128,7 @@ impl Call {
         if self.qkv.is_empty() {
             return Ok(());
         }
-        run!(self.qkv, forward(self))
+        run!(held self.qkv, forward(self))
     }
 
     fn backward(&self, dout: &Tensor, to: &Destination) -> Result<()> {
@@ -137,6 +137,6 @@ impl Call {
         }
         let context = dout.context();
         let delta = context.empty(self.lse.shape(), self.lse.dtype())?;
-        run!(dout, backward(self, dout, &delta, to))
+        run!(held dout, backward(self, dout, &delta, to))
     }
 }

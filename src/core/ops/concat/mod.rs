@@ -53,7 +53,7 @@ pub fn concat(tape: &Tape, parts: &[&Var]) -> Result<Var> {
     let mut sizes = Vec::with_capacity(parts.len());
     for part in parts {
         let part_sizes = Part { rows: first.shape().rows(), part: part.shape().last(), width, column };
-        run!(y, forward(part_sizes, part.tensor(), &y))?;
+        run!(held y, forward(part_sizes, part.tensor(), &y))?;
         column += part_sizes.part;
         sizes.push(part_sizes);
     }
@@ -64,7 +64,7 @@ pub fn concat(tape: &Tape, parts: &[&Var]) -> Result<Var> {
         for (to, sizes) in to {
             let Some(dx) = backward.destination(to)? else { continue };
             backward.context().charge("concat_bwd", Cost::memory(2 * dx.bytes()));
-            run!(dy, backward(sizes, dy, &dx))?;
+            run!(held dy, backward(sizes, dy, &dx))?;
         }
         Ok(())
     }))

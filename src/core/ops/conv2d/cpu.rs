@@ -1,12 +1,14 @@
 //! The convolution on the CPU, by the way that [`path`] chooses.
 
+use half::bf16;
+
 use super::direct::{Direct, Output};
 use super::path::{Pass, Path, path};
 use super::weight::weight_gradient;
 use super::{Operands, Sizes, Sums, doubled, winograd, winograd_weight};
-use crate::ops::host::{Float, parallel, vector};
+use crate::ops::host::{Float, Held, parallel, vector};
 use crate::tape::{Accumulate, Destination};
-use crate::tensor::{DType, Element, Tensor};
+use crate::tensor::{DType, Tensor};
 
 /// Elements of the form of a weight that a forward pass may be given besides; None where there is no such form.
 pub(super) fn prepared_len(sizes: Sizes, dtype: DType) -> Option<usize> {
@@ -19,12 +21,10 @@ pub(super) fn prepare<T: Float>(sizes: Sizes, weight: &Tensor, prepared: &Tensor
 }
 
 pub(super) fn forward<T: Float>(sizes: Sizes, operands: &Operands, y: &Tensor) {
-    let &Operands { x, weight, prepared, .. } = operands;
+    let &Operands { x, weight, .. } = operands;
     match path(Pass::Forward, &sizes, T::DTYPE) {
-        Path::Winograd => {
-            let output = forward_output(operands, y);
-            winograd::forward(&sizes, x.host(), weight.host(), prepared.map(Tensor::host), output);
-        }
+        Path::Winograd if y.dtype() == DType::BF16 => winograd_forward::<bf16>(sizes, operands, y),
+        Path::Winograd => winograd_forward::<f32>(sizes, operands, y),
         Path::Doubled => doubled::forward::<T>(&sizes, x.host(), weight.host(), forward_output(operands, y)),
         Path::Direct => {
             Direct::forward(&sizes).run::<T>(sizes.batch, x.host(), weight.host(), forward_output(operands, y));
@@ -32,7 +32,13 @@ pub(super) fn forward<T: Float>(sizes: Sizes, operands: &Operands, y: &Tensor) {
     }
 }
 
-fn forward_output<'a, T: Element>(operands: &Operands<'a>, y: &'a Tensor) -> Output<'a, T> {
+fn winograd_forward<E: Held<Float = f32>>(sizes: Sizes, operands: &Operands, y: &Tensor) {
+    let &Operands { x, weight, prepared, .. } = operands;
+    let output = forward_output::<E>(operands, y);
+    winograd::forward(&sizes, x.host::<E>(), weight.host(), prepared.map(Tensor::host), output);
+}
+
+fn forward_output<'a, T: Held>(operands: &Operands<'a>, y: &'a Tensor) -> Output<'a, T> {
     Output {
         data: y.host_mut(),
         bias: operands.bias.map(Tensor::host),
@@ -44,22 +50,25 @@ fn forward_output<'a, T: Element>(operands: &Operands<'a>, y: &'a Tensor) -> Out
 }
 
 /// Each image's sum over its pixels, then the sum of these in order.
-pub(super) fn sums_backward<T: Float>(sizes: Sizes, dy: &Tensor, partial: &Tensor, to: &Sums) {
-    let (dy, image) = (dy.host::<T>(), sizes.out_pixels() * sizes.cout);
-    parallel::for_rows(partial.host_mut::<T>(), sizes.cout, |b, sums| {
+pub(super) fn sums_backward<E: Held>(sizes: Sizes, dy: &Tensor, partial: &Tensor, to: &Sums) {
+    let (dy, image) = (dy.host::<E>(), sizes.out_pixels() * sizes.cout);
+    parallel::for_rows(partial.host_mut::<E::Float>(), sizes.cout, |b, sums| {
         vector::column_sums(sums, &dy[b * image..][..image], Accumulate::Write);
     });
     if let Some(to) = &to.channel_add {
-        vector::map(to.host_mut::<T>(), partial.host::<T>(), to.mode, |sum| sum);
+        vector::map(to.host_mut::<E>(), partial.host::<E::Float>(), to.mode, |sum| sum);
     }
     if let Some(to) = &to.bias {
-        vector::column_sums(to.host_mut::<T>(), partial.host::<T>(), to.mode);
+        vector::column_sums(to.host_mut::<E::Float>(), partial.host::<E::Float>(), to.mode);
     }
 }
 
 pub(super) fn input_backward<T: Float>(sizes: Sizes, dy: &Tensor, weight: &Tensor, dx: &Destination) {
     match path(Pass::InputGradient, &sizes, T::DTYPE) {
-        Path::Winograd => winograd::input_gradient(&sizes, dy.host(), weight.host(), input_output(dx, None)),
+        Path::Winograd if dy.dtype() == DType::BF16 => {
+            winograd::input_gradient::<bf16>(&sizes, dy.host(), weight.host(), input_output(dx, None));
+        }
+        Path::Winograd => winograd::input_gradient::<f32>(&sizes, dy.host(), weight.host(), input_output(dx, None)),
         Path::Doubled => doubled::input_gradient::<T>(&sizes, dy.host(), weight.host(), input_output(dx, None)),
         Path::Direct => {
             let fold = (sizes.source != sizes.size).then_some(sizes.source);
@@ -69,7 +78,7 @@ pub(super) fn input_backward<T: Float>(sizes: Sizes, dy: &Tensor, weight: &Tenso
     }
 }
 
-fn input_output<T: Element>(dx: &Destination, fold: Option<[usize; 2]>) -> Output<'_, T> {
+fn input_output<T: Held>(dx: &Destination, fold: Option<[usize; 2]>) -> Output<'_, T> {
     Output { data: dx.host_mut(), bias: None, channel_add: None, residual: None, add: dx.mode == Accumulate::Add, fold }
 }
 
@@ -82,8 +91,11 @@ pub(super) fn weight_backward<T: Float>(
 ) {
     let Some(dw) = dw else { return };
     match path(Pass::WeightGradient, &sizes, T::DTYPE) {
+        Path::Winograd if dy.dtype() == DType::BF16 => {
+            winograd_weight::weight_gradient::<bf16>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
+        }
         Path::Winograd => {
-            winograd_weight::weight_gradient(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
+            winograd_weight::weight_gradient::<f32>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
         }
         Path::Doubled | Path::Direct => weight_gradient::<T>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode),
     }

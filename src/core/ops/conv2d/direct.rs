@@ -18,7 +18,7 @@ use pulp::{NullaryFnOnce, Simd, WithSimd};
 use super::Sizes;
 use super::tile::Task;
 use crate::ops::host::parallel::{self, Shared};
-use crate::ops::host::{Float, pack};
+use crate::ops::host::{Float, Held, pack};
 
 /// How the input's rows are copied.
 pub(super) struct Rows {
@@ -283,11 +283,11 @@ impl Direct {
 }
 
 /// Where results go, and what is added to them.
-pub(super) struct Output<'a, T> {
+pub(super) struct Output<'a, T: Held> {
     /// `[batch, out, cout]`, or with `fold` the images that the results are summed into.
     pub(super) data: &'a mut [T],
     /// Added to all pixels: `[cout]`.
-    pub(super) bias: Option<&'a [T]>,
+    pub(super) bias: Option<&'a [T::Float]>,
     /// Added to an image's pixels: `[batch, cout]`.
     pub(super) channel_add: Option<&'a [T]>,
     /// Added: of the shape of `data`.
@@ -298,7 +298,7 @@ pub(super) struct Output<'a, T> {
     pub(super) fold: Option<[usize; 2]>,
 }
 
-impl<T> Output<'_, T> {
+impl<T: Held> Output<'_, T> {
     /// # Panics
     /// Where an operand is of another size than the result wants.
     fn check(&self, direct: &Direct, batch: usize) {
@@ -320,7 +320,7 @@ fn added<T>(residual: Option<&[T]>, add: bool, to: *mut T, first: usize) -> *con
     }
 }
 
-struct Run<'a, T> {
+struct Run<'a, T: Held> {
     direct: &'a Direct,
     batch: usize,
     input: &'a [T],

@@ -344,7 +344,7 @@ impl Call {
             Device::Cpu => 1,
         };
         let partial = context.empty([batch * parts, cout], dy.dtype().exact())?;
-        run!(dy, sums_backward(self.sizes, dy, &partial, to))
+        run!(held dy, sums_backward(self.sizes, dy, &partial, to))
     }
 
     /// Also of the bias, where it comes with the weight's.

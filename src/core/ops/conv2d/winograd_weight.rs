@@ -7,12 +7,12 @@
 //! with the others. It goes through the tiles by chunks that stay in the cache. An element is the sum over chunks, in order,
 //! of one chain each over the chunk's tiles, then the sums that Gᵀ orders: fixed by the shapes alone.
 
-use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
+use pulp::{NullaryFnOnce, Simd, WithSimd};
 
 use super::Sizes;
 use super::winograd::{BLOCK, POSITIONS, Tiles, across, load, store, window};
-use crate::ops::host::Float;
 use crate::ops::host::parallel::{self, Shared};
+use crate::ops::host::{Float, Held, held};
 use crate::tape::Accumulate;
 
 /// Tiles in a chunk; enough that loading and storing the sums costs little.
@@ -25,19 +25,25 @@ const WINDOW_ROWS: [(usize, usize, f32); 4] = [(0, 2, -1.0), (1, 2, 1.0), (2, 1,
 const TILE_ROWS: [(usize, usize, f32); 4] = [(0, 2, 1.0), (0, 1, 1.0), (0, 1, -1.0), (2, 1, -1.0)];
 
 /// dw `[Cout, 3, 3, Cin]` from dy `[B, H, W, Cout]` and x `[B, h, w, Cin]`.
-pub(super) fn weight_gradient(sizes: &Sizes, dw: &mut [f32], dy: &[f32], x: &[f32], mode: Accumulate) {
+pub(super) fn weight_gradient<E: Held<Float = f32>>(
+    sizes: &Sizes,
+    dw: &mut [f32],
+    dy: &[E],
+    x: &[E],
+    mode: Accumulate,
+) {
     assert_eq!(dw.len(), sizes.cout * sizes.depth());
     assert_eq!(dy.len(), sizes.batch * sizes.out_pixels() * sizes.cout);
     assert_eq!(x.len(), sizes.batch * sizes.source[0] * sizes.source[1] * sizes.cin);
     assert!(sizes.cin.is_multiple_of(BLOCK) && sizes.cout.is_multiple_of(BLOCK));
-    Arch::new().dispatch(Gradient { sizes, dw, dy, x, mode });
+    f32::dispatch(Gradient { sizes, dw, dy, x, mode });
 }
 
-struct Gradient<'a> {
+struct Gradient<'a, E> {
     sizes: &'a Sizes,
     dw: &'a mut [f32],
-    dy: &'a [f32],
-    x: &'a [f32],
+    dy: &'a [E],
+    x: &'a [E],
     mode: Accumulate,
 }
 
@@ -46,7 +52,7 @@ const fn tile_rows<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 8 } else { 4 }
 }
 
-impl WithSimd for Gradient<'_> {
+impl<E: Held<Float = f32>> WithSimd for Gradient<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -71,6 +77,8 @@ impl WithSimd for Gradient<'_> {
                     let (images, rest) = scratch.split_at_mut(4 * chunk * padded);
                     let (gradients, zeros) = rest.split_at_mut(4 * chunk * outputs);
                     zeros.fill(0.0);
+                    // As many of E, or more.
+                    let zeros = bytemuck::cast_slice(zeros);
                     // Here, not further out: only what is inlined into this call is compiled for `S`.
                     simd.vectorize(Row {
                         simd,
@@ -99,7 +107,7 @@ impl WithSimd for Gradient<'_> {
 }
 
 /// A row of positions, over all tiles.
-struct Row<'a, S> {
+struct Row<'a, S, E> {
     simd: S,
     sizes: &'a Sizes,
     tiles: Tiles,
@@ -109,10 +117,10 @@ struct Row<'a, S> {
     chunk: usize,
     /// Input channels in whole panels.
     padded: usize,
-    x: &'a [f32],
-    dy: &'a [f32],
+    x: &'a [E],
+    dy: &'a [E],
     /// The pixel that is read outside images: its channels.
-    zeros: &'a [f32],
+    zeros: &'a [E],
     /// `[position][panel][tile][panel's channels]`.
     images: &'a mut [f32],
     /// `[position][block][tile][block's channels]`.
@@ -121,7 +129,7 @@ struct Row<'a, S> {
     to: *mut f32,
 }
 
-impl<S: Simd> NullaryFnOnce for Row<'_, S> {
+impl<S: Simd, E: Held<Float = f32>> NullaryFnOnce for Row<'_, S, E> {
     type Output = ();
 
     #[inline(always)]
@@ -166,7 +174,7 @@ impl<S: Simd> NullaryFnOnce for Row<'_, S> {
     }
 }
 
-impl<S: Simd> Row<'_, S> {
+impl<S: Simd, E: Held<Float = f32>> Row<'_, S, E> {
     /// This row of Bᵀ d B of a tile.
     ///
     /// # Safety
@@ -204,8 +212,8 @@ impl<S: Simd> Row<'_, S> {
                     for (d, pixels) in d.iter_mut().zip(&pixels) {
                         *d = simd.mul_add_f32s(
                             sign,
-                            load::<S>(pixels[1].add(channel)),
-                            load::<S>(pixels[0].add(channel)),
+                            held::load::<E, S>(pixels[1].add(channel)),
+                            held::load::<E, S>(pixels[0].add(channel)),
                         );
                     }
                 }
@@ -246,7 +254,8 @@ impl<S: Simd> Row<'_, S> {
                 let mut d = [zero; 2];
                 for (d, pixels) in d.iter_mut().zip(&pixels) {
                     let at = blocks.0 * BLOCK + channel;
-                    *d = simd.mul_add_f32s(sign, load::<S>(pixels[1].add(at)), load::<S>(pixels[0].add(at)));
+                    let (one, other) = (held::load::<E, S>(pixels[0].add(at)), held::load::<E, S>(pixels[1].add(at)));
+                    *d = simd.mul_add_f32s(sign, other, one);
                 }
                 let values = [d[0], simd.add_f32s(d[0], d[1]), simd.sub_f32s(d[0], d[1]), simd.sub_f32s(zero, d[1])];
                 let place = channel / BLOCK * BLOCK * chunk + channel % BLOCK;

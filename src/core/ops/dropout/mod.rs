@@ -47,5 +47,5 @@ fn apply(name: &'static str, mask: Mask, from: &Tensor, control: &Tensor, to: &D
     // A Philox call for four elements is about 100 operations.
     let bytes = from.bytes() + to.bytes() + control.bytes();
     context.charge(name, Cost::scalar(26 * from.len(), bytes));
-    run!(from, apply(mask, from, control, to))
+    run!(held from, apply(mask, from, control, to))
 }

@@ -55,7 +55,7 @@ pub fn relu6(tape: &Tape, x: &Var) -> Result<Var> {
 fn unary(tape: &Tape, x: &Var, function: Function, fwd: &'static str, bwd: &'static str) -> Result<Var> {
     let y = x.context().empty(x.shape(), x.dtype())?;
     x.context().charge(fwd, Cost::memory(2 * y.bytes()));
-    run!(y, unary(function, x.tensor(), &y))?;
+    run!(held y, unary(function, x.tensor(), &y))?;
     let saved = x.tensor().clone();
     let mut inputs = tape.inputs(OP);
     let dx = inputs.add("x", x);
@@ -63,7 +63,7 @@ fn unary(tape: &Tape, x: &Var, function: Function, fwd: &'static str, bwd: &'sta
         let dy = backward.gradient();
         let Some(dx) = backward.destination(dx)? else { return Ok(()) };
         backward.context().charge(bwd, Cost::memory(3 * dy.bytes()));
-        run!(dy, unary_backward(function, &saved, dy, &dx))
+        run!(held dy, unary_backward(function, &saved, dy, &dx))
     }))
 }
 
@@ -75,7 +75,7 @@ pub fn add(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
     same("add", a.tensor(), b.tensor())?;
     let y = a.context().empty(a.shape(), a.dtype())?;
     a.context().charge("add_fwd", Cost::memory(3 * y.bytes()));
-    run!(y, add(a.tensor(), b.tensor(), &y))?;
+    run!(held y, add(a.tensor(), b.tensor(), &y))?;
     let mut inputs = tape.inputs(OP);
     let (da, db) = (inputs.add("a", a), inputs.add("b", b));
     Ok(inputs.record(y, move |backward| {
@@ -88,14 +88,14 @@ pub fn add(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
 pub fn scale(tape: &Tape, x: &Var, factor: f32) -> Result<Var> {
     let y = x.context().empty(x.shape(), x.dtype())?;
     x.context().charge("scale_fwd", Cost::memory(2 * y.bytes()));
-    run!(y, scale(&Destination::overwrite(&y), x.tensor(), factor))?;
+    run!(held y, scale(&Destination::overwrite(&y), x.tensor(), factor))?;
     let mut inputs = tape.inputs(OP);
     let dx = inputs.add("x", x);
     Ok(inputs.record(y, move |backward| {
         let dy = backward.gradient();
         let Some(dx) = backward.destination(dx)? else { return Ok(()) };
         backward.context().charge("scale_bwd", Cost::memory(2 * dx.bytes()));
-        run!(dy, scale(&dx, dy, factor))
+        run!(held dy, scale(&dx, dy, factor))
     }))
 }
 
@@ -177,7 +177,7 @@ pub fn gate(tape: &Tape, x: &Var, y: &Var, modulation: &Var, column: usize) -> R
     }
     let out = x.context().empty(x.shape(), x.dtype())?;
     x.context().charge("gate_fwd", Cost::memory(3 * out.bytes() + samples * sizes.cols * out.dtype().size()));
-    run!(out, gate(sizes, x.tensor(), y.tensor(), modulation.tensor(), &out))?;
+    run!(held out, gate(sizes, x.tensor(), y.tensor(), modulation.tensor(), &out))?;
     let saved = modulation.needs_gradient().then(|| y.tensor().clone());
     let matrix = modulation.tensor().clone();
     let mut inputs = tape.inputs(OP);
@@ -193,7 +193,7 @@ pub fn gate(tape: &Tape, x: &Var, y: &Var, modulation: &Var, column: usize) -> R
         }
         let passes = 1 + dy.is_some() as usize + dm.is_some() as usize;
         backward.context().charge("gate_bwd", Cost::memory(passes * dout.bytes()));
-        run!(dout, gate_backward(&GateBackward { sizes, dout, y: saved.as_ref(), matrix: &matrix, dy, dm }))
+        run!(held dout, gate_backward(&GateBackward { sizes, dout, y: saved.as_ref(), matrix: &matrix, dy, dm }))
     }))
 }
 

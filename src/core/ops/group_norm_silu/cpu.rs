@@ -4,8 +4,10 @@
 //! in order, then over a group's channels in order. So they depend on the sample's shape alone, not on threads, nor on the batch.
 
 use super::{Call, Gradients, Sizes};
+use crate::ops::control::Control;
 use crate::ops::host::activation::{silu, silu_derivative};
-use crate::ops::host::{Float, parallel, vector};
+use crate::ops::host::held::{is_own, room, write};
+use crate::ops::host::{Float, Held, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::Tensor;
 
@@ -17,15 +19,15 @@ const WIDE: usize = 64;
 const NARROW: usize = 16;
 
 /// A call's tensors as slices.
-struct View<'a, T> {
+struct View<'a, E: Held> {
     sizes: Sizes,
-    sources: [&'a [T]; 2],
-    weight: &'a [T],
-    bias: &'a [T],
-    matrix: Option<&'a [T]>,
+    sources: [&'a [E]; 2],
+    weight: &'a [E::Float],
+    bias: &'a [E::Float],
+    matrix: Option<&'a [E]>,
 }
 
-impl<'a, T: Float> View<'a, T> {
+impl<'a, E: Held> View<'a, E> {
     fn new(call: &'a Call) -> Self {
         Self {
             sizes: call.sizes,
@@ -37,7 +39,7 @@ impl<'a, T: Float> View<'a, T> {
     }
 
     /// A sample of each source: its rows, their width and its first channel in the concatenation. Without skip, only one.
-    fn sample(&self, b: usize) -> impl Iterator<Item = (&'a [T], usize, usize)> + use<'a, T> {
+    fn sample(&self, b: usize) -> impl Iterator<Item = (&'a [E], usize, usize)> + use<'a, E> {
         let (sources, sizes) = (self.sources, self.sizes);
         [0, sizes.sources[0]].into_iter().enumerate().filter(move |&(s, _)| sizes.sources[s] > 0).map(
             move |(s, first)| {
@@ -48,7 +50,7 @@ impl<'a, T: Float> View<'a, T> {
     }
 
     /// v = a · x + b: the norm, its weight and bias, scale and shift in one multiply-add per channel.
-    fn fold(&self, sample: usize, mean: &[T], rstd: &[T], a: &mut [T], b: &mut [T]) {
+    fn fold(&self, sample: usize, mean: &[E::Float], rstd: &[E::Float], a: &mut [E::Float], b: &mut [E::Float]) {
         let (channels, width) = (self.sizes.channels(), self.sizes.width());
         for c in 0..channels {
             let (mean, rstd) = (mean[c / width], rstd[c / width]);
@@ -56,9 +58,9 @@ impl<'a, T: Float> View<'a, T> {
             b[c] = (-mean).mul_add(a[c], self.bias[c]);
             if let Some(matrix) = self.matrix {
                 let row = &matrix[sample * 2 * channels..][..2 * channels];
-                let scale = T::ONE + row[c];
+                let scale = E::Float::ONE + row[c].get();
                 a[c] *= scale;
-                b[c] = b[c].mul_add(scale, row[channels + c]);
+                b[c] = b[c].mul_add(scale, row[channels + c].get());
             }
         }
     }
@@ -78,8 +80,8 @@ fn spread<T: Float>(channels: &mut [T], width: usize, value: impl Fn(usize) -> T
 
 /// sums\[j\] = Σ f(x\[row, j\], about\[j\]) down the rows of `x`, for W columns at a time from `first` on: the first column left.
 #[inline(always)]
-fn sum_stripes<const W: usize, T: Float>(
-    Rows { values: x, cols }: Rows<T>,
+fn sum_stripes<const W: usize, T: Float, E: Held<Float = T>>(
+    Rows { values: x, cols }: Rows<E>,
     first: usize,
     about: &[T],
     sums: &mut [T],
@@ -92,7 +94,7 @@ fn sum_stripes<const W: usize, T: Float>(
         for row in x.chunks_exact(cols) {
             if let Some(row) = row[at..].first_chunk::<W>() {
                 for j in 0..W {
-                    total[j] = f(total[j], row[j], center[j]);
+                    total[j] = f(total[j], row[j].get(), center[j]);
                 }
             }
         }
@@ -103,8 +105,8 @@ fn sum_stripes<const W: usize, T: Float>(
 }
 
 /// sums\[j\] = Σ f(x\[row, j\], about\[j\]), chunk by chunk, the chunks in parallel where `work` is large.
-fn sums_by_column<T: Float>(
-    Rows { values: x, cols }: Rows<T>,
+fn sums_by_column<T: Float, E: Held<Float = T>>(
+    Rows { values: x, cols }: Rows<E>,
     about: &[T],
     sums: &mut [T],
     work: usize,
@@ -118,9 +120,9 @@ fn sums_by_column<T: Float>(
             vector::dispatch(
                 #[inline(always)]
                 || {
-                    let at = sum_stripes::<WIDE, T>(x, 0, about, sums, &f);
-                    let at = sum_stripes::<NARROW, T>(x, at, about, sums, &f);
-                    sum_stripes::<1, T>(x, at, about, sums, &f);
+                    let at = sum_stripes::<WIDE, T, E>(x, 0, about, sums, &f);
+                    let at = sum_stripes::<NARROW, T, E>(x, at, about, sums, &f);
+                    sum_stripes::<1, T, E>(x, at, about, sums, &f);
                 },
             );
         });
@@ -138,8 +140,8 @@ fn work(sizes: Sizes) -> (usize, usize) {
 }
 
 /// Per group the mean over its pixels and channels of f(x, about\[channel\]).
-fn mean_by_group<T: Float>(
-    view: &View<T>,
+fn mean_by_group<T: Float, E: Held<Float = T>>(
+    view: &View<E>,
     sample: usize,
     work: usize,
     about: &[T],
@@ -157,15 +159,19 @@ fn mean_by_group<T: Float>(
     }
 }
 
-pub(super) fn forward<T: Float>(call: &Call, y: &Tensor, _partial: Option<&Tensor>) {
-    let view = View::<T>::new(call);
+pub(super) fn forward<E: Held>(call: &Call, y: &Tensor, _partial: Option<&Tensor>) {
+    forward_of::<E::Float, E>(call, y);
+}
+
+fn forward_of<T: Float, E: Held<Float = T>>(call: &Call, y: &Tensor) {
+    let view = View::<E>::new(call);
     let sizes = call.sizes;
     let (channels, width, groups) = (sizes.channels(), sizes.width(), sizes.norm.groups);
     let epsilon = T::from_f64(sizes.norm.epsilon as f64);
     let (mean, rstd) = (call.mean.host_mut::<T>(), call.rstd.host_mut::<T>());
     let statistics = mean.chunks_exact_mut(groups).zip(rstd.chunks_exact_mut(groups));
-    let all = y.host_mut::<T>();
-    let y = all.chunks_exact_mut(sizes.pixels * channels);
+    let y = y.host_mut::<E>().chunks_exact_mut(sizes.pixels * channels);
+    let dropout = call.dropout.as_ref().map(|(mask, control)| (mask, Control::from_words(control.host())));
     let mut samples: Vec<_> = y.zip(statistics).enumerate().collect();
     let (outer, inner) = work(sizes);
     parallel::for_slots(&mut samples, outer, |(sample, (y, (mean, rstd)))| {
@@ -177,29 +183,52 @@ pub(super) fn forward<T: Float>(call: &Call, y: &Tensor, _partial: Option<&Tenso
             mean_by_group(&view, *sample, inner, a, b, rstd, |sum, x, mean| (x - mean).mul_add(x - mean, sum));
             rstd.iter_mut().for_each(|r| *r = T::ONE / (*r + epsilon).sqrt());
             view.fold(*sample, mean, rstd, a, b);
-            for (x, cols, first) in view.sample(*sample) {
-                let (a, b) = (&a[first..][..cols], &b[first..][..cols]);
-                let mut chunks: Vec<_> = x.chunks(CHUNK * cols).zip(y.chunks_mut(CHUNK * channels)).collect();
-                parallel::for_slots(&mut chunks, inner, |(x, y)| {
-                    for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact_mut(channels)) {
-                        let y = &mut y[first..][..cols];
-                        if sizes.norm.silu {
-                            affine(x, a, b, y, silu);
-                        } else {
-                            affine(x, a, b, y, |v| v);
-                        }
-                    }
-                });
+            match &dropout {
+                None => normalise(&view, *sample, (a, b), y, inner),
+                Some((mask, control)) => T::with_scratch(room::<E>(y.len()), |scratch| {
+                    write(y, false, scratch, |y| {
+                        normalise(&view, *sample, (a, b), y, inner);
+                        mask.apply_piece::<T, T>(control, *sample, 0, None, y, false);
+                    });
+                }),
             }
         });
     });
-    if let Some((mask, control)) = &call.dropout {
-        mask.apply(control, sizes.pixels * channels, None, all, false);
+}
+
+/// A sample's y = f(a · x + b), chunk by chunk.
+fn normalise<T: Float, E: Held<Float = T>, D: Held<Float = T>>(
+    view: &View<E>,
+    sample: usize,
+    (a, b): (&[T], &[T]),
+    y: &mut [D],
+    work: usize,
+) {
+    let (channels, silu_follows) = (view.sizes.channels(), view.sizes.norm.silu);
+    for (x, cols, first) in view.sample(sample) {
+        let (a, b) = (&a[first..][..cols], &b[first..][..cols]);
+        let mut chunks: Vec<_> = x.chunks(CHUNK * cols).zip(y.chunks_mut(CHUNK * channels)).collect();
+        parallel::for_slots(&mut chunks, work, |(x, y)| {
+            for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact_mut(channels)) {
+                let y = &mut y[first..][..cols];
+                if silu_follows {
+                    affine(x, a, b, y, silu);
+                } else {
+                    affine(x, a, b, y, |v| v);
+                }
+            }
+        });
     }
 }
 
 /// y = f(a · x + b).
-fn affine<T: Float>(x: &[T], a: &[T], b: &[T], y: &mut [T], f: impl Fn(T) -> T) {
+fn affine<T: Float, E: Held<Float = T>, D: Held<Float = T>>(
+    x: &[E],
+    a: &[T],
+    b: &[T],
+    y: &mut [D],
+    f: impl Fn(T) -> T,
+) {
     vector::dispatch(
         #[inline(always)]
         || {
@@ -209,11 +238,11 @@ fn affine<T: Float>(x: &[T], a: &[T], b: &[T], y: &mut [T], f: impl Fn(T) -> T) 
             let (y, y_rest) = y.as_chunks_mut::<NARROW>();
             for (((x, a), b), y) in x.iter().zip(a).zip(b).zip(y) {
                 for j in 0..NARROW {
-                    y[j] = f(x[j].mul_add(a[j], b[j]));
+                    y[j] = D::of(f(x[j].get().mul_add(a[j], b[j])));
                 }
             }
             for (((x, a), b), y) in x_rest.iter().zip(a_rest).zip(b_rest).zip(y_rest) {
-                *y = f(x.mul_add(*a, *b));
+                *y = D::of(f(x.get().mul_add(*a, *b)));
             }
         },
     );
@@ -226,11 +255,11 @@ struct Way<'a, T> {
 }
 
 /// Samples of a source's gradient, as many as there are, wanted or not.
-fn ways<'a, T: Float>(destination: &'a Option<Destination>, samples: usize) -> Vec<Way<'a, T>> {
+fn ways<'a, E: Held>(destination: &'a Option<Destination>, samples: usize) -> Vec<Way<'a, E>> {
     match destination {
         Some(to) => {
             let add = to.mode == Accumulate::Add;
-            let rows = to.host_mut::<T>().chunks_exact_mut(to.len() / samples);
+            let rows = to.host_mut::<E>().chunks_exact_mut(to.len() / samples);
             rows.map(|row| Way { to: Some(row), add }).collect()
         }
         None => (0..samples).map(|_| Way { to: None, add: false }).collect(),
@@ -252,9 +281,9 @@ struct Sums<'a, T> {
 
 /// dv = dy · f′(a · x + b) for W columns at a time, into `dv`; its sums down the rows, and those of dv · (x − mean).
 #[inline(always)]
-fn gradient_stripes<const W: usize, T: Float>(
-    Rows { values: x, cols }: Rows<T>,
-    dy: Rows<T>,
+fn gradient_stripes<const W: usize, T: Float, E: Held<Float = T>, G: Held<Float = T>>(
+    Rows { values: x, cols }: Rows<E>,
+    dy: Rows<G>,
     first: usize,
     of: &Channels<T>,
     dv: &mut [T],
@@ -273,9 +302,9 @@ fn gradient_stripes<const W: usize, T: Float>(
                 (x[at..].first_chunk::<W>(), dy[at..].first_chunk::<W>(), dv[at..].first_chunk_mut::<W>());
             if let (Some(x), Some(dy), Some(dv)) = (x, dy, dv) {
                 for j in 0..W {
-                    let value = dy[j] * slope(x[j].mul_add(a[j], b[j]));
+                    let value = dy[j].get() * slope(x[j].get().mul_add(a[j], b[j]));
                     sums[j] += value;
-                    products[j] = value.mul_add(x[j] - mean[j], products[j]);
+                    products[j] = value.mul_add(x[j].get() - mean[j], products[j]);
                     dv[j] = value;
                 }
             }
@@ -288,9 +317,9 @@ fn gradient_stripes<const W: usize, T: Float>(
 }
 
 /// dv, and added to `sums` its sums and those of dv · (x − mean), chunk by chunk. `dy` begins at the source's first channel.
-fn pre_activation<T: Float>(
-    Rows { values: x, cols }: Rows<T>,
-    Rows { values: dy, cols: channels }: Rows<T>,
+fn pre_activation<T: Float, E: Held<Float = T>, G: Held<Float = T>>(
+    Rows { values: x, cols }: Rows<E>,
+    Rows { values: dy, cols: channels }: Rows<G>,
     of: &Channels<T>,
     dv: &mut [T],
     sums: &mut Sums<T>,
@@ -302,25 +331,25 @@ fn pre_activation<T: Float>(
             || {
                 let (x, dy) = (Rows { values: x, cols }, Rows { values: dy, cols: channels });
                 if silu {
-                    let at = gradient_stripes::<NARROW, T>(x, dy, 0, of, dv, sums, silu_derivative);
-                    gradient_stripes::<1, T>(x, dy, at, of, dv, sums, silu_derivative);
+                    let at = gradient_stripes::<NARROW, T, E, G>(x, dy, 0, of, dv, sums, silu_derivative);
+                    gradient_stripes::<1, T, E, G>(x, dy, at, of, dv, sums, silu_derivative);
                 } else {
-                    let at = gradient_stripes::<NARROW, T>(x, dy, 0, of, dv, sums, |_| T::ONE);
-                    gradient_stripes::<1, T>(x, dy, at, of, dv, sums, |_| T::ONE);
+                    let at = gradient_stripes::<NARROW, T, E, G>(x, dy, 0, of, dv, sums, |_| T::ONE);
+                    gradient_stripes::<1, T, E, G>(x, dy, at, of, dv, sums, |_| T::ONE);
                 }
             },
         );
     }
 }
 
-/// dx = a · dv + (x − mean) · slope + constant, `dv` being `dx` itself (None) or scratch.
-fn input_gradient<T: Float>(
-    Rows { values: x, cols }: Rows<T>,
+/// dx = a · dv + (x − mean) · slope + constant, or `+=`, `dv` being `dx` itself (None) or scratch.
+fn input_gradient<T: Float, E: Held<Float = T>>(
+    Rows { values: x, cols }: Rows<E>,
     of: &Channels<T>,
-    slope: &[T],
-    constant: &[T],
+    (slope, constant): (&[T], &[T]),
     dv: Option<&[T]>,
-    dx: &mut [T],
+    dx: &mut [E],
+    add: bool,
 ) {
     let rows = x.chunks_exact(cols).zip(dx.chunks_exact_mut(cols)).enumerate();
     for (row, (x, dx)) in rows {
@@ -331,14 +360,15 @@ fn input_gradient<T: Float>(
                 match dv {
                     None => {
                         for ((dx, &x), ((&a, &mean), (&s, &c))) in dx.iter_mut().zip(x).zip(coefficients) {
-                            *dx = a.mul_add(*dx, (x - mean).mul_add(s, c));
+                            *dx = E::of(a.mul_add(dx.get(), (x.get() - mean).mul_add(s, c)));
                         }
                     }
                     Some(dv) => {
                         let dv = &dv[row * cols..][..cols];
                         let sources = x.iter().zip(dv).zip(coefficients);
                         for (dx, ((&x, &dv), ((&a, &mean), (&s, &c)))) in dx.iter_mut().zip(sources) {
-                            *dx += a.mul_add(dv, (x - mean).mul_add(s, c));
+                            let value = a.mul_add(dv, (x.get() - mean).mul_add(s, c));
+                            *dx = E::of(if add { dx.get() + value } else { value });
                         }
                     }
                 }
@@ -350,35 +380,34 @@ fn input_gradient<T: Float>(
 /// With dv = dy · f′(v) and k = weight · (1 + scale): dn = k · dv, and over a group of N elements
 /// dx = rstd · (dn − Σ dn / N − n · Σ (dn · n) / N).
 ///
-/// dv is kept where dx will be, or in scratch where dx is added to something.
-pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients) {
-    let dy = dy.host::<T>();
-    let Some((mask, control)) = &call.dropout else { return backward_of(call, dy, gradients) };
-    T::with_scratch(dy.len(), |kept| {
-        mask.apply(control, dy.len() / call.sizes.samples, Some(dy), kept, false);
-        backward_of(call, kept, gradients);
-    });
+/// dv is kept where dx will be, or in scratch where dx is added to something or held in fewer bits.
+pub(super) fn backward<E: Held>(call: &Call, dy: &Tensor, gradients: &Gradients) {
+    backward_of::<E::Float, E>(call, dy.host(), gradients);
 }
 
-/// Without dropout.
-fn backward_of<T: Float>(call: &Call, dy: &[T], gradients: &Gradients) {
-    let view = View::<T>::new(call);
+fn backward_of<T: Float, E: Held<Float = T>>(call: &Call, dy: &[E], gradients: &Gradients) {
+    let view = View::<E>::new(call);
     let sizes = call.sizes;
     let (channels, width, groups) = (sizes.channels(), sizes.width(), sizes.norm.groups);
     let (mean, rstd) = (call.mean.host::<T>(), call.rstd.host::<T>());
-    let inverse = T::ONE / T::from_f64((sizes.pixels * width) as f64);
     let sums = gradients.sums.host_mut::<T>().chunks_exact_mut(2 * channels);
-    let ways = ways(&gradients.dx, sizes.samples).into_iter().zip(ways(&gradients.dskip, sizes.samples));
+    let ways = ways::<E>(&gradients.dx, sizes.samples).into_iter().zip(ways(&gradients.dskip, sizes.samples));
+    let dropout = call.dropout.as_ref().map(|(mask, control)| (mask, Control::from_words(control.host())));
     let mut samples: Vec<_> = ways.map(|(x, skip)| [x, skip]).zip(sums).enumerate().collect();
     let (all, _) = work(sizes);
     parallel::for_slots(&mut samples, all, |(sample, (ways, sums))| {
         let (mean, rstd) = (&mean[*sample * groups..][..groups], &rstd[*sample * groups..][..groups]);
         let dy = &dy[*sample * sizes.pixels * channels..][..sizes.pixels * channels];
-        let in_place = |way: &Way<T>| way.to.is_some() && !way.add;
+        let in_place = |way: &Way<E>| is_own::<E>() && way.to.is_some() && !way.add;
         let scratch: usize = (ways.iter().zip(sizes.sources))
             .map(|(way, cols)| if in_place(way) { 0 } else { sizes.pixels * cols })
             .sum();
-        T::with_scratch(5 * channels + scratch, |scratch| {
+        let masked = if dropout.is_some() { dy.len() } else { 0 };
+        T::with_scratch(5 * channels + masked + scratch, |scratch| {
+            let (masked, scratch) = scratch.split_at_mut(masked);
+            if let Some((mask, control)) = &dropout {
+                mask.apply_piece(control, *sample, 0, Some(dy), masked, false);
+            }
             let (a, scratch) = scratch.split_at_mut(channels);
             let (b, scratch) = scratch.split_at_mut(channels);
             let (center, scratch) = scratch.split_at_mut(channels);
@@ -390,62 +419,81 @@ fn backward_of<T: Float>(call: &Call, dy: &[T], gradients: &Gradients) {
             plain.fill(T::ZERO);
             with_n.fill(T::ZERO);
             let mut kept: [Option<&mut [T]>; 2] = [None, None];
+            let in_place_of = [in_place(&ways[0]), in_place(&ways[1])];
             for (s, (x, cols, first)) in view.sample(*sample).enumerate() {
                 let columns = first..first + cols;
                 let of = Channels { a: &a[columns.clone()], b: &b[columns.clone()], mean: &center[columns.clone()] };
                 let mut sums = Sums { plain: &mut plain[columns.clone()], with_x: &mut with_n[columns] };
+                let dv = match &mut ways[s].to {
+                    Some(dx) if in_place_of[s] => bytemuck::cast_slice_mut(dx),
+                    _ => {
+                        let (dv, rest) = std::mem::take(&mut scratch).split_at_mut(x.len());
+                        scratch = rest;
+                        kept[s].insert(dv)
+                    }
+                };
                 let rows = Rows { values: x, cols };
-                let dy = Rows { values: &dy[first..], cols: channels };
-                if in_place(&ways[s])
-                    && let Some(dx) = &mut ways[s].to
-                {
-                    pre_activation(rows, dy, &of, dx, &mut sums, sizes.norm.silu);
-                } else {
-                    let (dv, rest) = std::mem::take(&mut scratch).split_at_mut(x.len());
-                    scratch = rest;
+                if dropout.is_some() {
+                    let dy = Rows { values: &masked[first..], cols: channels };
                     pre_activation(rows, dy, &of, dv, &mut sums, sizes.norm.silu);
-                    kept[s] = Some(dv);
+                } else {
+                    let dy = Rows { values: &dy[first..], cols: channels };
+                    pre_activation(rows, dy, &of, dv, &mut sums, sizes.norm.silu);
                 }
             }
-            for (group, sums) in with_n.chunks_exact_mut(width).enumerate() {
-                sums.iter_mut().for_each(|s| *s *= rstd[group]);
-            }
-            for group in 0..groups {
-                let (mut dn, mut dn_n) = (T::ZERO, T::ZERO);
-                for c in group * width..(group + 1) * width {
-                    // a = rstd · k, and rstd is wanted in front of both means.
-                    dn = a[c].mul_add(plain[c], dn);
-                    dn_n = a[c].mul_add(with_n[c], dn_n);
-                }
-                constant[group * width..][..width].fill(-dn * inverse);
-                slope[group * width..][..width].fill(-dn_n * inverse * rstd[group]);
-            }
+            let inverse = T::ONE / T::from_f64((sizes.pixels * width) as f64);
+            coefficients(sizes, inverse, a, rstd, (plain, with_n), (slope, constant));
             for (s, (x, cols, first)) in view.sample(*sample).enumerate() {
                 let columns = first..first + cols;
                 let of = Channels { a: &a[columns.clone()], b: &b[columns.clone()], mean: &center[columns.clone()] };
-                if let Some(dx) = &mut ways[s].to {
-                    let dv = kept[s].as_deref();
-                    input_gradient(Rows { values: x, cols }, &of, &slope[columns.clone()], &constant[columns], dv, dx);
-                }
+                let Way { to: Some(dx), add } = &mut ways[s] else { continue };
+                let coefficients = (&slope[columns.clone()], &constant[columns]);
+                input_gradient(Rows { values: x, cols }, &of, coefficients, kept[s].as_deref(), dx, *add);
             }
         });
     });
-    parameters(&view, gradients);
+    parameters::<T, E>(&view, gradients);
+}
+
+/// From the sums of dv and dv · (x − mean) by channel, which become those of dv · n: the slope and constant of dx by channel.
+fn coefficients<T: Float>(
+    sizes: Sizes,
+    inverse: T,
+    a: &[T],
+    rstd: &[T],
+    (plain, with_n): (&[T], &mut [T]),
+    (slope, constant): (&mut [T], &mut [T]),
+) {
+    let width = sizes.width();
+    for (group, sums) in with_n.chunks_exact_mut(width).enumerate() {
+        sums.iter_mut().for_each(|s| *s *= rstd[group]);
+    }
+    for (group, &rstd) in rstd.iter().enumerate() {
+        let (mut dn, mut dn_n) = (T::ZERO, T::ZERO);
+        for c in group * width..(group + 1) * width {
+            // a = rstd · k, and rstd is wanted in front of both means.
+            dn = a[c].mul_add(plain[c], dn);
+            dn_n = a[c].mul_add(with_n[c], dn_n);
+        }
+        constant[group * width..][..width].fill(-dn * inverse);
+        slope[group * width..][..width].fill(-dn_n * inverse * rstd);
+    }
 }
 
 /// The gradients that are sums over pixels: scale and shift by sample, weight and bias over the samples in order.
-fn parameters<T: Float>(view: &View<T>, gradients: &Gradients) {
+fn parameters<T: Float, E: Held<Float = T>>(view: &View<E>, gradients: &Gradients) {
     let channels = view.sizes.channels();
     let sums = gradients.sums.host::<T>().chunks_exact(2 * channels);
     if let Some(destination) = &gradients.dscale_shift {
-        for (to, sums) in destination.host_mut::<T>().chunks_exact_mut(2 * channels).zip(sums.clone()) {
-            if destination.mode == Accumulate::Write {
-                to.fill(T::ZERO);
-            }
+        for (to, sums) in destination.host_mut::<E>().chunks_exact_mut(2 * channels).zip(sums.clone()) {
             let (dscale, dshift) = to.split_at_mut(channels);
+            let put = |to: &mut E, value: T| {
+                let before = if destination.mode == Accumulate::Write { T::ZERO } else { to.get() };
+                *to = E::of(before + value);
+            };
             for c in 0..channels {
-                dscale[c] += view.weight[c].mul_add(sums[channels + c], view.bias[c] * sums[c]);
-                dshift[c] += sums[c];
+                put(&mut dscale[c], view.weight[c].mul_add(sums[channels + c], view.bias[c] * sums[c]));
+                put(&mut dshift[c], sums[c]);
             }
         }
     }
@@ -458,7 +506,7 @@ fn parameters<T: Float>(view: &View<T>, gradients: &Gradients) {
         for (sample, sums) in sums.clone().enumerate() {
             let scale = view.matrix.map(|matrix| &matrix[sample * 2 * channels..][..channels]);
             for (c, to) in to.iter_mut().enumerate() {
-                let scale = scale.map_or(T::ONE, |scale| T::ONE + scale[c]);
+                let scale = scale.map_or(T::ONE, |scale| T::ONE + scale[c].get());
                 *to = scale.mul_add(sums[first + c], *to);
             }
         }

@@ -196,7 +196,7 @@ impl Call {
 
     fn forward(&self, y: &Tensor) -> Result<()> {
         let partial = self.parts(y.context())?;
-        run!(y, forward(self, y, partial.as_ref()))
+        run!(held y, forward(self, y, partial.as_ref()))
     }
 
     fn backward(&self, backward: &Backward, to: To) -> Result<()> {
@@ -213,6 +213,6 @@ impl Call {
             sums: context.empty([samples, 2, channels], self.mean.dtype())?,
             partial: (cut.parts() > 1).then(|| context.empty(partial, self.mean.dtype())).transpose()?,
         };
-        run!(dy, backward(self, dy, &gradients))
+        run!(held dy, backward(self, dy, &gradients))
     }
 }

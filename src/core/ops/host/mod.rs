@@ -17,6 +17,7 @@ pub mod rates;
 pub mod vector;
 
 pub(crate) mod cached_product;
+pub(crate) mod held;
 pub(crate) mod pack;
 
 mod scratch;

@@ -120,6 +120,7 @@ impl<T: Factor> Strips<T> {
     /// # Safety
     /// All lanes at these steps are readable, and `to` is valid for writing [`len`](Self::len) lanes, which nobody else uses but
     /// the other tasks.
+    #[inline(always)]
     pub unsafe fn pack_task(&self, to: *mut T::Step, (p0, depth): (usize, usize), task: usize, avx512: bool) {
         let &Self { from, lanes, lane_stride, elements, step_stride, width } = self;
         let parts = depth.div_ceil(TASK_STEPS);

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use half::bf16;
+
 use super::parallel::for_rows;
 use super::{Matrix, MatrixMut, matmul};
 use crate::tape::Accumulate;
@@ -11,11 +13,13 @@ use crate::tape::Accumulate;
 pub struct Rates {
     /// Of an f32 product that fits the cache.
     pub flops: f64,
+    /// Of the same product in bf16.
+    pub bf16: f64,
     /// Of a copy that does not.
     pub bandwidth: f64,
 }
 
-/// The best of five tries each: about a quarter of a second.
+/// The best of five tries each: about a third of a second.
 pub fn measure() -> Rates {
     let best = |run: &mut dyn FnMut()| {
         let once = |_| {
@@ -31,11 +35,16 @@ pub fn measure() -> Rates {
     let multiplying = best(&mut || {
         matmul(MatrixMut::new(&mut c, N, N), Matrix::new(&a, N, N), Matrix::new(&b, N, N), Accumulate::Write);
     });
+    let [a, b] = [a, b].map(|values| values.into_iter().map(bf16::from_f32).collect::<Vec<_>>());
+    let multiplying_pairs = best(&mut || {
+        matmul(MatrixMut::new(&mut c, N, N), Matrix::new(&a, N, N), Matrix::new(&b, N, N), Accumulate::Write);
+    });
     const FLOATS: usize = 16 << 20;
     let source = vec![1f32; FLOATS];
     let mut copy = vec![0f32; FLOATS];
     let copying = best(&mut || {
         for_rows(&mut copy, 1 << 16, |row, values| values.copy_from_slice(&source[row << 16..][..1 << 16]));
     });
-    Rates { flops: 2.0 * (N * N * N) as f64 / multiplying, bandwidth: (2 * 4 * FLOATS) as f64 / copying }
+    let flops = 2.0 * (N * N * N) as f64;
+    Rates { flops: flops / multiplying, bf16: flops / multiplying_pairs, bandwidth: (2 * 4 * FLOATS) as f64 / copying }
 }

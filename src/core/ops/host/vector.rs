@@ -75,41 +75,72 @@ pub fn map_in_place<T: Float>(dst: &mut [T], f: impl Fn(T) -> T) {
 
 /// `dst[i] = f(a[i], b[i])`, or `+=`.
 #[inline]
-pub fn map2<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate, f: impl Fn(T, T) -> T) {
+pub fn map2<T: Float, D: Held<Float = T>, A: Held<Float = T>, B: Held<Float = T>>(
+    dst: &mut [D],
+    a: &[A],
+    b: &[B],
+    mode: Accumulate,
+    f: impl Fn(T, T) -> T,
+) {
     assert!(dst.len() == a.len() && a.len() == b.len(), "map2: lengths differ");
     dispatch(
         #[inline(always)]
-        || match mode {
-            Accumulate::Write => dst.iter_mut().zip(a).zip(b).for_each(|((dst, &a), &b)| *dst = f(a, b)),
-            Accumulate::Add => dst.iter_mut().zip(a).zip(b).for_each(|((dst, &a), &b)| *dst += f(a, b)),
+        || {
+            let sources = a.iter().zip(b);
+            match mode {
+                Accumulate::Write => {
+                    dst.iter_mut().zip(sources).for_each(|(dst, (a, b))| *dst = D::of(f(a.get(), b.get())));
+                }
+                Accumulate::Add => {
+                    dst.iter_mut().zip(sources).for_each(|(dst, (a, b))| *dst = D::of(dst.get() + f(a.get(), b.get())));
+                }
+            }
         },
     );
 }
 
 /// `dst[i] = f(a[i], b[i], c[i])`, or `+=`.
 #[inline]
-pub fn map3<T: Float>(dst: &mut [T], a: &[T], b: &[T], c: &[T], mode: Accumulate, f: impl Fn(T, T, T) -> T) {
+pub fn map3<E: Held>(
+    dst: &mut [E],
+    a: &[E],
+    b: &[E],
+    c: &[E],
+    mode: Accumulate,
+    f: impl Fn(E::Float, E::Float, E::Float) -> E::Float,
+) {
     assert!(dst.len() == a.len() && a.len() == b.len() && b.len() == c.len(), "map3: lengths differ");
     dispatch(
         #[inline(always)]
         || {
             let sources = a.iter().zip(b).zip(c);
+            let f = |a: &E, b: &E, c: &E| f(a.get(), b.get(), c.get());
             match mode {
-                Accumulate::Write => dst.iter_mut().zip(sources).for_each(|(dst, ((&a, &b), &c))| *dst = f(a, b, c)),
-                Accumulate::Add => dst.iter_mut().zip(sources).for_each(|(dst, ((&a, &b), &c))| *dst += f(a, b, c)),
+                Accumulate::Write => {
+                    dst.iter_mut().zip(sources).for_each(|(dst, ((a, b), c))| *dst = E::of(f(a, b, c)))
+                }
+                Accumulate::Add => {
+                    dst.iter_mut().zip(sources).for_each(|(dst, ((a, b), c))| *dst = E::of(dst.get() + f(a, b, c)));
+                }
             }
         },
     );
 }
 
 /// [`map`] on all threads.
-pub fn par_map<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate, f: impl Fn(T) -> T + Send + Sync) {
+pub fn par_map<E: Held>(dst: &mut [E], src: &[E], mode: Accumulate, f: impl Fn(E::Float) -> E::Float + Send + Sync) {
     assert_eq!(dst.len(), src.len(), "par_map: lengths differ");
     parallel::for_row_blocks(dst, 1, TASK, |i, dst| map(dst, &src[i..][..dst.len()], mode, &f));
 }
 
 /// [`map2`] on all threads.
-pub fn par_map2<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate, f: impl Fn(T, T) -> T + Send + Sync) {
+pub fn par_map2<E: Held>(
+    dst: &mut [E],
+    a: &[E],
+    b: &[E],
+    mode: Accumulate,
+    f: impl Fn(E::Float, E::Float) -> E::Float + Send + Sync,
+) {
     assert!(dst.len() == a.len() && a.len() == b.len(), "par_map2: lengths differ");
     parallel::for_row_blocks(dst, 1, TASK, |i, dst| {
         map2(dst, &a[i..][..dst.len()], &b[i..][..dst.len()], mode, &f);
@@ -117,13 +148,13 @@ pub fn par_map2<T: Float>(dst: &mut [T], a: &[T], b: &[T], mode: Accumulate, f: 
 }
 
 /// [`map3`] on all threads.
-pub fn par_map3<T: Float>(
-    dst: &mut [T],
-    a: &[T],
-    b: &[T],
-    c: &[T],
+pub fn par_map3<E: Held>(
+    dst: &mut [E],
+    a: &[E],
+    b: &[E],
+    c: &[E],
     mode: Accumulate,
-    f: impl Fn(T, T, T) -> T + Send + Sync,
+    f: impl Fn(E::Float, E::Float, E::Float) -> E::Float + Send + Sync,
 ) {
     assert!(dst.len() == a.len() && a.len() == b.len() && b.len() == c.len(), "par_map3: lengths differ");
     parallel::for_row_blocks(dst, 1, TASK, |i, dst| {
@@ -268,7 +299,7 @@ pub fn scale<T: Float>(dst: &mut [T], alpha: T) {
 ///
 /// # Panics
 /// Where `src` is not whole rows.
-pub fn column_sums<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate) {
+pub fn column_sums<T: Float, A: Held<Float = T>>(dst: &mut [T], src: &[A], mode: Accumulate) {
     let cols = dst.len();
     if cols == 0 {
         return;
@@ -285,8 +316,8 @@ pub fn column_sums<T: Float>(dst: &mut [T], src: &[T], mode: Accumulate) {
                     let mut sums = [T::ZERO; BLOCK_COLS];
                     for row in rows.chunks_exact(cols).map(|row| &row[first..][..width]) {
                         match row.first_chunk::<BLOCK_COLS>() {
-                            Some(row) => (0..BLOCK_COLS).for_each(|j| sums[j] += row[j]),
-                            None => sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x),
+                            Some(row) => (0..BLOCK_COLS).for_each(|j| sums[j] += row[j].get()),
+                            None => sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x.get()),
                         }
                     }
                     total.iter_mut().zip(&sums).for_each(|(total, &sum)| *total += sum);

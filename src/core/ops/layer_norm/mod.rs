@@ -106,7 +106,7 @@ pub fn layer_norm(tape: &Tape, x: &Var, affine: Affine, epsilon: f32) -> Result<
         matrix: matrix.map(|matrix| matrix.tensor().clone()),
     };
     context.charge("layer_norm_fwd", call.cost(2));
-    run!(y, forward(&call, bias.map(Var::tensor), &y))?;
+    run!(held y, forward(&call, bias.map(Var::tensor), &y))?;
     let mut inputs = tape.inputs(OP);
     let dx = inputs.add("x", x);
     let (dweight, dbias) = (inputs.optional("weight", weight), inputs.optional("bias", bias));
@@ -131,7 +131,7 @@ pub fn layer_norm(tape: &Tape, x: &Var, affine: Affine, epsilon: f32) -> Result<
         };
         // Only the shift and scale columns are this call's: the others start from zero.
         let matrix = backward.destination(dmatrix)?.map(Destination::into_sum).transpose()?;
-        run!(dy, backward(&call, dy, &Gradients { x: dx, affine, matrix }))
+        run!(held dy, backward(&call, dy, &Gradients { x: dx, affine, matrix }))
     }))
 }
 

@@ -33,25 +33,11 @@ pub(super) fn packed_len(Sizes { n, k, .. }: Sizes, dtype: DType) -> usize {
 }
 
 /// Packs a weight, once for many calls.
-pub(super) fn pack<T: Float>(sizes: Sizes, weight: &Tensor, packed: &Tensor) {
-    match weight.dtype() {
-        DType::BF16 => pack_as::<bf16>(sizes, weight, packed),
-        _ => pack_as::<T>(sizes, weight, packed),
-    }
-}
-
-fn pack_as<T: Factor>(Sizes { n, k, .. }: Sizes, weight: &Tensor, packed: &Tensor) {
+pub(super) fn pack<T: Factor>(Sizes { n, k, .. }: Sizes, weight: &Tensor, packed: &Tensor) {
     product::pack_weight(packed.host_mut::<T>(), weight.host(), (n, k));
 }
 
-pub(super) fn forward<T: Float>(call: &Call, operands: &Operands, y: &Tensor) {
-    match y.dtype() {
-        DType::BF16 => forward_as::<bf16>(call, operands, y),
-        _ => forward_as::<T>(call, operands, y),
-    }
-}
-
-fn forward_as<T: Factor>(call: &Call, &Operands { x, weight, packed, bias, residual }: &Operands, y: &Tensor) {
+pub(super) fn forward<T: Factor>(call: &Call, &Operands { x, weight, packed, bias, residual }: &Operands, y: &Tensor) {
     let (Sizes { m, n, k }, activation) = (call.sizes, call.activation);
     let z = call.z.as_ref().map(|z| z.host_mut::<T>()).map(|z| Pieces(z.as_mut_ptr(), z.len()));
     let residual = residual.map(Tensor::host::<T>);
@@ -88,14 +74,7 @@ struct Part<'a, T: Held> {
 }
 
 /// z becomes dz; the bias's gradient is summed within parts of fixed size, then over the parts in order.
-pub(super) fn activation_backward<T: Float>(call: &Call, dy: &Tensor, bias: Option<&BiasSum>) {
-    match dy.dtype() {
-        DType::BF16 => activation_backward_as::<bf16>(call, dy, bias),
-        _ => activation_backward_as::<T>(call, dy, bias),
-    }
-}
-
-fn activation_backward_as<T: Held>(call: &Call, dy: &Tensor, bias: Option<&BiasSum>) {
+pub(super) fn activation_backward<T: Held>(call: &Call, dy: &Tensor, bias: Option<&BiasSum>) {
     let (n, activation) = (call.sizes.n, call.activation);
     let mut dz = call.z.as_ref().map(|z| z.host_mut::<T>().chunks_mut(ROWS_PER_PART * n));
     let mut sums = bias.map(|bias| bias.partial.host_mut::<T::Float>().chunks_mut(n));
@@ -119,7 +98,8 @@ fn activation_backward_as<T: Held>(call: &Call, dy: &Tensor, bias: Option<&BiasS
                         Activation::Silu => bend(dz, dy, host::activation::silu_derivative),
                     }
                     if rounded {
-                        dz.iter_mut().for_each(|d| *d = T::of(Float::from_f64(bf16::from_f64(d.get().to_f64()).to_f64())));
+                        dz.iter_mut()
+                            .for_each(|d| *d = T::of(Float::from_f64(bf16::from_f64(d.get().to_f64()).to_f64())));
                     }
                     &*dz
                 }
@@ -144,36 +124,22 @@ fn bend<T: Held>(z: &mut [T], dy: &[T], derivative: impl Fn(T::Float) -> T::Floa
     );
 }
 
-pub(super) fn input_backward<T: Float>(sizes: Sizes, dz: &Tensor, weight: &Tensor, dx: &Destination) {
-    match dz.dtype() {
-        DType::BF16 => input_backward_as::<bf16>(sizes, dz, weight, dx),
-        _ => input_backward_as::<T>(sizes, dz, weight, dx),
-    }
-}
-
-fn input_backward_as<T: Factor>(Sizes { m, n, k }: Sizes, dz: &Tensor, weight: &Tensor, dx: &Destination) {
+pub(super) fn input_backward<T: Factor>(Sizes { m, n, k }: Sizes, dz: &Tensor, weight: &Tensor, dx: &Destination) {
     product::linear_backward_input(dx.host_mut::<T>(), dz.host(), weight.host(), (m, n, k), dx.mode);
 }
 
-pub(super) fn weight_backward<T: Float>(
-    sizes: Sizes,
+pub(super) fn weight_backward<T: Factor>(
+    Sizes { m, n, k }: Sizes,
     _partial: Option<&Tensor>,
     dz: &Tensor,
     x: &Tensor,
     dw: &Destination,
     _db: Option<&Destination>,
 ) {
-    match dz.dtype() {
-        DType::BF16 => weight_backward_as::<bf16>(sizes, dz, x, dw),
-        _ => weight_backward_as::<T>(sizes, dz, x, dw),
-    }
-}
-
-fn weight_backward_as<T: Factor>(Sizes { m, n, k }: Sizes, dz: &Tensor, x: &Tensor, dw: &Destination) {
     product::linear_backward_weight(dw.host_mut::<T::Float>(), dz.host::<T>(), x.host(), (m, n, k), dw.mode);
 }
 
 /// The bias's gradient alone: [`activation_backward`] has made it.
-pub(super) fn bias_backward<T: Float>(_sizes: Sizes, _partial: Option<&Tensor>, dz: &Tensor, db: &Destination) {
-    vector::column_sums(db.host_mut::<T>(), dz.host::<T>(), db.mode);
+pub(super) fn bias_backward<T: Held>(_sizes: Sizes, _partial: Option<&Tensor>, dz: &Tensor, db: &Destination) {
+    vector::column_sums(db.host_mut::<T::Float>(), dz.host::<T>(), db.mode);
 }

@@ -15,7 +15,7 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{run, with_host_float};
+use crate::ops::{run, with_held};
 use crate::tape::{Backward, Chain, Destination, Input, Tape, Var};
 use crate::tensor::{Cost, DType, Device, Shape, Tensor};
 
@@ -107,9 +107,12 @@ pub fn linear(
         weight: x.needs_gradient().then(|| weight.tensor().clone()),
     };
     let form = (cpu::packed_len(sizes, x.dtype()), x.dtype());
-    let packed = tape.prepared(weight.tensor(), OP, form, move |weight, packed| {
-        with_host_float!(OP, weight.dtype(), T => cpu::pack::<T>(sizes, weight, packed))
-    })?;
+    let packed = tape.prepared(
+        weight.tensor(),
+        OP,
+        form,
+        move |weight, packed| with_held!(OP, weight.dtype(), T => cpu::pack::<T>(sizes, weight, packed)),
+    )?;
     let operands = Operands {
         x: x.tensor(),
         weight: weight.tensor(),
@@ -118,7 +121,7 @@ pub fn linear(
         residual: residual.map(Var::tensor),
     };
     context.charge("linear_fwd", call.forward_cost(&operands));
-    run!(y, forward(&call, &operands, &y))?;
+    run!(held y, forward(&call, &operands, &y))?;
     let mut inputs = tape.inputs(OP);
     let to = To {
         x: inputs.add("x", x),
@@ -213,7 +216,7 @@ impl Call {
                 cost += Cost::memory(dx.bytes());
             }
             context.charge("linear_bwd_input", cost);
-            run!(dz, input_backward(self.sizes, dz, weight, &dx))?;
+            run!(held dz, input_backward(self.sizes, dz, weight, &dx))?;
         }
         match (&self.x, backward.destination(to.weight)?) {
             (Some(x), Some(dw)) => {
@@ -236,7 +239,7 @@ impl Call {
         let shape = [self.sizes.parts(), self.sizes.n];
         let partial = |to| Ok(BiasSum { to, partial: dy.context().empty(shape, dy.dtype().exact())? });
         let bias = db.map(partial).transpose()?;
-        run!(dy, activation_backward(self, dy, bias.as_ref()))
+        run!(held dy, activation_backward(self, dy, bias.as_ref()))
     }
 
     /// A part of scratch, `len` elements, for each of the splits that kernels cut a sum over m into; the CPU's runs over m at once.
@@ -255,7 +258,7 @@ impl Call {
         }
         dz.context().charge("linear_bwd_bias", Cost::memory(dz.bytes() + db.bytes()));
         let partial = self.parts_of_sum(dz, self.sizes.n)?;
-        run!(dz, bias_backward(self.sizes, partial.as_ref(), dz, db))
+        run!(held dz, bias_backward(self.sizes, partial.as_ref(), dz, db))
     }
 
     fn weight_backward(&self, dz: &Tensor, x: &Tensor, dw: &Destination, db: Option<&Destination>) -> Result<()> {
@@ -272,6 +275,6 @@ impl Call {
         }
         // Behind dW a part has room for db.
         let partial = self.parts_of_sum(dz, n * k + db.map_or(0, |_| n))?;
-        run!(dz, weight_backward(self.sizes, partial.as_ref(), dz, x, dw, db))
+        run!(held dz, weight_backward(self.sizes, partial.as_ref(), dz, x, dw, db))
     }
 }

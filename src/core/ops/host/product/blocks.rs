@@ -18,8 +18,6 @@ use crate::ops::host::pack::Strips;
 use crate::ops::host::parallel::{self, Shared};
 use crate::tape::Accumulate;
 
-/// The longest block of the summed dimension, in steps: a tile's rows of it fit the first cache.
-pub(super) const DEPTH: usize = 512;
 /// Lanes of the widest vector that there is, of any dtype; all others divide it.
 pub(super) const LANES: usize = 16;
 /// Columns that are packed at a time, and rows where those are packed: a bound on the scratch.
@@ -62,7 +60,7 @@ const fn rounds<T: Held, D>() -> bool {
 /// Number and steps of the blocks of a sum over `k` elements of T with a result of D.
 fn blocks<T: Factor, D>(k: usize) -> (usize, usize) {
     let steps = k.div_ceil(T::PER_STEP);
-    if rounds::<T, D>() { (1, steps) } else { depth_blocks(steps) }
+    if rounds::<T, D>() { (1, steps) } else { depth_blocks::<T>(steps) }
 }
 
 /// The columns `first..first + count` of `b`, as strips of `width`.
@@ -106,6 +104,14 @@ where
     }
 }
 
+/// How a part's work is cut: blocks of rows, and groups of vectors.
+struct Cut {
+    task_rows: usize,
+    row_tasks: usize,
+    group: usize,
+    groups: usize,
+}
+
 /// Some rows by some columns of a product, the whole sum.
 struct Part<'a, T: Factor, D, U, F> {
     unit: U,
@@ -127,15 +133,12 @@ where
     U: Unit<T>,
     F: Fn(usize, usize, &mut [T::Float]) + Send + Sync,
 {
-    fn run(&self, threads: usize) {
+    /// Tasks: groups of vectors by blocks of rows, the rows of one group after the other. Any cut gives the same bits.
+    fn cut(&self, threads: usize, depth: usize) -> Cut {
         let lanes = U::lanes();
         let (tile_rows, tile_vectors) = tile::largest::<T, U>();
         let (m, n) = (self.rows.1 - self.rows.0, self.cols.1 - self.cols.0);
-        let (blocks, depth) = blocks::<T, D>(self.a.cols);
-        let whole = self.a.cols.div_ceil(T::PER_STEP);
         let vectors = n.div_ceil(lanes);
-
-        // Tasks are groups of vectors by blocks of rows, the rows of one group after the other. Any cut gives the same bits.
         let group = (GROUP_BYTES / (depth.max(1) * lanes * size_of::<T::Step>())).max(tile_vectors);
         let row_share = m.div_ceil(if threads == 1 { 1 } else { 8 * threads });
         // Whole tiles: packed rows come in strips of a tile's.
@@ -144,7 +147,17 @@ where
         let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(row_tasks) };
         let groups = vectors.div_ceil(group).max(wanted);
         let group = vectors.div_ceil(groups).next_multiple_of(tile_vectors);
-        let groups = vectors.div_ceil(group);
+        Cut { task_rows, row_tasks, group, groups: vectors.div_ceil(group) }
+    }
+
+    fn run(&self, threads: usize) {
+        let lanes = U::lanes();
+        let tile_rows = tile::largest::<T, U>().0;
+        let (m, n) = (self.rows.1 - self.rows.0, self.cols.1 - self.cols.0);
+        let (blocks, depth) = blocks::<T, D>(self.a.cols);
+        let whole = self.a.cols.div_ceil(T::PER_STEP);
+        let vectors = n.div_ceil(lanes);
+        let Cut { task_rows, row_tasks, group, groups } = self.cut(threads, depth);
 
         let b_strips = match self.b {
             Right::Plain(b) => Some(column_strips(b, (self.cols.0, n), lanes)),
@@ -172,8 +185,14 @@ where
                     let (strips, task, to) =
                         if task < b_tasks { (&b_strips, task, 0) } else { (&a_strips, task - b_tasks, b_room) };
                     if let Some(strips) = strips {
-                        // SAFETY: the view's extent was checked; each side has its own place in the scratch.
-                        unsafe { strips.pack_task(scratch.get().add(to), (p0, depth), task, avx512::<T, U>()) };
+                        // Here, not further out: only what is inlined into this call is compiled for `U`.
+                        self.unit.vectorize(
+                            #[inline(always)]
+                            // SAFETY: the view's extent was checked; each side has its own place in the scratch.
+                            || unsafe {
+                                strips.pack_task(scratch.get().add(to), (p0, depth), task, avx512::<T, U>());
+                            },
+                        );
                     }
                     return;
                 }

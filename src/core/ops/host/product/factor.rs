@@ -21,6 +21,8 @@ pub trait Factor: Held {
     type Step: Pod + Send + Sync;
     /// Elements of a step.
     const PER_STEP: usize;
+    /// The longest block of a sum, in steps. A tile's rows of it fit the first cache.
+    const LONGEST: usize;
 
     /// Runs `work` with the best multipliers of the instruction set in force.
     fn with_unit<W: WithUnit<Self>>(work: W);
@@ -225,6 +227,7 @@ mod pairs {
 impl<T: Float> Factor for T {
     type Step = Self;
     const PER_STEP: usize = 1;
+    const LONGEST: usize = 512;
 
     fn with_unit<W: WithUnit<Self>>(work: W) {
         Self::dispatch(OfVectors::<W, T>(work, PhantomData));
@@ -277,6 +280,9 @@ impl<W: WithUnit<bf16>> WithSimd for OfPairs<W> {
 impl Factor for bf16 {
     type Step = u32;
     const PER_STEP: usize = 2;
+    // Products are fast, so that adding a block's sums to those before costs more than a strip that hardly fits: a weight's gradient over
+    // 2080 tokens is one block.
+    const LONGEST: usize = 1056;
 
     fn with_unit<W: WithUnit<Self>>(work: W) {
         match instruction_set() {

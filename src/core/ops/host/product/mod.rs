@@ -20,7 +20,7 @@ use std::marker::PhantomData;
 
 use super::float::Held;
 use crate::tape::Accumulate;
-use blocks::{DEPTH, Pack, Product, Right};
+use blocks::{Pack, Product, Right};
 pub use factor::{Factor, Unit, Vectors, WidenedPairs, WithUnit};
 
 /// A matrix seen through strides, in elements.
@@ -110,10 +110,10 @@ impl<'a, T> MatrixMut<'a, T> {
     }
 }
 
-/// Number and length of the blocks into which a sum of `k` steps is cut: nearly equal, at most 512 long.
-pub fn depth_blocks(k: usize) -> (usize, usize) {
-    let count = k.div_ceil(DEPTH).max(1);
-    (count, k.div_ceil(count))
+/// Number and length of the blocks into which a sum of so many steps of T is cut: nearly equal, at most [`Factor::LONGEST`] steps.
+pub fn depth_blocks<T: Factor>(steps: usize) -> (usize, usize) {
+    let count = steps.div_ceil(T::LONGEST).max(1);
+    (count, steps.div_ceil(count))
 }
 
 /// `dst = a · b` or `dst += a · b`: `[m, k] · [k, n]`. The order of summation is the [module](self)'s. The result is of the factors'

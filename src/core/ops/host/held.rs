@@ -1,0 +1,192 @@
+//! Rows of tensors that are held in bf16 and computed in f32: widened into scratch that stays in the first cache, rounded once. Rows
+//! of f32 and f64 are used where they lie.
+
+use pulp::Simd;
+
+use super::float::{Float, Held};
+use super::vector::dispatch;
+
+/// Whether values are computed as they are held.
+pub(crate) const fn is_own<E: Held>() -> bool {
+    size_of::<E>() == size_of::<E::Float>()
+}
+
+/// Scratch that [`read`] or [`write`] needs for `len` elements.
+pub(crate) const fn room<E: Held>(len: usize) -> usize {
+    if is_own::<E>() { 0 } else { len }
+}
+
+/// `to[i] = from[i]`.
+pub(crate) fn widen<E: Held>(to: &mut [E::Float], from: &[E]) {
+    assert_eq!(to.len(), from.len(), "widen: lengths differ");
+    dispatch(
+        #[inline(always)]
+        || to.iter_mut().zip(from).for_each(|(to, &from)| *to = from.get()),
+    );
+}
+
+/// `to[i]` = the nearest to `from[i]`.
+pub(crate) fn round<E: Held>(to: &mut [E], from: &[E::Float]) {
+    assert_eq!(to.len(), from.len(), "round: lengths differ");
+    dispatch(
+        #[inline(always)]
+        || to.iter_mut().zip(from).for_each(|(to, &from)| *to = E::of(from)),
+    );
+}
+
+/// The elements as floats: `from` itself, or widened into `scratch`, of at least [`room`].
+pub(crate) fn read<'a, E: Held>(from: &'a [E], scratch: &'a mut [E::Float]) -> &'a [E::Float] {
+    if is_own::<E>() {
+        return bytemuck::cast_slice(from);
+    }
+    let values = &mut scratch[..from.len()];
+    widen(values, from);
+    values
+}
+
+/// Runs `f` on the elements as floats: on `to` itself, or on `scratch`, of at least [`room`], which is rounded into it afterwards. With
+/// `reads`, `f` finds there what `to` holds.
+pub(crate) fn write<E: Held, R>(
+    to: &mut [E],
+    reads: bool,
+    scratch: &mut [E::Float],
+    f: impl FnOnce(&mut [E::Float]) -> R,
+) -> R {
+    if is_own::<E>() {
+        return f(bytemuck::cast_slice_mut(to));
+    }
+    let values = &mut scratch[..to.len()];
+    if reads {
+        widen(values, to);
+    }
+    let result = f(values);
+    round(to, values);
+    result
+}
+
+/// [`write`] with scratch of its own.
+pub(crate) fn write_alone<E: Held, R>(to: &mut [E], reads: bool, f: impl FnOnce(&mut [E::Float]) -> R) -> R {
+    E::Float::with_scratch(room::<E>(to.len()), |scratch| write(to, reads, scratch, f))
+}
+
+/// A vector at `from`, in f32.
+///
+/// # Safety
+/// Its elements are readable.
+#[inline(always)]
+pub(crate) unsafe fn load<E: Held<Float = f32>, S: Simd>(from: *const E) -> S::f32s {
+    // SAFETY: as the caller promises; vectors of 16 are those of AVX-512, and of `S`.
+    unsafe {
+        if is_own::<E>() {
+            return from.cast::<S::f32s>().read_unaligned();
+        }
+        #[cfg(target_arch = "x86_64")]
+        if S::F32_LANES == 16 {
+            use std::arch::x86_64::*;
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            return std::mem::transmute_copy(&_mm512_slli_epi32::<16>(halves));
+        }
+        let mut values = [0f32; 16];
+        for (lane, value) in values.iter_mut().enumerate().take(S::F32_LANES) {
+            *value = from.add(lane).read_unaligned().get();
+        }
+        values.as_ptr().cast::<S::f32s>().read_unaligned()
+    }
+}
+
+/// Writes a vector to `to`, rounded.
+///
+/// # Safety
+/// Its elements may be written.
+#[inline(always)]
+pub(crate) unsafe fn store<E: Held<Float = f32>, S: Simd>(to: *mut E, value: S::f32s) {
+    // SAFETY: as the caller promises; vectors of 16 are those of AVX-512, and of `S`.
+    unsafe {
+        if is_own::<E>() {
+            return to.cast::<S::f32s>().write_unaligned(value);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if S::F32_LANES == 16 {
+            use std::arch::x86_64::*;
+            // `tensor::rounded`, by lane.
+            let value: __m512 = std::mem::transmute_copy(&value);
+            let bits = _mm512_castps_si512(value);
+            let high = _mm512_srli_epi32::<16>(bits);
+            let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
+            let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+            let rounded = _mm512_mask_mov_epi32(_mm512_srli_epi32::<16>(up), nan, quiet);
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(rounded));
+            return;
+        }
+        let mut values = [0f32; 16];
+        values.as_mut_ptr().cast::<S::f32s>().write_unaligned(value);
+        for (lane, &value) in values.iter().enumerate().take(S::F32_LANES) {
+            to.add(lane).write_unaligned(E::of(value));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use pulp::NullaryFnOnce;
+
+    use super::*;
+    use crate::device::instructions::InstructionSet;
+
+    /// Loads and stores `from`, a vector at a time.
+    struct Through<'a, S>(S, &'a [f32], &'a mut [bf16]);
+
+    impl<S: Simd> NullaryFnOnce for Through<'_, S> {
+        type Output = ();
+
+        #[inline(always)]
+        fn call(self) {
+            let Self(_, from, to) = self;
+            for at in (0..from.len()).step_by(S::F32_LANES) {
+                // SAFETY: whole vectors of both.
+                unsafe {
+                    let place = to.as_mut_ptr().add(at);
+                    store::<bf16, S>(place, load::<f32, S>(from.as_ptr().add(at)));
+                    store::<bf16, S>(place, load::<bf16, S>(place));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_are_rounded_as_single_values_are() {
+        let patterns = (0..=u16::MAX).flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| (high, low)));
+        let mut from: Vec<f32> = patterns.map(|(high, low)| f32::from_bits(u32::from(high) << 16 | low)).collect();
+        from.resize(from.len().next_multiple_of(16), 0.0);
+        let bits = |values: &[bf16]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        let expected: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
+        for set in InstructionSet::available() {
+            let mut to = vec![bf16::ZERO; from.len()];
+            match set {
+                InstructionSet::Plain => pulp::Scalar.vectorize(Through(pulp::Scalar, &from, &mut to)),
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx2(simd) => simd.vectorize(Through(simd, &from, &mut to)),
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx512(simd) | InstructionSet::Avx512Bf16(simd, _) => {
+                    simd.vectorize(Through(simd, &from, &mut to));
+                }
+            }
+            assert!(bits(&to) == bits(&expected), "{}", set.name());
+        }
+    }
+
+    #[test]
+    fn rows_are_used_where_they_lie_or_rounded_once() {
+        let (mut own, mut brief) = ([1.0f32, 2.0, 3.0], [1.0f32, 2.0, 3.0].map(bf16::of));
+        assert_eq!(read(&own, &mut []).as_ptr(), own.as_ptr());
+        assert_eq!(read(&brief, &mut [0.0; 4]), [1.0, 2.0, 3.0]);
+        let third = |values: &mut [f32]| values.iter_mut().for_each(|value| *value /= 3.0);
+        write(&mut own, true, &mut [], third);
+        write_alone(&mut brief, true, third);
+        assert_eq!(own, [1.0 / 3.0, 2.0 / 3.0, 1.0]);
+        assert_eq!(brief, [1.0f32 / 3.0, 2.0 / 3.0, 1.0].map(bf16::of));
+    }
+}
