@@ -5,37 +5,41 @@ use half::bf16;
 use super::direct::{Direct, Output};
 use super::path::{Pass, Path, path};
 use super::weight::weight_gradient;
-use super::{Operands, Sizes, Sums, doubled, winograd, winograd_weight};
+use super::{Operands, Sizes, Sums, doubled, pairs, winograd, winograd_weight};
 use crate::ops::host::{Float, Held, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{DType, Tensor};
 
-/// Elements of the form of a weight that a forward pass may be given besides; None where there is no such form.
-pub(super) fn prepared_len(sizes: Sizes, dtype: DType) -> Option<usize> {
-    (path(Pass::Forward, &sizes, dtype.exact()) == Path::Winograd).then(|| winograd::transformed_len(&sizes))
+/// Elements and dtype of the form of a weight that a forward pass may be given besides; None where there is no such form.
+pub(super) fn prepared_form(sizes: Sizes, dtype: DType) -> Option<(usize, DType)> {
+    match path(Pass::Forward, &sizes, dtype) {
+        Path::Pairs => Some((pairs::packed_len(&sizes), DType::BF16)),
+        Path::Winograd => Some((winograd::transformed_len(&sizes), DType::F32)),
+        Path::Doubled | Path::Direct => None,
+    }
 }
 
-/// Makes that form, of f32.
+/// Makes that form.
 pub(super) fn prepare<T: Float>(sizes: Sizes, weight: &Tensor, prepared: &Tensor) {
-    winograd::transform(&sizes, weight.host(), prepared.host_mut());
+    match prepared.dtype() {
+        DType::BF16 => pairs::prepare(&sizes, weight.host(), prepared.host_mut()),
+        _ => winograd::transform(&sizes, weight.host(), prepared.host_mut()),
+    }
 }
 
 pub(super) fn forward<T: Float>(sizes: Sizes, operands: &Operands, y: &Tensor) {
-    let &Operands { x, weight, .. } = operands;
-    match path(Pass::Forward, &sizes, T::DTYPE) {
-        Path::Winograd if y.dtype() == DType::BF16 => winograd_forward::<bf16>(sizes, operands, y),
-        Path::Winograd => winograd_forward::<f32>(sizes, operands, y),
+    let &Operands { x, weight, prepared, .. } = operands;
+    match path(Pass::Forward, &sizes, y.dtype()) {
+        Path::Pairs => pairs::forward(&sizes, operands, y),
+        Path::Winograd => {
+            let output = forward_output(operands, y);
+            winograd::forward(&sizes, x.host(), weight.host(), prepared.map(Tensor::host), output);
+        }
         Path::Doubled => doubled::forward::<T>(&sizes, x.host(), weight.host(), forward_output(operands, y)),
         Path::Direct => {
             Direct::forward(&sizes).run::<T>(sizes.batch, x.host(), weight.host(), forward_output(operands, y));
         }
     }
-}
-
-fn winograd_forward<E: Held<Float = f32>>(sizes: Sizes, operands: &Operands, y: &Tensor) {
-    let &Operands { x, weight, prepared, .. } = operands;
-    let output = forward_output::<E>(operands, y);
-    winograd::forward(&sizes, x.host::<E>(), weight.host(), prepared.map(Tensor::host), output);
 }
 
 fn forward_output<'a, T: Held>(operands: &Operands<'a>, y: &'a Tensor) -> Output<'a, T> {
@@ -64,11 +68,9 @@ pub(super) fn sums_backward<E: Held>(sizes: Sizes, dy: &Tensor, partial: &Tensor
 }
 
 pub(super) fn input_backward<T: Float>(sizes: Sizes, dy: &Tensor, weight: &Tensor, dx: &Destination) {
-    match path(Pass::InputGradient, &sizes, T::DTYPE) {
-        Path::Winograd if dy.dtype() == DType::BF16 => {
-            winograd::input_gradient::<bf16>(&sizes, dy.host(), weight.host(), input_output(dx, None));
-        }
-        Path::Winograd => winograd::input_gradient::<f32>(&sizes, dy.host(), weight.host(), input_output(dx, None)),
+    match path(Pass::InputGradient, &sizes, dy.dtype()) {
+        Path::Pairs => pairs::input_gradient(&sizes, dy, weight, dx),
+        Path::Winograd => winograd::input_gradient(&sizes, dy.host(), weight.host(), input_output(dx, None)),
         Path::Doubled => doubled::input_gradient::<T>(&sizes, dy.host(), weight.host(), input_output(dx, None)),
         Path::Direct => {
             let fold = (sizes.source != sizes.size).then_some(sizes.source);
@@ -90,13 +92,15 @@ pub(super) fn weight_backward<T: Float>(
     [dw, _db]: [Option<&Destination>; 2],
 ) {
     let Some(dw) = dw else { return };
-    match path(Pass::WeightGradient, &sizes, T::DTYPE) {
+    match path(Pass::WeightGradient, &sizes, dy.dtype()) {
         Path::Winograd if dy.dtype() == DType::BF16 => {
             winograd_weight::weight_gradient::<bf16>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
         }
         Path::Winograd => {
             winograd_weight::weight_gradient::<f32>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
         }
-        Path::Doubled | Path::Direct => weight_gradient::<T>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode),
+        Path::Pairs | Path::Doubled | Path::Direct => {
+            weight_gradient::<T>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode)
+        }
     }
 }

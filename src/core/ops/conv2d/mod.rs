@@ -15,6 +15,7 @@ mod cpu;
 mod cuda;
 mod direct;
 mod doubled;
+mod pairs;
 mod path;
 mod tile;
 mod weight;
@@ -191,8 +192,8 @@ pub fn conv2d(
         weight: x.needs_gradient().then(|| weight.tensor().clone()),
     };
     context.charge("conv2d_fwd", call.cost(x.dtype(), residual.map_or(0, |residual| residual.tensor().bytes())));
-    let prepared = match cpu::prepared_len(sizes, x.dtype()) {
-        Some(len) => tape.prepared(weight.tensor(), OP, (len, x.dtype().exact()), move |weight, prepared| {
+    let prepared = match cpu::prepared_form(sizes, x.dtype()) {
+        Some(form) => tape.prepared(weight.tensor(), OP, form, move |weight, prepared| {
             with_host_float!(OP, weight.dtype(), T => cpu::prepare::<T>(sizes, weight, prepared))
         })?,
         None => None,

@@ -3,17 +3,19 @@
 //!
 //! | where | pass | taken when | module |
 //! |---|---|---|---|
-//! | CPU | forward, input gradient | f32, 3x3, stride 1, padding 1, not resized, channels in blocks of 16 | `winograd`: 16 products for 36 |
+//! | CPU | forward | bf16, input channels in pairs | `pairs`: an implicit product of pairs |
+//! | CPU | input gradient | bf16, stride 1, not resized, output channels in pairs | `pairs` |
+//! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, not resized, channels in blocks of 16, not f64 | `winograd`: 16 products for 36 |
 //! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, of an image resized to twice its size | `doubled`: 4 taps for 9 |
 //! | CPU | forward, input gradient | else | `direct`, its inner loops in `tile` |
-//! | CPU | weight gradient | f32, 3x3, stride 1, padding 1, channels in blocks of 16, resized or not | `winograd_weight` |
+//! | CPU | weight gradient | 3x3, stride 1, padding 1, channels in blocks of 16, resized or not, not f64 | `winograd_weight` |
 //! | CPU | weight gradient | else | `weight`: a product for each tap |
 //! | kernels | forward, input gradient | always | `cuda`: an implicit product, of the tile that `Tile::of` takes |
 //! | kernels | weight gradient | always | `cuda`: the same, its sum over pixels cut as `SumSplit::of` says |
 //!
-//! In f64 Winograd's ways are closed, so that the oracle sums the definition as it stands. On the CPU bf16 is computed in f32, by its ways.
+//! In f64 Winograd's ways are closed, so that the oracle sums the definition as it stands. What of bf16 goes no way of its own goes those of f32.
 
-use super::{Sizes, doubled, winograd};
+use super::{Sizes, doubled, pairs, winograd};
 use crate::tensor::DType;
 
 /// One of the three products.
@@ -27,6 +29,8 @@ pub(super) enum Pass {
 /// A way on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Path {
+    /// Products of pairs of bf16: `pairs`. No weight gradient takes it.
+    Pairs,
     /// Tiles of 2x2 pixels, 3x3 taps: `winograd`, and `winograd_weight`.
     Winograd,
     /// The image is doubled by shared taps: `doubled`. No weight gradient takes it.
@@ -37,9 +41,12 @@ pub(super) enum Path {
 
 /// The way that the CPU takes.
 pub(super) fn path(pass: Pass, sizes: &Sizes, dtype: DType) -> Path {
-    let tiled = dtype == DType::F32 && winograd::fits(sizes);
+    let tiled = dtype != DType::F64 && winograd::fits(sizes);
+    let brief = dtype == DType::BF16;
     let resized = sizes.source != sizes.size;
     match pass {
+        Pass::Forward if brief && pairs::fits_forward(sizes) => Path::Pairs,
+        Pass::InputGradient if brief && pairs::fits_input_gradient(sizes) => Path::Pairs,
         Pass::WeightGradient if tiled => Path::Winograd,
         Pass::WeightGradient => Path::Direct,
         _ if tiled && !resized => Path::Winograd,
@@ -75,6 +82,9 @@ mod tests {
             (sizes(4, 8, 32, 3, 1), DType::F32, [Path::Doubled, Path::Winograd]),
             (sizes(4, 8, 24, 3, 1), DType::F64, [Path::Doubled, Path::Direct]),
             (sizes(4, 7, 32, 3, 1), DType::F32, [Path::Direct, Path::Winograd]),
+            (sizes(8, 8, 32, 3, 1), DType::BF16, [Path::Pairs, Path::Winograd]),
+            (sizes(8, 8, 6, 5, 1), DType::BF16, [Path::Pairs, Path::Direct]),
+            (sizes(8, 8, 3, 3, 1), DType::BF16, [Path::Direct, Path::Direct]),
         ] {
             let [both, weight] = ways;
             assert_eq!([Forward, InputGradient].map(|pass| path(pass, &sizes, dtype)), [both; 2], "{sizes:?} {dtype}");

@@ -7,8 +7,8 @@
 //! where ⊙ goes by the 16 *positions* of 4x4 values, and at each position the sum over channels is a matrix product over tiles.
 //! Bᵀ = (1 0 −1 0; 0 1 1 0; 0 −1 1 0; 0 1 0 −1), G = (1 0 0; ½ ½ ½; ½ −½ ½; 0 0 1), Aᵀ = (1 1 1 0; 0 1 −1 −1): sums and halves only,
 //! so the rounding error stays that of a convolution (larger tiles would multiply less, and err more). The data gradient is
-//! the same with the taps mirrored and the channels' roles exchanged. Only `f32` and `bf16` come here, computed in f32: in `f64` the
-//! definition is summed as it stands, and so stays an oracle.
+//! the same with the taps mirrored and the channels' roles exchanged. Only `f32` comes here: in `f64` the definition is summed
+//! as it stands, and so stays an oracle.
 //!
 //! Everything is vectors of neighbouring channels. A task transforms the images under some tiles, then for each panel of
 //! output channels multiplies at all positions and transforms back while that is in the cache. An element of the result is
@@ -20,7 +20,7 @@ use pulp::{NullaryFnOnce, Simd, WithSimd};
 use super::direct::Output;
 use super::{Sizes, sum_counted};
 use crate::ops::host::parallel::{self, Shared};
-use crate::ops::host::{Float, Held, held, pack};
+use crate::ops::host::{Float, pack};
 
 /// Channels come in blocks of these: a vector of the widest kind.
 pub(super) const BLOCK: usize = 16;
@@ -71,13 +71,7 @@ impl Tiles {
 }
 
 /// y from x; `output` says where it goes. `transformed` is the weight as [`transform`] left it, where that was done before.
-pub(super) fn forward<E: Held<Float = f32>>(
-    sizes: &Sizes,
-    x: &[E],
-    weight: &[f32],
-    transformed: Option<&[f32]>,
-    output: Output<E>,
-) {
+pub(super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], transformed: Option<&[f32]>, output: Output<f32>) {
     f32::dispatch(Run { transformed, ..Run::forward(sizes, x, weight, output) });
 }
 
@@ -92,7 +86,7 @@ pub(super) fn transform(sizes: &Sizes, weight: &[f32], transformed: &mut [f32]) 
 }
 
 /// dx from dy; `output` says where it goes.
-pub(super) fn input_gradient<E: Held<Float = f32>>(sizes: &Sizes, dy: &[E], weight: &[f32], output: Output<E>) {
+pub(super) fn input_gradient(sizes: &Sizes, dy: &[f32], weight: &[f32], output: Output<f32>) {
     f32::dispatch(Run::input_gradient(sizes, dy, weight, output));
 }
 
@@ -216,30 +210,30 @@ impl WithSimd for Transform<'_> {
     }
 }
 
-struct Run<'a, E: Held> {
+struct Run<'a> {
     batch: usize,
     tiles: Tiles,
-    input: &'a [E],
+    input: &'a [f32],
     kernel: Kernel<'a>,
     transformed: Option<&'a [f32]>,
-    output: Output<'a, E>,
+    output: Output<'a, f32>,
 }
 
-impl<'a, E: Held<Float = f32>> Run<'a, E> {
-    fn forward(sizes: &Sizes, x: &'a [E], weight: &'a [f32], output: Output<'a, E>) -> Self {
+impl<'a> Run<'a> {
+    fn forward(sizes: &Sizes, x: &'a [f32], weight: &'a [f32], output: Output<'a, f32>) -> Self {
         Self::new(sizes, x, Kernel::forward(sizes, weight), output)
     }
 
-    fn input_gradient(sizes: &Sizes, dy: &'a [E], weight: &'a [f32], output: Output<'a, E>) -> Self {
+    fn input_gradient(sizes: &Sizes, dy: &'a [f32], weight: &'a [f32], output: Output<'a, f32>) -> Self {
         Self::new(sizes, dy, Kernel::input_gradient(sizes, weight), output)
     }
 
-    fn new(sizes: &Sizes, input: &'a [E], kernel: Kernel<'a>, output: Output<'a, E>) -> Self {
+    fn new(sizes: &Sizes, input: &'a [f32], kernel: Kernel<'a>, output: Output<'a, f32>) -> Self {
         Self { batch: sizes.batch, tiles: Tiles::new(sizes.size), input, kernel, transformed: None, output }
     }
 }
 
-impl<E: Held<Float = f32>> WithSimd for Run<'_, E> {
+impl WithSimd for Run<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -280,8 +274,6 @@ impl<E: Held<Float = f32>> WithSimd for Run<'_, E> {
                     let (images, rest) = scratch.split_at_mut(POSITIONS * image);
                     let (products, zeros) = rest.split_at_mut(POSITIONS * product);
                     zeros.fill(0.0);
-                    // As many of E, or more.
-                    let zeros = bytemuck::cast_slice(zeros);
                     // Here, not further out: only what is inlined into this call is compiled for `S`.
                     simd.vectorize(Task {
                         simd,
@@ -374,15 +366,15 @@ const fn piece_tiles<S: Simd>() -> usize {
 }
 
 /// Some tiles.
-struct Task<'a, S, E> {
+struct Task<'a, S> {
     simd: S,
     tiles: Tiles,
     range: (usize, usize),
     channels: usize,
     cout: usize,
-    input: &'a [E],
+    input: &'a [f32],
     /// The pixel that is read outside images: its channels.
-    zeros: &'a [E],
+    zeros: &'a [f32],
     /// Bᵀ d B: `[position][piece][block][tile of the piece][channel of the block]`.
     images: &'a mut [f32],
     image: usize,
@@ -391,13 +383,13 @@ struct Task<'a, S, E> {
     product: usize,
     transformed: &'a [f32],
     bias: Option<&'a [f32]>,
-    channel_add: Option<&'a [E]>,
+    channel_add: Option<&'a [f32]>,
     /// The term added to the result, in its layout; null for none.
-    plus: *const E,
-    to: *mut E,
+    plus: *const f32,
+    to: *mut f32,
 }
 
-impl<S: Simd, E: Held<Float = f32>> NullaryFnOnce for Task<'_, S, E> {
+impl<S: Simd> NullaryFnOnce for Task<'_, S> {
     type Output = ();
 
     #[inline(always)]
@@ -452,7 +444,7 @@ impl<S: Simd, E: Held<Float = f32>> NullaryFnOnce for Task<'_, S, E> {
     }
 }
 
-impl<S: Simd, E: Held<Float = f32>> Task<'_, S, E> {
+impl<S: Simd> Task<'_, S> {
     /// Bᵀ d B of a tile: block k of channels at position p goes to `to + p * self.image + k * block`.
     ///
     /// # Safety
@@ -483,7 +475,7 @@ impl<S: Simd, E: Held<Float = f32>> Task<'_, S, E> {
                     for (c, column) in columns.iter_mut().enumerate() {
                         let mut d = [simd.splat_f32s(0.0); 4];
                         for (r, d) in d.iter_mut().enumerate() {
-                            *d = held::load::<E, S>(pixels[4 * r + c].add(first + lane));
+                            *d = load::<S>(pixels[4 * r + c].add(first + lane));
                         }
                         *column = window(simd, d);
                     }
@@ -521,7 +513,7 @@ impl<S: Simd, E: Held<Float = f32>> Task<'_, S, E> {
                     start = load::<S>(bias[channel..][..lanes].as_ptr());
                 }
                 if let Some(more) = self.channel_add {
-                    start = simd.add_f32s(start, held::load::<E, S>(more[number * cout + channel..][..lanes].as_ptr()));
+                    start = simd.add_f32s(start, load::<S>(more[number * cout + channel..][..lanes].as_ptr()));
                 }
                 let mut columns = [[simd.splat_f32s(0.0); 2]; 4];
                 for (c, column) in columns.iter_mut().enumerate() {
@@ -540,9 +532,9 @@ impl<S: Simd, E: Held<Float = f32>> Task<'_, S, E> {
                         let place = ((number * height + top + row) * width + left + column) * cout + channel;
                         let mut value = simd.add_f32s(value, start);
                         if !self.plus.is_null() {
-                            value = simd.add_f32s(value, held::load::<E, S>(self.plus.add(place)));
+                            value = simd.add_f32s(value, load::<S>(self.plus.add(place)));
                         }
-                        held::store::<E, S>(self.to.add(place), value);
+                        store::<S>(self.to.add(place), value);
                     }
                 }
             }

@@ -94,40 +94,6 @@ pub(crate) unsafe fn load<E: Held<Float = f32>, S: Simd>(from: *const E) -> S::f
     }
 }
 
-/// Writes a vector to `to`, rounded.
-///
-/// # Safety
-/// Its elements may be written.
-#[inline(always)]
-pub(crate) unsafe fn store<E: Held<Float = f32>, S: Simd>(to: *mut E, value: S::f32s) {
-    // SAFETY: as the caller promises; vectors of 16 are those of AVX-512, and of `S`.
-    unsafe {
-        if is_own::<E>() {
-            return to.cast::<S::f32s>().write_unaligned(value);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if S::F32_LANES == 16 {
-            use std::arch::x86_64::*;
-            // `tensor::rounded`, by lane.
-            let value: __m512 = std::mem::transmute_copy(&value);
-            let bits = _mm512_castps_si512(value);
-            let high = _mm512_srli_epi32::<16>(bits);
-            let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-            let up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
-            let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
-            let rounded = _mm512_mask_mov_epi32(_mm512_srli_epi32::<16>(up), nan, quiet);
-            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(rounded));
-            return;
-        }
-        let mut values = [0f32; 16];
-        values.as_mut_ptr().cast::<S::f32s>().write_unaligned(value);
-        for (lane, &value) in values.iter().enumerate().take(S::F32_LANES) {
-            to.add(lane).write_unaligned(E::of(value));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use half::bf16;
@@ -136,8 +102,8 @@ mod tests {
     use super::*;
     use crate::device::instructions::InstructionSet;
 
-    /// Loads and stores `from`, a vector at a time.
-    struct Through<'a, S>(S, &'a [f32], &'a mut [bf16]);
+    /// Copies `from`, a vector at a time.
+    struct Through<'a, S>(S, &'a [bf16], &'a mut [f32]);
 
     impl<S: Simd> NullaryFnOnce for Through<'_, S> {
         type Output = ();
@@ -148,23 +114,20 @@ mod tests {
             for at in (0..from.len()).step_by(S::F32_LANES) {
                 // SAFETY: whole vectors of both.
                 unsafe {
-                    let place = to.as_mut_ptr().add(at);
-                    store::<bf16, S>(place, load::<f32, S>(from.as_ptr().add(at)));
-                    store::<bf16, S>(place, load::<bf16, S>(place));
+                    let values = load::<bf16, S>(from.as_ptr().add(at));
+                    to.as_mut_ptr().add(at).cast::<S::f32s>().write_unaligned(values);
                 }
             }
         }
     }
 
     #[test]
-    fn vectors_are_rounded_as_single_values_are() {
-        let patterns = (0..=u16::MAX).flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| (high, low)));
-        let mut from: Vec<f32> = patterns.map(|(high, low)| f32::from_bits(u32::from(high) << 16 | low)).collect();
-        from.resize(from.len().next_multiple_of(16), 0.0);
-        let bits = |values: &[bf16]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-        let expected: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
+    fn vectors_are_widened_as_single_values_are() {
+        let from: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        let expected: Vec<f32> = from.iter().map(|x| x.get()).collect();
         for set in InstructionSet::available() {
-            let mut to = vec![bf16::ZERO; from.len()];
+            let mut to = vec![0.0; from.len()];
             match set {
                 InstructionSet::Plain => pulp::Scalar.vectorize(Through(pulp::Scalar, &from, &mut to)),
                 #[cfg(target_arch = "x86_64")]

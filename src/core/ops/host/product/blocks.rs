@@ -12,6 +12,7 @@ use pulp::NullaryFnOnce;
 
 use super::factor::{Factor, Unit, WithUnit};
 use super::tile::{self, Rows, Tile};
+use super::windows::Windows;
 use super::{Matrix, MatrixMut, depth_blocks};
 use crate::ops::host::float::{Float, Held};
 use crate::ops::host::pack::Strips;
@@ -29,6 +30,32 @@ const SERIAL: usize = 1 << 19;
 /// Rows in one task, at most: some 50 µs of work.
 const TASK_ROWS: usize = 32;
 
+/// A product's left side.
+#[derive(Clone, Copy)]
+pub(super) enum Left<'a, T> {
+    Matrix(Matrix<'a, T>),
+    /// Of factors whose result is rounded: the sum is one block.
+    Windows(Windows<'a, T>),
+}
+
+impl<T: Factor> Left<'_, T> {
+    /// Elements of a row.
+    fn elements(&self) -> usize {
+        match self {
+            Self::Matrix(a) => a.cols,
+            Self::Windows(windows) => windows.taps() * windows.channels,
+        }
+    }
+
+    /// Whether rows are read where they lie.
+    fn is_in_place(&self) -> bool {
+        match self {
+            Self::Matrix(a) => (a.col_stride == 1 || a.cols <= 1) && a.cols.is_multiple_of(T::PER_STEP),
+            Self::Windows(_) => true,
+        }
+    }
+}
+
 /// A product's right side.
 #[derive(Clone, Copy)]
 pub(super) enum Right<'a, T: Factor> {
@@ -40,7 +67,7 @@ pub(super) enum Right<'a, T: Factor> {
 /// A product of factors T, whose result is of D: the type of the sums, or one that they are rounded to.
 pub(super) struct Product<'a, T: Factor, D, F> {
     pub dst: MatrixMut<'a, D>,
-    pub a: Matrix<'a, T>,
+    pub a: Left<'a, T>,
     pub b: Right<'a, T>,
     pub mode: Accumulate,
     pub then: F,
@@ -77,8 +104,8 @@ where
 {
     fn run<U: Unit<T>>(self, unit: U) {
         let Self { dst, a, b, mode, then } = self;
-        let (m, n, k) = (dst.rows, dst.cols, a.cols);
-        let in_place = (a.col_stride == 1 || k <= 1) && k.is_multiple_of(T::PER_STEP);
+        let (m, n, k) = (dst.rows, dst.cols, a.elements());
+        let in_place = a.is_in_place();
         let strides = (dst.row_stride, dst.col_stride);
         let out = Shared::new(dst.data);
         let serial = m * n * k.max(1) <= SERIAL;
@@ -115,7 +142,7 @@ struct Cut {
 /// Some rows by some columns of a product, the whole sum.
 struct Part<'a, T: Factor, D, U, F> {
     unit: U,
-    a: Matrix<'a, T>,
+    a: Left<'a, T>,
     b: Right<'a, T>,
     out: Shared<D>,
     strides: (usize, usize),
@@ -154,8 +181,8 @@ where
         let lanes = U::lanes();
         let tile_rows = tile::largest::<T, U>().0;
         let (m, n) = (self.rows.1 - self.rows.0, self.cols.1 - self.cols.0);
-        let (blocks, depth) = blocks::<T, D>(self.a.cols);
-        let whole = self.a.cols.div_ceil(T::PER_STEP);
+        let (blocks, depth) = blocks::<T, D>(self.a.elements());
+        let whole = self.a.elements().div_ceil(T::PER_STEP);
         let vectors = n.div_ceil(lanes);
         let Cut { task_rows, row_tasks, group, groups } = self.cut(threads, depth);
 
@@ -163,7 +190,10 @@ where
             Right::Plain(b) => Some(column_strips(b, (self.cols.0, n), lanes)),
             Right::Packed(_) => None,
         };
-        let a_strips = (!self.in_place).then(|| column_strips(self.a.t(), (self.rows.0, m), tile_rows));
+        let a_strips = match self.a {
+            Left::Matrix(a) if !self.in_place => Some(column_strips(a.t(), (self.rows.0, m), tile_rows)),
+            _ => None,
+        };
         let b_room = b_strips.as_ref().map_or(0, |strips| strips.len(depth));
         let a_room = a_strips.as_ref().map_or(0, |strips| strips.len(depth));
         let tasks = |strips: &Option<Strips<T>>, depth: usize| strips.as_ref().map_or(0, |strips| strips.tasks(depth));
@@ -253,16 +283,24 @@ where
     #[inline(always)]
     fn call(mut self) {
         let (part, rows, columns) = (self.part, self.rows, self.columns);
-        let a = part.a;
+        let (tile_rows, mut table) = (tile::largest::<T, U>().0, Vec::new());
+        if let Left::Windows(windows) = part.a {
+            table.resize(windows.taps() * tile_rows, windows.zeros.as_ptr());
+        }
         let mut row = rows.0;
         while row < rows.1 {
             let (left, top) = (rows.1 - row, part.rows.0 + row);
-            let (count, a_rows) = if part.in_place {
-                let from = top * a.row_stride + self.steps.0 * T::PER_STEP * a.col_stride;
-                (tile::next_rows::<T, U>(left), Rows::InPlace(a.data.as_ptr().wrapping_add(from), a.row_stride))
-            } else {
-                let from = self.packed_a.wrapping_add(row * self.steps.1);
-                (left.min(tile::largest::<T, U>().0), Rows::Packed(from))
+            let (count, a_rows) = match part.a {
+                Left::Matrix(a) if part.in_place => {
+                    let from = top * a.row_stride + self.steps.0 * T::PER_STEP * a.col_stride;
+                    (tile::next_rows::<T, U>(left), Rows::InPlace(a.data.as_ptr().wrapping_add(from), a.row_stride))
+                }
+                Left::Matrix(_) => (left.min(tile_rows), Rows::Packed(self.packed_a.wrapping_add(row * self.steps.1))),
+                Left::Windows(windows) => {
+                    let count = tile::next_rows::<T, U>(left);
+                    windows.find(top, count, tile_rows, &mut table);
+                    (count, Rows::Taps(table.as_ptr(), windows.taps()))
+                }
             };
             let first = part.cols.0 + columns.0;
             if rounds::<T, D>() {

@@ -15,13 +15,17 @@
 mod blocks;
 mod factor;
 mod tile;
+mod windows;
 
 use std::marker::PhantomData;
 
+use half::bf16;
+
 use super::float::Held;
 use crate::tape::Accumulate;
-use blocks::{Pack, Product, Right};
+use blocks::{Left, Pack, Product, Right};
 pub use factor::{Factor, Unit, Vectors, WidenedPairs, WithUnit};
+pub(crate) use windows::Windows;
 
 /// A matrix seen through strides, in elements.
 #[derive(Debug, Clone, Copy)]
@@ -157,7 +161,7 @@ pub fn matmul_then<T: Factor, D: Held<Float = T::Float>>(
     if dst.rows == 0 || dst.cols == 0 {
         return;
     }
-    T::with_unit(Product { dst, a, b: Right::Plain(b), mode, then });
+    T::with_unit(Product { dst, a: Left::Matrix(a), b: Right::Plain(b), mode, then });
 }
 
 /// A linear layer's weight, `[n, k]`.
@@ -210,7 +214,7 @@ pub fn linear_forward<T: Factor>(
     }
     T::with_unit(Product {
         dst: MatrixMut::new(y, m, n),
-        a: Matrix::new(x, m, k),
+        a: Left::Matrix(Matrix::new(x, m, k)),
         b: match w {
             Weight::Rows(w) => Right::Plain(Matrix::new(w, n, k).t()),
             Weight::Packed(w) => Right::Packed(bytemuck::cast_slice(w)),
@@ -223,6 +227,44 @@ pub fn linear_forward<T: Factor>(
             activation(row, first, values);
         },
     });
+}
+
+/// A convolution as a product: `y` `[rows, n]` = windows · `w`, or `+=`, then `then` as for [`matmul_then`]; rounded once. `w` is `[k, n]`
+/// with k by taps, then channels, or of [`pack_weight`].
+///
+/// # Panics
+/// Where the lengths do not fit, or channels are not whole pairs.
+pub(crate) fn convolve(
+    y: &mut [bf16],
+    windows: Windows<bf16>,
+    w: Kernel,
+    n: usize,
+    mode: Accumulate,
+    then: impl Fn(usize, usize, &mut [f32]) + Send + Sync,
+) {
+    windows.check();
+    let (m, k) = (windows.rows(), windows.taps() * windows.channels);
+    assert!(windows.channels.is_multiple_of(2), "{} channels are not whole pairs", windows.channels);
+    let b = match w {
+        Kernel::Plain(w) => {
+            assert!(w.rows == k && w.cols == n, "a kernel [{}, {}] where [{k}, {n}] is needed", w.rows, w.cols);
+            Right::Plain(w)
+        }
+        Kernel::Packed(packed) => {
+            assert_eq!(packed.len(), packed_len::<bf16>(n, k), "a packed kernel of another size");
+            Right::Packed(bytemuck::cast_slice(packed))
+        }
+    };
+    if m > 0 && n > 0 {
+        bf16::with_unit(Product { dst: MatrixMut::new(y, m, n), a: Left::Windows(windows), b, mode, then });
+    }
+}
+
+/// The right side of [`convolve`].
+#[derive(Clone, Copy)]
+pub(crate) enum Kernel<'a> {
+    Plain(Matrix<'a, bf16>),
+    Packed(&'a [bf16]),
 }
 
 /// A linear layer's input gradient: `dx = dy · w` or `dx += dy · w`. `dy` `[m, n]`, `w` `[n, k]`, `dx` `[m, k]`.

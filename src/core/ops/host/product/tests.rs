@@ -119,7 +119,13 @@ fn pairs_agree_with_reference<D: Held<Float = f32>>() {
                     for set in InstructionSet::available() {
                         let mut ours = old.clone();
                         let dst = MatrixMut::new(&mut ours, m, n);
-                        let product = Product { dst, a, b: Right::Plain(b), mode, then: |_, _, _: &mut [f32]| () };
+                        let product = Product {
+                            dst,
+                            a: Left::Matrix(a),
+                            b: Right::Plain(b),
+                            mode,
+                            then: |_, _, _: &mut [f32]| (),
+                        };
                         match set {
                             InstructionSet::Plain => product.run(WidenedPairs(pulp::Scalar)),
                             #[cfg(target_arch = "x86_64")]
@@ -187,7 +193,7 @@ type Then = fn(usize, usize, &mut [f32]);
 
 fn product<'a>(dst: &'a mut [f32], a: Matrix<'a, f32>, b: Matrix<'a, f32>) -> Product<'a, f32, f32, Then> {
     let dst = MatrixMut::new(dst, a.rows, b.cols);
-    Product { dst, a, b: Right::Plain(b), mode: Accumulate::Write, then: |_, _, _| () }
+    Product { dst, a: Left::Matrix(a), b: Right::Plain(b), mode: Accumulate::Write, then: |_, _, _| () }
 }
 
 #[test]

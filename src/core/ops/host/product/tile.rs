@@ -39,6 +39,8 @@ pub(super) enum Rows<T: Factor> {
     InPlace(*const T, usize),
     /// `[depth][rows]` of the largest tile, with anything in the rows that the tile has not.
     Packed(*const T::Step),
+    /// By taps, each `[rows of the largest tile]`: where a row's steps of the tap begin. So many taps, of equally many steps.
+    Taps(*const *const T, usize),
 }
 
 /// One tile: `out = a · b`, or `out += a · b`, over `depth` steps.
@@ -94,6 +96,12 @@ impl<T: Factor, U: Unit<T>> Tile<T, U> {
                 (Rows::InPlace(a, stride), 4) => self.in_place::<4, V>(a, stride),
                 (Rows::InPlace(a, stride), 2) => self.in_place::<2, V>(a, stride),
                 (Rows::InPlace(a, stride), _) => self.in_place::<1, V>(a, stride),
+                (Rows::Taps(..), _) if T::PER_STEP == 1 => unreachable!("images of {}", T::DTYPE),
+                (Rows::Taps(table, taps), 8) if largest::<T, U>().0 == 8 => self.by_taps::<8, V>(table, taps),
+                (Rows::Taps(table, taps), 6) if largest::<T, U>().0 == 6 => self.by_taps::<6, V>(table, taps),
+                (Rows::Taps(table, taps), 4) => self.by_taps::<4, V>(table, taps),
+                (Rows::Taps(table, taps), 2) => self.by_taps::<2, V>(table, taps),
+                (Rows::Taps(table, taps), _) => self.by_taps::<1, V>(table, taps),
                 (Rows::Packed(a), _) if largest::<T, U>().0 == 8 => self.packed::<8, V>(a),
                 (Rows::Packed(a), _) => self.packed::<6, V>(a),
             }
@@ -127,29 +135,38 @@ impl<T: Factor, U: Unit<T>> Tile<T, U> {
         }
     }
 
+    #[inline(always)]
+    unsafe fn by_taps<const R: usize, const V: usize>(self, table: *const *const T, taps: usize) {
+        let (steps, pitch) = (self.depth / taps, self.depth * U::lanes());
+        // SAFETY: as `run`'s caller promises.
+        unsafe {
+            let mut sums = [[self.unit.zero(); V]; R];
+            for tap in 0..taps {
+                let mut rows = [self.b; R];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    *row = opaque(*table.add(tap * largest::<T, U>().0 + i)).cast();
+                }
+                accumulate::<T, U, R, V, 1>(
+                    self.unit,
+                    &mut sums,
+                    &rows,
+                    self.b.add(tap * steps * U::lanes()),
+                    steps,
+                    pitch,
+                );
+            }
+            self.store(&sums);
+        }
+    }
+
     /// `R` rows by `V` vectors; the steps of a row are `STEP` apart.
     #[inline(always)]
     unsafe fn compute<const R: usize, const V: usize, const STEP: usize>(self, rows: [*const T::Step; R]) {
-        let Self { unit, depth, mut b, .. } = self;
-        let lanes = U::lanes();
+        let Self { unit, depth, b, .. } = self;
         // SAFETY: as `run`'s caller promises.
         unsafe {
             let mut sums = [[unit.zero(); V]; R];
-            let mut at = 0;
-            // Unrolled by hand: the counting would cost 5 %.
-            while at + 4 <= depth {
-                add_step::<T, U, R, V>(unit, &mut sums, &rows, at * STEP, b, depth * lanes);
-                add_step::<T, U, R, V>(unit, &mut sums, &rows, (at + 1) * STEP, b.add(lanes), depth * lanes);
-                add_step::<T, U, R, V>(unit, &mut sums, &rows, (at + 2) * STEP, b.add(2 * lanes), depth * lanes);
-                add_step::<T, U, R, V>(unit, &mut sums, &rows, (at + 3) * STEP, b.add(3 * lanes), depth * lanes);
-                at += 4;
-                b = b.add(4 * lanes);
-            }
-            while at < depth {
-                add_step::<T, U, R, V>(unit, &mut sums, &rows, at * STEP, b, depth * lanes);
-                at += 1;
-                b = b.add(lanes);
-            }
+            accumulate::<T, U, R, V, STEP>(unit, &mut sums, &rows, b, depth, depth * U::lanes());
             self.store(&sums);
         }
     }
@@ -183,6 +200,37 @@ impl<T: Factor, U: Unit<T>> Tile<T, U> {
                     *to = if read { *to + value } else { value };
                 }
             }
+        }
+    }
+}
+
+/// `steps` steps of the sum. The steps of a row are `STEP` apart, the vectors at `b` `pitch`.
+#[inline(always)]
+unsafe fn accumulate<T: Factor, U: Unit<T>, const R: usize, const V: usize, const STEP: usize>(
+    unit: U,
+    sums: &mut [[U::Sums; V]; R],
+    rows: &[*const T::Step; R],
+    mut b: *const T::Step,
+    steps: usize,
+    pitch: usize,
+) {
+    let lanes = U::lanes();
+    let mut at = 0;
+    // SAFETY: as `run`'s caller promises.
+    unsafe {
+        // Unrolled by hand: the counting would cost 5 %.
+        while at + 4 <= steps {
+            add_step::<T, U, R, V>(unit, sums, rows, at * STEP, b, pitch);
+            add_step::<T, U, R, V>(unit, sums, rows, (at + 1) * STEP, b.add(lanes), pitch);
+            add_step::<T, U, R, V>(unit, sums, rows, (at + 2) * STEP, b.add(2 * lanes), pitch);
+            add_step::<T, U, R, V>(unit, sums, rows, (at + 3) * STEP, b.add(3 * lanes), pitch);
+            at += 4;
+            b = b.add(4 * lanes);
+        }
+        while at < steps {
+            add_step::<T, U, R, V>(unit, sums, rows, at * STEP, b, pitch);
+            at += 1;
+            b = b.add(lanes);
         }
     }
 }
