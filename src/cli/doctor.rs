@@ -95,10 +95,7 @@ impl DoctorCommand {
     /// Tests the ops and prints a line for each; returns the number of ops and dtypes that failed.
     fn self_test(&self, device: &Device) -> usize {
         let (what, types): (String, &[DType]) = match device {
-            Device::Cpu => {
-                let set = instructions::instruction_set().name();
-                (format!("the CPU's ops with {set}, against f64"), &[DType::F32, DType::BF16])
-            }
+            Device::Cpu => ("the CPU's ops in f32 and bf16 against f64".into(), &[DType::F32, DType::BF16]),
             Device::Accelerator(accelerator) => {
                 (format!("every kernel on {} against the CPU's op", accelerator.name()), &[DType::F32, DType::BF16])
             }
@@ -178,20 +175,15 @@ fn cpu() -> String {
     )
 }
 
-#[cfg(target_arch = "x86_64")]
+/// The instruction set in force, with its name for `ENGINE_CPU`.
 fn instruction_set() -> &'static str {
-    if is_x86_feature_detected!("avx512f") {
-        "AVX-512"
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        "AVX2 and FMA"
-    } else {
-        "SSE2 only: training will be slow"
+    match instructions::instruction_set().name() {
+        "avx512bf16" => "AVX-512 with products of bf16 (avx512bf16)",
+        "avx512" => "AVX-512 (avx512)",
+        "avx2" => "AVX2 and FMA (avx2)",
+        _ if cfg!(target_arch = "x86_64") => "SSE2 only (plain): training will be slow",
+        _ => "those of the build's target (plain)",
     }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn instruction_set() -> &'static str {
-    "those of the build's target"
 }
 
 fn kernels() -> String {

@@ -67,8 +67,8 @@ impl ModelFile {
         &self.info
     }
 
-    /// Loads the network and its weights onto `context`'s device, with activations in `precision`: `f32`, or `bf16` on
-    /// accelerators. From a checkpoint, which holds both, the moving average unless `weights` says otherwise; a model file holds
+    /// Loads the network and its weights onto `context`'s device, with activations in `precision`: `f32` or `bf16`.
+    /// From a checkpoint, which holds both, the moving average unless `weights` says otherwise; a model file holds
     /// one kind.
     ///
     /// # Errors

@@ -177,3 +177,65 @@ fn convert<A: Copy + Sync, B: Send>(to: &mut [B], from: &[A], one: impl Fn(A) ->
         to.par_chunks_mut(TASK).zip(from.par_chunks(TASK)).for_each(some);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Result;
+    use crate::tensor::Context;
+
+    fn brief(values: &[f32]) -> Vec<bf16> {
+        values.iter().map(|&x| rounded(x)).collect()
+    }
+
+    #[test]
+    fn an_op_computes_in_f32_and_its_results_are_rounded_once() -> Result<()> {
+        let context = Context::cpu();
+        let x = context.tensor(&brief(&[1.0, 2.0, 3.0, 4.0]), [4])?;
+        let y = context.tensor(&brief(&[9.0; 4]), [4])?;
+        in_f32(|| {
+            // A part of what is there already is a part of its copy.
+            let (x, tail, y) = (x.host::<f32>(), x.part(2, [2]).unwrap(), y.host_mut::<f32>());
+            assert_eq!(tail.host::<f32>().as_ptr(), x[2..].as_ptr());
+            assert_eq!(y, [9.0; 4]);
+            y.copy_from_slice(x);
+            // Rounded each time, they would leave 1 as it is.
+            (0..3).for_each(|_| y.iter_mut().for_each(|y| *y += 1.0 / 512.0));
+        });
+        assert_eq!(x.download::<bf16>()?, brief(&[1.0, 2.0, 3.0, 4.0]));
+        assert_eq!(y.download::<bf16>()?, brief(&[1.0 + 1.0 / 128.0, 2.0, 3.0, 4.0]));
+        Ok(())
+    }
+
+    #[test]
+    fn an_op_that_panics_writes_nothing() -> Result<()> {
+        let context = Context::cpu();
+        let y = context.tensor(&brief(&[7.0; 3]), [3])?;
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            in_f32(|| {
+                y.host_mut::<f32>().fill(1.0);
+                panic!("half way");
+            });
+        }));
+        assert!(panic.is_err());
+        assert_eq!(y.download::<bf16>()?, brief(&[7.0; 3]));
+        // And the next op finds no copy of it.
+        in_f32(|| assert_eq!(y.host::<f32>(), [7.0; 3]));
+        Ok(())
+    }
+
+    #[test]
+    #[should_panic(expected = "overlaps a copy that is written")]
+    fn two_copies_of_what_is_written_are_refused() {
+        let x = Context::cpu().tensor(&brief(&[1.0; 4]), [4]).unwrap();
+        let (head, tail) = (x.part(0, [3]).unwrap(), x.part(1, [3]).unwrap());
+        in_f32(|| (head.host::<f32>().len(), tail.host_mut::<f32>().len()));
+    }
+
+    #[test]
+    #[should_panic(expected = "under another dtype")]
+    fn outside_of_an_op_bf16_is_bf16() {
+        let x = Context::cpu().tensor(&brief(&[1.0]), [1]).unwrap();
+        let _ = x.host::<f32>();
+    }
+}
