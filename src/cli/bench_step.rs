@@ -39,7 +39,7 @@ pub struct BenchStepCommand {
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
     /// f32 or bf16
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, visible_alias = "precision", value_enum, default_value = "f32")]
     dtype: PrecisionChoice,
     /// CPU threads [default: all]
     #[arg(long, value_name = "N")]

@@ -4,12 +4,12 @@
 //! are cut by the number of tokens alone. Columns are padded to a multiple of [`PAD`]: with zeros, and scores with -∞.
 
 use half::bf16;
-use pulp::{Simd, WithSimd};
+use pulp::NullaryFnOnce;
 
 use super::{Call, Sizes};
 use crate::ops::host::cached_product::{PAD, Product};
-use crate::ops::host::held::is_own;
 use crate::ops::host::parallel::{self, Shared};
+use crate::ops::host::product::{Factor, Unit, WithUnit};
 use crate::ops::host::vector::fold;
 use crate::ops::host::{Float, Held};
 use crate::tape::{Accumulate, Destination};
@@ -35,42 +35,114 @@ impl Panels {
             block: sizes.tokens.div_ceil(sizes.tokens.div_ceil(BLOCK)),
         }
     }
-}
 
-/// Transposes `rows` rows of `from`, `stride` apart and `to.len() / width` long, into columns; beyond them zeros.
-#[inline(always)]
-fn transpose<E: Held>(to: &mut [E::Float], width: usize, from: &[E], stride: usize, rows: usize) {
-    let depth = to.len() / width;
-    for first in (0..rows).step_by(PAD) {
-        let count = (rows - first).min(PAD);
-        for p in 0..depth {
-            let to = &mut to[p * width + first..][..PAD];
-            for (i, to) in to.iter_mut().enumerate() {
-                *to = if i < count { from[(first + i) * stride + p].get() } else { Float::ZERO };
-            }
-        }
+    /// Elements of a block of scores, row by row in pairs; none where a step is an element.
+    fn turned<T: Factor>(&self) -> usize {
+        if T::PER_STEP == 1 { 0 } else { self.block.div_ceil(T::PER_STEP) * self.tokens }
+    }
+
+    /// Elements of the parts of a backward's scratch but for the last.
+    fn backward<T: Factor>(&self, sizes: Sizes) -> [usize; 13] {
+        let (columns, copies, block) = (sizes.dim * self.tokens, sizes.tokens * self.dim, self.block * self.dim);
+        let lying = if T::PER_STEP == 1 { 0 } else { block };
+        let scores = self.block * self.tokens;
+        [
+            columns,
+            columns,
+            copies,
+            block,
+            block,
+            lying,
+            lying,
+            copies,
+            copies,
+            block,
+            scores,
+            scores,
+            self.turned::<T>(),
+        ]
     }
 }
 
-/// Rows of `dim` elements, `stride` apart: as they lie where they are floats and `dim` needs no padding, else copied into `copy`,
-/// widened and padded with zeros. Returns the first row and the distance of rows.
+/// Whether AVX-512's transpose packs.
+fn avx512<T: Factor, U: Unit<T>>() -> bool {
+    U::REGISTERS == 32 && U::lanes() * size_of::<T::Step>() == 64
+}
+
+/// The steps of `rows` rows of `dim` elements of `from`, `stride` apart, as columns: `[step][width]`, zeros beyond the rows.
 #[inline(always)]
-fn padded<'a, E: Held>(
-    copy: &'a mut [E::Float],
-    from: &'a [E],
+fn columns<T: Factor>(
+    to: &mut [T::Float],
+    width: usize,
+    from: &[T],
+    stride: usize,
+    (rows, dim): (usize, usize),
+    avx512: bool,
+) {
+    assert!(from.len() >= (rows - 1) * stride + dim && to.len() >= dim.div_ceil(T::PER_STEP) * width && rows <= width);
+    let to: &mut [T::Step] = bytemuck::cast_slice_mut(to);
+    // SAFETY: both were just checked.
+    unsafe { T::strip(to.as_mut_ptr(), width, from.as_ptr(), (rows, stride), (dim, 1), avx512) };
+}
+
+/// Rows of `dim` elements, `stride` apart, as the right side of a product whose sum runs over them: `[step][width]`. Where a step is an
+/// element and `dim` needs no padding they are used as they lie, else copied into `copy`, with zeros beyond `dim`. Returns the first
+/// step and the distance of steps.
+#[inline(always)]
+fn padded<T: Factor>(
+    copy: &mut [T::Float],
+    from: &[T],
     stride: usize,
     rows: usize,
     (dim, width): (usize, usize),
-) -> (&'a [E::Float], usize) {
-    if is_own::<E>() && dim == width {
-        return (bytemuck::cast_slice(from), stride);
+) -> (*const T::Step, usize) {
+    if T::PER_STEP == 1 && dim == width {
+        return (from.as_ptr().cast(), stride);
     }
-    for (to, from) in copy.chunks_exact_mut(width).zip(from.chunks(stride)).take(rows) {
-        let (values, rest) = to.split_at_mut(dim);
-        values.iter_mut().zip(from).for_each(|(to, &from)| *to = from.get());
-        rest.fill(Float::ZERO);
+    assert!(from.len() >= (rows - 1) * stride + dim && copy.len() >= rows.div_ceil(T::PER_STEP) * width);
+    let to: &mut [T::Step] = bytemuck::cast_slice_mut(copy);
+    // SAFETY: both were just checked.
+    unsafe { T::strip(to.as_mut_ptr(), width, from.as_ptr(), (dim, 1), (rows, stride), false) };
+    (to.as_ptr(), width)
+}
+
+/// Rows of `dim` elements, `stride` apart, as the left side of a product whose sum runs along them: as they lie, unless pairs would
+/// reach beyond a row. Returns the first step and the distance of rows.
+#[inline(always)]
+fn lying<T: Factor>(
+    copy: &mut [T::Float],
+    from: &[T],
+    stride: usize,
+    rows: usize,
+    dim: usize,
+) -> (*const T::Step, usize) {
+    if dim.is_multiple_of(T::PER_STEP) && stride.is_multiple_of(T::PER_STEP) {
+        return (from.as_ptr().cast(), stride / T::PER_STEP);
     }
-    (copy, width)
+    let steps = dim.div_ceil(T::PER_STEP);
+    let to: &mut [T::Step] = bytemuck::cast_slice_mut(copy);
+    for (to, from) in to.chunks_exact_mut(steps).zip(from.chunks(stride)).take(rows) {
+        assert!(from.len() >= dim);
+        // SAFETY: a lane of `dim` elements, as was just checked, and of as many steps.
+        unsafe { T::strip(to.as_mut_ptr(), 1, from.as_ptr(), (1, 1), (dim, 1), false) };
+    }
+    (to.as_ptr(), steps)
+}
+
+/// Rows of values as the left side of a product whose sum runs over the rows: as they lie where a step is an element, else two by two in
+/// `copy`. Returns the first step and the number of steps.
+#[inline(always)]
+fn crossing<T: Factor>(copy: &mut [T::Float], rows: &[T::Float], pitch: usize) -> (*const T::Step, usize) {
+    let count = rows.len() / pitch;
+    if T::PER_STEP == 1 {
+        return (rows.as_ptr().cast(), count);
+    }
+    let to: &mut [T::Step] = bytemuck::cast_slice_mut(copy);
+    for (to, rows) in to.chunks_exact_mut(pitch).zip(rows.chunks(2 * pitch)) {
+        let (first, second) = rows.split_at(pitch);
+        T::pack_rows(to, first, Some(second).filter(|second| !second.is_empty()));
+    }
+    (to.as_ptr(), count.div_ceil(2))
 }
 
 /// Turns a padded row of scores into weights exp(scale · (score − max)); returns max · scale and their sum.
@@ -153,7 +225,7 @@ fn weigh<T: Float>(
     }
 }
 
-struct Forward<'a, E: Held> {
+struct Forward<'a, E: Factor> {
     sizes: Sizes,
     qkv: &'a [E],
     out: Shared<E>,
@@ -166,12 +238,25 @@ struct Forward<'a, E: Held> {
     scratch: &'a mut [E::Float],
 }
 
-impl<E: Held> WithSimd for Forward<'_, E> {
+impl<E: Factor> WithUnit<E> for Forward<'_, E> {
+    fn run<U: Unit<E>>(self, unit: U) {
+        unit.vectorize(On { unit, work: self });
+    }
+}
+
+/// Work, compiled for a unit.
+struct On<U, W> {
+    unit: U,
+    work: W,
+}
+
+impl<E: Factor, U: Unit<E>> NullaryFnOnce for On<U, Forward<'_, E>> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { sizes, qkv, out, lse, sample, group, heads, round, scratch } = self;
+    fn call(self) {
+        let unit = self.unit;
+        let Forward { sizes, qkv, out, lse, sample, group, heads, round, scratch } = self.work;
         let (tokens, dim, width) = (sizes.tokens, sizes.dim, sizes.width());
         let panels = Panels::new(sizes);
         let scale = E::Float::ONE / E::Float::from_f64(dim as f64).sqrt();
@@ -179,22 +264,23 @@ impl<E: Held> WithSimd for Forward<'_, E> {
         let (v_copy, scratch) = scratch.split_at_mut(tokens * panels.dim);
         let (q_copy, scratch) = scratch.split_at_mut(panels.block * panels.dim);
         let (scores, result) = scratch.split_at_mut(panels.block * panels.tokens);
-        transpose(k_columns, panels.tokens, &qkv[sizes.k(sample, group)..], width, tokens);
+        let avx512 = avx512::<E, U>();
+        columns(k_columns, panels.tokens, &qkv[sizes.k(sample, group)..], width, (tokens, dim), avx512);
         let (v, v_row) = padded(v_copy, &qkv[sizes.v(sample, group)..], width, tokens, (dim, panels.dim));
         for head in heads {
             let q = &qkv[sizes.q(sample, head)..];
             for first in (0..tokens).step_by(panels.block) {
                 let rows = (tokens - first).min(panels.block);
-                let (q, q_row) = padded(q_copy, &q[first * width..], width, rows, (dim, panels.dim));
+                let (q, q_row) = lying(q_copy, &q[first * width..], width, rows, dim);
                 // SAFETY: `rows` rows of q and all of k; the block of scores is scratch.
                 unsafe {
-                    Product {
-                        simd,
-                        sizes: (rows, panels.tokens, dim),
-                        a: q.as_ptr(),
+                    Product::<E, U> {
+                        unit,
+                        sizes: (rows, panels.tokens, dim.div_ceil(E::PER_STEP)),
+                        a: q,
                         a_row: q_row,
                         a_step: 1,
-                        b: k_columns.as_ptr(),
+                        b: k_columns.as_ptr().cast(),
                         b_row: panels.tokens,
                         c: scores.as_mut_ptr(),
                         c_row: panels.tokens,
@@ -210,17 +296,18 @@ impl<E: Held> WithSimd for Forward<'_, E> {
                     if round {
                         round_row(row);
                     }
+                    E::pack_row(row);
                 }
                 let (sums, result) = result.split_at_mut(panels.block);
                 // SAFETY: `rows` rows of scores and all of v; the result is scratch.
                 unsafe {
-                    Product {
-                        simd,
-                        sizes: (rows, panels.dim, tokens),
-                        a: scores.as_ptr(),
+                    Product::<E, U> {
+                        unit,
+                        sizes: (rows, panels.dim, tokens.div_ceil(E::PER_STEP)),
+                        a: scores.as_ptr().cast(),
                         a_row: panels.tokens,
                         a_step: 1,
-                        b: v.as_ptr(),
+                        b: v,
                         b_row: v_row,
                         c: result.as_mut_ptr(),
                         c_row: panels.dim,
@@ -240,7 +327,7 @@ impl<E: Held> WithSimd for Forward<'_, E> {
     }
 }
 
-pub(super) fn forward<E: Held>(call: &Call) {
+pub(super) fn forward<E: Factor>(call: &Call) {
     let sizes = call.sizes;
     let qkv = call.qkv.host::<E>();
     let (out, lse) = (Shared::new(call.out.host_mut::<E>()), Shared::new(call.lse.host_mut::<E::Float>()));
@@ -260,12 +347,12 @@ pub(super) fn forward<E: Held>(call: &Call) {
         let first = group * size + part * (size / parts);
         E::Float::with_scratch(len, |scratch| {
             let heads = first..first + size / parts;
-            E::Float::dispatch(Forward { sizes, qkv, out, lse, sample, group, heads, round, scratch });
+            E::with_unit(Forward { sizes, qkv, out, lse, sample, group, heads, round, scratch });
         });
     });
 }
 
-struct Backward<'a, E: Held> {
+struct Backward<'a, E: Factor> {
     sizes: Sizes,
     qkv: &'a [E],
     out: &'a [E],
@@ -280,7 +367,7 @@ struct Backward<'a, E: Held> {
     scratch: &'a mut [E::Float],
 }
 
-impl<E: Held> Backward<'_, E> {
+impl<E: Factor> Backward<'_, E> {
     /// Puts or adds `scale` times padded rows to `dqkv`, from element `start` on.
     #[inline(always)]
     fn store(&self, start: usize, rows: &[E::Float], width: usize, scale: E::Float) {
@@ -296,21 +383,36 @@ impl<E: Held> Backward<'_, E> {
     }
 }
 
-impl<E: Held> WithSimd for Backward<'_, E> {
+impl<E: Factor> WithUnit<E> for Backward<'_, E> {
+    fn run<U: Unit<E>>(self, unit: U) {
+        unit.vectorize(On { unit, work: self });
+    }
+}
+
+impl<E: Factor, U: Unit<E>> NullaryFnOnce for On<U, Backward<'_, E>> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
+    fn call(self) {
+        let (unit, mut work) = (self.unit, self.work);
+        work.compute(unit);
+    }
+}
+
+impl<E: Factor> Backward<'_, E> {
+    #[inline(always)]
+    fn compute<U: Unit<E>>(&mut self, unit: U) {
         let Sizes { tokens, dim, heads, .. } = self.sizes;
         let (sizes, sample, group, qkv, width) = (self.sizes, self.sample, self.group, self.qkv, self.sizes.width());
         let (panels, out_row) = (Panels::new(sizes), heads * dim);
         let scale = E::Float::ONE / E::Float::from_f64(dim as f64).sqrt();
-        let (columns, copies, block) = (dim * panels.tokens, tokens * panels.dim, panels.block * panels.dim);
-        let lengths = [columns, columns, copies, block, block, copies, copies, block, panels.block * panels.tokens];
-        let ([k_columns, v_columns, k_copy, q_copy, dout_copy, dk, dv, dq, p], ds) =
-            split(std::mem::take(&mut self.scratch), lengths);
-        transpose(k_columns, panels.tokens, &qkv[sizes.k(sample, group)..], width, tokens);
-        transpose(v_columns, panels.tokens, &qkv[sizes.v(sample, group)..], width, tokens);
+        let (
+            [k_columns, v_columns, k_copy, q_copy, dout_copy, q_lying, dout_lying, dk, dv, dq, p, ds, p_turned],
+            ds_turned,
+        ) = split(std::mem::take(&mut self.scratch), panels.backward::<E>(sizes));
+        let (shape, avx512) = ((tokens, dim), avx512::<E, U>());
+        columns(k_columns, panels.tokens, &qkv[sizes.k(sample, group)..], width, shape, avx512);
+        columns(v_columns, panels.tokens, &qkv[sizes.v(sample, group)..], width, shape, avx512);
         let (k, k_row) = padded(k_copy, &qkv[sizes.k(sample, group)..], width, tokens, (dim, panels.dim));
         let size = heads / sizes.kv_heads;
         let mut add = false;
@@ -321,21 +423,21 @@ impl<E: Held> WithSimd for Backward<'_, E> {
                 let q = &qkv[q_start..];
                 let out_start = sizes.out(sample, head) + first * out_row;
                 let (out, dout) = (&self.out[out_start..], &self.dout[out_start..]);
-                let (q_rows, q_row) = padded(q_copy, q, width, rows, (dim, panels.dim));
-                let (dout_rows, dout_row) = padded(dout_copy, dout, out_row, rows, (dim, panels.dim));
+                let ((q_a, q_a_row), (dout_a, dout_a_row)) =
+                    (lying(q_lying, q, width, rows, dim), lying(dout_lying, dout, out_row, rows, dim));
                 // Scores, and the gradients of the weights.
                 for (a, a_row, b, c) in
-                    [(q_rows, q_row, &*k_columns, p.as_mut_ptr()), (dout_rows, dout_row, &*v_columns, ds.as_mut_ptr())]
+                    [(q_a, q_a_row, &*k_columns, p.as_mut_ptr()), (dout_a, dout_a_row, &*v_columns, ds.as_mut_ptr())]
                 {
                     // SAFETY: `rows` rows of a and all of b; c is scratch.
                     unsafe {
-                        Product {
-                            simd,
-                            sizes: (rows, panels.tokens, dim),
-                            a: a.as_ptr(),
+                        Product::<E, U> {
+                            unit,
+                            sizes: (rows, panels.tokens, dim.div_ceil(E::PER_STEP)),
+                            a,
                             a_row,
                             a_step: 1,
-                            b: b.as_ptr(),
+                            b: b.as_ptr().cast(),
                             b_row: panels.tokens,
                             c,
                             c_row: panels.tokens,
@@ -350,19 +452,29 @@ impl<E: Held> WithSimd for Backward<'_, E> {
                 let delta = unsafe { self.delta.row(statistics, rows) };
                 dot_rows(delta, out, dout, out_row, dim);
                 weigh((p, ds), panels.tokens, tokens, (lse, delta), scale, self.round);
-                let of_queries = (dq.as_mut_ptr(), rows, tokens, (&*ds, panels.tokens, 1), (k, k_row), false);
-                let of_keys = (dk.as_mut_ptr(), tokens, rows, (&*ds, 1, panels.tokens), (q_rows, q_row), add);
-                let of_values = (dv.as_mut_ptr(), tokens, rows, (&*p, 1, panels.tokens), (dout_rows, dout_row), add);
-                for (c, count, depth, (a, a_row, a_step), (b, b_row), add) in [of_queries, of_keys, of_values] {
-                    // SAFETY: a is a block of scratch, transposed or not, b has `depth` rows; c is scratch.
+                let pitch = panels.tokens;
+                let (p_a, steps) = crossing::<E>(p_turned, &p[..rows * pitch], pitch);
+                let (ds_a, _) = crossing::<E>(ds_turned, &ds[..rows * pitch], pitch);
+                if E::PER_STEP > 1 {
+                    ds[..rows * pitch].chunks_exact_mut(pitch).for_each(E::pack_row);
+                }
+                let (q_b, q_b_row) = padded(q_copy, q, width, rows, (dim, panels.dim));
+                let (dout_b, dout_b_row) = padded(dout_copy, dout, out_row, rows, (dim, panels.dim));
+                let along = tokens.div_ceil(E::PER_STEP);
+                let of_queries =
+                    (dq.as_mut_ptr(), rows, along, (ds.as_ptr().cast::<E::Step>(), pitch, 1), (k, k_row), false);
+                let of_keys = (dk.as_mut_ptr(), tokens, steps, (ds_a, 1, pitch), (q_b, q_b_row), add);
+                let of_values = (dv.as_mut_ptr(), tokens, steps, (p_a, 1, pitch), (dout_b, dout_b_row), add);
+                for (c, count, steps, (a, a_row, a_step), (b, b_row), add) in [of_queries, of_keys, of_values] {
+                    // SAFETY: a is a block of scratch, by rows or across them, b has `steps` steps; c is scratch.
                     unsafe {
-                        Product {
-                            simd,
-                            sizes: (count, panels.dim, depth),
-                            a: a.as_ptr(),
+                        Product::<E, U> {
+                            unit,
+                            sizes: (count, panels.dim, steps),
+                            a,
                             a_row,
                             a_step,
-                            b: b.as_ptr(),
+                            b,
                             b_row,
                             c,
                             c_row: panels.dim,
@@ -381,7 +493,7 @@ impl<E: Held> WithSimd for Backward<'_, E> {
 }
 
 /// `delta` `[B, H, T]` is scratch: Σ out · dout by row.
-pub(super) fn backward<E: Held>(call: &Call, dout: &Tensor, delta: &Tensor, to: &Destination) {
+pub(super) fn backward<E: Factor>(call: &Call, dout: &Tensor, delta: &Tensor, to: &Destination) {
     let sizes = call.sizes;
     let (qkv, out, dout) = (call.qkv.host::<E>(), call.out.host::<E>(), dout.host::<E>());
     let lse = call.lse.host::<E::Float>();
@@ -389,27 +501,12 @@ pub(super) fn backward<E: Held>(call: &Call, dout: &Tensor, delta: &Tensor, to: 
     let delta = Shared::new(delta.host_mut::<E::Float>());
     let (add, round) = (to.mode == Accumulate::Add, rounds(call));
     let panels = Panels::new(sizes);
-    let len = 2 * sizes.dim * panels.tokens
-        + 3 * sizes.tokens * panels.dim
-        + 3 * panels.block * panels.dim
-        + 2 * panels.block * panels.tokens;
+    let last = panels.turned::<E>();
+    let len = panels.backward::<E>(sizes).iter().sum::<usize>() + last;
     parallel::for_each(sizes.batch * sizes.kv_heads, sizes.products(), |task| {
         let (sample, group) = (task / sizes.kv_heads, task % sizes.kv_heads);
         E::Float::with_scratch(len, |scratch| {
-            E::Float::dispatch(Backward {
-                sizes,
-                qkv,
-                out,
-                lse,
-                dout,
-                delta,
-                dqkv,
-                add,
-                sample,
-                group,
-                round,
-                scratch,
-            });
+            E::with_unit(Backward { sizes, qkv, out, lse, dout, delta, dqkv, add, sample, group, round, scratch });
         });
     });
 }

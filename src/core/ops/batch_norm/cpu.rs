@@ -6,7 +6,7 @@
 
 use super::{Call, Gradients, Layout, Running, Statistics};
 use crate::ops::host::parallel::{self, GRAIN};
-use crate::ops::host::{Float, vector};
+use crate::ops::host::{Float, Held, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::Tensor;
 
@@ -26,17 +26,22 @@ fn for_chunks<T: Float>(layout: Layout, partial: &mut [T], f: impl Fn(std::ops::
 
 /// Means of channels from `first` on and sums of squares about them, W at a time: the first channel left.
 #[inline(always)]
-fn mean_stripes<const W: usize, T: Float>(x: &[T], channels: usize, first: usize, partial: &mut [T]) -> usize {
+fn mean_stripes<const W: usize, T: Float, E: Held<Float = T>>(
+    x: &[E],
+    channels: usize,
+    first: usize,
+    partial: &mut [T],
+) -> usize {
     let (means, squares) = partial.split_at_mut(channels);
     let count = T::from_f64((x.len() / channels) as f64);
     let mut at = first;
     while at + W <= channels {
         let (mut shift, mut sum, mut square) = ([T::ZERO; W], [T::ZERO; W], [T::ZERO; W]);
-        shift.copy_from_slice(&x[at..at + W]);
+        (0..W).for_each(|j| shift[j] = x[at + j].get());
         for row in x.chunks_exact(channels) {
             if let Some(row) = row[at..].first_chunk::<W>() {
                 for j in 0..W {
-                    let d = row[j] - shift[j];
+                    let d = row[j].get() - shift[j];
                     sum[j] += d;
                     square[j] = d.mul_add(d, square[j]);
                 }
@@ -53,7 +58,11 @@ fn mean_stripes<const W: usize, T: Float>(x: &[T], channels: usize, first: usize
 }
 
 /// mean and rstd of a call; the batch's with `partial` as scratch, moving the running ones on.
-pub(super) fn statistics<T: Float>(call: &Call, running: &Running, partial: Option<&Tensor>) {
+pub(super) fn statistics<E: Held>(call: &Call, running: &Running, partial: Option<&Tensor>) {
+    statistics_of::<E::Float, E>(call, running, partial);
+}
+
+fn statistics_of<T: Float, E: Held<Float = T>>(call: &Call, running: &Running, partial: Option<&Tensor>) {
     let (mean, rstd, epsilon) = (call.mean.host_mut::<T>(), call.rstd.host_mut::<T>(), T::from_f32(call.norm.epsilon));
     let Some(partial) = partial.map(Tensor::host_mut::<T>) else {
         mean.copy_from_slice(running.mean.host());
@@ -61,16 +70,16 @@ pub(super) fn statistics<T: Float>(call: &Call, running: &Running, partial: Opti
         rstd.iter_mut().zip(variance).for_each(|(rstd, &variance)| *rstd = T::ONE / (variance + epsilon).sqrt());
         return;
     };
-    let (layout, x) = (call.layout, call.x.host::<T>());
+    let (layout, x) = (call.layout, call.x.host::<E>());
     let channels = layout.channels;
     for_chunks(layout, partial, |rows, partial| {
         let x = &x[rows.start * channels..rows.end * channels];
         vector::dispatch(
             #[inline(always)]
             || {
-                let at = mean_stripes::<FORWARD, T>(x, channels, 0, partial);
-                let at = mean_stripes::<NARROW, T>(x, channels, at, partial);
-                mean_stripes::<1, T>(x, channels, at, partial);
+                let at = mean_stripes::<FORWARD, T, E>(x, channels, 0, partial);
+                let at = mean_stripes::<NARROW, T, E>(x, channels, at, partial);
+                mean_stripes::<1, T, E>(x, channels, at, partial);
             },
         );
     });
@@ -127,16 +136,16 @@ impl<T: Float> Affine<'_, T> {
     /// A loop over indices into slices of one length, here and below: closures are not always inlined, and what is not
     /// is compiled for the plainest machine.
     #[inline(always)]
-    fn row<const RESIDUAL: bool>(&self, y: &mut [T], x: &[T], residual: &[T], relu: bool) {
+    fn row<const RESIDUAL: bool, E: Held<Float = T>>(&self, y: &mut [E], x: &[E], residual: &[E], relu: bool) {
         let channels = y.len();
         let (mean, gain, bias) = (&self.mean[..channels], &self.gain[..channels], &self.bias[..channels]);
         let (x, residual) = (&x[..channels], &residual[..channels]);
         for c in 0..channels {
-            let mut v = gain[c].mul_add(x[c] - mean[c], bias[c]);
+            let mut v = gain[c].mul_add(x[c].get() - mean[c], bias[c]);
             if RESIDUAL {
-                v += residual[c];
+                v += residual[c].get();
             }
-            y[c] = if relu && v <= T::ZERO { T::ZERO } else { v };
+            y[c] = E::of(if relu && v <= T::ZERO { T::ZERO } else { v });
         }
     }
 }
@@ -158,12 +167,12 @@ fn rows_per_task(channels: usize) -> usize {
     (GRAIN / 2).div_ceil(channels).max(1)
 }
 
-pub(super) fn apply<T: Float>(call: &Call, y: &Tensor, residual: Option<&Tensor>) {
-    let (channels, relu, x) = (call.layout.channels, call.norm.relu, call.x.host::<T>());
-    let residual = residual.map(Tensor::host::<T>);
-    with_affine::<T>(call, |affine, _, _| {
+pub(super) fn apply<E: Held>(call: &Call, y: &Tensor, residual: Option<&Tensor>) {
+    let (channels, relu, x) = (call.layout.channels, call.norm.relu, call.x.host::<E>());
+    let residual = residual.map(Tensor::host::<E>);
+    with_affine::<E::Float>(call, |affine, _, _| {
         let Affine { mean, gain, bias } = affine;
-        parallel::for_row_blocks(y.host_mut::<T>(), channels, rows_per_task(channels), |first, y| {
+        parallel::for_row_blocks(y.host_mut::<E>(), channels, rows_per_task(channels), |first, y| {
             let within = first * channels..first * channels + y.len();
             let x = &x[within.clone()];
             let residual = residual.map(|residual| &residual[within]);
@@ -173,8 +182,8 @@ pub(super) fn apply<T: Float>(call: &Call, y: &Tensor, residual: Option<&Tensor>
                 || {
                     for (row, (y, x)) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).enumerate() {
                         match residual {
-                            Some(residual) => affine.row::<true>(y, x, &residual[row * channels..], relu),
-                            None => affine.row::<false>(y, x, x, relu),
+                            Some(residual) => affine.row::<true, E>(y, x, &residual[row * channels..], relu),
+                            None => affine.row::<false, E>(y, x, x, relu),
                         }
                     }
                 },
@@ -200,15 +209,15 @@ fn masked<const MASK: u8, T: Float>(dy: T, d: T, y: T, gain: T, bias: T) -> T {
 }
 
 /// The tensors that a backward reads; `y` is `dy` where nobody asks for it.
-struct View<'a, T> {
+struct View<'a, T, E> {
     channels: usize,
     affine: Affine<'a, T>,
-    dy: &'a [T],
-    x: &'a [T],
-    y: &'a [T],
+    dy: &'a [E],
+    x: &'a [E],
+    y: &'a [E],
 }
 
-impl<T: Float> View<'_, T> {
+impl<T: Float, E: Held<Float = T>> View<'_, T, E> {
     /// Σ dz and Σ dz · (x − mean) of channels from `first` on, W at a time: the first channel left.
     #[inline(always)]
     fn sum_stripes<const MASK: u8, const W: usize>(
@@ -235,8 +244,8 @@ impl<T: Float> View<'_, T> {
                 );
                 if let (Some(dy), Some(x), Some(y)) = pieces {
                     for j in 0..W {
-                        let d = x[j] - mean[j];
-                        let dz = masked::<MASK, T>(dy[j], d, y[j], gain[j], bias[j]);
+                        let d = x[j].get() - mean[j];
+                        let dz = masked::<MASK, T>(dy[j].get(), d, y[j].get(), gain[j], bias[j]);
                         sum[j] += dz;
                         sum_n[j] = dz.mul_add(d, sum_n[j]);
                     }
@@ -267,8 +276,8 @@ impl<T: Float> View<'_, T> {
         &self,
         plain: &[T],
         slope: &[T],
-        dx: Option<(&mut [T], Accumulate)>,
-        dresidual: Option<(&mut [T], Accumulate)>,
+        dx: Option<(&mut [E], Accumulate)>,
+        dresidual: Option<(&mut [E], Accumulate)>,
     ) {
         let channels = self.channels;
         let task = rows_per_task(channels) * channels;
@@ -307,28 +316,28 @@ impl<T: Float> View<'_, T> {
 
     /// dx of the row that begins at `at`.
     #[inline(always)]
-    fn input_row<const MASK: u8, const ADD: bool>(&self, at: usize, plain: &[T], slope: &[T], dx: &mut [T]) {
+    fn input_row<const MASK: u8, const ADD: bool>(&self, at: usize, plain: &[T], slope: &[T], dx: &mut [E]) {
         let (channels, Affine { mean, gain, bias }) = (dx.len(), &self.affine);
         let (mean, gain, bias) = (&mean[..channels], &gain[..channels], &bias[..channels]);
         let (plain, slope) = (&plain[..channels], &slope[..channels]);
         let (dy, x, y) = (&self.dy[at..][..channels], &self.x[at..][..channels], &self.y[at..][..channels]);
         for c in 0..channels {
-            let d = x[c] - mean[c];
-            let dz = masked::<MASK, T>(dy[c], d, y[c], gain[c], bias[c]);
+            let d = x[c].get() - mean[c];
+            let dz = masked::<MASK, T>(dy[c].get(), d, y[c].get(), gain[c], bias[c]);
             let value = gain[c] * ((-d).mul_add(slope[c], dz) - plain[c]);
-            dx[c] = if ADD { dx[c] + value } else { value };
+            dx[c] = E::of(if ADD { dx[c].get() + value } else { value });
         }
     }
 
     /// dresidual of the row that begins at `at`.
     #[inline(always)]
-    fn residual_row<const MASK: u8, const ADD: bool>(&self, at: usize, dresidual: &mut [T]) {
+    fn residual_row<const MASK: u8, const ADD: bool>(&self, at: usize, dresidual: &mut [E]) {
         let (channels, Affine { mean, gain, bias }) = (dresidual.len(), &self.affine);
         let (mean, gain, bias) = (&mean[..channels], &gain[..channels], &bias[..channels]);
         let (dy, x, y) = (&self.dy[at..][..channels], &self.x[at..][..channels], &self.y[at..][..channels]);
         for c in 0..channels {
-            let dz = masked::<MASK, T>(dy[c], x[c] - mean[c], y[c], gain[c], bias[c]);
-            dresidual[c] = if ADD { dresidual[c] + dz } else { dz };
+            let dz = masked::<MASK, T>(dy[c].get(), x[c].get() - mean[c], y[c].get(), gain[c], bias[c]);
+            dresidual[c] = E::of(if ADD { dresidual[c].get() + dz } else { dz });
         }
     }
 }
@@ -339,9 +348,9 @@ fn give<T: Float>(to: Option<&Destination>, values: &[T]) {
     }
 }
 
-fn backward_masked<const MASK: u8, T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients) {
-    let (layout, dy) = (call.layout, dy.host::<T>());
-    let y = call.y.as_ref().map_or(dy, Tensor::host::<T>);
+fn backward_masked<const MASK: u8, T: Float, E: Held<Float = T>>(call: &Call, dy: &Tensor, gradients: &Gradients) {
+    let (layout, dy) = (call.layout, dy.host::<E>());
+    let y = call.y.as_ref().map_or(dy, Tensor::host::<E>);
     with_affine::<T>(call, |affine, plain, slope| {
         let view = View { channels: layout.channels, affine, dy, x: call.x.host(), y };
         plain.fill(T::ZERO);
@@ -366,18 +375,18 @@ fn backward_masked<const MASK: u8, T: Float>(call: &Call, dy: &Tensor, gradients
             plain.fill(T::ZERO);
             slope.fill(T::ZERO);
         }
-        let dx = gradients.dx.as_ref().map(|to| (to.host_mut::<T>(), to.mode));
-        let dresidual = gradients.dresidual.as_ref().map(|to| (to.host_mut::<T>(), to.mode));
+        let dx = gradients.dx.as_ref().map(|to| (to.host_mut::<E>(), to.mode));
+        let dresidual = gradients.dresidual.as_ref().map(|to| (to.host_mut::<E>(), to.mode));
         if dx.is_some() || dresidual.is_some() {
             view.inputs::<MASK>(plain, slope, dx, dresidual);
         }
     });
 }
 
-pub(super) fn backward<T: Float>(call: &Call, dy: &Tensor, gradients: &Gradients) {
+pub(super) fn backward<E: Held>(call: &Call, dy: &Tensor, gradients: &Gradients) {
     match (call.norm.relu, &call.y) {
-        (false, _) => backward_masked::<NONE, T>(call, dy, gradients),
-        (true, None) => backward_masked::<FROM_X, T>(call, dy, gradients),
-        (true, Some(_)) => backward_masked::<FROM_Y, T>(call, dy, gradients),
+        (false, _) => backward_masked::<NONE, E::Float, E>(call, dy, gradients),
+        (true, None) => backward_masked::<FROM_X, E::Float, E>(call, dy, gradients),
+        (true, Some(_)) => backward_masked::<FROM_Y, E::Float, E>(call, dy, gradients),
     }
 }

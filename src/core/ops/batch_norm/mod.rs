@@ -213,8 +213,8 @@ impl Call {
     fn forward(&self, y: &Tensor, residual: Option<&Tensor>, running: &Running) -> Result<()> {
         let batch = self.norm.statistics == Statistics::Batch;
         let partial = batch.then(|| self.chunk_sums(y)).transpose()?;
-        run!(y, statistics(self, running, partial.as_ref()))?;
-        run!(y, apply(self, y, residual))
+        run!(held y, statistics(self, running, partial.as_ref()))?;
+        run!(held y, apply(self, y, residual))
     }
 
     fn backward(&self, backward: &Backward, to: To) -> Result<()> {
@@ -234,6 +234,6 @@ impl Call {
         let written = gradients.dx.is_some() as usize + gradients.dresidual.is_some() as usize;
         let read = (2 + self.y.is_some() as usize) * (gradients.sums.is_some() as usize + (written > 0) as usize);
         context.charge("batch_norm_bwd", self.cost(read + written, 14));
-        run!(dy, backward(self, dy, &gradients))
+        run!(held dy, backward(self, dy, &gradients))
     }
 }

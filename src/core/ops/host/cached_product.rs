@@ -1,49 +1,50 @@
 //! Small products, such as those of attention, whose operands are hot in the cache: no packing, a tile of the result in registers.
 //!
 //! Every element is one chain of fused multiply-adds in ascending order, from zero; with `add` the chain's sum is added to
-//! what is there. So no bit depends on the other rows, on the vector width or on the threads.
+//! what is there. So no bit depends on the other rows, on the vector width or on the threads. In bf16 a step of the chain is a pair
+//! ([`Factor`]).
 
-use pulp::{NullaryFnOnce, Simd};
+use pulp::NullaryFnOnce;
 
-use super::float::Float;
+use super::product::{Factor, Unit};
 
 /// Columns of a [`Product`] come in multiples of this, on every machine.
 pub(crate) const PAD: usize = 16;
 
-/// `c[i, j] = Σ_p a[i, p] · b[p, j]`, or `+=`, through pointers: row `i` of `a` begins at `a + i · a_row`, its elements are
-/// `a_step` apart; rows of `b` and `c` are `b_row` and `c_row` apart, their elements are neighbours.
-pub(crate) struct Product<T, S> {
-    pub simd: S,
-    /// Rows of `a` and `c`, columns of `b` and `c` (a multiple of [`PAD`]), length of the sums.
+/// `c[i, j] = Σ_p a[i, p] · b[p, j]`, or `+=`, through pointers: row `i` of `a` begins at `a + i · a_row`, its steps are
+/// `a_step` apart; rows of `b` and `c` are `b_row` and `c_row` apart, their lanes are neighbours.
+pub(crate) struct Product<T: Factor, U> {
+    pub unit: U,
+    /// Rows of `a` and `c`, columns of `b` and `c` (a multiple of [`PAD`]), steps of the sums.
     pub sizes: (usize, usize, usize),
-    pub a: *const T,
+    pub a: *const T::Step,
     pub a_row: usize,
     pub a_step: usize,
-    pub b: *const T,
+    pub b: *const T::Step,
     pub b_row: usize,
-    pub c: *mut T,
+    pub c: *mut T::Float,
     pub c_row: usize,
     pub add: bool,
 }
 
-impl<T: Float, S: Simd> Product<T, S> {
-    /// Computes it, compiled for `S`.
+impl<T: Factor, U: Unit<T>> Product<T, U> {
+    /// Computes it, compiled for `U`.
     ///
     /// # Safety
     /// All elements named above lie in live memory, those of `c` are this call's alone and not among those of `a` and `b`.
     #[inline(always)]
     pub unsafe fn run(self) {
         debug_assert_eq!(self.sizes.1 % PAD, 0);
-        self.simd.vectorize(self);
+        self.unit.vectorize(self);
     }
 }
 
-impl<T: Float, S: Simd> NullaryFnOnce for Product<T, S> {
+impl<T: Factor, U: Unit<T>> NullaryFnOnce for Product<T, U> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        let vectors = self.sizes.1 / T::lanes::<S>();
+        let vectors = self.sizes.1 / U::lanes();
         let mut j = 0;
         while j < vectors {
             let left = vectors - j;
@@ -62,7 +63,7 @@ impl<T: Float, S: Simd> NullaryFnOnce for Product<T, S> {
     }
 }
 
-impl<T: Float, S: Simd> Product<T, S> {
+impl<T: Factor, U: Unit<T>> Product<T, U> {
     /// `V` vectors of columns from vector `j` on, all rows.
     #[inline(always)]
     unsafe fn columns<const V: usize>(&self, j: usize) {
@@ -72,7 +73,7 @@ impl<T: Float, S: Simd> Product<T, S> {
             // SAFETY: as `run`'s.
             row += unsafe {
                 match left {
-                    8.. if S::REGISTER_COUNT >= 32 => self.tile::<8, V>(row, j),
+                    8.. if U::REGISTERS >= 32 => self.tile::<8, V>(row, j),
                     4.. => self.tile::<4, V>(row, j),
                     2.. => self.tile::<2, V>(row, j),
                     _ => self.tile::<1, V>(row, j),
@@ -84,21 +85,22 @@ impl<T: Float, S: Simd> Product<T, S> {
     /// `R` rows by `V` vectors; returns `R`.
     #[inline(always)]
     unsafe fn tile<const R: usize, const V: usize>(&self, row: usize, j: usize) -> usize {
-        let (simd, lanes) = (self.simd, T::lanes::<S>());
-        let mut sums = [[T::splat(simd, T::ZERO); V]; R];
+        let (unit, lanes) = (self.unit, U::lanes());
+        let mut sums = [[unit.zero(); V]; R];
         // SAFETY: as `run`'s.
         unsafe {
             let mut a = self.a.add(row * self.a_row);
             let mut b = self.b.add(j * lanes);
             for _ in 0..self.sizes.2 {
-                let mut columns = [T::splat(simd, T::ZERO); V];
-                for (v, column) in columns.iter_mut().enumerate() {
-                    *column = b.add(v * lanes).cast::<T::Vector<S>>().read_unaligned();
+                let mut columns = [unit.load(b); V];
+                for (v, column) in columns.iter_mut().enumerate().skip(1) {
+                    *column = unit.load(b.add(v * lanes));
                 }
                 for (i, sums) in sums.iter_mut().enumerate() {
-                    let x = T::splat(simd, *a.add(i * self.a_row));
+                    // Pairs that lie in place are aligned as bf16.
+                    let x = unit.splat(a.add(i * self.a_row).read_unaligned());
                     for (sum, &column) in sums.iter_mut().zip(&columns) {
-                        *sum = T::vector_mul_add(simd, x, column, *sum);
+                        *sum = unit.multiply_add(x, column, *sum);
                     }
                 }
                 a = a.wrapping_add(self.a_step);
@@ -106,8 +108,8 @@ impl<T: Float, S: Simd> Product<T, S> {
             }
             for (i, sums) in sums.iter().enumerate() {
                 for (v, &sum) in sums.iter().enumerate() {
-                    let to = self.c.add((row + i) * self.c_row + (j + v) * lanes).cast::<T::Vector<S>>();
-                    let sum = if self.add { T::vector_add(simd, to.read_unaligned(), sum) } else { sum };
+                    let to = self.c.add((row + i) * self.c_row + (j + v) * lanes).cast::<U::Sums>();
+                    let sum = if self.add { unit.add(to.read_unaligned(), sum) } else { sum };
                     to.write_unaligned(sum);
                 }
             }

@@ -9,6 +9,7 @@ use super::{Call, Sizes};
 use crate::ops::host::Float;
 use crate::ops::host::cached_product::{PAD, Product};
 use crate::ops::host::parallel::{self, Shared};
+use crate::ops::host::product::Vectors;
 use crate::ops::host::vector;
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::Tensor;
@@ -193,8 +194,8 @@ fn product<T: Float, S: Simd>(
     let (a_row, a_step) = if transposed { (1, padded) } else { (padded, 1) };
     // SAFETY: the extents just said; `c` is borrowed alone.
     unsafe {
-        Product {
-            simd,
+        Product::<T, _> {
+            unit: Vectors(simd),
             sizes: (rows, padded, depth),
             a: a.as_ptr(),
             a_row,

@@ -41,6 +41,12 @@ pub trait Factor: Held {
         avx512: bool,
     );
 
+    /// A row of sums becomes steps, rounded to the type, in the same memory from its start on; 16 values at a time.
+    fn pack_row(row: &mut [Self::Float]);
+
+    /// `to[lane]` is the step of the lane's values in two rows; zero where there is no second.
+    fn pack_rows(to: &mut [Self::Step], first: &[Self::Float], second: Option<&[Self::Float]>);
+
     /// One step of `lanes` neighbours, of which `elements` exist, `step_stride` apart.
     ///
     /// # Safety
@@ -247,6 +253,14 @@ impl<T: Float> Factor for T {
     }
 
     #[inline(always)]
+    fn pack_row(_row: &mut [Self]) {}
+
+    #[inline(always)]
+    fn pack_rows(to: &mut [Self], first: &[Self], _second: Option<&[Self]>) {
+        to.copy_from_slice(first);
+    }
+
+    #[inline(always)]
     unsafe fn neighbours(dst: *mut Self, src: *const Self, lanes: usize, _elements: usize, _step_stride: usize) {
         // SAFETY: as the caller promises.
         unsafe { pack::copy(src, dst, lanes) };
@@ -275,6 +289,12 @@ impl<W: WithUnit<bf16>> WithSimd for OfPairs<W> {
     fn with_simd<S: Simd>(self, simd: S) {
         self.0.run(WidenedPairs(simd));
     }
+}
+
+/// Two values as a pair, rounded.
+#[inline(always)]
+fn pair_of(first: f32, second: f32) -> u32 {
+    u32::from(bf16::of(first).to_bits()) | u32::from(bf16::of(second).to_bits()) << 16
 }
 
 impl Factor for bf16 {
@@ -326,6 +346,29 @@ impl Factor for bf16 {
                     *to.add(lane) = u32::from((*from).to_bits()) | u32::from(second) << 16;
                 }
             }
+        }
+    }
+
+    #[inline(always)]
+    fn pack_row(row: &mut [f32]) {
+        assert!(row.len().is_multiple_of(16), "a row of {} values", row.len());
+        for at in (0..row.len()).step_by(16) {
+            // A copy: the steps take the place of values that were read before.
+            let mut values = [0.0; 16];
+            values.copy_from_slice(&row[at..at + 16]);
+            for (to, pair) in row[at / 2..].iter_mut().zip(values.as_chunks::<2>().0) {
+                *to = f32::from_bits(pair_of(pair[0], pair[1]));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pack_rows(to: &mut [u32], first: &[f32], second: Option<&[f32]>) {
+        match second {
+            Some(second) => {
+                to.iter_mut().zip(first).zip(second).for_each(|((to, &first), &second)| *to = pair_of(first, second));
+            }
+            None => to.iter_mut().zip(first).for_each(|(to, &first)| *to = pair_of(first, 0.0)),
         }
     }
 
