@@ -147,7 +147,7 @@ impl Tensor {
     }
 
     /// The elements on the host, for `cpu.rs` and for reading results of CPU contexts. An op that computes in f32 gets a bf16 tensor
-    /// as f32 ([`in_f32`]).
+    /// as f32, and what it writes there is rounded when it ends.
     ///
     /// # Panics
     /// For another element type or device: a bug in an op.

@@ -20,7 +20,7 @@ pub(super) fn prepared_form(sizes: Sizes, dtype: DType) -> Option<(usize, DType)
 }
 
 /// Makes that form.
-pub(super) fn prepare<T: Float>(sizes: Sizes, weight: &Tensor, prepared: &Tensor) {
+pub(super) fn prepare(sizes: Sizes, weight: &Tensor, prepared: &Tensor) {
     match prepared.dtype() {
         DType::BF16 => pairs::prepare(&sizes, weight.host(), prepared.host_mut()),
         _ => winograd::transform(&sizes, weight.host(), prepared.host_mut()),

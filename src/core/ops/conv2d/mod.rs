@@ -25,9 +25,9 @@ mod winograd_weight;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
-use crate::ops::{run, with_host_float};
+use crate::ops::run;
 use crate::tape::{Backward, Destination, Input, Tape, Var};
-use crate::tensor::{Cost, DType, Device, Shape, Tensor};
+use crate::tensor::{Cost, DType, Device, Shape, Tensor, in_f32};
 
 /// `$walk.sum::<P>()` with `P` = `$count`, 1 to 14, which only run time knows: sums live in registers if their number is fixed.
 macro_rules! sum_counted {
@@ -194,7 +194,8 @@ pub fn conv2d(
     context.charge("conv2d_fwd", call.cost(x.dtype(), residual.map_or(0, |residual| residual.tensor().bytes())));
     let prepared = match cpu::prepared_form(sizes, x.dtype()) {
         Some(form) => tape.prepared(weight.tensor(), OP, form, move |weight, prepared| {
-            with_host_float!(OP, weight.dtype(), T => cpu::prepare::<T>(sizes, weight, prepared))
+            in_f32(|| cpu::prepare(sizes, weight, prepared));
+            Ok(())
         })?,
         None => None,
     };

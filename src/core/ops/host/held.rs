@@ -11,7 +11,7 @@ pub(crate) const fn is_own<E: Held>() -> bool {
     size_of::<E>() == size_of::<E::Float>()
 }
 
-/// Scratch that [`read`] or [`write`] needs for `len` elements.
+/// Scratch that [`read`] or [`write()`] needs for `len` elements.
 pub(crate) const fn room<E: Held>(len: usize) -> usize {
     if is_own::<E>() { 0 } else { len }
 }
@@ -64,7 +64,7 @@ pub(crate) fn write<E: Held, R>(
     result
 }
 
-/// [`write`] with scratch of its own.
+/// [`write()`] with scratch of its own.
 pub(crate) fn write_alone<E: Held, R>(to: &mut [E], reads: bool, f: impl FnOnce(&mut [E::Float]) -> R) -> R {
     E::Float::with_scratch(room::<E>(to.len()), |scratch| write(to, reads, scratch, f))
 }
