@@ -225,6 +225,23 @@ fn weigh<T: Float>(
     }
 }
 
+/// `c = a · b`, or `+=`: `(rows, columns, steps)`, the left side with its distances of rows and steps, the others with those of rows.
+///
+/// # Safety
+/// As for [`Product::run`].
+#[inline(always)]
+unsafe fn multiply<E: Factor, U: Unit<E>>(
+    unit: U,
+    sizes: (usize, usize, usize),
+    (a, a_row, a_step): (*const E::Step, usize, usize),
+    (b, b_row): (*const E::Step, usize),
+    (c, c_row): (*mut E::Float, usize),
+    add: bool,
+) {
+    // SAFETY: as the caller promises.
+    unsafe { Product::<E, U> { unit, sizes, a, a_row, a_step, b, b_row, c, c_row, add }.run() };
+}
+
 struct Forward<'a, E: Factor> {
     sizes: Sizes,
     qkv: &'a [E],
@@ -274,19 +291,14 @@ impl<E: Factor, U: Unit<E>> NullaryFnOnce for On<U, Forward<'_, E>> {
                 let (q, q_row) = lying(q_copy, &q[first * width..], width, rows, dim);
                 // SAFETY: `rows` rows of q and all of k; the block of scores is scratch.
                 unsafe {
-                    Product::<E, U> {
+                    multiply::<E, U>(
                         unit,
-                        sizes: (rows, panels.tokens, dim.div_ceil(E::PER_STEP)),
-                        a: q,
-                        a_row: q_row,
-                        a_step: 1,
-                        b: k_columns.as_ptr().cast(),
-                        b_row: panels.tokens,
-                        c: scores.as_mut_ptr(),
-                        c_row: panels.tokens,
-                        add: false,
-                    }
-                    .run();
+                        (rows, panels.tokens, dim.div_ceil(E::PER_STEP)),
+                        (q, q_row, 1),
+                        (k_columns.as_ptr().cast(), panels.tokens),
+                        (scores.as_mut_ptr(), panels.tokens),
+                        false,
+                    );
                 }
                 // SAFETY: this task alone has this head's statistics.
                 let lse = unsafe { lse.row((sample * sizes.heads + head) * tokens + first, rows) };
@@ -301,19 +313,14 @@ impl<E: Factor, U: Unit<E>> NullaryFnOnce for On<U, Forward<'_, E>> {
                 let (sums, result) = result.split_at_mut(panels.block);
                 // SAFETY: `rows` rows of scores and all of v; the result is scratch.
                 unsafe {
-                    Product::<E, U> {
+                    multiply::<E, U>(
                         unit,
-                        sizes: (rows, panels.dim, tokens.div_ceil(E::PER_STEP)),
-                        a: scores.as_ptr().cast(),
-                        a_row: panels.tokens,
-                        a_step: 1,
-                        b: v,
-                        b_row: v_row,
-                        c: result.as_mut_ptr(),
-                        c_row: panels.dim,
-                        add: false,
-                    }
-                    .run();
+                        (rows, panels.dim, tokens.div_ceil(E::PER_STEP)),
+                        (scores.as_ptr().cast(), panels.tokens, 1),
+                        (v, v_row),
+                        (result.as_mut_ptr(), panels.dim),
+                        false,
+                    );
                 }
                 for (i, (row, lse)) in result.chunks_exact(panels.dim).zip(&mut *lse).enumerate() {
                     let inverse = E::Float::ONE / sums[i];
@@ -431,19 +438,14 @@ impl<E: Factor> Backward<'_, E> {
                 {
                     // SAFETY: `rows` rows of a and all of b; c is scratch.
                     unsafe {
-                        Product::<E, U> {
+                        multiply::<E, U>(
                             unit,
-                            sizes: (rows, panels.tokens, dim.div_ceil(E::PER_STEP)),
-                            a,
-                            a_row,
-                            a_step: 1,
-                            b: b.as_ptr().cast(),
-                            b_row: panels.tokens,
-                            c,
-                            c_row: panels.tokens,
-                            add: false,
-                        }
-                        .run();
+                            (rows, panels.tokens, dim.div_ceil(E::PER_STEP)),
+                            (a, a_row, 1),
+                            (b.as_ptr().cast(), panels.tokens),
+                            (c, panels.tokens),
+                            false,
+                        );
                     }
                 }
                 let statistics = (sample * heads + head) * tokens + first;
@@ -468,19 +470,14 @@ impl<E: Factor> Backward<'_, E> {
                 for (c, count, steps, (a, a_row, a_step), (b, b_row), add) in [of_queries, of_keys, of_values] {
                     // SAFETY: a is a block of scratch, by rows or across them, b has `steps` steps; c is scratch.
                     unsafe {
-                        Product::<E, U> {
+                        multiply::<E, U>(
                             unit,
-                            sizes: (count, panels.dim, steps),
-                            a,
-                            a_row,
-                            a_step,
-                            b,
-                            b_row,
-                            c,
-                            c_row: panels.dim,
+                            (count, panels.dim, steps),
+                            (a, a_row, a_step),
+                            (b, b_row),
+                            (c, panels.dim),
                             add,
-                        }
-                        .run();
+                        );
                     }
                 }
                 self.store(q_start, &dq[..rows * panels.dim], panels.dim, scale);
