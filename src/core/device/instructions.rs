@@ -145,7 +145,7 @@ fn named(name: Option<&str>, sets: &[InstructionSet]) -> Result<InstructionSet> 
         let name = name.unwrap_or_default();
         let message = match NAMES.contains(&name.trim()) {
             true => format!("this processor has no {}", name.trim()),
-            false => format!("`{name}` is not an instruction set of {}", NAMES.join(", ")),
+            false => format!("`{name}` is none of {}", NAMES.join(", ")),
         };
         Error::config("ENGINE_CPU", message, format!("set it to {}, or unset it to use the best", here.join(", ")))
     })
