@@ -27,8 +27,9 @@ pub trait Factor: Held {
     /// Runs `work` with the best multipliers of the instruction set in force.
     fn with_unit<W: WithUnit<Self>>(work: W);
 
-    /// One strip of steps, of so many lanes and elements along the sum, each with its stride: element `(lane, p)` is at `src + lane * lane_stride + p * step_stride`, step `s` of a lane goes to
-    /// `dst[s * width + lane]`. Lanes from `lanes` to `width`, and the second half of an odd last pair, are zero.
+    /// One strip of steps, of so many lanes and elements along the sum, each with its stride: element `(lane, p)` is at
+    /// `src + lane * lane_stride + p * step_stride`, step `s` of a lane goes to `dst[s * width + lane]`. Lanes from `lanes` to `width`, and
+    /// the second half of an odd last pair, are zero.
     ///
     /// # Safety
     /// All elements for `lane < lanes`, `p < elements` are readable, and `dst` is valid for writing every step of `width` lanes.
