@@ -173,6 +173,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_path_with_a_line_break_stays_on_one_line() {
+        let io = Error::io("a\nb", "open")(std::io::Error::other("no"));
+        for error in [Error::file("a\nb", "is damaged", "repair it"), io, Error::config("a\nb: key", "is 0", "give 1")]
+        {
+            let text = error.to_string();
+            assert!(text.starts_with("a\\nb: ") && !text.contains('\n'), "{text}");
+        }
+    }
+
+    #[test]
     fn a_lack_of_memory_is_told_in_units_for_people() {
         let (needed, available) = (145_960_369_624, 22_118_658_048);
         let error =

@@ -135,7 +135,10 @@ fn run(reader: &str, mut read: impl FnMut(&[u8]) -> Result<(), String>) {
     let (mut inputs, named) = (Vec::new(), seeds(reader));
     for (name, seed) in named {
         let may_fail = name.starts_with("found-") || name.starts_with("refused-");
-        read(&seed).unwrap_or_else(|error| assert!(may_fail, "{reader}: seed {name}: {error}"));
+        read(&seed).unwrap_or_else(|error| {
+            assert!(may_fail, "{reader}: seed {name}: {error}");
+            assert!(!error.contains('\n'), "{reader}: seed {name}: {error:?} is not one line");
+        });
         inputs.push(seed);
     }
     assert!(!inputs.is_empty(), "{reader} has no seeds");

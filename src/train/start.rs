@@ -10,8 +10,9 @@ use super::{
     DataSizes, Event, Memory, Recipe, Residency, Run, RunFolder, RunState, Start, Task, TrainRequest, Trainer,
     backbone, checkpoint_config, fingerprint, folder, list_checkpoints, ranks,
 };
-use crate::config::{Config, LrSchedule};
+use crate::config::{Config, LrSchedule, Precision};
 use crate::data::{Dataset, Split};
+use crate::device::instructions::instruction_set;
 use crate::error::{Error, Result};
 use crate::tensor::Device;
 use crate::words::counted;
@@ -203,6 +204,11 @@ fn prepare(
     let described = chosen.describe();
     let device = chosen.accelerator.map_or(Device::Cpu, Device::Accelerator);
     config.training.precision = config.training.precision.settled(device.has_tensor_cores());
+    let has_products = instruction_set().multiplies_bf16();
+    if config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) && !has_products {
+        let text = "this processor has no instruction for products of bf16: a step takes less memory than in f32, and more time";
+        report(&Event::Warning(text.into()));
+    }
     let task: Arc<dyn Task> = request.task.clone().unwrap_or_else(|| Arc::new(config.model.clone()));
     let sizes =
         DataSizes { training: dataset.split_len(Split::Train), validation: dataset.split_len(Split::Validation) };

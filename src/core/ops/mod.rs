@@ -137,10 +137,13 @@ macro_rules! run {
         }
     };
     (held $like:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        $crate::ops::run!(@with_held $like, $function($($argument),*))
+    };
+    (@$host:ident $like:expr, $function:ident($($argument:expr),*)) => {
         match $like.context().backend() {
             $crate::tensor::Backend::Plan => Ok($like.context().note_module(OP)),
             $crate::tensor::Backend::Cpu => $crate::tensor::clock::time(OP, stringify!($function), || {
-                $crate::ops::with_held!(OP, $like.dtype(), T => cpu::$function::<T>($($argument),*))
+                $crate::ops::$host!(OP, $like.dtype(), T => cpu::$function::<T>($($argument),*))
             }),
             $crate::tensor::Backend::Accelerator(accelerator) => match $like.dtype() {
                 $crate::tensor::DType::F32 => cuda::$function::<f32>(accelerator, $($argument),*),
@@ -150,17 +153,7 @@ macro_rules! run {
         }
     };
     ($like:expr, $function:ident($($argument:expr),* $(,)?)) => {
-        match $like.context().backend() {
-            $crate::tensor::Backend::Plan => Ok($like.context().note_module(OP)),
-            $crate::tensor::Backend::Cpu => $crate::tensor::clock::time(OP, stringify!($function), || {
-                $crate::ops::with_host_float!(OP, $like.dtype(), T => cpu::$function::<T>($($argument),*))
-            }),
-            $crate::tensor::Backend::Accelerator(accelerator) => match $like.dtype() {
-                $crate::tensor::DType::F32 => cuda::$function::<f32>(accelerator, $($argument),*),
-                $crate::tensor::DType::BF16 => cuda::$function::<half::bf16>(accelerator, $($argument),*),
-                other => Err($crate::ops::no_kernel(OP, accelerator, other, "f32 or bf16")),
-            },
-        }
+        $crate::ops::run!(@with_host_float $like, $function($($argument),*))
     };
 }
 
