@@ -7,9 +7,18 @@ use pulp::WithSimd;
 
 use crate::error::{Error, Result};
 
-/// An instruction set, with pulp's proof that the processor has it.
+/// An instruction set: vectors, and registers for matrices where there are any.
 #[derive(Clone, Copy, Debug)]
-pub enum InstructionSet {
+pub struct InstructionSet {
+    /// What the ops are compiled for.
+    pub vectors: VectorSet,
+    /// What multiplies matrices of bf16.
+    pub tiles: Option<TileSet>,
+}
+
+/// Vector instructions, with pulp's proof that the processor has them.
+#[derive(Clone, Copy, Debug)]
+pub enum VectorSet {
     /// What every processor has.
     Plain,
     /// AVX2 and FMA.
@@ -23,13 +32,55 @@ pub enum InstructionSet {
     Avx512Bf16(pulp::x86::V4, PairProducts),
 }
 
+/// Registers for matrices.
+#[derive(Clone, Copy, Debug)]
+pub enum TileSet {
+    /// Intel's AMX, of a server of 2023.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx(PairProducts, TileProducts),
+    /// A scalar model of it, for tests on processors without.
+    Model,
+}
+
 /// Proof that the processor has `vdpbf16ps`.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
 pub struct PairProducts(());
 
-/// The values of `ENGINE_CPU`, from the least on.
-const NAMES: [&str; 4] = ["plain", "avx2", "avx512", "avx512bf16"];
+/// Proof that the processor has `tdpbf16ps`, with tiles of 16 rows of 64 bytes, and that the kernel lets this process use them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[derive(Clone, Copy, Debug)]
+pub struct TileProducts(());
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl TileProducts {
+    /// Asks the processor, then the kernel: it keeps 8 KiB more for each thread that uses tiles, and only where a process asked for it.
+    fn try_new() -> Option<Self> {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        const TILES_AND_BF16: u32 = 1 << 24 | 1 << 22;
+        const REQUEST_PERMISSION: libc::c_long = 0x1023;
+        const TILE_DATA: libc::c_long = 18;
+        let most = __cpuid(0).eax;
+        if most < 0x1e || __cpuid_count(7, 0).edx & TILES_AND_BF16 != TILES_AND_BF16 {
+            return None;
+        }
+        // Palette 1: bytes of a tile and of all, bytes of a row, number of tiles, most rows.
+        let palette = __cpuid_count(0x1d, 1);
+        let fits = palette.eax == 1024 << 16 | 8192 && palette.ebx == 8 << 16 | 64 && palette.ecx & 0xffff == 16;
+        // SAFETY: the call only changes what the process may use.
+        let allowed = || unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) } == 0;
+        (fits && allowed()).then_some(Self(()))
+    }
+
+    /// For tests whose handler does what the instructions say.
+    #[cfg(test)]
+    pub(crate) fn trapped() -> Self {
+        Self(())
+    }
+}
+
+/// The values of `ENGINE_CPU`, from the least on, and the model, which is never taken unasked.
+const NAMES: [&str; 6] = ["plain", "avx2", "avx512", "avx512bf16", "amx", "amx-model"];
 
 impl InstructionSet {
     /// As `ENGINE_CPU` names it.
@@ -37,34 +88,44 @@ impl InstructionSet {
         NAMES[self.rank()]
     }
 
-    /// Whether products of bf16 have an instruction of their own.
+    /// Whether products of bf16 have instructions of their own.
     pub fn multiplies_bf16(self) -> bool {
-        self.rank() == 3
+        matches!(self.rank(), 3 | 4)
     }
 
     fn rank(self) -> usize {
-        match self {
-            Self::Plain => 0,
+        match (self.tiles, self.vectors) {
+            (Some(TileSet::Model), _) => 5,
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            (Some(TileSet::Amx(..)), _) => 4,
+            (None, VectorSet::Plain) => 0,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => 1,
+            (None, VectorSet::Avx2(_)) => 1,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => 2,
+            (None, VectorSet::Avx512(_)) => 2,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16(..) => 3,
+            (None, VectorSet::Avx512Bf16(..)) => 3,
         }
     }
 
     /// All that the processor has, from the least on.
     pub fn available() -> Vec<Self> {
         #[allow(unused_mut)] // elsewhere than on x86-64
-        let mut sets = vec![Self::Plain];
+        let mut sets = vec![VectorSet::Plain];
         #[cfg(target_arch = "x86_64")]
         {
-            sets.extend(pulp::x86::V3::try_new().map(Self::Avx2));
+            sets.extend(pulp::x86::V3::try_new().map(VectorSet::Avx2));
             let wide = pulp::x86::V4::try_new();
-            sets.extend(wide.map(Self::Avx512));
+            sets.extend(wide.map(VectorSet::Avx512));
             let pairs = std::arch::is_x86_feature_detected!("avx512bf16").then_some(PairProducts(()));
-            sets.extend(wide.zip(pairs).map(|(wide, pairs)| Self::Avx512Bf16(wide, pairs)));
+            sets.extend(wide.zip(pairs).map(|(wide, pairs)| VectorSet::Avx512Bf16(wide, pairs)));
+        }
+        #[allow(unused_mut)] // as above
+        let mut sets: Vec<_> = sets.into_iter().map(|vectors| Self { vectors, tiles: None }).collect();
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if let Some(VectorSet::Avx512Bf16(wide, pairs)) = sets.last().map(|set| set.vectors) {
+            let vectors = VectorSet::Avx512Bf16(wide, pairs);
+            sets.extend(TileProducts::try_new().map(|tiles| Self { vectors, tiles: Some(TileSet::Amx(pairs, tiles)) }));
         }
         sets
     }
@@ -104,24 +165,24 @@ pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
 /// Runs `op` with the widest vectors of the instruction set in force, compiled for it.
 #[inline(always)]
 pub fn with_simd<Op: WithSimd>(op: Op) -> Op::Output {
-    match instruction_set() {
+    match instruction_set().vectors {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512(simd) | InstructionSet::Avx512Bf16(simd, _) => pulp::Simd::vectorize(simd, op),
+        VectorSet::Avx512(simd) | VectorSet::Avx512Bf16(simd, _) => pulp::Simd::vectorize(simd, op),
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2(simd) => pulp::Simd::vectorize(simd, op),
-        InstructionSet::Plain => plain(op),
+        VectorSet::Avx2(simd) => pulp::Simd::vectorize(simd, op),
+        VectorSet::Plain => plain(op),
     }
 }
 
 /// As [`with_simd`], with AVX2's vectors at most: for code that need not be compiled for wider ones.
 #[inline(always)]
 pub fn with_narrow_simd<Op: WithSimd>(op: Op) -> Op::Output {
-    match instruction_set() {
+    match instruction_set().vectors {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512(simd) | InstructionSet::Avx512Bf16(simd, _) => pulp::Simd::vectorize(*simd, op),
+        VectorSet::Avx512(simd) | VectorSet::Avx512Bf16(simd, _) => pulp::Simd::vectorize(*simd, op),
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2(simd) => pulp::Simd::vectorize(simd, op),
-        InstructionSet::Plain => plain(op),
+        VectorSet::Avx2(simd) => pulp::Simd::vectorize(simd, op),
+        VectorSet::Plain => plain(op),
     }
 }
 
@@ -134,26 +195,32 @@ fn plain<Op: WithSimd>(op: Op) -> Op::Output {
     return pulp::Arch::new().dispatch(op);
 }
 
-/// The set of this name among those that there are, from the least on; the last without a name.
+/// The set of this name among those that there are, from the least on; the last without a name. The model is everywhere.
 fn named(name: Option<&str>, sets: &[InstructionSet]) -> Result<InstructionSet> {
-    let found = match name {
-        None | Some("") => sets.last(),
-        Some(name) => sets.iter().find(|set| set.name() == name.trim()),
+    let best = sets.last().copied();
+    let found = match name.map(str::trim) {
+        None | Some("") => best,
+        Some("amx-model") => best.map(|best| InstructionSet { tiles: Some(TileSet::Model), ..best }),
+        Some(name) => sets.iter().find(|set| set.name() == name).copied(),
     };
-    found.copied().ok_or_else(|| {
-        let here: Vec<_> = sets.iter().map(|set| set.name()).collect();
-        let name = name.unwrap_or_default();
-        let message = match NAMES.contains(&name.trim()) {
-            true => format!("this processor has no {}", name.trim()),
-            false => format!("`{name}` is none of {}", NAMES.join(", ")),
+    found.ok_or_else(|| {
+        let here: Vec<_> = sets.iter().map(|set| set.name()).chain(["amx-model"]).collect();
+        let name = name.unwrap_or_default().trim();
+        let message = match name {
+            "amx" => "this processor has no amx, or the operating system does not let this process use it".into(),
+            name if NAMES.contains(&name) => format!("this processor has no {name}"),
+            name => format!("`{name}` is none of {}", NAMES.join(", ")),
         };
-        Error::config("ENGINE_CPU", message, format!("set it to {}, or unset it to use the best", here.join(", ")))
+        let hint = format!("set it to {} (a slow model for tests), or unset it to use the best", here.join(", "));
+        Error::config("ENGINE_CPU", message, hint)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PLAIN: InstructionSet = InstructionSet { vectors: VectorSet::Plain, tiles: None };
 
     #[test]
     fn the_best_is_taken_where_none_is_named() -> Result<()> {
@@ -165,17 +232,20 @@ mod tests {
             assert_eq!(named(Some(set.name()), &sets)?.rank(), set.rank());
         }
         assert_eq!(named(Some(" plain "), &sets)?.name(), "plain");
+        let model = named(Some("amx-model"), &sets)?;
+        assert!(model.name() == "amx-model" && !model.multiplies_bf16());
         Ok(())
     }
 
     #[test]
     fn what_is_not_there_is_refused_by_name() {
-        let missing = named(Some("avx512bf16"), &[InstructionSet::Plain]).unwrap_err().to_string();
-        assert!(
-            missing.contains("this processor has no avx512bf16") && missing.contains("set it to plain"),
-            "{missing}"
-        );
-        let unknown = named(Some("sse9"), &[InstructionSet::Plain]).unwrap_err().to_string();
-        assert!(unknown.contains("`sse9`") && unknown.contains("plain, avx2, avx512, avx512bf16"), "{unknown}");
+        for (name, words) in [
+            ("avx512bf16", "this processor has no avx512bf16"),
+            ("amx", "has no amx, or the operating system does not let"),
+            ("sse9", "`sse9` is none of plain, avx2, avx512, avx512bf16, amx, amx-model"),
+        ] {
+            let said = named(Some(name), &[PLAIN]).unwrap_err().to_string();
+            assert!(said.contains(words) && said.contains("set it to plain, amx-model (a slow"), "{said}");
+        }
     }
 }

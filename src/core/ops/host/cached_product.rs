@@ -2,17 +2,20 @@
 //!
 //! Every element is one chain of fused multiply-adds in ascending order, from zero; with `add` the chain's sum is added to
 //! what is there. So no bit depends on the other rows, on the vector width or on the threads. In bf16 a step of the chain is a pair
-//! ([`Factor`]).
+//! ([`Factor`]); where there are registers for matrices, a chunk of pairs, as `product/matrices.rs` says.
 
 use pulp::NullaryFnOnce;
 
-use super::product::{Factor, Unit};
+use super::Float;
+use super::product::matrices::{BLOCK, Chunks, Left, LeftRows, Right, Target};
+use super::product::{Factor, MatrixRegisters, Unit};
 
 /// Columns of a [`Product`] come in multiples of this, on every machine.
 pub(crate) const PAD: usize = 16;
 
 /// `c[i, j] = Σ_p a[i, p] · b[p, j]`, or `+=`, through pointers: row `i` of `a` begins at `a + i · a_row`, its steps are
-/// `a_step` apart; rows of `b` and `c` are `b_row` and `c_row` apart, their lanes are neighbours.
+/// `a_step` apart; rows of `b` and `c` are `b_row` and `c_row` apart, their lanes are neighbours. Either the steps of a row of `a` are
+/// neighbours, or its rows are, up to the next multiple of [`PAD`].
 pub(crate) struct Product<T: Factor, U> {
     pub unit: U,
     /// Rows of `a` and `c`, columns of `b` and `c` (a multiple of [`PAD`]), steps of the sums.
@@ -44,6 +47,10 @@ impl<T: Factor, U: Unit<T>> NullaryFnOnce for Product<T, U> {
 
     #[inline(always)]
     fn call(self) {
+        if <U::Matrices as MatrixRegisters>::EXIST {
+            // SAFETY: as `run`'s caller promises; units that have the registers have pairs of bf16 and sums in f32.
+            return unsafe { self.matrices() };
+        }
         let vectors = self.sizes.1 / U::lanes();
         let mut j = 0;
         while j < vectors {
@@ -64,6 +71,33 @@ impl<T: Factor, U: Unit<T>> NullaryFnOnce for Product<T, U> {
 }
 
 impl<T: Factor, U: Unit<T>> Product<T, U> {
+    /// All of it, by matrix registers.
+    #[inline(always)]
+    unsafe fn matrices(&self) {
+        let &Self { unit, sizes: (rows, columns, steps), a, a_row, a_step, b, b_row, c, c_row, add } = self;
+        let (registers, chunks) = (unit.matrices(), Chunks::new(1, steps));
+        let avx512 = U::REGISTERS == 32;
+        f32::with_scratch(chunks.panel(), |panel| {
+            // SAFETY: as `run`'s caller promises. Nothing foreign runs before the registers are closed.
+            unsafe {
+                registers.open(chunks.chunk);
+                for first in (0..rows).step_by(BLOCK) {
+                    let from = a.add(first * a_row);
+                    let left = match a_step {
+                        1 => Left::Rows(from.cast(), a_row * size_of::<T::Step>()),
+                        pitch => Left::Turned(from.cast(), pitch),
+                    };
+                    let panel = panel.as_mut_ptr().cast();
+                    let left = LeftRows::gather(chunks, (rows - first).min(BLOCK), left, panel, avx512);
+                    let right = Right { from: b.cast(), step: b_row, vector: U::lanes() };
+                    let target = Target { to: c.add(first * c_row).cast(), strides: (c_row, 1), add };
+                    left.multiply(registers, right, columns, target);
+                }
+                registers.close();
+            }
+        });
+    }
+
     /// `V` vectors of columns from vector `j` on, all rows.
     #[inline(always)]
     unsafe fn columns<const V: usize>(&self, j: usize) {

@@ -100,7 +100,7 @@ mod tests {
     use pulp::NullaryFnOnce;
 
     use super::*;
-    use crate::device::instructions::InstructionSet;
+    use crate::device::instructions::{InstructionSet, VectorSet};
 
     /// Copies `from`, a vector at a time.
     struct Through<'a, S>(S, &'a [bf16], &'a mut [f32]);
@@ -128,12 +128,12 @@ mod tests {
         let expected: Vec<f32> = from.iter().map(|x| x.get()).collect();
         for set in InstructionSet::available() {
             let mut to = vec![0.0; from.len()];
-            match set {
-                InstructionSet::Plain => pulp::Scalar.vectorize(Through(pulp::Scalar, &from, &mut to)),
+            match set.vectors {
+                VectorSet::Plain => pulp::Scalar.vectorize(Through(pulp::Scalar, &from, &mut to)),
                 #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx2(simd) => simd.vectorize(Through(simd, &from, &mut to)),
+                VectorSet::Avx2(simd) => simd.vectorize(Through(simd, &from, &mut to)),
                 #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx512(simd) | InstructionSet::Avx512Bf16(simd, _) => {
+                VectorSet::Avx512(simd) | VectorSet::Avx512Bf16(simd, _) => {
                     simd.vectorize(Through(simd, &from, &mut to));
                 }
             }

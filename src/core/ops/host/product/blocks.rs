@@ -11,6 +11,8 @@
 use pulp::NullaryFnOnce;
 
 use super::factor::{Factor, Unit, WithUnit};
+use super::matrices::{self, BLOCK, Chunks, LeftRows, Target};
+use super::registers::MatrixRegisters;
 use super::tile::{self, Rows, Tile};
 use super::windows::Windows;
 use super::{Matrix, MatrixMut, depth_blocks};
@@ -44,6 +46,14 @@ impl<T: Factor> Left<'_, T> {
         match self {
             Self::Matrix(a) => a.cols,
             Self::Windows(windows) => windows.taps() * windows.channels,
+        }
+    }
+
+    /// Parts of a row that begin anywhere, of equally many elements.
+    fn segments(&self) -> usize {
+        match self {
+            Self::Matrix(_) => 1,
+            Self::Windows(windows) => windows.taps(),
         }
     }
 
@@ -237,7 +247,10 @@ where
                 let (i, j) = (task % row_tasks, task / row_tasks);
                 let columns = (j * group * lanes, ((j + 1) * group * lanes).min(n));
                 let buffer = if rounds::<T, D>() { tile_rows * (columns.1 - columns.0) } else { 0 };
-                T::Float::with_scratch(buffer, |buffer| {
+                let chunks = Chunks::new(self.a.segments(), depth);
+                let panel = if tile::has_matrices::<T, U>() { chunks.panel() } else { 0 };
+                T::Float::with_scratch(buffer + panel, |scratch_of_task| {
+                    let (buffer, panel) = scratch_of_task.split_at_mut(buffer);
                     // Here, not further out: only what is inlined into this call is compiled for `U`.
                     self.unit.vectorize(Task {
                         part: self,
@@ -249,6 +262,8 @@ where
                         read: self.mode == Accumulate::Add || block > 0,
                         last: block + 1 == blocks,
                         buffer,
+                        chunks,
+                        panel,
                     });
                 });
             };
@@ -269,6 +284,9 @@ struct Task<'a, 'b, T: Factor, D, U, F> {
     last: bool,
     /// Where the result is rounded: a tile's rows of these columns.
     buffer: &'a mut [T::Float],
+    /// For matrix registers.
+    chunks: Chunks,
+    panel: &'a mut [T::Float],
 }
 
 impl<T, D, U, F> NullaryFnOnce for Task<'_, '_, T, D, U, F>
@@ -337,7 +355,10 @@ where
 {
     /// A tile's rows, all columns, to `out`.
     #[inline(always)]
-    fn tiles(&self, rows: usize, a: Rows<T>, out: *mut T::Float, strides: (usize, usize), read: bool) {
+    fn tiles(&mut self, rows: usize, a: Rows<T>, out: *mut T::Float, strides: (usize, usize), read: bool) {
+        if tile::has_matrices::<T, U>() {
+            return self.matrices(rows, a, out.cast(), strides, read);
+        }
         let (lanes, columns) = (U::lanes(), self.columns);
         let mut column = columns.0;
         while column < columns.1 {
@@ -359,6 +380,27 @@ where
                 tile.run();
             }
             column += cols;
+        }
+    }
+
+    /// The same by matrix registers, which have pairs of bf16 and sums in f32.
+    #[inline(always)]
+    fn matrices(&mut self, rows: usize, a: Rows<T>, out: *mut f32, strides: (usize, usize), read: bool) {
+        let (registers, columns, depth) = (self.part.unit.matrices(), self.columns, self.steps.1);
+        let left = match a {
+            Rows::InPlace(from, stride) => matrices::Left::Rows(from.cast(), stride * size_of::<T>()),
+            Rows::Taps(table, _) => matrices::Left::Taps(table.cast()),
+            Rows::Packed(from) => matrices::Left::Turned(from.cast(), BLOCK),
+        };
+        let from = self.packed_b.wrapping_add(columns.0 * depth).cast();
+        let right = matrices::Right { from, step: U::lanes(), vector: depth * U::lanes() };
+        // SAFETY: the rows, the vectors and `out` lie in the views, whose extents were checked, or in the scratch; `out` is this
+        // task's alone. Nothing foreign runs before the registers are closed.
+        unsafe {
+            let left = LeftRows::gather(self.chunks, rows, left, self.panel.as_mut_ptr().cast(), avx512::<T, U>());
+            registers.open(self.chunks.chunk);
+            left.multiply(registers, right, columns.1 - columns.0, Target { to: out, strides, add: read });
+            registers.close();
         }
     }
 

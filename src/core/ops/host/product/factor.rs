@@ -3,7 +3,7 @@
 //! A product's sum advances by steps: an element of `f32` and `f64`, a *pair* of neighbours along the sum in `bf16`. A step of a
 //! pair adds the product of its second elements, then that of its first, each rounded once to f32: the order of `vdpbf16ps`, which
 //! also takes denormals for zero. Without that instruction pairs are widened in registers and multiplied in f32, denormals
-//! included: other bits only where a value is below 1.2e-38.
+//! included: other bits only where a value is below 1.2e-38. Registers for matrices have an order of their own ([`MatrixRegisters`]).
 
 use std::marker::PhantomData;
 
@@ -11,7 +11,8 @@ use bytemuck::Pod;
 use half::bf16;
 use pulp::{NullaryFnOnce, Simd, WithSimd};
 
-use crate::device::instructions::{InstructionSet, instruction_set};
+use super::registers::{MatrixRegisters, Model, NoRegisters};
+use crate::device::instructions::{self, TileSet, VectorSet, instruction_set};
 use crate::ops::host::float::{Float, Held};
 use crate::ops::host::pack;
 
@@ -63,6 +64,10 @@ pub trait Unit<T: Factor>: Copy + Send + Sync {
     type Sums: Copy;
     /// Vector registers.
     const REGISTERS: usize;
+    /// Registers for matrices, of units that have them: products of large matrices go through those.
+    type Matrices: MatrixRegisters;
+    /// Those of the calling thread.
+    fn matrices(self) -> Self::Matrices;
     /// Lanes of a vector.
     fn lanes() -> usize;
     /// Sums of zero.
@@ -96,7 +101,12 @@ impl<S: Simd, T: Float> Unit<T> for Vectors<S> {
     type Steps = T::Vector<S>;
     type Sums = T::Vector<S>;
     const REGISTERS: usize = S::REGISTER_COUNT;
+    type Matrices = NoRegisters;
 
+    #[inline(always)]
+    fn matrices(self) -> NoRegisters {
+        NoRegisters
+    }
     #[inline(always)]
     fn lanes() -> usize {
         T::lanes::<S>()
@@ -137,7 +147,12 @@ impl<S: Simd> Unit<bf16> for WidenedPairs<S> {
     type Steps = [S::f32s; 2];
     type Sums = S::f32s;
     const REGISTERS: usize = S::REGISTER_COUNT;
+    type Matrices = NoRegisters;
 
+    #[inline(always)]
+    fn matrices(self) -> NoRegisters {
+        NoRegisters
+    }
     #[inline(always)]
     fn lanes() -> usize {
         S::F32_LANES
@@ -181,7 +196,7 @@ mod pairs {
     use half::bf16;
     use pulp::NullaryFnOnce;
 
-    use super::Unit;
+    use super::{NoRegisters, Unit};
     use crate::device::instructions::PairProducts;
 
     // What stands in `run` and is inlined into it has these instructions; a `PairProducts` proves that the processor has them.
@@ -189,7 +204,12 @@ mod pairs {
         type Steps = __m512bh;
         type Sums = __m512;
         const REGISTERS: usize = 32;
+        type Matrices = NoRegisters;
 
+        #[inline(always)]
+        fn matrices(self) -> NoRegisters {
+            NoRegisters
+        }
         #[inline(always)]
         fn lanes() -> usize {
             16
@@ -228,6 +248,104 @@ mod pairs {
             // SAFETY: the processor has these instructions.
             unsafe { run(op) }
         }
+    }
+}
+
+/// Widened pairs by sixteen on every processor: what stands beside the [`Model`], whose packing it shares.
+#[derive(Clone, Copy)]
+pub struct SixteenPairs;
+
+impl Unit<bf16> for SixteenPairs {
+    type Steps = [u32; 16];
+    type Sums = [f32; 16];
+    const REGISTERS: usize = 16;
+    type Matrices = NoRegisters;
+
+    #[inline(always)]
+    fn matrices(self) -> NoRegisters {
+        NoRegisters
+    }
+    #[inline(always)]
+    fn lanes() -> usize {
+        16
+    }
+    #[inline(always)]
+    fn zero(self) -> [f32; 16] {
+        [0.0; 16]
+    }
+    #[inline(always)]
+    fn splat(self, step: u32) -> [u32; 16] {
+        [step; 16]
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const u32) -> [u32; 16] {
+        // SAFETY: as the caller promises.
+        unsafe { from.cast::<[u32; 16]>().read_unaligned() }
+    }
+    #[inline(always)]
+    fn multiply_add(self, a: [u32; 16], b: [u32; 16], sum: [f32; 16]) -> [f32; 16] {
+        let product = |high: u32, lane: usize, sum: f32| {
+            let [a, b] =
+                [a[lane], b[lane]].map(|pair| f32::from_bits(if high == 1 { pair & 0xffff_0000 } else { pair << 16 }));
+            a.mul_add(b, sum)
+        };
+        std::array::from_fn(|lane| product(0, lane, product(1, lane, sum[lane])))
+    }
+    #[inline(always)]
+    fn add(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|lane| a[lane] + b[lane])
+    }
+    #[inline(always)]
+    fn vectorize<Op: NullaryFnOnce>(self, op: Op) -> Op::Output {
+        instructions::dispatch(
+            #[inline(always)]
+            || op.call(),
+        )
+    }
+}
+
+/// A unit of pairs with registers for matrices beside its vectors of sixteen.
+#[derive(Clone, Copy)]
+pub struct WithMatrices<U, M>(pub U, pub M);
+
+impl<U: Unit<bf16>, M: MatrixRegisters> Unit<bf16> for WithMatrices<U, M> {
+    type Steps = U::Steps;
+    type Sums = U::Sums;
+    const REGISTERS: usize = U::REGISTERS;
+    type Matrices = M;
+
+    #[inline(always)]
+    fn matrices(self) -> M {
+        self.1
+    }
+    #[inline(always)]
+    fn lanes() -> usize {
+        U::lanes()
+    }
+    #[inline(always)]
+    fn zero(self) -> U::Sums {
+        self.0.zero()
+    }
+    #[inline(always)]
+    fn splat(self, step: u32) -> U::Steps {
+        self.0.splat(step)
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const u32) -> U::Steps {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.load(from) }
+    }
+    #[inline(always)]
+    fn multiply_add(self, a: U::Steps, b: U::Steps, sum: U::Sums) -> U::Sums {
+        self.0.multiply_add(a, b, sum)
+    }
+    #[inline(always)]
+    fn add(self, a: U::Sums, b: U::Sums) -> U::Sums {
+        self.0.add(a, b)
+    }
+    #[inline(always)]
+    fn vectorize<Op: NullaryFnOnce>(self, op: Op) -> Op::Output {
+        self.0.vectorize(op)
     }
 }
 
@@ -306,10 +424,14 @@ impl Factor for bf16 {
     const LONGEST: usize = 1056;
 
     fn with_unit<W: WithUnit<Self>>(work: W) {
-        match instruction_set() {
+        let set = instruction_set();
+        match (set.tiles, set.vectors) {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            (Some(TileSet::Amx(pairs, tiles)), _) => work.run(WithMatrices(pairs, tiles)),
+            (Some(TileSet::Model), _) => work.run(WithMatrices(SixteenPairs, Model)),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512Bf16(_, pairs) => work.run(pairs),
-            _ => f32::dispatch(OfPairs(work)),
+            (None, VectorSet::Avx512Bf16(_, pairs)) => work.run(pairs),
+            (None, _) => f32::dispatch(OfPairs(work)),
         }
     }
 

@@ -10,10 +10,13 @@
 //! depend on the number of rows and on the processor.
 //!
 //! In bf16 the sum is of f32 and advances by pairs ([`Factor`]). A result in f32 is cut into blocks as above, of pairs; a result
-//! in bf16 is one block, rounded at its end.
+//! in bf16 is one block, rounded at its end. Where there are registers for matrices, a block's order is that of `matrices.rs`: other
+//! bits than without them, and as independent of all else.
 
 mod blocks;
 mod factor;
+pub(crate) mod matrices;
+mod registers;
 mod tile;
 mod windows;
 
@@ -25,6 +28,7 @@ use super::float::Held;
 use crate::tape::Accumulate;
 use blocks::{Left, Pack, Product, Right};
 pub use factor::{Factor, Unit, Vectors, WidenedPairs, WithUnit};
+pub use registers::MatrixRegisters;
 pub(crate) use windows::Windows;
 
 /// A matrix seen through strides, in elements.
@@ -298,3 +302,5 @@ pub fn linear_backward_weight<T: Factor>(
 
 #[cfg(test)]
 mod tests;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod trap;

@@ -1,7 +1,10 @@
 use half::bf16;
 
+use super::factor::{SixteenPairs, WithMatrices};
+use super::matrices::Chunks;
+use super::registers::Model;
 use super::*;
-use crate::device::instructions::InstructionSet;
+use crate::device::instructions::{InstructionSet, TileSet, VectorSet, instruction_set};
 use crate::ops::host::Float;
 use crate::ops::host::parallel::with_threads;
 
@@ -68,8 +71,29 @@ fn the_order_of_summation_is_the_documented_one_in_f64() {
     agrees_with_reference::<f64>();
 }
 
-/// The same for pairs of bf16: the second of each first, in f32; a result in bf16 is one block, rounded at its end.
-fn reference_of_pairs<D: Held<Float = f32>>(dst: &mut [D], a: Matrix<bf16>, b: Matrix<bf16>, mode: Accumulate) {
+/// A sum of products of pairs, the second of each first.
+fn sum_of_pairs(pairs: &[[(f32, f32); 2]]) -> f32 {
+    pairs.iter().flat_map(|&[first, second]| [second, first]).fold(0.0, |sum, (x, y)| x.mul_add(y, sum))
+}
+
+/// The same by matrix registers: chunk by chunk, firsts and seconds by themselves.
+fn sum_of_chunks(pairs: &[[(f32, f32); 2]]) -> f32 {
+    let chunk = Chunks::new(1, pairs.len()).chunk;
+    pairs.chunks(chunk).fold(0.0, |total, chunk| {
+        let [first, second] =
+            [0, 1].map(|half| chunk.iter().fold(0.0, |sum, pair| f32::mul_add(pair[half].0, pair[half].1, sum)));
+        total + (first + second)
+    })
+}
+
+/// The same for pairs of bf16, in f32; a result in bf16 is one block, rounded at its end.
+fn reference_of_pairs<D: Held<Float = f32>>(
+    dst: &mut [D],
+    a: Matrix<bf16>,
+    b: Matrix<bf16>,
+    mode: Accumulate,
+    by_matrices: bool,
+) {
     let steps = a.cols.div_ceil(2);
     let (count, depth) = if size_of::<D>() == 2 { (1, steps) } else { depth_blocks::<bf16>(steps) };
     for i in 0..a.rows {
@@ -83,15 +107,37 @@ fn reference_of_pairs<D: Held<Float = f32>>(dst: &mut [D], a: Matrix<bf16>, b: M
             };
             let mut total = if mode == Accumulate::Add { Some(dst[i * b.cols + j].get()) } else { None };
             for block in 0..count {
-                let mut sum = 0.0_f32;
-                for step in block * depth..((block + 1) * depth).min(steps) {
-                    for (x, y) in [factors(2 * step + 1), factors(2 * step)] {
-                        sum = x.mul_add(y, sum);
-                    }
-                }
+                let pairs: Vec<_> = (block * depth..((block + 1) * depth).min(steps))
+                    .map(|step| [factors(2 * step), factors(2 * step + 1)])
+                    .collect();
+                let sum = if by_matrices { sum_of_chunks(&pairs) } else { sum_of_pairs(&pairs) };
                 total = Some(total.map_or(sum, |total| total + sum));
             }
             dst[i * b.cols + j] = D::of(total.unwrap());
+        }
+    }
+}
+
+/// All instruction sets that can be run here.
+fn sets() -> Vec<InstructionSet> {
+    let mut sets = InstructionSet::available();
+    sets.push(InstructionSet { tiles: Some(TileSet::Model), ..sets[0] });
+    sets
+}
+
+impl<D: Held<Float = f32>, F: Fn(usize, usize, &mut [f32]) + Send + Sync> Product<'_, bf16, D, F> {
+    fn run_on(self, set: InstructionSet) {
+        match (set.tiles, set.vectors) {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            (Some(TileSet::Amx(pairs, tiles)), _) => self.run(WithMatrices(pairs, tiles)),
+            (Some(TileSet::Model), _) => self.run(WithMatrices(SixteenPairs, Model)),
+            (None, VectorSet::Plain) => self.run(WidenedPairs(pulp::Scalar)),
+            #[cfg(target_arch = "x86_64")]
+            (None, VectorSet::Avx2(simd)) => self.run(WidenedPairs(simd)),
+            #[cfg(target_arch = "x86_64")]
+            (None, VectorSet::Avx512(simd)) => self.run(WidenedPairs(simd)),
+            #[cfg(target_arch = "x86_64")]
+            (None, VectorSet::Avx512Bf16(_, pairs)) => self.run(pairs),
         }
     }
 }
@@ -111,31 +157,21 @@ fn pairs_agree_with_reference<D: Held<Float = f32>>() {
                 let a = if layout & 1 == 0 { Matrix::new(&a, m, k) } else { Matrix::new(&a, k, m).t() };
                 let b = if layout & 2 == 0 { Matrix::new(&b, k, n) } else { Matrix::new(&b, n, k).t() };
                 for mode in [Accumulate::Write, Accumulate::Add] {
-                    let mut theirs = old.clone();
-                    reference_of_pairs(&mut theirs, a, b, mode);
+                    let theirs = [false, true].map(|by_matrices| {
+                        let mut theirs = old.clone();
+                        reference_of_pairs(&mut theirs, a, b, mode, by_matrices);
+                        theirs
+                    });
+                    let theirs = |set: InstructionSet| &theirs[usize::from(set.tiles.is_some())];
                     let mut ours = old.clone();
                     matmul(MatrixMut::new(&mut ours, m, n), a, b, mode);
-                    assert!(ours == theirs, "{m} {n} {k} layout {layout} {mode:?}");
-                    for set in InstructionSet::available() {
+                    assert!(ours == *theirs(instruction_set()), "{m} {n} {k} layout {layout} {mode:?}");
+                    for set in sets() {
                         let mut ours = old.clone();
                         let dst = MatrixMut::new(&mut ours, m, n);
-                        let product = Product {
-                            dst,
-                            a: Left::Matrix(a),
-                            b: Right::Plain(b),
-                            mode,
-                            then: |_, _, _: &mut [f32]| (),
-                        };
-                        match set {
-                            InstructionSet::Plain => product.run(WidenedPairs(pulp::Scalar)),
-                            #[cfg(target_arch = "x86_64")]
-                            InstructionSet::Avx2(simd) => product.run(WidenedPairs(simd)),
-                            #[cfg(target_arch = "x86_64")]
-                            InstructionSet::Avx512(simd) => product.run(WidenedPairs(simd)),
-                            #[cfg(target_arch = "x86_64")]
-                            InstructionSet::Avx512Bf16(_, pairs) => product.run(pairs),
-                        }
-                        assert!(ours == theirs, "{} {m} {n} {k} layout {layout} {mode:?}", set.name());
+                        let then = |_, _, _: &mut [f32]| ();
+                        Product { dst, a: Left::Matrix(a), b: Right::Plain(b), mode, then }.run_on(set);
+                        assert!(ours == *theirs(set), "{} {m} {n} {k} layout {layout} {mode:?}", set.name());
                     }
                 }
             }
@@ -147,8 +183,46 @@ fn pairs_agree_with_reference<D: Held<Float = f32>>() {
 fn the_order_of_summation_is_the_documented_one_in_bf16() {
     pairs_agree_with_reference::<bf16>();
     pairs_agree_with_reference::<f32>();
-    if !InstructionSet::available().iter().any(|set| set.multiplies_bf16()) {
-        println!("NOT TESTED: the products of pairs of bf16 (vdpbf16ps), which this processor has not");
+    for (name, what) in
+        [("avx512bf16", "products of pairs of bf16 (vdpbf16ps)"), ("amx", "products of tiles of bf16 (AMX)")]
+    {
+        if !InstructionSet::available().iter().any(|set| set.name() == name) {
+            println!("NOT TESTED: {what}, which this processor has not");
+        }
+    }
+}
+
+/// The instructions themselves, which a handler decodes where the processor has not got them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn the_instructions_of_amx_do_what_the_model_does() {
+    use crate::device::instructions::TileProducts;
+    if InstructionSet::available().iter().any(|set| set.name() == "amx") {
+        println!("not trapped: this processor has AMX");
+        return;
+    }
+    super::trap::install();
+    for (m, n, k) in [(1, 1, 1), (16, 16, 32), (33, 50, 70), (40, 96, 2200), (65, 33, 48), (17, 130, 96)] {
+        let (a, b, old) = (briefs(m * k, 31), briefs(k * n, 32), values::<f32>(m * n, 33));
+        for layout in 0..4 {
+            let a = if layout & 1 == 0 { Matrix::new(&a, m, k) } else { Matrix::new(&a, k, m).t() };
+            let b = if layout & 2 == 0 { Matrix::new(&b, k, n) } else { Matrix::new(&b, n, k).t() };
+            let [mut ours, mut theirs] = [old.clone(), old.clone()];
+            let products = with_threads(1, || {
+                let before = super::trap::products();
+                let product = |dst| {
+                    let (a, b, then) = (Left::Matrix(a), Right::Plain(b), |_, _, _: &mut [f32]| ());
+                    Product { dst: MatrixMut::new(dst, m, n), a, b, mode: Accumulate::Add, then }
+                };
+                product(&mut ours[..]).run(WithMatrices(SixteenPairs, TileProducts::trapped()));
+                product(&mut theirs[..]).run(WithMatrices(SixteenPairs, Model));
+                super::trap::products() - before
+            });
+            assert!(ours == theirs, "{m} {n} {k} layout {layout}");
+            let (count, depth) = depth_blocks::<bf16>(k.div_ceil(2));
+            let chunks: usize = (0..count).map(|i| Chunks::new(1, depth.min(k.div_ceil(2) - i * depth)).count).sum();
+            assert_eq!(products, m.div_ceil(16) * n.div_ceil(16) * chunks, "{m} {n} {k}");
+        }
     }
 }
 
@@ -184,7 +258,9 @@ fn a_packed_weight_and_any_company_give_the_same_bits_in_bf16() {
         let one = with_threads(1, backward);
         assert!(one == with_threads(3, backward), "{n} {k}");
         let mut dw = vec![0.5_f32; n * k];
-        reference_of_pairs(&mut dw, Matrix::new(&dy, most, n).t(), Matrix::new(&x, most, k), Accumulate::Add);
+        let by_matrices = instruction_set().tiles.is_some();
+        let (dy, x) = (Matrix::new(&dy, most, n).t(), Matrix::new(&x, most, k));
+        reference_of_pairs(&mut dw, dy, x, Accumulate::Add, by_matrices);
         assert!(one.1 == dw, "{n} {k}");
     }
 }

@@ -7,16 +7,28 @@
 use pulp::NullaryFnOnce;
 
 use super::factor::{Factor, Unit};
+use super::matrices::BLOCK;
+use super::registers::MatrixRegisters;
 
 /// Rows and vectors of a tile, at most.
 pub(super) const fn largest<T: Factor, U: Unit<T>>() -> (usize, usize) {
-    if U::REGISTERS >= 32 { (8, 3) } else { (6, 2) }
+    match U::REGISTERS {
+        _ if has_matrices::<T, U>() => (BLOCK, 2),
+        32.. => (8, 3),
+        _ => (6, 2),
+    }
 }
 
-/// Rows of the next tile where `left` are left: the largest, then powers of two.
+/// Whether tiles are blocks of matrix registers.
+pub(super) const fn has_matrices<T: Factor, U: Unit<T>>() -> bool {
+    <U::Matrices as MatrixRegisters>::EXIST
+}
+
+/// Rows of the next tile where `left` are left: the largest, then powers of two; of matrix registers any number.
 pub(super) const fn next_rows<T: Factor, U: Unit<T>>(left: usize) -> usize {
     match left {
         left if left >= largest::<T, U>().0 => largest::<T, U>().0,
+        left if has_matrices::<T, U>() => left,
         4.. => 4,
         2.. => 2,
         _ => 1,
