@@ -5,7 +5,7 @@ use half::bf16;
 use super::direct::{Direct, Output};
 use super::path::{Pass, Path, path};
 use super::weight::weight_gradient;
-use super::{Operands, Sizes, Sums, doubled, pairs, winograd, winograd_weight};
+use super::{Operands, Sizes, Sums, doubled, pairs, pairs_weight, winograd, winograd_weight};
 use crate::ops::host::{Float, Held, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{DType, Tensor};
@@ -15,7 +15,7 @@ pub(super) fn prepared_form(sizes: Sizes, dtype: DType) -> Option<(usize, DType)
     match path(Pass::Forward, &sizes, dtype) {
         Path::Pairs => Some((pairs::packed_len(&sizes), DType::BF16)),
         Path::Winograd => Some((winograd::transformed_len(&sizes), DType::F32)),
-        Path::Doubled | Path::Direct => None,
+        Path::ShiftedPairs | Path::Doubled | Path::Direct => None,
     }
 }
 
@@ -36,7 +36,7 @@ pub(super) fn forward<T: Float>(sizes: Sizes, operands: &Operands, y: &Tensor) {
             winograd::forward(&sizes, x.host(), weight.host(), prepared.map(Tensor::host), output);
         }
         Path::Doubled => doubled::forward::<T>(&sizes, x.host(), weight.host(), forward_output(operands, y)),
-        Path::Direct => {
+        Path::ShiftedPairs | Path::Direct => {
             Direct::forward(&sizes).run::<T>(sizes.batch, x.host(), weight.host(), forward_output(operands, y));
         }
     }
@@ -72,7 +72,7 @@ pub(super) fn input_backward<T: Float>(sizes: Sizes, dy: &Tensor, weight: &Tenso
         Path::Pairs => pairs::input_gradient(&sizes, dy, weight, dx),
         Path::Winograd => winograd::input_gradient(&sizes, dy.host(), weight.host(), input_output(dx, None)),
         Path::Doubled => doubled::input_gradient::<T>(&sizes, dy.host(), weight.host(), input_output(dx, None)),
-        Path::Direct => {
+        Path::ShiftedPairs | Path::Direct => {
             let fold = (sizes.source != sizes.size).then_some(sizes.source);
             let output = input_output(dx, fold);
             Direct::input_gradient(&sizes).run::<T>(sizes.batch, dy.host(), weight.host(), output);
@@ -99,8 +99,8 @@ pub(super) fn weight_backward<T: Float>(
         Path::Winograd => {
             winograd_weight::weight_gradient::<f32>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
         }
-        Path::Pairs | Path::Doubled | Path::Direct => {
-            weight_gradient::<T>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode)
-        }
+        Path::Pairs => pairs::weight_gradient(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode),
+        Path::ShiftedPairs => pairs_weight::weight_gradient(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode),
+        Path::Doubled | Path::Direct => weight_gradient::<T>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode),
     }
 }

@@ -16,6 +16,7 @@ mod cuda;
 mod direct;
 mod doubled;
 mod pairs;
+mod pairs_weight;
 mod path;
 mod tile;
 mod weight;

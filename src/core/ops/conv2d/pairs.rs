@@ -22,6 +22,11 @@ pub(super) fn fits_input_gradient(sizes: &Sizes) -> bool {
     sizes.cout.is_multiple_of(2) && sizes.stride == 1 && sizes.source == sizes.size
 }
 
+/// Whether the weight gradient can: a window is a pixel.
+pub(super) fn fits_weight_gradient(sizes: &Sizes) -> bool {
+    sizes.taps() == 1 && sizes.stride == 1 && sizes.source == sizes.out
+}
+
 /// Elements of the weight that [`prepare`] packs.
 pub(super) fn packed_len(sizes: &Sizes) -> usize {
     product::packed_len::<bf16>(sizes.cout, sizes.depth())
@@ -86,6 +91,12 @@ pub(super) fn input_gradient(sizes: &Sizes, dy: &Tensor, weight: &Tensor, dx: &D
         let kernel = Kernel::Plain(Matrix::new(mirrored, taps * cout, cin));
         product::convolve(dx.host_mut(), windows, kernel, cin, dx.mode, |_, _, _| ());
     });
+}
+
+/// Where a window is a pixel: a linear layer's.
+pub(super) fn weight_gradient(sizes: &Sizes, dw: &mut [f32], dy: &[bf16], x: &[bf16], mode: Accumulate) {
+    let pixels = sizes.batch * sizes.out_pixels();
+    product::linear_backward_weight(dw, dy, x, (pixels, sizes.cout, sizes.cin), mode);
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Which way a convolution goes. The one place that chooses, by shapes and dtype alone: never by batch, threads or values, so
-//! that an image's bits do not depend on its company.
+//! Which way a convolution goes. The one place that chooses, by shapes, dtype and instruction set alone: never by batch, threads or
+//! values, so that an image's bits do not depend on its company.
 //!
 //! | where | pass | taken when | module |
 //! |---|---|---|---|
@@ -8,14 +8,16 @@
 //! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, not resized, channels in blocks of 16, not f64 | `winograd`: 16 products for 36 |
 //! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, of an image resized to twice its size | `doubled`: 4 taps for 9 |
 //! | CPU | forward, input gradient | else | `direct`, its inner loops in `tile` |
-//! | CPU | weight gradient | 3x3, stride 1, padding 1, channels in blocks of 16, resized or not, not f64 | `winograd_weight` |
+//! | CPU | weight gradient | bf16, stride 1, registers for matrices | `pairs_weight`: shifted products of pairs |
+//! | CPU | weight gradient | bf16, 1x1, stride 1, not resized | `pairs`: a product of pairs |
+//! | CPU | weight gradient | else: 3x3, stride 1, padding 1, channels in blocks of 16, resized or not, not f64 | `winograd_weight` |
 //! | CPU | weight gradient | else | `weight`: a product for each tap |
 //! | kernels | forward, input gradient | always | `cuda`: an implicit product, of the tile that `Tile::of` takes |
 //! | kernels | weight gradient | always | `cuda`: the same, its sum over pixels cut as `SumSplit::of` says |
 //!
 //! In f64 Winograd's ways are closed, so that the oracle sums the definition as it stands. What of bf16 goes no way of its own goes those of f32.
 
-use super::{Sizes, doubled, pairs, winograd};
+use super::{Sizes, doubled, pairs, pairs_weight, winograd};
 use crate::tensor::DType;
 
 /// One of the three products.
@@ -29,8 +31,10 @@ pub(super) enum Pass {
 /// A way on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Path {
-    /// Products of pairs of bf16: `pairs`. No weight gradient takes it.
+    /// Products of pairs of bf16: `pairs`.
     Pairs,
+    /// The same, shifted: `pairs_weight`. Only weight gradients take it.
+    ShiftedPairs,
     /// Tiles of 2x2 pixels, 3x3 taps: `winograd`, and `winograd_weight`.
     Winograd,
     /// The image is doubled by shared taps: `doubled`. No weight gradient takes it.
@@ -47,6 +51,8 @@ pub(super) fn path(pass: Pass, sizes: &Sizes, dtype: DType) -> Path {
     match pass {
         Pass::Forward if brief && pairs::fits_forward(sizes) => Path::Pairs,
         Pass::InputGradient if brief && pairs::fits_input_gradient(sizes) => Path::Pairs,
+        Pass::WeightGradient if brief && pairs::fits_weight_gradient(sizes) => Path::Pairs,
+        Pass::WeightGradient if brief && pairs_weight::fits(sizes) => Path::ShiftedPairs,
         Pass::WeightGradient if tiled => Path::Winograd,
         Pass::WeightGradient => Path::Direct,
         _ if tiled && !resized => Path::Winograd,
@@ -58,6 +64,7 @@ pub(super) fn path(pass: Pass, sizes: &Sizes, dtype: DType) -> Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::instructions::instruction_set;
 
     #[test]
     fn the_table_is_what_is_chosen() {
@@ -85,9 +92,12 @@ mod tests {
             (sizes(8, 8, 32, 3, 1), DType::BF16, [Path::Pairs, Path::Winograd]),
             (sizes(8, 8, 6, 5, 1), DType::BF16, [Path::Pairs, Path::Direct]),
             (sizes(8, 8, 3, 3, 1), DType::BF16, [Path::Direct, Path::Direct]),
+            (sizes(8, 8, 6, 1, 1), DType::BF16, [Path::Pairs, Path::Pairs]),
         ] {
             let [both, weight] = ways;
             assert_eq!([Forward, InputGradient].map(|pass| path(pass, &sizes, dtype)), [both; 2], "{sizes:?} {dtype}");
+            let shifted = dtype == DType::BF16 && instruction_set().tiles.is_some();
+            let weight = if shifted && weight != Path::Pairs { Path::ShiftedPairs } else { weight };
             assert_eq!(path(WeightGradient, &sizes, dtype), weight, "{sizes:?} {dtype}");
         }
     }

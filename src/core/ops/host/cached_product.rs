@@ -84,12 +84,12 @@ impl<T: Factor, U: Unit<T>> Product<T, U> {
                 for first in (0..rows).step_by(BLOCK) {
                     let from = a.add(first * a_row);
                     let left = match a_step {
-                        1 => Left::Rows(from.cast(), a_row * size_of::<T::Step>()),
+                        1 => Left::Rows { from: from.cast(), stride: a_row * size_of::<T::Step>(), segment: 0 },
                         pitch => Left::Turned(from.cast(), pitch),
                     };
                     let panel = panel.as_mut_ptr().cast();
                     let left = LeftRows::gather(chunks, (rows - first).min(BLOCK), left, panel, avx512);
-                    let right = Right { from: b.cast(), step: b_row, vector: U::lanes() };
+                    let right = Right { from: b.cast(), step: b_row, vector: U::lanes(), segment: 0 };
                     let target = Target { to: c.add(first * c_row).cast(), strides: (c_row, 1), add };
                     left.multiply(registers, right, columns, target);
                 }

@@ -388,12 +388,15 @@ where
     fn matrices(&mut self, rows: usize, a: Rows<T>, out: *mut f32, strides: (usize, usize), read: bool) {
         let (registers, columns, depth) = (self.part.unit.matrices(), self.columns, self.steps.1);
         let left = match a {
-            Rows::InPlace(from, stride) => matrices::Left::Rows(from.cast(), stride * size_of::<T>()),
+            Rows::InPlace(from, stride) => {
+                matrices::Left::Rows { from: from.cast(), stride: stride * size_of::<T>(), segment: 0 }
+            }
             Rows::Taps(table, _) => matrices::Left::Taps(table.cast()),
             Rows::Packed(from) => matrices::Left::Turned(from.cast(), BLOCK),
         };
         let from = self.packed_b.wrapping_add(columns.0 * depth).cast();
-        let right = matrices::Right { from, step: U::lanes(), vector: depth * U::lanes() };
+        let (step, segment) = (U::lanes(), self.chunks.steps * U::lanes());
+        let right = matrices::Right { from, step, vector: depth * step, segment };
         // SAFETY: the rows, the vectors and `out` lie in the views, whose extents were checked, or in the scratch; `out` is this
         // task's alone. Nothing foreign runs before the registers are closed.
         unsafe {

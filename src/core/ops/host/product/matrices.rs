@@ -8,7 +8,8 @@
 //! **Order of summation.** A sum goes by segments (the taps of a convolution, else one), each by chunks of up to 16 pairs, as equal as can
 //! be: [`Chunks`]. What happens in a chunk is [`MatrixRegisters`]'s; chunks are added in ascending order, from zero.
 
-use super::registers::{MatrixRegisters, SIDE};
+use super::registers::MatrixRegisters;
+pub(crate) use super::registers::SIDE;
 use crate::ops::host::pack;
 
 /// Rows, and columns, of a block.
@@ -47,11 +48,11 @@ impl Chunks {
 /// Up to 32 rows of the left side.
 #[derive(Clone, Copy)]
 pub(crate) enum Left {
-    /// Row i begins at the pointer plus i times the stride, in bytes.
-    Rows(*const u8, usize),
+    /// Row i begins at the pointer plus i times the stride, its segments so far apart, all in bytes.
+    Rows { from: *const u8, stride: usize, segment: usize },
     /// Where each row's segments begin: `[segment][32]`.
     Taps(*const *const u8),
-    /// `[step][32]` and more: steps are so many words apart. Rows up to the next multiple of 16 are readable.
+    /// `[step][32]` and more, of one segment: steps are so many words apart. Rows up to the next multiple of 16 are readable.
     Turned(*const u32, usize),
 }
 
@@ -63,12 +64,14 @@ pub(crate) struct Right {
     pub step: usize,
     /// Words between vectors.
     pub vector: usize,
+    /// Words between segments.
+    pub segment: usize,
 }
 
 impl Right {
-    /// From a vector and a step on.
-    fn at(self, vector: usize, step: usize) -> *const u32 {
-        self.from.wrapping_add(vector * self.vector + step * self.step)
+    /// From a vector, and a segment's step, on.
+    fn at(self, vector: usize, segment: usize, step: usize) -> *const u32 {
+        self.from.wrapping_add(vector * self.vector + segment * self.segment + step * self.step)
     }
 }
 
@@ -126,7 +129,7 @@ impl LeftRows {
         let Target { strides: (row_stride, col_stride), add, .. } = target;
         for first in (0..columns).step_by(BLOCK) {
             let count = (columns - first).min(BLOCK);
-            let right = Right { from: right.at(first / SIDE, 0), ..right };
+            let right = Right { from: right.at(first / SIDE, 0, 0), ..right };
             let out = target.to.wrapping_add(first * col_stride);
             let whole = self.rows.is_multiple_of(SIDE) && count.is_multiple_of(SIDE) && col_stride == 1 && !add;
             let mut buffer = [0.0f32; BLOCK * BLOCK];
@@ -175,7 +178,7 @@ impl LeftRows {
                 for at in (0..count).map(|i| i * chunk) {
                     let mut columns = [(right.from, 4 * right.step); V];
                     for (v, column) in columns.iter_mut().enumerate() {
-                        column.0 = right.at(v, segment * steps + at);
+                        column.0 = right.at(v, segment, at);
                         if steps - at < chunk {
                             for (step, to) in tails[v].chunks_exact_mut(SIDE).enumerate().take(steps - at) {
                                 std::ptr::copy_nonoverlapping(column.0.add(step * right.step), to.as_mut_ptr(), SIDE);
@@ -236,7 +239,7 @@ impl SixteenRows {
         // SAFETY: as the caller promises.
         unsafe {
             let row = |i: usize| match left {
-                Left::Rows(from, stride) => from.add((first + i) * stride),
+                Left::Rows { from, stride, segment: pitch } => from.add(segment * pitch + (first + i) * stride),
                 Left::Taps(table) => *table.add(segment * BLOCK + first + i),
                 Left::Turned(..) => unreachable!("turned rows have no place of their own"),
             };

@@ -30,6 +30,8 @@ use blocks::{Left, Pack, Product, Right};
 pub use factor::{Factor, Unit, Vectors, WidenedPairs, WithUnit};
 pub use registers::MatrixRegisters;
 pub(crate) use windows::Windows;
+#[cfg(test)]
+pub(crate) use {factor::SixteenPairs, factor::WithMatrices, registers::Model};
 
 /// A matrix seen through strides, in elements.
 #[derive(Debug, Clone, Copy)]

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use crate::device::instructions;
 
 /// Rows of a register, and lanes of a row.
-pub(super) const SIDE: usize = 16;
+pub(crate) const SIDE: usize = 16;
 
 /// Matrix registers of the calling thread.
 pub trait MatrixRegisters: Copy + Send + Sync {
