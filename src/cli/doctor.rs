@@ -178,6 +178,8 @@ fn cpu() -> String {
 /// The instruction set in force, with its name for `ENGINE_CPU`.
 fn instruction_set() -> &'static str {
     match instructions::instruction_set().name() {
+        "amx" => "AVX-512 and AMX, tiles of bf16 (amx)",
+        "amx-model" => "a scalar model of AMX (amx-model): for tests, slow",
         "avx512bf16" => "AVX-512 with products of bf16 (avx512bf16)",
         "avx512" => "AVX-512 (avx512)",
         "avx2" => "AVX2 and FMA (avx2)",

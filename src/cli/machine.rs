@@ -18,7 +18,7 @@ pub struct MachineOptions {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
-    /// Dtype of activations [default: bf16 on tensor cores, else f32]
+    /// Dtype of activations [default: bf16 where the device has instructions for it, else f32]
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionChoice>,
     /// CPU threads [default: all]
@@ -31,7 +31,7 @@ pub struct MachineOptions {
 pub enum PrecisionChoice {
     /// 32-bit floating point.
     F32,
-    /// bfloat16: half the memory of activations; fast on tensor cores, and on CPUs with AVX-512 BF16.
+    /// bfloat16: half the memory of activations; fast on tensor cores, and on CPUs with AVX-512 BF16 or AMX.
     Bf16,
 }
 
@@ -101,9 +101,9 @@ impl Machine {
         file.load(&Context::new(self.device.clone()), self.dtype(), None)
     }
 
-    /// The dtype of activations: the requested one, else bf16 on tensor cores and f32 elsewhere.
+    /// The dtype of activations: the requested one, else bf16 where the device has instructions for its products, and f32 elsewhere.
     pub fn dtype(&self) -> DType {
-        match self.precision.unwrap_or(Precision::Auto).settled(self.device.has_tensor_cores()) {
+        match self.precision.unwrap_or(Precision::Auto).settled(self.device.multiplies_bf16()) {
             Precision::Auto | Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
         }

@@ -12,7 +12,7 @@ use crate::data::{Dataset, Split};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::eval::Extractor;
-use crate::tensor::DType;
+use crate::tensor::{DType, Device};
 use crate::train::{DataSizes, Estimate, Peak, Residency, StepWork};
 use crate::words::{counted, named};
 
@@ -37,7 +37,7 @@ pub struct PlanCommand {
     /// h100, h200, b200, a100, l40s, l4, rtx4090, rtx3090, cpu (this one, measured), or here: this machine's GPU or else its CPU
     #[arg(long, value_name = "DEVICE", default_value = "here")]
     on: String,
-    /// f32 or bf16 [default: the configuration's; auto is bf16 on tensor cores, else f32]
+    /// f32 or bf16 [default: the configuration's; auto is bf16 on a GPU and on a CPU with instructions for it, else f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionChoice>,
     /// Model the step on 1 to N GPUs, each with a batch of its own
@@ -72,7 +72,8 @@ impl PlanCommand {
         let (name, mut config) = configuration(preset, file, &self.set, self.batch, self.precision)?;
         let sizes = self.sizes(&config)?;
         let peak = device(&self.on)?;
-        config.training.precision = config.training.precision.settled(peak.key != "cpu");
+        config.training.precision =
+            config.training.precision.settled(peak.key != "cpu" || Device::Cpu.multiplies_bf16());
         let estimate = placed(&config, sizes, &peak)?;
         let mut text = heading(&name, &config, &estimate, &peak);
         text += &memory(&estimate, sizes, peak.key == "cpu");
@@ -466,7 +467,8 @@ mod tests {
         assert!(whole.contains("batch 256, f32") && !whole.contains("bf16 copies"), "{whole}");
         plan.on = "cpu".into();
         plan.precision = None;
-        assert!(plan.text().unwrap().contains("batch 256, f32"));
+        let default = if Device::Cpu.multiplies_bf16() { "batch 256, bf16" } else { "batch 256, f32" };
+        assert!(plan.text().unwrap().contains(default));
         plan.precision = Some(PrecisionChoice::Bf16);
         let brief = plan.text().unwrap();
         assert!(brief.contains("batch 256, bf16") && brief.contains("FLOP/s bf16,"), "{brief}");

@@ -112,7 +112,8 @@ pub enum CommunicationDtype {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// bf16 on a device with tensor cores, else f32. A run settles it before its first step and records the result.
+    /// bf16 where the device has instructions for its products (tensor cores, AVX-512 BF16, AMX), else f32. A run settles it before its first
+    /// step, for all its processes as for the first, and records the result.
     Auto,
     /// 32-bit floating point.
     F32,
@@ -121,10 +122,10 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The settled precision on a device with or without tensor cores: never [`Precision::Auto`].
-    pub fn settled(self, tensor_cores: bool) -> Self {
+    /// The settled precision on a device with or without instructions for products of bf16: never [`Precision::Auto`].
+    pub fn settled(self, multiplies_bf16: bool) -> Self {
         match self {
-            Self::Auto if tensor_cores => Self::Bf16,
+            Self::Auto if multiplies_bf16 => Self::Bf16,
             Self::Auto => Self::F32,
             settled => settled,
         }

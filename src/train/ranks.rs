@@ -3,9 +3,10 @@
 use super::together::Share;
 use super::{TrainRequest, fingerprint};
 use crate::cluster::{Alone, Collective, Fact, agree};
-use crate::config::Config;
+use crate::config::{Config, Precision};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
+use crate::tensor::Device;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -42,6 +43,21 @@ pub(super) fn config_of_rank_0(team: &dyn Collective) -> Result<Config> {
 /// The others have found their data too.
 pub(super) fn compare(team: &dyn Collective, asked: String, dataset: &Dataset) -> Result<()> {
     agree(team, &identity(asked, fingerprint(dataset)))
+}
+
+/// The precision of all processes: what `auto` means on rank 0's device.
+pub(super) fn settled(team: &dyn Collective, asked: Precision, device: &Device) -> Result<Precision> {
+    let own = asked.settled(device.multiplies_bf16());
+    if asked != Precision::Auto || team.ranks() == 1 {
+        return Ok(own);
+    }
+    if team.rank() == 0 {
+        team.tell(own.name().as_bytes())?;
+        return Ok(own);
+    }
+    let told = team.listen()?;
+    let known = [Precision::F32, Precision::Bf16].into_iter().find(|known| known.name().as_bytes() == told);
+    known.ok_or_else(|| Error::cluster("rank 0 sent no precision", "start all ranks with the same engine"))
 }
 
 fn identity(asked: String, data: String) -> Vec<Fact> {

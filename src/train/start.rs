@@ -12,7 +12,6 @@ use super::{
 };
 use crate::config::{Config, LrSchedule, Precision};
 use crate::data::{Dataset, Split};
-use crate::device::instructions::instruction_set;
 use crate::error::{Error, Result};
 use crate::tensor::Device;
 use crate::words::counted;
@@ -203,9 +202,8 @@ fn prepare(
     let chosen = request.device.open()?;
     let described = chosen.describe();
     let device = chosen.accelerator.map_or(Device::Cpu, Device::Accelerator);
-    config.training.precision = config.training.precision.settled(device.has_tensor_cores());
-    let has_products = instruction_set().multiplies_bf16();
-    if config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) && !has_products {
+    config.training.precision = ranks::settled(ranks::team(request).as_ref(), config.training.precision, &device)?;
+    if config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) && !device.multiplies_bf16() {
         let text = "this processor has no instruction for products of bf16: a step takes less memory than in f32, and more time";
         report(&Event::Warning(text.into()));
     }

@@ -112,7 +112,7 @@ impl Trainer {
     /// [`Error::Config`] if task, data and configuration do not match; [`Error::OutOfMemory`].
     pub fn new(task: &dyn Task, data: &Dataset, recipe: &Recipe) -> Result<Self> {
         let mut config = Config { model: task.model(), ..recipe.config.clone() };
-        config.training.precision = config.training.precision.settled(recipe.device.has_tensor_cores());
+        config.training.precision = config.training.precision.settled(recipe.device.multiplies_bf16());
         check_fit(&config, data)?;
         let context = Context::new(recipe.device.clone());
         let (training, validation) = takes(&config);

@@ -150,8 +150,9 @@ fn assert_picture(place: &Place, models: &[Model; 2], set: &Dataset) {
 #[test]
 fn two_models_in_tables_json_and_a_picture() {
     let place = Place::new();
-    let text =
-        place.succeed(&format!("{BOTH} --images 20 --levels 5 --count 12 --seed 3 --json all.json --out both.png"));
+    let text = place.succeed(&format!(
+        "{BOTH} --images 20 --levels 5 --count 12 --seed 3 --precision f32 --json all.json --out both.png"
+    ));
     for part in [
         "kind  ",
         "  4 steps (ema)",

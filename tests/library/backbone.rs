@@ -368,7 +368,8 @@ fn steps(config: &Config, set: &Dataset, device: Device, graphs: bool) -> Result
 
 #[test]
 fn running_statistics_move_in_replayed_steps_as_in_others() {
-    let config = classifier(&["model.image_size=8", "model.num_classes=2", "training.batch_size=2"]);
+    let settings = ["model.image_size=8", "model.num_classes=2", "training.batch_size=2", "training.precision=f32"];
+    let config = classifier(&settings);
     let set = noise(8, 3);
     let emulated = |graphs| steps(&config, &set, Device::Accelerator(emulator::device()), graphs).unwrap();
     let (captured, submitted) = (emulated(true), emulated(false));

@@ -19,7 +19,7 @@ use engine::eval::NetworkClassifier;
 use engine::model_file::ModelFile;
 use engine::models::{Classifier, CustomConfig, ModelConfig};
 use engine::nn::{Builder, Conv2d, Linear, Scope};
-use engine::ops::elementwise::silu;
+use engine::ops::elementwise::{cast, silu};
 use engine::ops::mse_loss::mse_loss;
 use engine::ops::pool::global_average_pool;
 use engine::rng::{Philox, Purpose};
@@ -166,7 +166,7 @@ impl Classifier for Small {
     }
 
     fn forward(&self, s: &Scope, images: &Var) -> Result<Var> {
-        let h = silu(s, &self.conv.forward(s, images)?)?;
+        let h = silu(s, &self.conv.forward(s, &cast(s, images, s.precision())?)?)?;
         self.out.forward(s, &global_average_pool(s, &h)?)
     }
 }
@@ -235,8 +235,9 @@ impl Criterion for Autoencoder {
     fn loss(&self, pass: &Pass, batch: Batch) -> Result<Loss> {
         let s = pass.scope;
         let x = s.constant(&batch.images);
-        let h = silu(s, &self.inner.forward(s, &x)?)?;
-        let (mean, _) = mse_loss(s, &self.outer.forward(s, &h)?, &x, None, pass.scale)?;
+        let h = silu(s, &self.inner.forward(s, &cast(s, &x, s.precision())?)?)?;
+        let y = cast(s, &self.outer.forward(s, &h)?, DType::F32)?;
+        let (mean, _) = mse_loss(s, &y, &x, None, pass.scale)?;
         Ok(Loss { mean, terms: None, items: None })
     }
 }

@@ -61,15 +61,16 @@ fn planned_memory_is_what_a_run_allocates() {
         for change in [changes, &["training.validation_batches=1"]].concat() {
             config.set(change).unwrap();
         }
-        let (allocated, estimate) = allocated(&config, 200);
-        let planned = estimate.total_bytes();
-        let off = (planned as f64 / allocated as f64 - 1.0).abs();
-        assert!(off < 0.05, "{preset} {changes:?}: planned {planned}, allocated {allocated}: {:.1} % off", 100.0 * off);
-        assert!(
-            estimate.memory.iter().all(|(kind, bytes)| *bytes > 0 || *kind == "bf16 copies"),
-            "{:?}",
-            estimate.memory
-        );
+        for precision in ["f32", "bf16"] {
+            config.set(&format!("training.precision={precision}")).unwrap();
+            let (allocated, estimate) = allocated(&config, 200);
+            let planned = estimate.total_bytes();
+            let off = 100.0 * (planned as f64 / allocated as f64 - 1.0).abs();
+            let what = format!("{preset} {changes:?} {precision}");
+            assert!(off < 5.0, "{what}: planned {planned}, allocated {allocated}: {off:.1} % off");
+            let is_there = |(kind, bytes): &(&str, usize)| *bytes > 0 || (*kind == "bf16 copies" && precision == "f32");
+            assert!(estimate.memory.iter().all(is_there), "{what}: {:?}", estimate.memory);
+        }
     }
 }
 

@@ -230,12 +230,16 @@ fn resumes_with_the_same_bits(device: &Device) {
 }
 
 #[test]
-fn auto_takes_bf16_on_tensor_cores_alone_and_records_what_it_took() {
+fn auto_takes_bf16_where_there_are_instructions_for_it_and_records_what_it_took() {
     let config = config(&["training.precision=auto"]);
     let (emulator, device) = emulated();
     let folder = tempfile::tempdir().unwrap();
+    let of_cpu = match Device::Cpu.multiplies_bf16() {
+        true => (Precision::Bf16, DType::BF16),
+        false => (Precision::F32, DType::F32),
+    };
     for (device, tensor_cores, expected, dtype) in [
-        (&Device::Cpu, false, Precision::F32, DType::F32),
+        (&Device::Cpu, false, of_cpu.0, of_cpu.1),
         (&device, false, Precision::F32, DType::F32),
         (&device, true, Precision::Bf16, DType::BF16),
     ] {

@@ -65,6 +65,9 @@ fn it_is_that_of_eval_and_makes_the_best_model() {
                 "eval",
                 "--device",
                 "cpu",
+                // The run's own: without it the device's best.
+                "--precision",
+                "f32",
                 "--extractor",
                 "classifier.safetensors",
                 "--metrics",

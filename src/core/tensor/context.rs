@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::plan::{Cost, MemoryPlan, Recorder};
 use super::{DType, Element, Shape, Tensor, memory};
 use crate::device::Accelerator;
+use crate::device::instructions::instruction_set;
 use crate::error::{Error, Result};
 
 /// The device that executes ops.
@@ -25,10 +26,10 @@ pub enum Device {
 }
 
 impl Device {
-    /// Whether bf16 products run on tensor cores.
-    pub fn has_tensor_cores(&self) -> bool {
+    /// Whether there are instructions for products of bf16: tensor cores; on the CPU AVX-512 BF16 or AMX.
+    pub fn multiplies_bf16(&self) -> bool {
         match self {
-            Self::Cpu => false,
+            Self::Cpu => instruction_set().multiplies_bf16(),
             Self::Accelerator(accelerator) => accelerator.has_tensor_cores(),
         }
     }

@@ -236,7 +236,14 @@ fn sizes(x: &Var, weight: &Var, geometry: Geometry) -> Result<Sizes> {
     {
         return Err(Error::shape(
             OP,
-            format!("x {} {} and weight {} {} do not fit", x.shape(), x.dtype(), weight.shape(), weight.dtype()),
+            format!(
+                "x {} {} and weight {} {} do not fit{}",
+                x.shape(),
+                x.dtype(),
+                weight.shape(),
+                weight.dtype(),
+                if x.dtype() == weight.dtype() { "" } else { "; elementwise::cast converts x" }
+            ),
         ));
     }
     let Geometry { stride, pad_before: pad, resize, .. } = geometry;

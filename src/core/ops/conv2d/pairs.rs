@@ -1,12 +1,16 @@
 //! Convolutions of bf16 as products of pairs: a row of the left side is a window of the image, read where it lies, and the weight is the
-//! right side as it stands. The gradient of the input is the convolution of dy with the taps mirrored and the channels' roles
-//! exchanged.
+//! right side as it stands.
+//!
+//! The gradient of the input is a convolution of dy with the taps mirrored and the channels' roles exchanged. With stride 2 it is four, one
+//! for each parity of the pixel's row and column, of the taps that meet it. Of an image resized to twice its size a pixel sums
+//! what its four copies would, 36 taps.
 //!
 //! An element of the result is one sum over taps, then channels, rounded once with what is added to it.
 
 use half::bf16;
 
 use super::{Operands, Sizes};
+use crate::ops::host::parallel::{self, Shared};
 use crate::ops::host::product::{self, Kernel, Matrix, Windows};
 use crate::ops::host::{Float, vector};
 use crate::tape::{Accumulate, Destination};
@@ -17,9 +21,10 @@ pub(super) fn fits_forward(sizes: &Sizes) -> bool {
     sizes.cin.is_multiple_of(2)
 }
 
-/// Whether the input gradient can: output channels are whole pairs, and every window shows the next pixels of the image as it is.
+/// Whether the input gradient can: output channels are whole pairs, and the image is as it is, or of stride 1 and doubled.
 pub(super) fn fits_input_gradient(sizes: &Sizes) -> bool {
-    sizes.cout.is_multiple_of(2) && sizes.stride == 1 && sizes.source == sizes.size
+    let is_doubled = sizes.size == sizes.source.map(|side| 2 * side) && sizes.stride == 1;
+    sizes.cout.is_multiple_of(2) && (sizes.source == sizes.size || is_doubled)
 }
 
 /// Whether the weight gradient can: a window is a pixel.
@@ -43,9 +48,9 @@ pub(super) fn forward(
     y: &Tensor,
 ) {
     let Sizes { batch, source, size, out, cin, cout, kernel, stride, pad } = *sizes;
-    let zeros = vec![bf16::ZERO; cin];
+    let (zeros, taps) = (vec![bf16::ZERO; cin], product::taps(kernel, pad));
     let windows =
-        Windows { images: x.host(), zeros: &zeros, batch, source, size, out, kernel, stride, pad, channels: cin };
+        Windows { images: x.host(), zeros: &zeros, batch, source, size, out, taps: &taps, stride, channels: cin };
     let weight = match prepared {
         Some(packed) => Kernel::Packed(packed.host()),
         None => Kernel::Plain(Matrix::new(weight.host(), cout, sizes.depth()).t()),
@@ -66,30 +71,105 @@ pub(super) fn forward(
     });
 }
 
-pub(super) fn input_gradient(sizes: &Sizes, dy: &Tensor, weight: &Tensor, dx: &Destination) {
-    let Sizes { batch, size, out, cin, cout, kernel, stride, pad, .. } = *sizes;
-    let (zeros, taps, weight) = (vec![bf16::ZERO; cout], sizes.taps(), weight.host::<bf16>());
-    let windows = Windows {
-        images: dy.host(),
-        zeros: &zeros,
-        batch,
-        source: out,
-        size: out,
-        out: size,
-        kernel,
-        stride,
-        pad: [0, 1].map(|axis| kernel[axis] - 1 - pad[axis]),
-        channels: cout,
-    };
-    f32::with_scratch(weight.len().div_ceil(2), |scratch| {
-        // By mirrored taps, then output channels: `[k, cin]`.
-        let mirrored: &mut [bf16] = &mut bytemuck::cast_slice_mut(scratch)[..weight.len()];
-        for (k, to) in mirrored.chunks_exact_mut(cin).enumerate() {
-            let (tap, channel) = (taps - 1 - k / cout, k % cout);
-            to.copy_from_slice(&weight[(channel * taps + tap) * cin..][..cin]);
+/// Pixels of dx that meet the same taps of dy's windows: those of one parity of the row and the column, or all.
+struct Class {
+    /// The first, and how many there are.
+    first: [usize; 2],
+    count: [usize; 2],
+    /// By term of the sum: the weight's tap, and where it meets dy.
+    terms: Vec<(usize, [isize; 2])>,
+}
+
+/// By axis: the taps that meet pixel `first` of x, with dy's pixel; from pixel to pixel of the class dy's grows by one, or by
+/// `copies`, the number of pixels of x̂ that show one of x.
+fn terms(sizes: &Sizes, axis: usize, first: usize, copies: usize) -> Vec<(usize, isize)> {
+    let met = |at: usize, tap: usize| (at + sizes.pad[axis]).cast_signed() - tap.cast_signed();
+    let all = (0..copies)
+        .flat_map(|copy| (0..sizes.kernel[axis]).rev().map(move |tap| (tap, met(first * copies + copy, tap))));
+    let stride = sizes.stride.cast_signed();
+    all.filter(|(_, at)| at.rem_euclid(stride) == 0).map(|(tap, at)| (tap, at / stride)).collect()
+}
+
+fn classes(sizes: &Sizes) -> Vec<Class> {
+    let (stride, copies) = (sizes.stride, [0, 1].map(|axis| sizes.size[axis] / sizes.source[axis].max(1)));
+    let firsts = (0..stride).flat_map(|y| (0..stride).map(move |x| [y, x]));
+    let class = |first: [usize; 2]| {
+        let [rows, columns] = [0, 1].map(|axis| terms(sizes, axis, first[axis], copies[axis]));
+        let term = |&(ky, y): &(usize, isize)| columns.iter().map(move |&(kx, x)| (ky * sizes.kernel[1] + kx, [y, x]));
+        Class {
+            first,
+            count: [0, 1].map(|axis| (sizes.source[axis] - first[axis].min(sizes.source[axis])).div_ceil(stride)),
+            terms: rows.iter().flat_map(term).collect(),
         }
-        let kernel = Kernel::Plain(Matrix::new(mirrored, taps * cout, cin));
-        product::convolve(dx.host_mut(), windows, kernel, cin, dx.mode, |_, _, _| ());
+    };
+    firsts.map(class).filter(|class| class.count.iter().all(|&count| count > 0)).collect()
+}
+
+pub(super) fn input_gradient(sizes: &Sizes, dy: &Tensor, weight: &Tensor, dx: &Destination) {
+    let Sizes { batch, source, size, out, cin, cout, stride, .. } = *sizes;
+    let (zeros, weight) = (vec![bf16::ZERO; cout], weight.host::<bf16>());
+    for class in classes(sizes) {
+        let taps: Vec<_> = class.terms.iter().map(|term| term.1).collect();
+        let windows = Windows {
+            images: dy.host(),
+            zeros: &zeros,
+            batch,
+            source: out,
+            size: out,
+            out: class.count,
+            taps: &taps,
+            stride: size[0] / source[0],
+            channels: cout,
+        };
+        if taps.is_empty() {
+            // No window meets these pixels.
+            if dx.mode == Accumulate::Write {
+                let all = Shared::new(dx.host_mut::<bf16>());
+                // SAFETY: each call has a pixel of its own.
+                each_pixel(sizes, &class, |_, pixel| unsafe { all.row(pixel * cin, cin) }.fill(bf16::ZERO));
+            }
+            continue;
+        }
+        let elements = taps.len() * cout * cin;
+        let pixels = if stride > 1 { windows.rows() * cin } else { 0 };
+        f32::with_scratch(elements.div_ceil(2) + pixels.div_ceil(2), |scratch| {
+            let scratch: &mut [bf16] = bytemuck::cast_slice_mut(scratch);
+            let (kernel, some) = scratch.split_at_mut(elements.next_multiple_of(2));
+            // By terms, then output channels: `[k, cin]`.
+            for (k, to) in kernel.chunks_exact_mut(cin).enumerate().take(taps.len() * cout) {
+                let (tap, channel) = (class.terms[k / cout].0, k % cout);
+                to.copy_from_slice(&weight[(channel * sizes.taps() + tap) * cin..][..cin]);
+            }
+            let kernel = Kernel::Plain(Matrix::new(&kernel[..elements], taps.len() * cout, cin));
+            if stride == 1 {
+                return product::convolve(dx.host_mut(), windows, kernel, cin, dx.mode, |_, _, _| ());
+            }
+            let (some, all) = (Shared::new(&mut some[..pixels]), Shared::new(dx.host_mut::<bf16>()));
+            // SAFETY: each call has pixels of its own, and both have room for all of the class.
+            let part = |nth: usize, pixel: usize| unsafe { (some.row(nth * cin, cin), all.row(pixel * cin, cin)) };
+            if dx.mode == Accumulate::Add {
+                each_pixel(sizes, &class, |nth, pixel| {
+                    let (some, all) = part(nth, pixel);
+                    some.copy_from_slice(all);
+                });
+            }
+            // SAFETY: nothing else uses it now.
+            let result = unsafe { some.row(0, pixels) };
+            product::convolve(result, windows, kernel, cin, dx.mode, |_, _, _| ());
+            each_pixel(sizes, &class, |nth, pixel| {
+                let (some, all) = part(nth, pixel);
+                all.copy_from_slice(some);
+            });
+        });
+    }
+}
+
+/// Calls `f(number in the class, pixel of all images)` for each pixel of a class, in parallel.
+fn each_pixel(sizes: &Sizes, class: &Class, f: impl Fn(usize, usize) + Send + Sync) {
+    let ([height, width], [rows, columns]) = (sizes.source, class.count);
+    parallel::for_each(sizes.batch * rows, columns * sizes.cin, |row| {
+        let start = (row / rows * height + row % rows * sizes.stride + class.first[0]) * width + class.first[1];
+        (0..columns).for_each(|column| f(row * columns + column, start + column * sizes.stride));
     });
 }
 
@@ -133,8 +213,10 @@ mod tests {
             ([32, 48, 9, 3], Geometry::same(3)),
             ([6, 10, 7, 5], Geometry::same(5)),
             ([16, 2, 8, 1], Geometry::same(1)),
+            ([16, 2, 7, 1], Geometry::same(1).strided(2)),
             ([8, 8, 10, 3], Geometry::same(3).strided(2)),
             ([8, 6, 5, 3], Geometry { resize: Some([10, 10]), ..Geometry::same(3) }),
+            ([8, 32, 9, 3], Geometry::same(3).strided(2)),
         ] {
             let all = with_threads(1, || run(5, sizes, geometry));
             for threads in [2, 3] {

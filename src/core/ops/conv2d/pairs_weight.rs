@@ -1,8 +1,9 @@
-//! The weight gradient of a convolution of bf16 by matrix registers, for stride 1: dw = Σ over pixels of dy · x̂, shifted by the tap.
+//! The weight gradient of a convolution of bf16 by matrix registers: dw = Σ over pixels of dy · x̂, shifted by the tap.
 //!
 //! Pixels lie on a grid whose rows have room for the shifts, so that a tap is an offset and the sum over an image one run of steps, with
 //! zeros of dy where the grid has no pixel of it. A step is a pair of neighbours along a row; x̂ is packed twice, from even
-//! and from odd pixels on, so that a shift by one column is a whole number of steps too.
+//! and from odd pixels on, so that a shift by one column is a whole number of steps too. With stride 2 there are four grids of x̂, by the
+//! parity of its row and column, zeros before the image counted.
 //!
 //! Images go by in chunks of some thousand pixels; a chunk's sum is a block, its images the segments of `product/matrices.rs`. Blocks are
 //! added in order: fixed by the shapes alone.
@@ -21,9 +22,9 @@ use crate::tape::Accumulate;
 /// Pixels of the grid in a chunk, about: enough that adding up the blocks costs little.
 const CHUNK_PIXELS: usize = 1024;
 
-/// Whether it can go this way: there are registers for matrices, and windows are a pixel apart.
-pub(super) fn fits(sizes: &Sizes) -> bool {
-    sizes.stride == 1 && instruction_set().tiles.is_some()
+/// Whether there are registers for matrices.
+pub(super) fn fits() -> bool {
+    instruction_set().tiles.is_some()
 }
 
 /// dw `[Cout, ky, kx, Cin]` from dy `[B, Ho, Wo, Cout]` and x `[B, h, w, Cin]`.
@@ -49,6 +50,8 @@ struct Grid {
     pitch: usize,
     /// Steps of an image, in whole chunks of the registers.
     steps: usize,
+    /// Grids of x̂.
+    planes: usize,
     /// Pairs of x̂ in a vector: all that a shift by the last tap reaches.
     pairs: usize,
     /// Vectors of input channels.
@@ -60,28 +63,36 @@ struct Grid {
 impl Grid {
     fn new(sizes: &Sizes) -> Self {
         let [height, width] = sizes.out;
-        let pitch = (width + sizes.kernel[1] - 1).next_multiple_of(2);
+        let pitch = (width + (sizes.kernel[1] - 1) / sizes.stride).next_multiple_of(2);
         let chunks = Chunks::new(1, height * pitch / 2);
         let steps = chunks.count * chunks.chunk;
         Self {
             images: (CHUNK_PIXELS / (height * pitch)).clamp(1, sizes.batch),
             pitch,
             steps,
+            planes: sizes.stride * sizes.stride,
             pairs: steps + Self::shift(sizes, pitch, sizes.taps() - 1).1,
             vectors: sizes.cin.div_ceil(SIDE),
             sides: sizes.cout.div_ceil(SIDE),
         }
     }
 
-    /// A tap's parity, and its shift in steps.
+    /// A tap's way of packing, and its shift in steps.
     fn shift(sizes: &Sizes, pitch: usize, tap: usize) -> (usize, usize) {
-        let (row, column) = sizes.tap(tap);
-        (column % 2, (row * pitch + column) / 2)
+        let ((row, column), stride) = (sizes.tap(tap), sizes.stride);
+        let plane = row % stride * stride + column % stride;
+        let (row, column) = (row / stride, column / stride);
+        (2 * plane + column % 2, (row * pitch + column) / 2)
     }
 
-    /// Words of an image's packed x̂: `[parity][vector][pairs][16]`.
+    /// Ways in which x̂ is packed: twice the grids.
+    fn ways(&self) -> usize {
+        2 * self.planes
+    }
+
+    /// Words of an image's packed x̂: `[way][vector][pairs][16]`.
     fn x_words(&self) -> usize {
-        2 * self.vectors * self.pairs * SIDE
+        self.ways() * self.vectors * self.pairs * SIDE
     }
 
     /// Words of an image's packed dy: `[channel][steps]`.
@@ -111,7 +122,7 @@ struct Task<'a, 'b, U> {
 }
 
 enum What {
-    /// A vector of x̂ from even or odd pixels on: image of the chunk, parity, vector.
+    /// A vector of x̂: image of the chunk, way of packing, vector.
     PackX([usize; 3]),
     /// Sixteen channels of dy: image of the chunk, block of channels.
     PackDy([usize; 2]),
@@ -122,7 +133,7 @@ enum What {
 impl WithUnit<bf16> for Gradient<'_> {
     fn run<U: Unit<bf16>>(self, unit: U) {
         let (Grid { images, vectors, sides, .. }, batch) = (self.grid, self.sizes.batch);
-        let (x_words, dy_words) = (self.grid.x_words(), self.grid.dy_words());
+        let (x_words, dy_words, ways) = (self.grid.x_words(), self.grid.dy_words(), self.grid.ways());
         let blocks = self.sizes.cout.div_ceil(BLOCK);
         f32::with_scratch(images * (x_words + dy_words), |scratch| {
             let (x, dy) = scratch.split_at_mut(images * x_words);
@@ -130,7 +141,7 @@ impl WithUnit<bf16> for Gradient<'_> {
                 (Shared::new(bytemuck::cast_slice_mut(x)), Shared::new(bytemuck::cast_slice_mut(dy)));
             let here = |chunk: usize| (chunk * images, images.min(batch - chunk * images));
             let count = |phase: usize| match phase % 2 {
-                0 => here(phase / 2).1 * (2 * vectors + sides),
+                0 => here(phase / 2).1 * (ways * vectors + sides),
                 _ => blocks * self.sizes.taps(),
             };
             let work = |phase: usize, task: usize| {
@@ -138,7 +149,7 @@ impl WithUnit<bf16> for Gradient<'_> {
                 let (image, part) = (task % images.1, task / images.1);
                 let what = match phase % 2 {
                     0 if part < sides => What::PackDy([image, part]),
-                    0 => What::PackX([image, (part - sides) % 2, (part - sides) / 2]),
+                    0 => What::PackX([image, (part - sides) % ways, (part - sides) / ways]),
                     _ => What::Multiply([task / self.sizes.taps(), task % self.sizes.taps()]),
                 };
                 unit.vectorize(Task { unit, work: &self, x: x.get(), dy: dy.get(), images, what });
@@ -157,9 +168,9 @@ impl<U: Unit<bf16>> NullaryFnOnce for Task<'_, '_, U> {
         // SAFETY: each task of a phase has its own part of the scratch or of dw, all within their lengths.
         unsafe {
             match self.what {
-                What::PackX([image, parity, vector]) => {
-                    let place = (((image * 2 + parity) * vectors) + vector) * pairs * SIDE;
-                    self.pack_x(std::slice::from_raw_parts_mut(self.x.add(place), pairs * SIDE), image, parity, vector);
+                What::PackX([image, way, vector]) => {
+                    let place = ((image * self.work.grid.ways() + way) * vectors + vector) * pairs * SIDE;
+                    self.pack_x(std::slice::from_raw_parts_mut(self.x.add(place), pairs * SIDE), image, way, vector);
                 }
                 What::PackDy([image, side]) => {
                     let place = image * self.work.grid.dy_words() + side * SIDE * steps;
@@ -173,13 +184,14 @@ impl<U: Unit<bf16>> NullaryFnOnce for Task<'_, '_, U> {
 
 impl<U: Unit<bf16>> Task<'_, '_, U> {
     #[inline(always)]
-    fn pack_x(&self, to: &mut [u32], image: usize, parity: usize, vector: usize) {
-        let &Sizes { source, size, cin, pad, .. } = self.work.sizes;
+    fn pack_x(&self, to: &mut [u32], image: usize, way: usize, vector: usize) {
+        let &Sizes { source, size, cin, pad, stride, .. } = self.work.sizes;
+        let (parity, plane) = (way % 2, [way / 2 / stride, way / 2 % stride]);
         let (pitch, first) = (self.work.grid.pitch, vector * SIDE);
         let lanes = (cin - first).min(SIDE);
         let image = &self.work.x[(self.images.0 + image) * source[0] * source[1] * cin..];
         let along = |axis: usize, at: usize| {
-            let at = at.checked_sub(pad[axis]).filter(|&at| at < size[axis])?;
+            let at = (at * stride + plane[axis]).checked_sub(pad[axis]).filter(|&at| at < size[axis])?;
             Some(if source[axis] == size[axis] { at } else { at * source[axis] / size[axis] })
         };
         let pixel = |row: Option<usize>, column: usize| -> [bf16; SIDE] {
@@ -232,7 +244,7 @@ impl<U: Unit<bf16>> Task<'_, '_, U> {
     #[inline(always)]
     unsafe fn multiply(&self, block: usize, tap: usize) {
         let (sizes, grid) = (self.work.sizes, self.work.grid);
-        let (parity, shift) = Grid::shift(sizes, grid.pitch, tap);
+        let (way, shift) = Grid::shift(sizes, grid.pitch, tap);
         let (segments, channel) = (self.images.1, block * BLOCK);
         let rows = (sizes.cout - channel).min(BLOCK);
         let chunks = Chunks::new(segments, segments * grid.steps);
@@ -243,7 +255,7 @@ impl<U: Unit<bf16>> Task<'_, '_, U> {
             segment: 4 * grid.dy_words(),
         };
         let right = Right {
-            from: self.x.wrapping_add(parity * grid.vectors * vector + shift * SIDE),
+            from: self.x.wrapping_add(way * grid.vectors * vector + shift * SIDE),
             step: SIDE,
             vector,
             segment: grid.x_words(),
@@ -297,12 +309,13 @@ mod tests {
     }
 
     fn definition(sizes: &Sizes, dw: &mut [f32], dy: &[bf16], x: &[bf16]) {
-        let Sizes { source, size, out, cin, cout, pad, .. } = *sizes;
+        let Sizes { source, size, out, cin, cout, pad, stride, .. } = *sizes;
         for (pixel, dy) in dy.chunks_exact(cout).enumerate() {
             let (image, y, column) = (pixel / sizes.out_pixels(), pixel / out[1] % out[0], pixel % out[1]);
             for tap in 0..sizes.taps() {
                 let (ky, kx) = sizes.tap(tap);
-                let (Some(y), Some(column)) = ((y + ky).checked_sub(pad[0]), (column + kx).checked_sub(pad[1])) else {
+                let at = |window: usize, tap: usize, axis: usize| (window * stride + tap).checked_sub(pad[axis]);
+                let (Some(y), Some(column)) = (at(y, ky, 0), at(column, kx, 1)) else {
                     continue;
                 };
                 if y >= size[0] || column >= size[1] {
@@ -321,30 +334,33 @@ mod tests {
 
     #[test]
     fn every_geometry_gives_the_definition_with_any_number_of_threads() {
-        for (batch, source, size, cin, cout, kernel, pad) in [
-            (1, 1, 1, 1, 1, 1, 0),
-            (3, 8, 8, 16, 32, 3, 1),
-            (5, 7, 7, 20, 33, 3, 1),
-            (2, 33, 33, 48, 5, 3, 1),
-            (40, 4, 4, 3, 17, 5, 2),
-            (2, 5, 10, 34, 16, 3, 1),
-            (1, 9, 9, 17, 50, 3, 0),
+        for (batch, source, size, [cin, cout], kernel, pad, stride) in [
+            (1, 1, 1, [1, 1], 1, 0, 1),
+            (3, 8, 8, [16, 32], 3, 1, 1),
+            (5, 7, 7, [20, 33], 3, 1, 1),
+            (2, 33, 33, [48, 5], 3, 1, 1),
+            (40, 4, 4, [3, 17], 5, 2, 1),
+            (2, 5, 10, [34, 16], 3, 1, 1),
+            (1, 9, 9, [17, 50], 3, 0, 1),
+            (3, 16, 16, [16, 32], 3, 1, 2),
+            (2, 9, 9, [5, 20], 3, 0, 2),
+            (2, 7, 7, [18, 3], 5, 2, 2),
+            (2, 6, 6, [4, 4], 1, 0, 2),
         ] {
             let sizes = Sizes {
                 batch,
                 source: [source; 2],
                 size: [size; 2],
                 // Rows without zeros behind them.
-                out: [size + pad + 1 - kernel, size],
+                out: [(size + pad - kernel) / stride + 1, size.div_ceil(stride)],
                 cin,
                 cout,
                 kernel: [kernel; 2],
-                stride: 1,
+                stride,
                 pad: [pad; 2],
             };
-            let side = source;
             let dy = values(batch * sizes.out_pixels() * cout, 3);
-            let x = values(batch * side * side * cin, 5);
+            let x = values(batch * source * source * cin, 5);
             let mut expected = vec![7.0; cout * sizes.depth()];
             definition(&sizes, &mut expected, &dy, &x);
             for threads in [1, 2, 3] {

@@ -4,11 +4,11 @@
 //! | where | pass | taken when | module |
 //! |---|---|---|---|
 //! | CPU | forward | bf16, input channels in pairs | `pairs`: an implicit product of pairs |
-//! | CPU | input gradient | bf16, stride 1, not resized, output channels in pairs | `pairs` |
+//! | CPU | input gradient | bf16, not resized or with stride 1 to twice the size, output channels in pairs | `pairs` |
 //! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, not resized, channels in blocks of 16, not f64 | `winograd`: 16 products for 36 |
 //! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, of an image resized to twice its size | `doubled`: 4 taps for 9 |
 //! | CPU | forward, input gradient | else | `direct`, its inner loops in `tile` |
-//! | CPU | weight gradient | bf16, stride 1, registers for matrices | `pairs_weight`: shifted products of pairs |
+//! | CPU | weight gradient | bf16, registers for matrices | `pairs_weight`: shifted products of pairs |
 //! | CPU | weight gradient | bf16, 1x1, stride 1, not resized | `pairs`: a product of pairs |
 //! | CPU | weight gradient | else: 3x3, stride 1, padding 1, channels in blocks of 16, resized or not, not f64 | `winograd_weight` |
 //! | CPU | weight gradient | else | `weight`: a product for each tap |
@@ -52,7 +52,7 @@ pub(super) fn path(pass: Pass, sizes: &Sizes, dtype: DType) -> Path {
         Pass::Forward if brief && pairs::fits_forward(sizes) => Path::Pairs,
         Pass::InputGradient if brief && pairs::fits_input_gradient(sizes) => Path::Pairs,
         Pass::WeightGradient if brief && pairs::fits_weight_gradient(sizes) => Path::Pairs,
-        Pass::WeightGradient if brief && pairs_weight::fits(sizes) => Path::ShiftedPairs,
+        Pass::WeightGradient if brief && pairs_weight::fits() => Path::ShiftedPairs,
         Pass::WeightGradient if tiled => Path::Winograd,
         Pass::WeightGradient => Path::Direct,
         _ if tiled && !resized => Path::Winograd,
@@ -92,6 +92,8 @@ mod tests {
             (sizes(8, 8, 32, 3, 1), DType::BF16, [Path::Pairs, Path::Winograd]),
             (sizes(8, 8, 6, 5, 1), DType::BF16, [Path::Pairs, Path::Direct]),
             (sizes(8, 8, 3, 3, 1), DType::BF16, [Path::Direct, Path::Direct]),
+            (sizes(8, 8, 32, 3, 2), DType::BF16, [Path::Pairs, Path::Direct]),
+            (sizes(4, 8, 32, 3, 1), DType::BF16, [Path::Pairs, Path::Winograd]),
             (sizes(8, 8, 6, 1, 1), DType::BF16, [Path::Pairs, Path::Pairs]),
         ] {
             let [both, weight] = ways;

@@ -216,11 +216,11 @@ pub fn for_row_blocks<T: Send>(dst: &mut [T], row_len: usize, block: usize, f: i
 ///
 /// # Panics
 /// Where `sums` does not have a row for each block.
-pub fn for_row_blocks_with_sums<T: Copy + Default + Send>(
-    (dst, row_len): (&mut [T], usize),
+pub fn for_row_blocks_with_sums<D: Send, T: Copy + Default + Send>(
+    (dst, row_len): (&mut [D], usize),
     (sums, sums_len): (&mut [T], usize),
     block: usize,
-    f: impl Fn(usize, &mut [T], &mut [T]) + Send + Sync,
+    f: impl Fn(usize, &mut [D], &mut [T]) + Send + Sync,
 ) {
     let blocks = dst.len().div_ceil((block * row_len).max(1));
     assert_eq!(sums.len(), blocks * sums_len, "a row of sums for each block of rows is needed");
@@ -309,7 +309,7 @@ mod tests {
                 }
             });
         }
-        for_row_blocks_with_sums((&mut [0u8; 0], 0), (&mut [], 1), 8, |_, _, _| unreachable!());
+        for_row_blocks_with_sums((&mut [0u8; 0], 0), (&mut [0u8; 0], 1), 8, |_, _, _| unreachable!());
     }
 
     #[test]

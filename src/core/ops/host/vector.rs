@@ -281,11 +281,11 @@ pub fn max<T: Float>(a: &[T]) -> T {
 
 /// `dst[i] += alpha * x[i]`, fused.
 #[inline]
-pub fn axpy<T: Float>(dst: &mut [T], alpha: T, x: &[T]) {
+pub fn axpy<T: Float, A: Held<Float = T>>(dst: &mut [T], alpha: T, x: &[A]) {
     assert_eq!(dst.len(), x.len(), "axpy: lengths differ");
     dispatch(
         #[inline(always)]
-        || dst.iter_mut().zip(x).for_each(|(dst, &x)| *dst = alpha.mul_add(x, *dst)),
+        || dst.iter_mut().zip(x).for_each(|(dst, &x)| *dst = alpha.mul_add(x.get(), *dst)),
     );
 }
 

@@ -81,7 +81,14 @@ pub fn linear(
     if x.shape().last() != k || x.dtype() != weight.dtype() {
         return Err(Error::shape(
             OP,
-            format!("x {} {} and weight {} {} do not fit", x.shape(), x.dtype(), weight.shape(), weight.dtype()),
+            format!(
+                "x {} {} and weight {} {} do not fit{}",
+                x.shape(),
+                x.dtype(),
+                weight.shape(),
+                weight.dtype(),
+                if x.dtype() == weight.dtype() { "" } else { "; elementwise::cast converts x" }
+            ),
         ));
     }
     let exact = x.dtype().exact();

@@ -6,11 +6,10 @@
 use pulp::{Simd, WithSimd};
 
 use super::{Call, Sizes};
-use crate::ops::host::Float;
 use crate::ops::host::cached_product::{PAD, Product};
 use crate::ops::host::parallel::{self, Shared};
 use crate::ops::host::product::Vectors;
-use crate::ops::host::vector;
+use crate::ops::host::{Float, Held, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::Tensor;
 
@@ -113,13 +112,13 @@ impl Task {
 
     /// A block's rows of all heads, one head after the other, through `f`; `stride` apart, row 0 at `start`.
     #[inline(always)]
-    fn load<T: Float>(
+    fn load<E: Held>(
         self,
-        to: &mut [T],
-        from: &[T],
+        to: &mut [E::Float],
+        from: &[E],
         (start, stride): (usize, usize),
         block: Block,
-        f: impl Fn(T) -> T,
+        f: impl Fn(E::Float) -> E::Float,
     ) {
         let (dim, padded) = (self.sizes.dim, self.padded);
         for row in 0..block.1 {
@@ -128,15 +127,22 @@ impl Task {
             let from = &from[at..][..self.heads * dim];
             for (head, from) in from.chunks_exact(dim).enumerate() {
                 let to = &mut to[(head * BLOCK + row) * padded..][..padded];
-                to[..dim].iter_mut().zip(from).for_each(|(to, &x)| *to = f(x));
-                to[dim..].fill(T::ZERO);
+                to[..dim].iter_mut().zip(from).for_each(|(to, &x)| *to = f(x.get()));
+                to[dim..].fill(E::Float::ZERO);
             }
         }
     }
 
     /// The counterpart of [`Task::load`]: puts or adds.
     #[inline(always)]
-    fn store<T: Float>(self, to: Shared<T>, from: &[T], (start, stride): (usize, usize), block: Block, add: bool) {
+    fn store<E: Held>(
+        self,
+        to: Shared<E>,
+        from: &[E::Float],
+        (start, stride): (usize, usize),
+        block: Block,
+        add: bool,
+    ) {
         let (dim, padded) = (self.sizes.dim, self.padded);
         for row in 0..block.1 {
             // SAFETY: this task alone has its heads' columns of its sample's rows.
@@ -144,9 +150,9 @@ impl Task {
             for (head, to) in to.chunks_exact_mut(dim).enumerate() {
                 let from = &from[(head * BLOCK + row) * padded..][..dim];
                 if add {
-                    to.iter_mut().zip(from).for_each(|(to, &x)| *to += x);
+                    to.iter_mut().zip(from).for_each(|(to, &x)| *to = E::of(to.get() + x));
                 } else {
-                    to.copy_from_slice(from);
+                    to.iter_mut().zip(from).for_each(|(to, &x)| *to = E::of(x));
                 }
             }
         }
@@ -210,14 +216,14 @@ fn product<T: Float, S: Simd>(
     }
 }
 
-struct Forward<'a, T> {
+struct Forward<'a, E: Held> {
     task: Task,
-    qkv: &'a [T],
-    out: Shared<T>,
-    scratch: &'a mut [T],
+    qkv: &'a [E],
+    out: Shared<E>,
+    scratch: &'a mut [E::Float],
 }
 
-impl<T: Float> WithSimd for Forward<'_, T> {
+impl<E: Held> WithSimd for Forward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -228,7 +234,7 @@ impl<T: Float> WithSimd for Forward<'_, T> {
         let (states, scratch) = scratch.split_at_mut(heads * padded * padded);
         let (sums, scratch) = scratch.split_at_mut(heads * padded);
         let (features, values) = scratch.split_at_mut(heads * size);
-        sums.fill(T::ZERO);
+        sums.fill(Float::ZERO);
         for block in task.blocks() {
             task.load(features, qkv, (task.k, width), block, phi);
             task.load(values, qkv, (task.v, width), block, |x| x);
@@ -247,7 +253,7 @@ impl<T: Float> WithSimd for Forward<'_, T> {
                 product(simd, padded, Left::rows(features, block.1, dim), state, result, false);
                 let rows = result.chunks_exact_mut(padded).zip(features.chunks_exact(padded));
                 for (row, features) in rows.take(block.1) {
-                    let inverse = T::ONE / dot(features, z);
+                    let inverse = E::Float::ONE / dot(features, z);
                     row.iter_mut().for_each(|x| *x *= inverse);
                 }
             }
@@ -256,28 +262,28 @@ impl<T: Float> WithSimd for Forward<'_, T> {
     }
 }
 
-pub(super) fn forward<T: Float>(call: &Call, out: &Tensor) {
+pub(super) fn forward<E: Held>(call: &Call, out: &Tensor) {
     let sizes = call.sizes;
-    let (qkv, out) = (call.qkv.host::<T>(), Shared::new(out.host_mut::<T>()));
+    let (qkv, out) = (call.qkv.host::<E>(), Shared::new(out.host_mut::<E>()));
     let (group, padded) = (group(sizes, COLUMNS), sizes.dim.next_multiple_of(PAD));
     let len = group * padded * (padded + 1 + 2 * BLOCK);
     parallel::for_each(sizes.batch * sizes.heads.div_ceil(group), sizes.products(), |task| {
-        T::with_scratch(len, |scratch| {
-            T::dispatch(Forward { task: Task::new(sizes, group, task), qkv, out, scratch });
+        E::Float::with_scratch(len, |scratch| {
+            E::Float::dispatch(Forward { task: Task::new(sizes, group, task), qkv, out, scratch });
         });
     });
 }
 
-struct Backward<'a, T> {
+struct Backward<'a, E: Held> {
     task: Task,
-    qkv: &'a [T],
-    dout: &'a [T],
-    dqkv: Shared<T>,
+    qkv: &'a [E],
+    dout: &'a [E],
+    dqkv: Shared<E>,
     add: bool,
-    scratch: &'a mut [T],
+    scratch: &'a mut [E::Float],
 }
 
-impl<T: Float> WithSimd for Backward<'_, T> {
+impl<E: Held> WithSimd for Backward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -293,8 +299,8 @@ impl<T: Float> WithSimd for Backward<'_, T> {
         let (dz, scratch) = scratch.split_at_mut(heads * padded);
         let (features, scratch) = scratch.split_at_mut(heads * size);
         let (values, results) = scratch.split_at_mut(heads * size);
-        z.fill(T::ZERO);
-        dz.fill(T::ZERO);
+        z.fill(Float::ZERO);
+        dz.fill(Float::ZERO);
         for block in task.blocks() {
             task.load(features, qkv, (task.k, width), block, phi);
             task.load(values, qkv, (task.v, width), block, |x| x);
@@ -315,7 +321,7 @@ impl<T: Float> WithSimd for Backward<'_, T> {
                 product(simd, padded, Left::rows(dout, block.1, dim), &transposed[head * square..], result, false);
                 let rows = features.chunks_exact_mut(padded).zip(result.chunks_exact_mut(padded));
                 for (features, u) in rows.take(block.1) {
-                    let inverse = T::ONE / dot(features, z);
+                    let inverse = E::Float::ONE / dot(features, z);
                     let minus_delta = -(dot(features, u) * inverse);
                     for i in 0..padded {
                         let f = features[i];
@@ -356,17 +362,17 @@ impl<T: Float> WithSimd for Backward<'_, T> {
     }
 }
 
-pub(super) fn backward<T: Float>(call: &Call, dout: &Tensor, to: &Destination) {
+pub(super) fn backward<E: Held>(call: &Call, dout: &Tensor, to: &Destination) {
     let sizes = call.sizes;
-    let (qkv, dout) = (call.qkv.host::<T>(), dout.host::<T>());
-    let dqkv = Shared::new(to.host_mut::<T>());
+    let (qkv, dout) = (call.qkv.host::<E>(), dout.host::<E>());
+    let dqkv = Shared::new(to.host_mut::<E>());
     let add = to.mode == Accumulate::Add;
     let columns = COLUMNS.min(KEPT / (2 * sizes.tokens));
     let (group, padded) = (group(sizes, columns), sizes.dim.next_multiple_of(PAD));
     let len = group * padded * (2 * padded + 2 + 3 * BLOCK);
     parallel::for_each(sizes.batch * sizes.heads.div_ceil(group), 2 * sizes.products(), |task| {
-        T::with_scratch(len, |scratch| {
-            T::dispatch(Backward { task: Task::new(sizes, group, task), qkv, dout, dqkv, add, scratch });
+        E::Float::with_scratch(len, |scratch| {
+            E::Float::dispatch(Backward { task: Task::new(sizes, group, task), qkv, dout, dqkv, add, scratch });
         });
     });
 }

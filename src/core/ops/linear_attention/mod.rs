@@ -106,13 +106,13 @@ impl Call {
         if self.qkv.is_empty() {
             return Ok(());
         }
-        run!(out, forward(self, out))
+        run!(held out, forward(self, out))
     }
 
     fn backward(&self, dout: &Tensor, to: &Destination) -> Result<()> {
         if self.qkv.is_empty() {
             return Ok(());
         }
-        run!(dout, backward(self, dout, to))
+        run!(held dout, backward(self, dout, to))
     }
 }

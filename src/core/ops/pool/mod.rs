@@ -86,14 +86,14 @@ pub fn mean_pool(tape: &Tape, x: &Var, window: Window) -> Result<Var> {
     let y = context.empty(shape, x.dtype())?;
     let cost = Cost::scalar(window.kernel * window.kernel * y.len(), x.tensor().bytes() + y.bytes());
     context.charge("mean_pool_fwd", cost);
-    run!(y, mean(sizes, x.tensor(), &y))?;
+    run!(held y, mean(sizes, x.tensor(), &y))?;
     let mut inputs = tape.inputs(OP);
     let dx = inputs.add("x", x);
     Ok(inputs.record(y, move |backward| {
         let dy = backward.gradient();
         backward.context().charge("mean_pool_bwd", cost);
         let Some(dx) = backward.destination(dx)? else { return Ok(()) };
-        run!(dy, mean_backward(sizes, dy, &dx))
+        run!(held dy, mean_backward(sizes, dy, &dx))
     }))
 }
 
@@ -109,14 +109,14 @@ pub fn max_pool(tape: &Tape, x: &Var, window: Window) -> Result<Var> {
     let comparisons = kernel * kernel * y.len();
     let cost = Cost::scalar(comparisons, x.tensor().bytes() + y.bytes() + winners.bytes());
     context.charge("max_pool_fwd", cost);
-    run!(y, max(sizes, x.tensor(), &y, &winners))?;
+    run!(held y, max(sizes, x.tensor(), &y, &winners))?;
     let mut inputs = tape.inputs(OP);
     let dx = inputs.add("x", x);
     Ok(inputs.record(y, move |backward| {
         let dy = backward.gradient();
         backward.context().charge("max_pool_bwd", cost);
         let Some(dx) = backward.destination(dx)? else { return Ok(()) };
-        run!(dy, max_backward(sizes, dy, &winners, &dx))
+        run!(held dy, max_backward(sizes, dy, &winners, &dx))
     }))
 }
 
@@ -131,13 +131,13 @@ pub fn global_average_pool(tape: &Tape, x: &Var) -> Result<Var> {
     let cost = Cost::scalar(x.shape().len(), x.tensor().bytes() + y.bytes());
     context.charge("global_average_pool_fwd", cost);
     let pixels = height * width;
-    run!(y, average(pixels, x.tensor(), &y))?;
+    run!(held y, average(pixels, x.tensor(), &y))?;
     let mut inputs = tape.inputs(OP);
     let dx = inputs.add("x", x);
     Ok(inputs.record(y, move |backward| {
         let dy = backward.gradient();
         backward.context().charge("global_average_pool_bwd", cost);
         let Some(dx) = backward.destination(dx)? else { return Ok(()) };
-        run!(dy, average_backward(pixels, dy, &dx))
+        run!(held dy, average_backward(pixels, dy, &dx))
     }))
 }

@@ -130,11 +130,11 @@ impl Call {
         if self.x.is_empty() {
             return Ok(());
         }
-        run!(self.x, forward(self, y))
+        run!(held self.x, forward(self, y))
     }
 
     fn backward(&self, dy: &Tensor, gradients: &Gradients) -> Result<()> {
         let partial = dy.context().empty([self.sizes.parts(), 2, self.sizes.dim], self.rstd.dtype())?;
-        run!(dy, backward(self, dy, gradients, &partial))
+        run!(held dy, backward(self, dy, gradients, &partial))
     }
 }

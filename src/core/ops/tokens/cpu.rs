@@ -1,16 +1,16 @@
 //! The token sequence on the CPU.
 
-use crate::ops::host::{Float, parallel, vector};
+use crate::ops::host::{Float, Held, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::Tensor;
 
-pub(super) fn forward<T: Float>(patches: &Tensor, token: Option<&Tensor>, position: &Tensor, y: &Tensor) {
+pub(super) fn forward<E: Held>(patches: &Tensor, token: Option<&Tensor>, position: &Tensor, y: &Tensor) {
     let sequence = y.sizes()[1] * y.sizes()[2];
     let width = y.shape().last();
-    let (patches, position) = (patches.host::<T>(), position.host::<T>());
-    let token = token.map(Tensor::host::<T>);
+    let (patches, position) = (patches.host::<E>(), position.host::<E::Float>());
+    let token = token.map(Tensor::host::<E>);
     let taken = if token.is_some() { width } else { 0 };
-    parallel::for_rows(y.host_mut::<T>(), sequence, |b, y| {
+    parallel::for_rows(y.host_mut::<E>(), sequence, |b, y| {
         if let Some(token) = token {
             vector::map2(
                 &mut y[..width],
@@ -26,30 +26,30 @@ pub(super) fn forward<T: Float>(patches: &Tensor, token: Option<&Tensor>, positi
 }
 
 /// Copies tokens `first ..` of each sequence of `dy` to `destination`, as many as it has.
-pub(super) fn extract<T: Float>(dy: &Tensor, destination: &Destination, first: usize) {
+pub(super) fn extract<E: Held>(dy: &Tensor, destination: &Destination, first: usize) {
     let (sequence, width) = (dy.sizes()[1] * dy.sizes()[2], dy.sizes()[2]);
     let part = destination.len() / dy.sizes()[0];
-    let dy = dy.host::<T>();
+    let dy = dy.host::<E>();
     let mode = destination.mode;
-    parallel::for_rows(destination.host_mut::<T>(), part, |b, part| {
+    parallel::for_rows(destination.host_mut::<E>(), part, |b, part| {
         let source = &dy[b * sequence + first * width..][..part.len()];
         match mode {
             Accumulate::Write => part.copy_from_slice(source),
-            Accumulate::Add => vector::axpy(part, T::ONE, source),
+            Accumulate::Add => vector::map(part, source, mode, |x| x),
         }
     });
 }
 
-pub(super) fn sum_batch<T: Float>(dy: &Tensor, destination: &Destination) {
+pub(super) fn sum_batch<E: Held>(dy: &Tensor, destination: &Destination) {
     let (sequence, width) = (dy.sizes()[1] * dy.sizes()[2], dy.sizes()[2]);
-    let dy = dy.host::<T>();
+    let dy = dy.host::<E>();
     let mode = destination.mode;
-    parallel::for_rows(destination.host_mut::<T>(), width, |token, sum| {
+    parallel::for_rows(destination.host_mut::<E::Float>(), width, |token, sum| {
         if mode == Accumulate::Write {
-            sum.fill(T::ZERO);
+            sum.fill(Float::ZERO);
         }
         for sequence in dy.chunks_exact(sequence) {
-            vector::axpy(sum, T::ONE, &sequence[token * width..][..width]);
+            vector::map(sum, &sequence[token * width..][..width], Accumulate::Add, |x| x);
         }
     });
 }

@@ -37,7 +37,7 @@ pub fn tokens(tape: &Tape, patches: &Var, token: Option<&Var>, position: &Var) -
     let y = context.empty([batch, length, width], patches.dtype())?;
     context.charge("tokens_fwd", Cost::memory(2 * y.bytes() + position.tensor().bytes()));
     if !y.is_empty() {
-        run!(y, forward(patches.tensor(), token.map(Var::tensor), position.tensor(), &y))?;
+        run!(held y, forward(patches.tensor(), token.map(Var::tensor), position.tensor(), &y))?;
     }
     let skip = usize::from(token.is_some());
     let mut inputs = tape.inputs(OP);
@@ -49,12 +49,12 @@ pub fn tokens(tape: &Tape, patches: &Var, token: Option<&Var>, position: &Var) -
         backward.context().charge("tokens_bwd", Cost::memory(bytes));
         for (part, first) in [(backward.destination(dpatches)?, skip), (backward.destination(dtoken)?, 0)] {
             if let Some(part) = part.filter(|part| !part.is_empty()) {
-                run!(dy, extract(dy, &part, first))?;
+                run!(held dy, extract(dy, &part, first))?;
             }
         }
         match backward.destination(dposition)? {
             Some(dposition) if dy.is_empty() => dposition.put_zero(),
-            Some(dposition) => run!(dy, sum_batch(dy, &dposition)),
+            Some(dposition) => run!(held dy, sum_batch(dy, &dposition)),
             None => Ok(()),
         }
     }))

@@ -45,7 +45,7 @@ impl<T: Factor> Left<'_, T> {
     fn elements(&self) -> usize {
         match self {
             Self::Matrix(a) => a.cols,
-            Self::Windows(windows) => windows.taps() * windows.channels,
+            Self::Windows(windows) => windows.taps.len() * windows.channels,
         }
     }
 
@@ -53,7 +53,7 @@ impl<T: Factor> Left<'_, T> {
     fn segments(&self) -> usize {
         match self {
             Self::Matrix(_) => 1,
-            Self::Windows(windows) => windows.taps(),
+            Self::Windows(windows) => windows.taps.len(),
         }
     }
 
@@ -149,6 +149,13 @@ struct Cut {
     groups: usize,
 }
 
+/// A block of the sum: its first step and how many, whether it is added to what is there, and whether it is the last.
+struct Block {
+    steps: (usize, usize),
+    read: bool,
+    last: bool,
+}
+
 /// Some rows by some columns of a product, the whole sum.
 struct Part<'a, T: Factor, D, U, F> {
     unit: U,
@@ -193,8 +200,7 @@ where
         let (m, n) = (self.rows.1 - self.rows.0, self.cols.1 - self.cols.0);
         let (blocks, depth) = blocks::<T, D>(self.a.elements());
         let whole = self.a.elements().div_ceil(T::PER_STEP);
-        let vectors = n.div_ceil(lanes);
-        let Cut { task_rows, row_tasks, group, groups } = self.cut(threads, depth);
+        let cut = self.cut(threads, depth);
 
         let b_strips = match self.b {
             Right::Plain(b) => Some(column_strips(b, (self.cols.0, n), lanes)),
@@ -215,7 +221,7 @@ where
             let count = |phase: usize| {
                 let (block, packs) = (phase / 2, phase.is_multiple_of(2));
                 let (_, depth) = steps(block);
-                if packs { tasks(&b_strips, depth) + tasks(&a_strips, depth) } else { groups * row_tasks }
+                if packs { tasks(&b_strips, depth) + tasks(&a_strips, depth) } else { cut.groups * cut.row_tasks }
             };
             let work = |phase: usize, task: usize| {
                 let (block, packs) = (phase / 2, phase.is_multiple_of(2));
@@ -236,38 +242,57 @@ where
                     }
                     return;
                 }
-                let packed_b = match self.b {
-                    // Memory before these columns: the earlier columns' whole sums, then these columns' earlier blocks.
-                    Right::Packed(packed) => {
-                        let before = self.cols.0 * whole + vectors * lanes * p0;
-                        packed[before..][..vectors * lanes * depth].as_ptr()
-                    }
-                    Right::Plain(_) => scratch.get().cast_const(),
+                let packed = (scratch.get().cast_const().wrapping_add(b_room), scratch.get().cast_const());
+                let whole = Block {
+                    steps: (p0, depth),
+                    read: self.mode == Accumulate::Add || block > 0,
+                    last: block + 1 == blocks,
                 };
-                let (i, j) = (task % row_tasks, task / row_tasks);
-                let columns = (j * group * lanes, ((j + 1) * group * lanes).min(n));
-                let buffer = if rounds::<T, D>() { tile_rows * (columns.1 - columns.0) } else { 0 };
-                let chunks = Chunks::new(self.a.segments(), depth);
-                let panel = if tile::has_matrices::<T, U>() { chunks.panel() } else { 0 };
-                T::Float::with_scratch(buffer + panel, |scratch_of_task| {
-                    let (buffer, panel) = scratch_of_task.split_at_mut(buffer);
-                    // Here, not further out: only what is inlined into this call is compiled for `U`.
-                    self.unit.vectorize(Task {
-                        part: self,
-                        packed_a: scratch.get().cast_const().wrapping_add(b_room),
-                        packed_b,
-                        rows: (i * task_rows, ((i + 1) * task_rows).min(m)),
-                        columns,
-                        steps: (p0, depth),
-                        read: self.mode == Accumulate::Add || block > 0,
-                        last: block + 1 == blocks,
-                        buffer,
-                        chunks,
-                        panel,
-                    });
-                });
+                self.multiply(&cut, &whole, packed, task);
             };
             parallel::for_phases(threads, 2 * blocks, count, work);
+        });
+    }
+
+    /// One task of multiplying, of a block's packed sides.
+    fn multiply(
+        &self,
+        &Cut { task_rows, row_tasks, group, .. }: &Cut,
+        &Block { steps: (p0, depth), read, last }: &Block,
+        (packed_a, packed_b): (*const T::Step, *const T::Step),
+        task: usize,
+    ) {
+        let (lanes, tile_rows) = (U::lanes(), tile::largest::<T, U>().0);
+        let (m, n) = (self.rows.1 - self.rows.0, self.cols.1 - self.cols.0);
+        let packed_b = match self.b {
+            // Memory before these columns: the earlier columns' whole sums, then these columns' earlier blocks.
+            Right::Packed(packed) => {
+                let (whole, width) = (self.a.elements().div_ceil(T::PER_STEP), n.next_multiple_of(lanes));
+                packed[self.cols.0 * whole + width * p0..][..width * depth].as_ptr()
+            }
+            Right::Plain(_) => packed_b,
+        };
+        let (i, j) = (task % row_tasks, task / row_tasks);
+        let columns = (j * group * lanes, ((j + 1) * group * lanes).min(n));
+        let buffer = if rounds::<T, D>() { tile_rows * (columns.1 - columns.0) } else { 0 };
+        let chunks = Chunks::new(self.a.segments(), depth);
+        let panel = if tile::has_matrices::<T, U>() { chunks.panel() } else { 0 };
+        T::Float::with_scratch(buffer + panel, |scratch| {
+            let (buffer, panel) = scratch.split_at_mut(buffer);
+            // Here, not further out: only what is inlined into this call is compiled for `U`.
+            self.unit.vectorize(Task {
+                part: self,
+                packed_a,
+                packed_b,
+                rows: (i * task_rows, ((i + 1) * task_rows).min(m)),
+                columns,
+                steps: (p0, depth),
+                read,
+                last,
+                buffer,
+                chunks,
+                panel,
+            });
         });
     }
 }
@@ -303,7 +328,7 @@ where
         let (part, rows, columns) = (self.part, self.rows, self.columns);
         let (tile_rows, mut table) = (tile::largest::<T, U>().0, Vec::new());
         if let Left::Windows(windows) = part.a {
-            table.resize(windows.taps() * tile_rows, windows.zeros.as_ptr());
+            table.resize(windows.taps.len() * tile_rows, windows.zeros.as_ptr());
         }
         let mut row = rows.0;
         while row < rows.1 {
@@ -317,7 +342,7 @@ where
                 Left::Windows(windows) => {
                     let count = tile::next_rows::<T, U>(left);
                     windows.find(top, count, tile_rows, &mut table);
-                    (count, Rows::Taps(table.as_ptr(), windows.taps()))
+                    (count, Rows::Taps(table.as_ptr(), windows.taps.len()))
                 }
             };
             let first = part.cols.0 + columns.0;

@@ -29,7 +29,7 @@ use crate::tape::Accumulate;
 use blocks::{Left, Pack, Product, Right};
 pub use factor::{Factor, Unit, Vectors, WidenedPairs, WithUnit};
 pub use registers::MatrixRegisters;
-pub(crate) use windows::Windows;
+pub(crate) use windows::{Windows, taps};
 #[cfg(test)]
 pub(crate) use {factor::SixteenPairs, factor::WithMatrices, registers::Model};
 
@@ -249,7 +249,7 @@ pub(crate) fn convolve(
     then: impl Fn(usize, usize, &mut [f32]) + Send + Sync,
 ) {
     windows.check();
-    let (m, k) = (windows.rows(), windows.taps() * windows.channels);
+    let (m, k) = (windows.rows(), windows.taps.len() * windows.channels);
     assert!(windows.channels.is_multiple_of(2), "{} channels are not whole pairs", windows.channels);
     let b = match w {
         Kernel::Plain(w) => {

@@ -14,11 +14,10 @@ pub(crate) struct Windows<'a, T> {
     pub size: [usize; 2],
     /// Rows and columns of windows in an image.
     pub out: [usize; 2],
-    /// Rows and columns of taps.
-    pub kernel: [usize; 2],
+    /// Each tap's row and column, of the window that begins at the image's first pixel; any, in any order, the same one more than once.
+    pub taps: &'a [[isize; 2]],
+    /// Rows and columns between windows.
     pub stride: usize,
-    /// Rows and columns of zeros before the first pixel.
-    pub pad: [usize; 2],
     pub channels: usize,
 }
 
@@ -26,10 +25,6 @@ impl<T> Windows<'_, T> {
     /// All windows.
     pub fn rows(&self) -> usize {
         self.batch * self.out[0] * self.out[1]
-    }
-
-    pub fn taps(&self) -> usize {
-        self.kernel[0] * self.kernel[1]
     }
 
     /// # Panics
@@ -40,32 +35,41 @@ impl<T> Windows<'_, T> {
         assert!(self.zeros.len() >= self.channels, "too few zeros");
     }
 
-    /// The pixel of the image that a place in a window along `axis` shows; None outside.
-    #[inline(always)]
-    fn along(&self, axis: usize, window: usize, tap: usize) -> Option<usize> {
-        let at = (window * self.stride + tap).checked_sub(self.pad[axis]).filter(|&at| at < self.size[axis])?;
-        Some(if self.source[axis] == self.size[axis] { at } else { at * self.source[axis] / self.size[axis] })
-    }
-
     /// Where the channels of each tap of the windows `first..first + count` begin: `table[tap * width + window]`.
     #[inline(always)]
     pub fn find(&self, first: usize, count: usize, width: usize, table: &mut [*const T]) {
-        for (i, row) in (first..first + count).enumerate() {
-            let (image, row, column) =
-                (row / (self.out[0] * self.out[1]), row / self.out[1] % self.out[0], row % self.out[1]);
-            for ky in 0..self.kernel[0] {
-                let y = self.along(0, row, ky);
-                for kx in 0..self.kernel[1] {
-                    let tap = ky * self.kernel[1] + kx;
-                    table[tap * width + i] = match (y, self.along(1, column, kx)) {
-                        (Some(y), Some(x)) => {
-                            let pixel = (image * self.source[0] + y) * self.source[1] + x;
-                            self.images.as_ptr().wrapping_add(pixel * self.channels)
-                        }
-                        _ => self.zeros.as_ptr(),
-                    };
+        let [rows, columns] = self.out;
+        let (mut image, mut row, mut column) = (first / (rows * columns), first / columns % rows, first % columns);
+        let is_resized = self.source != self.size;
+        for i in 0..count {
+            let [top, left] = [row, column].map(|at| (at * self.stride).cast_signed());
+            for (tap, &[y, x]) in self.taps.iter().enumerate() {
+                // Below zero is far outside.
+                let [mut y, mut x] = [top + y, left + x].map(isize::cast_unsigned);
+                let is_inside = y < self.size[0] && x < self.size[1];
+                if is_resized && is_inside {
+                    (y, x) = (y * self.source[0] / self.size[0], x * self.source[1] / self.size[1]);
                 }
+                table[tap * width + i] = if is_inside {
+                    let pixel = (image * self.source[0] + y) * self.source[1] + x;
+                    self.images.as_ptr().wrapping_add(pixel * self.channels)
+                } else {
+                    self.zeros.as_ptr()
+                };
+            }
+            column += 1;
+            if column == columns {
+                (row, column) = (row + 1, 0);
+            }
+            if row == rows {
+                (image, row) = (image + 1, 0);
             }
         }
     }
+}
+
+/// The taps of a window of `kernel` rows and columns with `pad` rows and columns of zeros before the image, row by row.
+pub(crate) fn taps(kernel: [usize; 2], pad: [usize; 2]) -> Vec<[isize; 2]> {
+    let along = |axis: usize| (0..kernel[axis]).map(move |tap| tap.cast_signed() - pad[axis].cast_signed());
+    along(0).flat_map(|y| along(1).map(move |x| [y, x])).collect()
 }
