@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::config::Precision;
 use crate::device::DeviceChoice;
+use crate::device::instructions::NO_PRODUCTS;
 use crate::error::{Error, Result};
 use crate::model_file::{FromNetwork, Loaded, ModelFile};
 use crate::ops::host::parallel::set_threads;
@@ -87,6 +88,9 @@ impl MachineOptions {
             Some(accelerator) => Device::Accelerator(accelerator),
             None => Device::Cpu,
         };
+        if precision == Some(Precision::Bf16) && matches!(device, Device::Cpu) && !device.multiplies_bf16() {
+            eprintln!("warning: {NO_PRODUCTS}");
+        }
         Ok(Machine { device, note: chosen.note, precision })
     }
 }

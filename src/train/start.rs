@@ -12,6 +12,7 @@ use super::{
 };
 use crate::config::{Config, LrSchedule, Precision};
 use crate::data::{Dataset, Split};
+use crate::device::instructions::NO_PRODUCTS;
 use crate::error::{Error, Result};
 use crate::tensor::Device;
 use crate::words::counted;
@@ -204,8 +205,7 @@ fn prepare(
     let device = chosen.accelerator.map_or(Device::Cpu, Device::Accelerator);
     config.training.precision = ranks::settled(ranks::team(request).as_ref(), config.training.precision, &device)?;
     if config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) && !device.multiplies_bf16() {
-        let text = "this processor has no instruction for products of bf16: a step takes less memory than in f32, and more time";
-        report(&Event::Warning(text.into()));
+        report(&Event::Warning(NO_PRODUCTS.into()));
     }
     let task: Arc<dyn Task> = request.task.clone().unwrap_or_else(|| Arc::new(config.model.clone()));
     let sizes =

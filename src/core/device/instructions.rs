@@ -79,6 +79,10 @@ impl TileProducts {
     }
 }
 
+/// What whoever asks for bf16 on such a processor is told.
+pub const NO_PRODUCTS: &str =
+    "this processor has no instruction for products of bf16: a step takes less memory than in f32, and more time";
+
 /// The values of `ENGINE_CPU`, from the least on, and the model, which is never taken unasked.
 const NAMES: [&str; 6] = ["plain", "avx2", "avx512", "avx512bf16", "amx", "amx-model"];
 

@@ -16,6 +16,7 @@
 mod blocks;
 mod factor;
 pub(crate) mod matrices;
+mod peak;
 mod registers;
 mod tile;
 mod windows;
@@ -28,6 +29,7 @@ use super::float::Held;
 use crate::tape::Accumulate;
 use blocks::{Left, Pack, Product, Right};
 pub use factor::{Factor, Unit, Vectors, WidenedPairs, WithUnit};
+pub use peak::{Peak, peak};
 pub use registers::MatrixRegisters;
 pub(crate) use windows::{Windows, taps};
 #[cfg(test)]
