@@ -10,7 +10,7 @@ pub trait Denoiser {
     fn image_shape(&self) -> [usize; 3];
 
     /// `x` `[B, H, W, C]` f32, `time` `[B]` f32 (see `NoiseSchedule::time_input`), `labels` `[B]` i32, including the null label:
-    /// the prediction `[B, H, W, C]` f32.
+    /// the prediction `[B, H, W, C]`, f32 or of the precision, which becomes f32.
     ///
     /// Row b of the result depends only on row b of the inputs, to the bit.
     fn forward(&self, s: &Scope, x: &Var, time: &Var, labels: &Var) -> Result<Var>;

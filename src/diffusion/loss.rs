@@ -7,6 +7,7 @@ use super::{
 use crate::error::Result;
 use crate::nn::Scope;
 use crate::ops::balanced_loss::{BalancedLoss, balanced_loss, update_magnitudes};
+use crate::ops::elementwise::cast;
 use crate::ops::level_sampling::{self, Law};
 use crate::ops::mse_loss::mse_loss;
 use crate::ops::noise_step::{Draw, NoiseStep, Target, TimeGrid, noise_step};
@@ -166,6 +167,7 @@ impl Objective {
         let constant = |tensor: &Tensor| s.constant(tensor);
         let prediction =
             model.forward(s, &constant(&noised.x_t), &constant(&noised.time), &constant(&noised.labels))?;
+        let prediction = cast(s, &prediction, DType::F32)?;
         let weight = self.weighted.then(|| constant(&noised.weight));
         let target = constant(&noised.target);
         let (mean, terms, items) = match self.kind {

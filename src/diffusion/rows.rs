@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::{Denoiser, Stage, StageCoefficients};
 use crate::error::{Error, Result};
 use crate::nn::Parameters;
+use crate::ops::elementwise::cast;
 use crate::ops::sampler_step::{ROW_WORDS, Row, STAGE_WORDS, SamplerState, fill_noise, sampler_step, sampler_time};
 use crate::tape::{PreparedWeights, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
@@ -349,7 +350,7 @@ fn step(
     sampler_time(context, &state.time, &state.table)?;
     let s = parameters.bind(&tape, None)?;
     let (x, time, labels) = (s.constant(&state.x), s.constant(&state.time), s.constant(&state.labels));
-    let prediction = model.forward(&s, &x, &time, &labels)?;
+    let prediction = cast(&s, &model.forward(&s, &x, &time, &labels)?, DType::F32)?;
     if let Some(kept) = &state.kept {
         kept.x.copy_from(&state.x)?;
         kept.prediction.copy_from(prediction.tensor())?;

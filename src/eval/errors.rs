@@ -5,6 +5,7 @@ use std::rc::Rc;
 use crate::diffusion::{Denoiser, Inverse, NoiseLevel, NoiseSchedule};
 use crate::error::{Error, Result};
 use crate::nn::Parameters;
+use crate::ops::elementwise::cast;
 use crate::ops::host::normal::fill_normal;
 use crate::pipeline::Model;
 use crate::rng::{Philox, Purpose};
@@ -324,6 +325,6 @@ fn predict(
     let tape = Tape::inference(context).with_prepared(prepared);
     let s = parameters.bind(&tape, None)?;
     let (x, time, labels) = (s.constant(&state.x), s.constant(&state.time), s.constant(&state.labels));
-    let prediction = model.forward(&s, &x, &time, &labels)?;
+    let prediction = cast(&s, &model.forward(&s, &x, &time, &labels)?, DType::F32)?;
     state.prediction.copy_from(prediction.tensor())
 }

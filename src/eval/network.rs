@@ -6,6 +6,7 @@ use super::Classification;
 use crate::error::{Error, Result};
 use crate::models::Classifier;
 use crate::nn::Parameters;
+use crate::ops::elementwise::cast;
 use crate::tape::{PreparedWeights, Tape};
 use crate::tensor::{Context, DType, Program, Tensor};
 
@@ -93,5 +94,6 @@ fn forward(
 ) -> Result<()> {
     let tape = Tape::inference(context).with_prepared(prepared);
     let s = parameters.bind(&tape, None)?;
-    logits.copy_from(network.forward(&s, &s.constant(images))?.tensor())
+    let found = cast(&s, &network.forward(&s, &s.constant(images))?, DType::F32)?;
+    logits.copy_from(found.tensor())
 }

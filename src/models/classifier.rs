@@ -13,7 +13,7 @@ pub trait Classifier {
     /// The number of classes.
     fn num_classes(&self) -> usize;
 
-    /// `images` `[B, H, W, C]` f32 in [-1, 1]: the logits `[B, num_classes]` f32.
+    /// `images` `[B, H, W, C]` f32 in [-1, 1]: the logits `[B, num_classes]`, f32 or of the precision, which becomes f32.
     ///
     /// Outside training, row b of the result depends only on row b of the images, to the bit.
     ///

@@ -11,6 +11,7 @@ use crate::model_file::{ClassifierModel, Loaded, ModelFile};
 use crate::models::{self, Classifier, CustomConfig, ModelConfig, Network};
 use crate::nn::{Builder, Scope};
 use crate::ops::cross_entropy::cross_entropy;
+use crate::ops::elementwise::cast;
 use crate::tensor::{Context, DType, Tensor};
 
 /// Separates the validation noise from the training noise.
@@ -336,7 +337,7 @@ impl Criterion for Classifying {
 
     fn loss(&self, pass: &Pass, batch: Batch) -> Result<Loss> {
         let s = pass.scope;
-        let logits = self.model.forward(s, &s.constant(&batch.images))?;
+        let logits = cast(s, &self.model.forward(s, &s.constant(&batch.images))?, DType::F32)?;
         let smoothing = if pass.purpose == LossMode::Training { self.smoothing } else { 0.0 };
         let found = cross_entropy(s, &logits, &s.constant(&batch.labels), smoothing, pass.scale)?;
         Ok(Loss { mean: found.loss, terms: Some(found.correct), items: None })
