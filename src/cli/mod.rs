@@ -45,6 +45,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::device::instructions::chosen;
 use crate::error::{Error, Result};
 use crate::picture::is_decoding;
 
@@ -118,7 +119,8 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let own = cli.command.own_flags();
-    match cli.command.run() {
+    // A bad ENGINE_CPU is an error of every command, before anything is computed.
+    match chosen().and_then(|_| cli.command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let text = one_line(&flags::with_flags(&error, own));

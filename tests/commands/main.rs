@@ -14,6 +14,7 @@ mod eval_trust;
 mod guide;
 mod house;
 mod large;
+mod machine;
 mod pages;
 mod pipeline;
 mod ranks;
