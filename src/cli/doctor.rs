@@ -167,11 +167,16 @@ fn cpu() -> String {
         Some(line.trim_start_matches([' ', '\t', ':']).to_string())
     });
     format!(
-        "\ncpu\n  {}\n  threads: {} used of {}\n  vector instructions: {}\n",
+        "\ncpu\n  {}\n  threads: {} used of {}\n  vector instructions: {}\n{}",
         model.unwrap_or_else(|| std::env::consts::ARCH.to_string()),
         threads(),
         std::thread::available_parallelism().map_or(1, usize::from),
-        instruction_set()
+        instruction_set(),
+        if instructions::amx_is_refused() {
+            "  AMX: the processor has it, but the operating system does not let this process use it\n"
+        } else {
+            ""
+        }
     )
 }
 

@@ -35,7 +35,13 @@ pub(super) fn join(request: &TrainRequest) -> Result<Trainer> {
     let mut found = config.clone();
     let dataset = request.find_data(&mut found)?;
     ranks::compare(team.as_ref(), ranks::asked(request)?, &dataset)?;
-    let (mut trainer, _) = prepare(request, &mut config, &dataset, &mut |_| ())?;
+    // Rank 0 tells what happens; what is peculiar to this process it cannot know.
+    let mut report = |event: &Event| {
+        if let Event::Warning(text) = event {
+            eprintln!("warning: rank {}: {text}", team.rank());
+        }
+    };
+    let (mut trainer, _) = prepare(request, &mut config, &dataset, &mut report)?;
     trainer.share_state()?;
     Ok(trainer)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::feed::{Feed, Feeds};
 use super::follow::Command;
 use super::pace::Pace;
+use super::ranks;
 use super::residency::Residency;
 use super::step::{RING, Role, Step, takes};
 use super::task::{Task, Terms};
@@ -112,7 +113,8 @@ impl Trainer {
     /// [`Error::Config`] if task, data and configuration do not match; [`Error::OutOfMemory`].
     pub fn new(task: &dyn Task, data: &Dataset, recipe: &Recipe) -> Result<Self> {
         let mut config = Config { model: task.model(), ..recipe.config.clone() };
-        config.training.precision = config.training.precision.settled(recipe.device.multiplies_bf16());
+        let asked = config.training.precision;
+        config.training.precision = ranks::settled(recipe.team.as_ref(), asked, &recipe.device)?;
         check_fit(&config, data)?;
         let context = Context::new(recipe.device.clone());
         let (training, validation) = takes(&config);

@@ -54,22 +54,25 @@ pub struct TileProducts(());
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl TileProducts {
-    /// Asks the processor, then the kernel: it keeps 8 KiB more for each thread that uses tiles, and only where a process asked for it.
-    fn try_new() -> Option<Self> {
+    /// Whether the processor has tiles of these shapes and their products.
+    #[allow(unused_unsafe)] // cpuid is safe in newer versions of Rust
+    fn are_there() -> bool {
         use std::arch::x86_64::{__cpuid, __cpuid_count};
         const TILES_AND_BF16: u32 = 1 << 24 | 1 << 22;
+        // SAFETY: every processor of this kind has the instruction.
+        let (most, features, palette) = unsafe { (__cpuid(0).eax, __cpuid_count(7, 0).edx, __cpuid_count(0x1d, 1)) };
+        // Palette 1: bytes of a tile and of all, bytes of a row, number of tiles, most rows.
+        let fits = palette.eax == 1024 << 16 | 8192 && palette.ebx == 8 << 16 | 64 && palette.ecx & 0xffff == 16;
+        most >= 0x1d && features & TILES_AND_BF16 == TILES_AND_BF16 && fits
+    }
+
+    /// Asks the processor, then the kernel: it keeps 8 KiB more for each thread that uses tiles, and only where a process asked for it.
+    fn try_new() -> Option<Self> {
         const REQUEST_PERMISSION: libc::c_long = 0x1023;
         const TILE_DATA: libc::c_long = 18;
-        let most = __cpuid(0).eax;
-        if most < 0x1e || __cpuid_count(7, 0).edx & TILES_AND_BF16 != TILES_AND_BF16 {
-            return None;
-        }
-        // Palette 1: bytes of a tile and of all, bytes of a row, number of tiles, most rows.
-        let palette = __cpuid_count(0x1d, 1);
-        let fits = palette.eax == 1024 << 16 | 8192 && palette.ebx == 8 << 16 | 64 && palette.ecx & 0xffff == 16;
         // SAFETY: the call only changes what the process may use.
         let allowed = || unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) } == 0;
-        (fits && allowed()).then_some(Self(()))
+        (Self::are_there() && allowed()).then_some(Self(()))
     }
 
     /// For tests whose handler does what the instructions say.
@@ -77,6 +80,14 @@ impl TileProducts {
     pub(crate) fn trapped() -> Self {
         Self(())
     }
+}
+
+/// Whether the processor has AMX, and the operating system does not let this process use it.
+pub fn amx_is_refused() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    return TileProducts::are_there() && TileProducts::try_new().is_none();
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    return false;
 }
 
 /// What whoever asks for bf16 on such a processor is told.

@@ -136,10 +136,10 @@ pub(super) fn input_gradient(sizes: &Sizes, dy: &Tensor, weight: &Tensor, dx: &D
             let scratch: &mut [bf16] = bytemuck::cast_slice_mut(scratch);
             let (kernel, some) = scratch.split_at_mut(elements.next_multiple_of(2));
             // By terms, then output channels: `[k, cin]`.
-            for (k, to) in kernel.chunks_exact_mut(cin).enumerate().take(taps.len() * cout) {
+            parallel::for_rows(&mut kernel[..elements], cin, |k, to| {
                 let (tap, channel) = (class.terms[k / cout].0, k % cout);
                 to.copy_from_slice(&weight[(channel * sizes.taps() + tap) * cin..][..cin]);
-            }
+            });
             let kernel = Kernel::Plain(Matrix::new(&kernel[..elements], taps.len() * cout, cin));
             if stride == 1 {
                 return product::convolve(dx.host_mut(), windows, kernel, cin, dx.mode, |_, _, _| ());
@@ -167,7 +167,7 @@ pub(super) fn input_gradient(sizes: &Sizes, dy: &Tensor, weight: &Tensor, dx: &D
 /// Calls `f(number in the class, pixel of all images)` for each pixel of a class, in parallel.
 fn each_pixel(sizes: &Sizes, class: &Class, f: impl Fn(usize, usize) + Send + Sync) {
     let ([height, width], [rows, columns]) = (sizes.source, class.count);
-    parallel::for_each(sizes.batch * rows, columns * sizes.cin, |row| {
+    parallel::for_each(sizes.batch * rows, sizes.batch * rows * columns * sizes.cin, |row| {
         let start = (row / rows * height + row % rows * sizes.stride + class.first[0]) * width + class.first[1];
         (0..columns).for_each(|column| f(row * columns + column, start + column * sizes.stride));
     });

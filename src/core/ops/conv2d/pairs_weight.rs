@@ -50,8 +50,8 @@ struct Grid {
     pitch: usize,
     /// Steps of an image, in whole chunks of the registers.
     steps: usize,
-    /// Grids of x̂.
-    planes: usize,
+    /// The ways in which x̂ is packed, a bit each, of twice as many as there are grids.
+    ways: u32,
     /// Pairs of x̂ in a vector: all that a shift by the last tap reaches.
     pairs: usize,
     /// Vectors of input channels.
@@ -70,7 +70,7 @@ impl Grid {
             images: (CHUNK_PIXELS / (height * pitch)).clamp(1, sizes.batch),
             pitch,
             steps,
-            planes: sizes.stride * sizes.stride,
+            ways: (0..sizes.taps()).fold(0, |ways, tap| ways | 1 << Self::shift(sizes, pitch, tap).0),
             pairs: steps + Self::shift(sizes, pitch, sizes.taps() - 1).1,
             vectors: sizes.cin.div_ceil(SIDE),
             sides: sizes.cout.div_ceil(SIDE),
@@ -85,9 +85,14 @@ impl Grid {
         (2 * plane + column % 2, (row * pitch + column) / 2)
     }
 
-    /// Ways in which x̂ is packed: twice the grids.
+    /// How many ways there are.
     fn ways(&self) -> usize {
-        2 * self.planes
+        self.ways.count_ones() as usize
+    }
+
+    /// Which of them a way is.
+    fn place_of(&self, way: usize) -> usize {
+        (self.ways & ((1 << way) - 1)).count_ones() as usize
     }
 
     /// Words of an image's packed x̂: `[way][vector][pairs][16]`.
@@ -134,6 +139,7 @@ impl WithUnit<bf16> for Gradient<'_> {
     fn run<U: Unit<bf16>>(self, unit: U) {
         let (Grid { images, vectors, sides, .. }, batch) = (self.grid, self.sizes.batch);
         let (x_words, dy_words, ways) = (self.grid.x_words(), self.grid.dy_words(), self.grid.ways());
+        let all: Vec<usize> = (0..32).filter(|way| self.grid.ways >> way & 1 == 1).collect();
         let blocks = self.sizes.cout.div_ceil(BLOCK);
         f32::with_scratch(images * (x_words + dy_words), |scratch| {
             let (x, dy) = scratch.split_at_mut(images * x_words);
@@ -149,7 +155,7 @@ impl WithUnit<bf16> for Gradient<'_> {
                 let (image, part) = (task % images.1, task / images.1);
                 let what = match phase % 2 {
                     0 if part < sides => What::PackDy([image, part]),
-                    0 => What::PackX([image, (part - sides) % ways, (part - sides) / ways]),
+                    0 => What::PackX([image, all[(part - sides) % ways], (part - sides) / ways]),
                     _ => What::Multiply([task / self.sizes.taps(), task % self.sizes.taps()]),
                 };
                 unit.vectorize(Task { unit, work: &self, x: x.get(), dy: dy.get(), images, what });
@@ -169,7 +175,8 @@ impl<U: Unit<bf16>> NullaryFnOnce for Task<'_, '_, U> {
         unsafe {
             match self.what {
                 What::PackX([image, way, vector]) => {
-                    let place = ((image * self.work.grid.ways() + way) * vectors + vector) * pairs * SIDE;
+                    let grid = self.work.grid;
+                    let place = ((image * grid.ways() + grid.place_of(way)) * vectors + vector) * pairs * SIDE;
                     self.pack_x(std::slice::from_raw_parts_mut(self.x.add(place), pairs * SIDE), image, way, vector);
                 }
                 What::PackDy([image, side]) => {
@@ -204,7 +211,7 @@ impl<U: Unit<bf16>> Task<'_, '_, U> {
         for (row, to) in to.chunks_mut(pitch / 2 * SIDE).enumerate() {
             let y = along(0, row);
             for (at, to) in to.as_chunks_mut::<SIDE>().0.iter_mut().enumerate() {
-                // Of the last odd pair of a row the second is the next row's first, which meets a zero of dy.
+                // The second of a row's last odd pair is beyond the pitch: dy is zero there.
                 *to = paired(&pixel(y, 2 * at + parity), &pixel(y, 2 * at + parity + 1));
             }
         }
@@ -255,7 +262,7 @@ impl<U: Unit<bf16>> Task<'_, '_, U> {
             segment: 4 * grid.dy_words(),
         };
         let right = Right {
-            from: self.x.wrapping_add(way * grid.vectors * vector + shift * SIDE),
+            from: self.x.wrapping_add(grid.place_of(way) * grid.vectors * vector + shift * SIDE),
             step: SIDE,
             vector,
             segment: grid.x_words(),

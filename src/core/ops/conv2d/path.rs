@@ -8,8 +8,8 @@
 //! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, not resized, channels in blocks of 16, not f64 | `winograd`: 16 products for 36 |
 //! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, of an image resized to twice its size | `doubled`: 4 taps for 9 |
 //! | CPU | forward, input gradient | else | `direct`, its inner loops in `tile` |
-//! | CPU | weight gradient | bf16, registers for matrices | `pairs_weight`: shifted products of pairs |
 //! | CPU | weight gradient | bf16, 1x1, stride 1, not resized | `pairs`: a product of pairs |
+//! | CPU | weight gradient | else: bf16, registers for matrices | `pairs_weight`: shifted products of pairs |
 //! | CPU | weight gradient | else: 3x3, stride 1, padding 1, channels in blocks of 16, resized or not, not f64 | `winograd_weight` |
 //! | CPU | weight gradient | else | `weight`: a product for each tap |
 //! | kernels | forward, input gradient | always | `cuda`: an implicit product, of the tile that `Tile::of` takes |

@@ -80,7 +80,6 @@ impl<T: Factor, U: Unit<T>> Product<T, U> {
         f32::with_scratch(chunks.panel(), |panel| {
             // SAFETY: as `run`'s caller promises. Nothing foreign runs before the registers are closed.
             unsafe {
-                registers.open(chunks.chunk);
                 for first in (0..rows).step_by(BLOCK) {
                     let from = a.add(first * a_row);
                     let left = match a_step {
@@ -91,9 +90,10 @@ impl<T: Factor, U: Unit<T>> Product<T, U> {
                     let left = LeftRows::gather(chunks, (rows - first).min(BLOCK), left, panel, avx512);
                     let right = Right { from: b.cast(), step: b_row, vector: U::lanes(), segment: 0 };
                     let target = Target { to: c.add(first * c_row).cast(), strides: (c_row, 1), add };
+                    registers.open(chunks.chunk);
                     left.multiply(registers, right, columns, target);
+                    registers.close();
                 }
-                registers.close();
             }
         });
     }

@@ -36,8 +36,8 @@ pub(super) fn max<E: Held>(sizes: Sizes, x: &Tensor, y: &Tensor, winners: &Tenso
                         }
                         for ((y, winner), &x) in y.iter_mut().zip(winners.iter_mut()).zip(x) {
                             // A NaN wins and stays.
-                            #[allow(clippy::eq_op, reason = "NaN is what differs from itself")]
                             let (value, most) = (x.get(), y.get());
+                            #[allow(clippy::eq_op, reason = "NaN is what differs from itself")]
                             let wins = value > most || value != value;
                             *y = if wins { x } else { *y };
                             *winner = if wins { number } else { *winner };

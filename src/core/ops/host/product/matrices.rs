@@ -5,8 +5,10 @@
 //! the other. The left side is read where it lies, if 16 rows are equally far apart, as those of a matrix and most windows of an image
 //! are; else from a panel in scratch memory, `[segment][row][steps]`.
 //!
-//! **Order of summation.** A sum goes by segments (the taps of a convolution, else one), each by chunks of up to 16 pairs, as equal as can
+//! **Order of summation.** A sum goes by segments (a convolution's taps, images of a weight's gradient, else one), each by chunks of up to 16 pairs, as equal as can
 //! be: [`Chunks`]. What happens in a chunk is [`MatrixRegisters`]'s; chunks are added in ascending order, from zero.
+
+use std::mem::MaybeUninit;
 
 use super::registers::MatrixRegisters;
 pub(crate) use super::registers::SIDE;
@@ -132,8 +134,10 @@ impl LeftRows {
             let right = Right { from: right.at(first / SIDE, 0, 0), ..right };
             let out = target.to.wrapping_add(first * col_stride);
             let whole = self.rows.is_multiple_of(SIDE) && count.is_multiple_of(SIDE) && col_stride == 1 && !add;
-            let mut buffer = [0.0f32; BLOCK * BLOCK];
-            let (to, stride) = if whole { (out, row_stride) } else { (buffer.as_mut_ptr(), BLOCK) };
+            // Not cleared: that would cost as much as a few products.
+            let mut buffer = MaybeUninit::<[f32; BLOCK * BLOCK]>::uninit();
+            let buffer = buffer.as_mut_ptr().cast::<f32>();
+            let (to, stride) = if whole { (out, row_stride) } else { (buffer, BLOCK) };
             // SAFETY: as the caller promises; the buffer has room for a whole block.
             unsafe {
                 match (self.rows.div_ceil(SIDE), count.div_ceil(SIDE)) {
@@ -148,7 +152,8 @@ impl LeftRows {
                 for i in 0..self.rows {
                     for j in 0..count {
                         let to = out.add(i * row_stride + j * col_stride);
-                        let value = buffer[i * BLOCK + j];
+                        // The registers' sums, of whole sixteens of rows and columns, were stored there.
+                        let value = *buffer.add(i * BLOCK + j);
                         *to = if add { *to + value } else { value };
                     }
                 }
@@ -167,7 +172,10 @@ impl LeftRows {
     ) {
         let Chunks { steps, chunk, count, .. } = self.chunks;
         // The last chunk of the right side, filled up with zeros: what follows it in memory is another's.
-        let mut tails = [[0u32; SIDE * SIDE]; V];
+        let mut tails = MaybeUninit::<[[u32; SIDE * SIDE]; V]>::uninit();
+        if steps % chunk > 0 {
+            tails.write([[0; SIDE * SIDE]; V]);
+        }
         // SAFETY: as `multiply`'s caller promises.
         unsafe {
             registers.zero::<0>();
@@ -180,10 +188,13 @@ impl LeftRows {
                     for (v, column) in columns.iter_mut().enumerate() {
                         column.0 = right.at(v, segment, at);
                         if steps - at < chunk {
-                            for (step, to) in tails[v].chunks_exact_mut(SIDE).enumerate().take(steps - at) {
-                                std::ptr::copy_nonoverlapping(column.0.add(step * right.step), to.as_mut_ptr(), SIDE);
+                            // There is one, so that zeros were written.
+                            let tail = tails.as_mut_ptr().cast::<u32>().add(v * SIDE * SIDE);
+                            for step in 0..steps - at {
+                                let to = tail.add(step * SIDE);
+                                std::ptr::copy_nonoverlapping(column.0.add(step * right.step), to, SIDE);
                             }
-                            *column = (tails[v].as_ptr(), 4 * SIDE);
+                            *column = (tail.cast_const(), 4 * SIDE);
                         }
                     }
                     let left = |half: usize| part[half].from.add(4 * at);
