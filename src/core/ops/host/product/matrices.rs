@@ -5,8 +5,8 @@
 //! the other. The left side is read where it lies, if 16 rows are equally far apart, as those of a matrix and most windows of an image
 //! are; else from a panel in scratch memory, `[segment][row][steps]`.
 //!
-//! **Order of summation.** A sum goes by segments (a convolution's taps, images of a weight's gradient, else one), each by chunks of up to 16 pairs, as equal as can
-//! be: [`Chunks`]. What happens in a chunk is [`MatrixRegisters`]'s; chunks are added in ascending order, from zero.
+//! **Order of summation.** A sum goes by segments (a convolution's taps, images of a weight's gradient, else one), each by chunks of up to
+//! 16 pairs, as equal as can be: [`Chunks`]. What happens in a chunk is [`MatrixRegisters`]'s; chunks are added in ascending order, from zero.
 
 use std::mem::MaybeUninit;
 
