@@ -109,6 +109,8 @@ impl Trainer {
     /// Builds the task's network, initializes its weights, moves everything to the recipe's device and plans the programs. The
     /// weights of a pretrained backbone are initialized too: [`train`](super::train()) then loads those of its file.
     ///
+    /// A precision of `auto` is what it means on rank 0's device, which tells it: the processes of a team call this together.
+    ///
     /// # Errors
     /// [`Error::Config`] if task, data and configuration do not match; [`Error::OutOfMemory`].
     pub fn new(task: &dyn Task, data: &Dataset, recipe: &Recipe) -> Result<Self> {
