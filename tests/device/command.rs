@@ -50,12 +50,11 @@ impl Engine {
     }
 
     /// Trains a small model for a few steps.
-    fn train(&self, device: &str, out: &str, steps: &str) -> String {
+    fn train(&self, device: &str, out: &str, more: &[&str]) -> String {
         let short = ["training.validation_batches=1", "sampling.num_steps=2", "sampling.count_per_class=1"];
-        let run =
-            ["train", "--preset", "quickstart", "--batch", "4", "--steps", steps, "--device", device, "--out", out];
+        let run = ["train", "--preset", "quickstart", "--batch", "4", "--device", device, "--out", out];
         let settings = short.into_iter().chain(["training.checkpoint_every=2"]).flat_map(|setting| ["--set", setting]);
-        self.ok(&run.into_iter().chain(settings).collect::<Vec<_>>())
+        self.ok(&run.into_iter().chain(settings).chain(more.iter().copied()).collect::<Vec<_>>())
     }
 }
 
@@ -67,7 +66,7 @@ fn tells(said: &str, precision: &str) -> bool {
 #[test]
 fn three_steps_from_the_command_line() {
     let Some(engine) = Engine::new("command::three_steps_from_the_command_line") else { return };
-    let said = engine.train("DEVICE", "run", "3");
+    let said = engine.train("DEVICE", "run", &["--steps", "3"]);
     assert!(tells(&said, "bf16"), "{said}");
     for file in ["run/model.safetensors", "run/samples/final.png"] {
         assert!(engine.file(file).exists(), "no {file}: {said}");
@@ -100,8 +99,8 @@ fn three_steps_from_the_command_line() {
 #[test]
 fn a_run_goes_on_in_its_precision() {
     let Some(engine) = Engine::new("command::a_run_goes_on_in_its_precision") else { return };
-    for (device, out) in [("DEVICE", "half"), ("cpu", "whole")] {
-        engine.train(device, out, "4");
+    for (device, out, precision) in [("DEVICE", "half", "auto"), ("cpu", "whole", "f32")] {
+        engine.train(device, out, &["--steps", "4", "--set", &format!("training.precision={precision}")]);
         // As if it had been killed after the second step.
         for file in ["model.safetensors", "checkpoints/step-4.safetensors"] {
             std::fs::remove_file(engine.file(out).join(file)).unwrap();
