@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use engine::device::instructions::instruction_set;
-use engine::ops::host::parallel::threads;
+use engine::ops::host::parallel::{set_threads, threads};
 use engine::ops::host::product::{
     Factor, Peak, Weight, linear_backward_input, linear_backward_weight, linear_forward, peak,
 };
@@ -47,6 +47,7 @@ fn report<T: Factor>(name: &str, one: T, zero: T::Float) {
 }
 
 fn main() {
+    set_threads(None).unwrap_or_else(|error| panic!("{error}"));
     println!("instruction set: {}", instruction_set().name());
     report::<f32>("f32", 0.5, 0.0);
     report::<bf16>("bf16", bf16::from_f32(0.5), 0.0);

@@ -12,6 +12,7 @@ use crate::data::{Dataset, Split};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::eval::Extractor;
+use crate::ops::host::parallel::set_threads;
 use crate::tensor::{DType, Device};
 use crate::train::{DataSizes, Estimate, Peak, Residency, StepWork};
 use crate::words::{counted, named};
@@ -203,6 +204,8 @@ fn device(on: &str) -> Result<Peak> {
     if let Some(peak) = known.iter().find(|peak| peak.key == on) {
         return Ok(peak.clone());
     }
+    // This CPU's rates are those of the threads that a run would have.
+    set_threads(None)?;
     match on {
         "cpu" => Ok(Peak::of_this_cpu()),
         "here" => match DeviceChoice::Auto.open()?.accelerator {

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::ops::host::parallel::{install, threads};
 use crate::ops::host::rates::{self, Rates};
 use crate::tensor::{Cost, Device, Program};
+use crate::words::counted;
 
 /// The rates of a device.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,7 +61,7 @@ impl Peak {
             let Rates { flops, bf16, bandwidth } = rates::measure();
             Self {
                 key: "cpu",
-                name: format!("this cpu, {} threads, measured now", threads()),
+                name: format!("this cpu, {}, measured now", counted(threads(), "thread")),
                 bf16,
                 f32: flops,
                 bandwidth,

@@ -22,6 +22,19 @@ fn an_instruction_set_that_is_not_there_is_one_error_of_every_command() {
 }
 
 #[test]
+fn a_plan_of_this_cpu_is_for_the_threads_of_a_run() {
+    let plan = |threads: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+        command.env("ENGINE_THREADS", threads).args(["plan", "--on", "cpu"]).output().unwrap()
+    };
+    let text = String::from_utf8(plan("1").stdout).unwrap();
+    assert!(text.contains("on this cpu, 1 thread, "), "{text}");
+    let refused = plan("none");
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && text.starts_with("error: ENGINE_THREADS: `none`"), "{text}");
+}
+
+#[test]
 fn bf16_is_the_default_only_where_it_is_multiplied_and_slow_bf16_is_told() {
     let sample = "sample --model unet-fashion-small --count 1 --steps 1 --device cpu --out one.png";
     let text = |line: &str| {

@@ -40,7 +40,7 @@ use case::Case;
 
 use crate::device::{Accelerator, KernelFloat, KernelScalar, LaunchConfig, Slice, SliceMut};
 use crate::error::Error;
-use crate::tape::Destination;
+use crate::tape::{Destination, Var};
 use crate::tensor::{DType, Element, Tensor};
 
 /// An op as the registry lists it.
@@ -207,3 +207,10 @@ macro_rules! with_held {
 }
 
 pub(crate) use {run, with_held, with_host_float};
+
+/// The error of an input and a weight that do not fit each other.
+fn misfit(op: &'static str, x: &Var, weight: &Var) -> Error {
+    let hint = if x.dtype() == weight.dtype() { "" } else { "; elementwise::cast converts x" };
+    let [x, weight] = [x, weight].map(|var| format!("{} {}", var.shape(), var.dtype()));
+    Error::shape(op, format!("x {x} and weight {weight} do not fit{hint}"))
+}

@@ -234,17 +234,7 @@ fn sizes(x: &Var, weight: &Var, geometry: Geometry) -> Result<Sizes> {
         || cin * cout == 0
         || x.dtype() != weight.dtype()
     {
-        return Err(Error::shape(
-            OP,
-            format!(
-                "x {} {} and weight {} {} do not fit{}",
-                x.shape(),
-                x.dtype(),
-                weight.shape(),
-                weight.dtype(),
-                if x.dtype() == weight.dtype() { "" } else { "; elementwise::cast converts x" }
-            ),
-        ));
+        return Err(super::misfit(OP, x, weight));
     }
     let Geometry { stride, pad_before: pad, resize, .. } = geometry;
     let size = resize.unwrap_or([h, w]);

@@ -79,17 +79,7 @@ pub fn linear(
         return Err(Error::shape(OP, format!("a weight {} where [out, in] is needed", weight.shape())));
     };
     if x.shape().last() != k || x.dtype() != weight.dtype() {
-        return Err(Error::shape(
-            OP,
-            format!(
-                "x {} {} and weight {} {} do not fit{}",
-                x.shape(),
-                x.dtype(),
-                weight.shape(),
-                weight.dtype(),
-                if x.dtype() == weight.dtype() { "" } else { "; elementwise::cast converts x" }
-            ),
-        ));
+        return Err(super::misfit(OP, x, weight));
     }
     let exact = x.dtype().exact();
     if let Some(bias) = bias.filter(|bias| bias.sizes() != [n] || bias.dtype() != exact) {
