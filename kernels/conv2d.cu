@@ -18,22 +18,21 @@
 // Walks through patches: common/patches.cuh. A piece of 16 bytes lies within a tap where channels come in eights (bf16) or fours (f32);
 // else elements are copied one by one. That a pixel of an enlarged image is used by each of its copies is part of dx's sum, so that
 // there is neither scratch nor a second kernel for it. dW of 3x3 windows where one side has at most four channels is no product
-// but sums in registers (common/thin.cuh).
+// but sums in registers (common/thin.cuh), nor are y and dx where the side that is summed over has at most four.
 //
 // dW's sum is cut into splits of `rows_per_split` pixels by shapes alone; each writes its own part of scratch, [Cout, k l Cin] and behind it
-// dbias's [Cout] where it comes with dW (a product with ones, as in linear.cu), and _bwd_weight_sum adds the parts in order. Where
+// dbias's [Cout] where it comes with dW (a product with ones, as in linear.cu), and gradient_sums.cu adds the parts in order. Where
 // dchannel_add is wanted too, and beside _bwd_weight_thin: _bwd_columns over `rows_per_part` pixels of a sample, then _bwd_channel
-// over a sample's parts and _bwd_bias over all.
+// over a sample's parts and gradient_sums.cu over all.
 //
 // Floor: 2 B Ho Wo k l Cin Cout FLOPs each over the tensor rate, or x, y and W once over the bandwidth. B = 128, 32x32,
 // 128 -> 128 channels, bf16: 38.7 GFLOP and 67 MB, 39 us at 990 TFLOP/s against 20 us at 3.35 TB/s. dx with stride 2
-// multiplies zeros: four times the floor.
+// is made by parity in bf16 (four in z, where sides are even and channels whole pieces); else it multiplies zeros, four times the floor.
 //
 // Launches: products as in common/product.cuh, on LargeTile or SmallTile, splits in z. _bwd_columns: 256 threads,
-// grid [B * parts of a sample, ceil(Cout / (32 * elements in 16 bytes))]. _bwd_bias: 256 threads, a block per 32 columns.
-// _bwd_channel: one element a thread. _bwd_weight_sum: 4 elements a
-// thread, those of dW and, in threads of their own, those of dbias. _bwd_weight_thin as in common/thin.cuh, its splits added by
-// _bwd_bias.
+// grid [B * parts of a sample, ceil(Cout / (32 * elements in 16 bytes))]. _bwd_channel: one element a thread. _thin and
+// _bwd_weight_thin as in common/thin.cuh, the latter's splits added by gradient_sums.cu.
+#include "common/parity.cuh"
 #include "common/patches.cuh"
 #include "common/sums.cuh"
 #include "common/thin.cuh"
@@ -115,6 +114,14 @@ DEV void conv2d_bwd_input(T* dx, const T* dy, const T* weight, u32 pixels, u32 s
     Taps<T> taps = {weight, cin, cin % N == 0 && aligned16(weight), kernel_height * kernel_width, cout};
     Gradient<T, 4> to = Gradient<T, 4>::make(dx, cin, accumulate);
     if constexpr (sizeof(T) < sizeof(f32)) {
+        if (gridDim.z == 4) {
+            // The parity with most taps of a window of 3 that is centred comes first.
+            Parity parity = parity_of(3 - blockIdx.z, pad_height, pad_width);
+            UseRows<T> some = uses_of(uses, parity);
+            ParityGradient<T> places = {to, some.height, some.width, parity.y, parity.x};
+            u32 depth = some.kernel_height * some.kernel_width * cout;
+            return product<Tile, true, false>(some, taps_of(taps, parity, kernel_width), 0, depth, places);
+        }
         if (uses_follow(uses)) return product<Tile, true, false>(UseRows<T>{uses}, taps, 0, kernel_height * kernel_width * cout, to);
     }
     product<Tile, true, false>(uses, taps, 0, copies * kernel_height * kernel_width * cout, to);
@@ -169,6 +176,14 @@ DEV void conv2d_bwd_weight_thin(f32* partial, const T* wide, const T* thin, u32 
                                 u32 patches, u32 of_split, u32 flipped) {
     ThinSizes<T> sizes = {wide, thin, (u64)wide % 4 == 0, height, width, wide_channels, thin_channels, patches, of_split};
     thin_weight(partial, sizes, flipped);
+}
+
+// y or dx [B, height, width, wide channels].
+template <typename T>
+DEV void conv2d_thin(T* to, const T* thin, const T* weight, const f32* bias, u32 height, u32 width, u32 wide_channels, u32 thin_channels,
+                     u32 flipped, u32 accumulate) {
+    ThinSizes<T> sizes = {to, thin, (u64)to % 4 == 0, height, width, wide_channels, thin_channels, 0, 0};
+    thin_product(to, weight, bias, sizes, flipped, accumulate);
 }
 
 extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_f32(
@@ -267,11 +282,6 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_bf16(
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
         accumulate_bias);
 }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_sum(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ partial, u32 splits, u32 len, u32 bias_len,
-    u32 accumulate, u32 accumulate_bias) {
-    sum_weight(dw, db, partial, splits, len, bias_len, accumulate, accumulate_bias);
-}
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_columns_f32(
     f32* __restrict__ partial, const f32* __restrict__ dy, u32 image, u32 cols, u32 parts, u32 rows_per_part) {
     conv2d_bwd_columns<f32>(partial, dy, image, cols, parts, rows_per_part);
@@ -288,10 +298,6 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_channel_bf16(
     bf16* __restrict__ to, const f32* __restrict__ partial, u32 batch, u32 cols, u32 parts, u32 accumulate) {
     conv2d_bwd_channel<bf16>(to, partial, batch, cols, parts, accumulate);
 }
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_bias(
-    f32* __restrict__ db, const f32* __restrict__ partial, u32 parts, u32 cols, u32 accumulate) {
-    sum_parts(db, partial, parts, cols, accumulate);
-}
 extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_thin_f32(
     f32* __restrict__ partial, const f32* __restrict__ wide, const f32* __restrict__ thin, u32 height, u32 width,
     u32 wide_channels, u32 thin_channels, u32 patches, u32 of_split, u32 flipped) {
@@ -301,4 +307,14 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_thin_bf16(
     f32* __restrict__ partial, const bf16* __restrict__ wide, const bf16* __restrict__ thin, u32 height, u32 width,
     u32 wide_channels, u32 thin_channels, u32 patches, u32 of_split, u32 flipped) {
     conv2d_bwd_weight_thin<bf16>(partial, wide, thin, height, width, wide_channels, thin_channels, patches, of_split, flipped);
+}
+extern "C" __global__ void __launch_bounds__(128) conv2d_thin_f32(
+    f32* __restrict__ to, const f32* __restrict__ thin, const f32* __restrict__ weight, const f32* __restrict__ bias, u32 height, u32 width,
+    u32 wide_channels, u32 thin_channels, u32 flipped, u32 accumulate) {
+    conv2d_thin<f32>(to, thin, weight, bias, height, width, wide_channels, thin_channels, flipped, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) conv2d_thin_bf16(
+    bf16* __restrict__ to, const bf16* __restrict__ thin, const bf16* __restrict__ weight, const f32* __restrict__ bias, u32 height, u32 width,
+    u32 wide_channels, u32 thin_channels, u32 flipped, u32 accumulate) {
+    conv2d_thin<bf16>(to, thin, weight, bias, height, width, wide_channels, thin_channels, flipped, accumulate);
 }

@@ -9,10 +9,9 @@
 //
 // A channel is one multiply-add a tap: the op is bound by memory, its floor is x, y and w once (a window's pixels come from L1 and
 // L2). dw and dbias are summed in parts of `rows_per_part` output rows (of all images), partial [parts, (kernel kernel + 1) channels],
-// the bias behind the taps; _bwd_weight_sum adds the parts in order.
+// the bias behind the taps; gradient_sums.cu adds the parts in order.
 //
 // Launches: _fwd, _bwd_input: a thread per 16 bytes, blocks of 128. _bwd_weight: block [part, 128 channels], 128 threads.
-// _bwd_weight_sum: 256 threads, a block per 32 columns.
 #include "common/sums.cuh"
 #include "common/types.cuh"
 #include "common/wide.cuh"
@@ -106,25 +105,6 @@ DEV void depthwise_conv2d_bwd_weight(f32* partial, const T* dy, const T* x, u32 
     }
 }
 
-// dw = columns `column` .. of the parts, added in order: warp w adds parts w, w + 8, .., then the first warp the eight sums.
-DEV void depthwise_conv2d_bwd_weight_sum_parts(f32* dw, const f32* partial, u32 parts, u32 cols, u32 stride, u32 column,
-                                               u32 accumulate) {
-    constexpr u32 WARPS = 8;
-    SHARED(f32, weight_parts, [WARPS][WARP]);
-    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = blockIdx.x * WARP + lane;
-    f32 sum = 0.0f;
-    if (c < cols) {
-        for (u32 part = warp; part < parts; part += WARPS) sum += partial[(u64)part * stride + column + c];
-    }
-    weight_parts[warp][lane] = sum;
-    __syncthreads();
-    if (warp > 0 || c >= cols) return;
-    f32 total = 0.0f;
-#pragma unroll
-    for (u32 w = 0; w < WARPS; w++) total += weight_parts[w][lane];
-    dw[c] = accumulate != 0 ? dw[c] + total : total;
-}
-
 extern "C" __global__ void __launch_bounds__(128) depthwise_conv2d_fwd_f32(
     f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ w, const f32* __restrict__ bias, u32 batch,
     u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding) {
@@ -158,8 +138,4 @@ extern "C" __global__ void __launch_bounds__(128) depthwise_conv2d_bwd_weight_bf
     u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 rows_per_part) {
     depthwise_conv2d_bwd_weight<bf16>(partial, dy, x, batch, height, width, channels, rows, cols, kernel, stride, padding,
         rows_per_part);
-}
-extern "C" __global__ void __launch_bounds__(256) depthwise_conv2d_bwd_weight_sum(
-    f32* __restrict__ dw, const f32* __restrict__ partial, u32 parts, u32 cols, u32 stride, u32 column, u32 accumulate) {
-    depthwise_conv2d_bwd_weight_sum_parts(dw, partial, parts, cols, stride, column, accumulate);
 }

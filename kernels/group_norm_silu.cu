@@ -483,7 +483,8 @@ DEV void group_norm_silu_bwd_partial(
     else backward_partial<T, 1>(partial, saved, sizes, dropped, silu_follows);
 }
 
-// A block takes 32 channels: warp w samples w, w + 8, ..; then the first two warps add the eight sums in order.
+// Where scale_shift is given; without it gradient_sums.cu adds up `sums`. A block takes 32 channels: warp w samples w, w + 8, ..; then
+// the first two warps add the eight sums in order.
 template <typename T>
 DEV void group_norm_silu_bwd_parameters(f32* dweight, f32* dbias, T* dscale_shift, const f32* sums, const f32* weight,
                                         const f32* bias, const T* scale_shift, u32 samples, u32 channels,
@@ -495,8 +496,7 @@ DEV void group_norm_silu_bwd_parameters(f32* dweight, f32* dbias, T* dscale_shif
     if (c < channels) {
         for (u32 sample = slice; sample < samples; sample += SLICES) {
             u64 at = (u64)sample * 2 * channels + c;
-            f32 plain = sums[at], with_n = sums[at + channels], scale = 1.0f;
-            if (scale_shift != nullptr) scale += to_f32(scale_shift[at]);
+            f32 plain = sums[at], with_n = sums[at + channels], scale = 1.0f + to_f32(scale_shift[at]);
             totals[0] = fma_f32(scale, with_n, totals[0]);
             totals[1] = fma_f32(scale, plain, totals[1]);
             if (dscale_shift == nullptr) continue;

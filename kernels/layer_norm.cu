@@ -24,15 +24,14 @@
 // Backward where a row belongs to a warp, _bwd: one pass over dy and x. A block has `rows_per_part` rows, of one sample where
 // shift and scale are its own; warp w takes rows w, w + 8, .. and sums dy n and dy by columns as it goes; then the block adds its
 // eight warps' sums in order. What it writes is dshift and dscale themselves, or a part of dgamma and dbeta, which
-// _affine_final adds up in order. Floor: three passes over rows x cols (forward: two) over the bandwidth. Beyond 1024 columns:
+// gradient_sums.cu adds up in order. Floor: three passes over rows x cols (forward: two) over the bandwidth. Beyond 1024 columns:
 // _bwd_input by rows, then _bwd_columns by columns, and dy and x are read twice.
 //
 // Launches: _fwd_narrow (cols <= 512) and _fwd_wide (<= 1024): ceil(rows / (8 rows_per_warp)) blocks, _fwd_widest: rows;
 // with rows_per_warp: rows of a warp, one behind the other. _bwd_*: a block for each part, _narrow and _wide as above; where
-// modulated a part is a sample. _bwd_input: rows blocks. _bwd_columns: grid [parts, ceil(cols / 256)]. _bwd_affine_final: grid
-// [ceil(cols / 32), 2], dgamma and dbeta in y. All in blocks of exactly 256 threads.
+// modulated a part is a sample. _bwd_input: rows blocks. _bwd_columns: grid [parts, ceil(cols / 256)]. All in blocks of exactly 256
+// threads.
 #include "common/reduce.cuh"
-#include "common/sums.cuh"
 #include "common/types.cuh"
 #include "common/vec.cuh"
 
@@ -431,13 +430,6 @@ DEV void layer_norm_bwd_columns(f32* __restrict__ partial, T* __restrict__ dmodu
     put_sums(to, part, c, with_n, plain);
 }
 
-// A block sums 32 columns of one of the two: warp w takes parts w, w + 8, .., then the first warp adds the eight sums in order.
-DEV void layer_norm_affine_final(f32* __restrict__ dgamma, f32* __restrict__ dbeta,
-                                 const f32* __restrict__ partial, u32 parts, u32 cols, u32 accumulate) {
-    bool is_beta = blockIdx.y == 1;
-    sum_parts(is_beta ? dbeta : dgamma, partial + (is_beta ? (u64)parts * cols : 0), parts, cols, accumulate);
-}
-
 extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_narrow_f32(
     f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ x,
     const f32* __restrict__ gamma, const f32* __restrict__ beta, const f32* __restrict__ modulation, u32 rows, u32 cols,
@@ -539,9 +531,4 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_columns_bf16(
     u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate) {
     layer_norm_bwd_columns(partial, dmodulation, dy, x, mean, rstd, rows, cols, rows_per_part, modulation_stride,
         shift_column, scale_column, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_affine_final(
-    f32* __restrict__ dgamma, f32* __restrict__ dbeta, const f32* __restrict__ partial, u32 parts, u32 cols,
-    u32 accumulate) {
-    layer_norm_affine_final(dgamma, dbeta, partial, parts, cols, accumulate);
 }

@@ -17,15 +17,14 @@
 // They run on the tiles of common/product.cuh: bf16 on the tensor cores, f32 with plain FMA.
 //
 // dW's sum over m is cut into splits of `rows_per_split` (by shapes alone) where the tiles alone would not fill a GPU; each
-// split writes its own part of scratch, [n, k] and behind it db's [n] where it is wanted, and _bwd_weight_sum adds the parts in
+// split writes its own part of scratch, [n, k] and behind it db's [n] where it is wanted, and gradient_sums.cu adds the parts in
 // order. db, the sum over m of dW's other operand, is a product with ones in the blocks of dW's first columns.
 //
 // Floor: 2 m n k FLOPs over the tensor rate, or (m k + n k + m n) elements over the bandwidth. At m = 16640 (256 samples of
 // 65 tokens), n = k = 384, bf16, that is 4.9 GFLOP and 26 MB: memory and tensor cores nearly in balance on an H100.
 //
 // Launches: products as in common/product.cuh, on WideTile, LargeTile or SmallTile, splits in z; _bwd_bias (db without dW) as a
-// small one of one column of tiles. _bwd_activation: 16 bytes a thread, 256 threads. _bwd_weight_sum: 4 elements a thread,
-// those of dW and, in threads of their own, those of db.
+// small one of one column of tiles. _bwd_activation: 16 bytes a thread, 256 threads.
 #include "common/activation.cuh"
 #include "common/product.cuh"
 #include "common/sums.cuh"
@@ -251,11 +250,6 @@ extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_wide_bf16(
     f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
     u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
     linear_bwd_weight<WideTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_sum(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ partial, u32 splits, u32 len, u32 bias_len,
-    u32 accumulate, u32 accumulate_bias) {
-    sum_weight(dw, db, partial, splits, len, bias_len, accumulate, accumulate_bias);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_activation_f32(
     f32* __restrict__ dz, const f32* __restrict__ dy, u64 len, u32 activation) {

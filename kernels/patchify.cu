@@ -5,8 +5,16 @@
 //
 // Each direction is the other's gradient. `accumulate` != 0 adds to the destination.
 //
+// A piece is `vector` = 4 elements where rows of patches are whole pieces (4x4 of 3 channels), else one: neighbours in both. A thread
+// finds a piece's place once and copies it for four images.
+//
 // Floor: image and tokens touched once.
+//
+// Launch: grid [ceil(elements of a result / (256 vector)), ceil(batch / 4)], 256 threads.
+#include "common/piece.cuh"
 #include "common/types.cuh"
+
+constexpr u32 IMAGES = 4;
 
 struct PatchSizes {
     u32 height, width, channels, patch, skip;
@@ -29,49 +37,85 @@ DEV u32 patch_token_index(const PatchSizes& s, u32 within) {
     return token * vector + (row % s.patch * s.patch + column % s.patch) * s.channels + within % s.channels;
 }
 
-// One thread per element of the tokens: skipped ones become zero.
-template <typename T>
-DEV void patchify_to_tokens(T* tokens, const f32* image, u32 batch, u32 height, u32 width, u32 channels,
-                             u32 patch, u32 skip, u32 accumulate) {
-    PatchSizes s{height, width, channels, patch, skip};
-    u64 element = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+// The tokens at `within` to `within` + N - 1, behind one another in the image too, of the block's IMAGES images: skipped ones become zero.
+template <typename T, u32 N>
+DEV void piece_to_tokens(T* tokens, const f32* image, u32 batch, const PatchSizes& s, u32 accumulate) {
+    u32 within = N * (blockIdx.x * blockDim.x + threadIdx.x);
     u32 extent = s.height * s.width * s.channels, skipped = s.skip * s.patch * s.patch * s.channels;
     u32 sequence = skipped + extent;
-    if (element >= (u64)batch * sequence) return;
-    u32 within = (u32)(element % sequence);
-    f32 value = within < skipped ? 0.0f : image[element / sequence * extent + patch_image_index(s, within)];
-    tokens[element] = from_f32<T>(accumulate ? to_f32(tokens[element]) + value : value);
+    if (within >= sequence) return;
+    bool skips = within < skipped;
+    u32 from = skips ? 0 : patch_image_index(s, within);
+    u32 first = blockIdx.y * IMAGES, last = min_of(first + IMAGES, batch);
+#pragma unroll
+    for (u32 b = first; b < last; b++) {
+        f32 v[N] = {}, old[N];
+        if (!skips) load_piece(image + (u64)b * extent + from, v);
+        T* to = tokens + (u64)b * sequence + within;
+        if (accumulate != 0) {
+            load_piece(to, old);
+#pragma unroll
+            for (u32 i = 0; i < N; i++) v[i] += old[i];
+        }
+        store_piece(to, v);
+    }
 }
 
-// One thread per element of the image.
-template <typename T>
-DEV void patchify_to_image(f32* image, const T* tokens, u32 batch, u32 height, u32 width, u32 channels,
-                             u32 patch, u32 skip, u32 accumulate) {
-    PatchSizes s{height, width, channels, patch, skip};
-    u64 element = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+// The image's elements at `within` to `within` + N - 1, behind one another in a token too.
+template <typename T, u32 N>
+DEV void piece_to_image(f32* image, const T* tokens, u32 batch, const PatchSizes& s, u32 accumulate) {
+    u32 within = N * (blockIdx.x * blockDim.x + threadIdx.x);
     u32 extent = s.height * s.width * s.channels, sequence = extent + s.skip * s.patch * s.patch * s.channels;
-    if (element >= (u64)batch * extent) return;
-    f32 value = to_f32(tokens[element / extent * sequence + patch_token_index(s, (u32)(element % extent))]);
-    image[element] = accumulate ? image[element] + value : value;
+    if (within >= extent) return;
+    u32 from = patch_token_index(s, within);
+    u32 first = blockIdx.y * IMAGES, last = min_of(first + IMAGES, batch);
+#pragma unroll
+    for (u32 b = first; b < last; b++) {
+        f32 v[N], old[N];
+        load_piece(tokens + (u64)b * sequence + from, v);
+        f32* to = image + (u64)b * extent + within;
+        if (accumulate != 0) {
+            load_piece(to, old);
+#pragma unroll
+            for (u32 i = 0; i < N; i++) v[i] += old[i];
+        }
+        store_piece(to, v);
+    }
+}
+
+template <typename T>
+DEV void patchify_to_tokens(T* tokens, const f32* image, u32 batch, u32 height, u32 width, u32 channels, u32 patch, u32 skip, u32 vector,
+                            u32 accumulate) {
+    PatchSizes s{height, width, channels, patch, skip};
+    if (vector > 1) piece_to_tokens<T, 4>(tokens, image, batch, s, accumulate);
+    else piece_to_tokens<T, 1>(tokens, image, batch, s, accumulate);
+}
+
+template <typename T>
+DEV void patchify_to_image(f32* image, const T* tokens, u32 batch, u32 height, u32 width, u32 channels, u32 patch, u32 skip, u32 vector,
+                           u32 accumulate) {
+    PatchSizes s{height, width, channels, patch, skip};
+    if (vector > 1) piece_to_image<T, 4>(image, tokens, batch, s, accumulate);
+    else piece_to_image<T, 1>(image, tokens, batch, s, accumulate);
 }
 
 extern "C" __global__ void __launch_bounds__(256) patchify_to_tokens_f32(
     f32* __restrict__ tokens, const f32* __restrict__ image, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
-    u32 skip, u32 accumulate) {
-    patchify_to_tokens<f32>(tokens, image, batch, height, width, channels, patch, skip, accumulate);
+    u32 skip, u32 vector, u32 accumulate) {
+    patchify_to_tokens<f32>(tokens, image, batch, height, width, channels, patch, skip, vector, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) patchify_to_tokens_bf16(
     bf16* __restrict__ tokens, const f32* __restrict__ image, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
-    u32 skip, u32 accumulate) {
-    patchify_to_tokens<bf16>(tokens, image, batch, height, width, channels, patch, skip, accumulate);
+    u32 skip, u32 vector, u32 accumulate) {
+    patchify_to_tokens<bf16>(tokens, image, batch, height, width, channels, patch, skip, vector, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) patchify_to_image_f32(
     f32* __restrict__ image, const f32* __restrict__ tokens, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
-    u32 skip, u32 accumulate) {
-    patchify_to_image<f32>(image, tokens, batch, height, width, channels, patch, skip, accumulate);
+    u32 skip, u32 vector, u32 accumulate) {
+    patchify_to_image<f32>(image, tokens, batch, height, width, channels, patch, skip, vector, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) patchify_to_image_bf16(
     f32* __restrict__ image, const bf16* __restrict__ tokens, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
-    u32 skip, u32 accumulate) {
-    patchify_to_image<bf16>(image, tokens, batch, height, width, channels, patch, skip, accumulate);
+    u32 skip, u32 vector, u32 accumulate) {
+    patchify_to_image<bf16>(image, tokens, batch, height, width, channels, patch, skip, vector, accumulate);
 }

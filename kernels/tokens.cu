@@ -5,10 +5,13 @@
 //   position [length, width] f32.
 //   y[b, 0] = token[b] + position[0] where there is a token; y[b, k + i] = patches[b, i] + position[k + i].
 //
-// Backward: dpatches and dtoken are extracts of dy; dposition = sum of dy over b, ascending.
+// Backward: dpatches and dtoken are extracts of dy; dposition = sum of dy over b: in parts of sixteen sequences, which gradient_sums.cu
+// adds up. A piece is 16 bytes, or one element where `vector` = 1: rows are not whole pieces.
 //
 // Floor: y read and written once each way.
-#include "common/types.cuh"
+//
+// Launches, 256 threads: _fwd: a thread an element. _bwd: grid [ceil(length width / (256 pieces)), ceil(batch / 16)].
+#include "common/piece.cuh"
 
 // One thread per element of y.
 template <typename T>
@@ -22,25 +25,50 @@ DEV void tokens_fwd(T* y, const T* patches, const T* token, const f32* position,
     y[element] = from_f32<T>(value + position[within]);
 }
 
-// One thread per element of the extract: `count` tokens of each sequence from token `first` on.
-template <typename T>
-DEV void tokens_bwd_extract(T* part, const T* dy, u32 batch, u32 length, u32 width, u32 first, u32 count, u32 accumulate) {
-    u64 element = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    u64 extent = (u64)count * width;
-    if (element >= batch * extent) return;
-    f32 value = to_f32(dy[element / extent * length * width + (u64)first * width + element % extent]);
-    part[element] = from_f32<T>(accumulate ? to_f32(part[element]) + value : value);
+constexpr u32 SEQUENCES = 16;
+
+// Of SEQUENCES sequences of dy: what is of the patches and of the token, and their sums to partial [parts, length, width]; what has a null
+// pointer is not wanted. A thread has N neighbouring elements of one token.
+template <typename T, u32 N>
+DEV void backward_piece(T* dpatches, T* dtoken, f32* partial, const T* dy, u32 batch, u32 sequence, u32 taken, u32 accumulate_patches,
+                        u32 accumulate_token) {
+    u32 at = N * (blockIdx.x * blockDim.x + threadIdx.x);
+    if (at >= sequence) return;
+    bool of_token = at < taken;
+    T* to = of_token ? dtoken : dpatches;
+    u32 row = of_token ? taken : sequence - taken, column = of_token ? at : at - taken;
+    bool adds = (of_token ? accumulate_token : accumulate_patches) != 0;
+    f32 sum[N], v[N], old[N];
+#pragma unroll
+    for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
+    u32 first = blockIdx.y * SEQUENCES, last = min_of(first + SEQUENCES, batch);
+#pragma unroll 4
+    for (u32 b = first; b < last; b++) {
+        load_piece(dy + (u64)b * sequence + at, v);
+#pragma unroll
+        for (u32 i = 0; i < N; i++) sum[i] += v[i];
+        if (to == nullptr) continue;
+        T* mine = to + (u64)b * row + column;
+        if (adds) {
+            load_piece(mine, old);
+#pragma unroll
+            for (u32 i = 0; i < N; i++) v[i] += old[i];
+        }
+        store_piece(mine, v);
+    }
+    if (partial != nullptr) store_piece(partial + (u64)blockIdx.y * sequence + at, sum);
 }
 
-// One thread per element of position.
 template <typename T>
-DEV void tokens_bwd_position(f32* dposition, const T* dy, u32 batch, u32 elements, u32 accumulate) {
-    u32 element = blockIdx.x * blockDim.x + threadIdx.x;
-    if (element >= elements) return;
-    f32 sum = accumulate ? dposition[element] : 0.0f;
-#pragma unroll 4
-    for (u32 b = 0; b < batch; ++b) sum += to_f32(dy[(u64)b * elements + element]);
-    dposition[element] = sum;
+DEV void tokens_bwd(T* dpatches, T* dtoken, f32* partial, const T* dy, u32 batch, u32 length, u32 width, u32 skip, u32 vector,
+                    u32 accumulate_patches, u32 accumulate_token) {
+    u32 sequence = length * width, taken = skip * width;
+    if (vector > 1) {
+        constexpr u32 N = Vec16<T>::COUNT;
+        backward_piece<T, N>(dpatches, dtoken, partial, dy, batch, sequence, taken, accumulate_patches, accumulate_token);
+    } else {
+        backward_piece<T, 1>(dpatches, dtoken, partial, dy, batch, sequence, taken, accumulate_patches, accumulate_token);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(256) tokens_fwd_f32(
@@ -53,21 +81,13 @@ extern "C" __global__ void __launch_bounds__(256) tokens_fwd_bf16(
     const f32* __restrict__ position, u32 batch, u32 length, u32 width) {
     tokens_fwd<bf16>(y, patches, token, position, batch, length, width);
 }
-extern "C" __global__ void __launch_bounds__(256) tokens_bwd_extract_f32(
-    f32* __restrict__ part, const f32* __restrict__ dy, u32 batch, u32 length, u32 width, u32 first, u32 count,
-    u32 accumulate) {
-    tokens_bwd_extract<f32>(part, dy, batch, length, width, first, count, accumulate);
+extern "C" __global__ void __launch_bounds__(256) tokens_bwd_f32(
+    f32* __restrict__ dpatches, f32* __restrict__ dtoken, f32* __restrict__ partial, const f32* __restrict__ dy, u32 batch,
+    u32 length, u32 width, u32 skip, u32 vector, u32 accumulate_patches, u32 accumulate_token) {
+    tokens_bwd<f32>(dpatches, dtoken, partial, dy, batch, length, width, skip, vector, accumulate_patches, accumulate_token);
 }
-extern "C" __global__ void __launch_bounds__(256) tokens_bwd_extract_bf16(
-    bf16* __restrict__ part, const bf16* __restrict__ dy, u32 batch, u32 length, u32 width, u32 first, u32 count,
-    u32 accumulate) {
-    tokens_bwd_extract<bf16>(part, dy, batch, length, width, first, count, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) tokens_bwd_position_f32(
-    f32* __restrict__ dposition, const f32* __restrict__ dy, u32 batch, u32 elements, u32 accumulate) {
-    tokens_bwd_position<f32>(dposition, dy, batch, elements, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) tokens_bwd_position_bf16(
-    f32* __restrict__ dposition, const bf16* __restrict__ dy, u32 batch, u32 elements, u32 accumulate) {
-    tokens_bwd_position<bf16>(dposition, dy, batch, elements, accumulate);
+extern "C" __global__ void __launch_bounds__(256) tokens_bwd_bf16(
+    bf16* __restrict__ dpatches, bf16* __restrict__ dtoken, f32* __restrict__ partial, const bf16* __restrict__ dy, u32 batch,
+    u32 length, u32 width, u32 skip, u32 vector, u32 accumulate_patches, u32 accumulate_token) {
+    tokens_bwd<bf16>(dpatches, dtoken, partial, dy, batch, length, width, skip, vector, accumulate_patches, accumulate_token);
 }

@@ -7,10 +7,11 @@ mod emulator;
 mod kinds;
 
 use engine_core::device::emulator::Order;
+use engine_core::ops::layer_norm::{Affine, layer_norm};
 use engine_core::ops::tokens::tokens;
 use engine_core::ops::{case::Case, cases};
-use engine_core::tape::Tape;
-use engine_core::tensor::{Context, DType, Device};
+use engine_core::tape::{Accumulate, Tape, Var};
+use engine_core::tensor::{Context, DType, Device, Tensor};
 use rayon::prelude::*;
 
 /// Forward, reverse and shuffled: a race hidden by one order shows in another, and bits must not depend on it.
@@ -88,6 +89,50 @@ fn an_empty_batch_of_tokens_is_no_work() {
             tape.backward(&y, context.persistent([0, 5, 8], dtype).unwrap()).unwrap();
             assert_eq!(tape.gradient(&position).unwrap().to_f64().unwrap(), [0.0; 40]);
         }
+    }
+}
+
+/// Sums of parameters' gradients wait on the tape for others, of one launch; yet a parameter that two ops use gets both, and
+/// what the tape tells of is final. Nine parameters: more sums than a launch takes.
+#[test]
+fn gradients_are_summed_when_the_tape_tells_of_them() {
+    let run = |device: Device| {
+        let context = Context::new(device);
+        let tape = Tape::new(&context);
+        let (rows, width) = (40usize, 12usize);
+        let values = |n: usize| (0..n).map(|i| ((i * 37 + n) % 29) as f32 / 29.0 - 0.4).collect::<Vec<_>>();
+        let parameters: Vec<(Tensor, Tensor)> = (0..9)
+            .map(|i| {
+                let value = context.tensor(&values(width + i)[i..], [width]).unwrap();
+                (value, context.tensor(&vec![f32::NAN; width], [width]).unwrap())
+            })
+            .collect();
+        let vars: Vec<Var> =
+            parameters.iter().map(|(value, to)| tape.parameter(value, to, Accumulate::Write)).collect();
+        let mut x = tape.constant(&context.tensor(&values(rows * width), [2, rows / 2, width]).unwrap());
+        // The first two are used twice, with others in between.
+        for [weight, bias] in [[0, 1], [2, 3], [4, 5], [0, 1], [6, 7], [8, 1]] {
+            let affine = Affine::Parameters { weight: &vars[weight], bias: &vars[bias] };
+            x = layer_norm(&tape, &x, affine, 1e-5).unwrap();
+        }
+        let mut told = Vec::new();
+        let dy = context.tensor(&values(rows * width), [2, rows / 2, width]).unwrap();
+        tape.backward_then(&x, dy, |gradient| {
+            told.push(gradient.download::<f32>()?);
+            Ok(())
+        })
+        .unwrap();
+        let mut whole: Vec<_> = parameters.iter().map(|(_, to)| to.download::<f32>().unwrap()).collect();
+        let by_bits = |a: &Vec<f32>, b: &Vec<f32>| a[0].total_cmp(&b[0]);
+        told.sort_by(by_bits);
+        let gradients = whole.clone();
+        whole.sort_by(by_bits);
+        assert!(told == whole, "{told:?} was told of, and is {whole:?}");
+        gradients
+    };
+    let (host, device) = (run(Device::Cpu), run(Device::Accelerator(emulator::device())));
+    for (host, device) in host.iter().flatten().zip(device.iter().flatten()) {
+        assert!((host - device).abs() <= 1e-5 * host.abs().max(1.0), "{host} on the CPU, {device} on the emulator");
     }
 }
 

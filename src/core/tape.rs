@@ -9,6 +9,7 @@
 
 mod backward;
 mod destination;
+mod parts;
 mod prepared;
 mod sum;
 
@@ -19,6 +20,8 @@ use std::rc::Rc;
 use backward::NamedInput;
 pub use backward::{Backward, Input, Inputs};
 pub use destination::Destination;
+use parts::Waiting;
+pub(crate) use parts::{Parts, SumOrder, sum_parts};
 pub use prepared::PreparedWeights;
 pub use sum::add_to;
 pub(crate) use sum::convert;
@@ -125,6 +128,7 @@ pub struct Tape {
     nodes: RefCell<Vec<Node>>,
     slots: RefCell<Vec<Slot>>,
     links: RefCell<HashMap<usize, Link>>,
+    waiting: Rc<Waiting>,
     recording: bool,
     prepared: Option<Rc<PreparedWeights>>,
 }
@@ -137,6 +141,7 @@ impl Tape {
             nodes: RefCell::default(),
             slots: RefCell::default(),
             links: RefCell::default(),
+            waiting: Rc::default(),
             recording: true,
             prepared: None,
         }
@@ -245,6 +250,7 @@ impl Tape {
             ));
         }
         let (last, unused) = self.last_uses();
+        let mut whole = Vec::new();
         self.slots.borrow_mut()[id] = Slot::Held { tensor: gradient, given: false };
         loop {
             let Some(node) = self.nodes.borrow_mut().pop() else { break };
@@ -257,9 +263,13 @@ impl Tape {
                 (node.closure)(&backward)?;
                 backward.check_all_written()?;
             }
-            last[number].iter().try_for_each(|id| self.settle(*id, &mut done))?;
+            whole.extend_from_slice(&last[number]);
+            if self.waiting.is_empty() {
+                whole.drain(..).try_for_each(|id| self.settle(id, &mut done))?;
+            }
         }
-        unused.iter().try_for_each(|id| self.settle(*id, &mut done))
+        self.waiting.launch()?;
+        whole.into_iter().chain(unused).try_for_each(|id| self.settle(id, &mut done))
     }
 
     /// By node: the parameters whose gradients are whole once it has run backwards. And those that no node uses.

@@ -13,7 +13,7 @@ use super::task::{Criterion, Pass, Terms};
 use super::together::{Exchange, Records, Share};
 use crate::cluster::Collective;
 use crate::config::{CommunicationDtype, Config, OptimizerKind, Precision, TrainingConfig};
-use crate::diffusion::LossMode;
+use crate::diffusion::{Loss, LossMode};
 use crate::error::{Error, Result};
 use crate::nn::{Builder, Parameters};
 use crate::ops::adamw::{AdamW, AdamWState, adamw, gradient_norm, record};
@@ -206,7 +206,7 @@ impl Step {
 
     /// One batch of a step.
     pub fn train(&self, role: Role) -> Result<()> {
-        self.differentiate(role)?;
+        let (loss, terms) = self.differentiate(role)?;
         // The step's flat gradient: ranks combine it before they continue identically.
         if self.shared {
             return if role.last { self.come_together() } else { Ok(()) };
@@ -214,7 +214,7 @@ impl Step {
         if role.last {
             self.update()?;
         }
-        self.record()
+        record(&self.context, &self.ring, &loss, terms.as_ref(), &self.statistics, &self.control)
     }
 
     /// The end of a step whose gradient is already reduced: gathers its records, then runs the optimizer step.
@@ -258,8 +258,8 @@ impl Step {
         self.records.as_ref().map_or(Ok(()), |records| records.finish(self))
     }
 
-    /// Computes loss and gradients of a batch.
-    fn differentiate(&self, role: Role) -> Result<()> {
+    /// Computes loss and gradients of a batch. Returns the loss and its terms; where batches are combined, they are kept too.
+    fn differentiate(&self, role: Role) -> Result<(Tensor, Option<Tensor>)> {
         let tape = Tape::new(&self.context);
         let mode = if role.first { Accumulate::Write } else { Accumulate::Add };
         let s = self.parameters.bind(&tape, Some((&self.gradients, mode)))?.in_training(&self.control, self.seed);
@@ -267,24 +267,35 @@ impl Step {
         let (purpose, control, scale) = (LossMode::Training, &self.control, self.scale);
         let pass = Pass { purpose, scope: &s, control, scale };
         let mut loss = self.criterion.loss(&pass, batch)?;
+        let items = loss.items.take();
+        if self.records.is_none() {
+            self.criterion.learn(&self.context, loss.terms.as_ref(), items.as_ref())?;
+        } else {
+            self.keep(&loss, items.as_ref())?;
+        }
+        drop(items);
+        let found = (loss.mean.tensor().clone(), loss.terms.take());
+        let Some(buckets) = self.buckets.as_ref().filter(|_| role.last) else {
+            tape.backward(&loss.mean, self.one.clone())?;
+            return Ok(found);
+        };
+        let mut arrivals = buckets.begin();
+        tape.backward_then(&loss.mean, self.one.clone(), |gradient| arrivals.add(gradient))?;
+        arrivals.end()?;
+        Ok(found)
+    }
+
+    /// Keeps what is recorded of a batch until the records are combined.
+    fn keep(&self, loss: &Loss, items: Option<&(Tensor, Tensor)>) -> Result<()> {
         self.loss.copy_from(loss.mean.tensor())?;
         if let (Some(kept), Some(terms)) = (&self.terms, &loss.terms) {
             kept.copy_from(terms)?;
         }
-        let items = loss.items.take();
-        if self.records.is_none() {
-            self.criterion.learn(&self.context, loss.terms.as_ref(), items.as_ref())?;
-        } else if let (Some(kept), Some(items)) = (&self.items, &items) {
+        if let (Some(kept), Some(items)) = (&self.items, items) {
             kept.0.copy_from(&items.0)?;
             kept.1.copy_from(&items.1)?;
         }
-        drop(items);
-        let Some(buckets) = self.buckets.as_ref().filter(|_| role.last) else {
-            return tape.backward(&loss.mean, self.one.clone());
-        };
-        let mut arrivals = buckets.begin();
-        tape.backward_then(&loss.mean, self.one.clone(), |gradient| arrivals.add(gradient))?;
-        arrivals.end()
+        Ok(())
     }
 
     /// Clips the gradient and applies the optimizer.

@@ -8,6 +8,9 @@ fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
+/// The kernels of no op but of the tape: they end the gradients of many, and are tested by their cases.
+const OF_THE_TAPE: &str = "gradient_sums";
+
 #[test]
 fn an_op_is_a_folder_a_kernel_and_a_line() {
     let registry: BTreeSet<String> = engine_core::ops::REGISTRY.iter().map(|op| op.name.to_string()).collect();
@@ -24,7 +27,8 @@ fn an_op_is_a_folder_a_kernel_and_a_line() {
         .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_string())
         .collect();
-    assert_eq!(registry, kernels, "src/core/ops/mod.rs REGISTRY against kernels/*.cu");
+    let with_the_tapes = registry.iter().map(String::as_str).chain([OF_THE_TAPE]).map(String::from).collect();
+    assert_eq!(kernels, with_the_tapes, "kernels/*.cu against src/core/ops/mod.rs REGISTRY");
     for op in engine_core::ops::REGISTRY {
         for file in ["mod.rs", "cpu.rs", "cuda.rs", "cases.rs"] {
             assert!(root().join("src/core/ops").join(op.name).join(file).is_file(), "{} has no {file}", op.name);
@@ -39,8 +43,9 @@ fn an_op_is_a_folder_a_kernel_and_a_line() {
 #[test]
 fn every_kernel_has_a_launch() {
     for kernel in engine_core::device::launches::ALL {
+        let names = engine_core::ops::REGISTRY.iter().map(|op| op.name).chain([OF_THE_TAPE]);
         assert!(
-            engine_core::ops::REGISTRY.iter().any(|op| op.name == kernel.module && kernel.name.starts_with(op.name)),
+            names.into_iter().any(|name| name == kernel.module && kernel.name.starts_with(name)),
             "{} of kernels/{}.cu belongs to no op",
             kernel.name,
             kernel.module

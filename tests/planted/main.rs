@@ -12,6 +12,7 @@ mod of_guide;
 mod of_ops;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,8 +74,10 @@ fn plant(bug: &Bug) -> PathBuf {
         write_if_changed(&copy.join(within), &text);
     }
     assert!(planted, "{}: there is no kernels/{}", bug.name, bug.file);
-    let source = copy.join(format!("{}.cu", bug.op));
-    kernel_emulator::compile_sources(&[source], &copy, &out).unwrap_or_else(|fault| panic!("{}: {fault}", bug.name))
+    // The op's own, and the tape's, which end and add gradients.
+    let modules = BTreeSet::from([bug.op, "elementwise", "gradient_sums"]);
+    let sources: Vec<_> = modules.iter().map(|module| copy.join(format!("{module}.cu"))).collect();
+    kernel_emulator::compile_sources(&sources, &copy, &out).unwrap_or_else(|fault| panic!("{}: {fault}", bug.name))
 }
 
 fn is_caught(bug: &Bug) {
@@ -86,16 +89,9 @@ fn is_caught(bug: &Bug) {
 
 /// As [`is_caught`], by gradient destinations.
 fn is_caught_by_wirings(bug: &Bug) {
-    is_caught_by(
-        bug,
-        kinds::smallest_of_each_kind(own_cases(bug).into_iter().filter(|case| !passes_on(case)).collect()),
-        |case, device| case.check_wirings(&device(Order::Forward), bug.dtype).err().map(|fault| fault.to_string()),
-    );
-}
-
-/// Whether a gradient of the case is one that the layer only passes on: the tape adds it by another op's kernel, which is not here.
-fn passes_on(case: &Case) -> bool {
-    case.op == "linear" && case.inputs.iter().any(|input| input.name == "residual")
+    is_caught_by(bug, kinds::smallest_of_each_kind(own_cases(bug)), |case, device| {
+        case.check_wirings(&device(Order::Forward), bug.dtype).err().map(|fault| fault.to_string())
+    });
 }
 
 fn own_cases(bug: &Bug) -> Vec<Case> {
@@ -226,8 +222,8 @@ fn a_bound_that_is_off_by_one_is_caught() {
         op: "tokens",
         dtype: DType::BF16,
         file: "tokens.cu",
-        from: "for (u32 b = 0; b < batch; ++b) sum",
-        to: "for (u32 b = 0; b <= batch; ++b) sum",
+        from: "last = min_of(first + SEQUENCES, batch);",
+        to: "last = min_of(first + SEQUENCES, batch + 1);",
         words: OUTSIDE,
     });
 }
@@ -288,14 +284,24 @@ fn a_wrong_stride_is_caught() {
         to: "if (ox / stride >= cols) continue;",
         words: WRONG,
     });
+    // The taps of a gradient with few channels run the other way.
+    is_caught(&Bug {
+        name: "taps_of_a_thin_gradient",
+        op: "conv2d",
+        dtype: DType::F32,
+        file: "common/thin.cuh",
+        from: "(8 - k % 9) * N + k / 9",
+        to: "k % 9 * N + k / 9",
+        words: WRONG,
+    });
     // Within the extent, so that only the values show it.
     is_caught(&Bug {
         name: "stride_of_a_row",
         op: "tokens",
         dtype: DType::F32,
         file: "tokens.cu",
-        from: "to_f32(dy[(u64)b * elements + element])",
-        to: "to_f32(dy[(u64)b + element])",
+        from: "load_piece(dy + (u64)b * sequence + at, v);",
+        to: "load_piece(dy + (u64)b * 4 + at, v);",
         words: WRONG,
     });
 }
@@ -327,9 +333,28 @@ fn a_forgotten_term_is_caught() {
         name: "last_split",
         op: "conv2d",
         dtype: DType::F32,
-        file: "common/sums.cuh",
-        from: "for (u32 split = 1; split < splits; split++)",
-        to: "for (u32 split = 1; split + 1 < splits; split++)",
+        file: "gradient_sums.cu",
+        from: "for (u32 part = 1; part < sum.parts; part++)",
+        to: "for (u32 part = 1; part + 1 < sum.parts; part++)",
+        words: WRONG,
+    });
+    // Of the second sum of a launch, its own first block; and the part behind every eighth.
+    is_caught(&Bug {
+        name: "first_block_of_a_sum",
+        op: "layer_norm",
+        dtype: DType::F32,
+        file: "gradient_sums.cu",
+        from: "            first = begin;",
+        to: "            first = 0;",
+        words: WRONG,
+    });
+    is_caught(&Bug {
+        name: "parts_of_other_warps",
+        op: "depthwise_conv2d",
+        dtype: DType::BF16,
+        file: "gradient_sums.cu",
+        from: "for (u32 part = warp; part < sum.parts; part += WARPS)",
+        to: "for (u32 part = warp; part < min_of(sum.parts, WARPS); part += WARPS)",
         words: WRONG,
     });
 }
@@ -350,8 +375,8 @@ fn an_unwritten_tail_is_caught() {
         op: "tokens",
         dtype: DType::BF16,
         file: "tokens.cu",
-        from: "    if (element >= batch * extent) return;",
-        to: "    if (element + width >= batch * extent) return;",
+        from: "    if (at >= sequence) return;\n    bool of_token",
+        to: "    if (at + N >= sequence) return;\n    bool of_token",
         words: WRONG,
     });
 }

@@ -61,17 +61,17 @@ fn bugs_of_a_gradients_destination_are_caught() {
     ));
     for op in ["linear", "conv2d"] {
         let tail =
-            |name, from, to| Bug { name, op, dtype: DType::BF16, file: "common/sums.cuh", from, to, words: WRONG };
+            |name, from, to| Bug { name, op, dtype: DType::BF16, file: "gradient_sums.cu", from, to, words: WRONG };
         let names = if op == "linear" {
             ["linear_tail_of_splits", "linear_tail_not_added"]
         } else {
             ["conv2d_tail_of_splits", "conv2d_tail_not_added"]
         };
-        let last = "    if (at >= len) return;\n    bool wide = len % 4 == 0 && stride";
-        let short = "    if (at + 4 > len) return;\n    bool wide = len % 4 == 0 && stride";
+        let last = "    if (at >= sum.len) return;\n    u32 left";
+        let short = "    if (at + 4 > sum.len) return;\n    u32 left";
         is_caught_by_wirings(&tail(names[0], last, short));
-        let added = "    if (accumulate != 0) {\n        load_wide(to + at";
-        let whole = "    if (accumulate != 0 && at + 4 <= len) {\n        load_wide(to + at";
+        let added = "    if ((sum.mode & ADDED) != 0) {\n        load_wide(sum.to + at";
+        let whole = "    if ((sum.mode & ADDED) != 0 && at + 4 <= sum.len) {\n        load_wide(sum.to + at";
         is_caught_by_wirings(&tail(names[1], added, whole));
     }
 }

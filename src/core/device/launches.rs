@@ -13,45 +13,45 @@
 //! This does:
 //!
 //! ```
-//! use engine_core::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
-//! fn launch(dgamma: SliceMut<'_, f32>, dbeta: SliceMut<'_, f32>, partial: Slice<'_, f32>) {
-//!     let _ = LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 4, cols: 64, accumulate: 0 };
+//! use engine_core::device::{launches::MseLossFwdMean, Slice, SliceMut};
+//! fn launch(loss: SliceMut<'_, f32>, partial: Slice<'_, f32>) {
+//!     let _ = MseLossFwdMean { loss, partial, batch: 4, scale: 1.0 };
 //! }
 //! ```
 //!
 //! A missing argument does not:
 //!
 //! ```compile_fail,E0063
-//! use engine_core::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
-//! fn launch(dgamma: SliceMut<'_, f32>, dbeta: SliceMut<'_, f32>, partial: Slice<'_, f32>) {
-//!     let _ = LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 4, accumulate: 0 };
+//! use engine_core::device::{launches::MseLossFwdMean, Slice, SliceMut};
+//! fn launch(loss: SliceMut<'_, f32>, partial: Slice<'_, f32>) {
+//!     let _ = MseLossFwdMean { loss, partial, scale: 1.0 };
 //! }
 //! ```
 //!
 //! nor a buffer of another type:
 //!
 //! ```compile_fail,E0308
-//! use engine_core::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
-//! fn launch(dgamma: SliceMut<'_, f32>, dbeta: SliceMut<'_, f32>, partial: Slice<'_, half::bf16>) {
-//!     let _ = LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 4, cols: 64, accumulate: 0 };
+//! use engine_core::device::{launches::MseLossFwdMean, Slice, SliceMut};
+//! fn launch(loss: SliceMut<'_, f32>, partial: Slice<'_, half::bf16>) {
+//!     let _ = MseLossFwdMean { loss, partial, batch: 4, scale: 1.0 };
 //! }
 //! ```
 //!
 //! nor a buffer to read where the kernel writes:
 //!
 //! ```compile_fail,E0308
-//! use engine_core::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
-//! fn launch(dgamma: Slice<'_, f32>, dbeta: SliceMut<'_, f32>, partial: Slice<'_, f32>) {
-//!     let _ = LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 4, cols: 64, accumulate: 0 };
+//! use engine_core::device::{launches::MseLossFwdMean, Slice, SliceMut};
+//! fn launch(loss: Slice<'_, f32>, partial: Slice<'_, f32>) {
+//!     let _ = MseLossFwdMean { loss, partial, batch: 4, scale: 1.0 };
 //! }
 //! ```
 //!
 //! nor a scalar of another type:
 //!
 //! ```compile_fail,E0308
-//! use engine_core::device::{launches::LayerNormBwdAffineFinal, Slice, SliceMut};
-//! fn launch(dgamma: SliceMut<'_, f32>, dbeta: SliceMut<'_, f32>, partial: Slice<'_, f32>) {
-//!     let _ = LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 4.0, cols: 64, accumulate: 0 };
+//! use engine_core::device::{launches::MseLossFwdMean, Slice, SliceMut};
+//! fn launch(loss: SliceMut<'_, f32>, partial: Slice<'_, f32>) {
+//!     let _ = MseLossFwdMean { loss, partial, batch: 4.0, scale: 1.0 };
 //! }
 //! ```
 //!

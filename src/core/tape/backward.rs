@@ -177,10 +177,15 @@ impl<'a> Backward<'a> {
                 copy.copy_from(&tensor)?;
                 (copy, Accumulate::Add, false)
             }
-            Slot::Held { tensor, given } => (tensor, Accumulate::Add, given),
+            Slot::Held { tensor, given } => {
+                // What is added to has to be there.
+                self.tape.waiting.launch()?;
+                (tensor, Accumulate::Add, given)
+            }
         };
+        let waiting = given.then(|| self.tape.waiting.clone());
         self.tape.slots.borrow_mut()[*id] = Slot::Held { tensor: tensor.clone(), given };
-        Ok(Some(Destination::new(tensor.view(*shape)?, mode, written.clone())))
+        Ok(Some(Destination::new(tensor.view(*shape)?, mode, written.clone()).with_waiting(waiting)))
     }
 
     /// As [`Backward::destination`], for an op that can multiply what it writes by f'(z): where the input is an f(z) that nobody else

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::Accumulate;
+use super::parts::Waiting;
 use crate::device::{KernelScalar, SliceMut};
 use crate::error::Result;
 use crate::tensor::{Context, DType, Element, Shape, Tensor};
@@ -19,6 +20,8 @@ pub struct Destination {
     /// Not 0: it holds z, and what is written is multiplied by the derivative of the f of this number.
     chain: u32,
     written: Rc<Cell<bool>>,
+    /// Where the last sums of this gradient may wait, if nobody reads it before the tape says so.
+    waiting: Option<Rc<Waiting>>,
 }
 
 impl Destination {
@@ -30,7 +33,11 @@ impl Destination {
     pub(super) fn new(tensor: Tensor, mode: Accumulate, written: Rc<Cell<bool>>) -> Self {
         // Of nothing there is nothing to write.
         written.set(written.get() || tensor.is_empty());
-        Self { tensor, mode, chain: 0, written }
+        Self { tensor, mode, chain: 0, written, waiting: None }
+    }
+
+    pub(super) fn with_waiting(self, waiting: Option<Rc<Waiting>>) -> Self {
+        Self { waiting, ..self }
     }
 
     pub(super) fn chained(z: Tensor, code: u32, written: Rc<Cell<bool>>) -> Self {
@@ -100,6 +107,12 @@ impl Destination {
     /// As an argument of the kernel that writes it or adds to it; written when that kernel is launched.
     pub fn slice_mut<T: Element + KernelScalar>(&self) -> SliceMut<'_, T> {
         self.tensor.slice_mut().seen_by(&self.written)
+    }
+
+    /// For [`sum_parts`](super::sum_parts), which writes it: the tensor, and where that may wait.
+    pub(super) fn summed_later(&self) -> (&Tensor, Option<&Rc<Waiting>>) {
+        self.written.set(true);
+        (&self.tensor, self.waiting.as_ref())
     }
 
     /// A gradient of zero: written, or nothing added.

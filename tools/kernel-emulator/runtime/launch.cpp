@@ -70,7 +70,7 @@ struct Launch {
     }
 
     bool check_arguments() {
-        if (count > ARGUMENT_SLOTS) return refuse("more than 40 arguments");
+        if (count > ARGUMENT_SLOTS) return refuse("more than 48 arguments");
         for (u32 i = 0; i < count; i++) {
             const EmulatorParameter& p = c.kernel->parameters[i];
             const EmulatorArgument& a = arguments[i];

@@ -57,7 +57,7 @@ struct Cell {
 // A tensor argument or a shared array. Each has a slot of the address space of its own, so that an index which is wrong
 // by up to a gigabyte still tells which array was meant.
 constexpr u64 SLOT = 1ull << 32, SLOT_DATA = 1ull << 30;
-constexpr u32 ARGUMENT_SLOTS = 40, DYNAMIC_SLOT = 40, FIRST_STATIC_SLOT = 41, SLOTS = 64;
+constexpr u32 ARGUMENT_SLOTS = 48, DYNAMIC_SLOT = 48, FIRST_STATIC_SLOT = 49, SLOTS = 64;
 enum class Space : u8 { None, Argument, Shared };
 
 struct Region {

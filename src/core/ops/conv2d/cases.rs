@@ -78,6 +78,8 @@ pub fn cases() -> Vec<Case> {
         case("large_tiles_bwd_weight_b1_h32_w32_c16_o65", [1, 32, 32, 16], 65, 3, same, NOTHING),
         case("large_tile_b1_h95_w91_c8_o72", [1, 95, 91, 8], 72, 3, same, BIAS).constants(&["x", "weight"]),
         case("large_tile_bwd_input_b2_h64_w68_c72_o8", [2, 64, 68, 72], 8, 3, same, NOTHING).constants(&["weight"]),
+        case("large_tile_down_b2_h64_w68_c72_o8", [2, 64, 68, 72], 8, 3, down, NOTHING).constants(&["weight"]),
+        case("five_down_b2_h6_w8_c16_o40", [2, 6, 8, 16], 40, 5, Geometry { stride: 2, ..Geometry::same(5) }, BIAS),
         case("large_tile_bwd_weight_b1_h4_w8_c120_o1080", [1, 4, 8, 120], 1080, 3, same, NOTHING).constants(&["x"]),
         case("large_tile_bwd_weight_odd_b1_h5_w7_c120_o1080", [1, 5, 7, 120], 1080, 3, same, NOTHING).constants(&["x"]),
         // Whole rows a step: images that repeat their padding after 1, 2, 8 and 32 steps, of several splits.
@@ -89,6 +91,7 @@ pub fn cases() -> Vec<Case> {
         // Few channels on one side, several patches an image, wide ones beyond a block's.
         case("thin_b3_h19_w37_c4_o72", [3, 19, 37, 4], 72, 3, same, NOTHING),
         case("thin_b2_h9_w33_c66_o2", [2, 9, 33, 66], 2, 3, same, BIAS),
+        case("thin_b2_h5_w34_c3_o18", [2, 5, 34, 3], 18, 3, same, BIAS),
         case("thin_b2_h17_w5_c3_o16", [2, 17, 5, 3], 16, 3, same, NOTHING),
         // Whole blocks of channels: odd images, several tasks and chunks of tiles, a long sum, a resized image.
         case("blocks_b2_h5_w7_c32_o48", [2, 5, 7, 32], 48, 3, same, ALL),

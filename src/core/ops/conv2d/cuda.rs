@@ -1,15 +1,16 @@
 //! The convolution on accelerators: parts and scales from sizes, and the launches.
 
+use super::thin::{self, Sides, Split};
 use super::{OP, Operands, Sizes, Sums};
 use crate::device::launches::{
-    Conv2dBwdBias, Conv2dBwdChannel, Conv2dBwdColumns, Conv2dBwdInputLarge, Conv2dBwdInputSmall, Conv2dBwdWeightLarge,
-    Conv2dBwdWeightSmall, Conv2dBwdWeightSum, Conv2dBwdWeightThin, Conv2dFwdLarge, Conv2dFwdSmall,
+    Conv2dBwdChannel, Conv2dBwdColumns, Conv2dBwdInputLarge, Conv2dBwdInputSmall, Conv2dBwdWeightLarge,
+    Conv2dBwdWeightSmall, Conv2dFwdLarge, Conv2dFwdSmall,
 };
 use crate::device::{Accelerator, LaunchConfig, SliceMut};
 use crate::error::{Error, Result};
 use crate::ops::tile::{SumSplit, Tile, Tiles, launch_tile};
 use crate::ops::{Stored, optional, wanted};
-use crate::tape::Destination;
+use crate::tape::{Destination, SumOrder};
 use crate::tensor::{DType, Element, Tensor};
 
 /// Pixels whose sums are one block's, before the blocks' are added.
@@ -35,7 +36,7 @@ fn split<T: Element>(sizes: Sizes) -> SumSplit {
 
 /// Into how many parts, for operands of that dtype.
 pub(super) fn splits(sizes: Sizes, dtype: DType) -> usize {
-    if let Some(thin) = Thin::of(sizes) {
+    if let Some(thin) = Split::of(sizes) {
         return thin.splits;
     }
     match dtype {
@@ -44,78 +45,9 @@ pub(super) fn splits(sizes: Sizes, dtype: DType) -> usize {
     }
 }
 
-/// A weight's gradient where one side has few channels (`kernels/common/thin.cuh`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Thin {
-    /// Whether it is the result that has few.
-    flipped: bool,
-    /// Channels of the other side.
-    wide: usize,
-    /// Patches of 8 x 32 pixels of all images, of one split, and splits.
-    patches: usize,
-    of_split: usize,
-    splits: usize,
-}
-
-impl Thin {
-    /// Channels of the thin side, at most, and of the other, at least.
-    const MOST: usize = 4;
-    const LEAST: usize = 16;
-    /// Blocks, about: four for each multiprocessor of a large GPU.
-    const BLOCKS: usize = 528;
-    /// Wide channels of a block.
-    const CHANNELS: usize = 64;
-
-    /// Where the kernel fits: a window of 3 x 3 that stays centred, on images that are not resized, and something to share out.
-    fn of(sizes: Sizes) -> Option<Self> {
-        let Sizes { batch, source, size, out, cin, cout, kernel, stride, pad } = sizes;
-        let centred = kernel == [3, 3] && stride == 1 && pad == [1, 1] && source == size && out == size;
-        let (flipped, thin, wide) = if cout < cin { (true, cout, cin) } else { (false, cin, cout) };
-        let patches = batch * size[0].div_ceil(8) * size[1].div_ceil(32);
-        if !centred || thin > Self::MOST || wide < Self::LEAST || !wide.is_multiple_of(2) || patches < 2 {
-            return None;
-        }
-        let splits = (Self::BLOCKS / wide.div_ceil(Self::CHANNELS)).clamp(2, patches);
-        let of_split = patches.div_ceil(splits);
-        Some(Self { flipped, wide, patches, of_split, splits: patches.div_ceil(of_split) })
-            .filter(|thin| thin.splits > 1)
-    }
-
-    fn config(&self) -> LaunchConfig {
-        LaunchConfig::grid([self.splits, self.wide.div_ceil(Self::CHANNELS)], 128)
-    }
-}
-
-fn thin_weight_backward<T: Stored>(
-    accelerator: &dyn Accelerator,
-    (sizes, thin): (Sizes, Thin),
-    partial: &Tensor,
-    [dy, x]: [&Tensor; 2],
-    dw: &Destination,
-) -> Result<()> {
-    let (few, many) = if thin.flipped { (dy, x) } else { (x, dy) };
-    Conv2dBwdWeightThin::<T> {
-        partial: partial.slice_mut(),
-        wide: many.slice(),
-        thin: few.slice(),
-        height: sizes.size[0] as u32,
-        width: sizes.size[1] as u32,
-        wide_channels: thin.wide as u32,
-        thin_channels: sizes.cin.min(sizes.cout) as u32,
-        patches: thin.patches as u32,
-        of_split: thin.of_split as u32,
-        flipped: thin.flipped.into(),
-    }
-    .launch(accelerator, thin.config())?;
-    let cols = dw.len();
-    Conv2dBwdBias {
-        db: dw.slice_mut(),
-        partial: partial.slice(),
-        parts: thin.splits as u32,
-        cols: cols as u32,
-        accumulate: dw.mode.flag(),
-    }
-    .launch(accelerator, LaunchConfig::linear(cols.div_ceil(32) as u32, 256))
+/// In which order the parts are added up.
+pub(super) fn order(sizes: Sizes) -> SumOrder {
+    if Split::of(sizes).is_some() { SumOrder::Across } else { SumOrder::One }
 }
 
 /// The tile of a product with this result.
@@ -136,6 +68,16 @@ fn check(accelerator: &dyn Accelerator, sizes: Sizes) -> Result<()> {
             Err(Error::Unsupported { op: OP, device: accelerator.name(), reason })
         }
     }
+}
+
+/// Whether the input's gradient of a stride of 2 is that of four images of half the size, each under a part of the taps.
+fn by_parity(sizes: Sizes) -> bool {
+    let even = sizes.size.iter().all(|size| size.is_multiple_of(2)) && sizes.kernel.iter().all(|&taps| taps > 1);
+    sizes.stride == 2
+        && sizes.source == sizes.size
+        && even
+        && sizes.kernel.iter().product::<usize>() <= 32
+        && whole(sizes)
 }
 
 /// [`launch_tile`] with the sizes that all of the products' kernels take.
@@ -170,6 +112,9 @@ pub(super) fn forward<T: Stored>(
     let pixels = sizes.batch * sizes.out_pixels();
     let result = [pixels, sizes.cout];
     let Operands { x, weight, bias, channel_add, residual, .. } = operands;
+    if let (Some(sides), None, None) = (Sides::of(sizes).filter(|sides| !sides.flipped), channel_add, residual) {
+        return thin::product::<T>(accelerator, (sizes, sides), y.slice_mut(), 0, [*x, *weight], *bias);
+    }
     let others = [Some(*x), Some(*weight), *bias, *channel_add, *residual, Some(y)];
     let tile = tile::<T>(sizes, result, others.into_iter().flatten().all(Tensor::is_aligned));
     launch_product!(tile, Conv2dFwdLarge, Conv2dFwdSmall, T, accelerator, tile.config::<T>(result, 1), sizes, {
@@ -195,8 +140,17 @@ pub(super) fn input_backward<T: Stored>(
     check(accelerator, sizes)?;
     let pixels = sizes.batch * sizes.source[0] * sizes.source[1];
     let result = [pixels, sizes.cin];
-    let tile = tile::<T>(sizes, result, dy.is_aligned() && weight.is_aligned() && dx.is_aligned());
-    launch_product!(tile, Conv2dBwdInputLarge, Conv2dBwdInputSmall, T, accelerator, tile.config::<T>(result, 1), sizes, {
+    if let Some(sides) = Sides::of(sizes).filter(|sides| sides.flipped) {
+        let (to, accumulate) = (dx.slice_mut(), dx.mode.flag());
+        return thin::product::<T>(accelerator, (sizes, sides), to, accumulate, [dy, weight], None);
+    }
+    let aligned = dy.is_aligned() && weight.is_aligned() && dx.is_aligned();
+    let tile = tile::<T>(sizes, result, aligned);
+    let config = match T::DTYPE == DType::BF16 && aligned && by_parity(sizes) {
+        true => tile.config::<T>([pixels / 4, sizes.cin], 4),
+        false => tile.config::<T>(result, 1),
+    };
+    launch_product!(tile, Conv2dBwdInputLarge, Conv2dBwdInputSmall, T, accelerator, config, sizes, {
         dx: dx.slice_mut(),
         dy: dy.slice(),
         weight: weight.slice(),
@@ -207,7 +161,7 @@ pub(super) fn input_backward<T: Stored>(
 
 /// Whether the kernels of the weight's gradient sum dy too.
 pub(super) fn sums_with_weight(sizes: Sizes) -> bool {
-    Thin::of(sizes).is_none()
+    Split::of(sizes).is_none()
 }
 
 pub(super) fn weight_backward<T: Stored>(
@@ -220,8 +174,8 @@ pub(super) fn weight_backward<T: Stored>(
 ) -> Result<()> {
     check(accelerator, sizes)?;
     let Some(dw) = dw else { return Ok(()) };
-    if let (Some(thin), Some(partial)) = (Thin::of(sizes), partial) {
-        return thin_weight_backward::<T>(accelerator, (sizes, thin), partial, [dy, x], dw);
+    if let (Some(split), Some(partial)) = (Split::of(sizes), partial) {
+        return thin::weight_backward::<T>(accelerator, (sizes, split), partial, [dy, x]);
     }
     let (mut split, result) = (split::<T>(sizes), [sizes.cout, sizes.depth()]);
     if !(dy.is_aligned() && x.is_aligned() && dw.is_aligned()) {
@@ -246,20 +200,7 @@ pub(super) fn weight_backward<T: Stored>(
         split_len: split_len as u32,
         accumulate: accumulate,
         accumulate_bias: accumulate_bias,
-    })?;
-    let Some(partial) = partial else { return Ok(()) };
-    let (db_at, accumulate_bias) = wanted(db);
-    Conv2dBwdWeightSum {
-        dw: dw.slice_mut(),
-        db: db_at,
-        partial: partial.slice(),
-        splits: split.count as u32,
-        len: len as u32,
-        bias_len: bias_len as u32,
-        accumulate: dw.mode.flag(),
-        accumulate_bias,
-    }
-    .launch(accelerator, LaunchConfig::elements(len.div_ceil(4) + bias_len.div_ceil(4), 256))
+    })
 }
 
 pub(super) fn sums_backward<T: Stored>(
@@ -291,15 +232,7 @@ pub(super) fn sums_backward<T: Stored>(
         }
         .launch(accelerator, LaunchConfig::elements(sizes.batch * cols, 256))?;
     }
-    let Some(to) = &to.bias else { return Ok(()) };
-    Conv2dBwdBias {
-        db: to.slice_mut(),
-        partial: partial.slice(),
-        parts: (sizes.batch * parts) as u32,
-        cols: cols as u32,
-        accumulate: to.mode.flag(),
-    }
-    .launch(accelerator, LaunchConfig::linear(cols.div_ceil(32) as u32, 256))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -327,25 +260,5 @@ mod tests {
                 assert_eq!((i as u64 * scale(sizes, 0)) >> 32, (i * source / size) as u64, "{i} of {source} to {size}");
             }
         }
-    }
-
-    #[test]
-    fn few_channels_have_a_kernel_of_their_own() {
-        let of = |batch, size, cin, cout| {
-            let geometry = ([3, 3], 1, [1, 1]);
-            let (kernel, stride, pad) = geometry;
-            Thin::of(Sizes { batch, source: size, size, out: size, cin, cout, kernel, stride, pad })
-        };
-        for (batch, size, cin, cout) in
-            [(128, [32, 32], 3, 128), (128, [28, 28], 64, 1), (3, [9, 33], 4, 70), (2, [1, 1], 3, 16)]
-        {
-            let thin = of(batch, size, cin, cout).unwrap();
-            assert_eq!((thin.flipped, thin.wide), (cout < cin, cin.max(cout)));
-            assert!(thin.splits * thin.of_split >= thin.patches && (thin.splits - 1) * thin.of_split < thin.patches);
-            assert!(thin.splits > 1, "its sums are a second kernel's");
-        }
-        let none =
-            [of(128, [32, 32], 5, 128), of(128, [32, 32], 3, 8), of(1, [8, 32], 3, 64), of(128, [32, 32], 3, 33)];
-        assert_eq!(none, [None; 4]);
     }
 }

@@ -18,6 +18,7 @@ mod doubled;
 mod pairs;
 mod pairs_weight;
 mod path;
+mod thin;
 mod tile;
 mod weight;
 mod winograd;
@@ -27,7 +28,7 @@ pub use cases::cases;
 
 use crate::error::{Error, Result};
 use crate::ops::run;
-use crate::tape::{Backward, Destination, Input, Tape, Var};
+use crate::tape::{Backward, Destination, Input, Parts, SumOrder, Tape, Var, sum_parts};
 use crate::tensor::{Cost, DType, Device, Shape, Tensor, in_f32};
 
 /// `$walk.sum::<P>()` with `P` = `$count`, 1 to 14, which only run time knows: sums live in registers if their number is fixed.
@@ -344,7 +345,9 @@ impl Call {
             Device::Cpu => 1,
         };
         let partial = context.empty([batch * parts, cout], dy.dtype().exact())?;
-        run!(held dy, sums_backward(self.sizes, dy, &partial, to))
+        run!(held dy, sums_backward(self.sizes, dy, &partial, to))?;
+        let parts = Parts { count: batch * parts, stride: cout, order: SumOrder::Across };
+        sum_parts(&partial, parts, [(to.bias.as_ref(), 0)])
     }
 
     /// Also of the bias, where it comes with the weight's.
@@ -365,6 +368,9 @@ impl Call {
         };
         let part = dw.len() + db.map_or(0, Destination::len);
         let partial = (splits > 1).then(|| context.empty([splits, part], DType::F32)).transpose()?;
-        run!(dy, weight_backward(self.sizes, partial.as_ref(), dy, x, [Some(dw), db]))
+        run!(dy, weight_backward(self.sizes, partial.as_ref(), dy, x, [Some(dw), db]))?;
+        let Some(partial) = partial else { return Ok(()) };
+        let parts = Parts { count: splits, stride: part, order: cuda::order(self.sizes) };
+        sum_parts(&partial, parts, [(Some(dw), 0), (db, dw.len())])
     }
 }

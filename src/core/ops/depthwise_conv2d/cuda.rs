@@ -1,9 +1,7 @@
 //! Depthwise convolution on accelerators: a thread per 16 bytes; the weight's gradient in parts.
 
 use super::{Sizes, To};
-use crate::device::launches::{
-    DepthwiseConv2dBwdInput, DepthwiseConv2dBwdWeight, DepthwiseConv2dBwdWeightSum, DepthwiseConv2dFwd,
-};
+use crate::device::launches::{DepthwiseConv2dBwdInput, DepthwiseConv2dBwdWeight, DepthwiseConv2dFwd};
 use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
 use crate::ops::{Stored, optional};
@@ -86,7 +84,7 @@ pub(super) fn weight_backward<T: Stored>(
     dy: &Tensor,
     x: &Tensor,
     partial: &Tensor,
-    to: &To,
+    _to: &To,
 ) -> Result<()> {
     let blocks = sizes.channels.div_ceil(THREADS as usize);
     DepthwiseConv2dBwdWeight::<T> {
@@ -104,21 +102,5 @@ pub(super) fn weight_backward<T: Stored>(
         padding: sizes.window.pad_before as u32,
         rows_per_part: rows_per_part(sizes) as u32,
     }
-    .launch(accelerator, LaunchConfig::grid([parts(sizes), blocks], THREADS))?;
-    let taps = sizes.kernel * sizes.kernel * sizes.channels;
-    let (weight, bias) = (to.weight.as_ref(), to.bias.as_ref());
-    for (to, column, cols) in [(weight, 0, taps), (bias, taps, sizes.channels)] {
-        let Some(to) = to else { continue };
-        DepthwiseConv2dBwdWeightSum {
-            dw: to.slice_mut(),
-            partial: partial.slice(),
-            parts: parts(sizes) as u32,
-            cols: cols as u32,
-            stride: (taps + sizes.channels) as u32,
-            column: column as u32,
-            accumulate: to.mode.flag(),
-        }
-        .launch(accelerator, LaunchConfig::linear(cols.div_ceil(32) as u32, 256))?;
-    }
-    Ok(())
+    .launch(accelerator, LaunchConfig::grid([parts(sizes), blocks], THREADS))
 }

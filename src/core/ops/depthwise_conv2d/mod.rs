@@ -16,7 +16,7 @@ pub use cases::cases;
 
 use crate::error::{Error, Result};
 use crate::ops::run;
-use crate::tape::{Destination, Tape, Var};
+use crate::tape::{Destination, Parts, SumOrder, Tape, Var, sum_parts};
 use crate::tensor::{Cost, Device};
 
 const OP: &str = "depthwise_conv2d";
@@ -83,7 +83,9 @@ pub fn depthwise_conv2d(tape: &Tape, x: &Var, weight: &Var, bias: Option<&Var>, 
         };
         let width = (sizes.kernel * sizes.kernel + 1) * sizes.channels;
         let partial = context.empty([parts, width], dy.dtype().exact())?;
-        run!(dy, weight_backward(sizes, dy, x, &partial, &to))
+        run!(dy, weight_backward(sizes, dy, x, &partial, &to))?;
+        let sums = [(to.weight.as_ref(), 0), (to.bias.as_ref(), width - sizes.channels)];
+        sum_parts(&partial, Parts { count: parts, stride: width, order: SumOrder::Across }, sums)
     }))
 }
 

@@ -117,6 +117,8 @@ pub(super) fn backward<T: Stored>(
         accumulate_x: accumulate_x,
         accumulate_skip: accumulate_skip,
     })?;
+    // Without scales, the parameters' gradients are plain sums over the samples: the caller's.
+    let Some(scale_shift) = &call.scale_shift else { return Ok(()) };
     let (dweight, accumulate_weight) = wanted(gradients.dweight.as_ref());
     let (dbias, accumulate_bias) = wanted(gradients.dbias.as_ref());
     let (dscale_shift, accumulate_scale_shift) = wanted(gradients.dscale_shift.as_ref());
@@ -127,7 +129,7 @@ pub(super) fn backward<T: Stored>(
         sums: gradients.sums.slice(),
         weight: call.weight.slice(),
         bias: call.bias.slice(),
-        scale_shift: optional(call.scale_shift.as_ref()),
+        scale_shift: scale_shift.slice(),
         samples: sizes.samples as u32,
         channels: sizes.channels() as u32,
         accumulate_weight,

@@ -24,7 +24,7 @@ use cut::Cut;
 use crate::error::{Error, Result};
 use crate::ops::mask::Mask;
 use crate::ops::{control, run};
-use crate::tape::{Backward, Destination, Input, Tape, Var};
+use crate::tape::{Backward, Destination, Input, Parts, SumOrder, Tape, Var, sum_parts};
 use crate::tensor::{Context, Cost, Tensor};
 
 const OP: &str = "group_norm_silu";
@@ -213,6 +213,12 @@ impl Call {
             sums: context.empty([samples, 2, channels], self.mean.dtype())?,
             partial: (cut.parts() > 1).then(|| context.empty(partial, self.mean.dtype())).transpose()?,
         };
-        run!(held dy, backward(self, dy, &gradients))
+        run!(held dy, backward(self, dy, &gradients))?;
+        if self.scale_shift.is_some() {
+            return Ok(());
+        }
+        let parts = Parts { count: samples, stride: 2 * channels, order: SumOrder::Across };
+        let Gradients { dweight, dbias, sums, .. } = &gradients;
+        sum_parts(sums, parts, [(dweight.as_ref(), channels), (dbias.as_ref(), 0)])
     }
 }

@@ -1,9 +1,9 @@
 //! Layer norm on accelerators: launch configurations from sizes, and the launches.
 
-use super::{AffineSums, Call, Gradients, ROWS_PER_PART, Sizes};
+use super::{Call, Gradients, ROWS_PER_PART, Sizes};
 use crate::device::launches::{
-    LayerNormBwdAffineFinal, LayerNormBwdColumns, LayerNormBwdInput, LayerNormBwdNarrow, LayerNormBwdWide,
-    LayerNormFwdNarrow, LayerNormFwdWide, LayerNormFwdWidest,
+    LayerNormBwdColumns, LayerNormBwdInput, LayerNormBwdNarrow, LayerNormBwdWide, LayerNormFwdNarrow, LayerNormFwdWide,
+    LayerNormFwdWidest,
 };
 use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
@@ -14,8 +14,6 @@ use crate::tensor::Tensor;
 const THREADS: u32 = 256;
 /// Rows that a block takes at once, one by each warp.
 const WARPS: usize = 8;
-/// Columns of a block that sums the parts.
-const FINAL_COLS: usize = 32;
 /// Warps that a large GPU holds at once, about; with more rows a warp takes several, and what they share stays in registers.
 const WARPS_AT_ONCE: usize = 4096;
 
@@ -105,22 +103,13 @@ pub(super) fn backward<T: Stored>(
     to: &Gradients,
 ) -> Result<()> {
     let sizes = call.sizes;
-    if sizes.rows > 0 && sizes.cols > 0 {
-        match Form::of(sizes) {
-            Form::Widest => backward_by_block::<T>(accelerator, call, dy, to)?,
-            form => backward_by_warp::<T>(accelerator, call, dy, to, form)?,
-        }
+    if sizes.rows == 0 || sizes.cols == 0 {
+        return Ok(());
     }
-    let Some(AffineSums { weight, bias, partial }) = &to.affine else { return Ok(()) };
-    LayerNormBwdAffineFinal {
-        dgamma: weight.slice_mut(),
-        dbeta: bias.slice_mut(),
-        partial: partial.slice(),
-        parts: sizes.parts() as u32,
-        cols: sizes.cols as u32,
-        accumulate: weight.mode.flag(),
+    match Form::of(sizes) {
+        Form::Widest => backward_by_block::<T>(accelerator, call, dy, to),
+        form => backward_by_warp::<T>(accelerator, call, dy, to, form),
     }
-    .launch(accelerator, LaunchConfig::grid([sizes.cols.div_ceil(FINAL_COLS), 2], THREADS))
 }
 
 /// All sums in one pass over `dy` and `x`.

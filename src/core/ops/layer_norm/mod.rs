@@ -16,7 +16,7 @@ pub use cases::cases;
 
 use crate::error::{Error, Result};
 use crate::ops::run;
-use crate::tape::{Destination, Tape, Var};
+use crate::tape::{Destination, Parts, SumOrder, Tape, Var, sum_parts};
 use crate::tensor::{Cost, Tensor};
 
 const OP: &str = "layer_norm";
@@ -131,7 +131,11 @@ pub fn layer_norm(tape: &Tape, x: &Var, affine: Affine, epsilon: f32) -> Result<
         };
         // Only the shift and scale columns are this call's: the others start from zero.
         let matrix = backward.destination(dmatrix)?.map(Destination::into_sum).transpose()?;
-        run!(held dy, backward(&call, dy, &Gradients { x: dx, affine, matrix }))
+        let to = Gradients { x: dx, affine, matrix };
+        run!(held dy, backward(&call, dy, &to))?;
+        let Some(AffineSums { weight, bias, partial }) = &to.affine else { return Ok(()) };
+        let parts = Parts { count: sizes.parts(), stride: sizes.cols, order: SumOrder::Across };
+        sum_parts(partial, parts, [(Some(weight), 0), (Some(bias), sizes.parts() * sizes.cols)])
     }))
 }
 

@@ -3,8 +3,8 @@
 use super::{BiasSum, Call, Operands, Sizes};
 use crate::device::launches::{
     LinearBwdActivation, LinearBwdBias, LinearBwdInputLarge, LinearBwdInputSmall, LinearBwdInputWideBf16,
-    LinearBwdWeightLarge, LinearBwdWeightSmall, LinearBwdWeightSum, LinearBwdWeightWideBf16, LinearFwdLarge,
-    LinearFwdSmall, LinearFwdWideBf16,
+    LinearBwdWeightLarge, LinearBwdWeightSmall, LinearBwdWeightWideBf16, LinearFwdLarge, LinearFwdSmall,
+    LinearFwdWideBf16,
 };
 use crate::device::{Accelerator, LaunchConfig, SliceMut};
 use crate::error::Result;
@@ -18,7 +18,10 @@ fn split<T: Element>(Sizes { m, n, k }: Sizes) -> SumSplit {
     SumSplit::of::<T>(Tiles::All, n.is_multiple_of(8) && k.is_multiple_of(8), m, [n, k])
 }
 
-/// Into how many parts, for operands of that dtype.
+/// Into how many parts, for operands of that dtype. Where there are several, the kernels below write them, and [`sum_parts`]
+/// adds them up.
+///
+/// [`sum_parts`]: crate::tape::sum_parts
 pub(super) fn splits(sizes: Sizes, dtype: DType) -> usize {
     match dtype {
         DType::BF16 => split::<half::bf16>(sizes).count,
@@ -89,19 +92,7 @@ pub(super) fn bias_backward<T: Stored>(
         rows_per_split: split.rows as u32,
         accumulate: if partial.is_some() { 0 } else { db.mode.flag() },
     }
-    .launch(accelerator, split.config::<T>([n, 1]))?;
-    let Some(partial) = partial else { return Ok(()) };
-    LinearBwdWeightSum {
-        dw: SliceMut::none(),
-        db: db.slice_mut(),
-        partial: partial.slice(),
-        splits: split.count as u32,
-        len: 0,
-        bias_len: n as u32,
-        accumulate: 0,
-        accumulate_bias: db.mode.flag(),
-    }
-    .launch(accelerator, LaunchConfig::elements(n.div_ceil(4), 256))
+    .launch(accelerator, split.config::<T>([n, 1]))
 }
 
 pub(super) fn input_backward<T: Stored>(
@@ -163,18 +154,5 @@ pub(super) fn weight_backward<T: Stored>(
         split_len: split_len as u32,
         accumulate: accumulate,
         accumulate_bias: accumulate_db,
-    })?;
-    let Some(partial) = partial else { return Ok(()) };
-    let (db_at, accumulate_bias) = wanted(db);
-    LinearBwdWeightSum {
-        dw: dw.slice_mut(),
-        db: db_at,
-        partial: partial.slice(),
-        splits: split.count as u32,
-        len: (n * k) as u32,
-        bias_len: bias_len as u32,
-        accumulate: dw.mode.flag(),
-        accumulate_bias,
-    }
-    .launch(accelerator, LaunchConfig::elements((n * k).div_ceil(4) + bias_len.div_ceil(4), 256))
+    })
 }

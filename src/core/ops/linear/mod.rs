@@ -16,7 +16,7 @@ pub use cases::cases;
 
 use crate::error::{Error, Result};
 use crate::ops::{run, with_held};
-use crate::tape::{Backward, Chain, Destination, Input, Tape, Var};
+use crate::tape::{Backward, Chain, Destination, Input, Parts, SumOrder, Tape, Var, sum_parts};
 use crate::tensor::{Cost, DType, Device, Shape, Tensor};
 
 const OP: &str = "linear";
@@ -255,7 +255,8 @@ impl Call {
         }
         dz.context().charge("linear_bwd_bias", Cost::memory(dz.bytes() + db.bytes()));
         let partial = self.parts_of_sum(dz, self.sizes.n)?;
-        run!(held dz, bias_backward(self.sizes, partial.as_ref(), dz, db))
+        run!(held dz, bias_backward(self.sizes, partial.as_ref(), dz, db))?;
+        self.sum_splits(partial.as_ref(), [(Some(db), 0)])
     }
 
     fn weight_backward(&self, dz: &Tensor, x: &Tensor, dw: &Destination, db: Option<&Destination>) -> Result<()> {
@@ -272,6 +273,18 @@ impl Call {
         }
         // Behind dW a part has room for db.
         let partial = self.parts_of_sum(dz, n * k + db.map_or(0, |_| n))?;
-        run!(held dz, weight_backward(self.sizes, partial.as_ref(), dz, x, dw, db))
+        run!(held dz, weight_backward(self.sizes, partial.as_ref(), dz, x, dw, db))?;
+        self.sum_splits(partial.as_ref(), [(Some(dw), 0), (db, n * k)])
+    }
+
+    /// Adds up the parts of [`Call::parts_of_sum`].
+    fn sum_splits<const N: usize>(
+        &self,
+        partial: Option<&Tensor>,
+        sums: [(Option<&Destination>, usize); N],
+    ) -> Result<()> {
+        let Some(partial) = partial else { return Ok(()) };
+        let [count, stride] = partial.sizes() else { unreachable!("made with two sizes") };
+        sum_parts(partial, Parts { count: *count, stride: *stride, order: SumOrder::One }, sums)
     }
 }

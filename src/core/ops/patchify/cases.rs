@@ -24,6 +24,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         to_tokens("b2_8x8x3_p4", [2, 8, 8, 3], 4),
         to_tokens("odd_b3_6x10x1_p2", [3, 6, 10, 1], 2),
+        to_tokens("b5_4x12x2_p2", [5, 4, 12, 2], 2),
         to_image("back_b2_8x8x3_p4_skip1", [2, 8, 8, 3], 4, 1),
         to_image("back_odd_b3_6x9x1_p3", [3, 6, 9, 1], 3, 0),
         to_tokens("b256_32x32x3_p4", [256, 32, 32, 3], 4).large(),

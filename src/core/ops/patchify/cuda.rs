@@ -9,6 +9,18 @@ use crate::tape::Destination;
 use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
+/// Images of a block.
+const IMAGES: usize = 4;
+
+/// Neighbouring elements of a thread: four where patches' rows are whole pieces.
+fn vector(sizes: Sizes, aligned: bool) -> usize {
+    if aligned && (sizes.patch * sizes.channels).is_multiple_of(4) { 4 } else { 1 }
+}
+
+/// For results of `len` elements an image.
+fn config(sizes: Sizes, len: usize, vector: usize) -> LaunchConfig {
+    LaunchConfig::grid([(len / vector).div_ceil(THREADS as usize), sizes.batch.div_ceil(IMAGES)], THREADS)
+}
 
 pub(super) fn to_tokens<T: Stored>(
     accelerator: &dyn Accelerator,
@@ -16,6 +28,7 @@ pub(super) fn to_tokens<T: Stored>(
     image: &Tensor,
     tokens: &Destination,
 ) -> Result<()> {
+    let vector = vector(sizes, image.is_aligned() && tokens.is_aligned());
     PatchifyToTokens::<T> {
         tokens: tokens.slice_mut(),
         image: image.slice(),
@@ -25,9 +38,10 @@ pub(super) fn to_tokens<T: Stored>(
         channels: sizes.channels as u32,
         patch: sizes.patch as u32,
         skip: sizes.skip as u32,
+        vector: vector as u32,
         accumulate: tokens.mode.flag(),
     }
-    .launch(accelerator, LaunchConfig::elements(tokens.len(), THREADS))
+    .launch(accelerator, config(sizes, sizes.length() * sizes.vector(), vector))
 }
 
 pub(super) fn to_image<T: Stored>(
@@ -36,6 +50,7 @@ pub(super) fn to_image<T: Stored>(
     tokens: &Tensor,
     image: &Destination,
 ) -> Result<()> {
+    let vector = vector(sizes, image.is_aligned() && tokens.is_aligned());
     PatchifyToImage::<T> {
         image: image.slice_mut(),
         tokens: tokens.slice(),
@@ -45,9 +60,10 @@ pub(super) fn to_image<T: Stored>(
         channels: sizes.channels as u32,
         patch: sizes.patch as u32,
         skip: sizes.skip as u32,
+        vector: vector as u32,
         accumulate: image.mode.flag(),
     }
-    .launch(accelerator, LaunchConfig::elements(image.len(), THREADS))
+    .launch(accelerator, config(sizes, sizes.image_len(), vector))
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub fn cases() -> Vec<Case> {
         case("token_b2_t16_d32", [2, 16, 32], true),
         case("token_odd_b3_t5_d7", [3, 5, 7], true),
         case("patches_b2_t9_d33", [2, 9, 33], false),
+        case("token_b35_t2_d8", [35, 2, 8], true),
         case("token_b256_t64_d384", [256, 64, 384], true).large(),
     ]
 }

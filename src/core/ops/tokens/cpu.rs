@@ -1,5 +1,6 @@
 //! The token sequence on the CPU.
 
+use super::Gradients;
 use crate::ops::host::{Float, Held, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::Tensor;
@@ -25,8 +26,19 @@ pub(super) fn forward<E: Held>(patches: &Tensor, token: Option<&Tensor>, positio
     });
 }
 
+pub(super) fn backward<E: Held>(dy: &Tensor, skip: usize, _partial: Option<&Tensor>, to: &Gradients) {
+    for (part, first) in [(&to.patches, skip), (&to.token, 0)] {
+        if let Some(part) = part.as_ref().filter(|part| !part.is_empty()) {
+            extract::<E>(dy, part, first);
+        }
+    }
+    if let Some(position) = &to.position {
+        sum_batch::<E>(dy, position);
+    }
+}
+
 /// Copies tokens `first ..` of each sequence of `dy` to `destination`, as many as it has.
-pub(super) fn extract<E: Held>(dy: &Tensor, destination: &Destination, first: usize) {
+fn extract<E: Held>(dy: &Tensor, destination: &Destination, first: usize) {
     let (sequence, width) = (dy.sizes()[1] * dy.sizes()[2], dy.sizes()[2]);
     let part = destination.len() / dy.sizes()[0];
     let dy = dy.host::<E>();
@@ -40,7 +52,7 @@ pub(super) fn extract<E: Held>(dy: &Tensor, destination: &Destination, first: us
     });
 }
 
-pub(super) fn sum_batch<E: Held>(dy: &Tensor, destination: &Destination) {
+fn sum_batch<E: Held>(dy: &Tensor, destination: &Destination) {
     let (sequence, width) = (dy.sizes()[1] * dy.sizes()[2], dy.sizes()[2]);
     let dy = dy.host::<E>();
     let mode = destination.mode;

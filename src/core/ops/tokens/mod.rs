@@ -2,7 +2,7 @@
 //!
 //! y\[b, 0\] = token\[b\] + position\[0\] and y\[b, k + i\] = patches\[b, i\] + position\[k + i\], with k = 1 where there is a
 //! token, else 0. Backwards the parts go where they came from, and position's gradient is the sum of dy over the batch,
-//! in ascending order. Nothing is saved.
+//! in a fixed order. Nothing is saved.
 
 mod cases;
 mod cpu;
@@ -12,8 +12,8 @@ pub use cases::cases;
 
 use crate::error::{Error, Result};
 use crate::ops::run;
-use crate::tape::{Tape, Var};
-use crate::tensor::{Cost, DType};
+use crate::tape::{Destination, Parts, Tape, Var, sum_parts};
+use crate::tensor::{Cost, DType, Device};
 
 const OP: &str = "tokens";
 
@@ -47,15 +47,30 @@ pub fn tokens(tape: &Tape, patches: &Var, token: Option<&Var>, position: &Var) -
         let dy = backward.gradient();
         let bytes = 2 * dy.bytes() + length * width * DType::F32.size();
         backward.context().charge("tokens_bwd", Cost::memory(bytes));
-        for (part, first) in [(backward.destination(dpatches)?, skip), (backward.destination(dtoken)?, 0)] {
-            if let Some(part) = part.filter(|part| !part.is_empty()) {
-                run!(held dy, extract(dy, &part, first))?;
-            }
+        let to = Gradients {
+            patches: backward.destination(dpatches)?,
+            token: backward.destination(dtoken)?,
+            position: backward.destination(dposition)?,
+        };
+        if dy.is_empty() {
+            return to.position.map_or(Ok(()), |position| position.put_zero());
         }
-        match backward.destination(dposition)? {
-            Some(dposition) if dy.is_empty() => dposition.put_zero(),
-            Some(dposition) => run!(held dy, sum_batch(dy, &dposition)),
-            None => Ok(()),
-        }
+        let context = backward.context();
+        let parts = match (context.device(), &to.position) {
+            (Device::Accelerator(_), Some(_)) => cuda::parts(batch),
+            _ => 0,
+        };
+        let partial = (parts > 0).then(|| context.empty([parts, length * width], DType::F32)).transpose()?;
+        run!(held dy, backward(dy, skip, partial.as_ref(), &to))?;
+        let Some(partial) = partial else { return Ok(()) };
+        let parts = Parts { count: parts, stride: length * width, order: cuda::order(parts) };
+        sum_parts(&partial, parts, [(to.position.as_ref(), 0)])
     }))
+}
+
+/// Where the inputs' gradients go.
+struct Gradients {
+    patches: Option<Destination>,
+    token: Option<Destination>,
+    position: Option<Destination>,
 }

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::path::PathBuf;
 
 use super::*;
-use crate::device::launches::LayerNormBwdAffineFinal;
+use crate::device::launches::GradientSums;
 use crate::device::{Capture, Slice, SliceMut, ptx};
 
 /// Copies the PTX machine into a folder under these names.
@@ -75,12 +75,25 @@ fn copies(device: &CudaDevice) -> (u64, u64) {
     (first, second)
 }
 
-/// A typed launch: `partial` [2, 3, 2] at `from` to dgamma and dbeta [2] at `to`.
+/// A typed launch: `partial` [2, 3, 2] at `from` to two sums [2] at `to`.
+#[rustfmt::skip]
 fn sum(device: &CudaDevice, from: u64, to: u64, accumulate: u32, config: LaunchConfig) -> Result<()> {
     // SAFETY: the ranges lie in live allocations (or the PTX machine reports it) and do not overlap.
-    let (dgamma, dbeta, partial) =
-        unsafe { (SliceMut::from_raw(to, 2), SliceMut::from_raw(to + 8, 2), Slice::from_raw(from, 12)) };
-    LayerNormBwdAffineFinal { dgamma, dbeta, partial, parts: 3, cols: 2, accumulate }.launch(device, config)
+    let [(to0, partial0), (to1, partial1)] = unsafe {
+        [(to, from), (to + 8, from + 24)].map(|(to, from)| (SliceMut::from_raw(to, 2), Slice::from_raw(from, 6)))
+    };
+    let ([to2, to3, to4, to5, to6], absent) = ([(); 5].map(|()| SliceMut::none()), Slice::none());
+    let mode = 2 + accumulate;
+    GradientSums {
+        to0, partial0, parts0: 3, len0: 2, stride0: 2, mode0: mode,
+        to1, partial1, parts1: 3, len1: 2, stride1: 2, mode1: mode,
+        to2, partial2: absent, parts2: 0, len2: 0, stride2: 0, mode2: 0,
+        to3, partial3: absent, parts3: 0, len3: 0, stride3: 0, mode3: 0,
+        to4, partial4: absent, parts4: 0, len4: 0, stride4: 0, mode4: 0,
+        to5, partial5: absent, parts5: 0, len5: 0, stride5: 0, mode5: 0,
+        to6, partial6: absent, parts6: 0, len6: 0, stride6: 0, mode6: 0,
+    }
+    .launch(device, config)
 }
 
 /// Two allocations, the first with 1 to 12.
@@ -96,7 +109,7 @@ fn floats(device: &CudaDevice, address: u64) -> Vec<f32> {
     bytemuck::pod_collect_to_vec(&read(device, address, 16))
 }
 
-const CONFIG: LaunchConfig = LaunchConfig { grid: [1, 2, 1], block: [256, 1, 1], shared_bytes: 0 };
+const CONFIG: LaunchConfig = LaunchConfig { grid: [2, 1, 1], block: [256, 1, 1], shared_bytes: 0 };
 
 #[test]
 fn works() {
@@ -121,7 +134,7 @@ fn exercise() {
     let capture = Capture::begin(&device).unwrap();
     fails(launch(0, config), "not loaded before the capture");
     drop(capture);
-    device.preload(&["layer_norm"]).unwrap();
+    device.preload(&["gradient_sums"]).unwrap();
     launch(0, config).unwrap();
     assert_eq!(sums(), [9.0, 12.0, 27.0, 30.0]);
     launch(0, config.with_shared(64 << 10)).unwrap();
@@ -135,7 +148,7 @@ fn exercise() {
     fails(Capture::begin(&device).map(drop), "cannot begin another capture");
     fails(device.allocate(4).map(drop), "cannot allocate while a graph is captured");
     fails(device.synchronize(), "cannot wait");
-    fails(device.preload(&["layer_norm"]), "cannot load kernels");
+    fails(device.preload(&["gradient_sums"]), "cannot load kernels");
     // SAFETY: within the allocations; nothing else uses `third`.
     unsafe {
         fails(device.upload(&[0; 4], first), "cannot copy from the host");
@@ -254,18 +267,15 @@ fn a_fault_stays_and_names_its_kernel() {
     on_machine("a_fault_stays_and_names_its_kernel", &[], || {
         let device = CudaDevice::open(0).unwrap();
         let (from, to) = operands(&device);
-        device.preload(&["layer_norm"]).unwrap();
+        device.preload(&["gradient_sums"]).unwrap();
         // Behind the allocation's end.
         sum(&device, from + (1 << 20), to, 0, CONFIG).unwrap();
         let wrong = "a kernel is wrong: run `engine doctor`";
-        fails(device.synchronize(), "at or before kernel layer_norm_bwd_affine_final: CUDA_ERROR_ILLEGAL_ADDRESS");
-        fails(
-            sum(&device, from, to, 0, CONFIG),
-            "the fault is of earlier work, up to kernel layer_norm_bwd_affine_final",
-        );
+        fails(device.synchronize(), "at or before kernel gradient_sums: CUDA_ERROR_ILLEGAL_ADDRESS");
+        fails(sum(&device, from, to, 0, CONFIG), "the fault is of earlier work, up to kernel gradient_sums");
         // SAFETY: within the allocations.
         unsafe {
-            fails(device.zero(to, 4), "work up to kernel layer_norm_bwd_affine_final has failed");
+            fails(device.zero(to, 4), "work up to kernel gradient_sums has failed");
             fails(device.upload(&[0; 4], to), wrong);
         }
         fails(device.allocate(4).map(drop), wrong);
@@ -372,11 +382,11 @@ fn other_threads_wait_for_a_capture() {
     });
 }
 
-/// Modified PTX of `layer_norm`, in a folder from which the PTX machine loads it.
+/// Modified PTX of `gradient_sums`, in a folder from which the PTX machine loads it.
 fn replaced(change: impl Fn(&str) -> String) -> (tempfile::TempDir, PathBuf) {
-    let text = ptx::candidates("layer_norm", (8, 0)).last().unwrap().text((8, 0)).unwrap();
+    let text = ptx::candidates("gradient_sums", (8, 0)).last().unwrap().text((8, 0)).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("layer_norm.ptx");
+    let path = folder.path().join("gradient_sums.ptx");
     std::fs::write(&path, change(std::str::from_utf8(text.strip_suffix(&[0]).unwrap()).unwrap())).unwrap();
     (folder, path)
 }
@@ -389,7 +399,7 @@ fn refused_ptx_is_told_with_the_compilers_words() {
         let device = CudaDevice::open(0).unwrap();
         let (from, to) = operands(&device);
         let error = sum(&device, from, to, 0, CONFIG).unwrap_err().to_string();
-        let told = "kernel layer_norm: the driver refuses its prebuilt PTX: CUDA_ERROR_INVALID_PTX";
+        let told = "kernel gradient_sums: the driver refuses its prebuilt PTX: CUDA_ERROR_INVALID_PTX";
         assert!(error.starts_with(told) && error.contains("ptxas fatal") && error.contains("ld.parameter"), "{error}");
     });
 }
@@ -397,10 +407,10 @@ fn refused_ptx_is_told_with_the_compilers_words() {
 #[test]
 fn static_shared_memory_counts() {
     let (folder, _) = replaced(|text| {
-        let (before, entry) = text.split_once(".entry layer_norm_bwd_affine_final(").unwrap();
+        let (before, entry) = text.split_once(".entry gradient_sums(").unwrap();
         let (parameters, body) = entry.split_once('{').unwrap();
         let array = ".shared .align 16 .b8 unused[40960];";
-        format!("{before}.entry layer_norm_bwd_affine_final({parameters}{{\n{array}\n{body}")
+        format!("{before}.entry gradient_sums({parameters}{{\n{array}\n{body}")
     });
     let folder = [("PTX_MACHINE_REPLACE", folder.path().to_str().unwrap())];
     on_machine("static_shared_memory_counts", &folder, || {
@@ -427,7 +437,7 @@ fn loads_modules_at_once() {
     let file = counts.path().to_str().unwrap().to_string();
     on_machine("loads_modules_at_once", &[("PTX_MACHINE_COUNT", &file)], || {
         let device = CudaDevice::open(0).unwrap();
-        device.preload(&["layer_norm", "concat", "tokens", "assemble_batch"]).unwrap();
+        device.preload(&["gradient_sums", "concat", "tokens", "assemble_batch"]).unwrap();
         let before = live();
         device.preload(&["concat", "assemble_batch", "concat"]).unwrap();
         assert_eq!(live(), before, "they are there");
@@ -455,11 +465,11 @@ fn refused_machine_code_falls_back_to_ptx() {
         std::io::Write::write_all(&mut packed, b"\x7fELF\x02\x01\x01").unwrap();
         let compressed = packed.finish().unwrap().leak();
         let origin = ptx::Origin::Cubin { capability: (8, 0) };
-        let cubin = ptx::EmbeddedPtx { module: "layer_norm", arch: "sm_80", origin, length: 7, compressed };
+        let cubin = ptx::EmbeddedPtx { module: "gradient_sums", arch: "sm_80", origin, length: 7, compressed };
         let mut both = vec![&*Box::leak(Box::new(cubin))];
-        both.extend(ptx::candidates("layer_norm", device.capability()).iter().filter(|c| c.arch == "compute_80"));
-        assert!(modules::load("layer_norm", both.clone(), (8, 0)).is_ok());
-        fails(modules::load("layer_norm", both[..1].to_vec(), (8, 0)).map(drop), "the driver is too old");
+        both.extend(ptx::candidates("gradient_sums", device.capability()).iter().filter(|c| c.arch == "compute_80"));
+        assert!(modules::load("gradient_sums", both.clone(), (8, 0)).is_ok());
+        fails(modules::load("gradient_sums", both[..1].to_vec(), (8, 0)).map(drop), "the driver is too old");
     });
 }
 
