@@ -17,8 +17,9 @@
 //
 // Walks through patches: common/patches.cuh. A piece of 16 bytes lies within a tap where channels come in eights (bf16) or fours (f32);
 // else elements are copied one by one. That a pixel of an enlarged image is used by each of its copies is part of dx's sum, so that
-// there is neither scratch nor a second kernel for it. dW of 3x3 windows where one side has at most four channels is no product
-// but sums in registers (common/thin.cuh), nor are y and dx where the side that is summed over has at most four.
+// there is neither scratch nor a second kernel for it. Of centred 3x3 windows where one side has at most four channels and the other 16 or
+// more, an even number, dW is no product but sums in registers (common/thin.cuh); so are y, with a bias alone, and dx where the side that is
+// summed over has so few.
 //
 // dW's sum is cut into splits of `rows_per_split` pixels by shapes alone; each writes its own part of scratch, [Cout, k l Cin] and behind it
 // dbias's [Cout] where it comes with dW (a product with ones, as in linear.cu), and gradient_sums.cu adds the parts in order. Where
@@ -27,7 +28,8 @@
 //
 // Floor: 2 B Ho Wo k l Cin Cout FLOPs each over the tensor rate, or x, y and W once over the bandwidth. B = 128, 32x32,
 // 128 -> 128 channels, bf16: 38.7 GFLOP and 67 MB, 39 us at 990 TFLOP/s against 20 us at 3.35 TB/s. dx with stride 2
-// is made by parity in bf16 (four in z, where sides are even and channels whole pieces); else it multiplies zeros, four times the floor.
+// is made by parity in bf16 (four in z; where sides are even, channels whole pieces, and windows of 2 to 32 taps, two at least each way); else
+// it multiplies zeros, four times the floor.
 //
 // Launches: products as in common/product.cuh, on LargeTile or SmallTile, splits in z. _bwd_columns: 256 threads,
 // grid [B * parts of a sample, ceil(Cout / (32 * elements in 16 bytes))]. _bwd_channel: one element a thread. _thin and

@@ -10,7 +10,7 @@
 //
 // Floor: image and tokens touched once.
 //
-// Launch: grid [ceil(elements of a result / (256 vector)), ceil(batch / 4)], 256 threads.
+// Launch: grid [ceil(batch / 4), ceil(elements of an image's result / (256 vector))], 256 threads.
 #include "common/piece.cuh"
 #include "common/types.cuh"
 
@@ -40,13 +40,13 @@ DEV u32 patch_token_index(const PatchSizes& s, u32 within) {
 // The tokens at `within` to `within` + N - 1, behind one another in the image too, of the block's IMAGES images: skipped ones become zero.
 template <typename T, u32 N>
 DEV void piece_to_tokens(T* tokens, const f32* image, u32 batch, const PatchSizes& s, u32 accumulate) {
-    u32 within = N * (blockIdx.x * blockDim.x + threadIdx.x);
+    u32 within = N * (blockIdx.y * blockDim.x + threadIdx.x);
     u32 extent = s.height * s.width * s.channels, skipped = s.skip * s.patch * s.patch * s.channels;
     u32 sequence = skipped + extent;
     if (within >= sequence) return;
     bool skips = within < skipped;
     u32 from = skips ? 0 : patch_image_index(s, within);
-    u32 first = blockIdx.y * IMAGES, last = min_of(first + IMAGES, batch);
+    u32 first = blockIdx.x * IMAGES, last = min_of(first + IMAGES, batch);
 #pragma unroll
     for (u32 b = first; b < last; b++) {
         f32 v[N] = {}, old[N];
@@ -64,11 +64,11 @@ DEV void piece_to_tokens(T* tokens, const f32* image, u32 batch, const PatchSize
 // The image's elements at `within` to `within` + N - 1, behind one another in a token too.
 template <typename T, u32 N>
 DEV void piece_to_image(f32* image, const T* tokens, u32 batch, const PatchSizes& s, u32 accumulate) {
-    u32 within = N * (blockIdx.x * blockDim.x + threadIdx.x);
+    u32 within = N * (blockIdx.y * blockDim.x + threadIdx.x);
     u32 extent = s.height * s.width * s.channels, sequence = extent + s.skip * s.patch * s.patch * s.channels;
     if (within >= extent) return;
     u32 from = patch_token_index(s, within);
-    u32 first = blockIdx.y * IMAGES, last = min_of(first + IMAGES, batch);
+    u32 first = blockIdx.x * IMAGES, last = min_of(first + IMAGES, batch);
 #pragma unroll
     for (u32 b = first; b < last; b++) {
         f32 v[N], old[N];

@@ -10,7 +10,7 @@
 //
 // Floor: y read and written once each way.
 //
-// Launches, 256 threads: _fwd: a thread an element. _bwd: grid [ceil(length width / (256 pieces)), ceil(batch / 16)].
+// Launches, 256 threads: _fwd: a thread an element. _bwd: grid [ceil(batch / 16), ceil(length width / (256 pieces))].
 #include "common/piece.cuh"
 
 // One thread per element of y.
@@ -32,7 +32,7 @@ constexpr u32 SEQUENCES = 16;
 template <typename T, u32 N>
 DEV void backward_piece(T* dpatches, T* dtoken, f32* partial, const T* dy, u32 batch, u32 sequence, u32 taken, u32 accumulate_patches,
                         u32 accumulate_token) {
-    u32 at = N * (blockIdx.x * blockDim.x + threadIdx.x);
+    u32 at = N * (blockIdx.y * blockDim.x + threadIdx.x);
     if (at >= sequence) return;
     bool of_token = at < taken;
     T* to = of_token ? dtoken : dpatches;
@@ -41,7 +41,7 @@ DEV void backward_piece(T* dpatches, T* dtoken, f32* partial, const T* dy, u32 b
     f32 sum[N], v[N], old[N];
 #pragma unroll
     for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
-    u32 first = blockIdx.y * SEQUENCES, last = min_of(first + SEQUENCES, batch);
+    u32 first = blockIdx.x * SEQUENCES, last = min_of(first + SEQUENCES, batch);
 #pragma unroll 4
     for (u32 b = first; b < last; b++) {
         load_piece(dy + (u64)b * sequence + at, v);
@@ -56,7 +56,7 @@ DEV void backward_piece(T* dpatches, T* dtoken, f32* partial, const T* dy, u32 b
         }
         store_piece(mine, v);
     }
-    if (partial != nullptr) store_piece(partial + (u64)blockIdx.y * sequence + at, sum);
+    if (partial != nullptr) store_piece(partial + (u64)blockIdx.x * sequence + at, sum);
 }
 
 template <typename T>

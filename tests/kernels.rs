@@ -6,8 +6,12 @@ mod emulator;
 #[path = "common/kinds.rs"]
 mod kinds;
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use engine_core::device::emulator::Order;
 use engine_core::ops::layer_norm::{Affine, layer_norm};
+use engine_core::ops::patchify::{patchify, unpatchify};
 use engine_core::ops::tokens::tokens;
 use engine_core::ops::{case::Case, cases};
 use engine_core::tape::{Accumulate, Tape, Var};
@@ -133,6 +137,62 @@ fn gradients_are_summed_when_the_tape_tells_of_them() {
     let (host, device) = (run(Device::Cpu), run(Device::Accelerator(emulator::device())));
     for (host, device) in host.iter().flatten().zip(device.iter().flatten()) {
         assert!((host - device).abs() <= 1e-5 * host.abs().max(1.0), "{host} on the CPU, {device} on the emulator");
+    }
+}
+
+/// What waits is bounded: of a long chain nearly all gradients are told of before its first op runs backwards. And two parameters may be
+/// given one place, as those of two passes that add up.
+#[test]
+fn gradients_do_not_wait_for_the_end() {
+    let context = Context::new(Device::Accelerator(emulator::device()));
+    let (tape, width) = (Tape::new(&context), 8usize);
+    let ones = context.tensor(&vec![1f32; width], [width]).unwrap();
+    let place = || context.tensor(&vec![f32::NAN; width], [width]).unwrap();
+    let parameter = |to: &Tensor, mode| tape.parameter(&ones, to, mode);
+    let values: Vec<f32> = (0..6 * width).map(|i| (i * 13 % 7) as f32 - 3.0).collect();
+    let input = tape.leaf(&context.tensor(&values, [2, 3, width]).unwrap());
+    // The first op backwards is the last; this one tells, as the first op's backward begins, how many came before.
+    let told = Rc::new(Cell::new(0));
+    let mut inputs = tape.inputs("first");
+    let (dx, seen, before) = (inputs.add("x", &input), told.clone(), Rc::new(Cell::new(0)));
+    let kept = before.clone();
+    let mut x = inputs.record(input.tensor().clone(), move |backward| {
+        kept.set(seen.get());
+        backward.pass(dx)
+    });
+    let shared = place();
+    for i in 0..20 {
+        // Of two that share a place, the later op runs backwards first, and writes.
+        let (weight, mode) = if i == 3 { (shared.clone(), Accumulate::Add) } else { (place(), Accumulate::Write) };
+        let weight = if i == 4 { parameter(&shared, Accumulate::Write) } else { parameter(&weight, mode) };
+        let bias = parameter(&place(), Accumulate::Write);
+        x = layer_norm(&tape, &x, Affine::Parameters { weight: &weight, bias: &bias }, 1e-5).unwrap();
+    }
+    let mut finals = Vec::new();
+    let dy = context.tensor(&values, [2, 3, width]).unwrap();
+    tape.backward_then(&x, dy, |gradient| {
+        told.set(told.get() + 1);
+        finals.extend(gradient.download::<f32>()?);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((told.get(), finals.iter().any(|value| value.is_nan())), (40, false));
+    assert!(before.get() >= 40 - 8, "{} of 40 gradients were told of before the first op", before.get());
+}
+
+/// An empty batch of images has no patches; and an empty sequence of tokens is an empty batch of images.
+#[test]
+fn an_empty_batch_of_patches_is_no_work() {
+    for device in [Device::Cpu, Device::Accelerator(emulator::device())] {
+        let context = Context::new(device);
+        let tape = Tape::new(&context);
+        let images = tape.leaf(&context.persistent([0, 8, 8, 3], DType::F32).unwrap());
+        let tokens = patchify(&tape, &images, 4, DType::F32).unwrap();
+        assert_eq!(tokens.sizes(), [0, 4, 48]);
+        let back = unpatchify(&tape, &tokens, 0, [8, 8, 3], 4).unwrap();
+        assert_eq!(back.sizes(), [0, 8, 8, 3]);
+        tape.backward(&back, context.persistent([0, 8, 8, 3], DType::F32).unwrap()).unwrap();
+        assert_eq!(tape.gradient(&images).unwrap().sizes(), [0, 8, 8, 3]);
     }
 }
 

@@ -223,8 +223,8 @@ impl Tape {
         self.backward_then(output, gradient, |_| Ok(()))
     }
 
-    /// As [`Tape::backward`]; `done` is called with each parameter's gradient as soon as it is final: an exchange of it
-    /// may begin then. It is called once for each parameter, in the same order on every pass of one network.
+    /// As [`Tape::backward`]; `done` is called with each parameter's gradient once it is final: an exchange of it may begin then. On
+    /// accelerators a few small sums of gradients wait for each other, and what is final behind them with them. It is called once for each parameter, in the same order on every pass of one network.
     ///
     /// # Errors
     /// As [`Tape::backward`], and those of `done`.
@@ -263,10 +263,15 @@ impl Tape {
                 (node.closure)(&backward)?;
                 backward.check_all_written()?;
             }
+            let before = whole.len();
             whole.extend_from_slice(&last[number]);
-            if self.waiting.is_empty() {
-                whole.drain(..).try_for_each(|id| self.settle(id, &mut done))?;
-            }
+            let settled = match (self.waiting.take_launched(), self.waiting.is_empty()) {
+                (_, true) => whole.len(),
+                // What waits is of this node.
+                (true, false) => before,
+                (false, false) => 0,
+            };
+            whole.drain(..settled).try_for_each(|id| self.settle(id, &mut done))?;
         }
         self.waiting.launch()?;
         whole.into_iter().chain(unused).try_for_each(|id| self.settle(id, &mut done))

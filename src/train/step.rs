@@ -93,7 +93,7 @@ pub(super) struct Step {
     statistics: Tensor,
     pub ring: Tensor,
     pub loss: Tensor,
-    /// The loss terms of the last batch, if any.
+    /// The loss terms of the last batch, if any, where batches are combined or validated.
     pub terms: Option<Tensor>,
     /// The items' losses and bins of the last batch, if the loss learns from all batches of a step.
     pub items: Option<(Tensor, Tensor)>,
@@ -214,7 +214,9 @@ impl Step {
         if role.last {
             self.update()?;
         }
-        record(&self.context, &self.ring, &loss, terms.as_ref(), &self.statistics, &self.control)
+        // As many as the ring has columns for, whatever the criterion says.
+        let terms = self.terms.as_ref().map(|kept| terms.as_ref().unwrap_or(kept));
+        record(&self.context, &self.ring, &loss, terms, &self.statistics, &self.control)
     }
 
     /// The end of a step whose gradient is already reduced: gathers its records, then runs the optimizer step.

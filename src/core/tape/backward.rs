@@ -177,12 +177,12 @@ impl<'a> Backward<'a> {
                 copy.copy_from(&tensor)?;
                 (copy, Accumulate::Add, false)
             }
-            Slot::Held { tensor, given } => {
-                // What is added to has to be there.
-                self.tape.waiting.launch()?;
-                (tensor, Accumulate::Add, given)
-            }
+            Slot::Held { tensor, given } => (tensor, Accumulate::Add, given),
         };
+        // What is added to has to be there, also where two parameters were given one place.
+        if given && self.tape.waiting.touch(&tensor) {
+            self.tape.waiting.launch()?;
+        }
         let waiting = given.then(|| self.tape.waiting.clone());
         self.tape.slots.borrow_mut()[*id] = Slot::Held { tensor: tensor.clone(), given };
         Ok(Some(Destination::new(tensor.view(*shape)?, mode, written.clone()).with_waiting(waiting)))

@@ -1,9 +1,10 @@
 //! The last step of parameters' gradients on accelerators: sums over the parts that blocks of kernels left in scratch.
 //!
 //! A small sum is hardly worth a launch of its own. A parameter's waits on the tape, where the caller gave the place of its gradient,
-//! until a large one comes, or as many as one launch takes, or the end of the backward; only then is the gradient final.
+//! until a large one comes, or as many as one launch takes, or the end of the backward; only then is the gradient final. A large one waits for
+//! nothing: its parts would have left the second-level cache.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use super::Destination;
 use crate::device::launches::GradientSums;
@@ -88,6 +89,7 @@ pub(crate) fn sum_parts<const N: usize>(
 #[derive(Default)]
 pub(super) struct Waiting {
     sums: RefCell<Vec<Sum>>,
+    launched: Cell<bool>,
 }
 
 impl Waiting {
@@ -105,9 +107,24 @@ impl Waiting {
         self.sums.borrow().is_empty()
     }
 
+    /// Whether one of them goes to these elements, or to some of them.
+    pub(super) fn touch(&self, tensor: &Tensor) -> bool {
+        let (memory, start) = tensor.place();
+        self.sums.borrow().iter().any(|sum| {
+            let (of, first) = sum.to.place();
+            of == memory && first < start + tensor.len() && start < first + sum.to.len()
+        })
+    }
+
     /// Makes those that wait.
     pub(super) fn launch(&self) -> Result<()> {
+        self.launched.set(true);
         launch(&self.sums.take())
+    }
+
+    /// Whether sums were made since the last call: then those are done that waited before.
+    pub(super) fn take_launched(&self) -> bool {
+        self.launched.take()
     }
 }
 

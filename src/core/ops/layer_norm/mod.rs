@@ -117,13 +117,9 @@ pub fn layer_norm(tape: &Tape, x: &Var, affine: Affine, epsilon: f32) -> Result<
         let dx = backward.destination(dx)?;
         let affine = match backward.wants(dweight) || backward.wants(dbias) {
             true => {
-                // One kernel works out both sums, in one mode.
+                // One kernel works out both sums.
                 let weight = backward.destination_or_scratch(dweight)?;
                 let bias = backward.destination_or_scratch(dbias)?;
-                let (weight, bias) = match weight.mode == bias.mode {
-                    true => (weight, bias),
-                    false => (weight.into_sum()?, bias.into_sum()?),
-                };
                 let partial = backward.context().empty([2, sizes.parts(), sizes.cols], call.mean.dtype())?;
                 Some(AffineSums { weight, bias, partial })
             }

@@ -19,7 +19,7 @@ fn vector(sizes: Sizes, aligned: bool) -> usize {
 
 /// For results of `len` elements an image.
 fn config(sizes: Sizes, len: usize, vector: usize) -> LaunchConfig {
-    LaunchConfig::grid([(len / vector).div_ceil(THREADS as usize), sizes.batch.div_ceil(IMAGES)], THREADS)
+    LaunchConfig::grid([sizes.batch.div_ceil(IMAGES), (len / vector).div_ceil(THREADS as usize)], THREADS)
 }
 
 pub(super) fn to_tokens<T: Stored>(
@@ -28,6 +28,9 @@ pub(super) fn to_tokens<T: Stored>(
     image: &Tensor,
     tokens: &Destination,
 ) -> Result<()> {
+    if tokens.is_empty() {
+        return Ok(());
+    }
     let vector = vector(sizes, image.is_aligned() && tokens.is_aligned());
     PatchifyToTokens::<T> {
         tokens: tokens.slice_mut(),
@@ -50,6 +53,9 @@ pub(super) fn to_image<T: Stored>(
     tokens: &Tensor,
     image: &Destination,
 ) -> Result<()> {
+    if image.is_empty() {
+        return Ok(());
+    }
     let vector = vector(sizes, image.is_aligned() && tokens.is_aligned());
     PatchifyToImage::<T> {
         image: image.slice_mut(),

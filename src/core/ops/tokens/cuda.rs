@@ -70,6 +70,6 @@ pub(super) fn backward<T: Stored>(
     }
     .launch(
         accelerator,
-        LaunchConfig::grid([(length * width / vector).div_ceil(THREADS as usize), parts(batch)], THREADS),
+        LaunchConfig::grid([parts(batch), (length * width / vector).div_ceil(THREADS as usize)], THREADS),
     )
 }
