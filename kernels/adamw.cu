@@ -2,8 +2,7 @@
 // the moving average of weights, and the step's metrics.
 //
 //   gradients, parameters, first, second, ema [n] f32 (ema may be null), compute [n] T or null: the parameters as the model
-//   reads them, statistics [4] f32: norm, clip scale, and two words of zeros
-//   between launches, ring [rows, 2 + count] f32: loss, norm, terms, loss [1] f32,
+//   reads them, statistics [4] f32: norm, clip scale, 0, 0, ring [rows, 2 + count] f32: loss, norm, terms, loss [1] f32,
 //   terms [count] f32, control: see common/control.cuh.
 //
 //   norm = sqrt(sum g^2), clip scale = min(1, max_norm / (norm + 1e-6)); g = g * clip scale
@@ -20,26 +19,8 @@
 #include "common/reduce.cuh"
 #include "common/wide.cuh"
 
-// The norm and the clip scale from the sums of squares; by one block. max_norm <= 0: no clipping.
-DEV void norm_of_parts(f32* statistics, const f32* partial, u32 parts, f32 max_norm) {
-    f32 sum = 0.0f;
-    for (u32 i = threadIdx.x; i < parts; i += blockDim.x) sum += partial[i];
-    sum = block_sum(sum);
-    if (threadIdx.x != 0) return;
-    f32 norm = sqrt_f32(sum), scale = 1.0f;
-    if (max_norm > 0.0f) {
-        scale = max_norm / (norm + 1e-6f);
-        // Not fminf, which would turn NaN into 1.
-        if (scale > 1.0f) scale = 1.0f;
-    }
-    statistics[0] = norm;
-    statistics[1] = scale;
-    statistics[3] = 0.0f;
-}
-
-// A block sums the squares of `part` elements (a multiple of four) to partial[block]; the last one to end sums up. The third word of
-// `statistics` counts the blocks, from 0 and back to 0.
-DEV void gradient_norm(f32* statistics, f32* partial, const f32* gradients, u64 n, u32 part, f32 max_norm) {
+// A block sums the squares of `part` elements (a multiple of four): partial[block].
+DEV void squares_part(f32* partial, const f32* gradients, u64 n, u32 part) {
     u64 first = (u64)blockIdx.x * part;
     u64 end = min_of(n, first + part);
     bool aligned = aligned16(gradients);
@@ -53,7 +34,24 @@ DEV void gradient_norm(f32* statistics, f32* partial, const f32* gradients, u64 
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-    if (last_block(reinterpret_cast<u32*>(statistics + 2), gridDim.x)) norm_of_parts(statistics, partial, gridDim.x, max_norm);
+}
+
+// One block. max_norm <= 0: no clipping.
+DEV void norm_of_parts(f32* statistics, const f32* partial, u32 parts, f32 max_norm) {
+    f32 sum = 0.0f;
+    for (u32 i = threadIdx.x; i < parts; i += blockDim.x) sum += partial[i];
+    sum = block_sum(sum);
+    if (threadIdx.x != 0) return;
+    f32 norm = sqrt_f32(sum), scale = 1.0f;
+    if (max_norm > 0.0f) {
+        scale = max_norm / (norm + 1e-6f);
+        // Not fminf, which would turn NaN into 1.
+        if (scale > 1.0f) scale = 1.0f;
+    }
+    statistics[0] = norm;
+    statistics[1] = scale;
+    statistics[2] = 0.0f;
+    statistics[3] = 0.0f;
 }
 
 // Two times four elements of a warp's 256 to the copy, 16 bytes a lane whatever its type: of bf16 two neighbouring lanes have eight of the
@@ -147,9 +145,13 @@ DEV void record_step(f32* ring, const f32* loss, const f32* terms, const f32* st
     for (u32 i = 0; i < count; i++) row[2 + i] = first ? terms[i] : row[2 + i] + terms[i];
 }
 
-extern "C" __global__ void __launch_bounds__(256) adamw_norm(
-    f32* __restrict__ statistics, f32* __restrict__ partial, const f32* __restrict__ gradients, u64 n, u32 part, f32 max_norm) {
-    gradient_norm(statistics, partial, gradients, n, part, max_norm);
+extern "C" __global__ void __launch_bounds__(256) adamw_norm_partial(
+    f32* __restrict__ partial, const f32* __restrict__ gradients, u64 n, u32 part) {
+    squares_part(partial, gradients, n, part);
+}
+extern "C" __global__ void __launch_bounds__(256) adamw_norm_final(
+    f32* __restrict__ statistics, const f32* __restrict__ partial, u32 parts, f32 max_norm) {
+    norm_of_parts(statistics, partial, parts, max_norm);
 }
 extern "C" __global__ void __launch_bounds__(256) adamw_update_f32(
     f32* __restrict__ parameters, f32* __restrict__ compute, f32* __restrict__ first, f32* __restrict__ second,

@@ -29,7 +29,7 @@ fn step(name: &str, n: usize, max_norm: Option<f32>, decoupled: bool, copies: bo
         flat("gradients", n),
         flat("first", n).with(Values::Uniform(-0.1, 0.1)),
         flat("second", n).with(Values::Uniform(0.01, 0.1)),
-        flat("statistics", 4).with(Values::Given(vec![0.5, 0.25, 0.0, 0.0])),
+        flat("statistics", 4),
         control(0),
     ];
     if copies {

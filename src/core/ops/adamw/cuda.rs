@@ -1,7 +1,7 @@
 //! The optimizer's step on accelerators.
 
 use super::{AdamW, AdamWState, PART};
-use crate::device::launches::{AdamwNorm, AdamwRecord, AdamwUpdate};
+use crate::device::launches::{AdamwNormFinal, AdamwNormPartial, AdamwRecord, AdamwUpdate};
 use crate::device::{Accelerator, LaunchConfig};
 use crate::error::Result;
 use crate::ops::{Stored, optional, optional_mut};
@@ -18,15 +18,20 @@ pub(super) fn gradient_norm(
     statistics: &Tensor,
     max_norm: Option<f32>,
 ) -> Result<()> {
-    AdamwNorm {
-        statistics: statistics.slice_mut(),
+    AdamwNormPartial {
         partial: partial.slice_mut(),
         gradients: gradients.slice(),
         n: gradients.len() as u64,
         part: PART as u32,
+    }
+    .launch(accelerator, LaunchConfig::linear(partial.len() as u32, THREADS))?;
+    AdamwNormFinal {
+        statistics: statistics.slice_mut(),
+        partial: partial.slice(),
+        parts: partial.len() as u32,
         max_norm: max_norm.unwrap_or(0.0),
     }
-    .launch(accelerator, LaunchConfig::linear(partial.len() as u32, THREADS))
+    .launch(accelerator, LaunchConfig::linear(1, THREADS))
 }
 
 pub(super) fn update<T: Stored>(

@@ -81,9 +81,7 @@ fn check_statistics(statistics: &Tensor, like: &Tensor) -> Result<()> {
 }
 
 /// Writes the norm of `gradients` (flat, f32) and the clip scale min(1, `max_norm` / (norm + 1e-6)), 1 without `max_norm`, to
-/// `statistics` `[4]` (norm, scale, 0, 0), whose last two words are zeros before, as [`statistics`] makes them: kernels
-/// count their blocks in one, and with another value there the norm is not written.
-/// The sum of squares has a fixed order.
+/// `statistics` `[4]` (norm, scale, 0, 0). The sum of squares has a fixed order.
 ///
 /// A norm that is not finite is left to be seen: the step's metrics show it, and the parameters become NaN.
 ///
