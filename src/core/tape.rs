@@ -224,7 +224,8 @@ impl Tape {
     }
 
     /// As [`Tape::backward`]; `done` is called with each parameter's gradient once it is final: an exchange of it may begin then. On
-    /// accelerators a few small sums of gradients wait for each other, and what is final behind them with them. It is called once for each parameter, in the same order on every pass of one network.
+    /// accelerators a few small sums of gradients wait for each other, and what is final behind them with them. It is called once for
+    /// each parameter, in the same order on every pass of one network.
     ///
     /// # Errors
     /// As [`Tape::backward`], and those of `done`.
