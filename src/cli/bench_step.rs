@@ -23,9 +23,6 @@ use crate::train::{DataSizes, Estimate, Peak, Recipe, Residency, StepWork, Train
 
 /// Images in the set, as in the peers.
 const IMAGES: usize = 4096;
-/// Images of a DDIM step, as in the peers.
-const DDIM_BATCH: usize = 32;
-
 /// Measure a training step and a DDIM step of a preset's model on random images; the last line is JSON.
 #[derive(Clone, Debug, Args)]
 pub struct BenchStepCommand {
@@ -35,6 +32,9 @@ pub struct BenchStepCommand {
     /// Images in a training step
     #[arg(long, value_name = "N", default_value_t = 32)]
     batch: usize,
+    /// Images in a DDIM step, or in a classifier's forward pass
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    ddim_batch: usize,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
@@ -56,7 +56,7 @@ pub struct BenchStepCommand {
     /// Steps between two clock readings [default: 1 on the CPU, 10 on a GPU]
     #[arg(long, value_name = "N")]
     group: Option<usize>,
-    /// Print what each op takes in a training step on the CPU, the longest first
+    /// Print what each op takes in a training step on the CPU, and in a DDIM step, the longest first
     #[arg(long)]
     ops: bool,
 }
@@ -67,9 +67,8 @@ impl BenchStepCommand {
     /// # Errors
     /// Those of [`Trainer::new`], and options of 0.
     pub fn run(self) -> Result<()> {
-        for (option, value) in
-            [("--batch", self.batch), ("--repeat", self.repeat), ("--group", self.group.unwrap_or(1))]
-        {
+        let counts = [("--batch", self.batch), ("--ddim-batch", self.ddim_batch), ("--repeat", self.repeat)];
+        for (option, value) in counts.into_iter().chain([("--group", self.group.unwrap_or(1))]) {
             if value == 0 {
                 return Err(Error::config(option, "is 0", "give 1 or more"));
             }
@@ -114,7 +113,7 @@ impl BenchStepCommand {
             let start = Instant::now();
             let (outcome, times) = clock::of(|| trainer.train_step());
             outcome?;
-            print!("{}", by_op(&times, start.elapsed()));
+            print!("{}", by_op(&times, start.elapsed(), 1));
             trainer.drain_metrics()?;
         }
         let (step, fastest) = median(&mut times);
@@ -146,7 +145,7 @@ impl BenchStepCommand {
                 "step_min_ms": round(1e3 * fastest, 3),
                 "images_per_second": round(self.batch as f64 / step, 2),
                 "peak_mib": peak.map(|mib| round(mib, 1)),
-                "ddim_batch": DDIM_BATCH,
+                "ddim_batch": self.ddim_batch,
                 "ddim_step_ms": round(1e3 * ddim, 3),
                 "ddim_step_min_ms": round(1e3 * ddim_fastest, 3),
                 // For the fastest step: the time that this CPU's rates, measured now, allow, divided by the step's time.
@@ -173,8 +172,8 @@ impl BenchStepCommand {
         let needed = group * (self.warmup + self.repeat);
         let levels = config.diffusion.num_steps;
         let sampling = SamplingConfig { num_steps: needed.clamp(1, levels), ..config.sampling.clone() };
-        let mut sampler = trainer.sampler(&sampling, DDIM_BATCH, 0)?;
-        let labels: Vec<i32> = (0..DDIM_BATCH).map(|k| (k % config.model.num_classes().max(1)) as i32).collect();
+        let mut sampler = trainer.sampler(&sampling, self.ddim_batch, 0)?;
+        let labels: Vec<i32> = (0..self.ddim_batch).map(|k| (k % config.model.num_classes().max(1)) as i32).collect();
         let (mut times, mut start, mut stages) = (Vec::with_capacity(self.repeat), Instant::now(), 0);
         while times.len() < self.repeat {
             sampler.run(0, &labels, |_, _| {
@@ -189,6 +188,17 @@ impl BenchStepCommand {
                 Ok(())
             })?;
         }
+        if self.ops {
+            let (mut steps, start) = (0, Instant::now());
+            let (outcome, times) = clock::of(|| {
+                sampler.run(0, &labels, |_, _| {
+                    steps += 1;
+                    Ok(())
+                })
+            });
+            outcome?;
+            print!("{}", by_op(&times, start.elapsed(), steps));
+        }
         let (middle, fastest) = median(&mut times);
         Ok((middle, fastest, StepWork::of(sampler.program())))
     }
@@ -201,9 +211,9 @@ impl BenchStepCommand {
         group: usize,
     ) -> Result<(f64, f64, StepWork)> {
         let len: usize = network.image_shape().iter().product();
-        let images: Vec<f32> = (0..DDIM_BATCH * len).map(|place| (place % 511) as f32 / 255.0 - 1.0).collect();
+        let images: Vec<f32> = (0..self.ddim_batch * len).map(|place| (place % 511) as f32 / 255.0 - 1.0).collect();
         let mut classifier =
-            NetworkClassifier::new(trainer.context(), network, trainer.averaged().clone(), DDIM_BATCH)?;
+            NetworkClassifier::new(trainer.context(), network, trainer.averaged().clone(), self.ddim_batch)?;
         let mut times = Vec::with_capacity(self.repeat);
         for round in 0..self.warmup + self.repeat {
             let start = Instant::now();
@@ -214,14 +224,23 @@ impl BenchStepCommand {
                 times.push(start.elapsed().as_secs_f64() / group as f64);
             }
         }
+        if self.ops {
+            let start = Instant::now();
+            let (outcome, times) = clock::of(|| classifier.classify(&images, |_, _| ()));
+            outcome?;
+            print!("{}", by_op(&times, start.elapsed(), 1));
+        }
         let (middle, fastest) = median(&mut times);
         Ok((middle, fastest, StepWork::of(classifier.program())))
     }
 }
 
-/// A step's time by op, the longest first; what stands between the ops comes last.
-fn by_op(times: &Times, step: Duration) -> String {
-    let mut rows: Vec<_> = times.iter().map(|((op, function), &(calls, time))| (*op, *function, calls, time)).collect();
+/// The time of one of `steps` steps by op, the longest first; what stands between the ops comes last.
+fn by_op(times: &Times, all: Duration, steps: u32) -> String {
+    let step = all / steps;
+    let rows =
+        times.iter().map(|((op, function), &(calls, time))| (*op, *function, calls / steps as usize, time / steps));
+    let mut rows: Vec<_> = rows.collect();
     rows.sort_by_key(|&(.., time)| Reverse(time));
     let between = step.saturating_sub(rows.iter().map(|row| row.3).sum());
     rows.push(("between ops", "", 1, between));

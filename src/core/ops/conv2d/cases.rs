@@ -100,6 +100,8 @@ pub fn cases() -> Vec<Case> {
         case("blocks_b2_h3_w2_c16_o288", [2, 3, 2, 16], 288, 3, same, ALL),
         case("blocks_up_b2_h3_w4_to_h6_w8_c32_o16", [2, 3, 4, 32], 16, 3, up(6, 8), BIAS),
         case("blocks_up_odd_b2_h2_w4_to_h3_w7_c16_o16", [2, 2, 4, 16], 16, 3, up(3, 7), ALL),
+        case("blocks_up_b1_h8_w9_to_h16_w18_c16_o16", [1, 8, 9, 16], 16, 3, up(16, 18), BIAS),
+        case("blocks_up_odd_b1_h7_w9_to_h13_w17_c16_o16", [1, 7, 9, 16], 16, 3, up(13, 17), ALL),
         // Windows larger than the image, the stem of a ResNet for large images, and one of 5.
         case("stem_b2_h14_w13_c3_o16", [2, 14, 13, 3], 16, 7, Geometry { stride: 2, ..Geometry::same(7) }, NOTHING),
         case("stem_wide_b1_h9_w10_c16_o32", [1, 9, 10, 16], 32, 7, Geometry { stride: 2, ..Geometry::same(7) }, ALL),

@@ -5,7 +5,7 @@ use half::bf16;
 use super::direct::{Direct, Output};
 use super::path::{Pass, Path, path};
 use super::weight::weight_gradient;
-use super::{Operands, Sizes, Sums, doubled, pairs, pairs_weight, winograd, winograd_weight};
+use super::{Operands, Sizes, Sums, doubled, pairs, pairs_weight, winograd};
 use crate::ops::host::{Float, Held, parallel, vector};
 use crate::tape::{Accumulate, Destination};
 use crate::tensor::{DType, Tensor};
@@ -32,8 +32,16 @@ pub(super) fn forward<T: Float>(sizes: Sizes, operands: &Operands, y: &Tensor) {
     match path(Pass::Forward, &sizes, y.dtype()) {
         Path::Pairs => pairs::forward(&sizes, operands, y),
         Path::Winograd => {
-            let output = forward_output(operands, y);
-            winograd::forward(&sizes, x.host(), weight.host(), prepared.map(Tensor::host), output);
+            let transformed = prepared.map(Tensor::host);
+            // The weight is not read where its transform is there.
+            let weight = if transformed.is_some() { &[] } else { weight.host() };
+            match y.dtype() {
+                DType::BF16 => {
+                    let output = forward_output(operands, y);
+                    winograd::forward::<bf16>(&sizes, x.host(), weight, transformed, output);
+                }
+                _ => winograd::forward::<f32>(&sizes, x.host(), weight, transformed, forward_output(operands, y)),
+            }
         }
         Path::Doubled => doubled::forward::<T>(&sizes, x.host(), weight.host(), forward_output(operands, y)),
         Path::ShiftedPairs | Path::Direct => {
@@ -70,7 +78,15 @@ pub(super) fn sums_backward<E: Held>(sizes: Sizes, dy: &Tensor, partial: &Tensor
 pub(super) fn input_backward<T: Float>(sizes: Sizes, dy: &Tensor, weight: &Tensor, dx: &Destination) {
     match path(Pass::InputGradient, &sizes, dy.dtype()) {
         Path::Pairs => pairs::input_gradient(&sizes, dy, weight, dx),
-        Path::Winograd => winograd::input_gradient(&sizes, dy.host(), weight.host(), input_output(dx, None)),
+        Path::Winograd => {
+            let fold = (sizes.source != sizes.size).then_some(sizes.source);
+            match dy.dtype() {
+                DType::BF16 => {
+                    winograd::input_gradient::<bf16>(&sizes, dy.host(), weight.host(), input_output(dx, fold));
+                }
+                _ => winograd::input_gradient::<f32>(&sizes, dy.host(), weight.host(), input_output(dx, fold)),
+            }
+        }
         Path::Doubled => doubled::input_gradient::<T>(&sizes, dy.host(), weight.host(), input_output(dx, None)),
         Path::ShiftedPairs | Path::Direct => {
             let fold = (sizes.source != sizes.size).then_some(sizes.source);
@@ -94,10 +110,10 @@ pub(super) fn weight_backward<T: Float>(
     let Some(dw) = dw else { return };
     match path(Pass::WeightGradient, &sizes, dy.dtype()) {
         Path::Winograd if dy.dtype() == DType::BF16 => {
-            winograd_weight::weight_gradient::<bf16>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
+            winograd::weight_gradient::<bf16>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
         }
         Path::Winograd => {
-            winograd_weight::weight_gradient::<f32>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
+            winograd::weight_gradient::<f32>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
         }
         Path::Pairs => pairs::weight_gradient(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode),
         Path::ShiftedPairs => pairs_weight::weight_gradient(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode),

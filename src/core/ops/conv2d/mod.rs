@@ -22,7 +22,6 @@ mod thin;
 mod tile;
 mod weight;
 mod winograd;
-mod winograd_weight;
 
 pub use cases::cases;
 

@@ -3,17 +3,21 @@
 //!
 //! | where | pass | taken when | module |
 //! |---|---|---|---|
-//! | CPU | forward | bf16, input channels in pairs | `pairs`: an implicit product of pairs |
-//! | CPU | input gradient | bf16, not resized or with stride 1 to twice the size, output channels in pairs | `pairs` |
+//! | CPU | forward, weight gradient | 3x3, stride 1, padding 1, channels in blocks of 16, 16 tiles of 4x4 at least, not f64 | `winograd`: 36 products for 144 |
+//! | CPU | input gradient | the same, not resized or doubled | `winograd` |
+//! | CPU | forward | else: bf16, input channels in pairs | `pairs`: an implicit product of pairs |
+//! | CPU | input gradient | else: bf16, not resized or with stride 1 to twice the size, output channels in pairs | `pairs` |
 //! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, not resized, channels in blocks of 16, not f64 | `winograd`: 16 products for 36 |
 //! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, of an image resized to twice its size | `doubled`: 4 taps for 9 |
 //! | CPU | forward, input gradient | else | `direct`, its inner loops in `tile` |
 //! | CPU | weight gradient | bf16, 1x1, stride 1, not resized | `pairs`: a product of pairs |
 //! | CPU | weight gradient | else: bf16, registers for matrices | `pairs_weight`: shifted products of pairs |
-//! | CPU | weight gradient | else: 3x3, stride 1, padding 1, channels in blocks of 16, resized or not, not f64 | `winograd_weight` |
+//! | CPU | weight gradient | else: 3x3, stride 1, padding 1, channels in blocks of 16, resized or not, not f64 | `winograd` |
 //! | CPU | weight gradient | else | `weight`: a product for each tap |
 //! | kernels | forward, input gradient | always | `cuda`: an implicit product, of the tile that `Tile::of` takes |
 //! | kernels | weight gradient | always | `cuda`: the same, its sum over pixels cut as `SumSplit::of` says |
+//!
+//! A processor with registers for matrices multiplies bf16 faster than tiles of 4x4 save products: there its first two rows are of f32 alone.
 //!
 //! In f64 Winograd's ways are closed, so that the oracle sums the definition as it stands. What of bf16 goes no way of its own goes those of f32.
 
@@ -35,7 +39,7 @@ pub(super) enum Path {
     Pairs,
     /// The same, shifted: `pairs_weight`. Only weight gradients take it.
     ShiftedPairs,
-    /// Tiles of 2x2 pixels, 3x3 taps: `winograd`, and `winograd_weight`.
+    /// Tiles of 2x2 or 4x4 pixels, 3x3 taps: `winograd`.
     Winograd,
     /// The image is doubled by shared taps: `doubled`. No weight gradient takes it.
     Doubled,
@@ -45,17 +49,21 @@ pub(super) enum Path {
 
 /// The way that the CPU takes.
 pub(super) fn path(pass: Pass, sizes: &Sizes, dtype: DType) -> Path {
-    let tiled = dtype != DType::F64 && winograd::fits(sizes);
+    let side = if dtype == DType::F64 { None } else { winograd::side(sizes) };
     let brief = dtype == DType::BF16;
+    // Registers for matrices multiply pairs faster than Winograd saves multiplications.
+    let large = side == Some(4) && !(brief && pairs_weight::fits());
     let resized = sizes.source != sizes.size;
     match pass {
+        Pass::InputGradient if large && resized && !doubled::fits(sizes) => Path::Direct,
+        _ if large => Path::Winograd,
         Pass::Forward if brief && pairs::fits_forward(sizes) => Path::Pairs,
         Pass::InputGradient if brief && pairs::fits_input_gradient(sizes) => Path::Pairs,
         Pass::WeightGradient if brief && pairs::fits_weight_gradient(sizes) => Path::Pairs,
         Pass::WeightGradient if brief && pairs_weight::fits() => Path::ShiftedPairs,
-        Pass::WeightGradient if tiled => Path::Winograd,
+        Pass::WeightGradient if side.is_some() => Path::Winograd,
         Pass::WeightGradient => Path::Direct,
-        _ if tiled && !resized => Path::Winograd,
+        _ if side.is_some() && !resized => Path::Winograd,
         _ if doubled::fits(sizes) => Path::Doubled,
         _ => Path::Direct,
     }
@@ -80,6 +88,7 @@ mod tests {
             stride,
             pad: [kernel / 2; 2],
         };
+        let large = if instruction_set().tiles.is_some() { Path::Pairs } else { Path::Winograd };
         for (sizes, dtype, ways) in [
             (sizes(8, 8, 32, 3, 1), DType::F32, [Path::Winograd, Path::Winograd]),
             (sizes(8, 8, 32, 3, 1), DType::F64, [Path::Direct, Path::Direct]),
@@ -95,6 +104,11 @@ mod tests {
             (sizes(8, 8, 32, 3, 2), DType::BF16, [Path::Pairs, Path::Direct]),
             (sizes(4, 8, 32, 3, 1), DType::BF16, [Path::Pairs, Path::Winograd]),
             (sizes(8, 8, 6, 1, 1), DType::BF16, [Path::Pairs, Path::Pairs]),
+            (sizes(16, 16, 32, 3, 1), DType::F32, [Path::Winograd, Path::Winograd]),
+            (sizes(8, 16, 32, 3, 1), DType::F32, [Path::Winograd, Path::Winograd]),
+            (sizes(8, 16, 32, 3, 1), DType::F64, [Path::Doubled, Path::Direct]),
+            (sizes(16, 16, 32, 3, 1), DType::BF16, [large, Path::Winograd]),
+            (sizes(8, 16, 32, 3, 1), DType::BF16, [large, Path::Winograd]),
         ] {
             let [both, weight] = ways;
             assert_eq!([Forward, InputGradient].map(|pass| path(pass, &sizes, dtype)), [both; 2], "{sizes:?} {dtype}");

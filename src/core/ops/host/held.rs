@@ -94,6 +94,38 @@ pub(crate) unsafe fn load<E: Held<Float = f32>, S: Simd>(from: *const E) -> S::f
     }
 }
 
+/// Writes a vector of f32 to `to`, each element rounded once.
+///
+/// # Safety
+/// Its elements may be written.
+#[inline(always)]
+pub(crate) unsafe fn store<E: Held<Float = f32>, S: Simd>(to: *mut E, value: S::f32s) {
+    // SAFETY: as the caller promises; vectors of 16 are those of AVX-512, and of `S`.
+    unsafe {
+        if is_own::<E>() {
+            return to.cast::<S::f32s>().write_unaligned(value);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if S::F32_LANES == 16 {
+            use std::arch::x86_64::*;
+            // As `tensor::rounded` has it.
+            let values: __m512 = std::mem::transmute_copy(&value);
+            let bits = _mm512_castps_si512(values);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(values, values);
+            let bits = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x40_0000));
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits)));
+            return;
+        }
+        let mut values = [0f32; 16];
+        values.as_mut_ptr().cast::<S::f32s>().write_unaligned(value);
+        for (lane, &value) in values.iter().enumerate().take(S::F32_LANES) {
+            to.add(lane).write_unaligned(E::of(value));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use half::bf16;
@@ -138,6 +170,47 @@ mod tests {
                 }
             }
             assert!(bits(&to) == bits(&expected), "{}", set.name());
+        }
+    }
+
+    /// Rounds `from`, a vector at a time.
+    struct Rounded<'a, S>(S, &'a [f32], &'a mut [bf16]);
+
+    impl<S: Simd> NullaryFnOnce for Rounded<'_, S> {
+        type Output = ();
+
+        #[inline(always)]
+        fn call(self) {
+            let Self(_, from, to) = self;
+            for at in (0..from.len()).step_by(S::F32_LANES) {
+                // SAFETY: whole vectors of both.
+                unsafe {
+                    let values = from.as_ptr().add(at).cast::<S::f32s>().read_unaligned();
+                    store::<bf16, S>(to.as_mut_ptr().add(at), values);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_are_rounded_as_single_values_are() {
+        // Every upper half with lower halves around a tie: NaNs, infinities and denormals among them.
+        let lower = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+        let from: Vec<f32> =
+            (0..=u16::MAX).flat_map(|high| lower.map(|low| f32::from_bits((high as u32) << 16 | low))).collect();
+        let expected: Vec<u16> = from.iter().map(|&x| bf16::of(x).to_bits()).collect();
+        for set in InstructionSet::available() {
+            let mut to = vec![bf16::ZERO; from.len()];
+            match set.vectors {
+                VectorSet::Plain => pulp::Scalar.vectorize(Rounded(pulp::Scalar, &from, &mut to)),
+                #[cfg(target_arch = "x86_64")]
+                VectorSet::Avx2(simd) => simd.vectorize(Rounded(simd, &from, &mut to)),
+                #[cfg(target_arch = "x86_64")]
+                VectorSet::Avx512(simd) | VectorSet::Avx512Bf16(simd, _) => {
+                    simd.vectorize(Rounded(simd, &from, &mut to));
+                }
+            }
+            assert!(to.iter().map(|x| x.to_bits()).eq(expected.iter().copied()), "{}", set.name());
         }
     }
 

@@ -1,16 +1,16 @@
-//! The weight gradient by Winograd's tiles: 16 products over tiles of 2x2 pixels where the definition has 36.
+//! The weight gradient by Winograd's tiles: N² products over tiles of MxM where the definition has 9 M².
 //!
-//! With the [forward](super::winograd)'s matrices, dg = Gᵀ [Σ over tiles of (A dy Aᵀ) ⊙ (Bᵀ d B)] G: at each of the 16 positions
+//! With the [forward](super)'s matrices, dg = Gᵀ [Σ over tiles of (A dy Aᵀ) ⊙ (Bᵀ d B)] G: at each of the N² positions
 //! a matrix product of the transformed dy and x̂ over all tiles of the batch.
 //!
-//! A row of four positions needs two of a window's four rows, so a task takes such a row of positions and shares no arithmetic
+//! A row of positions needs two to four of a window's rows, so a task takes such a row of positions and shares no arithmetic
 //! with the others. It goes through the tiles by chunks that stay in the cache. An element is the sum over chunks, in order,
 //! of one chain each over the chunk's tiles, then the sums that Gᵀ orders: fixed by the shapes alone.
 
 use pulp::{NullaryFnOnce, Simd, WithSimd};
 
-use super::Sizes;
-use super::winograd::{BLOCK, POSITIONS, Tiles, across, load, store, window};
+use super::axis::{OTHERS, Terms, across, gather, tile_terms, widen, window, window_terms};
+use super::{BLOCK, Images, Sizes, Tiles, load, side, store};
 use crate::ops::host::parallel::{self, Shared};
 use crate::ops::host::{Float, Held, held};
 use crate::tape::Accumulate;
@@ -18,14 +18,8 @@ use crate::tape::Accumulate;
 /// Tiles in a chunk; enough that loading and storing the sums costs little.
 const CHUNK_TILES: usize = 128;
 
-/// By row of positions, the rows of a window that it takes: the first, and the second with its sign.
-const WINDOW_ROWS: [(usize, usize, f32); 4] = [(0, 2, -1.0), (1, 2, 1.0), (2, 1, -1.0), (1, 3, -1.0)];
-
-/// Those of a tile of dy; 2 is a row of zeros.
-const TILE_ROWS: [(usize, usize, f32); 4] = [(0, 2, 1.0), (0, 1, 1.0), (0, 1, -1.0), (2, 1, -1.0)];
-
 /// dw `[Cout, 3, 3, Cin]` from dy `[B, H, W, Cout]` and x `[B, h, w, Cin]`.
-pub(super) fn weight_gradient<E: Held<Float = f32>>(
+pub(in super::super) fn weight_gradient<E: Held<Float = f32>>(
     sizes: &Sizes,
     dw: &mut [f32],
     dy: &[E],
@@ -36,10 +30,13 @@ pub(super) fn weight_gradient<E: Held<Float = f32>>(
     assert_eq!(dy.len(), sizes.batch * sizes.out_pixels() * sizes.cout);
     assert_eq!(x.len(), sizes.batch * sizes.source[0] * sizes.source[1] * sizes.cin);
     assert!(sizes.cin.is_multiple_of(BLOCK) && sizes.cout.is_multiple_of(BLOCK));
-    f32::dispatch(Gradient { sizes, dw, dy, x, mode });
+    match side(sizes) {
+        Some(4) => f32::dispatch(Gradient::<_, 4, 6> { sizes, dw, dy, x, mode }),
+        _ => f32::dispatch(Gradient::<_, 2, 4> { sizes, dw, dy, x, mode }),
+    }
 }
 
-struct Gradient<'a, E> {
+struct Gradient<'a, E, const M: usize, const N: usize> {
     sizes: &'a Sizes,
     dw: &'a mut [f32],
     dy: &'a [E],
@@ -52,73 +49,82 @@ const fn tile_rows<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 8 } else { 4 }
 }
 
-impl<E: Held<Float = f32>> WithSimd for Gradient<'_, E> {
+/// Into how many groups the output channels go, so that `rows` rows of positions by groups are shared evenly by threads.
+fn groups(rows: usize, threads: usize, blocks: usize) -> usize {
+    let is_even = |&groups: &usize| (rows * groups).is_multiple_of(threads);
+    (1..=threads).find(is_even).unwrap_or(threads).min(blocks)
+}
+
+impl<E: Held<Float = f32>, const M: usize, const N: usize> WithSimd for Gradient<'_, E, M, N> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { sizes, dw, dy, x, mode } = self;
-        let Sizes { batch, cin, cout, .. } = *sizes;
+        let Sizes { batch, source, size, cin, cout, .. } = *sizes;
         let panel = 2 * S::F32_LANES;
         let padded = cin.next_multiple_of(panel);
-        let tiles = Tiles::new(sizes.size);
+        let tiles = Tiles::<M>::new(size);
         let total = batch * tiles.per_image();
         let chunk = CHUNK_TILES.min(total);
         // A task: a row of positions and some blocks of output channels.
         let blocks = cout / BLOCK;
-        let groups = parallel::threads().div_ceil(4).min(blocks);
-        f32::with_scratch(POSITIONS * cout * padded, |sums| {
+        let groups = groups(N, parallel::threads(), blocks);
+        f32::with_scratch(N * N * cout * padded, |sums| {
             let shared = Shared::new(sums);
             let work = |task: usize| {
-                let (row, group) = (task % 4, task / 4);
+                let (row, group) = (task % N, task / N);
                 let blocks = (group * blocks / groups, (group + 1) * blocks / groups);
                 let outputs = (blocks.1 - blocks.0) * BLOCK;
-                f32::with_scratch(4 * chunk * (padded + outputs) + cin.max(cout), |scratch| {
-                    let (images, rest) = scratch.split_at_mut(4 * chunk * padded);
-                    let (gradients, zeros) = rest.split_at_mut(4 * chunk * outputs);
+                f32::with_scratch(N * chunk * (padded + outputs) + cin.max(cout), |scratch| {
+                    let (images, rest) = scratch.split_at_mut(N * chunk * padded);
+                    let (gradients, zeros) = rest.split_at_mut(N * chunk * outputs);
                     zeros.fill(0.0);
-                    // As many of E, or more.
-                    let zeros = bytemuck::cast_slice(zeros);
                     // Here, not further out: only what is inlined into this call is compiled for `S`.
-                    simd.vectorize(Row {
+                    simd.vectorize(Row::<S, E, M, N> {
                         simd,
-                        sizes,
+                        cout,
                         tiles,
                         row,
                         blocks,
                         chunk,
+                        total,
                         padded,
-                        x,
-                        dy,
-                        zeros,
+                        x: Images { values: x, source, size, channels: cin },
+                        dy: Images { values: dy, source: size, size, channels: cout },
+                        // As many of E, or more.
+                        zeros: bytemuck::cast_slice(zeros),
                         images,
                         gradients,
                         to: shared.get(),
                     });
                 });
             };
-            parallel::for_each(4 * groups, parallel::GRAIN, work);
+            parallel::for_each(N * groups, parallel::GRAIN, work);
             let sums = &*sums;
             parallel::for_rows(dw, 9 * cin, |o, dw| {
-                simd.vectorize(Finish { simd, sums: &sums[o * padded..], position: cout * padded, cin, dw, mode });
+                let finish = Finish::<S, N> { simd, sums: &sums[o * padded..], position: cout * padded, cin, dw, mode };
+                simd.vectorize(finish);
             });
         });
     }
 }
 
 /// A row of positions, over all tiles.
-struct Row<'a, S, E> {
+struct Row<'a, S, E, const M: usize, const N: usize> {
     simd: S,
-    sizes: &'a Sizes,
-    tiles: Tiles,
+    cout: usize,
+    tiles: Tiles<M>,
     row: usize,
     /// Blocks of output channels.
     blocks: (usize, usize),
     chunk: usize,
+    /// Tiles of the batch.
+    total: usize,
     /// Input channels in whole panels.
     padded: usize,
-    x: &'a [E],
-    dy: &'a [E],
+    x: Images<'a, E>,
+    dy: Images<'a, E>,
     /// The pixel that is read outside images: its channels.
     zeros: &'a [E],
     /// `[position][panel][tile][panel's channels]`.
@@ -129,13 +135,12 @@ struct Row<'a, S, E> {
     to: *mut f32,
 }
 
-impl<S: Simd, E: Held<Float = f32>> NullaryFnOnce for Row<'_, S, E> {
+impl<S: Simd, E: Held<Float = f32>, const M: usize, const N: usize> NullaryFnOnce for Row<'_, S, E, M, N> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        let Self { simd, sizes, row, blocks, chunk, padded, .. } = self;
-        let total = sizes.batch * self.tiles.per_image();
+        let Self { simd, cout, row, blocks, chunk, total, padded, .. } = self;
         let panel = 2 * S::F32_LANES;
         let outputs = (blocks.1 - blocks.0) * BLOCK;
         for first in (0..total).step_by(chunk) {
@@ -147,7 +152,7 @@ impl<S: Simd, E: Held<Float = f32>> NullaryFnOnce for Row<'_, S, E> {
                     self.transform_gradient(first + tile, self.gradients.as_ptr().cast_mut().add(tile * BLOCK));
                 }
             }
-            for column in 0..4 {
+            for column in 0..N {
                 for j in 0..padded / panel {
                     for o in (0..outputs).step_by(tile_rows::<S>()) {
                         let output = blocks.0 * BLOCK + o;
@@ -156,13 +161,13 @@ impl<S: Simd, E: Held<Float = f32>> NullaryFnOnce for Row<'_, S, E> {
                         unsafe {
                             let a = column * chunk * outputs + o / BLOCK * BLOCK * chunk + o % BLOCK;
                             let b = (column * padded + j * panel) * chunk;
-                            let position = 4 * row + column;
+                            let position = N * row + column;
                             self::sum::<S>(
                                 simd,
                                 count,
                                 self.gradients.as_ptr().add(a),
                                 self.images.as_ptr().add(b),
-                                self.to.add((position * sizes.cout + output) * padded + j * panel),
+                                self.to.add((position * cout + output) * padded + j * panel),
                                 padded,
                                 first > 0,
                             );
@@ -174,49 +179,25 @@ impl<S: Simd, E: Held<Float = f32>> NullaryFnOnce for Row<'_, S, E> {
     }
 }
 
-impl<S: Simd, E: Held<Float = f32>> Row<'_, S, E> {
+impl<S: Simd, E: Held<Float = f32>, const M: usize, const N: usize> Row<'_, S, E, M, N> {
     /// This row of Bᵀ d B of a tile.
     ///
     /// # Safety
     /// `to` is the tile's place in the first panel of the first position.
     #[inline(always)]
     unsafe fn transform_image(&self, tile: usize, to: *mut f32) {
-        let Self { simd, sizes, tiles, chunk, padded, .. } = *self;
-        let Sizes { source, size, cin, .. } = *sizes;
+        let Self { simd, tiles, chunk, padded, x, .. } = *self;
         let (number, top, left) = tiles.place(tile);
-        let (p, q, sign) = WINDOW_ROWS[self.row];
+        let terms = window_terms::<M>(self.row);
         // The window begins one row and one column before the tile.
-        let mut pixels = [[self.zeros.as_ptr(); 2]; 4];
-        for (row, which) in [(p, 0), (q, 1)] {
-            for (column, pixels) in pixels.iter_mut().enumerate() {
-                let (row_at, column_at) = (top + row, left + column);
-                if row_at >= 1 && row_at <= size[0] && column_at >= 1 && column_at <= size[1] {
-                    let (mut row_at, mut column_at) = (row_at - 1, column_at - 1);
-                    if source != size {
-                        (row_at, column_at) = (row_at * source[0] / size[0], column_at * source[1] / size[1]);
-                    }
-                    let place = ((number * source[0] + row_at) * source[1] + column_at) * cin;
-                    debug_assert!(place + cin <= self.x.len());
-                    pixels[which] = self.x.as_ptr().wrapping_add(place);
-                }
-            }
-        }
-        let sign = simd.splat_f32s(sign);
-        let (lanes, panel) = (S::F32_LANES, 2 * S::F32_LANES);
-        for channel in (0..padded).step_by(lanes) {
-            // SAFETY: every pointer is to `cin` elements: of a pixel of an image of the batch, or zeros. The rest as the caller
+        let rows = Rows::<E, N>::of(&terms, x, number, [top, left], self.zeros.as_ptr());
+        let panel = 2 * S::F32_LANES;
+        for channel in (0..padded).step_by(S::F32_LANES) {
+            // SAFETY: every pointer is to `channels` elements: of a pixel of an image of the batch, or zeros. The rest as the caller
             // promises.
             unsafe {
-                let mut d = [simd.splat_f32s(0.0); 4];
-                if channel < cin {
-                    for (d, pixels) in d.iter_mut().zip(&pixels) {
-                        *d = simd.mul_add_f32s(
-                            sign,
-                            held::load::<E, S>(pixels[1].add(channel)),
-                            held::load::<E, S>(pixels[0].add(channel)),
-                        );
-                    }
-                }
+                let zero = [simd.splat_f32s(0.0); N];
+                let d = if channel < x.channels { rows.sum(simd, &terms, channel) } else { zero };
                 let place = channel / panel * panel * chunk + channel % panel;
                 for (column, &value) in window(simd, d).iter().enumerate() {
                     store::<S>(to.add(column * chunk * padded + place), value);
@@ -231,39 +212,67 @@ impl<S: Simd, E: Held<Float = f32>> Row<'_, S, E> {
     /// `to` is the tile's place in the first block of the first position.
     #[inline(always)]
     unsafe fn transform_gradient(&self, tile: usize, to: *mut f32) {
-        let Self { simd, sizes, tiles, chunk, blocks, .. } = *self;
-        let Sizes { size: [height, width], cout, .. } = *sizes;
+        let Self { simd, tiles, chunk, blocks, dy, .. } = *self;
         let (number, top, left) = tiles.place(tile);
-        let (p, q, sign) = TILE_ROWS[self.row];
-        let mut pixels = [[self.zeros.as_ptr(); 2]; 2];
-        for (row, which) in [(p, 0), (q, 1)] {
-            for (column, pixels) in pixels.iter_mut().enumerate() {
-                if row < 2 && top + row < height && left + column < width {
-                    let place = ((number * height + top + row) * width + left + column) * cout;
-                    debug_assert!(place + cout <= self.dy.len());
-                    pixels[which] = self.dy.as_ptr().wrapping_add(place);
-                }
-            }
-        }
-        let (sign, zero) = (simd.splat_f32s(sign), simd.splat_f32s(0.0));
-        let (lanes, outputs) = (S::F32_LANES, (blocks.1 - blocks.0) * BLOCK);
-        for channel in (0..outputs).step_by(lanes) {
+        let terms = tile_terms::<M>(self.row);
+        // The image begins one row and one column after what `pixel` counts from.
+        let rows = Rows::<E, M>::of(&terms, dy, number, [top + 1, left + 1], self.zeros.as_ptr());
+        let outputs = (blocks.1 - blocks.0) * BLOCK;
+        for channel in (0..outputs).step_by(S::F32_LANES) {
             // SAFETY: every pointer is to `cout` elements: of a pixel of an image of the batch, or zeros. The rest as the caller
             // promises.
             unsafe {
-                let mut d = [zero; 2];
-                for (d, pixels) in d.iter_mut().zip(&pixels) {
-                    let at = blocks.0 * BLOCK + channel;
-                    let (one, other) = (held::load::<E, S>(pixels[0].add(at)), held::load::<E, S>(pixels[1].add(at)));
-                    *d = simd.mul_add_f32s(sign, other, one);
-                }
-                let values = [d[0], simd.add_f32s(d[0], d[1]), simd.sub_f32s(d[0], d[1]), simd.sub_f32s(zero, d[1])];
+                let values: [_; N] = widen(simd, rows.sum(simd, &terms, blocks.0 * BLOCK + channel));
                 let place = channel / BLOCK * BLOCK * chunk + channel % BLOCK;
                 for (column, &value) in values.iter().enumerate() {
                     store::<S>(to.add(column * chunk * outputs + place), value);
                 }
             }
         }
+    }
+}
+
+/// The pixels, L a row, of the rows that make up a row of positions.
+struct Rows<E, const L: usize> {
+    plain: [*const E; L],
+    others: [[*const E; L]; OTHERS],
+}
+
+impl<E: Held<Float = f32>, const L: usize> Rows<E, L> {
+    #[inline(always)]
+    fn of(terms: &Terms, images: Images<E>, number: usize, [top, left]: [usize; 2], zeros: *const E) -> Self {
+        let mut rows = Self { plain: [zeros; L], others: [[zeros; L]; OTHERS] };
+        for column in 0..L {
+            if let Some(row) = terms.plain {
+                rows.plain[column] = images.pixel(number, top + row, left + column, zeros);
+            }
+            for (&(row, _), to) in terms.others.iter().zip(&mut rows.others) {
+                to[column] = images.pixel(number, top + row, left + column, zeros);
+            }
+        }
+        rows
+    }
+
+    /// The sum of the rows, times their factors, at a vector of channels.
+    ///
+    /// # Safety
+    /// Those channels are readable.
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(&self, simd: S, terms: &Terms, channel: usize) -> [S::f32s; L] {
+        let mut sums = [simd.splat_f32s(0.0); L];
+        // SAFETY: as the caller promises.
+        unsafe {
+            for (sum, pixel) in sums.iter_mut().zip(&self.plain) {
+                *sum = held::load::<E, S>(pixel.add(channel));
+            }
+            for (&(_, factor), row) in terms.others.iter().zip(&self.others) {
+                let factor = simd.splat_f32s(factor);
+                for (sum, pixel) in sums.iter_mut().zip(row) {
+                    *sum = simd.mul_add_f32s(factor, held::load::<E, S>(pixel.add(channel)), *sum);
+                }
+            }
+        }
+        sums
     }
 }
 
@@ -319,7 +328,7 @@ unsafe fn sum_rows<S: Simd, const P: usize>(
 }
 
 /// Gᵀ u G for one output channel.
-struct Finish<'a, S> {
+struct Finish<'a, S, const N: usize> {
     simd: S,
     /// The channel's sums at the first position.
     sums: &'a [f32],
@@ -330,22 +339,22 @@ struct Finish<'a, S> {
     mode: Accumulate,
 }
 
-impl<S: Simd> NullaryFnOnce for Finish<'_, S> {
+impl<S: Simd, const N: usize> NullaryFnOnce for Finish<'_, S, N> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
         let Self { simd, sums, position, cin, dw, mode } = self;
         let lanes = S::F32_LANES;
-        assert!(sums.len() >= 15 * position + cin && dw.len() == 9 * cin && cin.is_multiple_of(lanes));
+        assert!(sums.len() >= (N * N - 1) * position + cin && dw.len() == 9 * cin && cin.is_multiple_of(lanes));
         for channel in (0..cin).step_by(lanes) {
             // SAFETY: within both slices, as was just checked.
             unsafe {
-                let mut columns = [[simd.splat_f32s(0.0); 3]; 4];
+                let mut columns = [[simd.splat_f32s(0.0); 3]; N];
                 for (c, column) in columns.iter_mut().enumerate() {
-                    let mut u = [simd.splat_f32s(0.0); 4];
+                    let mut u = [simd.splat_f32s(0.0); N];
                     for (r, u) in u.iter_mut().enumerate() {
-                        *u = load::<S>(sums.as_ptr().add((4 * r + c) * position + channel));
+                        *u = load::<S>(sums.as_ptr().add((N * r + c) * position + channel));
                     }
                     *column = gather(simd, u);
                 }
@@ -363,12 +372,4 @@ impl<S: Simd> NullaryFnOnce for Finish<'_, S> {
             }
         }
     }
-}
-
-/// Gᵀ along one axis.
-#[inline(always)]
-fn gather<S: Simd>(simd: S, u: [S::f32s; 4]) -> [S::f32s; 3] {
-    let half = simd.splat_f32s(0.5);
-    let inner = simd.mul_f32s(half, simd.add_f32s(u[1], u[2]));
-    [simd.add_f32s(u[0], inner), simd.mul_f32s(half, simd.sub_f32s(u[1], u[2])), simd.add_f32s(inner, u[3])]
 }
