@@ -31,7 +31,7 @@
 // is made by parity in bf16 (four in z; where sides are even, channels whole pieces, and windows of 2 to 32 taps, two at least each way); else
 // it multiplies zeros, four times the floor.
 //
-// Launches: products as in common/product.cuh, on LargeTile or SmallTile, splits in z. _bwd_columns: 256 threads,
+// Launches: products as in common/product.cuh, on LargeTile, EightTile or SmallTile, splits in z. _bwd_columns: 256 threads,
 // grid [B * parts of a sample, ceil(Cout / (32 * elements in 16 bytes))]. _bwd_channel: one element a thread. _thin and
 // _bwd_weight_thin as in common/thin.cuh, the latter's splits added by gradient_sums.cu.
 #include "common/parity.cuh"
@@ -220,6 +220,14 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_small_bf16(
     conv2d_fwd<SmallTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
         out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
+extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_eight_bf16(
+    bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias,
+    const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
+    conv2d_fwd<EightTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
+}
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_f32(
     f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
@@ -246,6 +254,13 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_small_bf16(
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
     conv2d_bwd_input<SmallTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_eight_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
+    conv2d_bwd_input<EightTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_f32(
@@ -281,6 +296,15 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_bf16(
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
     u32 split_len, u32 accumulate, u32 accumulate_bias) {
     conv2d_bwd_weight<SmallTile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
+        accumulate_bias);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_eight_bf16(
+    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
+    u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    conv2d_bwd_weight<EightTile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
         accumulate_bias);
 }

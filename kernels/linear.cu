@@ -23,7 +23,7 @@
 // Floor: 2 m n k FLOPs over the tensor rate, or (m k + n k + m n) elements over the bandwidth. At m = 16640 (256 samples of
 // 65 tokens), n = k = 384, bf16, that is 4.9 GFLOP and 26 MB: memory and tensor cores nearly in balance on an H100.
 //
-// Launches: products as in common/product.cuh, on WideTile, LargeTile or SmallTile, splits in z; _bwd_bias (db without dW) as a
+// Launches: products as in common/product.cuh, on WideTile, LargeTile, EightTile or SmallTile, splits in z; _bwd_bias (db without dW) as a
 // small one of one column of tiles. _bwd_activation: 16 bytes a thread, 256 threads.
 #include "common/activation.cuh"
 #include "common/product.cuh"
@@ -196,6 +196,11 @@ extern "C" __global__ void __launch_bounds__(128) linear_fwd_small_bf16(
     const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
     linear_fwd<SmallTile>(y, z, x, weight, bias, residual, m, n, k, activation);
 }
+extern "C" __global__ void __launch_bounds__(256) linear_fwd_eight_bf16(
+    bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
+    const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
+    linear_fwd<EightTile>(y, z, x, weight, bias, residual, m, n, k, activation);
+}
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_large_f32(
     f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
     u32 accumulate) {
@@ -216,6 +221,11 @@ extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_small_bf16(
     u32 accumulate) {
     linear_bwd_input<SmallTile>(dx, dz, weight, m, n, k, accumulate);
 }
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_eight_bf16(
+    bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
+    u32 accumulate) {
+    linear_bwd_input<EightTile>(dx, dz, weight, m, n, k, accumulate);
+}
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_large_f32(
     f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
     u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
@@ -235,6 +245,11 @@ extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_small_bf16(
     f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
     u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
     linear_bwd_weight<SmallTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_eight_bf16(
+    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
+    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    linear_bwd_weight<EightTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_fwd_wide_bf16(
     bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,

@@ -1,15 +1,17 @@
 // Products C[i, j] = sum over r of A[i, r] B[j, r] by tiles: f32 with plain FMA, bf16 on the tensor cores with f32 sums.
 //
-// bf16: mma.sync m16n8k16 on tiles by 32 steps of r, four stages of cp.async. A tile is SmallTile (64x64, warps of 32x32), LargeTile
-// (128x128, warps of 64x64) or WideTile (128x192, warps of 64x48): shared memory gives a fragment to as many mma as the warp
-// is wide or high, and the second-level cache a row of A to as many columns as the tile is wide. Large and wide ones take only
-// operands and results in pieces of 16 bytes (`wide`, by the launch); the small one finds out at the block's start. f32: tiles of
-// 128x128 or 64x64 by 16, 8x8 or 4x4 results a thread. Whatever the tile, an element is one chain over r in ascending order, so that the
-// choice of tile changes no bit and a row's result depends on the sum's length alone. Beyond r's end come zeros, which change no sum;
-// beyond the tile's rows and columns whatever is read again, for nobody stores those sums.
+// bf16: mma.sync m16n8k16 on tiles by 32 steps of r, four stages of cp.async. A tile is SmallTile (64x64, warps of 32x32),
+// EightTile (64x64, eight warps of 32x16), LargeTile (128x128, warps of 64x64) or WideTile (128x192, warps of 64x48): shared
+// memory gives a fragment to as many mma as the warp is wide or high, and the second-level cache a row of A to as many columns
+// as the tile is wide. EightTile loads half as much again as SmallTile, and is for grids that leave a multiprocessor one block
+// or two, whose latency its warps hide from each other. All but the small one take only operands and results in pieces of 16
+// bytes (`wide`, by the launch); the small one finds out at the block's start. f32: tiles of 128x128 or 64x64 by 16, 8x8 or 4x4
+// results a thread. Whatever the tile, an element is one chain over r in ascending order, so that the choice of tile changes no
+// bit and a row's result depends on the sum's length alone. Beyond r's end come zeros, which change no sum; beyond the tile's
+// rows and columns whatever is read again, for nobody stores those sums.
 //
 // Launches: ceil(i / ROWS) * ceil(j / COLS) blocks in x, j fastest (neighbours share rows of A in the L2); f32 256 threads;
-// bf16 32 threads a warp, dynamic shared memory 4 * 32 * (2 (ROWS + COLS) + 32) bytes: 36864, 69632, 86016.
+// bf16 32 threads a warp, dynamic shared memory 4 * 32 * (2 (ROWS + COLS) + 32) bytes: 36864, 69632, 86016 by the tile's area.
 //
 // An operand is a matrix, stored or imagined, in which neighbours in a row lie side by side in memory. The sum runs along
 // its rows (R_ALONG_ROW: r is the column) or down its columns (r is the row). A thread copies pieces of neighbouring
@@ -242,14 +244,17 @@ constexpr u32 MMA_DEPTH = 32;
 constexpr u32 MMA_STAGES = 4;
 
 // A tile of results and how warps share it: warps side by side take WARP_COLS columns each, those below each other WARP_ROWS rows.
-template <u32 ROWS_, u32 COLS_, u32 WARP_ROWS_, u32 WARP_COLS_, u32 FMA_SIDE_>
+template <u32 ROWS_, u32 COLS_, u32 WARP_ROWS_, u32 WARP_COLS_, u32 FMA_SIDE_, bool ANY_ = false>
 struct MmaTile {
     static constexpr u32 ROWS = ROWS_, COLS = COLS_, WARP_ROWS = WARP_ROWS_, WARP_COLS = WARP_COLS_;
+    // Whether operands and results may be other than whole pieces of 16 bytes.
+    static constexpr bool ANY = ANY_;
     static constexpr u32 ACROSS = COLS / WARP_COLS, THREADS = ROWS / WARP_ROWS * ACROSS * WARP;
     // The counterpart in f32.
     static constexpr u32 FMA_SIDE = FMA_SIDE_;
 };
-typedef MmaTile<64, 64, 32, 32, 64> SmallTile;
+typedef MmaTile<64, 64, 32, 32, 64, true> SmallTile;
+typedef MmaTile<64, 64, 32, 16, 0> EightTile;
 typedef MmaTile<128, 128, 64, 64, 128> LargeTile;
 typedef MmaTile<128, 192, 64, 48, 0> WideTile;
 
@@ -366,11 +371,11 @@ struct MmaOperands {
 };
 
 // A warp's sums, and the products of one step. SUMMING: A's rows are summed too, as products with ones; the warps side by side share
-// the row blocks of 16.
+// the row blocks of 16, as far as there are any.
 template <typename Tile, typename PlaceA, typename PlaceB, bool SUMS>
 struct MmaSums {
     static constexpr u32 BLOCKS = Tile::WARP_ROWS / 16, GROUPS = Tile::WARP_COLS / 16;
-    static constexpr u32 SUM_BLOCKS = SUMS ? BLOCKS / Tile::ACROSS : 1;
+    static constexpr u32 SUM_BLOCKS = SUMS && BLOCKS > Tile::ACROSS ? BLOCKS / Tile::ACROSS : 1;
 
     f32 of[BLOCKS][2 * GROUPS][4];
     f32 of_rows[SUM_BLOCKS][4];
@@ -491,7 +496,7 @@ DEV void mma_tile(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
     SharedAddress b_lane = shared_address(memory) + PlaceA::BYTES + PlaceB::of_lane(warp_col);
     SharedAddress rows_lane = shared_address(memory) + PlaceA::of_lane(sum_row);
     bool summing = false;
-    if constexpr (To::SUMS) summing = to.sums != nullptr && col0 == 0;
+    if constexpr (To::SUMS) summing = to.sums != nullptr && col0 == 0 && warp % Tile::ACROSS < Sums::BLOCKS;
     Sums sums;
     Sums::clear(sums);
 
@@ -527,19 +532,19 @@ DEV void mma_tile(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
             }
         }
     }
-    mma_finish<B_R_ALONG_ROW, (Tile::ROWS > 64)>(sums.of, row0 + warp_row, col0 + warp_col, a.outer, b.outer, to);
+    mma_finish<B_R_ALONG_ROW, !Tile::ANY>(sums.of, row0 + warp_row, col0 + warp_col, a.outer, b.outer, to);
 }
 
 // Neighbouring f32 sums of a weight's gradient that are taken together, by the operands' type.
 template <typename T>
 constexpr u32 WEIGHT_NEIGHBOURS = sizeof(T) == sizeof(f32) ? 4 : 2;
 
-// The one for the operands' type. Large and wide tiles are launched where all pieces are whole.
+// The one for the operands' type. Tiles that do not take any operands are launched where all pieces are whole.
 template <typename Tile, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, typename A, typename B, typename To>
 DEV void product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
     if constexpr (sizeof(*a.data) == sizeof(f32)) {
         fma_product<Tile::FMA_SIDE, A_R_ALONG_ROW, B_R_ALONG_ROW>(a, b, r, r_end, to);
-    } else if constexpr (Tile::ROWS > 64) {
+    } else if constexpr (!Tile::ANY) {
         mma_tile<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, true>(a, b, r, r_end, to);
     } else if (a.wide && b.wide) {
         mma_tile<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, true>(a, b, r, r_end, to);

@@ -27,12 +27,14 @@ pub(super) enum Tile {
     Large,
     /// 64 x 64.
     Small,
+    /// 64 x 64 by eight warps for four, on tensor cores only: for few blocks.
+    Eight,
 }
 
 /// The tiles that a product has kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tiles {
-    /// All, in bf16; the wide one is none of f32's.
+    /// All, in bf16; the wide one and that of eight warps are none of f32's.
     All,
     /// Large and small ones.
     LargeAndSmall,
@@ -45,7 +47,7 @@ impl Tiles {
         match self {
             _ if T::DTYPE != DType::BF16 => &[Tile::Large, Tile::Small],
             _ if !whole => &[Tile::Small],
-            Tiles::All => &[Tile::Wide, Tile::Large, Tile::Small],
+            Tiles::All => &[Tile::Wide, Tile::Large, Tile::Eight],
             Tiles::LargeAndSmall => &[Tile::Large, Tile::Small],
         }
     }
@@ -58,7 +60,15 @@ impl Tile {
             return Self::of_floats(result, 1, ENOUGH_TILES);
         }
         let allowed = tiles.allowed::<T>(whole).iter();
-        allowed.copied().min_by_key(|tile| waves(tile.count(result)) * tile.work()).unwrap_or(Tile::Small)
+        let tile = allowed.copied().min_by_key(|tile| waves(tile.count(result)) * tile.work()).unwrap_or(Tile::Small);
+        tile.for_blocks(whole, tile.count(result))
+    }
+
+    /// In bf16 the small tile is that of eight warps where no multiprocessor has more than one of its blocks: latency is what takes the
+    /// time there, else shared memory, which four warps of twice the width load less from (modelled). A linear layer's blocks are so few
+    /// or so short that all of them take eight.
+    fn for_blocks(self, whole: bool, blocks: usize) -> Self {
+        if self == Tile::Small && whole && waves(blocks) == 1 { Tile::Eight } else { self }
     }
 
     /// In f32: the large one where it fits and `copies` of the result (the splits of its sum) have `enough` of them.
@@ -72,7 +82,7 @@ impl Tile {
         match self {
             Tile::Wide => [128, 192],
             Tile::Large => [128, 128],
-            Tile::Small => [64, 64],
+            Tile::Small | Tile::Eight => [64, 64],
         }
     }
 
@@ -87,7 +97,7 @@ impl Tile {
         match self {
             Tile::Wide => 128 * 192,
             Tile::Large => 128 * 128 * 11 / 10,
-            Tile::Small => 64 * 64 * 41 / 20,
+            Tile::Small | Tile::Eight => 64 * 64 * 41 / 20,
         }
     }
 
@@ -95,7 +105,7 @@ impl Tile {
     pub(super) fn config<T: Element>(self, result: [usize; 2], splits: usize) -> LaunchConfig {
         let [rows, cols] = self.sides();
         let (threads, shared) = match (T::DTYPE, self) {
-            (DType::BF16, Tile::Wide) => (256, 4 * 32 * (2 * (rows + cols) + 32)),
+            (DType::BF16, Tile::Wide | Tile::Eight) => (256, 4 * 32 * (2 * (rows + cols) + 32)),
             (DType::BF16, _) => (128, 4 * 32 * (2 * (rows + cols) + 32)),
             _ => (256, 0),
         };
@@ -141,7 +151,9 @@ impl SumSplit {
             4 * waves(split.tile.count(result) * split.count) * split.rows * split.tile.work() + SCRATCH * stored
         };
         let all = allowed.into_iter().flat_map(|tile| (1..=most).map(move |count| of(tile, count)));
-        all.min_by_key(cost).unwrap_or_else(|| of(Tile::Small, 1))
+        let split = all.min_by_key(cost).unwrap_or_else(|| of(Tile::Small, 1));
+        let whole = whole && T::DTYPE == DType::BF16;
+        Self { tile: split.tile.for_blocks(whole, split.tile.count(result) * split.count), ..split }
     }
 
     /// This cut on the tile that takes any operands: for those whose memory begins between two pieces of 16 bytes.
@@ -155,18 +167,24 @@ impl SumSplit {
     }
 }
 
-/// Launches the tile's kernel of two or three that take the same arguments; the wide one's are of bf16.
+/// Launches the tile's kernel of three or four that take the same arguments; those of eight warps and the wide one are of bf16.
 macro_rules! launch_tile {
-    ($tile:expr, $large:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, { $($field:ident: $value:expr),* $(,)? }) => {
+    ($tile:expr, $large:ident, $eight:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, {
+        $($field:ident: $value:expr),* $(,)?
+    }) => {
         match $tile {
             $crate::ops::tile::Tile::Small => $small::<$T> { $($field: $value),* }.launch($accelerator, $config),
+            $crate::ops::tile::Tile::Eight => $eight { $($field: $value),* }.launch($accelerator, $config),
             _ => $large::<$T> { $($field: $value),* }.launch($accelerator, $config),
         }
     };
-    ($tile:expr, $wide:ident, $large:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, { $($field:ident: $value:expr),* $(,)? }) => {
+    ($tile:expr, $wide:ident, $large:ident, $eight:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, {
+        $($field:ident: $value:expr),* $(,)?
+    }) => {
         match $tile {
             $crate::ops::tile::Tile::Wide => $wide { $($field: $value),* }.launch($accelerator, $config),
             $crate::ops::tile::Tile::Large => $large::<$T> { $($field: $value),* }.launch($accelerator, $config),
+            $crate::ops::tile::Tile::Eight => $eight { $($field: $value),* }.launch($accelerator, $config),
             $crate::ops::tile::Tile::Small => $small::<$T> { $($field: $value),* }.launch($accelerator, $config),
         }
     };
@@ -195,7 +213,9 @@ mod tests {
         let of = |result| Tile::of::<bf16>(Tiles::All, true, result);
         assert_eq!([384, 576, 1536].map(|cols| of([16640, cols])), [Tile::Wide; 3]);
         assert_eq!(Tile::of::<bf16>(Tiles::LargeAndSmall, true, [131072, 128]), Tile::Large);
-        assert_eq!([of([16640, 48]), of([256, 384])], [Tile::Small; 2]);
+        assert_eq!([of([16640, 48]), of([256, 384])], [Tile::Eight; 2]);
+        let few = |rows| Tile::of::<bf16>(Tiles::LargeAndSmall, true, [rows, 64]);
+        assert_eq!([few(64 * 132), few(64 * 133)], [Tile::Eight, Tile::Small]);
         assert_eq!(Tile::of::<f32>(Tiles::All, true, [16640, 384]), Tile::Large);
     }
 

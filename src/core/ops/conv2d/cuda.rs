@@ -3,8 +3,9 @@
 use super::thin::{self, Sides, Split};
 use super::{OP, Operands, Sizes, Sums};
 use crate::device::launches::{
-    Conv2dBwdChannel, Conv2dBwdColumns, Conv2dBwdInputLarge, Conv2dBwdInputSmall, Conv2dBwdWeightLarge,
-    Conv2dBwdWeightSmall, Conv2dFwdLarge, Conv2dFwdSmall,
+    Conv2dBwdChannel, Conv2dBwdColumns, Conv2dBwdInputEightBf16, Conv2dBwdInputLarge, Conv2dBwdInputSmall,
+    Conv2dBwdWeightEightBf16, Conv2dBwdWeightLarge, Conv2dBwdWeightSmall, Conv2dFwdEightBf16, Conv2dFwdLarge,
+    Conv2dFwdSmall,
 };
 use crate::device::{Accelerator, LaunchConfig, SliceMut};
 use crate::error::{Error, Result};
@@ -82,8 +83,10 @@ fn by_parity(sizes: Sizes) -> bool {
 
 /// [`launch_tile`] with the sizes that all of the products' kernels take.
 macro_rules! launch_product {
-    ($tile:expr, $large:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, $sizes:expr, { $($field:ident: $value:expr),* $(,)? }) => {
-        launch_tile!($tile, $large, $small, $T, $accelerator, $config, {
+    ($tile:expr, $large:ident, $eight:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, $sizes:expr, {
+        $($field:ident: $value:expr),* $(,)?
+    }) => {
+        launch_tile!($tile, $large, $eight, $small, $T, $accelerator, $config, {
             source_height: $sizes.source[0] as u32,
             source_width: $sizes.source[1] as u32,
             height: $sizes.size[0] as u32,
@@ -117,7 +120,7 @@ pub(super) fn forward<T: Stored>(
     }
     let others = [Some(*x), Some(*weight), *bias, *channel_add, *residual, Some(y)];
     let tile = tile::<T>(sizes, result, others.into_iter().flatten().all(Tensor::is_aligned));
-    launch_product!(tile, Conv2dFwdLarge, Conv2dFwdSmall, T, accelerator, tile.config::<T>(result, 1), sizes, {
+    launch_product!(tile, Conv2dFwdLarge, Conv2dFwdEightBf16, Conv2dFwdSmall, T, accelerator, tile.config::<T>(result, 1), sizes, {
         y: y.slice_mut(),
         x: operands.x.slice(),
         weight: operands.weight.slice(),
@@ -150,7 +153,7 @@ pub(super) fn input_backward<T: Stored>(
         true => tile.config::<T>([pixels / 4, sizes.cin], 4),
         false => tile.config::<T>(result, 1),
     };
-    launch_product!(tile, Conv2dBwdInputLarge, Conv2dBwdInputSmall, T, accelerator, config, sizes, {
+    launch_product!(tile, Conv2dBwdInputLarge, Conv2dBwdInputEightBf16, Conv2dBwdInputSmall, T, accelerator, config, sizes, {
         dx: dx.slice_mut(),
         dy: dy.slice(),
         weight: weight.slice(),
@@ -188,7 +191,7 @@ pub(super) fn weight_backward<T: Stored>(
         Some(partial) => (partial.slice_mut(), SliceMut::none(), len + bias_len, 0, 0),
         None => (dw.slice_mut(), db_at, 0, dw.mode.flag(), accumulate_bias),
     };
-    launch_product!(split.tile, Conv2dBwdWeightLarge, Conv2dBwdWeightSmall, T, accelerator, config, sizes, {
+    launch_product!(split.tile, Conv2dBwdWeightLarge, Conv2dBwdWeightEightBf16, Conv2dBwdWeightSmall, T, accelerator, config, sizes, {
         dw: dw_at,
         db: db_at,
         dy: dy.slice(),

@@ -2,9 +2,9 @@
 
 use super::{BiasSum, Call, Operands, Sizes};
 use crate::device::launches::{
-    LinearBwdActivation, LinearBwdBias, LinearBwdInputLarge, LinearBwdInputSmall, LinearBwdInputWideBf16,
-    LinearBwdWeightLarge, LinearBwdWeightSmall, LinearBwdWeightWideBf16, LinearFwdLarge, LinearFwdSmall,
-    LinearFwdWideBf16,
+    LinearBwdActivation, LinearBwdBias, LinearBwdInputEightBf16, LinearBwdInputLarge, LinearBwdInputSmall,
+    LinearBwdInputWideBf16, LinearBwdWeightEightBf16, LinearBwdWeightLarge, LinearBwdWeightSmall,
+    LinearBwdWeightWideBf16, LinearFwdEightBf16, LinearFwdLarge, LinearFwdSmall, LinearFwdWideBf16,
 };
 use crate::device::{Accelerator, LaunchConfig, SliceMut};
 use crate::error::Result;
@@ -47,7 +47,7 @@ pub(super) fn forward<T: Stored>(
     let Operands { x, weight, bias, residual, .. } = operands;
     let others = [Some(*x), Some(*weight), *bias, *residual, call.z.as_ref(), Some(y)];
     let tile = tile::<T>([m, n], k, others.into_iter().flatten().all(Tensor::is_aligned));
-    launch_tile!(tile, LinearFwdWideBf16, LinearFwdLarge, LinearFwdSmall, T, accelerator, tile.config::<T>([m, n], 1), {
+    launch_tile!(tile, LinearFwdWideBf16, LinearFwdLarge, LinearFwdEightBf16, LinearFwdSmall, T, accelerator, tile.config::<T>([m, n], 1), {
         y: y.slice_mut(),
         z: optional_mut(call.z.as_ref()),
         x: operands.x.slice(),
@@ -108,7 +108,7 @@ pub(super) fn input_backward<T: Stored>(
     }
     let tile = tile::<T>([m, k], n, dz.is_aligned() && weight.is_aligned() && dx.is_aligned());
     let config = tile.config::<T>([m, k], 1);
-    launch_tile!(tile, LinearBwdInputWideBf16, LinearBwdInputLarge, LinearBwdInputSmall, T, accelerator, config, {
+    launch_tile!(tile, LinearBwdInputWideBf16, LinearBwdInputLarge, LinearBwdInputEightBf16, LinearBwdInputSmall, T, accelerator, config, {
         dx: dx.slice_mut(),
         dz: dz.slice(),
         weight: weight.slice(),
@@ -142,7 +142,7 @@ pub(super) fn weight_backward<T: Stored>(
         Some(partial) => (partial.slice_mut(), SliceMut::none(), n * k + bias_len, 0, 0),
         None => (dw.slice_mut(), db_at, 0, dw.mode.flag(), accumulate_bias),
     };
-    launch_tile!(split.tile, LinearBwdWeightWideBf16, LinearBwdWeightLarge, LinearBwdWeightSmall, T, accelerator, config, {
+    launch_tile!(split.tile, LinearBwdWeightWideBf16, LinearBwdWeightLarge, LinearBwdWeightEightBf16, LinearBwdWeightSmall, T, accelerator, config, {
         dw: dw_at,
         db: db_at,
         dz: dz.slice(),
