@@ -97,7 +97,7 @@ fn small_profile_tells_everything() {
         "training step",
         "sampling step (one evaluation",
         "bound by",
-        "linear_fwd_small_bf16",
+        "linear_fwd_eight_bf16",
         "its most expensive lines",
         "kernels/common/",
     ] {
@@ -311,7 +311,7 @@ const SLOWDOWNS: [Slowdown; 5] = [
     // Tiles without their swizzle.
     Slowdown {
         module: "linear",
-        kernel: "linear_fwd_small_bf16",
+        kernel: "linear_fwd_eight_bf16",
         counter: "bank conflicts",
         edit: |line| {
             let (to, from) = line.trim().strip_prefix("xor.b32")?.trim().strip_suffix(';')?.split_once(", ")?;

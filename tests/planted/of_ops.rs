@@ -185,8 +185,10 @@ fn bugs_of_a_products_tiles_are_caught() {
     is_caught(&bug("product_neighbours", sent, "upper ? second[e] : first[e], 2);", WRONG));
     let dealt = "row / 2 * 4 + row % 2 + o_half * 2";
     is_caught(&bug("product_dealt_columns", dealt, "o_half * 8 + row", WRONG));
-    let first = "summing = to.sums != nullptr && col0 == 0;";
-    is_caught(&bug("product_sums_of_all", first, "summing = to.sums != nullptr;", RACE));
+    let first = "summing = to.sums != nullptr && col0 == 0 &&";
+    is_caught(&bug("product_sums_of_all", first, "summing = to.sums != nullptr &&", RACE));
+    let some = " && warp % Tile::ACROSS < Sums::BLOCKS;";
+    is_caught(&bug("product_sums_of_no_block", some, ";", &["race", "outside its", "has written"]));
     let own = "warp % Tile::ACROSS * Sums::SUM_BLOCKS * 16";
     is_caught(&bug("product_sums_of_one_block", own, "warp % Tile::ACROSS * 0", &["race", "relative error"]));
 }

@@ -34,7 +34,6 @@ import linear_transformer  # noqa: E402
 import unet  # noqa: E402
 
 IMAGES = 4096
-DDIM_BATCH = 32
 
 
 def arguments():
@@ -44,6 +43,7 @@ def arguments():
         "--layout", choices=["default", "channels_last"], default="default", help="of a U-Net's images and weights"
     )
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--ddim-batch", type=int, default=32, help="images in a DDIM step, or a classifier's forward pass")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="bf16 means autocast")
     parser.add_argument("--tf32", action="store_true", help="let f32 products on CUDA use TF32")
@@ -203,10 +203,10 @@ def main():
     else:
         peak_mib = max_rss_mib()
 
-    state = torch.randn(DDIM_BATCH, size, size, channels, device=device)
-    label = labels[:DDIM_BATCH]
+    state = torch.randn(args.ddim_batch, size, size, channels, device=device)
+    label = labels[: args.ddim_batch]
     t, following = 499, 479
-    time_input = torch.full((DDIM_BATCH,), float(t), device=device)
+    time_input = torch.full((args.ddim_batch,), float(t), device=device)
 
     def ddim_step():
         begin_step()
@@ -235,7 +235,7 @@ def main():
         images_per_second=round(1e3 * args.batch / step_ms, 2),
         peak_mib=round(peak_mib, 1),
         import_mib=round(import_mib, 1),
-        ddim_batch=DDIM_BATCH,
+        ddim_batch=args.ddim_batch,
         ddim_step_ms=round(ddim_ms, 3),
         ddim_step_min_ms=round(ddim_min_ms, 3),
     )
