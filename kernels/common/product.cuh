@@ -3,9 +3,9 @@
 // bf16: mma.sync m16n8k16 on tiles by 32 steps of r, four stages of cp.async. A tile is SmallTile (64x64, warps of 32x32),
 // EightTile (64x64, eight warps of 32x16), LargeTile (128x128, warps of 64x64) or WideTile (128x192, warps of 64x48): shared
 // memory gives a fragment to as many mma as the warp is wide or high, and the second-level cache a row of A to as many columns
-// as the tile is wide. EightTile loads half as much again as SmallTile, and is for grids that leave a multiprocessor one block
-// or two, whose latency its warps hide from each other. All but the small one take only operands and results in pieces of 16
-// bytes (`wide`, by the launch); the small one finds out at the block's start. f32: tiles of 128x128 or 64x64 by 16, 8x8 or 4x4
+// as the tile is wide. EightTile loads half as many fragments again as SmallTile from shared memory, but its warps hide more of each
+// other's latency: it is for grids of few blocks (src/core/ops/tile.rs). All but the small one take only operands and results in
+// pieces of 16 bytes (`wide`, by the launch); the small one finds out at the block's start. f32: tiles of 128x128 or 64x64 by 16, 8x8 or 4x4
 // results a thread. Whatever the tile, an element is one chain over r in ascending order, so that the choice of tile changes no
 // bit and a row's result depends on the sum's length alone. Beyond r's end come zeros, which change no sum; beyond the tile's
 // rows and columns whatever is read again, for nobody stores those sums.
@@ -375,6 +375,7 @@ struct MmaOperands {
 template <typename Tile, typename PlaceA, typename PlaceB, bool SUMS>
 struct MmaSums {
     static constexpr u32 BLOCKS = Tile::WARP_ROWS / 16, GROUPS = Tile::WARP_COLS / 16;
+    static_assert(BLOCKS % Tile::ACROSS == 0 || Tile::ACROSS % BLOCKS == 0, "every row block is one warp's");
     static constexpr u32 SUM_BLOCKS = SUMS && BLOCKS > Tile::ACROSS ? BLOCKS / Tile::ACROSS : 1;
 
     f32 of[BLOCKS][2 * GROUPS][4];

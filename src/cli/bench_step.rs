@@ -23,6 +23,7 @@ use crate::train::{DataSizes, Estimate, Peak, Recipe, Residency, StepWork, Train
 
 /// Images in the set, as in the peers.
 const IMAGES: usize = 4096;
+
 /// Measure a training step and a DDIM step of a preset's model on random images; the last line is JSON.
 #[derive(Clone, Debug, Args)]
 pub struct BenchStepCommand {
@@ -56,7 +57,7 @@ pub struct BenchStepCommand {
     /// Steps between two clock readings [default: 1 on the CPU, 10 on a GPU]
     #[arg(long, value_name = "N")]
     group: Option<usize>,
-    /// Print what each op takes in a training step on the CPU, and in a DDIM step, the longest first
+    /// Print what each op takes in a training step and in a DDIM step, on the CPU, the longest first
     #[arg(long)]
     ops: bool,
 }
@@ -113,7 +114,7 @@ impl BenchStepCommand {
             let start = Instant::now();
             let (outcome, times) = clock::of(|| trainer.train_step());
             outcome?;
-            print!("{}", by_op(&times, start.elapsed(), 1));
+            print!("training step\n{}", by_op(&times, start.elapsed(), 1));
             trainer.drain_metrics()?;
         }
         let (step, fastest) = median(&mut times);
@@ -189,15 +190,13 @@ impl BenchStepCommand {
             })?;
         }
         if self.ops {
-            let (mut steps, start) = (0, Instant::now());
-            let (outcome, times) = clock::of(|| {
-                sampler.run(0, &labels, |_, _| {
-                    steps += 1;
-                    Ok(())
-                })
-            });
+            // Without the start of a run: weights are prepared there.
+            sampler.begin(0, &labels)?;
+            let start = Instant::now();
+            let (outcome, times) = clock::of(|| (0..sampler.stages()).try_for_each(|stage| sampler.advance(stage)));
             outcome?;
-            print!("{}", by_op(&times, start.elapsed(), steps));
+            let times = by_op(&times, start.elapsed(), sampler.stages() as u32);
+            print!("DDIM step, {} images\n{times}", self.ddim_batch);
         }
         let (middle, fastest) = median(&mut times);
         Ok((middle, fastest, StepWork::of(sampler.program())))
@@ -228,7 +227,7 @@ impl BenchStepCommand {
             let start = Instant::now();
             let (outcome, times) = clock::of(|| classifier.classify(&images, |_, _| ()));
             outcome?;
-            print!("{}", by_op(&times, start.elapsed(), 1));
+            print!("forward pass, {} images\n{}", self.ddim_batch, by_op(&times, start.elapsed(), 1));
         }
         let (middle, fastest) = median(&mut times);
         Ok((middle, fastest, StepWork::of(classifier.program())))

@@ -10,11 +10,12 @@ use engine::rng::{Philox, Purpose};
 use engine::tape::Tape;
 use engine::tensor::{Context, DType, Program};
 
-/// Small models of each kind; the U-Net's channels are whole blocks for Winograd's convolution, and it doubles images.
+/// Small models of each kind; the U-Net's channels are whole blocks for Winograd's convolution, of tiles of four pixels and of two, and it
+/// doubles images.
 fn configs() -> Vec<Config> {
     let size = ["model.image_size=8", "sampling.num_steps=2", "model.num_heads=2"];
     let width = ["model.hidden_dim=32", "model.depth=1"];
-    let unet = ["model.channels=[16, 32]", "model.norm_groups=4"];
+    let unet = ["model.image_size=16", "model.channels=[16, 32]", "model.norm_groups=4"];
     [
         ("quickstart", &[&size[..], &width, &["model.num_kv_heads=1"]].concat()),
         ("pets", &[&size[..], &width, &["model.refine_channels=16", "model.norm_groups=4"]].concat()),

@@ -27,16 +27,16 @@ pub(super) enum Tile {
     Large,
     /// 64 x 64.
     Small,
-    /// 64 x 64 by eight warps for four, on tensor cores only: for few blocks.
+    /// 64 x 64 by eight warps instead of four, on tensor cores only and of whole pieces of 16 bytes.
     Eight,
 }
 
 /// The tiles that a product has kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tiles {
-    /// All, in bf16; the wide one and that of eight warps are none of f32's.
+    /// All: linear layers'. The wide one and that of eight warps are of bf16.
     All,
-    /// Large and small ones.
+    /// Large and small ones, of four or eight warps: convolutions'.
     LargeAndSmall,
 }
 
@@ -47,7 +47,7 @@ impl Tiles {
         match self {
             _ if T::DTYPE != DType::BF16 => &[Tile::Large, Tile::Small],
             _ if !whole => &[Tile::Small],
-            Tiles::All => &[Tile::Wide, Tile::Large, Tile::Eight],
+            Tiles::All => &[Tile::Wide, Tile::Large, Tile::Small],
             Tiles::LargeAndSmall => &[Tile::Large, Tile::Small],
         }
     }
@@ -61,14 +61,15 @@ impl Tile {
         }
         let allowed = tiles.allowed::<T>(whole).iter();
         let tile = allowed.copied().min_by_key(|tile| waves(tile.count(result)) * tile.work()).unwrap_or(Tile::Small);
-        tile.for_blocks(whole, tile.count(result))
+        tile.of_warps(tiles, whole, tile.count(result))
     }
 
-    /// In bf16 the small tile is that of eight warps where no multiprocessor has more than one of its blocks: latency is what takes the
-    /// time there, else shared memory, which four warps of twice the width load less from (modelled). A linear layer's blocks are so few
-    /// or so short that all of them take eight.
-    fn for_blocks(self, whole: bool, blocks: usize) -> Self {
-        if self == Tile::Small && whole && waves(blocks) == 1 { Tile::Eight } else { self }
+    /// In bf16 the small tile is that of eight warps where a linear layer takes it, and of a convolution where no multiprocessor has more
+    /// than one of its `blocks`: latency is what takes the time there. With more blocks of a convolution it is shared memory, from
+    /// which four warps of twice the width load less (modelled, the presets' steps).
+    fn of_warps(self, tiles: Tiles, whole: bool, blocks: usize) -> Self {
+        let eight = self == Tile::Small && whole && (tiles == Tiles::All || waves(blocks) == 1);
+        if eight { Tile::Eight } else { self }
     }
 
     /// In f32: the large one where it fits and `copies` of the result (the splits of its sum) have `enough` of them.
@@ -153,7 +154,7 @@ impl SumSplit {
         let all = allowed.into_iter().flat_map(|tile| (1..=most).map(move |count| of(tile, count)));
         let split = all.min_by_key(cost).unwrap_or_else(|| of(Tile::Small, 1));
         let whole = whole && T::DTYPE == DType::BF16;
-        Self { tile: split.tile.for_blocks(whole, split.tile.count(result) * split.count), ..split }
+        Self { tile: split.tile.of_warps(tiles, whole, split.tile.count(result) * split.count), ..split }
     }
 
     /// This cut on the tile that takes any operands: for those whose memory begins between two pieces of 16 bytes.
@@ -234,6 +235,12 @@ mod tests {
             }
         }
         assert_eq!(SumSplit::of::<bf16>(Tiles::All, true, 65, [384, 384]).count, 1);
+        let small = |tiles, whole, result| SumSplit::of::<bf16>(tiles, whole, 32, result).tile;
+        assert_eq!(small(Tiles::LargeAndSmall, true, [64, 576]), Tile::Eight);
+        assert_eq!(small(Tiles::LargeAndSmall, true, [520, 1008]), Tile::Small, "144 blocks");
+        assert_eq!(small(Tiles::All, true, [520, 1008]), Tile::Eight);
+        assert_eq!(small(Tiles::All, false, [64, 576]), Tile::Small);
+        assert_eq!(SumSplit::of::<f32>(Tiles::All, true, 32, [64, 576]).tile, Tile::Small);
     }
 
     /// The weights of a transformer's layers at batch 256: at most 5 % of the multiprocessors' time is idle.

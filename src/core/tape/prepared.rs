@@ -19,12 +19,15 @@ struct Form {
     make: Make,
 }
 
+/// Storage and first element of the weight, name and bytes of the form: one weight may be used in several, as images of several sizes ask
+/// for them.
+type Key = (usize, usize, &'static str, usize);
+
 /// A snapshot of weights in the forms in which ops read them: [`PreparedWeights::refresh`] takes it, and until the next one the
 /// weights themselves may change unseen. Empty on devices other than the CPU.
 pub struct PreparedWeights {
     sources: Vec<Tensor>,
-    /// By storage and first element of the weight, and by the form's name.
-    forms: RefCell<BTreeMap<(usize, usize, &'static str), Form>>,
+    forms: RefCell<BTreeMap<Key, Form>>,
     ready: Cell<bool>,
 }
 
@@ -75,7 +78,7 @@ impl PreparedWeights {
         if !self.sources.iter().any(|whole| whole.place().0 == storage) {
             return Ok(None);
         }
-        let key = (storage, first, name);
+        let key = (storage, first, name, len * dtype.size());
         if !matches!(source.context().backend(), Backend::Plan) {
             let forms = self.forms.borrow();
             let form = forms.get(&key).filter(|form| self.ready.get() && form.source.shape() == source.shape());
@@ -140,6 +143,22 @@ mod tests {
         assert_eq!(doubled(&tape, &weight)?, [-14.0, -16.0]);
         drop((tape, prepared));
         assert_eq!(context.persistent_bytes(), before);
+        Ok(())
+    }
+
+    #[test]
+    fn a_weight_has_forms_of_several_sizes() -> Result<()> {
+        let context = Context::cpu();
+        let flat = context.tensor(&[1f32, 2.0], [2])?;
+        let prepared = Rc::new(PreparedWeights::new(&context, [flat.clone()]));
+        let tape = Tape::inference(&context).with_prepared(&prepared);
+        let lens = [2, 3].map(|len| (len, DType::F32));
+        let form = |form| tape.prepared(&flat, "form", form, |_, _| Ok(()));
+        Program::plan(&context, || lens.into_iter().try_for_each(|of| form(of).map(drop)))?;
+        prepared.refresh()?;
+        for of in lens {
+            assert_eq!(form(of)?.map(|made| made.len()), Some(of.0));
+        }
         Ok(())
     }
 

@@ -204,7 +204,7 @@ def main():
         peak_mib = max_rss_mib()
 
     state = torch.randn(args.ddim_batch, size, size, channels, device=device)
-    label = labels[: args.ddim_batch]
+    label = labels[torch.arange(args.ddim_batch, device=device) % IMAGES]
     t, following = 499, 479
     time_input = torch.full((args.ddim_batch,), float(t), device=device)
 

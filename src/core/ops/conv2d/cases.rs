@@ -82,9 +82,12 @@ pub fn cases() -> Vec<Case> {
         case("five_down_b2_h6_w8_c16_o40", [2, 6, 8, 16], 40, 5, Geometry { stride: 2, ..Geometry::same(5) }, BIAS),
         case("large_tile_bwd_weight_b1_h4_w8_c120_o1080", [1, 4, 8, 120], 1080, 3, same, NOTHING).constants(&["x"]),
         case("large_tile_bwd_weight_odd_b1_h5_w7_c120_o1080", [1, 5, 7, 120], 1080, 3, same, NOTHING).constants(&["x"]),
-        // Tiles of 64 with more blocks than one a multiprocessor: their warps are others.
+        // Tiles of 64 with more than one block a multiprocessor: they take four warps, not eight.
         case("small_tiles_b1_h95_w91_c8_o8", [1, 95, 91, 8], 8, 3, same, BIAS),
         case("small_tiles_bwd_weight_b1_h4_w8_c112_o520", [1, 4, 8, 112], 520, 3, same, BIAS).constants(&["x"]),
+        // Whole pieces of 16 bytes that begin between two such places.
+        case("misaligned_b2_h4_w5_c16_o24", [2, 4, 5, 16], 24, 3, same, ALL).misaligned(&["x", "residual"]),
+        case("misaligned_cotangent_b2_h4_w5_c16_o24", [2, 4, 5, 16], 24, 3, same, ALL).misaligned(&["cotangent"]),
         // Whole rows a step: images that repeat their padding after 1, 2, 8 and 32 steps, of several splits.
         case("strips_b5_h4_w8_c8_o16", [5, 4, 8, 8], 16, 3, same, NOTHING),
         case("strips_b3_h16_w16_c16_o8", [3, 16, 16, 16], 8, 3, same, BIAS),

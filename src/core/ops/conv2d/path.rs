@@ -3,8 +3,8 @@
 //!
 //! | where | pass | taken when | module |
 //! |---|---|---|---|
-//! | CPU | forward, weight gradient | 3x3, stride 1, padding 1, channels in blocks of 16, 16 tiles of 4x4 at least, not f64 | `winograd`: 36 products for 144 |
-//! | CPU | input gradient | the same, not resized or doubled | `winograd` |
+//! | CPU | forward, weight gradient | 3x3, stride 1, padding 1, channels in blocks of 16, 16 tiles of 4x4 at least and worth it, not f64 | `winograd`: 36 products for 144 |
+//! | CPU | input gradient | the same, either not resized or doubled | `winograd` |
 //! | CPU | forward | else: bf16, input channels in pairs | `pairs`: an implicit product of pairs |
 //! | CPU | input gradient | else: bf16, not resized or with stride 1 to twice the size, output channels in pairs | `pairs` |
 //! | CPU | forward, input gradient | else: 3x3, stride 1, padding 1, not resized, channels in blocks of 16, not f64 | `winograd`: 16 products for 36 |
@@ -17,7 +17,7 @@
 //! | kernels | forward, input gradient | always | `cuda`: an implicit product, of the tile that `Tile::of` takes |
 //! | kernels | weight gradient | always | `cuda`: the same, its sum over pixels cut as `SumSplit::of` says |
 //!
-//! A processor with registers for matrices multiplies bf16 faster than tiles of 4x4 save products: there its first two rows are of f32 alone.
+//! On a processor with registers for matrices the first two rows are of f32 alone: it multiplies bf16 faster than tiles of 4x4 save products.
 //!
 //! In f64 Winograd's ways are closed, so that the oracle sums the definition as it stands. What of bf16 goes no way of its own goes those of f32.
 
@@ -51,12 +51,10 @@ pub(super) enum Path {
 pub(super) fn path(pass: Pass, sizes: &Sizes, dtype: DType) -> Path {
     let side = if dtype == DType::F64 { None } else { winograd::side(sizes) };
     let brief = dtype == DType::BF16;
-    // Registers for matrices multiply pairs faster than Winograd saves multiplications.
-    let large = side == Some(4) && !(brief && pairs_weight::fits());
     let resized = sizes.source != sizes.size;
+    let foldable = pass != Pass::InputGradient || !resized || doubled::fits(sizes);
     match pass {
-        Pass::InputGradient if large && resized && !doubled::fits(sizes) => Path::Direct,
-        _ if large => Path::Winograd,
+        _ if side == Some(4) && foldable && !(brief && pairs_weight::fits()) => Path::Winograd,
         Pass::Forward if brief && pairs::fits_forward(sizes) => Path::Pairs,
         Pass::InputGradient if brief && pairs::fits_input_gradient(sizes) => Path::Pairs,
         Pass::WeightGradient if brief && pairs::fits_weight_gradient(sizes) => Path::Pairs,

@@ -56,6 +56,9 @@ pub fn cases() -> Vec<Case> {
         case("large_tile_bwd_weight_m2049_n67_k72", [2049, 67, 72], false, None, false),
         case("large_tiles_bwd_weight_m1024_n129_k65", [1024, 129, 65], false, None, false),
         case("split_m520_n24_k16", [520, 24, 16], true, None, false),
+        // Whole pieces of 16 bytes that begin between two such places.
+        case("misaligned_m70_n72_k40", [70, 72, 40], true, None, true).misaligned(&["x", "residual"]),
+        case("misaligned_cotangent_m70_n72_k40", [70, 72, 40], true, None, true).misaligned(&["cotangent"]),
         case("long_m130_n136_k264", [130, 136, 264], true, None, true),
         // Tensor cores take large and wide tiles only of whole pieces, and where small ones would take more waves.
         case("large_tile_fwd_m8540_n120_k24", [8540, 120, 24], true, None, true).constants(&["x", "weight"]),

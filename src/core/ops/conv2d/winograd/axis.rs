@@ -21,8 +21,8 @@
 //! ```
 //!
 //! with p = 1 / (2a² (a² − b²)) and q = 1 / (2b² (b² − a²)). Everything but G is exact in `f32`. Of the points on a grid of eighths these two
-//! pairs had the smallest largest error: about five times that of tiles of 2, a third of that of the usual 0, ±1, ±2, and a
-//! quarter to a half of what sums in another order are granted (Barabasz et al. 2020, arXiv 1803.10986, on the choice of points).
+//! pairs had the smallest largest error: about five times that of tiles of 2, a third of that of the usual 0, ±1, ±2, and about a
+//! quarter of what sums in another order are granted (Barabasz et al. 2020, arXiv 1803.10986, on the choice of points).
 
 use pulp::Simd;
 
@@ -38,8 +38,11 @@ const Q: f32 = 1.0 / (2.0 * B2 * (B2 - A2));
 
 /// Row `row` of a matrix given by columns.
 #[inline(always)]
-pub(super) fn across<V: Copy, const N: usize, const M: usize>(columns: &[[V; N]; M], row: usize) -> [V; M] {
-    let mut values = [columns[0][row]; M];
+pub(super) fn across<V: Copy, const ROWS: usize, const COLUMNS: usize>(
+    columns: &[[V; ROWS]; COLUMNS],
+    row: usize,
+) -> [V; COLUMNS] {
+    let mut values = [columns[0][row]; COLUMNS];
     for (value, column) in values.iter_mut().zip(columns) {
         *value = column[row];
     }
@@ -69,8 +72,7 @@ pub(super) fn window<S: Simd, const N: usize>(simd: S, d: [S::f32s; N]) -> [S::f
         v[3] = simd.sub_f32s(d[1], d[3]);
     } else {
         v[0] = plus(simd, A2 * B2, d[0], plus(simd, -A2 - B2, d[2], d[4]));
-        for (first, x, x2, y2) in [(1, A, A2, B2), (3, B, B2, A2)] {
-            debug_assert!(x * x == x2);
+        for (first, x, y2) in [(1, A, B2), (3, B, A2)] {
             let (even, odd) = (plus(simd, -y2, d[2], d[4]), plus(simd, -y2, d[1], d[3]));
             v[first] = plus(simd, x, odd, even);
             v[first + 1] = plus(simd, -x, odd, even);
@@ -225,18 +227,16 @@ mod tests {
                     assert!((y - expected).abs() < 1e-6, "tile of {M}: {y} at {pixel} of {place} and {tap}");
                 }
             }
-            for pixel in 0..M {
-                assert_eq!(at[place][pixel], a[pixel][place]);
-            }
+            assert!(at[place].iter().zip(&a).all(|(at, a)| *at == a[place]), "tile of {M}: A is not Aᵀ's transpose");
             let row = |terms: Terms, column: usize| {
                 let factor = terms.others.iter().find(|other| other.0 == column).map_or(0.0, |other| other.1);
                 if terms.plain == Some(column) { 1.0 } else { factor }
             };
-            for column in 0..N {
-                assert_eq!(row(window_terms::<M>(place), column), b[column][place], "tile of {M}, row {place} of Bᵀ");
+            for (column, b) in b.iter().enumerate() {
+                assert_eq!(row(window_terms::<M>(place), column), b[place], "tile of {M}, row {place} of Bᵀ");
             }
-            for column in 0..M {
-                assert_eq!(row(tile_terms::<M>(place), column), a[column][place], "tile of {M}, row {place} of A");
+            for (column, a) in a.iter().enumerate() {
+                assert_eq!(row(tile_terms::<M>(place), column), a[place], "tile of {M}, row {place} of A");
             }
             assert!(window_terms::<M>(place).others.len() <= OTHERS && tile_terms::<M>(place).others.len() <= OTHERS);
         }

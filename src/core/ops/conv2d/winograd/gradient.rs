@@ -10,7 +10,7 @@
 use pulp::{NullaryFnOnce, Simd, WithSimd};
 
 use super::axis::{OTHERS, Terms, across, gather, tile_terms, widen, window, window_terms};
-use super::{BLOCK, Images, Sizes, Tiles, load, side, store};
+use super::{BLOCK, Images, Sizes, Tiles, side};
 use crate::ops::host::parallel::{self, Shared};
 use crate::ops::host::{Float, Held, held};
 use crate::tape::Accumulate;
@@ -49,10 +49,11 @@ const fn tile_rows<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 8 } else { 4 }
 }
 
-/// Into how many groups the output channels go, so that `rows` rows of positions by groups are shared evenly by threads.
+/// Into how many groups the output channels go, so that `rows` rows of positions by groups are shared evenly by threads, but not into
+/// many: each transforms the images anew.
 fn groups(rows: usize, threads: usize, blocks: usize) -> usize {
     let is_even = |&groups: &usize| (rows * groups).is_multiple_of(threads);
-    (1..=threads).find(is_even).unwrap_or(threads).min(blocks)
+    (1..=threads).find(is_even).unwrap_or(threads).min(threads.div_ceil(2)).min(blocks)
 }
 
 impl<E: Held<Float = f32>, const M: usize, const N: usize> WithSimd for Gradient<'_, E, M, N> {
@@ -60,6 +61,7 @@ impl<E: Held<Float = f32>, const M: usize, const N: usize> WithSimd for Gradient
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        const { assert!(N == M + 2 && (M == 2 || M == 4)) };
         let Self { sizes, dw, dy, x, mode } = self;
         let Sizes { batch, source, size, cin, cout, .. } = *sizes;
         let panel = 2 * S::F32_LANES;
@@ -94,8 +96,8 @@ impl<E: Held<Float = f32>, const M: usize, const N: usize> WithSimd for Gradient
                         dy: Images { values: dy, source: size, size, channels: cout },
                         // As many of E, or more.
                         zeros: bytemuck::cast_slice(zeros),
-                        images,
-                        gradients,
+                        images: images.as_mut_ptr(),
+                        gradients: gradients.as_mut_ptr(),
                         to: shared.get(),
                     });
                 });
@@ -128,9 +130,9 @@ struct Row<'a, S, E, const M: usize, const N: usize> {
     /// The pixel that is read outside images: its channels.
     zeros: &'a [E],
     /// `[position][panel][tile][panel's channels]`.
-    images: &'a mut [f32],
+    images: *mut f32,
     /// `[position][block][tile][block's channels]`.
-    gradients: &'a mut [f32],
+    gradients: *mut f32,
     /// [position][output channel][input channel].
     to: *mut f32,
 }
@@ -148,8 +150,8 @@ impl<S: Simd, E: Held<Float = f32>, const M: usize, const N: usize> NullaryFnOnc
             for tile in 0..count {
                 // SAFETY: the tile's place in the chunk.
                 unsafe {
-                    self.transform_image(first + tile, self.images.as_ptr().cast_mut().add(tile * panel));
-                    self.transform_gradient(first + tile, self.gradients.as_ptr().cast_mut().add(tile * BLOCK));
+                    self.transform_image(first + tile, self.images.add(tile * panel));
+                    self.transform_gradient(first + tile, self.gradients.add(tile * BLOCK));
                 }
             }
             for column in 0..N {
@@ -165,8 +167,8 @@ impl<S: Simd, E: Held<Float = f32>, const M: usize, const N: usize> NullaryFnOnc
                             self::sum::<S>(
                                 simd,
                                 count,
-                                self.gradients.as_ptr().add(a),
-                                self.images.as_ptr().add(b),
+                                self.gradients.add(a),
+                                self.images.add(b),
                                 self.to.add((position * cout + output) * padded + j * panel),
                                 padded,
                                 first > 0,
@@ -200,7 +202,7 @@ impl<S: Simd, E: Held<Float = f32>, const M: usize, const N: usize> Row<'_, S, E
                 let d = if channel < x.channels { rows.sum(simd, &terms, channel) } else { zero };
                 let place = channel / panel * panel * chunk + channel % panel;
                 for (column, &value) in window(simd, d).iter().enumerate() {
-                    store::<S>(to.add(column * chunk * padded + place), value);
+                    held::store::<f32, S>(to.add(column * chunk * padded + place), value);
                 }
             }
         }
@@ -225,7 +227,7 @@ impl<S: Simd, E: Held<Float = f32>, const M: usize, const N: usize> Row<'_, S, E
                 let values: [_; N] = widen(simd, rows.sum(simd, &terms, blocks.0 * BLOCK + channel));
                 let place = channel / BLOCK * BLOCK * chunk + channel % BLOCK;
                 for (column, &value) in values.iter().enumerate() {
-                    store::<S>(to.add(column * chunk * outputs + place), value);
+                    held::store::<f32, S>(to.add(column * chunk * outputs + place), value);
                 }
             }
         }
@@ -354,7 +356,7 @@ impl<S: Simd, const N: usize> NullaryFnOnce for Finish<'_, S, N> {
                 for (c, column) in columns.iter_mut().enumerate() {
                     let mut u = [simd.splat_f32s(0.0); N];
                     for (r, u) in u.iter_mut().enumerate() {
-                        *u = load::<S>(sums.as_ptr().add((N * r + c) * position + channel));
+                        *u = held::load::<f32, S>(sums.as_ptr().add((N * r + c) * position + channel));
                     }
                     *column = gather(simd, u);
                 }
@@ -364,9 +366,9 @@ impl<S: Simd, const N: usize> NullaryFnOnce for Finish<'_, S, N> {
                         let to = dw.as_mut_ptr().add((3 * ky + kx) * cin + channel);
                         let tap = match mode {
                             Accumulate::Write => tap,
-                            Accumulate::Add => simd.add_f32s(load::<S>(to), tap),
+                            Accumulate::Add => simd.add_f32s(held::load::<f32, S>(to), tap),
                         };
-                        store::<S>(to, tap);
+                        held::store::<f32, S>(to, tap);
                     }
                 }
             }

@@ -35,8 +35,12 @@ pub(super) use self::gradient::weight_gradient;
 /// Channels come in blocks of these: a vector of the widest kind.
 const BLOCK: usize = 16;
 
-/// Values of the transformed images of a task, about: they stay in the L2 cache, and the weights pass by once for all of them.
-const TASK_VALUES: usize = 128 << 10;
+/// Values of a task's transformed images and of a panel's products, about: they stay in the L2 cache, and the weights pass by once for
+/// all of them.
+const TASK_VALUES: usize = 160 << 10;
+
+/// Tiles of 2 in a task, about.
+const TASK_TILES: usize = 64;
 
 /// Channels whose weights stay in the L1 cache while a task's tiles pass over them.
 const DEPTH: usize = 256;
@@ -51,11 +55,11 @@ pub(super) fn side(sizes: &Sizes) -> Option<usize> {
     let fits = kernel == [3, 3] && stride == 1 && pad == [1, 1] && out == size && cin % BLOCK == 0 && cout % BLOCK == 0;
     let tiles = |side: usize| size[0].div_ceil(side) * size[1].div_ceil(side);
     let is_less = 36 * tiles(4) < 16 * tiles(2);
-    fits.then(|| if is_less && tiles(4) >= FEW_TILES { 4 } else { 2 })
+    fits.then(|| if is_less && tiles(4) >= ENOUGH_TILES { 4 } else { 2 })
 }
 
 /// Tiles of 4 in an image, from which on they are worth their larger weights.
-const FEW_TILES: usize = 16;
+const ENOUGH_TILES: usize = 16;
 
 /// Where tiles of MxM pixels lie in images.
 #[derive(Clone, Copy)]
@@ -156,26 +160,6 @@ fn run<E: Held<Float = f32>>(sizes: &Sizes, run: Run<E>) {
 // Small functions, always inlined, and loops rather than closures and `map`: what is not inlined into a vectorized call would
 // not be compiled for its instructions.
 
-/// A vector at `from`.
-///
-/// # Safety
-/// It is readable.
-#[inline(always)]
-unsafe fn load<S: Simd>(from: *const f32) -> S::f32s {
-    // SAFETY: as the caller promises.
-    unsafe { from.cast::<S::f32s>().read_unaligned() }
-}
-
-/// Writes a vector to `to`.
-///
-/// # Safety
-/// It may be written.
-#[inline(always)]
-unsafe fn store<S: Simd>(to: *mut f32, value: S::f32s) {
-    // SAFETY: as the caller promises.
-    unsafe { to.cast::<S::f32s>().write_unaligned(value) }
-}
-
 struct Run<'a, E: Held> {
     batch: usize,
     images: Images<'a, E>,
@@ -192,6 +176,7 @@ impl<E: Held<Float = f32>, const M: usize, const N: usize> WithSimd for Tiled<'_
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        const { assert!(N == M + 2 && (M == 2 || M == 4)) };
         let Run { batch, images: from, kernel, transformed, output } = self.0;
         let Kernel { channels, cout, .. } = kernel;
         let Output { data, bias, channel_add, residual, add, fold } = output;
@@ -200,6 +185,7 @@ impl<E: Held<Float = f32>, const M: usize, const N: usize> WithSimd for Tiled<'_
         let pixels = |[height, width]: [usize; 2]| batch * height * width;
         let out = fold.unwrap_or(tiles.size);
         assert!(fold.is_none_or(|to| tiles.size == to.map(|side| 2 * side)), "an image that is not twice as large");
+        assert!(fold.is_none() || (bias.is_none() && channel_add.is_none()), "terms of a folded result");
         assert!(from.values.len() == pixels(from.source) * channels && data.len() == pixels(out) * cout, "other sizes");
         assert!(channels.is_multiple_of(BLOCK) && cout.is_multiple_of(BLOCK));
         assert!(
@@ -216,11 +202,14 @@ impl<E: Held<Float = f32>, const M: usize, const N: usize> WithSimd for Tiled<'_
                     &*scratch
                 }
             };
-            assert!(transformed.len() >= needed, "a transformed weight of another size");
+            // Of narrower panels there may be fewer than there is room for.
+            let room = N * N * channels * cout.next_multiple_of(2 * BLOCK);
+            assert!((needed..=room).contains(&transformed.len()), "a transformed weight of another size");
 
             let total = batch * tiles.per_image();
             let threads = parallel::threads();
-            let most = (TASK_VALUES / (N * N * channels)).max(piece_tiles::<S>());
+            let many = (TASK_VALUES / (N * N * (channels + panel))).max(piece_tiles::<S>());
+            let most = if M == 2 { TASK_TILES } else { many };
             let tasks = total.div_ceil(most).next_multiple_of(threads).min(total);
             let out = Shared::new(data);
             let work = |task: usize| {
@@ -380,7 +369,7 @@ impl<S: Simd, E: Held<Float = f32>, const M: usize, const N: usize> Task<'_, S, 
                     for row in 0..N {
                         let values = window(simd, across(&columns, row));
                         for (column, &value) in values.iter().enumerate() {
-                            store::<S>(to.add((N * row + column) * image + k * block + lane), value);
+                            held::store::<f32, S>(to.add((N * row + column) * image + k * block + lane), value);
                         }
                     }
                 }
@@ -407,7 +396,7 @@ impl<S: Simd, E: Held<Float = f32>, const M: usize, const N: usize> Task<'_, S, 
             unsafe {
                 let mut start = simd.splat_f32s(0.0);
                 if let Some(bias) = self.bias {
-                    start = load::<S>(bias[channel..][..lanes].as_ptr());
+                    start = held::load::<f32, S>(bias[channel..][..lanes].as_ptr());
                 }
                 if let Some(more) = self.channel_add {
                     let more = held::load::<E, S>(more[number * cout + channel..][..lanes].as_ptr());
@@ -417,7 +406,7 @@ impl<S: Simd, E: Held<Float = f32>, const M: usize, const N: usize> Task<'_, S, 
                 for (c, column) in columns.iter_mut().enumerate() {
                     let mut m = [simd.splat_f32s(0.0); N];
                     for (r, m) in m.iter_mut().enumerate() {
-                        *m = load::<S>(from.add((N * r + c) * product + vector * lanes));
+                        *m = held::load::<f32, S>(from.add((N * r + c) * product + vector * lanes));
                     }
                     *column = pixels(simd, m);
                 }

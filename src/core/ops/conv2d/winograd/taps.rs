@@ -3,9 +3,9 @@
 use pulp::{NullaryFnOnce, Simd, WithSimd};
 
 use super::axis::{across, spread};
-use super::{BLOCK, Sizes, load, store};
-use crate::ops::host::pack;
+use super::{BLOCK, Sizes};
 use crate::ops::host::parallel::{self, Shared};
+use crate::ops::host::{held, pack};
 
 /// A weight as one of the two ways goes through it.
 #[derive(Clone, Copy)]
@@ -117,12 +117,19 @@ impl<S: Simd, const N: usize> NullaryFnOnce for Taps<'_, S, N> {
                 for (kx, column) in columns.iter_mut().enumerate() {
                     let from = from.add(kx * BLOCK * panel);
                     let step = 3 * BLOCK * panel;
-                    *column = spread(simd, [load::<S>(from), load::<S>(from.add(step)), load::<S>(from.add(2 * step))]);
+                    *column = spread(
+                        simd,
+                        [
+                            held::load::<f32, S>(from),
+                            held::load::<f32, S>(from.add(step)),
+                            held::load::<f32, S>(from.add(2 * step)),
+                        ],
+                    );
                 }
                 for row in 0..N {
                     let values: [_; N] = spread(simd, across(&columns, row));
                     for (column, &value) in values.iter().enumerate() {
-                        store::<S>(to.add((N * row + column) * position + at), value);
+                        held::store::<f32, S>(to.add((N * row + column) * position + at), value);
                     }
                 }
             }
