@@ -36,6 +36,9 @@ const B3: f32 = B2 * B;
 const P: f32 = 1.0 / (2.0 * A2 * (A2 - B2));
 const Q: f32 = 1.0 / (2.0 * B2 * (B2 - A2));
 
+// Small functions, always inlined, and loops rather than closures and `map`: what is not inlined into a vectorized call would
+// not be compiled for its instructions.
+
 /// Row `row` of a matrix given by columns.
 #[inline(always)]
 pub(super) fn across<V: Copy, const ROWS: usize, const COLUMNS: usize>(

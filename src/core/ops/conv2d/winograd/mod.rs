@@ -42,6 +42,9 @@ const TASK_VALUES: usize = 160 << 10;
 /// Tiles of 2 in a task, about.
 const TASK_TILES: usize = 64;
 
+/// Tiles of 4 in an image, from which on they are worth their larger weights.
+const ENOUGH_TILES: usize = 16;
+
 /// Channels whose weights stay in the L1 cache while a task's tiles pass over them.
 const DEPTH: usize = 256;
 
@@ -57,9 +60,6 @@ pub(super) fn side(sizes: &Sizes) -> Option<usize> {
     let is_less = 36 * tiles(4) < 16 * tiles(2);
     fits.then(|| if is_less && tiles(4) >= ENOUGH_TILES { 4 } else { 2 })
 }
-
-/// Tiles of 4 in an image, from which on they are worth their larger weights.
-const ENOUGH_TILES: usize = 16;
 
 /// Where tiles of MxM pixels lie in images.
 #[derive(Clone, Copy)]
@@ -156,9 +156,6 @@ fn run<E: Held<Float = f32>>(sizes: &Sizes, run: Run<E>) {
         _ => f32::dispatch(Tiled::<_, 2, 4>(run)),
     }
 }
-
-// Small functions, always inlined, and loops rather than closures and `map`: what is not inlined into a vectorized call would
-// not be compiled for its instructions.
 
 struct Run<'a, E: Held> {
     batch: usize,
