@@ -3,7 +3,7 @@
 //!
 //! | where | pass | taken when | module |
 //! |---|---|---|---|
-//! | CPU | forward, weight gradient | 3x3, stride 1, padding 1, channels in blocks of 16, 16 tiles of 4x4 at least and worth it, not f64 | `winograd`: 36 products for 144 |
+//! | CPU | forward, weight gradient | 3x3, stride 1, padding 1, channels in blocks of 16, enough tiles of 4x4, not f64 | `winograd`: 36 products for 144 |
 //! | CPU | input gradient | the same, either not resized or doubled | `winograd` |
 //! | CPU | forward | else: bf16, input channels in pairs | `pairs`: an implicit product of pairs |
 //! | CPU | input gradient | else: bf16, not resized or with stride 1 to twice the size, output channels in pairs | `pairs` |
