@@ -45,14 +45,13 @@ fn window(name: &str, x: [usize; 4], cout: usize, kernel: [usize; 2], geometry: 
     .sums((ky * kx * cin.max(cout)).max(b * ho * wo))
 }
 
-/// Windows of 1, 3, 5 and 7, strides, both ways of padding, resizing, odd sizes, and those of `large_cases`.
+/// Windows of 1 and 3, strides, both ways of padding, resizing, odd sizes, and those of `window_cases` and `large_cases`.
 pub fn cases() -> Vec<Case> {
     let same = Geometry::same(3);
     let point = Geometry::same(1);
     let down = Geometry { stride: 2, ..same };
     let down_after = Geometry { stride: 2, pad_before: [0, 0], ..same };
     let up = |h, w| Geometry { resize: Some([h, w]), ..same };
-    let doubled = |geometry| Geometry { resize: Some([6, 8]), ..geometry };
     let mut cases = vec![
         case("b2_h5_w6_c8_o16", [2, 5, 6, 8], 16, 3, same, BIAS),
         case("all_b3_h4_w4_c16_o24", [3, 4, 4, 16], 24, 3, same, ALL),
@@ -108,6 +107,16 @@ pub fn cases() -> Vec<Case> {
         case("blocks_up_odd_b2_h2_w4_to_h3_w7_c16_o16", [2, 2, 4, 16], 16, 3, up(3, 7), ALL),
         case("blocks_up_b1_h8_w9_to_h16_w18_c16_o16", [1, 8, 9, 16], 16, 3, up(16, 18), BIAS),
         case("blocks_up_odd_b1_h7_w9_to_h13_w17_c16_o16", [1, 7, 9, 16], 16, 3, up(13, 17), ALL),
+    ];
+    cases.extend(window_cases());
+    cases.extend(large_cases());
+    cases
+}
+
+/// Windows of other sizes, ways and places than 3x3 around a pixel.
+fn window_cases() -> Vec<Case> {
+    let doubled = |geometry| Geometry { resize: Some([6, 8]), ..geometry };
+    vec![
         // Windows larger than the image, the stem of a ResNet for large images, and one of 5.
         case("stem_b2_h14_w13_c3_o16", [2, 14, 13, 3], 16, 7, Geometry { stride: 2, ..Geometry::same(7) }, NOTHING),
         case("stem_wide_b1_h9_w10_c16_o32", [1, 9, 10, 16], 32, 7, Geometry { stride: 2, ..Geometry::same(7) }, ALL),
@@ -123,9 +132,7 @@ pub fn cases() -> Vec<Case> {
         case("within_b2_h6_w9_c16_o16", [2, 6, 9, 16], 16, 3, Geometry::within(1), ALL),
         case("within_down_b2_h9_w8_c3_o8", [2, 9, 8, 3], 8, 3, Geometry::within(2), BIAS),
         case("within_exact_b1_h3_w3_c5_o6", [1, 3, 3, 5], 6, 3, Geometry::within(2), NOTHING),
-    ];
-    cases.extend(large_cases());
-    cases
+    ]
 }
 
 /// The presets' shapes.
