@@ -14,16 +14,16 @@ use crate::tensor::{DType, Tensor};
 pub(super) fn prepared_form(sizes: Sizes, dtype: DType) -> Option<(usize, DType)> {
     match path(Pass::Forward, &sizes, dtype) {
         Path::Pairs => Some((pairs::packed_len(&sizes), DType::BF16)),
-        Path::Winograd => Some((winograd::transformed_len(&sizes), DType::F32)),
+        Path::Winograd(side) => Some((winograd::transformed_len(&sizes, side), DType::F32)),
         Path::ShiftedPairs | Path::Doubled | Path::Direct => None,
     }
 }
 
 /// Makes that form.
 pub(super) fn prepare(sizes: Sizes, weight: &Tensor, prepared: &Tensor) {
-    match prepared.dtype() {
-        DType::BF16 => pairs::prepare(&sizes, weight.host(), prepared.host_mut()),
-        _ => winograd::transform(&sizes, weight.host(), prepared.host_mut()),
+    match path(Pass::Forward, &sizes, weight.dtype()) {
+        Path::Winograd(side) => winograd::transform(&sizes, side, weight.host(), prepared.host_mut()),
+        _ => pairs::prepare(&sizes, weight.host(), prepared.host_mut()),
     }
 }
 
@@ -31,16 +31,16 @@ pub(super) fn forward<T: Float>(sizes: Sizes, operands: &Operands, y: &Tensor) {
     let &Operands { x, weight, prepared, .. } = operands;
     match path(Pass::Forward, &sizes, y.dtype()) {
         Path::Pairs => pairs::forward(&sizes, operands, y),
-        Path::Winograd => {
+        Path::Winograd(side) => {
             let transformed = prepared.map(Tensor::host);
             // The weight is not read where its transform is there.
             let weight = if transformed.is_some() { &[] } else { weight.host() };
             match y.dtype() {
                 DType::BF16 => {
                     let output = forward_output(operands, y);
-                    winograd::forward::<bf16>(&sizes, x.host(), weight, transformed, output);
+                    winograd::forward::<bf16>(&sizes, side, x.host(), weight, transformed, output);
                 }
-                _ => winograd::forward::<f32>(&sizes, x.host(), weight, transformed, forward_output(operands, y)),
+                _ => winograd::forward::<f32>(&sizes, side, x.host(), weight, transformed, forward_output(operands, y)),
             }
         }
         Path::Doubled => doubled::forward::<T>(&sizes, x.host(), weight.host(), forward_output(operands, y)),
@@ -78,13 +78,13 @@ pub(super) fn sums_backward<E: Held>(sizes: Sizes, dy: &Tensor, partial: &Tensor
 pub(super) fn input_backward<T: Float>(sizes: Sizes, dy: &Tensor, weight: &Tensor, dx: &Destination) {
     match path(Pass::InputGradient, &sizes, dy.dtype()) {
         Path::Pairs => pairs::input_gradient(&sizes, dy, weight, dx),
-        Path::Winograd => {
+        Path::Winograd(side) => {
             let fold = (sizes.source != sizes.size).then_some(sizes.source);
             match dy.dtype() {
                 DType::BF16 => {
-                    winograd::input_gradient::<bf16>(&sizes, dy.host(), weight.host(), input_output(dx, fold));
+                    winograd::input_gradient::<bf16>(&sizes, side, dy.host(), weight.host(), input_output(dx, fold));
                 }
-                _ => winograd::input_gradient::<f32>(&sizes, dy.host(), weight.host(), input_output(dx, fold)),
+                _ => winograd::input_gradient::<f32>(&sizes, side, dy.host(), weight.host(), input_output(dx, fold)),
             }
         }
         Path::Doubled => doubled::input_gradient::<T>(&sizes, dy.host(), weight.host(), input_output(dx, None)),
@@ -109,11 +109,11 @@ pub(super) fn weight_backward<T: Float>(
 ) {
     let Some(dw) = dw else { return };
     match path(Pass::WeightGradient, &sizes, dy.dtype()) {
-        Path::Winograd if dy.dtype() == DType::BF16 => {
-            winograd::weight_gradient::<bf16>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
+        Path::Winograd(side) if dy.dtype() == DType::BF16 => {
+            winograd::weight_gradient::<bf16>(&sizes, side, dw.host_mut(), (dy.host(), x.host()), dw.mode);
         }
-        Path::Winograd => {
-            winograd::weight_gradient::<f32>(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode);
+        Path::Winograd(side) => {
+            winograd::weight_gradient::<f32>(&sizes, side, dw.host_mut(), (dy.host(), x.host()), dw.mode);
         }
         Path::Pairs => pairs::weight_gradient(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode),
         Path::ShiftedPairs => pairs_weight::weight_gradient(&sizes, dw.host_mut(), dy.host(), x.host(), dw.mode),

@@ -10,7 +10,7 @@
 use pulp::{NullaryFnOnce, Simd, WithSimd};
 
 use super::axis::{OTHERS, Terms, across, gather, tile_terms, widen, window, window_terms};
-use super::{BLOCK, Images, Sizes, Tiles, side};
+use super::{BLOCK, Images, Sizes, Tiles};
 use crate::ops::host::parallel::{self, Shared};
 use crate::ops::host::{Float, Held, held};
 use crate::tape::Accumulate;
@@ -21,17 +21,17 @@ const CHUNK_TILES: usize = 128;
 /// dw `[Cout, 3, 3, Cin]` from dy `[B, H, W, Cout]` and x `[B, h, w, Cin]`.
 pub(in super::super) fn weight_gradient<E: Held<Float = f32>>(
     sizes: &Sizes,
+    side: usize,
     dw: &mut [f32],
-    dy: &[E],
-    x: &[E],
+    (dy, x): (&[E], &[E]),
     mode: Accumulate,
 ) {
     assert_eq!(dw.len(), sizes.cout * sizes.depth());
     assert_eq!(dy.len(), sizes.batch * sizes.out_pixels() * sizes.cout);
     assert_eq!(x.len(), sizes.batch * sizes.source[0] * sizes.source[1] * sizes.cin);
     assert!(sizes.cin.is_multiple_of(BLOCK) && sizes.cout.is_multiple_of(BLOCK));
-    match side(sizes) {
-        Some(4) => f32::dispatch(Gradient::<_, 4, 6> { sizes, dw, dy, x, mode }),
+    match side {
+        4 => f32::dispatch(Gradient::<_, 4, 6> { sizes, dw, dy, x, mode }),
         _ => f32::dispatch(Gradient::<_, 2, 4> { sizes, dw, dy, x, mode }),
     }
 }

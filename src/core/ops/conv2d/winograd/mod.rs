@@ -10,7 +10,8 @@
 //! `bf16` products for one of `f32`, as AVX-512 has them, are not worth four times as many. In `f64` the definition is summed as it
 //! stands, and so stays an oracle.
 //!
-//! Tiles of 4 have larger weights, N² / 9 times the taps: [`side`] takes them where an image has enough tiles to use them on.
+//! Tiles of 4 have larger weights, N² / 9 times the taps, and err more, by far less than bf16 rounds but enough to take a deep network in
+//! `f32` past 1e-5 of its values: the caller chooses the side M of the tiles.
 //!
 //! Everything is vectors of neighbouring channels. A task transforms the images under some tiles, then for each panel of
 //! output channels multiplies at all positions and transforms back while that is in the cache. An element of the result is
@@ -51,14 +52,16 @@ const DEPTH: usize = 256;
 /// Elements between one position's values and the next's, beyond these: so that positions do not share a cache set.
 const SKEW: usize = 16;
 
-/// The side M of the tiles that a convolution is cut into, where it is one of 3x3 taps that keeps the image's size, with channels in
-/// whole blocks; by shapes alone, without the batch.
-pub(super) fn side(sizes: &Sizes) -> Option<usize> {
+/// Whether a convolution is one of 3x3 taps that keeps the image's size, with channels in whole blocks.
+pub(super) fn fits(sizes: &Sizes) -> bool {
     let Sizes { size, out, kernel, stride, pad, cin, cout, .. } = *sizes;
-    let fits = kernel == [3, 3] && stride == 1 && pad == [1, 1] && out == size && cin % BLOCK == 0 && cout % BLOCK == 0;
-    let tiles = |side: usize| size[0].div_ceil(side) * size[1].div_ceil(side);
-    let is_less = 36 * tiles(4) < 16 * tiles(2);
-    fits.then(|| if is_less && tiles(4) >= ENOUGH_TILES { 4 } else { 2 })
+    kernel == [3, 3] && stride == 1 && pad == [1, 1] && out == size && cin % BLOCK == 0 && cout % BLOCK == 0
+}
+
+/// Whether its images have tiles of 4 enough for their larger weights, which multiply less than tiles of 2.
+pub(super) fn fits_large(sizes: &Sizes) -> bool {
+    let tiles = |side: usize| sizes.size[0].div_ceil(side) * sizes.size[1].div_ceil(side);
+    fits(sizes) && 36 * tiles(4) < 16 * tiles(2) && tiles(4) >= ENOUGH_TILES
 }
 
 /// Where tiles of MxM pixels lie in images.
@@ -119,40 +122,46 @@ impl<E> Images<'_, E> {
 /// y from x; `output` says where it goes. `transformed` is the weight as [`transform`] left it, where that was done before.
 pub(super) fn forward<E: Held<Float = f32>>(
     sizes: &Sizes,
+    side: usize,
     x: &[E],
     weight: &[f32],
     transformed: Option<&[f32]>,
     output: Output<E>,
 ) {
     let images = Images { values: x, source: sizes.source, size: sizes.size, channels: sizes.cin };
-    run(sizes, Run { batch: sizes.batch, images, kernel: Kernel::forward(sizes, weight), transformed, output });
+    run(side, Run { batch: sizes.batch, images, kernel: Kernel::forward(sizes, weight), transformed, output });
 }
 
 /// Elements of a transformed weight: the same on every machine.
-pub(super) fn transformed_len(sizes: &Sizes) -> usize {
-    let positions = side(sizes).map_or(0, |side| (side + 2) * (side + 2));
-    positions * sizes.cin * sizes.cout.next_multiple_of(2 * BLOCK)
+pub(super) fn transformed_len(sizes: &Sizes, side: usize) -> usize {
+    (side + 2).pow(2) * sizes.cin * sizes.cout.next_multiple_of(2 * BLOCK)
 }
 
 /// The weight's transform, for [`forward`].
-pub(super) fn transform(sizes: &Sizes, weight: &[f32], transformed: &mut [f32]) {
+pub(super) fn transform(sizes: &Sizes, side: usize, weight: &[f32], transformed: &mut [f32]) {
     let kernel = Kernel::forward(sizes, weight);
-    match side(sizes) {
-        Some(4) => f32::dispatch(Transform::<6> { kernel, to: transformed }),
+    match side {
+        4 => f32::dispatch(Transform::<6> { kernel, to: transformed }),
         _ => f32::dispatch(Transform::<4> { kernel, to: transformed }),
     }
 }
 
 /// dx from dy; `output` says where it goes, and whether each pixel of it is the sum of the four that were copied from it.
-pub(super) fn input_gradient<E: Held<Float = f32>>(sizes: &Sizes, dy: &[E], weight: &[f32], output: Output<E>) {
+pub(super) fn input_gradient<E: Held<Float = f32>>(
+    sizes: &Sizes,
+    side: usize,
+    dy: &[E],
+    weight: &[f32],
+    output: Output<E>,
+) {
     let images = Images { values: dy, source: sizes.size, size: sizes.size, channels: sizes.cout };
     let kernel = Kernel::input_gradient(sizes, weight);
-    run(sizes, Run { batch: sizes.batch, images, kernel, transformed: None, output });
+    run(side, Run { batch: sizes.batch, images, kernel, transformed: None, output });
 }
 
-fn run<E: Held<Float = f32>>(sizes: &Sizes, run: Run<E>) {
-    match side(sizes) {
-        Some(4) => f32::dispatch(Tiled::<_, 4, 6>(run)),
+fn run<E: Held<Float = f32>>(side: usize, run: Run<E>) {
+    match side {
+        4 => f32::dispatch(Tiled::<_, 4, 6>(run)),
         _ => f32::dispatch(Tiled::<_, 2, 4>(run)),
     }
 }

@@ -11,8 +11,8 @@ fn values(len: usize, salt: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919 + salt) % 4093) as f32 / 2046.0 - 1.0).collect()
 }
 
-/// Images of tiles of 2, and of 4.
-const IMAGES: [[usize; 2]; 2] = [[11, 14], [14, 17]];
+/// Sides of tiles, and images that take them.
+const IMAGES: [(usize, [usize; 2]); 2] = [(2, [11, 14]), (4, [14, 17])];
 
 fn sizes(batch: usize, size: [usize; 2]) -> Sizes {
     Sizes { batch, source: size, size, out: size, cin: 32, cout: 48, kernel: [3, 3], stride: 1, pad: [1, 1] }
@@ -23,31 +23,32 @@ fn plain<E: Held>(data: &mut [E]) -> Output<'_, E> {
 }
 
 /// y, dx and dw of the first images of a batch.
-fn run(batch: usize, image: [usize; 2]) -> [Vec<f32>; 3] {
+fn run(batch: usize, (side, image): (usize, [usize; 2])) -> [Vec<f32>; 3] {
     let sizes = sizes(batch, image);
     let pixels = batch * sizes.out_pixels();
     let (x, dy) = (values(pixels * sizes.cin, 1), values(pixels * sizes.cout, 2));
     let weight = values(sizes.cout * sizes.depth(), 3);
     let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; weight.len()]);
-    forward(&sizes, &x, &weight, None, plain(&mut y));
-    input_gradient(&sizes, &dy, &weight, plain(&mut dx));
-    weight_gradient(&sizes, &mut dw, &dy, &x, Accumulate::Write);
+    forward(&sizes, side, &x, &weight, None, plain(&mut y));
+    input_gradient(&sizes, side, &dy, &weight, plain(&mut dx));
+    weight_gradient(&sizes, side, &mut dw, (&dy, &x), Accumulate::Write);
     [y, dx, dw]
 }
 
 #[test]
 fn images_of_enough_tiles_take_those_of_four() {
-    assert_eq!(IMAGES.map(|image| side(&sizes(1, image))), [Some(2), Some(4)]);
-    assert_eq!(side(&Sizes { cin: 24, ..sizes(1, [14, 17]) }), None);
+    let fitting = |sizes: Sizes| (fits(&sizes), fits_large(&sizes));
+    assert_eq!(IMAGES.map(|(_, image)| fitting(sizes(1, image))), [(true, false), (true, true)]);
+    assert_eq!(fitting(Sizes { cin: 24, ..sizes(1, [14, 17]) }), (false, false));
 }
 
 #[test]
 fn bits_depend_neither_on_threads_nor_on_the_batch() {
-    for image in IMAGES {
-        let all = with_threads(1, || run(5, image));
+    for way in IMAGES {
+        let all = with_threads(1, || run(5, way));
         for threads in [2, 3, 9] {
-            assert_eq!(with_threads(threads, || run(5, image)), all);
-            let few = with_threads(threads, || run(2, image));
+            assert_eq!(with_threads(threads, || run(5, way)), all);
+            let few = with_threads(threads, || run(2, way));
             for (few, all) in few.iter().zip(&all).take(2) {
                 assert_eq!(few[..], all[..few.len()]);
             }
@@ -57,7 +58,7 @@ fn bits_depend_neither_on_threads_nor_on_the_batch() {
 
 #[test]
 fn bits_do_not_depend_on_the_vector_width() {
-    for image in IMAGES {
+    for (side, image) in IMAGES {
         let sizes = sizes(2, image);
         let pixels = 2 * sizes.out_pixels();
         let (x, weight) = (values(pixels * sizes.cin, 1), values(sizes.cout * sizes.depth(), 3));
@@ -66,9 +67,9 @@ fn bits_do_not_depend_on_the_vector_width() {
             let images = Images { values: &x, source: image, size: image, channels: sizes.cin };
             let kernel = Kernel::forward(&sizes, &weight);
             let run = Run { batch: 2, images, kernel, transformed: None, output: plain(&mut y) };
-            match (side(&sizes), scalar) {
-                (Some(4), true) => Tiled::<_, 4, 6>(run).with_simd(pulp::Scalar::new()),
-                (Some(4), false) => f32::dispatch(Tiled::<_, 4, 6>(run)),
+            match (side, scalar) {
+                (4, true) => Tiled::<_, 4, 6>(run).with_simd(pulp::Scalar::new()),
+                (4, false) => f32::dispatch(Tiled::<_, 4, 6>(run)),
                 (_, true) => Tiled::<_, 2, 4>(run).with_simd(pulp::Scalar::new()),
                 (_, false) => f32::dispatch(Tiled::<_, 2, 4>(run)),
             }
@@ -83,40 +84,40 @@ fn bits_do_not_depend_on_the_vector_width() {
 fn bf16_has_the_bits_of_its_values_in_f32() {
     let round = |values: &[f32]| values.iter().map(|&value| bf16::of(value)).collect::<Vec<_>>();
     let widen = |values: &[bf16]| values.iter().map(|value| value.get()).collect::<Vec<f32>>();
-    for image in IMAGES {
+    for (side, image) in IMAGES {
         let sizes = sizes(2, image);
         let pixels = 2 * sizes.out_pixels();
         let (x, dy) = (round(&values(pixels * sizes.cin, 1)), round(&values(pixels * sizes.cout, 2)));
         let weight = values(sizes.cout * sizes.depth(), 3);
         let (mut brief, mut single) = (vec![0.0; weight.len()], vec![0.0; weight.len()]);
-        weight_gradient(&sizes, &mut brief, &dy, &x, Accumulate::Write);
-        weight_gradient(&sizes, &mut single, &widen(&dy), &widen(&x), Accumulate::Write);
+        weight_gradient(&sizes, side, &mut brief, (&dy, &x), Accumulate::Write);
+        weight_gradient(&sizes, side, &mut single, (&widen(&dy), &widen(&x)), Accumulate::Write);
         assert!(brief == single, "dw of {image:?}");
 
         let (residual, add) = (round(&values(dy.len(), 4)), round(&values(2 * sizes.cout, 5)));
         let (mut brief, mut single) = (vec![bf16::ZERO; dy.len()], vec![0.0; dy.len()]);
         let output = Output { residual: Some(&residual), channel_add: Some(&add), ..plain(&mut brief) };
-        forward(&sizes, &x, &weight, None, output);
+        forward(&sizes, side, &x, &weight, None, output);
         let (residual, add) = (widen(&residual), widen(&add));
         let output = Output { residual: Some(&residual), channel_add: Some(&add), ..plain(&mut single) };
-        forward(&sizes, &widen(&x), &weight, None, output);
+        forward(&sizes, side, &widen(&x), &weight, None, output);
         assert!(brief == round(&single), "y of {image:?}");
     }
 }
 
 #[test]
 fn a_weight_transformed_before_gives_the_same_bits() {
-    for image in IMAGES {
-        let [y, ..] = run(2, image);
+    for (side, image) in IMAGES {
+        let [y, ..] = run(2, (side, image));
         let sizes = sizes(2, image);
         let pixels = 2 * sizes.out_pixels();
         let (x, weight) = (values(pixels * sizes.cin, 1), values(sizes.cout * sizes.depth(), 3));
         for threads in [1, 3] {
-            let mut transformed = vec![f32::NAN; transformed_len(&sizes)];
+            let mut transformed = vec![f32::NAN; transformed_len(&sizes, side)];
             let mut ours = vec![0.0; y.len()];
             with_threads(threads, || {
-                transform(&sizes, &weight, &mut transformed);
-                forward(&sizes, &x, &[], Some(&transformed), plain(&mut ours));
+                transform(&sizes, side, &weight, &mut transformed);
+                forward(&sizes, side, &x, &[], Some(&transformed), plain(&mut ours));
             });
             assert_eq!(ours, y);
         }
@@ -125,9 +126,9 @@ fn a_weight_transformed_before_gives_the_same_bits() {
 
 #[test]
 fn it_is_the_convolution() {
-    for image in IMAGES {
+    for (side, image) in IMAGES {
         let sizes = sizes(2, image);
-        let [y, ..] = run(2, image);
+        let [y, ..] = run(2, (side, image));
         let [height, width] = sizes.size;
         let (x, weight) = (values(2 * height * width * sizes.cin, 1), values(sizes.cout * sizes.depth(), 3));
         for (number, i, j, o) in [(0, 0, 0, 0), (0, 10, 13, 47), (1, 5, 6, 17), (1, 10, 0, 31), (1, 3, 13, 5)] {
@@ -153,10 +154,10 @@ fn a_folded_gradient_is_the_sum_of_four() {
     let sizes = sizes(2, image);
     let (dy, weight) = (values(2 * sizes.out_pixels() * sizes.cout, 2), values(sizes.cout * sizes.depth(), 3));
     let mut all = vec![0.0; 2 * 14 * 18 * sizes.cin];
-    input_gradient(&sizes, &dy, &weight, plain(&mut all));
+    input_gradient(&sizes, 4, &dy, &weight, plain(&mut all));
     let doubled = Sizes { source: [7, 9], ..sizes };
     let mut folded = vec![0.0; all.len() / 4];
-    input_gradient(&doubled, &dy, &weight, Output { fold: Some([7, 9]), ..plain(&mut folded) });
+    input_gradient(&doubled, 4, &dy, &weight, Output { fold: Some([7, 9]), ..plain(&mut folded) });
     for (pixel, folded) in folded.chunks(sizes.cin).enumerate() {
         let (number, row, column) = (pixel / 63, pixel / 9 % 7, pixel % 9);
         let at = |row: usize, column: usize| &all[((number * 14 + row) * 18 + column) * sizes.cin..];
