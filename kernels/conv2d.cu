@@ -99,7 +99,7 @@ DEV void conv2d_fwd(T* y, const T* x, const T* weight, const f32* bias, const T*
     bool wide = cout % N == 0 && aligned16(y) && aligned16(bias) && aligned16(channel_add) && aligned16(residual);
     Added<T> to = {y, bias, channel_add, residual, cout, out_height * out_width, wide};
     Stored<T> w = Stored<T>::make(weight, depth, cout);
-    if constexpr (sizeof(T) < sizeof(f32)) {
+    if constexpr (ON_TENSOR_CORES<Tile, T>) {
         if (patches_follow(sizes)) return product<Tile, true, true>(PatchRows<T>{sizes}, w, 0, depth, to);
     }
     product<Tile, true, true>(Patches<T>{sizes}, w, 0, depth, to);
@@ -115,7 +115,7 @@ DEV void conv2d_bwd_input(T* dx, const T* dy, const T* weight, u32 pixels, u32 s
                     out_width, cout, kernel_height, kernel_width, stride, pad_height, pad_width};
     Taps<T> taps = {weight, cin, cin % N == 0 && aligned16(weight), kernel_height * kernel_width, cout};
     Gradient<T, 4> to = Gradient<T, 4>::make(dx, cin, accumulate);
-    if constexpr (sizeof(T) < sizeof(f32)) {
+    if constexpr (ON_TENSOR_CORES<Tile, T>) {
         if (gridDim.z == 4) {
             // The parity with most taps of a window of 3 that is centred comes first.
             Parity parity = parity_of(3 - blockIdx.z, pad_height, pad_width);
@@ -136,7 +136,7 @@ DEV void conv2d_bwd_weight(f32* dw, f32* db, const T* dy, const T* x, u32 pixels
                            u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width,
                            u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
                            u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    constexpr u32 N = Vec16<T>::COUNT, NEIGHBOURS = WEIGHT_NEIGHBOURS<T>;
+    constexpr u32 N = Vec16<T>::COUNT, NEIGHBOURS = WEIGHT_NEIGHBOURS<Tile, T>;
     u32 depth = kernel_height * kernel_width * cin, r = blockIdx.z * rows_per_split;
     u32 r_end = min_of(pixels - r, rows_per_split) + r;
     PatchSizes<T> sizes = {x,     depth, cin % N == 0 && aligned16(x), source_height, source_width, height, width, out_height,
@@ -145,8 +145,8 @@ DEV void conv2d_bwd_weight(f32* dw, f32* db, const T* dy, const T* x, u32 pixels
     if (split_len > cout * depth) db = dw + (u64)cout * depth;
     WeightGradient<NEIGHBOURS> to = {Gradient<f32, NEIGHBOURS>::make(dw, depth, accumulate), db, accumulate_bias != 0};
     Stored<T> gradient = Stored<T>::make(dy, cout, cout);
-    if constexpr (sizeof(T) < sizeof(f32)) {
-        if (strips_period<MMA_DEPTH>(sizes) != 0) return product<Tile, false, false>(gradient, PatchStrips<T>{sizes}, r, r_end, to);
+    if constexpr (ON_TENSOR_CORES<Tile, T>) {
+        if (strips_period<MMA_DEPTH<T>>(sizes) != 0) return product<Tile, false, false>(gradient, PatchStrips<T>{sizes}, r, r_end, to);
     }
     product<Tile, false, false>(gradient, PatchesDown<T>{sizes}, r, r_end, to);
 }
@@ -204,6 +204,14 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_large_bf16(
     conv2d_fwd<LargeTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
         out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
+extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_large_tf32(
+    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
+    const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
+    conv2d_fwd<LargeTf32Tile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
+}
 extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_small_f32(
     f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
     const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
@@ -220,12 +228,28 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_small_bf16(
     conv2d_fwd<SmallTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
         out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
+extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_small_tf32(
+    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
+    const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
+    conv2d_fwd<SmallTf32Tile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
+}
 extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_eight_bf16(
     bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias,
     const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
     conv2d_fwd<EightTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
+        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_eight_tf32(
+    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
+    const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
+    conv2d_fwd<EightTf32Tile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
         out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_f32(
@@ -242,6 +266,13 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_large_bf16(
     conv2d_bwd_input<LargeTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
         cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
+extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_large_tf32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
+    conv2d_bwd_input<LargeTf32Tile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
+        cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
+}
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_small_f32(
     f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
@@ -256,11 +287,25 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_small_bf16(
     conv2d_bwd_input<SmallTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
+extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_small_tf32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
+    conv2d_bwd_input<SmallTf32Tile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
+}
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_eight_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
     conv2d_bwd_input<EightTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_eight_tf32(
+    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
+    conv2d_bwd_input<EightTf32Tile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_f32(
@@ -278,6 +323,15 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_large_bf16(
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
     u32 split_len, u32 accumulate, u32 accumulate_bias) {
     conv2d_bwd_weight<LargeTile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
+        accumulate_bias);
+}
+extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_large_tf32(
+    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
+    u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    conv2d_bwd_weight<LargeTf32Tile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
         accumulate_bias);
 }
@@ -299,12 +353,30 @@ extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_bf16(
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
         accumulate_bias);
 }
+extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_tf32(
+    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
+    u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    conv2d_bwd_weight<SmallTf32Tile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
+        accumulate_bias);
+}
 extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_eight_bf16(
     f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height,
     u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
     u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
     u32 split_len, u32 accumulate, u32 accumulate_bias) {
     conv2d_bwd_weight<EightTile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
+        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
+        accumulate_bias);
+}
+extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_eight_tf32(
+    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
+    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
+    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
+    u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    conv2d_bwd_weight<EightTf32Tile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
         cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
         accumulate_bias);
 }

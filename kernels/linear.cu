@@ -14,7 +14,7 @@
 //   dx        m   k   n    dz: r contiguous       W: j contiguous
 //   dW        n   k   m    dz: i contiguous       x: j contiguous
 //
-// They run on the tiles of common/product.cuh: bf16 on the tensor cores, f32 with plain FMA.
+// They run on the tiles of common/product.cuh: bf16 on the tensor cores, f32 with plain FMA, or there too (_tf32).
 //
 // dW's sum over m is cut into splits of `rows_per_split` (by shapes alone) where the tiles alone would not fill a GPU; each
 // split writes its own part of scratch, [n, k] and behind it db's [n] where it is wanted, and gradient_sums.cu adds the parts in
@@ -130,7 +130,7 @@ DEV void linear_bwd_input(T* dx, const T* dz, const T* weight, u32 m, u32 n, u32
 template <typename Tile, typename T>
 DEV void linear_bwd_weight(f32* dw, f32* db, const T* dz, const T* x, u32 m, u32 n, u32 k, u32 rows_per_split, u32 split_len,
                            u32 accumulate, u32 accumulate_bias) {
-    constexpr u32 N = WEIGHT_NEIGHBOURS<T>;
+    constexpr u32 N = WEIGHT_NEIGHBOURS<Tile, T>;
     u32 r = blockIdx.z * rows_per_split, r_end = min_of(m - r, rows_per_split) + r;
     dw += (u64)blockIdx.z * split_len;
     if (split_len > n * k) db = dw + (u64)n * k;
@@ -152,12 +152,12 @@ template <u32 N>
 DEV void finish(const Dropped&, const Dropped::Columns&, u32, u32, f32 (&)[N], bool) {}
 
 // db [n], or scratch [splits, n] with accumulate = 0.
-template <typename T>
+template <typename Tile, typename T>
 DEV void linear_bwd_bias(f32* db, const T* dz, u32 m, u32 n, u32 rows_per_split, u32 accumulate) {
     u32 r = blockIdx.z * rows_per_split, r_end = min_of(m - r, rows_per_split) + r;
     Stored<T> first = Stored<T>::make(dz, n, min_of(n, 64u));
-    product<SmallTile, false, false>(Stored<T>::make(dz, n, n), first, r, r_end,
-                                     Dropped{db + (u64)blockIdx.z * n, accumulate != 0});
+    product<Tile, false, false>(Stored<T>::make(dz, n, n), first, r, r_end,
+                                Dropped{db + (u64)blockIdx.z * n, accumulate != 0});
 }
 
 // Replaces z by dz = dy act'(z), 16 bytes a thread.
@@ -186,6 +186,11 @@ extern "C" __global__ void __launch_bounds__(128) linear_fwd_large_bf16(
     const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
     linear_fwd<LargeTile>(y, z, x, weight, bias, residual, m, n, k, activation);
 }
+extern "C" __global__ void __launch_bounds__(128) linear_fwd_large_tf32(
+    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
+    linear_fwd<LargeTf32Tile>(y, z, x, weight, bias, residual, m, n, k, activation);
+}
 extern "C" __global__ void __launch_bounds__(256) linear_fwd_small_f32(
     f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
     const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
@@ -196,10 +201,20 @@ extern "C" __global__ void __launch_bounds__(128) linear_fwd_small_bf16(
     const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
     linear_fwd<SmallTile>(y, z, x, weight, bias, residual, m, n, k, activation);
 }
+extern "C" __global__ void __launch_bounds__(128) linear_fwd_small_tf32(
+    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
+    linear_fwd<SmallTf32Tile>(y, z, x, weight, bias, residual, m, n, k, activation);
+}
 extern "C" __global__ void __launch_bounds__(256) linear_fwd_eight_bf16(
     bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
     const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
     linear_fwd<EightTile>(y, z, x, weight, bias, residual, m, n, k, activation);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_fwd_eight_tf32(
+    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
+    linear_fwd<EightTf32Tile>(y, z, x, weight, bias, residual, m, n, k, activation);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_large_f32(
     f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
@@ -211,6 +226,11 @@ extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_large_bf16(
     u32 accumulate) {
     linear_bwd_input<LargeTile>(dx, dz, weight, m, n, k, accumulate);
 }
+extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_large_tf32(
+    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
+    u32 accumulate) {
+    linear_bwd_input<LargeTf32Tile>(dx, dz, weight, m, n, k, accumulate);
+}
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_small_f32(
     f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
     u32 accumulate) {
@@ -221,10 +241,20 @@ extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_small_bf16(
     u32 accumulate) {
     linear_bwd_input<SmallTile>(dx, dz, weight, m, n, k, accumulate);
 }
+extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_small_tf32(
+    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
+    u32 accumulate) {
+    linear_bwd_input<SmallTf32Tile>(dx, dz, weight, m, n, k, accumulate);
+}
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_eight_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
     u32 accumulate) {
     linear_bwd_input<EightTile>(dx, dz, weight, m, n, k, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_eight_tf32(
+    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
+    u32 accumulate) {
+    linear_bwd_input<EightTf32Tile>(dx, dz, weight, m, n, k, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_large_f32(
     f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
@@ -236,6 +266,11 @@ extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_large_bf16(
     u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
     linear_bwd_weight<LargeTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
 }
+extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_large_tf32(
+    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
+    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    linear_bwd_weight<LargeTf32Tile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
+}
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_small_f32(
     f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
     u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
@@ -246,25 +281,50 @@ extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_small_bf16(
     u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
     linear_bwd_weight<SmallTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
 }
+extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_small_tf32(
+    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
+    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    linear_bwd_weight<SmallTf32Tile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
+}
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_eight_bf16(
     f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
     u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
     linear_bwd_weight<EightTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_eight_tf32(
+    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
+    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    linear_bwd_weight<EightTf32Tile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_fwd_wide_bf16(
     bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
     const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
     linear_fwd<WideTile>(y, z, x, weight, bias, residual, m, n, k, activation);
 }
+extern "C" __global__ void __launch_bounds__(256) linear_fwd_wide_tf32(
+    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
+    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
+    linear_fwd<WideTf32Tile>(y, z, x, weight, bias, residual, m, n, k, activation);
+}
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_wide_bf16(
     bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
     u32 accumulate) {
     linear_bwd_input<WideTile>(dx, dz, weight, m, n, k, accumulate);
 }
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_wide_tf32(
+    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
+    u32 accumulate) {
+    linear_bwd_input<WideTf32Tile>(dx, dz, weight, m, n, k, accumulate);
+}
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_wide_bf16(
     f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
     u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
     linear_bwd_weight<WideTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
+}
+extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_wide_tf32(
+    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
+    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
+    linear_bwd_weight<WideTf32Tile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_activation_f32(
     f32* __restrict__ dz, const f32* __restrict__ dy, u64 len, u32 activation) {
@@ -276,9 +336,13 @@ extern "C" __global__ void __launch_bounds__(256) linear_bwd_activation_bf16(
 }
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_bias_f32(
     f32* __restrict__ db, const f32* __restrict__ dz, u32 m, u32 n, u32 rows_per_split, u32 accumulate) {
-    linear_bwd_bias(db, dz, m, n, rows_per_split, accumulate);
+    linear_bwd_bias<SmallTile>(db, dz, m, n, rows_per_split, accumulate);
 }
 extern "C" __global__ void __launch_bounds__(128) linear_bwd_bias_bf16(
     f32* __restrict__ db, const bf16* __restrict__ dz, u32 m, u32 n, u32 rows_per_split, u32 accumulate) {
-    linear_bwd_bias(db, dz, m, n, rows_per_split, accumulate);
+    linear_bwd_bias<SmallTile>(db, dz, m, n, rows_per_split, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) linear_bwd_bias_tf32(
+    f32* __restrict__ db, const f32* __restrict__ dz, u32 m, u32 n, u32 rows_per_split, u32 accumulate) {
+    linear_bwd_bias<SmallTf32Tile>(db, dz, m, n, rows_per_split, accumulate);
 }

@@ -10,10 +10,12 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use engine_core::device::emulator::Order;
+use engine_core::ops::case::{Case, Outcome};
+use engine_core::ops::cases;
 use engine_core::ops::layer_norm::{Affine, layer_norm};
 use engine_core::ops::patchify::{patchify, unpatchify};
+use engine_core::ops::tf32::OPS_IN_TF32;
 use engine_core::ops::tokens::tokens;
-use engine_core::ops::{case::Case, cases};
 use engine_core::tape::{Accumulate, Tape, Var};
 use engine_core::tensor::{Context, DType, Device, Tensor};
 use rayon::prelude::*;
@@ -21,14 +23,19 @@ use rayon::prelude::*;
 /// Forward, reverse and shuffled: a race hidden by one order shows in another, and bits must not depend on it.
 const ORDERS: [Order; 3] = [Order::Forward, Order::Reverse, Order::Random(7)];
 
-fn check(case: &Case, dtype: DType) -> Result<(), String> {
+/// What a case may be asked for on a device.
+type Run = fn(&Case, &Device) -> engine_core::Result<Outcome>;
+
+/// The first order's outcome agrees with the CPU op, as `checked` finds, and the others' have its bits.
+fn check(case: &Case, name: &str, [checked, alone]: [Run; 2]) -> Result<(), String> {
     let mut bits: Option<Vec<Vec<u64>>> = None;
     for order in ORDERS {
         let device = emulator::device();
         device.set_order(order);
-        let fault = |message: String| format!("{} {dtype} {order:?}: {message}", case.id());
-        let outcome =
-            case.check_device(&Device::Accelerator(device.clone()), dtype).map_err(|error| fault(error.to_string()))?;
+        device.set_tensor_cores(true);
+        let fault = |message: String| format!("{} {name} {order:?}: {message}", case.id());
+        let run = if bits.is_none() { checked } else { alone };
+        let outcome = run(case, &Device::Accelerator(device)).map_err(|error| fault(error.to_string()))?;
         let outputs = outcome.outputs.iter().map(|(values, _)| values);
         let gradients = outcome.gradients.iter().map(|(_, values, _)| values);
         let now: Vec<Vec<u64>> =
@@ -57,12 +64,23 @@ fn every_case(cases: &[Case], check: impl Fn(&Case) -> Result<(), String> + Sync
 
 #[test]
 fn kernels_agree_with_the_cpu_in_f32() {
-    every_case(&picked(), |case| check(case, DType::F32));
+    every_case(&picked(), |case| {
+        check(case, "f32", [|c, d| c.check_device(d, DType::F32), |c, d| c.run_poisoned(d, DType::F32)])
+    });
 }
 
 #[test]
 fn kernels_agree_with_the_cpu_in_bf16() {
-    every_case(&picked(), |case| check(case, DType::BF16));
+    every_case(&picked(), |case| {
+        check(case, "bf16", [|c, d| c.check_device(d, DType::BF16), |c, d| c.run_poisoned(d, DType::BF16)])
+    });
+}
+
+#[test]
+fn kernels_agree_with_the_cpu_in_tf32() {
+    let mut cases = picked();
+    cases.retain(|case| OPS_IN_TF32.contains(&case.op));
+    every_case(&cases, |case| check(case, "tf32", [Case::check_tf32, Case::run_tf32]));
 }
 
 #[test]
@@ -204,13 +222,14 @@ fn every_large_case_has_small_twins() {
     let mut cases = cases();
     cases.retain(|case| only.as_deref().is_none_or(|op| case.op == op));
     let mut missing = Vec::new();
-    for dtype in [DType::F32, DType::BF16] {
-        let launches: Vec<_> = cases.par_iter_mut().map(|case| kinds::launches(case, dtype)).collect();
+    for (dtype, tf32) in [(DType::F32, false), (DType::F32, true), (DType::BF16, false)] {
+        let launches: Vec<_> = cases.par_iter_mut().map(|case| kinds::launches(case, dtype, tf32)).collect();
         for (large, wanted) in cases.iter().zip(&launches).filter(|(case, _)| case.large) {
             let small = cases.iter().zip(&launches).filter(|(case, _)| !case.large && case.op == large.op);
             let small: Vec<_> = small.flat_map(|(_, launches)| launches).collect();
             let lacks = wanted.iter().filter(|launch| !small.contains(launch));
-            missing.extend(lacks.map(|launch| format!("{} {dtype}: {launch:?}", large.id())));
+            let numbers = if tf32 { "tf32".to_string() } else { dtype.to_string() };
+            missing.extend(lacks.map(|launch| format!("{} {numbers}: {launch:?}", large.id())));
         }
     }
     assert!(missing.is_empty(), "no small case launches this:\n{}", missing.join("\n"));

@@ -1,4 +1,4 @@
-// Tensor-core products of bf16 with f32 accumulation, by warp: mma.m16n8k16 and the loads of its fragments.
+// Tensor-core products of bf16 and TF32 with f32 accumulation, by warp: mma.m16n8k16, mma.m16n8k8 and the loads of their fragments.
 //
 // All 32 lanes of the warp call each of these. They move data between lanes without ordering memory: who writes shared
 // memory needs a barrier (or, within the warp, a __syncwarp) before it is loaded here.
@@ -9,6 +9,13 @@
 //   a[4]  A [16, 16] row-major: words at (group, 2t), (group + 8, 2t), (group, 2t + 8), (group + 8, 2t + 8)
 //   b[2]  B [16, 8] column-major: words at (k, n) = (2t, group), (2t + 8, group)
 //   c[4]  C [16, 8]: (group, 2t), (group, 2t + 1), (group + 8, 2t), (group + 8, 2t + 1)
+//
+// Of TF32 a word is one element ("Matrix Fragments for mma.m16n8k8", .tf32), and C as above:
+//
+//   a[4]  A [16, 8] row-major: (group, t), (group + 8, t), (group, t + 4), (group + 8, t + 4)
+//   b[2]  B [8, 8] column-major: (k, n) = (t, group), (t + 4, group)
+//
+// Where k follows k in memory, these are the bytes of the bf16 fragments, and ldmatrix_x4 loads them.
 #pragma once
 #include "common/types.cuh"
 
@@ -22,6 +29,30 @@ DEV void mma_m16n8k16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     emulator_mma_bf16(c, a, b, c, __builtin_FILE(), __builtin_LINE());
+#endif
+}
+
+// c += A B of words that `tf32_bits` has rounded.
+DEV void mma_m16n8k8_tf32(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#ifdef __CUDACC__
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    emulator_mma_tf32(c, a, b, c, __builtin_FILE(), __builtin_LINE());
+#endif
+}
+
+// A word of shared memory.
+DEV u32 load_shared(SharedAddress at) {
+#ifdef __CUDACC__
+    u32 word;
+    asm volatile("ld.shared.u32 %0, [%1];\n" : "=r"(word) : "r"(at) : "memory");
+    return word;
+#else
+    return *reinterpret_cast<const u32*>(at);
 #endif
 }
 

@@ -1,17 +1,19 @@
-// Products C[i, j] = sum over r of A[i, r] B[j, r] by tiles: f32 with plain FMA, bf16 on the tensor cores with f32 sums.
+// Products C[i, j] = sum over r of A[i, r] B[j, r] by tiles: f32 with plain FMA, bf16 on the tensor cores with f32 sums, and f32 there too
+// where its factors may be rounded to TF32, which has f32's exponents and 10 bits of fraction.
 //
 // bf16: mma.sync m16n8k16 on tiles by 32 steps of r, four stages of cp.async. A tile is SmallTile (64x64, warps of 32x32),
 // EightTile (64x64, eight warps of 32x16), LargeTile (128x128, warps of 64x64) or WideTile (128x192, warps of 64x48): shared
 // memory gives a fragment to as many mma as the warp is wide or high, and the second-level cache a row of A to as many columns
 // as the tile is wide. EightTile loads half as many fragments again as SmallTile from shared memory, but its warps hide more of each
 // other's latency: it is for grids of few blocks (src/core/ops/tile.rs). All but the small one take only operands and results in
-// pieces of 16 bytes (`wide`, by the launch); the small one finds out at the block's start. f32: tiles of 128x128 or 64x64 by 16, 8x8 or 4x4
-// results a thread. Whatever the tile, an element is one chain over r in ascending order, so that the choice of tile changes no
+// pieces of 16 bytes (`wide`, by the launch); the small one finds out at the block's start. TF32 (Tf32<Tile>): the same tiles by 16 steps
+// of r, so that a stage has the same bytes, and mma.sync m16n8k8; factors are rounded as fragments are loaded (to nearest, ties away from
+// zero), a word each. f32: tiles of 128x128 or 64x64 by 16, 8x8 or 4x4 results a thread. Whatever the tile, an element is one chain over r in ascending order, so that the choice of tile changes no
 // bit and a row's result depends on the sum's length alone. Beyond r's end come zeros, which change no sum; beyond the tile's
 // rows and columns whatever is read again, for nobody stores those sums.
 //
 // Launches: ceil(i / ROWS) * ceil(j / COLS) blocks in x, j fastest (neighbours share rows of A in the L2); f32 256 threads;
-// bf16 32 threads a warp, dynamic shared memory 4 * 32 * (2 (ROWS + COLS) + 32) bytes: 36864, 69632, 86016 by the tile's area.
+// bf16 and TF32 32 threads a warp, dynamic shared memory 4 * 32 * (2 (ROWS + COLS) + 32) bytes: 36864, 69632, 86016 by the tile's area.
 //
 // An operand is a matrix, stored or imagined, in which neighbours in a row lie side by side in memory. The sum runs along
 // its rows (R_ALONG_ROW: r is the column) or down its columns (r is the row). A thread copies pieces of neighbouring
@@ -238,9 +240,11 @@ DEV void fma_product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
     }
 }
 
-// --- bf16: tensor cores ---
+// --- bf16 and TF32: tensor cores ---
 
-constexpr u32 MMA_DEPTH = 32;
+// Steps of r of a stage: 64 bytes. A half of it is an mma's.
+template <typename T>
+constexpr u32 MMA_DEPTH = 64 / sizeof(T);
 constexpr u32 MMA_STAGES = 4;
 
 // A tile of results and how warps share it: warps side by side take WARP_COLS columns each, those below each other WARP_ROWS rows.
@@ -249,6 +253,8 @@ struct MmaTile {
     static constexpr u32 ROWS = ROWS_, COLS = COLS_, WARP_ROWS = WARP_ROWS_, WARP_COLS = WARP_COLS_;
     // Whether operands and results may be other than whole pieces of 16 bytes.
     static constexpr bool ANY = ANY_;
+    // Whether f32 is multiplied on the tensor cores.
+    static constexpr bool TF32 = false;
     static constexpr u32 ACROSS = COLS / WARP_COLS, THREADS = ROWS / WARP_ROWS * ACROSS * WARP;
     // The counterpart in f32.
     static constexpr u32 FMA_SIDE = FMA_SIDE_;
@@ -258,38 +264,71 @@ typedef MmaTile<64, 64, 32, 16, 0> EightTile;
 typedef MmaTile<128, 128, 64, 64, 128> LargeTile;
 typedef MmaTile<128, 192, 64, 48, 0> WideTile;
 
+// The tile with factors of f32 rounded to TF32.
+template <typename Tile>
+struct Tf32 : Tile {
+    static constexpr bool TF32 = true;
+};
+typedef Tf32<SmallTile> SmallTf32Tile;
+typedef Tf32<EightTile> EightTf32Tile;
+typedef Tf32<LargeTile> LargeTf32Tile;
+typedef Tf32<WideTile> WideTf32Tile;
+template <typename Tile, typename T>
+constexpr bool ON_TENSOR_CORES = Tile::TF32 || sizeof(T) < sizeof(f32);
+
 // How an operand's SIDE outer indices by MMA_DEPTH steps of r lie in a stage, in bytes, and which of its columns or rows a lane's
 // fragments come from.
 //
 // r along the row: rows of 64 bytes, so that two share the 32 banks; the four pieces of 16 bytes change places by the row, so
 // that the eight rows of an ldmatrix fall into different banks. As B, a group of 16 columns is dealt out so that the sums of a
 // lane are four neighbours of a row: columns 4t, 4t + 1 are in the group's first n8 block, 4t + 2 and 4t + 3 in its second.
-// r down the column: a row's pieces are followed by one that is left free, so that eight rows fall into different banks.
-template <u32 SIDE, bool R_ALONG_ROW, bool IS_B>
+// r down the column: a row's pieces are followed by one that is left free, so that eight rows fall into different banks. In TF32, of which
+// no instruction transposes, a lane loads single words of rows t and t + 4: there two pieces are left free, so that the four rows' eight
+// neighbours do.
+template <typename T, u32 SIDE, bool R_ALONG_ROW, bool IS_B>
 struct MmaPlace {
-    static constexpr u32 ROW = R_ALONG_ROW ? 2 * MMA_DEPTH : 2 * SIDE + 16;
-    static constexpr u32 BYTES = ROW * (R_ALONG_ROW ? SIDE : MMA_DEPTH);
-    // From fragments of 16 outer indices to the next 16, and from a step's first 16 r to its second.
-    static constexpr u32 NEXT = R_ALONG_ROW ? 16 * ROW : 32;
-    static constexpr u32 DOWN = R_ALONG_ROW ? 0 : 16 * ROW;
+    static constexpr bool WORDS = !R_ALONG_ROW && sizeof(T) == sizeof(f32);
+    static constexpr u32 DEPTH = MMA_DEPTH<T>, ROW = R_ALONG_ROW ? 64 : (u32)sizeof(T) * SIDE + (WORDS ? 32 : 16);
+    static constexpr u32 BYTES = ROW * (R_ALONG_ROW ? SIDE : DEPTH);
+    // From fragments of 16 outer indices to the next 16, and from the first half of a step's r to its second.
+    static constexpr u32 NEXT = 16 * (R_ALONG_ROW ? ROW : (u32)sizeof(T));
+    static constexpr u32 DOWN = R_ALONG_ROW ? 0 : DEPTH / 2 * ROW;
     static constexpr u32 FLIP = R_ALONG_ROW ? 32 : 0;
 
     DEV u32 of_piece(u32 row, u32 piece) {
         return row * ROW + (R_ALONG_ROW ? piece ^ (row >> (IS_B ? 2 : 1) & 3) : piece) * 16;
     }
     // This lane's row address for the fragments at outer index `outer` (a multiple of 16): of A in the order of an m16k16
-    // fragment, of B two n8k16 fragments one after the other.
+    // fragment, of B two n8k16 fragments one after the other. In TF32 their bytes are those of m16k8 and n8k8.
     DEV u32 of_lane(u32 outer) {
+        if (WORDS) return threadIdx.x % 4 * ROW + (outer + threadIdx.x % WARP / 4) * 4;
         u32 matrix = threadIdx.x % WARP / 8, row = threadIdx.x % 8;
         u32 o_half = IS_B ? matrix / 2 : matrix % 2, r_half = IS_B ? matrix % 2 : matrix / 2;
         if (!R_ALONG_ROW) return of_piece(r_half * 8 + row, outer / 8 + o_half);
         return of_piece(outer + (IS_B ? row / 2 * 4 + row % 2 + o_half * 2 : o_half * 8 + row), r_half);
     }
-    // Four words of fragments, i groups of 16 and d steps of r (0 or 16) from a lane's address.
-    DEV void load(u32 (&words)[4], SharedAddress lane, u32 i, u32 d) {
-        SharedAddress at = (d == 0 ? lane : shared_xor(lane, FLIP) + DOWN) + i * NEXT;
-        if (R_ALONG_ROW) ldmatrix_x4(words, at);
-        else ldmatrix_x4_trans(words, at);
+    // Four words of fragments as they are stored, i groups of 16 from a lane's address in the given half of the step.
+    DEV void load_stored(u32 (&words)[4], SharedAddress lane, u32 i, u32 half) {
+        SharedAddress at = (half == 0 ? lane : shared_xor(lane, FLIP) + DOWN) + i * NEXT;
+        if (WORDS) {
+#pragma unroll
+            for (u32 w = 0; w < 4; w++) {
+                u32 o_half = IS_B ? w / 2 : w % 2, r_half = IS_B ? w % 2 : w / 2;
+                words[w] = load_shared(at + (r_half * 4 * ROW + o_half * 32));
+            }
+        } else if (R_ALONG_ROW) {
+            ldmatrix_x4(words, at);
+        } else {
+            ldmatrix_x4_trans(words, at);
+        }
+    }
+    // As they are multiplied.
+    DEV void load(u32 (&words)[4], SharedAddress lane, u32 i, u32 half) {
+        load_stored(words, lane, i, half);
+        if constexpr (sizeof(T) == sizeof(f32)) {
+#pragma unroll
+            for (u32 w = 0; w < 4; w++) words[w] = tf32_bits(f32_from_bits(words[w]));
+        }
     }
 };
 
@@ -299,7 +338,7 @@ DEV void mma_copy(SharedAddress stage, const O& operand, const Walk& walk) {
 #pragma unroll
     for (u32 p = 0; p < S::COUNT; p++) {
         SharedAddress to = stage + Place::of_piece(S::row(p), S::piece(p));
-        const bf16* from = walk_place(operand, walk, p);
+        const auto* from = walk_place(operand, walk, p);
         if constexpr (O::DENSE) async_copy16(to, from);
         else async_copy16_zero_fill(to, from != nullptr ? from : operand.data, from != nullptr ? 16 : 0);
     }
@@ -308,36 +347,39 @@ DEV void mma_copy(SharedAddress stage, const O& operand, const Walk& walk) {
 // For a step that r's end cuts, or (not WIDE) for an operand that may have no whole pieces: zeros beyond it.
 template <typename S, typename Place, bool WIDE, typename O, typename Walk>
 DEV void mma_copy_part(u8* stage, const O& operand, const Walk& walk, u32 first, u32 r, u32 r_end) {
+    constexpr u32 SIZE = sizeof(*operand.data), OF_WORD = 4 / SIZE;
 #pragma unroll
     for (u32 p = 0; p < S::COUNT; p++) {
         u32 left = share_left<S>(operand, first, r, r_end, p);
         u8* to = stage + Place::of_piece(S::row(p), S::piece(p));
         if (WIDE || operand.wide) {
-            const bf16* from = left > 0 ? walk_place(operand, walk, p) : nullptr;
-            async_copy16_zero_fill(to, from != nullptr ? from : operand.data, from != nullptr ? left * 2 : 0);
+            const auto* from = left > 0 ? walk_place(operand, walk, p) : nullptr;
+            async_copy16_zero_fill(to, from != nullptr ? from : operand.data, from != nullptr ? left * SIZE : 0);
         } else {
             Walk at = walk;
 #pragma unroll 1
-            for (u32 i = 0; i < 8; i += 2) {
-                const bf16* low = i < left ? walk_place(operand, at, p) : nullptr;
-                walk_columns<1>(operand, at);
-                const bf16* high = i + 1 < left ? walk_place(operand, at, p) : nullptr;
-                walk_columns<1>(operand, at);
-                u32 word = low != nullptr ? low->bits : 0;
-                if (high != nullptr) word |= (u32)high->bits << 16;
-                *reinterpret_cast<u32*>(to + i * 2) = word;
+            for (u32 i = 0; i < S::N; i += OF_WORD) {
+                u32 word = 0;
+#pragma unroll
+                for (u32 e = 0; e < OF_WORD; e++) {
+                    const auto* from = i + e < left ? walk_place(operand, at, p) : nullptr;
+                    walk_columns<1>(operand, at);
+                    if (from != nullptr) word |= storage_bits(*from) << (16 * e);
+                }
+                *reinterpret_cast<u32*>(to + i * SIZE) = word;
             }
         }
     }
 }
 
 // The operands' stages and walks of one block.
-template <typename Tile, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, bool WIDE, typename A, typename B>
+template <typename T, typename Tile, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, bool WIDE, typename A, typename B>
 struct MmaOperands {
-    typedef Share<Tile::ROWS, MMA_DEPTH, Tile::THREADS, 8, A_R_ALONG_ROW> ShareA;
-    typedef Share<Tile::COLS, MMA_DEPTH, Tile::THREADS, 8, B_R_ALONG_ROW> ShareB;
-    typedef MmaPlace<Tile::ROWS, A_R_ALONG_ROW, false> PlaceA;
-    typedef MmaPlace<Tile::COLS, B_R_ALONG_ROW, true> PlaceB;
+    static constexpr u32 DEPTH = MMA_DEPTH<T>;
+    typedef Share<Tile::ROWS, DEPTH, Tile::THREADS, Vec16<T>::COUNT, A_R_ALONG_ROW> ShareA;
+    typedef Share<Tile::COLS, DEPTH, Tile::THREADS, Vec16<T>::COUNT, B_R_ALONG_ROW> ShareB;
+    typedef MmaPlace<T, Tile::ROWS, A_R_ALONG_ROW, false> PlaceA;
+    typedef MmaPlace<T, Tile::COLS, B_R_ALONG_ROW, true> PlaceB;
     static constexpr u32 STAGE = PlaceA::BYTES + PlaceB::BYTES;
 
     const A& a;
@@ -358,7 +400,7 @@ struct MmaOperands {
     }
     // For any step, also one behind the last.
     DEV void fill(MmaOperands& own, u32 offset, u32 r) {
-        if (WIDE && r + MMA_DEPTH <= own.r_end) return fill_whole(own, offset);
+        if (WIDE && r + DEPTH <= own.r_end) return fill_whole(own, offset);
         u8* stage = own.memory + offset;
         if (r < own.r_end) {
             mma_copy_part<ShareA, PlaceA, WIDE>(stage, own.a, own.a_walk, own.row0, r, own.r_end);
@@ -370,9 +412,33 @@ struct MmaOperands {
     }
 };
 
-// A warp's sums, and the products of one step. SUMMING: A's rows are summed too, as products with ones; the warps side by side share
-// the row blocks of 16, as far as there are any.
-template <typename Tile, typename PlaceA, typename PlaceB, bool SUMS>
+// c += A B in the operands' type: a step's half.
+template <typename T>
+DEV void mma_half(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    if constexpr (sizeof(T) == sizeof(f32)) mma_m16n8k8_tf32(c, a, b);
+    else mma_m16n8k16(c, a, b);
+}
+// c += A's rows, summed: products with ones. What TF32 leaves of a word is summed too, so that a bias's gradient is as exact as in f32.
+template <typename T>
+DEV void mma_row_sums(f32 (&c)[4], const u32 (&stored)[4]) {
+    if constexpr (sizeof(T) == sizeof(f32)) {
+        const u32 ones[2] = {0x3f800000u, 0x3f800000u};
+        u32 part[4];
+#pragma unroll
+        for (u32 w = 0; w < 4; w++) part[w] = tf32_bits(f32_from_bits(stored[w]));
+        mma_m16n8k8_tf32(c, part, ones);
+#pragma unroll
+        for (u32 w = 0; w < 4; w++) part[w] = tf32_bits(f32_from_bits(stored[w]) - f32_from_bits(part[w]));
+        mma_m16n8k8_tf32(c, part, ones);
+    } else {
+        const u32 ones[2] = {0x3f803f80u, 0x3f803f80u};
+        mma_m16n8k16(c, stored, ones);
+    }
+}
+
+// A warp's sums, and the products of one step. SUMMING: A's rows are summed too; the warps side by side share the row blocks of 16, as far
+// as there are any.
+template <typename T, typename Tile, typename PlaceA, typename PlaceB, bool SUMS>
 struct MmaSums {
     static constexpr u32 BLOCKS = Tile::WARP_ROWS / 16, GROUPS = Tile::WARP_COLS / 16;
     static_assert(BLOCKS % Tile::ACROSS == 0 || Tile::ACROSS % BLOCKS == 0, "every row block is one warp's");
@@ -393,33 +459,37 @@ struct MmaSums {
 #pragma unroll
             for (u32 e = 0; e < 4; e++) own.of_rows[i][e] = 0.0f;
     }
+    DEV void add_rows(MmaSums& own, SharedAddress a_rows, u32 half) {
+        if constexpr (SUMS) {
+#pragma unroll
+            for (u32 i = 0; i < SUM_BLOCKS; i++) {
+                u32 rows[4];
+                PlaceA::load_stored(rows, a_rows, i, half);
+                mma_row_sums<T>(own.of_rows[i], rows);
+            }
+        }
+    }
     // The fragments lie at a lane's addresses `a` and `b` of a stage; A's of its own row blocks at `a_rows`.
     DEV void add(MmaSums& own, SharedAddress a, SharedAddress b, SharedAddress a_rows, bool summing) {
 #pragma unroll
-        for (u32 d = 0; d < MMA_DEPTH; d += 16) {
+        for (u32 half = 0; half < 2; half++) {
+            // In TF32 first, while no other fragments take the registers that a word's two parts need.
+            if (sizeof(T) == sizeof(f32) && summing) add_rows(own, a_rows, half);
             u32 af[BLOCKS][4];
 #pragma unroll
-            for (u32 i = 0; i < BLOCKS; i++) PlaceA::load(af[i], a, i, d);
+            for (u32 i = 0; i < BLOCKS; i++) PlaceA::load(af[i], a, i, half);
 #pragma unroll
             for (u32 j = 0; j < GROUPS; j++) {
                 u32 bf[4];
-                PlaceB::load(bf, b, j, d);
+                PlaceB::load(bf, b, j, half);
                 const u32 first[2] = {bf[0], bf[1]}, second[2] = {bf[2], bf[3]};
 #pragma unroll
                 for (u32 i = 0; i < BLOCKS; i++) {
-                    mma_m16n8k16(own.of[i][2 * j], af[i], first);
-                    mma_m16n8k16(own.of[i][2 * j + 1], af[i], second);
+                    mma_half<T>(own.of[i][2 * j], af[i], first);
+                    mma_half<T>(own.of[i][2 * j + 1], af[i], second);
                 }
             }
-            if (SUMS && summing) {
-                const u32 ones[2] = {0x3f803f80u, 0x3f803f80u};
-#pragma unroll
-                for (u32 i = 0; i < SUM_BLOCKS; i++) {
-                    u32 rows[4];
-                    PlaceA::load(rows, a_rows, i, d);
-                    mma_m16n8k16(own.of_rows[i], rows, ones);
-                }
-            }
+            if (sizeof(T) < sizeof(f32) && summing) add_rows(own, a_rows, half);
         }
     }
 };
@@ -479,14 +549,14 @@ DEV void mma_wait() {
     __syncthreads();
 }
 
-template <typename Tile, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, bool WIDE, typename A, typename B, typename To>
+template <typename T, typename Tile, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, bool WIDE, typename A, typename B, typename To>
 DEV void mma_tile(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
     SMEM_DYN(memory);
-    typedef MmaOperands<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, WIDE, A, B> Operands;
+    typedef MmaOperands<T, Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, WIDE, A, B> Operands;
     typedef typename Operands::PlaceA PlaceA;
     typedef typename Operands::PlaceB PlaceB;
-    typedef MmaSums<Tile, PlaceA, PlaceB, To::SUMS> Sums;
-    constexpr u32 STAGE = Operands::STAGE, LAST = (MMA_STAGES - 1) * STAGE;
+    typedef MmaSums<T, Tile, PlaceA, PlaceB, To::SUMS> Sums;
+    constexpr u32 STAGE = Operands::STAGE, LAST = (MMA_STAGES - 1) * STAGE, DEPTH = Operands::DEPTH;
     u32 tiles = ceil_div(b.outer, Tile::COLS), row0 = blockIdx.x / tiles * Tile::ROWS, col0 = blockIdx.x % tiles * Tile::COLS;
     u32 warp = threadIdx.x / WARP, warp_row = warp / Tile::ACROSS * Tile::WARP_ROWS;
     u32 warp_col = warp % Tile::ACROSS * Tile::WARP_COLS, sum_row = warp_row + warp % Tile::ACROSS * Sums::SUM_BLOCKS * 16;
@@ -504,10 +574,10 @@ DEV void mma_tile(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
     // `at` is the step that is copied next, three ahead of the one that is multiplied.
     u32 at = r, reading = 0, filling = LAST;
 #pragma unroll 1
-    for (u32 s = 0; s < LAST; s += STAGE, at += MMA_DEPTH) Operands::fill(own, s, at);
+    for (u32 s = 0; s < LAST; s += STAGE, at += DEPTH) Operands::fill(own, s, at);
     if (WIDE) {
 #pragma unroll 1
-        for (; at + MMA_DEPTH <= r_end; at += MMA_DEPTH) {
+        for (; at + DEPTH <= r_end; at += DEPTH) {
             mma_wait();
             Operands::fill_whole(own, filling);
             Sums::add(sums, a_lane + reading, b_lane + reading, rows_lane + reading, summing);
@@ -516,7 +586,7 @@ DEV void mma_tile(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
         }
     }
 #pragma unroll 1
-    for (; at - (MMA_STAGES - 1) * MMA_DEPTH < r_end; at += MMA_DEPTH) {
+    for (; at - (MMA_STAGES - 1) * DEPTH < r_end; at += DEPTH) {
         mma_wait();
         Operands::fill(own, filling, at);
         Sums::add(sums, a_lane + reading, b_lane + reading, rows_lane + reading, summing);
@@ -536,20 +606,24 @@ DEV void mma_tile(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
     mma_finish<B_R_ALONG_ROW, !Tile::ANY>(sums.of, row0 + warp_row, col0 + warp_col, a.outer, b.outer, to);
 }
 
-// Neighbouring f32 sums of a weight's gradient that are taken together, by the operands' type.
-template <typename T>
-constexpr u32 WEIGHT_NEIGHBOURS = sizeof(T) == sizeof(f32) ? 4 : 2;
+// Neighbouring f32 sums of a weight's gradient that are taken together.
+template <typename Tile, typename T>
+constexpr u32 WEIGHT_NEIGHBOURS = ON_TENSOR_CORES<Tile, T> ? 2 : 4;
 
-// The one for the operands' type. Tiles that do not take any operands are launched where all pieces are whole.
-template <typename Tile, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, typename A, typename B, typename To>
-DEV void product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
-    if constexpr (sizeof(*a.data) == sizeof(f32)) {
+// The one for the tile and the operands' type. Tiles that do not take any operands are launched where all pieces are whole.
+template <typename Tile, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, typename T, typename A, typename B, typename To>
+DEV void product_of(const T*, const A& a, const B& b, u32 r, u32 r_end, const To& to) {
+    if constexpr (!ON_TENSOR_CORES<Tile, T>) {
         fma_product<Tile::FMA_SIDE, A_R_ALONG_ROW, B_R_ALONG_ROW>(a, b, r, r_end, to);
     } else if constexpr (!Tile::ANY) {
-        mma_tile<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, true>(a, b, r, r_end, to);
+        mma_tile<T, Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, true>(a, b, r, r_end, to);
     } else if (a.wide && b.wide) {
-        mma_tile<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, true>(a, b, r, r_end, to);
+        mma_tile<T, Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, true>(a, b, r, r_end, to);
     } else {
-        mma_tile<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, false>(a, b, r, r_end, to);
+        mma_tile<T, Tile, A_R_ALONG_ROW, B_R_ALONG_ROW, false>(a, b, r, r_end, to);
     }
+}
+template <typename Tile, bool A_R_ALONG_ROW, bool B_R_ALONG_ROW, typename A, typename B, typename To>
+DEV void product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
+    product_of<Tile, A_R_ALONG_ROW, B_R_ALONG_ROW>(a.data, a, b, r, r_end, to);
 }

@@ -97,6 +97,28 @@ DEV u32 bf16_pair(f32 low, f32 high) {
 #endif
 }
 
+// f32 with 10 bits of fraction, the others zero: to nearest, ties away from zero. Of what is not finite the others are cut off: a NaN that
+// a GPU's operation made stays one.
+DEV u32 tf32_bits(f32 x) {
+#ifdef __CUDACC__
+    u32 bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return bits;
+#else
+    u32 bits = f32_bits(x);
+    bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+    return (finite ? bits + 0x1000u : bits) & ~0x1fffu;
+#endif
+}
+
+// As it is stored, in the low bits.
+DEV u32 storage_bits(f32 x) {
+    return f32_bits(x);
+}
+DEV u32 storage_bits(bf16 x) {
+    return x.bits;
+}
+
 DEV f32 to_f32(f32 x) {
     return x;
 }

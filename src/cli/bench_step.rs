@@ -140,7 +140,7 @@ impl BenchStepCommand {
                 "model": self.model,
                 "set": self.set,
                 "parameters": trainer.parameters().count(),
-                "dtype": trainer.parameters().precision().to_string(),
+                "dtype": trainer.parameters().precision_name(),
                 "batch": self.batch,
                 "step_ms": round(1e3 * step, 3),
                 "step_min_ms": round(1e3 * fastest, 3),

@@ -120,7 +120,7 @@ impl ClassifyCommand {
                 "{} after step {}, activations in {}",
                 judge.path().display(),
                 judge.info().step,
-                judge.precision()
+                judge.precision_name()
             );
         }
         let info = judge.info();

@@ -513,7 +513,7 @@ fn settings_json(model: &Model, request: &SampleRequest) -> Value {
         "weights": info.weights,
         "step": info.step,
         "parameters": model.parameters.count(),
-        "precision": model.parameters.precision().to_string(),
+        "precision": model.parameters.precision_name(),
         "schedule": diffusion.schedule,
         "noise_steps": diffusion.num_steps,
         "prediction": diffusion.prediction,

@@ -97,7 +97,7 @@ impl EditOptions {
         install(move || {
             let model: Model = machine.load(&self.model)?;
             if !self.run.quiet {
-                let (path, precision) = (model.path.display(), model.parameters.precision());
+                let (path, precision) = (model.path.display(), model.parameters.precision_name());
                 eprintln!("{path} after step {}, on {} in {precision}", model.info.step, machine.note);
             }
             work(&model)

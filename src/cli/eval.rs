@@ -507,7 +507,7 @@ impl EvalCommand {
         let described = json!({
             "checkpoint": path.display().to_string(), "step": model.info.step, "epoch": model.info.epoch,
             "model_sha256": model.digest.sha256, "weights": model.info.weights, "seed": job.seed, "sampling": sampling,
-            "sampling_precision": model.parameters.precision().to_string(), "evaluations_per_image": evaluations,
+            "sampling_precision": model.parameters.precision_name(), "evaluations_per_image": evaluations,
             "seconds_per_image": seconds_per_image,
         });
         let classes = Some(model.class_names().len()).filter(|&classes| classes > 0);

@@ -6,11 +6,10 @@ use clap::{Args, ValueEnum};
 
 use crate::config::Precision;
 use crate::device::DeviceChoice;
-use crate::device::instructions::NO_PRODUCTS;
 use crate::error::{Error, Result};
 use crate::model_file::{FromNetwork, Loaded, ModelFile};
 use crate::ops::host::parallel::set_threads;
-use crate::tensor::{Context, DType, Device};
+use crate::tensor::Device;
 use crate::words::counted;
 
 /// `--device`, `--precision`, `--threads`.
@@ -32,6 +31,8 @@ pub struct MachineOptions {
 pub enum PrecisionChoice {
     /// 32-bit floating point.
     F32,
+    /// f32 whose linear layers and convolutions round their factors to 10 bits of fraction, on tensor cores.
+    Tf32,
     /// bfloat16: half the memory of activations; fast on tensor cores, and on CPUs with AVX-512 BF16 or AMX.
     Bf16,
 }
@@ -40,6 +41,7 @@ impl From<PrecisionChoice> for Precision {
     fn from(choice: PrecisionChoice) -> Self {
         match choice {
             PrecisionChoice::F32 => Self::F32,
+            PrecisionChoice::Tf32 => Self::Tf32,
             PrecisionChoice::Bf16 => Self::Bf16,
         }
     }
@@ -88,8 +90,8 @@ impl MachineOptions {
             Some(accelerator) => Device::Accelerator(accelerator),
             None => Device::Cpu,
         };
-        if precision == Some(Precision::Bf16) && matches!(device, Device::Cpu) && !device.multiplies_bf16() {
-            eprintln!("warning: {NO_PRODUCTS}");
+        if let Some(warning) = precision.and_then(|precision| precision.warning(&device)) {
+            eprintln!("warning: {warning}");
         }
         Ok(Machine { device, note: chosen.note, precision })
     }
@@ -102,14 +104,12 @@ impl Machine {
     /// Those of [`ModelFile::open`] and [`ModelFile::load`].
     pub fn load<N: FromNetwork>(&self, path: &Path) -> Result<Loaded<N>> {
         let file = ModelFile::open(path)?;
-        file.load(&Context::new(self.device.clone()), self.dtype(), None)
+        let precision = self.precision();
+        file.load(&precision.context(&self.device), precision.dtype(), None)
     }
 
-    /// The dtype of activations: the requested one, else bf16 where the device has instructions for its products, and f32 elsewhere.
-    pub fn dtype(&self) -> DType {
-        match self.precision.unwrap_or(Precision::Auto).settled(self.device.multiplies_bf16()) {
-            Precision::Auto | Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::BF16,
-        }
+    /// The precision: the requested one, else bf16 where the device has instructions for its products, and f32 elsewhere.
+    pub fn precision(&self) -> Precision {
+        self.precision.unwrap_or(Precision::Auto).settled(self.device.multiplies_bf16())
     }
 }

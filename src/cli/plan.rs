@@ -136,7 +136,7 @@ impl PlanCommand {
 
     /// The plan of a feature extractor, in f32 as `engine eval` runs it.
     fn extraction(&self, name: &str) -> Result<String> {
-        if self.precision == Some(PrecisionChoice::Bf16) {
+        if matches!(self.precision, Some(PrecisionChoice::Bf16 | PrecisionChoice::Tf32)) {
             return Err(Error::config("--precision", "features are extracted in f32", "leave it out"));
         }
         let (batch, precision) = (self.batch.unwrap_or(32), Precision::F32);
@@ -248,7 +248,10 @@ fn heading(name: &str, config: &Config, estimate: &Estimate, peak: &Peak) -> Str
         config.training.batch_size,
         peak.name,
         si(peak.f32),
-        format_args!(", {}FLOP/s bf16{}", si(peak.bf16), if peak.key == "cpu" { "" } else { " on tensor cores" }),
+        match peak.key {
+            "cpu" => format!(", {}FLOP/s bf16", si(peak.bf16)),
+            _ => format!(", on tensor cores {}FLOP/s bf16 and {}FLOP/s TF32", si(peak.bf16), si(peak.tf32)),
+        },
         si(peak.bandwidth),
     )
 }

@@ -11,7 +11,7 @@ use super::machine::PrecisionChoice;
 use super::output::refuse_taken;
 use super::presets::configuration;
 use super::profile_check;
-use crate::config::{Config, Precision};
+use crate::config::Config;
 use crate::device::{DeviceChoice, launches};
 use crate::error::{Error, Result, nearest};
 use crate::profile::calibration::Calibration;
@@ -140,9 +140,8 @@ impl ProfiledRun {
         if let Some(path) = &self.config {
             add("--config", path.display().to_string());
         }
-        let precision = if config.training.precision == Precision::Bf16 { "bf16" } else { "f32" };
         add("--batch", config.training.batch_size.to_string());
-        add("--precision", precision.into());
+        add("--precision", config.training.precision.name().into());
         self.set.iter().for_each(|set| add("--set", set.clone()));
         add("--blocks", self.blocks.to_string());
         arguments

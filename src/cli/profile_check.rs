@@ -52,10 +52,11 @@ pub(super) fn run(path: &Path, update: bool, gpu: &Gpu) -> Result<()> {
 fn options(kept: &Kept, path: &Path) -> Result<ProfiledRun> {
     let precision = match kept.precision.as_str() {
         "f32" => PrecisionChoice::F32,
+        "tf32" => PrecisionChoice::Tf32,
         "bf16" => PrecisionChoice::Bf16,
         other => {
             let message = format!("a precision of `{}`", other.escape_debug());
-            return Err(Error::file(path, message, "write f32 or bf16"));
+            return Err(Error::file(path, message, "write f32, tf32 or bf16"));
         }
     };
     Ok(ProfiledRun {

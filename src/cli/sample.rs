@@ -98,7 +98,7 @@ impl SampleCommand {
                 }
             }
             if !job.command.run.quiet {
-                let precision = model.parameters.precision();
+                let precision = model.parameters.precision_name();
                 eprintln!("{}, on {} in {precision}", job.describe(&model), machine.note);
             }
             job.draw(&model, &machine.note, started)
@@ -399,6 +399,7 @@ impl SampleCommand {
         if self.machine.precision.is_none() {
             self.machine.precision = Some(match like.precision.as_str() {
                 "bf16" => PrecisionChoice::Bf16,
+                "tf32" => PrecisionChoice::Tf32,
                 "f32" => PrecisionChoice::F32,
                 other => {
                     let message =

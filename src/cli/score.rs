@@ -86,7 +86,7 @@ impl ScoreCommand {
     fn score(&self, model: &Model) -> Result<()> {
         let info = &model.info;
         if !self.quiet {
-            let precision = model.parameters.precision();
+            let precision = model.parameters.precision_name();
             eprintln!("{} after step {}, activations in {precision}", model.path.display(), info.step);
         }
         let class = self.class.as_ref().map(|class| model.class_label(class)).transpose()?;

@@ -107,7 +107,7 @@ impl ServeCommand {
                 .keep
                 .map_or_else(|| usual_folder(self.listen), |folder| (folder != Path::new("none")).then_some(folder)),
             runs: self.runs.as_deref().map(Runs::new).transpose()?,
-            precision: machine.dtype(),
+            precision: machine.precision(),
             device: machine.device,
             note: machine.note,
             rows: self.max_batch.unwrap_or(usual),

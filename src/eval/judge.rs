@@ -9,7 +9,6 @@ use crate::error::Result;
 use crate::model_file::{ClassifierModel, Digest, Loaded, ModelInfo};
 use crate::models::Network;
 use crate::pipeline::Model;
-use crate::tensor::DType;
 
 /// A model that classifies: by its denoising errors, or because it was trained as a classifier.
 pub enum Judge {
@@ -69,11 +68,11 @@ impl Judge {
         }
     }
 
-    /// The dtype of activations.
-    pub fn precision(&self) -> DType {
+    /// The name of activations' precision, as [`Parameters::precision_name`](crate::nn::Parameters::precision_name).
+    pub fn precision_name(&self) -> &'static str {
         match self {
-            Self::Diffusion(model) => model.parameters.precision(),
-            Self::Network(model) => model.parameters.precision(),
+            Self::Diffusion(model) => model.parameters.precision_name(),
+            Self::Network(model) => model.parameters.precision_name(),
         }
     }
 

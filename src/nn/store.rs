@@ -283,6 +283,11 @@ impl Parameters {
         self.precision
     }
 
+    /// The name of activations' dtype; `tf32` where products of `f32` have factors rounded to it.
+    pub fn precision_name(&self) -> &'static str {
+        self.master().context().products_name(self.precision)
+    }
+
     /// A flat buffer `[trained_len]` for gradients or optimizer state, of the masters' dtype, zero.
     pub fn flat_zeros(&self) -> Result<Tensor> {
         self.master().context().zeros(self.master().shape(), self.master().dtype())

@@ -82,7 +82,7 @@ impl Recipe {
             class: None,
             images: request.labels.len(),
             compare_with: None,
-            precision: model.parameters.precision().to_string(),
+            precision: model.parameters.precision_name().into(),
             device: device.into(),
         }
     }
@@ -195,7 +195,7 @@ impl EditRecipe {
             class: class.map(String::from),
             seed: request.seed,
             sampling: request.sampling.clone(),
-            precision: model.parameters.precision().to_string(),
+            precision: model.parameters.precision_name().into(),
             edit,
         }
     }

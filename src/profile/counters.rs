@@ -62,6 +62,8 @@ counters! {
     other,
     /// FLOPs of tensor cores: 2 m n k per warp `mma`.
     mma_flops,
+    /// Those of them in TF32, of which tensor cores do half as many a cycle as in bf16.
+    tf32_flops,
     /// FLOPs in f32; a multiply-add counts as two.
     float_flops,
     /// Requests to global memory: warp instructions that access it.

@@ -161,7 +161,9 @@ pub fn model(gpu: &Gpu, work: &Work) -> Modelled {
     let issue = cycles(slots, gpu.issue_per_cycle)
         .max(cycles(32.0 * counters.float as f64, gpu.float_per_cycle))
         .max(cycles(32.0 * counters.special as f64, gpu.special_per_cycle));
-    let tensor = cycles(counters.mma_flops as f64, gpu.tensor_per_cycle * gpu.mma_sync_share);
+    // In bf16's: a FLOP in TF32 takes twice the time, on every device here.
+    let mma_flops = (counters.mma_flops + counters.tf32_flops) as f64;
+    let tensor = cycles(mma_flops, gpu.tensor_per_cycle * gpu.mma_sync_share);
     let shared = cycles(128.0 * counters.shared_wavefronts as f64, gpu.shared_per_cycle);
     let l2 = 32.0 * counters.global_sectors as f64 / gpu.l2_per_cycle / gpu.clock;
     let dram = work.traffic.dram() / gpu.dram;
@@ -172,7 +174,7 @@ pub fn model(gpu: &Gpu, work: &Work) -> Modelled {
     order.sort_by(|a, b| parts[*b as usize].total_cmp(&parts[*a as usize]));
     // A dependent launch is already resident when the previous one ends: assumed to halve the gap.
     let gap = if work.dependent { 0.5 * gpu.launch_gap } else { gpu.launch_gap };
-    let flops = counters.mma_flops as f64 / gpu.tensor_rate() + counters.float_flops as f64 / gpu.float_rate();
+    let flops = mma_flops / gpu.tensor_rate() + counters.float_flops as f64 / gpu.float_rate();
     let bytes = (work.traffic.read + work.traffic.written) / gpu.dram;
     Modelled {
         parts,

@@ -11,11 +11,12 @@ use super::job::{Job, Made, Phase};
 use super::metrics::{Metrics, count};
 use super::models::Card;
 use super::refusal::Refusal;
+use crate::config::Precision;
 use crate::error::{Error, Result};
 use crate::model_file::ModelFile;
 use crate::picture::{Image, encode_png};
 use crate::pipeline::{Batch, DrawingTask, EditRecipe, Model, Recipe};
-use crate::tensor::{Context, DType, Device};
+use crate::tensor::Device;
 
 /// The shortest time between two previews of a job.
 const PREVIEW: Duration = Duration::from_millis(60);
@@ -38,7 +39,7 @@ pub struct Bench {
     /// The device for computation.
     pub device: Device,
     /// Dtype of activations.
-    pub precision: DType,
+    pub precision: Precision,
     /// The device as text.
     pub note: String,
     /// Turns advice about the settings into the terms of the program that serves.
@@ -145,8 +146,9 @@ impl Drawer {
         }
         // Check the size of its weights before reading anything.
         self.make_room(card, 4 * card.parameters)?;
-        let context = Context::new(self.bench.device.clone());
-        let model: Model = ModelFile::open(&card.path)?.load(&context, self.bench.precision, None)?;
+        let precision = self.bench.precision;
+        let context = precision.context(&self.bench.device);
+        let model: Model = ModelFile::open(&card.path)?.load(&context, precision.dtype(), None)?;
         let batch = Batch::new(&model, self.bench.rows)?;
         let bytes = batch.memory(&model);
         self.make_room(card, bytes)?;

@@ -40,9 +40,10 @@ use axum::routing::{get, post};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
+use crate::config::Precision;
 use crate::error::{Error, Result};
 use crate::ops::host::parallel::install;
-use crate::tensor::{DType, Device};
+use crate::tensor::Device;
 use crate::words::counted;
 
 use drawer::{Bench, Command, Drawer};
@@ -73,8 +74,8 @@ pub struct Settings {
     /// The device, and its name.
     pub device: Device,
     pub note: String,
-    /// Dtype of activations.
-    pub precision: DType,
+    /// Dtype of activations, and how products are made; `auto` is f32.
+    pub precision: Precision,
     /// Rows of a batch.
     pub rows: usize,
     /// Bytes that models and batches may take.
@@ -102,7 +103,7 @@ impl Settings {
             runs: None,
             device: Device::Cpu,
             note: "cpu".into(),
-            precision: DType::F32,
+            precision: Precision::F32,
             rows: 16,
             memory: 4 << 30,
             keys: Keys::default(),

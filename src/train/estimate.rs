@@ -19,6 +19,8 @@ pub struct Peak {
     pub name: String,
     /// Dense bf16 products with f32 accumulation, on tensor cores where there are any: FLOP/s.
     pub bf16: f64,
+    /// Products of f32 with factors rounded to TF32, on tensor cores where there are any: FLOP/s.
+    pub tf32: f64,
     /// f32 multiply-adds outside tensor cores: FLOP/s.
     pub f32: f64,
     /// Memory bandwidth: bytes/s.
@@ -27,7 +29,7 @@ pub struct Peak {
     pub memory: Option<u64>,
 }
 
-/// NVIDIA's data sheets: dense bf16 tensor TFLOP/s with f32 sums, f32 TFLOP/s, GB/s, GB.
+/// NVIDIA's data sheets: dense bf16 tensor TFLOP/s with f32 sums (TF32 has half of it on all), f32 TFLOP/s, GB/s, GB.
 const SHEETS: &[(&str, &str, f64, f64, f64, u64)] = &[
     ("h100", "NVIDIA H100 SXM 80 GB", 989.4, 66.9, 3350.0, 80),
     ("h200", "NVIDIA H200 SXM 141 GB", 989.4, 66.9, 4800.0, 141),
@@ -48,6 +50,7 @@ impl Peak {
                 key,
                 name: name.to_string(),
                 bf16: bf16 * 1e12,
+                tf32: bf16 / 2.0 * 1e12,
                 f32: f32 * 1e12,
                 bandwidth: bandwidth * 1e9,
                 memory: Some(memory * 1_000_000_000),
@@ -63,6 +66,7 @@ impl Peak {
                 key: "cpu",
                 name: format!("this cpu, {}, measured now", counted(threads(), "thread")),
                 bf16,
+                tf32: flops,
                 f32: flops,
                 bandwidth,
                 memory: available_memory(&Device::Cpu),
@@ -72,7 +76,11 @@ impl Peak {
 
     /// Least seconds for `cost`, and whether memory rather than arithmetic limits it.
     pub fn floor(&self, cost: &Cost, precision: Precision) -> (f64, bool) {
-        let rate = if cost.tensor_cores && precision == Precision::Bf16 { self.bf16 } else { self.f32 };
+        let rate = match precision {
+            Precision::Bf16 if cost.tensor_cores => self.bf16,
+            Precision::Tf32 if cost.tensor_cores => self.tf32,
+            _ => self.f32,
+        };
         let (compute, memory) = (cost.flops / rate, cost.bytes / self.bandwidth);
         (compute.max(memory), memory >= compute)
     }

@@ -56,7 +56,7 @@ pub(super) fn settled(team: &dyn Collective, asked: Precision, device: &Device) 
         return Ok(own);
     }
     let told = team.listen()?;
-    let known = [Precision::F32, Precision::Bf16].into_iter().find(|known| known.name().as_bytes() == told);
+    let known = Precision::SETTLED.into_iter().find(|known| known.name().as_bytes() == told);
     known.ok_or_else(|| Error::cluster("rank 0 sent no precision", "start all ranks with the same engine"))
 }
 

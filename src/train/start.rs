@@ -10,9 +10,8 @@ use super::{
     DataSizes, Event, Memory, Recipe, Residency, Run, RunFolder, RunState, Start, Task, TrainRequest, Trainer,
     backbone, checkpoint_config, fingerprint, folder, list_checkpoints, ranks,
 };
-use crate::config::{Config, LrSchedule, Precision};
+use crate::config::{Config, LrSchedule};
 use crate::data::{Dataset, Split};
-use crate::device::instructions::NO_PRODUCTS;
 use crate::error::{Error, Result};
 use crate::tensor::Device;
 use crate::words::counted;
@@ -210,8 +209,8 @@ fn prepare(
     let described = chosen.describe();
     let device = chosen.accelerator.map_or(Device::Cpu, Device::Accelerator);
     config.training.precision = ranks::settled(ranks::team(request).as_ref(), config.training.precision, &device)?;
-    if config.training.precision == Precision::Bf16 && matches!(device, Device::Cpu) && !device.multiplies_bf16() {
-        report(&Event::Warning(NO_PRODUCTS.into()));
+    if let Some(warning) = config.training.precision.warning(&device) {
+        report(&Event::Warning(warning.into()));
     }
     let task: Arc<dyn Task> = request.task.clone().unwrap_or_else(|| Arc::new(config.model.clone()));
     let sizes =

@@ -12,7 +12,7 @@ use super::feed::{Feed, Take};
 use super::task::{Criterion, Pass, Terms};
 use super::together::{Exchange, Records, Share};
 use crate::cluster::Collective;
-use crate::config::{CommunicationDtype, Config, OptimizerKind, Precision, TrainingConfig};
+use crate::config::{CommunicationDtype, Config, OptimizerKind, TrainingConfig};
 use crate::diffusion::{Loss, LossMode};
 use crate::error::{Error, Result};
 use crate::nn::{Builder, Parameters};
@@ -130,7 +130,7 @@ impl Step {
         let share = Share::new(team.rank(), ranks, t.micro_batches(), t.shards)?;
         let exchange = Exchange::of(context, team)?;
         let shared = ranks > 1 || t.shards.is_some();
-        let parameters = Rc::new(Parameters::new(context, builder, dtype(config))?);
+        let parameters = Rc::new(Parameters::new(context, builder, config.training.precision.dtype())?);
         let ema = parameters.flat_zeros()?;
         let averaged = Rc::new(parameters.with_master(ema.clone())?);
         let terms = criterion.terms().names().len();
@@ -338,15 +338,6 @@ fn buckets(
     let brief = training.communication_dtype == CommunicationDtype::Bf16;
     let rounded = brief.then(|| context.zeros(gradients.shape(), DType::BF16)).transpose()?;
     Ok(Buckets::new(gradients, &parameters.trained_specs(), rounded))
-}
-
-/// The dtype of activations.
-fn dtype(config: &Config) -> DType {
-    match config.training.precision {
-        // Already settled by the trainer.
-        Precision::Auto | Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
-    }
 }
 
 #[cfg(test)]

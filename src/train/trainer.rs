@@ -118,7 +118,7 @@ impl Trainer {
         let asked = config.training.precision;
         config.training.precision = ranks::settled(recipe.team.as_ref(), asked, &recipe.device)?;
         check_fit(&config, data)?;
-        let context = Context::new(recipe.device.clone());
+        let context = config.training.precision.context(&recipe.device);
         let (training, validation) = takes(&config);
         let shape = [data.height(), data.width(), data.channels()];
         let chosen = || Residency::of(&recipe.device, data, config.data.device_memory);

@@ -38,7 +38,7 @@ impl Accelerator for Log {
     }
 
     fn has_tensor_cores(&self) -> bool {
-        false
+        true
     }
 
     fn multiprocessors(&self) -> u32 {
@@ -119,21 +119,21 @@ impl Accelerator for Log {
     }
 }
 
-fn run(case: &Case, dtype: DType) -> (Vec<Launch>, u64) {
+fn run(case: &Case, dtype: DType, tf32: bool) -> (Vec<Launch>, u64) {
     let log = Arc::new(Log::default());
-    case.run(&Context::new(Device::Accelerator(log.clone())), dtype, dtype, 1).unwrap();
+    case.run(&Context::new(Device::Accelerator(log.clone())).with_tf32(tf32), dtype, dtype, 1).unwrap();
     std::mem::take(&mut *log.launches.lock().unwrap())
 }
 
-/// The launches of a case, each once. Its inputs lose their values.
-pub fn launches(case: &mut Case, dtype: DType) -> BTreeSet<Launch> {
+/// The launches of a case, each once; of `f32` also with products in TF32. Its inputs lose their values.
+pub fn launches(case: &mut Case, dtype: DType, tf32: bool) -> BTreeSet<Launch> {
     for input in &mut case.inputs {
         if !matches!(input.values, Values::Given(_)) {
             // Nothing reads them, and drawing those of a large case is slow.
             input.values = Values::Given(vec![0.0; input.shape.len()]);
         }
     }
-    run(case, dtype).0.into_iter().collect()
+    run(case, dtype, tf32).0.into_iter().collect()
 }
 
 /// The modules that a case's program loads ahead of its first run, and those of its launches.
@@ -153,7 +153,7 @@ pub fn modules(case: &Case, dtype: DType) -> (BTreeSet<&'static str>, BTreeSet<&
 pub fn smallest_of_each_kind(cases: Vec<Case>) -> Vec<Case> {
     let mut kinds = BTreeMap::new();
     for case in cases.into_iter().filter(|case| !case.large && case.inputs.iter().any(|input| input.gradient)) {
-        let (launches, threads) = run(&case, DType::F32);
+        let (launches, threads) = run(&case, DType::F32, false);
         // Two tile sizes of a product are one template, with the same arguments.
         let mut names: Vec<_> =
             launches.iter().map(|launch| launch.kernel.replace("_large_", "_").replace("_small_", "_")).collect();

@@ -1,4 +1,4 @@
-//! Every kernel on a real GPU: each op's cases in f32 and bf16 against the CPU op, then whole training steps and samples.
+//! Every kernel on a real GPU: each op's cases in f32, TF32 and bf16 against the CPU op, then whole training steps and samples.
 //!
 //! Without a usable GPU everything here is skipped, with a message; with `ENGINE_REQUIRE_GPU=1` a skip is a failure. Needs only
 //! the binary, so that `tools/gpu-pack` can copy it to a machine without Rust. `ENGINE_OP=linear` selects one op,
@@ -25,9 +25,11 @@ use std::io::Write;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
+use engine::config::Precision;
 use engine::device::DeviceChoice;
 use engine::ops::case::Case;
 use engine::ops::cases;
+use engine::ops::tf32::OPS_IN_TF32;
 use engine::tensor::{DType, Device};
 use engine::train::{Recipe, Residency, Trainer};
 use tiny::{State, TOKEN, config, dataset, distance, sample, train};
@@ -96,35 +98,40 @@ impl Size {
 }
 
 /// Checks that a case agrees with the CPU op, and that a second run has the same bits; returns errors.
-fn check(case: &Case, device: &Device, dtype: DType, twice: bool) -> Result<(), String> {
-    let first = case.check_device(device, dtype).map_err(|error| error.to_string())?;
+fn check(case: &Case, device: &Device, precision: Precision, twice: bool) -> Result<(), String> {
+    let in_tf32 = precision == Precision::Tf32;
+    let first = if in_tf32 { case.check_tf32(device) } else { case.check_device(device, precision.dtype()) };
+    let first = first.map_err(|error| error.to_string())?;
     if !twice {
         return Ok(());
     }
-    let second = case.run_poisoned(device, dtype).map_err(|error| error.to_string())?;
+    let second = if in_tf32 { case.run_tf32(device) } else { case.run_poisoned(device, precision.dtype()) };
+    let second = second.map_err(|error| error.to_string())?;
     let outputs = first.outputs.iter().zip(&second.outputs).map(|(a, b)| (&a.0, &b.0));
     let gradients = first.gradients.iter().zip(&second.gradients).map(|(a, b)| (&a.1, &b.1));
     if outputs.chain(gradients).any(|(a, b)| a != b) { Err("other bits in a second run".into()) } else { Ok(()) }
 }
 
-fn every_case(test: &str, size: Size, dtype: DType) {
+fn every_case(test: &str, size: Size, precision: Precision) {
     let environment: &[_] = if size == Size::Largest { &UNCHECKED } else { &[] };
     let Some((_guard, device)) = device_with(test, environment) else { return };
     let only = std::env::var("ENGINE_OP").ok();
     let cases = cases();
     let of_op: Vec<&Case> = cases.iter().filter(|case| only.as_deref().is_none_or(|op| case.op == op)).collect();
     assert!(!of_op.is_empty(), "ENGINE_OP names no op: {only:?}");
+    let (all, name) = (precision != Precision::Tf32, precision.name());
+    let of_op = of_op.into_iter().filter(|case| all || OPS_IN_TF32.contains(&case.op));
     let mut faults = Vec::new();
     let mut ran = 0;
-    for case in of_op.into_iter().filter(|case| Size::of(case) == size) {
+    for case in of_op.filter(|case| Size::of(case) == size) {
         ran += 1;
         let start = Instant::now();
         let twice = size != Size::Largest || !machine::is_here();
-        if let Err(fault) = check(case, &device, dtype, twice) {
-            faults.push(format!("{} {dtype}: {fault}", case.id()));
+        if let Err(fault) = check(case, &device, precision, twice) {
+            faults.push(format!("{} {name}: {fault}", case.id()));
         }
         if size == Size::Largest {
-            println!("{} {dtype}: {:.1} s", case.id(), start.elapsed().as_secs_f64());
+            println!("{} {name}: {:.1} s", case.id(), start.elapsed().as_secs_f64());
         }
     }
     assert!(faults.is_empty(), "{} of {ran} cases:\n{}", faults.len(), faults.join("\n"));
@@ -141,32 +148,47 @@ fn a_gpu_is_usable() {
 
 #[test]
 fn small_cases_in_f32() {
-    every_case("small_cases_in_f32", Size::Small, DType::F32);
+    every_case("small_cases_in_f32", Size::Small, Precision::F32);
+}
+
+#[test]
+fn small_cases_in_tf32() {
+    every_case("small_cases_in_tf32", Size::Small, Precision::Tf32);
 }
 
 #[test]
 fn small_cases_in_bf16() {
-    every_case("small_cases_in_bf16", Size::Small, DType::BF16);
+    every_case("small_cases_in_bf16", Size::Small, Precision::Bf16);
 }
 
 #[test]
 fn large_cases_in_f32() {
-    every_case("large_cases_in_f32", Size::Large, DType::F32);
+    every_case("large_cases_in_f32", Size::Large, Precision::F32);
+}
+
+#[test]
+fn large_cases_in_tf32() {
+    every_case("large_cases_in_tf32", Size::Large, Precision::Tf32);
 }
 
 #[test]
 fn large_cases_in_bf16() {
-    every_case("large_cases_in_bf16", Size::Large, DType::BF16);
+    every_case("large_cases_in_bf16", Size::Large, Precision::Bf16);
 }
 
 #[test]
 fn largest_cases_in_f32() {
-    every_case("largest_cases_in_f32", Size::Largest, DType::F32);
+    every_case("largest_cases_in_f32", Size::Largest, Precision::F32);
+}
+
+#[test]
+fn largest_cases_in_tf32() {
+    every_case("largest_cases_in_tf32", Size::Largest, Precision::Tf32);
 }
 
 #[test]
 fn largest_cases_in_bf16() {
-    every_case("largest_cases_in_bf16", Size::Largest, DType::BF16);
+    every_case("largest_cases_in_bf16", Size::Largest, Precision::Bf16);
 }
 
 const BF16: &str = "training.precision=bf16";
@@ -174,7 +196,12 @@ const BF16: &str = "training.precision=bf16";
 #[test]
 fn small_training_replays_its_graph() {
     let Some((_guard, device)) = device("small_training_replays_its_graph") else { return };
-    for settings in [&[][..], &[BF16], &[&TOKEN[..], &[BF16, "training.gradient_accumulation=3"]].concat()] {
+    for settings in [
+        &[][..],
+        &["training.precision=tf32"],
+        &[BF16],
+        &[&TOKEN[..], &[BF16, "training.gradient_accumulation=3"]].concat(),
+    ] {
         let config = config(settings);
         let [replayed, eager] = [true, false].map(|graphs| train(&config, &device, graphs, 6));
         assert_eq!(replayed, eager, "{settings:?}: replayed and eager steps differ");

@@ -1,11 +1,12 @@
-//! Cases: one list of shapes and seeded inputs per op, with six uses.
+//! Cases: one list of shapes and seeded inputs per op, with seven uses.
 //!
 //! 1. [`Case::check_oracle`]: the CPU op in `f32` against itself in `f64`;
 //! 2. [`Case::check_gradients`]: gradients against finite differences in `f64`, with random cotangents;
 //! 3. [`Case::check_device`]: kernels (emulated or real) against the CPU op, in `f32` and `bf16`;
 //! 4. [`Case::prepare`]: a closure to be timed (`cargo bench`), on a GPU by [`Repeats`](super::repeats::Repeats);
 //! 5. [`Case::check_cost`]: the cost model against the tensors' sizes;
-//! 6. [`Case::check_wirings`]: every choice of inputs that want a gradient, each gradient written and added to (`wirings.rs`).
+//! 6. [`Case::check_wirings`]: every choice of inputs that want a gradient, each gradient written and added to (`wirings.rs`);
+//! 7. [`Case::check_tf32`]: kernels whose factors are rounded to TF32 against the CPU op (`tf32.rs`).
 
 use super::instruments::{poisoned, rounded};
 use crate::error::{Error, Result};
@@ -127,8 +128,8 @@ impl Input {
         if self.kind == Kind::Weight { own.exact() } else { own }
     }
 
-    /// The contents, rounded to what `dtype` can hold.
-    fn fill(&self, seed: u64, number: u32, dtype: DType) -> Vec<f64> {
+    /// The contents, on the grid.
+    fn fill(&self, seed: u64, number: u32, grid: Grid) -> Vec<f64> {
         let raw = match &self.values {
             Values::Given(values) => values.clone(),
             Values::Uniform(low, high) => {
@@ -139,8 +140,31 @@ impl Input {
                 .map(|u| ((u * *below as f64) as u32).min(below - 1) as f64)
                 .collect(),
         };
-        let dtype = self.dtype(dtype);
-        raw.into_iter().map(|x| round(x, if dtype == DType::F64 { DType::F32 } else { dtype })).collect()
+        let grid = match (grid, self.kind) {
+            (Grid::Tf32, Kind::Activation | Kind::Weight) => grid,
+            (Grid::Tf32, _) => Grid::Of(self.dtype(DType::F32)),
+            (Grid::Of(dtype), _) => Grid::Of(self.dtype(dtype)),
+        };
+        let grid = if grid == Grid::Of(DType::F64) { Grid::Of(DType::F32) } else { grid };
+        raw.into_iter().map(|x| grid.round(x)).collect()
+    }
+}
+
+/// The values that inputs and cotangents have.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Grid {
+    /// Those of a dtype.
+    Of(DType),
+    /// Those that TF32 can hold: `f32` with 10 bits of fraction. What is `f32` whatever the dtype under test stays that.
+    Tf32,
+}
+
+impl Grid {
+    fn round(self, x: f64) -> f64 {
+        match self {
+            Grid::Of(dtype) => round(x, dtype),
+            Grid::Tf32 => f64::from(f32::from_bits(((x as f32).to_bits() + 0x1000) & !0x1fff)),
+        }
     }
 }
 
@@ -178,6 +202,8 @@ pub struct Case {
     /// The longest sum behind an output or gradient element: sums of `n` terms in another order differ by about
     /// `epsilon * sqrt(n)`.
     pub sum_length: usize,
+    /// Results of a product are factors of another one.
+    pub(super) chained: bool,
     /// Too large for the emulator and finite differences: benchmarks and real devices only.
     pub large: bool,
     /// Tensors that begin an element behind what is aligned.
@@ -206,6 +232,7 @@ impl Case {
             inputs,
             build: Box::new(build),
             sum_length: 1,
+            chained: false,
             large: false,
             misaligned: Vec::new(),
         }
@@ -220,6 +247,12 @@ impl Case {
     /// Marks it as too large for the emulator and for finite differences.
     pub fn large(mut self) -> Self {
         self.large = true;
+        self
+    }
+
+    /// States that results of a product are factors of another one.
+    pub fn chained(mut self) -> Self {
+        self.chained = true;
         self
     }
 
@@ -250,7 +283,11 @@ impl Case {
     }
 
     pub(super) fn values(&self, dtype: DType, seed: u64) -> Vec<Vec<f64>> {
-        self.inputs.iter().enumerate().map(|(number, input)| input.fill(seed, number as u32, dtype)).collect()
+        self.values_on(Grid::Of(dtype), seed)
+    }
+
+    fn values_on(&self, grid: Grid, seed: u64) -> Vec<Vec<f64>> {
+        self.inputs.iter().enumerate().map(|(number, input)| input.fill(seed, number as u32, grid)).collect()
     }
 
     pub(super) fn tensors(&self, context: &Context, dtype: DType, values: &[Vec<f64>]) -> Result<Vec<Tensor>> {
@@ -284,8 +321,12 @@ impl Case {
 
     /// The cotangent: uniform in [-1, 1], rounded to `rounded`, of the output's dtype.
     pub(super) fn cotangent(&self, output: &Var, rounded: DType) -> Result<Tensor> {
+        self.cotangent_on(output, Grid::Of(rounded))
+    }
+
+    fn cotangent_on(&self, output: &Var, grid: Grid) -> Result<Tensor> {
         let values: Vec<f64> =
-            uniform(7, 1000, output.shape().len()).into_iter().map(|u| round(2.0 * u - 1.0, rounded)).collect();
+            uniform(7, 1000, output.shape().len()).into_iter().map(|u| grid.round(2.0 * u - 1.0)).collect();
         let tensor = self.memory(output.context(), "cotangent", output.shape(), output.dtype())?;
         tensor.upload_f64(&values)?;
         Ok(tensor)
@@ -293,12 +334,17 @@ impl Case {
 
     /// Runs forward and, where something is differentiable, backward. Inputs and cotangent are rounded to `rounded`.
     pub fn run(&self, context: &Context, dtype: DType, rounded: DType, seed: u64) -> Result<Outcome> {
+        self.run_on(context, dtype, Grid::Of(rounded), seed)
+    }
+
+    /// As [`Case::run`], with inputs and cotangent on a grid.
+    pub(super) fn run_on(&self, context: &Context, dtype: DType, grid: Grid, seed: u64) -> Result<Outcome> {
         let tape = Tape::new(context);
-        let inputs = self.place(&tape, dtype, &self.values(rounded, seed))?;
+        let inputs = self.place(&tape, dtype, &self.values_on(grid, seed))?;
         let outputs = (self.build)(&tape, &inputs)?;
         if let Some(output) = outputs.iter().find(|output| output.needs_gradient()) {
             // Every dtype under test gets equal values, also where a bf16 op has an f32 output (a loss).
-            let cotangent = self.cotangent(output, rounded)?;
+            let cotangent = self.cotangent_on(output, grid)?;
             tape.backward(output, cotangent)?;
         }
         context.synchronize()?;
@@ -396,32 +442,41 @@ impl Case {
         let outcome = self.run(&context, dtype, dtype, 1)?;
         let exact = self.run(&poisoned(Device::Cpu), DType::F64, dtype, 1)?;
         let rounded = self.run(&rounded(dtype), DType::F32, dtype, 1)?;
+        self.compare(&format!("{} {dtype}", context.device_name()), [&exact, &rounded], &outcome, |_| true)?;
+        Ok(outcome)
+    }
+
+    /// An outcome of kernels against f64's, by the error of the second one; of `what` is wanted.
+    pub(super) fn compare(
+        &self,
+        label: &str,
+        [exact, rounded]: [&Outcome; 2],
+        outcome: &Outcome,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<()> {
         let order = DType::F32.epsilon() * (2.0 + (self.sum_length as f64).sqrt());
-        let references = pairs(&exact, &rounded);
-        let values = pairs(&exact, &outcome);
+        let references = pairs(exact, rounded);
+        let values = pairs(exact, outcome);
         if references.len() != values.len() {
-            return Err(self.fault(format!("{}: other outputs or gradients than on the cpu", context.device_name())));
+            return Err(self.fault(format!("{label}: other outputs or gradients than on the cpu")));
         }
-        for ((what, reference, cpu, _), (_, _, value, stored)) in references.into_iter().zip(values) {
+        let both = references.into_iter().zip(values).filter(|((what, ..), _)| wanted(what));
+        for ((what, reference, cpu, _), (_, _, value, stored)) in both {
             let cpu: Vec<f64> = cpu.into_iter().map(|x| round(x, stored)).collect();
             let allowed = 2.0 * relative_error(&reference, &cpu) + order;
             let error = relative_error(&reference, &value);
             if error.is_nan() || error > allowed {
-                return Err(self.fault(format!(
-                    "{} {dtype} {what}: relative error {error:.2e}, allowed {allowed:.2e}",
-                    context.device_name()
-                )));
+                return Err(self.fault(format!("{label} {what}: relative error {error:.2e}, allowed {allowed:.2e}")));
             }
             let allowed = 4.0 * largest_error(&reference, &cpu) + 4.0 * order;
             let error = largest_error(&reference, &value);
             if error.is_nan() || error > allowed {
                 return Err(self.fault(format!(
-                    "{} {dtype} {what}: largest error {error:.2e} of the largest value, allowed {allowed:.2e}",
-                    context.device_name()
+                    "{label} {what}: largest error {error:.2e} of the largest value, allowed {allowed:.2e}"
                 )));
             }
         }
-        Ok(outcome)
+        Ok(())
     }
 
     /// The run that [`Case::check_device`] looks at, alone: memory that the op does not write holds NaN.

@@ -31,6 +31,7 @@ pub mod pool;
 pub mod qk_norm;
 pub mod repeats;
 pub mod sampler_step;
+pub mod tf32;
 mod tile;
 pub mod timestep_embedding;
 pub mod tokens;

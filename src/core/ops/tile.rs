@@ -4,7 +4,7 @@
 //! whole: a launch takes as long as the multiprocessor with the most of them.
 
 use crate::device::LaunchConfig;
-use crate::tensor::{DType, Element};
+use crate::tensor::{Context, DType};
 
 /// Multiprocessors that blocks are counted for: those of an H100.
 const MULTIPROCESSORS: usize = 132;
@@ -17,6 +17,37 @@ const STEP: usize = 32;
 /// The cost of an element of a split's scratch, stored and loaded again, in quarters of a product on one multiprocessor
 /// ([`Tile::work`]).
 const SCRATCH: usize = 7;
+
+/// How kernels multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arithmetic {
+    /// f32 by plain multiply-adds.
+    F32,
+    /// f32 on tensor cores, which round factors to TF32.
+    Tf32,
+    /// bf16 on tensor cores.
+    Bf16,
+}
+
+impl Arithmetic {
+    /// That of tensors of `dtype`.
+    pub(super) fn of(context: &Context, dtype: DType) -> Self {
+        match dtype {
+            DType::BF16 => Self::Bf16,
+            _ if context.multiplies_tf32() => Self::Tf32,
+            _ => Self::F32,
+        }
+    }
+
+    pub(super) fn on_tensor_cores(self) -> bool {
+        self != Self::F32
+    }
+
+    /// Elements of a piece of 16 bytes.
+    pub(super) fn piece(self) -> usize {
+        if self == Self::Bf16 { 8 } else { 4 }
+    }
+}
 
 /// The tile of a product's result. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,18 +65,18 @@ pub(super) enum Tile {
 /// The tiles that a product has kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tiles {
-    /// All: linear layers'. The wide one and that of eight warps are of bf16.
+    /// All: linear layers'. The wide one and that of eight warps are of tensor cores.
     All,
     /// Large and small ones, of four or eight warps: convolutions'.
     LargeAndSmall,
 }
 
 impl Tiles {
-    /// Those that a product of `T` may take. `whole`: rows of operands and result are whole pieces of 16 bytes; in bf16 nothing but the
+    /// Those that a product may take. `whole`: rows of operands and result are whole pieces of 16 bytes; on tensor cores nothing but the
     /// small tile copies elements.
-    fn allowed<T: Element>(self, whole: bool) -> &'static [Tile] {
+    fn allowed(self, arithmetic: Arithmetic, whole: bool) -> &'static [Tile] {
         match self {
-            _ if T::DTYPE != DType::BF16 => &[Tile::Large, Tile::Small],
+            _ if !arithmetic.on_tensor_cores() => &[Tile::Large, Tile::Small],
             _ if !whole => &[Tile::Small],
             Tiles::All => &[Tile::Wide, Tile::Large, Tile::Small],
             Tiles::LargeAndSmall => &[Tile::Large, Tile::Small],
@@ -55,16 +86,16 @@ impl Tiles {
 
 impl Tile {
     /// For a result of this many rows and columns.
-    pub(super) fn of<T: Element>(tiles: Tiles, whole: bool, result: [usize; 2]) -> Self {
-        if T::DTYPE != DType::BF16 {
+    pub(super) fn of(arithmetic: Arithmetic, tiles: Tiles, whole: bool, result: [usize; 2]) -> Self {
+        if !arithmetic.on_tensor_cores() {
             return Self::of_floats(result, 1, ENOUGH_TILES);
         }
-        let allowed = tiles.allowed::<T>(whole).iter();
+        let allowed = tiles.allowed(arithmetic, whole).iter();
         let tile = allowed.copied().min_by_key(|tile| waves(tile.count(result)) * tile.work()).unwrap_or(Tile::Small);
         tile.of_warps(tiles, whole, tile.count(result))
     }
 
-    /// In bf16 the small tile is that of eight warps where a linear layer takes it, and of a convolution where no multiprocessor has more
+    /// On tensor cores the small tile is that of eight warps where a linear layer takes it, and of a convolution where no multiprocessor has more
     /// than one of its `blocks`: latency is what takes the time there. With more blocks of a convolution it is shared memory, from
     /// which four warps of twice the width load less (modelled, the presets' steps).
     fn of_warps(self, tiles: Tiles, whole: bool, blocks: usize) -> Self {
@@ -103,12 +134,12 @@ impl Tile {
     }
 
     /// Threads and shared memory as at the head of `kernels/common/product.cuh`.
-    pub(super) fn config<T: Element>(self, result: [usize; 2], splits: usize) -> LaunchConfig {
+    pub(super) fn config(self, arithmetic: Arithmetic, result: [usize; 2], splits: usize) -> LaunchConfig {
         let [rows, cols] = self.sides();
-        let (threads, shared) = match (T::DTYPE, self) {
-            (DType::BF16, Tile::Wide | Tile::Eight) => (256, 4 * 32 * (2 * (rows + cols) + 32)),
-            (DType::BF16, _) => (128, 4 * 32 * (2 * (rows + cols) + 32)),
-            _ => (256, 0),
+        let shared = if arithmetic.on_tensor_cores() { 4 * 32 * (2 * (rows + cols) + 32) } else { 0 };
+        let threads = match self {
+            Tile::Large | Tile::Small if arithmetic.on_tensor_cores() => 128,
+            _ => 256,
         };
         LaunchConfig {
             grid: [self.count(result) as u32, 1, splits as u32],
@@ -136,12 +167,12 @@ pub(super) struct SumSplit {
 impl SumSplit {
     /// A sum over `rows` for a gradient of this many rows and columns: the tile and the number of splits of which product and scratch
     /// take least time.
-    pub(super) fn of<T: Element>(tiles: Tiles, whole: bool, rows: usize, result: [usize; 2]) -> Self {
+    pub(super) fn of(arithmetic: Arithmetic, tiles: Tiles, whole: bool, rows: usize, result: [usize; 2]) -> Self {
         let most = (rows / LEAST_ROWS).clamp(1, 2 * MULTIPROCESSORS);
         let scratch = result[0] * result[1];
-        let allowed = match T::DTYPE {
-            DType::BF16 => tiles.allowed::<T>(whole).to_vec(),
-            _ => vec![Tile::of_floats(result, most, 8)],
+        let allowed = match arithmetic.on_tensor_cores() {
+            true => tiles.allowed(arithmetic, whole).to_vec(),
+            false => vec![Tile::of_floats(result, most, 8)],
         };
         let of = |tile, count| {
             let rows_of_one = rows.div_ceil(count).max(1).next_multiple_of(STEP);
@@ -153,7 +184,7 @@ impl SumSplit {
         };
         let all = allowed.into_iter().flat_map(|tile| (1..=most).map(move |count| of(tile, count)));
         let split = all.min_by_key(cost).unwrap_or_else(|| of(Tile::Small, 1));
-        let whole = whole && T::DTYPE == DType::BF16;
+        let whole = whole && arithmetic.on_tensor_cores();
         Self { tile: split.tile.of_warps(tiles, whole, split.tile.count(result) * split.count), ..split }
     }
 
@@ -163,39 +194,43 @@ impl SumSplit {
     }
 
     /// As [`Tile::config`].
-    pub(super) fn config<T: Element>(&self, result: [usize; 2]) -> LaunchConfig {
-        self.tile.config::<T>(result, self.count)
+    pub(super) fn config(&self, arithmetic: Arithmetic, result: [usize; 2]) -> LaunchConfig {
+        self.tile.config(arithmetic, result, self.count)
     }
 }
 
-/// Launches the tile's kernel of three or four that take the same arguments; those of eight warps and the wide one are of bf16.
+/// Launches the tile's kernel of those that take the same arguments: per tile the one of the tensors' type, and those of bf16 and TF32 where
+/// they have names of their own. A product without a wide tile has none here.
 macro_rules! launch_tile {
-    ($tile:expr, $large:ident, $eight:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, {
-        $($field:ident: $value:expr),* $(,)?
-    }) => {
-        match $tile {
-            $crate::ops::tile::Tile::Small => $small::<$T> { $($field: $value),* }.launch($accelerator, $config),
-            $crate::ops::tile::Tile::Eight => $eight { $($field: $value),* }.launch($accelerator, $config),
-            _ => $large::<$T> { $($field: $value),* }.launch($accelerator, $config),
+    (
+        ($arithmetic:expr, $tile:expr), $T:ident,
+        { $(wide: [$wide:ident, $wide_tf32:ident],)? large: [$large:ident, $large_tf32:ident], eight: [$eight:ident, $eight_tf32:ident],
+          small: [$small:ident, $small_tf32:ident] },
+        $accelerator:expr, $config:expr, $fields:tt
+    ) => {{
+        use $crate::ops::tile::{Arithmetic, Tile};
+        match ($arithmetic, $tile) {
+            $((Arithmetic::Tf32, Tile::Wide) => launch_tile!(@ $wide_tf32, $accelerator, $config, $fields),
+            (_, Tile::Wide) => launch_tile!(@ $wide, $accelerator, $config, $fields),)?
+            (Arithmetic::Tf32, Tile::Eight) => launch_tile!(@ $eight_tf32, $accelerator, $config, $fields),
+            (_, Tile::Eight) => launch_tile!(@ $eight, $accelerator, $config, $fields),
+            (Arithmetic::Tf32, Tile::Small) => launch_tile!(@ $small_tf32, $accelerator, $config, $fields),
+            (_, Tile::Small) => launch_tile!(@ $small::<$T>, $accelerator, $config, $fields),
+            #[allow(unreachable_patterns)]
+            (Arithmetic::Tf32, _) => launch_tile!(@ $large_tf32, $accelerator, $config, $fields),
+            #[allow(unreachable_patterns)]
+            (_, _) => launch_tile!(@ $large::<$T>, $accelerator, $config, $fields),
         }
-    };
-    ($tile:expr, $wide:ident, $large:ident, $eight:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, {
-        $($field:ident: $value:expr),* $(,)?
-    }) => {
-        match $tile {
-            $crate::ops::tile::Tile::Wide => $wide { $($field: $value),* }.launch($accelerator, $config),
-            $crate::ops::tile::Tile::Large => $large::<$T> { $($field: $value),* }.launch($accelerator, $config),
-            $crate::ops::tile::Tile::Eight => $eight { $($field: $value),* }.launch($accelerator, $config),
-            $crate::ops::tile::Tile::Small => $small::<$T> { $($field: $value),* }.launch($accelerator, $config),
-        }
+    }};
+    (@ $kernel:ident $(::<$T:ident>)?, $accelerator:expr, $config:expr, { $($field:ident: $value:expr),* $(,)? }) => {
+        $kernel $(::<$T>)? { $($field: $value),* }.launch($accelerator, $config)
     };
 }
 pub(super) use launch_tile;
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
+    use super::Arithmetic::{Bf16, F32, Tf32};
     use super::*;
 
     #[test]
@@ -203,21 +238,36 @@ mod tests {
         for (rows, cols) in [(1, 1), (65, 400), (8189, 65), (16640, 1536)] {
             for tiles in [Tiles::All, Tiles::LargeAndSmall] {
                 for whole in [false, true] {
-                    let tile = Tile::of::<bf16>(tiles, whole, [rows, cols]);
-                    let config = tile.config::<bf16>([rows, cols], 1);
+                    let tile = Tile::of(Bf16, tiles, whole, [rows, cols]);
+                    let config = tile.config(Bf16, [rows, cols], 1);
                     assert!(config.grid[0] as usize * tile.sides()[0] * tile.sides()[1] >= rows * cols);
                     assert!(config.shared_bytes <= 99 << 10, "more than the smallest GPUs have");
                     assert!(whole || tile == Tile::Small);
                 }
             }
         }
-        let of = |result| Tile::of::<bf16>(Tiles::All, true, result);
+        let of = |result| Tile::of(Bf16, Tiles::All, true, result);
         assert_eq!([384, 576, 1536].map(|cols| of([16640, cols])), [Tile::Wide; 3]);
-        assert_eq!(Tile::of::<bf16>(Tiles::LargeAndSmall, true, [131072, 128]), Tile::Large);
+        assert_eq!(Tile::of(Bf16, Tiles::LargeAndSmall, true, [131072, 128]), Tile::Large);
         assert_eq!([of([16640, 48]), of([256, 384])], [Tile::Eight; 2]);
-        let few = |rows| Tile::of::<bf16>(Tiles::LargeAndSmall, true, [rows, 64]);
+        let few = |rows| Tile::of(Bf16, Tiles::LargeAndSmall, true, [rows, 64]);
         assert_eq!([few(64 * 132), few(64 * 133)], [Tile::Eight, Tile::Small]);
-        assert_eq!(Tile::of::<f32>(Tiles::All, true, [16640, 384]), Tile::Large);
+        assert_eq!(Tile::of(F32, Tiles::All, true, [16640, 384]), Tile::Large);
+    }
+
+    /// A stage of TF32 has half as many steps of twice the bytes: all is as in bf16.
+    #[test]
+    fn tiles_of_tf32_are_those_of_bf16() {
+        for result in [[16640, 384], [16640, 48], [64, 576], [131072, 128]] {
+            for (tiles, whole) in [(Tiles::All, true), (Tiles::LargeAndSmall, true), (Tiles::All, false)] {
+                let of = |arithmetic| {
+                    let tile = Tile::of(arithmetic, tiles, whole, result);
+                    let split = SumSplit::of(arithmetic, tiles, whole, 4096, result);
+                    (tile, tile.config(arithmetic, result, 1), split, split.config(arithmetic, result))
+                };
+                assert_eq!(of(Tf32), of(Bf16));
+            }
+        }
     }
 
     #[test]
@@ -225,29 +275,29 @@ mod tests {
         for m in [1, 31, 256, 2049, 2080, 16640] {
             for result in [[3, 5], [65, 65], [384, 48], [384, 384], [1536, 384]] {
                 for split in [
-                    SumSplit::of::<bf16>(Tiles::All, true, m, result),
-                    SumSplit::of::<bf16>(Tiles::LargeAndSmall, false, m, result),
-                    SumSplit::of::<f32>(Tiles::All, true, m, result),
+                    SumSplit::of(Bf16, Tiles::All, true, m, result),
+                    SumSplit::of(Bf16, Tiles::LargeAndSmall, false, m, result),
+                    SumSplit::of(F32, Tiles::All, true, m, result),
                 ] {
                     assert!(split.rows.is_multiple_of(STEP) && split.count <= 264, "{split:?}");
                     assert!(split.count * split.rows >= m && (split.count - 1) * split.rows < m, "{split:?} of {m}");
                 }
             }
         }
-        assert_eq!(SumSplit::of::<bf16>(Tiles::All, true, 65, [384, 384]).count, 1);
-        let small = |tiles, whole, result| SumSplit::of::<bf16>(tiles, whole, 32, result).tile;
+        assert_eq!(SumSplit::of(Bf16, Tiles::All, true, 65, [384, 384]).count, 1);
+        let small = |tiles, whole, result| SumSplit::of(Bf16, tiles, whole, 32, result).tile;
         assert_eq!(small(Tiles::LargeAndSmall, true, [64, 576]), Tile::Eight);
         assert_eq!(small(Tiles::LargeAndSmall, true, [520, 1008]), Tile::Small, "144 blocks");
         assert_eq!(small(Tiles::All, true, [520, 1008]), Tile::Eight);
         assert_eq!(small(Tiles::All, false, [64, 576]), Tile::Small);
-        assert_eq!(SumSplit::of::<f32>(Tiles::All, true, 32, [64, 576]).tile, Tile::Small);
+        assert_eq!(SumSplit::of(F32, Tiles::All, true, 32, [64, 576]).tile, Tile::Small);
     }
 
     /// The weights of a transformer's layers at batch 256: at most 5 % of the multiprocessors' time is idle.
     #[test]
     fn weight_gradients_take_whole_waves() {
         for result in [[576, 384], [384, 384], [1536, 384], [384, 1536]] {
-            let split = SumSplit::of::<bf16>(Tiles::All, true, 16640, result);
+            let split = SumSplit::of(Bf16, Tiles::All, true, 16640, result);
             let blocks = split.tile.count(result) * split.count;
             let [rows, cols] = split.tile.sides();
             let busy = waves(blocks) * MULTIPROCESSORS * rows * cols * split.rows;

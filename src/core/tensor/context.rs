@@ -57,6 +57,7 @@ struct Inner {
     mode: RefCell<Mode>,
     arena: RefCell<Option<Arena>>,
     persistent_bytes: Cell<usize>,
+    tf32: Cell<bool>,
     instrument: Option<Box<dyn Instrument>>,
 }
 
@@ -113,9 +114,29 @@ impl Context {
                 mode: RefCell::new(Mode::Direct),
                 arena: RefCell::new(None),
                 persistent_bytes: Cell::new(0),
+                tf32: Cell::new(false),
                 instrument,
             }),
         }
+    }
+
+    /// Lets tensor cores multiply `f32`, or not, which is how a context begins: linear layers and convolutions then round their factors to
+    /// TF32 (`f32`'s exponents, 10 bits of fraction: a relative error of at most 2⁻¹¹ each) and sum in `f32`. Set it before anything is
+    /// planned. Devices without tensor cores multiply `f32`.
+    pub fn with_tf32(self, on: bool) -> Self {
+        self.inner.tf32.set(on);
+        self
+    }
+
+    /// Whether products of `f32` have factors rounded to TF32: it was asked for, and the device has tensor cores.
+    pub fn multiplies_tf32(&self) -> bool {
+        let Device::Accelerator(accelerator) = &self.inner.device else { return false };
+        self.inner.tf32.get() && accelerator.has_tensor_cores()
+    }
+
+    /// The name of products of tensors of `dtype`: that of the dtype, or `tf32`.
+    pub fn products_name(&self, dtype: DType) -> &'static str {
+        if dtype == DType::F32 && self.multiplies_tf32() { "tf32" } else { dtype.name() }
     }
 
     /// The device.

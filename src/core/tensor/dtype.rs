@@ -21,6 +21,18 @@ pub enum DType {
 }
 
 impl DType {
+    /// `f32`, `bf16` and so on.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+            DType::F64 => "f64",
+            DType::U8 => "u8",
+            DType::I32 => "i32",
+            DType::U32 => "u32",
+        }
+    }
+
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
@@ -54,14 +66,7 @@ impl DType {
 
 impl std::fmt::Display for DType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            DType::F32 => "f32",
-            DType::BF16 => "bf16",
-            DType::F64 => "f64",
-            DType::U8 => "u8",
-            DType::I32 => "i32",
-            DType::U32 => "u32",
-        })
+        f.write_str(self.name())
     }
 }
 

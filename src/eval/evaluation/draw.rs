@@ -65,7 +65,7 @@ pub fn drawn(
     };
     let of = json!({
         "model": model.digest.sha256, "weights": info.weights, "seed": seed, "sampling": sampling, "labels": "in turn",
-        "precision": model.parameters.precision().to_string(), "device": device,
+        "precision": model.parameters.precision_name(), "device": device,
     });
     let [height, width, channels] = model.image_shape();
     let mut rows = Rows::open(cache, "samples", &of, height * width * channels)?;

@@ -13,29 +13,41 @@ static float bf16_to_f32(u32 bits) {
     return x;
 }
 
-// mma.m16n8k16: the matrices are taken from the lanes' fragments by the layouts of the PTX manual ("Matrix fragments for
-// mma.m16n8k16 with floating point type"); the sum over k runs in f32 from the accumulator on.
+// What a lane brings to an mma: fragments, and the elements of a word (2: bf16, 1: TF32).
+struct Fragments {
+    u32 a[4], b[2];
+    float c[4];
+    u32 of_word;
+};
+static_assert(sizeof(Fragments) <= sizeof Meeting::data[0], "a lane's room in a meeting");
+
+static float element(const Fragments& f, u32 word, u32 i) {
+    if (f.of_word == 2) return bf16_to_f32(word >> i * 16 & 0xffff);
+    float x;
+    memcpy(&x, &word, 4);
+    return x;
+}
+
+// mma.m16n8k16 of bf16 and mma.m16n8k8 of TF32: the matrices are taken from the lanes' fragments by the layouts of the PTX manual ("Matrix
+// fragments for mma.m16n8k16 with floating point type" and "for mma.m16n8k8"), where a word has its place along k and one or two elements;
+// the sum over k runs in f32 from the accumulator on.
 static void multiply(Meeting& m) {
     float a[16][16], b[16][8], c[16][8];
+    u32 depth = 16;
     for (u32 lane = 0; lane < 32; lane++) {
         const u32 group = lane / 4, in_group = lane % 4;
-        u32 words[6];
-        float acc[4];
-        memcpy(words, m.data[lane], 24);
-        memcpy(acc, m.data[lane] + 24, 16);
-        for (u32 i = 0; i < 8; i++) {
-            u32 row = group + ((i / 2) % 2 ? 8 : 0), col = in_group * 2 + (i & 1) + (i >= 4 ? 8 : 0);
-            a[row][col] = bf16_to_f32(words[i / 2] >> (i & 1) * 16 & 0xffff);
+        Fragments f;
+        memcpy(&f, m.data[lane], sizeof f);
+        depth = 8 * f.of_word;
+        for (u32 i = 0; i < f.of_word; i++) {
+            for (u32 w = 0; w < 4; w++) a[group + w % 2 * 8][(in_group + w / 2 * 4) * f.of_word + i] = element(f, f.a[w], i);
+            for (u32 w = 0; w < 2; w++) b[(in_group + w * 4) * f.of_word + i][group] = element(f, f.b[w], i);
         }
-        for (u32 i = 0; i < 4; i++) {
-            u32 k = in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0);
-            b[k][group] = bf16_to_f32(words[4 + i / 2] >> (i & 1) * 16 & 0xffff);
-        }
-        for (u32 i = 0; i < 4; i++) c[group + (i >= 2 ? 8 : 0)][in_group * 2 + (i & 1)] = acc[i];
+        for (u32 i = 0; i < 4; i++) c[group + (i >= 2 ? 8 : 0)][in_group * 2 + (i & 1)] = f.c[i];
     }
     for (u32 row = 0; row < 16; row++) {
         for (u32 col = 0; col < 8; col++) m.product[row][col] = c[row][col];
-        for (u32 k = 0; k < 16; k++)
+        for (u32 k = 0; k < depth; k++)
             for (u32 col = 0; col < 8; col++) m.product[row][col] += a[row][k] * b[k][col];
     }
 }
@@ -213,16 +225,30 @@ API u32 emulator_vote(int kind, u32 mask, int predicate, const char* file, int l
     return kind == 0 ? ballot : kind == 1 ? ballot != 0 : ballot == participants;
 }
 
-API void emulator_mma_bf16(float* d, const u32* a, const u32* b, const float* c, const char* file, int line) {
-    u8 data[40];
-    memcpy(data, a, 16);
-    memcpy(data + 16, b, 8);
-    memcpy(data + 24, c, 16);
-    Meeting* m = meet(Wait::Mma, ~0u, data, sizeof data, file, line, HERE);
-    if (m->participants != ~0u) fail(HERE, "mma needs all 32 lanes of the warp");
+static void product(float* d, const u32* a, const u32* b, const float* c, u32 of_word, const char* file, int line, void* at) {
+    Fragments f;
+    memcpy(f.a, a, sizeof f.a);
+    memcpy(f.b, b, sizeof f.b);
+    memcpy(f.c, c, sizeof f.c);
+    f.of_word = of_word;
+    Meeting* m = meet(Wait::Mma, ~0u, &f, sizeof f, file, line, at);
+    if (m->participants != ~0u) fail(at, "mma needs all 32 lanes of the warp");
     u32 lane = current->thread->lane;
     for (u32 i = 0; i < 4; i++) d[i] = m->product[lane / 4 + (i >= 2 ? 8 : 0)][lane % 4 * 2 + (i & 1)];
     left(m);
+}
+
+API void emulator_mma_bf16(float* d, const u32* a, const u32* b, const float* c, const char* file, int line) {
+    product(d, a, b, c, 2, file, line, HERE);
+}
+
+// A GPU looks at the upper 19 bits alone: what was not rounded to them would be cut off there.
+API void emulator_mma_tf32(float* d, const u32* a, const u32* b, const float* c, const char* file, int line) {
+    for (u32 w = 0; w < 6; w++) {
+        u32 word = w < 4 ? a[w] : b[w - 4];
+        if (word & 0x1fff) fail(HERE, "mma of TF32 gets 0x%08x, which was not rounded to TF32", word);
+    }
+    product(d, a, b, c, 1, file, line, HERE);
 }
 
 API void emulator_ldmatrix(u32* fragments, const void* row, u32 count, int transposed, const char* file, int line) {

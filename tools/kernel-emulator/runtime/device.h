@@ -35,6 +35,8 @@ unsigned long long emulator_atomic(int kind, void* address, unsigned int bytes, 
 
 void emulator_mma_bf16(float* d, const unsigned int* a, const unsigned int* b, const float* c, const char* file,
                        int line);
+void emulator_mma_tf32(float* d, const unsigned int* a, const unsigned int* b, const float* c, const char* file,
+                       int line);
 void emulator_ldmatrix(unsigned int* fragments, const void* row, unsigned int count, int transposed, const char* file,
                        int line);
 void emulator_async_copy(void* shared, const void* global, unsigned int source_bytes);

@@ -46,6 +46,37 @@ fn tensor_core_fragments_give_the_matrix_product() {
     }
 }
 
+/// To nearest, ties away from zero, by f64; beyond the largest finite value to infinity. What is not finite loses its lower bits.
+fn tf32(x: f32) -> u32 {
+    if !x.is_finite() {
+        return x.to_bits() & !0x1fff;
+    }
+    // Subnormal numbers have the steps of the least normal ones.
+    let exponent = (x.abs().to_bits() >> 23).max(1) as i32 - 127;
+    let step = 2f64.powi(exponent - 10);
+    let rounded = (f64::from(x) / step).abs().round() * step;
+    let rounded = if rounded >= 2f64.powi(128) { f32::INFINITY } else { rounded as f32 };
+    rounded.copysign(x).to_bits()
+}
+
+#[test]
+fn tf32_fragments_give_the_product_of_rounded_matrices() {
+    let values = |n: usize, factor: u32| -> Vec<f32> {
+        (0..n as u32).map(|i| (i.wrapping_mul(factor) % 8191) as f32 / 4096.0 - 1.0).collect()
+    };
+    let (a, b) = (values(128, 3001), values(64, 1277));
+    let rounded = |x: f32| f32::from_bits(tf32(x));
+    assert!(a.iter().any(|&x| rounded(x) != x));
+    let dot = |i: usize| (0..8).fold(0f32, |sum, k| sum + rounded(a[i / 8 * 8 + k]) * rounded(b[k * 8 + i % 8]));
+    let expected: Vec<f32> = (0..128).map(dot).collect();
+    for order in ORDERS {
+        let mut d = vec![f32::NAN; 128];
+        let arguments = [Argument::write(&mut d), Argument::read(&a), Argument::read(&b)];
+        launch("products_mma_tf32", Grid::linear(1, 32), order, arguments);
+        assert_eq!(d, expected, "{order:?}");
+    }
+}
+
 #[test]
 fn two_matrices_of_fragments() {
     let x: Vec<u16> = (0..128).collect();
@@ -91,14 +122,21 @@ fn bf16(x: f32) -> u16 {
 }
 
 #[test]
-fn conversion_to_bf16_rounds_to_nearest_even() {
+fn conversions_round_to_nearest() {
     let special = [0.0, -0.0, 1.0, f32::MAX, f32::MIN, f32::MIN_POSITIVE, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
     let ties = [0x3f80_8000u32, 0x3f81_8000, 0x3f80_8001, 0x3f80_7fff, 0x0000_8000, 0x0001_8000, 0xff7f_8000];
+    let of_tf32 = [0x3f80_1000u32, 0x3f80_3000, 0xbf80_1000, 0x3f80_0fff, 0x0000_1000, 0x0000_0fff, 0x7f7f_f000];
     let x: Vec<f32> = special
         .into_iter()
-        .chain(ties.map(f32::from_bits))
+        .chain(ties.into_iter().chain(of_tf32).map(f32::from_bits))
         .chain((0..20_000u32).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b9))))
         .collect();
+    let mut words = vec![0u32; x.len()];
+    let arguments = [Argument::write(&mut words), Argument::read(&x), Argument::U32(x.len() as u32)];
+    launch("products_to_tf32", Grid::linear(x.len().div_ceil(256) as u32, 256), Order::Forward, arguments);
+    for (x, word) in x.iter().zip(&words) {
+        assert_eq!(*word, tf32(*x), "{x} {:#x}", x.to_bits());
+    }
     let mut y = vec![0u16; x.len()];
     let arguments = [Argument::write(&mut y), Argument::read(&x), Argument::U32(x.len() as u32)];
     launch("products_to_bf16", Grid::linear(x.len().div_ceil(256) as u32, 256), Order::Forward, arguments);

@@ -291,6 +291,24 @@ fn lanes_at_different_instructions() {
     caught(&["divergent barrier", "reduce.cuh:", "kernels/planted.cu:"], run(3));
 }
 
+/// A GPU cuts off the bits that TF32 has no room for.
+#[test]
+fn factors_that_are_not_rounded() {
+    let run = |bug| {
+        move |o: &Options| {
+            let mut y = vec![f32::NAN; 32];
+            let arguments = [Argument::write(&mut y), Argument::F32(1.0 + 5.0 / 8192.0), Argument::U32(bug)];
+            let report = emulator().launch("planted_unrounded", Grid::linear(1, 32), arguments, o);
+            if report.is_ok() {
+                assert_eq!(y, [8.0 * (1.0 + 8.0 / 8192.0); 32]);
+            }
+            report
+        }
+    };
+    passes(run(0));
+    caught(&["mma of TF32 gets 0x3f801400", "not rounded", "kernels/planted.cu:"], run(1));
+}
+
 /// A kernel without an end is one with a fault, not one that the caller waits for.
 #[test]
 fn endless_kernels() {

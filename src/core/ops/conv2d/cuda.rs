@@ -3,16 +3,18 @@
 use super::thin::{self, Sides, Split};
 use super::{OP, Operands, Sizes, Sums};
 use crate::device::launches::{
-    Conv2dBwdChannel, Conv2dBwdColumns, Conv2dBwdInputEightBf16, Conv2dBwdInputLarge, Conv2dBwdInputSmall,
-    Conv2dBwdWeightEightBf16, Conv2dBwdWeightLarge, Conv2dBwdWeightSmall, Conv2dFwdEightBf16, Conv2dFwdLarge,
-    Conv2dFwdSmall,
+    Conv2dBwdChannel, Conv2dBwdColumns, Conv2dBwdInputEightBf16, Conv2dBwdInputEightTf32, Conv2dBwdInputLarge,
+    Conv2dBwdInputLargeTf32, Conv2dBwdInputSmall, Conv2dBwdInputSmallTf32, Conv2dBwdWeightEightBf16,
+    Conv2dBwdWeightEightTf32, Conv2dBwdWeightLarge, Conv2dBwdWeightLargeTf32, Conv2dBwdWeightSmall,
+    Conv2dBwdWeightSmallTf32, Conv2dFwdEightBf16, Conv2dFwdEightTf32, Conv2dFwdLarge, Conv2dFwdLargeTf32,
+    Conv2dFwdSmall, Conv2dFwdSmallTf32,
 };
 use crate::device::{Accelerator, LaunchConfig, SliceMut};
 use crate::error::{Error, Result};
-use crate::ops::tile::{SumSplit, Tile, Tiles, launch_tile};
+use crate::ops::tile::{Arithmetic, SumSplit, Tile, Tiles, launch_tile};
 use crate::ops::{Stored, optional, wanted};
 use crate::tape::{Destination, SumOrder};
-use crate::tensor::{DType, Element, Tensor};
+use crate::tensor::{Context, DType, Tensor};
 
 /// Pixels whose sums are one block's, before the blocks' are added.
 const ROWS_PER_PART: usize = 256;
@@ -24,26 +26,24 @@ pub(super) fn parts(sizes: Sizes) -> usize {
     sizes.out_pixels().div_ceil(ROWS_PER_PART).max(1)
 }
 
-/// Whether pixels of both sides are whole pieces of 16 bytes in bf16.
-fn whole(sizes: Sizes) -> bool {
-    sizes.cin.is_multiple_of(8) && sizes.cout.is_multiple_of(8)
+/// Whether pixels of both sides are whole pieces of 16 bytes.
+fn whole(arithmetic: Arithmetic, sizes: Sizes) -> bool {
+    [sizes.cin, sizes.cout].iter().all(|size| size.is_multiple_of(arithmetic.piece()))
 }
 
 /// How the weight's gradient is cut.
-fn split<T: Element>(sizes: Sizes) -> SumSplit {
+fn split(arithmetic: Arithmetic, sizes: Sizes) -> SumSplit {
     let result = [sizes.cout, sizes.depth()];
-    SumSplit::of::<T>(Tiles::LargeAndSmall, whole(sizes), sizes.batch * sizes.out_pixels(), result)
+    let pixels = sizes.batch * sizes.out_pixels();
+    SumSplit::of(arithmetic, Tiles::LargeAndSmall, whole(arithmetic, sizes), pixels, result)
 }
 
 /// Into how many parts, for operands of that dtype.
-pub(super) fn splits(sizes: Sizes, dtype: DType) -> usize {
+pub(super) fn splits(context: &Context, sizes: Sizes, dtype: DType) -> usize {
     if let Some(thin) = Split::of(sizes) {
         return thin.splits;
     }
-    match dtype {
-        DType::BF16 => split::<half::bf16>(sizes).count,
-        _ => split::<f32>(sizes).count,
-    }
+    split(Arithmetic::of(context, dtype), sizes).count
 }
 
 /// In which order the parts are added up.
@@ -52,8 +52,8 @@ pub(super) fn order(sizes: Sizes) -> SumOrder {
 }
 
 /// The tile of a product with this result.
-fn tile<T: Element>(sizes: Sizes, result: [usize; 2], aligned: bool) -> Tile {
-    Tile::of::<T>(Tiles::LargeAndSmall, aligned && whole(sizes), result)
+fn tile(arithmetic: Arithmetic, sizes: Sizes, result: [usize; 2], aligned: bool) -> Tile {
+    Tile::of(arithmetic, Tiles::LargeAndSmall, aligned && whole(arithmetic, sizes), result)
 }
 
 /// `source / size` times 2^32, rounded up: what the kernels find a pixel's source with.
@@ -72,21 +72,20 @@ fn check(accelerator: &dyn Accelerator, sizes: Sizes) -> Result<()> {
 }
 
 /// Whether the input's gradient of a stride of 2 is that of four images of half the size, each under a part of the taps.
-fn by_parity(sizes: Sizes) -> bool {
+fn by_parity(arithmetic: Arithmetic, sizes: Sizes) -> bool {
     let even = sizes.size.iter().all(|size| size.is_multiple_of(2)) && sizes.kernel.iter().all(|&taps| taps > 1);
     sizes.stride == 2
         && sizes.source == sizes.size
         && even
         && sizes.kernel.iter().product::<usize>() <= 32
-        && whole(sizes)
+        && arithmetic.on_tensor_cores()
+        && whole(arithmetic, sizes)
 }
 
 /// [`launch_tile`] with the sizes that all of the products' kernels take.
 macro_rules! launch_product {
-    ($tile:expr, $large:ident, $eight:ident, $small:ident, $T:ident, $accelerator:expr, $config:expr, $sizes:expr, {
-        $($field:ident: $value:expr),* $(,)?
-    }) => {
-        launch_tile!($tile, $large, $eight, $small, $T, $accelerator, $config, {
+    ($tile:tt, $T:ident, $kernels:tt, $accelerator:expr, $config:expr, $sizes:expr, { $($field:ident: $value:expr),* $(,)? }) => {
+        launch_tile!($tile, $T, $kernels, $accelerator, $config, {
             source_height: $sizes.source[0] as u32,
             source_width: $sizes.source[1] as u32,
             height: $sizes.size[0] as u32,
@@ -119,8 +118,13 @@ pub(super) fn forward<T: Stored>(
         return thin::product::<T>(accelerator, (sizes, sides), y.slice_mut(), 0, [*x, *weight], *bias);
     }
     let others = [Some(*x), Some(*weight), *bias, *channel_add, *residual, Some(y)];
-    let tile = tile::<T>(sizes, result, others.into_iter().flatten().all(Tensor::is_aligned));
-    launch_product!(tile, Conv2dFwdLarge, Conv2dFwdEightBf16, Conv2dFwdSmall, T, accelerator, tile.config::<T>(result, 1), sizes, {
+    let arithmetic = Arithmetic::of(y.context(), T::DTYPE);
+    let tile = tile(arithmetic, sizes, result, others.into_iter().flatten().all(Tensor::is_aligned));
+    launch_product!((arithmetic, tile), T, {
+        large: [Conv2dFwdLarge, Conv2dFwdLargeTf32],
+        eight: [Conv2dFwdEightBf16, Conv2dFwdEightTf32],
+        small: [Conv2dFwdSmall, Conv2dFwdSmallTf32]
+    }, accelerator, tile.config(arithmetic, result, 1), sizes, {
         y: y.slice_mut(),
         x: operands.x.slice(),
         weight: operands.weight.slice(),
@@ -148,12 +152,17 @@ pub(super) fn input_backward<T: Stored>(
         return thin::product::<T>(accelerator, (sizes, sides), to, accumulate, [dy, weight], None);
     }
     let aligned = dy.is_aligned() && weight.is_aligned() && dx.is_aligned();
-    let tile = tile::<T>(sizes, result, aligned);
-    let config = match T::DTYPE == DType::BF16 && aligned && by_parity(sizes) {
-        true => tile.config::<T>([pixels / 4, sizes.cin], 4),
-        false => tile.config::<T>(result, 1),
+    let arithmetic = Arithmetic::of(dy.context(), T::DTYPE);
+    let tile = tile(arithmetic, sizes, result, aligned);
+    let config = match aligned && by_parity(arithmetic, sizes) {
+        true => tile.config(arithmetic, [pixels / 4, sizes.cin], 4),
+        false => tile.config(arithmetic, result, 1),
     };
-    launch_product!(tile, Conv2dBwdInputLarge, Conv2dBwdInputEightBf16, Conv2dBwdInputSmall, T, accelerator, config, sizes, {
+    launch_product!((arithmetic, tile), T, {
+        large: [Conv2dBwdInputLarge, Conv2dBwdInputLargeTf32],
+        eight: [Conv2dBwdInputEightBf16, Conv2dBwdInputEightTf32],
+        small: [Conv2dBwdInputSmall, Conv2dBwdInputSmallTf32]
+    }, accelerator, config, sizes, {
         dx: dx.slice_mut(),
         dy: dy.slice(),
         weight: weight.slice(),
@@ -180,18 +189,23 @@ pub(super) fn weight_backward<T: Stored>(
     if let (Some(split), Some(partial)) = (Split::of(sizes), partial) {
         return thin::weight_backward::<T>(accelerator, (sizes, split), partial, [dy, x]);
     }
-    let (mut split, result) = (split::<T>(sizes), [sizes.cout, sizes.depth()]);
+    let arithmetic = Arithmetic::of(dy.context(), T::DTYPE);
+    let (mut split, result) = (split(arithmetic, sizes), [sizes.cout, sizes.depth()]);
     if !(dy.is_aligned() && x.is_aligned() && dw.is_aligned()) {
         split = split.anywhere();
     }
-    let config = split.config::<T>(result);
+    let config = split.config(arithmetic, result);
     let (len, bias_len) = (dw.len(), db.map_or(0, Destination::len));
     let (db_at, accumulate_bias) = wanted(db);
     let (dw_at, db_at, split_len, accumulate, accumulate_bias) = match partial {
         Some(partial) => (partial.slice_mut(), SliceMut::none(), len + bias_len, 0, 0),
         None => (dw.slice_mut(), db_at, 0, dw.mode.flag(), accumulate_bias),
     };
-    launch_product!(split.tile, Conv2dBwdWeightLarge, Conv2dBwdWeightEightBf16, Conv2dBwdWeightSmall, T, accelerator, config, sizes, {
+    launch_product!((arithmetic, split.tile), T, {
+        large: [Conv2dBwdWeightLarge, Conv2dBwdWeightLargeTf32],
+        eight: [Conv2dBwdWeightEightBf16, Conv2dBwdWeightEightTf32],
+        small: [Conv2dBwdWeightSmall, Conv2dBwdWeightSmallTf32]
+    }, accelerator, config, sizes, {
         dw: dw_at,
         db: db_at,
         dy: dy.slice(),

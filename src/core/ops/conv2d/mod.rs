@@ -362,7 +362,7 @@ impl Call {
         }
         let context = dy.context();
         let splits = match context.device() {
-            Device::Accelerator(_) => cuda::splits(self.sizes, dy.dtype()),
+            Device::Accelerator(_) => cuda::splits(dy.context(), self.sizes, dy.dtype()),
             Device::Cpu => 1,
         };
         let part = dw.len() + db.map_or(0, Destination::len);

@@ -31,6 +31,7 @@ fn chain(name: &str, [m, n, k]: [usize; 3], activation: Activation, twice: bool)
         Ok(if twice { vec![y, hidden] } else { vec![y] })
     })
     .sums(m.max(n).max(k))
+    .chained()
     .constants(&["down"])
 }
 

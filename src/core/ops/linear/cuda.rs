@@ -2,36 +2,38 @@
 
 use super::{BiasSum, Call, Operands, Sizes};
 use crate::device::launches::{
-    LinearBwdActivation, LinearBwdBias, LinearBwdInputEightBf16, LinearBwdInputLarge, LinearBwdInputSmall,
-    LinearBwdInputWideBf16, LinearBwdWeightEightBf16, LinearBwdWeightLarge, LinearBwdWeightSmall,
-    LinearBwdWeightWideBf16, LinearFwdEightBf16, LinearFwdLarge, LinearFwdSmall, LinearFwdWideBf16,
+    LinearBwdActivation, LinearBwdBias, LinearBwdBiasTf32, LinearBwdInputEightBf16, LinearBwdInputEightTf32,
+    LinearBwdInputLarge, LinearBwdInputLargeTf32, LinearBwdInputSmall, LinearBwdInputSmallTf32, LinearBwdInputWideBf16,
+    LinearBwdInputWideTf32, LinearBwdWeightEightBf16, LinearBwdWeightEightTf32, LinearBwdWeightLarge,
+    LinearBwdWeightLargeTf32, LinearBwdWeightSmall, LinearBwdWeightSmallTf32, LinearBwdWeightWideBf16,
+    LinearBwdWeightWideTf32, LinearFwdEightBf16, LinearFwdEightTf32, LinearFwdLarge, LinearFwdLargeTf32,
+    LinearFwdSmall, LinearFwdSmallTf32, LinearFwdWideBf16, LinearFwdWideTf32,
 };
 use crate::device::{Accelerator, LaunchConfig, SliceMut};
 use crate::error::Result;
-use crate::ops::tile::{SumSplit, Tile, Tiles, launch_tile};
+use crate::ops::tile::{Arithmetic, SumSplit, Tile, Tiles, launch_tile};
 use crate::ops::{Stored, optional, optional_mut, wanted};
 use crate::tape::Destination;
-use crate::tensor::{DType, Element, Tensor};
+use crate::tensor::{Context, DType, Tensor};
 
 /// How the weight's gradient is cut.
-fn split<T: Element>(Sizes { m, n, k }: Sizes) -> SumSplit {
-    SumSplit::of::<T>(Tiles::All, n.is_multiple_of(8) && k.is_multiple_of(8), m, [n, k])
+fn split(arithmetic: Arithmetic, Sizes { m, n, k }: Sizes) -> SumSplit {
+    let whole = [n, k].iter().all(|size| size.is_multiple_of(arithmetic.piece()));
+    SumSplit::of(arithmetic, Tiles::All, whole, m, [n, k])
 }
 
 /// Into how many parts, for operands of that dtype. Where there are several, the kernels below write them, and [`sum_parts`]
 /// adds them up.
 ///
 /// [`sum_parts`]: crate::tape::sum_parts
-pub(super) fn splits(sizes: Sizes, dtype: DType) -> usize {
-    match dtype {
-        DType::BF16 => split::<half::bf16>(sizes).count,
-        _ => split::<f32>(sizes).count,
-    }
+pub(super) fn splits(context: &Context, sizes: Sizes, dtype: DType) -> usize {
+    split(Arithmetic::of(context, dtype), sizes).count
 }
 
 /// The tile of a product with this result, whose sum runs over `depth`.
-fn tile<T: Element>([rows, cols]: [usize; 2], depth: usize, aligned: bool) -> Tile {
-    Tile::of::<T>(Tiles::All, aligned && cols.is_multiple_of(8) && depth.is_multiple_of(8), [rows, cols])
+fn tile(arithmetic: Arithmetic, [rows, cols]: [usize; 2], depth: usize, aligned: bool) -> Tile {
+    let whole = [cols, depth].iter().all(|size| size.is_multiple_of(arithmetic.piece()));
+    Tile::of(arithmetic, Tiles::All, aligned && whole, [rows, cols])
 }
 
 pub(super) fn forward<T: Stored>(
@@ -46,8 +48,14 @@ pub(super) fn forward<T: Stored>(
     }
     let Operands { x, weight, bias, residual, .. } = operands;
     let others = [Some(*x), Some(*weight), *bias, *residual, call.z.as_ref(), Some(y)];
-    let tile = tile::<T>([m, n], k, others.into_iter().flatten().all(Tensor::is_aligned));
-    launch_tile!(tile, LinearFwdWideBf16, LinearFwdLarge, LinearFwdEightBf16, LinearFwdSmall, T, accelerator, tile.config::<T>([m, n], 1), {
+    let arithmetic = Arithmetic::of(y.context(), T::DTYPE);
+    let tile = tile(arithmetic, [m, n], k, others.into_iter().flatten().all(Tensor::is_aligned));
+    launch_tile!((arithmetic, tile), T, {
+        wide: [LinearFwdWideBf16, LinearFwdWideTf32],
+        large: [LinearFwdLarge, LinearFwdLargeTf32],
+        eight: [LinearFwdEightBf16, LinearFwdEightTf32],
+        small: [LinearFwdSmall, LinearFwdSmallTf32]
+    }, accelerator, tile.config(arithmetic, [m, n], 1), {
         y: y.slice_mut(),
         z: optional_mut(call.z.as_ref()),
         x: operands.x.slice(),
@@ -83,16 +91,17 @@ pub(super) fn bias_backward<T: Stored>(
     dz: &Tensor,
     db: &Destination,
 ) -> Result<()> {
-    let (n, split) = (sizes.n, split::<T>(sizes).anywhere());
-    LinearBwdBias::<T> {
-        db: partial.map_or_else(|| db.slice_mut(), Tensor::slice_mut),
-        dz: dz.slice(),
-        m: sizes.m as u32,
-        n: n as u32,
-        rows_per_split: split.rows as u32,
-        accumulate: if partial.is_some() { 0 } else { db.mode.flag() },
+    let arithmetic = Arithmetic::of(dz.context(), T::DTYPE);
+    let (n, split) = (sizes.n, split(arithmetic, sizes).anywhere());
+    let config = split.config(arithmetic, [n, 1]);
+    let to = partial.map_or_else(|| db.slice_mut(), Tensor::slice_mut);
+    let (m, n, rows_per_split) = (sizes.m as u32, n as u32, split.rows as u32);
+    let accumulate = if partial.is_some() { 0 } else { db.mode.flag() };
+    if arithmetic == Arithmetic::Tf32 {
+        return LinearBwdBiasTf32 { db: to, dz: dz.slice(), m, n, rows_per_split, accumulate }
+            .launch(accelerator, config);
     }
-    .launch(accelerator, split.config::<T>([n, 1]))
+    LinearBwdBias::<T> { db: to, dz: dz.slice(), m, n, rows_per_split, accumulate }.launch(accelerator, config)
 }
 
 pub(super) fn input_backward<T: Stored>(
@@ -106,9 +115,14 @@ pub(super) fn input_backward<T: Stored>(
     if m * k == 0 {
         return Ok(());
     }
-    let tile = tile::<T>([m, k], n, dz.is_aligned() && weight.is_aligned() && dx.is_aligned());
-    let config = tile.config::<T>([m, k], 1);
-    launch_tile!(tile, LinearBwdInputWideBf16, LinearBwdInputLarge, LinearBwdInputEightBf16, LinearBwdInputSmall, T, accelerator, config, {
+    let arithmetic = Arithmetic::of(dz.context(), T::DTYPE);
+    let tile = tile(arithmetic, [m, k], n, dz.is_aligned() && weight.is_aligned() && dx.is_aligned());
+    launch_tile!((arithmetic, tile), T, {
+        wide: [LinearBwdInputWideBf16, LinearBwdInputWideTf32],
+        large: [LinearBwdInputLarge, LinearBwdInputLargeTf32],
+        eight: [LinearBwdInputEightBf16, LinearBwdInputEightTf32],
+        small: [LinearBwdInputSmall, LinearBwdInputSmallTf32]
+    }, accelerator, tile.config(arithmetic, [m, k], 1), {
         dx: dx.slice_mut(),
         dz: dz.slice(),
         weight: weight.slice(),
@@ -132,17 +146,22 @@ pub(super) fn weight_backward<T: Stored>(
     if n * k == 0 {
         return Ok(());
     }
-    let mut split = split::<T>(sizes);
+    let arithmetic = Arithmetic::of(dz.context(), T::DTYPE);
+    let mut split = split(arithmetic, sizes);
     if !(dz.is_aligned() && x.is_aligned() && dw.is_aligned()) {
         split = split.anywhere();
     }
-    let config = split.config::<T>([n, k]);
     let ((db_at, accumulate_bias), bias_len) = (wanted(db), db.map_or(0, Destination::len));
     let (dw_at, db_at, split_len, accumulate, accumulate_db) = match partial {
         Some(partial) => (partial.slice_mut(), SliceMut::none(), n * k + bias_len, 0, 0),
         None => (dw.slice_mut(), db_at, 0, dw.mode.flag(), accumulate_bias),
     };
-    launch_tile!(split.tile, LinearBwdWeightWideBf16, LinearBwdWeightLarge, LinearBwdWeightEightBf16, LinearBwdWeightSmall, T, accelerator, config, {
+    launch_tile!((arithmetic, split.tile), T, {
+        wide: [LinearBwdWeightWideBf16, LinearBwdWeightWideTf32],
+        large: [LinearBwdWeightLarge, LinearBwdWeightLargeTf32],
+        eight: [LinearBwdWeightEightBf16, LinearBwdWeightEightTf32],
+        small: [LinearBwdWeightSmall, LinearBwdWeightSmallTf32]
+    }, accelerator, split.config(arithmetic, [n, k]), {
         dw: dw_at,
         db: db_at,
         dz: dz.slice(),

@@ -242,7 +242,7 @@ impl Call {
     /// A part of scratch, `len` elements, for each of the splits that kernels cut a sum over m into; the CPU's runs over m at once.
     fn parts_of_sum(&self, dz: &Tensor, len: usize) -> Result<Option<Tensor>> {
         let splits = match dz.context().device() {
-            Device::Accelerator(_) => cuda::splits(self.sizes, dz.dtype()),
+            Device::Accelerator(_) => cuda::splits(dz.context(), self.sizes, dz.dtype()),
             _ => 1,
         };
         (splits > 1).then(|| dz.context().empty([splits, len], DType::F32)).transpose()

@@ -265,3 +265,13 @@ DEV void endless(u32* y, u32 bug) {
     y[t] = v;
 }
 extern "C" __global__ void __launch_bounds__(32) planted_endless(u32* __restrict__ y, u32 bug) { endless(y, bug); }
+
+// A product in TF32 of a factor that needs more than 10 bits: rounded to them first, or (bug 1) not.
+DEV void unrounded(f32* y, f32 x, u32 bug) {
+    u32 word = bug == 1 ? f32_bits(x) : tf32_bits(x);
+    const u32 a[4] = {word, word, word, word}, b[2] = {0x3f800000u, 0x3f800000u};
+    f32 c[4] = {};
+    mma_m16n8k8_tf32(c, a, b);
+    y[threadIdx.x] = c[0];
+}
+extern "C" __global__ void __launch_bounds__(32) planted_unrounded(f32* __restrict__ y, f32 x, u32 bug) { unrounded(y, x, bug); }

@@ -28,6 +28,26 @@ DEV void product(f32* d, const bf16* a, const bf16* b, u32 transposed) {
 }
 extern "C" __global__ void __launch_bounds__(32) products_mma_product(f32* __restrict__ d, const bf16* __restrict__ a, const bf16* __restrict__ b, u32 transposed) { product(d, a, b, transposed); }
 
+// The same of A [16, 8] and B [8, 8] in TF32, both row-major f32; A's fragments by ldmatrix, B's words one by one.
+DEV void product_tf32(f32* d, const f32* a, const f32* b) {
+    SHARED(f32, a_tile, [16][12]);
+    SHARED(f32, b_tile, [8][8]);
+    u32 lane = threadIdx.x;
+    for (u32 i = lane; i < 128; i += WARP) a_tile[i / 8][i % 8] = f32_from_bits(tf32_bits(a[i]));
+    for (u32 i = lane; i < 64; i += WARP) b_tile[i / 8][i % 8] = b[i];
+    __syncwarp();
+    u32 a_words[4], b_words[2];
+    ldmatrix_x4(a_words, &a_tile[lane % 16][lane / 16 * 4]);
+    for (u32 w = 0; w < 2; w++) {
+        u32 word = load_shared(shared_address(&b_tile[lane % 4 + 4 * w][lane / 4]));
+        b_words[w] = tf32_bits(f32_from_bits(word));
+    }
+    f32 c[4] = {};
+    mma_m16n8k8_tf32(c, a_words, b_words);
+    for (u32 i = 0; i < 4; i++) d[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = c[i];
+}
+extern "C" __global__ void __launch_bounds__(32) products_mma_tf32(f32* __restrict__ d, const f32* __restrict__ a, const f32* __restrict__ b) { product_tf32(d, a, b); }
+
 // The fragments that ldmatrix_x2 (and, with `transposed`, its transposing form) gives of an [16, 8] tile.
 DEV void fragments(u32* words, const bf16* x, u32 transposed) {
     SHARED(bf16, tile, [16][8]);
@@ -51,6 +71,13 @@ DEV void convert(u16* y, const f32* x, u32 n) {
     if (i < n) y[i] = bf16_from_f32(x[i]).bits;
 }
 extern "C" __global__ void __launch_bounds__(256) products_to_bf16(u16* __restrict__ y, const f32* __restrict__ x, u32 n) { convert(y, x, n); }
+
+// Every f32 to TF32.
+DEV void convert_tf32(u32* y, const f32* x, u32 n) {
+    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = tf32_bits(x[i]);
+}
+extern "C" __global__ void __launch_bounds__(256) products_to_tf32(u32* __restrict__ y, const f32* __restrict__ x, u32 n) { convert_tf32(y, x, n); }
 
 // Two at a time.
 DEV void convert_pairs(u32* y, const f32* low, const f32* high, u32 n) {

@@ -48,6 +48,7 @@ counters! {
     branch,
     other,
     mma_flops,
+    tf32_flops,
     float_flops,
     global_requests,
     global_sectors,
@@ -91,6 +92,7 @@ impl Counters {
         *slot = issues;
         (all.warp_instructions, all.thread_instructions) = (issues, lanes);
         all.mma_flops = acting * u64::from(cost.mma_flops);
+        all.tf32_flops = acting * u64::from(cost.tf32_flops);
         all.float_flops = lanes * u64::from(cost.float_flops);
         all.global_requests = accessed.global_requests;
         all.global_sectors = accessed.global_sectors;

@@ -88,6 +88,13 @@ pub fn bf16_towards_zero(x: f32) -> u16 {
     if x.is_nan() { 0x7fff } else { (x.to_bits() >> 16) as u16 }
 }
 
+/// f32 to TF32, as a word: to nearest, ties away from zero; of what is not finite the lower bits are cut off, as ptxas 13 does it.
+#[inline(always)]
+pub fn tf32_from(x: f32) -> u32 {
+    let half = if x.is_finite() { 0x1000 } else { 0 };
+    x.to_bits().wrapping_add(half) & !0x1fff
+}
+
 #[inline(always)]
 pub fn bf16_to(x: u16) -> f32 {
     f32::from_bits(u32::from(x) << 16)

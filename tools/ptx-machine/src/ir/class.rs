@@ -1,6 +1,6 @@
 //! What an instruction costs: the class of its issue slot, and the floating-point operations that it does.
 
-use super::op::Kind;
+use super::op::{Kind, MmaType};
 use crate::parse::{Instruction, Space};
 
 /// The kind of work that a warp instruction is.
@@ -46,10 +46,12 @@ pub struct Cost {
     pub float_flops: u8,
     /// Operations of a warp in `mma`: a product and a sum for each of m n k.
     pub mma_flops: u32,
+    /// Those of them in TF32, of which tensor cores do half as many a cycle.
+    pub tf32_flops: u32,
 }
 
 impl Cost {
-    pub const PART: Self = Self { class: Class::Part, float_flops: 0, mma_flops: 0 };
+    pub const PART: Self = Self { class: Class::Part, float_flops: 0, mma_flops: 0, tf32_flops: 0 };
 
     /// Of an instruction whose (first) operation is of this kind.
     pub fn of(instruction: &Instruction, kind: Kind) -> Self {
@@ -62,7 +64,8 @@ impl Cost {
             _ => 0,
         };
         let mma_flops = if let Kind::Mma { k, .. } = kind { 2 * 16 * 8 * u32::from(k) } else { 0 };
-        Self { class: class(base, &instruction.opcode, kind), float_flops, mma_flops }
+        let tf32_flops = if matches!(kind, Kind::Mma { kind: MmaType::Tf32, .. }) { mma_flops } else { 0 };
+        Self { class: class(base, &instruction.opcode, kind), float_flops, mma_flops, tf32_flops }
     }
 }
 

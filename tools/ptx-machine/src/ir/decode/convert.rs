@@ -2,7 +2,7 @@
 
 use super::{Decoded, Decoder, Fault, SHARED_WINDOW, Source, Width, truncated, width};
 use crate::exec::approx::{
-    Rounding, bf16_from, bf16_to, bf16_towards_zero, f16_from, f16_to, flushed, rounded, saturated,
+    Rounding, bf16_from, bf16_to, bf16_towards_zero, f16_from, f16_to, flushed, rounded, saturated, tf32_from,
 };
 use crate::exec::lanes::{Levels, levels};
 
@@ -86,6 +86,12 @@ impl Decoder<'_> {
         let to = self.kind()?;
         if matches!(to, "bf16x2" | "f16x2") {
             return self.packed(to, from);
+        }
+        if (to, from) == ("tf32", "f32") {
+            if !self.takes("rna") {
+                return Err("a rounding is needed".into());
+            }
+            return self.lanes(levels!(|l, s| l.unary::<f32, u32>(s, tf32_from)), Width::B32, &[Width::B32]);
         }
         let rounding = self.takes_one(&["rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi"]);
         let (ftz, sat) = (self.takes("ftz"), self.takes("sat"));
