@@ -21,7 +21,7 @@ fn device() -> (Device, usize, &'static [Precision]) {
     let chosen =
         choice.parse::<DeviceChoice>().and_then(|choice| choice.open()).unwrap_or_else(|error| panic!("{error}"));
     match chosen.accelerator {
-        Some(accelerator) => (Device::Accelerator(accelerator), 256, &[Precision::F32, Precision::Bf16]),
+        Some(accelerator) => (Device::Accelerator(accelerator), 256, &Precision::SETTLED),
         None => (Device::Cpu, 32, &[Precision::F32]),
     }
 }

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::flags;
 use super::options::DataFolder;
+use crate::config::Precision;
 use crate::data::{Dataset, Split, WEIGHTS, WEIGHTS_DIR};
 use crate::device::cuda::CudaDevice;
 use crate::device::{Accelerator, DeviceChoice, embedded_modules, instructions, launches};
@@ -18,7 +19,8 @@ use crate::models::resnet::torchvision::Pretrained;
 use crate::ops::case::Case;
 use crate::ops::cases;
 use crate::ops::host::parallel::{set_threads, threads};
-use crate::tensor::{DType, Device};
+use crate::ops::tf32::OPS_IN_TF32;
+use crate::tensor::Device;
 use crate::weights::WeightFile;
 use crate::words::counted;
 
@@ -94,10 +96,14 @@ impl DoctorCommand {
 
     /// Tests the ops and prints a line for each; returns the number of ops and dtypes that failed.
     fn self_test(&self, device: &Device) -> usize {
-        let (what, types): (String, &[DType]) = match device {
-            Device::Cpu => ("the CPU's ops in f32 and bf16 against f64".into(), &[DType::F32, DType::BF16]),
+        let (what, types): (String, &[Precision]) = match device {
+            Device::Cpu => ("the CPU's ops in f32 and bf16 against f64".into(), &[Precision::F32, Precision::Bf16]),
             Device::Accelerator(accelerator) => {
-                (format!("every kernel on {} against the CPU's op", accelerator.name()), &[DType::F32, DType::BF16])
+                let all: &[Precision] = match accelerator.has_tensor_cores() {
+                    true => &Precision::SETTLED,
+                    false => &[Precision::F32, Precision::Bf16],
+                };
+                (format!("every kernel on {} against the CPU's op", accelerator.name()), all)
             }
         };
         println!("\nself-test: {what}");
@@ -110,12 +116,15 @@ impl DoctorCommand {
         }
         let (mut failures, mut tested) = (0, 0);
         'ops: for (op, cases) in &by_op {
-            for &dtype in types {
+            for &precision in types {
+                if precision == Precision::Tf32 && !OPS_IN_TF32.contains(op) {
+                    continue;
+                }
                 let start = Instant::now();
-                let faults = faults(device, cases, dtype);
+                let faults = faults(device, cases, precision);
                 let seconds = start.elapsed().as_secs_f64();
                 let result = if faults.is_empty() { "pass" } else { "FAIL" };
-                println!("  {op:<24}{:<7}{:>6}{seconds:>8.2} s  {result}", dtype.to_string(), cases.len());
+                println!("  {op:<24}{:<7}{:>6}{seconds:>8.2} s  {result}", precision.name(), cases.len());
                 faults.iter().for_each(|fault| println!("      {}", fault_text(fault)));
                 failures += usize::from(!faults.is_empty());
                 tested += 1;
@@ -136,12 +145,13 @@ impl DoctorCommand {
 }
 
 /// The faults of an op's cases. After a kernel fault the device is unusable, and later cases would only repeat the fault.
-fn faults(device: &Device, cases: &[Case], dtype: DType) -> Vec<Error> {
+fn faults(device: &Device, cases: &[Case], precision: Precision) -> Vec<Error> {
     let mut faults = Vec::new();
     for case in cases {
         let outcome = match device {
-            Device::Cpu if dtype == DType::F32 => case.check_oracle(),
-            _ => case.check_device(device, dtype).map(drop),
+            Device::Cpu if precision == Precision::F32 => case.check_oracle(),
+            _ if precision == Precision::Tf32 => case.check_tf32(device).map(drop),
+            _ => case.check_device(device, precision.dtype()).map(drop),
         };
         faults.extend(outcome.err());
         if !faults.is_empty() && is_lost(device) {

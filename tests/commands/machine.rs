@@ -47,6 +47,9 @@ fn bf16_is_the_default_only_where_it_is_multiplied_and_slow_bf16_is_told() {
     let asked = text(&format!("{sample} --precision bf16"));
     assert!(asked.contains(", on cpu in bf16"), "{asked}");
     assert!(asked.contains("warning: this processor has no instruction for products of bf16"), "{asked}");
+    // TF32 is of GPUs: the pictures are those of f32, and it is said.
+    let asked = text(&format!("{sample} --precision tf32"));
+    assert!(asked.contains(", on cpu in f32") && asked.contains("warning: TF32 is of GPUs' tensor cores"), "{asked}");
     // As training says it.
     let settings = [
         "training.precision=bf16",

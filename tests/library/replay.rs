@@ -253,6 +253,30 @@ fn auto_takes_bf16_where_there_are_instructions_for_it_and_records_what_it_took(
     assert_eq!(config.training.precision, Precision::Auto);
 }
 
+/// TF32 is a way to multiply, not a dtype: everything is stored as in f32, and results are near f32's but not its own.
+#[test]
+fn tf32_rounds_factors_on_tensor_cores_alone() {
+    let (emulator, device) = emulated();
+    let steps = |device: &Device, precision: &str| {
+        let mut trainer = trainer(&config(&[&format!("training.precision={precision}")]), device);
+        (0..2).for_each(|_| trainer.train_step().unwrap());
+        (trainer.parameters().precision(), trainer.parameters().precision_name(), State::of(&mut trainer))
+    };
+    let single = steps(&device, "f32").2;
+    let (dtype, name, without) = steps(&device, "tf32");
+    assert_eq!((dtype, name), (DType::F32, "f32"), "no tensor cores");
+    assert_eq!(without, single);
+    emulator.set_tensor_cores(true);
+    let (dtype, name, rounded) = steps(&device, "tf32");
+    assert_eq!((dtype, name), (DType::F32, "tf32"));
+    assert_ne!(rounded, single);
+    let apart = distance(&single.weights, &rounded.weights);
+    assert!(apart < 1e-3, "apart by {apart:.1e}");
+    assert_eq!(steps(&device, "f32").2, single, "f32 is f32 there too");
+    let (of_cpu, cpu) = (steps(&Device::Cpu, "tf32"), steps(&Device::Cpu, "f32"));
+    assert_eq!((of_cpu.1, of_cpu.2), ("f32", cpu.2));
+}
+
 #[test]
 fn weights_are_rounded_on_the_device() {
     let (emulator, device) = emulated();

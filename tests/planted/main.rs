@@ -87,6 +87,13 @@ fn is_caught(bug: &Bug) {
     });
 }
 
+/// As [`is_caught`], with factors rounded to TF32.
+fn is_caught_in_tf32(bug: &Bug) {
+    is_caught_by(bug, own_cases(bug), |case, device| {
+        case.check_tf32(&device(Order::Forward)).err().map(|fault| fault.to_string())
+    });
+}
+
 /// As [`is_caught`], by gradient destinations.
 fn is_caught_by_wirings(bug: &Bug) {
     is_caught_by(bug, kinds::smallest_of_each_kind(own_cases(bug)), |case, device| {
@@ -103,6 +110,7 @@ fn is_caught_by(bug: &Bug, cases: Vec<Case>, check: impl Fn(&Case, &dyn Fn(Order
     let device = |order| {
         let device = Arc::new(EmulatorDevice::load(&folder).unwrap());
         device.set_order(order);
+        device.set_tensor_cores(true);
         Device::Accelerator(device)
     };
     let caught = cases.iter().find_map(|case| check(case, &device));

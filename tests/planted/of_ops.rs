@@ -2,7 +2,7 @@
 
 use engine_core::tensor::DType;
 
-use super::{Bug, OUTSIDE, RACE, WRONG, is_caught, is_caught_by_wirings};
+use super::{Bug, OUTSIDE, RACE, WRONG, is_caught, is_caught_by_wirings, is_caught_in_tf32};
 
 #[test]
 fn bugs_in_what_a_resnet_needs_are_caught() {
@@ -178,7 +178,7 @@ fn bugs_of_a_products_tiles_are_caught() {
         to,
         words,
     };
-    let whole = "for (; at + MMA_DEPTH <= r_end; at";
+    let whole = "for (; at + DEPTH <= r_end; at";
     let outside: &[&str] = &["outside its", "relative error"];
     is_caught(&bug("product_cut_step", whole, "for (; at < r_end; at", outside));
     let sent = "upper ? first[e] : second[e], 2);";
@@ -191,6 +191,21 @@ fn bugs_of_a_products_tiles_are_caught() {
     is_caught(&bug("product_sums_of_no_block", some, ";", &["race", "outside its", "has written"]));
     let own = "warp % Tile::ACROSS * Sums::SUM_BLOCKS * 16";
     is_caught(&bug("product_sums_of_one_block", own, "warp % Tile::ACROSS * 0", &["race", "relative error"]));
+}
+
+/// Factors that are cut off, a fragment of words in another order, and sums of rows that lose what TF32 has no room for.
+#[test]
+fn bugs_of_tf32_are_caught() {
+    let bug =
+        |name, op, from, to, words| Bug { name, op, dtype: DType::F32, file: "common/product.cuh", from, to, words };
+    let rounds = "words[w] = tf32_bits(f32_from_bits(words[w]));";
+    is_caught_in_tf32(&bug("tf32_cut_off", "linear", rounds, ";", &["not rounded"]));
+    let order = "u32 o_half = IS_B ? w / 2 : w % 2, r_half = IS_B ? w % 2 : w / 2;\n                words";
+    let other = "u32 o_half = w % 2, r_half = w / 2;\n                words";
+    is_caught_in_tf32(&bug("tf32_order_of_words", "linear", order, other, WRONG));
+    let low = "stored[w]) - f32_from_bits(part[w]));\n        mma_m16n8k8_tf32(c, part, ones);";
+    is_caught_in_tf32(&bug("tf32_sums_of_high_parts", "linear", low, "stored[w]));", WRONG));
+    is_caught_in_tf32(&bug("tf32_second_half", "conv2d", "DEPTH / 2 * ROW;", "0;", WRONG));
 }
 
 /// Walks that step through taps and pixels instead of finding each anew, and the kernel for few channels.
