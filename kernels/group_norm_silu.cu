@@ -288,22 +288,22 @@ DEV void know(const Memory& m, const Share& s, u32 piece, Known<V>& known) {
 }
 
 // x - mean and dv of a pixel.
-template <typename T, u32 V>
-DEV void gradient_of(const u32 (&x)[WORDS<V>], const u32 (&dy)[WORDS<V>], u32 piece, const Known<V>& known, u32 silu_follows,
-                     f32 (&centered)[PIECE<V>], f32 (&dv)[PIECE<V>]) {
+template <typename T, u32 V, bool SILU>
+DEV void gradient_of(const u32 (&x)[WORDS<V>], const u32 (&dy)[WORDS<V>], u32 piece, const Known<V>& known, f32 (&centered)[PIECE<V>],
+                     f32 (&dv)[PIECE<V>]) {
     values_of<V>(x, piece, centered);
     values_of<V>(dy, piece, dv);
 #pragma unroll
     for (u32 j = 0; j < PIECE<V>; j++) {
         centered[j] -= known.mean[j];
-        if (silu_follows != 0) dv[j] *= silu_derivative<T>(fma_f32(centered[j], known.factor[j], known.offset[j]));
+        if (SILU) dv[j] *= silu_derivative<T>(fma_f32(centered[j], known.factor[j], known.offset[j]));
     }
 }
 
 // S0 and S1 of the block's pixels, of channel `threadIdx.x` of the strip.
-template <typename T, u32 V>
+template <typename T, u32 V, bool SILU>
 DEV void channel_sums(const u32 (&x)[HELD][WORDS<V>], const u32 (&dy)[HELD][WORDS<V>], const Memory& m, const Sizes& sizes, const Share& s,
-                      const Dropped& dropped, u32 silu_follows, f32 (&totals)[2]) {
+                      const Dropped& dropped, f32 (&totals)[2]) {
 #pragma unroll
     for (u32 piece = 0; piece < PIECES<V>; piece++) {
         Known<V> known;
@@ -314,7 +314,7 @@ DEV void channel_sums(const u32 (&x)[HELD][WORDS<V>], const u32 (&dy)[HELD][WORD
 #pragma unroll
         for (u32 i = 0; i < HELD; i++) {
             if (s.pixel + i * s.rows >= s.end) break;
-            gradient_of<T, V>(x[i], dy[i], piece, known, silu_follows, centered, dv);
+            gradient_of<T, V, SILU>(x[i], dy[i], piece, known, centered, dv);
 #pragma unroll
             for (u32 j = 0; j < PIECE<V>; j++) {
                 plain[j] += dv[j];
@@ -333,10 +333,9 @@ DEV void channel_sums(const u32 (&x)[HELD][WORDS<V>], const u32 (&dy)[HELD][WORD
 
 // dx and dskip of what is held, in the place of dy; memory has sum(k S0) and sum(k S1) of the strip's channels, or of parts of its one
 // group's.
-template <typename T, u32 V>
+template <typename T, u32 V, bool SILU>
 DEV void input_gradient(T* dx, T* dskip, const u32 (&x)[HELD][WORDS<V>], u32 (&dy)[HELD][WORDS<V>], const Memory& m,
-                        const Sizes& sizes, const Share& s, const Dropped& dropped, u32 silu_follows, u32 accumulate_x,
-                        u32 accumulate_skip) {
+                        const Sizes& sizes, const Share& s, const Dropped& dropped, u32 accumulate_x, u32 accumulate_skip) {
     f32 count = (f32)(sizes.pixels * sizes.width);
     u32 of_group = min_of(sizes.width, THREADS);
     __syncthreads();
@@ -365,7 +364,7 @@ DEV void input_gradient(T* dx, T* dskip, const u32 (&x)[HELD][WORDS<V>], u32 (&d
         for (u32 i = 0; i < HELD; i++) {
             if (s.pixel + i * s.rows >= s.end) break;
             f32 centered[PIECE<V>], dv[PIECE<V>];
-            gradient_of<T, V>(x[i], dy[i], piece, known, silu_follows, centered, dv);
+            gradient_of<T, V, SILU>(x[i], dy[i], piece, known, centered, dv);
 #pragma unroll
             for (u32 j = 0; j < PIECE<V>; j++) dv[j] = fma_f32(dv[j], scaled[j], fma_f32(centered[j], slope[j], constant[j]));
             if (add) {
@@ -395,7 +394,10 @@ DEV void backward(T* dx, T* dskip, f32* sums, const f32* partial, const Saved<T>
     u32 x[HELD][WORDS<V>], dy[HELD][WORDS<V>], channels = sizes.ca + sizes.cb, t = threadIdx.x;
     hold_gradient<T, V>(saved, m, sizes, s, dropped, x, dy);
     f32 totals[2];
-    if (partial == nullptr) channel_sums<T, V>(x, dy, m, sizes, s, dropped, silu_follows, totals);
+    if (partial == nullptr) {
+        if (silu_follows != 0) channel_sums<T, V, true>(x, dy, m, sizes, s, dropped, totals);
+        else channel_sums<T, V, false>(x, dy, m, sizes, s, dropped, totals);
+    }
     // All of the strip's channels; of a group that is cut, all of its own.
     u32 first = s.group * sizes.width, all = sizes.tiles > 1 ? sizes.width : s.channels, chunks = gridDim.y / sizes.tiles;
     f32 dn = 0.0f, dn_n = 0.0f;
@@ -420,7 +422,8 @@ DEV void backward(T* dx, T* dskip, f32* sums, const f32* partial, const Saved<T>
     }
     m.channel[FIRST_SUM][t] = dn;
     m.channel[SECOND_SUM][t] = dn_n;
-    input_gradient<T, V>(dx, dskip, x, dy, m, sizes, s, dropped, silu_follows, accumulate_x, accumulate_skip);
+    if (silu_follows != 0) input_gradient<T, V, true>(dx, dskip, x, dy, m, sizes, s, dropped, accumulate_x, accumulate_skip);
+    else input_gradient<T, V, false>(dx, dskip, x, dy, m, sizes, s, dropped, accumulate_x, accumulate_skip);
 }
 
 template <typename T, u32 V>
@@ -430,7 +433,8 @@ DEV void backward_partial(f32* partial, const Saved<T>& saved, const Sizes& size
     u32 x[HELD][WORDS<V>], dy[HELD][WORDS<V>], channels = sizes.ca + sizes.cb, chunks = gridDim.y / sizes.tiles;
     hold_gradient<T, V>(saved, m, sizes, s, dropped, x, dy);
     f32 totals[2];
-    channel_sums<T, V>(x, dy, m, sizes, s, dropped, silu_follows, totals);
+    if (silu_follows != 0) channel_sums<T, V, true>(x, dy, m, sizes, s, dropped, totals);
+    else channel_sums<T, V, false>(x, dy, m, sizes, s, dropped, totals);
     if (threadIdx.x >= s.channels) return;
     f32* to = partial + ((u64)s.sample * chunks + s.chunk) * 2 * channels + s.first + threadIdx.x;
     to[0] = totals[0];

@@ -32,7 +32,15 @@ template <typename T>
 DEV f32 gelu(f32 x) { return x * sigmoid<T>(gelu_two_u(x)); }
 
 // Not below -87, where exp(-x) is still finite; a NaN stays one.
-DEV f32 sigmoid_bounded(f32 x) { return x < -87.0f ? -87.0f : x; }
+DEV f32 sigmoid_bounded(f32 x) {
+#ifdef __CUDACC__
+    f32 y;
+    asm("max.NaN.f32 %0, %1, 0fC2AE0000;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return x < -87.0f ? -87.0f : x;
+#endif
+}
 
 // sigmoid(x), and in `slope` sigmoid(x) (1 - sigmoid(x)) without the cancellation in 1 - sigmoid: at x = 6 GELU's derivative
 // multiplies that by 55.

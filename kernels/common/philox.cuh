@@ -26,6 +26,30 @@ struct F32x4 {
     f32 x, y, z, w;
 };
 
+// Both words of FACTOR x: one product. Left to itself the compiler makes the rounds of 64-bit integers, with half as many operations again.
+template <u32 FACTOR>
+DEV void multiply_wide(u32 x, u32& low, u32& high) {
+#ifdef __CUDACC__
+    u64 product;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(x), "n"(FACTOR));
+    asm("mov.b64 {%0, %1}, %2;" : "=r"(low), "=r"(high) : "l"(product));
+#else
+    u64 product = (u64)FACTOR * x;
+    low = (u32)product;
+    high = (u32)(product >> 32);
+#endif
+}
+
+DEV u32 xor_of_three(u32 a, u32 b, u32 c) {
+#ifdef __CUDACC__
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0x96;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+#else
+    return a ^ b ^ c;
+#endif
+}
+
 // 128 random bits of a 128-bit counter and the 64-bit key `seed`.
 DEV U32x4 philox4x32_10(U32x4 c, u64 seed) {
     u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
@@ -35,9 +59,10 @@ DEV U32x4 philox4x32_10(U32x4 c, u64 seed) {
             k0 += 0x9E3779B9u;
             k1 += 0xBB67AE85u;
         }
-        u64 p0 = (u64)0xD2511F53u * c.x;
-        u64 p1 = (u64)0xCD9E8D57u * c.z;
-        c = U32x4{(u32)(p1 >> 32) ^ c.y ^ k0, (u32)p1, (u32)(p0 >> 32) ^ c.w ^ k1, (u32)p0};
+        u32 low0, high0, low1, high1;
+        multiply_wide<0xD2511F53u>(c.x, low0, high0);
+        multiply_wide<0xCD9E8D57u>(c.z, low1, high1);
+        c = U32x4{xor_of_three(high1, c.y, k0), low1, xor_of_three(high0, c.w, k1), low0};
     }
     return c;
 }

@@ -34,6 +34,7 @@ impl Decoder<'_> {
             "popc" | "clz" | "brev" | "bfind" => return self.counts(),
             "bfe" | "bfi" => return self.fields(),
             "prmt" | "shf" | "sad" => return self.others(),
+            "lop3" => return self.logic_of_three(),
             _ => return Ok(None),
         };
         let Some((levels, sources)) = done else { return Err(format!("not of type .{kind}")) };
@@ -246,6 +247,27 @@ impl Decoder<'_> {
         second.run = Some(merge);
         second.sources = vec![temporary.map_or(value(0), Source::Reg), into, value(mask)];
         Ok(Some(vec![first, second]))
+    }
+
+    /// The functions of three bits that have names; a table is the function's value at 0xf0, 0xcc and 0xaa.
+    fn logic_of_three(&mut self) -> Decoded {
+        if self.kind()? != "b32" {
+            return Err("only of type .b32".into());
+        }
+        self.expects(5)?;
+        let levels = match self.operand(4)? {
+            Operand::Int(0x96) => ternary!(u32, |a, b, c| a ^ b ^ c),
+            Operand::Int(0x80) => ternary!(u32, |a, b, c| a & b & c),
+            Operand::Int(0xfe) => ternary!(u32, |a, b, c| a | b | c),
+            Operand::Int(0xca) => ternary!(u32, |a, b, c| (a & b) | (!a & c)),
+            Operand::Int(0xe8) => ternary!(u32, |a, b, c| (a & b) | (a & c) | (b & c)),
+            _ => return Err("a table of another function than xor, and, or, selection and majority".into()),
+        };
+        let mut step = super::Step::new(Kind::Lanes);
+        step.run = Some(levels);
+        step.destinations.push(self.destination(0, Width::B32)?);
+        step.sources = (1..4).map(|index| self.source(index, Width::B32)).collect::<Result<_, _>>()?;
+        Ok(Some(vec![step]))
     }
 
     fn others(&mut self) -> Decoded {
