@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use serde::Deserialize;
 
-use super::file::KernelLines;
+use super::file::{KernelLines, Line};
 
 const TABLE: &str = include_str!("../../kernels/prebuilt/registers.json");
 
@@ -57,8 +57,24 @@ pub struct HotLoop {
     pub anchors: u64,
     /// Issue slots per iteration.
     pub sass: u64,
-    /// PTX instructions per iteration.
+    /// PTX instructions per iteration, of the loop's `unroll` copies.
     pub ptx: u64,
+    /// Copies of the PTX loop in an iteration.
+    #[serde(default)]
+    pub unroll: u64,
+    /// First and last line of the loop in the PTX.
+    #[serde(default)]
+    pub lines: [u32; 2],
+}
+
+impl HotLoop {
+    /// The share of a kernel's executed instructions that are within the loop's lines; all where it is not known.
+    fn share(&self, lines: &[Line]) -> f64 {
+        let slots = |line: &Line| line.counters.warp_instructions as f64;
+        let all: f64 = lines.iter().map(slots).sum();
+        let within = lines.iter().filter(|line| (self.lines[0]..=self.lines[1]).contains(&line.ptx));
+        if all > 0.0 { within.map(slots).sum::<f64>() / all } else { 1.0 }
+    }
 }
 
 /// A kernel's figures, with their origin.
@@ -113,8 +129,13 @@ pub fn figures(kernel: &KernelLines, capability: [u32; 2], ptx: Option<&str>) ->
         };
     };
     let ratio = |sass: u64, ptx: u64| if sass > 0 && ptx > 0 { sass as f64 / ptx as f64 } else { 1.0 };
+    // The loop's ratio for what it executes, and for the rest that of the rest: a kernel without a long loop spends little in its longest.
     let slots_per_ptx = match &compiled.hot {
-        Some(hot) => ratio(hot.sass, hot.ptx),
+        Some(hot) => {
+            let (share, own) = (hot.share(&kernel.lines), hot.ptx / hot.unroll.max(1));
+            let rest = ratio(compiled.sass.saturating_sub(hot.sass), row.ptx.saturating_sub(own));
+            share * ratio(hot.sass, hot.ptx) + (1.0 - share) * rest
+        }
         None => ratio(compiled.sass, row.ptx),
     };
     let Compiled { registers, static_shared, spill, hot, .. } = compiled.clone();
@@ -124,6 +145,7 @@ pub fn figures(kernel: &KernelLines, capability: [u32; 2], ptx: Option<&str>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::counters::Counters;
 
     #[test]
     fn a_kernel_that_is_not_known_has_the_machines_figures() {
@@ -132,6 +154,27 @@ mod tests {
         let figures = figures(&kernel, [9, 0], Some("// hash: 0"));
         assert_eq!((figures.registers, figures.static_shared, figures.compiled), (40, 8, false));
         assert_eq!(figures.slots_per_ptx, 1.0);
+    }
+
+    #[test]
+    fn a_loops_ratio_is_of_what_it_executes() {
+        let row = &table().kernels["linear_fwd_large_bf16"];
+        let (hot, hash) = (row.sm_90.as_ref().unwrap().hot.as_ref().unwrap(), &table().modules["linear.compute_80"]);
+        let ratio = |lines: &[(u32, u64)]| {
+            let line = |&(ptx, warp_instructions)| {
+                let counters = Counters { warp_instructions, ..Counters::default() };
+                Line { ptx, counters, ..Line::default() }
+            };
+            let (module, name) = ("linear".to_string(), "linear_fwd_large_bf16".to_string());
+            let kernel = KernelLines { module, name, lines: lines.iter().map(line).collect(), ..Default::default() };
+            figures(&kernel, [9, 0], Some(&format!("// hash: {hash}"))).slots_per_ptx
+        };
+        let within = ratio(&[]);
+        assert_eq!(within, hot.sass as f64 / hot.ptx as f64);
+        assert_eq!(ratio(&[(hot.lines[0], 7), (hot.lines[1], 5)]), within);
+        let outside = ratio(&[(hot.lines[0] - 1, 3)]);
+        let half = ratio(&[(hot.lines[0], 3), (hot.lines[1] + 1, 3)]);
+        assert!((half - (within + outside) / 2.0).abs() < 1e-12 && outside > within, "{within} {half} {outside}");
     }
 
     #[test]
