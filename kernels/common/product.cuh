@@ -8,8 +8,8 @@
 // other's latency: it is for grids of few blocks (src/core/ops/tile.rs). All but the small one take only operands and results in
 // pieces of 16 bytes (`wide`, by the launch); the small one finds out at the block's start. TF32 (Tf32<Tile>): the same tiles by 16 steps
 // of r, so that a stage has the same bytes, and mma.sync m16n8k8; factors are rounded as fragments are loaded (to nearest, ties away from
-// zero), a word each. f32: tiles of 128x128 or 64x64 by 16, 8x8 or 4x4 results a thread. Whatever the tile, an element is one chain over r in ascending order, so that the choice of tile changes no
-// bit and a row's result depends on the sum's length alone. Beyond r's end come zeros, which change no sum; beyond the tile's
+// zero), a word each. f32: tiles of 128x128 or 64x64 by 16, 8x8 or 4x4 results a thread. Whatever the tile, an element is one chain over
+// r in ascending order, so that the choice of tile changes no bit and a row's result depends on the sum's length alone. Beyond r's end come zeros, which change no sum; beyond the tile's
 // rows and columns whatever is read again, for nobody stores those sums.
 //
 // Launches: ceil(i / ROWS) * ceil(j / COLS) blocks in x, j fastest (neighbours share rows of A in the L2); f32 256 threads;
@@ -418,7 +418,8 @@ DEV void mma_half(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     if constexpr (sizeof(T) == sizeof(f32)) mma_m16n8k8_tf32(c, a, b);
     else mma_m16n8k16(c, a, b);
 }
-// c += A's rows, summed: products with ones. What TF32 leaves of a word is summed too, so that a bias's gradient is as exact as in f32.
+// c += A's rows, summed: products with ones. What TF32 leaves of a word is summed too, so that a bias's gradient is as exact as in f32 (and
+// NaN where it would be infinite).
 template <typename T>
 DEV void mma_row_sums(f32 (&c)[4], const u32 (&stored)[4]) {
     if constexpr (sizeof(T) == sizeof(f32)) {

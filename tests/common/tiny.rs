@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use engine::config::Config;
+use engine::config::{Config, Precision};
 use engine::data::{Dataset, Parts};
 use engine::diffusion::{NoiseSchedule, Sampler, SamplerSpec};
 use engine::models;
@@ -116,10 +116,10 @@ pub fn train(config: &Config, device: &Device, graphs: bool, steps: u64) -> Stat
 }
 
 /// Images 0 to `count - 1` of a seed by a model with random weights, `batch` at a time: `[count, 8, 8, 3]`.
-pub fn sample(config: &Config, device: &Device, precision: DType, batch: usize, count: usize) -> Vec<f32> {
-    let context = Context::new(device.clone());
+pub fn sample(config: &Config, device: &Device, precision: Precision, batch: usize, count: usize) -> Vec<f32> {
+    let context = precision.context(device);
     let (model, builder) = models::build(&config.model).unwrap();
-    let parameters = Parameters::new(&context, builder, precision).unwrap();
+    let parameters = Parameters::new(&context, builder, precision.dtype()).unwrap();
     // Not the zeros of training's initialization, which would disable most of the network.
     let philox = Philox::new(3);
     let flat: Vec<f32> =

@@ -30,7 +30,7 @@ use engine::device::DeviceChoice;
 use engine::ops::case::Case;
 use engine::ops::cases;
 use engine::ops::tf32::OPS_IN_TF32;
-use engine::tensor::{DType, Device};
+use engine::tensor::Device;
 use engine::train::{Recipe, Residency, Trainer};
 use tiny::{State, TOKEN, config, dataset, distance, sample, train};
 
@@ -258,14 +258,13 @@ fn small_images_do_not_depend_on_their_batch() {
     let ddim: &[&str] = &["sampling.sampler=ddim", "sampling.num_steps=4", "sampling.eta=0.5", "sampling.guidance=1"];
     let ddim = config(&[&TOKEN[..], ddim].concat());
     for config in [heun, ddim] {
-        for dtype in [DType::F32, DType::BF16] {
-            let one = sample(&config, &device, dtype, 1, 9);
+        for (precision, allowed) in [(Precision::F32, 1e-5), (Precision::Tf32, 0.01), (Precision::Bf16, 0.05)] {
+            let (one, name) = (sample(&config, &device, precision, 1, 9), precision.name());
             for batch in [4, 9, 64] {
-                assert_eq!(sample(&config, &device, dtype, batch, 9), one, "{dtype}, batches of {batch}");
+                assert_eq!(sample(&config, &device, precision, batch, 9), one, "{name}, batches of {batch}");
             }
-            let apart = distance(&sample(&config, &Device::Cpu, DType::F32, 9, 9), &one);
-            let allowed = if dtype == DType::F32 { 1e-5 } else { 0.05 };
-            assert!(apart < allowed, "{dtype}: {apart:.1e} from the cpu's");
+            let apart = distance(&sample(&config, &Device::Cpu, Precision::F32, 9, 9), &one);
+            assert!(apart < allowed, "{name}: {apart:.1e} from the cpu's");
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use engine::config::Precision;
 use engine::ops::repeats::Repeats;
 use engine::tensor::{DType, Device};
 
@@ -59,7 +60,7 @@ fn small_sampling_waits_for_nothing() {
     replayed(TEST, |device, stages| {
         let stages = format!("sampling.num_steps={stages}");
         let config = config(&[&TOKEN[..], &["sampling.sampler=ddim", "sampling.guidance=2", &stages]].concat());
-        drop(sample(&config, device, DType::BF16, 3, 3));
+        drop(sample(&config, device, Precision::Bf16, 3, 3));
     });
 }
 

@@ -138,11 +138,11 @@ fn an_image_does_not_depend_on_its_batch() {
     for (number, settings) in SAMPLERS.iter().enumerate() {
         // Heun on straight paths, as in quickstart; the others on a table of levels.
         let config = if number == 0 { config(settings) } else { config(&[&TOKEN[..], settings].concat()) };
-        let one = sample(&config, &device, DType::F32, 1, 5);
+        let one = sample(&config, &device, Precision::F32, 1, 5);
         for batch in [3, 5] {
-            assert_eq!(sample(&config, &device, DType::F32, batch, 5), one, "{settings:?}, batches of {batch}");
+            assert_eq!(sample(&config, &device, Precision::F32, batch, 5), one, "{settings:?}, batches of {batch}");
         }
-        let cpu = sample(&config, &Device::Cpu, DType::F32, 5, 5);
+        let cpu = sample(&config, &Device::Cpu, Precision::F32, 5, 5);
         let apart = distance(&cpu, &one);
         println!("{settings:?}: apart {apart:.1e}");
         assert!(apart < 1e-5, "{settings:?}: {apart:.1e} from the cpu's");
@@ -153,16 +153,19 @@ fn an_image_does_not_depend_on_its_batch() {
 }
 
 #[test]
-fn an_image_does_not_depend_on_its_batch_in_bf16() {
-    let (_, device) = emulated();
+fn an_image_does_not_depend_on_its_batch_in_bf16_nor_in_tf32() {
+    let (emulator, device) = emulated();
+    emulator.set_tensor_cores(true);
     let config = config(SAMPLERS[0]);
-    let [one, three, five] = [1, 3, 5].map(|batch| sample(&config, &device, DType::BF16, batch, 5));
-    assert_eq!(one, three);
-    assert_eq!(one, five);
-    // Eight bits: the accumulated error of five network calls of one layer.
-    let apart = distance(&sample(&config, &Device::Cpu, DType::F32, 5, 5), &one);
-    println!("bf16 apart {apart:.1e}");
-    assert!(apart < 0.05, "{apart:.1e} from f32 on the cpu");
+    // Eight bits, or eleven of factors alone: the accumulated error of five network calls of one layer.
+    for (precision, allowed) in [(Precision::Bf16, 0.05), (Precision::Tf32, 0.01)] {
+        let [one, three, five] = [1, 3, 5].map(|batch| sample(&config, &device, precision, batch, 5));
+        assert_eq!(one, three);
+        assert_eq!(one, five);
+        let apart = distance(&sample(&config, &Device::Cpu, Precision::F32, 5, 5), &one);
+        println!("{} apart {apart:.1e}", precision.name());
+        assert!(apart < allowed, "{}: {apart:.1e} from f32 on the cpu", precision.name());
+    }
 }
 
 #[test]
@@ -170,13 +173,13 @@ fn an_image_does_not_depend_on_its_batch_nor_on_threads_in_bf16_on_the_cpu() {
     for settings in SAMPLERS {
         let config = config(settings);
         let of = |batch: usize, threads: usize| {
-            with_threads(threads, || sample(&config, &Device::Cpu, DType::BF16, batch, 5))
+            with_threads(threads, || sample(&config, &Device::Cpu, Precision::Bf16, batch, 5))
         };
         let one = of(1, 1);
         for (batch, threads) in [(3, 1), (5, 2), (5, 3)] {
             assert_eq!(of(batch, threads), one, "{settings:?}: batches of {batch}, {threads} threads");
         }
-        let apart = distance(&sample(&config, &Device::Cpu, DType::F32, 5, 5), &one);
+        let apart = distance(&sample(&config, &Device::Cpu, Precision::F32, 5, 5), &one);
         assert!(apart < 0.05, "{settings:?}: {apart:.1e} from f32");
     }
 }
