@@ -1,8 +1,8 @@
 //! A training step and a denoising step of whole models: `cargo bench -p benches --bench steps -- dit-cifar10`.
 //!
-//! On the CPU in f32 at batch 32; with a GPU (`ENGINE_DEVICE=cuda`) at batch 256 in f32 and bf16. Training steps follow each other
+//! On the CPU in f32 at batch 32; with a GPU (`ENGINE_DEVICE=cuda`) at batch 256 in f32, TF32 and bf16. Training steps follow each other
 //! without waiting, except after the last of a measurement; a sampler call waits for its pictures. The ids are
-//! `preset/step/device/dtype/batch`; throughput is in images. Pixels are random.
+//! `preset/step/device/precision/batch`; throughput is in images. Pixels are random.
 
 use std::time::{Duration, Instant};
 
@@ -41,8 +41,8 @@ fn bench_preset(criterion: &mut Criterion, preset: &str) -> engine::Result<()> {
         config.training.precision = precision;
         let mut trainer =
             Trainer::new(&config.model, &random_set(&config, 2 * batch)?, &Recipe::new(&config, device.clone()))?;
-        let dtype = trainer.parameters().precision();
-        let place = format!("{}/{dtype}/{batch}", trainer.context().device_name());
+        let name = trainer.parameters().precision_name();
+        let place = format!("{}/{name}/{batch}", trainer.context().device_name());
         let mut group = criterion.benchmark_group(preset);
         group.sample_size(10).throughput(Throughput::Elements(batch as u64));
         group.bench_function(format!("training/{place}"), |bencher| {

@@ -28,7 +28,7 @@
 //
 // Floor: 2 B Ho Wo k l Cin Cout FLOPs each over the tensor rate, or x, y and W once over the bandwidth. B = 128, 32x32,
 // 128 -> 128 channels, bf16: 38.7 GFLOP and 67 MB, 39 us at 990 TFLOP/s against 20 us at 3.35 TB/s. dx with stride 2
-// is made by parity in bf16 (four in z; where sides are even, channels whole pieces, and windows of 2 to 32 taps, two at least each way); else
+// is made by parity on tensor cores (four in z; where sides are even, channels whole pieces, and windows of 2 to 32 taps, two at least each way); else
 // it multiplies zeros, four times the floor.
 //
 // Launches: products as in common/product.cuh, on LargeTile, EightTile or SmallTile, splits in z. _bwd_columns: 256 threads,

@@ -235,6 +235,24 @@ fn every_large_case_has_small_twins() {
     assert!(missing.is_empty(), "no small case launches this:\n{}", missing.join("\n"));
 }
 
+/// In TF32 every product of a linear layer and a convolution is one of TF32, and in f32 none is. Few channels have a kernel of f32.
+#[test]
+fn products_in_tf32_are_of_tf32() {
+    let products = ["linear_fwd", "linear_bwd_input", "linear_bwd_weight", "linear_bwd_bias", "conv2d_fwd"];
+    let products = [&products[..], &["conv2d_bwd_input", "conv2d_bwd_weight"]].concat();
+    let is_product = |name: &str| products.iter().any(|product| name.starts_with(product)) && !name.contains("_thin_");
+    let mut met = 0;
+    for case in cases().iter_mut().filter(|case| !case.large && OPS_IN_TF32.contains(&case.op)) {
+        for tf32 in [false, true] {
+            for launch in kinds::launches(case, DType::F32, tf32).iter().filter(|launch| is_product(launch.kernel)) {
+                assert_eq!(launch.kernel.ends_with("_tf32"), tf32, "{}: {}", case.id(), launch.kernel);
+                met += usize::from(tf32);
+            }
+        }
+    }
+    assert!(met > 100, "{met} products");
+}
+
 /// A driver compiles a module while loading it: a program loads exactly the modules it needs before its first run.
 #[test]
 fn a_program_loads_the_modules_that_it_launches_from() {

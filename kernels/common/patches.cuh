@@ -303,7 +303,7 @@ DEV void walk_columns(const PatchRows<T>& at, MaskedWalk<T, P>& walk) {
 }
 
 // x's patches down the rows, where DEPTH pixels are whole rows of the image, and 32 steps whole images that follow each other in memory at
-// their windows' pace (32x32, 16x16, 8x8, 4x4): the tap stays, and the padding repeats itself.
+// their windows' pace (32x32 in bf16, whose step is a row of it; 16x16, 8x8, 4x4): the tap stays, and the padding repeats itself.
 template <typename T>
 struct PatchStrips : PatchSizes<T> {
     template <u32 P>

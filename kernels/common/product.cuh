@@ -9,8 +9,8 @@
 // pieces of 16 bytes (`wide`, by the launch); the small one finds out at the block's start. TF32 (Tf32<Tile>): the same tiles by 16 steps
 // of r, so that a stage has the same bytes, and mma.sync m16n8k8; factors are rounded as fragments are loaded (to nearest, ties away from
 // zero), a word each. f32: tiles of 128x128 or 64x64 by 16, 8x8 or 4x4 results a thread. Whatever the tile, an element is one chain over
-// r in ascending order, so that the choice of tile changes no bit and a row's result depends on the sum's length alone. Beyond r's end come zeros, which change no sum; beyond the tile's
-// rows and columns whatever is read again, for nobody stores those sums.
+// r in ascending order, so that the choice of tile changes no bit and a row's result depends on the sum's length alone. Beyond r's end
+// come zeros, which change no sum; beyond the tile's rows and columns whatever is read again, for nobody stores those sums.
 //
 // Launches: ceil(i / ROWS) * ceil(j / COLS) blocks in x, j fastest (neighbours share rows of A in the L2); f32 256 threads;
 // bf16 and TF32 32 threads a warp, dynamic shared memory 4 * 32 * (2 (ROWS + COLS) + 32) bytes: 36864, 69632, 86016 by the tile's area.
@@ -419,7 +419,7 @@ DEV void mma_half(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     else mma_m16n8k16(c, a, b);
 }
 // c += A's rows, summed: products with ones. What TF32 leaves of a word is summed too, so that a bias's gradient is as exact as in f32 (and
-// NaN where it would be infinite).
+// NaN where a factor is infinite, or rounded to it).
 template <typename T>
 DEV void mma_row_sums(f32 (&c)[4], const u32 (&stored)[4]) {
     if constexpr (sizeof(T) == sizeof(f32)) {

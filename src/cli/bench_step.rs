@@ -39,7 +39,7 @@ pub struct BenchStepCommand {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
-    /// f32 or bf16
+    /// f32, tf32 or bf16
     #[arg(long, visible_alias = "precision", value_enum, default_value = "f32")]
     dtype: PrecisionChoice,
     /// CPU threads [default: all]

@@ -18,7 +18,7 @@ pub struct MachineOptions {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
-    /// Dtype of activations [default: bf16 where the device has instructions for it, else f32]
+    /// Dtype of activations, and how products are made [default: bf16 where the device has instructions for it, else f32]
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionChoice>,
     /// CPU threads [default: all]

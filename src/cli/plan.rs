@@ -38,7 +38,7 @@ pub struct PlanCommand {
     /// h100, h200, b200, a100, l40s, l4, rtx4090, rtx3090, cpu (this one, measured), or here: this machine's GPU or else its CPU
     #[arg(long, value_name = "DEVICE", default_value = "here")]
     on: String,
-    /// f32 or bf16 [default: the configuration's; auto is bf16 on a GPU and on a CPU with instructions for it, else f32]
+    /// f32, tf32 or bf16 [default: the configuration's; auto is bf16 on a GPU and on a CPU with instructions for it, else f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionChoice>,
     /// Model the step on 1 to N GPUs, each with a batch of its own

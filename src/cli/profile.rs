@@ -98,7 +98,7 @@ pub(super) struct ProfiledRun {
     /// Images in a batch [default: the configuration's]
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
-    /// f32 or bf16 [default: the configuration's; auto is bf16]
+    /// f32, tf32 or bf16 [default: the configuration's; auto is bf16]
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionChoice>,
     /// Override a value, as in --set model.depth=6

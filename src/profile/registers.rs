@@ -64,15 +64,17 @@ pub struct HotLoop {
     pub unroll: u64,
     /// First and last line of the loop in the PTX.
     #[serde(default)]
-    pub lines: [u32; 2],
+    pub lines: Option<[u32; 2]>,
 }
 
 impl HotLoop {
-    /// The share of a kernel's executed instructions that are within the loop's lines; all where it is not known.
+    /// The share of a kernel's executed instructions that are within the loop's lines, loops within it included; all where the loop's lines
+    /// are not known, or nothing was executed.
     fn share(&self, lines: &[Line]) -> f64 {
+        let Some([first, last]) = self.lines else { return 1.0 };
         let slots = |line: &Line| line.counters.warp_instructions as f64;
         let all: f64 = lines.iter().map(slots).sum();
-        let within = lines.iter().filter(|line| (self.lines[0]..=self.lines[1]).contains(&line.ptx));
+        let within = lines.iter().filter(|line| (first..=last).contains(&line.ptx));
         if all > 0.0 { within.map(slots).sum::<f64>() / all } else { 1.0 }
     }
 }
@@ -129,7 +131,8 @@ pub fn figures(kernel: &KernelLines, capability: [u32; 2], ptx: Option<&str>) ->
         };
     };
     let ratio = |sass: u64, ptx: u64| if sass > 0 && ptx > 0 { sass as f64 / ptx as f64 } else { 1.0 };
-    // The loop's ratio for what it executes, and for the rest that of the rest: a kernel without a long loop spends little in its longest.
+    // The hot loop's ratio for the instructions executed in it, and for all others the ratio of the rest of the kernel. Where a kernel has
+    // several copies of its loop, and another one runs, that is the rest too.
     let slots_per_ptx = match &compiled.hot {
         Some(hot) => {
             let (share, own) = (hot.share(&kernel.lines), hot.ptx / hot.unroll.max(1));
@@ -171,9 +174,10 @@ mod tests {
         };
         let within = ratio(&[]);
         assert_eq!(within, hot.sass as f64 / hot.ptx as f64);
-        assert_eq!(ratio(&[(hot.lines[0], 7), (hot.lines[1], 5)]), within);
-        let outside = ratio(&[(hot.lines[0] - 1, 3)]);
-        let half = ratio(&[(hot.lines[0], 3), (hot.lines[1] + 1, 3)]);
+        let [first, last] = hot.lines.unwrap();
+        assert_eq!(ratio(&[(first, 7), (last, 5)]), within);
+        let outside = ratio(&[(first - 1, 3)]);
+        let half = ratio(&[(first, 3), (last + 1, 3)]);
         assert!((half - (within + outside) / 2.0).abs() < 1e-12 && outside > within, "{within} {half} {outside}");
     }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::file::Node;
 use super::record::Recorder;
-use crate::config::{Config, Precision};
+use crate::config::Config;
 use crate::device::cuda::PtxMachine;
 use crate::device::{Accelerator, DeviceChoice};
 use crate::diffusion::SamplingConfig;
@@ -54,11 +54,6 @@ impl Steps {
     /// The device as text.
     pub fn device(&self) -> String {
         self.recorder.name()
-    }
-
-    /// Whether activations are bf16.
-    pub fn is_bf16(&self) -> bool {
-        self.trainer.config().training.precision == Precision::Bf16
     }
 
     /// Runs a section's step; `around` is called before it with its name, and after it with an empty one.

@@ -38,7 +38,7 @@ pub enum Command {
 pub struct Bench {
     /// The device for computation.
     pub device: Device,
-    /// Dtype of activations.
+    /// Dtype of activations, and how products are made.
     pub precision: Precision,
     /// The device as text.
     pub note: String,

@@ -80,8 +80,9 @@ fn three_steps_from_the_command_line() {
     let said = engine.ok(&[&draw[..], &["bf16.png"]].concat());
     assert!(said.contains(" in bf16\n"), "{said}");
     engine.ok(&[&draw[..], &["f32.png", "--precision", "f32"]].concat());
+    engine.ok(&[&draw[..], &["tf32.png", "--precision", "tf32"]].concat());
     // A picture is reproduced in its own precision, whatever the device's default; or an error says why not.
-    for own in ["bf16", "f32"] {
+    for own in ["bf16", "tf32", "f32"] {
         let (picture, again) = (format!("{own}.png"), format!("{own} again.png"));
         let said = engine.ok(&["sample", "--like", &picture, "--device", "DEVICE", "--out", &again]);
         assert!(said.contains(&format!(" in {own}\n")), "{said}");

@@ -12,7 +12,7 @@ impl Case {
     /// Use 7: in `f32`, on a device that multiplies TF32. Of any inputs, the error allowed is that of [`Case::check_device`] with twice the
     /// error of the CPU op whose inputs and cotangent are rounded to TF32. Of inputs and a cotangent that TF32 holds, forward products
     /// are exact, and results and the gradients of what is never a factor (a bias) are as good as those of `f32`, unless a result is a
-    /// factor again.
+    /// factor again. Factors that are cut off instead of rounded are within the first; the emulator refuses those.
     ///
     /// # Errors
     /// The differences and their sizes; and the op's own.

@@ -61,6 +61,7 @@ pub fn cases() -> Vec<Case> {
         case("point_b2_h3_w5_c9_o12", [2, 3, 5, 9], 12, 1, point, ALL),
         case("one_pixel_b3_c2_o3", [3, 1, 1, 2], 3, 3, same, BIAS),
         case("down_b2_h8_w8_c8_o16", [2, 8, 8, 8], 16, 3, down, BIAS),
+        case("down_fours_b2_h8_w8_c4_o12", [2, 8, 8, 4], 12, 3, down, BIAS),
         case("down_odd_b2_h7_w5_c6_o9", [2, 7, 5, 6], 9, 3, down, ALL),
         case("down_after_b2_h6_w8_c8_o8", [2, 6, 8, 8], 8, 3, down_after, BIAS),
         case("point_down_b2_h5_w4_c8_o8", [2, 5, 4, 8], 8, 1, Geometry { stride: 2, ..point }, BIAS),
@@ -87,10 +88,11 @@ pub fn cases() -> Vec<Case> {
         // Whole pieces of 16 bytes that begin between two such places.
         case("misaligned_b2_h4_w5_c16_o24", [2, 4, 5, 16], 24, 3, same, ALL).misaligned(&["x", "residual"]),
         case("misaligned_cotangent_b2_h4_w5_c16_o24", [2, 4, 5, 16], 24, 3, same, ALL).misaligned(&["cotangent"]),
-        // Whole rows a step: images that repeat their padding after 1, 2, 8 and 32 steps, of several splits.
+        // Whole rows a step: images that repeat their padding after 1, 2, 8 and 32 steps (of 32 pixels; in TF32 of 16), of several splits.
         case("strips_b5_h4_w8_c8_o16", [5, 4, 8, 8], 16, 3, same, NOTHING),
         case("strips_b3_h16_w16_c16_o8", [3, 16, 16, 16], 8, 3, same, BIAS),
         case("strips_b1_h32_w32_c8_o8", [1, 32, 32, 8], 8, 3, same, NOTHING),
+        case("strips_b1_h32_w16_c8_o8", [1, 32, 16, 8], 8, 3, same, NOTHING),
         case("strips_down_b2_h32_w16_c8_o8", [2, 32, 16, 8], 8, 3, down, NOTHING),
         case("strips_down_after_b9_h16_w16_c8_o8", [9, 16, 16, 8], 8, 3, down_after, NOTHING),
         // Few channels on one side, several patches an image, wide ones beyond a block's.

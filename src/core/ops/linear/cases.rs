@@ -60,6 +60,9 @@ pub fn cases() -> Vec<Case> {
         // Whole pieces of 16 bytes that begin between two such places.
         case("misaligned_m70_n72_k40", [70, 72, 40], true, None, true).misaligned(&["x", "residual"]),
         case("misaligned_cotangent_m70_n72_k40", [70, 72, 40], true, None, true).misaligned(&["cotangent"]),
+        // Pieces of four f32 that are no pieces of eight bf16.
+        case("fours_m70_n68_k20", [70, 68, 20], true, Gelu, true),
+        case("fours_large_tile_fwd_m8540_n124_k20", [8540, 124, 20], true, None, true).constants(&["x", "weight"]),
         case("long_m130_n136_k264", [130, 136, 264], true, None, true),
         // Tensor cores take large and wide tiles only of whole pieces, and where small ones would take more waves.
         case("large_tile_fwd_m8540_n120_k24", [8540, 120, 24], true, None, true).constants(&["x", "weight"]),
