@@ -14,7 +14,7 @@ use super::factor::{Factor, Unit, WithUnit};
 use super::matrices::{self, BLOCK, Chunks, LeftRows, Target};
 use super::registers::MatrixRegisters;
 use super::tile::{self, Rows, Tile};
-use super::windows::Windows;
+use super::windows::{Layout, Planes, Windows};
 use super::{Matrix, MatrixMut, depth_blocks};
 use crate::ops::host::float::{Float, Held};
 use crate::ops::host::pack::Strips;
@@ -31,6 +31,12 @@ const GROUP_BYTES: usize = 1 << 20;
 const SERIAL: usize = 1 << 19;
 /// Rows in one task, at most: some 50 µs of work.
 const TASK_ROWS: usize = 32;
+/// The same of windows that are copied for registers for matrices: what surrounds a task's part of an image is copied with it.
+const TASK_WINDOWS: usize = 256;
+/// Bytes of a task's copies, about: they and a group of the right side stay in the second cache.
+const PLANES_BYTES: usize = 1 << 19;
+/// Columns of a block of rows by registers for matrices that are followed up and rounded at a time: 16 KiB of sums, in the first cache.
+const PIECE: usize = 128;
 
 /// A product's left side.
 #[derive(Clone, Copy)]
@@ -184,9 +190,16 @@ where
         let (m, n) = (self.rows.1 - self.rows.0, self.cols.1 - self.cols.0);
         let vectors = n.div_ceil(lanes);
         let group = (GROUP_BYTES / (depth.max(1) * lanes * size_of::<T::Step>())).max(tile_vectors);
+        let most = match self.a {
+            Left::Windows(windows) if tile::has_matrices::<T, U>() => {
+                let row = windows.taps.len().min(9) * windows.channels * size_of::<T>() / 2;
+                (PLANES_BYTES / row.max(1)).clamp(BLOCK, TASK_WINDOWS)
+            }
+            _ => TASK_ROWS,
+        };
         let row_share = m.div_ceil(if threads == 1 { 1 } else { 8 * threads });
         // Whole tiles: packed rows come in strips of a tile's.
-        let task_rows = row_share.div_ceil(tile_rows).min(TASK_ROWS / tile_rows) * tile_rows;
+        let task_rows = row_share.div_ceil(tile_rows).min(most / tile_rows) * tile_rows;
         let row_tasks = m.div_ceil(task_rows);
         let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(row_tasks) };
         let groups = vectors.div_ceil(group).max(wanted);
@@ -213,6 +226,10 @@ where
         let b_room = b_strips.as_ref().map_or(0, |strips| strips.len(depth));
         let a_room = a_strips.as_ref().map_or(0, |strips| strips.len(depth));
         let tasks = |strips: &Option<Strips<T>>, depth: usize| strips.as_ref().map_or(0, |strips| strips.tasks(depth));
+        let layout = match &self.a {
+            Left::Windows(windows) if tile::has_matrices::<T, U>() => Some(Layout::new(windows)),
+            _ => None,
+        };
 
         T::Float::with_scratch(b_room + a_room, |scratch| {
             // Steps are of the floats' size.
@@ -248,7 +265,7 @@ where
                     read: self.mode == Accumulate::Add || block > 0,
                     last: block + 1 == blocks,
                 };
-                self.multiply(&cut, &whole, packed, task);
+                self.multiply(&cut, layout.as_ref(), &whole, packed, task);
             };
             parallel::for_phases(threads, 2 * blocks, count, work);
         });
@@ -258,6 +275,7 @@ where
     fn multiply(
         &self,
         &Cut { task_rows, row_tasks, group, .. }: &Cut,
+        layout: Option<&Layout>,
         &Block { steps: (p0, depth), read, last }: &Block,
         (packed_a, packed_b): (*const T::Step, *const T::Step),
         task: usize,
@@ -274,17 +292,27 @@ where
         };
         let (i, j) = (task % row_tasks, task / row_tasks);
         let columns = (j * group * lanes, ((j + 1) * group * lanes).min(n));
-        let buffer = if rounds::<T, D>() { tile_rows * (columns.1 - columns.0) } else { 0 };
+        let rows = (i * task_rows, ((i + 1) * task_rows).min(m));
+        let piece = if tile::has_matrices::<T, U>() { PIECE } else { usize::MAX };
+        let buffer = if rounds::<T, D>() { tile_rows * piece.min(columns.1 - columns.0) } else { 0 };
         let chunks = Chunks::new(self.a.segments(), depth);
         let panel = if tile::has_matrices::<T, U>() { chunks.panel() } else { 0 };
-        T::Float::with_scratch(buffer + panel, |scratch| {
-            let (buffer, panel) = scratch.split_at_mut(buffer);
+        let planes = match (self.a, layout) {
+            (Left::Windows(windows), Some(layout)) => {
+                let seen = (self.rows.0 + rows.0, self.rows.0 + rows.1);
+                (layout.pixels(&windows, seen) * windows.channels).div_ceil(size_of::<T::Float>() / size_of::<T>())
+            }
+            _ => 0,
+        };
+        T::Float::with_scratch(planes + buffer + panel, |scratch| {
+            let (planes, rest) = scratch.split_at_mut(planes);
+            let (buffer, panel) = rest.split_at_mut(buffer);
             // Here, not further out: only what is inlined into this call is compiled for `U`.
             self.unit.vectorize(Task {
                 part: self,
                 packed_a,
                 packed_b,
-                rows: (i * task_rows, ((i + 1) * task_rows).min(m)),
+                rows,
                 columns,
                 steps: (p0, depth),
                 read,
@@ -292,6 +320,8 @@ where
                 buffer,
                 chunks,
                 panel,
+                layout,
+                planes,
             });
         });
     }
@@ -307,11 +337,13 @@ struct Task<'a, 'b, T: Factor, D, U, F> {
     steps: (usize, usize),
     read: bool,
     last: bool,
-    /// Where the result is rounded: a tile's rows of these columns.
+    /// Where the result is rounded: a tile's rows of these columns, or of a piece of them.
     buffer: &'a mut [T::Float],
     /// For matrix registers.
     chunks: Chunks,
     panel: &'a mut [T::Float],
+    layout: Option<&'a Layout>,
+    planes: &'a mut [T::Float],
 }
 
 impl<T, D, U, F> NullaryFnOnce for Task<'_, '_, T, D, U, F>
@@ -325,6 +357,9 @@ where
 
     #[inline(always)]
     fn call(mut self) {
+        if tile::has_matrices::<T, U>() {
+            return self.by_matrices();
+        }
         let (part, rows, columns) = (self.part, self.rows, self.columns);
         let (tile_rows, mut table) = (tile::largest::<T, U>().0, Vec::new());
         if let Left::Windows(windows) = part.a {
@@ -349,22 +384,13 @@ where
             if rounds::<T, D>() {
                 let (to, stride) = (self.buffer.as_mut_ptr(), columns.1 - columns.0);
                 self.tiles(count, a_rows, to, (stride, 1), false);
-                self.round(top, count, first);
+                self.round((top, count), (first, stride));
             } else {
                 // SAFETY: the rows and columns lie in the view, whose extent was checked.
                 let to = unsafe { part.out.get().add(top * part.strides.0 + first * part.strides.1) };
                 // The types are the same.
                 self.tiles(count, a_rows, to.cast(), part.strides, self.read);
-                if self.last && (part.strides.1 == 1 || part.cols.1 == 1) {
-                    for row in top..top + count {
-                        // SAFETY: this task alone writes these elements of the row, which are neighbours, and of this type.
-                        let values = unsafe {
-                            let to = part.out.get().add(row * part.strides.0 + first).cast();
-                            std::slice::from_raw_parts_mut(to, columns.1 - columns.0)
-                        };
-                        (part.then)(row, first, values);
-                    }
-                }
+                self.follow(top, count);
             }
             row += count;
         }
@@ -381,9 +407,6 @@ where
     /// A tile's rows, all columns, to `out`.
     #[inline(always)]
     fn tiles(&mut self, rows: usize, a: Rows<T>, out: *mut T::Float, strides: (usize, usize), read: bool) {
-        if tile::has_matrices::<T, U>() {
-            return self.matrices(rows, a, out.cast(), strides, read);
-        }
         let (lanes, columns) = (U::lanes(), self.columns);
         let mut column = columns.0;
         while column < columns.1 {
@@ -408,35 +431,75 @@ where
         }
     }
 
-    /// The same by matrix registers, which have pairs of bf16 and sums in f32.
+    /// All of it by matrix registers, which have pairs of bf16 and sums in f32.
     #[inline(always)]
-    fn matrices(&mut self, rows: usize, a: Rows<T>, out: *mut f32, strides: (usize, usize), read: bool) {
-        let (registers, columns, depth) = (self.part.unit.matrices(), self.columns, self.steps.1);
-        let left = match a {
-            Rows::InPlace(from, stride) => {
-                matrices::Left::Rows { from: from.cast(), stride: stride * size_of::<T>(), segment: 0 }
-            }
-            Rows::Taps(table, _) => matrices::Left::Taps(table.cast()),
-            Rows::Packed(from) => matrices::Left::Turned(from.cast(), BLOCK),
-        };
+    fn by_matrices(&mut self) {
+        let (part, chunks, columns, depth) = (self.part, self.chunks, self.columns, self.steps.1);
+        let (registers, width) = (part.unit.matrices(), columns.1 - columns.0);
         let from = self.packed_b.wrapping_add(columns.0 * depth).cast();
-        let (step, segment) = (U::lanes(), self.chunks.steps * U::lanes());
+        let (step, segment) = (U::lanes(), chunks.steps * U::lanes());
         let right = matrices::Right { from, step, vector: depth * step, segment };
-        // SAFETY: the rows, the vectors and `out` lie in the views, whose extents were checked, or in the scratch; `out` is this
-        // task's alone. Nothing foreign runs before the registers are closed.
-        unsafe {
-            let left = LeftRows::gather(self.chunks, rows, left, self.panel.as_mut_ptr().cast(), avx512::<T, U>());
-            registers.open(self.chunks.chunk);
-            left.multiply(registers, right, columns.1 - columns.0, Target { to: out, strides, add: read });
-            registers.close();
+        let planes = match (part.a, self.layout) {
+            (Left::Windows(windows), Some(layout)) => {
+                let rows = (part.rows.0 + self.rows.0, part.rows.0 + self.rows.1);
+                Some(Planes::copy(layout, &windows, rows, bytemuck::cast_slice_mut(self.planes)))
+            }
+            _ => None,
+        };
+        for row in (self.rows.0..self.rows.1).step_by(BLOCK) {
+            let (count, top) = ((self.rows.1 - row).min(BLOCK), part.rows.0 + row);
+            let left = match (part.a, &planes) {
+                (_, Some(planes)) => matrices::Left::Windows(planes, top),
+                (Left::Matrix(a), _) if part.in_place => {
+                    let from = top * a.row_stride + self.steps.0 * T::PER_STEP * a.col_stride;
+                    let stride = a.row_stride * size_of::<T>();
+                    matrices::Left::Rows { from: a.data.as_ptr().wrapping_add(from).cast(), stride, segment: 0 }
+                }
+                _ => matrices::Left::Turned(self.packed_a.wrapping_add(row * depth).cast(), BLOCK),
+            };
+            let (panel, first) = (self.panel.as_mut_ptr().cast(), part.cols.0 + columns.0);
+            // SAFETY: the rows, the vectors and the result lie in the views, whose extents were checked, or in the scratch; the result is
+            // this task's alone. What follows up is of this crate and opens no registers.
+            unsafe {
+                let left = LeftRows::gather(chunks, count, left, panel, avx512::<T, U>());
+                registers.open(chunks.chunk);
+                if rounds::<T, D>() {
+                    for at in (0..width).step_by(PIECE) {
+                        let (piece, right) = ((width - at).min(PIECE), right.from_column(at));
+                        let to = self.buffer.as_mut_ptr().cast();
+                        left.multiply(registers, right, piece, Target { to, strides: (piece, 1), add: false });
+                        self.round((top, count), (first + at, piece));
+                    }
+                } else {
+                    let to = part.out.get().add(top * part.strides.0 + first * part.strides.1).cast();
+                    left.multiply(registers, right, width, Target { to, strides: part.strides, add: self.read });
+                    self.follow(top, count);
+                }
+                registers.close();
+            }
+        }
+    }
+
+    /// Follows up on rows of a result that is of the type of the sums, once it is whole.
+    #[inline(always)]
+    fn follow(&self, top: usize, count: usize) {
+        let (part, first) = (self.part, self.part.cols.0 + self.columns.0);
+        if self.last && (part.strides.1 == 1 || part.cols.1 == 1) {
+            for row in top..top + count {
+                // SAFETY: this task alone writes these elements of the row, which are neighbours, and of this type.
+                let values = unsafe {
+                    let to = part.out.get().add(row * part.strides.0 + first).cast();
+                    std::slice::from_raw_parts_mut(to, self.columns.1 - self.columns.0)
+                };
+                (part.then)(row, first, values);
+            }
         }
     }
 
     /// Follows up on the rows in the buffer and rounds them, each with what is there added to its sum.
     #[inline(always)]
-    fn round(&mut self, top: usize, count: usize, first: usize) {
+    fn round(&mut self, (top, count): (usize, usize), (first, width): (usize, usize)) {
         let part = self.part;
-        let width = self.columns.1 - self.columns.0;
         for (row, values) in (top..top + count).zip(self.buffer.chunks_exact_mut(width)) {
             if part.strides.1 != 1 && part.cols.1 > 1 {
                 for (j, &value) in values.iter().enumerate() {

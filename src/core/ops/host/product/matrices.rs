@@ -2,16 +2,18 @@
 //!
 //! A block of the result is up to 32 rows by 32 columns: two by two registers of sums, for each chunk of the sum two of the left side
 //! and two of the right, 4 KiB that are loaded for four products. The right side lies packed as for vectors, a vector's steps one after
-//! the other. The left side is read where it lies, if 16 rows are equally far apart, as those of a matrix and most windows of an image
-//! are; else from a panel in scratch memory, `[segment][row][steps]`.
+//! the other. The left side is read where it lies, if 16 rows are equally far apart, as those of a matrix and, once they are copied
+//! into [`Planes`], most windows of an image are; else from a panel in scratch memory, `[segment][row][steps]`.
 //!
 //! **Order of summation.** A sum goes by segments (a convolution's taps, images of a weight's gradient, else one), each by chunks of up to
-//! 16 pairs, as equal as can be: [`Chunks`]. What happens in a chunk is [`MatrixRegisters`]'s; chunks are added in ascending order, from zero.
+//! 16 pairs, as equal as can be: [`Chunks`]. What happens in a chunk is [`MatrixRegisters`]'s; chunks are added in ascending order, from zero
+//! or, where a product is added to what is there in f32, from that.
 
 use std::mem::MaybeUninit;
 
 use super::registers::MatrixRegisters;
 pub(crate) use super::registers::SIDE;
+use super::windows::Planes;
 use crate::ops::host::pack;
 
 /// Rows, and columns, of a block.
@@ -49,11 +51,11 @@ impl Chunks {
 
 /// Up to 32 rows of the left side.
 #[derive(Clone, Copy)]
-pub(crate) enum Left {
+pub(crate) enum Left<'a> {
     /// Row i begins at the pointer plus i times the stride, its segments so far apart, all in bytes.
     Rows { from: *const u8, stride: usize, segment: usize },
-    /// Where each row's segments begin: `[segment][32]`.
-    Taps(*const *const u8),
+    /// Windows from this one on; a segment is a tap.
+    Windows(&'a Planes, usize),
     /// `[step][32]` and more, of one segment: steps are so many words apart. Rows up to the next multiple of 16 are readable.
     Turned(*const u32, usize),
 }
@@ -71,6 +73,11 @@ pub(crate) struct Right {
 }
 
 impl Right {
+    /// From a column on, of a vector's first.
+    pub fn from_column(self, column: usize) -> Self {
+        Self { from: self.at(column / SIDE, 0, 0), ..self }
+    }
+
     /// From a vector, and a segment's step, on.
     fn at(self, vector: usize, segment: usize, step: usize) -> *const u32 {
         self.from.wrapping_add(vector * self.vector + segment * self.segment + step * self.step)
@@ -110,14 +117,15 @@ impl LeftRows {
     /// All that `left` names is readable; the panel has [`Chunks::panel`] words, which stay as they are while the result is used.
     #[inline(always)]
     pub unsafe fn gather(chunks: Chunks, rows: usize, left: Left, panel: *mut u32, avx512: bool) -> Self {
-        let mut parts = Vec::with_capacity(chunks.segments);
-        for segment in 0..chunks.segments {
-            let half = |half: usize| {
-                let to = panel.wrapping_add((segment * BLOCK + half * SIDE) * chunks.padded());
-                // SAFETY: as the caller promises.
-                unsafe { SixteenRows::gather(chunks, (segment, half * SIDE, rows), left, to, avx512) }
-            };
-            parts.push([half(0), half(1)]);
+        let nowhere = SixteenRows { from: std::ptr::null(), stride: 0 };
+        let mut parts = vec![[nowhere; 2]; chunks.segments];
+        for half in [0, 1] {
+            // SAFETY: as the caller promises.
+            unsafe {
+                SixteenRows::gather(chunks, (half * SIDE, rows), left, panel, avx512, |segment, part| {
+                    parts[segment][half] = part;
+                });
+            }
         }
         Self { chunks, rows, parts }
     }
@@ -131,37 +139,41 @@ impl LeftRows {
         let Target { strides: (row_stride, col_stride), add, .. } = target;
         for first in (0..columns).step_by(BLOCK) {
             let count = (columns - first).min(BLOCK);
-            let right = Right { from: right.at(first / SIDE, 0, 0), ..right };
+            let right = right.from_column(first);
             let out = target.to.wrapping_add(first * col_stride);
-            let whole = self.rows.is_multiple_of(SIDE) && count.is_multiple_of(SIDE) && col_stride == 1 && !add;
-            // Not cleared: that would cost as much as a few products.
+            let whole = self.rows.is_multiple_of(SIDE) && count.is_multiple_of(SIDE) && col_stride == 1;
+            // Cleared only to be read: that costs as much as a few products.
             let mut buffer = MaybeUninit::<[f32; BLOCK * BLOCK]>::uninit();
+            if add && !whole {
+                buffer.write([0.0; BLOCK * BLOCK]);
+            }
             let buffer = buffer.as_mut_ptr().cast::<f32>();
             let (to, stride) = if whole { (out, row_stride) } else { (buffer, BLOCK) };
+            let outside = Part { to: out, strides: (row_stride, col_stride), size: (self.rows, count) };
             // SAFETY: as the caller promises; the buffer has room for a whole block.
             unsafe {
+                if add && !whole {
+                    outside.copy(|there, at| *buffer.add(at) = *there, |there, at, len| {
+                        std::ptr::copy_nonoverlapping(there, buffer.add(at), len);
+                    });
+                }
                 match (self.rows.div_ceil(SIDE), count.div_ceil(SIDE)) {
-                    (1, 1) => self.block::<M, 1, 1>(registers, right, to, stride),
-                    (1, _) => self.block::<M, 1, 2>(registers, right, to, stride),
-                    (_, 1) => self.block::<M, 2, 1>(registers, right, to, stride),
-                    _ => self.block::<M, 2, 2>(registers, right, to, stride),
+                    (1, 1) => self.block::<M, 1, 1>(registers, right, to, stride, add),
+                    (1, _) => self.block::<M, 1, 2>(registers, right, to, stride, add),
+                    (_, 1) => self.block::<M, 2, 1>(registers, right, to, stride, add),
+                    _ => self.block::<M, 2, 2>(registers, right, to, stride, add),
                 }
-                if whole {
-                    continue;
-                }
-                for i in 0..self.rows {
-                    for j in 0..count {
-                        let to = out.add(i * row_stride + j * col_stride);
-                        // The registers' sums, of whole sixteens of rows and columns, were stored there.
-                        let value = *buffer.add(i * BLOCK + j);
-                        *to = if add { *to + value } else { value };
-                    }
+                if !whole {
+                    // The registers' sums, of whole sixteens of rows and columns, were stored there.
+                    outside.copy(|there, at| *there = *buffer.add(at), |there, at, len| {
+                        std::ptr::copy_nonoverlapping(buffer.add(at), there, len);
+                    });
                 }
             }
         }
     }
 
-    /// `R` by `V` registers of sums, stored to `out`.
+    /// `R` by `V` registers of sums, added to `out` or stored there.
     #[inline(always)]
     unsafe fn block<M: MatrixRegisters, const R: usize, const V: usize>(
         &self,
@@ -169,52 +181,50 @@ impl LeftRows {
         right: Right,
         out: *mut f32,
         row_stride: usize,
+        add: bool,
     ) {
-        let Chunks { steps, chunk, count, .. } = self.chunks;
-        // The last chunk of the right side, filled up with zeros: what follows it in memory is another's.
-        let mut tails = MaybeUninit::<[[u32; SIDE * SIDE]; V]>::uninit();
-        if steps % chunk > 0 {
-            tails.write([[0; SIDE * SIDE]; V]);
-        }
+        let Chunks { steps, chunk, .. } = self.chunks;
+        let to = |i: usize, v: usize| out.wrapping_add(i * SIDE * row_stride + v * SIDE).cast::<u8>();
         // SAFETY: as `multiply`'s caller promises.
         unsafe {
-            registers.zero::<0>();
-            registers.zero::<1>();
-            registers.zero::<2>();
-            registers.zero::<3>();
-            for (segment, part) in self.parts.iter().enumerate() {
-                for at in (0..count).map(|i| i * chunk) {
-                    let mut columns = [(right.from, 4 * right.step); V];
-                    for (v, column) in columns.iter_mut().enumerate() {
-                        column.0 = right.at(v, segment, at);
-                        if steps - at < chunk {
-                            // There is one, so that zeros were written.
-                            let tail = tails.as_mut_ptr().cast::<u32>().add(v * SIDE * SIDE);
-                            for step in 0..steps - at {
-                                let to = tail.add(step * SIDE);
-                                std::ptr::copy_nonoverlapping(column.0.add(step * right.step), to, SIDE);
-                            }
-                            *column = (tail.cast_const(), 4 * SIDE);
+            if add {
+                registers.load::<0>(to(0, 0), 4 * row_stride);
+                if V == 2 {
+                    registers.load::<1>(to(0, 1), 4 * row_stride);
+                }
+                if R == 2 {
+                    registers.load::<2>(to(1, 0), 4 * row_stride);
+                }
+                if R == 2 && V == 2 {
+                    registers.load::<3>(to(1, 1), 4 * row_stride);
+                }
+            } else {
+                registers.zero::<0>();
+                registers.zero::<1>();
+                registers.zero::<2>();
+                registers.zero::<3>();
+            }
+            for (segment, &rows) in self.parts.iter().enumerate() {
+                let mut left = rows.map(|rows| rows.from);
+                let strides = rows.map(|rows| rows.stride);
+                let mut columns: [_; V] = std::array::from_fn(|v| right.at(v, segment, 0));
+                for _ in 0..steps / chunk {
+                    multiply_chunk::<M, R, V>(registers, (left, strides), (columns, right.step));
+                    left = left.map(|from| from.wrapping_add(4 * chunk));
+                    columns = columns.map(|from| from.wrapping_add(chunk * right.step));
+                }
+                if steps % chunk > 0 {
+                    // Filled up with zeros: what follows it in memory is another's.
+                    let mut tails = [[0; SIDE * SIDE]; V];
+                    for (tail, from) in tails.iter_mut().zip(columns) {
+                        for (step, tail) in tail.chunks_exact_mut(SIDE).take(steps % chunk).enumerate() {
+                            std::ptr::copy_nonoverlapping(from.add(step * right.step), tail.as_mut_ptr(), SIDE);
                         }
                     }
-                    let left = |half: usize| part[half].from.add(4 * at);
-                    registers.load::<6>(columns[0].0.cast(), columns[0].1);
-                    registers.load::<4>(left(0), part[0].stride);
-                    registers.multiply_add::<0, 4, 6>();
-                    if R == 2 {
-                        registers.load::<5>(left(1), part[1].stride);
-                        registers.multiply_add::<2, 5, 6>();
-                    }
-                    if V == 2 {
-                        registers.load::<7>(columns[V - 1].0.cast(), columns[V - 1].1);
-                        registers.multiply_add::<1, 4, 7>();
-                    }
-                    if R == 2 && V == 2 {
-                        registers.multiply_add::<3, 5, 7>();
-                    }
+                    let columns = std::array::from_fn(|v| tails[v].as_ptr());
+                    multiply_chunk::<M, R, V>(registers, (left, strides), (columns, SIDE));
                 }
             }
-            let to = |i: usize, v: usize| out.add(i * SIDE * row_stride + v * SIDE).cast();
             registers.store::<0>(to(0, 0), 4 * row_stride);
             if V == 2 {
                 registers.store::<1>(to(0, 1), 4 * row_stride);
@@ -229,48 +239,121 @@ impl LeftRows {
     }
 }
 
+/// `R` by `V` registers of sums += a chunk of the left side, its halves' strides in bytes, · a chunk of the right side's vectors, with so many
+/// words from step to step.
+///
+/// # Safety
+/// The registers are open for this chunk; both sides are readable.
+#[inline(always)]
+unsafe fn multiply_chunk<M: MatrixRegisters, const R: usize, const V: usize>(
+    registers: M,
+    (left, strides): ([*const u8; 2], [usize; 2]),
+    (columns, step): ([*const u32; V], usize),
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        registers.load::<6>(columns[0].cast(), 4 * step);
+        registers.load::<4>(left[0], strides[0]);
+        registers.multiply_add::<0, 4, 6>();
+        if R == 2 {
+            registers.load::<5>(left[1], strides[1]);
+            registers.multiply_add::<2, 5, 6>();
+        }
+        if V == 2 {
+            registers.load::<7>(columns[V - 1].cast(), 4 * step);
+            registers.multiply_add::<1, 4, 7>();
+        }
+        if R == 2 && V == 2 {
+            registers.multiply_add::<3, 5, 7>();
+        }
+    }
+}
+
+/// Some rows and columns of what a product is put to.
+struct Part {
+    to: *mut f32,
+    strides: (usize, usize),
+    size: (usize, usize),
+}
+
+impl Part {
+    /// Copies them from or to a buffer with rows of [`BLOCK`]: `one(there, at)` an element, `many(there, at, length)` neighbours.
+    #[inline(always)]
+    fn copy(&self, one: impl Fn(*mut f32, usize), many: impl Fn(*mut f32, usize, usize)) {
+        for i in 0..self.size.0 {
+            let row = self.to.wrapping_add(i * self.strides.0);
+            if self.strides.1 == 1 {
+                many(row, i * BLOCK, self.size.1);
+                continue;
+            }
+            (0..self.size.1).for_each(|j| one(row.wrapping_add(j * self.strides.1), i * BLOCK + j));
+        }
+    }
+}
+
 impl SixteenRows {
-    /// The rows of a segment from `first` on, of which there are `rows` in all.
+    /// The rows from `first` on, of which there are `rows` in all, of each segment.
     ///
     /// # Safety
     /// As for [`LeftRows::gather`].
     #[inline(always)]
     unsafe fn gather(
         chunks: Chunks,
-        (segment, first, rows): (usize, usize, usize),
+        (first, rows): (usize, usize),
         left: Left,
         panel: *mut u32,
         avx512: bool,
-    ) -> Self {
+        mut found: impl FnMut(usize, Self),
+    ) {
         let (steps, padded, here) = (chunks.steps, chunks.padded(), rows.saturating_sub(first).min(SIDE));
-        let copy = Self { from: panel.cast_const().cast(), stride: 4 * padded };
-        if here == 0 {
-            return copy;
-        }
-        // SAFETY: as the caller promises.
-        unsafe {
-            let row = |i: usize| match left {
-                Left::Rows { from, stride, segment: pitch } => from.add(segment * pitch + (first + i) * stride),
-                Left::Taps(table) => *table.add(segment * BLOCK + first + i),
-                Left::Turned(..) => unreachable!("turned rows have no place of their own"),
+        let copy = |segment: usize| {
+            let to = panel.wrapping_add((segment * BLOCK + first) * padded);
+            (to, Self { from: to.cast_const().cast(), stride: 4 * padded })
+        };
+        // Where row 0 of a segment begins; the others, and whether they are equally far apart.
+        let mut offsets = [0; SIDE];
+        let (begin, stride) = match left {
+            _ if here == 0 => (std::ptr::null(), None),
+            Left::Rows { from, stride, .. } => {
+                offsets = std::array::from_fn(|i| i * stride);
+                (from.wrapping_add(first * stride), Some(stride))
+            }
+            Left::Windows(planes, at) => {
+                let stride = planes.find(at + first, &mut offsets[..here]);
+                (planes.first(), stride)
+            }
+            Left::Turned(from, _) => (from.wrapping_add(first).cast(), None),
+        };
+        let in_place = stride.filter(|_| here == SIDE && steps == padded);
+        for segment in 0..chunks.segments {
+            let (to, copy) = copy(segment);
+            if here == 0 {
+                found(segment, copy);
+                continue;
+            }
+            let from = match left {
+                Left::Rows { segment: pitch, .. } => begin.wrapping_add(segment * pitch),
+                Left::Windows(planes, _) => begin.wrapping_add(planes.tap(segment)),
+                Left::Turned(..) => begin,
             };
-            if let Left::Turned(from, pitch) = left {
-                fill_up(panel, SIDE, (steps, padded));
-                pack::lanes::<f32>(panel.cast(), padded, from.add(first).cast(), (steps, pitch), (SIDE, 1), avx512);
-                return copy;
+            if let Some(stride) = in_place {
+                found(segment, Self { from: from.wrapping_add(offsets[0]), stride });
+                continue;
             }
-            if here == SIDE
-                && steps == padded
-                && let Some(stride) = equal_stride(row)
-            {
-                return Self { from: row(0), stride };
+            // SAFETY: as the caller promises.
+            unsafe {
+                fill_up(to, if let Left::Turned(..) = left { SIDE } else { here }, (steps, padded));
+                if let Left::Turned(_, pitch) = left {
+                    pack::lanes::<f32>(to.cast(), padded, from.cast(), (steps, pitch), (SIDE, 1), avx512);
+                } else {
+                    for (i, &offset) in offsets.iter().enumerate().take(here) {
+                        let row = from.add(offset);
+                        std::ptr::copy_nonoverlapping(row, to.add(i * padded).cast(), 4 * steps);
+                    }
+                    to.add(here * padded).write_bytes(0, (SIDE - here) * padded);
+                }
             }
-            fill_up(panel, here, (steps, padded));
-            for i in 0..here {
-                std::ptr::copy_nonoverlapping(row(i), panel.add(i * padded).cast(), 4 * steps);
-            }
-            panel.add(here * padded).write_bytes(0, (SIDE - here) * padded);
-            copy
+            found(segment, copy);
         }
     }
 }
@@ -285,11 +368,4 @@ unsafe fn fill_up(to: *mut u32, rows: usize, (steps, padded): (usize, usize)) {
         // SAFETY: as the caller promises.
         unsafe { to.add(i * padded + steps).write_bytes(0, padded - steps) };
     }
-}
-
-/// Bytes between sixteen rows that are equally far apart, upwards.
-#[inline(always)]
-fn equal_stride(row: impl Fn(usize) -> *const u8) -> Option<usize> {
-    let (first, stride) = (row(0).addr(), row(1).addr().checked_sub(row(0).addr())?);
-    (2..SIDE).all(|i| row(i).addr().checked_sub(first) == Some(i * stride)).then_some(stride)
 }

@@ -263,8 +263,11 @@ pub(crate) fn convolve(
             Right::Packed(bytemuck::cast_slice(packed))
         }
     };
+    // A window that is a pixel is a row as it lies.
+    let is_matrix = windows.taps == [[0, 0]] && windows.stride == 1 && [windows.size, windows.out] == [windows.source; 2];
+    let a = if is_matrix { Left::Matrix(Matrix::new(windows.images, m, k)) } else { Left::Windows(windows) };
     if m > 0 && n > 0 {
-        bf16::with_unit(Product { dst: MatrixMut::new(y, m, n), a: Left::Windows(windows), b, mode, then });
+        bf16::with_unit(Product { dst: MatrixMut::new(y, m, n), a, b, mode, then });
     }
 }
 

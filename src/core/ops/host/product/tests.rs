@@ -76,10 +76,10 @@ fn sum_of_pairs(pairs: &[[(f32, f32); 2]]) -> f32 {
     pairs.iter().flat_map(|&[first, second]| [second, first]).fold(0.0, |sum, (x, y)| x.mul_add(y, sum))
 }
 
-/// The same by matrix registers: chunk by chunk, firsts and seconds by themselves.
-fn sum_of_chunks(pairs: &[[(f32, f32); 2]]) -> f32 {
+/// The same by matrix registers, added to a total: chunk by chunk, firsts and seconds by themselves.
+fn sum_of_chunks(total: f32, pairs: &[[(f32, f32); 2]]) -> f32 {
     let chunk = Chunks::new(1, pairs.len()).chunk;
-    pairs.chunks(chunk).fold(0.0, |total, chunk| {
+    pairs.chunks(chunk).fold(total, |total, chunk| {
         let [first, second] =
             [0, 1].map(|half| chunk.iter().fold(0.0, |sum, pair| f32::mul_add(pair[half].0, pair[half].1, sum)));
         total + (first + second)
@@ -110,8 +110,12 @@ fn reference_of_pairs<D: Held<Float = f32>>(
                 let pairs: Vec<_> = (block * depth..((block + 1) * depth).min(steps))
                     .map(|step| [factors(2 * step), factors(2 * step + 1)])
                     .collect();
-                let sum = if by_matrices { sum_of_chunks(&pairs) } else { sum_of_pairs(&pairs) };
-                total = Some(total.map_or(sum, |total| total + sum));
+                let is_rounded = size_of::<D>() == 2;
+                total = Some(match (total, by_matrices) {
+                    (Some(total), true) if !is_rounded => sum_of_chunks(total, &pairs),
+                    (total, true) => total.unwrap_or(0.0) + sum_of_chunks(0.0, &pairs),
+                    (total, false) => total.unwrap_or(0.0) + sum_of_pairs(&pairs),
+                });
             }
             dst[i * b.cols + j] = D::of(total.unwrap());
         }
