@@ -65,7 +65,8 @@ fn report<T: Factor>(name: &str, value: impl Fn(f32) -> T, sum: impl Fn(f32) -> 
     );
     println!("{name}: {threads} threads, GFLOP/s and the share of {threads} times the registers' rate");
     for [m, n, k] in SHAPES {
-        let [mut x, mut w, mut dy, mut y, mut dx] = [m * k, n * k, m * n, m * n, m * k].map(|len| Values::new(len, &value));
+        let [mut x, mut w, mut dy, mut y, mut dx] =
+            [m * k, n * k, m * n, m * n, m * k].map(|len| Values::new(len, &value));
         let mut dw = Values::new(n * k, &sum);
         let (x, w, dy) = (&*x.get(), &*w.get(), &*dy.get());
         let (y, dx, dw) = (y.get(), dx.get(), dw.get());

@@ -5,8 +5,11 @@
 //! and from odd pixels on, so that a shift by one column is a whole number of steps too. With stride 2 there are four grids of x̂, by the
 //! parity of its row and column, zeros before the image counted.
 //!
-//! Images go by in chunks of some thousand pixels; a chunk's sum is a block, its images the segments of `product/matrices.rs`. Blocks are
-//! added in order: fixed by the shapes alone.
+//! A task has some output channels by some input channels, and packs what it needs of both by itself: what another core has packed would
+//! come slower than it is packed. Images go by in chunks that stay in the second cache, the segments of `product/matrices.rs`; a sum goes
+//! on from chunk to chunk, so that its bits depend on the shapes alone.
+
+use std::ops::Range;
 
 use half::bf16;
 use pulp::NullaryFnOnce;
@@ -14,13 +17,13 @@ use pulp::NullaryFnOnce;
 use super::Sizes;
 use crate::device::instructions::instruction_set;
 use crate::ops::host::parallel::{self, Shared};
-use crate::ops::host::product::matrices::{BLOCK, Chunks, Left, LeftRows, Right, SIDE, Target};
+use crate::ops::host::product::matrices::{BLOCK, Chunks, Left, LeftRows, Right, SIDE, Target, task_blocks};
 use crate::ops::host::product::{Factor, MatrixRegisters, Unit, WithUnit};
 use crate::ops::host::{Float, pack};
 use crate::tape::Accumulate;
 
-/// Pixels of the grid in a chunk, about: enough that adding up the blocks costs little.
-const CHUNK_PIXELS: usize = 1024;
+/// Bytes of a task's chunk, about: with the task's part of dw they stay in the second cache.
+const CHUNK_BYTES: usize = 3 << 18;
 
 /// Whether there are registers for matrices.
 pub(super) fn fits() -> bool {
@@ -38,7 +41,7 @@ pub(super) fn weight_gradient(sizes: &Sizes, dw: &mut [f32], dy: &[bf16], x: &[b
         }
         return;
     }
-    bf16::with_unit(Gradient { sizes, grid: Grid::new(sizes), dw: Shared::new(dw), dy, x, mode });
+    bf16::with_unit(Gradient { sizes, grid: Grid::new(sizes, parallel::threads()), dw: Shared::new(dw), dy, x, mode });
 }
 
 /// Where pixels lie, and how much memory they take.
@@ -54,27 +57,36 @@ struct Grid {
     ways: u32,
     /// Pairs of x̂ in a vector: all that a shift by the last tap reaches.
     pairs: usize,
-    /// Vectors of input channels.
+    /// Words between the channels of dy: an odd number of cache lines, which spreads them over the cache.
+    dy_pitch: usize,
+    /// Vectors of input channels in a task.
     vectors: usize,
-    /// Blocks of 16 output channels.
+    /// Blocks of 16 output channels in a task.
     sides: usize,
 }
 
 impl Grid {
-    fn new(sizes: &Sizes) -> Self {
+    fn new(sizes: &Sizes, threads: usize) -> Self {
         let [height, width] = sizes.out;
         let pitch = (width + (sizes.kernel[1] - 1) / sizes.stride).next_multiple_of(2);
         let chunks = Chunks::new(1, height * pitch / 2);
         let steps = chunks.count * chunks.chunk;
-        Self {
-            images: (CHUNK_PIXELS / (height * pitch)).clamp(1, sizes.batch),
+        let ways = (0..sizes.taps()).fold(0u32, |ways, tap| ways | 1 << Self::shift(sizes, pitch, tap).0);
+        let blocks = (sizes.cout.div_ceil(BLOCK), sizes.cin.div_ceil(BLOCK));
+        let (rows, columns) = task_blocks(blocks, (sizes.taps(), ways.count_ones() as usize), threads);
+        let mut grid = Self {
+            images: 1,
             pitch,
             steps,
-            ways: (0..sizes.taps()).fold(0, |ways, tap| ways | 1 << Self::shift(sizes, pitch, tap).0),
+            ways,
             pairs: steps + Self::shift(sizes, pitch, sizes.taps() - 1).1,
-            vectors: sizes.cin.div_ceil(SIDE),
-            sides: sizes.cout.div_ceil(SIDE),
-        }
+            dy_pitch: (steps.div_ceil(SIDE) | 1) * SIDE,
+            vectors: (2 * columns).min(sizes.cin.div_ceil(SIDE)),
+            sides: 2 * rows,
+        };
+        let bytes = size_of::<u32>() * (grid.x_words() + grid.dy_words());
+        grid.images = (CHUNK_BYTES / bytes).clamp(1, sizes.batch);
+        grid
     }
 
     /// A tap's way of packing, and its shift in steps.
@@ -100,9 +112,9 @@ impl Grid {
         self.ways() * self.vectors * self.pairs * SIDE
     }
 
-    /// Words of an image's packed dy: `[channel][steps]`.
+    /// Words of an image's packed dy: `[channel][dy_pitch]`.
     fn dy_words(&self) -> usize {
-        self.sides * SIDE * self.steps
+        self.sides * SIDE * self.dy_pitch
     }
 }
 
@@ -121,46 +133,25 @@ struct Task<'a, 'b, U> {
     work: &'a Gradient<'b>,
     x: *mut u32,
     dy: *mut u32,
-    /// The chunk's first image, and how many there are.
-    images: (usize, usize),
-    what: What,
-}
-
-enum What {
-    /// A vector of x̂: image of the chunk, way of packing, vector.
-    PackX([usize; 3]),
-    /// Sixteen channels of dy: image of the chunk, block of channels.
-    PackDy([usize; 2]),
-    /// 32 output channels of a tap.
-    Multiply([usize; 2]),
+    /// Its vectors of input channels, and its blocks of 16 output channels.
+    vectors: Range<usize>,
+    sides: Range<usize>,
 }
 
 impl WithUnit<bf16> for Gradient<'_> {
     fn run<U: Unit<bf16>>(self, unit: U) {
-        let (Grid { images, vectors, sides, .. }, batch) = (self.grid, self.sizes.batch);
-        let (x_words, dy_words, ways) = (self.grid.x_words(), self.grid.dy_words(), self.grid.ways());
-        let all: Vec<usize> = (0..32).filter(|way| self.grid.ways >> way & 1 == 1).collect();
-        let blocks = self.sizes.cout.div_ceil(BLOCK);
-        f32::with_scratch(images * (x_words + dy_words), |scratch| {
-            let (x, dy) = scratch.split_at_mut(images * x_words);
-            let (x, dy): (Shared<u32>, Shared<u32>) =
-                (Shared::new(bytemuck::cast_slice_mut(x)), Shared::new(bytemuck::cast_slice_mut(dy)));
-            let here = |chunk: usize| (chunk * images, images.min(batch - chunk * images));
-            let count = |phase: usize| match phase % 2 {
-                0 => here(phase / 2).1 * (ways * vectors + sides),
-                _ => blocks * self.sizes.taps(),
-            };
-            let work = |phase: usize, task: usize| {
-                let images = here(phase / 2);
-                let (image, part) = (task % images.1, task / images.1);
-                let what = match phase % 2 {
-                    0 if part < sides => What::PackDy([image, part]),
-                    0 => What::PackX([image, all[(part - sides) % ways], (part - sides) / ways]),
-                    _ => What::Multiply([task / self.sizes.taps(), task % self.sizes.taps()]),
-                };
-                unit.vectorize(Task { unit, work: &self, x: x.get(), dy: dy.get(), images, what });
-            };
-            parallel::for_phases(parallel::threads(), 2 * batch.div_ceil(images), count, work);
+        let (Grid { images, vectors, sides, .. }, sizes) = (self.grid, self.sizes);
+        let (all_vectors, all_sides) = (sizes.cin.div_ceil(SIDE), sizes.cout.div_ceil(SIDE));
+        let (across, down) = (all_vectors.div_ceil(vectors), all_sides.div_ceil(sides));
+        let room = images * self.grid.x_words();
+        parallel::for_each(across * down, self.dy.len() * sizes.depth(), |task| {
+            let [vectors, sides] = [(task % across, vectors, all_vectors), (task / across, sides, all_sides)]
+                .map(|(part, size, all)| part * size..((part + 1) * size).min(all));
+            f32::with_scratch(room + images * self.grid.dy_words(), |scratch| {
+                let (x, dy) = scratch.split_at_mut(room);
+                let (x, dy) = (x.as_mut_ptr().cast(), dy.as_mut_ptr().cast());
+                unit.vectorize(Task { unit, work: &self, x, dy, vectors, sides });
+            });
         });
     }
 }
@@ -170,50 +161,85 @@ impl<U: Unit<bf16>> NullaryFnOnce for Task<'_, '_, U> {
 
     #[inline(always)]
     fn call(self) {
-        let Grid { pairs, vectors, steps, .. } = self.work.grid;
-        // SAFETY: each task of a phase has its own part of the scratch or of dw, all within their lengths.
-        unsafe {
-            match self.what {
-                What::PackX([image, way, vector]) => {
-                    let grid = self.work.grid;
-                    let place = ((image * grid.ways() + grid.place_of(way)) * vectors + vector) * pairs * SIDE;
-                    self.pack_x(std::slice::from_raw_parts_mut(self.x.add(place), pairs * SIDE), image, way, vector);
+        let (grid, batch) = (self.work.grid, self.work.sizes.batch);
+        for first in (0..batch).step_by(grid.images) {
+            let count = grid.images.min(batch - first);
+            // SAFETY: the scratch has room for as many images; each task has its own part of dw, within its length.
+            unsafe {
+                for image in 0..count {
+                    self.pack_x(first + image, self.x.add(image * grid.x_words()));
+                    for (place, side) in self.sides.clone().enumerate() {
+                        let place = image * grid.dy_words() + place * SIDE * grid.dy_pitch;
+                        self.pack_dy(self.dy.add(place), first + image, side);
+                    }
                 }
-                What::PackDy([image, side]) => {
-                    let place = image * self.work.grid.dy_words() + side * SIDE * steps;
-                    self.pack_dy(self.dy.add(place), image, side);
+                for block in self.sides.clone().step_by(2) {
+                    self.multiply(block - self.sides.start, count, first == 0);
                 }
-                What::Multiply([block, tap]) => self.multiply(block, tap),
             }
         }
     }
 }
 
 impl<U: Unit<bf16>> Task<'_, '_, U> {
+    /// # Safety
+    /// There is room for the image.
     #[inline(always)]
-    fn pack_x(&self, to: &mut [u32], image: usize, way: usize, vector: usize) {
+    unsafe fn pack_x(&self, image: usize, to: *mut u32) {
+        let grid = self.work.grid;
+        let pitch = grid.pitch / 2;
+        let size = self.work.sizes.source[0] * self.work.sizes.source[1] * self.work.sizes.cin;
+        let source = &self.work.x[image * size..][..size];
+        for row in 0..grid.pairs.div_ceil(pitch) {
+            for (nth, vector) in self.vectors.clone().enumerate() {
+                for (place, way) in (0..32).filter(|way| grid.ways >> way & 1 == 1).enumerate() {
+                    let at = (place * grid.vectors + nth) * grid.pairs + row * pitch;
+                    let len = pitch.min(grid.pairs - row * pitch);
+                    // SAFETY: in the image's place.
+                    let to = unsafe { std::slice::from_raw_parts_mut(to.add(at * SIDE).cast(), len) };
+                    self.pack_x_row(to, source, (row, vector), way);
+                }
+            }
+        }
+    }
+
+    /// A row of pairs of sixteen channels.
+    #[inline(always)]
+    fn pack_x_row(&self, to: &mut [[u32; SIDE]], image: &[bf16], (row, vector): (usize, usize), way: usize) {
         let &Sizes { source, size, cin, pad, stride, .. } = self.work.sizes;
         let (parity, plane) = (way % 2, [way / 2 / stride, way / 2 % stride]);
-        let (pitch, first) = (self.work.grid.pitch, vector * SIDE);
+        let first = vector * SIDE;
         let lanes = (cin - first).min(SIDE);
-        let image = &self.work.x[(self.images.0 + image) * source[0] * source[1] * cin..];
         let along = |axis: usize, at: usize| {
             let at = (at * stride + plane[axis]).checked_sub(pad[axis]).filter(|&at| at < size[axis])?;
             Some(if source[axis] == size[axis] { at } else { at * source[axis] / size[axis] })
         };
-        let pixel = |row: Option<usize>, column: usize| -> [bf16; SIDE] {
+        let Some(y) = along(0, row) else {
+            return to.fill([0; SIDE]);
+        };
+        let image = &image[y * source[1] * cin..][..source[1] * cin];
+        let pixel = |column: usize| -> [bf16; SIDE] {
             let mut lying = [bf16::ZERO; SIDE];
-            if let (Some(y), Some(x)) = (row, along(1, column)) {
-                load(&mut lying, &image[(y * source[1] + x) * cin + first..][..lanes]);
+            if let Some(x) = along(1, column) {
+                load(&mut lying, &image[x * cin + first..][..lanes]);
             }
             lying
         };
-        for (row, to) in to.chunks_mut(pitch / 2 * SIDE).enumerate() {
-            let y = along(0, row);
-            for (at, to) in to.as_chunks_mut::<SIDE>().0.iter_mut().enumerate() {
-                // The second of a row's last odd pair is beyond the pitch: dy is zero there.
-                *to = paired(&pixel(y, 2 * at + parity), &pixel(y, 2 * at + parity + 1));
-            }
+        // Pairs of neighbours, both in the image, of whole vectors.
+        let is_plain = stride == 1 && source[1] == size[1] && lanes == SIDE;
+        let begin = if is_plain { pad[1].saturating_sub(parity).div_ceil(2).min(to.len()) } else { to.len() };
+        let end = ((size[1] + pad[1]).saturating_sub(parity) / 2).clamp(begin, to.len());
+        let (before, rest) = to.split_at_mut(begin);
+        let (inside, after) = rest.split_at_mut(end - begin);
+        for (at, to) in before.iter_mut().enumerate() {
+            *to = paired(&pixel(2 * at + parity), &pixel(2 * at + parity + 1));
+        }
+        if !inside.is_empty() {
+            pairs_of(inside, &image[(2 * begin + parity - pad[1]) * cin + first..], cin);
+        }
+        for (at, to) in after.iter_mut().enumerate() {
+            // The second of a row's last odd pair is beyond the pitch: dy is zero there.
+            *to = paired(&pixel(2 * (end + at) + parity), &pixel(2 * (end + at) + parity + 1));
         }
     }
 
@@ -222,9 +248,9 @@ impl<U: Unit<bf16>> Task<'_, '_, U> {
     #[inline(always)]
     unsafe fn pack_dy(&self, to: *mut u32, image: usize, side: usize) {
         let &Sizes { out: [height, width], cout, .. } = self.work.sizes;
-        let (Grid { pitch, steps, .. }, first) = (self.work.grid, side * SIDE);
+        let (Grid { pitch, steps, dy_pitch, .. }, first) = (self.work.grid, side * SIDE);
         let lanes = (cout - first).min(SIDE);
-        let image = &self.work.dy[(self.images.0 + image) * height * width * cout..];
+        let image = &self.work.dy[image * height * width * cout..];
         let pixel = |row: usize, column: usize| -> [bf16; SIDE] {
             let mut lying = [bf16::ZERO; SIDE];
             if row < height && column < width {
@@ -232,55 +258,78 @@ impl<U: Unit<bf16>> Task<'_, '_, U> {
             }
             lying
         };
-        f32::with_scratch(steps * SIDE, |scratch| {
-            let across: &mut [u32] = bytemuck::cast_slice_mut(scratch);
-            for (step, to) in across.as_chunks_mut::<SIDE>().0.iter_mut().enumerate() {
-                let (row, column) = (2 * step / pitch, 2 * step % pitch);
-                *to = paired(&pixel(row, column), &pixel(row, column + 1));
+        let (mut row, mut column) = (0, 0);
+        for first_step in (0..steps).step_by(SIDE) {
+            let count = (steps - first_step).min(SIDE);
+            let mut across = [[0; SIDE]; SIDE];
+            for to in &mut across[..count] {
+                if row < height && column + 1 < width && lanes == SIDE {
+                    pairs_of(std::slice::from_mut(to), &image[(row * width + column) * cout + first..], cout);
+                } else {
+                    *to = paired(&pixel(row, column), &pixel(row, column + 1));
+                }
+                column += 2;
+                if column == pitch {
+                    (row, column) = (row + 1, 0);
+                }
             }
             // SAFETY: steps of 16 lanes, to 16 rows of them.
             unsafe {
-                let from = across.as_ptr().cast::<f32>();
-                pack::lanes(to.cast(), steps, from, (steps, SIDE), (SIDE, 1), U::REGISTERS == 32);
+                let (to, from) = (to.add(first_step).cast::<f32>(), across.as_ptr().cast::<f32>());
+                pack::lanes(to, dy_pitch, from, (count, SIDE), (SIDE, 1), U::REGISTERS == 32);
             }
-        });
+        }
     }
 
     /// # Safety
-    /// The chunk is packed, and these elements of dw are this call's alone.
+    /// The chunk, of so many images, is packed.
     #[inline(always)]
-    unsafe fn multiply(&self, block: usize, tap: usize) {
+    unsafe fn multiply(&self, side: usize, segments: usize, is_first: bool) {
         let (sizes, grid) = (self.work.sizes, self.work.grid);
-        let (way, shift) = Grid::shift(sizes, grid.pitch, tap);
-        let (segments, channel) = (self.images.1, block * BLOCK);
+        let (channel, column) = ((self.sides.start + side) * SIDE, self.vectors.start * SIDE);
+        let columns = (self.vectors.end * SIDE).min(sizes.cin) - column;
         let rows = (sizes.cout - channel).min(BLOCK);
         let chunks = Chunks::new(segments, segments * grid.steps);
         let (registers, vector) = (self.unit.matrices(), grid.pairs * SIDE);
         let left = Left::Rows {
-            from: self.dy.wrapping_add(channel * grid.steps).cast_const().cast(),
-            stride: 4 * grid.steps,
+            from: self.dy.wrapping_add(side * SIDE * grid.dy_pitch).cast_const().cast(),
+            stride: 4 * grid.dy_pitch,
             segment: 4 * grid.dy_words(),
         };
-        let right = Right {
-            from: self.x.wrapping_add(grid.place_of(way) * grid.vectors * vector + shift * SIDE),
-            step: SIDE,
-            vector,
-            segment: grid.x_words(),
-        };
-        let target = Target {
-            to: self.work.dw.get().wrapping_add(channel * sizes.depth() + tap * sizes.cin),
-            strides: (sizes.depth(), 1),
-            add: self.work.mode == Accumulate::Add || self.images.0 > 0,
-        };
+        let is_new = is_first && self.work.mode == Accumulate::Write;
         f32::with_scratch(chunks.panel(), |panel| {
             // SAFETY: as the caller promises. Nothing foreign runs before the registers are closed.
             unsafe {
                 let left = LeftRows::gather(chunks, rows, left, panel.as_mut_ptr().cast(), U::REGISTERS == 32);
                 registers.open(chunks.chunk);
-                left.multiply(registers, right, sizes.cin, target);
+                for (part, chunks) in left.parts().enumerate() {
+                    for tap in 0..sizes.taps() {
+                        let (way, shift) = Grid::shift(sizes, grid.pitch, tap);
+                        let from = self.x.wrapping_add(grid.place_of(way) * grid.vectors * vector + shift * SIDE);
+                        let right = Right { from, step: SIDE, vector, segment: grid.x_words() };
+                        let target = Target {
+                            to: self.work.dw.get().wrapping_add(channel * sizes.depth() + tap * sizes.cin + column),
+                            strides: (sizes.depth(), 1),
+                            add: part > 0 || !is_new,
+                        };
+                        left.multiply_part(registers, right, columns, target, chunks.clone());
+                    }
+                }
                 registers.close();
             }
         });
+    }
+}
+
+/// Pairs by channel of neighbouring pixels, `pixel` elements apart: `to[i]` of 2 i and 2 i + 1, their first sixteen channels.
+#[inline(always)]
+fn pairs_of(to: &mut [[u32; SIDE]], from: &[bf16], pixel: usize) {
+    assert!(from.len() >= (2 * to.len() - 1) * pixel + SIDE);
+    for (i, to) in to.iter_mut().enumerate() {
+        // SAFETY: the last of these was just checked.
+        let [first, second] =
+            [0, 1].map(|half| unsafe { from.as_ptr().add((2 * i + half) * pixel).cast::<[bf16; SIDE]>().read() });
+        *to = paired(&first, &second);
     }
 }
 
@@ -372,7 +421,7 @@ mod tests {
             definition(&sizes, &mut expected, &dy, &x);
             for threads in [1, 2, 3] {
                 let mut dw = vec![7.0; cout * sizes.depth()];
-                let (grid, out) = (Grid::new(&sizes), Shared::new(&mut dw));
+                let (grid, out) = (Grid::new(&sizes, threads), Shared::new(&mut dw));
                 let work = Gradient { sizes: &sizes, grid, dw: out, dy: &dy, x: &x, mode: Accumulate::Add };
                 with_threads(threads, || work.run(WithMatrices(SixteenPairs, Model)));
                 assert!(dw == expected, "{sizes:?} {threads} threads");

@@ -5,8 +5,12 @@
 //! A *strip* is `lanes` neighbouring rows (or columns) by `depth` steps of the summed dimension, stored `[depth][width]` with
 //! `width >= lanes`; what lies between is zero where the caller asks for it.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
 use super::float::Float;
 use super::product::Factor;
+use super::product::matrices::SIDE;
 
 /// One strip: element `(lane, step)` is at `src + lane * lane_stride + step * step_stride`.
 ///
@@ -154,6 +158,95 @@ impl<T: Factor> Strips<T> {
                     (left(first, steps.len()), step_stride),
                     avx512,
                 );
+            }
+        }
+    }
+}
+
+impl<T: Factor> Strips<T> {
+    /// All of the [`tasks`](Self::tasks), on this thread: the source is read in the longest runs.
+    ///
+    /// # Safety
+    /// As for [`pack_task`](Self::pack_task).
+    #[inline(always)]
+    pub unsafe fn pack(&self, to: *mut T::Step, (p0, depth): (usize, usize), avx512: bool) {
+        let &Self { from, lanes, lane_stride, elements, step_stride, width } = self;
+        // SAFETY: as the caller promises.
+        unsafe {
+            if lane_stride != 1 || !lanes.is_multiple_of(width) {
+                return (0..self.tasks(depth)).for_each(|task| self.pack_task(to, (p0, depth), task, avx512));
+            }
+            for step in 0..depth {
+                let at = (p0 + step) * T::PER_STEP;
+                for strip in 0..lanes / width {
+                    let source = from.wrapping_add(strip * width + at * step_stride);
+                    let to = to.add((strip * depth + step) * width);
+                    T::neighbours(to, source, width, (elements - at).min(T::PER_STEP), step_stride);
+                }
+            }
+        }
+    }
+
+    /// One of the [`tasks`](Self::tasks) of [`pack_rows`](Self::pack_rows).
+    ///
+    /// # Safety
+    /// As for `pack_rows`.
+    #[inline(always)]
+    pub unsafe fn pack_rows_task(
+        &self,
+        to: *mut T::Step,
+        (p0, depth): (usize, usize),
+        pitch: usize,
+        task: usize,
+        avx512: bool,
+    ) {
+        let parts = depth.div_ceil(TASK_STEPS);
+        let (strip, step) = (task / parts * self.task_strips(), task % parts * TASK_STEPS);
+        let strips = strip..(strip + self.task_strips()).min(self.lanes.div_ceil(self.width));
+        // SAFETY: as the caller promises.
+        unsafe { self.pack_rows(to, (p0, depth), pitch, strips, step..(step + TASK_STEPS).min(depth), avx512) };
+    }
+
+    /// As [`pack_task`](Self::pack_task), of some strips and steps, each strip lane by lane: `[width][pitch]`, with zeros after the `depth`
+    /// steps of a lane. Lanes are neighbours, the width is 16 or 32, the first step a multiple of 16.
+    ///
+    /// # Safety
+    /// As for `pack_task`; strips are `pitch` times the width apart.
+    #[inline(always)]
+    pub unsafe fn pack_rows(
+        &self,
+        to: *mut T::Step,
+        (p0, depth): (usize, usize),
+        pitch: usize,
+        strips: Range<usize>,
+        steps: Range<usize>,
+        avx512: bool,
+    ) {
+        let &Self { from, lanes, lane_stride, elements, step_stride, width } = self;
+        for first in steps.clone().step_by(SIDE) {
+            let count = (steps.end - first).min(SIDE);
+            for strip in strips.clone() {
+                let here = (lanes - strip * width).min(width);
+                // In the first cache, steps across.
+                let mut across = MaybeUninit::<[[T::Step; SIDE]; 2 * SIDE]>::uninit();
+                let across = across.as_mut_ptr().cast::<T::Step>();
+                assert!(width <= 2 * SIDE && size_of::<T::Step>() == 4, "strips of {width}");
+                let source = from.wrapping_add(strip * width * lane_stride + (p0 + first) * T::PER_STEP * step_stride);
+                let left = (elements - (p0 + first) * T::PER_STEP).min(count * T::PER_STEP);
+                // SAFETY: every strip and step is in bounds, as the caller promises.
+                unsafe {
+                    T::strip(across, width, source, (here, lane_stride), (left, step_stride), avx512);
+                    for lane in (0..width).step_by(SIDE) {
+                        let to = to.add((strip * width + lane) * pitch + first).cast::<f32>();
+                        self::lanes(to, pitch, across.add(lane).cast(), (count, width), (SIDE, 1), avx512);
+                    }
+                }
+            }
+        }
+        if steps.end == depth {
+            for lane in strips.start * width..strips.end * width {
+                // SAFETY: as above.
+                unsafe { to.add(lane * pitch + depth).write_bytes(0, pitch - depth) };
             }
         }
     }

@@ -28,6 +28,11 @@ impl<T> Shared<T> {
         Self(buffer.as_mut_ptr())
     }
 
+    /// Of a buffer that begins there.
+    pub(crate) fn of(buffer: *mut T) -> Self {
+        Self(buffer)
+    }
+
     pub(crate) fn get(&self) -> *mut T {
         self.0
     }

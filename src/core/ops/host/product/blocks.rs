@@ -2,8 +2,8 @@
 //!
 //! The right side is packed by vectors: `[vector][step][lanes]`, block of the sum by block. The left side is read in place where
 //! its steps are neighbours (a layer's forward pass and its input's gradient), else it is packed too, by the rows of a tile
-//! (a weight's gradient). Each block of the sum has two phases, packing and multiplying, and the phases of all blocks
-//! are one parallel run ([`parallel::for_phases`]).
+//! (a weight's gradient; where there are registers for matrices `turned.rs` has it). Each block of the sum has two phases, packing
+//! and multiplying, and the phases of all blocks are one parallel run ([`parallel::for_phases`]).
 //!
 //! A result of fewer bits than the sums, bf16, is rounded once: its sum is one block, and a tile's rows stay in a buffer until the
 //! follow-up has seen them.
@@ -14,6 +14,7 @@ use super::factor::{Factor, Unit, WithUnit};
 use super::matrices::{self, BLOCK, Chunks, LeftRows, Target};
 use super::registers::MatrixRegisters;
 use super::tile::{self, Rows, Tile};
+use super::turned::Turned;
 use super::windows::{Layout, Planes, Windows};
 use super::{Matrix, MatrixMut, depth_blocks};
 use crate::ops::host::float::{Float, Held};
@@ -35,8 +36,8 @@ const TASK_ROWS: usize = 32;
 const TASK_WINDOWS: usize = 256;
 /// Bytes of a task's copies, about: they and a group of the right side stay in the second cache.
 const PLANES_BYTES: usize = 1 << 19;
-/// Columns of a block of rows by registers for matrices that are followed up and rounded at a time: 16 KiB of sums, in the first cache.
-const PIECE: usize = 128;
+/// Columns of a block of rows by registers for matrices that are followed up and rounded at a time: 48 KiB of sums, near the first cache.
+const PIECE: usize = 384;
 
 /// A product's left side.
 #[derive(Clone, Copy)]
@@ -107,7 +108,7 @@ fn blocks<T: Factor, D>(k: usize) -> (usize, usize) {
 }
 
 /// The columns `first..first + count` of `b`, as strips of `width`.
-fn column_strips<T: Factor>(b: Matrix<T>, (first, count): (usize, usize), width: usize) -> Strips<T> {
+pub(super) fn column_strips<T: Factor>(b: Matrix<T>, (first, count): (usize, usize), width: usize) -> Strips<T> {
     let from = b.data.as_ptr().wrapping_add(first * b.col_stride);
     Strips { from, lanes: count, lane_stride: b.col_stride, elements: b.rows, step_stride: b.row_stride, width }
 }
@@ -126,6 +127,14 @@ where
         let out = Shared::new(dst.data);
         let serial = m * n * k.max(1) <= SERIAL;
         let threads = if serial { 1 } else { parallel::threads() };
+        if let (true, false, Left::Matrix(a), Right::Plain(b)) = (tile::has_matrices::<T, U>(), in_place, a, b)
+            && !rounds::<T, D>()
+            && size_of_val(&then) == 0
+        {
+            // The types are the same: registers for matrices sum in f32.
+            let out = Shared::of(out.get().cast());
+            return Turned { unit, a, b, out, strides, mode }.run(threads);
+        }
         let most_rows = if in_place { m } else { PACKED };
         for first_col in (0..n).step_by(PACKED) {
             for first_row in (0..m).step_by(most_rows) {
@@ -223,8 +232,10 @@ where
             Left::Matrix(a) if !self.in_place => Some(column_strips(a.t(), (self.rows.0, m), tile_rows)),
             _ => None,
         };
+        // Rows for matrix registers are filled up to whole chunks.
+        let filled = |depth: usize| if tile::has_matrices::<T, U>() { Chunks::new(1, depth).padded() } else { depth };
         let b_room = b_strips.as_ref().map_or(0, |strips| strips.len(depth));
-        let a_room = a_strips.as_ref().map_or(0, |strips| strips.len(depth));
+        let a_room = a_strips.as_ref().map_or(0, |strips| strips.len(filled(depth)));
         let tasks = |strips: &Option<Strips<T>>, depth: usize| strips.as_ref().map_or(0, |strips| strips.tasks(depth));
         let layout = match &self.a {
             Left::Windows(windows) if tile::has_matrices::<T, U>() => Some(Layout::new(windows)),
@@ -245,15 +256,21 @@ where
                 let (p0, depth) = steps(block);
                 if packs {
                     let b_tasks = tasks(&b_strips, depth);
+                    let is_left = task >= b_tasks;
                     let (strips, task, to) =
-                        if task < b_tasks { (&b_strips, task, 0) } else { (&a_strips, task - b_tasks, b_room) };
+                        if is_left { (&a_strips, task - b_tasks, b_room) } else { (&b_strips, task, 0) };
                     if let Some(strips) = strips {
                         // Here, not further out: only what is inlined into this call is compiled for `U`.
                         self.unit.vectorize(
                             #[inline(always)]
                             // SAFETY: the view's extent was checked; each side has its own place in the scratch.
                             || unsafe {
-                                strips.pack_task(scratch.get().add(to), (p0, depth), task, avx512::<T, U>());
+                                let to = scratch.get().add(to);
+                                if tile::has_matrices::<T, U>() && is_left {
+                                    strips.pack_rows_task(to, (p0, depth), filled(depth), task, avx512::<T, U>());
+                                } else {
+                                    strips.pack_task(to, (p0, depth), task, avx512::<T, U>());
+                                }
                             },
                         );
                     }
@@ -455,7 +472,10 @@ where
                     let stride = a.row_stride * size_of::<T>();
                     matrices::Left::Rows { from: a.data.as_ptr().wrapping_add(from).cast(), stride, segment: 0 }
                 }
-                _ => matrices::Left::Turned(self.packed_a.wrapping_add(row * depth).cast(), BLOCK),
+                _ => {
+                    let from = self.packed_a.wrapping_add(row * chunks.padded()).cast();
+                    matrices::Left::Filled { from, stride: chunks.padded() * size_of::<T::Step>() }
+                }
             };
             let (panel, first) = (self.panel.as_mut_ptr().cast(), part.cols.0 + columns.0);
             // SAFETY: the rows, the vectors and the result lie in the views, whose extents were checked, or in the scratch; the result is
@@ -465,7 +485,7 @@ where
                 registers.open(chunks.chunk);
                 if rounds::<T, D>() {
                     for at in (0..width).step_by(PIECE) {
-                        let (piece, right) = ((width - at).min(PIECE), right.from_column(at));
+                        let (piece, right) = ((width - at).min(PIECE), right.beginning_at(at));
                         let to = self.buffer.as_mut_ptr().cast();
                         left.multiply(registers, right, piece, Target { to, strides: (piece, 1), add: false });
                         self.round((top, count), (first + at, piece));

@@ -10,11 +10,15 @@
 //! or, where a product is added to what is there in f32, from that.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::registers::MatrixRegisters;
 pub(crate) use super::registers::SIDE;
 use super::windows::Planes;
 use crate::ops::host::pack;
+
+/// Bytes of a block's left side that stay in the first cache while the columns pass: a longer sum is cut, and its parts added up in memory.
+const LEFT_BYTES: usize = 40 << 10;
 
 /// Rows, and columns, of a block.
 pub(crate) const BLOCK: usize = 2 * SIDE;
@@ -39,7 +43,7 @@ impl Chunks {
     }
 
     /// Steps of a segment with the last chunk filled up.
-    fn padded(&self) -> usize {
+    pub fn padded(&self) -> usize {
         self.count * self.chunk
     }
 
@@ -49,11 +53,32 @@ impl Chunks {
     }
 }
 
+/// Blocks of 32 rows, and of 32 columns, that a task of a product takes of all of these, where each packs its own of both sides: those with
+/// which so many threads end first. The right side is packed in so many ways for so many products of a block.
+pub(crate) fn task_blocks(
+    (rows, columns): (usize, usize),
+    (products, ways): (usize, usize),
+    threads: usize,
+) -> (usize, usize) {
+    // Cycles for 32 steps, measured: of a product of 32 by 32, of packing 32 of the right side in one way, and 32 of the left.
+    const PRODUCT: usize = 85;
+    const PACK_RIGHT: usize = 130;
+    const PACK_LEFT: usize = 290;
+    let cost = |&(row, column): &(usize, usize)| {
+        let rounds = (rows.div_ceil(row) * columns.div_ceil(column)).div_ceil(threads);
+        rounds * (row * column * products * PRODUCT + column * ways * PACK_RIGHT + row * PACK_LEFT)
+    };
+    let all = (1..=rows).flat_map(|row| (1..=columns).map(move |column| (row, column)));
+    all.min_by_key(cost).unwrap_or((1, 1))
+}
+
 /// Up to 32 rows of the left side.
 #[derive(Clone, Copy)]
 pub(crate) enum Left<'a> {
     /// Row i begins at the pointer plus i times the stride, its segments so far apart, all in bytes.
     Rows { from: *const u8, stride: usize, segment: usize },
+    /// The same, of one segment, filled up with zeros to whole sixteens of rows and whole chunks.
+    Filled { from: *const u8, stride: usize },
     /// Windows from this one on; a segment is a tap.
     Windows(&'a Planes, usize),
     /// `[step][32]` and more, of one segment: steps are so many words apart. Rows up to the next multiple of 16 are readable.
@@ -74,7 +99,7 @@ pub(crate) struct Right {
 
 impl Right {
     /// From a column on, of a vector's first.
-    pub fn from_column(self, column: usize) -> Self {
+    pub fn beginning_at(self, column: usize) -> Self {
         Self { from: self.at(column / SIDE, 0, 0), ..self }
     }
 
@@ -107,7 +132,9 @@ pub(crate) struct LeftRows {
     chunks: Chunks,
     rows: usize,
     /// By segments.
-    parts: Vec<[SixteenRows; 2]>,
+    segments: Vec<[SixteenRows; 2]>,
+    /// What it takes of a cache, about: windows overlap.
+    bytes: usize,
 }
 
 impl LeftRows {
@@ -118,16 +145,18 @@ impl LeftRows {
     #[inline(always)]
     pub unsafe fn gather(chunks: Chunks, rows: usize, left: Left, panel: *mut u32, avx512: bool) -> Self {
         let nowhere = SixteenRows { from: std::ptr::null(), stride: 0 };
-        let mut parts = vec![[nowhere; 2]; chunks.segments];
+        let mut segments = vec![[nowhere; 2]; chunks.segments];
         for half in [0, 1] {
             // SAFETY: as the caller promises.
             unsafe {
                 SixteenRows::gather(chunks, (half * SIDE, rows), left, panel, avx512, |segment, part| {
-                    parts[segment][half] = part;
+                    segments[segment][half] = part;
                 });
             }
         }
-        Self { chunks, rows, parts }
+        let bytes = rows * chunks.segments * chunks.steps * size_of::<u32>();
+        let bytes = if let Left::Windows(..) = left { bytes / 3 } else { bytes };
+        Self { chunks, rows, segments, bytes }
     }
 
     /// The rows by so many columns of the right side.
@@ -136,10 +165,37 @@ impl LeftRows {
     /// The registers are open for this chunk; the right side is readable, and the elements of the target are this call's alone.
     #[inline(always)]
     pub unsafe fn multiply<M: MatrixRegisters>(&self, registers: M, right: Right, columns: usize, target: Target) {
+        for (part, chunks) in self.parts().enumerate() {
+            let target = Target { add: target.add || part > 0, ..target };
+            // SAFETY: as the caller promises.
+            unsafe { self.multiply_part(registers, right, columns, target, chunks) };
+        }
+    }
+
+    /// The chunks, all segments' counted, in parts of which the left side stays in the first cache.
+    pub fn parts(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let all = self.chunks.segments * self.chunks.count;
+        let parts = (self.bytes / LEFT_BYTES + 1).min(all.max(1));
+        (0..parts).map(move |part| part * all / parts..(part + 1) * all / parts)
+    }
+
+    /// [`multiply`](Self::multiply) of one of the [`parts`](Self::parts).
+    ///
+    /// # Safety
+    /// As for `multiply`.
+    #[inline(always)]
+    pub unsafe fn multiply_part<M: MatrixRegisters>(
+        &self,
+        registers: M,
+        right: Right,
+        columns: usize,
+        target: Target,
+        chunks: Range<usize>,
+    ) {
         let Target { strides: (row_stride, col_stride), add, .. } = target;
         for first in (0..columns).step_by(BLOCK) {
             let count = (columns - first).min(BLOCK);
-            let right = right.from_column(first);
+            let right = right.beginning_at(first);
             let out = target.to.wrapping_add(first * col_stride);
             let whole = self.rows.is_multiple_of(SIDE) && count.is_multiple_of(SIDE) && col_stride == 1;
             // Cleared only to be read: that costs as much as a few products.
@@ -153,21 +209,27 @@ impl LeftRows {
             // SAFETY: as the caller promises; the buffer has room for a whole block.
             unsafe {
                 if add && !whole {
-                    outside.copy(|there, at| *buffer.add(at) = *there, |there, at, len| {
-                        std::ptr::copy_nonoverlapping(there, buffer.add(at), len);
-                    });
+                    outside.copy(
+                        |there, at| *buffer.add(at) = *there,
+                        |there, at, len| {
+                            std::ptr::copy_nonoverlapping(there, buffer.add(at), len);
+                        },
+                    );
                 }
                 match (self.rows.div_ceil(SIDE), count.div_ceil(SIDE)) {
-                    (1, 1) => self.block::<M, 1, 1>(registers, right, to, stride, add),
-                    (1, _) => self.block::<M, 1, 2>(registers, right, to, stride, add),
-                    (_, 1) => self.block::<M, 2, 1>(registers, right, to, stride, add),
-                    _ => self.block::<M, 2, 2>(registers, right, to, stride, add),
+                    (1, 1) => self.block::<M, 1, 1>(registers, right, (to, stride, add), chunks.clone()),
+                    (1, _) => self.block::<M, 1, 2>(registers, right, (to, stride, add), chunks.clone()),
+                    (_, 1) => self.block::<M, 2, 1>(registers, right, (to, stride, add), chunks.clone()),
+                    _ => self.block::<M, 2, 2>(registers, right, (to, stride, add), chunks.clone()),
                 }
                 if !whole {
                     // The registers' sums, of whole sixteens of rows and columns, were stored there.
-                    outside.copy(|there, at| *there = *buffer.add(at), |there, at, len| {
-                        std::ptr::copy_nonoverlapping(buffer.add(at), there, len);
-                    });
+                    outside.copy(
+                        |there, at| *there = *buffer.add(at),
+                        |there, at, len| {
+                            std::ptr::copy_nonoverlapping(buffer.add(at), there, len);
+                        },
+                    );
                 }
             }
         }
@@ -179,9 +241,8 @@ impl LeftRows {
         &self,
         registers: M,
         right: Right,
-        out: *mut f32,
-        row_stride: usize,
-        add: bool,
+        (out, row_stride, add): (*mut f32, usize, bool),
+        chunks: Range<usize>,
     ) {
         let Chunks { steps, chunk, .. } = self.chunks;
         let to = |i: usize, v: usize| out.wrapping_add(i * SIDE * row_stride + v * SIDE).cast::<u8>();
@@ -204,16 +265,22 @@ impl LeftRows {
                 registers.zero::<2>();
                 registers.zero::<3>();
             }
-            for (segment, &rows) in self.parts.iter().enumerate() {
-                let mut left = rows.map(|rows| rows.from);
+            let count = self.chunks.count.max(1);
+            for (segment, &rows) in
+                self.segments.iter().enumerate().take(chunks.end.div_ceil(count)).skip(chunks.start / count)
+            {
+                let (first, end) = (chunks.start.max(segment * count), chunks.end.min((segment + 1) * count));
+                let at = (first - segment * count) * chunk;
+                let mut left = rows.map(|rows| rows.from.wrapping_add(4 * at));
                 let strides = rows.map(|rows| rows.stride);
-                let mut columns: [_; V] = std::array::from_fn(|v| right.at(v, segment, 0));
-                for _ in 0..steps / chunk {
+                let mut columns: [_; V] = std::array::from_fn(|v| right.at(v, segment, at));
+                let has_tail = end == (segment + 1) * count && steps % chunk > 0;
+                for _ in first..end - usize::from(has_tail) {
                     multiply_chunk::<M, R, V>(registers, (left, strides), (columns, right.step));
                     left = left.map(|from| from.wrapping_add(4 * chunk));
                     columns = columns.map(|from| from.wrapping_add(chunk * right.step));
                 }
-                if steps % chunk > 0 {
+                if has_tail {
                     // Filled up with zeros: what follows it in memory is another's.
                     let mut tails = [[0; SIDE * SIDE]; V];
                     for (tail, from) in tails.iter_mut().zip(columns) {
@@ -314,7 +381,7 @@ impl SixteenRows {
         let mut offsets = [0; SIDE];
         let (begin, stride) = match left {
             _ if here == 0 => (std::ptr::null(), None),
-            Left::Rows { from, stride, .. } => {
+            Left::Rows { from, stride, .. } | Left::Filled { from, stride } => {
                 offsets = std::array::from_fn(|i| i * stride);
                 (from.wrapping_add(first * stride), Some(stride))
             }
@@ -324,7 +391,8 @@ impl SixteenRows {
             }
             Left::Turned(from, _) => (from.wrapping_add(first).cast(), None),
         };
-        let in_place = stride.filter(|_| here == SIDE && steps == padded);
+        let is_filled = matches!(left, Left::Filled { .. });
+        let in_place = stride.filter(|_| is_filled || (here == SIDE && steps == padded));
         for segment in 0..chunks.segments {
             let (to, copy) = copy(segment);
             if here == 0 {
@@ -334,7 +402,7 @@ impl SixteenRows {
             let from = match left {
                 Left::Rows { segment: pitch, .. } => begin.wrapping_add(segment * pitch),
                 Left::Windows(planes, _) => begin.wrapping_add(planes.tap(segment)),
-                Left::Turned(..) => begin,
+                Left::Filled { .. } | Left::Turned(..) => begin,
             };
             if let Some(stride) = in_place {
                 found(segment, Self { from: from.wrapping_add(offsets[0]), stride });

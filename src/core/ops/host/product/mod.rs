@@ -19,6 +19,7 @@ pub(crate) mod matrices;
 mod peak;
 mod registers;
 mod tile;
+mod turned;
 mod windows;
 
 use std::marker::PhantomData;
@@ -264,7 +265,8 @@ pub(crate) fn convolve(
         }
     };
     // A window that is a pixel is a row as it lies.
-    let is_matrix = windows.taps == [[0, 0]] && windows.stride == 1 && [windows.size, windows.out] == [windows.source; 2];
+    let is_matrix =
+        windows.taps == [[0, 0]] && windows.stride == 1 && [windows.size, windows.out] == [windows.source; 2];
     let a = if is_matrix { Left::Matrix(Matrix::new(windows.images, m, k)) } else { Left::Windows(windows) };
     if m > 0 && n > 0 {
         bf16::with_unit(Product { dst: MatrixMut::new(y, m, n), a, b, mode, then });

@@ -118,7 +118,8 @@ impl Layout {
                 pitch: (width - 1) * stride + (right - left).cast_unsigned() + 1,
             };
         }
-        let (low, high) = (along(0).min().unwrap_or(0).div_euclid(signed), along(0).max().unwrap_or(0).div_euclid(signed));
+        let (low, high) =
+            (along(0).min().unwrap_or(0).div_euclid(signed), along(0).max().unwrap_or(0).div_euclid(signed));
         let (mut planes, mut taps) = (Vec::new(), Vec::new());
         for &[y, x] in windows.taps {
             let plane = [y.rem_euclid(signed), x];
@@ -210,7 +211,7 @@ impl Planes {
         }
     }
 
-    /// Where tap 0 of window (0, 0) of the first piece would begin, without its own offset.
+    /// What offsets of windows and taps count from.
     pub fn first(&self) -> *const u8 {
         self.from
     }
@@ -231,7 +232,8 @@ impl Planes {
         };
         let mut at = base(image, row) + column * self.window;
         let follow = self.row == width * self.window;
-        let in_line = column + offsets.len() <= width || (follow && (row * width + column + offsets.len()) <= height * width);
+        let in_line =
+            column + offsets.len() <= width || (follow && (row * width + column + offsets.len()) <= height * width);
         for offset in offsets {
             *offset = at;
             at += self.window;
@@ -291,4 +293,56 @@ fn copy_plane<T: Held>(
 pub(crate) fn taps(kernel: [usize; 2], pad: [usize; 2]) -> Vec<[isize; 2]> {
     let along = |axis: usize| (0..kernel[axis]).map(move |tap| tap.cast_signed() - pad[axis].cast_signed());
     along(0).flat_map(|y| along(1).map(move |x| [y, x])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every tap of every window is found in the copies as it is in the images, and windows that are said to be equally far apart are.
+    #[test]
+    fn copies_show_what_the_images_do() {
+        for (source, size, out, stride, pad, batch) in [
+            ([32, 32], [32, 32], [32, 32], 1, 1, 2),
+            ([5, 16], [5, 16], [5, 16], 1, 1, 3),
+            ([7, 7], [7, 7], [7, 7], 1, 1, 5),
+            ([3, 10], [3, 10], [3, 10], 1, 2, 4),
+            ([9, 33], [9, 33], [5, 16], 2, 1, 2),
+            ([9, 7], [9, 7], [4, 3], 2, 1, 3),
+            ([8, 8], [16, 16], [16, 16], 1, 1, 2),
+            ([3, 5], [6, 10], [6, 10], 1, 1, 2),
+            ([4, 1], [4, 1], [4, 1], 1, 1, 20),
+        ] {
+            let channels = 2;
+            let images: Vec<f32> = (0..batch * source[0] * source[1] * channels).map(|i| i as f32 + 1.0).collect();
+            let (zeros, taps) = (vec![0.0; channels], taps([3, 3], [pad; 2]));
+            let windows =
+                Windows { images: &images, zeros: &zeros, batch, source, size, out, taps: &taps, stride, channels };
+            let layout = Layout::new(&windows);
+            let (all, count) = (windows.rows(), taps.len());
+            for rows in [(0, all), (0, all.div_ceil(2)), (all / 3, all), (all / 2, all / 2 + 1)] {
+                let mut copies = vec![f32::NAN; layout.pixels(&windows, rows) * channels];
+                let planes = Planes::copy(&layout, &windows, rows, &mut copies);
+                for first in (rows.0..rows.1).step_by(SIDE) {
+                    let here = (rows.1 - first).min(SIDE);
+                    let mut table = vec![std::ptr::null(); count * here];
+                    windows.find(first, here, here, &mut table);
+                    let mut offsets = [0; SIDE];
+                    let distance = planes.find(first, &mut offsets[..here]);
+                    for (i, &offset) in offsets[..here].iter().enumerate() {
+                        assert!(
+                            distance.is_none_or(|distance| offset == offsets[0] + i * distance),
+                            "{size:?} {rows:?}"
+                        );
+                        for tap in 0..count {
+                            let at = (offset + planes.tap(tap)) / size_of::<f32>();
+                            // SAFETY: a pixel of the images, or the zeros.
+                            let expected = unsafe { std::slice::from_raw_parts(table[tap * here + i], channels) };
+                            assert_eq!(&copies[at..][..channels], expected, "{size:?} {rows:?} {first} {i} {tap}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
