@@ -6,6 +6,7 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use engine::config::Config;
@@ -264,7 +265,6 @@ fn torchruns_variables_are_enough_and_its_agent_keeps_its_port() {
 
 #[test]
 fn ranks_that_do_not_fit_together_say_so_and_write_nothing() {
-    let port = || TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
     type More = fn(usize) -> Vec<String>;
     let cases: [(More, &str); 2] = [
         (
@@ -278,7 +278,7 @@ fn ranks_that_do_not_fit_together_say_so_and_write_nothing() {
     ];
     for (more, expected) in cases {
         let place = tempfile::tempdir().unwrap();
-        for (success, text) in launched(place.path(), port(), 2, more) {
+        for (success, text) in launched(place.path(), a_port(), 2, more) {
             assert!(!success && text.contains("rank 1 has ") && text.contains(expected), "{text}");
         }
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "nothing is written");
@@ -309,9 +309,11 @@ fn ranks_wait_as_long_as_the_variable_says() {
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "nothing is written");
 }
 
-/// A free port.
+/// A free port, below those that the system gives to connections: one of these might be taken before a rank listens there.
 fn a_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let port = || 20_000 + ((std::process::id() * 97 + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000) as u16;
+    std::iter::repeat_with(port).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).unwrap()
 }
 
 /// Checks that each rank reports this about rank 1, once, and that nothing was written.
