@@ -16,7 +16,7 @@ use crate::ops::host::parallel::{self, Shared};
 use crate::tape::Accumulate;
 
 /// Bytes of a piece of the right side.
-const RIGHT_BYTES: usize = 1 << 20;
+const RIGHT_BYTES: usize = 1 << 19;
 /// Rows of the left side that are packed at a time: long runs of memory, which the prefetchers follow.
 const ROWS: usize = 8 * BLOCK;
 
