@@ -63,7 +63,7 @@ impl<T: Factor, U: Unit<T>> NullaryFnOnce for Task<'_, '_, T, U> {
         for first in (0..blocks).map(|block| block * depth) {
             let all = Chunks::new(1, depth.min(whole - first));
             let most = (RIGHT_BYTES / (width * size_of::<T::Step>() * all.chunk)).max(1);
-            let pieces = all.count.div_ceil(most);
+            let pieces = all.count.div_ceil(most).max(1);
             for piece in 0..pieces {
                 let (begin, end) = (piece * all.count / pieces, (piece + 1) * all.count / pieces);
                 let steps = (end * all.chunk).min(all.steps) - begin * all.chunk;
