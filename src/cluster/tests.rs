@@ -1,14 +1,18 @@
 //! Ranks as threads of one process, which meet over the loopback.
 
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
 use crate::error::Error;
 
+/// A free port, below those that the system gives to connections: one of these might be taken before a rank listens there.
 fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let port = || 20_000 + ((std::process::id() * 97 + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000) as u16;
+    std::iter::repeat_with(port).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).unwrap()
 }
 
 fn placed(rank: usize, ranks: usize, port: u16) -> Placement {
