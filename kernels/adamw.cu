@@ -16,11 +16,12 @@
 //
 // Floor: gradients read once for the norm; then gradients read, p, m, v (and ema) read and written, compute written.
 #include "common/control.cuh"
+#include "common/entry.cuh"
 #include "common/reduce.cuh"
 #include "common/wide.cuh"
 
 // A block sums the squares of `part` elements (a multiple of four): partial[block].
-DEV void squares_part(f32* partial, const f32* gradients, u64 n, u32 part) {
+KERNEL(adamw_norm_partial, (256), (Out<f32> partial, In<f32> gradients, u64 n, u32 part), (partial, gradients, n, part)) {
     u64 first = (u64)blockIdx.x * part;
     u64 end = min_of(n, first + part);
     bool aligned = aligned16(gradients);
@@ -37,7 +38,7 @@ DEV void squares_part(f32* partial, const f32* gradients, u64 n, u32 part) {
 }
 
 // One block. max_norm <= 0: no clipping.
-DEV void norm_of_parts(f32* statistics, const f32* partial, u32 parts, f32 max_norm) {
+KERNEL(adamw_norm_final, (256), (Out<f32> statistics, In<f32> partial, u32 parts, f32 max_norm), (statistics, partial, parts, max_norm)) {
     f32 sum = 0.0f;
     for (u32 i = threadIdx.x; i < parts; i += blockDim.x) sum += partial[i];
     sum = block_sum(sum);
@@ -76,9 +77,9 @@ DEV void store_copy(bf16* to, const f32 (&p)[2][4]) {
 
 // A warp takes 256 elements, a thread four of each half: every access has 16 bytes a lane, next to its neighbour's. rest1 = 1 - beta1
 // and rest2 = 1 - beta2, rounded once.
-template <typename T>
-DEV void update(f32* parameters, T* compute, f32* first, f32* second, f32* ema, const f32* gradients, const u32* control,
-                const f32* statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) {
+KERNELS(adamw_update, (256), (Out<f32> parameters, Out<T> compute, Out<f32> first, Out<f32> second, Out<f32> ema, In<f32> gradients, In<u32> control,
+        In<f32> statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled),
+        (parameters, compute, first, second, ema, gradients, control, statistics, n, rest1, beta2, rest2, epsilon, decay, decoupled)) {
     u32 lane = threadIdx.x % WARP;
     u64 base = 8 * WARP * (((u64)blockIdx.x * blockDim.x + threadIdx.x) / WARP);
     if (base >= n) return;
@@ -135,40 +136,12 @@ DEV void update(f32* parameters, T* compute, f32* first, f32* second, f32* ema, 
 }
 
 // One thread. The losses of a step's micro-batches and their terms add up.
-DEV void record_step(f32* ring, const f32* loss, const f32* terms, const f32* statistics, const u32* control, u32 rows,
-                     u32 count) {
+KERNEL(adamw_record, (32), (Out<f32> ring, In<f32> loss, In<f32> terms, In<f32> statistics, In<u32> control, u32 rows, u32 count),
+       (ring, loss, terms, statistics, control, rows, count)) {
     if (blockIdx.x * blockDim.x + threadIdx.x != 0) return;
     f32* row = ring + (u64)(control[CONTROL_ROW] % rows) * (2 + count);
     bool first = control[CONTROL_MICRO] == 0;
     row[0] = first ? loss[0] : row[0] + loss[0];
     row[1] = statistics[0];
     for (u32 i = 0; i < count; i++) row[2 + i] = first ? terms[i] : row[2 + i] + terms[i];
-}
-
-extern "C" __global__ void __launch_bounds__(256) adamw_norm_partial(
-    f32* __restrict__ partial, const f32* __restrict__ gradients, u64 n, u32 part) {
-    squares_part(partial, gradients, n, part);
-}
-extern "C" __global__ void __launch_bounds__(256) adamw_norm_final(
-    f32* __restrict__ statistics, const f32* __restrict__ partial, u32 parts, f32 max_norm) {
-    norm_of_parts(statistics, partial, parts, max_norm);
-}
-extern "C" __global__ void __launch_bounds__(256) adamw_update_f32(
-    f32* __restrict__ parameters, f32* __restrict__ compute, f32* __restrict__ first, f32* __restrict__ second,
-    f32* __restrict__ ema, const f32* __restrict__ gradients, const u32* __restrict__ control,
-    const f32* __restrict__ statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) {
-    update<f32>(parameters, compute, first, second, ema, gradients, control, statistics, n, rest1, beta2, rest2,
-        epsilon, decay, decoupled);
-}
-extern "C" __global__ void __launch_bounds__(256) adamw_update_bf16(
-    f32* __restrict__ parameters, bf16* __restrict__ compute, f32* __restrict__ first, f32* __restrict__ second,
-    f32* __restrict__ ema, const f32* __restrict__ gradients, const u32* __restrict__ control,
-    const f32* __restrict__ statistics, u64 n, f32 rest1, f32 beta2, f32 rest2, f32 epsilon, f32 decay, u32 decoupled) {
-    update<bf16>(parameters, compute, first, second, ema, gradients, control, statistics, n, rest1, beta2, rest2,
-        epsilon, decay, decoupled);
-}
-extern "C" __global__ void __launch_bounds__(32) adamw_record(
-    f32* __restrict__ ring, const f32* __restrict__ loss, const f32* __restrict__ terms,
-    const f32* __restrict__ statistics, const u32* __restrict__ control, u32 rows, u32 count) {
-    record_step(ring, loss, terms, statistics, control, rows, count);
 }

@@ -9,13 +9,14 @@
 //
 // Floor: a byte read and four written per pixel value; the places of one batch are scattered, but each image is one run.
 #include "common/control.cuh"
+#include "common/entry.cuh"
 #include "common/philox.cuh"
 #include "common/vec.cuh"
 
 // Blocks [item, chunk of elements], four elements a thread.
-DEV void assemble(f32* x0, i32* batch_labels, const u8* images, const i32* labels, const u32* control, u32 count,
-                      u32 elements, u32 width, u32 channels, u32 shuffled, u64 order_seed, u32 flip, u32 crop,
-                      u64 augment_seed) {
+KERNEL(assemble_batch, (256), (Out<f32> x0, Out<i32> batch_labels, In<u8> images, In<i32> labels, In<u32> control, u32 count, u32 elements, u32 width,
+       u32 channels, u32 shuffled, u64 order_seed, u32 flip, u32 crop, u64 augment_seed),
+       (x0, batch_labels, images, labels, control, count, elements, width, channels, shuffled, order_seed, flip, crop, augment_seed)) {
     SHARED(u32, source, [4]);
     u32 b = blockIdx.x;
     if (threadIdx.x == 0) {
@@ -55,12 +56,4 @@ DEV void assemble(f32* x0, i32* batch_labels, const u8* images, const i32* label
     }
     f32* to = x0 + (u64)b * elements + e;
     store4(to, left, left >= 4 && aligned4(to), values);
-}
-
-extern "C" __global__ void __launch_bounds__(256) assemble_batch(
-    f32* __restrict__ x0, i32* __restrict__ batch_labels, const u8* __restrict__ images, const i32* __restrict__ labels,
-    const u32* __restrict__ control, u32 count, u32 elements, u32 width, u32 channels, u32 shuffled, u64 order_seed,
-    u32 flip, u32 crop, u64 augment_seed) {
-    assemble(x0, batch_labels, images, labels, control, count, elements, width, channels, shuffled, order_seed,
-        flip, crop, augment_seed);
 }

@@ -41,111 +41,39 @@
 #include "common/attention_fma.cuh"
 #include "common/attention_keys.cuh"
 #include "common/attention_mma.cuh"
+#include "common/entry.cuh"
 #include "common/types.cuh"
 
-extern "C" __global__ void __launch_bounds__(256, 2) attention_fwd_narrow_bf16(
-    bf16* __restrict__ out, f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
-    u32 d) {
-    attention_fwd_mma<4, 9>(out, lse, qkv, tokens, heads, kv_heads, d);
-}
-extern "C" __global__ void __launch_bounds__(128) attention_fwd_narrow_f32(
-    f32* __restrict__ out, f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
-    u32 d) {
-    attention_fwd<2, 8>(out, lse, qkv, tokens, heads, kv_heads, d);
-}
-extern "C" __global__ void __launch_bounds__(128, 3) attention_fwd_wide_bf16(
-    bf16* __restrict__ out, f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
-    u32 d) {
-    attention_fwd_mma<8, 4>(out, lse, qkv, tokens, heads, kv_heads, d);
-}
-extern "C" __global__ void __launch_bounds__(128, 4) attention_fwd_wide_f32(
-    f32* __restrict__ out, f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
-    u32 d) {
-    attention_fwd<4, 4>(out, lse, qkv, tokens, heads, kv_heads, d);
-}
-extern "C" __global__ void __launch_bounds__(128) attention_fwd_widest_bf16(
-    bf16* __restrict__ out, f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
-    u32 d) {
-    attention_fwd_mma<16, 4>(out, lse, qkv, tokens, heads, kv_heads, d);
-}
-extern "C" __global__ void __launch_bounds__(128, 2) attention_fwd_widest_f32(
-    f32* __restrict__ out, f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads,
-    u32 d) {
-    attention_fwd<8, 4>(out, lse, qkv, tokens, heads, kv_heads, d);
-}
-extern "C" __global__ void __launch_bounds__(256, 2) attention_bwd_q_narrow_bf16(
-    bf16* __restrict__ dqkv, f32* __restrict__ delta, const bf16* __restrict__ dout, const bf16* __restrict__ out,
-    const f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
-    u32 accumulate) {
-    attention_bwd_q_mma<4, 4, false>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) attention_bwd_q_narrow_f32(
-    f32* __restrict__ dqkv, f32* __restrict__ delta, const f32* __restrict__ dout, const f32* __restrict__ out,
-    const f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
-    u32 accumulate) {
-    attention_bwd_q<2, 8>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) attention_bwd_q_wide_bf16(
-    bf16* __restrict__ dqkv, f32* __restrict__ delta, const bf16* __restrict__ dout, const bf16* __restrict__ out,
-    const f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
-    u32 accumulate) {
-    attention_bwd_q_mma<8, 2, true>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128, 4) attention_bwd_q_wide_f32(
-    f32* __restrict__ dqkv, f32* __restrict__ delta, const f32* __restrict__ dout, const f32* __restrict__ out,
-    const f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
-    u32 accumulate) {
-    attention_bwd_q<4, 2>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) attention_bwd_q_widest_bf16(
-    bf16* __restrict__ dqkv, f32* __restrict__ delta, const bf16* __restrict__ dout, const bf16* __restrict__ out,
-    const f32* __restrict__ lse, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
-    u32 accumulate) {
-    attention_bwd_q_mma<16, 2, true>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128, 2) attention_bwd_q_widest_f32(
-    f32* __restrict__ dqkv, f32* __restrict__ delta, const f32* __restrict__ dout, const f32* __restrict__ out,
-    const f32* __restrict__ lse, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d,
-    u32 accumulate) {
-    attention_bwd_q<8, 2>(dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256, 2) attention_bwd_kv_narrow_bf16(
-    bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
-    const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
-    attention_bwd_keys_mma<4, 9, 1, 4, false, false>(dqkv, dout, nullptr, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) attention_bwd_kv_narrow_f32(
-    f32* __restrict__ dqkv, const f32* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
-    const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
-    attention_bwd_kv<2, 8>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256, 2) attention_bwd_kv_wide_bf16(
-    bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
-    const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
-    attention_bwd_keys_mma<8, 4, 2, 4, true, false>(dqkv, dout, nullptr, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128, 4) attention_bwd_kv_wide_f32(
-    f32* __restrict__ dqkv, const f32* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
-    const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
-    attention_bwd_kv<4, 2>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) attention_bwd_kv_widest_bf16(
-    bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
-    const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
-    attention_bwd_keys_mma<16, 4, 4, 2, true, false>(dqkv, dout, nullptr, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128, 2) attention_bwd_kv_widest_f32(
-    f32* __restrict__ dqkv, const f32* __restrict__ dout, const f32* __restrict__ lse, const f32* __restrict__ delta,
-    const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
-    attention_bwd_kv<8, 2>(dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256, 2) attention_bwd_whole_slim_bf16(
-    bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const bf16* __restrict__ out, const f32* __restrict__ lse,
-    const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
-    attention_bwd_keys_mma<3, 9, 1, 8, false, true>(dqkv, dout, out, lse, nullptr, qkv, tokens, heads, kv_heads, d, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256, 2) attention_bwd_whole_narrow_bf16(
-    bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const bf16* __restrict__ out, const f32* __restrict__ lse,
-    const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 kv_heads, u32 d, u32 accumulate) {
-    attention_bwd_keys_mma<4, 9, 1, 4, false, true>(dqkv, dout, out, lse, nullptr, qkv, tokens, heads, kv_heads, d, accumulate);
-}
+#define SIZES u32 tokens, u32 heads, u32 kv_heads, u32 d
+#define FWD (Out<T> out, Out<f32> lse, In<T> qkv, SIZES)
+#define FWD_NAMES (out, lse, qkv, tokens, heads, kv_heads, d)
+ENTRY(attention_fwd_narrow_bf16, (256, 2), bf16, FWD, attention_fwd_mma<4, 9> FWD_NAMES)
+ENTRY(attention_fwd_wide_bf16, (128, 3), bf16, FWD, attention_fwd_mma<8, 4> FWD_NAMES)
+ENTRY(attention_fwd_widest_bf16, (128), bf16, FWD, attention_fwd_mma<16, 4> FWD_NAMES)
+ENTRY(attention_fwd_narrow_f32, (128), f32, FWD, attention_fwd<2, 8> FWD_NAMES)
+ENTRY(attention_fwd_wide_f32, (128, 4), f32, FWD, attention_fwd<4, 4> FWD_NAMES)
+ENTRY(attention_fwd_widest_f32, (128, 2), f32, FWD, attention_fwd<8, 4> FWD_NAMES)
+
+#define BWD_Q (Out<T> dqkv, Out<f32> delta, In<T> dout, In<T> out, In<f32> lse, In<T> qkv, SIZES, u32 accumulate)
+#define BWD_Q_NAMES (dqkv, delta, dout, out, lse, qkv, tokens, heads, kv_heads, d, accumulate)
+ENTRY(attention_bwd_q_narrow_bf16, (256, 2), bf16, BWD_Q, attention_bwd_q_mma<4, 4, false> BWD_Q_NAMES)
+ENTRY(attention_bwd_q_wide_bf16, (128), bf16, BWD_Q, attention_bwd_q_mma<8, 2, true> BWD_Q_NAMES)
+ENTRY(attention_bwd_q_widest_bf16, (128), bf16, BWD_Q, attention_bwd_q_mma<16, 2, true> BWD_Q_NAMES)
+ENTRY(attention_bwd_q_narrow_f32, (128), f32, BWD_Q, attention_bwd_q<2, 8> BWD_Q_NAMES)
+ENTRY(attention_bwd_q_wide_f32, (128, 4), f32, BWD_Q, attention_bwd_q<4, 2> BWD_Q_NAMES)
+ENTRY(attention_bwd_q_widest_f32, (128, 2), f32, BWD_Q, attention_bwd_q<8, 2> BWD_Q_NAMES)
+
+#define BWD_KV (Out<T> dqkv, In<T> dout, In<f32> lse, In<f32> delta, In<T> qkv, SIZES, u32 accumulate)
+#define BWD_KV_NAMES (dqkv, dout, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate)
+#define BWD_KEYS_NAMES (dqkv, dout, nullptr, lse, delta, qkv, tokens, heads, kv_heads, d, accumulate)
+ENTRY(attention_bwd_kv_narrow_bf16, (256, 2), bf16, BWD_KV, attention_bwd_keys_mma<4, 9, 1, 4, false, false> BWD_KEYS_NAMES)
+ENTRY(attention_bwd_kv_wide_bf16, (256, 2), bf16, BWD_KV, attention_bwd_keys_mma<8, 4, 2, 4, true, false> BWD_KEYS_NAMES)
+ENTRY(attention_bwd_kv_widest_bf16, (256), bf16, BWD_KV, attention_bwd_keys_mma<16, 4, 4, 2, true, false> BWD_KEYS_NAMES)
+ENTRY(attention_bwd_kv_narrow_f32, (128), f32, BWD_KV, attention_bwd_kv<2, 8> BWD_KV_NAMES)
+ENTRY(attention_bwd_kv_wide_f32, (128, 4), f32, BWD_KV, attention_bwd_kv<4, 2> BWD_KV_NAMES)
+ENTRY(attention_bwd_kv_widest_f32, (128, 2), f32, BWD_KV, attention_bwd_kv<8, 2> BWD_KV_NAMES)
+
+#define BWD_WHOLE (Out<T> dqkv, In<T> dout, In<T> out, In<f32> lse, In<T> qkv, SIZES, u32 accumulate)
+#define BWD_WHOLE_NAMES (dqkv, dout, out, lse, nullptr, qkv, tokens, heads, kv_heads, d, accumulate)
+ENTRY(attention_bwd_whole_slim_bf16, (256, 2), bf16, BWD_WHOLE, attention_bwd_keys_mma<3, 9, 1, 8, false, true> BWD_WHOLE_NAMES)
+ENTRY(attention_bwd_whole_narrow_bf16, (256, 2), bf16, BWD_WHOLE, attention_bwd_keys_mma<4, 9, 1, 4, false, true> BWD_WHOLE_NAMES)

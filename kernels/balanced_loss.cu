@@ -26,6 +26,7 @@
 // without a shared tile: an item's two images (24 KB at 32 x 32 x 3) stay in L1, which at 128 bytes a cycle and SM serves the
 // 5 (forward) and 13 (backward) pairs of reads in no more time than memory needs for the one; so there is no barrier, no
 // halo, and a row of pixels may have any length.
+#include "common/entry.cuh"
 #include "common/reduce.cuh"
 
 constexpr u32 TERMS = 5;
@@ -36,7 +37,8 @@ constexpr f32 LARGEST_RATIO = 100.0f;
 constexpr f32 SMALLEST_RATIO = 0.01f;
 
 // A block per item. `row`: elements of a row of pixels.
-DEV void item_terms(f32* statistics, const f32* prediction, const f32* target, u32 elements, u32 row, u32 channels) {
+KERNEL(balanced_loss_fwd_items, (512), (Out<f32> statistics, In<f32> prediction, In<f32> target, u32 elements, u32 row, u32 channels),
+       (statistics, prediction, target, elements, row, channels)) {
     u64 first = (u64)blockIdx.x * elements;
     const f32 *p = prediction + first, *t = target + first;
     // d², |d|, <p, t>, |p|², |t|², (L d)², edge.
@@ -90,8 +92,9 @@ DEV f32 factor(f32 lambda, const f32* state, u32 term) {
 }
 
 // One block.
-DEV void balance(f32* loss, f32* items, f32* terms, f32* factors, const f32* statistics, const f32* weight,
-                 const f32* state, u32 batch, f32 scale, f32 mse, f32 l1, f32 cosine, f32 high_frequency, f32 edge) {
+KERNEL(balanced_loss_fwd_mean, (256), (Out<f32> loss, Out<f32> items, Out<f32> terms, Out<f32> factors, In<f32> statistics, In<f32> weight,
+       In<f32> state, u32 batch, f32 scale, f32 mse, f32 l1, f32 cosine, f32 high_frequency, f32 edge),
+       (loss, items, terms, factors, statistics, weight, state, batch, scale, mse, l1, cosine, high_frequency, edge)) {
     f32 lambda[TERMS] = {mse, l1, cosine, high_frequency, edge};
     f32 factor_of[TERMS], sums[TERMS + 1];
 #pragma unroll
@@ -121,9 +124,9 @@ DEV void balance(f32* loss, f32* items, f32* terms, f32* factors, const f32* sta
 }
 
 // Blocks [item, chunk of elements], an element a thread.
-DEV void gradient(f32* dprediction, const f32* dloss, const f32* prediction, const f32* target, const f32* weight,
-                  const f32* statistics, const f32* factors, u32 batch, u32 elements, u32 row, u32 channels, f32 scale,
-                  u32 accumulate) {
+KERNEL(balanced_loss_bwd, (256), (Out<f32> dprediction, In<f32> dloss, In<f32> prediction, In<f32> target, In<f32> weight, In<f32> statistics,
+       In<f32> factors, u32 batch, u32 elements, u32 row, u32 channels, f32 scale, u32 accumulate),
+       (dprediction, dloss, prediction, target, weight, statistics, factors, batch, elements, row, channels, scale, accumulate)) {
     u32 b = blockIdx.x, e = blockIdx.y * blockDim.x + threadIdx.x;
     if (e >= elements) return;
     u64 first = (u64)b * elements;
@@ -164,33 +167,9 @@ DEV void gradient(f32* dprediction, const f32* dloss, const f32* prediction, con
 }
 
 // One warp: state = decay * state + (1 - decay) * (terms, 1).
-DEV void update_means(f32* state, const f32* terms, f32 decay) {
+KERNEL(balanced_loss_update, (32), (Out<f32> state, In<f32> terms, f32 decay), (state, terms, decay)) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i > TERMS) return;
     f32 value = i < TERMS ? terms[i] : 1.0f;
     state[i] = fma_f32(decay, state[i], (1.0f - decay) * value);
-}
-
-extern "C" __global__ void __launch_bounds__(512) balanced_loss_fwd_items(
-    f32* __restrict__ statistics, const f32* __restrict__ prediction, const f32* __restrict__ target, u32 elements,
-    u32 row, u32 channels) {
-    item_terms(statistics, prediction, target, elements, row, channels);
-}
-extern "C" __global__ void __launch_bounds__(256) balanced_loss_fwd_mean(
-    f32* __restrict__ loss, f32* __restrict__ items, f32* __restrict__ terms, f32* __restrict__ factors,
-    const f32* __restrict__ statistics, const f32* __restrict__ weight, const f32* __restrict__ state, u32 batch,
-    f32 scale, f32 mse, f32 l1, f32 cosine, f32 high_frequency, f32 edge) {
-    balance(loss, items, terms, factors, statistics, weight, state, batch, scale, mse, l1, cosine, high_frequency,
-        edge);
-}
-extern "C" __global__ void __launch_bounds__(256) balanced_loss_bwd(
-    f32* __restrict__ dprediction, const f32* __restrict__ dloss, const f32* __restrict__ prediction,
-    const f32* __restrict__ target, const f32* __restrict__ weight, const f32* __restrict__ statistics,
-    const f32* __restrict__ factors, u32 batch, u32 elements, u32 row, u32 channels, f32 scale, u32 accumulate) {
-    gradient(dprediction, dloss, prediction, target, weight, statistics, factors, batch, elements, row, channels, scale,
-        accumulate);
-}
-extern "C" __global__ void __launch_bounds__(32) balanced_loss_update(
-    f32* __restrict__ state, const f32* __restrict__ terms, f32 decay) {
-    update_means(state, terms, decay);
 }

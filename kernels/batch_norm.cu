@@ -14,6 +14,7 @@
 // Floor: training reads x twice (statistics must be whole before the first y) and residual once, writes y; backward reads dy
 // and x (and y) twice, writes dx (and dresidual). Inference: x and residual once, y once. Residual and ReLU as ops of their own
 // would read and write the tensor twice more each way.
+#include "common/entry.cuh"
 #include "common/sums.cuh"
 #include "common/types.cuh"
 #include "common/wide.cuh"
@@ -57,8 +58,8 @@ DEV void column_sums(const Share& s, u32 columns, const f32 (&a)[N], const f32 (
 }
 
 // partial[chunk]: the mean of the chunk's rows, and the sum of squares about it.
-template <typename T>
-DEV void batch_norm_fwd_partial(f32* partial, const T* x, u32 rows, u32 channels, u32 chunk_rows, u32 columns) {
+KERNELS(batch_norm_fwd_partial, (256), (Out<f32> partial, In<T> x, u32 rows, u32 channels, u32 chunk_rows, u32 columns),
+        (partial, x, rows, channels, chunk_rows, columns)) {
     constexpr u32 N = Vec16<T>::COUNT;
     Share s = share_of<N>(rows, channels, chunk_rows, columns);
     bool wide = channels % N == 0 && aligned16(x);
@@ -105,8 +106,9 @@ DEV f32 slice_sum(f32 v) {
     return total;
 }
 
-DEV void statistics(f32* mean, f32* rstd, f32* running_mean, f32* running_variance, const f32* partial, u32 rows, u32 channels,
-                    u32 chunk_rows, u32 chunks, f32 epsilon, f32 momentum) {
+KERNEL(batch_norm_fwd_statistics, (1024), (Out<f32> mean, Out<f32> rstd, Out<f32> running_mean, Out<f32> running_variance, In<f32> partial, u32 rows,
+       u32 channels, u32 chunk_rows, u32 chunks, f32 epsilon, f32 momentum),
+       (mean, rstd, running_mean, running_variance, partial, rows, channels, chunk_rows, chunks, epsilon, momentum)) {
     u32 slice = threadIdx.x / WARP, c = blockIdx.x * WARP + threadIdx.x % WARP;
     bool active = c < channels;
     f32 origin = active ? partial[c] : 0.0f, sum = 0.0f, squares = 0.0f;
@@ -136,8 +138,8 @@ DEV void statistics(f32* mean, f32* rstd, f32* running_mean, f32* running_varian
 }
 
 // Inference: one thread per channel. Copies, since the running statistics may move on before the backward.
-DEV void running_statistics(f32* mean, f32* rstd, const f32* running_mean, const f32* running_variance, u32 channels,
-                            f32 epsilon) {
+KERNEL(batch_norm_fwd_running, (256), (Out<f32> mean, Out<f32> rstd, In<f32> running_mean, In<f32> running_variance, u32 channels, f32 epsilon),
+       (mean, rstd, running_mean, running_variance, channels, epsilon)) {
     u32 c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= channels) return;
     mean[c] = running_mean[c];
@@ -163,9 +165,8 @@ DEV Affine<N> affine_of(const Share& s, u32 channels, const f32* mean, const f32
     return a;
 }
 
-template <typename T>
-DEV void batch_norm_fwd_apply(T* y, const T* x, const T* residual, const f32* mean, const f32* rstd, const f32* weight,
-                              const f32* bias, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu) {
+KERNELS(batch_norm_fwd_apply, (256), (Out<T> y, In<T> x, In<T> residual, In<f32> mean, In<f32> rstd, In<f32> weight, In<f32> bias, u32 rows,
+        u32 channels, u32 chunk_rows, u32 columns, u32 relu), (y, x, residual, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu)) {
     constexpr u32 N = Vec16<T>::COUNT;
     Share s = share_of<N>(rows, channels, chunk_rows, columns);
     if (!s.active) return;
@@ -206,10 +207,9 @@ DEV void row_gradient(const T* dy, const T* x, const T* y, const Affine<N>& a, u
 }
 
 // partial[chunk]: sums of dz and of dz * (x - mean) * rstd.
-template <typename T>
-DEV void batch_norm_bwd_partial(f32* partial, const T* dy, const T* x, const T* y, const f32* mean, const f32* rstd,
-                                const f32* weight, const f32* bias, u32 rows, u32 channels, u32 chunk_rows, u32 columns,
-                                u32 relu) {
+KERNELS(batch_norm_bwd_partial, (256), (Out<f32> partial, In<T> dy, In<T> x, In<T> y, In<f32> mean, In<f32> rstd, In<f32> weight, In<f32> bias,
+        u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu),
+        (partial, dy, x, y, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu)) {
     constexpr u32 N = Vec16<T>::COUNT;
     Share s = share_of<N>(rows, channels, chunk_rows, columns);
     bool wide = channels % N == 0 && aligned16(x) && aligned16(dy) && aligned16(y);
@@ -239,8 +239,8 @@ DEV void batch_norm_bwd_partial(f32* partial, const T* dy, const T* x, const T* 
 }
 
 // The chunks' sums, and with them the parameters' gradients.
-DEV void gradient_sums(f32* sums, f32* dweight, f32* dbias, const f32* partial, u32 channels, u32 chunks,
-                       u32 accumulate_weight, u32 accumulate_bias) {
+KERNEL(batch_norm_bwd_sums, (1024), (Out<f32> sums, Out<f32> dweight, Out<f32> dbias, In<f32> partial, u32 channels, u32 chunks,
+       u32 accumulate_weight, u32 accumulate_bias), (sums, dweight, dbias, partial, channels, chunks, accumulate_weight, accumulate_bias)) {
     u32 slice = threadIdx.x / WARP, c = blockIdx.x * WARP + threadIdx.x % WARP;
     bool active = c < channels;
     f32 plain = 0.0f, with_n = 0.0f;
@@ -262,10 +262,9 @@ DEV void gradient_sums(f32* sums, f32* dweight, f32* dbias, const f32* partial, 
 }
 
 // `sums` null: inference, the statistics are constants. dx or dresidual may be null: not wanted.
-template <typename T>
-DEV void batch_norm_bwd_input(T* dx, T* dresidual, const T* dy, const T* x, const T* y, const f32* mean, const f32* rstd,
-                              const f32* weight, const f32* bias, const f32* sums, u32 rows, u32 channels, u32 chunk_rows,
-                              u32 columns, u32 relu, u32 accumulate_x, u32 accumulate_residual) {
+KERNELS(batch_norm_bwd_input, (256), (Out<T> dx, Out<T> dresidual, In<T> dy, In<T> x, In<T> y, In<f32> mean, In<f32> rstd, In<f32> weight,
+        In<f32> bias, In<f32> sums, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu, u32 accumulate_x, u32 accumulate_residual),
+        (dx, dresidual, dy, x, y, mean, rstd, weight, bias, sums, rows, channels, chunk_rows, columns, relu, accumulate_x, accumulate_residual)) {
     constexpr u32 N = Vec16<T>::COUNT;
     Share s = share_of<N>(rows, channels, chunk_rows, columns);
     if (!s.active) return;
@@ -289,70 +288,4 @@ DEV void batch_norm_bwd_input(T* dx, T* dresidual, const T* dy, const T* x, cons
         if (dx != nullptr) finish(to_x, row, s.c, d);
         if (dresidual != nullptr) finish(to_residual, row, s.c, dz);
     }
-}
-
-extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_partial_f32(
-    f32* __restrict__ partial, const f32* __restrict__ x, u32 rows, u32 channels, u32 chunk_rows, u32 columns) {
-    batch_norm_fwd_partial<f32>(partial, x, rows, channels, chunk_rows, columns);
-}
-extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_partial_bf16(
-    f32* __restrict__ partial, const bf16* __restrict__ x, u32 rows, u32 channels, u32 chunk_rows, u32 columns) {
-    batch_norm_fwd_partial<bf16>(partial, x, rows, channels, chunk_rows, columns);
-}
-extern "C" __global__ void __launch_bounds__(1024) batch_norm_fwd_statistics(
-    f32* __restrict__ mean, f32* __restrict__ rstd, f32* __restrict__ running_mean, f32* __restrict__ running_variance,
-    const f32* __restrict__ partial, u32 rows, u32 channels, u32 chunk_rows, u32 chunks, f32 epsilon, f32 momentum) {
-    statistics(mean, rstd, running_mean, running_variance, partial, rows, channels, chunk_rows, chunks, epsilon,
-        momentum);
-}
-extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_running(
-    f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ running_mean,
-    const f32* __restrict__ running_variance, u32 channels, f32 epsilon) {
-    running_statistics(mean, rstd, running_mean, running_variance, channels, epsilon);
-}
-extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_apply_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ residual, const f32* __restrict__ mean,
-    const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, u32 rows, u32 channels,
-    u32 chunk_rows, u32 columns, u32 relu) {
-    batch_norm_fwd_apply<f32>(y, x, residual, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu);
-}
-extern "C" __global__ void __launch_bounds__(256) batch_norm_fwd_apply_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ residual, const f32* __restrict__ mean,
-    const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, u32 rows, u32 channels,
-    u32 chunk_rows, u32 columns, u32 relu) {
-    batch_norm_fwd_apply<bf16>(y, x, residual, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu);
-}
-extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_partial_f32(
-    f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ y,
-    const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu) {
-    batch_norm_bwd_partial<f32>(partial, dy, x, y, mean, rstd, weight, bias, rows, channels, chunk_rows, columns, relu);
-}
-extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_partial_bf16(
-    f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x, const bf16* __restrict__ y,
-    const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, u32 rows, u32 channels, u32 chunk_rows, u32 columns, u32 relu) {
-    batch_norm_bwd_partial<bf16>(partial, dy, x, y, mean, rstd, weight, bias, rows, channels, chunk_rows, columns,
-        relu);
-}
-extern "C" __global__ void __launch_bounds__(1024) batch_norm_bwd_sums(
-    f32* __restrict__ sums, f32* __restrict__ dweight, f32* __restrict__ dbias, const f32* __restrict__ partial,
-    u32 channels, u32 chunks, u32 accumulate_weight, u32 accumulate_bias) {
-    gradient_sums(sums, dweight, dbias, partial, channels, chunks, accumulate_weight, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_input_f32(
-    f32* __restrict__ dx, f32* __restrict__ dresidual, const f32* __restrict__ dy, const f32* __restrict__ x,
-    const f32* __restrict__ y, const f32* __restrict__ mean, const f32* __restrict__ rstd,
-    const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ sums, u32 rows, u32 channels,
-    u32 chunk_rows, u32 columns, u32 relu, u32 accumulate_x, u32 accumulate_residual) {
-    batch_norm_bwd_input<f32>(dx, dresidual, dy, x, y, mean, rstd, weight, bias, sums, rows, channels, chunk_rows,
-        columns, relu, accumulate_x, accumulate_residual);
-}
-extern "C" __global__ void __launch_bounds__(256) batch_norm_bwd_input_bf16(
-    bf16* __restrict__ dx, bf16* __restrict__ dresidual, const bf16* __restrict__ dy, const bf16* __restrict__ x,
-    const bf16* __restrict__ y, const f32* __restrict__ mean, const f32* __restrict__ rstd,
-    const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ sums, u32 rows, u32 channels,
-    u32 chunk_rows, u32 columns, u32 relu, u32 accumulate_x, u32 accumulate_residual) {
-    batch_norm_bwd_input<bf16>(dx, dresidual, dy, x, y, mean, rstd, weight, bias, sums, rows, channels, chunk_rows,
-        columns, relu, accumulate_x, accumulate_residual);
 }

@@ -5,6 +5,7 @@
 // Forward copies the part to its columns, backward its gradient from them. Floor: the part read and written once.
 //
 // Launches: a thread per 16 bytes of a row of the part, in blocks of 256.
+#include "common/entry.cuh"
 #include "common/sums.cuh"
 #include "common/types.cuh"
 #include "common/wide.cuh"
@@ -18,8 +19,7 @@ DEV bool piece_of(u32 rows, u32 part, u32& row, u32& col) {
     return row < rows;
 }
 
-template <typename T>
-DEV void concat_fwd(T* y, const T* x, u32 rows, u32 part, u32 width, u32 column) {
+KERNELS(concat_fwd, (256), (Out<T> y, In<T> x, u32 rows, u32 part, u32 width, u32 column), (y, x, rows, part, width, column)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 row, col;
     if (!piece_of<N>(rows, part, row, col)) return;
@@ -29,8 +29,8 @@ DEV void concat_fwd(T* y, const T* x, u32 rows, u32 part, u32 width, u32 column)
     store_wide(y + (u64)row * width + column + col, part - col, whole && aligned16(y), v);
 }
 
-template <typename T>
-DEV void concat_bwd(T* dx, const T* dy, u32 rows, u32 part, u32 width, u32 column, u32 accumulate) {
+KERNELS(concat_bwd, (256), (Out<T> dx, In<T> dy, u32 rows, u32 part, u32 width, u32 column, u32 accumulate),
+        (dx, dy, rows, part, width, column, accumulate)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 row, col;
     if (!piece_of<N>(rows, part, row, col)) return;
@@ -39,21 +39,4 @@ DEV void concat_bwd(T* dx, const T* dy, u32 rows, u32 part, u32 width, u32 colum
     load_wide(dy + (u64)row * width + column + col, part - col, whole && aligned16(dy), v);
     Gradient<T, N> gradient = Gradient<T, N>::make(dx, part, accumulate);
     finish(gradient, row, col, v);
-}
-
-extern "C" __global__ void __launch_bounds__(256) concat_fwd_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, u32 rows, u32 part, u32 width, u32 column) {
-    concat_fwd<f32>(y, x, rows, part, width, column);
-}
-extern "C" __global__ void __launch_bounds__(256) concat_fwd_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, u32 rows, u32 part, u32 width, u32 column) {
-    concat_fwd<bf16>(y, x, rows, part, width, column);
-}
-extern "C" __global__ void __launch_bounds__(256) concat_bwd_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, u32 rows, u32 part, u32 width, u32 column, u32 accumulate) {
-    concat_bwd<f32>(dx, dy, rows, part, width, column, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) concat_bwd_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, u32 rows, u32 part, u32 width, u32 column, u32 accumulate) {
-    concat_bwd<bf16>(dx, dy, rows, part, width, column, accumulate);
 }

@@ -34,6 +34,7 @@
 // Launches: products as in common/product.cuh, on LargeTile, EightTile or SmallTile, splits in z. _bwd_columns: 256 threads,
 // grid [B * parts of a sample, ceil(Cout / (32 * elements in 16 bytes))]. _bwd_channel: one element a thread. _thin and
 // _bwd_weight_thin as in common/thin.cuh, the latter's splits added by gradient_sums.cu.
+#include "common/entry.cuh"
 #include "common/parity.cuh"
 #include "common/patches.cuh"
 #include "common/sums.cuh"
@@ -87,11 +88,11 @@ DEV void finish(const Added<T>& to, const typename Added<T>::Columns& columns, u
     store_wide(to.y + at, left, wide, v);
 }
 
-template <typename Tile, typename T>
-DEV void conv2d_fwd(T* y, const T* x, const T* weight, const f32* bias, const T* channel_add, const T* residual, u32 pixels,
-                    u32 source_height, u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin,
-                    u32 cout, u32 kernel_height, u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale,
-                    u64 col_scale) {
+TILED_KERNELS(conv2d_fwd, (Out<T> y, In<T> x, In<T> weight, In<f32> bias, In<T> channel_add, In<T> residual, u32 pixels, u32 source_height,
+              u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width,
+              u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale),
+              (y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout,
+               kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 depth = kernel_height * kernel_width * cin;
     PatchSizes<T> sizes = {x,     pixels, cin % N == 0 && aligned16(x), source_height, source_width, height, width, out_height,
@@ -105,10 +106,11 @@ DEV void conv2d_fwd(T* y, const T* x, const T* weight, const f32* bias, const T*
     product<Tile, true, true>(Patches<T>{sizes}, w, 0, depth, to);
 }
 
-template <typename Tile, typename T>
-DEV void conv2d_bwd_input(T* dx, const T* dy, const T* weight, u32 pixels, u32 source_height, u32 source_width, u32 height,
-                          u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width,
-                          u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
+TILED_KERNELS(conv2d_bwd_input, (Out<T> dx, In<T> dy, In<T> weight, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width,
+              u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width,
+              u32 accumulate),
+              (dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel_height, kernel_width,
+               stride, pad_height, pad_width, accumulate)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 copies = ceil_div(height, source_height) * ceil_div(width, source_width);
     Uses<T> uses = {dy,     pixels, cout % N == 0 && aligned16(dy), source_height, source_width, height, width, out_height,
@@ -131,11 +133,11 @@ DEV void conv2d_bwd_input(T* dx, const T* dy, const T* weight, u32 pixels, u32 s
 
 // dw [Cout, k l Cin] and db [Cout] (null: not wanted); or, where split_len != 0, a split's part of split_len elements in dw, with db
 // behind dw where there is room for it.
-template <typename Tile, typename T>
-DEV void conv2d_bwd_weight(f32* dw, f32* db, const T* dy, const T* x, u32 pixels, u32 source_height, u32 source_width, u32 height,
-                           u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width,
-                           u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
-                           u32 split_len, u32 accumulate, u32 accumulate_bias) {
+TILED_KERNELS(conv2d_bwd_weight, (Out<f32> dw, Out<f32> db, In<T> dy, In<T> x, u32 pixels, u32 source_height, u32 source_width, u32 height,
+              u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width, u32 stride, u32 pad_height,
+              u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias),
+              (dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel_height, kernel_width,
+               stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate, accumulate_bias)) {
     constexpr u32 N = Vec16<T>::COUNT, NEIGHBOURS = WEIGHT_NEIGHBOURS<Tile, T>;
     u32 depth = kernel_height * kernel_width * cin, r = blockIdx.z * rows_per_split;
     u32 r_end = min_of(pixels - r, rows_per_split) + r;
@@ -152,18 +154,16 @@ DEV void conv2d_bwd_weight(f32* dw, f32* db, const T* dy, const T* x, u32 pixels
 }
 
 // partial [B, parts, Cout]: sums over `rows_per_part` of a sample's `image` pixels.
-template <typename T>
-DEV void conv2d_bwd_columns(f32* __restrict__ partial, const T* __restrict__ dy, u32 image, u32 cols, u32 parts,
-                            u32 rows_per_part) {
+KERNELS(conv2d_bwd_columns, (256), (Out<f32> partial, In<T> dy, u32 image, u32 cols, u32 parts, u32 rows_per_part),
+        (partial, dy, image, cols, parts, rows_per_part)) {
     u32 sample = blockIdx.x / parts, row = blockIdx.x % parts * rows_per_part;
     u32 first = sample * image + row, last = first + min_of(image - row, rows_per_part);
     sum_columns(partial + (u64)blockIdx.x * cols, dy, first, last, cols);
 }
 
 // to [B, Cout]: the sum of a sample's parts.
-template <typename T>
-DEV void conv2d_bwd_channel(T* __restrict__ to, const f32* __restrict__ partial, u32 batch, u32 cols, u32 parts,
-                            u32 accumulate) {
+KERNELS(conv2d_bwd_channel, (256), (Out<T> to, In<f32> partial, u32 batch, u32 cols, u32 parts, u32 accumulate),
+        (to, partial, batch, cols, parts, accumulate)) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= batch * cols) return;
     const f32* from = partial + (u64)(i / cols) * parts * cols + i % cols;
@@ -173,246 +173,15 @@ DEV void conv2d_bwd_channel(T* __restrict__ to, const f32* __restrict__ partial,
 }
 
 // partial [splits, Cout, 9, Cin].
-template <typename T>
-DEV void conv2d_bwd_weight_thin(f32* partial, const T* wide, const T* thin, u32 height, u32 width, u32 wide_channels, u32 thin_channels,
-                                u32 patches, u32 of_split, u32 flipped) {
+KERNELS(conv2d_bwd_weight_thin, (128), (Out<f32> partial, In<T> wide, In<T> thin, u32 height, u32 width, u32 wide_channels, u32 thin_channels,
+        u32 patches, u32 of_split, u32 flipped), (partial, wide, thin, height, width, wide_channels, thin_channels, patches, of_split, flipped)) {
     ThinSizes<T> sizes = {wide, thin, (u64)wide % 4 == 0, height, width, wide_channels, thin_channels, patches, of_split};
     thin_weight(partial, sizes, flipped);
 }
 
 // y or dx [B, height, width, wide channels].
-template <typename T>
-DEV void conv2d_thin(T* to, const T* thin, const T* weight, const f32* bias, u32 height, u32 width, u32 wide_channels, u32 thin_channels,
-                     u32 flipped, u32 accumulate) {
+KERNELS(conv2d_thin, (128), (Out<T> to, In<T> thin, In<T> weight, In<f32> bias, u32 height, u32 width, u32 wide_channels, u32 thin_channels,
+        u32 flipped, u32 accumulate), (to, thin, weight, bias, height, width, wide_channels, thin_channels, flipped, accumulate)) {
     ThinSizes<T> sizes = {to, thin, (u64)to % 4 == 0, height, width, wide_channels, thin_channels, 0, 0};
     thin_product(to, weight, bias, sizes, flipped, accumulate);
-}
-
-extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_large_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
-    const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<LargeTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_large_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias,
-    const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<LargeTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_large_tf32(
-    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
-    const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<LargeTf32Tile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_small_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
-    const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<SmallTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_small_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias,
-    const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<SmallTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_fwd_small_tf32(
-    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
-    const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<SmallTf32Tile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_eight_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight, const f32* __restrict__ bias,
-    const bf16* __restrict__ channel_add, const bf16* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<EightTile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_fwd_eight_tf32(
-    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ weight, const f32* __restrict__ bias,
-    const f32* __restrict__ channel_add, const f32* __restrict__ residual, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale) {
-    conv2d_fwd<EightTf32Tile>(y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width,
-        out_height, out_width, cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_large_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<LargeTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
-        cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_large_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<LargeTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
-        cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_large_tf32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<LargeTf32Tile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width,
-        cin, cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_small_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<SmallTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_small_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<SmallTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_input_small_tf32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<SmallTf32Tile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_eight_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<EightTile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_input_eight_tf32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ weight, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u32 accumulate) {
-    conv2d_bwd_input<EightTf32Tile>(dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_large_f32(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
-    u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    conv2d_bwd_weight<LargeTile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
-        accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_large_bf16(
-    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
-    u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    conv2d_bwd_weight<LargeTile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
-        accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_large_tf32(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
-    u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    conv2d_bwd_weight<LargeTf32Tile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
-        accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_small_f32(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
-    u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    conv2d_bwd_weight<SmallTile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
-        accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_bf16(
-    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
-    u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    conv2d_bwd_weight<SmallTile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
-        accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_small_tf32(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
-    u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    conv2d_bwd_weight<SmallTf32Tile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
-        accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_eight_bf16(
-    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
-    u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    conv2d_bwd_weight<EightTile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
-        accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_weight_eight_tf32(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dy, const f32* __restrict__ x, u32 pixels, u32 source_height,
-    u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height,
-    u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale, u32 rows_per_split,
-    u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    conv2d_bwd_weight<EightTf32Tile>(dw, db, dy, x, pixels, source_height, source_width, height, width, out_height, out_width, cin,
-        cout, kernel_height, kernel_width, stride, pad_height, pad_width, row_scale, col_scale, rows_per_split, split_len, accumulate,
-        accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_columns_f32(
-    f32* __restrict__ partial, const f32* __restrict__ dy, u32 image, u32 cols, u32 parts, u32 rows_per_part) {
-    conv2d_bwd_columns<f32>(partial, dy, image, cols, parts, rows_per_part);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_columns_bf16(
-    f32* __restrict__ partial, const bf16* __restrict__ dy, u32 image, u32 cols, u32 parts, u32 rows_per_part) {
-    conv2d_bwd_columns<bf16>(partial, dy, image, cols, parts, rows_per_part);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_channel_f32(
-    f32* __restrict__ to, const f32* __restrict__ partial, u32 batch, u32 cols, u32 parts, u32 accumulate) {
-    conv2d_bwd_channel<f32>(to, partial, batch, cols, parts, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) conv2d_bwd_channel_bf16(
-    bf16* __restrict__ to, const f32* __restrict__ partial, u32 batch, u32 cols, u32 parts, u32 accumulate) {
-    conv2d_bwd_channel<bf16>(to, partial, batch, cols, parts, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_thin_f32(
-    f32* __restrict__ partial, const f32* __restrict__ wide, const f32* __restrict__ thin, u32 height, u32 width,
-    u32 wide_channels, u32 thin_channels, u32 patches, u32 of_split, u32 flipped) {
-    conv2d_bwd_weight_thin<f32>(partial, wide, thin, height, width, wide_channels, thin_channels, patches, of_split, flipped);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_bwd_weight_thin_bf16(
-    f32* __restrict__ partial, const bf16* __restrict__ wide, const bf16* __restrict__ thin, u32 height, u32 width,
-    u32 wide_channels, u32 thin_channels, u32 patches, u32 of_split, u32 flipped) {
-    conv2d_bwd_weight_thin<bf16>(partial, wide, thin, height, width, wide_channels, thin_channels, patches, of_split, flipped);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_thin_f32(
-    f32* __restrict__ to, const f32* __restrict__ thin, const f32* __restrict__ weight, const f32* __restrict__ bias, u32 height, u32 width,
-    u32 wide_channels, u32 thin_channels, u32 flipped, u32 accumulate) {
-    conv2d_thin<f32>(to, thin, weight, bias, height, width, wide_channels, thin_channels, flipped, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) conv2d_thin_bf16(
-    bf16* __restrict__ to, const bf16* __restrict__ thin, const bf16* __restrict__ weight, const f32* __restrict__ bias, u32 height, u32 width,
-    u32 wide_channels, u32 thin_channels, u32 flipped, u32 accumulate) {
-    conv2d_thin<bf16>(to, thin, weight, bias, height, width, wide_channels, thin_channels, flipped, accumulate);
 }

@@ -9,14 +9,15 @@
 // its label is the first of the largest logits.
 //
 // Floor: logits read once each way (the second and third look at a row of a few KiB comes from L1), dlogits written once.
+#include "common/entry.cuh"
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 
 constexpr u32 WARPS = 4;
 
 // A warp per item.
-DEV void item_losses(f32* items, f32* statistics, f32* right, const f32* logits, const i32* labels, u32 batch, u32 classes,
-                     f32 smoothing) {
+KERNEL(cross_entropy_fwd_items, (128), (Out<f32> items, Out<f32> statistics, Out<f32> right, In<f32> logits, In<i32> labels, u32 batch, u32 classes,
+       f32 smoothing), (items, statistics, right, logits, labels, batch, classes, smoothing)) {
     u32 b = blockIdx.x * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (b >= batch) return;
     const f32* z = logits + (u64)b * classes;
@@ -48,7 +49,8 @@ DEV void item_losses(f32* items, f32* statistics, f32* right, const f32* logits,
 }
 
 // One block.
-DEV void mean_loss(f32* loss, f32* correct, const f32* items, const f32* right, u32 batch, f32 scale) {
+KERNEL(cross_entropy_fwd_mean, (256), (Out<f32> loss, Out<f32> correct, In<f32> items, In<f32> right, u32 batch, f32 scale),
+       (loss, correct, items, right, batch, scale)) {
     f32 sums[2] = {0.0f, 0.0f};
     for (u32 b = threadIdx.x; b < batch; b += blockDim.x) {
         sums[0] += items[b];
@@ -61,8 +63,8 @@ DEV void mean_loss(f32* loss, f32* correct, const f32* items, const f32* right, 
 }
 
 // A thread per logit.
-DEV void logit_gradient(f32* dlogits, const f32* dloss, const f32* logits, const i32* labels, const f32* statistics,
-                        u32 batch, u32 classes, f32 smoothing, f32 scale, u32 accumulate) {
+KERNEL(cross_entropy_bwd, (256), (Out<f32> dlogits, In<f32> dloss, In<f32> logits, In<i32> labels, In<f32> statistics, u32 batch, u32 classes,
+       f32 smoothing, f32 scale, u32 accumulate), (dlogits, dloss, logits, labels, statistics, batch, classes, smoothing, scale, accumulate)) {
     u32 at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= batch * classes) return;
     u32 b = at / classes, k = at % classes;
@@ -73,21 +75,4 @@ DEV void logit_gradient(f32* dlogits, const f32* dloss, const f32* logits, const
         gradient = dloss[0] * scale / (f32)batch * (exp_f32(logits[at] - statistics[2 * b] - statistics[2 * b + 1]) - target);
     }
     dlogits[at] = accumulate != 0 ? dlogits[at] + gradient : gradient;
-}
-
-extern "C" __global__ void __launch_bounds__(128) cross_entropy_fwd_items(
-    f32* __restrict__ items, f32* __restrict__ statistics, f32* __restrict__ right, const f32* __restrict__ logits,
-    const i32* __restrict__ labels, u32 batch, u32 classes, f32 smoothing) {
-    item_losses(items, statistics, right, logits, labels, batch, classes, smoothing);
-}
-extern "C" __global__ void __launch_bounds__(256) cross_entropy_fwd_mean(
-    f32* __restrict__ loss, f32* __restrict__ correct, const f32* __restrict__ items, const f32* __restrict__ right,
-    u32 batch, f32 scale) {
-    mean_loss(loss, correct, items, right, batch, scale);
-}
-extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(
-    f32* __restrict__ dlogits, const f32* __restrict__ dloss, const f32* __restrict__ logits,
-    const i32* __restrict__ labels, const f32* __restrict__ statistics, u32 batch, u32 classes, f32 smoothing,
-    f32 scale, u32 accumulate) {
-    logit_gradient(dlogits, dloss, logits, labels, statistics, batch, classes, smoothing, scale, accumulate);
 }

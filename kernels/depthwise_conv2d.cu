@@ -12,14 +12,14 @@
 // the bias behind the taps; gradient_sums.cu adds the parts in order.
 //
 // Launches: _fwd, _bwd_input: a thread per 16 bytes, blocks of 128. _bwd_weight: block [part, 128 channels], 128 threads.
+#include "common/entry.cuh"
 #include "common/sums.cuh"
 #include "common/types.cuh"
 #include "common/wide.cuh"
 
 // One thread per piece of y.
-template <typename T>
-DEV void depthwise_conv2d_fwd(T* y, const T* x, const f32* w, const f32* bias, u32 batch, u32 height, u32 width, u32 channels,
-                              u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding) {
+KERNELS(depthwise_conv2d_fwd, (128), (Out<T> y, In<T> x, In<f32> w, In<f32> bias, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
+        u32 kernel, u32 stride, u32 padding), (y, x, w, bias, batch, height, width, channels, rows, cols, kernel, stride, padding)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 pieces = ceil_div(channels, N), at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= batch * rows * cols * pieces) return;
@@ -47,9 +47,9 @@ DEV void depthwise_conv2d_fwd(T* y, const T* x, const f32* w, const f32* bias, u
 }
 
 // One thread per piece of dx.
-template <typename T>
-DEV void depthwise_conv2d_bwd_input(T* dx, const T* dy, const f32* w, u32 batch, u32 height, u32 width, u32 channels, u32 rows,
-                                    u32 cols, u32 kernel, u32 stride, u32 padding, u32 accumulate) {
+KERNELS(depthwise_conv2d_bwd_input, (128), (Out<T> dx, In<T> dy, In<f32> w, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
+        u32 kernel, u32 stride, u32 padding, u32 accumulate),
+        (dx, dy, w, batch, height, width, channels, rows, cols, kernel, stride, padding, accumulate)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 pieces = ceil_div(channels, N), at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= batch * height * width * pieces) return;
@@ -78,9 +78,9 @@ DEV void depthwise_conv2d_bwd_input(T* dx, const T* dy, const f32* w, u32 batch,
 }
 
 // A thread per channel goes over the part's pixels once for each tap: the pixels stay in L1 and L2.
-template <typename T>
-DEV void depthwise_conv2d_bwd_weight(f32* partial, const T* dy, const T* x, u32 batch, u32 height, u32 width, u32 channels,
-                                     u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 rows_per_part) {
+KERNELS(depthwise_conv2d_bwd_weight, (128), (Out<f32> partial, In<T> dy, In<T> x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
+        u32 kernel, u32 stride, u32 padding, u32 rows_per_part),
+        (partial, dy, x, batch, height, width, channels, rows, cols, kernel, stride, padding, rows_per_part)) {
     u32 c = blockIdx.y * blockDim.x + threadIdx.x;
     if (c >= channels) return;
     u32 taps = kernel * kernel, first = blockIdx.x * rows_per_part, last = min_of(first + rows_per_part, batch * rows);
@@ -103,39 +103,4 @@ DEV void depthwise_conv2d_bwd_weight(f32* partial, const T* dy, const T* x, u32 
         }
         to[(u64)tap * channels] = sum;
     }
-}
-
-extern "C" __global__ void __launch_bounds__(128) depthwise_conv2d_fwd_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, const f32* __restrict__ w, const f32* __restrict__ bias, u32 batch,
-    u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding) {
-    depthwise_conv2d_fwd<f32>(y, x, w, bias, batch, height, width, channels, rows, cols, kernel, stride, padding);
-}
-extern "C" __global__ void __launch_bounds__(128) depthwise_conv2d_fwd_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, const f32* __restrict__ w, const f32* __restrict__ bias, u32 batch,
-    u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding) {
-    depthwise_conv2d_fwd<bf16>(y, x, w, bias, batch, height, width, channels, rows, cols, kernel, stride, padding);
-}
-extern "C" __global__ void __launch_bounds__(128) depthwise_conv2d_bwd_input_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ w, u32 batch, u32 height, u32 width,
-    u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 accumulate) {
-    depthwise_conv2d_bwd_input<f32>(dx, dy, w, batch, height, width, channels, rows, cols, kernel, stride, padding,
-        accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) depthwise_conv2d_bwd_input_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, const f32* __restrict__ w, u32 batch, u32 height, u32 width,
-    u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 accumulate) {
-    depthwise_conv2d_bwd_input<bf16>(dx, dy, w, batch, height, width, channels, rows, cols, kernel, stride, padding,
-        accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) depthwise_conv2d_bwd_weight_f32(
-    f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x, u32 batch, u32 height, u32 width,
-    u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 rows_per_part) {
-    depthwise_conv2d_bwd_weight<f32>(partial, dy, x, batch, height, width, channels, rows, cols, kernel, stride, padding,
-        rows_per_part);
-}
-extern "C" __global__ void __launch_bounds__(128) depthwise_conv2d_bwd_weight_bf16(
-    f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 batch, u32 height, u32 width,
-    u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 rows_per_part) {
-    depthwise_conv2d_bwd_weight<bf16>(partial, dy, x, batch, height, width, channels, rows, cols, kernel, stride, padding,
-        rows_per_part);
 }

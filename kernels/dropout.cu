@@ -10,12 +10,12 @@
 //
 // Launch: blocks [item, chunk of its elements], four elements a thread.
 #include "common/control.cuh"
+#include "common/entry.cuh"
 #include "common/philox.cuh"
 #include "common/vec.cuh"
 
-template <typename T>
-DEV void dropout(T* __restrict__ to, const T* __restrict__ from, const u32* __restrict__ control, u32 elements,
-                 f32 probability, f32 scale, u64 seed, u32 purpose, u32 accumulate) {
+KERNELS(dropout, (256), (Out<T> to, In<T> from, In<u32> control, u32 elements, f32 probability, f32 scale, u64 seed, u32 purpose, u32 accumulate),
+        (to, from, control, elements, probability, scale, seed, purpose, accumulate)) {
     u32 e = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
     if (e >= elements) return;
     u32 item = control[CONTROL_FIRST_ITEM] + blockIdx.x, step = control[CONTROL_STEP];
@@ -34,15 +34,4 @@ DEV void dropout(T* __restrict__ to, const T* __restrict__ from, const u32* __re
         for (u32 i = 0; i < 4; i++) v[i] += old[i];
     }
     store4(to + at, left, wide, v);
-}
-
-extern "C" __global__ void __launch_bounds__(256) dropout_f32(
-    f32* __restrict__ to, const f32* __restrict__ from, const u32* __restrict__ control, u32 elements, f32 probability,
-    f32 scale, u64 seed, u32 purpose, u32 accumulate) {
-    dropout<f32>(to, from, control, elements, probability, scale, seed, purpose, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) dropout_bf16(
-    bf16* __restrict__ to, const bf16* __restrict__ from, const u32* __restrict__ control, u32 elements,
-    f32 probability, f32 scale, u64 seed, u32 purpose, u32 accumulate) {
-    dropout<bf16>(to, from, control, elements, probability, scale, seed, purpose, accumulate);
 }

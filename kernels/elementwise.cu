@@ -15,6 +15,7 @@
 // pieces, N elements in 16 bytes. gate_bwd: a thread per N columns of a sample, grid [samples, ceil(cols / (N * threads))]; it
 // goes down the rows, so that dg is one sum in order.
 #include "common/activation.cuh"
+#include "common/entry.cuh"
 #include "common/types.cuh"
 #include "common/wide.cuh"
 
@@ -105,26 +106,22 @@ DEV void binary(T* __restrict__ y, const T* __restrict__ a, const T* __restrict_
     put(y + at, left, wide, v, accumulate);
 }
 
-// The activations whose accuracy is that of their storage.
-template <typename T>
-DEV void gelu_fwd(T* __restrict__ y, const T* __restrict__ x, u64 len) {
-    map<Gelu<T>>(y, x, len, 0);
-}
-template <typename T>
-DEV void gelu_bwd(T* __restrict__ dx, const T* __restrict__ dy, const T* __restrict__ x, u64 len, u32 accumulate) {
-    binary<GeluBackward<T>>(dx, dy, x, len, accumulate);
-}
-template <typename T>
-DEV void silu_fwd(T* __restrict__ y, const T* __restrict__ x, u64 len) {
-    map<Silu<T>>(y, x, len, 0);
-}
-template <typename T>
-DEV void silu_bwd(T* __restrict__ dx, const T* __restrict__ dy, const T* __restrict__ x, u64 len, u32 accumulate) {
-    binary<SiluBackward<T>>(dx, dy, x, len, accumulate);
-}
+#define FORWARD (Out<T> y, In<T> x, u64 len)
+#define BACKWARD (Out<T> dx, In<T> dy, In<T> x, u64 len, u32 accumulate)
+ENTRIES(elementwise_gelu_fwd, (256), FORWARD, map<Gelu<T>>(y, x, len, 0))
+ENTRIES(elementwise_gelu_bwd, (256), BACKWARD, binary<GeluBackward<T>>(dx, dy, x, len, accumulate))
+ENTRIES(elementwise_silu_fwd, (256), FORWARD, map<Silu<T>>(y, x, len, 0))
+ENTRIES(elementwise_silu_bwd, (256), BACKWARD, binary<SiluBackward<T>>(dx, dy, x, len, accumulate))
+ENTRIES(elementwise_relu_fwd, (256), FORWARD, map<Relu>(y, x, len, 0))
+ENTRIES(elementwise_relu_bwd, (256), BACKWARD, binary<ReluBackward>(dx, dy, x, len, accumulate))
+ENTRIES(elementwise_relu6_fwd, (256), FORWARD, map<Relu6>(y, x, len, 0))
+ENTRIES(elementwise_relu6_bwd, (256), BACKWARD, binary<Relu6Backward>(dx, dy, x, len, accumulate))
+ENTRIES(elementwise_add, (256), (Out<T> y, In<T> a, In<T> b, u64 len), binary<Sum>(y, a, b, len, 0))
+ENTRIES(elementwise_add_into, (256), (Out<T> to, In<T> x, u64 len), map<Identity>(to, x, len, 1))
+ENTRY(elementwise_narrow, (256), bf16, (Out<T> y, In<f32> x, u64 len, u32 accumulate), unary<Identity, 8>(y, x, len, accumulate))
+ENTRY(elementwise_widen, (256), f32, (Out<T> y, In<bf16> x, u64 len, u32 accumulate), unary<Identity, 8>(y, x, len, accumulate))
 
-template <typename T>
-DEV void scaled(T* __restrict__ y, const T* __restrict__ x, f32 factor, u64 len, u32 accumulate) {
+KERNELS(elementwise_scale, (256), (Out<T> y, In<T> x, f32 factor, u64 len, u32 accumulate), (y, x, factor, len, accumulate)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u64 at = first_element(N);
     if (at >= len) return;
@@ -137,9 +134,8 @@ DEV void scaled(T* __restrict__ y, const T* __restrict__ x, f32 factor, u64 len,
     put(y + at, left, wide, v, accumulate);
 }
 
-template <typename T>
-DEV void gate_fwd(T* __restrict__ out, const T* __restrict__ x, const T* __restrict__ y, const T* __restrict__ modulation,
-                  u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column) {
+KERNELS(elementwise_gate_fwd, (256), (Out<T> out, In<T> x, In<T> y, In<T> modulation, u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride,
+        u32 column), (out, x, y, modulation, rows, cols, rows_per_sample, modulation_stride, column)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 pieces = ceil_div(cols, N);
     u64 index = first_element(1);
@@ -159,10 +155,9 @@ DEV void gate_fwd(T* __restrict__ out, const T* __restrict__ x, const T* __restr
 }
 
 // dy (null: not wanted) is written or added to; dmodulation (null: not wanted) is always added to, in its own columns.
-template <typename T>
-DEV void gate_bwd(T* __restrict__ dy, T* __restrict__ dmodulation, const T* __restrict__ dout, const T* __restrict__ y,
-                  const T* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column,
-                  u32 accumulate) {
+KERNELS(elementwise_gate_bwd, (256), (Out<T> dy, Out<T> dmodulation, In<T> dout, In<T> y, In<T> modulation, u32 cols, u32 rows_per_sample,
+        u32 modulation_stride, u32 column, u32 accumulate),
+        (dy, dmodulation, dout, y, modulation, cols, rows_per_sample, modulation_stride, column, accumulate)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 col = (blockIdx.y * blockDim.x + threadIdx.x) * N;
     if (col >= cols) return;
@@ -191,123 +186,4 @@ DEV void gate_bwd(T* __restrict__ dy, T* __restrict__ dmodulation, const T* __re
         }
     }
     if (dmodulation != nullptr) put(dmodulation + columns, left, wide_columns, sums, 1);
-}
-
-extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_fwd_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, u64 len) {
-    gelu_fwd<f32>(y, x, len);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_fwd_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) {
-    gelu_fwd<bf16>(y, x, len);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_bwd_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) {
-    gelu_bwd<f32>(dx, dy, x, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_gelu_bwd_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) {
-    gelu_bwd<bf16>(dx, dy, x, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_silu_fwd_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, u64 len) {
-    silu_fwd<f32>(y, x, len);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_silu_fwd_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) {
-    silu_fwd<bf16>(y, x, len);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) {
-    silu_bwd<f32>(dx, dy, x, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_silu_bwd_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) {
-    silu_bwd<bf16>(dx, dy, x, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_relu_fwd_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, u64 len) {
-    map<Relu>(y, x, len, 0);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_relu_fwd_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) {
-    map<Relu>(y, x, len, 0);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_relu_bwd_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) {
-    binary<ReluBackward>(dx, dy, x, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_relu_bwd_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) {
-    binary<ReluBackward>(dx, dy, x, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_relu6_fwd_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, u64 len) {
-    map<Relu6>(y, x, len, 0);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_relu6_fwd_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, u64 len) {
-    map<Relu6>(y, x, len, 0);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_relu6_bwd_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, u64 len, u32 accumulate) {
-    binary<Relu6Backward>(dx, dy, x, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_relu6_bwd_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, u64 len, u32 accumulate) {
-    binary<Relu6Backward>(dx, dy, x, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_add_f32(
-    f32* __restrict__ y, const f32* __restrict__ a, const f32* __restrict__ b, u64 len) {
-    binary<Sum>(y, a, b, len, 0);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_add_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ a, const bf16* __restrict__ b, u64 len) {
-    binary<Sum>(y, a, b, len, 0);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_add_into_f32(
-    f32* __restrict__ to, const f32* __restrict__ x, u64 len) {
-    map<Identity>(to, x, len, 1);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_add_into_bf16(
-    bf16* __restrict__ to, const bf16* __restrict__ x, u64 len) {
-    map<Identity>(to, x, len, 1);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_scale_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, f32 factor, u64 len, u32 accumulate) {
-    scaled(y, x, factor, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_scale_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, f32 factor, u64 len, u32 accumulate) {
-    scaled(y, x, factor, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_narrow(
-    bf16* __restrict__ y, const f32* __restrict__ x, u64 len, u32 accumulate) {
-    unary<Identity, 8>(y, x, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_widen(
-    f32* __restrict__ y, const bf16* __restrict__ x, u64 len, u32 accumulate) {
-    unary<Identity, 8>(y, x, len, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_gate_fwd_f32(
-    f32* __restrict__ out, const f32* __restrict__ x, const f32* __restrict__ y, const f32* __restrict__ modulation,
-    u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column) {
-    gate_fwd(out, x, y, modulation, rows, cols, rows_per_sample, modulation_stride, column);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_gate_fwd_bf16(
-    bf16* __restrict__ out, const bf16* __restrict__ x, const bf16* __restrict__ y, const bf16* __restrict__ modulation,
-    u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column) {
-    gate_fwd(out, x, y, modulation, rows, cols, rows_per_sample, modulation_stride, column);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_gate_bwd_f32(
-    f32* __restrict__ dy, f32* __restrict__ dmodulation, const f32* __restrict__ dout, const f32* __restrict__ y,
-    const f32* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column,
-    u32 accumulate) {
-    gate_bwd(dy, dmodulation, dout, y, modulation, cols, rows_per_sample, modulation_stride, column, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) elementwise_gate_bwd_bf16(
-    bf16* __restrict__ dy, bf16* __restrict__ dmodulation, const bf16* __restrict__ dout, const bf16* __restrict__ y,
-    const bf16* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 column,
-    u32 accumulate) {
-    gate_bwd(dy, dmodulation, dout, y, modulation, cols, rows_per_sample, modulation_stride, column, accumulate);
 }

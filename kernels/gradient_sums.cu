@@ -9,6 +9,7 @@
 // Floor: each part is read once, each result written once: 4 (parts + 1) len bytes. The parts were just written, and mostly lie in L2.
 //
 // Launch: 256 threads; the sums' blocks one behind the other, ceil(len / 1024) of a sum in order and ceil(len / 32) of one across.
+#include "common/entry.cuh"
 #include "common/types.cuh"
 #include "common/wide.cuh"
 
@@ -62,12 +63,13 @@ DEV void sum_across(const Sum& sum, u32 block) {
     sum.to[at] = (sum.mode & ADDED) != 0 ? sum.to[at] + total : total;
 }
 
-#define ARGUMENTS(n) f32 *to##n, const f32 *partial##n, u32 parts##n, u32 len##n, u32 stride##n, u32 mode##n
-#define SUM(n) Sum{to##n, partial##n, parts##n, len##n, stride##n, mode##n}
+#define SUM(n) Out<f32> to##n, In<f32> partial##n, u32 parts##n, u32 len##n, u32 stride##n, u32 mode##n
+#define NAMES(n) to##n, partial##n, parts##n, len##n, stride##n, mode##n
 
 // Block blockIdx.x of all the sums'.
-DEV void sum_gradients(ARGUMENTS(0), ARGUMENTS(1), ARGUMENTS(2), ARGUMENTS(3), ARGUMENTS(4), ARGUMENTS(5), ARGUMENTS(6)) {
-    const Sum sums[SUMS] = {SUM(0), SUM(1), SUM(2), SUM(3), SUM(4), SUM(5), SUM(6)};
+KERNEL(gradient_sums, (256), (SUM(0), SUM(1), SUM(2), SUM(3), SUM(4), SUM(5), SUM(6)),
+       (NAMES(0), NAMES(1), NAMES(2), NAMES(3), NAMES(4), NAMES(5), NAMES(6))) {
+    const Sum sums[SUMS] = {{NAMES(0)}, {NAMES(1)}, {NAMES(2)}, {NAMES(3)}, {NAMES(4)}, {NAMES(5)}, {NAMES(6)}};
     // This block's sum is the last one that begins at it or before; `first` is that sum's first block.
     Sum mine = sums[0];
     u32 first = 0, begin = 0;
@@ -83,19 +85,4 @@ DEV void sum_gradients(ARGUMENTS(0), ARGUMENTS(1), ARGUMENTS(2), ARGUMENTS(3), A
     u32 block = blockIdx.x - first;
     if ((mine.mode & ACROSS) != 0) sum_across(mine, block);
     else sum_in_order(mine, block * THREADS + threadIdx.x);
-}
-
-extern "C" __global__ void __launch_bounds__(256) gradient_sums(
-    f32* __restrict__ to0, const f32* __restrict__ partial0, u32 parts0, u32 len0, u32 stride0, u32 mode0,
-    f32* __restrict__ to1, const f32* __restrict__ partial1, u32 parts1, u32 len1, u32 stride1, u32 mode1,
-    f32* __restrict__ to2, const f32* __restrict__ partial2, u32 parts2, u32 len2, u32 stride2, u32 mode2,
-    f32* __restrict__ to3, const f32* __restrict__ partial3, u32 parts3, u32 len3, u32 stride3, u32 mode3,
-    f32* __restrict__ to4, const f32* __restrict__ partial4, u32 parts4, u32 len4, u32 stride4, u32 mode4,
-    f32* __restrict__ to5, const f32* __restrict__ partial5, u32 parts5, u32 len5, u32 stride5, u32 mode5,
-    f32* __restrict__ to6, const f32* __restrict__ partial6, u32 parts6, u32 len6, u32 stride6, u32 mode6) {
-    sum_gradients(
-        to0, partial0, parts0, len0, stride0, mode0, to1, partial1, parts1, len1, stride1, mode1,
-        to2, partial2, parts2, len2, stride2, mode2, to3, partial3, parts3, len3, stride3, mode3,
-        to4, partial4, parts4, len4, stride4, mode4, to5, partial5, parts5, len5, stride5, mode5,
-        to6, partial6, parts6, len6, stride6, mode6);
 }

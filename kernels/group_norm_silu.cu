@@ -32,6 +32,7 @@
 // ceil(channels / 32) for _bwd_parameters. over_.. is 65536 / .., rounded up: (i * over) >> 16 is the quotient for i <= 256.
 #include "common/activation.cuh"
 #include "common/control.cuh"
+#include "common/entry.cuh"
 #include "common/philox.cuh"
 #include "common/strip.cuh"
 #include "common/vec.cuh"
@@ -441,58 +442,57 @@ DEV void backward_partial(f32* partial, const Saved<T>& saved, const Sizes& size
     to[channels] = totals[1];
 }
 
-// The entries' bodies.
-template <typename T>
-DEV void group_norm_silu_fwd(
-    T* y, f32* mean, f32* rstd, const f32* partial, const T* x, const T* skip, const f32* weight, const f32* bias, const T* scale_shift, u32 pixels,
-    u32 ca, u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups, u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip,
-    u32 over_width, u32 vector, f32 eps, u32 silu_follows, const u32* control, u32 least, f32 keep_scale, u64 seed, u32 purpose) {
-    Sizes sizes{pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles, over_columns, over_strip, over_width};
-    Dropped dropped{control, least, keep_scale, seed, purpose};
+// What the entries share.
+#define SIZES                                                                                                                                   \
+    u32 pixels, u32 ca, u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups, u32 strip, u32 columns, u32 tiles, u32 over_columns,       \
+        u32 over_strip, u32 over_width
+#define SIZE_NAMES pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles, over_columns, over_strip, over_width
+#define DROPPED In<u32> control, u32 least, f32 keep_scale, u64 seed, u32 purpose
+#define DROPPED_NAMES control, least, keep_scale, seed, purpose
+#define SAVED In<T> dy, In<T> x, In<T> skip, In<f32> mean, In<f32> rstd, In<f32> weight, In<f32> bias, In<T> scale_shift
+#define SAVED_NAMES dy, x, skip, mean, rstd, weight, bias, scale_shift
+
+BOUNDED_KERNELS(group_norm_silu_fwd, (256, 3), (256), (Out<T> y, Out<f32> mean, Out<f32> rstd, In<f32> partial, In<T> x, In<T> skip, In<f32> weight,
+                In<f32> bias, In<T> scale_shift, SIZES, u32 vector, f32 eps, u32 silu_follows, DROPPED),
+                (y, mean, rstd, partial, x, skip, weight, bias, scale_shift, SIZE_NAMES, vector, eps, silu_follows, DROPPED_NAMES)) {
+    Sizes sizes{SIZE_NAMES};
+    Dropped dropped{DROPPED_NAMES};
     if (vector > 1) forward<T, Vec16<T>::COUNT>(y, mean, rstd, partial, x, skip, weight, bias, scale_shift, sizes, dropped, eps, silu_follows);
     else forward<T, 1>(y, mean, rstd, partial, x, skip, weight, bias, scale_shift, sizes, dropped, eps, silu_follows);
 }
 
-template <typename T>
-DEV void group_norm_silu_fwd_partial(
-    f32* partial, const T* x, const T* skip, u32 pixels, u32 ca, u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups, u32 strip, u32 columns,
-    u32 tiles, u32 over_columns, u32 over_strip, u32 over_width, u32 vector) {
-    Sizes sizes{pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles, over_columns, over_strip, over_width};
+BOUNDED_KERNELS(group_norm_silu_fwd_partial, (256, 3), (256), (Out<f32> partial, In<T> x, In<T> skip, SIZES, u32 vector),
+                (partial, x, skip, SIZE_NAMES, vector)) {
+    Sizes sizes{SIZE_NAMES};
     if (vector > 1) forward_partial<T, Vec16<T>::COUNT>(partial, x, skip, sizes);
     else forward_partial<T, 1>(partial, x, skip, sizes);
 }
 
-template <typename T>
-DEV void group_norm_silu_bwd(
-    T* dx, T* dskip, f32* sums, const f32* partial, const T* dy, const T* x, const T* skip, const f32* mean, const f32* rstd, const f32* weight,
-    const f32* bias, const T* scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups, u32 strip, u32 columns,
-    u32 tiles, u32 over_columns, u32 over_strip, u32 over_width, u32 vector, u32 silu_follows, const u32* control, u32 least, f32 keep_scale, u64 seed,
-    u32 purpose, u32 accumulate_x, u32 accumulate_skip) {
-    Sizes sizes{pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles, over_columns, over_strip, over_width};
-    Dropped dropped{control, least, keep_scale, seed, purpose};
-    Saved<T> saved{dy, x, skip, mean, rstd, weight, bias, scale_shift};
+KERNELS(group_norm_silu_bwd, (256), (Out<T> dx, Out<T> dskip, Out<f32> sums, In<f32> partial, SAVED, SIZES, u32 vector, u32 silu_follows, DROPPED,
+        u32 accumulate_x, u32 accumulate_skip),
+        (dx, dskip, sums, partial, SAVED_NAMES, SIZE_NAMES, vector, silu_follows, DROPPED_NAMES, accumulate_x, accumulate_skip)) {
+    Sizes sizes{SIZE_NAMES};
+    Dropped dropped{DROPPED_NAMES};
+    Saved<T> saved{SAVED_NAMES};
     if (vector > 1) backward<T, Vec16<T>::COUNT>(dx, dskip, sums, partial, saved, sizes, dropped, silu_follows, accumulate_x, accumulate_skip);
     else backward<T, 1>(dx, dskip, sums, partial, saved, sizes, dropped, silu_follows, accumulate_x, accumulate_skip);
 }
 
-template <typename T>
-DEV void group_norm_silu_bwd_partial(
-    f32* partial, const T* dy, const T* x, const T* skip, const f32* mean, const f32* rstd, const f32* weight, const f32* bias, const T* scale_shift,
-    u32 pixels, u32 ca, u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups, u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip,
-    u32 over_width, u32 vector, u32 silu_follows, const u32* control, u32 least, f32 keep_scale, u64 seed, u32 purpose) {
-    Sizes sizes{pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles, over_columns, over_strip, over_width};
-    Dropped dropped{control, least, keep_scale, seed, purpose};
-    Saved<T> saved{dy, x, skip, mean, rstd, weight, bias, scale_shift};
+KERNELS(group_norm_silu_bwd_partial, (256), (Out<f32> partial, SAVED, SIZES, u32 vector, u32 silu_follows, DROPPED),
+        (partial, SAVED_NAMES, SIZE_NAMES, vector, silu_follows, DROPPED_NAMES)) {
+    Sizes sizes{SIZE_NAMES};
+    Dropped dropped{DROPPED_NAMES};
+    Saved<T> saved{SAVED_NAMES};
     if (vector > 1) backward_partial<T, Vec16<T>::COUNT>(partial, saved, sizes, dropped, silu_follows);
     else backward_partial<T, 1>(partial, saved, sizes, dropped, silu_follows);
 }
 
 // Where scale_shift is given; without it gradient_sums.cu adds up `sums`. A block takes 32 channels: warp w samples w, w + 8, ..; then
 // the first two warps add the eight sums in order.
-template <typename T>
-DEV void group_norm_silu_bwd_parameters(f32* dweight, f32* dbias, T* dscale_shift, const f32* sums, const f32* weight,
-                                        const f32* bias, const T* scale_shift, u32 samples, u32 channels,
-                                        u32 accumulate_weight, u32 accumulate_bias, u32 accumulate_scale_shift) {
+KERNELS(group_norm_silu_bwd_parameters, (256), (Out<f32> dweight, Out<f32> dbias, Out<T> dscale_shift, In<f32> sums, In<f32> weight, In<f32> bias,
+        In<T> scale_shift, u32 samples, u32 channels, u32 accumulate_weight, u32 accumulate_bias, u32 accumulate_scale_shift),
+        (dweight, dbias, dscale_shift, sums, weight, bias, scale_shift, samples, channels, accumulate_weight, accumulate_bias,
+         accumulate_scale_shift)) {
     constexpr u32 SLICES = THREADS / WARP;
     SHARED(f32, tile, [2][SLICES][WARP]);
     u32 lane = threadIdx.x % WARP, slice = threadIdx.x / WARP, c = blockIdx.x * WARP + lane;
@@ -523,87 +523,4 @@ DEV void group_norm_silu_bwd_parameters(f32* dweight, f32* dbias, T* dscale_shif
     for (u32 i = 0; i < SLICES; i++) total += tile[slice][i][lane];
     bool add = (slice == 0 ? accumulate_weight : accumulate_bias) != 0;
     to[c] = add ? to[c] + total : total;
-}
-
-extern "C" __global__ void __launch_bounds__(256, 3) group_norm_silu_fwd_f32(
-    f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ partial, const f32* __restrict__ x,
-    const f32* __restrict__ skip, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels, u32 ca,
-    u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups, u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip, u32 over_width,
-    u32 vector, f32 eps, u32 silu, const u32* __restrict__ control, u32 least, f32 keep_scale, u64 seed, u32 purpose) {
-    group_norm_silu_fwd<f32>(
-        y, mean, rstd, partial, x, skip, weight, bias, scale_shift, pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles,
-        over_columns, over_strip, over_width, vector, eps, silu, control, least, keep_scale, seed, purpose);
-}
-extern "C" __global__ void __launch_bounds__(256, 3) group_norm_silu_fwd_partial_f32(
-    f32* __restrict__ partial, const f32* __restrict__ x, const f32* __restrict__ skip, u32 pixels, u32 ca, u32 cb, u32 groups, u32 width, u32 strips,
-    u32 strip_groups, u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip, u32 over_width, u32 vector) {
-    group_norm_silu_fwd_partial<f32>(
-        partial, x, skip, pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles, over_columns, over_strip, over_width, vector);
-}
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_f32(
-    f32* __restrict__ dx, f32* __restrict__ dskip, f32* __restrict__ sums, const f32* __restrict__ partial, const f32* __restrict__ dy,
-    const f32* __restrict__ x, const f32* __restrict__ skip, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups,
-    u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip, u32 over_width, u32 vector, u32 silu, const u32* __restrict__ control, u32 least,
-    f32 keep_scale, u64 seed, u32 purpose, u32 accumulate_x, u32 accumulate_skip) {
-    group_norm_silu_bwd<f32>(
-        dx, dskip, sums, partial, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb, groups, width, strips, strip_groups, strip, columns,
-        tiles, over_columns, over_strip, over_width, vector, silu, control, least, keep_scale, seed, purpose, accumulate_x, accumulate_skip);
-}
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_partial_f32(
-    f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ skip, const f32* __restrict__ mean,
-    const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 pixels, u32 ca,
-    u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups, u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip, u32 over_width,
-    u32 vector, u32 silu, const u32* __restrict__ control, u32 least, f32 keep_scale, u64 seed, u32 purpose) {
-    group_norm_silu_bwd_partial<f32>(
-        partial, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles,
-        over_columns, over_strip, over_width, vector, silu, control, least, keep_scale, seed, purpose);
-}
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_bf16(
-    bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ partial, const bf16* __restrict__ x,
-    const bf16* __restrict__ skip, const f32* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 pixels, u32 ca,
-    u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups, u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip, u32 over_width,
-    u32 vector, f32 eps, u32 silu, const u32* __restrict__ control, u32 least, f32 keep_scale, u64 seed, u32 purpose) {
-    group_norm_silu_fwd<bf16>(
-        y, mean, rstd, partial, x, skip, weight, bias, scale_shift, pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles,
-        over_columns, over_strip, over_width, vector, eps, silu, control, least, keep_scale, seed, purpose);
-}
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_fwd_partial_bf16(
-    f32* __restrict__ partial, const bf16* __restrict__ x, const bf16* __restrict__ skip, u32 pixels, u32 ca, u32 cb, u32 groups, u32 width, u32 strips,
-    u32 strip_groups, u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip, u32 over_width, u32 vector) {
-    group_norm_silu_fwd_partial<bf16>(
-        partial, x, skip, pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles, over_columns, over_strip, over_width, vector);
-}
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_bf16(
-    bf16* __restrict__ dx, bf16* __restrict__ dskip, f32* __restrict__ sums, const f32* __restrict__ partial, const bf16* __restrict__ dy,
-    const bf16* __restrict__ x, const bf16* __restrict__ skip, const f32* __restrict__ mean, const f32* __restrict__ rstd, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 pixels, u32 ca, u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups,
-    u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip, u32 over_width, u32 vector, u32 silu, const u32* __restrict__ control, u32 least,
-    f32 keep_scale, u64 seed, u32 purpose, u32 accumulate_x, u32 accumulate_skip) {
-    group_norm_silu_bwd<bf16>(
-        dx, dskip, sums, partial, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb, groups, width, strips, strip_groups, strip, columns,
-        tiles, over_columns, over_strip, over_width, vector, silu, control, least, keep_scale, seed, purpose, accumulate_x, accumulate_skip);
-}
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_partial_bf16(
-    f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x, const bf16* __restrict__ skip, const f32* __restrict__ mean,
-    const f32* __restrict__ rstd, const f32* __restrict__ weight, const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 pixels, u32 ca,
-    u32 cb, u32 groups, u32 width, u32 strips, u32 strip_groups, u32 strip, u32 columns, u32 tiles, u32 over_columns, u32 over_strip, u32 over_width,
-    u32 vector, u32 silu, const u32* __restrict__ control, u32 least, f32 keep_scale, u64 seed, u32 purpose) {
-    group_norm_silu_bwd_partial<bf16>(
-        partial, dy, x, skip, mean, rstd, weight, bias, scale_shift, pixels, ca, cb, groups, width, strips, strip_groups, strip, columns, tiles,
-        over_columns, over_strip, over_width, vector, silu, control, least, keep_scale, seed, purpose);
-}
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_parameters_f32(
-    f32* __restrict__ dweight, f32* __restrict__ dbias, f32* __restrict__ dscale_shift, const f32* __restrict__ sums, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, const f32* __restrict__ scale_shift, u32 samples, u32 channels, u32 accumulate_weight, u32 accumulate_bias,
-    u32 accumulate_scale_shift) {
-    group_norm_silu_bwd_parameters<f32>(
-        dweight, dbias, dscale_shift, sums, weight, bias, scale_shift, samples, channels, accumulate_weight, accumulate_bias, accumulate_scale_shift);
-}
-extern "C" __global__ void __launch_bounds__(256) group_norm_silu_bwd_parameters_bf16(
-    f32* __restrict__ dweight, f32* __restrict__ dbias, bf16* __restrict__ dscale_shift, const f32* __restrict__ sums, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, const bf16* __restrict__ scale_shift, u32 samples, u32 channels, u32 accumulate_weight, u32 accumulate_bias,
-    u32 accumulate_scale_shift) {
-    group_norm_silu_bwd_parameters<bf16>(
-        dweight, dbias, dscale_shift, sums, weight, bias, scale_shift, samples, channels, accumulate_weight, accumulate_bias, accumulate_scale_shift);
 }

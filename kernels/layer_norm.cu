@@ -31,6 +31,7 @@
 // with rows_per_warp: rows of a warp, one behind the other. _bwd_*: a block for each part, _narrow and _wide as above; where
 // modulated a part is a sample. _bwd_input: rows blocks. _bwd_columns: grid [parts, ceil(cols / 256)]. All in blocks of exactly 256
 // threads.
+#include "common/entry.cuh"
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 #include "common/vec.cuh"
@@ -158,11 +159,12 @@ DEV void layer_norm_fwd_rows(T* __restrict__ y, f32* __restrict__ mean, f32* __r
     }
 }
 
+#define FWD (Out<T> y, Out<f32> mean, Out<f32> rstd, In<T> x, In<f32> gamma, In<f32> beta, In<T> modulation, u32 rows, u32 cols, u32 rows_per_sample,   \
+        u32 modulation_stride, u32 shift_column, u32 scale_column, u32 rows_per_warp, f32 eps)
+#define FWD_NAMES (y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride, shift_column, scale_column, \
+        rows_per_warp, eps)
 template <u32 STEPS, typename T>
-DEV void layer_norm_fwd(T* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const T* __restrict__ x,
-                        const f32* __restrict__ gamma, const f32* __restrict__ beta, const T* __restrict__ modulation,
-                        u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride, u32 shift_column,
-                        u32 scale_column, u32 rows_per_warp, f32 eps) {
+DEV void layer_norm_fwd FWD {
     u32 first = (blockIdx.x * WARPS + threadIdx.x / WARP) * rows_per_warp;
     if (first >= rows) return;
     u32 last = min_of(rows - first, rows_per_warp) + first;
@@ -175,6 +177,8 @@ DEV void layer_norm_fwd(T* __restrict__ y, f32* __restrict__ mean, f32* __restri
         layer_norm_fwd_rows<false, STEPS>(y, mean, rstd, x, gamma, beta, modulation, first, last, cols, rows_per_sample,
             modulation_stride, shift_column, scale_column, eps);
 }
+ENTRIES(layer_norm_fwd_narrow, (256), FWD, layer_norm_fwd<4> FWD_NAMES)
+ENTRIES(layer_norm_fwd_wide, (256), FWD, layer_norm_fwd<8> FWD_NAMES)
 
 // Rows first .. last of one block: dx, and this warp's sums of dy n and dy by columns.
 template <bool WIDE, u32 STEPS, typename T>
@@ -268,12 +272,12 @@ DEV void put_sums(const ColumnSums<T>& to, u32 part, u32 c, f32 with_n, f32 plai
     store_f32(row + to.scale_column, with_n);
 }
 
+#define BWD (Out<T> dx, Out<f32> partial, Out<T> dmodulation, In<T> dy, In<T> x, In<f32> mean, In<f32> rstd, In<f32> gamma, In<T> modulation,          \
+        u32 rows, u32 cols, u32 rows_per_part, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate, u32 accumulate_modulation)
+#define BWD_NAMES (dx, partial, dmodulation, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_part, modulation_stride, shift_column, \
+        scale_column, accumulate, accumulate_modulation)
 template <u32 STEPS, typename T>
-DEV void layer_norm_bwd(T* __restrict__ dx, f32* __restrict__ partial, T* __restrict__ dmodulation,
-                        const T* __restrict__ dy, const T* __restrict__ x, const f32* __restrict__ mean,
-                        const f32* __restrict__ rstd, const f32* __restrict__ gamma, const T* __restrict__ modulation,
-                        u32 rows, u32 cols, u32 rows_per_part, u32 modulation_stride, u32 shift_column,
-                        u32 scale_column, u32 accumulate, u32 accumulate_modulation) {
+DEV void layer_norm_bwd BWD {
     SHARED(f32, layer_norm_tile, [WARPS][STEPS * WARP * 4]);
     ColumnSums<T> to{partial,           dmodulation,  gridDim.x,    cols,
                      modulation_stride, shift_column, scale_column, accumulate_modulation != 0};
@@ -295,14 +299,14 @@ DEV void layer_norm_bwd(T* __restrict__ dx, f32* __restrict__ partial, T* __rest
         if (c < cols) put_sums(to, part, c, sums[0][s], sums[1][s]);
     }
 }
+ENTRIES(layer_norm_bwd_narrow, (256), BWD, layer_norm_bwd<4> BWD_NAMES)
+ENTRIES(layer_norm_bwd_wide, (256), BWD, layer_norm_bwd<8> BWD_NAMES)
 
 // --- a row belongs to a block, which reads it again for each pass ---
 
-template <typename T>
-DEV void layer_norm_fwd_block(T* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd,
-                              const T* __restrict__ x, const f32* __restrict__ gamma, const f32* __restrict__ beta,
-                              const T* __restrict__ modulation, u32 cols, u32 rows_per_sample, u32 modulation_stride,
-                              u32 shift_column, u32 scale_column, f32 eps) {
+KERNELS(layer_norm_fwd_widest, (256), (Out<T> y, Out<f32> mean, Out<f32> rstd, In<T> x, In<f32> gamma, In<f32> beta, In<T> modulation, u32 cols,
+        u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, f32 eps),
+        (y, mean, rstd, x, gamma, beta, modulation, cols, rows_per_sample, modulation_stride, shift_column, scale_column, eps)) {
     u32 row = blockIdx.x;
     const T* x_row = x + (u64)row * cols;
     T* y_row = y + (u64)row * cols;
@@ -366,11 +370,9 @@ DEV void layer_norm_bwd_terms(const T* dy_row, const T* x_row, const Affine<T>& 
     }
 }
 
-template <typename T>
-DEV void layer_norm_bwd_input(T* __restrict__ dx, const T* __restrict__ dy, const T* __restrict__ x,
-                              const f32* __restrict__ mean, const f32* __restrict__ rstd,
-                              const f32* __restrict__ gamma, const T* __restrict__ modulation, u32 cols,
-                              u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate) {
+KERNELS(layer_norm_bwd_input, (256), (Out<T> dx, In<T> dy, In<T> x, In<f32> mean, In<f32> rstd, In<f32> gamma, In<T> modulation, u32 cols,
+        u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate),
+        (dx, dy, x, mean, rstd, gamma, modulation, cols, rows_per_sample, modulation_stride, scale_column, accumulate)) {
     u32 row = blockIdx.x;
     u64 start = (u64)row * cols;
     const T* dy_row = dy + start;
@@ -409,11 +411,9 @@ DEV void layer_norm_bwd_input(T* __restrict__ dx, const T* __restrict__ dy, cons
 }
 
 // The sums of one column over a part's rows, in order.
-template <typename T>
-DEV void layer_norm_bwd_columns(f32* __restrict__ partial, T* __restrict__ dmodulation, const T* __restrict__ dy,
-                                const T* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd,
-                                u32 rows, u32 cols, u32 rows_per_part, u32 modulation_stride, u32 shift_column,
-                                u32 scale_column, u32 accumulate) {
+KERNELS(layer_norm_bwd_columns, (256), (Out<f32> partial, Out<T> dmodulation, In<T> dy, In<T> x, In<f32> mean, In<f32> rstd, u32 rows, u32 cols,
+        u32 rows_per_part, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate),
+        (partial, dmodulation, dy, x, mean, rstd, rows, cols, rows_per_part, modulation_stride, shift_column, scale_column, accumulate)) {
     ColumnSums<T> to{partial,           dmodulation,  gridDim.x,    cols,
                      modulation_stride, shift_column, scale_column, accumulate != 0};
     u32 c = blockIdx.y * THREADS + threadIdx.x, part = blockIdx.x, first = part * rows_per_part;
@@ -428,107 +428,4 @@ DEV void layer_norm_bwd_columns(f32* __restrict__ partial, T* __restrict__ dmodu
         plain += d;
     }
     put_sums(to, part, c, with_n, plain);
-}
-
-extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_narrow_f32(
-    f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ x,
-    const f32* __restrict__ gamma, const f32* __restrict__ beta, const f32* __restrict__ modulation, u32 rows, u32 cols,
-    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 rows_per_warp, f32 eps) {
-    layer_norm_fwd<4>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
-        shift_column, scale_column, rows_per_warp, eps);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_narrow_bf16(
-    bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const bf16* __restrict__ x,
-    const f32* __restrict__ gamma, const f32* __restrict__ beta, const bf16* __restrict__ modulation, u32 rows, u32 cols,
-    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 rows_per_warp, f32 eps) {
-    layer_norm_fwd<4>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
-        shift_column, scale_column, rows_per_warp, eps);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_wide_f32(
-    f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ x,
-    const f32* __restrict__ gamma, const f32* __restrict__ beta, const f32* __restrict__ modulation, u32 rows, u32 cols,
-    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 rows_per_warp, f32 eps) {
-    layer_norm_fwd<8>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
-        shift_column, scale_column, rows_per_warp, eps);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_wide_bf16(
-    bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const bf16* __restrict__ x,
-    const f32* __restrict__ gamma, const f32* __restrict__ beta, const bf16* __restrict__ modulation, u32 rows, u32 cols,
-    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, u32 rows_per_warp, f32 eps) {
-    layer_norm_fwd<8>(y, mean, rstd, x, gamma, beta, modulation, rows, cols, rows_per_sample, modulation_stride,
-        shift_column, scale_column, rows_per_warp, eps);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_widest_f32(
-    f32* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const f32* __restrict__ x,
-    const f32* __restrict__ gamma, const f32* __restrict__ beta, const f32* __restrict__ modulation, u32 cols,
-    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, f32 eps) {
-    layer_norm_fwd_block(y, mean, rstd, x, gamma, beta, modulation, cols, rows_per_sample, modulation_stride,
-        shift_column, scale_column, eps);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd_widest_bf16(
-    bf16* __restrict__ y, f32* __restrict__ mean, f32* __restrict__ rstd, const bf16* __restrict__ x,
-    const f32* __restrict__ gamma, const f32* __restrict__ beta, const bf16* __restrict__ modulation, u32 cols,
-    u32 rows_per_sample, u32 modulation_stride, u32 shift_column, u32 scale_column, f32 eps) {
-    layer_norm_fwd_block(y, mean, rstd, x, gamma, beta, modulation, cols, rows_per_sample, modulation_stride,
-        shift_column, scale_column, eps);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_narrow_f32(
-    f32* __restrict__ dx, f32* __restrict__ partial, f32* __restrict__ dmodulation, const f32* __restrict__ dy,
-    const f32* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd,
-    const f32* __restrict__ gamma, const f32* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_part,
-    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate, u32 accumulate_modulation) {
-    layer_norm_bwd<4>(dx, partial, dmodulation, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_part,
-        modulation_stride, shift_column, scale_column, accumulate, accumulate_modulation);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_narrow_bf16(
-    bf16* __restrict__ dx, f32* __restrict__ partial, bf16* __restrict__ dmodulation, const bf16* __restrict__ dy,
-    const bf16* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd,
-    const f32* __restrict__ gamma, const bf16* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_part,
-    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate, u32 accumulate_modulation) {
-    layer_norm_bwd<4>(dx, partial, dmodulation, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_part,
-        modulation_stride, shift_column, scale_column, accumulate, accumulate_modulation);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_wide_f32(
-    f32* __restrict__ dx, f32* __restrict__ partial, f32* __restrict__ dmodulation, const f32* __restrict__ dy,
-    const f32* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd,
-    const f32* __restrict__ gamma, const f32* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_part,
-    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate, u32 accumulate_modulation) {
-    layer_norm_bwd<8>(dx, partial, dmodulation, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_part,
-        modulation_stride, shift_column, scale_column, accumulate, accumulate_modulation);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_wide_bf16(
-    bf16* __restrict__ dx, f32* __restrict__ partial, bf16* __restrict__ dmodulation, const bf16* __restrict__ dy,
-    const bf16* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ rstd,
-    const f32* __restrict__ gamma, const bf16* __restrict__ modulation, u32 rows, u32 cols, u32 rows_per_part,
-    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate, u32 accumulate_modulation) {
-    layer_norm_bwd<8>(dx, partial, dmodulation, dy, x, mean, rstd, gamma, modulation, rows, cols, rows_per_part,
-        modulation_stride, shift_column, scale_column, accumulate, accumulate_modulation);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_input_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const f32* __restrict__ x, const f32* __restrict__ mean,
-    const f32* __restrict__ rstd, const f32* __restrict__ gamma, const f32* __restrict__ modulation, u32 cols,
-    u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate) {
-    layer_norm_bwd_input(dx, dy, x, mean, rstd, gamma, modulation, cols, rows_per_sample, modulation_stride,
-        scale_column, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_input_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ x, const f32* __restrict__ mean,
-    const f32* __restrict__ rstd, const f32* __restrict__ gamma, const bf16* __restrict__ modulation, u32 cols,
-    u32 rows_per_sample, u32 modulation_stride, u32 scale_column, u32 accumulate) {
-    layer_norm_bwd_input(dx, dy, x, mean, rstd, gamma, modulation, cols, rows_per_sample, modulation_stride,
-        scale_column, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_columns_f32(
-    f32* __restrict__ partial, f32* __restrict__ dmodulation, const f32* __restrict__ dy, const f32* __restrict__ x,
-    const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 rows, u32 cols, u32 rows_per_part,
-    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate) {
-    layer_norm_bwd_columns(partial, dmodulation, dy, x, mean, rstd, rows, cols, rows_per_part, modulation_stride,
-        shift_column, scale_column, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_columns_bf16(
-    f32* __restrict__ partial, bf16* __restrict__ dmodulation, const bf16* __restrict__ dy, const bf16* __restrict__ x,
-    const f32* __restrict__ mean, const f32* __restrict__ rstd, u32 rows, u32 cols, u32 rows_per_part,
-    u32 modulation_stride, u32 shift_column, u32 scale_column, u32 accumulate) {
-    layer_norm_bwd_columns(partial, dmodulation, dy, x, mean, rstd, rows, cols, rows_per_part, modulation_stride,
-        shift_column, scale_column, accumulate);
 }

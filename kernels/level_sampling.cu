@@ -9,11 +9,13 @@
 //
 // Floor: losses, levels and state read once, state written once: a few kilobytes, so the floor is the launch. A thread a bin
 // goes through all items, in order; one thread adds up the ends, so that they are the CPU's sums.
+#include "common/entry.cuh"
 #include "common/types.cuh"
 
 constexpr u32 MOST_BINS = 256;
 
-DEV void update_bins(f32* state, const f32* losses, const i32* levels, u32 bins, u32 batch, f32 decay, f32 uniform) {
+KERNEL(level_sampling_update, (256), (Out<f32> state, In<f32> losses, In<i32> levels, u32 bins, u32 batch, f32 decay, f32 uniform),
+       (state, losses, levels, bins, batch, decay, uniform)) {
     SHARED(f32, moments, [MOST_BINS]);
     u32 k = threadIdx.x;
     f32 count = (f32)bins;
@@ -53,10 +55,4 @@ DEV void update_bins(f32* state, const f32* losses, const i32* levels, u32 bins,
             state[2 * bins + i] = i + 1 == bins ? 1.0f : end;
         }
     }
-}
-
-extern "C" __global__ void __launch_bounds__(256) level_sampling_update(
-    f32* __restrict__ state, const f32* __restrict__ losses, const i32* __restrict__ levels, u32 bins, u32 batch,
-    f32 decay, f32 uniform) {
-    update_bins(state, losses, levels, bins, batch, decay, uniform);
 }

@@ -26,6 +26,7 @@
 // Launches: products as in common/product.cuh, on WideTile, LargeTile, EightTile or SmallTile, splits in z; _bwd_bias (db without dW) as a
 // small one of one column of tiles. _bwd_activation: 16 bytes a thread, 256 threads.
 #include "common/activation.cuh"
+#include "common/entry.cuh"
 #include "common/product.cuh"
 #include "common/sums.cuh"
 #include "common/types.cuh"
@@ -87,9 +88,8 @@ DEV void finish(const Finish<T>& to, const typename Finish<T>::Columns& columns,
 
 // --- the three products ---
 
-template <typename Tile, typename T>
-DEV void linear_fwd(T* y, T* z, const T* x, const T* weight, const f32* bias, const T* residual, u32 m, u32 n, u32 k,
-                    u32 activation) {
+WIDE_TILED_KERNELS(linear_fwd, (Out<T> y, Out<T> z, In<T> x, In<T> weight, In<f32> bias, In<T> residual, u32 m, u32 n, u32 k, u32 activation),
+                   (y, z, x, weight, bias, residual, m, n, k, activation)) {
     Finish<T> to = Finish<T>::make(y, z, bias, residual, n, activation);
     product<Tile, true, true>(Stored<T>::make(x, k, m), Stored<T>::make(weight, k, n), 0, k, to);
 }
@@ -119,17 +119,16 @@ DEV void finish(const InputGradient<T>& to, const typename Gradient<T, 4>::Colum
     finish(static_cast<const Gradient<T, 4>&>(to), columns, row, col, v, wide);
 }
 
-template <typename Tile, typename T>
-DEV void linear_bwd_input(T* dx, const T* dz, const T* weight, u32 m, u32 n, u32 k, u32 accumulate) {
+WIDE_TILED_KERNELS(linear_bwd_input, (Out<T> dx, In<T> dz, In<T> weight, u32 m, u32 n, u32 k, u32 accumulate),
+                   (dx, dz, weight, m, n, k, accumulate)) {
     InputGradient<T> to = InputGradient<T>::make(dx, k, accumulate);
     product<Tile, true, false>(Stored<T>::make(dz, n, m), Stored<T>::make(weight, k, k), 0, n, to);
 }
 
 // dw [n, k] and db [n] (null: not wanted); or, where split_len != 0, a split's part of split_len elements in dw, with db behind
 // dw where there is room for it.
-template <typename Tile, typename T>
-DEV void linear_bwd_weight(f32* dw, f32* db, const T* dz, const T* x, u32 m, u32 n, u32 k, u32 rows_per_split, u32 split_len,
-                           u32 accumulate, u32 accumulate_bias) {
+WIDE_TILED_KERNELS(linear_bwd_weight, (Out<f32> dw, Out<f32> db, In<T> dz, In<T> x, u32 m, u32 n, u32 k, u32 rows_per_split, u32 split_len,
+                   u32 accumulate, u32 accumulate_bias), (dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias)) {
     constexpr u32 N = WEIGHT_NEIGHBOURS<Tile, T>;
     u32 r = blockIdx.z * rows_per_split, r_end = min_of(m - r, rows_per_split) + r;
     dw += (u64)blockIdx.z * split_len;
@@ -160,9 +159,13 @@ DEV void linear_bwd_bias(f32* db, const T* dz, u32 m, u32 n, u32 rows_per_split,
                                 Dropped{db + (u64)blockIdx.z * n, accumulate != 0});
 }
 
+#define BIAS (Out<f32> db, In<T> dz, u32 m, u32 n, u32 rows_per_split, u32 accumulate)
+ENTRY(linear_bwd_bias_f32, (256), f32, BIAS, linear_bwd_bias<SmallTile>(db, dz, m, n, rows_per_split, accumulate))
+ENTRY(linear_bwd_bias_bf16, (128), bf16, BIAS, linear_bwd_bias<SmallTile>(db, dz, m, n, rows_per_split, accumulate))
+ENTRY(linear_bwd_bias_tf32, (128), f32, BIAS, linear_bwd_bias<SmallTf32Tile>(db, dz, m, n, rows_per_split, accumulate))
+
 // Replaces z by dz = dy act'(z), 16 bytes a thread.
-template <typename T>
-DEV void linear_bwd_activation(T* __restrict__ dz, const T* __restrict__ dy, u64 len, u32 activation) {
+KERNELS(linear_bwd_activation, (256), (Out<T> dz, In<T> dy, u64 len, u32 activation), (dz, dy, len, activation)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u64 at = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * N;
     if (at >= len) return;
@@ -174,175 +177,4 @@ DEV void linear_bwd_activation(T* __restrict__ dz, const T* __restrict__ dy, u64
 #pragma unroll
     for (u32 i = 0; i < N; i++) d[i] *= activation_derivative<T>(z[i], activation);
     store_wide(dz + at, left, wide, d);
-}
-
-extern "C" __global__ void __launch_bounds__(256) linear_fwd_large_f32(
-    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<LargeTile>(y, z, x, weight, bias, residual, m, n, k, activation);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_fwd_large_bf16(
-    bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
-    const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<LargeTile>(y, z, x, weight, bias, residual, m, n, k, activation);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_fwd_large_tf32(
-    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<LargeTf32Tile>(y, z, x, weight, bias, residual, m, n, k, activation);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_fwd_small_f32(
-    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<SmallTile>(y, z, x, weight, bias, residual, m, n, k, activation);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_fwd_small_bf16(
-    bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
-    const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<SmallTile>(y, z, x, weight, bias, residual, m, n, k, activation);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_fwd_small_tf32(
-    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<SmallTf32Tile>(y, z, x, weight, bias, residual, m, n, k, activation);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_fwd_eight_bf16(
-    bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
-    const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<EightTile>(y, z, x, weight, bias, residual, m, n, k, activation);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_fwd_eight_tf32(
-    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<EightTf32Tile>(y, z, x, weight, bias, residual, m, n, k, activation);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_large_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
-    u32 accumulate) {
-    linear_bwd_input<LargeTile>(dx, dz, weight, m, n, k, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_large_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
-    u32 accumulate) {
-    linear_bwd_input<LargeTile>(dx, dz, weight, m, n, k, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_large_tf32(
-    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
-    u32 accumulate) {
-    linear_bwd_input<LargeTf32Tile>(dx, dz, weight, m, n, k, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_small_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
-    u32 accumulate) {
-    linear_bwd_input<SmallTile>(dx, dz, weight, m, n, k, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_small_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
-    u32 accumulate) {
-    linear_bwd_input<SmallTile>(dx, dz, weight, m, n, k, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_input_small_tf32(
-    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
-    u32 accumulate) {
-    linear_bwd_input<SmallTf32Tile>(dx, dz, weight, m, n, k, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_eight_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
-    u32 accumulate) {
-    linear_bwd_input<EightTile>(dx, dz, weight, m, n, k, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_eight_tf32(
-    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
-    u32 accumulate) {
-    linear_bwd_input<EightTf32Tile>(dx, dz, weight, m, n, k, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_large_f32(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
-    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    linear_bwd_weight<LargeTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_large_bf16(
-    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
-    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    linear_bwd_weight<LargeTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_large_tf32(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
-    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    linear_bwd_weight<LargeTf32Tile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_small_f32(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
-    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    linear_bwd_weight<SmallTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_small_bf16(
-    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
-    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    linear_bwd_weight<SmallTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_weight_small_tf32(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
-    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    linear_bwd_weight<SmallTf32Tile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_eight_bf16(
-    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
-    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    linear_bwd_weight<EightTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_eight_tf32(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
-    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    linear_bwd_weight<EightTf32Tile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_fwd_wide_bf16(
-    bf16* __restrict__ y, bf16* __restrict__ z, const bf16* __restrict__ x, const bf16* __restrict__ weight,
-    const f32* __restrict__ bias, const bf16* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<WideTile>(y, z, x, weight, bias, residual, m, n, k, activation);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_fwd_wide_tf32(
-    f32* __restrict__ y, f32* __restrict__ z, const f32* __restrict__ x, const f32* __restrict__ weight,
-    const f32* __restrict__ bias, const f32* __restrict__ residual, u32 m, u32 n, u32 k, u32 activation) {
-    linear_fwd<WideTf32Tile>(y, z, x, weight, bias, residual, m, n, k, activation);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_wide_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ weight, u32 m, u32 n, u32 k,
-    u32 accumulate) {
-    linear_bwd_input<WideTile>(dx, dz, weight, m, n, k, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_input_wide_tf32(
-    f32* __restrict__ dx, const f32* __restrict__ dz, const f32* __restrict__ weight, u32 m, u32 n, u32 k,
-    u32 accumulate) {
-    linear_bwd_input<WideTf32Tile>(dx, dz, weight, m, n, k, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_wide_bf16(
-    f32* __restrict__ dw, f32* __restrict__ db, const bf16* __restrict__ dz, const bf16* __restrict__ x, u32 m, u32 n,
-    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    linear_bwd_weight<WideTile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_weight_wide_tf32(
-    f32* __restrict__ dw, f32* __restrict__ db, const f32* __restrict__ dz, const f32* __restrict__ x, u32 m, u32 n,
-    u32 k, u32 rows_per_split, u32 split_len, u32 accumulate, u32 accumulate_bias) {
-    linear_bwd_weight<WideTf32Tile>(dw, db, dz, x, m, n, k, rows_per_split, split_len, accumulate, accumulate_bias);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_activation_f32(
-    f32* __restrict__ dz, const f32* __restrict__ dy, u64 len, u32 activation) {
-    linear_bwd_activation(dz, dy, len, activation);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_activation_bf16(
-    bf16* __restrict__ dz, const bf16* __restrict__ dy, u64 len, u32 activation) {
-    linear_bwd_activation(dz, dy, len, activation);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_bwd_bias_f32(
-    f32* __restrict__ db, const f32* __restrict__ dz, u32 m, u32 n, u32 rows_per_split, u32 accumulate) {
-    linear_bwd_bias<SmallTile>(db, dz, m, n, rows_per_split, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_bias_bf16(
-    f32* __restrict__ db, const bf16* __restrict__ dz, u32 m, u32 n, u32 rows_per_split, u32 accumulate) {
-    linear_bwd_bias<SmallTile>(db, dz, m, n, rows_per_split, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) linear_bwd_bias_tf32(
-    f32* __restrict__ db, const f32* __restrict__ dz, u32 m, u32 n, u32 rows_per_split, u32 accumulate) {
-    linear_bwd_bias<SmallTf32Tile>(db, dz, m, n, rows_per_split, accumulate);
 }

@@ -35,6 +35,7 @@
 // Entries _narrow: R = 4, for D <= 64; _wide: R = 8, for D <= 128. With p = D rounded up to R, c = p / 4: launches with B H
 // blocks of 128 or 256 threads, tile / 4 * c <= threads (one product per thread), (p / R)^2 * groups <= threads, and
 // dynamic shared memory in floats p (p + 2) + tile (2 c + 2) + max(2 tile p, groups > 1 ? groups p (p + 1) : 0).
+#include "common/entry.cuh"
 #include "common/linear_attention_mma.cuh"
 #include "common/types.cuh"
 #include "common/vec.cuh"
@@ -391,39 +392,14 @@ DEV void linear_attention_bwd(T* __restrict__ dqkv, const T* __restrict__ dy, co
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_narrow_f32(
-    f32* __restrict__ y, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) {
-    linear_attention_fwd<4>(y, qkv, tokens, heads, d, tile, groups);
-}
-extern "C" __global__ void __launch_bounds__(128, 4) linear_attention_fwd_narrow_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) {
-    linear_attention_fwd_mma(y, qkv, tokens, heads, d, tile, groups);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_wide_f32(
-    f32* __restrict__ y, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) {
-    linear_attention_fwd<8>(y, qkv, tokens, heads, d, tile, groups);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_attention_fwd_wide_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups) {
-    linear_attention_fwd<8>(y, qkv, tokens, heads, d, tile, groups);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_narrow_f32(
-    f32* __restrict__ dqkv, const f32* __restrict__ dy, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d,
-    u32 tile, u32 groups, u32 accumulate) {
-    linear_attention_bwd<4>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128, 4) linear_attention_bwd_narrow_bf16(
-    bf16* __restrict__ dqkv, const bf16* __restrict__ dy, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d,
-    u32 tile, u32 groups, u32 accumulate) {
-    linear_attention_bwd_mma(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_wide_f32(
-    f32* __restrict__ dqkv, const f32* __restrict__ dy, const f32* __restrict__ qkv, u32 tokens, u32 heads, u32 d,
-    u32 tile, u32 groups, u32 accumulate) {
-    linear_attention_bwd<8>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) linear_attention_bwd_wide_bf16(
-    bf16* __restrict__ dqkv, const bf16* __restrict__ dy, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d,
-    u32 tile, u32 groups, u32 accumulate) {
-    linear_attention_bwd<8>(dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate);
-}
+#define FWD (Out<T> y, In<T> qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups)
+#define FWD_NAMES (y, qkv, tokens, heads, d, tile, groups)
+ENTRY(linear_attention_fwd_narrow_f32, (256), f32, FWD, linear_attention_fwd<4> FWD_NAMES)
+ENTRY(linear_attention_fwd_narrow_bf16, (128, 4), bf16, FWD, linear_attention_fwd_mma FWD_NAMES)
+ENTRIES(linear_attention_fwd_wide, (256), FWD, linear_attention_fwd<8> FWD_NAMES)
+
+#define BWD (Out<T> dqkv, In<T> dy, In<T> qkv, u32 tokens, u32 heads, u32 d, u32 tile, u32 groups, u32 accumulate)
+#define BWD_NAMES (dqkv, dy, qkv, tokens, heads, d, tile, groups, accumulate)
+ENTRY(linear_attention_bwd_narrow_f32, (256), f32, BWD, linear_attention_bwd<4> BWD_NAMES)
+ENTRY(linear_attention_bwd_narrow_bf16, (128, 4), bf16, BWD, linear_attention_bwd_mma BWD_NAMES)
+ENTRIES(linear_attention_bwd_wide, (256), BWD, linear_attention_bwd<8> BWD_NAMES)

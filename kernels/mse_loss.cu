@@ -6,11 +6,13 @@
 // dprediction = dloss * scale * 2 w[b] (prediction - target) / (batch * elements).
 //
 // Floor: prediction and target read once each way, dprediction written once.
+#include "common/entry.cuh"
 #include "common/reduce.cuh"
 #include "common/vec.cuh"
 
 // A block per item: partial[b] = w[b] * mean over e of (prediction - target)^2.
-DEV void item_loss(f32* partial, const f32* prediction, const f32* target, const f32* weight, u32 elements) {
+KERNEL(mse_loss_fwd_items, (256), (Out<f32> partial, In<f32> prediction, In<f32> target, In<f32> weight, u32 elements),
+       (partial, prediction, target, weight, elements)) {
     u32 b = blockIdx.x;
     const f32 *p = prediction + (u64)b * elements, *t = target + (u64)b * elements;
     bool aligned = aligned4(p) && aligned4(t);
@@ -31,7 +33,7 @@ DEV void item_loss(f32* partial, const f32* prediction, const f32* target, const
 }
 
 // One block.
-DEV void mean_loss(f32* loss, const f32* partial, u32 batch, f32 scale) {
+KERNEL(mse_loss_fwd_mean, (256), (Out<f32> loss, In<f32> partial, u32 batch, f32 scale), (loss, partial, batch, scale)) {
     f32 sum = 0.0f;
     for (u32 b = threadIdx.x; b < batch; b += blockDim.x) sum += partial[b];
     sum = block_sum(sum);
@@ -39,8 +41,8 @@ DEV void mean_loss(f32* loss, const f32* partial, u32 batch, f32 scale) {
 }
 
 // Blocks [item, chunk of elements], four elements a thread.
-DEV void loss_gradient(f32* dprediction, const f32* dloss, const f32* prediction, const f32* target, const f32* weight,
-                       u32 batch, u32 elements, f32 scale, u32 accumulate) {
+KERNEL(mse_loss_bwd, (256), (Out<f32> dprediction, In<f32> dloss, In<f32> prediction, In<f32> target, In<f32> weight, u32 batch, u32 elements,
+       f32 scale, u32 accumulate), (dprediction, dloss, prediction, target, weight, batch, elements, scale, accumulate)) {
     u32 b = blockIdx.x, e = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
     if (e >= elements) return;
     u64 at = (u64)b * elements + e;
@@ -54,20 +56,4 @@ DEV void loss_gradient(f32* dprediction, const f32* dloss, const f32* prediction
 #pragma unroll
     for (u32 i = 0; i < 4; i++) gradient[i] += factor * (pv[i] - tv[i]);
     store4(dprediction + at, left, wide, gradient);
-}
-
-extern "C" __global__ void __launch_bounds__(256) mse_loss_fwd_items(
-    f32* __restrict__ partial, const f32* __restrict__ prediction, const f32* __restrict__ target,
-    const f32* __restrict__ weight, u32 elements) {
-    item_loss(partial, prediction, target, weight, elements);
-}
-extern "C" __global__ void __launch_bounds__(256) mse_loss_fwd_mean(
-    f32* __restrict__ loss, const f32* __restrict__ partial, u32 batch, f32 scale) {
-    mean_loss(loss, partial, batch, scale);
-}
-extern "C" __global__ void __launch_bounds__(256) mse_loss_bwd(
-    f32* __restrict__ dprediction, const f32* __restrict__ dloss, const f32* __restrict__ prediction,
-    const f32* __restrict__ target, const f32* __restrict__ weight, u32 batch, u32 elements, f32 scale,
-    u32 accumulate) {
-    loss_gradient(dprediction, dloss, prediction, target, weight, batch, elements, scale, accumulate);
 }

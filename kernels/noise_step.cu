@@ -12,6 +12,7 @@
 // Floor: x0 read once, x_t and target written once; a Philox call, two logarithms and two sine-cosine pairs for four
 // elements hide behind that.
 #include "common/control.cuh"
+#include "common/entry.cuh"
 #include "common/philox.cuh"
 #include "common/vec.cuh"
 
@@ -41,10 +42,11 @@ DEV u32 bin_of(f32 u, const f32* ends, u32 bins) {
 }
 
 // Blocks [item, chunk of elements], four elements a thread.
-DEV void noise_batch(f32* x_t, f32* target, f32* time, i32* batch_labels, f32* weight, i32* level_of, const f32* x0,
-                     const i32* labels, const u32* control, const f32* table_a, const f32* table_s,
-                     const f32* bin_state, u32 bins, u32 elements, u32 timesteps, u64 seed, u32 logit_normal, f32 mean,
-                     f32 deviation, u32 kind, f32 gamma, f32 label_dropout, i32 null_label) {
+KERNEL(noise_step, (256), (Out<f32> x_t, Out<f32> target, Out<f32> time, Out<i32> batch_labels, Out<f32> weight, Out<i32> level_of, In<f32> x0,
+       In<i32> labels, In<u32> control, In<f32> table_a, In<f32> table_s, In<f32> bin_state, u32 bins, u32 elements, u32 timesteps, u64 seed,
+       u32 logit_normal, f32 mean, f32 deviation, u32 kind, f32 gamma, f32 label_dropout, i32 null_label),
+       (x_t, target, time, batch_labels, weight, level_of, x0, labels, control, table_a, table_s, bin_state, bins, elements, timesteps, seed,
+        logit_normal, mean, deviation, kind, gamma, label_dropout, null_label)) {
     SHARED(f32, level, [4]);
     u32 b = blockIdx.x, item = control[CONTROL_FIRST_ITEM] + b, step = control[CONTROL_STEP];
     if (threadIdx.x == 0) {
@@ -98,14 +100,4 @@ DEV void noise_batch(f32* x_t, f32* target, f32* time, i32* batch_labels, f32* w
     }
     store4(x_t + at, left, wide, noisy);
     store4(target + at, left, wide, wanted);
-}
-
-extern "C" __global__ void __launch_bounds__(256) noise_step(
-    f32* __restrict__ x_t, f32* __restrict__ target, f32* __restrict__ time, i32* __restrict__ batch_labels,
-    f32* __restrict__ weight, i32* __restrict__ level, const f32* __restrict__ x0, const i32* __restrict__ labels,
-    const u32* __restrict__ control, const f32* __restrict__ table_a, const f32* __restrict__ table_s,
-    const f32* __restrict__ bin_state, u32 bins, u32 elements, u32 timesteps, u64 seed, u32 logit_normal, f32 mean,
-    f32 deviation, u32 kind, f32 gamma, f32 label_dropout, i32 null_label) {
-    noise_batch(x_t, target, time, batch_labels, weight, level, x0, labels, control, table_a, table_s, bin_state, bins,
-        elements, timesteps, seed, logit_normal, mean, deviation, kind, gamma, label_dropout, null_label);
 }

@@ -11,6 +11,7 @@
 // Floor: image and tokens touched once.
 //
 // Launch: grid [ceil(batch / 4), ceil(elements of an image's result / (256 vector))], 256 threads.
+#include "common/entry.cuh"
 #include "common/piece.cuh"
 #include "common/types.cuh"
 
@@ -83,39 +84,16 @@ DEV void piece_to_image(f32* image, const T* tokens, u32 batch, const PatchSizes
     }
 }
 
-template <typename T>
-DEV void patchify_to_tokens(T* tokens, const f32* image, u32 batch, u32 height, u32 width, u32 channels, u32 patch, u32 skip, u32 vector,
-                            u32 accumulate) {
+KERNELS(patchify_to_tokens, (256), (Out<T> tokens, In<f32> image, u32 batch, u32 height, u32 width, u32 channels, u32 patch, u32 skip, u32 vector,
+        u32 accumulate), (tokens, image, batch, height, width, channels, patch, skip, vector, accumulate)) {
     PatchSizes s{height, width, channels, patch, skip};
     if (vector > 1) piece_to_tokens<T, 4>(tokens, image, batch, s, accumulate);
     else piece_to_tokens<T, 1>(tokens, image, batch, s, accumulate);
 }
 
-template <typename T>
-DEV void patchify_to_image(f32* image, const T* tokens, u32 batch, u32 height, u32 width, u32 channels, u32 patch, u32 skip, u32 vector,
-                           u32 accumulate) {
+KERNELS(patchify_to_image, (256), (Out<f32> image, In<T> tokens, u32 batch, u32 height, u32 width, u32 channels, u32 patch, u32 skip, u32 vector,
+        u32 accumulate), (image, tokens, batch, height, width, channels, patch, skip, vector, accumulate)) {
     PatchSizes s{height, width, channels, patch, skip};
     if (vector > 1) piece_to_image<T, 4>(image, tokens, batch, s, accumulate);
     else piece_to_image<T, 1>(image, tokens, batch, s, accumulate);
-}
-
-extern "C" __global__ void __launch_bounds__(256) patchify_to_tokens_f32(
-    f32* __restrict__ tokens, const f32* __restrict__ image, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
-    u32 skip, u32 vector, u32 accumulate) {
-    patchify_to_tokens<f32>(tokens, image, batch, height, width, channels, patch, skip, vector, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) patchify_to_tokens_bf16(
-    bf16* __restrict__ tokens, const f32* __restrict__ image, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
-    u32 skip, u32 vector, u32 accumulate) {
-    patchify_to_tokens<bf16>(tokens, image, batch, height, width, channels, patch, skip, vector, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) patchify_to_image_f32(
-    f32* __restrict__ image, const f32* __restrict__ tokens, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
-    u32 skip, u32 vector, u32 accumulate) {
-    patchify_to_image<f32>(image, tokens, batch, height, width, channels, patch, skip, vector, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) patchify_to_image_bf16(
-    f32* __restrict__ image, const bf16* __restrict__ tokens, u32 batch, u32 height, u32 width, u32 channels, u32 patch,
-    u32 skip, u32 vector, u32 accumulate) {
-    patchify_to_image<bf16>(image, tokens, batch, height, width, channels, patch, skip, vector, accumulate);
 }

@@ -8,6 +8,7 @@
 //
 // Floor: x read once and y and winners written; backward reads dy and winners and writes dx. A window's pixels are neighbours'
 // too: they come from L1 and L2. Average: x read once; dx written once.
+#include "common/entry.cuh"
 #include "common/sums.cuh"
 #include "common/types.cuh"
 #include "common/wide.cuh"
@@ -55,9 +56,8 @@ DEV Piece piece_of(u32 at, u32 rows, u32 cols, u32 channels) {
 }
 
 // One thread per piece of y.
-template <typename T>
-DEV void pool_fwd_max(T* y, u8* winners, const T* x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
-                      u32 kernel, u32 stride, u32 padding) {
+KERNELS(pool_fwd_max, (128), (Out<T> y, Out<u8> winners, In<T> x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel,
+        u32 stride, u32 padding), (y, winners, x, batch, height, width, channels, rows, cols, kernel, stride, padding)) {
     Sizes z{height, width, channels, rows, cols, kernel, stride, padding};
     constexpr u32 N = Vec16<T>::COUNT;
     u32 at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -98,9 +98,9 @@ DEV void pool_fwd_max(T* y, u8* winners, const T* x, u32 batch, u32 height, u32 
 }
 
 // One thread per piece of dx.
-template <typename T>
-DEV void pool_bwd_max(T* dx, const T* dy, const u8* winners, u32 batch, u32 height, u32 width, u32 channels, u32 rows,
-                      u32 cols, u32 kernel, u32 stride, u32 padding, u32 accumulate) {
+KERNELS(pool_bwd_max, (128), (Out<T> dx, In<T> dy, In<u8> winners, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel,
+        u32 stride, u32 padding, u32 accumulate),
+        (dx, dy, winners, batch, height, width, channels, rows, cols, kernel, stride, padding, accumulate)) {
     Sizes z{height, width, channels, rows, cols, kernel, stride, padding};
     constexpr u32 N = Vec16<T>::COUNT;
     u32 at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -140,9 +140,8 @@ DEV u32 inside(u32 at, u32 length, u32 kernel, u32 stride, u32 padding) {
 }
 
 // One thread per piece of y.
-template <typename T>
-DEV void pool_fwd_mean(T* y, const T* x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel,
-                       u32 stride, u32 padding) {
+KERNELS(pool_fwd_mean, (128), (Out<T> y, In<T> x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride,
+        u32 padding), (y, x, batch, height, width, channels, rows, cols, kernel, stride, padding)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= batch * rows * cols * ceil_div(channels, N)) return;
@@ -171,9 +170,8 @@ DEV void pool_fwd_mean(T* y, const T* x, u32 batch, u32 height, u32 width, u32 c
 }
 
 // One thread per piece of dx.
-template <typename T>
-DEV void pool_bwd_mean(T* dx, const T* dy, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel,
-                       u32 stride, u32 padding, u32 accumulate) {
+KERNELS(pool_bwd_mean, (128), (Out<T> dx, In<T> dy, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride,
+        u32 padding, u32 accumulate), (dx, dy, batch, height, width, channels, rows, cols, kernel, stride, padding, accumulate)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= batch * height * width * ceil_div(channels, N)) return;
@@ -201,8 +199,7 @@ DEV void pool_bwd_mean(T* dx, const T* dy, u32 batch, u32 height, u32 width, u32
 }
 
 // Block [image, 32 pieces of channels]: eight warps share the pixels, then their sums are added in order.
-template <typename T>
-DEV void pool_fwd_average(T* y, const T* x, u32 pixels, u32 channels) {
+KERNELS(pool_fwd_average, (256), (Out<T> y, In<T> x, u32 pixels, u32 channels), (y, x, pixels, channels)) {
     constexpr u32 N = Vec16<T>::COUNT, WARPS = 8;
     SHARED(f32, average_parts, [WARPS][WARP * N]);
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c0 = blockIdx.y * WARP * N, c = c0 + lane * N;
@@ -229,8 +226,8 @@ DEV void pool_fwd_average(T* y, const T* x, u32 pixels, u32 channels) {
 }
 
 // One thread per piece of dx.
-template <typename T>
-DEV void pool_bwd_average(T* dx, const T* dy, u32 batch, u32 pixels, u32 channels, u32 accumulate) {
+KERNELS(pool_bwd_average, (128), (Out<T> dx, In<T> dy, u32 batch, u32 pixels, u32 channels, u32 accumulate),
+        (dx, dy, batch, pixels, channels, accumulate)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 pieces = ceil_div(channels, N), at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= batch * pixels * pieces) return;
@@ -241,62 +238,4 @@ DEV void pool_bwd_average(T* dx, const T* dy, u32 batch, u32 pixels, u32 channel
     for (u32 i = 0; i < N; i++) d[i] /= (f32)pixels;
     Gradient<T, N> gradient = Gradient<T, N>::make(dx, channels, accumulate);
     finish(gradient, row, c, d);
-}
-
-extern "C" __global__ void __launch_bounds__(128) pool_fwd_max_f32(
-    f32* __restrict__ y, u8* __restrict__ winners, const f32* __restrict__ x, u32 batch, u32 height, u32 width,
-    u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding) {
-    pool_fwd_max<f32>(y, winners, x, batch, height, width, channels, rows, cols, kernel, stride, padding);
-}
-extern "C" __global__ void __launch_bounds__(128) pool_fwd_max_bf16(
-    bf16* __restrict__ y, u8* __restrict__ winners, const bf16* __restrict__ x, u32 batch, u32 height, u32 width,
-    u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding) {
-    pool_fwd_max<bf16>(y, winners, x, batch, height, width, channels, rows, cols, kernel, stride, padding);
-}
-extern "C" __global__ void __launch_bounds__(128) pool_bwd_max_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, const u8* __restrict__ winners, u32 batch, u32 height, u32 width,
-    u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 accumulate) {
-    pool_bwd_max<f32>(dx, dy, winners, batch, height, width, channels, rows, cols, kernel, stride, padding, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) pool_bwd_max_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, const u8* __restrict__ winners, u32 batch, u32 height,
-    u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride, u32 padding, u32 accumulate) {
-    pool_bwd_max<bf16>(dx, dy, winners, batch, height, width, channels, rows, cols, kernel, stride, padding,
-        accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) pool_fwd_mean_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
-    u32 kernel, u32 stride, u32 padding) {
-    pool_fwd_mean<f32>(y, x, batch, height, width, channels, rows, cols, kernel, stride, padding);
-}
-extern "C" __global__ void __launch_bounds__(128) pool_fwd_mean_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
-    u32 kernel, u32 stride, u32 padding) {
-    pool_fwd_mean<bf16>(y, x, batch, height, width, channels, rows, cols, kernel, stride, padding);
-}
-extern "C" __global__ void __launch_bounds__(128) pool_bwd_mean_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
-    u32 kernel, u32 stride, u32 padding, u32 accumulate) {
-    pool_bwd_mean<f32>(dx, dy, batch, height, width, channels, rows, cols, kernel, stride, padding, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) pool_bwd_mean_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols,
-    u32 kernel, u32 stride, u32 padding, u32 accumulate) {
-    pool_bwd_mean<bf16>(dx, dy, batch, height, width, channels, rows, cols, kernel, stride, padding, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) pool_fwd_average_f32(
-    f32* __restrict__ y, const f32* __restrict__ x, u32 pixels, u32 channels) {
-    pool_fwd_average<f32>(y, x, pixels, channels);
-}
-extern "C" __global__ void __launch_bounds__(256) pool_fwd_average_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ x, u32 pixels, u32 channels) {
-    pool_fwd_average<bf16>(y, x, pixels, channels);
-}
-extern "C" __global__ void __launch_bounds__(128) pool_bwd_average_f32(
-    f32* __restrict__ dx, const f32* __restrict__ dy, u32 batch, u32 pixels, u32 channels, u32 accumulate) {
-    pool_bwd_average<f32>(dx, dy, batch, pixels, channels, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) pool_bwd_average_bf16(
-    bf16* __restrict__ dx, const bf16* __restrict__ dy, u32 batch, u32 pixels, u32 channels, u32 accumulate) {
-    pool_bwd_average<bf16>(dx, dy, batch, pixels, channels, accumulate);
 }

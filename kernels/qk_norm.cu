@@ -17,6 +17,7 @@
 //
 // D <= 128. Launches: _fwd: blocks of 256, ceil(rows (H + 2 G) / 32) of them. _bwd_partial: blocks of exactly 256, one per
 // part, partial [parts, 2, D]. _bwd_final: blocks of exactly 256, ceil(2 D / 32) of them; a null destination is skipped.
+#include "common/entry.cuh"
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 #include "common/vec.cuh"
@@ -32,10 +33,8 @@ DEV f32 team_sum(f32 v) {
     return v;
 }
 
-template <typename T>
-DEV void qk_norm_fwd(T* __restrict__ y, f32* __restrict__ rstd, const T* __restrict__ x,
-                       const f32* __restrict__ q_weight, const f32* __restrict__ k_weight, u32 rows, u32 heads,
-                       u32 kv_heads, u32 d, f32 eps) {
+KERNELS(qk_norm_fwd, (256), (Out<T> y, Out<f32> rstd, In<T> x, In<f32> q_weight, In<f32> k_weight, u32 rows, u32 heads, u32 kv_heads, u32 d, f32 eps),
+        (y, rstd, x, q_weight, k_weight, rows, heads, kv_heads, d, eps)) {
     u32 slices = heads + 2 * kv_heads, normed = heads + kv_heads, lane = threadIdx.x % TEAM;
     u64 all = (u64)rows * slices, mine = (u64)blockIdx.x * TEAMS + threadIdx.x / TEAM;
     // A team beyond the end repeats the last slice up to the shuffles, which need the whole warp.
@@ -69,11 +68,9 @@ DEV void qk_norm_fwd(T* __restrict__ y, f32* __restrict__ rstd, const T* __restr
     }
 }
 
-template <typename T>
-DEV void qk_norm_bwd_partial(T* __restrict__ dx, f32* __restrict__ partial, const T* __restrict__ dy,
-                               const T* __restrict__ x, const f32* __restrict__ rstd,
-                               const f32* __restrict__ q_weight, const f32* __restrict__ k_weight, u32 rows, u32 heads,
-                               u32 kv_heads, u32 d, u32 rows_per_part, u32 accumulate) {
+KERNELS(qk_norm_bwd_partial, (256), (Out<T> dx, Out<f32> partial, In<T> dy, In<T> x, In<f32> rstd, In<f32> q_weight, In<f32> k_weight, u32 rows,
+        u32 heads, u32 kv_heads, u32 d, u32 rows_per_part, u32 accumulate),
+        (dx, partial, dy, x, rstd, q_weight, k_weight, rows, heads, kv_heads, d, rows_per_part, accumulate)) {
     SHARED(f32, sums, [TEAMS][4 * TEAM * CHUNKS]);
     u32 slices = heads + 2 * kv_heads, normed = heads + kv_heads, lane = threadIdx.x % TEAM, team = threadIdx.x / TEAM;
     u32 first = blockIdx.x * rows_per_part, count = min_of(rows_per_part, rows - first) * slices;
@@ -134,8 +131,8 @@ DEV void qk_norm_bwd_partial(T* __restrict__ dx, f32* __restrict__ partial, cons
 }
 
 // A block sums 32 of the 2 D columns: warp w takes parts w, w + 8, ..; then the first warp adds the eight sums in order.
-DEV void qk_norm_final(f32* __restrict__ dq_weight, f32* __restrict__ dk_weight, const f32* __restrict__ partial,
-                         u32 parts, u32 d, u32 accumulate_q, u32 accumulate_k) {
+KERNEL(qk_norm_bwd_final, (256), (Out<f32> dq_weight, Out<f32> dk_weight, In<f32> partial, u32 parts, u32 d, u32 accumulate_q, u32 accumulate_k),
+       (dq_weight, dk_weight, partial, parts, d, accumulate_q, accumulate_k)) {
     constexpr u32 STRIPS = 8;
     SHARED(f32, tile, [STRIPS][WARP]);
     u32 lane = threadIdx.x % WARP, strip = threadIdx.x / WARP, c = blockIdx.x * WARP + lane;
@@ -151,34 +148,4 @@ DEV void qk_norm_final(f32* __restrict__ dq_weight, f32* __restrict__ dk_weight,
     if (to == nullptr) return;
     to += c < d ? c : c - d;
     *to = (c < d ? accumulate_q : accumulate_k) != 0 ? *to + total : total;
-}
-
-extern "C" __global__ void __launch_bounds__(256) qk_norm_fwd_f32(
-    f32* __restrict__ y, f32* __restrict__ rstd, const f32* __restrict__ x, const f32* __restrict__ q_weight,
-    const f32* __restrict__ k_weight, u32 rows, u32 heads, u32 kv_heads, u32 d, f32 eps) {
-    qk_norm_fwd<f32>(y, rstd, x, q_weight, k_weight, rows, heads, kv_heads, d, eps);
-}
-extern "C" __global__ void __launch_bounds__(256) qk_norm_fwd_bf16(
-    bf16* __restrict__ y, f32* __restrict__ rstd, const bf16* __restrict__ x, const f32* __restrict__ q_weight,
-    const f32* __restrict__ k_weight, u32 rows, u32 heads, u32 kv_heads, u32 d, f32 eps) {
-    qk_norm_fwd<bf16>(y, rstd, x, q_weight, k_weight, rows, heads, kv_heads, d, eps);
-}
-extern "C" __global__ void __launch_bounds__(256) qk_norm_bwd_partial_f32(
-    f32* __restrict__ dx, f32* __restrict__ partial, const f32* __restrict__ dy, const f32* __restrict__ x,
-    const f32* __restrict__ rstd, const f32* __restrict__ q_weight, const f32* __restrict__ k_weight, u32 rows,
-    u32 heads, u32 kv_heads, u32 d, u32 rows_per_part, u32 accumulate) {
-    qk_norm_bwd_partial<f32>(dx, partial, dy, x, rstd, q_weight, k_weight, rows, heads, kv_heads, d, rows_per_part,
-        accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) qk_norm_bwd_partial_bf16(
-    bf16* __restrict__ dx, f32* __restrict__ partial, const bf16* __restrict__ dy, const bf16* __restrict__ x,
-    const f32* __restrict__ rstd, const f32* __restrict__ q_weight, const f32* __restrict__ k_weight, u32 rows,
-    u32 heads, u32 kv_heads, u32 d, u32 rows_per_part, u32 accumulate) {
-    qk_norm_bwd_partial<bf16>(dx, partial, dy, x, rstd, q_weight, k_weight, rows, heads, kv_heads, d, rows_per_part,
-        accumulate);
-}
-extern "C" __global__ void __launch_bounds__(256) qk_norm_bwd_final(
-    f32* __restrict__ dq_weight, f32* __restrict__ dk_weight, const f32* __restrict__ partial, u32 parts, u32 d,
-    u32 accumulate_q, u32 accumulate_k) {
-    qk_norm_final(dq_weight, dk_weight, partial, parts, d, accumulate_q, accumulate_k);
 }

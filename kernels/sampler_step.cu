@@ -14,6 +14,7 @@
 // that needs a buffer which is not there gives NaN.
 //
 // Floor: x, prediction (and the saved buffers) read and written once.
+#include "common/entry.cuh"
 #include "common/philox.cuh"
 #include "common/vec.cuh"
 
@@ -60,7 +61,7 @@ DEV u64 seed_of(const u32* row) {
 }
 
 // Blocks [row, chunk of elements], four elements a thread.
-DEV void fill_start(f32* x, const u32* words, u32 rows, u32 elements) {
+KERNEL(sampler_step_noise, (256), (Out<f32> x, In<u32> words, u32 rows, u32 elements), (x, words, rows, elements)) {
     u32 b = blockIdx.x, e = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
     const u32* row = words + ROW_WORDS * b;
     if (e >= elements || (row[STAGE_FLAGS] & FLAG_BEGINS) == 0) return;
@@ -73,13 +74,14 @@ DEV void fill_start(f32* x, const u32* words, u32 rows, u32 elements) {
     if (partner != b) store4(other, left, left >= 4 && aligned4(other), noise);
 }
 
-DEV void fill_time(f32* time, const u32* words, u32 rows) {
+KERNEL(sampler_step_time, (256), (Out<f32> time, In<u32> words, u32 rows), (time, words, rows)) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < rows) time[i] = coefficient(words + ROW_WORDS * i, STAGE_TIME_INPUT);
 }
 
 // Blocks [row, chunk of elements], four elements a thread.
-DEV void advance(f32* x, f32* saved_state, f32* saved, const f32* prediction, const u32* words, u32 rows, u32 elements) {
+KERNEL(sampler_step_advance, (256), (Out<f32> x, Out<f32> saved_state, Out<f32> saved, In<f32> prediction, In<u32> words, u32 rows, u32 elements),
+       (x, saved_state, saved, prediction, words, rows, elements)) {
     u32 b = blockIdx.x, e = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
     const u32* row = words + ROW_WORDS * b;
     u32 flags = row[STAGE_FLAGS], left = elements - e;
@@ -131,27 +133,9 @@ DEV void advance(f32* x, f32* saved_state, f32* saved, const f32* prediction, co
 }
 
 // round((clamp(x, -1, 1) + 1) 127.5), halves upwards.
-DEV void to_pixels(u8* pixels, const f32* x, u64 n) {
+KERNEL(sampler_step_pixels, (256), (Out<u8> pixels, In<f32> x, u64 n), (pixels, x, n)) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     f32 value = min_f32(max_f32(x[i], -1.0f), 1.0f);
     pixels[i] = (u8)floor_f32((value + 1.0f) * 127.5f + 0.5f);
-}
-
-extern "C" __global__ void __launch_bounds__(256) sampler_step_noise(
-    f32* __restrict__ x, const u32* __restrict__ words, u32 rows, u32 elements) {
-    fill_start(x, words, rows, elements);
-}
-extern "C" __global__ void __launch_bounds__(256) sampler_step_time(
-    f32* __restrict__ time, const u32* __restrict__ words, u32 rows) {
-    fill_time(time, words, rows);
-}
-extern "C" __global__ void __launch_bounds__(256) sampler_step_advance(
-    f32* __restrict__ x, f32* __restrict__ saved_state, f32* __restrict__ saved, const f32* __restrict__ prediction,
-    const u32* __restrict__ words, u32 rows, u32 elements) {
-    advance(x, saved_state, saved, prediction, words, rows, elements);
-}
-extern "C" __global__ void __launch_bounds__(256) sampler_step_pixels(
-    u8* __restrict__ pixels, const f32* __restrict__ x, u64 n) {
-    to_pixels(pixels, x, n);
 }

@@ -5,23 +5,14 @@
 //   f_i = exp(-log_max_period i / half); t [batch] f32.
 //
 // Floor: batch * width elements written.
+#include "common/entry.cuh"
 #include "common/types.cuh"
 
 // One thread per element of y.
-template <typename T>
-DEV void timestep_embedding_fwd(T* y, const f32* time, u32 batch, u32 width, f32 log_max_period) {
+KERNELS(timestep_embedding_fwd, (128), (Out<T> y, In<f32> time, u32 batch, u32 width, f32 log_max_period), (y, time, batch, width, log_max_period)) {
     u32 element = blockIdx.x * blockDim.x + threadIdx.x;
     if (element >= batch * width) return;
     u32 half = width / 2, column = element % width, i = column % half;
     f32 angle = time[element / width] * exp_f32(-log_max_period * (f32)i / (f32)half);
     y[element] = from_f32<T>(column < half ? cos_f32(angle) : sin_f32(angle));
-}
-
-extern "C" __global__ void __launch_bounds__(128) timestep_embedding_fwd_f32(
-    f32* __restrict__ y, const f32* __restrict__ time, u32 batch, u32 width, f32 log_max_period) {
-    timestep_embedding_fwd<f32>(y, time, batch, width, log_max_period);
-}
-extern "C" __global__ void __launch_bounds__(128) timestep_embedding_fwd_bf16(
-    bf16* __restrict__ y, const f32* __restrict__ time, u32 batch, u32 width, f32 log_max_period) {
-    timestep_embedding_fwd<bf16>(y, time, batch, width, log_max_period);
 }

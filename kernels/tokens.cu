@@ -11,11 +11,12 @@
 // Floor: y read and written once each way.
 //
 // Launches, 256 threads: _fwd: a thread an element. _bwd: grid [ceil(batch / 16), ceil(length width / (256 pieces))].
+#include "common/entry.cuh"
 #include "common/piece.cuh"
 
 // One thread per element of y.
-template <typename T>
-DEV void tokens_fwd(T* y, const T* patches, const T* token, const f32* position, u32 batch, u32 length, u32 width) {
+KERNELS(tokens_fwd, (256), (Out<T> y, In<T> patches, In<T> token, In<f32> position, u32 batch, u32 length, u32 width),
+        (y, patches, token, position, batch, length, width)) {
     u64 element = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     u64 sequence = (u64)length * width;
     if (element >= batch * sequence) return;
@@ -59,9 +60,9 @@ DEV void backward_piece(T* dpatches, T* dtoken, f32* partial, const T* dy, u32 b
     if (partial != nullptr) store_piece(partial + (u64)blockIdx.x * sequence + at, sum);
 }
 
-template <typename T>
-DEV void tokens_bwd(T* dpatches, T* dtoken, f32* partial, const T* dy, u32 batch, u32 length, u32 width, u32 skip, u32 vector,
-                    u32 accumulate_patches, u32 accumulate_token) {
+KERNELS(tokens_bwd, (256), (Out<T> dpatches, Out<T> dtoken, Out<f32> partial, In<T> dy, u32 batch, u32 length, u32 width, u32 skip, u32 vector,
+        u32 accumulate_patches, u32 accumulate_token),
+        (dpatches, dtoken, partial, dy, batch, length, width, skip, vector, accumulate_patches, accumulate_token)) {
     u32 sequence = length * width, taken = skip * width;
     if (vector > 1) {
         constexpr u32 N = Vec16<T>::COUNT;
@@ -69,25 +70,4 @@ DEV void tokens_bwd(T* dpatches, T* dtoken, f32* partial, const T* dy, u32 batch
     } else {
         backward_piece<T, 1>(dpatches, dtoken, partial, dy, batch, sequence, taken, accumulate_patches, accumulate_token);
     }
-}
-
-extern "C" __global__ void __launch_bounds__(256) tokens_fwd_f32(
-    f32* __restrict__ y, const f32* __restrict__ patches, const f32* __restrict__ token,
-    const f32* __restrict__ position, u32 batch, u32 length, u32 width) {
-    tokens_fwd<f32>(y, patches, token, position, batch, length, width);
-}
-extern "C" __global__ void __launch_bounds__(256) tokens_fwd_bf16(
-    bf16* __restrict__ y, const bf16* __restrict__ patches, const bf16* __restrict__ token,
-    const f32* __restrict__ position, u32 batch, u32 length, u32 width) {
-    tokens_fwd<bf16>(y, patches, token, position, batch, length, width);
-}
-extern "C" __global__ void __launch_bounds__(256) tokens_bwd_f32(
-    f32* __restrict__ dpatches, f32* __restrict__ dtoken, f32* __restrict__ partial, const f32* __restrict__ dy, u32 batch,
-    u32 length, u32 width, u32 skip, u32 vector, u32 accumulate_patches, u32 accumulate_token) {
-    tokens_bwd<f32>(dpatches, dtoken, partial, dy, batch, length, width, skip, vector, accumulate_patches, accumulate_token);
-}
-extern "C" __global__ void __launch_bounds__(256) tokens_bwd_bf16(
-    bf16* __restrict__ dpatches, bf16* __restrict__ dtoken, f32* __restrict__ partial, const bf16* __restrict__ dy, u32 batch,
-    u32 length, u32 width, u32 skip, u32 vector, u32 accumulate_patches, u32 accumulate_token) {
-    tokens_bwd<bf16>(dpatches, dtoken, partial, dy, batch, length, width, skip, vector, accumulate_patches, accumulate_token);
 }

@@ -326,7 +326,7 @@ impl Module {
             let _ = writeln!(
                 out,
                 "__attribute__((no_sanitize(\"thread\"), no_sanitize(\"undefined\"))) static void invoke_{name}(const \
-                 unsigned long long* v) {{ (void)v; {name}({}); }}\n\
+                 unsigned long long* v) {{ (void)v; {name}_entry::{name}({}); }}\n\
                  static const EmulatorParameter parameters_{name}[] = {{{parameters}{{0, 0, 0, 0}}}};",
                 values.join(", ")
             );

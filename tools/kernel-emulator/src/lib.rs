@@ -17,17 +17,17 @@
 //! ```
 //! use kernel_emulator::{Argument, Emulator, Grid, Options};
 //! # let folder = std::env::temp_dir().join(format!("kernel-emulator-doc-{}", std::process::id()));
-//! # std::fs::create_dir_all(folder.join("kernels")).unwrap();
-//! # let (kernels, out) = (folder.join("kernels"), folder.join("out"));
+//! # std::fs::create_dir_all(&folder).unwrap();
+//! # let kernels = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
+//! let source = folder.join("scale.cu");
 //! std::fs::write(
-//!     kernels.join("scale.cu"),
+//!     &source,
 //!     r#"
-//!     typedef float f32;
-//!     static void scale(f32* y) { y[threadIdx.x] *= 2; }
-//!     extern "C" __global__ void __launch_bounds__(32) scale_fwd(f32* __restrict__ y) { scale(y); }
+//!     #include "common/entry.cuh"
+//!     KERNEL(scale_fwd, (32), (Out<f32> y), (y)) { y[threadIdx.x] *= 2; }
 //!     "#,
 //! )?;
-//! let emulator = Emulator::load(&kernel_emulator::compile(&kernels, &out)?)?;
+//! let emulator = Emulator::load(&kernel_emulator::compile_sources(&[source], &kernels, &folder.join("out"))?)?;
 //! let mut y = [1.0f32, 2.0, 3.0];
 //! emulator.launch("scale_fwd", Grid::linear(1, 3), [Argument::write(&mut y)], &Options::default())?;
 //! assert_eq!(y, [2.0, 4.0, 6.0]);

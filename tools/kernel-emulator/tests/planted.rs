@@ -24,8 +24,7 @@ fn a_kernel_that_does_not_compile_is_to_be_fixed() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("refused");
     std::fs::create_dir_all(&folder).unwrap();
     let file = folder.join("refused.cu");
-    let source = "#include \"common/types.cuh\"\n\nextern \"C\" __global__ void __launch_bounds__(64) refused(f32* __restrict__ y) \
-                  { nothing(y); }\n";
+    let source = "#include \"common/entry.cuh\"\n\nENTRY(refused, (64), f32, (Out<T> y), nothing(y))\n";
     std::fs::write(&file, source).unwrap();
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
     let fault = compile_sources(&[file], &kernels, &folder).unwrap_err();

@@ -183,18 +183,10 @@ mod tests {
     use super::*;
     use crate::parse;
 
-    fn source(entries: &[&str]) -> String {
-        entries.iter().map(|e| format!("extern \"C\" __global__ void __launch_bounds__(128) {e}\n")).collect()
-    }
-
     #[test]
     fn families_share_a_struct() {
-        let text = source(&[
-            "k_fwd_f32(f32* __restrict__ y, const f32* __restrict__ w, u32 n) { b<f32>(y, w, n); }",
-            "k_fwd_bf16(bf16* __restrict__ y, const f32* __restrict__ w, u32 n) { b<bf16>(y, w, n); }",
-            "k_sum(f32* __restrict__ y, u64 n) { s(y, n); }",
-        ]);
-        let rust = generate(&parse(&text, "k.cu").unwrap()).unwrap();
+        let text = "KERNELS(k_fwd, (128), (Out<T> y, In<f32> w, u32 n), (y, w, n)) {}\nKERNEL(k_sum, (128), (Out<f32> y, u64 n), (y, n)) {}";
+        let rust = generate(&parse(text, "k.cu").unwrap()).unwrap();
         for expected in [
             "pub struct KFwd<'a, T: KernelFloat> {",
             "pub y: SliceMut<'a, T>,",
@@ -212,13 +204,13 @@ mod tests {
 
     #[test]
     fn what_differs_otherwise_stays_apart() {
-        for other in [
-            "k_bf16(f32* __restrict__ y, u32 n) { b(y, n); }",
-            "k_bf16(bf16* __restrict__ y, i32 n) { b(y, n); }",
-            "k_bf16(bf16* __restrict__ z, u32 n) { b(z, n); }",
-            "k_bf16(const bf16* __restrict__ y, u32 n) { b(y, n); }",
-        ] {
-            let text = source(&["k_f32(f32* __restrict__ y, u32 n) { b(y, n); }", other]);
+        for other in
+            ["f32, (Out<T> y, u32 n)", "bf16, (Out<T> y, i32 n)", "bf16, (Out<T> z, u32 n)", "bf16, (In<T> y, u32 n)"]
+        {
+            let name = if other.contains('z') { "z" } else { "y" };
+            let text = format!(
+                "ENTRY(k_f32, (128), f32, (Out<T> y, u32 n), b(y, n))\nENTRY(k_bf16, (128), {other}, b({name}, n))"
+            );
             let rust = generate(&parse(&text, "k.cu").unwrap()).unwrap();
             assert!(rust.contains("pub struct KF32<'a> {") && rust.contains("pub struct KBf16<'a> {"), "{rust}");
         }
@@ -226,8 +218,8 @@ mod tests {
 
     #[test]
     fn names_do_not_clash() {
-        let text = source(&["k_a(u32 n) { b(n); }", "k__a(u32 n) { b(n); }"]);
-        let error = generate(&parse(&text, "k.cu").unwrap()).unwrap_err();
+        let text = "KERNEL(k_a, (32), (u32 n), (n)) {}\nKERNEL(k__a, (32), (u32 n), (n)) {}";
+        let error = generate(&parse(text, "k.cu").unwrap()).unwrap_err();
         assert!(error.to_string().contains("would both be called KA"), "{error}");
     }
 }

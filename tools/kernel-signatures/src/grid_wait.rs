@@ -2,17 +2,18 @@
 //! put on the device while the grid before it in its stream still runs, so that the time between two grids nearly disappears.
 //!
 //! Such a grid must wait until the one before it has ended and its writes are visible. Here every kernel does so in its first
-//! instruction, and then lets the next grid be put on the device. The two instructions are not in the sources: they are added to each
-//! entry where the code is for compute capability 9.0 or newer, so that no kernel can lack them. Where a grid was launched plainly
-//! they do nothing.
+//! instruction, and then lets the next grid be put on the device. The two instructions are added to each entry of PTX where the code
+//! is for compute capability 9.0 or newer, so that no kernel can lack them; to machine code the macro adds them that writes all entries
+//! (`kernels/common/entry.cuh`), asked by [`GRID_WAITS_FLAG`]. Where a grid was launched plainly they do nothing.
 //!
 //! The wait is transitive because it comes first: a grid ends only after all of its threads have waited, and so after all grids
 //! before it.
 
-use crate::strip_comments;
-
 /// The first compute capability with programmatic dependent launch.
 pub const GRID_WAIT_CAPABILITY: (u32, u32) = (9, 0);
+
+/// The compiler's flag for entries that wait, of machine code for compute capability 9.0 or newer.
+pub const GRID_WAITS_FLAG: &str = "-DENGINE_GRID_WAITS";
 
 /// Waits for the grids before; then lets the next one be put on the device, as soon as each of this grid's blocks runs.
 const WAIT: &str = "griddepcontrol.wait; griddepcontrol.launch_dependents;";
@@ -51,26 +52,6 @@ pub fn ptx_with_grid_waits(ptx: &str) -> Option<String> {
     (target && !head).then_some(text)
 }
 
-/// A kernel source without comments, with the wait at the start of each entry, for machine code of compute capability 9.0 or newer.
-/// Line numbers stay.
-pub fn source_with_grid_waits(source: &str) -> String {
-    let source = strip_comments(source);
-    let mut text = String::with_capacity(source.len() + 4096);
-    let mut parts = source.split("__global__");
-    text.extend(parts.next());
-    for part in parts {
-        text.push_str("__global__");
-        // Parameters have no braces.
-        let body = part.find('{').map_or(part.len(), |opened| opened + 1);
-        text.push_str(&part[..body]);
-        text.push_str(" asm volatile(\"");
-        text.push_str(WAIT);
-        text.push_str("\" ::: \"memory\");");
-        text.push_str(&part[body..]);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,18 +74,16 @@ mod tests {
     }
 
     #[test]
+    fn entries_wait_as_ptx_does() {
+        let macros = include_str!("../../../kernels/common/entry.cuh");
+        assert!(macros.contains(&format!("#define GRID_WAIT asm volatile(\"{WAIT}\" ::: \"memory\");")));
+        assert!(macros.contains(&format!("#ifdef {}\n", GRID_WAITS_FLAG.trim_start_matches("-D"))));
+    }
+
+    #[test]
     fn text_of_another_form_is_refused() {
         assert_eq!(ptx_with_grid_waits(&PTX.replace(".target", ".tarjet")), None);
         assert_eq!(ptx_with_grid_waits(".target sm_80\n.visible .entry one()\n;\n"), None);
         assert_eq!(ptx_with_grid_waits(".target sm_80\n.visible .entry one();\n.visible .entry two()\n{\n}\n"), None);
-    }
-
-    #[test]
-    fn each_entry_of_a_source_waits_first() {
-        let source = "// __global__ {\nextern \"C\" __global__ void __launch_bounds__(32) k_f32(\n    f32* y) { body(y); }\n\
-                      extern \"C\" __global__ void __launch_bounds__(32) k_bf16(bf16* y) {\n    body(y);\n}\n";
-        let text = source_with_grid_waits(source);
-        assert_eq!((text.lines().count(), text.matches("griddepcontrol.wait").count()), (source.lines().count(), 2));
-        assert!(text.contains("f32* y) { asm volatile(\"griddepcontrol.wait; "), "{text}");
     }
 }

@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 mod cubin;
+mod expand;
 mod generate;
 mod grid_wait;
 mod parse;
@@ -17,7 +18,7 @@ use std::fmt;
 
 pub use cubin::{CUBIN_FLAGS, CUBINS, Cubin};
 pub use generate::generate;
-pub use grid_wait::{GRID_WAIT_CAPABILITY, ptx_with_grid_waits, source_with_grid_waits};
+pub use grid_wait::{GRID_WAIT_CAPABILITY, GRID_WAITS_FLAG, ptx_with_grid_waits};
 pub use parse::parse;
 pub use prebuilt::{PREBUILT_ARCH, PREBUILT_COMPILER, PREBUILT_FLAGS, Prebuilt, hopper_requested, with_project_paths};
 pub use source::{closure_hash, kernel_files, strip_comments};
@@ -127,7 +128,7 @@ impl Scalar {
 /// The type of one kernel argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArgumentKind {
-    /// `[const] T* __restrict__`
+    /// `In<T>` (`const T* __restrict__`) or `Out<T>` (`T* __restrict__`).
     Pointer {
         /// Whether the kernel may write through it (it is not a pointer to `const`).
         writable: bool,
@@ -147,14 +148,14 @@ pub struct Argument {
     pub kind: ArgumentKind,
 }
 
-/// One `extern "C" __global__` entry.
+/// One entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
     /// The entry's name.
     pub name: String,
     /// The source file's stem.
     pub module: String,
-    /// The line of the entry, from 1.
+    /// The line of the macro's call that writes the entry, from 1.
     pub line: usize,
     /// From `__launch_bounds__`.
     pub max_threads: u32,

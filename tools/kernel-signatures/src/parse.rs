@@ -2,13 +2,16 @@
 
 use std::path::Path;
 
+use crate::expand::{Macros, Token, is_word_char, lines, tokenize};
 use crate::source::quoted_include;
 use crate::{Argument, ArgumentKind, Element, Error, Result, Scalar, Signature, strip_comments};
 
-const FORM: &str = "an entry reads: extern \"C\" __global__ void __launch_bounds__(N) name(args) { body<T>(args); }";
+const FORM: &str = "an entry is written by a macro of common/entry.cuh: KERNELS(name, (256), (Out<T> y, In<T> x, u32 n), (y, x, n)) { … }";
 
 /// Words that no kernel file may use, with what to use instead.
 const FORBIDDEN: &[(&str, &str)] = &[
+    ("__global__", "write the entry by KERNELS, KERNEL, ENTRIES or ENTRY of common/entry.cuh"),
+    ("\"C\"", "write the entry by KERNELS, KERNEL, ENTRIES or ENTRY of common/entry.cuh"),
     ("asm", "inline PTX belongs into a wrapper in common/, with a host model beside it"),
     ("__asm__", "inline PTX belongs into a wrapper in common/, with a host model beside it"),
     ("alignas", "use __align__"),
@@ -28,7 +31,7 @@ const RUST_KEYWORDS: &[&str] = &[
     "yield", "abstract", "become", "final", "unsized", "typeof", "virtual", "do",
 ];
 
-/// Reads the entries of one kernel source.
+/// Reads the entries of one kernel source, which the macros of `kernels/common/entry.cuh` write.
 ///
 /// `file` is its path: the stem is the module, every entry's name starts with it, and a file in `common/` may hold
 /// `asm` but no entries.
@@ -39,55 +42,56 @@ pub fn parse(source: &str, file: &str) -> Result<Vec<Signature>> {
     let path = Path::new(file);
     let module = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let common = path.parent().and_then(Path::file_name).is_some_and(|folder| folder == "common");
-    let mut entries: Vec<Signature> = Vec::new();
     let source = strip_comments(source);
-    let mut lines = source.lines().enumerate();
-    while let Some((index, text)) = lines.next() {
-        let line = index + 1;
+    let macros = Macros::of(&source);
+    let mut tokens: Vec<Token> = Vec::new();
+    for (line, text) in lines(&source) {
+        if !text.starts_with('#') {
+            tokens.extend(tokenize(&text, line));
+        } else if !common {
+            check_include(&text).map_err(|message| Error::new(file, line, message))?;
+        }
+    }
+    let mut entries: Vec<Signature> = Vec::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        let line = tokens[at].line;
         let fail = |message: String| Error::new(file, line, message);
-        if text.trim_start().starts_with('#') {
-            if !common {
-                check_include(text).map_err(fail)?;
-            }
-            continue;
-        }
-        let mut tokens = tokenize(text);
-        if tokens.iter().any(|token| token == "__global__") {
-            while !ends_entry(&tokens)
-                && let Some((_, text)) = lines.next()
-            {
-                tokens.extend(tokenize(text));
-            }
-        }
-        let is_word = |word: &str| tokens.iter().any(|t| t == word);
-        if !common && let Some((word, instead)) = FORBIDDEN.iter().find(|(word, _)| is_word(word)) {
+        if !common && let Some((word, instead)) = FORBIDDEN.iter().find(|(word, _)| *word == tokens[at].text) {
             return Err(fail(format!("`{word}` is not allowed here: {instead}")));
         }
-        if !is_word("__global__") {
-            if is_word("extern") && tokens.iter().any(|t| t == "\"C\"") {
-                return Err(fail(format!("extern \"C\" without __global__; {FORM}")));
-            }
+        let Some((text, length)) = macros.call(&tokens[at..]).map_err(fail)? else {
+            at += 1;
             continue;
+        };
+        at += length;
+        for entry in entries_of(&text, &module).map_err(fail)? {
+            if common {
+                return Err(fail("common/ holds no entries: move this one into its op's file".into()));
+            }
+            if let Some(other) = entries.iter().find(|other| other.name == entry.name) {
+                return Err(fail(format!("entry {} is already on line {}", entry.name, other.line)));
+            }
+            entries.push(entry);
         }
-        if common {
-            return Err(fail("common/ holds no entries: move this one into its op's file".into()));
-        }
-        let entry = Cursor { tokens: &tokens, at: 0 }.entry(&module, line).map_err(fail)?;
-        if let Some(other) = entries.iter().find(|other| other.name == entry.name) {
-            return Err(fail(format!("entry {} is already on line {}", entry.name, other.line)));
-        }
-        entries.push(entry);
     }
     Ok(entries)
 }
 
-/// Whether the lines of an entry so far hold its body, or can have none.
-fn ends_entry(tokens: &[String]) -> bool {
-    let count = |sign: &str| tokens.iter().filter(|token| *token == sign).count();
-    match count("{") {
-        0 => count(";") > 0 || count("__global__") > 1,
-        opened => opened <= count("}"),
+/// The entries in the text of a macro: `using T = f32; extern "C" __global__ …`.
+fn entries_of(text: &[Token], module: &str) -> Parsed<Vec<Signature>> {
+    let mut entries = Vec::new();
+    let mut storage = "";
+    for (at, token) in text.iter().enumerate() {
+        let word = |after: usize| text.get(at + after).map_or("", |token| token.text.as_str());
+        match token.text.as_str() {
+            "using" if word(1) == "T" => storage = word(3),
+            "extern" => entries.push(Cursor { tokens: text, at, storage }.entry(module, token.line)?),
+            "asm" => return Err("`asm` is not allowed here: inline PTX belongs into a wrapper in common/".into()),
+            _ => {}
+        }
     }
+    Ok(entries)
 }
 
 fn check_include(line: &str) -> std::result::Result<(), String> {
@@ -102,52 +106,22 @@ fn check_include(line: &str) -> std::result::Result<(), String> {
     if known { Ok(()) } else { Err(format!("`{}`: only \"common/*.cuh\" may be included", line.trim())) }
 }
 
-/// Words, string literals, and single signs.
-fn tokenize(line: &str) -> Vec<String> {
-    let mut tokens: Vec<String> = Vec::new();
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c.is_whitespace() {
-            continue;
-        }
-        let mut token = String::from(c);
-        if c == '"' {
-            while let Some(inner) = chars.next() {
-                token.push(inner);
-                match inner {
-                    '\\' => token.extend(chars.next()),
-                    '"' => break,
-                    _ => {}
-                }
-            }
-        } else if is_word_char(c) {
-            while let Some(next) = chars.next_if(|&n| is_word_char(n)) {
-                token.push(next);
-            }
-        }
-        tokens.push(token);
-    }
-    tokens
-}
-
-fn is_word_char(c: char) -> bool {
-    c.is_ascii_alphanumeric() || c == '_'
-}
-
 fn is_identifier(token: &str) -> bool {
     token.chars().all(is_word_char) && token.starts_with(|c: char| !c.is_ascii_digit())
 }
 
 struct Cursor<'a> {
-    tokens: &'a [String],
+    tokens: &'a [Token],
     at: usize,
+    /// What `T` stands for.
+    storage: &'a str,
 }
 
 type Parsed<T> = std::result::Result<T, String>;
 
 impl<'a> Cursor<'a> {
     fn peek(&self) -> &'a str {
-        self.tokens.get(self.at).map_or("", String::as_str)
+        self.tokens.get(self.at).map_or("", |token| token.text.as_str())
     }
 
     fn next(&mut self) -> &'a str {
@@ -219,19 +193,24 @@ impl<'a> Cursor<'a> {
     }
 
     fn argument(&mut self) -> Parsed<Argument> {
-        let constant = self.accept("const");
         let kind = self.identifier("an argument's type")?;
-        let kind = if self.accept("*") {
-            let element = Element::from_kernel_name(kind).ok_or_else(|| {
-                format!("a pointer to `{kind}` is not allowed: use f32, bf16, u8, u16, i32 or u32 (and `const` first)")
+        let kind = if matches!(kind, "In" | "Out") {
+            self.expect("<")?;
+            let target = match self.identifier("what the argument points to")? {
+                "T" => self.storage,
+                other => other,
+            };
+            self.expect(">")?;
+            let element = Element::from_kernel_name(target).ok_or_else(|| {
+                format!("a pointer to `{target}` is not allowed: use T, f32, bf16, u8, u16, i32 or u32")
             })?;
-            if !self.accept("__restrict__") {
-                return Err(format!("a pointer argument is written `{kind}* __restrict__ name`"));
-            }
-            ArgumentKind::Pointer { writable: !constant, element }
+            ArgumentKind::Pointer { writable: kind == "Out", element }
         } else {
-            let scalar = Scalar::from_name(kind).filter(|_| !constant).ok_or_else(|| {
-                format!("an argument of type `{kind}` is not allowed: scalars are i32, u32, u64 and f32")
+            let scalar = Scalar::from_name(kind).ok_or_else(|| {
+                format!(
+                    "an argument of type `{kind}` is not allowed: scalars are i32, u32, u64 and f32, pointers In<T> (read) and Out<T> \
+                     (written)"
+                )
             })?;
             ArgumentKind::Scalar(scalar)
         };
@@ -246,11 +225,13 @@ impl<'a> Cursor<'a> {
     fn body(&mut self, arguments: &[Argument]) -> Parsed<()> {
         self.expect("{")?;
         self.identifier("the body's name")?;
-        if self.accept("<") {
-            while !self.accept(">") {
-                if matches!(self.next(), "" | "(" | "{" | ";") {
-                    return Err(format!("the template arguments do not end; {FORM}"));
-                }
+        let mut open = usize::from(self.accept("<"));
+        while open > 0 {
+            match self.next() {
+                "<" => open += 1,
+                ">" => open -= 1,
+                "" | "(" | "{" | ";" => return Err(format!("the template arguments do not end; {FORM}")),
+                _ => {}
             }
         }
         self.expect("(")?;
@@ -268,11 +249,7 @@ impl<'a> Cursor<'a> {
             return Err("the body has to be handed each of the entry's arguments once and in order".into());
         }
         self.expect(";")?;
-        self.expect("}")?;
-        match self.peek() {
-            "" => Ok(()),
-            found => Err(format!("`{found}` after the entry; {FORM}")),
-        }
+        self.expect("}")
     }
 }
 
@@ -280,18 +257,22 @@ impl<'a> Cursor<'a> {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "extern \"C\" __global__ void __launch_bounds__(256) add_fwd_f32(f32* __restrict__ y, \
-                        const bf16* __restrict__ x, u32 n, f32 scale) { add_fwd<f32, 4>(y, x, n, scale); }";
+    const GOOD: &str =
+        "ENTRY(add_fwd, (256), f32, (Out<T> y, In<bf16> x, u32 n, f32 scale), add<Plus<T>, 4>(y, x, n, scale))";
 
     fn entry(line: &str) -> Result<Vec<Signature>> {
         parse(&format!("#include \"common/types.cuh\"\n{line}\n"), "kernels/add.cu")
+    }
+
+    fn names(entries: &[Signature]) -> Vec<&str> {
+        entries.iter().map(|entry| entry.name.as_str()).collect()
     }
 
     #[test]
     fn reads_an_entry() {
         let entries = entry(GOOD).unwrap();
         let [found] = entries.as_slice() else { panic!("{entries:?}") };
-        assert_eq!((found.name.as_str(), found.module.as_str()), ("add_fwd_f32", "add"));
+        assert_eq!((found.name.as_str(), found.module.as_str()), ("add_fwd", "add"));
         assert_eq!((found.line, found.max_threads), (2, 256));
         let kinds: Vec<_> = found.arguments.iter().map(|a| (a.name.as_str(), a.kind)).collect();
         assert_eq!(
@@ -307,34 +288,57 @@ mod tests {
         assert_eq!(with_blocks, entries);
         assert_eq!(entry("DEV void f(int a) {}").unwrap(), []);
         assert_eq!(entry(&format!("// {GOOD}")).unwrap(), []);
-        let over_lines =
-            format!("{}\n{GOOD}", GOOD.replace(", ", ",\n    ").replace("{ ", "{\n    ").replace("f32(", "f64("));
+        let over_lines = format!("{}\n{GOOD}", GOOD.replace(", ", ",\n    ").replace("fwd", "bwd"));
         let [first, second] = &entry(&over_lines).unwrap()[..] else { panic!("two entries") };
-        assert_eq!((first.name.as_str(), first.line, second.line), ("add_fwd_f64", 2, 11));
+        assert_eq!((first.name.as_str(), first.line, second.line), ("add_bwd", 2, 14));
         assert_eq!((&first.arguments, &second.arguments), (&found.arguments, &found.arguments));
+    }
+
+    #[test]
+    fn reads_families_and_tiles() {
+        let kernels = entry("KERNELS(add_fwd, (64), (Out<T> y, In<T> x), (y, x)) {\n    *y = *x;\n}").unwrap();
+        assert_eq!(names(&kernels), ["add_fwd_f32", "add_fwd_bf16"]);
+        for (entry, element) in kernels.iter().zip([Element::F32, Element::Bf16]) {
+            assert!(
+                entry
+                    .arguments
+                    .iter()
+                    .all(|a| matches!(a.kind, ArgumentKind::Pointer { element: e, .. } if e == element))
+            );
+        }
+        let tiled = entry("WIDE_TILED_KERNELS(add, (Out<T> y), (y)) {\n}\n").unwrap();
+        assert_eq!(tiled.len(), 10);
+        let threads = |name: &str| tiled.iter().find(|entry| entry.name == name).unwrap().max_threads;
+        assert_eq!(
+            ["add_small_f32", "add_small_bf16", "add_eight_bf16", "add_wide_tf32"].map(threads),
+            [256, 128, 256, 256]
+        );
+        assert_eq!(names(&entry("KERNEL(add, (32), (Out<f32> y), (y)) { *y = 1.0f; }").unwrap()), ["add"]);
+        // A file's own macros: a list of parameters, and its names.
+        let own =
+            "#define FWD (Out<T> y, \\\n    In<T> x)\n#define NAMES (y, x)\nENTRIES(add, (32), FWD, add<4> NAMES)";
+        let own = entry(own).unwrap();
+        assert_eq!((names(&own), own[0].line), (vec!["add_f32", "add_bf16"], 5));
     }
 
     #[test]
     fn refuses_the_rest_with_its_line() {
         for (from, to, message) in [
-            ("extern \"C\" ", "", "expected `extern`"),
-            ("__global__ void", "void", "without __global__"),
-            ("void __", "int __", "expected `void`"),
             ("(256)", "(100)", "multiple of 32"),
             ("(256)", "(2048)", "multiple of 32"),
             ("(256)", "(THREADS)", "multiple of 32"),
             ("(256)", "(256, BLOCKS)", "number of blocks"),
             ("(256)", "(256, 0)", "number of blocks"),
-            (" __launch_bounds__(256)", "", "expected `__launch_bounds__`"),
-            (" add_fwd_f32", " sub_fwd_f32", "start with its file's name"),
-            (" add_fwd_f32", " adder_f32", "start with its file's name"),
-            (" add_fwd_f32", " add_Fwd", "lower case"),
-            ("f32* __restrict__ y", "float* __restrict__ y", "pointer to `float`"),
-            ("f32* __restrict__ y", "u64* __restrict__ y", "pointer to `u64`"),
-            ("f32* __restrict__ y", "f32* y", "__restrict__ name"),
-            ("f32* __restrict__ y", "f32** __restrict__ y", "__restrict__ name"),
-            ("f32* __restrict__ y", "f32& y", "expected an argument's name"),
-            ("u32 n", "const u32 n", "scalars are"),
+            ("(256)", "256", "expected `(`"),
+            ("add_fwd,", "sub_fwd,", "start with its file's name"),
+            ("add_fwd,", "adder,", "start with its file's name"),
+            ("add_fwd,", "add_Fwd,", "lower case"),
+            ("Out<T> y", "Out<float> y", "pointer to `float`"),
+            ("Out<T> y", "Out<u64> y", "pointer to `u64`"),
+            ("Out<T> y", "Out y", "expected `<`"),
+            ("Out<T> y", "f32* __restrict__ y", "expected an argument's name"),
+            ("Out<T> y", "const f32* y", "of type `const` is not allowed"),
+            ("Out<T> y", "Out<T>* y", "expected an argument's name"),
             ("u32 n", "int n", "scalars are"),
             ("u32 n", "Params n", "scalars are"),
             ("u32 n", "u32 n[4]", "expected `)`"),
@@ -343,11 +347,18 @@ mod tests {
             ("(y, x, n, scale)", "(y, x, scale)", "once and in order"),
             ("(y, x, n, scale)", "(x, y, n, scale)", "once and in order"),
             ("(y, x, n, scale)", "(f(y), x, n, scale)", "names and constants only"),
-            ("{ add_fwd<f32, 4>(y, x, n, scale); }", "{", "expected the body's name"),
-            ("{ add_fwd<f32, 4>(y, x, n, scale); }", ";", "expected `{`"),
-            ("; }", "; return; }", "expected `}`"),
-            ("; }", "; };", "after the entry"),
-            ("y, x, n, scale); }", "y, x, n, scale); asm(\"\"); }", "`asm` is not allowed"),
+            ("add<Plus<T>, 4>(y, x, n, scale)", "", "expected the body's name"),
+            (", f32, (Out", ", (Out", "expected `(`, found `add`"),
+            ("scale))", "scale); return)", "expected `}`"),
+            ("scale))", "scale); asm(\"\"))", "expected `}`"),
+            ("scale))", "scale)", "not closed"),
+            (
+                GOOD,
+                "ENTRY(add_fwd, (256))",
+                "ENTRY takes (NAME, BOUNDS, STORAGE, PARAMETERS, __VA_ARGS__): 2 arguments",
+            ),
+            (GOOD, "extern \"C\" __global__ void add(f32* y) {}", "common/entry.cuh"),
+            (GOOD, "static __global__ void add(f32* y) {}", "common/entry.cuh"),
         ] {
             let line = GOOD.replacen(from, to, 1);
             assert_ne!(line, GOOD, "{from}");

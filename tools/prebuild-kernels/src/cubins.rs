@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kernel_signatures::{CUBIN_FLAGS, Cubin, GRID_WAIT_CAPABILITY, source_with_grid_waits};
+use kernel_signatures::{CUBIN_FLAGS, Cubin, GRID_WAIT_CAPABILITY, GRID_WAITS_FLAG};
 use prebuild_kernels::Nvrtc;
 
 use crate::Result;
@@ -30,12 +30,10 @@ pub fn write(folders: &[PathBuf], kernels: &Path, files: &[PathBuf]) -> Result<(
                 }
                 let Some(nvrtc) = &nvrtc else { continue };
                 let source = kernels.join(format!("{}.cu", cubin.module));
-                let mut text = std::fs::read_to_string(&source)?;
-                if cubin.capability >= GRID_WAIT_CAPABILITY {
-                    text = source_with_grid_waits(&text);
-                }
+                let waits = (cubin.capability >= GRID_WAIT_CAPABILITY).then_some(GRID_WAITS_FLAG);
+                let flags: Vec<&str> = CUBIN_FLAGS.iter().copied().chain(waits).collect();
                 let beside = path.with_extension("new");
-                std::fs::write(&beside, nvrtc.cubin((&source, &text), kernels, CUBIN_FLAGS, &cubin.arch)?)?;
+                std::fs::write(&beside, nvrtc.cubin(&source, kernels, &flags, &cubin.arch)?)?;
                 std::fs::rename(&beside, &path)?;
                 println!("{} by {compiler}", path.display());
             }

@@ -106,29 +106,21 @@ impl Nvrtc {
     /// # Errors
     /// NVRTC's log, where it refuses the source.
     pub fn compile(&self, path: &Path, include: &Path, arch: &str) -> Result<String> {
-        let source = std::fs::read_to_string(path)?;
-        let text = self.make((path, &source), include, PREBUILT_FLAGS, arch, [b"nvrtcGetPTXSize", b"nvrtcGetPTX"])?;
+        let text = self.make(path, include, PREBUILT_FLAGS, arch, [b"nvrtcGetPTXSize", b"nvrtcGetPTX"])?;
         Ok(String::from_utf8(without_end(text))?)
     }
 
-    /// The machine code of a source, its path and its text, for an architecture (`sm_80`), with these flags.
+    /// The machine code of a source for an architecture (`sm_80`), with these flags.
     ///
     /// # Errors
     /// NVRTC's log, where it refuses the source.
-    pub fn cubin(&self, source: (&Path, &str), include: &Path, flags: &[&str], arch: &str) -> Result<Vec<u8>> {
+    pub fn cubin(&self, source: &Path, include: &Path, flags: &[&str], arch: &str) -> Result<Vec<u8>> {
         self.make(source, include, flags, arch, [b"nvrtcGetCUBINSize", b"nvrtcGetCUBIN"])
     }
 
-    /// The result of `get`, a getter of a size and one of that many bytes, for a compiled source: its path and its text.
-    fn make(
-        &self,
-        (path, source): (&Path, &str),
-        include: &Path,
-        flags: &[&str],
-        arch: &str,
-        get: [&[u8]; 2],
-    ) -> Result<Vec<u8>> {
-        let source = CString::new(source)?;
+    /// The result of `get`, a getter of a size and one of that many bytes, for a compiled source.
+    fn make(&self, path: &Path, include: &Path, flags: &[&str], arch: &str, get: [&[u8]; 2]) -> Result<Vec<u8>> {
+        let source = CString::new(std::fs::read(path)?)?;
         // Its whole path: the line tables name it as they do what it includes.
         let name = CString::new(path.display().to_string())?;
         let options = flags

@@ -59,7 +59,7 @@ macro_rules! launch_mapped {
             weight: $call.weight.slice(),
             bias: $call.bias.slice(),
             scale_shift: optional($call.scale_shift.as_ref()),
-            silu: $call.sizes.norm.silu as u32,
+            silu_follows: $call.sizes.norm.silu as u32,
             control: dropout.map_or(Slice::none(), |(_, control)| control.slice()),
             least: mask.map_or(0, Mask::least),
             keep_scale: mask.map_or(1.0, Mask::scale),

@@ -45,7 +45,7 @@ pub(super) fn forward(
         time: noised.time.slice_mut(),
         batch_labels: noised.labels.slice_mut(),
         weight: noised.weight.slice_mut(),
-        level: noised.level.as_ref().map_or(SliceMut::none(), Tensor::slice_mut),
+        level_of: noised.level.as_ref().map_or(SliceMut::none(), Tensor::slice_mut),
         x0: x0.slice(),
         labels: labels.slice(),
         control: control.slice(),

@@ -1,4 +1,5 @@
 // Philox and the permutation, for their known answers.
+#include "common/entry.cuh"
 #include "common/philox.cuh"
 
 DEV void bits(u32* y, u32 c0, u32 c1, u32 c2, u32 c3, u64 seed) {
@@ -8,7 +9,7 @@ DEV void bits(u32* y, u32 c0, u32 c1, u32 c2, u32 c3, u64 seed) {
     y[2] = b.z;
     y[3] = b.w;
 }
-extern "C" __global__ void __launch_bounds__(32) philox_bits(u32* __restrict__ y, u32 c0, u32 c1, u32 c2, u32 c3, u64 seed) { bits(y, c0, c1, c2, c3, seed); }
+ENTRY(philox_bits, (32), f32, (Out<u32> y, u32 c0, u32 c1, u32 c2, u32 c3, u64 seed), bits(y, c0, c1, c2, c3, seed))
 
 DEV void normals(f32* y, u32 n, u64 seed) {
     u32 block = blockIdx.x * blockDim.x + threadIdx.x;
@@ -19,10 +20,10 @@ DEV void normals(f32* y, u32 n, u64 seed) {
     y[4 * block + 2] = v.z;
     y[4 * block + 3] = v.w;
 }
-extern "C" __global__ void __launch_bounds__(256) philox_normals(f32* __restrict__ y, u32 n, u64 seed) { normals(y, n, seed); }
+ENTRY(philox_normals, (256), f32, (Out<f32> y, u32 n, u64 seed), normals(y, n, seed))
 
 DEV void places(u32* y, u32 n, u64 seed, u32 epoch) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) y[i] = permute(i, n, seed, epoch);
 }
-extern "C" __global__ void __launch_bounds__(256) philox_permutation(u32* __restrict__ y, u32 n, u64 seed, u32 epoch) { places(y, n, seed, epoch); }
+ENTRY(philox_permutation, (256), f32, (Out<u32> y, u32 n, u64 seed, u32 epoch), places(y, n, seed, epoch))

@@ -1,6 +1,7 @@
 // Small kernels in pairs: one that is right, and its twin with one planted bug, which `bug` > 0 switches on. The tests of
 // the checker run both.
 #include "common/async.cuh"
+#include "common/entry.cuh"
 #include "common/mma.cuh"
 #include "common/reduce.cuh"
 #include "common/types.cuh"
@@ -13,7 +14,7 @@ DEV void reverse_in_block(f32* y, const f32* x, u32 bug) {
     if (bug == 0) __syncthreads();
     y[blockIdx.x * 64 + t] = bug == 2 ? (&tile[1])[63] : tile[63 - t];
 }
-extern "C" __global__ void __launch_bounds__(64) planted_barrier(f32* __restrict__ y, const f32* __restrict__ x, u32 bug) { reverse_in_block(y, x, bug); }
+ENTRY(planted_barrier, (64), f32, (Out<f32> y, In<f32> x, u32 bug), reverse_in_block(y, x, bug))
 
 // Overwrites shared memory that the neighbours have yet to read: the second barrier.
 DEV void shift_twice(f32* y, const f32* x, u32 bug) {
@@ -27,7 +28,7 @@ DEV void shift_twice(f32* y, const f32* x, u32 bug) {
     __syncthreads();
     y[t] = tile[(t + 1) % 64];
 }
-extern "C" __global__ void __launch_bounds__(64) planted_overwrite(f32* __restrict__ y, const f32* __restrict__ x, u32 bug) { shift_twice(y, x, bug); }
+ENTRY(planted_overwrite, (64), f32, (Out<f32> y, In<f32> x, u32 bug), shift_twice(y, x, bug))
 
 // bug 1: none at all; bug 2: only the even lanes wait for each other; bug 3: a shuffle instead, which orders nothing.
 DEV void reverse_in_warp(f32* y, const f32* x, u32 bug) {
@@ -39,7 +40,7 @@ DEV void reverse_in_warp(f32* y, const f32* x, u32 bug) {
     if (bug == 3) warp_sum(1.0f);
     y[t] = tile[warp * WARP + (WARP - 1 - lane)];
 }
-extern "C" __global__ void __launch_bounds__(64) planted_warp_barrier(f32* __restrict__ y, const f32* __restrict__ x, u32 bug) { reverse_in_warp(y, x, bug); }
+ENTRY(planted_warp_barrier, (64), f32, (Out<f32> y, In<f32> x, u32 bug), reverse_in_warp(y, x, bug))
 
 // Groups of eight lanes exchange through shared memory, again and again; bug 1: the wait before overwriting is missing.
 DEV void groups_in_warp(f32* y, const f32* x, u32 bug) {
@@ -54,7 +55,7 @@ DEV void groups_in_warp(f32* y, const f32* x, u32 bug) {
     }
     y[t] = v;
 }
-extern "C" __global__ void __launch_bounds__(32) planted_group_barrier(f32* __restrict__ y, const f32* __restrict__ x, u32 bug) { groups_in_warp(y, x, bug); }
+ENTRY(planted_group_barrier, (32), f32, (Out<f32> y, In<f32> x, u32 bug), groups_in_warp(y, x, bug))
 
 // Doubles x through two buffers. bug 1: no wait; bug 2: no barrier behind it; bug 3: the wait leaves one group too many.
 DEV void pipeline(f32* y, const f32* x, u32 tiles, u32 bug) {
@@ -73,7 +74,7 @@ DEV void pipeline(f32* y, const f32* x, u32 tiles, u32 bug) {
         __syncthreads();
     }
 }
-extern "C" __global__ void __launch_bounds__(32) planted_async(f32* __restrict__ y, const f32* __restrict__ x, u32 tiles, u32 bug) { pipeline(y, x, tiles, bug); }
+ENTRY(planted_async, (32), f32, (Out<f32> y, In<f32> x, u32 tiles, u32 bug), pipeline(y, x, tiles, bug))
 
 // Copies n floats, the last vector padded with zeros.
 DEV void zero_fill(f32* y, const f32* x, u32 n) {
@@ -85,7 +86,7 @@ DEV void zero_fill(f32* y, const f32* x, u32 n) {
     __syncthreads();
     y[t] = tile[t];
 }
-extern "C" __global__ void __launch_bounds__(32) planted_async_zero_fill(f32* __restrict__ y, const f32* __restrict__ x, u32 n) { zero_fill(y, x, n); }
+ENTRY(planted_async_zero_fill, (32), f32, (Out<f32> y, In<f32> x, u32 n), zero_fill(y, x, n))
 
 // Sums x into y[0]. bug 1: all threads add at once; bug 2: every block adds without a ticket; bug 3: no fence.
 DEV void total(f32* y, f32* partial, u32* ticket, const f32* x, u32 n, u32 bug) {
@@ -115,7 +116,7 @@ DEV void total(f32* y, f32* partial, u32* ticket, const f32* x, u32 n, u32 bug) 
     f32 all = block_sum(threadIdx.x < gridDim.x ? partial[threadIdx.x] : 0.0f);
     if (threadIdx.x == 0) y[0] = all;
 }
-extern "C" __global__ void __launch_bounds__(256) planted_sum_blocks(f32* __restrict__ y, f32* __restrict__ partial, u32* __restrict__ ticket, const f32* __restrict__ x, u32 n, u32 bug) { total(y, partial, ticket, x, n, bug); }
+ENTRY(planted_sum_blocks, (256), f32, (Out<f32> y, Out<f32> partial, Out<u32> ticket, In<f32> x, u32 n, u32 bug), total(y, partial, ticket, x, n, bug))
 
 // y[r] = sum of row r of x [rows, cols]. bug 1: the bound is one too far; bug 2: the stride is a wrong one; bug 3: the last
 // row is left out; bug 4: writes its input; bug 5: one before the first.
@@ -130,8 +131,8 @@ DEV void row_sums(T* y, const T* x, u32 rows, u32 cols, u32 bug) {
     if (bug == 5) sum += to_f32((x + row)[-1]);
     y[row] = from_f32<T>(sum);
 }
-extern "C" __global__ void __launch_bounds__(64) planted_row_sums_f32(f32* __restrict__ y, const f32* __restrict__ x, u32 rows, u32 cols, u32 bug) { row_sums<f32>(y, x, rows, cols, bug); }
-extern "C" __global__ void __launch_bounds__(64) planted_row_sums_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, u32 rows, u32 cols, u32 bug) { row_sums<bf16>(y, x, rows, cols, bug); }
+ENTRY(planted_row_sums_f32, (64), f32, (Out<f32> y, In<f32> x, u32 rows, u32 cols, u32 bug), row_sums<f32>(y, x, rows, cols, bug))
+ENTRY(planted_row_sums_bf16, (64), f32, (Out<bf16> y, In<bf16> x, u32 rows, u32 cols, u32 bug), row_sums<bf16>(y, x, rows, cols, bug))
 
 // bug 1: one cell of the shared tile is never written; bug 2: reads behind dynamic shared memory.
 DEV void half_tile(f32* y, const f32* x, u32 bug) {
@@ -142,7 +143,7 @@ DEV void half_tile(f32* y, const f32* x, u32 bug) {
     __syncthreads();
     y[t] = tile[bug == 2 ? t + 1 : t ^ 1];
 }
-extern "C" __global__ void __launch_bounds__(32) planted_tile(f32* __restrict__ y, const f32* __restrict__ x, u32 bug) { half_tile(y, x, bug); }
+ENTRY(planted_tile, (32), f32, (Out<f32> y, In<f32> x, u32 bug), half_tile(y, x, bug))
 
 // bug 1: some threads return before the barrier; bug 2: two barriers where threads part; bug 3: a shuffle in half of a warp;
 // bug 4: while the other half waits at a barrier.
@@ -159,7 +160,7 @@ DEV void divergent(f32* y, const f32* x, u32 bug) {
     if (bug == 4) __syncthreads();
     y[t] = v;
 }
-extern "C" __global__ void __launch_bounds__(64) planted_meet(f32* __restrict__ y, const f32* __restrict__ x, u32 bug) { divergent(y, x, bug); }
+ENTRY(planted_meet, (64), f32, (Out<f32> y, In<f32> x, u32 bug), divergent(y, x, bug))
 
 // bug 1: signed overflow; bug 2: a shift by 32; bug 3: outside a local array; bug 4: division by zero.
 DEV void integers(i32* y, const i32* x, i32 bug) {
@@ -171,14 +172,14 @@ DEV void integers(i32* y, const i32* x, i32 bug) {
     if (bug == 4) v /= t;
     y[t] = v + local[t % 4];
 }
-extern "C" __global__ void __launch_bounds__(32) planted_undefined(i32* __restrict__ y, const i32* __restrict__ x, i32 bug) { integers(y, x, bug); }
+ENTRY(planted_undefined, (32), f32, (Out<i32> y, In<i32> x, i32 bug), integers(y, x, bug))
 
 template <typename T>
 DEV void copy_vectors(T* y, const T* x, u32 n, u32 offset) {
     for (u32 i = offset + threadIdx.x * Vec16<T>::COUNT; i + Vec16<T>::COUNT <= n; i += blockDim.x * Vec16<T>::COUNT) store16(y + i, load16(x + i));
 }
-extern "C" __global__ void __launch_bounds__(32) planted_vectors_f32(f32* __restrict__ y, const f32* __restrict__ x, u32 n, u32 offset) { copy_vectors<f32>(y, x, n, offset); }
-extern "C" __global__ void __launch_bounds__(32) planted_vectors_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, u32 n, u32 offset) { copy_vectors<bf16>(y, x, n, offset); }
+ENTRY(planted_vectors_f32, (32), f32, (Out<f32> y, In<f32> x, u32 n, u32 offset), copy_vectors<f32>(y, x, n, offset))
+ENTRY(planted_vectors_bf16, (32), f32, (Out<bf16> y, In<bf16> x, u32 n, u32 offset), copy_vectors<bf16>(y, x, n, offset))
 
 // Neighbouring bf16 are written by different threads: no race. bug 1: so are the halves of one word, as words.
 DEV void neighbours(bf16* y, u32 bug) {
@@ -189,7 +190,7 @@ DEV void neighbours(bf16* y, u32 bug) {
     __syncthreads();
     y[t] = tile[31 - t];
 }
-extern "C" __global__ void __launch_bounds__(32) planted_halves(bf16* __restrict__ y, u32 bug) { neighbours(y, bug); }
+ENTRY(planted_halves, (32), f32, (Out<bf16> y, u32 bug), neighbours(y, bug))
 
 // Through the other ways of shared memory and statistics: votes, counting barriers, atomics, a loop that only spins over
 // its own stack, a pointer to another thread's local variable (bug 1), recursion (bug 2), a trap (bug 3).
@@ -218,7 +219,7 @@ DEV void others(u32* y, u32 n, u32 bug) {
     if (bug == 3) __trap();
     y[t] = count[0] + even * 1000 + any + (ballot == 15u) + local[t % 8] * 0;
 }
-extern "C" __global__ void __launch_bounds__(64) planted_various(u32* __restrict__ y, u32 n, u32 bug) { others(y, n, bug); }
+ENTRY(planted_various, (64), f32, (Out<u32> y, u32 n, u32 bug), others(y, n, bug))
 
 // The warp comes to one instruction together. bug 1: half of it multiplies in one branch, half in the other; bug 2: the same of
 // ldmatrix; bug 3: of a barrier, within a function that both call. Warps may part: that is right whatever they do.
@@ -251,7 +252,7 @@ DEV void parted(f32* y, u32 bug) {
     }
     y[threadIdx.x] = c[0] + v;
 }
-extern "C" __global__ void __launch_bounds__(64) planted_parted(f32* __restrict__ y, u32 bug) { parted(y, bug); }
+ENTRY(planted_parted, (64), f32, (Out<f32> y, u32 bug), parted(y, bug))
 
 // bug 1: computes for ever; bug 2: waits for what nobody writes; bug 3: meets at a barrier for ever.
 DEV void endless(u32* y, u32 bug) {
@@ -264,7 +265,7 @@ DEV void endless(u32* y, u32 bug) {
     while (bug == 3 && (u32)__syncthreads_count(1) == blockDim.x) v++;
     y[t] = v;
 }
-extern "C" __global__ void __launch_bounds__(32) planted_endless(u32* __restrict__ y, u32 bug) { endless(y, bug); }
+ENTRY(planted_endless, (32), f32, (Out<u32> y, u32 bug), endless(y, bug))
 
 // A product in TF32 of a factor that needs more than 10 bits: rounded to them first, or (bug 1) not.
 DEV void unrounded(f32* y, f32 x, u32 bug) {
@@ -274,4 +275,4 @@ DEV void unrounded(f32* y, f32 x, u32 bug) {
     mma_m16n8k8_tf32(c, a, b);
     y[threadIdx.x] = c[0];
 }
-extern "C" __global__ void __launch_bounds__(32) planted_unrounded(f32* __restrict__ y, f32 x, u32 bug) { unrounded(y, x, bug); }
+ENTRY(planted_unrounded, (32), f32, (Out<f32> y, f32 x, u32 bug), unrounded(y, x, bug))

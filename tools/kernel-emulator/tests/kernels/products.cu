@@ -1,5 +1,6 @@
 // One warp multiplies A [16, 16] by B [16, 16] (both row-major bf16) through the tensor-core wrappers.
 #include "common/activation.cuh"
+#include "common/entry.cuh"
 #include "common/mma.cuh"
 
 // B's fragments through ldmatrix.trans (`transposed` 0), or from B's transpose through plain ldmatrix (1).
@@ -26,7 +27,7 @@ DEV void product(f32* d, const bf16* a, const bf16* b, u32 transposed) {
         for (u32 i = 0; i < 4; i++) d[(lane / 4 + i / 2 * 8) * 16 + half * 8 + lane % 4 * 2 + i % 2] = c[i];
     }
 }
-extern "C" __global__ void __launch_bounds__(32) products_mma_product(f32* __restrict__ d, const bf16* __restrict__ a, const bf16* __restrict__ b, u32 transposed) { product(d, a, b, transposed); }
+ENTRY(products_mma_product, (32), f32, (Out<f32> d, In<bf16> a, In<bf16> b, u32 transposed), product(d, a, b, transposed))
 
 // The same of A [16, 8] and B [8, 8] in TF32, both row-major f32; A's fragments by ldmatrix, B's words one by one.
 DEV void product_tf32(f32* d, const f32* a, const f32* b) {
@@ -46,7 +47,7 @@ DEV void product_tf32(f32* d, const f32* a, const f32* b) {
     mma_m16n8k8_tf32(c, a_words, b_words);
     for (u32 i = 0; i < 4; i++) d[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = c[i];
 }
-extern "C" __global__ void __launch_bounds__(32) products_mma_tf32(f32* __restrict__ d, const f32* __restrict__ a, const f32* __restrict__ b) { product_tf32(d, a, b); }
+ENTRY(products_mma_tf32, (32), f32, (Out<f32> d, In<f32> a, In<f32> b), product_tf32(d, a, b))
 
 // The fragments that ldmatrix_x2 (and, with `transposed`, its transposing form) gives of an [16, 8] tile.
 DEV void fragments(u32* words, const bf16* x, u32 transposed) {
@@ -63,28 +64,28 @@ DEV void fragments(u32* words, const bf16* x, u32 transposed) {
     words[lane * 2] = pair[0];
     words[lane * 2 + 1] = pair[1];
 }
-extern "C" __global__ void __launch_bounds__(32) products_fragments_x2(u32* __restrict__ words, const bf16* __restrict__ x, u32 transposed) { fragments(words, x, transposed); }
+ENTRY(products_fragments_x2, (32), f32, (Out<u32> words, In<bf16> x, u32 transposed), fragments(words, x, transposed))
 
 // Conversions: every f32 to bf16, and back.
 DEV void convert(u16* y, const f32* x, u32 n) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) y[i] = bf16_from_f32(x[i]).bits;
 }
-extern "C" __global__ void __launch_bounds__(256) products_to_bf16(u16* __restrict__ y, const f32* __restrict__ x, u32 n) { convert(y, x, n); }
+ENTRY(products_to_bf16, (256), f32, (Out<u16> y, In<f32> x, u32 n), convert(y, x, n))
 
 // Every f32 to TF32.
 DEV void convert_tf32(u32* y, const f32* x, u32 n) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) y[i] = tf32_bits(x[i]);
 }
-extern "C" __global__ void __launch_bounds__(256) products_to_tf32(u32* __restrict__ y, const f32* __restrict__ x, u32 n) { convert_tf32(y, x, n); }
+ENTRY(products_to_tf32, (256), f32, (Out<u32> y, In<f32> x, u32 n), convert_tf32(y, x, n))
 
 // Two at a time.
 DEV void convert_pairs(u32* y, const f32* low, const f32* high, u32 n) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) y[i] = bf16_pair(low[i], high[i]);
 }
-extern "C" __global__ void __launch_bounds__(256) products_pairs_to_bf16(u32* __restrict__ y, const f32* __restrict__ low, const f32* __restrict__ high, u32 n) { convert_pairs(y, low, high, n); }
+ENTRY(products_pairs_to_bf16, (256), f32, (Out<u32> y, In<f32> low, In<f32> high, u32 n), convert_pairs(y, low, high, n))
 
 // Sigmoid and GELU with the accuracy of results that are stored as bf16 (`narrow`), or as f32.
 DEV void activations(f32* s, f32* g, const f32* x, u32 n, u32 narrow) {
@@ -93,4 +94,4 @@ DEV void activations(f32* s, f32* g, const f32* x, u32 n, u32 narrow) {
     s[i] = narrow ? sigmoid<bf16>(x[i]) : sigmoid<f32>(x[i]);
     g[i] = narrow ? gelu<bf16>(x[i]) : gelu<f32>(x[i]);
 }
-extern "C" __global__ void __launch_bounds__(256) products_activations(f32* __restrict__ s, f32* __restrict__ g, const f32* __restrict__ x, u32 n, u32 narrow) { activations(s, g, x, n, narrow); }
+ENTRY(products_activations, (256), f32, (Out<f32> s, Out<f32> g, In<f32> x, u32 n, u32 narrow), activations(s, g, x, n, narrow))
